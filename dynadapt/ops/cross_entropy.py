@@ -1,0 +1,66 @@
+"""Linear cross-entropy: the score of each token and, from the same pass, the gradient of the hidden state.
+
+    l = h W^T,  lse = log sum_v exp l_v,  nll = lse - l_target
+    dh = w (softmax(l) W - W_target)
+
+The reference keeps logits whole; the fast forms never do. They walk the vocabulary once in blocks and carry a
+running maximum, sum and an accumulator of exp(l - max) W, as online-softmax attention does with keys and values
+both equal to W (Milakov and Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135). A frozen head
+costs 4 H V per token with the gradient and 2 H V without.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .dispatch import reference
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@reference
+def cross_entropy(h, head, targets, weights, nll, lse, dh) -> None:
+    """nll, lse [N] in nats; dh [N, H] scaled by weights [N], or None for the score alone.
+
+    targets int64 [N]; a negative target is not scored: nll 0, dh 0.
+    """
+    scored = targets >= 0
+    safe = targets.clamp(min=0)
+    logits = (h @ head.weight.t()).to(_wide(h.dtype))  # [N, V]
+    lse.copy_(torch.logsumexp(logits, 1))
+    nll.copy_(torch.where(scored, lse - logits.gather(1, safe[:, None])[:, 0], 0.0))
+    if dh is None:
+        return
+    d = torch.softmax(logits, 1)
+    d[torch.arange(len(d)), safe] -= 1
+    d *= torch.where(scored, 1.0 if weights is None else weights.to(d.dtype), 0.0)[:, None]
+    d[~scored] = 0
+    dh.copy_(d.to(h.dtype) @ head.weight)
+
+
+@reference
+def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate) -> None:
+    """dW [V, H] = sum_n w_n (softmax_n - onehot_n) h_n^T, logits recomputed from h and lse."""
+    scored = targets >= 0
+    logits = (h @ head.weight.t()).to(_wide(h.dtype))
+    d = torch.exp(logits - lse[:, None].to(logits.dtype))
+    d[torch.arange(len(d)), targets.clamp(min=0)] -= 1
+    d *= torch.where(scored, 1.0 if weights is None else weights.to(d.dtype), 0.0)[:, None]
+    d[~scored] = 0
+    gradient = (d.to(h.dtype).t() @ h).to(dW.dtype)
+    if accumulate:
+        dW += gradient
+    else:
+        dW.copy_(gradient)
+
+
+def flops(rows: int, hidden: int, vocabulary: int, gradient: bool) -> int:
+    """2 N H V for the logits, as much again for d-hidden."""
+    return 2 * rows * hidden * vocabulary * (2 if gradient else 1)
+
+
+def weight_gradient_flops(rows: int, hidden: int, vocabulary: int) -> tuple[int, int]:
+    """(recompute, backward): the logits once more, then the product with h."""
+    return 2 * rows * hidden * vocabulary, 2 * rows * hidden * vocabulary

@@ -1,0 +1,104 @@
+"""Linear layer with a per-stream low-rank adapter.
+
+    y_p = x W_p^T + b_p + scale (x A_{s,p}^T) Bt_{s,p}          p = 0..P-1, outputs concatenated
+
+``parts`` are P weights that read the same input (q, k, v; gate, up). W is frozen here; A and Bt belong
+to the stream that a row belongs to: of N = S T rows, rows i T .. (i+1) T - 1 are stream i, whose adapter
+sits in slot ``slots[i]``. Part p owns rows p R .. (p+1) R - 1 of A [slots, P R, K] and its own columns of
+Bt [slots, R, O]; Bt is the transpose of LoRA's B, so that both products stream it row by row.
+
+Source: Hu et al. 2021, LoRA (arXiv 2106.09685), eq. 3; scale = alpha / R.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .dispatch import reference
+
+
+def _columns(parts):
+    start = 0
+    for part in parts:
+        yield start, start + part.shape[0]
+        start += part.shape[0]
+
+
+def _by_stream(t: torch.Tensor, streams: int) -> torch.Tensor:
+    return t.reshape(streams, t.shape[0] // streams, t.shape[1])  # [S, T, width]
+
+
+@reference
+def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
+    """y [N, O] and u = x A^T [N, P R] from x [N, K]; bias [O] or None; A is None: no adapter."""
+    for part, (lo, hi) in zip(parts, _columns(parts)):
+        y[:, lo:hi] = x @ part.weight.t()
+    if bias is not None:
+        y += bias
+    if A is None:
+        return
+    streams, rank = len(slots), Bt.shape[1]
+    index = slots.long()
+    u.copy_(torch.bmm(_by_stream(x, streams), A[index].transpose(1, 2)).reshape(u.shape))
+    us, b = _by_stream(u, streams), Bt[index]
+    for p, (lo, hi) in enumerate(_columns(parts)):
+        low_rank = torch.bmm(us[:, :, p * rank : (p + 1) * rank], b[:, :, lo:hi])
+        y[:, lo:hi] += scale * low_rank.reshape(-1, hi - lo)
+
+
+@reference
+def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
+    """dU_p = scale dy_p Bt_p^T [N, P R]; dx = dy W + dU A [N, K]; dx None: nothing below learns."""
+    if A is not None:
+        streams, rank = len(slots), Bt.shape[1]
+        index = slots.long()
+        dys, b = _by_stream(dy, streams), Bt[index]
+        for p, (lo, hi) in enumerate(_columns(parts)):
+            d = torch.bmm(dys[:, :, lo:hi], b[:, :, lo:hi].transpose(1, 2))
+            dU[:, p * rank : (p + 1) * rank] = scale * d.reshape(-1, rank)
+    if dx is None:
+        return
+    dx.zero_()
+    for part, (lo, hi) in zip(parts, _columns(parts)):
+        dx += dy[:, lo:hi] @ part.weight
+    if A is not None:
+        dx += torch.bmm(_by_stream(dU, streams), A[index]).reshape(dx.shape)
+
+
+@reference
+def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -> None:
+    """dA = dU^T x [slots, P R, K]; dBt_p = scale u_p^T dy_p [slots, R, O]; only ``slots`` are touched."""
+    streams, rank = len(slots), dBt.shape[1]
+    dys, xs, us, dUs = (_by_stream(t, streams) for t in (dy, x, u, dU))
+    wide = dA.dtype
+    for i, slot in enumerate(slots.tolist()):
+        a = (dUs[i].t() @ xs[i]).to(wide)
+        lo, pieces = 0, []
+        for p, size in enumerate(part_sizes):
+            pieces.append(us[i][:, p * rank : (p + 1) * rank].t() @ dys[i][:, lo : lo + size])
+            lo += size
+        b = scale * torch.cat(pieces, 1).to(wide)
+        if accumulate:
+            dA[slot] += a
+            dBt[slot] += b
+        else:
+            dA[slot] = a
+            dBt[slot] = b
+
+
+def forward_flops(rows: int, k: int, part_sizes, rank: int = 0) -> int:
+    """Multiply-adds count two. Base 2 N K O; adapter 2 N K P R + 2 N R O."""
+    out = sum(part_sizes)
+    return 2 * rows * (k * out + k * len(part_sizes) * rank + rank * out)
+
+
+def backward_flops(rows: int, k: int, part_sizes, rank: int = 0, need_dx: bool = True) -> int:
+    """d-input: 2 N R O for dU, then 2 N K O + 2 N P R K unless nothing below learns."""
+    out = sum(part_sizes)
+    dx = k * out + len(part_sizes) * rank * k if need_dx else 0
+    return 2 * rows * (rank * out + dx)
+
+
+def gradient_flops(rows: int, k: int, part_sizes, rank: int) -> int:
+    """Adapter gradients: 2 N P R K for dA, 2 N R O for dBt."""
+    return 2 * rows * (len(part_sizes) * rank * k + rank * sum(part_sizes))

@@ -1,0 +1,38 @@
+"""Weight gradient of a linear layer, whole or for chosen output rows only, and the estimate that chooses them.
+
+    dW[r] = sum_m dy[m, r] x[m]                                    r in rows
+    score[o] = sqrt(sum_m dy[m, o]^2 |x_m|^2)
+
+``score`` is the norm that row o of the gradient would have if the tokens' contributions were orthogonal;
+it costs O(N O) instead of 2 N O K.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .dispatch import reference
+
+
+@reference
+def weight_gradient(dy, x, rows, dW, accumulate) -> None:
+    """dW [n, K] (float32 or wider) from dy [N, O] (rows may be strided) and x [N, K]; rows int32 [n] or None for all O."""
+    chosen = dy if rows is None else dy[:, rows.long()]
+    gradient = (chosen.t() @ x).to(dW.dtype)
+    if accumulate:
+        dW += gradient
+    else:
+        dW.copy_(gradient)
+
+
+@reference
+def row_scores(dy, x, out) -> None:
+    """out [O]: the orthogonal estimate of each row's gradient norm."""
+    wide = out.dtype
+    squares = x.to(wide).square().sum(1, keepdim=True)  # [N, 1]
+    out.copy_((dy.to(wide).square() * squares).sum(0).sqrt())
+
+
+def flops(rows: int, chosen: int, k: int) -> int:
+    """2 N n K for n chosen output rows."""
+    return 2 * rows * chosen * k
