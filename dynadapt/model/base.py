@@ -1,0 +1,133 @@
+"""A model as the engine sees it: a config, and canonical tensors that are read when asked for."""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+
+import torch
+
+from dynadapt.model.config import ModelConfig
+from dynadapt.model.errors import ModelError
+from dynadapt.model.layout import tensor_shapes
+
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Model:
+    """A decoder's config, weights and tokenizer.
+
+    `tensor(name)` reads a canonical tensor (see `dynadapt.model.layout`) each time it is asked for and keeps nothing,
+    so that an engine that packs weights holds the only copy. Tensors are contiguous, in the dtype they are stored in
+    (float32 for quantised GGUF tensors) or in `dtype` when one was given to `load`. Treat them as read-only: a live
+    model's tensors are shared with it.
+    """
+
+    def __init__(self, config: ModelConfig, name: str, read: Callable[[str], torch.Tensor],
+                 identity: Callable[[], bytes], tokenizer=None, dtype: torch.dtype | None = None):
+        """`tokenizer` is a Tokenizer, None, or a function that makes one at first use; `identity` gives bytes that
+        change with the stored weights."""
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ModelError(f"dtype = {dtype!r} is not a floating-point torch.dtype; accepted: for example torch.bfloat16")
+        self.config = config
+        self.name = name
+        self.dtype = dtype
+        self._read = read
+        self._identity = identity
+        self._tokenizer = tokenizer
+        self._shapes = tensor_shapes(config)
+
+    def __repr__(self):
+        c = self.config
+        return f"Model({self.name!r}, family {c.family}, {c.layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size})"
+
+    def names(self) -> list[str]:
+        """Canonical names of all tensors, in the order of computation."""
+        return list(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        if name not in self._shapes:
+            raise KeyError(f"{self.name} has no tensor {name!r}; Model.names() lists what it has")
+        return self._shapes[name]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The canonical tensor `name`, read now. KeyError for an unknown name, ModelError for an unreadable file."""
+        shape = self.shape(name)
+        tensor = self._read(name)
+        if tuple(tensor.shape) != shape:
+            raise ModelError(f"{self.name}: tensor {name} has shape {list(tensor.shape)}, expected {list(shape)}")
+        return tensor.to(self.dtype or tensor.dtype).contiguous()
+
+    @property
+    def tokenizer(self):
+        """The model's own Tokenizer, or None if it came without one. Read at first use."""
+        if callable(self._tokenizer):
+            self._tokenizer = self._tokenizer()
+        return self._tokenizer
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of the config and of the weights' identity: names, shapes and samples of their content.
+
+        Cheap (a fraction of the weights is read) and the same after a copy to another place.
+        """
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        digest.update(self._identity())
+        return digest.hexdigest()
+
+    def check_finite(self) -> None:
+        """Raise ModelError naming the first tensor that holds a NaN or an infinity. Reads every tensor once."""
+        for name in self.names():
+            flat = self.tensor(name).view(-1)
+            if not all(torch.isfinite(piece).all() for piece in flat.split(1 << 22)):
+                bad = int((~torch.isfinite(flat)).sum())
+                raise ModelError(f"{self.name}: tensor {name} holds {bad} values that are NaN or infinite")
+
+
+def from_state(config: ModelConfig, state: Mapping[str, torch.Tensor], tokenizer=None, name: str = "model",
+               dtype: torch.dtype | None = None) -> Model:
+    """A Model over canonical tensors in memory, which it shares. Names, shapes and dtypes must be exactly the config's."""
+    check_shapes(name, tensor_shapes(config), {key: tuple(value.shape) for key, value in state.items()})
+    for key, value in state.items():
+        if not value.dtype.is_floating_point:
+            raise ModelError(f"{name}: tensor {key} has dtype {value.dtype}; accepted: floating point")
+    state = dict(state)
+    return Model(config, name, state.__getitem__, lambda: _sample_state(state), tokenizer, dtype)
+
+
+def random_model(config: ModelConfig, seed: int = 0, std: float = 0.02, dtype: torch.dtype = torch.float32,
+                 tokenizer=None) -> Model:
+    """A model with normal weights of deviation `std`, norm weights around 1 (none exactly), from `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, shape in tensor_shapes(config).items():
+        value = torch.randn(shape, generator=generator)
+        is_norm_weight = name.endswith("norm.weight")
+        state[name] = (1 + 0.1 * value if is_norm_weight else std * value).to(dtype)
+    return from_state(config, state, tokenizer, name=f"random-{config.family}")
+
+
+def check_shapes(name: str, expected: Mapping[str, tuple], found: Mapping[str, tuple],
+                 ignored: Callable[[str], bool] = lambda key: False) -> None:
+    """Raise ModelError for the first tensor that is missing, has another shape, or is not expected and not `ignored`."""
+    for key, shape in expected.items():
+        if key not in found:
+            raise ModelError(f"{name}: tensor {key} of shape {list(shape)} is missing ({len(found)} tensors found)")
+        if tuple(found[key]) != tuple(shape):
+            raise ModelError(f"{name}: tensor {key} has shape {list(found[key])}, the config expects {list(shape)}")
+    for key in found:
+        if key not in expected and not ignored(key):
+            raise ModelError(f"{name}: tensor {key} of shape {list(found[key])} has no place in this model")
+
+
+def _sample_state(state: Mapping[str, torch.Tensor], count: int = 256) -> bytes:
+    """Names, shapes, dtypes and `count` evenly spaced values of each tensor."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach()
+        digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
+        index = torch.linspace(0, value.numel() - 1, min(count, value.numel()), dtype=torch.float64).long()
+        sample = value[tuple(torch.unravel_index(index.to(value.device), value.shape))]
+        digest.update(sample.cpu().double().numpy().tobytes())
+    return digest.digest()

@@ -1,0 +1,98 @@
+"""A Hugging Face model directory: config.json, safetensors files, tokenizer.json."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from dynadapt.model.base import Model
+from dynadapt.model.errors import ModelError
+from dynadapt.model.hf_config import config_from_hf
+from dynadapt.model.hf_weights import match_hf, to_canonical
+from dynadapt.model.safetensors_file import SafetensorsFile, sample_file
+from dynadapt.model.tokenizer import directory_tokenizer
+
+INDEX = "model.safetensors.index.json"
+
+
+def load_directory(path: str | Path, dtype: torch.dtype | None = None) -> Model:
+    """The Model in a Hugging Face directory. Every name, shape and dtype is checked here; tensors are read later."""
+    path = Path(path)
+    where = path / "config.json"
+    raw = read_json(where)
+    try:
+        config = config_from_hf(raw)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    files = [SafetensorsFile(file) for file in weight_files(path)]
+    holder = _holders(files)
+    found = {name: file.tensors[name].shape for name, file in holder.items()}
+    config, stored = match_hf(config, found, str(path), lambda name: holder[name].read(name))
+    for name in stored.values():
+        _check_dtype(holder[name], name)
+
+    def read(name):
+        key = stored[name]
+        return to_canonical(config, name, holder[key].read(key))
+
+    def identity():
+        return b"".join(sample_file(file.path) for file in files)
+
+    return Model(config, path.resolve().name, read, identity, lambda: directory_tokenizer(path, config), dtype)
+
+
+def _holders(files):
+    holder = {}
+    for file in files:
+        for name in file.tensors:
+            if name in holder:
+                raise ModelError(f"{file.path}: tensor {name} is also in {holder[name].path.name}")
+            holder[name] = file
+    return holder
+
+
+def _check_dtype(file, name):
+    dtype = file.tensors[name].dtype
+    if dtype not in ("F32", "F16", "BF16"):
+        raise ModelError(f"{file.path}: tensor {name} has dtype {dtype} (a quantised checkpoint?); accepted: F32, F16, BF16")
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a directory: model.safetensors, or those of the index, or the only one there is."""
+    if (path / "model.safetensors").is_file():
+        return [path / "model.safetensors"]
+    if (path / INDEX).is_file():
+        return _indexed_files(path)
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) == 1:
+        return files
+    if files:
+        raise ModelError(f"{path}: {len(files)} safetensors files and no {INDEX} that says which belong together")
+    other = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+    hint = f"; {other[0]} is a pickle, which is not read: save the model as safetensors" if other else ""
+    raise ModelError(f"{path}: no model.safetensors{hint}")
+
+
+def _indexed_files(path):
+    index = read_json(path / INDEX)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ModelError(f"{path / INDEX}: no weight_map of tensor names to file names")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise ModelError(f"{path / INDEX}: {name!r} is not the name of a file beside it")
+        if not (path / name).is_file():
+            raise ModelError(f"{path}: {name}, which {INDEX} names, is missing")
+    return [path / name for name in names]
+
+
+def read_json(path: Path):
+    """The content of a JSON file; ModelError naming the file if it cannot be read or parsed."""
+    try:
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not valid JSON ({str(error)[:200]})") from error

@@ -1,0 +1,54 @@
+"""Which stored tensor of a Hugging Face checkpoint is which canonical tensor."""
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+
+import torch
+
+from dynadapt.model.base import check_shapes
+from dynadapt.model.config import ModelConfig
+from dynadapt.model.layout import hf_name, hf_transposed, tensor_shapes
+
+# Buffers that old checkpoints saved with the weights: causal masks and rotary frequencies.
+_BUFFER = re.compile(r"(^|\.)(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")
+
+
+def match_hf(config: ModelConfig, found: Mapping[str, tuple[int, ...]], where: str,
+             read: Callable[[str], torch.Tensor]) -> tuple[ModelConfig, dict[str, str]]:
+    """(config, canonical name -> stored name) for stored tensors `found` (name -> shape).
+
+    Names may lack the base model's prefix ("transformer." for GPT-2, "model." elsewhere). A tied config whose
+    checkpoint nevertheless brings a head stays tied if the head equals the embedding (`read` is asked for both) and
+    becomes untied if it differs, as transformers does. A tensor that is missing, unexpected or of another shape raises
+    ModelError with `where` in front.
+    """
+    prefix = "transformer." if config.family == "gpt2" else "model."
+    bare = not any(key.startswith(prefix) for key in found)
+    stored = {name: _stored_name(config, name, prefix if bare else "") for name in tensor_shapes(config)}
+    head, embed = "lm_head.weight", stored["embed.weight"]
+    if config.tied_head and head in found and embed in found:
+        if tuple(found[head]) != tuple(found[embed]) or not same(read(head), read(embed)):
+            config = dataclasses.replace(config, tied_head=False)
+            stored["head.weight"] = head
+    expected = {stored[name]: shape[::-1] if hf_transposed(config, name) else shape
+                for name, shape in tensor_shapes(config).items()}
+    check_shapes(where, expected, found,
+                 ignored=lambda key: bool(_BUFFER.search(key)) or (config.tied_head and key == head))
+    return config, stored
+
+
+def _stored_name(config, name, dropped_prefix):
+    stored = hf_name(config, name)
+    return stored[len(dropped_prefix):] if dropped_prefix and stored.startswith(dropped_prefix) else stored
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of one shape are the same storage or hold the same values."""
+    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype or torch.equal(a, b)
+
+
+def to_canonical(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A stored tensor as the canonical `name`: Conv1D weights are transposed."""
+    return tensor.t() if hf_transposed(config, name) else tensor

@@ -1,0 +1,44 @@
+"""A live transformers model: its config and its own tensors, without importing transformers."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dynadapt.model.base import WEIGHT_DTYPES, Model, from_state
+from dynadapt.model.errors import ModelError
+from dynadapt.model.hf_config import config_from_hf
+from dynadapt.model.hf_weights import match_hf, to_canonical
+from dynadapt.model.tokenizer import directory_tokenizer
+
+
+def is_live(model) -> bool:
+    """Whether `model` looks like a transformers model: a module with a config that can be written as a dict."""
+    return isinstance(model, torch.nn.Module) and hasattr(getattr(model, "config", None), "to_dict")
+
+
+def load_live(model, dtype: torch.dtype | None = None) -> Model:
+    """A Model that shares the tensors of a live transformers model, wherever they are.
+
+    Conv1D weights (GPT-2) are copied when read, since they are stored transposed. The tokenizer is that of the
+    directory the model was loaded from, if there is one.
+    """
+    name = type(model).__name__
+    if name.startswith("Peft") or hasattr(model, "peft_config"):
+        raise ModelError(f"{name}: a model with PEFT adapters; accepted: the plain model, for example merge_and_unload()")
+    raw = model.config.to_dict()
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    try:
+        config = config_from_hf(raw)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
+    config, stored = match_hf(config, {key: tuple(value.shape) for key, value in state.items()}, name, state.__getitem__)
+    for canonical, key in stored.items():
+        if state[key].dtype not in WEIGHT_DTYPES + (torch.float64,):
+            raise ModelError(f"{name}: tensor {key} has dtype {state[key].dtype}; accepted: {WEIGHT_DTYPES}")
+        if state[key].is_meta:
+            raise ModelError(f"{name}: tensor {key} is on the meta device and has no values")
+    canonical_state = {canonical: to_canonical(config, canonical, state[key]) for canonical, key in stored.items()}
+    origin = Path(str(getattr(model.config, "_name_or_path", "") or ""))
+    tokenizer = (lambda: directory_tokenizer(origin, config)) if origin.name and origin.is_dir() else None
+    return from_state(config, canonical_state, tokenizer, name=name, dtype=dtype)

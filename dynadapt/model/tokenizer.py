@@ -1,0 +1,88 @@
+"""Text to token ids and back, with the model's own tokenizer."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import tokenizers
+
+from dynadapt.model.config import ModelConfig
+from dynadapt.model.errors import ModelError
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` that adds no special tokens and neither truncates nor pads.
+
+    Special tokens that are spelled out in a text ("<|endoftext|>") are recognised, as transformers does.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, bos_id: int | None = None, eos_id: int | None = None,
+                 limit: int | None = None):
+        """`limit` is the model's vocabulary size: a text that gives an id beyond it is refused."""
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+        self.limit = limit
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`. ValueError if it holds a lone surrogate (it is not valid Unicode)."""
+        return self._encoding(text).ids
+
+    def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """(ids, spans): the characters of `text` that each token covers, as (start, end).
+
+        Spans are in order and leave no gap: what the tokenizer drops (a stripped space) belongs to the next token, or
+        at the very end to the last one. Tokens that share a character (a byte of it each) all cover it. So the text up
+        to and including token i is text[:end_i], and the last end is len(text).
+        """
+        encoding = self._encoding(text)
+        spans, done = [], 0
+        for start, end in encoding.offsets:
+            spans.append((min(start, done), max(end, done)))
+            done = spans[-1][1]
+        if spans and done < len(text):
+            spans[-1] = (spans[-1][0], len(text))
+        return encoding.ids, spans
+
+    def decode(self, ids) -> str:
+        """The text of token ids, special tokens included."""
+        return self.backend.decode(list(ids), skip_special_tokens=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the tokenizer.json."""
+        self.backend.save(str(path))
+
+    def _encoding(self, text):
+        try:
+            encoding = self.backend.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as error:
+            if not isinstance(text, str):
+                raise ValueError(f"text is a {type(text).__name__}; accepted: str") from error
+            raise ValueError(f"text is not valid Unicode: {error}") from error
+        if self.limit is not None and max(encoding.ids, default=-1) >= self.limit:
+            worst = max(encoding.ids)
+            raise ModelError(f"the tokenizer gave id {worst} ({self.backend.id_to_token(worst)!r}), "
+                             f"the model's vocabulary ends at {self.limit - 1}")
+        return encoding
+
+
+def directory_tokenizer(path: Path, config: ModelConfig) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face directory, or None if it has no tokenizer.json."""
+    file = Path(path) / "tokenizer.json"
+    if not file.is_file():
+        return None
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: cannot be read ({error})") from error
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the tokenizers package raises plain Exception
+        raise ModelError(f"{file}: not a tokenizer that the tokenizers package reads ({str(error)[:200]})") from error
+    return Tokenizer(backend, config.bos_token_id, config.eos_token_id, limit=config.vocab_size)

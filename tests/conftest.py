@@ -1,0 +1,19 @@
+"""Fixtures that every test may use."""
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))  # tests/helpers.py
+
+
+@pytest.fixture(scope="session")
+def smollm2_directory() -> Path:
+    """The directory of SmolLM2-135M, fetched into the cache once."""
+    from dynadapt.model.fetch import fetch
+
+    return fetch("smollm2-135m")

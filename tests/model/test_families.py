@@ -1,0 +1,127 @@
+"""Each family against transformers: names, transposes, tying and rotary scaling survive both directions."""
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import to_transformers
+
+from dynadapt.model import hf_name, layout, linear_shapes, load, peft_name, random_model, rope_tables, tensor_shapes, tiny_config
+from dynadapt.model.config import FAMILIES
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64}
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+CASES = {f"{family}-{'tied' if tied else 'untied'}": tiny_config(family, tied_head=tied)
+         for family in FAMILIES for tied in (True, False)}
+CASES |= {
+    "llama-llama3": tiny_config("llama", rope_scaling=LLAMA3, rope_theta=500000.0),
+    "llama-linear": tiny_config("llama", rope_scaling=LINEAR),
+    "qwen2-linear": tiny_config("qwen2", rope_scaling=LINEAR),
+    "llama-biases": tiny_config("llama", attention_bias=True, mlp_bias=True),
+    "qwen3-bias": tiny_config("qwen3", attention_bias=True),
+    "gpt2-gelu": tiny_config("gpt2", activation="gelu"),
+    "llama-one-head": tiny_config("llama", hidden_size=10, heads=1, kv_heads=1),
+}
+
+
+@pytest.fixture(params=CASES, ids=list(CASES))
+def model(request):
+    return random_model(CASES[request.param], seed=3)
+
+
+def assert_same_tensors(ours, theirs):
+    assert ours.names() == theirs.names()
+    for name in ours.names():
+        value = theirs.tensor(name)
+        assert value.is_contiguous()
+        assert torch.equal(ours.tensor(name), value), name
+
+
+def test_directory_that_transformers_saved(model, tmp_path):
+    to_transformers(model).save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.config == model.config
+    assert_same_tensors(model, loaded)
+    assert loaded.tokenizer is None
+
+
+def test_live_model(model):
+    live = to_transformers(model)
+    loaded = load(live)
+    assert loaded.config == model.config
+    assert_same_tensors(model, loaded)
+    embed = live.get_input_embeddings().weight
+    assert loaded.tensor("embed.weight").data_ptr() == embed.data_ptr()
+
+
+def test_rope_tables_are_transformers_own(model):
+    config = model.config
+    if config.rope_theta is None:
+        with pytest.raises(ValueError, match="learned positions"):
+            rope_tables(config, 4)
+        return
+    cos, sin = rope_tables(config, 300)
+    rotary = to_transformers(model).model.rotary_emb
+    expected_cos, expected_sin = rotary(torch.zeros(1, dtype=torch.float32), torch.arange(300)[None])
+    half = config.head_dim // 2
+    assert cos.shape == sin.shape == (300, half) and cos.dtype == torch.float32
+    for ours, theirs in ((cos, expected_cos[0]), (sin, expected_sin[0])):
+        torch.testing.assert_close(ours, theirs[:, :half], atol=5e-5, rtol=0)
+        torch.testing.assert_close(ours, theirs[:, half:], atol=5e-5, rtol=0)
+
+
+def test_layout_names_every_linear(model):
+    config = model.config
+    parts = [part for group in layout(config).values() for part in group]
+    assert parts == list(linear_shapes(config))
+    modules = dict(to_transformers(model).named_modules())
+    for layer in range(config.layers):
+        for part in parts:
+            assert modules[peft_name(config, layer, part)].weight.ndim == 2
+    shapes = tensor_shapes(config)
+    assert all(shapes[f"layers.0.{part}.weight"] == shape for part, shape in linear_shapes(config).items())
+    assert len({hf_name(config, name) for name in shapes}) == len(shapes)
+    with pytest.raises(ValueError, match="part = 'nope'"):
+        peft_name(config, 0, "nope")
+
+
+def test_old_spellings_of_rope_scaling(tmp_path):
+    model = random_model(tiny_config("llama", rope_scaling=LINEAR), seed=1)
+    to_transformers(model).save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw.pop("rope_parameters", None)
+    for scaling in ({"type": "linear", "factor": 4.0}, LINEAR):
+        (tmp_path / "config.json").write_text(json.dumps(raw | {"rope_theta": 10000.0, "rope_scaling": scaling}))
+        assert load(tmp_path).config == model.config
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"rope_parameters": LINEAR | {"rope_theta": 500.0}}))
+    assert load(tmp_path).config == replace(model.config, rope_theta=500.0)
+
+
+def test_mistral_is_a_llama(tmp_path):
+    model = random_model(tiny_config("llama"), seed=1)
+    to_transformers(model).save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    for window in (None, model.config.max_positions):
+        changed = raw | {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        assert load(tmp_path).config == model.config
+    (tmp_path / "config.json").write_text(json.dumps(changed | {"sliding_window": 100}))
+    with pytest.raises(ValueError, match="sliding-window attention .sliding_window = 100"):
+        load(tmp_path)
+
+
+def test_random_model_depends_on_the_seed_alone():
+    config = tiny_config("qwen2")
+    a, b, c = random_model(config, 1), random_model(config, 1), random_model(config, 2)
+    assert_same_tensors(a, b)
+    assert a.fingerprint() == b.fingerprint() != c.fingerprint()
+    assert not torch.equal(a.tensor("embed.weight"), c.tensor("embed.weight"))
+    assert all(random_model(config, 1, std=3.0).tensor(name).abs().max() < 2 for name in a.names() if name.endswith("norm.weight"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tiny_configs_are_awkward(family):
+    config = tiny_config(family)
+    assert all(size % 32 for size in (config.hidden_size, config.ffn_size, config.vocab_size))
+    hash(config)
