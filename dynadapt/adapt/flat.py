@@ -1,0 +1,104 @@
+"""Flat buffers: all learned tensors of a stream side by side in one row, so that one call updates them all.
+
+master, grad and the optimizer's moments are [slots, P]; ``view(buffer, name)`` is the tensor ``name`` of every slot,
+[slots, *shape], without a copy. Tensors start at multiples of 32 elements; the gaps stay zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+ALIGN = 32
+
+
+class FlatLayout:
+    """Where each named tensor lies in a row of P elements."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]):
+        self.shapes = dict(shapes)
+        self.offsets: dict[str, int] = {}
+        self.size = 0
+        for name, shape in shapes.items():
+            self.offsets[name] = self.size
+            self.size += -(-math.prod(shape) // ALIGN) * ALIGN
+        self.parameters = sum(math.prod(s) for s in shapes.values())
+
+    def view(self, buffer: torch.Tensor, name: str) -> torch.Tensor:
+        """[slots, *shape] into ``buffer`` [slots, P] (or [*shape] into [P])."""
+        shape, start = self.shapes[name], self.offsets[name]
+        stop = start + math.prod(shape)
+        return buffer[start:stop].view(shape) if buffer.dim() == 1 else buffer[:, start:stop].view(-1, *shape)
+
+
+class FlatState:
+    """Master weights, gradients and optimizer state of ``slots`` streams over one layout."""
+
+    def __init__(self, layout: FlatLayout, slots: int, optimizer, dtype: torch.dtype, separate_working: bool):
+        master_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        zeros = lambda: torch.zeros(slots, layout.size, dtype=master_dtype)  # noqa: E731
+        has_first, has_second = optimizer.moments
+        self.layout = layout
+        self.optimizer = optimizer
+        self.master = zeros()
+        self.grad = zeros()
+        self.first = zeros() if has_first else None
+        self.second = zeros() if has_second else None
+        self.working = torch.zeros(slots, layout.size, dtype=dtype) if separate_working and dtype != master_dtype else None
+        self.prior: torch.Tensor | None = None  # [P]
+        self.stat: torch.Tensor | None = None  # [P], RMS only
+        self.prior_rate: torch.Tensor | None = None  # [P], RMS only
+        self.step = torch.zeros(slots, dtype=torch.int32)
+
+    @property
+    def compute(self) -> torch.Tensor:
+        """The buffer that products read: the working copy, or the master when they are of one dtype."""
+        return self.master if self.working is None else self.working
+
+    def set_statistics(self, mean_square: torch.Tensor) -> None:
+        """Krause's frozen statistics from the mean of squared gradients [P] (see ``optimizers.RMS``)."""
+        self.stat = mean_square.sqrt()
+        means = [self.layout.view(self.stat, name).mean() for name in self.layout.shapes]
+        rate = self.stat / torch.stack(means).mean()
+        decay = self.optimizer.decay
+        self.prior_rate = rate.clamp(max=1 / decay) if decay else rate
+
+    def update(self, op, slots: torch.Tensor, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step for ``slots`` int32 [S]; returns gradient norms [S] and skipped int32 [S]."""
+        o = self.optimizer
+        if o.kind == "rms" and self.stat is None:
+            raise RuntimeError("optimizer RMS has no gradient statistics: call Engine.gather_statistics(text) first")
+        beta1, beta2 = getattr(o, "betas", (0.0, 0.0))
+        norms = torch.zeros(len(slots), dtype=torch.float32)
+        skipped = torch.zeros(len(slots), dtype=torch.int32)
+        op(
+            o.kind, self.master, self.grad, self.first, self.second, self.prior, self.stat, self.working, slots, lr,
+            self.step, float(o.decay), float(o.clip), float(beta1), float(beta2), float(getattr(o, "eps", 0.0)),
+            float(getattr(o, "weight_decay", 0.0)), float(getattr(o, "momentum", 0.0)), norms, skipped, self.prior_rate,
+        )
+        return norms, skipped
+
+    def clear(self, slot: int) -> None:
+        """Zero the optimizer's memory of one slot."""
+        for buffer in (self.grad, self.first, self.second):
+            if buffer is not None:
+                buffer[slot].zero_()
+        self.step[slot] = 0
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that resuming exactly needs."""
+        named = {"master": self.master, "grad": self.grad, "first": self.first, "second": self.second,
+                 "prior": self.prior, "stat": self.stat, "prior_rate": self.prior_rate, "step": self.step}
+        return {name: t for name, t in named.items() if t is not None}
+
+    def load(self, saved: dict[str, torch.Tensor]) -> None:
+        """Take back what ``tensors`` gave."""
+        for name, t in saved.items():
+            current = getattr(self, name)
+            if current is None:
+                setattr(self, name, t.clone())
+            else:
+                current.copy_(t)
+        if self.working is not None:
+            self.working.copy_(self.master)

@@ -1,0 +1,86 @@
+"""LoRA adapters of all streams: their flat buffers, their views, their gradients."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .flat import FlatLayout, FlatState
+from .what import LoRA, targeted
+
+
+class LoraLearner:
+    """Adapters for the (layer, group) pairs that ``adapt`` targets.
+
+    A [slots, P R, K] stacks the P parts of a group, Bt [slots, R, O] lays their outputs side by side
+    (see ops/linear.py).
+    """
+
+    owns_weights = False
+
+    def __init__(self, adapt: LoRA, optimizer, groups, slots: int, dtype: torch.dtype, seed: int):
+        """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model, in forward order."""
+        if optimizer.kind == "rms":
+            raise ValueError("optimizer=RMS with adapt=LoRA: the gradient of A is zero at the prior (B = 0), so its frozen "
+                             "statistics are zero too; use RMS with RowSparse or Full, or Adam with LoRA")
+        layers = 1 + max(layer for layer, _ in groups)
+        self.adapt = adapt
+        self.learning = targeted(adapt, layers)
+        self.sizes = {key: groups[key] for key in self.learning}
+        shapes = {}
+        for (layer, group), (k, parts) in self.sizes.items():
+            shapes[f"{layer}.{group}.A"] = (len(parts) * adapt.rank, k)
+            shapes[f"{layer}.{group}.Bt"] = (adapt.rank, sum(parts))
+        self.layout = FlatLayout(shapes)
+        self.state = FlatState(self.layout, slots, optimizer, dtype, separate_working=True)
+        self.state.prior = self._initial(seed)
+        self._bind()
+        for slot in range(slots):
+            self.reset(slot)
+
+    @property
+    def learned_parameters(self) -> int:
+        return self.layout.parameters
+
+    def _initial(self, seed: int) -> torch.Tensor:
+        prior = torch.zeros(self.layout.size, dtype=self.state.master.dtype)
+        generator = torch.Generator().manual_seed(seed)
+        for key, (k, _) in self.sizes.items():
+            a = self.layout.view(prior, "{}.{}.A".format(*key))
+            bound = 1 / math.sqrt(k)
+            a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
+        return prior
+
+    def _bind(self) -> None:
+        view = self.layout.view
+        self.views = {}
+        for layer, group in self.learning:
+            a, b = f"{layer}.{group}.A", f"{layer}.{group}.Bt"
+            self.views[layer, group] = (view(self.state.compute, a), view(self.state.compute, b),
+                                        view(self.state.grad, a), view(self.state.grad, b))
+
+    def adapter(self, layer: int, group: str):
+        """(A, Bt) in the working dtype, or (None, None) where nothing learns."""
+        return self.views[layer, group][:2] if (layer, group) in self.views else (None, None)
+
+    def gradient(self, ops, layer, group, dy, x, u, dU, slots, accumulate) -> None:
+        """Write or add to the adapter gradients of ``slots`` for one group."""
+        _, _, dA, dBt = self.views[layer, group]
+        ops.lora_gradient(dy, x, u, dU, list(self.sizes[layer, group][1]), self.adapt.scale, slots, dA, dBt, accumulate)
+
+    def update(self, ops, slots, lr):
+        return self.state.update(ops.update, slots, lr)
+
+    def reset(self, slot: int) -> None:
+        """Adapter and optimizer state of one slot back to the prior."""
+        self.state.master[slot] = self.state.prior
+        self.state.clear(slot)
+        if self.state.working is not None:
+            self.state.working[slot] = self.state.prior
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return self.state.tensors()
+
+    def load(self, saved) -> None:
+        self.state.load(saved)

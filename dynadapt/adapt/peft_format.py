@@ -1,0 +1,90 @@
+"""LoRA adapters in PEFT's own files: adapter_config.json and adapter_model.safetensors.
+
+Keys are ``base_model.model.<module>.lora_A.weight`` [R, in] and ``...lora_B.weight`` [out, R]; the scale is alpha / R.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ..model import layout, peft_name
+
+
+def _modules(learner, config):
+    """(layer, group, part index, first column, last column, PEFT module name) of every adapted weight."""
+    for (layer, group), (_, sizes) in learner.sizes.items():
+        start = 0
+        for p, (part, size) in enumerate(zip(layout(config)[group], sizes)):
+            yield layer, group, p, start, start + size, peft_name(config, layer, part)
+            start += size
+
+
+def _key(module: str, which: str) -> str:
+    return f"base_model.model.{module}.lora_{which}.weight"
+
+
+def _master(learner, slot, layer, group):
+    view = learner.layout.view
+    return (view(learner.state.master, f"{layer}.{group}.A")[slot], view(learner.state.master, f"{layer}.{group}.Bt")[slot])
+
+
+def write_adapter(directory, learner, config, slot: int, base_model: str) -> None:
+    """Write the adapter of one slot, float32 masters, as a PEFT directory."""
+    directory, rank = Path(directory), learner.adapt.rank
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors, names = {}, set()
+    for layer, group, p, lo, hi, module in _modules(learner, config):
+        A, Bt = _master(learner, slot, layer, group)
+        tensors[_key(module, "A")] = A[p * rank : (p + 1) * rank].float().contiguous()
+        tensors[_key(module, "B")] = Bt[:, lo:hi].t().float().contiguous()
+        names.add(module.rsplit(".", 1)[1])
+    span = learner.adapt.layers
+    settings = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "r": rank,
+        "lora_alpha": learner.adapt.alpha, "target_modules": sorted(names), "lora_dropout": 0.0, "bias": "none",
+        "fan_in_fan_out": config.family == "gpt2", "inference_mode": True, "init_lora_weights": True, "use_rslora": False,
+        "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
+        "layers_to_transform": None if span is None else list(span),
+        "layers_pattern": None if span is None else ("h" if config.family == "gpt2" else "layers"),
+    }
+    save_file(tensors, str(directory / "adapter_model.safetensors"), metadata={"format": "pt"})
+    (directory / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def read_adapter(directory, learner, config, slot: int) -> None:
+    """Load a PEFT adapter of the same rank, alpha and targets into one slot's masters.
+
+    Raises:
+        ValueError: naming what the adapter has that this engine does not (rank, alpha, DoRA, patterns, modules).
+    """
+    directory = Path(directory)
+    settings = json.loads((directory / "adapter_config.json").read_text())
+    for name, expected in (("r", learner.adapt.rank), ("lora_alpha", learner.adapt.alpha)):
+        if settings.get(name) != expected:
+            raise ValueError(f"{directory}: adapter has {name}={settings.get(name)}; the engine's LoRA has {expected}")
+    for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"):
+        if settings.get(name):
+            raise ValueError(f"{directory}: adapter has {name}={settings[name]!r}, which is not supported")
+    with safe_open(str(directory / "adapter_model.safetensors"), framework="pt") as file:
+        left = set(file.keys())
+        for layer, group, p, lo, hi, module in _modules(learner, config):
+            A, Bt = _master(learner, slot, layer, group)
+            rank = learner.adapt.rank
+            for which, target in (("A", A[p * rank : (p + 1) * rank]), ("B", Bt[:, lo:hi].t())):
+                key = _key(module, which)
+                if key not in left:
+                    raise ValueError(f"{directory}: adapter has no {key}, which targets={learner.adapt.targets!r} needs")
+                left.remove(key)
+                value = file.get_tensor(key)
+                if value.shape != target.shape:
+                    raise ValueError(f"{directory}: {key} has shape {tuple(value.shape)}; expected {tuple(target.shape)}")
+                target.copy_(value)
+    if left:
+        raise ValueError(f"{directory}: adapter has {sorted(left)[0]} and {len(left) - 1} more that targets={learner.adapt.targets!r} does not cover")
+    if learner.state.working is not None:
+        learner.state.working[slot] = learner.state.master[slot].to(torch.bfloat16)

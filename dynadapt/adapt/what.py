@@ -1,0 +1,93 @@
+"""What learns: LoRA adapters, chosen output rows, or whole weights.
+
+``targets`` names the linear groups of each layer: ``attn`` (q, k, v, o), ``mlp`` (gate, up, down) or ``all``;
+``layers`` is a ``range`` of layers, None for every one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GROUPS = ("qkv", "o", "mlp_in", "down")  # in the order of the forward pass
+TARGETS = {"all": GROUPS, "attn": ("qkv", "o"), "mlp": ("mlp_in", "down")}
+
+
+def _check_common(targets: str, layers: range | None) -> None:
+    if targets not in TARGETS:
+        raise ValueError(f"targets={targets!r}: expected one of {', '.join(TARGETS)}")
+    if layers is not None and (not isinstance(layers, range) or len(layers) == 0 or layers.step != 1 or layers.start < 0):
+        raise ValueError(f"layers={layers!r}: expected a non-empty range with step 1, e.g. range(5, 20), or None for all")
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A rank-``rank`` adapter on each targeted linear: y = W x + alpha / rank B A x (Hu et al. 2021, eq. 3).
+
+    A starts uniform in +-1/sqrt(in) as PEFT's does, the same for every stream; B starts at zero.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: str = "all"
+    layers: range | None = None
+
+    def __post_init__(self):
+        _check_common(self.targets, self.layers)
+        if self.rank < 1:
+            raise ValueError(f"rank={self.rank}: expected at least 1")
+        if not self.alpha > 0:
+            raise ValueError(f"alpha={self.alpha}: expected a positive number")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class RowSparse:
+    """A fraction ``density`` of each targeted weight's output rows learns; only their gradients are computed.
+
+    select="gradient": every ``every`` updates the rows with the largest estimated gradient norm
+    (ops.weight_gradient.row_scores) are chosen anew, and their optimizer state starts from zero. With RMS they are chosen once, on the statistics text.
+    select="fixed": evenly spaced rows, chosen once. Rows given up keep the values they reached.
+    """
+
+    density: float = 0.1
+    select: str = "gradient"
+    every: int = 16
+    targets: str = "all"
+    layers: range | None = None
+
+    def __post_init__(self):
+        _check_common(self.targets, self.layers)
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density={self.density}: expected 0 < density <= 1")
+        if self.select not in ("gradient", "fixed"):
+            raise ValueError(f"select={self.select!r}: expected gradient or fixed")
+        if self.every < 1:
+            raise ValueError(f"every={self.every}: expected at least 1 update")
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every element of the targeted weight matrices learns; biases, norms, embedding and head stay."""
+
+    targets: str = "all"
+    layers: range | None = None
+
+    def __post_init__(self):
+        _check_common(self.targets, self.layers)
+
+
+def targeted(adapt, layers: int) -> list[tuple[int, str]]:
+    """(layer, group) pairs that learn, in forward order.
+
+    Raises:
+        ValueError: when ``adapt.layers`` leaves the model's 0..layers-1.
+    """
+    if adapt is None:
+        return []
+    span = adapt.layers if adapt.layers is not None else range(layers)
+    if span.stop > layers:
+        raise ValueError(f"layers={span.start}:{span.stop}: the model has layers 0:{layers}")
+    return [(i, group) for i in span for group in GROUPS if group in TARGETS[adapt.targets]]

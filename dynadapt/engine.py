@@ -1,0 +1,421 @@
+"""The engine: score a segment of many streams, then learn from it.
+
+``Engine.step`` runs, for every stream of the call:
+
+1. forward over the T inputs, attending to [sinks; memory; segment];
+2. linear cross-entropy: per-token NLL, and d-hidden from the same pass when an update is due;
+3. the score is recorded; from here on nothing changes it;
+4. backward: input gradients through frozen weights, weight gradients only for what learns, none into memory;
+5. per-stream clip and one fused update, or a reset to the prior; a non-finite gradient skips its stream and says so;
+6. the segment enters memory, detached.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from . import engine_state, explain as explanation
+from .adapt.lora import LoraLearner
+from .adapt.own_weights import RowLearner
+from .adapt.resets import ChangePoint, check_reset
+from .adapt.optimizers import Adam
+from .adapt.what import LoRA, targeted
+from .decoder import Batch, Decoder, FrozenWeights, OpSet, group_sizes, source_weight
+from .flops import Ledger
+from .memory import MemoryState, Overlap, SegmentMemory
+from .model import rope_tables
+from .ops import choose_backend, cross_entropy
+from .ops import update as update_op
+from .workspace import Workspace
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+@dataclass
+class StepReport:
+    """What the last step did, by stream. ``flops``: phase -> FLOPs of this step."""
+
+    updated: list[bool]
+    skipped: list[bool]
+    was_reset: list[bool]
+    grad_norm: list[float | None]
+    flops: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class StreamState:
+    """What the engine counts for one stream."""
+
+    segments: int = 0  # since the stream's document entered
+    since_reset: int = 0  # tokens learned from since the adapter was last the prior
+    change: ChangePoint = field(default_factory=ChangePoint)
+    history: list[int] = field(default_factory=list)  # Overlap: the last inputs
+
+
+class Engine:
+    """Scores a stream of tokens and learns from each segment right after scoring it, for many streams at once.
+
+    Args:
+        model: what ``dynadapt.load`` returns.
+        adapt: ``LoRA``, ``RowSparse``, ``Full`` or None (static evaluation).
+        optimizer: ``Adam``, ``AdamW``, ``SGD`` or ``RMS``; None with ``adapt`` given means ``Adam()``.
+        memory: ``SegmentMemory``, ``Overlap`` or None.
+        streams: S independent streams, each with its own adapter, optimizer state, memory and position.
+        segment: T, the largest number of tokens a step scores per stream.
+        shared: the S rows share one set of weights: the step is ordinary training on their mean loss.
+        every: update at every k-th segment of a stream. The others pay for no backward, or, with
+            ``accumulate``, add their gradient to the update to come.
+        reset: back to the prior never, at each "document", every N tokens, or "auto" (adapt/resets.py).
+        dtype: "bf16" or "fp32"; "fp64" on the reference backend.
+        backend: "cpu" (native kernels), "reference" (plain torch), "auto" (cpu; reference for fp64).
+        seed: of the adapters' initial A.
+
+    Raises:
+        ValueError: naming the argument that does not fit, its value, and what would.
+    """
+
+    def __init__(self, model, adapt=None, optimizer=None, memory=None, streams: int = 1, segment: int = 512,
+                 shared: bool = False, every: int = 1, accumulate: bool = False, reset="never", dtype: str = "bf16",
+                 backend: str = "auto", seed: int = 0):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+        for name, value in (("streams", streams), ("segment", segment), ("every", every)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
+        check_reset(reset)
+        if shared and reset != "never":
+            raise ValueError(f"reset={reset!r} with shared=True: one set of weights serves all rows; expected 'never'")
+        if adapt is None and optimizer is not None:
+            raise ValueError(f"optimizer={optimizer!r} with adapt=None: nothing learns; give adapt, or no optimizer")
+        self.model, self.config = model, model.config
+        self.adapt, self.memory, self.streams, self.segment = adapt, memory, streams, segment
+        self.optimizer = Adam() if adapt is not None and optimizer is None else optimizer
+        self.shared, self.every, self.accumulate, self.reset_policy, self.seed = shared, every, accumulate, reset, seed
+        self.dtype, self.torch_dtype = dtype, DTYPES[dtype]
+        self.backend = choose_backend(backend, self.torch_dtype)
+        self._check_memory()
+        self._build()
+
+    # ---- construction
+
+    def _check_memory(self) -> None:
+        learned_positions = self.config.rope_theta is None
+        if isinstance(self.memory, SegmentMemory) and learned_positions:
+            raise ValueError(f"memory={self.memory!r}: {self.config.family} has learned absolute positions, which cannot "
+                             "count inside a moving window; use Overlap(context) instead")
+        if self.memory is not None and not isinstance(self.memory, (SegmentMemory, Overlap)):
+            raise ValueError(f"memory={self.memory!r}: expected SegmentMemory, Overlap or None")
+        extra = {SegmentMemory: lambda m: m.capacity, Overlap: lambda m: m.context}
+        self.window = self.segment + (extra[type(self.memory)](self.memory) if self.memory else 0)
+        if self.window > self.config.max_positions:
+            text = f"window of {self.window} tokens (segment {self.segment} and memory) exceeds the model's {self.config.max_positions} positions"
+            if learned_positions:
+                raise ValueError(text)
+            warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=3)
+
+    def _build(self) -> None:
+        c = self.config
+        self.ops = OpSet(self.backend, self.torch_dtype)
+        self.workspace = Workspace(self.torch_dtype)
+        self.ledger = Ledger()
+        sizes = group_sizes(c)
+        learning = targeted(self.adapt, c.layers)
+        self.lowest = learning[0] if learning else None
+        own_weights = self.adapt is not None and not isinstance(self.adapt, LoRA)
+        self.weights = FrozenWeights(self.model, self.backend, self.torch_dtype, set(learning) if own_weights else set())
+        slots = 1 if self.shared else self.streams
+        self.learners = self._learners(own_weights, slots, sizes)
+        lr = 0.0 if self.optimizer is None else self.optimizer.lr
+        self.lr = torch.full((slots,), lr, dtype=torch.float32)
+        store = None
+        if isinstance(self.memory, SegmentMemory):
+            store = MemoryState(self.memory, c.layers, self.streams, c.kv_heads * c.head_dim, c.hidden_size, self.torch_dtype)
+        rope = (None, None) if c.rope_theta is None else rope_tables(c, self.window)
+        if self.torch_dtype == torch.float64 and rope[0] is not None:
+            rope = tuple(t.double() for t in rope)
+        scale = self.adapt.scale if isinstance(self.adapt, LoRA) else 0.0
+        self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, scale)
+        self.state = [StreamState() for _ in range(self.streams)]
+        self.updates = self.skipped_updates = 0
+        self.last: StepReport | None = None
+
+    def _learners(self, own_weights: bool, slots: int, sizes):
+        """One LoRA learner serves every slot; weights of one's own need a learner a slot."""
+        if self.adapt is None:
+            return []
+        if not own_weights:
+            return [LoraLearner(self.adapt, self.optimizer, sizes, slots, self.torch_dtype, self.seed)]
+        source = lambda layer, group, part: source_weight(self.model, layer, group, part)  # noqa: E731
+        return [RowLearner(self.adapt, self.optimizer, sizes, self.torch_dtype, self.backend, source) for _ in range(slots)]
+
+    # ---- what it is
+
+    @property
+    def flops(self) -> dict[str, int]:
+        """FLOPs by phase since the engine was made (see flops.py)."""
+        return dict(self.ledger.totals)
+
+    @property
+    def learned_parameters(self) -> int:
+        """Parameters that learn, per set of weights."""
+        return self.learners[0].learned_parameters if self.learners else 0
+
+    def describe(self) -> dict:
+        """The configuration as plain data; two engines with equal descriptions can exchange saved states."""
+        plain = lambda part: None if part is None else {"kind": type(part).__name__, **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items()}}  # noqa: E731
+        return {"model": self.model.fingerprint(), "adapt": plain(self.adapt), "optimizer": plain(self.optimizer),
+                "memory": plain(self.memory), "streams": self.streams, "segment": self.segment, "shared": self.shared,
+                "every": self.every, "accumulate": self.accumulate, "reset": self.reset_policy, "dtype": self.dtype,
+                "backend": self.backend, "seed": self.seed}
+
+    def explain(self, time: bool = False) -> str:
+        """Which implementation each op uses and why, what a step costs; with ``time`` where its seconds go."""
+        return explanation.explain(self, time)
+
+    # ---- streams
+
+    def _check_stream(self, stream: int) -> int:
+        if not 0 <= stream < self.streams:
+            raise ValueError(f"stream={stream}: expected 0..{self.streams - 1}")
+        return stream
+
+    def enter(self, stream: int, lr: float | None = None) -> None:
+        """A new document takes the slot: memory and position cleared, adapter reset iff reset="document"."""
+        self._check_stream(stream)
+        old = self.state[stream]
+        self.state[stream] = StreamState(segments=old.segments if self.accumulate else 0, since_reset=old.since_reset,
+                                         change=old.change)
+        if self.decoder.memory is not None:
+            self.decoder.memory.clear(stream)
+        if self.reset_policy == "document":
+            self.reset(stream)
+        if lr is not None:
+            self.set_lr(stream, lr)
+
+    def set_lr(self, stream: int, lr: float) -> None:
+        """The stream's own learning rate from now on."""
+        if self.optimizer is None:
+            raise ValueError(f"lr={lr}: nothing learns in this engine (adapt=None)")
+        if not lr >= 0:
+            raise ValueError(f"lr={lr}: expected a number >= 0")
+        self.lr[0 if self.shared else self._check_stream(stream)] = lr
+
+    def reset(self, stream: int) -> None:
+        """The stream's weights and optimizer state back to the prior; its memory stays."""
+        self._check_stream(stream)
+        if not self.learners:
+            return
+        if len(self.learners) > 1:
+            self.learners[stream].reset()
+        else:
+            self.learners[0].reset(0 if self.shared else stream)
+        self.state[stream].since_reset = 0
+        self.state[stream].change = ChangePoint()
+
+    # ---- the step
+
+    def step(self, tokens: torch.Tensor, lengths=None) -> torch.Tensor:
+        """Score each row's tokens, then learn from them.
+
+        Args:
+            tokens: int64 [S, T+1]; inputs are tokens[:, :-1], targets tokens[:, 1:]. A stream's next call starts with
+                the token that this one ended with.
+            lengths: [S] how many targets of each row count; 0 = the stream rests. None: all T.
+
+        Returns:
+            nll float32 [S, T] in nats, computed before the update that saw these tokens; 0 beyond ``lengths``.
+        """
+        tokens, lengths = self._check_step(tokens, lengths)
+        self.ledger.begin_step()
+        flags = lambda: [False] * self.streams  # noqa: E731
+        self.last = StepReport(flags(), flags(), flags(), [None] * self.streams)
+        nll = torch.zeros(self.streams, tokens.shape[1] - 1, dtype=torch.float64 if self.dtype == "fp64" else torch.float32)
+        for streams, learn, update in self._batches(lengths):
+            self._step_batch(tokens, lengths, streams, learn, update, nll)
+        self.last.flops = dict(self.ledger.step)
+        return nll
+
+    def _check_step(self, tokens, lengths):
+        tokens = torch.as_tensor(tokens, dtype=torch.int64)
+        if tokens.dim() != 2 or tokens.shape[0] != self.streams or not 2 <= tokens.shape[1] <= self.segment + 1:
+            raise ValueError(f"tokens has shape {tuple(tokens.shape)}: expected [{self.streams}, 2..{self.segment + 1}]")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(f"tokens hold ids {low}..{high}: expected 0..{self.config.vocab_size - 1}")
+        width = tokens.shape[1] - 1
+        lengths = [width] * self.streams if lengths is None else [int(n) for n in lengths]
+        if len(lengths) != self.streams or any(not 0 <= n <= width for n in lengths):
+            raise ValueError(f"lengths={lengths}: expected {self.streams} numbers in 0..{width}")
+        return tokens, lengths
+
+    def _batches(self, lengths):
+        """(streams, learn, update) of the passes of this step: streams that do the same work go together."""
+        active = [s for s in range(self.streams) if lengths[s] > 0]
+        if not active:
+            return []
+        if not self.learners:
+            return [(active, False, False)]
+        due = {s: (self.state[s].segments + 1) % self.every == 0 for s in active}
+        if self.shared:
+            update = due[active[0]]
+            return [(active, update or self.accumulate, update)]
+        groups = [([s for s in active if due[s] == update], update or self.accumulate, update) for update in (True, False)]
+        if len(self.learners) > 1:
+            groups = [([s], learn, update) for streams, learn, update in groups for s in streams]
+        return [group for group in groups if group[0]]
+
+    def _batch(self, tokens, lengths, streams):
+        """Inputs [S', T'] with each stream's overlap in front, targets [S', T'] (-1: not scored)."""
+        histories = [self.state[s].history for s in streams]
+        width = max(len(h) + lengths[s] for h, s in zip(histories, streams))
+        inputs = torch.zeros(len(streams), width, dtype=torch.int64)
+        targets = torch.full_like(inputs, -1)
+        for i, (s, past) in enumerate(zip(streams, histories)):
+            start, stop = len(past), len(past) + lengths[s]
+            inputs[i, :start] = torch.tensor(past, dtype=torch.int64)
+            inputs[i, start:stop] = tokens[s, : lengths[s]]
+            targets[i, start:stop] = tokens[s, 1 : lengths[s] + 1]
+        memory_slots = torch.tensor(streams, dtype=torch.int32)
+        one_set = self.shared or len(self.learners) > 1
+        adapter_slots = torch.zeros(1, dtype=torch.int32) if one_set else memory_slots
+        context = sum(len(h) for h in histories)
+        return Batch(inputs, adapter_slots, memory_slots, context / inputs.numel()), targets
+
+    def _learner(self, streams):
+        if not self.learners:
+            return None
+        return self.learners[streams[0]] if len(self.learners) > 1 else self.learners[0]
+
+    def _step_batch(self, tokens, lengths, streams, learn, update, nll) -> None:
+        batch, targets = self._batch(tokens, lengths, streams)
+        learner = self._learner(streams)
+        hidden = self.decoder.forward(batch, learner, self.lowest if learn else None)
+        counts = [lengths[s] for s in streams]
+        scores, dhidden = self._score(batch, hidden, targets, counts, learn)
+        for i, s in enumerate(streams):
+            nll[s, : counts[i]] = scores[i][: counts[i]]
+        resets = [s for i, s in enumerate(streams) if self._reset_due(s, counts[i], scores[i][: counts[i]])]
+        if learn and len(resets) < len(streams):
+            self.decoder.backward(batch, learner, self.lowest, dhidden, self.accumulate)
+            if learner.owns_weights and self.accumulate:
+                learner.passes += 1
+            if update:
+                self._update(learner, streams, resets)
+        for s in resets:
+            self.reset(s)
+            self.last.was_reset[s] = True
+        self.decoder.advance_memory(batch, counts)
+        self._advance_streams(tokens, lengths, streams)
+
+    def _score(self, batch, hidden, targets, counts, learn):
+        """Per-stream NLLs and, when learning, d-hidden [N, H] of the mean NLL (of all rows together when shared)."""
+        flat = targets.reshape(-1)
+        rows = (flat >= 0).nonzero()[:, 0]
+        whole = len(rows) == len(flat)
+        h = hidden if whole else hidden[rows]
+        n, wide = len(rows), self.decoder.stat_dtype
+        weights = None
+        if learn:
+            per_row = [1.0 / (sum(counts) if self.shared else c) for c in counts]
+            share = torch.tensor(per_row, dtype=wide) / (self.every if self.accumulate else 1)
+            weights = share.repeat_interleave(torch.tensor(counts))
+        nll, lse = torch.empty(n, dtype=wide), torch.empty(n, dtype=wide)
+        dh = self.workspace("dhidden scored", n, h.shape[1]) if learn else None
+        self.ops.cross_entropy(h, self.weights.head, flat[rows].contiguous(), weights, nll, lse, dh)
+        score = cross_entropy.flops(n, h.shape[1], self.config.vocab_size, False)
+        self.ledger.add("forward", score)
+        if learn:
+            self.ledger.add("backward", score)
+            if not whole:
+                dh = self.workspace("dhidden", *hidden.shape).zero_().index_copy_(0, rows, dh)
+        return nll.split(counts), dh
+
+    def _reset_due(self, stream: int, count: int, nll: torch.Tensor) -> bool:
+        state = self.state[stream]
+        if not self.learners or self.reset_policy in ("never", "document"):
+            return False
+        if self.reset_policy == "auto":
+            return state.change.observe(float(nll.mean()))
+        state.since_reset += count
+        return state.since_reset >= self.reset_policy
+
+    def _update(self, learner, streams, resets) -> None:
+        moving = [s for s in streams if s not in resets]
+        alone = self.shared or learner.owns_weights
+        slots = torch.zeros(1, dtype=torch.int32) if alone else torch.tensor(moving, dtype=torch.int32)
+        lr = self.lr[moving[0] : moving[0] + 1] if learner.owns_weights and not self.shared else self.lr
+        norms, skipped = learner.update(self.ops, slots, lr)
+        self._count_update(len(slots), learner.layout.parameters)
+        for i, s in enumerate(streams if self.shared else moving):
+            j = 0 if alone else i
+            self.last.grad_norm[s] = float(norms[j])
+            self.last.skipped[s] = bool(skipped[j])
+            self.last.updated[s] = not skipped[j]
+        self.skipped_updates += int(skipped.sum())
+        self.updates += len(slots) - int(skipped.sum())
+
+    def _count_update(self, sets: int, parameters: int) -> None:
+        o = self.optimizer
+        beta1 = bool(getattr(o, "betas", (0, 0))[0])
+        self.ledger.add("update", sets * update_op.flops(parameters, o.kind, o.decay > 0, o.clip > 0, bool(getattr(o, "momentum", 0)), beta1))
+
+    def _advance_streams(self, tokens, lengths, streams) -> None:
+        for s in streams:
+            self.state[s].segments += 1
+            if isinstance(self.memory, Overlap):
+                past = self.state[s].history + tokens[s, : lengths[s]].tolist()
+                self.state[s].history = past[-self.memory.context :]
+
+    # ---- statistics, saving
+
+    def gather_statistics(self, segments) -> int:
+        """Frozen gradient statistics for ``RMS`` at the prior: MS = sqrt(mean over segments of g^2).
+
+        Args:
+            segments: iterable of int64 [T+1] token tensors of the statistics text, each one gradient.
+
+        Returns:
+            The number of segments used. These gradients are not counted in ``flops``.
+        """
+        if self.optimizer is None or self.optimizer.kind != "rms":
+            raise ValueError(f"optimizer={self.optimizer!r}: only RMS uses gradient statistics")
+        totals, learner, count = dict(self.ledger.totals), self.learners[0], 0
+        squares = torch.zeros(learner.layout.size, dtype=learner.state.master.dtype)
+        for segment in segments:
+            row = torch.as_tensor(segment, dtype=torch.int64).view(1, -1)
+            learner.choosing_rows = count == 0
+            self._prior_gradient(row, learner)
+            squares += learner.state.grad[0].square()
+            learner.state.grad.zero_()
+            count += 1
+        learner.choosing_rows = False
+        if not count:
+            raise ValueError("segments: empty; RMS needs at least one segment of statistics text")
+        for other in self.learners:
+            other.take_statistics(squares / count, learner)
+        self.ledger.totals = totals
+        return count
+
+    def _prior_gradient(self, row: torch.Tensor, learner) -> None:
+        if not 2 <= row.shape[1] <= self.window + 1:
+            raise ValueError(f"segments: one has {row.shape[1]} tokens; expected 2..{self.window + 1}")
+        zero = torch.zeros(1, dtype=torch.int32)
+        memory, self.decoder.memory = self.decoder.memory, None
+        try:
+            batch = Batch(row[:, :-1].contiguous(), zero, zero)
+            hidden = self.decoder.forward(batch, learner, self.lowest)
+            _, dhidden = self._score(batch, hidden, row[:, 1:], [row.shape[1] - 1], True)
+            self.decoder.backward(batch, learner, self.lowest, dhidden, False)
+        finally:
+            self.decoder.memory = memory
+
+    def save(self, directory) -> None:
+        """Write everything that resuming bit for bit needs; LoRA adapters also as PEFT directories."""
+        engine_state.save(self, directory)
+
+    def restore(self, directory) -> None:
+        """Take back a state written by ``save`` in an engine of the same configuration."""
+        engine_state.restore(self, directory)

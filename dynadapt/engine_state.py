@@ -1,0 +1,78 @@
+"""Saving and restoring an engine: adapters in PEFT's format, and all that resuming bit for bit needs.
+
+A directory holds ``engine.json`` (configuration, counters), ``state.safetensors`` (masters, optimizer state, memory,
+learning rates) and, for LoRA, ``adapter/`` or ``adapter-<stream>/`` as PEFT directories.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from .adapt.peft_format import write_adapter
+from .adapt.resets import ChangePoint
+
+FORMAT = 1
+
+
+def adapter_directory(root, stream: int, streams: int) -> Path:
+    return Path(root) / ("adapter" if streams == 1 else f"adapter-{stream}")
+
+
+def _tensors(engine) -> dict[str, torch.Tensor]:
+    named = {"lr": engine.lr}
+    for i, learner in enumerate(engine.learners):
+        named.update({f"learner.{i}.{name}": t for name, t in learner.tensors().items()})
+    if engine.decoder.memory is not None:
+        named.update({f"memory.{name}": t for name, t in engine.decoder.memory.tensors().items()})
+    for s, state in enumerate(engine.state):
+        named[f"history.{s}"] = torch.tensor(state.history, dtype=torch.int64)
+    return {name: t.contiguous() for name, t in named.items()}
+
+
+def save(engine, directory) -> None:
+    """Write ``engine`` to ``directory`` (made if need be)."""
+    root = Path(directory)
+    root.mkdir(parents=True, exist_ok=True)
+    save_file(_tensors(engine), str(root / "state.safetensors"))
+    streams = [{"segments": s.segments, "since_reset": s.since_reset, "change": asdict(s.change)} for s in engine.state]
+    record = {"format": FORMAT, "engine": engine.describe(), "streams": streams, "updates": engine.updates,
+              "skipped_updates": engine.skipped_updates, "flops": engine.ledger.totals}
+    (root / "engine.json").write_text(json.dumps(record, indent=1) + "\n")
+    if engine.learners and not engine.learners[0].owns_weights:
+        slots = engine.learners[0].state.master.shape[0]
+        for slot in range(slots):
+            write_adapter(adapter_directory(root, slot, slots), engine.learners[0], engine.config, slot, engine.model.name)
+
+
+def restore(engine, directory) -> None:
+    """Read into ``engine`` what ``save`` wrote.
+
+    Raises:
+        ValueError: when the saved configuration differs, naming the first key that does.
+    """
+    root = Path(directory)
+    record = json.loads((root / "engine.json").read_text())
+    if record["format"] != FORMAT:
+        raise ValueError(f"{root}: state format {record['format']}; this version reads {FORMAT}")
+    here, saved = json.loads(json.dumps(engine.describe())), record["engine"]
+    for name in here:
+        if here[name] != saved.get(name):
+            raise ValueError(f"{root}: saved with {name}={saved.get(name)!r}; this engine has {here[name]!r}")
+    tensors = load_file(str(root / "state.safetensors"))
+    engine.lr.copy_(tensors["lr"])
+    pick = lambda prefix: {n[len(prefix):]: t for n, t in tensors.items() if n.startswith(prefix)}  # noqa: E731
+    for i, learner in enumerate(engine.learners):
+        learner.load(pick(f"learner.{i}."))
+    if engine.decoder.memory is not None:
+        engine.decoder.memory.load(pick("memory."))
+    for s, (state, row) in enumerate(zip(engine.state, record["streams"])):
+        state.segments, state.since_reset = row["segments"], row["since_reset"]
+        state.change = ChangePoint(**row["change"])
+        state.history = tensors[f"history.{s}"].tolist()
+    engine.updates, engine.skipped_updates = record["updates"], record["skipped_updates"]
+    engine.ledger.totals = dict(record["flops"])

@@ -1,0 +1,111 @@
+"""What is remembered in activations: segment memory, or overlapping windows.
+
+``SegmentMemory`` keeps, for every layer, the document's first ``sinks`` tokens and the last ``length`` tokens before the
+segment (Dai et al. 2019, arXiv 1901.02860; sinks: Xiao et al. 2023, arXiv 2309.17453). Entries are in window order, so
+entry j has position j; keys are stored before rotation and nothing is rotated again when the window moves.
+
+Weights move under the cache, and ``refresh`` says what then:
+- ``keep``: keys and values stay as they were computed (cheapest);
+- ``reproject``: layer inputs are kept, and projected with the current weights at every step (Transformer-XL's own rule).
+
+``Overlap`` re-runs the last ``context`` tokens in front of every segment: keys, values and inputs are all current.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class SegmentMemory:
+    """``length`` tokens before the segment, behind the first ``sinks`` tokens of the document."""
+
+    length: int = 512
+    sinks: int = 4
+    refresh: str = "keep"
+
+    def __post_init__(self):
+        if self.length < 1:
+            raise ValueError(f"length={self.length}: expected at least 1 token (memory=None for no memory)")
+        if self.sinks < 0:
+            raise ValueError(f"sinks={self.sinks}: expected at least 0")
+        if self.refresh not in ("keep", "reproject"):
+            raise ValueError(f"refresh={self.refresh!r}: expected keep or reproject (for recompute use Overlap)")
+
+    @property
+    def capacity(self) -> int:
+        return self.sinks + self.length
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The last ``context`` tokens are run again in front of every segment; only the segment is scored."""
+
+    context: int = 512
+
+    def __post_init__(self):
+        if self.context < 1:
+            raise ValueError(f"context={self.context}: expected at least 1 token (memory=None for none)")
+
+
+class WindowStore:
+    """Rows [slots, C, width] of one kind (keys, values or layer inputs) of one layer, in window order."""
+
+    def __init__(self, slots: int, capacity: int, width: int, dtype: torch.dtype):
+        self.rows = torch.zeros(slots, capacity, width, dtype=dtype)
+
+    def advance(self, slot: int, filled: int, new: torch.Tensor, sinks: int) -> None:
+        """Append ``new`` [l, width] behind the ``filled`` entries; sinks stay, the oldest of the rest give way."""
+        rows, capacity, count = self.rows[slot], self.rows.shape[1], new.shape[0]
+        surplus = filled + count - capacity
+        if surplus <= 0:
+            rows[filled : filled + count] = new
+            return
+        joined = torch.cat([rows[min(sinks, filled) : filled], new])  # behind the sinks already there
+        fixed = min(sinks, filled)
+        if fixed < sinks:  # the document's first tokens are only now arriving
+            take = sinks - fixed
+            rows[fixed:sinks] = joined[:take]
+            joined = joined[take:]
+        keep = capacity - sinks
+        rows[sinks:] = joined[joined.shape[0] - keep :]
+
+
+class MemoryState:
+    """All layers' stores and each slot's fill; ``length`` int32 [slots] is what attention reads."""
+
+    def __init__(self, memory: SegmentMemory, layers: int, slots: int, kv_width: int, hidden: int, dtype: torch.dtype):
+        self.memory = memory
+        c = memory.capacity
+        self.keys = [WindowStore(slots, c, kv_width, dtype) for _ in range(layers)]
+        self.values = [WindowStore(slots, c, kv_width, dtype) for _ in range(layers)]
+        self.inputs = [WindowStore(slots, c, hidden, dtype) for _ in range(layers)] if memory.refresh == "reproject" else None
+        self.length = torch.zeros(slots, dtype=torch.int32)
+
+    def advance(self, slot: int, layer: int, keys, values, inputs) -> None:
+        """One layer of one slot takes the segment's rows [l, width]; call ``fill`` after the last layer."""
+        filled = int(self.length[slot])
+        if self.inputs is not None:
+            self.inputs[layer].advance(slot, filled, inputs, self.memory.sinks)
+            return
+        self.keys[layer].advance(slot, filled, keys, self.memory.sinks)
+        self.values[layer].advance(slot, filled, values, self.memory.sinks)
+
+    def fill(self, slot: int, count: int) -> None:
+        self.length[slot] = min(int(self.length[slot]) + count, self.memory.capacity)
+
+    def clear(self, slot: int) -> None:
+        self.length[slot] = 0
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        named = {"length": self.length}
+        kinds = {"inputs": self.inputs} if self.inputs is not None else {"keys": self.keys, "values": self.values}
+        for kind, stores in kinds.items():
+            named.update({f"{kind}.{i}": store.rows for i, store in enumerate(stores)})
+        return named
+
+    def load(self, saved: dict[str, torch.Tensor]) -> None:
+        for name, t in self.tensors().items():
+            t.copy_(saved[name])
