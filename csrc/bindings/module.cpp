@@ -1,0 +1,18 @@
+// dynadapt._C: the C ABI for Python. Each family of ops binds itself.
+#include "bindings/tensor.h"
+
+namespace py = pybind11;
+using namespace dynadapt::bindings;
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Native CPU kernels of dynadapt.";
+  if (!dynadapt_isa()) throw py::import_error(dynadapt_last_error());
+  if (dynadapt_num_threads() < 0) throw py::import_error(dynadapt_last_error());
+
+  module.def("isa", &dynadapt_isa, "The instruction set in use.");
+  module.def("abi_version", &dynadapt_abi_version);
+  module.def("num_threads", &dynadapt_num_threads, "Threads a call may use.");
+  module.def("set_num_threads", [](int threads) { check(dynadapt_set_num_threads(threads)); }, py::arg("threads"),
+             "Threads a call may use from now on; 0: as at the start.");
+  bind_matrix(module);
+}

@@ -1,0 +1,63 @@
+#include "bindings/tensor.h"
+
+#include <new>
+
+namespace dynadapt::bindings {
+
+namespace {
+
+// The exchange table of the type seen last: nearly all calls have tensors of one type.
+const DLPackExchangeAPI* exchange_of(PyTypeObject* type) {
+  static PyTypeObject* last_type = nullptr;
+  static const DLPackExchangeAPI* last_api = nullptr;
+  if (type == last_type) return last_api;
+  const DLPackExchangeAPI* api = nullptr;
+  py::handle handle(reinterpret_cast<PyObject*>(type));
+  if (py::hasattr(handle, "__dlpack_c_exchange_api__")) {
+    py::object capsule = handle.attr("__dlpack_c_exchange_api__");
+    api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (!api) PyErr_Clear();
+    if (api && api->header.version.major != DLPACK_MAJOR_VERSION) api = nullptr;
+  }
+  if (api) {  // only types with a table are remembered, and kept alive by it
+    py::handle(handle).inc_ref();
+    last_type = type;
+    last_api = api;
+  }
+  return api;
+}
+
+}  // namespace
+
+Tensor::Tensor(const char* op, const char* argument, py::handle object) {
+  if (object.is_none()) return;
+  if (const DLPackExchangeAPI* api = exchange_of(Py_TYPE(object.ptr()))) {
+    if (api->dltensor_from_py_object_no_sync(object.ptr(), &view_) != 0) throw py::error_already_set();
+    tensor_ = &view_;
+    return;
+  }
+  if (!py::hasattr(object, "__dlpack__"))
+    throw py::value_error(std::string(op) + ": " + argument + " is a " + Py_TYPE(object.ptr())->tp_name +
+                          ", accepted is a tensor that has __dlpack__");
+  capsule_ = object.attr("__dlpack__")();
+  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
+  if (!managed) throw py::error_already_set();
+  tensor_ = &managed->dl_tensor;  // the capsule, left unconsumed, frees it
+}
+
+Tensor::~Tensor() = default;
+
+void check(int code) {
+  if (code == DYNADAPT_OK) return;
+  const char* text = dynadapt_last_error();
+  if (code == DYNADAPT_INVALID) throw py::value_error(text);
+  if (code == DYNADAPT_OUT_OF_MEMORY) throw std::bad_alloc();
+  throw std::runtime_error(text);
+}
+
+PackedMatrix::PackedMatrix(py::handle weight) {
+  const Tensor tensor("PackedMatrix", "weight", weight);
+  run([&] { return dynadapt_matrix_create(tensor, &matrix_); });
+}
+
+}  // namespace dynadapt::bindings

@@ -1,0 +1,117 @@
+#include "core/check.h"
+
+#include <cstdarg>
+#include <cstdio>
+
+namespace dynadapt {
+
+namespace {
+
+std::string shape_text(const int64_t* shape, int count) {
+  std::string text = "[";
+  for (int i = 0; i < count; i++) {
+    if (i) text += ", ";
+    text += shape[i] < 0 ? "any" : std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+std::string dtypes_text(unsigned mask) {
+  std::string text;
+  for (unsigned bit = kF32; bit <= kI64; bit *= 2)
+    if (mask & bit) text += (text.empty() ? "" : " or ") + std::string(dtype_name(DType(bit)));
+  return text;
+}
+
+// Strides of dimensions of size one are free; an empty tensor lies any way.
+bool lies_as(const View& view, int ndim, Layout layout) {
+  for (int i = 0; i < ndim; i++)
+    if (view.size[i] == 0) return true;
+  int64_t dense = 1;
+  for (int i = ndim - 1; i >= 0; i--) {
+    const bool outer = i == 0 && ((layout == Layout::rows && ndim == 2) || (layout == Layout::slots && ndim == 3));
+    if (view.size[i] > 1 && (outer ? view.stride[i] < dense : view.stride[i] != dense)) return false;
+    dense *= view.size[i];
+  }
+  return true;
+}
+
+const char* layout_text(Layout layout) {
+  switch (layout) {
+    case Layout::rows: return "contiguous rows (any row stride)";
+    case Layout::slots: return "contiguous inner dimensions (any stride between slots)";
+    default: return "a contiguous tensor";
+  }
+}
+
+}  // namespace
+
+const char* dtype_name(DType dtype) {
+  switch (dtype) {
+    case kF32: return "float32";
+    case kBF16: return "bfloat16";
+    case kI32: return "int32";
+    case kI64: return "int64";
+    default: return "another dtype";
+  }
+}
+
+DType dtype_of(const DLTensor& tensor) {
+  const DLDataType t = tensor.dtype;
+  if (t.lanes != 1) return DType(0);
+  if (t.code == kDLFloat && t.bits == 32) return kF32;
+  if (t.code == kDLBfloat && t.bits == 16) return kBF16;
+  if (t.code == kDLInt && t.bits == 32) return kI32;
+  if (t.code == kDLInt && t.bits == 64) return kI64;
+  return DType(0);
+}
+
+void Op::require(bool condition, const char* pattern, ...) const {
+  if (condition) return;
+  va_list args;
+  va_start(args, pattern);
+  char text[1024];
+  vsnprintf(text, sizeof text, pattern, args);
+  va_end(args);
+  throw Invalid(std::string(name_) + ": " + text);
+}
+
+View Op::tensor(const char* argument, const DLTensor* tensor, std::initializer_list<int64_t> shape, unsigned dtypes,
+                Layout layout) const {
+  require(tensor != nullptr, "%s is missing, a tensor is needed", argument);
+  require(tensor->device.device_type == kDLCPU, "%s is on device type %d, accepted is the CPU", argument,
+          int(tensor->device.device_type));
+  View view;
+  view.dtype = dtype_of(*tensor);
+  require(view.dtype & dtypes, "%s has dtype %s, accepted is %s", argument, dtype_name(view.dtype),
+          dtypes_text(dtypes).c_str());
+
+  const int ndim = int(shape.size());
+  bool fits = tensor->ndim == ndim;
+  for (int i = 0; fits && i < ndim; i++) fits = shape.begin()[i] < 0 || shape.begin()[i] == tensor->shape[i];
+  require(fits, "%s has shape %s, accepted is %s", argument, shape_text(tensor->shape, tensor->ndim).c_str(),
+          shape_text(shape.begin(), ndim).c_str());
+
+  int64_t dense = 1;
+  for (int i = ndim - 1; i >= 0; i--) {
+    view.size[i] = tensor->shape[i];
+    view.stride[i] = tensor->strides ? tensor->strides[i] : dense;
+    dense *= view.size[i];
+  }
+  require(lies_as(view, ndim, layout), "%s has strides %s for shape %s, accepted is %s", argument,
+          shape_text(view.stride, ndim).c_str(), shape_text(view.size, ndim).c_str(), layout_text(layout));
+  // The stride of a single row says nothing; kernels may still use it to step.
+  if (ndim >= 1 && view.size[0] <= 1) view.stride[0] = ndim == 1 ? 1 : view.size[1] * (ndim == 3 ? view.size[2] : 1);
+  if (ndim == 3 && view.size[1] <= 1) view.stride[1] = view.size[2];
+
+  static char empty[64];  // so that a view of no elements is still told from a missing one
+  view.data = tensor->data ? static_cast<char*>(tensor->data) + tensor->byte_offset : empty;
+  return view;
+}
+
+View Op::optional(const char* argument, const DLTensor* tensor, std::initializer_list<int64_t> shape, unsigned dtypes,
+                  Layout layout) const {
+  return tensor ? this->tensor(argument, tensor, shape, dtypes, layout) : View{};
+}
+
+}  // namespace dynadapt

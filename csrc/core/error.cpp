@@ -1,0 +1,34 @@
+#include "core/error.h"
+
+#include <cstdarg>
+#include <cstdio>
+
+namespace dynadapt {
+
+namespace {
+thread_local std::string last_error;
+}
+
+int fail(int code, const std::string& text) noexcept {
+  try {
+    last_error = text;
+  } catch (...) {
+    last_error.clear();
+  }
+  return code;
+}
+
+std::string format(const char* pattern, ...) {
+  va_list args;
+  va_start(args, pattern);
+  char text[1024];
+  vsnprintf(text, sizeof text, pattern, args);
+  va_end(args);
+  return text;
+}
+
+}  // namespace dynadapt
+
+extern "C" const char* dynadapt_last_error(void) { return dynadapt::last_error.c_str(); }
+
+extern "C" int dynadapt_abi_version(void) { return DYNADAPT_ABI_VERSION; }

@@ -1,0 +1,48 @@
+// Which instruction set runs: chosen once, from the processor and DYNADAPT_CPU_ISA.
+//
+// The sources in cpu/kernels/ are compiled once per instruction set, each time inside a namespace
+// named after it (DYN_ISA). Every family of ops has a table of function pointers there:
+//
+//   struct LinearKernels { void (*forward)(...); ... };              in a header
+//   DYN_TABLE(LinearKernels, linear_kernels)                         in the header as well
+//   const LinearKernels DYN_ISA::linear_kernels = {...};             in cpu/kernels/linear.cpp
+//   kernels<LinearKernels>().forward(...)                            in cpu/linear.cpp, compiled once
+#pragma once
+
+#include "core/error.h"
+
+namespace dynadapt {
+
+enum class Isa { portable, avx2, avx512, avx512_bf16 };
+
+/// The instruction set in use; throws Invalid where DYNADAPT_CPU_ISA can't be satisfied.
+Isa isa();
+const char* isa_name(Isa isa);
+
+/// The table of this type for the instruction set in use.
+template <class Table>
+const Table& kernels();
+
+}  // namespace dynadapt
+
+#if DYN_X86
+#define DYN_TABLE(Table, name)                                           \
+  namespace portable { extern const Table name; }                        \
+  namespace avx2 { extern const Table name; }                            \
+  namespace avx512 { extern const Table name; }                          \
+  namespace avx512_bf16 { extern const Table name; }                     \
+  template <>                                                            \
+  inline const Table& kernels<Table>() {                                 \
+    switch (isa()) {                                                     \
+      case Isa::avx512_bf16: return avx512_bf16::name;                   \
+      case Isa::avx512: return avx512::name;                             \
+      case Isa::avx2: return avx2::name;                                 \
+      default: return portable::name;                                    \
+    }                                                                    \
+  }
+#else
+#define DYN_TABLE(Table, name)                                           \
+  namespace portable { extern const Table name; }                        \
+  template <>                                                            \
+  inline const Table& kernels<Table>() { return portable::name; }
+#endif

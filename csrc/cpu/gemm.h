@@ -1,0 +1,48 @@
+// Matrix products: a micro-kernel over packed panels.
+//
+// C [M, N] = A [M, K] B. A is read in place, row-major. B is packed: panels of kNR columns, each
+// panel holding all K rows one after the other, so that the kernel reads it as one stream. Where
+// the processor multiplies bfloat16 (vdpbf16ps), a panel of bfloat16 holds pairs of rows
+// interleaved, [K/2][kNR][2]; elsewhere bfloat16 is widened to float when B is packed and A read.
+//
+// The kernel keeps kMR x kNR sums in registers over the whole of K. Each element of C is one chain
+// of additions over k, whatever M, N and the place of the element: results never depend on how a
+// product is cut up. A product may have several terms, C = sum_t A_t B_t, summed in the same registers.
+#pragma once
+
+#include "cpu/gemm_kernel.h"
+#include "cpu/gemm_layout.h"
+#include "cpu/gemm_pack.h"
+
+namespace dynadapt::DYN_ISA {
+
+/// Packs B given as its transpose, b row-major [N, K]. `panels` has panels_bytes<T>(N, K), 64-byte aligned.
+template <class T>
+inline void pack_nt(const T* b, int64_t ldb, int64_t N, int64_t K, void* panels) {
+  Panel<T>* to = static_cast<Panel<T>*>(panels);
+  for (int64_t n = 0; n < N; n += kNR, to += panel_size<T>(K))
+    pack_panel_nt(b + n * ldb, ldb, int(smaller<int64_t>(kNR, N - n)), K, to);
+}
+
+/// Packs B given as b row-major [K, N].
+template <class T>
+inline void pack_nn(const T* b, int64_t ldb, int64_t K, int64_t N, void* panels) {
+  Panel<T>* to = static_cast<Panel<T>*>(panels);
+  for (int64_t n = 0; n < N; n += kNR, to += panel_size<T>(K))
+    pack_panel_nn(b + n, ldb, int(smaller<int64_t>(kNR, N - n)), K, to);
+}
+
+/// c [M, N] = a [M, K] B, or += where `accumulate`. One thread; all of c is written, nothing beside it.
+template <class T>
+inline void gemm(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const void* panels, float* c, int64_t ldc,
+                 bool accumulate) {
+  const RowTiles rows(M);
+  for (int64_t n = 0; n < N; n += kNR) {
+    const int columns = int(smaller<int64_t>(kNR, N - n));
+    const Term<T> term{a, lda, static_cast<const Panel<T>*>(panels) + n / kNR * panel_size<T>(K), K, 1.0f};
+    for (int64_t t = 0; t < rows.count; t++)
+      multiply_into(rows.size(t), columns, term.from_row(rows.begin(t)), c + rows.begin(t) * ldc + n, ldc, accumulate);
+  }
+}
+
+}  // namespace dynadapt::DYN_ISA

@@ -1,0 +1,78 @@
+// Packing, reading and changing a frozen weight.
+#include "core/threads.h"
+#include "cpu/matrix_panels.h"
+
+namespace dynadapt::DYN_ISA {
+
+namespace {
+
+size_t bytes(DType dtype, int64_t rows, int64_t columns) {
+  return dtype == kF32 ? size_t(panel_count(rows) * panel_size<float>(columns)) * 4
+                       : size_t(panel_count(rows) * panel_size<bf16>(columns)) * 2;
+}
+
+template <class T>
+void pack(Matrix& matrix, const T* weight) {
+  const int64_t K = matrix.columns;
+  parallel(panel_count(matrix.rows), [&](Team team) {
+    const auto panels = team.share(panel_count(matrix.rows));
+    for (int64_t j = panels.begin; j < panels.end; j++) {
+      const int rows = int(smaller<int64_t>(kNR, matrix.rows - j * kNR));
+      const T* from = weight + j * kNR * K;
+      T* to = stored_panel<T>(matrix, j);
+      if constexpr (sizeof(T) == sizeof(Panel<T>)) {
+        pack_panel_nt(from, K, rows, K, to);
+      } else {
+        for (int64_t k = 0; k < K; k++)
+          for (int n = 0; n < kNR; n++) to[k * kNR + n] = n < rows ? from[n * K + k] : T{};
+      }
+    }
+  });
+}
+
+template <class T>
+void gather(const Matrix& matrix, const int64_t* index, int64_t count, T* out) {
+  constexpr int step = kInterleave<Panel<T>>;
+  const int64_t K = matrix.columns;
+  parallel(count / 16 + 1, [&](Team team) {
+    const auto rows = team.share(count);
+    for (int64_t i = rows.begin; i < rows.end; i++) {
+      const int64_t row = index ? index[i] : i;
+      const T* from = static_cast<const T*>(matrix.panels) + place<T>(matrix, row, 0);
+      for (int64_t k = 0; k < K; k++) out[i * K + k] = from[k / step * kNR * step + k % step];
+    }
+  });
+}
+
+template <class T>
+void update(Matrix& matrix, const int32_t* rows, int64_t count, const float* values) {
+  constexpr int step = kInterleave<Panel<T>>;
+  const int64_t K = matrix.columns;
+  parallel(count / 16 + 1, [&](Team team) {
+    const auto share = team.share(count);
+    for (int64_t i = share.begin; i < share.end; i++) {
+      T* to = static_cast<T*>(matrix.panels) + place<T>(matrix, rows ? rows[i] : i, 0);
+      for (int64_t k = 0; k < K; k++) assign(to[k / step * kNR * step + k % step], values[i * K + k]);
+    }
+  });
+}
+
+void pack_any(Matrix& matrix, const void* weight) {
+  if (matrix.dtype == kF32) return pack(matrix, static_cast<const float*>(weight));
+  pack(matrix, static_cast<const bf16*>(weight));
+}
+void gather_any(const Matrix& matrix, const int64_t* index, int64_t count, void* out) {
+  if (matrix.dtype == kF32) return gather(matrix, index, count, static_cast<float*>(out));
+  gather(matrix, index, count, static_cast<bf16*>(out));
+}
+void unpack_any(const Matrix& matrix, void* out) { gather_any(matrix, nullptr, matrix.rows, out); }
+void update_any(Matrix& matrix, const int32_t* rows, int64_t count, const float* values) {
+  if (matrix.dtype == kF32) return update<float>(matrix, rows, count, values);
+  update<bf16>(matrix, rows, count, values);
+}
+
+}  // namespace
+
+extern const MatrixKernels matrix_kernels = {bytes, pack_any, unpack_any, gather_any, update_any};
+
+}  // namespace dynadapt::DYN_ISA

@@ -1,0 +1,135 @@
+/* The C ABI of dynadapt.
+ *
+ * Tensors come in as DLTensor on the CPU, outputs are allocated by the caller and written fully, a
+ * NULL tensor stands for an optional one left out. Every call returns 0, or an error code with a
+ * text in dynadapt_last_error() (of the calling thread). No exception crosses this boundary.
+ * Parameter structs start with their own size, so that later versions can add members at the end.
+ *
+ * "act" is float32 or bfloat16, the same for all activations of a call. Matrices are row-major and
+ * contiguous unless "strided", which allows a row stride larger than the width. Adapter tensors
+ * [slots, rows, columns] may have any stride between slots. Sums are accumulated in float32, in an
+ * order that depends neither on the number of rows in the call nor on the number of threads. */
+#ifndef DYNADAPT_DYNADAPT_H_
+#define DYNADAPT_DYNADAPT_H_
+
+#include "dlpack.h"
+
+#if defined(_WIN32)
+#define DYNADAPT_API
+#else
+#define DYNADAPT_API __attribute__((visibility("default")))
+#endif
+
+#define DYNADAPT_ABI_VERSION 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+  DYNADAPT_OK = 0,
+  DYNADAPT_INVALID = 1,       /* an argument is wrong; the text names it, its value and what is accepted */
+  DYNADAPT_OUT_OF_MEMORY = 2,
+  DYNADAPT_INTERNAL = 3
+};
+
+DYNADAPT_API int dynadapt_abi_version(void);
+
+/* Text of the last error of this thread; never NULL. */
+DYNADAPT_API const char* dynadapt_last_error(void);
+
+/* The instruction set in use: "avx512_bf16", "avx512", "avx2" or "portable". The environment variable
+ * DYNADAPT_CPU_ISA asks for one of them; NULL (and an error text) where it can't be had. */
+DYNADAPT_API const char* dynadapt_isa(void);
+
+/* Threads a call may use: what was set, else DYNADAPT_NUM_THREADS, else OpenMP's own choice. 0 unsets. */
+DYNADAPT_API int dynadapt_num_threads(void);
+DYNADAPT_API int dynadapt_set_num_threads(int threads);
+
+/* ---- packed matrices ------------------------------------------------------------------------- */
+
+/* A weight [N, K] in the panel order of the kernels, in its own dtype: the only copy a model needs. */
+typedef struct dynadapt_matrix dynadapt_matrix;
+
+DYNADAPT_API int dynadapt_matrix_create(const DLTensor* weight, dynadapt_matrix** out);
+DYNADAPT_API void dynadapt_matrix_destroy(dynadapt_matrix* matrix);
+DYNADAPT_API int64_t dynadapt_matrix_rows(const dynadapt_matrix* matrix);
+DYNADAPT_API int64_t dynadapt_matrix_columns(const dynadapt_matrix* matrix);
+DYNADAPT_API int64_t dynadapt_matrix_bytes(const dynadapt_matrix* matrix);
+DYNADAPT_API DLDataType dynadapt_matrix_dtype(const dynadapt_matrix* matrix);
+
+/* out[i] = weight[index[i]]: index i64 [n], out act [n, K] of the matrix's dtype. */
+DYNADAPT_API int dynadapt_matrix_gather_rows(const dynadapt_matrix* matrix, const DLTensor* index,
+                                             const DLTensor* out);
+/* weight[rows[i]] = values[i], rounded to the matrix's dtype: rows i32 [n] or NULL for all, values f32 [n, K]. */
+DYNADAPT_API int dynadapt_matrix_update_rows(dynadapt_matrix* matrix, const DLTensor* rows,
+                                             const DLTensor* values);
+/* out [N, K] = weight, of the matrix's dtype. */
+DYNADAPT_API int dynadapt_matrix_unpack(const dynadapt_matrix* matrix, const DLTensor* out);
+
+/* ---- linear with a low-rank adapter ---------------------------------------------------------- */
+
+typedef struct {
+  uint32_t struct_size;
+  float scale; /* of the low-rank product */
+} dynadapt_linear_params;
+
+/* y = x W^T + bias + scale * (x A_s,p^T) Bt_s,p. The P parts' outputs stand side by side in y [N, O].
+ * x act [N, K] strided; bias act [O] or NULL; A act [slots, P*R, K], Bt act [slots, R, O], slots i32 [S]
+ * and u act [N, P*R] (out, = x A^T) all given or all NULL. Rows i*N/S .. of x belong to slots[i]. */
+DYNADAPT_API int dynadapt_linear_forward(const DLTensor* x, const dynadapt_matrix* const* parts, int32_t part_count,
+                                         const DLTensor* bias, const DLTensor* A, const DLTensor* Bt,
+                                         const DLTensor* slots, const DLTensor* u, const DLTensor* y,
+                                         const dynadapt_linear_params* params, void* stream);
+
+/* dU_p = scale * dy_p Bt_s,p^T (act [N, P*R], out) and dx = dy W + dU A_s (act [N, K], out). */
+DYNADAPT_API int dynadapt_linear_backward(const DLTensor* dy, const dynadapt_matrix* const* parts, int32_t part_count,
+                                          const DLTensor* A, const DLTensor* Bt, const DLTensor* slots,
+                                          const DLTensor* dU, const DLTensor* dx,
+                                          const dynadapt_linear_params* params, void* stream);
+
+typedef struct {
+  uint32_t struct_size;
+  float scale;
+  int32_t accumulate;        /* add to what dA and dBt hold */
+  int32_t part_count;
+  const int64_t* part_sizes; /* columns of dy that belong to each part */
+} dynadapt_lora_gradient_params;
+
+/* dA_s = dU^T x (f32 [slots, P*R, K]) and dBt_s,p = scale * u_p^T dy_p (f32 [slots, R, O]); each slot may
+ * occur once in slots, and slots that don't occur are left alone. */
+DYNADAPT_API int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor* u, const DLTensor* dU,
+                                        const DLTensor* slots, const DLTensor* dA, const DLTensor* dBt,
+                                        const dynadapt_lora_gradient_params* params, void* stream);
+
+typedef struct {
+  uint32_t struct_size;
+  int32_t accumulate;
+} dynadapt_gradient_params;
+
+/* dW = dy[:, rows]^T x: dy act [N, O] strided, x act [N, K], rows i32 [n] or NULL for all, dW f32 [n, K]. */
+DYNADAPT_API int dynadapt_weight_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor* rows,
+                                          const DLTensor* dW, const dynadapt_gradient_params* params, void* stream);
+
+/* out[o] = sqrt(sum_m dy[m, o]^2 |x_m|^2), f32 [O]: the norm each row of dW would have were the x_m orthogonal. */
+DYNADAPT_API int dynadapt_row_scores(const DLTensor* dy, const DLTensor* x, const DLTensor* out, void* stream);
+
+/* ---- linear cross-entropy -------------------------------------------------------------------- */
+
+/* nll[n] = lse[n] - logit[n, targets[n]] and dh = weights[n] * (softmax(h W^T) W - W[target]).
+ * h act [N, H], targets i64 [N] (negative: not scored, nll 0, dh 0), weights f32 [N] or NULL for ones,
+ * nll f32 [N], lse f32 [N], dh act [N, H] or NULL. */
+DYNADAPT_API int dynadapt_cross_entropy(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
+                                        const DLTensor* weights, const DLTensor* nll, const DLTensor* lse,
+                                        const DLTensor* dh, void* stream);
+
+/* dW = (weights * (softmax(h W^T) - onehot(targets)))^T h, f32 [V, H], with lse from dynadapt_cross_entropy. */
+DYNADAPT_API int dynadapt_cross_entropy_weight_gradient(const DLTensor* h, const dynadapt_matrix* head,
+                                                        const DLTensor* targets, const DLTensor* weights,
+                                                        const DLTensor* lse, const DLTensor* dW,
+                                                        const dynadapt_gradient_params* params, void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* DYNADAPT_DYNADAPT_H_ */

@@ -1,0 +1,47 @@
+"""Builds the native extension with CMake and Ninja; everything else is in pyproject.toml."""
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCE = Path(__file__).parent.resolve()
+
+
+class CMakeExtension(Extension):
+    """An extension whose sources CMakeLists.txt knows."""
+
+    def __init__(self, name):
+        super().__init__(name, sources=[])
+
+
+class CMakeBuild(build_ext):
+    """Installs dynadapt._C, libdynadapt.so and its headers side by side into the package."""
+
+    def build_extension(self, extension):
+        package = Path(self.get_ext_fullpath(extension.name)).parent.resolve()
+        tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        build = SOURCE / "build" / tag
+        jobs = self.parallel or os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or os.cpu_count() or 1
+        import pybind11
+
+        configure = [
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DDYNADAPT_SANITIZE={os.environ.get('DYNADAPT_SANITIZE', '')}",
+        ]
+        subprocess.run(["cmake", "-G", "Ninja", "-S", SOURCE, "-B", build, *configure], check=True)
+        subprocess.run(["cmake", "--build", build, "--parallel", str(jobs)], check=True)
+        subprocess.run(["cmake", "--install", build, "--prefix", package, "--component", "python"], check=True)
+
+
+setup(
+    packages=find_packages(include=["dynadapt", "dynadapt.*"]) + ["dynadapt.kernels"],
+    package_dir={"dynadapt": "dynadapt", "dynadapt.kernels": "kernels"},
+    package_data={"dynadapt": ["*.so", "include/dynadapt/*.h"]},
+    ext_modules=[CMakeExtension("dynadapt._C")],
+    cmdclass={"build_ext": CMakeBuild},
+)
