@@ -27,6 +27,8 @@ def load_live(model, dtype: torch.dtype | None = None) -> Model:
     if name.startswith("Peft") or hasattr(model, "peft_config"):
         raise ModelError(f"{name}: a model with PEFT adapters; accepted: the plain model, for example merge_and_unload()")
     raw = model.config.to_dict()
+    if "gguf" in str((raw.get("quantization_config") or {}).get("quant_method", "")).lower():
+        del raw["quantization_config"]  # its origin only: transformers holds such a model dequantised
     state = {key: value.detach() for key, value in model.state_dict().items()}
     try:
         config = config_from_hf(raw)
