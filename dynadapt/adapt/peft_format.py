@@ -42,7 +42,7 @@ def write_adapter(directory, learner, config, slot: int, base_model: str) -> Non
         A, Bt = _master(learner, slot, layer, group)
         tensors[_key(module, "A")] = A[p * rank : (p + 1) * rank].float().contiguous()
         tensors[_key(module, "B")] = Bt[:, lo:hi].t().float().contiguous()
-        names.add(module.rsplit(".", 1)[1])
+        names.add(".".join(module.split(".")[-2 if config.family == "gpt2" else -1 :]))  # c_proj alone is two modules
     span = learner.adapt.layers
     settings = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "r": rank,
