@@ -15,4 +15,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("set_num_threads", [](int threads) { check(dynadapt_set_num_threads(threads)); }, py::arg("threads"),
              "Threads a call may use from now on; 0: as at the start.");
   bind_matrix(module);
+  bind_linear(module);
 }

@@ -45,4 +45,29 @@ inline void gemm(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const
   }
 }
 
+/// out [M, columns] = sum of terms (+ bias), rounded to T; columns <= kNR, count <= kMaxTerms.
+constexpr int kMaxTerms = 17;
+template <class T>
+inline void multiply_rounded(int64_t M, int columns, const Term<T>* terms, int count, const T* bias, T* out,
+                             int64_t ldo) {
+  alignas(64) float sums[kMR * kNR];
+  Term<T> here[kMaxTerms];
+  const RowTiles tiles(M);
+  for (int64_t t = 0; t < tiles.count; t++) {
+    const int rows = tiles.size(t);
+    T* to = out + tiles.begin(t) * ldo;
+    for (int i = 0; i < rows; i++) __builtin_prefetch(to + i * ldo, 1);
+    for (int i = 0; i < count; i++) here[i] = terms[i].from_row(tiles.begin(t));
+    multiply_tile(rows, columns, here, count, sums, kNR, false);
+    for (int j = 0; j < columns; j += kWidth) {
+      const int width = smaller(kWidth, columns - j);
+      const vfloat shift = !bias ? vfloat{} : width == kWidth ? load(bias + j) : load(bias + j, width);
+      if (width == kWidth)
+        for (int i = 0; i < rows; i++) store(to + i * ldo + j, load(sums + i * kNR + j) + shift);
+      else
+        for (int i = 0; i < rows; i++) store(to + i * ldo + j, load(sums + i * kNR + j) + shift, width);
+    }
+  }
+}
+
 }  // namespace dynadapt::DYN_ISA

@@ -90,6 +90,12 @@ template <class P, int M, int NV>
 #pragma GCC unroll 4
       for (int j = 0; j < NV; j++) sum[i][j] = load(c + i * ldc + j * kWidth);
   }
+  // Fetch the lines of c to be written now: by the time the sums are ready they are here, and the stores
+  // of up to 24 lines on different pages don't wait for memory one after the other.
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) __builtin_prefetch(c + i * ldc + j * kWidth, 1);
   for (int t = 0; t < count; t++) {
     accumulate_panel(sum, terms[t].a, terms[t].lda, terms[t].b, terms[t].k);
     if (terms[t].scale != 1.0f) {

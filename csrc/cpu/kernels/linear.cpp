@@ -1,0 +1,214 @@
+// Linear layer with a low-rank adapter, forward and backward.
+//
+// The frozen product and the low-rank one are two terms of one product: a tile of y starts with
+// u Bt in its registers, is scaled, goes on with x W^T, gets the bias and is rounded once. u (or dU)
+// is needed by every column of y (dx), so it is computed first, rows shared out over the threads;
+// then threads share the columns. A panel of the weight is read (forward) or turned (backward)
+// once and used for all rows of all streams.
+#include "cpu/grid.h"
+#include "cpu/linear.h"
+#include "cpu/matrix_panels.h"
+
+namespace dynadapt::DYN_ISA {
+
+namespace {
+
+/// Where panel `g` of the concatenated parts lies.
+struct Place {
+  int part = 0;
+  int64_t panel = 0;   // in the part
+  int64_t column = 0;  // of the output, first of the panel
+  int columns = 0;
+};
+
+Place locate(const Matrix* const* parts, int64_t g) {
+  Place place;
+  for (int64_t before = 0;; place.part++) {
+    const int64_t rows = parts[place.part]->rows;
+    if (g < panel_count(rows)) {
+      place.panel = g;
+      place.column = before + g * kNR;
+      place.columns = int(smaller<int64_t>(kNR, rows - g * kNR));
+      return place;
+    }
+    g -= panel_count(rows);
+    before += rows;
+  }
+}
+
+int64_t total_panels(const Matrix* const* parts, int count) {
+  int64_t total = 0;
+  for (int p = 0; p < count; p++) total += panel_count(parts[p]->rows);
+  return total;
+}
+
+template <class T>
+struct ForwardRoom {
+  Panel<T>*wide, *low, *adapter;
+  size_t bytes;
+  ForwardRoom(const LinearForward& c, void* base) {
+    Arena arena(base);
+    wide = arena.take<Panel<T>>(sizeof(T) == sizeof(Panel<T>) ? 0 : panel_size<T>(c.K));
+    low = arena.take<Panel<T>>(panel_size<T>(c.adapter.rank));
+    adapter = arena.take<Panel<T>>(panel_count(c.part_count * c.adapter.rank) * panel_size<T>(c.K));
+    bytes = arena.used();
+  }
+};
+
+/// u = x A^T for rows [begin, end).
+template <class T>
+void forward_low(const LinearForward& c, const ForwardRoom<T>& room, int64_t begin, int64_t end) {
+  const int64_t width = c.part_count * c.adapter.rank;
+  for_streams(c.N, c.adapter.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
+    pack_nt(static_cast<const T*>(c.adapter.A) + c.adapter.slots[s] * c.adapter.A_stride, c.K, width, c.K, room.adapter);
+    for (int64_t n = 0; n < width; n += kNR) {
+      const Term<T> term{static_cast<const T*>(c.x) + from * c.ldx, c.ldx, room.adapter + n / kNR * panel_size<T>(c.K),
+                         c.K, 1.0f};
+      multiply_rounded<T>(to - from, int(smaller<int64_t>(kNR, width - n)), &term, 1, nullptr,
+                          static_cast<T*>(c.u) + from * width + n, width);
+    }
+  });
+}
+
+/// The columns of one panel of y for rows [begin, end).
+template <class T>
+void forward_panel_rows(const LinearForward& c, const ForwardRoom<T>& room, const Place& at, const Panel<T>* panel,
+                        int64_t begin, int64_t end) {
+  const Adapter& low = c.adapter;
+  const int64_t width = c.part_count * low.rank;
+  const T* bias = c.bias ? static_cast<const T*>(c.bias) + at.column : nullptr;
+  for_streams(c.N, low.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
+    Term<T> terms[2];
+    int count = 0;
+    if (low.A) {
+      pack_panel_nn(static_cast<const T*>(low.Bt) + low.slots[s] * low.Bt_stride + at.column, c.O, at.columns, low.rank,
+                    room.low);
+      terms[count++] = {static_cast<const T*>(c.u) + from * width + at.part * low.rank, width, room.low, low.rank,
+                        low.scale};
+    }
+    terms[count++] = {static_cast<const T*>(c.x) + from * c.ldx, c.ldx, panel, c.K, 1.0f};
+    multiply_rounded<T>(to - from, at.columns, terms, count, bias, static_cast<T*>(c.y) + from * c.O + at.column, c.O);
+  });
+}
+
+template <class T>
+void forward(const LinearForward& c) {
+  const int64_t panels = total_panels(c.parts, c.part_count);
+  const size_t bytes = ForwardRoom<T>(c, nullptr).bytes;
+  char* base = static_cast<char*>(scratch(bytes * num_threads()));
+  parallel(panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
+    const ForwardRoom<T> room(c, base + bytes * team.rank);
+    if (c.adapter.A) {
+      const auto rows = team.share(c.N);
+      forward_low<T>(c, room, rows.begin, rows.end);
+      team.barrier();
+    }
+    const Grid grid(panels, c.N, team.size);
+    const auto tasks = team.share(grid.tasks());
+    const Panel<T>* panel = nullptr;
+    for (int64_t t = tasks.begin, last = -1; t < tasks.end; t++) {
+      const Place at = locate(c.parts, grid.panel(t));
+      if (grid.panel(t) != last) panel = forward_panel<T>(*c.parts[at.part], at.panel, room.wide);
+      last = grid.panel(t);
+      forward_panel_rows<T>(c, room, at, panel, grid.row_begin(t), grid.row_end(t));
+    }
+  });
+}
+
+template <class T>
+struct BackwardRoom {
+  Panel<T>*turned, *low, *adapter;
+  size_t bytes;
+  BackwardRoom(const LinearBackward& c, void* base) {
+    Arena arena(base);
+    int64_t turned_size = 0, adapter_size = 0;
+    for (int p = 0; p < c.part_count; p++) {
+      turned_size += backward_panel_size<T>(*c.parts[p]);
+      adapter_size = larger(adapter_size, panel_count(c.adapter.rank) * panel_size<T>(c.parts[p]->rows));
+    }
+    turned = arena.take<Panel<T>>(turned_size);
+    low = arena.take<Panel<T>>(panel_size<T>(c.part_count * c.adapter.rank));
+    adapter = arena.take<Panel<T>>(adapter_size);
+    bytes = arena.used();
+  }
+};
+
+/// dU_p = scale * dy_p Bt_p^T for rows [begin, end).
+template <class T>
+void backward_low(const LinearBackward& c, const BackwardRoom<T>& room, int64_t begin, int64_t end) {
+  const int64_t rank = c.adapter.rank, width = c.part_count * rank;
+  for_streams(c.N, c.adapter.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
+    const T* Bt = static_cast<const T*>(c.adapter.Bt) + c.adapter.slots[s] * c.adapter.Bt_stride;
+    int64_t column = 0;
+    for (int p = 0; p < c.part_count; column += c.parts[p++]->rows) {
+      const int64_t depth = c.parts[p]->rows;
+      pack_nt(Bt + column, c.O, rank, depth, room.adapter);
+      for (int64_t n = 0; n < rank; n += kNR) {
+        const Term<T> term{static_cast<const T*>(c.dy) + from * c.O + column, c.O,
+                           room.adapter + n / kNR * panel_size<T>(depth), depth, c.adapter.scale};
+        multiply_rounded<T>(to - from, int(smaller<int64_t>(kNR, rank - n)), &term, 1, nullptr,
+                            static_cast<T*>(c.dU) + from * width + p * rank + n, width);
+      }
+    }
+  });
+}
+
+/// Columns kNR * j.. of dx for rows [begin, end), from the turned panels of all parts.
+template <class T>
+void backward_panel_rows(const LinearBackward& c, const BackwardRoom<T>& room, int64_t j, int64_t begin, int64_t end) {
+  const Adapter& low = c.adapter;
+  const int64_t width = c.part_count * low.rank;
+  const int columns = int(smaller<int64_t>(kNR, c.K - j * kNR));
+  for_streams(c.N, low.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
+    Term<T> terms[kMaxParts + 1];
+    int count = 0;
+    if (low.A) {
+      pack_panel_nn(static_cast<const T*>(low.A) + low.slots[s] * low.A_stride + j * kNR, c.K, columns, width, room.low);
+      terms[count++] = {static_cast<const T*>(c.dU) + from * width, width, room.low, width, 1.0f};
+    }
+    const T* dy = static_cast<const T*>(c.dy) + from * c.O;
+    const Panel<T>* panel = room.turned;
+    for (int p = 0; p < c.part_count; p++) {
+      terms[count++] = {dy, c.O, panel, c.parts[p]->rows, 1.0f};
+      dy += c.parts[p]->rows;
+      panel += backward_panel_size<T>(*c.parts[p]);
+    }
+    multiply_rounded<T>(to - from, columns, terms, count, nullptr, static_cast<T*>(c.dx) + from * c.K + j * kNR, c.K);
+  });
+}
+
+template <class T>
+void backward(const LinearBackward& c) {
+  const int64_t panels = panel_count(c.K);
+  const size_t bytes = BackwardRoom<T>(c, nullptr).bytes;
+  char* base = static_cast<char*>(scratch(bytes * num_threads()));
+  parallel(panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
+    const BackwardRoom<T> room(c, base + bytes * team.rank);
+    if (c.adapter.A) {
+      const auto rows = team.share(c.N);
+      backward_low<T>(c, room, rows.begin, rows.end);
+      if (!c.dx) return;
+      team.barrier();
+    }
+    const Grid grid(panels, c.N, team.size);
+    const auto tasks = team.share(grid.tasks());
+    for (int64_t t = tasks.begin, last = -1; t < tasks.end; t++) {
+      const int64_t j = grid.panel(t);
+      if (j != last) {
+        Panel<T>* to = room.turned;
+        for (int p = 0; p < c.part_count; to += backward_panel_size<T>(*c.parts[p++])) backward_panel<T>(*c.parts[p], j, to);
+      }
+      last = j;
+      backward_panel_rows<T>(c, room, j, grid.row_begin(t), grid.row_end(t));
+    }
+  });
+}
+
+}  // namespace
+
+extern const LinearKernels linear_kernels = {
+    [](const LinearForward& c) { c.dtype == kF32 ? forward<float>(c) : forward<bf16>(c); },
+    [](const LinearBackward& c) { c.dtype == kF32 ? backward<float>(c) : backward<bf16>(c); },
+};
+
+}  // namespace dynadapt::DYN_ISA

@@ -1,0 +1,84 @@
+"""How native ops are compared: no further from the float64 truth than plain torch is in the same dtype, plus a little."""
+import torch
+
+from dynadapt import _C
+from dynadapt.ops import linear  # noqa: F401  (registers the references)
+from dynadapt.ops.dispatch import resolve
+from dynadapt.ops.matrix import DenseMatrix
+
+DTYPES = [torch.float32, torch.bfloat16]
+# Allowed beyond torch's own error, in units of the largest true value. float32: our sums are one chain over K, torch's
+# are several; bfloat16: half of one rounding.
+TOLERANCE = {torch.float32: {"largest": 2e-6, "rms": 3e-7}, torch.bfloat16: {"largest": 2.0**-10, "rms": 2.0**-13}}
+
+
+def poisoned(*shape, dtype=torch.float32):
+    """An output nobody has written to yet."""
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+def _convert(value, dtype, wide, matrix):
+    """``value`` for one run: activations in ``dtype``, float32 outputs in ``wide``, Weight through ``matrix``."""
+    if isinstance(value, Weight):
+        return matrix(value.tensor.to(dtype))
+    if isinstance(value, list):
+        return [_convert(v, dtype, wide, matrix) for v in value]
+    if isinstance(value, Out):
+        return value.tensor.clone().to(wide if value.wide else dtype)
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return _like(value, value.to(dtype) if value.dtype != torch.float32 or dtype == torch.float64 else value.clone())
+    return value
+
+
+def _like(original, copy):
+    """``copy`` with the strides of ``original``."""
+    if original.is_contiguous():
+        return copy
+    return torch.empty_strided(original.shape, original.stride(), dtype=copy.dtype).copy_(copy)
+
+
+class Weight:
+    """A frozen weight: PackedMatrix for the native op, DenseMatrix for the reference."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+class Out:
+    """An output as it stands before the call; ``wide`` ones stay float32 whatever the activations are."""
+
+    def __init__(self, tensor, wide=False):
+        self.tensor, self.wide = tensor, wide
+
+
+def run(op, arguments, dtype):
+    """The native op on ``arguments``; returns its outputs."""
+    call = [_convert(a, dtype, torch.float32, _C.PackedMatrix) for a in arguments]
+    getattr(_C, op)(*call)
+    return [c for c, a in zip(call, arguments) if isinstance(a, Out)]
+
+
+def reference(op, arguments, dtype):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    call = [_convert(a, dtype, wide, DenseMatrix) for a in arguments]
+    resolve(op, "reference", dtype).function(*call)
+    return [c for c, a in zip(call, arguments) if isinstance(a, Out)]
+
+
+def check(op, arguments, dtype):
+    """Compare all outputs of ``op``; returns the native ones."""
+    ours = run(op, arguments, dtype)
+    plain = reference(op, arguments, dtype)
+    truth = reference(op, arguments, torch.float64)
+    for i, (o, p, t) in enumerate(zip(ours, plain, truth)):
+        assert torch.isfinite(o).all(), f"{op}: output {i} has values that are not finite"
+        scale = t.abs().max().item()
+        for name, norm in (("largest", lambda e: e.abs().max().item()), ("rms", lambda e: e.square().mean().sqrt().item())):
+            error, bound = norm(o.double() - t), norm(p.double() - t) + TOLERANCE[dtype][name] * scale
+            assert error <= bound, f"{op}: output {i}: {name} error {error:.3g}, plain torch allows {bound:.3g} (values to {scale:.3g})"
+    return ours
+
+
+def acts(*shape, dtype):
+    """Random activations, already rounded to ``dtype`` so that all runs see the same numbers."""
+    return torch.randn(shape).to(dtype)
