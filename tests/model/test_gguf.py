@@ -1,0 +1,133 @@
+"""GGUF files: every family and type, config from metadata, refusals by name."""
+from dataclasses import replace
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf_files import write_gguf
+
+from dynadapt.model import ModelError, load, random_model, rope_tables, tiny_config
+from dynadapt.model.config import FAMILIES
+from dynadapt.model.gguf_file import GGUFFile
+from dynadapt.model.rope import rope_frequencies
+
+
+def wide_config(family, **changes):
+    """A tiny config whose rows are multiples of 256, as block types need."""
+    return tiny_config(family, hidden_size=256, heads=4, kv_heads=4 if family == "gpt2" else 2, head_dim=64, ffn_size=256,
+                       layers=2, **changes)
+
+
+@pytest.mark.parametrize("tied", (True, False), ids=("tied", "untied"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_round_trip(family, tied, tmp_path):
+    model = random_model(tiny_config(family, tied_head=tied), seed=5)
+    loaded = load(write_gguf(model, tmp_path / "tiny.gguf"))
+    assert loaded.config == model.config and loaded.name == "tiny" and loaded.tokenizer is None
+    for name in model.names():
+        value = loaded.tensor(name)
+        assert value.is_contiguous() and value.dtype == torch.float32 and torch.equal(value, model.tensor(name)), name
+
+
+def test_llama_biases_are_permuted_too(tmp_path):
+    model = random_model(tiny_config("llama", attention_bias=True, mlp_bias=True), seed=5)
+    loaded = load(write_gguf(model, tmp_path / "tiny.gguf"))
+    assert loaded.config == model.config
+    assert all(torch.equal(loaded.tensor(name), model.tensor(name)) for name in model.names())
+
+
+@pytest.mark.parametrize("kind, error", [("F16", 1e-3), ("BF16", 5e-3), ("Q8_0", 1e-2), ("Q4_1", 0.1), ("Q4_0", 0.15), ("Q5_1", 0.05)])
+def test_types_that_can_be_written(kind, error, tmp_path):
+    model = random_model(wide_config("llama"), seed=2)
+    loaded = load(write_gguf(model, tmp_path / "tiny.gguf", kind))
+    for name in model.names():
+        value, exact = loaded.tensor(name), model.tensor(name)
+        assert value.dtype == {"F16": torch.float16, "BF16": torch.bfloat16}.get(kind if exact.ndim == 2 else "", torch.float32)
+        assert (value.float() - exact).norm() <= error * exact.norm(), name
+    converted = load(tmp_path / "tiny.gguf", dtype=torch.bfloat16)
+    assert all(converted.tensor(name).dtype == torch.bfloat16 for name in converted.names())
+
+
+@pytest.mark.parametrize("kind", ("Q4_K", "Q6_K", "Q5_K", "Q2_K"))
+def test_k_quants_hold_what_the_package_dequantises(kind, tmp_path):
+    """The package cannot write these types: random blocks with sane scales stand in for a tensor."""
+    quantised = gguf.GGMLQuantizationType[kind]
+    rows, row_bytes = 256, gguf.GGML_QUANT_SIZES[quantised][1]
+    raw = np.random.default_rng(0).integers(0, 60, (rows, row_bytes), dtype=np.uint8)  # small bytes keep the scales finite
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_tensor("probe", raw, raw_dtype=quantised)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    value = GGUFFile(path).read("probe")
+    assert value.shape == (256, 256) and value.isfinite().all() and value.abs().max() > 0
+    np.testing.assert_array_equal(value.numpy(), gguf.quants.dequantize(raw, quantised))
+
+
+def test_linear_rope_scaling(tmp_path):
+    model = random_model(tiny_config("llama", rope_scaling={"rope_type": "linear", "factor": 4.0}))
+    metadata = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    assert load(write_gguf(model, tmp_path / "tiny.gguf", metadata=metadata)).config == model.config
+
+
+def test_rope_factors_are_llama3_scaling(tmp_path):
+    scaled = tiny_config("llama", rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                                                "high_freq_factor": 4.0, "original_max_position_embeddings": 64})
+    factors = rope_frequencies(replace(scaled, rope_scaling=None)) / rope_frequencies(scaled)
+    path = write_gguf(random_model(scaled), tmp_path / "tiny.gguf", extra={"rope_freqs.weight": factors.float().numpy()})
+    loaded = load(path)
+    assert loaded.config.rope_scaling["rope_type"] == "factors"
+    for ours, theirs in zip(rope_tables(loaded.config, 200), rope_tables(scaled, 200)):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+
+
+REFUSED = {
+    "architecture 'mamba' is not supported; accepted: llama": dict(metadata={"general.architecture": "mamba"}),
+    "sliding-window attention": dict(metadata={"llama.attention.sliding_window": 64}),
+    "rope.scaling.type = 'yarn'": dict(metadata={"llama.rope.scaling.type": "yarn"}),
+    "expert_count": dict(metadata={"llama.expert_count": 8}),
+    "partial rotary": dict(metadata={"llama.rope.dimension_count": 4}),
+    "llama.logit_scale": dict(metadata={"llama.logit_scale": 0.5}),
+    "llama.block_count is missing": dict(metadata={"llama.block_count": None}),
+    "blk.2.attn_norm.weight of shape .60. is missing": dict(skip=("blk.2.attn_norm.weight",)),
+    "token_embd.weight": dict(skip=("token_embd.weight",)),
+    "blk.0.attn_sinks has shape|blk.0.attn_sinks of shape .6. has no place": dict(extra={"blk.0.attn_sinks": np.zeros(6)}),
+    "blk.0.ffn_gate.weight has shape .84, 60., the config expects .85, 60.": dict(metadata={"llama.feed_forward_length": 85}),
+    "tokenizer.ggml.bos_token_id": dict(metadata={"tokenizer.ggml.bos_token_id": "x"}),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refused_by_name(message, tmp_path):
+    if "architecture" in message:
+        path = write_gguf(random_model(tiny_config("llama")), tmp_path / "tiny.gguf")
+        path.write_bytes(path.read_bytes().replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0mamba", 1))
+    else:
+        path = write_gguf(random_model(tiny_config("llama")), tmp_path / "tiny.gguf", **REFUSED[message])
+    with pytest.raises(ModelError, match=message) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_fingerprint_follows_the_content_not_the_place(tmp_path):
+    config = tiny_config("qwen3")
+    a, b = (write_gguf(random_model(config, seed), tmp_path / f"{seed}.gguf") for seed in (1, 2))
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(a.read_bytes())
+    assert load(a).fingerprint() == load(copy).fingerprint() != load(b).fingerprint()
+
+
+@pytest.mark.model
+def test_smollm2_is_what_transformers_dequantises(smollm2_directory):
+    """The fetched directory loads in transformers with our tensors."""
+    import transformers
+    live = transformers.AutoModelForCausalLM.from_pretrained(smollm2_directory, dtype=torch.bfloat16)
+    ours, theirs = load("smollm2-135m"), load(live)
+    assert ours.config == theirs.config
+    for name in ours.names():
+        value = ours.tensor(name)
+        assert value.dtype == torch.bfloat16 and torch.equal(value, theirs.tensor(name)), name
+    ours.check_finite()
