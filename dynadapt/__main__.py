@@ -1,0 +1,3 @@
+from dynadapt.cli import main
+
+main()

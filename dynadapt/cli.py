@@ -1,0 +1,327 @@
+"""The command line. `dynadapt COMMAND --help` explains each command with examples."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from dynadapt.experiments.config import CHOICES, LEARNING_RATES, ConfigError, EvalConfig, parse_layers, parse_reset
+
+EVAL_EXAMPLES = """\
+examples:
+  dynadapt eval --model smollm2-135m --text novel.txt --tokens 16384
+      adapt a LoRA of rank 16 to a novel while scoring its first 16,384 tokens
+  dynadapt eval --text novel.txt --adapt none
+      the static score, to compare with
+  dynadapt eval --text novel.txt --memory 512
+      learn, and attend to the 512 tokens before each segment as well
+  dynadapt eval --text a.txt b.txt c.txt d.txt --streams 4 --reset document
+      four documents at once, each with an adapter of its own, fresh for every document
+  zcat log.gz | dynadapt eval --text - --out runs/log
+      a pipe, of any length, in flat memory
+
+The first token of a document is not scored: nothing comes before it. A run that was stopped goes on with --resume.
+It writes config.json, env.json, metrics.jsonl (a line a segment) and summary.json into --out."""
+
+SWEEP_EXAMPLES = """\
+a sweep file has the options of `dynadapt eval`, without the dashes:
+  out: runs/rates                 # where the cells go (default: runs/FILE)
+  base: {model: smollm2-135m, text: builtin:python-reference, tokens: 8192}
+  grid: {adapt: [lora], lr: [0.001, 0.002], memory: [0, 512]}       # every combination
+  cells: [{adapt: none}, {adapt: none, context: 512}]               # and these, one by one
+Finished cells are skipped on a second run, and cells that were stopped go on."""
+
+HELP = {
+    "model": "a name that `dynadapt fetch` knows, a Hugging Face directory or a GGUF file",
+    "text": "files (each a document), - for standard input, or builtin:python-reference, builtin:python-source",
+    "tokens": "read only the first N tokens, over all texts (default: all)",
+    "adapt": "what learns: nothing, low-rank adapters, the rows with the largest gradients, or whole weights",
+    "rank": "rank of the low-rank adapters",
+    "targets": "which linear weights learn",
+    "layers": "learn only in layers A to B-1 (default: all)",
+    "density": "with --adapt rows: share of each weight's rows that learn",
+    "segment": "tokens scored, and then learned from, at a time",
+    "memory": "tokens of earlier segments kept as keys and values, 0 for none",
+    "sinks": "with --memory: first tokens of the document that are never dropped",
+    "refresh": "with --memory: keep keys and values as they were, or project them again with the current weights",
+    "context": "tokens of earlier segments run again in front of each segment, 0 for none (dearer than --memory)",
+    "every": "update at every K-th segment",
+    "optimizer": "how the update is made",
+    "lr": "learning rate per update",
+    "decay": "share by which weights go back to their first values at each update",
+    "clip": "largest gradient norm of a stream, 0 for no limit",
+    "reset": "when the weights go back to their first values: never, at each document, every N tokens, or when the score jumps",
+    "streams": "streams scored side by side, each with weights of its own",
+    "split": "cut the one text into --streams contiguous parts, each a stream",
+    "dtype": "arithmetic; masters of what learns are float32 (fp64: on the reference backend, for checks)",
+    "backend": "native kernels, or the plain reference",
+    "seed": "seed of the adapters' first values",
+}
+METAVAR = {"text": "FILE", "tokens": "N", "layers": "A:B", "reset": "never|document|N|auto", "lr": "X", "every": "K"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        print(f"dynadapt: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _argument_type(convert):
+    """argparse reports an ArgumentTypeError's own words."""
+    def parse(value):
+        try:
+            return convert(value)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return parse
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """One option for each field of EvalConfig, with its default."""
+    types = {"text": str, "tokens": int, "layers": _argument_type(parse_layers), "reset": _argument_type(parse_reset), "lr": float,
+             **{f.name: type(f.default) for f in fields(EvalConfig) if f.name not in ("text", "tokens", "layers", "reset", "lr")}}
+    for field in fields(EvalConfig):
+        name, default = field.name, field.default
+        settings = {"help": HELP[name], "default": default}
+        if name == "split":
+            settings["action"] = "store_true"
+        else:
+            settings["type"] = types[name]
+            settings["choices"] = CHOICES.get(name)
+            if name not in CHOICES:
+                settings["metavar"] = METAVAR.get(name, "X" if types[name] is float else "NAME" if types[name] is str else "N")
+            if name == "text":
+                settings.update(nargs="+", default=[])
+            elif name == "lr":
+                rates = "; ".join(f"{adapt}: " + ", ".join(f"{key} {rate:g}" for key, rate in by.items()) for adapt, by in LEARNING_RATES.items())
+                settings["help"] += f" (default: {rates})"
+            elif default is not None:
+                settings["help"] += f" (default: {default})"
+        parser.add_argument(f"--{name}", **settings)
+
+
+def config_from(arguments) -> EvalConfig:
+    content = {field.name: getattr(arguments, field.name) for field in fields(EvalConfig)}
+    return EvalConfig(**{**content, "text": tuple(content["text"])})
+
+
+# --------------------------------------------------------------------------------------------------------------- commands
+
+def command_eval(arguments) -> int:
+    from dynadapt.experiments.dyneval import Interrupted, RunOptions, run
+    from dynadapt.progress import progress_for
+    config = config_from(arguments)
+    out = choose_out(config, arguments.out, arguments.resume)
+    finished = (out / "summary.json").exists()
+    options = RunOptions(resume=arguments.resume, scores=arguments.scores, checkpoint=arguments.checkpoint)
+    try:
+        with progress_for() as progress:
+            summary = run(config, out, options, progress)
+    except Interrupted as stopped:
+        saved = "" if arguments.checkpoint else " (without checkpoints, it starts over)"
+        print(f"dynadapt: {stopped}; go on with the same command and --out {out} --resume{saved}", file=sys.stderr)
+        return 130
+    if finished:
+        print(f"{out}: this run is finished")
+    print_summary(out, summary)
+    return 0
+
+
+def choose_out(config: EvalConfig, out: str | None, resume: bool) -> Path:
+    """--out, or a free directory under runs/ named after the run; with --resume the one that holds this configuration."""
+    from dynadapt.experiments.rundir import RunError, read_json
+    if out:
+        return Path(out)
+    text = Path(config.text[0].removeprefix("builtin:")).stem if config.text and config.text[0] != "-" else "stdin"
+    name = "-".join([Path(config.model).stem, text, config.adapt] + [f"memory{config.memory}"] * bool(config.memory))
+    candidates = [Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 1000)]
+    if resume:
+        for path in candidates:
+            if (path / "config.json").exists() and read_json(path / "config.json") == config.to_dict():
+                return path
+        raise RunError(f"no run of this configuration under runs/{name}*; name its directory with --out, or leave out --resume")
+    return next(path for path in candidates if not path.exists())
+
+
+def print_summary(out: Path, summary: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    table = Table(box=None, show_header=False, pad_edge=False)
+    bits = summary["bits_per_byte"]
+    for name, value in (
+        ("NLL", f"{summary['nll']:.4f} nats/token"),
+        ("perplexity", f"{summary['perplexity']:.2f}"),
+        ("bits per byte", "-" if bits is None else f"{bits:.4f}"),
+        ("scored", f"{summary['tokens']:,} tokens, {summary['bytes']:,} bytes"),
+        ("time", f"{summary['seconds']:.1f} s, {summary['tokens_per_second']:,.0f} tokens/s"),
+        ("FLOPs", f"{summary['flops_per_token'] / 1e9:.3f} G/token"),
+        ("peak memory", f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB"),
+        ("learned", f"{summary['learned_parameters']:,} parameters, {summary['updates']:,} updates, {summary['skipped_updates']} skipped"),
+        ("written to", str(out)),
+    ):
+        table.add_row(name, value)
+    Console(soft_wrap=True).print(table)
+
+
+def command_sweep(arguments) -> int:
+    from dynadapt.experiments.sweep import run_sweep
+    return run_sweep(arguments.config)
+
+
+def command_plot(arguments) -> int:
+    from dynadapt.experiments.plot import plot_runs
+    for path in plot_runs(arguments.run, arguments.out):
+        print(path)
+    return 0
+
+
+def command_demo(arguments) -> int:
+    from dynadapt.experiments.demo import run_demo
+    return run_demo(arguments.out, arguments.tokens, arguments.segment)
+
+
+def command_bench(arguments) -> int:
+    from dynadapt.bench import bench_step
+    return bench_step(arguments)
+
+
+def command_fetch(arguments) -> int:
+    from dynadapt.model import fetch
+    print(fetch(arguments.name))
+    return 0
+
+
+def command_info(arguments) -> int:
+    from dynadapt.info import print_info
+    print_info()
+    return 0
+
+
+def command_explain(arguments) -> int:
+    import dynadapt.model
+    from dynadapt.experiments.dyneval import build_engine
+    config = config_from(arguments)
+    engine = build_engine(dynadapt.model.load(config.model), config)
+    print(engine.explain(time=arguments.time))
+    return 0
+
+
+def command_export(arguments) -> int:
+    from dynadapt.experiments.export import export_adapter
+    print(export_adapter(Path(arguments.run), Path(arguments.out), arguments.stream))
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------------------- parser
+
+def build_parser() -> argparse.ArgumentParser:
+    import dynadapt
+    parser = _Parser(prog="dynadapt", description="Score a text with a language model and learn from each segment right after scoring it.",
+                     epilog="start with: dynadapt fetch smollm2-135m, then dynadapt eval --text builtin:python-reference --tokens 8192")
+    parser.add_argument("--version", action="version", version=dynadapt.__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def add(name, function, text, epilog=None):
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog,
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(function=function)
+        return command
+
+    command = add("eval", command_eval, "score a text, learning from each segment right after scoring it", EVAL_EXAMPLES)
+    add_config_options(command)
+    command.add_argument("--out", metavar="runs/NAME", help="directory of the run (default: one named after model, text and adapt)")
+    command.add_argument("--resume", action="store_true", help="go on with a run that was stopped; the remaining scores are the same, bit for bit")
+    command.add_argument("--scores", action="store_true", help="write every token's NLL to scores.npy (document, position, nll)")
+    command.add_argument("--checkpoint", type=_at_least(0), default=64, metavar="N", help="save every N segments, 0 for never (default: 64)")
+
+    command = add("sweep", command_sweep, "run a grid of evaluations", SWEEP_EXAMPLES)
+    command.add_argument("config", metavar="CONFIG.yaml")
+
+    command = add("plot", command_plot, "draw loss against FLOPs and seconds, and loss over the stream, from runs' files",
+                  "example:\n  dynadapt plot runs/demo/*/ --out demo.png")
+    command.add_argument("run", nargs="+", metavar="RUN", help="run directories")
+    command.add_argument("--out", metavar="FILE", help="picture to write, .png, .svg or .pdf (default: plot.png in the runs' common directory)")
+
+    command = add("demo", command_demo, "compare what learns and what remembers, on a text that needs no download")
+    command.add_argument("--out", default="runs/demo", metavar="DIR", help="where the runs, the table and the picture go (default: runs/demo)")
+    _add_demo_sizes(command)
+
+    command = add("bench", command_bench, "time this engine against others", "example:\n  dynadapt bench step --against peft-eager,peft-compile --out step.json")
+    _add_bench_options(command)
+
+    command = add("fetch", command_fetch, "get a model into the cache", "example:\n  dynadapt fetch smollm2-135m")
+    command.add_argument("name", metavar="NAME", help="smollm2-135m")
+
+    add("info", command_info, "print version, instruction set, threads, OpenMP runtimes, backends and cached models: put it into a bug report")
+
+    command = add("explain", command_explain, "print which implementation each operation uses, and why")
+    add_config_options(command)
+    command.add_argument("--time", action="store_true", help="also time each operation")
+
+    command = add("export", command_export, "write the adapter that a LoRA run ended with as a PEFT directory",
+                  "example:\n  dynadapt export runs/novel --out adapter\n  PeftModel.from_pretrained(model, 'adapter') then loads it")
+    command.add_argument("run", metavar="RUN")
+    command.add_argument("--out", required=True, metavar="DIR", help="directory to make")
+    command.add_argument("--stream", type=_at_least(0), default=0, metavar="N", help="which stream's adapter (default: 0)")
+    return parser
+
+
+def _at_least(least: int):
+    def parse(value):
+        try:
+            number = int(value)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{value!r}: give a whole number of at least {least}")
+        return number
+    return parse
+
+
+def _add_demo_sizes(command) -> None:
+    from dynadapt.experiments.demo import SEGMENT, TOKENS
+    command.add_argument("--tokens", type=_at_least(2), default=TOKENS, metavar="N", help=f"tokens of text (default: {TOKENS})")
+    command.add_argument("--segment", type=_at_least(1), default=SEGMENT, metavar="N", help=f"tokens in a segment (default: {SEGMENT})")
+
+
+def _add_bench_options(command) -> None:
+    from dynadapt.bench import PEERS
+    command.add_argument("what", choices=("step",), help="step: forward, score of each token, backward and update")
+    command.add_argument("--against", default="", metavar="A,B", help=f"providers to compare with: {', '.join(PEERS)} (default: none)")
+    command.add_argument("--model", default=EvalConfig.model, metavar="NAME", help=f"(default: {EvalConfig.model})")
+    command.add_argument("--dtype", default=EvalConfig.dtype, choices=("bf16", "fp32"), help=f"(default: {EvalConfig.dtype})")
+    command.add_argument("--streams", type=_at_least(1), default=1, metavar="S", help="(default: 1)")
+    command.add_argument("--segment", type=_at_least(1), default=512, metavar="T", help="tokens (default: 512)")
+    command.add_argument("--rank", type=_at_least(1), default=EvalConfig.rank, metavar="R", help=f"(default: {EvalConfig.rank})")
+    command.add_argument("--rounds", type=_at_least(1), default=10, metavar="N", help="timed rounds, each of every provider in turn (default: 10)")
+    command.add_argument("--out", metavar="FILE", help="write the results as JSON")
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = build_parser().parse_args(argv)
+    raise SystemExit(_guarded(arguments))
+
+
+def _guarded(arguments) -> int:
+    """Errors are one line and exit 2; what nobody foresaw says so and exits 1."""
+    try:
+        return arguments.function(arguments)
+    except KeyboardInterrupt:
+        print("dynadapt: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if arguments.debug:
+            raise
+        expected = isinstance(error, (ValueError, OSError, ImportError)) or type(error).__module__.startswith("dynadapt")
+        message = " ".join(str(error).split()) or type(error).__name__
+        if expected:
+            print(f"dynadapt: error: {message}", file=sys.stderr)
+            return 2
+        print(f"dynadapt: error: unexpected {type(error).__name__}: {message} (--debug shows where)", file=sys.stderr)
+        return 1

@@ -1,0 +1,138 @@
+"""What a dynamic evaluation computes: one frozen dataclass, which is the one place where its defaults live."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+
+CHOICES = {
+    "adapt": ("none", "lora", "rows", "full"),
+    "targets": ("all", "attn", "mlp"),
+    "refresh": ("keep", "reproject"),
+    "optimizer": ("adam", "adamw", "sgd", "rms"),
+    "dtype": ("bf16", "fp32", "fp64"),
+    "backend": ("auto", "cpu", "reference"),
+}
+
+# Learning rates that are used when none is given, by what learns and by optimizer.
+LEARNING_RATES = {
+    "lora": {"adam": 2e-3, "adamw": 2e-3, "sgd": 1.0, "rms": 1e-3},
+    "rows": {"adam": 1e-4, "adamw": 1e-4, "sgd": 1e-1, "rms": 1e-4},
+    "full": {"adam": 2e-5, "adamw": 2e-5, "sgd": 1e-1, "rms": 2e-5},
+}
+
+
+class ConfigError(ValueError):
+    """A setting that can't be used; the message names it, its value and what is accepted."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Settings of one run. Sizes are tokens; lr is per update; None means "the default for the rest"."""
+
+    model: str = "smollm2-135m"
+    text: tuple[str, ...] = ()
+    tokens: int | None = None
+    adapt: str = "lora"
+    rank: int = 16
+    targets: str = "all"
+    layers: tuple[int, int] | None = None
+    density: float = 0.1
+    segment: int = 512
+    memory: int = 0
+    sinks: int = 4
+    refresh: str = "keep"
+    context: int = 0
+    every: int = 1
+    optimizer: str = "adam"
+    lr: float | None = None
+    decay: float = 0.0
+    clip: float = 1.0
+    reset: str | int = "never"
+    streams: int = 1
+    split: bool = False
+    dtype: str = "bf16"
+    backend: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self):
+        _check(self)
+
+    @property
+    def learning_rate(self) -> float:
+        return 0.0 if self.adapt == "none" else LEARNING_RATES[self.adapt][self.optimizer] if self.lr is None else self.lr
+
+    def to_dict(self) -> dict:
+        """JSON-ready; the learning rate is the one that is used."""
+        content = asdict(self)
+        content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
+        return content
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "EvalConfig":
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(content) - known)
+        if unknown:
+            raise ConfigError(f"unknown setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        content = dict(content)
+        if isinstance(content.get("text"), str):
+            content["text"] = (content["text"],)
+        if "text" in content:
+            content["text"] = tuple(str(text) for text in content["text"])
+        if content.get("layers") is not None:
+            content["layers"] = parse_layers(content["layers"])
+        if "reset" in content:
+            content["reset"] = parse_reset(content["reset"])
+        return cls(**content)
+
+    def with_(self, **changes) -> "EvalConfig":
+        return replace(self, **changes)
+
+
+def parse_layers(value) -> tuple[int, int]:
+    """ "A:B" or [A, B]: layers A..B-1."""
+    try:
+        first, stop = value.split(":") if isinstance(value, str) else value
+        first, stop = int(first), int(stop)
+    except (ValueError, TypeError):
+        raise ConfigError(f"layers {value!r}: give A:B with A < B, for example 20:30 for layers 20 to 29") from None
+    if not 0 <= first < stop:
+        raise ConfigError(f"layers {value!r}: give A:B with 0 <= A < B")
+    return first, stop
+
+
+def parse_reset(value) -> str | int:
+    if value in ("never", "document", "auto"):
+        return value
+    try:
+        tokens = int(value)
+    except (ValueError, TypeError):
+        tokens = 0
+    if tokens < 1 or isinstance(value, bool):
+        raise ConfigError(f"reset {value!r}: give never, document, auto or a number of tokens")
+    return tokens
+
+
+def _check(config: EvalConfig) -> None:
+    for name, accepted in CHOICES.items():
+        if getattr(config, name) not in accepted:
+            raise ConfigError(f"{name} {getattr(config, name)!r}: give one of {', '.join(accepted)}")
+    for name, least in (("rank", 1), ("segment", 1), ("memory", 0), ("sinks", 0), ("context", 0), ("every", 1), ("streams", 1), ("seed", 0)):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name} {value!r}: give a whole number of at least {least}")
+    if config.tokens is not None and (isinstance(config.tokens, bool) or not isinstance(config.tokens, int) or config.tokens < 2):
+        raise ConfigError(f"tokens {config.tokens!r}: give a whole number of at least 2 (the first token is not scored)")
+    for name, accepted in (("density", lambda x: 0 < x <= 1), ("decay", lambda x: 0 <= x <= 1), ("clip", lambda x: x >= 0),
+                           ("lr", lambda x: x is None or x >= 0)):
+        value = getattr(config, name)
+        if isinstance(value, (bool, str)) or not accepted(value) or value in (float("inf"),):
+            raise ConfigError(f"{name} {value!r}: give " + {"density": "a share of the rows, more than 0 and at most 1",
+                              "decay": "a number from 0 to 1", "clip": "a norm of at least 0 (0: no clipping)", "lr": "a rate of at least 0"}[name])
+    if config.memory and config.context:
+        raise ConfigError(f"memory {config.memory} and context {config.context}: give one of them (memory keeps keys and values, "
+                          "context runs the text again)")
+    if config.split and len(config.text) > 1:
+        raise ConfigError(f"split: cuts one text into streams, but {len(config.text)} texts are given")
+    if config.split and config.streams < 2:
+        raise ConfigError(f"streams {config.streams}: with split, give the number of parts, at least 2")
+    parse_reset(config.reset)

@@ -1,0 +1,352 @@
+"""Dynamic evaluation: score a text segment by segment, learning from each one right after it is scored.
+
+The first token of a document is not scored: nothing precedes it, and no beginning-of-text token is invented.
+Bits per byte counts the bytes of scored tokens only.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+
+from dynadapt.environment import environment, peak_memory_bytes
+from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.feed import Feed, Segment, check_lengths
+from dynadapt.experiments.rundir import SCORE, RunDirectory, RunError, read_json, write_json
+from dynadapt.text import Document, Source, TextError, split, streaming_tokenizer
+
+PHASES = ("forward", "backward", "update", "recompute")
+
+
+class Interrupted(RunError):
+    """Stopped by a signal, after the segment in progress was finished and saved."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is kept, as opposed to what it computes. `checkpoint` is in segments; 0 saves no state at all."""
+
+    resume: bool = False
+    scores: bool = False
+    checkpoint: int = 64
+
+
+def run(config: EvalConfig, out: str | Path, options: RunOptions = RunOptions(), progress: Callable[[dict], None] | None = None,
+        model=None, make_engine: Callable | None = None) -> dict:
+    """Runs to the end, or on to the end with options.resume, and returns the summary.
+
+    1. Check the texts and open the run directory (a finished one is returned as it is).
+    2. Load the model, check that its weights are finite, build the engine and the feed; go back to the last checkpoint.
+    3. For each segment: read, enter new documents, step, write scores and metrics; save every `options.checkpoint` segments.
+    4. Write summary.json.
+
+    progress is called with each line of metrics plus "fraction" (of the text, None if unknown) and "gain" (over a static run
+    on the same text next to this one, None if there is none). Raises TextError, ConfigError, RunError, Interrupted.
+    """
+    sources, facts = _sources(config)
+    directory = RunDirectory(out, config.to_dict(), options.resume, options.scores)
+    try:
+        if directory.finished:
+            return directory.finished
+        model = _model(config, model)
+        engine = (make_engine or build_engine)(model, config)
+        run = _Run(config, options, directory, engine, sources, facts, streaming_tokenizer(model.tokenizer))
+        run.baseline = find_baseline(directory.path, config)
+        write_json(directory.path / "env.json", environment())
+        return run.finish(progress or (lambda event: None))
+    finally:
+        directory.close()
+
+
+def _sources(config: EvalConfig) -> tuple[list[Source], list[dict]]:
+    if not config.text:
+        raise ConfigError("text: none given; name files, - for standard input, or builtin:python-reference")
+    if list(config.text).count("-") > 1:
+        raise ConfigError("text: - (standard input) can be given once only")
+    sources = [Source(spec) for spec in config.text]
+    return sources, [source.check() for source in sources]
+
+
+def _model(config: EvalConfig, model):
+    if model is None:
+        import dynadapt.model
+        model = dynadapt.model.load(config.model)
+    model.check_finite()
+    if model.tokenizer is None:
+        raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights")
+    return model
+
+
+def build_engine(model, config: EvalConfig):
+    """The engine that a configuration describes."""
+    import dynadapt
+    rate = {"lr": config.learning_rate, "decay": config.decay, "clip": config.clip}
+    optimizers = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD, "rms": dynadapt.RMS}
+    targets = {"targets": config.targets, "layers": range(*config.layers) if config.layers else None}
+    adapt = {
+        "none": lambda: None,
+        "lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=2 * config.rank, **targets),
+        "rows": lambda: dynadapt.RowSparse(density=config.density, **targets),
+        "full": lambda: dynadapt.Full(**targets),
+    }[config.adapt]()
+    memory = None
+    if config.memory:
+        memory = dynadapt.SegmentMemory(length=config.memory, sinks=config.sinks, refresh=config.refresh)
+    elif config.context:
+        memory = dynadapt.Overlap(context=config.context)
+    return dynadapt.Engine(model, adapt=adapt, optimizer=optimizers[config.optimizer](**rate) if adapt else None, memory=memory,
+                           streams=config.streams, segment=config.segment, every=config.every, reset=config.reset,
+                           dtype=config.dtype, backend=config.backend, seed=config.seed)
+
+
+class _Run:
+    """One run between its checkpoints: the engine, the feed and the totals."""
+
+    def __init__(self, config, options, directory, engine, sources, facts, tokenizer):
+        self.config, self.options, self.directory, self.engine = config, options, directory, engine
+        self.facts, self.baseline = facts, {}
+        saved = directory.state
+        if saved:
+            changed = [source.spec for source, now, then in zip(sources, facts, saved["texts"]) if now != then]
+            if changed:
+                raise TextError(f"text {changed[0]!r} has changed since this run began")
+            engine.restore(directory.checkpoint / "engine")
+            self.documents = _documents_from(saved["documents"], sources)
+            self.totals = saved["totals"]
+        else:
+            self.documents = self._documents(sources, tokenizer)
+            self.totals = {"segments": 0, "tokens": 0, "bytes": 0, "nll": 0.0, "seconds": 0.0, "updates": 0, "skipped_updates": 0,
+                           "resets": 0, "flops": dict.fromkeys(PHASES, 0),
+                           "documents": [{"name": d.name, "tokens": 0, "bytes": 0, "nll": 0.0} for d in self.documents]}
+        self.saved_at = self.totals["segments"] if saved else -1
+        self.feed = Feed(self.documents, tokenizer, config.streams, config.segment, None if config.split else config.tokens,
+                         state=saved["feed"] if saved else None)
+        self.position = self.feed.state()            # of the last whole segment
+
+    def _documents(self, sources: list[Source], tokenizer) -> list[Document]:
+        if self.config.split:
+            return split(sources[0], tokenizer, self.config.streams, self.config.tokens)
+        documents = [Document(source) for source in sources]
+        check_lengths(documents, tokenizer)
+        return documents
+
+    def finish(self, progress: Callable[[dict], None]) -> dict:
+        with interruptible() as stop:
+            try:
+                self._loop(progress, stop)
+            except TextError:                        # found while reading the next segment: the ones before are whole
+                self._save()
+                raise
+            if stop.signal:
+                self._save()
+                raise Interrupted(f"stopped by {signal.Signals(stop.signal).name} after segment {self.totals['segments']}")
+            if not self.totals["tokens"]:
+                raise TextError(f"text {self.config.text[0]!r}: nothing to score (fewer than 2 tokens)")
+            if self.engine.learned_parameters:
+                self._save()
+            summary = self._summary()
+            self.directory.sync()
+            write_json(self.directory.path / "summary.json", summary)
+        return summary
+
+    def _loop(self, progress, stop) -> None:
+        started = time.perf_counter()
+        while not stop.signal:
+            segment = self.feed.next()
+            if segment is None:
+                return
+            for stream in segment.entered:
+                self.engine.enter(stream)
+            nll = self.engine.step(torch.from_numpy(segment.tokens), torch.from_numpy(segment.lengths))
+            nll = nll.detach().float().cpu().numpy()
+            self._check_finite(segment, nll)
+            if self.directory.scores:
+                self.directory.append_scores(_score_rows(segment, nll))
+            now = time.perf_counter()
+            line = self._count(segment, nll, now - started)
+            self.directory.append(line)
+            self.position = self.feed.state()
+            progress({**line, "fraction": self._fraction(), "gain": self._gain()})
+            started = now
+            if self.options.checkpoint and self.totals["segments"] % self.options.checkpoint == 0:
+                self._save()
+                started = time.perf_counter()
+
+    def _check_finite(self, segment: Segment, nll: np.ndarray) -> None:
+        for stream, length in enumerate(segment.lengths):
+            if not np.isfinite(nll[stream, :length]).all():
+                raise RunError(f"the scores of segment {self.totals['segments']}, stream {stream}, are not finite: adaptation diverged at "
+                               f"lr {self.config.learning_rate:g}; take a smaller --lr, a smaller --clip, or --dtype fp32. "
+                               f"What was scored before is in {self.directory.path}")
+
+    def _count(self, segment: Segment, nll: np.ndarray, seconds: float) -> dict:
+        """Adds one segment to the totals and returns its line of metrics."""
+        totals, report = self.totals, self.engine.last
+        sums = [float(row[:length].astype(np.float64).sum()) for row, length in zip(nll, segment.lengths)]
+        for stream, document in enumerate(segment.documents):
+            if document is not None:
+                of = totals["documents"][document]
+                of["tokens"] += int(segment.lengths[stream])
+                of["bytes"] += int(segment.sizes[stream])
+                of["nll"] += sums[stream]
+        tokens, size, flops = int(segment.lengths.sum()), int(segment.sizes.sum()), {phase: int(report.flops.get(phase, 0)) for phase in PHASES}
+        totals["tokens"] += tokens
+        totals["bytes"] += size
+        totals["nll"] += math.fsum(sums)
+        totals["seconds"] += seconds
+        totals["updates"] += sum(map(bool, report.updated))
+        totals["skipped_updates"] += sum(map(bool, report.skipped))
+        totals["resets"] += sum(map(bool, report.was_reset))
+        for phase in PHASES:
+            totals["flops"][phase] += flops[phase]
+        index = totals["segments"]
+        totals["segments"] += 1
+        return {
+            "segment": index,
+            "documents": segment.documents,
+            "lengths": segment.lengths.tolist(),
+            "tokens": tokens,
+            "nll": math.fsum(sums) / tokens,
+            "stream_nll": [total / int(length) if length else None for total, length in zip(sums, segment.lengths)],
+            "bytes": size,
+            "total_tokens": totals["tokens"],
+            "total_nll": totals["nll"] / totals["tokens"],
+            "total_bits_per_byte": _bits_per_byte(totals["nll"], totals["bytes"]),
+            "seconds": seconds,
+            "total_seconds": totals["seconds"],
+            "flops": flops,
+            "updated": [bool(x) for x in report.updated],
+            "skipped": [bool(x) for x in report.skipped],
+            "reset": [bool(x) for x in report.was_reset],
+            "grad_norm": [_finite(x) for x in report.grad_norm],
+        }
+
+    def _save(self) -> None:
+        if not self.options.checkpoint or self.saved_at == self.totals["segments"]:
+            return
+        state = {"segments": self.totals["segments"], "totals": self.totals, "feed": self.position, "texts": self.facts,
+                 "documents": [{"text": self.config.text.index(d.source.spec), "start": d.start, "stop": d.stop, "state": d.state}
+                               for d in self.documents]}
+        self.directory.save(self.engine, state)
+        self.saved_at = self.totals["segments"]
+
+    def _fraction(self) -> float | None:
+        shares = []
+        if self.config.tokens:
+            shares.append(self.feed.read / self.config.tokens)
+        sizes = [fact.get("bytes") for fact in self.facts]
+        if all(sizes) and not self.config.split:
+            shares.append(self.totals["bytes"] / sum(sizes))
+        elif self.config.split:
+            shares.append(self.feed.read / sum(d.stop - d.start for d in self.documents))
+        return min(1.0, max(shares)) if shares else None
+
+    def _gain(self) -> float | None:
+        static = self.baseline.get(self.totals["tokens"])
+        return None if static is None else static - self.totals["nll"] / self.totals["tokens"]
+
+    def _summary(self) -> dict:
+        totals, engine = self.totals, self.engine
+        mean = totals["nll"] / totals["tokens"]
+        documents = [{"name": d["name"], "tokens": d["tokens"], "bytes": d["bytes"], "nll": d["nll"] / d["tokens"],
+                      "bits_per_byte": _bits_per_byte(d["nll"], d["bytes"])} for d in totals["documents"] if d["tokens"]]
+        return {
+            "nll": mean,
+            "perplexity": math.exp(min(mean, 700.0)),
+            "bits_per_byte": _bits_per_byte(totals["nll"], totals["bytes"]),
+            "tokens": totals["tokens"],
+            "bytes": totals["bytes"],
+            "seconds": totals["seconds"],
+            "tokens_per_second": totals["tokens"] / totals["seconds"],
+            "flops": totals["flops"],
+            "flops_per_token": sum(totals["flops"].values()) / totals["tokens"],
+            "peak_memory_bytes": peak_memory_bytes(),
+            "learned_parameters": int(engine.learned_parameters),
+            "updates": totals["updates"],
+            "skipped_updates": totals["skipped_updates"],
+            "resets": totals["resets"],
+            "segments": totals["segments"],
+            "backend": engine.backend,
+            "dtype": engine.dtype if isinstance(engine.dtype, str) else self.config.dtype,
+            "model": self.config.model,
+            "documents": documents,
+        }
+
+
+def _documents_from(saved: list[dict], sources: list[Source]) -> list[Document]:
+    return [Document(sources[d["text"]], d["start"], d["stop"], d["state"]) for d in saved]
+
+
+def _score_rows(segment: Segment, nll: np.ndarray) -> np.ndarray:
+    rows = np.zeros(int(segment.lengths.sum()), SCORE)
+    at = 0
+    for stream, length in enumerate(segment.lengths):
+        part = rows[at:at + length]
+        if length:
+            part["document"] = segment.documents[stream]
+            part["position"] = segment.positions[stream] + np.arange(length)
+            part["nll"] = nll[stream, :length]
+        at += length
+    return rows
+
+
+def _bits_per_byte(nll: float, size: int) -> float | None:
+    return nll / (math.log(2) * size) if size else None
+
+
+def _finite(value) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def find_baseline(path: Path, config: EvalConfig) -> dict[int, float]:
+    """Tokens scored -> mean NLL so far, of a static run on the same text in the same parent directory; {} if there is none."""
+    if config.adapt == "none" or not path.parent.is_dir():
+        return {}
+    from dynadapt.experiments.metrics import read_metrics
+    keys = ("model", "text", "tokens", "streams", "split", "segment", "memory", "sinks", "context")
+    mine = config.to_dict()
+    for other in sorted(path.parent.iterdir()):
+        if other == path or not (other / "config.json").is_file():
+            continue
+        try:
+            theirs = read_json(other / "config.json")
+        except RunError:
+            continue
+        if theirs.get("adapt") == "none" and all(theirs.get(key) == mine[key] for key in keys):
+            return {line["total_tokens"]: line["total_nll"] for line in read_metrics(other)}
+    return {}
+
+
+class _Stop:
+    signal: int | None = None
+
+
+@contextmanager
+def interruptible():
+    """SIGINT and SIGTERM ask for a stop after the segment in progress; a second one stops at once."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number, frame):
+        stop.signal = number
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
