@@ -49,6 +49,7 @@ HELP = {
     "context": "tokens of earlier segments run again in front of each segment, 0 for none (dearer than --memory)",
     "every": "update at every K-th segment",
     "optimizer": "how the update is made",
+    "statistics": "with --optimizer rms: text whose first 16,384 tokens give the frozen gradient statistics",
     "lr": "learning rate per update",
     "decay": "share by which weights go back to their first values at each update",
     "clip": "largest gradient norm of a stream, 0 for no limit",
@@ -59,7 +60,7 @@ HELP = {
     "backend": "native kernels, or the plain reference",
     "seed": "seed of the adapters' first values",
 }
-METAVAR = {"text": "FILE", "tokens": "N", "layers": "A:B", "reset": "never|document|N|auto", "lr": "X", "every": "K"}
+METAVAR = {"text": "FILE", "statistics": "FILE", "tokens": "N", "layers": "A:B", "reset": "never|document|N|auto", "lr": "X", "every": "K"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -125,7 +126,10 @@ def command_eval(arguments) -> int:
         return 130
     if finished:
         print(f"{out}: this run is finished")
-    print_summary(out, summary)
+    if arguments.quiet:
+        print(f"nll {summary['nll']:.4f}, {summary['tokens_per_second']:,.0f} tokens/s")
+    else:
+        print_summary(out, summary)
     return 0
 
 
@@ -188,7 +192,7 @@ def command_bench(arguments) -> int:
 
 
 def command_fetch(arguments) -> int:
-    from dynadapt.model import fetch
+    from dynadapt.model.fetch import fetch
     print(fetch(arguments.name))
     return 0
 
@@ -236,6 +240,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--resume", action="store_true", help="go on with a run that was stopped; the remaining scores are the same, bit for bit")
     command.add_argument("--scores", action="store_true", help="write every token's NLL to scores.npy (document, position, nll)")
     command.add_argument("--checkpoint", type=_at_least(0), default=64, metavar="N", help="save every N segments, 0 for never (default: 64)")
+
+    command.add_argument("--quiet", action="store_true", help="end with one line instead of a table")
 
     command = add("sweep", command_sweep, "run a grid of evaluations", SWEEP_EXAMPLES)
     command.add_argument("config", metavar="CONFIG.yaml")

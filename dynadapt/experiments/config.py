@@ -44,6 +44,7 @@ class EvalConfig:
     context: int = 0
     every: int = 1
     optimizer: str = "adam"
+    statistics: str = "builtin:python-reference"
     lr: float | None = None
     decay: float = 0.0
     clip: float = 1.0
@@ -86,6 +87,19 @@ class EvalConfig:
 
     def with_(self, **changes) -> "EvalConfig":
         return replace(self, **changes)
+
+    def arguments(self) -> list[str]:
+        """The options of `dynadapt eval` that give this configuration: those that are not the default."""
+        words = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "text":
+                words += ["--text", *value]
+            elif field.name == "split":
+                words += ["--split"] * value
+            elif value != field.default:
+                words += [f"--{field.name}", ":".join(map(str, value)) if field.name == "layers" else str(value)]
+        return words
 
 
 def parse_layers(value) -> tuple[int, int]:

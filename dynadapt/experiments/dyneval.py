@@ -59,7 +59,10 @@ def run(config: EvalConfig, out: str | Path, options: RunOptions = RunOptions(),
             return directory.finished
         model = _model(config, model)
         engine = (make_engine or build_engine)(model, config)
-        run = _Run(config, options, directory, engine, sources, facts, streaming_tokenizer(model.tokenizer))
+        tokenizer = streaming_tokenizer(model.tokenizer)
+        if config.adapt != "none" and config.optimizer == "rms":
+            engine.gather_statistics(_statistics(config, tokenizer))
+        run = _Run(config, options, directory, engine, sources, facts, tokenizer)
         run.baseline = find_baseline(directory.path, config)
         write_json(directory.path / "env.json", environment())
         return run.finish(progress or (lambda event: None))
@@ -106,6 +109,17 @@ def build_engine(model, config: EvalConfig):
     return dynadapt.Engine(model, adapt=adapt, optimizer=optimizers[config.optimizer](**rate) if adapt else None, memory=memory,
                            streams=config.streams, segment=config.segment, every=config.every, reset=config.reset,
                            dtype=config.dtype, backend=config.backend, seed=config.seed)
+
+
+def _statistics(config: EvalConfig, tokenizer, tokens: int = 16384):
+    """Segments [T + 1] of the statistics text, which must not be the text that is scored."""
+    if config.statistics in config.text:
+        raise ConfigError(f"statistics {config.statistics!r} is the text to be scored; give another one, or the scores would have seen it")
+    source = Source(config.statistics)
+    source.check()
+    feed = Feed([Document(source)], tokenizer, 1, config.segment, tokens)
+    while (segment := feed.next()) is not None:
+        yield torch.from_numpy(segment.tokens[0, :segment.lengths[0] + 1])
 
 
 class _Run:

@@ -1,0 +1,33 @@
+"""The adapter that a LoRA run ended with, as a directory that PEFT loads."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from dynadapt.engine_state import adapter_directory
+from dynadapt.experiments.rundir import RunError, read_json
+
+
+def export_adapter(run: Path, out: Path, stream: int = 0) -> Path:
+    """Copies adapter_config.json and adapter_model.safetensors of one stream from the run's last saved state to `out`.
+
+    Raises RunError when the run has no LoRA, saved nothing, or has no such stream, or when `out` exists.
+    """
+    config = read_json(run / "config.json")
+    if config["adapt"] != "lora":
+        raise RunError(f"{run} ran with --adapt {config['adapt']}; only a LoRA run has an adapter to export")
+    if not 0 <= stream < config["streams"]:
+        raise RunError(f"stream {stream}: {run} has streams 0 to {config['streams'] - 1}")
+    folder = run / "checkpoint"
+    states = sorted(entry for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
+    if not states:
+        raise RunError(f"{run} saved no state (it ran with --checkpoint 0, or was stopped before its first checkpoint)")
+    if out.exists():
+        raise RunError(f"{out} exists; name a directory that does not")
+    source = adapter_directory(states[-1] / "engine", stream, config["streams"])
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    temporary.rename(out)
+    return out

@@ -1,0 +1,163 @@
+"""Many runs, one directory each, each in a process of its own so that its peak memory is its own.
+
+Running the same sweep again skips what is finished and goes on with what was stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.metrics import Run, read_run
+from dynadapt.experiments.rundir import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Cell:
+    name: str
+    config: EvalConfig
+
+
+def read_sweep(path: str | Path) -> tuple[Path, list[Cell]]:
+    """(directory of the runs, cells) of a sweep file. Raises ConfigError naming what does not fit."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict) or not ({"grid", "cells"} & set(content)):
+        raise ConfigError(f"{path}: give base: and grid: or cells: (see dynadapt sweep --help)")
+    unknown = set(content) - {"out", "base", "grid", "cells"}
+    if unknown:
+        raise ConfigError(f"{path}: unknown key {sorted(unknown)[0]!r}; there are out, base, grid, cells")
+    try:
+        cells = expand(content.get("base") or {}, content.get("grid") or {}, content.get("cells") or [])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return Path(content.get("out") or Path("runs") / path.stem), cells
+
+
+def expand(base: dict, grid: dict, cells: list[dict]) -> list[Cell]:
+    """Every combination of the grid's lists, then the cells one by one, each over the base; equal ones once."""
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"grid: {name} is {values!r}; give a list of values")
+    combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())] if grid else []
+    if not all(isinstance(cell, dict) for cell in cells):
+        raise ConfigError("cells: give a list of settings such as {adapt: lora, lr: 0.001}")
+    found: dict[EvalConfig, Cell] = {}
+    for changes in combinations + list(cells):
+        config = EvalConfig.from_dict({**base, **changes})
+        found.setdefault(config, Cell(cell_name(changes), config))
+    names = [cell.name for cell in found.values()]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"cells: two different cells would be named {twice[0]!r}")
+    return list(found.values())
+
+
+def cell_name(changes: dict) -> str:
+    """For example adapt=lora,lr=0.001."""
+    parts = []
+    for name, value in changes.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        text = "+".join(Path(str(each).removeprefix("builtin:")).name for each in values)
+        parts.append(f"{name}={''.join(c if c.isalnum() or c in '.+-:' else '_' for c in text)}".replace(":", "-"))
+    return ",".join(parts) or "base"
+
+
+def run_cells(cells: list[Cell], out: Path, extra: tuple[str, ...] = (), console: Console | None = None) -> dict[str, str]:
+    """Runs what is not finished; returns what went wrong, by cell. Stops (KeyboardInterrupt) when a cell was interrupted."""
+    console = console or Console(soft_wrap=True, highlight=False)
+    failures = {}
+    for number, cell in enumerate(cells, 1):
+        path = out / cell.name
+        title = f"[{number}/{len(cells)}] {cell.name}"
+        if (path / "summary.json").exists() and read_json(path / "config.json") == cell.config.to_dict():
+            console.print(f"{title}: finished before", markup=False, style="dim")
+            continue
+        console.print(title, markup=False, style="bold")
+        command = [sys.executable, "-m", "dynadapt", "eval", *cell.config.arguments(), "--out", str(path), "--resume", "--quiet", *extra]
+        code, message = _run_child(command)
+        if code == 130 or code < 0:
+            raise KeyboardInterrupt
+        if code:
+            failures[cell.name] = message
+            console.print(message, markup=False, style="red")
+    return failures
+
+
+def _run_child(command: list[str]) -> tuple[int, str]:
+    """(exit status, last line of its errors). SIGTERM is handed on; SIGINT reaches the child from the terminal by itself."""
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(signal.SIGTERM))
+    try:
+        lines = []
+        for line in child.stderr:
+            sys.stderr.write(line)
+            lines = (lines + [line.strip()])[-1:]
+        return child.wait(), lines[0] if lines else f"exit status {child.returncode}"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def finished_runs(cells: list[Cell], out: Path) -> list[Run]:
+    return [read_run(out / cell.name) for cell in cells if (out / cell.name / "summary.json").exists()]
+
+
+def results_table(runs: list[Run], names: dict[str, str] | None = None) -> Table:
+    """One row a run; the best NLL is bold."""
+    best = min((run.summary["nll"] for run in runs), default=None)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("run", no_wrap=True)
+    for title in ("NLL", "bits/byte", "GFLOPs/token", "tokens/s", "peak memory"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for run in runs:
+        s = run.summary
+        table.add_row((names or {}).get(run.name, run.name), f"{s['nll']:.4f}", f"{s['bits_per_byte']:.4f}", f"{s['flops_per_token'] / 1e9:.3f}",
+                      f"{s['tokens_per_second']:,.0f}", f"{s['peak_memory_bytes'] / 1e6:,.0f} MB", style="bold" if s["nll"] == best else None)
+    return table
+
+
+def write_results(runs: list[Run], json_path: Path, csv_path: Path) -> None:
+    write_json(json_path, {"runs": [{"name": run.name, "config": run.config, "summary": run.summary} for run in runs]})
+    names = ["nll", "bits_per_byte", "perplexity", "tokens", "bytes", "seconds", "tokens_per_second", "flops_per_token", "peak_memory_bytes",
+             "learned_parameters", "updates", "skipped_updates"]
+    keys = list(runs[0].config) if runs else []
+    with open(csv_path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", *keys, *names])
+        for run in runs:
+            writer.writerow([run.name, *(run.config[key] for key in keys), *(run.summary[name] for name in names)])
+
+
+def run_sweep(path: str) -> int:
+    out, cells = read_sweep(path)
+    try:
+        failures = run_cells(cells, out)
+    except KeyboardInterrupt:
+        print(f"dynadapt: sweep stopped; the same command goes on: dynadapt sweep {path}", file=sys.stderr)
+        return 130
+    runs = finished_runs(cells, out)
+    if runs:
+        write_results(runs, out / "sweep.json", out / "sweep.csv")
+        Console(soft_wrap=True).print(results_table(runs))
+        print(f"{out / 'sweep.json'}\n{out / 'sweep.csv'}")
+    for name, message in failures.items():
+        print(f"dynadapt: cell {name} failed: {message}", file=sys.stderr)
+    return 1 if failures else 0

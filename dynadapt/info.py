@@ -1,0 +1,41 @@
+"""What `dynadapt info` prints: the first thing that a bug report needs."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from dynadapt.environment import environment, openmp_runtimes
+
+
+def print_info() -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts().items():
+        table.add_row(name, value)
+    Console(soft_wrap=True).print(table)
+
+
+def facts() -> dict[str, str]:
+    import torch
+    found = environment()
+    native = found["native"]
+    runtimes = openmp_runtimes()
+    return {
+        "dynadapt": found["dynadapt"],
+        "python": found["python"],
+        "system": found["system"],
+        "cpu": f"{found['cpu']}, {found['cores']} cores, {found['memory_bytes'] / 2**30:.0f} GiB",
+        "gpu": found["gpu"] or "none",
+        "native": f"instruction set {native['isa']}, {native['threads']} threads, ABI {native['abi']}" if native else "not built",
+        "backends": "cpu, reference" if native else "reference",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "OpenMP": ", ".join(runtimes) + (" (more than one: results and speed suffer)" if len(runtimes) > 1 else "") if runtimes else "none",
+        "packages": ", ".join(f"{name} {version}" for name, version in found["packages"].items() if name != "torch"),
+        "variables": ", ".join(f"{name}={value}" for name, value in found["variables"].items()) or "none set",
+        "models": ", ".join(cached_models()) or "none in the cache (dynadapt fetch smollm2-135m)",
+    }
+
+
+def cached_models() -> list[str]:
+    from dynadapt.model import fetch
+    return [name for name in fetch.KNOWN if fetch.cached(name)]

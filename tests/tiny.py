@@ -1,0 +1,45 @@
+"""A tiny model directory with a tokenizer of its own, for tests that run the command line."""
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from dynadapt.model import hf_name, random_model, tiny_config
+from dynadapt.model.hf_config import config_to_hf
+from dynadapt.model.layout import hf_transposed
+
+WORDS = "the cat sat on a mat and saw what the other cat had seen before it ran to find some food near an old house".split()
+
+
+def english(words: int, seed: int = 0) -> str:
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(len(WORDS), (words,), generator=generator).tolist()
+    return " ".join(WORDS[pick] + ("." if i % 11 == 10 else "") for i, pick in enumerate(picks)) + "\n"
+
+
+def tiny_tokenizer(size: int = 300) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator([english(3000)], trainer)
+    return tokenizer
+
+
+def tiny_directory(path: Path, family: str = "llama", **changes) -> Path:
+    """Writes config.json, model.safetensors and tokenizer.json of a random model; `changes` replace tensors by name."""
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer = tiny_tokenizer()
+    tokenizer.save(str(path / "tokenizer.json"))
+    config = tiny_config(family, vocab_size=tokenizer.get_vocab_size(), layers=2)
+    model = random_model(config, seed=1, std=0.1)
+    state = {}
+    for name in model.names():
+        value = changes.get(name, model.tensor(name))
+        state[hf_name(config, name)] = (value.t() if hf_transposed(config, name) else value).contiguous()
+    save_file(state, str(path / "model.safetensors"))
+    (path / "config.json").write_text(json.dumps(config_to_hf(config)))
+    return path
