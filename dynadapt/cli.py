@@ -255,9 +255,6 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", default="runs/demo", metavar="DIR", help="where the runs, the table and the picture go (default: runs/demo)")
     _add_demo_sizes(command)
 
-    command = add("bench", command_bench, "time this engine against others", "example:\n  dynadapt bench step --against peft-eager,peft-compile --out step.json")
-    _add_bench_options(command)
-
     command = add("fetch", command_fetch, "get a model into the cache", "example:\n  dynadapt fetch smollm2-135m")
     command.add_argument("name", metavar="NAME", help="smollm2-135m")
 

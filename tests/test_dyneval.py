@@ -164,7 +164,7 @@ def test_split_makes_streams_of_one_text(model_directory, tmp_path):
 
 def test_rms_takes_its_statistics_from_another_text(model_directory, tmp_path):
     paths = [write(tmp_path / name, english(200, seed)) for seed, name in enumerate(["a.txt", "b.txt"])]
-    config = config_for(model_directory, paths[:1], optimizer="rms", statistics=str(paths[1]), lr=1e-3)
+    config = config_for(model_directory, paths[:1], adapt="full", optimizer="rms", statistics=str(paths[1]), lr=1e-3)
     assert run(config, tmp_path / "run")["updates"] > 0
     with pytest.raises(ConfigError, match="statistics"):
         run(config.with_(statistics=str(paths[0])), tmp_path / "other")
@@ -201,8 +201,7 @@ def test_a_killed_run_goes_on_with_the_same_scores(case, model_directory, tmp_pa
     paths = [write(tmp_path / f"{i}.txt", english(count, seed=i)) for i, count in enumerate(words)]
     config = config_for(model_directory, ["-"] if pipe else paths, **settings)
     feed = (lambda: open(paths[0], "rb")) if pipe else (lambda: None)
-    whole = subprocess.run(command(config, tmp_path / "whole"), stdin=feed(), capture_output=True, text=True)
-    assert whole.returncode == 0, whole.stderr
+    run(config.with_(text=tuple(map(str, paths))), tmp_path / "whole", RunOptions(scores=True))
     out = tmp_path / "killed"
     killed = stop_after(10, signal.SIGKILL, command(config, out), out, feed())
     assert killed.returncode == -signal.SIGKILL and not (out / "summary.json").exists()
@@ -215,8 +214,7 @@ def test_a_killed_run_goes_on_with_the_same_scores(case, model_directory, tmp_pa
     assert np.array_equal(scores_of(out), expected)
     assert np.array_equal(seen, expected["nll"][:len(seen)])
     assert without_time(read_metrics(out)) == without_time(read_metrics(tmp_path / "whole"))
-    again = subprocess.run(command(config, out, "--resume"), stdin=feed(), capture_output=True, text=True)
-    assert again.returncode == 0 and "finished" in again.stdout
+    assert run(config, out, RunOptions(resume=True)) == json.loads((out / "summary.json").read_text())     # finished: stays as it is
 
 
 def test_a_run_can_stop_at_every_segment(model_directory, tmp_path, monkeypatch):

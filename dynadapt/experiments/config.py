@@ -15,7 +15,7 @@ CHOICES = {
 
 # Learning rates that are used when none is given, by what learns and by optimizer.
 LEARNING_RATES = {
-    "lora": {"adam": 2e-3, "adamw": 2e-3, "sgd": 1.0, "rms": 1e-3},
+    "lora": {"adam": 2e-3, "adamw": 2e-3, "sgd": 1.0},
     "rows": {"adam": 1e-4, "adamw": 1e-4, "sgd": 1e-1, "rms": 1e-4},
     "full": {"adam": 2e-5, "adamw": 2e-5, "sgd": 1e-1, "rms": 2e-5},
 }
@@ -145,6 +145,9 @@ def _check(config: EvalConfig) -> None:
     if config.memory and config.context:
         raise ConfigError(f"memory {config.memory} and context {config.context}: give one of them (memory keeps keys and values, "
                           "context runs the text again)")
+    if config.adapt == "lora" and config.optimizer == "rms":
+        raise ConfigError("optimizer 'rms' with adapt 'lora': an adapter has no gradient statistics before it learns; "
+                          "give adam, adamw or sgd, or adapt rows or full")
     if config.split and len(config.text) > 1:
         raise ConfigError(f"split: cuts one text into streams, but {len(config.text)} texts are given")
     if config.split and config.streams < 2:

@@ -5,12 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.experiments.plot import plot_cost
-from dynadapt.experiments.rundir import write_json
-from dynadapt.experiments.sweep import Cell, finished_runs, results_table, run_cells
 
 TOKENS = 8192
 SEGMENT = 512
@@ -27,7 +22,8 @@ VARIANTS = {                                 # name -> (title, settings)
 }
 
 
-def demo_cells(tokens: int, segment: int, **base) -> list[Cell]:
+def demo_cells(tokens: int, segment: int, **base) -> list:
+    from dynadapt.experiments.sweep import Cell
     cells = []
     for name, (_, settings) in VARIANTS.items():
         sizes = {key: segment for key in ("memory", "context") if key in settings}
@@ -37,6 +33,11 @@ def demo_cells(tokens: int, segment: int, **base) -> list[Cell]:
 
 def run_demo(out: str, tokens: int = TOKENS, segment: int = SEGMENT, **base) -> int:
     """Runs the variants (finished ones are kept), prints the table, writes results.json and loss_against_flops.png."""
+    from rich.console import Console
+
+    from dynadapt.experiments.plot import plot_cost
+    from dynadapt.experiments.rundir import write_json
+    from dynadapt.experiments.sweep import finished_runs, results_table, run_cells
     folder, cells = Path(out), demo_cells(tokens, segment, **base)
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{cells[0].config.model} on {tokens:,} tokens of {cells[0].config.text[0]}, segments of {segment}; runs in {folder}/")
