@@ -16,4 +16,6 @@ PYBIND11_MODULE(_C, module) {
              "Threads a call may use from now on; 0: as at the start.");
   bind_matrix(module);
   bind_linear(module);
+  bind_gradient(module);
+  bind_cross_entropy(module);
 }

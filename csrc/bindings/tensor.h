@@ -60,5 +60,7 @@ class PackedMatrix {
 // One function per family of ops; module.cpp calls them all.
 void bind_matrix(py::module_& module);
 void bind_linear(py::module_& module);
+void bind_gradient(py::module_& module);
+void bind_cross_entropy(py::module_& module);
 
 }  // namespace dynadapt::bindings

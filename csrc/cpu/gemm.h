@@ -32,17 +32,21 @@ inline void pack_nn(const T* b, int64_t ldb, int64_t K, int64_t N, void* panels)
     pack_panel_nn(b + n, ldb, int(smaller<int64_t>(kNR, N - n)), K, to);
 }
 
+/// c [M, columns] = (or +=) one term, for one panel; columns <= kNR.
+template <class T>
+inline void multiply_panel(int64_t M, int columns, const Term<T>& term, float* c, int64_t ldc, bool accumulate) {
+  const RowTiles tiles(M);
+  for (int64_t t = 0; t < tiles.count; t++)
+    multiply_into(tiles.size(t), columns, term.from_row(tiles.begin(t)), c + tiles.begin(t) * ldc, ldc, accumulate);
+}
+
 /// c [M, N] = a [M, K] B, or += where `accumulate`. One thread; all of c is written, nothing beside it.
 template <class T>
 inline void gemm(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const void* panels, float* c, int64_t ldc,
                  bool accumulate) {
-  const RowTiles rows(M);
-  for (int64_t n = 0; n < N; n += kNR) {
-    const int columns = int(smaller<int64_t>(kNR, N - n));
-    const Term<T> term{a, lda, static_cast<const Panel<T>*>(panels) + n / kNR * panel_size<T>(K), K, 1.0f};
-    for (int64_t t = 0; t < rows.count; t++)
-      multiply_into(rows.size(t), columns, term.from_row(rows.begin(t)), c + rows.begin(t) * ldc + n, ldc, accumulate);
-  }
+  const Panel<T>* panel = static_cast<const Panel<T>*>(panels);
+  for (int64_t n = 0; n < N; n += kNR, panel += panel_size<T>(K))
+    multiply_panel<T>(M, int(smaller<int64_t>(kNR, N - n)), {a, lda, panel, K, 1.0f}, c + n, ldc, accumulate);
 }
 
 /// out [M, columns] = sum of terms (+ bias), rounded to T; columns <= kNR, count <= kMaxTerms.

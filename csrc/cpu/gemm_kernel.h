@@ -154,17 +154,18 @@ inline void multiply_tile(int rows, int columns, const Term<T>* terms, int count
   }
 }
 
-/// As multiply_tile for one term, writing exactly `columns` columns.
+/// One term, writing (or adding to) exactly `columns` columns of c.
 template <class T>
 inline void multiply_into(int rows, int columns, const Term<T>& term, float* c, int64_t ldc, bool accumulate) {
-  if (columns == kNR) return multiply_tile(rows, columns, &term, 1, c, ldc, accumulate);
+  if (columns == kNR && (!accumulate || term.scale == 1.0f))
+    return multiply_tile(rows, columns, &term, 1, c, ldc, accumulate);
   alignas(64) float local[kMR * kNR];
-  if (accumulate)
-    for (int i = 0; i < rows; i++)
-      for (int j = 0; j < kNR; j++) local[i * kNR + j] = j < columns ? c[i * ldc + j] : 0.0f;
-  multiply_tile(rows, columns, &term, 1, local, kNR, accumulate);
+  multiply_tile(rows, columns, &term, 1, local, kNR, false);
   for (int i = 0; i < rows; i++)
-    for (int j = 0; j < columns; j++) c[i * ldc + j] = local[i * kNR + j];
+    for (int j = 0; j < columns; j++) {
+      float& to = c[i * ldc + j];
+      to = local[i * kNR + j] + (accumulate ? to : 0.0f);
+    }
 }
 
 }  // namespace dynadapt::DYN_ISA

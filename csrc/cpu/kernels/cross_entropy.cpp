@@ -1,0 +1,223 @@
+// Linear cross-entropy without logits in memory.
+//
+// The vocabulary passes by in blocks of kBlock columns, once. For a few tiles of rows at a time, a block's
+// logits are computed, folded into each row's running maximum and sum, turned into exp(logit - maximum) and
+// multiplied by the same block of the head, all in cache: attention whose keys and values are both W. When
+// a row's maximum grows, what it has summed so far is scaled down. Threads share the rows and meet the same
+// blocks at about the same time, so that the head comes from memory once.
+#include "cpu/cross_entropy.h"
+
+#include "cpu/grid.h"
+#include "cpu/matrix_panels.h"
+
+namespace dynadapt::DYN_ISA {
+
+namespace {
+
+constexpr int kBlock = 256;       // columns of the vocabulary at a time
+constexpr int kGroup = 4;         // tiles of rows at a time
+constexpr int kMaxRows = 1024;    // rows of a thread in one pass over the vocabulary
+constexpr int kGroupRows = kGroup * kMR;
+constexpr int kPanels = kBlock / kNR;
+static_assert(kBlock % kNR == 0 && kBlock % kWidth == 0);
+
+template <class T>
+struct Room {
+  float *logits, *sums, *maximum, *total, *target;  // sums [rows, ld]: of exp(logit - maximum) W
+  Panel<T>*probability, *wide, *turned;
+  int64_t ld;
+  size_t bytes;
+  Room(const CrossEntropy& c, void* base) {
+    Arena arena(base);
+    const int64_t rows = smaller<int64_t>(c.N, kMaxRows);
+    ld = round_up(c.H, kNR);
+    logits = arena.take<float>(kGroupRows * kBlock);
+    probability = arena.take<Panel<T>>(kGroupRows * kBlock);
+    sums = arena.take<float>(c.dh ? rows * ld : 0);
+    maximum = arena.take<float>(rows);
+    total = arena.take<float>(rows);
+    target = arena.take<float>(rows);
+    wide = arena.take<Panel<T>>(sizeof(T) == sizeof(Panel<T>) ? 0 : kPanels * panel_size<T>(c.H));
+    turned = arena.take<Panel<T>>(c.dh ? panel_count(c.H) * kBlock * kNR : 0);
+    bytes = arena.used();
+  }
+};
+
+/// The head's rows [begin, begin + count), ready for both products.
+template <class T>
+struct HeadBlock {
+  int64_t begin;
+  int count;
+  const Panel<T>* forward[kPanels];
+  HeadBlock(const CrossEntropy& c, const Room<T>& room, int64_t begin)
+      : begin(begin), count(int(smaller<int64_t>(kBlock, c.head->rows - begin))) {
+    for (int i = 0; i * kNR < count; i++)
+      forward[i] = forward_panel<T>(*c.head, begin / kNR + i, room.wide + i * panel_size<T>(c.H));
+    if (!c.dh) return;
+    for (int64_t j = 0; j < panel_count(c.H); j++)
+      for (int r = 0; r < count; r += kNR)
+        backward_block<T>(*c.head, begin + r, j * kNR, room.turned + (j * kBlock + r) * kNR);
+  }
+};
+
+/// Folds one row's `count` logits into its maximum and total; probability (unless null) = exp(logit - maximum).
+/// Returns the factor for what was summed under the old maximum. The row is padded to whole vectors.
+template <class P>
+float fold(float* logits, int count, float& maximum, float& total, P* probability) {
+  for (int i = count; i % kWidth; i++) logits[i] = -__builtin_inff();
+  vfloat top = splat(maximum);
+  for (int i = 0; i < count; i += kWidth) top = dynadapt::DYN_ISA::maximum(top, load(logits + i));
+  const float grown = largest(top);
+  const float factor = grown == maximum ? 1.0f : __builtin_expf(maximum - grown);
+  const vfloat shift = splat(grown);
+  vfloat sums{};
+  for (int i = 0; i < count; i += kWidth) {
+    const vfloat e = exponential(load(logits + i) - shift);
+    sums += e;
+    if (probability) store(probability + i, e);
+  }
+  maximum = grown;
+  total = total * factor + sum(sums);
+  return factor;
+}
+
+/// One block of the vocabulary for the rows of a group of tiles; `rows` are in the pass, the first is `row` of the call.
+template <class T>
+void group_block(const CrossEntropy& c, const Room<T>& room, const HeadBlock<T>& head, const RowTiles& tiles,
+                 int64_t first_tile, int64_t last_tile, int64_t row) {
+  const int64_t begin = tiles.begin(first_tile);
+  const T* h = static_cast<const T*>(c.h) + row * c.H;
+  for (int i = 0; i * kNR < head.count; i++)
+    for (int64_t t = first_tile; t < last_tile; t++) {
+      const Term<T> term{h + tiles.begin(t) * c.H, c.H, head.forward[i], c.H, 1.0f};
+      multiply_tile(tiles.size(t), kNR, &term, 1, room.logits + (tiles.begin(t) - begin) * kBlock + i * kNR, kBlock, false);
+    }
+
+  for (int64_t n = begin; n < tiles.begin(last_tile); n++) {
+    float* logits = room.logits + (n - begin) * kBlock;
+    const int64_t target = c.targets[row + n] - head.begin;
+    if (target >= 0 && target < head.count) room.target[n] = logits[target];
+    const float factor = fold(logits, head.count, room.maximum[n], room.total[n],
+                              c.dh ? room.probability + (n - begin) * kBlock : nullptr);
+    if (c.dh && factor != 1.0f && head.begin > 0)
+      for (int64_t i = 0; i < room.ld; i += kWidth) store(room.sums + n * room.ld + i, load(room.sums + n * room.ld + i) * factor);
+  }
+
+  if (!c.dh) return;
+  for (int64_t j = 0; j < panel_count(c.H); j++)
+    for (int64_t t = first_tile; t < last_tile; t++) {
+      const Term<Panel<T>> term{room.probability + (tiles.begin(t) - begin) * kBlock, kBlock,
+                                room.turned + j * kBlock * kNR, head.count, 1.0f};
+      multiply_tile(tiles.size(t), kNR, &term, 1, room.sums + tiles.begin(t) * room.ld + j * kNR, room.ld, head.begin > 0);
+    }
+}
+
+/// nll, lse and dh of row n of the call, which is row i of the pass.
+template <class T>
+void finish_row(const CrossEntropy& c, const Room<T>& room, int64_t n, int64_t i) {
+  constexpr int step = kInterleave<Panel<T>>;
+  const bool scored = c.targets[n] >= 0;
+  c.lse[n] = room.maximum[i] + __builtin_logf(room.total[i]);
+  c.nll[n] = scored ? c.lse[n] - room.target[i] : 0.0f;
+  if (!c.dh) return;
+  T* dh = static_cast<T*>(c.dh) + n * c.H;
+  if (!scored) {
+    for (int64_t k = 0; k < c.H; k++) assign(dh[k], 0.0f);
+    return;
+  }
+  const float weight = c.weights ? c.weights[n] : 1.0f, scale = weight / room.total[i];
+  const T* target = static_cast<const T*>(c.head->panels) + place<T>(*c.head, c.targets[n], 0);
+  const float* sums = room.sums + i * room.ld;
+  for (int64_t k = 0; k < c.H; k++)
+    assign(dh[k], scale * sums[k] - weight * to_float(target[k / step * kNR * step + k % step]));
+}
+
+template <class T>
+void score(const CrossEntropy& c) {
+  const size_t bytes = Room<T>(c, nullptr).bytes;
+  char* base = static_cast<char*>(scratch(bytes * num_threads()));
+  parallel((c.N + kMR - 1) / kMR, [&](Team team) {
+    const Room<T> room(c, base + bytes * team.rank);
+    const auto share = team.share(c.N);
+    for (int64_t row = share.begin; row < share.end; row += kMaxRows) {
+      const RowTiles tiles(smaller<int64_t>(kMaxRows, share.end - row));
+      for (int64_t i = 0; i < tiles.rows; i++) {
+        room.maximum[i] = -__builtin_inff();
+        room.total[i] = 0;
+      }
+      for (int64_t v = 0; v < c.head->rows; v += kBlock) {
+        const HeadBlock<T> head(c, room, v);
+        for (int64_t t = 0; t < tiles.count; t += kGroup)
+          group_block(c, room, head, tiles, t, smaller<int64_t>(t + kGroup, tiles.count), row);
+      }
+      for (int64_t i = 0; i < tiles.rows; i++) finish_row(c, room, row + i, i);
+    }
+  });
+}
+
+// ---- gradient of the head ----
+
+constexpr int kHeadPanels = 96 / kNR;  // of vocabulary columns at a time: enough rows of dW to reuse each panel of h
+
+/// g[v][n] = weight * (exp(logit - lse) - onehot) for the rows of one tile and one panel of the head; 0 where not scored.
+template <class T>
+void probability_gradient(const CrossEntropyWeightGradient& c, const Panel<T>* panel, int64_t vocabulary, int64_t n,
+                          int rows, Panel<T>* g) {
+  alignas(64) float logits[kMR * kNR];
+  const Term<T> term{static_cast<const T*>(c.h) + n * c.H, c.H, panel, c.H, 1.0f};
+  multiply_tile(rows, kNR, &term, 1, logits, kNR, false);
+  for (int i = 0; i < rows; i++) {
+    float* row = logits + i * kNR;
+    const int64_t target = c.targets[n + i];
+    const float weight = target < 0 ? 0.0f : c.weights ? c.weights[n + i] : 1.0f;
+    for (int j = 0; j < kNR; j += kWidth) store(row + j, exponential(load(row + j) - c.lse[n + i]));
+    if (target >= vocabulary && target < vocabulary + kNR) row[target - vocabulary] -= 1.0f;
+    for (int j = 0; j < kNR; j++) assign(g[j * c.N + n + i], target < 0 ? 0.0f : weight * row[j]);
+  }
+}
+
+template <class T>
+void weight_gradient(const CrossEntropyWeightGradient& c) {
+  const int64_t panels = panel_count(c.H), depth = panel_size<T>(c.N), blocks = (panel_count(c.head->rows) + kHeadPanels - 1) / kHeadPanels;
+  constexpr int64_t kRows = kHeadPanels * kNR;
+  const auto carve = [&](Arena arena, Panel<T>*& h, Panel<T>*& g, Panel<T>*& wide, int threads) {
+    h = arena.take<Panel<T>>(panels * depth);
+    g = arena.take<Panel<T>>(threads * kRows * c.N);
+    wide = arena.take<Panel<T>>(sizeof(T) == sizeof(Panel<T>) ? 0 : threads * panel_size<T>(c.H));
+    return arena.used();
+  };
+  Panel<T>*h, *all_g, *all_wide;
+  const int threads = num_threads();
+  carve(Arena(scratch(carve(Arena(), h, all_g, all_wide, threads))), h, all_g, all_wide, threads);
+  parallel(blocks, [&](Team team) {
+    Panel<T>*g = all_g + team.rank * kRows * c.N, *wide = all_wide + team.rank * panel_size<T>(c.H);
+    const auto packed = team.share(panels);
+    const int64_t begin = packed.begin * kNR, end = smaller(packed.end * kNR, c.H);
+    if (begin < end) pack_nn(static_cast<const T*>(c.h) + begin, c.H, c.N, end - begin, h + packed.begin * depth);
+    team.barrier();
+
+    const RowTiles tiles(c.N);
+    const auto share = team.share(blocks);
+    for (int64_t v = share.begin * kRows; v < smaller(share.end * kRows, c.head->rows); v += kRows) {
+      const int64_t rows = smaller(kRows, c.head->rows - v);
+      for (int64_t r = 0; r < rows; r += kNR) {
+        const Panel<T>* panel = forward_panel<T>(*c.head, (v + r) / kNR, wide);
+        for (int64_t t = 0; t < tiles.count; t++)
+          probability_gradient<T>(c, panel, v + r, tiles.begin(t), tiles.size(t), g + r * c.N);
+      }
+      for (int64_t j = 0; j < panels; j++) {
+        const Term<Panel<T>> term{g, c.N, h + j * depth, c.N, 1.0f};
+        multiply_panel(rows, int(smaller<int64_t>(kNR, c.H - j * kNR)), term, c.dW + v * c.H + j * kNR, c.H, c.accumulate);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+extern const CrossEntropyKernels cross_entropy_kernels = {
+    [](const CrossEntropy& c) { c.dtype == kF32 ? score<float>(c) : score<bf16>(c); },
+    [](const CrossEntropyWeightGradient& c) { c.dtype == kF32 ? weight_gradient<float>(c) : weight_gradient<bf16>(c); },
+};
+
+}  // namespace dynadapt::DYN_ISA

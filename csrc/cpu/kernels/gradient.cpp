@@ -1,0 +1,172 @@
+// Gradients of weights: products that sum over tokens.
+//
+// Both operands have tokens as rows. The one with more columns is packed into panels (tokens are the
+// panel's depth), the other is turned once so that the micro-kernel can read it as A.
+#include "cpu/gemm.h"
+#include "cpu/grid.h"
+#include "cpu/linear.h"
+#include "cpu/transpose.h"
+
+namespace dynadapt::DYN_ISA {
+
+namespace {
+
+// ---- low-rank adapters ----
+
+template <class T>
+struct LoraRoom {
+  Panel<T>*dU, *u, *panel;  // dU^T and u^T [P * rank, length] of one stream, and one panel
+  size_t bytes;
+  LoraRoom(const LoraGradient& c, void* base) {
+    Arena arena(base);
+    const int64_t length = c.N / c.streams, width = c.part_count * c.rank;
+    dU = arena.take<Panel<T>>(width * length);
+    u = arena.take<Panel<T>>(width * length);
+    panel = arena.take<Panel<T>>(panel_size<T>(length));
+    bytes = arena.used();
+  }
+};
+
+/// Columns kNR * j.. of dA of stream s.
+template <class T>
+void lora_dA(const LoraGradient& c, const LoraRoom<T>& room, int64_t s, int64_t j) {
+  const int64_t length = c.N / c.streams;
+  const int columns = int(smaller<int64_t>(kNR, c.K - j * kNR));
+  pack_panel_nn(static_cast<const T*>(c.x) + s * length * c.K + j * kNR, c.K, columns, length, room.panel);
+  const Term<Panel<T>> term{room.dU, length, room.panel, length, 1.0f};
+  multiply_panel(c.part_count * c.rank, columns, term, c.dA + c.slots[s] * c.dA_stride + j * kNR, c.K, c.accumulate);
+}
+
+/// Columns `column`.. of dBt of stream s, which belong to part p.
+template <class T>
+void lora_dBt(const LoraGradient& c, const LoraRoom<T>& room, int64_t s, int p, int64_t column, int columns) {
+  const int64_t length = c.N / c.streams;
+  pack_panel_nn(static_cast<const T*>(c.dy) + s * length * c.O + column, c.O, columns, length, room.panel);
+  const Term<Panel<T>> term{room.u + p * c.rank * length, length, room.panel, length, c.scale};
+  multiply_panel(c.rank, columns, term, c.dBt + c.slots[s] * c.dBt_stride + column, c.O, c.accumulate);
+}
+
+template <class T>
+void lora(const LoraGradient& c) {
+  const int64_t length = c.N / c.streams, width = c.part_count * c.rank;
+  const size_t bytes = LoraRoom<T>(c, nullptr).bytes;
+  char* base = static_cast<char*>(scratch(bytes * num_threads()));
+  parallel(c.streams * (panel_count(c.K) + panel_count(c.O)), [&](Team team) {
+    const LoraRoom<T> room(c, base + bytes * team.rank);
+    int64_t task = 0;  // dealt out in turn: panels of dA cost more than those of dBt, and stand together
+    for (int64_t s = 0; s < c.streams; s++) {
+      bool turned = false;
+      const auto mine = [&] {
+        if (task++ % team.size != team.rank) return false;
+        if (!turned) {
+          transpose(static_cast<const T*>(c.dU) + s * length * width, width, length, width, room.dU, length);
+          transpose(static_cast<const T*>(c.u) + s * length * width, width, length, width, room.u, length);
+        }
+        return turned = true;
+      };
+      for (int64_t j = 0; j < panel_count(c.K); j++)
+        if (mine()) lora_dA(c, room, s, j);
+      int64_t column = 0;
+      for (int p = 0; p < c.part_count; column += c.part_sizes[p++])
+        for (int64_t n = 0; n < c.part_sizes[p]; n += kNR)
+          if (mine()) lora_dBt(c, room, s, p, column + n, int(smaller<int64_t>(kNR, c.part_sizes[p] - n)));
+    }
+  });
+}
+
+// ---- whole weights, or some of their rows ----
+
+/// Rows [begin, end) of dy^T (of its chosen columns) into `to` [row_count, N].
+template <class T>
+void turn_chosen(const WeightGradient& c, int64_t begin, int64_t end, Panel<T>* to) {
+  const T* dy = static_cast<const T*>(c.dy);
+  if (!c.rows) return transpose(dy + begin, c.ldy, c.N, end - begin, to + begin * c.N, c.N);
+  constexpr int kRows = 32, kColumns = 64;  // gathered piece by piece: read along tokens' rows, turned in cache
+  T piece[kRows * kColumns];
+  for (int64_t n = 0; n < c.N; n += kRows) {
+    const int64_t rows = smaller<int64_t>(kRows, c.N - n);
+    for (int64_t r = begin; r < end; r += kColumns) {
+      const int64_t columns = smaller<int64_t>(kColumns, end - r);
+      for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++) piece[i * kColumns + j] = dy[(n + i) * c.ldy + c.rows[r + j]];
+      transpose(piece, kColumns, rows, columns, to + r * c.N + n, c.N);
+    }
+  }
+}
+
+template <class T>
+void weight(const WeightGradient& c) {
+  const int64_t panels = panel_count(c.K);
+  const auto carve = [&](Arena arena, Panel<T>*& x, Panel<T>*& dy) {
+    x = arena.take<Panel<T>>(panels * panel_size<T>(c.N));
+    dy = arena.take<Panel<T>>(c.row_count * c.N);
+    return arena.used();
+  };
+  Panel<T>*x, *dy;
+  carve(Arena(scratch(carve(Arena(), x, dy))), x, dy);
+  parallel(panels * ((c.row_count + kMR - 1) / kMR), [&](Team team) {
+    const auto packed = team.share(panels);
+    const int64_t begin = packed.begin * kNR, end = smaller(packed.end * kNR, c.K);
+    if (begin < end) pack_nn(static_cast<const T*>(c.x) + begin, c.K, c.N, end - begin, x + packed.begin * panel_size<T>(c.N));
+    const auto turned = team.share((c.row_count + 15) / 16);
+    turn_chosen<T>(c, turned.begin * 16, smaller(turned.end * 16, c.row_count), dy);
+    team.barrier();
+
+    const Grid grid(panels, c.row_count, team.size);
+    const auto tasks = team.share(grid.tasks());
+    for (int64_t t = tasks.begin; t < tasks.end; t++) {
+      const int64_t j = grid.panel(t), row = grid.row_begin(t);
+      const Term<Panel<T>> term{dy + row * c.N, c.N, x + j * panel_size<T>(c.N), c.N, 1.0f};
+      multiply_panel(grid.row_end(t) - row, int(smaller<int64_t>(kNR, c.K - j * kNR)), term, c.dW + row * c.K + j * kNR,
+                     c.K, c.accumulate);
+    }
+  });
+}
+
+// ---- scores that choose rows ----
+
+template <class T>
+float square_norm(const T* x, int64_t n) {
+  vfloat total{};
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) total += load(x + i) * load(x + i);
+  if (i < n) total += load(x + i, int(n - i)) * load(x + i, int(n - i));
+  return sum(total);
+}
+
+template <class T>
+void row_scores(const RowScores& c) {
+  float* squares = static_cast<float*>(scratch(c.N * sizeof(float)));
+  const T *dy = static_cast<const T*>(c.dy), *x = static_cast<const T*>(c.x);
+  constexpr int kVectors = 4, kColumns = kVectors * kWidth;
+  parallel((c.O + kColumns - 1) / kColumns, [&](Team team) {
+    const auto rows = team.share(c.N);
+    for (int64_t m = rows.begin; m < rows.end; m++) squares[m] = square_norm(x + m * c.K, c.K);
+    team.barrier();
+
+    const auto blocks = team.share((c.O + kColumns - 1) / kColumns);
+    for (int64_t o = blocks.begin * kColumns; o < smaller(blocks.end * kColumns, c.O); o += kColumns) {
+      vfloat total[kVectors] = {};
+      int width[kVectors];
+      for (int v = 0; v < kVectors; v++) width[v] = int(larger<int64_t>(0, smaller<int64_t>(kWidth, c.O - o - v * kWidth)));
+      for (int64_t m = 0; m < c.N; m++)
+        for (int v = 0; v < kVectors && width[v]; v++) {
+          const T* from = dy + m * c.ldy + o + v * kWidth;
+          const vfloat d = width[v] == kWidth ? load(from) : load(from, width[v]);
+          total[v] += d * d * squares[m];
+        }
+      for (int v = 0; v < kVectors; v++)
+        for (int i = 0; i < width[v]; i++) c.out[o + v * kWidth + i] = __builtin_sqrtf(total[v][i]);
+    }
+  });
+}
+
+}  // namespace
+
+extern const GradientKernels gradient_kernels = {
+    [](const LoraGradient& c) { c.dtype == kF32 ? lora<float>(c) : lora<bf16>(c); },
+    [](const WeightGradient& c) { c.dtype == kF32 ? weight<float>(c) : weight<bf16>(c); },
+    [](const RowScores& c) { c.dtype == kF32 ? row_scores<float>(c) : row_scores<bf16>(c); },
+};
+
+}  // namespace dynadapt::DYN_ISA
