@@ -20,6 +20,7 @@ import torch
 from . import engine_state, explain as explanation
 from .adapt.lora import LoraLearner
 from .adapt.own_weights import RowLearner
+from .adapt.peft_format import read_adapter
 from .adapt.resets import ChangePoint, check_reset
 from .adapt.optimizers import Adam
 from .adapt.what import LoRA, targeted
@@ -411,6 +412,17 @@ class Engine:
             self.decoder.backward(batch, learner, self.lowest, dhidden, False)
         finally:
             self.decoder.memory = memory
+
+    def load_adapter(self, directory, stream: int = 0) -> None:
+        """Put a PEFT adapter of the same rank, alpha and targets into one stream; its optimizer state starts anew.
+
+        The prior, to which decay and resets lead, stays what it was.
+        """
+        if not isinstance(self.adapt, LoRA):
+            raise ValueError(f"adapt={self.adapt!r}: only an engine with LoRA takes adapters")
+        slot = 0 if self.shared else self._check_stream(stream)
+        read_adapter(directory, self.learners[0], self.config, slot)
+        self.learners[0].state.clear(slot)
 
     def save(self, directory) -> None:
         """Write everything that resuming bit for bit needs; LoRA adapters also as PEFT directories."""

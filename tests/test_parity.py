@@ -110,7 +110,7 @@ def test_adapter_files_round_trip(tmp_path, family):
     with torch.no_grad():
         theirs = nll_of(live, row[1:])
     fresh = Engine(m, **options)
-    read_adapter(tmp_path / "adapter-1", fresh.learners[0], m.config, 0)
+    fresh.load_adapter(tmp_path / "adapter-1")
     assert torch.allclose(fresh.step(row[1:]).double(), theirs, atol=5e-5)
     assert torch.allclose(e.step(row)[1].double(), theirs[0], atol=5e-5)
 

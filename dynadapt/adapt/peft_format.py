@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -87,4 +86,4 @@ def read_adapter(directory, learner, config, slot: int) -> None:
     if left:
         raise ValueError(f"{directory}: adapter has {sorted(left)[0]} and {len(left) - 1} more that targets={learner.adapt.targets!r} does not cover")
     if learner.state.working is not None:
-        learner.state.working[slot] = learner.state.master[slot].to(torch.bfloat16)
+        learner.state.working[slot] = learner.state.master[slot].to(learner.state.working.dtype)
