@@ -1,0 +1,59 @@
+"""The machine's matrix-product ceiling, measured where and when it is used.
+
+A share of the ceiling says how much of the machine a step gets out of it. The ceiling is the best of the
+providers present (ours and torch's) over a few large shapes, so that neither a slow library nor a slow
+kernel of ours flatters the share.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from .ops.dispatch import native_module
+
+# M, N, K: large enough that edges and packing don't count, small enough for the caches of a desktop.
+SHAPES = ((1024, 1024, 1024), (512, 3072, 576), (1024, 2048, 768))
+
+
+def native_product(M: int, N: int, K: int, dtype: torch.dtype):
+    """A call that computes y [M, N] = x W^T with the packed kernels."""
+    native = native_module()
+    x, y = torch.randn(M, K).to(dtype), torch.empty(M, N, dtype=dtype)
+    weight = native.PackedMatrix(torch.randn(N, K).to(dtype))
+    return lambda: native.linear_forward(x, [weight], None, None, None, None, 1.0, None, y)
+
+
+def torch_product(M: int, N: int, K: int, dtype: torch.dtype):
+    """The same with torch.mm."""
+    x, y, weight = torch.randn(M, K).to(dtype), torch.empty(M, N, dtype=dtype), torch.randn(N, K).to(dtype)
+    return lambda: torch.mm(x, weight.t(), out=y)
+
+
+def gemm_ceiling(dtype: torch.dtype, threads: int, seconds: float = 1.0) -> dict:
+    """Best GFLOP/s of a large product in ``dtype`` on ``threads`` threads, and who reached it.
+
+    Providers and shapes take turns for about ``seconds``; the best single run counts, since anything that
+    disturbs a run only makes it slower. Returns {"gflops", "provider", "shape"}.
+    """
+    native = native_module()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    native.set_num_threads(threads)
+    try:
+        calls = [(provider.__name__, shape, provider(*shape, dtype)) for shape in SHAPES for provider in (native_product, torch_product)]
+        best = {"gflops": 0.0, "provider": None, "shape": None}
+        end, rounds = time.perf_counter() + seconds, 0
+        while rounds < 3 or time.perf_counter() < end:
+            for name, (M, N, K), call in calls:
+                start = time.perf_counter()
+                call()
+                rate = 2e-9 * M * N * K / (time.perf_counter() - start)
+                if rounds and rate > best["gflops"]:  # the first round warms up
+                    best = {"gflops": rate, "provider": name.removesuffix("_product"), "shape": [M, N, K]}
+            rounds += 1
+        return best
+    finally:
+        native.set_num_threads(0)
+        torch.set_num_threads(before)
