@@ -121,7 +121,7 @@ def test_fingerprint_follows_the_content_not_the_place(tmp_path):
 
 
 @pytest.mark.model
-def test_smollm2_is_what_transformers_dequantises(smollm2_directory):
+def test_smollm2_loads_in_transformers_with_our_tensors(smollm2_directory):
     """The fetched directory loads in transformers with our tensors."""
     import transformers
     live = transformers.AutoModelForCausalLM.from_pretrained(smollm2_directory, dtype=torch.bfloat16)
