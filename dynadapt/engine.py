@@ -359,9 +359,7 @@ class Engine:
         self.updates += len(slots) - int(skipped.sum())
 
     def _count_update(self, sets: int, parameters: int) -> None:
-        o = self.optimizer
-        beta1 = bool(getattr(o, "betas", (0, 0))[0])
-        self.ledger.add("update", sets * update_op.flops(parameters, o.kind, o.decay > 0, o.clip > 0, bool(getattr(o, "momentum", 0)), beta1))
+        self.ledger.add("update", sets * update_op.flops(parameters, self.optimizer))
 
     def _advance_streams(self, tokens, lengths, streams) -> None:
         for s in streams:
@@ -381,7 +379,7 @@ class Engine:
         Returns:
             The number of segments used. These gradients are not counted in ``flops``.
         """
-        if self.optimizer is None or self.optimizer.kind != "rms":
+        if self.optimizer is None or not self.optimizer.uses_statistics:
             raise ValueError(f"optimizer={self.optimizer!r}: only RMS uses gradient statistics")
         totals, learner, count = dict(self.ledger.totals), self.learners[0], 0
         squares = torch.zeros(learner.layout.size, dtype=learner.state.master.dtype)

@@ -41,7 +41,7 @@ def timed_steps(engine, steps: int = 3) -> tuple[float, dict[str, float], dict[s
                   1, False, "never", engine.dtype, engine.backend, engine.seed)
     generator = torch.Generator().manual_seed(0)
     tokens = lambda: torch.randint(engine.config.vocab_size, (engine.streams, engine.segment + 1), generator=generator)  # noqa: E731
-    if engine.optimizer is not None and engine.optimizer.kind == "rms":
+    if engine.optimizer is not None and engine.optimizer.uses_statistics:
         twin.gather_statistics(tokens()[:1])
     twin.step(tokens())
     twin.step(tokens())

@@ -67,15 +67,15 @@ class FlatState:
     def update(self, op, slots: torch.Tensor, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step for ``slots`` int32 [S]; returns gradient norms [S] and skipped int32 [S]."""
         o = self.optimizer
-        if o.kind == "rms" and self.stat is None:
-            raise RuntimeError("optimizer RMS has no gradient statistics: call Engine.gather_statistics(text) first")
-        beta1, beta2 = getattr(o, "betas", (0.0, 0.0))
+        if o.uses_statistics and self.stat is None:
+            raise RuntimeError(f"optimizer {type(o).__name__} has no gradient statistics: call Engine.gather_statistics(text) first")
+        h = o.hyper()
         norms = torch.zeros(len(slots), dtype=torch.float32)
         skipped = torch.zeros(len(slots), dtype=torch.int32)
         op(
             o.kind, self.master, self.grad, self.first, self.second, self.prior, self.stat, self.working, slots, lr,
-            self.step, float(o.decay), float(o.clip), float(beta1), float(beta2), float(getattr(o, "eps", 0.0)),
-            float(getattr(o, "weight_decay", 0.0)), float(getattr(o, "momentum", 0.0)), norms, skipped, self.prior_rate,
+            self.step, float(o.decay), float(o.clip), h["beta1"], h["beta2"], h["eps"], h["weight_decay"], h["momentum"],
+            norms, skipped, self.prior_rate,
         )
         return norms, skipped
 

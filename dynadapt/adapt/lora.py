@@ -21,8 +21,8 @@ class LoraLearner:
 
     def __init__(self, adapt: LoRA, optimizer, groups, slots: int, dtype: torch.dtype, seed: int):
         """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model, in forward order."""
-        if optimizer.kind == "rms":
-            raise ValueError("optimizer=RMS with adapt=LoRA: the gradient of A is zero at the prior (B = 0), so its frozen "
+        if optimizer.uses_statistics:
+            raise ValueError(f"optimizer={type(optimizer).__name__} with adapt=LoRA: the gradient of A is zero at the prior (B = 0), so its frozen "
                              "statistics are zero too; use RMS with RowSparse or Full, or Adam with LoRA")
         layers = 1 + max(layer for layer, _ in groups)
         self.adapt = adapt

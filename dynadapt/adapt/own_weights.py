@@ -86,7 +86,7 @@ class RowLearner:
     def _choosing(self) -> bool:
         if not isinstance(self.adapt, RowSparse) or self.adapt.select == "fixed" or self.passes:
             return False
-        if self.state.optimizer.kind == "rms":  # statistics belong to rows: chosen once, on the statistics text
+        if self.state.optimizer.uses_statistics:  # statistics belong to rows: chosen once, on the statistics text
             return self.choosing_rows
         return self.updates % self.adapt.every == 0
 

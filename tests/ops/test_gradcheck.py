@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+import dynadapt  # noqa: F401  (registers the optimizers' directions)
 from dynadapt.ops import DenseMatrix, resolve
 
 F64 = torch.float64

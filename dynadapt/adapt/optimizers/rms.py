@@ -1,0 +1,36 @@
+"""Krause et al. 2018 (arXiv 1709.07432): steps divided by frozen gradient statistics, decay scaled by them.
+
+    MS = sqrt(mean of squared gradients over the statistics text);   d = lr g / (MS + eps)
+    decay rate per element = decay MS / mean(MS), at most 1          (mean over tensors of each tensor's mean)
+
+This is the unit convention of the authors' LSTM code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...ops.update import Moments, direction
+from .base import Optimizer
+
+
+@dataclass(frozen=True)
+class RMS(Optimizer):
+    """Needs ``Engine.gather_statistics(text)`` before the first step."""
+
+    lr: float = 5e-5
+    eps: float = 2e-5
+    decay: float = 2e-3
+    clip: float = 0.0
+    kind = "rms"
+    uses_statistics = True
+
+    def __post_init__(self):
+        self.check()
+        if not self.eps > 0:
+            raise ValueError(f"eps={self.eps}: expected a positive number")
+
+
+@direction("rms", flops=lambda hyper: 3)
+def rms(g, m: Moments, hyper):
+    return m.lr * g / (m.stat + hyper["eps"])
