@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from dynadapt.model import Model
+from dynadapt.model.family import FAMILIES
 from dynadapt.model.gguf_model import gguf_name
 
 
@@ -22,7 +23,7 @@ def write_gguf(model: Model, path: Path, kind: str = "F32", metadata: dict | Non
     writer = gguf.GGUFWriter(path, c.family)
     keys = {"context_length": c.max_positions, "embedding_length": c.hidden_size, "block_count": c.layers,
             "feed_forward_length": c.ffn_size, "attention.head_count": c.heads}
-    if c.family == "gpt2":
+    if c.norm == "layer":
         keys["attention.layer_norm_epsilon"] = c.norm_eps
     else:
         keys |= {"attention.head_count_kv": c.kv_heads, "attention.layer_norm_rms_epsilon": c.norm_eps,
@@ -34,7 +35,7 @@ def write_gguf(model: Model, path: Path, kind: str = "F32", metadata: dict | Non
     quantised = gguf.GGMLQuantizationType[kind]
     for name in model.names():
         value = model.tensor(name)
-        if c.family == "llama" and name.split(".")[-2] in ("q", "k"):
+        if name.split(".")[-2] in FAMILIES[c.family].gguf_permuted:
             value = permute(value, c.heads if name.split(".")[-2] == "q" else c.kv_heads)
         if gguf_name(name) in skip:
             continue

@@ -1,4 +1,5 @@
 """What a decoder is: its config, its weights under canonical names, its tokenizer, and where they come from."""
+from dynadapt.model import families  # noqa: F401  (makes them known)
 from dynadapt.model.base import Model, from_state, random_model
 from dynadapt.model.config import ModelConfig, tiny_config
 from dynadapt.model.describe import describe, parameter_counts

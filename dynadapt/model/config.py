@@ -1,12 +1,12 @@
 """What a decoder is: its sizes and the few choices in which the supported families differ."""
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 from dynadapt.model.errors import ModelError
+from dynadapt.model.family import FAMILIES
+from dynadapt.model.reading import check_choice, check_number, check_size
 
-FAMILIES = ("llama", "qwen2", "qwen3", "gpt2")
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("swiglu", "gelu_tanh", "gelu")
 ROPE_TYPES = ("linear", "llama3", "factors")
@@ -46,26 +46,27 @@ class ModelConfig:
     eos_token_id: int | None = None
 
     def __post_init__(self):
-        _check_choice("family", self.family, FAMILIES)
-        _check_choice("norm", self.norm, NORMS)
-        _check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("family", self.family, FAMILIES)
+        check_choice("norm", self.norm, NORMS)
+        check_choice("activation", self.activation, ACTIVATIONS)
         for name in ("vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "ffn_size", "max_positions"):
             check_size(name, getattr(self, name))
         check_size("layers", self.layers, high=MAX_LAYERS)
         check_number("norm_eps", self.norm_eps, low=0.0, high=1.0)
         if self.heads % self.kv_heads:
             raise ModelError(f"kv_heads = {self.kv_heads} does not divide heads = {self.heads}")
-        if self.family == "gpt2":
-            self._check_gpt2()
+        if "qkv" in FAMILIES[self.family].groups["qkv"]:
+            self._check_fused()
+        if FAMILIES[self.family].learned_positions:
+            if self.rope_theta is not None or self.rope_scaling is not None:
+                raise ModelError(f"family {self.family} has learned positions: rope_theta and rope_scaling must be None")
         else:
             self._check_rotary()
 
-    def _check_gpt2(self):
-        if self.rope_theta is not None or self.rope_scaling is not None:
-            raise ModelError("family gpt2 has learned positions: rope_theta and rope_scaling must be None")
+    def _check_fused(self):
         if self.heads * self.head_dim != self.hidden_size or self.kv_heads != self.heads:
-            raise ModelError(f"family gpt2 needs heads * head_dim = hidden_size and kv_heads = heads, got {self.heads} * "
-                             f"{self.head_dim}, hidden_size {self.hidden_size}, kv_heads {self.kv_heads}")
+            raise ModelError(f"family {self.family} needs heads * head_dim = hidden_size and kv_heads = heads, got "
+                             f"{self.heads} * {self.head_dim}, hidden_size {self.hidden_size}, kv_heads {self.kv_heads}")
 
     def _check_rotary(self):
         check_number("rope_theta", self.rope_theta, low=1e-6, high=1e15)
@@ -74,31 +75,12 @@ class ModelConfig:
         check_rope_scaling(self.rope_scaling, self.head_dim)
 
 
-def _check_choice(name, value, choices):
-    if value not in choices:
-        raise ModelError(f"{name} = {value!r} is not supported; accepted: {', '.join(choices)}")
-
-
-def check_size(name: str, value, high: int = 2**31 - 1) -> int:
-    """`value` if it is a whole number in 1..high, else a ModelError naming it."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
-        raise ModelError(f"{name} = {value!r} must be a whole number in 1..{high}")
-    return value
-
-
-def check_number(name: str, value, low: float, high: float) -> float:
-    """`value` as a float if it is a finite number in low..high, else a ModelError naming it."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
-        raise ModelError(f"{name} = {value!r} must be a number in {low:g}..{high:g}")
-    return float(value)
-
-
 def check_rope_scaling(scaling: dict | None, head_dim: int) -> None:
     """Raise ModelError unless `scaling` is None or one of the forms in ModelConfig's docstring."""
     if scaling is None:
         return
     kind = scaling.get("rope_type")
-    _check_choice("rope_scaling.rope_type", kind, ROPE_TYPES)
+    check_choice("rope_scaling.rope_type", kind, ROPE_TYPES)
     if kind == "factors":
         factors = scaling.get("factors", ())
         if len(factors) != head_dim // 2:
@@ -115,21 +97,7 @@ def check_rope_scaling(scaling: dict | None, head_dim: int) -> None:
             raise ModelError(f"rope_scaling.high_freq_factor = {high} must be above low_freq_factor = {low}")
 
 
-_TINY = {
-    "llama": dict(hidden_size=60, heads=6, kv_heads=2, head_dim=10, ffn_size=84, vocab_size=131, tied_head=False),
-    "qwen2": dict(hidden_size=56, heads=4, kv_heads=2, head_dim=14, ffn_size=76, vocab_size=101, tied_head=True),
-    "qwen3": dict(hidden_size=44, heads=4, kv_heads=1, head_dim=16, ffn_size=70, vocab_size=117, tied_head=False),
-    "gpt2": dict(hidden_size=36, heads=3, kv_heads=3, head_dim=12, ffn_size=100, vocab_size=109, tied_head=True),
-}
-
-
 def tiny_config(family: str, **changes) -> ModelConfig:
     """A small config of `family` with awkward sizes for tests (none a multiple of 32); `changes` replace fields."""
-    _check_choice("family", family, FAMILIES)
-    gpt2 = family == "gpt2"
-    config = ModelConfig(
-        family=family, layers=3, norm="layer" if gpt2 else "rms", norm_eps=1e-5 if gpt2 else 1e-6,
-        activation="gelu_tanh" if gpt2 else "swiglu", rope_theta=None if gpt2 else 10000.0, rope_scaling=None,
-        max_positions=128 if gpt2 else 512, attention_bias=family in ("gpt2", "qwen2"), mlp_bias=gpt2,
-        qk_norm=family == "qwen3", bos_token_id=0, eos_token_id=1, **_TINY[family])
-    return replace(config, **changes)
+    check_choice("family", family, FAMILIES)
+    return replace(ModelConfig(family=family, **FAMILIES[family].tiny), **changes)

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 
 from dynadapt.model.base import Model, check_shapes
-from dynadapt.model.config import ModelConfig, check_number, check_size
+from dynadapt.model.config import ModelConfig
 from dynadapt.model.errors import ModelError
+from dynadapt.model.family import FAMILIES
 from dynadapt.model.gguf_file import GGUFFile, can_read
 from dynadapt.model.gguf_tokenizer import gguf_tokenizer
 from dynadapt.model.layout import tensor_shapes
+from dynadapt.model.reading import check_choice, check_number, check_size
 from dynadapt.model.safetensors_file import sample_file
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
 _NAMES = {"embed": "token_embd", "positions": "position_embd", "norm": "output_norm", "head": "output"}
 _LAYER_NAMES = {"attn_norm": "attn_norm", "mlp_norm": "ffn_norm", "q": "attn_q", "k": "attn_k", "v": "attn_v",
                 "qkv": "attn_qkv", "o": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
@@ -59,11 +60,11 @@ def gguf_name(name: str) -> str:
 
 
 def _is_permuted(config, name):
-    return config.family == "llama" and name.split(".")[-2] in ("q", "k")
+    return name.split(".")[-2] in FAMILIES[config.family].gguf_permuted
 
 
 def _unpermute(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Undo the order of q and k rows in "llama" files: pairs (0, 1), (2, 3), ... become halves (0, d/2), (1, d/2+1), ..."""
+    """Undo the order of q and k rows: pairs (0, 1), (2, 3), ... become halves (0, d/2), (1, d/2+1), ..."""
     heads = config.heads if name.split(".")[-2] == "q" else config.kv_heads
     pairs = tensor.view(heads, config.head_dim // 2, 2, *tensor.shape[1:])
     return pairs.transpose(1, 2).reshape(tensor.shape)
@@ -72,28 +73,19 @@ def _unpermute(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Te
 def config_from_gguf(file: GGUFFile) -> ModelConfig:
     """The ModelConfig that a GGUF file's metadata and tensors describe; ModelError naming what is missing or unsupported."""
     architecture = file.metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise ModelError(f"architecture {architecture!r} is not supported; accepted: {', '.join(ARCHITECTURES)}")
-    get = _Metadata(file.metadata, architecture)
-    gpt2 = architecture == "gpt2"
+    check_choice("general.architecture", architecture, FAMILIES)
+    get = _Metadata(file, architecture)
     hidden, heads = get.size("embedding_length"), get.size("attention.head_count")
     embed = file.tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:
         raise ModelError("tensor token_embd.weight [vocabulary, hidden] is missing")
     max_positions, head_dim = get.size("context_length"), _head_dim(get, hidden, heads)
     _refuse_extras(get, max_positions)
-    return ModelConfig(
-        family=architecture, vocab_size=embed.shape[0], hidden_size=hidden, layers=get.size("block_count"), heads=heads,
-        kv_heads=heads if gpt2 else get.size("attention.head_count_kv", heads), head_dim=head_dim,
-        ffn_size=get.size("feed_forward_length"), norm="layer" if gpt2 else "rms",
-        norm_eps=get.number("attention.layer_norm_epsilon" if gpt2 else "attention.layer_norm_rms_epsilon", 0.0, 1.0),
-        activation="gelu_tanh" if gpt2 else "swiglu",
-        rope_theta=None if gpt2 else get.number("rope.freq_base", 1e-6, 1e15, 10000.0),
-        rope_scaling=None if gpt2 else _rope_scaling(file, get), max_positions=max_positions,
-        tied_head="output.weight" not in file.tensors,
-        attention_bias="blk.0.attn_output.bias" in file.tensors or architecture == "qwen2",
-        mlp_bias="blk.0.ffn_up.bias" in file.tensors, qk_norm=architecture == "qwen3",
-        bos_token_id=get.token("bos_token_id"), eos_token_id=get.token("eos_token_id"))
+    common = dict(family=architecture, vocab_size=embed.shape[0], hidden_size=hidden, layers=get.size("block_count"),
+                  heads=heads, head_dim=head_dim, ffn_size=get.size("feed_forward_length"), max_positions=max_positions,
+                  tied_head="output.weight" not in file.tensors, bos_token_id=get.token("bos_token_id"),
+                  eos_token_id=get.token("eos_token_id"))
+    return FAMILIES[architecture].from_gguf(get, common)
 
 
 def _head_dim(get, hidden, heads):
@@ -104,7 +96,7 @@ def _head_dim(get, hidden, heads):
         length = hidden // heads
     for key in ("attention.value_length", "rope.dimension_count"):
         other = get.size(key, length)
-        if other != length and get.architecture != "gpt2":
+        if other != length and not FAMILIES[get.architecture].learned_positions:
             raise ModelError(f"{get.architecture}.{key} = {other} differs from the head size {length}, which is not "
                              f"supported (partial rotary, or values of another size); accepted: {length}")
     return length
@@ -123,26 +115,11 @@ def _refuse_extras(get, max_positions):
             raise ModelError(f"{get.architecture}.{key} is not supported; accepted: absent or 0")
 
 
-def _rope_scaling(file, get):
-    kind = get.metadata.get(f"{get.architecture}.rope.scaling.type", "none")
-    if kind not in ("none", "linear"):
-        raise ModelError(f"{get.architecture}.rope.scaling.type = {kind!r} is not supported; accepted: none, linear")
-    factor = get.number("rope.scaling.factor", 0.0, 1e9, 0.0) or get.number("rope.scale_linear", 0.0, 1e9, 0.0)
-    linear = {"rope_type": "linear", "factor": factor} if factor not in (0.0, 1.0) else None
-    if _ROPE_FACTORS not in file.tensors:
-        return linear
-    stored = file.tensors[_ROPE_FACTORS]
-    if linear is not None or not can_read(stored.kind) or len(stored.shape) != 1 or stored.nbytes > 1 << 20:
-        raise ModelError(f"tensor {_ROPE_FACTORS} of shape {list(stored.shape)} together with linear scaling = "
-                         f"{linear} is not supported; accepted: one number for each pair of a head, alone")
-    return {"rope_type": "factors", "factors": tuple(file.read(_ROPE_FACTORS).double().tolist())}
-
-
 class _Metadata:
     """Checked access to the keys `<architecture>.<key>`. Single-precision numbers become their shortest decimals."""
 
-    def __init__(self, metadata, architecture):
-        self.metadata = metadata
+    def __init__(self, file, architecture):
+        self.file, self.metadata, self.tensors = file, file.metadata, file.tensors
         self.architecture = architecture
 
     def size(self, key, default=None):
@@ -164,3 +141,17 @@ class _Metadata:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise ModelError(f"metadata tokenizer.ggml.{key} = {value!r} must be a token id")
         return value
+
+    def rope_scaling(self):
+        """The ModelConfig form of linear scaling, or of the frequency factors that Llama 3 files carry as a tensor."""
+        kind = self.metadata.get(f"{self.architecture}.rope.scaling.type", "none")
+        check_choice(f"{self.architecture}.rope.scaling.type", kind, ("none", "linear"))
+        factor = self.number("rope.scaling.factor", 0.0, 1e9, 0.0) or self.number("rope.scale_linear", 0.0, 1e9, 0.0)
+        linear = {"rope_type": "linear", "factor": factor} if factor not in (0.0, 1.0) else None
+        if _ROPE_FACTORS not in self.tensors:
+            return linear
+        stored = self.tensors[_ROPE_FACTORS]
+        if linear is not None or not can_read(stored.kind) or len(stored.shape) != 1 or stored.nbytes > 1 << 20:
+            raise ModelError(f"tensor {_ROPE_FACTORS} of shape {list(stored.shape)} together with linear scaling = "
+                             f"{linear} is not supported; accepted: one number for each pair of a head, alone")
+        return {"rope_type": "factors", "factors": tuple(self.file.read(_ROPE_FACTORS).double().tolist())}

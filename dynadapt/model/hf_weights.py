@@ -9,6 +9,7 @@ import torch
 
 from dynadapt.model.base import check_shapes
 from dynadapt.model.config import ModelConfig
+from dynadapt.model.family import FAMILIES
 from dynadapt.model.layout import hf_name, hf_transposed, tensor_shapes
 
 # Buffers that old checkpoints saved with the weights: causal masks and rotary frequencies.
@@ -24,7 +25,7 @@ def match_hf(config: ModelConfig, found: Mapping[str, tuple[int, ...]], where: s
     becomes untied if it differs, as transformers does. A tensor that is missing, unexpected or of another shape raises
     ModelError with `where` in front.
     """
-    prefix = "transformer." if config.family == "gpt2" else "model."
+    prefix = FAMILIES[config.family].hf_base
     bare = not any(key.startswith(prefix) for key in found)
     stored = {name: _stored_name(config, name, prefix if bare else "") for name in tensor_shapes(config)}
     head, embed = "lm_head.weight", stored["embed.weight"]

@@ -5,49 +5,33 @@ Every linear weight is [out, in]. Shapes below: V vocabulary, H hidden, P positi
 from __future__ import annotations
 
 from dynadapt.model.config import ModelConfig
-
-_HF_ROTARY = {
-    "embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head",
-    "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
-    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
-    "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
-    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
-}
-_HF_GPT2 = {
-    "embed": "transformer.wte", "positions": "transformer.wpe", "norm": "transformer.ln_f", "head": "lm_head",
-    "attn_norm": "ln_1", "mlp_norm": "ln_2",
-    "qkv": "attn.c_attn", "o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj",
-}
+from dynadapt.model.family import FAMILIES
 
 
 def layout(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """The linear groups of a layer: the parts of a group share their input."""
-    if config.family == "gpt2":
-        return {"qkv": ("qkv",), "o": ("o",), "mlp_in": ("up",), "down": ("down",)}
-    return {"qkv": ("q", "k", "v"), "o": ("o",), "mlp_in": ("gate", "up"), "down": ("down",)}
+    return dict(FAMILIES[config.family].groups)
 
 
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """part -> (out, in) of every linear of a layer, in the order of computation."""
     H, F = config.hidden_size, config.ffn_size
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    if config.family == "gpt2":
-        return {"qkv": (3 * H, H), "o": (H, H), "up": (F, H), "down": (H, F)}
-    return {"q": (q, H), "k": (kv, H), "v": (kv, H), "o": (H, q), "gate": (F, H), "up": (F, H), "down": (H, F)}
+    shapes = {"q": (q, H), "k": (kv, H), "v": (kv, H), "qkv": (q + 2 * kv, H), "o": (H, q),
+              "gate": (F, H), "up": (F, H), "down": (H, F)}
+    return {part: shapes[part] for group in layout(config).values() for part in group}
 
 
 def has_bias(config: ModelConfig, part: str) -> bool:
-    """Whether the linear `part` has a bias. Qwen2 has none on o whatever `attention_bias` says."""
-    if part in ("gate", "up", "down"):
-        return config.mlp_bias
-    return config.attention_bias and not (config.family == "qwen2" and part == "o")
+    """Whether the linear `part` has a bias."""
+    return FAMILIES[config.family].has_bias(config, part)
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of every tensor of the model, in the order of computation."""
     V, H, d = config.vocab_size, config.hidden_size, config.head_dim
     shapes: dict[str, tuple[int, ...]] = {"embed.weight": (V, H)}
-    if config.family == "gpt2":
+    if FAMILIES[config.family].learned_positions:
         shapes["positions.weight"] = (config.max_positions, H)
     linears = linear_shapes(config)
     for i in range(config.layers):
@@ -76,11 +60,11 @@ def _add_norm(shapes, config, name):
 
 def hf_module(config: ModelConfig, module: str) -> str:
     """The Hugging Face module of a canonical one: "layers.3.q" -> "model.layers.3.self_attn.q_proj"."""
-    names = _HF_GPT2 if config.family == "gpt2" else _HF_ROTARY
+    family = FAMILIES[config.family]
     if not module.startswith("layers."):
-        return names[module]
+        return family.hf_modules[module]
     _, i, part = module.split(".")
-    return f"{'transformer.h' if config.family == 'gpt2' else 'model.layers'}.{i}.{names[part]}"
+    return f"{family.hf_layers}.{i}.{family.hf_modules[part]}"
 
 
 def hf_name(config: ModelConfig, name: str) -> str:
@@ -91,8 +75,7 @@ def hf_name(config: ModelConfig, name: str) -> str:
 
 def hf_transposed(config: ModelConfig, name: str) -> bool:
     """Whether Hugging Face stores the canonical tensor as [in, out] (GPT-2's Conv1D)."""
-    part = name.split(".")[-2]
-    return config.family == "gpt2" and name.endswith(".weight") and part in ("qkv", "o", "up", "down")
+    return name.endswith(".weight") and name.split(".")[-2] in FAMILIES[config.family].hf_transposed
 
 
 def peft_name(config: ModelConfig, layer: int, part: str) -> str:

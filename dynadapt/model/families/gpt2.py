@@ -1,0 +1,51 @@
+"""GPT-2: learned positions, LayerNorm, one fused projection for queries, keys and values, weights stored as [in, out]."""
+from dynadapt.model.config import ModelConfig
+from dynadapt.model.errors import ModelError
+from dynadapt.model.family import Family, register
+from dynadapt.model.reading import check_number, check_size, read_flag, read_size, read_token
+
+_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu"}
+_HF_MODULES = {
+    "embed": "transformer.wte", "positions": "transformer.wpe", "norm": "transformer.ln_f", "head": "lm_head",
+    "attn_norm": "ln_1", "mlp_norm": "ln_2", "qkv": "attn.c_attn", "o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj",
+}
+_CHOICES = dict(family="gpt2", norm="layer", rope_theta=None, rope_scaling=None, attention_bias=True, mlp_bias=True, qk_norm=False)
+
+
+def from_hf(raw, _):
+    act = raw.get("activation_function", "gelu_new")
+    if act not in _ACTIVATIONS:
+        raise ModelError(f"activation_function = {act!r} is not supported for gpt2; accepted: {', '.join(_ACTIVATIONS)}")
+    hidden, heads = read_size(raw, "n_embd", "hidden_size"), read_size(raw, "n_head", "num_attention_heads")
+    if hidden % heads:
+        raise ModelError(f"n_head = {heads} does not divide n_embd = {hidden}")
+    inner = raw.get("n_inner")
+    return ModelConfig(
+        **_CHOICES, vocab_size=read_size(raw, "vocab_size"), hidden_size=hidden,
+        layers=read_size(raw, "n_layer", "num_hidden_layers"), heads=heads, kv_heads=heads, head_dim=hidden // heads,
+        ffn_size=4 * hidden if inner is None else check_size("n_inner", inner),
+        norm_eps=check_number("layer_norm_epsilon", raw.get("layer_norm_epsilon", 1e-5), 0.0, 1.0), activation=_ACTIVATIONS[act],
+        max_positions=read_size(raw, "n_positions", "max_position_embeddings"),
+        tied_head=read_flag(raw, "tie_word_embeddings", True),
+        bos_token_id=read_token(raw, "bos_token_id"), eos_token_id=read_token(raw, "eos_token_id"))
+
+
+def to_hf(config):
+    return {"n_embd": config.hidden_size, "n_layer": config.layers, "n_head": config.heads, "n_inner": config.ffn_size,
+            "n_positions": config.max_positions, "layer_norm_epsilon": config.norm_eps,
+            "activation_function": {"gelu_tanh": "gelu_new", "gelu": "gelu"}[config.activation]}
+
+
+def from_gguf(metadata, common):
+    return ModelConfig(**{**common, **_CHOICES}, kv_heads=common["heads"], activation="gelu_tanh",
+                       norm_eps=metadata.number("attention.layer_norm_epsilon", 0.0, 1.0))
+
+
+register(Family(
+    name="gpt2", groups={"qkv": ("qkv",), "o": ("o",), "mlp_in": ("up",), "down": ("down",)},
+    hf_types={"gpt2": "GPT2LMHeadModel"}, hf_base="transformer.", hf_layers="transformer.h", hf_modules=_HF_MODULES,
+    hf_transposed=("qkv", "o", "up", "down"), from_hf=from_hf, to_hf=to_hf, from_gguf=from_gguf,
+    has_bias=lambda config, part: config.mlp_bias if part in ("up", "down") else config.attention_bias, learned_positions=True,
+    tiny=dict(hidden_size=36, layers=3, heads=3, kv_heads=3, head_dim=12, ffn_size=100, vocab_size=109, tied_head=True,
+              norm="layer", norm_eps=1e-5, activation="gelu_tanh", rope_theta=None, rope_scaling=None, max_positions=128,
+              attention_bias=True, mlp_bias=True, qk_norm=False, bos_token_id=0, eos_token_id=1)))

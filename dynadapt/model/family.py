@@ -1,0 +1,48 @@
+"""What one family of models says about itself; each file of `dynadapt.model.families` defines one."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dynadapt.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """The names and choices of a family. Modules are the canonical ones of `dynadapt.model.layout`.
+
+    `groups`: the linear groups of a layer, as `layout` gives them. `learned_positions`: a position table instead of rotary.
+    `hf_types`: model_type -> architecture of the config.json files read as this family, the one that is written first.
+    `hf_base`: the prefix of the base model's tensors, absent from checkpoints of the base model alone.
+    `hf_layers`: where the layers are. `hf_modules`: canonical module -> Hugging Face's, layers' modules relative to a layer.
+    `hf_transposed`: linears stored as [in, out].
+    `from_hf(raw, model_type)`: the config of a config.json. `to_hf(config)`: its config.json, type and architecture aside.
+    `from_gguf(metadata, common)`: the config of a GGUF file of this architecture; `common` are fields that all have.
+    `gguf_permuted`: linears whose rows a GGUF file keeps as pairs of a head instead of halves.
+    `has_bias(config, part)`: whether a linear has a bias. `tiny`: fields of `tiny_config`.
+    """
+
+    name: str
+    groups: dict[str, tuple[str, ...]]
+    hf_types: dict[str, str]
+    hf_base: str
+    hf_layers: str
+    hf_modules: dict[str, str]
+    from_hf: Callable[[Mapping, str], ModelConfig]
+    to_hf: Callable[[ModelConfig], dict]
+    from_gguf: Callable[[object, dict], ModelConfig]
+    has_bias: Callable[[ModelConfig, str], bool]
+    tiny: dict
+    learned_positions: bool = False
+    hf_transposed: tuple[str, ...] = field(default=())
+    gguf_permuted: tuple[str, ...] = field(default=())
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Make `family` known under its name."""
+    FAMILIES[family.name] = family
