@@ -79,10 +79,16 @@ class Model:
     def check_finite(self) -> None:
         """Raise ModelError naming the first tensor that holds a NaN or an infinity. Reads every tensor once."""
         for name in self.names():
-            flat = self.tensor(name).view(-1)
-            if not all(torch.isfinite(piece).all() for piece in flat.split(1 << 22)):
-                bad = int((~torch.isfinite(flat)).sum())
+            bad = count_not_finite(self.tensor(name))
+            if bad:
                 raise ModelError(f"{self.name}: tensor {name} holds {bad} values that are NaN or infinite")
+
+
+def count_not_finite(tensor: torch.Tensor) -> int:
+    """How many values are NaN or infinite. One pass without temporaries if none is: a NaN is both least and greatest."""
+    if torch.isfinite(torch.stack(tensor.aminmax())).all():
+        return 0
+    return sum(int((~torch.isfinite(piece)).sum()) for piece in tensor.reshape(-1).split(1 << 22))
 
 
 def from_state(config: ModelConfig, state: Mapping[str, torch.Tensor], tokenizer=None, name: str = "model",

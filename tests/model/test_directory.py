@@ -102,6 +102,8 @@ def test_check_finite_names_the_tensor(saved):
         edit_tensors(path, lambda state: state["model.layers.1.mlp.up_proj.weight"].__setitem__((3, 4), value))
         with pytest.raises(ModelError, match="layers.1.up.weight holds 1 values"):
             load(path).check_finite()
+    edit_tensors(path, lambda state: state["model.layers.1.mlp.up_proj.weight"].fill_(3e38))
+    load(path).check_finite()
 
 
 REFUSED_CONFIGS = {
