@@ -1,0 +1,105 @@
+// Feed-forward activations and their derivatives, from one exponential an element.
+//   gelu_tanh:  h/2 (1 + tanh u) = h sigmoid(2u), which keeps its relative accuracy for negative h.
+#include "cpu/activation.h"
+
+#include "cpu/kernels/rows.h"
+
+namespace dynadapt::DYN_ISA {
+namespace {
+
+constexpr float kTwoSqrtTwoOverPi = 1.59576912f;
+constexpr float kCubic = 0.044715f;
+
+struct GeluTanh {
+  static inline vfloat gate(vfloat h) { return sigmoid(kTwoSqrtTwoOverPi * h * (1.0f + kCubic * h * h)); }
+  static inline vfloat value(vfloat h) { return h * gate(h); }
+  static inline vfloat slope(vfloat h) {
+    const vfloat s = gate(h);
+    return s + h * s * (1.0f - s) * kTwoSqrtTwoOverPi * (1.0f + 3.0f * kCubic * h * h);
+  }
+};
+
+struct Gelu {
+  static inline vfloat value(vfloat h) {
+    vfloat cumulative, density;
+    normal_distribution(h, &cumulative, &density);
+    return h * cumulative;
+  }
+  static inline vfloat slope(vfloat h) {
+    vfloat cumulative, density;
+    normal_distribution(h, &cumulative, &density);
+    return cumulative + h * density;
+  }
+};
+
+template <class T, class Kind>
+void forward_elementwise(const ActivationForward& a) {
+  for_rows(a.rows, [&](int64_t n) {
+    const T* h = static_cast<const T*>(a.h) + n * a.width;
+    T* y = static_cast<T*>(a.y) + n * a.width;
+    for_vectors(a.width, [&](size_t i, auto part) { store(y + i, Kind::value(load(h + i, part)), part); });
+  });
+}
+
+template <class T>
+void forward_swiglu(const ActivationForward& a) {
+  for_rows(a.rows, [&](int64_t n) {
+    const T* h = static_cast<const T*>(a.h) + n * 2 * a.width;
+    T* y = static_cast<T*>(a.y) + n * a.width;
+    for_vectors(a.width, [&](size_t i, auto part) {
+      const vfloat gate = load(h + i, part), up = load(h + a.width + i, part);
+      store(y + i, gate * sigmoid(gate) * up, part);
+    });
+  });
+}
+
+template <class T>
+void forward(const ActivationForward& a) {
+  switch (a.kind) {
+    case ActivationKind::kSwiglu: return forward_swiglu<T>(a);
+    case ActivationKind::kGeluTanh: return forward_elementwise<T, GeluTanh>(a);
+    case ActivationKind::kGelu: return forward_elementwise<T, Gelu>(a);
+  }
+}
+
+template <class T, class Kind>
+void backward_elementwise(const ActivationBackward& a) {
+  for_rows(a.rows, [&](int64_t n) {
+    const T* dy = static_cast<const T*>(a.dy) + n * a.width;
+    const T* h = static_cast<const T*>(a.h) + n * a.width;
+    T* dh = static_cast<T*>(a.dh) + n * a.width;
+    for_vectors(a.width, [&](size_t i, auto part) {
+      store(dh + i, load(dy + i, part) * Kind::slope(load(h + i, part)), part);
+    });
+  });
+}
+
+template <class T>
+void backward_swiglu(const ActivationBackward& a) {
+  for_rows(a.rows, [&](int64_t n) {
+    const T* dy = static_cast<const T*>(a.dy) + n * a.width;
+    const T* h = static_cast<const T*>(a.h) + n * 2 * a.width;
+    T* dh = static_cast<T*>(a.dh) + n * 2 * a.width;
+    for_vectors(a.width, [&](size_t i, auto part) {
+      const vfloat gate = load(h + i, part), up = load(h + a.width + i, part), g = load(dy + i, part);
+      const vfloat s = sigmoid(gate);
+      store(dh + i, g * up * s * (1.0f + gate * (1.0f - s)), part);
+      store(dh + a.width + i, g * gate * s, part);
+    });
+  });
+}
+
+template <class T>
+void backward(const ActivationBackward& a) {
+  switch (a.kind) {
+    case ActivationKind::kSwiglu: return backward_swiglu<T>(a);
+    case ActivationKind::kGeluTanh: return backward_elementwise<T, GeluTanh>(a);
+    case ActivationKind::kGelu: return backward_elementwise<T, Gelu>(a);
+  }
+}
+
+}  // namespace
+
+const ByType<ActivationKernels> activation_kernels = {{forward<float>, backward<float>}, {forward<bf16>, backward<bf16>}};
+
+}  // namespace dynadapt::DYN_ISA

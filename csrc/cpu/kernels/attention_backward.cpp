@@ -1,0 +1,279 @@
+// Attention backward. Probabilities come again from the saved lse, block by block and transposed (keys down, queries
+// across), which makes the operands of dK and dV row-major as they are:
+//
+//   S' = K Q^T   dP' = V dO^T   P' = 2^(S' - lse)   dS' = scale P' (dP' - delta)
+//   dV += P' dO   dK += dS' Q   dQ' += K^T dS'
+//
+// Memory gets no gradient, so its blocks take three products instead of five. The blocks of queries of a kv head are
+// dealt to a fixed number of units with sums of dK and dV of their own, added in order at the end: the work is
+// balanced between threads while the order of every sum stays the same for any number of them.
+#include "cpu/kernels/attention_window.h"
+
+namespace dynadapt::DYN_ISA {
+namespace {
+
+constexpr int64_t kKeys = 96;  // keys in a block; a multiple of kMR
+constexpr int64_t kAlign = 16;  // queries of a head are padded to a multiple of it
+constexpr int64_t kUnits = 6;   // units wanted for one stream, where there are blocks enough
+
+/// Units per kv head: a power of two, an even number of units in all.
+int64_t units_per_head(const AttentionPlan& p) {
+  int64_t units = 1;
+  while (units * p.kv_heads < kUnits || units * p.kv_heads % 2) units *= 2;
+  return smaller(units, p.blocks);
+}
+
+/// The unit that takes block `b`: from the longest block on, there and back, so that each gets as much work.
+int64_t unit_of(int64_t b, int64_t units, const AttentionPlan& p) {
+  const int64_t place = p.blocks - 1 - b, turn = place / units, step = place % units;
+  return turn % 2 ? units - 1 - step : step;
+}
+
+/// A block of keys of one stream: `count` of them from window position `at`.
+struct KeyBlock {
+  int64_t at, count;
+  bool learns;      // a block of the segment, not of memory
+  int64_t segment;  // its first key's place in the segment
+};
+
+struct KeyBlocks {
+  KeyBlocks(int64_t memory, int64_t segment)
+      : memory(memory), segment(segment), in_memory((memory + kKeys - 1) / kKeys),
+        total(in_memory + (segment + kKeys - 1) / kKeys) {}
+  KeyBlock operator[](int64_t b) const {
+    if (b < in_memory) return {b * kKeys, smaller(kKeys, memory - b * kKeys), false, 0};
+    const int64_t first = (b - in_memory) * kKeys;
+    return {memory + first, smaller(kKeys, segment - first), true, first};
+  }
+  int64_t memory, segment, in_memory, total;
+};
+
+/// Scratch of one kv head of one stream.
+template <class T>
+struct HeadBuffers {
+  HeadBuffers(Arena& arena, const AttentionPlan& p, int64_t window)
+      : keys(arena.take<T>(window * p.d)), transposed(arena.take<T>((window / kKeys + 2) * kKeys * p.d)),
+        sums(arena.take<float>(units_per_head(p) * 2 * p.segment * p.d)) {}
+
+  float* dk(int64_t unit, const AttentionPlan& p) const { return sums + 2 * unit * p.segment * p.d; }
+  float* dv(int64_t unit, const AttentionPlan& p) const { return dk(unit, p) + p.segment * p.d; }
+
+  T* keys;        // [window, d], rotated
+  T* transposed;  // [blocks, d, kKeys], rotated
+  float* sums;    // [units, dk and dv, segment, d]
+};
+
+/// What one thread works in.
+template <class T>
+struct Buffers {
+  Buffers(Arena& arena, const AttentionPlan& p)
+      : width(p.group * round_up(p.block, kAlign)), q(arena.take<T>(width * p.d)), dout(arena.take<T>(width * p.d)),
+        lse(arena.take<float>(width)), delta(arena.take<float>(width)),
+        q_nt(arena.take<char>(panels_bytes<T>(width, p.d))), dout_nt(arena.take<char>(panels_bytes<T>(width, p.d))),
+        q_nn(arena.take<char>(panels_bytes<T>(p.d, width))), dout_nn(arena.take<char>(panels_bytes<T>(p.d, width))),
+        ds_nn(arena.take<char>(panels_bytes<T>(width, kKeys))), scores(arena.take<float>(kKeys * width)),
+        dscores(arena.take<float>(kKeys * width)), probabilities(arena.take<T>(kKeys * width)), ds(arena.take<T>(kKeys * width)),
+        dq(arena.take<float>(p.d * width)), row(arena.take<float>(p.d)) {}
+
+  int64_t width;           // most columns: padded queries of all heads of the group
+  T *q, *dout;             // [columns, d]
+  float *lse, *delta;      // [columns]; lse in units of log2
+  char *q_nt, *dout_nt;    // packed, for S' and dP'
+  char *q_nn, *dout_nn;    // packed, for dK and dV
+  char* ds_nn;             // packed, for dQ'
+  float *scores, *dscores; // [kKeys, columns]
+  T *probabilities, *ds;   // [kKeys, columns]
+  float* dq;               // [d, columns]
+  float* row;              // [d]
+};
+
+template <class T>
+void prepare_block(const AttentionShape& s, const AttentionPlan& p, const Stream<T>& stream, int64_t kv, int64_t b,
+                   const HeadBuffers<T>& head) {
+  const KeyBlock block = KeyBlocks(stream.memory, p.segment)[b];
+  T* keys = head.keys + block.at * p.d;
+  T* transposed = head.transposed + b * kKeys * p.d;
+  for (int64_t j = 0; j < block.count; j++) {
+    rotate(s, stream.key(p, kv, block.at + j), block.at + j, 1.0f, p.d, keys + j * p.d);
+    for (int64_t i = 0; i < p.d; i++) transposed[i * kKeys + j] = keys[j * p.d + i];
+  }
+}
+
+/// One block of queries of one kv head, as the products need it.
+template <class T>
+struct Queries {
+  Queries(const AttentionBackward& a, const AttentionPlan& p, const Stream<T>& stream, int64_t index, int64_t kv, int64_t b,
+          const Buffers<T>& w)
+      : first(p.first_query(b)), count(p.queries(b)), padded(round_up(count, kAlign)), columns(p.group * padded) {
+    for (int64_t c = 0; c < columns; c++) {
+      const int64_t head = kv * p.group + c / padded, t = first + c % padded;
+      T* q = w.q + c * p.d;
+      T* dout = w.dout + c * p.d;
+      if (c % padded >= count) {  // a column of zeros adds nothing to any product
+        memset(static_cast<void*>(q), 0, p.d * sizeof(T));
+        memset(static_cast<void*>(dout), 0, p.d * sizeof(T));
+        w.lse[c] = w.delta[c] = 0.0f;
+        continue;
+      }
+      const int64_t at = ((stream.row + t) * p.heads + head) * p.d;
+      const T* out = static_cast<const T*>(a.out) + at;
+      memcpy(dout, static_cast<const T*>(a.dout) + at, p.d * sizeof(T));
+      rotate(a.shape, stream.query(p, head, t), stream.memory + t, 1.0f, p.d, q);
+      vfloat delta{};
+      for_vectors(p.d, [&](size_t i, auto part) { delta += load(dout + i, part) * load(out + i, part); });
+      w.delta[c] = sum(delta);
+      w.lse[c] = a.lse[(index * p.heads + head) * p.segment + t] * kLog2E;
+    }
+    pack_nt(w.q, p.d, columns, p.d, w.q_nt);
+    pack_nt(w.dout, p.d, columns, p.d, w.dout_nt);
+    pack_nn(w.q, p.d, columns, p.d, w.q_nn);
+    pack_nn(w.dout, p.d, columns, p.d, w.dout_nn);
+  }
+
+  int64_t first, count;  // in the segment
+  int64_t padded;        // columns of one head
+  int64_t columns;
+};
+
+/// P' and dS' from S' and dP', for one key that queries `from`.. of the block see.
+template <class T>
+void softmax_row(const Queries<T>& queries, const Buffers<T>& w, int64_t key, int64_t from, float scale) {
+  const vint lanes = lane_numbers();
+  const float log2_scale = scale * kLog2E;
+  const int64_t row = key * queries.columns;
+  for (int64_t c = 0; c < queries.columns; c += kWidth) {
+    const vfloat p = exp2_nonpositive(load(w.scores + row + c) * log2_scale - load(w.lse + c));
+    const vfloat ds = p * (load(w.dscores + row + c) - load(w.delta + c)) * scale;
+    const int hidden = int(smaller<int64_t>(kWidth, from - c % queries.padded));
+    if (hidden <= 0) {
+      store(w.probabilities + row + c, p);
+      store(w.ds + row + c, ds);
+    } else {
+      store(w.probabilities + row + c, lanes >= hidden ? p : vfloat{});
+      store(w.ds + row + c, lanes >= hidden ? ds : vfloat{});
+    }
+  }
+}
+
+/// All products of one block of queries with one block of keys.
+template <class T>
+void block_pair(const AttentionShape& s, const AttentionPlan& p, const Stream<T>& stream, int64_t kv, int64_t b,
+                const KeyBlock& keys, int64_t count, const Queries<T>& queries, const HeadBuffers<T>& head, int64_t unit,
+                const Buffers<T>& w) {
+  const int64_t columns = queries.columns;
+  const int64_t value_stride = keys.learns ? stream.qkv_stride : stream.memory_stride;
+  gemm(count, columns, p.d, head.keys + keys.at * p.d, p.d, w.q_nt, w.scores, columns, false);
+  gemm(count, columns, p.d, stream.value(p, kv, keys.at), value_stride, w.dout_nt, w.dscores, columns, false);
+  for (int64_t j = 0; j < count; j++)
+    softmax_row(queries, w, j, keys.learns ? keys.segment + j - queries.first : 0, s.scale);
+  if (keys.learns) {
+    const int64_t at = keys.segment * p.d;
+    gemm(count, p.d, columns, w.probabilities, columns, w.dout_nn, head.dv(unit, p) + at, p.d, true);
+    gemm(count, p.d, columns, w.ds, columns, w.q_nn, head.dk(unit, p) + at, p.d, true);
+  }
+  pack_nn(w.ds, columns, count, columns, w.ds_nn);
+  gemm(p.d, columns, count, head.transposed + b * kKeys * p.d, kKeys, w.ds_nn, w.dq, columns, b > 0);
+}
+
+/// dq of a block, rotated back.
+template <class T>
+void write_dq(const AttentionBackward& a, const AttentionPlan& p, const Stream<T>& stream, int64_t kv,
+              const Queries<T>& queries, const Buffers<T>& w) {
+  for (int64_t c = 0; c < queries.columns; c++) {
+    if (c % queries.padded >= queries.count) continue;
+    const int64_t head = kv * p.group + c / queries.padded, t = queries.first + c % queries.padded;
+    for (int64_t i = 0; i < p.d; i++) w.row[i] = w.dq[i * queries.columns + c];
+    rotate(a.shape, w.row, stream.memory + t, -1.0f, p.d,
+           static_cast<T*>(a.dqkv) + (stream.row + t) * p.qkv_width + head * p.d);
+  }
+}
+
+/// One unit: its blocks of queries against all keys that they see.
+template <class T>
+void run_unit(const AttentionBackward& a, const AttentionPlan& p, int64_t index, int64_t kv, int64_t unit,
+              const HeadBuffers<T>& head, const Buffers<T>& w) {
+  const Stream<T> stream(a.shape, p, a.qkv, index);
+  const KeyBlocks keys(stream.memory, p.segment);
+  memset(head.dk(unit, p), 0, 2 * p.segment * p.d * sizeof(float));
+  for (int64_t q = p.blocks - 1; q >= 0; q--) {
+    if (unit_of(q, units_per_head(p), p) != unit) continue;
+    const Queries<T> queries(a, p, stream, index, kv, q, w);
+    const int64_t visible = stream.memory + queries.first + queries.count;
+    for (int64_t b = 0; b < keys.total && keys[b].at < visible; b++)
+      block_pair(a.shape, p, stream, kv, b, keys[b], smaller(keys[b].count, visible - keys[b].at), queries, head, unit, w);
+    write_dq(a, p, stream, kv, queries, w);
+  }
+}
+
+/// dk and dv of segment row `t`: the units' sums in order, keys rotated back.
+template <class T>
+void write_dkv(const AttentionBackward& a, const AttentionPlan& p, int64_t index, int64_t kv, int64_t t,
+               const HeadBuffers<T>& head, float* row) {
+  const Stream<T> stream(a.shape, p, a.qkv, index);
+  T* to = static_cast<T*>(a.dqkv) + (stream.row + t) * p.qkv_width + (p.heads + kv) * p.d;
+  const int64_t units = units_per_head(p);
+  const auto add_units = [&](const float* sums, size_t i, auto part) {
+    vfloat total = load(sums + i, part);
+    for (int64_t unit = 1; unit < units; unit++) total += load(sums + 2 * unit * p.segment * p.d + i, part);
+    return total;
+  };
+  const float* dk = head.dk(0, p) + t * p.d;
+  const float* dv = head.dv(0, p) + t * p.d;
+  for_vectors(p.d, [&](size_t i, auto part) { store(row + i, add_units(dk, i, part), part); });
+  rotate(a.shape, row, stream.memory + t, -1.0f, p.d, to);
+  for_vectors(p.d, [&](size_t i, auto part) { store(to + p.kv_heads * p.d + i, add_units(dv, i, part), part); });
+}
+
+/// Streams [first, first + count): keys are rotated, then units run, then their sums are added.
+template <class T>
+void wave(const AttentionBackward& a, const AttentionPlan& p, int64_t first, int64_t count, int64_t window, char* heads_base,
+          size_t head_bytes, char* buffers, size_t buffer_bytes) {
+  const int64_t heads = count * p.kv_heads, units = units_per_head(p), most_blocks = window / kKeys + 2;
+  const auto head_buffers = [&](int64_t head) {
+    Arena arena(heads_base + head * head_bytes);
+    return HeadBuffers<T>(arena, p, window);
+  };
+  Queue queue;
+  parallel(heads * units, [&](Team team) {
+    Arena arena(buffers + team.rank * buffer_bytes);
+    const Buffers<T> mine(arena, p);
+    const auto prepare = team.share(heads * most_blocks);
+    for (int64_t item = prepare.begin; item < prepare.end; item++) {
+      const int64_t head = item / most_blocks, b = item % most_blocks;
+      const Stream<T> stream(a.shape, p, a.qkv, first + head / p.kv_heads);
+      if (b < KeyBlocks(stream.memory, p.segment).total)
+        prepare_block(a.shape, p, stream, head % p.kv_heads, b, head_buffers(head));
+    }
+    team.barrier();
+    for (int64_t item = queue.next(); item < heads * units; item = queue.next()) {
+      const int64_t head = item / units;
+      run_unit(a, p, first + head / p.kv_heads, head % p.kv_heads, item % units, head_buffers(head), mine);
+    }
+    team.barrier();
+    const auto rows = team.share(heads * p.segment);
+    for (int64_t item = rows.begin; item < rows.end; item++) {
+      const int64_t head = item / p.segment;
+      write_dkv(a, p, first + head / p.kv_heads, head % p.kv_heads, item % p.segment, head_buffers(head), mine.row);
+    }
+  });
+}
+
+template <class T>
+void backward(const AttentionBackward& a) {
+  const AttentionPlan p(a.shape);
+  const int64_t streams = wave_size(a.shape), window = longest_window(a.shape);
+  Arena per_thread, per_head;
+  Buffers<T>(per_thread, p);
+  HeadBuffers<T>(per_head, p, window);
+  char* buffers = static_cast<char*>(scratch(num_threads() * per_thread.used() + streams * p.kv_heads * per_head.used()));
+  char* heads = buffers + num_threads() * per_thread.used();
+  for (int64_t first = 0; first < int64_t(a.shape.streams); first += streams)
+    wave<T>(a, p, first, smaller(streams, int64_t(a.shape.streams) - first), window, heads, per_head.used(), buffers,
+            per_thread.used());
+}
+
+}  // namespace
+
+const ByType<AttentionBackwardKernels> attention_backward_kernels = {{backward<float>}, {backward<bf16>}};
+
+}  // namespace dynadapt::DYN_ISA
