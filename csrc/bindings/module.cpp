@@ -18,4 +18,7 @@ PYBIND11_MODULE(_C, module) {
   bind_linear(module);
   bind_gradient(module);
   bind_cross_entropy(module);
+  bind_elementwise(module);
+  bind_attention(module);
+  bind_update(module);
 }

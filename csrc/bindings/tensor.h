@@ -62,5 +62,8 @@ void bind_matrix(py::module_& module);
 void bind_linear(py::module_& module);
 void bind_gradient(py::module_& module);
 void bind_cross_entropy(py::module_& module);
+void bind_elementwise(py::module_& module);
+void bind_attention(py::module_& module);
+void bind_update(py::module_& module);
 
 }  // namespace dynadapt::bindings

@@ -82,3 +82,35 @@ def check(op, arguments, dtype, slack=1.0):
 def acts(*shape, dtype):
     """Random activations, already rounded to ``dtype`` so that all runs see the same numbers."""
     return torch.randn(shape).to(dtype)
+
+
+def assert_threads_change_nothing(op, arguments, dtype):
+    """The same bits with one, two and five threads."""
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            _C.set_num_threads(threads)
+            results.append(run(op, arguments, dtype))
+    finally:
+        _C.set_num_threads(0)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def assert_rows_stand_alone(op, arguments, dtype, rows, bad_row):
+    """Row-wise outputs have the same bits without the rows behind ``bad_row`` and with NaN in ``bad_row`` of every input."""
+    by_row = lambda t: isinstance(t, torch.Tensor) and t.is_floating_point() and t.shape[:1] == (rows,)  # noqa: E731
+    outputs = [i for i, a in enumerate(a for a in arguments if isinstance(a, Out)) if a.tensor.shape[:1] == (rows,)]
+    cut = lambda t: t[:bad_row].contiguous() if isinstance(t, torch.Tensor) and t.shape[:1] == (rows,) else t  # noqa: E731
+    whole = run(op, arguments, dtype)
+    short = run(op, [Out(cut(a.tensor), a.wide) if isinstance(a, Out) else cut(a) for a in arguments], dtype)
+    dirty = [a.clone() if by_row(a) else a for a in arguments]
+    for a in dirty:
+        if by_row(a):
+            a[bad_row] = float("nan")
+    dirty = run(op, dirty, dtype)
+    others = torch.arange(rows) != bad_row
+    for i in outputs:
+        assert torch.equal(whole[i][:bad_row], short[i])
+        assert torch.equal(whole[i][others], dirty[i][others])
+        assert not torch.isfinite(dirty[i][bad_row]).all()

@@ -129,6 +129,129 @@ DYNADAPT_API int dynadapt_cross_entropy_weight_gradient(const DLTensor* h, const
                                                         const DLTensor* lse, const DLTensor* dW,
                                                         const dynadapt_gradient_params* params, void* stream);
 
+/* ---- norms ----------------------------------------------------------------------------------- */
+
+enum { DYNADAPT_NORM_RMS = 0, DYNADAPT_NORM_LAYER = 1 };
+
+typedef struct {
+  uint32_t struct_size;
+  int32_t kind;
+  float eps; /* forward only */
+} dynadapt_norm_params;
+
+/* res = x + delta, rounded to act; y = norm(res) * weight + bias; stat f32 [N, 2] = (mean or 0, 1 / deviation).
+ * x, delta, res, y act [N, H], weight, bias act [H]; delta, bias may be NULL, and res where delta is. */
+DYNADAPT_API int dynadapt_norm_forward(const DLTensor* x, const DLTensor* delta, const DLTensor* weight,
+                                       const DLTensor* bias, const DLTensor* res, const DLTensor* y,
+                                       const DLTensor* stat, const dynadapt_norm_params* params, void* stream);
+
+/* dx = gradient through the norm + dres (may be NULL); dweight and dbias f32 [H] are added to unless NULL. */
+DYNADAPT_API int dynadapt_norm_backward(const DLTensor* dy, const DLTensor* res, const DLTensor* weight,
+                                        const DLTensor* stat, const DLTensor* dres, const DLTensor* dx,
+                                        const DLTensor* dweight, const DLTensor* dbias,
+                                        const dynadapt_norm_params* params, void* stream);
+
+typedef struct {
+  uint32_t struct_size;
+  int32_t query_heads, kv_heads, head_dim;
+  float eps; /* forward only */
+} dynadapt_head_norm_params;
+
+/* RMS norm of every query and key head of qkv act [N, (hq + 2 hkv) d]; values are copied. q_weight, k_weight act [d],
+ * rstd f32 [N, hq + hkv]. */
+DYNADAPT_API int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, const DLTensor* k_weight,
+                                            const DLTensor* out, const DLTensor* rstd,
+                                            const dynadapt_head_norm_params* params, void* stream);
+/* dq_weight, dk_weight f32 [d] are added to unless NULL. */
+DYNADAPT_API int dynadapt_head_norm_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* q_weight,
+                                             const DLTensor* k_weight, const DLTensor* rstd, const DLTensor* dqkv,
+                                             const DLTensor* dq_weight, const DLTensor* dk_weight,
+                                             const dynadapt_head_norm_params* params, void* stream);
+
+/* ---- activations ----------------------------------------------------------------------------- */
+
+enum { DYNADAPT_SWIGLU = 0, DYNADAPT_GELU_TANH = 1, DYNADAPT_GELU = 2 };
+
+typedef struct {
+  uint32_t struct_size;
+  int32_t kind;
+} dynadapt_activation_params;
+
+/* y act [N, F] from h act [N, 2F] (SwiGLU: silu(h[:, :F]) * h[:, F:]) or [N, F]. */
+DYNADAPT_API int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y,
+                                             const dynadapt_activation_params* params, void* stream);
+DYNADAPT_API int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DLTensor* dh,
+                                              const dynadapt_activation_params* params, void* stream);
+
+/* ---- embedding ------------------------------------------------------------------------------- */
+
+/* out[n] = table[tokens[n]] (+ position_table[positions[n]]): tokens, positions i64 [N], table act [V, H],
+ * position_table act [P, H] and positions both given or both NULL, out act [N, H]. */
+DYNADAPT_API int dynadapt_embedding_forward(const DLTensor* tokens, const DLTensor* table,
+                                            const DLTensor* position_table, const DLTensor* positions,
+                                            const DLTensor* out, void* stream);
+/* dtable f32 [V, H] += dout act [N, H], each row where its token stands. */
+DYNADAPT_API int dynadapt_embedding_backward(const DLTensor* tokens, const DLTensor* dout, const DLTensor* dtable,
+                                             void* stream);
+
+/* ---- attention over [memory; segment] -------------------------------------------------------- */
+
+typedef struct {
+  uint32_t struct_size;
+  int32_t query_heads, kv_heads, head_dim;
+  float scale;
+} dynadapt_attention_params;
+
+/* Causal attention of the S streams' segments, N = S T rows. qkv act [N, (hq + 2 hkv) d], keys before rotation;
+ * mem_k, mem_v act [slots, C, hkv d] and mem_len i32 [slots] all given or all NULL: entry j of a slot has window
+ * position j and every query sees it; segment token t has position mem_len + t; slots i32 [S]; cos, sin f32 [P, d/2]
+ * or both NULL; out act [N, hq d]; lse f32 [S, hq, T]. */
+DYNADAPT_API int dynadapt_attention_forward(const DLTensor* qkv, const DLTensor* mem_k, const DLTensor* mem_v,
+                                            const DLTensor* mem_len, const DLTensor* slots, const DLTensor* cos,
+                                            const DLTensor* sin, const DLTensor* out, const DLTensor* lse,
+                                            const dynadapt_attention_params* params, void* stream);
+/* dqkv like qkv; memory gets no gradient. */
+DYNADAPT_API int dynadapt_attention_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* out,
+                                             const DLTensor* lse, const DLTensor* mem_k, const DLTensor* mem_v,
+                                             const DLTensor* mem_len, const DLTensor* slots, const DLTensor* cos,
+                                             const DLTensor* sin, const DLTensor* dqkv,
+                                             const dynadapt_attention_params* params, void* stream);
+
+/* ---- linear read-out with squared error ------------------------------------------------------ */
+
+/* pred = h . weight + bias, loss = (pred - target)^2, dh = 2 weights (pred - target) weight. h act [N, H], weight act
+ * [H], bias f32 [1] or NULL, target f32 [N], weights f32 [N] or NULL for ones, pred, loss f32 [N]; dh act [N, H],
+ * dweight f32 [H], dbias f32 [1] may be NULL, the last two are added to. */
+DYNADAPT_API int dynadapt_linear_mse(const DLTensor* h, const DLTensor* weight, const DLTensor* bias,
+                                     const DLTensor* target, const DLTensor* weights, const DLTensor* pred,
+                                     const DLTensor* loss, const DLTensor* dh, const DLTensor* dweight,
+                                     const DLTensor* dbias, void* stream);
+
+/* ---- optimizer step -------------------------------------------------------------------------- */
+
+enum { DYNADAPT_SGD = 0, DYNADAPT_ADAM = 1, DYNADAPT_ADAMW = 2, DYNADAPT_RMS = 3 };
+
+typedef struct {
+  uint32_t struct_size;
+  int32_t kind;
+  double decay;        /* towards the prior; 0: none */
+  double clip;         /* largest norm of a stream's gradient; 0: none */
+  double beta1, beta2; /* adam, adamw */
+  double eps;          /* adam, adamw, rms */
+  double weight_decay; /* adamw */
+  double momentum;     /* sgd */
+} dynadapt_update_params;
+
+/* One optimizer step of the streams in slots i32 [S] (each once). master, grad, first, second f32 [slots, P]; prior,
+ * stat, prior_rate f32 [P]; working act [slots, P]; lr f32 [slots]; step i32 [slots], counted up; norms f32 [S] and
+ * skipped i32 [S] (1: the gradient was not finite, the stream stays as it was) out. grad is zero afterwards. NULL may
+ * be: first (where momentum or beta1 is 0), second (sgd, rms), prior (decay 0), stat (all but rms), working, prior_rate. */
+DYNADAPT_API int dynadapt_update(const DLTensor* master, const DLTensor* grad, const DLTensor* first,
+                                 const DLTensor* second, const DLTensor* prior, const DLTensor* stat,
+                                 const DLTensor* working, const DLTensor* slots, const DLTensor* lr,
+                                 const DLTensor* step, const DLTensor* norms, const DLTensor* skipped,
+                                 const DLTensor* prior_rate, const dynadapt_update_params* params, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,124 @@
+// The C entry points of the norms: arguments are checked here, and nowhere below.
+#include "cpu/norm.h"
+
+#include "cpu/head_norm.h"
+
+using namespace dynadapt;
+
+namespace {
+
+bool is_layer(const Op& op, int32_t kind) {
+  op.require(kind == DYNADAPT_NORM_RMS || kind == DYNADAPT_NORM_LAYER, "kind is %d, accepted is 0 (rms) or 1 (layer)", kind);
+  return kind == DYNADAPT_NORM_LAYER;
+}
+
+/// Width of a qkv row; the head counts are checked and kept in `c`.
+template <class Arguments>
+int64_t qkv_width(const Op& op, const dynadapt_head_norm_params& p, Arguments& c) {
+  op.require(p.query_heads >= 1 && p.kv_heads >= 1 && p.head_dim >= 1,
+             "hq, hkv, d are %d, %d, %d, accepted is at least 1 of each", p.query_heads, p.kv_heads, p.head_dim);
+  c.query_heads = p.query_heads;
+  c.kv_heads = p.kv_heads;
+  c.head_dim = p.head_dim;
+  return (int64_t(p.query_heads) + 2 * int64_t(p.kv_heads)) * p.head_dim;
+}
+
+}  // namespace
+
+extern "C" {
+
+int dynadapt_norm_forward(const DLTensor* x, const DLTensor* delta, const DLTensor* weight, const DLTensor* bias,
+                          const DLTensor* res, const DLTensor* y, const DLTensor* stat,
+                          const dynadapt_norm_params* params, void*) {
+  return guarded([&] {
+    const Op op("norm_forward");
+    const auto& p = op.params(params);
+    NormForward c{};
+    const View in = op.tensor("x", x, {-1, -1}, kAct);
+    const int64_t N = in.size[0], H = in.size[1];
+    op.require(H >= 1, "x has width 0, accepted is at least 1");
+    op.require(res || !delta, "res is missing, a tensor is needed where delta is given");
+    c.rows = N;
+    c.width = H;
+    c.layer = is_layer(op, p.kind);
+    c.eps = p.eps;
+    c.x = in.data;
+    c.delta = op.optional("delta", delta, {N, H}, in.dtype).data;
+    c.weight = op.tensor("weight", weight, {H}, in.dtype).data;
+    c.bias = op.optional("bias", bias, {H}, in.dtype).data;
+    c.res = op.optional("res", res, {N, H}, in.dtype).data;
+    c.y = op.tensor("y", y, {N, H}, in.dtype).data;
+    c.stat = op.tensor("stat", stat, {N, 2}, kF32).as<float>();
+    if (N) kernels<ByType<NormKernels>>().of(in.dtype).forward(c);
+  });
+}
+
+int dynadapt_norm_backward(const DLTensor* dy, const DLTensor* res, const DLTensor* weight, const DLTensor* stat,
+                           const DLTensor* dres, const DLTensor* dx, const DLTensor* dweight, const DLTensor* dbias,
+                           const dynadapt_norm_params* params, void*) {
+  return guarded([&] {
+    const Op op("norm_backward");
+    const auto& p = op.params(params);
+    NormBackward c{};
+    const View in = op.tensor("dy", dy, {-1, -1}, kAct);
+    const int64_t N = in.size[0], H = in.size[1];
+    op.require(H >= 1, "dy has width 0, accepted is at least 1");
+    c.rows = N;
+    c.width = H;
+    c.layer = is_layer(op, p.kind);
+    c.dy = in.data;
+    c.res = op.tensor("res", res, {N, H}, in.dtype).data;
+    c.weight = op.tensor("weight", weight, {H}, in.dtype).data;
+    c.stat = op.tensor("stat", stat, {N, 2}, kF32).as<float>();
+    c.dres = op.optional("dres", dres, {N, H}, in.dtype).data;
+    c.dx = op.tensor("dx", dx, {N, H}, in.dtype).data;
+    c.dweight = op.optional("dweight", dweight, {H}, kF32).as<float>();
+    c.dbias = op.optional("dbias", dbias, {H}, kF32).as<float>();
+    if (N) kernels<ByType<NormKernels>>().of(in.dtype).backward(c);
+  });
+}
+
+int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, const DLTensor* k_weight,
+                               const DLTensor* out, const DLTensor* rstd, const dynadapt_head_norm_params* params, void*) {
+  return guarded([&] {
+    const Op op("head_norm_forward");
+    const auto& p = op.params(params);
+    HeadNormForward c{};
+    const int64_t width = qkv_width(op, p, c);
+    const View in = op.tensor("qkv", qkv, {-1, width}, kAct);
+    c.rows = in.size[0];
+    c.eps = p.eps;
+    c.qkv = in.data;
+    c.q_weight = op.tensor("q_weight", q_weight, {p.head_dim}, in.dtype).data;
+    c.k_weight = op.tensor("k_weight", k_weight, {p.head_dim}, in.dtype).data;
+    c.out = op.tensor("out", out, {in.size[0], width}, in.dtype).data;
+    c.rstd = op.tensor("rstd", rstd, {in.size[0], p.query_heads + p.kv_heads}, kF32).as<float>();
+    if (c.rows) kernels<ByType<HeadNormKernels>>().of(in.dtype).forward(c);
+  });
+}
+
+int dynadapt_head_norm_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* q_weight,
+                                const DLTensor* k_weight, const DLTensor* rstd, const DLTensor* dqkv,
+                                const DLTensor* dq_weight, const DLTensor* dk_weight,
+                                const dynadapt_head_norm_params* params, void*) {
+  return guarded([&] {
+    const Op op("head_norm_backward");
+    const auto& p = op.params(params);
+    HeadNormBackward c{};
+    const int64_t width = qkv_width(op, p, c);
+    const View in = op.tensor("dout", dout, {-1, width}, kAct);
+    const int64_t N = in.size[0];
+    c.rows = N;
+    c.dout = in.data;
+    c.qkv = op.tensor("qkv", qkv, {N, width}, in.dtype).data;
+    c.q_weight = op.tensor("q_weight", q_weight, {p.head_dim}, in.dtype).data;
+    c.k_weight = op.tensor("k_weight", k_weight, {p.head_dim}, in.dtype).data;
+    c.rstd = op.tensor("rstd", rstd, {N, p.query_heads + p.kv_heads}, kF32).as<float>();
+    c.dqkv = op.tensor("dqkv", dqkv, {N, width}, in.dtype).data;
+    c.dq_weight = op.optional("dq_weight", dq_weight, {p.head_dim}, kF32).as<float>();
+    c.dk_weight = op.optional("dk_weight", dk_weight, {p.head_dim}, kF32).as<float>();
+    if (N) kernels<ByType<HeadNormKernels>>().of(in.dtype).backward(c);
+  });
+}
+
+}  // extern "C"

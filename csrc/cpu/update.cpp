@@ -1,0 +1,79 @@
+// The C entry point of the optimizer step: arguments are checked here, and nowhere below.
+#include "cpu/update.h"
+
+using namespace dynadapt;
+
+namespace {
+
+/// Stream slots: within the buffers, and each only once.
+void check_slots(const Op& op, const View& slots, int64_t limit) {
+  const int32_t* values = slots.as<int32_t>();
+  for (int64_t i = 0; i < slots.size[0]; i++) {
+    op.require(values[i] >= 0 && values[i] < limit, "slots[%lld] is %d, accepted is 0 to %lld", (long long)i, values[i],
+               (long long)limit - 1);
+    for (int64_t j = 0; j < i; j++)
+      op.require(values[i] != values[j], "slots[%lld] and slots[%lld] are both %d, accepted is each slot once", (long long)j,
+                 (long long)i, values[i]);
+  }
+}
+
+UpdateKind kind_of(const Op& op, int32_t kind) {
+  op.require(kind >= DYNADAPT_SGD && kind <= DYNADAPT_RMS, "kind is %d, accepted is 0 (sgd), 1 (adam), 2 (adamw) or 3 (rms)", kind);
+  return UpdateKind(kind);
+}
+
+/// The state that this kind of step reads must be there.
+void check_state(const Op& op, const Update& c) {
+  const bool adam = c.kind == UpdateKind::kAdam || c.kind == UpdateKind::kAdamW;
+  op.require(!adam || c.second, "second is missing, a tensor is needed for adam and adamw");
+  op.require(!adam || c.beta1 == 0 || c.first, "first is missing, a tensor is needed where beta1 is %g", c.beta1);
+  op.require(c.kind != UpdateKind::kSgd || c.momentum == 0 || c.first, "first is missing, a tensor is needed where momentum is %g",
+             c.momentum);
+  op.require(c.kind != UpdateKind::kRms || c.stat, "stat is missing, a tensor is needed for rms");
+  op.require(c.decay == 0 || c.prior, "prior is missing, a tensor is needed where decay is %g", c.decay);
+}
+
+}  // namespace
+
+extern "C" int dynadapt_update(const DLTensor* master, const DLTensor* grad, const DLTensor* first,
+                               const DLTensor* second, const DLTensor* prior, const DLTensor* stat,
+                               const DLTensor* working, const DLTensor* slots, const DLTensor* lr, const DLTensor* step,
+                               const DLTensor* norms, const DLTensor* skipped, const DLTensor* prior_rate,
+                               const dynadapt_update_params* params, void*) {
+  return guarded([&] {
+    const Op op("update");
+    const auto& p = op.params(params);
+    Update c{};
+    c.kind = kind_of(op, p.kind);
+    const View main = op.tensor("master", master, {-1, -1}, kF32);
+    const int64_t count = main.size[0], P = main.size[1];
+    const View which = op.tensor("slots", slots, {-1}, kI32);
+    check_slots(op, which, count);
+    const int64_t S = which.size[0];
+    const View copy = op.optional("working", working, {count, P}, kAct);
+    c.streams = S;
+    c.parameters = P;
+    c.slots = which.as<int32_t>();
+    c.master = main.as<float>();
+    c.grad = op.tensor("grad", grad, {count, P}, kF32).as<float>();
+    c.first = op.optional("first", first, {count, P}, kF32).as<float>();
+    c.second = op.optional("second", second, {count, P}, kF32).as<float>();
+    c.prior = op.optional("prior", prior, {P}, kF32).as<float>();
+    c.prior_rate = op.optional("prior_rate", prior_rate, {P}, kF32).as<float>();
+    c.stat = op.optional("stat", stat, {P}, kF32).as<float>();
+    c.working = copy.data;
+    c.lr = op.tensor("lr", lr, {count}, kF32).as<float>();
+    c.step = op.tensor("step", step, {count}, kI32).as<int32_t>();
+    c.norms = op.tensor("norms", norms, {S}, kF32).as<float>();
+    c.skipped = op.tensor("skipped", skipped, {S}, kI32).as<int32_t>();
+    c.decay = p.decay;
+    c.clip = p.clip;
+    c.beta1 = p.beta1;
+    c.beta2 = p.beta2;
+    c.eps = p.eps;
+    c.weight_decay = p.weight_decay;
+    c.momentum = p.momentum;
+    check_state(op, c);
+    if (S) kernels<ByType<UpdateKernels>>().of(copy ? copy.dtype : kF32).update(c);
+  });
+}

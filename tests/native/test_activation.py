@@ -1,0 +1,76 @@
+"""SwiGLU and the two GELUs against their references, over the whole range of float32."""
+import pytest
+import torch
+
+from dynadapt import _C
+from dynadapt.ops import activation
+
+from .compare import DTYPES, Out, acts, assert_rows_stand_alone, assert_threads_change_nothing, check, poisoned
+
+SIZES = [(1, 35), (1, 1536), (63, 33), (100, 70)]
+
+
+def forward_arguments(n, f, kind, dtype, scale=3):
+    return [acts(n, f * (1 + (kind == "swiglu")), dtype=dtype) * scale, kind, Out(poisoned(n, f))]
+
+
+def backward_arguments(n, f, kind, dtype, scale=3):
+    h, *_ = forward_arguments(n, f, kind, dtype, scale)
+    return [acts(n, f, dtype=dtype), h, kind, Out(poisoned(*h.shape))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", activation.KINDS)
+@pytest.mark.parametrize("n, f", SIZES)
+def test_both_ways(n, f, kind, dtype):
+    check("activation_forward", forward_arguments(n, f, kind, dtype), dtype)
+    check("activation_backward", backward_arguments(n, f, kind, dtype), dtype)
+
+
+@pytest.mark.parametrize("kind", activation.KINDS)
+def test_every_magnitude(kind):
+    """Element by element: within 4e-6 of the true value, relatively, until float32 runs out of exponent."""
+    h = torch.cat([torch.linspace(-12, 12, 40001), torch.logspace(-30, 1, 1000), -torch.logspace(-30, 1, 1000)])[:, None]
+    full = torch.cat([h, torch.ones_like(h)], 1) if kind == "swiglu" else h
+    y, truth = torch.empty_like(h), torch.empty_like(h, dtype=torch.float64)
+    _C.activation_forward(full, kind, y)
+    wide = h.double()
+    if kind == "swiglu":
+        truth = wide / (1 + torch.exp(-wide))
+    elif kind == "gelu":
+        truth = wide * 0.5 * torch.special.erfc(-wide / 2**0.5)
+    else:
+        truth = wide * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (wide + 0.044715 * wide**3))
+    visible = truth.abs() > 1e-30
+    relative = ((y.double() - truth).abs() / truth.abs().clamp(min=1e-300))[visible]
+    # e^(-u) of a large u carries u's rounding: |u| ulps.
+    assert relative.max() < 2e-5 and relative[(wide.abs() < 3)[visible]].max() < 2e-6
+
+
+@pytest.mark.parametrize("kind", activation.KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_far_out_values(kind, dtype):
+    h = torch.tensor([[-3e38, -1e4, -200.0, -90.0, 0.0, 90.0, 200.0, 1e4, 1e18]]).to(dtype)
+    full = torch.cat([h, torch.ones_like(h)], 1) if kind == "swiglu" else h
+    y, dh = torch.empty_like(h), torch.empty_like(full)
+    _C.activation_forward(full, kind, y)
+    _C.activation_backward(torch.ones_like(h), full, kind, dh)
+    assert torch.isfinite(y).all()
+    assert torch.equal(y[0, 4:], h[0, 4:]) and (y[0, :3] == 0).all()
+    assert torch.equal(dh[0, 5:8], torch.ones_like(dh[0, 5:8])) and (dh[0, 1:3] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", activation.KINDS)
+def test_threads_and_rows(kind, dtype):
+    for op, make in (("activation_forward", forward_arguments), ("activation_backward", backward_arguments)):
+        arguments = make(100, 37, kind, dtype)
+        assert_threads_change_nothing(op, arguments, dtype)
+        assert_rows_stand_alone(op, arguments, dtype, 100, 41)
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match=r"activation_forward: kind is relu, accepted is swiglu, gelu_tanh, gelu"):
+        _C.activation_forward(torch.zeros(2, 4), "relu", torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"activation_forward: h has shape \[2, 4\], accepted is \[2, 8\]"):
+        _C.activation_forward(torch.zeros(2, 4), "swiglu", torch.zeros(2, 4))
