@@ -1,0 +1,142 @@
+"""The optimizer step against its reference: every kind with every option, skipped streams, clipping, threads, errors."""
+import pytest
+import torch
+
+from dynadapt import _C
+from dynadapt.ops import update as reference
+
+from .compare import DTYPES
+
+NAMES = ["kind", "master", "grad", "first", "second", "prior", "stat", "working", "slots", "lr", "step", "decay", "clip", "beta1",
+         "beta2", "eps", "weight_decay", "momentum", "norms", "skipped", "prior_rate"]
+STATE = ["master", "grad", "first", "second", "working", "step", "norms", "skipped"]
+KINDS = {
+    "sgd": dict(kind="sgd"), "momentum": dict(kind="sgd", momentum=0.9), "adam": dict(kind="adam"),
+    "adam without first": dict(kind="adam", beta1=0.0, first=None), "adamw": dict(kind="adamw", weight_decay=0.01),
+    "rms": dict(kind="rms", eps=1e-3),
+}
+
+
+def make(p, dtype, streams=2, grad_scale=1.0, **change):
+    slots = streams + 1
+    values = dict(
+        master=torch.randn(slots, p), grad=torch.randn(slots, p) * grad_scale, first=0.1 * torch.randn(slots, p),
+        second=torch.rand(slots, p), prior=torch.randn(p), stat=torch.rand(p) + 0.1, prior_rate=torch.rand(p),
+        working=torch.full((slots, p), float("nan"), dtype=dtype), slots=torch.randperm(slots)[:streams].int(),
+        lr=torch.rand(slots) * 0.1, step=torch.arange(slots, dtype=torch.int32) * 3, decay=0.0, clip=0.0, beta1=0.9, beta2=0.999,
+        eps=1e-8, weight_decay=0.0, momentum=0.0, norms=torch.full((streams,), float("nan")),
+        skipped=torch.full((streams,), -1, dtype=torch.int32))
+    return {**values, **change}
+
+
+def run(function, values, wide=False):
+    """All arguments after the call, on copies; ``wide``: everything in float64."""
+    copies = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+    if wide:
+        copies = {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in copies.items()}
+    function(*(copies[name] for name in NAMES))
+    return copies
+
+
+def compare(values):
+    ours, plain, truth = run(_C.update, values), run(reference.update, values), run(reference.update, values, wide=True)
+    for name in STATE:
+        if ours[name] is None:
+            continue
+        if not ours[name].is_floating_point():
+            assert torch.equal(ours[name], truth[name]), name
+            continue
+        chosen = values["slots"].long() if ours[name].dim() == 2 else slice(None)
+        o, p, t = (x[name][chosen].double() for x in (ours, plain, truth))
+        assert torch.isfinite(o).all(), name
+        bound = (p - t).abs().max() + 4 * 2.0**-24 * t.abs().max()  # a few roundings of float32 in another order
+        assert (o - t).abs().max() <= bound, name
+        rest = [s for s in range(values["master"].shape[0]) if s not in values["slots"]]
+        if ours[name].dim() == 2 and name != "working":
+            assert torch.equal(ours[name][rest], values[name][rest]), name
+    return ours
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("p", [1, 63, 100, 16384, 40001])
+def test_against_reference(kind, p, dtype):
+    compare(make(p, dtype, **KINDS[kind]))
+    compare(make(p, dtype, **KINDS[kind], decay=0.03, clip=0.5))
+    compare(make(p, dtype, **KINDS[kind], decay=0.03, clip=1e9, prior_rate=None, working=None))
+
+
+def test_first_step_needs_no_history():
+    values = make(100, torch.float32, kind="adam", first=torch.zeros(3, 100), second=torch.zeros(3, 100), step=torch.zeros(3, dtype=torch.int32))
+    compare(values)
+
+
+def test_zero_learning_rate_changes_no_bit():
+    for options in KINDS.values():
+        values = make(1000, torch.float32, lr=torch.zeros(3), **{**options, "weight_decay": 0.0})
+        assert torch.equal(run(_C.update, values)["master"], values["master"])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_with_a_bad_gradient_is_skipped(kind, bad):
+    values = make(20000, torch.bfloat16, streams=3, **KINDS[kind], decay=0.01, clip=1.0)
+    clean = run(_C.update, values)
+    slot = int(values["slots"][1])
+    values["grad"][slot, 17777] = bad
+    ours = run(_C.update, values)
+    assert ours["skipped"].tolist() == [0, 1, 0]
+    assert not torch.isfinite(ours["norms"][1])
+    assert (ours["grad"][slot] == 0).all()
+    for name in ("master", "first", "second", "step"):
+        if ours[name] is not None:
+            assert torch.equal(ours[name][slot], values[name][slot]), name
+    assert ours["working"][slot].isnan().all()  # untouched
+    for name in STATE[:6]:
+        for other in values["slots"][[0, 2]].tolist():
+            if ours[name] is not None:
+                assert torch.equal(ours[name][other], clean[name][other]), name
+
+
+def test_huge_gradients_are_clipped_not_skipped():
+    values = make(1000, torch.float32, kind="sgd", clip=1.0, grad_scale=1e30)
+    ours = compare(values)
+    assert ours["skipped"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_and_streams_change_no_bit(kind):
+    values = make(50000, torch.bfloat16, streams=3, **KINDS[kind], decay=0.01, clip=0.3)
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            _C.set_num_threads(threads)
+            results.append(run(_C.update, values))
+    finally:
+        _C.set_num_threads(0)
+    alone = values
+    for i in range(3):
+        single = dict(alone, slots=values["slots"][i : i + 1], norms=torch.zeros(1), skipped=torch.zeros(1, dtype=torch.int32))
+        alone = {**single, **{k: v for k, v in run(_C.update, single).items() if k in STATE}}
+    for other in results[1:] + [{**alone, "norms": results[0]["norms"], "skipped": results[0]["skipped"]}]:
+        for name in STATE:
+            if other[name] is not None:
+                assert torch.equal(results[0][name].nan_to_num(7), other[name].nan_to_num(7)), name
+
+
+def test_errors_name_the_argument():
+    call = lambda **change: run(_C.update, make(10, torch.float32, **{"kind": "adam", **change}))  # noqa: E731
+    with pytest.raises(ValueError, match=r"update: kind is lion, accepted is sgd, adam, adamw, rms"):
+        call(kind="lion")
+    with pytest.raises(ValueError, match=r"update: slots\[0\] and slots\[1\] are both 1, accepted is each slot once"):
+        call(slots=torch.tensor([1, 1], dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"update: second is missing, a tensor is needed for adam and adamw"):
+        call(second=None)
+    with pytest.raises(ValueError, match=r"update: first is missing, a tensor is needed where beta1 is 0.9"):
+        call(first=None)
+    with pytest.raises(ValueError, match=r"update: prior is missing, a tensor is needed where decay is 0.1"):
+        call(prior=None, decay=0.1)
+    with pytest.raises(ValueError, match=r"update: stat is missing"):
+        call(kind="rms", stat=None)
+    with pytest.raises(ValueError, match=r"update: lr has shape \[2\], accepted is \[3\]"):
+        call(lr=torch.zeros(2))
