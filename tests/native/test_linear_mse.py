@@ -9,7 +9,7 @@ from .compare import DTYPES, Out, acts, assert_rows_stand_alone, assert_threads_
 
 def arguments_of(n, h, dtype, every=True):
     wide = lambda *shape: Out(torch.randn(shape), wide=True)  # noqa: E731
-    return [acts(n, h, dtype=dtype), acts(h, dtype=dtype), torch.randn(1) if every else None, torch.randn(n),
+    return [acts(n, h, dtype=dtype), acts(h, dtype=dtype) / int(h**0.5), torch.randn(1) if every else None, torch.randn(n),
             torch.rand(n) if every else None, Out(poisoned(n), wide=True), Out(poisoned(n), wide=True),
             Out(poisoned(n, h)) if every else None, wide(h) if every else None, wide(1) if every else None]
 
@@ -17,7 +17,8 @@ def arguments_of(n, h, dtype, every=True):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n, h", [(1, 1), (63, 17), (100, 576)])
 def test_against_reference(n, h, dtype):
-    check("linear_mse", arguments_of(n, h, dtype), dtype)
+    # dbias is one sum of terms that cancel: its error is that of the terms.
+    check("linear_mse", arguments_of(n, h, dtype), dtype, slack=4)
     check("linear_mse", arguments_of(n, h, dtype, every=False), dtype)
 
 
