@@ -12,7 +12,7 @@ ADAPTS = {"none": None, "lora": LoRA(rank=3), "rows": RowSparse(density=0.2, eve
 MEMORIES = {"nothing": None, "keep": SegmentMemory(20, 2), "reproject": SegmentMemory(20, 2, "reproject"), "overlap": Overlap(9)}
 LR = {"lora": 0.05, "rows": 0.02, "full": 0.005}
 SEGMENT = 13
-BACKENDS = [("reference", "fp32")]
+BACKENDS = [("reference", "fp32"), ("cpu", "fp32"), ("cpu", "bf16")]
 
 
 def model(family="llama"):
