@@ -14,7 +14,9 @@ import os
 import sys
 import time
 
+# Idle threads sleep, but not before they have looked for work for about 0.1 ms: waking one costs as much.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import numpy as np
 import torch
@@ -118,16 +120,19 @@ def check(op, name, call, output, truth, dtype):
     return float(error)
 
 
-def measure(rows, seconds):
-    """Fill each row's "times": all calls take turns until ``seconds`` are over (at least 5 rounds)."""
+def measure(rows, seconds, threads):
+    """Fill each row's "times": all calls take turns until ``seconds`` are over (at least 5 rounds).
+
+    One thread is timed by its processor time, which other processes on the machine disturb less."""
+    clock = time.thread_time if threads == 1 else time.perf_counter
     end, rounds = time.perf_counter() + seconds, 0
     while rounds < 6 or time.perf_counter() < end:
         for row in rows:
             for provider, call in row["calls"].items():
-                start = time.perf_counter()
+                start = clock()
                 call()
                 if rounds:  # the first round warms up
-                    row["times"].setdefault(provider, []).append(time.perf_counter() - start)
+                    row["times"].setdefault(provider, []).append(clock() - start)
         rounds += 1
 
 
@@ -162,10 +167,10 @@ def main():
     ceiling = gemm_ceiling(dtype, args.threads)
     _C.set_num_threads(args.threads)
     torch.set_num_threads(args.threads)
-    measure(rows, args.seconds)
+    measure(rows, args.seconds, args.threads)
 
     print(f"isa {_C.isa()}, {args.dtype}, {args.threads} thread(s), {args.rows} rows, torch {torch.__version__}, "
-          f"OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']}")
+          f"OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']} GOMP_SPINCOUNT={os.environ['GOMP_SPINCOUNT']}")
     print(f"ceiling {ceiling['gflops']:.0f} GFLOP/s ({ceiling['provider']}, {ceiling['shape']})")
     print(f"{'op':16} {'shape':20} {'provider':9} {'GFLOP/s':>8} {'10%':>7} {'90%':>7} {'ceiling':>8} {'ms':>8}")
     for row in rows:
@@ -179,7 +184,7 @@ def main():
                   f"{median / ceiling['gflops']:8.0%} {row['flops'] / median * 1e-6:8.3f}")
     if args.json:
         with open(args.json, "w") as file:
-            json.dump({"arguments": vars(args), "isa": _C.isa(), "torch": torch.__version__, "ceiling": ceiling, "rows": rows}, file, indent=1)
+            json.dump({"arguments": vars(args), "isa": _C.isa(), "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "GOMP_", "DYNADAPT_"))}, "torch": torch.__version__, "ceiling": ceiling, "rows": rows}, file, indent=1)
 
 
 if __name__ == "__main__":

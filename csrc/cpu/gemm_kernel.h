@@ -28,11 +28,18 @@ struct RowTiles {
 
 // ---- sums += a rows * panel rows, k of them ----
 
+/// The panel is a stream that the first level of the cache does not hold from one tile to the next; its lines
+/// are fetched this many bytes ahead, across the end of the panel too, where the next one usually begins.
+constexpr int kPanelAhead = 8192;
+
 template <int M, int NV>
 inline void accumulate_rows(vfloat (&sum)[M][NV], const float* a, int64_t lda, const float* b) {
   vfloat bv[NV];
 #pragma GCC unroll 4
-  for (int j = 0; j < NV; j++) bv[j] = load(b + j * kWidth);
+  for (int j = 0; j < NV; j++) {
+    bv[j] = load(b + j * kWidth);
+    if (j * kWidth % 16 == 0) __builtin_prefetch(reinterpret_cast<const char*>(b + j * kWidth) + kPanelAhead);
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++) {
     const vfloat av = splat(a[i * lda]);
@@ -59,7 +66,10 @@ template <int M, int NV>
 inline void accumulate_pairs(vfloat (&sum)[M][NV], const bf16* a, int64_t lda, const bf16* b, size_t bytes) {
   __m512i bv[NV];
 #pragma GCC unroll 4
-  for (int j = 0; j < NV; j++) bv[j] = _mm512_loadu_si512(b + j * 32);
+  for (int j = 0; j < NV; j++) {
+    bv[j] = _mm512_loadu_si512(b + j * 32);
+    __builtin_prefetch(reinterpret_cast<const char*>(b + j * 32) + kPanelAhead);
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++) {
     int32_t pair = 0;

@@ -62,6 +62,9 @@ inline void pack_panel_nt(const T* b, int64_t ldb, int columns, int64_t K, Panel
       assign(panel[(k / step * kNR + n) * step + k % step], k < K && n < columns ? to_float(b[n * ldb + k]) : 0.0f);
 }
 
+/// Rows that packing fetches ahead: a panel takes a line or two of each row, which no prefetcher foresees.
+constexpr int64_t kPackAhead = 24;
+
 /// One panel of B: b row-major [K, columns], columns <= kNR; missing columns are zero.
 template <class T>
 inline void pack_panel_nn(const T* b, int64_t ldb, int columns, int64_t K, Panel<T>* panel) {
@@ -72,6 +75,8 @@ inline void pack_panel_nn(const T* b, int64_t ldb, int columns, int64_t K, Panel
                                          5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     for (int64_t k = 0; k < K; k += 2) {
+      __builtin_prefetch(b + (k + kPackAhead) * ldb);
+      __builtin_prefetch(b + (k + kPackAhead + 1) * ldb);
       const __m512i even = _mm512_maskz_loadu_epi16(mask, b + k * ldb);
       const __m512i odd = k + 1 < K ? _mm512_maskz_loadu_epi16(mask, b + (k + 1) * ldb) : _mm512_setzero_si512();
       _mm512_storeu_si512(panel + k * kNR, _mm512_permutex2var_epi16(even, low, odd));
@@ -80,6 +85,7 @@ inline void pack_panel_nn(const T* b, int64_t ldb, int columns, int64_t K, Panel
 #endif
   } else {
     for (int64_t k = 0; k < K; k++, b += ldb, panel += kNR) {
+      for (int n = 0; n < kNR; n += 16) __builtin_prefetch(b + kPackAhead * ldb + n);
       for (int n = 0; n < kNR; n += kWidth)
         store(panel + n, n + kWidth <= columns ? load(b + n) : n < columns ? load(b + n, columns - n) : vfloat{});
     }

@@ -33,22 +33,45 @@ inline const Panel<T>* forward_panel(const Matrix& matrix, int64_t j, Panel<T>* 
 }
 
 #if defined(__AVX512BF16__)
+/// Turns 8 x 8 elements of 64 bits that stand in r, one row each.
+inline void transpose_8x8(__m512i (&r)[8]) {
+  __m512i s[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    s[i] = _mm512_unpacklo_epi64(r[2 * i], r[2 * i + 1]);
+    s[i + 4] = _mm512_unpackhi_epi64(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int odd = 0; odd < 2; odd++) {
+    const __m512i even_low = _mm512_shuffle_i64x2(s[4 * odd], s[4 * odd + 1], 0x88);
+    const __m512i even_high = _mm512_shuffle_i64x2(s[4 * odd + 2], s[4 * odd + 3], 0x88);
+    const __m512i odd_low = _mm512_shuffle_i64x2(s[4 * odd], s[4 * odd + 1], 0xdd);
+    const __m512i odd_high = _mm512_shuffle_i64x2(s[4 * odd + 2], s[4 * odd + 3], 0xdd);
+    r[odd] = _mm512_shuffle_i64x2(even_low, even_high, 0x88);
+    r[odd + 2] = _mm512_shuffle_i64x2(odd_low, odd_high, 0x88);
+    r[odd + 4] = _mm512_shuffle_i64x2(even_low, even_high, 0xdd);
+    r[odd + 6] = _mm512_shuffle_i64x2(odd_low, odd_high, 0xdd);
+  }
+}
+
 /// [16 pairs of k][16 rows][2] of a stored panel -> [8 pairs of rows][32 k][2] of a backward panel.
+///
+/// Within 64 bits, (row, k) (row, k + 1) (row + 1, k) (row + 1, k + 1) becomes (row, k) (row + 1, k) (row, k + 1)
+/// (row + 1, k + 1): two elements of the backward panel that stay side by side, so that the rest is a transpose.
 inline void turn_block(const bf16* from, bf16* to) {
-  // Beside each other: (row, k) (row + 1, k) | (row, k + 1) (row + 1, k + 1); then whole 32-bit elements turn.
   const __m512i swap = _mm512_broadcast_i32x4(_mm_set_epi8(15, 14, 11, 10, 13, 12, 9, 8, 7, 6, 3, 2, 5, 4, 1, 0));
-  const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-  alignas(64) uint32_t pairs[16][16], turned[16][16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i++)
-    _mm512_store_si512(pairs[i], _mm512_shuffle_epi8(_mm512_loadu_si512(from + i * 2 * kNR), swap));
-  transpose_16x16(pairs, 64, 16, turned, 64);
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; half++) {
+    __m512i r[8];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) {
-    const __m512i even = _mm512_load_si512(turned[2 * i]), odd = _mm512_load_si512(turned[2 * i + 1]);
-    _mm512_storeu_si512(to + i * 2 * kNR, _mm512_permutex2var_epi32(even, low, odd));
-    _mm512_storeu_si512(to + i * 2 * kNR + 32, _mm512_permutex2var_epi32(even, high, odd));
+    for (int i = 0; i < 8; i++) {
+      const bf16* row = from + (8 * half + i) * 2 * kNR;
+      r[i] = _mm512_shuffle_epi8(_mm512_loadu_si512(row), swap);
+      __builtin_prefetch(row + kNR * kNR);  // the block of the next backward panel
+    }
+    transpose_8x8(r);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) _mm512_storeu_si512(to + i * 2 * kNR + half * 32, r[i]);
   }
 }
 #endif
