@@ -37,5 +37,5 @@ def facts() -> dict[str, str]:
 
 
 def cached_models() -> list[str]:
-    from dynadapt.model import fetch
-    return [name for name in fetch.KNOWN if fetch.cached(name)]
+    from dynadapt.model.fetch import KNOWN, cached
+    return [name for name in KNOWN if cached(name)]

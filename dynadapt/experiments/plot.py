@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib import ticker
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dynadapt.experiments.metrics import Run, read_run
@@ -102,7 +103,7 @@ def plot_cost(runs: list[Run], path: Path, titles: dict[str, str]) -> Path:
         text = ", ".join(Path(t.removeprefix("builtin:")).stem for t in config["text"])
         axis.set_title(f"{Path(config['model']).name} on {text}: {summary['tokens']:,} tokens, segments of {config['segment']}")
         axis.margins(x=0.12, y=0.12)
-        figure.canvas.draw()
+        FigureCanvasAgg(figure).draw()
         _label_points(axis, [(r.summary["flops_per_token"], r.summary["nll"]) for r in runs], labels, [look["color"] for look in looks])
         _save(figure, path)
     return path
@@ -153,7 +154,7 @@ def _stream_panel(axis, runs, looks) -> None:
 def _label_points(axis, points, labels, colours) -> None:
     """Each label beside its point, on the first side where it covers neither a point nor another label."""
     figure = axis.figure
-    renderer = figure.canvas.get_renderer()
+    renderer = FigureCanvasAgg(figure).get_renderer()
     frame = axis.get_window_extent(renderer)
     taken = [matplotlib.transforms.Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axis.transData.transform(points)]
     places = [(11, 0, "left", "center"), (-11, 0, "right", "center"), (0, 11, "center", "bottom"), (0, -11, "center", "top"),

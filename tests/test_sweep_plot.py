@@ -1,0 +1,136 @@
+"""Sweeps (one directory a cell, finished cells kept), the demo, and pictures from files alone."""
+import csv
+import json
+import shutil
+
+import matplotlib.image
+import pytest
+
+from dynadapt.cli import main
+from dynadapt.experiments import sweep
+from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.demo import VARIANTS, run_demo
+from dynadapt.experiments.metrics import read_metrics
+from dynadapt.experiments.plot import plot_runs
+from dynadapt.experiments.rundir import RunError
+from dynadapt.experiments.sweep import expand, read_sweep, run_sweep
+from tiny import english, tiny_directory
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "a.txt").write_text(english(300))
+    return {"model": str(tiny_directory(folder / "model")), "text": str(folder / "a.txt"), "segment": 16, "rank": 2, "density": 0.5,
+            "backend": "reference", "dtype": "fp32"}
+
+
+def test_a_grid_is_every_combination_and_then_the_cells():
+    cells = expand({"text": "a.txt"}, {"lr": [0.001, 0.002], "memory": [0, 512]}, [{"adapt": "none"}, {"lr": 0.001, "memory": 0}])
+    assert [cell.name for cell in cells] == ["lr=0.001,memory=0", "lr=0.001,memory=512", "lr=0.002,memory=0", "lr=0.002,memory=512", "adapt=none"]
+    assert cells[1].config == EvalConfig(text=("a.txt",), lr=0.001, memory=512)
+
+
+@pytest.mark.parametrize("content, message", [
+    ("base: {}", "give base: and grid: or cells:"),
+    ("grid: {lr: 0.1}", "lr is 0.1"),
+    ("grid: {rnak: [1]}", "'rnak'"),
+    ("cells: [{memory: 8, context: 8}]", "memory 8 and context 8"),
+    ("cells: [3]", "list of settings"),
+    ("cells: []\nspeed: 3", "unknown key 'speed'"),
+    ("a: [", "not readable as YAML"),
+])
+def test_a_sweep_file_that_does_not_fit_is_refused(content, message, tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_sweep(path)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Cells run in this process: what starting one costs is of no interest here."""
+    def run_child(command):
+        with pytest.raises(SystemExit) as end:
+            main(command[3:])
+        return end.value.code or 0, "it said so above"
+    monkeypatch.setattr(sweep, "_run_child", run_child)
+
+
+def test_a_sweep_runs_and_a_second_time_only_what_is_missing(base, tmp_path, capfd):
+    out, path = tmp_path / "out", tmp_path / "s.yaml"
+    path.write_text(json.dumps({"out": str(out), "base": base, "grid": {"adapt": ["none", "lora"]}, "cells": [{"adapt": "none"}]}))
+    assert run_sweep(str(path)) == 0
+    summaries = {cell: (out / cell / "summary.json").stat().st_mtime_ns for cell in ("adapt=none", "adapt=lora")}
+    (out / "adapt=lora" / "summary.json").unlink()
+    assert run_sweep(str(path)) == 0
+    output = capfd.readouterr().out
+    assert "finished before" in output and "peak memory" in output
+    again = {cell: (out / cell / "summary.json").stat().st_mtime_ns for cell in summaries}
+    assert {cell for cell in summaries if again[cell] != summaries[cell]} == {"adapt=lora"}
+    runs = json.loads((out / "sweep.json").read_text())["runs"]
+    assert [run["name"] for run in runs] == ["adapt=none", "adapt=lora"]
+    rows = list(csv.DictReader(open(out / "sweep.csv")))
+    assert [float(row["nll"]) for row in rows] == [run["summary"]["nll"] for run in runs]
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(in_process, base, tmp_path, capfd):
+    path = tmp_path / "s.yaml"
+    path.write_text(json.dumps({"out": str(tmp_path / "out"), "base": {**base, "tokens": 100}, "cells": [{"model": "/nowhere"}, {"adapt": "none"}]}))
+    assert run_sweep(str(path)) == 1
+    assert "cell model=nowhere failed" in capfd.readouterr().err
+    assert (tmp_path / "out" / "adapt=none" / "summary.json").exists()
+
+
+def test_the_demo_compares_and_draws(in_process, base, tmp_path, capfd):
+    settings = {key: base[key] for key in ("model", "rank", "density", "backend", "dtype")}
+    assert run_demo(str(tmp_path), tokens=80, segment=16, text=(base["text"],), **settings) == 0
+    output = capfd.readouterr().out
+    for title, _ in VARIANTS.values():
+        assert title in output
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [run["name"] for run in runs] == list(VARIANTS)
+    assert len({run["summary"]["tokens"] for run in runs}) == 1
+    assert matplotlib.image.imread(tmp_path / "loss_against_flops.png").std() > 0.02
+
+
+def made_up_run(path, **config):
+    """A run's files, without a run."""
+    settings = EvalConfig(text=("a.txt",), **config)
+    gain = {"none": 0.0, "lora": 0.2, "rows": 0.1, "full": 0.25}[settings.adapt] + 0.1 * bool(settings.memory) + 0.05 * bool(settings.context)
+    cost = 3e8 * {"none": 1, "lora": 2.2, "rows": 2.1, "full": 3}[settings.adapt] * (2 if settings.context else 1.05 if settings.memory else 1)
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(settings.to_dict()))
+    lines = []
+    for i in range(1, 17):
+        nll = 3.5 + 0.5 / i - gain * (1 - 1 / i)
+        lines.append({"total_tokens": 512 * i, "total_nll": nll, "nll": nll, "total_seconds": i * cost / 1e9})
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "summary.json").write_text(json.dumps({"nll": lines[-1]["total_nll"], "seconds": lines[-1]["total_seconds"], "tokens": 8192,
+                                                   "flops_per_token": cost}))
+    return str(path)
+
+
+def test_pictures_need_the_files_only(tmp_path):
+    paths = [made_up_run(tmp_path / "runs" / f"{adapt}-{memory}", adapt=adapt, memory=memory) for adapt in ("none", "lora") for memory in (0, 512)]
+    (tmp_path / "runs" / "lora-0" / "summary.json").unlink()      # unfinished: its stream is drawn all the same
+    assert plot_runs(paths) == [tmp_path / "runs" / "plot.png"]
+    assert matplotlib.image.imread(tmp_path / "runs" / "plot.png").std() > 0.02
+    for name in ("p.svg", "p.pdf"):
+        assert plot_runs(paths[:1], str(tmp_path / name))[0].stat().st_size > 1000
+    with pytest.raises(RunError, match="end"):
+        plot_runs(paths, str(tmp_path / "p.gif"))
+    with pytest.raises(RunError, match="no such run"):
+        plot_runs([str(tmp_path / "missing")])
+
+
+def test_a_cut_last_line_is_left_out(tmp_path):
+    path = made_up_run(tmp_path / "run")
+    file = tmp_path / "run" / "metrics.jsonl"
+    whole = read_metrics(path)
+    file.write_bytes(file.read_bytes()[:-5])
+    assert read_metrics(path) == whole[:-1]
+    file.write_bytes(b"{]\n" + file.read_bytes())
+    with pytest.raises(RunError, match="line 1"):
+        read_metrics(path)
+    shutil.rmtree(path)
