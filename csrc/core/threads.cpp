@@ -1,6 +1,7 @@
 #include "core/threads.h"
 
-#include <cerrno>
+#include <omp.h>
+
 #include <cstdlib>
 #include <new>
 

@@ -1,10 +1,11 @@
 // Teams of threads and scratch memory.
 //
-// All parallel loops of the library run through `parallel`, with the number of threads as an OpenMP
-// clause: omp_set_num_threads belongs to the process, not to us.
+// Parallel loops run on a pool of our own: a step has hundreds of short ones, and an OpenMP runtime lets its
+// threads either sleep between them (each loop then costs two wake-ups, about 60 us on a virtual machine) or spin
+// (then a thread that shares its core with another stalls the team for milliseconds). The pool's threads spin for a
+// short while and only as long as they keep no member of their own team from running. The number of threads still
+// follows OpenMP's setting for the calling thread, so that torch.set_num_threads limits our loops too.
 #pragma once
-
-#include <omp.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -14,38 +15,55 @@ namespace dynadapt {
 /// Threads a call may use now.
 int num_threads();
 
+/// Items [begin, end).
+struct Range {
+  int64_t begin, end;
+};
+
 /// One thread's place in a team.
 struct Team {
   int rank;
   int size;
 
   /// Waits for all threads of the team.
-  void barrier() const {
-    if (size > 1) {
-#pragma omp barrier
-    }
-  }
+  void barrier() const;
 
   /// This thread's part [begin, end) of `count` items; parts differ by at most one item.
-  struct Range {
-    int64_t begin, end;
-  };
-  Range share(int64_t count) const {
-    return {count * rank / size, count * (rank + 1) / size};
-  }
+  Range share(int64_t count) const { return {count * rank / size, count * (rank + 1) / size}; }
 };
 
-/// Runs body(Team) on up to `most` threads (fewer where the runtime gives fewer). The body must not throw.
+/// Hands out `count` tasks to a team in runs that get shorter towards the end, so that a thread which the
+/// machine holds up takes fewer and nobody waits for it long.
+class TaskQueue {
+ public:
+  explicit TaskQueue(int64_t count) : count_(count) {}
+
+  /// The next run for one of `threads` threads, not longer than `most`; empty when all is taken.
+  Range take(int threads, int64_t most = INT64_MAX) {
+    int64_t begin = __atomic_load_n(&next_, __ATOMIC_RELAXED), length;
+    do {
+      length = (count_ - begin) / (2 * threads);
+      length = length < 1 ? 1 : length > most ? most : length;
+      if (begin >= count_) return {count_, count_};
+    } while (!__atomic_compare_exchange_n(&next_, &begin, begin + length, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return {begin, begin + length};
+  }
+
+ private:
+  int64_t count_;
+  alignas(64) int64_t next_ = 0;
+};
+
+/// Runs body(context, Team) on `threads` threads, or on the caller alone where the pool serves another caller.
+void run_team(int threads, void (*body)(const void* context, Team team), const void* context);
+
+/// Runs body(Team) on up to `most` threads. The body must not throw.
 template <class Body>
 void parallel(int64_t most, const Body& body) {
   int threads = num_threads();
   if (most < threads) threads = int(most);
-  if (threads <= 1) {
-    body(Team{0, 1});
-    return;
-  }
-#pragma omp parallel num_threads(threads)
-  body(Team{omp_get_thread_num(), omp_get_num_threads()});
+  if (threads <= 1) return body(Team{0, 1});
+  run_team(threads, [](const void* context, Team team) { (*static_cast<const Body*>(context))(team); }, &body);
 }
 
 /// Scratch of the calling thread, 64-byte aligned, kept and grown between calls. One user at a time:

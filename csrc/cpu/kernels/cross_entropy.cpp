@@ -189,6 +189,7 @@ void weight_gradient(const CrossEntropyWeightGradient& c) {
   Panel<T>*h, *all_g, *all_wide;
   const int threads = num_threads();
   carve(Arena(scratch(carve(Arena(), h, all_g, all_wide, threads))), h, all_g, all_wide, threads);
+  TaskQueue queue(blocks);
   parallel(blocks, [&](Team team) {
     Panel<T>*g = all_g + team.rank * kRows * c.N, *wide = all_wide + team.rank * panel_size<T>(c.H);
     const auto packed = team.share(panels);
@@ -197,8 +198,8 @@ void weight_gradient(const CrossEntropyWeightGradient& c) {
     team.barrier();
 
     const RowTiles tiles(c.N);
-    const auto share = team.share(blocks);
-    for (int64_t v = share.begin * kRows; v < smaller(share.end * kRows, c.head->rows); v += kRows) {
+    for (Range r = queue.take(team.size, 1); r.begin < r.end; r = queue.take(team.size, 1)) {
+      const int64_t v = r.begin * kRows;
       const int64_t rows = smaller(kRows, c.head->rows - v);
       for (int64_t r = 0; r < rows; r += kNR) {
         const Panel<T>* panel = forward_panel<T>(*c.head, (v + r) / kNR, wide);

@@ -51,13 +51,17 @@ void lora(const LoraGradient& c) {
   const int64_t length = c.N / c.streams, width = c.part_count * c.rank;
   const size_t bytes = LoraRoom<T>(c, nullptr).bytes;
   char* base = static_cast<char*>(scratch(bytes * num_threads()));
-  parallel(c.streams * (panel_count(c.K) + panel_count(c.O)), [&](Team team) {
+  int64_t panels = panel_count(c.K);
+  for (int p = 0; p < c.part_count; p++) panels += panel_count(c.part_sizes[p]);
+  TaskQueue queue(c.streams * panels);
+  parallel(c.streams * panels, [&](Team team) {
     const LoraRoom<T> room(c, base + bytes * team.rank);
-    int64_t task = 0;  // dealt out in turn: panels of dA cost more than those of dBt, and stand together
+    int64_t task = 0, claimed = -1;
     for (int64_t s = 0; s < c.streams; s++) {
       bool turned = false;
       const auto mine = [&] {
-        if (task++ % team.size != team.rank) return false;
+        if (claimed < task) claimed = queue.take(team.size, 1).begin;
+        if (claimed != task++) return false;
         if (!turned) {
           transpose(static_cast<const T*>(c.dU) + s * length * width, width, length, width, room.dU, length);
           transpose(static_cast<const T*>(c.u) + s * length * width, width, length, width, room.u, length);
@@ -104,6 +108,8 @@ void weight(const WeightGradient& c) {
   };
   Panel<T>*x, *dy;
   carve(Arena(scratch(carve(Arena(), x, dy))), x, dy);
+  const Grid grid(panels, c.row_count, num_threads());
+  TaskQueue queue(grid.tasks());
   parallel(panels * ((c.row_count + kMR - 1) / kMR), [&](Team team) {
     const auto packed = team.share(panels);
     const int64_t begin = packed.begin * kNR, end = smaller(packed.end * kNR, c.K);
@@ -112,14 +118,13 @@ void weight(const WeightGradient& c) {
     turn_chosen<T>(c, turned.begin * 16, smaller(turned.end * 16, c.row_count), dy);
     team.barrier();
 
-    const Grid grid(panels, c.row_count, team.size);
-    const auto tasks = team.share(grid.tasks());
-    for (int64_t t = tasks.begin; t < tasks.end; t++) {
-      const int64_t j = grid.panel(t), row = grid.row_begin(t);
-      const Term<Panel<T>> term{dy + row * c.N, c.N, x + j * panel_size<T>(c.N), c.N, 1.0f};
-      multiply_panel(grid.row_end(t) - row, int(smaller<int64_t>(kNR, c.K - j * kNR)), term, c.dW + row * c.K + j * kNR,
-                     c.K, c.accumulate);
-    }
+    for (Range r = queue.take(team.size); r.begin < r.end; r = queue.take(team.size))
+      for (int64_t t = r.begin; t < r.end; t++) {
+        const int64_t j = grid.panel(t), row = grid.row_begin(t);
+        const Term<Panel<T>> term{dy + row * c.N, c.N, x + j * panel_size<T>(c.N), c.N, 1.0f};
+        multiply_panel(grid.row_end(t) - row, int(smaller<int64_t>(kNR, c.K - j * kNR)), term,
+                       c.dW + row * c.K + j * kNR, c.K, c.accumulate);
+      }
   });
 }
 

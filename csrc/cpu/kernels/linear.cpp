@@ -13,6 +13,10 @@ namespace dynadapt::DYN_ISA {
 
 namespace {
 
+/// Rows of u or dU that are computed at a time.
+constexpr int64_t kRowBlock = 8 * kMR;
+int64_t row_blocks(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
+
 /// Where panel `g` of the concatenated parts lies.
 struct Place {
   int part = 0;
@@ -55,12 +59,14 @@ struct ForwardRoom {
   }
 };
 
-/// u = x A^T for rows [begin, end).
+/// u = x A^T for rows [begin, end); `packed` is the stream whose A stands in the room.
 template <class T>
-void forward_low(const LinearForward& c, const ForwardRoom<T>& room, int64_t begin, int64_t end) {
+void forward_low(const LinearForward& c, const ForwardRoom<T>& room, int64_t& packed, int64_t begin, int64_t end) {
   const int64_t width = c.part_count * c.adapter.rank;
   for_streams(c.N, c.adapter.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
-    pack_nt(static_cast<const T*>(c.adapter.A) + c.adapter.slots[s] * c.adapter.A_stride, c.K, width, c.K, room.adapter);
+    if (s != packed)
+      pack_nt(static_cast<const T*>(c.adapter.A) + c.adapter.slots[s] * c.adapter.A_stride, c.K, width, c.K, room.adapter);
+    packed = s;
     for (int64_t n = 0; n < width; n += kNR) {
       const Term<T> term{static_cast<const T*>(c.x) + from * c.ldx, c.ldx, room.adapter + n / kNR * panel_size<T>(c.K),
                          c.K, 1.0f};
@@ -96,22 +102,25 @@ void forward(const LinearForward& c) {
   const int64_t panels = total_panels(c.parts, c.part_count);
   const size_t bytes = ForwardRoom<T>(c, nullptr).bytes;
   char* base = static_cast<char*>(scratch(bytes * num_threads()));
+  const Grid grid(panels, c.N, num_threads());
+  TaskQueue low_queue(row_blocks(c.N)), queue(grid.tasks());
   parallel(panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
     const ForwardRoom<T> room(c, base + bytes * team.rank);
     if (c.adapter.A) {
-      const auto rows = team.share(c.N);
-      forward_low<T>(c, room, rows.begin, rows.end);
+      int64_t packed = -1;
+      for (Range r = low_queue.take(team.size); r.begin < r.end; r = low_queue.take(team.size))
+        forward_low<T>(c, room, packed, r.begin * kRowBlock, smaller(r.end * kRowBlock, c.N));
       team.barrier();
     }
-    const Grid grid(panels, c.N, team.size);
-    const auto tasks = team.share(grid.tasks());
+    int64_t last = -1;
     const Panel<T>* panel = nullptr;
-    for (int64_t t = tasks.begin, last = -1; t < tasks.end; t++) {
-      const Place at = locate(c.parts, grid.panel(t));
-      if (grid.panel(t) != last) panel = forward_panel<T>(*c.parts[at.part], at.panel, room.wide);
-      last = grid.panel(t);
-      forward_panel_rows<T>(c, room, at, panel, grid.row_begin(t), grid.row_end(t));
-    }
+    for (Range r = queue.take(team.size); r.begin < r.end; r = queue.take(team.size))
+      for (int64_t t = r.begin; t < r.end; t++) {
+        const Place at = locate(c.parts, grid.panel(t));
+        if (grid.panel(t) != last) panel = forward_panel<T>(*c.parts[at.part], at.panel, room.wide);
+        last = grid.panel(t);
+        forward_panel_rows<T>(c, room, at, panel, grid.row_begin(t), grid.row_end(t));
+      }
   });
 }
 
@@ -124,7 +133,7 @@ struct BackwardRoom {
     int64_t turned_size = 0, adapter_size = 0;
     for (int p = 0; p < c.part_count; p++) {
       turned_size += backward_panel_size<T>(*c.parts[p]);
-      adapter_size = larger(adapter_size, panel_count(c.adapter.rank) * panel_size<T>(c.parts[p]->rows));
+      adapter_size += panel_count(c.adapter.rank) * panel_size<T>(c.parts[p]->rows);
     }
     turned = arena.take<Panel<T>>(turned_size);
     low = arena.take<Panel<T>>(panel_size<T>(c.part_count * c.adapter.rank));
@@ -133,23 +142,23 @@ struct BackwardRoom {
   }
 };
 
-/// dU_p = scale * dy_p Bt_p^T for rows [begin, end).
+/// dU_p = scale * dy_p Bt_p^T for rows [begin, end); `packed` is the stream whose Bt stands in the room.
 template <class T>
-void backward_low(const LinearBackward& c, const BackwardRoom<T>& room, int64_t begin, int64_t end) {
+void backward_low(const LinearBackward& c, const BackwardRoom<T>& room, int64_t& packed, int64_t begin, int64_t end) {
   const int64_t rank = c.adapter.rank, width = c.part_count * rank;
   for_streams(c.N, c.adapter.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
     const T* Bt = static_cast<const T*>(c.adapter.Bt) + c.adapter.slots[s] * c.adapter.Bt_stride;
-    int64_t column = 0;
-    for (int p = 0; p < c.part_count; column += c.parts[p++]->rows) {
+    Panel<T>* panel = room.adapter;
+    for (int64_t p = 0, column = 0; p < c.part_count; column += c.parts[p++]->rows) {
       const int64_t depth = c.parts[p]->rows;
-      pack_nt(Bt + column, c.O, rank, depth, room.adapter);
-      for (int64_t n = 0; n < rank; n += kNR) {
-        const Term<T> term{static_cast<const T*>(c.dy) + from * c.O + column, c.O,
-                           room.adapter + n / kNR * panel_size<T>(depth), depth, c.adapter.scale};
+      if (s != packed) pack_nt(Bt + column, c.O, rank, depth, panel);
+      for (int64_t n = 0; n < rank; n += kNR, panel += panel_size<T>(depth)) {
+        const Term<T> term{static_cast<const T*>(c.dy) + from * c.O + column, c.O, panel, depth, c.adapter.scale};
         multiply_rounded<T>(to - from, int(smaller<int64_t>(kNR, rank - n)), &term, 1, nullptr,
                             static_cast<T*>(c.dU) + from * width + p * rank + n, width);
       }
     }
+    packed = s;
   });
 }
 
@@ -177,30 +186,37 @@ void backward_panel_rows(const LinearBackward& c, const BackwardRoom<T>& room, i
   });
 }
 
+/// Panel j of dx's columns of all parts, turned into the room.
+template <class T>
+void turn_parts(const LinearBackward& c, const BackwardRoom<T>& room, int64_t j) {
+  Panel<T>* to = room.turned;
+  for (int p = 0; p < c.part_count; to += backward_panel_size<T>(*c.parts[p++])) backward_panel<T>(*c.parts[p], j, to);
+}
+
 template <class T>
 void backward(const LinearBackward& c) {
   const int64_t panels = panel_count(c.K);
   const size_t bytes = BackwardRoom<T>(c, nullptr).bytes;
   char* base = static_cast<char*>(scratch(bytes * num_threads()));
+  const Grid grid(panels, c.N, num_threads());
+  TaskQueue low_queue(row_blocks(c.N)), queue(grid.tasks());
   parallel(panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
     const BackwardRoom<T> room(c, base + bytes * team.rank);
     if (c.adapter.A) {
-      const auto rows = team.share(c.N);
-      backward_low<T>(c, room, rows.begin, rows.end);
+      int64_t packed = -1;
+      for (Range r = low_queue.take(team.size); r.begin < r.end; r = low_queue.take(team.size))
+        backward_low<T>(c, room, packed, r.begin * kRowBlock, smaller(r.end * kRowBlock, c.N));
       if (!c.dx) return;
       team.barrier();
     }
-    const Grid grid(panels, c.N, team.size);
-    const auto tasks = team.share(grid.tasks());
-    for (int64_t t = tasks.begin, last = -1; t < tasks.end; t++) {
-      const int64_t j = grid.panel(t);
-      if (j != last) {
-        Panel<T>* to = room.turned;
-        for (int p = 0; p < c.part_count; to += backward_panel_size<T>(*c.parts[p++])) backward_panel<T>(*c.parts[p], j, to);
+    int64_t last = -1;
+    for (Range r = queue.take(team.size); r.begin < r.end; r = queue.take(team.size))
+      for (int64_t t = r.begin; t < r.end; t++) {
+        const int64_t j = grid.panel(t);
+        if (j != last) turn_parts(c, room, j);
+        last = j;
+        backward_panel_rows<T>(c, room, j, grid.row_begin(t), grid.row_end(t));
       }
-      last = j;
-      backward_panel_rows<T>(c, room, j, grid.row_begin(t), grid.row_end(t));
-    }
   });
 }
 
