@@ -1,0 +1,53 @@
+# make demo: the main job on a real model and text.   make test: all tests.   Both set up what is missing in .venv.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo $$p; break; }; done)
+export OMP_WAIT_POLICY ?= passive
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
+
+.PHONY: demo test venv sanitize bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       compare ways of adapting SmolLM2-135M on a real text; table and picture in runs/demo/"
+	@echo "make test       run all tests"
+	@echo "make venv       set up .venv with the native extension, and nothing else"
+	@echo "make bench      time one adapt step against transformers + peft (about 20 minutes)"
+	@echo "make sanitize   native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make clean      remove .venv and build/"
+
+venv: $(VENV)/native.stamp
+
+$(VENV)/packages.stamp: pyproject.toml requirements/constraints.txt
+	@test -n "$(PYTHON)" || { echo "dynadapt needs Python 3.10 or later; none was found (set PYTHON=/path/to/python3)"; exit 1; }
+	@command -v $${CXX:-g++} >/dev/null || { echo "dynadapt needs a C++ compiler; $${CXX:-g++} was not found"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "setuptools>=77" "pybind11>=3" ninja "cmake>=3.25" -c requirements/constraints.txt
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation -c requirements/constraints.txt -e ".[test]"
+	@touch $@
+
+$(VENV)/native.stamp: $(VENV)/packages.stamp $(NATIVE)
+	@if [ -n "$(filter-out $(VENV)/packages.stamp,$?)" ] && [ -e $@ ]; then \
+		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .; fi
+	@touch $@
+
+demo: venv
+	$(BIN)/dynadapt fetch smollm2-135m
+	$(BIN)/dynadapt demo
+
+test: venv
+	$(BIN)/python -m pytest -m "not gpu and not slow" $(ARGS)
+
+bench: venv
+	$(BIN)/dynadapt fetch smollm2-135m
+	$(BIN)/dynadapt bench step --against peft-eager,peft-compile
+
+sanitize: venv
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/native/test_sanitized.py -m slow
+
+clean:
+	rm -rf $(VENV) build dynadapt/*.so dynadapt/include
