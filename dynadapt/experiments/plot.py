@@ -110,9 +110,9 @@ def plot_cost(runs: list[Run], path: Path, titles: dict[str, str]) -> Path:
 
 
 def _cost_panel(axis, runs, looks, chosen, cost, label: str, title: str) -> None:
-    static = sorted((cost(runs[i].summary), runs[i].summary["nll"]) for i in chosen if runs[i].config["adapt"] == "none")
-    if len(static) > 1:
-        axis.plot(*zip(*static), color=COLOURS["none"], linewidth=1, alpha=0.5, zorder=1)
+    for learns, colour in ((False, COLOURS["none"]), (True, COLOURS["lora"])):
+        points = _front([(cost(runs[i].summary), runs[i].summary["nll"]) for i in chosen if (runs[i].config["adapt"] != "none") == learns])
+        axis.plot(*zip(*points), color=colour, linewidth=1.2, alpha=0.35, zorder=1)
     for i in chosen:
         look = looks[i]
         axis.plot(cost(runs[i].summary), runs[i].summary["nll"], linestyle="", marker=look["marker"], color=look["color"], markersize=9,
@@ -123,11 +123,20 @@ def _cost_panel(axis, runs, looks, chosen, cost, label: str, title: str) -> None
     axis.margins(x=0.1, y=0.1)
 
 
+def _front(points) -> list[tuple[float, float]]:
+    """The points that no cheaper one beats, by cost."""
+    front = []
+    for point in sorted(points):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front or [(np.nan, np.nan)]
+
+
 def _plain_log_ticks(axis) -> None:
-    """Ticks at 1, 2, 5 of each decade, or nearer when the range is small, with metric prefixes."""
+    """Ticks at round numbers of each decade, or nearer when the range is small, with metric prefixes."""
     axis.autoscale_view()
     low, high = axis.get_xlim()
-    subs = (1, 2, 5) if high / low > 8 else tuple(np.arange(1, 10)) if high / low > 2 else tuple(np.arange(10, 100) / 10)
+    subs = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 6, 8) if high / low > 2 else tuple(np.arange(10, 100, 2) / 10)
     axis.xaxis.set_major_locator(ticker.LogLocator(base=10, subs=subs, numticks=12))
     axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
     axis.xaxis.set_minor_locator(ticker.NullLocator())
