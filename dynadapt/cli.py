@@ -255,6 +255,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", default="runs/demo", metavar="DIR", help="where the runs, the table and the picture go (default: runs/demo)")
     _add_demo_sizes(command)
 
+    command = add("bench", command_bench, "time one adapt step against transformers + peft", BENCH_EXAMPLES)
+    _add_bench_options(command)
+
     command = add("fetch", command_fetch, "get a model into the cache", "example:\n  dynadapt fetch smollm2-135m")
     command.add_argument("name", metavar="NAME", help="smollm2-135m")
 
@@ -270,6 +273,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", required=True, metavar="DIR", help="directory to make")
     command.add_argument("--stream", type=_at_least(0), default=0, metavar="N", help="which stream's adapter (default: 0)")
     return parser
+
+
+BENCH_EXAMPLES = """example:
+  dynadapt bench step --against peft-eager,peft-compile --dtype bf16 --out step.json
+Results are checked against float64 before anything is timed; every provider runs in a process of its own, takes turns with the
+others and uses the faster of one thread and all. Peers run streams one after the other."""
 
 
 def _at_least(least: int):
