@@ -12,13 +12,16 @@ SEGMENT = 512
 TEXT = "builtin:python-reference"
 
 VARIANTS = {                                 # name -> (title, settings)
-    "static": ("static, segment windows", {"adapt": "none"}),
-    "static-overlap": ("static, overlapping windows", {"adapt": "none", "context": SEGMENT}),
-    "static-memory": ("static, segment memory", {"adapt": "none", "memory": SEGMENT}),
+    "static": ("static", {"adapt": "none"}),
+    "static-long": ("static, 4x windows", {"adapt": "none", "segment": 4 * SEGMENT}),
+    "static-overlap": ("static, overlap", {"adapt": "none", "context": SEGMENT}),
+    "static-memory": ("static, memory", {"adapt": "none", "memory": SEGMENT}),
     "lora": ("LoRA", {"adapt": "lora"}),
-    "lora-memory": ("LoRA, segment memory", {"adapt": "lora", "memory": SEGMENT}),
+    "lora-memory": ("LoRA, memory", {"adapt": "lora", "memory": SEGMENT}),
     "rows": ("10% of rows", {"adapt": "rows"}),
-    "full": ("all linear weights", {"adapt": "full"}),
+    "rows-memory": ("10% of rows, memory", {"adapt": "rows", "memory": SEGMENT}),
+    "full": ("full", {"adapt": "full"}),
+    "full-memory": ("full, memory", {"adapt": "full", "memory": SEGMENT}),
 }
 
 
@@ -26,7 +29,7 @@ def demo_cells(tokens: int, segment: int, **base) -> list:
     from dynadapt.experiments.sweep import Cell
     cells = []
     for name, (_, settings) in VARIANTS.items():
-        sizes = {key: segment for key in ("memory", "context") if key in settings}
+        sizes = {key: settings[key] // SEGMENT * segment for key in ("segment", "memory", "context") if key in settings}
         cells.append(Cell(name, EvalConfig(**{"text": (TEXT,), "tokens": tokens, "segment": segment, **base, **settings, **sizes})))
     return cells
 

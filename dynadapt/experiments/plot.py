@@ -16,8 +16,8 @@ from dynadapt.experiments.rundir import RunError, disk_error
 
 COLOURS = {"none": "#6b7280", "lora": "#2563eb", "rows": "#d97706", "full": "#0f8a5f"}
 CYCLE = ["#2563eb", "#d97706", "#0f8a5f", "#b91c6b", "#7c3aed", "#0891b2", "#a16207", "#dc2626", "#4b5563", "#65a30d"]
-MARKERS = {"window": "o", "overlap": "^", "memory": "s"}
-DASHES = {"window": "-", "overlap": ":", "memory": "--"}
+MARKERS = {"window": "o", "overlap": "^", "memory": "s", "long window": "D"}
+DASHES = {"window": "-", "overlap": ":", "memory": "--", "long window": "-."}
 STYLE = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9ca3af", "axes.grid": True,
     "grid.color": "#e5e7eb", "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.titlesize": 11, "axes.titleweight": "bold",
@@ -64,7 +64,8 @@ def _labels(runs: list[Run], titles: dict[str, str] | None) -> list[str]:
 
 def _looks(runs: list[Run]) -> list[dict]:
     """Colour says what learns and marker what remembers, as long as that tells the runs apart; else a colour a run."""
-    kinds = [(run.config["adapt"], _remembers(run.config)) for run in runs]
+    shortest = min(run.config["segment"] for run in runs)
+    kinds = [(run.config["adapt"], "long window" if run.config["segment"] > shortest else _remembers(run.config)) for run in runs]
     distinct = len(set(kinds)) == len(kinds)
     return [{"color": COLOURS[adapt] if distinct else CYCLE[i % len(CYCLE)], "marker": MARKERS[remembers],
              "linestyle": DASHES[remembers] if distinct else "-"} for i, (adapt, remembers) in enumerate(kinds)]
