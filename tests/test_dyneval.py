@@ -217,9 +217,11 @@ def test_a_killed_run_goes_on_with_the_same_scores(case, model_directory, tmp_pa
     assert run(config, out, RunOptions(resume=True)) == json.loads((out / "summary.json").read_text())     # finished: stays as it is
 
 
-def test_a_run_can_stop_at_every_segment(model_directory, tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend, dtype", [("reference", "fp32"), ("cpu", "bf16")])
+def test_a_run_can_stop_at_every_segment(backend, dtype, model_directory, tmp_path):
     """The same in one process, for every place to stop: an exception in the step stands for the kill."""
-    config = config_for(model_directory, [write(tmp_path / "a.txt", english(120)), write(tmp_path / "b.txt", english(30))], memory=16)
+    texts = [write(tmp_path / "a.txt", english(70)), write(tmp_path / "b.txt", english(25))]
+    config = config_for(model_directory, texts, memory=16, streams=2, backend=backend, dtype=dtype)
     options = RunOptions(scores=True, checkpoint=2)
     run(config, tmp_path / "whole", options)
     segments = len(read_metrics(tmp_path / "whole"))
