@@ -73,7 +73,8 @@ struct Buffers {
         q_nn(arena.take<char>(panels_bytes<T>(p.d, width))), dout_nn(arena.take<char>(panels_bytes<T>(p.d, width))),
         ds_nn(arena.take<char>(panels_bytes<T>(width, kKeys))), scores(arena.take<float>(kKeys * width)),
         dscores(arena.take<float>(kKeys * width)), probabilities(arena.take<T>(kKeys * width)), ds(arena.take<T>(kKeys * width)),
-        dq(arena.take<float>(p.d * width)), row(arena.take<float>(p.d)) {}
+        dq(arena.take<float>(p.d * width)),
+        dq_rows(arena.take<float>(p.d * width)), row(arena.take<float>(p.d)) {}
 
   int64_t width;           // most columns: padded queries of all heads of the group
   T *q, *dout;             // [columns, d]
@@ -84,6 +85,7 @@ struct Buffers {
   float *scores, *dscores; // [kKeys, columns]
   T *probabilities, *ds;   // [kKeys, columns]
   float* dq;               // [d, columns]
+  float* dq_rows;          // [columns, d]
   float* row;              // [d]
 };
 
@@ -105,29 +107,33 @@ struct Queries {
   Queries(const AttentionBackward& a, const AttentionPlan& p, const Stream<T>& stream, int64_t index, int64_t kv, int64_t b,
           const Buffers<T>& w)
       : first(p.first_query(b)), count(p.queries(b)), padded(round_up(count, kAlign)), columns(p.group * padded) {
-    for (int64_t c = 0; c < columns; c++) {
-      const int64_t head = kv * p.group + c / padded, t = first + c % padded;
-      T* q = w.q + c * p.d;
-      T* dout = w.dout + c * p.d;
-      if (c % padded >= count) {  // a column of zeros adds nothing to any product
-        memset(static_cast<void*>(q), 0, p.d * sizeof(T));
-        memset(static_cast<void*>(dout), 0, p.d * sizeof(T));
-        w.lse[c] = w.delta[c] = 0.0f;
-        continue;
-      }
-      const int64_t at = ((stream.row + t) * p.heads + head) * p.d;
-      const T* out = static_cast<const T*>(a.out) + at;
-      memcpy(dout, static_cast<const T*>(a.dout) + at, p.d * sizeof(T));
-      rotate(a.shape, stream.query(p, head, t), stream.memory + t, 1.0f, p.d, q);
-      vfloat delta{};
-      for_vectors(p.d, [&](size_t i, auto part) { delta += load(dout + i, part) * load(out + i, part); });
-      w.delta[c] = sum(delta);
-      w.lse[c] = a.lse[(index * p.heads + head) * p.segment + t] * kLog2E;
-    }
+    for (int64_t t = 0; t < padded; t++)
+      for (int64_t h = 0; h < p.group; h++) load_query(a, p, stream, index, kv * p.group + h, t, h * padded + t, w);
     pack_nt(w.q, p.d, columns, p.d, w.q_nt);
     pack_nt(w.dout, p.d, columns, p.d, w.dout_nt);
     pack_nn(w.q, p.d, columns, p.d, w.q_nn);
     pack_nn(w.dout, p.d, columns, p.d, w.dout_nn);
+  }
+
+  /// Column `c`: query `t` of the block for one head.
+  void load_query(const AttentionBackward& a, const AttentionPlan& p, const Stream<T>& stream, int64_t index, int64_t head,
+                  int64_t t, int64_t c, const Buffers<T>& w) {
+    T* q = w.q + c * p.d;
+    T* dout = w.dout + c * p.d;
+    if (t >= count) {  // a column of zeros adds nothing to any product
+      memset(static_cast<void*>(q), 0, p.d * sizeof(T));
+      memset(static_cast<void*>(dout), 0, p.d * sizeof(T));
+      w.lse[c] = w.delta[c] = 0.0f;
+      return;
+    }
+    const int64_t at = ((stream.row + first + t) * p.heads + head) * p.d;
+    const T* out = static_cast<const T*>(a.out) + at;
+    memcpy(dout, static_cast<const T*>(a.dout) + at, p.d * sizeof(T));
+    rotate(a.shape, stream.query(p, head, first + t), stream.memory + first + t, 1.0f, p.d, q);
+    vfloat delta{};
+    for_vectors(p.d, [&](size_t i, auto part) { delta += load(dout + i, part) * load(out + i, part); });
+    w.delta[c] = sum(delta);
+    w.lse[c] = a.lse[(index * p.heads + head) * p.segment + first + t] * kLog2E;
   }
 
   int64_t first, count;  // in the segment
@@ -138,21 +144,33 @@ struct Queries {
 /// P' and dS' from S' and dP', for one key that queries `from`.. of the block see.
 template <class T>
 void softmax_row(const Queries<T>& queries, const Buffers<T>& w, int64_t key, int64_t from, float scale) {
-  const vint lanes = lane_numbers();
   const float log2_scale = scale * kLog2E;
-  const int64_t row = key * queries.columns;
-  for (int64_t c = 0; c < queries.columns; c += kWidth) {
-    const vfloat p = exp2_nonpositive(load(w.scores + row + c) * log2_scale - load(w.lse + c));
-    const vfloat ds = p * (load(w.dscores + row + c) - load(w.delta + c)) * scale;
-    const int hidden = int(smaller<int64_t>(kWidth, from - c % queries.padded));
-    if (hidden <= 0) {
-      store(w.probabilities + row + c, p);
-      store(w.ds + row + c, ds);
-    } else {
-      store(w.probabilities + row + c, lanes >= hidden ? p : vfloat{});
-      store(w.ds + row + c, lanes >= hidden ? ds : vfloat{});
+  for (int64_t begin = 0; begin < queries.columns; begin += queries.padded) {
+    for (int64_t t = 0; t < queries.padded; t += kWidth) {
+      const int64_t c = begin + t, at = key * queries.columns + c;
+      vfloat p = exp2_nonpositive(load(w.scores + at) * log2_scale - load(w.lse + c));
+      vfloat ds = p * (load(w.dscores + at) - load(w.delta + c)) * scale;
+      if (t < from) {
+        const vint hidden = lane_numbers() < int(smaller<int64_t>(kWidth, from - t));
+        p = hidden ? vfloat{} : p;
+        ds = hidden ? vfloat{} : ds;
+      }
+      store(w.probabilities + at, p);
+      store(w.ds + at, ds);
     }
   }
+}
+
+/// to [columns, rows] = from [rows, columns] transposed.
+inline void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  for (; i + 16 <= rows; i += 16)  // columns are a multiple of 16 here
+    for (int64_t j = 0; j < columns; j += 16)
+      transpose_16x16(from + i * from_stride + j, from_stride * 4, 16, to + j * to_stride + i, to_stride * 4);
+#endif
+  for (; i < rows; i++)
+    for (int64_t j = 0; j < columns; j++) to[j * to_stride + i] = from[i * from_stride + j];
 }
 
 /// All products of one block of queries with one block of keys.
@@ -179,12 +197,11 @@ void block_pair(const AttentionShape& s, const AttentionPlan& p, const Stream<T>
 template <class T>
 void write_dq(const AttentionBackward& a, const AttentionPlan& p, const Stream<T>& stream, int64_t kv,
               const Queries<T>& queries, const Buffers<T>& w) {
-  for (int64_t c = 0; c < queries.columns; c++) {
-    if (c % queries.padded >= queries.count) continue;
-    const int64_t head = kv * p.group + c / queries.padded, t = queries.first + c % queries.padded;
-    for (int64_t i = 0; i < p.d; i++) w.row[i] = w.dq[i * queries.columns + c];
-    rotate(a.shape, w.row, stream.memory + t, -1.0f, p.d,
-           static_cast<T*>(a.dqkv) + (stream.row + t) * p.qkv_width + head * p.d);
+  transpose(w.dq, queries.columns, p.d, queries.columns, w.dq_rows, p.d);
+  for (int64_t t = 0; t < queries.count; t++) {
+    for (int64_t h = 0; h < p.group; h++)
+      rotate(a.shape, w.dq_rows + (h * queries.padded + t) * p.d, stream.memory + queries.first + t, -1.0f, p.d,
+             static_cast<T*>(a.dqkv) + (stream.row + queries.first + t) * p.qkv_width + (kv * p.group + h) * p.d);
   }
 }
 

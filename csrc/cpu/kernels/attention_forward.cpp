@@ -41,45 +41,80 @@ struct Buffers {
   Buffers(Arena& arena, const AttentionPlan& p)
       : q(arena.take<T>(larger(p.stacked, kKeys) * p.d)), scores(arena.take<float>(p.stacked * kKeys)),
         probabilities(arena.take<T>(p.stacked * kKeys)), out(arena.take<float>(p.stacked * p.d)),
-        highest(arena.take<float>(p.stacked)), total(arena.take<float>(p.stacked)) {}
+        highest(arena.take<float>(p.stacked)), factor(arena.take<float>(p.stacked)), total(arena.take<float>(p.stacked * kWidth)) {}
 
   T* q;              // [stacked, d], rotated; while packing, a block of keys
   float* scores;     // [stacked, kKeys]
   T* probabilities;  // [stacked, kKeys]
   float* out;        // [stacked, d], not yet divided by total
   float* highest;    // [stacked], running maximum of scores in units of log2
-  float* total;      // [stacked], running sum of 2^(score - highest)
+  float* factor;     // [stacked], a row's maximum in this block, then what its earlier sums are multiplied with
+  float* total;      // [stacked, kWidth], running sums of 2^(score - highest)
 };
 
-/// Probabilities of one row's first `seen` keys (zero beyond, up to `width`), given the maximum so far; returns the
-/// factor that what was summed before must be multiplied with.
+/// The largest of one row's first `seen` scores, in every lane.
+inline vfloat row_maximum(const float* scores, int64_t seen) {
+  const vfloat lowest = splat(-__builtin_inff());
+  vfloat top[4] = {lowest, lowest, lowest, lowest};
+  int64_t j = 0;
+  for (; j + 4 * kWidth <= seen; j += 4 * kWidth)
+    for (int i = 0; i < 4; i++) top[i] = fast_maximum(top[i], load(scores + j + i * kWidth));
+  for (; j + kWidth <= seen; j += kWidth) top[0] = fast_maximum(top[0], load(scores + j));
+  if (j < seen) top[1] = lane_numbers() < int(seen - j) ? fast_maximum(top[1], load(scores + j)) : top[1];
+  return largest_everywhere(fast_maximum(fast_maximum(top[0], top[1]), fast_maximum(top[2], top[3])));
+}
+
+/// 2^(score - highest) of one row's first `seen` keys, zero beyond, up to `width`; added to `total` [kWidth].
 template <class T>
-float softmax_row(const float* scores, int64_t seen, int64_t width, float scale, float* highest, float* total,
-                  T* probabilities) {
-  const vint lanes = lane_numbers();
+inline void exponentials(const float* scores, int64_t seen, int64_t width, float scale, float highest, T* probabilities,
+                         float* total) {
   const int64_t whole = seen / kWidth * kWidth;
-  vfloat top = splat(-__builtin_inff());
-  for (int64_t j = 0; j < whole; j += kWidth) top = maximum(top, load(scores + j));
-  if (whole < seen) top = lanes < int(seen - whole) ? maximum(top, load(scores + whole)) : top;
-  const float before = *highest, block_top = largest(top) * scale;
-  const float now = before > block_top ? before : block_top;
-  vfloat sums{};
+  vfloat sums = load(total);
   int64_t j = 0;
   for (; j < whole; j += kWidth) {
-    const vfloat e = exp2_nonpositive(load(scores + j) * scale - now);
+    const vfloat e = exp2_nonpositive(load(scores + j) * scale - highest);
     store(probabilities + j, e);
     sums += e;
   }
   for (; j < width; j += kWidth) {
-    const vfloat e = exp2_nonpositive(load(scores + j) * scale - now);
-    const vfloat kept = lanes < int(seen - j) ? e : vfloat{};
+    const vfloat e = exp2_nonpositive(load(scores + j) * scale - highest);
+    const vfloat kept = lane_numbers() < int(seen - j) ? e : vfloat{};
     store(probabilities + j, kept);
     sums += kept;
   }
-  const float factor = before == now ? 1.0f : exp2_nonpositive(splat(before - now))[0];
-  *highest = now;
-  *total = *total * factor + sum(sums);
-  return factor;
+  store(total, sums);
+}
+
+/// Which keys of a block the rows of a block of queries see.
+struct Visible {
+  int64_t queries;  // rows of one head
+  int64_t first;    // keys of the block that the first query sees; one more for each further query
+  int64_t count;    // keys that the last one sees, at most the block
+  int64_t of(int64_t query) const { return larger<int64_t>(0, smaller(count, first + query)); }
+};
+
+/// Probabilities of a block of keys from its scores. Where a row's maximum grows, what was summed before shrinks.
+template <class T>
+void softmax(const AttentionPlan& p, const Visible& seen, float scale, bool first_block, const Buffers<T>& w) {
+  const int64_t rows = p.group * seen.queries, width = round_up(seen.count, kWidth);
+  for (int64_t h = 0, r = 0; h < p.group; h++)
+    for (int64_t t = 0; t < seen.queries; t++, r++) w.factor[r] = row_maximum(w.scores + r * kKeys, seen.of(t))[0];
+  for (int64_t r = 0; r < rows; r += kWidth) {
+    const vfloat before = load(w.highest + r), now = fast_maximum(before, load(w.factor + r) * scale);
+    store(w.highest + r, now);
+    store(w.factor + r, exp2_nonpositive(before - now));
+  }
+  for (int64_t h = 0, r = 0; h < p.group; h++) {
+    for (int64_t t = 0; t < seen.queries; t++, r++) {
+      float* total = w.total + r * kWidth;
+      if (!first_block && w.factor[r] != 1.0f) {
+        store(total, load(total) * w.factor[r]);
+        float* out = w.out + r * p.d;
+        for_vectors(p.d, [&](size_t i, auto part) { store(out + i, load(out + i, part) * w.factor[r], part); });
+      }
+      exponentials(w.scores + r * kKeys, seen.of(t), width, scale, w.highest[r], w.probabilities + r * kKeys, total);
+    }
+  }
 }
 
 /// One block of queries of one kv head: its output rows and their lse.
@@ -88,37 +123,27 @@ void query_block(const AttentionForward& a, const AttentionPlan& p, const Stream
                  int64_t b, const PackedWindow<T>& window, const Buffers<T>& w) {
   const AttentionShape& s = a.shape;
   const int64_t first = p.first_query(b), queries = p.queries(b), rows = p.group * queries;
-  for (int64_t r = 0; r < rows; r++) {
-    const int64_t head = kv * p.group + r / queries, t = first + r % queries;
-    rotate(s, stream.query(p, head, t), stream.memory + t, 1.0f, p.d, w.q + r * p.d);
-    w.highest[r] = -__builtin_inff();
-    w.total[r] = 0.0f;
-  }
-  const float scale = s.scale * kLog2E;
+  for (int64_t t = 0; t < queries; t++)
+    for (int64_t h = 0; h < p.group; h++)
+      rotate(s, stream.query(p, kv * p.group + h, first + t), stream.memory + first + t, 1.0f, p.d,
+             w.q + (h * queries + t) * p.d);
+  for (int64_t r = 0; r < rows; r++) store(w.total + r * kWidth, vfloat{});
+  for (int64_t r = 0; r < p.stacked; r++) w.highest[r] = w.factor[r] = -__builtin_inff();
   const int64_t visible = stream.memory + first + queries;  // to the block's last query
   for (int64_t key = 0; key < visible; key += kKeys) {
-    const int64_t count = smaller(kKeys, visible - key), width = round_up(count, kWidth);
-    const int64_t packed = smaller(kKeys, stream.memory + p.segment - key);
+    const int64_t count = smaller(kKeys, visible - key), packed = smaller(kKeys, stream.memory + p.segment - key);
     gemm(rows, round_up(count, kNR), p.d, w.q, p.d, window.keys(key / kKeys), w.scores, kKeys, false);
-    for (int64_t r = 0; r < rows; r++) {
-      const int64_t seen = larger<int64_t>(0, smaller(count, stream.memory + first + r % queries + 1 - key));
-      T* probabilities = w.probabilities + r * kKeys;
-      if (seen == 0) {
-        memset(static_cast<void*>(probabilities), 0, width * sizeof(T));
-        continue;
-      }
-      const float factor = softmax_row(w.scores + r * kKeys, seen, width, scale, w.highest + r, w.total + r, probabilities);
-      if (key > 0 && factor != 1.0f)
-        for_vectors(p.d, [&](size_t i, auto part) { store(w.out + r * p.d + i, load(w.out + r * p.d + i, part) * factor, part); });
-    }
+    softmax(p, {queries, stream.memory + first + 1 - key, count}, s.scale * kLog2E, key == 0, w);
     gemm_first(rows, p.d, count, packed, w.probabilities, kKeys, window.values(key / kKeys), w.out, p.d, key > 0);
   }
-  for (int64_t r = 0; r < rows; r++) {
-    const int64_t head = kv * p.group + r / queries, t = first + r % queries;
-    T* out = static_cast<T*>(a.out) + ((stream.row + t) * p.heads + head) * p.d;
-    const float inverse = 1.0f / w.total[r];
-    for_vectors(p.d, [&](size_t i, auto part) { store(out + i, load(w.out + r * p.d + i, part) * inverse, part); });
-    a.lse[(index * p.heads + head) * p.segment + t] = w.highest[r] * kLn2 + __builtin_logf(w.total[r]);
+  for (int64_t t = 0; t < queries; t++) {
+    for (int64_t h = 0; h < p.group; h++) {
+      const int64_t head = kv * p.group + h, r = h * queries + t;
+      T* out = static_cast<T*>(a.out) + ((stream.row + first + t) * p.heads + head) * p.d;
+      const float total = sum(load(w.total + r * kWidth)), inverse = 1.0f / total;
+      for_vectors(p.d, [&](size_t i, auto part) { store(out + i, load(w.out + r * p.d + i, part) * inverse, part); });
+      a.lse[(index * p.heads + head) * p.segment + first + t] = w.highest[r] * kLn2 + __builtin_logf(total);
+    }
   }
 }
 

@@ -43,6 +43,24 @@ inline vint lane_numbers() {
 inline vfloat keep(vfloat value, Whole) { return value; }
 inline vfloat keep(vfloat value, Head head) { return lane_numbers() < head.n ? value : vfloat{}; }
 
+/// `maximum` in one instruction where there is one.
+inline vfloat fast_maximum(vfloat a, vfloat b) {
+#if defined(__AVX512F__)
+  return (vfloat)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (vfloat)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return maximum(a, b);
+#endif
+}
+
+/// The largest lane, in every lane. (A NaN may get lost.)
+inline vfloat largest_everywhere(vfloat value) {
+  for (int half = kWidth / 2; half; half /= 2)
+    value = fast_maximum(value, __builtin_shuffle(value, (lane_numbers() + half) & (kWidth - 1)));
+  return value;
+}
+
 inline vfloat square_root(vfloat value) {
 #if defined(__AVX512F__)
   return (vfloat)_mm512_maskz_sqrt_ps(0xffff, (__m512)value);
@@ -57,11 +75,7 @@ inline vfloat square_root(vfloat value) {
 /// 2^x for x <= 0, as softmax needs it (relative error 1e-7): below -126 the result stays at the smallest normal
 /// number; NaN stays NaN.
 inline vfloat exp2_nonpositive(vfloat x) {
-#if defined(__AVX512F__)
-  x = (vfloat)_mm512_maskz_max_ps(0xffff, (__m512)splat(-126.0f), (__m512)x);
-#else
-  x = maximum(splat(-126.0f), x);
-#endif
+  x = fast_maximum(splat(-126.0f), x);
   const vfloat rounded = x + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
   const vfloat f = x - (rounded - 12582912.0f);
   vfloat p = splat(0x1.41d332p-13f);  // minimax fit of 2^f, |f| <= 1/2
