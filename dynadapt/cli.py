@@ -160,7 +160,7 @@ def print_summary(out: Path, summary: dict) -> None:
         ("bits per byte", "-" if bits is None else f"{bits:.4f}"),
         ("scored", f"{summary['tokens']:,} tokens, {summary['bytes']:,} bytes"),
         ("time", f"{summary['seconds']:.1f} s, {summary['tokens_per_second']:,.0f} tokens/s"),
-        ("FLOPs", f"{summary['flops_per_token'] / 1e9:.3f} G/token"),
+        ("FLOPs", f"{summary['flops_per_token'] / 1e9:,.4g} G/token"),
         ("peak memory", f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB"),
         ("learned", f"{summary['learned_parameters']:,} parameters, {summary['updates']:,} updates, {summary['skipped_updates']} skipped"),
         ("written to", str(out)),

@@ -10,8 +10,8 @@ from dynadapt.cli import main
 from dynadapt.experiments import sweep
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.demo import VARIANTS, run_demo
-from dynadapt.experiments.metrics import read_metrics
-from dynadapt.experiments.plot import plot_runs
+from dynadapt.experiments.metrics import read_metrics, read_run
+from dynadapt.experiments.plot import _plain_static, plot_runs
 from dynadapt.experiments.rundir import RunError
 from dynadapt.experiments.sweep import expand, read_sweep, run_sweep
 from tiny import english, tiny_directory
@@ -122,6 +122,13 @@ def test_pictures_need_the_files_only(tmp_path):
         plot_runs(paths, str(tmp_path / "p.gif"))
     with pytest.raises(RunError, match="no such run"):
         plot_runs([str(tmp_path / "missing")])
+
+
+def test_differences_are_to_the_plain_static_run_with_the_shortest_segments(tmp_path):
+    settings = [{"segment": 2048}, {"segment": 512, "memory": 512}, {"segment": 512}, {"segment": 512, "adapt": "lora"}]
+    runs = [read_run(made_up_run(tmp_path / str(i), **{"adapt": "none", **changes})) for i, changes in enumerate(settings)]
+    assert _plain_static(runs) is runs[2]
+    assert _plain_static(runs[3:]) is None
 
 
 def test_a_cut_last_line_is_left_out(tmp_path):

@@ -143,19 +143,25 @@ def _plain_log_ticks(axis) -> None:
     axis.xaxis.set_minor_locator(ticker.NullLocator())
 
 
-def _stream_panel(axis, runs, looks) -> None:
-    """Mean loss so far, less that of the cheapest static run where there is one."""
+def _plain_static(runs: list[Run]) -> Run | None:
     statics = [run for run in runs if run.config["adapt"] == "none" and not run.config["memory"] and not run.config["context"]]
+    return min(statics, key=lambda run: run.config["segment"], default=None)
+
+
+def _stream_panel(axis, runs, looks) -> None:
+    """Mean loss so far, less that of the plain static run with the shortest segments where there is one."""
+    static = _plain_static(runs)
     base = None
-    if statics:
-        base = [np.array(values) for values in zip(*[(line["total_tokens"], line["total_nll"]) for line in statics[0].metrics])]
+    if static:
+        base = [np.array(values) for values in zip(*[(line["total_tokens"], line["total_nll"]) for line in static.metrics])]
     for run, look in zip(runs, looks):
         tokens = np.array([line["total_tokens"] for line in run.metrics])
         nll = np.array([line["total_nll"] for line in run.metrics])
         if base is not None:
-            inside = tokens <= base[0][-1]
+            inside = (tokens >= base[0][0]) & (tokens <= base[0][-1])
             tokens, nll = tokens[inside], nll[inside] - np.interp(tokens[inside], *base)
-        axis.plot(tokens, nll, color=look["color"], linestyle=look["linestyle"], linewidth=1.8)
+        axis.plot(tokens, nll, color=look["color"], linestyle=look["linestyle"], linewidth=1.8,
+                  marker=look["marker"] if len(tokens) == 1 else None)
     axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     axis.set(xlabel="tokens scored", ylabel="difference of the mean NLL so far" if base else "mean NLL so far (nats per token)",
              title="Over the stream, less static" if base else "Over the stream")

@@ -128,7 +128,7 @@ class RunDirectory:
         except Exception as error:
             cause = _os_error(error, folder)
             shutil.rmtree(temporary, ignore_errors=True)
-            if cause is None or isinstance(error, DiskError):
+            if cause is None:
                 raise
             raise disk_error(cause, target) from error
         for entry in folder.iterdir():
