@@ -22,7 +22,9 @@ class CMakeBuild(build_ext):
     """Installs dynadapt._C, libdynadapt.so and its headers side by side into the package."""
 
     def build_extension(self, extension):
-        package = Path(self.get_ext_fullpath(extension.name)).parent.resolve()
+        packages = [Path(self.get_ext_fullpath(extension.name)).parent.resolve()]
+        if self.inplace or getattr(self, "editable_mode", False):
+            packages.append(SOURCE / "dynadapt")  # setuptools copies only the extension there, not the library it needs
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         build = SOURCE / "build" / tag
         jobs = self.parallel or os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or os.cpu_count() or 1
@@ -35,7 +37,8 @@ class CMakeBuild(build_ext):
         ]
         subprocess.run(["cmake", "-G", "Ninja", "-S", SOURCE, "-B", build, *configure], check=True)
         subprocess.run(["cmake", "--build", build, "--parallel", str(jobs)], check=True)
-        subprocess.run(["cmake", "--install", build, "--prefix", package, "--component", "python"], check=True)
+        for package in packages:
+            subprocess.run(["cmake", "--install", build, "--prefix", package, "--component", "python"], check=True)
 
 
 setup(
