@@ -199,72 +199,64 @@ def test_overlap_as_long_as_the_past_equals_one_full_forward(family):
     assert torch.allclose(whole, scores(engine(family, "none", Overlap(52)), tokens), atol=2e-5)
 
 
-# 4. backward is right: the adapter's update equals autograd's through an independent forward
+# 4. backward is right (ops: tests/ops, tests/native; against autograd: tests/test_parity.py)
+
+
+def learned_step(family, adapt, memory, tokens, direction=None, amount=0.0, window=None):
+    """Second segment's mean NLL and its gradient [1, P], in float64, with the learned parameters moved along ``direction``.
+
+    Memory is a constant of that gradient: ``window`` holds the projected keys and values that a first call returned.
+    """
+    adapt = RowSparse(0.3, "fixed") if adapt == "rows" else adapt
+    e = engine(family, adapt, memory, dtype="fp64", optimizer=SGD(lr=0.0, clip=0.0))
+    learner, state = e.learners[0], e.learners[0].state
+
+    def move(by):
+        state.master += by
+        if learner.owns_weights:
+            learner._write_back()
+
+    move(0.05 * torch.randn(state.master.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
+    e.step(tokens[:, : SEGMENT + 1])
+    if direction is not None:
+        move(amount * direction)
+    seen, project = [], e.decoder._reproject
+
+    def reproject(batch, learner, i):
+        keys, values = e.decoder.memory.keys[i].rows, e.decoder.memory.values[i].rows
+        if window is None:
+            project(batch, learner, i)
+            seen.append((keys.clone(), values.clone()))
+        else:
+            keys.copy_(window[i][0])
+            values.copy_(window[i][1])
+
+    e.decoder._reproject = reproject
+    update, kept = learner.update, {}
+    learner.update = lambda *a: (kept.update(gradient=state.grad.clone()), update(*a))[1]
+    nll = e.step(tokens[:, SEGMENT : 2 * SEGMENT + 1]).mean()
+    return float(nll), kept["gradient"], seen or None
 
 
 @pytest.mark.parametrize("family,adapt,memory", [c for c in COMBINATIONS if c[1] != "none"])
 def test_engine_gradient_equals_finite_differences(family, adapt, memory):
-    """Directional derivative of the second segment's NLL along the engine's own gradient, in float64."""
-    tokens = text(family=family)
-    make = lambda: engine(family, adapt if adapt != "rows" else RowSparse(0.3, "fixed"), memory, dtype="fp64", optimizer=SGD(lr=0.0, clip=0.0))  # noqa: E731
-
-    def at(step):
-        e = make()
-        generator = torch.Generator().manual_seed(3)
-        state, learner = e.learners[0].state, e.learners[0]
-        state.master += 0.05 * torch.randn(state.master.shape, dtype=torch.float64, generator=generator)
-        if learner.owns_weights:
-            learner._write_back()
-        if memory == "reproject":
-            e.decoder.memory.memory = SegmentMemory(20, 2, "reproject")
-        e.step(tokens[:, : SEGMENT + 1])
-        frozen_memory = memory == "reproject"  # memory is a constant of the gradient, so it must not move along
-        before = [(k.rows.clone(), v.rows.clone()) for k, v in zip(e.decoder.memory.keys, e.decoder.memory.values)] if frozen_memory else None
-        direction = at.direction
-        if direction is not None:
-            state.master += step * direction
-            if learner.owns_weights:
-                learner._write_back()
-        if frozen_memory:
-            if at.window is None:
-                captured = []
-                original = e.decoder._reproject
-                def spy(batch, l, i):
-                    original(batch, l, i)
-                    captured.append((e.decoder.memory.keys[i].rows.clone(), e.decoder.memory.values[i].rows.clone()))
-                e.decoder._reproject = spy
-                at.capturing = captured
-            else:
-                def replay(batch, l, i):
-                    e.decoder.memory.keys[i].rows.copy_(at.window[i][0])
-                    e.decoder.memory.values[i].rows.copy_(at.window[i][1])
-                e.decoder._reproject = replay
-        grads = {}
-        update = learner.update
-        def keep(ops, slots, lr):
-            grads["g"] = state.grad.clone()
-            return update(ops, slots, lr)
-        learner.update = keep
-        nll = e.step(tokens[:, SEGMENT : 2 * SEGMENT + 1]).mean()
-        return nll, grads["g"]
-
-    at.direction, at.window, at.capturing = None, None, []
-    _, gradient = at(0.0)
-    at.window = at.capturing or None
-    at.direction = gradient / gradient.norm()
-    h = 1e-5
-    slope = (at(h)[0] - at(-h)[0]) / (2 * h)
-    assert slope == pytest.approx(float(gradient.norm()), rel=1e-5)
+    """The directional derivative of a segment's NLL along the engine's own gradient is the gradient's norm."""
+    tokens, h = text(family=family), 1e-5
+    _, gradient, window = learned_step(family, adapt, memory, tokens)
+    along = gradient / gradient.norm()
+    up, down = (learned_step(family, adapt, memory, tokens, along, sign * h, window)[0] for sign in (1, -1))
+    assert (up - down) / (2 * h) == pytest.approx(float(gradient.norm()), rel=1e-5)
 
 
 # 5. the ledger is exact
 
 
-@pytest.mark.parametrize("family,adapt,memory", COMBINATIONS)
-@pytest.mark.parametrize("options", [{}, {"streams": 2}, {"every": 2}, {"every": 2, "accumulate": True}, {"streams": 2, "shared": True}], ids=str)
+LEDGER_OPTIONS = [{}, {"streams": 2}, {"every": 2}, {"every": 2, "accumulate": True}, {"streams": 2, "shared": True}]
+
+
+@pytest.mark.parametrize("family,adapt,memory,options", [(*c, o) for c in COMBINATIONS for o in LEDGER_OPTIONS
+                                                         if not ("every" in o and c[1] == "none")], ids=str)
 def test_ledger_equals_torchs_flop_counter(family, adapt, memory, options):
-    if options.get("every") and adapt == "none":
-        pytest.skip("nothing updates")
     e = engine(family, adapt, memory, **options)
     tokens = text(options.get("streams", 1), 3 * SEGMENT + 6, family=family)
     with FlopCounterMode(display=False) as counter:
@@ -300,12 +292,9 @@ def test_every_k_pays_backward_only_when_it_updates():
 
 
 @pytest.mark.parametrize("adapt", ADAPTS)
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("memory,reset", [(m, "never") for m in MEMORIES] + [("keep", "auto"), ("keep", 20)])
 @pytest.mark.parametrize("backend,dtype", BACKENDS)
-@pytest.mark.parametrize("reset", ["never", "auto", 20])
 def test_save_and_restore_give_bit_equal_remaining_scores(tmp_path, adapt, memory, backend, dtype, reset):
-    if reset != "never" and memory != "keep":
-        pytest.skip("resets do not depend on memory")
     tokens = text(2)
     options = dict(adapt=adapt, memory=memory, backend=backend, dtype=dtype, streams=2, reset=reset)
     if adapt in ("rows", "full"):
