@@ -234,7 +234,7 @@ def print_table(result: dict) -> None:
                       f"{100 * row['share_of_ceiling']:.0f} %", "" if name == "dynadapt" else f"{row['speedup_of_dynadapt']:.2f}x",
                       f"{row['peak_memory_bytes'] / 1e6:.0f}", f"{row['first_step_seconds']:.1f}", str(row["threads"]))
     console = Console()
-    console = console if console.width >= 100 else Console(width=100)
+    console = console if console.width >= 110 else Console(width=110)
     console.print(table)
     c = result["ceiling"]
     console.print(f"ceiling: {c['gflops']:.0f} GFLOP/s, the best matrix product of this run ({c['provider']}, {'x'.join(map(str, c['shape']))}); "

@@ -62,7 +62,7 @@ inline void multiply_rounded(int64_t M, int columns, const Term<T>* terms, int c
     T* to = out + tiles.begin(t) * ldo;
     for (int i = 0; i < rows; i++) __builtin_prefetch(to + i * ldo, 1);
     for (int i = 0; i < count; i++) here[i] = terms[i].from_row(tiles.begin(t));
-    multiply_tile(rows, columns, here, count, sums, kNR, false);
+    multiply_tile(rows, columns, here, count, sums, kNR, Into::write);
     for (int j = 0; j < columns; j += kWidth) {
       const int width = smaller(kWidth, columns - j);
       const vfloat shift = !bias ? vfloat{} : width == kWidth ? load(bias + j) : load(bias + j, width);

@@ -90,11 +90,15 @@ inline void accumulate_panel(vfloat (&sum)[M][NV], const bf16* a, int64_t lda, c
 }
 #endif
 
-/// c [M, NV * kWidth] = sum of terms, or += where `load_c`.
+/// What a tile does with c. `add` sums its own terms first and adds c once, so that a long product taken in blocks
+/// rounds against the growing total once a block instead of once a term; `extend` goes on with the chain in c.
+enum class Into { write, add, extend };
+
+/// c [M, NV * kWidth] = sum of terms, with c as `into` says.
 template <class P, int M, int NV>
-[[gnu::noinline]] void tile(const Term<P>* terms, int count, float* c, int64_t ldc, bool load_c) {
+[[gnu::noinline]] void tile(const Term<P>* terms, int count, float* c, int64_t ldc, Into into) {
   vfloat sum[M][NV] = {};
-  if (load_c) {
+  if (into == Into::extend) {
 #pragma GCC unroll 16
     for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
@@ -115,6 +119,12 @@ template <class P, int M, int NV>
         for (int j = 0; j < NV; j++) sum[i][j] *= terms[t].scale;
     }
   }
+  if (into == Into::add) {
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j++) sum[i][j] += load(c + i * ldc + j * kWidth);
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
@@ -122,9 +132,9 @@ template <class P, int M, int NV>
 }
 
 template <class P, int NV>
-inline void tile_of(int rows, const Term<P>* terms, int count, float* c, int64_t ldc, bool load_c) {
+inline void tile_of(int rows, const Term<P>* terms, int count, float* c, int64_t ldc, Into into) {
   switch (rows) {
-#define DYN_ROWS(n) case n: return tile<P, n, NV>(terms, count, c, ldc, load_c);
+#define DYN_ROWS(n) case n: return tile<P, n, NV>(terms, count, c, ldc, into);
     DYN_ROWS(1) DYN_ROWS(2) DYN_ROWS(3) DYN_ROWS(4) DYN_ROWS(5) DYN_ROWS(6)
 #if defined(__AVX512F__)
     DYN_ROWS(7) DYN_ROWS(8) DYN_ROWS(9) DYN_ROWS(10) DYN_ROWS(11) DYN_ROWS(12)
@@ -133,14 +143,19 @@ inline void tile_of(int rows, const Term<P>* terms, int count, float* c, int64_t
   }
 }
 
-/// c [rows, kNR] = sum of terms (or += where `load_c`), for rows <= kMR. All kNR columns are written, or only
+/// c [rows, kNR] = sum of terms (`write`) or += it (`add`), for rows <= kMR. All kNR columns are written, or only
 /// the first `columns` rounded up to whole vectors.
 template <class T>
-inline void multiply_tile(int rows, int columns, const Term<T>* terms, int count, float* c, int64_t ldc, bool load_c) {
+inline void multiply_tile(int rows, int columns, const Term<T>* terms, int count, float* c, int64_t ldc, Into into) {
   const bool half = columns <= kNR / 2;
   if constexpr (sizeof(T) == sizeof(Panel<T>)) {
-    half ? tile_of<T, kNR / kWidth / 2>(rows, terms, count, c, ldc, load_c)
-         : tile_of<T, kNR / kWidth>(rows, terms, count, c, ldc, load_c);
+    half ? tile_of<T, kNR / kWidth / 2>(rows, terms, count, c, ldc, into)
+         : tile_of<T, kNR / kWidth>(rows, terms, count, c, ldc, into);
+  } else if (into == Into::add) {
+    alignas(64) float local[kMR * kNR];
+    multiply_tile(rows, columns, terms, count, local, kNR, Into::write);
+    for (int i = 0; i < rows; i++)
+      for (int j = 0; j < (half ? kNR / 2 : kNR); j += kWidth) store(c + i * ldc + j, load(c + i * ldc + j) + load(local + i * kNR + j));
   } else {
     // Widen the rows of A in pieces; the sums wait in c between pieces, which changes none of their bits.
     constexpr int64_t kPiece = 256;
@@ -156,9 +171,9 @@ inline void multiply_tile(int rows, int columns, const Term<T>* terms, int count
           for (; j < size; j++) wide[i * kPiece + j] = to_float(from[j]);
         }
         const Term<float> piece{wide, kPiece, term.b + k * kNR, size, k + kPiece < term.k ? 1.0f : term.scale};
-        half ? tile_of<float, kNR / kWidth / 2>(rows, &piece, 1, c, ldc, load_c)
-             : tile_of<float, kNR / kWidth>(rows, &piece, 1, c, ldc, load_c);
-        load_c = true;
+        half ? tile_of<float, kNR / kWidth / 2>(rows, &piece, 1, c, ldc, into)
+             : tile_of<float, kNR / kWidth>(rows, &piece, 1, c, ldc, into);
+        into = Into::extend;
       }
     }
   }
@@ -167,10 +182,9 @@ inline void multiply_tile(int rows, int columns, const Term<T>* terms, int count
 /// One term, writing (or adding to) exactly `columns` columns of c.
 template <class T>
 inline void multiply_into(int rows, int columns, const Term<T>& term, float* c, int64_t ldc, bool accumulate) {
-  if (columns == kNR && (!accumulate || term.scale == 1.0f))
-    return multiply_tile(rows, columns, &term, 1, c, ldc, accumulate);
+  if (columns == kNR) return multiply_tile(rows, columns, &term, 1, c, ldc, accumulate ? Into::add : Into::write);
   alignas(64) float local[kMR * kNR];
-  multiply_tile(rows, columns, &term, 1, local, kNR, false);
+  multiply_tile(rows, columns, &term, 1, local, kNR, Into::write);
   for (int i = 0; i < rows; i++)
     for (int j = 0; j < columns; j++) {
       float& to = c[i * ldc + j];

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from dynadapt import _C
+from dynadapt.ops import DenseMatrix, resolve
 
 from .compare import DTYPES, Out, Weight, acts, check, poisoned, run
 
@@ -106,3 +107,24 @@ def test_errors_name_the_argument():
         _C.cross_entropy(h, head, torch.zeros(3, dtype=torch.int32), None, out, out.clone(), None)
     with pytest.raises(ValueError, match=r"h has shape \[3, 5\], accepted is \[any, 4\]"):
         _C.cross_entropy(torch.zeros(3, 5), head, torch.zeros(3, dtype=torch.int64), None, out, out.clone(), None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_common_part_of_the_head_does_not_drown_the_gradient(dtype):
+    """Head rows share a large part, so softmax W and W_target nearly cancel; real heads do that."""
+    torch.manual_seed(3)
+    head = 0.1 * torch.randn(20011, 64) + 2 * torch.randn(64)
+    h, targets = torch.randn(9, 64), torch.randint(20011, (9,))
+    grown = [torch.empty(9), torch.empty(9), torch.empty(9, 64)]
+
+    def gradient(op, kind, matrix):
+        nll, lse, dh = (t.to(kind) if i == 2 else t.to(torch.float64 if kind == torch.float64 else torch.float32) for i, t in enumerate(grown))
+        op(h.to(kind), matrix(head.to(dtype).to(kind)), targets, None, nll, lse, dh)
+        return dh.double()
+
+    h = h.to(dtype).float()
+    plain = resolve("cross_entropy", "reference", dtype).function
+    truth = gradient(plain, torch.float64, DenseMatrix)
+    error = lambda g: float((g - truth).norm() / truth.norm())  # noqa: E731
+    ours = gradient(_C.cross_entropy, dtype, _C.PackedMatrix)
+    assert error(ours) <= 1.5 * error(gradient(plain, dtype, DenseMatrix)) + 1e-7

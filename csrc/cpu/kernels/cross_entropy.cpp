@@ -90,7 +90,7 @@ void group_block(const CrossEntropy& c, const Room<T>& room, const HeadBlock<T>&
   for (int i = 0; i * kNR < head.count; i++)
     for (int64_t t = first_tile; t < last_tile; t++) {
       const Term<T> term{h + tiles.begin(t) * c.H, c.H, head.forward[i], c.H, 1.0f};
-      multiply_tile(tiles.size(t), kNR, &term, 1, room.logits + (tiles.begin(t) - begin) * kBlock + i * kNR, kBlock, false);
+      multiply_tile(tiles.size(t), kNR, &term, 1, room.logits + (tiles.begin(t) - begin) * kBlock + i * kNR, kBlock, Into::write);
     }
 
   for (int64_t n = begin; n < tiles.begin(last_tile); n++) {
@@ -108,7 +108,8 @@ void group_block(const CrossEntropy& c, const Room<T>& room, const HeadBlock<T>&
     for (int64_t t = first_tile; t < last_tile; t++) {
       const Term<Panel<T>> term{room.probability + (tiles.begin(t) - begin) * kBlock, kBlock,
                                 room.turned + j * kBlock * kNR, head.count, 1.0f};
-      multiply_tile(tiles.size(t), kNR, &term, 1, room.sums + tiles.begin(t) * room.ld + j * kNR, room.ld, head.begin > 0);
+      multiply_tile(tiles.size(t), kNR, &term, 1, room.sums + tiles.begin(t) * room.ld + j * kNR, room.ld,
+                    head.begin > 0 ? Into::add : Into::write);
     }
 }
 
@@ -165,7 +166,7 @@ void probability_gradient(const CrossEntropyWeightGradient& c, const Panel<T>* p
                           int rows, Panel<T>* g) {
   alignas(64) float logits[kMR * kNR];
   const Term<T> term{static_cast<const T*>(c.h) + n * c.H, c.H, panel, c.H, 1.0f};
-  multiply_tile(rows, kNR, &term, 1, logits, kNR, false);
+  multiply_tile(rows, kNR, &term, 1, logits, kNR, Into::write);
   for (int i = 0; i < rows; i++) {
     float* row = logits + i * kNR;
     const int64_t target = c.targets[n + i];
