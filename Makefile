@@ -40,7 +40,7 @@ demo: venv
 	$(BIN)/dynadapt demo
 
 test: venv
-	$(BIN)/python -m pytest -m "not gpu and not slow" $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 bench: venv
 	$(BIN)/dynadapt fetch smollm2-135m

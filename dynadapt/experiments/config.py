@@ -16,8 +16,8 @@ CHOICES = {
 # Learning rates that are used when none is given, by what learns and by optimizer.
 LEARNING_RATES = {
     "lora": {"adam": 2e-3, "adamw": 2e-3, "sgd": 1.0},
-    "rows": {"adam": 1e-4, "adamw": 1e-4, "sgd": 1e-1, "rms": 1e-4},
-    "full": {"adam": 2e-5, "adamw": 2e-5, "sgd": 1e-1, "rms": 2e-5},
+    "rows": {"adam": 3e-4, "adamw": 3e-4, "sgd": 1e-1, "rms": 1e-4},
+    "full": {"adam": 1e-4, "adamw": 1e-4, "sgd": 1e-1, "rms": 2e-5},
 }
 
 

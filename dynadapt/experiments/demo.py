@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dynadapt.experiments.config import EvalConfig
 
-TOKENS = 8192
+TOKENS = 12289                               # 24 segments of 512 scored tokens and the first token, which is not scored
 SEGMENT = 512
 TEXT = "builtin:python-reference"
 
