@@ -124,9 +124,9 @@ def results_table(runs: list[Run], names: dict[str, str] | None = None) -> Table
     """One row a run; the best NLL is bold."""
     best = min((run.summary["nll"] for run in runs), default=None)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", no_wrap=True)
+    table.add_column("run", overflow="fold")  # a narrow terminal folds names, never numbers
     for title in ("NLL", "bits/byte", "GFLOPs/token", "tokens/s", "peak memory"):
-        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(title, justify="right", no_wrap=True, min_width=len(title))
     for run in runs:
         s = run.summary
         table.add_row((names or {}).get(run.name, run.name), f"{s['nll']:.4f}", f"{s['bits_per_byte']:.4f}", f"{s['flops_per_token'] / 1e9:.3f}",
