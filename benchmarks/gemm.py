@@ -14,7 +14,8 @@ import os
 import sys
 import time
 
-# Idle threads sleep, but not before they have looked for work for about 0.1 ms: waking one costs as much.
+# For torch's OpenMP threads alone (ours have a pool of their own): idle ones sleep, but not before they have looked for
+# work for about 0.1 ms, because waking one costs as much.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
