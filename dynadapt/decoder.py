@@ -15,6 +15,7 @@ from .adapt.what import GROUPS
 from .memory import MemoryState
 from .model import ModelConfig, layout
 from .ops import attention, linear, make_matrix, resolve, weight_gradient
+from .ops.precision import wide_dtype
 
 
 class OpSet:
@@ -111,7 +112,7 @@ class Decoder:
         self.memory = memory
         self.lora_scale = scale
         self.sizes = group_sizes(config)
-        self.stat_dtype = torch.float64 if ops.dtype == torch.float64 else torch.float32
+        self.stat_dtype = wide_dtype(ops.dtype)
         self.attention_scale = config.head_dim**-0.5
 
     # ---- helpers
@@ -167,7 +168,7 @@ class Decoder:
         """Hidden states [N, H] after the final norm. ``lowest``: (layer, group) down to which backward will go, or None."""
         first_kept = self.config.layers if lowest is None else lowest[0]
         x, delta = self.embed(batch), None
-        self.kept = []
+        self.kept, self.lengths = [], self._memory_lengths(batch)
         for i in range(self.config.layers):
             key = i if i >= first_kept else "shared"
             x, delta = self._layer(batch, learner, i, key, x, delta)
@@ -214,6 +215,7 @@ class Decoder:
         return (None, None, None) if m is None else (m.keys[i].rows, m.values[i].rows, m.length)
 
     def _memory_lengths(self, batch) -> list[int]:
+        """Entries that each stream's memory holds; it moves on only after backward."""
         if self.memory is None:
             return [0] * len(batch.memory_slots)
         return self.memory.length[batch.memory_slots.long()].tolist()
@@ -224,13 +226,13 @@ class Decoder:
         lse = self._stat(("lse", key), streams, c.heads, segment)
         self.ops.attention_forward(qkv, *self._window(i), batch.memory_slots, self.cos, self.sin, c.heads, c.kv_heads,
                                    c.head_dim, self.attention_scale, out, lse)
-        count(sum(attention.forward_flops(segment, m, c.heads, c.head_dim) for m in self._memory_lengths(batch)))
+        count(sum(attention.forward_flops(segment, m, c.heads, c.head_dim) for m in self.lengths))
         return out
 
     def _reproject(self, batch, learner, i) -> None:
         """Memory keys and values of one layer from its kept inputs and the current weights (counted as recompute)."""
         c, m = self.config, self.memory
-        longest = max(self._memory_lengths(batch))
+        longest = max(self.lengths)
         if not longest:
             return
         slots = batch.memory_slots.long()
@@ -322,7 +324,7 @@ class Decoder:
         lse = self._stat(("lse", i), streams, c.heads, segment)
         self.ops.attention_backward(dout, kept["qkv"], kept["out"], lse, *self._window(i), batch.memory_slots, self.cos,
                                     self.sin, c.heads, c.kv_heads, c.head_dim, self.attention_scale, dqkv)
-        for m in self._memory_lengths(batch):
+        for m in self.lengths:
             again, back = attention.backward_flops(segment, m, c.heads, c.head_dim)
             self.ledger.add("recompute", again)
             self.ledger.add("backward", back)

@@ -233,7 +233,7 @@ class Engine:
         self.ledger.begin_step()
         flags = lambda: [False] * self.streams  # noqa: E731
         self.last = StepReport(flags(), flags(), flags(), [None] * self.streams)
-        nll = torch.zeros(self.streams, tokens.shape[1] - 1, dtype=torch.float64 if self.dtype == "fp64" else torch.float32)
+        nll = torch.zeros(self.streams, tokens.shape[1] - 1, dtype=self.decoder.stat_dtype)
         for streams, learn, update in self._batches(lengths):
             self._step_batch(tokens, lengths, streams, learn, update, nll)
         self.last.flops = dict(self.ledger.step)

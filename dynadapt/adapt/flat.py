@@ -10,6 +10,8 @@ import math
 
 import torch
 
+from ..ops.precision import wide_dtype
+
 ALIGN = 32
 
 
@@ -36,7 +38,7 @@ class FlatState:
     """Master weights, gradients and optimizer state of ``slots`` streams over one layout."""
 
     def __init__(self, layout: FlatLayout, slots: int, optimizer, dtype: torch.dtype, separate_working: bool):
-        master_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        master_dtype = wide_dtype(dtype)
         zeros = lambda: torch.zeros(slots, layout.size, dtype=master_dtype)  # noqa: E731
         has_first, has_second = optimizer.moments
         self.layout = layout

@@ -12,12 +12,9 @@ import math
 import torch
 
 from .dispatch import reference
+from .precision import widen
 
 KINDS = ("swiglu", "gelu_tanh", "gelu")
-
-
-def _wide(h):
-    return h if h.dtype == torch.float64 else h.float()
 
 
 def _check_kind(kind):
@@ -29,7 +26,7 @@ def _check_kind(kind):
 def activation_forward(h, kind, y) -> None:
     """y [N, F] from h [N, 2 F] (swiglu) or [N, F]."""
     _check_kind(kind)
-    x = _wide(h)
+    x = widen(h)
     if kind == "swiglu":
         gate, up = x.chunk(2, 1)
         y.copy_(torch.nn.functional.silu(gate) * up)
@@ -41,7 +38,7 @@ def activation_forward(h, kind, y) -> None:
 def activation_backward(dy, h, kind, dh) -> None:
     """dh like h from dy [N, F]."""
     _check_kind(kind)
-    x, g = _wide(h), _wide(dy)
+    x, g = widen(h), widen(dy)
     if kind == "swiglu":
         gate, up = x.chunk(2, 1)
         s = torch.sigmoid(gate)

@@ -15,16 +15,13 @@ from __future__ import annotations
 import torch
 
 from .dispatch import reference
+from .precision import widen
 
 
 def rotate(x, cos, sin):
     """x [..., L, d] rotated by cos, sin [L, d/2]."""
     x1, x2 = x.chunk(2, -1)
     return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1)
-
-
-def _wide(t):
-    return t if t.dtype == torch.float64 else t.float()
 
 
 def _split(qkv, hq, hkv, d):
@@ -41,15 +38,15 @@ def _window(qkv, mem_k, mem_v, length, cos, sin, hq, hkv, d):
         v = torch.cat([mem_v[:length].view(length, hkv, d).transpose(0, 1), v], 1)
     if cos is not None:
         total = k.shape[1]
-        k = rotate(_wide(k), cos[:total], sin[:total]).to(qkv.dtype)
-        q = rotate(_wide(q), cos[length:total], sin[length:total]).to(qkv.dtype)
+        k = rotate(widen(k), cos[:total], sin[:total]).to(qkv.dtype)
+        q = rotate(widen(q), cos[length:total], sin[length:total]).to(qkv.dtype)
     group = hq // hkv
     return q, k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
 
 
 def _scores(q, k, scale, length):
     """Masked scores [hq, T, L], float32 or wider."""
-    s = _wide(torch.bmm(q, k.transpose(1, 2))) * scale
+    s = widen(torch.bmm(q, k.transpose(1, 2))) * scale
     t = s.shape[1]
     hidden = torch.ones(t, s.shape[2], dtype=torch.bool).triu(length + 1)
     return s.masked_fill_(hidden, float("-inf"))
@@ -84,15 +81,15 @@ def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, s
     for i, slot, rows, length in _streams(qkv, slots, mem_len):
         mk, mv = (None, None) if mem_k is None else (mem_k[slot], mem_v[slot])
         q, k, v = _window(qkv[rows], mk, mv, length, cos, sin, hq, hkv, d)
-        p = torch.exp(_scores(q, k, scale, length) - lse[i][..., None].to(_wide(q).dtype))  # [hq, T, L]
+        p = torch.exp(_scores(q, k, scale, length) - lse[i][..., None].to(widen(q).dtype))  # [hq, T, L]
         do = dout[rows].view(-1, hq, d).transpose(0, 1)  # [hq, T, d]
         o = out[rows].view(-1, hq, d).transpose(0, 1)
-        delta = (_wide(do) * _wide(o)).sum(2, keepdim=True)
-        dp = _wide(torch.bmm(do, v.transpose(1, 2)))
+        delta = (widen(do) * widen(o)).sum(2, keepdim=True)
+        dp = widen(torch.bmm(do, v.transpose(1, 2)))
         ds = (p * (dp - delta) * scale).to(q.dtype)
-        dq = _wide(torch.bmm(ds, k))
-        dk = _wide(torch.bmm(ds[:, :, length:].transpose(1, 2), q))
-        dv = _wide(torch.bmm(p[:, :, length:].to(q.dtype).transpose(1, 2), do))
+        dq = widen(torch.bmm(ds, k))
+        dk = widen(torch.bmm(ds[:, :, length:].transpose(1, 2), q))
+        dv = widen(torch.bmm(p[:, :, length:].to(q.dtype).transpose(1, 2), do))
         t = dq.shape[1]
         if cos is not None:
             back = cos[length : length + t], -sin[length : length + t]

@@ -14,10 +14,7 @@ from __future__ import annotations
 import torch
 
 from .dispatch import reference
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from .precision import widen
 
 
 @reference
@@ -28,7 +25,7 @@ def cross_entropy(h, head, targets, weights, nll, lse, dh) -> None:
     """
     scored = targets >= 0
     safe = targets.clamp(min=0)
-    logits = (h @ head.weight.t()).to(_wide(h.dtype))  # [N, V]
+    logits = widen(h @ head.weight.t())  # [N, V]
     lse.copy_(torch.logsumexp(logits, 1))
     nll.copy_(torch.where(scored, lse - logits.gather(1, safe[:, None])[:, 0], 0.0))
     if dh is None:
@@ -44,7 +41,7 @@ def cross_entropy(h, head, targets, weights, nll, lse, dh) -> None:
 def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate) -> None:
     """dW [V, H] = sum_n w_n (softmax_n - onehot_n) h_n^T, logits recomputed from h and lse."""
     scored = targets >= 0
-    logits = (h @ head.weight.t()).to(_wide(h.dtype))
+    logits = widen(h @ head.weight.t())
     d = torch.exp(logits - lse[:, None].to(logits.dtype))
     d[torch.arange(len(d)), targets.clamp(min=0)] -= 1
     d *= torch.where(scored, 1.0 if weights is None else weights.to(d.dtype), 0.0)[:, None]

@@ -49,14 +49,12 @@ def native_module():
         ) from error
 
 
-def choose_backend(backend: str, dtype: torch.dtype, device: str = "cpu") -> str:
+def choose_backend(backend: str, dtype: torch.dtype) -> str:
     """Turn ``auto`` into a backend name; everything else is checked and returned as it is."""
     if backend == "auto":
         return "reference" if dtype == torch.float64 else "cpu"
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: expected one of auto, {', '.join(BACKENDS)}")
-    if device != "cpu":
-        raise UnsupportedOp(f"backend={backend!r} on device {device!r}: only 'cpu' is served")
     return backend
 
 

@@ -65,6 +65,17 @@ def reference(op, arguments, dtype):
     return [c for c, a in zip(call, arguments) if isinstance(a, Out)]
 
 
+def threads_change_no_bit(op, arguments, dtype):
+    """One, two and five threads give the same outputs, bit for bit."""
+    results = []
+    for threads in (1, 2, 5):
+        _C.set_num_threads(threads)
+        results.append(run(op, arguments, dtype))
+    _C.set_num_threads(0)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other)), op
+
+
 def check(op, arguments, dtype, slack=1.0):
     """Compare all outputs of ``op``; returns the native ones. ``slack`` multiplies the tolerance."""
     ours = run(op, arguments, dtype)

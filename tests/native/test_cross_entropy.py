@@ -5,7 +5,7 @@ import torch
 from dynadapt import _C
 from dynadapt.ops import DenseMatrix, resolve
 
-from .compare import DTYPES, Out, Weight, acts, check, poisoned, run
+from .compare import DTYPES, Out, Weight, acts, check, poisoned, run, threads_change_no_bit
 
 # rows N, hidden H, vocabulary V
 CASES = [(1, 5, 3), (63, 33, 256), (100, 65, 257), (512, 96, 1000), (77, 130, 1283), (5, 64, 4999)]
@@ -89,13 +89,7 @@ def test_weight_gradient(case, dtype, accumulate):
 def test_threads_change_no_bit(dtype):
     for op, call in (("cross_entropy", arguments((150, 65, 1111), dtype)),
                      ("cross_entropy_weight_gradient", gradient_arguments((150, 65, 1111), dtype, False))):
-        results = []
-        for threads in (1, 2, 5):
-            _C.set_num_threads(threads)
-            results.append(run(op, call, dtype))
-        _C.set_num_threads(0)
-        for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(results[0], other)), op
+        threads_change_no_bit(op, call, dtype)
 
 
 def test_errors_name_the_argument():

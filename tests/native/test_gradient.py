@@ -4,7 +4,7 @@ import torch
 
 from dynadapt import _C
 
-from .compare import DTYPES, Out, acts, check, poisoned, run
+from .compare import DTYPES, Out, acts, check, poisoned, run, threads_change_no_bit
 
 # rows N, streams S, inputs K, parts, rank
 LORA = [(1, 1, 5, (3,), 1), (63, 1, 65, (33, 7, 7), 3), (100, 2, 96, (130,), 16), (126, 3, 77, (64, 31), 33), (512, 1, 64, (96, 32), 16)]
@@ -82,13 +82,7 @@ def test_threads_change_no_bit(dtype):
     calls = [("lora_gradient", lora_arguments(LORA[2], dtype, True)), ("weight_gradient", weight_arguments(WHOLE[5], dtype, True)),
              ("row_scores", [acts(100, 300, dtype=dtype), acts(100, 33, dtype=dtype), Out(poisoned(300), wide=True)])]
     for op, arguments in calls:
-        results = []
-        for threads in (1, 2, 5):
-            _C.set_num_threads(threads)
-            results.append(run(op, arguments, dtype))
-        _C.set_num_threads(0)
-        for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(results[0], other)), op
+        threads_change_no_bit(op, arguments, dtype)
 
 
 def test_errors_name_the_argument():

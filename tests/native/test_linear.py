@@ -4,7 +4,7 @@ import torch
 
 from dynadapt import _C
 
-from .compare import DTYPES, Out, Weight, acts, check, poisoned, run
+from .compare import DTYPES, Out, Weight, acts, check, poisoned, run, threads_change_no_bit
 
 # rows N, streams S, inputs K, parts, rank (0: no adapter)
 CASES = [
@@ -78,13 +78,7 @@ def test_streams_batched_equal_streams_alone(op, dtype):
 @pytest.mark.parametrize("op", ["linear_forward", "linear_backward"])
 def test_threads_change_no_bit(op, dtype):
     arguments = (forward_arguments if op == "linear_forward" else backward_arguments)((100, 2, 96, (130, 9), 16), dtype)
-    results = []
-    for threads in (1, 2, 5):
-        _C.set_num_threads(threads)
-        results.append(run(op, arguments, dtype))
-    _C.set_num_threads(0)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+    threads_change_no_bit(op, arguments, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
