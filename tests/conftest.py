@@ -4,7 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+if not torch.cuda.is_available():  # before dynadapt.kernels is imported: Triton decides at decoration
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -48,7 +48,7 @@ def _scores(q, k, scale, length):
     """Masked scores [hq, T, L], float32 or wider."""
     s = widen(torch.bmm(q, k.transpose(1, 2))) * scale
     t = s.shape[1]
-    hidden = torch.ones(t, s.shape[2], dtype=torch.bool).triu(length + 1)
+    hidden = torch.ones(t, s.shape[2], dtype=torch.bool, device=s.device).triu(length + 1)
     return s.masked_fill_(hidden, float("-inf"))
 
 

@@ -31,7 +31,7 @@ def cross_entropy(h, head, targets, weights, nll, lse, dh) -> None:
     if dh is None:
         return
     d = torch.softmax(logits, 1)
-    d[torch.arange(len(d)), safe] -= 1
+    d[torch.arange(len(d), device=d.device), safe] -= 1
     d *= torch.where(scored, 1.0 if weights is None else weights.to(d.dtype), 0.0)[:, None]
     d[~scored] = 0
     dh.copy_(d.to(h.dtype) @ head.weight)
@@ -43,7 +43,7 @@ def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate
     scored = targets >= 0
     logits = widen(h @ head.weight.t())
     d = torch.exp(logits - lse[:, None].to(logits.dtype))
-    d[torch.arange(len(d)), targets.clamp(min=0)] -= 1
+    d[torch.arange(len(d), device=d.device), targets.clamp(min=0)] -= 1
     d *= torch.where(scored, 1.0 if weights is None else weights.to(d.dtype), 0.0)[:, None]
     d[~scored] = 0
     gradient = (d.to(h.dtype).t() @ h).to(dW.dtype)

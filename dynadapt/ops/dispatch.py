@@ -13,9 +13,9 @@ from typing import Callable
 
 import torch
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "triton")
 _REFERENCE: dict[str, Callable] = {}
-_CPU_DTYPES = (torch.float32, torch.bfloat16)
+_FAST_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class UnsupportedOp(RuntimeError):
@@ -49,17 +49,30 @@ def native_module():
         ) from error
 
 
-def choose_backend(backend: str, dtype: torch.dtype) -> str:
+def kernel_module(name: str):
+    """The module ``dynadapt.kernels.<name>``, or an error that says what is missing."""
+    try:
+        return importlib.import_module(f"dynadapt.kernels.{name}")
+    except ImportError as error:
+        raise UnsupportedOp(
+            f"backend='triton' needs Triton and dynadapt.kernels, which did not import ({error}); install `triton` "
+            "beside a CUDA build of torch, or ask for backend='cpu' or 'reference'"
+        ) from error
+
+
+def choose_backend(backend: str, dtype: torch.dtype, device: str = "cpu") -> str:
     """Turn ``auto`` into a backend name; everything else is checked and returned as it is."""
     if backend == "auto":
-        return "reference" if dtype == torch.float64 else "cpu"
+        if dtype == torch.float64:
+            return "reference"
+        return "cpu" if device == "cpu" else "triton"
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: expected one of auto, {', '.join(BACKENDS)}")
     return backend
 
 
 def resolve(op: str, backend: str, dtype: torch.dtype) -> Choice:
-    """The implementation of ``op`` in ``backend`` for ``dtype`` on the CPU.
+    """The implementation of ``op`` in ``backend`` for ``dtype``.
 
     Raises:
         UnsupportedOp: when the backend has no implementation for this op and dtype.
@@ -68,12 +81,31 @@ def resolve(op: str, backend: str, dtype: torch.dtype) -> Choice:
         raise UnsupportedOp(f"op {op!r} is not defined; known: {', '.join(sorted(_REFERENCE))}")
     if backend == "reference":
         return Choice(op, backend, _REFERENCE[op], "asked for" if dtype != torch.float64 else "float64 is served by the reference only")
-    if dtype not in _CPU_DTYPES:
-        raise UnsupportedOp(f"op {op!r}, backend 'cpu', dtype {dtype}: the native kernels serve float32 and bfloat16")
+    if dtype not in _FAST_DTYPES:
+        raise UnsupportedOp(f"op {op!r}, backend {backend!r}, dtype {dtype}: its kernels serve float32 and bfloat16")
+    return _triton(op, dtype) if backend == "triton" else _native(op, dtype)
+
+
+def _native(op: str, dtype: torch.dtype) -> Choice:
     function = getattr(native_module(), op, None)
     if function is None:
         raise UnsupportedOp(f"op {op!r}, dtype {dtype}, device 'cpu': dynadapt._C has no such kernel")
-    return Choice(op, backend, function, f"native kernels, {native_module().isa()}")
+    return Choice(op, "cpu", function, f"native kernels, {native_module().isa()}")
+
+
+def _triton(op: str, dtype: torch.dtype) -> Choice:
+    from ..kernels import OPS
+
+    if op not in OPS:
+        raise UnsupportedOp(f"op {op!r}, backend 'triton', dtype {dtype}: no kernel file serves it")
+    module = kernel_module(OPS[op])
+    common = kernel_module("common")
+    if not (torch.cuda.is_available() or common.INTERPRET):
+        raise UnsupportedOp(f"op {op!r}, backend 'triton': no CUDA device is there; set TRITON_INTERPRET=1 before dynadapt is "
+                            "imported to run the kernels in Triton's interpreter, or ask for backend='cpu'")
+    where = "in Triton's interpreter" if common.INTERPRET else f"on {torch.cuda.get_device_name()}"
+    reason = getattr(module, "reason", lambda op: "Triton")(op)
+    return Choice(op, "triton", getattr(module, op), f"{reason}, {where}")
 
 
 def defined_ops() -> tuple[str, ...]:

@@ -46,6 +46,6 @@ class DenseMatrix:
 def make_matrix(weight: torch.Tensor, backend: str, dtype: torch.dtype):
     """The backend's matrix holding ``weight`` [N, K] in ``dtype``."""
     weight = weight.detach().to(dtype).contiguous()
-    if backend == "reference":
+    if backend != "cpu":
         return DenseMatrix(weight)
     return native_module().PackedMatrix(weight)

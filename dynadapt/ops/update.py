@@ -53,7 +53,7 @@ def update(
 ) -> None:
     """master, grad, first, second [slots, P]; prior, stat, prior_rate [P]; working [slots, P] or None when master serves.
 
-    slots int32 [S]; lr float32 [slots]; step int32 [slots], counted up for the streams that move.
+    slots int32 [S], -1 for a stream that does not move (norm 0, not skipped, gradient kept); lr float32 [slots]; step int32 [slots], counted up for the streams that move.
     Writes norms [S] (before clipping) and skipped int32 [S].
     """
     if kind not in DIRECTIONS:
@@ -61,6 +61,9 @@ def update(
     hyper = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
     row = lambda t, slot: None if t is None else t[slot]  # noqa: E731
     for i, slot in enumerate(slots.tolist()):
+        if slot < 0:
+            norms[i], skipped[i] = 0, 0
+            continue
         g = grad[slot]
         norm = g.double().square().sum().sqrt()
         norms[i] = norm

@@ -1,0 +1,93 @@
+"""What every kernel file uses: the interpreter switch, the dot product, block sizes, scratch memory, launch options."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import triton
+import triton.language as tl
+
+# Triton decides at decoration: with TRITON_INTERPRET=1 kernels run in Python on CPU tensors.
+INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
+_UPCAST: tl.constexpr = tl.constexpr(INTERPRET)
+
+# Contraction of a * b + c into one rounding, said explicitly because Triton's default changes between versions.
+FUSION = {"enable_fp_fusion": True}
+
+
+@triton.jit
+def dot(a, b, acc):
+    """acc + a b in float32. float32 operands are multiplied exactly (no TF32). The interpreter multiplies bfloat16 bit
+    patterns as integers, hence the cast there."""
+    if _UPCAST:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+def block(n: int, largest: int, smallest: int = 16) -> int:
+    """The power of two that covers n, within smallest..largest (16 is the least that a dot product takes)."""
+    return max(smallest, min(largest, next_power_of_2(n)))
+
+
+class Scratch:
+    """Buffers by name, shape and dtype. None is ever freed or moved, because captured graphs hold their addresses."""
+
+    def __init__(self):
+        self.buffers: dict[tuple, torch.Tensor] = {}
+
+    def __call__(self, device, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        key = (device, name, shape, dtype)
+        buffer = self.buffers.get(key)
+        if buffer is None:
+            buffer = self.buffers[key] = torch.zeros(shape, dtype=dtype, device=device)
+        return buffer
+
+
+_current = Scratch()
+
+
+def scratch(device, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A buffer of the active ``Scratch``; zero when first given out, later whatever its last user left in it."""
+    return _current(device, name, *shape, dtype=dtype)
+
+
+@contextmanager
+def scratch_of(owner: Scratch):
+    """Engines that may run on different CUDA streams each have their own scratch memory."""
+    global _current
+    previous, _current = _current, owner
+    try:
+        yield
+    finally:
+        _current = previous
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One default configuration of a kernel, to be compiled ahead of time and held to a budget.
+
+    ``signature`` maps every argument that is no constexpr to its Triton type ("*bf16", "*fp32", "*i32", "*i64", "i32",
+    "fp32"); pointers and integers named in ``aligned`` are divisible by 16. ``tensor_core``: the kernel must use tensor
+    cores (wgmma on sm_90, mma on the others). ``spills`` is the budget in bytes.
+    """
+
+    name: str
+    kernel: object
+    signature: dict[str, str]
+    constexprs: dict[str, object]
+    num_warps: int = 4
+    num_stages: int = 2
+    tensor_core: bool = False
+    aligned: tuple[str, ...] = field(default=())
+    spills: int = 0
+    registers: int = 255
+    shared: int = 227 * 1024  # bytes; sm_80 has 163 KiB
+    archs: tuple[int, ...] = (80, 90, 100)
