@@ -35,9 +35,12 @@ def activation_forward(h, kind, y) -> None:
 
 
 @reference
-def activation_backward(dy, h, kind, dh) -> None:
-    """dh like h from dy [N, F]."""
+def activation_backward(dy, h, kind, dh, y=None) -> None:
+    """dh like h from dy [N, F]; y [N, F], when given, becomes the forward's output again, bit for bit, so that it need not
+    be kept. dh may be h's memory."""
     _check_kind(kind)
+    if y is not None:
+        activation_forward(h, kind, y)
     x, g = widen(h), widen(dy)
     if kind == "swiglu":
         gate, up = x.chunk(2, 1)

@@ -38,16 +38,20 @@ def norm_forward(x, delta, weight, bias, eps, kind, res, y, stat) -> None:
 
 
 @reference
-def norm_backward(dy, res, weight, stat, kind, dres, dx, dweight, dbias) -> None:
+def norm_backward(dy, res, weight, stat, kind, dres, dx, dweight, dbias, bias=None, y=None) -> None:
     """dx [N, H] = gradient through the norm + dres (the gradient that reaches res past the norm).
 
-    dweight, dbias [H] are added to when given.
+    dweight, dbias [H] are added to when given. y [N, H], when given, becomes the forward's output again, bit for bit, so
+    that it need not be kept; ``bias`` [H] is read for that alone. dx may be dres's memory.
     """
     _check_kind(kind)
     wide = stat.dtype
     mean, rstd = stat[:, :1], stat[:, 1:]
     g = dy.to(wide)
     xhat = (res.to(wide) - mean) * rstd
+    if y is not None:
+        out = xhat * weight.to(wide)
+        y.copy_(out if bias is None else out + bias.to(wide))
     gw = g * weight.to(wide)
     d = gw - xhat * (gw * xhat).mean(1, keepdim=True)
     if kind == "layer":

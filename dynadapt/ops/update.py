@@ -53,7 +53,8 @@ def update(
 ) -> None:
     """master, grad, first, second [slots, P]; prior, stat, prior_rate [P]; working [slots, P] or None when master serves.
 
-    slots int32 [S], -1 for a stream that does not move (norm 0, not skipped, gradient kept); lr float32 [slots]; step int32 [slots], counted up for the streams that move.
+    slots int32 [S], -1 for a stream that does not move (norm 0, not skipped, gradient kept); lr float32 [slots];
+    step int32 [slots], counted up for the streams that move.
     Writes norms [S] (before clipping) and skipped int32 [S].
     """
     if kind not in DIRECTIONS:

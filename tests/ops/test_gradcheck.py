@@ -47,7 +47,11 @@ def test_norm(kind):
     def backward(d, rest, x, delta, weight, bias):
         res, stat = rest
         dx, dw, db = torch.full_like(x, float("nan")), torch.zeros_like(weight), torch.zeros_like(weight)
-        op("norm_backward")(d[:, :7].contiguous(), res, weight, stat, kind, d[:, 7:].contiguous(), dx, dw, db)
+        again = torch.full_like(x, float("nan"))
+        op("norm_backward")(d[:, :7].contiguous(), res, weight, stat, kind, d[:, 7:].contiguous(), dx, dw, db, bias, again)
+        y = torch.empty_like(x)
+        op("norm_forward")(x, delta, weight, bias, 1e-5, kind, res, y, stat)
+        assert torch.equal(again, y)
         return dx, dx, dw, db
 
     leaves = [t.requires_grad_() for t in (x, delta, weight, bias)]
@@ -139,7 +143,10 @@ def test_activation(kind):
 
     def backward(dy, _, h):
         dh = torch.full_like(h, float("nan"))
-        op("activation_backward")(dy, h, kind, dh)
+        again, y = torch.full_like(dy, float("nan")), torch.empty_like(dy)
+        op("activation_backward")(dy, h, kind, dh, again)
+        op("activation_forward")(h, kind, y)
+        assert torch.equal(again, y)
         return dh
 
     assert gradcheck(function(forward, backward), [rand(3, 8 if kind == "swiglu" else 4).requires_grad_()])
