@@ -1,0 +1,89 @@
+"""Every kernel compiles for every architecture and keeps its budget; no GPU is needed. And the checker can fail."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+PLANTED = '''
+import triton
+import triton.language as tl
+from dynadapt.kernels.common import Variant, dot
+
+
+@triton.jit
+def dynadapt_planted(a, b, c, K, BM: tl.constexpr, BK: tl.constexpr, CORE: tl.constexpr):
+    m, k = tl.arange(0, BM), tl.arange(0, BK)
+    acc = tl.zeros((BM, BM), tl.float32)
+    for start in range(0, K, BK):
+        x = tl.load(a + m[:, None] * K + start + k[None, :])
+        y = tl.load(b + m[:, None] * K + start + k[None, :])
+        if CORE:
+            acc = dot(x, y.trans(), acc)
+        else:
+            acc += tl.sum(x.to(tl.float32) * y.to(tl.float32), 1)[:, None]
+    tl.store(c + m[:, None] * BM + m[None, :], acc)
+
+
+def variant(name, size, core=True, **more):
+    types = {"a": "*bf16", "b": "*bf16", "c": "*fp32", "K": "i32"}
+    return Variant(name, dynadapt_planted, types, {"BM": size, "BK": 32, "CORE": core}, num_stages=3, tensor_core=True,
+                   aligned=("a", "b", "c", "K"), **more)
+
+
+VARIANTS = [variant("good", 64), variant("spills", 256), variant("no core", 64, core=False),
+            variant("crowded", 64, registers=32, shared=1024)]
+'''
+
+
+def compile_kernels(out: Path, *arguments: str, **variables: str):
+    """(exit status, text, rows by variant and architecture) of the command line."""
+    path = os.pathsep.join(p for p in (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")) if p)
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": path, **variables}
+    command = [sys.executable, "-m", "dynadapt.kernels.compile", *arguments, "--json", str(out)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    rows = json.loads(out.read_text())["rows"] if out.exists() else []
+    return result.returncode, result.stdout + result.stderr, rows
+
+
+def test_all_kernels_keep_their_budgets(tmp_path):
+    status, text, rows = compile_kernels(tmp_path / "rows.json")
+    assert status == 0, text
+    assert not [r for r in rows if r["faults"]], text
+
+
+def test_checker_names_what_leaves_its_budget(tmp_path):
+    (tmp_path / "planted.py").write_text(PLANTED)
+    arguments = (str(tmp_path / "planted.py"), "--arch", "80", "90", "--jobs", "1")
+    status, text, rows = compile_kernels(tmp_path / "rows.json", *arguments)
+    assert status == 1
+    faults = {(r["variant"], r["arch"]): " ".join(r["faults"]) for r in rows}
+    for arch, core in ((80, "mma"), (90, "wgmma")):
+        assert not faults["good", arch], text
+        assert "spills" in faults["spills", arch]
+        assert faults["no core", arch] == f"tensor core: none, expected {core}"
+        assert "registers" in faults["crowded", arch] and "shared memory" in faults["crowded", arch]
+        assert f"planted: dynadapt_planted [spills] sm_{arch}: spills" in text
+    good = next(r for r in rows if r["variant"] == "good" and r["arch"] == 90)
+    assert 16 < good["registers"] < 256 and good["shared"] > 0 and good["tensor_core"] == "wgmma"
+
+
+def test_kernels_without_variants_are_refused(tmp_path):
+    (tmp_path / "planted.py").write_text(PLANTED.split("def variant")[0])
+    status, text, _ = compile_kernels(tmp_path / "rows.json", str(tmp_path / "planted.py"))
+    assert status == 1 and "exports no VARIANTS" in text
+
+
+def test_wrong_argument_names_are_named(tmp_path):
+    (tmp_path / "planted.py").write_text(PLANTED.replace('"K": "i32"', '"rows": "i32"'))
+    status, text, _ = compile_kernels(tmp_path / "rows.json", str(tmp_path / "planted.py"), "--arch", "90", "--jobs", "1")
+    assert status == 1 and "no such arguments: ['rows']" in text and "without a type or a value: ['K']" in text
+
+
+def test_interpreter_is_refused(tmp_path):
+    status, text, _ = compile_kernels(tmp_path / "rows.json", TRITON_INTERPRET="1")
+    assert status == 2 and "TRITON_INTERPRET=1" in text
