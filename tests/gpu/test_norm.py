@@ -55,7 +55,12 @@ def test_backward_writes_the_same_output_again(kind, dtype):
 @pytest.mark.parametrize("kind", norm.KINDS)
 def test_rows_stand_alone(kind):
     arguments = backward_arguments(10, 37, kind, torch.float32, learns=False)
-    row = lambda a: Out(a.tensor[6:7]) if isinstance(a, Out) else a[6:7] if isinstance(a, torch.Tensor) and a.dim() == 2 else a  # noqa: E731
+
+    def row(a):
+        if isinstance(a, Out):
+            return Out(a.tensor[6:7])
+        return a[6:7] if isinstance(a, torch.Tensor) and a.dim() == 2 else a
+
     whole = run("norm_backward", arguments, torch.float32)
     alone = run("norm_backward", [row(a) for a in arguments], torch.float32)
     arguments[1][5] = float("nan")
