@@ -1,0 +1,324 @@
+"""Weight gradients dW = dy^T x in float32, for all output rows or for chosen ones, and the estimate that chooses them.
+
+dW is one matrix product whose contraction is over tokens: dy [N, O] and x [N, K] are read row by row as they lie and
+enter wgmma transposed. 2 N n K operations; tiles of 128 x 256 where they fill the GPU, smaller ones for small layers, and
+split over the tokens (a second launch adds the shares in a fixed order) where even those are few. Programs run in groups
+of eight row tiles so that the columns of x that they share stay in L2.
+
+Chosen rows are columns of dy that need not be neighbours. Small problems gather them while loading (runs of consecutive
+rows share sectors); large ones first copy them together, once, because K / 256 tiles would otherwise gather them again
+and two-byte loads cannot be pipelined. That launch moves 4 N n bytes for 2 N n K operations.
+
+row_scores: |x_m|^2 by token, then sums down the columns of dy by blocks of tokens, then the root of their sum; three
+launches, two where one block holds all tokens. It reads dy and x once.
+
+cuBLAS is not used here: its bfloat16 product with float32 output is not in every torch that this project supports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from .common import FUSION, Variant, block, dot, scratch
+
+SMS = 132  # multiprocessors of an H200
+SPLIT_TOKENS = 512  # a share of the tokens is at least this long
+GATHER_ELEMENTS = 1 << 19  # from this many chosen values of dy on they are copied together first
+GROUP = 8
+SUM_BLOCK = 1024
+SCORE_TOKENS = 256  # tokens of one block of the column sums
+LENGTHS = ("N", "share")  # vary from call to call: never a reason to compile again
+
+
+@triton.jit
+def tile_of(pid, n, K, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
+    """(row tile, column tile), in groups of GROUP row tiles."""
+    tiles_m, tiles_n = tl.cdiv(n, BM), tl.cdiv(K, BN)
+    group = pid // (GROUP * tiles_n)
+    first = group * GROUP
+    height = tl.minimum(tiles_m - first, GROUP)
+    inside = pid - group * GROUP * tiles_n
+    return first + inside % height, inside // height
+
+
+@triton.jit
+def product_tile(dy, x, rows, m0, k0, begin, end, width, K, dy_stride, x_stride,
+                 GATHER: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr):
+    """dy[begin:end, rows m0..]^T x[begin:end, k0..]; [BM, BN]. width: chosen rows, or columns that dy has."""
+    m = m0 + tl.arange(0, BM)
+    k = k0 + tl.arange(0, BN)
+    column = m
+    if GATHER:
+        column = tl.load(rows + m, mask=m < width, other=0)
+    acc = tl.zeros([BM, BN], tl.float32)
+    for t0 in range(begin, end, BT):
+        t = t0 + tl.arange(0, BT)
+        live = (t < end)[:, None]
+        row = t.to(tl.int64)[:, None]
+        a = tl.load(dy + row * dy_stride + column[None, :], mask=live & (m < width)[None, :], other=0.0)  # [BT, BM]
+        b = tl.load(x + row * x_stride + k[None, :], mask=live & (k < K)[None, :], other=0.0)  # [BT, BN]
+        acc = dot(tl.trans(a), b, acc)
+    return acc
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def dynadapt_weight_gradient(dy, x, rows, dW, N, n, width, K, share, dy_stride, x_stride, dW_stride,
+                             GATHER: tl.constexpr, ACCUMULATE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                             BT: tl.constexpr, GROUP: tl.constexpr):
+    """Grid (tiles, shares of the tokens). With several shares dW is [shares, n, K]."""
+    split = tl.program_id(1)
+    tile_m, tile_k = tile_of(tl.program_id(0), n, K, BM, BN, GROUP)
+    begin = split * share
+    m = tile_m * BM + tl.arange(0, BM)
+    k = tile_k * BN + tl.arange(0, BN)
+    mask = (m < n)[:, None] & (k < K)[None, :]
+    out = dW + (split.to(tl.int64) * n + m)[:, None] * dW_stride + k[None, :]
+    value = product_tile(dy, x, rows, tile_m * BM, tile_k * BN, begin, tl.minimum(begin + share, N), width, K,
+                         dy_stride, x_stride, GATHER, BM, BN, BT)
+    if ACCUMULATE:
+        value += tl.load(out, mask=mask, other=0.0)
+    tl.store(out, value, mask=mask)
+
+
+@triton.jit
+def sum_of_shares(partial, offset, mask, shares, size):
+    total = tl.zeros_like(offset).to(tl.float32)
+    for i in range(0, shares):
+        total += tl.load(partial + i * size + offset, mask=mask, other=0.0)
+    return total
+
+
+@triton.jit(do_not_specialize=("shares",))
+def dynadapt_weight_gradient_sum(partial, dW, shares, n, K, dW_stride, BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr):
+    """Grid (blocks of [n, K],). partial [shares, n, K] is packed, dW need not be."""
+    size = n.to(tl.int64) * K
+    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offset < size
+    value = sum_of_shares(partial, offset, mask, shares, size)
+    out = dW + offset // K * dW_stride + offset % K
+    if ACCUMULATE:
+        value += tl.load(out, mask=mask, other=0.0)
+    tl.store(out, value, mask=mask)
+
+
+@triton.jit(do_not_specialize=("N",))
+def dynadapt_gather_columns(dy, rows, out, N, n, width, dy_stride, BT: tl.constexpr, BM: tl.constexpr):
+    """out [N, width] = dy[:, rows], zero behind the n rows. Grid (token blocks, column blocks)."""
+    t = tl.program_id(0) * BT + tl.arange(0, BT)
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    column = tl.load(rows + m, mask=m < n, other=0)
+    live = (t < N)[:, None]
+    row = t.to(tl.int64)[:, None]
+    value = tl.load(dy + row * dy_stride + column[None, :], mask=live & (m < n)[None, :], other=0.0)
+    tl.store(out + row * width + m[None, :], value, mask=live & (m < width)[None, :])
+
+
+GATHER = dict(BT=32, BM=128)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How [n, K] summed over N tokens is cut into programs."""
+
+    N: int
+    n: int
+    K: int
+    constexprs: dict
+    options: dict
+
+    @property
+    def tiles(self) -> int:
+        return triton.cdiv(self.n, self.constexprs["BM"]) * triton.cdiv(self.K, self.constexprs["BN"])
+
+    @property
+    def share(self) -> int:
+        """Tokens of one program."""
+        shares = max(1, min(SMS // max(1, self.tiles), self.N // SPLIT_TOKENS))
+        step = self.constexprs["BT"]
+        return max(step, triton.cdiv(triton.cdiv(self.N, shares), step) * step)
+
+    @property
+    def shares(self) -> int:
+        return max(1, triton.cdiv(self.N, self.share))
+
+
+TILES = {  # (BM, BN, BT), warps, stages. The accumulator takes 128, 64 and 32 registers a thread; 144, 128 and 64 KiB are staged
+    torch.bfloat16: [((128, 256, 64), 8, 3), ((128, 128, 64), 8, 4), ((64, 64, 64), 4, 4)],
+    torch.float32: [((64, 64, 16), 4, 2)],  # no tensor cores: float32 is multiplied exactly
+}
+
+LARGEST, LARGEST_READING, SMALLEST = 128 * 256, 128 * 128, 64 * 64
+
+
+def largest_tile(rows, reads: bool) -> int:
+    """What registers allow: an epilogue that ``reads`` holds a second tile, and a gather loads single values."""
+    return SMALLEST if rows is not None else LARGEST_READING if reads else LARGEST
+
+
+def plan(dtype: torch.dtype, N: int, n: int, K: int, largest: int) -> Plan:
+    """The largest tile of at most ``largest`` values that gives every multiprocessor one, or else the smallest."""
+    choices = [c for c in TILES[dtype] if c[0][0] * c[0][1] <= largest]
+    for (bm, bn, bt), warps, stages in choices:
+        if triton.cdiv(n, bm) * triton.cdiv(K, bn) >= SMS:
+            break
+    return Plan(N, n, K, dict(BM=bm, BN=bn, BT=bt, GROUP=GROUP), dict(num_warps=warps, num_stages=stages))
+
+
+def checked_chosen(op: str, dy, x, rows, outputs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(dy, rows) as the product reads them: many chosen columns are copied together first."""
+    if dy.shape[0] != x.shape[0]:
+        raise ValueError(f"{op}: x has {x.shape[0]} rows, accepted is the number of dy's, {dy.shape[0]}")
+    shape = (dy.shape[1] if rows is None else rows.shape[0], x.shape[1])
+    for name, tensor in (("dy", dy), ("x", x), *outputs.items()):
+        if tensor.stride(1) != 1:
+            raise ValueError(f"{op}: {name} has strides {tensor.stride()}, accepted is 1 along its columns")
+        if name in outputs and tuple(tensor.shape) != shape:
+            raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, accepted is {list(shape)}")
+    N, n = dy.shape[0], shape[0]
+    if rows is None or N * n < GATHER_ELEMENTS:
+        return dy, rows
+    width = triton.cdiv(n, 64) * 64  # whole 16-byte loads whatever n is
+    gathered = scratch(dy.device, "gathered columns", block(N * width, 1 << 62), dtype=dy.dtype)[: N * width].view(N, width)
+    dynadapt_gather_columns[(triton.cdiv(N, GATHER["BT"]), triton.cdiv(width, GATHER["BM"]))](
+        dy, rows, gathered, N, n, width, dy.stride(0), **GATHER, num_warps=4, **FUSION)
+    return gathered, None
+
+
+def launch_product(p: Plan, dy, x, rows, dW, accumulate: bool) -> None:
+    """dW [n, K], or [shares, n, K] packed when the tokens are split."""
+    dynadapt_weight_gradient[(p.tiles, p.shares)](
+        dy, x, dW if rows is None else rows, dW, p.N, p.n, dy.shape[1] if rows is None else p.n, p.K, p.share, dy.stride(0), x.stride(0),
+        dW.stride(-2), GATHER=rows is not None, ACCUMULATE=accumulate, **p.constexprs, **p.options, **FUSION)
+
+
+def share_buffer(p: Plan, device) -> torch.Tensor:
+    """Scratch [shares, n, K] for the shares' sums."""
+    size = p.shares * p.n * p.K
+    return scratch(device, "weight gradient shares", block(size, 1 << 62))[:size].view(p.shares, p.n, p.K)
+
+
+def weight_gradient(dy, x, rows, dW, accumulate) -> None:
+    """dW [n, K] float32 from dy [N, O] (rows may be strided) and x [N, K]; rows int32 [n] or None for all O.
+
+    Raises:
+        ValueError: a shape or stride that does not fit.
+    """
+    dy, rows = checked_chosen("weight_gradient", dy, x, rows, {"dW": dW})
+    p = plan(dy.dtype, dy.shape[0], *dW.shape, largest_tile(rows, accumulate))
+    if p.n == 0:
+        return
+    if p.shares == 1:
+        launch_product(p, dy, x, rows, dW, accumulate)
+        return
+    partial = share_buffer(p, dy.device)
+    launch_product(p, dy, x, rows, partial, False)
+    dynadapt_weight_gradient_sum[(triton.cdiv(p.n * p.K, SUM_BLOCK),)](
+        partial, dW, p.shares, p.n, p.K, dW.stride(0), BLOCK=SUM_BLOCK, ACCUMULATE=accumulate, num_warps=4, **FUSION)
+
+
+@triton.jit(do_not_specialize=("N",))
+def dynadapt_row_squares(x, out, N, x_stride, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr):
+    """out [N] = |x_m|^2. Grid (blocks of BT tokens,)."""
+    t = tl.program_id(0) * BT + tl.arange(0, BT)
+    row = t.to(tl.int64)[:, None] * x_stride
+    total = tl.zeros([BT], tl.float32)
+    for k0 in range(0, K, BK):
+        k = k0 + tl.arange(0, BK)
+        v = tl.load(x + row + k[None, :], mask=(t < N)[:, None] & (k < K)[None, :], other=0.0).to(tl.float32)  # [BT, BK]
+        total += tl.sum(v * v, 1)
+    tl.store(out + t, total, mask=t < N)
+
+
+@triton.jit(do_not_specialize=("N",))
+def dynadapt_row_scores(dy, squares, out, N, O, dy_stride, ROOT: tl.constexpr, TOKENS: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr):
+    """out [blocks of tokens, O] = sum of dy^2 |x|^2, or its root. Grid (column blocks, blocks of TOKENS tokens)."""
+    o = tl.program_id(0) * BO + tl.arange(0, BO)
+    begin = tl.program_id(1) * TOKENS
+    total = tl.zeros([BO], tl.float32)
+    for i in range(0, TOKENS, BT):
+        t = begin + i + tl.arange(0, BT)
+        mask = (t < N)[:, None] & (o < O)[None, :]
+        v = tl.load(dy + t.to(tl.int64)[:, None] * dy_stride + o[None, :], mask=mask, other=0.0).to(tl.float32)  # [BT, BO]
+        w = tl.load(squares + t, mask=t < N, other=0.0)
+        total += tl.sum(v * v * w[:, None], 0)
+    if ROOT:
+        total = tl.sqrt(total)
+    tl.store(out + tl.program_id(1).to(tl.int64) * O + o, total, mask=o < O)
+
+
+@triton.jit(do_not_specialize=("blocks",))
+def dynadapt_row_scores_sum(partial, out, blocks, O, BB: tl.constexpr, BO: tl.constexpr):
+    """out [O] = root of the sum of partial [blocks, O]. Grid (column blocks,)."""
+    o = tl.program_id(0) * BO + tl.arange(0, BO)
+    total = tl.zeros([BO], tl.float32)
+    for b0 in range(0, blocks, BB):
+        b = b0 + tl.arange(0, BB)
+        part = tl.load(partial + b.to(tl.int64)[:, None] * O + o[None, :], mask=(b < blocks)[:, None] & (o < O)[None, :], other=0.0)
+        total += tl.sum(part, 0)
+    tl.store(out + o, tl.sqrt(total), mask=o < O)
+
+
+SQUARES = dict(BT=4, BK=512)
+SCORES = dict(TOKENS=SCORE_TOKENS, BT=32, BO=128)
+
+
+def row_scores(dy, x, out) -> None:
+    """out [O] float32: the orthogonal estimate of each row's gradient norm.
+
+    Raises:
+        ValueError: a shape or stride that does not fit.
+    """
+    (N, O), K = dy.shape, x.shape[1]  # noqa: E741
+    if x.shape[0] != N or tuple(out.shape) != (O,):
+        raise ValueError(f"row_scores: x has shape {list(x.shape)}, out {list(out.shape)}; accepted are [{N}, any] and [{O}]")
+    if dy.stride(1) != 1 or x.stride(1) != 1 or out.stride(0) != 1:
+        raise ValueError("row_scores: dy, x or out has a stride other than 1 along its last dimension")
+    squares = scratch(dy.device, "row squares", block(N, 1 << 62))
+    dynadapt_row_squares[(triton.cdiv(N, SQUARES["BT"]),)](x, squares, N, x.stride(0), K=K, **SQUARES, num_warps=4, **FUSION)
+    blocks, columns = triton.cdiv(N, SCORE_TOKENS), triton.cdiv(O, SCORES["BO"])
+    single = blocks == 1
+    sums = out if single else scratch(dy.device, "row score blocks", block(blocks * O, 1 << 62))
+    dynadapt_row_scores[(columns, blocks)](dy, squares, sums, N, O, dy.stride(0), ROOT=single, **{**SCORES, "TOKENS": SCORE_TOKENS},
+                                           num_warps=4, **FUSION)
+    if not single:
+        dynadapt_row_scores_sum[(triton.cdiv(O, 64),)](sums, out, blocks, O, BB=16, BO=64, num_warps=4, **FUSION)
+
+
+def reason(op: str) -> str:
+    if op == "row_scores":
+        return "Triton, blocks of tokens, then their sum"
+    return "Triton, float32 sums; tokens are split where tiles are few"
+
+
+def _variants() -> list[Variant]:
+    signature = {"dy": "*bf16", "x": "*bf16", "rows": "*i32", "dW": "*fp32",
+                 **dict.fromkeys(("N", "n", "width", "K", "share", "dy_stride", "x_stride", "dW_stride"), "i32")}
+    aligned = tuple(k for k in signature if k not in LENGTHS)
+    variants = []
+    for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+        typed = {k: v.replace("bf16", short) for k, v in signature.items()}
+        for (bm, bn, bt), warps, stages in TILES[dtype]:
+            for gather in (False, True) if bm * bn == SMALLEST else (False,):
+                variants.append(Variant(
+                    f"{bm}x{bn} {'gathered ' if gather else ''}{short}", dynadapt_weight_gradient, typed,
+                    dict(GATHER=gather, ACCUMULATE=bm * bn <= LARGEST_READING, BM=bm, BN=bn, BT=bt, GROUP=GROUP), warps, stages,
+                    tensor_core=short == "bf16", aligned=aligned))
+    typed = {"partial": "*fp32", "dW": "*fp32", **dict.fromkeys(("shares", "n", "K", "dW_stride"), "i32")}
+    variants.append(Variant("sum", dynadapt_weight_gradient_sum, typed, dict(BLOCK=SUM_BLOCK, ACCUMULATE=True),
+                            aligned=("partial", "dW", "n", "K", "dW_stride")))
+    typed = {"dy": "*bf16", "rows": "*i32", "out": "*bf16", **dict.fromkeys(("N", "n", "width", "dy_stride"), "i32")}
+    variants.append(Variant("gather bf16", dynadapt_gather_columns, typed, GATHER, aligned=("dy", "rows", "out", "width", "dy_stride")))
+    typed = {"partial": "*fp32", "out": "*fp32", "blocks": "i32", "O": "i32"}
+    variants.append(Variant("sum of scores", dynadapt_row_scores_sum, typed, dict(BB=16, BO=64), aligned=("partial", "out", "O")))
+    variants.append(Variant("scores bf16", dynadapt_row_scores, {"dy": "*bf16", "squares": "*fp32", "out": "*fp32", "N": "i32", "O": "i32",
+                            "dy_stride": "i32"}, dict(ROOT=False, **SCORES), aligned=("dy", "squares", "out", "O", "dy_stride")))
+    variants.append(Variant("squares bf16", dynadapt_row_squares, {"x": "*bf16", "out": "*fp32", "N": "i32", "x_stride": "i32"},
+                            dict(K=2048, **SQUARES), aligned=("x", "out", "x_stride")))
+    return variants
+
+
+VARIANTS = _variants()
