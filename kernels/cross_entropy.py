@@ -1,0 +1,261 @@
+"""Linear cross-entropy: score, log-sum-exp and the hidden state's gradient; the logits of all rows never exist at once.
+
+Rows are taken in chunks, so that one buffer of at most ``BUDGET`` bytes, whose size does not grow with the number of
+tokens, serves any segment. A frozen head costs 4 H V per row (2 H V for the score alone): nothing is recomputed.
+
+This file holds the chunked form: cuBLAS writes the chunk's logits in the working dtype, one Triton kernel turns each row
+into nll, lse and, in place, w (softmax - onehot), and cuBLAS multiplies that with the head. Three launches a chunk; four
+when the chunk has too few rows to fill the GPU and the vocabulary is split over programs. Traffic beside the products:
+the chunk's logits are read twice (the second time mostly from L2) and written once. Not fused: the softmax into the
+products. That is the other form, ``cross_entropy_fused``, which moves less but multiplies in Triton; which one serves is
+looked up in the table of measurements (``choices``), for score and gradient alike, so that both give the same score.
+
+The weight gradient recomputes a chunk's logits from lse in the same way; a Triton product sums over chunks in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .common import FUSION, Variant, block, dot, scratch
+
+BUDGET = 256 << 20  # bytes of one chunk's logits
+# One row's block: 16 values a thread in two 16-byte loads; 49,152 are 12 blocks, 128,256 are 31.3.
+BLOCK, WARPS = 4096, 8
+# Below two programs a multiprocessor the memory is not kept busy: the blocks of a row become programs of their own.
+SPLIT_BELOW = 256
+
+
+@triton.jit
+def _block_sum(logits, cols, V, width):
+    """Logits of one block in float32, their maximum and the sum of exp(logit - maximum)."""
+    x = tl.load(logits + cols, mask=cols < width, other=0.0).to(tl.float32)
+    x = tl.where(cols < V, x, float("-inf"))
+    m = tl.max(x, 0)
+    return x, m, tl.sum(tl.exp(x - m), 0)
+
+
+@triton.jit
+def _join(m, s, block_max, block_sum):
+    """Maximum and sum of two blocks; the same operations in the same order in both launch forms."""
+    top = tl.maximum(m, block_max)
+    return top, s * tl.exp(m - top) + block_sum * tl.exp(block_max - top)
+
+
+@triton.jit
+def _score(nll, lse, row, target, target_logit, total):
+    tl.store(lse + row, total)
+    tl.store(nll + row, tl.where(target >= 0, total - target_logit, 0.0))
+
+
+@triton.jit
+def _write_gradient(logits, x, cols, target, total, weights, row, V, width):
+    """logits = w (exp(x - lse) - onehot), nought where the row is not scored, even if it is not finite."""
+    d = tl.exp(x - total) - tl.where(cols == target, 1.0, 0.0)
+    if weights is not None:
+        d *= tl.load(weights + row)
+    d = tl.where((target >= 0) & (cols < V), d, 0.0)
+    tl.store(logits + cols, d.to(logits.dtype.element_ty), mask=cols < width)
+
+
+@triton.jit
+def dynadapt_cross_entropy_rows(logits, targets, weights, nll, lse, V, width, BLOCK: tl.constexpr, GRADIENT: tl.constexpr):
+    """One program a row of logits [rows, width]; columns from V on are padding."""
+    row = tl.program_id(0)
+    logits += row.to(tl.int64) * width
+    target = tl.load(targets + row)
+    target_logit = tl.load(logits + tl.maximum(target, 0)).to(tl.float32)
+    m, s = float("-inf"), 0.0
+    for start in range(0, width, BLOCK):
+        _, block_max, block_sum = _block_sum(logits, start + tl.arange(0, BLOCK), V, width)
+        m, s = _join(m, s, block_max, block_sum)
+    total = m + tl.log(s)
+    _score(nll, lse, row, target, target_logit, total)
+    if GRADIENT:
+        for start in range(0, width, BLOCK):
+            cols = start + tl.arange(0, BLOCK)
+            x = tl.load(logits + cols, mask=cols < width, other=0.0).to(tl.float32)
+            _write_gradient(logits, x, cols, target, total, weights, row, V, width)
+
+
+@triton.jit
+def dynadapt_cross_entropy_partials(logits, targets, maxima, sums, target_logits, V, width, blocks, BLOCK: tl.constexpr):
+    """maxima, sums [rows, blocks] and the target's logit [rows], before the logits are overwritten."""
+    row, b = tl.program_id(0), tl.program_id(1)
+    logits += row.to(tl.int64) * width
+    cols = b * BLOCK + tl.arange(0, BLOCK)
+    x, m, s = _block_sum(logits, cols, V, width)
+    tl.store(maxima + row * blocks + b, m)
+    tl.store(sums + row * blocks + b, s)
+    target = tl.maximum(tl.load(targets + row), 0)
+    tl.store(target_logits + row, tl.load(logits + target).to(tl.float32), mask=target // BLOCK == b)
+
+
+@triton.jit
+def dynadapt_cross_entropy_apply(logits, targets, weights, maxima, sums, target_logits, nll, lse, V, width, blocks,
+                                 BLOCK: tl.constexpr, GRADIENT: tl.constexpr):
+    """One program a row and block: the gradient from the partials, or from a given lse when there are none."""
+    row, b = tl.program_id(0), tl.program_id(1)
+    logits += row.to(tl.int64) * width
+    target = tl.load(targets + row)
+    if maxima is not None:
+        m, s = float("-inf"), 0.0
+        for i in range(blocks):
+            m, s = _join(m, s, tl.load(maxima + row * blocks + i), tl.load(sums + row * blocks + i))
+        total = m + tl.log(s)
+        if b == 0:
+            _score(nll, lse, row, target, tl.load(target_logits + row), total)
+    else:
+        total = tl.load(lse + row)
+    if GRADIENT:
+        cols = b * BLOCK + tl.arange(0, BLOCK)
+        x = tl.load(logits + cols, mask=cols < width, other=0.0).to(tl.float32)
+        _write_gradient(logits, x, cols, target, total, weights, row, V, width)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def dynadapt_cross_entropy_weight_gradient(d, h, dW, rows, V, width, stride_h, H: tl.constexpr, ACCUMULATE: tl.constexpr,
+                                           BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """dW (+)= d^T h: d [rows, width], h [rows, H], dW [V, H] float32; one tile of dW a program."""
+    hidden = tl.program_id(0) * BN + tl.arange(0, BN)
+    first = tl.program_id(1) * BM
+    tokens = tl.arange(0, BM)  # of the vocabulary, from ``first`` on
+    k = tl.arange(0, BK)
+    acc = tl.zeros((BM, BN), tl.float32)
+    for start in range(0, rows, BK):
+        live = start + k < rows
+        a = tl.load(d + (start + k)[:, None] * width + first + tokens[None, :],
+                    mask=live[:, None] & (first + tokens < width)[None, :], other=0.0)  # [BK, BM]
+        b = tl.load(h + (start + k)[:, None] * stride_h + hidden[None, :],
+                    mask=live[:, None] & (hidden < H)[None, :], other=0.0)  # [BK, BN]
+        acc = dot(tl.trans(a), b, acc)
+    out = dW + first.to(tl.int64) * H + tokens[:, None] * H + hidden[None, :]
+    mask = (first + tokens < V)[:, None] & (hidden < H)[None, :]
+    if ACCUMULATE:
+        acc += tl.load(out, mask=mask, other=0.0)
+    tl.store(out, acc, mask=mask)
+
+
+def reason(op: str) -> str:
+    form = "chunked: cuBLAS products, a Triton softmax kernel between them"
+    return f"{form}; Triton product for dW" if op == "cross_entropy_weight_gradient" else form
+
+
+def chunks(rows: int, width: int, dtype: torch.dtype):
+    """(first, last) of equal chunks, multiples of 128 rows, whose [rows, width] buffer keeps to BUDGET."""
+    most = max(128, BUDGET // (width * dtype.itemsize) // 128 * 128)
+    size = triton.cdiv(triton.cdiv(rows, triton.cdiv(rows, most)), 128) * 128
+    return [(lo, min(lo + size, rows)) for lo in range(0, rows, size)]
+
+
+def check_shapes(op: str, h, head, targets) -> None:
+    if h.shape[1] != head.weight.shape[1]:
+        raise ValueError(f"{op}: h has shape {list(h.shape)}, accepted is [any, {head.weight.shape[1]}]")
+    if targets.shape != h.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(f"{op}: targets is {targets.dtype} {list(targets.shape)}, accepted is torch.int64 [{len(h)}]")
+
+
+def cross_entropy(h, head, targets, weights, nll, lse, dh) -> None:
+    """nll, lse [N] in nats; dh [N, H] scaled by weights [N], or None for the score alone.
+
+    targets int64 [N]; a negative target is not scored: nll 0, dh 0.
+    """
+    check_shapes("cross_entropy", h, head, targets)
+    cross_entropy_chunked(h, head, targets, weights, nll, lse, dh)
+
+
+def _logits(h, weight, most: int):
+    """The chunk's logits [rows, width]: rows padded to whole 16-byte accesses, whatever the vocabulary."""
+    V = weight.shape[0]
+    buffer = scratch(h.device, "cross_entropy logits", most, triton.cdiv(V, 128) * 128, dtype=h.dtype)[: len(h)]
+    torch.mm(h, weight.t(), out=buffer[:, :V])
+    return buffer
+
+
+def _score_rows(logits, targets, weights, nll, lse, V: int, gradient: bool, most: int) -> None:
+    rows, width = logits.shape
+    size = block(width, BLOCK)
+    blocks = triton.cdiv(width, size)
+    launch = {"num_warps": WARPS, **FUSION}
+    if rows >= SPLIT_BELOW or blocks == 1:
+        dynadapt_cross_entropy_rows[(rows,)](logits, targets, weights, nll, lse, V, width, size, gradient, **launch)
+        return
+    maxima, sums = scratch(logits.device, "cross_entropy partials", 2, most, blocks)
+    target_logits = scratch(logits.device, "cross_entropy targets", most)
+    dynadapt_cross_entropy_partials[(rows, blocks)](logits, targets, maxima, sums, target_logits, V, width, blocks, size,
+                                                    **launch)
+    grid = (rows, blocks if gradient else 1)
+    dynadapt_cross_entropy_apply[grid](logits, targets, weights, maxima, sums, target_logits, nll, lse, V, width, blocks,
+                                       size, gradient, **launch)
+
+
+def cross_entropy_chunked(h, head, targets, weights, nll, lse, dh) -> None:
+    """``cross_entropy`` with cuBLAS products."""
+    V = head.weight.shape[0]
+    parts = chunks(len(h), V, h.dtype)
+    most = triton.cdiv(parts[0][1], 128) * 128
+    for lo, hi in parts:
+        logits = _logits(h[lo:hi], head.weight, most)
+        _score_rows(logits, targets[lo:hi], None if weights is None else weights[lo:hi], nll[lo:hi], lse[lo:hi], V,
+                    dh is not None, most)
+        if dh is not None:
+            torch.mm(logits[:, :V], head.weight, out=dh[lo:hi])
+
+
+def _product_config(dtype: torch.dtype) -> dict:
+    """128 x 128 sums are 64 registers a thread; float32 does without tensor cores and keeps tiles small."""
+    if dtype == torch.float32:
+        return {"BM": 64, "BN": 64, "BK": 16, "num_warps": 4, "num_stages": 2}
+    return {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3}
+
+
+def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate) -> None:
+    """dW [V, H] float32 (+)= sum_n w_n (softmax_n - onehot_n) h_n^T, logits recomputed from h and lse."""
+    check_shapes("cross_entropy_weight_gradient", h, head, targets)
+    V, H = head.weight.shape
+    parts = chunks(len(h), V, h.dtype)
+    most = triton.cdiv(parts[0][1], 128) * 128
+    config = _product_config(h.dtype)
+    grid = (triton.cdiv(H, config["BN"]), triton.cdiv(V, config["BM"]))
+    for lo, hi in parts:
+        logits = _logits(h[lo:hi], head.weight, most)
+        rows, width = logits.shape
+        size = block(width, BLOCK)
+        dynadapt_cross_entropy_apply[(rows, triton.cdiv(width, size))](
+            logits, targets[lo:hi], None if weights is None else weights[lo:hi], None, None, None, None, lse[lo:hi], V, width, 1,
+            size, True, num_warps=WARPS, **FUSION)
+        dynadapt_cross_entropy_weight_gradient[grid](logits, h[lo:hi], dW, rows, V, width, h.stride(0), H, accumulate or lo > 0,
+                                                     **config, **FUSION)
+
+
+def _variants():
+    rows = {"logits": "*bf16", "targets": "*i64", "weights": "*fp32", "nll": "*fp32", "lse": "*fp32", "V": "i32", "width": "i32"}
+    partials = {"maxima": "*fp32", "sums": "*fp32", "target_logits": "*fp32", "blocks": "i32"}
+    product = {"d": "*bf16", "h": "*bf16", "dW": "*fp32", "rows": "i32", "V": "i32", "width": "i32", "stride_h": "i32"}
+    aligned = tuple(n for n in rows if n not in ("V",))
+    for gradient in (True, False):
+        yield Variant(f"bf16 gradient={gradient}", dynadapt_cross_entropy_rows, rows, {"BLOCK": BLOCK, "GRADIENT": gradient},
+                      num_warps=WARPS, aligned=aligned, registers=128)
+    unweighted = {n: t for n, t in rows.items() if n != "weights"}
+    yield Variant("bf16 weights=None", dynadapt_cross_entropy_rows, unweighted,
+                  {"BLOCK": BLOCK, "GRADIENT": True, "weights": None}, num_warps=WARPS, aligned=tuple(n for n in aligned if n != "weights"), registers=128)
+    yield Variant("bf16", dynadapt_cross_entropy_partials,
+                  {n: t for n, t in {**rows, **partials}.items() if n not in ("weights", "nll", "lse")}, {"BLOCK": BLOCK},
+                  num_warps=WARPS, aligned=("logits", "width", "maxima", "sums"), registers=128)
+    yield Variant("bf16", dynadapt_cross_entropy_apply, {**rows, **partials}, {"BLOCK": BLOCK, "GRADIENT": True},
+                  num_warps=WARPS, aligned=aligned, registers=128)
+    given = {n: None for n in ("maxima", "sums", "target_logits", "nll")}
+    yield Variant("bf16 lse given", dynadapt_cross_entropy_apply,
+                  {n: t for n, t in {**rows, **partials}.items() if n not in given}, {"BLOCK": BLOCK, "GRADIENT": True, **given},
+                  num_warps=WARPS, aligned=("logits", "width"), registers=128)
+    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+        tiles = _product_config(dtype)
+        launch = {n: tiles.pop(n) for n in ("num_warps", "num_stages")}
+        yield Variant(f"{name} H=2048", dynadapt_cross_entropy_weight_gradient,
+                      {**product, "d": f"*{name}", "h": f"*{name}"}, {"H": 2048, "ACCUMULATE": True, **tiles},
+                      tensor_core=name == "bf16", aligned=("d", "h", "dW", "width", "stride_h"), **launch)
+
+
+VARIANTS = list(_variants())
