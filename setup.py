@@ -44,7 +44,7 @@ class CMakeBuild(build_ext):
 setup(
     packages=find_packages(include=["dynadapt", "dynadapt.*"]) + ["dynadapt.kernels"],
     package_dir={"dynadapt": "dynadapt", "dynadapt.kernels": "kernels"},
-    package_data={"dynadapt": ["*.so", "include/dynadapt/*.h"]},
+    package_data={"dynadapt": ["*.so", "include/dynadapt/*.h"], "dynadapt.kernels": ["choices.json"]},
     ext_modules=[CMakeExtension("dynadapt._C")],
     cmdclass={"build_ext": CMakeBuild},
 )

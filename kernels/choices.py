@@ -1,0 +1,80 @@
+"""Which of an op's two forms serves a shape: a table of measurements, looked up by the GPU's name.
+
+``choices.json`` is {GPU name: [{op, rows, k, o, rank, form, fused_ms, split_ms, cublas_only_ms}]}, rows being a power of
+two. It holds only what was measured; `python benchmarks/gpu_campaign.py choices` writes it. A shape that is not in it is
+served by "split", whose matrix products are cuBLAS's.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+FORMS = ("fused", "split")
+TABLE = Path(__file__).with_name("choices.json")
+_forced: str | None = None
+
+
+def rows_bucket(rows: int) -> int:
+    """The power of two that covers ``rows``: under this number the table keeps them."""
+    return 1 << max(0, rows - 1).bit_length()
+
+
+@lru_cache(maxsize=None)
+def gpu_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
+@lru_cache(maxsize=None)
+def _measured(gpu: str) -> dict[tuple, dict[int, str]]:
+    """(op, k, o, rank) -> {rows: form} for one GPU."""
+    table: dict[tuple, dict[int, str]] = {}
+    for entry in json.loads(TABLE.read_text()).get(gpu, []):
+        if entry["form"] not in FORMS:
+            raise ValueError(f"{TABLE.name}: form {entry['form']!r} of {entry}, accepted is one of {FORMS}")
+        table.setdefault((entry["op"], entry["k"], entry["o"], entry["rank"]), {})[entry["rows"]] = entry["form"]
+    return table
+
+
+def choose(op: str, rows: int, k: int, o: int, rank: int) -> str:
+    """"fused" or "split" for ``rows`` rows of a k -> o layer with adapters of ``rank`` (0: none): the form of the nearest
+    measured number of rows of the same layer on this GPU; "split" where none was measured."""
+    if _forced is not None:
+        return _forced
+    by_rows = _measured(gpu_name()).get((op, k, o, rank))
+    if not by_rows:
+        return "split"
+    bucket = rows_bucket(rows).bit_length()
+    return by_rows[min(by_rows, key=lambda measured: (abs(measured.bit_length() - bucket), measured))]
+
+
+def reason(op: str) -> str:
+    """For ``Engine.explain``: where the choice for ``op`` comes from."""
+    if _forced is not None:
+        return f"{_forced} form, forced"
+    forms = [form for key, by_rows in _measured(gpu_name()).items() if key[0] == op for form in by_rows.values()]
+    if not forms:
+        return "split form (this GPU has not been measured: python benchmarks/gpu_campaign.py choices)"
+    return f"fused at {forms.count('fused')} of {len(forms)} measured shapes, split at the others and at unmeasured ones"
+
+
+def reload() -> None:
+    """Read the table again, after the campaign has written to it."""
+    _measured.cache_clear()
+
+
+@contextmanager
+def force(form: str | None):
+    """Every choice is ``form`` inside this context (tests, measurements). None leaves the choice to the table."""
+    global _forced
+    if form is not None and form not in FORMS:
+        raise ValueError(f"choices.force: form={form!r}, accepted is one of {FORMS} or None")
+    previous, _forced = _forced, form
+    try:
+        yield
+    finally:
+        _forced = previous

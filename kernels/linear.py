@@ -1,0 +1,152 @@
+"""Linear layers with per-stream adapters, in two forms; a table of measurements chooses (choices.py).
+
+fused   one launch: base product and adapter in one Triton kernel (linear_fused.py). Costs R / BN more multiplications.
+split   two to three launches: cuBLAS for the base product (one for all parts whose weights lie next to each other in
+        memory), shrink before it and expand after it (low_rank.py). Costs reading x and reading and writing y once more.
+
+Without an adapter "split" is cuBLAS alone. One stream takes the same path as many: with its slot known only on the device
+there is no cheaper one. cuBLAS chooses its algorithm by the number of rows, so a row's last bits may depend on it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import choices, linear_fused, low_rank
+
+
+def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
+    """See ``dynadapt.ops.linear.linear_forward``. x, u and y may have padded rows; A and Bt may be strided over slots."""
+    form = _choose("linear_forward", x.shape[0], x.shape[1], y.shape[1], Bt)
+    (forward_fused if form == "fused" else forward_split)(x, parts, bias, A, Bt, slots, scale, u, y)
+
+
+def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
+    """See ``dynadapt.ops.linear.linear_backward``. dy, dU and dx may have padded rows; A and Bt may be strided over slots."""
+    form = _choose("linear_backward", dy.shape[0], parts[0].shape[1], dy.shape[1], Bt)
+    (backward_fused if form == "fused" else backward_split)(dy, parts, A, Bt, slots, scale, dU, dx)
+
+
+def forward_fused(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
+    """``linear_forward`` in one launch; rank up to ``linear_fused.MAX_RANK``."""
+    weights = _check("linear_forward", x, y, parts, A, Bt, slots, u, forward=True)
+    if x.shape[0]:
+        linear_fused.launch_forward(x, weights, bias, A, Bt, slots, scale, u, y)
+
+
+def backward_fused(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
+    """``linear_backward`` in one launch; rank up to ``linear_fused.MAX_RANK``."""
+    weights = _check("linear_backward", dy, dx, parts, A, Bt, slots, dU, forward=False)
+    if not dy.shape[0]:
+        return
+    if dx is not None:
+        linear_fused.launch_backward(dy, weights, A, Bt, slots, scale, dU, dx)
+    elif A is not None:
+        low_rank.shrink(dy, Bt, slots, scale, [w.shape[0] for w in weights], Bt.shape[1], dU, may_split=False)
+
+
+def forward_split(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
+    """``linear_forward`` with the base product by cuBLAS."""
+    weights = _check("linear_forward", x, y, parts, A, Bt, slots, u, forward=True)
+    if not x.shape[0]:
+        return
+    _base_forward(x, weights, bias if A is None else None, y)
+    if A is not None:
+        sizes = [w.shape[0] for w in weights]
+        partial, splits = low_rank.shrink(x, A, slots, 1.0, [x.shape[1]], A.shape[1], u, may_split=True)
+        low_rank.expand(u, partial, splits, Bt, slots, scale, bias, sizes, Bt.shape[1], y)
+
+
+def backward_split(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
+    """``linear_backward`` with the base product by cuBLAS."""
+    weights = _check("linear_backward", dy, dx, parts, A, Bt, slots, dU, forward=False)
+    if not dy.shape[0]:
+        return
+    if dx is not None:
+        _base_backward(dy, weights, dx)
+    if A is not None:
+        sizes = [w.shape[0] for w in weights]
+        partial, splits = low_rank.shrink(dy, Bt, slots, scale, sizes, Bt.shape[1], dU, may_split=dx is not None)
+        if dx is not None:
+            low_rank.expand(dU, partial, splits, A, slots, 1.0, None, [dx.shape[1]], A.shape[1], dx)
+
+
+def stacked(parts) -> torch.Tensor | None:
+    """The weights of ``parts`` as one [sum O_p, K] view when they follow each other in one storage, otherwise None."""
+    return _stack([p.weight for p in parts])
+
+
+def _stack(weights) -> torch.Tensor | None:
+    first = weights[0]
+    end = first.data_ptr()
+    for w in weights:
+        if w.data_ptr() != end or w.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+            return None
+        end += w.numel() * w.element_size()
+    return first.as_strided((sum(w.shape[0] for w in weights), first.shape[1]), first.stride())
+
+
+def reason(op: str) -> str:
+    return f"Triton, {choices.reason(op)}"
+
+
+def _choose(op, rows, k, o, Bt) -> str:
+    rank = 0 if Bt is None else Bt.shape[1]
+    return "split" if rank > linear_fused.MAX_RANK else choices.choose(op, rows, k, o, rank)
+
+
+def _base_forward(x, weights, bias, y) -> None:
+    for w, lo, hi in _products(weights):
+        if bias is None:
+            torch.mm(x, w.t(), out=y[:, lo:hi])
+        else:
+            torch.addmm(bias[lo:hi], x, w.t(), out=y[:, lo:hi])
+
+
+def _base_backward(dy, weights, dx) -> None:
+    for w, lo, hi in _products(weights):
+        if lo == 0:
+            torch.mm(dy[:, :hi], w, out=dx)
+        else:
+            torch.addmm(dx, dy[:, lo:hi], w, out=dx)
+
+
+def _products(weights):
+    """(weight, first column, end column) of the base products: one for all parts where they are stacked."""
+    whole = _stack(weights)
+    start = 0
+    for w in weights if whole is None else [whole]:
+        yield w, start, start + w.shape[0]
+        start += w.shape[0]
+
+
+def _check(op, rows, columns, parts, A, Bt, slots, low, forward: bool):
+    """The weights of ``parts``, after checking the shapes that decide which memory is touched."""
+    weights = [p.weight for p in parts]
+    if not 1 <= len(weights) <= 3:
+        raise ValueError(f"{op}: parts has {len(weights)} weights, accepted is 1 to 3")
+    N, K, O = rows.shape[0], weights[0].shape[1], sum(w.shape[0] for w in weights)
+    names, widths = (("x", "y"), (K, O)) if forward else (("dy", "dx"), (O, K))
+    _shape(op, names[0], rows, (N, widths[0]))
+    if columns is not None:
+        _shape(op, names[1], columns, (N, widths[1]))
+    for i, w in enumerate(weights):
+        if w.shape[1] != K or not w.is_contiguous() or w.dtype != rows.dtype:
+            raise ValueError(f"{op}: parts[{i}] is {w.dtype} {tuple(w.shape)} with strides {w.stride()}, "
+                             f"accepted is {rows.dtype} [any, {K}] in row order")
+    if A is not None:
+        rank = Bt.shape[1]
+        _shape(op, "A", A, (A.shape[0], len(weights) * rank, K), rows=True)
+        _shape(op, "Bt", Bt, (A.shape[0], rank, O), rows=True)
+        _shape(op, "u" if forward else "dU", low, (N, len(weights) * rank))
+        if N % len(slots):
+            raise ValueError(f"{op}: slots has {len(slots)} entries for {N} rows, accepted is a divisor")
+    return weights
+
+
+def _shape(op, name, t, shape, rows=False) -> None:
+    """Shape ``shape`` with adjacent elements along the last dimension; ``rows``: adjacent rows too."""
+    if tuple(t.shape) != shape:
+        raise ValueError(f"{op}: {name} has shape {tuple(t.shape)}, accepted is {shape}")
+    if (t.stride(-1) != 1 and shape[-1] > 1) or (rows and t.stride(-2) != shape[-1] and shape[-2] > 1):
+        raise ValueError(f"{op}: {name} has strides {t.stride()}, accepted are adjacent elements{' and rows' if rows else ''}")

@@ -1,0 +1,208 @@
+"""The adapter's own products beside a matrix product by cuBLAS: ``shrink`` to the rank, ``expand`` from it.
+
+    shrink  u_p = scale in_p M_p^T     forward u = x A^T, backward dU_p = scale dy_p Bt_p^T     all parts in one launch
+    expand  y_p += scale u_p M_p + b   forward y_p += scale u_p Bt_p + b, backward dx += dU A   all parts in one launch
+
+Both are bound by memory: shrink reads x (or dy) once, expand reads and writes y (or dx) once; multiplications are 2 N R a
+column. When there are too few row blocks to fill the GPU, shrink splits its contraction and leaves float32 partial sums in
+scratch memory, which expand adds in fixed order, so that no third launch is needed. Row blocks end where a stream ends.
+Not fused: the base product between the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+from .common import FUSION, Variant, block, dot, next_power_of_2, scratch
+from .tiles import grouped, locate, multiprocessors, part_columns
+
+MAX_SPLITS = 8
+
+
+@triton.jit(do_not_specialize=["streams", "T", "splits"])
+def dynadapt_lora_shrink(
+    x, m, slots, out, scale, streams, T, splits, x_stride, m_stride, out_stride, split_stride, M_WIDTH,
+    C0: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, ROWS: tl.constexpr,
+    BM: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+):
+    """out[split, row, p ROWS + r] = scale sum over the split's share of part p's columns of x[row, c] m[slot, r, c]."""
+    EVEN: tl.constexpr = (C0 % BK == 0) and (C1 % BK == 0) and (C2 % BK == 0)
+    R_TILES: tl.constexpr = (ROWS + BR - 1) // BR
+    blocks = tl.cdiv(T, BM)
+    stream = tl.program_id(0) // blocks
+    within = (tl.program_id(0) % blocks) * BM
+    row = stream.to(tl.int64) * T + within
+    part = tl.program_id(1) // R_TILES
+    start, size = part_columns(part, C0, C1, C2)
+    r = (tl.program_id(1) % R_TILES) * BR + tl.arange(0, BR)
+    split = tl.program_id(2)
+    share = tl.cdiv(tl.cdiv(size, BK), splits) * BK
+    first = split * share
+    last = tl.minimum(first + share, size)
+
+    i = tl.arange(0, BM)
+    k = tl.arange(0, BK)
+    i_read = tl.minimum(i, T - 1 - within)
+    slot = tl.load(slots + stream).to(tl.int64)
+    x_tile = x + row * x_stride + start + first + i_read[:, None] * x_stride + k[None, :]  # [BM, BK]
+    m_tile = m + slot * m_stride + start + first + r[None, :] * M_WIDTH + k[:, None]  # [BK, BR]
+    acc = tl.zeros([BM, BR], tl.float32)
+    for k0 in range(first, last, BK):
+        inside = k < last - k0
+        if EVEN:
+            xs = tl.load(x_tile)
+        else:
+            xs = tl.load(x_tile, mask=inside[None, :], other=0.0)
+        if EVEN and ROWS % BR == 0:
+            ms = tl.load(m_tile)
+        else:
+            ms = tl.load(m_tile, mask=inside[:, None] & (r < ROWS)[None, :], other=0.0)
+        acc = dot(xs, ms, acc)
+        x_tile += BK
+        m_tile += BK
+    out_tile = out + split.to(tl.int64) * split_stride + row * out_stride + i[:, None] * out_stride + (part * ROWS + r)[None, :]
+    tl.store(out_tile, (acc * scale).to(out.dtype.element_ty), mask=(i < T - within)[:, None] & (r < ROWS)[None, :])
+
+
+@triton.jit(do_not_specialize=["streams", "T", "splits"])
+def dynadapt_lora_expand(
+    u, partial, m, slots, bias, y, scale, streams, T, splits, u_stride, split_stride, m_stride, y_stride,
+    C0: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr,
+):
+    """y_p += scale u_p m_p + bias. With ``partial`` [splits, N, WIDTH], u is their sum, and is also stored."""
+    TILES: tl.constexpr = (C0 + BN - 1) // BN + (C1 + BN - 1) // BN + (C2 + BN - 1) // BN
+    blocks = tl.cdiv(T, BM)
+    block, tile = grouped(tl.program_id(0), streams * blocks, TILES, GROUP)
+    part, start, size, first = locate(tile, C0, C1, C2, BN)
+    stream = block // blocks
+    within = (block % blocks) * BM
+    row = stream.to(tl.int64) * T + within
+    i = tl.arange(0, BM)
+    n = tl.arange(0, BN)
+    stored = (i < T - within)[:, None]
+    columns = (first + n < size)[None, :]
+    slot = tl.load(slots + stream).to(tl.int64)
+    y_tile = y + row * y_stride + i[:, None] * y_stride + (start + first) + n[None, :]
+    base = tl.load(y_tile, mask=stored & columns, other=0.0).to(tl.float32)
+
+    acc = tl.zeros([BM, BN], tl.float32)
+    for r0 in range(0, ROWS, BR):
+        r = r0 + tl.arange(0, BR)
+        valid = stored & (r < ROWS)[None, :]
+        u_tile = u + row * u_stride + i[:, None] * u_stride + (part * ROWS + r)[None, :]  # [BM, BR]
+        if partial is not None:
+            p_tile = partial + row * WIDTH + i[:, None] * WIDTH + (part * ROWS + r)[None, :]
+            total = tl.zeros([BM, BR], tl.float32)
+            for _ in range(splits):
+                total += tl.load(p_tile, mask=valid, other=0.0)
+                p_tile += split_stride
+            us = total.to(y.dtype.element_ty)
+            if first == 0:
+                tl.store(u_tile, us, mask=valid)
+        else:
+            us = tl.load(u_tile, mask=valid, other=0.0)
+        m_tile = m + slot * m_stride + r[:, None] * (C0 + C1 + C2) + (start + first) + n[None, :]  # [BR, BN]
+        acc = dot(us, tl.load(m_tile, mask=(r < ROWS)[:, None] & columns, other=0.0), acc)
+    acc = base + acc * scale
+    if bias is not None:
+        acc += tl.load(bias + start + first + n, mask=first + n < size, other=0.0).to(tl.float32)[None, :]
+    tl.store(y_tile, acc.to(y.dtype.element_ty), mask=stored & columns)
+
+
+@dataclass(frozen=True)
+class Shrink:
+    rows: int
+    depth: int
+    splits: int
+
+
+# shrink: 4 warps, a step loads rows x 128 of x (up to 16 KiB) and up to 64 x 128 of A, three steps in flight.
+# expand: 64 x 128 of y a program, 4 warps: 64 registers a thread for the product, 16-byte accesses along the columns.
+WARPS, STAGES, GROUP = 4, 3, 8
+# float32 runs on the plain cores, which keep operands in registers, hence its smaller tiles.
+EXPAND = {2: (64, 128), 4: (32, 64)}
+DEPTH = {2: 128, 4: 32}
+MAX_RANK_TILE = {2: 64, 4: 16}
+
+
+def pick_shrink(device, itemsize: int, streams: int, T: int, sizes, rank_tiles: int, may_split: bool) -> Shrink:
+    """The most rows a program (A is then read least often) with which splitting can still fill the GPU."""
+    processors, most = multiprocessors(device), min(MAX_SPLITS, max(1, max(sizes) // 512)) if may_split else 1
+    programs = lambda rows: streams * -(-T // rows) * len(sizes) * rank_tiles  # noqa: E731
+    rows = next((r for r in (64, 32) if programs(r) * most >= processors), 16)
+    return Shrink(rows, DEPTH[itemsize], max(1, min(most, 2 * processors // programs(rows))))
+
+
+def _three(sizes):
+    return (*sizes, *[0] * (3 - len(sizes)))
+
+
+def shrink(x, m, slots, scale, sizes, rows: int, out, may_split: bool):
+    """out [N, P rows] = scale x_p m_p^T for x [N, sum sizes], m [slots, rows, sum sizes]. When it was split, out is not
+    written: returns (partial sums, how many), which ``expand`` turns into it. Otherwise (None, 1)."""
+    N, streams = x.shape[0], len(slots)
+    T, rank_tile = N // streams, block(rows, MAX_RANK_TILE[x.element_size()])
+    rank_tiles = triton.cdiv(rows, rank_tile)
+    config = pick_shrink(x.device, x.element_size(), streams, T, sizes, rank_tiles, may_split)
+    partial, target, split_stride = None, out, 0
+    if config.splits > 1:
+        split_stride = N * len(sizes) * rows
+        partial = target = scratch(x.device, "lora_shrink", next_power_of_2(config.splits * split_stride))
+    grid = (streams * triton.cdiv(T, config.rows), len(sizes) * rank_tiles, config.splits)
+    dynadapt_lora_shrink[grid](
+        x, m, slots, target, scale, streams, T, config.splits, x.stride(0), m.stride(0),
+        out.stride(0) if partial is None else len(sizes) * rows, split_stride, m.stride(1),
+        *_three(sizes), rows, config.rows, rank_tile, config.depth, num_warps=WARPS, num_stages=STAGES, **FUSION)
+    return partial, config.splits
+
+
+def expand(u, partial, splits: int, m, slots, scale, bias, sizes, rows: int, y) -> None:
+    """y_p += scale u_p m_p + bias for u [N, P rows], m [slots, rows, sum sizes]; see ``shrink`` for partial and splits."""
+    N, streams, (BM, BN) = y.shape[0], len(slots), EXPAND[y.element_size()]
+    T, width = N // streams, len(sizes) * rows
+    grid = (streams * triton.cdiv(T, BM) * sum(triton.cdiv(s, BN) for s in sizes),)
+    dynadapt_lora_expand[grid](
+        u, partial, m, slots, bias, y, scale, streams, T, splits, u.stride(0), N * width, m.stride(0), y.stride(0),
+        *_three(sizes), rows, width, BM, BN, block(rows, MAX_RANK_TILE[y.element_size()]), GROUP,
+        num_warps=WARPS, num_stages=2, **FUSION)
+
+
+def _shrink_variant(dtype: str, sizes, rows: int, block_rows: int, out: str) -> Variant:
+    itemsize = 2 if dtype == "bf16" else 4
+    strides = {s: "i32" for s in ("x_stride", "m_stride", "out_stride", "split_stride", "M_WIDTH")}
+    signature = {"x": f"*{dtype}", "m": f"*{dtype}", "slots": "*i32", "out": f"*{out}", "scale": "fp32",
+                 "streams": "i32", "T": "i32", "splits": "i32", **strides}
+    constexprs = dict(zip(("C0", "C1", "C2"), _three(sizes)), ROWS=rows, BM=block_rows, BR=block(rows, MAX_RANK_TILE[itemsize]),
+                      BK=DEPTH[itemsize])
+    return Variant(f"shrink {dtype} -> {out} {block_rows} rows, rank {rows} parts {len(sizes)}", dynadapt_lora_shrink, signature,
+                   constexprs, WARPS, STAGES, tensor_core=dtype == "bf16" and block_rows == 64, aligned=("x", "m", "slots", "out", *strides))
+
+
+def _expand_variant(dtype: str, sizes, rows: int, split: bool) -> Variant:
+    itemsize = 2 if dtype == "bf16" else 4
+    strides = {s: "i32" for s in ("u_stride", "split_stride", "m_stride", "y_stride")}
+    signature = {p: f"*{dtype}" for p in ("u", "m", "y")} | {"slots": "*i32", "scale": "fp32", "streams": "i32", "T": "i32",
+                                                             "splits": "i32", **strides}
+    constexprs = dict(zip(("C0", "C1", "C2"), _three(sizes)), ROWS=rows, WIDTH=len(sizes) * rows, BM=EXPAND[itemsize][0], BN=EXPAND[itemsize][1],
+                      BR=block(rows, MAX_RANK_TILE[itemsize]), GROUP=GROUP, bias=None)
+    if split:
+        signature["partial"] = "*fp32"
+    else:
+        constexprs["partial"] = None
+    return Variant(f"expand {dtype} rank {rows} parts {len(sizes)}{' of partial sums' if split else ''}", dynadapt_lora_expand,
+                   signature, constexprs, WARPS, 2, tensor_core=dtype == "bf16",
+                   aligned=("u", "m", "y", "slots", "partial", *strides))
+
+
+VARIANTS = [
+    *(_shrink_variant("bf16", (2048,), 48, rows, out) for rows, out in ((64, "bf16"), (32, "fp32"), (16, "fp32"))),
+    _shrink_variant("bf16", (2048, 512, 512), 16, 16, "fp32"), _shrink_variant("bf16", (4096,), 64, 64, "bf16"),
+    _shrink_variant("fp32", (576,), 48, 64, "fp32"),
+    _expand_variant("bf16", (2048, 512, 512), 16, True), _expand_variant("bf16", (2048, 512, 512), 16, False),
+    _expand_variant("bf16", (2048,), 48, False), _expand_variant("bf16", (4096,), 192, True),
+    _expand_variant("fp32", (576,), 48, True),
+]
