@@ -20,12 +20,12 @@ void norm_forward(Object x, Object delta, Object weight, Object bias, float eps,
 }
 
 void norm_backward(Object dy, Object res, Object weight, Object stat, Object kind, Object dres, Object dx, Object dweight,
-                   Object dbias) {
+                   Object dbias, Object bias, Object y) {
   const char* op = "norm_backward";
   const dynadapt_norm_params params{sizeof params, norm_kind(op, kind), 0.0f};
   const Tensor tdy(op, "dy", dy), tr(op, "res", res), tw(op, "weight", weight), ts(op, "stat", stat), td(op, "dres", dres),
-      tdx(op, "dx", dx), tdw(op, "dweight", dweight), tdb(op, "dbias", dbias);
-  run([&] { return dynadapt_norm_backward(tdy, tr, tw, ts, td, tdx, tdw, tdb, &params, nullptr); });
+      tdx(op, "dx", dx), tdw(op, "dweight", dweight), tdb(op, "dbias", dbias), tb(op, "bias", bias), ty(op, "y", y);
+  run([&] { return dynadapt_norm_backward(tdy, tr, tw, ts, td, tdx, tdw, tdb, tb, ty, &params, nullptr); });
 }
 
 void head_norm_forward(Object qkv, Object q_weight, Object k_weight, float eps, int hq, int hkv, int d, Object out, Object rstd) {
@@ -52,11 +52,11 @@ void activation_forward(Object h, Object kind, Object y) {
   run([&] { return dynadapt_activation_forward(th, ty, &params, nullptr); });
 }
 
-void activation_backward(Object dy, Object h, Object kind, Object dh) {
+void activation_backward(Object dy, Object h, Object kind, Object dh, Object y) {
   const char* op = "activation_backward";
   const dynadapt_activation_params params{sizeof params, activation_kind(op, kind)};
-  const Tensor tdy(op, "dy", dy), th(op, "h", h), tdh(op, "dh", dh);
-  run([&] { return dynadapt_activation_backward(tdy, th, tdh, &params, nullptr); });
+  const Tensor tdy(op, "dy", dy), th(op, "h", h), tdh(op, "dh", dh), ty(op, "y", y);
+  run([&] { return dynadapt_activation_backward(tdy, th, tdh, ty, &params, nullptr); });
 }
 
 void embedding_forward(Object tokens, Object table, Object position_table, Object positions, Object out) {
@@ -88,7 +88,8 @@ void bind_elementwise(py::module_& module) {
   module.def("norm_forward", &norm_forward, arg("x"), arg("delta"), arg("weight"), arg("bias"), arg("eps"), arg("kind"),
              arg("res"), arg("y"), arg("stat"), "res = x + delta, y = norm(res); see dynadapt.ops.norm");
   module.def("norm_backward", &norm_backward, arg("dy"), arg("res"), arg("weight"), arg("stat"), arg("kind"), arg("dres"),
-             arg("dx"), arg("dweight"), arg("dbias"), "Gradient of norm_forward; see dynadapt.ops.norm");
+             arg("dx"), arg("dweight"), arg("dbias"), arg("bias") = py::none(), arg("y") = py::none(),
+             "Gradient of norm_forward; see dynadapt.ops.norm");
   module.def("head_norm_forward", &head_norm_forward, arg("qkv"), arg("q_weight"), arg("k_weight"), arg("eps"), arg("hq"),
              arg("hkv"), arg("d"), arg("out"), arg("rstd"), "RMS norm of query and key heads; see dynadapt.ops.head_norm");
   module.def("head_norm_backward", &head_norm_backward, arg("dout"), arg("qkv"), arg("q_weight"), arg("k_weight"), arg("rstd"),
@@ -96,7 +97,7 @@ void bind_elementwise(py::module_& module) {
              "Gradient of head_norm_forward; see dynadapt.ops.head_norm");
   module.def("activation_forward", &activation_forward, arg("h"), arg("kind"), arg("y"), "See dynadapt.ops.activation");
   module.def("activation_backward", &activation_backward, arg("dy"), arg("h"), arg("kind"), arg("dh"),
-             "Gradient of activation_forward; see dynadapt.ops.activation");
+             arg("y") = py::none(), "Gradient of activation_forward; see dynadapt.ops.activation");
   module.def("embedding_forward", &embedding_forward, arg("tokens"), arg("table"), arg("position_table"), arg("positions"),
              arg("out"), "See dynadapt.ops.embedding");
   module.def("embedding_backward", &embedding_backward, arg("tokens"), arg("dout"), arg("dtable"),

@@ -31,7 +31,7 @@ int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y, const dyna
   });
 }
 
-int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DLTensor* dh,
+int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DLTensor* dh, const DLTensor* y,
                                  const dynadapt_activation_params* params, void*) {
   return guarded([&] {
     const Op op("activation_backward");
@@ -43,6 +43,7 @@ int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DL
     c.dy = in.data;
     c.h = op.tensor("h", h, {in.size[0], inputs(c.kind, in.size[1])}, in.dtype).data;
     c.dh = op.tensor("dh", dh, {in.size[0], inputs(c.kind, in.size[1])}, in.dtype).data;
+    c.y = op.optional("y", y, {in.size[0], in.size[1]}, in.dtype).data;
     if (c.rows) kernels<ByType<ActivationKernels>>().of(in.dtype).backward(c);
   });
 }

@@ -24,6 +24,7 @@ struct ActivationBackward {
   const void* dy;  // T [rows, width]
   const void* h;   // T like h of ActivationForward
   void* dh;        // T like h
+  void* y;         // T [rows, width] or null: the forward's output again
 };
 
 struct ActivationKernels {

@@ -55,7 +55,7 @@ int dynadapt_norm_forward(const DLTensor* x, const DLTensor* delta, const DLTens
 
 int dynadapt_norm_backward(const DLTensor* dy, const DLTensor* res, const DLTensor* weight, const DLTensor* stat,
                            const DLTensor* dres, const DLTensor* dx, const DLTensor* dweight, const DLTensor* dbias,
-                           const dynadapt_norm_params* params, void*) {
+                           const DLTensor* bias, const DLTensor* y, const dynadapt_norm_params* params, void*) {
   return guarded([&] {
     const Op op("norm_backward");
     const auto& p = op.params(params);
@@ -74,6 +74,8 @@ int dynadapt_norm_backward(const DLTensor* dy, const DLTensor* res, const DLTens
     c.dx = op.tensor("dx", dx, {N, H}, in.dtype).data;
     c.dweight = op.optional("dweight", dweight, {H}, kF32).as<float>();
     c.dbias = op.optional("dbias", dbias, {H}, kF32).as<float>();
+    c.bias = op.optional("bias", bias, {H}, in.dtype).data;
+    c.y = op.optional("y", y, {N, H}, in.dtype).data;
     if (N) kernels<ByType<NormKernels>>().of(in.dtype).backward(c);
   });
 }

@@ -33,6 +33,8 @@ struct NormBackward {
   void* dx;            // T [rows, width]
   float* dweight;      // [width] or null, added to
   float* dbias;        // [width] or null, added to
+  const void* bias;    // T [width] or null, for y
+  void* y;             // T [rows, width] or null: the forward's output again
 };
 
 struct NormKernels {

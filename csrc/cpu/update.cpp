@@ -5,12 +5,13 @@ using namespace dynadapt;
 
 namespace {
 
-/// Stream slots: within the buffers, and each only once.
+/// Stream slots: within the buffers and each only once, or -1.
 void check_slots(const Op& op, const View& slots, int64_t limit) {
   const int32_t* values = slots.as<int32_t>();
   for (int64_t i = 0; i < slots.size[0]; i++) {
-    op.require(values[i] >= 0 && values[i] < limit, "slots[%lld] is %d, accepted is 0 to %lld", (long long)i, values[i],
+    op.require(values[i] >= -1 && values[i] < limit, "slots[%lld] is %d, accepted is 0 to %lld, or -1", (long long)i, values[i],
                (long long)limit - 1);
+    if (values[i] < 0) continue;
     for (int64_t j = 0; j < i; j++)
       op.require(values[i] != values[j], "slots[%lld] and slots[%lld] are both %d, accepted is each slot once", (long long)j,
                  (long long)i, values[i]);

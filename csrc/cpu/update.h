@@ -14,7 +14,7 @@ enum class UpdateKind { kSgd, kAdam, kAdamW, kRms };
 struct Update {
   UpdateKind kind;
   size_t streams, parameters;
-  const int32_t* slots;  // [streams], distinct
+  const int32_t* slots;  // [streams], distinct, or -1 for a stream that does not move
   float* master;         // [slots, parameters], as the next three where not null
   float* grad;
   float* first;

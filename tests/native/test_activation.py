@@ -16,15 +16,27 @@ def forward_arguments(n, f, kind, dtype, scale=3):
 
 def backward_arguments(n, f, kind, dtype, scale=3):
     h, *_ = forward_arguments(n, f, kind, dtype, scale)
-    return [acts(n, f, dtype=dtype), h, kind, Out(poisoned(*h.shape))]
+    return [acts(n, f, dtype=dtype), h, kind, Out(poisoned(*h.shape)), Out(poisoned(n, f))]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", activation.KINDS)
 @pytest.mark.parametrize("n, f", SIZES)
 def test_both_ways(n, f, kind, dtype):
-    check("activation_forward", forward_arguments(n, f, kind, dtype), dtype)
-    check("activation_backward", backward_arguments(n, f, kind, dtype), dtype)
+    arguments = backward_arguments(n, f, kind, dtype)
+    (y,) = check("activation_forward", [arguments[1], kind, Out(poisoned(n, f))], dtype)
+    _, again = check("activation_backward", arguments, dtype)
+    assert torch.equal(again, y)
+    check("activation_backward", arguments[:4], dtype)
+
+
+@pytest.mark.parametrize("kind", activation.KINDS)
+def test_gradient_may_overwrite_its_input(kind):
+    dy, h, _, _, y = backward_arguments(10, 70, kind, torch.float32)
+    apart, first, second = torch.empty_like(h), y.tensor, y.tensor.clone()
+    _C.activation_backward(dy, h, kind, apart, first)
+    _C.activation_backward(dy, h, kind, h, second)
+    assert torch.equal(h, apart) and torch.equal(first, second)
 
 
 @pytest.mark.parametrize("kind", activation.KINDS)

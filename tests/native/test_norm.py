@@ -5,7 +5,7 @@ import torch
 from dynadapt import _C
 from dynadapt.ops import norm
 
-from .compare import DTYPES, Out, acts, assert_rows_stand_alone, assert_threads_change_nothing, check, poisoned
+from .compare import DTYPES, Out, acts, assert_rows_stand_alone, assert_threads_change_nothing, check, poisoned, run
 
 SIZES = [(1, 1), (1, 576), (63, 17), (100, 65), (512, 96)]
 
@@ -21,8 +21,9 @@ def backward_arguments(n, h, kind, dtype, dres=True, learns=True):
     weight, stat = acts(h, dtype=dtype), torch.empty(n, 2)
     norm.norm_forward(x, None, weight, None, 1e-5, kind, None, torch.empty_like(x), stat)
     sums = [Out(torch.randn(h), wide=True) if learns else None for _ in range(2)]
+    again = [acts(h, dtype=dtype) if kind == "layer" else None, Out(poisoned(n, h))] if learns else []
     return [acts(n, h, dtype=dtype), x, weight, stat, kind, acts(n, h, dtype=dtype) if dres else None,
-            Out(poisoned(n, h)), *sums]
+            Out(poisoned(n, h)), *sums, *again]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -43,6 +44,17 @@ def test_backward(n, h, kind, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", norm.KINDS)
+@pytest.mark.parametrize("n, h", SIZES)
+def test_backward_writes_the_same_output_again(n, h, kind, dtype):
+    arguments = forward_arguments(n, h, kind, dtype)
+    weight, bias, again, dx = arguments[2], arguments[3], poisoned(n, h, dtype=dtype), poisoned(n, h, dtype=dtype)
+    res, y, stat = run("norm_forward", arguments, dtype)
+    _C.norm_backward(acts(n, h, dtype=dtype), res, weight, stat, kind, None, dx, None, None, bias, again)
+    assert torch.equal(again, y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", norm.KINDS)
 def test_threads_and_rows(kind, dtype):
     forward, backward = (make(100, 77, kind, dtype) for make in (forward_arguments, backward_arguments))
     for op, arguments in (("norm_forward", forward), ("norm_backward", backward)):
@@ -52,7 +64,7 @@ def test_threads_and_rows(kind, dtype):
 
 def test_gradient_may_overwrite_its_input():
     arguments = backward_arguments(10, 70, "rms", torch.float32)
-    dy, res, weight, stat, kind, dres, _, dweight, dbias = arguments
+    dy, res, weight, stat, kind, dres = arguments[:6]
     apart = torch.empty_like(dy)
     _C.norm_backward(dy, res, weight, stat, kind, dres, apart, None, None)
     _C.norm_backward(dy, res, weight, stat, kind, dres, dres, None, None)

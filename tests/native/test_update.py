@@ -98,6 +98,24 @@ def test_a_stream_with_a_bad_gradient_is_skipped(kind, bad):
                 assert torch.equal(ours[name][other], clean[name][other]), name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_resting_streams_keep_everything(kind):
+    values = make(20000, torch.bfloat16, streams=4, **KINDS[kind], decay=0.01, clip=1.0)
+    slots = values["slots"].clone()
+    values["grad"][slots[0], 3] = float("nan")  # a gradient that nobody looks at
+    moving = {"slots": slots[[1, 3]], "norms": torch.zeros(2), "skipped": torch.zeros(2, dtype=torch.int32)}
+    clean = run(_C.update, {**values, **moving})
+    values["slots"][[0, 2]] = -1
+    ours, plain = run(_C.update, values), run(reference.update, values)
+    assert ours["norms"][[0, 2]].tolist() == plain["norms"][[0, 2]].tolist() == [0, 0]
+    assert ours["norms"][[1, 3]].tolist() == clean["norms"].tolist()
+    assert ours["skipped"].tolist() == plain["skipped"].tolist() == [0, 0, 0, 0]
+    for name in STATE[:6]:
+        for slot in (range(5) if ours[name] is not None else ()):
+            before = clean if slot in slots[[1, 3]] else values
+            assert torch.equal(ours[name][slot].nan_to_num(7), before[name][slot].nan_to_num(7)), name
+
+
 def test_huge_gradients_are_clipped_not_skipped():
     values = make(1000, torch.float32, kind="sgd", clip=1.0, grad_scale=1e30)
     ours = compare(values)
@@ -130,6 +148,8 @@ def test_errors_name_the_argument():
         call(kind="lion")
     with pytest.raises(ValueError, match=r"update: slots\[0\] and slots\[1\] are both 1, accepted is each slot once"):
         call(slots=torch.tensor([1, 1], dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"update: slots\[1\] is -2, accepted is 0 to 2, or -1"):
+        call(slots=torch.tensor([1, -2], dtype=torch.int32))
     with pytest.raises(ValueError, match=r"update: second is missing, a tensor is needed for adam and adamw"):
         call(second=None)
     with pytest.raises(ValueError, match=r"update: first is missing, a tensor is needed where beta1 is 0.9"):

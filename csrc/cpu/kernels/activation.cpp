@@ -1,4 +1,5 @@
-// Feed-forward activations and their derivatives, from one exponential an element.
+// Feed-forward activations and their derivatives, from one exponential an element. Backward writes y again by forward's own
+// code, from a row that is in cache, so that both write the same bits.
 //   gelu_tanh:  h/2 (1 + tanh u) = h sigmoid(2u), which keeps its relative accuracy for negative h.
 #include "cpu/activation.h"
 
@@ -33,23 +34,29 @@ struct Gelu {
 };
 
 template <class T, class Kind>
+[[gnu::noinline]] void elementwise_row(const T* h, T* y, size_t width) {
+  for_vectors(width, [&](size_t i, auto part) { store(y + i, Kind::value(load(h + i, part)), part); });
+}
+
+template <class T>
+[[gnu::noinline]] void swiglu_row(const T* h, T* y, size_t width) {
+  for_vectors(width, [&](size_t i, auto part) {
+    const vfloat gate = load(h + i, part), up = load(h + width + i, part);
+    store(y + i, gate * sigmoid(gate) * up, part);
+  });
+}
+
+template <class T, class Kind>
 void forward_elementwise(const ActivationForward& a) {
   for_rows(a.rows, [&](int64_t n) {
-    const T* h = static_cast<const T*>(a.h) + n * a.width;
-    T* y = static_cast<T*>(a.y) + n * a.width;
-    for_vectors(a.width, [&](size_t i, auto part) { store(y + i, Kind::value(load(h + i, part)), part); });
+    elementwise_row<T, Kind>(static_cast<const T*>(a.h) + n * a.width, static_cast<T*>(a.y) + n * a.width, a.width);
   });
 }
 
 template <class T>
 void forward_swiglu(const ActivationForward& a) {
   for_rows(a.rows, [&](int64_t n) {
-    const T* h = static_cast<const T*>(a.h) + n * 2 * a.width;
-    T* y = static_cast<T*>(a.y) + n * a.width;
-    for_vectors(a.width, [&](size_t i, auto part) {
-      const vfloat gate = load(h + i, part), up = load(h + a.width + i, part);
-      store(y + i, gate * sigmoid(gate) * up, part);
-    });
+    swiglu_row(static_cast<const T*>(a.h) + n * 2 * a.width, static_cast<T*>(a.y) + n * a.width, a.width);
   });
 }
 
@@ -68,6 +75,7 @@ void backward_elementwise(const ActivationBackward& a) {
     const T* dy = static_cast<const T*>(a.dy) + n * a.width;
     const T* h = static_cast<const T*>(a.h) + n * a.width;
     T* dh = static_cast<T*>(a.dh) + n * a.width;
+    if (a.y) elementwise_row<T, Kind>(h, static_cast<T*>(a.y) + n * a.width, a.width);
     for_vectors(a.width, [&](size_t i, auto part) {
       store(dh + i, load(dy + i, part) * Kind::slope(load(h + i, part)), part);
     });
@@ -80,6 +88,7 @@ void backward_swiglu(const ActivationBackward& a) {
     const T* dy = static_cast<const T*>(a.dy) + n * a.width;
     const T* h = static_cast<const T*>(a.h) + n * 2 * a.width;
     T* dh = static_cast<T*>(a.dh) + n * 2 * a.width;
+    if (a.y) swiglu_row(h, static_cast<T*>(a.y) + n * a.width, a.width);
     for_vectors(a.width, [&](size_t i, auto part) {
       const vfloat gate = load(h + i, part), up = load(h + a.width + i, part), g = load(dy + i, part);
       const vfloat s = sigmoid(gate);

@@ -24,12 +24,20 @@ float variance_of(const T* x, size_t width, float mean) {
   return sum(total) / float(width);
 }
 
+// y from a row and its statistics. Forward and backward call the same code, so that both write the same bits.
+template <class T>
+[[gnu::noinline]] void output_row(const T* row, const T* weight, const T* bias, const float* stat, T* y, size_t width) {
+  const float mean = stat[0], rstd = stat[1];
+  for_vectors(width, [&](size_t i, auto part) {
+    vfloat out = (load(row + i, part) - mean) * rstd * load(weight + i, part);
+    if (bias) out += load(bias + i, part);
+    store(y + i, out, part);
+  });
+}
+
 template <class T>
 void forward_row(const NormForward& a, size_t n) {
   const T* row = static_cast<const T*>(a.x) + n * a.width;
-  const T* weight = static_cast<const T*>(a.weight);
-  const T* bias = static_cast<const T*>(a.bias);
-  T* y = static_cast<T*>(a.y) + n * a.width;
   if (a.res) {
     T* res = static_cast<T*>(a.res) + n * a.width;
     const T* delta = a.delta ? static_cast<const T*>(a.delta) + n * a.width : nullptr;
@@ -44,11 +52,8 @@ void forward_row(const NormForward& a, size_t n) {
   const float rstd = 1.0f / __builtin_sqrtf(variance_of(row, a.width, mean) + a.eps);
   a.stat[2 * n] = mean;
   a.stat[2 * n + 1] = rstd;
-  for_vectors(a.width, [&](size_t i, auto part) {
-    vfloat out = (load(row + i, part) - mean) * rstd * load(weight + i, part);
-    if (bias) out += load(bias + i, part);
-    store(y + i, out, part);
-  });
+  output_row(row, static_cast<const T*>(a.weight), static_cast<const T*>(a.bias), a.stat + 2 * n,
+             static_cast<T*>(a.y) + n * a.width, a.width);
 }
 
 template <class T>
@@ -84,6 +89,8 @@ void backward_row(const NormBackward& a, size_t n, float* dweight, float* dbias)
     if (dres) d += load(dres + i, part);
     store(dx + i, d, part);
   });
+  if (a.y)
+    output_row(res, weight, static_cast<const T*>(a.bias), a.stat + 2 * n, static_cast<T*>(a.y) + n * a.width, a.width);
 }
 
 template <class T>

@@ -52,7 +52,7 @@ Step begin(const Update& a, size_t stream, double norm) {
   a.skipped[stream] = !std::isfinite(norm);
   Step out{};
   out.skipped = a.skipped[stream];
-  if (out.skipped) return out;
+  if (out.skipped || slot < 0) return out;
   const int32_t step = ++a.step[slot];
   const double lr = a.lr[slot];
   const double ratio = a.clip > 0 ? a.clip / (norm + 1e-6) : 1.0;
@@ -138,8 +138,8 @@ void update_all(const Update& a) {
   parallel(count, [&](Team team) {
     const auto share = team.share(count);
     for (int64_t item = share.begin; item < share.end; ++item) {
-      const size_t b = item % blocks, slot = a.slots[item / blocks];
-      squares[item] = squared_norm(a.grad + slot * a.parameters + b * kBlock, length(b));
+      const int64_t b = item % blocks, slot = a.slots[item / blocks];
+      squares[item] = slot < 0 ? 0 : squared_norm(a.grad + slot * a.parameters + b * kBlock, length(b));
     }
     team.barrier();
     if (team.rank == 0) {
@@ -151,7 +151,8 @@ void update_all(const Update& a) {
     }
     team.barrier();
     for (int64_t item = share.begin; item < share.end; ++item) {
-      const size_t b = item % blocks, stream = item / blocks, slot = a.slots[stream];
+      const int64_t b = item % blocks, stream = item / blocks, slot = a.slots[stream];
+      if (slot < 0) continue;
       if (steps[stream].skipped)
         memset(a.grad + slot * a.parameters + b * kBlock, 0, length(b) * sizeof(float));
       else

@@ -145,11 +145,12 @@ DYNADAPT_API int dynadapt_norm_forward(const DLTensor* x, const DLTensor* delta,
                                        const DLTensor* bias, const DLTensor* res, const DLTensor* y,
                                        const DLTensor* stat, const dynadapt_norm_params* params, void* stream);
 
-/* dx = gradient through the norm + dres (may be NULL); dweight and dbias f32 [H] are added to unless NULL. */
+/* dx = gradient through the norm + dres (may be NULL); dweight and dbias f32 [H] are added to unless NULL. y act [N, H],
+ * unless NULL, becomes the forward's output again, bit for bit; bias act [H] or NULL as in forward, read for that alone. */
 DYNADAPT_API int dynadapt_norm_backward(const DLTensor* dy, const DLTensor* res, const DLTensor* weight,
                                         const DLTensor* stat, const DLTensor* dres, const DLTensor* dx,
-                                        const DLTensor* dweight, const DLTensor* dbias,
-                                        const dynadapt_norm_params* params, void* stream);
+                                        const DLTensor* dweight, const DLTensor* dbias, const DLTensor* bias,
+                                        const DLTensor* y, const dynadapt_norm_params* params, void* stream);
 
 typedef struct {
   uint32_t struct_size;
@@ -180,8 +181,9 @@ typedef struct {
 /* y act [N, F] from h act [N, 2F] (SwiGLU: silu(h[:, :F]) * h[:, F:]) or [N, F]. */
 DYNADAPT_API int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y,
                                              const dynadapt_activation_params* params, void* stream);
+/* dh like h, and may be its memory; y act [N, F], unless NULL, becomes the forward's output again, bit for bit. */
 DYNADAPT_API int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DLTensor* dh,
-                                              const dynadapt_activation_params* params, void* stream);
+                                              const DLTensor* y, const dynadapt_activation_params* params, void* stream);
 
 /* ---- embedding ------------------------------------------------------------------------------- */
 
@@ -242,7 +244,8 @@ typedef struct {
   double momentum;     /* sgd */
 } dynadapt_update_params;
 
-/* One optimizer step of the streams in slots i32 [S] (each once). master, grad, first, second f32 [slots, P]; prior,
+/* One optimizer step of the streams in slots i32 [S] (each once; -1, as often as wanted, for a stream that does not move:
+ * norm 0, skipped 0, nothing else changes). master, grad, first, second f32 [slots, P]; prior,
  * stat, prior_rate f32 [P]; working act [slots, P]; lr f32 [slots]; step i32 [slots], counted up; norms f32 [S] and
  * skipped i32 [S] (1: the gradient was not finite, the stream stays as it was) out. grad is zero afterwards. NULL may
  * be: first (where momentum or beta1 is 0), second (sgd, rms), prior (decay 0), stat (all but rms), working, prior_rate. */
