@@ -1,0 +1,337 @@
+"""Causal attention over [memory; segment] with rotation on load: one launch forward, two backward.
+
+Forward. A program owns BM queries of one head of one stream. It rotates them once, then walks the stream's memory as far
+as it is filled (the fill is read on the device, so a short memory costs what it is long) and the segment up to its
+diagonal, with a running maximum and sum (Dao 2023, arXiv 2307.08691). Scores never leave the chip. Keys are stored
+before rotation because a memory entry's position changes when the window moves; they are rotated as they arrive, in two
+halves: q k^T = q1 k1^T + q2 k2^T, so that no half has to be exchanged between threads. That costs 3 d elementwise
+operations a key and program, next to 4 BM d in products; cos and sin come from L2. The segment is one masked loop and not
+an unmasked and a masked one: a second loop costs more registers than the mask costs time.
+
+Backward. P is recomputed from lse. One launch computes dq over the whole window; the rotated queries and
+delta = rowsum(dout out), which it has in hand, go to scratch. A second one computes dk and dv of the segment's keys, each
+program walking the queries behind its keys for all query heads of its group, in a fixed order, with no atomics and nothing left
+to rotate. Memory gets no gradient, so its keys cost three products and not five. Rotation is undone on the accumulators. The
+two are not fused: the programs of one would wait for the other's.
+
+Traffic: qkv and out once each per block that reads them, almost all from L2; nothing of size T x L is in memory.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .common import FUSION, Variant, block, dot, scratch
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+SMS = 132  # blocks are halved when larger ones would leave multiprocessors without work
+
+
+@triton.jit
+def _halves(base, row_stride, rows, valid, cos, sin, position, D: tl.constexpr, HP: tl.constexpr):
+    """Both halves [B, HP] of rows of length D, rotated to position + rows where cos is given; rows not ``valid`` are 0."""
+    H: tl.constexpr = (D + 1) // 2
+    c = tl.arange(0, HP)
+    at = base + rows[:, None] * row_stride + c[None, :]
+    x1 = tl.load(at, mask=valid[:, None] & (c < H)[None, :], other=0)
+    x2 = tl.load(at + H, mask=valid[:, None] & (c < D - H)[None, :], other=0)
+    if cos is not None:
+        place = (position + rows)[:, None] * H + c[None, :]
+        cs = tl.load(cos + place, mask=valid[:, None] & (c < H)[None, :], other=0)
+        sn = tl.load(sin + place, mask=valid[:, None] & (c < H)[None, :], other=0)
+        w1, w2 = x1.to(tl.float32), x2.to(tl.float32)
+        return (w1 * cs - w2 * sn).to(x1.dtype), (w2 * cs + w1 * sn).to(x1.dtype)
+    return x1, x2
+
+
+@triton.jit
+def _keep_halves(base, rows, valid, x1, x2, HP: tl.constexpr):
+    """Rotated rows in scratch: both halves padded with zeros, [rows, 2 HP]."""
+    at = base + rows[:, None] * (2 * HP) + tl.arange(0, HP)[None, :]
+    tl.store(at, x1, mask=valid[:, None])
+    tl.store(at + HP, x2, mask=valid[:, None])
+
+
+@triton.jit
+def _put_rotated_back(base, row_stride, rows, valid, g1, g2, cos, sin, position, D: tl.constexpr, HP: tl.constexpr):
+    """Gradients of rotated halves, rotated back and stored."""
+    H: tl.constexpr = (D + 1) // 2
+    c = tl.arange(0, HP)
+    if cos is not None:
+        place = (position + rows)[:, None] * H + c[None, :]
+        cs = tl.load(cos + place, mask=valid[:, None] & (c < H)[None, :], other=0)
+        sn = tl.load(sin + place, mask=valid[:, None] & (c < H)[None, :], other=0)
+        g1, g2 = g1 * cs + g2 * sn, g2 * cs - g1 * sn
+    at = base + rows[:, None] * row_stride + c[None, :]
+    tl.store(at, g1, mask=valid[:, None] & (c < H)[None, :])
+    tl.store(at + H, g2, mask=valid[:, None] & (c < D - H)[None, :])
+
+
+@triton.jit
+def _rows(base, row_stride, rows, valid, D: tl.constexpr, DP: tl.constexpr):
+    """Rows [B, DP] of length D; rows not ``valid`` are 0."""
+    c = tl.arange(0, DP)
+    return tl.load(base + rows[:, None] * row_stride + c[None, :], mask=valid[:, None] & (c < D)[None, :], other=0)
+
+
+@triton.jit
+def _scores(q1, q2, k1, k2, scale, rows, keys, stop, CAUSAL: tl.constexpr):
+    """scale log2(e) q k^T [BM, BN]; CAUSAL: keys up to the row count, otherwise keys before ``stop``."""
+    s = tl.zeros([q1.shape[0], k1.shape[0]], tl.float32)
+    s = dot(q2, tl.trans(k2), dot(q1, tl.trans(k1), s)) * (scale * LOG2E)
+    if CAUSAL:
+        return tl.where(keys[None, :] <= rows[:, None], s, float("-inf"))
+    return tl.where((keys < stop)[None, :], s, float("-inf"))
+
+
+@triton.jit
+def _attend(acc, m, l, q1, q2, rows, k, v, row_stride, cos, sin, position, start, stop, limit, scale,
+            CAUSAL: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr):
+    """Keys start .. stop - 1 join the running (acc [BM, DP], maximum m, sum l); keys from ``limit`` on do not exist."""
+    for n in range(start, stop, BN):
+        keys = n + tl.arange(0, BN)
+        k1, k2 = _halves(k, row_stride, keys, keys < limit, cos, sin, position, D, HP)
+        s = _scores(q1, q2, k1, k2, scale, rows, keys, limit, CAUSAL)  # [BM, BN]
+        highest = tl.maximum(m, tl.max(s, 1))
+        p, fade = tl.exp2(s - highest[:, None]), tl.exp2(m - highest)
+        values = _rows(v, row_stride, keys, keys < limit, D, DP)
+        acc = dot(p.to(values.dtype), values, acc * fade[:, None])
+        l = l * fade + tl.sum(p, 1)
+        m = highest
+    return acc, m, l
+
+
+@triton.jit
+def _stream(slots, mem_len, stream):
+    slot = tl.load(slots + stream).to(tl.int64)
+    length = 0
+    if mem_len is not None:
+        length = tl.load(mem_len + slot)
+    return slot, length
+
+
+@triton.jit(do_not_specialize=["segment"])
+def dynadapt_attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, scale, out, lse, segment, mem_slot, mem_row,
+                               HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr,
+                               BM: tl.constexpr, BN: tl.constexpr):
+    WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
+    stream, head = tl.program_id(0) // HQ, tl.program_id(0) % HQ
+    kv_head = head // (HQ // HKV)
+    first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BM  # the longest rows first
+    slot, length = _stream(slots, mem_len, stream)
+    x = qkv + (stream * segment).to(tl.int64) * WIDTH
+    k, v = x + (HQ + kv_head) * D, x + (HQ + HKV + kv_head) * D
+    rows = first + tl.arange(0, BM)
+    q1, q2 = _halves(x + head * D, WIDTH, rows, rows < segment, cos, sin, length, D, HP)
+
+    acc = tl.zeros([BM, DP], tl.float32)
+    m = tl.full([BM], float("-inf"), tl.float32)
+    l = tl.zeros([BM], tl.float32)
+    if mem_k is not None:
+        at = slot * mem_slot + kv_head * D
+        acc, m, l = _attend(acc, m, l, q1, q2, rows, mem_k + at, mem_v + at, mem_row, cos, sin, 0, 0, length, length, scale,
+                            False, D, HP, DP, BN)
+    acc, m, l = _attend(acc, m, l, q1, q2, rows, k, v, WIDTH, cos, sin, length, 0,
+                        tl.minimum(first + BM, segment), segment, scale, True, D, HP, DP, BN)
+
+    c = tl.arange(0, DP)
+    at = out + (stream * segment).to(tl.int64) * (HQ * D) + head * D + rows[:, None] * (HQ * D) + c[None, :]
+    tl.store(at, acc / l[:, None], mask=(rows < segment)[:, None] & (c < D)[None, :])
+    tl.store(lse + tl.program_id(0).to(tl.int64) * segment + rows, m * LN2 + tl.log(l), mask=rows < segment)
+
+
+@triton.jit
+def _dq_walk(dq1, dq2, q1, q2, do, lse2, delta, rows, k, v, row_stride, cos, sin, position, start, stop, limit, scale,
+             CAUSAL: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr):
+    for n in range(start, stop, BN):
+        keys = n + tl.arange(0, BN)
+        k1, k2 = _halves(k, row_stride, keys, keys < limit, cos, sin, position, D, HP)
+        values = _rows(v, row_stride, keys, keys < limit, D, DP)
+        p = tl.exp2(_scores(q1, q2, k1, k2, scale, rows, keys, limit, CAUSAL) - lse2[:, None])  # [BM, BN]
+        dp = dot(do, tl.trans(values), tl.zeros([do.shape[0], BN], tl.float32))
+        ds = (p * (dp - delta[:, None]) * scale).to(k1.dtype)
+        dq1, dq2 = dot(ds, k1, dq1), dot(ds, k2, dq2)
+    return dq1, dq2
+
+
+@triton.jit(do_not_specialize=["segment"])
+def dynadapt_attention_dq(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, scale, dqkv, delta,
+                          rotated_q, rotated_k, segment, mem_slot, mem_row, HQ: tl.constexpr, HKV: tl.constexpr,
+                          D: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
+    stream, head = tl.program_id(0) // HQ, tl.program_id(0) % HQ
+    kv_head = head // (HQ // HKV)
+    first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BM
+    slot, length = _stream(slots, mem_len, stream)
+    row0 = (stream * segment).to(tl.int64)
+    x = qkv + row0 * WIDTH
+    k, v = x + (HQ + kv_head) * D, x + (HQ + HKV + kv_head) * D
+    rows = first + tl.arange(0, BM)
+    valid = rows < segment
+
+    do = _rows(dout + row0 * (HQ * D) + head * D, HQ * D, rows, valid, D, DP)
+    o = _rows(out + row0 * (HQ * D) + head * D, HQ * D, rows, valid, D, DP)
+    drop = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
+    statistic = tl.program_id(0).to(tl.int64) * segment + rows
+    tl.store(delta + statistic, drop, mask=valid)
+    lse2 = tl.load(lse + statistic, mask=valid, other=float("inf")) * LOG2E  # rows that do not exist: P = 0
+    q1, q2 = _halves(x + head * D, WIDTH, rows, valid, cos, sin, length, D, HP)
+    _keep_halves(rotated_q + tl.program_id(0).to(tl.int64) * segment * (2 * HP), rows, valid, q1, q2, HP)
+    if head % (HQ // HKV) == 0:
+        k1, k2 = _halves(k, WIDTH, rows, valid, cos, sin, length, D, HP)
+        _keep_halves(rotated_k + (stream * HKV + kv_head).to(tl.int64) * segment * (2 * HP), rows, valid, k1, k2, HP)
+
+    dq1, dq2 = tl.zeros([BM, HP], tl.float32), tl.zeros([BM, HP], tl.float32)
+    if mem_k is not None:
+        at = slot * mem_slot + kv_head * D
+        dq1, dq2 = _dq_walk(dq1, dq2, q1, q2, do, lse2, drop, rows, mem_k + at, mem_v + at, mem_row, cos, sin, 0, 0, length,
+                            length, scale, False, D, HP, DP, BN)
+    dq1, dq2 = _dq_walk(dq1, dq2, q1, q2, do, lse2, drop, rows, k, v, WIDTH, cos, sin, length, 0,
+                        tl.minimum(first + BM, segment), segment, scale, True, D, HP, DP, BN)
+    _put_rotated_back(dqkv + row0 * WIDTH + head * D, WIDTH, rows, valid, dq1, dq2, cos, sin, length, D, HP)
+
+
+@triton.jit(do_not_specialize=["segment"])
+def dynadapt_attention_dkv(dout, qkv, lse, mem_len, slots, cos, sin, scale, dqkv, delta, rotated_q, rotated_k, segment,
+                           HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr,
+                           BM: tl.constexpr, BN: tl.constexpr):
+    WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
+    GROUP: tl.constexpr = HQ // HKV
+    stream, kv_head = tl.program_id(0) // HKV, tl.program_id(0) % HKV
+    first = tl.program_id(1) * BN  # the first keys have the most queries
+    slot, length = _stream(slots, mem_len, stream)
+    row0 = (stream * segment).to(tl.int64)
+    keys = first + tl.arange(0, BN)
+    valid = keys < segment
+    k = _rows(rotated_k + tl.program_id(0).to(tl.int64) * segment * (2 * HP), 2 * HP, keys, valid, 2 * HP, 2 * HP)
+    v = _rows(qkv + row0 * WIDTH + (HQ + HKV + kv_head) * D, WIDTH, keys, valid, D, DP)
+
+    dk, dv = tl.zeros([BN, 2 * HP], tl.float32), tl.zeros([BN, DP], tl.float32)
+    steps = tl.cdiv(segment - first, BM)
+    for step in range(0, GROUP * steps):  # one loop over heads and queries: two nested ones cost registers
+        head = kv_head * GROUP + step // steps
+        rows = first + step % steps * BM + tl.arange(0, BM)
+        exist = rows < segment
+        statistic = (stream * HQ + head).to(tl.int64) * segment
+        q = _rows(rotated_q + statistic * (2 * HP), 2 * HP, rows, exist, 2 * HP, 2 * HP)
+        do = _rows(dout + row0 * (HQ * D) + head * D, HQ * D, rows, exist, D, DP)
+        lse2 = tl.load(lse + statistic + rows, mask=exist, other=float("inf")) * LOG2E  # rows that do not exist: P = 0
+        drop = tl.load(delta + statistic + rows, mask=exist, other=0)
+        # Transposed scores [BN, BM]: the products below need no other transpose.
+        s = dot(k, tl.trans(q), tl.zeros([BN, BM], tl.float32)) * (scale * LOG2E)
+        p = tl.exp2(tl.where(keys[:, None] <= rows[None, :], s, float("-inf")) - lse2[None, :])
+        dv = dot(p.to(do.dtype), do, dv)
+        dp = dot(v, tl.trans(do), tl.zeros([BN, BM], tl.float32))
+        ds = (p * (dp - drop[None, :]) * scale).to(q.dtype)
+        dk = dot(ds, q, dk)
+    g = dqkv + row0 * WIDTH
+    c = tl.arange(0, DP)
+    at = g + (HQ + HKV + kv_head) * D + keys[:, None] * WIDTH + c[None, :]
+    tl.store(at, dv, mask=valid[:, None] & (c < D)[None, :])  # first, to free its registers
+    dk1, dk2 = tl.split(tl.permute(tl.reshape(dk, [BN, 2, HP]), (0, 2, 1)))
+    _put_rotated_back(g + (HQ + kv_head) * D, WIDTH, keys, valid, dk1, dk2, cos, sin, length, D, HP)
+
+
+def _blocks(kernel: str, dtype: torch.dtype, d: int, large: bool) -> tuple[dict, dict]:
+    """(block sizes, launch options) by what leaves no register spilled.
+
+    bfloat16: each warp owns 16 rows of the accumulators, which wgmma wants, 8 warps where there is work for all SMs. What is
+    walked over comes in 64s, in 32s where accumulators have 128 columns; it does not depend on ``large``, so that a stream's
+    results do not depend on how many others there are. float32 has no tensor cores here and keeps whole rows in registers.
+    """
+    narrow = d <= 64
+    own, walked = (128 if large else 64), (64 if narrow else 32)
+    if dtype == torch.float32:
+        own, walked = (32 if narrow else 16), 16
+    sizes = {"BM": walked, "BN": own} if kernel == "dkv" else {"BM": own, "BN": walked}
+    return sizes, {"num_warps": 8 if own == 128 else 4, "num_stages": 2, **FUSION}
+
+
+def _geometry(hq, hkv, d):
+    return {"HQ": hq, "HKV": hkv, "D": d, "HP": block((d + 1) // 2, 256), "DP": block(d, 256)}
+
+
+def _check(op, qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, *contiguous):
+    if hq % hkv:
+        raise ValueError(f"{op}: hq is {hq}, accepted is a multiple of hkv, {hkv}")
+    if qkv.shape[1] != (hq + 2 * hkv) * d:
+        raise ValueError(f"{op}: qkv has {qkv.shape[1]} columns, accepted is (hq + 2 hkv) d = {(hq + 2 * hkv) * d}")
+    if qkv.shape[0] % len(slots):
+        raise ValueError(f"{op}: slots has {len(slots)} entries for {qkv.shape[0]} rows")
+    if len({mem_k is None, mem_v is None, mem_len is None}) > 1:
+        raise ValueError(f"{op}: mem_k, mem_v, mem_len are only partly given")
+    if mem_k is not None and (mem_k.stride() != mem_v.stride() or mem_k.stride(2) != 1):
+        raise ValueError(f"{op}: mem_k and mem_v have strides {mem_k.stride()} and {mem_v.stride()}, accepted are equal ones "
+                         "with contiguous rows")
+    if (cos is None) != (sin is None):
+        raise ValueError(f"{op}: cos is given without sin, or sin without cos")
+    if cos is not None and d % 2:
+        raise ValueError(f"{op}: d is {d}, accepted is an even number where rotation is asked for")
+    if not all(t.is_contiguous() for t in (qkv, *contiguous, *(t for t in (cos, sin) if t is not None))):
+        raise ValueError(f"{op}: expected contiguous tensors (only mem_k and mem_v may have strides)")
+
+
+def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, out, lse) -> None:
+    """out [N, hq d] and lse [S, hq, T]; see ``dynadapt.ops.attention``."""
+    _check("attention_forward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, out, lse)
+    streams = len(slots)
+    segment = qkv.shape[0] // streams
+    sizes, options = _blocks("forward", qkv.dtype, d, streams * hq * triton.cdiv(segment, 128) >= SMS)
+    strides = (0, 0) if mem_k is None else mem_k.stride()[:2]
+    dynadapt_attention_forward[(streams * hq, triton.cdiv(segment, sizes["BM"]))](
+        qkv, mem_k, mem_v, mem_len, slots, cos, sin, scale, out, lse, segment, *strides,
+        **_geometry(hq, hkv, d), **sizes, **options)
+
+
+def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, dqkv) -> None:
+    """dqkv [N, (hq + 2 hkv) d]; see ``dynadapt.ops.attention``."""
+    _check("attention_backward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, dout, out, lse, dqkv)
+    streams = len(slots)
+    segment = qkv.shape[0] // streams
+    geometry = _geometry(hq, hkv, d)
+    delta = scratch(qkv.device, "attention_delta", streams * hq, segment)
+    rotated = [scratch(qkv.device, f"attention_rotated_{name}", streams * heads, segment, 2 * geometry["HP"], dtype=qkv.dtype)
+               for name, heads in (("q", hq), ("k", hkv))]
+    strides = (0, 0) if mem_k is None else mem_k.stride()[:2]
+    sizes, options = _blocks("dq", qkv.dtype, d, streams * hq * triton.cdiv(segment, 128) >= SMS)
+    dynadapt_attention_dq[(streams * hq, triton.cdiv(segment, sizes["BM"]))](
+        dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, scale, dqkv, delta, *rotated,
+        segment, *strides, **geometry, **sizes, **options)
+    sizes, options = _blocks("dkv", qkv.dtype, d, streams * hkv * triton.cdiv(segment, 128) >= SMS)
+    dynadapt_attention_dkv[(streams * hkv, triton.cdiv(segment, sizes["BN"]))](
+        dout, qkv, lse, mem_len, slots, cos, sin, scale, dqkv, delta, *rotated, segment, **geometry, **sizes, **options)
+
+
+def reason(op: str) -> str:
+    return "Triton, rotation on load, memory skipped by its fill"
+
+
+_TENSORS = ("dout", "qkv", "out", "lse", "mem_k", "mem_v", "mem_len", "slots", "cos", "sin", "scale", "dqkv", "delta",
+            "rotated_q", "rotated_k", "segment", "mem_slot", "mem_row")
+_WIDE = {"lse": "*fp32", "delta": "*fp32", "cos": "*fp32", "sin": "*fp32", "mem_len": "*i32", "slots": "*i32",
+         "scale": "fp32", "segment": "i32", "mem_slot": "i32", "mem_row": "i32"}
+
+
+def _variant(kernel, function, d, dtype, large, archs, spills=0):
+    sizes, options = _blocks(kernel, dtype, d, large)
+    act = "*bf16" if dtype == torch.bfloat16 else "*fp32"
+    signature = {name: _WIDE.get(name, act) for name in _TENSORS if name in function.arg_names}
+    aligned = tuple(name for name in signature if name not in ("scale", "segment"))
+    name = f"d {d}, {'bf16' if act == '*bf16' else 'fp32'}, {sizes['BM']} x {sizes['BN']}"
+    return Variant(name, function, signature, {**_geometry(32, 8, d), **sizes}, options["num_warps"], options["num_stages"],
+                   tensor_core=dtype == torch.bfloat16, aligned=aligned, archs=archs, spills=spills)
+
+
+_SHAPES = [(d, torch.bfloat16, large) for d in (64, 96, 128) for large in (False, True)] + [
+    (d, torch.float32, False) for d in (64, 128)]
+# On sm_80 all of a product's operands are registers, and dq spills some; the blocks are those of Hopper.
+VARIANTS = [
+    _variant(kernel, function, *shape, archs, spills)
+    for archs, spills in (((90, 100), 0), ((80,), 2304))
+    for kernel, function in (("forward", dynadapt_attention_forward), ("dq", dynadapt_attention_dq),
+                             ("dkv", dynadapt_attention_dkv))
+    for shape in _SHAPES
+]
