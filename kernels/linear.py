@@ -1,11 +1,13 @@
 """Linear layers with per-stream adapters, in two forms; a table of measurements chooses (choices.py).
 
 fused   one launch: base product and adapter in one Triton kernel (linear_fused.py). Costs R / BN more multiplications.
-split   two to three launches: cuBLAS for the base product (one for all parts whose weights lie next to each other in
-        memory), shrink before it and expand after it (low_rank.py). Costs reading x and reading and writing y once more.
+split   shrink and expand (low_rank.py), then cuBLAS adds the base product onto the result: one product for all parts
+        whose weights lie next to each other in memory. Three launches; reads x, writes y and reads it once more.
 
 Without an adapter "split" is cuBLAS alone. One stream takes the same path as many: with its slot known only on the device
-there is no cheaper one. cuBLAS chooses its algorithm by the number of rows, so a row's last bits may depend on it.
+there is no cheaper one. cuBLAS chooses its algorithm and shrink its splits by the number of rows, so in the split form a
+row's last bits may depend on how many rows there are; never on their values.
+In float32 cuBLAS follows torch's TF32 switch, which is off unless the caller turns it on.
 """
 
 from __future__ import annotations
@@ -50,11 +52,17 @@ def forward_split(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     weights = _check("linear_forward", x, y, parts, A, Bt, slots, u, forward=True)
     if not x.shape[0]:
         return
-    _base_forward(x, weights, bias if A is None else None, y)
     if A is not None:
         sizes = [w.shape[0] for w in weights]
         partial, splits = low_rank.shrink(x, A, slots, 1.0, [x.shape[1]], A.shape[1], u, may_split=True)
         low_rank.expand(u, partial, splits, Bt, slots, scale, bias, sizes, Bt.shape[1], y)
+    for w, lo, hi in _products(weights):
+        if A is not None:
+            y[:, lo:hi].addmm_(x, w.t())
+        elif bias is not None:
+            torch.addmm(bias[lo:hi], x, w.t(), out=y[:, lo:hi])
+        else:
+            torch.mm(x, w.t(), out=y[:, lo:hi])
 
 
 def backward_split(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
@@ -62,13 +70,18 @@ def backward_split(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     weights = _check("linear_backward", dy, dx, parts, A, Bt, slots, dU, forward=False)
     if not dy.shape[0]:
         return
-    if dx is not None:
-        _base_backward(dy, weights, dx)
     if A is not None:
         sizes = [w.shape[0] for w in weights]
         partial, splits = low_rank.shrink(dy, Bt, slots, scale, sizes, Bt.shape[1], dU, may_split=dx is not None)
         if dx is not None:
             low_rank.expand(dU, partial, splits, A, slots, 1.0, None, [dx.shape[1]], A.shape[1], dx)
+    if dx is None:
+        return
+    for w, lo, hi in _products(weights):
+        if A is None and lo == 0:
+            torch.mm(dy[:, :hi], w, out=dx)
+        else:
+            dx.addmm_(dy[:, lo:hi], w)
 
 
 def stacked(parts) -> torch.Tensor | None:
@@ -93,22 +106,6 @@ def reason(op: str) -> str:
 def _choose(op, rows, k, o, Bt) -> str:
     rank = 0 if Bt is None else Bt.shape[1]
     return "split" if rank > linear_fused.MAX_RANK else choices.choose(op, rows, k, o, rank)
-
-
-def _base_forward(x, weights, bias, y) -> None:
-    for w, lo, hi in _products(weights):
-        if bias is None:
-            torch.mm(x, w.t(), out=y[:, lo:hi])
-        else:
-            torch.addmm(bias[lo:hi], x, w.t(), out=y[:, lo:hi])
-
-
-def _base_backward(dy, weights, dx) -> None:
-    for w, lo, hi in _products(weights):
-        if lo == 0:
-            torch.mm(dy[:, :hi], w, out=dx)
-        else:
-            torch.addmm(dx, dy[:, lo:hi], w, out=dx)
 
 
 def _products(weights):

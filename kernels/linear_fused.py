@@ -161,12 +161,21 @@ class Tile:
     stages: int
     speed: float
 
+    def constexprs(self, rank: int) -> tuple[int, ...]:
+        """RP, BM, BN, BK or BO, GROUP; the low-rank dimension is padded to what a dot product takes."""
+        return max(16, next_power_of_2(rank)), self.rows, self.columns, self.depth, GROUP
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
 
 # Hopper: 128 x 256 is the largest accumulator that 8 warps hold (128 of 255 registers a thread); it reads least per
 # multiplication. The smaller ones are for calls with too few tiles to fill the GPU. wgmma takes 64 rows a group of 4 warps.
 # Blackwell keeps accumulators in tensor memory, where 128 x 256 leaves no room for the low-rank one. Ampere's
 # multiplications read their operands through registers, hence smaller tiles. float32 without TF32 runs on the plain cores.
-HOPPER = (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.85), Tile(64, 128, 64, 4, 4, 0.65), Tile(64, 64, 64, 4, 4, 0.45))
+HOPPER = (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.85),
+          Tile(64, 128, 64, 4, 4, 0.65), Tile(64, 64, 64, 4, 4, 0.45))
 AMPERE = (Tile(128, 128, 32, 8, 4, 1.0), Tile(64, 128, 32, 8, 4, 0.8), Tile(64, 64, 64, 4, 3, 0.6))
 BF16 = {80: AMPERE, 90: HOPPER, 100: HOPPER[1:]}
 FP32 = (Tile(64, 64, 32, 8, 3, 1.0),)
@@ -174,7 +183,7 @@ GROUP = 8
 
 
 def pick(device, itemsize: int, streams: int, T: int, widths) -> Tile:
-    """The tile that finishes first if programs of one size run in waves, one a multiprocessor. ``widths``: columns of each part."""
+    """The tile that finishes first if programs run in waves, one a multiprocessor; ``widths``: columns of each part."""
     processors = multiprocessors(device)
 
     def cost(tile):
@@ -195,9 +204,8 @@ def launch_forward(x, weights, bias, A, Bt, slots, scale, u, y) -> None:
     grid = (streams * triton.cdiv(N // streams, tile.rows) * sum(triton.cdiv(o, tile.columns) for o in sizes),)
     strides = (0, 0, 0) if A is None else (A.stride(0), Bt.stride(0), u.stride(0))
     dynadapt_linear_forward[grid](
-        x, *_three(weights, weights[0]), bias, A, Bt, slots, u, y, scale, streams, N // streams, x.stride(0), *strides, y.stride(0),
-        K, *_three(sizes, 0), rank, max(16, next_power_of_2(rank)), tile.rows, tile.columns, tile.depth, GROUP,
-        num_warps=tile.warps, num_stages=tile.stages, **FUSION)
+        x, *_three(weights, weights[0]), bias, A, Bt, slots, u, y, float(scale), streams, N // streams,
+        x.stride(0), *strides, y.stride(0), K, *_three(sizes, 0), rank, *tile.constexprs(rank), **tile.options, **FUSION)
 
 
 def launch_backward(dy, weights, A, Bt, slots, scale, dU, dx) -> None:
@@ -207,27 +215,25 @@ def launch_backward(dy, weights, A, Bt, slots, scale, dU, dx) -> None:
     grid = (streams * triton.cdiv(N // streams, tile.rows) * triton.cdiv(K, tile.columns),)
     strides = (0, 0, 0) if A is None else (A.stride(0), Bt.stride(0), dU.stride(0))
     dynadapt_linear_backward[grid](
-        dy, *_three(weights, weights[0]), A, Bt, slots, dU, dx, scale, streams, N // streams, dy.stride(0), *strides, dx.stride(0),
-        K, *_three(sizes, 0), rank, max(16, next_power_of_2(rank)), tile.rows, tile.columns, tile.depth, GROUP,
-        num_warps=tile.warps, num_stages=tile.stages, **FUSION)
+        dy, *_three(weights, weights[0]), A, Bt, slots, dU, dx, float(scale), streams, N // streams,
+        dy.stride(0), *strides, dx.stride(0), K, *_three(sizes, 0), rank, *tile.constexprs(rank), **tile.options, **FUSION)
 
 
 def _variant(kernel, arch: int, tile: Tile, dtype: str, sizes, K: int, rank: int) -> Variant:
     forward = kernel is dynadapt_linear_forward
-    pointers = ["x", "w0", "w1", "w2", "bias", "a", "bt", "u", "y"] if forward else ["dy", "w0", "w1", "w2", "a", "bt", "dU", "dx"]
-    strides = ["x_stride", "a_stride", "bt_stride", "u_stride", "y_stride"] if forward else \
-        ["dy_stride", "a_stride", "bt_stride", "dU_stride", "dx_stride"]
-    signature = {p: f"*{dtype}" for p in pointers} | {"slots": "*i32", "scale": "fp32", "streams": "i32", "T": "i32"}
-    signature |= {s: "i32" for s in strides}
-    constexprs = dict(K=K, **dict(zip(("O0", "O1", "O2"), _three(sizes, 0))), RANK=rank, RP=max(16, next_power_of_2(rank)),
-                      BM=tile.rows, BN=tile.columns, GROUP=GROUP, **{"BK" if forward else "BO": tile.depth})
+    wide, low, out, depth = ("x", "u", "y", "BK") if forward else ("dy", "dU", "dx", "BO")
+    strides = [f"{name}_stride" for name in (wide, "a", "bt", low, out)]
+    signature = {p: f"*{dtype}" for p in (wide, "w0", "w1", "w2", "a", "bt", low, out)} | {s: "i32" for s in strides}
+    signature |= {"slots": "*i32", "scale": "fp32", "streams": "i32", "T": "i32"} | ({"bias": f"*{dtype}"} if forward else {})
+    constexprs = dict(zip(("O0", "O1", "O2"), _three(sizes, 0)), K=K, RANK=rank)
+    constexprs |= dict(zip(("RP", "BM", "BN", depth, "GROUP"), tile.constexprs(rank)))
     if rank == 0:
-        for name in ("a", "bt", "slots", "u" if forward else "dU"):
+        for name in ("a", "bt", "slots", low):
             del signature[name]
             constexprs[name] = None
-    return Variant(f"{dtype} {tile.rows}x{tile.columns}x{tile.depth} rank {rank} parts {len(sizes)}", kernel, signature, constexprs,
-                   num_warps=tile.warps, num_stages=tile.stages, tensor_core=dtype == "bf16",
-                   aligned=(*(p for p in pointers if p in signature), *strides), archs=(arch,))
+    aligned = tuple(name for name, kind in signature.items() if kind[0] == "*" or name in strides)
+    return Variant(f"{dtype} {tile.rows}x{tile.columns}x{tile.depth} rank {rank} parts {len(sizes)}", kernel, signature,
+                   constexprs, **tile.options, tensor_core=dtype == "bf16", aligned=aligned, archs=(arch,))
 
 
 def _variants():

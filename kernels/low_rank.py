@@ -1,12 +1,13 @@
 """The adapter's own products beside a matrix product by cuBLAS: ``shrink`` to the rank, ``expand`` from it.
 
-    shrink  u_p = scale in_p M_p^T     forward u = x A^T, backward dU_p = scale dy_p Bt_p^T     all parts in one launch
-    expand  y_p += scale u_p M_p + b   forward y_p += scale u_p Bt_p + b, backward dx += dU A   all parts in one launch
+    shrink  u_p = scale in_p M_p^T    forward u = x A^T, backward dU_p = scale dy_p Bt_p^T    all parts in one launch
+    expand  y_p = scale u_p M_p + b   forward y_p = scale u_p Bt_p + b, backward dx = dU A    all parts in one launch
 
-Both are bound by memory: shrink reads x (or dy) once, expand reads and writes y (or dx) once; multiplications are 2 N R a
-column. When there are too few row blocks to fill the GPU, shrink splits its contraction and leaves float32 partial sums in
-scratch memory, which expand adds in fixed order, so that no third launch is needed. Row blocks end where a stream ends.
-Not fused: the base product between the two.
+Both are bound by memory: shrink reads x (or dy) once, expand writes y (or dx) once; multiplications are 2 N R a column.
+cuBLAS then adds the base product onto what expand wrote. When there are too few row blocks to fill the GPU, shrink splits
+its contraction and leaves float32 partial sums in scratch memory, which expand adds in fixed order, so that no further
+launch is needed. Row blocks end where a stream ends. Not fused: the base product, which is why y is written and read once
+more than in linear_fused.py.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def dynadapt_lora_expand(
     C0: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr,
 ):
-    """y_p += scale u_p m_p + bias. With ``partial`` [splits, N, WIDTH], u is their sum, and is also stored."""
+    """y_p = scale u_p m_p + bias. With ``partial`` [splits, N, WIDTH], u is their sum, and is also stored."""
     TILES: tl.constexpr = (C0 + BN - 1) // BN + (C1 + BN - 1) // BN + (C2 + BN - 1) // BN
     blocks = tl.cdiv(T, BM)
     block, tile = grouped(tl.program_id(0), streams * blocks, TILES, GROUP)
@@ -86,8 +87,6 @@ def dynadapt_lora_expand(
     stored = (i < T - within)[:, None]
     columns = (first + n < size)[None, :]
     slot = tl.load(slots + stream).to(tl.int64)
-    y_tile = y + row * y_stride + i[:, None] * y_stride + (start + first) + n[None, :]
-    base = tl.load(y_tile, mask=stored & columns, other=0.0).to(tl.float32)
 
     acc = tl.zeros([BM, BN], tl.float32)
     for r0 in range(0, ROWS, BR):
@@ -107,9 +106,10 @@ def dynadapt_lora_expand(
             us = tl.load(u_tile, mask=valid, other=0.0)
         m_tile = m + slot * m_stride + r[:, None] * (C0 + C1 + C2) + (start + first) + n[None, :]  # [BR, BN]
         acc = dot(us, tl.load(m_tile, mask=(r < ROWS)[:, None] & columns, other=0.0), acc)
-    acc = base + acc * scale
+    acc = acc * scale
     if bias is not None:
         acc += tl.load(bias + start + first + n, mask=first + n < size, other=0.0).to(tl.float32)[None, :]
+    y_tile = y + row * y_stride + i[:, None] * y_stride + (start + first) + n[None, :]
     tl.store(y_tile, acc.to(y.dtype.element_ty), mask=stored & columns)
 
 
@@ -154,48 +154,47 @@ def shrink(x, m, slots, scale, sizes, rows: int, out, may_split: bool):
         partial = target = scratch(x.device, "lora_shrink", next_power_of_2(config.splits * split_stride))
     grid = (streams * triton.cdiv(T, config.rows), len(sizes) * rank_tiles, config.splits)
     dynadapt_lora_shrink[grid](
-        x, m, slots, target, scale, streams, T, config.splits, x.stride(0), m.stride(0),
+        x, m, slots, target, float(scale), streams, T, config.splits, x.stride(0), m.stride(0),
         out.stride(0) if partial is None else len(sizes) * rows, split_stride, m.stride(1),
         *_three(sizes), rows, config.rows, rank_tile, config.depth, num_warps=WARPS, num_stages=STAGES, **FUSION)
     return partial, config.splits
 
 
 def expand(u, partial, splits: int, m, slots, scale, bias, sizes, rows: int, y) -> None:
-    """y_p += scale u_p m_p + bias for u [N, P rows], m [slots, rows, sum sizes]; see ``shrink`` for partial and splits."""
+    """y_p = scale u_p m_p + bias for u [N, P rows], m [slots, rows, sum sizes]; see ``shrink`` for partial and splits."""
     N, streams, (BM, BN) = y.shape[0], len(slots), EXPAND[y.element_size()]
     T, width = N // streams, len(sizes) * rows
     grid = (streams * triton.cdiv(T, BM) * sum(triton.cdiv(s, BN) for s in sizes),)
     dynadapt_lora_expand[grid](
-        u, partial, m, slots, bias, y, scale, streams, T, splits, u.stride(0), N * width, m.stride(0), y.stride(0),
+        u, partial, m, slots, bias, y, float(scale), streams, T, splits, u.stride(0), N * width, m.stride(0), y.stride(0),
         *_three(sizes), rows, width, BM, BN, block(rows, MAX_RANK_TILE[y.element_size()]), GROUP,
         num_warps=WARPS, num_stages=2, **FUSION)
 
 
+def _variant(kernel, name: str, signature, pointers, sizes, rows: int, stages: int, tensor_core: bool, **constexprs) -> Variant:
+    strides = tuple(n for n in kernel.arg_names if n.endswith("_stride") or n == "M_WIDTH")
+    signature |= {"slots": "*i32", "scale": "fp32", "streams": "i32", "T": "i32", "splits": "i32"} | {s: "i32" for s in strides}
+    constexprs |= dict(zip(("C0", "C1", "C2"), _three(sizes)), ROWS=rows)
+    return Variant(f"{name} rank {rows} parts {len(sizes)}", kernel, signature, constexprs, WARPS, stages, tensor_core,
+                   aligned=(*pointers, "slots", *strides))
+
+
 def _shrink_variant(dtype: str, sizes, rows: int, block_rows: int, out: str) -> Variant:
-    itemsize = 2 if dtype == "bf16" else 4
-    strides = {s: "i32" for s in ("x_stride", "m_stride", "out_stride", "split_stride", "M_WIDTH")}
-    signature = {"x": f"*{dtype}", "m": f"*{dtype}", "slots": "*i32", "out": f"*{out}", "scale": "fp32",
-                 "streams": "i32", "T": "i32", "splits": "i32", **strides}
-    constexprs = dict(zip(("C0", "C1", "C2"), _three(sizes)), ROWS=rows, BM=block_rows, BR=block(rows, MAX_RANK_TILE[itemsize]),
-                      BK=DEPTH[itemsize])
-    return Variant(f"shrink {dtype} -> {out} {block_rows} rows, rank {rows} parts {len(sizes)}", dynadapt_lora_shrink, signature,
-                   constexprs, WARPS, STAGES, tensor_core=dtype == "bf16" and block_rows == 64, aligned=("x", "m", "slots", "out", *strides))
+    itemsize, pointers = 2 if dtype == "bf16" else 4, ("x", "m", "out")
+    return _variant(
+        dynadapt_lora_shrink, f"{dtype} -> {out} {block_rows} rows", dict(zip(pointers, (f"*{dtype}", f"*{dtype}", f"*{out}"))),
+        pointers, sizes, rows, STAGES, dtype == "bf16" and block_rows == 64,  # wgmma takes no fewer rows
+        BM=block_rows, BR=block(rows, MAX_RANK_TILE[itemsize]), BK=DEPTH[itemsize])
 
 
 def _expand_variant(dtype: str, sizes, rows: int, split: bool) -> Variant:
-    itemsize = 2 if dtype == "bf16" else 4
-    strides = {s: "i32" for s in ("u_stride", "split_stride", "m_stride", "y_stride")}
-    signature = {p: f"*{dtype}" for p in ("u", "m", "y")} | {"slots": "*i32", "scale": "fp32", "streams": "i32", "T": "i32",
-                                                             "splits": "i32", **strides}
-    constexprs = dict(zip(("C0", "C1", "C2"), _three(sizes)), ROWS=rows, WIDTH=len(sizes) * rows, BM=EXPAND[itemsize][0], BN=EXPAND[itemsize][1],
-                      BR=block(rows, MAX_RANK_TILE[itemsize]), GROUP=GROUP, bias=None)
-    if split:
-        signature["partial"] = "*fp32"
-    else:
-        constexprs["partial"] = None
-    return Variant(f"expand {dtype} rank {rows} parts {len(sizes)}{' of partial sums' if split else ''}", dynadapt_lora_expand,
-                   signature, constexprs, WARPS, 2, tensor_core=dtype == "bf16",
-                   aligned=("u", "m", "y", "slots", "partial", *strides))
+    itemsize, pointers = 2 if dtype == "bf16" else 4, ("u", "m", "y")
+    (BM, BN), partial = EXPAND[itemsize], {} if split else {"partial": None}
+    signature = {p: f"*{dtype}" for p in pointers} | ({"partial": "*fp32"} if split else {})
+    return _variant(
+        dynadapt_lora_expand, f"{dtype}{' of partial sums' if split else ''}", signature, tuple(signature), sizes, rows, 2,
+        dtype == "bf16", bias=None, WIDTH=len(sizes) * rows, BM=BM, BN=BN,
+        BR=block(rows, MAX_RANK_TILE[itemsize]), GROUP=GROUP, **partial)
 
 
 VARIANTS = [

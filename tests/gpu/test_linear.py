@@ -30,7 +30,8 @@ def forward_arguments(case, dtype, bias=True):
         Bt = flat[:, len(parts) * rank * k : -5].unflatten(1, (rank, out))
         adapter[:2], adapter[4] = [A, Bt], Out(poisoned(n, len(parts) * rank))
     weights = [Weight(acts(p, k, dtype=dtype) / k**0.5) for p in parts]
-    return [acts(n, k + 3, dtype=dtype)[:, :k], weights, acts(out, dtype=dtype) if bias else None, *adapter, Out(poisoned(n, out))]
+    x = acts(n, k + 3, dtype=dtype)[:, :k]
+    return [x, weights, acts(out, dtype=dtype) if bias else None, *adapter, Out(poisoned(n, out))]
 
 
 def backward_arguments(case, dtype):
@@ -94,7 +95,8 @@ def test_backward_without_dx_gives_the_same_dU(form, dtype):
 @pytest.mark.parametrize("form", FORMS)
 def test_stacked_parts_give_what_separate_ones_give(form):
     case = n, _, k, sizes, _ = (40, 2, 48, (33, 16, 16), 4)
-    x, weights, bias, A, Bt, slots, scale, u, y = (a.tensor if isinstance(a, Out) else a for a in forward_arguments(case, torch.float32))
+    arguments = forward_arguments(case, torch.float32)
+    x, weights, bias, A, Bt, slots, scale, u, y = (a.tensor if isinstance(a, Out) else a for a in arguments)
     whole = torch.cat([w.tensor for w in weights]).to(DEVICE)
     separate, stacked = [DenseMatrix(p) for p in whole.split(sizes)], [DenseMatrix(p) for p in whole.split(sizes)]
     for part, view in zip(stacked, whole.split(sizes)):

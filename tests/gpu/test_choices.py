@@ -1,0 +1,59 @@
+"""The table that says which form serves a shape."""
+import json
+
+import pytest
+
+from dynadapt.kernels import choices
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """A table with one layer measured at two numbers of rows, on the GPU that the process believes to have."""
+    entry = {"op": "linear_forward", "k": 64, "o": 96, "rank": 16, "fused_ms": 1.0, "split_ms": 2.0, "cublas_only_ms": 0.5}
+    path = tmp_path / "choices.json"
+    path.write_text(json.dumps({"GPU A": [{**entry, "rows": 512, "form": "fused"}, {**entry, "rows": 8192, "form": "split"}]}))
+    monkeypatch.setattr(choices, "TABLE", path)
+    monkeypatch.setattr(choices, "gpu_name", lambda: "GPU A")
+    choices.reload()
+    yield path
+    choices.reload()
+
+
+@pytest.mark.parametrize("rows, form", [(1, "fused"), (512, "fused"), (1100, "fused"), (5000, "split"), (10**6, "split")])
+def test_the_nearest_measured_number_of_rows_decides(table, rows, form):
+    assert choices.choose("linear_forward", rows, 64, 96, 16) == form
+
+
+@pytest.mark.parametrize("change", [{"op": "linear_backward"}, {"k": 65}, {"o": 64}, {"rank": 0}])
+def test_an_unmeasured_layer_is_split(table, change):
+    assert choices.choose(**{"op": "linear_forward", "rows": 512, "k": 64, "o": 96, "rank": 16, **change}) == "split"
+
+
+def test_another_gpu_has_not_been_measured(table, monkeypatch):
+    assert "fused at 1 of 2 measured shapes" in choices.reason("linear_forward")
+    monkeypatch.setattr(choices, "gpu_name", lambda: "GPU B")
+    assert choices.choose("linear_forward", 512, 64, 96, 16) == "split"
+    assert "has not been measured: python benchmarks/gpu_campaign.py choices" in choices.reason("linear_forward")
+
+
+def test_force_is_for_its_context_only(table):
+    with choices.force("split"):
+        assert choices.choose("linear_forward", 512, 64, 96, 16) == "split"
+        with choices.force(None):
+            assert choices.choose("linear_forward", 512, 64, 96, 16) == "fused"
+    assert choices.choose("linear_forward", 512, 64, 96, 16) == "fused"
+    with pytest.raises(ValueError, match="form='fast', accepted is one of"):
+        with choices.force("fast"):
+            pass
+
+
+def test_an_unknown_form_in_the_table_is_refused(table):
+    table.write_text(table.read_text().replace('"split"', '"fastest"'))
+    choices.reload()
+    with pytest.raises(ValueError, match="choices.json: form 'fastest'"):
+        choices.choose("linear_forward", 512, 64, 96, 16)
+
+
+def test_the_shipped_table_is_valid():
+    for gpu in json.loads(choices.TABLE.read_text()):
+        choices._measured(gpu)
