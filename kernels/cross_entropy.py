@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from . import choices
 from .common import FUSION, Variant, block, dot, scratch
 
 BUDGET = 256 << 20  # bytes of one chunk's logits
@@ -139,15 +140,23 @@ def dynadapt_cross_entropy_weight_gradient(d, h, dW, rows, V, width, stride_h, H
 
 
 def reason(op: str) -> str:
-    form = "chunked: cuBLAS products, a Triton softmax kernel between them"
-    return f"{form}; Triton product for dW" if op == "cross_entropy_weight_gradient" else form
+    if op == "cross_entropy_weight_gradient":
+        return "cuBLAS logits, Triton gradient of the logits, Triton product"
+    return f"Triton, {choices.reason(op)}; split is cuBLAS, Triton softmax, cuBLAS"
 
 
 def chunks(rows: int, width: int, dtype: torch.dtype):
-    """(first, last) of equal chunks, multiples of 128 rows, whose [rows, width] buffer keeps to BUDGET."""
+    """(first, end) of equal chunks, multiples of 128 rows, whose [rows, width] buffer keeps to BUDGET."""
+    if not rows:
+        return []
     most = max(128, BUDGET // (width * dtype.itemsize) // 128 * 128)
     size = triton.cdiv(triton.cdiv(rows, triton.cdiv(rows, most)), 128) * 128
     return [(lo, min(lo + size, rows)) for lo in range(0, rows, size)]
+
+
+def padded_rows(rows: int, width: int, dtype: torch.dtype) -> int:
+    """Rows of the buffer that all chunks use."""
+    return max((triton.cdiv(hi - lo, 128) * 128 for lo, hi in chunks(rows, width, dtype)), default=0)
 
 
 def check_shapes(op: str, h, head, targets) -> None:
@@ -163,7 +172,12 @@ def cross_entropy(h, head, targets, weights, nll, lse, dh) -> None:
     targets int64 [N]; a negative target is not scored: nll 0, dh 0.
     """
     check_shapes("cross_entropy", h, head, targets)
-    cross_entropy_chunked(h, head, targets, weights, nll, lse, dh)
+    V, H = head.weight.shape
+    if choices.choose("cross_entropy", len(h), H, V, 0) == "fused":
+        from .cross_entropy_fused import cross_entropy_fused as serve
+    else:
+        serve = cross_entropy_chunked
+    serve(h, head, targets, weights, nll, lse, dh)
 
 
 def _logits(h, weight, most: int):
@@ -194,9 +208,8 @@ def _score_rows(logits, targets, weights, nll, lse, V: int, gradient: bool, most
 def cross_entropy_chunked(h, head, targets, weights, nll, lse, dh) -> None:
     """``cross_entropy`` with cuBLAS products."""
     V = head.weight.shape[0]
-    parts = chunks(len(h), V, h.dtype)
-    most = triton.cdiv(parts[0][1], 128) * 128
-    for lo, hi in parts:
+    most = padded_rows(len(h), V, h.dtype)
+    for lo, hi in chunks(len(h), V, h.dtype):
         logits = _logits(h[lo:hi], head.weight, most)
         _score_rows(logits, targets[lo:hi], None if weights is None else weights[lo:hi], nll[lo:hi], lse[lo:hi], V,
                     dh is not None, most)
@@ -215,11 +228,12 @@ def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate
     """dW [V, H] float32 (+)= sum_n w_n (softmax_n - onehot_n) h_n^T, logits recomputed from h and lse."""
     check_shapes("cross_entropy_weight_gradient", h, head, targets)
     V, H = head.weight.shape
-    parts = chunks(len(h), V, h.dtype)
-    most = triton.cdiv(parts[0][1], 128) * 128
+    if not accumulate and not len(h):
+        dW.zero_()
+    most = padded_rows(len(h), V, h.dtype)
     config = _product_config(h.dtype)
     grid = (triton.cdiv(H, config["BN"]), triton.cdiv(V, config["BM"]))
-    for lo, hi in parts:
+    for lo, hi in chunks(len(h), V, h.dtype):
         logits = _logits(h[lo:hi], head.weight, most)
         rows, width = logits.shape
         size = block(width, BLOCK)
@@ -240,7 +254,8 @@ def _variants():
                       num_warps=WARPS, aligned=aligned, registers=128)
     unweighted = {n: t for n, t in rows.items() if n != "weights"}
     yield Variant("bf16 weights=None", dynadapt_cross_entropy_rows, unweighted,
-                  {"BLOCK": BLOCK, "GRADIENT": True, "weights": None}, num_warps=WARPS, aligned=tuple(n for n in aligned if n != "weights"), registers=128)
+                  {"BLOCK": BLOCK, "GRADIENT": True, "weights": None}, num_warps=WARPS, registers=128,
+                  aligned=tuple(n for n in aligned if n != "weights"))
     yield Variant("bf16", dynadapt_cross_entropy_partials,
                   {n: t for n, t in {**rows, **partials}.items() if n not in ("weights", "nll", "lse")}, {"BLOCK": BLOCK},
                   num_warps=WARPS, aligned=("logits", "width", "maxima", "sums"), registers=128)

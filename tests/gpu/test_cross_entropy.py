@@ -2,14 +2,16 @@
 import pytest
 import torch
 
+from dynadapt.kernels import choices
 from dynadapt.kernels import cross_entropy as kernels
+from dynadapt.kernels import cross_entropy_fused as fused_kernels
 from dynadapt.ops.matrix import DenseMatrix
 
-from .compare import DEVICE, DTYPES, Out, Weight, acts, check, poisoned, run, skip_without_gpu
+from .compare import DTYPES, Out, Weight, acts, check, poisoned, run, skip_without_gpu
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, about rows that are not finite
 # rows N, hidden H, vocabulary V
-CASES = [(1, 5, 3), (33, 33, 256), (31, 65, 257), (11, 130, 1283)]
+CASES = [(1, 5, 3), (33, 33, 256), (31, 65, 257), (11, 130, 783)]
 
 
 def arguments(case, dtype, gradient=True, weights=True, spread=1.0):
@@ -23,12 +25,16 @@ def arguments(case, dtype, gradient=True, weights=True, spread=1.0):
             Out(poisoned(n), wide=True), Out(poisoned(n), wide=True), Out(poisoned(n, hidden)) if gradient else None]
 
 
-@pytest.fixture(params=["chunked", "split rows"])
+@pytest.fixture(params=["chunked", "split rows", "fused", "fused split"])
 def form(request, monkeypatch):
-    """Which form serves; the chunked one with one program a row or with the vocabulary over programs."""
+    """Which form serves: the chunked one with one program a row or with the vocabulary over programs; the fused one with
+    and without the vocabulary split over programs."""
+    fused, split = "fused" in request.param, "split" in request.param
+    monkeypatch.setattr(fused_kernels, "splits", lambda *tiles: 3 if split else 1)
     monkeypatch.setattr(kernels, "BLOCK", 512)
-    monkeypatch.setattr(kernels, "SPLIT_BELOW", 10**9 if request.param == "split rows" else 0)
-    return request.param
+    monkeypatch.setattr(kernels, "SPLIT_BELOW", 10**9 if split else 0)
+    with choices.force("fused" if fused else "split"):
+        yield request.param
 
 
 @pytest.mark.parametrize("spread", [1.0, 20.0])
@@ -72,7 +78,7 @@ def test_unscored_rows_are_zero_and_rows_are_independent(dtype, form):
     assert (together[0][::7] == 0).all() and (together[2][::7] == 0).all()
     rows = slice(13, 19)
     alone = [call[0][rows], call[1], call[2][rows], call[3][rows], *(Out(o.tensor[rows], o.wide) for o in call[4:])]
-    tolerance = {torch.float32: 3e-6, torch.bfloat16: 2e-2}[dtype]  # products may be blocked differently for fewer rows
+    tolerance = {torch.float32: 3e-6, torch.bfloat16: 2e-2}[dtype]  # products may be summed in another order for fewer rows
     for whole, part in zip(together, run("cross_entropy", alone, dtype)):
         torch.testing.assert_close(whole[rows], part, rtol=tolerance, atol=tolerance)
 
@@ -143,6 +149,20 @@ def test_weight_gradient(case, dtype, accumulate, monkeypatch):
     check("cross_entropy_weight_gradient", gradient_arguments(case, dtype, accumulate), dtype, slack=2)
 
 
+def test_no_rows(form):
+    run("cross_entropy", arguments((0, 5, 30), torch.float32), torch.float32)
+    (dW,) = run("cross_entropy_weight_gradient", gradient_arguments((0, 5, 30), torch.float32, False), torch.float32)
+    assert (dW == 0).all()
+
+
+def test_the_vocabulary_is_split_until_the_gpu_is_full():
+    for tiles in (1, 20, 32, 56, 100, 112, 140, 256, 1000):
+        count = fused_kernels.splits(tiles, 501, 132)
+        programs = tiles * count
+        assert count <= 16 and (programs / (132 * -(-programs // 132)) >= 0.85 or count * tiles < 132)
+    assert fused_kernels.splits(1, 3, 132) == 1 and fused_kernels.splits(256, 501, 132) == 1
+
+
 def test_errors_name_the_argument():
     head, out = DenseMatrix(torch.zeros(10, 4)), torch.zeros(3)
     with pytest.raises(ValueError, match=r"cross_entropy: targets is torch.int32 \[3\], accepted is torch.int64 \[3\]"):
@@ -154,7 +174,15 @@ def test_errors_name_the_argument():
 @pytest.mark.gpu
 @skip_without_gpu
 @pytest.mark.parametrize("case", [(512, 576, 49152), (100, 768, 50257), (1500, 2048, 128256)], ids=str)
-def test_real_sizes(case):
-    check("cross_entropy", arguments(case, torch.bfloat16), torch.bfloat16)
+@pytest.mark.parametrize("form", choices.FORMS)
+def test_real_sizes(case, form):
+    with choices.force(form):
+        check("cross_entropy", arguments(case, torch.bfloat16), torch.bfloat16)
+        check("cross_entropy", arguments(case, torch.bfloat16, gradient=False), torch.bfloat16)
+
+
+@pytest.mark.gpu
+@skip_without_gpu
+@pytest.mark.parametrize("case", [(512, 576, 49152), (700, 2048, 128256)], ids=str)
+def test_weight_gradient_at_real_sizes(case):
     check("cross_entropy_weight_gradient", gradient_arguments(case, torch.bfloat16, True), torch.bfloat16)
-    assert DEVICE == "cuda"

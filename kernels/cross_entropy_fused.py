@@ -1,0 +1,264 @@
+"""Linear cross-entropy with the softmax inside the products: the other form of ``cross_entropy``.
+
+1. ``logits``: one tile of h W^T a program; its epilogue takes the logits in base 2, l log2(e), and writes p = 2^(l - m) in the
+   working dtype, m and sum p for each row of the tile in float32, and the logit of a target that lies in it. m is rounded up
+   to an integer. Logits themselves are neither rounded nor stored.
+2. ``score``: joins a row's tiles into lse and nll, and gives every tile a factor 2^(m - e), e an integer near the row's lse,
+   every row a scale w 2^e / sum exp, and its target a coefficient w (softmax - 1); p at the target becomes 0.
+3. ``hidden``: dh = scale * sum over tiles of (factor p) W + coefficient * W_target. The factor is a power of two, so that
+   applying it between load and product rounds nothing; scale and coefficient meet the float32 sums. When the tiles of dh
+   cannot fill the GPU, the vocabulary is split over programs and 4. ``sum`` adds their parts in order.
+
+Three or four launches a chunk, 4 H V a row; beside the operands p is written once and read once (chunked: the logits are
+written twice and read three times). The score alone stores no p: two launches, 2 H V. Not fused: 1 and 3 into one kernel,
+which would have to carry a row's whole dh [H] through the vocabulary; registers hold 128 x 256 numbers, not 128 x 2,048.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+
+from . import cross_entropy as chunked
+from .common import FUSION, INTERPRET, Variant, block, dot, scratch
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+_UPCAST: tl.constexpr = tl.constexpr(INTERPRET)  # the interpreter has no bfloat16 arithmetic
+SCORE_ROWS = 8  # one 32-byte sector of tile_max [tiles, rows]
+SUM_BLOCK = 1024
+
+
+@triton.jit(do_not_specialize=["N"])
+def dynadapt_cross_entropy_logits(h, w, targets, p, tile_max, tile_sum, target_logits, N, V, stride_h, width, most,
+                                  H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """p [N, width] or None; tile_max, tile_sum [width / BN, most]; target_logits [N] in base 2. Row blocks run fastest: W
+    comes from memory once."""
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    tile = tl.program_id(1)
+    first = tile * BN
+    col = tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    live = row < N
+    # Rows beyond the end read the last one instead of being masked: nothing of them is stored.
+    a = h + tl.minimum(row, N - 1).to(tl.int64)[:, None] * stride_h + k[None, :]
+    b = w + first.to(tl.int64) * H + tl.minimum(col, V - 1 - first)[None, :] * H + k[:, None]
+    acc = tl.zeros((BM, BN), tl.float32)
+    for start in range(0, H, BK):
+        if H % BK == 0:
+            x, y = tl.load(a), tl.load(b)
+        else:
+            x = tl.load(a, mask=(start + k < H)[None, :], other=0.0)
+            y = tl.load(b, mask=(start + k < H)[:, None], other=0.0)
+        acc = dot(x, y, acc)  # [BM, BK] [BK, BN]
+        a += BK
+        b += BK
+    acc = tl.where((first + col < V)[None, :], acc * LOG2E, float("-inf"))
+    m = tl.ceil(tl.max(acc, 1))
+    target = tl.load(targets + row, mask=live, other=-1) - first
+    logit = tl.sum(tl.where(col[None, :] == target.to(tl.int32)[:, None], acc, 0.0), 1)
+    tl.store(target_logits + row, logit, mask=live & (target >= 0) & (target < BN))
+    e = tl.exp2(acc - m[:, None])
+    tl.store(tile_max + tile * most + row, m, mask=live)
+    tl.store(tile_sum + tile * most + row, tl.sum(e, 1), mask=live)
+    if p is not None:
+        tl.store(p + row[:, None] * width + first + col[None, :], e.to(p.dtype.element_ty), mask=live[:, None])
+
+
+@triton.jit(do_not_specialize=["N"])
+def dynadapt_cross_entropy_score(tile_max, tile_sum, target_logits, targets, weights, nll, lse, p, factor, scale, coefficient,
+                                 N, width, most, tiles, ROWS: tl.constexpr, TILES: tl.constexpr):
+    """nll, lse [N] from the tiles; with p [N, width]: factor [tiles, most], scale and coefficient [most], p at the target."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live = row < N
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    s = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, tiles, TILES):
+        t = start + tl.arange(0, TILES)
+        at, mask = t[:, None] * most + row[None, :], (t < tiles)[:, None] & live[None, :]
+        m = tl.load(tile_max + at, mask=mask, other=float("-inf"))  # [TILES, ROWS]
+        new = tl.where(live, tl.maximum(top, tl.max(m, 0)), 0.0)
+        s = s * tl.exp2(top - new) + tl.sum(tl.load(tile_sum + at, mask=mask, other=0.0) * tl.exp2(m - new[None, :]), 0)
+        top = new
+    log_sum = tl.log2(s)
+    target = tl.load(targets + row, mask=live, other=-1)
+    scored = target >= 0
+    above = tl.load(target_logits + row, mask=scored, other=0.0) - top  # the target's logit over the largest tile's m
+    tl.store(lse + row, (top + log_sum) * LN2, mask=live)
+    tl.store(nll + row, tl.where(scored, (log_sum - above) * LN2, 0.0), mask=live)
+    if p is not None:
+        e = tl.ceil(log_sum)  # over top
+        weight = tl.where(scored, 1.0, 0.0)
+        if weights is not None:
+            weight = tl.load(weights + row, mask=scored, other=0.0)
+        tl.store(scale + row, tl.where(scored, weight * tl.exp2(e) / s, 0.0), mask=live)
+        tl.store(coefficient + row, tl.where(scored, weight * (tl.exp2(above) / s - 1.0), 0.0), mask=live)
+        tl.store(p + row.to(tl.int64) * width + target, tl.zeros((ROWS,), p.dtype.element_ty), mask=scored)
+        for start in range(0, tiles, TILES):
+            t = start + tl.arange(0, TILES)
+            at, mask = t[:, None] * most + row[None, :], (t < tiles)[:, None] & live[None, :]
+            m = tl.load(tile_max + at, mask=mask, other=0.0)
+            tl.store(factor + at, tl.exp2(m - (top + e)[None, :]), mask=mask)
+
+
+@triton.jit(do_not_specialize=["N"])
+def dynadapt_cross_entropy_hidden(p, factor, scale, coefficient, targets, w, out, N, V, width, most, stride_out, stride_part,
+                                  span, H: tl.constexpr, TILE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                                  BK: tl.constexpr):
+    """out [N, H], or float32 parts of it, one for each ``span`` columns of the vocabulary."""
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    col = tl.program_id(1) * BN + tl.arange(0, BN)
+    first = tl.program_id(2) * span
+    k = tl.arange(0, BK)
+    live = row < N
+    safe = tl.minimum(row, N - 1)
+    a = p + safe[:, None] * width + first + k[None, :]
+    b = w + first.to(tl.int64) * H + k[:, None] * H + col[None, :]
+    acc = tl.zeros((BM, BN), tl.float32)
+    for start in range(first, tl.minimum(first + span, width), BK):
+        f = tl.load(factor + (start // TILE) * most + safe)
+        x = tl.load(a)
+        if _UPCAST:
+            x = x.to(tl.float32)
+        x = x * f.to(x.dtype)[:, None]
+        y = tl.load(b, mask=(start + k < V)[:, None] & (col < H)[None, :], other=0.0)
+        acc = dot(x, y, acc)  # [BM, BK] [BK, BN]
+        a += BK
+        b += BK * H
+    s = tl.load(scale + safe)
+    acc = tl.where((s != 0)[:, None], acc * s[:, None], 0.0)  # a row that is not scored may hold anything
+    target = tl.load(targets + safe)
+    if tl.program_id(2) == 0:
+        known = (target >= 0)[:, None] & (col < H)[None, :]
+        y = tl.load(w + tl.maximum(target, 0)[:, None] * H + col[None, :], mask=known, other=0.0)
+        acc += tl.load(coefficient + safe)[:, None] * y.to(tl.float32)
+    out += tl.program_id(2).to(tl.int64) * stride_part
+    tl.store(out + row.to(tl.int64)[:, None] * stride_out + col[None, :], acc.to(out.dtype.element_ty),
+             mask=live[:, None] & (col < H)[None, :])
+
+
+@triton.jit
+def dynadapt_cross_entropy_sum(parts, dh, count, stride_part, stride_dh, H: tl.constexpr, BLOCK: tl.constexpr):
+    """dh [N, H] = the sum of parts [count, most, H], first to last."""
+    row = tl.program_id(0).to(tl.int64)
+    col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for i in range(count):
+        acc += tl.load(parts + i * stride_part + row * H + col, mask=col < H, other=0.0)
+    tl.store(dh + row * stride_dh + col, acc.to(dh.dtype.element_ty), mask=col < H)
+
+
+def logits_config(dtype: torch.dtype) -> dict:
+    """128 x 256 sums are 128 registers a thread of eight warps; three stages of 48 KiB. float32 multiplies without tensor
+    cores: small tiles."""
+    if dtype == torch.float32:
+        return {"BM": 64, "BN": 64, "BK": 16, "num_warps": 8, "num_stages": 2}
+    return {"BM": 128, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 3}
+
+
+def hidden_config(dtype: torch.dtype, H: int, capability: int) -> dict:
+    """Wide tiles where the hidden size fills them and p, which passes through registers, leaves room (not on sm_80)."""
+    if dtype == torch.float32:
+        return {"BM": 64, "BN": 64, "BK": 16, "num_warps": 8, "num_stages": 2}
+    wide = H >= 1024 and capability >= 90
+    return {"BM": 128, "BN": 256 if wide else 128, "BK": 64, "num_warps": 8, "num_stages": 3}
+
+
+@functools.cache
+def _gpu(device) -> tuple[int, int]:
+    """(compute capability, multiprocessors)."""
+    if INTERPRET:
+        return 90, 132
+    properties = torch.cuda.get_device_properties(device)
+    return 10 * properties.major + properties.minor, properties.multi_processor_count
+
+
+def splits(tiles: int, vocabulary_tiles: int, multiprocessors: int) -> int:
+    """Into how many parts the vocabulary is split so that ``tiles`` output tiles fill whole waves of the GPU to 85%."""
+    waves = {s: tiles * s / multiprocessors for s in range(1, max(1, min(16, vocabulary_tiles // 4)) + 1)}
+    full = {s: w / -(-w // 1) for s, w in waves.items()}
+    return next((s for s, share in full.items() if share >= 0.85), max(full, key=full.get))
+
+
+def cross_entropy_fused(h, head, targets, weights, nll, lse, dh) -> None:
+    """``cross_entropy`` with the softmax in the products' epilogue and prologue."""
+    tile = logits_config(h.dtype)["BN"]
+    width = triton.cdiv(head.weight.shape[0], tile) * tile
+    for lo, hi in chunked.chunks(len(h), width, h.dtype):
+        _chunk(h[lo:hi], head.weight, targets[lo:hi], None if weights is None else weights[lo:hi], nll[lo:hi], lse[lo:hi],
+               None if dh is None else dh[lo:hi], width, chunked.padded_rows(len(h), width, h.dtype))
+
+
+def _chunk(h, weight, targets, weights, nll, lse, dh, width: int, most: int) -> None:
+    (N, H), V = h.shape, weight.shape[0]
+    config = logits_config(h.dtype)
+    tile = config["BN"]
+    tiles = width // tile
+    p = None if dh is None else scratch(h.device, "cross_entropy logits", most, width, dtype=h.dtype)
+    tile_max, tile_sum, factor = scratch(h.device, "cross_entropy tiles", 3, tiles, most)
+    target_logits, scale, coefficient = scratch(h.device, "cross_entropy targets", 3, most)
+    dynadapt_cross_entropy_logits[(triton.cdiv(N, config["BM"]), tiles)](
+        h, weight, targets, p, tile_max, tile_sum, target_logits, N, V, h.stride(0), width, most, H, **config, **FUSION)
+    dynadapt_cross_entropy_score[(triton.cdiv(N, SCORE_ROWS),)](
+        tile_max, tile_sum, target_logits, targets, weights, nll, lse, p, factor, scale, coefficient, N, width, most, tiles,
+        SCORE_ROWS, block(tiles, 512), num_warps=4, **FUSION)
+    if dh is not None:
+        _hidden(p, factor, scale, coefficient, targets, weight, dh, tile, most)
+
+
+def _hidden(p, factor, scale, coefficient, targets, weight, dh, tile: int, most: int) -> None:
+    (N, H), (V, _), width = dh.shape, weight.shape, p.shape[1]
+    capability, multiprocessors = _gpu(dh.device)
+    config = hidden_config(dh.dtype, H, capability)
+    rows, cols, tiles = triton.cdiv(N, config["BM"]), triton.cdiv(H, config["BN"]), width // tile
+    count = splits(rows * cols, tiles, multiprocessors)
+    span = triton.cdiv(tiles, count) * tile
+    count = triton.cdiv(width, span)
+    out = dh if count == 1 else scratch(dh.device, "cross_entropy parts", count, most, H)
+    dynadapt_cross_entropy_hidden[(rows, cols, count)](
+        p, factor, scale, coefficient, targets, weight, out, N, V, width, most, out.stride(-2), most * H, span, H, tile, **config,
+        **FUSION)
+    if count > 1:
+        size = block(H, SUM_BLOCK)
+        dynadapt_cross_entropy_sum[(N, triton.cdiv(H, size))](out, dh, count, most * H, dh.stride(0), H, size, num_warps=4,
+                                                              **FUSION)
+
+
+def _variants():
+    logits = {"h": "*bf16", "w": "*bf16", "targets": "*i64", "p": "*bf16", "tile_max": "*fp32", "tile_sum": "*fp32",
+              "target_logits": "*fp32", "N": "i32", "V": "i32", "stride_h": "i32", "width": "i32", "most": "i32"}
+    score = {"tile_max": "*fp32", "tile_sum": "*fp32", "target_logits": "*fp32", "targets": "*i64", "weights": "*fp32",
+             "nll": "*fp32", "lse": "*fp32", "p": "*bf16", "factor": "*fp32", "scale": "*fp32", "coefficient": "*fp32",
+             "N": "i32", "width": "i32", "most": "i32", "tiles": "i32"}
+    hidden = {"p": "*bf16", "factor": "*fp32", "scale": "*fp32", "coefficient": "*fp32", "targets": "*i64", "w": "*bf16",
+              "out": "*bf16", "N": "i32", "V": "i32", "width": "i32", "most": "i32", "stride_out": "i32", "stride_part": "i32",
+              "span": "i32"}
+    parts = {"parts": "*fp32", "dh": "*bf16", "count": "i32", "stride_part": "i32", "stride_dh": "i32"}
+    aligned = lambda s: tuple(n for n in s if n not in ("N", "tiles", "count"))  # noqa: E731
+    typed = lambda s, name: {n: t.replace("bf16", name) for n, t in s.items()}  # noqa: E731
+    launch = lambda c: {n: c.pop(n) for n in ("num_warps", "num_stages")}  # noqa: E731
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        config = logits_config(dtype)
+        options = {**launch(config), "tensor_core": name == "bf16"}
+        yield Variant(f"{name} H=2048", dynadapt_cross_entropy_logits, typed(logits, name), {"H": 2048, **config},
+                      aligned=aligned(logits), **options)
+        alone = {n: t for n, t in typed(logits, name).items() if n != "p"}
+        yield Variant(f"{name} H=2048 score alone", dynadapt_cross_entropy_logits, alone, {"H": 2048, "p": None, **config},
+                      aligned=aligned(alone), **options)
+        for H, archs in ((576, (80, 90, 100)), (2048, (80,)), (2048, (90, 100))):
+            config = hidden_config(dtype, H, archs[-1])
+            options = {**launch(config), "tensor_core": name == "bf16", "aligned": aligned(hidden), "archs": archs}
+            constants = {"H": H, "TILE": logits_config(dtype)["BN"], **config}
+            yield Variant(f"{name} H={H}", dynadapt_cross_entropy_hidden, typed(hidden, name), constants, **options)
+            in_parts = {**typed(hidden, name), "out": "*fp32"}
+            yield Variant(f"{name} H={H} parts", dynadapt_cross_entropy_hidden, in_parts, constants, **options)
+    yield Variant("bf16", dynadapt_cross_entropy_score, score, {"ROWS": SCORE_ROWS, "TILES": 512},
+                  aligned=aligned(score))
+    yield Variant("bf16 H=2048", dynadapt_cross_entropy_sum, parts, {"H": 2048, "BLOCK": SUM_BLOCK}, aligned=aligned(parts),
+                  registers=64)
+
+
+VARIANTS = list(_variants())
