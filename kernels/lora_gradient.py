@@ -10,6 +10,9 @@ Tokens are summed in chunks of 512, chunk after chunk. Where streams times tiles
 gets programs of its own and a second launch adds the chunks, in the same order: one or two launches, the same bits, so
 that a stream's gradient does not depend on how many others are in the call.
 
+lora_gradient_update applies the gradient where it stands, in registers (epilogue.py): no gradient in memory, master and
+working copy are read and written once. Where the tokens are split, the launch that adds the chunks does it.
+
 Not fused: dU, which the backward of the layer's input needs anyway (linear_backward writes it).
 """
 
@@ -21,7 +24,9 @@ import torch
 import triton
 import triton.language as tl
 
+from . import epilogue
 from .common import FUSION, Variant, block, dot, scratch
+from .epilogue import apply_update, report
 
 SMS = 132  # multiprocessors of an H200; with fewer programs than this the tokens are split
 CHUNK = 512  # tokens of one partial sum
@@ -31,9 +36,9 @@ LENGTHS = ("T", "streams", "chunks")  # vary from call to call: never a reason t
 
 
 @triton.jit
-def left_times_tile(left, tile, row0, first, last, T, left_stride, tile_stride, left_lo, left_hi, lo, hi,
+def tile_times_left(left, tile, row0, first, last, T, left_stride, tile_stride, left_lo, left_hi, lo, hi,
                     BR: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr):
-    """left[:, left_lo:left_hi]^T tile[:, lo:hi] over chunks first..last of the tokens row0..row0+T; [BR, BC]."""
+    """tile[:, lo:hi]^T left[:, left_lo:left_hi] over chunks first..last of the tokens row0..row0+T; [BC, BR]."""
     r = left_lo + tl.arange(0, BR)
     c = lo + tl.arange(0, BC)
     total = tl.zeros([BC, BR], tl.float32)
@@ -48,7 +53,7 @@ def left_times_tile(left, tile, row0, first, last, T, left_stride, tile_stride, 
             w = tl.load(left + row * left_stride + r[None, :], mask=live & (r < left_hi)[None, :], other=0.0)  # [BT, BR]
             acc = dot(tl.trans(z), w, acc)
         total += acc
-    return tl.trans(total)
+    return total
 
 
 @triton.jit
@@ -67,29 +72,30 @@ def part_columns(tile, O0, O1, O2, BC: tl.constexpr):
 def gradient_tile(dy, x, u, dU, pid, s, first, last, scale, T, dy_stride, x_stride, u_stride, dU_stride, O0, O1, O2,
                   K: tl.constexpr, R: tl.constexpr, W: tl.constexpr, BRA: tl.constexpr, BRB: tl.constexpr,
                   BC: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr, ON_A: tl.constexpr):
-    """(gradient [BR, BC], its offsets in the stream's dA [W, K] or dBt [R, O], which of them exist)."""
+    """(gradient [BC, BR], its columns [BC, 1] in the stream's dA [W, K] or dBt [R, O] and which of them exist, its first
+    row, where rows end, what is between two rows)."""
     row0 = s.to(tl.int64) * T
     if ON_A:
         BLOCKS_A: tl.constexpr = (W + BRA - 1) // BRA
         r0 = pid % BLOCKS_A * BRA  # row blocks of one column tile are neighbours: x comes from L2 after the first
         lo = pid // BLOCKS_A * BC
-        gradient = left_times_tile(dU, x, row0, first, last, T, dU_stride, x_stride, r0, W, lo, K, BRA, BC, BT, CHUNK)
-        r = r0 + tl.arange(0, BRA)
-        c = lo + tl.arange(0, BC)
-        return gradient, r[:, None] * K + c[None, :], (r < W)[:, None] & (c < K)[None, :]
+        gradient = tile_times_left(dU, x, row0, first, last, T, dU_stride, x_stride, r0, W, lo, K, BRA, BC, BT, CHUNK)
+        c = lo + tl.arange(0, BC)[:, None]
+        return gradient, c, c < K, r0, W, K
     else:
         BLOCKS_B: tl.constexpr = (R + BRB - 1) // BRB
         r0 = pid % BLOCKS_B * BRB
         part, lo, hi = part_columns(pid // BLOCKS_B, O0, O1, O2, BC)
-        gradient = scale * left_times_tile(u, dy, row0, first, last, T, u_stride, dy_stride, part * R + r0, part * R + R,
+        gradient = scale * tile_times_left(u, dy, row0, first, last, T, u_stride, dy_stride, part * R + r0, part * R + R,
                                            lo, hi, BRB, BC, BT, CHUNK)
-        r = r0 + tl.arange(0, BRB)
-        c = lo + tl.arange(0, BC)
-        return gradient, r[:, None] * (O0 + O1 + O2) + c[None, :], (r < R)[:, None] & (c < hi)[None, :]
+        c = lo + tl.arange(0, BC)[:, None]
+        return gradient, c, c < hi, r0, R, O0 + O1 + O2
 
 
 @triton.jit
-def put(out, offset, mask, value, ACCUMULATE: tl.constexpr):
+def put(out, columns, live, r0, rows, stride, value, ACCUMULATE: tl.constexpr):
+    r = r0 + tl.arange(0, value.shape[1])[None, :]
+    offset, mask = columns + r * stride, live & (r < rows)
     if ACCUMULATE:
         value += tl.load(out + offset, mask=mask, other=0.0)
     tl.store(out + offset, value, mask=mask)
@@ -114,14 +120,15 @@ def dynadapt_lora_gradient(dy, x, u, dU, slots, dA, dBt, partial, scale, T, stre
         slot = tl.load(slots + s).to(tl.int64)
         a, b = dA + slot * dA_stride, dBt + slot * dBt_stride
     if pid < PROGRAMS_A:
-        value, offset, mask = gradient_tile(dy, x, u, dU, pid, s, first, last, scale, T, dy_stride, x_stride, u_stride,
-                                            dU_stride, O0, O1, O2, K, R, W, BRA, BRB, BC, BT, CHUNK, True)
-        put(a, offset, mask, value, ACCUMULATE)
+        value, columns, live, r0, rows, stride = gradient_tile(
+            dy, x, u, dU, pid, s, first, last, scale, T, dy_stride, x_stride, u_stride, dU_stride, O0, O1, O2,
+            K, R, W, BRA, BRB, BC, BT, CHUNK, True)
+        put(a, columns, live, r0, rows, stride, value, ACCUMULATE)
     else:  # other names: the two tiles may differ in shape
-        value_b, offset_b, mask_b = gradient_tile(dy, x, u, dU, pid - PROGRAMS_A, s, first, last, scale, T, dy_stride,
-                                                  x_stride, u_stride, dU_stride, O0, O1, O2, K, R, W, BRA, BRB, BC, BT,
-                                                  CHUNK, False)
-        put(b, offset_b, mask_b, value_b, ACCUMULATE)
+        value_b, columns_b, live_b, r0_b, rows_b, stride_b = gradient_tile(
+            dy, x, u, dU, pid - PROGRAMS_A, s, first, last, scale, T, dy_stride, x_stride, u_stride, dU_stride, O0, O1, O2,
+            K, R, W, BRA, BRB, BC, BT, CHUNK, False)
+        put(b, columns_b, live_b, r0_b, rows_b, stride_b, value_b, ACCUMULATE)
 
 
 @triton.jit
@@ -140,15 +147,80 @@ def dynadapt_lora_gradient_sum(partial, slots, dA, dBt, streams, chunks, dA_stri
     slot = tl.load(slots + s).to(tl.int64)
     blocks_a = tl.cdiv(size_a, BLOCK)
     if pid < blocks_a:
-        offset = pid * BLOCK + tl.arange(0, BLOCK)
-        mask = offset < size_a
-        value = sum_of_chunks(partial, s, offset, mask, streams, chunks, size_a + size_b)
-        put(dA + slot * dA_stride, offset, mask, value, ACCUMULATE)
+        offset = pid * BLOCK + tl.arange(0, BLOCK)[:, None]
+        value = sum_of_chunks(partial, s, offset, offset < size_a, streams, chunks, size_a + size_b)
+        put(dA + slot * dA_stride, offset, offset < size_a, 0, 1, 0, value, ACCUMULATE)
     else:
-        offset = (pid - blocks_a) * BLOCK + tl.arange(0, BLOCK)
-        mask = offset < size_b
-        value = sum_of_chunks(partial + size_a, s, offset, mask, streams, chunks, size_a + size_b)
-        put(dBt + slot * dBt_stride, offset, mask, value, ACCUMULATE)
+        offset = (pid - blocks_a) * BLOCK + tl.arange(0, BLOCK)[:, None]
+        value = sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
+        put(dBt + slot * dBt_stride, offset, offset < size_b, 0, 1, 0, value, ACCUMULATE)
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def dynadapt_lora_gradient_update(
+        dy, x, u, dU, slots, moving, lr, skipped, counters,
+        a_master, a_first, a_prior, a_stat, a_rate, a_working, b_master, b_first, b_prior, b_stat, b_rate, b_working,
+        scale, decay, momentum, eps, T, chunks, dy_stride, x_stride, u_stride, dU_stride, O0, O1, O2,
+        a_master_stride, a_first_stride, a_working_stride, b_master_stride, b_first_stride, b_working_stride,
+        K: tl.constexpr, R: tl.constexpr, W: tl.constexpr, BRA: tl.constexpr, BRB: tl.constexpr, BC: tl.constexpr,
+        BT: tl.constexpr, CHUNK: tl.constexpr, RMS: tl.constexpr, MOMENTUM: tl.constexpr, DECAY: tl.constexpr,
+        RATE: tl.constexpr, WORKING: tl.constexpr, ELEMENTS: tl.constexpr):
+    """Grid (tiles of A then of Bt, streams)."""
+    pid, s = tl.program_id(0), tl.program_id(1)
+    PROGRAMS_A: tl.constexpr = (W + BRA - 1) // BRA * ((K + BC - 1) // BC)
+    if (tl.load(moving + s) != 0) & (tl.load(skipped + s) == 0):
+        slot = tl.load(slots + s).to(tl.int64)
+        rate = tl.load(lr + slot)
+        hyper = (decay, momentum, eps)
+        a = (a_master + slot * a_master_stride, a_first + slot * a_first_stride, a_prior, a_stat, a_rate,
+             a_working + slot * a_working_stride)
+        b = (b_master + slot * b_master_stride, b_first + slot * b_first_stride, b_prior, b_stat, b_rate,
+             b_working + slot * b_working_stride)
+        if pid < PROGRAMS_A:
+            g, columns, live, r0, rows, stride = gradient_tile(
+                dy, x, u, dU, pid, s, 0, chunks, scale, T, dy_stride, x_stride, u_stride, dU_stride, O0, O1, O2,
+                K, R, W, BRA, BRB, BC, BT, CHUNK, True)
+            bad = apply_update(g, columns, columns, live, r0, rows, stride, a, rate, hyper,
+                               RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+        else:
+            g_b, columns_b, live_b, r0_b, rows_b, stride_b = gradient_tile(
+                dy, x, u, dU, pid - PROGRAMS_A, s, 0, chunks, scale, T, dy_stride, x_stride, u_stride, dU_stride, O0, O1, O2,
+                K, R, W, BRA, BRB, BC, BT, CHUNK, False)
+            bad = apply_update(g_b, columns_b, columns_b, live_b, r0_b, rows_b, stride_b, b, rate, hyper,
+                               RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+        report(counters, skipped, s, bad)
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def dynadapt_lora_gradient_update_sum(
+        partial, slots, moving, lr, skipped, counters,
+        a_master, a_first, a_prior, a_stat, a_rate, a_working, b_master, b_first, b_prior, b_stat, b_rate, b_working,
+        decay, momentum, eps, streams, chunks, size_a, size_b,
+        a_master_stride, a_first_stride, a_working_stride, b_master_stride, b_first_stride, b_working_stride,
+        BLOCK: tl.constexpr, RMS: tl.constexpr, MOMENTUM: tl.constexpr, DECAY: tl.constexpr, RATE: tl.constexpr,
+        WORKING: tl.constexpr, ELEMENTS: tl.constexpr):
+    """Grid (blocks of A then of Bt, streams)."""
+    pid, s = tl.program_id(0), tl.program_id(1)
+    if (tl.load(moving + s) != 0) & (tl.load(skipped + s) == 0):
+        slot = tl.load(slots + s).to(tl.int64)
+        rate = tl.load(lr + slot)
+        hyper = (decay, momentum, eps)
+        a = (a_master + slot * a_master_stride, a_first + slot * a_first_stride, a_prior, a_stat, a_rate,
+             a_working + slot * a_working_stride)
+        b = (b_master + slot * b_master_stride, b_first + slot * b_first_stride, b_prior, b_stat, b_rate,
+             b_working + slot * b_working_stride)
+        blocks_a = tl.cdiv(size_a, BLOCK)
+        if pid < blocks_a:
+            offset = pid * BLOCK + tl.arange(0, BLOCK)[:, None]
+            g = sum_of_chunks(partial, s, offset, offset < size_a, streams, chunks, size_a + size_b)
+            bad = apply_update(g, offset, offset, offset < size_a, 0, 1, 0, a, rate, hyper,
+                               RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+        else:
+            offset = (pid - blocks_a) * BLOCK + tl.arange(0, BLOCK)[:, None]
+            g = sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
+            bad = apply_update(g, offset, offset, offset < size_b, 0, 1, 0, b, rate, hyper,
+                               RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+        report(counters, skipped, s, bad)
 
 
 @dataclass(frozen=True)
@@ -193,7 +265,8 @@ def plan(dtype: torch.dtype, streams: int, T: int, K: int, part_sizes, rank: int
     width = len(part_sizes) * rank
     wide = dtype == torch.bfloat16
     rows = 128 if wide else 32
-    constexprs = dict(K=K, R=rank, W=width, BRA=block(width, rows), BRB=block(rank, rows), BC=64, BT=64 if wide else 16, CHUNK=CHUNK)
+    constexprs = dict(K=K, R=rank, W=width, BRA=block(width, rows), BRB=block(rank, rows), BC=64, BT=64 if wide else 16,
+                      CHUNK=CHUNK)
     if wide and streams * (triton.cdiv(K, 128) + sum(triton.cdiv(size, 128) for size in sizes)) >= 2 * SMS:
         constexprs["BC"] = 128
     warps = 8 if constexprs["BC"] * constexprs["BRA"] > 64 * 64 else 4
@@ -253,6 +326,39 @@ def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -
             BLOCK=SUM_BLOCK, ACCUMULATE=accumulate, num_warps=4, **FUSION)
 
 
+def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, rule, lr, skipped) -> None:
+    """One step of every stream's adapter: ``lora_gradient`` and the rule's update of a [slots, P R, K] and bt [slots, R, O].
+
+    Raises:
+        ValueError: a shape or stride that does not fit, more than three parts, or a tensor missing that the rule needs.
+    """
+    op = "lora_gradient_update"
+    p = checked_plan(op, dy, x, u, dU, part_sizes, slots, a.master, bt.master)
+    for name, state in (("a", a), ("bt", bt)):
+        state.check(op, name, rule)
+        epilogue.check_layout(op, name, state, tuple(state.master.shape[1:]), packed=True)
+    flags = epilogue.flags(rule, a, a.working)
+    if epilogue.flags(rule, bt, bt.working) != flags:
+        raise ValueError(f"{op}: a and bt must both have working and prior_rate, or neither")
+    states, strides = [], []
+    for state in (a, bt):
+        working = state.master if state.working is None else state.working
+        states += [*epilogue.tensors(state), working]
+        strides += [state.master.stride(0), 0 if state.first is None else state.first.stride(0), working.stride(0)]
+    who = (slots, moving, lr, skipped, epilogue.counters(dy.device, p.streams))
+    if not p.split:
+        dynadapt_lora_gradient_update[(p.programs, p.streams)](
+            dy, x, u, dU, *who, *states, scale, *epilogue.hyper(rule), p.T, p.chunks, dy.stride(0), x.stride(0), u.stride(0),
+            dU.stride(0), *p.sizes, *strides, **p.constexprs, **flags,
+            ELEMENTS=epilogue.elements(p.options["num_warps"]), **p.options, **FUSION)
+        return
+    partial = chunk_buffer(p, dy.device)
+    launch_gradient(p, dy, x, u, dU, scale, slots, None, None, partial, False)
+    dynadapt_lora_gradient_update_sum[p.sum_grid](
+        partial, *who, *states, *epilogue.hyper(rule), p.streams, p.chunks, *p.elements, *strides, BLOCK=SUM_BLOCK, **flags,
+        ELEMENTS=SUM_BLOCK, num_warps=4, **FUSION)
+
+
 def reason(op: str) -> str:
     return f"Triton, all streams and parts in one launch; two where tokens are split to fill {SMS} multiprocessors"
 
@@ -268,18 +374,47 @@ def _variants() -> list[Variant]:
     }
     variants = []
     for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
-        for name, (streams, k, parts, rank) in shapes.items():
+        for name, (streams, k, parts, rank) in shapes.items() if short == "bf16" else [("r64", shapes["64 streams r64"])]:
             p = plan(dtype, streams, 512, k, parts, rank)
             typed = {key: value.replace("bf16", short) for key, value in signature.items()}
             variants.append(Variant(
                 f"{name} {short}", dynadapt_lora_gradient, typed, {**p.constexprs, "SPLIT": False, "ACCUMULATE": False},
                 tensor_core=short == "bf16", aligned=tuple(k for k in typed if k not in ("scale", *LENGTHS)), **p.options))
-    first = variants[0]
-    variants.append(replace(first, name="one stream r16 split bf16", constexprs={**first.constexprs, "SPLIT": True}))
+    variants += _split_variants(variants[0]) + _update_variants()
+    # Tiles are chosen for sm_90, which spills nothing; the others may a little.
+    return [replace(v, archs=(90,)) for v in variants] + [replace(v, archs=(80, 100), spills=128) for v in variants]
+
+
+def _split_variants(unsplit: Variant) -> list[Variant]:
     typed = {"partial": "*fp32", "slots": "*i32", "dA": "*fp32", "dBt": "*fp32",
              **dict.fromkeys(("streams", "chunks", "dA_stride", "dBt_stride", "size_a", "size_b"), "i32")}
-    variants.append(Variant("sum", dynadapt_lora_gradient_sum, typed, dict(BLOCK=SUM_BLOCK, ACCUMULATE=True),
-                            aligned=tuple(k for k in typed if k not in LENGTHS)))
+    return [
+        replace(unsplit, name="one stream r16 split bf16", constexprs={**unsplit.constexprs, "SPLIT": True}),
+        Variant("sum", dynadapt_lora_gradient_sum, typed, dict(BLOCK=SUM_BLOCK, ACCUMULATE=True),
+                aligned=tuple(k for k in typed if k not in LENGTHS)),
+    ]
+
+
+def _update_variants() -> list[Variant]:
+    types = {"slots": "*i32", "moving": "*i32", "lr": "*fp32", "skipped": "*i32", "counters": "*i64", "scale": "fp32",
+             "decay": "fp32", "momentum": "fp32", "eps": "fp32", "dy": "*bf16", "x": "*bf16", "u": "*bf16", "dU": "*bf16",
+             "partial": "*fp32", "a_working": "*bf16", "b_working": "*bf16"}
+    tensors = ("master", "first", "prior", "stat", "rate")
+    types |= {f"{t}_{name}": "*fp32" for t in "ab" for name in tensors}
+    variants = []
+    for rule, flags in epilogue.RULES.items():
+        shapes = ((1, 16), (64, 64)) if rule == "momentum" else ((64, 16),)  # momentum reads most
+        for kernel, name, constexprs, options in (
+            *((dynadapt_lora_gradient_update, f"{streams} streams r{r}", p.constexprs, p.options)
+              for streams, r in shapes for p in [plan(torch.bfloat16, streams, 512, 2048, (8192, 8192), r)]),
+            (dynadapt_lora_gradient_update_sum, "sum", dict(BLOCK=SUM_BLOCK), {}),
+        ):
+            fixed = {**constexprs, **flags, "ELEMENTS": epilogue.elements(options.get("num_warps", 4))}
+            names = [n for n in kernel.arg_names if n not in fixed]
+            typed = {n: types.get(n, "i32") for n in names}
+            aligned = tuple(n for n in names if n not in LENGTHS and typed[n] != "fp32")
+            variants.append(Variant(f"{name} {rule}", kernel, typed, fixed, **options, aligned=aligned,
+                                    tensor_core=kernel is dynadapt_lora_gradient_update))
     return variants
 
 

@@ -9,6 +9,9 @@ Chosen rows are columns of dy that need not be neighbours. Small problems gather
 rows share sectors); large ones first copy them together, once, because K / 256 tiles would otherwise gather them again
 and two-byte loads cannot be pipelined. That launch moves 4 N n bytes for 2 N n K operations.
 
+weight_gradient_update applies the gradient where it stands, in registers (epilogue.py), so that it is never in memory. It
+uses tiles of 128 x 128 at most, because the optimizer's state needs registers too.
+
 row_scores: |x_m|^2 by token, then sums down the columns of dy by blocks of tokens, then the root of their sum; three
 launches, two where one block holds all tokens. It reads dy and x once.
 
@@ -23,7 +26,9 @@ import torch
 import triton
 import triton.language as tl
 
+from . import epilogue
 from .common import FUSION, Variant, block, dot, scratch
+from .epilogue import apply_update, report
 
 SMS = 132  # multiprocessors of an H200
 SPLIT_TOKENS = 512  # a share of the tokens is at least this long
@@ -95,7 +100,7 @@ def sum_of_shares(partial, offset, mask, shares, size):
 @triton.jit(do_not_specialize=("shares",))
 def dynadapt_weight_gradient_sum(partial, dW, shares, n, K, dW_stride, BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr):
     """Grid (blocks of [n, K],). partial [shares, n, K] is packed, dW need not be."""
-    size = n.to(tl.int64) * K
+    size = tl.full([1], n, tl.int64) * K
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offset < size
     value = sum_of_shares(partial, offset, mask, shares, size)
@@ -103,6 +108,47 @@ def dynadapt_weight_gradient_sum(partial, dW, shares, n, K, dW_stride, BLOCK: tl
     if ACCUMULATE:
         value += tl.load(out, mask=mask, other=0.0)
     tl.store(out, value, mask=mask)
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def dynadapt_weight_gradient_update(
+        dy, x, rows, working, lr, skipped, counters, master, first, prior, stat, prior_rate, decay, momentum, eps,
+        N, n, width, K, dy_stride, x_stride, working_stride, GATHER: tl.constexpr, CHOSEN: tl.constexpr, BM: tl.constexpr,
+        BN: tl.constexpr, BT: tl.constexpr, GROUP: tl.constexpr, RMS: tl.constexpr, MOMENTUM: tl.constexpr,
+        DECAY: tl.constexpr, RATE: tl.constexpr, WORKING: tl.constexpr, ELEMENTS: tl.constexpr):
+    """Grid (tiles,). The state is packed [n, K]; row rows[m] of the working copy belongs to its row m (CHOSEN)."""
+    if tl.load(skipped) == 0:
+        tile_m, tile_k = tile_of(tl.program_id(0), n, K, BM, BN, GROUP)
+        g = product_tile(dy, x, rows, tile_m * BM, tile_k * BN, 0, N, width, K, dy_stride, x_stride, GATHER, BM, BN, BT)
+        m = tile_m * BM + tl.arange(0, BM)
+        row = m
+        if CHOSEN:
+            row = tl.load(rows + m, mask=m < n, other=0)
+        offset, working_offset = m.to(tl.int64)[:, None] * K, row.to(tl.int64)[:, None] * working_stride
+        bad = apply_update(g, offset, working_offset, (m < n)[:, None], tile_k * BN, K, 1,
+                           (master, first, prior, stat, prior_rate, working), tl.load(lr), (decay, momentum, eps),
+                           RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+        report(counters, skipped, 0, bad)
+
+
+@triton.jit(do_not_specialize=("shares",))
+def dynadapt_weight_gradient_update_sum(
+        partial, rows, working, lr, skipped, counters, master, first, prior, stat, prior_rate, decay, momentum, eps,
+        shares, n, K, working_stride, CHOSEN: tl.constexpr, BLOCK: tl.constexpr, RMS: tl.constexpr,
+        MOMENTUM: tl.constexpr, DECAY: tl.constexpr, RATE: tl.constexpr, WORKING: tl.constexpr, ELEMENTS: tl.constexpr):
+    """Grid (blocks of [n, K],)."""
+    if tl.load(skipped) == 0:
+        size = tl.full([1], n, tl.int64) * K
+        offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
+        mask = offset < size
+        g = sum_of_shares(partial, offset, mask, shares, size)
+        row = offset // K
+        if CHOSEN:
+            row = tl.load(rows + row, mask=mask, other=0).to(tl.int64)
+        bad = apply_update(g, offset, row * working_stride + offset % K, mask, 0, 1, 0,
+                           (master, first, prior, stat, prior_rate, working), tl.load(lr), (decay, momentum, eps),
+                           RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+        report(counters, skipped, 0, bad)
 
 
 @triton.jit(do_not_specialize=("N",))
@@ -191,8 +237,8 @@ def checked_chosen(op: str, dy, x, rows, outputs) -> tuple[torch.Tensor, torch.T
 def launch_product(p: Plan, dy, x, rows, dW, accumulate: bool) -> None:
     """dW [n, K], or [shares, n, K] packed when the tokens are split."""
     dynadapt_weight_gradient[(p.tiles, p.shares)](
-        dy, x, dW if rows is None else rows, dW, p.N, p.n, dy.shape[1] if rows is None else p.n, p.K, p.share, dy.stride(0), x.stride(0),
-        dW.stride(-2), GATHER=rows is not None, ACCUMULATE=accumulate, **p.constexprs, **p.options, **FUSION)
+        dy, x, dW if rows is None else rows, dW, p.N, p.n, dy.shape[1] if rows is None else p.n, p.K, p.share, dy.stride(0),
+        x.stride(0), dW.stride(-2), GATHER=rows is not None, ACCUMULATE=accumulate, **p.constexprs, **p.options, **FUSION)
 
 
 def share_buffer(p: Plan, device) -> torch.Tensor:
@@ -220,6 +266,38 @@ def weight_gradient(dy, x, rows, dW, accumulate) -> None:
         partial, dW, p.shares, p.n, p.K, dW.stride(0), BLOCK=SUM_BLOCK, ACCUMULATE=accumulate, num_warps=4, **FUSION)
 
 
+def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> None:
+    """One step of rows ``rows`` (int32 [n]; None: all) of weight [O, K]: ``weight_gradient`` and the rule's update of
+    state [n, K].
+
+    Raises:
+        ValueError: a shape or stride that does not fit, or a tensor missing that the rule needs.
+    """
+    op = "weight_gradient_update"
+    state.check(op, "state", rule)
+    if tuple(weight.shape) != (dy.shape[1], x.shape[1]) or weight.stride(1) != 1:
+        raise ValueError(f"{op}: weight has shape {list(weight.shape)} and strides {weight.stride()}, accepted is "
+                         f"[{dy.shape[1]}, {x.shape[1]}], 1 along its columns")
+    source, gathering = checked_chosen(op, dy, x, rows, {"state.master": state.master})
+    epilogue.check_layout(op, "state", state, tuple(state.master.shape), packed=True)
+    p = plan(dy.dtype, dy.shape[0], *state.master.shape, largest_tile(gathering, True))
+    if p.n == 0:
+        return
+    chosen = weight if rows is None else rows
+    rest = (chosen, weight, lr, skipped, epilogue.counters(dy.device, 1), *epilogue.tensors(state), *epilogue.hyper(rule))
+    flags = dict(CHOSEN=rows is not None, **epilogue.flags(rule, state, weight), **FUSION)
+    if p.shares == 1:
+        dynadapt_weight_gradient_update[(p.tiles,)](
+            source, x, *rest, p.N, p.n, p.n if gathering is not None else source.shape[1], p.K, source.stride(0), x.stride(0),
+            weight.stride(0), GATHER=gathering is not None, ELEMENTS=epilogue.elements(p.options["num_warps"]),
+            **p.constexprs, **p.options, **flags)
+        return
+    partial = share_buffer(p, dy.device)
+    launch_product(p, source, x, gathering, partial, False)
+    dynadapt_weight_gradient_update_sum[(triton.cdiv(p.n * p.K, SUM_BLOCK),)](
+        partial, *rest, p.shares, p.n, p.K, weight.stride(0), BLOCK=SUM_BLOCK, ELEMENTS=SUM_BLOCK, num_warps=4, **flags)
+
+
 @triton.jit(do_not_specialize=("N",))
 def dynadapt_row_squares(x, out, N, x_stride, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr):
     """out [N] = |x_m|^2. Grid (blocks of BT tokens,)."""
@@ -234,7 +312,8 @@ def dynadapt_row_squares(x, out, N, x_stride, K: tl.constexpr, BT: tl.constexpr,
 
 
 @triton.jit(do_not_specialize=("N",))
-def dynadapt_row_scores(dy, squares, out, N, O, dy_stride, ROOT: tl.constexpr, TOKENS: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr):
+def dynadapt_row_scores(dy, squares, out, N, O, dy_stride, ROOT: tl.constexpr, TOKENS: tl.constexpr, BT: tl.constexpr,
+                        BO: tl.constexpr):
     """out [blocks of tokens, O] = sum of dy^2 |x|^2, or its root. Grid (column blocks, blocks of TOKENS tokens)."""
     o = tl.program_id(0) * BO + tl.arange(0, BO)
     begin = tl.program_id(1) * TOKENS
@@ -257,13 +336,13 @@ def dynadapt_row_scores_sum(partial, out, blocks, O, BB: tl.constexpr, BO: tl.co
     total = tl.zeros([BO], tl.float32)
     for b0 in range(0, blocks, BB):
         b = b0 + tl.arange(0, BB)
-        part = tl.load(partial + b.to(tl.int64)[:, None] * O + o[None, :], mask=(b < blocks)[:, None] & (o < O)[None, :], other=0.0)
-        total += tl.sum(part, 0)
+        mask = (b < blocks)[:, None] & (o < O)[None, :]
+        total += tl.sum(tl.load(partial + b.to(tl.int64)[:, None] * O + o[None, :], mask=mask, other=0.0), 0)
     tl.store(out + o, tl.sqrt(total), mask=o < O)
 
 
 SQUARES = dict(BT=4, BK=512)
-SCORES = dict(TOKENS=SCORE_TOKENS, BT=32, BO=128)
+SCORES = dict(BT=32, BO=128)
 
 
 def row_scores(dy, x, out) -> None:
@@ -282,7 +361,7 @@ def row_scores(dy, x, out) -> None:
     blocks, columns = triton.cdiv(N, SCORE_TOKENS), triton.cdiv(O, SCORES["BO"])
     single = blocks == 1
     sums = out if single else scratch(dy.device, "row score blocks", block(blocks * O, 1 << 62))
-    dynadapt_row_scores[(columns, blocks)](dy, squares, sums, N, O, dy.stride(0), ROOT=single, **{**SCORES, "TOKENS": SCORE_TOKENS},
+    dynadapt_row_scores[(columns, blocks)](dy, squares, sums, N, O, dy.stride(0), ROOT=single, TOKENS=SCORE_TOKENS, **SCORES,
                                            num_warps=4, **FUSION)
     if not single:
         dynadapt_row_scores_sum[(triton.cdiv(O, 64),)](sums, out, blocks, O, BB=16, BO=64, num_warps=4, **FUSION)
@@ -311,13 +390,38 @@ def _variants() -> list[Variant]:
     variants.append(Variant("sum", dynadapt_weight_gradient_sum, typed, dict(BLOCK=SUM_BLOCK, ACCUMULATE=True),
                             aligned=("partial", "dW", "n", "K", "dW_stride")))
     typed = {"dy": "*bf16", "rows": "*i32", "out": "*bf16", **dict.fromkeys(("N", "n", "width", "dy_stride"), "i32")}
-    variants.append(Variant("gather bf16", dynadapt_gather_columns, typed, GATHER, aligned=("dy", "rows", "out", "width", "dy_stride")))
+    variants.append(Variant("gather bf16", dynadapt_gather_columns, typed, GATHER,
+                            aligned=("dy", "rows", "out", "width", "dy_stride")))
     typed = {"partial": "*fp32", "out": "*fp32", "blocks": "i32", "O": "i32"}
     variants.append(Variant("sum of scores", dynadapt_row_scores_sum, typed, dict(BB=16, BO=64), aligned=("partial", "out", "O")))
-    variants.append(Variant("scores bf16", dynadapt_row_scores, {"dy": "*bf16", "squares": "*fp32", "out": "*fp32", "N": "i32", "O": "i32",
-                            "dy_stride": "i32"}, dict(ROOT=False, **SCORES), aligned=("dy", "squares", "out", "O", "dy_stride")))
+    variants += _update_variants()
+    typed = {"dy": "*bf16", "squares": "*fp32", "out": "*fp32", "N": "i32", "O": "i32", "dy_stride": "i32"}
+    variants.append(Variant("scores bf16", dynadapt_row_scores, typed, dict(ROOT=False, TOKENS=SCORE_TOKENS, **SCORES),
+                            aligned=("dy", "squares", "out", "O", "dy_stride")))
     variants.append(Variant("squares bf16", dynadapt_row_squares, {"x": "*bf16", "out": "*fp32", "N": "i32", "x_stride": "i32"},
                             dict(K=2048, **SQUARES), aligned=("x", "out", "x_stride")))
+    return variants
+
+
+def _update_variants() -> list[Variant]:
+    types = {"dy": "*bf16", "x": "*bf16", "rows": "*i32", "working": "*bf16", "lr": "*fp32", "skipped": "*i32",
+             "counters": "*i64", "partial": "*fp32", **dict.fromkeys(("master", "first", "prior", "stat", "prior_rate"), "*fp32"),
+             **dict.fromkeys(("decay", "momentum", "eps"), "fp32")}
+    configurations = [(dynadapt_weight_gradient_update, f"{bm}x{bn}{' chosen' if chosen else ''}",
+                       dict(GATHER=chosen, CHOSEN=chosen, BM=bm, BN=bn, BT=bt, GROUP=GROUP),
+                       dict(num_warps=warps, num_stages=stages))
+                      for (bm, bn, bt), warps, stages in TILES[torch.bfloat16] if bm * bn <= LARGEST_READING
+                      for chosen in ((False, True) if bm * bn == SMALLEST else (False,))]
+    configurations.append((dynadapt_weight_gradient_update_sum, "sum", dict(CHOSEN=True, BLOCK=SUM_BLOCK), {}))
+    variants = []
+    for kernel, name, constexprs, options in configurations:
+        for rule in ("momentum",) if "x" in name else epilogue.RULES:  # momentum reads most
+            fixed = {**constexprs, **epilogue.RULES[rule], "ELEMENTS": epilogue.elements(options.get("num_warps", 4))}
+            names = [n for n in kernel.arg_names if n not in fixed]
+            typed = {n: types.get(n, "i32") for n in names}
+            aligned = tuple(n for n in names if n not in (*LENGTHS, "shares") and typed[n] != "fp32")
+            variants.append(Variant(f"{name} {rule}", kernel, typed, fixed, **options, aligned=aligned,
+                                    tensor_core=kernel is dynadapt_weight_gradient_update))
     return variants
 
 
