@@ -19,7 +19,7 @@ class CMakeExtension(Extension):
 
 
 class CMakeBuild(build_ext):
-    """Installs dynadapt._C, libdynadapt.so and its headers side by side into the package."""
+    """Installs dynadapt._C, libdynadapt.so, libdynadapt_cuda.so (where nvcc is found) and the headers into the package."""
 
     def build_extension(self, extension):
         packages = [Path(self.get_ext_fullpath(extension.name)).parent.resolve()]
@@ -34,6 +34,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DDYNADAPT_SANITIZE={os.environ.get('DYNADAPT_SANITIZE', '')}",
+            f"-DDYNADAPT_CUDA={os.environ.get('DYNADAPT_CUDA', 'AUTO')}",
         ]
         subprocess.run(["cmake", "-G", "Ninja", "-S", SOURCE, "-B", build, *configure], check=True)
         subprocess.run(["cmake", "--build", build, "--parallel", str(jobs)], check=True)

@@ -5,7 +5,7 @@ namespace py = pybind11;
 using namespace dynadapt::bindings;
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "Native CPU kernels of dynadapt.";
+  module.doc() = "Native kernels of dynadapt.";
   if (!dynadapt_isa()) throw py::import_error(dynadapt_last_error());
   if (dynadapt_num_threads() < 0) throw py::import_error(dynadapt_last_error());
 
@@ -14,6 +14,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("num_threads", &dynadapt_num_threads, "Threads a call may use.");
   module.def("set_num_threads", [](int threads) { check(dynadapt_set_num_threads(threads)); }, py::arg("threads"),
              "Threads a call may use from now on; 0: as at the start.");
+  module.def("cuda_status", [] { return std::string(dynadapt_cuda_available() ? "available" : dynadapt_last_error()); },
+             "\"available\" where tensors on a GPU can be served, else why they can't.");
   bind_matrix(module);
   bind_linear(module);
   bind_gradient(module);

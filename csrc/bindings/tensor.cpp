@@ -34,6 +34,7 @@ Tensor::Tensor(const char* op, const char* argument, py::handle object) {
   if (const DLPackExchangeAPI* api = exchange_of(Py_TYPE(object.ptr()))) {
     if (api->dltensor_from_py_object_no_sync(object.ptr(), &view_) != 0) throw py::error_already_set();
     tensor_ = &view_;
+    exchange_ = api;
     return;
   }
   if (!py::hasattr(object, "__dlpack__"))
@@ -46,6 +47,16 @@ Tensor::Tensor(const char* op, const char* argument, py::handle object) {
 }
 
 Tensor::~Tensor() = default;
+
+void* Tensor::stream() const {
+  if (!tensor_ || tensor_->device.device_type == kDLCPU) return nullptr;
+  if (!exchange_ || !exchange_->current_work_stream)
+    throw py::value_error("a tensor on a GPU is accepted only from a library with DLPack's C exchange API, which tells its stream");
+  void* stream = nullptr;
+  if (exchange_->current_work_stream(tensor_->device.device_type, tensor_->device.device_id, &stream) != 0)
+    throw py::error_already_set();
+  return stream;
+}
 
 void check(int code) {
   if (code == DYNADAPT_OK) return;

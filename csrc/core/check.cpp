@@ -18,7 +18,7 @@ std::string shape_text(const int64_t* shape, int count) {
 
 std::string dtypes_text(unsigned mask) {
   std::string text;
-  for (unsigned bit = kF32; bit <= kI64; bit *= 2)
+  for (unsigned bit = kF32; bit <= kF64; bit *= 2)
     if (mask & bit) text += (text.empty() ? "" : " or ") + std::string(dtype_name(DType(bit)));
   return text;
 }
@@ -52,6 +52,7 @@ const char* dtype_name(DType dtype) {
     case kBF16: return "bfloat16";
     case kI32: return "int32";
     case kI64: return "int64";
+    case kF64: return "float64";
     default: return "another dtype";
   }
 }
@@ -60,10 +61,26 @@ DType dtype_of(const DLTensor& tensor) {
   const DLDataType t = tensor.dtype;
   if (t.lanes != 1) return DType(0);
   if (t.code == kDLFloat && t.bits == 32) return kF32;
+  if (t.code == kDLFloat && t.bits == 64) return kF64;
   if (t.code == kDLBfloat && t.bits == 16) return kBF16;
   if (t.code == kDLInt && t.bits == 32) return kI32;
   if (t.code == kDLInt && t.bits == 64) return kI64;
   return DType(0);
+}
+
+std::string device_text(DLDevice device) {
+  if (device.device_type == kDLCPU) return "the CPU";
+  if (device.device_type == kDLCUDA) return "cuda:" + std::to_string(device.device_id);
+  return "device type " + std::to_string(int(device.device_type));
+}
+
+Op::Op(const char* name, const char* argument, const DLTensor* first) : name_(name) {
+  if (!first) return;  // the check of `first` itself says that it is missing
+  const DLDevice device = first->device;
+  require(device.device_type == kDLCPU || device.device_type == kDLCUDA, "%s is on %s, accepted is the CPU or a CUDA device",
+          argument, device_text(device).c_str());
+  first_ = argument;
+  device_ = device;
 }
 
 void Op::require(bool condition, const char* pattern, ...) const {
@@ -79,8 +96,10 @@ void Op::require(bool condition, const char* pattern, ...) const {
 View Op::tensor(const char* argument, const DLTensor* tensor, std::initializer_list<int64_t> shape, unsigned dtypes,
                 Layout layout) const {
   require(tensor != nullptr, "%s is missing, a tensor is needed", argument);
-  require(tensor->device.device_type == kDLCPU, "%s is on device type %d, accepted is the CPU", argument,
-          int(tensor->device.device_type));
+  const bool there = tensor->device.device_type == device_.device_type &&
+                     (device_.device_type == kDLCPU || tensor->device.device_id == device_.device_id);
+  require(there, "%s is on %s, accepted is %s%s%s", argument, device_text(tensor->device).c_str(), device_text(device_).c_str(),
+          first_ ? ", like " : "", first_ ? first_ : "");
   View view;
   view.dtype = dtype_of(*tensor);
   require(view.dtype & dtypes, "%s has dtype %s, accepted is %s", argument, dtype_name(view.dtype),

@@ -3,12 +3,13 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <string>
 
 #include "core/error.h"
 
 namespace dynadapt {
 
-enum DType : unsigned { kF32 = 1, kBF16 = 2, kI32 = 4, kI64 = 8, kAct = kF32 | kBF16 };
+enum DType : unsigned { kF32 = 1, kBF16 = 2, kI32 = 4, kI64 = 8, kF64 = 16, kAct = kF32 | kBF16 };
 
 /// How the elements of a tensor may lie in memory.
 enum class Layout {
@@ -38,6 +39,11 @@ class Op {
  public:
   explicit Op(const char* name) : name_(name) {}
 
+  /// An op that takes the tensors of one device: that of `first`, which `argument` names.
+  Op(const char* name, const char* argument, const DLTensor* first);
+
+  DLDevice device() const { return device_; }
+
   /// `shape` gives each dimension's size, -1 for any; `dtypes` is a mask. Throws where `tensor` is null.
   View tensor(const char* argument, const DLTensor* tensor, std::initializer_list<int64_t> shape, unsigned dtypes,
               Layout layout = Layout::contiguous) const;
@@ -60,6 +66,10 @@ class Op {
 
  private:
   const char* name_;
+  const char* first_ = nullptr;  // the argument that decided the device
+  DLDevice device_{kDLCPU, 0};
 };
+
+std::string device_text(DLDevice device);  // "the CPU", "cuda:0", "device type 10"
 
 }  // namespace dynadapt

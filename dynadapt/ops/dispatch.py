@@ -15,6 +15,7 @@ import torch
 
 BACKENDS = ("reference", "cpu", "triton")
 _REFERENCE: dict[str, Callable] = {}
+_CUDA_OPS = {"update": "update_cuda"}  # op -> the kernel file that calls csrc/cuda
 _FAST_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -60,6 +61,14 @@ def kernel_module(name: str):
         ) from error
 
 
+def cuda_status() -> str:
+    """"available" where libdynadapt_cuda.so can serve tensors on a GPU, else why it can't."""
+    try:
+        return native_module().cuda_status()
+    except UnsupportedOp:
+        return "dynadapt._C is not built"
+
+
 def choose_backend(backend: str, dtype: torch.dtype, device: str = "cpu") -> str:
     """Turn ``auto`` into a backend name; everything else is checked and returned as it is."""
     if backend == "auto":
@@ -98,12 +107,17 @@ def _triton(op: str, dtype: torch.dtype) -> Choice:
 
     if op not in OPS:
         raise UnsupportedOp(f"op {op!r}, backend 'triton', dtype {dtype}: no kernel file serves it")
-    module = kernel_module(OPS[op])
     common = kernel_module("common")
     if not (torch.cuda.is_available() or common.INTERPRET):
         raise UnsupportedOp(f"op {op!r}, backend 'triton': no CUDA device is there; set TRITON_INTERPRET=1 before dynadapt is "
                             "imported to run the kernels in Triton's interpreter, or ask for backend='cpu'")
     where = "in Triton's interpreter" if common.INTERPRET else f"on {torch.cuda.get_device_name()}"
+    if op in _CUDA_OPS and not common.INTERPRET:
+        status = cuda_status()
+        if status == "available":
+            return Choice(op, "triton", getattr(kernel_module(_CUDA_OPS[op]), op), f"CUDA C++, csrc/cuda, {where}")
+        where += f", not CUDA C++: {status}"
+    module = kernel_module(OPS[op])
     reason = getattr(module, "reason", lambda op: "Triton")(op)
     return Choice(op, "triton", getattr(module, op), f"{reason}, {where}")
 

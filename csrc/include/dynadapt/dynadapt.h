@@ -1,7 +1,7 @@
 /* The C ABI of dynadapt.
  *
- * Tensors come in as DLTensor on the CPU, outputs are allocated by the caller and written fully, a
- * NULL tensor stands for an optional one left out. Every call returns 0, or an error code with a
+ * Tensors come in as DLTensor on the CPU (those of dynadapt_update may be on a GPU), outputs are allocated by the
+ * caller and written fully, a NULL tensor stands for an optional one left out. Every call returns 0, or an error code with a
  * text in dynadapt_last_error() (of the calling thread). No exception crosses this boundary.
  * Parameter structs start with their own size, so that later versions can add members at the end.
  *
@@ -45,6 +45,12 @@ DYNADAPT_API const char* dynadapt_isa(void);
 /* Threads a call may use: what was set, else DYNADAPT_NUM_THREADS, else OpenMP's own choice. 0 unsets. */
 DYNADAPT_API int dynadapt_num_threads(void);
 DYNADAPT_API int dynadapt_set_num_threads(int threads);
+
+/* Whether calls can serve tensors on a CUDA GPU: 1, or 0 with the reason in dynadapt_last_error(). They need
+ * libdynadapt_cuda.so beside libdynadapt.so, and a GPU; both are looked for once, at the first question. On a GPU a
+ * call is queued on `stream` (a cudaStream_t, of the device that holds the tensors) and neither allocates nor waits, so
+ * that a graph can capture it; call once before, because the first call loads the kernels. On the CPU `stream` is unused. */
+DYNADAPT_API int dynadapt_cuda_available(void);
 
 /* ---- packed matrices ------------------------------------------------------------------------- */
 
@@ -248,12 +254,18 @@ typedef struct {
  * norm 0, skipped 0, nothing else changes). master, grad, first, second f32 [slots, P]; prior,
  * stat, prior_rate f32 [P]; working act [slots, P]; lr f32 [slots]; step i32 [slots], counted up; norms f32 [S] and
  * skipped i32 [S] (1: the gradient was not finite, the stream stays as it was) out. grad is zero afterwards. NULL may
- * be: first (where momentum or beta1 is 0), second (sgd, rms), prior (decay 0), stat (all but rms), working, prior_rate. */
+ * be: first (where momentum or beta1 is 0), second (sgd, rms), prior (decay 0), stat (all but rms), working, prior_rate.
+ *
+ * All tensors are on one device. workspace is memory for the call on a GPU, f64 with as many elements as
+ * dynadapt_cuda_update_workspace tells or more, of any content; NULL on the CPU. There slots are read where they are: an
+ * entry that is no slot touches nothing, and is reported by skipped 1 and a norm that is NaN. */
+DYNADAPT_API int64_t dynadapt_cuda_update_workspace(int64_t streams, int64_t parameters);
 DYNADAPT_API int dynadapt_update(const DLTensor* master, const DLTensor* grad, const DLTensor* first,
                                  const DLTensor* second, const DLTensor* prior, const DLTensor* stat,
                                  const DLTensor* working, const DLTensor* slots, const DLTensor* lr,
                                  const DLTensor* step, const DLTensor* norms, const DLTensor* skipped,
-                                 const DLTensor* prior_rate, const dynadapt_update_params* params, void* stream);
+                                 const DLTensor* prior_rate, const DLTensor* workspace,
+                                 const dynadapt_update_params* params, void* stream);
 
 #ifdef __cplusplus
 }
