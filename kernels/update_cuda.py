@@ -24,6 +24,8 @@ def update(
         ValueError: for an argument that does not fit, by name; nothing was launched then.
     """
     native = native_module()
-    workspace = scratch(master.device, "update_cuda", native.update_workspace(slots.shape[0], master.shape[1]), dtype=torch.float64)
+    elements = native.update_workspace(slots.shape[0], master.shape[1])
+    workspace = scratch(master.device, "update_cuda", elements, dtype=torch.float64)
     native.update(kind, master, grad, first, second, prior, stat, working, slots, lr, step, decay, clip, beta1, beta2, eps,
-                  weight_decay, momentum, norms, skipped, prior_rate, workspace)
+                  weight_decay, momentum, norms, skipped, prior_rate, workspace,
+                  torch.cuda.current_stream(master.device).cuda_stream)

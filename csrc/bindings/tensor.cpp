@@ -40,7 +40,10 @@ Tensor::Tensor(const char* op, const char* argument, py::handle object) {
   if (!py::hasattr(object, "__dlpack__"))
     throw py::value_error(std::string(op) + ": " + argument + " is a " + Py_TYPE(object.ptr())->tp_name +
                           ", accepted is a tensor that has __dlpack__");
-  capsule_ = object.attr("__dlpack__")();
+  // -1: the library that made the tensor does not wait for it, the caller's stream orders the work.
+  const bool gpu = py::hasattr(object, "__dlpack_device__") &&
+                   object.attr("__dlpack_device__")().cast<std::pair<int, int>>().first == kDLCUDA;
+  capsule_ = gpu ? object.attr("__dlpack__")(py::arg("stream") = -1) : object.attr("__dlpack__")();
   auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
   if (!managed) throw py::error_already_set();
   tensor_ = &managed->dl_tensor;  // the capsule, left unconsumed, frees it
@@ -51,7 +54,7 @@ Tensor::~Tensor() = default;
 void* Tensor::stream() const {
   if (!tensor_ || tensor_->device.device_type == kDLCPU) return nullptr;
   if (!exchange_ || !exchange_->current_work_stream)
-    throw py::value_error("a tensor on a GPU is accepted only from a library with DLPack's C exchange API, which tells its stream");
+    throw py::value_error("stream is missing; it is needed for GPU tensors of a library without DLPack's C exchange API");
   void* stream = nullptr;
   if (exchange_->current_work_stream(tensor_->device.device_type, tensor_->device.device_id, &stream) != 0)
     throw py::error_already_set();

@@ -3,7 +3,7 @@
 // 1. dynadapt_update_norm: sums of squares of each stream's gradient, chunk by chunk, in float64: a gradient of 1e30 has a
 //    finite norm then, and is clipped like any other. One thread per stream also works out the bias corrections.
 // 2. dynadapt_update_apply: every block adds up its stream's sums (at most 512 of them, from L2, always in the same order:
-//    cheaper than a launch of its own and there are no atomics), and then does everything else in one pass: clip, moments,
+//    in place of a third launch or atomics), and then does everything else in one pass: clip, moments,
 //    decay to the prior, master, working copy, zeroed gradient.
 //
 // Memory is all it costs. With Adam, decay and a bfloat16 copy an element reads 4 (norm) + 16 (grad, master, moments) bytes
@@ -11,9 +11,9 @@
 // backwards: the end of the gradient is what the first has just left in L2.
 //
 // Rows are read 16 bytes at a time where each starts at a multiple of 16 bytes, which P divisible by 4 gives; else element
-// by element, in the same order and with the same bits (-fmad=false: every fused multiply-add is written as one). Slots, learning rates and steps are read on the GPU, nothing is
-// allocated and nothing waits, so a graph can capture the call. Not fused: the gradient itself is in memory, because the
-// norm of all of it is needed before any of it can be used.
+// by element, in the same order and with the same bits (-fmad=false: every fused multiply-add is written as one). Slots,
+// learning rates and steps are read on the GPU, nothing is allocated and nothing waits, so a graph can capture the call.
+// Not fused: the gradient itself is in memory, because the norm of all of it is needed before any of it can be used.
 #include "cuda/update.h"
 
 #include <cstdio>
@@ -278,10 +278,12 @@ Kernel apply_kernel(const Update& op, Copy copy, bool vector) {
   const bool decay = op.decay != 0;
   switch (op.kind) {
     case UpdateKind::kSgd:
-      return op.momentum != 0 ? apply_kernel<Rule::kMomentum>(decay, copy, vector) : apply_kernel<Rule::kSgd>(decay, copy, vector);
+      return op.momentum != 0 ? apply_kernel<Rule::kMomentum>(decay, copy, vector)
+                              : apply_kernel<Rule::kSgd>(decay, copy, vector);
     case UpdateKind::kRms: return apply_kernel<Rule::kRms>(decay, copy, vector);
     default:
-      return op.beta1 != 0 ? apply_kernel<Rule::kAdam>(decay, copy, vector) : apply_kernel<Rule::kAdamNoFirst>(decay, copy, vector);
+      return op.beta1 != 0 ? apply_kernel<Rule::kAdam>(decay, copy, vector)
+                           : apply_kernel<Rule::kAdamNoFirst>(decay, copy, vector);
   }
 }
 

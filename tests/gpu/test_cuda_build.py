@@ -22,8 +22,8 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc was not found, so lib
 def resource_usage(source: Path, arch: str, folder: Path) -> dict[str, tuple[int, int, int]]:
     """Registers, stack bytes and spilled bytes of every kernel, from the compiler's own report."""
     done = subprocess.run(
-        [NVCC, "-std=c++17", "-O3", "-fmad=false", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}", "-cubin", "--resource-usage",
-         "-gencode", f"arch=compute_{arch},code=sm_{arch}", "-o", str(folder / "out.cubin"), str(source)],
+        [NVCC, "-std=c++17", "-O3", "-fmad=false", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}", "-cubin",
+         "--resource-usage", "-gencode", f"arch=compute_{arch},code=sm_{arch}", "-o", str(folder / "out.cubin"), str(source)],
         capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     found, name, stack, spilled = {}, "", 0, 0
@@ -108,7 +108,8 @@ class DataType(ctypes.Structure):
 
 class DLTensor(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("device", Device), ("ndim", ctypes.c_int32), ("dtype", DataType),
-                ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)), ("byte_offset", ctypes.c_uint64)]
+                ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
+                ("byte_offset", ctypes.c_uint64)]
 
 
 class Params(ctypes.Structure):
@@ -138,7 +139,8 @@ def call(devices=None, slots=3, p=100, **change):
     values = {name: torch.zeros(slots, p) for name in ("master", "grad", "first", "second")}
     values |= {"working": torch.zeros(slots, p, dtype=torch.bfloat16), "slots": torch.tensor([2, 0], dtype=torch.int32),
                "lr": torch.zeros(slots), "step": torch.zeros(slots, dtype=torch.int32), "norms": torch.zeros(2),
-               "skipped": torch.zeros(2, dtype=torch.int32), "workspace": torch.zeros(_C.update_workspace(2, p), dtype=torch.float64)}
+               "skipped": torch.zeros(2, dtype=torch.int32),
+               "workspace": torch.zeros(_C.update_workspace(2, p), dtype=torch.float64)}
     values |= change
     tensors = [None if values.get(name) is None else dl(values[name], (devices or {}).get(name, CUDA)) for name in ORDER]
     params = Params(ctypes.sizeof(Params), 1, 0, 1.0, 0.9, 0.999, 1e-8, 0, 0)
