@@ -1,0 +1,141 @@
+"""RMSNorm of every query and key head; values are copied through. One launch forward, one backward (two when weights learn).
+
+A head of a token is one row of d numbers, and the N (hq + 2 hkv) of them are one list: a program takes a tile of
+neighbouring rows, whatever heads they belong to, so all accesses are contiguous. Traffic is what the op must move: qkv in and
+out forward, dout and qkv in and dqkv out backward, plus 4 bytes of rstd a head. Weight gradients are summed in two phases, each
+program over a fixed set of rows into scratch, then over programs in order: no atomics, the same bits every time.
+
+Not fused: the projection before it (its rows come from cuBLAS) and attention's rotation after it, because backward wants x.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .common import FUSION, Variant, block, scratch
+
+TILE = 2048  # elements: two 16-byte loads of bfloat16 in flight a thread and operand, and registers for many warps
+PROGRAMS = 264  # two for each SM where rows are summed
+
+
+@triton.jit
+def _weights(q_weight, k_weight, head, HQ: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
+    """The weight [BR, DP] of each row's head in float32; rows of values get the keys'."""
+    c = tl.arange(0, DP)
+    q = tl.load(q_weight + c, mask=c < D, other=0).to(tl.float32)
+    k = tl.load(k_weight + c, mask=c < D, other=0).to(tl.float32)
+    return tl.where((head < HQ)[:, None], q[None, :], k[None, :])
+
+
+@triton.jit(do_not_specialize=["rows"])
+def dynadapt_head_norm_forward(qkv, q_weight, k_weight, eps, out, rstd, rows, HQ: tl.constexpr, HKV: tl.constexpr,
+                               D: tl.constexpr, DP: tl.constexpr, BR: tl.constexpr):
+    HEADS: tl.constexpr = HQ + 2 * HKV
+    row = tl.program_id(0) * BR + tl.arange(0, BR)  # token * HEADS + head
+    token, head = row // HEADS, row % HEADS
+    exists, normed = row < rows, head < HQ + HKV
+    c = tl.arange(0, DP)
+    in_head = exists[:, None] & (c < D)[None, :]
+    at = row[:, None].to(tl.int64) * D + c[None, :]
+    x = tl.load(qkv + at, mask=in_head, other=0).to(tl.float32)
+    scale = 1 / tl.sqrt(tl.sum(x * x, 1) / D + eps)  # [BR]
+    y = x * scale[:, None] * _weights(q_weight, k_weight, head, HQ, D, DP)
+    tl.store(out + at, tl.where(normed[:, None], y, x), mask=in_head)
+    tl.store(rstd + token * (HQ + HKV) + head, scale, mask=exists & normed)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def dynadapt_head_norm_backward(dout, qkv, q_weight, k_weight, rstd, dqkv, partial, rows, HQ: tl.constexpr, HKV: tl.constexpr,
+                                D: tl.constexpr, DP: tl.constexpr, BR: tl.constexpr, LEARNS: tl.constexpr):
+    HEADS: tl.constexpr = HQ + 2 * HKV
+    c = tl.arange(0, DP)
+    dq, dk = tl.zeros([DP], tl.float32), tl.zeros([DP], tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
+        row = tile * BR + tl.arange(0, BR)
+        token, head = row // HEADS, row % HEADS
+        exists, normed = row < rows, head < HQ + HKV
+        in_head = exists[:, None] & (c < D)[None, :]
+        at = row[:, None].to(tl.int64) * D + c[None, :]
+        g = tl.load(dout + at, mask=in_head, other=0).to(tl.float32)
+        scale = tl.load(rstd + token * (HQ + HKV) + head, mask=exists & normed, other=0)[:, None]
+        xhat = tl.load(qkv + at, mask=in_head & normed[:, None], other=0).to(tl.float32) * scale
+        gw = g * _weights(q_weight, k_weight, head, HQ, D, DP)
+        dx = (gw - xhat * (tl.sum(gw * xhat, 1) / D)[:, None]) * scale
+        tl.store(dqkv + at, tl.where(normed[:, None], dx, g), mask=in_head)
+        if LEARNS:
+            dq += tl.sum(tl.where((head < HQ)[:, None], g * xhat, 0.0), 0)
+            dk += tl.sum(tl.where(((head >= HQ) & normed)[:, None], g * xhat, 0.0), 0)
+    if LEARNS:
+        mine = partial + tl.program_id(0) * (2 * DP) + c
+        tl.store(mine, dq)
+        tl.store(mine + DP, dk)
+
+
+@triton.jit
+def dynadapt_head_norm_weights(partial, dq_weight, dk_weight, programs, D: tl.constexpr, DP: tl.constexpr, BP: tl.constexpr):
+    c = tl.arange(0, DP)
+    dq, dk = tl.zeros([DP], tl.float32), tl.zeros([DP], tl.float32)
+    for first in range(0, programs, BP):
+        p = first + tl.arange(0, BP)
+        at = partial + p[:, None] * (2 * DP) + c[None, :]
+        dq += tl.sum(tl.load(at, mask=(p < programs)[:, None], other=0), 0)
+        dk += tl.sum(tl.load(at + DP, mask=(p < programs)[:, None], other=0), 0)
+    if dq_weight is not None:
+        tl.store(dq_weight + c, tl.load(dq_weight + c, mask=c < D, other=0) + dq, mask=c < D)
+    if dk_weight is not None:
+        tl.store(dk_weight + c, tl.load(dk_weight + c, mask=c < D, other=0) + dk, mask=c < D)
+
+
+def _geometry(hq, hkv, d):
+    dp = block(d, 1024)
+    return {"HQ": hq, "HKV": hkv, "D": d, "DP": dp, "BR": max(1, TILE // dp)}
+
+
+def _check(op, qkv, hq, hkv, d, *others):
+    if min(hq, hkv, d) < 1:
+        raise ValueError(f"{op}: hq, hkv, d are {hq}, {hkv}, {d}, accepted is at least 1 of each")
+    if qkv.shape[1] != (hq + 2 * hkv) * d:
+        raise ValueError(f"{op}: qkv has shape {list(qkv.shape)}, accepted is [any, {(hq + 2 * hkv) * d}]")
+    if not all(t.is_contiguous() for t in (qkv, *others)):
+        raise ValueError(f"{op}: expected contiguous tensors")
+
+
+def head_norm_forward(qkv, q_weight, k_weight, eps, hq, hkv, d, out, rstd) -> None:
+    """out like qkv [N, (hq + 2 hkv) d], rstd [N, hq + hkv]; see ``dynadapt.ops.head_norm``."""
+    _check("head_norm_forward", qkv, hq, hkv, d, out, rstd)
+    geometry, rows = _geometry(hq, hkv, d), qkv.shape[0] * (hq + 2 * hkv)
+    dynadapt_head_norm_forward[(triton.cdiv(rows, geometry["BR"]),)](
+        qkv, q_weight, k_weight, eps, out, rstd, rows, **geometry, num_warps=4, num_stages=1, **FUSION)
+
+
+def head_norm_backward(dout, qkv, q_weight, k_weight, rstd, hq, hkv, d, dqkv, dq_weight, dk_weight) -> None:
+    """dqkv like qkv; dq_weight, dk_weight [d] are added to when given; see ``dynadapt.ops.head_norm``."""
+    _check("head_norm_backward", qkv, hq, hkv, d, dout, rstd, dqkv)
+    geometry, rows = _geometry(hq, hkv, d), qkv.shape[0] * (hq + 2 * hkv)
+    learns = dq_weight is not None or dk_weight is not None
+    partial = scratch(qkv.device, "head_norm_partial", PROGRAMS, 2, geometry["DP"]) if learns else None
+    tiles = triton.cdiv(rows, geometry["BR"])
+    programs = min(tiles, PROGRAMS) if learns else tiles
+    dynadapt_head_norm_backward[(programs,)](dout, qkv, q_weight, k_weight, rstd, dqkv, partial, rows, LEARNS=learns,
+                                             **geometry, num_warps=4, num_stages=1, **FUSION)
+    if learns:
+        dynadapt_head_norm_weights[(1,)](partial, dq_weight, dk_weight, programs, D=d, DP=geometry["DP"], BP=16,
+                                         num_warps=4, num_stages=1, **FUSION)
+
+
+def _variants(d, dtype):
+    acts = {name: dtype for name in ("dout", "qkv", "q_weight", "k_weight", "out", "dqkv")}
+    types = {**acts, "eps": "fp32", "rstd": "*fp32", "partial": "*fp32", "rows": "i32", "programs": "i32",
+             "dq_weight": "*fp32", "dk_weight": "*fp32"}
+    geometry = _geometry(32, 8, d)
+    for kernel, constexprs in ((dynadapt_head_norm_forward, geometry),
+                               (dynadapt_head_norm_backward, {**geometry, "LEARNS": False, "partial": None}),
+                               (dynadapt_head_norm_backward, {**geometry, "LEARNS": True}),
+                               (dynadapt_head_norm_weights, {"D": d, "DP": geometry["DP"], "BP": 16})):
+        signature = {name: types[name] for name in kernel.arg_names if name in types and name not in constexprs}
+        learns = ", weights learn" if constexprs.get("LEARNS") else ""
+        yield Variant(f"d {d}, {dtype[1:]}{learns}", kernel, signature, constexprs, num_warps=4, num_stages=1, registers=255)
+
+
+VARIANTS = [*_variants(128, "*bf16"), *_variants(64, "*bf16"), *_variants(128, "*fp32")]
