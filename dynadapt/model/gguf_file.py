@@ -10,9 +10,13 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
 import numpy as np
 import torch
+
+try:
+    import gguf
+except ImportError:  # only GGUF files need it
+    gguf = None
 
 from dynadapt.model.errors import ModelError
 from dynadapt.model.safetensors_file import read_into
@@ -40,6 +44,8 @@ class GGUFFile:
 
     def __init__(self, path: Path):
         self.path = Path(path)
+        if gguf is None:
+            raise ModelError(f"{self.path}: reading GGUF files needs the package gguf, which is not installed (pip install gguf)")
         try:
             with open(self.path, "rb") as file:
                 cursor = _Cursor(file)
