@@ -1,6 +1,6 @@
 """Compiles every kernel for every architecture, without a GPU, and holds each to its budget.
 
-    python -m dynadapt.kernels.compile [FILE...] [--arch 90 ...] [--json OUT] [--jobs N]
+    python -m dynadapt.kernels.compile [FILE...] [--arch 90 ...] [--quick] [--json OUT] [--jobs N]
 
 A row is one ``Variant`` on one architecture: registers a thread, spilled bytes, stack, shared memory, which tensor-core
 instruction it uses, seconds. Exit status 1, with the rows named, when one does not compile or leaves its budget. FILE is
@@ -27,6 +27,7 @@ from pathlib import Path
 from .common import FUSION, INTERPRET, Variant
 
 ARCHS = (80, 90, 100)
+TARGET = 90  # what the kernels are tuned for
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that one block can have
 NOT_KERNELS = {"__init__", "common", "compile", "choices", "epilogue", "tiles"}
 # The first that occurs in the PTX is what the kernel multiplies with.
@@ -152,11 +153,18 @@ def examine(file: str, index: int, arch: int) -> Row:
     return row
 
 
-def examine_all(files: list[str], archs: list[int], jobs: int, show=lambda row: None) -> list[Row]:
+def selected(found: list[Variant], archs: list[int], quick: bool):
+    """(index, architecture) of what is compiled; ``quick``: one variant of each kernel where it is not the main target."""
+    first = {v.kernel: i for i, v in reversed(list(enumerate(found)))}
+    return [(i, arch) for i, v in enumerate(found) for arch in archs
+            if arch in v.archs and (arch == TARGET or not quick or first[v.kernel] == i)]
+
+
+def examine_all(files: list[str], archs: list[int], jobs: int, quick: bool, show=lambda row: None) -> list[Row]:
     work, rows = [], []
     for file in files:
         try:
-            work += [(file, i, arch) for i, v in enumerate(variants(file)) for arch in archs if arch in v.archs]
+            work += [(file, i, arch) for i, arch in selected(variants(file), archs, quick)]
         except Exception as error:
             rows.append(Row(Path(file).stem, "-", "-", 0, faults=[f"{type(error).__name__}: {error}"]))
             show(rows[-1])
@@ -187,16 +195,17 @@ def main(arguments=None) -> int:
     parser.add_argument("files", nargs="*", metavar="FILE", help="kernel files; without any, all of them")
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHS), help="compute capabilities (default: 80 90 100)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: as many as cores)")
+    parser.add_argument("--quick", action="store_true", help=f"one variant of each kernel on all architectures but {TARGET}")
     parser.add_argument("--json", metavar="OUT", help="also write the rows there")
     args = parser.parse_args(arguments)
     if INTERPRET:
-        print("TRITON_INTERPRET=1 is set: kernels are then Python functions and there is nothing to compile; unset it", file=sys.stderr)
+        print("TRITON_INTERPRET=1 is set: kernels are then Python functions, nothing can be compiled; unset it", file=sys.stderr)
         return 2
     import triton
 
     files = [f if f.endswith(".py") and "/" in f else f.removesuffix(".py") for f in args.files] or kernel_files()
     print(f"Triton {triton.__version__}\n{HEADER}")
-    rows = examine_all(files, args.arch, args.jobs, lambda row: print(line(row), flush=True))
+    rows = examine_all(files, args.arch, args.jobs, args.quick, lambda row: print(line(row), flush=True))
     if args.json:
         Path(args.json).write_text(json.dumps({"triton": triton.__version__, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
     failed = [r for r in rows if r.faults]
