@@ -1,0 +1,152 @@
+"""What every stage gets: the options, the time that is left, and a record that is whole on disk at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Campaign:
+    """Options of one run. ``tiny``: sizes for a dry run on a CPU; ``seconds``: what a stage may take."""
+
+    out: Path
+    device: str = "cuda"
+    seconds: float = 520.0
+    model: str | None = None
+    text: str | None = None
+    curve: str | None = None
+    steps: int = 1000
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def tiny(self) -> bool:
+        return self.device == "cpu"
+
+    @property
+    def left(self) -> float:
+        return self.seconds - (time.monotonic() - self.started)
+
+    def read(self, stage: str) -> dict | None:
+        """The record of an earlier stage, or None."""
+        path = self.out / f"{stage}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+class Record:
+    """One stage's JSON file: the machine and the versions first, then a row for each measurement, written as they come."""
+
+    def __init__(self, path: Path, stage: str, device: str, resume: bool = False):
+        """``resume``: rows of an earlier, unfinished run of the stage stay, and the stage measures what is missing."""
+        self.path = path
+        earlier = json.loads(path.read_text())["rows"] if resume and path.exists() else []
+        self.data = {"stage": stage, "status": "cut short", "device": device, "environment": header(device), "rows": earlier}
+        self.save()
+
+    def add(self, **row) -> dict:
+        self.data["rows"].append(row)
+        self.save()
+        print(text_of(row), flush=True)
+        return row
+
+    def note(self, **facts) -> None:
+        self.data.update(facts)
+        self.save()
+
+    def finish(self, status: str = "complete") -> None:
+        self.note(status=status)
+
+    def save(self) -> None:
+        write_json(self.path, self.data)
+
+
+def write_json(path: Path, content) -> None:
+    """Whole or not at all: a killed process leaves what was there before."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    os.replace(temporary, path)
+
+
+def text_of(row: dict) -> str:
+    short = lambda v: f"{v:.4g}" if isinstance(v, float) else str(v)  # noqa: E731
+    return "  ".join(f"{k}={short(v)}" for k, v in row.items() if not isinstance(v, (dict, list)) and "\n" not in str(v))
+
+
+def header(device: str) -> dict:
+    """Hardware and versions. No host names, no paths."""
+    try:
+        from dynadapt.environment import environment
+
+        found = environment()
+    except ImportError as error:  # before the build stage, or with a package missing
+        found = {"python": sys.version.split()[0], "dynadapt": f"does not import: {error}"}
+    if device == "cuda":
+        found["gpu"] = gpu()
+    return found
+
+
+def gpu() -> dict:
+    import torch
+
+    p = torch.cuda.get_device_properties(0)
+    query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
+    said = output(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"])
+    return {
+        "name": p.name,
+        "capability": [p.major, p.minor],
+        "multiprocessors": p.multi_processor_count,
+        "memory_bytes": p.total_memory,
+        "l2_bytes": getattr(p, "L2_cache_size", 0),
+        "cuda": torch.version.cuda,
+        "smi": dict(zip(query.split(","), said.strip().split(", "))),
+    }
+
+
+def output(command: list[str]) -> str:
+    """What a program prints, or "" when it is not there or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def environment_of_children(device: str) -> dict[str, str]:
+    """Variables for worker processes: this source tree first, the interpreter on only without a GPU, no network."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "TRITON_INTERPRET": "1" if device == "cpu" else "0",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_WAIT_POLICY": "passive",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def child(command: list[str], device: str, seconds: float, **variables: str) -> tuple[int | None, str]:
+    """(exit status, output) of a process in its own group; None when it had to be stopped at its time limit."""
+    # a group, so that its own children end with it, but not a session: whoever ends this one ends it too
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=os.setpgrp,
+        env={**environment_of_children(device), **variables},
+    )
+    try:
+        text, _ = process.communicate(timeout=max(1.0, seconds))
+        return process.returncode, text
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        text, _ = process.communicate()
+        return None, text

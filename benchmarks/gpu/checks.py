@@ -1,0 +1,172 @@
+"""Stages that ask whether the kernels are right: correctness (pytest on the GPU), sanitizers, profiles."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import re
+import shutil
+import sys
+import xml.etree.ElementTree as xml
+
+from .campaign import ROOT, child
+
+# Reports that one tool makes of one kernel, in words; ncu's own names.
+METRICS = {
+    "gpu__time_duration.sum": "ns", "dram__throughput.avg.pct_of_peak_sustained_elapsed": "dram_percent",
+    "dram__bytes.sum": "dram_bytes", "lts__throughput.avg.pct_of_peak_sustained_elapsed": "l2_percent",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed": "sm_percent",
+    "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active": "tensor_percent",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy_percent", "launch__registers_per_thread": "registers",
+    "launch__grid_size": "grid", "launch__block_size": "block",
+    "smsp__sass_inst_executed_op_local_ld.sum": "local_loads", "l1tex__data_bank_conflicts_pipe_lsu.sum": "bank_conflicts",
+}
+
+
+def test_files() -> list[str]:
+    return sorted(
+        str(p.relative_to(ROOT))
+        for p in (ROOT / "tests" / "gpu").glob("test_*.py")
+        if p.stem not in ("test_campaign", "test_compile")
+    )
+
+
+def outcomes(path) -> dict:
+    """Counts and the failures of a junit file."""
+    if not path.exists():
+        return {"tests": 0, "failures": []}
+    cases = xml.parse(path).getroot().iter("testcase")
+    found, failures, skipped = 0, [], 0
+    for case in cases:
+        found += 1
+        bad = case.find("failure") if case.find("failure") is not None else case.find("error")
+        skipped += case.find("skipped") is not None
+        if bad is not None:
+            failures.append({"test": case.get("name"), "message": (bad.get("message") or bad.text or "")[:600]})
+    path.unlink()
+    return {"tests": found, "skipped": skipped, "failed": len(failures), "failures": failures}
+
+
+def correctness(campaign, record) -> None:
+    """Every test of tests/gpu, the real sizes too, file by file, so that a hang costs one file."""
+    workers = ["-n", "6"] if importlib.util.find_spec("xdist") and not campaign.tiny else []  # compiling is most of the time
+    files = test_files()
+    marks = "not slow" if not campaign.tiny else "not gpu and not slow"
+    for i, file in enumerate(files[:1] if campaign.tiny else files):
+        junit = campaign.out / "junit.xml"
+        share = max(60.0, campaign.left / (len(files) - i) * 2)  # a file may take twice its share
+        command = [sys.executable, "-m", "pytest", file, "-m", marks, "-q", "--tb=short", f"--junitxml={junit}", *workers]
+        status, text = child(command, campaign.device, min(share, campaign.left))
+        record.add(
+            file=file, status="stopped" if status is None else status, **outcomes(junit), said=text[-2500:] if status else ""
+        )
+        if campaign.left < 20:
+            return record.finish("out of time")
+
+
+def sanitizers(campaign, record) -> None:
+    """compute-sanitizer over the small cases: memcheck everywhere first, then racecheck."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        record.add(skipped="compute-sanitizer is not installed")
+        return
+    files = test_files()
+    for check in ("memcheck", "racecheck"):
+        for file in files:
+            if campaign.left < 25:
+                return record.finish("out of time")
+            command = [
+                tool,
+                "--tool",
+                check,
+                "--kernel-regex",
+                "kns=dynadapt",
+                "--print-limit",
+                "5",
+                sys.executable,
+                "-m",
+                "pytest",
+                file,
+                "-m",
+                "not gpu and not slow",
+                "-q",
+                "-x",
+                "--tb=line",
+                "-p",
+                "no:cacheprovider",
+            ]
+            status, text = child(command, campaign.device, min(campaign.left, 90.0), PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+            errors = re.search(r"(?:ERROR SUMMARY: |RACECHECK SUMMARY: )(\d+)", text)
+            record.add(
+                tool=check,
+                file=file,
+                status="stopped" if status is None else status,
+                errors=int(errors.group(1)) if errors else None,
+                said=text[-1500:] if status or not errors or errors.group(1) != "0" else "",
+            )
+
+
+def profiles(campaign, record) -> None:
+    """ncu's full set for the kernels of each op, the second call of each, summarised."""
+    from .cases import OPS
+
+    tool = shutil.which("ncu")
+    if tool is None:
+        record.add(skipped="ncu is not installed")
+        return
+    for op in OPS:
+        if campaign.left < 40:
+            return record.finish("out of time")
+        # an op launches at most a few kernels of ours; the first call compiles and is skipped by --profile-from-start
+        command = [
+            tool,
+            "--clock-control",
+            "none",
+            "--set",
+            "full",
+            "--profile-from-start",
+            "off",
+            "-k",
+            "regex:dynadapt",
+            "--launch-count",
+            "4",
+            "--csv",
+            "--page",
+            "raw",
+            sys.executable,
+            "-m",
+            "benchmarks.gpu.profile_op",
+            op,
+        ]
+        status, text = child(command, campaign.device, min(campaign.left, 120.0))
+        rows = kernels_of(text)
+        if not rows:
+            record.add(op=op, status=status, said=text[-800:])
+        for row in rows:
+            record.add(op=op, **row)
+
+
+def kernels_of(text: str) -> list[dict]:
+    """One dict a kernel from what ``ncu --csv --page raw`` prints: a line of names, one of units, one for each launch."""
+    lines = [line for line in text.splitlines() if line.startswith('"')]
+    table = list(csv.reader(io.StringIO("\n".join(lines))))
+    if len(table) < 3:
+        return []
+    names, units = table[0], table[1]
+    rows = []
+    for values in table[2:]:
+        row = dict(zip(names, values))
+        found = {"kernel": row.get("Kernel Name", "?")}
+        for metric, label in METRICS.items():
+            if row.get(metric):
+                unit = units[names.index(metric)]
+                found[label] = _number(row[metric], unit)
+        rows.append(found)
+    return rows
+
+
+def _number(text: str, unit: str) -> float:
+    """In nanoseconds, bytes or plain numbers: ncu picks a unit for each column."""
+    factors = {"us": 1e3, "ms": 1e6, "s": 1e9, "usecond": 1e3, "msecond": 1e6, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
+    return float(text.replace(",", "")) * factors.get(unit, 1.0)

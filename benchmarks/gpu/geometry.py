@@ -1,0 +1,93 @@
+"""The models that are measured, by their public sizes, with random weights; and what a step of theirs costs."""
+
+from __future__ import annotations
+
+import torch
+
+from dynadapt.adapt.what import GROUPS
+from dynadapt.decoder import group_sizes
+from dynadapt.model import ModelConfig
+from dynadapt.model.base import from_state
+from dynadapt.model.layout import tensor_shapes
+from dynadapt.ops import attention, cross_entropy, linear
+
+RANK = 16
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def _llama(**sizes) -> ModelConfig:
+    common = dict(
+        family="llama",
+        norm="rms",
+        norm_eps=1e-5,
+        activation="swiglu",
+        rope_scaling=None,
+        attention_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return ModelConfig(**{**common, **sizes})
+
+
+# Sizes from the models' public config.json files.
+MODELS = {
+    "smollm2-135m": _llama(vocab_size=49152, hidden_size=576, layers=30, heads=9, kv_heads=3, head_dim=64, ffn_size=1536,
+                           rope_theta=100000.0, max_positions=8192, tied_head=True),
+    "llama-3.2-1b": _llama(vocab_size=128256, hidden_size=2048, layers=16, heads=32, kv_heads=8, head_dim=64, ffn_size=8192,
+                           rope_theta=500000.0, rope_scaling=LLAMA3, max_positions=131072, tied_head=True),
+    "llama-3.1-8b": _llama(vocab_size=128256, hidden_size=4096, layers=32, heads=32, kv_heads=8, head_dim=128, ffn_size=14336,
+                           rope_theta=500000.0, rope_scaling={**LLAMA3, "factor": 8.0}, max_positions=131072, tied_head=False),
+    "tiny": _llama(vocab_size=97, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=16, ffn_size=48, rope_theta=10000.0,
+                   max_positions=512, tied_head=True),
+}
+SHAPES = ((1, 512), (8, 512), (64, 512), (8, 2048))  # streams x segment
+TINY_SHAPES = ((2, 16),)
+
+
+def models(tiny: bool) -> list[str]:
+    return ["tiny"] if tiny else [name for name in MODELS if name != "tiny"]
+
+
+def shapes(tiny: bool):
+    return TINY_SHAPES if tiny else SHAPES
+
+
+def random_weights(name: str, device: str, dtype=torch.bfloat16, seed: int = 0):
+    """A model with normal weights of deviation 0.02, rounded to bfloat16 whatever ``dtype`` is. Drawn on ``device`` (eight
+    billion numbers take a CPU minutes), kept on the CPU."""
+    generator = torch.Generator(device).manual_seed(seed)
+    state = {}
+    for tensor, shape in tensor_shapes(MODELS[name]).items():
+        value = torch.randn(shape, generator=generator, device=device)
+        state[tensor] = (1 + 0.1 * value if tensor.endswith("norm.weight") else 0.02 * value).bfloat16().to(dtype).cpu()
+    return from_state(MODELS[name], state, name=name)
+
+
+def step_flops(c: ModelConfig, streams: int, segment: int, memory: int, rank: int = RANK) -> dict[str, int]:
+    """FLOPs of one adapt step with ``memory`` tokens remembered by each stream, by the ops' own formulas: forward, backward and
+    recomputed, and ``masked``: the part that the causal mask throws away, which a kernel may skip."""
+    n, forward, backward, recompute = streams * segment, 0, 0, 0
+    for (layer, group), (k, parts) in group_sizes(c).items():
+        lowest = layer == 0 and group == GROUPS[0]
+        forward += linear.forward_flops(n, k, parts, rank)
+        backward += linear.backward_flops(n, k, parts, rank, not lowest) + linear.gradient_flops(n, k, parts, rank)
+    again, back = attention.backward_flops(segment, memory, c.heads, c.head_dim)
+    forward += c.layers * streams * attention.forward_flops(segment, memory, c.heads, c.head_dim)
+    backward += c.layers * streams * back
+    recompute += c.layers * streams * again
+    head = cross_entropy.flops(n, c.hidden_size, c.vocab_size, False)
+    masked = 7 * streams * segment * (segment - 1) * c.heads * c.head_dim * c.layers
+    return {"forward": forward + head, "backward": backward + head, "recompute": recompute, "masked": masked}
+
+
+def useful_flops(c, streams, segment, memory, rank: int = RANK) -> int:
+    f = step_flops(c, streams, segment, memory, rank)
+    return f["forward"] + f["backward"] + f["recompute"] - f["masked"]

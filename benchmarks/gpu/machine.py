@@ -1,0 +1,155 @@
+"""Stages that look at the machine and get ready: environment, build, compile, ceilings."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import time
+
+from .campaign import ROOT, child, output
+from .timing import Timer
+
+TOOLS = {
+    "nvcc": "--version",
+    "cmake": "--version",
+    "ninja": "--version",
+    "g++": "--version",
+    "ncu": "--version",
+    "compute-sanitizer": "--version",
+}
+OPTIONAL = ("liger_kernel", "cut_cross_entropy", "transformers", "peft", "gguf", "pytest", "xdist")
+
+
+def environment(campaign, record) -> None:
+    import importlib.util
+
+    for name, flag in TOOLS.items():
+        lines = [line for line in output([name, flag]).splitlines() if re.search(r"\d+\.\d+", line)]
+        record.add(tool=name, version=lines[0].strip() if lines else "absent")
+    for name in OPTIONAL:
+        record.add(package=name, present=importlib.util.find_spec(name) is not None)
+
+
+def build(campaign, record) -> None:
+    """The native libraries into dynadapt/, in place, without pip; dynadapt/kernels becomes a link to kernels/."""
+    link = ROOT / "dynadapt" / "kernels"
+    if not link.exists():
+        link.symlink_to("../kernels")
+    record.add(what="dynadapt/kernels", linked=True)
+    if campaign.tiny:
+        return
+    import pybind11
+
+    folder = ROOT / "build" / "gpu"
+    cuda = "ON" if shutil.which("nvcc") else "OFF"
+    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}",
+                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DDYNADAPT_CUDA={cuda}"]
+    steps = {
+        "configure": configure,
+        "build": ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)],
+        "install": ["cmake", "--install", str(folder), "--prefix", str(ROOT / "dynadapt"), "--component", "python"],
+        "import": [
+            sys.executable,
+            "-c",
+            "from dynadapt import _C; print(_C.isa()); print(getattr(_C, 'cuda_status', lambda: 'no CUDA part')())",
+        ],
+    }
+    for name, command in steps.items():
+        start = time.monotonic()
+        status, text = child(command, campaign.device, campaign.left)
+        record.add(what=name, status=status, seconds=round(time.monotonic() - start, 1), said=text.strip()[-1500:])
+        if status:
+            raise RuntimeError(f"build: {name} ended with status {status}:\n{text[-3000:]}")
+
+
+def compile(campaign, record) -> None:  # noqa: A001  (the stage's name)
+    """Registers, spills and tensor cores of every kernel with the Triton of this machine (kernels/compile.py)."""
+    import json
+
+    out = campaign.out / "compile-rows.json"
+    command = [sys.executable, "-m", "dynadapt.kernels.compile", "--json", str(out)] + (["--arch", "90"] if campaign.tiny else [])
+    status, text = child(command, campaign.device, campaign.left, TRITON_INTERPRET="0")
+    record.note(exit_status=status, said=text[-4000:] if status else "")
+    if out.exists():
+        found = json.loads(out.read_text())
+        record.note(triton=found["triton"], rows=found["rows"])
+        out.unlink()
+
+
+def ceilings(campaign, record) -> None:
+    """What the machine can do at most, measured: copies, products, launches."""
+    import torch
+
+    timer, dev = Timer(campaign.device), campaign.device
+    size = 1 << (20 if campaign.tiny else 32)  # bytes
+    a, b = (torch.empty(size // 2, dtype=torch.bfloat16, device=dev).normal_() for _ in range(2))
+    t = timer(lambda: b.copy_(a), cold=False)
+    record.add(what="copy", bytes=2 * size, gb_per_s=2e-6 * size / t["median_ms"], **t)
+    del a, b
+    sizes = (
+        [(64, 64, 64)]
+        if campaign.tiny
+        else [
+            (8192, 8192, 8192),
+            (4096, 8192, 2048),
+            (32768, 2048, 2048),
+            (4096, 1536, 576),
+            (512, 576, 576),
+            (4096, 49152, 576),
+            (4096, 128256, 2048),
+        ]
+    )
+    for m, n, k in sizes:
+        x, w = (torch.randn(r, k, device=dev).bfloat16() for r in (m, n))
+        y = torch.empty(m, n, device=dev, dtype=torch.bfloat16)
+        t = timer(lambda: torch.mm(x, w.t(), out=y))
+        record.add(what="matmul bf16", shape=[m, n, k], tflops=2e-9 * m * n * k / t["median_ms"], **t)
+    if campaign.tiny:
+        return
+    _fp8(record, timer, 8192)
+    _launches(record)
+
+
+def _fp8(record, timer, n) -> None:
+    import torch
+
+    x, w = (torch.randn(n, n, device="cuda").to(torch.float8_e4m3fn) for _ in range(2))
+    one = torch.ones((), device="cuda")
+    try:
+        t = timer(lambda: torch._scaled_mm(x, w.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16))
+        record.add(what="matmul fp8", shape=[n, n, n], tflops=2e-9 * n**3 / t["median_ms"], **t)
+    except (RuntimeError, AttributeError) as error:
+        record.add(what="matmul fp8", skipped=str(error)[:200])
+
+
+def _launches(record, count: int = 1000) -> None:
+    """Microseconds a small kernel costs, launched one by one and from a CUDA graph."""
+    import torch
+
+    from .timing import capture
+
+    x = torch.zeros(1, device="cuda")
+
+    def many():
+        for _ in range(count):
+            x.add_(1)
+
+    for name, call in (("eager", many), ("graph", capture(many)[0])):
+        call()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        record.add(what=f"launch, {name}", microseconds=1e6 * (time.perf_counter() - start) / count)
+
+
+def best(record: dict | None) -> dict[str, float]:
+    """{"gb_per_s", "tflops", "source"}: the ceilings measured on this machine, or the vendor's figures for an H200, said so."""
+    rows = (record or {}).get("rows", [])
+    copy = [r["gb_per_s"] for r in rows if r.get("what") == "copy"]
+    product = [r["tflops"] for r in rows if r.get("what") == "matmul bf16"]
+    if copy and product:
+        return {"gb_per_s": max(copy), "tflops": max(product), "source": "measured in the same campaign"}
+    return {"gb_per_s": 4800.0, "tflops": 989.0, "source": "datasheet of the H200; run the stage ceilings first"}

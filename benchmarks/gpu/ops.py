@@ -1,0 +1,180 @@
+"""Stages that time single ops: choices (fused or split, for kernels/choices.json) and ops (against floor and peers)."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+
+import torch
+
+from dynadapt.ops import UnsupportedOp, resolve
+
+from .campaign import ROOT, write_json
+from .cases import BF16, OPS, Sizes, agrees, check, materialise
+from .geometry import models, shapes
+from .machine import best
+from .peers import Absent
+from .timing import Timer
+
+LINEAR = ("linear_forward", "linear_backward", "lora_gradient", "weight_gradient")
+HEAD = ("cross_entropy",)
+
+
+def rest() -> tuple[str, ...]:
+    return tuple(op for op in OPS if op not in LINEAR + HEAD)
+
+
+def ops_linear(campaign, record) -> None:
+    """linear_forward, linear_backward, lora_gradient, weight_gradient: time, floor, peers."""
+    run(campaign, record, LINEAR)
+
+
+def ops_head(campaign, record) -> None:
+    """cross_entropy with and without the gradient: time, floor, peers (torch, liger-kernel, cut-cross-entropy)."""
+    run(campaign, record, HEAD)
+
+
+def ops_rest(campaign, record) -> None:
+    """Norms, activations, attention, embedding, update: time, floor, peers."""
+    run(campaign, record, rest())
+
+
+def run(campaign, record, names) -> None:
+    dtype = torch.float32 if campaign.tiny else BF16
+    timer, limits = Timer(campaign.device, 0.12), best(campaign.read("ceilings"))
+    record.note(ceilings=limits)
+    for model in models(campaign.tiny):
+        for streams, segment in shapes(campaign.tiny):
+            for op in names:
+                if campaign.left < 15:
+                    return record.finish("out of time")
+                _one(campaign, record, timer, limits, model, streams, segment, op, dtype)
+                if campaign.device == "cuda":
+                    torch.cuda.empty_cache()
+
+
+def _one(campaign, record, timer, limits, model, streams, segment, op, dtype) -> None:
+    base = {"op": op, "model": model, "streams": streams, "segment": segment}
+    try:
+        function = resolve(op, "triton", dtype).function
+    except UnsupportedOp as error:
+        record.add(**base, skipped=str(error)[:300])
+        return
+    try:
+        errors = _errors(op, model, min(streams, 2), min(segment, 128), campaign.device, dtype)
+        cases = OPS[op](Sizes(model, streams, segment, campaign.device), segment)
+    except (AssertionError, RuntimeError) as error:
+        record.add(**base, wrong=f"{type(error).__name__}: {str(error)[:400]}")
+        return
+    for case, error in zip(cases, errors):
+        try:
+            _time(
+                record,
+                timer,
+                limits,
+                base,
+                case,
+                error,
+                function,
+                dtype,
+                model == "llama-3.2-1b" or campaign.tiny or op == "update",
+            )
+        except AssertionError as failure:
+            record.add(**base, label=case.label, wrong=str(failure)[:300])
+        except RuntimeError as failure:  # out of memory, most likely: the other cases are still worth their time
+            record.add(**base, label=case.label, failed=str(failure)[:300])
+
+
+@lru_cache(maxsize=None)
+def _errors(op, model, streams, segment, device, dtype) -> list[float]:
+    """Relative errors of the op's cases against float64, at a few rows of the model's widths."""
+    few = Sizes(model, streams, segment, device)
+    return [check(case, dtype) for case in OPS[op](few, segment)]
+
+
+def _time(record, timer, limits, base, case, error, function, dtype, with_peers) -> None:
+    difference = agrees(case, function, dtype)  # at the timed size, where a kernel may split its work otherwise
+    arguments = materialise(case, dtype)
+    t = timer(lambda: function(*arguments))
+    memory_ms, compute_ms = 1e-6 * case.bytes / limits["gb_per_s"], 1e-9 * case.flops / limits["tflops"]
+    floor = max(memory_ms, compute_ms)
+    peers = {}
+    for name, make in case.peers.items() if with_peers else ():
+        try:
+            peers[name] = timer(make())
+        except (Absent, RuntimeError) as failure:
+            peers[name] = {"skipped": str(failure)[:200]}
+    record.add(
+        **base,
+        label=case.label,
+        relative_error=error,
+        difference=difference,
+        **t,
+        bound="bytes" if memory_ms > compute_ms else "FLOPs",
+        floor_ms=floor,
+        share_of_floor=floor / t["median_ms"],
+        gb_per_s=1e-6 * case.bytes / t["median_ms"],
+        tflops=1e-9 * case.flops / t["median_ms"],
+        peers=peers,
+    )
+
+
+# ---- choices
+
+# the two forms of an op -> what its file calls them
+FORMS = {"linear_forward": {"fused": "fused", "split": "split"}, "linear_backward": {"fused": "fused", "split": "split"},
+         "cross_entropy": {"fused": "fused", "split": "chunked"}}
+
+
+def choices(campaign, record) -> None:
+    """Which form serves a linear group or the head: fused, split, and the library product alone, at each size; the winners go to
+    kernels/choices.json under this GPU's name."""
+    gpu = torch.cuda.get_device_name() if campaign.device == "cuda" else "dry run"
+    timer, entries = Timer(campaign.device, 0.06), []
+    for model in models(campaign.tiny):
+        for streams, segment in shapes(campaign.tiny)[:3]:
+            z = Sizes(model, streams, segment, campaign.device)
+            for op, group in [(o, g) for o in ("linear_forward", "linear_backward") for g in z.groups] + [("cross_entropy", "")]:
+                if campaign.left < 10:
+                    _write(campaign, gpu, entries)
+                    return record.finish("out of time")
+                entry = _choice(timer, z, op, group, torch.float32 if campaign.tiny else BF16)
+                record.add(model=model, group=group, **entry)
+                if "form" in entry:
+                    entries.append(entry)
+    _write(campaign, gpu, entries)
+
+
+def _choice(timer, z, op, group, dtype) -> dict:
+    from dynadapt.kernels import OPS as files
+    from dynadapt.ops.dispatch import kernel_module
+
+    case = OPS[op](z, 0)[list(z.groups).index(group) if group else 0]
+    k, o, rank = (z.groups[group][0], sum(z.groups[group][1]), 16) if group else (z.c.hidden_size, z.c.vocab_size, 0)
+    short = op.removeprefix("linear_")
+    entry = {"op": op, "rows": 1 << (z.N - 1).bit_length(), "k": k, "o": o, "rank": rank}
+    try:
+        module = kernel_module(files[op])
+        functions = {form: getattr(module, f"{short}_{name}", None) for form, name in FORMS[op].items()}
+        absent = [FORMS[op][form] for form, function in functions.items() if function is None]
+        if absent:
+            return {**entry, "skipped": f"kernels/{files[op]}.py has no {short}_{absent[0]}: there is nothing to choose"}
+        arguments = materialise(case, dtype)
+        times = {f"{form}_ms": timer(lambda: function(*arguments))["median_ms"] for form, function in functions.items()}
+    except (UnsupportedOp, RuntimeError) as error:
+        return {**entry, "skipped": str(error)[:200]}
+    baseline = case.peers.get("torch, base product alone")
+    times["cublas_only_ms"] = timer(baseline())["median_ms"] if baseline else None
+    return {**entry, "form": min(("fused", "split"), key=lambda form: times[f"{form}_ms"]), **times}
+
+
+def _write(campaign, gpu, entries) -> None:
+    """Into the source tree on a GPU; a dry run leaves its table beside its records."""
+    path = (campaign.out if campaign.tiny else ROOT / "kernels") / "choices.json"
+    table = json.loads(path.read_text()) if path.exists() else {}
+    key = lambda e: tuple(e[name] for name in ("op", "rows", "k", "o", "rank"))  # noqa: E731
+    merged = {key(e): e for e in [*table.get(gpu, []), *entries]}
+    table[gpu] = [merged[k] for k in sorted(merged)]
+    write_json(path, table)
+    if not campaign.tiny:
+        write_json(campaign.out / "choices-table.json", table)

@@ -1,0 +1,79 @@
+"""Stages that time the whole adapt step, dynadapt beside its peers, one process for each provider and shape."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from .campaign import child
+from .geometry import MODELS, shapes, useful_flops
+from .machine import best
+
+PROVIDERS = ("dynadapt", "stacked-compile", "peft-eager", "peft-liger")
+NEEDS = {"peft-eager": "peft", "peft-liger": "liger_kernel"}
+
+
+def run(campaign, record, model: str) -> None:
+    """Truth first (transformers + peft in float32), then every provider at every shape; what is in the record already stays."""
+    limits = best(campaign.read("ceilings"))
+    record.note(ceilings=limits, model=model)
+    record.data["rows"] = [r for r in record.data["rows"] if "median_ms" in r]
+    done = {(r["provider"], r["streams"], r["segment"]) for r in record.data["rows"]}
+    with tempfile.TemporaryDirectory() as folder:
+        absent = {p: package for p, package in NEEDS.items() if importlib.util.find_spec(package) is None}
+        for provider, package in absent.items():
+            record.add(provider=provider, streams=None, segment=None, failed=f"skipped: {package} is not installed")
+        # ours at every shape first; then all peers shape by shape, so that a cut leaves whole comparisons
+        order = [(PROVIDERS[0], s, t) for s, t in shapes(campaign.tiny)]
+        order += [(p, s, t) for s, t in shapes(campaign.tiny) for p in PROVIDERS[1:] if p not in absent]
+        work = [item for item in order if item not in done]
+        for segment in sorted({t for _, _, t in work}):
+            truth = _worker(campaign, folder, {"provider": "truth", "model": model, "segment": segment, "streams": 1})
+            if "nll" not in truth:
+                record.add(provider="truth", segment=segment, **truth)
+        for provider, streams, segment in work:
+            if campaign.left < 30:
+                return record.finish("out of time")
+            options = {
+                "provider": provider,
+                "model": model,
+                "streams": streams,
+                "segment": segment,
+                "seconds": 0.2 if campaign.tiny else 6.0,
+                "truth": str(Path(folder) / f"truth-1-{segment}.json"),
+            }
+            row = _worker(campaign, folder, options)
+            record.add(provider=provider, streams=streams, segment=segment, **row, **_rates(model, streams, segment, row, limits))
+
+
+def _worker(campaign, folder, options) -> dict:
+    """What the worker saved before it ended, and why it ended if not well."""
+    stem = Path(folder) / f"{options['provider']}-{options['streams']}-{options['segment']}"
+    given, out = stem.with_suffix(".options"), stem.with_suffix(".json")
+    given.write_text(json.dumps({**options, "device": campaign.device}))
+    status, text = child(
+        [sys.executable, "-m", "benchmarks.gpu.step_worker", str(given), str(out)], campaign.device, min(campaign.left - 5, 240.0)
+    )
+    found = json.loads(out.read_text()) if out.exists() else {}
+    if status is None:
+        found["failed"] = "stopped at its time limit"
+    elif status:
+        lines = [line for line in text.strip().splitlines() if line.strip()]
+        found["failed"] = (lines[-1] if lines else "no output")[:400]
+        found["said"] = text[-1500:]
+    return found
+
+
+def _rates(model, streams, segment, row, limits) -> dict:
+    if "median_ms" not in row:
+        return {}
+    work, ms = useful_flops(MODELS[model], streams, segment, segment), row["median_ms"]
+    return {
+        "flops": work,
+        "tokens_per_s": 1e3 * streams * segment / ms,
+        "tflops": 1e-9 * work / ms,
+        "share_of_ceiling": 1e-9 * work / ms / limits["tflops"],
+    }

@@ -1,0 +1,274 @@
+"""One provider of the stage ``step`` in a process of its own: ``python -m benchmarks.gpu.step_worker OPTIONS.json OUT.json``.
+
+Makes the step, holds its first scores against the truth (transformers + peft in float32), and only then times it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+STARTED = time.time()
+
+import torch  # noqa: E402
+
+from .geometry import MODELS, RANK, random_weights  # noqa: E402
+from .timing import quantiles  # noqa: E402
+
+CHECKED = 4  # steps whose scores are compared; the later ones depend on gradients, update and memory
+LR, ALPHA = 2e-3, 32.0
+
+
+def prior_learner(config):
+    """The adapters as dynadapt starts them: every provider starts from these."""
+    from dynadapt import Adam, LoRA
+    from dynadapt.adapt.lora import LoraLearner
+    from dynadapt.decoder import group_sizes
+
+    return LoraLearner(LoRA(RANK, ALPHA), Adam(lr=LR), group_sizes(config), 1, torch.float32, 0)
+
+
+def segments(config, streams, segment, device, count: int = 2):
+    """Token blocks [S, T+1] from few ids, so that there is something to learn; stream s has the same tokens whatever S is."""
+    blocks = []
+    for block in range(count):
+        rows = []
+        for s in range(streams):
+            generator = torch.Generator().manual_seed(1000 * block + s)
+            rows.append(torch.randint(min(512, config.vocab_size), (segment + 1,), generator=generator))
+        blocks.append(torch.stack(rows).to(device))
+    return blocks
+
+
+class Dynadapt:
+    def __init__(self, o, dtype):
+        from dynadapt import Adam, Engine, LoRA, SegmentMemory
+
+        where = {} if o["device"] == "cpu" else {"device": o["device"]}
+        name = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
+        self.engine = Engine(
+            random_weights(o["model"], o["device"], dtype),
+            adapt=LoRA(rank=RANK, alpha=ALPHA),
+            optimizer=Adam(lr=LR),
+            memory=SegmentMemory(length=o["segment"], sinks=0),
+            streams=o["streams"],
+            segment=o["segment"],
+            dtype=name,
+            **where,
+        )
+
+    def step(self, tokens):
+        return self.engine.step(tokens)
+
+    def facts(self) -> dict:
+        return {"explain": self.engine.explain()}
+
+
+class StackedPeer:
+    def __init__(self, o, dtype):
+        from .stacked import Stacked
+
+        model = random_weights(o["model"], o["device"], dtype)
+        self.step = Stacked(
+            model, prior_learner(model.config), o["streams"], o["segment"], dtype, o["device"], o["device"] == "cuda", LR
+        ).step
+
+    def facts(self) -> dict:
+        return {}
+
+
+class Peft:
+    """transformers + peft, one stream after the other, as users do it today. All streams share the modules; a stream's adapter
+    tensors, optimizer state and cached keys and values are put in place when its turn comes (pointers, not copies)."""
+
+    def __init__(self, o, dtype, liger: bool = False, wide_adapters: bool = False):
+        import peft
+        import transformers
+
+        if liger:  # rotary, norm and SwiGLU kernels; the loss stays torch's, because every token's score is needed
+            from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+            apply_liger_kernel_to_llama(
+                rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False
+            )
+        transformers.logging.set_verbosity_error()
+        self.o, self.dtype, self.T = o, dtype, o["segment"]
+        base = _transformers(random_weights(o["model"], o["device"], dtype), dtype, o["device"])
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        settings = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, task_type="CAUSAL_LM")
+        self.live = peft.get_peft_model(base, settings, autocast_adapter_dtype=wide_adapters)
+        self.parameters = self._start(prior_learner(MODELS[o["model"]]))
+        self.data = [[p.detach().clone() for p in self.parameters] for _ in range(o["streams"])]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=LR, fused=True)
+        self.state, self.cache = [defaultdict(dict) for _ in self.data], [None for _ in self.data]
+        self.position = 0
+
+    def _start(self, learner) -> list:
+        """Adapter tensors in peft's modules set to dynadapt's initial ones."""
+        from dynadapt.adapt.peft_format import _key, _modules
+
+        named = {n.replace(".default", ""): p for n, p in self.live.named_parameters() if p.requires_grad}
+        for layer, group, p, lo, hi, module in _modules(learner, MODELS[self.o["model"]]):
+            a, b = (learner.layout.view(learner.state.prior, f"{layer}.{group}.{name}") for name in ("A", "Bt"))
+            with torch.no_grad():
+                named[_key(module, "A")].copy_(a[p * RANK : (p + 1) * RANK])
+                named[_key(module, "B")].copy_(b[:, lo:hi].t())
+        return list(named.values())
+
+    def step(self, tokens):
+        scores = [self._stream(s, row[None]) for s, row in enumerate(tokens)]
+        self.position += self.T
+        return torch.cat(scores)
+
+    def _stream(self, s, row):
+        from transformers import DynamicCache
+
+        for p, data in zip(self.parameters, self.data[s]):
+            p.data = data
+        self.optimizer.state = self.state[s]
+        cache = DynamicCache()
+        for layer, (k, v) in enumerate(self.cache[s] or ()):
+            cache.update(k, v, layer)
+        positions = torch.arange(self.position, self.position + self.T, device=row.device)[None]
+        logits = self.live(input_ids=row[:, :-1], past_key_values=cache, position_ids=positions, use_cache=True).logits[0]
+        nll = torch.nn.functional.cross_entropy(logits.float(), row[0, 1:], reduction="none")
+        nll.mean().backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.cache[s] = [tuple(t[:, :, -self.T :].detach() for t in (layer.keys, layer.values)) for layer in cache.layers]
+        return nll.detach()[None]
+
+    def facts(self) -> dict:
+        return {}
+
+
+def _transformers(model, dtype, device):
+    """The transformers model of the same config and weights."""
+    import transformers
+
+    from dynadapt.model import hf_name
+    from dynadapt.model.hf_config import config_to_hf
+
+    raw = config_to_hf(model.config)
+    raw.pop("architectures")
+    config = transformers.CONFIG_MAPPING[raw.pop("model_type")](**raw)
+    with torch.device(device):
+        live = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    state = {hf_name(model.config, name): model.tensor(name) for name in model.names()}
+    missing, unexpected = live.load_state_dict(state, strict=False)
+    if unexpected or not set(missing) <= ({"lm_head.weight"} if model.config.tied_head else set()):
+        raise RuntimeError(f"transformers' model has other tensors: missing {missing}, unexpected {unexpected}")
+    live.tie_weights()
+    return live.to(device)
+
+
+PROVIDERS = {"dynadapt": Dynadapt, "stacked-compile": StackedPeer, "peft-eager": Peft,
+             "peft-liger": lambda o, dtype: Peft(o, dtype, liger=True)}
+
+
+def scores(provider, tokens) -> torch.Tensor:
+    """NLL [CHECKED, T] of the first stream; the same block again and again, so that what was learned shows."""
+    return torch.stack([provider.step(tokens)[0].float().cpu() for _ in range(CHECKED)])
+
+
+def truth(o) -> dict:
+    """The first stream's scores in float32, and how far the same code in the working precision is from them."""
+    alone = {**o, "streams": 1}
+    block = segments(MODELS[o["model"]], 1, o["segment"], o["device"])[0]
+    exact = scores(Peft(alone, torch.float32), block)
+    if o["device"] == "cuda":
+        torch.cuda.empty_cache()
+    rough = scores(Peft(alone, _dtype(o), wide_adapters=True), block)
+    return {"nll": exact.tolist(), "error": _error(rough, exact)}
+
+
+def _dtype(o):
+    return torch.float32 if o["device"] == "cpu" else torch.bfloat16
+
+
+def _error(a, b) -> float:
+    return float((a - b).square().mean().sqrt())
+
+
+def measure(o, save) -> None:
+    blocks = segments(MODELS[o["model"]], o["streams"], o["segment"], o["device"])
+    provider = PROVIDERS[o["provider"]](o, _dtype(o))
+    sync = torch.cuda.synchronize if o["device"] == "cuda" else lambda: None
+    first = provider.step(blocks[0])[0].float().cpu()
+    save(first_step_seconds=time.time() - STARTED)
+    found = torch.stack([first, *(provider.step(blocks[0])[0].float().cpu() for _ in range(CHECKED - 1))])
+    expected = json.loads(Path(o["truth"]).read_text())
+    error, bound = _error(found, torch.tensor(expected["nll"])), 2 * expected["error"] + 1e-3
+    save(nll_by_step=found.mean(1).tolist(), nll_error=error, nll_bound=bound)
+    if not error <= bound:
+        text = f"scores of the first {CHECKED} steps are off by {error:.3g}, at most {bound:.3g} is allowed"
+        raise AssertionError(f"{o['provider']}: {text}; not timed")
+    start = time.perf_counter()
+    for block in blocks:
+        provider.step(block)
+    sync()
+    each = (time.perf_counter() - start) / len(blocks)
+    count = int(min(100, max(3, o["seconds"] / each)))
+    save(**_time(provider, blocks, count, o["device"], sync))
+    if o["device"] == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        save(peak_memory_bytes=torch.cuda.max_memory_allocated(), device_memory_bytes=total - free)
+        save(**launches(provider, blocks[0]))
+    save(**provider.facts())
+
+
+def _time(provider, blocks, count, device, sync) -> dict:
+    """Milliseconds of each step (device events, or the clock), and of all of them by the clock."""
+    marks = []
+    start = time.perf_counter()
+    for i in range(count + 1):
+        if device == "cuda":
+            marks.append(torch.cuda.Event(enable_timing=True))
+            marks[-1].record()
+        else:
+            marks.append(time.perf_counter())
+        if i < count:
+            provider.step(blocks[i % len(blocks)])
+    sync()
+    wall = time.perf_counter() - start
+    gap = (lambda a, b: a.elapsed_time(b)) if device == "cuda" else (lambda a, b: 1e3 * (b - a))
+    return {**quantiles([gap(a, b) for a, b in zip(marks, marks[1:])]), "wall_ms": 1e3 * wall / count}
+
+
+def launches(provider, block) -> dict:
+    """Kernels of one step and the longest of them, from torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
+            provider.step(block)
+            torch.cuda.synchronize()
+        kernels = [e for e in found.key_averages() if getattr(e, "self_device_time_total", 0) > 0]
+        top = sorted(kernels, key=lambda e: -e.self_device_time_total)[:25]
+        return {"launches": sum(e.count for e in kernels), "kernel_ms": 1e-3 * sum(e.self_device_time_total for e in kernels),
+                "longest": [{"kernel": e.key[:120], "count": e.count, "ms": 1e-3 * e.self_device_time_total} for e in top]}
+    except RuntimeError as error:
+        return {"launches": None, "profiler": str(error)[:200]}
+
+
+def main(options: str, out: str) -> None:
+    o, found = json.loads(Path(options).read_text()), {}
+
+    def save(**more):
+        found.update(more)
+        temporary = Path(out + ".tmp")
+        temporary.write_text(json.dumps(found))
+        temporary.rename(out)
+
+    if o["provider"] == "truth":
+        save(**truth(o))
+    else:
+        measure(o, save)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,247 @@
+"""Stage ``summary``: one markdown page from all JSON files of a campaign, and for each goal whether it was met."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+# What the GPU path is meant to reach. A goal nobody measured is said to be open, not met.
+GOALS = {
+    "correct": "every test of tests/gpu passes on the GPU",
+    "sanitizers": "compute-sanitizer finds nothing",
+    "compiled": "every kernel keeps its register, spill and tensor-core budget with the GPU machine's Triton",
+    "memory-bound": "memory-bound ops of at least 1 ms reach 80% of the measured copy bandwidth",
+    "matrix": "matrix-bound ops of at least 1 ms reach 80% of the best measured product",
+    "step beats torch": "the step is faster than every peer at every shape, compiled and captured torch included",
+    "step at 64 x 512": "the step reaches 60% of the best measured product at 64 x 512",
+    "update": "the update is faster than clip + fused Adam + copy in torch",
+    "head": "the head (score and gradient) is faster than every peer that is installed",
+    "real": "the GPU's loss curve stays within 0.02 nats of the CPU's",
+}
+
+
+def load(folder: Path) -> dict[str, dict]:
+    found = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json")) if p.stem != "choices-table"}
+    return {name: data for name, data in found.items() if isinstance(data, dict) and "rows" in data}
+
+
+def summary(campaign, record) -> None:
+    """summary.md from what is there."""
+    records = {name: data for name, data in load(campaign.out).items() if name != "summary"}
+    verdicts = goals(records)
+    (campaign.out / "summary.md").write_text(page(records, verdicts))
+    for goal, (verdict, why) in verdicts.items():
+        record.add(goal=goal, verdict=verdict, why=why)
+
+
+def page(records, verdicts) -> str:
+    parts = [
+        "# GPU campaign",
+        machine(records),
+        "## Goals",
+        table(("goal", "verdict", "why"), [(GOALS[g], v, w) for g, (v, w) in verdicts.items()]),
+    ]
+    for name, data in records.items():
+        make = next((f for prefix, f in TABLES.items() if name.startswith(prefix)), None)
+        body = make(data["rows"]) if make and data["rows"] else ""
+        parts += [f"## {name} ({data['status']}{', dry run' if data['device'] == 'cpu' else ''})", body]
+    return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def machine(records) -> str:
+    data = next((d for d in records.values() if d["device"] == "cuda"), next(iter(records.values()), None))
+    if data is None:
+        return "Nothing was measured."
+    e = data["environment"]
+    gpu = e.get("gpu") or {}
+    name = gpu.get("name", "no GPU") if isinstance(gpu, dict) else gpu
+    packages = ", ".join(f"{k} {v}" for k, v in (e.get("packages") or {}).items())
+    return f"{name}; {e.get('cpu', '')}, {e.get('cores', '?')} cores; Python {e.get('python')}; {packages}"
+
+
+def table(head, rows) -> str:
+    cell = lambda v: "" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v).replace("|", "/")  # noqa: E731
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(cell(v) for v in row) + " |" for row in rows])
+
+
+def columns(*names):
+    return lambda rows: table(names, [[r.get(n) for n in names] for r in rows])
+
+
+def ops_table(rows) -> str:
+    out = []
+    for r in rows:
+        if "median_ms" not in r:
+            out.append((r["op"], r["model"], f"{r['streams']}x{r['segment']}", r.get("label", ""), None, None, None,
+                        r.get("wrong") or r.get("skipped") or r.get("failed")))
+            continue
+        rate = f"{r['gb_per_s']:.0f} GB/s" if r["bound"] == "bytes" else f"{r['tflops']:.1f} TFLOP/s"
+        peers = "; ".join(
+            f"{n} {p['median_ms']:.4g}" if "median_ms" in p else f"{n}: {p['skipped'][:40]}" for n, p in r["peers"].items()
+        )
+        out.append(
+            (
+                r["op"],
+                r["model"],
+                f"{r['streams']}x{r['segment']}",
+                r["label"],
+                r["median_ms"],
+                rate,
+                f"{r['share_of_floor']:.0%}",
+                peers,
+            )
+        )
+    return table(("op", "model", "shape", "case", "ms", "rate", "of floor", "peers, ms"), out)
+
+
+def step_table(rows) -> str:
+    ours = {(r.get("streams"), r["segment"]): r.get("median_ms") for r in rows if r["provider"] == "dynadapt"}
+    out = []
+    for r in rows:
+        mine, ms = ours.get((r.get("streams"), r["segment"])), r.get("median_ms")
+        faster = f"{ms / mine:.2f}x" if ms and mine and r["provider"] != "dynadapt" else ""
+        gib = r["peak_memory_bytes"] / 2**30 if "peak_memory_bytes" in r else None
+        out.append(
+            (
+                r["provider"],
+                f"{r.get('streams')}x{r['segment']}",
+                ms,
+                r.get("p20_ms"),
+                r.get("p80_ms"),
+                r.get("tokens_per_s"),
+                r.get("tflops"),
+                faster,
+                gib,
+                r.get("launches"),
+                r.get("first_step_seconds"),
+                r.get("failed", ""),
+            )
+        )
+    return table(
+        (
+            "provider",
+            "shape",
+            "ms",
+            "20%",
+            "80%",
+            "tokens/s",
+            "TFLOP/s",
+            "dynadapt is",
+            "peak GiB",
+            "launches",
+            "first step s",
+            "failed",
+        ),
+        out,
+    )
+
+
+TABLES = {
+    "environment": columns("tool", "version", "package", "present"),
+    "build": columns("what", "status", "seconds"),
+    "ceilings": columns("what", "shape", "gb_per_s", "tflops", "microseconds", "median_ms"),
+    "choices": columns("op", "model", "group", "rows", "form", "fused_ms", "split_ms", "cublas_only_ms", "skipped"),
+    "compile": columns("file", "kernel", "variant", "arch", "registers", "spills", "shared", "tensor_core"),
+    "correctness": columns("file", "status", "tests", "skipped", "failed"),
+    "sanitizers": columns("tool", "file", "status", "errors"),
+    "profiles": columns("op", "kernel", "ns", "dram_percent", "sm_percent", "tensor_percent", "occupancy_percent", "registers"),
+    "ops": ops_table,
+    "step": step_table,
+    "real": columns("step", "nll", "seconds"),
+}
+
+
+# ---- goals: (verdict, why)
+
+
+def _verdict(bad: list[str], measured: int, complete: bool = True):
+    if not measured:
+        return "open", "nothing was measured"
+    if bad:
+        return "missed", "; ".join(bad[:4]) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
+    return ("met", f"{measured} measured") if complete else ("open", f"{measured} measured, all met; the stage was cut short")
+
+
+def goals(records) -> dict[str, tuple[str, str]]:
+    """Only what was measured on a GPU counts."""
+    records = {name: d for name, d in records.items() if d["device"] == "cuda"}
+    rows = lambda prefix: [r for name, d in records.items() if name.startswith(prefix) for r in d["rows"]]  # noqa: E731
+    whole = lambda prefix: all(d["status"] == "complete" for name, d in records.items() if name.startswith(prefix))  # noqa: E731
+    tests, checks, kernels, ops = (
+        rows("correctness"),
+        [r for r in rows("sanitizers") if "tool" in r],
+        rows("compile"),
+        rows("ops"),
+    )
+    timed = [r for r in ops if "median_ms" in r]
+    wrong = [f"{r['op']} {r['model']}: {r['wrong'][:80]}" for r in ops if "wrong" in r]
+    found = {
+        "correct": _verdict(
+            [f"{r['file']}: status {r['status']}" for r in tests if r["status"] != 0] + wrong, len(tests), whole("correctness")
+        ),
+        "sanitizers": _verdict(
+            [
+                f"{r['tool']} {r['file']}: {r['errors']} errors, status {r['status']}"
+                for r in checks
+                if r["errors"] != 0 or r["status"]
+            ],
+            len(checks),
+            whole("sanitizers"),
+        ),
+        "compiled": _verdict(
+            [f"{r['kernel']} {r['variant']} sm_{r['arch']}: {r['faults'][0][:60]}" for r in kernels if r["faults"]], len(kernels)
+        ),
+    }
+    for goal, bound, share in (("memory-bound", "bytes", 0.8), ("matrix", "FLOPs", 0.8)):
+        large = [r for r in timed if r["bound"] == bound and r["median_ms"] >= 1.0]
+        bad = [
+            f"{r['op']} {r['label']} {r['model']} {r['streams']}x{r['segment']}: {r['share_of_floor']:.0%}"
+            for r in large
+            if r["share_of_floor"] < share
+        ]
+        found[goal] = _verdict(bad, len(large), whole("ops"))
+    found["step beats torch"], found["step at 64 x 512"] = _step_goals(records, whole("step"))
+    for goal, op, label in (("update", "update", "adam, clip"), ("head", "cross_entropy", "score and gradient")):
+        cases = [
+            (r, n, p)
+            for r in timed
+            if r["op"] == op and r["label"] == label
+            for n, p in r["peers"].items()
+            if "median_ms" in p and "alone" not in n
+        ]
+        bad = [f"{n} {p['median_ms']:.3g} ms, ours {r['median_ms']:.3g} ({r['model']} {r['streams']}x{r['segment']})"
+               for r, n, p in cases if p["median_ms"] <= r["median_ms"]]
+        found[goal] = _verdict(bad, len(cases), whole("ops"))
+    data = records.get("real", {})
+    far = data.get("largest_difference")
+    found["real"] = (
+        ("open", "no curve to compare with")
+        if far is None
+        else ("met" if far <= 0.02 else "missed", f"largest difference {far:.4f} nats")
+    )
+    return found
+
+
+def _step_goals(records, complete):
+    slower, low, pairs, large = [], [], 0, 0
+    for name, data in records.items():
+        if not name.startswith("step"):
+            continue
+        ours = {(r["streams"], r["segment"]): r for r in data["rows"] if r["provider"] == "dynadapt" and "streams" in r}
+        for shape, r in ours.items():
+            if "median_ms" not in r:
+                slower.append(f"{name} {shape[0]}x{shape[1]}: dynadapt failed: {r.get('failed', '')[:60]}")
+            elif shape == (64, 512):
+                large += 1
+                if r["share_of_ceiling"] < 0.6:
+                    low.append(f"{name}: {r['share_of_ceiling']:.0%}")
+        for r in data["rows"]:
+            mine = ours.get((r.get("streams"), r["segment"]), {}).get("median_ms")
+            if r["provider"] != "dynadapt" and "median_ms" in r and mine:
+                pairs += 1
+                if r["median_ms"] <= mine:
+                    slower.append(
+                        f"{name} {r['streams']}x{r['segment']}: {r['provider']} {r['median_ms']:.3g} ms, ours {mine:.3g}"
+                    )
+    return _verdict(slower, pairs + len(slower), complete), _verdict(low, large, complete)

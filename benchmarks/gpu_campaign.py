@@ -1,0 +1,159 @@
+"""Everything worth doing on a GPU machine, in stages of less than nine minutes.
+
+    python benchmarks/gpu_campaign.py [STAGE...] [--out DIR] [--list] [--bundle FILE.tar.gz] [--resume]
+    python benchmarks/gpu_campaign.py --device cpu        # dry run of the campaign's own code on tiny sizes, no GPU
+
+Needs no network and no installation: torch, Triton, transformers, peft, pytest, CMake, ninja and a C++ compiler on the machine,
+the CUDA toolkit for the CUDA kernels, ncu and compute-sanitizer for the stages of that name. Optional peers (liger-kernel,
+cut-cross-entropy) are skipped by name where they are absent. Each stage is a process of its own with a time limit and writes
+DIR/STAGE.json as it goes, so that a killed stage keeps what it had; ``summary`` renders DIR/summary.md from all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tarfile
+import time
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+STEP_MODELS = {"step-135m": "smollm2-135m", "step-1b": "llama-3.2-1b", "step-8b": "llama-3.1-8b"}
+# stage -> (module of benchmarks/gpu, function); in the order in which they run
+STAGES = {
+    "environment": ("machine", "environment"),
+    "build": ("machine", "build"),
+    "compile": ("machine", "compile"),
+    "ceilings": ("machine", "ceilings"),
+    "correctness": ("checks", "correctness"),
+    "choices": ("ops", "choices"),
+    "step-135m": ("step", "run"),
+    "step-1b": ("step", "run"),
+    "ops-linear": ("ops", "ops_linear"),
+    "ops-head": ("ops", "ops_head"),
+    "ops-rest": ("ops", "ops_rest"),
+    "sanitizers": ("checks", "sanitizers"),
+    "profiles": ("checks", "profiles"),
+    "real": ("real", "real"),
+    "step-8b": ("step", "run"),
+    "summary": ("summary", "summary"),
+}
+ONLY_ON_A_GPU = ("correctness", "sanitizers", "profiles", "step-1b", "step-8b")
+SETS_UP = ("environment", "build")  # without these nothing else makes sense
+
+
+def stage_function(name: str, device: str):
+    from importlib import import_module
+
+    module, function = STAGES[name]
+    found = getattr(import_module(f"benchmarks.gpu.{module}"), function)
+    if name in STEP_MODELS:
+        model = "tiny" if device == "cpu" else STEP_MODELS[name]
+        return partial(found, model=model)
+    return found
+
+
+def describe(name: str) -> str:
+    if name in STEP_MODELS:
+        return f"The whole adapt step at {STEP_MODELS[name]}'s sizes beside its peers."
+    return " ".join((stage_function(name, "cpu").__doc__ or "").split())
+
+
+def inside(args, name: str) -> int:
+    """Run one stage in this process."""
+    from benchmarks.gpu.campaign import Campaign, Record
+
+    campaign = Campaign(Path(args.out), args.device, args.seconds, args.model, args.text, args.curve, args.steps)
+    record = Record(campaign.out / f"{name}.json", name, args.device, args.resume)
+    try:
+        stage_function(name, args.device)(campaign, record)
+    except BaseException as error:
+        record.finish(f"failed: {type(error).__name__}: {str(error)[:1000]}")
+        raise
+    if record.data["status"] == "cut short":
+        record.finish()
+    return 0
+
+
+def outside(args, name: str) -> bool:
+    """Run one stage in a process of its own; True when it ended well."""
+    from benchmarks.gpu.campaign import child
+
+    options = [
+        f"--{o}={getattr(args, o)}"
+        for o in ("out", "device", "seconds", "model", "text", "curve", "steps")
+        if getattr(args, o) is not None
+    ]
+    command = [sys.executable, str(Path(__file__).resolve()), name, "--inside", *options, *(["--resume"] if args.resume else [])]
+    print(f"== {name}: {describe(name)}", flush=True)
+    start = time.monotonic()
+    status, text = child(command, args.device, args.seconds + 15)
+    (Path(args.out) / f"{name}.log").write_text(text)
+    print("\n".join(text.strip().splitlines()[-12:]))
+    print(
+        f"== {name}: {'stopped at its limit' if status is None else f'status {status}'}, {time.monotonic() - start:.0f} s",
+        flush=True,
+    )
+    return status == 0
+
+
+def bundle(folder: Path, target: str | None) -> None:
+    if target:
+        with tarfile.open(target + ".tmp", "w:gz") as archive:
+            archive.add(folder, arcname="campaign")
+        os.replace(target + ".tmp", target)
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "stages", nargs="*", metavar="STAGE", help="see --list; without any, all (with --device cpu: those that a CPU can run)"
+    )
+    parser.add_argument("--out", default="runs/gpu-campaign", help="directory of the JSON files (default: %(default)s)")
+    parser.add_argument("--list", action="store_true", help="say what each stage does")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run on tiny sizes in Triton's interpreter"
+    )
+    parser.add_argument("--seconds", type=float, default=520.0, help="limit of a stage (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run of a stage and measure the others")
+    parser.add_argument("--bundle", metavar="FILE", help="pack everything into this .tar.gz after each stage")
+    parser.add_argument("--model", help="stage real: the model's directory")
+    parser.add_argument("--text", help="stage real: a long text")
+    parser.add_argument("--curve", help="stage real: real.json of a run on a CPU, to compare with")
+    parser.add_argument("--steps", type=int, default=1000, help="stage real: steps of 512 tokens (default: %(default)s)")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    unknown = [s for s in args.stages if s not in STAGES]
+    if unknown:
+        parser.error(f"no stage {', '.join(unknown)}; stages: {', '.join(STAGES)}")
+    return args
+
+
+def main(arguments=None) -> int:
+    args = parse(arguments)
+    if args.list:
+        print("\n".join(f"{name:12} {describe(name)}" for name in STAGES))
+        return 0
+    folder = Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.inside:
+        return inside(args, args.stages[0])
+    failed = []
+    for name in args.stages or [s for s in STAGES if args.device == "cuda" or s not in ONLY_ON_A_GPU]:
+        if not outside(args, name):
+            failed.append(name)
+            if name in SETS_UP:
+                break
+        bundle(folder, args.bundle)
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The campaign's own code, without a GPU: a dry run on tiny sizes, and the parts that read what other programs print."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from benchmarks.gpu import checks, geometry, summary  # noqa: E402
+from benchmarks.gpu.campaign import Record, child  # noqa: E402
+from tiny import english, tiny_directory  # noqa: E402
+
+from dynadapt import Adam, Engine, LoRA, SegmentMemory  # noqa: E402
+from dynadapt.model import random_model  # noqa: E402
+
+
+def campaign(out: Path, *arguments: str):
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_campaign.py"), *arguments, "--device", "cpu", "--out", str(out)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_dry_run(tmp_path):
+    model = tiny_directory(tmp_path / "model")
+    (tmp_path / "text").write_text(english(4000))
+    stages = ("ceilings", "choices", "ops-head", "step-135m", "real", "summary")
+    ran = campaign(tmp_path / "out", *stages, "--model", str(model), "--text", str(tmp_path / "text"), "--steps", "3",
+                   "--bundle", str(tmp_path / "all.tar.gz"))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    records = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in stages}
+    assert all(r["status"] == "complete" and r["environment"]["packages"]["torch"] for r in records.values())
+    assert all("wrong" not in row and "failed" not in row for row in records["ops-head"]["rows"]), records["ops-head"]["rows"]
+    steps = {row["provider"]: row for row in records["step-135m"]["rows"] if row["streams"]}
+    for provider in ("dynadapt", "stacked-compile", "peft-eager"):  # three implementations of the same four steps
+        row = steps[provider]
+        assert row["nll_error"] < 1e-5 and row["nll_by_step"][3] < row["nll_by_step"][0] - 0.05, row
+        assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"] and row["tokens_per_s"] > 0
+    assert [row["step"] for row in records["real"]["rows"]] == [3]
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert "dry run" in text and "| open |" in text and "| met |" not in text  # nothing was measured on a GPU
+    assert (tmp_path / "all.tar.gz").stat().st_size > 1000
+
+
+def test_unknown_stage_is_named(tmp_path):
+    ran = campaign(tmp_path, "cielings")
+    assert ran.returncode == 2 and "no stage cielings" in ran.stderr
+
+
+def test_a_failed_stage_says_why_and_keeps_its_rows(tmp_path):
+    ran = campaign(tmp_path, "real", "--model", str(tmp_path / "absent"), "--text", __file__)
+    assert ran.returncode == 1 and "failed: real" in ran.stdout
+    assert json.loads((tmp_path / "real.json").read_text())["status"].startswith("failed: ModelError")
+
+
+def test_flops_are_the_engines(monkeypatch):
+    config, streams, segment = geometry.MODELS["tiny"], 2, 8
+    engine = Engine(random_model(config), adapt=LoRA(geometry.RANK), optimizer=Adam(), memory=SegmentMemory(segment, sinks=0),
+                    streams=streams, segment=segment, dtype="fp32")
+    for _ in range(2):  # at the second step the memory is full
+        engine.step(torch.randint(config.vocab_size, (streams, segment + 1)))
+    ours = geometry.step_flops(config, streams, segment, segment)
+    assert {k: engine.last.flops[k] for k in ("forward", "backward", "recompute")} == {
+        k: ours[k] for k in ("forward", "backward", "recompute")
+    }
+
+
+def test_record_is_whole_at_any_moment(tmp_path):
+    record = Record(tmp_path / "x.json", "x", "cpu")
+    record.add(a=1.5)
+    kept = json.loads((tmp_path / "x.json").read_text())
+    assert kept["status"] == "cut short" and kept["rows"] == [{"a": 1.5}]
+    assert Record(tmp_path / "x.json", "x", "cpu", resume=True).data["rows"] == [{"a": 1.5}]
+    assert Record(tmp_path / "x.json", "x", "cpu").data["rows"] == []
+
+
+def test_a_child_is_stopped_at_its_limit():
+    status, text = child([sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"], "cpu", 2)
+    assert status is None and "here" in text
+
+
+def test_ncu_output_is_read():
+    text = ('==PROF== Connected\n"ID","Kernel Name","gpu__time_duration.sum","dram__bytes.sum","launch__registers_per_thread"\n'
+            '"","","us","Mbyte","register/thread"\n"0","dynadapt_norm_forward","12.5","1,024.5","40"\n')
+    assert checks.kernels_of(text) == [
+        {"kernel": "dynadapt_norm_forward", "ns": 12500.0, "dram_bytes": 1.0245e9, "registers": 40.0}
+    ]
+    assert checks.kernels_of("==ERROR== no permission\n") == []
+
+
+def test_junit_file_is_read(tmp_path):
+    (tmp_path / "j.xml").write_text('<testsuites><testsuite><testcase name="a"/><testcase name="b"><skipped/></testcase>'
+                                    '<testcase name="c"><failure message="off by 3"/></testcase></testsuite></testsuites>')
+    found = checks.outcomes(tmp_path / "j.xml")
+    assert found == {"tests": 3, "skipped": 1, "failed": 1, "failures": [{"test": "c", "message": "off by 3"}]}
+
+
+def step_record(ours, theirs, share=0.7, status="complete"):
+    row = lambda provider, ms: {
+        "provider": provider,
+        "streams": 64,
+        "segment": 512,
+        "median_ms": ms,
+        "share_of_ceiling": share,
+    }  # noqa: E731
+    return {"device": "cuda", "status": status, "rows": [row("dynadapt", ours), row("stacked-compile", theirs)]}
+
+
+@pytest.mark.parametrize("record,verdicts", [
+    (step_record(1.0, 2.0), ("met", "met")),
+    (step_record(2.0, 1.0, share=0.3), ("missed", "missed")),
+    (step_record(1.0, 2.0, status="cut short"), ("open", "open")),
+    ({**step_record(1.0, 2.0), "device": "cpu"}, ("open", "open")),
+])
+def test_goals_are_judged(record, verdicts):
+    found = summary.goals({"step-1b": record})
+    assert (found["step beats torch"][0], found["step at 64 x 512"][0]) == verdicts
+
+
+def test_wrong_results_miss_the_goal():
+    rows = [{"op": "update", "model": "m", "wrong": "off by 1"}]
+    tests = [{"file": "tests/gpu/test_update.py", "status": 0}]
+    found = summary.goals({"ops-rest": {"device": "cuda", "status": "complete", "rows": rows},
+                           "correctness": {"device": "cuda", "status": "complete", "rows": tests}})
+    assert found["correct"][0] == "missed" and "off by 1" in found["correct"][1]
