@@ -140,7 +140,7 @@ def dynadapt_cross_entropy_hidden(p, factor, scale, coefficient, targets, w, out
              mask=live[:, None] & (col < H)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def dynadapt_cross_entropy_sum(parts, dh, count, stride_part, stride_dh, H: tl.constexpr, BLOCK: tl.constexpr):
     """dh [N, H] = the sum of parts [count, most, H], first to last."""
     row = tl.program_id(0).to(tl.int64)
@@ -151,12 +151,15 @@ def dynadapt_cross_entropy_sum(parts, dh, count, stride_part, stride_dh, H: tl.c
     tl.store(dh + row * stride_dh + col, acc.to(dh.dtype.element_ty), mask=col < H)
 
 
-def logits_config(dtype: torch.dtype) -> dict:
-    """128 x 256 sums are 128 registers a thread of eight warps; three stages of 48 KiB. float32 multiplies without tensor
-    cores: small tiles."""
+def logits_config(dtype: torch.dtype, H: int) -> dict:
+    """128 sums a thread. A long product takes 128 x 256 tiles, the best ratio of arithmetic to shared memory; a short one
+    128 x 128, of which two fit a multiprocessor, so that one's exponentials overlap the other's products. float32
+    multiplies without tensor cores: small tiles."""
     if dtype == torch.float32:
         return {"BM": 64, "BN": 64, "BK": 16, "num_warps": 8, "num_stages": 2}
-    return {"BM": 128, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 3}
+    if H >= 1024:
+        return {"BM": 128, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 3}
+    return {"BM": 128, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 3}
 
 
 def hidden_config(dtype: torch.dtype, H: int, capability: int) -> dict:
@@ -185,7 +188,7 @@ def splits(tiles: int, vocabulary_tiles: int, multiprocessors: int) -> int:
 
 def cross_entropy_fused(h, head, targets, weights, nll, lse, dh) -> None:
     """``cross_entropy`` with the softmax in the products' epilogue and prologue."""
-    tile = logits_config(h.dtype)["BN"]
+    tile = logits_config(h.dtype, h.shape[1])["BN"]
     width = triton.cdiv(head.weight.shape[0], tile) * tile
     for lo, hi in chunked.chunks(len(h), width, h.dtype):
         _chunk(h[lo:hi], head.weight, targets[lo:hi], None if weights is None else weights[lo:hi], nll[lo:hi], lse[lo:hi],
@@ -194,7 +197,7 @@ def cross_entropy_fused(h, head, targets, weights, nll, lse, dh) -> None:
 
 def _chunk(h, weight, targets, weights, nll, lse, dh, width: int, most: int) -> None:
     (N, H), V = h.shape, weight.shape[0]
-    config = logits_config(h.dtype)
+    config = logits_config(h.dtype, H)
     tile = config["BN"]
     tiles = width // tile
     p = None if dh is None else scratch(h.device, "cross_entropy logits", most, width, dtype=h.dtype)
@@ -241,17 +244,18 @@ def _variants():
     typed = lambda s, name: {n: t.replace("bf16", name) for n, t in s.items()}  # noqa: E731
     launch = lambda c: {n: c.pop(n) for n in ("num_warps", "num_stages")}  # noqa: E731
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        config = logits_config(dtype)
-        options = {**launch(config), "tensor_core": name == "bf16"}
-        yield Variant(f"{name} H=2048", dynadapt_cross_entropy_logits, typed(logits, name), {"H": 2048, **config},
-                      aligned=aligned(logits), **options)
-        alone = {n: t for n, t in typed(logits, name).items() if n != "p"}
-        yield Variant(f"{name} H=2048 score alone", dynadapt_cross_entropy_logits, alone, {"H": 2048, "p": None, **config},
-                      aligned=aligned(alone), **options)
+        for H in (576, 2048):
+            config = logits_config(dtype, H)
+            options = {**launch(config), "tensor_core": name == "bf16"}
+            yield Variant(f"{name} H={H}", dynadapt_cross_entropy_logits, typed(logits, name), {"H": H, **config},
+                          aligned=aligned(logits), **options)
+            alone = {n: t for n, t in typed(logits, name).items() if n != "p"}
+            yield Variant(f"{name} H={H} score alone", dynadapt_cross_entropy_logits, alone, {"H": H, "p": None, **config},
+                          aligned=aligned(alone), **options)
         for H, archs in ((576, (80, 90, 100)), (2048, (80,)), (2048, (90, 100))):
             config = hidden_config(dtype, H, archs[-1])
             options = {**launch(config), "tensor_core": name == "bf16", "aligned": aligned(hidden), "archs": archs}
-            constants = {"H": H, "TILE": logits_config(dtype)["BN"], **config}
+            constants = {"H": H, "TILE": logits_config(dtype, H)["BN"], **config}
             yield Variant(f"{name} H={H}", dynadapt_cross_entropy_hidden, typed(hidden, name), constants, **options)
             in_parts = {**typed(hidden, name), "out": "*fp32"}
             yield Variant(f"{name} H={H} parts", dynadapt_cross_entropy_hidden, in_parts, constants, **options)
