@@ -96,9 +96,9 @@ def dynadapt_lora_expand(
         if partial is not None:
             p_tile = partial + row * WIDTH + i[:, None] * WIDTH + (part * ROWS + r)[None, :]
             total = tl.zeros([BM, BR], tl.float32)
-            for _ in range(splits):
-                total += tl.load(p_tile, mask=valid, other=0.0)
-                p_tile += split_stride
+            for _ in range(0, splits, 2):  # splits are even; two loads at once halve the waiting for memory
+                total += tl.load(p_tile, mask=valid, other=0.0) + tl.load(p_tile + split_stride, mask=valid, other=0.0)
+                p_tile += 2 * split_stride
             us = total.to(y.dtype.element_ty)
             if first == 0:
                 tl.store(u_tile, us, mask=valid)
@@ -134,7 +134,8 @@ def pick_shrink(device, itemsize: int, streams: int, T: int, sizes, rank_tiles: 
     processors, most = multiprocessors(device), min(MAX_SPLITS, max(1, max(sizes) // 512)) if may_split else 1
     programs = lambda rows: streams * -(-T // rows) * len(sizes) * rank_tiles  # noqa: E731
     rows = next((r for r in (64, 32) if programs(r) * most >= processors), 16)
-    return Shrink(rows, DEPTH[itemsize], max(1, min(most, 2 * processors // programs(rows))))
+    splits = max(1, min(most, 2 * processors // programs(rows)))
+    return Shrink(rows, DEPTH[itemsize], 1 << splits.bit_length() - 1)  # a power of two: one, or an even number
 
 
 def _three(sizes):

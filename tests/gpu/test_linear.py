@@ -6,6 +6,7 @@ from dynadapt.kernels import choices, linear, linear_fused
 from dynadapt.ops.dispatch import resolve
 from dynadapt.ops.matrix import DenseMatrix
 
+from . import compare
 from .compare import DEVICE, DTYPES, Out, Weight, acts, check, poisoned, run, skip_without_gpu
 
 # rows N, streams S, inputs K, parts, rank (0: no adapter)
@@ -63,6 +64,29 @@ def test_real_sizes(op, case, form):
         check(op, ARGUMENTS[op](case, torch.bfloat16), torch.bfloat16)
 
 
+@pytest.mark.gpu
+@skip_without_gpu
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("op", ["forward", "backward"])
+def test_a_captured_call_reads_its_slots_from_the_device(op, form):
+    case = (1024, 2, 576, (576, 192, 192), 16)
+    make = forward_arguments if op == "forward" else backward_arguments
+    call = [compare._convert(a, torch.bfloat16, torch.float32, DEVICE) for a in make(case, torch.bfloat16)]
+    slots = next(a for a in call if isinstance(a, torch.Tensor) and a.dtype == torch.int32)
+    function = getattr(linear, f"{op}_{form}")
+    function(*call)  # compiles, and takes its scratch memory
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function(*call)
+    slots.copy_(slots.flip(0))
+    call[-1].fill_(float("nan"))
+    graph.replay()
+    replayed = call[-1].clone()
+    function(*call)
+    torch.testing.assert_close(replayed, call[-1])
+
+
 @pytest.mark.parametrize("tile", linear_fused.BF16[90], ids=str)
 def test_every_tile(tile, monkeypatch):
     """Small calls take the smallest tile; the others, with more than one program of a group and parts of odd widths."""
@@ -77,7 +101,7 @@ def test_every_tile(tile, monkeypatch):
 
 @form_and_dtype
 def test_a_split_contraction_is_added_up(form, dtype):
-    case = (20, 2, 1100, (40, 24), 6)
+    case = (20, 2, 2100, (40, 24), 6)
     with choices.force(form):
         check("linear_forward", forward_arguments(case, dtype), dtype)
         check("linear_backward", backward_arguments((20, 2, 24, (600, 530), 6), dtype), dtype)
