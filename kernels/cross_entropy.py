@@ -1,6 +1,6 @@
 """Linear cross-entropy: score, log-sum-exp and the hidden state's gradient; the logits of all rows never exist at once.
 
-Rows are taken in chunks, so that one buffer of at most ``BUDGET`` bytes, whose size does not grow with the number of
+Rows are taken in chunks, so that one buffer of at most ``row_chunks.BUDGET`` bytes, whose size does not grow with the number of
 tokens, serves any segment. A frozen head costs 4 H V per row (2 H V for the score alone): nothing is recomputed.
 
 This file holds the chunked form: cuBLAS writes the chunk's logits in the working dtype, one Triton kernel turns each row
@@ -21,8 +21,9 @@ import triton.language as tl
 
 from . import choices
 from .common import FUSION, Variant, block, dot, scratch
+from .cross_entropy_fused import cross_entropy_fused
+from .row_chunks import chunks, padded_rows
 
-BUDGET = 256 << 20  # bytes of one chunk's logits
 # One row's block: 16 values a thread in two 16-byte loads; 49,152 are 12 blocks, 128,256 are 31.3.
 BLOCK, WARPS = 4096, 8
 # Below two programs a multiprocessor the memory is not kept busy: the blocks of a row become programs of their own.
@@ -145,20 +146,6 @@ def reason(op: str) -> str:
     return f"Triton, {choices.reason(op)}; split is cuBLAS, Triton softmax, cuBLAS"
 
 
-def chunks(rows: int, width: int, dtype: torch.dtype):
-    """(first, end) of equal chunks, multiples of 128 rows, whose [rows, width] buffer keeps to BUDGET."""
-    if not rows:
-        return []
-    most = max(128, BUDGET // (width * dtype.itemsize) // 128 * 128)
-    size = triton.cdiv(triton.cdiv(rows, triton.cdiv(rows, most)), 128) * 128
-    return [(lo, min(lo + size, rows)) for lo in range(0, rows, size)]
-
-
-def padded_rows(rows: int, width: int, dtype: torch.dtype) -> int:
-    """Rows of the buffer that all chunks use."""
-    return max((triton.cdiv(hi - lo, 128) * 128 for lo, hi in chunks(rows, width, dtype)), default=0)
-
-
 def check_shapes(op: str, h, head, targets) -> None:
     if h.shape[1] != head.weight.shape[1]:
         raise ValueError(f"{op}: h has shape {list(h.shape)}, accepted is [any, {head.weight.shape[1]}]")
@@ -173,11 +160,8 @@ def cross_entropy(h, head, targets, weights, nll, lse, dh) -> None:
     """
     check_shapes("cross_entropy", h, head, targets)
     V, H = head.weight.shape
-    if choices.choose("cross_entropy", len(h), H, V, 0) == "fused":
-        from .cross_entropy_fused import cross_entropy_fused as serve
-    else:
-        serve = cross_entropy_chunked
-    serve(h, head, targets, weights, nll, lse, dh)
+    fused = choices.choose("cross_entropy", len(h), H, V, 0) == "fused"
+    (cross_entropy_fused if fused else cross_entropy_chunked)(h, head, targets, weights, nll, lse, dh)
 
 
 def _logits(h, weight, most: int):

@@ -22,8 +22,8 @@ import torch
 import triton
 import triton.language as tl
 
-from . import cross_entropy as chunked
 from .common import FUSION, INTERPRET, Variant, block, dot, scratch
+from .row_chunks import chunks, padded_rows
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
@@ -190,9 +190,9 @@ def cross_entropy_fused(h, head, targets, weights, nll, lse, dh) -> None:
     """``cross_entropy`` with the softmax in the products' epilogue and prologue."""
     tile = logits_config(h.dtype, h.shape[1])["BN"]
     width = triton.cdiv(head.weight.shape[0], tile) * tile
-    for lo, hi in chunked.chunks(len(h), width, h.dtype):
+    for lo, hi in chunks(len(h), width, h.dtype):
         _chunk(h[lo:hi], head.weight, targets[lo:hi], None if weights is None else weights[lo:hi], nll[lo:hi], lse[lo:hi],
-               None if dh is None else dh[lo:hi], width, chunked.padded_rows(len(h), width, h.dtype))
+               None if dh is None else dh[lo:hi], width, padded_rows(len(h), width, h.dtype))
 
 
 def _chunk(h, weight, targets, weights, nll, lse, dh, width: int, most: int) -> None:

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from dynadapt.kernels import choices
+from dynadapt.kernels import choices, row_chunks
 from dynadapt.kernels import cross_entropy as kernels
 from dynadapt.kernels import cross_entropy_fused as fused_kernels
 from dynadapt.ops.matrix import DenseMatrix
@@ -66,8 +66,8 @@ def test_rows_in_one_program_and_over_programs_give_the_same_bits(monkeypatch):
 def test_chunks_change_nothing(dtype, form, monkeypatch):
     """131 rows in two chunks: what a row computes does not depend on where chunks end."""
     call = arguments((131, 9, 70), dtype)
-    monkeypatch.setattr(kernels, "BUDGET", 1)
-    assert kernels.chunks(131, 70, dtype) == [(0, 128), (128, 131)]
+    monkeypatch.setattr(row_chunks, "BUDGET", 1)
+    assert row_chunks.chunks(131, 70, dtype) == [(0, 128), (128, 131)]
     check("cross_entropy", call, dtype)
 
 
@@ -145,7 +145,7 @@ def gradient_arguments(case, dtype, accumulate):
 @pytest.mark.parametrize("case", [(1, 5, 3), (63, 33, 256), (130, 65, 67)], ids=str)
 def test_weight_gradient(case, dtype, accumulate, monkeypatch):
     monkeypatch.setattr(kernels, "BLOCK", 512)
-    monkeypatch.setattr(kernels, "BUDGET", 1)  # 130 rows are two chunks
+    monkeypatch.setattr(row_chunks, "BUDGET", 1)  # 130 rows are two chunks
     check("cross_entropy_weight_gradient", gradient_arguments(case, dtype, accumulate), dtype, slack=2)
 
 
