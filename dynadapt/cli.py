@@ -57,7 +57,10 @@ HELP = {
     "streams": "streams scored side by side, each with weights of its own",
     "split": "cut the one text into --streams contiguous parts, each a stream",
     "dtype": "arithmetic; masters of what learns are float32 (fp64: on the reference backend, for checks)",
-    "backend": "native kernels, or the plain reference",
+    "backend": "native kernels on the CPU, Triton and CUDA kernels on a GPU, or the plain reference",
+    "device": "cpu, cuda or cuda:N; auto takes the GPU where there is one",
+    "recompute": "make norm outputs and activations again in backward instead of keeping them: less memory, a little more time",
+    "base": "frozen linear weights in the arithmetic of --dtype, or in float8 with a scale per row",
     "seed": "seed of the adapters' first values",
 }
 METAVAR = {"text": "FILE", "statistics": "FILE", "tokens": "N", "layers": "A:B", "reset": "never|document|N|auto", "lr": "X", "every": "K"}
@@ -86,7 +89,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     for field in fields(EvalConfig):
         name, default = field.name, field.default
         settings = {"help": HELP[name], "default": default}
-        if name == "split":
+        if isinstance(default, bool):
             settings["action"] = "store_true"
         else:
             settings["type"] = types[name]

@@ -14,12 +14,12 @@ import torch
 from .adapt.what import GROUPS
 from .memory import MemoryState
 from .model import ModelConfig, layout
-from .ops import attention, linear, make_matrix, resolve, weight_gradient
+from .ops import DenseMatrix, Float8Weights, attention, cross_entropy, linear, make_matrix, make_parts, resolve, weight_gradient
 from .ops.precision import wide_dtype
 
 
 class OpSet:
-    """The ops of one backend and dtype, resolved when first used; with ``timed`` it adds up seconds by op."""
+    """The ops of one backend and dtype, resolved when first used; with ``seconds`` set it adds up seconds by op."""
 
     def __init__(self, backend: str, dtype: torch.dtype):
         self.backend, self.dtype = backend, dtype
@@ -34,8 +34,12 @@ class OpSet:
 
     def _timed(self, name, function):
         def call(*args):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             start = time.perf_counter()
             function(*args)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
         return call
@@ -62,19 +66,22 @@ def source_weight(model, layer: int, group: str, part: int) -> torch.Tensor:
 class FrozenWeights:
     """The model's weights in the backend's form; ``own`` are the groups that a learner holds itself."""
 
-    def __init__(self, model, backend: str, dtype: torch.dtype, own: set[tuple[int, str]]):
+    def __init__(self, model, backend: str, dtype: torch.dtype, own: set[tuple[int, str]], device="cpu", base: str = "same"):
         c = model.config
         names = set(model.names())
-        load = lambda name: model.tensor(name).to(dtype).contiguous()  # noqa: E731
+        load = lambda name: model.tensor(name).to(device=device, dtype=dtype).contiguous()  # noqa: E731
         optional = lambda name: load(name) if name in names else None  # noqa: E731
-        matrix = lambda name: make_matrix(model.tensor(name), backend, dtype)  # noqa: E731
         self.parts, self.bias = {}, {}
         for (layer, group), (_, sizes) in group_sizes(c).items():
             stems = [f"layers.{layer}.{part}" for part in layout(c)[group]]
-            self.parts[layer, group] = None if (layer, group) in own else [matrix(f"{s}.weight") for s in stems]
+            self.parts[layer, group] = None
+            if (layer, group) not in own:
+                tensors = [model.tensor(f"{s}.weight") for s in stems]
+                self.parts[layer, group] = (Float8Weights(tensors, device) if base == "float8" else
+                                            make_parts(tensors, backend, dtype, device))
             biases = [optional(f"{s}.bias") for s in stems]
             if any(b is not None for b in biases):
-                filled = [torch.zeros(n, dtype=dtype) if b is None else b for b, n in zip(biases, sizes)]
+                filled = [torch.zeros(n, dtype=dtype, device=device) if b is None else b for b, n in zip(biases, sizes)]
                 self.bias[layer, group] = torch.cat(filled)
         norm = lambda stem: (load(f"{stem}.weight"), optional(f"{stem}.bias"))  # noqa: E731
         self.attn_norm = [norm(f"layers.{i}.attn_norm") for i in range(c.layers)]
@@ -82,10 +89,13 @@ class FrozenWeights:
         self.final_norm = norm("norm")
         self.head_norm = [(load(f"layers.{i}.q_norm.weight"), load(f"layers.{i}.k_norm.weight")) if c.qk_norm else None
                           for i in range(c.layers)]
-        self.head = matrix("embed.weight" if c.tied_head else "head.weight")
+        self.head = make_matrix(model.tensor("embed.weight" if c.tied_head else "head.weight"), backend, dtype, device)
         self.positions = optional("positions.weight")
-        # a tied head without learned positions serves the look-up too: one copy of the largest matrix
-        self.table = None if c.tied_head and self.positions is None else load("embed.weight")
+        # a tied head serves the look-up too, one copy of the largest matrix: as its plain tensor, or by rows of its packed form
+        if c.tied_head and isinstance(self.head, DenseMatrix):
+            self.table = self.head.weight
+        else:
+            self.table = None if c.tied_head and self.positions is None else load("embed.weight")
 
 
 @dataclass
@@ -95,6 +105,7 @@ class Batch:
     inputs: torch.Tensor
     adapter_slots: torch.Tensor  # int32 [S], or [1] when all rows share one
     memory_slots: torch.Tensor  # int32 [S]
+    streams: tuple[int, ...]  # the memory slots, for the host
     recomputed: float = 0.0  # share of the rows that were scored before (overlapping windows)
 
     @property
@@ -106,12 +117,15 @@ class Decoder:
     """Forward and backward through the layers."""
 
     def __init__(self, config: ModelConfig, weights: FrozenWeights, ops: OpSet, workspace, ledger, rope,
-                 memory: MemoryState | None, scale: float):
+                 memory: MemoryState | None, scale: float, recompute: bool = False, static: bool = False):
         self.config, self.weights, self.ops, self.ws, self.ledger = config, weights, ops, workspace, ledger
         self.cos, self.sin = rope
         self.memory = memory
         self.lora_scale = scale
+        self.recompute = recompute  # norm outputs and activations are made again in backward instead of kept
+        self.static = static  # the host must not look at lengths: fixed shapes, memory moved by the device
         self.sizes = group_sizes(config)
+        self.indices: dict[tuple[int, int], torch.Tensor] = {}
         self.stat_dtype = wide_dtype(ops.dtype)
         self.attention_scale = config.head_dim**-0.5
 
@@ -119,6 +133,13 @@ class Decoder:
 
     def _stat(self, name, *shape):
         return self.ws(name, *shape, dtype=self.stat_dtype)
+
+    def _index(self, count: int, repeats: int) -> torch.Tensor:
+        """0..count-1, ``repeats`` times over; made once."""
+        key = (count, repeats)
+        if key not in self.indices:
+            self.indices[key] = torch.arange(count, device=self.ws.device).repeat(repeats)
+        return self.indices[key]
 
     def _count_forward(self, batch: Batch, flops: int) -> None:
         again = round(flops * batch.recomputed)
@@ -134,18 +155,24 @@ class Decoder:
         k, parts = self.sizes[layer, group]
         A, Bt = (None, None) if learner is None else learner.adapter(layer, group)
         rank = 0 if A is None else Bt.shape[1]
-        y = self.ws((group, key), x.shape[0], sum(parts))
+        y = self._output(layer, group, key, x.shape[0], sum(parts))
         u = None if A is None else self.ws((group, "u", key), x.shape[0], len(parts) * rank)
         self.ops.linear_forward(x, self._parts(learner, layer, group), self.weights.bias.get((layer, group)), A, Bt,
                                 slots, self.lora_scale, u, y)
         count(linear.forward_flops(x.shape[0], k, parts, rank))
         return y
 
-    def _norm(self, x, delta, norm, key):
+    def _output(self, layer, group, key, rows, width):
+        """Where a linear group writes. With a memory, the layers' qkv lie in one buffer, from which they enter it together."""
+        if group != "qkv" or self.memory is None or key != layer:
+            return self.ws((group, key), rows, width)
+        return self.ws("raw qkv of all layers", self.config.layers, rows, width)[layer]
+
+    def _norm(self, x, delta, norm, key, y_key=None):
         """(res, y) of the norm behind a residual add; res is x itself when there is nothing to add."""
         n, h = x.shape
         res = x if delta is None else self.ws(("res", key), n, h)
-        y = self.ws(("norm", key), n, h)
+        y = self.ws(("norm", key if y_key is None else y_key), n, h)
         self.ops.norm_forward(x, delta, norm[0], norm[1], self.config.norm_eps, self.config.norm,
                               None if delta is None else res, y, self._stat(("stat", key), n, 2))
         return res, y
@@ -160,7 +187,7 @@ class Decoder:
             return x
         positions = None
         if self.weights.positions is not None:
-            positions = torch.arange(batch.inputs.shape[1]).repeat(batch.inputs.shape[0])
+            positions = self._index(batch.inputs.shape[1], batch.inputs.shape[0])
         self.ops.embedding_forward(tokens, self.weights.table, self.weights.positions, positions, x)
         return x
 
@@ -168,7 +195,8 @@ class Decoder:
         """Hidden states [N, H] after the final norm. ``lowest``: (layer, group) down to which backward will go, or None."""
         first_kept = self.config.layers if lowest is None else lowest[0]
         x, delta = self.embed(batch), None
-        self.kept, self.lengths = [], self._memory_lengths(batch)
+        self.kept, self.attended_back = [], 0
+        self.lengths = [0 if self.memory is None else self.memory.filled[s] for s in batch.streams]
         for i in range(self.config.layers):
             key = i if i >= first_kept else "shared"
             x, delta = self._layer(batch, learner, i, key, x, delta)
@@ -179,20 +207,21 @@ class Decoder:
     def _layer(self, batch, learner, i, key, x, delta):
         """One decoder layer: returns (residual, what is still to be added to it)."""
         count = lambda flops: self._count_forward(batch, flops)  # noqa: E731
-        w, slots = self.weights, batch.adapter_slots
-        res1, n1 = self._norm(x, delta, w.attn_norm[i], ("attn", key))
+        c, w, slots = self.config, self.weights, batch.adapter_slots
+        again = "again" if self.recompute else None
+        res1, n1 = self._norm(x, delta, w.attn_norm[i], ("attn", key), again)
         qkv_key = i if self.memory is not None else key
         raw = self._linear(learner, i, "qkv", n1, slots, qkv_key, count)
         qkv = self._head_norm(i, raw, qkv_key)
         inputs = None
         if self.memory is not None and self.memory.inputs is not None:
             self._reproject(batch, learner, i)
-            inputs = self.ws(("input", i), *res1.shape).copy_(res1)
+            inputs = self.ws("inputs of all layers", c.layers, *res1.shape)[i].copy_(res1)
         out = self._attention(batch, i, qkv, key, count)
         o = self._linear(learner, i, "o", out, slots, key, count)
-        res2, n2 = self._norm(res1, o, w.mlp_norm[i], ("mlp", key))
+        res2, n2 = self._norm(res1, o, w.mlp_norm[i], ("mlp", key), again)
         h = self._linear(learner, i, "mlp_in", n2, slots, key, count)
-        y = self.ws(("act", key), batch.rows, self.config.ffn_size)
+        y = self.ws(("act", again or key), batch.rows, c.ffn_size)
         self.ops.activation_forward(h, self.config.activation, y)
         down = self._linear(learner, i, "down", y, slots, key, count)
         self.kept.append({"res1": res1, "n1": n1, "raw": raw, "qkv": qkv, "out": out, "res2": res2, "n2": n2, "h": h, "y": y,
@@ -204,7 +233,8 @@ class Decoder:
         if self.weights.head_norm[i] is None:
             return raw
         c = self.config
-        qkv = self.ws(("normed qkv", key), *raw.shape)
+        stacked = self.memory is not None and key == i
+        qkv = self.ws("normed qkv of all layers", c.layers, *raw.shape)[i] if stacked else self.ws(("normed qkv", key), *raw.shape)
         rstd = self._stat(("head stat", key), raw.shape[0], c.heads + c.kv_heads)
         self.ops.head_norm_forward(raw, *self.weights.head_norm[i], c.norm_eps, c.heads, c.kv_heads, c.head_dim, qkv, rstd)
         return qkv
@@ -214,25 +244,28 @@ class Decoder:
         m = self.memory
         return (None, None, None) if m is None else (m.keys[i].rows, m.values[i].rows, m.length)
 
-    def _memory_lengths(self, batch) -> list[int]:
-        """Entries that each stream's memory holds; it moves on only after backward."""
-        if self.memory is None:
-            return [0] * len(batch.memory_slots)
-        return self.memory.length[batch.memory_slots.long()].tolist()
-
     def _attention(self, batch, i, qkv, key, count):
         c, (streams, segment) = self.config, batch.inputs.shape
         out = self.ws(("attention", key), batch.rows, c.heads * c.head_dim)
         lse = self._stat(("lse", key), streams, c.heads, segment)
         self.ops.attention_forward(qkv, *self._window(i), batch.memory_slots, self.cos, self.sin, c.heads, c.kv_heads,
                                    c.head_dim, self.attention_scale, out, lse)
-        count(sum(attention.forward_flops(segment, m, c.heads, c.head_dim) for m in self.lengths))
+        count(streams * attention.forward_flops(segment, 0, c.heads, c.head_dim))
         return out
+
+    def count_memory(self, segment: int, lengths: list[int]) -> None:
+        """Adds what attending to memories of these lengths cost in the last pass (the ops above count the segment alone)."""
+        c = self.config
+        for m in lengths:
+            flops = attention.memory_flops(segment, m, c.heads, c.head_dim)
+            self.ledger.add("forward", c.layers * flops["forward"])
+            self.ledger.add("backward", self.attended_back * flops["backward"])
+            self.ledger.add("recompute", self.attended_back * flops["recompute"])
 
     def _reproject(self, batch, learner, i) -> None:
         """Memory keys and values of one layer from its kept inputs and the current weights (counted as recompute)."""
         c, m = self.config, self.memory
-        longest = max(self.lengths)
+        longest = m.memory.capacity if self.static else max(self.lengths)
         if not longest:
             return
         slots = batch.memory_slots.long()
@@ -245,7 +278,46 @@ class Decoder:
         m.keys[i].rows[slots, :longest] = qkv[:, :, q : q + kv]
         m.values[i].rows[slots, :longest] = qkv[:, :, q + kv :]
 
+    # ---- the score
+
+    def score(self, hidden, rows, targets, weights):
+        """Per-token NLL of the scored rows and, where ``weights`` are given, d-hidden of their weighted sum.
+
+        Args:
+            hidden: [N, H]; rows: int64 [n], which of them are scored, each once; None: all.
+            targets: int64 [n], negative: not scored after all. weights: [n] or None for the score alone.
+
+        Returns:
+            nll [n] and dhidden [N, H] or None, both in buffers that the next pass reuses.
+        """
+        h = hidden if rows is None else torch.index_select(hidden, 0, rows, out=self.ws("scored", len(rows), hidden.shape[1]))
+        n, vocabulary = len(targets), self.config.vocab_size
+        nll, lse = self._stat("nll", n), self._stat("head lse", n)
+        dh = None if weights is None else self.ws("dhidden scored", *h.shape)
+        self.ops.cross_entropy(h, self.weights.head, targets, weights, nll, lse, dh)
+        flops = cross_entropy.flops(n, h.shape[1], vocabulary, False)
+        self.ledger.add("forward", flops)
+        if weights is None:
+            return nll, None
+        self.ledger.add("backward", flops)
+        if rows is not None:
+            dh = self.ws("dhidden", *hidden.shape).zero_().index_copy_(0, rows, dh)
+        return nll, dh
+
     # ---- memory
+
+    def advance_memory_static(self, batch: Batch, counts: torch.Tensor) -> None:
+        """The first ``counts`` [S] int32 rows of each stream's segment enter its memory; the host does not look at them."""
+        c, m, rows = self.config, self.memory, batch.rows
+        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        if m.input_stack is not None:
+            source, columns, stores = self.ws("inputs of all layers", c.layers, rows, c.hidden_size), (0,), [m.input_stack]
+        else:
+            name = "normed" if c.qk_norm else "raw"
+            source = self.ws(f"{name} qkv of all layers", c.layers, rows, q + 2 * kv)
+            columns, stores = (q, q + kv), [m.key_stack, m.value_stack]
+        self.ops.memory_advance(source, columns, stores, m.length, batch.memory_slots, counts, m.memory.sinks)
+        self.ops.memory_fill(m.length, batch.memory_slots, counts, m.memory.capacity)
 
     def advance_memory(self, batch: Batch, lengths: list[int]) -> None:
         """The segment's first ``lengths[s]`` rows of each stream enter its memory, detached."""
@@ -256,11 +328,11 @@ class Decoder:
         for i, kept in enumerate(self.kept):
             qkv = kept["qkv"].view(streams, segment, -1)
             inputs = None if kept["input"] is None else kept["input"].view(streams, segment, -1)
-            for s, slot in enumerate(batch.memory_slots.tolist()):
+            for s, slot in enumerate(batch.streams):
                 n = lengths[s]
                 self.memory.advance(slot, i, qkv[s, :n, q : q + kv], qkv[s, :n, q + kv :],
                                     None if inputs is None else inputs[s, :n])
-        for s, slot in enumerate(batch.memory_slots.tolist()):
+        for s, slot in enumerate(batch.streams):
             self.memory.fill(slot, lengths[s])
 
     # ---- backward
@@ -273,50 +345,89 @@ class Decoder:
             if d is None:
                 return
 
-    def _norm_backward(self, dy, res, norm, key, dres):
+    def _norm_backward(self, dy, res, norm, key, dres, y=None):
+        """d of the residual; ``y``: the norm's output is written there again."""
         dx = self.ws(("dres", key if key == "final" else key[0]), *dy.shape)  # never the buffer that dres is in
-        self.ops.norm_backward(dy, res, norm[0], self._stat(("stat", key), dy.shape[0], 2), self.config.norm, dres, dx, None, None)
+        self.ops.norm_backward(dy, res, norm[0], self._stat(("stat", key), dy.shape[0], 2), self.config.norm, dres, dx, None, None,
+                               norm[1], y)
         return dx
 
+    def _norm_again(self, res, norm, key, y):
+        """The norm's output from its residual, where no backward of it is run."""
+        self.ops.norm_forward(res, None, norm[0], norm[1], self.config.norm_eps, self.config.norm, None, y,
+                              self._stat(("stat", key), res.shape[0], 2))
+
     def _layer_backward(self, batch, learner, lowest, i, d, accumulate):
-        """Gradient of the layer's input residual, or None when nothing below learns."""
-        kept, w = self.kept[i], self.weights
-        back = lambda group, dy, x: self._linear_backward(batch, learner, lowest, i, group, dy, x, accumulate)  # noqa: E731
-        dy = back("down", d, kept["y"])
+        """Gradient of the layer's input residual, or None when nothing below learns.
+
+        A group's weight gradient needs its input. With ``recompute`` that was not kept: the op behind it writes it again
+        on its way back, so each gradient is taken after that op.
+        """
+        kept, w, kind = self.kept[i], self.weights, self.config.activation
+        back = lambda group, dy: self._input_gradient(batch, learner, lowest, i, group, dy)  # noqa: E731
+        learn = lambda group, dy, x: self._weight_gradient(batch, learner, i, group, dy, x, accumulate)  # noqa: E731
+        y, n1, n2 = kept["y"], kept["n1"], kept["n2"]
+        again = lambda t: t if self.recompute else None  # noqa: E731
+
+        dy = back("down", d)
+        if dy is not None:
+            dh = self.ws("dh", *kept["h"].shape)
+            self.ops.activation_backward(dy, kept["h"], kind, dh, again(y))
+        elif self.recompute:
+            self.ops.activation_forward(kept["h"], kind, y)
+        learn("down", d, y)
         if dy is None:
             return None
-        dh = self.ws("dh", *kept["h"].shape)
-        self.ops.activation_backward(dy, kept["h"], self.config.activation, dh)
-        dn2 = back("mlp_in", dh, kept["n2"])
+
+        dn2 = back("mlp_in", dh)
+        above = d
+        if dn2 is not None:
+            d = self._norm_backward(dn2, kept["res2"], w.mlp_norm[i], ("mlp", i), above, again(n2))
+        elif self.recompute:
+            self._norm_again(kept["res2"], w.mlp_norm[i], ("mlp", i), n2)
+        learn("mlp_in", dh, n2)
         if dn2 is None:
             return None
-        d = self._norm_backward(dn2, kept["res2"], w.mlp_norm[i], ("mlp", i), d)
-        dout = back("o", d, kept["out"])
+
+        dout = back("o", d)
+        learn("o", d, kept["out"])
         if dout is None:
             return None
         dqkv = self._attention_backward(batch, i, kept, dout)
-        dn1 = back("qkv", dqkv, kept["n1"])
-        if dn1 is None:
-            return None
-        return self._norm_backward(dn1, kept["res1"], w.attn_norm[i], ("attn", i), d)
 
-    def _linear_backward(self, batch, learner, lowest, i, group, dy, x, accumulate):
-        """Gradients of one group and its d-input, which is None at ``lowest``."""
+        dn1 = back("qkv", dqkv)
+        if dn1 is not None:
+            d = self._norm_backward(dn1, kept["res1"], w.attn_norm[i], ("attn", i), d, again(n1))
+        elif self.recompute:
+            self._norm_again(kept["res1"], w.attn_norm[i], ("attn", i), n1)
+        learn("qkv", dqkv, n1)
+        return None if dn1 is None else d
+
+    def _input_gradient(self, batch, learner, lowest, i, group, dy):
+        """d-input of one group, None at ``lowest``; what the adapter's own gradient needs of it stays in "dU"."""
         k, parts = self.sizes[i, group]
         A, Bt = learner.adapter(i, group)
-        slots, n, rank = batch.adapter_slots, dy.shape[0], 0 if A is None else Bt.shape[1]
+        n, rank = dy.shape[0], 0 if A is None else Bt.shape[1]
         need_dx = (i, group) != lowest
         dU = None if A is None else self.ws((group, "dU"), n, len(parts) * rank)
         dx = self.ws((group, "dx"), n, k) if need_dx else None
         if need_dx or A is not None:
-            self.ops.linear_backward(dy, self._parts(learner, i, group), A, Bt, slots, self.lora_scale, dU, dx)
+            self.ops.linear_backward(dy, self._parts(learner, i, group), A, Bt, batch.adapter_slots, self.lora_scale, dU, dx)
             self.ledger.add("backward", linear.backward_flops(n, k, parts, rank, need_dx))
-        if (i, group) in learner.sizes:
-            u = None if A is None else self.ws((group, "u", i), n, len(parts) * rank)
-            chosen = learner.gradient(self.ops, i, group, dy, x, u, dU, slots, accumulate)
-            flops = linear.gradient_flops(n, k, parts, rank) if A is not None else weight_gradient.flops(n, chosen, k)
-            self.ledger.add("backward", flops)
         return dx
+
+    def _weight_gradient(self, batch, learner, i, group, dy, x, accumulate):
+        """The gradient of what learns in one group."""
+        if (i, group) not in learner.sizes:
+            return
+        k, parts = self.sizes[i, group]
+        A, Bt = learner.adapter(i, group)
+        n, rank = dy.shape[0], 0 if A is None else Bt.shape[1]
+        u = None if A is None else self.ws((group, "u", i), n, len(parts) * rank)
+        dU = None if A is None else self.ws((group, "dU"), n, len(parts) * rank)
+        chosen = learner.gradient(self.ops, i, group, dy, x, u, dU, batch.adapter_slots, accumulate)
+        flops = linear.gradient_flops(n, k, parts, rank) if A is not None else weight_gradient.flops(n, chosen, k)
+        self.ledger.add("backward", flops)
 
     def _attention_backward(self, batch, i, kept, dout):
         c, (streams, segment) = self.config, batch.inputs.shape
@@ -324,10 +435,10 @@ class Decoder:
         lse = self._stat(("lse", i), streams, c.heads, segment)
         self.ops.attention_backward(dout, kept["qkv"], kept["out"], lse, *self._window(i), batch.memory_slots, self.cos,
                                     self.sin, c.heads, c.kv_heads, c.head_dim, self.attention_scale, dqkv)
-        for m in self.lengths:
-            again, back = attention.backward_flops(segment, m, c.heads, c.head_dim)
-            self.ledger.add("recompute", again)
-            self.ledger.add("backward", back)
+        again, back = attention.backward_flops(segment, 0, c.heads, c.head_dim)
+        self.ledger.add("recompute", streams * again)
+        self.ledger.add("backward", streams * back)
+        self.attended_back += 1
         if self.weights.head_norm[i] is None:
             return dqkv
         draw = self.ws("draw", *dqkv.shape)

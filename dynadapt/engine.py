@@ -23,13 +23,15 @@ from .adapt.own_weights import RowLearner
 from .adapt.peft_format import read_adapter
 from .adapt.resets import ChangePoint, check_reset
 from .adapt.optimizers import Adam
-from .adapt.what import LoRA, targeted
+from .adapt.what import LoRA, RowSparse, targeted
 from .decoder import Batch, Decoder, FrozenWeights, OpSet, group_sizes, source_weight
 from .flops import Ledger
 from .memory import MemoryState, Overlap, SegmentMemory
 from .model import rope_tables
-from .ops import choose_backend, cross_entropy
+from .ops import choose_backend, choose_device
 from .ops import update as update_op
+from .ops.precision import wide_dtype
+from .static_step import StaticStep
 from .workspace import Workspace
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
@@ -71,8 +73,12 @@ class Engine:
             ``accumulate``, add their gradient to the update to come.
         reset: back to the prior never, at each "document", every N tokens, or "auto" (adapt/resets.py).
         dtype: "bf16" or "fp32"; "fp64" on the reference backend.
-        backend: "cpu" (native kernels), "reference" (plain torch), "auto" (cpu; reference for fp64).
+        backend: "cpu" (native kernels), "triton" (GPU kernels), "reference" (plain torch), "auto" (by device; reference for fp64).
         seed: of the adapters' initial A.
+        device: "cpu", "cuda", "cuda:1"...; "auto": the GPU where torch sees one and the backend can use it.
+        recompute: norm outputs and activations are made again in backward instead of kept for it.
+        base: "same" (``dtype``), or "float8": frozen linear weights in float8 with a scale per row (ops/float8.py).
+        static: fixed shapes and no host decision inside a step, as a CUDA graph needs; None: on a GPU only.
 
     Raises:
         ValueError: naming the argument that does not fit, its value, and what would.
@@ -80,7 +86,8 @@ class Engine:
 
     def __init__(self, model, adapt=None, optimizer=None, memory=None, streams: int = 1, segment: int = 512,
                  shared: bool = False, every: int = 1, accumulate: bool = False, reset="never", dtype: str = "bf16",
-                 backend: str = "auto", seed: int = 0):
+                 backend: str = "auto", seed: int = 0, device: str = "auto", recompute: bool = False, base: str = "same",
+                 static: bool | None = None):
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
         for name, value in (("streams", streams), ("segment", segment), ("every", every)):
@@ -96,11 +103,28 @@ class Engine:
         self.optimizer = Adam() if adapt is not None and optimizer is None else optimizer
         self.shared, self.every, self.accumulate, self.reset_policy, self.seed = shared, every, accumulate, reset, seed
         self.dtype, self.torch_dtype = dtype, DTYPES[dtype]
-        self.backend = choose_backend(backend, self.torch_dtype)
+        self.device = choose_device(device, backend, self.torch_dtype)
+        self.backend = choose_backend(backend, self.torch_dtype, self.device.type)
+        self.recompute, self.base = recompute, base
+        self._check_base()
         self._check_memory()
+        static = self.device.type != "cpu" or self.backend == "triton" if static is None else static
+        if static and reset == "auto" and isinstance(adapt, RowSparse):
+            raise ValueError("reset='auto' with adapt=RowSparse on a GPU: which rows go back is only known there; use LoRA or Full, "
+                             "or reset at documents or every N tokens")
+        self._static = static
         self._build()
 
     # ---- construction
+
+    def _check_base(self) -> None:
+        if self.base not in ("same", "float8"):
+            raise ValueError(f"base={self.base!r}: expected 'same' or 'float8'")
+        if self.base == "float8" and self.backend == "cpu":
+            raise ValueError("base='float8' with backend='cpu': the native kernels have no float8 products; use backend='triton' on a "
+                             "GPU, or backend='reference'")
+        if self.base == "float8" and self.dtype != "bf16" and (self.dtype == "fp64" or self.device.type == "cuda"):
+            raise ValueError(f"base='float8' with dtype={self.dtype!r}: on a GPU row-wise float8 products give bf16, on the CPU bf16 or fp32")
 
     def _check_memory(self) -> None:
         learned_positions = self.config.rope_theta is None
@@ -120,37 +144,43 @@ class Engine:
     def _build(self) -> None:
         c = self.config
         self.ops = OpSet(self.backend, self.torch_dtype)
-        self.workspace = Workspace(self.torch_dtype)
+        self.workspace = Workspace(self.torch_dtype, self.device, pinned=self._static)
         self.ledger = Ledger()
         sizes = group_sizes(c)
         learning = targeted(self.adapt, c.layers)
         self.lowest = learning[0] if learning else None
         own_weights = self.adapt is not None and not isinstance(self.adapt, LoRA)
-        self.weights = FrozenWeights(self.model, self.backend, self.torch_dtype, set(learning) if own_weights else set())
+        self.weights = FrozenWeights(self.model, self.backend, self.torch_dtype, set(learning) if own_weights else set(), self.device,
+                                     self.base)
         slots = 1 if self.shared else self.streams
         self.learners = self._learners(own_weights, slots, sizes)
         lr = 0.0 if self.optimizer is None else self.optimizer.lr
-        self.lr = torch.full((slots,), lr, dtype=torch.float32)
+        self.lr = torch.full((slots,), lr, dtype=torch.float32, device=self.device)
         store = None
         if isinstance(self.memory, SegmentMemory):
-            store = MemoryState(self.memory, c.layers, self.streams, c.kv_heads * c.head_dim, c.hidden_size, self.torch_dtype)
+            store = MemoryState(self.memory, c.layers, self.streams, c.kv_heads * c.head_dim, c.hidden_size, self.torch_dtype,
+                                self.device)
         rope = (None, None) if c.rope_theta is None else rope_tables(c, self.window)
-        if self.torch_dtype == torch.float64 and rope[0] is not None:
-            rope = tuple(t.double() for t in rope)
+        if rope[0] is not None:
+            rope = tuple(t.to(device=self.device, dtype=wide_dtype(self.torch_dtype)) for t in rope)
         scale = self.adapt.scale if isinstance(self.adapt, LoRA) else 0.0
-        self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, scale)
+        self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, scale, self.recompute,
+                               self._static)
         self.state = [StreamState() for _ in range(self.streams)]
-        self.updates = self.skipped_updates = 0
+        self._updates = self._skipped_updates = 0
         self.last: StepReport | None = None
+        self.static = StaticStep(self) if self._static else None
 
     def _learners(self, own_weights: bool, slots: int, sizes):
         """One LoRA learner serves every slot; weights of one's own need a learner a slot."""
         if self.adapt is None:
             return []
         if not own_weights:
-            return [LoraLearner(self.adapt, self.optimizer, sizes, slots, self.torch_dtype, self.seed)]
+            return [LoraLearner(self.adapt, self.optimizer, sizes, slots, self.torch_dtype, self.seed, self.device)]
         source = lambda layer, group, part: source_weight(self.model, layer, group, part)  # noqa: E731
-        return [RowLearner(self.adapt, self.optimizer, sizes, self.torch_dtype, self.backend, source) for _ in range(slots)]
+        keep_prior = self._static and self.reset_policy == "auto"
+        return [RowLearner(self.adapt, self.optimizer, sizes, self.torch_dtype, self.backend, source, self.device, keep_prior)
+                for _ in range(slots)]
 
     # ---- what it is
 
@@ -158,6 +188,24 @@ class Engine:
     def flops(self) -> dict[str, int]:
         """FLOPs by phase since the engine was made (see flops.py)."""
         return dict(self.ledger.totals)
+
+    @property
+    def updates(self) -> int:
+        """Updates made, over all streams."""
+        return self._updates + (self.static.updates if self.static else 0)
+
+    @property
+    def skipped_updates(self) -> int:
+        """Updates that a gradient which was not finite has cost."""
+        return self._skipped_updates + (self.static.skipped_updates if self.static else 0)
+
+    def restore_counts(self, updates: int, skipped_updates: int) -> None:
+        """What ``updates`` and ``skipped_updates`` say from now on, and the static step's part of a restored state."""
+        self._updates, self._skipped_updates = updates, skipped_updates
+        if self.static:
+            self.static.counters.zero_()
+            self.static.set_change_points([s.change for s in self.state])
+            self.static.drop_graphs()
 
     @property
     def learned_parameters(self) -> int:
@@ -170,7 +218,7 @@ class Engine:
         return {"model": self.model.fingerprint(), "adapt": plain(self.adapt), "optimizer": plain(self.optimizer),
                 "memory": plain(self.memory), "streams": self.streams, "segment": self.segment, "shared": self.shared,
                 "every": self.every, "accumulate": self.accumulate, "reset": self.reset_policy, "dtype": self.dtype,
-                "backend": self.backend, "seed": self.seed}
+                "backend": self.backend, "base": self.base, "seed": self.seed}
 
     def explain(self, time: bool = False) -> str:
         """Which implementation each op uses and why, what a step costs; with ``time`` where its seconds go."""
@@ -215,22 +263,43 @@ class Engine:
             self.learners[0].reset(0 if self.shared else stream)
         self.state[stream].since_reset = 0
         self.state[stream].change = ChangePoint()
+        if self.static:
+            self.static.forget_scores(stream)
 
     # ---- the step
 
-    def step(self, tokens: torch.Tensor, lengths=None) -> torch.Tensor:
+    def step(self, tokens: torch.Tensor, lengths=None, streams=None) -> torch.Tensor:
         """Score each row's tokens, then learn from them.
 
         Args:
-            tokens: int64 [S, T+1]; inputs are tokens[:, :-1], targets tokens[:, 1:]. A stream's next call starts with
+            tokens: int64 [R, T+1]; inputs are tokens[:, :-1], targets tokens[:, 1:]. A stream's next call starts with
                 the token that this one ended with.
-            lengths: [S] how many targets of each row count; 0 = the stream rests. None: all T.
+            lengths: R numbers on the host, how many targets of each row count; 0 = the row rests. None: all T.
+            streams: R stream numbers on the host, whose text each row is; None: rows 0..S-1 are the streams in order.
+                With more streams than rows, documents enter and leave by these numbers alone.
 
         Returns:
-            nll float32 [S, T] in nats, computed before the update that saw these tokens; 0 beyond ``lengths``.
+            nll float32 [R, T] in nats on the engine's device, computed before the update that saw these tokens; 0 beyond
+            ``lengths``. On a GPU the call returns before the work is done; reading the scores waits for it.
         """
-        tokens, lengths = self._check_step(tokens, lengths)
+        tokens, lengths, streams = self._check_step(tokens, lengths, streams)
         self.ledger.begin_step()
+        if self.static:
+            return self.static.run(tokens, lengths, streams)
+        if streams != list(range(self.streams)):
+            tokens, lengths = self._scatter(tokens, lengths, streams)
+            return self._step_host(tokens, lengths)[streams]
+        return self._step_host(tokens, lengths)
+
+    def _scatter(self, tokens, lengths, streams):
+        """The rows at the places of their streams; all others rest."""
+        whole, counts = tokens.new_zeros(self.streams, tokens.shape[1]), [0] * self.streams
+        whole[streams] = tokens
+        for stream, count in zip(streams, lengths):
+            counts[stream] = count
+        return whole, counts
+
+    def _step_host(self, tokens, lengths) -> torch.Tensor:
         flags = lambda: [False] * self.streams  # noqa: E731
         self.last = StepReport(flags(), flags(), flags(), [None] * self.streams)
         nll = torch.zeros(self.streams, tokens.shape[1] - 1, dtype=self.decoder.stat_dtype)
@@ -239,18 +308,24 @@ class Engine:
         self.last.flops = dict(self.ledger.step)
         return nll
 
-    def _check_step(self, tokens, lengths):
+    def _check_step(self, tokens, lengths, streams):
         tokens = torch.as_tensor(tokens, dtype=torch.int64)
-        if tokens.dim() != 2 or tokens.shape[0] != self.streams or not 2 <= tokens.shape[1] <= self.segment + 1:
-            raise ValueError(f"tokens has shape {tuple(tokens.shape)}: expected [{self.streams}, 2..{self.segment + 1}]")
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(f"tokens hold ids {low}..{high}: expected 0..{self.config.vocab_size - 1}")
+        streams = list(range(self.streams)) if streams is None else [int(s) for s in streams]
+        if len(set(streams)) != len(streams) or any(not 0 <= s < self.streams for s in streams):
+            raise ValueError(f"streams={streams}: expected different numbers in 0..{self.streams - 1}")
+        if tokens.dim() != 2 or tokens.shape[0] != len(streams) or not 2 <= tokens.shape[1] <= self.segment + 1:
+            raise ValueError(f"tokens has shape {tuple(tokens.shape)}: expected [{len(streams)}, 2..{self.segment + 1}]")
+        if tokens.device.type == "cpu":  # on a device the step itself looks, see static_step.py
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= self.config.vocab_size:
+                raise ValueError(f"tokens hold ids {low}..{high}: expected 0..{self.config.vocab_size - 1}")
+        elif self.device.type == "cpu":
+            raise ValueError(f"tokens is on {tokens.device}: this engine works on the CPU (device={str(self.device)!r})")
         width = tokens.shape[1] - 1
-        lengths = [width] * self.streams if lengths is None else [int(n) for n in lengths]
-        if len(lengths) != self.streams or any(not 0 <= n <= width for n in lengths):
-            raise ValueError(f"lengths={lengths}: expected {self.streams} numbers in 0..{width}")
-        return tokens, lengths
+        lengths = [width] * len(streams) if lengths is None else [int(n) for n in lengths]
+        if len(lengths) != len(streams) or any(not 0 <= n <= width for n in lengths):
+            raise ValueError(f"lengths={lengths}: expected {len(streams)} numbers in 0..{width}")
+        return tokens, lengths, streams
 
     def _batches(self, lengths):
         """(streams, learn, update) of the passes of this step: streams that do the same work go together."""
@@ -283,7 +358,7 @@ class Engine:
         one_set = self.shared or len(self.learners) > 1
         adapter_slots = torch.zeros(1, dtype=torch.int32) if one_set else memory_slots
         context = sum(len(h) for h in histories)
-        return Batch(inputs, adapter_slots, memory_slots, context / inputs.numel()), targets
+        return Batch(inputs, adapter_slots, memory_slots, tuple(streams), context / inputs.numel()), targets
 
     def _learner(self, streams):
         if not self.learners:
@@ -305,6 +380,7 @@ class Engine:
                 learner.passes += 1
             if update:
                 self._update(learner, streams, resets)
+        self.decoder.count_memory(batch.inputs.shape[1], self.decoder.lengths)
         for s in resets:
             self.reset(s)
             self.last.was_reset[s] = True
@@ -315,23 +391,12 @@ class Engine:
         """Per-stream NLLs and, when learning, d-hidden [N, H] of the mean NLL (of all rows together when shared)."""
         flat = targets.reshape(-1)
         rows = (flat >= 0).nonzero()[:, 0]
-        whole = len(rows) == len(flat)
-        h = hidden if whole else hidden[rows]
-        n, wide = len(rows), self.decoder.stat_dtype
         weights = None
         if learn:
             per_row = [1.0 / (sum(counts) if self.shared else c) for c in counts]
-            share = torch.tensor(per_row, dtype=wide) / (self.every if self.accumulate else 1)
+            share = torch.tensor(per_row, dtype=self.decoder.stat_dtype) / (self.every if self.accumulate else 1)
             weights = share.repeat_interleave(torch.tensor(counts))
-        nll, lse = torch.empty(n, dtype=wide), torch.empty(n, dtype=wide)
-        dh = self.workspace("dhidden scored", n, h.shape[1]) if learn else None
-        self.ops.cross_entropy(h, self.weights.head, flat[rows].contiguous(), weights, nll, lse, dh)
-        score = cross_entropy.flops(n, h.shape[1], self.config.vocab_size, False)
-        self.ledger.add("forward", score)
-        if learn:
-            self.ledger.add("backward", score)
-            if not whole:
-                dh = self.workspace("dhidden", *hidden.shape).zero_().index_copy_(0, rows, dh)
+        nll, dh = self.decoder.score(hidden, None if len(rows) == len(flat) else rows, flat[rows].contiguous(), weights)
         return nll.split(counts), dh
 
     def _reset_due(self, stream: int, count: int, nll: torch.Tensor) -> bool:
@@ -355,8 +420,10 @@ class Engine:
             self.last.grad_norm[s] = float(norms[j])
             self.last.skipped[s] = bool(skipped[j])
             self.last.updated[s] = not skipped[j]
-        self.skipped_updates += int(skipped.sum())
-        self.updates += len(slots) - int(skipped.sum())
+        self._skipped_updates += int(skipped.sum())
+        self._updates += len(slots) - int(skipped.sum())
+        if learner.owns_weights:
+            learner.count_update()
 
     def _count_update(self, sets: int, parameters: int) -> None:
         self.ledger.add("update", sets * update_op.flops(parameters, self.optimizer))
@@ -382,7 +449,7 @@ class Engine:
         if self.optimizer is None or not self.optimizer.uses_statistics:
             raise ValueError(f"optimizer={self.optimizer!r}: only RMS uses gradient statistics")
         totals, learner, count = dict(self.ledger.totals), self.learners[0], 0
-        squares = torch.zeros(learner.layout.size, dtype=learner.state.master.dtype)
+        squares = torch.zeros_like(learner.state.master[0])
         for segment in segments:
             row = torch.as_tensor(segment, dtype=torch.int64).view(1, -1)
             learner.choosing_rows = count == 0
@@ -396,17 +463,21 @@ class Engine:
         for other in self.learners:
             other.take_statistics(squares / count, learner)
         self.ledger.totals = totals
+        if self.static:
+            self.static.drop_graphs()  # they hold the addresses of older statistics
         return count
 
     def _prior_gradient(self, row: torch.Tensor, learner) -> None:
         if not 2 <= row.shape[1] <= self.window + 1:
             raise ValueError(f"segments: one has {row.shape[1]} tokens; expected 2..{self.window + 1}")
-        zero = torch.zeros(1, dtype=torch.int32)
+        row = row.to(self.device)
+        zero, count = torch.zeros(1, dtype=torch.int32, device=self.device), row.shape[1] - 1
+        weights = torch.full((count,), 1.0 / count, dtype=self.decoder.stat_dtype, device=self.device)
         memory, self.decoder.memory = self.decoder.memory, None
         try:
-            batch = Batch(row[:, :-1].contiguous(), zero, zero)
+            batch = Batch(row[:, :-1].contiguous(), zero, zero, (0,))
             hidden = self.decoder.forward(batch, learner, self.lowest)
-            _, dhidden = self._score(batch, hidden, row[:, 1:], [row.shape[1] - 1], True)
+            _, dhidden = self.decoder.score(hidden, None, row[0, 1:].contiguous(), weights)
             self.decoder.backward(batch, learner, self.lowest, dhidden, False)
         finally:
             self.decoder.memory = memory

@@ -39,7 +39,8 @@ def save(engine, directory) -> None:
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     save_file(_tensors(engine), str(root / "state.safetensors"))
-    streams = [{"segments": s.segments, "since_reset": s.since_reset, "change": asdict(s.change)} for s in engine.state]
+    changes = (engine.static.change_points() if engine.static else None) or [s.change for s in engine.state]
+    streams = [{"segments": s.segments, "since_reset": s.since_reset, "change": asdict(change)} for s, change in zip(engine.state, changes)]
     record = {"format": FORMAT, "engine": engine.describe(), "streams": streams, "updates": engine.updates,
               "skipped_updates": engine.skipped_updates, "flops": engine.ledger.totals}
     (root / "engine.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -74,5 +75,5 @@ def restore(engine, directory) -> None:
         state.segments, state.since_reset = row["segments"], row["since_reset"]
         state.change = ChangePoint(**row["change"])
         state.history = tensors[f"history.{s}"].tolist()
-    engine.updates, engine.skipped_updates = record["updates"], record["skipped_updates"]
+    engine.restore_counts(record["updates"], record["skipped_updates"])
     engine.ledger.totals = dict(record["flops"])

@@ -8,29 +8,46 @@ import torch
 
 
 STEP_OPS = ("embedding_forward", "norm_forward", "norm_backward", "linear_forward", "linear_backward", "lora_gradient",
-            "weight_gradient", "row_scores", "head_norm_forward", "head_norm_backward", "attention_forward",
-            "attention_backward", "activation_forward", "activation_backward", "cross_entropy", "update")
+            "weight_gradient", "lora_gradient_update", "weight_gradient_update", "row_scores", "head_norm_forward", "head_norm_backward",
+            "attention_forward", "attention_backward", "activation_forward", "activation_backward", "cross_entropy", "update",
+            "memory_advance", "memory_fill", "reset")
+BACKWARD_OPS = {"norm_backward", "linear_backward", "head_norm_backward", "attention_backward", "activation_backward"}
 
 
 def _used(engine):
     """Names of the ops that this configuration's step calls."""
-    skip = set()
-    if engine.weights.table is None:
-        skip.add("embedding_forward")
-    if not engine.config.qk_norm:
-        skip |= {"head_norm_forward", "head_norm_backward"}
-    if not engine.learners:
-        skip |= {"norm_backward", "linear_backward", "head_norm_backward", "attention_backward", "activation_backward", "update"}
-    lora = bool(engine.learners) and not engine.learners[0].owns_weights
-    if not lora:
-        skip.add("lora_gradient")
-    if not engine.learners or lora:
-        skip.add("weight_gradient")
-    if getattr(engine.adapt, "select", None) != "gradient":
-        skip.add("row_scores")
-    return [name for name in STEP_OPS if name not in skip]
+    static, learns = engine.static, bool(engine.learners)
+    fused = learns and static is not None and static.fused
+    lora = learns and not engine.learners[0].owns_weights
+    segment_memory = engine.decoder.memory is not None
+    used = {
+        "embedding_forward": engine.weights.table is not None,
+        "head_norm_forward": engine.config.qk_norm, "head_norm_backward": engine.config.qk_norm and learns,
+        "lora_gradient": lora and not fused, "lora_gradient_update": lora and fused,
+        "weight_gradient": learns and not lora and not fused, "weight_gradient_update": learns and not lora and fused,
+        "row_scores": getattr(engine.adapt, "select", None) == "gradient",
+        "update": learns and not fused, "reset": static is not None and static.auto,
+        "memory_advance": static is not None and segment_memory, "memory_fill": static is not None and segment_memory,
+    }
+    return [name for name in STEP_OPS if used.get(name, learns or name not in BACKWARD_OPS)]
 
 
+def _how_it_runs(engine) -> list[str]:
+    """Graph or host, fused update or not, launches a step."""
+    static = engine.static
+    if static is None:
+        return ["the step runs op by op; rows that do the same work go together"]
+    lines = ["the step has fixed shapes and never waits for the device" + (
+        f"; {len(static.recordings)} kind(s) of step recorded" if static.cuda else "; op by op, since there is no GPU to capture it on")]
+    for rec in static.recordings.values():
+        if rec.graph is not None:
+            work = "score, learn, update" if rec.kind.update else "score, learn" if rec.kind.learn else "score"
+            lines.append(f"        {rec.kind.rows} x {rec.kind.segment}, {work}: {static.launches(rec):,} launches in one CUDA graph")
+    if static.cuda and not any(rec.graph for rec in static.recordings.values()):
+        lines.append("        launches: known after the second step, which is captured")
+    if engine.learners:
+        lines.append("        update: " + ("in the gradient kernels" if static.fused else f"a launch of its own, because {static.why_not_fused}"))
+    return lines
 
 
 def timed_steps(engine, steps: int = 3) -> tuple[float, dict[str, float], dict[str, int]]:
@@ -38,11 +55,13 @@ def timed_steps(engine, steps: int = 3) -> tuple[float, dict[str, float], dict[s
     from .engine import Engine
 
     twin = Engine(engine.model, engine.adapt, engine.optimizer, engine.memory, engine.streams, engine.segment, engine.shared,
-                  1, False, "never", engine.dtype, engine.backend, engine.seed)
+                  1, False, "never", engine.dtype, engine.backend, engine.seed, str(engine.device), engine.recompute, engine.base)
     generator = torch.Generator().manual_seed(0)
     tokens = lambda: torch.randint(engine.config.vocab_size, (engine.streams, engine.segment + 1), generator=generator)  # noqa: E731
     if engine.optimizer is not None and engine.optimizer.uses_statistics:
         twin.gather_statistics(tokens()[:1])
+    if twin.static:
+        twin.static.capture = False  # ops one by one, each waited for: their sum is more than a graph takes
     twin.step(tokens())
     twin.step(tokens())
     twin.ops.seconds = {}
@@ -61,7 +80,8 @@ def explain(engine, time: bool = False) -> str:
         where = f"{engine.learned_parameters:,} parameters per {'model' if engine.shared else 'stream'}; backward stops at layer {engine.lowest[0]}, {engine.lowest[1]}"
         lines += [f"        {where}", f"with:   {engine.optimizer}; update every {engine.every} segment(s); reset {engine.reset_policy}"]
     lines += [f"remembers: {engine.memory or 'nothing'}",
-              f"streams {engine.streams} x segment {engine.segment}, {engine.dtype}, backend {engine.backend}", "", "op                    implementation"]
+              f"streams {engine.streams} x segment {engine.segment}, {engine.dtype}, backend {engine.backend} on {engine.device}",
+              *_how_it_runs(engine), "", "op                    implementation"]
     for name in _used(engine):
         getattr(engine.ops, name)
         choice = engine.ops.choices[name]

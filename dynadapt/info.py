@@ -27,13 +27,27 @@ def facts() -> dict[str, str]:
         "cpu": f"{found['cpu']}, {found['cores']} cores, {found['memory_bytes'] / 2**30:.0f} GiB",
         "gpu": found["gpu"] or "none",
         "native": f"instruction set {native['isa']}, {native['threads']} threads, ABI {native['abi']}" if native else "not built",
-        "backends": "cpu, reference" if native else "reference",
+        "backends": ", ".join(backends()),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "OpenMP": ", ".join(runtimes) + (" (more than one: results and speed suffer)" if len(runtimes) > 1 else "") if runtimes else "none",
         "packages": ", ".join(f"{name} {version}" for name, version in found["packages"].items() if name != "torch"),
         "variables": ", ".join(f"{name}={value}" for name, value in found["variables"].items()) or "none set",
         "models": ", ".join(cached_models()) or "none in the cache (dynadapt fetch smollm2-135m)",
     }
+
+
+def backends() -> list[str]:
+    """Those whose kernels can run here."""
+    from dynadapt.ops import UnsupportedOp, resolve
+    import torch
+    usable = []
+    for backend in ("cpu", "triton", "reference"):
+        try:
+            resolve("norm_forward", backend, torch.float32)
+            usable.append(backend)
+        except UnsupportedOp:
+            pass
+    return usable
 
 
 def cached_models() -> list[str]:

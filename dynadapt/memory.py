@@ -53,8 +53,8 @@ class Overlap:
 class WindowStore:
     """Rows [slots, C, width] of one kind (keys, values or layer inputs) of one layer, in window order."""
 
-    def __init__(self, slots: int, capacity: int, width: int, dtype: torch.dtype):
-        self.rows = torch.zeros(slots, capacity, width, dtype=dtype)
+    def __init__(self, rows: torch.Tensor):
+        self.rows = rows
 
     def advance(self, slot: int, filled: int, new: torch.Tensor, sinks: int) -> None:
         """Append ``new`` [l, width] behind the ``filled`` entries; sinks stay, the oldest of the rest give way."""
@@ -74,19 +74,22 @@ class WindowStore:
 
 
 class MemoryState:
-    """All layers' stores and each slot's fill; ``length`` int32 [slots] is what attention reads."""
+    """All layers' stores and each slot's fill; ``length`` int32 [slots] is what attention reads, ``filled`` the same for the host."""
 
-    def __init__(self, memory: SegmentMemory, layers: int, slots: int, kv_width: int, hidden: int, dtype: torch.dtype):
+    def __init__(self, memory: SegmentMemory, layers: int, slots: int, kv_width: int, hidden: int, dtype: torch.dtype, device="cpu"):
         self.memory = memory
-        c = memory.capacity
-        self.keys = [WindowStore(slots, c, kv_width, dtype) for _ in range(layers)]
-        self.values = [WindowStore(slots, c, kv_width, dtype) for _ in range(layers)]
-        self.inputs = [WindowStore(slots, c, hidden, dtype) for _ in range(layers)] if memory.refresh == "reproject" else None
-        self.length = torch.zeros(slots, dtype=torch.int32)
+        stack = lambda width: torch.zeros(layers, slots, memory.capacity, width, dtype=dtype, device=device)  # noqa: E731
+        self.key_stack, self.value_stack = stack(kv_width), stack(kv_width)  # [L, slots, C, W]
+        self.input_stack = stack(hidden) if memory.refresh == "reproject" else None
+        self.keys = [WindowStore(rows) for rows in self.key_stack]
+        self.values = [WindowStore(rows) for rows in self.value_stack]
+        self.inputs = None if self.input_stack is None else [WindowStore(rows) for rows in self.input_stack]
+        self.length = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.filled = [0] * slots
 
     def advance(self, slot: int, layer: int, keys, values, inputs) -> None:
         """One layer of one slot takes the segment's rows [l, width]; call ``fill`` after the last layer."""
-        filled = int(self.length[slot])
+        filled = self.filled[slot]
         if self.inputs is not None:
             self.inputs[layer].advance(slot, filled, inputs, self.memory.sinks)
             return
@@ -94,10 +97,16 @@ class MemoryState:
         self.values[layer].advance(slot, filled, values, self.memory.sinks)
 
     def fill(self, slot: int, count: int) -> None:
-        self.length[slot] = min(int(self.length[slot]) + count, self.memory.capacity)
+        self.count(slot, count)
+        self.length[slot] = self.filled[slot]
+
+    def count(self, slot: int, count: int) -> None:
+        """The host's side of ``fill`` alone, where the device keeps ``length`` itself."""
+        self.filled[slot] = min(self.filled[slot] + count, self.memory.capacity)
 
     def clear(self, slot: int) -> None:
         self.length[slot] = 0
+        self.filled[slot] = 0
 
     def tensors(self) -> dict[str, torch.Tensor]:
         named = {"length": self.length}
@@ -109,3 +118,4 @@ class MemoryState:
     def load(self, saved: dict[str, torch.Tensor]) -> None:
         for name, t in self.tensors().items():
             t.copy_(saved[name])
+        self.filled = saved["length"].tolist()

@@ -8,20 +8,26 @@ import torch
 
 
 class Workspace:
-    """``workspace(name, *shape)`` is the buffer of that name, grown when a larger shape is asked for; contents are undefined."""
+    """``workspace(name, *shape)`` is the buffer of that name, grown when a larger shape is asked for; contents are undefined.
 
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
+    With ``pinned`` a buffer that was outgrown is kept all the same, because captured graphs hold its address.
+    """
+
+    def __init__(self, dtype: torch.dtype, device="cpu", pinned: bool = False):
+        self.dtype, self.device, self.pinned = dtype, torch.device(device), pinned
         self.buffers: dict[tuple, torch.Tensor] = {}
+        self.outgrown: list[torch.Tensor] = []
 
     def __call__(self, name, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         dtype = dtype or self.dtype
         count = math.prod(shape)
         buffer = self.buffers.get((name, dtype))
         if buffer is None or buffer.numel() < count:
-            buffer = self.buffers[name, dtype] = torch.empty(count, dtype=dtype)
+            if buffer is not None and self.pinned:
+                self.outgrown.append(buffer)
+            buffer = self.buffers[name, dtype] = torch.empty(count, dtype=dtype, device=self.device)
         return buffer[:count].view(shape)
 
     @property
     def nbytes(self) -> int:
-        return sum(b.numel() * b.element_size() for b in self.buffers.values())
+        return sum(b.numel() * b.element_size() for b in [*self.buffers.values(), *self.outgrown])

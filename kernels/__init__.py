@@ -19,5 +19,5 @@ OPS = {
     "attention_forward": "attention", "attention_backward": "attention",
     "activation_forward": "activation", "activation_backward": "activation",
     "embedding_forward": "embedding", "embedding_backward": "embedding",
-    "linear_mse": "linear_mse", "update": "update", "memory_advance": "memory", "memory_fill": "memory",
+    "linear_mse": "linear_mse", "update": "update", "memory_advance": "memory", "memory_fill": "memory", "reset": "reset",
 }

@@ -4,6 +4,8 @@ fused   one launch: base product and adapter in one Triton kernel (linear_fused.
 split   shrink and expand (low_rank.py), then cuBLAS adds the base product onto the result: one product for all parts
         whose weights lie next to each other in memory. Three launches; reads x, writes y and reads it once more.
 
+A base in float8 has its own form (float8.py).
+
 Without an adapter "split" is cuBLAS alone. One stream takes the same path as many: with its slot known only on the device
 there is no cheaper one. cuBLAS chooses its algorithm and shrink its splits by the number of rows, so in the split form a
 row's last bits may depend on how many rows there are; never on their values.
@@ -14,17 +16,21 @@ from __future__ import annotations
 
 import torch
 
-from . import choices, linear_fused, low_rank
+from . import choices, float8, linear_fused, low_rank
 
 
 def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """See ``dynadapt.ops.linear.linear_forward``. x, u and y may have padded rows; A and Bt may be strided over slots."""
+    if hasattr(parts, "q_transposed"):
+        return float8.forward(x, parts, bias, A, Bt, slots, scale, u, y)
     form = _choose("linear_forward", x.shape[0], x.shape[1], y.shape[1], Bt)
     (forward_fused if form == "fused" else forward_split)(x, parts, bias, A, Bt, slots, scale, u, y)
 
 
 def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     """See ``dynadapt.ops.linear.linear_backward``. dy, dU and dx may have padded rows; A and Bt may be strided over slots."""
+    if hasattr(parts, "q_transposed"):
+        return float8.backward(dy, parts, A, Bt, slots, scale, dU, dx)
     form = _choose("linear_backward", dy.shape[0], parts[0].shape[1], dy.shape[1], Bt)
     (backward_fused if form == "fused" else backward_split)(dy, parts, A, Bt, slots, scale, dU, dx)
 

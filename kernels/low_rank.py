@@ -4,7 +4,7 @@
     expand  y_p = scale u_p M_p + b   forward y_p = scale u_p Bt_p + b, backward dx = dU A    all parts in one launch
 
 Both are bound by memory: shrink reads x (or dy) once, expand writes y (or dx) once; multiplications are 2 N R a column.
-cuBLAS then adds the base product onto what expand wrote. When there are too few row blocks to fill the GPU, shrink splits
+cuBLAS then adds the base product onto what expand wrote; a float8 product cannot, so there expand adds onto it. When there are too few row blocks to fill the GPU, shrink splits
 its contraction and leaves float32 partial sums in scratch memory, which expand adds in fixed order, so that no further
 launch is needed. Row blocks end where a stream ends. Not fused: the base product, which is why y is written and read once
 more than in linear_fused.py.
@@ -72,9 +72,9 @@ def dynadapt_lora_shrink(
 def dynadapt_lora_expand(
     u, partial, m, slots, bias, y, scale, streams, T, splits, u_stride, split_stride, m_stride, y_stride,
     C0: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr, ONTO: tl.constexpr,
 ):
-    """y_p = scale u_p m_p + bias. With ``partial`` [splits, N, WIDTH], u is their sum, and is also stored."""
+    """y_p = scale u_p m_p + bias (ONTO: + y_p). With ``partial`` [splits, N, WIDTH], u is their sum, and is also stored."""
     TILES: tl.constexpr = (C0 + BN - 1) // BN + (C1 + BN - 1) // BN + (C2 + BN - 1) // BN
     blocks = tl.cdiv(T, BM)
     block, tile = grouped(tl.program_id(0), streams * blocks, TILES, GROUP)
@@ -110,6 +110,8 @@ def dynadapt_lora_expand(
     if bias is not None:
         acc += tl.load(bias + start + first + n, mask=first + n < size, other=0.0).to(tl.float32)[None, :]
     y_tile = y + row * y_stride + i[:, None] * y_stride + (start + first) + n[None, :]
+    if ONTO:
+        acc += tl.load(y_tile, mask=stored & columns, other=0.0).to(tl.float32)
     tl.store(y_tile, acc.to(y.dtype.element_ty), mask=stored & columns)
 
 
@@ -161,14 +163,14 @@ def shrink(x, m, slots, scale, sizes, rows: int, out, may_split: bool):
     return partial, config.splits
 
 
-def expand(u, partial, splits: int, m, slots, scale, bias, sizes, rows: int, y) -> None:
-    """y_p = scale u_p m_p + bias for u [N, P rows], m [slots, rows, sum sizes]; see ``shrink`` for partial and splits."""
+def expand(u, partial, splits: int, m, slots, scale, bias, sizes, rows: int, y, onto: bool = False) -> None:
+    """y_p = scale u_p m_p + bias, added to y where ``onto`` is set, for u [N, P rows], m [slots, rows, sum sizes]; see ``shrink`` for partial and splits."""
     N, streams, (BM, BN) = y.shape[0], len(slots), EXPAND[y.element_size()]
     T, width = N // streams, len(sizes) * rows
     grid = (streams * triton.cdiv(T, BM) * sum(triton.cdiv(s, BN) for s in sizes),)
     dynadapt_lora_expand[grid](
         u, partial, m, slots, bias, y, float(scale), streams, T, splits, u.stride(0), N * width, m.stride(0), y.stride(0),
-        *_three(sizes), rows, width, BM, BN, block(rows, MAX_RANK_TILE[y.element_size()]), GROUP,
+        *_three(sizes), rows, width, BM, BN, block(rows, MAX_RANK_TILE[y.element_size()]), GROUP, onto,
         num_warps=WARPS, num_stages=2, **FUSION)
 
 
@@ -188,14 +190,14 @@ def _shrink_variant(dtype: str, sizes, rows: int, block_rows: int, out: str) -> 
         BM=block_rows, BR=block(rows, MAX_RANK_TILE[itemsize]), BK=DEPTH[itemsize])
 
 
-def _expand_variant(dtype: str, sizes, rows: int, split: bool) -> Variant:
+def _expand_variant(dtype: str, sizes, rows: int, split: bool, onto: bool = False) -> Variant:
     itemsize, pointers = 2 if dtype == "bf16" else 4, ("u", "m", "y")
     (BM, BN), partial = EXPAND[itemsize], {} if split else {"partial": None}
     signature = {p: f"*{dtype}" for p in pointers} | ({"partial": "*fp32"} if split else {})
     return _variant(
-        dynadapt_lora_expand, f"{dtype}{' of partial sums' if split else ''}", signature, tuple(signature), sizes, rows, 2,
+        dynadapt_lora_expand, f"{dtype}{' of partial sums' if split else ''}{' onto y' if onto else ''}", signature, tuple(signature), sizes, rows, 2,
         dtype == "bf16", bias=None, WIDTH=len(sizes) * rows, BM=BM, BN=BN,
-        BR=block(rows, MAX_RANK_TILE[itemsize]), GROUP=GROUP, **partial)
+        BR=block(rows, MAX_RANK_TILE[itemsize]), GROUP=GROUP, ONTO=onto, **partial)
 
 
 VARIANTS = [
@@ -204,5 +206,5 @@ VARIANTS = [
     _shrink_variant("fp32", (576,), 48, 64, "fp32"),
     _expand_variant("bf16", (2048, 512, 512), 16, True), _expand_variant("bf16", (2048, 512, 512), 16, False),
     _expand_variant("bf16", (2048,), 48, False), _expand_variant("bf16", (4096,), 192, True),
-    _expand_variant("fp32", (576,), 48, True),
+    _expand_variant("bf16", (2048, 512, 512), 16, False, onto=True), _expand_variant("fp32", (576,), 48, True),
 ]

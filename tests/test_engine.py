@@ -71,7 +71,7 @@ def test_an_op_that_nothing_serves_is_an_error():
 @pytest.mark.parametrize("capacity,sinks,pieces", [(10, 3, [4, 4, 4, 4]), (10, 3, [2, 25, 1]), (10, 3, [1, 1, 30]), (5, 0, [3, 3, 7]),
                                                    (6, 5, [1, 1, 1, 9]), (10, 3, [10, 1])])
 def test_window_keeps_the_sinks_and_the_latest(capacity, sinks, pieces):
-    store, filled, seen = WindowStore(1, capacity, 1, torch.float32), 0, []
+    store, filled, seen = WindowStore(torch.zeros(1, capacity, 1)), 0, []
     for count in pieces:
         new = torch.arange(len(seen), len(seen) + count, dtype=torch.float32)[:, None]
         store.advance(0, filled, new, sinks)

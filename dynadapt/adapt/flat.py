@@ -37,9 +37,9 @@ class FlatLayout:
 class FlatState:
     """Master weights, gradients and optimizer state of ``slots`` streams over one layout."""
 
-    def __init__(self, layout: FlatLayout, slots: int, optimizer, dtype: torch.dtype, separate_working: bool):
+    def __init__(self, layout: FlatLayout, slots: int, optimizer, dtype: torch.dtype, separate_working: bool, device="cpu"):
         master_dtype = wide_dtype(dtype)
-        zeros = lambda: torch.zeros(slots, layout.size, dtype=master_dtype)  # noqa: E731
+        zeros = lambda dtype=master_dtype: torch.zeros(slots, layout.size, dtype=dtype, device=device)  # noqa: E731
         has_first, has_second = optimizer.moments
         self.layout = layout
         self.optimizer = optimizer
@@ -47,11 +47,11 @@ class FlatState:
         self.grad = zeros()
         self.first = zeros() if has_first else None
         self.second = zeros() if has_second else None
-        self.working = torch.zeros(slots, layout.size, dtype=dtype) if separate_working and dtype != master_dtype else None
+        self.working = zeros(dtype) if separate_working and dtype != master_dtype else None
         self.prior: torch.Tensor | None = None  # [P]
         self.stat: torch.Tensor | None = None  # [P], RMS only
         self.prior_rate: torch.Tensor | None = None  # [P], RMS only
-        self.step = torch.zeros(slots, dtype=torch.int32)
+        self.step = torch.zeros(slots, dtype=torch.int32, device=device)
 
     @property
     def compute(self) -> torch.Tensor:
@@ -66,14 +66,15 @@ class FlatState:
         decay = self.optimizer.decay
         self.prior_rate = rate.clamp(max=1 / decay) if decay else rate
 
-    def update(self, op, slots: torch.Tensor, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimizer step for ``slots`` int32 [S]; returns gradient norms [S] and skipped int32 [S]."""
+    def update(self, op, slots: torch.Tensor, lr: torch.Tensor, norms=None, skipped=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step for ``slots`` int32 [S] (-1: does not move); returns gradient norms [S] and skipped int32 [S]."""
         o = self.optimizer
         if o.uses_statistics and self.stat is None:
             raise RuntimeError(f"optimizer {type(o).__name__} has no gradient statistics: call Engine.gather_statistics(text) first")
         h = o.hyper()
-        norms = torch.zeros(len(slots), dtype=torch.float32)
-        skipped = torch.zeros(len(slots), dtype=torch.int32)
+        if norms is None:
+            norms = torch.zeros(len(slots), dtype=torch.float32, device=slots.device)
+            skipped = torch.zeros(len(slots), dtype=torch.int32, device=slots.device)
         op(
             o.kind, self.master, self.grad, self.first, self.second, self.prior, self.stat, self.working, slots, lr,
             self.step, float(o.decay), float(o.clip), h["beta1"], h["beta2"], h["eps"], h["weight_decay"], h["momentum"],
@@ -99,7 +100,7 @@ class FlatState:
         for name, t in saved.items():
             current = getattr(self, name)
             if current is None:
-                setattr(self, name, t.clone())
+                setattr(self, name, t.to(self.master.device, copy=True))
             else:
                 current.copy_(t)
         if self.working is not None:

@@ -7,6 +7,7 @@ import math
 import torch
 
 from .flat import FlatLayout, FlatState
+from .fused import Fused, tensor_state
 from .what import LoRA, targeted
 
 
@@ -19,7 +20,7 @@ class LoraLearner:
 
     owns_weights = False
 
-    def __init__(self, adapt: LoRA, optimizer, groups, slots: int, dtype: torch.dtype, seed: int):
+    def __init__(self, adapt: LoRA, optimizer, groups, slots: int, dtype: torch.dtype, seed: int, device="cpu"):
         """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model, in forward order."""
         if optimizer.uses_statistics:
             raise ValueError(f"optimizer={type(optimizer).__name__} with adapt=LoRA: the gradient of A is zero at the prior (B = 0), so its frozen "
@@ -33,8 +34,8 @@ class LoraLearner:
             shapes[f"{layer}.{group}.A"] = (len(parts) * adapt.rank, k)
             shapes[f"{layer}.{group}.Bt"] = (adapt.rank, sum(parts))
         self.layout = FlatLayout(shapes)
-        self.state = FlatState(self.layout, slots, optimizer, dtype, separate_working=True)
-        self.state.prior = self._initial(seed)
+        self.state = FlatState(self.layout, slots, optimizer, dtype, separate_working=True, device=device)
+        self.state.prior = self._initial(seed).to(device)
         self._bind()
         for slot in range(slots):
             self.reset(slot)
@@ -44,7 +45,7 @@ class LoraLearner:
         return self.layout.parameters
 
     def _initial(self, seed: int) -> torch.Tensor:
-        prior = torch.zeros(self.layout.size, dtype=self.state.master.dtype)
+        prior = torch.zeros(self.layout.size, dtype=self.state.master.dtype)  # drawn on the CPU: the same on every device
         generator = torch.Generator().manual_seed(seed)
         for key, (k, _) in self.sizes.items():
             a = self.layout.view(prior, "{}.{}.A".format(*key))
@@ -59,18 +60,24 @@ class LoraLearner:
             a, b = f"{layer}.{group}.A", f"{layer}.{group}.Bt"
             self.views[layer, group] = (view(self.state.compute, a), view(self.state.compute, b),
                                         view(self.state.grad, a), view(self.state.grad, b))
+        self.fused: Fused | None = None  # set while the gradient kernels of a step update
 
     def adapter(self, layer: int, group: str):
         """(A, Bt) in the working dtype, or (None, None) where nothing learns."""
         return self.views[layer, group][:2] if (layer, group) in self.views else (None, None)
 
     def gradient(self, ops, layer, group, dy, x, u, dU, slots, accumulate) -> None:
-        """Write or add to the adapter gradients of ``slots`` for one group."""
+        """Write or add to the adapter gradients of ``slots`` for one group, or with ``fused`` set move the adapters at once."""
         _, _, dA, dBt = self.views[layer, group]
+        if self.fused is not None:
+            a, bt = (tensor_state(self.state, f"{layer}.{group}.{part}") for part in ("A", "Bt"))
+            ops.lora_gradient_update(dy, x, u, dU, list(self.sizes[layer, group][1]), self.adapt.scale, slots, self.fused.moving,
+                                     a, bt, self.fused.rule, self.fused.lr, self.fused.skipped)
+            return
         ops.lora_gradient(dy, x, u, dU, list(self.sizes[layer, group][1]), self.adapt.scale, slots, dA, dBt, accumulate)
 
-    def update(self, ops, slots, lr):
-        return self.state.update(ops.update, slots, lr)
+    def update(self, ops, slots, lr, norms=None, skipped=None):
+        return self.state.update(ops.update, slots, lr, norms, skipped)
 
     def reset(self, slot: int) -> None:
         """Adapter and optimizer state of one slot back to the prior."""

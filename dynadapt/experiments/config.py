@@ -10,7 +10,8 @@ CHOICES = {
     "refresh": ("keep", "reproject"),
     "optimizer": ("adam", "adamw", "sgd", "rms"),
     "dtype": ("bf16", "fp32", "fp64"),
-    "backend": ("auto", "cpu", "reference"),
+    "base": ("same", "float8"),
+    "backend": ("auto", "cpu", "triton", "reference"),
 }
 
 # Learning rates that are used when none is given, by what learns and by optimizer.
@@ -53,6 +54,9 @@ class EvalConfig:
     split: bool = False
     dtype: str = "bf16"
     backend: str = "auto"
+    device: str = "auto"
+    recompute: bool = False
+    base: str = "same"
     seed: int = 0
 
     def __post_init__(self):
@@ -95,8 +99,8 @@ class EvalConfig:
             value = getattr(self, field.name)
             if field.name == "text":
                 words += ["--text", *value]
-            elif field.name == "split":
-                words += ["--split"] * value
+            elif isinstance(field.default, bool):
+                words += [f"--{field.name}"] * value
             elif value != field.default:
                 words += [f"--{field.name}", ":".join(map(str, value)) if field.name == "layers" else str(value)]
         return words

@@ -108,7 +108,8 @@ def build_engine(model, config: EvalConfig):
         memory = dynadapt.Overlap(context=config.context)
     return dynadapt.Engine(model, adapt=adapt, optimizer=optimizers[config.optimizer](**rate) if adapt else None, memory=memory,
                            streams=config.streams, segment=config.segment, every=config.every, reset=config.reset,
-                           dtype=config.dtype, backend=config.backend, seed=config.seed)
+                           dtype=config.dtype, backend=config.backend, seed=config.seed, device=config.device,
+                           recompute=config.recompute, base=config.base)
 
 
 def _statistics(config: EvalConfig, tokenizer, tokens: int = 16384):
@@ -284,12 +285,14 @@ class _Run:
             "flops": totals["flops"],
             "flops_per_token": sum(totals["flops"].values()) / totals["tokens"],
             "peak_memory_bytes": peak_memory_bytes(),
+            "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(engine.device) if engine.device.type == "cuda" else None,
             "learned_parameters": int(engine.learned_parameters),
             "updates": totals["updates"],
             "skipped_updates": totals["skipped_updates"],
             "resets": totals["resets"],
             "segments": totals["segments"],
             "backend": engine.backend,
+            "device": str(engine.device),
             "dtype": engine.dtype if isinstance(engine.dtype, str) else self.config.dtype,
             "model": self.config.model,
             "documents": documents,

@@ -103,6 +103,12 @@ def forward_flops(segment: int, memory: int, heads: int, d: int) -> int:
     return 4 * segment * (memory + segment) * heads * d
 
 
+def memory_flops(segment: int, memory: int, heads: int, d: int) -> dict[str, int]:
+    """What ``memory`` entries add to a stream's attention, by phase; forward_flops and backward_flops are linear in them."""
+    again, back = (a - b for a, b in zip(backward_flops(segment, memory, heads, d), backward_flops(segment, 0, heads, d)))
+    return {"forward": forward_flops(segment, memory, heads, d) - forward_flops(segment, 0, heads, d), "recompute": again, "backward": back}
+
+
 def backward_flops(segment: int, memory: int, heads: int, d: int) -> tuple[int, int]:
     """(recompute, backward) of one stream: scores again; dP and dQ over the window, dK and dV over the segment only."""
     window = 2 * segment * (memory + segment) * heads * d

@@ -8,6 +8,7 @@ can serve is an error that names the op, the dtype and the device.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
 from typing import Callable
 
@@ -78,6 +79,29 @@ def choose_backend(backend: str, dtype: torch.dtype, device: str = "cpu") -> str
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: expected one of auto, {', '.join(BACKENDS)}")
     return backend
+
+
+def choose_device(device: str, backend: str, dtype: torch.dtype) -> torch.device:
+    """Turn ``auto`` into a device; everything else is checked.
+
+    Raises:
+        ValueError: naming the device that is not there or that the backend does not serve.
+    """
+    cuda = torch.cuda.is_available()
+    if device == "auto":
+        usable = cuda and backend in ("auto", "triton") and dtype != torch.float64 and importlib.util.find_spec("triton") is not None
+        return torch.device("cuda" if usable else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r}: expected auto, cpu, cuda or cuda:N") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={device!r}: expected auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and not cuda:
+        raise ValueError(f"device={device!r}: torch {torch.__version__} sees no GPU")
+    if chosen.type == "cuda" and backend == "cpu":
+        raise ValueError(f"backend='cpu' with device={device!r}: the native kernels work on the CPU; use backend='triton'")
+    return chosen
 
 
 def resolve(op: str, backend: str, dtype: torch.dtype) -> Choice:

@@ -7,6 +7,8 @@ to the stream that a row belongs to: of N = S T rows, rows i T .. (i+1) T - 1 ar
 sits in slot ``slots[i]``. Part p owns rows p R .. (p+1) R - 1 of A [slots, P R, K] and its own columns of
 Bt [slots, R, O]; Bt is the transpose of LoRA's B, so that both products stream it row by row.
 
+``parts`` may be one ``Float8Weights`` that holds them all; the base product is then the quantised one (ops/float8.py).
+
 Source: Hu et al. 2021, LoRA (arXiv 2106.09685), eq. 3; scale = alpha / R.
 """
 
@@ -15,13 +17,19 @@ from __future__ import annotations
 import torch
 
 from .dispatch import reference
+from .float8 import Float8Weights, product
+
+
+def part_sizes(parts) -> tuple[int, ...]:
+    """Outputs of each part."""
+    return parts.part_sizes if isinstance(parts, Float8Weights) else tuple(part.shape[0] for part in parts)
 
 
 def _columns(parts):
     start = 0
-    for part in parts:
-        yield start, start + part.shape[0]
-        start += part.shape[0]
+    for size in part_sizes(parts):
+        yield start, start + size
+        start += size
 
 
 def _by_stream(t: torch.Tensor, streams: int) -> torch.Tensor:
@@ -31,8 +39,11 @@ def _by_stream(t: torch.Tensor, streams: int) -> torch.Tensor:
 @reference
 def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """y [N, O] and u = x A^T [N, P R] from x [N, K]; bias [O] or None; A is None: no adapter."""
-    for part, (lo, hi) in zip(parts, _columns(parts)):
-        y[:, lo:hi] = x @ part.weight.t()
+    if isinstance(parts, Float8Weights):
+        y.copy_(product(x, parts.q, parts.scale))
+    else:
+        for part, (lo, hi) in zip(parts, _columns(parts)):
+            y[:, lo:hi] = x @ part.weight.t()
     if bias is not None:
         y += bias
     if A is None:
@@ -58,9 +69,12 @@ def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
             dU[:, p * rank : (p + 1) * rank] = scale * d.reshape(-1, rank)
     if dx is None:
         return
-    dx.zero_()
-    for part, (lo, hi) in zip(parts, _columns(parts)):
-        dx += dy[:, lo:hi] @ part.weight
+    if isinstance(parts, Float8Weights):
+        dx.copy_(product(dy, parts.q_transposed, parts.scale_transposed))
+    else:
+        dx.zero_()
+        for part, (lo, hi) in zip(parts, _columns(parts)):
+            dx += dy[:, lo:hi] @ part.weight
     if A is not None:
         dx += torch.bmm(_by_stream(dU, streams), A[index]).reshape(dx.shape)
 

@@ -14,10 +14,10 @@ from .dispatch import native_module
 class DenseMatrix:
     """A weight [N, K] (out features, in features) kept as a plain tensor."""
 
-    def __init__(self, weight: torch.Tensor):
+    def __init__(self, weight: torch.Tensor, copy: bool = True):
         if weight.dim() != 2:
             raise ValueError(f"weight has shape {tuple(weight.shape)}: expected [N, K]")
-        self.weight = weight.contiguous().clone()
+        self.weight = weight.contiguous().clone() if copy else weight
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -29,7 +29,7 @@ class DenseMatrix:
 
     def gather_rows(self, index: torch.Tensor, out: torch.Tensor) -> None:
         """out [n, K] = weight[index], index int64 [n]."""
-        out.copy_(self.weight[index])
+        torch.index_select(self.weight, 0, index, out=out)
 
     def update_rows(self, rows: torch.Tensor | None, values: torch.Tensor) -> None:
         """weight[rows] = values rounded to the weight's dtype; rows int32 [n], None for all."""
@@ -43,9 +43,20 @@ class DenseMatrix:
         out.copy_(self.weight)
 
 
-def make_matrix(weight: torch.Tensor, backend: str, dtype: torch.dtype):
+def make_matrix(weight: torch.Tensor, backend: str, dtype: torch.dtype, device="cpu"):
     """The backend's matrix holding ``weight`` [N, K] in ``dtype``."""
-    weight = weight.detach().to(dtype).contiguous()
+    weight = weight.detach().to(device=device, dtype=dtype).contiguous()
     if backend != "cpu":
         return DenseMatrix(weight)
     return native_module().PackedMatrix(weight)
+
+
+def make_parts(weights, backend: str, dtype: torch.dtype, device="cpu") -> list:
+    """The backend's matrices of weights [O_p, K] that read the same input.
+
+    Plain tensors lie side by side as views of one [sum O_p, K], so that one product can serve them all.
+    """
+    if backend == "cpu":
+        return [make_matrix(w, backend, dtype) for w in weights]
+    whole = torch.cat([w.detach().to(device=device, dtype=dtype) for w in weights])
+    return [DenseMatrix(view, copy=False) for view in whole.split([w.shape[0] for w in weights])]

@@ -1,0 +1,29 @@
+"""The reset kernel against its reference."""
+import pytest
+import torch
+
+from dynadapt.ops.dispatch import resolve
+
+from .compare import DEVICE
+
+
+@pytest.mark.parametrize("has", [{"working", "first", "second"}, {"second"}, set()])
+@pytest.mark.parametrize("size", [1, 5000])
+def test_flagged_streams_go_back(size, has):
+    slots, flags = torch.tensor([3, 0, 2], dtype=torch.int32), torch.tensor([1, 0, 1], dtype=torch.int32)
+    buffers = {name: torch.randn(4, size) for name in ("master", "working", "grad", "first", "second")}
+    buffers["working"] = buffers["working"].bfloat16()
+    prior, step = torch.randn(size), torch.tensor([5, 6, 7, 8], dtype=torch.int32)
+    results = {}
+    for backend in ("reference", "triton"):
+        device = "cpu" if backend == "reference" else DEVICE
+        mine = {name: t.clone().to(device) if name in has | {"master", "grad"} else None for name, t in buffers.items()}
+        counts = step.clone().to(device)
+        resolve("reset", backend, torch.float32).function(
+            flags.to(device), slots.to(device), prior.to(device), mine["master"], mine["working"], mine["grad"], mine["first"],
+            mine["second"], counts)
+        results[backend] = {**mine, "step": counts}
+    for name, expected in results["reference"].items():
+        if expected is not None:  # the interpreter cuts to bfloat16 instead of rounding
+            torch.testing.assert_close(expected, results["triton"][name].cpu(), rtol=2.0**-7 if name == "working" else 0, atol=0)
+    assert results["reference"]["step"].tolist() == [5, 6, 0, 0]

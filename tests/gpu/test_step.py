@@ -1,0 +1,188 @@
+"""Whole adapt steps with the GPU kernels: a tiny model against the CPU engine, and on a GPU graphs, races with the host, real sizes."""
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dynadapt import RMS, SGD, Adam, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt.model import random_model, tiny_config
+
+from .compare import DEVICE, skip_without_gpu
+
+MODELS = {family: random_model(tiny_config(family), seed=0, std=0.1) for family in ("llama", "qwen3", "gpt2")}
+T = 6
+
+
+def engine(backend, family="llama", **options):
+    device = DEVICE if backend == "triton" else "cpu"
+    return Engine(MODELS[family], **{"segment": T, "dtype": "fp32", "streams": 2, "backend": backend, "device": device, **options})
+
+
+def text(streams, length=T, seed=0, family="llama"):
+    return torch.randint(MODELS[family].config.vocab_size, (streams, length + 1), generator=torch.Generator().manual_seed(seed))
+
+
+def follow(cpu, gpu, steps=3, family="llama", tolerance=2e-4, lengths=None):
+    """Scores and weights of both engines over the same text."""
+    for step in range(steps):
+        tokens = text(cpu.streams, seed=step, family=family)
+        wanted = lengths[step] if lengths else None
+        a, b = cpu.step(tokens, wanted), gpu.step(tokens, wanted).cpu()
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    for x, y in zip(cpu.learners, gpu.learners):
+        torch.testing.assert_close(x.state.master, y.state.master.cpu(), rtol=10 * tolerance, atol=tolerance)
+        assert torch.equal(x.state.step, y.state.step.cpu())
+    assert cpu.last.updated == gpu.last.updated and cpu.last.skipped == gpu.last.skipped
+
+
+@pytest.mark.parametrize("family,options", [
+    ("llama", {"adapt": LoRA(2), "optimizer": Adam(lr=0.01, decay=0.01), "memory": SegmentMemory(5, 2)}),
+    ("llama", {"adapt": LoRA(2), "optimizer": SGD(lr=0.1, momentum=0.5, clip=0), "memory": SegmentMemory(5, 2)}),
+    ("qwen3", {"adapt": LoRA(2), "recompute": True, "reset": "auto", "memory": SegmentMemory(5, 2)}),
+    ("gpt2", {"adapt": LoRA(2), "memory": Overlap(4)}),
+    ("llama", {"adapt": RowSparse(0.3), "optimizer": Adam(lr=1e-3), "shared": True}),
+    ("llama", {"adapt": Full(targets="mlp"), "optimizer": SGD(lr=0.1, clip=0), "shared": True}),
+], ids=str)
+def test_a_tiny_models_steps_are_the_cpu_engines(family, options):
+    follow(engine("cpu", family, **options), engine("triton", family, **options), steps=2, family=family)
+
+
+def test_statistics_and_fused_rows():
+    options = {"adapt": RowSparse(0.3), "optimizer": RMS(lr=1e-3, clip=0), "streams": 1}
+    pair = engine("cpu", **options), engine("triton", **options)
+    for e in pair:
+        e.gather_statistics(list(text(2, seed=9)))
+    follow(*pair, steps=2)
+
+
+def test_ragged_streams_rest_alone():
+    options = {"adapt": LoRA(2), "memory": SegmentMemory(5, 2)}
+    follow(engine("cpu", **options), engine("triton", **options), steps=2, lengths=[[6, 2], [0, 5]])
+
+
+def test_float8_base_is_the_references():
+    config = replace(tiny_config("llama"), hidden_size=64, heads=4, kv_heads=2, head_dim=16, ffn_size=96)
+    options = {"adapt": LoRA(2), "base": "float8", "segment": T, "streams": 2, "dtype": "fp32" if DEVICE == "cpu" else "bf16"}
+    model = random_model(config, seed=0, std=0.1)
+    expected, ours = Engine(model, backend="reference", device="cpu", **options), Engine(model, backend="triton", device=DEVICE, **options)
+    follow(expected, ours, steps=2, tolerance=2e-3 if DEVICE == "cpu" else 0.05)
+
+
+def test_explain_names_the_kernels():
+    text_ = engine("triton", adapt=LoRA(2), optimizer=SGD(clip=0)).explain()
+    assert "lora_gradient_update" in text_ and "in the gradient kernels" in text_ and "never waits" in text_
+
+
+# ---- with a GPU
+
+SMALL = {"adapt": LoRA(4), "optimizer": Adam(lr=0.01), "memory": SegmentMemory(8, 2), "streams": 3}
+
+
+@pytest.mark.gpu
+@skip_without_gpu
+def test_nothing_in_the_step_waits_for_the_device():
+    """torch raises at every synchronising call, in the eager run and around the replays."""
+    e = engine("triton", **SMALL)
+    tokens = [text(3, seed=s).cuda() for s in range(6)]
+    e.step(tokens[0])  # compiles kernels
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        e.static.capture = False
+        e.step(tokens[1])
+        e.static.capture = True
+        with pytest.raises(RuntimeError, match="synchroniz"):  # the guard itself works
+            tokens[0].sum().item()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    e.step(tokens[2])  # captures
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for t in tokens[3:]:
+            e.step(t)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(rec.graph is not None for rec in e.static.recordings.values())
+
+
+@pytest.mark.gpu
+@skip_without_gpu
+def test_replays_allocate_only_their_scores():
+    e = engine("triton", **SMALL)
+    tokens = text(3).cuda()
+    for _ in range(3):
+        e.step(tokens)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for _ in range(20):
+        e.step(tokens)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() - before <= 4096
+
+
+@pytest.mark.gpu
+@skip_without_gpu
+@pytest.mark.parametrize("options", [
+    SMALL, {**SMALL, "every": 2}, {**SMALL, "recompute": True}, {**SMALL, "reset": "auto"}, {"adapt": Full(), "shared": True, "streams": 3},
+    {"adapt": RowSparse(0.3), "shared": True, "streams": 3}, {**SMALL, "optimizer": SGD(lr=0.1, clip=0)},
+], ids=str)
+def test_a_graph_is_the_eager_step(options):
+    graphs, eager = engine("triton", **options), engine("triton", **options)
+    eager.static.capture = False
+    for step in range(6):
+        tokens, lengths = text(3, seed=step), [[6, 6, 6], [3, 0, 6]][step % 2]
+        assert torch.equal(graphs.step(tokens, lengths), eager.step(tokens, lengths))
+    assert torch.equal(graphs.learners[0].state.master, eager.learners[0].state.master)
+    assert graphs.flops == eager.flops and "launches in one CUDA graph" in graphs.explain()
+
+
+@pytest.mark.gpu
+@skip_without_gpu
+def test_streams_enter_and_leave_without_another_capture():
+    e = engine("triton", **{**SMALL, "streams": 8})
+    for step, streams in enumerate([[0, 1, 2], [5, 2, 7], [7, 0, 3], [1, 6, 4]]):
+        e.step(text(3, seed=step), streams=streams)
+        e.enter(streams[0])
+    assert len(e.static.recordings) == 1
+
+
+@pytest.mark.gpu
+@skip_without_gpu
+def test_ids_outside_the_vocabulary_stop_their_stream():
+    e = engine("triton", **SMALL)
+    tokens = text(3).cuda()
+    tokens[1, 3] = 10**9
+    nll = e.step(tokens)
+    assert nll[1].isnan().all() and nll[[0, 2]].isfinite().all()
+    with pytest.raises(ValueError, match=r"tokens of streams \[1\] hold ids outside"):
+        e.last.updated
+
+
+@pytest.mark.gpu
+@skip_without_gpu
+@pytest.mark.parametrize("dtype,tolerance", [("fp32", 2e-4), ("bf16", 0.05)])
+def test_a_larger_model_against_the_cpu_engine(dtype, tolerance):
+    config = replace(tiny_config("llama"), hidden_size=256, layers=4, heads=4, kv_heads=2, head_dim=64, ffn_size=512, vocab_size=5000)
+    model = random_model(config, seed=0, std=0.05)
+    options = {"adapt": LoRA(16), "memory": SegmentMemory(256, 4), "streams": 3, "segment": 256, "dtype": dtype}
+    cpu, gpu = Engine(model, backend="cpu", device="cpu", **options), Engine(model, device="cuda", **options)
+    for step in range(4):
+        tokens = torch.randint(5000, (3, 257), generator=torch.Generator().manual_seed(step))
+        torch.testing.assert_close(cpu.step(tokens), gpu.step(tokens).cpu(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.model
+@skip_without_gpu
+def test_a_thousand_steps_on_a_real_model_follow_the_cpu_engine(smollm2_directory):
+    """The loss curves of both engines over repeated real text: chaos separates single scores, not the curve."""
+    import dynadapt
+    from dynadapt.text import BUILTINS
+
+    model = dynadapt.load(smollm2_directory)
+    ids = torch.tensor(model.tokenizer.encode(BUILTINS["python-reference"]())[: 64 * 1000 + 1])
+    options = {"adapt": LoRA(8), "memory": SegmentMemory(64, 4), "segment": 64}
+    engines = [Engine(model, backend="cpu", device="cpu", **options), Engine(model, device="cuda", **options)]
+    curves = [torch.stack([e.step(ids[None, i * 64 : i * 64 + 65]).mean().cpu() for i in range((len(ids) - 1) // 64)]) for e in engines]
+    cpu, gpu = (c.unfold(0, 50, 50).mean(1) for c in curves)
+    assert len(cpu) >= 15 and (cpu - gpu).abs().max() < 0.03 and (cpu.mean() - gpu.mean()).abs() < 0.005
