@@ -115,8 +115,8 @@ def check_layout(op: str, name: str, state, shape: tuple[int, ...], packed: bool
 
 
 def elements(num_warps: int) -> int:
-    """How many a program moves at a time: 16 a thread, which leaves registers for six tensors and the waiting gradient."""
-    return 16 * 32 * num_warps
+    """How many a program moves at a time: 8 a thread, so that registers hold six tensors of them and the waiting gradient."""
+    return 8 * 32 * num_warps
 
 
 RULES = {  # the flags of ahead-of-time compiles
