@@ -188,11 +188,12 @@ class StaticStep:
         if groups != [rows]:
             nll = torch.zeros(len(rows), tokens.shape[1] - 1, dtype=e.decoder.stat_dtype, device=e.device)
         for g in groups:
-            part = self._step(tokens if g == rows else tokens[g], [lengths[i] for i in g], [streams[i] for i in g], report)
+            chosen = tokens if g == rows else tokens[g[0] : g[0] + 1]  # no index tensor: it would wait for the device
+            part = self._step(chosen, [lengths[i] for i in g], [streams[i] for i in g], report)
             if nll is None:
                 nll = part
             else:
-                nll[g] = part
+                nll[g[0] : g[0] + 1] = part
         report.flops = dict(e.ledger.step)
         return nll
 

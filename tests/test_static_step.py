@@ -157,6 +157,40 @@ def test_a_static_engine_resumes_bit_for_bit(tmp_path):
     assert (whole.updates, whole.flops) == (again.updates, again.flops)
 
 
+def test_replayed_steps_are_counted():
+    """On a GPU a recorded step runs without Python; its FLOPs, updates and memory are counted all the same."""
+    options = {"adapt": LoRA(2), "memory": SegmentMemory(20, 2), "every": 2}
+    plain, replayed = engine(True, **options), engine(True, **options)
+    static = replayed.static
+
+    class Graph:
+        def __init__(self, rec):
+            self.rec = rec
+
+        def replay(self):
+            ledger, attended = replayed.ledger, replayed.decoder.attended_back
+            replayed.ledger = replayed.decoder.ledger = type(ledger)()
+            static._body(self.rec, replayed.learners[0], (0, 1, 2))
+            replayed.ledger = replayed.decoder.ledger = ledger
+            replayed.decoder.attended_back = attended
+
+    execute = static._execute
+
+    def replaying(rec, *rest):
+        static.cuda = rec.graph is not None
+        try:
+            return execute(rec, *rest)
+        finally:
+            static.cuda, rec.graph = False, rec.graph or Graph(rec)
+
+    static._execute = replaying
+    for step in range(8):
+        tokens = text(3, seed=step)
+        assert torch.equal(plain.step(tokens), replayed.step(tokens))
+        assert plain.last.flops == replayed.last.flops and plain.flops == replayed.flops
+    assert plain.updates == replayed.updates == 12
+
+
 OPTIONS = {"segment": T, "backend": "reference", "dtype": "fp32", "streams": 3}
 ASKING = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__", "masked_select", "unique")
 
