@@ -12,7 +12,7 @@ from dynadapt import _C
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = Path(_C.__file__).parent
-NVCC = shutil.which("nvcc")
+NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 ARCHS = ("80", "90a", "100")
 # Blocks of 256 threads: two of the optimizer step's, or four of the norm's, fit a multiprocessor's 65,536 registers.
 REGISTERS = {"dynadapt_update_apply": 128, "dynadapt_update_norm": 64}
