@@ -5,8 +5,8 @@ as it is filled (the fill is read on the device, so a short memory costs what it
 diagonal, with a running maximum and sum (Dao 2023, arXiv 2307.08691). Scores never leave the chip. Keys are stored
 before rotation because a memory entry's position changes when the window moves; they are rotated as they arrive, in two
 halves: q k^T = q1 k1^T + q2 k2^T, so that no half has to be exchanged between threads. That costs 3 d elementwise
-operations a key and program, next to 4 BM d in products; cos and sin come from L2. The segment is one masked loop and not
-an unmasked and a masked one: a second loop costs more registers than the mask costs time.
+operations a key and program, next to 4 BM d in products; cos and sin come from L2. Memory and segment are one masked loop
+that changes its addresses on the way: apart, or with the diagonal apart, they need up to 80 registers more.
 
 Backward. P is recomputed from lse. One launch computes dq over the whole window; the rotated queries and
 delta = rowsum(dout out), which it has in hand, go to scratch. A second one computes dk and dv of the segment's keys, each
@@ -43,7 +43,7 @@ def _halves(base, row_stride, rows, valid, cos, sin, position, D: tl.constexpr, 
         cs = tl.load(cos + place, mask=valid[:, None] & (c < H)[None, :], other=0)
         sn = tl.load(sin + place, mask=valid[:, None] & (c < H)[None, :], other=0)
         w1, w2 = x1.to(tl.float32), x2.to(tl.float32)
-        return (w1 * cs - w2 * sn).to(x1.dtype), (w2 * cs + w1 * sn).to(x1.dtype)
+        x1, x2 = (w1 * cs - w2 * sn).to(x1.dtype), (w2 * cs + w1 * sn).to(x1.dtype)
     return x1, x2
 
 
@@ -78,30 +78,26 @@ def _rows(base, row_stride, rows, valid, D: tl.constexpr, DP: tl.constexpr):
 
 
 @triton.jit
-def _scores(q1, q2, k1, k2, scale, rows, keys, stop, CAUSAL: tl.constexpr):
-    """scale log2(e) q k^T [BM, BN]; CAUSAL: keys up to the row count, otherwise keys before ``stop``."""
-    s = tl.zeros([q1.shape[0], k1.shape[0]], tl.float32)
-    s = dot(q2, tl.trans(k2), dot(q1, tl.trans(k1), s)) * (scale * LOG2E)
-    if CAUSAL:
-        return tl.where(keys[None, :] <= rows[:, None], s, float("-inf"))
-    return tl.where((keys < stop)[None, :], s, float("-inf"))
+def _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, WIDTH: tl.constexpr, BN: tl.constexpr):
+    """Tile n of the window: its keys [BN] counted in their part, which of them exist, both parts' address, row stride and
+    position, and the last key that each row sees [BM]."""
+    end, stride, position, last = segment, WIDTH, length, rows
+    if mem_k is not None:
+        in_memory = n < memory_tiles
+        n -= tl.where(in_memory, 0, memory_tiles)
+        k, v = tl.where(in_memory, mem_k, k), tl.where(in_memory, mem_v, v)
+        end, stride = tl.where(in_memory, length, segment), tl.where(in_memory, mem_row, WIDTH)
+        position, last = tl.where(in_memory, 0, length), tl.where(in_memory, length - 1, rows)
+    keys = n * BN + tl.arange(0, BN)
+    return keys, keys < end, k, v, stride, position, last
 
 
 @triton.jit
-def _attend(acc, m, l, q1, q2, rows, k, v, row_stride, cos, sin, position, start, stop, limit, scale,
-            CAUSAL: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr):
-    """Keys start .. stop - 1 join the running (acc [BM, DP], maximum m, sum l); keys from ``limit`` on do not exist."""
-    for n in range(start, stop, BN):
-        keys = n + tl.arange(0, BN)
-        k1, k2 = _halves(k, row_stride, keys, keys < limit, cos, sin, position, D, HP)
-        s = _scores(q1, q2, k1, k2, scale, rows, keys, limit, CAUSAL)  # [BM, BN]
-        highest = tl.maximum(m, tl.max(s, 1))
-        p, fade = tl.exp2(s - highest[:, None]), tl.exp2(m - highest)
-        values = _rows(v, row_stride, keys, keys < limit, D, DP)
-        acc = dot(p.to(values.dtype), values, acc * fade[:, None])
-        l = l * fade + tl.sum(p, 1)
-        m = highest
-    return acc, m, l
+def _scores(q1, q2, k1, k2, scale, keys, last):
+    """scale log2(e) q k^T [BM, BN] of keys up to each row's last one."""
+    s = tl.zeros([q1.shape[0], k1.shape[0]], tl.float32)
+    s = dot(q2, tl.trans(k2), dot(q1, tl.trans(k1), s)) * (scale * LOG2E)
+    return tl.where(keys[None, :] <= last[:, None], s, float("-inf"))
 
 
 @triton.jit
@@ -130,31 +126,26 @@ def dynadapt_attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, scal
     acc = tl.zeros([BM, DP], tl.float32)
     m = tl.full([BM], float("-inf"), tl.float32)
     l = tl.zeros([BM], tl.float32)
+    memory_tiles = tl.cdiv(length, BN)
     if mem_k is not None:
-        at = slot * mem_slot + kv_head * D
-        acc, m, l = _attend(acc, m, l, q1, q2, rows, mem_k + at, mem_v + at, mem_row, cos, sin, 0, 0, length, length, scale,
-                            False, D, HP, DP, BN)
-    acc, m, l = _attend(acc, m, l, q1, q2, rows, k, v, WIDTH, cos, sin, length, 0,
-                        tl.minimum(first + BM, segment), segment, scale, True, D, HP, DP, BN)
+        mem_k += slot * mem_slot + kv_head * D
+        mem_v += slot * mem_slot + kv_head * D
+    for n in range(0, memory_tiles + tl.cdiv(tl.minimum(first + BM, segment), BN)):
+        keys, exist, kn, vn, stride, position, last = _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows,
+                                                            WIDTH, BN)
+        k1, k2 = _halves(kn, stride, keys, exist, cos, sin, position, D, HP)
+        s = _scores(q1, q2, k1, k2, scale, keys, last)  # [BM, BN]
+        highest = tl.maximum(m, tl.max(s, 1))
+        p, fade = tl.exp2(s - highest[:, None]), tl.exp2(m - highest)
+        values = _rows(vn, stride, keys, exist, D, DP)
+        acc = dot(p.to(values.dtype), values, acc * fade[:, None])
+        l = l * fade + tl.sum(p, 1)
+        m = highest
 
     c = tl.arange(0, DP)
     at = out + (stream * segment).to(tl.int64) * (HQ * D) + head * D + rows[:, None] * (HQ * D) + c[None, :]
     tl.store(at, acc / l[:, None], mask=(rows < segment)[:, None] & (c < D)[None, :])
     tl.store(lse + tl.program_id(0).to(tl.int64) * segment + rows, m * LN2 + tl.log(l), mask=rows < segment)
-
-
-@triton.jit
-def _dq_walk(dq1, dq2, q1, q2, do, lse2, delta, rows, k, v, row_stride, cos, sin, position, start, stop, limit, scale,
-             CAUSAL: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr):
-    for n in range(start, stop, BN):
-        keys = n + tl.arange(0, BN)
-        k1, k2 = _halves(k, row_stride, keys, keys < limit, cos, sin, position, D, HP)
-        values = _rows(v, row_stride, keys, keys < limit, D, DP)
-        p = tl.exp2(_scores(q1, q2, k1, k2, scale, rows, keys, limit, CAUSAL) - lse2[:, None])  # [BM, BN]
-        dp = dot(do, tl.trans(values), tl.zeros([do.shape[0], BN], tl.float32))
-        ds = (p * (dp - delta[:, None]) * scale).to(k1.dtype)
-        dq1, dq2 = dot(ds, k1, dq1), dot(ds, k2, dq2)
-    return dq1, dq2
 
 
 @triton.jit(do_not_specialize=["segment"])
@@ -185,12 +176,19 @@ def dynadapt_attention_dq(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos
         _keep_halves(rotated_k + (stream * HKV + kv_head).to(tl.int64) * segment * (2 * HP), rows, valid, k1, k2, HP)
 
     dq1, dq2 = tl.zeros([BM, HP], tl.float32), tl.zeros([BM, HP], tl.float32)
+    memory_tiles = tl.cdiv(length, BN)
     if mem_k is not None:
-        at = slot * mem_slot + kv_head * D
-        dq1, dq2 = _dq_walk(dq1, dq2, q1, q2, do, lse2, drop, rows, mem_k + at, mem_v + at, mem_row, cos, sin, 0, 0, length,
-                            length, scale, False, D, HP, DP, BN)
-    dq1, dq2 = _dq_walk(dq1, dq2, q1, q2, do, lse2, drop, rows, k, v, WIDTH, cos, sin, length, 0,
-                        tl.minimum(first + BM, segment), segment, scale, True, D, HP, DP, BN)
+        mem_k += slot * mem_slot + kv_head * D
+        mem_v += slot * mem_slot + kv_head * D
+    for n in range(0, memory_tiles + tl.cdiv(tl.minimum(first + BM, segment), BN)):
+        keys, exist, kn, vn, stride, position, last = _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows,
+                                                            WIDTH, BN)
+        k1, k2 = _halves(kn, stride, keys, exist, cos, sin, position, D, HP)
+        values = _rows(vn, stride, keys, exist, D, DP)
+        p = tl.exp2(_scores(q1, q2, k1, k2, scale, keys, last) - lse2[:, None])  # [BM, BN]
+        dp = dot(do, tl.trans(values), tl.zeros([BM, BN], tl.float32))
+        ds = (p * (dp - drop[:, None]) * scale).to(k1.dtype)
+        dq1, dq2 = dot(ds, k1, dq1), dot(ds, k2, dq2)
     _put_rotated_back(dqkv + row0 * WIDTH + head * D, WIDTH, rows, valid, dq1, dq2, cos, sin, length, D, HP)
 
 
@@ -315,23 +313,25 @@ _WIDE = {"lse": "*fp32", "delta": "*fp32", "cos": "*fp32", "sin": "*fp32", "mem_
          "scale": "fp32", "segment": "i32", "mem_slot": "i32", "mem_row": "i32"}
 
 
-def _variant(kernel, function, d, dtype, large, archs, spills=0):
+def _variant(kernel, function, d, dtype, large, archs, spills=0, absent=()):
     sizes, options = _blocks(kernel, dtype, d, large)
     act = "*bf16" if dtype == torch.bfloat16 else "*fp32"
-    signature = {name: _WIDE.get(name, act) for name in _TENSORS if name in function.arg_names}
+    signature = {name: _WIDE.get(name, act) for name in _TENSORS if name in function.arg_names and name not in absent}
     aligned = tuple(name for name in signature if name not in ("scale", "segment"))
     name = f"d {d}, {'bf16' if act == '*bf16' else 'fp32'}, {sizes['BM']} x {sizes['BN']}"
-    return Variant(name, function, signature, {**_geometry(32, 8, d), **sizes}, options["num_warps"], options["num_stages"],
-                   tensor_core=dtype == torch.bfloat16, aligned=aligned, archs=archs, spills=spills)
+    name += "".join(f", no {what}" for what in ("mem_k", "cos") if what in absent)
+    nothing = {name: None for name in absent if name in function.arg_names}
+    return Variant(name, function, signature, {**_geometry(32, 8, d), **sizes, **nothing}, options["num_warps"],
+                   options["num_stages"], tensor_core=dtype == torch.bfloat16, aligned=aligned, archs=archs, spills=spills)
 
 
-_SHAPES = [(d, torch.bfloat16, large) for d in (64, 96, 128) for large in (False, True)] + [
-    (d, torch.float32, False) for d in (64, 128)]
-# On sm_80 all of a product's operands are registers, and dq spills some; the blocks are those of Hopper.
+_SMALL, _LARGE = [[(d, torch.bfloat16, large) for d in (64, 128)] for large in (False, True)]
+_HOPPER = [*_SMALL, *_LARGE, (96, torch.bfloat16, True), (64, torch.float32, False), (128, torch.float32, False)]
+# On sm_80 all of a product's operands are registers, and dq spills some: the blocks are chosen for Hopper.
+_KERNELS = (("forward", dynadapt_attention_forward), ("dq", dynadapt_attention_dq), ("dkv", dynadapt_attention_dkv))
+_MEMORY, _ROTATION = ("mem_k", "mem_v", "mem_len"), ("cos", "sin")
 VARIANTS = [
-    _variant(kernel, function, *shape, archs, spills)
-    for archs, spills in (((90, 100), 0), ((80,), 2304))
-    for kernel, function in (("forward", dynadapt_attention_forward), ("dq", dynadapt_attention_dq),
-                             ("dkv", dynadapt_attention_dkv))
-    for shape in _SHAPES
-]
+    _variant(*kernel, *shape, archs, spills)
+    for shapes, archs, spills in ((_HOPPER, (90,), 0), (_LARGE, (100,), 0), (_SMALL, (80,), 1024))
+    for kernel in _KERNELS for shape in shapes
+] + [_variant(*kernel, *_SMALL[0], (90,), absent=absent) for kernel in _KERNELS for absent in (_MEMORY, _MEMORY + _ROTATION)]
