@@ -37,10 +37,7 @@ def play(backend, case, steps, dtype=torch.float32, layers=LAYERS):
 def assert_equal_to_window_store(history, case):
     capacity, sinks, segment, width = case
     dtype, layers = history[0][4].dtype, history[0][4].shape[1]
-    wanted = [[WindowStore(SLOTS, capacity, width, dtype) for _ in range(layers)] for _ in range(2)]
-    for column in wanted:
-        for store in column:
-            store.rows.fill_(float("nan"))
+    wanted = [[WindowStore(poisoned(SLOTS, capacity, width, dtype=dtype)) for _ in range(layers)] for _ in range(2)]
     length = [0] * SLOTS
     for slots, counts, source, columns, stores, fills in history:
         for i, (slot, count) in enumerate(zip(slots.tolist(), counts.tolist())):
