@@ -44,6 +44,7 @@ STAGES = {
     "summary": ("summary", "summary"),
 }
 ONLY_ON_A_GPU = ("correctness", "sanitizers", "profiles", "step-1b", "step-8b")
+LEAST = 40.0  # seconds worth starting a stage for
 SETS_UP = ("environment", "build")  # without these nothing else makes sense
 
 
@@ -80,19 +81,27 @@ def inside(args, name: str) -> int:
     return 0
 
 
-def outside(args, name: str) -> bool:
+def outside(args, name: str, seconds: float) -> bool:
     """Run one stage in a process of its own; True when it ended well."""
     from benchmarks.gpu.campaign import child
 
     options = [
         f"--{o}={getattr(args, o)}"
-        for o in ("out", "device", "seconds", "model", "text", "curve", "steps")
+        for o in ("out", "device", "model", "text", "curve", "steps")
         if getattr(args, o) is not None
     ]
-    command = [sys.executable, str(Path(__file__).resolve()), name, "--inside", *options, *(["--resume"] if args.resume else [])]
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        name,
+        "--inside",
+        f"--seconds={seconds}",
+        *options,
+        *(["--resume"] if args.resume else []),
+    ]
     print(f"== {name}: {describe(name)}", flush=True)
     start = time.monotonic()
-    status, text = child(command, args.device, args.seconds + 15)
+    status, text = child(command, args.device, seconds + 15)
     (Path(args.out) / f"{name}.log").write_text(text)
     print("\n".join(text.strip().splitlines()[-12:]))
     print(
@@ -120,6 +129,9 @@ def parse(arguments):
         "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run on tiny sizes in Triton's interpreter"
     )
     parser.add_argument("--seconds", type=float, default=520.0, help="limit of a stage (default: %(default)s)")
+    parser.add_argument(
+        "--total", type=float, help="seconds for all stages together: those that don't fit are named and left out"
+    )
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run of a stage and measure the others")
     parser.add_argument("--bundle", metavar="FILE", help="pack everything into this .tar.gz after each stage")
     parser.add_argument("--model", help="stage real: the model's directory")
@@ -143,13 +155,19 @@ def main(arguments=None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if args.inside:
         return inside(args, args.stages[0])
-    failed = []
+    failed, left_out, end = [], [], time.monotonic() + (args.total or float("inf"))
     for name in args.stages or [s for s in STAGES if args.device == "cuda" or s not in ONLY_ON_A_GPU]:
-        if not outside(args, name):
+        seconds = min(args.seconds, end - time.monotonic() - 20)
+        if seconds < LEAST and name != "summary":
+            left_out.append(name)
+            continue
+        if not outside(args, name, max(seconds, 15.0)):
             failed.append(name)
             if name in SETS_UP:
                 break
         bundle(folder, args.bundle)
+    if left_out:
+        print(f"left out for want of time: {', '.join(left_out)}")
     if failed:
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0

@@ -7,19 +7,20 @@ against the float64 reference by the rule of tests/gpu/compare.py; it is run on 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Callable
 
 import torch
 
 from dynadapt.model import rope_tables
 from dynadapt.ops import attention, cross_entropy, linear, resolve, weight_gradient
+from dynadapt.ops.fused_update import TensorState, UpdateRule
 
 from .campaign import ROOT
 from .geometry import MODELS, RANK
 
 sys.path.insert(0, str(ROOT / "tests"))  # the comparison is the tests' own
-from gpu.compare import TOLERANCE, Out, Weight, _convert, run  # noqa: E402
+from gpu.compare import DEVICE, TOLERANCE, Out, Weight, _convert  # noqa: E402
 
 BF16 = torch.bfloat16
 
@@ -66,23 +67,48 @@ def stack(parts):
     return parts
 
 
+def _build(value, dtype, wide, device):
+    """The tests' conversion of an argument for one run, for the state of a fused update too."""
+    if isinstance(value, TensorState):
+        return replace(value, **{f.name: _build(getattr(value, f.name), dtype, wide, device) for f in fields(value)})
+    if isinstance(value, list):
+        return [_build(v, dtype, wide, device) for v in value]
+    if isinstance(value, torch.Tensor) and not value.is_floating_point():
+        return value.clone()  # counters that an op moves on start anew in each run
+    return _convert(value, dtype, wide, device)
+
+
+def _outputs(argument, built):
+    """The tensors of ``built`` that the op writes."""
+    if isinstance(argument, Out):
+        yield built
+    elif isinstance(argument, list):
+        for a, b in zip(argument, built):
+            yield from _outputs(a, b)
+    elif isinstance(argument, TensorState):
+        for f in fields(argument):
+            yield from _outputs(getattr(argument, f.name), getattr(built, f.name))
+
+
 def materialise(case: Case, dtype) -> list:
     """The arguments of a timed call."""
-    call = [_convert(a, dtype, torch.float32, "cuda" if torch.cuda.is_available() else "cpu") for a in case.arguments]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    call = [_build(a, dtype, wide, DEVICE) for a in case.arguments]
     return [stack(a) if isinstance(a, list) and a and hasattr(a[0], "weight") else a for a in call]
 
 
-def _fresh(arguments):
-    """Counters that an op moves on start anew in each run."""
-    return [a.clone() if isinstance(a, torch.Tensor) and not a.is_floating_point() else a for a in arguments]
+def run(case: Case, function, dtype) -> list[torch.Tensor]:
+    """The outputs of one call."""
+    call = materialise(case, dtype)
+    function(*call)
+    return [out for a, built in zip(case.arguments, call) for out in _outputs(a, built)]
 
 
 def check(case: Case, dtype) -> float:
     """The largest relative error of the op's outputs (2-norm, against float64); AssertionError when one is further off than
     plain torch in the same dtype, beyond the tests' tolerance."""
-    ours = run(case.op, _fresh(case.arguments), dtype)
-    plain = run(case.op, _fresh(case.arguments), dtype, "reference")
-    truth = run(case.op, _fresh(case.arguments), torch.float64, "reference")
+    runs = [("triton", dtype), ("reference", dtype), ("reference", torch.float64)]
+    ours, plain, truth = (run(case, resolve(case.op, backend, kind).function, kind) for backend, kind in runs)
     worst = 0.0
     for i, (o, p, t) in enumerate(zip(ours, plain, truth)):
         size = t.norm().item() or 1.0
@@ -96,20 +122,17 @@ def check(case: Case, dtype) -> float:
 def agrees(case: Case, function, dtype) -> float | None:
     """The largest relative difference (2-norm) to the plain reference in the same dtype; AssertionError when it is more than
     rounding. None where the reference does not fit in memory."""
-    ours, plain = materialise(case, dtype), materialise(case, dtype)
-    function(*_fresh(ours))
+    ours = run(case, function, dtype)
     try:
-        resolve(case.op, "reference", dtype).function(*_fresh(plain))
+        plain = run(case, resolve(case.op, "reference", dtype).function, dtype)
     except torch.OutOfMemoryError:
         return None
     worst = 0.0
-    for i, (argument, o, p) in enumerate(zip(case.arguments, ours, plain)):
-        if isinstance(argument, Out):
-            difference = ((o.float() - p.float()).norm() / p.float().norm().clamp(min=1e-30)).item()
-            assert difference <= (
-                0.03 if dtype == BF16 else 1e-4
-            ), f"{case.op} {case.label}: argument {i} differs from torch by {difference:.3g}"
-            worst = max(worst, difference)
+    for i, (o, p) in enumerate(zip(ours, plain)):
+        difference = ((o.float() - p.float()).norm() / p.float().norm().clamp(min=1e-30)).item()
+        limit = 0.03 if dtype == BF16 else 1e-4
+        assert difference <= limit, f"{case.op} {case.label}: output {i} differs from torch by {difference:.3g}"
+        worst = max(worst, difference)
     return worst
 
 
@@ -174,6 +197,26 @@ def lora_gradient(z, group):
     arguments = [dy, x, u, du, parts, 2.0, z.slots, z.out(z.S, p * RANK, k, wide=True), z.out(z.S, RANK, o, wide=True), False]
     return Case("lora_gradient", group, arguments, moved, linear.gradient_flops(z.N, k, parts, RANK),
                 {"torch bmm (all parts against all columns)": lambda: (lambda: (dus @ xs, us @ dys))})
+
+
+def lora_gradient_update(z, group):
+    """The gradient of ``lora_gradient`` applied at once by SGD with momentum."""
+    gradient = lora_gradient(z, group)
+    dy, x, u, du, parts, scale, slots = gradient.arguments[:7]
+    k = x.shape[1]
+
+    def state(*shape):
+        master, first = (z.randn(z.S, *shape, scale=0.02, dtype=torch.float32) for _ in range(2))
+        return TensorState(Out(master, True), z.out(z.S, *shape), Out(first, True))
+
+    moving, skipped = torch.ones_like(slots), torch.zeros_like(slots)
+    lr = torch.full((z.S,), 1e-3, device=z.device)
+    arguments = [dy, x, u, du, parts, scale, slots, moving, state(len(parts) * RANK, k), state(RANK, sum(parts)),
+                 UpdateRule("sgd", momentum=0.9), lr, skipped]
+    # beside the gradient's reads: master and momentum read and written, the bf16 copy written
+    learned = z.S * RANK * (len(parts) * k + sum(parts))
+    moved = 2 * z.N * (sum(parts) + k + 2 * len(parts) * RANK) + 18 * learned
+    return Case("lora_gradient_update", group, arguments, moved, gradient.flops)
 
 
 def weight_gradient_case(z, group, share):
@@ -289,6 +332,34 @@ def attention_backward(z, memory):
                 {"torch SDPA (gradient of memory too)": sdpa_backward(z, memory)})
 
 
+def head_norm_forward(z):
+    c, n = z.c, z.N
+    qkv, d = z.randn(n, (c.heads + 2 * c.kv_heads) * c.head_dim), c.head_dim
+    arguments = [
+        qkv,
+        z.randn(d),
+        z.randn(d),
+        1e-6,
+        c.heads,
+        c.kv_heads,
+        d,
+        z.out(*qkv.shape),
+        z.out(n, c.heads + c.kv_heads, wide=True),
+    ]
+    return Case("head_norm_forward", "", arguments, 4 * qkv.numel())
+
+
+def memory_advance(z, memory):
+    """A full memory takes in a segment, all layers at once."""
+    c = z.c
+    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    source = z.randn(c.layers, z.N, q + 2 * kv)
+    stores = [Out(z.randn(c.layers, z.S, memory, kv)) for _ in "kv"]
+    full, counts = (torch.full((z.S,), n, dtype=torch.int32, device=z.device) for n in (memory, z.T))
+    moved = 2 * 2 * 2 * c.layers * z.S * min(memory, z.T) * kv
+    return Case("memory_advance", f"memory {memory}", [source, (q, q + kv), stores, full, z.slots, counts, 0], moved)
+
+
 def embedding_forward(z):
     n, h, v = z.N, z.c.hidden_size, z.c.vocab_size
     tokens = torch.randint(v, (n,), device=z.device)
@@ -333,7 +404,8 @@ def update(z):
     return Case("update", "adam, clip", arguments, z.S * per * (4 * 5 + 4 * 4 + 2), 0, fused_adam(z.S, per, dev))
 
 
-LINEAR = {"linear_forward": linear_forward, "linear_backward": linear_backward, "lora_gradient": lora_gradient}
+LINEAR = {"linear_forward": linear_forward, "linear_backward": linear_backward, "lora_gradient": lora_gradient,
+          "lora_gradient_update": lora_gradient_update}
 OPS = {
     **{name: (lambda make: lambda z, memory: [make(z, g) for g in z.groups])(make) for name, make in LINEAR.items()},
     "weight_gradient": lambda z, memory: [weight_gradient_case(z, "mlp_in", share) for share in (0.1, 1)],
@@ -344,6 +416,8 @@ OPS = {
     "activation_backward": lambda z, memory: [activation_backward(z)],
     "attention_forward": lambda z, memory: [attention_forward(z, 0), attention_forward(z, memory)],
     "attention_backward": lambda z, memory: [attention_backward(z, memory)],
+    "head_norm_forward": lambda z, memory: [head_norm_forward(z)],
+    "memory_advance": lambda z, memory: [memory_advance(z, memory)],
     "embedding_forward": lambda z, memory: [embedding_forward(z)],
     "update": lambda z, memory: [update(z)],
 }

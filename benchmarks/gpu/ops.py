@@ -16,7 +16,7 @@ from .machine import best
 from .peers import Absent
 from .timing import Timer
 
-LINEAR = ("linear_forward", "linear_backward", "lora_gradient", "weight_gradient")
+LINEAR = ("linear_forward", "linear_backward", "lora_gradient", "lora_gradient_update", "weight_gradient")
 HEAD = ("cross_entropy",)
 
 
@@ -25,7 +25,7 @@ def rest() -> tuple[str, ...]:
 
 
 def ops_linear(campaign, record) -> None:
-    """linear_forward, linear_backward, lora_gradient, weight_gradient: time, floor, peers."""
+    """linear_forward, linear_backward, lora_gradient (and with the update), weight_gradient: time, floor, peers."""
     run(campaign, record, LINEAR)
 
 
@@ -35,7 +35,7 @@ def ops_head(campaign, record) -> None:
 
 
 def ops_rest(campaign, record) -> None:
-    """Norms, activations, attention, embedding, update: time, floor, peers."""
+    """Norms, activations, attention, memory, embedding, update: time, floor, peers."""
     run(campaign, record, rest())
 
 

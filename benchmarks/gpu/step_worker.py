@@ -202,7 +202,8 @@ def measure(o, save) -> None:
     save(first_step_seconds=time.time() - STARTED)
     found = torch.stack([first, *(provider.step(blocks[0])[0].float().cpu() for _ in range(CHECKED - 1))])
     expected = json.loads(Path(o["truth"]).read_text())
-    error, bound = _error(found, torch.tensor(expected["nll"])), 2 * expected["error"] + 1e-3
+    slack = 2 if o["provider"] == "dynadapt" else 4  # of what transformers + peft in bf16 with float32 adapters is off
+    error, bound = _error(found, torch.tensor(expected["nll"])), slack * expected["error"] + 1e-3
     save(nll_by_step=found.mean(1).tolist(), nll_error=error, nll_bound=bound)
     if not error <= bound:
         text = f"scores of the first {CHECKED} steps are off by {error:.3g}, at most {bound:.3g} is allowed"
