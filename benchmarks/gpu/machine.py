@@ -43,7 +43,7 @@ def build(campaign, record) -> None:
     import pybind11
 
     folder = ROOT / "build" / "gpu"
-    cuda = "ON" if shutil.which("nvcc") else "OFF"
+    cuda = "ON" if shutil.which("nvcc") else "AUTO"
     configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}",
                  f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DDYNADAPT_CUDA={cuda}"]
     steps = {

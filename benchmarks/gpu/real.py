@@ -26,9 +26,14 @@ def real(campaign, record) -> None:
     segment = 512
     tokens = torch.tensor(model.tokenizer.encode(Path(campaign.text).read_text()[: 6 * segment * (campaign.steps + 1)]))
     steps = min(campaign.steps, (len(tokens) - 1) // segment)
-    where = {"device": campaign.device} if campaign.device == "cuda" else {}
     engine = Engine(
-        model, adapt=LoRA(rank=16), optimizer=Adam(), memory=SegmentMemory(length=segment), segment=segment, dtype="bf16", **where
+        model,
+        adapt=LoRA(rank=16),
+        optimizer=Adam(),
+        memory=SegmentMemory(length=segment),
+        segment=segment,
+        dtype="bf16",
+        device=campaign.device,
     )
     tokens = tokens.to(campaign.device)
     record.note(model=model.name, steps_asked=campaign.steps, steps=steps, segment=segment, explain=engine.explain())

@@ -177,8 +177,9 @@ class Stacked:
         return self.nll
 
     def _capture(self) -> None:
-        compile = lambda f: torch.compile(f, mode="max-autotune-no-cudagraphs", dynamic=False)  # noqa: E731
-        self.functions = {name: compile(f) for name, f in self.functions.items()}
+        self.functions = {
+            n: torch.compile(f, mode="max-autotune-no-cudagraphs", dynamic=False) for n, f in self.functions.items()
+        }
         state = [self.master, self.first, self.second, self.step_count, self.working, *self.mem]
         saved = [t.detach().clone() for t in state]
         stream = torch.cuda.Stream()

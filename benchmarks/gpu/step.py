@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -12,7 +13,8 @@ from .campaign import child
 from .geometry import MODELS, shapes, useful_flops
 from .machine import best
 
-PROVIDERS = ("dynadapt", "stacked-compile", "peft-eager", "peft-liger")
+OURS = ("dynadapt", "dynadapt-float8")
+PEERS = ("stacked-compile", "peft-eager", "peft-liger")
 NEEDS = {"peft-eager": "peft", "peft-liger": "liger_kernel"}
 
 
@@ -27,8 +29,8 @@ def run(campaign, record, model: str) -> None:
         for provider, package in absent.items():
             record.add(provider=provider, streams=None, segment=None, failed=f"skipped: {package} is not installed")
         # ours at every shape first; then all peers shape by shape, so that a cut leaves whole comparisons
-        order = [(PROVIDERS[0], s, t) for s, t in shapes(campaign.tiny)]
-        order += [(p, s, t) for s, t in shapes(campaign.tiny) for p in PROVIDERS[1:] if p not in absent]
+        order = [(p, s, t) for p in OURS for s, t in shapes(campaign.tiny)]
+        order += [(p, s, t) for s, t in shapes(campaign.tiny) for p in PEERS if p not in absent]
         work = [item for item in order if item not in done]
         for segment in sorted({t for _, _, t in work}):
             truth = _worker(campaign, folder, {"provider": "truth", "model": model, "segment": segment, "streams": 1})
@@ -61,8 +63,8 @@ def _worker(campaign, folder, options) -> dict:
     if status is None:
         found["failed"] = "stopped at its time limit"
     elif status:
-        lines = [line for line in text.strip().splitlines() if line.strip()]
-        found["failed"] = (lines[-1] if lines else "no output")[:400]
+        errors = re.findall(r"^\w[\w.]*(?:Error|Exception|Interrupt)\b.*", text, re.MULTILINE)
+        found["failed"] = (errors or text.strip().splitlines() or ["no output"])[-1][:400]
         found["said"] = text[-1500:]
     return found
 

@@ -37,6 +37,7 @@ def test_dry_run(tmp_path):
     assert all(r["status"] == "complete" and r["environment"]["packages"]["torch"] for r in records.values())
     assert all("wrong" not in row and "failed" not in row for row in records["ops-head"]["rows"]), records["ops-head"]["rows"]
     steps = {row["provider"]: row for row in records["step-135m"]["rows"] if row["streams"]}
+    assert 1e-3 < steps["dynadapt-float8"]["nll_error"] < 0.1, steps["dynadapt-float8"]
     for provider in ("dynadapt", "stacked-compile", "peft-eager"):  # three implementations of the same four steps
         row = steps[provider]
         assert row["nll_error"] < 1e-5 and row["nll_by_step"][3] < row["nll_by_step"][0] - 0.05, row
