@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 
 from .common import FUSION, Variant, block, dot, scratch
+from .tiles import generation
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
@@ -233,15 +234,18 @@ def dynadapt_attention_dkv(dout, qkv, lse, mem_len, slots, cos, sin, scale, dqkv
     _put_rotated_back(g + (HQ + kv_head) * D, WIDTH, keys, valid, dk1, dk2, cos, sin, length, D, HP)
 
 
-def _blocks(kernel: str, dtype: torch.dtype, d: int, large: bool) -> tuple[dict, dict]:
+def _blocks(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int) -> tuple[dict, dict]:
     """(block sizes, launch options) by what leaves no register spilled.
 
     bfloat16: each warp owns 16 rows of the accumulators, which wgmma wants, 8 warps where there is work for all SMs. What is
     walked over comes in 64s, in 32s where accumulators have 128 columns; it does not depend on ``large``, so that a stream's
     results do not depend on how many others there are. float32 has no tensor cores here and keeps whole rows in registers.
+    On sm_80 (``arch`` 80) a product's operands are registers too, so its blocks are smaller, those of dq most.
     """
     narrow = d <= 64
-    own, walked = (128 if large else 64), (64 if narrow else 32)
+    own, walked = (128 if large and arch != 80 else 64), (64 if narrow else 32)
+    if arch == 80 and kernel == "dq":
+        own, walked = (64 if narrow else 32), 32
     if dtype == torch.float32:
         own, walked = (32 if narrow else 16), 16
     sizes = {"BM": walked, "BN": own} if kernel == "dkv" else {"BM": own, "BN": walked}
@@ -277,7 +281,7 @@ def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, s
     _check("attention_forward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, out, lse)
     streams = len(slots)
     segment = qkv.shape[0] // streams
-    sizes, options = _blocks("forward", qkv.dtype, d, streams * hq * triton.cdiv(segment, 128) >= SMS)
+    sizes, options = _blocks("forward", qkv.dtype, d, streams * hq * triton.cdiv(segment, 128) >= SMS, generation(qkv.device))
     strides = (0, 0) if mem_k is None else mem_k.stride()[:2]
     dynadapt_attention_forward[(streams * hq, triton.cdiv(segment, sizes["BM"]))](
         qkv, mem_k, mem_v, mem_len, slots, cos, sin, scale, out, lse, segment, *strides,
@@ -294,11 +298,11 @@ def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, s
     rotated = [scratch(qkv.device, f"attention_rotated_{name}", streams * heads, segment, 2 * geometry["HP"], dtype=qkv.dtype)
                for name, heads in (("q", hq), ("k", hkv))]
     strides = (0, 0) if mem_k is None else mem_k.stride()[:2]
-    sizes, options = _blocks("dq", qkv.dtype, d, streams * hq * triton.cdiv(segment, 128) >= SMS)
+    sizes, options = _blocks("dq", qkv.dtype, d, streams * hq * triton.cdiv(segment, 128) >= SMS, generation(qkv.device))
     dynadapt_attention_dq[(streams * hq, triton.cdiv(segment, sizes["BM"]))](
         dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, scale, dqkv, delta, *rotated,
         segment, *strides, **geometry, **sizes, **options)
-    sizes, options = _blocks("dkv", qkv.dtype, d, streams * hkv * triton.cdiv(segment, 128) >= SMS)
+    sizes, options = _blocks("dkv", qkv.dtype, d, streams * hkv * triton.cdiv(segment, 128) >= SMS, generation(qkv.device))
     dynadapt_attention_dkv[(streams * hkv, triton.cdiv(segment, sizes["BN"]))](
         dout, qkv, lse, mem_len, slots, cos, sin, scale, dqkv, delta, *rotated, segment, **geometry, **sizes, **options)
 
@@ -313,8 +317,8 @@ _WIDE = {"lse": "*fp32", "delta": "*fp32", "cos": "*fp32", "sin": "*fp32", "mem_
          "scale": "fp32", "segment": "i32", "mem_slot": "i32", "mem_row": "i32"}
 
 
-def _variant(kernel, function, d, dtype, large, archs, spills=0, absent=()):
-    sizes, options = _blocks(kernel, dtype, d, large)
+def _variant(kernel, function, d, dtype, large, arch, absent=()):
+    sizes, options = _blocks(kernel, dtype, d, large, arch)
     act = "*bf16" if dtype == torch.bfloat16 else "*fp32"
     signature = {name: _WIDE.get(name, act) for name in _TENSORS if name in function.arg_names and name not in absent}
     aligned = tuple(name for name in signature if name not in ("scale", "segment"))
@@ -322,16 +326,15 @@ def _variant(kernel, function, d, dtype, large, archs, spills=0, absent=()):
     name += "".join(f", no {what}" for what in ("mem_k", "cos") if what in absent)
     nothing = {name: None for name in absent if name in function.arg_names}
     return Variant(name, function, signature, {**_geometry(32, 8, d), **sizes, **nothing}, options["num_warps"],
-                   options["num_stages"], tensor_core=dtype == torch.bfloat16, aligned=aligned, archs=archs, spills=spills)
+                   options["num_stages"], tensor_core=dtype == torch.bfloat16, aligned=aligned, archs=(arch,))
 
 
 _SMALL, _LARGE = [[(d, torch.bfloat16, large) for d in (64, 128)] for large in (False, True)]
 _HOPPER = [*_SMALL, *_LARGE, (96, torch.bfloat16, True), (64, torch.float32, False), (128, torch.float32, False)]
-# On sm_80 all of a product's operands are registers, and dq spills some: the blocks are chosen for Hopper.
 _KERNELS = (("forward", dynadapt_attention_forward), ("dq", dynadapt_attention_dq), ("dkv", dynadapt_attention_dkv))
 _MEMORY, _ROTATION = ("mem_k", "mem_v", "mem_len"), ("cos", "sin")
 VARIANTS = [
-    _variant(*kernel, *shape, archs, spills)
-    for shapes, archs, spills in ((_HOPPER, (90,), 0), (_LARGE, (100,), 0), (_SMALL, (80,), 1024))
+    _variant(*kernel, *shape, arch)
+    for shapes, arch in ((_HOPPER, 90), (_LARGE, 100), (_SMALL, 80))
     for kernel in _KERNELS for shape in shapes
-] + [_variant(*kernel, *_SMALL[0], (90,), absent=absent) for kernel in _KERNELS for absent in (_MEMORY, _MEMORY + _ROTATION)]
+] + [_variant(*kernel, *_SMALL[0], 90, absent=absent) for kernel in _KERNELS for absent in (_MEMORY, _MEMORY + _ROTATION)]

@@ -381,8 +381,8 @@ def _variants() -> list[Variant]:
                 f"{name} {short}", dynadapt_lora_gradient, typed, {**p.constexprs, "SPLIT": False, "ACCUMULATE": False},
                 tensor_core=short == "bf16", aligned=tuple(k for k in typed if k not in ("scale", *LENGTHS)), **p.options))
     variants += _split_variants(variants[0]) + _update_variants()
-    # Tiles are chosen for sm_90, which spills nothing; the others may a little.
-    return [replace(v, archs=(90,)) for v in variants] + [replace(v, archs=(80, 100), spills=128) for v in variants]
+    # Tiles are chosen for sm_90; sm_80 spills six registers in one of them.
+    return [replace(v, archs=(90, 100)) for v in variants] + [replace(v, archs=(80,), spills=24) for v in variants]
 
 
 def _split_variants(unsplit: Variant) -> list[Variant]:
