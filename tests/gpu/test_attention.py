@@ -62,11 +62,11 @@ def test_both_ways(case, dtype):
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="float32 values do not fit a GPU in these blocks")
-@pytest.mark.parametrize("large", [False, True])
-def test_blocks_of_bfloat16(large, monkeypatch):
+@pytest.mark.parametrize("large,arch", [(False, 90), (True, 90), (False, 80)])
+def test_blocks_of_bfloat16(large, arch, monkeypatch):
     """The larger blocks that bfloat16 gets, on float32 values."""
     blocks = kernels._blocks
-    monkeypatch.setattr(kernels, "_blocks", lambda kernel, dtype, d, _: blocks(kernel, torch.bfloat16, d, large))
+    monkeypatch.setattr(kernels, "_blocks", lambda kernel, dtype, d, *_: blocks(kernel, torch.bfloat16, d, large, arch))
     check_both((2, 150, 70, 2, 1, 20, True), torch.float32)
 
 
