@@ -67,12 +67,16 @@ def describe(name: str) -> str:
 
 def inside(args, name: str) -> int:
     """Run one stage in this process."""
-    from benchmarks.gpu.campaign import Campaign, Record
+    from benchmarks.gpu.campaign import RESTARTED, Campaign, Record, Restart
 
     campaign = Campaign(Path(args.out), args.device, args.seconds, args.model, args.text, args.curve, args.steps)
     record = Record(campaign.out / f"{name}.json", name, args.device, args.resume)
     try:
         stage_function(name, args.device)(campaign, record)
+    except Restart as error:
+        print(f"{name}: the GPU is lost to this process ({error}); going on in a new one", flush=True)
+        os.environ[RESTARTED] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.argv, f"--seconds={campaign.left}", "--resume"])
     except BaseException as error:
         record.finish(f"failed: {type(error).__name__}: {str(error)[:1000]}")
         raise

@@ -67,6 +67,20 @@ class Record:
         write_json(self.path, self.data)
 
 
+class Restart(RuntimeError):
+    """A kernel took the device from this process: the stage goes on in a new one, behind what it has recorded."""
+
+
+LOST = ("CUDA error", "illegal memory access", "device-side assert", "misaligned address", "unspecified launch failure")
+RESTARTED = "DYNADAPT_CAMPAIGN_RESTARTED"
+
+
+def check_device(error: Exception) -> None:
+    """Raises Restart when after this error no call of this process to the GPU can succeed."""
+    if any(text in str(error) for text in LOST):
+        raise Restart(str(error)[:200]) from error
+
+
 def write_json(path: Path, content) -> None:
     """Whole or not at all: a killed process leaves what was there before."""
     temporary = path.with_suffix(".tmp")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import lru_cache
 
 import torch
 
 from dynadapt.ops import UnsupportedOp, resolve
 
-from .campaign import ROOT, write_json
+from .campaign import RESTARTED, ROOT, check_device, write_json
 from .cases import BF16, OPS, Sizes, agrees, check, materialise
 from .geometry import models, shapes
 from .machine import best
-from .peers import Absent
 from .timing import Timer
 
 LINEAR = ("linear_forward", "linear_backward", "lora_gradient", "lora_gradient_update", "weight_gradient")
@@ -43,9 +43,14 @@ def run(campaign, record, names) -> None:
     dtype = torch.float32 if campaign.tiny else BF16
     timer, limits = Timer(campaign.device, 0.12), best(campaign.read("ceilings"))
     record.note(ceilings=limits)
+    if RESTARTED not in os.environ:  # what failed before is tried again, but not in a run that it has just ended
+        record.data["rows"] = [r for r in record.data["rows"] if "median_ms" in r]
+    done = {(r["op"], r["model"], r["streams"], r["segment"]) for r in record.data["rows"]}
     for model in models(campaign.tiny):
         for streams, segment in shapes(campaign.tiny):
             for op in names:
+                if (op, model, streams, segment) in done:
+                    continue
                 if campaign.left < 15:
                     return record.finish("out of time")
                 _one(campaign, record, timer, limits, model, streams, segment, op, dtype)
@@ -63,26 +68,18 @@ def _one(campaign, record, timer, limits, model, streams, segment, op, dtype) ->
     try:
         errors = _errors(op, model, min(streams, 2), min(segment, 128), campaign.device, dtype)
         cases = OPS[op](Sizes(model, streams, segment, campaign.device), segment)
-    except (AssertionError, RuntimeError) as error:
+    except Exception as error:  # whatever it is, the other ops are still worth their time
         record.add(**base, wrong=f"{type(error).__name__}: {str(error)[:400]}")
-        return
+        return check_device(error)
+    with_peers = campaign.tiny or model == "llama-3.2-1b" or op == "update"
     for case, error in zip(cases, errors):
         try:
-            _time(
-                record,
-                timer,
-                limits,
-                base,
-                case,
-                error,
-                function,
-                dtype,
-                model == "llama-3.2-1b" or campaign.tiny or op == "update",
-            )
+            _time(record, timer, limits, base, case, error, function, dtype, with_peers)
         except AssertionError as failure:
             record.add(**base, label=case.label, wrong=str(failure)[:300])
-        except RuntimeError as failure:  # out of memory, most likely: the other cases are still worth their time
-            record.add(**base, label=case.label, failed=str(failure)[:300])
+        except Exception as failure:
+            record.add(**base, label=case.label, failed=f"{type(failure).__name__}: {str(failure)[:300]}")
+            check_device(failure)
 
 
 @lru_cache(maxsize=None)
@@ -102,8 +99,9 @@ def _time(record, timer, limits, base, case, error, function, dtype, with_peers)
     for name, make in case.peers.items() if with_peers else ():
         try:
             peers[name] = timer(make())
-        except (Absent, RuntimeError) as failure:
+        except Exception as failure:  # absent, or out of memory
             peers[name] = {"skipped": str(failure)[:200]}
+            check_device(failure)
     record.add(
         **base,
         label=case.label,
@@ -131,18 +129,22 @@ def choices(campaign, record) -> None:
     kernels/choices.json under this GPU's name."""
     gpu = torch.cuda.get_device_name() if campaign.device == "cuda" else "dry run"
     timer, entries = Timer(campaign.device, 0.06), []
+    done = {(r["op"], r["model"], r["group"], r["tokens"]) for r in record.data["rows"] if "form" in r or RESTARTED in os.environ}
     for model in models(campaign.tiny):
         for streams, segment in shapes(campaign.tiny)[:3]:
             z = Sizes(model, streams, segment, campaign.device)
             for op, group in [(o, g) for o in ("linear_forward", "linear_backward") for g in z.groups] + [("cross_entropy", "")]:
                 if campaign.left < 10:
-                    _write(campaign, gpu, entries)
                     return record.finish("out of time")
+                key = (op, model, group, z.N)
+                if key in done:
+                    continue
                 entry = _choice(timer, z, op, group, torch.float32 if campaign.tiny else BF16)
-                record.add(model=model, group=group, **entry)
+                record.add(model=model, group=group, tokens=z.N, **entry)
                 if "form" in entry:
                     entries.append(entry)
-    _write(campaign, gpu, entries)
+                    _write(campaign, gpu, entries)
+                check_device(RuntimeError(entry.get("skipped", "")))
 
 
 def _choice(timer, z, op, group, dtype) -> dict:
@@ -160,9 +162,11 @@ def _choice(timer, z, op, group, dtype) -> dict:
         if absent:
             return {**entry, "skipped": f"kernels/{files[op]}.py has no {short}_{absent[0]}: there is nothing to choose"}
         arguments = materialise(case, dtype)
+        for function in functions.values():
+            agrees(case, function, dtype)  # a wrong form must not win
         times = {f"{form}_ms": timer(lambda: function(*arguments))["median_ms"] for form, function in functions.items()}
-    except (UnsupportedOp, RuntimeError) as error:
-        return {**entry, "skipped": str(error)[:200]}
+    except Exception as error:
+        return {**entry, "skipped": f"{type(error).__name__}: {str(error)[:200]}"}
     baseline = case.peers.get("torch, base product alone")
     times["cublas_only_ms"] = timer(baseline())["median_ms"] if baseline else None
     return {**entry, "form": min(("fused", "split"), key=lambda form: times[f"{form}_ms"]), **times}

@@ -80,6 +80,31 @@ def test_record_is_whole_at_any_moment(tmp_path):
     assert Record(tmp_path / "x.json", "x", "cpu").data["rows"] == []
 
 
+BREAKS = """
+import sys
+sys.argv[0] = sys.argv.pop(1)  # the campaign's own file, which a restart runs
+sys.path.insert(0, "")
+from benchmarks.gpu import cases
+def check(case, dtype):
+    if case.op == "norm_forward":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    raise RuntimeError("not reached")
+cases.check = check
+from benchmarks import gpu_campaign
+gpu_campaign.main(sys.argv[1:])
+"""
+
+
+def test_a_lost_device_costs_one_op(tmp_path, monkeypatch):
+    """The process that lost the GPU is replaced, and the new one goes on behind the op that broke it."""
+    options = ["ops-rest", "--inside", "--device", "cpu", "--out", str(tmp_path)]
+    command = [sys.executable, "-c", BREAKS, str(ROOT / "benchmarks" / "gpu_campaign.py"), *options]
+    status, text = child(command, "cpu", 300)
+    rows = {row["op"]: row for row in json.loads((tmp_path / "ops-rest.json").read_text())["rows"]}
+    assert status == 0 and "going on in a new one" in text, text
+    assert "illegal memory access" in rows["norm_forward"]["wrong"] and "median_ms" in rows["activation_forward"]
+
+
 def test_a_child_is_stopped_at_its_limit():
     status, text = child([sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"], "cpu", 2)
     assert status is None and "here" in text
