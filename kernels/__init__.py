@@ -14,6 +14,7 @@ OPS = {
     "linear_forward": "linear", "linear_backward": "linear",
     "lora_gradient": "lora_gradient", "lora_gradient_update": "lora_gradient",
     "weight_gradient": "weight_gradient", "weight_gradient_update": "weight_gradient", "row_scores": "weight_gradient",
+    "bias_gradient": "bias_gradient",
     "cross_entropy": "cross_entropy", "cross_entropy_weight_gradient": "cross_entropy",
     "norm_forward": "norm", "norm_backward": "norm", "head_norm_forward": "head_norm", "head_norm_backward": "head_norm",
     "attention_forward": "attention", "attention_backward": "attention",

@@ -31,6 +31,12 @@ void row_scores(py::object dy, py::object x, py::object out) {
   run([&] { return dynadapt_row_scores(tdy, tx, to, nullptr); });
 }
 
+void bias_gradient(py::object dy, py::object db) {
+  const char* op = "bias_gradient";
+  const Tensor tdy(op, "dy", dy), tdb(op, "db", db);
+  run([&] { return dynadapt_bias_gradient(tdy, tdb, nullptr); });
+}
+
 }  // namespace
 
 void bind_gradient(py::module_& module) {
@@ -42,6 +48,7 @@ void bind_gradient(py::module_& module) {
              "dW = dy[:, rows]^T x; see dynadapt.ops.weight_gradient");
   module.def("row_scores", &row_scores, arg("dy"), arg("x"), arg("out"),
              "sqrt(sum_m dy[m]^2 |x_m|^2); see dynadapt.ops.weight_gradient");
+  module.def("bias_gradient", &bias_gradient, arg("dy"), arg("db"), "db += column sums of dy; see dynadapt.ops.bias_gradient");
 }
 
 }  // namespace dynadapt::bindings

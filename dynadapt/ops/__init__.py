@@ -1,15 +1,15 @@
 """Ops: one file each, with its contract, its reference, its FLOP formula and its dispatch."""
 
 from . import (
-    activation, attention, cross_entropy, embedding, fused_update, head_norm, linear, linear_mse, memory_advance, norm, reset, update,
-    weight_gradient,
+    activation, attention, bias_gradient, cross_entropy, embedding, fused_update, head_norm, linear, linear_mse, memory_advance, norm,
+    reset, update, weight_gradient,
 )
 from .dispatch import UnsupportedOp, choose_backend, choose_device, defined_ops, resolve
 from .float8 import Float8Weights
 from .matrix import DenseMatrix, make_matrix, make_parts
 
 __all__ = [
-    "DenseMatrix", "Float8Weights", "UnsupportedOp", "activation", "attention", "choose_backend", "choose_device", "cross_entropy",
-    "defined_ops", "embedding", "fused_update", "head_norm", "linear", "linear_mse", "make_matrix", "make_parts", "memory_advance",
-    "norm", "reset", "resolve", "update", "weight_gradient",
+    "DenseMatrix", "Float8Weights", "UnsupportedOp", "activation", "attention", "bias_gradient", "choose_backend", "choose_device",
+    "cross_entropy", "defined_ops", "embedding", "fused_update", "head_norm", "linear", "linear_mse", "make_matrix", "make_parts",
+    "memory_advance", "norm", "reset", "resolve", "update", "weight_gradient",
 ]

@@ -211,6 +211,17 @@ def test_embedding():
     assert gradcheck(function(forward, backward), [table])
 
 
+def test_bias():
+    x, bias = rand(5, 3), rand(3).requires_grad_()
+
+    def backward(dy, _, bias):
+        db = torch.zeros_like(bias)
+        op("bias_gradient")(dy, db)
+        return db
+
+    assert gradcheck(function(lambda bias: (x + bias, None), backward), [bias])
+
+
 def test_linear_mse():
     h, w, b, target, weights = rand(4, 3).requires_grad_(), rand(3).requires_grad_(), rand(1).requires_grad_(), rand(4), rand(4, seed=8)
     (((h @ w + b - target) ** 2) * weights).sum().backward()

@@ -120,6 +120,9 @@ DYNADAPT_API int dynadapt_weight_gradient(const DLTensor* dy, const DLTensor* x,
 /* out[o] = sqrt(sum_m dy[m, o]^2 |x_m|^2), f32 [O]: the norm each row of dW would have were the x_m orthogonal. */
 DYNADAPT_API int dynadapt_row_scores(const DLTensor* dy, const DLTensor* x, const DLTensor* out, void* stream);
 
+/* db f32 [O] += the column sums of dy act [N, O], strided: the gradient of a linear layer's bias. */
+DYNADAPT_API int dynadapt_bias_gradient(const DLTensor* dy, const DLTensor* db, void* stream);
+
 /* ---- linear cross-entropy -------------------------------------------------------------------- */
 
 /* nll[n] = lse[n] - logit[n, targets[n]] and dh = weights[n] * (softmax(h W^T) W - W[target]).
