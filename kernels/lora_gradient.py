@@ -43,11 +43,11 @@ def tile_times_left(left, tile, row0, first, last, T, left_stride, tile_stride, 
     c = lo + tl.arange(0, BC)
     total = tl.zeros([BC, BR], tl.float32)
     for chunk in range(first, last):
-        begin = chunk * CHUNK
+        begin, end = chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, T)
         acc = tl.zeros([BC, BR], tl.float32)
-        for t0 in range(begin, tl.minimum(begin + CHUNK, T), BT):
+        for t0 in range(begin, end, BT):
             t = t0 + tl.arange(0, BT)
-            live = (t < T)[:, None]
+            live = (t < end)[:, None]
             row = (row0 + t).to(tl.int64)[:, None]
             z = tl.load(tile + row * tile_stride + c[None, :], mask=live & (c < hi)[None, :], other=0.0)  # [BT, BC]
             w = tl.load(left + row * left_stride + r[None, :], mask=live & (r < left_hi)[None, :], other=0.0)  # [BT, BR]

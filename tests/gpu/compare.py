@@ -1,9 +1,9 @@
 """How Triton kernels are compared with their references.
 
-On a machine without a GPU they run in Triton's interpreter on small odd shapes in float32 (its bfloat16 dot products are
-cast to float32 first, its element-wise work is done in float32 anyway). On a GPU the same cases run in float32 and
-bfloat16, and those marked ``gpu`` at real sizes. The rule is that of the native kernels: no further from the float64
-truth than plain torch in the same dtype, plus a little.
+On a machine without a GPU they run in Triton's interpreter on small odd shapes, in float32 and in bfloat16 (dot products
+are cast to float32 first, see kernels/common.py, and stores round, see interpreter.py). On a GPU the same cases run on it,
+and those marked ``gpu`` at real sizes. The rule is that of the native kernels: no further from the float64 truth than plain
+torch in the same dtype, plus a little.
 """
 import pytest
 import torch
@@ -13,10 +13,12 @@ from dynadapt.ops.dispatch import resolve
 from dynadapt.ops.matrix import DenseMatrix
 from native.compare import Out, Weight, poisoned
 
+from .interpreter import round_to_bfloat16
+
 __all__ = ["DEVICE", "DTYPES", "Out", "Weight", "acts", "check", "move", "poisoned", "run", "skip_without_gpu"]
 
 DEVICE = "cpu" if INTERPRET else "cuda"
-DTYPES = [torch.float32] if INTERPRET else [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16] if not INTERPRET or round_to_bfloat16() else [torch.float32]
 # Allowed beyond torch's own error, in units of the largest true value.
 TOLERANCE = {torch.float32: {"largest": 4e-6, "rms": 6e-7}, torch.bfloat16: {"largest": 2.0**-9, "rms": 2.0**-12}}
 skip_without_gpu = pytest.mark.skipif(INTERPRET, reason="the interpreter is on; GPU tests need TRITON_INTERPRET unset and a GPU")

@@ -76,7 +76,7 @@ def test_large_scores(dtype):
     arguments = forward_arguments((1, 70, 70, 2, 1, 32, True), dtype)
     arguments[0] *= 12
     arguments[1] *= 12
-    check("attention_forward", arguments, dtype)
+    check("attention_forward", arguments, dtype, slack=4 if dtype == torch.bfloat16 else 1)
     *inputs, out, lse = arguments
     out, lse = out.tensor.to(dtype), lse.tensor
     attention.attention_forward(*inputs, out, lse)

@@ -38,7 +38,8 @@ def test_against_reference(case, dtype, accumulate):
 def test_split_tokens_and_gathered_columns(case, dtype, accumulate, monkeypatch):
     monkeypatch.setattr(kernels, "SPLIT_TOKENS", 16)
     monkeypatch.setattr(kernels, "GATHER_ELEMENTS", 1)
-    assert kernels.plan(dtype, case[0], case[3] or case[1], case[2], kernels.SMALLEST).shares > 1
+    plan = kernels.plan(dtype, case[0], case[3] or case[1], case[2], kernels.SMALLEST)
+    assert plan.shares > 1 or case[0] <= plan.constexprs["BT"]
     check("weight_gradient", arguments(case, accumulate), dtype)
 
 
