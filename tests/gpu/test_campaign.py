@@ -140,12 +140,15 @@ def step_record(ours, theirs, share=0.7, status="complete"):
 @pytest.mark.parametrize("record,verdicts", [
     (step_record(1.0, 2.0), ("met", "met")),
     (step_record(2.0, 1.0, share=0.3), ("missed", "missed")),
+    (step_record(1.0, 1.29, share=0.65), ("missed", "met")),
     (step_record(1.0, 2.0, status="cut short"), ("open", "open")),
     ({**step_record(1.0, 2.0), "device": "cpu"}, ("open", "open")),
 ])
 def test_goals_are_judged(record, verdicts):
     found = summary.goals({"step-1b": record})
-    assert (found["step beats torch"][0], found["step at 64 x 512"][0]) == verdicts
+    assert (found["step beats peers"][0], found["step, large"][0]) == verdicts
+    assert found["step, small"][0] == found["step beats eager"][0] == "open"
+    assert set(found) == set(summary.GOALS)
 
 
 def test_wrong_results_miss_the_goal():
