@@ -163,7 +163,10 @@ class Decoder:
         return y
 
     def _output(self, layer, group, key, rows, width):
-        """Where a linear group writes. With a memory, the layers' qkv lie in one buffer, from which they enter it together."""
+        """Where a linear group writes. With a memory, the layers' qkv lie in one buffer, from which they enter it together.
+        What is only added to the residual is read once, by the norm behind it, and backward does without it."""
+        if group in ("o", "down"):
+            return self.ws((group, "shared"), rows, width)
         if group != "qkv" or self.memory is None or key != layer:
             return self.ws((group, key), rows, width)
         return self.ws("raw qkv of all layers", self.config.layers, rows, width)[layer]
