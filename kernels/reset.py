@@ -23,10 +23,10 @@ def _zero(buffer, at, inside, HAS: tl.constexpr):
 @triton.jit(do_not_specialize=["size"])
 def dynadapt_reset(flags, slots, prior, master, working, grad, first, second, step, size,
                    HAS_WORKING: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_SECOND: tl.constexpr, BLOCK: tl.constexpr):
-    stream, part = tl.program_id(0), tl.program_id(1)
+    part, stream = tl.program_id(0), tl.program_id(1)
     if tl.load(flags + stream) != 0:
         slot = tl.load(slots + stream).to(tl.int64)
-        column = part * BLOCK + tl.arange(0, BLOCK)
+        column = part.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # a model's weights may be more than 2^31
         inside = column < size
         at = slot * size + column
         value = tl.load(prior + column, mask=inside, other=0.0)
@@ -44,7 +44,7 @@ def reset(flags, slots, prior, master, working, grad, first, second, step) -> No
     """See ``dynadapt.ops.reset``."""
     size = prior.shape[0]
     or_master = lambda t: master if t is None else t  # noqa: E731  (a pointer that is never used)
-    dynadapt_reset[(len(slots), triton.cdiv(size, BLOCK))](
+    dynadapt_reset[(triton.cdiv(size, BLOCK), len(slots))](  # only a grid's first axis goes beyond 65,535
         flags, slots, prior, master, or_master(working), grad, or_master(first), or_master(second), step, size,
         HAS_WORKING=working is not None, HAS_FIRST=first is not None, HAS_SECOND=second is not None, BLOCK=BLOCK, **FUSION)
 

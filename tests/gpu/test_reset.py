@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from dynadapt.kernels import reset as kernels
 from dynadapt.ops.dispatch import resolve
 
 from .compare import DEVICE
@@ -27,3 +28,19 @@ def test_flagged_streams_go_back(size, has):
         if expected is not None:  # the interpreter cuts to bfloat16 instead of rounding
             torch.testing.assert_close(expected, results["triton"][name].cpu(), rtol=2.0**-7 if name == "working" else 0, atol=0)
     assert results["reference"]["step"].tolist() == [5, 6, 0, 0]
+
+
+def test_seven_billion_weights_fit_the_grid(monkeypatch):
+    """A grid's second and third axis end at 65,535."""
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *arguments, **options: None
+
+    monkeypatch.setattr(kernels, "dynadapt_reset", Kernel())
+    size = 7 * 10**9
+    one, whole = torch.zeros(1, dtype=torch.int32), torch.empty(1, size, device="meta")
+    kernels.reset(one, one, whole[0], whole, None, whole, None, None, one)
+    assert grids[0][0] * kernels.BLOCK >= size and all(n <= 65535 for n in grids[0][1:])
