@@ -117,7 +117,7 @@ class StaticStep:
     """Runs the steps of one engine; ``capture`` off keeps every step eager (for timing single ops)."""
 
     def __init__(self, engine):
-        self.engine, self.capture = engine, True
+        self.engine, self.capture = engine, engine.backend == "triton"  # references look at numbers on the host
         self.cuda = engine.device.type == "cuda"
         self.context = engine.memory.context if isinstance(engine.memory, Overlap) else 0
         self.recordings: dict[Kind, Recording] = {}
@@ -153,6 +153,9 @@ class StaticStep:
     def drop_graphs(self) -> None:
         """Steps are recorded anew: a buffer that they read has moved."""
         self.recordings.clear()
+        self.arenas.clear()  # they go by a recording's id, which a later one may get
+        if self.cuda:  # a pool whose graphs are all gone must not be used again
+            self.pool = torch.cuda.graph_pool_handle()
 
     def forget_scores(self, stream: int) -> None:
         """The change detector of one stream starts anew."""

@@ -269,3 +269,21 @@ def test_wrong_devices_are_named(options, message):
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match=message):
         Engine(MODELS["llama"], **options)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_what_backward_does_not_read_is_not_kept_by_layer(static):
+    e = engine(static, adapt=LoRA(2))
+    e.step(text(3))
+    names = [name for name, _ in e.workspace.buffers if isinstance(name, tuple) and len(name) == 2]
+    assert {key for group, key in names if group in ("o", "down") and key not in ("dU", "dx")} == {"shared"}
+    assert {key for group, key in names if group == "mlp_in" and isinstance(key, int)} == set(range(MODELS["llama"].config.layers))  # and this one is
+
+
+def test_dropped_recordings_take_everything_with_them():
+    e = engine(True, adapt=LoRA(2))
+    e.step(text(3))
+    assert e.static.arenas
+    e.static.drop_graphs()
+    assert not e.static.recordings and not e.static.arenas
+    assert not e.static.capture  # references look at numbers on the host: a graph cannot hold them
