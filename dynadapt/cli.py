@@ -39,7 +39,7 @@ HELP = {
     "tokens": "read only the first N tokens, over all texts (default: all)",
     "adapt": "what learns: nothing, low-rank adapters, the rows with the largest gradients, or whole weights",
     "rank": "rank of the low-rank adapters",
-    "targets": "which linear weights learn",
+    "targets": "which linear weights learn; with --adapt full also model: every parameter there is",
     "layers": "learn only in layers A to B-1 (default: all)",
     "density": "with --adapt rows: share of each weight's rows that learn",
     "segment": "tokens scored, and then learned from, at a time",

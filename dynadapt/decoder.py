@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .adapt.what import GROUPS
 from .memory import MemoryState
-from .model import ModelConfig, layout
-from .ops import DenseMatrix, Float8Weights, attention, cross_entropy, linear, make_matrix, make_parts, resolve, weight_gradient
+from .model import ModelConfig
+from .ops import attention, cross_entropy, linear, resolve, weight_gradient
 from .ops.precision import wide_dtype
+from .weights import FrozenWeights, ModelTensors, group_sizes
 
 
 class OpSet:
@@ -45,59 +45,6 @@ class OpSet:
         return call
 
 
-def group_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[int, ...]]]:
-    """{(layer, group): (K, part sizes)} in forward order."""
-    q, kv, h, f = config.heads * config.head_dim, config.kv_heads * config.head_dim, config.hidden_size, config.ffn_size
-    parts = layout(config)
-    sizes = {
-        "qkv": (h, (q, kv, kv) if len(parts["qkv"]) == 3 else (q + 2 * kv,)),
-        "o": (q, (h,)),
-        "mlp_in": (h, (f,) * len(parts["mlp_in"])),
-        "down": (f, (h,)),
-    }
-    return {(i, g): sizes[g] for i in range(config.layers) for g in GROUPS}
-
-
-def source_weight(model, layer: int, group: str, part: int) -> torch.Tensor:
-    """The prior weight [O, K] of one part of a linear group."""
-    return model.tensor(f"layers.{layer}.{layout(model.config)[group][part]}.weight")
-
-
-class FrozenWeights:
-    """The model's weights in the backend's form; ``own`` are the groups that a learner holds itself."""
-
-    def __init__(self, model, backend: str, dtype: torch.dtype, own: set[tuple[int, str]], device="cpu", base: str = "same"):
-        c = model.config
-        names = set(model.names())
-        load = lambda name: model.tensor(name).to(device=device, dtype=dtype).contiguous()  # noqa: E731
-        optional = lambda name: load(name) if name in names else None  # noqa: E731
-        self.parts, self.bias = {}, {}
-        for (layer, group), (_, sizes) in group_sizes(c).items():
-            stems = [f"layers.{layer}.{part}" for part in layout(c)[group]]
-            self.parts[layer, group] = None
-            if (layer, group) not in own:
-                tensors = [model.tensor(f"{s}.weight") for s in stems]
-                self.parts[layer, group] = (Float8Weights(tensors, device) if base == "float8" else
-                                            make_parts(tensors, backend, dtype, device))
-            biases = [optional(f"{s}.bias") for s in stems]
-            if any(b is not None for b in biases):
-                filled = [torch.zeros(n, dtype=dtype, device=device) if b is None else b for b, n in zip(biases, sizes)]
-                self.bias[layer, group] = torch.cat(filled)
-        norm = lambda stem: (load(f"{stem}.weight"), optional(f"{stem}.bias"))  # noqa: E731
-        self.attn_norm = [norm(f"layers.{i}.attn_norm") for i in range(c.layers)]
-        self.mlp_norm = [norm(f"layers.{i}.mlp_norm") for i in range(c.layers)]
-        self.final_norm = norm("norm")
-        self.head_norm = [(load(f"layers.{i}.q_norm.weight"), load(f"layers.{i}.k_norm.weight")) if c.qk_norm else None
-                          for i in range(c.layers)]
-        self.head = make_matrix(model.tensor("embed.weight" if c.tied_head else "head.weight"), backend, dtype, device)
-        self.positions = optional("positions.weight")
-        # a tied head serves the look-up too, one copy of the largest matrix: as its plain tensor, or by rows of its packed form
-        if c.tied_head and isinstance(self.head, DenseMatrix):
-            self.table = self.head.weight
-        else:
-            self.table = None if c.tied_head and self.positions is None else load("embed.weight")
-
-
 @dataclass
 class Batch:
     """One pass: inputs int64 [S, T]; whose adapter and whose memory each row uses."""
@@ -116,7 +63,7 @@ class Batch:
 class Decoder:
     """Forward and backward through the layers."""
 
-    def __init__(self, config: ModelConfig, weights: FrozenWeights, ops: OpSet, workspace, ledger, rope,
+    def __init__(self, config: ModelConfig, weights: FrozenWeights | ModelTensors, ops: OpSet, workspace, ledger, rope,
                  memory: MemoryState | None, scale: float, recompute: bool = False, static: bool = False):
         self.config, self.weights, self.ops, self.ws, self.ledger = config, weights, ops, workspace, ledger
         self.cos, self.sin = rope
@@ -128,6 +75,7 @@ class Decoder:
         self.indices: dict[tuple[int, int], torch.Tensor] = {}
         self.stat_dtype = wide_dtype(ops.dtype)
         self.attention_scale = config.head_dim**-0.5
+        self.active = weights  # of the current pass: the learner's own where the whole model learns
 
     # ---- helpers
 
@@ -157,7 +105,7 @@ class Decoder:
         rank = 0 if A is None else Bt.shape[1]
         y = self._output(layer, group, key, x.shape[0], sum(parts))
         u = None if A is None else self.ws((group, "u", key), x.shape[0], len(parts) * rank)
-        self.ops.linear_forward(x, self._parts(learner, layer, group), self.weights.bias.get((layer, group)), A, Bt,
+        self.ops.linear_forward(x, self._parts(learner, layer, group), self.active.bias.get((layer, group)), A, Bt,
                                 slots, self.lora_scale, u, y)
         count(linear.forward_flops(x.shape[0], k, parts, rank))
         return y
@@ -183,34 +131,42 @@ class Decoder:
     # ---- forward
 
     def embed(self, batch: Batch) -> torch.Tensor:
-        c, tokens = self.config, batch.inputs.reshape(-1)
+        c, w, tokens = self.config, self.active, batch.inputs.reshape(-1)
         x = self.ws("embedded", batch.rows, c.hidden_size)
-        if self.weights.table is None:
-            self.weights.head.gather_rows(tokens, x)
+        if w.table is None:
+            w.head.gather_rows(tokens, x)
             return x
-        positions = None
-        if self.weights.positions is not None:
-            positions = self._index(batch.inputs.shape[1], batch.inputs.shape[0])
-        self.ops.embedding_forward(tokens, self.weights.table, self.weights.positions, positions, x)
+        self.ops.embedding_forward(tokens, w.table, w.positions, self._places(batch), x)
         return x
 
-    def forward(self, batch: Batch, learner, lowest) -> torch.Tensor:
-        """Hidden states [N, H] after the final norm. ``lowest``: (layer, group) down to which backward will go, or None."""
+    def _places(self, batch: Batch) -> torch.Tensor | None:
+        """Where each row stands in its stream's window, int64 [N], for families that learn a table of positions."""
+        return None if self.active.positions is None else self._index(batch.inputs.shape[1], batch.inputs.shape[0])
+
+    def forward(self, batch: Batch, learner, lowest, embedded: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states [N, H] after the final norm.
+
+        ``lowest``: (layer, group) down to which backward will go, (-1, "embed") for all the way, or None for no backward.
+        ``embedded`` [N, H], which backward will read: what stands in for the token embedding (``batch.inputs`` then gives the
+        shape alone).
+        """
         first_kept = self.config.layers if lowest is None else lowest[0]
-        x, delta = self.embed(batch), None
+        self.active = self.weights if learner is None or learner.weights_view is None else learner.weights_view
+        self.scored, self.embedded = None, embedded is not None
+        x, delta = self.embed(batch) if embedded is None else embedded, None
         self.kept, self.attended_back = [], 0
         self.lengths = [0 if self.memory is None else self.memory.filled[s] for s in batch.streams]
         for i in range(self.config.layers):
             key = i if i >= first_kept else "shared"
             x, delta = self._layer(batch, learner, i, key, x, delta)
-        res, hidden = self._norm(x, delta, self.weights.final_norm, "final")
+        res, hidden = self._norm(x, delta, self.active.final_norm, "final")
         self.final = res
         return hidden
 
     def _layer(self, batch, learner, i, key, x, delta):
         """One decoder layer: returns (residual, what is still to be added to it)."""
         count = lambda flops: self._count_forward(batch, flops)  # noqa: E731
-        c, w, slots = self.config, self.weights, batch.adapter_slots
+        c, w, slots = self.config, self.active, batch.adapter_slots
         again = "again" if self.recompute else None
         res1, n1 = self._norm(x, delta, w.attn_norm[i], ("attn", key), again)
         qkv_key = i if self.memory is not None else key
@@ -233,13 +189,13 @@ class Decoder:
 
     def _head_norm(self, i, raw, key):
         """qkv with normalised query and key heads (Qwen3), or as it is."""
-        if self.weights.head_norm[i] is None:
+        if self.active.head_norm[i] is None:
             return raw
         c = self.config
         stacked = self.memory is not None and key == i
         qkv = self.ws("normed qkv of all layers", c.layers, *raw.shape)[i] if stacked else self.ws(("normed qkv", key), *raw.shape)
         rstd = self._stat(("head stat", key), raw.shape[0], c.heads + c.kv_heads)
-        self.ops.head_norm_forward(raw, *self.weights.head_norm[i], c.norm_eps, c.heads, c.kv_heads, c.head_dim, qkv, rstd)
+        self.ops.head_norm_forward(raw, *self.active.head_norm[i], c.norm_eps, c.heads, c.kv_heads, c.head_dim, qkv, rstd)
         return qkv
 
     def _window(self, i):
@@ -273,7 +229,7 @@ class Decoder:
             return
         slots = batch.memory_slots.long()
         x = m.inputs[i].rows[slots, :longest].reshape(-1, c.hidden_size)
-        _, n = self._norm(x, None, self.weights.attn_norm[i], "memory")
+        _, n = self._norm(x, None, self.active.attn_norm[i], "memory")
         again = lambda flops: self.ledger.add("recompute", flops)  # noqa: E731
         raw = self._linear(learner, i, "qkv", n, batch.adapter_slots, "memory", again)
         qkv = self._head_norm(i, raw, "memory").view(len(slots), longest, -1)
@@ -297,12 +253,13 @@ class Decoder:
         n, vocabulary = len(targets), self.config.vocab_size
         nll, lse = self._stat("nll", n), self._stat("head lse", n)
         dh = None if weights is None else self.ws("dhidden scored", *h.shape)
-        self.ops.cross_entropy(h, self.weights.head, targets, weights, nll, lse, dh)
+        self.ops.cross_entropy(h, self.active.head, targets, weights, nll, lse, dh)
         flops = cross_entropy.flops(n, h.shape[1], vocabulary, False)
         self.ledger.add("forward", flops)
         if weights is None:
             return nll, None
         self.ledger.add("backward", flops)
+        self.scored = (h, targets, weights, lse)
         if rows is not None:
             dh = self.ws("dhidden", *hidden.shape).zero_().index_copy_(0, rows, dh)
         return nll, dh
@@ -340,19 +297,44 @@ class Decoder:
 
     # ---- backward
 
-    def backward(self, batch: Batch, learner, lowest, dhidden: torch.Tensor, accumulate: bool) -> None:
-        """Gradients of what learns, from dhidden [N, H]; nothing below ``lowest`` = (layer, group) is computed."""
-        d = self._norm_backward(dhidden, self.final, self.weights.final_norm, "final", None)
-        for i in reversed(range(lowest[0], self.config.layers)):
+    def backward(self, batch: Batch, learner, lowest, dhidden: torch.Tensor, accumulate: bool) -> torch.Tensor | None:
+        """Gradients of what learns, from dhidden [N, H]; nothing below ``lowest`` = (layer, group) is computed.
+
+        Returns the gradient [N, H] of what entered layer 0 when ``lowest`` is (-1, "embed"), in a buffer that the next pass
+        reuses, else None.
+        """
+        grads = learner.gradient_view
+        if grads is not None:
+            learner.begin_gradient(accumulate)
+            self._head_gradient(grads, accumulate)
+        d = self._norm_backward(dhidden, self.final, self.active.final_norm, "final", None, None, grads and grads.final_norm)
+        for i in reversed(range(max(0, lowest[0]), self.config.layers)):
             d = self._layer_backward(batch, learner, lowest, i, d, accumulate)
             if d is None:
-                return
+                return None
+        if grads is not None and not self.embedded:
+            self.ops.embedding_backward(batch.inputs.reshape(-1), d, grads.table)
+            if grads.positions is not None:
+                self.ops.embedding_backward(self._places(batch), d, grads.positions)
+        return d
 
-    def _norm_backward(self, dy, res, norm, key, dres, y=None):
-        """d of the residual; ``y``: the norm's output is written there again."""
+    def _head_gradient(self, grads, accumulate: bool) -> None:
+        """The head's gradient from what the last score saw; zero where nothing was scored (another read-out)."""
+        if self.scored is None:
+            if not accumulate:
+                grads.head.zero_()
+            return
+        h, targets, weights, lse = self.scored
+        self.ops.cross_entropy_weight_gradient(h, self.active.head, targets, weights, lse, grads.head, accumulate)
+        again, back = cross_entropy.weight_gradient_flops(len(targets), h.shape[1], self.config.vocab_size)
+        self.ledger.add("recompute", again)
+        self.ledger.add("backward", back)
+
+    def _norm_backward(self, dy, res, norm, key, dres, y=None, grads=None):
+        """d of the residual; ``y``: the norm's output is written there again; ``grads``: (dweight, dbias) where the norm learns."""
         dx = self.ws(("dres", key if key == "final" else key[0]), *dy.shape)  # never the buffer that dres is in
-        self.ops.norm_backward(dy, res, norm[0], self._stat(("stat", key), dy.shape[0], 2), self.config.norm, dres, dx, None, None,
-                               norm[1], y)
+        self.ops.norm_backward(dy, res, norm[0], self._stat(("stat", key), dy.shape[0], 2), self.config.norm, dres, dx,
+                               *(grads or (None, None)), norm[1], y)
         return dx
 
     def _norm_again(self, res, norm, key, y):
@@ -366,7 +348,7 @@ class Decoder:
         A group's weight gradient needs its input. With ``recompute`` that was not kept: the op behind it writes it again
         on its way back, so each gradient is taken after that op.
         """
-        kept, w, kind = self.kept[i], self.weights, self.config.activation
+        kept, w, kind, g = self.kept[i], self.active, self.config.activation, learner.gradient_view
         back = lambda group, dy: self._input_gradient(batch, learner, lowest, i, group, dy)  # noqa: E731
         learn = lambda group, dy, x: self._weight_gradient(batch, learner, i, group, dy, x, accumulate)  # noqa: E731
         y, n1, n2 = kept["y"], kept["n1"], kept["n2"]
@@ -385,7 +367,7 @@ class Decoder:
         dn2 = back("mlp_in", dh)
         above = d
         if dn2 is not None:
-            d = self._norm_backward(dn2, kept["res2"], w.mlp_norm[i], ("mlp", i), above, again(n2))
+            d = self._norm_backward(dn2, kept["res2"], w.mlp_norm[i], ("mlp", i), above, again(n2), g and g.mlp_norm[i])
         elif self.recompute:
             self._norm_again(kept["res2"], w.mlp_norm[i], ("mlp", i), n2)
         learn("mlp_in", dh, n2)
@@ -396,11 +378,11 @@ class Decoder:
         learn("o", d, kept["out"])
         if dout is None:
             return None
-        dqkv = self._attention_backward(batch, i, kept, dout)
+        dqkv = self._attention_backward(batch, i, kept, dout, g and g.head_norm[i])
 
         dn1 = back("qkv", dqkv)
         if dn1 is not None:
-            d = self._norm_backward(dn1, kept["res1"], w.attn_norm[i], ("attn", i), d, again(n1))
+            d = self._norm_backward(dn1, kept["res1"], w.attn_norm[i], ("attn", i), d, again(n1), g and g.attn_norm[i])
         elif self.recompute:
             self._norm_again(kept["res1"], w.attn_norm[i], ("attn", i), n1)
         learn("qkv", dqkv, n1)
@@ -431,8 +413,10 @@ class Decoder:
         chosen = learner.gradient(self.ops, i, group, dy, x, u, dU, batch.adapter_slots, accumulate)
         flops = linear.gradient_flops(n, k, parts, rank) if A is not None else weight_gradient.flops(n, chosen, k)
         self.ledger.add("backward", flops)
+        if learner.gradient_view is not None and (i, group) in learner.gradient_view.bias:
+            self.ops.bias_gradient(dy, learner.gradient_view.bias[i, group])
 
-    def _attention_backward(self, batch, i, kept, dout):
+    def _attention_backward(self, batch, i, kept, dout, grads=None):
         c, (streams, segment) = self.config, batch.inputs.shape
         dqkv = self.ws("dqkv", *kept["qkv"].shape)
         lse = self._stat(("lse", i), streams, c.heads, segment)
@@ -442,10 +426,10 @@ class Decoder:
         self.ledger.add("recompute", streams * again)
         self.ledger.add("backward", streams * back)
         self.attended_back += 1
-        if self.weights.head_norm[i] is None:
+        if self.active.head_norm[i] is None:
             return dqkv
         draw = self.ws("draw", *dqkv.shape)
         rstd = self._stat(("head stat", i), dqkv.shape[0], c.heads + c.kv_heads)
-        self.ops.head_norm_backward(dqkv, kept["raw"], *self.weights.head_norm[i], rstd, c.heads, c.kv_heads, c.head_dim,
-                                    draw, None, None)
+        self.ops.head_norm_backward(dqkv, kept["raw"], *self.active.head_norm[i], rstd, c.heads, c.kv_heads, c.head_dim,
+                                    draw, *(grads or (None, None)))
         return draw

@@ -23,8 +23,9 @@ from .adapt.own_weights import RowLearner
 from .adapt.peft_format import read_adapter
 from .adapt.resets import ChangePoint, check_reset
 from .adapt.optimizers import Adam
-from .adapt.what import LoRA, RowSparse, targeted
-from .decoder import Batch, Decoder, FrozenWeights, OpSet, group_sizes, source_weight
+from .adapt.what import LoRA, RowSparse, targeted, whole_model
+from .adapt.whole_model import ModelLearner
+from .decoder import Batch, Decoder, OpSet
 from .flops import Ledger
 from .memory import MemoryState, Overlap, SegmentMemory
 from .model import rope_tables
@@ -32,6 +33,7 @@ from .ops import choose_backend, choose_device
 from .ops import update as update_op
 from .ops.precision import wide_dtype
 from .static_step import StaticStep
+from .weights import FrozenWeights, group_sizes, source_weight
 from .workspace import Workspace
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
@@ -148,12 +150,15 @@ class Engine:
         self.ledger = Ledger()
         sizes = group_sizes(c)
         learning = targeted(self.adapt, c.layers)
-        self.lowest = learning[0] if learning else None
+        self.lowest = (-1, "embed") if whole_model(self.adapt) else learning[0] if learning else None
         own_weights = self.adapt is not None and not isinstance(self.adapt, LoRA)
-        self.weights = FrozenWeights(self.model, self.backend, self.torch_dtype, set(learning) if own_weights else set(), self.device,
-                                     self.base)
         slots = 1 if self.shared else self.streams
         self.learners = self._learners(own_weights, slots, sizes)
+        if whole_model(self.adapt):
+            self.weights = self.learners[0].weights_view  # nothing is frozen
+        else:
+            self.weights = FrozenWeights(self.model, self.backend, self.torch_dtype, set(learning) if own_weights else set(),
+                                         self.device, self.base)
         lr = 0.0 if self.optimizer is None else self.optimizer.lr
         self.lr = torch.full((slots,), lr, dtype=torch.float32, device=self.device)
         store = None
@@ -177,8 +182,11 @@ class Engine:
             return []
         if not own_weights:
             return [LoraLearner(self.adapt, self.optimizer, sizes, slots, self.torch_dtype, self.seed, self.device)]
-        source = lambda layer, group, part: source_weight(self.model, layer, group, part)  # noqa: E731
         keep_prior = self._static and self.reset_policy == "auto"
+        if whole_model(self.adapt):
+            return [ModelLearner(self.adapt, self.optimizer, self.model, self.torch_dtype, self.backend, self.device, keep_prior)
+                    for _ in range(slots)]
+        source = lambda layer, group, part: source_weight(self.model, layer, group, part)  # noqa: E731
         return [RowLearner(self.adapt, self.optimizer, sizes, self.torch_dtype, self.backend, source, self.device, keep_prior)
                 for _ in range(slots)]
 

@@ -6,11 +6,12 @@ import time as clock
 
 import torch
 
+from .adapt.what import whole_model
 
 STEP_OPS = ("embedding_forward", "norm_forward", "norm_backward", "linear_forward", "linear_backward", "lora_gradient",
             "weight_gradient", "lora_gradient_update", "weight_gradient_update", "row_scores", "head_norm_forward", "head_norm_backward",
-            "attention_forward", "attention_backward", "activation_forward", "activation_backward", "cross_entropy", "update",
-            "memory_advance", "memory_fill", "reset")
+            "attention_forward", "attention_backward", "activation_forward", "activation_backward", "cross_entropy",
+            "cross_entropy_weight_gradient", "embedding_backward", "bias_gradient", "update", "memory_advance", "memory_fill", "reset")
 BACKWARD_OPS = {"norm_backward", "linear_backward", "head_norm_backward", "attention_backward", "activation_backward"}
 
 
@@ -20,11 +21,13 @@ def _used(engine):
     fused = learns and static is not None and static.fused
     lora = learns and not engine.learners[0].owns_weights
     segment_memory = engine.decoder.memory is not None
+    whole = whole_model(engine.adapt)
     used = {
         "embedding_forward": engine.weights.table is not None,
         "head_norm_forward": engine.config.qk_norm, "head_norm_backward": engine.config.qk_norm and learns,
         "lora_gradient": lora and not fused, "lora_gradient_update": lora and fused,
         "weight_gradient": learns and not lora and not fused, "weight_gradient_update": learns and not lora and fused,
+        "cross_entropy_weight_gradient": whole, "embedding_backward": whole, "bias_gradient": whole and bool(engine.weights.bias),
         "row_scores": getattr(engine.adapt, "select", None) == "gradient",
         "update": learns and not fused, "reset": static is not None and static.auto,
         "memory_advance": static is not None and segment_memory, "memory_fill": static is not None and segment_memory,
@@ -77,7 +80,8 @@ def explain(engine, time: bool = False) -> str:
     lines = [f"{engine.model.name}: {c.family}, {c.layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size}",
              f"learns: {engine.adapt or 'nothing (static)'}"]
     if engine.learners:
-        where = f"{engine.learned_parameters:,} parameters per {'model' if engine.shared else 'stream'}; backward stops at layer {engine.lowest[0]}, {engine.lowest[1]}"
+        depth = "goes down to the embedding" if engine.lowest[0] < 0 else f"stops at layer {engine.lowest[0]}, {engine.lowest[1]}"
+        where = f"{engine.learned_parameters:,} parameters per {'model' if engine.shared else 'stream'}; backward {depth}"
         lines += [f"        {where}", f"with:   {engine.optimizer}; update every {engine.every} segment(s); reset {engine.reset_policy}"]
     lines += [f"remembers: {engine.memory or 'nothing'}",
               f"streams {engine.streams} x segment {engine.segment}, {engine.dtype}, backend {engine.backend} on {engine.device}",

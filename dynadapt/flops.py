@@ -6,8 +6,8 @@ attention window. ``forward``, ``backward`` and ``recompute`` together equal Flo
 
 - forward: what scoring needs, memory attention included;
 - backward: d-hidden of the head, input gradients, gradients of what learns;
-- recompute: work done again: attention probabilities in backward, memory projected anew, the context of overlapping
-  windows (forward work of tokens that were scored before).
+- recompute: work done again: attention probabilities in backward, the head's logits where the head learns, memory projected
+  anew, the context of overlapping windows (forward work of tokens that were scored before).
 """
 
 from __future__ import annotations

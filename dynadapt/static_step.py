@@ -22,6 +22,7 @@ import torch
 from .adapt import resets
 from .adapt.fused import Fused, update_rule, why_not_fused
 from .adapt.resets import ChangePoint
+from .adapt.what import whole_model
 from .decoder import Batch
 from .memory import Overlap
 from .ops.dispatch import kernel_module
@@ -124,7 +125,7 @@ class StaticStep:
         self.arenas: dict[tuple[int, int], tuple[Arena, Arena]] = {}
         self.counters = torch.zeros(2, dtype=torch.int64, device=engine.device)  # updates, skipped updates
         optimizer = engine.optimizer
-        self.why_not_fused = None if optimizer is None else why_not_fused(optimizer, engine.accumulate)
+        self.why_not_fused = None if optimizer is None else why_not_fused(optimizer, engine.accumulate, whole_model(engine.adapt))
         self.auto = engine.reset_policy == "auto" and bool(engine.learners)
         if self.auto:
             self.change = {name: torch.zeros(engine.streams, dtype=torch.float64, device=engine.device)

@@ -132,12 +132,12 @@ def test_a_static_run_scores_what_the_model_says(model_directory, tmp_path):
     assert "hostname" not in (tmp_path / "run" / "env.json").read_text()
 
 
-@pytest.mark.parametrize("adapt", ["lora", "rows", "full"])
-def test_learning_lowers_the_loss_and_reports_the_gain(adapt, model_directory, tmp_path):
+@pytest.mark.parametrize("adapt, targets", [("lora", "all"), ("rows", "all"), ("full", "all"), ("full", "model")])
+def test_learning_lowers_the_loss_and_reports_the_gain(adapt, targets, model_directory, tmp_path):
     text = write(tmp_path / "a.txt", english(600))
     static = run(config_for(model_directory, [text], adapt="none"), tmp_path / "static")
     events = []
-    learned = run(config_for(model_directory, [text], adapt=adapt, density=0.5), tmp_path / adapt, progress=events.append)
+    learned = run(config_for(model_directory, [text], adapt=adapt, targets=targets, density=0.5), tmp_path / adapt, progress=events.append)
     assert learned["nll"] < static["nll"] - 0.1
     assert events[-1]["gain"] == pytest.approx(static["nll"] - learned["nll"])
     assert events[-1]["fraction"] == pytest.approx(1.0, abs=0.02)

@@ -70,6 +70,7 @@ def compare(host, static, lengths=None, steps=4, family="llama", enter=()):
     {"adapt": LoRA(2), "shared": True}, {"adapt": LoRA(2), "shared": True, "every": 2, "accumulate": True},
     {"adapt": Full(), "shared": True, "optimizer": Adam(lr=1e-3, decay=0.01)}, {"adapt": Full(targets="mlp")},
     {"adapt": RowSparse(0.3, every=2), "optimizer": Adam(lr=1e-3, decay=0.01)}, {"adapt": RowSparse(0.3, select="fixed"), "every": 2},
+    {"adapt": Full(targets="model"), "shared": True}, {"adapt": Full(targets="model"), "every": 2, "accumulate": True, "recompute": True},
     {"adapt": LoRA(2), "reset": 20}, {"adapt": LoRA(2), "reset": "document"}, {"adapt": RowSparse(0.3), "reset": 20},
 ], ids=str)
 def test_the_static_step_is_the_step(options):
@@ -78,7 +79,7 @@ def test_the_static_step_is_the_step(options):
 
 
 @pytest.mark.parametrize("options", [{"adapt": LoRA(2), "memory": SegmentMemory(6, 2)}, {"adapt": LoRA(2), "memory": Overlap(5), "every": 2},
-                                     {"adapt": Full(), "shared": True}], ids=str)
+                                     {"adapt": Full(), "shared": True}, {"adapt": Full(targets="model"), "shared": True}], ids=str)
 def test_ragged_and_resting_streams(options):
     host, static = pair(**options)
     compare(host, static, lengths=lambda step: [[8, 3, 0], [0, 8, 5], [1, 0, 0], [8, 8, 8]][step])
@@ -87,7 +88,8 @@ def test_ragged_and_resting_streams(options):
 @pytest.mark.parametrize("family,options", [
     ("qwen3", {"adapt": LoRA(2), "memory": SegmentMemory(6, 2)}), ("gpt2", {"adapt": LoRA(2), "memory": Overlap(5)}),
     ("qwen3", {"adapt": LoRA(2), "memory": SegmentMemory(6, 2, "reproject"), "recompute": True}),
-    ("gpt2", {"adapt": Full(), "shared": True, "recompute": True}),
+    ("gpt2", {"adapt": Full(), "shared": True, "recompute": True}), ("gpt2", {"adapt": Full(targets="model"), "memory": Overlap(5)}),
+    ("qwen3", {"adapt": Full(targets="model"), "shared": True, "memory": SegmentMemory(6, 2, "reproject")}),
 ])
 def test_families(family, options):
     host, static = pair(family, **options)
@@ -96,7 +98,7 @@ def test_families(family, options):
         torch.testing.assert_close(host.step(tokens), static.step(tokens), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("adapt", [RowSparse(0.3), Full()])
+@pytest.mark.parametrize("adapt", [RowSparse(0.3), Full(), Full(targets="model")])
 def test_frozen_statistics(adapt):
     host, static = pair(adapt=adapt, optimizer=RMS(lr=1e-3, clip=1.0), shared=True)
     for e in (host, static):
@@ -104,7 +106,7 @@ def test_frozen_statistics(adapt):
     compare(host, static)
 
 
-@pytest.mark.parametrize("adapt", [LoRA(2), Full()])
+@pytest.mark.parametrize("adapt", [LoRA(2), Full(), Full(targets="model")])
 def test_a_change_of_the_text_resets(adapt):
     host, static = pair(adapt=adapt, reset="auto", optimizer=Adam(lr=1e-6))
     scorer = Engine(MODELS["llama"], segment=T, backend="reference", dtype="fp32")
@@ -235,6 +237,7 @@ def nothing_asks(monkeypatch):
     {}, {"adapt": LoRA(2), "memory": SegmentMemory(6, 2)}, {"adapt": LoRA(2), "memory": Overlap(5)}, {"adapt": LoRA(2), "reset": "auto"},
     {"adapt": LoRA(2), "memory": SegmentMemory(6, 2, "reproject")}, {"adapt": LoRA(2), "every": 2, "accumulate": True},
     {"adapt": RowSparse(0.3, every=2), "shared": True}, {"adapt": Full(), "shared": True, "recompute": True},
+    {"adapt": Full(targets="model"), "shared": True, "every": 2, "accumulate": True},
 ], ids=str)
 def test_the_step_never_asks_the_device(options, monkeypatch):
     e = engine(True, **options)

@@ -29,8 +29,10 @@ def update_rule(optimizer) -> UpdateRule:
     return UpdateRule(optimizer.kind, float(optimizer.decay), h["momentum"], h["eps"])
 
 
-def why_not_fused(optimizer, accumulate: bool) -> str | None:
+def why_not_fused(optimizer, accumulate: bool, whole_model: bool = False) -> str | None:
     """None when the update can ride in the gradient kernels, else the reason."""
+    if whole_model:
+        return "gradients of norms, biases, embedding and head have no kernel that updates"
     if optimizer.kind not in ("sgd", "rms"):
         return f"{type(optimizer).__name__} keeps a second moment"
     if optimizer.clip:

@@ -19,6 +19,7 @@ class LoraLearner:
     """
 
     owns_weights = False
+    weights_view = gradient_view = None
 
     def __init__(self, adapt: LoRA, optimizer, groups, slots: int, dtype: torch.dtype, seed: int, device="cpu"):
         """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model, in forward order."""

@@ -25,6 +25,7 @@ class RowLearner:
     """
 
     owns_weights = True
+    weights_view = gradient_view = None  # what learns beside linear weights (whole_model.py)
 
     def __init__(self, adapt: RowSparse | Full, optimizer, groups, dtype: torch.dtype, backend: str, source, device="cpu",
                  keep_prior: bool = False):
@@ -36,11 +37,7 @@ class RowLearner:
         self.full = isinstance(adapt, Full)
         # plain tensors that learn whole need no copy of their own: the update writes the weights that products read
         self.in_place = self.full and backend != "cpu"
-        shapes = {}
-        for key, (k, parts) in self.sizes.items():
-            for p, size in enumerate(parts):
-                shapes[self._name(key, p)] = (self._count(size), k)
-        self.layout = FlatLayout(shapes)
+        self.layout = FlatLayout(self._shapes())
         self.state = FlatState(self.layout, 1, optimizer, dtype, separate_working=self.in_place, device=device)
         self.keep_prior = keep_prior or optimizer.decay > 0
         self.matrices = {key: self._matrices(key) for key in self.sizes}
@@ -52,6 +49,10 @@ class RowLearner:
         self.fused: Fused | None = None  # set while the gradient kernels of a step update
         self._choose_fixed()
         self._take_masters()
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """What learns, by name: n rows [n, K] of every part."""
+        return {name: (self._count(size), self.sizes[key][0]) for key, _, size, name in self._parts()}
 
     def _matrices(self, key) -> list:
         parts = self.sizes[key][1]

@@ -1,7 +1,7 @@
 """What learns: LoRA adapters, chosen output rows, or whole weights.
 
-``targets`` names the linear groups of each layer: ``attn`` (q, k, v, o), ``mlp`` (gate, up, down) or ``all``;
-``layers`` is a ``range`` of layers, None for every one.
+``targets`` names the linear groups of each layer: ``attn`` (q, k, v, o), ``mlp`` (gate, up, down) or ``all``; with ``Full``
+also ``model``: every parameter there is. ``layers`` is a ``range`` of layers, None for every one.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GROUPS = ("qkv", "o", "mlp_in", "down")  # in the order of the forward pass
-TARGETS = {"all": GROUPS, "attn": ("qkv", "o"), "mlp": ("mlp_in", "down")}
+LINEAR = {"all": GROUPS, "attn": ("qkv", "o"), "mlp": ("mlp_in", "down")}
+TARGETS = {**LINEAR, "model": GROUPS}
 
 
-def _check_common(targets: str, layers: range | None) -> None:
-    if targets not in TARGETS:
-        raise ValueError(f"targets={targets!r}: expected one of {', '.join(TARGETS)}")
+def _check_common(targets: str, layers: range | None, known=LINEAR) -> None:
+    if targets not in known:
+        raise ValueError(f"targets={targets!r}: expected one of {', '.join(known)}")
     if layers is not None and (not isinstance(layers, range) or len(layers) == 0 or layers.step != 1 or layers.start < 0):
         raise ValueError(f"layers={layers!r}: expected a non-empty range with step 1, e.g. range(5, 20), or None for all")
 
@@ -70,13 +71,24 @@ class RowSparse:
 
 @dataclass(frozen=True)
 class Full:
-    """Every element of the targeted weight matrices learns; biases, norms, embedding and head stay."""
+    """Every element of the targeted weight matrices learns.
+
+    targets="model": so do biases, norms, embedding, learned positions and head, as in ordinary training; with any other
+    targets these stay. An optimizer's weight decay then reaches all of them: nothing is exempt.
+    """
 
     targets: str = "all"
     layers: range | None = None
 
     def __post_init__(self):
-        _check_common(self.targets, self.layers)
+        _check_common(self.targets, self.layers, TARGETS)
+        if self.targets == "model" and self.layers is not None:
+            raise ValueError(f"layers={self.layers!r} with targets='model': every layer learns; expected None")
+
+
+def whole_model(adapt) -> bool:
+    """Whether every parameter learns."""
+    return isinstance(adapt, Full) and adapt.targets == "model"
 
 
 def targeted(adapt, layers: int) -> list[tuple[int, str]]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 CHOICES = {
     "adapt": ("none", "lora", "rows", "full"),
-    "targets": ("all", "attn", "mlp"),
+    "targets": ("all", "attn", "mlp", "model"),
     "refresh": ("keep", "reproject"),
     "optimizer": ("adam", "adamw", "sgd", "rms"),
     "dtype": ("bf16", "fp32", "fp64"),
@@ -152,6 +152,10 @@ def _check(config: EvalConfig) -> None:
     if config.adapt == "lora" and config.optimizer == "rms":
         raise ConfigError("optimizer 'rms' with adapt 'lora': an adapter has no gradient statistics before it learns; "
                           "give adam, adamw or sgd, or adapt rows or full")
+    if config.targets == "model" and config.adapt in ("lora", "rows"):
+        raise ConfigError(f"targets 'model' with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")
+    if config.targets == "model" and config.layers:
+        raise ConfigError(f"layers {config.layers[0]}:{config.layers[1]} with targets 'model': every layer learns; give no layers")
     if config.split and len(config.text) > 1:
         raise ConfigError(f"split: cuts one text into streams, but {len(config.text)} texts are given")
     if config.split and config.streams < 2:

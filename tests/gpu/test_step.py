@@ -42,6 +42,8 @@ def follow(cpu, gpu, steps=3, family="llama", tolerance=2e-4, lengths=None):
     ("gpt2", {"adapt": LoRA(2), "memory": Overlap(4)}),
     ("llama", {"adapt": RowSparse(0.3), "optimizer": Adam(lr=1e-3), "shared": True}),
     ("llama", {"adapt": Full(targets="mlp"), "optimizer": SGD(lr=0.1, clip=0), "shared": True}),
+    ("gpt2", {"adapt": Full(targets="model"), "optimizer": SGD(lr=0.1), "shared": True}),
+    ("qwen3", {"adapt": Full(targets="model"), "optimizer": SGD(lr=0.1, clip=0), "shared": True, "recompute": True}),
 ], ids=str)
 def test_a_tiny_models_steps_are_the_cpu_engines(family, options):
     follow(engine("cpu", family, **options), engine("triton", family, **options), steps=2, family=family)
@@ -125,6 +127,7 @@ def test_replays_allocate_only_their_scores():
 @pytest.mark.parametrize("options", [
     SMALL, {**SMALL, "every": 2}, {**SMALL, "recompute": True}, {**SMALL, "reset": "auto"}, {"adapt": Full(), "shared": True, "streams": 3},
     {"adapt": RowSparse(0.3), "shared": True, "streams": 3}, {**SMALL, "optimizer": SGD(lr=0.1, clip=0)},
+    {"adapt": Full(targets="model"), "shared": True, "streams": 3}, {"adapt": Full(targets="model"), "streams": 3, "every": 2, "accumulate": True},
 ], ids=str)
 def test_a_graph_is_the_eager_step(options):
     graphs, eager = engine("triton", **options), engine("triton", **options)
