@@ -144,6 +144,7 @@ def parse(arguments):
     parser.add_argument("--steps", type=int, default=1000, help="stage real: steps of 512 tokens (default: %(default)s)")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
+    args.out = str(Path(args.out).resolve())  # stages run in the project's directory, wherever this was called
     unknown = [s for s in args.stages if s not in STAGES]
     if unknown:
         parser.error(f"no stage {', '.join(unknown)}; stages: {', '.join(STAGES)}")

@@ -140,6 +140,11 @@ def test_stacked_parts_give_what_separate_ones_give(form):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+def assert_close(a, b):
+    """Up to the order of sums: in bfloat16 cuBLAS may round partial sums, whose size is that of the terms (about 1)."""
+    torch.testing.assert_close(a, b, **({"rtol": 2e-2, "atol": 2e-2} if a.dtype == torch.bfloat16 else {}))
+
+
 def _rows(arguments, rows, slots):
     cut = lambda t: t[rows] if t.shape[0] == arguments[0].shape[0] else t  # noqa: E731
     place = next(i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor) and a.dtype == torch.int32)
@@ -161,7 +166,7 @@ def test_streams_batched_equal_streams_alone(op, form, dtype):
                 if form == "fused":
                     assert torch.equal(whole[rows], single)
                 else:
-                    torch.testing.assert_close(whole[rows], single)
+                    assert_close(whole[rows], single)
 
 
 @OPS
@@ -172,7 +177,7 @@ def test_a_row_alone_equals_the_row_among_others(op, form, dtype):
         together = run(op, arguments, dtype)
         for row in (0, 79):
             for whole, single in zip(together, run(op, _rows(arguments, slice(row, row + 1), slice(0, 1)), dtype)):
-                torch.testing.assert_close(whole[row : row + 1], single)
+                assert_close(whole[row : row + 1], single)
 
 
 @OPS
