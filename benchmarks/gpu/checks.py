@@ -48,21 +48,35 @@ def outcomes(path) -> dict:
     return {"tests": found, "skipped": skipped, "failed": len(failures), "failures": failures}
 
 
+WORKERS, BATCH = 6, 6  # pytest processes, and files given to them together: each process takes seconds to start
+
+
 def correctness(campaign, record) -> None:
-    """Every test of tests/gpu, the real sizes too, file by file, so that a hang costs one file."""
-    workers = ["-n", "6"] if importlib.util.find_spec("xdist") and not campaign.tiny else []  # compiling is most of the time
-    files = test_files()
-    marks = "not slow and not model" if not campaign.tiny else "not gpu and not slow"  # a model: stage real has one
-    for i, file in enumerate(files[:1] if campaign.tiny else files):
-        junit = campaign.out / "junit.xml"
-        share = max(60.0, campaign.left / (len(files) - i) * 2)  # a file may take twice its share
-        command = [sys.executable, "-m", "pytest", file, "-m", marks, "-q", "--tb=short", f"--junitxml={junit}", *workers]
-        status, text = child(command, campaign.device, min(share, campaign.left))
-        record.add(
-            file=file, status="stopped" if status is None else status, **outcomes(junit), said=text[-2500:] if status else ""
-        )
+    """Every test of tests/gpu, the real sizes too, in batches; the files of a batch that fails again, each by itself."""
+    files = test_files()[:1] if campaign.tiny else test_files()
+    batches = [files[i : i + BATCH] for i in range(0, len(files), BATCH)]
+    for i, batch in enumerate(batches):
+        row = _pytest(campaign, batch, max(90.0, campaign.left / (len(batches) - i) * 2))  # a batch may take twice its share
+        if row["status"] == 0 or len(batch) == 1 or campaign.left < 60:
+            record.add(**row)
+        else:  # what one file broke may show in another: the verdict is that of each alone
+            for file in batch:
+                if campaign.left < 20:
+                    return record.finish("out of time")
+                record.add(**_pytest(campaign, [file], max(60.0, campaign.left / 4)))
         if campaign.left < 20:
             return record.finish("out of time")
+
+
+def _pytest(campaign, files, seconds) -> dict:
+    """How a run of these files together went."""
+    junit = campaign.out / "junit.xml"
+    workers = ["-n", str(WORKERS)] if importlib.util.find_spec("xdist") and not campaign.tiny else []  # compiling takes most
+    marks = "not slow and not model" if not campaign.tiny else "not gpu and not slow"  # a model: stage real has one
+    command = [sys.executable, "-m", "pytest", *files, "-m", marks, "-q", "--tb=short", f"--junitxml={junit}", *workers]
+    status, text = child(command, campaign.device, min(seconds, campaign.left), **({"OMP_NUM_THREADS": "2"} if workers else {}))
+    return {"file": " ".join(file.rsplit("/", 1)[-1] for file in files), "status": "stopped" if status is None else status,
+            **outcomes(junit), "said": text[-2500:] if status != 0 else ""}
 
 
 NO_KERNELS = ("test_cuda_build.py", "test_choices.py")

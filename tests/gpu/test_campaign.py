@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 from benchmarks.gpu import checks, geometry, summary  # noqa: E402
-from benchmarks.gpu.campaign import Record, child  # noqa: E402
+from benchmarks.gpu.campaign import Campaign, Record, child  # noqa: E402
 from tiny import english, tiny_directory  # noqa: E402
 
 from dynadapt import Adam, Engine, LoRA, SegmentMemory  # noqa: E402
@@ -157,3 +158,19 @@ def test_wrong_results_miss_the_goal():
     found = summary.goals({"ops-rest": {"device": "cuda", "status": "complete", "rows": rows},
                            "correctness": {"device": "cuda", "status": "complete", "rows": tests}})
     assert found["correct"][0] == "missed" and "off by 1" in found["correct"][1]
+
+
+def test_files_of_a_failed_batch_run_alone(tmp_path, monkeypatch):
+    runs, rows = [], []
+
+    def pretended(command, device, seconds, **variables):
+        runs.append([c.removeprefix("tests/gpu/") for c in command if c.startswith("tests/gpu/")])
+        return (1 if "test_memory.py" in runs[-1] else 0), "said"
+
+    monkeypatch.setattr(checks, "child", pretended)
+    monkeypatch.setattr(checks, "test_files", lambda: [f"tests/gpu/test_{n}.py" for n in ("norm", "linear", "memory", "update")])
+    monkeypatch.setattr(checks, "BATCH", 2)
+    record = SimpleNamespace(add=lambda **row: rows.append((row["file"], row["status"])), finish=lambda *status: None)
+    checks.correctness(Campaign(tmp_path), record)
+    assert runs == [["test_norm.py", "test_linear.py"], ["test_memory.py", "test_update.py"], ["test_memory.py"], ["test_update.py"]]
+    assert rows == [("test_norm.py test_linear.py", 0), ("test_memory.py", 1), ("test_update.py", 0)]
