@@ -3,8 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from triton.runtime import interpreter
 
 from dynadapt import RMS, SGD, Adam, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt.kernels import choices
 from dynadapt.model import random_model, tiny_config
 
 from .compare import DEVICE, skip_without_gpu
@@ -68,6 +70,28 @@ def test_float8_base_is_the_references():
     model = random_model(config, seed=0, std=0.1)
     expected, ours = Engine(model, backend="reference", device="cpu", **options), Engine(model, backend="triton", device=DEVICE, **options)
     follow(expected, ours, steps=2, tolerance=2e-3 if DEVICE == "cpu" else 0.05)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="counts calls of the interpreter; on a GPU explain() counts the graph's nodes")
+@pytest.mark.parametrize("form,per_layer", [("split", 29), ("fused", 21)])
+def test_launches_a_layer(form, per_layer, monkeypatch):
+    """Triton launches that one more layer costs, with LoRA on all linears; beside them "split" has 8 cuBLAS products."""
+    launch, launches = interpreter.GridExecutor.__call__, [0]
+
+    def counted(self, *args, **kwargs):
+        launches[0] += 1
+        return launch(self, *args, **kwargs)
+
+    counts = []
+    for layers in (1, 2):
+        model = random_model(tiny_config("llama", layers=layers), seed=0, std=0.1)
+        e = Engine(model, adapt=LoRA(2), memory=SegmentMemory(3, 1), segment=3, dtype="fp32", backend="triton")
+        with choices.force(form), monkeypatch.context() as patch:
+            patch.setattr(interpreter.GridExecutor, "__call__", counted)
+            e.step(text(1, 3))
+        counts.append(launches[0])
+        launches[0] = 0
+    assert counts[1] - counts[0] == per_layer and counts[0] <= per_layer + 12
 
 
 def test_explain_names_the_kernels():
