@@ -36,8 +36,18 @@ def test_update_rows(dtype):
     matrix.unpack(out)
     assert torch.equal(out, weight)
 
-    values = torch.randn(70, 33)
-    matrix.update_rows(None, values)
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_update_of_all_rows(shape, dtype, threads):
+    matrix, values, out = _C.PackedMatrix(torch.zeros(shape, dtype=dtype)), torch.randn(shape), torch.empty(shape, dtype=dtype)
+    values.view(-1)[0] = 1e-39  # not normal, and kept all the same
+    _C.set_num_threads(threads)
+    try:
+        matrix.update_rows(None, values)
+    finally:
+        _C.set_num_threads(0)
     matrix.unpack(out)
     assert torch.equal(out, values.to(dtype))
 

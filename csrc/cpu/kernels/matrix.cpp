@@ -11,22 +11,46 @@ size_t bytes(DType dtype, int64_t rows, int64_t columns) {
                        : size_t(panel_count(rows) * panel_size<bf16>(columns)) * 2;
 }
 
+/// Panel j from the `rows` rows of the weight that it holds.
 template <class T>
-void pack(Matrix& matrix, const T* weight) {
+void pack_panel(Matrix& matrix, int64_t j, const T* from, int rows) {
   const int64_t K = matrix.columns;
+  T* to = stored_panel<T>(matrix, j);
+  if constexpr (sizeof(T) == sizeof(Panel<T>)) {
+    pack_panel_nt(from, K, rows, K, to);
+  } else {
+    for (int64_t k = 0; k < K; k++)
+      for (int n = 0; n < kNR; n++) to[k * kNR + n] = n < rows ? from[n * K + k] : T{};
+  }
+}
+
+/// Packs a weight whose rows j * kNR.. row_block(team, j, count) gives.
+template <class T, class RowBlock>
+void pack_panels(Matrix& matrix, const RowBlock& row_block) {
   parallel(panel_count(matrix.rows), [&](Team team) {
     const auto panels = team.share(panel_count(matrix.rows));
     for (int64_t j = panels.begin; j < panels.end; j++) {
       const int rows = int(smaller<int64_t>(kNR, matrix.rows - j * kNR));
-      const T* from = weight + j * kNR * K;
-      T* to = stored_panel<T>(matrix, j);
-      if constexpr (sizeof(T) == sizeof(Panel<T>)) {
-        pack_panel_nt(from, K, rows, K, to);
-      } else {
-        for (int64_t k = 0; k < K; k++)
-          for (int n = 0; n < kNR; n++) to[k * kNR + n] = n < rows ? from[n * K + k] : T{};
-      }
+      pack_panel<T>(matrix, j, row_block(team, j, rows), rows);
     }
+  });
+}
+
+template <class T>
+void pack(Matrix& matrix, const T* weight) {
+  pack_panels<T>(matrix, [&](Team, int64_t j, int) { return weight + j * kNR * matrix.columns; });
+}
+
+/// All rows from float values: each thread rounds the rows of a panel, then packs them while they are in cache.
+void update_all(Matrix& matrix, const float* values) {
+  if (matrix.dtype == kF32) return pack(matrix, values);
+  const int64_t size = kNR * matrix.columns;
+  bf16* rooms = static_cast<bf16*>(scratch(size_t(num_threads()) * size * sizeof(bf16)));
+  pack_panels<bf16>(matrix, [&](Team team, int64_t j, int rows) {
+    bf16* room = rooms + team.rank * size;
+    const float* from = values + j * size;
+    for (int64_t i = 0; i < rows * matrix.columns; i++) assign(room[i], from[i]);
+    return room;
   });
 }
 
@@ -51,7 +75,7 @@ void update(Matrix& matrix, const int32_t* rows, int64_t count, const float* val
   parallel(count / 16 + 1, [&](Team team) {
     const auto share = team.share(count);
     for (int64_t i = share.begin; i < share.end; i++) {
-      T* to = static_cast<T*>(matrix.panels) + place<T>(matrix, rows ? rows[i] : i, 0);
+      T* to = static_cast<T*>(matrix.panels) + place<T>(matrix, rows[i], 0);
       for (int64_t k = 0; k < K; k++) assign(to[k / step * kNR * step + k % step], values[i * K + k]);
     }
   });
@@ -67,6 +91,7 @@ void gather_any(const Matrix& matrix, const int64_t* index, int64_t count, void*
 }
 void unpack_any(const Matrix& matrix, void* out) { gather_any(matrix, nullptr, matrix.rows, out); }
 void update_any(Matrix& matrix, const int32_t* rows, int64_t count, const float* values) {
+  if (!rows) return update_all(matrix, values);
   if (matrix.dtype == kF32) return update<float>(matrix, rows, count, values);
   update<bf16>(matrix, rows, count, values);
 }
