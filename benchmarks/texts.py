@@ -11,53 +11,21 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import io
-import struct
-import subprocess
 import sysconfig
-import tarfile
-import tempfile
-import zlib
 from pathlib import Path
+
+from dynadapt.experiments.debian import debian_file, r_database
 
 CODE = ("argparse.py", "asyncio/base_events.py", "ast.py", "configparser.py", "dataclasses.py", "decimal.py", "difflib.py",
         "doctest.py", "email/_header_value_parser.py", "ipaddress.py", "logging/__init__.py", "mailbox.py", "pathlib.py",
         "pickle.py", "statistics.py", "subprocess.py", "tarfile.py", "typing.py", "zipfile.py")
 
 
-def debian_file(package: str, suffix: str) -> bytes:
-    """The one file of a Debian package whose path ends with ``suffix``."""
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["apt-get", "download", "-q", package], cwd=folder, check=True, capture_output=True)
-        archive = next(Path(folder).glob("*.deb"))
-        tar = subprocess.run(["dpkg-deb", "--fsys-tarfile", archive], check=True, capture_output=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(tar)) as members:
-        name = next(n for n in members.getnames() if n.endswith(suffix))
-        return members.extractfile(name).read()
-
-
-def r_strings(blob: bytes) -> list[str]:
-    """The strings of one serialised R character vector (XDR): each is flags with type 9, a length, the bytes."""
-    found, at = [], 0
-    while at + 8 <= len(blob):
-        flags, length = struct.unpack_from(">ii", blob, at)
-        if flags & 0xFF == 9 and 0 < flags < 1 << 20 and 0 <= length < 5000:
-            found.append(blob[at + 8 : at + 8 + length].decode("utf-8", "replace"))
-            at += 8 + length
-        else:
-            at += 1
-    return found
-
-
 def novel(title: str = "MANSFIELD PARK") -> str:
-    """One of Jane Austen's novels out of R's lazy-load database (length-prefixed zlib streams)."""
-    database, at = debian_file("r-cran-janeaustenr", "data/Rdata.rdb"), 0
-    while at + 4 < len(database):
-        stream = zlib.decompressobj()
-        lines = r_strings(stream.decompress(database[at + 4 :]))
-        if lines and lines[0] == title:
+    """One of Jane Austen's novels out of R's lazy-load database."""
+    for lines in r_database(debian_file("r-cran-janeaustenr", "data/Rdata.rdb")):
+        if lines[0] == title:
             return "\n".join(lines) + "\n"
-        at = len(database) - len(stream.unused_data)
     raise SystemExit(f"r-cran-janeaustenr holds no novel titled {title!r}")
 
 

