@@ -33,6 +33,18 @@ a sweep file has the options of `dynadapt eval`, without the dashes:
   cells: [{adapt: none}, {adapt: none, context: 512}]               # and these, one by one
 Finished cells are skipped on a second run, and cells that were stopped go on."""
 
+DIAGNOSE_EXAMPLES = """\
+examples:
+  dynadapt diagnose --model base --after tuned --text held-out/ --reference news.txt --out runs/tuned
+      two models, or a model and a PEFT adapter of it, on every file of a directory
+  dynadapt diagnose --learn train.txt --text held-out.txt --reference builtin:python-reference
+      adapt now, with the options of `dynadapt eval`, and see what that does to text that was held out
+  dynadapt diagnose --advise train.txt
+      before spending the compute: does adapting to this text look worth it?
+
+A text is a file, a directory (every file a document) or a .jsonl file (the "text" of every line a document). --out gets summary.json,
+types.csv (every token type) and page.html (verdict, plots and tables in one file)."""
+
 HELP = {
     "model": "a name that `dynadapt fetch` knows, a Hugging Face directory or a GGUF file",
     "text": "files (each a document), - for standard input, or builtin:python-reference, builtin:python-source",
@@ -172,6 +184,11 @@ def print_summary(out: Path, summary: dict) -> None:
     Console(soft_wrap=True).print(table)
 
 
+def command_diagnose(arguments) -> int:
+    from dynadapt.experiments.diagnose import command
+    return command.diagnose(arguments, config_from(arguments))
+
+
 def command_sweep(arguments) -> int:
     from dynadapt.experiments.sweep import run_sweep
     return run_sweep(arguments.config)
@@ -255,6 +272,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     command.add_argument("--quiet", action="store_true", help="end with one line instead of a table")
 
+    command = add("diagnose", command_diagnose, "compare two models on held-out text: where the change comes from, and whether adapting helps",
+                  DIAGNOSE_EXAMPLES)
+    add_config_options(command)
+    _add_diagnose_options(command)
+
     command = add("sweep", command_sweep, "run a grid of evaluations", SWEEP_EXAMPLES)
     command.add_argument("config", metavar="CONFIG.yaml")
 
@@ -333,6 +355,23 @@ def _add_corpus_options(command) -> None:
     command.add_argument("--heldout", type=float, default=Settings.heldout, metavar="X", help=f"share held out (default: {Settings.heldout:g})")
     command.add_argument("--seed", type=int, default=Settings.seed, metavar="N", help=f"of which documents are taken (default: {Settings.seed})")
     command.add_argument("--offline", action="store_true", help="use this machine's own files only, not the package index")
+
+
+def _add_diagnose_options(command) -> None:
+    from dynadapt.experiments.diagnose.config import CONTROLS, WINDOWS
+    command.add_argument("--after", metavar="NAME", help="the model after: a name, a directory, a GGUF file, or a PEFT LoRA adapter of --model")
+    command.add_argument("--learn", nargs="+", default=[], metavar="FILE", help="make the model after now, by adapting --model to these texts")
+    command.add_argument("--learn-tokens", type=_at_least(2), metavar="N", help="learn from the first N tokens only (default: all)")
+    command.add_argument("--reference", nargs="+", default=[], metavar="FILE",
+                         help="text to compare the held-out text with, for similarity and keywords: best a sample of what the model was trained on")
+    command.add_argument("--control", default="newlines", choices=CONTROLS,
+                         help="score the text in normal forms too: lines of paragraphs joined, documents packed into one stream (default: newlines)")
+    command.add_argument("--embeddings", metavar="NAME", help="with --reference: also compare by this sentence-transformers model")
+    command.add_argument("--advise", nargs="+", default=[], metavar="FILE", help="instead: probe whether adapting to these texts would help")
+    command.add_argument("--windows", type=_at_least(4), default=WINDOWS, metavar="N",
+                         help=f"with --advise: windows of --segment tokens that the probe reads (default: {WINDOWS})")
+    command.add_argument("--out", metavar="runs/NAME", help="directory of the diagnosis (default: runs/diagnose-MODEL-TEXT)")
+    command.add_argument("--resume", action="store_true", help="go on with a diagnosis that was stopped; finished scorings are kept")
 
 
 def _add_bench_options(command) -> None:

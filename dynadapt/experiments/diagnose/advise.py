@@ -1,0 +1,146 @@
+"""Whether adapting to a text looks worth its compute, from a short probe.
+
+The probe is dynamic evaluation over windows spread over the text and read in random order: each is scored by the model as it
+is and by the model adapted to the windows before, then learned from. Neighbouring windows are not neighbours in the text, and
+nothing is remembered between them, so each is held-out text of the same domain for what was learned so far. The expected gain
+is the mean over the second half of the windows, with an interval from drawing windows with replacement: what adapting to
+about that much text gains on unseen text. A longer adaptation may gain more, or begin to hurt; the probe does not see that.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+
+from dynadapt.environment import environment
+from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.diagnose import attribution, similarity
+from dynadapt.experiments.diagnose.driver import REFERENCE_TOKENS, _load, _plain
+from dynadapt.experiments.diagnose.texts import gather, read_text, read_tokens
+from dynadapt.experiments.dyneval import build_engine
+from dynadapt.experiments.rundir import RunDirectory, RunError, write_json
+from dynadapt.text import TextError, streaming_tokenizer
+
+PROBE_TOKENS = 1 << 21       # of the text, among which the windows are spread
+ADAPT, LEAVE, UNCLEAR = "adapt", "leave it alone", "no clear gain"
+
+
+def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...], windows: int, out: str | Path,
+           embeddings: str | None = None, announce: Callable[[str], Callable | None] | None = None, model=None) -> dict:
+    """Runs the probe with the settings of `config` and returns its summary, which it writes to `out` with a page.
+
+    1. Check the texts, load the model, choose the windows.
+    2. Score them with the model as it is, then with the model that learns as it goes.
+    3. Compare the text with the reference, estimate the gain and the cost of adapting to all of the text.
+    """
+    if config.adapt == "none":
+        raise ConfigError("adapt 'none' with --advise: there is nothing to probe; give lora, rows or full")
+    if config.optimizer == "rms" or config.streams != 1 or config.split:
+        raise ConfigError(f"optimizer {config.optimizer!r}, streams {config.streams}, split {config.split}: a probe has one stream "
+                          "and no statistics text; give adam, adamw or sgd and one stream")
+    announce, out = announce or (lambda what: None), Path(out)
+    gather(texts, None), gather(reference, None)
+    model = _load(config.model) if model is None else model
+    model.check_finite()
+    settings = {**config.with_(text=texts).to_dict(), "advise": list(texts), "reference": list(reference), "windows": windows}
+    directory = RunDirectory(out, settings, True, scores=False)
+    try:
+        if directory.finished:
+            raise RunError(f"{out} holds this probe, finished; read {out / 'summary.json'}, or choose another --out")
+        files, others = gather(texts, out / "texts" / "advise"), gather(reference, out / "texts" / "reference")
+        tokenizer = streaming_tokenizer(model.tokenizer)
+        tokens = read_tokens(files, tokenizer, config.tokens or PROBE_TOKENS)
+        chosen = choose_windows(tokens, config.segment, windows, config.seed)
+        config = config.with_(memory=0, context=0, reset="never")
+        static, _ = _score(model, config.with_(adapt="none", lr=None), chosen, announce("scoring with the model as it is"))
+        adapted, flops = _score(model, config, chosen, announce("scoring, and learning from each window"))
+        summary = advice(static, adapted)
+        summary.update(kind="advice", model=config.model, text=list(texts), windows=len(chosen), window=config.segment,
+                       probe_flops=flops, text_tokens=len(tokens), text_flops=flops / chosen[:, 1:].size * len(tokens),
+                       similarity=_compare(model, tokenizer, tokens, files, others, reference, embeddings))
+        write_json(out / "env.json", environment())
+        write_json(out / "summary.json", summary)
+        from dynadapt.experiments.diagnose.page import write_advice
+        write_advice(out / "page.html", summary)
+        return summary
+    finally:
+        directory.close()
+
+
+def choose_windows(tokens: np.ndarray, segment: int, windows: int, seed: int) -> np.ndarray:
+    """[W, T + 1] windows spread evenly over the text without overlap, in random order; fewer where the text is short."""
+    count = min(windows, len(tokens) // (segment + 1))
+    if count < 4:
+        raise TextError(f"the text to advise on has {len(tokens)} tokens: too short for 4 windows of {segment}; "
+                        "give more text or a smaller --segment")
+    starts = np.linspace(0, len(tokens) - segment - 1, count).astype(np.int64)
+    starts = np.random.default_rng(seed).permutation(starts)
+    return np.stack([tokens[start:start + segment + 1] for start in starts])
+
+
+def _score(model, config: EvalConfig, windows: np.ndarray, progress) -> tuple[np.ndarray, int]:
+    """Mean NLL of each window [W], each scored before it is learned from, and the FLOPs that took."""
+    import time
+    engine, means, started = build_engine(model, config), [], time.perf_counter()
+    for i, window in enumerate(windows):
+        engine.enter(0)
+        nll = engine.step(torch.from_numpy(window)[None])
+        means.append(float(nll.double().mean()))
+        if not math.isfinite(means[-1]):
+            raise RunError(f"the scores of window {i} are not finite: adaptation diverged at lr {config.learning_rate:g}; "
+                           "take a smaller --lr")
+        if progress:
+            size, seconds = len(window) - 1, time.perf_counter() - started
+            progress({"segment": i, "tokens": size, "total_tokens": (i + 1) * size, "nll": means[-1],
+                      "total_nll": float(np.mean(means)), "seconds": seconds / (i + 1), "total_seconds": seconds,
+                      "fraction": (i + 1) / len(windows), "gain": None})
+    return np.array(means), sum(engine.flops.values())
+
+
+def advice(static: np.ndarray, adapted: np.ndarray) -> dict:
+    """What the NLLs of the windows [W], in the order in which they were learned from, say."""
+    change = adapted - static
+    late = change[len(change) // 2:]
+    low, high = attribution.bootstrap(late, np.ones(len(late)))
+    verdict = ADAPT if high < 0 else LEAVE if low > 0 else UNCLEAR
+    return _plain({"advice": verdict, "expected_change": float(late.mean()), "interval": [float(low), float(high)],
+                   "base_nll": float(static.mean()), "change": change.tolist(), "static": static.tolist(), "adapted": adapted.tolist()})
+
+
+def _compare(model, tokenizer, tokens, files, others, reference, embeddings) -> dict | None:
+    if not others:
+        return None
+    compared = similarity.compare(tokens, read_tokens(others, tokenizer, REFERENCE_TOKENS), model.config.vocab_size)
+    if embeddings:
+        words = ["\n".join(read_text(spec, 1 << 20) for spec in specs[:200]) for specs in (files, others)]
+        compared["embedding_cosine"] = similarity.embedding_similarity(*words, embeddings)
+    return {"reference": list(reference), **compared}
+
+
+def sentences(summary: dict) -> list[str]:
+    """The advice in words."""
+    low, high = summary["interval"]
+    return [f"expected change on unseen text like it: {summary['expected_change']:+.4f} nats per token, 95% interval "
+            f"[{low:+.4f}, {high:+.4f}], after learning from {summary['windows'] // 2} to {summary['windows']} windows of "
+            f"{summary['window']} tokens",
+            f"the model as it is scores the text at {summary['base_nll']:.3f} nats per token",
+            f"learning from all {summary['text_tokens']:,} tokens once takes {summary['text_flops'] / 1e12:,.3g} TFLOP; "
+            f"the probe took {summary['probe_flops'] / 1e12:,.3g}"]
+
+
+def print_advice(summary: dict, out: Path) -> None:
+    from rich.markup import escape
+
+    from dynadapt.experiments.diagnose.report import SIMILARITY_HEAD, print_table, similarity_rows, wide_console
+    console = wide_console()
+    console.print(f"[bold]{summary['advice']}[/]")
+    for sentence in sentences(summary):
+        console.print(f"  {escape(sentence)}")
+    if summary["similarity"]:
+        console.print()
+        print_table(console, SIMILARITY_HEAD, similarity_rows(summary["similarity"]))
+    console.print(f"written to {escape(str(out))}: summary.json, page.html")

@@ -1,0 +1,73 @@
+"""What a diagnosis compares: one frozen dataclass, checked before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dynadapt.experiments.config import ConfigError, EvalConfig
+
+CONTROLS = ("none", "newlines", "packing", "all")
+WINDOWS = 24                 # of a probe
+SCORING = ("model", "text", "tokens", "segment", "memory", "sinks", "refresh", "context", "dtype", "backend", "device", "recompute",
+           "base")
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """`eval` names the model before, the held-out text (its first `tokens` tokens) and how both models read it.
+
+    The model after is either `after` (a model, or a PEFT adapter of the model before), or what the model before becomes by
+    learning from the texts `learn` (their first `learn_tokens` tokens) as `dynadapt eval` does, with the settings of `eval`.
+    """
+
+    eval: EvalConfig
+    after: str | None = None
+    learn: tuple[str, ...] = ()
+    learn_tokens: int | None = None
+    reference: tuple[str, ...] = ()
+    control: str = "newlines"
+    embeddings: str | None = None
+
+    def __post_init__(self):
+        if (self.after is None) == (not self.learn):
+            raise ConfigError(f"after {self.after!r} and learn {list(self.learn)}: give one of them, a second model (or adapter) with "
+                              "--after, or texts to adapt to now with --learn")
+        if not self.eval.text:
+            raise ConfigError("text: none given; name held-out files or directories, or builtin:python-reference")
+        if "-" in (*self.eval.text, *self.learn, *self.reference):
+            raise ConfigError("text -: a diagnosis reads its texts more than once, which a pipe does not allow; give files")
+        if self.eval.streams != 1 or self.eval.split:
+            raise ConfigError(f"streams {self.eval.streams}, split {self.eval.split}: a diagnosis scores one set of weights; "
+                              "leave both out")
+        if self.control not in CONTROLS:
+            raise ConfigError(f"control {self.control!r}: give one of {', '.join(CONTROLS)}")
+        if self.embeddings is not None and not self.reference:
+            raise ConfigError(f"embeddings {self.embeddings!r}: give --reference too, the text to compare with")
+        if self.learn:
+            self._check_learning()
+        elif self.learn_tokens is not None:
+            raise ConfigError(f"learn-tokens {self.learn_tokens}: only with --learn")
+
+    def _check_learning(self) -> None:
+        if self.eval.adapt == "none":
+            raise ConfigError("adapt 'none' with --learn: nothing would change; give lora, rows or full")
+        if self.eval.reset != "never":
+            raise ConfigError(f"reset {self.eval.reset!r} with --learn: what was learned must stay; leave --reset out")
+        if self.learn_tokens is not None and self.learn_tokens < 2:
+            raise ConfigError(f"learn-tokens {self.learn_tokens}: give at least 2 (the first token is not scored)")
+
+    @property
+    def control_names(self) -> tuple[str, ...]:
+        return {"none": (), "all": ("newlines", "packing")}.get(self.control, (self.control,))
+
+    def scoring(self, texts: list[str], **changes) -> EvalConfig:
+        """The static run that scores these texts."""
+        settings = {name: getattr(self.eval, name) for name in SCORING}
+        return EvalConfig(**{**settings, "text": tuple(texts), "adapt": "none", **changes})
+
+    def learning(self, texts: list[str]) -> EvalConfig:
+        return self.eval.with_(text=tuple(texts), tokens=self.learn_tokens)
+
+    def to_dict(self) -> dict:
+        return {**self.eval.to_dict(), "after": self.after, "learn": list(self.learn), "learn_tokens": self.learn_tokens,
+                "reference": list(self.reference), "control": self.control, "embeddings": self.embeddings}

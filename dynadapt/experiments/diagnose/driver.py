@@ -1,0 +1,215 @@
+"""Runs a diagnosis from its models and texts to its summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+
+from dynadapt.environment import environment
+from dynadapt.experiments.diagnose import attribution, similarity
+from dynadapt.experiments.diagnose.classes import CLASSES, classify, keywords, token_texts, visible
+from dynadapt.experiments.diagnose.config import DiagnoseConfig
+from dynadapt.experiments.diagnose.models import adapter_engine, check_tokenizers, is_adapter, learned_engine
+from dynadapt.experiments.diagnose.scored import Scored, read_scored
+from dynadapt.experiments.diagnose.texts import TITLES, gather, read_text, read_tokens, write_control
+from dynadapt.experiments.diagnose.verdict import evidence, judge
+from dynadapt.experiments.dyneval import RunOptions, run
+from dynadapt.experiments.rundir import RunDirectory, RunError, write_json
+from dynadapt.text import Source, TextError, streaming_tokenizer
+
+LEARNED = ("tokens", "nll", "updates", "learned_parameters", "seconds")
+SHOWN = 50                   # token types that the summary lists; types.csv has all of them
+SAMPLE = 100_000             # bytes of the text on which two tokenizers must agree
+REFERENCE_TOKENS = 1 << 20   # of the reference text that are compared at most
+
+
+def run_diagnosis(config: DiagnoseConfig, out: str | Path, resume: bool = False,
+                  announce: Callable[[str], Callable | None] | None = None, model=None) -> dict:
+    """Runs to the end, or on to the end with `resume`, and returns the summary.
+
+    1. Check the texts, load the model before, open the run directory (a finished one is returned as it is).
+    2. Make the model after: load it and check that its tokenizer is the same, or learn from the texts to learn.
+    3. Score the held-out text with both, and the normal forms of the controls with both.
+    4. Attribute the change, compare the text with the reference, judge; write summary.json, types.csv and page.html.
+
+    announce(what) is called before each run with its name and may return a function for the run's progress events.
+    Every run is a directory of its own inside `out` (before, after, learn, ...); finished ones are kept by a resumed diagnosis.
+    Raises TextError, ConfigError, ModelError, RunError, Interrupted.
+    """
+    out = Path(out)
+    if (out / "summary.json").exists() and not resume:
+        raise RunError(f"{out} holds a finished diagnosis; read {out / 'summary.json'}, or choose another --out")
+    named = (config.eval.text, config.learn, config.reference)
+    contents = {spec: Source(spec).check()["sha256"] for specs in named for spec in gather(specs, None)}
+    before = _load(config.eval.model) if model is None else model
+    kind = "learned" if config.learn else "adapter" if is_adapter(config.after) else "model"
+    after = _load(config.after) if kind == "model" else None
+    if after is not None:
+        check_tokenizers(before, after, read_text(next(iter(contents)), SAMPLE))
+    prints = {"before": before.fingerprint(), "after": after and after.fingerprint()}
+    directory = RunDirectory(out, {**config.to_dict(), "contents": contents, "models": prints}, resume, scores=False)
+    try:
+        if directory.finished:
+            return directory.finished
+        write_json(out / "env.json", environment())
+        names = ("held-out", "learn", "reference")
+        texts, learn, reference = (gather(specs, out / "texts" / name) for name, specs in zip(names, named))
+        _check_unseen(texts, learn)
+        stage = _Stage(config, out, before, after, kind, announce or (lambda what: None), directory)
+        summary = stage.finish(texts, learn, reference)
+        write_json(out / "summary.json", summary)
+        return summary
+    finally:
+        directory.close()
+
+
+def _load(name: str):
+    import dynadapt.model
+    model = dynadapt.model.load(name)
+    if model.tokenizer is None:
+        raise RunError(f"model {name!r} has no tokenizer; put its tokenizer.json next to the weights")
+    return model
+
+
+def _check_unseen(texts: list[str], learn: list[str]) -> None:
+    content = lambda spec: Source(spec).check()["sha256"]  # noqa: E731
+    seen = {content(spec): spec for spec in learn}
+    for spec in texts:
+        if seen and content(spec) in seen:
+            raise TextError(f"text {spec!r} is held out, but {seen[content(spec)]!r} to learn from is the same text; "
+                            "give another one")
+
+
+class _Stage:
+    """The runs of one diagnosis, and what becomes of their scores."""
+
+    def __init__(self, config, out, before, after, kind, announce, directory):
+        self.config, self.out, self.before, self.after, self.kind = config, out, before, after, kind
+        self.announce, self.directory = announce, directory
+        self.tokenizer = streaming_tokenizer(before.tokenizer)
+        self.make_after = None
+
+    def finish(self, texts, learn, reference) -> dict:
+        learned = None
+        if self.kind == "learned":
+            learning = self.config.learning(learn)
+            title = "learning from " + ", ".join(self.config.learn)
+            learned = self._run("learn", title, learning, RunOptions(resume=True), self.before)
+            self.make_after = learned_engine(learning, self.out / "learn")
+        elif self.kind == "adapter":
+            self.make_after = adapter_engine(self.config.after, self.out / "adapter")
+        scored, runs = self._score(texts, "")
+        controls = [self._control(name, texts) for name in self.config.control_names]
+        compared, keyword = self._compare(scored, texts, reference)
+        summary, types, classes = diagnosis_of(scored, self.before.tokenizer.backend, keyword, [c for c in controls if c])
+        summary.update(
+            kind="diagnosis", model=self.config.eval.model, after=self.config.after or "learned", text=list(self.config.eval.text),
+            bits_per_byte={name: r["bits_per_byte"] for name, r in runs.items()}, base_nll=runs["before"]["nll"],
+            similarity=compared, learned=learned and {key: learned[key] for key in LEARNED},
+            flops=sum(sum(r["flops"].values()) for r in runs.values()))
+        from dynadapt.experiments.diagnose.page import write_page
+        from dynadapt.experiments.diagnose.report import write_types
+        write_types(self.out / "types.csv", types, classes, self.before.tokenizer.backend)
+        write_page(self.out / "page.html", summary)
+        return summary
+
+    def _run(self, name: str, title: str, config, options: RunOptions, model, make_engine=None) -> dict:
+        summary = run(config, self.out / name, options, self.announce(title), model, make_engine)
+        self.directory.append({"run": name, "nll": summary["nll"], "tokens": summary["tokens"], "seconds": summary["seconds"]})
+        return summary
+
+    def _score(self, texts: list[str], label: str) -> tuple[Scored, dict]:
+        options = RunOptions(resume=True, scores=True, checkpoint=0)
+        config = self.config.scoring(texts)
+        suffix, of = (f"-{label}", f", {TITLES[label]}") if label else ("", "")
+        runs = {"before": self._run(f"before{suffix}", f"scoring with the model before{of}", config, options, self.before)}
+        second = config.with_(model=self.config.after) if self.kind == "model" else config
+        runs["after"] = self._run(f"after{suffix}", f"scoring with the model after{of}", second, options, self.after or self.before,
+                                  self.make_after)
+        scored = read_scored(self.out / f"before{suffix}", self.out / f"after{suffix}", texts, self.tokenizer, config.segment)
+        return scored, runs
+
+    def _control(self, name: str, texts: list[str]) -> dict | None:
+        files = write_control(name, texts, self.out / f"texts-{name}", self.config.eval.tokens)
+        if not files:
+            return None
+        scored, _ = self._score(files, name)
+        low, high = attribution.mean_interval(scored.change, attribution.units(scored))
+        return {"name": name, "title": TITLES[name], "tokens": len(scored.tokens), "change": float(scored.change.mean()),
+                "interval": [low, high]}
+
+    def _compare(self, scored: Scored, texts: list[str], reference: list[str]) -> tuple[dict | None, np.ndarray | None]:
+        """Similarity to the reference text and the keywords against it, or (None, None) without one."""
+        if not reference:
+            return None, None
+        vocabulary = self.before.config.vocab_size
+        other = read_tokens(reference, self.tokenizer, REFERENCE_TOKENS)
+        compared = similarity.compare(scored.tokens, other, vocabulary)
+        if self.config.embeddings:
+            words = ["\n".join(read_text(spec, 1 << 20) for spec in specs[:200]) for specs in (texts, reference)]
+            compared["embedding_cosine"] = similarity.embedding_similarity(*words, self.config.embeddings)
+        return {"reference": list(self.config.reference), **compared}, keywords(scored.tokens, other, vocabulary)
+
+
+def diagnosis_of(scored: Scored, tokenizer, keyword: np.ndarray | None,
+                 controls: list[dict] = ()) -> tuple[dict, attribution.Types, np.ndarray]:
+    """The summary of scored tokens, with their types and the class of each.
+
+    tokenizer: a tokenizers.Tokenizer.   keyword: [V] bool, types that are keywords of the domain, or None if unknown.
+    """
+    types, drawn = attribution.by_type(scored), attribution.units(scored)
+    texts = token_texts(tokenizer, types.ids)
+    classes = classify(texts, types.counts, None if keyword is None else keyword[types.ids])
+    low, high = attribution.mean_interval(scored.change, drawn)
+    shares = attribution.concentration(scored, types, drawn)
+    change = float(scored.change.mean())
+    summary = {
+        "verdict": judge(change, (low, high), shares),
+        "change": change,
+        "interval": [low, high],
+        "units": {"name": drawn.name, "count": drawn.count},
+        "tokens": len(scored.tokens),
+        "types": len(types.ids),
+        "nll": {"before": float(scored.before.mean()), "after": float(scored.after.mean())},
+        "perplexity": {"before": attribution.perplexity(scored.before.mean()),
+                       "after": attribution.perplexity(scored.after.mean())},
+        "macro_change": float(types.change.mean()),
+        "tokens_improved": float((scored.change < 0).mean()),
+        "types_improved": float((types.change < 0).mean()),
+        "identity_error": attribution.identity_error(scored, types),
+        "keywords_known": keyword is not None,
+        "classes": attribution.by_class(scored, types, classes, drawn),
+        "concentration": shares,
+        "top_types": [_type_record(types, i, texts[i], classes[i]) for i in attribution.rising_types(types, SHOWN)],
+        "places": attribution.by_place(scored),
+        "documents": _documents(scored),
+        "controls": list(controls),
+    }
+    summary["evidence"] = evidence(summary)
+    return _plain(summary), types, classes
+
+
+def _type_record(types: attribution.Types, i: int, text: str, c: int) -> dict:
+    return {"id": int(types.ids[i]), "text": text, "shown": visible(text), "class": CLASSES[c], "count": int(types.counts[i]),
+            "before": float(types.before[i]), "after": float(types.after[i]), "change": float(types.change[i]),
+            "contribution": float(types.contribution[i])}
+
+
+def _documents(scored: Scored) -> list[dict]:
+    records = []
+    for number in np.unique(scored.document):
+        inside = scored.document == number
+        records.append({"name": scored.names[number], "tokens": int(inside.sum()),
+                        "before": float(scored.before[inside].mean()), "after": float(scored.after[inside].mean())})
+    return records
+
+
+def _plain(value):
+    """JSON has no infinity: an interval that is not known has no ends."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

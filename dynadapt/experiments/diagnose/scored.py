@@ -1,0 +1,46 @@
+"""The same tokens, scored by two models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dynadapt.experiments.rundir import RunError
+from dynadapt.text import Source, TokenReader
+
+
+@dataclass(frozen=True)
+class Scored:
+    """N scored tokens, in reading order; NLLs in nats. The first token of a document is not scored."""
+
+    tokens: np.ndarray       # [N] int64, the token that was predicted
+    before: np.ndarray       # [N] float64
+    after: np.ndarray        # [N] float64
+    document: np.ndarray     # [N] index into names
+    position: np.ndarray     # [N] place of the token in its document, from 1
+    names: tuple[str, ...]
+    segment: int = 512       # tokens of a window: position 1 of each sees one token
+
+    @property
+    def change(self) -> np.ndarray:
+        """[N] after - before: positive where the second model is worse."""
+        return self.after - self.before
+
+
+def read_scored(before: Path, after: Path, texts: list[str], tokenizer, segment: int) -> Scored:
+    """Joins the scores.npy of two runs over the same texts with the tokens they scored."""
+    first, second = (np.load(path / "scores.npy") for path in (before, after))
+    if len(first) != len(second) or any((first[name] != second[name]).any() for name in ("document", "position")):
+        raise RunError(f"{before} and {after} hold scores of different tokens; choose another --out")
+    tokens = np.zeros(len(first), np.int64)
+    for number in np.unique(first["document"]):
+        chosen = first["document"] == number
+        positions = first["position"][chosen]
+        ids, _ = TokenReader(Source(texts[number]), tokenizer).read(int(positions.max()) + 1)
+        if len(ids) <= positions.max():
+            raise RunError(f"text {texts[number]!r} has changed since it was scored in {before}; choose another --out")
+        tokens[chosen] = ids[positions]
+    return Scored(tokens, first["nll"].astype(np.float64), second["nll"].astype(np.float64), first["document"].astype(np.int64),
+                  first["position"].astype(np.int64), tuple(Source(text).name for text in texts), segment)
