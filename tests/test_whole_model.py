@@ -84,16 +84,18 @@ def test_ledger_equals_torchs_flop_counter(family, memory, options):
     assert e.flops["recompute"] > 0 and e.flops["update"] > 0
 
 
+@pytest.mark.parametrize("family,memory", [("llama", "keep"), ("gpt2", "overlap")])
 @pytest.mark.parametrize("backend,dtype", [("reference", "fp32"), ("cpu", "fp32"), ("cpu", "bf16")])
-def test_invariants(backend, dtype, tmp_path):
+def test_invariants(family, memory, backend, dtype, tmp_path):
     """Score before learning; lr 0 is static evaluation; streams together are streams alone; restored is uninterrupted."""
-    tokens, where = text(2), {"backend": backend, "dtype": dtype, "memory": "keep"}
+    tokens, where = text(2, family=family), {"family": family, "backend": backend, "dtype": dtype, "memory": memory}
     make = lambda adapt=MODEL, **o: engine(adapt=adapt, **{"optimizer": AdamW(lr=0.01, decay=0.01), **where, **o})  # noqa: E731
+    same = torch.equal if backend == "cpu" else lambda a, b: torch.allclose(a, b, atol=2e-5)  # torch's products depend on the rows
     static = scores(engine(adapt="none", streams=2, **where), tokens)
-    assert torch.equal(static, scores(make(optimizer=Adam(lr=0.0), streams=2), tokens))
+    assert same(static, scores(make(optimizer=Adam(lr=0.0), streams=2), tokens))
     whole = make(streams=2, reset=20)
     first = scores(whole, tokens[:, : 2 * SEGMENT + 1])
-    assert torch.equal(first[:, :SEGMENT], static[:, :SEGMENT]) and not torch.equal(first, static[:, : 2 * SEGMENT])
+    assert same(first[:, :SEGMENT], static[:, :SEGMENT]) and not same(first, static[:, : 2 * SEGMENT])
     whole.save(tmp_path)
     resumed = make(streams=2, reset=20)
     resumed.restore(tmp_path)
@@ -101,11 +103,11 @@ def test_invariants(backend, dtype, tmp_path):
     assert torch.equal(rest, scores(resumed, tokens[:, 2 * SEGMENT :])) and resumed.flops == whole.flops
     for stream in range(2):
         alone = scores(make(reset=20), tokens[stream : stream + 1])[0]
-        assert torch.allclose(alone, torch.cat([first, rest], 1)[stream], atol=0 if backend == "cpu" else 2e-5)
+        assert same(alone, torch.cat([first, rest], 1)[stream])
     whole.reset(0)
     whole.enter(0)
     again = whole.step(tokens[:, : SEGMENT + 1], [SEGMENT, 0])
-    assert torch.equal(again[0], static[0, :SEGMENT])
+    assert same(again[0], static[0, :SEGMENT])
 
 
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.5, momentum=0.9), Adam(lr=5e-3), AdamW(lr=5e-3, decay=0.01), RMS(lr=1e-4, decay=1e-3)],
