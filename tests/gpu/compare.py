@@ -13,12 +13,15 @@ from dynadapt.ops.dispatch import resolve
 from dynadapt.ops.matrix import DenseMatrix
 from native.compare import Out, Weight, poisoned
 
-from .interpreter import round_to_bfloat16
-
 __all__ = ["DEVICE", "DTYPES", "Out", "Weight", "acts", "check", "move", "poisoned", "run", "skip_without_gpu"]
 
 DEVICE = "cpu" if INTERPRET else "cuda"
-DTYPES = [torch.float32, torch.bfloat16] if not INTERPRET or round_to_bfloat16() else [torch.float32]
+DTYPES = [torch.float32, torch.bfloat16]
+if INTERPRET:
+    from .interpreter import round_to_bfloat16
+
+    if not round_to_bfloat16():
+        DTYPES = [torch.float32]
 # Allowed beyond torch's own error, in units of the largest true value.
 TOLERANCE = {torch.float32: {"largest": 4e-6, "rms": 6e-7}, torch.bfloat16: {"largest": 2.0**-9, "rms": 2.0**-12}}
 skip_without_gpu = pytest.mark.skipif(INTERPRET, reason="the interpreter is on; GPU tests need TRITON_INTERPRET unset and a GPU")
