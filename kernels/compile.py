@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -168,15 +169,16 @@ def examine_all(files: list[str], archs: list[int], jobs: int, quick: bool, show
         except Exception as error:
             rows.append(Row(Path(file).stem, "-", "-", 0, faults=[f"{type(error).__name__}: {error}"]))
             show(rows[-1])
-    if jobs <= 1 or len(work) <= 1:
-        results = (examine(*item) for item in work)
-    else:
-        # forked: a worker has torch and the kernels already; nothing here has started a thread or touched a GPU
-        pool = ProcessPoolExecutor(jobs, mp_context=get_context("fork"))
-        results = pool.map(examine, *zip(*work))
-    for row in results:
-        rows.append(row)
-        show(row)
+    with ExitStack() as stack:
+        if jobs <= 1 or len(work) <= 1:
+            results = (examine(*item) for item in work)
+        else:
+            # forked: a worker has torch and the kernels already; nothing here has started a thread or touched a GPU
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, mp_context=get_context("fork")))
+            results = pool.map(examine, *zip(*work))
+        for row in results:
+            rows.append(row)
+            show(row)
     return rows
 
 
