@@ -243,8 +243,11 @@ def test_files_come_out_of_a_package(index):
         package_files("goat", lambda path: True)
     either = packages(("goat", "sheep"), r".*\.txt", str.upper, any_of=True)
     assert either.read()[1] == {"sheep/doc/a.txt": "WOOL"}
-    with pytest.raises(Missing, match="package goat"):
-        packages(("sheep", "goat"), r".*\.txt", str).read()
+    assert packages(("sheep", "goat"), r".*\.txt", str).read()[0] == [source]        # the manifest says which were there
+    with pytest.raises(Missing, match="package goat: Unable"):
+        packages(("goat",), r".*\.txt", str).read()
+    with pytest.raises(Missing, match="nothing readable in package sheep"):
+        packages(("sheep",), r".*\.html", str).read()
 
 
 def test_a_machine_without_apt_says_so(monkeypatch, tmp_path):

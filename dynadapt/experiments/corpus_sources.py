@@ -44,7 +44,7 @@ class Domain:
 # ------------------------------------------------------------------------------------------------------------- readers
 
 def packages(names: Iterable[str], wanted: str, text: Callable[[str], str], any_of: bool = False) -> Reader:
-    """The files of Debian packages whose path matches `wanted`: of all of them, or of the first that is there."""
+    """The files of Debian packages whose path matches `wanted`: of all that the index has, or (any_of) of the first that it has."""
     pattern, names = re.compile(wanted), tuple(names)
 
     def read() -> Found:
@@ -54,15 +54,13 @@ def packages(names: Iterable[str], wanted: str, text: Callable[[str], str], any_
                 source, files = package_files(name, lambda path: bool(pattern.fullmatch(path)))
             except PackageError as error:
                 errors.append(str(error))
-                if not any_of:
-                    break
                 continue
             sources.append(source)
             documents |= _texts({f"{name}/{_identity(path)}": content for path, content in files.items()}, text)
             if any_of:
-                return sources, documents
-        if errors:
-            raise Missing("; ".join(errors))
+                break
+        if not documents:
+            raise Missing("; ".join(errors) or f"nothing readable in package {', '.join(names)}")
         return sources, documents
 
     return Reader(False, read)

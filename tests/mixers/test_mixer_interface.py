@@ -59,6 +59,9 @@ def test_the_average_counts_tokens():
     second = mixer.update(1, {"a": 2.0, "b": 1.0}, {"a": 60, "b": 40})        # 100 tokens under the initial weights
     mixer.update(2, {"a": 2.0, "b": 1.0}, {"a": 200, "b": 100})               # 300 under the second ones
     assert mixer.average["a"] == pytest.approx((100 * 0.5 + 300 * second["a"]) / 400)
+    third = mixer.weights
+    mixer.finish({"a": 50, "b": 50})                                          # 100 more after the last update
+    assert mixer.average["a"] == pytest.approx((100 * 0.5 + 300 * second["a"] + 100 * third["a"]) / 500)
     assert mixer.static_weights == mixer.average
 
 

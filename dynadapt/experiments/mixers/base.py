@@ -201,12 +201,19 @@ class Mixer(ABC):
         raw = self._rule(int(step), loss, count)
         if not np.isfinite(raw).all() or (raw < 0).any():
             raise MixerError(f"{self.name}: weights at step {step} are {self._named(raw)}; losses were {dict(losses)}")
-        trained = int(count.sum())
-        self._weighted += trained * self._weights
-        self._tokens += trained
+        self._account(count)
         self._step = int(step)
         self._weights = self.shaping(self._weights, raw)
         return self.weights
+
+    def finish(self, tokens: Mapping[str, int]) -> None:
+        """Counts the tokens trained on after the last update into `average`; call it at the end of a run."""
+        self._account(np.nan_to_num(by_domain("tokens", self.domains, tokens, least=0, partial=True)))
+
+    def _account(self, tokens: np.ndarray) -> None:
+        trained = int(tokens.sum())
+        self._weighted += trained * self._weights
+        self._tokens += trained
 
     @abstractmethod
     def _rule(self, step: int, losses: np.ndarray, tokens: np.ndarray) -> np.ndarray:
