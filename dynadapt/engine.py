@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from . import engine_state, explain as explanation
+from .adapt.fused import why_not_fused
 from .adapt.lora import LoraLearner
 from .adapt.own_weights import RowLearner
 from .adapt.peft_format import read_adapter
@@ -180,14 +181,16 @@ class Engine:
         """One LoRA learner serves every slot; weights of one's own need a learner a slot."""
         if self.adapt is None:
             return []
+        keep_grad = not self._static or why_not_fused(self.optimizer, self.accumulate, whole_model(self.adapt)) is not None
         if not own_weights:
-            return [LoraLearner(self.adapt, self.optimizer, sizes, slots, self.torch_dtype, self.seed, self.device)]
+            return [LoraLearner(self.adapt, self.optimizer, sizes, slots, self.torch_dtype, self.seed, self.device, keep_grad)]
         keep_prior = self._static and self.reset_policy == "auto"
         if whole_model(self.adapt):
             return [ModelLearner(self.adapt, self.optimizer, self.model, self.torch_dtype, self.backend, self.device, keep_prior)
                     for _ in range(slots)]
         source = lambda layer, group, part: source_weight(self.model, layer, group, part)  # noqa: E731
-        return [RowLearner(self.adapt, self.optimizer, sizes, self.torch_dtype, self.backend, source, self.device, keep_prior)
+        return [RowLearner(self.adapt, self.optimizer, sizes, self.torch_dtype, self.backend, source, self.device, keep_prior,
+                           keep_grad)
                 for _ in range(slots)]
 
     # ---- what it is
@@ -458,6 +461,7 @@ class Engine:
             raise ValueError(f"optimizer={self.optimizer!r}: only RMS uses gradient statistics")
         totals, learner, count = dict(self.ledger.totals), self.learners[0], 0
         squares = torch.zeros_like(learner.state.master[0])
+        learner.state.take_gradients()
         for segment in segments:
             row = torch.as_tensor(segment, dtype=torch.int64).view(1, -1)
             learner.choosing_rows = count == 0
@@ -465,6 +469,7 @@ class Engine:
             squares += learner.state.grad[0].square()
             learner.state.grad.zero_()
             count += 1
+        learner.state.release_gradients()
         learner.choosing_rows = False
         if not count:
             raise ValueError("segments: empty; RMS needs at least one segment of statistics text")

@@ -37,14 +37,16 @@ class FlatLayout:
 class FlatState:
     """Master weights, gradients and optimizer state of ``slots`` streams over one layout."""
 
-    def __init__(self, layout: FlatLayout, slots: int, optimizer, dtype: torch.dtype, separate_working: bool, device="cpu"):
+    def __init__(self, layout: FlatLayout, slots: int, optimizer, dtype: torch.dtype, separate_working: bool, device="cpu",
+                 keep_grad: bool = True):
         master_dtype = wide_dtype(dtype)
         zeros = lambda dtype=master_dtype: torch.zeros(slots, layout.size, dtype=dtype, device=device)  # noqa: E731
         has_first, has_second = optimizer.moments
         self.layout = layout
         self.optimizer = optimizer
         self.master = zeros()
-        self.grad = zeros()
+        self.grad = zeros() if keep_grad else None  # None: the gradient kernels update, and no gradient is kept
+        self.keep_grad = keep_grad
         self.first = zeros() if has_first else None
         self.second = zeros() if has_second else None
         self.working = zeros(dtype) if separate_working and dtype != master_dtype else None
@@ -81,6 +83,16 @@ class FlatState:
             norms, skipped, self.prior_rate,
         )
         return norms, skipped
+
+    def take_gradients(self) -> torch.Tensor:
+        """``grad``, made for the moment where none is kept; ``release_gradients`` gives it back."""
+        if self.grad is None:
+            self.grad = torch.zeros_like(self.master)
+        return self.grad
+
+    def release_gradients(self) -> None:
+        if not self.keep_grad:
+            self.grad = None
 
     def clear(self, slot: int) -> None:
         """Zero the optimizer's memory of one slot."""

@@ -21,7 +21,8 @@ class LoraLearner:
     owns_weights = False
     weights_view = gradient_view = None
 
-    def __init__(self, adapt: LoRA, optimizer, groups, slots: int, dtype: torch.dtype, seed: int, device="cpu"):
+    def __init__(self, adapt: LoRA, optimizer, groups, slots: int, dtype: torch.dtype, seed: int, device="cpu",
+                 keep_grad: bool = True):
         """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model, in forward order."""
         if optimizer.uses_statistics:
             raise ValueError(f"optimizer={type(optimizer).__name__} with adapt=LoRA: the gradient of A is zero at the prior (B = 0), so its frozen "
@@ -35,7 +36,7 @@ class LoraLearner:
             shapes[f"{layer}.{group}.A"] = (len(parts) * adapt.rank, k)
             shapes[f"{layer}.{group}.Bt"] = (adapt.rank, sum(parts))
         self.layout = FlatLayout(shapes)
-        self.state = FlatState(self.layout, slots, optimizer, dtype, separate_working=True, device=device)
+        self.state = FlatState(self.layout, slots, optimizer, dtype, separate_working=True, device=device, keep_grad=keep_grad)
         self.state.prior = self._initial(seed).to(device)
         self._bind()
         for slot in range(slots):
@@ -59,22 +60,21 @@ class LoraLearner:
         self.views = {}
         for layer, group in self.learning:
             a, b = f"{layer}.{group}.A", f"{layer}.{group}.Bt"
-            self.views[layer, group] = (view(self.state.compute, a), view(self.state.compute, b),
-                                        view(self.state.grad, a), view(self.state.grad, b))
+            self.views[layer, group] = view(self.state.compute, a), view(self.state.compute, b)
         self.fused: Fused | None = None  # set while the gradient kernels of a step update
 
     def adapter(self, layer: int, group: str):
         """(A, Bt) in the working dtype, or (None, None) where nothing learns."""
-        return self.views[layer, group][:2] if (layer, group) in self.views else (None, None)
+        return self.views[layer, group] if (layer, group) in self.views else (None, None)
 
     def gradient(self, ops, layer, group, dy, x, u, dU, slots, accumulate) -> None:
         """Write or add to the adapter gradients of ``slots`` for one group, or with ``fused`` set move the adapters at once."""
-        _, _, dA, dBt = self.views[layer, group]
         if self.fused is not None:
             a, bt = (tensor_state(self.state, f"{layer}.{group}.{part}") for part in ("A", "Bt"))
             ops.lora_gradient_update(dy, x, u, dU, list(self.sizes[layer, group][1]), self.adapt.scale, slots, self.fused.moving,
                                      a, bt, self.fused.rule, self.fused.lr, self.fused.skipped)
             return
+        dA, dBt = (self.layout.view(self.state.grad, f"{layer}.{group}.{part}") for part in ("A", "Bt"))
         ops.lora_gradient(dy, x, u, dU, list(self.sizes[layer, group][1]), self.adapt.scale, slots, dA, dBt, accumulate)
 
     def update(self, ops, slots, lr, norms=None, skipped=None):

@@ -10,7 +10,7 @@ from .dispatch import reference
 
 @reference
 def reset(flags, slots, prior, master, working, grad, first, second, step) -> None:
-    """flags, slots int32 [S]; prior [P]; master, grad, first, second [slots, P], working too or None; step int32 [slots]."""
+    """flags, slots int32 [S]; prior [P]; master [slots, P]; working, grad, first and second too, or None; step int32 [slots]."""
     for flag, slot in zip(flags.tolist(), slots.tolist()):
         if not flag:
             continue

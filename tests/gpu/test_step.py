@@ -51,12 +51,21 @@ def test_a_tiny_models_steps_are_the_cpu_engines(family, options):
     follow(engine("cpu", family, **options), engine("triton", family, **options), steps=2, family=family)
 
 
+def test_no_gradient_is_kept_where_the_kernels_update():
+    """The float32 gradients of all streams are never in memory."""
+    e = engine("triton", adapt=LoRA(2), optimizer=SGD(lr=0.1, clip=0), reset="auto")
+    e.step(text(2))
+    assert e.learners[0].state.grad is None and all(e.last.updated)
+    assert engine("triton", adapt=LoRA(2), optimizer=SGD(lr=0.1, clip=1)).learners[0].state.grad is not None
+
+
 def test_statistics_and_fused_rows():
     options = {"adapt": RowSparse(0.3), "optimizer": RMS(lr=1e-3, clip=0), "streams": 1}
     pair = engine("cpu", **options), engine("triton", **options)
     for e in pair:
         e.gather_statistics(list(text(2, seed=9)))
     follow(*pair, steps=2)
+    assert pair[1].learners[0].state.grad is None
 
 
 def test_ragged_streams_rest_alone():
