@@ -41,6 +41,11 @@ def backward_arguments(case, dtype):
     return [acts(n, sum(parts), dtype=dtype), weights, A, Bt, slots, scale, u, Out(poisoned(n, k))]
 
 
+def slack(form, dtype):
+    """The split form rounds what the adapter adds before the base product is added onto it: one rounding of bfloat16 more."""
+    return 2.0 if form == "split" and dtype == torch.bfloat16 else 1.0
+
+
 ARGUMENTS = {"linear_forward": forward_arguments, "linear_backward": backward_arguments}
 OPS = pytest.mark.parametrize("op", list(ARGUMENTS))
 form_and_dtype = lambda f: pytest.mark.parametrize("form", FORMS)(pytest.mark.parametrize("dtype", DTYPES)(f))  # noqa: E731
@@ -51,7 +56,7 @@ form_and_dtype = lambda f: pytest.mark.parametrize("form", FORMS)(pytest.mark.pa
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_against_the_reference(op, case, form, dtype):
     with choices.force(form):
-        check(op, ARGUMENTS[op](case, dtype), dtype)
+        check(op, ARGUMENTS[op](case, dtype), dtype, slack(form, dtype))
 
 
 @pytest.mark.gpu
@@ -61,7 +66,7 @@ def test_against_the_reference(op, case, form, dtype):
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_real_sizes(op, case, form):
     with choices.force(form):
-        check(op, ARGUMENTS[op](case, torch.bfloat16), torch.bfloat16)
+        check(op, ARGUMENTS[op](case, torch.bfloat16), torch.bfloat16, slack(form, torch.bfloat16))
 
 
 @pytest.mark.gpu
@@ -103,8 +108,8 @@ def test_every_tile(tile, monkeypatch):
 def test_a_split_contraction_is_added_up(form, dtype):
     case = (20, 2, 2100, (40, 24), 6)
     with choices.force(form):
-        check("linear_forward", forward_arguments(case, dtype), dtype)
-        check("linear_backward", backward_arguments((20, 2, 24, (600, 530), 6), dtype), dtype)
+        check("linear_forward", forward_arguments(case, dtype), dtype, slack(form, dtype))
+        check("linear_backward", backward_arguments((20, 2, 24, (600, 530), 6), dtype), dtype, slack(form, dtype))
 
 
 @form_and_dtype
