@@ -135,9 +135,9 @@ def ratio(part: float, whole: float) -> float | None:
     return part / whole if abs(whole) > 1e-12 else None
 
 
-def rising_types(types: Types, k: int) -> np.ndarray:
-    """Indices of the k types that change the mean most, in the direction in which it changes."""
-    sign = 1.0 if types.contribution.sum() >= 0 else -1.0
+def leading_types(types: Types, k: int, against: bool = False) -> np.ndarray:
+    """Indices of the k types that move the mean most in the direction in which it changes, or `against` it."""
+    sign = 1.0 if (types.contribution.sum() >= 0) != against else -1.0
     return np.argsort(-sign * types.contribution, kind="stable")[:k]
 
 

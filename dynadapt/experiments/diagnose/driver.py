@@ -20,6 +20,7 @@ from dynadapt.experiments.rundir import RunDirectory, RunError, write_json
 from dynadapt.text import Source, TextError, streaming_tokenizer
 
 LEARNED = ("tokens", "nll", "updates", "learned_parameters", "seconds")
+AGAINST = 15                 # of those that changed the other way
 SHOWN = 50                   # token types that the summary lists; types.csv has all of them
 SAMPLE = 100_000             # bytes of the text on which two tokenizers must agree
 REFERENCE_TOKENS = 1 << 20   # of the reference text that are compared at most
@@ -182,7 +183,8 @@ def diagnosis_of(scored: Scored, tokenizer, keyword: np.ndarray | None,
         "keywords_known": keyword is not None,
         "classes": attribution.by_class(scored, types, classes, drawn),
         "concentration": shares,
-        "top_types": [_type_record(types, i, texts[i], classes[i]) for i in attribution.rising_types(types, SHOWN)],
+        "top_types": [_type_record(types, i, texts[i], classes[i]) for i in attribution.leading_types(types, SHOWN)],
+        "against": [_type_record(types, i, texts[i], classes[i]) for i in attribution.leading_types(types, AGAINST, against=True)],
         "places": attribution.by_place(scored),
         "documents": _documents(scored),
         "controls": list(controls),

@@ -83,7 +83,9 @@ def _body(summary: dict) -> list[str]:
         table(report.share_head(summary), report.share_rows(summary)),
         '<p class="note">"On the other half": types are picked on one half of the documents and measured on the other, so that '
         "chance alone does not put types at the top.</p>",
-        table(report.TYPE_HEAD, report.type_rows(summary, 50), token_column=True),
+        table(report.TYPE_HEAD, report.type_rows(summary, 30), token_column=True),
+        '<p class="note">The types that changed most the other way:</p>',
+        table(report.TYPE_HEAD, report.type_rows(summary, 15, "against"), token_column=True),
         "<h2>Documents</h2>", svg(figures.documents(summary), "documents"),
         f'<p class="note">Intervals draw {escape(plural(summary["units"]))} with replacement ({summary["units"]["count"]:,}).</p>',
         "<h2>Format</h2>",

@@ -44,9 +44,9 @@ def share_head(summary: dict) -> tuple[str, ...]:
 TYPE_HEAD = ("token", "class", "count", "before", "after", "part of the change")
 
 
-def type_rows(summary: dict, count: int) -> list[tuple[str, ...]]:
+def type_rows(summary: dict, count: int, which: str = "top_types") -> list[tuple[str, ...]]:
     return [(t["shown"], t["class"], f"{t['count']:,}", f"{t['before']:.3f}", f"{t['after']:.3f}", number(t["contribution"]))
-            for t in summary["top_types"][:count]]
+            for t in summary[which][:count]]
 
 
 def similarity_rows(similarity: dict) -> list[tuple[str, ...]]:
@@ -75,6 +75,7 @@ def print_diagnosis(summary: dict, out: Path) -> None:
     print_table(console, CLASS_HEAD, class_rows(summary))
     print_table(console, share_head(summary), share_rows(summary))
     print_table(console, TYPE_HEAD, type_rows(summary, 10))
+    print_table(console, ("the other way", *TYPE_HEAD[1:]), type_rows(summary, 5, "against"))
     if summary["similarity"]:
         print_table(console, SIMILARITY_HEAD, similarity_rows(summary["similarity"]))
     if not summary["keywords_known"]:

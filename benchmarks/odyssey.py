@@ -1,0 +1,197 @@
+"""When adapting hurts: SmolLM2 adapted to each domain of a corpus, and diagnosed on text of that domain that was held out.
+
+    dynadapt corpus build --out corpus
+    python benchmarks/odyssey.py corpus --out runs/odyssey        # goes on where it was stopped; results.json and results.md
+
+Tests three claims of "Adaptation Odyssey in LLMs" (arXiv 2410.05581), and how well `dynadapt diagnose --advise` foresees the outcome:
+  10. further pretraining on a domain can worsen perplexity on that same domain's held-out text;
+  11. the worsening correlates with the similarity between the domain and the original pretraining data;
+  12. it comes from a handful of uninformative tokens.
+
+Each condition is one pass over excerpts of a domain's training documents; "hot" is five times the usual learning rate. The pretraining
+data of SmolLM2 is not at hand, so similarity has two stand-ins: the model's own bits per byte on the domain, and the Jensen-Shannon
+divergence of unigrams to text that the model itself writes, sampled from its beginning-of-text token at temperature 1 (transformers).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from dynadapt.environment import environment
+from dynadapt.experiments.config import LEARNING_RATES, EvalConfig
+from dynadapt.experiments.diagnose import attribution
+from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, advise
+from dynadapt.experiments.diagnose.config import DiagnoseConfig
+from dynadapt.experiments.diagnose.driver import run_diagnosis
+from dynadapt.experiments.rundir import read_json, write_json
+from dynadapt.progress import Lines
+
+CONDITIONS = {"lora": {}, "lora-hot": {"lr": 5 * LEARNING_RATES["lora"]["adam"]}}
+HELD_OUT, EXCERPT = 24, 1600                 # documents of a domain that are scored, and characters of each
+TRAIN_EXCERPT = 4000                         # characters of each training document
+
+
+def excerpts(path: Path, out: Path, characters: int, count: int | None = None) -> Path:
+    """The first `characters` of documents spread over a corpus file, as a .jsonl file."""
+    documents = [json.loads(line)["text"] for line in path.read_text("utf-8").splitlines()]
+    if count is not None and len(documents) > count:
+        documents = [documents[i] for i in np.linspace(0, len(documents) - 1, count).astype(int)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(json.dumps({"text": text[:characters]}) + "\n" for text in documents), "utf-8")
+    return out
+
+
+def sampled(model: str, out: Path, rows: int = 32, tokens: int = 256) -> Path:
+    """Text that the model writes from its beginning-of-text token; kept once written."""
+    if out.exists():
+        return out
+    import torch
+    import transformers
+
+    import dynadapt
+    from dynadapt.model.fetch import cached
+    directory = cached(model) or Path(model)
+    live = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
+    tokenizer = dynadapt.load(model).tokenizer
+    torch.manual_seed(0)
+    start = torch.full((rows, 1), live.config.bos_token_id)
+    ids = live.generate(start, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=tokens,
+                        pad_token_id=live.config.eos_token_id)
+    texts = [tokenizer.decode([i for i in row[1:].tolist() if i not in (live.config.bos_token_id, live.config.eos_token_id)]) for row in ids]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts if text.strip()), "utf-8")
+    return out
+
+
+def run_domain(name: str, condition: str, arguments, reference: Path) -> dict:
+    """Advice, then adaptation and diagnosis, of one domain; finished parts are read from their files."""
+    folder = arguments.out / condition / name
+    train = excerpts(arguments.corpus / name / "train.jsonl", arguments.out / "texts" / name / "train.jsonl", TRAIN_EXCERPT)
+    held = excerpts(arguments.corpus / name / "heldout.jsonl", arguments.out / "texts" / name / "heldout.jsonl", EXCERPT, HELD_OUT)
+    config = EvalConfig(model=arguments.model, segment=arguments.segment, **CONDITIONS[condition])
+    if (folder / "advice" / "summary.json").exists():
+        advised = read_json(folder / "advice" / "summary.json")
+    else:
+        advised = advise(config, (str(train),), (), arguments.windows, folder / "advice", announce=said)
+    chosen = DiagnoseConfig(config.with_(text=(str(held),)), learn=(str(train),), learn_tokens=arguments.learn_tokens,
+                            reference=(str(reference),), control=arguments.control)
+    found = run_diagnosis(chosen, folder / "diagnosis", resume=True, announce=said)
+    ten = next(record for record in found["concentration"] if record["types"] == 10)
+    return {"domain": name, "condition": condition, "tokens": found["tokens"], "documents": len(found["documents"]),
+            "change": found["change"], "interval": found["interval"], "verdict": found["verdict"], "perplexity": found["perplexity"],
+            "bits_per_byte": found["bits_per_byte"]["before"], "divergence": found["similarity"]["orders"][0]["divergence"],
+            "top10": ten, "largest": [t["shown"] for t in found["top_types"][:5]], "classes": found["classes"],
+            "controls": found["controls"], "advice": advised["advice"], "expected": advised["expected_change"],
+            "expected_interval": advised["interval"]}
+
+
+def said(title: str):
+    print(f"    {title}", flush=True)
+    return Lines(sys.stdout, every=20)
+
+
+# -------------------------------------------------------------------------------------------------------------- analysis
+
+def spearman(x, y, draws: int = 2000) -> dict:
+    """Rank correlation over domains with a percentile interval from drawing domains, and a two-sided permutation p-value."""
+    from scipy.stats import spearmanr
+    x, y, random = np.asarray(x, float), np.asarray(y, float), np.random.default_rng(0)
+    rho = lambda i, j: float(spearmanr(x[i], y[j]).statistic)  # noqa: E731
+    whole = np.arange(len(x))
+    value, found = rho(whole, whole), []
+    while len(found) < draws and len(x) > 2:
+        chosen = random.integers(0, len(x), len(x))
+        if len(set(x[chosen])) > 2 and len(set(y[chosen])) > 2:
+            found.append(rho(chosen, chosen))
+    by_chance = [abs(rho(whole, random.permutation(len(x)))) >= abs(value) - 1e-12 for _ in range(draws)]
+    return {"rho": value, "interval": np.quantile(found, [0.025, 0.975]).tolist(), "p": float(np.mean(by_chance)), "domains": len(x)}
+
+
+def claims(rows: list[dict]) -> dict:
+    """What the domains of one condition say about claims 10 to 12 and about the advice."""
+    change = [row["change"] for row in rows]
+    hurt = [row for row in rows if row["verdict"].startswith("hurts")]
+    expected = [row["expected"] for row in rows]
+    apart = np.array(change) - np.array(expected)
+    decided = [row for row in rows if row["advice"] in (ADAPT, LEAVE)]
+    right = [row for row in decided if (row["change"] < 0) == (row["advice"] == ADAPT)]
+    enough = len(rows) > 3
+    return {
+        "10": {"domains": len(rows), "worse": [row["domain"] for row in hurt]},
+        "11": enough and {"nearness by bits per byte": spearman([-row["bits_per_byte"] for row in rows], change),
+                          "nearness by divergence": spearman([-row["divergence"] for row in rows], change)},
+        "12": {row["domain"]: {"verdict": row["verdict"], "held_out_share_of_10": row["top10"]["held_out"], "tokens": row["top10"]["tokens"],
+                               "largest": row["largest"]} for row in hurt},
+        "advice": {"decided": len(decided), "right": len(right), "mean_error": float(apart.mean()), "mean_absolute_error": float(abs(apart).mean()),
+                   "covered": sum(row["expected_interval"][0] <= row["change"] <= row["expected_interval"][1] for row in rows),
+                   "rank_correlation": enough and spearman(expected, change)},
+    }
+
+
+def markdown(results: dict) -> str:
+    lines = []
+    for condition, found in results["conditions"].items():
+        lines += [f"## {condition}", "", "| domain | bits per byte | divergence | change (95%) | verdict | top 10 types, other half (tokens) | foreseen (95%) | advice |",
+                  "|---|---|---|---|---|---|---|---|"]
+        for row in found["rows"]:
+            ends = lambda pair: "-" if None in pair else f"[{pair[0]:+.3f}, {pair[1]:+.3f}]"  # noqa: E731
+            share = "-" if row["top10"]["held_out"] is None else f"{row['top10']['held_out']:.0%} ({row['top10']['tokens']:.0%})"
+            lines.append(f"| {row['domain']} | {row['bits_per_byte']:.3f} | {row['divergence']:.3f} | {row['change']:+.3f} {ends(row['interval'])} "
+                         f"| {row['verdict']} | {share} | {row['expected']:+.3f} {ends(row['expected_interval'])} | {row['advice']} |")
+        lines += ["", *_said(found["claims"]), ""]
+    return "\n".join(lines) + "\n"
+
+
+def _said(found: dict) -> list[str]:
+    worse, advice = found["10"]["worse"], found["advice"]
+    lines = [f"- Claim 10: {len(worse)} of {found['10']['domains']} domains got worse" + (f" ({', '.join(worse)})." if worse else ".")]
+    for name, rho in (found["11"] or {}).items():
+        lines.append(f"- Claim 11, {name}: Spearman {rho['rho']:+.2f} [{rho['interval'][0]:+.2f}, {rho['interval'][1]:+.2f}] with the change, "
+                     f"p = {rho['p']:.3f}, {rho['domains']} domains.")
+    few = [name for name, row in found["12"].items() if row["verdict"] == "hurts on few types"]
+    lines.append(f"- Claim 12: in {len(few)} of the {len(worse)} domains that got worse, at most 10 token types explain at least half of it.")
+    rho = advice["rank_correlation"]
+    lines.append(f"- Advice: right in {advice['right']} of {advice['decided']} domains that it decided; measured less foreseen {advice['mean_error']:+.3f} "
+                 f"(mean absolute {advice['mean_absolute_error']:.3f}); {advice['covered']} of {found['10']['domains']} inside the interval"
+                 + (f"; rank correlation {rho['rho']:+.2f} [{rho['interval'][0]:+.2f}, {rho['interval'][1]:+.2f}]." if rho else "."))
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path, help="directory that `dynadapt corpus build` made")
+    parser.add_argument("--out", type=Path, default=Path("runs/odyssey"))
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--domains", nargs="+", help="only these")
+    parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=list(CONDITIONS))
+    parser.add_argument("--segment", type=int, default=512)
+    parser.add_argument("--learn-tokens", type=int, default=6145)
+    parser.add_argument("--windows", type=int, default=16, help="of the probe behind the advice")
+    parser.add_argument("--control", default="none", choices=("none", "newlines", "packing", "all"))
+    arguments = parser.parse_args()
+    there = sorted(path.parent.name for path in arguments.corpus.glob("*/heldout.jsonl"))
+    unknown = [name for name in arguments.domains or [] if name not in there]
+    if not there or unknown:
+        raise SystemExit(f"{arguments.corpus}: holds no domain {unknown[0] if unknown else 'at all'}; there are {', '.join(there) or 'none'} "
+                         "(make it with: dynadapt corpus build --out DIR)")
+    reference = sampled(arguments.model, arguments.out / "texts" / "sampled.jsonl")
+    done = {condition: [] for condition in arguments.conditions}
+    for condition, name in product(arguments.conditions, arguments.domains or there):
+        print(f"{condition}, {name}", flush=True)
+        done[condition].append(run_domain(name, condition, arguments, reference))
+        results = {"environment": environment(), "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()},
+                   "bootstrap_draws": attribution.DRAWS,
+                   "conditions": {c: {"rows": rows, "claims": claims(rows)} for c, rows in done.items() if rows}}
+        write_json(arguments.out / "results.json", results)
+        (arguments.out / "results.md").write_text(markdown(results))
+    print((arguments.out / "results.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""What benchmarks/odyssey.py makes of domains: correlations, claims, the table."""
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+SPEC = importlib.util.spec_from_file_location("odyssey", Path(__file__).parents[2] / "benchmarks" / "odyssey.py")
+odyssey = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(odyssey)
+
+
+def row(i: int, change: float, verdict: str) -> dict:
+    return {"domain": f"d{i}", "change": change, "interval": [change - 0.01, change + 0.01], "verdict": verdict, "bits_per_byte": 1.0 - change,
+            "divergence": 0.5 + 0.01 * i, "top10": {"held_out": 0.8, "tokens": 0.1}, "largest": ["⏎"], "expected": change + 0.02,
+            "expected_interval": [change - 0.03, change + 0.07], "advice": "adapt" if change + 0.07 < 0 else "no clear gain"}
+
+
+def test_claims_count_what_got_worse_and_rank_what_it_goes_with():
+    changes = [-0.3, -0.2, -0.1, 0.05, 0.1]
+    rows = [row(i, change, "helps" if change < 0 else "hurts on few types") for i, change in enumerate(changes)]
+    found = odyssey.claims(rows)
+    assert found["10"] == {"domains": 5, "worse": ["d3", "d4"]} and set(found["12"]) == {"d3", "d4"}
+    near = found["11"]["nearness by bits per byte"]
+    assert near["rho"] == pytest.approx(1.0) and near["interval"][1] == pytest.approx(1.0) and near["p"] < 0.05
+    assert found["11"]["nearness by divergence"]["rho"] == pytest.approx(-1.0)
+    assert found["advice"]["right"] == found["advice"]["decided"] == 3 and found["advice"]["covered"] == 5
+    assert found["advice"]["mean_error"] == pytest.approx(-0.02) and found["advice"]["rank_correlation"]["rho"] == pytest.approx(1.0)
+    table = odyssey.markdown({"conditions": {"lora": {"rows": rows, "claims": found}, "few": {"rows": rows[:2], "claims": odyssey.claims(rows[:2])}}})
+    assert "2 of 5 domains got worse (d3, d4)" in table and "in 2 of the 2 domains" in table and table.count("| d0 |") == 2
+
+
+def test_no_correlation_is_not_called_one():
+    assert odyssey.spearman([1, 2, 3, 4, 5, 6, 7, 8], [3, 1, 4, 1.5, 5, 9, 2, 0])["p"] > 0.2
+
+
+def test_excerpts_are_spread_over_the_documents(tmp_path):
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps({"text": str(i) * 50}) + "\n" for i in range(9)))
+    few = odyssey.excerpts(tmp_path / "all.jsonl", tmp_path / "out" / "few.jsonl", 10, 3)
+    assert [json.loads(line)["text"] for line in few.read_text().splitlines()] == ["0" * 10, "4" * 10, "8" * 10]
