@@ -71,6 +71,7 @@ HELP = {
     "dtype": "arithmetic; masters of what learns are float32 (fp64: on the reference backend, for checks)",
     "backend": "native kernels on the CPU, Triton and CUDA kernels on a GPU, or the plain reference",
     "device": "cpu, cuda or cuda:N; auto takes the GPU where there is one",
+    "batch": "streams that go through the layers together, 0 for all; fewer take less memory and score the same",
     "recompute": "make norm outputs and activations again in backward instead of keeping them: less memory, a little more time",
     "base": "frozen linear weights in the arithmetic of --dtype, or in float8 with a scale per row",
     "seed": "seed of the adapters' first values",

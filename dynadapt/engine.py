@@ -79,6 +79,8 @@ class Engine:
         backend: "cpu" (native kernels), "triton" (GPU kernels), "reference" (plain torch), "auto" (by device; reference for fp64).
         seed: of the adapters' initial A.
         device: "cpu", "cuda", "cuda:1"...; "auto": the GPU where torch sees one and the backend can use it.
+        batch: streams that go through the layers together; the others follow in further passes of the same step, which costs
+            less memory and changes no result. None: all. Streams with weights of their own always go one by one.
         recompute: norm outputs and activations are made again in backward instead of kept for it.
         base: "same" (``dtype``), or "float8": frozen linear weights in float8 with a scale per row (ops/float8.py).
         static: fixed shapes and no host decision inside a step, as a CUDA graph needs; None: on a GPU only.
@@ -89,7 +91,8 @@ class Engine:
 
     def __init__(self, model, adapt=None, optimizer=None, memory=None, streams: int = 1, segment: int = 512,
                  shared: bool = False, every: int = 1, accumulate: bool = False, reset="never", dtype: str = "bf16",
-                 backend: str = "auto", seed: int = 0, device: str = "auto", recompute: bool = False, base: str = "same",
+                 backend: str = "auto", seed: int = 0, device: str = "auto", batch: int | None = None,
+                 recompute: bool = False, base: str = "same",
                  static: bool | None = None):
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -108,7 +111,11 @@ class Engine:
         self.dtype, self.torch_dtype = dtype, DTYPES[dtype]
         self.device = choose_device(device, backend, self.torch_dtype)
         self.backend = choose_backend(backend, self.torch_dtype, self.device.type)
-        self.recompute, self.base = recompute, base
+        if batch is not None and (not isinstance(batch, int) or batch < 1):
+            raise ValueError(f"batch={batch!r}: expected an integer of at least 1, or None for all streams")
+        if shared and batch is not None and batch < streams:
+            raise ValueError(f"batch={batch} with shared=True and streams={streams}: one update sees all rows; use accumulate=True with fewer rows")
+        self.recompute, self.base, self.batch = recompute, base, batch or streams
         self._check_base()
         self._check_memory()
         static = self.device.type != "cpu" or self.backend == "triton" if static is None else static
@@ -344,7 +351,7 @@ class Engine:
         if not active:
             return []
         if not self.learners:
-            return [(active, False, False)]
+            return [(part, False, False) for part in self._in_batches(active)]
         due = {s: (self.state[s].segments + 1) % self.every == 0 for s in active}
         if self.shared:
             update = due[active[0]]
@@ -352,7 +359,11 @@ class Engine:
         groups = [([s for s in active if due[s] == update], update or self.accumulate, update) for update in (True, False)]
         if len(self.learners) > 1:
             groups = [([s], learn, update) for streams, learn, update in groups for s in streams]
-        return [group for group in groups if group[0]]
+        return [(part, learn, update) for streams, learn, update in groups for part in self._in_batches(streams)]
+
+    def _in_batches(self, rows: list[int]) -> list[list[int]]:
+        """``rows`` in pieces of at most ``batch``."""
+        return [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
 
     def _batch(self, tokens, lengths, streams):
         """Inputs [S', T'] with each stream's overlap in front, targets [S', T'] (-1: not scored)."""

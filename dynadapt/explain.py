@@ -39,7 +39,7 @@ def _how_it_runs(engine) -> list[str]:
     """Graph or host, fused update or not, launches a step."""
     static = engine.static
     if static is None:
-        return ["the step runs op by op; rows that do the same work go together"]
+        return [f"the step runs op by op; rows that do the same work go together, at most {engine.batch}"]
     lines = ["the step has fixed shapes and never waits for the device" + (
         f"; {len(static.recordings)} kind(s) of step recorded" if static.cuda else "; op by op, since there is no GPU to capture it on")]
     for rec in static.recordings.values():
@@ -48,6 +48,8 @@ def _how_it_runs(engine) -> list[str]:
             lines.append(f"        {rec.kind.rows} x {rec.kind.segment}, {work}: {static.launches(rec):,} launches in one CUDA graph")
     if static.cuda and not any(rec.graph for rec in static.recordings.values()):
         lines.append("        launches: known after the second step, which is captured")
+    if engine.batch < engine.streams:
+        lines.append(f"        {engine.batch} streams go through the layers together, the others after them")
     if engine.learners:
         lines.append("        update: " + ("in the gradient kernels" if static.fused else f"a launch of its own, because {static.why_not_fused}"))
     return lines
@@ -58,7 +60,7 @@ def timed_steps(engine, steps: int = 3) -> tuple[float, dict[str, float], dict[s
     from .engine import Engine
 
     twin = Engine(engine.model, engine.adapt, engine.optimizer, engine.memory, engine.streams, engine.segment, engine.shared,
-                  1, False, "never", engine.dtype, engine.backend, engine.seed, str(engine.device), engine.recompute, engine.base)
+                  1, False, "never", engine.dtype, engine.backend, engine.seed, str(engine.device), engine.batch, engine.recompute, engine.base)
     generator = torch.Generator().manual_seed(0)
     tokens = lambda: torch.randint(engine.config.vocab_size, (engine.streams, engine.segment + 1), generator=generator)  # noqa: E731
     if engine.optimizer is not None and engine.optimizer.uses_statistics:

@@ -186,18 +186,18 @@ class StaticStep:
         report = StaticReport(e.streams, {})
         e.last = report
         rows = list(range(len(streams)))
-        groups = [rows] if len(e.learners) <= 1 else [[i] for i in rows]
+        groups = e._in_batches(rows) if len(e.learners) <= 1 else [[i] for i in rows]
         groups = [g for g in groups if any(lengths[i] for i in g)]
         nll = None
         if groups != [rows]:
             nll = torch.zeros(len(rows), tokens.shape[1] - 1, dtype=e.decoder.stat_dtype, device=e.device)
         for g in groups:
-            chosen = tokens if g == rows else tokens[g[0] : g[0] + 1]  # no index tensor: it would wait for the device
+            chosen = tokens[g[0] : g[-1] + 1]  # no index tensor: it would wait for the device
             part = self._step(chosen, [lengths[i] for i in g], [streams[i] for i in g], report)
             if nll is None:
                 nll = part
             else:
-                nll[g[0] : g[0] + 1] = part
+                nll[g[0] : g[-1] + 1] = part
         report.flops = dict(e.ledger.step)
         return nll
 

@@ -26,6 +26,8 @@ def text(length, streams=1, seed=0):
     ({"streams": 0}, "streams=0"),
     ({"segment": -1}, "segment=-1"),
     ({"every": 0}, "every=0"),
+    ({"batch": 0}, "batch=0"),
+    ({"batch": 1, "streams": 2, "shared": True}, "batch=1 with shared=True"),
     ({"reset": "sometimes"}, "reset='sometimes'"),
     ({"reset": 0}, "reset=0"),
     ({"shared": True, "reset": "auto"}, "shared=True"),

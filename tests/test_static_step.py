@@ -66,7 +66,8 @@ def compare(host, static, lengths=None, steps=4, family="llama", enter=()):
     {"adapt": LoRA(2), "optimizer": Adam(lr=0.01, decay=0.01)}, {"adapt": LoRA(2), "memory": SegmentMemory(6, 2)},
     {"adapt": LoRA(2), "memory": SegmentMemory(20, 3)}, {"adapt": LoRA(2), "memory": Overlap(5)},
     {"adapt": LoRA(2, layers=range(1, 2), targets="mlp"), "recompute": True}, {"adapt": LoRA(2), "recompute": True},
-    {"adapt": LoRA(2), "every": 2}, {"adapt": LoRA(2), "every": 2, "accumulate": True},
+    {"adapt": LoRA(2), "every": 2}, {"adapt": LoRA(2), "every": 2, "accumulate": True}, {"adapt": LoRA(2), "batch": 2},
+    {"memory": SegmentMemory(6, 2), "batch": 1},
     {"adapt": LoRA(2), "shared": True}, {"adapt": LoRA(2), "shared": True, "every": 2, "accumulate": True},
     {"adapt": Full(), "shared": True, "optimizer": Adam(lr=1e-3, decay=0.01)}, {"adapt": Full(targets="mlp")},
     {"adapt": RowSparse(0.3, every=2), "optimizer": Adam(lr=1e-3, decay=0.01)}, {"adapt": RowSparse(0.3, select="fixed"), "every": 2},
@@ -120,6 +121,17 @@ def test_a_change_of_the_text_resets(adapt):
         assert any(host.last.was_reset) == (step == 12)
     for a, b in zip(host.state, static.static.change_points()):
         assert a.change.count == b.count and abs(a.change.mean - b.mean) < 1e-3
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_streams_in_batches_score_and_learn_the_same(static):
+    options = {"adapt": LoRA(2), "memory": SegmentMemory(6, 2), "streams": 5}
+    whole, parts = engine(static, **options), engine(static, **options, batch=2)
+    for step in range(3):
+        tokens, lengths = text(5, seed=step), [8, 0, 0, 3, 8] if step == 1 else None
+        torch.testing.assert_close(whole.step(tokens, lengths), parts.step(tokens, lengths), rtol=1e-5, atol=1e-6)
+        assert whole.last.updated == parts.last.updated
+    torch.testing.assert_close(whole.learners[0].state.master, parts.learners[0].state.master, rtol=1e-4, atol=1e-6)
 
 
 def test_streams_enter_and_leave_by_number():

@@ -58,14 +58,21 @@ class Dynadapt:
             segment=o["segment"],
             dtype=name,
             device=o["device"],
+            batch=self.batch(o),
             **options,
         )
+
+    @staticmethod
+    def batch(o):
+        """All streams together, but 8,192 tokens at once where the activations of an 8B model would not fit beside 64 adapters."""
+        large = o["model"] == "llama-3.1-8b" and o["streams"] * o["segment"] > 16384
+        return max(1, 8192 // o["segment"]) if large else None
 
     def step(self, tokens):
         return self.engine.step(tokens)
 
     def facts(self) -> dict:
-        return {"explain": self.engine.explain()}
+        return {"explain": self.engine.explain(), "batch": self.engine.batch}
 
 
 class StackedPeer:

@@ -55,6 +55,7 @@ class EvalConfig:
     dtype: str = "bf16"
     backend: str = "auto"
     device: str = "auto"
+    batch: int = 0
     recompute: bool = False
     base: str = "same"
     seed: int = 0
@@ -134,7 +135,7 @@ def _check(config: EvalConfig) -> None:
     for name, accepted in CHOICES.items():
         if getattr(config, name) not in accepted:
             raise ConfigError(f"{name} {getattr(config, name)!r}: give one of {', '.join(accepted)}")
-    for name, least in (("rank", 1), ("segment", 1), ("memory", 0), ("sinks", 0), ("context", 0), ("every", 1), ("streams", 1), ("seed", 0)):
+    for name, least in (("rank", 1), ("segment", 1), ("memory", 0), ("sinks", 0), ("context", 0), ("every", 1), ("streams", 1), ("batch", 0), ("seed", 0)):
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{name} {value!r}: give a whole number of at least {least}")

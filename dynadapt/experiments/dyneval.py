@@ -109,7 +109,7 @@ def build_engine(model, config: EvalConfig):
     return dynadapt.Engine(model, adapt=adapt, optimizer=optimizers[config.optimizer](**rate) if adapt else None, memory=memory,
                            streams=config.streams, segment=config.segment, every=config.every, reset=config.reset,
                            dtype=config.dtype, backend=config.backend, seed=config.seed, device=config.device,
-                           recompute=config.recompute, base=config.base)
+                           batch=config.batch or None, recompute=config.recompute, base=config.base)
 
 
 def _statistics(config: EvalConfig, tokenizer, tokens: int = 16384):
