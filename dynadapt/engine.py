@@ -13,7 +13,9 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import wraps
 
 import torch
 
@@ -59,6 +61,17 @@ class StreamState:
     since_reset: int = 0  # tokens learned from since the adapter was last the prior
     change: ChangePoint = field(default_factory=ChangePoint)
     history: list[int] = field(default_factory=list)  # Overlap: the last inputs
+
+
+def _on_device(method):
+    """The engine's own GPU is the current one inside: kernels launch on the current device."""
+
+    @wraps(method)
+    def call(self, *args, **kwargs):
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return method(self, *args, **kwargs)
+
+    return call
 
 
 class Engine:
@@ -286,6 +299,7 @@ class Engine:
 
     # ---- the step
 
+    @_on_device
     def step(self, tokens: torch.Tensor, lengths=None, streams=None) -> torch.Tensor:
         """Score each row's tokens, then learn from them.
 
@@ -459,6 +473,7 @@ class Engine:
 
     # ---- statistics, saving
 
+    @_on_device
     def gather_statistics(self, segments) -> int:
         """Frozen gradient statistics for ``RMS`` at the prior: MS = sqrt(mean over segments of g^2).
 
