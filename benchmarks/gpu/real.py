@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -24,7 +25,8 @@ def real(campaign, record) -> None:
 
     model = dynadapt.load(campaign.model)
     segment = 512
-    tokens = torch.tensor(model.tokenizer.encode(Path(campaign.text).read_text()[: 6 * segment * (campaign.steps + 1)]))
+    text = Path(campaign.text).read_text()[: 6 * segment * (campaign.steps + 1)]
+    tokens = torch.tensor(model.tokenizer.encode(text))
     steps = min(campaign.steps, (len(tokens) - 1) // segment)
     engine = Engine(
         model,
@@ -36,7 +38,8 @@ def real(campaign, record) -> None:
         device=campaign.device,
     )
     tokens = tokens.to(campaign.device)
-    record.note(model=model.name, steps_asked=campaign.steps, steps=steps, segment=segment, explain=engine.explain())
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    record.note(text_sha256=digest, model=model.name, steps_asked=campaign.steps, steps=steps, segment=segment, explain=engine.explain())
     start, scores, measured = time.perf_counter(), [], 0
     for step in range(steps):
         scores.append(engine.step(tokens[None, step * segment : (step + 1) * segment + 1]).float().mean().clone())
@@ -55,15 +58,18 @@ def real(campaign, record) -> None:
         mean_nll=sum(r["nll"] * r["steps"] for r in rows) / measured,
         tokens_per_s=segment * sum(r["steps"] for r in late) / elapsed,
         total_seconds=rows[-1]["seconds"],
-        **_beside(campaign.curve, rows),
+        **_beside(campaign.curve, rows, digest),
     )
 
 
-def _beside(path, rows) -> dict:
-    """How far the curve is from a stored one, over the steps that both have."""
+def _beside(path, rows, digest) -> dict:
+    """How far the curve is from a stored one of the same text, over the steps that both have."""
     if not path:
         return {}
-    other = {r["step"]: r["nll"] for r in json.loads(Path(path).read_text())["rows"]}
+    stored = json.loads(Path(path).read_text())
+    if stored.get("text_sha256", digest) != digest:
+        return {"curve": f"of another text: {stored['text_sha256'][:12]}..., here {digest[:12]}..."}
+    other = {r["step"]: r["nll"] for r in stored["rows"]}
     common = [(r["nll"], other[r["step"]]) for r in rows if r["step"] in other]
     if not common:
         return {"curve": "no common steps"}
