@@ -40,8 +40,8 @@ def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...
     if config.adapt == "none":
         raise ConfigError("adapt 'none' with --advise: there is nothing to probe; give lora, rows or full")
     if config.optimizer == "rms" or config.streams != 1 or config.split:
-        raise ConfigError(f"optimizer {config.optimizer!r}, streams {config.streams}, split {config.split}: a probe has one stream "
-                          "and no statistics text; give adam, adamw or sgd and one stream")
+        raise ConfigError(f"optimizer {config.optimizer!r}, streams {config.streams}, split {config.split}: a probe has one "
+                          "stream and no statistics text; give adam, adamw or sgd and one stream")
     announce, out = announce or (lambda what: None), Path(out)
     gather(texts, None), gather(reference, None)
     model = _load(config.model) if model is None else model
@@ -108,7 +108,8 @@ def advice(static: np.ndarray, adapted: np.ndarray) -> dict:
     low, high = attribution.bootstrap(late, np.ones(len(late)))
     verdict = ADAPT if high < 0 else LEAVE if low > 0 else UNCLEAR
     return _plain({"advice": verdict, "expected_change": float(late.mean()), "interval": [float(low), float(high)],
-                   "base_nll": float(static.mean()), "change": change.tolist(), "static": static.tolist(), "adapted": adapted.tolist()})
+                   "base_nll": float(static.mean()), "change": change.tolist(), "static": static.tolist(),
+                   "adapted": adapted.tolist()})
 
 
 def _compare(model, tokenizer, tokens, files, others, reference, embeddings) -> dict | None:

@@ -136,9 +136,10 @@ def ratio(part: float, whole: float) -> float | None:
 
 
 def leading_types(types: Types, k: int, against: bool = False) -> np.ndarray:
-    """Indices of the k types that move the mean most in the direction in which it changes, or `against` it."""
-    sign = 1.0 if (types.contribution.sum() >= 0) != against else -1.0
-    return np.argsort(-sign * types.contribution, kind="stable")[:k]
+    """Indices of the at most k types that move the mean most in the direction in which it changes, or `against` it."""
+    along = types.contribution if (types.contribution.sum() >= 0) != against else -types.contribution
+    order = np.argsort(-along, kind="stable")[:k]
+    return order[along[order] > 0]
 
 
 # ---------------------------------------------------------------------------------------------------------------- classes
@@ -147,7 +148,7 @@ def by_class(scored: Scored, types: Types, classes: np.ndarray, drawn: Units) ->
     """One record a class that occurs: its part of the change, and perplexities of it alone and of all the rest."""
     token_class = classes[types.of]                                                     # [N]
     member = token_class[:, None] == np.arange(len(CLASSES))                            # [N, classes]
-    per_unit = np.stack([np.bincount(drawn.of, scored.change * one, drawn.count) for one in member.T], axis=1)          # [U, classes]
+    per_unit = np.stack([np.bincount(drawn.of, scored.change * one, drawn.count) for one in member.T], axis=1)  # [U, classes]
     low, high = bootstrap(per_unit, np.bincount(drawn.of, minlength=drawn.count).astype(np.float64))
     records = []
     for c, name in enumerate(CLASSES):
@@ -172,7 +173,7 @@ def by_class(scored: Scored, types: Types, classes: np.ndarray, drawn: Units) ->
 def _perplexities(scored: Scored, chosen: np.ndarray) -> dict | None:
     if not chosen.any():
         return None
-    return {name: perplexity(float(values[chosen].mean())) for name, values in (("before", scored.before), ("after", scored.after))}
+    return {"before": perplexity(float(scored.before[chosen].mean())), "after": perplexity(float(scored.after[chosen].mean()))}
 
 
 def perplexity(nll: float) -> float:

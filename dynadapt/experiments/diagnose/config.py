@@ -8,8 +8,8 @@ from dynadapt.experiments.config import ConfigError, EvalConfig
 
 CONTROLS = ("none", "newlines", "packing", "all")
 WINDOWS = 24                 # of a probe
-SCORING = ("model", "text", "tokens", "segment", "memory", "sinks", "refresh", "context", "dtype", "backend", "device", "recompute",
-           "base")
+SCORING = ("model", "text", "tokens", "segment", "memory", "sinks", "refresh", "context", "dtype", "backend", "device",
+           "recompute", "base")
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class DiagnoseConfig:
 
     def __post_init__(self):
         if (self.after is None) == (not self.learn):
-            raise ConfigError(f"after {self.after!r} and learn {list(self.learn)}: give one of them, a second model (or adapter) with "
-                              "--after, or texts to adapt to now with --learn")
+            raise ConfigError(f"after {self.after!r} and learn {list(self.learn)}: give one of them, a second model (or adapter) "
+                              "with --after, or texts to adapt to now with --learn")
         if not self.eval.text:
             raise ConfigError("text: none given; name held-out files or directories, or builtin:python-reference")
         if "-" in (*self.eval.text, *self.learn, *self.reference):

@@ -106,9 +106,9 @@ class _Stage:
         compared, keyword = self._compare(scored, texts, reference)
         summary, types, classes = diagnosis_of(scored, self.before.tokenizer.backend, keyword, [c for c in controls if c])
         summary.update(
-            kind="diagnosis", model=self.config.eval.model, after=self.config.after or "learned", text=list(self.config.eval.text),
-            bits_per_byte={name: r["bits_per_byte"] for name, r in runs.items()}, base_nll=runs["before"]["nll"],
-            similarity=compared, learned=learned and {key: learned[key] for key in LEARNED},
+            kind="diagnosis", model=self.config.eval.model, after=self.config.after or "learned",
+            text=list(self.config.eval.text), bits_per_byte={name: r["bits_per_byte"] for name, r in runs.items()},
+            base_nll=runs["before"]["nll"], similarity=compared, learned=learned and {key: learned[key] for key in LEARNED},
             flops=sum(sum(r["flops"].values()) for r in runs.values()))
         from dynadapt.experiments.diagnose.page import write_page
         from dynadapt.experiments.diagnose.report import write_types
@@ -127,8 +127,8 @@ class _Stage:
         suffix, of = (f"-{label}", f", {TITLES[label]}") if label else ("", "")
         runs = {"before": self._run(f"before{suffix}", f"scoring with the model before{of}", config, options, self.before)}
         second = config.with_(model=self.config.after) if self.kind == "model" else config
-        runs["after"] = self._run(f"after{suffix}", f"scoring with the model after{of}", second, options, self.after or self.before,
-                                  self.make_after)
+        runs["after"] = self._run(f"after{suffix}", f"scoring with the model after{of}", second, options,
+                                  self.after or self.before, self.make_after)
         scored = read_scored(self.out / f"before{suffix}", self.out / f"after{suffix}", texts, self.tokenizer, config.segment)
         return scored, runs
 
@@ -184,7 +184,7 @@ def diagnosis_of(scored: Scored, tokenizer, keyword: np.ndarray | None,
         "classes": attribution.by_class(scored, types, classes, drawn),
         "concentration": shares,
         "top_types": [_type_record(types, i, texts[i], classes[i]) for i in attribution.leading_types(types, SHOWN)],
-        "against": [_type_record(types, i, texts[i], classes[i]) for i in attribution.leading_types(types, AGAINST, against=True)],
+        "against": [_type_record(types, i, texts[i], classes[i]) for i in attribution.leading_types(types, AGAINST, True)],
         "places": attribution.by_place(scored),
         "documents": _documents(scored),
         "controls": list(controls),

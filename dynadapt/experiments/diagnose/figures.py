@@ -39,7 +39,8 @@ def classes(summary: dict) -> Figure:
             axis.plot(record["contribution_interval"], [y, y], color="#111827", linewidth=1.4, solid_capstyle="butt")
     axis.axvline(0, color="#374151", linewidth=0.9)
     axis.grid(axis="y", visible=False)
-    axis.set(xlabel="part of the change (nats per token of the text); line: 95% interval", title="Where the change comes from, by class")
+    axis.set(xlabel="part of the change (nats per token of the text); line: 95% interval",
+             title="Where the change comes from, by class")
     return figure
 
 
@@ -98,8 +99,8 @@ def documents(summary: dict) -> Figure:
     if low is not None:
         axis.axhspan(low, high, color="#fde68a", alpha=0.7, label="95% interval of the mean")
     axis.axhline(summary["change"], color="#a16207", linewidth=1.3, label="mean over tokens")
-    axis.scatter(range(1, len(values) + 1), values, s=12 + 90 * sizes / sizes.max(), color=_colours(values), alpha=0.7, linewidth=0,
-                 zorder=3)
+    axis.scatter(range(1, len(values) + 1), values, s=12 + 90 * sizes / sizes.max(), color=_colours(values), alpha=0.7,
+                 linewidth=0, zorder=3)
     axis.axhline(0, color="#374151", linewidth=0.9)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set(xlabel="documents, by their change (area: tokens)", ylabel="change (nats per token)", title="Which documents change")

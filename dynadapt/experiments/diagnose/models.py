@@ -31,16 +31,18 @@ def check_tokenizers(before, after, sample: str) -> None:
     """Raises ModelError unless both tokenizers give the same ids: only then do the two models score the same tokens."""
     first, second = before.tokenizer, after.tokenizer
     if second is None:
-        raise ModelError(f"model {after.name!r} has no tokenizer; put the one of {before.name!r} next to its weights if it is the same")
+        raise ModelError(f"model {after.name!r} has no tokenizer; put the one of {before.name!r} next to its weights "
+                         "if it is the same")
     ours, theirs = (dict(t.backend.get_vocab(with_added_tokens=True)) for t in (first, second))
     if ours != theirs:
         differing = (t for t in {**ours, **theirs} if ours.get(t) != theirs.get(t))
         token = min(differing, key=lambda t: ours.get(t, theirs.get(t)))
-        raise ModelError(f"the tokenizers of {before.name!r} and {after.name!r} differ: token {token!r} is {ours.get(token, 'absent')} "
-                         f"there and {theirs.get(token, 'absent')} here; a diagnosis compares scores of the same tokens")
-    if first.encode(sample) != second.encode(sample):
-        raise ModelError(f"the tokenizers of {before.name!r} and {after.name!r} have the same tokens but cut the text differently; "
+        raise ModelError(f"the tokenizers of {before.name!r} and {after.name!r} differ: token {token!r} is "
+                         f"{ours.get(token, 'absent')} there and {theirs.get(token, 'absent')} here; "
                          "a diagnosis compares scores of the same tokens")
+    if first.encode(sample) != second.encode(sample):
+        raise ModelError(f"the tokenizers of {before.name!r} and {after.name!r} have the same tokens but cut the text "
+                         "differently; a diagnosis compares scores of the same tokens")
 
 
 def learned_engine(learning: EvalConfig, run: Path) -> Callable:

@@ -18,7 +18,7 @@ COLOURS = {"helps": "#0f8a5f", "hurts broadly": "#b91c1c", "hurts on few types":
 STYLE = """
 body { font: 15px/1.55 system-ui, sans-serif; color: #1f2937; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin: 2.2rem 0 .4rem }
-.verdict { color: white; display: inline-block; padding: .25rem .8rem; border-radius: .4rem; font-weight: 600; font-size: 1.15rem }
+.verdict { color: white; display: inline-block; padding: .25rem .8rem; border-radius: .4rem; font-weight: 600 }
 .said { color: #4b5563; margin-top: .3rem } .note { color: #6b7280; font-size: .9rem }
 table { border-collapse: collapse; margin: .6rem 0; font-size: .9rem }
 th, td { padding: .18rem .7rem .18rem 0; text-align: right; white-space: nowrap }
@@ -71,8 +71,8 @@ def _body(summary: dict) -> list[str]:
         f'{summary["types"]:,} types in {len(summary["documents"]):,} document{"s" * (len(summary["documents"]) != 1)}</p>',
         f'<p><span class="verdict" style="background:{COLOURS[summary["verdict"]]}">{summary["verdict"]}</span></p>',
         "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in summary["evidence"]) + "</ul>",
-        '<p class="note">Changes are after minus before, in nats per token: positive is worse. A part of the change is the share of '
-        "tokens times their mean change; the parts of all types, and of all classes, add up to the change exactly "
+        '<p class="note">Changes are after minus before, in nats per token: positive is worse. A part of the change is the '
+        "share of tokens times their mean change; the parts of all types, and of all classes, add up to the change exactly "
         f"(here to {summary['identity_error']:.0e}).</p>",
         "<h2>Classes</h2>", svg(figures.classes(summary), "classes"), table(report.CLASS_HEAD, report.class_rows(summary)),
     ]
@@ -84,10 +84,13 @@ def _body(summary: dict) -> list[str]:
         '<p class="note">"On the other half": types are picked on one half of the documents and measured on the other, so that '
         "chance alone does not put types at the top.</p>",
         table(report.TYPE_HEAD, report.type_rows(summary, 30), token_column=True),
-        '<p class="note">The types that changed most the other way:</p>',
-        table(report.TYPE_HEAD, report.type_rows(summary, 15, "against"), token_column=True),
+    ]
+    if summary["against"]:
+        body += ['<p class="note">The types that moved the mean most the other way:</p>',
+                 table(report.TYPE_HEAD, report.type_rows(summary, 15, "against"), token_column=True)]
+    body += [
         "<h2>Documents</h2>", svg(figures.documents(summary), "documents"),
-        f'<p class="note">Intervals draw {escape(plural(summary["units"]))} with replacement ({summary["units"]["count"]:,}).</p>',
+        f'<p class="note">Intervals draw {summary["units"]["count"]:,} {escape(plural(summary["units"]))} with replacement.</p>',
         "<h2>Format</h2>",
     ]
     if summary["controls"]:
@@ -96,7 +99,8 @@ def _body(summary: dict) -> list[str]:
     if summary["similarity"]:
         body += ["<h2>Similarity</h2>", table(report.SIMILARITY_HEAD, report.similarity_rows(summary["similarity"])),
                  '<p class="note">Jensen-Shannon divergence of n-grams of tokens, samples of '
-                 f"{summary['similarity']['tokens']:,} tokens; reference: {escape(', '.join(summary['similarity']['reference']))}. "
+                 f"{summary['similarity']['tokens']:,} tokens; reference: "
+                 f"{escape(', '.join(summary['similarity']['reference']))}. "
                  '"Within the text" is what two samples of the text itself are apart. The model before scores the text at '
                  f"{summary['base_nll']:.3f} nats per token.</p>"]
     return body
@@ -116,7 +120,7 @@ def write_advice(path: Path, summary: dict) -> None:
             f'<p><span class="verdict" style="background:{colour}">{summary["advice"]}</span></p>',
             "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(summary)) + "</ul>",
             svg(figures.probe(summary), "probe"),
-            '<p class="note">Windows are spread over the text and read in random order, each scored before it is learned from.</p>']
+            '<p class="note">Windows are spread over the text, in random order, each scored before it is learned from.</p>']
     if summary["similarity"]:
         body += ["<h2>Similarity</h2>", table(report.SIMILARITY_HEAD, report.similarity_rows(summary["similarity"]))]
     write_html(path, page("dynadapt diagnose --advise", body))

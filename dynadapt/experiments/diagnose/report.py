@@ -25,7 +25,8 @@ def both(perplexities: dict | None) -> str:
 
 def class_rows(summary: dict) -> list[tuple[str, ...]]:
     return [(c["class"], f"{c['share_of_tokens']:.1%}", number(c["change"]), number(c["contribution"]),
-             interval(c["contribution_interval"]), both(c["perplexity"]), both(c["perplexity_without"])) for c in summary["classes"]]
+             interval(c["contribution_interval"]), both(c["perplexity"]), both(c["perplexity_without"]))
+            for c in summary["classes"]]
 
 
 CLASS_HEAD = ("class", "tokens", "change", "part of the change", "95%", "perplexity", "perplexity without it")
@@ -75,7 +76,8 @@ def print_diagnosis(summary: dict, out: Path) -> None:
     print_table(console, CLASS_HEAD, class_rows(summary))
     print_table(console, share_head(summary), share_rows(summary))
     print_table(console, TYPE_HEAD, type_rows(summary, 10))
-    print_table(console, ("the other way", *TYPE_HEAD[1:]), type_rows(summary, 5, "against"))
+    if summary["against"]:
+        print_table(console, ("the other way", *TYPE_HEAD[1:]), type_rows(summary, 5, "against"))
     if summary["similarity"]:
         print_table(console, SIMILARITY_HEAD, similarity_rows(summary["similarity"]))
     if not summary["keywords_known"]:

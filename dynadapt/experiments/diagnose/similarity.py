@@ -37,7 +37,8 @@ def compare(text: np.ndarray, reference: np.ndarray, vocabulary: int) -> dict:
     halves = [_pieces(text, start) for start in (0, 1)]
     size = min(len(halves[0]), len(halves[1]), len(reference))
     if size <= max(ORDERS):
-        raise ValueError(f"text has {len(text)} tokens and the reference {len(reference)}: too short to compare; give longer ones")
+        raise ValueError(f"text has {len(text)} tokens and the reference {len(reference)}: too short to compare; "
+                         "give longer ones")
     spread = _spread(reference, size)
     orders = []
     for n in ORDERS:
@@ -50,7 +51,8 @@ def compare(text: np.ndarray, reference: np.ndarray, vocabulary: int) -> dict:
 def _pieces(tokens: np.ndarray, start: int) -> np.ndarray:
     """Every second piece, so that both halves come from all over the text."""
     length = min(PIECE, max(1, len(tokens) // 2))
-    return np.concatenate([tokens[at:at + length] for at in range(start * length, max(len(tokens), start * length + 1), 2 * length)])
+    places = range(start * length, max(len(tokens), start * length + 1), 2 * length)
+    return np.concatenate([tokens[at:at + length] for at in places])
 
 
 def _spread(tokens: np.ndarray, size: int) -> np.ndarray:

@@ -53,8 +53,8 @@ def _of_types(diagnosis: dict, direction: str) -> list[str]:
     largest = ", ".join(repr(t["shown"]) for t in diagnosis["top_types"][:min(3, record["types"])])
     one = record["types"] == 1
     return [f"the {'type' if one else str(record['types']) + ' types'} with the largest part in the {direction} ({largest}"
-            f"{', ...' * (record['types'] > 3)}), picked on one half of the text, explain{'s' * one} {record['held_out']:.0%} of it "
-            f"on the other half, being {record['tokens']:.1%} of its tokens"]
+            f"{', ...' * (record['types'] > 3)}), picked on one half of the text, explain{'s' * one} {record['held_out']:.0%} of "
+            f"it on the other half, being {record['tokens']:.1%} of its tokens"]
 
 
 def _of_control(control: dict, change: float, hurts: bool) -> str:
