@@ -227,6 +227,11 @@ def command_corpus(arguments) -> int:
     return 0
 
 
+def command_reweight(arguments) -> int:
+    from dynadapt.experiments.reweight.command import reweight
+    return reweight(arguments)
+
+
 def command_info(arguments) -> int:
     from dynadapt.info import print_info
     print_info()
@@ -299,6 +304,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("corpus", command_corpus, "make a corpus of several domains from Debian packages and this machine's own files", CORPUS_EXAMPLES)
     _add_corpus_options(command)
+
+    from dynadapt.experiments.reweight import command as reweight
+    command = add("reweight", command_reweight, "train on several domains whose weights a mixer moves", reweight.EXAMPLES)
+    reweight.add_options(command)
 
     add("info", command_info, "print version, instruction set, threads, OpenMP runtimes, backends and cached models: put it into a bug report")
 

@@ -194,6 +194,7 @@ class Engine:
                                self._static)
         self.state = [StreamState() for _ in range(self.streams)]
         self._updates = self._skipped_updates = 0
+        self._row_weights: list[float] | None = None  # of the step in progress
         self.last: StepReport | None = None
         self.static = StaticStep(self) if self._static else None
 
@@ -300,7 +301,7 @@ class Engine:
     # ---- the step
 
     @_on_device
-    def step(self, tokens: torch.Tensor, lengths=None, streams=None) -> torch.Tensor:
+    def step(self, tokens: torch.Tensor, lengths=None, streams=None, weights=None) -> torch.Tensor:
         """Score each row's tokens, then learn from them.
 
         Args:
@@ -309,6 +310,7 @@ class Engine:
             lengths: R numbers on the host, how many targets of each row count; 0 = the row rests. None: all T.
             streams: R stream numbers on the host, whose text each row is; None: rows 0..S-1 are the streams in order.
                 With more streams than rows, documents enter and leave by these numbers alone.
+            weights: R numbers on the host, what each row's loss counts in what is learned; None: 1 each. On the CPU only.
 
         Returns:
             nll float32 [R, T] in nats on the engine's device, computed before the update that saw these tokens; 0 beyond
@@ -317,11 +319,50 @@ class Engine:
         tokens, lengths, streams = self._check_step(tokens, lengths, streams)
         self.ledger.begin_step()
         if self.static:
+            if weights is not None:
+                raise ValueError(f"weights={weights}: only the step on the CPU weighs rows; expected None")
             return self.static.run(tokens, lengths, streams)
+        self._row_weights = None if weights is None else self._check_weights(weights, streams)
         if streams != list(range(self.streams)):
             tokens, lengths = self._scatter(tokens, lengths, streams)
             return self._step_host(tokens, lengths)[streams]
         return self._step_host(tokens, lengths)
+
+    @_on_device
+    def score(self, tokens: torch.Tensor, stream: int = 0) -> torch.Tensor:
+        """NLL [R, T] of int64 tokens [R, T+1] with one stream's weights as they are now; for any number of rows.
+
+        Nothing learns, and memory is neither read nor written. Its FLOPs count as forward; ``ledger.step`` has them alone.
+        """
+        tokens = torch.as_tensor(tokens, dtype=torch.int64)
+        if tokens.dim() != 2 or not 2 <= tokens.shape[1] <= self.window + 1:
+            raise ValueError(f"tokens has shape {tuple(tokens.shape)}: expected [rows, 2..{self.window + 1}]")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(f"tokens hold ids {low}..{high}: expected 0..{self.config.vocab_size - 1}")
+        stream = 0 if self.shared else self._check_stream(stream)
+        rows, learner = tokens.to(self.device), self._learner([stream])
+        slot = torch.tensor([0 if len(self.learners) > 1 else stream], dtype=torch.int32, device=self.device)
+        numbers = range(tokens.shape[0])
+        batch = Batch(rows[:, :-1].contiguous(), slot, torch.tensor(numbers, dtype=torch.int32, device=self.device), tuple(numbers))
+        self.ledger.begin_step()
+        memory, self.decoder.memory = self.decoder.memory, None
+        try:
+            hidden = self.decoder.forward(batch, learner, None)
+            nll, _ = self.decoder.score(hidden, None, rows[:, 1:].reshape(-1), None)
+        finally:
+            self.decoder.memory = memory
+        return nll.view(tokens.shape[0], -1).clone()
+
+    def _check_weights(self, weights, streams) -> list[float]:
+        """Of all streams, 1 for those that have no row."""
+        weights = [float(w) for w in weights]
+        if len(weights) != len(streams) or not all(0 <= w < float("inf") for w in weights):
+            raise ValueError(f"weights={weights}: expected {len(streams)} numbers of at least 0")
+        whole = [1.0] * self.streams
+        for stream, weight in zip(streams, weights):
+            whole[stream] = weight
+        return whole
 
     def _scatter(self, tokens, lengths, streams):
         """The rows at the places of their streams; all others rest."""
@@ -430,6 +471,8 @@ class Engine:
         weights = None
         if learn:
             per_row = [1.0 / (sum(counts) if self.shared else c) for c in counts]
+            if self._row_weights is not None:
+                per_row = [share * self._row_weights[s] for share, s in zip(per_row, batch.streams)]
             share = torch.tensor(per_row, dtype=self.decoder.stat_dtype) / (self.every if self.accumulate else 1)
             weights = share.repeat_interleave(torch.tensor(counts))
         nll, dh = self.decoder.score(hidden, None if len(rows) == len(flat) else rows, flat[rows].contiguous(), weights)

@@ -1,0 +1,165 @@
+"""`dynadapt reweight`: its options, and what it prints."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from dynadapt.experiments.config import ConfigError
+from dynadapt.experiments.reweight.config import ACCEPTED, ReweightConfig, named_numbers, named_values, setting_values
+
+EXAMPLES = """\
+examples:
+  dynadapt reweight train --domains code=src/ prose=books.jsonl --mixer stratified --steps 500 --out runs/even
+      go on training SmolLM2-135M on two domains, equally often drawn
+  dynadapt reweight train --corpus corpus --mixer proportional --steps 200 --out runs/sample
+  dynadapt reweight fit --out runs/sample --tokens 4000000
+      held-out losses to expect after 4,000,000 tokens: runs/sample/targets.json
+  dynadapt reweight train --corpus corpus --mixer velocitune --target runs/sample/targets.json --steps 1000 --out runs/velocitune
+  dynadapt reweight train --corpus corpus --mixer replay --set run=runs/velocitune --steps 1000 --out runs/control
+      that run's average weights as a static mix: what a mixer has to beat
+  dynadapt reweight train --corpus corpus --scratch 6x384 --targets model --steps 2000 --out runs/small
+      a small model from random weights
+
+A domain is a directory with train.jsonl and heldout.jsonl (or train/ and heldout/), or any directory of .txt, .md and .jsonl files, or a
+.jsonl file, of which a tenth of the documents is held out. The run directory gets config.json, env.json, metrics.jsonl, summary.json,
+weights.png and the last state; a run that was stopped goes on with --resume."""
+
+HELP = {
+    "model": "a name that `dynadapt fetch` knows, a Hugging Face directory or a GGUF file",
+    "scratch": "train a llama of this size from random weights, with --model's tokenizer (needs --targets model)",
+    "domains": "the domains: files or directories by name",
+    "corpus": "in place of --domains: a directory that `dynadapt corpus build` made",
+    "mixer": "rule that sets the domains' weights",
+    "settings": "settings of the mixer, a value in JSON or a plain word (the mixers' files name them)",
+    "weights": "initial weights: proportional to the domains' rows, uniform, or given",
+    "target": "target loss of each domain in nats per token, or the file of `reweight fit` (velocitune, dynamic-batch-loading)",
+    "reference": "with --mixer doremi: the reference, a model or the directory of a run that trained one",
+    "policy": "what happens when a domain has no rows left",
+    "pace": "share of the way, in log weights, that an update goes; 1 is as published",
+    "smoothing": "share of the weight spread evenly over the domains",
+    "floor": "least weight of a domain",
+    "adapt": "what learns: low-rank adapters, the rows with the largest gradients, or whole weights",
+    "targets": "which linear weights learn; with --adapt full also model: every parameter there is",
+    "rank": "rank of the low-rank adapters",
+    "density": "with --adapt rows: share of each weight's rows that learn",
+    "optimizer": "how the update is made",
+    "lr": "learning rate per update (default: that of `dynadapt eval`; 0.001 from scratch)",
+    "decay": "share by which weights go back to their first values at each update",
+    "clip": "largest gradient norm, 0 for no limit",
+    "warmup": "steps over which the learning rate rises from 0",
+    "schedule": "learning rate after the warm-up: as it is, or along a cosine to a tenth",
+    "segment": "tokens of a row",
+    "rows": "rows of a step",
+    "steps": "steps to train",
+    "evaluate": "score the held-out rows every N steps",
+    "heldout": "share of the documents held out, for domains without a held-out file",
+    "heldout_rows": "most held-out rows scored of each domain",
+    "dtype": "arithmetic; masters of what learns are float32",
+    "backend": "native kernels on the CPU, Triton and CUDA kernels on a GPU, or the plain reference",
+    "device": "cpu, cuda or cuda:N; auto takes the GPU where there is one",
+    "recompute": "make norm outputs and activations again in backward instead of keeping them",
+    "seed": "of the rows' order, of what is held out and of random weights",
+}
+METAVAR = {"domains": "NAME=PATH", "settings": "KEY=VALUE", "weights": "NAME=WEIGHT", "target": "NAME=NATS", "scratch": "LAYERSxHIDDEN",
+           "corpus": "DIR", "reference": "NAME", "lr": "X"}
+LISTS = ("domains", "settings", "weights", "target")
+
+
+def add_options(command) -> None:
+    """One option for each field of ReweightConfig, with its default, and how a run is kept."""
+    command.add_argument("what", choices=("train", "fit", "plot"), help="train; predict target losses from a finished run with static weights; "
+                         "draw a run's picture again")
+    command.add_argument("--out", required=True, metavar="runs/NAME", help="directory of the run")
+    for field in fields(ReweightConfig):
+        name, default = field.name, field.default
+        settings = {"help": HELP[name], "dest": name}
+        if name in LISTS:
+            settings.update(nargs="+", metavar=METAVAR[name])
+        elif isinstance(default, bool):
+            settings.update(action="store_true")
+        else:
+            kind = {"scratch": str, "corpus": str, "reference": str, "lr": float}.get(name, type(default))
+            settings.update(type=kind, default=default, choices=ACCEPTED.get(name))
+            if name not in ACCEPTED:
+                settings["metavar"] = METAVAR.get(name, "X" if kind is float else "NAME" if kind is str else "N")
+            if default is not None:
+                settings["help"] += f" (default: {default})"
+        command.add_argument({"settings": "--set", "heldout_rows": "--heldout-rows"}.get(name, f"--{name}"), **settings)
+    command.add_argument("--resume", action="store_true", help="go on with a run that was stopped: the same rows, losses and weights, bit for bit")
+    command.add_argument("--change", nargs="+", metavar="NAME=WEIGHT", help="with --resume: weights from here on, for all domains; no row is lost")
+    command.add_argument("--checkpoint", type=int, default=50, metavar="N", help="save every N steps, 0 for the end only (default: 50)")
+    command.add_argument("--tokens", type=float, metavar="N", help="with fit: training tokens, of all domains, at which to predict")
+
+
+def config_from(arguments) -> ReweightConfig:
+    content = {field.name: getattr(arguments, field.name) for field in fields(ReweightConfig) if field.name not in LISTS}
+    content["domains"] = named_values("domains", arguments.domains or [])
+    content["settings"] = setting_values(arguments.settings or [])
+    weights = arguments.weights or ["proportional"]
+    content["weights"] = weights[0] if weights in (["proportional"], ["uniform"]) else named_numbers("weights", weights)
+    content["target"] = named_numbers("target", arguments.target) if arguments.target else None
+    return ReweightConfig(**content)
+
+
+def reweight(arguments) -> int:
+    return {"train": _train, "fit": _fit, "plot": _plot}[arguments.what](arguments)
+
+
+def _train(arguments) -> int:
+    from dynadapt.experiments.dyneval import Interrupted
+    from dynadapt.experiments.reweight import ReweightOptions, draw, run
+    from dynadapt.experiments.reweight.progress import progress_for
+    if arguments.checkpoint < 0:
+        raise ConfigError(f"checkpoint {arguments.checkpoint}: give a whole number of at least 0")
+    config = config_from(arguments)
+    options = ReweightOptions(arguments.resume, arguments.checkpoint, named_numbers("change", arguments.change) if arguments.change else None)
+    finished = (Path(arguments.out) / "summary.json").exists()
+    try:
+        with progress_for(config.steps) as progress:
+            summary = run(config, arguments.out, options, progress)
+    except Interrupted as stopped:
+        saved = "" if arguments.checkpoint else " (without checkpoints, it starts over)"
+        print(f"dynadapt: {stopped}; go on with the same command and --resume{saved}", file=sys.stderr)
+        return 130
+    if finished:
+        print(f"{arguments.out}: this run is finished")
+    _print_summary(summary)
+    print(f"written to {arguments.out}; picture: {draw(arguments.out)}")
+    return 0
+
+
+def _print_summary(summary: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    table = Table(box=None, pad_edge=False)
+    table.add_column("domain")
+    for name in ("tokens", "epochs", "weight", "mean weight", "held-out", "change"):
+        table.add_column(name, justify="right")
+    for domain, loss in summary["heldout"].items():
+        table.add_row(domain, f"{summary['tokens_by_domain'][domain]:,}", f"{summary['epochs'][domain]:.2f}", f"{summary['weights'][domain]:.3f}",
+                      f"{summary['static_weights'][domain]:.3f}", f"{loss:.4f}", f"{loss - summary['heldout_start'][domain]:+.4f}")
+    table.add_row("mean", f"{summary['tokens']:,}", "", "", "", f"{summary['mean']:.4f}", f"{summary['mean'] - summary['mean_start']:+.4f}")
+    Console(soft_wrap=True).print(table)
+    flops = summary["flops"]
+    print(f"{summary['steps']} steps, {summary['ended']}; {summary['seconds']:.1f} s, {summary['flops_per_token'] / 1e9:,.4g} GFLOP/token to train, "
+          f"{flops['heldout'] / 1e9:,.4g} GFLOP for held-out losses" + (f", {flops['excess'] / 1e9:,.4g} for the excess over the reference" if flops["excess"] else ""))
+
+
+def _fit(arguments) -> int:
+    from dynadapt.experiments.reweight import fit_run
+    if arguments.tokens is None:
+        raise ConfigError("tokens: none given; say at how many training tokens the losses are to be predicted")
+    found = fit_run(arguments.out, arguments.tokens)
+    for domain, loss in found["target"].items():
+        low, high = found["interval"][domain]
+        print(f"{domain}: {loss:.4f} nats at {found['tokens']:,.0f} tokens, 90% interval {low:.4f} to {high:.4f}, residual {found['residual'][domain]:.4f}")
+    print(f"written to {Path(arguments.out) / 'targets.json'}; picture: {Path(arguments.out) / 'targets.png'}")
+    return 0
+
+
+def _plot(arguments) -> int:
+    from dynadapt.experiments.reweight import draw
+    print(draw(arguments.out))
+    return 0

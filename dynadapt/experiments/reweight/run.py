@@ -1,0 +1,294 @@
+"""Training on several domains: a mixer moves their weights while the model learns.
+
+A step draws its rows by the mixer's weights, scores them and learns from them (`Engine(shared=True)`: each score is made before the
+update that saw its tokens). Every `evaluate` steps the held-out rows of each domain are scored with the weights of the moment. What a
+mixer reads, and when, is its `signal` and `cadence`:
+  train, after each step        the step's own scores, by domain;
+  heldout, after an evaluation  the held-out losses;
+  excess, at each step          scores less those of the reference model. DoReMi's weights act on the loss of the very step they come
+                                from, so its rows are scored once more, ahead of the step (acts="sampling" needs no such pass).
+
+A run may be killed at any instruction: resumed, it draws the same rows, and its losses and weights are the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dynadapt.environment import environment, peak_memory_bytes
+from dynadapt.experiments.dyneval import PHASES, Interrupted, interruptible
+from dynadapt.experiments.mixers import MIXERS, Exhausted, excess
+from dynadapt.experiments.mixers.base import check_weights
+from dynadapt.experiments.reweight import setup
+from dynadapt.experiments.reweight.config import ReweightConfig
+from dynadapt.experiments.reweight.domains import read_domains
+from dynadapt.experiments.reweight.sampler import Sampler, heldout_order
+from dynadapt.experiments.rundir import RunDirectory, RunError, write_json
+
+
+@dataclass(frozen=True)
+class ReweightOptions:
+    """How a run is kept, as opposed to what it computes. checkpoint: steps between saves, 0 for none but the last.
+
+    change: with resume, weights by domain that take the place of the mixer's from here on.
+    """
+
+    resume: bool = False
+    checkpoint: int = 50
+    change: dict[str, float] | None = None
+
+
+def run(config: ReweightConfig, out: str | Path, options: ReweightOptions = ReweightOptions(),
+        progress: Callable[[dict], None] | None = None) -> dict:
+    """Trains to the end, or on to the end with options.resume; returns the summary.
+
+    progress is called with each line of metrics.jsonl. Raises ConfigError, MixerError, CorpusError, RunError, Interrupted.
+    """
+    if options.change and not options.resume:
+        raise RunError("changed weights: they are for a run that goes on (--resume); a new one takes its initial weights")
+    paths = setup_paths(config)
+    directory = RunDirectory(out, config.to_dict(), options.resume, False)
+    try:
+        if directory.finished:
+            return directory.finished
+        model = setup.load_model(config)
+        domains = read_domains(config, model)
+        setup.check_mixer(config, {domain.name: len(domain.train) for domain in domains})
+        engine = setup.build_engine(model, config)
+        training = _Training(config, options, directory, engine, domains)
+        write_json(directory.path / "env.json", {**environment(), "domains": paths})
+        return training.finish(progress or (lambda event: None))
+    finally:
+        directory.close()
+
+
+def setup_paths(config: ReweightConfig) -> dict[str, str]:
+    """Refuses paths and weights of domains that aren't there, before a run directory is made."""
+    from dynadapt.experiments.config import ConfigError
+    from dynadapt.experiments.reweight.domains import domain_paths
+    paths = domain_paths(config)
+    for name, path in paths.items():
+        if not path.exists():
+            raise ConfigError(f"domain {name!r}: {path}: no such file or directory")
+    setup.check_mixer(config, dict.fromkeys(paths, 1))
+    return {name: path.name for name, path in paths.items()}
+
+
+class _Training:
+    """One run between its checkpoints."""
+
+    def __init__(self, config: ReweightConfig, options: ReweightOptions, directory: RunDirectory, engine, domains):
+        self.config, self.options, self.directory, self.engine = config, options, directory, engine
+        self.domains = {domain.name: domain for domain in domains}
+        self.names = tuple(self.domains)
+        self.sizes = {domain.name: len(domain.train) for domain in domains}
+        self.sampler = Sampler(self.sizes, config.policy, config.seed)
+        self.heldout = [heldout_order(len(domain.heldout), config.heldout_rows, config.seed, index) for index, domain in enumerate(domains)]
+        self.reference = setup.build_reference(config, engine.config.vocab_size) if MIXERS[config.mixer].signal == "excess" else None
+        self.mixer = None
+        self.ended: str | None = None
+        self.step, self.start, self.last = 0, None, None      # held-out losses before training, and of the last evaluation
+        self.pending = dict.fromkeys(self.names, 0)           # tokens since the mixer's last update
+        self.totals = {"tokens": dict.fromkeys(self.names, 0), "seconds": 0.0, "updates": 0, "skipped_updates": 0, "evaluations": 0, "evaluated": 0,
+                       "flops": {**dict.fromkeys(PHASES, 0), "heldout": 0, "excess": 0}, "changes": []}
+        self.digests = {name: domain.digest() for name, domain in self.domains.items()}
+        if directory.state:
+            self._restore(directory.state)
+
+    # ------------------------------------------------------------------------------------------------------- states
+
+    def _build_mixer(self) -> None:
+        self.mixer = setup.build_mixer(self.config, self.sizes, self.start, self.engine.config.vocab_size)
+        acts_on_loss = getattr(self.mixer, "acts", "sampling") == "loss"
+        if acts_on_loss and self.engine.static:
+            raise RunError("mixer 'doremi' with acts 'loss' on a GPU: its step can't weight rows; give --set acts=sampling")
+        self.ahead = acts_on_loss
+
+    def _restore(self, state: dict) -> None:
+        changed = [name for name in self.names if state["digests"].get(name) != self.digests[name]]
+        if changed:
+            raise RunError(f"domain {changed[0]!r} has changed since this run began")
+        self.step, self.start, self.last = state["segments"], state["start"], state["last"]
+        self.pending, self.totals = state["pending"], state["totals"]
+        self._build_mixer()
+        mixer = dict(state["mixer"])
+        if self.options.change:
+            mixer["weights"] = check_weights("changed weights", self.names, self.options.change).tolist()
+        self.mixer.load_state_dict(mixer)
+        self.sampler.supply.load_state_dict(state["supply"])
+        self.engine.restore(self.directory.checkpoint / "engine")
+        if self.options.change:
+            self.totals["changes"].append({"step": self.step, "weights": self.mixer.weights})
+            self._save(anew=True)
+
+    def _save(self, anew: bool = False) -> None:
+        if self.mixer is None or (not anew and self.directory.state and self.directory.state["segments"] == self.step):
+            return
+        self.directory.save(self.engine, {
+            "segments": self.step, "start": self.start, "last": self.last, "pending": self.pending, "totals": self.totals,
+            "mixer": self.mixer.state_dict(), "supply": self.sampler.supply.state_dict(), "digests": self.digests})
+
+    # ------------------------------------------------------------------------------------------------------ the run
+
+    def finish(self, progress: Callable[[dict], None]) -> dict:
+        with interruptible() as stop:
+            if self.start is None:
+                self._evaluate(progress)
+            self._loop(progress, stop)
+            if stop.signal and not self.ended and self.step < self.config.steps:
+                if self.options.checkpoint:
+                    self._save()
+                raise Interrupted(f"stopped by {signal.Signals(stop.signal).name} after step {self.step}")
+            if not self.step:
+                raise RunError(f"no step was made: {self.ended}")
+            self._save()
+            summary = self._summary()
+            self.directory.sync()
+            write_json(self.directory.path / "summary.json", summary)
+        return summary
+
+    def _loop(self, progress, stop) -> None:
+        while self.step < self.config.steps and not stop.signal:
+            began = time.perf_counter()
+            try:
+                drawn = self.sampler.draw(self.step, self.config.rows, self.mixer.sampling)
+            except Exhausted as reason:
+                self.ended = str(reason)
+                break
+            line = self._train(drawn)
+            line["seconds"] = time.perf_counter() - began
+            self.totals["seconds"] += line["seconds"]
+            line["total_seconds"] = self.totals["seconds"]
+            self.directory.append(line)
+            progress(line)
+            if self.step % self.config.evaluate == 0 or self.step == self.config.steps:
+                self._evaluate(progress)
+            if self.options.checkpoint and self.step % self.options.checkpoint == 0:
+                self._save()
+        if self.ended and self.totals["evaluated"] < self.step:
+            self._evaluate(progress)
+
+    def _train(self, drawn: list[tuple[str, int]]) -> dict:
+        """One step; returns its line of metrics, times aside."""
+        config, engine = self.config, self.engine
+        tokens = torch.from_numpy(np.stack([self.domains[name].train[row] for name, row in drawn]))
+        owners = np.array([self.names.index(name) for name, _ in drawn])
+        count = {name: config.segment * sum(owner == index for owner in owners.tolist()) for index, name in enumerate(self.names)}
+        in_force, rate = self.mixer.weights, config.rate(self.step)
+        flops, factors, reference = {}, None, None
+        if self.reference is not None:
+            reference = self._scores(self.reference, tokens, flops, "excess")
+        if self.reference is not None and self.ahead:
+            self._mix(self._excess(self._scores(engine, tokens, flops, "excess"), reference, owners), count)
+            in_force = self.mixer.weights
+            by_domain = self.mixer.token_weights({name: n for name, n in count.items() if n})
+            factors = [by_domain[name] for name, _ in drawn]
+        engine.set_lr(0, rate)
+        nll = engine.step(tokens, weights=factors).double().cpu().numpy()
+        report = engine.last
+        self._check_finite(nll)
+        self.step += 1
+        losses = {name: float(nll[owners == index].mean()) for index, name in enumerate(self.names) if count[name]}
+        if self.reference is not None and not self.ahead:
+            self._mix(self._excess(nll, reference, owners), count)
+        elif self.reference is None:
+            self._gather(count)
+            if self.mixer.cadence == "step":
+                self._mix(losses)
+        flops.update({phase: int(report.flops.get(phase, 0)) for phase in PHASES})
+        self._count(count, flops, report)
+        return {"kind": "step", "step": self.step, "tokens": int(nll.size), "total_tokens": sum(self.totals["tokens"].values()),
+                "loss": float(nll.mean()), "losses": losses, "drawn": {name: n // config.segment for name, n in count.items()}, "rows": [list(pair) for pair in drawn],
+                "weights": in_force, "notes": list(self.mixer.notes), "lr": rate, "grad_norm": report.grad_norm[0], "skipped": bool(report.skipped[0]),
+                "flops": flops}
+
+    def _scores(self, engine, tokens: torch.Tensor, flops: dict, what: str) -> np.ndarray:
+        """[R, T] float64, with what they cost added to flops[what]."""
+        nll = engine.score(tokens).double().cpu().numpy()
+        flops[what] = flops.get(what, 0) + sum(engine.ledger.step.values())
+        return nll
+
+    def _excess(self, proxy: np.ndarray, reference: np.ndarray, owners: np.ndarray) -> dict[str, float]:
+        return excess(proxy.ravel(), reference.ravel(), owners.repeat(proxy.shape[1]), self.names)
+
+    def _gather(self, count: dict[str, int]) -> None:
+        for name, n in count.items():
+            self.pending[name] += n
+
+    def _mix(self, losses: dict[str, float], count: dict[str, int] | None = None) -> None:
+        """An update of the mixer with the tokens since the last one. In a step that isn't counted yet, `count` are its own."""
+        step = self.step
+        if count is not None:
+            self._gather(count)
+            step = self.step + 1 if self.ahead else self.step
+        self.mixer.update(step, losses, self.pending)
+        self.pending = dict.fromkeys(self.names, 0)
+
+    def _count(self, count: dict[str, int], flops: dict[str, int], report) -> None:
+        for name, n in count.items():
+            self.totals["tokens"][name] += n
+        for phase, value in flops.items():
+            self.totals["flops"][phase] += value
+        self.totals["updates"] += bool(report.updated[0])
+        self.totals["skipped_updates"] += bool(report.skipped[0])
+
+    def _check_finite(self, nll: np.ndarray) -> None:
+        if not np.isfinite(nll).all():
+            raise RunError(f"the scores of step {self.step + 1} are not finite: training diverged at lr {self.config.learning_rate:g}; take a "
+                           f"smaller --lr, a smaller --clip, or --dtype fp32. What was done before is in {self.directory.path}")
+
+    # -------------------------------------------------------------------------------------------------- evaluations
+
+    def _evaluate(self, progress) -> None:
+        """Held-out losses with the weights of the moment; the first one, before training, also makes the mixer."""
+        began, flops, losses = time.perf_counter(), {}, {}
+        for name, chosen in zip(self.names, self.heldout):
+            rows, total = self.domains[name].heldout, []
+            for first in range(0, len(chosen), self.config.rows):
+                tokens = torch.from_numpy(np.stack([rows[row] for row in chosen[first : first + self.config.rows]]))
+                total.append(self._scores(self.engine, tokens, flops, "heldout").sum())
+            losses[name] = float(math.fsum(total) / (len(chosen) * self.config.segment))
+        if not all(map(math.isfinite, losses.values())):
+            raise RunError(f"held-out losses at step {self.step} are not finite ({losses}): training diverged; take a smaller --lr, or --dtype fp32")
+        self.last = losses
+        if self.start is None:
+            self.start = losses
+            self._build_mixer()
+        elif self.mixer.cadence != "step" and sum(self.pending.values()):
+            self._mix(losses if self.mixer.signal == "heldout" else {})
+        seconds = time.perf_counter() - began
+        self.totals["seconds"] += seconds
+        self.totals["flops"]["heldout"] += flops["heldout"]
+        self.totals["evaluations"] += 1
+        self.totals["evaluated"] = self.step
+        line = {"kind": "evaluation", "step": self.step, "total_tokens": sum(self.totals["tokens"].values()), "heldout": losses,
+                "mean": math.fsum(losses.values()) / len(losses), "change": {name: losses[name] - self.start[name] for name in self.names},
+                "velocity": getattr(self.mixer, "velocity", None), "weights": self.mixer.weights, "notes": list(self.mixer.notes),
+                "seconds": seconds, "total_seconds": self.totals["seconds"], "flops": {"heldout": flops["heldout"]}}
+        self.directory.append(line)
+        progress(line)
+
+    def _summary(self) -> dict:
+        totals, mixer = self.totals, self.mixer
+        tokens = sum(totals["tokens"].values())
+        mean = lambda losses: math.fsum(losses.values()) / len(losses)  # noqa: E731
+        return {
+            "mixer": mixer.name, "steps": self.step, "ended": self.ended or "all steps are made", "tokens": tokens,
+            "tokens_by_domain": totals["tokens"], "epochs": self.sampler.supply.epochs, "heldout_start": self.start, "heldout": self.last,
+            "mean_start": mean(self.start), "mean": mean(self.last), "weights": mixer.weights, "average_weights": mixer.average,
+            "static_weights": mixer.static_weights, "changes": totals["changes"], "seconds": totals["seconds"],
+            "tokens_per_second": tokens / totals["seconds"], "flops": totals["flops"],
+            "flops_per_token": sum(totals["flops"][phase] for phase in PHASES) / tokens, "evaluations": totals["evaluations"],
+            "updates": totals["updates"], "skipped_updates": totals["skipped_updates"], "learned_parameters": int(self.engine.learned_parameters),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(self.engine.device) if self.engine.device.type == "cuda" else None,
+            "backend": self.engine.backend, "device": str(self.engine.device), "dtype": self.engine.dtype, "model": self.engine.model.name,
+        }

@@ -1,0 +1,100 @@
+"""What a run is made of: its model, engine, reference and mixer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import dynadapt
+from dynadapt.experiments.config import ConfigError
+from dynadapt.experiments.mixers import MIXERS, Mixer, MixerError, Shaping, make_mixer, proportions
+from dynadapt.experiments.mixers.base import by_domain, check_weights
+from dynadapt.experiments.reweight.config import ReweightConfig, scratch_size
+from dynadapt.experiments.rundir import RunError, read_json
+from dynadapt.model import ModelConfig, random_model
+
+NEED_TARGET = ("velocitune", "dynamic-batch-loading")
+
+
+def load_model(config: ReweightConfig):
+    """The model to train: as it is, or of the size of `scratch` with random weights and the tokenizer of the one named."""
+    model = dynadapt.load(config.model)
+    if model.tokenizer is None:
+        raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights")
+    if not config.scratch:
+        model.check_finite()
+        return model
+    return random_model(scratch_config(config, model.config), seed=config.seed, tokenizer=model.tokenizer)
+
+
+def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
+    """A llama with tied head, heads of 64 (16 in the smallest), a feed-forward of 8/3 of its width and the other's vocabulary."""
+    layers, hidden = scratch_size(config.scratch)
+    head = next(size for size in (64, 32, 16) if hidden % size == 0)
+    return ModelConfig(family="llama", vocab_size=other.vocab_size, hidden_size=hidden, layers=layers, heads=hidden // head, kv_heads=hidden // head,
+                       head_dim=head, ffn_size=-(-8 * hidden // 3 // 32) * 32, norm="rms", norm_eps=1e-5, activation="swiglu", rope_theta=10000.0,
+                       rope_scaling=None, max_positions=max(2048, config.segment), tied_head=True, attention_bias=False, mlp_bias=False,
+                       qk_norm=False, bos_token_id=other.bos_token_id, eos_token_id=other.eos_token_id)
+
+
+def build_engine(model, config: ReweightConfig):
+    """One set of weights for all rows of a step: ordinary training on their mean loss."""
+    adapt = {"lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=2 * config.rank, targets=config.targets),
+             "rows": lambda: dynadapt.RowSparse(density=config.density, targets=config.targets),
+             "full": lambda: dynadapt.Full(targets=config.targets)}[config.adapt]()
+    optimizer = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD}[config.optimizer]
+    return dynadapt.Engine(model, adapt=adapt, optimizer=optimizer(lr=config.learning_rate, decay=config.decay, clip=config.clip), shared=True,
+                           streams=config.rows, segment=config.segment, dtype=config.dtype, backend=config.backend, device=config.device,
+                           recompute=config.recompute, seed=config.seed)
+
+
+def build_reference(config: ReweightConfig, vocabulary: int):
+    """What DoReMi's excess is measured against: a model as it is, or one that an earlier run trained."""
+    if config.reference is None:
+        raise ConfigError(f"reference: mixer {config.mixer!r} compares with a reference model; name a model, or the directory of a run that trained one")
+    run = Path(config.reference)
+    if (run / "summary.json").is_file() and read_json(run / "config.json").get("kind") == "reweight":
+        trained = replace(ReweightConfig.from_dict(read_json(run / "config.json")), backend=config.backend, device=config.device)
+        engine = build_engine(load_model(trained), trained)
+        engine.restore(max(entry for entry in (run / "checkpoint").iterdir() if entry.name.isdigit()) / "engine")
+    else:
+        engine = dynadapt.Engine(dynadapt.load(config.reference), streams=config.rows, segment=config.segment, dtype=config.dtype,
+                                 backend=config.backend, device=config.device)
+    if engine.config.vocab_size != vocabulary:
+        raise ConfigError(f"reference {config.reference!r} has a vocabulary of {engine.config.vocab_size}, the model has {vocabulary}; "
+                          "their tokenizers must be the same")
+    return engine
+
+
+def initial_weights(config: ReweightConfig, sizes: Mapping[str, int]) -> dict[str, float]:
+    """By domain; sizes are training rows."""
+    if config.weights == "proportional":
+        return proportions(tuple(sizes), sizes)
+    if config.weights == "uniform":
+        return {domain: 1.0 / len(sizes) for domain in sizes}
+    return dict(zip(sizes, check_weights("initial weights", tuple(sizes), config.weights).tolist()))
+
+
+def check_mixer(config: ReweightConfig, sizes: Mapping[str, int]) -> None:
+    """Everything about the mixer that can be refused before any work is."""
+    if config.mixer in NEED_TARGET:
+        if config.target is None:
+            raise MixerError(f"target losses: mixer {config.mixer!r} needs one for every domain ({', '.join(sizes)}): give --target NAME=NATS, "
+                             "or the file that `dynadapt reweight fit` writes")
+        by_domain("target losses", tuple(sizes), config.target, least=0.0)
+    elif config.target is not None:
+        raise MixerError(f"target losses: mixer {config.mixer!r} uses none; {' and '.join(NEED_TARGET)} do")
+    if config.reference is not None and MIXERS[config.mixer].signal != "excess":
+        raise ConfigError(f"reference {config.reference!r}: mixer {config.mixer!r} uses none; doremi does")
+    dry = replace(config, target=None) if config.mixer not in NEED_TARGET else config
+    high = None if config.target is None else {domain: value + 1e6 for domain, value in config.target.items()}
+    build_mixer(dry, sizes, high or {domain: 0.0 for domain in sizes}, 2)
+
+
+def build_mixer(config: ReweightConfig, sizes: Mapping[str, int], start: Mapping[str, float], vocabulary: int) -> Mixer:
+    """The mixer with what it needs of the run; `settings` win. start: held-out losses before training."""
+    known = {"velocitune": {"start": start, "target": config.target}, "dynamic-batch-loading": {"target": config.target},
+             "proportional": {"sizes": sizes}, "ado": {"sample_tokens": config.segment}, "doremi": {"vocabulary": vocabulary}}
+    shaping = Shaping(config.pace, config.smoothing, config.floor)
+    return make_mixer(config.mixer, tuple(sizes), initial_weights(config, sizes), shaping, **{**known.get(config.mixer, {}), **config.settings})
