@@ -3,14 +3,17 @@
     dynadapt corpus build --out corpus
     python benchmarks/odyssey.py corpus --out runs/odyssey        # goes on where it was stopped; results.json and results.md
 
-Tests three claims of "Adaptation Odyssey in LLMs" (arXiv 2410.05581), and how well `dynadapt diagnose --advise` foresees the outcome:
+Tests three claims of "Adaptation Odyssey in LLMs" (arXiv 2410.05581), and how well `dynadapt diagnose --advise` foresees the
+outcome:
   10. further pretraining on a domain can worsen perplexity on that same domain's held-out text;
   11. the worsening correlates with the similarity between the domain and the original pretraining data;
   12. it comes from a handful of uninformative tokens.
 
-Each condition is one pass over excerpts of a domain's training documents; "hot" is five times the usual learning rate. The pretraining
-data of SmolLM2 is not at hand, so similarity has two stand-ins: the model's own bits per byte on the domain, and the Jensen-Shannon
-divergence of unigrams to text that the model itself writes, sampled from its beginning-of-text token at temperature 1 (transformers).
+Each condition is one pass over excerpts of a domain's training documents; "hot" is five times the usual learning rate. Scored are
+the first 1,600 characters of held-out documents; the probe behind the advice reads windows from anywhere in the training text.
+The pretraining data of SmolLM2 is not at hand, so similarity has two stand-ins: the model's own bits per byte on the domain, and
+the Jensen-Shannon divergence of unigrams to text that the model itself writes, sampled from its beginning-of-text token at
+temperature 1 (needs transformers).
 """
 
 from __future__ import annotations
@@ -25,11 +28,11 @@ import numpy as np
 
 from dynadapt.environment import environment
 from dynadapt.experiments.config import LEARNING_RATES, EvalConfig
-from dynadapt.experiments.diagnose import attribution
 from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, advise
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
 from dynadapt.experiments.diagnose.driver import run_diagnosis
-from dynadapt.experiments.rundir import read_json, write_json
+from dynadapt.experiments.dyneval import Interrupted
+from dynadapt.experiments.rundir import RunError, read_json, write_json
 from dynadapt.progress import Lines
 
 CONDITIONS = {"lora": {}, "lora-hot": {"lr": 5 * LEARNING_RATES["lora"]["adam"]}}
@@ -63,7 +66,8 @@ def sampled(model: str, out: Path, rows: int = 32, tokens: int = 256) -> Path:
     start = torch.full((rows, 1), live.config.bos_token_id)
     ids = live.generate(start, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=tokens,
                         pad_token_id=live.config.eos_token_id)
-    texts = [tokenizer.decode([i for i in row[1:].tolist() if i not in (live.config.bos_token_id, live.config.eos_token_id)]) for row in ids]
+    special = (live.config.bos_token_id, live.config.eos_token_id)
+    texts = [tokenizer.decode([token for token in row[1:].tolist() if token not in special]) for row in ids]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts if text.strip()), "utf-8")
     return out
@@ -72,8 +76,9 @@ def sampled(model: str, out: Path, rows: int = 32, tokens: int = 256) -> Path:
 def run_domain(name: str, condition: str, arguments, reference: Path) -> dict:
     """Advice, then adaptation and diagnosis, of one domain; finished parts are read from their files."""
     folder = arguments.out / condition / name
-    train = excerpts(arguments.corpus / name / "train.jsonl", arguments.out / "texts" / name / "train.jsonl", TRAIN_EXCERPT)
-    held = excerpts(arguments.corpus / name / "heldout.jsonl", arguments.out / "texts" / name / "heldout.jsonl", EXCERPT, HELD_OUT)
+    source, texts = arguments.corpus / name, arguments.out / "texts" / name
+    train = excerpts(source / "train.jsonl", texts / "train.jsonl", TRAIN_EXCERPT)
+    held = excerpts(source / "heldout.jsonl", texts / "heldout.jsonl", EXCERPT, HELD_OUT)
     config = EvalConfig(model=arguments.model, segment=arguments.segment, **CONDITIONS[condition])
     if (folder / "advice" / "summary.json").exists():
         advised = read_json(folder / "advice" / "summary.json")
@@ -84,7 +89,8 @@ def run_domain(name: str, condition: str, arguments, reference: Path) -> dict:
     found = run_diagnosis(chosen, folder / "diagnosis", resume=True, announce=said)
     ten = next(record for record in found["concentration"] if record["types"] == 10)
     return {"domain": name, "condition": condition, "tokens": found["tokens"], "documents": len(found["documents"]),
-            "change": found["change"], "interval": found["interval"], "verdict": found["verdict"], "perplexity": found["perplexity"],
+            "change": found["change"], "interval": found["interval"], "verdict": found["verdict"],
+            "perplexity": found["perplexity"],
             "bits_per_byte": found["bits_per_byte"]["before"], "divergence": found["similarity"]["orders"][0]["divergence"],
             "top10": ten, "largest": [t["shown"] for t in found["top_types"][:5]], "classes": found["classes"],
             "controls": found["controls"], "advice": advised["advice"], "expected": advised["expected_change"],
@@ -110,7 +116,8 @@ def spearman(x, y, draws: int = 2000) -> dict:
         if len(set(x[chosen])) > 2 and len(set(y[chosen])) > 2:
             found.append(rho(chosen, chosen))
     by_chance = [abs(rho(whole, random.permutation(len(x)))) >= abs(value) - 1e-12 for _ in range(draws)]
-    return {"rho": value, "interval": np.quantile(found, [0.025, 0.975]).tolist(), "p": float(np.mean(by_chance)), "domains": len(x)}
+    return {"rho": value, "interval": np.quantile(found, [0.025, 0.975]).tolist(), "p": float(np.mean(by_chance)),
+            "domains": len(x)}
 
 
 def claims(rows: list[dict]) -> dict:
@@ -126,9 +133,10 @@ def claims(rows: list[dict]) -> dict:
         "10": {"domains": len(rows), "worse": [row["domain"] for row in hurt]},
         "11": enough and {"nearness by bits per byte": spearman([-row["bits_per_byte"] for row in rows], change),
                           "nearness by divergence": spearman([-row["divergence"] for row in rows], change)},
-        "12": {row["domain"]: {"verdict": row["verdict"], "held_out_share_of_10": row["top10"]["held_out"], "tokens": row["top10"]["tokens"],
-                               "largest": row["largest"]} for row in hurt},
-        "advice": {"decided": len(decided), "right": len(right), "mean_error": float(apart.mean()), "mean_absolute_error": float(abs(apart).mean()),
+        "12": {row["domain"]: {"verdict": row["verdict"], "held_out_share_of_10": row["top10"]["held_out"],
+                               "tokens": row["top10"]["tokens"], "largest": row["largest"]} for row in hurt},
+        "advice": {"decided": len(decided), "right": len(right), "mean_error": float(apart.mean()),
+                   "mean_absolute_error": float(abs(apart).mean()),
                    "covered": sum(row["expected_interval"][0] <= row["change"] <= row["expected_interval"][1] for row in rows),
                    "rank_correlation": enough and spearman(expected, change)},
     }
@@ -137,29 +145,33 @@ def claims(rows: list[dict]) -> dict:
 def markdown(results: dict) -> str:
     lines = []
     for condition, found in results["conditions"].items():
-        lines += [f"## {condition}", "", "| domain | bits per byte | divergence | change (95%) | verdict | top 10 types, other half (tokens) | foreseen (95%) | advice |",
-                  "|---|---|---|---|---|---|---|---|"]
+        lines += [f"## {condition}", "", "| domain | bits per byte | divergence | change (95%) | verdict "
+                  "| top 10 types, other half (tokens) | foreseen (95%) | advice |", "|---|---|---|---|---|---|---|---|"]
         for row in found["rows"]:
             ends = lambda pair: "-" if None in pair else f"[{pair[0]:+.3f}, {pair[1]:+.3f}]"  # noqa: E731
             share = "-" if row["top10"]["held_out"] is None else f"{row['top10']['held_out']:.0%} ({row['top10']['tokens']:.0%})"
-            lines.append(f"| {row['domain']} | {row['bits_per_byte']:.3f} | {row['divergence']:.3f} | {row['change']:+.3f} {ends(row['interval'])} "
-                         f"| {row['verdict']} | {share} | {row['expected']:+.3f} {ends(row['expected_interval'])} | {row['advice']} |")
+            cells = (row["domain"], f"{row['bits_per_byte']:.3f}", f"{row['divergence']:.3f}",
+                     f"{row['change']:+.3f} {ends(row['interval'])}", row["verdict"], share,
+                     f"{row['expected']:+.3f} {ends(row['expected_interval'])}", row["advice"])
+            lines.append("| " + " | ".join(cells) + " |")
         lines += ["", *_said(found["claims"]), ""]
     return "\n".join(lines) + "\n"
 
 
 def _said(found: dict) -> list[str]:
     worse, advice = found["10"]["worse"], found["advice"]
-    lines = [f"- Claim 10: {len(worse)} of {found['10']['domains']} domains got worse" + (f" ({', '.join(worse)})." if worse else ".")]
+    domains, named = found["10"]["domains"], f" ({', '.join(worse)})" * bool(worse)
+    correlation = lambda rho: f"{rho['rho']:+.2f} [{rho['interval'][0]:+.2f}, {rho['interval'][1]:+.2f}]"  # noqa: E731
+    lines = [f"- Claim 10: {len(worse)} of {domains} domains got worse{named}."]
     for name, rho in (found["11"] or {}).items():
-        lines.append(f"- Claim 11, {name}: Spearman {rho['rho']:+.2f} [{rho['interval'][0]:+.2f}, {rho['interval'][1]:+.2f}] with the change, "
-                     f"p = {rho['p']:.3f}, {rho['domains']} domains.")
+        lines.append(f"- Claim 11, {name}: Spearman {correlation(rho)} with the change, p = {rho['p']:.3f}, {domains} domains.")
     few = [name for name, row in found["12"].items() if row["verdict"] == "hurts on few types"]
-    lines.append(f"- Claim 12: in {len(few)} of the {len(worse)} domains that got worse, at most 10 token types explain at least half of it.")
+    lines.append(f"- Claim 12: in {len(few)} of the {len(worse)} domains that got worse, at most 10 token types explain at least "
+                 "half of it.")
     rho = advice["rank_correlation"]
-    lines.append(f"- Advice: right in {advice['right']} of {advice['decided']} domains that it decided; measured less foreseen {advice['mean_error']:+.3f} "
-                 f"(mean absolute {advice['mean_absolute_error']:.3f}); {advice['covered']} of {found['10']['domains']} inside the interval"
-                 + (f"; rank correlation {rho['rho']:+.2f} [{rho['interval'][0]:+.2f}, {rho['interval'][1]:+.2f}]." if rho else "."))
+    lines.append(f"- Advice: right in {advice['right']} of {advice['decided']} domains that it decided; measured less foreseen "
+                 f"{advice['mean_error']:+.3f} (mean absolute {advice['mean_absolute_error']:.3f}); {advice['covered']} of {domains} "
+                 "inside the interval" + (f"; rank correlation {correlation(rho)}." if rho else "."))
     return lines
 
 
@@ -178,19 +190,33 @@ def main() -> None:
     there = sorted(path.parent.name for path in arguments.corpus.glob("*/heldout.jsonl"))
     unknown = [name for name in arguments.domains or [] if name not in there]
     if not there or unknown:
-        raise SystemExit(f"{arguments.corpus}: holds no domain {unknown[0] if unknown else 'at all'}; there are {', '.join(there) or 'none'} "
-                         "(make it with: dynadapt corpus build --out DIR)")
+        raise SystemExit(f"{arguments.corpus}: holds no domain {unknown[0] if unknown else 'at all'}; there are "
+                         f"{', '.join(there) or 'none'} (make it with: dynadapt corpus build --out DIR)")
     reference = sampled(arguments.model, arguments.out / "texts" / "sampled.jsonl")
-    done = {condition: [] for condition in arguments.conditions}
+    done, failed = {condition: [] for condition in arguments.conditions}, []
     for condition, name in product(arguments.conditions, arguments.domains or there):
         print(f"{condition}, {name}", flush=True)
-        done[condition].append(run_domain(name, condition, arguments, reference))
-        results = {"environment": environment(), "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()},
-                   "bootstrap_draws": attribution.DRAWS,
-                   "conditions": {c: {"rows": rows, "claims": claims(rows)} for c, rows in done.items() if rows}}
-        write_json(arguments.out / "results.json", results)
-        (arguments.out / "results.md").write_text(markdown(results))
+        try:
+            done[condition].append(run_domain(name, condition, arguments, reference))
+        except Interrupted:
+            raise SystemExit(f"stopped; the same command goes on in {arguments.out}") from None
+        except RunError as error:                            # diverged: said, and the other domains go on
+            print(f"    {error}", flush=True)
+            failed.append({"domain": name, "condition": condition, "error": str(error)})
+        write_results(arguments, done, failed)
     print((arguments.out / "results.md").read_text())
+
+
+def write_results(arguments, done: dict[str, list[dict]], failed: list[dict]) -> None:
+    """results.json and results.md of what is done so far."""
+    settings = {name: getattr(arguments, name) for name in ("model", "segment", "learn_tokens", "windows", "control")}
+    manifest = arguments.corpus / "manifest.json"
+    corpus = {key: value for key, value in read_json(manifest).items() if key != "domains"} if manifest.exists() else None
+    settings["conditions"] = {condition: CONDITIONS[condition] for condition in done}
+    results = {"environment": environment(), "settings": settings, "corpus": corpus,
+               "conditions": {c: {"rows": rows, "claims": claims(rows)} for c, rows in done.items() if rows}, "failed": failed}
+    write_json(arguments.out / "results.json", results)
+    (arguments.out / "results.md").write_text(markdown(results))
 
 
 if __name__ == "__main__":
