@@ -58,7 +58,7 @@ def run_diagnosis(config: DiagnoseConfig, out: str | Path, resume: bool = False,
         names = ("held-out", "learn", "reference")
         texts, learn, reference = (gather(specs, out / "texts" / name) for name, specs in zip(names, named))
         _check_unseen(texts, learn)
-        stage = _Stage(config, out, before, after, kind, announce or (lambda what: None), directory)
+        stage = _Stage(config, out, before, after, kind, announce or (lambda what: None))
         summary = stage.finish(texts, learn, reference)
         write_json(out / "summary.json", summary)
         return summary
@@ -86,9 +86,9 @@ def _check_unseen(texts: list[str], learn: list[str]) -> None:
 class _Stage:
     """The runs of one diagnosis, and what becomes of their scores."""
 
-    def __init__(self, config, out, before, after, kind, announce, directory):
+    def __init__(self, config, out, before, after, kind, announce):
         self.config, self.out, self.before, self.after, self.kind = config, out, before, after, kind
-        self.announce, self.directory = announce, directory
+        self.announce = announce
         self.tokenizer = streaming_tokenizer(before.tokenizer)
         self.make_after = None
 
@@ -117,9 +117,7 @@ class _Stage:
         return summary
 
     def _run(self, name: str, title: str, config, options: RunOptions, model, make_engine=None) -> dict:
-        summary = run(config, self.out / name, options, self.announce(title), model, make_engine)
-        self.directory.append({"run": name, "nll": summary["nll"], "tokens": summary["tokens"], "seconds": summary["seconds"]})
-        return summary
+        return run(config, self.out / name, options, self.announce(title), model, make_engine)
 
     def _score(self, texts: list[str], label: str) -> tuple[Scored, dict]:
         options = RunOptions(resume=True, scores=True, checkpoint=0)
