@@ -310,7 +310,7 @@ class Engine:
             lengths: R numbers on the host, how many targets of each row count; 0 = the row rests. None: all T.
             streams: R stream numbers on the host, whose text each row is; None: rows 0..S-1 are the streams in order.
                 With more streams than rows, documents enter and leave by these numbers alone.
-            weights: R numbers on the host, what each row's loss counts in what is learned; None: 1 each. On the CPU only.
+            weights: R numbers on the host, what each row's loss counts in what is learned; None: 1 each.
 
         Returns:
             nll float32 [R, T] in nats on the engine's device, computed before the update that saw these tokens; 0 beyond
@@ -318,11 +318,9 @@ class Engine:
         """
         tokens, lengths, streams = self._check_step(tokens, lengths, streams)
         self.ledger.begin_step()
-        if self.static:
-            if weights is not None:
-                raise ValueError(f"weights={weights}: only the step on the CPU weighs rows; expected None")
-            return self.static.run(tokens, lengths, streams)
         self._row_weights = None if weights is None else self._check_weights(weights, streams)
+        if self.static:
+            return self.static.run(tokens, lengths, streams)
         if streams != list(range(self.streams)):
             tokens, lengths = self._scatter(tokens, lengths, streams)
             return self._step_host(tokens, lengths)[streams]

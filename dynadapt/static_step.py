@@ -285,7 +285,8 @@ class StaticStep:
             if self.context:
                 self._scored_rows(host["rows"].view(kind.rows, -1)[i], i, len(past), n)
             if n and (due[i] or e.accumulate):
-                weights[i, :n] = 1.0 / (total if e.shared else n) / (e.every if e.accumulate else 1)
+                own = 1.0 if e._row_weights is None else e._row_weights[stream]
+                weights[i, :n] = own / (total if e.shared else n) / (e.every if e.accumulate else 1)
         host["slots"].copy_(torch.tensor(streams))
         host["counts"].copy_(torch.tensor(lengths))
         if len(host["moving"]) == len(streams) and not e.shared and not (e.learners and e.learners[0].owns_weights):

@@ -134,6 +134,15 @@ def test_streams_in_batches_score_and_learn_the_same(static):
     torch.testing.assert_close(whole.learners[0].state.master, parts.learners[0].state.master, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{"adapt": LoRA(2)}, {"adapt": Full(), "shared": True}], ids=str)
+def test_rows_weigh_what_they_are_given(options):
+    host, static = pair(optimizer=SGD(lr=0.1), **options)
+    for step, weights in enumerate([[0.5, 2.0, 0.0], None, [1, 1, 3]]):
+        for e in (host, static):
+            e.step(text(3, seed=step), weights=weights)
+        assert_same(host, static)
+
+
 def test_streams_enter_and_leave_by_number():
     host, static = pair(adapt=LoRA(2), memory=SegmentMemory(6, 2), streams=5)
     for step, streams in enumerate([[0, 1], [4, 2], [2, 0], [1, 4]]):
