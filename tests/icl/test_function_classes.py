@@ -6,16 +6,17 @@ import pytest
 import torch
 
 from dynadapt.experiments.icl import (
-    FUNCTION_CLASSES, INPUTS, ConvexCombination, DecisionTree, DenseLinear, FourierSeries, IclError, Mixture, NoisyLinear, Quadratic, ReluNetwork,
-    Sinusoid, SparseLinear, draw, interleaved, make_function_class, make_inputs)
+    FUNCTION_CLASSES, INPUTS, ConvexCombination, DecisionTree, DenseLinear, FourierSeries, IclError, Mixture, NoisyLinear, Quadratic,
+    ReluNetwork, Sinusoid, SparseLinear, draw, interleaved, make_function_class, make_inputs)
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-KINDS = [DenseLinear(6), SparseLinear(6, nonzeros=2), NoisyLinear(6, noise=1.0, renormalise=True), Quadratic(6), ReluNetwork(6), DecisionTree(6),
-         Sinusoid(), FourierSeries(), ConvexCombination(DenseLinear(1), Sinusoid(), 0.3), ConvexCombination(DenseLinear(2), Quadratic(2), (0.2, 1)),
+KINDS = [DenseLinear(6), SparseLinear(6, nonzeros=2), NoisyLinear(6, noise=1.0, renormalise=True), Quadratic(6), ReluNetwork(6),
+         DecisionTree(6), Sinusoid(), FourierSeries(), ConvexCombination(DenseLinear(1), Sinusoid(), 0.3),
+         ConvexCombination(DenseLinear(2), Quadratic(2), (0.2, 1)),
          Mixture([DenseLinear(6), SparseLinear(6)], [0.25, 0.75])]
 
 
@@ -30,7 +31,7 @@ def test_seeds_dtypes_and_descriptions(kind):
     first, again, other = (draw(kind, 5, 7, seeded(seed)) for seed in (3, 3, 4))
     assert torch.equal(first.y, again.y) and torch.equal(first.x, again.x) and not torch.equal(first.y, other.y)
     assert draw(kind, 2, 3, seeded(), dtype=torch.float64).y.dtype == torch.float64
-    rebuilt = make_function_class(**kind.describe()) if "dims" in kind.describe() else make_function_class(dims=kind.dims, **kind.describe())
+    rebuilt = make_function_class(**{"dims": kind.dims, **kind.describe()})
     assert torch.equal(draw(rebuilt, 5, 7, seeded(3)).y, first.y)
 
 
@@ -65,8 +66,8 @@ def test_values_against_the_formulas_of_one_prompt():
         (ReluNetwork(4, hidden=7), lambda f, b, v: math.sqrt(2 / 7) * float(torch.relu(v @ f["w1"][b]) @ f["w2"][b])),
         (Sinusoid(4, frequency=(0.5, 3)), lambda f, b, v: float(f["amplitude"][b]) * math.sin(float(f["frequency"][b]) * float(v[0])
                                                                                               + float(f["phase"][b]))),
-        (FourierSeries(4), lambda f, b, v: sum(float(f["cosine"][b, n - 1]) * math.cos(n * math.pi * float(v[0]) / 5)
-                                               + float(f["sine"][b, n - 1]) * math.sin(n * math.pi * float(v[0]) / 5) for n in range(1, 11))),
+        (FourierSeries(4), lambda f, b, v: sum(float(f["cosine"][b, n - 1]) * math.cos(n * math.pi * float(v[0]) / 5) for n in range(1, 11))
+                                           + sum(float(f["sine"][b, n - 1]) * math.sin(n * math.pi * float(v[0]) / 5) for n in range(1, 11))),
         (DecisionTree(4, depth=3), tree_by_hand),
     ]:
         functions = kind.sample(3, seeded(), dtype=torch.float64)
@@ -106,7 +107,8 @@ def test_a_mixture_chooses_per_prompt_or_per_batch_and_keeps_each_class():
     for index, kind in enumerate((dense, sparse)):
         own = kind.values(prompts.functions["parts"][index], prompts.x)
         assert torch.equal(prompts.y[chosen == index], own[chosen == index])
-    batches = [draw(Mixture([dense, sparse], per="batch"), 16, 2, generator).functions["chosen"] for generator in [seeded()] for _ in range(40)]
+    generator = seeded()
+    batches = [draw(Mixture([dense, sparse], per="batch"), 16, 2, generator).functions["chosen"] for _ in range(40)]
     assert all((chosen == chosen[0]).all() for chosen in batches) and 5 < sum(int(chosen[0]) for chosen in batches) < 35
     assert not draw(Mixture([dense, sparse], [1.0, 0.0]), 500, 2, seeded()).functions["chosen"].any()
 

@@ -4,10 +4,16 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 
 from .base import FunctionClass, Functions, IclError
+from .baselines import averaging, least_squares, nearest_neighbours, ridge, zero
+from .bayes import discrete_posterior, linear_mixture, linear_mixture_posterior
 from .combine import ConvexCombination, Mixture
+from .evaluate import Case, Curve, by_nonzeros, curves, out_of_distribution, sequence_predictor, squared_errors, summarise
+from .gradient_descent import network_gradient_descent
 from .inputs import INPUTS, Inputs
+from .lasso_path import lasso
 from .linear import DenseLinear, NoisyLinear, Quadratic, SparseLinear
 from .nonlinear import DecisionTree, ReluNetwork
 from .periodic import FourierSeries, Sinusoid
@@ -17,19 +23,27 @@ FUNCTION_CLASSES: dict[str, type[FunctionClass]] = {
     kind.name: kind for kind in (DenseLinear, SparseLinear, NoisyLinear, Quadratic, ReluNetwork, DecisionTree, Sinusoid, FourierSeries)
 }
 
-__all__ = ["FUNCTION_CLASSES", "INPUTS", "ConvexCombination", "DecisionTree", "DenseLinear", "FourierSeries", "FunctionClass", "Functions",
-           "IclError", "Inputs", "Mixture", "NoisyLinear", "Prompts", "Quadratic", "ReluNetwork", "Sinusoid", "SparseLinear", "draw",
-           "interleaved", "make_function_class", "make_inputs"]
+BASELINES = {baseline.__name__: baseline for baseline in (zero, averaging, nearest_neighbours, least_squares, ridge, lasso,
+                                                          network_gradient_descent, discrete_posterior, linear_mixture)}
+
+__all__ = ["BASELINES", "FUNCTION_CLASSES", "INPUTS", "Case", "ConvexCombination", "Curve", "DecisionTree", "DenseLinear", "FourierSeries",
+           "FunctionClass", "Functions", "IclError", "Inputs", "Mixture", "NoisyLinear", "Prompts", "Quadratic", "ReluNetwork", "Sinusoid",
+           "SparseLinear", "averaging", "by_nonzeros", "curves", "discrete_posterior", "draw", "interleaved", "lasso", "least_squares",
+           "linear_mixture", "linear_mixture_posterior", "make_baseline", "make_function_class", "make_inputs", "nearest_neighbours",
+           "network_gradient_descent", "out_of_distribution", "ridge", "sequence_predictor", "squared_errors", "summarise", "zero"]
 
 
-def _make(what: str, table: dict, name: str, given: tuple, settings: dict):
+def _check_named(what: str, table: dict, name: str, settings: dict) -> None:
     if name not in table:
         raise IclError(f"{what} {name!r}: give one of {', '.join(table)}")
-    accepted = [key for key, parameter in inspect.signature(table[name]).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    accepted = {key: parameter for key, parameter in inspect.signature(table[name]).parameters.items()
+                if parameter.kind is parameter.KEYWORD_ONLY}
     for key in settings:
         if key not in accepted:
             raise IclError(f"{what} {name!r}: unknown setting {key!r}; it has {', '.join(accepted) or 'none'}")
-    return table[name](*given, **settings)
+    for key, parameter in accepted.items():
+        if parameter.default is parameter.empty and key not in settings:
+            raise IclError(f"{what} {name!r}: setting {key!r} is missing")
 
 
 def make_function_class(name: str, dims: int, **settings) -> FunctionClass:
@@ -44,9 +58,18 @@ def make_function_class(name: str, dims: int, **settings) -> FunctionClass:
     if name == ConvexCombination.name:
         parts = [make_function_class(**{"dims": dims, **settings[key]}) for key in ("first", "second")]
         return ConvexCombination(*parts, settings.get("weight", 0.5))
-    return _make("function class", FUNCTION_CLASSES, name, (dims,), settings)
+    _check_named("function class", FUNCTION_CLASSES, name, settings)
+    return FUNCTION_CLASSES[name](dims, **settings)
 
 
 def make_inputs(name: str, **settings) -> Inputs:
     """The distribution of x of this name. IclError for a name or a setting that doesn't exist."""
-    return _make("inputs", INPUTS, name, (), settings)
+    _check_named("inputs", INPUTS, name, settings)
+    return INPUTS[name](**settings)
+
+
+def make_baseline(name: str, **settings):
+    """The baseline of this name as predict(x [B, N, d], y [B, N], query [B, N, d] or None) -> [B, N] (baselines.py). IclError for a name or
+    a setting that doesn't exist, or one that is missing."""
+    _check_named("baseline", BASELINES, name, settings)
+    return partial(BASELINES[name], **settings)

@@ -33,7 +33,7 @@ def check_number(what: str, value: float, least: float = -math.inf, above: bool 
 
 
 def check_count(what: str, value: int, least: int = 1, most: int | None = None, why: str = "") -> int:
-    """The value, a whole number from `least` to `most`; IclError otherwise, with `why` there is a most."""
+    """The value, a whole number from `least` to `most`; IclError otherwise, with `why` where there is a most."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise IclError(f"{what} {value!r}: give a whole number")
     if value < least or (most is not None and value > most):

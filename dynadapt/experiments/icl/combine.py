@@ -51,7 +51,7 @@ class Mixture(FunctionClass):
     def sample(self, prompts, generator, *, active=None, dtype=torch.float32) -> Functions:
         key = uniform(generator, prompts if self.per == "prompt" else 1, dtype=torch.float64).expand(prompts)
         chosen, below = torch.zeros(prompts, dtype=torch.long, device=generator.device), 0.0
-        last = max(index for index, weight in enumerate(self.weights) if weight > 0)  # rounding of the sum may not choose a class of weight 0
+        last = max(index for index, weight in enumerate(self.weights) if weight > 0)  # rounding of the sum may not choose weight 0
         for weight in self.weights[:last]:
             below += weight
             chosen += key >= below

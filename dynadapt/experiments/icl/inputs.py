@@ -26,7 +26,8 @@ class Inputs:
         return x if self.scale == 1.0 else x * self.scale
 
     def queries(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """(x of the prompt, queries) from the sampled x [B, N, d]. Query k [B, N, d] is asked after the first k examples; None: the next x."""
+        """(x of the prompt, queries [B, N, d]) from the sampled x [B, N, d]. Query k is asked after the first k examples; None: the
+        next x of the prompt."""
         return x, None
 
 
