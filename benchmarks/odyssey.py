@@ -86,7 +86,11 @@ def run_domain(name: str, condition: str, arguments, reference: Path) -> dict:
         advised = advise(config, (str(train),), (), arguments.windows, folder / "advice", announce=said)
     chosen = DiagnoseConfig(config.with_(text=(str(held),)), learn=(str(train),), learn_tokens=arguments.learn_tokens,
                             reference=(str(reference),), control=arguments.control)
-    found = run_diagnosis(chosen, folder / "diagnosis", resume=True, announce=said)
+    return row_of(name, condition, advised, run_diagnosis(chosen, folder / "diagnosis", resume=True, announce=said))
+
+
+def row_of(name: str, condition: str, advised: dict, found: dict) -> dict:
+    """What the results keep of one domain's advice and diagnosis."""
     ten = next(record for record in found["concentration"] if record["types"] == 10)
     return {"domain": name, "condition": condition, "tokens": found["tokens"], "documents": len(found["documents"]),
             "change": found["change"], "interval": found["interval"], "verdict": found["verdict"],
