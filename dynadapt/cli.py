@@ -248,8 +248,8 @@ def command_explain(arguments) -> int:
 
 
 def command_export(arguments) -> int:
-    from dynadapt.experiments.export import export_adapter
-    print(export_adapter(Path(arguments.run), Path(arguments.out), arguments.stream))
+    from dynadapt.experiments.export import export_run
+    print(export_run(Path(arguments.run), Path(arguments.out), arguments.stream))
     return 0
 
 
@@ -315,7 +315,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_config_options(command)
     command.add_argument("--time", action="store_true", help="also time each operation")
 
-    command = add("export", command_export, "write the adapter that a LoRA run ended with as a PEFT directory",
+    command = add("export", command_export, "write the adapter that a LoRA run ended with as a PEFT directory, or the model of a reweighting run",
                   "example:\n  dynadapt export runs/novel --out adapter\n  PeftModel.from_pretrained(model, 'adapter') then loads it")
     command.add_argument("run", metavar="RUN")
     command.add_argument("--out", required=True, metavar="DIR", help="directory to make")

@@ -1,4 +1,4 @@
-"""The adapter that a LoRA run ended with, as a directory that PEFT loads."""
+"""What a run ended with: a LoRA run's adapter as a directory that PEFT loads, another reweighting run's model as one for transformers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from dynadapt.engine_state import adapter_directory
 from dynadapt.experiments.rundir import RunError, read_json
 
 
+def export_run(run: Path, out: Path, stream: int = 0) -> Path:
+    """The run's adapter, or of a reweighting run without LoRA its model (reweight/export.py)."""
+    config = read_json(run / "config.json")
+    if config.get("kind") == "reweight" and config["adapt"] != "lora":
+        from dynadapt.experiments.reweight.export import export_model
+        return export_model(run, out)
+    return export_adapter(run, out, stream)
+
+
 def export_adapter(run: Path, out: Path, stream: int = 0) -> Path:
     """Copies adapter_config.json and adapter_model.safetensors of one stream from the run's last saved state to `out`.
 
@@ -17,15 +26,16 @@ def export_adapter(run: Path, out: Path, stream: int = 0) -> Path:
     config = read_json(run / "config.json")
     if config["adapt"] != "lora":
         raise RunError(f"{run} ran with --adapt {config['adapt']}; only a LoRA run has an adapter to export")
-    if not 0 <= stream < config["streams"]:
-        raise RunError(f"stream {stream}: {run} has streams 0 to {config['streams'] - 1}")
+    streams = config.get("streams", 1)               # the rows of a reweighting run share one adapter
+    if not 0 <= stream < streams:
+        raise RunError(f"stream {stream}: {run} has streams 0 to {streams - 1}")
     folder = run / "checkpoint"
     states = sorted(entry for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
     if not states:
         raise RunError(f"{run} saved no state (it ran with --checkpoint 0, or was stopped before its first checkpoint)")
     if out.exists():
         raise RunError(f"{out} exists; name a directory that does not")
-    source = adapter_directory(states[-1] / "engine", stream, config["streams"])
+    source = adapter_directory(states[-1] / "engine", stream, streams)
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary)

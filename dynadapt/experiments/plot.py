@@ -74,6 +74,9 @@ def _looks(runs: list[Run]) -> list[dict]:
 def plot_runs(paths: list[str], out: str | None = None) -> list[Path]:
     """One picture with three panels; returns its path. Unfinished runs show in the last panel only."""
     runs = [read_run(path) for path in dict.fromkeys(os.path.normpath(path) for path in paths)]
+    for run in runs:
+        if run.config.get("kind") == "reweight":
+            raise RunError(f"{run.path} is a reweighting run: draw it with dynadapt reweight plot --out {run.path}")
     runs = [run for run in runs if run.metrics]
     if not runs:
         raise RunError(f"{', '.join(paths)}: nothing scored yet, so nothing to draw")

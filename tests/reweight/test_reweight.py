@@ -200,6 +200,25 @@ def test_killed_for_real_on_the_command_line(root, tmp_path, capsys):
     assert "step 400/400" in shown and "held-out" in shown and (tmp_path / "whole" / "weights.png").exists()
 
 
+@pytest.mark.parametrize("changes", [dict(targets="model", scratch="1x32"), dict(adapt="full"), dict(adapt="rows", density=0.3), dict(adapt="lora", rank=2)])
+def test_what_a_run_learned_leaves_it_as_files(changes, root, tmp_path, capsys):
+    config = config_for(root, steps=4, **changes)
+    summary = run(config, tmp_path / "run")
+    with pytest.raises(SystemExit) as end:
+        main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    assert not end.value.code
+    if config.adapt == "lora":
+        assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+        return
+    model = dynadapt.load(tmp_path / "out")
+    again = run(config_for(root, model=str(tmp_path / "out"), steps=1, lr=0.0), tmp_path / "again")
+    assert again["heldout_start"] == pytest.approx(summary["heldout"], abs=1e-5) and model.tokenizer is not None
+    for words, said in ((["export", "--out", str(tmp_path / "out")], "exists"), (["plot"], "reweight plot")):
+        with pytest.raises(SystemExit) as end:
+            main([words[0], str(tmp_path / "run"), *words[1:]])
+        assert end.value.code == 2 and said in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------------------ domains
 
 def test_a_corpus_and_its_manifest(root, tmp_path):

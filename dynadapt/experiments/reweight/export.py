@@ -1,0 +1,57 @@
+"""The model that a run ended with, as a Hugging Face directory: config.json, model.safetensors, tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from dynadapt.experiments.reweight.config import ReweightConfig
+from dynadapt.experiments.reweight.setup import build_engine, load_model
+from dynadapt.experiments.rundir import RunError, read_json
+from dynadapt.model import hf_name, layout
+from dynadapt.model.hf_config import config_to_hf
+from dynadapt.model.layout import hf_transposed
+
+
+def export_model(run: Path, out: Path) -> Path:
+    """Writes `out`, which must not exist, with the last saved state's weights in the run's dtype. RunError when nothing was saved."""
+    config = ReweightConfig.from_dict(read_json(run / "config.json"))
+    folder = run / "checkpoint"
+    states = sorted(entry for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
+    if not states:
+        raise RunError(f"{run} saved no state (it was stopped before its first checkpoint)")
+    if out.exists():
+        raise RunError(f"{out} exists; name a directory that does not")
+    model = load_model(config)
+    engine = build_engine(model, config)
+    engine.restore(states[-1] / "engine")
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    stored = {}
+    for name, value in learned(model, engine).items():
+        value = value.to("cpu", engine.torch_dtype)
+        stored[hf_name(model.config, name)] = (value.t() if hf_transposed(model.config, name) else value).contiguous()
+    save_file(stored, str(temporary / "model.safetensors"), {"format": "pt"})
+    (temporary / "config.json").write_text(json.dumps(config_to_hf(model.config), indent=2) + "\n")
+    model.tokenizer.save(temporary / "tokenizer.json")
+    temporary.rename(out)
+    return out
+
+
+def learned(model, engine) -> dict[str, torch.Tensor]:
+    """All of the model's tensors by canonical name: as they learned, or as they were."""
+    learner = engine.learners[0]
+    if hasattr(learner, "parameters"):
+        return learner.parameters()
+    named = {name: model.tensor(name) for name in model.names()}
+    for (layer, group), matrices in learner.matrices.items():
+        for part, matrix in zip(layout(model.config)[group], matrices):
+            weight = torch.empty(matrix.shape, dtype=engine.torch_dtype, device=engine.device)
+            matrix.unpack(weight)
+            named[f"layers.{layer}.{part}.weight"] = weight
+    return named
