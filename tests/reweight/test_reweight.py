@@ -28,6 +28,15 @@ from tiny import english, tiny_directory
 DOMAINS = ("code", "prose", "manual")
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors are tiny here: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     """A tiny model and three domains: a directory of files, a .jsonl file, and one split by its maker."""

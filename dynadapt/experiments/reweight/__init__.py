@@ -1,4 +1,7 @@
-"""Training on several domains whose weights a mixer moves: `run` trains, `fit_run` predicts target losses, `draw` makes the picture."""
+"""Training on several domains whose weights a mixer moves.
+
+`run` trains, `fit_run` predicts target losses, `draw` makes the picture.
+"""
 
 from .config import ReweightConfig
 from .plot import draw

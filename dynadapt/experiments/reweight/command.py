@@ -69,8 +69,8 @@ LISTS = ("domains", "settings", "weights", "target")
 
 def add_options(command) -> None:
     """One option for each field of ReweightConfig, with its default, and how a run is kept."""
-    command.add_argument("what", choices=("train", "fit", "plot"), help="train; predict target losses from a finished run with static weights; "
-                         "draw a run's picture again")
+    command.add_argument("what", choices=("train", "fit", "plot"), 
+                         help="train; predict target losses from a finished run with static weights; draw a run's picture again")
     command.add_argument("--out", required=True, metavar="runs/NAME", help="directory of the run")
     for field in fields(ReweightConfig):
         name, default = field.name, field.default
@@ -87,10 +87,14 @@ def add_options(command) -> None:
             if default is not None:
                 settings["help"] += f" (default: {default})"
         command.add_argument({"settings": "--set", "heldout_rows": "--heldout-rows"}.get(name, f"--{name}"), **settings)
-    command.add_argument("--resume", action="store_true", help="go on with a run that was stopped: the same rows, losses and weights, bit for bit")
-    command.add_argument("--change", nargs="+", metavar="NAME=WEIGHT", help="with --resume: weights from here on, for all domains; no row is lost")
-    command.add_argument("--checkpoint", type=int, default=50, metavar="N", help="save every N steps, 0 for the end only (default: 50)")
-    command.add_argument("--tokens", type=float, metavar="N", help="with fit: training tokens, of all domains, at which to predict")
+    command.add_argument("--resume", action="store_true",
+                         help="go on with a run that was stopped: the same rows, losses and weights, bit for bit")
+    command.add_argument("--change", nargs="+", metavar="NAME=WEIGHT",
+                         help="with --resume: weights from here on, for all domains; no row is lost")
+    command.add_argument("--checkpoint", type=int, default=50, metavar="N",
+                         help="save every N steps, 0 for the end only (default: 50)")
+    command.add_argument("--tokens", type=float, metavar="N",
+                         help="with fit: training tokens, of all domains, at which to predict")
 
 
 def config_from(arguments) -> ReweightConfig:
@@ -114,7 +118,8 @@ def _train(arguments) -> int:
     if arguments.checkpoint < 0:
         raise ConfigError(f"checkpoint {arguments.checkpoint}: give a whole number of at least 0")
     config = config_from(arguments)
-    options = ReweightOptions(arguments.resume, arguments.checkpoint, named_numbers("change", arguments.change) if arguments.change else None)
+    change = named_numbers("change", arguments.change) if arguments.change else None
+    options = ReweightOptions(arguments.resume, arguments.checkpoint, change)
     finished = (Path(arguments.out) / "summary.json").exists()
     try:
         with progress_for(config.steps) as progress:
@@ -138,13 +143,17 @@ def _print_summary(summary: dict) -> None:
     for name in ("tokens", "epochs", "weight", "mean weight", "held-out", "change"):
         table.add_column(name, justify="right")
     for domain, loss in summary["heldout"].items():
-        table.add_row(domain, f"{summary['tokens_by_domain'][domain]:,}", f"{summary['epochs'][domain]:.2f}", f"{summary['weights'][domain]:.3f}",
-                      f"{summary['static_weights'][domain]:.3f}", f"{loss:.4f}", f"{loss - summary['heldout_start'][domain]:+.4f}")
-    table.add_row("mean", f"{summary['tokens']:,}", "", "", "", f"{summary['mean']:.4f}", f"{summary['mean'] - summary['mean_start']:+.4f}")
+        of = lambda name: summary[name][domain]  # noqa: B023, E731
+        table.add_row(domain, f"{of('tokens_by_domain'):,}", f"{of('epochs'):.2f}", f"{of('weights'):.3f}", f"{of('static_weights'):.3f}",
+                      f"{loss:.4f}", f"{loss - of('heldout_start'):+.4f}")
+    fall = summary["mean"] - summary["mean_start"]
+    table.add_row("mean", f"{summary['tokens']:,}", "", "", "", f"{summary['mean']:.4f}", f"{fall:+.4f}")
     Console(soft_wrap=True).print(table)
     flops = summary["flops"]
-    print(f"{summary['steps']} steps, {summary['ended']}; {summary['seconds']:.1f} s, {summary['flops_per_token'] / 1e9:,.4g} GFLOP/token to train, "
-          f"{flops['heldout'] / 1e9:,.4g} GFLOP for held-out losses" + (f", {flops['excess'] / 1e9:,.4g} for the excess over the reference" if flops["excess"] else ""))
+    costs = [f"{summary['flops_per_token'] / 1e9:,.4g} GFLOP/token to train", f"{flops['heldout'] / 1e9:,.4g} GFLOP for held-out losses"]
+    if flops["excess"]:
+        costs.append(f"{flops['excess'] / 1e9:,.4g} GFLOP for the excess over the reference")
+    print(f"{summary['steps']} steps, {summary['ended']}; {summary['seconds']:.1f} s, {', '.join(costs)}")
 
 
 def _fit(arguments) -> int:
@@ -154,7 +163,8 @@ def _fit(arguments) -> int:
     found = fit_run(arguments.out, arguments.tokens)
     for domain, loss in found["target"].items():
         low, high = found["interval"][domain]
-        print(f"{domain}: {loss:.4f} nats at {found['tokens']:,.0f} tokens, 90% interval {low:.4f} to {high:.4f}, residual {found['residual'][domain]:.4f}")
+        print(f"{domain}: {loss:.4f} nats at {found['tokens']:,.0f} tokens, 90% interval {low:.4f} to {high:.4f}, "
+              f"residual {found['residual'][domain]:.4f}")
     print(f"written to {Path(arguments.out) / 'targets.json'}; picture: {Path(arguments.out) / 'targets.png'}")
     return 0
 

@@ -12,8 +12,16 @@ from pathlib import Path
 from dynadapt.experiments.config import CHOICES, LEARNING_RATES, ConfigError
 from dynadapt.experiments.mixers import MIXERS
 
-ACCEPTED = {"mixer": tuple(MIXERS), "policy": ("stop", "repeat", "renormalise"), "adapt": ("lora", "rows", "full"), "targets": CHOICES["targets"],
-            "optimizer": ("adam", "adamw", "sgd"), "schedule": ("constant", "cosine"), "dtype": ("bf16", "fp32"), "backend": CHOICES["backend"]}
+ACCEPTED = {
+    "mixer": tuple(MIXERS),
+    "policy": ("stop", "repeat", "renormalise"),
+    "adapt": ("lora", "rows", "full"),
+    "targets": CHOICES["targets"],
+    "optimizer": ("adam", "adamw", "sgd"),
+    "schedule": ("constant", "cosine"),
+    "dtype": ("bf16", "fp32"),
+    "backend": CHOICES["backend"],
+}
 SCRATCH_RATE = 1e-3      # learning rate of a model from scratch when none is given; a common value, not a measured one
 
 
@@ -146,11 +154,13 @@ def _check(config: ReweightConfig) -> None:
     for name, accepted in ACCEPTED.items():
         if getattr(config, name) not in accepted:
             raise ConfigError(f"{name} {getattr(config, name)!r}: give one of {', '.join(accepted)}")
-    for name, least in (("rank", 1), ("segment", 1), ("rows", 1), ("steps", 1), ("evaluate", 1), ("heldout_rows", 1), ("warmup", 0), ("seed", 0)):
+    for name, least in (("rank", 1), ("segment", 1), ("rows", 1), ("steps", 1), ("evaluate", 1), ("heldout_rows", 1), ("warmup", 0),
+                        ("seed", 0)):
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{name} {value!r}: give a whole number of at least {least}")
-    for name, fits, wanted in (("density", lambda x: 0 < x <= 1, "a share above 0 and at most 1"), ("decay", lambda x: 0 <= x <= 1, "a number from 0 to 1"),
+    for name, fits, wanted in (("density", lambda x: 0 < x <= 1, "a share above 0 and at most 1"),
+                               ("decay", lambda x: 0 <= x <= 1, "a number from 0 to 1"),
                                ("clip", lambda x: 0 <= x < float("inf"), "a norm of at least 0 (0: no clipping)"),
                                ("lr", lambda x: x is None or 0 <= x < float("inf"), "a rate of at least 0"),
                                ("heldout", lambda x: 0 < x <= 0.5, "a share above 0 and at most 0.5")):
@@ -167,5 +177,5 @@ def _check(config: ReweightConfig) -> None:
     if config.scratch:
         scratch_size(config.scratch)
         if (config.adapt, config.targets) != ("full", "model"):
-            raise ConfigError(f"scratch {config.scratch!r} with adapt {config.adapt!r} and targets {config.targets!r}: a model from scratch "
-                              "learns all of itself; give adapt full and targets model")
+            raise ConfigError(f"scratch {config.scratch!r} with adapt {config.adapt!r} and targets {config.targets!r}: a model from "
+                              "scratch learns all of itself; give adapt full and targets model")

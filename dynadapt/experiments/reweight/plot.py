@@ -22,7 +22,8 @@ def draw(run: str | Path, out: str | Path | None = None) -> Path:
     steps = [line for line in run.metrics if line.get("kind") == "step"]
     evaluations = [line for line in run.metrics if line.get("kind") == "evaluation"]
     if run.config.get("kind") != "reweight" or not steps:
-        raise RunError(f"{run.path}: " + ("no step was made yet" if run.config.get("kind") == "reweight" else "not a run of `dynadapt reweight train`"))
+        ours = run.config.get("kind") == "reweight"
+        raise RunError(f"{run.path}: " + ("no step was made yet" if ours else "not a run of `dynadapt reweight train`"))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(14.5, 4.6), layout="constrained")
         axes = figure.subplots(1, 3)
@@ -31,9 +32,10 @@ def draw(run: str | Path, out: str | Path | None = None) -> Path:
             colour = CYCLE[index % len(CYCLE)]
             handles += axes[0].step(*_weights(steps, domain), where="pre", color=colour, linewidth=1.8, label=domain)
             axes[1].plot(*_training(steps, domain), color=colour, linewidth=1.4)
-            axes[2].plot([line["total_tokens"] for line in evaluations], [line["heldout"][domain] for line in evaluations], color=colour,
-                         linewidth=1.6, marker="o", markersize=4)
-        axes[0].set(ylabel="weight", title=f"Weights: {run.config['mixer']}", ylim=(0, 1.05 * max(max(line["weights"].values()) for line in steps)))
+            axes[2].plot([line["total_tokens"] for line in evaluations], [line["heldout"][domain] for line in evaluations],
+                         color=colour, linewidth=1.6, marker="o", markersize=4)
+        largest = max(max(line["weights"].values()) for line in steps)
+        axes[0].set(ylabel="weight", title=f"Weights: {run.config['mixer']}", ylim=(0, 1.05 * largest))
         axes[1].set(ylabel="NLL (nats per token)", title="Training loss, before each update")
         axes[2].set(ylabel="NLL (nats per token)", title="Held-out loss")
         for axis in axes:

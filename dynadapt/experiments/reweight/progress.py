@@ -26,8 +26,10 @@ class _Status:
 
     def add(self, line: dict) -> None:
         if self.first is None:                       # a resumed run counts its speed anew
-            self.first = (line["step"] - (line["kind"] == "step"), line["total_tokens"] - line.get("tokens", 0), line["total_seconds"] - line["seconds"])
-        self.step, self.tokens, self.seconds, self.weights = line["step"], line["total_tokens"], line["total_seconds"], line["weights"]
+            self.first = (line["step"] - (line["kind"] == "step"), line["total_tokens"] - line.get("tokens", 0),
+                          line["total_seconds"] - line["seconds"])
+        self.step, self.tokens, self.seconds = line["step"], line["total_tokens"], line["total_seconds"]
+        self.weights = line["weights"]
         if line["notes"]:
             self.notes = line["notes"]
         if line["kind"] == "step":
@@ -41,12 +43,14 @@ class _Status:
         spent = max(self.seconds - seconds, 1e-9)
         left = (self.steps - self.step) * spent / (self.step - step) if self.step > step else None
         loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
-        return (f"step {self.step}/{self.steps}  {self.tokens:,} tokens{loss}  {(self.tokens - tokens) / spent:,.0f} tokens/s  left {_clock(left)}")
+        speed = f"{(self.tokens - tokens) / spent:,.0f} tokens/s"
+        return f"step {self.step}/{self.steps}  {self.tokens:,} tokens{loss}  {speed}  left {_clock(left)}"
 
     def cells(self, domain: str) -> tuple[str, str, str, str, str]:
         """weight, training loss, held-out loss, its change since the start, velocity."""
         show = lambda values, form: format(values[domain], form) if domain in values else "-"  # noqa: E731
-        return (show(self.weights, ".3f"), show(self.losses, ".4f"), show(self.heldout, ".4f"), show(self.change, "+.4f"), show(self.velocity, ".3f"))
+        return (show(self.weights, ".3f"), show(self.losses, ".4f"), show(self.heldout, ".4f"), show(self.change, "+.4f"),
+                show(self.velocity, ".3f"))
 
 
 class Lines:
@@ -72,7 +76,8 @@ class Lines:
         parts = []
         for domain in self.status.weights:
             weight, training, heldout, change, velocity = self.status.cells(domain)
-            parts.append(f"{domain} {weight} loss {training} held-out {heldout} ({change})" + (f" V {velocity}" if self.status.velocity else ""))
+            part = f"{domain} {weight} loss {training} held-out {heldout} ({change})"
+            parts.append(part + (f" V {velocity}" if self.status.velocity else ""))
         print(f"{self.status.headline()}  |  " + "  |  ".join(parts), file=self.stream, flush=True)
         for note in self.status.notes:
             print(f"  {note}", file=self.stream, flush=True)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from dynadapt.environment import environment, peak_memory_bytes
-from dynadapt.experiments.dyneval import PHASES, Interrupted, interruptible
+from dynadapt.experiments.dyneval import PHASES, Interrupted, _finite, interruptible
 from dynadapt.experiments.mixers import MIXERS, Exhausted, excess
 from dynadapt.experiments.mixers.base import check_weights
 from dynadapt.experiments.reweight import setup
@@ -91,13 +91,15 @@ class _Training:
         self.names = tuple(self.domains)
         self.sizes = {domain.name: len(domain.train) for domain in domains}
         self.sampler = Sampler(self.sizes, config.policy, config.seed)
-        self.heldout = [heldout_order(len(domain.heldout), config.heldout_rows, config.seed, index) for index, domain in enumerate(domains)]
-        self.reference = setup.build_reference(config, engine.config.vocab_size) if MIXERS[config.mixer].signal == "excess" else None
+        self.heldout = [heldout_order(len(domain.heldout), config.heldout_rows, config.seed, i) for i, domain in enumerate(domains)]
+        compares = MIXERS[config.mixer].signal == "excess"
+        self.reference = setup.build_reference(config, engine.config.vocab_size) if compares else None
         self.mixer = None
         self.ended: str | None = None
         self.step, self.start, self.last = 0, None, None      # held-out losses before training, and of the last evaluation
         self.pending = dict.fromkeys(self.names, 0)           # tokens since the mixer's last update
-        self.totals = {"tokens": dict.fromkeys(self.names, 0), "seconds": 0.0, "updates": 0, "skipped_updates": 0, "evaluations": 0, "evaluated": 0,
+        self.totals = {"tokens": dict.fromkeys(self.names, 0), "seconds": 0.0, "updates": 0, "skipped_updates": 0,
+                       "evaluations": 0, "evaluated": 0,             # how many, and the step of the last
                        "flops": {**dict.fromkeys(PHASES, 0), "heldout": 0, "excess": 0}, "changes": []}
         self.digests = {name: domain.digest() for name, domain in self.domains.items()}
         if directory.state:
@@ -206,9 +208,9 @@ class _Training:
         flops.update({phase: int(report.flops.get(phase, 0)) for phase in PHASES})
         self._count(count, flops, report)
         return {"kind": "step", "step": self.step, "tokens": int(nll.size), "total_tokens": sum(self.totals["tokens"].values()),
-                "loss": float(nll.mean()), "losses": losses, "drawn": {name: n // config.segment for name, n in count.items()}, "rows": [list(pair) for pair in drawn],
-                "weights": in_force, "notes": list(self.mixer.notes), "lr": rate, "grad_norm": report.grad_norm[0], "skipped": bool(report.skipped[0]),
-                "flops": flops}
+                "loss": float(nll.mean()), "losses": losses, "drawn": {name: n // config.segment for name, n in count.items()},
+                "rows": [list(pair) for pair in drawn], "weights": in_force, "notes": list(self.mixer.notes), "lr": rate,
+                "grad_norm": _finite(report.grad_norm[0]), "skipped": bool(report.skipped[0]), "flops": flops}
 
     def _scores(self, engine, tokens: torch.Tensor, flops: dict, what: str) -> np.ndarray:
         """[R, T] float64, with what they cost added to flops[what]."""
@@ -242,8 +244,9 @@ class _Training:
 
     def _check_finite(self, nll: np.ndarray) -> None:
         if not np.isfinite(nll).all():
-            raise RunError(f"the scores of step {self.step + 1} are not finite: training diverged at lr {self.config.learning_rate:g}; take a "
-                           f"smaller --lr, a smaller --clip, or --dtype fp32. What was done before is in {self.directory.path}")
+            raise RunError(f"the scores of step {self.step + 1} are not finite: training diverged at lr "
+                           f"{self.config.learning_rate:g}; take a smaller --lr, a smaller --clip, or --dtype fp32. "
+                           f"What was done before is in {self.directory.path}")
 
     # -------------------------------------------------------------------------------------------------- evaluations
 
@@ -257,7 +260,8 @@ class _Training:
                 total.append(self._scores(self.engine, tokens, flops, "heldout").sum())
             losses[name] = float(math.fsum(total) / (len(chosen) * self.config.segment))
         if not all(map(math.isfinite, losses.values())):
-            raise RunError(f"held-out losses at step {self.step} are not finite ({losses}): training diverged; take a smaller --lr, or --dtype fp32")
+            raise RunError(f"held-out losses at step {self.step} are not finite ({losses}): training diverged; take a smaller --lr, "
+                           "or --dtype fp32")
         self.last = losses
         if self.start is None:
             self.start = losses
@@ -270,7 +274,8 @@ class _Training:
         self.totals["evaluations"] += 1
         self.totals["evaluated"] = self.step
         line = {"kind": "evaluation", "step": self.step, "total_tokens": sum(self.totals["tokens"].values()), "heldout": losses,
-                "mean": math.fsum(losses.values()) / len(losses), "change": {name: losses[name] - self.start[name] for name in self.names},
+                "mean": math.fsum(losses.values()) / len(losses),
+                "change": {name: losses[name] - self.start[name] for name in self.names},
                 "velocity": getattr(self.mixer, "velocity", None), "weights": self.mixer.weights, "notes": list(self.mixer.notes),
                 "seconds": seconds, "total_seconds": self.totals["seconds"], "flops": {"heldout": flops["heldout"]}}
         self.directory.append(line)

@@ -32,10 +32,11 @@ def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
     """A llama with tied head, heads of 64 (16 in the smallest), a feed-forward of 8/3 of its width and the other's vocabulary."""
     layers, hidden = scratch_size(config.scratch)
     head = next(size for size in (64, 32, 16) if hidden % size == 0)
-    return ModelConfig(family="llama", vocab_size=other.vocab_size, hidden_size=hidden, layers=layers, heads=hidden // head, kv_heads=hidden // head,
-                       head_dim=head, ffn_size=-(-8 * hidden // 3 // 32) * 32, norm="rms", norm_eps=1e-5, activation="swiglu", rope_theta=10000.0,
-                       rope_scaling=None, max_positions=max(2048, config.segment), tied_head=True, attention_bias=False, mlp_bias=False,
-                       qk_norm=False, bos_token_id=other.bos_token_id, eos_token_id=other.eos_token_id)
+    return ModelConfig(family="llama", vocab_size=other.vocab_size, hidden_size=hidden, layers=layers, heads=hidden // head,
+                       kv_heads=hidden // head, head_dim=head, ffn_size=-(-8 * hidden // 3 // 32) * 32, norm="rms", norm_eps=1e-5,
+                       activation="swiglu", rope_theta=10000.0, rope_scaling=None, max_positions=max(2048, config.segment),
+                       tied_head=True, attention_bias=False, mlp_bias=False, qk_norm=False,
+                       bos_token_id=other.bos_token_id, eos_token_id=other.eos_token_id)
 
 
 def build_engine(model, config: ReweightConfig):
@@ -44,15 +45,16 @@ def build_engine(model, config: ReweightConfig):
              "rows": lambda: dynadapt.RowSparse(density=config.density, targets=config.targets),
              "full": lambda: dynadapt.Full(targets=config.targets)}[config.adapt]()
     optimizer = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD}[config.optimizer]
-    return dynadapt.Engine(model, adapt=adapt, optimizer=optimizer(lr=config.learning_rate, decay=config.decay, clip=config.clip), shared=True,
-                           streams=config.rows, segment=config.segment, dtype=config.dtype, backend=config.backend, device=config.device,
-                           recompute=config.recompute, seed=config.seed)
+    return dynadapt.Engine(model, adapt=adapt, optimizer=optimizer(lr=config.learning_rate, decay=config.decay, clip=config.clip),
+                           shared=True, streams=config.rows, segment=config.segment, dtype=config.dtype, backend=config.backend,
+                           device=config.device, recompute=config.recompute, seed=config.seed)
 
 
 def build_reference(config: ReweightConfig, vocabulary: int):
     """What DoReMi's excess is measured against: a model as it is, or one that an earlier run trained."""
     if config.reference is None:
-        raise ConfigError(f"reference: mixer {config.mixer!r} compares with a reference model; name a model, or the directory of a run that trained one")
+        raise ConfigError(f"reference: mixer {config.mixer!r} compares with a reference model; name a model, or the directory "
+                          "of a run that trained one")
     run = Path(config.reference)
     if (run / "summary.json").is_file() and read_json(run / "config.json").get("kind") == "reweight":
         trained = replace(ReweightConfig.from_dict(read_json(run / "config.json")), backend=config.backend, device=config.device)
@@ -62,8 +64,8 @@ def build_reference(config: ReweightConfig, vocabulary: int):
         engine = dynadapt.Engine(dynadapt.load(config.reference), streams=config.rows, segment=config.segment, dtype=config.dtype,
                                  backend=config.backend, device=config.device)
     if engine.config.vocab_size != vocabulary:
-        raise ConfigError(f"reference {config.reference!r} has a vocabulary of {engine.config.vocab_size}, the model has {vocabulary}; "
-                          "their tokenizers must be the same")
+        raise ConfigError(f"reference {config.reference!r} has a vocabulary of {engine.config.vocab_size}, the model has "
+                          f"{vocabulary}; their tokenizers must be the same")
     return engine
 
 
@@ -80,8 +82,8 @@ def check_mixer(config: ReweightConfig, sizes: Mapping[str, int]) -> None:
     """Everything about the mixer that can be refused before any work is."""
     if config.mixer in NEED_TARGET:
         if config.target is None:
-            raise MixerError(f"target losses: mixer {config.mixer!r} needs one for every domain ({', '.join(sizes)}): give --target NAME=NATS, "
-                             "or the file that `dynadapt reweight fit` writes")
+            raise MixerError(f"target losses: mixer {config.mixer!r} needs one for every domain ({', '.join(sizes)}): give --target "
+                             "NAME=NATS, or the file that `dynadapt reweight fit` writes")
         by_domain("target losses", tuple(sizes), config.target, least=0.0)
     elif config.target is not None:
         raise MixerError(f"target losses: mixer {config.mixer!r} uses none; {' and '.join(NEED_TARGET)} do")
@@ -97,4 +99,5 @@ def build_mixer(config: ReweightConfig, sizes: Mapping[str, int], start: Mapping
     known = {"velocitune": {"start": start, "target": config.target}, "dynamic-batch-loading": {"target": config.target},
              "proportional": {"sizes": sizes}, "ado": {"sample_tokens": config.segment}, "doremi": {"vocabulary": vocabulary}}
     shaping = Shaping(config.pace, config.smoothing, config.floor)
-    return make_mixer(config.mixer, tuple(sizes), initial_weights(config, sizes), shaping, **{**known.get(config.mixer, {}), **config.settings})
+    settings = {**known.get(config.mixer, {}), **config.settings}
+    return make_mixer(config.mixer, tuple(sizes), initial_weights(config, sizes), shaping, **settings)
