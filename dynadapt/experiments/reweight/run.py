@@ -109,10 +109,7 @@ class _Training:
 
     def _build_mixer(self) -> None:
         self.mixer = setup.build_mixer(self.config, self.sizes, self.start, self.engine.config.vocab_size)
-        acts_on_loss = getattr(self.mixer, "acts", "sampling") == "loss"
-        if acts_on_loss and self.engine.static:
-            raise RunError("mixer 'doremi' with acts 'loss' on a GPU: its step can't weight rows; give --set acts=sampling")
-        self.ahead = acts_on_loss
+        self.ahead = getattr(self.mixer, "acts", "sampling") == "loss"       # weights act on the loss of the step they come from
 
     def _restore(self, state: dict) -> None:
         changed = [name for name in self.names if state["digests"].get(name) != self.digests[name]]
