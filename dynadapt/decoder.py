@@ -365,9 +365,8 @@ class Decoder:
             return None
 
         dn2 = back("mlp_in", dh)
-        above = d
         if dn2 is not None:
-            d = self._norm_backward(dn2, kept["res2"], w.mlp_norm[i], ("mlp", i), above, again(n2), g and g.mlp_norm[i])
+            d = self._norm_backward(dn2, kept["res2"], w.mlp_norm[i], ("mlp", i), d, again(n2), g and g.mlp_norm[i])
         elif self.recompute:
             self._norm_again(kept["res2"], w.mlp_norm[i], ("mlp", i), n2)
         learn("mlp_in", dh, n2)

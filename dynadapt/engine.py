@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import wraps
 
@@ -105,8 +105,7 @@ class Engine:
     def __init__(self, model, adapt=None, optimizer=None, memory=None, streams: int = 1, segment: int = 512,
                  shared: bool = False, every: int = 1, accumulate: bool = False, reset="never", dtype: str = "bf16",
                  backend: str = "auto", seed: int = 0, device: str = "auto", batch: int | None = None,
-                 recompute: bool = False, base: str = "same",
-                 static: bool | None = None):
+                 recompute: bool = False, base: str = "same", static: bool | None = None):
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
         for name, value in (("streams", streams), ("segment", segment), ("every", every)):
@@ -335,21 +334,16 @@ class Engine:
         tokens = torch.as_tensor(tokens, dtype=torch.int64)
         if tokens.dim() != 2 or not 2 <= tokens.shape[1] <= self.window + 1:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}: expected [rows, 2..{self.window + 1}]")
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(f"tokens hold ids {low}..{high}: expected 0..{self.config.vocab_size - 1}")
+        self._check_ids(tokens)
         stream = 0 if self.shared else self._check_stream(stream)
         rows, learner = tokens.to(self.device), self._learner([stream])
         slot = torch.tensor([0 if len(self.learners) > 1 else stream], dtype=torch.int32, device=self.device)
         numbers = range(tokens.shape[0])
         batch = Batch(rows[:, :-1].contiguous(), slot, torch.tensor(numbers, dtype=torch.int32, device=self.device), tuple(numbers))
         self.ledger.begin_step()
-        memory, self.decoder.memory = self.decoder.memory, None
-        try:
+        with self._without_memory():
             hidden = self.decoder.forward(batch, learner, None)
             nll, _ = self.decoder.score(hidden, None, rows[:, 1:].reshape(-1), None)
-        finally:
-            self.decoder.memory = memory
         return nll.view(tokens.shape[0], -1).clone()
 
     def _check_weights(self, weights, streams) -> list[float]:
@@ -379,6 +373,20 @@ class Engine:
         self.last.flops = dict(self.ledger.step)
         return nll
 
+    def _check_ids(self, tokens) -> None:
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(f"tokens hold ids {low}..{high}: expected 0..{self.config.vocab_size - 1}")
+
+    @contextmanager
+    def _without_memory(self):
+        """Passes inside neither read nor write the segment memory."""
+        memory, self.decoder.memory = self.decoder.memory, None
+        try:
+            yield
+        finally:
+            self.decoder.memory = memory
+
     def _check_step(self, tokens, lengths, streams):
         tokens = torch.as_tensor(tokens, dtype=torch.int64)
         streams = list(range(self.streams)) if streams is None else [int(s) for s in streams]
@@ -387,9 +395,7 @@ class Engine:
         if tokens.dim() != 2 or tokens.shape[0] != len(streams) or not 2 <= tokens.shape[1] <= self.segment + 1:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}: expected [{len(streams)}, 2..{self.segment + 1}]")
         if tokens.device.type == "cpu":  # on a device the step itself looks, see static_step.py
-            low, high = int(tokens.min()), int(tokens.max())
-            if low < 0 or high >= self.config.vocab_size:
-                raise ValueError(f"tokens hold ids {low}..{high}: expected 0..{self.config.vocab_size - 1}")
+            self._check_ids(tokens)
         elif self.device.type == "cpu":
             raise ValueError(f"tokens is on {tokens.device}: this engine works on the CPU (device={str(self.device)!r})")
         width = tokens.shape[1] - 1
@@ -553,14 +559,11 @@ class Engine:
         row = row.to(self.device)
         zero, count = torch.zeros(1, dtype=torch.int32, device=self.device), row.shape[1] - 1
         weights = torch.full((count,), 1.0 / count, dtype=self.decoder.stat_dtype, device=self.device)
-        memory, self.decoder.memory = self.decoder.memory, None
-        try:
-            batch = Batch(row[:, :-1].contiguous(), zero, zero, (0,))
+        batch = Batch(row[:, :-1].contiguous(), zero, zero, (0,))
+        with self._without_memory():
             hidden = self.decoder.forward(batch, learner, self.lowest)
             _, dhidden = self.decoder.score(hidden, None, row[0, 1:].contiguous(), weights)
             self.decoder.backward(batch, learner, self.lowest, dhidden, False)
-        finally:
-            self.decoder.memory = memory
 
     def load_adapter(self, directory, stream: int = 0) -> None:
         """Put a PEFT adapter of the same rank, alpha and targets into one stream; its optimizer state starts anew.
