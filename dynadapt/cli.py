@@ -309,6 +309,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("reweight", command_reweight, "train on several domains whose weights a mixer moves", reweight.EXAMPLES)
     reweight.add_options(command)
 
+    from dynadapt.experiments.icl import command as icl
+    icl.add_options(add("icl", None, "in-context learning of function classes: train a transformer on prompts of (x, f(x)) pairs", icl.EXAMPLES))
+
     add("info", command_info, "print version, instruction set, threads, OpenMP runtimes, backends and cached models: put it into a bug report")
 
     command = add("explain", command_explain, "print which implementation each operation uses, and why")

@@ -29,7 +29,7 @@ BASELINES = {baseline.__name__: baseline for baseline in (zero, averaging, neare
 __all__ = ["BASELINES", "FUNCTION_CLASSES", "INPUTS", "Case", "ConvexCombination", "Curve", "DecisionTree", "DenseLinear", "FourierSeries",
            "FunctionClass", "Functions", "IclError", "Inputs", "Mixture", "NoisyLinear", "Prompts", "Quadratic", "ReluNetwork", "Sinusoid",
            "SparseLinear", "averaging", "by_nonzeros", "curves", "discrete_posterior", "draw", "interleaved", "lasso", "least_squares",
-           "linear_mixture", "linear_mixture_posterior", "make_baseline", "make_function_class", "make_inputs", "nearest_neighbours",
+           "linear_mixture", "linear_mixture_posterior", "load_run", "make_baseline", "make_function_class", "make_inputs", "nearest_neighbours",
            "network_gradient_descent", "out_of_distribution", "ridge", "sequence_predictor", "squared_errors", "summarise", "zero"]
 
 
@@ -73,3 +73,9 @@ def make_baseline(name: str, **settings):
     a setting that doesn't exist, or one that is missing."""
     _check_named("baseline", BASELINES, name, settings)
     return partial(BASELINES[name], **settings)
+
+
+def load_run(path, step: int | None = None, **where):
+    """The trained `Regressor` of a run directory (train.py)."""
+    from .train import load_run as load  # the engine is loaded by those who train or read models, not by those who draw prompts
+    return load(path, step, **where)

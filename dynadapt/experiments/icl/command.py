@@ -1,0 +1,139 @@
+"""`dynadapt icl`: its options, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .base import IclError
+from .config import TrainConfig, from_preset
+from .curriculum import SCHEDULES
+from .presets import PRESETS
+
+EXAMPLES = """\
+examples:
+  dynadapt icl train demo --out runs/icl-demo
+      a small transformer learns to do linear regression from the examples in its prompt, in minutes on a CPU
+  dynadapt icl train demo --classes dense-linear sparse-linear:1 --mixture 0.5,0.5 --out runs/icl-mixture
+      half of the prompts' functions dense, half with one non-zero weight
+  dynadapt icl train garg-standard --device cuda --dtype bf16 --out runs/garg
+      the settings of Garg et al., 500,000 steps"""
+
+TRAIN_EXAMPLES = f"""\
+presets (any option below replaces what the preset says):
+  demo           {PRESETS["demo"].dims} dimensions, {PRESETS["demo"].points} points: reaches least squares in minutes on two CPU cores
+  garg-tiny      5 dimensions, 11 points, 3 layers of 64 (Garg et al., arXiv 2208.01066)
+  garg-small     20 dimensions, 41 points, 6 layers of 128, curriculum
+  garg-standard  20 dimensions, 41 points, 12 layers of 256, curriculum
+  raventos       8 dimensions, 16 points, noise 0.5, 8 layers of 128 (Raventos et al., arXiv 2306.15063)
+
+a class is NAME or NAME:SETTING,...; a bare setting is the one that matters most:
+  dense-linear  sparse-linear:3  noisy-linear:0.5  noisy-linear:noise=0.5,pool=64  quadratic  relu-network:100  decision-tree:4
+  sinusoid  sinusoid:frequency=[0.5;2]  fourier-series:10
+
+The run directory gets config.json, env.json, metrics.jsonl (a line every --log steps), checkpoint/, and summary.json: error by number
+of examples for the model and for baselines, on each class. A run that was stopped goes on with --resume, bit for bit the same."""
+
+HELP = {
+    "per": "with several classes: a class for each prompt, or one for a whole batch",
+    "inputs": "distribution of x: gaussian, uniform:low=-5,high=5, skewed, half_subspace",
+    "dims": "dimensions of x", "points": "examples of a prompt", "layers": "layers", "hidden": "width", "heads": "attention heads",
+    "positions": "learned positions; a prompt of n points needs 2n - 1", "batch": "prompts of a step", "steps": "steps to train",
+    "lr": "learning rate of Adam", "schedule": "of the rate after the warm-up", "warmup": "steps over which the rate rises from 0",
+    "clip": "largest gradient norm, 0 for no limit", "dims_start": "curriculum: dimensions at the start, 0 for all at once",
+    "dims_every": "curriculum: steps between one dimension and the next", "points_start": "curriculum: points at the start, 0 for all",
+    "points_step": "curriculum: points added at a time", "points_every": "curriculum: steps between additions",
+    "log": "steps between lines of metrics; only then the host waits for the device",
+    "dtype": "arithmetic; masters are float32", "backend": "native kernels on the CPU, Triton kernels on a GPU, or the plain reference",
+    "device": "cpu, cuda or cuda:N; auto takes the GPU where there is one", "seed": "of the weights and of the prompts",
+}
+CHOICES = {"per": ("prompt", "batch"), "schedule": SCHEDULES, "dtype": ("bf16", "fp32", "fp64"),
+           "backend": ("auto", "cpu", "triton", "reference")}
+
+
+def add_options(command) -> None:
+    """The subcommands; each sets `function`."""
+    parts = command.add_subparsers(dest="what", metavar="WHAT", required=True)
+    add_train(parts)
+
+
+def subcommand(parts, name: str, function, text: str, epilog: str | None = None):
+    part = parts.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    part.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    part.set_defaults(function=function)
+    return part
+
+
+def add_train(parts) -> None:
+    part = subcommand(parts, "train", train, "train a transformer on prompts of (x, f(x)) pairs", TRAIN_EXAMPLES)
+    part.add_argument("preset", metavar="PRESET", help=f"one of {', '.join(PRESETS)}")
+    part.add_argument("--classes", nargs="+", metavar="CLASS", help="what functions are drawn from")
+    part.add_argument("--mixture", metavar="W,W", help="weights of the classes, which sum to one (default: even)")
+    for name, text in HELP.items():
+        kind = type(getattr(TrainConfig, name))
+        part.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, choices=CHOICES.get(name), help=text,
+                          metavar=None if name in CHOICES else "X" if kind is float else "NAME" if kind is str else "N")
+    part.add_argument("--out", metavar="runs/NAME", help="directory of the run (default: runs/icl-PRESET)")
+    part.add_argument("--resume", action="store_true", help="go on with a run that was stopped: the same losses and weights, bit for bit")
+    part.add_argument("--checkpoint", type=int, default=5000, metavar="N", help="save every N steps, 0 for the end only (default: 5000)")
+    part.add_argument("--keep", type=int, default=0, metavar="N", help="keep the weights of every N-th step for good (default: none)")
+    part.add_argument("--minutes", type=float, metavar="X", help="stop after so many minutes, with a checkpoint; --resume goes on")
+
+
+def config_from(arguments) -> TrainConfig:
+    changes = {name: getattr(arguments, name) for name in HELP}
+    if arguments.mixture is not None:
+        try:
+            changes["mixture"] = tuple(float(part) for part in arguments.mixture.split(","))
+        except ValueError:
+            raise IclError(f"mixture {arguments.mixture!r}: give numbers, as in 0.5,0.5") from None
+    return from_preset(arguments.preset, classes=arguments.classes, **changes)
+
+
+def train(arguments) -> int:
+    from dynadapt.experiments.dyneval import Interrupted
+
+    from .progress import progress_for
+    from .train import TrainOptions
+    from .train import train as run
+    config = config_from(arguments)
+    out = Path(arguments.out or f"runs/icl-{config.preset}")
+    for name in ("checkpoint", "keep"):
+        if getattr(arguments, name) < 0:
+            raise IclError(f"{name} {getattr(arguments, name)}: give a whole number of at least 0")
+    finished = (out / "summary.json").exists()
+    options = TrainOptions(arguments.resume, arguments.checkpoint, arguments.keep, arguments.minutes)
+    try:
+        with progress_for(config.steps) as progress:
+            summary = run(config, out, options, progress)
+    except Interrupted as stopped:
+        print(f"dynadapt: {stopped}; go on with the same command and --out {out} --resume", file=sys.stderr)
+        return 130
+    if finished:
+        print(f"{out}: this run is finished")
+    print_summary(summary)
+    print(f"written to {out}")
+    return 0
+
+
+def print_summary(summary: dict) -> None:
+    """Errors by number of examples, a table for each class."""
+    from rich.console import Console
+    from rich.table import Table
+    console = Console(soft_wrap=True)
+    for name, curves in summary["errors"].items():
+        points = len(curves["model"]["mean"])
+        shown = [k for k in range(points) if points <= 16 or k % (points // 10) == 0 or k == points - 1]
+        table = Table(box=None, pad_edge=False, title=f"{name}: squared error after k examples, 1 is predicting zero", title_justify="left")
+        table.add_column("k")
+        for k in shown:
+            table.add_column(str(k), justify="right")
+        for who, curve in curves.items():
+            table.add_row(who.replace("_", " "), *(f"{curve['mean'][k]:.3f}" for k in shown))
+        console.print(table)
+        console.print(f"above least squares by at most {summary['above_least_squares'][name]:.3f}")
+    flops = sum(summary["flops_last_step"].values())
+    console.print(f"{summary['parameters']:,} parameters, {summary['steps']:,} steps, {summary['seconds']:.1f} s, "
+                  f"{summary['steps_per_second']:,.1f} steps/s, {flops / 1e9:,.4g} GFLOP a step")

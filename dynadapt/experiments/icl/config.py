@@ -1,0 +1,155 @@
+"""What a training run of `dynadapt icl` computes: one frozen dataclass; presets.py has its values by name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+
+from dynadapt.adapt.optimizers import Adam
+from dynadapt.engine import DTYPES
+
+from .base import FunctionClass, IclError, check_count, check_number
+from .combine import Mixture
+from .curriculum import Ramp, Rate
+from .inputs import Inputs
+from .model import Geometry
+
+ALIASES = {"dense_linear": "linear"}
+MAIN = {"sparse_linear": "nonzeros", "noisy_linear": "noise", "decision_tree": "depth", "relu_network": "hidden",
+        "fourier_series": "max_frequency"}  # the setting that a bare value after the colon gives
+
+
+def parse_spec(what: str, text: str) -> tuple[str, dict]:
+    """"sparse-linear:2" or "noisy-linear:noise=0.5,pool=64" -> (name, settings). Values are JSON, or [low;high] for a range."""
+    name, _, rest = text.partition(":")
+    name = name.strip().replace("-", "_")
+    name, settings = ALIASES.get(name, name), {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            key, value = MAIN.get(name), part
+            if key is None:
+                raise IclError(f"{what} {text!r}: {part!r} names no setting; give NAME:KEY=VALUE,KEY=VALUE")
+        try:
+            settings[key.strip().replace("-", "_")] = json.loads(value.replace(";", ","))
+        except ValueError:
+            raise IclError(f"{what} {text!r}: value {value!r} is no number, true, false or [low;high]") from None
+    return name, settings
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one run.
+
+    classes: function classes as `parse_spec` reads them; mixture: their weights, None: even; per: a prompt's class is drawn for each
+    "prompt" or for the whole "batch". points: of a prompt. *_start, *_step, *_every: the curriculum (curriculum.py), start 0: none.
+    lr and warmup (in steps) as in `Rate`; betas, clip (0: none) of Adam.
+    """
+
+    preset: str = "custom"
+    classes: tuple[str, ...] = ("dense-linear",)
+    mixture: tuple[float, ...] | None = None
+    per: str = "prompt"
+    inputs: str = "gaussian"
+    dims: int = 20
+    points: int = 41
+    layers: int = 12
+    hidden: int = 256
+    heads: int = 8
+    positions: int = 202
+    batch: int = 64
+    steps: int = 500_000
+    lr: float = 1e-4
+    schedule: str = "constant"
+    warmup: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 0.0
+    dims_start: int = 0
+    dims_every: int = 2000
+    points_start: int = 0
+    points_step: int = 2
+    points_every: int = 2000
+    log: int = 500
+    dtype: str = "fp32"
+    backend: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("classes", "mixture", "betas"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("dims", "points", "batch", "steps", "log"):
+            check_count(name, getattr(self, name))
+        check_count("seed", self.seed, 0)
+        check_count("dims_start", self.dims_start, 0, self.dims, ", the dimensions of x")
+        check_count("points_start", self.points_start, 0, self.points, ", the points of a prompt")
+        if self.dtype not in DTYPES:
+            raise IclError(f"dtype {self.dtype!r}: give one of {', '.join(DTYPES)}")
+        check_number("clip", self.clip, 0.0)
+        self.geometry().check_points(self.points)
+        self.kind(), self.distribution(), self.rate(), self.dims_ramp(), self.points_ramp(), self.optimizer()
+
+    def geometry(self) -> Geometry:
+        return Geometry(self.dims, self.layers, self.hidden, self.heads, self.positions)
+
+    def classes_by_name(self) -> dict[str, FunctionClass]:
+        """Each class under the words that name it."""
+        from . import make_function_class
+        if not self.classes:
+            raise IclError("classes: none are given")
+        named = {}
+        for text in self.classes:
+            name, settings = parse_spec("class", text)
+            named[text] = make_function_class(name, self.dims, **settings)
+        if len(named) < len(self.classes):
+            raise IclError(f"classes {list(self.classes)}: one is given twice")
+        return named
+
+    def kind(self) -> FunctionClass:
+        """What prompts are drawn from: the class, or the mixture of the classes."""
+        parts = list(self.classes_by_name().values())
+        if len(parts) == 1 and self.mixture is None:
+            return parts[0]
+        return Mixture(parts, self.mixture, per=self.per)
+
+    def distribution(self) -> Inputs:
+        from . import make_inputs
+        name, settings = parse_spec("inputs", self.inputs)
+        return make_inputs(name, **settings)
+
+    def rate(self) -> Rate:
+        return Rate(self.schedule, self.lr, self.warmup, self.steps)
+
+    def optimizer(self) -> Adam:
+        return Adam(lr=self.lr, betas=self.betas, clip=self.clip)
+
+    def dims_ramp(self) -> Ramp:
+        return Ramp(self.dims_start or self.dims, self.dims, 1, self.dims_every)
+
+    def points_ramp(self) -> Ramp:
+        return Ramp(self.points_start or self.points, self.points, self.points_step, self.points_every)
+
+    def to_dict(self) -> dict:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, content: dict) -> TrainConfig:
+        """What `to_dict` gave. IclError for a key that doesn't exist."""
+        known = [field.name for field in fields(cls)]
+        for key in content:
+            if key not in known:
+                raise IclError(f"setting {key!r}: unknown; there are {', '.join(known)}")
+        return cls(**content)
+
+
+def from_preset(name: str, **changes) -> TrainConfig:
+    """The preset with other values for some settings; None changes nothing. With other steps and no warm-up given, the warm-up keeps its
+    share of them. IclError for a name that doesn't exist."""
+    from .presets import PRESETS
+    if name not in PRESETS:
+        raise IclError(f"preset {name!r}: give one of {', '.join(PRESETS)}")
+    preset, changes = PRESETS[name], {key: value for key, value in changes.items() if value is not None}
+    if isinstance(changes.get("steps"), int):
+        changes.setdefault("warmup", preset.warmup * changes["steps"] // preset.steps)
+    return replace(preset, **changes)

@@ -1,0 +1,311 @@
+"""Training a regressor on fresh prompts: `dynadapt icl train`.
+
+A step draws prompts, predicts, learns (model.py); all of it happens on the device, and between two logging points the host neither waits
+for it nor looks at a number. On a GPU a step is one CUDA graph for each number of points, data and rate included.
+
+A run may be killed at any instruction: resumed, its prompts, losses and weights are the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dynadapt.environment import environment, peak_memory_bytes
+from dynadapt.experiments.dyneval import Interrupted, interruptible
+from dynadapt.experiments.rundir import RunDirectory, RunError, read_json, write_json
+
+from .base import FunctionClass, IclError
+from .config import TrainConfig
+from .evaluate import curves
+from .inputs import Inputs
+from .model import Regressor, Weights
+from .prompts import draw
+
+DIVERGED = 100.0  # times the error of predicting zero
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a run is kept, as opposed to what it computes.
+
+    checkpoint: steps between saves, 0 for none but the last; keep: steps between weights that stay (weights/STEP.safetensors), 0: none;
+    minutes: stop after so many, with a checkpoint, None: never.
+    """
+
+    resume: bool = False
+    checkpoint: int = 5000
+    keep: int = 0
+    minutes: float | None = None
+
+
+class Trainer:
+    """The device's part of a run: prompts, steps, and what is to be logged of them.
+
+    errors [log, points + 1]: by step since the last logging point, mean squared errors by number of examples and the gradient's norm.
+    """
+
+    def __init__(self, config: TrainConfig):
+        self.config, self.kind, self.inputs = config, config.kind(), config.distribution()
+        if type(self.inputs).queries is not Inputs.queries:
+            raise IclError(f"inputs {config.inputs!r}: they ask at points of their own, which is a test and no way to train; give another")
+        self.regressor = Regressor(config.geometry(), config.optimizer(), dtype=config.dtype, backend=config.backend, device=config.device,
+                                   seed=config.seed)
+        device = self.regressor.device
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        zeros = lambda *shape, dtype=torch.float32: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731
+        self.rates, self.errors, self.cursor = zeros(config.log), zeros(config.log, config.points + 1), zeros(1, dtype=torch.int64)
+        self.dims, self.points = config.dims_ramp(), config.points_ramp()
+        self.active = zeros(dtype=torch.int64) if self.dims.done else None  # the curriculum's dimensions
+        self.runs: dict[int, int] = {}
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def begin_interval(self, step: int) -> None:
+        """The rates of the steps from here to the next logging point, and an empty log."""
+        rate = self.config.rate()
+        rates = torch.tensor([rate.at(min(step + i, self.config.steps - 1)) for i in range(self.config.log)])
+        self.rates.copy_(rates.pin_memory() if self.stream else rates, non_blocking=True)
+        self.cursor.zero_()
+
+    def step(self, step: int) -> None:
+        """Training step 0, 1, ...; nothing waits for the device. ``regressor.ledger.step`` then has what it cost."""
+        if self.active is not None and (step == 0 or step % self.dims.every == 0):
+            self.active.fill_(self.dims.at(step))
+        points = self.points.at(step)
+        if self.stream is None:
+            return self._body(points)
+        with torch.cuda.device(self.regressor.device):
+            self._on_gpu(points)
+
+    def _on_gpu(self, points: int) -> None:
+        """The first step of a number of points compiles kernels and makes buffers, the second is captured, later ones replay it."""
+        if points in self.graphs:
+            return self.graphs[points].replay()
+        self.runs[points] = self.runs.get(points, 0) + 1
+        if self.runs[points] == 1:
+            current = torch.cuda.current_stream()
+            self.stream.wait_stream(current)
+            with torch.cuda.stream(self.stream):
+                self._body(points)
+            current.wait_stream(self.stream)
+            return
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        with torch.cuda.graph(graph, stream=self.stream):
+            self._body(points)
+        self.graphs[points] = graph
+        graph.replay()
+
+    def _body(self, points: int) -> None:
+        r = self.regressor
+        r.ledger.begin_step()
+        with r.with_scratch():
+            drawn = draw(self.kind, self.config.batch, points, self.generator, inputs=self.inputs, active=self.active)
+            torch.index_select(self.rates, 0, self.cursor, out=r.lr)
+            row = r.learn(drawn.x, drawn.y).mean(0, keepdim=True)  # [1, points]
+            self.errors[:, :points].index_copy_(0, self.cursor, row)
+            self.errors[:, -1].index_copy_(0, self.cursor, r.norm)
+            self.cursor.add_(1)
+
+    def save(self, directory) -> None:
+        self.regressor.save(directory)
+        state = {"rates": self.rates, "errors": self.errors, "cursor": self.cursor, "generator": self.generator.get_state()}
+        if self.active is not None:
+            state["active"] = self.active
+        save_file({name: t.cpu() for name, t in state.items()}, str(Path(directory) / "trainer.safetensors"))
+
+    def restore(self, directory) -> None:
+        self.regressor.restore(directory)
+        state = load_file(str(Path(directory) / "trainer.safetensors"))
+        self.generator.set_state(state.pop("generator"))
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
+
+
+def train(config: TrainConfig, out: str | Path, options: TrainOptions = TrainOptions(), progress: Callable[[dict], None] | None = None) -> dict:
+    """Trains to the end, or on to the end with options.resume; returns the summary.
+
+    1. Open the run directory (a finished one is returned as it is), go back to the last checkpoint.
+    2. Steps; at every `config.log` of them a line of metrics.jsonl, and a checkpoint where one is due.
+    3. Errors by number of examples of the model and of baselines, on prompts of each class: summary.json.
+
+    progress is called with each line of metrics. Raises IclError, RunError (a run that diverges among them), Interrupted.
+    """
+    directory = RunDirectory(out, config.to_dict(), options.resume, False)
+    try:
+        if directory.finished:
+            return directory.finished
+        run = _Run(config, options, directory)
+        write_json(directory.path / "env.json", environment())
+        return run.finish(progress or (lambda event: None))
+    finally:
+        directory.close()
+
+
+class _Run:
+    """One run between its checkpoints."""
+
+    def __init__(self, config: TrainConfig, options: TrainOptions, directory: RunDirectory):
+        self.config, self.options, self.directory = config, options, directory
+        self.trainer = Trainer(config)
+        self.step, self.logged, self.seconds, self.line = 0, 0, 0.0, None
+        if directory.state:
+            self.step, self.logged, self.seconds = (directory.state[key] for key in ("segments", "logged", "seconds"))
+            self.line = directory.state["line"]
+            self.trainer.restore(directory.checkpoint / "engine")
+        else:
+            self.trainer.begin_interval(0)
+        self.saved = self.step
+
+    def finish(self, progress) -> dict:
+        with interruptible() as stop:
+            self._loop(progress, stop)
+        summary = self._summary()
+        self.directory.sync()
+        write_json(self.directory.path / "summary.json", summary)
+        return summary
+
+    def _loop(self, progress, stop) -> None:
+        config, limit = self.config, math.inf if self.options.minutes is None else 60 * self.options.minutes
+        self.began = began = time.perf_counter()
+        while self.step < config.steps:
+            if stop.signal:
+                self._stop(f"stopped by {signal.Signals(stop.signal).name}")
+            self.trainer.step(self.step)
+            self.step += 1
+            if self.step % config.log == 0 or self.step == config.steps:
+                self._log(progress)
+                due = self.options.checkpoint and self.step // self.options.checkpoint > self.saved // self.options.checkpoint
+                if due or self.step == config.steps:
+                    self._save()
+                self._keep()
+                if time.perf_counter() - began > limit and self.step < config.steps:
+                    self._stop(f"stopped after {self.options.minutes:g} minutes")
+
+    def _stop(self, why: str) -> None:
+        if self.saved != self.step:
+            self._check(self._read())  # what is saved must be sound
+            self._save()
+        raise Interrupted(f"{why} after step {self.step}")
+
+    def _read(self) -> Tensor:
+        """[steps since the last logging point, points + 1] float64; waits for the device."""
+        return self.trainer.errors[: self.step - self.logged].cpu().double()
+
+    def _check(self, rows: Tensor) -> Tensor:
+        """The loss of each of these steps; RunError where training has diverged."""
+        points = [self.trainer.points.at(step) for step in range(self.logged, self.step)]
+        losses = torch.stack([row[:n].mean() for row, n in zip(rows, points)])
+        sound = torch.isfinite(losses) & torch.isfinite(rows[:, -1]) & (losses < DIVERGED * self.trainer.kind.normaliser)
+        if not sound.all():
+            first = int((~sound).nonzero()[0])
+            step, last = self.logged + first, self.directory.checkpoint
+            kept = "no checkpoint was written before" if last is None else f"the last good checkpoint is {last}, of step {self.saved}"
+            raise RunError(f"training diverged at step {step}: squared error {float(losses[first]):g}, gradient norm {float(rows[first, -1]):g}; "
+                           f"{kept}. Take a smaller --lr, more --warmup or a --clip")
+        return losses
+
+    def _log(self, progress) -> None:
+        rows = self._read()
+        now = time.perf_counter()
+        losses = self._check(rows)
+        seconds, self.began = now - self.began, now
+        self.seconds += seconds
+        steps, last = len(rows), self.step - 1
+        points = self.trainer.points.at(last)
+        same = [i for i in range(steps) if self.trainer.points.at(self.logged + i) == points]
+        by_k = (rows[same, :points].mean(0) / self.trainer.kind.normaliser).tolist()
+        self.line = {"step": self.step, "loss": float(losses.mean()), "error": float(losses.mean()) / self.trainer.kind.normaliser,
+                     "by_k": [round(value, 6) for value in by_k], "grad_norm": float(rows[:, -1].mean()),
+                     "dims": self.trainer.dims.at(last), "points": points, "lr": self.config.rate().at(last),
+                     "seconds": seconds, "total_seconds": self.seconds}
+        self.directory.append(self.line)
+        self.logged = self.step
+        self.trainer.begin_interval(self.step)
+        progress(self.line)
+
+    def _save(self) -> None:
+        now = time.perf_counter()
+        self.seconds, self.began = self.seconds + now - self.began, now
+        self.directory.save(self.trainer, {"segments": self.step, "logged": self.logged, "seconds": self.seconds, "line": self.line})
+        self.saved, self.began = self.step, time.perf_counter()
+
+    def _keep(self) -> None:
+        """Weights that stay when the next checkpoint takes the place of this one."""
+        every = self.options.keep
+        if every and self.step // every > (self.step - self.config.log) // every:
+            save_weights(self.trainer.regressor, weights_path(self.directory.path, self.step))
+
+    def _summary(self) -> dict:
+        config, r = self.config, self.trainer.regressor
+        flops = dict(r.ledger.step)  # before evaluation adds to it
+        errors = {name: evaluate_class(r, kind, config) for name, kind in config.classes_by_name().items()}
+        above = {name: max(m - b for m, b in zip(found["model"]["mean"], found["least_squares"]["mean"])) for name, found in errors.items()}
+        return {"preset": config.preset, "steps": self.step, "prompts": self.step * config.batch, "errors": errors,
+                "above_least_squares": above, "last": self.line, "seconds": self.seconds, "steps_per_second": self.step / self.seconds,
+                "flops_last_step": flops, "parameters": r.parameters, "peak_memory_bytes": peak_memory_bytes(),
+                "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(r.device) if r.device.type == "cuda" else None,
+                "backend": r.backend, "device": str(r.device), "dtype": r.dtype}
+
+
+def evaluate_class(regressor: Regressor, kind: FunctionClass, config: TrainConfig) -> dict[str, dict]:
+    """Normalised errors by number of examples of the model and of the baselines that fit the class, on the same new prompts."""
+    from . import make_baseline
+    predictors = {"model": lambda x, y, query: regressor.predict(x, y)}
+    predictors.update({name: make_baseline(name) for name in ("zero", "averaging", "nearest_neighbours", "least_squares")})
+    if kind.name == "sparse_linear":
+        predictors["lasso"] = make_baseline("lasso")
+    if kind.name == "noisy_linear" and kind.noise:
+        predictors["ridge"] = make_baseline("ridge", penalty=kind.noise**2)
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    found = curves(predictors, kind, config.points, generator, inputs=config.distribution())
+    return {name: curve.to_dict() for name, curve in found.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------ finished and kept runs
+
+def weights_path(run: str | Path, step: int) -> Path:
+    return Path(run) / "weights" / f"{step:08d}.safetensors"
+
+
+def save_weights(regressor: Regressor, path: Path) -> None:
+    """By canonical name, whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({name: t.cpu().contiguous() for name, t in regressor.weights().items()}, str(temporary))
+    temporary.replace(path)
+
+
+def load_run(path: str | Path, step: int | None = None, *, device: str = "cpu", dtype: str | None = None) -> Regressor:
+    """The regressor of a run directory as it was after `step` steps; None: at its last checkpoint. dtype None: the run's.
+
+    RunError for a directory that holds no such run or no such step.
+    """
+    path = Path(path)
+    content = read_json(path / "config.json")
+    if "classes" not in content:
+        raise RunError(f"{path} holds a run of another kind, not one of `dynadapt icl train`")
+    config = TrainConfig.from_dict(content)
+    folder = path / "checkpoint"
+    checkpoints = {int(p.name): p for p in folder.iterdir() if p.name.isdigit()} if folder.is_dir() else {}
+    kept = {int(p.stem): p for p in (path / "weights").glob("*.safetensors")}
+    if not checkpoints and not kept:
+        raise RunError(f"{path} holds no checkpoint yet")
+    wanted = max({**checkpoints, **kept}) if step is None else step
+    if wanted not in {**checkpoints, **kept}:
+        raise RunError(f"{path} has no weights of step {step}; it has those of {', '.join(map(str, sorted({**checkpoints, **kept})))}")
+    weights = Weights(config.geometry(), load_file(str(kept[wanted]))) if wanted in kept else None
+    regressor = Regressor(config.geometry(), config.optimizer(), weights, dtype=dtype or config.dtype, device=device, seed=config.seed)
+    if weights is None:
+        state = load_file(str(checkpoints[wanted] / "engine" / "state.safetensors"))
+        regressor.load({"master": state["master"]})
+    return regressor

@@ -1,0 +1,267 @@
+"""Training in context: the model against Hugging Face's GPT-2, the curriculum, run directories, what is refused."""
+
+import json
+
+import pytest
+import torch
+
+from dynadapt.experiments import icl
+from dynadapt.experiments.icl.base import IclError
+from dynadapt.experiments.icl.config import TrainConfig, from_preset
+from dynadapt.experiments.icl.curriculum import Ramp, Rate
+from dynadapt.experiments.icl.model import Geometry, Regressor, initial_weights
+from dynadapt.experiments.icl.presets import PRESETS
+from dynadapt.experiments.icl.prompts import interleaved
+from dynadapt.experiments.icl.train import Trainer, TrainOptions, train
+from dynadapt.experiments.rundir import RunError
+from dynadapt.model.layout import hf_name, hf_transposed
+
+GEOMETRY = Geometry(dims=3, layers=2, hidden=36, heads=3, positions=15)
+SMALL = dict(preset="test", dims=3, points=6, layers=2, hidden=32, heads=2, positions=12, batch=8, steps=60, log=10, lr=3e-3, device="cpu")
+
+
+def prompts(count=5, points=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, points, GEOMETRY.dims, generator=generator), torch.randn(count, points, generator=generator)
+
+
+class HuggingFace(torch.nn.Module):
+    """The model as its users write it."""
+
+    def __init__(self, geometry, weights):
+        from transformers import GPT2Config, GPT2Model
+        super().__init__()
+        g, config = geometry, geometry.decoder()
+        self.backbone = GPT2Model(GPT2Config(
+            vocab_size=1, n_positions=g.positions, n_embd=g.hidden, n_layer=g.layers, n_head=g.heads, resid_pdrop=0.0, embd_pdrop=0.0,
+            attn_pdrop=0.0, bos_token_id=0, eos_token_id=0))
+        self.read_in, self.read_out = torch.nn.Linear(g.dims, g.hidden), torch.nn.Linear(g.hidden, 1)
+        self.named = {name: (name if name.startswith("read") else hf_name(config, name).replace("transformer.", "backbone."),
+                             hf_transposed(config, name)) for name in weights.tensors}
+        own = dict(self.named_parameters())
+        with torch.no_grad():
+            for name, (theirs, transposed) in self.named.items():
+                value = weights.tensors[name]
+                own[theirs].copy_((value.t() if transposed else value).view_as(own[theirs]))
+
+    def forward(self, xs, ys):
+        hidden = self.backbone(inputs_embeds=self.read_in(interleaved(xs, ys))).last_hidden_state
+        return self.read_out(hidden)[:, ::2, 0]
+
+    def gradients(self):
+        own = dict(self.named_parameters())
+        return {name: own[theirs].grad.t() if transposed else own[theirs].grad for name, (theirs, transposed) in self.named.items()}
+
+
+def gradients(regressor):
+    """By canonical name: the flat gradient through the same views as the weights."""
+    learner = regressor.learner
+    learner.state.master.copy_(learner.state.grad)
+    return regressor.weights()
+
+
+@pytest.mark.parametrize("backend,dtype,tolerance", [("reference", "fp64", 1e-9), ("cpu", "fp32", 2e-5), ("cpu", "bf16", 0.05)])
+def test_predictions_losses_and_every_gradient_equal_hugging_faces(backend, dtype, tolerance):
+    weights = initial_weights(GEOMETRY, seed=1)
+    for name, value in weights.tensors.items():  # nothing at zero or one, where a gradient could hide
+        value += 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name)))
+        if dtype == "bf16":
+            value.copy_(value.bfloat16())
+    xs, ys = prompts()
+    theirs = HuggingFace(GEOMETRY, weights).double()
+    predicted = theirs(xs.double(), ys.double())
+    errors = (predicted - ys.double()).square()
+    errors.mean().backward()
+    ours = Regressor(GEOMETRY, weights=weights, backend=backend, dtype=dtype, device="cpu")
+    assert torch.allclose(ours.predict(xs, ys, batch=2).double(), predicted, atol=max(tolerance, 1e-6))
+    assert torch.allclose(ours.gradients(xs, ys).double(), errors, atol=4 * tolerance, rtol=4 * tolerance)
+    found, expected = gradients(ours), theirs.gradients()
+    assert set(found) == set(expected) == set(weights.tensors)
+    for name, value in expected.items():
+        scale = value.abs().max()
+        assert scale > 1e-6, name
+        assert (found[name].view_as(value).double() - value).abs().max() < tolerance * max(scale, 0.01), name
+
+
+def test_a_prediction_sees_what_is_before_it_and_nothing_else():
+    regressor = Regressor(GEOMETRY, seed=3, device="cpu")
+    xs, ys = prompts()
+    before = regressor.predict(xs, ys)
+    changed_x, changed_y = xs.clone(), ys.clone()
+    changed_x[0, 4:] += 1.0
+    changed_y[0, 3:] += 1.0
+    after = regressor.predict(changed_x, changed_y)
+    assert torch.equal(before[0, :4], after[0, :4]) and torch.equal(before[1:], after[1:])  # other prompts are other streams
+    assert not torch.isclose(before[0, 4:], after[0, 4:]).any()
+    assert torch.equal(before[2:4], regressor.predict(xs[2:4], ys[2:4]))
+
+
+def test_parameters_are_those_of_the_paper():
+    standard = PRESETS["garg-standard"].geometry()
+    assert Regressor(standard, device="cpu").parameters == 9_534_977
+    small = Geometry(4, 2, 64, 2, 8)
+    tensors = initial_weights(small, 0).tensors
+    assert float(tensors["layers.0.up.weight"].std()) == pytest.approx(0.02, rel=0.05)
+    assert float(tensors["layers.1.down.weight"].std()) == pytest.approx(0.01, rel=0.05)
+    assert float(tensors["read_in.weight"].abs().max()) == pytest.approx(0.5, rel=0.05)
+
+
+def test_the_curriculum_is_that_of_the_paper():
+    config = PRESETS["garg-standard"]
+    dims, points = config.dims_ramp(), config.points_ramp()
+    assert (dims.at(0), dims.at(1999), dims.at(2000), dims.at(30_000), dims.at(400_000)) == (5, 5, 6, 20, 20)
+    assert (points.at(0), points.at(2000), points.at(29_999), points.at(30_000)) == (11, 13, 39, 41)
+    assert dims.done == points.done == 30_000 and Ramp(4, 4).done == 0
+    rate = Rate("triangle", 1e-3, 250, 500)
+    assert rate.at(0) == pytest.approx(4e-6) and rate.at(249) == 1e-3 and rate.at(375) == pytest.approx(5e-4) and rate.at(499) > 0
+    assert Rate("constant", 0.1, 0, 9).at(8) == 0.1 and Rate("cosine", 0.1, 2, 10).at(6) == pytest.approx(0.05)
+
+
+def test_a_run_with_a_curriculum_follows_it(tmp_path):
+    config = TrainConfig(**{**SMALL, "steps": 40}, dims_start=1, dims_every=10, points_start=2, points_step=2, points_every=10)
+    trainer = Trainer(config)
+    seen, learn = [], trainer.regressor.learn
+    trainer.regressor.learn = lambda x, y: seen.append((x.shape[1], int((x != 0).any(0).any(0).sum()))) or learn(x, y)
+    for step in range(0, 31, 10):
+        trainer.begin_interval(step)
+        trainer.step(step)
+    assert seen == [(2, 1), (4, 2), (6, 3), (6, 3)]
+    summary = train(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["dims"], line["points"], len(line["by_k"])) for line in lines] == [(1, 2, 2), (2, 4, 4), (3, 6, 6), (3, 6, 6)]
+    assert summary["steps"] == 40 and len(summary["errors"]["dense-linear"]["model"]["mean"]) == 6
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
+    config = TrainConfig(**SMALL, classes=("dense-linear", "sparse-linear:1"), clip=1.0, schedule="cosine", warmup=5, dims_start=2, dims_every=20)
+    whole = train(config, tmp_path / "whole")
+
+    def kill(line):
+        if line["step"] == 40:
+            raise Killed
+    with pytest.raises(Killed):
+        train(config, tmp_path / "cut", TrainOptions(checkpoint=25), kill)
+    assert sorted(p.name for p in (tmp_path / "cut" / "checkpoint").iterdir()) == ["00000030"]
+    with pytest.raises(RunError, match="add --resume"):
+        train(config, tmp_path / "cut")
+    resumed = train(config, tmp_path / "cut", TrainOptions(resume=True))
+    strip = lambda run: [{k: v for k, v in json.loads(line).items() if "seconds" not in k} for line in  # noqa: E731
+                         (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+    assert strip("whole") == strip("cut") and len(strip("whole")) == 6
+    assert whole["errors"] == resumed["errors"]
+    ours, theirs = (icl.load_run(tmp_path / run) for run in ("whole", "cut"))
+    assert torch.equal(ours.learner.state.master, theirs.learner.state.master)
+
+
+def test_a_stop_between_logging_points_is_resumed_too(tmp_path):
+    config = TrainConfig(**SMALL)
+    train(config, tmp_path / "whole")
+    trainer = Trainer(config)
+    trainer.begin_interval(0)
+    for step in range(7):
+        trainer.step(step)
+    trainer.save(tmp_path / "saved")
+    again = Trainer(config)
+    again.restore(tmp_path / "saved")
+    for step in range(7, 10):
+        again.step(step)
+    first = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[0])
+    losses = again.errors[:10, :-1].double().mean(1)
+    assert float(losses.mean()) == first["loss"]
+
+
+def test_runs_can_be_loaded_at_a_step(tmp_path):
+    config = TrainConfig(**SMALL)
+    train(config, tmp_path / "run", TrainOptions(keep=20))
+    x, y = torch.randn(4, 6, 3), torch.randn(4, 6)
+    last, kept = icl.load_run(tmp_path / "run"), icl.load_run(tmp_path / "run", step=60)
+    assert torch.equal(last.predict(x, y), kept.predict(x, y))
+    assert not torch.equal(last.predict(x, y), icl.load_run(tmp_path / "run", step=20).predict(x, y))
+    wide = icl.load_run(tmp_path / "run", dtype="fp64").predict(x, y)
+    assert wide.dtype == torch.float32 and torch.allclose(wide, last.predict(x, y), atol=1e-5)
+    with pytest.raises(RunError, match="no weights of step 30; it has those of 20, 40, 60"):
+        icl.load_run(tmp_path / "run", step=30)
+    with pytest.raises(RunError, match="config.json: no such file"):
+        icl.load_run(tmp_path)
+
+
+def test_it_learns_to_regress(tmp_path):
+    sizes = {"dims": 1, "points": 3, "hidden": 64, "batch": 32, "positions": 5}
+    config = TrainConfig(**{**SMALL, **sizes, "steps": 600, "log": 100}, schedule="cosine", warmup=20, clip=1.0)
+    errors = train(config, tmp_path / "run")["errors"]["dense-linear"]
+    model, nothing = errors["model"]["mean"], errors["zero"]["mean"]
+    assert model[0] == pytest.approx(nothing[0], abs=0.05) and model[1] < 0.6 * nothing[1] and model[2] < 0.75 * nothing[2]
+
+
+def test_a_run_that_diverges_stops_with_its_step(tmp_path):
+    config = TrainConfig(**{**SMALL, "lr": 1e4, "steps": 200})
+    with pytest.raises(RunError, match=r"diverged at step \d+: squared error .*; no checkpoint was written before"):
+        train(config, tmp_path / "run")
+    fine = TrainConfig(**{**SMALL, "steps": 40})
+
+    class Broken(Exception):
+        pass
+    def stop(line):
+        if line["step"] == 20:
+            raise Broken
+    with pytest.raises(Broken):
+        train(fine, tmp_path / "late", TrainOptions(checkpoint=10), stop)
+    from safetensors.torch import load_file, save_file
+    path = tmp_path / "late" / "checkpoint" / "00000010" / "engine" / "state.safetensors"
+    state = load_file(str(path))
+    state["master"][0, 0] = float("nan")
+    save_file(state, str(path))
+    with pytest.raises(RunError, match=r"diverged at step 10: squared error nan.*the last good checkpoint is .*00000010, of step 10"):
+        train(fine, tmp_path / "late", TrainOptions(resume=True))
+
+
+@pytest.mark.parametrize("changes,message", [
+    ({"classes": ("cubic",)}, "function class 'cubic'"),
+    ({"classes": ("sparse-linear:4",)}, "nonzeros 4: give 1 to 3, since x has 3 dimensions"),
+    ({"classes": ("sparse-linear:x",)}, "value 'x' is no number"),
+    ({"classes": ("dense-linear:3",)}, "'3' names no setting"),
+    ({"classes": ("dense-linear", "sparse-linear:1"), "mixture": (0.5, 0.6)}, "sum to 1.1, not to one"),
+    ({"classes": ("dense-linear",), "mixture": (0.5, 0.5)}, "1 classes and 2 weights"),
+    ({"points": 7}, "points 7: such a prompt has 13 positions and the model 12"),
+    ({"heads": 5}, "heads 5: give a divisor of hidden, 32"),
+    ({"points_start": 7}, "points_start 7: give 0 to 6, the points of a prompt"),
+    ({"dims_start": 4}, "dims_start 4: give 0 to 3, the dimensions of x"),
+    ({"schedule": "square"}, "schedule 'square': give one of constant, triangle, cosine"),
+    ({"warmup": 61}, "warmup 61: give 0 to 60, the steps of the run"),
+    ({"inputs": "gauss"}, "inputs 'gauss'"),
+    ({"lr": 0.0}, "lr 0.0: give a number above 0"),
+])
+def test_what_does_not_fit_is_named(changes, message):
+    with pytest.raises(IclError, match=message.replace("(", r"\(")):
+        TrainConfig(**{**SMALL, **changes})
+
+
+def test_what_does_not_fit_is_named_elsewhere(tmp_path):
+    with pytest.raises(IclError, match="preset 'garg': give one of demo, garg-tiny"):
+        from_preset("garg")
+    with pytest.raises(IclError, match="inputs 'orthogonal': they ask at points of their own"):
+        Trainer(TrainConfig(**SMALL, inputs="orthogonal"))
+    regressor = Regressor(GEOMETRY, device="cpu")
+    with pytest.raises(IclError, match=r"predict: xs has shape \(2, 4, 2\)"):
+        regressor.predict(torch.zeros(2, 4, 2), torch.zeros(2, 4))
+    with pytest.raises(IclError, match="points 9: such a prompt has 17 positions and the model 15"):
+        regressor.predict(torch.zeros(2, 9, 3), torch.zeros(2, 9))
+
+
+def test_the_command_line(tmp_path, capsys):
+    from dynadapt.cli import main
+    out = str(tmp_path / "run")
+    options = "--classes dense-linear sparse-linear:1 --mixture 0.25,0.75 --steps 20 --log 10 --points 4 --layers 1 --hidden 32 --device cpu"
+    with pytest.raises(SystemExit) as ended:
+        main(["icl", "train", "demo", *options.split(), "--out", out])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and "sparse-linear:1: squared error after k examples" in said and "step 20/20" in said
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["mixture"] == [0.25, 0.75] and config["preset"] == "demo" and config["points"] == 4
+    with pytest.raises(SystemExit) as ended:
+        main(["icl", "train", "demo", "--mixture", "0.5,0.6", "--classes", "dense-linear", "sinusoid", "--out", out])
+    assert ended.value.code == 2 and "sum to 1.1" in capsys.readouterr().err
