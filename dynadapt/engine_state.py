@@ -23,7 +23,7 @@ def adapter_directory(root, stream: int, streams: int) -> Path:
     return Path(root) / ("adapter" if streams == 1 else f"adapter-{stream}")
 
 
-def _tensors(engine) -> dict[str, torch.Tensor]:
+def state_tensors(engine) -> dict[str, torch.Tensor]:
     named = {"lr": engine.lr}
     for i, learner in enumerate(engine.learners):
         named.update({f"learner.{i}.{name}": t for name, t in learner.tensors().items()})
@@ -34,15 +34,20 @@ def _tensors(engine) -> dict[str, torch.Tensor]:
     return {name: t.contiguous() for name, t in named.items()}
 
 
+def state_counts(engine) -> dict:
+    """What the engine counts, as plain data."""
+    changes = (engine.static.change_points() if engine.static else None) or [s.change for s in engine.state]
+    streams = [{"segments": s.segments, "since_reset": s.since_reset, "change": asdict(change)}
+               for s, change in zip(engine.state, changes)]
+    return {"streams": streams, "updates": engine.updates, "skipped_updates": engine.skipped_updates}
+
+
 def save(engine, directory) -> None:
     """Write ``engine`` to ``directory`` (made if need be)."""
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(engine), str(root / "state.safetensors"))
-    changes = (engine.static.change_points() if engine.static else None) or [s.change for s in engine.state]
-    streams = [{"segments": s.segments, "since_reset": s.since_reset, "change": asdict(change)} for s, change in zip(engine.state, changes)]
-    record = {"format": FORMAT, "engine": engine.describe(), "streams": streams, "updates": engine.updates,
-              "skipped_updates": engine.skipped_updates, "flops": engine.ledger.totals}
+    save_file(state_tensors(engine), str(root / "state.safetensors"))
+    record = {"format": FORMAT, "engine": engine.describe(), **state_counts(engine), "flops": engine.ledger.totals}
     (root / "engine.json").write_text(json.dumps(record, indent=1) + "\n")
     if engine.learners and not engine.learners[0].owns_weights:
         slots = engine.learners[0].state.master.shape[0]
@@ -65,15 +70,20 @@ def restore(engine, directory) -> None:
         if here[name] != saved.get(name):
             raise ValueError(f"{root}: saved with {name}={saved.get(name)!r}; this engine has {here[name]!r}")
     tensors = load_file(str(root / "state.safetensors"))
+    set_state(engine, tensors, record)
+    engine.ledger.totals = dict(record["flops"])
+
+
+def set_state(engine, tensors: dict[str, torch.Tensor], counts: dict) -> None:
+    """Put an engine of the same configuration where ``state_tensors`` and ``state_counts`` were taken. FLOPs stay counted."""
     engine.lr.copy_(tensors["lr"])
     pick = lambda prefix: {n[len(prefix):]: t for n, t in tensors.items() if n.startswith(prefix)}  # noqa: E731
     for i, learner in enumerate(engine.learners):
         learner.load(pick(f"learner.{i}."))
     if engine.decoder.memory is not None:
         engine.decoder.memory.load(pick("memory."))
-    for s, (state, row) in enumerate(zip(engine.state, record["streams"])):
+    for s, (state, row) in enumerate(zip(engine.state, counts["streams"])):
         state.segments, state.since_reset = row["segments"], row["since_reset"]
         state.change = ChangePoint(**row["change"])
         state.history = tensors[f"history.{s}"].tolist()
-    engine.restore_counts(record["updates"], record["skipped_updates"])
-    engine.ledger.totals = dict(record["flops"])
+    engine.restore_counts(counts["updates"], counts["skipped_updates"])

@@ -229,6 +229,12 @@ class RowLearner:
             self.matrices[key][p].unpack(named[name])
         return named
 
+    def learned_rows(self):
+        """((layer, group), part, rows int64 [n] or None for all, their values [n, K] as products read them), by matrix."""
+        for key, p, _, name in self._parts():
+            rows = self.rows[name]
+            yield key, p, None if rows is None else rows.long(), self._current_rows(key, p, name)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         saved = dict(self.state.tensors())
         saved["updates"], saved["passes"] = torch.tensor(self.updates), torch.tensor(self.passes)

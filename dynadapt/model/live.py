@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from dynadapt.model.base import WEIGHT_DTYPES, Model, from_state
+from dynadapt.model.config import ModelConfig
 from dynadapt.model.errors import ModelError
 from dynadapt.model.hf_config import config_from_hf
 from dynadapt.model.hf_weights import match_hf, to_canonical
@@ -24,6 +25,16 @@ def load_live(model, dtype: torch.dtype | None = None) -> Model:
     directory the model was loaded from, if there is one.
     """
     name = type(model).__name__
+    config, stored, state = match_live(model)
+    canonical_state = {canonical: to_canonical(config, canonical, state[key]) for canonical, key in stored.items()}
+    origin = Path(str(getattr(model.config, "_name_or_path", "") or ""))
+    tokenizer = (lambda: directory_tokenizer(origin, config)) if origin.name and origin.is_dir() else None
+    return from_state(config, canonical_state, tokenizer, name=name, dtype=dtype)
+
+
+def match_live(model) -> tuple[ModelConfig, dict[str, str], dict[str, torch.Tensor]]:
+    """(config, canonical name -> stored name, stored name -> the model's own tensor, detached)."""
+    name = type(model).__name__
     if name.startswith("Peft") or hasattr(model, "peft_config"):
         raise ModelError(f"{name}: a model with PEFT adapters; accepted: the plain model, for example merge_and_unload()")
     raw = model.config.to_dict()
@@ -35,12 +46,9 @@ def load_live(model, dtype: torch.dtype | None = None) -> Model:
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
     config, stored = match_hf(config, {key: tuple(value.shape) for key, value in state.items()}, name, state.__getitem__)
-    for canonical, key in stored.items():
+    for key in stored.values():
         if state[key].dtype not in WEIGHT_DTYPES + (torch.float64,):
             raise ModelError(f"{name}: tensor {key} has dtype {state[key].dtype}; accepted: {WEIGHT_DTYPES}")
         if state[key].is_meta:
             raise ModelError(f"{name}: tensor {key} is on the meta device and has no values")
-    canonical_state = {canonical: to_canonical(config, canonical, state[key]) for canonical, key in stored.items()}
-    origin = Path(str(getattr(model.config, "_name_or_path", "") or ""))
-    tokenizer = (lambda: directory_tokenizer(origin, config)) if origin.name and origin.is_dir() else None
-    return from_state(config, canonical_state, tokenizer, name=name, dtype=dtype)
+    return config, stored, state
