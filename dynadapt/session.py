@@ -275,8 +275,8 @@ def _choose_dtype(dtype: str | None, adapt, own: torch.dtype, written: dict[str,
     kinds = {value.dtype for value in written.values()} or {own}
     if written and (len(kinds) > 1 or own not in names or dtype not in (None, names[own])):
         found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-        raise ValueError(f"dtype={dtype!r} with adapt={type(adapt).__name__} on a model of {found}: what is learned is written into it; "
-                         "convert the model to one of bfloat16, float32, float64 and leave dtype out")
+        raise ValueError(f"dtype={dtype!r} with adapt={type(adapt).__name__} on a model of {found}: what is learned is written "
+                         "into it; convert the model to one of bfloat16, float32, float64 and leave dtype out")
     if dtype is None and own not in names:
         raise ModelError(f"model is {str(own).removeprefix('torch.')}: give dtype='bf16' or 'fp32' for the engine's arithmetic")
     return dtype or names[own]
