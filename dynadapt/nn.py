@@ -1,0 +1,125 @@
+"""Modules for torch models: a frozen linear layer with a trainable low-rank adapter, and a loss without the logits."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from . import torch_ops
+from .ops.precision import wide_dtype
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+class LinearCrossEntropy(torch.nn.Module):
+    """Cross-entropy of the logits ``input weight^T`` without the logits: one pass gives the loss and the input's gradient.
+
+    In place of ``loss(head(input).flatten(0, -2), target.flatten())`` write ``loss(input, head.weight, target)``. The loss is
+    float32 (float64 for float64 input), in nats. A head that does not learn costs no more in backward;
+    ``torch_ops.freeze(head.weight)`` keeps it packed between calls.
+
+    Args:
+        reduction: "mean" over the targets that count, "sum", or "none"; gradients are right for each.
+        ignore_index: targets with this value do not count.
+
+    Raises:
+        ValueError: for another reduction, or where the shapes do not fit.
+
+    Source: ``dynadapt.ops.cross_entropy``.
+    """
+
+    def __init__(self, reduction: str = "mean", ignore_index: int = -100):
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}")
+        self.reduction, self.ignore_index = reduction, ignore_index
+
+    def forward(self, input: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """input [..., H], weight [V, H], target int64 [...] -> a scalar, or [...] for reduction="none"."""
+        ignored = target == self.ignore_index
+        nll = torch_ops.cross_entropy(input, weight, target.masked_fill(ignored, -1))
+        if self.reduction == "none":
+            return nll
+        return nll.sum() if self.reduction == "sum" else nll.sum() / (~ignored).sum()
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}"
+
+
+class LoRALinear(torch.nn.Linear):
+    """``torch.nn.Linear`` whose weight and bias are frozen, plus a trainable adapter: y = x W^T + b + (alpha / rank) (x A^T) B^T.
+
+    Its state_dict has Linear's ``weight`` and ``bias`` and peft's ``lora_A`` [R, K] and ``lora_B`` [O, R]. B starts at zero, so
+    that a new adapter changes nothing. The adapter is kept in float32 where the weight is bfloat16, and rounded for each call. On
+    a CPU the packed form of the weight is kept as well (``torch_ops.freeze``): change it by copy_() or load_state_dict(), never
+    through ``weight.data``.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as for Linear.
+        rank: R, 1 or more. alpha: the scale is alpha / rank.
+
+    Source: Hu et al. 2021, LoRA (arXiv 2106.09685).
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int = 16, alpha: float = 32.0, bias: bool = True,
+                 device=None, dtype=None):
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._adapt(rank, alpha)
+
+    @classmethod
+    def from_linear(cls, linear: torch.nn.Linear, rank: int = 16, alpha: float = 32.0) -> LoRALinear:
+        """The adapter around ``linear``'s own parameters, which are frozen and shared, not copied."""
+        self = cls.__new__(cls)
+        torch.nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self._adapt(rank, alpha)
+        return self
+
+    def _adapt(self, rank, alpha) -> None:
+        if not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"rank={rank!r}: expected a whole number, 1 or more")
+        self.rank, self.alpha = rank, float(alpha)
+        self.requires_grad_(False)
+        like = {"device": self.weight.device, "dtype": wide_dtype(self.weight.dtype)}
+        self.lora_A = torch.nn.Parameter(torch.empty(rank, self.in_features, **like))
+        self.lora_B = torch.nn.Parameter(torch.zeros(self.out_features, rank, **like))
+        torch.nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self._freeze()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        A, Bt = self.lora_A.to(x.dtype), self.lora_B.t().to(x.dtype)
+        return torch_ops.linear(x, self.weight, self.bias, A, Bt, scale=self.alpha / self.rank)
+
+    @torch.no_grad()
+    def merged(self) -> torch.nn.Linear:
+        """A Linear of its own with weight W + (alpha / rank) B A, rounded once to the weight's dtype."""
+        like = {"device": self.weight.device, "dtype": self.weight.dtype}
+        linear = torch.nn.Linear(self.in_features, self.out_features, self.bias is not None, **like)
+        delta = (self.alpha / self.rank) * (self.lora_B @ self.lora_A)
+        linear.weight.copy_(self.weight.to(delta.dtype) + delta)
+        if self.bias is not None:
+            linear.bias.copy_(self.bias)
+        return linear
+
+    def _freeze(self) -> None:
+        if not self.weight.is_meta and not self.weight.requires_grad:
+            torch_ops.freeze(self.weight)
+
+    # What gives the module another weight tensor: to() and its like, deepcopy and unpickling, load_state_dict(assign=True).
+    def _apply(self, function, recurse=True):
+        super()._apply(function, recurse)
+        self._freeze()
+        return self
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._freeze()
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._freeze()
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}, alpha={self.alpha:g}"

@@ -1,0 +1,19 @@
+"""The ops as functions of torch: differentiable, and registered with ``torch.library`` as ``torch.ops.dynadapt.*``.
+
+``linear``, ``cross_entropy``, ``linear_mse``, ``norm``, ``add_norm``, ``head_norm``, ``activation``, ``embedding`` and
+``attention`` allocate their results and take part in autograd; the in-place ones are torch.ops.dynadapt.update, .reset,
+.memory_advance, .memory_fill, .lora_gradient_update and .weight_gradient_update. All of them
+work inside torch.compile and torch.export, and FlopCounterMode counts them by the formulas of ``dynadapt.ops``. CPU tensors are
+served by the native kernels, GPU tensors by the Triton and CUDA ones, float64 by the reference. See docs/torch.md.
+"""
+
+from . import state  # noqa: F401  (registers the in-place ops)
+from .attention import attention
+from .cross_entropy import cross_entropy, linear_mse
+from .layers import activation, add_norm, embedding, head_norm, norm
+from .linear import linear
+from .packing import freeze
+from .registry import SCHEMAS
+
+__all__ = ["SCHEMAS", "activation", "add_norm", "attention", "cross_entropy", "embedding", "freeze", "head_norm", "linear",
+           "linear_mse", "norm"]

@@ -1,0 +1,291 @@
+"""Every op of torch.library: opcheck, gradients in float64, torch.compile without graph breaks, export, FLOPs, refusals."""
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dynadapt import torch_ops
+from dynadapt.ops import attention as op_attention
+from dynadapt.ops import cross_entropy as op_entropy
+from dynadapt.ops import linear as op_linear
+from dynadapt.torch_ops import registry
+
+I32 = {"dtype": torch.int32}
+
+
+def rand(*shape, seed=0, dtype=torch.float32, grad=False):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(grad)
+
+
+def adapter(dtype, grad):
+    """Two parts, two of three slots, six rows of five."""
+    weights = [rand(4, 5, dtype=dtype, grad=grad), rand(3, 5, seed=1, dtype=dtype, grad=grad)]
+    A, Bt = rand(3, 4, 5, seed=3, dtype=dtype, grad=grad), rand(3, 2, 7, seed=4, dtype=dtype, grad=grad)
+    return rand(6, 5, dtype=dtype, grad=grad), weights, rand(7, dtype=dtype, grad=grad), A, Bt, torch.tensor([2, 0], **I32), 0.7
+
+
+def memory(dtype, rotary=True):
+    """Two streams of three tokens, two heads on one, a memory of four entries filled to 3 and 0."""
+    mem = rand(2, 4, 4, seed=5, dtype=dtype), rand(2, 4, 4, seed=6, dtype=dtype), torch.tensor([3, 0], **I32)
+    angles = torch.arange(8)[:, None] * torch.tensor([1.0, 0.3])
+    rope = (angles.cos(), angles.sin()) if rotary else (None, None)
+    if dtype == torch.float64:
+        rope = tuple(r if r is None else r.double() for r in rope)
+    return *mem, torch.tensor([1, 0], **I32), *rope, 2, 1, 4, 0.5
+
+
+TARGETS = torch.tensor([3, -1, 0, 10, 7, 2])
+
+
+def calls(dtype, grad):
+    """op -> its arguments; ``grad`` where the op has a gradient."""
+    g = {"dtype": dtype, "grad": grad}
+    wide = {"dtype": torch.float64 if dtype == torch.float64 else torch.float32}
+    linear = adapter(dtype, grad)
+    frozen = adapter(dtype, False)
+    dy, u, dU = rand(6, 7, seed=8, dtype=dtype), rand(6, 4, seed=9, dtype=dtype), rand(6, 4, seed=10, dtype=dtype)
+    stat = torch.stack([torch.zeros(6), rand(6).abs() + 0.5], 1).to(**wide)
+    slot = torch.zeros(1, **I32)
+    row = lambda *s: rand(*s, **wide)  # noqa: E731
+    return {
+        "linear": linear,
+        "linear_backward": (dy, *frozen[1:2], *frozen[3:], True),
+        "lora_gradient": (dy, frozen[0], u, dU, [4, 3], 0.7, frozen[5], 3),
+        "weight_gradient": (dy, frozen[0], torch.tensor([1, 4], **I32)),
+        "row_scores": (dy, frozen[0]),
+        "bias_gradient": (dy,),
+        "cross_entropy": (rand(6, 5, **g), rand(11, 5, seed=1, **g), TARGETS, grad),
+        "cross_entropy_weight_gradient": (rand(6, 5, dtype=dtype), rand(11, 5, dtype=dtype), TARGETS, None, row(6)),
+        "linear_mse": (rand(6, 5, **g), rand(5, seed=1, **g), rand(1, seed=2, grad=grad, **wide),
+                       rand(6, seed=3, grad=grad, **wide)),
+        "linear_mse_backward": (rand(6, 5, dtype=dtype), rand(5, dtype=dtype), None, row(6), row(6)),
+        "norm": (rand(6, 8, **g), rand(8, seed=1, **g), rand(8, seed=2, **g), 1e-5, "layer"),
+        "add_norm": (rand(6, 8, **g), rand(6, 8, seed=3, **g), rand(8, seed=1, **g), None, 1e-5, "rms"),
+        "norm_backward": (rand(6, 8, dtype=dtype), rand(6, 8, seed=1, dtype=dtype), rand(8, dtype=dtype), stat, "rms",
+                          rand(6, 8, seed=4, dtype=dtype)),
+        "head_norm": (rand(6, 16, **g), rand(4, seed=1, **g), rand(4, seed=2, **g), 1e-6, 2, 1, 4),
+        "head_norm_backward": (rand(6, 16, dtype=dtype), rand(6, 16, dtype=dtype), rand(4, dtype=dtype), rand(4, dtype=dtype),
+                               row(6, 3).abs(), 2, 1, 4),
+        "activation": (rand(6, 8, **g), "swiglu"),
+        "activation_backward": (rand(6, 8, dtype=dtype), rand(6, 8, seed=1, dtype=dtype), "gelu"),
+        "embedding": (torch.tensor([1, 4, 1]), rand(5, 3, **g), rand(4, 3, seed=1, **g), torch.tensor([0, 1, 2])),
+        "embedding_backward": (torch.tensor([1, 4, 1]), rand(3, 3, dtype=dtype), 5),
+        "attention": (rand(6, 16, **g), *memory(dtype)),
+        "attention_backward": (rand(6, 8, dtype=dtype), rand(6, 16, dtype=dtype), rand(6, 8, dtype=dtype), row(2, 2, 3).abs() + 3,
+                               *memory(dtype)),
+        "update": ("adam", row(2, 5), row(2, 5), row(2, 5), row(2, 5).abs(), row(5), None, rand(2, 5, dtype=dtype),
+                   torch.tensor([1], **I32), torch.full((2,), 0.1), torch.zeros(2, **I32), torch.zeros(1), torch.zeros(1, **I32)),
+        "reset": (torch.ones(1, **I32), slot, row(5), row(2, 5), None, row(2, 5), None, None, torch.ones(2, **I32)),
+        "memory_advance": (rand(2, 6, 5, dtype=dtype), [0, 3],
+                           [rand(2, 3, 4, 2, dtype=dtype), rand(2, 3, 4, 2, seed=1, dtype=dtype)],
+                           torch.tensor([1, 0, 3], **I32), torch.tensor([2, 0], **I32), torch.tensor([3, 1], **I32), 1),
+        "memory_fill": (torch.tensor([1, 0, 3], **I32), torch.tensor([2, 0], **I32), torch.tensor([3, 1], **I32), 4),
+        "lora_gradient_update": (dy, frozen[0], u, dU, [4, 3], 0.7, frozen[5], torch.ones(2, **I32),
+                                 row(3, 4, 5), rand(3, 4, 5, dtype=dtype), None, None, None, None,
+                                 row(3, 2, 7), rand(3, 2, 7, dtype=dtype), None, None, None, None,
+                                 torch.full((3,), 0.1), torch.zeros(2, **I32)),
+        "weight_gradient_update": (dy, frozen[0], torch.tensor([1, 4], **I32), rand(7, 5, dtype=dtype), row(2, 5), None, None,
+                                   None, None, None, torch.full((1,), 0.1), torch.zeros(1, **I32)),
+    }
+
+
+KEYWORDS = {"lora_gradient_update": {"kind": "sgd"}, "weight_gradient_update": {"kind": "sgd"},
+            "update": {"clip": 1.0, "decay": 0.1}}
+DIFFERENTIABLE = ("linear", "cross_entropy", "linear_mse", "norm", "add_norm", "head_norm", "activation", "embedding",
+                  "attention")
+
+
+def op(name):
+    return getattr(torch.ops.dynadapt, name).default
+
+
+def test_every_op_is_registered_and_has_a_call_here():
+    assert set(torch_ops.SCHEMAS) == set(calls(torch.float32, False))
+    from dynadapt.ops.dispatch import defined_ops
+
+    plain = {name.removesuffix("_forward") for name in defined_ops()}
+    assert plain <= set(torch_ops.SCHEMAS), plain - set(torch_ops.SCHEMAS)
+
+
+@pytest.mark.parametrize("name", list(torch_ops.SCHEMAS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(name, dtype):
+    arguments = calls(dtype, name in DIFFERENTIABLE)[name]
+    # Autograd and tracing do not look at the dtype; what the fake says about it does.
+    checks = {} if dtype == torch.float32 else {"test_utils": ("test_schema", "test_faketensor")}
+    torch.library.opcheck(op(name), arguments, KEYWORDS.get(name), **checks)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_in_float64(name):
+    arguments = calls(torch.float64, True)[name]
+    leaves = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
+    weights = [w for a in arguments if isinstance(a, list) for w in a if isinstance(w, torch.Tensor)]
+    assert leaves
+
+    def scored(*_):
+        result = op(name)(*arguments)
+        return tuple(r for r in (result if isinstance(result, tuple) else (result,)) if r.requires_grad)
+
+    assert torch.autograd.gradcheck(scored, leaves + weights)
+
+
+def test_a_gradient_that_was_not_foreseen_is_computed_in_backward():
+    h, head = rand(6, 5, dtype=torch.float64, grad=True), rand(11, 5, dtype=torch.float64)
+    nll, lse, dh = op("cross_entropy")(h, head, TARGETS, False)
+    assert dh.shape == (0, 5) and torch.allclose(lse, torch.logsumexp(h @ head.t(), 1))
+    weights = rand(6, seed=3, dtype=torch.float64)
+    (nll * weights).sum().backward()
+    expected = torch.autograd.grad((torch_ops.cross_entropy(h, head, TARGETS) * weights).sum(), h)[0]
+    assert torch.equal(h.grad, expected) and not h.grad[1].any() and h.grad[0].any()
+
+
+def test_second_derivatives_are_refused():
+    h = rand(3, 4, grad=True)
+    grad, = torch.autograd.grad(torch_ops.activation(h, "gelu").sum(), h, create_graph=True)
+    with pytest.raises(NotImplementedError, match="activation_backward is a gradient itself"):
+        grad.sum().backward()
+
+
+class Everything(torch.nn.Module):
+    """Each differentiable op once, in the order of a small decoder."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        names = {"table": (11, 8), "n1": (8,), "qkv": (16, 8), "qn": (4,), "kn": (4,), "A": (2, 8), "Bt": (2, 16), "o": (8, 8),
+                 "n2": (8,), "gate": (6, 8), "up": (6, 8), "down": (8, 6), "bias": (8,), "head": (11, 8), "readout": (8,)}
+        for i, (name, shape) in enumerate(names.items()):
+            self.register_parameter(name, torch.nn.Parameter(rand(*shape, seed=i, dtype=dtype) / shape[-1] ** 0.5))
+        angles = torch.arange(64)[:, None] * torch.tensor([1.0, 0.3])
+        self.register_buffer("cos", angles.cos())
+        self.register_buffer("sin", angles.sin())
+
+    def forward(self, tokens, targets):
+        x = torch_ops.embedding(tokens, self.table)
+        qkv = torch_ops.linear(torch_ops.norm(x, self.n1), [self.qkv], None, self.A, self.Bt, scale=0.5)
+        qkv = torch_ops.head_norm(qkv, self.qn, self.kn, 2, 1, 4)
+        out = torch_ops.attention(qkv, 2, 1, 4, cos=self.cos, sin=self.sin)
+        x, y = torch_ops.add_norm(x, torch_ops.linear(out, self.o), self.n2)
+        y = torch_ops.activation(torch_ops.linear(y, [self.gate, self.up]), "swiglu")
+        h = x + torch_ops.linear(y, self.down, self.bias)
+        nll = torch_ops.cross_entropy(h, self.head, targets)
+        _, loss = torch_ops.linear_mse(h, self.readout, targets.float())
+        return nll, loss
+
+    def plain(self, tokens, targets):
+        """The same in torch's own ops."""
+        F = torch.nn.functional
+        x = self.table[tokens]
+        y = F.rms_norm(x, (8,), self.n1, 1e-5)
+        qkv = y @ self.qkv.t() + 0.5 * (y @ self.A.t()) @ self.Bt
+        heads = qkv.view(len(tokens), 4, 4).transpose(0, 1)
+        q, k = F.rms_norm(heads[:2], (4,), self.qn, 1e-6), F.rms_norm(heads[2:3], (4,), self.kn, 1e-6)
+        q, k = (op_attention.rotate(t, self.cos[: len(tokens)], self.sin[: len(tokens)]) for t in (q, k))
+        out = F.scaled_dot_product_attention(q, k.expand(2, -1, -1), heads[3:].expand(2, -1, -1), is_causal=True)
+        x = x + out.transpose(0, 1).reshape(len(tokens), 8) @ self.o.t()
+        y = F.rms_norm(x, (8,), self.n2, 1e-5)
+        h = x + (F.silu(y @ self.gate.t()) * (y @ self.up.t())) @ self.down.t() + self.bias
+        return F.cross_entropy(h @ self.head.t(), targets, reduction="none"), (h @ self.readout - targets) ** 2
+
+
+TOKENS, NEXT = torch.tensor([1, 4, 10, 0, 7]), torch.tensor([4, 10, 0, 7, 2])
+
+
+def loss_and_gradients(model, forward, tokens=TOKENS, targets=NEXT):
+    nll, loss = forward(tokens, targets)
+    weights = torch.arange(len(tokens)) + 1.0
+    grads = torch.autograd.grad((nll * weights).sum() + (loss * weights.flip(0)).sum(), list(model.parameters()))
+    return [nll, loss, *grads]
+
+
+def test_a_decoder_of_these_ops_equals_torchs_own():
+    model = Everything()
+    for ours, theirs in zip(loss_and_gradients(model, model), loss_and_gradients(model, model.plain), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_without_graph_breaks_and_for_any_length(backend):
+    model = Everything()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    for tokens, targets in ((TOKENS, NEXT), (TOKENS.repeat(3), NEXT.repeat(3))):
+        ours = loss_and_gradients(model, compiled, tokens, targets)
+        for a, b in zip(ours, loss_and_gradients(model, model, tokens, targets), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_exported_program_holds_the_ops_and_runs_at_another_length():
+    model, length = Everything(), torch.export.Dim("length", min=2, max=60)
+    program = torch.export.export(model, (TOKENS, NEXT), dynamic_shapes=({0: length}, {0: length}))
+    inside = {str(node.target).split(".")[1] for node in program.graph.nodes if "dynadapt" in str(node.target)}
+    assert inside == set(DIFFERENTIABLE)
+    tokens, targets = TOKENS.repeat(4), NEXT.repeat(4)
+    for a, b in zip(program.module()(tokens, targets), model(tokens, targets), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_mutating_op_compiled():
+    def step(master, grad, first, second):
+        slots, lr, count = torch.zeros(1, **I32), torch.full((1,), 0.1), torch.zeros(1, **I32)
+        norms, skipped = torch.empty(1), torch.empty(1, **I32)
+        op("update")("adam", master, grad, first, second, None, None, None, slots, lr, count, norms, skipped, clip=1.0)
+        return norms, count
+
+    state = [rand(1, 5), rand(1, 5, seed=1), torch.zeros(1, 5), torch.zeros(1, 5)]
+    eager, compiled = [[t.clone() for t in state] for _ in range(2)]
+    results = step(*eager), torch.compile(step, fullgraph=True, backend="aot_eager")(*compiled)
+    for a, b in zip([*eager, *results[0]], [*compiled, *results[1]], strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(eager[0], state[0]) and not eager[1].any()
+
+
+def test_flop_counter_uses_the_ops_formulas():
+    x, weights, bias, A, Bt, slots, scale = adapter(torch.float32, True)
+    with FlopCounterMode(display=False) as counter:
+        torch_ops.linear(x, weights, bias, A, Bt, slots, scale).sum().backward()
+    size = 6, 5, (4, 3), 2
+    expected = op_linear.forward_flops(*size) + op_linear.backward_flops(*size) + op_linear.gradient_flops(*size)
+    assert counter.get_total_flops() == expected + 2 * 6 * 5 * 7  # and both weights' gradients
+    h, head = rand(6, 5, grad=True), rand(11, 5)
+    with FlopCounterMode(display=False) as counter:
+        torch_ops.cross_entropy(h, head, TARGETS).sum().backward()
+    assert counter.get_total_flops() == op_entropy.flops(6, 5, 11, True)
+    qkv = rand(6, 16, grad=True)
+    with FlopCounterMode(display=False) as counter:
+        torch_ops.attention(qkv, 2, 1, 4).sum().backward()
+    assert counter.get_total_flops() == op_attention.forward_flops(6, 0, 2, 4) + sum(op_attention.backward_flops(6, 0, 2, 4))
+
+
+@pytest.mark.parametrize("name", list(torch_ops.SCHEMAS))
+def test_triton_serves_the_same_ops(name, monkeypatch):
+    """What runs for CUDA tensors, here in Triton's interpreter, against the reference."""
+    results = []
+    for backend in ("reference", "triton"):
+        monkeypatch.setattr(registry, "backend_of", lambda *_: backend)
+        arguments = calls(torch.float32, False)[name]
+        returned = op(name)(*arguments, **KEYWORDS.get(name, {}))
+        leaves = torch.utils._pytree.tree_leaves(arguments if returned is None else returned)
+        results.append([t for t in leaves if isinstance(t, torch.Tensor)])
+    assert len(results[0]) >= 1
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4, equal_nan=True)
+
+
+def test_refusals_name_the_argument():
+    x, weights, bias, A, Bt, slots, scale = adapter(torch.float32, False)
+    with pytest.raises(ValueError, match="weight 1 is torch.bfloat16"):
+        torch_ops.linear(x, [weights[0], weights[1].bfloat16()])
+    with pytest.raises(ValueError, match="expected both or neither"):
+        torch_ops.linear(x, weights, bias, A)
+    with pytest.raises(ValueError, match=r"A has shape \[3, 4, 5\]"):
+        torch_ops.linear(x, weights[0], None, A, Bt[:, :, :4], slots)
+    with pytest.raises(ValueError, match=r"slots\[0\] is 5|slots"):
+        torch_ops.linear(x, weights, bias, A, Bt, torch.tensor([5, 0], **I32), scale)
+    with pytest.raises(ValueError, match=r"targets has shape \(6, 1\)"):
+        torch_ops.cross_entropy(x, weights[0], TARGETS[:, None])
+    with pytest.raises(ValueError, match="kind='batch'"):
+        torch_ops.norm(x, x[0], kind="batch")
+    with pytest.raises(RuntimeError, match="float16: its kernels serve float32 and bfloat16"):
+        torch_ops.activation(x.half(), "gelu")
+    with pytest.raises(ValueError, match="expected an even last dimension"):
+        torch_ops.activation(x, "swiglu")

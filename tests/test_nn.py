@@ -1,0 +1,144 @@
+"""dynadapt.nn: the modules against torch's own, in eager mode and compiled; and when a frozen weight is packed anew."""
+import copy
+
+import pytest
+import torch
+
+from dynadapt import torch_ops
+from dynadapt.nn import LinearCrossEntropy, LoRALinear
+from dynadapt.torch_ops import packing
+
+TOLERANCE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 3e-2, "rtol": 3e-2}, torch.float64: {}}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def with_adapter(dtype=torch.float32, bias=True):
+    layer = LoRALinear(8, 6, rank=3, alpha=4.0, bias=bias, dtype=dtype)
+    torch.nn.init.normal_(layer.lora_B)
+    return layer
+
+
+def plain(layer, x):
+    A, B = layer.lora_A.to(x.dtype), layer.lora_B.to(x.dtype)
+    return torch.nn.functional.linear(x, layer.weight, layer.bias) + (layer.alpha / layer.rank) * (x @ A.t()) @ B.t()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_lora_linear_equals_its_definition(dtype, bias):
+    layer, x = with_adapter(dtype, bias), torch.randn(2, 5, 8, dtype=dtype, requires_grad=True)
+    g, leaves = torch.randn(2, 5, 6, dtype=dtype), [x, layer.lora_A, layer.lora_B]
+    y, expected = layer(x), plain(layer, x)
+    torch.testing.assert_close(y, expected, **TOLERANCE[dtype])
+    for ours, theirs in zip(torch.autograd.grad(y, leaves, g), torch.autograd.grad(expected, leaves, g), strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, **TOLERANCE[dtype])
+    assert [n for n, p in layer.named_parameters() if p.requires_grad] == ["lora_A", "lora_B"]
+    torch.testing.assert_close(layer.merged()(x), expected, **TOLERANCE[dtype])
+
+
+def test_a_new_adapter_changes_nothing_and_the_state_dict_is_linears():
+    linear = torch.nn.Linear(8, 6)
+    layer, x = LoRALinear.from_linear(linear, rank=2), torch.randn(5, 8)
+    assert layer.weight is linear.weight and not linear.weight.requires_grad
+    torch.testing.assert_close(layer(x), linear(x))
+    assert {n: tuple(t.shape) for n, t in layer.state_dict().items()} == {
+        "weight": (6, 8), "bias": (6,), "lora_A": (2, 8), "lora_B": (6, 2)}
+    other = LoRALinear(8, 6, rank=2)
+    missing = other.load_state_dict(torch.nn.Linear(8, 6).state_dict(), strict=False)
+    assert missing.missing_keys == ["lora_A", "lora_B"] and not missing.unexpected_keys
+    with pytest.raises(ValueError, match="rank=0"):
+        LoRALinear(8, 6, rank=0)
+
+
+def kept(layer) -> bool:
+    """Whether the layer's weight is used in the packed form that was made at an earlier call."""
+    return packing._packed(layer.weight) is packing._packed(layer.weight)
+
+
+@pytest.mark.parametrize("change", ["copy_", "load", "assign", "to", "deepcopy", "in place"])
+def test_a_packed_weight_follows_its_tensor(change):
+    layer, x = with_adapter(), torch.randn(5, 8)
+    layer(x)
+    packed = packing._packed(layer.weight)
+    fresh = torch.nn.Linear(8, 6).state_dict()
+    with torch.no_grad():
+        if change == "copy_":
+            layer.weight.copy_(fresh["weight"])
+        elif change == "load":
+            layer.load_state_dict(fresh, strict=False)
+        elif change == "assign":
+            layer.load_state_dict(fresh, strict=False, assign=True)
+        elif change == "to":
+            layer, x = layer.to(torch.bfloat16), x.bfloat16()
+        elif change == "deepcopy":
+            layer = copy.deepcopy(layer)
+            layer.weight.mul_(2)
+        else:
+            layer.weight[2:4] += 1
+    assert kept(layer) and packing._packed(layer.weight) is not packed
+    torch.testing.assert_close(layer(x), plain(layer, x), **TOLERANCE[x.dtype])
+
+
+def test_what_is_not_frozen_is_read_at_every_call():
+    weight, x = torch.randn(6, 8), torch.randn(5, 8)
+    torch_ops.linear(x, weight)
+    weight.data.mul_(2)
+    torch.testing.assert_close(torch_ops.linear(x, weight), x @ weight.t())
+    address = torch_ops.freeze(weight).data_ptr()
+    assert address in packing._FROZEN
+    del weight
+    assert address not in packing._FROZEN
+    for wrong, why in ((torch.randn(6, 8, requires_grad=True), "requires_grad=False"), (torch.randn(8, 6).t(), "contiguous")):
+        with pytest.raises(ValueError, match=why):
+            torch_ops.freeze(wrong)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference mode"):
+        torch_ops.freeze(torch.randn(6, 8))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_linear_cross_entropy_equals_torch(reduction, dtype):
+    h, weight = torch.randn(2, 7, 16, dtype=dtype, requires_grad=True), torch.randn(33, 16, dtype=dtype, requires_grad=True)
+    target = torch.randint(33, (2, 7))
+    target[0, 3] = target[1, 0] = -100
+    ours = LinearCrossEntropy(reduction)(h, weight, target)
+    logits = (h @ weight.t()).flatten(0, 1).to(ours.dtype)
+    theirs = torch.nn.functional.cross_entropy(logits, target.flatten(), reduction=reduction)
+    theirs = theirs.view(2, 7) if reduction == "none" else theirs
+    g = torch.randn(2, 7, dtype=ours.dtype) if reduction == "none" else torch.tensor(1.7, dtype=ours.dtype)
+    torch.testing.assert_close(ours, theirs, **TOLERANCE[dtype])
+    for a, b in zip(torch.autograd.grad(ours, [h, weight], g), torch.autograd.grad(theirs, [h, weight], g), strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, **(TOLERANCE[dtype] if dtype != torch.bfloat16 else {"atol": 6e-2, "rtol": 3e-2}))
+    with pytest.raises(ValueError, match="reduction='max'"):
+        LinearCrossEntropy("max")
+
+
+def test_compiled_training_step_equals_eager():
+    torch.compiler.reset()
+    loss_of, x, target = LinearCrossEntropy(), torch.randn(9, 8), torch.randint(20, (9,))
+    head = torch_ops.freeze(torch.randn(20, 6))
+
+    def train(layer, forward):
+        optimizer = torch.optim.SGD([layer.lora_A, layer.lora_B], lr=0.02)
+        losses = []
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = forward(layer, x)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    eager, other = with_adapter(), None
+    other = copy.deepcopy(eager)
+    score = lambda layer, x: loss_of(layer(x), head, target)  # noqa: E731
+    expected, losses = train(eager, score), train(other, torch.compile(score, fullgraph=True))
+    assert losses == pytest.approx(expected, rel=1e-6) and losses[2] < losses[0]
+    torch.testing.assert_close(other.lora_A, eager.lora_A)
+    assert kept(other)
