@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
+NATIVE := CMakeLists.txt setup.py $(shell find csrc cmake -type f)
 
 .PHONY: demo test venv sanitize bench clean
 .DEFAULT_GOAL := help
@@ -50,4 +50,4 @@ sanitize: venv
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/native/test_sanitized.py -m slow
 
 clean:
-	rm -rf $(VENV) build dynadapt/*.so dynadapt/include
+	rm -rf $(VENV) build dynadapt/*.so dynadapt/include dynadapt/share

@@ -19,7 +19,7 @@ class CMakeExtension(Extension):
 
 
 class CMakeBuild(build_ext):
-    """Installs dynadapt._C, libdynadapt.so, libdynadapt_cuda.so (where nvcc is found) and the headers into the package."""
+    """Installs dynadapt._C, libdynadapt.so, libdynadapt_cuda.so (where nvcc is found), the headers and the build files into the package."""
 
     def build_extension(self, extension):
         packages = [Path(self.get_ext_fullpath(extension.name)).parent.resolve()]
@@ -45,7 +45,8 @@ class CMakeBuild(build_ext):
 setup(
     packages=find_packages(include=["dynadapt", "dynadapt.*"]) + ["dynadapt.kernels"],
     package_dir={"dynadapt": "dynadapt", "dynadapt.kernels": "kernels"},
-    package_data={"dynadapt": ["*.so", "include/dynadapt/*.h"], "dynadapt.kernels": ["choices.json"]},
+    package_data={"dynadapt": ["*.so", "include/dynadapt/*.h", "share/cmake/dynadapt/*.cmake", "share/pkgconfig/*.pc"],
+                  "dynadapt.kernels": ["choices.json"]},
     ext_modules=[CMakeExtension("dynadapt._C")],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -7,6 +7,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from dynadapt import linking
 from dynadapt.experiments.config import CHOICES, LEARNING_RATES, ConfigError, EvalConfig, parse_layers, parse_reset
 
 EVAL_EXAMPLES = """\
@@ -232,6 +233,12 @@ def command_reweight(arguments) -> int:
     return reweight(arguments)
 
 
+def command_linking(arguments) -> int:
+    for name in arguments.linking:
+        print(linking.FLAGS[name][1]())
+    return 0
+
+
 def command_info(arguments) -> int:
     from dynadapt.info import print_info
     print_info()
@@ -260,7 +267,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="dynadapt", description="Score a text with a language model and learn from each segment right after scoring it.",
                      epilog="start with: dynadapt fetch smollm2-135m, then dynadapt eval --text builtin:python-reference --tokens 8192")
     parser.add_argument("--version", action="version", version=dynadapt.__version__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, (text, _) in linking.FLAGS.items():
+        parser.add_argument(f"--{name}", dest="linking", action="append_const", const=name, help=f"for C and C++: print {text}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
 
     def add(name, function, text, epilog=None):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog,
@@ -401,7 +410,12 @@ def _add_bench_options(command) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        if not arguments.linking:
+            parser.error("the following arguments are required: COMMAND")
+        arguments.function, arguments.debug = command_linking, False
     raise SystemExit(_guarded(arguments))
 
 

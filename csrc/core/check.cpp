@@ -2,10 +2,13 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 
 namespace dynadapt {
 
 namespace {
+
+constexpr uint32_t kMostParams = 4096;  // more is a struct_size that was never set
 
 std::string shape_text(const int64_t* shape, int count) {
   std::string text = "[";
@@ -91,6 +94,19 @@ void Op::require(bool condition, const char* pattern, ...) const {
   vsnprintf(text, sizeof text, pattern, args);
   va_end(args);
   throw Invalid(std::string(name_) + ": " + text);
+}
+
+void Op::copy_params(const void* given, uint32_t first, void* known, uint32_t size) const {
+  require(given != nullptr, "params is NULL");
+  uint32_t there;
+  std::memcpy(&there, given, sizeof there);  // struct_size, the first member of all of them
+  require(there >= first && there <= kMostParams, "params.struct_size is %u, accepted is sizeof(*params): at least %u, at most %u",
+          there, first, kMostParams);
+  const char* bytes = static_cast<const char*>(given);
+  for (uint32_t i = size; i < there; i++)
+    require(bytes[i] == 0, "params.struct_size is %u and byte %u is set: a parameter that this library (ABI version %d) does not know",
+            there, i, DYNADAPT_ABI_VERSION);
+  std::memcpy(known, given, there < size ? there : size);
 }
 
 View Op::tensor(const char* argument, const DLTensor* tensor, std::initializer_list<int64_t> shape, unsigned dtypes,

@@ -55,16 +55,18 @@ class Op {
   /// Throws Invalid("<op>: <formatted text>") unless `condition`.
   [[gnu::format(printf, 3, 4)]] void require(bool condition, const char* pattern, ...) const;
 
-  /// Throws unless `params` is given and its struct_size covers `size` bytes.
+  /// The caller's parameters. One built with an older header gives fewer bytes, at least `first` (the size of the struct's first
+  /// version), and the rest is zero; one built with a newer header may give more, as long as they are zero.
   template <class Params>
-  const Params& params(const Params* params) const {
-    require(params != nullptr, "params is NULL");
-    require(params->struct_size >= sizeof(Params), "params.struct_size is %u, at least %zu is needed",
-            params->struct_size, sizeof(Params));
-    return *params;
+  Params params(const Params* given, uint32_t first = sizeof(Params)) const {
+    Params known{};
+    copy_params(given, first, &known, sizeof known);
+    return known;
   }
 
  private:
+  void copy_params(const void* given, uint32_t first, void* known, uint32_t size) const;
+
   const char* name_;
   const char* first_ = nullptr;  // the argument that decided the device
   DLDevice device_{kDLCPU, 0};

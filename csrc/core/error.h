@@ -29,9 +29,11 @@ int guarded(Body&& body) noexcept {
   } catch (const Invalid& error) {
     return fail(DYNADAPT_INVALID, error.what());
   } catch (const std::bad_alloc&) {
-    return fail(DYNADAPT_OUT_OF_MEMORY, "out of memory");
+    return fail(DYNADAPT_OUT_OF_MEMORY, "out of memory");  // short enough to need none
   } catch (const std::exception& error) {
     return fail(DYNADAPT_INTERNAL, error.what());
+  } catch (...) {
+    return fail(DYNADAPT_INTERNAL, "an exception of unknown type");
   }
 }
 

@@ -3,7 +3,9 @@
  * Tensors come in as DLTensor on the CPU (those of dynadapt_update may be on a GPU), outputs are allocated by the
  * caller and written fully, a NULL tensor stands for an optional one left out. Every call returns 0, or an error code with a
  * text in dynadapt_last_error() (of the calling thread). No exception crosses this boundary.
- * Parameter structs start with their own size, so that later versions can add members at the end.
+ * Parameter structs start with struct_size, which the caller sets to sizeof. Later versions may add members at the end, for
+ * which zero means what was done before: older callers go on as they are, and a newer caller's members are refused by a library
+ * that does not know them, unless they are zero.
  *
  * "act" is float32 or bfloat16, the same for all activations of a call. Matrices are row-major and
  * contiguous unless "strided", which allows a row stride larger than the width. Adapter tensors
