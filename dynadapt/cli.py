@@ -186,6 +186,11 @@ def print_summary(out: Path, summary: dict) -> None:
     Console(soft_wrap=True).print(table)
 
 
+def command_plan(arguments) -> int:
+    from dynadapt.plan.command import run
+    return run(config_from(arguments), arguments)
+
+
 def command_diagnose(arguments) -> int:
     from dynadapt.experiments.diagnose import command
     return command.diagnose(arguments, config_from(arguments))
@@ -306,6 +311,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("bench", command_bench, "time one adapt step against transformers + peft", BENCH_EXAMPLES)
     _add_bench_options(command)
+
+    from dynadapt.plan import command as plan
+    command = add("plan", command_plan, "predict time, memory and the binding limit of a step, for a machine that need not be at hand", plan.EXAMPLES)
+    add_config_options(command)
+    plan.add_options(command)
 
     command = add("fetch", command_fetch, "get a model into the cache", "example:\n  dynadapt fetch smollm2-135m")
     command.add_argument("name", metavar="NAME", help="smollm2-135m")

@@ -8,44 +8,14 @@ from dynadapt.adapt.what import GROUPS
 from dynadapt.decoder import group_sizes
 from dynadapt.model import ModelConfig
 from dynadapt.model.base import from_state
+from dynadapt.model.geometries import GEOMETRIES, llama
 from dynadapt.model.layout import tensor_shapes
 from dynadapt.ops import attention, cross_entropy, linear
 
 RANK = 16
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-
-
-def _llama(**sizes) -> ModelConfig:
-    common = dict(
-        family="llama",
-        norm="rms",
-        norm_eps=1e-5,
-        activation="swiglu",
-        rope_scaling=None,
-        attention_bias=False,
-        mlp_bias=False,
-        qk_norm=False,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    return ModelConfig(**{**common, **sizes})
-
-
-# Sizes from the models' public config.json files.
 MODELS = {
-    "smollm2-135m": _llama(vocab_size=49152, hidden_size=576, layers=30, heads=9, kv_heads=3, head_dim=64, ffn_size=1536,
-                           rope_theta=100000.0, max_positions=8192, tied_head=True),
-    "llama-3.2-1b": _llama(vocab_size=128256, hidden_size=2048, layers=16, heads=32, kv_heads=8, head_dim=64, ffn_size=8192,
-                           rope_theta=500000.0, rope_scaling=LLAMA3, max_positions=131072, tied_head=True),
-    "llama-3.1-8b": _llama(vocab_size=128256, hidden_size=4096, layers=32, heads=32, kv_heads=8, head_dim=128, ffn_size=14336,
-                           rope_theta=500000.0, rope_scaling={**LLAMA3, "factor": 8.0}, max_positions=131072, tied_head=False),
-    "tiny": _llama(vocab_size=97, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=16, ffn_size=48, rope_theta=10000.0,
+    **GEOMETRIES,
+    "tiny": llama(vocab_size=97, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=16, ffn_size=48, rope_theta=10000.0,
                    max_positions=512, tied_head=True),
 }
 SHAPES = ((1, 512), (8, 512), (64, 512), (8, 2048))  # streams x segment

@@ -89,24 +89,35 @@ def _model(config: EvalConfig, model):
     return model
 
 
-def build_engine(model, config: EvalConfig):
-    """The engine that a configuration describes."""
+def optimizer_of(config: EvalConfig):
+    """The optimizer that a configuration describes."""
     import dynadapt
-    rate = {"lr": config.learning_rate, "decay": config.decay, "clip": config.clip}
-    optimizers = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD, "rms": dynadapt.RMS}
+    kinds = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD, "rms": dynadapt.RMS}
+    return kinds[config.optimizer](lr=config.learning_rate, decay=config.decay, clip=config.clip)
+
+
+def adapt_of(config: EvalConfig):
+    """What learns, as a configuration describes it; None for nothing."""
+    import dynadapt
     targets = {"targets": config.targets, "layers": range(*config.layers) if config.layers else None}
-    adapt = {
+    return {
         "none": lambda: None,
         "lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=2 * config.rank, **targets),
         "rows": lambda: dynadapt.RowSparse(density=config.density, **targets),
         "full": lambda: dynadapt.Full(**targets),
     }[config.adapt]()
+
+
+def build_engine(model, config: EvalConfig):
+    """The engine that a configuration describes."""
+    import dynadapt
+    adapt = adapt_of(config)
     memory = None
     if config.memory:
         memory = dynadapt.SegmentMemory(length=config.memory, sinks=config.sinks, refresh=config.refresh)
     elif config.context:
         memory = dynadapt.Overlap(context=config.context)
-    return dynadapt.Engine(model, adapt=adapt, optimizer=optimizers[config.optimizer](**rate) if adapt else None, memory=memory,
+    return dynadapt.Engine(model, adapt=adapt, optimizer=optimizer_of(config) if adapt else None, memory=memory,
                            streams=config.streams, segment=config.segment, every=config.every, reset=config.reset,
                            dtype=config.dtype, backend=config.backend, seed=config.seed, device=config.device,
                            batch=config.batch or None, recompute=config.recompute, base=config.base)

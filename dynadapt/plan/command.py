@@ -1,0 +1,157 @@
+"""`dynadapt plan`: what a step would take, on a machine that need not be at hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..adapt.optimizers import Adam
+from ..experiments.config import ConfigError, EvalConfig
+from ..memory import Overlap, SegmentMemory
+from ..model.geometries import GEOMETRIES, geometry
+from .ceilings import GPUS, Ceilings, datasheet, from_campaign, measured_here
+from .measured import DTYPES, Measured, comparisons
+from .predict import Prediction, predict
+from .work import Work, step_work
+
+EXAMPLES = f"""\
+examples:
+  dynadapt plan --model llama-3.1-8b --streams 64 --segment 512 --gpu h200
+      time, memory and binding limit of a LoRA step of 64 streams, from the vendor's figures
+  dynadapt plan --model llama-3.2-1b --streams 512 --segment 512 --gpu h200 --gpus 8
+      the same with the streams sharded over eight GPUs, one process each
+  dynadapt plan --model smollm2-135m --memory 512
+      on this machine's CPU, whose ceilings are measured first (a few seconds)
+
+--model is {', '.join(GEOMETRIES)} or a Hugging Face directory, of which only config.json is read. The options that say what learns
+and what remembers are those of `dynadapt eval`. The floor is every op at the ceiling that limits it: FLOPs from the ledger against the
+rate of products, each tensor that an op touches once against the memory bandwidth. Nothing is run and no weights are needed."""
+
+LIMITS = {"products": "the rate of matrix products", "traffic": "memory bandwidth", "memory": "memory capacity: it does not fit"}
+
+
+def add_options(command) -> None:
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--gpu", metavar="NAME", help=f"plan for {', '.join(GPUS)}, from the vendor's datasheet (default: this machine's CPU, measured)")
+    where.add_argument("--ceilings", metavar="FILE", help="plan for the GPU whose ceilings `benchmarks/gpu_campaign.py ceilings` measured")
+    command.add_argument("--gpus", type=int, default=1, metavar="N", help="shard the streams over N GPUs or processes (default: 1)")
+    command.add_argument("--shared", action="store_true", help="the streams are rows of one set of weights")
+    command.add_argument("--json", metavar="FILE", help="write the plan there as well")
+
+
+def run(config: EvalConfig, arguments) -> int:
+    """Plans, prints, and writes --json. Raises ConfigError or ValueError naming the option that does not fit."""
+    if arguments.gpus < 1:
+        raise ConfigError(f"gpus {arguments.gpus}: give a whole number of at least 1")
+    if arguments.shared and arguments.gpus > 1:
+        raise ConfigError(f"gpus {arguments.gpus} with shared: sharding streams needs weights of their own; rows of one model exchange gradients")
+    if config.dtype not in DTYPES:
+        raise ConfigError(f"dtype {config.dtype!r}: a plan is for {' or '.join(DTYPES)}")
+    if config.base != "same":
+        raise ConfigError(f"base {config.base!r}: plans are made for weights in the arithmetic of --dtype")
+    shard = -(-config.streams // arguments.gpus)                     # the fullest GPU sets the time
+    ceilings = datasheet(arguments.gpu) if arguments.gpu else from_campaign(arguments.ceilings) if arguments.ceilings else None
+    work = planned_work(config, shard, arguments.shared)
+    ceilings = ceilings or measured_here((config.dtype,))
+    trust = comparisons(ceilings.kind)
+    prediction = predict(work, ceilings, [m.slowdown for m in trust])
+    show(Console(soft_wrap=True, highlight=False), config, prediction, trust, arguments.gpus, arguments.shared)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(as_dict(config, prediction, trust, arguments.gpus), indent=2) + "\n")
+    return 0
+
+
+def planned_work(config: EvalConfig, streams: int, shared: bool) -> Work:
+    from ..experiments.dyneval import adapt_of, optimizer_of
+    memory = SegmentMemory(config.memory, config.sinks, config.refresh) if config.memory else Overlap(config.context) if config.context else None
+    adapt = adapt_of(config)
+    optimizer = optimizer_of(config) if adapt else Adam()
+    return step_work(geometry(config.model), adapt, optimizer, memory, streams, config.segment, shared, DTYPES[config.dtype],
+                     config.batch or None, config.recompute)
+
+
+def show(console: Console, config: EvalConfig, p: Prediction, trust: list[Measured], gpus: int, shared: bool = False) -> None:
+    w, c = p.work, p.ceilings
+    per = "each of " + f"{gpus} GPUs" if gpus > 1 else "the step"
+    console.print(f"[bold]{config.model}[/], {config.adapt}, {config.streams} x {config.segment} tokens, {config.dtype}, on {c.name} ({c.source}: "
+                  f"{c.product_rate(config.dtype) / 1e12:.3g} TFLOP/s, {c.bandwidth / 1e9:,.0f} GB/s)")
+    if gpus > 1:
+        console.print(f"{gpus} processes, at most {w.streams} streams each; streams exchange nothing but their scores")
+    gflop = sum(n for phase, n in w.flops.items() if phase != "update") / 1e9
+    console.print(f"work    {gflop:,.1f} GFLOP for {per} ({', '.join(f'{k} {n / 1e9:,.1f}' for k, n in w.flops.items() if n)}), "
+                  f"{sum(op.bytes for op in w.ops.values()) / 1e9:,.2f} GB of traffic, {sum(op.calls for op in w.ops.values()):,} op calls")
+    tokens = config.streams * config.segment
+    console.print(f"floor   [bold]{_ms(p.floor)}[/] a step, {tokens / p.floor:,.0f} tokens/s: " + ", ".join(f"{share:.0%} {name}" for name, share in p.limits.items()))
+    if p.seconds:
+        middle, low, high = p.seconds
+        console.print(f"expect  [bold]{_ms(middle)}[/] ({_ms(low)} to {_ms(high)}), {tokens / middle:,.0f} tokens/s, from the measured steps below")
+    else:
+        console.print(f"expect  no step has been measured on a {c.kind.upper()} yet, so how far above the floor is not known; each microsecond between ops adds "
+                      f"{sum(op.calls for op in w.ops.values()) / 1e3:.1f} ms")
+    room = f" of {c.memory / 1e9:,.0f} GB" if c.memory else ""
+    console.print(f"memory  [bold]{_size(w.bytes_held)}[/]{room}: {', '.join(f'{name} {_size(n)}' for name, n in w.memory.items())}")
+    if trust:
+        console.print(f"        and {_size(min(m.beyond for m in trust))} to {_size(max(m.beyond for m in trust))} for the process and the loaded model, as measured below")
+    console.print(f"limit   {LIMITS[p.binding]}" + (f"; {said}" if p.binding == "memory" and (said := _what_fits(config, p, shared)) else ""))
+    console.print(_ops_table(p))
+    if trust:
+        console.print(_trust_table(trust))
+
+
+def _what_fits(config: EvalConfig, p: Prediction, shared: bool) -> str:
+    """Options with which the step fits, the least costly first; empty when none of those tried does."""
+    streams, batches = p.work.streams, []
+    while not shared and (batch := (batches[-1] if batches else streams) // 2):
+        batches.append(batch)
+    for changes in [{"recompute": True}, *({"recompute": True, "batch": batch} for batch in batches)]:
+        held = planned_work(config.with_(**changes), streams, shared).bytes_held
+        if held <= p.ceilings.memory:
+            return f"with {' '.join(f'--{name}' + ('' if value is True else f' {value}') for name, value in changes.items())} it takes {_size(held)}"
+    return ""
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.{2 if seconds < 0.01 else 1 if seconds < 0.1 else 0}f} ms"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, title in enumerate(titles):
+        table.add_column(title, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def _ops_table(p: Prediction) -> Table:
+    table = _table("op", "floor", "share", "limit", "calls", "GFLOP", "MB")
+    for op in p.ops:
+        work = p.work.ops[op.name]
+        table.add_row(op.name, _ms(op.seconds), f"{op.seconds / p.floor:.0%}", op.limit, f"{work.calls:,}", f"{(work.flops - work.skipped) / 1e9:,.1f}", f"{work.bytes / 1e6:,.0f}")
+    return table
+
+
+def _trust_table(trust: list[Measured]) -> Table:
+    middle = sorted(m.slowdown for m in trust)[len(trust) // 2]
+    table = _table("measured", "floor", "took", "slower", "estimate", "held", "peak")
+    table.caption, table.caption_justify = "steps of LoRA r16 on other runs: floor, what it took, how much slower, how far off the estimate is, bytes planned and peak", "left"
+    for m in trust:
+        r = m.row
+        table.add_row(f"{r['model']}, {r['streams']} x {r['segment']}, {r['dtype']}", _ms(m.floor), _ms(r["seconds"]), f"{m.slowdown:.2f}x",
+                      f"{m.floor * middle / r['seconds'] - 1:+.0%}", _size(m.held), _size(r["peak_memory_bytes"]))
+    return table
+
+
+def as_dict(config: EvalConfig, p: Prediction, trust: list[Measured], gpus: int) -> dict:
+    w, c = p.work, p.ceilings
+    return {"settings": config.to_dict(), "gpus": gpus, "streams_a_gpu": w.streams,
+            "ceilings": {"name": c.name, "source": c.source, "flops_per_second": c.product_rate(config.dtype), "bytes_per_second": c.bandwidth, "memory_bytes": c.memory},
+            "flops": w.flops, "floor_seconds": p.floor, "expected_seconds": p.seconds and dict(zip(("median", "low", "high"), p.seconds)),
+            "limits": p.limits, "binding": p.binding, "memory_bytes": w.memory, "learned_parameters": w.learned_parameters,
+            "ops": {op.name: {"floor_seconds": op.seconds, "limit": op.limit, **vars(w.ops[op.name])} for op in p.ops},
+            "measured": [{**m.row, "floor_seconds": m.floor, "held_bytes": m.held} for m in trust]}
