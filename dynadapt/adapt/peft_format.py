@@ -11,7 +11,13 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..model import layout, peft_name
+from ..model import ModelError, layout, peft_name
+
+# settings of a PEFT adapter under which it is more, or something else, than B A times one scale
+UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "target_parameters",
+               "trainable_token_indices", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora",
+               "arrow_config", "kasa_config", "velora_config", "monteclora_config", "megatron_config")
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that also change the base's weights
 
 
 def _modules(learner, config):
@@ -55,35 +61,62 @@ def write_adapter(directory, learner, config, slot: int, base_model: str) -> Non
     (directory / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def read_adapter(directory, learner, config, slot: int) -> None:
-    """Load a PEFT adapter of the same rank, alpha and targets into one slot's masters.
+def read_settings(directory, accepted: tuple[str, ...] = ()) -> dict:
+    """adapter_config.json of a LoRA adapter that this package can run; ``accepted``: settings of UNSUPPORTED to let pass.
 
     Raises:
-        ValueError: naming what the adapter has that this engine does not (rank, alpha, DoRA, patterns, modules).
+        ModelError: naming the file that can't be read, or what the adapter is that it may not be (DoRA, patterns, ...).
     """
     directory = Path(directory)
-    settings = json.loads((directory / "adapter_config.json").read_text())
-    for name, expected in (("r", learner.adapt.rank), ("lora_alpha", learner.adapt.alpha)):
-        if settings.get(name) != expected:
-            raise ValueError(f"{directory}: adapter has {name}={settings.get(name)}; the engine's LoRA has {expected}")
-    for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"):
-        if settings.get(name):
-            raise ValueError(f"{directory}: adapter has {name}={settings[name]!r}, which is not supported")
+    try:
+        settings = json.loads((directory / "adapter_config.json").read_text())
+        kind, rank, _ = settings.get("peft_type"), settings["r"], settings["lora_alpha"]
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ModelError(f"adapter {str(directory)!r}: adapter_config.json can't be used ({error!r})") from None
+    if kind != "LORA":
+        raise ModelError(f"adapter {str(directory)!r} is of type {kind!r}; accepted: LORA")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise ModelError(f"adapter {str(directory)!r} has r={rank!r}; expected a whole number of at least 1")
+    for name in UNSUPPORTED:
+        if settings.get(name) and name not in accepted:
+            raise ModelError(f"adapter {str(directory)!r} has {name}={settings[name]!r}, which is not supported")
+    if settings.get("bias", "none") != "none":
+        raise ModelError(f"adapter {str(directory)!r} has bias={settings['bias']!r}, which is not supported; accepted: 'none'")
+    if str(settings.get("init_lora_weights")).lower().startswith(BASE_CHANGING):
+        raise ModelError(f"adapter {str(directory)!r} has init_lora_weights={settings['init_lora_weights']!r}, which also changes the "
+                         "base model's weights and is not supported; convert it to plain LoRA when saving it")
+    return settings
+
+
+def read_adapter(directory, learner, config, slot: int) -> None:
+    """Load a PEFT adapter of the same rank, alpha and targets into one slot's masters, or change nothing.
+
+    Raises:
+        ModelError: naming what the adapter has that this engine does not (rank, alpha, DoRA, patterns, modules).
+    """
+    directory, rank = Path(directory), learner.adapt.rank
+    settings = read_settings(directory)
+    for name, expected in (("r", rank), ("lora_alpha", learner.adapt.alpha)):
+        if settings[name] != expected:
+            raise ModelError(f"{directory}: adapter has {name}={settings[name]}; the engine's LoRA has {expected}")
+    values = []
     with safe_open(str(directory / "adapter_model.safetensors"), framework="pt") as file:
         left = set(file.keys())
         for layer, group, p, lo, hi, module in _modules(learner, config):
             A, Bt = _master(learner, slot, layer, group)
-            rank = learner.adapt.rank
             for which, target in (("A", A[p * rank : (p + 1) * rank]), ("B", Bt[:, lo:hi].t())):
                 key = _key(module, which)
                 if key not in left:
-                    raise ValueError(f"{directory}: adapter has no {key}, which targets={learner.adapt.targets!r} needs")
+                    raise ModelError(f"{directory}: adapter has no {key}, which targets={learner.adapt.targets!r} needs")
                 left.remove(key)
                 value = file.get_tensor(key)
                 if value.shape != target.shape:
-                    raise ValueError(f"{directory}: {key} has shape {tuple(value.shape)}; expected {tuple(target.shape)}")
-                target.copy_(value)
+                    raise ModelError(f"{directory}: {key} has shape {tuple(value.shape)}; expected {tuple(target.shape)}")
+                values.append((target, value))
     if left:
-        raise ValueError(f"{directory}: adapter has {sorted(left)[0]} and {len(left) - 1} more that targets={learner.adapt.targets!r} does not cover")
+        raise ModelError(f"{directory}: adapter has {sorted(left)[0]} and {len(left) - 1} more that "
+                         f"targets={learner.adapt.targets!r} does not cover")
+    for target, value in values:
+        target.copy_(value)
     if learner.state.working is not None:
         learner.state.working[slot] = learner.state.master[slot].to(learner.state.working.dtype)

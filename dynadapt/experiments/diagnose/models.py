@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dynadapt import SGD, Engine, LoRA, Overlap, SegmentMemory
+from dynadapt.adapt.peft_format import read_settings
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import build_engine
 from dynadapt.experiments.rundir import RunError
@@ -20,7 +21,6 @@ from dynadapt.model import linear_shapes, peft_name
 from dynadapt.model.errors import ModelError
 
 NEVER = sys.maxsize          # `every`: the engine scores and does not learn
-UNSUPPORTED = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
 
 
 def is_adapter(path: str) -> bool:
@@ -77,7 +77,7 @@ def complete_adapter(directory: Path, config, out: Path) -> LoRA:
 
     Raises ModelError, naming it, for what can't be run exactly: DoRA, patterns of ranks, modules other than the layers' linears.
     """
-    settings = _settings(directory)
+    settings = read_settings(directory, accepted=("use_rslora",))
     rank = settings["r"]
     scaling = math.sqrt(rank) if settings.get("use_rslora") else 1.0
     settings.update(lora_alpha=settings["lora_alpha"] * scaling, use_rslora=False, layers_to_transform=None, layers_pattern=None)
@@ -102,17 +102,3 @@ def complete_adapter(directory: Path, config, out: Path) -> LoRA:
     save_file(whole, str(out / "adapter_model.safetensors"), metadata={"format": "pt"})
     (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return LoRA(rank=rank, alpha=settings["lora_alpha"])
-
-
-def _settings(directory: Path) -> dict:
-    try:
-        settings = json.loads((directory / "adapter_config.json").read_text())
-        kind, _, _ = settings.get("peft_type"), settings["r"], settings["lora_alpha"]
-    except (ValueError, KeyError, OSError) as error:
-        raise ModelError(f"adapter {str(directory)!r}: adapter_config.json can't be used ({error!r})") from None
-    if kind != "LORA":
-        raise ModelError(f"adapter {str(directory)!r} is of type {kind!r}; accepted: LORA")
-    for name in UNSUPPORTED:
-        if settings.get(name):
-            raise ModelError(f"adapter {str(directory)!r} has {name}={settings[name]!r}, which is not supported")
-    return settings
