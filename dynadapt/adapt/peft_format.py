@@ -83,8 +83,8 @@ def read_settings(directory, accepted: tuple[str, ...] = ()) -> dict:
     if settings.get("bias", "none") != "none":
         raise ModelError(f"adapter {str(directory)!r} has bias={settings['bias']!r}, which is not supported; accepted: 'none'")
     if str(settings.get("init_lora_weights")).lower().startswith(BASE_CHANGING):
-        raise ModelError(f"adapter {str(directory)!r} has init_lora_weights={settings['init_lora_weights']!r}, which also changes the "
-                         "base model's weights and is not supported; convert it to plain LoRA when saving it")
+        raise ModelError(f"adapter {str(directory)!r} has init_lora_weights={settings['init_lora_weights']!r}, which also changes "
+                         "the base model's weights and is not supported; convert it to plain LoRA when saving it")
     return settings
 
 

@@ -23,9 +23,21 @@ def export_adapter(run: Path, out: Path, stream: int = 0) -> Path:
 
     Raises RunError when the run has no LoRA, saved nothing, or has no such stream, or when `out` exists.
     """
+    source = run_adapter(run, stream)
+    if out.exists():
+        raise RunError(f"{out} exists; name a directory that does not")
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    temporary.rename(out)
+    return out
+
+
+def run_adapter(run: Path, stream: int = 0) -> Path:
+    """Where the last saved state of a run keeps one stream's adapter. RunError when it has none."""
     config = read_json(run / "config.json")
-    if config["adapt"] != "lora":
-        raise RunError(f"{run} ran with --adapt {config['adapt']}; only a LoRA run has an adapter to export")
+    if config.get("adapt") != "lora":
+        raise RunError(f"{run} ran with --adapt {config.get('adapt')}; only a LoRA run has an adapter")
     streams = config.get("streams", 1)               # the rows of a reweighting run share one adapter
     if not 0 <= stream < streams:
         raise RunError(f"stream {stream}: {run} has streams 0 to {streams - 1}")
@@ -33,11 +45,4 @@ def export_adapter(run: Path, out: Path, stream: int = 0) -> Path:
     states = sorted(entry for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
     if not states:
         raise RunError(f"{run} saved no state (it ran with --checkpoint 0, or was stopped before its first checkpoint)")
-    if out.exists():
-        raise RunError(f"{out} exists; name a directory that does not")
-    source = adapter_directory(states[-1] / "engine", stream, streams)
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    temporary.rename(out)
-    return out
+    return adapter_directory(states[-1] / "engine", stream, streams)

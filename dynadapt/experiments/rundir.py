@@ -121,7 +121,7 @@ class RunDirectory:
             engine.save(temporary / "engine")
             state = {**state, "metrics_bytes": self.metrics.size, "scores": self.scores.count if self.scores else 0}
             write_json(temporary / "state.json", state)
-            _sync_tree(temporary)
+            sync_tree(temporary)
             if target.exists():
                 shutil.rmtree(target)
             os.replace(temporary, target)
@@ -209,11 +209,14 @@ class Scores:
         return b"\x93NUMPY\x01\x00" + (self.HEADER - 10).to_bytes(2, "little") + text.encode().ljust(self.HEADER - 11) + b"\n"
 
 
-def _sync_tree(folder: Path) -> None:
-    for entry in folder.rglob("*"):
-        if entry.is_file():
-            with open(entry, "rb") as file:
-                os.fsync(file.fileno())
+def sync_tree(folder: Path, deep: bool = True) -> None:
+    """To disk: files and directories of a tree, or with ``deep`` off the names in one directory alone."""
+    for entry in [*(folder.rglob("*") if deep else ()), folder]:
+        number = os.open(entry, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _os_error(error: BaseException, folder: Path) -> OSError | None:

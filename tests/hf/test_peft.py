@@ -105,9 +105,8 @@ def test_what_peft_wrote_and_the_engine_can_not_run(tmp_path, settings, message)
 
 
 def test_another_kind_of_adapter(tmp_path):
-    live = peft.get_peft_model(to_transformers(model()), peft.IA3Config(target_modules=["k_proj", "down_proj"], task_type="CAUSAL_LM",
-                                                                        feedforward_modules=["down_proj"]))
-    live.save_pretrained(tmp_path)
+    config = peft.IA3Config(target_modules=["k_proj", "down_proj"], task_type="CAUSAL_LM", feedforward_modules=["down_proj"])
+    peft.get_peft_model(to_transformers(model()), config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="can't be used|type 'IA3'"):
         read_settings(tmp_path)
     with pytest.raises(ModelError, match="can't be used.*No such file"):

@@ -1,0 +1,245 @@
+"""publish: versions whole or not at all, and a server that always serves something."""
+import json
+import os
+import threading
+
+import pytest
+import torch
+from adapter_server import AdapterServer
+from safetensors.torch import load_file, save_file
+
+import dynadapt
+from dynadapt import LoRA, Server, publish
+from dynadapt.cli import main
+from dynadapt.experiments import publish as module
+from dynadapt.experiments.publish import PublishError
+from dynadapt.model import ModelError, random_model, tiny_config
+
+KINDS = ["vllm", "sglang"]
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    e = dynadapt.Engine(random_model(tiny_config("llama"), seed=1), adapt=LoRA(rank=2), streams=2, segment=8, dtype="fp32")
+    e.step(torch.randint(100, (2, 9), generator=torch.Generator().manual_seed(0)))
+    return e
+
+
+@pytest.fixture
+def adapter(engine, tmp_path):
+    return publish(engine, tmp_path / "source", "a").path
+
+
+def names(directory):
+    return sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
+
+
+def leftovers(directory):
+    return [entry.name for entry in directory.iterdir() if entry.name.endswith(".tmp")]
+
+
+def test_versions_on_disk(engine, tmp_path):
+    to = tmp_path / "to"
+    paths = [publish(engine, to, "novel", stream=s).path for s in (0, 1)]
+    assert [path.name for path in paths] == ["novel-v1", "novel-v2"]
+    first, second = (load_file(path / "adapter_model.safetensors") for path in paths)
+    assert set(os.listdir(paths[0])) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+    publish(paths[0], to, "novel")
+    assert names(to) == ["novel-v2", "novel-v3", "novel.json"]  # two are kept
+    third = load_file(to / "novel-v3" / "adapter_model.safetensors")
+    assert all(torch.equal(first[key], third[key]) for key in first)
+    publish(paths[1], to, "novel", keep=1)
+    assert names(to) == ["novel-v4", "novel.json"]
+    publish(engine, to, "novel.other")
+    assert names(to) == ["novel-v4", "novel.json", "novel.other-v1", "novel.other.json"] and not leftovers(to)
+
+
+def test_a_number_is_used_once(engine, tmp_path):
+    publish(engine, tmp_path, "a")
+    for entry in tmp_path.glob("a-v1/*"):
+        entry.unlink()
+    (tmp_path / "a-v1").rmdir()
+    assert publish(engine, tmp_path, "a").name == "a-v2"
+    (tmp_path / "a.json").unlink()
+    assert publish(engine, tmp_path, "a").name == "a-v3"  # what lies there counts too
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_server_takes_the_new_and_gives_up_the_stale(adapter, tmp_path, kind):
+    to = tmp_path / "to"
+    with AdapterServer(kind) as http:
+        server = Server(http.url + "/", kind)
+        for count in (1, 2, 3, 4):
+            done = publish(adapter, to, "novel", server=server)
+            assert http.loaded[f"novel-v{count}"] == str(to / f"novel-v{count}") and done.left == ()
+        assert sorted(http.loaded) == ["novel-v3", "novel-v4"]
+        assert names(to) == ["novel-v3", "novel-v4", "novel.json"]
+        assert http.calls[-2:] == [("load", "novel-v4"), ("unload", "novel-v2")]  # first the new one, then away with the old
+        http.loaded.clear()  # the server has been started again
+        done = publish(adapter, to, "novel", server=server, keep=1)
+        assert done.left == () and sorted(http.loaded) == ["novel-v5"] and names(to) == ["novel-v5", "novel.json"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fault, message",
+                         [("refuse", "HTTP 400.*out of memory"), ("hang", "timed out"), ("drop", "was taken back")])
+def test_a_failure_leaves_the_old_one_served(adapter, tmp_path, kind, fault, message):
+    to = tmp_path / "to"
+    with AdapterServer(kind) as http:
+        server = Server(http.url, kind, seconds=0.3)
+        publish(adapter, to, "novel", server=server, keep=1)
+        http.faults["load", "novel-v2"] = fault
+        with pytest.raises(PublishError, match=message):
+            publish(adapter, to, "novel", server=server, keep=1)
+        assert names(to) == ["novel-v1", "novel.json"] and not leftovers(to)
+        assert sorted(http.loaded) == ["novel-v1"]  # what a late server had loaded after all is unloaded
+        assert publish(adapter, to, "novel", server=server, keep=1).name == "novel-v3"
+        assert sorted(http.loaded) == ["novel-v3"] and names(to) == ["novel-v3", "novel.json"]
+
+
+def test_what_can_not_be_unloaded_is_tried_again(adapter, tmp_path):
+    to = tmp_path / "to"
+    with AdapterServer("vllm") as http:
+        server = Server(http.url)
+        publish(adapter, to, "novel", server=server, keep=1)
+        http.faults["unload", "novel-v1"] = "refuse"
+        done = publish(adapter, to, "novel", server=server, keep=1)
+        assert [version for version, _ in done.left] == ["novel-v1"] and "out of memory" in done.left[0][1]
+        assert names(to) == ["novel-v1", "novel-v2", "novel.json"]  # a server may still read it
+        http.faults.clear()
+        assert publish(adapter, to, "novel", server=server, keep=1).left == ()
+        assert sorted(http.loaded) == ["novel-v3"] and names(to) == ["novel-v3", "novel.json"]
+
+
+def test_two_servers_share_a_directory(adapter, tmp_path):
+    to = tmp_path / "to"
+    with AdapterServer("vllm") as one, AdapterServer("sglang") as two:
+        publish(adapter, to, "novel", server=Server(one.url), keep=1)
+        publish(adapter, to, "novel", server=Server(two.url, "sglang"), keep=1)
+        assert names(to) == ["novel-v1", "novel-v2", "novel.json"]  # the first server has not been told of the second version
+        publish(adapter, to, "novel", server=Server(one.url), keep=1)
+        assert sorted(one.loaded) == ["novel-v3"] and names(to) == ["novel-v2", "novel-v3", "novel.json"]
+
+
+def test_servers_that_can_not_serve(adapter, tmp_path):
+    with AdapterServer("vllm", endpoints=False) as http:
+        with pytest.raises(PublishError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+            publish(adapter, tmp_path / "to", "novel", server=Server(http.url))
+    with AdapterServer("vllm", token="open sesame") as http:
+        with pytest.raises(PublishError, match="HTTP 401.*Unauthorized"):
+            publish(adapter, tmp_path / "to", "novel", server=Server(http.url))
+        server = Server(http.url, token="open sesame")
+        assert "sesame" not in repr(server)
+        publish(adapter, tmp_path / "to", "novel", server=server)
+    with pytest.raises(PublishError, match="refused"):
+        publish(adapter, tmp_path / "to", "novel", server=Server(http.url, seconds=2))
+    with AdapterServer("vllm", max_rank=1) as http:
+        with pytest.raises(PublishError, match="greater than max_lora_rank"):
+            publish(adapter, tmp_path / "to", "novel", server=Server(http.url))
+        with pytest.raises(PublishError, match="rank 2 exceeds max_rank=1"):
+            publish(adapter, tmp_path / "to", "novel", server=Server(http.url), max_rank=1)
+        assert [call for call in http.calls if call[0] == "load"] == [("load", "novel-v5")]  # the last one never got that far
+
+
+def test_a_server_that_sees_the_directory_elsewhere(adapter, tmp_path):
+    to = tmp_path / "to"
+    (tmp_path / "mounted").symlink_to(to)
+    with AdapterServer("vllm") as http:
+        publish(adapter, to, "novel", server=Server(http.url, directory=str(tmp_path / "mounted")))
+        assert http.loaded["novel-v1"] == str(tmp_path / "mounted" / "novel-v1")
+
+
+def test_what_is_not_published(engine, adapter, tmp_path):
+    to = tmp_path / "to"
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    refused = [
+        (dict(name="../escape"), "name='../escape'"),
+        (dict(keep=0), "keep=0"),
+        (dict(source=tmp_path / "nowhere"), "no such directory"),
+        (dict(source=dynadapt.Engine(engine.model, adapt=dynadapt.Full(), segment=8, dtype="fp32")), "adapt=Full"),
+    ]
+    for changes, message in refused:
+        with pytest.raises(PublishError, match=message):
+            publish(**{**dict(source=adapter, to=to, name="novel"), **changes})
+    with pytest.raises(PublishError, match="server='triton'"):
+        Server("http://localhost", "triton")
+    with pytest.raises(PublishError, match="url='localhost:8000'"):
+        Server("localhost:8000")
+    with pytest.raises(ValueError, match="stream=2"):
+        publish(engine, to, "novel", stream=2)
+    save_file({**tensors, next(iter(tensors)): torch.full((1,), float("nan"))}, file)
+    with pytest.raises(PublishError, match="NaN"):
+        publish(adapter, to, "novel")
+    file.write_bytes(b"short")
+    with pytest.raises(PublishError, match="can't be read"):
+        publish(adapter, to, "novel")
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3", "r": 1, "lora_alpha": 1}))
+    with pytest.raises(ModelError, match="'IA3'"):
+        publish(adapter, to, "novel")
+    file.unlink()
+    with pytest.raises(PublishError, match="has no adapter_model.safetensors"):
+        publish(adapter, to, "novel")
+    assert names(to) == [] and not leftovers(to)  # not even a number was used
+
+
+def test_publishers_take_turns(adapter, tmp_path):
+    to, found = tmp_path / "to", []
+    threads = [threading.Thread(target=lambda: found.append(publish(adapter, to, "novel", keep=9).name)) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [f"novel-v{i}" for i in range(1, 6)]
+
+
+def test_a_publisher_that_dies_leaves_no_half_version(adapter, tmp_path, monkeypatch):
+    to = tmp_path / "to"
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(module, "sync_tree", lambda *a, **k: os._exit(9))
+        publish(adapter, to, "novel")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert names(to) == [] and len(leftovers(to)) == 1
+    assert publish(adapter, to, "novel").name == "novel-v1" and not leftovers(to)
+
+
+def test_a_full_disk_is_said(adapter, tmp_path, monkeypatch):
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "sync_tree", full)
+    with pytest.raises(PublishError, match="No space left on device"):
+        publish(adapter, tmp_path / "to", "novel")
+    assert names(tmp_path / "to") == [] and not leftovers(tmp_path / "to")
+
+
+def call(*words):
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return stop.value.code
+
+
+def test_command_line(adapter, tmp_path, capsys, monkeypatch):
+    to = tmp_path / "to"
+    assert call("publish", adapter, "--to", to, "--name", "novel") == 0
+    assert capsys.readouterr().out.strip() == str(to / "novel-v1")
+    with AdapterServer("sglang", token="word") as http:
+        words = ("publish", adapter, "--to", to, "--name", "novel", "--keep", 1, "--notify", http.url, "--server", "sglang",
+                 "--token-from", "THE_TOKEN")
+        assert call(*words) == 2
+        assert "THE_TOKEN: this environment variable is not set" in capsys.readouterr().err
+        monkeypatch.setenv("THE_TOKEN", "word")
+        assert call(*words) == 0 and sorted(http.loaded) == ["novel-v2"]
+        http.faults["unload", "novel-v2"] = "refuse"
+        assert call(*words) == 0
+        assert "warning: novel-v2 is still loaded" in capsys.readouterr().err
+    assert call("publish", adapter, "--to", to, "--name", "novel", "--max-rank", 1) == 2
+    assert "rank 2 exceeds max_rank=1" in capsys.readouterr().err
