@@ -127,7 +127,7 @@ def publish(source, to: str | Path, name: str, *, keep: int = KEEP, server: Serv
         ModelError: the adapter is none that this package writes or reads.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise PublishError(f"name={name!r}: expected letters, digits, dots, dashes and underscores, the first a letter or a digit")
+        raise PublishError(f"name={name!r}: expected letters, digits, dots, dashes and underscores, the first a letter or digit")
     if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
         raise PublishError(f"keep={keep!r}: expected at least 1 version")
     to = Path(to)
