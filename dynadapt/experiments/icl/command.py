@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from . import eval_command
 from .base import IclError
 from .config import TrainConfig, from_preset
 from .curriculum import SCHEDULES
@@ -56,6 +57,9 @@ def add_options(command) -> None:
     """The subcommands; each sets `function`."""
     parts = command.add_subparsers(dest="what", metavar="WHAT", required=True)
     add_train(parts)
+    eval_command.add_eval_options(subcommand(parts, "eval", eval_command.run_eval, "measure trained models and baselines on the same prompts",
+                                             eval_command.EVAL_EXAMPLES))
+    eval_command.add_figures_options(subcommand(parts, "figures", eval_command.run_figures, "draw what `eval` found, from its files alone"))
 
 
 def subcommand(parts, name: str, function, text: str, epilog: str | None = None):

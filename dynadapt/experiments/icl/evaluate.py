@@ -80,21 +80,26 @@ def by_nonzeros(predictors: Mapping[str, Predict], dims: int, points: int, *, no
     return {count: curves(predictors, kind, points, torch.Generator(device).manual_seed(seed), **settings) for count, kind in kinds.items()}
 
 
-def sequence_predictor(read: Callable[[Tensor], Tensor]) -> Predict:
-    """A predictor of a causal model: read(sequence [B, 2N, d]) -> predictions at the x positions [B, N] (prompts.py, `interleaved`).
+def asked_apart(answer: Callable[[Tensor, Tensor], Tensor]) -> Predict:
+    """A predictor of answer(x [B, N, d], y [B, N]) -> [B, N], whose prediction k sees the examples before k and x_k.
 
-    With queries of their own it is read N times at full length, each time with point k replaced by query k."""
+    With queries of their own it is asked N times at full length, each time with point k replaced by query k."""
 
     def predict(x: Tensor, y: Tensor, query: Tensor | None = None) -> Tensor:
         if query is None:
-            return read(interleaved(x, y))
+            return answer(x, y)
         answers = torch.zeros_like(y)
         for k in range(x.shape[1]):
             asked = torch.cat([x[:, :k], query[:, k, None], x[:, k + 1:]], dim=1)
-            answers[:, k] = read(interleaved(asked, y))[:, k]
+            answers[:, k] = answer(asked, y)[:, k]
         return answers
 
     return predict
+
+
+def sequence_predictor(read: Callable[[Tensor], Tensor]) -> Predict:
+    """A predictor of a causal model: read(sequence [B, 2N, d]) -> predictions at the x positions [B, N] (prompts.py, `interleaved`)."""
+    return asked_apart(lambda x, y: read(interleaved(x, y)))
 
 
 @dataclass(frozen=True)
