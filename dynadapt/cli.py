@@ -496,6 +496,8 @@ def _guarded(arguments) -> int:
             raise
         expected = isinstance(error, (ValueError, OSError, ImportError)) or type(error).__module__.startswith("dynadapt")
         message = " ".join(str(error).split()) or type(error).__name__
+        if type(error).__name__ == "ProcessError" and os.environ.get("RANK", "0") != "0":
+            return 2                                 # of several processes, the first one says it
         if expected:
             print(f"dynadapt: error: {message}", file=sys.stderr)
             return 2

@@ -497,7 +497,7 @@ class Engine:
         slots = torch.zeros(1, dtype=torch.int32) if alone else torch.tensor(moving, dtype=torch.int32)
         lr = self.lr[moving[0] : moving[0] + 1] if learner.owns_weights and not self.shared else self.lr
         norms, skipped = learner.update(self.ops, slots, lr)
-        self._count_update(len(slots), learner.layout.parameters)
+        self._count_update(len(slots), learner.state.updated)
         for i, s in enumerate(streams if self.shared else moving):
             j = 0 if alone else i
             self.last.grad_norm[s] = float(norms[j])

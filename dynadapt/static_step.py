@@ -224,7 +224,7 @@ class StaticStep:
         e.decoder.attended_back = rec.attended_back
         e.decoder.count_memory(kind.segment, memory_lengths)
         if update:
-            e._count_update(sum(moves) if len(rec.inputs["moving"]) > 1 else 1, learner.layout.parameters)
+            e._count_update(sum(moves) if len(rec.inputs["moving"]) > 1 else 1, learner.state.updated)
 
         outcome = self._outcome(rec)
         report.parts.append((streams, due, outcome))

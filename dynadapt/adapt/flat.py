@@ -7,6 +7,7 @@ master, grad and the optimizer's moments are [slots, P]; ``view(buffer, name)`` 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -37,6 +38,8 @@ class FlatLayout:
 class FlatState:
     """Master weights, gradients and optimizer state of ``slots`` streams over one layout."""
 
+    sharded = False  # distributed/sharded.py: an update there has the working weights follow the masters by itself
+
     def __init__(self, layout: FlatLayout, slots: int, optimizer, dtype: torch.dtype, separate_working: bool, device="cpu",
                  keep_grad: bool = True):
         master_dtype = wide_dtype(dtype)
@@ -54,6 +57,12 @@ class FlatState:
         self.stat: torch.Tensor | None = None  # [P], RMS only
         self.prior_rate: torch.Tensor | None = None  # [P], RMS only
         self.step = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.average: Callable[[], None] | None = None  # several processes: makes ``grad`` their mean (dynadapt/distributed)
+
+    @property
+    def updated(self) -> int:
+        """Parameters of a slot that an update here moves."""
+        return self.layout.parameters
 
     @property
     def compute(self) -> torch.Tensor:
@@ -77,6 +86,8 @@ class FlatState:
         if norms is None:
             norms = torch.zeros(len(slots), dtype=torch.float32, device=slots.device)
             skipped = torch.zeros(len(slots), dtype=torch.int32, device=slots.device)
+        if self.average is not None:
+            self.average()
         op(
             o.kind, self.master, self.grad, self.first, self.second, self.prior, self.stat, self.working, slots, lr,
             self.step, float(o.decay), float(o.clip), h["beta1"], h["beta2"], h["eps"], h["weight_decay"], h["momentum"],

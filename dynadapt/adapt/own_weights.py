@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -47,6 +48,7 @@ class RowLearner:
         self.updates = 0  # attempts, a skipped one included
         self.passes = 0  # gradients added up since the last update
         self.choosing_rows = False  # RMS: while its statistics are gathered
+        self.scores_of_all: Callable[[torch.Tensor], None] | None = None  # several processes: adds up their row scores
         self.fused: Fused | None = None  # set while the gradient kernels of a step update
         self._choose_fixed()
         self._take_masters()
@@ -142,6 +144,8 @@ class RowLearner:
         """
         scores = torch.empty(size, dtype=self.state.master.dtype, device=self.device)
         ops.row_scores(dy, x, scores)
+        if self.scores_of_all is not None:
+            self.scores_of_all(scores)
         rows = self.rows[name]
         chosen = scores.topk(self._count(size)).indices.sort().values.to(torch.int32)
         chosen = torch.where(torch.isfinite(scores).all(), chosen, rows)
@@ -188,7 +192,8 @@ class RowLearner:
     def update(self, ops, slots, lr, norms=None, skipped=None):
         """slots is int32 [1] = 0 (or -1: stays) and lr float32 [1]: this learner holds one slot."""
         norms, skipped = self.state.update(ops.update, slots, lr, norms, skipped)
-        self._write_back()
+        if not self.state.sharded:
+            self._write_back()
         return norms, skipped
 
     def count_update(self) -> None:

@@ -161,6 +161,39 @@ class RunDirectory:
         self._lock.close()
 
 
+class Follower:
+    """A run's directory as a process sees it that writes nothing: another one, of the same run, does (dynadapt/distributed)."""
+
+    scores = None
+
+    def __init__(self, path: Path, finished: dict | None, checkpoint: Path | None, state: dict | None):
+        self.path, self.finished, self.checkpoint, self.state = path, finished, checkpoint, state
+
+    def save(self, engine, state: dict) -> None:
+        self.state = state
+
+    def append(self, line: dict) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def open_directory(processes, path: str | Path, config: dict, resume: bool, scores: bool) -> RunDirectory | Follower:
+    """The run directory on the first process, a Follower of it on the others, which raise ProcessError for its RunError."""
+    directory = None
+
+    def open_it():
+        nonlocal directory
+        directory = RunDirectory(path, config, resume, scores)
+        return directory.finished, directory.checkpoint, directory.state
+    known = processes.from_first(open_it)
+    return directory or Follower(Path(path), *known)
+
+
 class _Growing:
     """A file that is appended to in whole records; a record that doesn't fit is taken back."""
 

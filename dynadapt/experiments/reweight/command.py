@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,6 +22,8 @@ examples:
       that run's average weights as a static mix: what a mixer has to beat
   dynadapt reweight train --corpus corpus --scratch 6x384 --targets model --steps 2000 --out runs/small
       a small model from random weights
+  torchrun --nproc-per-node 4 -m dynadapt reweight train --corpus corpus --mixer odm --rows 32 --shard --out runs/four
+      four processes with eight rows of each step: what one would do, with masters and moments spread over them
 
 A domain is a directory with train.jsonl and heldout.jsonl (or train/ and heldout/), or any directory of .txt, .md and .jsonl files, or a
 .jsonl file, of which a tenth of the documents is held out. The run directory gets config.json, env.json, metrics.jsonl, summary.json,
@@ -60,10 +63,13 @@ HELP = {
     "backend": "native kernels on the CPU, Triton and CUDA kernels on a GPU, or the plain reference",
     "device": "cpu, cuda or cuda:N; auto takes the GPU where there is one",
     "recompute": "make norm outputs and activations again in backward instead of keeping them",
+    "compress": "with several processes: gradients on their way between them as they are, in bf16, or as products of low rank",
+    "powersgd_rank": "with --compress powersgd: rank of what is sent for a matrix",
     "seed": "of the rows' order, of what is held out and of random weights",
 }
 METAVAR = {"domains": "NAME=PATH", "settings": "KEY=VALUE", "weights": "NAME=WEIGHT", "target": "NAME=NATS", "scratch": "LAYERSxHIDDEN",
            "corpus": "DIR", "reference": "NAME", "lr": "X"}
+OPTIONS = {"settings": "--set", "heldout_rows": "--heldout-rows", "powersgd_rank": "--powersgd-rank"}
 LISTS = ("domains", "settings", "weights", "target")
 
 
@@ -86,11 +92,13 @@ def add_options(command) -> None:
                 settings["metavar"] = METAVAR.get(name, "X" if kind is float else "NAME" if kind is str else "N")
             if default is not None:
                 settings["help"] += f" (default: {default})"
-        command.add_argument({"settings": "--set", "heldout_rows": "--heldout-rows"}.get(name, f"--{name}"), **settings)
+        command.add_argument(OPTIONS.get(name, f"--{name}"), **settings)
     command.add_argument("--resume", action="store_true",
                          help="go on with a run that was stopped: the same rows, losses and weights, bit for bit")
     command.add_argument("--change", nargs="+", metavar="NAME=WEIGHT",
                          help="with --resume: weights from here on, for all domains; no row is lost")
+    command.add_argument("--shard", action="store_true",
+                         help="with several processes and --adapt full: each keeps a part of the masters and moments")
     command.add_argument("--checkpoint", type=int, default=50, metavar="N",
                          help="save every N steps, 0 for the end only (default: 50)")
     command.add_argument("--tokens", type=float, metavar="N",
@@ -112,6 +120,7 @@ def reweight(arguments) -> int:
 
 
 def _train(arguments) -> int:
+    from dynadapt.distributed import join
     from dynadapt.experiments.dyneval import Interrupted
     from dynadapt.experiments.reweight import ReweightOptions, draw, run
     from dynadapt.experiments.reweight.progress import progress_for
@@ -119,15 +128,19 @@ def _train(arguments) -> int:
         raise ConfigError(f"checkpoint {arguments.checkpoint}: give a whole number of at least 0")
     config = config_from(arguments)
     change = named_numbers("change", arguments.change) if arguments.change else None
-    options = ReweightOptions(arguments.resume, arguments.checkpoint, change)
+    options = ReweightOptions(arguments.resume, arguments.checkpoint, change, arguments.shard)
     finished = (Path(arguments.out) / "summary.json").exists()
-    try:
-        with progress_for(config.steps) as progress:
-            summary = run(config, arguments.out, options, progress)
-    except Interrupted as stopped:
-        saved = "" if arguments.checkpoint else " (without checkpoints, it starts over)"
-        print(f"dynadapt: {stopped}; go on with the same command and --resume{saved}", file=sys.stderr)
-        return 130
+    with join() as processes:
+        try:
+            with progress_for(config.steps) if processes.first else nullcontext() as progress:
+                summary = run(config, arguments.out, options, progress)
+        except Interrupted as stopped:
+            saved = "" if arguments.checkpoint else " (without checkpoints, it starts over)"
+            if processes.first:
+                print(f"dynadapt: {stopped}; go on with the same command and --resume{saved}", file=sys.stderr)
+            return 130
+    if not processes.first:
+        return 0
     if finished:
         print(f"{arguments.out}: this run is finished")
     _print_summary(summary)

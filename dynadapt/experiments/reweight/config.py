@@ -21,6 +21,7 @@ ACCEPTED = {
     "schedule": ("constant", "cosine"),
     "dtype": ("bf16", "fp32"),
     "backend": CHOICES["backend"],
+    "compress": ("none", "bf16", "powersgd"),
 }
 SCRATCH_RATE = 1e-3      # learning rate of a model from scratch when none is given; a common value, not a measured one
 
@@ -34,6 +35,7 @@ class ReweightConfig:
     weights   "proportional", "uniform", or name -> weight: the mixer's initial ones.
     target    name -> nats, for velocitune and dynamic-batch-loading.   settings: the mixer's own, by name.
     heldout   share of the documents held out where a domain has no held-out file of its own; heldout_rows: rows scored of each domain.
+    compress  of gradients on their way between processes (dynadapt/distributed); powersgd_rank: of what is sent for a matrix.
     """
 
     model: str = "smollm2-135m"
@@ -69,6 +71,8 @@ class ReweightConfig:
     backend: str = "auto"
     device: str = "auto"
     recompute: bool = False
+    compress: str = "none"
+    powersgd_rank: int = 4
     seed: int = 0
 
     def __post_init__(self):
@@ -90,8 +94,10 @@ class ReweightConfig:
         return self.learning_rate * (0.1 + 0.45 * (1.0 + math.cos(math.pi * done)))
 
     def to_dict(self) -> dict:
-        """JSON-ready; the learning rate is the one that is used."""
-        return {**asdict(self), "kind": "reweight", "lr": self.learning_rate}
+        """JSON-ready; the learning rate is the one that is used. What nothing depends on without compression is left out."""
+        content = {**asdict(self), "kind": "reweight", "lr": self.learning_rate}
+        unused = {"none": ("compress", "powersgd_rank"), "bf16": ("powersgd_rank",)}.get(self.compress, ())
+        return {name: value for name, value in content.items() if name not in unused}
 
     @classmethod
     def from_dict(cls, content: Mapping) -> "ReweightConfig":
@@ -155,7 +161,7 @@ def _check(config: ReweightConfig) -> None:
         if getattr(config, name) not in accepted:
             raise ConfigError(f"{name} {getattr(config, name)!r}: give one of {', '.join(accepted)}")
     for name, least in (("rank", 1), ("segment", 1), ("rows", 1), ("steps", 1), ("evaluate", 1), ("heldout_rows", 1), ("warmup", 0),
-                        ("seed", 0)):
+                        ("powersgd_rank", 1), ("seed", 0)):
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{name} {value!r}: give a whole number of at least {least}")

@@ -9,6 +9,9 @@ mixer reads, and when, is its `signal` and `cadence`:
                                 from, so its rows are scored once more, ahead of the step (acts="sampling" needs no such pass).
 
 A run may be killed at any instruction: resumed, it draws the same rows, and its losses and weights are the same, bit for bit.
+
+Several processes (torchrun) run as one: all draw the same rows, each learns from its share of them, gradients are averaged before
+the update, and every process sees all rows' scores, so that all mixers move alike. The first alone writes (dynadapt/distributed).
 """
 
 from __future__ import annotations
@@ -17,13 +20,17 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import dynadapt
+from dynadapt.distributed import Processes, join
+from dynadapt.distributed.learn import collected, connect
 from dynadapt.environment import environment, peak_memory_bytes
+from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.dyneval import PHASES, Interrupted, _finite, interruptible
 from dynadapt.experiments.mixers import MIXERS, Exhausted, excess
 from dynadapt.experiments.mixers.base import check_weights
@@ -31,7 +38,7 @@ from dynadapt.experiments.reweight import setup
 from dynadapt.experiments.reweight.config import ReweightConfig
 from dynadapt.experiments.reweight.domains import read_domains
 from dynadapt.experiments.reweight.sampler import Sampler, heldout_order
-from dynadapt.experiments.rundir import RunDirectory, RunError, write_json
+from dynadapt.experiments.rundir import Follower, RunDirectory, RunError, open_directory, write_json
 
 
 @dataclass(frozen=True)
@@ -39,40 +46,66 @@ class ReweightOptions:
     """How a run is kept, as opposed to what it computes. checkpoint: steps between saves, 0 for none but the last.
 
     change: with resume, weights by domain that take the place of the mixer's from here on.
+    shard: with several processes, each keeps a part of the masters and moments (distributed/sharded.py).
     """
 
     resume: bool = False
     checkpoint: int = 50
     change: dict[str, float] | None = None
+    shard: bool = False
 
 
 def run(config: ReweightConfig, out: str | Path, options: ReweightOptions = ReweightOptions(),
         progress: Callable[[dict], None] | None = None) -> dict:
     """Trains to the end, or on to the end with options.resume; returns the summary.
 
-    progress is called with each line of metrics.jsonl. Raises ConfigError, MixerError, CorpusError, RunError, Interrupted.
+    progress is called with each line of metrics.jsonl. Raises ConfigError, MixerError, CorpusError, RunError, Interrupted; with
+    several processes also ProcessError.
     """
     if options.change and not options.resume:
         raise RunError("changed weights: they are for a run that goes on (--resume); a new one takes its initial weights")
-    paths = setup_paths(config)
-    directory = RunDirectory(out, config.to_dict(), options.resume, False)
-    try:
-        if directory.finished:
-            return directory.finished
-        model = setup.load_model(config)
-        domains = read_domains(config, model)
-        setup.check_mixer(config, {domain.name: len(domain.train) for domain in domains})
-        engine = setup.build_engine(model, config)
-        training = _Training(config, options, directory, engine, domains)
-        write_json(directory.path / "env.json", {**environment(), "domains": paths})
-        return training.finish(progress or (lambda event: None))
-    finally:
-        directory.close()
+    with join() as processes:
+        _check_processes(config, options, processes)
+        paths = processes.together(lambda: setup_paths(config))
+        directory = open_directory(processes, out, config.to_dict(), options.resume, False)
+        try:
+            if directory.finished:
+                return directory.finished
+            engine, domains = processes.together(lambda: _prepare(config, processes))
+            training = _Training(config, options, directory, engine, domains, processes)
+            if processes.first:
+                write_json(directory.path / "env.json", {**environment(), "domains": paths})
+            return training.finish(progress or (lambda event: None))
+        finally:
+            directory.close()
+
+
+def _check_processes(config: ReweightConfig, options: ReweightOptions, processes: Processes) -> None:
+    """Settings that need several processes, or other ones."""
+    processes.same({**config.to_dict(), **asdict(options), "version": dynadapt.__version__})
+    if config.rows < processes.world:
+        raise ConfigError(f"rows {config.rows} with {processes.world} processes: each needs one of them; give at least "
+                          f"{processes.world}")
+    if processes.world == 1 and (config.compress != "none" or options.shard):
+        what = "shard" if options.shard else f"compress {config.compress!r}"
+        raise ConfigError(f"{what} with one process: there is nobody to send gradients to; start several with torchrun, or leave "
+                          "it out")
+    if options.shard and config.adapt != "full":
+        raise ConfigError(f"shard with adapt {config.adapt!r}: only --adapt full has masters and moments worth spreading")
+    if options.shard and config.compress == "powersgd":
+        raise ConfigError("shard with compress 'powersgd': sharded gradients are summed in float32 or bf16; give none or bf16")
+
+
+def _prepare(config: ReweightConfig, processes: Processes):
+    """(engine, domains) of one process."""
+    model = setup.load_model(config)
+    domains = read_domains(config, model)
+    setup.check_mixer(config, {domain.name: len(domain.train) for domain in domains})
+    return setup.build_engine(model, config, processes.device(config.device)), domains
 
 
 def setup_paths(config: ReweightConfig) -> dict[str, str]:
     """Refuses paths and weights of domains that aren't there, before a run directory is made."""
-    from dynadapt.experiments.config import ConfigError
     from dynadapt.experiments.reweight.domains import domain_paths
     paths = domain_paths(config)
     for name, path in paths.items():
@@ -85,15 +118,17 @@ def setup_paths(config: ReweightConfig) -> dict[str, str]:
 class _Training:
     """One run between its checkpoints."""
 
-    def __init__(self, config: ReweightConfig, options: ReweightOptions, directory: RunDirectory, engine, domains):
-        self.config, self.options, self.directory, self.engine = config, options, directory, engine
+    def __init__(self, config: ReweightConfig, options: ReweightOptions, directory: RunDirectory | Follower, engine, domains,
+                 processes: Processes):
+        self.config, self.options, self.directory, self.engine, self.processes = config, options, directory, engine, processes
         self.domains = {domain.name: domain for domain in domains}
         self.names = tuple(self.domains)
         self.sizes = {domain.name: len(domain.train) for domain in domains}
         self.sampler = Sampler(self.sizes, config.policy, config.seed)
         self.heldout = [heldout_order(len(domain.heldout), config.heldout_rows, config.seed, i) for i, domain in enumerate(domains)]
         compares = MIXERS[config.mixer].signal == "excess"
-        self.reference = setup.build_reference(config, engine.config.vocab_size) if compares else None
+        self.reference = processes.together(lambda: setup.build_reference(config, engine.config.vocab_size, str(engine.device))
+                                            if compares else None)
         self.mixer = None
         self.ended: str | None = None
         self.step, self.start, self.last = 0, None, None      # held-out losses before training, and of the last evaluation
@@ -102,8 +137,13 @@ class _Training:
                        "evaluations": 0, "evaluated": 0,             # how many, and the step of the last
                        "flops": {**dict.fromkeys(PHASES, 0), "heldout": 0, "excess": 0}, "changes": []}
         self.digests = {name: domain.digest() for name, domain in self.domains.items()}
+        texts = {f"the text of domain {name!r}": digest for name, digest in self.digests.items()}
+        processes.same({"the model": engine.model.fingerprint(), "backend": engine.backend, **texts})
         if directory.state:
-            self._restore(directory.state)
+            processes.together(lambda: self._restore(directory.state))
+        connect(engine, processes, config.compress, config.powersgd_rank, max(config.steps // 10 - self.step, 0), options.shard)
+        if options.change:
+            self._change()
 
     # ------------------------------------------------------------------------------------------------------- states
 
@@ -124,16 +164,20 @@ class _Training:
         self.mixer.load_state_dict(mixer)
         self.sampler.supply.load_state_dict(state["supply"])
         self.engine.restore(self.directory.checkpoint / "engine")
-        if self.options.change:
-            self.totals["changes"].append({"step": self.step, "weights": self.mixer.weights})
-            self._save(anew=True)
 
     def _save(self, anew: bool = False) -> None:
         if self.mixer is None or (not anew and self.directory.state and self.directory.state["segments"] == self.step):
             return
-        self.directory.save(self.engine, {
-            "segments": self.step, "start": self.start, "last": self.last, "pending": self.pending, "totals": self.totals,
-            "mixer": self.mixer.state_dict(), "supply": self.sampler.supply.state_dict(), "digests": self.digests})
+        with collected(self.engine):
+            self.directory.save(self.engine, {
+                "segments": self.step, "start": self.start, "last": self.last, "pending": self.pending, "totals": self.totals,
+                "mixer": self.mixer.state_dict(), "supply": self.sampler.supply.state_dict(), "digests": self.digests})
+
+    def _change(self) -> None:
+        """The weights were changed on the way here: that is part of the run from now on."""
+        if self.directory.state:
+            self.totals["changes"].append({"step": self.step, "weights": self.mixer.weights})
+            self._save(anew=True)
 
     # ------------------------------------------------------------------------------------------------------ the run
 
@@ -151,11 +195,12 @@ class _Training:
             self._save()
             summary = self._summary()
             self.directory.sync()
-            write_json(self.directory.path / "summary.json", summary)
+            if self.processes.first:
+                write_json(self.directory.path / "summary.json", summary)
         return summary
 
     def _loop(self, progress, stop) -> None:
-        while self.step < self.config.steps and not stop.signal:
+        while self.step < self.config.steps and not self._stopped(stop):
             began = time.perf_counter()
             try:
                 drawn = self.sampler.draw(self.step, self.config.rows, self.mixer.sampling)
@@ -175,6 +220,11 @@ class _Training:
         if self.ended and self.totals["evaluated"] < self.step:
             self._evaluate(progress)
 
+    def _stopped(self, stop) -> bool:
+        """Whether any process was asked to stop."""
+        stop.signal = self.processes.any(stop.signal or 0) or None
+        return stop.signal is not None
+
     def _train(self, drawn: list[tuple[str, int]]) -> dict:
         """One step; returns its line of metrics, times aside."""
         config, engine = self.config, self.engine
@@ -191,7 +241,9 @@ class _Training:
             by_domain = self.mixer.token_weights({name: n for name, n in count.items() if n})
             factors = [by_domain[name] for name, _ in drawn]
         engine.set_lr(0, rate)
-        nll = engine.step(tokens, weights=factors).double().cpu().numpy()
+        own = self.processes.share(len(drawn))
+        nll = engine.step(tokens[own.start : own.stop], streams=own, weights=self._shares(factors, own))
+        nll = self.processes.rows(nll.double().cpu(), len(drawn)).numpy()
         report = engine.last
         self._check_finite(nll)
         self.step += 1
@@ -202,18 +254,30 @@ class _Training:
             self._gather(count)
             if self.mixer.cadence == "step":
                 self._mix(losses)
-        flops.update({phase: int(report.flops.get(phase, 0)) for phase in PHASES})
-        self._count(count, flops, report)
+        flops = self.processes.counts({**flops, **{phase: int(report.flops.get(phase, 0)) for phase in PHASES}})
+        updated, skipped = bool(report.updated[own.start]), bool(report.skipped[own.start])
+        self._count(count, flops, updated, skipped)
         return {"kind": "step", "step": self.step, "tokens": int(nll.size), "total_tokens": sum(self.totals["tokens"].values()),
                 "loss": float(nll.mean()), "losses": losses, "drawn": {name: n // config.segment for name, n in count.items()},
                 "rows": [list(pair) for pair in drawn], "weights": in_force, "notes": list(self.mixer.notes), "lr": rate,
-                "grad_norm": _finite(report.grad_norm[0]), "skipped": bool(report.skipped[0]), "flops": flops}
+                "grad_norm": _finite(report.grad_norm[own.start]), "skipped": skipped, "flops": flops}
+
+    def _shares(self, factors: list[float] | None, own: range) -> list[float] | None:
+        """What this process's rows count in its mean loss, so that the mean over processes is the mean over all rows."""
+        share = len(own) * self.processes.world / self.config.rows
+        if factors is None:
+            return None if share == 1 else [share] * len(own)
+        return [share * factors[row] for row in own]
 
     def _scores(self, engine, tokens: torch.Tensor, flops: dict, what: str) -> np.ndarray:
         """[R, T] float64, with what they cost added to flops[what]."""
-        nll = engine.score(tokens).double().cpu().numpy()
-        flops[what] = flops.get(what, 0) + sum(engine.ledger.step.values())
-        return nll
+        own = self.processes.share(len(tokens))
+        nll = torch.zeros(0, tokens.shape[1] - 1, dtype=torch.float64)
+        flops.setdefault(what, 0)
+        if own:
+            nll = engine.score(tokens[own.start : own.stop]).double().cpu()
+            flops[what] += sum(engine.ledger.step.values())
+        return self.processes.rows(nll, len(tokens)).numpy()
 
     def _excess(self, proxy: np.ndarray, reference: np.ndarray, owners: np.ndarray) -> dict[str, float]:
         return excess(proxy.ravel(), reference.ravel(), owners.repeat(proxy.shape[1]), self.names)
@@ -231,13 +295,13 @@ class _Training:
         self.mixer.update(step, losses, self.pending)
         self.pending = dict.fromkeys(self.names, 0)
 
-    def _count(self, count: dict[str, int], flops: dict[str, int], report) -> None:
+    def _count(self, count: dict[str, int], flops: dict[str, int], updated: bool, skipped: bool) -> None:
         for name, n in count.items():
             self.totals["tokens"][name] += n
         for phase, value in flops.items():
             self.totals["flops"][phase] += value
-        self.totals["updates"] += bool(report.updated[0])
-        self.totals["skipped_updates"] += bool(report.skipped[0])
+        self.totals["updates"] += updated
+        self.totals["skipped_updates"] += skipped
 
     def _check_finite(self, nll: np.ndarray) -> None:
         if not np.isfinite(nll).all():
@@ -256,6 +320,7 @@ class _Training:
                 tokens = torch.from_numpy(np.stack([rows[row] for row in chosen[first : first + self.config.rows]]))
                 total.append(self._scores(self.engine, tokens, flops, "heldout").sum())
             losses[name] = float(math.fsum(total) / (len(chosen) * self.config.segment))
+        flops = self.processes.counts(flops)
         if not all(map(math.isfinite, losses.values())):
             raise RunError(f"held-out losses at step {self.step} are not finite ({losses}): training diverged; take a smaller --lr, "
                            "or --dtype fp32")
@@ -292,5 +357,6 @@ class _Training:
             "updates": totals["updates"], "skipped_updates": totals["skipped_updates"], "learned_parameters": int(self.engine.learned_parameters),
             "peak_memory_bytes": peak_memory_bytes(),
             "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(self.engine.device) if self.engine.device.type == "cuda" else None,
-            "backend": self.engine.backend, "device": str(self.engine.device), "dtype": self.engine.dtype, "model": self.engine.model.name,
+            "processes": self.processes.world, "backend": self.engine.backend, "device": str(self.engine.device),
+            "dtype": self.engine.dtype, "model": self.engine.model.name,
         }

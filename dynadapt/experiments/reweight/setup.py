@@ -39,7 +39,7 @@ def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
                        bos_token_id=other.bos_token_id, eos_token_id=other.eos_token_id)
 
 
-def build_engine(model, config: ReweightConfig):
+def build_engine(model, config: ReweightConfig, device: str | None = None):
     """One set of weights for all rows of a step: ordinary training on their mean loss."""
     adapt = {"lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=2 * config.rank, targets=config.targets),
              "rows": lambda: dynadapt.RowSparse(density=config.density, targets=config.targets),
@@ -47,22 +47,22 @@ def build_engine(model, config: ReweightConfig):
     optimizer = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD}[config.optimizer]
     return dynadapt.Engine(model, adapt=adapt, optimizer=optimizer(lr=config.learning_rate, decay=config.decay, clip=config.clip),
                            shared=True, streams=config.rows, segment=config.segment, dtype=config.dtype, backend=config.backend,
-                           device=config.device, recompute=config.recompute, seed=config.seed)
+                           device=device or config.device, recompute=config.recompute, seed=config.seed)
 
 
-def build_reference(config: ReweightConfig, vocabulary: int):
+def build_reference(config: ReweightConfig, vocabulary: int, device: str | None = None):
     """What DoReMi's excess is measured against: a model as it is, or one that an earlier run trained."""
     if config.reference is None:
         raise ConfigError(f"reference: mixer {config.mixer!r} compares with a reference model; name a model, or the directory "
                           "of a run that trained one")
-    run = Path(config.reference)
+    run, device = Path(config.reference), device or config.device
     if (run / "summary.json").is_file() and read_json(run / "config.json").get("kind") == "reweight":
-        trained = replace(ReweightConfig.from_dict(read_json(run / "config.json")), backend=config.backend, device=config.device)
+        trained = replace(ReweightConfig.from_dict(read_json(run / "config.json")), backend=config.backend, device=device)
         engine = build_engine(load_model(trained), trained)
         engine.restore(max(entry for entry in (run / "checkpoint").iterdir() if entry.name.isdigit()) / "engine")
     else:
         engine = dynadapt.Engine(dynadapt.load(config.reference), streams=config.rows, segment=config.segment, dtype=config.dtype,
-                                 backend=config.backend, device=config.device)
+                                 backend=config.backend, device=device)
     if engine.config.vocab_size != vocabulary:
         raise ConfigError(f"reference {config.reference!r} has a vocabulary of {engine.config.vocab_size}, the model has "
                           f"{vocabulary}; their tokenizers must be the same")
