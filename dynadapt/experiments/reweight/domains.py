@@ -64,7 +64,7 @@ def domain_paths(config: ReweightConfig) -> dict[str, Path]:
 
 
 def _read(name: str, path: Path, config: ReweightConfig, model) -> Domain:
-    train, heldout = (_rows(texts, config.segment, model) for texts in _documents(name, path, config))
+    train, heldout = (encode_rows(texts, config.segment, model) for texts in _documents(name, path, config))
     for what, rows in (("training", train), ("held-out", heldout)):
         if len(rows) == 0:
             raise ConfigError(f"domain {name!r}: its {what} text has {len(rows.tokens):,} tokens, too few for one row of "
@@ -98,7 +98,7 @@ def split_documents(name: str, documents: list[tuple[str, str]], share: float, s
     return [text for i, (_, text) in enumerate(documents) if i not in held], [documents[i][1] for i in sorted(held)]
 
 
-def _rows(texts: list[str], segment: int, model) -> Rows:
+def encode_rows(texts: list[str], segment: int, model) -> Rows:
     end = model.tokenizer.eos_id
     pieces = []
     for ids in _encoded(texts, model):

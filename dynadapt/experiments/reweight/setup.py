@@ -50,6 +50,18 @@ def build_engine(model, config: ReweightConfig, device: str | None = None):
                            device=device or config.device, recompute=config.recompute, seed=config.seed)
 
 
+def trained_engine(run: Path, **changes):
+    """The engine of a run as its last checkpoint has it; `changes` replace settings of how it computes (backend, device)."""
+    config = replace(ReweightConfig.from_dict(read_json(run / "config.json")), **changes)
+    folder = run / "checkpoint"
+    states = sorted(entry for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
+    if not states:
+        raise RunError(f"{run} saved no state")
+    engine = build_engine(load_model(config), config)
+    engine.restore(states[-1] / "engine")
+    return engine
+
+
 def build_reference(config: ReweightConfig, vocabulary: int, device: str | None = None):
     """What DoReMi's excess is measured against: a model as it is, or one that an earlier run trained."""
     if config.reference is None:
@@ -57,9 +69,7 @@ def build_reference(config: ReweightConfig, vocabulary: int, device: str | None 
                           "of a run that trained one")
     run, device = Path(config.reference), device or config.device
     if (run / "summary.json").is_file() and read_json(run / "config.json").get("kind") == "reweight":
-        trained = replace(ReweightConfig.from_dict(read_json(run / "config.json")), backend=config.backend, device=device)
-        engine = build_engine(load_model(trained), trained)
-        engine.restore(max(entry for entry in (run / "checkpoint").iterdir() if entry.name.isdigit()) / "engine")
+        engine = trained_engine(run, backend=config.backend, device=device)
     else:
         engine = dynadapt.Engine(dynadapt.load(config.reference), streams=config.rows, segment=config.segment, dtype=config.dtype,
                                  backend=config.backend, device=device)

@@ -1,0 +1,260 @@
+"""Every mixer at equal tokens, several seeds: does any beat stratified sampling, and does moving weights beat their average?
+
+    dynadapt corpus build --out corpus
+    python benchmarks/reweighting.py --corpus corpus --out runs/reweighting      # goes on where it was stopped
+
+Two cases: "continual" trains adapters on SmolLM2-135M; "scratch" trains all of a small llama with a tokenizer of its own, made from the
+training text. It tests two claims of Velocitune (arXiv 2411.14318):
+  8. weights that follow learning velocity beat static proportions and distance-based reweighting;
+  9. what a static run with Velocitune's average weights does (the control).
+
+What is compared is the mean over domains of the loss on test rows: documents that no mixer reads, the same for all mixers and seeds. For
+each mixer, the difference to `stratified` and to its control is taken seed by seed (equal seeds share the random numbers that draw
+rows, and the initial weights), and gets Student's interval over seeds (reweight/compare.py, which also has the rule for the verdict).
+
+A mixer that needs something made first gets it from runs of the same seed, and their FLOPs are counted as its own:
+  targets    of velocitune and dynamic-batch-loading: a run at the data's proportions over a part of the tokens (`sample`), fitted and
+             extrapolated to all of them. Where the fit refuses, targets are what the `proportional` run ends with: what the fit is to
+             predict, known for once; results name the runs that had them.
+  reference  of DoReMi: the `proportional` run.
+Controls (`X-average`) train on the average weights of run X; DoReMi's is what its paper trains the final model on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from dynadapt.environment import environment
+from dynadapt.experiments.dyneval import Interrupted
+from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, fit_run, run
+from dynadapt.experiments.reweight.compare import draw_comparison, markdown, report
+from dynadapt.experiments.reweight.setup import trained_engine
+from dynadapt.experiments.rundir import read_json, write_json
+from dynadapt.experiments.scaling_fit import ScalingError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from reweighting_data import judged, small_vocabulary, subset  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Method:
+    """mixer and settings of one row of the table; `average`: the method whose mean weights it trains on; `updates`: reads held-out losses."""
+
+    mixer: str
+    settings: tuple[tuple[str, object], ...] = ()
+    average: str | None = None
+    least_steps: int = 1
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Methods that have to be run first, in this order; `sample` is not in the table."""
+        if self.average:
+            return (self.average,)
+        return {"velocitune": ("sample", "proportional"), "dynamic-batch-loading": ("sample", "proportional"),
+                "doremi": ("proportional",)}.get(self.mixer, ())
+
+
+METHODS = {
+    "stratified": Method("stratified"),
+    "proportional": Method("proportional"),
+    "velocitune": Method("velocitune"),
+    "velocitune-average": Method("replay", average="velocitune"),
+    "dynamic-batch-loading": Method("dynamic-batch-loading"),
+    "doremi": Method("doremi"),
+    "doremi-average": Method("replay", average="doremi"),
+    "doremi-sampling": Method("doremi", (("acts", "sampling"),)),
+    "odm": Method("odm"),
+    "odm-exponential": Method("odm", (("rule", "exponential"),)),
+    "skill-it": Method("skill-it"),
+    "ado": Method("ado", least_steps=200),
+}
+READS_HELDOUT = ("velocitune", "dynamic-batch-loading", "skill-it")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One column of the study. updates: evaluations at which the mixers that read held-out losses move; sample: share of the tokens of
+    the run that targets are fitted to, and its evaluations; share: of the corpus that is used; test_rows: judged of each domain."""
+
+    config: ReweightConfig
+    share: float
+    updates: int
+    sample: float
+    sample_evaluations: int
+    test_rows: int
+    vocabulary: int | None = None
+
+
+def cases(steps: int | None) -> dict[str, Case]:
+    """domains {} stand for those of the corpus, which are put in later."""
+    shared = dict(domains={"to": "come"}, policy="repeat")
+    scratch = ReweightConfig(**shared, scratch="4x128", adapt="full", targets="model", rows=8, segment=128, steps=steps or 300,
+                             lr=1.5e-3, warmup=10, heldout_rows=8)
+    continual = ReweightConfig(**shared, adapt="lora", rows=4, segment=128, steps=steps or 20, heldout_rows=2)
+    return {"scratch": Case(scratch, share=0.1, updates=10, sample=0.5, sample_evaluations=10, test_rows=64, vocabulary=4096),
+            "continual": Case(continual, share=0.1, updates=4, sample=0.5, sample_evaluations=6, test_rows=6)}
+
+
+# ------------------------------------------------------------------------------------------------------------------- runs
+
+class Study:
+    """The runs of one case and one seed under out/CASE/seed-N/METHOD, each with judged.json beside its own files."""
+
+    def __init__(self, case: Case, folder: Path, seed: int):
+        self.case, self.folder, self.seed = case, folder, seed
+        self.base = replace(case.config, seed=seed)
+
+    def finish(self, name: str) -> dict | None:
+        """What the results keep of this method's run, made now unless it was; None for a method that the case is too short for."""
+        method = METHODS[name]
+        if self.base.steps < method.least_steps:
+            return None
+        known = self.folder / name / "judged.json"
+        if not known.exists():
+            for needed in method.needs:
+                self._sample() if needed == "sample" else self.finish(needed)
+            self._run(name, method)
+        return read_json(known)
+
+    def _run(self, name: str, method: Method) -> None:
+        config = self._config(method)
+        began = time.process_time()
+        summary = run(config, self.folder / name, ReweightOptions(resume=True, checkpoint=100))
+        test = judged(config, trained_engine(self.folder / name), self.case.test_rows)
+        flops = {what: sum(summary["flops"][phase] for phase in phases) for what, phases in
+                 {"training": ("forward", "backward", "update", "recompute"), "heldout": ("heldout",), "excess": ("excess",)}.items()}
+        flops["made_first"] = self._made_first(method)
+        kept = {"method": name, "seed": self.seed, "test": test, "mean": sum(test.values()) / len(test), "heldout": summary["heldout"],
+                "tokens": summary["tokens"], "epochs": summary["epochs"], "average_weights": summary["static_weights"],
+                "weights": self._weights(name), "flops": flops, "targets_from": self._targets()[1] if method.mixer in ("velocitune", "dynamic-batch-loading") else None,
+                "cpu_seconds": time.process_time() - began}
+        write_json(self.folder / name / "judged.json", kept)
+        if name not in ("proportional",):
+            shutil.rmtree(self.folder / name / "checkpoint", ignore_errors=True)
+        print(f"    seed {self.seed}  {name:22s} mean {kept['mean']:.4f}  {kept['cpu_seconds']:.0f} s", flush=True)
+
+    def _config(self, method: Method) -> ReweightConfig:
+        """Held-out losses are scored often only for the mixers that read them; at the start and the end for all."""
+        settings = dict(method.settings)
+        if method.average:
+            settings["run"] = str(self.folder / method.average)
+        if method.mixer == "ado":                # its published thousand steps, scaled to the run's length
+            steps = self.base.steps
+            settings = {"ignore": steps // 20, "start": steps // 5, "refit": steps // 20, "window": 2 * (steps // 40) + 1}
+        evaluate = max(1, self.base.steps // self.case.updates) if method.mixer in READS_HELDOUT else self.base.steps
+        config = replace(self.base, mixer=method.mixer, settings=settings, evaluate=evaluate)
+        if method.mixer in ("velocitune", "dynamic-batch-loading"):
+            config = replace(config, target=self._targets()[0])
+        if method.mixer == "doremi":
+            config = replace(config, reference=str(self.folder / "proportional"))
+        return config
+
+    def _sample(self) -> dict:
+        """Summary of the run that targets are fitted to."""
+        steps = max(1, int(self.case.sample * self.base.steps))
+        config = replace(self.base, mixer="proportional", steps=steps, evaluate=max(1, steps // self.case.sample_evaluations))
+        return run(config, self.folder / "sample", ReweightOptions(resume=True, checkpoint=0))
+
+    def _targets(self) -> tuple[dict[str, float], str]:
+        """(nats by domain, where they are from)."""
+        tokens = self.base.steps * self.base.rows * self.base.segment
+        refused, known = self.folder / "sample" / "refused.txt", self.folder / "sample" / "targets.json"
+        if refused.exists():
+            return read_json(self.folder / "proportional" / "summary.json")["heldout"], "proportional run"
+        try:
+            found = read_json(known) if known.exists() else fit_run(self.folder / "sample", tokens)
+            return found["target"], "fit"
+        except ScalingError as error:
+            refused.write_text(f"{error}\n")
+            return self._targets()
+
+    def _made_first(self, method: Method) -> int:
+        """FLOPs of the runs that this method needs, and of what those need."""
+        total = 0
+        for needed in method.needs:
+            if needed == "proportional" and method.mixer != "doremi":
+                continue                                     # a stand-in for the fit, when that refuses; see targets_from
+            summary = read_json(self.folder / needed / "summary.json")
+            total += sum(summary["flops"].values()) + (self._made_first(METHODS[needed]) if needed in METHODS else 0)
+        return total
+
+    def _weights(self, name: str) -> dict[str, list]:
+        """Weights over tokens, thinned to at most 50 points."""
+        lines = [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
+        steps = [line for line in lines if line["kind"] == "step"]
+        kept = steps[:: max(1, len(steps) // 50)]
+        return {"tokens": [line["total_tokens"] for line in kept],
+                **{domain: [round(line["weights"][domain], 5) for line in kept] for domain in kept[0]["weights"]}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="directory that `dynadapt corpus build` made")
+    parser.add_argument("--out", type=Path, default=Path("runs/reweighting"))
+    parser.add_argument("--case", nargs="+", default=["scratch", "continual"], choices=("scratch", "continual"))
+    parser.add_argument("--mixers", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME",
+                        help=f"only these, and what they need (of {', '.join(METHODS)})")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: 3, the least that has an interval worth showing)")
+    parser.add_argument("--steps", type=int, help="of each run (default: 300 from scratch, 20 continual)")
+    parser.add_argument("--share", type=float, help="of the corpus's training text that is used (default: 0.1)")
+    parser.add_argument("--scratch", default="4x128", help="size of the model from scratch (default: 4x128)")
+    parser.add_argument("--report", action="store_true", help="only write the report of the runs that are there")
+    arguments = parser.parse_args()
+    if arguments.seeds < 2:
+        raise SystemExit(f"seeds {arguments.seeds}: give at least 2; an interval over one seed there is not")
+    torch.set_num_threads(min(torch.get_num_threads(), 2))
+    try:
+        for name in arguments.case if not arguments.report else ():
+            train(name, arguments)
+    except Interrupted:
+        raise SystemExit(f"stopped; the same command goes on in {arguments.out}") from None
+    write_results(arguments)
+    print((arguments.out / "results.md").read_text())
+
+
+def prepared(name: str, arguments) -> Case:
+    case = cases(arguments.steps)[name]
+    domains = subset(arguments.corpus, arguments.out / "texts", arguments.share or case.share)
+    model = small_vocabulary(domains, arguments.out / "vocabulary", case.vocabulary) if case.vocabulary else case.config.model
+    changes = {"scratch": arguments.scratch} if case.config.scratch else {}
+    return replace(case, config=replace(case.config, domains=domains, model=model, **changes))
+
+
+def train(name: str, arguments) -> None:
+    """Seed by seed, so that what is there at any time is whole seeds and the beginning of one."""
+    case = prepared(name, arguments)
+    for seed in range(arguments.seeds):
+        study = Study(case, arguments.out / name / f"seed-{seed}", seed)
+        print(f"{name}, seed {seed}: {case.config.steps} steps of {case.config.rows * case.config.segment} tokens", flush=True)
+        for method in arguments.mixers:
+            if study.finish(method) is None:
+                print(f"    {method}: its rule needs {METHODS[method].least_steps} steps; left out", flush=True)
+
+
+def write_results(arguments) -> None:
+    """results.json, results.md and results.png of what is done so far."""
+    found = {}
+    for folder in sorted(arguments.out.glob("*/seed-*")):
+        rows = [read_json(path) for path in sorted(folder.glob("*/judged.json"))]
+        found.setdefault(folder.parent.name, []).extend(rows)
+    if not any(found.values()):
+        raise SystemExit(f"{arguments.out}: no run is finished yet")
+    settings = {name: read_json(next((arguments.out / name).glob("seed-*/stratified/config.json"))) for name in found}
+    manifest = {key: value for key, value in read_json(arguments.corpus / "manifest.json").items() if key != "domains"}
+    results = {"environment": environment(), "corpus": manifest, "settings": settings,
+               "cases": {name: report(rows) for name, rows in found.items()}}
+    write_json(arguments.out / "results.json", results)
+    (arguments.out / "results.md").write_text(markdown(results["cases"]))
+    draw_comparison(results["cases"], arguments.out / "results.png")
+
+
+if __name__ == "__main__":
+    main()

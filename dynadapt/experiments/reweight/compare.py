@@ -1,0 +1,258 @@
+"""Which mixer is better: paired differences over seeds, and what may be said of them.
+
+Rows are finished runs, {"method", "seed", "test": {domain: nats}, "mean": nats, ...}. Runs of one seed share what chance decides (the
+random numbers that draw rows, initial weights), so that differences are taken within a seed.
+
+The rule, fixed before any run was looked at:
+- The outcome of a run is the mean over domains of its loss on test rows, which no mixer reads.
+- A difference between two methods is the mean over seeds of their paired differences, with Student's 95% interval (n - 1 degrees of
+  freedom) and two-sided p-value. Seeds that one of the two lacks are left out.
+- Many methods are compared with stratified: p-values of those comparisons are adjusted by Holm's method over all methods of the case.
+  "better" or "worse" needs an adjusted p below 0.05; else the comparison is "undecided".
+- Claim 8 (Velocitune beats static proportions and distance-based reweighting): velocitune against stratified, proportional and
+  dynamic-batch-loading, three comparisons with Holm's adjustment. Confirmed if it is better in all three; refuted if it is worse in
+  any; else not decided.
+- Claim 9 (moving weights against their average): velocitune against velocitune-average, one comparison, p below 0.05 decides.
+Intervals of single domains are not adjusted: of twenty of them, one leaves out zero by chance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib import ticker
+from matplotlib.figure import Figure
+from scipy.stats import t as student
+
+from dynadapt.experiments.plot import CYCLE, STYLE, _save
+
+LEVEL = 0.95
+BASE, CONTROLLED = "stratified", "-average"
+CLAIM8 = ("stratified", "proportional", "dynamic-batch-loading")
+
+
+class CompareError(ValueError):
+    """Runs that can't be compared; the message names them."""
+
+
+def paired(differences: Sequence[float]) -> dict:
+    """Mean, Student's interval and two-sided p-value of paired differences [n seeds]; n below 2 has neither interval nor p-value."""
+    values = np.asarray(differences, float)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise CompareError(f"differences {list(differences)!r}: give at least one finite number")
+    n, mean = len(values), float(values.mean())
+    if n < 2:
+        return {"seeds": n, "mean": mean, "interval": None, "p": None}
+    error = float(values.std(ddof=1)) / math.sqrt(n)
+    reach = float(student.ppf((1 + LEVEL) / 2, n - 1)) * error
+    p = 2 * float(student.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
+    return {"seeds": n, "mean": mean, "interval": [mean - reach, mean + reach], "p": p}
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down adjustment of p-values, in the order given; None (no p-value) stays and does not count."""
+    known = sorted((p, index) for index, p in enumerate(values) if p is not None)
+    adjusted, largest = [None] * len(values), 0.0
+    for rank, (p, index) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        adjusted[index] = largest
+    return adjusted
+
+
+def said(mean: float, p: float | None) -> str:
+    """Losses are compared: a lower one is better."""
+    return "undecided" if p is None or p >= 1 - LEVEL else "better" if mean < 0 else "worse"
+
+
+def difference(rows: Sequence[Mapping], method: str, other: str) -> dict | None:
+    """method less other, paired by seed: of the mean, and by domain. None when no seed has both."""
+    one, two = ({row["seed"]: row for row in rows if row["method"] == name} for name in (method, other))
+    seeds = sorted(set(one) & set(two))
+    if not seeds:
+        return None
+    for seed in seeds:
+        if set(one[seed]["test"]) != set(two[seed]["test"]) or one[seed]["tokens"] != two[seed]["tokens"]:
+            raise CompareError(f"seed {seed}: {method} and {other} have other domains or other numbers of tokens; they can't be compared")
+    found = paired([one[seed]["mean"] - two[seed]["mean"] for seed in seeds])
+    found["domains"] = {domain: paired([one[seed]["test"][domain] - two[seed]["test"][domain] for seed in seeds])
+                        for domain in one[seeds[0]]["test"]}
+    return found
+
+
+def compared(rows: Sequence[Mapping], pairs: Sequence[tuple[str, str]]) -> dict[str, dict]:
+    """Differences of the pairs that were run, Holm-adjusted together, each with what it says; keyed by method, or by `other` when
+    the method is the same throughout."""
+    found = {(one, two): difference(rows, one, two) for one, two in pairs}
+    found = {pair: value for pair, value in found.items() if value}
+    for value, p in zip(found.values(), holm([value["p"] for value in found.values()])):
+        value["p_adjusted"], value["says"] = p, said(value["mean"], p)
+    same = len({one for one, _ in pairs}) == 1
+    return {two if same and len(pairs) > 1 else one: value for (one, two), value in found.items()}
+
+
+def report(rows: Sequence[Mapping]) -> dict:
+    """All of one case: methods in a table, comparisons, verdicts. JSON-ready."""
+    if not rows:
+        raise CompareError("no finished run to compare")
+    methods = list(dict.fromkeys(row["method"] for row in sorted(rows, key=lambda row: (row["seed"], _order(row["method"])))))
+    others = [name for name in methods if name != BASE]
+    against_base = compared(rows, [(name, BASE) for name in others])
+    controls = {name: compared(rows, [(name, name + CONTROLLED)]) for name in methods if name + CONTROLLED in methods}
+    claim8 = compared(rows, [("velocitune", other) for other in CLAIM8])
+    claim9 = controls.get("velocitune", {}).get("velocitune")
+    return {
+        "methods": {name: _summary([row for row in rows if row["method"] == name]) for name in methods},
+        "against_stratified": against_base,
+        "against_control": {name: value[name] for name, value in controls.items() if value},
+        "claim8": {"comparisons": claim8, "verdict": _claim8(claim8)},
+        "claim9": {"comparison": claim9, "verdict": _claim9(claim9)},
+        "verdict": _verdict(against_base),
+    }
+
+
+def _order(name: str) -> tuple[int, str]:
+    first = ("stratified", "proportional", "velocitune", "velocitune-average", "dynamic-batch-loading")
+    return (first.index(name) if name in first else len(first), name)
+
+
+def _summary(rows: Sequence[Mapping]) -> dict:
+    """Means over seeds, with the spread between them."""
+    mean = lambda values: float(np.mean(values))  # noqa: E731
+    domains = rows[0]["test"]
+    return {
+        "seeds": sorted(row["seed"] for row in rows), "mean": mean([row["mean"] for row in rows]),
+        "spread": float(np.std([row["mean"] for row in rows], ddof=1)) if len(rows) > 1 else None,
+        "test": {domain: mean([row["test"][domain] for row in rows]) for domain in domains}, "tokens": rows[0]["tokens"],
+        "average_weights": {domain: mean([row["average_weights"][domain] for row in rows]) for domain in domains},
+        "flops": {what: mean([row["flops"][what] for row in rows]) for what in rows[0]["flops"]},
+        "most_epochs": max(max(row["epochs"].values()) for row in rows),
+        "targets_from": sorted({row["targets_from"] for row in rows if row["targets_from"]}),
+        "weights": min(rows, key=lambda row: row["seed"])["weights"],
+    }
+
+
+def _claim8(found: Mapping[str, Mapping]) -> str:
+    if set(found) != set(CLAIM8):
+        return "not tested: velocitune, stratified, proportional and dynamic-batch-loading are needed"
+    words = [value["says"] for value in found.values()]
+    parts = ", ".join(f"{value['says']} against {other} ({_signed(value)})" for other, value in found.items())
+    verdict = "confirmed" if set(words) == {"better"} else "refuted" if "worse" in words else "not decided"
+    return f"{verdict} at this scale: velocitune is {parts}"
+
+
+def _claim9(found: Mapping | None) -> str:
+    if found is None:
+        return "not tested: velocitune and velocitune-average are needed"
+    word = {"better": "moving weights beat their average", "worse": "the average weights, held still, beat moving them",
+            "undecided": "not decided: moving weights and their average can't be told apart"}[found["says"]]
+    return f"{word} at this scale ({_signed(found)})"
+
+
+def _verdict(found: Mapping[str, Mapping]) -> str:
+    better, worse = ([name for name, value in found.items() if value["says"] == word] for word in ("better", "worse"))
+    lines = [f"{', '.join(better)} {'beats' if len(better) == 1 else 'beat'} stratified" if better else "no method beats stratified",
+             f"{', '.join(worse)} {'is' if len(worse) == 1 else 'are'} worse" if worse else "none is worse"]
+    left = [name for name, value in found.items() if value["says"] == "undecided"]
+    return "; ".join(lines) + (f"; undecided: {', '.join(left)}" if left else "")
+
+
+# ------------------------------------------------------------------------------------------------------------ to be read
+
+def _signed(value: Mapping) -> str:
+    if value["interval"] is None:
+        return f"{value['mean']:+.4f}, one seed"
+    low, high = value["interval"]
+    return f"{value['mean']:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def markdown(cases: Mapping[str, Mapping]) -> str:
+    lines = []
+    for name, found in cases.items():
+        tokens, seeds = (next(iter(found["methods"].values()))[key] for key in ("tokens", "seeds"))
+        lines += [f"## {name}: {tokens:,} tokens, {len(seeds)} seeds", "",
+                  "| method | mean loss | less stratified (95%) | Holm p | | less its control (95%) | PFLOP to train | held-out, excess | made first |",
+                  "|---|---|---|---|---|---|---|---|---|"]
+        for method, row in found["methods"].items():
+            base, control = found["against_stratified"].get(method), found["against_control"].get(method)
+            flops = row["flops"]
+            cells = [method, f"{row['mean']:.4f}", _signed(base) if base else "", _p(base), base["says"] if base else "",
+                     _signed(control) if control else "", f"{flops['training'] / 1e15:.4f}",
+                     f"{(flops['heldout'] + flops['excess']) / 1e15:.4f}", f"{flops['made_first'] / 1e15:.4f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines += ["", f"- {found['verdict'][0].upper()}{found['verdict'][1:]}.", f"- Claim 8: {found['claim8']['verdict']}.",
+                  f"- Claim 9: {found['claim9']['verdict']}.", "", *_by_domain(found), ""]
+    return "\n".join(lines)
+
+
+def _p(value: Mapping | None) -> str:
+    return "" if value is None or value["p_adjusted"] is None else f"{value['p_adjusted']:.3f}"
+
+
+def _by_domain(found: Mapping) -> list[str]:
+    """Loss of each domain under stratified, and the others' differences to it; * where the unadjusted interval leaves out zero."""
+    domains = list(next(iter(found["methods"].values()))["test"])
+    lines = ["| loss less stratified's | " + " | ".join(domains) + " |", "|---" * (len(domains) + 1) + "|"]
+    if BASE in found["methods"]:
+        lines.append("| stratified: loss | " + " | ".join(f"{found['methods'][BASE]['test'][domain]:.4f}" for domain in domains) + " |")
+    for method, value in found["against_stratified"].items():
+        cells = []
+        for domain in domains:
+            one = value["domains"][domain]
+            apart = one["interval"] is not None and (one["interval"][0] > 0 or one["interval"][1] < 0)
+            cells.append(f"{one['mean']:+.4f}{'*' * apart}")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def draw_comparison(cases: Mapping[str, Mapping], path: str | Path) -> Path:
+    """A row for each case: differences to stratified with their intervals, and the weights of the methods that move them."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(14.5, 4.9 * len(cases)), layout="constrained")
+        parts = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
+        for part, (name, found) in zip(parts, cases.items()):
+            moving = [method for method, row in found["methods"].items() if _moves(row["weights"])][:6]
+            columns = 2 + math.ceil(len(moving) / 2)
+            grid = part.add_gridspec(2, columns, width_ratios=[2.2] + [1] * (columns - 1))
+            _forest(part.add_subplot(grid[:, 0]), name, found)
+            handles = []
+            for index, method in enumerate(moving):
+                axis = part.add_subplot(grid[index % 2, 1 + index // 2])
+                handles = _weights(axis, method, found["methods"][method]["weights"])
+            if handles:
+                part.legend(handles=handles, loc="center right", frameon=False, fontsize=9)
+        path = Path(path)
+        _save(figure, path)
+    return path
+
+
+def _forest(axis, name: str, found: Mapping) -> None:
+    methods = list(found["against_stratified"])
+    for place, method in enumerate(methods):
+        value = found["against_stratified"][method]
+        low, high = value["interval"] or (value["mean"], value["mean"])
+        colour = {"better": CYCLE[2], "worse": CYCLE[7], "undecided": CYCLE[8]}[value["says"]]
+        axis.plot([low, high], [place, place], color=colour, linewidth=1.6)
+        axis.plot(value["mean"], place, marker="o", color=colour, markersize=5)
+    axis.axvline(0, color="#374151", linewidth=1)
+    axis.set_yticks(range(len(methods)), methods)
+    axis.invert_yaxis()
+    axis.set(xlabel="mean test loss less stratified's (nats per token), 95% over seeds", title=name)
+
+
+def _moves(weights: Mapping[str, Sequence[float]]) -> bool:
+    return any(max(values) - min(values) > 1e-3 for domain, values in weights.items() if domain != "tokens")
+
+
+def _weights(axis, method: str, weights: Mapping[str, Sequence[float]]) -> list:
+    domains = [domain for domain in weights if domain != "tokens"]
+    handles = [axis.step(weights["tokens"], weights[domain], where="pre", color=CYCLE[index % len(CYCLE)], linewidth=1.4, label=domain)[0]
+               for index, domain in enumerate(domains)]
+    axis.set_title(method, fontsize=9)
+    axis.set(ylim=(0, None))
+    axis.tick_params(labelsize=8)
+    axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    return handles
