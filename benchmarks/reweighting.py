@@ -3,19 +3,20 @@
     dynadapt corpus build --out corpus
     python benchmarks/reweighting.py --corpus corpus --out runs/reweighting      # goes on where it was stopped
 
-Two cases: "continual" trains adapters on SmolLM2-135M; "scratch" trains all of a small llama with a tokenizer of its own, made from the
-training text. It tests two claims of Velocitune (arXiv 2411.14318):
+Two cases: "continual" trains adapters on SmolLM2-135M; "scratch" trains all of a small llama with a tokenizer of its own, made
+from the training text. It tests two claims of Velocitune (arXiv 2411.14318):
   8. weights that follow learning velocity beat static proportions and distance-based reweighting;
   9. what a static run with Velocitune's average weights does (the control).
 
-What is compared is the mean over domains of the loss on test rows: documents that no mixer reads, the same for all mixers and seeds. For
-each mixer, the difference to `stratified` and to its control is taken seed by seed (equal seeds share the random numbers that draw
-rows, and the initial weights), and gets Student's interval over seeds (reweight/compare.py, which also has the rule for the verdict).
+What is compared is the mean over domains of the loss on test rows: documents that no mixer reads, the same for all mixers and
+seeds. For each mixer, the difference to `stratified` and to its control is taken seed by seed (equal seeds share the random
+numbers that draw rows, and the initial weights), and gets Student's interval over seeds. The rule for a verdict stands in
+dynadapt/experiments/reweight/compare.py.
 
 A mixer that needs something made first gets it from runs of the same seed, and their FLOPs are counted as its own:
-  targets    of velocitune and dynamic-batch-loading: a run at the data's proportions over a part of the tokens (`sample`), fitted and
-             extrapolated to all of them. Where the fit refuses, targets are what the `proportional` run ends with: what the fit is to
-             predict, known for once; results name the runs that had them.
+  targets    of velocitune and dynamic-batch-loading: a run at the data's proportions over a part of the tokens (`sample`),
+             fitted and extrapolated to all of them. Where the fit refuses, targets are what the `proportional` run ends with:
+             what the fit is to predict, known for once. Results say which methods had such targets.
   reference  of DoReMi: the `proportional` run.
 Controls (`X-average`) train on the average weights of run X; DoReMi's is what its paper trains the final model on.
 """
@@ -33,10 +34,10 @@ from pathlib import Path
 import torch
 
 from dynadapt.environment import environment
-from dynadapt.experiments.dyneval import Interrupted
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, fit_run, run
 from dynadapt.experiments.reweight.compare import draw_comparison, markdown, report
-from dynadapt.experiments.reweight.setup import trained_engine
+from dynadapt.experiments.dyneval import PHASES, Interrupted
+from dynadapt.experiments.reweight.setup import NEED_TARGET, trained_engine
 from dynadapt.experiments.rundir import read_json, write_json
 from dynadapt.experiments.scaling_fit import ScalingError
 
@@ -46,7 +47,8 @@ from reweighting_data import judged, small_vocabulary, subset  # noqa: E402
 
 @dataclass(frozen=True)
 class Method:
-    """mixer and settings of one row of the table; `average`: the method whose mean weights it trains on; `updates`: reads held-out losses."""
+    """mixer and settings of one row of the table; average: the method whose mean weights it trains on; least_steps: that its rule
+    needs to do anything."""
 
     mixer: str
     settings: tuple[tuple[str, object], ...] = ()
@@ -65,7 +67,7 @@ class Method:
 METHODS = {
     "stratified": Method("stratified"),
     "proportional": Method("proportional"),
-    "velocitune": Method("velocitune"),
+    "velocitune": Method("velocitune", (("flat", "zero"),)),       # a domain with nothing to learn: the paper leaves it open
     "velocitune-average": Method("replay", average="velocitune"),
     "dynamic-batch-loading": Method("dynamic-batch-loading"),
     "doremi": Method("doremi"),
@@ -76,13 +78,15 @@ METHODS = {
     "skill-it": Method("skill-it"),
     "ado": Method("ado", least_steps=200),
 }
-READS_HELDOUT = ("velocitune", "dynamic-batch-loading", "skill-it")
+READS_HELDOUT = (*NEED_TARGET, "skill-it")
+FIT, PROPORTIONAL = "fit", "proportional run"          # where targets are from
 
 
 @dataclass(frozen=True)
 class Case:
-    """One column of the study. updates: evaluations at which the mixers that read held-out losses move; sample: share of the tokens of
-    the run that targets are fitted to, and its evaluations; share: of the corpus that is used; test_rows: judged of each domain."""
+    """One column of the study. share: of the corpus's training text; updates: evaluations at which the mixers that read held-out
+    losses move; sample: share of the steps after which targets are fitted, and evaluations until then; test_rows: judged of each
+    domain; vocabulary: of a tokenizer made for the case."""
 
     config: ReweightConfig
     share: float
@@ -94,7 +98,7 @@ class Case:
 
 
 def cases(steps: int | None) -> dict[str, Case]:
-    """domains {} stand for those of the corpus, which are put in later."""
+    """Their domains and models are put in by `prepared`."""
     shared = dict(domains={"to": "come"}, policy="repeat")
     scratch = ReweightConfig(**shared, scratch="4x128", adapt="full", targets="model", rows=8, segment=128, steps=steps or 300,
                              lr=1.5e-3, warmup=10, heldout_rows=8)
@@ -113,7 +117,7 @@ class Study:
         self.base = replace(case.config, seed=seed)
 
     def finish(self, name: str) -> dict | None:
-        """What the results keep of this method's run, made now unless it was; None for a method that the case is too short for."""
+        """What the results keep of this method's run, made now unless it was; None where the case is too short for it."""
         method = METHODS[name]
         if self.base.steps < method.least_steps:
             return None
@@ -129,15 +133,13 @@ class Study:
         began = time.process_time()
         summary = run(config, self.folder / name, ReweightOptions(resume=True, checkpoint=100))
         test = judged(config, trained_engine(self.folder / name), self.case.test_rows)
-        flops = {what: sum(summary["flops"][phase] for phase in phases) for what, phases in
-                 {"training": ("forward", "backward", "update", "recompute"), "heldout": ("heldout",), "excess": ("excess",)}.items()}
-        flops["made_first"] = self._made_first(method)
-        kept = {"method": name, "seed": self.seed, "test": test, "mean": sum(test.values()) / len(test), "heldout": summary["heldout"],
-                "tokens": summary["tokens"], "epochs": summary["epochs"], "average_weights": summary["static_weights"],
-                "weights": self._weights(name), "flops": flops, "targets_from": self._targets()[1] if method.mixer in ("velocitune", "dynamic-batch-loading") else None,
+        kept = {"method": name, "seed": self.seed, "test": test, "mean": sum(test.values()) / len(test),
+                "heldout": summary["heldout"], "tokens": summary["tokens"], "epochs": summary["epochs"],
+                "average_weights": summary["static_weights"],
+                "weights": self._weights(name), "targets_from": self._targets()[1] if method.mixer in NEED_TARGET else None,
                 "cpu_seconds": time.process_time() - began}
         write_json(self.folder / name / "judged.json", kept)
-        if name not in ("proportional",):
+        if name != "proportional":                            # the reference of DoReMi
             shutil.rmtree(self.folder / name / "checkpoint", ignore_errors=True)
         print(f"    seed {self.seed}  {name:22s} mean {kept['mean']:.4f}  {kept['cpu_seconds']:.0f} s", flush=True)
 
@@ -151,7 +153,7 @@ class Study:
             settings = {"ignore": steps // 20, "start": steps // 5, "refit": steps // 20, "window": 2 * (steps // 40) + 1}
         evaluate = max(1, self.base.steps // self.case.updates) if method.mixer in READS_HELDOUT else self.base.steps
         config = replace(self.base, mixer=method.mixer, settings=settings, evaluate=evaluate)
-        if method.mixer in ("velocitune", "dynamic-batch-loading"):
+        if method.mixer in NEED_TARGET:
             config = replace(config, target=self._targets()[0])
         if method.mixer == "doremi":
             config = replace(config, reference=str(self.folder / "proportional"))
@@ -168,23 +170,30 @@ class Study:
         tokens = self.base.steps * self.base.rows * self.base.segment
         refused, known = self.folder / "sample" / "refused.txt", self.folder / "sample" / "targets.json"
         if refused.exists():
-            return read_json(self.folder / "proportional" / "summary.json")["heldout"], "proportional run"
+            return read_json(self.folder / "proportional" / "summary.json")["heldout"], PROPORTIONAL
         try:
             found = read_json(known) if known.exists() else fit_run(self.folder / "sample", tokens)
-            return found["target"], "fit"
+            return found["target"], FIT
         except ScalingError as error:
             refused.write_text(f"{error}\n")
             return self._targets()
 
-    def _made_first(self, method: Method) -> int:
-        """FLOPs of the runs that this method needs, and of what those need."""
-        total = 0
-        for needed in method.needs:
-            if needed == "proportional" and method.mixer != "doremi":
-                continue                                     # a stand-in for the fit, when that refuses; see targets_from
-            summary = read_json(self.folder / needed / "summary.json")
-            total += sum(summary["flops"].values()) + (self._made_first(METHODS[needed]) if needed in METHODS else 0)
-        return total
+    def flops(self, name: str) -> dict[str, int]:
+        """FLOPs of the run (training, held-out losses, DoReMi's excess) and of the runs that had to be made first."""
+        spent = read_json(self.folder / name / "summary.json")["flops"]
+        return {"training": sum(spent[phase] for phase in PHASES), "heldout": spent["heldout"], "excess": spent["excess"],
+                "made_first": sum(self._whole(needed) for needed in self._made_first(name))}
+
+    def _made_first(self, name: str) -> tuple[str, ...]:
+        """Runs this one could not have been made without: `proportional` gives targets only where the fit refused."""
+        method = METHODS[name]
+        if method.mixer in NEED_TARGET and read_json(self.folder / name / "judged.json")["targets_from"] == FIT:
+            return ("sample",)
+        return method.needs
+
+    def _whole(self, name: str) -> int:
+        first = self._made_first(name) if name in METHODS else ()
+        return sum(read_json(self.folder / name / "summary.json")["flops"].values()) + sum(map(self._whole, first))
 
     def _weights(self, name: str) -> dict[str, list]:
         """Weights over tokens, thinned to at most 50 points."""
@@ -202,7 +211,7 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", default=["scratch", "continual"], choices=("scratch", "continual"))
     parser.add_argument("--mixers", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME",
                         help=f"only these, and what they need (of {', '.join(METHODS)})")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: 3, the least that has an interval worth showing)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: 3)")
     parser.add_argument("--steps", type=int, help="of each run (default: 300 from scratch, 20 continual)")
     parser.add_argument("--share", type=float, help="of the corpus's training text that is used (default: 0.1)")
     parser.add_argument("--scratch", default="4x128", help="size of the model from scratch (default: 4x128)")
@@ -243,17 +252,48 @@ def write_results(arguments) -> None:
     """results.json, results.md and results.png of what is done so far."""
     found = {}
     for folder in sorted(arguments.out.glob("*/seed-*")):
-        rows = [read_json(path) for path in sorted(folder.glob("*/judged.json"))]
-        found.setdefault(folder.parent.name, []).extend(rows)
-    if not any(found.values()):
+        study = Study(cases(None)[folder.parent.name], folder, int(folder.name.removeprefix("seed-")))
+        for path in sorted(folder.glob("*/judged.json")):
+            row = read_json(path)
+            found.setdefault(folder.parent.name, []).append({**row, "flops": study.flops(row["method"])})
+    if not found:
         raise SystemExit(f"{arguments.out}: no run is finished yet")
-    settings = {name: read_json(next((arguments.out / name).glob("seed-*/stratified/config.json"))) for name in found}
+    reports = {name: {**report(rows), "fits": fits(arguments.out / name)} for name, rows in found.items()}
     manifest = {key: value for key, value in read_json(arguments.corpus / "manifest.json").items() if key != "domains"}
-    results = {"environment": environment(), "corpus": manifest, "settings": settings,
-               "cases": {name: report(rows) for name, rows in found.items()}}
+    results = {"environment": environment(), "corpus": manifest,
+               "settings": {name: _settings(arguments.out / name) for name in found},
+               "cases": reports, "runs": {name: [_short(row) for row in rows] for name, rows in found.items()}}
     write_json(arguments.out / "results.json", results)
     (arguments.out / "results.md").write_text(markdown(results["cases"]))
     draw_comparison(results["cases"], arguments.out / "results.png")
+
+
+def fits(folder: Path) -> dict:
+    """How the fitted targets of a case compare with what the `proportional` runs ended with, over all seeds and domains."""
+    errors, inside, refused = [], 0, 0
+    for seed in sorted(folder.glob("seed-*")):
+        whole, fitted = seed / "proportional" / "summary.json", seed / "sample" / "targets.json"
+        refused += (seed / "sample" / "refused.txt").exists()
+        if whole.exists() and fitted.exists():
+            ended, found = read_json(whole)["heldout"], read_json(fitted)
+            errors += [found["target"][domain] - loss for domain, loss in ended.items()]
+            inside += sum(found["interval"][domain][0] <= loss <= found["interval"][domain][1] for domain, loss in ended.items())
+    return {"predictions": len(errors), "inside": inside, "refused_seeds": refused,
+            "mean_error": sum(errors) / len(errors) if errors else None,
+            "mean_absolute_error": sum(map(abs, errors)) / len(errors) if errors else None}
+
+
+def _short(row: dict) -> dict:
+    """A run in the results: its losses, to six digits."""
+    return {"method": row["method"], "seed": row["seed"], "mean": round(row["mean"], 6), "tokens": row["tokens"],
+            "test": {domain: round(loss, 6) for domain, loss in row["test"].items()}, "targets_from": row["targets_from"]}
+
+
+def _settings(folder: Path) -> dict:
+    """What all runs of a case share, without the paths of this machine."""
+    first = read_json(sorted(folder.glob("seed-*/*/config.json"))[0])
+    own = ("domains", "model", "mixer", "settings", "target", "reference", "seed", "evaluate", "steps")
+    return {key: value for key, value in first.items() if key not in own}
 
 
 if __name__ == "__main__":

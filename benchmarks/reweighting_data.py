@@ -26,7 +26,7 @@ END = "<|endoftext|>"
 
 
 def subset(corpus: Path, out: Path, share: float) -> dict[str, str]:
-    """Paths of the domains under `out`: the first `share` of each domain's training documents, by characters, and the held-out ones."""
+    """Paths of the domains under `out`: `share` of each one's training text, by document, and its held-out documents."""
     return {name: str(_subset(corpus / name, out / name, share)) for name in sorted(read_manifest(corpus)["domains"])}
 
 
@@ -61,7 +61,8 @@ def small_vocabulary(domains: dict[str, str], out: Path, size: int) -> str:
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=[END],
                                       show_progress=False)
-        backend.train_from_iterator((text for path in domains.values() for _, text in read_documents(Path(path) / "train.jsonl")), trainer)
+        texts = (text for path in domains.values() for _, text in read_documents(Path(path) / "train.jsonl"))
+        backend.train_from_iterator(texts, trainer)
         config = tiny_config("llama", vocab_size=backend.get_vocab_size(), layers=1, eos_token_id=backend.token_to_id(END))
         temporary = out.with_name(out.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,17 +1,17 @@
 """Which mixer is better: paired differences over seeds, and what may be said of them.
 
-Rows are finished runs, {"method", "seed", "test": {domain: nats}, "mean": nats, ...}. Runs of one seed share what chance decides (the
-random numbers that draw rows, initial weights), so that differences are taken within a seed.
+Rows are finished runs, {"method", "seed", "test": {domain: nats}, "mean": nats, ...}. Runs of one seed share what chance
+decides (the random numbers that draw rows, initial weights), so that differences are taken within a seed.
 
 The rule, fixed before any run was looked at:
 - The outcome of a run is the mean over domains of its loss on test rows, which no mixer reads.
-- A difference between two methods is the mean over seeds of their paired differences, with Student's 95% interval (n - 1 degrees of
-  freedom) and two-sided p-value. Seeds that one of the two lacks are left out.
-- Many methods are compared with stratified: p-values of those comparisons are adjusted by Holm's method over all methods of the case.
-  "better" or "worse" needs an adjusted p below 0.05; else the comparison is "undecided".
+- A difference between two methods is the mean over seeds of their paired differences, with Student's 95% interval (n - 1
+  degrees of freedom) and two-sided p-value. Seeds that one of the two lacks are left out.
+- Many methods are compared with stratified: p-values of those comparisons are adjusted by Holm's method over all methods of
+  the case. "better" or "worse" needs an adjusted p below 0.05; else the comparison is "undecided".
 - Claim 8 (Velocitune beats static proportions and distance-based reweighting): velocitune against stratified, proportional and
-  dynamic-batch-loading, three comparisons with Holm's adjustment. Confirmed if it is better in all three; refuted if it is worse in
-  any; else not decided.
+  dynamic-batch-loading, three comparisons with Holm's adjustment. Confirmed if it is better in all three; refuted if it is
+  worse in any; else not decided.
 - Claim 9 (moving weights against their average): velocitune against velocitune-average, one comparison, p below 0.05 decides.
 Intervals of single domains are not adjusted: of twenty of them, one leaves out zero by chance.
 """
@@ -40,7 +40,7 @@ class CompareError(ValueError):
 
 
 def paired(differences: Sequence[float]) -> dict:
-    """Mean, Student's interval and two-sided p-value of paired differences [n seeds]; n below 2 has neither interval nor p-value."""
+    """Mean, Student's interval and two-sided p-value of paired differences [n seeds]; of one seed, neither."""
     values = np.asarray(differences, float)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise CompareError(f"differences {list(differences)!r}: give at least one finite number")
@@ -76,7 +76,8 @@ def difference(rows: Sequence[Mapping], method: str, other: str) -> dict | None:
         return None
     for seed in seeds:
         if set(one[seed]["test"]) != set(two[seed]["test"]) or one[seed]["tokens"] != two[seed]["tokens"]:
-            raise CompareError(f"seed {seed}: {method} and {other} have other domains or other numbers of tokens; they can't be compared")
+            raise CompareError(f"seed {seed}: {method} and {other} have other domains or other numbers of tokens; "
+                               "they can't be compared")
     found = paired([one[seed]["mean"] - two[seed]["mean"] for seed in seeds])
     found["domains"] = {domain: paired([one[seed]["test"][domain] - two[seed]["test"][domain] for seed in seeds])
                         for domain in one[seeds[0]]["test"]}
@@ -154,8 +155,8 @@ def _claim9(found: Mapping | None) -> str:
 
 def _verdict(found: Mapping[str, Mapping]) -> str:
     better, worse = ([name for name, value in found.items() if value["says"] == word] for word in ("better", "worse"))
-    lines = [f"{', '.join(better)} {'beats' if len(better) == 1 else 'beat'} stratified" if better else "no method beats stratified",
-             f"{', '.join(worse)} {'is' if len(worse) == 1 else 'are'} worse" if worse else "none is worse"]
+    lines = [f"better than stratified: {', '.join(better)}" if better else "no method beats stratified",
+             f"worse: {', '.join(worse)}" if worse else "none is worse"]
     left = [name for name, value in found.items() if value["says"] == "undecided"]
     return "; ".join(lines) + (f"; undecided: {', '.join(left)}" if left else "")
 
@@ -174,7 +175,8 @@ def markdown(cases: Mapping[str, Mapping]) -> str:
     for name, found in cases.items():
         tokens, seeds = (next(iter(found["methods"].values()))[key] for key in ("tokens", "seeds"))
         lines += [f"## {name}: {tokens:,} tokens, {len(seeds)} seeds", "",
-                  "| method | mean loss | less stratified (95%) | Holm p | | less its control (95%) | PFLOP to train | held-out, excess | made first |",
+                  "| method | mean loss | less stratified (95%) | Holm p | | less its control (95%) "
+                  "| PFLOP to train | held-out, excess | made first |",
                   "|---|---|---|---|---|---|---|---|---|"]
         for method, row in found["methods"].items():
             base, control = found["against_stratified"].get(method), found["against_control"].get(method)
@@ -184,8 +186,20 @@ def markdown(cases: Mapping[str, Mapping]) -> str:
                      f"{(flops['heldout'] + flops['excess']) / 1e15:.4f}", f"{flops['made_first'] / 1e15:.4f}"]
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", f"- {found['verdict'][0].upper()}{found['verdict'][1:]}.", f"- Claim 8: {found['claim8']['verdict']}.",
-                  f"- Claim 9: {found['claim9']['verdict']}.", "", *_by_domain(found), ""]
+                  f"- Claim 9: {found['claim9']['verdict']}.", *_fits(found.get("fits")), "", *_by_domain(found), ""]
     return "\n".join(lines)
+
+
+def _fits(found: Mapping | None) -> list[str]:
+    """How good the fitted targets were, by what the runs that they predict ended with."""
+    if not found or not (found["predictions"] or found["refused_seeds"]):
+        return []
+    refused = f"Targets: the fit refused in {found['refused_seeds']} seeds" if found["refused_seeds"] else ""
+    if not found["predictions"]:
+        return [f"- {refused}."]
+    fitted = (f"fitted ones are {found['mean_error']:+.3f} nats (mean absolute {found['mean_absolute_error']:.3f}) from where "
+              f"the predicted runs ended; {found['inside']} of {found['predictions']} ends lie inside their 90% intervals")
+    return [f"- {refused}; {fitted}." if refused else f"- Targets: {fitted}."]
 
 
 def _p(value: Mapping | None) -> str:
@@ -193,11 +207,12 @@ def _p(value: Mapping | None) -> str:
 
 
 def _by_domain(found: Mapping) -> list[str]:
-    """Loss of each domain under stratified, and the others' differences to it; * where the unadjusted interval leaves out zero."""
+    """Loss of each domain under stratified, and differences to it; * where the unadjusted interval leaves out zero."""
     domains = list(next(iter(found["methods"].values()))["test"])
     lines = ["| loss less stratified's | " + " | ".join(domains) + " |", "|---" * (len(domains) + 1) + "|"]
     if BASE in found["methods"]:
-        lines.append("| stratified: loss | " + " | ".join(f"{found['methods'][BASE]['test'][domain]:.4f}" for domain in domains) + " |")
+        losses = found["methods"][BASE]["test"]
+        lines.append("| stratified: loss | " + " | ".join(f"{losses[domain]:.4f}" for domain in domains) + " |")
     for method, value in found["against_stratified"].items():
         cells = []
         for domain in domains:
@@ -249,8 +264,8 @@ def _moves(weights: Mapping[str, Sequence[float]]) -> bool:
 
 def _weights(axis, method: str, weights: Mapping[str, Sequence[float]]) -> list:
     domains = [domain for domain in weights if domain != "tokens"]
-    handles = [axis.step(weights["tokens"], weights[domain], where="pre", color=CYCLE[index % len(CYCLE)], linewidth=1.4, label=domain)[0]
-               for index, domain in enumerate(domains)]
+    handles = [axis.step(weights["tokens"], weights[domain], where="pre", color=CYCLE[index % len(CYCLE)], linewidth=1.4,
+                         label=domain)[0] for index, domain in enumerate(domains)]
     axis.set_title(method, fontsize=9)
     axis.set(ylim=(0, None))
     axis.tick_params(labelsize=8)

@@ -1,0 +1,151 @@
+"""The comparison of mixers: paired intervals, Holm's adjustment, the rule for a verdict, and the benchmark, tiny."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from tiny import english
+
+from dynadapt.experiments.reweight.compare import CompareError, difference, draw_comparison, holm, markdown, paired, report
+
+ROOT = Path(__file__).resolve().parents[2]
+DOMAINS = ("code", "prose")
+
+
+def rows(shifts: dict[str, float], seeds: int = 4, noise: float = 0.001, jitter: float = 0.5) -> list[dict]:
+    """Runs whose loss is 3 + the seed's own level + the method's shift + noise."""
+    random, found = np.random.default_rng(0), []
+    level = jitter * random.standard_normal(seeds)
+    for method, shift in shifts.items():
+        for seed in range(seeds):
+            test = {domain: 3 + i + level[seed] + shift + noise * random.standard_normal() for i, domain in enumerate(DOMAINS)}
+            weights = {"tokens": [16, 32], **{domain: [0.5, 0.5 + (0.1 if i else -0.1) * (method == "velocitune")]
+                                              for i, domain in enumerate(DOMAINS)}}
+            found.append({"method": method, "seed": seed, "test": test, "mean": float(np.mean(list(test.values()))), "tokens": 32,
+                          "epochs": dict.fromkeys(DOMAINS, 0.5), "average_weights": dict.fromkeys(DOMAINS, 0.5),
+                          "flops": {"training": 10, "heldout": 1, "excess": 0, "made_first": 5}, "targets_from": None,
+                          "weights": weights})
+    return found
+
+
+def test_paired_is_students_test():
+    one, two = np.array([3.1, 2.9, 3.4, 3.0]), np.array([3.0, 2.95, 3.1, 2.7])
+    found, expected = paired(one - two), stats.ttest_rel(one, two)
+    assert found["mean"] == pytest.approx(0.1625) and found["p"] == pytest.approx(expected.pvalue)
+    assert found["interval"] == pytest.approx(list(expected.confidence_interval(0.95)))
+    assert paired([0.2])["interval"] is None and paired([0.2, 0.2])["p"] == 0.0 and paired([0.0, 0.0])["p"] == 1.0
+    for bad in ([], [float("nan")], [[1.0]]):
+        with pytest.raises(CompareError, match="differences"):
+            paired(bad)
+
+
+def test_intervals_hold_the_truth():
+    random = np.random.default_rng(1)
+    inside = [low <= 0.3 <= high for low, high in (paired(random.normal(0.3, 1.0, 3))["interval"] for _ in range(2000))]
+    assert 0.935 < np.mean(inside) < 0.965
+
+
+def test_holm():
+    assert holm([0.01, None, 0.04, 0.03]) == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
+    assert holm([0.6, 0.5]) == [1.0, 1.0] and holm([None]) == [None]
+
+
+def test_seeds_are_paired():
+    """Levels of seeds are far apart; the difference is found all the same, and without the pairing it would not be."""
+    found = rows({"stratified": 0.0, "odm": -0.02})
+    assert report(found)["against_stratified"]["odm"]["says"] == "better"
+    shuffled = [{**row, "seed": (row["seed"] + 1) % 4} if row["method"] == "odm" else row for row in found]
+    assert report(shuffled)["against_stratified"]["odm"]["says"] == "undecided"
+    assert difference(found, "odm", "ado") is None
+
+
+def test_only_seeds_of_both():
+    found = [row for row in rows({"stratified": 0.0, "odm": 0.1}) if row["method"] == "stratified" or row["seed"] < 2]
+    assert report(found)["against_stratified"]["odm"]["seeds"] == 2
+
+
+@pytest.mark.parametrize("shift,other,word", [(-0.05, 0.0, "confirmed"), (0.05, 0.0, "refuted"), (0.0, 0.05, "not decided")])
+def test_claim_8(shift, other, word):
+    """`other` is dynamic-batch-loading's shift: being better than that alone confirms nothing."""
+    found = report(rows({"stratified": 0.0, "proportional": 0.0, "dynamic-batch-loading": other, "velocitune": shift}))
+    assert found["claim8"]["verdict"].startswith(word), found["claim8"]
+
+
+@pytest.mark.parametrize("shift,word", [(-0.05, "moving weights beat"), (0.05, "the average weights"), (0.0, "not decided")])
+def test_claim_9(shift, word):
+    found = report(rows({"stratified": 0.0, "velocitune": shift, "velocitune-average": 0.0}))
+    assert found["claim9"]["verdict"].startswith(word)
+    assert found["against_control"]["velocitune"]["mean"] == pytest.approx(shift, abs=0.003)
+    assert found["claim8"]["verdict"].startswith("not tested")
+
+
+def test_many_comparisons_are_adjusted():
+    """Twenty methods that are no better than stratified: unadjusted, one often looks better or worse; adjusted, rarely."""
+    plain, adjusted = 0, 0
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        found = rows({"stratified": 0.0, **{f"m{i}": 0.0 for i in range(20)}}, seeds=3)
+        for row in found:
+            row["mean"] = float(random.standard_normal())
+        compared = report(found)["against_stratified"].values()
+        plain += any(value["p"] < 0.05 for value in compared)
+        adjusted += any(value["says"] != "undecided" for value in compared)
+    assert plain > 20 and adjusted < 10
+
+
+def test_null_result_is_said_plainly():
+    found = report(rows({"stratified": 0.0, "odm": 0.0, "ado": 0.0}))
+    assert found["verdict"] == "no method beats stratified; none is worse; undecided: ado, odm"
+
+
+def test_report_is_readable(tmp_path):
+    cases = {"scratch": report(rows({"stratified": 0.0, "velocitune": 0.05, "velocitune-average": 0.0}))}
+    json.dumps(cases, allow_nan=False)
+    text = markdown(cases)
+    assert "| velocitune | " in text and "- Claim 9: the average weights" in text and "worse" in text
+    assert text.count("*") >= 2                                  # both domains of velocitune, by their own intervals
+    assert draw_comparison(cases, tmp_path / "all.png").stat().st_size > 10_000
+
+
+def test_runs_that_differ_are_refused():
+    found = rows({"stratified": 0.0, "odm": 0.0})
+    found[-1]["tokens"] = 99
+    with pytest.raises(CompareError, match="seed 3: odm and stratified"):
+        report(found)
+    with pytest.raises(CompareError, match="no finished run"):
+        report([])
+
+
+def test_benchmark(tmp_path):
+    """A whole study on a tiny corpus: made, reported, and not made again."""
+    for name, base in (("one", 0), ("two", 50)):
+        folder = tmp_path / "corpus" / name
+        folder.mkdir(parents=True)
+        for part, count in (("train", 30), ("heldout", 8)):
+            lines = [json.dumps({"text": english(300, seed=base + i + 20 * (part == "heldout"))}) for i in range(count)]
+            (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "corpus" / "manifest.json").write_text(json.dumps({"format": 1, "domains": {"one": {}, "two": {}}}))
+    out = tmp_path / "study"
+    command = [sys.executable, str(ROOT / "benchmarks" / "reweighting.py"), "--corpus", str(tmp_path / "corpus"),
+               "--out", str(out), "--case", "scratch", "--seeds", "2", "--steps", "4", "--share", "1", "--scratch", "1x16",
+               "--mixers", "stratified", "velocitune", "velocitune-average", "doremi", "ado"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads((out / "results.json").read_text())["cases"]["scratch"]
+    assert set(results["methods"]) == {"stratified", "proportional", "velocitune", "velocitune-average", "doremi"}
+    assert "ado: its rule needs 200 steps" in ran.stdout
+    assert results["methods"]["velocitune"]["targets_from"] == ["proportional run"]
+    assert results["methods"]["velocitune"]["tokens"] == 4 * 1024
+    cost = {name: row["flops"]["made_first"] for name, row in results["methods"].items()}
+    assert cost["stratified"] == cost["proportional"] == 0
+    assert cost["velocitune-average"] > cost["velocitune"] > cost["doremi"] > 0
+    average = json.loads((out / "scratch/seed-0/velocitune/summary.json").read_text())["static_weights"]
+    replayed = json.loads((out / "scratch/seed-0/velocitune-average/summary.json").read_text())["weights"]
+    assert replayed == pytest.approx(average)
+    test, held = ((out / "texts/one" / f"{part}.jsonl").read_text().splitlines() for part in ("test", "heldout"))
+    assert len(test) == len(held) == 4 and not set(test) & set(held)
+    again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert again.returncode == 0 and "mean " not in again.stdout.split("##")[0]
