@@ -212,13 +212,15 @@ def main() -> None:
     parser.add_argument("--mixers", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME",
                         help=f"only these, and what they need (of {', '.join(METHODS)})")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: 3)")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="N",
+                        help="leave out the seeds before N; several processes may share the work, a seed or a case each")
     parser.add_argument("--steps", type=int, help="of each run (default: 300 from scratch, 20 continual)")
     parser.add_argument("--share", type=float, help="of the corpus's training text that is used (default: 0.1)")
     parser.add_argument("--scratch", default="4x128", help="size of the model from scratch (default: 4x128)")
     parser.add_argument("--report", action="store_true", help="only write the report of the runs that are there")
     arguments = parser.parse_args()
-    if arguments.seeds < 2:
-        raise SystemExit(f"seeds {arguments.seeds}: give at least 2; an interval over one seed there is not")
+    if not 0 <= arguments.first_seed < arguments.seeds:
+        raise SystemExit(f"first-seed {arguments.first_seed}: give one from 0 to {arguments.seeds - 1}, under --seeds {arguments.seeds}")
     torch.set_num_threads(min(torch.get_num_threads(), 2))
     try:
         for name in arguments.case if not arguments.report else ():
@@ -240,7 +242,7 @@ def prepared(name: str, arguments) -> Case:
 def train(name: str, arguments) -> None:
     """Seed by seed, so that what is there at any time is whole seeds and the beginning of one."""
     case = prepared(name, arguments)
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.seeds):
         study = Study(case, arguments.out / name / f"seed-{seed}", seed)
         print(f"{name}, seed {seed}: {case.config.steps} steps of {case.config.rows * case.config.segment} tokens", flush=True)
         for method in arguments.mixers:

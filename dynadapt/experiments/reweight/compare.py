@@ -230,15 +230,15 @@ def draw_comparison(cases: Mapping[str, Mapping], path: str | Path) -> Path:
         parts = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
         for part, (name, found) in zip(parts, cases.items()):
             moving = [method for method, row in found["methods"].items() if _moves(row["weights"])][:6]
-            columns = 2 + math.ceil(len(moving) / 2)
-            grid = part.add_gridspec(2, columns, width_ratios=[2.2] + [1] * (columns - 1))
+            columns = 1 + max(2, math.ceil(len(moving) / 2))
+            grid = part.add_gridspec(2, columns, width_ratios=[1.9] + [1] * (columns - 1))
             _forest(part.add_subplot(grid[:, 0]), name, found)
             handles = []
             for index, method in enumerate(moving):
                 axis = part.add_subplot(grid[index % 2, 1 + index // 2])
                 handles = _weights(axis, method, found["methods"][method]["weights"])
             if handles:
-                part.legend(handles=handles, loc="center right", frameon=False, fontsize=9)
+                part.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)
         path = Path(path)
         _save(figure, path)
     return path
