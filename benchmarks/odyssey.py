@@ -28,7 +28,7 @@ import numpy as np
 
 from dynadapt.environment import environment
 from dynadapt.experiments.config import LEARNING_RATES, EvalConfig
-from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, advise
+from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, advise, outcome_interval, size_factor
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
 from dynadapt.experiments.diagnose.driver import run_diagnosis
 from dynadapt.experiments.dyneval import Interrupted
@@ -142,8 +142,22 @@ def claims(rows: list[dict]) -> dict:
         "advice": {"decided": len(decided), "right": len(right), "mean_error": float(apart.mean()),
                    "mean_absolute_error": float(abs(apart).mean()),
                    "covered": sum(row["expected_interval"][0] <= row["change"] <= row["expected_interval"][1] for row in rows),
-                   "rank_correlation": enough and spearman(expected, change)},
+                   "rank_correlation": enough and spearman(expected, change), "calibrated": calibrated(rows)},
     }
+
+
+def calibrated(rows: list[dict]) -> dict:
+    """The factor between foreseen and measured changes, and how many outcomes it would have held: each domain's interval is made
+    with the factor of the others. Domains whose change has the other sign than foreseen have no factor, and count as not held."""
+    ratio = np.array([row["change"] / row["expected"] if row["expected"] else -1.0 for row in rows])
+    held = 0
+    for index, row in enumerate(rows):
+        others = np.delete(ratio, index)
+        if (others > 0).sum() < 2:
+            return {"factor": None, "held": None, "of": len(rows)}
+        low, high = outcome_interval(row["expected"], row["expected_interval"], size_factor(others[others > 0]))
+        held += low <= row["change"] <= high
+    return {"factor": size_factor(ratio[ratio > 0]), "held": held, "of": len(rows), "other_sign": int((ratio <= 0).sum())}
 
 
 def markdown(results: dict) -> str:
@@ -176,12 +190,16 @@ def _said(found: dict) -> list[str]:
     lines.append(f"- Advice: right in {advice['right']} of {advice['decided']} domains that it decided; measured less foreseen "
                  f"{advice['mean_error']:+.3f} (mean absolute {advice['mean_absolute_error']:.3f}); {advice['covered']} of {domains} "
                  "inside the interval" + (f"; rank correlation {correlation(rho)}." if rho else "."))
+    fit = advice["calibrated"]
+    if fit["factor"]:
+        lines.append(f"- Advice, calibrated: outcomes within a factor of {fit['factor']:.1f} of what was foreseen; with the factor "
+                     f"of the other domains, {fit['held']} of {fit['of']} inside.")
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", type=Path, help="directory that `dynadapt corpus build` made")
+    parser.add_argument("corpus", type=Path, nargs="?", default=Path("corpus"), help="directory that `dynadapt corpus build` made")
     parser.add_argument("--out", type=Path, default=Path("runs/odyssey"))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--domains", nargs="+", help="only these")
@@ -189,8 +207,16 @@ def main() -> None:
     parser.add_argument("--segment", type=int, default=512)
     parser.add_argument("--learn-tokens", type=int, default=6145)
     parser.add_argument("--windows", type=int, default=16, help="of the probe behind the advice")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="run nothing: analyse the rows of a results file anew, in place")
     parser.add_argument("--control", default="none", choices=("none", "newlines", "packing", "all"))
     arguments = parser.parse_args()
+    if arguments.report:
+        results = read_json(arguments.report)
+        for found in results["conditions"].values():
+            found["claims"] = claims(found["rows"])
+        write_json(arguments.report, results)
+        print(markdown(results))
+        return
     there = sorted(path.parent.name for path in arguments.corpus.glob("*/heldout.jsonl"))
     unknown = [name for name in arguments.domains or [] if name not in there]
     if not there or unknown:

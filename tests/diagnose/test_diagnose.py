@@ -14,7 +14,7 @@ import dynadapt.model
 from dynadapt.cli import main
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.diagnose import models
-from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, UNCLEAR, advice
+from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, UNCLEAR, advice, outcome_interval, size_factor
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
 from dynadapt.experiments.diagnose.driver import run_diagnosis
 from dynadapt.experiments.diagnose.texts import gather, joined_lines, write_control
@@ -306,6 +306,19 @@ def test_advice_follows_from_the_later_windows():
     assert advice(static, steady(0.0) - np.repeat([5.0, 0.0], 20))["advice"] == UNCLEAR          # early windows don't count
     found = advice(static, steady(-0.2))
     assert found["interval"][0] < found["expected_change"] == pytest.approx(-0.2, abs=0.03)
+
+
+def test_an_outcome_is_foreseen_within_a_factor():
+    random = np.random.default_rng(1)
+    ratios = np.exp(0.5 * random.standard_normal(4000))
+    factor = size_factor(ratios)
+    assert np.mean((ratios > 1 / factor) & (ratios < factor)) == pytest.approx(0.95, abs=0.015)
+    assert size_factor(ratios[:5]) != factor and size_factor(np.array([1.0, 1.0])) == 1.0
+    assert outcome_interval(-0.2, (-0.25, -0.1), 3.0) == pytest.approx([-0.6, -0.2 / 3])
+    assert outcome_interval(-0.2, (-0.25, 0.1), 3.0) == pytest.approx([-0.6, 0.1])
+    assert outcome_interval(0.2, (0.1, 0.3), 3.0) == pytest.approx([0.2 / 3, 0.6])
+    with pytest.raises(ValueError, match="above 0"):
+        size_factor([0.5, -1.0])
 
 
 def test_the_command_line_from_advice_to_diagnosis(base, texts, tmp_path, capsys):

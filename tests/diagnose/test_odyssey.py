@@ -30,6 +30,25 @@ def test_claims_count_what_got_worse_and_rank_what_it_goes_with():
     assert "2 of 5 domains got worse (d3, d4)" in table and "in 2 of the 2 domains" in table and table.count("| d0 |") == 2
 
 
+def test_factors_of_the_advice_are_those_of_the_stored_runs():
+    from dynadapt.experiments.diagnose.advise import GAIN_FACTOR, RISE_FACTOR
+    stored = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "odyssey.json").read_text())["conditions"]
+    for condition, factor in (("lora", GAIN_FACTOR), ("lora-hot", RISE_FACTOR)):
+        found = odyssey.calibrated(stored[condition]["rows"])
+        assert found["factor"] == pytest.approx(factor, abs=0.05) and found == stored[condition]["claims"]["advice"]["calibrated"]
+
+
+def test_calibration_leaves_a_domain_out():
+    """One domain far off its estimate: its own interval, made from the others, does not hold it."""
+    rows = [row(i, -0.2 * (1.0 + 0.1 * i), "helps") for i in range(5)] + [row(5, -5.0, "helps")]
+    for one in rows:
+        one.update(expected=-0.2, expected_interval=[-0.21, -0.19])
+    found = odyssey.calibrated(rows)
+    assert (found["held"], found["of"], found["other_sign"]) == (5, 6, 0) and found["factor"] > 5
+    rows[0]["expected"] = 0.2
+    assert odyssey.calibrated(rows)["other_sign"] == 1 and odyssey.calibrated(rows[:2])["factor"] is None
+
+
 def test_no_correlation_is_not_called_one():
     assert odyssey.spearman([1, 2, 3, 4, 5, 6, 7, 8], [3, 1, 4, 1.5, 5, 9, 2, 0])["p"] > 0.2
 

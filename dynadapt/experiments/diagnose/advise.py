@@ -5,6 +5,10 @@ is and by the model adapted to the windows before, then learned from. Neighbouri
 nothing is remembered between them, so each is held-out text of the same domain for what was learned so far. The expected gain
 is the mean over the second half of the windows, with an interval from drawing windows with replacement: what adapting to
 about that much text gains on unseen text. A longer adaptation may gain more, or begin to hurt; the probe does not see that.
+
+That interval says which windows were drawn by chance, no more, and held 6 of the 16 outcomes of benchmarks/odyssey.py. What an
+adaptation ends with has a wider one (`outcome_interval`): a factor up and down from the estimate, as large as outcomes of other
+domains were away from theirs.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from typing import Callable
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 
 from dynadapt.environment import environment
 from dynadapt.experiments.config import ConfigError, EvalConfig
@@ -26,6 +31,7 @@ from dynadapt.experiments.rundir import RunDirectory, RunError, write_json
 from dynadapt.text import TextError, streaming_tokenizer
 
 PROBE_TOKENS = 1 << 21       # of the text, among which the windows are spread
+GAIN_FACTOR, RISE_FACTOR = 2.9, 8.8      # size_factor of a foreseen gain and rise; benchmarks/results/odyssey.json, LoRA
 ADAPT, LEAVE, UNCLEAR = "adapt", "leave it alone", "no clear gain"
 
 
@@ -107,9 +113,30 @@ def advice(static: np.ndarray, adapted: np.ndarray) -> dict:
     late = change[len(change) // 2:]
     low, high = attribution.bootstrap(late, np.ones(len(late)))
     verdict = ADAPT if high < 0 else LEAVE if low > 0 else UNCLEAR
-    return _plain({"advice": verdict, "expected_change": float(late.mean()), "interval": [float(low), float(high)],
+    expected = float(late.mean())
+    outcome = outcome_interval(expected, (low, high), GAIN_FACTOR if expected < 0 else RISE_FACTOR)
+    return _plain({"advice": verdict, "expected_change": expected, "interval": [float(low), float(high)],
+                   "outcome_interval": outcome,
                    "base_nll": float(static.mean()), "change": change.tolist(), "static": static.tolist(),
                    "adapted": adapted.tolist()})
+
+
+def size_factor(ratios: np.ndarray) -> float:
+    """Within what factor of the estimate 95% of outcomes are expected; ratios [n]: outcome over estimate, of domains seen before.
+
+    Logarithms of ratios are held to be normal around 0 with the spread seen: Student's t for n of them.
+    """
+    ratios = np.asarray(ratios, float)
+    if not len(ratios) or not (np.isfinite(ratios) & (ratios > 0)).all():
+        raise ValueError(f"ratios {ratios.tolist()!r}: give at least one, all above 0; where estimate and outcome differ in sign, "
+                         "there is no factor between them")
+    return float(np.exp(student.ppf(0.975, len(ratios)) * np.sqrt(np.mean(np.log(ratios) ** 2))))
+
+
+def outcome_interval(expected: float, interval: tuple[float, float], factor: float) -> list[float]:
+    """From expected / factor to expected * factor, and at least the probe's own interval."""
+    ends = (expected / factor, expected * factor, *interval)
+    return [float(min(ends)), float(max(ends))]
 
 
 def _compare(model, tokenizer, tokens, files, others, reference, embeddings) -> dict | None:
@@ -125,9 +152,12 @@ def _compare(model, tokenizer, tokens, files, others, reference, embeddings) -> 
 def sentences(summary: dict) -> list[str]:
     """The advice in words."""
     low, high = summary["interval"]
+    least, most = summary["outcome_interval"]
     return [f"expected change on unseen text like it: {summary['expected_change']:+.4f} nats per token, 95% interval "
             f"[{low:+.4f}, {high:+.4f}], after learning from {summary['windows'] // 2} to {summary['windows']} windows of "
             f"{summary['window']} tokens",
+            f"an adaptation to much text may end anywhere from {least:+.4f} to {most:+.4f}: as far from the estimate, by a factor, as "
+            "the outcomes of nine domains were",
             f"the model as it is scores the text at {summary['base_nll']:.3f} nats per token",
             f"learning from all {summary['text_tokens']:,} tokens once takes {summary['text_flops'] / 1e12:,.3g} TFLOP; "
             f"the probe took {summary['probe_flops'] / 1e12:,.3g}"]
