@@ -23,7 +23,7 @@ ACCEPTED = {
     "backend": CHOICES["backend"],
     "compress": ("none", "bf16", "powersgd"),
 }
-SCRATCH_RATE = 1e-3      # learning rate of a model from scratch when none is given; a common value, not a measured one
+SCRATCH_RATE = 1e-3      # learning rate of a model from scratch when none is given; docs/defaults.md has what it was held against
 
 
 @dataclass(frozen=True)
