@@ -128,8 +128,8 @@ def size_factor(ratios: np.ndarray) -> float:
     """
     ratios = np.asarray(ratios, float)
     if not len(ratios) or not (np.isfinite(ratios) & (ratios > 0)).all():
-        raise ValueError(f"ratios {ratios.tolist()!r}: give at least one, all above 0; where estimate and outcome differ in sign, "
-                         "there is no factor between them")
+        raise ValueError(f"ratios {ratios.tolist()!r}: give at least one, all above 0; where estimate and outcome differ in "
+                         "sign, there is no factor between them")
     return float(np.exp(student.ppf(0.975, len(ratios)) * np.sqrt(np.mean(np.log(ratios) ** 2))))
 
 
@@ -156,8 +156,8 @@ def sentences(summary: dict) -> list[str]:
     return [f"expected change on unseen text like it: {summary['expected_change']:+.4f} nats per token, 95% interval "
             f"[{low:+.4f}, {high:+.4f}], after learning from {summary['windows'] // 2} to {summary['windows']} windows of "
             f"{summary['window']} tokens",
-            f"an adaptation to much text may end anywhere from {least:+.4f} to {most:+.4f}: as far from the estimate, by a factor, as "
-            "the outcomes of nine domains were",
+            f"an adaptation to much text may end anywhere from {least:+.4f} to {most:+.4f}: as far from the estimate, by a "
+            "factor, as the outcomes of nine domains were",
             f"the model as it is scores the text at {summary['base_nll']:.3f} nats per token",
             f"learning from all {summary['text_tokens']:,} tokens once takes {summary['text_flops'] / 1e12:,.3g} TFLOP; "
             f"the probe took {summary['probe_flops'] / 1e12:,.3g}"]

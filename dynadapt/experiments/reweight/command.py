@@ -25,9 +25,9 @@ examples:
   torchrun --nproc-per-node 4 -m dynadapt reweight train --corpus corpus --mixer odm --rows 32 --shard --out runs/four
       four processes with eight rows of each step: what one would do, with masters and moments spread over them
 
-A domain is a directory with train.jsonl and heldout.jsonl (or train/ and heldout/), or any directory of .txt, .md and .jsonl files, or a
-.jsonl file, of which a tenth of the documents is held out. The run directory gets config.json, env.json, metrics.jsonl, summary.json,
-weights.png and the last state; a run that was stopped goes on with --resume."""
+A domain is a directory with train.jsonl and heldout.jsonl (or train/ and heldout/), or any directory of .txt, .md and .jsonl
+files, or a .jsonl file, of which a tenth of the documents is held out. The run directory gets config.json, env.json,
+metrics.jsonl, summary.json, weights.png and the last state; a run that was stopped goes on with --resume."""
 
 HELP = {
     "model": "a name that `dynadapt fetch` knows, a Hugging Face directory or a GGUF file",
@@ -67,7 +67,8 @@ HELP = {
     "powersgd_rank": "with --compress powersgd: rank of what is sent for a matrix",
     "seed": "of the rows' order, of what is held out and of random weights",
 }
-METAVAR = {"domains": "NAME=PATH", "settings": "KEY=VALUE", "weights": "NAME=WEIGHT", "target": "NAME=NATS", "scratch": "LAYERSxHIDDEN",
+METAVAR = {"domains": "NAME=PATH", "settings": "KEY=VALUE", "weights": "NAME=WEIGHT", "target": "NAME=NATS",
+           "scratch": "LAYERSxHIDDEN",
            "corpus": "DIR", "reference": "NAME", "lr": "X"}
 OPTIONS = {"settings": "--set", "heldout_rows": "--heldout-rows", "powersgd_rank": "--powersgd-rank"}
 LISTS = ("domains", "settings", "weights", "target")
@@ -157,13 +158,15 @@ def _print_summary(summary: dict) -> None:
         table.add_column(name, justify="right")
     for domain, loss in summary["heldout"].items():
         of = lambda name: summary[name][domain]  # noqa: B023, E731
-        table.add_row(domain, f"{of('tokens_by_domain'):,}", f"{of('epochs'):.2f}", f"{of('weights'):.3f}", f"{of('static_weights'):.3f}",
+        table.add_row(domain, f"{of('tokens_by_domain'):,}", f"{of('epochs'):.2f}", f"{of('weights'):.3f}",
+                      f"{of('static_weights'):.3f}",
                       f"{loss:.4f}", f"{loss - of('heldout_start'):+.4f}")
     fall = summary["mean"] - summary["mean_start"]
     table.add_row("mean", f"{summary['tokens']:,}", "", "", "", f"{summary['mean']:.4f}", f"{fall:+.4f}")
     Console(soft_wrap=True).print(table)
     flops = summary["flops"]
-    costs = [f"{summary['flops_per_token'] / 1e9:,.4g} GFLOP/token to train", f"{flops['heldout'] / 1e9:,.4g} GFLOP for held-out losses"]
+    costs = [f"{summary['flops_per_token'] / 1e9:,.4g} GFLOP/token to train",
+             f"{flops['heldout'] / 1e9:,.4g} GFLOP for held-out losses"]
     if flops["excess"]:
         costs.append(f"{flops['excess'] / 1e9:,.4g} GFLOP for the excess over the reference")
     print(f"{summary['steps']} steps, {summary['ended']}; {summary['seconds']:.1f} s, {', '.join(costs)}")

@@ -30,11 +30,11 @@ SCRATCH_RATE = 1e-3      # learning rate of a model from scratch when none is gi
 class ReweightConfig:
     """Settings of one run. Sizes are tokens; rows are training samples of `segment` tokens; lr is per update.
 
-    domains   name -> path of a file or directory (domains.py says what may be in it); corpus: a directory `dynadapt corpus build` made.
+    domains   name -> path of a file or directory (domains.py says what may be in it); corpus: what `dynadapt corpus build` made.
     scratch   "LAYERSxHIDDEN": a llama of this size with random weights in place of the model's, whose tokenizer it keeps.
     weights   "proportional", "uniform", or name -> weight: the mixer's initial ones.
     target    name -> nats, for velocitune and dynamic-batch-loading.   settings: the mixer's own, by name.
-    heldout   share of the documents held out where a domain has no held-out file of its own; heldout_rows: rows scored of each domain.
+    heldout   share of the documents held out where a domain has no held-out file; heldout_rows: rows scored of each domain.
     compress  of gradients on their way between processes (dynadapt/distributed); powersgd_rank: of what is sent for a matrix.
     """
 
@@ -85,7 +85,7 @@ class ReweightConfig:
         return SCRATCH_RATE if self.scratch else LEARNING_RATES[self.adapt][self.optimizer]
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0: a linear warm-up over `warmup` steps, then constant, or a cosine down to a tenth."""
+        """Learning rate of a step, counted from 0: a linear warm-up, then constant, or a cosine down to a tenth."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         if self.schedule == "constant":
@@ -118,7 +118,7 @@ def named_values(what: str, words: Iterable[str]) -> dict[str, str]:
 
 
 def named_numbers(what: str, words: Iterable[str]) -> dict[str, float]:
-    """NAME=NUMBER words, or one JSON file that holds such a dictionary (under "target", as `reweight fit` writes it, or by itself)."""
+    """NAME=NUMBER words, or one JSON file that holds such a dictionary (by itself, or under "target", as of `reweight fit`)."""
     words = list(words)
     if len(words) == 1 and "=" not in words[0]:
         from dynadapt.experiments.rundir import read_json
@@ -160,7 +160,8 @@ def _check(config: ReweightConfig) -> None:
     for name, accepted in ACCEPTED.items():
         if getattr(config, name) not in accepted:
             raise ConfigError(f"{name} {getattr(config, name)!r}: give one of {', '.join(accepted)}")
-    for name, least in (("rank", 1), ("segment", 1), ("rows", 1), ("steps", 1), ("evaluate", 1), ("heldout_rows", 1), ("warmup", 0),
+    for name, least in (("rank", 1), ("segment", 1), ("rows", 1), ("steps", 1), ("evaluate", 1), ("heldout_rows", 1),
+                        ("warmup", 0),
                         ("powersgd_rank", 1), ("seed", 0)):
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -183,5 +184,5 @@ def _check(config: ReweightConfig) -> None:
     if config.scratch:
         scratch_size(config.scratch)
         if (config.adapt, config.targets) != ("full", "model"):
-            raise ConfigError(f"scratch {config.scratch!r} with adapt {config.adapt!r} and targets {config.targets!r}: a model from "
-                              "scratch learns all of itself; give adapt full and targets model")
+            raise ConfigError(f"scratch {config.scratch!r} with adapt {config.adapt!r} and targets {config.targets!r}: a "
+                              "model from scratch learns all of itself; give adapt full and targets model")

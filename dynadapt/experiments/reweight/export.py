@@ -18,7 +18,7 @@ from dynadapt.model.layout import hf_transposed
 
 
 def export_model(run: Path, out: Path) -> Path:
-    """Writes `out`, which must not exist, with the last saved state's weights in the run's dtype. RunError when nothing was saved."""
+    """Writes `out`, which must not exist, with the weights of the last saved state. RunError without one."""
     config = ReweightConfig.from_dict(read_json(run / "config.json"))
     folder = run / "checkpoint"
     states = sorted(entry for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []

@@ -49,7 +49,8 @@ def draw(run: str | Path, out: str | Path | None = None) -> Path:
 
 def _weights(steps: list[dict], domain: str):
     """The weight in force while each step's tokens were drawn."""
-    return [0] + [line["total_tokens"] for line in steps], [steps[0]["weights"][domain]] + [line["weights"][domain] for line in steps]
+    weights = [line["weights"][domain] for line in steps]
+    return [0] + [line["total_tokens"] for line in steps], [weights[0], *weights]
 
 
 def _training(steps: list[dict], domain: str):

@@ -9,7 +9,7 @@ from dynadapt.progress import _clock
 
 
 def progress_for(steps: int, stream=None, every: float = 5.0):
-    """A Table when the stream is a terminal, else Lines. Both are context managers and are called with the run's lines of metrics."""
+    """A Table when the stream is a terminal, else Lines. Both are context managers, called with the run's lines of metrics."""
     stream = stream or sys.stdout
     return Table(steps, stream) if stream.isatty() else Lines(steps, stream, every)
 

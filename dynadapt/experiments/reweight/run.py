@@ -1,12 +1,13 @@
 """Training on several domains: a mixer moves their weights while the model learns.
 
-A step draws its rows by the mixer's weights, scores them and learns from them (`Engine(shared=True)`: each score is made before the
-update that saw its tokens). Every `evaluate` steps the held-out rows of each domain are scored with the weights of the moment. What a
-mixer reads, and when, is its `signal` and `cadence`:
+A step draws its rows by the mixer's weights, scores them and learns from them (`Engine(shared=True)`: each score is made before
+the update that saw its tokens). Every `evaluate` steps the held-out rows of each domain are scored with the weights of the
+moment. What a mixer reads, and when, is its `signal` and `cadence`:
   train, after each step        the step's own scores, by domain;
   heldout, after an evaluation  the held-out losses;
-  excess, at each step          scores less those of the reference model. DoReMi's weights act on the loss of the very step they come
-                                from, so its rows are scored once more, ahead of the step (acts="sampling" needs no such pass).
+  excess, at each step          scores less those of the reference model. DoReMi's weights act on the loss of the very step they
+                                come from, so its rows are scored once more, ahead of the step (acts="sampling" needs no such
+                                pass).
 
 A run may be killed at any instruction: resumed, it draws the same rows, and its losses and weights are the same, bit for bit.
 
@@ -125,7 +126,8 @@ class _Training:
         self.names = tuple(self.domains)
         self.sizes = {domain.name: len(domain.train) for domain in domains}
         self.sampler = Sampler(self.sizes, config.policy, config.seed)
-        self.heldout = [heldout_order(len(domain.heldout), config.heldout_rows, config.seed, i) for i, domain in enumerate(domains)]
+        self.heldout = [heldout_order(len(domain.heldout), config.heldout_rows, config.seed, index)
+                        for index, domain in enumerate(domains)]
         compares = MIXERS[config.mixer].signal == "excess"
         self.reference = processes.together(lambda: setup.build_reference(config, engine.config.vocab_size, str(engine.device))
                                             if compares else None)
@@ -322,8 +324,8 @@ class _Training:
             losses[name] = float(math.fsum(total) / (len(chosen) * self.config.segment))
         flops = self.processes.counts(flops)
         if not all(map(math.isfinite, losses.values())):
-            raise RunError(f"held-out losses at step {self.step} are not finite ({losses}): training diverged; take a smaller --lr, "
-                           "or --dtype fp32")
+            raise RunError(f"held-out losses at step {self.step} are not finite ({losses}): training diverged; take a "
+                           "smaller --lr, or --dtype fp32")
         self.last = losses
         if self.start is None:
             self.start = losses
@@ -349,14 +351,17 @@ class _Training:
         mean = lambda losses: math.fsum(losses.values()) / len(losses)  # noqa: E731
         return {
             "mixer": mixer.name, "steps": self.step, "ended": self.ended or "all steps are made", "tokens": tokens,
-            "tokens_by_domain": totals["tokens"], "epochs": self.sampler.supply.epochs, "heldout_start": self.start, "heldout": self.last,
+            "tokens_by_domain": totals["tokens"], "epochs": self.sampler.supply.epochs,
+            "heldout_start": self.start, "heldout": self.last,
             "mean_start": mean(self.start), "mean": mean(self.last), "weights": mixer.weights, "average_weights": mixer.average,
             "static_weights": mixer.static_weights, "changes": totals["changes"], "seconds": totals["seconds"],
             "tokens_per_second": tokens / totals["seconds"], "flops": totals["flops"],
             "flops_per_token": sum(totals["flops"][phase] for phase in PHASES) / tokens, "evaluations": totals["evaluations"],
-            "updates": totals["updates"], "skipped_updates": totals["skipped_updates"], "learned_parameters": int(self.engine.learned_parameters),
+            "updates": totals["updates"], "skipped_updates": totals["skipped_updates"],
+            "learned_parameters": int(self.engine.learned_parameters),
             "peak_memory_bytes": peak_memory_bytes(),
-            "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(self.engine.device) if self.engine.device.type == "cuda" else None,
+            "peak_gpu_memory_bytes": (torch.cuda.max_memory_allocated(self.engine.device) if self.engine.device.type == "cuda"
+                                      else None),
             "processes": self.processes.world, "backend": self.engine.backend, "device": str(self.engine.device),
             "dtype": self.engine.dtype, "model": self.engine.model.name,
         }

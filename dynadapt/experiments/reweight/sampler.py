@@ -1,8 +1,8 @@
-"""Which training rows come next: a function of the seed, the step and the weights, and of how much of each domain was drawn before.
+"""Which training rows come next: a function of seed, step and weights, and of how much of each domain was drawn before.
 
-Each row's domain is drawn by itself with the mixer's probabilities, as Sheared-LLaMA's sampler does, from a generator of the step's own;
-within a domain rows come in an order shuffled anew for each pass. So a resumed run draws the same rows, and weights may be changed on
-the way without a row being lost or read twice.
+Each row's domain is drawn by itself with the mixer's probabilities, as Sheared-LLaMA's sampler does, from a generator of the
+step's own; within a domain rows come in an order shuffled anew for each pass. So a resumed run draws the same rows, and weights
+may be changed on the way without a row being lost or read twice.
 """
 
 from __future__ import annotations

@@ -92,8 +92,8 @@ def check_mixer(config: ReweightConfig, sizes: Mapping[str, int]) -> None:
     """Everything about the mixer that can be refused before any work is."""
     if config.mixer in NEED_TARGET:
         if config.target is None:
-            raise MixerError(f"target losses: mixer {config.mixer!r} needs one for every domain ({', '.join(sizes)}): give --target "
-                             "NAME=NATS, or the file that `dynadapt reweight fit` writes")
+            raise MixerError(f"target losses: mixer {config.mixer!r} needs one for every domain ({', '.join(sizes)}): give "
+                             "--target NAME=NATS, or the file that `dynadapt reweight fit` writes")
         by_domain("target losses", tuple(sizes), config.target, least=0.0)
     elif config.target is not None:
         raise MixerError(f"target losses: mixer {config.mixer!r} uses none; {' and '.join(NEED_TARGET)} do")

@@ -1,4 +1,4 @@
-"""Target losses from a run at the data's own proportions: each domain's held-out curve, fitted and extrapolated (scaling_fit.py)."""
+"""Target losses from a run at the data's own proportions: held-out curves, fitted and extrapolated (scaling_fit.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dynadapt.experiments.scaling_fit import Prediction, ScalingFit, fit_targets
 def fit_run(run: str | Path, tokens: float) -> dict:
     """Predicts every domain's held-out loss after `tokens` training tokens of all domains; writes targets.json and targets.png.
 
-    RunError for a run whose weights moved, ScalingError (naming each domain, and why) for a curve that can't support the prediction.
+    RunError for a run whose weights moved, ScalingError (naming each domain, and why) for a curve that can't support it.
     """
     run = read_run(run)
     if run.config.get("kind") != "reweight":
