@@ -15,6 +15,7 @@ from .memory import MemoryState
 from .model import ModelConfig
 from .ops import attention, cross_entropy, linear, resolve, weight_gradient
 from .ops.precision import wide_dtype
+from .ranges import named, ranged
 from .weights import FrozenWeights, ModelTensors, group_sizes
 
 
@@ -29,7 +30,7 @@ class OpSet:
     def __getattr__(self, name: str):
         if name.startswith("_"):
             raise AttributeError(name)
-        choice = self.choices.get(name) or self.choices.setdefault(name, resolve(name, self.backend, self.dtype))
+        choice = self.choices.get(name) or self.choices.setdefault(name, named(resolve(name, self.backend, self.dtype)))
         return choice.function if self.seconds is None else self._timed(name, choice.function)
 
     def _timed(self, name, function):
@@ -143,6 +144,7 @@ class Decoder:
         """Where each row stands in its stream's window, int64 [N], for families that learn a table of positions."""
         return None if self.active.positions is None else self._index(batch.inputs.shape[1], batch.inputs.shape[0])
 
+    @ranged("forward")
     def forward(self, batch: Batch, learner, lowest, embedded: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states [N, H] after the final norm.
 
@@ -239,6 +241,7 @@ class Decoder:
 
     # ---- the score
 
+    @ranged("score")
     def score(self, hidden, rows, targets, weights):
         """Per-token NLL of the scored rows and, where ``weights`` are given, d-hidden of their weighted sum.
 
@@ -266,6 +269,7 @@ class Decoder:
 
     # ---- memory
 
+    @ranged("memory")
     def advance_memory_static(self, batch: Batch, counts: torch.Tensor) -> None:
         """The first ``counts`` [S] int32 rows of each stream's segment enter its memory; the host does not look at them."""
         c, m, rows = self.config, self.memory, batch.rows
@@ -279,6 +283,7 @@ class Decoder:
         self.ops.memory_advance(source, columns, stores, m.length, batch.memory_slots, counts, m.memory.sinks)
         self.ops.memory_fill(m.length, batch.memory_slots, counts, m.memory.capacity)
 
+    @ranged("memory")
     def advance_memory(self, batch: Batch, lengths: list[int]) -> None:
         """The segment's first ``lengths[s]`` rows of each stream enter its memory, detached."""
         if self.memory is None:
@@ -297,6 +302,7 @@ class Decoder:
 
     # ---- backward
 
+    @ranged("backward")
     def backward(self, batch: Batch, learner, lowest, dhidden: torch.Tensor, accumulate: bool) -> torch.Tensor | None:
         """Gradients of what learns, from dhidden [N, H]; nothing below ``lowest`` = (layer, group) is computed.
 

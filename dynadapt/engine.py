@@ -35,6 +35,7 @@ from .model import rope_tables
 from .ops import choose_backend, choose_device
 from .ops import update as update_op
 from .ops.precision import wide_dtype
+from .ranges import ranged
 from .static_step import StaticStep
 from .weights import FrozenWeights, group_sizes, source_weight
 from .workspace import Workspace
@@ -299,6 +300,7 @@ class Engine:
 
     # ---- the step
 
+    @ranged("step")
     @_on_device
     def step(self, tokens: torch.Tensor, lengths=None, streams=None, weights=None) -> torch.Tensor:
         """Score each row's tokens, then learn from them.

@@ -7,7 +7,7 @@ import platform
 from importlib import metadata
 
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "gguf", "transformers", "peft", "triton")
-VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "DYNADAPT_NUM_THREADS", "DYNADAPT_CPU_ISA", "CUDA_VISIBLE_DEVICES")
+VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "DYNADAPT_NUM_THREADS", "DYNADAPT_CPU_ISA", "DYNADAPT_NVTX", "CUDA_VISIBLE_DEVICES")
 
 
 def environment() -> dict:

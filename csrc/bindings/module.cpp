@@ -16,6 +16,8 @@ PYBIND11_MODULE(_C, module) {
              "Threads a call may use from now on; 0: as at the start.");
   module.def("cuda_status", [] { return std::string(dynadapt_cuda_available() ? "available" : dynadapt_last_error()); },
              "\"available\" where tensors on a GPU can be served, else why they can't.");
+  module.def("nvtx_status", [] { return std::string(dynadapt_nvtx() ? "on" : dynadapt_last_error()); },
+             "\"on\" where native ops are NVTX ranges, else why they are not.");
   bind_matrix(module);
   bind_linear(module);
   bind_gradient(module);

@@ -77,7 +77,7 @@ std::string device_text(DLDevice device) {
   return "device type " + std::to_string(int(device.device_type));
 }
 
-Op::Op(const char* name, const char* argument, const DLTensor* first) : name_(name) {
+Op::Op(const char* name, const char* argument, const DLTensor* first) : Op(name) {
   if (!first) return;  // the check of `first` itself says that it is missing
   const DLDevice device = first->device;
   require(device.device_type == kDLCPU || device.device_type == kDLCUDA, "%s is on %s, accepted is the CPU or a CUDA device",

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "core/range.h"
 
 namespace dynadapt {
 
@@ -34,10 +35,11 @@ struct View {
 const char* dtype_name(DType dtype);
 DType dtype_of(const DLTensor& tensor);  // 0 for a dtype that no op takes
 
-/// The checks of one op's arguments; failures throw Invalid with the op's name.
+/// The checks of one op's arguments; failures throw Invalid with the op's name. It lives as long as the call, which profilers
+/// see under that name.
 class Op {
  public:
-  explicit Op(const char* name) : name_(name) {}
+  explicit Op(const char* name) : name_(name), range_(name) {}
 
   /// An op that takes the tensors of one device: that of `first`, which `argument` names.
   Op(const char* name, const char* argument, const DLTensor* first);
@@ -68,6 +70,7 @@ class Op {
   void copy_params(const void* given, uint32_t first, void* known, uint32_t size) const;
 
   const char* name_;
+  NamedRange range_;
   const char* first_ = nullptr;  // the argument that decided the device
   DLDevice device_{kDLCPU, 0};
 };

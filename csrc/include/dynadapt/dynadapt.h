@@ -54,6 +54,10 @@ DYNADAPT_API int dynadapt_set_num_threads(int threads);
  * that a graph can capture it; call once before, because the first call loads the kernels. On the CPU `stream` is unused. */
 DYNADAPT_API int dynadapt_cuda_available(void);
 
+/* Whether calls show in NVIDIA's profilers, as NVTX ranges of the domain "dynadapt" with the names of the ops: 1 where the
+ * environment variable DYNADAPT_NVTX is 1, or 0 with the reason in dynadapt_last_error(). Looked up once, at the first call. */
+DYNADAPT_API int dynadapt_nvtx(void);
+
 /* ---- packed matrices ------------------------------------------------------------------------- */
 
 /* A weight [N, K] in the panel order of the kernels, in its own dtype: the only copy a model needs. */
