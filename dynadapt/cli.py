@@ -219,6 +219,11 @@ def command_bench(arguments) -> int:
     return bench_step(arguments)
 
 
+def command_profile(arguments) -> int:
+    from dynadapt.profiling.command import profile
+    return profile(arguments)
+
+
 def command_fetch(arguments) -> int:
     from dynadapt.model.fetch import fetch
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731  (standard output is the directory alone)
@@ -335,6 +340,10 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("plan", command_plan, "predict time, memory and the binding limit of a step, for a machine that need not be at hand", plan.EXAMPLES)
     add_config_options(command)
     plan.add_options(command)
+
+    from dynadapt.profiling import command as profiling
+    command = add("profile", command_profile, "run one op or one step, checked, for a profiler or by itself", profiling.EXAMPLES)
+    profiling.add_options(command)
 
     command = add("fetch", command_fetch, "get a model into the cache", "example:\n  dynadapt fetch smollm2-135m")
     command.add_argument("name", metavar="NAME", help="smollm2-135m")

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import re
 import shutil
 import sys
 import xml.etree.ElementTree as xml
 
-from .campaign import ROOT, child
+from dynadapt.profiling.ncu import kernels_of
 
-# Reports that one tool makes of one kernel, in words; ncu's own names.
-METRICS = {
-    "gpu__time_duration.sum": "ns", "dram__throughput.avg.pct_of_peak_sustained_elapsed": "dram_percent",
-    "dram__bytes.sum": "dram_bytes", "lts__throughput.avg.pct_of_peak_sustained_elapsed": "l2_percent",
-    "sm__throughput.avg.pct_of_peak_sustained_elapsed": "sm_percent",
-    "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active": "tensor_percent",
-    "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy_percent", "launch__registers_per_thread": "registers",
-    "launch__grid_size": "grid", "launch__block_size": "block",
-    "smsp__sass_inst_executed_op_local_ld.sum": "local_loads", "l1tex__data_bank_conflicts_pipe_lsu.sum": "bank_conflicts",
-}
+from .campaign import ROOT, child
 
 
 def test_files() -> list[str]:
@@ -170,28 +159,3 @@ def profiles(campaign, record) -> None:
             record.add(op=op, status=status, said=text[-800:])
         for row in rows:
             record.add(op=op, **row)
-
-
-def kernels_of(text: str) -> list[dict]:
-    """One dict a kernel from what ``ncu --csv --page raw`` prints: a line of names, one of units, one for each launch."""
-    lines = [line for line in text.splitlines() if line.startswith('"')]
-    table = list(csv.reader(io.StringIO("\n".join(lines))))
-    if len(table) < 3:
-        return []
-    names, units = table[0], table[1]
-    rows = []
-    for values in table[2:]:
-        row = dict(zip(names, values))
-        found = {"kernel": row.get("Kernel Name", "?")}
-        for metric, label in METRICS.items():
-            if row.get(metric):
-                unit = units[names.index(metric)]
-                found[label] = _number(row[metric], unit)
-        rows.append(found)
-    return rows
-
-
-def _number(text: str, unit: str) -> float:
-    """In nanoseconds, bytes or plain numbers: ncu picks a unit for each column."""
-    factors = {"us": 1e3, "ms": 1e6, "s": 1e9, "usecond": 1e3, "msecond": 1e6, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
-    return float(text.replace(",", "")) * factors.get(unit, 1.0)
