@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,6 +22,8 @@ examples:
       learn, and attend to the 512 tokens before each segment as well
   dynadapt eval --text a.txt b.txt c.txt d.txt --streams 4 --reset document
       four documents at once, each with an adapter of its own, fresh for every document
+  torchrun --nproc-per-node 2 -m dynadapt eval --text books/*.txt --reset document --out runs/books
+      documents shared out to two processes, and one result
   zcat log.gz | dynadapt eval --text - --out runs/log
       a pipe, of any length, in flat memory
 
@@ -129,19 +132,33 @@ def config_from(arguments) -> EvalConfig:
 # --------------------------------------------------------------------------------------------------------------- commands
 
 def command_eval(arguments) -> int:
+    from datetime import timedelta
+
+    from dynadapt.distributed import join
+    config = config_from(arguments)
+    with join(patience=timedelta(days=30)) as processes:          # documents of very different lengths
+        return _eval(arguments, config, processes)
+
+
+def _eval(arguments, config: EvalConfig, processes) -> int:
     from dynadapt.experiments.dyneval import Interrupted, RunOptions, run
     from dynadapt.progress import progress_for
-    config = config_from(arguments)
-    out = choose_out(config, arguments.out, arguments.resume)
+    out = processes.from_first(lambda: choose_out(config, arguments.out, arguments.resume))
     finished = (out / "summary.json").exists()
     options = RunOptions(resume=arguments.resume, scores=arguments.scores, checkpoint=arguments.checkpoint)
     try:
-        with progress_for() as progress:
-            summary = run(config, out, options, progress)
+        with progress_for() if processes.first else nullcontext() as progress:
+            if processes.world > 1:
+                from dynadapt.experiments.parts import run_parts
+                summary = run_parts(config, out, options, processes, progress)
+            else:
+                summary = run(config, out, options, progress)
     except Interrupted as stopped:
         saved = "" if arguments.checkpoint else " (without checkpoints, it starts over)"
         print(f"dynadapt: {stopped}; go on with the same command and --out {out} --resume{saved}", file=sys.stderr)
         return 130
+    if not processes.first:
+        return 0
     if finished:
         print(f"{out}: this run is finished")
     if arguments.quiet:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -129,17 +130,17 @@ ALONE = Processes()
 
 
 @contextmanager
-def join() -> Iterator[Processes]:
+def join(patience: timedelta = timedelta(minutes=30)) -> Iterator[Processes]:
     """The processes that torchrun started, or this one alone; a process group that is there already is used and left.
 
-    Gradients of GPUs go through NCCL, everything else through gloo.
+    Gradients of GPUs go through NCCL, everything else through gloo. patience: how long one may wait for another.
     """
     started = False
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
             yield ALONE
             return
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
         started = True
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
