@@ -1,0 +1,185 @@
+"""One provider's process for harness.py: makes the cases from the same seeds, checks its results, times calls on demand.
+
+Commands come as JSON lines on stdin, answers go to stdout: {"do": "make", "case": i}, {"do": "time", "name": name, "threads": n,
+"runs": k}, {"do": "ceiling", "threads": n}. Providers: "dynadapt" and "torch"; another revision of dynadapt is a "dynadapt" whose
+packages come from that revision's tree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"  # the shared cases import the kernels' tests, which ask for a GPU otherwise
+
+import torch  # noqa: E402
+
+import dynadapt  # noqa: E402, F401  (of the tree that PYTHONPATH names; all below is this file's own tree)
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from benchmarks.gpu.cases import OPS, Case, Sizes  # noqa: E402
+from native.compare import Out, Weight  # noqa: E402
+
+FLUSH = torch.zeros(1 << 26, dtype=torch.uint8)  # larger than the last-level cache share of two cores
+TIMED = ("linear_forward", "linear_backward", "lora_gradient", "weight_gradient", "cross_entropy", "norm_forward", "norm_backward",
+         "activation_forward", "activation_backward", "attention_forward", "attention_backward", "update", "embedding_forward")
+LIMIT = {torch.bfloat16: 0.03, torch.float32: 2e-4}  # relative 2-norm from float64
+LOOSE = {"attention_backward": LIMIT[torch.bfloat16]}  # its case holds the output and lse of a bf16 forward
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def all_cases(options: dict) -> list[tuple[str, int]]:
+    """(op, which of its cases) in a fixed order, so that an index means the same in every process."""
+    z = Sizes(options["model"], 1, options["rows"], "cpu")
+    return [(op, i) for op in TIMED if options["only"] in op for i in range(_count(op, z))]
+
+
+def _count(op: str, z: Sizes) -> int:
+    if op in ("linear_forward", "linear_backward", "lora_gradient"):
+        return len(z.groups)
+    return {"weight_gradient": 2, "cross_entropy": 2, "attention_forward": 2}.get(op, 1)
+
+
+def make_case(op: str, index: int, options: dict) -> Case:
+    torch.manual_seed(1000 + index)
+    z = Sizes(options["model"], 1, options["rows"], "cpu")
+    return OPS[op](z, options["memory"])[index]
+
+
+def plain(value, dtype: torch.dtype, wide: torch.dtype):
+    """An argument as plain tensors of ``dtype``; outputs are copies."""
+    if isinstance(value, Weight):
+        return value.tensor.to(dtype)
+    if isinstance(value, Out):
+        return value.tensor.clone().to(wide if value.wide else dtype)
+    if isinstance(value, list):
+        return [plain(v, dtype, wide) for v in value]
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.to(wide if value.dtype == torch.float32 else dtype)
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def truth(case: Case) -> list[torch.Tensor]:
+    """The op's outputs in float64."""
+    from dynadapt.ops import DenseMatrix, resolve
+    wrap = lambda a, built: [DenseMatrix(b) for b in built] if isinstance(a, list) and a and isinstance(a[0], Weight) else DenseMatrix(built) if isinstance(a, Weight) else built  # noqa: E731
+    call = [wrap(a, plain(a, torch.float64, torch.float64)) for a in case.arguments]
+    resolve(case.op, "reference", torch.float64).function(*call)
+    return [b for a, b in zip(case.arguments, call) if isinstance(a, Out)]
+
+
+def our_calls(case: Case, dtype: torch.dtype) -> dict:
+    from dynadapt.ops import make_matrix, resolve
+    wide = torch.float32
+
+    def convert(a):
+        if isinstance(a, Weight):
+            return make_matrix(a.tensor, "cpu", dtype)
+        if isinstance(a, list) and a and isinstance(a[0], Weight):
+            return [make_matrix(w.tensor, "cpu", dtype) for w in a]
+        return plain(a, dtype, wide)
+    arguments = [convert(a) for a in case.arguments]
+    function = resolve(case.op, "cpu", dtype).function
+    outputs = [b for a, b in zip(case.arguments, arguments) if isinstance(a, Out)]
+
+    def call():
+        function(*arguments)
+        return dict(enumerate(outputs))
+    return {"dynadapt": lambda: call}
+
+
+def torch_calls(case: Case, dtype: torch.dtype) -> dict:
+    from benchmarks.opbench.peers import PEERS
+    return PEERS[case.op]([plain(a, dtype, torch.float32) for a in case.arguments], dtype) if case.op in PEERS else {}
+
+
+def error_of(found: dict, exact: list[torch.Tensor], op: str) -> float | None:
+    """Largest relative 2-norm distance of what a call returned from float64; None when it returned nothing to compare."""
+    worst = None
+    for key, value in found.items():
+        if key == "mean":
+            want = exact[0].mean()
+        elif key == "dv":
+            width = value.shape[1]
+            want = exact[0][:, -width:]
+        else:
+            want = exact[key]
+        size = want.norm().item() or 1.0
+        distance = (value.double().reshape(want.shape) - want).norm().item() / size
+        worst = distance if worst is None else max(worst, distance)
+    return worst
+
+
+class Provider:
+    def __init__(self, options: dict):
+        self.options, self.dtype = options, DTYPES[options["dtype"]]
+        self.cases = all_cases(options)
+        self.calls: dict = {}
+        self.make_calls = our_calls if options["provider"] == "dynadapt" else torch_calls
+        self.threads(options["threads"])
+
+    def threads(self, count: int) -> None:
+        torch.set_num_threads(count)
+        if self.options["provider"] == "dynadapt":
+            from dynadapt import _C
+            _C.set_num_threads(count)
+
+    def make(self, index: int) -> dict:
+        from benchmarks.opbench.peers import NOTES
+        op, which = self.cases[index]
+        case = make_case(op, which, self.options)
+        exact = truth(case)
+        self.calls, answers = {}, {}
+        for name, build in self.make_calls(case, self.dtype).items():
+            try:
+                call = build()
+                error = error_of(call(), exact, op)
+            except Exception as failure:  # a peer that can't run here is a row that says so
+                answers[name] = {"absent": f"{type(failure).__name__}: {' '.join(str(failure).split())[:160]}"}
+                if self.options["provider"] == "dynadapt":
+                    answers[name]["fatal"] = True
+                continue
+            if error is not None and not error <= LOOSE.get(op, LIMIT[self.dtype]):
+                answers[name] = {"absent": f"its result is off by {error:.3g} (2-norm, relative to float64)", "fatal": self.options["provider"] == "dynadapt"}
+                continue
+            self.calls[name] = call
+            answers[name] = {"error": error}
+        return {"op": op, "label": case.label, "bytes": case.bytes, "flops": case.flops, "note": NOTES.get(op, ""), "calls": answers}
+
+    def time(self, name: str, threads: int, runs: int) -> dict:
+        """Wall seconds of ``runs`` calls, each after another buffer has gone through the caches."""
+        self.threads(threads)
+        call, seconds = self.calls[name], []
+        for _ in range(runs):
+            FLUSH.add_(1)
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+        return {"seconds": seconds}
+
+    def ceiling(self, threads: int) -> dict:
+        from dynadapt.ceiling import gemm_ceiling
+        from dynadapt.plan.ceilings import copy_bandwidth
+        return {**gemm_ceiling(self.dtype, threads), "gb_per_s": 1e-9 * copy_bandwidth(0.5)}
+
+
+def main() -> None:
+    answer = sys.stdout
+    sys.stdout = sys.stderr  # whatever a package prints
+    provider = Provider(json.loads(sys.stdin.readline()))
+    print(json.dumps({"cases": provider.cases}), file=answer, flush=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        what = command.pop("do")
+        result = {"make": lambda: provider.make(command["case"]), "time": lambda: provider.time(**command),
+                  "ceiling": lambda: provider.ceiling(**command)}[what]()
+        print(json.dumps(result), file=answer, flush=True)
+
+
+if __name__ == "__main__":
+    main()
