@@ -6,7 +6,7 @@ import torch
 import dynadapt.numpy as dn
 from dynadapt import torch_ops
 
-from ops.test_torch_ops import KEYWORDS, calls
+from torch_calls import KEYWORDS, calls
 
 
 def to_numpy(value):
