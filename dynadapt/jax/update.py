@@ -1,0 +1,48 @@
+"""The optimizer step for jax, in the memory of its inputs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from .call import call, f32, like
+
+KINDS = ("sgd", "adam", "adamw", "rms")
+
+
+class State(NamedTuple):
+    """What a step changes, in the dtypes and shapes of ``dynadapt.ops.update``; None where the optimizer does without."""
+
+    master: Any  # float32 [slots, P]
+    grad: Any  # float32 [slots, P], zero after a step
+    first: Any = None  # float32 [slots, P]
+    second: Any = None
+    working: Any = None  # master rounded, float32 or bfloat16 [slots, P]
+    step: Any = None  # int32 [slots]
+
+
+def update(kind: str, state: State, slots, lr, *, prior=None, stat=None, prior_rate=None, decay: float = 0.0, clip: float = 0.0,
+           beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0, momentum: float = 0.0):
+    """(state, norms [S], skipped int32 [S]) after one step of the streams in ``slots`` int32 [S]; lr float32 [slots].
+
+    XLA lets the new state take the memory of the old one. Inside jit with the state donated (``donate_argnums``) nothing is copied;
+    otherwise XLA copies first, and the old state stays as it was. A stream whose gradient is not finite is skipped.
+
+    Raises:
+        ValueError: for an unknown kind or a state without ``step``. Shapes and dtypes are checked where the function runs.
+
+    Source: ``dynadapt.ops.update``.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
+    if state.step is None:
+        raise ValueError("state.step is None: expected int32 [slots], zeros at the start")
+    streams = slots.shape[0]
+    results = [None if t is None else like(t) for t in state] + [f32(streams), like(slots, streams, dtype=jnp.int32)]
+    numbers = {"decay": decay, "clip": clip, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay,
+               "momentum": momentum}
+    *new, norms, skipped = call("update", results, [*state, prior, stat, slots, lr, prior_rate], aliases=range(6),
+                                kind=np.int32(KINDS.index(kind)), **{name: np.float64(v) for name, v in numbers.items()})
+    return State(*new), norms, skipped

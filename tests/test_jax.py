@@ -1,0 +1,273 @@
+"""dynadapt.jax: values and gradients against jax.numpy inside jit and grad, the bits of the torch ops, in-place state, refusals."""
+import gc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dynadapt.jax as dj
+import dynadapt.numpy as dn
+from dynadapt.jax import build
+from dynadapt.ops.dispatch import UnsupportedOp
+
+DTYPES = [jnp.float32, jnp.bfloat16]
+TOLERANCE = {jnp.float32: 3e-5, jnp.bfloat16: 4e-2}  # of the largest value
+
+
+def rand(*shape, seed=0, dtype=jnp.float32):
+    """By numpy: jax would compile a program for each shape."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32).astype(dtype))
+
+
+def close(ours, theirs, dtype):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert a.shape == b.shape and np.abs(a - b).max() <= TOLERANCE[dtype] * np.abs(b).max(), (np.abs(a - b).max(), np.abs(b).max())
+
+
+def agree(ours, theirs, arguments, dtype, seed=9):
+    """Both functions' values and gradients for the same random weighting of their outputs, ours compiled."""
+
+    def weighted(function):
+        def value(*arguments):
+            outputs = jax.tree.leaves(function(*arguments))
+            weights = [rand(*o.shape, seed=seed + i) for i, o in enumerate(outputs)]
+            return sum(jnp.sum(o.astype(jnp.float32) * w) for o, w in zip(outputs, weights)), outputs
+
+        return jax.value_and_grad(value, tuple(range(len(arguments))), has_aux=True)
+
+    both = jax.jit(lambda *a: (weighted(ours)(*a), weighted(theirs)(*a)))  # one program: most of the time is compilation
+    ((_, ours_out), ours_grads), ((_, theirs_out), theirs_grads) = both(*arguments)
+    for a, b in zip(jax.tree.leaves((ours_out, ours_grads)), jax.tree.leaves((theirs_out, theirs_grads)), strict=True):
+        close(a, b, dtype)
+    for a, b in zip(jax.tree.leaves(ours_grads), jax.tree.leaves(arguments), strict=True):
+        assert a.dtype == b.dtype
+
+
+def bits(array):
+    array = np.asarray(array)
+    return array.view({2: np.int16, 4: np.int32}[array.dtype.itemsize])
+
+
+def same_bits(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert (bits(a) == bits(b)).all()
+
+
+def plain_linear(x, weights, bias, A, Bt, slots, scale):
+    """Two streams, row blocks of equal length."""
+    y, low = jnp.concatenate([x @ w.T for w in weights], 1) + bias, 0
+    rank, rows = Bt.shape[1], x.shape[0] // len(slots)
+    streams = []
+    for i, slot in enumerate(slots):
+        u, low, parts = x[i * rows : (i + 1) * rows] @ A[slot].T, 0, []
+        for p, w in enumerate(weights):
+            parts.append(u[:, p * rank : (p + 1) * rank] @ Bt[slot][:, low : low + w.shape[0]])
+            low += w.shape[0]
+        streams.append(jnp.concatenate(parts, 1))
+    return y + scale * jnp.concatenate(streams)
+
+
+def linear_arguments(dtype):
+    return (rand(6, 8, dtype=dtype), (rand(4, 8, seed=1, dtype=dtype), rand(3, 8, seed=2, dtype=dtype)), rand(7, seed=3, dtype=dtype),
+            rand(3, 4, 8, seed=4, dtype=dtype), rand(3, 2, 7, seed=5, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_linear_with_two_parts_and_two_streams(dtype):
+    slots, arguments = jnp.array([2, 0], jnp.int32), linear_arguments(dtype)
+    ours = lambda *a: dj.linear(*a[:2], *a[2:], slots=slots, scale=0.7)  # noqa: E731
+    agree(ours, lambda *a: plain_linear(*a, [2, 0], 0.7), arguments, dtype)
+    numpy = [np.asarray(a) if not isinstance(a, tuple) else [np.asarray(w) for w in a] for a in arguments]
+    same_bits(ours(*arguments), dn.linear(*numpy, slots=np.asarray(slots), scale=0.7))
+
+
+def test_linear_alone_and_over_more_dimensions():
+    x, w = rand(2, 3, 8), rand(5, 8, seed=1)
+    agree(dj.linear, lambda x, w: x @ w.T, (x, w), jnp.float32)
+    batched = jax.vmap(dj.linear, (0, None))(x, w)
+    same_bits(batched, dj.linear(x, w))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cross_entropy(dtype):
+    h, head, targets = rand(7, 16, dtype=dtype), rand(33, 16, seed=1, dtype=dtype), jnp.array([3, 0, 32, -1, 5, 5, 9])
+
+    def plain(h, head):
+        logits = (h @ head.T).astype(jnp.float32)
+        nll = jax.nn.logsumexp(logits, 1) - jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], 1)[:, 0]
+        return jnp.where(targets >= 0, nll, 0.0)
+
+    agree(lambda h, head: dj.cross_entropy(h, head, targets), plain, (h, head), dtype)
+    same_bits(dj.cross_entropy(h, head, targets), dn.cross_entropy(np.asarray(h), np.asarray(head), np.asarray(targets, np.int64)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_norms(kind, dtype):
+    x, delta, weight, bias = (rand(*s, seed=i, dtype=dtype) for i, s in enumerate([(2, 3, 16), (2, 3, 16), (16,), (16,)]))
+
+    def plain(x, weight, bias):
+        wide = x.astype(jnp.float32)
+        wide = wide - (wide.mean(-1, keepdims=True) if kind == "layer" else 0)
+        out = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * weight.astype(jnp.float32) + bias.astype(jnp.float32)
+        return out.astype(x.dtype)
+
+    agree(lambda *a: dj.norm(*a, kind=kind), plain, (x, weight, bias), dtype)
+    agree(lambda *a: dj.add_norm(*a, kind=kind), lambda x, d, w, b: (x + d, plain(x + d, w, b)), (x, delta, weight, bias), dtype)
+    same_bits(dj.norm(x, weight, kind=kind), dn.norm(np.asarray(x), np.asarray(weight), kind=kind))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["swiglu", "gelu_tanh", "gelu"])
+def test_activations(kind, dtype):
+    def plain(h):
+        wide = h.astype(jnp.float32)
+        if kind == "swiglu":
+            return (jax.nn.silu(wide[..., :8]) * wide[..., 8:]).astype(h.dtype)
+        return jax.nn.gelu(wide, approximate=kind == "gelu_tanh").astype(h.dtype)
+
+    h = rand(2, 3, 16, dtype=dtype)
+    agree(lambda h: dj.activation(h, kind), plain, (h,), dtype)
+    same_bits(dj.activation(h, kind), dn.activation(np.asarray(h), kind))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attention_over_a_memory(dtype):
+    hq, hkv, d, T = 4, 2, 8, 5
+    qkv = rand(T, (hq + 2 * hkv) * d, dtype=dtype)
+    mem_k, mem_v = rand(1, 6, hkv * d, seed=1, dtype=dtype), rand(1, 6, hkv * d, seed=2, dtype=dtype)
+    memory = mem_k, mem_v, jnp.array([4], jnp.int32)
+    angles = jnp.arange(16)[:, None] * jnp.array([1.0, 0.3, 0.1, 0.03])
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+
+    def plain(qkv):
+        heads = qkv.reshape(T, -1, d).swapaxes(0, 1)
+        old_k, old_v = (m[0, :4].reshape(4, hkv, d).swapaxes(0, 1) for m in (mem_k, mem_v))
+        k, v = jnp.concatenate([old_k, heads[hq : hq + hkv]], 1), jnp.concatenate([old_v, heads[hq + hkv :]], 1)
+
+        def rotate(x, first):
+            a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+            c, s = cos[first : first + x.shape[1]], sin[first : first + x.shape[1]]
+            return jnp.concatenate([a * c - b * s, b * c + a * s], -1).astype(dtype)
+
+        q, k = rotate(heads[:hq], 4), rotate(k, 0)
+        scores = jnp.einsum("htd,hld->htl", q, k.repeat(2, 0)).astype(jnp.float32) * d**-0.5
+        scores = jnp.where(jnp.arange(9)[None] <= jnp.arange(T)[:, None] + 4, scores, -jnp.inf)
+        return jnp.einsum("htl,hld->thd", jax.nn.softmax(scores).astype(dtype), v.repeat(2, 0)).reshape(T, hq * d)
+
+    ours = lambda qkv: dj.attention(qkv, hq, hkv, d, memory=memory, cos=cos, sin=sin)  # noqa: E731
+    agree(ours, plain, (qkv,), dtype)
+    # Gradients reach nothing but qkv, also where the memory is what is asked about.
+    zero = jax.grad(lambda m: jnp.sum(dj.attention(qkv, hq, hkv, d, memory=(m, mem_v, memory[2]), cos=cos, sin=sin)))(mem_k)
+    assert not zero.any()
+
+
+def test_a_small_model_learns_inside_jit():
+    parts = {"A": rand(2, 8, seed=1) / 8, "Bt": jnp.zeros((2, 16)), "norm": jnp.ones(16)}
+    base, down, head = dj.freeze(rand(16, 8, seed=2) / 3), rand(8, 8, seed=3) / 3, dj.freeze(rand(20, 8, seed=4))
+    x, targets = rand(9, 8, seed=5), jnp.arange(9) * 2
+
+    def loss(parts, base, head):
+        y = dj.norm(dj.linear(x, base, None, parts["A"], parts["Bt"], scale=2.0), parts["norm"])
+        return dj.cross_entropy(dj.linear(dj.activation(y), down), head, targets).mean()
+
+    step = jax.jit(jax.value_and_grad(loss))
+    losses = []
+    for _ in range(20):
+        value, grads = step(parts, base, head)
+        parts = jax.tree.map(lambda p, g: p - 0.3 * g, parts, grads)
+        losses.append(float(value))
+    assert losses[-1] < losses[0] - 0.3 and np.isfinite(losses).all()
+
+
+def test_frozen_weights_give_the_same_bits_and_no_gradient():
+    x, w = rand(6, 8), rand(5, 8, seed=1)
+    frozen = dj.freeze(w)
+    assert repr(frozen) == "Frozen((5, 8), float32)" and not jax.tree.leaves(frozen)
+    same_bits(jax.jit(dj.linear)(x, frozen), dj.linear(x, w))
+    same_bits(jax.grad(lambda x: dj.linear(x, [w, frozen]).sum())(x), jax.grad(lambda x: dj.linear(x, [w, w]).sum())(x))
+    other = dj.freeze(2 * w)
+    same_bits(jax.jit(dj.linear)(x, other), 2 * dj.linear(x, w))  # another weight is another compilation, not the first one's result
+    with pytest.raises(ValueError, match=r"weight is int32 \(3,\): expected float32 or bfloat16"):
+        dj.freeze(jnp.arange(3))
+
+
+def test_a_compiled_function_whose_weight_is_gone_says_so():
+    weights = [dj.freeze(rand(5, 8))]
+    program = jax.jit(lambda x: dj.linear(x, weights[0])).lower(rand(6, 8)).compile()
+    assert program(rand(6, 8)).shape == (6, 5)
+    weights.clear()
+    jax.clear_caches()
+    gc.collect()
+    with pytest.raises(Exception, match="the frozen weight of this compiled function was deleted"):
+        program(rand(6, 8)).block_until_ready()
+
+
+def state(dtype=None):
+    return dj.State(rand(2, 5), rand(2, 5, seed=1), jnp.zeros((2, 5)), jnp.zeros((2, 5)),
+                    None if dtype is None else rand(2, 5).astype(dtype), jnp.zeros(2, jnp.int32))
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_update_is_the_torch_ops_and_leaves_the_old_state_alone(dtype):
+    slots, lr, prior = jnp.array([1], jnp.int32), jnp.full(2, 0.1), rand(5, seed=4)
+    before, kept = state(dtype), [None if t is None else np.array(t) for t in state(dtype)]
+    new, norms, skipped = jax.jit(lambda s: dj.update("adam", s, slots, lr, prior=prior, clip=1.0, decay=0.1))(before)
+    same_bits([t for t in before if t is not None], [t for t in kept if t is not None])
+    master, grad, first, second, working, step = kept
+    theirs = np.zeros(1, np.float32), np.zeros(1, np.int32)
+    dn.update("adam", master, grad, first, second, np.asarray(prior), None, working, np.asarray(slots), np.asarray(lr), step, *theirs,
+              clip=1.0, decay=0.1)
+    same_bits([t for t in new if t is not None], [t for t in kept if t is not None])
+    same_bits([norms, skipped], list(theirs))
+    assert not new.grad[1].any() and (new.grad[0] == before.grad[0]).all() and new.step.tolist() == [0, 1]
+
+
+def test_a_donated_state_is_changed_in_place():
+    slots, lr = jnp.array([0, 1], jnp.int32), jnp.full(2, 0.1)
+    step = jax.jit(lambda s: dj.update("sgd", s._replace(grad=s.grad + 1), slots, lr, momentum=0.9)[0], donate_argnums=0)
+    old = dj.State(rand(2, 5000), rand(2, 5000, seed=1), jnp.zeros((2, 5000)), None, None, jnp.zeros(2, jnp.int32))
+    master, first = np.array(old.master), np.array(old.grad) + 1
+    addresses = [t.unsafe_buffer_pointer() for t in (old.master, old.first)]
+    new = step(old)
+    assert [t.unsafe_buffer_pointer() for t in (new.master, new.first)] == addresses and old.master.is_deleted()
+    np.testing.assert_allclose(new.master, master - 0.1 * first, rtol=1e-5, atol=1e-6)
+
+
+def test_refusals_name_the_argument():
+    x, w = rand(6, 8), rand(5, 8)
+    for wrong, why in (
+        (lambda: dj.linear(x, w.astype(jnp.bfloat16)), "linear: weight 0 has dtype bfloat16, accepted is float32"),
+        (lambda: dj.linear(x.astype(jnp.float16), w), "linear: dtype float16"),
+        (lambda: dj.linear(x, w, None, x[:2]), "A and Bt: expected both or neither"),
+        (lambda: dj.norm(x, x[0], kind="batch"), "kind='batch'"),
+        (lambda: dj.activation(x[:, :7]), "expected an even last dimension"),
+        (lambda: dj.cross_entropy(x, w, jnp.zeros((6, 1), jnp.int32)), r"targets has shape \(6, 1\)"),
+        (lambda: dj.update("lion", state(), jnp.zeros(1, jnp.int32), jnp.ones(2)), "kind='lion'"),
+        (lambda: dj.update("sgd", dj.State(x, x), jnp.zeros(1, jnp.int32), jnp.ones(2)), "state.step is None"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            wrong()
+    for wrong, why in (  # what only the kernel can see
+        (lambda: dj.linear(x, rand(5, 7)), r"linear_forward: parts\[0\] has shape \[5, 7\]"),
+        (lambda: dj.cross_entropy(x, w, jnp.full(6, 5)), r"cross_entropy: targets\[0\] is 5"),
+    ):
+        with pytest.raises(Exception, match=why):
+            jax.block_until_ready(wrong())
+
+
+def test_gpu_and_missing_compiler_are_said(monkeypatch, tmp_path):
+    jax.ffi.register_ffi_target("dynadapt_test_no_gpu", jax.ffi.pycapsule(build.library().dynadapt_xla_no_gpu), platform="cpu")
+    with pytest.raises(Exception, match="serves arrays on the CPU only"):
+        jax.ffi.ffi_call("dynadapt_test_no_gpu", jax.ShapeDtypeStruct((1,), jnp.float32))().block_until_ready()
+    monkeypatch.setenv("DYNADAPT_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UnsupportedOp, match="found no compiler 'no-such-compiler'"):
+        build._built()
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(UnsupportedOp, match="did not compile against jaxlib"):
+        build._built()
+    assert list((tmp_path / "xla").iterdir()) == []
