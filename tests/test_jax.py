@@ -1,4 +1,4 @@
-"""dynadapt.jax: values and gradients against jax.numpy inside jit and grad, the bits of the torch ops, in-place state, refusals."""
+"""dynadapt.jax: values and gradients against jax.numpy inside jit and grad, bits of the torch ops, in-place state, refusals."""
 import gc
 
 import jax
@@ -24,7 +24,9 @@ def close(ours, theirs, dtype):
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert a.shape == b.shape and np.abs(a - b).max() <= TOLERANCE[dtype] * np.abs(b).max(), (np.abs(a - b).max(), np.abs(b).max())
+        assert a.shape == b.shape
+        error, largest = np.abs(a - b).max(), np.abs(b).max()
+        assert error <= TOLERANCE[dtype] * largest, (error, largest)
 
 
 def agree(ours, theirs, arguments, dtype, seed=9):
@@ -71,7 +73,8 @@ def plain_linear(x, weights, bias, A, Bt, slots, scale):
 
 
 def linear_arguments(dtype):
-    return (rand(6, 8, dtype=dtype), (rand(4, 8, seed=1, dtype=dtype), rand(3, 8, seed=2, dtype=dtype)), rand(7, seed=3, dtype=dtype),
+    weights = rand(4, 8, seed=1, dtype=dtype), rand(3, 8, seed=2, dtype=dtype)
+    return (rand(6, 8, dtype=dtype), weights, rand(7, seed=3, dtype=dtype),
             rand(3, 4, 8, seed=4, dtype=dtype), rand(3, 2, 7, seed=5, dtype=dtype))
 
 
@@ -101,7 +104,8 @@ def test_cross_entropy(dtype):
         return jnp.where(targets >= 0, nll, 0.0)
 
     agree(lambda h, head: dj.cross_entropy(h, head, targets), plain, (h, head), dtype)
-    same_bits(dj.cross_entropy(h, head, targets), dn.cross_entropy(np.asarray(h), np.asarray(head), np.asarray(targets, np.int64)))
+    same_bits(dj.cross_entropy(h, head, targets),
+              dn.cross_entropy(np.asarray(h), np.asarray(head), np.asarray(targets, np.int64)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -112,8 +116,8 @@ def test_norms(kind, dtype):
     def plain(x, weight, bias):
         wide = x.astype(jnp.float32)
         wide = wide - (wide.mean(-1, keepdims=True) if kind == "layer" else 0)
-        out = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * weight.astype(jnp.float32) + bias.astype(jnp.float32)
-        return out.astype(x.dtype)
+        out = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + 1e-5)
+        return (out * weight.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
     agree(lambda *a: dj.norm(*a, kind=kind), plain, (x, weight, bias), dtype)
     agree(lambda *a: dj.add_norm(*a, kind=kind), lambda x, d, w, b: (x + d, plain(x + d, w, b)), (x, delta, weight, bias), dtype)
@@ -190,7 +194,7 @@ def test_frozen_weights_give_the_same_bits_and_no_gradient():
     same_bits(jax.jit(dj.linear)(x, frozen), dj.linear(x, w))
     same_bits(jax.grad(lambda x: dj.linear(x, [w, frozen]).sum())(x), jax.grad(lambda x: dj.linear(x, [w, w]).sum())(x))
     other = dj.freeze(2 * w)
-    same_bits(jax.jit(dj.linear)(x, other), 2 * dj.linear(x, w))  # another weight is another compilation, not the first one's result
+    same_bits(jax.jit(dj.linear)(x, other), 2 * dj.linear(x, w))  # compiled anew, not the first one's result
     with pytest.raises(ValueError, match=r"weight is int32 \(3,\): expected float32 or bfloat16"):
         dj.freeze(jnp.arange(3))
 
@@ -219,8 +223,8 @@ def test_update_is_the_torch_ops_and_leaves_the_old_state_alone(dtype):
     same_bits([t for t in before if t is not None], [t for t in kept if t is not None])
     master, grad, first, second, working, step = kept
     theirs = np.zeros(1, np.float32), np.zeros(1, np.int32)
-    dn.update("adam", master, grad, first, second, np.asarray(prior), None, working, np.asarray(slots), np.asarray(lr), step, *theirs,
-              clip=1.0, decay=0.1)
+    dn.update("adam", master, grad, first, second, np.asarray(prior), None, working, np.asarray(slots), np.asarray(lr), step,
+              *theirs, clip=1.0, decay=0.1)
     same_bits([t for t in new if t is not None], [t for t in kept if t is not None])
     same_bits([norms, skipped], list(theirs))
     assert not new.grad[1].any() and (new.grad[0] == before.grad[0]).all() and new.step.tolist() == [0, 1]

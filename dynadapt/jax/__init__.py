@@ -1,8 +1,8 @@
 """The CPU kernels as differentiable functions of jax, through XLA's foreign function interface.
 
-``linear``, ``cross_entropy``, ``norm``, ``add_norm``, ``activation`` and ``attention`` work inside jit, grad and vmap (which runs them
-one after the other); ``update`` changes optimizer state in place. ``freeze`` keeps a weight packed. The first call compiles a small
-library (build.py). Arrays are on the CPU; on a GPU a call is an error that says so. See docs/jax.md.
+``linear``, ``cross_entropy``, ``norm``, ``add_norm``, ``activation`` and ``attention`` work inside jit, grad and vmap (which runs
+them one after the other); ``update`` changes optimizer state in place. ``freeze`` keeps a weight packed. The first call
+compiles a small library (build.py). Arrays are on the CPU; on a GPU a call is an error that says so. See docs/jax.md.
 """
 
 try:

@@ -1,7 +1,7 @@
 """Builds ffi.cpp against the headers of the jaxlib that is there, once, and keeps the library in the cache.
 
-It is built on first use because XLA's headers come with jaxlib, which may be installed or changed after dynadapt. That takes a C++
-compiler ($CXX, or g++) and a few seconds.
+It is built on first use because XLA's headers come with jaxlib, which may be installed or changed after dynadapt. That takes a
+C++ compiler ($CXX, or g++) and a few seconds.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 import jax
 import jaxlib
 
+from ..linking import PACKAGE, library_dir
 from ..ops.dispatch import UnsupportedOp, native_module
 
 SOURCE = Path(__file__).with_name("ffi.cpp")
-PACKAGE = Path(__file__).parent.parent
 HANDLERS = (
     "linear_forward", "linear_backward", "lora_gradient", "weight_gradient", "bias_gradient", "cross_entropy",
-    "cross_entropy_weight_gradient", "norm_forward", "norm_backward", "activation_forward", "activation_backward", "attention_forward",
-    "attention_backward", "update",
+    "cross_entropy_weight_gradient", "norm_forward", "norm_backward", "activation_forward", "activation_backward",
+    "attention_forward", "attention_backward", "update",
 )
 
 
@@ -57,17 +57,18 @@ def cache_directory() -> Path:
 
 def _include_directory() -> Path:
     """Where dynadapt/dynadapt.h is: in the installed package, or in the source tree."""
-    for directory in (PACKAGE / "include", PACKAGE.parent / "csrc" / "include"):
+    installed, source = PACKAGE / "include", PACKAGE.parent / "csrc" / "include"
+    for directory in (installed, source):
         if (directory / "dynadapt" / "dynadapt.h").exists():
             return directory
-    raise UnsupportedOp(f"dynadapt.jax needs dynadapt/dynadapt.h, which is neither in {PACKAGE / 'include'} nor in the source tree")
+    raise UnsupportedOp(f"dynadapt.jax needs dynadapt/dynadapt.h, which is neither in {installed} nor in {source}")
 
 
 def _built() -> Path:
-    include, kernels = _include_directory(), PACKAGE / "libdynadapt.so"
+    include, kernels = _include_directory(), library_dir()
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     command = [*compiler, "-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", f"-I{include}",
-               "-isystem", jax.ffi.include_dir(), str(SOURCE), str(kernels), f"-Wl,-rpath,{PACKAGE}"]
+               "-isystem", jax.ffi.include_dir(), str(SOURCE), f"-L{kernels}", "-ldynadapt", f"-Wl,-rpath,{kernels}"]
     key = hashlib.sha256("\0".join([*command, jaxlib.__version__]).encode())
     for file in (SOURCE, include / "dynadapt" / "dynadapt.h"):
         key.update(file.read_bytes())

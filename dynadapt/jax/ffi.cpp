@@ -245,8 +245,8 @@ OP(attention_forward) {
 
 OP(attention_backward) {
   const dynadapt_attention_params params = attention_params(call);
-  return dynadapt_attention_backward(call.in(0), call.in(1), call.in(2), call.in(3), call.in(4), call.in(5), call.in(6), call.in(7),
-                                     call.in(8), call.in(9), call.out(0), &params, nullptr);
+  return dynadapt_attention_backward(call.in(0), call.in(1), call.in(2), call.in(3), call.in(4), call.in(5), call.in(6),
+                                     call.in(7), call.in(8), call.in(9), call.out(0), &params, nullptr);
 }
 
 // In place: outputs 0 to 5 are the memory of the inputs that XLA aliases with them (master, grad, first, second, working, step).

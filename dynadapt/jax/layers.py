@@ -24,7 +24,10 @@ def _number(kind, kinds):
 
 
 def norm(x, weight, bias=None, eps: float = 1e-5, kind: str = "rms"):
-    """y like x [..., H]: RMSNorm ("rms") or LayerNorm ("layer") over the last dimension; weight, bias [H]. See dynadapt.ops.norm."""
+    """y like x [..., H]: RMSNorm ("rms") or LayerNorm ("layer") over the last dimension; weight, bias [H].
+
+    Source: ``dynadapt.ops.norm``.
+    """
     check_dtype("norm", x, weight=weight, bias=bias)
     return _norm(float(eps), int(_number(kind, NORMS)), x.reshape(-1, x.shape[-1]), weight, bias).reshape(x.shape)
 
@@ -85,7 +88,10 @@ _add_norm.defvjp(_add_norm_kept, _add_norm_gradient)
 
 
 def activation(h, kind: str = "swiglu"):
-    """y [..., F] from h [..., 2 F] (swiglu: silu(h[..., :F]) h[..., F:]) or [..., F] (gelu, gelu_tanh). See dynadapt.ops.activation."""
+    """y [..., F] from h [..., 2 F] (swiglu: silu(h[..., :F]) h[..., F:]) or [..., F] (gelu, gelu_tanh).
+
+    Source: ``dynadapt.ops.activation``.
+    """
     check_dtype("activation", h)
     number = int(_number(kind, ACTIVATIONS))
     if kind == "swiglu" and h.shape[-1] % 2:

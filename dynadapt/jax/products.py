@@ -27,6 +27,8 @@ def linear(x, weights, bias=None, A=None, Bt=None, slots=None, scale: float = 1.
 
     Raises:
         ValueError: naming an argument of another dtype. Shapes are checked where the function runs.
+
+    Source: Hu et al. 2021, LoRA (arXiv 2106.09685), eq. 3; ``dynadapt.ops.linear``.
     """
     weights = tuple(weights) if isinstance(weights, (list, tuple)) else (weights,)
     if (A is None) != (Bt is None):
@@ -81,8 +83,10 @@ _linear.defvjp(_linear_kept, _linear_gradient)
 def cross_entropy(h, head, targets):
     """nll [...], float32 in nats, of integer ``targets`` [...] under logits h [..., H] head^T, which never exist as a whole.
 
-    ``head`` [V, H] is an array or what ``freeze`` gives. Differentiable in h and an array head, token by token. A negative target is
-    not scored: nll 0, gradient 0; one that is not below V is an error.
+    ``head`` [V, H] is an array or what ``freeze`` gives. Differentiable in h and an array head, token by token. A negative target
+    is not scored: nll 0, gradient 0; one that is not below V is an error.
+
+    Source: ``dynadapt.ops.cross_entropy``.
     """
     if targets.shape != h.shape[:-1]:
         raise ValueError(f"targets has shape {targets.shape}: expected {h.shape[:-1]}, one for each row of h")

@@ -27,8 +27,8 @@ def update(kind: str, state: State, slots, lr, *, prior=None, stat=None, prior_r
            beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0, momentum: float = 0.0):
     """(state, norms [S], skipped int32 [S]) after one step of the streams in ``slots`` int32 [S]; lr float32 [slots].
 
-    XLA lets the new state take the memory of the old one. Inside jit with the state donated (``donate_argnums``) nothing is copied;
-    otherwise XLA copies first, and the old state stays as it was. A stream whose gradient is not finite is skipped.
+    XLA lets the new state take the memory of the old one. Inside jit with the state donated (``donate_argnums``) nothing is
+    copied; otherwise XLA copies first, and the old state stays as it was. A stream whose gradient is not finite is skipped.
 
     Raises:
         ValueError: for an unknown kind or a state without ``step``. Shapes and dtypes are checked where the function runs.
