@@ -54,7 +54,7 @@ def draw_figures(results: list[Path], out: Path) -> list[Path]:
 def figures_of(results: dict):
     """(name, Figure) of everything that the results hold."""
     with matplotlib.rc_context({**STYLE, "text.parse_math": False}):
-        looks = _looks(results)
+        looks = looks_of(results)
         for case, entry in results.get("classes", {}).items():
             yield f"class-{case.replace(':', '-')}", curve_figure(entry, looks)
         if len(results.get("classes", {})) > 1:
@@ -83,7 +83,7 @@ def class_title(described: dict) -> str:
     return f"{name}, {detail}" if detail else name
 
 
-def _looks(results: dict) -> dict[str, dict]:
+def looks_of(results: dict) -> dict[str, dict]:
     found = {name: {"color": SUBJECTS[i % len(SUBJECTS)], "linestyle": "-", "linewidth": 2.2, "label": name, "zorder": 4}
              for i, name in enumerate(results["subjects"])}
     for name, (colour, dashes) in BASELINE_LOOKS.items():
@@ -91,7 +91,7 @@ def _looks(results: dict) -> dict[str, dict]:
     return found
 
 
-def _curves(axis, entry: dict, looks: dict) -> None:
+def draw_curves(axis, entry: dict, looks: dict) -> None:
     """Every predictor's error by number of examples, with the band of the trained models."""
     for name, curve in entry["curves"].items():
         k = np.arange(len(curve["mean"]))
@@ -110,7 +110,7 @@ def _top(entry: dict) -> float:
     return 1.15 * max(zero, min(max(models), HIGHEST * zero))
 
 
-def _legend(figure: Figure, axes, columns: int) -> None:
+def legend(figure: Figure, axes, columns: int) -> None:
     handles = {handle.get_label(): handle for axis in axes for handle in axis.get_legend_handles_labels()[0]}
     figure.legend(handles=handles.values(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
@@ -118,9 +118,9 @@ def _legend(figure: Figure, axes, columns: int) -> None:
 def curve_figure(entry: dict, looks: dict) -> Figure:
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axis = figure.subplots()
-    _curves(axis, entry, looks)
+    draw_curves(axis, entry, looks)
     axis.set(xlabel="in-context examples", ylabel="squared error, normalised", title=class_title(entry["class"]))
-    _legend(figure, [axis], 2)
+    legend(figure, [axis], 2)
     return figure
 
 
@@ -131,42 +131,49 @@ def grid_figure(entries: dict[str, dict], looks: dict, titles: dict[str, str]) -
     figure = Figure(figsize=(3.7 * columns, 2.9 * rows + 0.7), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (case, entry) in zip(axes, entries.items()):
-        _curves(axis, entry, looks)
+        draw_curves(axis, entry, looks)
         axis.set_title(titles[case], fontsize=10)
     for axis in axes[len(entries):]:
         axis.set_visible(False)
     for i in range(len(entries)):
         axes[i].set_xlabel("in-context examples" if i + columns >= len(entries) else "")
         axes[i].set_ylabel("squared error, normalised" if i % columns == 0 else "")
-    _legend(figure, axes[: len(entries)], 4)
+    legend(figure, axes[: len(entries)], 4)
     return figure
 
 
 def selection_figure(entries: dict[str, dict], looks: dict) -> Figure:
     """Error against the number of non-zeros: averaged over the prompt, and after a few numbers of examples."""
-    counts = [int(count) for count in entries]
     points = min(entry["points"] for entry in entries.values())
     chosen = sorted({max(1, round(share * (points - 1))) for share in (0.2, 0.4, 0.7)})
     figure = Figure(figsize=(3.6 * (1 + len(chosen)), 4.0), layout="constrained")
     axes = figure.subplots(1, 1 + len(chosen))
-    first = entries[str(counts[0])]
-    shown = [name for name in looks if name in first["curves"] and name not in ("zero", "averaging", "nearest_neighbours")]
     for axis, k in zip(axes, (None, *chosen)):
-        for name in shown:
-            known = [count for count in counts if name in entries[str(count)]["curves"]]
-            curves = [entries[str(count)]["curves"][name] for count in known]
-            at = lambda curve, key: curve["overall"][key] if k is None else curve[key][k]  # noqa: B023, E731
-            values, low, high = ([at(curve, key) for curve in curves] for key in ("mean", "low", "high"))
-            is_model = name in first["excess"]
-            axis.plot(known, values, **looks[name], marker="o" if is_model else None, markersize=4)
-            if is_model:
-                axis.fill_between(known, low, high, color=looks[name]["color"], alpha=0.18, linewidth=0)
-        axis.set(xlabel="non-zero weights", title="mean over the prompt" if k is None else f"after {k} example{'s' * (k > 1)}")
-        axis.set_ylim(bottom=0)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        draw_selection(axis, entries, looks, k)
+        axis.set_title("mean over the prompt" if k is None else f"after {k} example{'s' * (k > 1)}")
     axes[0].set_ylabel("squared error, normalised")
-    _legend(figure, axes, 4)
+    legend(figure, axes, 4)
     return figure
+
+
+def draw_selection(axis, entries: dict[str, dict], looks: dict, k: int | None = None) -> None:
+    """Error against the number of non-zeros after k examples; None: averaged over the prompt."""
+    counts = [int(count) for count in entries]
+    first = entries[str(counts[0])]
+    at = lambda curve, key: curve["overall"][key] if k is None else curve[key][k]  # noqa: E731
+    for name in looks:
+        if name in ("zero", "averaging", "nearest_neighbours") or name not in first["curves"]:
+            continue
+        known = [count for count in counts if name in entries[str(count)]["curves"]]
+        curves = [entries[str(count)]["curves"][name] for count in known]
+        values, low, high = ([at(curve, key) for curve in curves] for key in ("mean", "low", "high"))
+        is_model = name in first["excess"]
+        axis.plot(known, values, **looks[name], marker="o" if is_model else None, markersize=4)
+        if is_model:
+            axis.fill_between(known, low, high, color=looks[name]["color"], alpha=0.18, linewidth=0)
+    axis.set_xlabel("non-zero weights")
+    axis.set_ylim(bottom=0)
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def combination_figure(pair: dict, looks: dict) -> Figure:
@@ -177,7 +184,7 @@ def combination_figure(pair: dict, looks: dict) -> Figure:
     axes = figure.subplots(2, len(entries), squeeze=False)
     for column, entry in enumerate(entries):
         above, below = axes[:, column]
-        _curves(above, entry, looks)
+        draw_curves(above, entry, looks)
         weight = entry["weight"]
         title = names[0] if weight == 1 else names[1] if weight == 0 else f"{weight:g} {names[0]}\n+ {1 - weight:g} {names[1]}"
         above.set_title(title, fontsize=10)
@@ -185,7 +192,7 @@ def combination_figure(pair: dict, looks: dict) -> Figure:
         _line(below, entry["line"], looks)
     axes[0, 0].set_ylabel("squared error, normalised")
     axes[1, 0].set_ylabel("y")
-    _legend(figure, axes.ravel(), 4)
+    legend(figure, axes.ravel(), 4)
     return figure
 
 
@@ -211,7 +218,7 @@ def gradient_figure(gradient: dict, looks: dict) -> Figure:
     axis.set(xlabel="in-context examples", ylabel="mean cosine", ylim=(0, 1.05),
              title="Does the prediction's gradient in the query point along w?")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    _legend(figure, [axis], 2)
+    legend(figure, [axis], 2)
     return figure
 
 
@@ -222,7 +229,7 @@ def training_figure(subjects: dict[str, dict], looks: dict) -> Figure:
         if subject.get("training"):
             axis.plot(subject["training"]["step"], subject["training"]["loss"], **looks[name])
     axis.set(xlabel="training steps", ylabel="loss: mean squared error over the prompt", title="Training", yscale="log")
-    _legend(figure, [axis], 2)
+    legend(figure, [axis], 2)
     return figure
 
 
