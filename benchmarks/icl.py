@@ -213,6 +213,22 @@ def last(curve: dict) -> dict:
     return {key: curve[key][-1] for key in ("mean", "low", "high")}
 
 
+def shortened(results: dict) -> dict:
+    """What is worth keeping: means instead of whole curves; lines.json and waves.json have everything."""
+    means = lambda entries: {case: {name: rounded(curve["mean"]) for name, curve in entry["curves"].items()}  # noqa: E731
+                             for case, entry in entries.items()}
+    lines, waves = results["lines"], results["waves"]
+    pair = {f"{entry['weight']:g}": entry for entry in waves["combinations"][0]["weights"]}
+    kept = {key: value for key, value in results.items() if key not in ("lines", "waves")}
+    return {**kept, "settings": lines["settings"], "classes": means(lines["classes"]), "ood": means(lines["ood"]),
+            "nonzeros": means(lines["nonzeros"]), "waves": means(waves["classes"]), "combinations": means(pair),
+            "gradient": lines["gradient"]["cosine"]}
+
+
+def rounded(values: list[float]) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
+
+
 CLAIMS = {"13": "a mixture does as well as the right specialist", "14": "it tracks the best baseline along the whole curve",
           "15": "between the classes it predicts in between", "16": "outside the mixture it fails"}
 
@@ -248,9 +264,10 @@ def picture(results: dict) -> Figure:
         for axis, (case, entry) in zip(axes, lines["classes"].items()):
             kept = {name: curve for name, curve in entry["curves"].items() if name not in ("averaging", "nearest_neighbours")}
             draw_curves(axis, {**entry, "curves": kept}, looks)
-            axis.set(title=f"13, 14: {class_title(entry['class'])}", xlabel="in-context examples")
+            axis.set_title(f"13, 14: {class_title(entry['class'])}", fontsize=10)
+            axis.set_xlabel("in-context examples")
         draw_selection(axes[2], lines["nonzeros"], looks)
-        axes[2].set_title("15: mean over the prompt")
+        axes[2].set_title("15: mean over the prompt", fontsize=10)
         _weights_panel(axes[3], waves["combinations"][0]["weights"])
         axes[0].set_ylabel("squared error, normalised")
         legend(figure, axes, 5)
@@ -267,7 +284,8 @@ def _weights_panel(axis, entries: list[dict]) -> None:
         if name == "waves":
             low, high = ([curve[key] for curve in curves] for key in ("low", "high"))
             axis.fill_between(weights, low, high, color=colour, alpha=0.18, linewidth=0)
-    axis.set(title="16: sinusoid ... line", xlabel="weight of the line")
+    axis.set_title("16: sinusoids and lines, after the last example", fontsize=10)
+    axis.set_xlabel("weight of the line")
     axis.set_ylim(bottom=0)
 
 
@@ -319,7 +337,7 @@ def main() -> None:
     for name, config in configs.items():
         results["runs"][name]["classes"] = list(config.classes)
     results["scale"], results["config"] = arguments.scale, configs["mixture"].to_dict()
-    write_json(arguments.out / "results.json", results)
+    write_json(arguments.out / "results.json", shortened(results))
     (arguments.out / "results.md").write_text(markdown(results))
     for section in ("lines", "waves"):
         write_json(arguments.out / f"{section}.json", results[section])

@@ -132,5 +132,9 @@ def test_table_and_picture(lines):
     assert len(claims.picture({"lines": lines, "waves": found}).axes) == 4
     results = {"claims": {"13": claims.claim_13(lines)}, "lines": lines, "waves": found,
                "runs": {"dense": {"classes": ["dense-linear"], "steps": 10, "parameters": 1000, "seconds": 2.0}}}
+    kept = claims.shortened(results)
+    assert kept["claims"] == results["claims"] and list(kept["combinations"]) == ["0", "0.25", "0.5", "0.75", "1"]
+    mean = lines["classes"]["linear"]["curves"]["dense"]["mean"]
+    assert kept["classes"]["linear"]["dense"][:2] == pytest.approx(mean[:2], rel=1e-4)
     table = claims.markdown(results)
     assert "| 13: a mixture does as well as the right specialist | confirmed |" in table and "| least_squares | " in table
