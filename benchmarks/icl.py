@@ -53,7 +53,7 @@ from dynadapt.experiments.icl.progress import progress_for
 from dynadapt.experiments.icl.study import Settings, Study, Subject, label
 from dynadapt.experiments.icl.train import TrainOptions, train
 from dynadapt.experiments.plot import STYLE
-from dynadapt.experiments.rundir import write_json
+from dynadapt.experiments.rundir import read_json, write_json
 
 MARGIN, SLACK, FAILS, LEARNED = 0.05, 0.02, 0.1, 0.1
 WAVES, FASTER = "sinusoid:amplitude=[0.5;2],frequency=[2;2]", "sinusoid:amplitude=[0.5;2],frequency=[4;4]"
@@ -62,7 +62,9 @@ CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "not decided"
 
 SMALL = TrainConfig(dims=4, points=10, layers=4, hidden=64, heads=2, positions=20, batch=64, steps=20_000, lr=2e-3,
                     schedule="cosine", warmup=1000, clip=1.0)
-SCALES = {"small": (SMALL, 1), "garg": (from_preset("garg-standard"), 2)}  # settings, and non-zeros of the sparse class
+TINY = TrainConfig(dims=3, points=4, layers=1, hidden=16, heads=2, positions=7, batch=4, steps=4, log=2, lr=1e-3)
+# settings, and non-zeros of the sparse class; tiny is for dry runs
+SCALES = {"small": (SMALL, 1), "garg": (from_preset("garg-standard"), 2), "tiny": (TINY, 1)}
 
 
 def runs_of(scale: str, steps: int | None = None, device: str = "auto", dtype: str | None = None) -> dict[str, TrainConfig]:
@@ -291,59 +293,67 @@ def _weights_panel(axis, entries: list[dict]) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ running
 
-def trained(name: str, config: TrainConfig, out: Path, minutes: float | None) -> dict:
-    """The summary of a run, finished now or before."""
-    print(f"{name}: {', '.join(config.classes)}", flush=True)
-    with progress_for(config.steps, every=30.0) as progress:
-        options = TrainOptions(resume=True, checkpoint=max(1, config.steps // 10), minutes=minutes)
-        return train(config, out / name, options, progress)
+def train_all(configs: dict[str, TrainConfig], out: Path, minutes: float | None = None) -> dict[str, dict]:
+    """The summaries of these runs, trained now or before. Interrupted when the time is over; the same call goes on from there."""
+    began, summaries = time.monotonic(), {}
+    for name, config in configs.items():
+        print(f"{name}: {', '.join(config.classes)}", flush=True)
+        left = None if minutes is None else minutes - (time.monotonic() - began) / 60
+        options = TrainOptions(resume=True, checkpoint=max(1, config.steps // 10), minutes=left)
+        with progress_for(config.steps, every=30.0) as progress:
+            summaries[name] = train(config, out / name, options, progress)
+    return summaries
 
 
-def results_of(out: Path, summaries: dict[str, dict], settings: Settings) -> dict:
+def results_of(configs: dict[str, TrainConfig], out: Path, settings: Settings = Settings()) -> dict:
+    """Evaluation and verdicts of runs that are finished."""
     announce = lambda text: print(f"    {text}", flush=True)  # noqa: E731
-    subjects = {name: load_subject(out / name) for name in summaries}
+    subjects = {name: load_subject(out / name, device=config.device) for name, config in configs.items()}
     lines = evaluate_lines([subjects[name] for name in ("dense", "sparse", "mixture")], settings, announce)
     waves = evaluate_waves(subjects["waves"], settings, announce)
     claims = {"13": claim_13(lines), "14": claim_14(lines), "15": claim_15(lines), "16": claim_16(lines, waves)}
+    runs = {name: described(config, out / name) for name, config in configs.items()}
+    return {"environment": environment(), "config": configs["mixture"].to_dict(), "runs": runs, "claims": claims,
+            "lines": lines, "waves": waves}
+
+
+def described(config: TrainConfig, run: Path) -> dict:
+    summary = read_json(run / "summary.json")
     kept = ("steps", "parameters", "seconds", "backend", "dtype")
-    runs = {name: {key: summary[key] for key in kept} for name, summary in summaries.items()}
-    return {"environment": environment(), "claims": claims, "runs": runs, "lines": lines, "waves": waves}
+    return {"classes": list(config.classes), **{key: summary[key] for key in kept}}
+
+
+def write_results(out: Path, results: dict) -> None:
+    write_json(out / "results.json", shortened(results))
+    (out / "results.md").write_text(markdown(results))
+    for section in ("lines", "waves"):
+        write_json(out / f"{section}.json", results[section])
+    draw_figures([out / "lines.json", out / "waves.json"], out / "figures")
+    picture(results).savefig(out / "claims.png", dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/icl"))
     parser.add_argument("--scale", choices=list(SCALES), default="small",
-                        help="small: minutes on a CPU; garg: 20 dimensions, 500,000 steps")
+                        help="small: 4 dimensions, minutes on a CPU; garg: 20 dimensions, 500,000 steps; tiny: a dry run")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS,
-                        help="train only these; results are written when all are finished")
+                        help="train only these; results are written by the command without --runs")
     parser.add_argument("--steps", type=int, help="of every run (default: those of the scale)")
     parser.add_argument("--prompts", type=int, default=Settings.prompts, help="of every test (default: %(default)s)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), help="(default: that of the scale)")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes of training, with a checkpoint")
     arguments = parser.parse_args()
-    began, summaries = time.monotonic(), {}
     configs = runs_of(arguments.scale, arguments.steps, arguments.device, arguments.dtype)
-    for name in arguments.runs:
-        left = None if arguments.minutes is None else arguments.minutes - (time.monotonic() - began) / 60
-        try:
-            summaries[name] = trained(name, configs[name], arguments.out, left)
-        except Interrupted as stopped:
-            raise SystemExit(f"{stopped}; the same command goes on in {arguments.out}") from None
-    if len(summaries) < len(configs):
-        return print(f"trained {', '.join(summaries)}; results are written by the command without --runs")
-    results = results_of(arguments.out, summaries, Settings(prompts=arguments.prompts))
-    for name, config in configs.items():
-        results["runs"][name]["classes"] = list(config.classes)
-    results["scale"], results["config"] = arguments.scale, configs["mixture"].to_dict()
-    write_json(arguments.out / "results.json", shortened(results))
-    (arguments.out / "results.md").write_text(markdown(results))
-    for section in ("lines", "waves"):
-        write_json(arguments.out / f"{section}.json", results[section])
-    draw_figures([arguments.out / "lines.json", arguments.out / "waves.json"], arguments.out / "figures")
-    picture(results).savefig(arguments.out / "claims.png", dpi=110)
-    print(markdown(results))
+    try:
+        train_all({name: configs[name] for name in arguments.runs}, arguments.out, arguments.minutes)
+    except Interrupted as stopped:
+        raise SystemExit(f"{stopped}; the same command goes on in {arguments.out}") from None
+    if len(arguments.runs) == len(configs):
+        results = results_of(configs, arguments.out, Settings(prompts=arguments.prompts))
+        write_results(arguments.out, results)
+        print(markdown(results))
 
 
 if __name__ == "__main__":

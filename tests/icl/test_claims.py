@@ -138,3 +138,22 @@ def test_table_and_picture(lines):
     assert kept["classes"]["linear"]["dense"][:2] == pytest.approx(mean[:2], rel=1e-4)
     table = claims.markdown(results)
     assert "| 13: a mixture does as well as the right specialist | confirmed |" in table and "| least_squares | " in table
+
+
+def test_dry_run(tmp_path, monkeypatch, capsys):
+    """Trained in two calls, evaluated, judged. (That figures can be drawn is tested in test_study.py.)"""
+    monkeypatch.setattr(claims, "draw_figures", lambda results, out: [])
+    arguments = ["icl.py", "--scale", "tiny", "--device", "cpu", "--prompts", "8", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", [*arguments, "--minutes", "0"])
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        claims.main()
+    assert not (tmp_path / "mixture" / "summary.json").exists()
+    monkeypatch.setattr("sys.argv", [*arguments, "--runs", "mixture", "sparse"])
+    claims.main()
+    assert (tmp_path / "mixture" / "summary.json").exists() and not (tmp_path / "results.json").exists()
+    monkeypatch.setattr("sys.argv", arguments)
+    claims.main()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [results["claims"][claim]["verdict"] for claim in ("13", "15", "16")] == ["not decided"] * 3
+    assert results["runs"]["sparse"]["classes"] == ["sparse-linear:1"] and (tmp_path / "claims.png").exists()
+    assert (tmp_path / "results.md").read_text() in capsys.readouterr().out

@@ -46,6 +46,8 @@ def add_eval_options(command) -> None:
                          help="also how well the prediction's gradient in the query points along w")
     command.add_argument("--baselines", nargs="*", metavar="NAME", help="only these baselines (default: all that apply)")
     command.add_argument("--step", type=int, metavar="N", help="the checkpoint of this training step (default: the last)")
+    command.add_argument("--device", default="auto", metavar="NAME",
+                         help="where the models run: cpu, cuda or cuda:N; auto takes the GPU where there is one")
     command.add_argument("--prompts", type=int, default=PROMPTS, metavar="N", help=f"prompts of each test (default: {PROMPTS:,})")
     command.add_argument("--points", type=int, metavar="N", help="points of a prompt (default: what the runs were trained on)")
     command.add_argument("--batch", type=int, default=BATCH, metavar="N", help=f"prompts drawn at a time (default: {BATCH})")
@@ -68,7 +70,7 @@ def run_eval(arguments) -> int:
         raise RunError(f"{out} is a directory; --out names a file, such as {out / 'eval.json'}")
     settings = Settings(prompts=arguments.prompts, batch=arguments.batch, points=arguments.points, seed=arguments.seed,
                         baselines=None if arguments.baselines is None else tuple(arguments.baselines))
-    subjects = [load_subject(path, arguments.step) for path in arguments.run]
+    subjects = [load_subject(path, arguments.step, arguments.device) for path in arguments.run]
     announce = lambda text: print(f"  {text}", flush=True)  # noqa: E731
     results = evaluate(subjects, settings, announce=announce, **asked(arguments, subjects[0].dims))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -149,17 +151,17 @@ def evaluate(subjects: list[Subject], settings: Settings = Settings(), *, on=Non
     return results
 
 
-def load_subject(path: str | Path, step: int | None = None) -> Subject:
+def load_subject(path: str | Path, step: int | None = None, device: str = "auto") -> Subject:
     """A training run, ready to be asked."""
     from . import load_run
     from .config import TrainConfig
     path = Path(path)
-    regressor = load_run(path, step)
+    regressor = load_run(path, step, device=device)
     config = TrainConfig.from_dict(read_json(path / "config.json"))
     about = {key: getattr(config, key) for key in ("preset", "layers", "hidden", "heads", "batch", "steps", "lr", "seed")}
     about |= {"parameters": regressor.parameters, "training": training_curve(path)}
     return Subject(path.resolve().name, regressor.predict, config.dims, config.points, config.kind(), config.distribution(),
-                   str(regressor.device), about)
+                   about)
 
 
 def table_of(entries: dict[str, dict], subjects: list[str]):

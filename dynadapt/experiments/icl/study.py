@@ -39,7 +39,6 @@ class Subject:
     points: int
     kind: FunctionClass
     inputs: Inputs = field(default_factory=Inputs)
-    device: str = "cpu"
     about: dict = field(default_factory=dict)
 
 
@@ -80,7 +79,8 @@ class Study:
         return self.subjects[0].inputs
 
     def generator(self) -> torch.Generator:
-        return torch.Generator(self.subjects[0].device).manual_seed(self.settings.seed)
+        """Prompts are drawn and baselines computed on the CPU, wherever the models are."""
+        return torch.Generator().manual_seed(self.settings.seed)
 
     def trained_classes(self) -> list[FunctionClass]:
         """The classes of the subjects' training mixtures, each once."""
@@ -156,8 +156,8 @@ class Study:
         generator = self.generator().manual_seed(self.settings.seed if seed is None else seed)
         prompt = draw(kind, 1, self.points, generator, inputs=self.inputs)
         reach = float(prompt.x[:, :examples, 0].abs().max()) * 1.1
-        along = torch.linspace(-reach, reach, LINE, device=prompt.x.device)
-        queries = torch.zeros(LINE, 1, self.dims, device=prompt.x.device)
+        along = torch.linspace(-reach, reach, LINE)
+        queries = torch.zeros(LINE, 1, self.dims)
         queries[:, 0, 0] = along
         x = torch.cat([prompt.x[:, :examples].expand(LINE, -1, -1), queries], dim=1)  # [G, k + 1, d]
         y = torch.cat([prompt.y[:, :examples].expand(LINE, -1), torch.zeros_like(along)[:, None]], dim=1)  # [G, k + 1]
