@@ -41,6 +41,7 @@ STAGES = {
     "profiles": ("checks", "profiles"),
     "real": ("real", "real"),
     "step-8b": ("step", "run"),
+    "icl-claims": ("icl_claims", "claims"),
     "summary": ("summary", "summary"),
 }
 ONLY_ON_A_GPU = ("correctness", "sanitizers", "profiles", "step-1b", "step-8b")

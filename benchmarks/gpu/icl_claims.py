@@ -1,0 +1,36 @@
+"""Stage ``icl-claims``: the claims about mixtures of function classes (benchmarks/icl.py) at the sizes of Garg et al.
+
+Four trainings, of which one stage's time holds a part: every call goes on from the checkpoints in DIR/icl-claims, and the one that
+finds all of them finished evaluates and judges.
+"""
+
+from __future__ import annotations
+
+STEPS = 200_000  # of each run; the curriculum is over after 30,000
+EVALUATION = 150.0  # seconds that must be left to begin it
+
+
+def claims(campaign, record) -> None:
+    """Claims 13 to 16 at the sizes of Garg et al.: goes on with its four trainings, and judges when they are finished."""
+    from benchmarks import icl
+    from dynadapt.experiments.dyneval import Interrupted
+    from dynadapt.experiments.icl.study import Settings
+
+    scale, steps = ("tiny", None) if campaign.tiny else ("garg", STEPS)
+    configs = icl.runs_of(scale, steps, device=campaign.device)
+    folder = campaign.out / "icl-claims"
+    for name, config in configs.items():
+        try:
+            summary = icl.train_all({name: config}, folder, minutes=max(0.0, campaign.left - 20) / 60)[name]
+        except Interrupted as stopped:
+            record.add(run=name, stopped=str(stopped))
+            record.finish("out of time; the same command goes on")
+            return
+        record.add(run=name, steps=summary["steps"], seconds=summary["seconds"], steps_per_second=summary["steps_per_second"])
+    if not campaign.tiny and campaign.left < EVALUATION:
+        record.finish("trained; out of time for the evaluation, the same command does it")
+        return
+    results = icl.results_of(configs, folder, Settings(prompts=8 if campaign.tiny else Settings.prompts))
+    icl.write_results(folder, results)
+    for claim, found in results["claims"].items():
+        record.add(claim=claim, verdict=found["verdict"], why=found["sentence"])
