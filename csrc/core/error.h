@@ -14,6 +14,11 @@ struct Invalid : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+/// A file that can't be written; the text names it and the reason.
+struct FileError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 /// Keeps `text` as this thread's dynadapt_last_error() and returns `code`.
 int fail(int code, const std::string& text) noexcept;
 
@@ -28,6 +33,8 @@ int guarded(Body&& body) noexcept {
     return DYNADAPT_OK;
   } catch (const Invalid& error) {
     return fail(DYNADAPT_INVALID, error.what());
+  } catch (const FileError& error) {
+    return fail(DYNADAPT_IO, error.what());
   } catch (const std::bad_alloc&) {
     return fail(DYNADAPT_OUT_OF_MEMORY, "out of memory");  // short enough to need none
   } catch (const std::exception& error) {

@@ -32,7 +32,8 @@ enum {
   DYNADAPT_OK = 0,
   DYNADAPT_INVALID = 1,       /* an argument is wrong; the text names it, its value and what is accepted */
   DYNADAPT_OUT_OF_MEMORY = 2,
-  DYNADAPT_INTERNAL = 3
+  DYNADAPT_INTERNAL = 3,
+  DYNADAPT_IO = 4 /* a file can't be written; the text names it and the reason */
 };
 
 DYNADAPT_API int dynadapt_abi_version(void);
@@ -275,6 +276,95 @@ DYNADAPT_API int dynadapt_update(const DLTensor* master, const DLTensor* grad, c
                                  const DLTensor* step, const DLTensor* norms, const DLTensor* skipped,
                                  const DLTensor* prior_rate, const DLTensor* workspace,
                                  const dynadapt_update_params* params, void* stream);
+
+/* ---- the whole step on a loaded model -------------------------------------------------------- */
+
+/* A decoder that scores streams of tokens and learns from each segment right after scoring it, on the CPU: dynamic
+ * evaluation with LoRA adapters, one per stream. The step is that of dynadapt's Python Engine, in the same order, with the
+ * same kernels and, for the same seed, from the same adapters. Calls on one engine must not overlap. docs/c.md has examples. */
+typedef struct dynadapt_engine dynadapt_engine;
+
+enum { DYNADAPT_BF16 = 0, DYNADAPT_F32 = 1 };
+
+/* Start from dynadapt_engine_params_default and change what should differ. */
+typedef struct {
+  uint32_t struct_size;
+  int32_t dtype;          /* DYNADAPT_BF16 or DYNADAPT_F32: of weights and activations; sums and masters are float32 */
+  int32_t streams;        /* S: independent texts, each with an adapter, optimizer state and memory of its own */
+  int32_t segment;        /* T: the most tokens that a step scores of a stream */
+  int32_t every;          /* an update at every k-th segment of a stream */
+  int32_t memory_length;  /* keys and values of this many tokens before the segment are kept; 0: no memory */
+  int32_t memory_sinks;   /* and of this many at the document's beginning, in front of them */
+  int32_t rank;           /* of the adapters; 0: nothing learns */
+  double alpha;           /* the low-rank product is scaled by alpha / rank */
+  const char* targets;    /* the linears that get an adapter: "all", "attn" (q, k, v, o) or "mlp" (gate, up, down) */
+  int32_t first_layer;    /* layers first_layer..last_layer - 1 get adapters */
+  int32_t last_layer;     /* -1: up to the last */
+  uint64_t seed;          /* of the adapters' initial A */
+  int32_t optimizer;      /* DYNADAPT_ADAM, DYNADAPT_ADAMW or DYNADAPT_SGD */
+  double lr;
+  double beta1, beta2, eps; /* adam, adamw */
+  double clip;            /* largest norm of a stream's gradient; 0: none */
+  double decay;           /* the share of the way back to the start that each update goes; 0: none */
+  double weight_decay;    /* adamw */
+  double momentum;        /* sgd */
+} dynadapt_engine_params;
+
+/* Fills a struct of `struct_size` bytes (give sizeof) with the defaults: bf16, one stream, segment 512, no memory (sinks 4),
+ * rank 16, alpha 32, all linears, Adam with lr 2e-3, betas 0.9 and 0.999, eps 1e-8, clip 1. */
+DYNADAPT_API int dynadapt_engine_params_default(dynadapt_engine_params* params, uint32_t struct_size);
+
+/* Loads a Hugging Face directory (config.json and safetensors in F32, F16 or BF16; Llama, Mistral without a sliding window,
+ * Qwen2, Qwen3) and takes all the memory that steps will need. *out is to be destroyed. */
+DYNADAPT_API int dynadapt_engine_create(const dynadapt_engine_params* params, const char* model_dir, dynadapt_engine** out);
+DYNADAPT_API void dynadapt_engine_destroy(dynadapt_engine* engine);
+
+/* What became of the update of a stream. */
+enum { DYNADAPT_NOT_DUE = 0, DYNADAPT_UPDATED = 1, DYNADAPT_SKIPPED = 2 /* its gradient was not finite: it stays as it was */ };
+
+/* What a step did. Zero the struct and set struct_size; the arrays are the caller's, or NULL. */
+typedef struct {
+  uint32_t struct_size;
+  int32_t updated, skipped;  /* out: streams */
+  int64_t scored;            /* out: tokens */
+  double nll_sum;            /* out: of their NLLs, in nats */
+  int64_t forward_flops, backward_flops, update_flops, recompute_flops; /* out: of this step */
+  int32_t* outcome;          /* [S] out: DYNADAPT_NOT_DUE, DYNADAPT_UPDATED or DYNADAPT_SKIPPED */
+  float* grad_norm;          /* [S] out: before clipping; -1 where no update was due */
+} dynadapt_engine_report;
+
+/* Scores each stream's tokens, then learns from them. tokens [S, T + 1], row by row, with 1 <= T <= segment: inputs are the
+ * first T of a row and targets the last T, so that a stream's next call starts with the token that this one ended with.
+ * lengths [S], or NULL for all T: how many targets of each row count; a stream with 0 rests. nll [S, T] in nats, out, computed
+ * before the update that saw these tokens; 0 beyond lengths. report may be NULL. Bad tokens change nothing. */
+DYNADAPT_API int dynadapt_engine_step(dynadapt_engine* engine, const int32_t* tokens, int32_t T, const int32_t* lengths,
+                                      float* nll, dynadapt_engine_report* report);
+
+/* A new document begins in the stream: its memory is cleared. What it has learned stays; see dynadapt_engine_reset. */
+DYNADAPT_API int dynadapt_engine_enter(dynadapt_engine* engine, int32_t stream);
+/* Adapter and optimizer state of the stream back to the start; its memory stays. */
+DYNADAPT_API int dynadapt_engine_reset(dynadapt_engine* engine, int32_t stream);
+/* The learning rate of the stream from now on. */
+DYNADAPT_API int dynadapt_engine_set_lr(dynadapt_engine* engine, int32_t stream, double lr);
+
+/* Writes the stream's adapter as a PEFT directory, made if need be: adapter_config.json, adapter_model.safetensors in float32. */
+DYNADAPT_API int dynadapt_engine_save(dynadapt_engine* engine, int32_t stream, const char* directory);
+/* Takes a PEFT adapter of the same rank, alpha and targets; its optimizer state starts anew. Decay and reset still lead to the
+ * engine's own start. */
+DYNADAPT_API int dynadapt_engine_load_adapter(dynadapt_engine* engine, int32_t stream, const char* directory);
+
+typedef struct {
+  uint32_t struct_size;
+  int32_t streams, segment;
+  int32_t window;             /* tokens that attention sees at most: sinks, memory and segment */
+  int64_t layers, hidden, heads, kv_heads, head_dim, ffn, vocabulary, max_positions;
+  int64_t parameters;         /* of the model */
+  int64_t learned_parameters; /* per stream */
+  int64_t bytes;              /* that the engine holds: weights, adapters, optimizer state, memory, activations */
+  char family[16];            /* "llama", "qwen2" or "qwen3" */
+} dynadapt_engine_info_t;
+/* Set struct_size before the call. */
+DYNADAPT_API int dynadapt_engine_info(const dynadapt_engine* engine, dynadapt_engine_info_t* info);
 
 #ifdef __cplusplus
 }
