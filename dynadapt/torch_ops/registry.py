@@ -68,8 +68,17 @@ def mutating(schema: str):
     """Register a function that changes arguments in place as the op of ``schema``. Such ops have no gradient."""
 
     def register(function):
-        name = _define(schema, function, lambda *args, **kwargs: None)
-        return getattr(torch.ops.dynadapt, name).default
+        def run(*args, **kwargs):
+            function(*args, **kwargs)
+            for place in written:  # torch does not see what a kernel writes; autograd and frozen weights go by the version
+                for t in args[place] if isinstance(args[place], (list, tuple)) else [args[place]]:
+                    if t is not None:
+                        torch.autograd.graph.increment_version(t)
+
+        name = _define(schema, run, lambda *args, **kwargs: None)
+        op = getattr(torch.ops.dynadapt, name).default
+        written = [place for place, a in enumerate(op._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+        return op
 
     return register
 

@@ -158,6 +158,30 @@ def test_mutating_op_compiled():
     assert not torch.equal(eager[0], state[0]) and not eager[1].any()
 
 
+@pytest.mark.parametrize("name", [n for n, schema in torch_ops.SCHEMAS.items() if schema.endswith("-> ()")])
+def test_mutated_arguments_get_a_new_version(name):
+    """Autograd's check of saved tensors and frozen weights rest on it."""
+    arguments = calls(torch.float32, False)[name]
+    flat = [t for a in arguments for t in (a if isinstance(a, list) else [a]) if isinstance(t, torch.Tensor)]
+    versions, before = [t._version for t in flat], [t.clone() for t in flat]
+    op(name)(*arguments, **KEYWORDS.get(name, {}))
+    changed = [not torch.equal(a, b) for a, b in zip(flat, before)]
+    assert any(changed)
+    assert all(t._version > v for t, v, c in zip(flat, versions, changed) if c)
+    with torch.inference_mode():
+        op(name)(*calls(torch.float32, False)[name], **KEYWORDS.get(name, {}))
+
+
+def test_a_frozen_weight_follows_an_optimizer_step_on_it():
+    weight, x = rand(2, 5), rand(3, 5, seed=7)
+    torch_ops.linear(x, torch_ops.freeze(weight))
+    one = torch.zeros(1, **I32)
+    op("update")("sgd", weight.clone(), rand(2, 5, seed=1), None, None, None, None, weight, torch.tensor([0, 1], **I32),
+                 torch.ones(2), torch.zeros(2, **I32), torch.empty(2), one.repeat(2))
+    assert not torch.equal(weight, rand(2, 5))
+    torch.testing.assert_close(torch_ops.linear(x, weight), x @ weight.t())
+
+
 def test_flop_counter_uses_the_ops_formulas():
     x, weights, bias, A, Bt, slots, scale = adapter(torch.float32, True)
     with FlopCounterMode(display=False) as counter:
