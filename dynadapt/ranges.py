@@ -43,8 +43,8 @@ def status() -> dict[str, str]:
     """What shows where: "python" and "native" ranges, each "on" or why not."""
     from .ops.dispatch import native_module
     off = f"{VARIABLE} is not 1"
-    python = off if not enabled() else "on" if _state["domain"] is not None else "in torch.profiler only: the package nvtx is not installed"
-    return {"python": python, "native": native_module().nvtx_status()}
+    python = "on" if _state["domain"] is not None else "in torch.profiler only: the package nvtx is not installed"
+    return {"python": python if enabled() else off, "native": native_module().nvtx_status()}
 
 
 @contextmanager

@@ -12,7 +12,8 @@ static void plain_product(int m, int n, int k, double scale, const double* a, in
   for (int i = 0; i < m; i++)
     for (int j = 0; j < n; j++) {
       double sum = 0;
-      for (int l = 0; l < k; l++) sum += (a_transposed ? a[l * m + i] : a[i * k + l]) * (b_transposed ? b[j * k + l] : b[l * n + j]);
+      for (int l = 0; l < k; l++)
+        sum += (a_transposed ? a[l * m + i] : a[i * k + l]) * (b_transposed ? b[j * k + l] : b[l * n + j]);
       c[i * n + j] += scale * sum;
     }
 }

@@ -92,8 +92,8 @@ def test_an_op_is_checked_timed_and_written(tiny, tmp_path, capsys, ranges_resto
 
 
 def test_a_step_is_checked_and_timed(tiny, tmp_path, ranges_restored):
-    profile("--step", "--model", tiny, "--segment", 16, "--memory", 8, "--streams", 2, "--iters", 2, "--warmup", 1, "--dtype", "fp32",
-            "--device", "cpu", "--json", tmp_path / "step.json")
+    profile("--step", "--model", tiny, "--segment", 16, "--memory", 8, "--streams", 2, "--iters", 2, "--warmup", 1,
+            "--dtype", "fp32", "--device", "cpu", "--json", tmp_path / "step.json")
     (row,) = json.loads((tmp_path / "step.json").read_text())["rows"]
     assert row["label"] == "2 x 16, memory 8" and row["error"] < 1e-4
     assert row["tokens_per_s"] == pytest.approx(32e3 / row["median_ms"])
@@ -148,7 +148,7 @@ def test_perf_line_counts_the_timed_calls_alone(tiny, capsys):
     (clock,) = [line for line in done.stderr.splitlines() if "task-clock" in line]
     milliseconds = float(clock.split()[0].replace(",", ""))
     median = float(next(line for line in done.stdout.splitlines() if line.startswith("rms")).split()[1])
-    assert milliseconds < 1000, f"{milliseconds} ms counted: starting Python and importing torch are among them (median {median} ms)"
+    assert milliseconds < 1000, f"{milliseconds} ms counted, {median} a call: starting Python and importing torch are among them"
 
 
 # ---- ranges
@@ -185,7 +185,7 @@ def nvtx_recorder(folder):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """One step in a process of its own: (names in torch.profiler, status of native ranges, lines of the NVTX recorder or None)."""
+    """One step in a process of its own: names in torch.profiler, status of native ranges, lines of the NVTX recorder or None."""
     folder = tmp_path_factory.mktemp("seen")
     recorder = nvtx_recorder(folder)
     environment = {**os.environ, "DYNADAPT_NVTX": "1", "PYTHONPATH": str(ROOT)}
@@ -269,9 +269,10 @@ def test_ncu_csv_becomes_a_row_a_kernel(tmp_path, capsys):
     (tmp_path / "found.csv").write_text(NCU)
     profile("--parse-ncu", tmp_path / "found.csv", "--json", tmp_path / "rows.json")
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [row["kernel"] for row in rows] == ["dynadapt_linear_fused", "vendor_gemm", "dynadapt_norm_forward"]  # the longest first
+    assert [row["kernel"] for row in rows] == ["dynadapt_linear_fused", "vendor_gemm", "dynadapt_norm_forward"]  # longest first
     linear, vendor, norm = rows
-    assert (linear["microseconds"], linear["gb_per_s"], linear["roofline_percent"], linear["bound"]) == (1000.0, 500.0, 66.0, "tensor cores")
+    assert (linear["microseconds"], linear["gb_per_s"]) == (1000.0, 500.0)
+    assert (linear["roofline_percent"], linear["bound"]) == (66.0, "tensor cores")
     assert (norm["launches"], norm["microseconds"], norm["gb_per_s"]) == (2, 40.0, 2500.0)  # of 2,000 and 3,000
     assert (norm["roofline_percent"], norm["bound"], norm["registers"]) == (61.5, "DRAM", 40)
     assert (vendor["gb_per_s"], vendor["roofline_percent"], vendor["bound"], vendor["sm_percent"]) == (None, None, None, 55.0)

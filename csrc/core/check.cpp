@@ -100,12 +100,13 @@ void Op::copy_params(const void* given, uint32_t first, void* known, uint32_t si
   require(given != nullptr, "params is NULL");
   uint32_t there;
   std::memcpy(&there, given, sizeof there);  // struct_size, the first member of all of them
-  require(there >= first && there <= kMostParams, "params.struct_size is %u, accepted is sizeof(*params): at least %u, at most %u",
-          there, first, kMostParams);
+  require(there >= first && there <= kMostParams,
+          "params.struct_size is %u, accepted is sizeof(*params): at least %u, at most %u", there, first, kMostParams);
   const char* bytes = static_cast<const char*>(given);
   for (uint32_t i = size; i < there; i++)
-    require(bytes[i] == 0, "params.struct_size is %u and byte %u is set: a parameter that this library (ABI version %d) does not know",
-            there, i, DYNADAPT_ABI_VERSION);
+    require(bytes[i] == 0,
+            "params.struct_size is %u and byte %u is set: a parameter that this library (ABI version %d) does not know", there, i,
+            DYNADAPT_ABI_VERSION);
   std::memcpy(known, given, there < size ? there : size);
 }
 

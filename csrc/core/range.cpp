@@ -65,7 +65,8 @@ NamedRange::~NamedRange() {
 extern "C" int dynadapt_nvtx(void) {
   bool ranges = false;
   const int code = dynadapt::guarded([&] {
-    if (!dynadapt::kBuilt) throw dynadapt::Invalid("built without NVTX: nvtx3/nvToolsExt.h, which comes with CUDA, was not found");
+    if (!dynadapt::kBuilt)
+      throw dynadapt::Invalid("built without NVTX: nvtx3/nvToolsExt.h, which comes with CUDA, was not found");
     ranges = dynadapt::on();
     if (!ranges) throw dynadapt::Invalid("DYNADAPT_NVTX is not 1");
   });

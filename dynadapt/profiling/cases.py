@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from dynadapt.model import ModelConfig, rope_tables
-from dynadapt.ops import attention, cross_entropy, linear, make_matrix, make_parts, resolve, weight_gradient
+from dynadapt.ops import attention, cross_entropy, linear, linear_mse, make_matrix, make_parts, resolve, weight_gradient
 from dynadapt.ops.fused_update import TensorState, UpdateRule
 
 RANK = 16
@@ -64,6 +64,10 @@ class Sizes:
 
     def out(self, *shape, wide=False):
         return Out(torch.full(shape, float("nan"), dtype=torch.float32 if wide else BF16, device=self.device), wide)
+
+    def sum(self, *shape):
+        """An output that is added to."""
+        return Out(torch.zeros(shape, device=self.device), wide=True)
 
 
 class _Call:
@@ -242,6 +246,16 @@ def head(z, gradient):
     return Case("cross_entropy", label, arguments, moved, cross_entropy.flops(n, h, v, gradient))
 
 
+def head_weight_gradient(z):
+    n, h, v = z.N, z.c.hidden_size, z.c.vocab_size
+    x, w = z.randn(n, h), z.randn(v, h, scale=h**-0.5)
+    targets, weights = torch.randint(v, (n,), device=z.device), torch.full((n,), 1.0 / z.T, device=z.device)
+    lse = torch.logsumexp(x.float() @ w.float().t(), 1)
+    moved = 2 * (n * h + v * h) + 4 * v * h + 16 * n
+    arguments = [x, Weight(w), targets, weights, lse, z.out(v, h, wide=True), False]
+    return Case("cross_entropy_weight_gradient", "", arguments, moved, sum(cross_entropy.weight_gradient_flops(n, h, v)))
+
+
 # ---- the rest
 
 
@@ -325,6 +339,34 @@ def head_norm_forward(z):
     return Case("head_norm_forward", "", arguments, 4 * qkv.numel())
 
 
+def head_norm_backward(z):
+    c, n, d = z.c, z.N, z.c.head_dim
+    dout, qkv = (z.randn(n, (c.heads + 2 * c.kv_heads) * d) for _ in range(2))
+    keys = qkv.view(n, -1, d)[:, : c.heads + c.kv_heads].float()
+    rstd = torch.rsqrt(keys.square().mean(2) + 1e-6)
+    arguments = [dout, qkv, z.randn(d), z.randn(d), rstd, c.heads, c.kv_heads, d, z.out(*qkv.shape), None, None]
+    return Case("head_norm_backward", "", arguments, 6 * qkv.numel())
+
+
+def bias_gradient(z):
+    dy = z.randn(z.N, sum(z.groups["qkv"][1]))
+    return Case("bias_gradient", "qkv", [dy, z.sum(dy.shape[1])], 2 * dy.numel() + 8 * dy.shape[1])
+
+
+def row_scores(z):
+    k, parts = z.groups["mlp_in"]
+    dy, x = z.randn(z.N, sum(parts)), z.randn(z.N, k)
+    return Case("row_scores", "mlp_in", [dy, x, z.out(sum(parts), wide=True)], 2 * z.N * (k + sum(parts)) + 4 * sum(parts))
+
+
+def linear_mse_case(z):
+    n, h = z.N, z.c.hidden_size
+    target = z.randn(n, dtype=torch.float32)
+    arguments = [z.randn(n, h), z.randn(h, scale=h**-0.5), None, target, torch.full_like(target, 1 / n), z.out(n, wide=True),
+                 z.out(n, wide=True), z.out(n, h), z.sum(h), None]
+    return Case("linear_mse", "score and gradients", arguments, 4 * n * h + 16 * n, linear_mse.flops(n, h, True))
+
+
 def memory_advance(z, memory):
     """A full memory takes in a segment, all layers at once."""
     c = z.c
@@ -340,6 +382,13 @@ def embedding_forward(z):
     n, h, v = z.N, z.c.hidden_size, z.c.vocab_size
     tokens = torch.randint(v, (n,), device=z.device)
     return Case("embedding_forward", "", [tokens, z.randn(v, h), None, None, z.out(n, h)], 4 * n * h + 8 * n)
+
+
+def embedding_backward(z):
+    n, h, v = z.N, z.c.hidden_size, z.c.vocab_size
+    tokens = torch.randint(v, (n,), device=z.device)
+    touched = len(tokens.unique())  # rows of the table that are read and written
+    return Case("embedding_backward", "", [tokens, z.randn(n, h), z.sum(v, h)], 2 * n * h + 8 * n + 8 * touched * h)
 
 
 def update(z):
@@ -384,6 +433,7 @@ OPS = {
     **{name: (lambda make: lambda z, memory: [make(z, g) for g in z.groups])(make) for name, make in LINEAR.items()},
     "weight_gradient": lambda z, memory: [weight_gradient_case(z, "mlp_in", share) for share in (0.1, 1)],
     "cross_entropy": lambda z, memory: [head(z, True), head(z, False)],
+    "cross_entropy_weight_gradient": lambda z, memory: [head_weight_gradient(z)],
     "norm_forward": lambda z, memory: [norm_forward(z)],
     "norm_backward": lambda z, memory: [norm_backward(z)],
     "activation_forward": lambda z, memory: [activation_forward(z)],
@@ -391,7 +441,12 @@ OPS = {
     "attention_forward": lambda z, memory: [attention_forward(z, 0), attention_forward(z, memory)],
     "attention_backward": lambda z, memory: [attention_backward(z, memory)],
     "head_norm_forward": lambda z, memory: [head_norm_forward(z)],
+    "head_norm_backward": lambda z, memory: [head_norm_backward(z)],
+    "bias_gradient": lambda z, memory: [bias_gradient(z)],
+    "row_scores": lambda z, memory: [row_scores(z)],
+    "linear_mse": lambda z, memory: [linear_mse_case(z)],
     "memory_advance": lambda z, memory: [memory_advance(z, memory)],
     "embedding_forward": lambda z, memory: [embedding_forward(z)],
+    "embedding_backward": lambda z, memory: [embedding_backward(z)],
     "update": lambda z, memory: [update(z)],
 }

@@ -44,7 +44,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--op", choices=tuple(OPS), metavar="NAME", help=f"one op: {', '.join(OPS)}")
     what.add_argument("--step", action="store_true", help="one adapt step: forward, score of each token, backward, update")
-    what.add_argument("--parse-ncu", metavar="FILE.csv", help="measure nothing; a table of the kernels in what ncu printed as CSV")
+    what.add_argument("--parse-ncu", metavar="FILE.csv",
+                      help="measure nothing; a table of the kernels in what ncu printed as CSV")
     for name, (kind, default, text) in MEASURED.items():
         command.add_argument(f"--{name}", type=kind, default=default, choices=CHOICES.get(name),
                              metavar=None if name in CHOICES else "N" if kind is int else "NAME",
@@ -117,7 +118,8 @@ def _measure(arguments) -> int:
     what_ran = "adapt step" if arguments.step else arguments.op
     _show(f"{what_ran}, {runs.iters} calls after {runs.warmup}, by the {rows[0]['clock']} clock", rows)
     if arguments.json:
-        content = {"environment": found, "what": "step" if arguments.step else arguments.op, **what, "runs": asdict(runs), "rows": rows}
+        content = {"environment": found, "what": "step" if arguments.step else arguments.op, **what, "runs": asdict(runs),
+                   "rows": rows}
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
     return 0
 
@@ -159,9 +161,9 @@ def _table(title: str, columns: dict, rows: list[dict]) -> None:
 # ---- ncu's CSV
 
 
-NCU_COLUMNS = {"kernel": ("kernel", "{}"), "calls": ("launches", "{}"), "us": ("microseconds", "{:,.1f}"), "GB/s": ("gb_per_s", "{:,.0f}"),
-               "DRAM": ("dram_percent", "{:.0f}%"), "tensor": ("tensor_percent", "{:.0f}%"), "SM": ("sm_percent", "{:.0f}%"),
-               "roofline": ("roofline_percent", "{:.0f}%")}
+NCU_COLUMNS = {"kernel": ("kernel", "{}"), "calls": ("launches", "{}"), "us": ("microseconds", "{:,.1f}"),
+               "GB/s": ("gb_per_s", "{:,.0f}"), "DRAM": ("dram_percent", "{:.0f}%"), "tensor": ("tensor_percent", "{:.0f}%"),
+               "SM": ("sm_percent", "{:.0f}%"), "roofline": ("roofline_percent", "{:.0f}%")}
 NCU_LEGEND = """us: all calls together; the rest: the median call. DRAM, tensor, SM: percent of the peak of the DRAM, the tensor
 cores, the multiprocessors; roofline: the larger of DRAM and tensor (--json also has registers, occupancy and the bound)"""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 
-EVENTS = ("task-clock", "cycles", "instructions", "cache-references", "cache-misses", "branch-misses", "context-switches", "page-faults")
+EVENTS = ("task-clock", "cycles", "instructions", "cache-references", "cache-misses", "branch-misses", "context-switches",
+          "page-faults")
 
 
 def itself(options: list[str]) -> str:
@@ -17,7 +18,8 @@ def ncu(options: list[str], name: str, whole_step: bool) -> str:
     ours = "" if whole_step else " -k regex:dynadapt"
     measure = ("DYNADAPT_NVTX=1 ncu --nvtx --profile-from-start off --graph-profiling node --clock-control none --set full "
                f"--import-source yes{ours} -f -o {shlex.quote(name)}")
-    return f"{measure} {itself(options)}\nncu --import {shlex.quote(name + '.ncu-rep')} --csv --page raw > {shlex.quote(name + '.csv')}"
+    convert = f"ncu --import {shlex.quote(name + '.ncu-rep')} --csv --page raw > {shlex.quote(name + '.csv')}"
+    return f"{measure} {itself(options)}\n{convert}"
 
 
 def nsys(options: list[str], name: str) -> str:
@@ -27,5 +29,5 @@ def nsys(options: list[str], name: str) -> str:
 
 def perf(options: list[str]) -> str:
     """Counters are off at the start (-D -1) and on while the program says so through two pipes."""
-    return ("d=$(mktemp -d) && mkfifo $d/ctl $d/ack && "
-            f"perf stat -D -1 --control fifo:$d/ctl,$d/ack -e {','.join(EVENTS)} {itself(options)} --perf-control $d/ctl,$d/ack; rm -r $d")
+    return (f"d=$(mktemp -d) && mkfifo $d/ctl $d/ack && perf stat -D -1 --control fifo:$d/ctl,$d/ack -e {','.join(EVENTS)} "
+            f"{itself(options)} --perf-control $d/ctl,$d/ack; rm -r $d")

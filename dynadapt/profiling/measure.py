@@ -15,7 +15,10 @@ from dynadapt.ranges import span
 
 @dataclass(frozen=True)
 class Runs:
-    """How often a call is made before it is timed and while it is; ``perf``: pipes that `perf stat --control` reads and writes."""
+    """How often a call is made before it is timed and while it is.
+
+    ``perf``: two pipes, which `perf stat --control` reads and writes.
+    """
 
     warmup: int = 3
     iters: int = 20
@@ -54,7 +57,8 @@ def _cuda_profiler(device: torch.device):
 
 def timed(call, runs: Runs, device: torch.device) -> dict:
     """Milliseconds of ``call``: {"median_ms", "p20_ms", "p80_ms", "clock", "iters", "warmup"}; caches are as the last call left
-    them. The clock is the device's on a GPU, else the thread's own where one thread does all (other processes then don't count)."""
+    them. The clock is the device's on a GPU, else the thread's own where one thread does all: other processes then don't count.
+    """
     for _ in range(runs.warmup):
         call()
     clock, once = _clock(device)

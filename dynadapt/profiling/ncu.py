@@ -75,7 +75,10 @@ def summarise(launches: list[dict]) -> list[dict]:
 
 
 def _summary(name: str, group: list[dict]) -> dict:
-    middle = lambda label: statistics.median(g[label] for g in group if label in g) if any(label in g for g in group) else None  # noqa: E731
+    def middle(label):
+        values = [g[label] for g in group if label in g]
+        return statistics.median(values) if values else None
+
     bandwidth = [g["dram_bytes"] / g["ns"] for g in group if g.get("ns") and "dram_bytes" in g]  # bytes a ns are GB a s
     percents = {label: middle(label) for label in ("dram_percent", "tensor_percent", "sm_percent", "occupancy_percent")}
     roofs = {"DRAM": percents["dram_percent"], "tensor cores": percents["tensor_percent"]}

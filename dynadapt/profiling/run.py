@@ -37,8 +37,8 @@ def profile_op(op: str, what: dict, runs: Runs) -> list[dict]:
     function = named(resolve(op, backend, dtype)).function
     config, memory = geometry(what["model"]), what["memory"]
     torch.manual_seed(0)
-    few = cases.OPS[op](cases.Sizes(config, min(what["streams"], CHECKED[0]), min(what["segment"], CHECKED[1]), str(device)), memory)
-    full = cases.OPS[op](cases.Sizes(config, what["streams"], what["segment"], str(device)), memory)
+    shape = (what["streams"], what["segment"])
+    few, full = (cases.OPS[op](cases.Sizes(config, *sizes, str(device)), memory) for sizes in (map(min, shape, CHECKED), shape))
     labels = [case.label for case in full]
     if what["case"] and what["case"] not in labels:
         raise ValueError(f"--case {what['case']}: {op} has {', '.join(labels)}")
@@ -48,7 +48,8 @@ def profile_op(op: str, what: dict, runs: Runs) -> list[dict]:
             continue
         try:
             error = cases.check(small, backend, dtype, str(device))
-            cases.agrees(case, function, backend, dtype, str(device))  # at the timed size, where a kernel may split its work otherwise
+            # at the timed size, where a kernel may split its work otherwise
+            cases.agrees(case, function, backend, dtype, str(device))
         except AssertionError as failure:
             raise WrongResult(f"nothing is timed: {failure}") from None
         arguments = cases.materialise(case, backend, dtype, str(device))
@@ -94,10 +95,11 @@ def _check_step(model, what, backend, device, segment: int = 32) -> float:
     """
     tokens = torch.randint(model.config.vocab_size, (2, 1, segment + 1), generator=torch.Generator().manual_seed(2))
     ours = _engine(model, what, backend, device, 1, segment, what["dtype"])
-    truth = _engine(model, what, "reference", device, 1, segment, "fp32")
-    differences = [(ours.step(part).float() - truth.step(part).float()) for part in tokens]
+    truth = _engine(model, what, "reference", torch.device("cpu"), 1, segment, "fp32")
+    differences = [ours.step(part).float().cpu() - truth.step(part).float() for part in tokens]
     error = torch.stack(differences).square().mean().sqrt().item()
     limit = STEP_TOLERANCE[what["dtype"]]
     if not error <= limit:
-        raise WrongResult(f"nothing is timed: the step's scores differ from the plain reference's by {error:.3g} nats, accepted is {limit:g}")
+        raise WrongResult(f"nothing is timed: the step's scores differ from the plain reference's by {error:.3g} nats, accepted "
+                          f"is {limit:g}")
     return error

@@ -34,8 +34,8 @@ static void check(int status) {
 /* Buffers: the library's in float, the plain loops' in double. */
 static float x[N * K], W[H * K], head[V * H], adapter[P], h[N * H], u[N * R], nll[N], lse[N], dh[N * H], dU[N * R], dx[N * K],
     gradient[P], first[P], second[P], norm[1];
-static double wx[N * K], wW[H * K], whead[V * H], wadapter[P], wh[N * H], wu[N * R], wnll[N], wlogits[N * V], wdh[N * H], wdU[N * R],
-    wdx[N * K], wgradient[P];
+static double wx[N * K], wW[H * K], whead[V * H], wadapter[P], wh[N * H], wu[N * R], wnll[N], wlogits[N * V], wdh[N * H],
+    wdU[N * R], wdx[N * K], wgradient[P];
 static long long targets[N];
 
 /* h and nll, and with `backward` the gradients, by the library. A and Bt lie one after the other in `adapter`, as their
@@ -45,8 +45,9 @@ static float library(const dynadapt_matrix* weight, const dynadapt_matrix* vocab
   int32_t slot[1] = {0}; /* all rows belong to the first adapter */
   float weights[N], mean = 0;
   for (int i = 0; i < N; i++) weights[i] = 1.0f / N; /* the loss is the mean */
-  const DLTensor *px = FLOATS(vx, x, 2, N, K, 1), *pA = FLOATS(vA, adapter, 3, 1, R, K), *pBt = FLOATS(vBt, adapter + R * K, 3, 1, R, H);
-  const DLTensor *pslots = INT32S(vslots, slot, 1), *pu = FLOATS(vu, u, 2, N, R, 1), *ph = FLOATS(vh, h, 2, N, H, 1);
+  const DLTensor *pA = FLOATS(vA, adapter, 3, 1, R, K), *pBt = FLOATS(vBt, adapter + R * K, 3, 1, R, H);
+  const DLTensor *px = FLOATS(vx, x, 2, N, K, 1), *pu = FLOATS(vu, u, 2, N, R, 1), *ph = FLOATS(vh, h, 2, N, H, 1);
+  const DLTensor* pslots = INT32S(vslots, slot, 1);
   const dynadapt_linear_params linear = {.struct_size = sizeof linear, .scale = kScale};
   check(dynadapt_linear_forward(px, &weight, 1, NULL, pA, pBt, pslots, pu, ph, &linear, NULL));
 
@@ -59,7 +60,8 @@ static float library(const dynadapt_matrix* weight, const dynadapt_matrix* vocab
   const DLTensor* pdU = FLOATS(vdU, dU, 2, N, R, 1);
   check(dynadapt_linear_backward(pdh, &weight, 1, pA, pBt, pslots, pdU, FLOATS(vdx, dx, 2, N, K, 1), &linear, NULL));
   const int64_t part_sizes[1] = {H};
-  const dynadapt_lora_gradient_params lora = {.struct_size = sizeof lora, .scale = kScale, .part_count = 1, .part_sizes = part_sizes};
+  const dynadapt_lora_gradient_params lora = {
+      .struct_size = sizeof lora, .scale = kScale, .part_count = 1, .part_sizes = part_sizes};
   check(dynadapt_lora_gradient(pdh, px, pu, pdU, pslots, FLOATS(vdA, gradient, 3, 1, R, K),
                                FLOATS(vdBt, gradient + R * K, 3, 1, R, H), &lora, NULL));
   return mean;
@@ -70,10 +72,12 @@ static void update(void) {
   View vmaster, vgradient, vfirst, vsecond, vslots, vlr, vstep, vnorm, vskipped;
   int32_t slot[1] = {0}, step[1] = {0}, skipped[1];
   float lr[1] = {kLearningRate};
-  const dynadapt_update_params adam = {.struct_size = sizeof adam, .kind = DYNADAPT_ADAM, .clip = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8};
-  check(dynadapt_update(FLOATS(vmaster, adapter, 2, 1, P, 1), FLOATS(vgradient, gradient, 2, 1, P, 1), FLOATS(vfirst, first, 2, 1, P, 1),
-                        FLOATS(vsecond, second, 2, 1, P, 1), NULL, NULL, NULL, INT32S(vslots, slot, 1), FLOATS(vlr, lr, 1, 1, 1, 1),
-                        INT32S(vstep, step, 1), FLOATS(vnorm, norm, 1, 1, 1, 1), INT32S(vskipped, skipped, 1), NULL, NULL, &adam, NULL));
+  const dynadapt_update_params adam = {
+      .struct_size = sizeof adam, .kind = DYNADAPT_ADAM, .clip = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8};
+  check(dynadapt_update(FLOATS(vmaster, adapter, 2, 1, P, 1), FLOATS(vgradient, gradient, 2, 1, P, 1),
+                        FLOATS(vfirst, first, 2, 1, P, 1), FLOATS(vsecond, second, 2, 1, P, 1), NULL, NULL, NULL,
+                        INT32S(vslots, slot, 1), FLOATS(vlr, lr, 1, 1, 1, 1), INT32S(vstep, step, 1),
+                        FLOATS(vnorm, norm, 1, 1, 1, 1), INT32S(vskipped, skipped, 1), NULL, NULL, &adam, NULL));
   if (skipped[0] || step[0] != 1) {
     fprintf(stderr, "the update was skipped\n");
     exit(1);

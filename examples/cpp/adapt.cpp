@@ -70,8 +70,8 @@ void forward_and_backward(Layer& layer, const dynadapt::Matrix& weight, const dy
   auto linear = dynadapt::params<dynadapt_linear_params>();
   linear.scale = kScale;
   check(dynadapt_linear_forward(x, part, 1, nullptr, a, bt, slot, u, h, &linear, nullptr));
-  check(dynadapt_cross_entropy(h, head.get(), View(layer.targets, {N}), View(weights, {N}), View(r.nll, {N}), View(r.lse, {N}), dh,
-                               nullptr));
+  check(dynadapt_cross_entropy(h, head.get(), View(layer.targets, {N}), View(weights, {N}), View(r.nll, {N}),
+                               View(r.lse, {N}), dh, nullptr));
   check(dynadapt_linear_backward(dh, part, 1, a, bt, slot, du, nullptr, &linear, nullptr));  // nothing below learns: no dx
 
   const int64_t part_sizes[] = {H};
@@ -92,9 +92,9 @@ void update(Layer& layer, Results& r) {
   adam.beta1 = 0.9;
   adam.beta2 = 0.999;
   adam.eps = 1e-8;
-  check(dynadapt_update(View(layer.adapters, {S, P}), View(r.gradients, {S, P}), View(first, {S, P}), View(second, {S, P}), nullptr,
-                        nullptr, nullptr, View(slots, {S}), View(lr, {S}), View(step, {S}), View(norms, {S}), View(skipped, {S}),
-                        nullptr, nullptr, &adam, nullptr));
+  check(dynadapt_update(View(layer.adapters, {S, P}), View(r.gradients, {S, P}), View(first, {S, P}), View(second, {S, P}),
+                        nullptr, nullptr, nullptr, View(slots, {S}), View(lr, {S}), View(step, {S}), View(norms, {S}),
+                        View(skipped, {S}), nullptr, nullptr, &adam, nullptr));
 }
 
 /// One stream in plain loops: its output, scores and gradient, and the adapter after the update.

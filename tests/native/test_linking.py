@@ -30,8 +30,9 @@ def tool(name):
 
 def run(*command, **options):
     environment = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"} | options.pop("env", {})
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120, env=environment, **options)
-    assert done.returncode == 0, f"{shlex.join(map(str, command))}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    command = [str(part) for part in command]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done.stdout
 
 
@@ -85,7 +86,8 @@ def test_prefix_holds_the_c_library_and_nothing_of_python(prefix):
 def test_name_of_the_library_has_the_abi_version(prefix):
     abi = ctypes.CDLL(str(linking.library_dir() / "libdynadapt.so")).dynadapt_abi_version()
     assert dynamic(prefix / "lib" / "libdynadapt.so", "SONAME") == [f"libdynadapt.so.{abi}"]
-    assert dynamic(linking.library_dir() / "libdynadapt.so", "SONAME") == ["libdynadapt.so"]  # a wheel holds no links between files
+    # a wheel holds no links between files
+    assert dynamic(linking.library_dir() / "libdynadapt.so", "SONAME") == ["libdynadapt.so"]
 
 
 def test_needs_neither_torch_nor_python_and_shows_the_c_abi_alone():
@@ -115,7 +117,8 @@ def test_wheel_carries_the_same(tmp_path):
         env={"PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}"})
     (wheel,) = tmp_path.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("dynadapt/")}
-    share = {f"dynadapt/share/cmake/dynadapt/dynadapt{part}.cmake" for part in ("Config", "ConfigVersion", "Targets", "Targets-release")}
+    parts = ("Config", "ConfigVersion", "Targets", "Targets-release")
+    share = {f"dynadapt/share/cmake/dynadapt/dynadapt{part}.cmake" for part in parts}
     assert share | {"dynadapt/libdynadapt.so", "dynadapt/share/pkgconfig/dynadapt.pc", "dynadapt/include/dynadapt/dynadapt.h",
                     "dynadapt/include/dynadapt/dlpack.h"} <= names
 
@@ -158,8 +161,8 @@ def test_another_version_is_refused_by_cmake(prefix, tmp_path):
     (tmp_path / "CMakeLists.txt").write_text("cmake_minimum_required(VERSION 3.25)\nproject(asks NONE)\n"
                                              "find_package(dynadapt 0.1 REQUIRED)\nmessage(\"0.1: ${dynadapt_VERSION}\")\n"
                                              "find_package(dynadapt 9.0 QUIET)\nmessage(\"9.0: ${dynadapt_FOUND}\")\n")
-    done = subprocess.run([tool("cmake"), "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}"], capture_output=True,
-                          text=True, timeout=120)
+    command = [tool("cmake"), "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert f"0.1: {__version__}\n9.0: 0\n" in done.stderr
 
@@ -192,9 +195,10 @@ def library():
 
 
 # op -> arguments in front of params
-STRUCTS = {"linear_forward": 9, "linear_backward": 8, "lora_gradient": 7, "weight_gradient": 4, "cross_entropy_weight_gradient": 6,
-           "norm_forward": 7, "norm_backward": 10, "head_norm_forward": 5, "head_norm_backward": 8, "activation_forward": 2,
-           "activation_backward": 4, "attention_forward": 9, "attention_backward": 11, "update": 14}
+STRUCTS = {"linear_forward": 9, "linear_backward": 8, "lora_gradient": 7, "weight_gradient": 4,
+           "cross_entropy_weight_gradient": 6, "norm_forward": 7, "norm_backward": 10, "head_norm_forward": 5,
+           "head_norm_backward": 8, "activation_forward": 2, "activation_backward": 4, "attention_forward": 9,
+           "attention_backward": 11, "update": 14}
 COUNTS = {"linear_forward": 2, "linear_backward": 2}  # where part_count stands among them
 
 
