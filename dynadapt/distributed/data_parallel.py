@@ -9,6 +9,7 @@ gradients travel after the backward, not during it.
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .processes import Processes
 
 COMPRESSIONS = ("none", "bf16", "powersgd")
-POWERSGD_START = 2  # the first updates that PowerSGD leaves alone, at least: DDP settles its buckets in them
+POWERSGD_START = 2  # the least number of updates that torch's PowerSGD leaves alone
 
 
 class EngineGradient(torch.autograd.Function):
@@ -69,22 +70,57 @@ class DataParallel:
             self.powersgd = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank,
                                                         start_powerSGD_iter=max(start, POWERSGD_START))
             self.parallel.register_comm_hook(self.powersgd, powerSGD_hook.powerSGD_hook)
+            self._settle()
 
     def __call__(self) -> None:
         """The engine's gradient buffer holds the average afterwards."""
+        self._average()
+        if self.powersgd is not None and not torch.isfinite(self.module.state.grad).all():
+            for kept in self._kept().values():  # the update will skip this gradient; in the error it would spoil all others
+                kept.clear()
+
+    def _average(self) -> None:
         self.parallel().backward()
         for parameter, gradient in zip(self.module.learned, self.module.gradients()):
             if parameter.grad.data_ptr() != gradient.data_ptr():  # autograd kept a copy of its own
                 gradient.copy_(parameter.grad)
             parameter.grad = None
-        if self.powersgd is not None:
-            self._forget_if_not_finite()
 
-    def _forget_if_not_finite(self) -> None:
-        """A gradient that is not finite is skipped by the update; kept in PowerSGD's error it would spoil all that follow."""
-        if not torch.isfinite(self.module.state.grad).all():
-            for kept in (self.powersgd.error_dict, self.powersgd.p_memory_dict, self.powersgd.q_memory_dict):
-                kept.clear()
+    # ---- what PowerSGD carries from update to update, by bucket
+
+    def _settle(self) -> None:
+        """DDP chooses other buckets after its first backward: two passes of nothing, so that it has done so before."""
+        gradient = self.module.state.grad.clone()
+        self.module.state.grad.zero_()
+        for _ in range(2):
+            self._average()
+        self.module.state.grad.copy_(gradient)
+        self.powersgd.iter = 0
+
+    def _kept(self) -> dict[str, dict[int, torch.Tensor]]:
+        return {"error": self.powersgd.error_dict, "p": self.powersgd.p_memory_dict, "q": self.powersgd.q_memory_dict}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What going on needs; all processes call this, and any number of them can go on from it.
+
+        Factors are the same everywhere, errors are not. But only their mean acts on the average, now and later, so each process's
+        own gives way to it here: a run that goes on from this is the same as the one that was saved, bit for bit.
+        """
+        if self.powersgd is None:
+            return {}
+        for error in self.powersgd.error_dict.values():
+            dist.all_reduce(error)
+            error.div_(dist.get_world_size())
+        named = {f"{kind}.{bucket}": kept for kind, by in self._kept().items() for bucket, kept in by.items()}
+        return {"updates": torch.tensor(self.powersgd.iter), **named}
+
+    def load(self, saved: dict[str, torch.Tensor]) -> None:
+        """Take back what ``tensors`` gave."""
+        saved = dict(saved)
+        self.powersgd.iter = int(saved.pop("updates"))
+        for name, kept in saved.items():
+            kind, bucket = name.split(".")
+            self._kept()[kind][int(bucket)] = kept.to(self.module.state.grad.device, copy=True)
 
 
 def _rounded(state, bucket):

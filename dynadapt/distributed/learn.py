@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
 
 from ..adapt.own_weights import RowLearner
 from ..adapt.what import Full
 from ..adapt.whole_model import ModelLearner
 from .processes import Processes
 
+COMPRESSION = "compression.safetensors"
 APART = "gradients are averaged over processes first"
 
 
 def connect(engine, processes: Processes, compress: str = "none", powersgd_rank: int = 4, powersgd_start: int = 2,
-            shard: bool = False) -> None:
+            shard: bool = False, saved: str | Path | None = None) -> None:
     """From now on ``engine.step`` on every process learns from the mean of all processes' gradients, so that weights stay equal.
 
     The engine has ``shared=True``, the same seed everywhere, and its state restored already, where there is one. ``compress`` and
     the two numbers are as in ``DataParallel``; ``shard`` as in ``ShardedState``. On a GPU the step is not captured any more: it
-    runs op by op.
+    runs op by op. ``saved``: directory that the engine was restored from, and ``Connected.save`` wrote.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -41,6 +46,8 @@ def connect(engine, processes: Processes, compress: str = "none", powersgd_rank:
         _shard(engine, learner, processes, compress)
     else:
         learner.state.average = DataParallel(learner.state, compress, powersgd_rank, powersgd_start)
+        if compress == "powersgd" and saved is not None:
+            learner.state.average.load(load_file(str(Path(saved) / COMPRESSION)))
 
 
 def _shard(engine, learner, processes: Processes, compress: str) -> None:
@@ -55,14 +62,27 @@ def _shard(engine, learner, processes: Processes, compress: str) -> None:
     learner.state.gather()
 
 
+@dataclass(frozen=True)
+class Connected:
+    """What the first process saves: the engine, and what the compression of gradients carries along."""
+
+    engine: object
+    compression: dict
+
+    def save(self, directory) -> None:
+        self.engine.save(directory)
+        if self.compression:
+            save_file(self.compression, str(Path(directory) / COMPRESSION))
+
+
 @contextmanager
 def collected(engine):
-    """Inside, a sharded engine can be saved by the first process; all of them take part."""
-    states = [learner.state for learner in engine.learners if learner.state.sharded]
-    for state in states:
+    """Gives what is to be saved of a connected engine, while it can be; all processes take part, and the first one saves."""
+    state = engine.learners[0].state
+    if state.sharded:
         state.collect()
     try:
-        yield
+        yield Connected(engine, state.average.tensors() if state.average is not None else {})
     finally:
-        for state in states:
+        if state.sharded:
             state.release()

@@ -55,7 +55,8 @@ def skip(rank: int, **how) -> list:
         moved = any(not torch.equal(value, before[name]) for name, value in engine.learners[0].weights().items())
         finite = all(bool(torch.isfinite(value).all()) for value in engine.learners[0].weights().values())
         found.append([engine.last.updated[rank], engine.last.skipped[rank], moved, finite])
-    return found
+    state = engine.learners[0].state
+    return found, state.second.numel() / state.layout.size, state.master is None
 
 
 def main() -> None:

@@ -73,6 +73,9 @@ def cases_of(root: Path) -> dict[str, dict]:
     # killed by both, gone on with by both, in other ways too
     cases["kill"] = case("killed", model, kill=5)
     cases["resume"] = case("killed", model, options={"resume": True})
+    factors = {**model, **COMPRESSED["powersgd"]}
+    cases["kill powersgd"] = case("killed, powersgd", factors, kill=5)
+    cases["resume powersgd"] = case("killed, powersgd", factors, options={"resume": True})
     cases["kill sharded"] = case("killed, sharded", model, kill=5, options={"shard": True})
     cases["resume whole"] = case("killed, sharded", model, options={"resume": True})
     cases["kill for one"] = case("killed, for one", model, kill=5)
@@ -208,10 +211,12 @@ def test_killed_and_gone_on_with(root, one, two):
     """Bit for bit by as many processes; to rounding when whole copies go on with shards, two with one, or one with two."""
     names = ("kill", "resume", "kill sharded", "resume whole", "kill for one", "resume of one")
     assert [two[name] for name in names] == [["killed"] * 2, ["finished"] * 2] * 2 + [["killed"] * 2, ["finished"] * 2]
-    killed, whole = root / "two" / "killed", root / "two" / "model"
-    assert without_time(killed) == without_time(whole)
-    a, b = state(killed), state(whole)
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert [two["kill powersgd"], two["resume powersgd"]] == [["killed"] * 2, ["finished"] * 2]
+    for killed, whole in (("killed, powersgd", "powersgd"), ("killed", "model")):
+        killed, whole = root / "two" / killed, root / "two" / whole
+        assert without_time(killed) == without_time(whole)
+        a, b = state(killed), state(whole)
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert_same_run(root / "two" / "killed, sharded", whole)
     assert_same_run(root / "two" / "killed by one", whole)
     run(ReweightConfig(**config_of(root, **TRAINED["model"])), root / "two" / "killed, for one", ReweightOptions(resume=True))
@@ -228,7 +233,13 @@ def test_processes_that_do_not_fit_are_refused_by_name(name, root, two):
 @pytest.mark.parametrize("how", ["whole", "sharded", "powersgd"])
 def test_a_gradient_that_is_not_finite_on_one_is_skipped_by_both(how, two):
     updated, skipped = [True, False, True, True], [False, True, False, True]    # updated, skipped, weights moved, weights finite
-    assert two[f"skip, {how}"] == [[updated, updated, skipped, updated, updated]] * 2
+    assert [found for found, _, _ in two[f"skip, {how}"]] == [[updated, updated, skipped, updated, updated]] * 2
+
+
+def test_shards_hold_half_of_masters_and_moments(two):
+    held = [held for _, *held in two["skip, sharded"]]
+    assert [share == pytest.approx(0.5, abs=0.01) for share, _ in held] == [True] * 2 and sum(share for share, _ in held) == 1
+    assert [gone for _, gone in held] == [True] * 2 and two["skip, whole"][0][1:] == [1, False]
 
 
 @pytest.mark.parametrize("changes, options, said", [(dict(compress="bf16"), {}, "compress 'bf16' with one process"),

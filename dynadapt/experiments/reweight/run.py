@@ -143,7 +143,8 @@ class _Training:
         processes.same({"the model": engine.model.fingerprint(), "backend": engine.backend, **texts})
         if directory.state:
             processes.together(lambda: self._restore(directory.state))
-        connect(engine, processes, config.compress, config.powersgd_rank, max(config.steps // 10 - self.step, 0), options.shard)
+        connect(engine, processes, config.compress, config.powersgd_rank, config.steps // 10, options.shard,
+                directory.checkpoint and directory.checkpoint / "engine")
         if options.change:
             self._change()
 
@@ -170,8 +171,8 @@ class _Training:
     def _save(self, anew: bool = False) -> None:
         if self.mixer is None or (not anew and self.directory.state and self.directory.state["segments"] == self.step):
             return
-        with collected(self.engine):
-            self.directory.save(self.engine, {
+        with collected(self.engine) as state:
+            self.directory.save(state, {
                 "segments": self.step, "start": self.start, "last": self.last, "pending": self.pending, "totals": self.totals,
                 "mixer": self.mixer.state_dict(), "supply": self.sampler.supply.state_dict(), "digests": self.digests})
 
