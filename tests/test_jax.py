@@ -139,6 +139,28 @@ def test_activations(kind, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_head_norm_embedding_and_read_out(dtype):
+    qkv, q_weight, k_weight = rand(6, 16, dtype=dtype), rand(4, seed=1, dtype=dtype), rand(4, seed=2, dtype=dtype)
+
+    def plain_heads(qkv, q_weight, k_weight):
+        heads = qkv.reshape(6, 4, 4).astype(jnp.float32)
+        normed = heads * jax.lax.rsqrt((heads**2).mean(-1, keepdims=True) + 1e-6)
+        weights = jnp.stack([q_weight, q_weight, k_weight]).astype(jnp.float32)
+        return jnp.concatenate([normed[:, :3] * weights, heads[:, 3:]], 1).reshape(6, 16).astype(dtype)
+
+    agree(lambda *a: dj.head_norm(*a, 2, 1, 4), plain_heads, (qkv, q_weight, k_weight), dtype)
+
+    tokens, places = jnp.array([[1, 4, 1], [0, 2, 4]]), jnp.array([0, 1, 2])
+    table, positions = rand(5, 8, dtype=dtype), rand(4, 8, seed=1, dtype=dtype)
+    agree(lambda t, p: dj.embedding(tokens, t, p, places), lambda t, p: t[tokens] + p[places], (table, positions), dtype)
+
+    h, weight, target, bias = rand(6, 8, dtype=dtype), rand(8, seed=1, dtype=dtype), rand(6, seed=2), rand(1, seed=3)
+    plain = lambda h, w, t, b: (h.astype(jnp.float32) @ w.astype(jnp.float32) + b - t) ** 2  # noqa: E731
+    agree(dj.linear_mse, plain, (h, weight, target, bias), dtype)
+    same_bits(dj.linear_mse(h, weight, target), dn.linear_mse(np.asarray(h), np.asarray(weight), np.asarray(target))[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_attention_over_a_memory(dtype):
     hq, hkv, d, T = 4, 2, 8, 5
     qkv = rand(T, (hq + 2 * hkv) * d, dtype=dtype)

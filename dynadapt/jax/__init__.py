@@ -1,8 +1,9 @@
 """The CPU kernels as differentiable functions of jax, through XLA's foreign function interface.
 
-``linear``, ``cross_entropy``, ``norm``, ``add_norm``, ``activation`` and ``attention`` work inside jit, grad and vmap (which runs
-them one after the other); ``update`` changes optimizer state in place. ``freeze`` keeps a weight packed. The first call
-compiles a small library (build.py). Arrays are on the CPU; on a GPU a call is an error that says so. See docs/jax.md.
+``linear``, ``cross_entropy``, ``linear_mse``, ``norm``, ``add_norm``, ``head_norm``, ``activation``, ``embedding`` and
+``attention`` work inside jit, grad and vmap (which runs them one after the other); ``update`` changes optimizer state in place.
+``freeze`` keeps a weight packed. The first call compiles a small library (build.py). Arrays are on the CPU; on a GPU a call is
+an error that says so. See docs/jax.md.
 """
 
 try:
@@ -11,8 +12,9 @@ except ImportError as error:
     raise ImportError("dynadapt.jax needs the package jax; install it with `pip install jax`") from error
 
 from .call import Frozen, freeze
-from .layers import activation, add_norm, attention, norm
-from .products import cross_entropy, linear
+from .layers import activation, add_norm, attention, embedding, head_norm, norm
+from .products import cross_entropy, linear, linear_mse
 from .update import State, update
 
-__all__ = ["Frozen", "State", "activation", "add_norm", "attention", "cross_entropy", "freeze", "linear", "norm", "update"]
+__all__ = ["Frozen", "State", "activation", "add_norm", "attention", "cross_entropy", "embedding", "freeze", "head_norm",
+           "linear", "linear_mse", "norm", "update"]

@@ -26,7 +26,8 @@ SOURCE = Path(__file__).with_name("ffi.cpp")
 HANDLERS = (
     "linear_forward", "linear_backward", "lora_gradient", "weight_gradient", "bias_gradient", "cross_entropy",
     "cross_entropy_weight_gradient", "norm_forward", "norm_backward", "activation_forward", "activation_backward",
-    "attention_forward", "attention_backward", "update",
+    "attention_forward", "attention_backward", "head_norm_forward", "head_norm_backward", "embedding_forward",
+    "embedding_backward", "linear_mse", "update",
 )
 
 

@@ -70,6 +70,7 @@ class Call {
 
   /// An input of int64, which jax gives as int32 unless it is told otherwise.
   const DLTensor* in_i64(int place) {
+    if (!(inputs_ >> place & 1)) return nullptr;
     DLTensor tensor = *in(place);
     if (tensor.dtype.code != kDLInt || tensor.dtype.bits != 32) return keep(tensor);
     int64_t count = 1;
@@ -230,6 +231,33 @@ OP(activation_forward) {
 OP(activation_backward) {
   const dynadapt_activation_params params{sizeof params, call.attr<int32_t>("kind")};
   return dynadapt_activation_backward(call.in(0), call.in(1), call.out(0), nullptr, &params, nullptr);
+}
+
+static dynadapt_head_norm_params head_norm_params(const Call& call, float eps) {
+  return {sizeof(dynadapt_head_norm_params), call.attr<int32_t>("hq"), call.attr<int32_t>("hkv"), call.attr<int32_t>("d"), eps};
+}
+
+OP(head_norm_forward) {
+  const dynadapt_head_norm_params params = head_norm_params(call, call.attr<float>("eps"));
+  return dynadapt_head_norm_forward(call.in(0), call.in(1), call.in(2), call.out(0), call.out(1), &params, nullptr);
+}
+
+OP(head_norm_backward) {
+  const dynadapt_head_norm_params params = head_norm_params(call, 0.0f);
+  return dynadapt_head_norm_backward(call.in(0), call.in(1), call.in(2), call.in(3), call.in(4), call.out(0), call.sum(1),
+                                     call.sum(2), &params, nullptr);
+}
+
+OP(embedding_forward) {
+  return dynadapt_embedding_forward(call.in_i64(0), call.in(1), call.in(2), call.in_i64(3), call.out(0), nullptr);
+}
+
+OP(embedding_backward) { return dynadapt_embedding_backward(call.in_i64(0), call.in(1), call.sum(0), nullptr); }
+
+// The forward has outputs 0 and 1 only; the backward has all, with the incoming gradient as input 4.
+OP(linear_mse) {
+  return dynadapt_linear_mse(call.in(0), call.in(1), call.in(2), call.in(3), call.in(4), call.out(0), call.out(1), call.out(2),
+                             call.sum(3), call.sum(4), nullptr);
 }
 
 static dynadapt_attention_params attention_params(const Call& call) {

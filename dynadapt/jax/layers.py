@@ -1,4 +1,4 @@
-"""Norms, activations and attention for jax."""
+"""Norms, activations, embedding and attention for jax."""
 
 from __future__ import annotations
 
@@ -84,6 +84,77 @@ def _add_norm_gradient(eps, kind, kept, gradients):
 _add_norm.defvjp(_add_norm_kept, _add_norm_gradient)
 
 
+# ---- norm of query and key heads ----
+
+
+def head_norm(qkv, q_weight, k_weight, hq: int, hkv: int, d: int, eps: float = 1e-6):
+    """qkv [N, (hq + 2 hkv) d] with every query and key head normalised (RMS); values pass through. q_weight, k_weight [d].
+
+    Source: ``dynadapt.ops.head_norm``.
+    """
+    check_dtype("head_norm", qkv, q_weight=q_weight, k_weight=k_weight)
+    return _head_norm((hq, hkv, d), float(eps), qkv, q_weight, k_weight)
+
+
+def _heads(sizes):
+    return dict(zip(("hq", "hkv", "d"), np.array(sizes, np.int32)))
+
+
+def _head_norm_forward(sizes, eps, *inputs):
+    results = [like(inputs[0]), f32(inputs[0].shape[0], sizes[0] + sizes[1])]
+    return call("head_norm_forward", results, inputs, eps=np.float32(eps), **_heads(sizes))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _head_norm(sizes, eps, qkv, q_weight, k_weight):
+    return _head_norm_forward(sizes, eps, qkv, q_weight, k_weight)[0]
+
+
+def _head_norm_kept(sizes, eps, *inputs):
+    out, rstd = _head_norm_forward(sizes, eps, *inputs)
+    return out, (*inputs, rstd)
+
+
+def _head_norm_gradient(sizes, eps, kept, dout):
+    qkv, q_weight, k_weight, _ = kept
+    results = [like(qkv), f32(sizes[2]), f32(sizes[2])]
+    dqkv, dq, dk = call("head_norm_backward", results, [dout, *kept], **_heads(sizes))
+    return dqkv, dq.astype(q_weight.dtype), dk.astype(k_weight.dtype)
+
+
+_head_norm.defvjp(_head_norm_kept, _head_norm_gradient)
+
+
+# ---- embedding ----
+
+
+def embedding(tokens, table, position_table=None, positions=None):
+    """out [..., H] = table[tokens] (+ position_table[positions]); tokens, positions integers [...], tables [V, H] and [P, H].
+
+    Source: ``dynadapt.ops.embedding``.
+    """
+    if (position_table is None) != (positions is None):
+        raise ValueError("position_table and positions: expected both or neither")
+    check_dtype("embedding", table, position_table=position_table)
+    places = None if positions is None else jnp.broadcast_to(positions, tokens.shape).reshape(-1)
+    return _embedding(tokens.reshape(-1), table, position_table, places).reshape(*tokens.shape, table.shape[1])
+
+
+@jax.custom_vjp
+def _embedding(tokens, table, position_table, positions):
+    results = [like(table, tokens.shape[0], table.shape[1])]
+    return call("embedding_forward", results, [tokens, table, position_table, positions])[0]
+
+
+def _embedding_gradient(kept, dout):
+    tokens, table, position_table, positions = kept
+    of = lambda index, t: call("embedding_backward", [f32(*t.shape)], [index, dout])[0].astype(t.dtype)  # noqa: E731
+    return None, of(tokens, table), None if positions is None else of(positions, position_table), None
+
+
+_embedding.defvjp(lambda *inputs: (_embedding(*inputs), inputs), _embedding_gradient)
+
+
 # ---- activations ----
 
 
@@ -126,7 +197,7 @@ def attention(qkv, hq: int, hkv: int, d: int, *, slots=None, memory=None, cos=No
 
 def _sizes(sizes):
     hq, hkv, d, scale = sizes
-    return {"hq": np.int32(hq), "hkv": np.int32(hkv), "d": np.int32(d), "scale": np.float32(scale)}
+    return {**_heads((hq, hkv, d)), "scale": np.float32(scale)}
 
 
 def _attention_forward(sizes, qkv, others):
