@@ -119,6 +119,41 @@ def test_linear_cross_entropy_equals_torch(reduction, dtype):
         LinearCrossEntropy("max")
 
 
+def test_a_transformers_model_with_these_modules_has_pefts_gradients():
+    import peft
+
+    from dynadapt.model import random_model, tiny_config
+    from helpers import to_transformers
+
+    source, ids = random_model(tiny_config("llama"), seed=1, std=0.1), torch.randint(50, (2, 9))
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"])
+    theirs = peft.get_peft_model(to_transformers(source), config)
+
+    model = to_transformers(source).requires_grad_(False)
+    adapters = {}
+    for i, block in enumerate(model.model.layers):
+        for parent, name in ((block.self_attn, "q_proj"), (block.mlp, "down_proj")):
+            layer = LoRALinear.from_linear(getattr(parent, name), rank=3, alpha=6)
+            setattr(parent, name, layer)
+            adapters[i, name] = layer
+    for (i, name), layer in adapters.items():
+        block = theirs.base_model.model.model.layers[i]
+        own = getattr(block.self_attn if name == "q_proj" else block.mlp, name)
+        torch.nn.init.normal_(own.lora_B["default"].weight, std=0.1)
+        layer.load_state_dict({"lora_A": own.lora_A["default"].weight, "lora_B": own.lora_B["default"].weight}, strict=False)
+    expected = theirs(ids, labels=ids).loss
+    hidden = model.model(ids).last_hidden_state
+    loss = LinearCrossEntropy()(hidden[:, :-1], torch_ops.freeze(model.lm_head.weight), ids[:, 1:])
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    loss.backward()
+    expected.backward()
+    wanted = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    ours = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert len(ours) == len(wanted) == 2 * len(adapters)
+    for name, grad in ours.items():
+        torch.testing.assert_close(grad, wanted[f"base_model.model.{name}.default.weight"], atol=1e-6, rtol=1e-4)
+
+
 def test_compiled_training_step_equals_eager():
     torch.compiler.reset()
     loss_of, x, target = LinearCrossEntropy(), torch.randn(9, 8), torch.randint(20, (9,))
