@@ -7,6 +7,7 @@ from helpers import to_transformers
 
 import dynadapt
 from dynadapt import Adam, Full, LoRA, RowSparse, SegmentMemory
+from dynadapt.generation import generate
 from dynadapt.model import ModelError, layout, peft_name, random_model, tiny_config
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]
@@ -105,6 +106,28 @@ def test_written_weights_are_seen_and_taken_back(family, what):
         assert record(model)[1] == before[1]
         session.step(ids())
     assert same_record(record(model), before)
+
+
+@pytest.mark.parametrize("adapt", [LoRA(rank=3), Full()], ids=["lora", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_engine_and_live_model_generate_the_same(family, adapt):
+    model = live_model(family)
+    with dynadapt.attach(model, adapt=adapt, **FAST) as session:
+        for seed in range(3):
+            session.step(ids(seed=seed))
+        assert generate(session.engine, ids(5, seed=3)[0], 7) == generated(model)[0, 5:12].tolist()
+
+
+def test_a_step_with_fixed_shapes_is_seen():
+    """What a GPU runs, in Triton's interpreter: the hooks read the buffers that its update writes."""
+    model = to_transformers(random_model(tiny_config("llama", layers=1), seed=1, std=0.2))
+    with dynadapt.attach(model, adapt=LoRA(rank=4), backend="triton", optimizer=Adam(lr=0.05), segment=4) as session:
+        plain = logits(model)
+        session.step(ids(5))
+        assert session.engine.static is not None and (logits(model) - plain).abs().max() > 0.1
+        assert torch.allclose(session.engine.score(ids(5, seed=4)).double(), nll_of(model, ids(5, seed=4)), atol=5e-5)
+        session.rollback()
+        assert torch.equal(logits(model), plain)
 
 
 def test_bfloat16_model():

@@ -60,6 +60,18 @@ def test_versions_on_disk(engine, tmp_path):
     assert names(to) == ["novel-v4", "novel.json", "novel.other-v1", "novel.other.json"] and not leftovers(to)
 
 
+def test_a_session_publishes_what_it_has_learned(tmp_path):
+    from helpers import to_transformers
+
+    live = to_transformers(random_model(tiny_config("llama"), seed=1))
+    with dynadapt.attach(live, adapt=LoRA(rank=2), segment=8) as session:
+        session.step(torch.arange(9))
+        path = publish(session, tmp_path, "novel").path
+        fresh = dynadapt.Engine(session.engine.model, adapt=LoRA(rank=2), segment=8, dtype="fp32")
+        fresh.load_adapter(path)
+        assert torch.equal(fresh.learners[0].state.master, session.engine.learners[0].state.master)
+
+
 def test_a_number_is_used_once(engine, tmp_path):
     publish(engine, tmp_path, "a")
     for entry in tmp_path.glob("a-v1/*"):
