@@ -17,7 +17,6 @@ Decoder::Decoder(const Model& model, Adapters* adapters, Window* window, int64_t
       window_(window),
       dtype_(model.weights.dtype),
       most_rows_(streams * segment),
-      streams_(streams),
       lowest_layer_(adapters ? adapters->first_layer() : model.config.layers),
       rope_(rope_tables(model.config, segment + (window ? window->capacity() : 0))) {
   shared_ = make_kept();
@@ -119,20 +118,24 @@ Adapter Decoder::adapter(const Batch& batch, int64_t layer, int group) const {
   return out;
 }
 
+Decoder::Parts Decoder::group_parts(int64_t layer, int group) const {
+  Parts out;
+  for (const MatrixPtr& part : model_.weights.layers[size_t(layer)].parts[group]) out.list[out.count++] = part.get();
+  return out;
+}
+
 void Decoder::linear(const Batch& batch, int64_t layer, int group, const void* x, void* u, void* y) {
   const GroupShape& shape = model_.groups[group];
-  const LayerWeights& w = model_.weights.layers[size_t(layer)];
-  const Matrix* parts[3];
-  for (size_t p = 0; p < w.parts[group].size(); p++) parts[p] = w.parts[group][p].get();
+  const Parts parts = group_parts(layer, group);
   LinearForward a{};
   a.dtype = dtype_;
   a.N = rows_;
   a.K = a.ldx = shape.K;
   a.O = shape.outputs();
   a.x = x;
-  a.parts = parts;
-  a.part_count = int(w.parts[group].size());
-  a.bias = w.bias[group].data();
+  a.parts = parts.list;
+  a.part_count = parts.count;
+  a.bias = model_.weights.layers[size_t(layer)].bias[group].data();
   a.adapter = adapter(batch, layer, group);
   a.u = u;
   a.y = y;
@@ -143,9 +146,7 @@ void Decoder::linear(const Batch& batch, int64_t layer, int group, const void* x
 /// d-input at dx, unless nothing below learns: then false. What the adapter's own gradient needs of it stays in dU.
 bool Decoder::linear_backward(const Batch& batch, int64_t layer, int group, const void* dy, void* dx) {
   const GroupShape& shape = model_.groups[group];
-  const LayerWeights& w = model_.weights.layers[size_t(layer)];
-  const Matrix* parts[3];
-  for (size_t p = 0; p < w.parts[group].size(); p++) parts[p] = w.parts[group][p].get();
+  const Parts parts = group_parts(layer, group);
   const bool below = !is_lowest(layer, group);
   LinearBackward a{};
   a.dtype = dtype_;
@@ -153,8 +154,8 @@ bool Decoder::linear_backward(const Batch& batch, int64_t layer, int group, cons
   a.K = shape.K;
   a.O = shape.outputs();
   a.dy = dy;
-  a.parts = parts;
-  a.part_count = int(w.parts[group].size());
+  a.parts = parts.list;
+  a.part_count = parts.count;
   a.adapter = adapter(batch, layer, group);
   a.dU = dU_[group].data();
   a.dx = below ? dx : nullptr;

@@ -51,7 +51,14 @@ class Decoder {
     Storage lse, attn_stat, mlp_stat, head_stat;
     const void* residual = nullptr;  // what the first norm read: res1, or the embedding in layer 0
   };
+  /// A group's weights as the kernels take them.
+  struct Parts {
+    const Matrix* list[3];
+    int count = 0;
+  };
+
   Kept make_kept() const;
+  Parts group_parts(int64_t layer, int group) const;
   Storage make(int64_t width) const { return Storage(dtype_, most_rows_ * width); }
   Kept& kept(int64_t layer) { return layer < first_kept_ ? shared_ : kept_[size_t(layer - lowest_layer_)]; }
   /// Memory takes the qkv of every layer, so that each then has its own.
@@ -77,7 +84,7 @@ class Decoder {
   Adapters* adapters_;
   Window* window_;
   DType dtype_;
-  int64_t most_rows_, streams_, lowest_layer_, first_kept_ = 0, rows_ = 0;
+  int64_t most_rows_, lowest_layer_, first_kept_ = 0, rows_ = 0;
   RopeTables rope_;
   std::vector<Kept> kept_;
   Kept shared_;

@@ -64,6 +64,7 @@ def test_equals_the_python_engine_for_every_family(tmp_path, family, changes):
     assert c.info.family.decode() == family
     assert c.info.parameters == sum(python.model.tensor(name).numel() for name in python.model.names())
     assert c.info.learned_parameters == python.learned_parameters
+    assert c.info.bytes > 4 * c.info.parameters + 2 * 4 * 4 * c.info.learned_parameters  # masters, gradients, two moments
     assert (c.info.window, c.info.vocabulary, c.info.layers) == (SEGMENT + 11, python.config.vocab_size, python.config.layers)
 
 
