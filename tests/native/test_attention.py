@@ -12,6 +12,7 @@ CASES = [
     (1, 1, None, 1, 1, 16, True), (2, 1, 5, 2, 1, 20, True), (1, 63, None, 3, 1, 64, True), (3, 100, 37, 4, 2, 20, True),
     (1, 130, 200, 9, 3, 64, True), (2, 97, 130, 2, 2, 128, True), (1, 150, None, 3, 3, 17, False), (1, 33, 9, 8, 1, 24, False),
     (1, 300, None, 5, 1, 64, True), (1, 200, 129, 7, 1, 32, True),
+    (5, 21, None, 2, 2, 32, False), (3, 32, None, 6, 2, 20, True), (2, 96, None, 2, 2, 17, False), (7, 2, None, 3, 1, 8, True),  # short
 ]
 
 
@@ -55,10 +56,11 @@ def test_backward(case, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_large_scores(dtype):
+@pytest.mark.parametrize("case", [(1, 140, 140, 2, 1, 32, True), (2, 40, None, 2, 2, 32, True)], ids=str)
+def test_large_scores(case, dtype):
     """Scores of several hundreds: the running maximum must carry them."""
-    arguments = forward_arguments((1, 140, 140, 2, 1, 32, True), dtype)
-    arguments[0], arguments[1] = arguments[0] * 12, arguments[1] * 12
+    arguments = forward_arguments(case, dtype)
+    arguments[0], arguments[1] = arguments[0] * 12, arguments[1] if arguments[1] is None else arguments[1] * 12
     out, lse = run("attention_forward", arguments, dtype)
     assert torch.isfinite(out).all() and torch.isfinite(lse).all()
     check("attention_forward", arguments, dtype)

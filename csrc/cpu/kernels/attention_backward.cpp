@@ -7,7 +7,7 @@
 // Memory gets no gradient, so its blocks take three products instead of five. The blocks of queries of a kv head are
 // dealt to a fixed number of units with sums of dK and dV of their own, added in order at the end: the work is
 // balanced between threads while the order of every sum stays the same for any number of them.
-#include "cpu/kernels/attention_window.h"
+#include "cpu/kernels/attention_short.h"
 
 namespace dynadapt::DYN_ISA {
 namespace {
@@ -278,6 +278,7 @@ void wave(const AttentionBackward& a, const AttentionPlan& p, int64_t first, int
 template <class T>
 void backward(const AttentionBackward& a) {
   const AttentionPlan p(a.shape);
+  if (is_short(a.shape, p)) return short_backward<T>(a, p);
   const int64_t streams = wave_size(a.shape), window = longest_window(a.shape);
   Arena per_thread, per_head;
   Buffers<T>(per_thread, p);

@@ -1,7 +1,7 @@
 // Attention forward, flash style: blocks of queries against blocks of keys, a running maximum and a rescaled sum, so
 // that scores are never whole in memory. Keys are rotated and packed once per stream and kv head; blocks of keys that
 // no query of the block may see are not multiplied.
-#include "cpu/kernels/attention_window.h"
+#include "cpu/kernels/attention_short.h"
 
 namespace dynadapt::DYN_ISA {
 namespace {
@@ -51,39 +51,6 @@ struct Buffers {
   float* factor;     // [stacked], a row's maximum in this block, then what its earlier sums are multiplied with
   float* total;      // [stacked, kWidth], running sums of 2^(score - highest)
 };
-
-/// The largest of one row's first `seen` scores, in every lane.
-inline vfloat row_maximum(const float* scores, int64_t seen) {
-  const vfloat lowest = splat(-__builtin_inff());
-  vfloat top[4] = {lowest, lowest, lowest, lowest};
-  int64_t j = 0;
-  for (; j + 4 * kWidth <= seen; j += 4 * kWidth)
-    for (int i = 0; i < 4; i++) top[i] = fast_maximum(top[i], load(scores + j + i * kWidth));
-  for (; j + kWidth <= seen; j += kWidth) top[0] = fast_maximum(top[0], load(scores + j));
-  if (j < seen) top[1] = lane_numbers() < int(seen - j) ? fast_maximum(top[1], load(scores + j)) : top[1];
-  return largest_everywhere(fast_maximum(fast_maximum(top[0], top[1]), fast_maximum(top[2], top[3])));
-}
-
-/// 2^(score - highest) of one row's first `seen` keys, zero beyond, up to `width`; added to `total` [kWidth].
-template <class T>
-inline void exponentials(const float* scores, int64_t seen, int64_t width, float scale, float highest, T* probabilities,
-                         float* total) {
-  const int64_t whole = seen / kWidth * kWidth;
-  vfloat sums = load(total);
-  int64_t j = 0;
-  for (; j < whole; j += kWidth) {
-    const vfloat e = exp2_nonpositive(load(scores + j) * scale - highest);
-    store(probabilities + j, e);
-    sums += e;
-  }
-  for (; j < width; j += kWidth) {
-    const vfloat e = exp2_nonpositive(load(scores + j) * scale - highest);
-    const vfloat kept = lane_numbers() < int(seen - j) ? e : vfloat{};
-    store(probabilities + j, kept);
-    sums += kept;
-  }
-  store(total, sums);
-}
 
 /// Which keys of a block the rows of a block of queries see.
 struct Visible {
@@ -176,6 +143,7 @@ void wave(const AttentionForward& a, const AttentionPlan& p, int64_t first, int6
 template <class T>
 void forward(const AttentionForward& a) {
   const AttentionPlan p(a.shape);
+  if (is_short(a.shape, p)) return short_forward<T>(a, p);
   const int64_t streams = wave_size(a.shape);
   Arena measure;
   Buffers<T>(measure, p);

@@ -12,13 +12,14 @@
 
 namespace dynadapt::DYN_ISA {
 
+constexpr int64_t kMostQueries = 96;  // of all heads of a group in a block, where one head's 16 are not more already
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
 /// The sizes that decide how work is cut.
 struct AttentionPlan {
   explicit AttentionPlan(const AttentionShape& s)
       : segment(s.segment), heads(s.query_heads), kv_heads(s.kv_heads), group(s.query_heads / s.kv_heads), d(s.head_dim),
-        qkv_width((heads + 2 * kv_heads) * d), block(larger<int64_t>(16, (96 / group + 8) / 16 * 16)),
+        qkv_width((heads + 2 * kv_heads) * d), block(larger<int64_t>(16, (kMostQueries / group + 8) / 16 * 16)),
         stacked(group * block), blocks((segment + block - 1) / block) {}
 
   int64_t first_query(int64_t b) const { return b * block; }
@@ -101,6 +102,39 @@ inline void gemm_first(int64_t M, int64_t N, int64_t K, int64_t packed, const T*
       multiply_into(rows.size(t), int(smaller<int64_t>(kNR, N - n)), term.from_row(rows.begin(t)),
                     c + rows.begin(t) * ldc + n, ldc, accumulate);
   }
+}
+
+/// The largest of one row's first `seen` scores, in every lane.
+inline vfloat row_maximum(const float* scores, int64_t seen) {
+  const vfloat lowest = splat(-__builtin_inff());
+  vfloat top[4] = {lowest, lowest, lowest, lowest};
+  int64_t j = 0;
+  for (; j + 4 * kWidth <= seen; j += 4 * kWidth)
+    for (int i = 0; i < 4; i++) top[i] = fast_maximum(top[i], load(scores + j + i * kWidth));
+  for (; j + kWidth <= seen; j += kWidth) top[0] = fast_maximum(top[0], load(scores + j));
+  if (j < seen) top[1] = lane_numbers() < int(seen - j) ? fast_maximum(top[1], load(scores + j)) : top[1];
+  return largest_everywhere(fast_maximum(fast_maximum(top[0], top[1]), fast_maximum(top[2], top[3])));
+}
+
+/// 2^(score - highest) of one row's first `seen` keys, zero beyond, up to `width`; added to `total` [kWidth].
+template <class T>
+inline void exponentials(const float* scores, int64_t seen, int64_t width, float scale, float highest, T* probabilities,
+                         float* total) {
+  const int64_t whole = seen / kWidth * kWidth;
+  vfloat sums = load(total);
+  int64_t j = 0;
+  for (; j < whole; j += kWidth) {
+    const vfloat e = exp2_nonpositive(load(scores + j) * scale - highest);
+    store(probabilities + j, e);
+    sums += e;
+  }
+  for (; j < width; j += kWidth) {
+    const vfloat e = exp2_nonpositive(load(scores + j) * scale - highest);
+    const vfloat kept = lane_numbers() < int(seen - j) ? e : vfloat{};
+    store(probabilities + j, kept);
+    sums += kept;
+  }
+  store(total, sums);
 }
 
 /// Hands out 0, 1, 2, ... to whichever thread asks next.
