@@ -41,6 +41,9 @@ STAGES = {
     "profiles": ("checks", "profiles"),
     "real": ("real", "real"),
     "step-8b": ("step", "run"),
+    "icl-bench": ("icl", "bench"),
+    "icl-standard": ("icl", "standard"),
+    "icl-mixture": ("icl", "mixture"),
     "icl-claims": ("icl_claims", "claims"),
     "summary": ("summary", "summary"),
 }
@@ -119,7 +122,7 @@ def outside(args, name: str, seconds: float) -> bool:
 def bundle(folder: Path, target: str | None) -> None:
     if target:
         with tarfile.open(target + ".tmp", "w:gz") as archive:
-            archive.add(folder, arcname="campaign")
+            archive.add(folder, arcname="campaign", filter=lambda entry: None if "/checkpoint/" in entry.name else entry)
         os.replace(target + ".tmp", target)
 
 

@@ -28,7 +28,7 @@ FLOOR = {"nll": 1e-5, "gradient": 1e-4}
 class Worker:
     """A provider's process. ``ask`` sends a command and waits for the answer."""
 
-    def __init__(self, provider: str, options: dict, threads: int):
+    def __init__(self, provider: str, options: dict, threads: int, module: str = "dynadapt.bench_worker"):
         self.provider, self.threads = provider, threads
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
                        "HF_HUB_OFFLINE": "1"}
@@ -36,7 +36,7 @@ class Worker:
         self.compile_cache = tempfile.TemporaryDirectory()  # compiled code of earlier runs would hide what compiling costs
         environment["TORCHINDUCTOR_CACHE_DIR"] = self.compile_cache.name
         started = time.time()
-        self.process = subprocess.Popen([sys.executable, "-m", "dynadapt.bench_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        self.process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=self.log, text=True, env=environment)
         self._send(json.dumps({**options, "provider": provider, "threads": threads}))
         self.first_step_seconds = self._answer()["first_step_at"] - started

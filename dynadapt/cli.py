@@ -350,8 +350,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", default="runs/demo", metavar="DIR", help="where the runs, the table and the picture go (default: runs/demo)")
     _add_demo_sizes(command)
 
-    command = add("bench", command_bench, "time one adapt step against transformers + peft", BENCH_EXAMPLES)
-    _add_bench_options(command)
+    from dynadapt.experiments.icl import command as icl
+    benches = add("bench", None, "time a step against the same step in other libraries", BENCH_EXAMPLES)
+    benches = benches.add_subparsers(dest="what", metavar="WHAT", required=True)
+    _add_bench_options(icl.subcommand(benches, "step", command_bench, "time one adapt step against transformers + peft", BENCH_EXAMPLES))
+    icl.add_bench(benches)
 
     from dynadapt.plan import command as plan
     command = add("plan", command_plan, "predict time, memory and the binding limit of a step, for a machine that need not be at hand", plan.EXAMPLES)
@@ -373,7 +376,6 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("reweight", command_reweight, "train on several domains whose weights a mixer moves", reweight.EXAMPLES)
     reweight.add_options(command)
 
-    from dynadapt.experiments.icl import command as icl
     icl.add_options(add("icl", None, "in-context learning of function classes: train a transformer on prompts of (x, f(x)) pairs", icl.EXAMPLES))
 
     add("info", command_info, "print version, instruction set, threads, OpenMP runtimes, backends and cached models: put it into a bug report")
@@ -400,8 +402,9 @@ CORPUS_EXAMPLES = """example:
 Documents that repeat others are dropped, and a tenth of each domain's text is held out, by document. DOMAIN/train.jsonl and
 DOMAIN/heldout.jsonl hold a document a line; manifest.json says where each domain comes from and under which licence."""
 
-BENCH_EXAMPLES = """example:
+BENCH_EXAMPLES = """examples:
   dynadapt bench step --against peft-eager,peft-compile --dtype bf16 --out step.json
+  dynadapt bench icl garg-tiny --out icl-tiny.json
 Results are checked against float64 before anything is timed; every provider runs in a process of its own, takes turns with the
 others and uses the faster of one thread and all. Peers run streams one after the other."""
 
@@ -486,7 +489,6 @@ def _add_diagnose_options(command) -> None:
 
 def _add_bench_options(command) -> None:
     from dynadapt.bench import PEERS
-    command.add_argument("what", choices=("step",), help="step: forward, score of each token, backward and update")
     command.add_argument("--against", default="", metavar="A,B", help=f"providers to compare with: {', '.join(PEERS)} (default: none)")
     command.add_argument("--model", default=EvalConfig.model, metavar="NAME", help=f"(default: {EvalConfig.model})")
     command.add_argument("--dtype", default=EvalConfig.dtype, choices=("bf16", "fp32"), help=f"(default: {EvalConfig.dtype})")

@@ -6,6 +6,8 @@ import math
 
 import torch
 
+MOST_VIEWS = 10_000
+
 
 class Workspace:
     """``workspace(name, *shape)`` is the buffer of that name, grown when a larger shape is asked for; contents are undefined.
@@ -17,15 +19,25 @@ class Workspace:
         self.dtype, self.device, self.pinned = dtype, torch.device(device), pinned
         self.buffers: dict[tuple, torch.Tensor] = {}
         self.outgrown: list[torch.Tensor] = []
+        self.views: dict[tuple, torch.Tensor] = {}  # by (name, shape, dtype): a step asks for the same ones again and again
 
     def __call__(self, name, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         dtype = dtype or self.dtype
+        view = self.views.get((name, shape, dtype))
+        if view is None:
+            if len(self.views) >= MOST_VIEWS:  # segments of ever new lengths
+                self.views.clear()
+            view = self.views[name, shape, dtype] = self._view(name, shape, dtype)
+        return view
+
+    def _view(self, name, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         count = math.prod(shape)
         buffer = self.buffers.get((name, dtype))
         if buffer is None or buffer.numel() < count:
             if buffer is not None and self.pinned:
                 self.outgrown.append(buffer)
             buffer = self.buffers[name, dtype] = torch.empty(count, dtype=dtype, device=self.device)
+            self.views = {key: view for key, view in self.views.items() if (key[0], key[2]) != (name, dtype)}
         return buffer[:count].view(shape)
 
     @property

@@ -11,53 +11,18 @@ from dynadapt.experiments.icl.config import TrainConfig, from_preset
 from dynadapt.experiments.icl.curriculum import Ramp, Rate
 from dynadapt.experiments.icl.model import Geometry, Regressor, initial_weights
 from dynadapt.experiments.icl.presets import PRESETS
-from dynadapt.experiments.icl.prompts import interleaved
+from dynadapt.experiments.icl.reference import HuggingFaceRegressor
 from dynadapt.experiments.icl.train import Trainer, TrainOptions, train
 from dynadapt.experiments.rundir import RunError
-from dynadapt.model.layout import hf_name, hf_transposed
 
 GEOMETRY = Geometry(dims=3, layers=2, hidden=36, heads=3, positions=15)
-SMALL = dict(preset="test", dims=3, points=6, layers=2, hidden=32, heads=2, positions=12, batch=8, steps=60, log=10, lr=3e-3, device="cpu")
+SMALL = dict(preset="test", dims=3, points=6, layers=2, hidden=32, heads=2, positions=12, batch=8, steps=60, log=10, lr=3e-3,
+             device="cpu")
 
 
 def prompts(count=5, points=7, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, points, GEOMETRY.dims, generator=generator), torch.randn(count, points, generator=generator)
-
-
-class HuggingFace(torch.nn.Module):
-    """The model as its users write it."""
-
-    def __init__(self, geometry, weights):
-        from transformers import GPT2Config, GPT2Model
-        super().__init__()
-        g, config = geometry, geometry.decoder()
-        self.backbone = GPT2Model(GPT2Config(
-            vocab_size=1, n_positions=g.positions, n_embd=g.hidden, n_layer=g.layers, n_head=g.heads, resid_pdrop=0.0, embd_pdrop=0.0,
-            attn_pdrop=0.0, bos_token_id=0, eos_token_id=0))
-        self.read_in, self.read_out = torch.nn.Linear(g.dims, g.hidden), torch.nn.Linear(g.hidden, 1)
-        self.named = {name: (name if name.startswith("read") else hf_name(config, name).replace("transformer.", "backbone."),
-                             hf_transposed(config, name)) for name in weights.tensors}
-        own = dict(self.named_parameters())
-        with torch.no_grad():
-            for name, (theirs, transposed) in self.named.items():
-                value = weights.tensors[name]
-                own[theirs].copy_((value.t() if transposed else value).view_as(own[theirs]))
-
-    def forward(self, xs, ys):
-        hidden = self.backbone(inputs_embeds=self.read_in(interleaved(xs, ys))).last_hidden_state
-        return self.read_out(hidden)[:, ::2, 0]
-
-    def gradients(self):
-        own = dict(self.named_parameters())
-        return {name: own[theirs].grad.t() if transposed else own[theirs].grad for name, (theirs, transposed) in self.named.items()}
-
-
-def gradients(regressor):
-    """By canonical name: the flat gradient through the same views as the weights."""
-    learner = regressor.learner
-    learner.state.master.copy_(learner.state.grad)
-    return regressor.weights()
 
 
 @pytest.mark.parametrize("backend,dtype,tolerance", [("reference", "fp64", 1e-9), ("cpu", "fp32", 2e-5), ("cpu", "bf16", 0.05)])
@@ -68,14 +33,14 @@ def test_predictions_losses_and_every_gradient_equal_hugging_faces(backend, dtyp
         if dtype == "bf16":
             value.copy_(value.bfloat16())
     xs, ys = prompts()
-    theirs = HuggingFace(GEOMETRY, weights).double()
+    theirs = HuggingFaceRegressor(GEOMETRY, weights).double()
     predicted = theirs(xs.double(), ys.double())
     errors = (predicted - ys.double()).square()
     errors.mean().backward()
     ours = Regressor(GEOMETRY, weights=weights, backend=backend, dtype=dtype, device="cpu")
     assert torch.allclose(ours.predict(xs, ys, batch=2).double(), predicted, atol=max(tolerance, 1e-6))
     assert torch.allclose(ours.gradients(xs, ys).double(), errors, atol=4 * tolerance, rtol=4 * tolerance)
-    found, expected = gradients(ours), theirs.gradients()
+    found, expected = ours.named(ours.learner.state.grad), theirs.gradients()
     assert set(found) == set(expected) == set(weights.tensors)
     for name, value in expected.items():
         scale = value.abs().max()
@@ -137,7 +102,8 @@ class Killed(BaseException):
 
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
-    config = TrainConfig(**SMALL, classes=("dense-linear", "sparse-linear:1"), clip=1.0, schedule="cosine", warmup=5, dims_start=2, dims_every=20)
+    config = TrainConfig(**SMALL, classes=("dense-linear", "sparse-linear:1"), clip=1.0, schedule="cosine", warmup=5,
+                         dims_start=2, dims_every=20)
     whole = train(config, tmp_path / "whole")
 
     def kill(line):
@@ -215,7 +181,8 @@ def test_a_run_that_diverges_stops_with_its_step(tmp_path):
     state = load_file(str(path))
     state["master"][0, 0] = float("nan")
     save_file(state, str(path))
-    with pytest.raises(RunError, match=r"diverged at step 10: squared error nan.*the last good checkpoint is .*00000010, of step 10"):
+    said = r"diverged at step 10: squared error nan.*the last good checkpoint is .*00000010, of step 10"
+    with pytest.raises(RunError, match=said):
         train(fine, tmp_path / "late", TrainOptions(resume=True))
 
 
@@ -255,7 +222,8 @@ def test_what_does_not_fit_is_named_elsewhere(tmp_path):
 def test_the_command_line(tmp_path, capsys):
     from dynadapt.cli import main
     out = str(tmp_path / "run")
-    options = "--classes dense-linear sparse-linear:1 --mixture 0.25,0.75 --steps 20 --log 10 --points 4 --layers 1 --hidden 32 --device cpu"
+    options = ("--classes dense-linear sparse-linear:1 --mixture 0.25,0.75 --steps 20 --log 10 --points 4 --layers 1 --hidden 32 "
+               "--device cpu")
     with pytest.raises(SystemExit) as ended:
         main(["icl", "train", "demo", *options.split(), "--out", out])
     said = capsys.readouterr().out
@@ -265,3 +233,23 @@ def test_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["icl", "train", "demo", "--mixture", "0.5,0.6", "--classes", "dense-linear", "sinusoid", "--out", out])
     assert ended.value.code == 2 and "sum to 1.1" in capsys.readouterr().err
+
+
+def test_the_gpus_kernels_train_alike():
+    """In Triton's interpreter: the same prompts, losses and weights after a few steps as on the reference path in float64."""
+    pytest.importorskip("triton")
+    sizes = {**SMALL, "points": 3, "layers": 1, "batch": 2, "dims_start": 1, "dims_every": 2, "log": 4, "steps": 4}
+    kinds = {"reference": "fp64", "triton": "fp32"}
+    trainers = [Trainer(TrainConfig(**sizes, dtype=dtype, backend=backend)) for backend, dtype in kinds.items()]
+    for trainer in trainers:
+        trainer.begin_interval(0)
+        for step in range(4):
+            trainer.step(step)
+    truth, ours = (t.errors.double() for t in trainers)
+    assert torch.isfinite(ours).all() and float(truth.min()) > 0
+    assert ((ours - truth).abs() <= 1e-5 * (1 + truth.abs())).all()
+    before = initial_weights(trainers[0].config.geometry(), 0).tensors
+    after, expected = (t.regressor.weights() for t in reversed(trainers))
+    for name in (name for name in before if name.endswith("weight")):  # the keys' bias has no gradient: Adam moves it by noise
+        moved = (expected[name] - before[name].double()).norm()
+        assert (after[name].double() - expected[name]).norm() <= 0.01 * moved, name

@@ -23,7 +23,7 @@ examples:
 
 TRAIN_EXAMPLES = f"""\
 presets (any option below replaces what the preset says):
-  demo           {PRESETS["demo"].dims} dimensions, {PRESETS["demo"].points} points: reaches least squares in minutes on two CPU cores
+  demo           {PRESETS["demo"].dims} dimensions, {PRESETS["demo"].points} points, for minutes on two CPU cores
   garg-tiny      5 dimensions, 11 points, 3 layers of 64 (Garg et al., arXiv 2208.01066)
   garg-small     20 dimensions, 41 points, 6 layers of 128, curriculum
   garg-standard  20 dimensions, 41 points, 12 layers of 256, curriculum
@@ -33,20 +33,24 @@ a class is NAME or NAME:SETTING,...; a bare setting is the one that matters most
   dense-linear  sparse-linear:3  noisy-linear:0.5  noisy-linear:noise=0.5,pool=64  quadratic  relu-network:100  decision-tree:4
   sinusoid  sinusoid:frequency=[0.5;2]  fourier-series:10
 
-The run directory gets config.json, env.json, metrics.jsonl (a line every --log steps), checkpoint/, and summary.json: error by number
-of examples for the model and for baselines, on each class. A run that was stopped goes on with --resume, bit for bit the same."""
+The run directory gets config.json, env.json, metrics.jsonl (a line every --log steps), checkpoint/, and summary.json: error by
+number of examples for the model and for baselines, on each class. A run that was stopped goes on with --resume, bit for bit."""
 
 HELP = {
     "per": "with several classes: a class for each prompt, or one for a whole batch",
     "inputs": "distribution of x: gaussian, uniform:low=-5,high=5, skewed, half_subspace",
-    "dims": "dimensions of x", "points": "examples of a prompt", "layers": "layers", "hidden": "width", "heads": "attention heads",
+    "dims": "dimensions of x", "points": "examples of a prompt", "layers": "layers", "hidden": "width",
+    "heads": "attention heads",
     "positions": "learned positions; a prompt of n points needs 2n - 1", "batch": "prompts of a step", "steps": "steps to train",
-    "lr": "learning rate of Adam", "schedule": "of the rate after the warm-up", "warmup": "steps over which the rate rises from 0",
+    "lr": "learning rate of Adam", "schedule": "of the rate after the warm-up",
+    "warmup": "steps over which the rate rises from 0",
     "clip": "largest gradient norm, 0 for no limit", "dims_start": "curriculum: dimensions at the start, 0 for all at once",
-    "dims_every": "curriculum: steps between one dimension and the next", "points_start": "curriculum: points at the start, 0 for all",
+    "dims_every": "curriculum: steps between one dimension and the next",
+    "points_start": "curriculum: points at the start, 0 for all",
     "points_step": "curriculum: points added at a time", "points_every": "curriculum: steps between additions",
     "log": "steps between lines of metrics; only then the host waits for the device",
-    "dtype": "arithmetic; masters are float32", "backend": "native kernels on the CPU, Triton kernels on a GPU, or the plain reference",
+    "dtype": "arithmetic; masters are float32",
+    "backend": "native kernels on the CPU, Triton kernels on a GPU, or the plain reference",
     "device": "cpu, cuda or cuda:N; auto takes the GPU where there is one", "seed": "of the weights and of the prompts",
 }
 CHOICES = {"per": ("prompt", "batch"), "schedule": SCHEDULES, "dtype": ("bf16", "fp32", "fp64"),
@@ -80,10 +84,21 @@ def add_train(parts) -> None:
         part.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, choices=CHOICES.get(name), help=text,
                           metavar=None if name in CHOICES else "X" if kind is float else "NAME" if kind is str else "N")
     part.add_argument("--out", metavar="runs/NAME", help="directory of the run (default: runs/icl-PRESET)")
-    part.add_argument("--resume", action="store_true", help="go on with a run that was stopped: the same losses and weights, bit for bit")
-    part.add_argument("--checkpoint", type=int, default=5000, metavar="N", help="save every N steps, 0 for the end only (default: 5000)")
-    part.add_argument("--keep", type=int, default=0, metavar="N", help="keep the weights of every N-th step for good (default: none)")
-    part.add_argument("--minutes", type=float, metavar="X", help="stop after so many minutes, with a checkpoint; --resume goes on")
+    part.add_argument("--resume", action="store_true",
+                      help="go on with a run that was stopped: the same losses and weights, bit for bit")
+    part.add_argument("--checkpoint", type=int, default=5000, metavar="N",
+                      help="save every N steps, 0 for the end only (default: 5000)")
+    part.add_argument("--keep", type=int, default=0, metavar="N",
+                      help="keep the weights of every N-th step for good (default: none)")
+    part.add_argument("--minutes", type=float, metavar="X",
+                      help="stop after so many minutes, with a checkpoint; --resume goes on")
+
+
+def add_bench(parts) -> None:
+    """`dynadapt bench icl`."""
+    from .bench import add_options, bench_icl
+    text = "time one training step of a preset against the same model in Hugging Face's GPT-2"
+    add_options(subcommand(parts, "icl", bench_icl, text))
 
 
 def config_from(arguments) -> TrainConfig:
@@ -130,7 +145,8 @@ def print_summary(summary: dict) -> None:
     for name, curves in summary["errors"].items():
         points = len(curves["model"]["mean"])
         shown = [k for k in range(points) if points <= 16 or k % (points // 10) == 0 or k == points - 1]
-        table = Table(box=None, pad_edge=False, title=f"{name}: squared error after k examples, 1 is predicting zero", title_justify="left")
+        table = Table(box=None, pad_edge=False, title=f"{name}: squared error after k examples, 1 is predicting zero",
+                      title_justify="left")
         table.add_column("k")
         for k in shown:
             table.add_column(str(k), justify="right")

@@ -41,9 +41,9 @@ def parse_spec(what: str, text: str) -> tuple[str, dict]:
 class TrainConfig:
     """Settings of one run.
 
-    classes: function classes as `parse_spec` reads them; mixture: their weights, None: even; per: a prompt's class is drawn for each
-    "prompt" or for the whole "batch". points: of a prompt. *_start, *_step, *_every: the curriculum (curriculum.py), start 0: none.
-    lr and warmup (in steps) as in `Rate`; betas, clip (0: none) of Adam.
+    classes: function classes as `parse_spec` reads them; mixture: their weights, None: even; per: a prompt's class is drawn for
+    each "prompt" or for the whole "batch". points: of a prompt. *_start, *_step, *_every: the curriculum (curriculum.py), start
+    0: none. lr and warmup (in steps) as in `Rate`; betas, clip (0: none) of Adam.
     """
 
     preset: str = "custom"
@@ -144,8 +144,8 @@ class TrainConfig:
 
 
 def from_preset(name: str, **changes) -> TrainConfig:
-    """The preset with other values for some settings; None changes nothing. With other steps and no warm-up given, the warm-up keeps its
-    share of them. IclError for a name that doesn't exist."""
+    """The preset with other values for some settings; None changes nothing. With other steps and no warm-up given, the warm-up
+    keeps its share of them. IclError for a name that doesn't exist."""
     from .presets import PRESETS
     if name not in PRESETS:
         raise IclError(f"preset {name!r}: give one of {', '.join(PRESETS)}")

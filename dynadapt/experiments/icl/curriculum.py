@@ -39,8 +39,8 @@ class Ramp:
 class Rate:
     """The learning rate by training step.
 
-    constant: `lr` after a linear warm-up; triangle: up to `lr` over the warm-up and linearly down to 0 at the end (Raventós et al.);
-    cosine: the same way up, and down to 0 along a half cosine.
+    constant: `lr` after a linear warm-up; triangle: up to `lr` over the warm-up and linearly down to 0 at the end (Raventós et
+    al.); cosine: the same way up, and down to 0 along a half cosine.
     """
 
     schedule: str

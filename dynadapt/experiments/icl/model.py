@@ -1,9 +1,10 @@
-"""A transformer over (x, y) pairs: read-in, GPT-2 blocks with learned positions, read-out with squared error, all on the engine's ops.
+"""A transformer over (x, y) pairs: read-in, GPT-2 blocks with learned positions, read-out with squared error, all on the
+engine's ops.
 
-The sequence is x_0, y_0, x_1, ..., x_{n-1} (prompts.py; the last y predicts nothing), T = 2n - 1 positions of one prompt; a prompt is a
-stream of its own to attention. The prediction of y_k is read at position 2k. Model and initial weights are those of Garg et al. (arXiv
-2208.01066, dtsip/in-context-learning src/models.py), GPT-2's token table left out: Hugging Face's GPT2Model(inputs_embeds=...) between
-two linear layers, with the initial weights that these have.
+The sequence is x_0, y_0, x_1, ..., x_{n-1} (prompts.py; the last y predicts nothing), T = 2n - 1 positions of one prompt; a
+prompt is a stream of its own to attention. The prediction of y_k is read at position 2k. Model and initial weights are those of
+Garg et al. (arXiv 2208.01066, dtsip/in-context-learning src/models.py), GPT-2's token table left out: Hugging Face's
+GPT2Model(inputs_embeds=...) between two linear layers, with the initial weights that these have.
 """
 
 from __future__ import annotations
@@ -56,16 +57,16 @@ class Geometry:
     def check_points(self, points: int) -> int:
         """IclError for a prompt that is longer than the model's positions."""
         if check_count("points", points) * 2 - 1 > self.positions:
-            raise IclError(f"points {points}: such a prompt has {2 * points - 1} positions and the model {self.positions}; give at most "
-                           f"{(self.positions + 1) // 2} points, or more positions")
+            raise IclError(f"points {points}: such a prompt has {2 * points - 1} positions and the model {self.positions}; "
+                           f"give at most {(self.positions + 1) // 2} points, or more positions")
         return points
 
     def decoder(self) -> ModelConfig:
         """The blocks between read-in and read-out; of the vocabulary nothing is made."""
-        return ModelConfig(family="gpt2", vocab_size=1, hidden_size=self.hidden, layers=self.layers, heads=self.heads, kv_heads=self.heads,
-                           head_dim=self.hidden // self.heads, ffn_size=4 * self.hidden, norm="layer", norm_eps=1e-5,
-                           activation="gelu_tanh", rope_theta=None, rope_scaling=None, max_positions=self.positions, tied_head=True,
-                           attention_bias=True, mlp_bias=True, qk_norm=False)
+        return ModelConfig(family="gpt2", vocab_size=1, hidden_size=self.hidden, layers=self.layers, heads=self.heads,
+                           kv_heads=self.heads, head_dim=self.hidden // self.heads, ffn_size=4 * self.hidden, norm="layer",
+                           norm_eps=1e-5, activation="gelu_tanh", rope_theta=None, rope_scaling=None,
+                           max_positions=self.positions, tied_head=True, attention_bias=True, mlp_bias=True, qk_norm=False)
 
     def ends(self) -> dict[str, tuple[int, ...]]:
         """Shapes of read-in and read-out."""
@@ -90,8 +91,8 @@ class Weights:
 
 
 def initial_weights(geometry: Geometry, seed: int) -> Weights:
-    """Hugging Face GPT-2's initial weights (normal, deviation 0.02, divided by sqrt(2 layers) in front of the residual), and for the read-in
-    and the read-out torch's for linear layers (uniform within 1/sqrt(in))."""
+    """Hugging Face GPT-2's initial weights (normal, deviation 0.02, divided by sqrt(2 layers) in front of the residual), and
+    for the read-in and the read-out torch's for linear layers (uniform within 1/sqrt(in))."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in {**tensor_shapes(geometry.decoder()), **geometry.ends()}.items():
@@ -155,18 +156,19 @@ class Regressor:
         IclError, ValueError: naming the argument that does not fit.
     """
 
-    def __init__(self, geometry: Geometry, optimizer=Adam(lr=1e-4, clip=0.0), weights: Weights | None = None, *, dtype: str = "fp32",
-                 backend: str = "auto", device: str = "auto", seed: int = 0):
+    def __init__(self, geometry: Geometry, optimizer=Adam(lr=1e-4, clip=0.0), weights: Weights | None = None, *,
+                 dtype: str = "fp32", backend: str = "auto", device: str = "auto", seed: int = 0):
         if dtype not in DTYPES:
             raise IclError(f"dtype {dtype!r}: give one of {', '.join(DTYPES)}")
         self.geometry, self.optimizer, self.dtype, self.torch_dtype = geometry, optimizer, dtype, DTYPES[dtype]
         self.device = choose_device(device, backend, self.torch_dtype)
         self.backend = choose_backend(backend, self.torch_dtype, self.device.type)
-        self.learner = RegressionLearner(geometry, weights or initial_weights(geometry, seed), optimizer, self.torch_dtype, self.backend,
-                                         self.device)
+        self.learner = RegressionLearner(geometry, weights or initial_weights(geometry, seed), optimizer, self.torch_dtype,
+                                         self.backend, self.device)
         self.ops, self.ledger = OpSet(self.backend, self.torch_dtype), Ledger()
         self.workspace = Workspace(self.torch_dtype, self.device, pinned=self.backend != "cpu")
-        self.decoder = Decoder(geometry.decoder(), self.learner.weights_view, self.ops, self.workspace, self.ledger, (None, None), None, 0.0)
+        self.decoder = Decoder(geometry.decoder(), self.learner.weights_view, self.ops, self.workspace, self.ledger, (None, None),
+                               None, 0.0)
         zeros = lambda n, dtype: torch.zeros(n, dtype=dtype, device=self.device)  # noqa: E731
         self.slot, self.lr = zeros(1, torch.int32), zeros(1, torch.float32) + optimizer.lr
         self.norm, self.skipped = zeros(1, torch.float32), zeros(1, torch.int32)  # of the last update
@@ -215,7 +217,8 @@ class Regressor:
         self.ledger.add("backward", 2 * sequence.numel() * self.geometry.hidden)
 
     def _read_out(self, hidden: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """pred [N], squared error [N] and, with ``weights``, dhidden [N, H] of the weighted sum; gradients of the read-out are added."""
+        """pred [N], squared error [N] and, with ``weights``, dhidden [N, H] of the weighted sum; gradients of the read-out are
+        added."""
         n, ends, g = hidden.shape[0], self.learner.ends, self.learner.end_gradients
         wide = lambda name: self.workspace(name, n, dtype=self.decoder.stat_dtype)  # noqa: E731
         pred, loss = wide("pred"), wide("loss")
@@ -238,8 +241,8 @@ class Regressor:
         return targets.view(-1)
 
     def gradients(self, xs: Tensor, ys: Tensor) -> Tensor:
-        """Forward and backward of one batch: squared errors [B, n] in a buffer that the next pass reuses; the gradient of their mean is in
-        ``learner.state.grad``. xs [B, n, d], ys [B, n] on the device. Nothing waits for the device."""
+        """Forward and backward of one batch: squared errors [B, n] in a buffer that the next pass reuses; the gradient of their
+        mean is in ``learner.state.grad``. xs [B, n, d], ys [B, n] on the device. Nothing waits for the device."""
         prompts, points = ys.shape
         sequence = self._sequence(xs, ys)
         batch, weights = self._batch(prompts, 2 * points - 1)
@@ -251,19 +254,22 @@ class Regressor:
         return loss.view(prompts, -1)[:, ::2]
 
     def learn(self, xs: Tensor, ys: Tensor) -> Tensor:
-        """One training step at the rate ``lr``: squared errors [B, n] before the update, in a buffer that the next step reuses."""
+        """One training step at the rate ``lr``: squared errors [B, n] before the update, in a buffer that the next step
+        reuses."""
         loss = self.gradients(xs, ys)
         self.learner.update(self.ops, self.slot, self.lr, self.norm, self.skipped)
         self.ledger.add("update", update_op.flops(self.learner.layout.parameters, self.optimizer))
         return loss
 
     def predict(self, xs: Tensor, ys: Tensor, batch: int = 64) -> Tensor:
-        """Predictions [B, n] of y_k, float32, each from x_k and the pairs before it, of xs [B, n, d] and ys [B, n]. Nothing learns.
+        """Predictions [B, n] of y_k, float32, each from x_k and the pairs before it, of xs [B, n, d] and ys [B, n]. Nothing
+        learns.
 
         ``batch``: prompts that go through the model together.
         """
         if xs.ndim != 3 or xs.shape[2] != self.geometry.dims or ys.shape != xs.shape[:2]:
-            raise IclError(f"predict: xs has shape {tuple(xs.shape)} and ys {tuple(ys.shape)}; give [B, n, {self.geometry.dims}] and [B, n]")
+            raise IclError(f"predict: xs has shape {tuple(xs.shape)} and ys {tuple(ys.shape)}; "
+                           f"give [B, n, {self.geometry.dims}] and [B, n]")
         self.geometry.check_points(xs.shape[1])
         found = torch.empty(ys.shape, dtype=torch.float32, device=ys.device)
         for start in range(0, len(xs), batch):
@@ -277,14 +283,18 @@ class Regressor:
 
     # ---- keeping
 
-    def weights(self) -> dict[str, Tensor]:
-        """Every parameter as it is now by canonical name, in float32 where it is learned in it."""
-        wide = {name: self.learner._master(name).clone() for name in self.learner.around}
+    def named(self, buffer: Tensor) -> dict[str, Tensor]:
+        """A flat buffer [1, P] of the learner (masters, gradient, moments) by canonical name, as views."""
+        view = lambda name: self.learner.layout.view(buffer, name)[0]  # noqa: E731
+        named = {name: view(name) for name in self.learner.around}
         for key, p, _, name in self.learner._parts():
-            part = self.learner.layout.view(self.learner.state.master, name)[0]
-            wide[f"layers.{key[0]}.{_PARTS[key[1]]}.weight"] = part.clone()
-            wide[f"layers.{key[0]}.{_PARTS[key[1]]}.bias"] = wide.pop(self.learner._bias_name(key))
-        return wide
+            stem = f"layers.{key[0]}.{_PARTS[key[1]]}"
+            named[f"{stem}.weight"], named[f"{stem}.bias"] = view(name), named.pop(self.learner._bias_name(key))
+        return named
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter as it is now by canonical name, in the precision it is learned in."""
+        return {name: t.clone() for name, t in self.named(self.learner.state.master).items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """What resuming bit for bit needs; the gradient is made anew."""

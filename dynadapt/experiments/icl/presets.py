@@ -1,11 +1,11 @@
 """Settings of the papers, and one small one.
 
-garg-*: Garg et al., arXiv 2208.01066, dtsip/in-context-learning src/conf at 3383371: Adam at 1e-4, no decay, clipping or warm-up, batches
-of 64 fresh prompts; dimensions 5 to 20, one more every 2,000 steps, and points 11 to 41, two more (the classes of 101 points: 26 to 101,
-five more). 202 positions. Their smallest, "tiny", has 5 dimensions, 11 points, 5,001 steps and no curriculum.
-raventos: Raventós et al., arXiv 2306.15063, mansheej/icl-task-diversity: noisy linear functions of 8 dimensions, 16 points, Adam up to
-1e-3 and down again. The pool of tasks, which their experiments vary, is a setting of the class (--classes noisy-linear:noise=0.5,pool=1024).
-demo: ours, found by trial for two CPU cores; docs/icl.md says how.
+garg-*: Garg et al., arXiv 2208.01066, dtsip/in-context-learning src/conf at 3383371: Adam at 1e-4, no decay, clipping or
+warm-up, batches of 64 fresh prompts; dimensions 5 to 20, one more every 2,000 steps, and points 11 to 41, two more (the classes
+of 101 points: 26 to 101, five more). 202 positions. Their smallest, "tiny", has 5 dimensions, 11 points, 5,001 steps and no
+curriculum. raventos: Raventós et al., arXiv 2306.15063, mansheej/icl-task-diversity: noisy linear functions of 8 dimensions, 16
+points, Adam up to 1e-3 and down again. The pool of tasks, which their experiments vary, is a setting of the class (--classes
+noisy-linear:noise=0.5,pool=1024). demo: ours, found by trial for two CPU cores; docs/icl.md says how.
 """
 
 from __future__ import annotations
@@ -21,6 +21,6 @@ PRESETS: dict[str, TrainConfig] = {
     "garg-tiny": TrainConfig("garg-tiny", **_GARG, dims=5, points=11, layers=3, hidden=64, heads=2, steps=5000),
     "garg-small": TrainConfig("garg-small", **_GARG, **_CURRICULUM, layers=6, hidden=128, heads=4),
     "garg-standard": TrainConfig("garg-standard", **_GARG, **_CURRICULUM, layers=12, hidden=256, heads=8),
-    "raventos": TrainConfig("raventos", classes=("noisy-linear:noise=0.5",), dims=8, points=16, layers=8, hidden=128, heads=2, positions=32,
-                            batch=256, steps=500_000, lr=1e-3, schedule="triangle", warmup=250_000),
+    "raventos": TrainConfig("raventos", classes=("noisy-linear:noise=0.5",), dims=8, points=16, layers=8, hidden=128, heads=2,
+                            positions=32, batch=256, steps=500_000, lr=1e-3, schedule="triangle", warmup=250_000),
 }

@@ -59,7 +59,8 @@ class Bar:
         from rich.progress import BarColumn, Progress, TextColumn
         self.steps, self.speed = steps, _Speed(steps)
         self.progress = Progress(TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"), BarColumn(bar_width=24),
-                                 TextColumn("{task.description}"), TextColumn("[dim]left {task.fields[left]}"), console=Console(file=stream))
+                                 TextColumn("{task.description}"), TextColumn("[dim]left {task.fields[left]}"),
+                                 console=Console(file=stream))
 
     def __enter__(self):
         self.progress.start()

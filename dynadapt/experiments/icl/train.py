@@ -1,7 +1,7 @@
 """Training a regressor on fresh prompts: `dynadapt icl train`.
 
-A step draws prompts, predicts, learns (model.py); all of it happens on the device, and between two logging points the host neither waits
-for it nor looks at a number. On a GPU a step is one CUDA graph for each number of points, data and rate included.
+A step draws prompts, predicts, learns (model.py); all of it happens on the device, and between two logging points the host
+neither waits for it nor looks at a number. On a GPU a step is one CUDA graph for each number of points, data and rate included.
 
 A run may be killed at any instruction: resumed, its prompts, losses and weights are the same, bit for bit.
 """
@@ -37,8 +37,8 @@ DIVERGED = 100.0  # times the error of predicting zero
 class TrainOptions:
     """How a run is kept, as opposed to what it computes.
 
-    checkpoint: steps between saves, 0 for none but the last; keep: steps between weights that stay (weights/STEP.safetensors), 0: none;
-    minutes: stop after so many, with a checkpoint, None: never.
+    checkpoint: steps between saves, 0 for none but the last; keep: steps between weights that stay (weights/STEP.safetensors),
+    0: none; minutes: stop after so many, with a checkpoint, None: never.
     """
 
     resume: bool = False
@@ -50,19 +50,22 @@ class TrainOptions:
 class Trainer:
     """The device's part of a run: prompts, steps, and what is to be logged of them.
 
-    errors [log, points + 1]: by step since the last logging point, mean squared errors by number of examples and the gradient's norm.
+    errors [log, points + 1]: by step since the last logging point, mean squared errors by number of examples and the gradient's
+    norm.
     """
 
     def __init__(self, config: TrainConfig):
         self.config, self.kind, self.inputs = config, config.kind(), config.distribution()
         if type(self.inputs).queries is not Inputs.queries:
-            raise IclError(f"inputs {config.inputs!r}: they ask at points of their own, which is a test and no way to train; give another")
-        self.regressor = Regressor(config.geometry(), config.optimizer(), dtype=config.dtype, backend=config.backend, device=config.device,
-                                   seed=config.seed)
+            raise IclError(f"inputs {config.inputs!r}: they ask at points of their own, which is a test and no way to train; "
+                           "give another")
+        self.regressor = Regressor(config.geometry(), config.optimizer(), dtype=config.dtype, backend=config.backend,
+                                   device=config.device, seed=config.seed)
         device = self.regressor.device
         self.generator = torch.Generator(device).manual_seed(config.seed)
         zeros = lambda *shape, dtype=torch.float32: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731
-        self.rates, self.errors, self.cursor = zeros(config.log), zeros(config.log, config.points + 1), zeros(1, dtype=torch.int64)
+        self.rates, self.cursor = zeros(config.log), zeros(1, dtype=torch.int64)
+        self.errors = zeros(config.log, config.points + 1, dtype=self.regressor.decoder.stat_dtype)
         self.dims, self.points = config.dims_ramp(), config.points_ramp()
         self.active = zeros(dtype=torch.int64) if self.dims.done else None  # the curriculum's dimensions
         self.runs: dict[int, int] = {}
@@ -87,7 +90,7 @@ class Trainer:
             self._on_gpu(points)
 
     def _on_gpu(self, points: int) -> None:
-        """The first step of a number of points compiles kernels and makes buffers, the second is captured, later ones replay it."""
+        """For each number of points the first step compiles kernels and makes buffers, and the second is captured."""
         if points in self.graphs:
             return self.graphs[points].replay()
         self.runs[points] = self.runs.get(points, 0) + 1
@@ -113,7 +116,7 @@ class Trainer:
             torch.index_select(self.rates, 0, self.cursor, out=r.lr)
             row = r.learn(drawn.x, drawn.y).mean(0, keepdim=True)  # [1, points]
             self.errors[:, :points].index_copy_(0, self.cursor, row)
-            self.errors[:, -1].index_copy_(0, self.cursor, r.norm)
+            self.errors[:, -1].index_copy_(0, self.cursor, r.norm.to(row.dtype))
             self.cursor.add_(1)
 
     def save(self, directory) -> None:
@@ -131,7 +134,8 @@ class Trainer:
             getattr(self, name).copy_(value)
 
 
-def train(config: TrainConfig, out: str | Path, options: TrainOptions = TrainOptions(), progress: Callable[[dict], None] | None = None) -> dict:
+def train(config: TrainConfig, out: str | Path, options: TrainOptions = TrainOptions(),
+          progress: Callable[[dict], None] | None = None) -> dict:
     """Trains to the end, or on to the end with options.resume; returns the summary.
 
     1. Open the run directory (a finished one is returned as it is), go back to the last checkpoint.
@@ -209,9 +213,9 @@ class _Run:
         if not sound.all():
             first = int((~sound).nonzero()[0])
             step, last = self.logged + first, self.directory.checkpoint
-            kept = "no checkpoint was written before" if last is None else f"the last good checkpoint is {last}, of step {self.saved}"
-            raise RunError(f"training diverged at step {step}: squared error {float(losses[first]):g}, gradient norm {float(rows[first, -1]):g}; "
-                           f"{kept}. Take a smaller --lr, more --warmup or a --clip")
+            kept = f"the last good checkpoint is {last}, of step {self.saved}" if last else "no checkpoint was written before"
+            raise RunError(f"training diverged at step {step}: squared error {float(losses[first]):g}, gradient norm "
+                           f"{float(rows[first, -1]):g}; {kept}. Take a smaller --lr, more --warmup or a --clip")
         return losses
 
     def _log(self, progress) -> None:
@@ -224,7 +228,8 @@ class _Run:
         points = self.trainer.points.at(last)
         same = [i for i in range(steps) if self.trainer.points.at(self.logged + i) == points]
         by_k = (rows[same, :points].mean(0) / self.trainer.kind.normaliser).tolist()
-        self.line = {"step": self.step, "loss": float(losses.mean()), "error": float(losses.mean()) / self.trainer.kind.normaliser,
+        loss = float(losses.mean())
+        self.line = {"step": self.step, "loss": loss, "error": loss / self.trainer.kind.normaliser,
                      "by_k": [round(value, 6) for value in by_k], "grad_norm": float(rows[:, -1].mean()),
                      "dims": self.trainer.dims.at(last), "points": points, "lr": self.config.rate().at(last),
                      "seconds": seconds, "total_seconds": self.seconds}
@@ -236,7 +241,8 @@ class _Run:
     def _save(self) -> None:
         now = time.perf_counter()
         self.seconds, self.began = self.seconds + now - self.began, now
-        self.directory.save(self.trainer, {"segments": self.step, "logged": self.logged, "seconds": self.seconds, "line": self.line})
+        state = {"segments": self.step, "logged": self.logged, "seconds": self.seconds, "line": self.line}
+        self.directory.save(self.trainer, state)
         self.saved, self.began = self.step, time.perf_counter()
 
     def _keep(self) -> None:
@@ -249,9 +255,11 @@ class _Run:
         config, r = self.config, self.trainer.regressor
         flops = dict(r.ledger.step)  # before evaluation adds to it
         errors = {name: evaluate_class(r, kind, config) for name, kind in config.classes_by_name().items()}
-        above = {name: max(m - b for m, b in zip(found["model"]["mean"], found["least_squares"]["mean"])) for name, found in errors.items()}
+        means = {name: (found["model"]["mean"], found["least_squares"]["mean"]) for name, found in errors.items()}
+        above = {name: max(model - best for model, best in zip(*both)) for name, both in means.items()}
         return {"preset": config.preset, "steps": self.step, "prompts": self.step * config.batch, "errors": errors,
-                "above_least_squares": above, "last": self.line, "seconds": self.seconds, "steps_per_second": self.step / self.seconds,
+                "above_least_squares": above, "last": self.line, "seconds": self.seconds,
+                "steps_per_second": self.step / self.seconds,
                 "flops_last_step": flops, "parameters": r.parameters, "peak_memory_bytes": peak_memory_bytes(),
                 "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(r.device) if r.device.type == "cuda" else None,
                 "backend": r.backend, "device": str(r.device), "dtype": r.dtype}
@@ -271,7 +279,7 @@ def evaluate_class(regressor: Regressor, kind: FunctionClass, config: TrainConfi
     return {name: curve.to_dict() for name, curve in found.items()}
 
 
-# ------------------------------------------------------------------------------------------------------------ finished and kept runs
+# ---- finished and kept runs
 
 def weights_path(run: str | Path, step: int) -> Path:
     return Path(run) / "weights" / f"{step:08d}.safetensors"
@@ -302,9 +310,11 @@ def load_run(path: str | Path, step: int | None = None, *, device: str = "cpu", 
         raise RunError(f"{path} holds no checkpoint yet")
     wanted = max({**checkpoints, **kept}) if step is None else step
     if wanted not in {**checkpoints, **kept}:
-        raise RunError(f"{path} has no weights of step {step}; it has those of {', '.join(map(str, sorted({**checkpoints, **kept})))}")
+        there = ", ".join(map(str, sorted({**checkpoints, **kept})))
+        raise RunError(f"{path} has no weights of step {step}; it has those of {there}")
     weights = Weights(config.geometry(), load_file(str(kept[wanted]))) if wanted in kept else None
-    regressor = Regressor(config.geometry(), config.optimizer(), weights, dtype=dtype or config.dtype, device=device, seed=config.seed)
+    regressor = Regressor(config.geometry(), config.optimizer(), weights, dtype=dtype or config.dtype, device=device,
+                          seed=config.seed)
     if weights is None:
         state = load_file(str(checkpoints[wanted] / "engine" / "state.safetensors"))
         regressor.load({"master": state["master"]})

@@ -1,0 +1,35 @@
+"""The training benchmark on a tiny model: it checks before it times, and what it writes adds up."""
+
+import json
+
+import pytest
+
+from dynadapt.experiments.icl import bench
+from dynadapt.experiments.icl.base import IclError
+
+
+def test_a_step_is_checked_then_timed():
+    config = bench.bench_config("garg-small", layers=1, hidden=32, heads=2, batch=4, points=5, device="cpu", dims=3)
+    assert config.dims_start == config.points_start == 0  # the size that the curriculum ends with
+    result = bench.run_icl(config, ["gpt2-eager"], rounds=2, steps=3, say=lambda text: None)
+    json.dumps(result)
+    ours, theirs = result["providers"]["dynadapt"], result["providers"]["gpt2-eager"]
+    for row in (ours, theirs):
+        assert row["seconds"]["runs"] == 6 and 0 < row["seconds"]["best"] <= row["seconds"]["median"]
+        assert row["error"]["errors"] < 1e-4 and row["error"]["gradient"] < 1e-4 and row["peak_memory_bytes"] > 5e7
+    assert theirs["speedup_of_dynadapt"] == pytest.approx(theirs["seconds"]["median"] / ours["seconds"]["median"])
+    assert result["flops_per_step"] > 0 and result["ceiling"]["gflops"] > 0
+
+
+def test_nothing_is_timed_when_the_step_is_wrong():
+    with pytest.raises(RuntimeError, match="provider dynadapt: gradient differ"):
+        bench.check({"dynadapt": {"error": {"errors": 1e-6, "gradient": 0.1}}}, {"errors": 1e-6, "gradient": 1e-6})
+
+
+def test_what_does_not_fit_is_named():
+    from dynadapt.cli import build_parser
+    for options, message in ((["--against", "jax"], "--against jax: give some of"), (["--rounds", "0"], "--rounds 0"),
+                             (["gpt"], "preset 'gpt'")):
+        arguments = build_parser().parse_args(["bench", "icl", *options])
+        with pytest.raises(IclError, match=message):
+            arguments.function(arguments)
