@@ -18,6 +18,9 @@ class Keys {
 
   [[noreturn]] void stop(const std::string& text) const { throw Invalid(where_ + ": " + text); }
 
+  bool has(const char* key) const { return raw_.members.count(key) > 0; }
+
+  /// Null where the key is absent or null.
   const Json* find(const char* key) const { return raw_.find(key); }
 
   int64_t size(const char* key, int64_t fallback = 0) const {
@@ -136,8 +139,8 @@ void refuse_window(const Keys& keys, const Kind& kind, const ModelConfig& c) {
   if (listed && !sliding) return;
   int64_t window = 0;  // none
   if (std::string(kind.model_type) == "mistral") {
-    const Json* value = keys.find("sliding_window");
-    window = value ? keys.size("sliding_window") : 0;
+    if (keys.find("sliding_window")) window = keys.size("sliding_window");
+    if (!keys.has("sliding_window")) window = 4096;  // what transformers takes where a config says nothing, not even null
   } else if (std::string(kind.family) == "llama") {
     if (listed && keys.find("sliding_window")) window = keys.size("sliding_window");
   } else {

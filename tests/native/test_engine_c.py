@@ -234,6 +234,8 @@ def config_of(directory, **changes):
 @pytest.mark.parametrize("changes,message", [
     ({"model_type": "gpt2"}, 'model_type "gpt2" is not supported by this engine; accepted: llama, mistral, qwen2, qwen3'),
     ({"model_type": "mistral", "sliding_window": 64}, "sliding_window = 64, context 512"),
+    ({"model_type": "mistral", "max_position_embeddings": 8192}, "sliding_window = 4096, context 8192"),
+    ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 64}, "sliding_window = 64, con"),
     ({"hidden_act": "gelu"}, 'hidden_act = "gelu"'), ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50 is not"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config = .*gptq"), ({"num_experts": 4}, "num_experts = 4"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 'type "yarn" is not supported'),
@@ -251,6 +253,14 @@ def test_models_that_are_not_supported_are_named(tmp_path, changes, message):
     with pytest.raises(Exception):  # the Python side does not load it either
         model = load_directory(directory)
         assert model.config.family != "gpt2"
+
+
+def test_a_window_that_changes_nothing_is_served(tmp_path):
+    directory = write(tmp_path / "model")
+    for window, positions in ((None, 8192), (512, 512)):
+        config_of(directory, model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=window,
+                  max_position_embeddings=positions)
+        assert_same_steps(*pair(directory), steps=1)
 
 
 def test_damaged_files_are_named(tmp_path):
