@@ -37,6 +37,7 @@ most 0.1 after the last example on both of its own classes.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ from dynadapt.experiments.icl.progress import progress_for
 from dynadapt.experiments.icl.study import Settings, Study, Subject, label
 from dynadapt.experiments.icl.train import TrainOptions, train
 from dynadapt.experiments.plot import STYLE
-from dynadapt.experiments.rundir import read_json, write_json
+from dynadapt.experiments.rundir import write_json
 
 MARGIN, SLACK, FAILS, LEARNED = 0.05, 0.02, 0.1, 0.1
 WAVES, FASTER = "sinusoid:amplitude=[0.5;2],frequency=[2;2]", "sinusoid:amplitude=[0.5;2],frequency=[4;4]"
@@ -242,7 +243,8 @@ def markdown(results: dict) -> str:
     lines += ["", "| run | classes | steps | parameters | seconds |", "|---|---|---|---|---|"]
     for name, run in results["runs"].items():
         classes = ", ".join(run["classes"])
-        lines.append(f"| {name} | {classes} | {run['steps']:,} | {run['parameters']:,} | {run['seconds']:,.0f} |")
+        steps = f"{run['step']:,}" + f" of {run['steps']:,}" * (run["step"] < run["steps"])
+        lines.append(f"| {name} | {classes} | {steps} | {run['parameters']:,} | {run['seconds']:,.0f} |")
     for section in ("lines", "waves"):
         for case, entry in results[section]["classes"].items():
             lines += ["", f"**{case}**, squared error after k examples", "", *_table(entry)]
@@ -306,21 +308,23 @@ def train_all(configs: dict[str, TrainConfig], out: Path, minutes: float | None 
 
 
 def results_of(configs: dict[str, TrainConfig], out: Path, settings: Settings = Settings()) -> dict:
-    """Evaluation and verdicts of runs that are finished."""
+    """Evaluation and verdicts of runs, finished or not, at their last checkpoints."""
     announce = lambda text: print(f"    {text}", flush=True)  # noqa: E731
     subjects = {name: load_subject(out / name, device=config.device) for name, config in configs.items()}
     lines = evaluate_lines([subjects[name] for name in ("dense", "sparse", "mixture")], settings, announce)
     waves = evaluate_waves(subjects["waves"], settings, announce)
     claims = {"13": claim_13(lines), "14": claim_14(lines), "15": claim_15(lines), "16": claim_16(lines, waves)}
-    runs = {name: described(config, out / name) for name, config in configs.items()}
+    runs = {name: described(config, out / name, subjects[name].about) for name, config in configs.items()}
     return {"environment": environment(), "config": configs["mixture"].to_dict(), "runs": runs, "claims": claims,
             "lines": lines, "waves": waves}
 
 
-def described(config: TrainConfig, run: Path) -> dict:
-    summary = read_json(run / "summary.json")
-    kept = ("steps", "parameters", "seconds", "backend", "dtype")
-    return {"classes": list(config.classes), **{key: summary[key] for key in kept}}
+def described(config: TrainConfig, run: Path, about: dict) -> dict:
+    """step: that of the weights which were evaluated, seconds: until the last line of metrics before; steps: of the whole run."""
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds = max((line["total_seconds"] for line in metrics if line["step"] <= about["step"]), default=0.0)
+    return {"classes": list(config.classes), "step": about["step"], "steps": config.steps, "parameters": about["parameters"],
+            "seconds": seconds, "dtype": config.dtype}
 
 
 def write_results(out: Path, results: dict) -> None:
@@ -343,13 +347,15 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=Settings.prompts, help="of every test (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), help="(default: that of the scale)")
+    parser.add_argument("--unfinished", action="store_true", help="train no more: evaluate all runs at their last checkpoints")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes of training, with a checkpoint")
     arguments = parser.parse_args()
     configs = runs_of(arguments.scale, arguments.steps, arguments.device, arguments.dtype)
-    try:
-        train_all({name: configs[name] for name in arguments.runs}, arguments.out, arguments.minutes)
-    except Interrupted as stopped:
-        raise SystemExit(f"{stopped}; the same command goes on in {arguments.out}") from None
+    if not arguments.unfinished:
+        try:
+            train_all({name: configs[name] for name in arguments.runs}, arguments.out, arguments.minutes)
+        except Interrupted as stopped:
+            raise SystemExit(f"{stopped}; the same command goes on in {arguments.out}") from None
     if len(arguments.runs) == len(configs):
         results = results_of(configs, arguments.out, Settings(prompts=arguments.prompts))
         write_results(arguments.out, results)

@@ -131,12 +131,13 @@ def test_table_and_picture(lines):
     found = waves(either)
     assert len(claims.picture({"lines": lines, "waves": found}).axes) == 4
     results = {"claims": {"13": claims.claim_13(lines)}, "lines": lines, "waves": found,
-               "runs": {"dense": {"classes": ["dense-linear"], "steps": 10, "parameters": 1000, "seconds": 2.0}}}
+               "runs": {"dense": {"classes": ["dense-linear"], "step": 5, "steps": 10, "parameters": 1000, "seconds": 2.0}}}
     kept = claims.shortened(results)
     assert kept["claims"] == results["claims"] and list(kept["combinations"]) == ["0", "0.25", "0.5", "0.75", "1"]
     mean = lines["classes"]["linear"]["curves"]["dense"]["mean"]
     assert kept["classes"]["linear"]["dense"][:2] == pytest.approx(mean[:2], rel=1e-4)
     table = claims.markdown(results)
+    assert "| dense | dense-linear | 5 of 10 | 1,000 | 2 |" in table
     assert "| 13: a mixture does as well as the right specialist | confirmed |" in table and "| least_squares | " in table
 
 
@@ -152,6 +153,9 @@ def test_dry_run(tmp_path, monkeypatch, capsys):
     claims.main()
     assert (tmp_path / "mixture" / "summary.json").exists() and not (tmp_path / "results.json").exists()
     monkeypatch.setattr("sys.argv", arguments)
+    claims.main()
+    assert json.loads((tmp_path / "results.json").read_text())["runs"]["mixture"]["step"] == 4
+    monkeypatch.setattr("sys.argv", [*arguments, "--unfinished"])
     claims.main()
     results = json.loads((tmp_path / "results.json").read_text())
     assert [results["claims"][claim]["verdict"] for claim in ("13", "15", "16")] == ["not decided"] * 3

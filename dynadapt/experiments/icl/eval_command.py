@@ -159,9 +159,16 @@ def load_subject(path: str | Path, step: int | None = None, device: str = "auto"
     regressor = load_run(path, step, device=device)
     config = TrainConfig.from_dict(read_json(path / "config.json"))
     about = {key: getattr(config, key) for key in ("preset", "layers", "hidden", "heads", "batch", "steps", "lr", "seed")}
-    about |= {"parameters": regressor.parameters, "training": training_curve(path)}
+    about |= {"parameters": regressor.parameters, "step": last_step(path) if step is None else step}
+    about["training"] = training_curve(path)
     return Subject(path.resolve().name, regressor.predict, config.dims, config.points, config.kind(), config.distribution(),
                    about)
+
+
+def last_step(run: Path) -> int:
+    """Of the last checkpoint, or of the last weights that were kept."""
+    kept = [*(run / "checkpoint").glob("*"), *(run / "weights").glob("*.safetensors")]
+    return max(int(entry.stem) for entry in kept if entry.stem.isdigit())
 
 
 def table_of(entries: dict[str, dict], subjects: list[str]):
