@@ -1,17 +1,17 @@
 """Stage ``icl-claims``: the claims about mixtures of function classes (benchmarks/icl.py) at the sizes of Garg et al.
 
-Four trainings, of which one stage's time holds a part: every call goes on from the checkpoints in DIR/icl-claims, and the one that
+Six trainings, of which one stage's time holds a part: every call goes on from the checkpoints in DIR/icl-claims, and the one that
 finds all of them finished evaluates and judges.
 """
 
 from __future__ import annotations
 
-STEPS = 200_000  # of each run; the curriculum is over after 30,000
+STEPS = 200_000  # of the models of linear functions; the curriculum is over after 30,000
 EVALUATION = 150.0  # seconds that must be left to begin it
 
 
 def claims(campaign, record) -> None:
-    """Claims 13 to 16 at the sizes of Garg et al.: goes on with its four trainings, and judges when they are finished."""
+    """Claims 13 to 16 at the sizes of Garg et al.: goes on with its six trainings, and judges when they are finished."""
     from benchmarks import icl
     from dynadapt.experiments.dyneval import Interrupted
     from dynadapt.experiments.icl.study import Settings

@@ -23,7 +23,7 @@ BASELINE_LOOKS = {
     "basis_least_squares": ("#4d7c0f", "--"),
 }
 SUBJECTS = [CYCLE[0], CYCLE[1], CYCLE[2], CYCLE[4], CYCLE[3], *CYCLE[5:]]
-HIGHEST = 3.0  # times the error of predicting zero: the top of a picture
+HIGHEST = 2.0  # times the error of predicting zero: the top of a picture
 # classes whose names are not words
 NAMES = {"linear": "dense linear", "sparse_linear": "sparse linear", "noisy_linear": "noisy linear",
          "relu_network": "ReLU network", "decision_tree": "decision tree", "fourier_series": "Fourier series"}
@@ -76,7 +76,7 @@ def figures_of(results: dict):
 def class_title(described: dict) -> str:
     """A class in words, from its settings."""
     name = NAMES.get(described["name"], described["name"])
-    said = {"sparse_linear": "{nonzeros} of {dims} non-zero", "linear": "{dims} dimensions", "relu_network": "{hidden} units",
+    said = {"sparse_linear": "{nonzeros} of {dims} non-zero", "linear": "d = {dims}", "relu_network": "{hidden} units",
             "decision_tree": "depth {depth}", "noisy_linear": "noise {noise:g}", "sinusoid": "frequency {frequency[0]:g}",
             "fourier_series": "up to frequency {max_frequency}"}
     detail = said.get(described["name"], "").format(**described)
