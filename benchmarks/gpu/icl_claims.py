@@ -17,7 +17,7 @@ def claims(campaign, record) -> None:
     from dynadapt.experiments.icl.study import Settings
 
     scale, steps = ("tiny", None) if campaign.tiny else ("garg", STEPS)
-    configs = icl.runs_of(scale, steps, device=campaign.device)
+    configs = icl.runs_of(scale, steps, device=campaign.device, dtype="fp32" if campaign.tiny else "bf16")
     folder = campaign.out / "icl-claims"
     for name, config in configs.items():
         try:
