@@ -25,6 +25,7 @@ from ..adapt.flat import FlatState
 from .data_parallel import EngineGradient
 from .processes import Processes
 
+PIECE = 1 << 22  # elements
 REDUCE = {"none": None, "bf16": torch.bfloat16}
 
 
@@ -42,7 +43,7 @@ class _Flat(nn.Module):
 
 
 class ShardedState(FlatState):
-    """Takes the place of a learner's FlatState (one slot), from whose values it starts.
+    """Takes the place of a learner's FlatState (one slot), from whose values it starts and which it empties.
 
     Args:
         write_back: has everything that products read follow ``master`` [1, P], which exists for just that long.
@@ -61,13 +62,16 @@ class ShardedState(FlatState):
         self.processes, self.write_back = processes, write_back
         self.working = state.master if reads_flat and state.working is None else state.working
         self.master = self.whole = None
+        each = -(-self.layout.size // processes.world)  # FSDP2 cuts as torch.chunk does
+        self.start = min(processes.rank * each, self.layout.size)
+        self.count = min(each, self.layout.size - self.start)
+        self.first, self.second, self.prior = (self._cut(state, name) for name in ("first", "second", "prior"))
         self.module = _Flat(state.master[0], self.grad[0], self._follow)
+        state.master = None
         mesh = init_device_mesh(self.grad.device.type, (processes.world,))
         fully_shard(self.module, mesh=mesh, reshard_after_forward=True,
                     mp_policy=MixedPrecisionPolicy(reduce_dtype=REDUCE[compress]))
         self.module.set_unshard_in_backward(False)  # the gradient needs no weights: it is there already
-        part = lambda whole: None if whole is None else self._part_of(whole.view(-1))  # noqa: E731
-        self.first, self.second, self.prior = part(state.first), part(state.second), part(state.prior)
         self.pending = None  # the forward that the next backward belongs to
 
     # ---- parts and wholes
@@ -77,14 +81,11 @@ class ShardedState(FlatState):
         """This process's masters [1, n]."""
         return self.module.master.to_local().detach().view(1, -1)
 
-    @property
-    def start(self) -> int:
-        """Where its part begins: FSDP2 cuts as torch.chunk does."""
-        return min(self.processes.rank * -(-self.layout.size // self.processes.world), self.layout.size)
-
-    def _part_of(self, whole: torch.Tensor) -> torch.Tensor:
-        """Its own piece [1, n] of a flat buffer [P], as a copy."""
-        return whole[self.start : self.start + self.part.shape[1]].clone().view(1, -1)
+    def _cut(self, state: FlatState, name: str) -> torch.Tensor | None:
+        """This process's piece [1, n] of a flat buffer [P]; the whole is let go of."""
+        whole = getattr(state, name)
+        setattr(state, name, None)
+        return None if whole is None else whole.view(-1)[self.start : self.start + self.count].clone().view(1, -1)
 
     def _whole_of(self, part: torch.Tensor) -> torch.Tensor:
         """[P] from every process's part."""
@@ -94,7 +95,7 @@ class ShardedState(FlatState):
 
     @property
     def updated(self) -> int:
-        return round(self.layout.parameters * self.part.shape[1] / self.layout.size)
+        return round(self.layout.parameters * self.count / self.layout.size)
 
     @property
     def compute(self) -> torch.Tensor:
@@ -133,8 +134,8 @@ class ShardedState(FlatState):
         return norms, skipped
 
     def _norm(self, gradient: torch.Tensor) -> torch.Tensor:
-        """2-norm of all parts, float64 [1]."""
-        squares = gradient.double().square().sum().view(1)
+        """2-norm of all parts, float64 [1]; a piece at a time, because float64 copies are large."""
+        squares = torch.stack([piece.double().square().sum() for piece in gradient.view(-1).split(PIECE)]).sum().view(1)
         return self.processes.sum(squares.cpu()).to(squares.device).sqrt()
 
     def _move(self, op, gradient, slots, lr) -> None:
