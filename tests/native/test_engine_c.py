@@ -235,7 +235,7 @@ def config_of(directory, **changes):
     ({"model_type": "gpt2"}, 'model_type "gpt2" is not supported by this engine; accepted: llama, mistral, qwen2, qwen3'),
     ({"model_type": "mistral", "sliding_window": 64}, "sliding_window = 64, context 512"),
     ({"model_type": "mistral", "max_position_embeddings": 8192}, "sliding_window = 4096, context 8192"),
-    ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 64}, "sliding_window = 64, con"),
+    ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 64}, "sliding_window = 64"),
     ({"hidden_act": "gelu"}, 'hidden_act = "gelu"'), ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50 is not"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config = .*gptq"), ({"num_experts": 4}, "num_experts = 4"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 'type "yarn" is not supported'),
