@@ -23,10 +23,11 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT)]  # a source tree needs no installation
 OURS = "dynadapt"
 
 
@@ -153,17 +154,24 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def config_of(model: str):
+    from dynadapt.model.config import tiny_config
+    from dynadapt.model.geometries import geometry
+    return tiny_config("llama") if model == "tiny" else geometry(model)
+
+
 def run(settings) -> dict:
     from dynadapt.environment import environment
     options = {name: getattr(settings, name) for name in ("model", "rows", "memory", "dtype", "only")}
+    sent = {**options, "config": asdict(config_of(settings.model))}
     processes, rows = [], []
     with revision(settings.base) as tree:
         try:
-            processes.append(Process(OURS, OURS, options, settings.threads))
+            processes.append(Process(OURS, OURS, sent, settings.threads))
             if tree is not None:
-                processes.append(Process(f"{OURS}@{settings.base}", OURS, options, settings.threads, tree))
+                processes.append(Process(f"{OURS}@{settings.base}", OURS, sent, settings.threads, tree))
             if not settings.no_peers:
-                processes += [Process("torch", "torch", options, threads) for threads in sorted({1, settings.threads})]
+                processes += [Process("torch", "torch", sent, threads) for threads in sorted({1, settings.threads})]
             cases = processes[0].cases
             if not cases:
                 raise SystemExit(f"--only {settings.only}: no op has this in its name")

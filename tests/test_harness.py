@@ -2,13 +2,16 @@
 import csv
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import harness  # noqa: E402
+from opbench import worker  # noqa: E402
 
+TINY = {"config": asdict(harness.config_of("tiny")), "rows": 16, "memory": 8, "dtype": "fp32", "threads": 1}
 CEILING = {"gflops": 100.0, "provider": "native", "shape": [1, 1, 1], "gb_per_s": 10.0}
 
 
@@ -42,8 +45,7 @@ def test_ops_against_torch(tmp_path, capsys):
 
 def test_every_case_is_right_in_eager_torch_and_ours():
     """All cases at tiny sizes; torch.compile is left out here, it takes minutes."""
-    from benchmarks.opbench import peers, worker
-    options = {"model": "tiny", "rows": 16, "memory": 8, "dtype": "fp32", "only": "", "threads": 1}
+    options = {**TINY, "only": ""}
     for provider in ("dynadapt", "torch"):
         made = worker.Provider({**options, "provider": provider})
         if provider == "torch":
@@ -52,15 +54,14 @@ def test_every_case_is_right_in_eager_torch_and_ours():
             made.make_calls = keep(worker.torch_calls)
         for index, (op, _) in enumerate(made.cases):
             found = made.make(index)
-            assert op in peers.PEERS or op == "embedding_forward"
+            assert op in worker.peers.PEERS or op == "embedding_forward"
             for name, call in found["calls"].items():
                 assert "absent" not in call, (op, name, call)
                 assert call["error"] is None or call["error"] < (0.01 if op == "attention_backward" else 1e-4), (op, name, call)
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch):
-    from benchmarks.opbench import worker
-    made = worker.Provider({"provider": "dynadapt", "model": "tiny", "rows": 16, "memory": 8, "dtype": "fp32", "only": "activation_forward", "threads": 1})
+    made = worker.Provider({**TINY, "provider": "dynadapt", "only": "activation_forward"})
     monkeypatch.setattr(made, "make_calls", lambda case, dtype: {"dynadapt": lambda: lambda: {0: case.arguments[-1].tensor.nan_to_num(0.0)}})
     assert made.make(0)["calls"]["dynadapt"]["fatal"] and not made.calls
 

@@ -7,23 +7,28 @@ packages come from that revision's tree.
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
-os.environ["TRITON_INTERPRET"] = "1"  # the shared cases import the kernels' tests, which ask for a GPU otherwise
-
-import torch  # noqa: E402
-
-import dynadapt  # noqa: E402, F401  (of the tree that PYTHONPATH names; all below is this file's own tree)
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from benchmarks.gpu.cases import OPS, Case, Sizes  # noqa: E402
-from native.compare import Out, Weight  # noqa: E402
+
+def _of_this_tree(name: str, path: str):
+    """A module of this file's own tree, on top of whichever dynadapt PYTHONPATH names: every provider gets the same cases."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+cases = _of_this_tree("opbench_cases", "dynadapt/profiling/cases.py")
+peers = _of_this_tree("opbench_peers", "benchmarks/opbench/peers.py")
+Case, Out, Weight = cases.Case, cases.Out, cases.Weight
 
 FLUSH = torch.zeros(1 << 26, dtype=torch.uint8)  # larger than the last-level cache share of two cores
 TIMED = ("linear_forward", "linear_backward", "lora_gradient", "weight_gradient", "cross_entropy", "norm_forward", "norm_backward",
@@ -33,13 +38,18 @@ LOOSE = {"attention_backward": LIMIT[torch.bfloat16]}  # its case holds the outp
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
+def sizes(options: dict):
+    from dynadapt.model import ModelConfig
+    return cases.Sizes(ModelConfig(**options["config"]), 1, options["rows"], "cpu")
+
+
 def all_cases(options: dict) -> list[tuple[str, int]]:
     """(op, which of its cases) in a fixed order, so that an index means the same in every process."""
-    z = Sizes(options["model"], 1, options["rows"], "cpu")
+    z = sizes(options)
     return [(op, i) for op in TIMED if options["only"] in op for i in range(_count(op, z))]
 
 
-def _count(op: str, z: Sizes) -> int:
+def _count(op: str, z) -> int:
     if op in ("linear_forward", "linear_backward", "lora_gradient"):
         return len(z.groups)
     return {"weight_gradient": 2, "cross_entropy": 2, "attention_forward": 2}.get(op, 1)
@@ -47,8 +57,7 @@ def _count(op: str, z: Sizes) -> int:
 
 def make_case(op: str, index: int, options: dict) -> Case:
     torch.manual_seed(1000 + index)
-    z = Sizes(options["model"], 1, options["rows"], "cpu")
-    return OPS[op](z, options["memory"])[index]
+    return cases.OPS[op](sizes(options), options["memory"])[index]
 
 
 def plain(value, dtype: torch.dtype, wide: torch.dtype):
@@ -66,26 +75,15 @@ def plain(value, dtype: torch.dtype, wide: torch.dtype):
 
 def truth(case: Case) -> list[torch.Tensor]:
     """The op's outputs in float64."""
-    from dynadapt.ops import DenseMatrix, resolve
-    wrap = lambda a, built: [DenseMatrix(b) for b in built] if isinstance(a, list) and a and isinstance(a[0], Weight) else DenseMatrix(built) if isinstance(a, Weight) else built  # noqa: E731
-    call = [wrap(a, plain(a, torch.float64, torch.float64)) for a in case.arguments]
-    resolve(case.op, "reference", torch.float64).function(*call)
-    return [b for a, b in zip(case.arguments, call) if isinstance(a, Out)]
+    from dynadapt.ops import resolve
+    return cases.run(case, resolve(case.op, "reference", torch.float64).function, "reference", torch.float64, "cpu")
 
 
 def our_calls(case: Case, dtype: torch.dtype) -> dict:
-    from dynadapt.ops import make_matrix, resolve
-    wide = torch.float32
-
-    def convert(a):
-        if isinstance(a, Weight):
-            return make_matrix(a.tensor, "cpu", dtype)
-        if isinstance(a, list) and a and isinstance(a[0], Weight):
-            return [make_matrix(w.tensor, "cpu", dtype) for w in a]
-        return plain(a, dtype, wide)
-    arguments = [convert(a) for a in case.arguments]
+    from dynadapt.ops import resolve
+    arguments = cases.materialise(case, "cpu", dtype, "cpu")
     function = resolve(case.op, "cpu", dtype).function
-    outputs = [b for a, b in zip(case.arguments, arguments) if isinstance(a, Out)]
+    outputs = [built for a, built in zip(case.arguments, arguments) if isinstance(a, Out)]
 
     def call():
         function(*arguments)
@@ -94,8 +92,8 @@ def our_calls(case: Case, dtype: torch.dtype) -> dict:
 
 
 def torch_calls(case: Case, dtype: torch.dtype) -> dict:
-    from benchmarks.opbench.peers import PEERS
-    return PEERS[case.op]([plain(a, dtype, torch.float32) for a in case.arguments], dtype) if case.op in PEERS else {}
+    make = peers.PEERS.get(case.op)
+    return make([plain(a, dtype, torch.float32) for a in case.arguments], dtype) if make else {}
 
 
 def error_of(found: dict, exact: list[torch.Tensor], op: str) -> float | None:
@@ -130,7 +128,6 @@ class Provider:
             _C.set_num_threads(count)
 
     def make(self, index: int) -> dict:
-        from benchmarks.opbench.peers import NOTES
         op, which = self.cases[index]
         case = make_case(op, which, self.options)
         exact = truth(case)
@@ -149,7 +146,7 @@ class Provider:
                 continue
             self.calls[name] = call
             answers[name] = {"error": error}
-        return {"op": op, "label": case.label, "bytes": case.bytes, "flops": case.flops, "note": NOTES.get(op, ""), "calls": answers}
+        return {"op": op, "label": case.label, "bytes": case.bytes, "flops": case.flops, "note": peers.NOTES.get(op, ""), "calls": answers}
 
     def time(self, name: str, threads: int, runs: int) -> dict:
         """Wall seconds of ``runs`` calls, each after another buffer has gone through the caches."""
