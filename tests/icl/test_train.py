@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dynadapt.experiments import icl
+from dynadapt.experiments.dyneval import Interrupted
 from dynadapt.experiments.icl.base import IclError
 from dynadapt.experiments.icl.config import TrainConfig, from_preset
 from dynadapt.experiments.icl.curriculum import Ramp, Rate
@@ -121,6 +122,15 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     assert whole["errors"] == resumed["errors"]
     ours, theirs = (icl.load_run(tmp_path / run) for run in ("whole", "cut"))
     assert torch.equal(ours.learner.state.master, theirs.learner.state.master)
+
+
+def test_a_run_stops_when_its_minutes_are_over_and_goes_on(tmp_path):
+    config = TrainConfig(**{**SMALL, "steps": 30})
+    whole = train(config, tmp_path / "whole")
+    for call, step in enumerate((10, 20)):
+        with pytest.raises(Interrupted, match=f"stopped after 0 minutes after step {step}"):
+            train(config, tmp_path / "cut", TrainOptions(resume=call > 0, minutes=0.0))
+    assert train(config, tmp_path / "cut", TrainOptions(resume=True))["errors"] == whole["errors"]
 
 
 def test_a_stop_between_logging_points_is_resumed_too(tmp_path):

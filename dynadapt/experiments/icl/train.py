@@ -196,8 +196,9 @@ class _Run:
                     self._stop(f"stopped after {self.options.minutes:g} minutes")
 
     def _stop(self, why: str) -> None:
-        if self.saved != self.step:
+        if self.logged < self.step:
             self._check(self._read())  # what is saved must be sound
+        if self.saved < self.step:
             self._save()
         raise Interrupted(f"{why} after step {self.step}")
 
