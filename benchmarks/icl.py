@@ -11,7 +11,6 @@ and fails outside.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import asdict, replace
@@ -101,11 +100,11 @@ def markdown(results: dict) -> str:
     lines = ["| claim | verdict | |", "|---|---|---|"]
     lines += [f"| {number}: {CLAIMS[number]} | {found['verdict']} | {found['sentence']} |"
               for number, found in results["claims"].items()]
-    lines += ["", "| run | classes | steps | parameters | seconds |", "|---|---|---|---|---|"]
+    lines += ["", "| run | classes | steps | parameters |", "|---|---|---|---|"]
     for name, run in results["runs"].items():
         classes = ", ".join(run["classes"])
         steps = f"{run['step']:,}" + f" of {run['steps']:,}" * (run["step"] < run["steps"])
-        lines.append(f"| {name} | {classes} | {steps} | {run['parameters']:,} | {run['seconds']:,.0f} |")
+        lines.append(f"| {name} | {classes} | {steps} | {run['parameters']:,} |")
     for section in ("linear", "waves"):
         for case, entry in results[section]["classes"].items():
             lines += ["", f"**{case}** (d = {entry['class']['dims']}), squared error after k examples", "", *_table(entry)]
@@ -178,18 +177,16 @@ def results_of(configs: dict[str, TrainConfig], out: Path, settings: Settings = 
     subjects = {name: load_subject(out / name, device=config.device) for name, config in configs.items()}
     linear = evaluate_linear([subjects[name] for name in ("dense", "sparse", "mixture")], settings, announce)
     waves, faster = evaluate_waves([subjects[name] for name in ("line", "wave", "waves")], settings, announce)
-    runs = {name: described(config, out / name, subjects[name].about) for name, config in configs.items()}
+    runs = {name: described(config, subjects[name].about) for name, config in configs.items()}
     return {"environment": environment(), "configs": {name: configs[name].to_dict() for name in ("mixture", "waves")},
             "settings": asdict(settings), "runs": runs, "claims": judge(linear, waves, faster), "linear": linear, "waves": waves,
             "faster": faster}
 
 
-def described(config: TrainConfig, run: Path, about: dict) -> dict:
-    """step: that of the weights which were evaluated, seconds: until the last line of metrics before; steps: of the whole run."""
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    seconds = max((line["total_seconds"] for line in metrics if line["step"] <= about["step"]), default=0.0)
+def described(config: TrainConfig, about: dict) -> dict:
+    """step: that of the weights which were evaluated; steps: of the whole run."""
     return {"classes": list(config.classes), "step": about["step"], "steps": config.steps, "parameters": about["parameters"],
-            "seconds": seconds, "dtype": config.dtype}
+            "dtype": config.dtype}
 
 
 def write_results(out: Path, results: dict) -> None:
