@@ -16,7 +16,8 @@ dynadapt/experiments/reweight/compare.py.
 A mixer that needs something made first gets it from runs of the same seed, and their FLOPs are counted as its own:
   targets    of velocitune and dynamic-batch-loading: a run at the data's proportions over a part of the tokens (`sample`),
              fitted and extrapolated to all of them. Where the fit refuses, targets are what the `proportional` run ends with:
-             what the fit is to predict, known for once. Results say which methods had such targets.
+             what the fit is to predict, known for once. Results say which methods had such targets; `velocitune-known` always
+             has.
   reference  of DoReMi: the `proportional` run.
 Controls (`X-average`) train on the average weights of run X; DoReMi's is what its paper trains the final model on.
 """
@@ -47,12 +48,13 @@ from reweighting_data import judged, small_vocabulary, subset  # noqa: E402
 
 @dataclass(frozen=True)
 class Method:
-    """mixer and settings of one row of the table; average: the method whose mean weights it trains on; least_steps: that its rule
-    needs to do anything."""
+    """mixer and settings of one row of the table; average: the method whose mean weights it trains on; known: targets are what
+    the proportional run ended with, whatever the fit says; least_steps: that its rule needs to do anything."""
 
     mixer: str
     settings: tuple[tuple[str, object], ...] = ()
     average: str | None = None
+    known: bool = False
     least_steps: int = 1
 
     @property
@@ -60,6 +62,8 @@ class Method:
         """Methods that have to be run first, in this order; `sample` is not in the table."""
         if self.average:
             return (self.average,)
+        if self.known:
+            return ("proportional",)
         return {"velocitune": ("sample", "proportional"), "dynamic-batch-loading": ("sample", "proportional"),
                 "doremi": ("proportional",)}.get(self.mixer, ())
 
@@ -69,6 +73,7 @@ METHODS = {
     "proportional": Method("proportional"),
     "velocitune": Method("velocitune", (("flat", "zero"),)),       # a domain with nothing to learn: the paper leaves it open
     "velocitune-average": Method("replay", average="velocitune"),
+    "velocitune-known": Method("velocitune", (("flat", "zero"),), known=True),
     "dynamic-batch-loading": Method("dynamic-batch-loading"),
     "doremi": Method("doremi"),
     "doremi-average": Method("replay", average="doremi"),
@@ -116,17 +121,22 @@ class Study:
         self.case, self.folder, self.seed = case, folder, seed
         self.base = replace(case.config, seed=seed)
 
-    def finish(self, name: str) -> dict | None:
-        """What the results keep of this method's run, made now unless it was; None where the case is too short for it."""
+    def left_out(self, name: str) -> str | None:
+        """Why this method has no run here, if it has none."""
         method = METHODS[name]
         if self.base.steps < method.least_steps:
-            return None
-        known = self.folder / name / "judged.json"
-        if not known.exists():
+            return f"its rule needs {method.least_steps} steps"
+        if method.known and (self.folder / "sample" / "refused.txt").exists():
+            return f"{method.mixer} has those targets already, because the fit refused"
+        return None
+
+    def finish(self, name: str) -> None:
+        """Makes this method's run, and those it needs, unless they were made."""
+        method = METHODS[name]
+        if not (self.folder / name / "judged.json").exists():
             for needed in method.needs:
                 self._sample() if needed == "sample" else self.finish(needed)
             self._run(name, method)
-        return read_json(known)
 
     def _run(self, name: str, method: Method) -> None:
         config = self._config(method)
@@ -136,7 +146,7 @@ class Study:
         kept = {"method": name, "seed": self.seed, "test": test, "mean": sum(test.values()) / len(test),
                 "heldout": summary["heldout"], "tokens": summary["tokens"], "epochs": summary["epochs"],
                 "average_weights": summary["static_weights"],
-                "weights": self._weights(name), "targets_from": self._targets()[1] if method.mixer in NEED_TARGET else None,
+                "weights": self._weights(name), "targets_from": self._targets(method)[1] if method.mixer in NEED_TARGET else None,
                 "cpu_seconds": time.process_time() - began}
         write_json(self.folder / name / "judged.json", kept)
         if name != "proportional":                            # the reference of DoReMi
@@ -154,7 +164,7 @@ class Study:
         evaluate = max(1, self.base.steps // self.case.updates) if method.mixer in READS_HELDOUT else self.base.steps
         config = replace(self.base, mixer=method.mixer, settings=settings, evaluate=evaluate)
         if method.mixer in NEED_TARGET:
-            config = replace(config, target=self._targets()[0])
+            config = replace(config, target=self._targets(method)[0])
         if method.mixer == "doremi":
             config = replace(config, reference=str(self.folder / "proportional"))
         return config
@@ -165,18 +175,18 @@ class Study:
         config = replace(self.base, mixer="proportional", steps=steps, evaluate=max(1, steps // self.case.sample_evaluations))
         return run(config, self.folder / "sample", ReweightOptions(resume=True, checkpoint=0))
 
-    def _targets(self) -> tuple[dict[str, float], str]:
+    def _targets(self, method: Method) -> tuple[dict[str, float], str]:
         """(nats by domain, where they are from)."""
         tokens = self.base.steps * self.base.rows * self.base.segment
         refused, known = self.folder / "sample" / "refused.txt", self.folder / "sample" / "targets.json"
-        if refused.exists():
+        if method.known or refused.exists():
             return read_json(self.folder / "proportional" / "summary.json")["heldout"], PROPORTIONAL
         try:
             found = read_json(known) if known.exists() else fit_run(self.folder / "sample", tokens)
             return found["target"], FIT
         except ScalingError as error:
             refused.write_text(f"{error}\n")
-            return self._targets()
+            return self._targets(method)
 
     def flops(self, name: str) -> dict[str, int]:
         """FLOPs of the run (training, held-out losses, DoReMi's excess) and of the runs that had to be made first."""
@@ -220,7 +230,8 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only write the report of the runs that are there")
     arguments = parser.parse_args()
     if not 0 <= arguments.first_seed < arguments.seeds:
-        raise SystemExit(f"first-seed {arguments.first_seed}: give one from 0 to {arguments.seeds - 1}, under --seeds {arguments.seeds}")
+        raise SystemExit(f"first-seed {arguments.first_seed}: give one from 0 to {arguments.seeds - 1}, under --seeds "
+                         f"{arguments.seeds}")
     torch.set_num_threads(min(torch.get_num_threads(), 2))
     try:
         for name in arguments.case if not arguments.report else ():
@@ -246,8 +257,10 @@ def train(name: str, arguments) -> None:
         study = Study(case, arguments.out / name / f"seed-{seed}", seed)
         print(f"{name}, seed {seed}: {case.config.steps} steps of {case.config.rows * case.config.segment} tokens", flush=True)
         for method in arguments.mixers:
-            if study.finish(method) is None:
-                print(f"    {method}: its rule needs {METHODS[method].least_steps} steps; left out", flush=True)
+            if reason := study.left_out(method):
+                print(f"    {method}: left out; {reason}", flush=True)
+            else:
+                study.finish(method)
 
 
 def write_results(arguments) -> None:

@@ -131,12 +131,13 @@ def test_benchmark(tmp_path):
     out = tmp_path / "study"
     command = [sys.executable, str(ROOT / "benchmarks" / "reweighting.py"), "--corpus", str(tmp_path / "corpus"),
                "--out", str(out), "--case", "scratch", "--seeds", "2", "--steps", "4", "--share", "1", "--scratch", "1x16",
-               "--mixers", "stratified", "velocitune", "velocitune-average", "doremi", "ado"]
+               "--mixers", "stratified", "velocitune", "velocitune-known", "velocitune-average", "doremi",
+               "ado"]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr
     results = json.loads((out / "results.json").read_text())["cases"]["scratch"]
     assert set(results["methods"]) == {"stratified", "proportional", "velocitune", "velocitune-average", "doremi"}
-    assert "ado: its rule needs 200 steps" in ran.stdout
+    assert "ado: left out; its rule needs 200 steps" in ran.stdout and "velocitune-known: left out" in ran.stdout
     assert results["methods"]["velocitune"]["targets_from"] == ["proportional run"]
     assert results["methods"]["velocitune"]["tokens"] == 4 * 1024
     cost = {name: row["flops"]["made_first"] for name, row in results["methods"].items()}
