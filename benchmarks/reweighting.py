@@ -278,7 +278,7 @@ def write_results(arguments) -> None:
     results = {"environment": environment(), "corpus": manifest,
                "settings": {name: _settings(arguments.out / name) for name in found},
                "cases": reports, "runs": {name: [_short(row) for row in rows] for name, rows in found.items()}}
-    write_json(arguments.out / "results.json", results)
+    write_json(arguments.out / "results.json", rounded(results))
     (arguments.out / "results.md").write_text(markdown(results["cases"]))
     draw_comparison(results["cases"], arguments.out / "results.png")
 
@@ -299,15 +299,23 @@ def fits(folder: Path) -> dict:
 
 
 def _short(row: dict) -> dict:
-    """A run in the results: its losses, to six digits."""
-    return {"method": row["method"], "seed": row["seed"], "mean": round(row["mean"], 6), "tokens": row["tokens"],
-            "test": {domain: round(loss, 6) for domain, loss in row["test"].items()}, "targets_from": row["targets_from"]}
+    """What the results keep of a run."""
+    return {name: row[name] for name in ("method", "seed", "mean", "tokens", "test", "targets_from")}
+
+
+def rounded(content):
+    """Floats to six decimals, wherever they are: nats and shares are not known better."""
+    if isinstance(content, dict):
+        return {key: rounded(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [rounded(value) for value in content]
+    return round(content, 6) if isinstance(content, float) else content
 
 
 def _settings(folder: Path) -> dict:
     """What all runs of a case share, without the paths of this machine."""
     first = read_json(sorted(folder.glob("seed-*/*/config.json"))[0])
-    own = ("domains", "model", "mixer", "settings", "target", "reference", "seed", "evaluate", "steps")
+    own = ("domains", "corpus", "model", "mixer", "settings", "target", "reference", "seed", "evaluate", "steps")
     return {key: value for key, value in first.items() if key not in own}
 
 

@@ -96,6 +96,14 @@ def test_many_comparisons_are_adjusted():
     assert plain > 20 and adjusted < 10
 
 
+def test_what_was_added_later_changes_no_other_verdict():
+    found = rows({"stratified": 0.0, "odm": -0.02, "velocitune-known": 0.0})
+    without = [row for row in found if row["method"] != "velocitune-known"]
+    assert report(found)["against_stratified"]["odm"] == report(without)["against_stratified"]["odm"]
+    later = report(found)["against_stratified"]["velocitune-known"]
+    assert later["p"] == later["p_adjusted"] and later["says"] == "undecided"
+
+
 def test_null_result_is_said_plainly():
     found = report(rows({"stratified": 0.0, "odm": 0.0, "ado": 0.0}))
     assert found["verdict"] == "no method beats stratified; none is worse; undecided: ado, odm"

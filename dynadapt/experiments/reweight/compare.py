@@ -31,7 +31,11 @@ from scipy.stats import t as student
 from dynadapt.experiments.plot import CYCLE, STYLE, _save
 
 LEVEL = 0.95
+NEAR = 0.2                  # up to this share of the largest difference, the picture's axis is linear; beyond, logarithmic
+PANELS = 6                  # of weights, in the picture of a case
 BASE, CONTROLLED = "stratified", "-average"
+POINTS = 30
+ADDED = ("velocitune-known",)   # after the rule was fixed: outside its family, so that it changes no other verdict
 CLAIM8 = ("stratified", "proportional", "dynamic-batch-loading")
 
 
@@ -101,22 +105,26 @@ def report(rows: Sequence[Mapping]) -> dict:
         raise CompareError("no finished run to compare")
     methods = list(dict.fromkeys(row["method"] for row in sorted(rows, key=lambda row: (row["seed"], _order(row["method"])))))
     others = [name for name in methods if name != BASE]
-    against_base = compared(rows, [(name, BASE) for name in others])
+    against_base = compared(rows, [(name, BASE) for name in others if name not in ADDED])
+    for name in ADDED:
+        against_base.update(compared(rows, [(name, BASE)]) if name in others else {})
     controls = {name: compared(rows, [(name, name + CONTROLLED)]) for name in methods if name + CONTROLLED in methods}
     claim8 = compared(rows, [("velocitune", other) for other in CLAIM8])
+    for value in claim8.values():
+        del value["domains"]                                        # by domain, differences to stratified and controls are enough
     claim9 = controls.get("velocitune", {}).get("velocitune")
     return {
         "methods": {name: _summary([row for row in rows if row["method"] == name]) for name in methods},
         "against_stratified": against_base,
         "against_control": {name: value[name] for name, value in controls.items() if value},
         "claim8": {"comparisons": claim8, "verdict": _claim8(claim8)},
-        "claim9": {"comparison": claim9, "verdict": _claim9(claim9)},
+        "claim9": {"verdict": _claim9(claim9)},
         "verdict": _verdict(against_base),
     }
 
 
 def _order(name: str) -> tuple[int, str]:
-    first = ("stratified", "proportional", "velocitune", "velocitune-average", "dynamic-batch-loading")
+    first = ("stratified", "proportional", "velocitune", "velocitune-average", "velocitune-known", "dynamic-batch-loading")
     return (first.index(name) if name in first else len(first), name)
 
 
@@ -132,8 +140,14 @@ def _summary(rows: Sequence[Mapping]) -> dict:
         "flops": {what: mean([row["flops"][what] for row in rows]) for what in rows[0]["flops"]},
         "most_epochs": max(max(row["epochs"].values()) for row in rows),
         "targets_from": sorted({row["targets_from"] for row in rows if row["targets_from"]}),
-        "weights": min(rows, key=lambda row: row["seed"])["weights"],
+        "weights": _thinned(min(rows, key=lambda row: row["seed"])["weights"]),
     }
+
+
+def _thinned(weights: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """At most POINTS of them: what a picture of a hand's width can show."""
+    every = -(-len(weights["tokens"]) // POINTS)
+    return {name: [round(value, 3) for value in values[::every]] for name, values in weights.items()}
 
 
 def _claim8(found: Mapping[str, Mapping]) -> str:
@@ -173,16 +187,17 @@ def _signed(value: Mapping) -> str:
 def markdown(cases: Mapping[str, Mapping]) -> str:
     lines = []
     for name, found in cases.items():
-        tokens, seeds = (next(iter(found["methods"].values()))[key] for key in ("tokens", "seeds"))
-        lines += [f"## {name}: {tokens:,} tokens, {len(seeds)} seeds", "",
-                  "| method | mean loss | less stratified (95%) | Holm p | | less its control (95%) "
+        tokens = next(iter(found["methods"].values()))["tokens"]
+        lines += [f"## {name}: {tokens:,} tokens", "",
+                  "| method | seeds | mean loss | less stratified (95%) | Holm p | | less its control (95%) "
                   "| PFLOP to train | held-out, excess | made first |",
-                  "|---|---|---|---|---|---|---|---|---|"]
+                  "|---|---|---|---|---|---|---|---|---|---|"]
         for method, row in found["methods"].items():
             base, control = found["against_stratified"].get(method), found["against_control"].get(method)
             flops = row["flops"]
-            cells = [method, f"{row['mean']:.4f}", _signed(base) if base else "", _p(base), base["says"] if base else "",
-                     _signed(control) if control else "", f"{flops['training'] / 1e15:.4f}",
+            cells = [method, str(len(row["seeds"])), f"{row['mean']:.4f}", _signed(base) if base else "",
+                     _p(base), base["says"] if base else "", _signed(control) if control else "",
+                     f"{flops['training'] / 1e15:.4f}",
                      f"{(flops['heldout'] + flops['excess']) / 1e15:.4f}", f"{flops['made_first'] / 1e15:.4f}"]
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", f"- {found['verdict'][0].upper()}{found['verdict'][1:]}.", f"- Claim 8: {found['claim8']['verdict']}.",
@@ -226,11 +241,11 @@ def _by_domain(found: Mapping) -> list[str]:
 def draw_comparison(cases: Mapping[str, Mapping], path: str | Path) -> Path:
     """A row for each case: differences to stratified with their intervals, and the weights of the methods that move them."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(14.5, 4.9 * len(cases)), layout="constrained")
+        figure = Figure(figsize=(11.0, 3.9 * len(cases)), layout="constrained")
         parts = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
         for part, (name, found) in zip(parts, cases.items()):
-            moving = [method for method, row in found["methods"].items() if _moves(row["weights"])][:6]
-            columns = 1 + max(2, math.ceil(len(moving) / 2))
+            moving = [method for method, row in found["methods"].items() if _moves(row["weights"])][:PANELS]
+            columns = 1 + PANELS // 2
             grid = part.add_gridspec(2, columns, width_ratios=[1.9] + [1] * (columns - 1))
             _forest(part.add_subplot(grid[:, 0]), name, found)
             handles = []
@@ -255,7 +270,10 @@ def _forest(axis, name: str, found: Mapping) -> None:
     axis.axvline(0, color="#374151", linewidth=1)
     axis.set_yticks(range(len(methods)), methods)
     axis.invert_yaxis()
-    axis.set(xlabel="mean test loss less stratified's (nats per token), 95% over seeds", title=name)
+    reach = max(abs(end) for value in found["against_stratified"].values() for end in value["interval"] or (value["mean"],))
+    axis.set_xscale("symlog", linthresh=max(NEAR * reach, 1e-9))            # one method far away must not hide the others
+    axis.set(xlabel="test loss less stratified's (nats per token), 95%", title=name)
+    axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
 
 
 def _moves(weights: Mapping[str, Sequence[float]]) -> bool:
@@ -266,7 +284,7 @@ def _weights(axis, method: str, weights: Mapping[str, Sequence[float]]) -> list:
     domains = [domain for domain in weights if domain != "tokens"]
     handles = [axis.step(weights["tokens"], weights[domain], where="pre", color=CYCLE[index % len(CYCLE)], linewidth=1.4,
                          label=domain)[0] for index, domain in enumerate(domains)]
-    axis.set_title(method, fontsize=9)
+    axis.set_title(method, fontsize=8)
     axis.set(ylim=(0, None))
     axis.tick_params(labelsize=8)
     axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
