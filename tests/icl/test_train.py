@@ -201,6 +201,7 @@ def test_a_run_that_diverges_stops_with_its_step(tmp_path):
     ({"classes": ("sparse-linear:4",)}, "nonzeros 4: give 1 to 3, since x has 3 dimensions"),
     ({"classes": ("sparse-linear:x",)}, "value 'x' is no number"),
     ({"classes": ("dense-linear:3",)}, "'3' names no setting"),
+    ({"classes": ("sparse-linear:1,2",)}, "is given twice"),
     ({"classes": ("dense-linear", "sparse-linear:1"), "mixture": (0.5, 0.6)}, "sum to 1.1, not to one"),
     ({"classes": ("dense-linear",), "mixture": (0.5, 0.5)}, "1 classes and 2 weights"),
     ({"points": 7}, "points 7: such a prompt has 13 positions and the model 12"),

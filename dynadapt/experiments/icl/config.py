@@ -30,8 +30,11 @@ def parse_spec(what: str, text: str) -> tuple[str, dict]:
             key, value = MAIN.get(name), part
             if key is None:
                 raise IclError(f"{what} {text!r}: {part!r} names no setting; give NAME:KEY=VALUE,KEY=VALUE")
+        key = key.strip().replace("-", "_")
+        if key in settings:
+            raise IclError(f"{what} {text!r}: {key} is given twice")
         try:
-            settings[key.strip().replace("-", "_")] = json.loads(value.replace(";", ","))
+            settings[key] = json.loads(value.replace(";", ","))
         except ValueError:
             raise IclError(f"{what} {text!r}: value {value!r} is no number, true, false or [low;high]") from None
     return name, settings
