@@ -6,10 +6,10 @@
     python benchmarks/harness.py --json ops.json --csv ops.csv
 
 Each provider is a process of its own. A call is timed only after its result has been held against float64. In every round the calls
-of a case take turns, one run each, with a buffer pushed through the caches before each run; each runs with one thread and with all
-cores and the faster of the two counts. The table shows medians, the 20% and 80% quantiles, and the share of the floor: the larger of
-FLOPs at the rate of the best matrix product of this run, and bytes (every input read once, every output written once) at the rate of a
-copy. On a GPU, `benchmarks/gpu_campaign.py ops` times the same cases.
+of a case take turns, one run each, with a buffer pushed through the caches by the provider's own threads before each run; each runs
+with one thread and with all cores and the faster of the two counts. The table shows medians, the 20% and 80% quantiles, and the share
+of the floor: the larger of FLOPs at the rate of the best matrix product of this run, and bytes (every input read once, every output
+written once) at the rate of a copy. On a GPU, `benchmarks/gpu_campaign.py ops` times the same cases.
 """
 
 from __future__ import annotations
@@ -194,22 +194,28 @@ def print_table(result: dict) -> None:
     from rich.console import Console
     from rich.table import Table
     c = result["ceiling"]
-    table = Table(title=f"{result['model']}, {result['dtype']}, {result['options']['rows']} rows, {result['threads']} threads at most; ceiling {c['gflops']:.0f} GFLOP/s "
+    table = Table(box=None, pad_edge=False, title=f"{result['model']}, {result['dtype']}, {result['options']['rows']} rows, {result['threads']} threads at most; ceiling {c['gflops']:.0f} GFLOP/s "
                         f"({c['provider']}), {c['gb_per_s']:.0f} GB/s", title_justify="left")
     for heading in ("op", "provider", "ms", "20..80 %", "of the floor", "threads", "dynadapt is"):
         table.add_column(heading, justify="left" if heading in ("op", "provider") else "right", no_wrap=True)
+    absent = {}
     for row in result["rows"]:
         ours = row["calls"][OURS]["seconds"]["median"]
         for i, (name, call) in enumerate(sorted(row["calls"].items(), key=lambda item: item[0] != OURS)):
             title = f"{row['op']} {row['label']}" if i == 0 else ""
             if "absent" in call:
-                table.add_row(title, name, "-", "", "", "", call["absent"][:40], style="dim")
+                table.add_row(title, name, "-", style="dim")
+                absent[name] = call["absent"]
                 continue
             s, times = call["seconds"], call["seconds"]["median"] / ours
-            table.add_row(title, name, f"{1e3 * s['median']:.2f}", f"{1e3 * s['p20']:.2f}..{1e3 * s['p80']:.2f}", f"{call['share_of_floor']:.0%} ({row['bound']})",
+            table.add_row(title, name, f"{1e3 * s['median']:.3g}", f"{1e3 * s['p20']:.3g}..{1e3 * s['p80']:.3g}", f"{call['share_of_floor']:.0%} ({row['bound']})",
                           str(call["threads"]), "" if name == OURS else f"{times:.2f}x", style="bold red" if times < 1 else None)
     console = Console()
-    (console if console.width >= 120 else Console(width=120)).print(table)
+    (console if console.width >= 140 else Console(width=140)).print(table)
+    for name, why in absent.items():
+        print(f"{name}: {why}")
+    for op, note in {row["op"]: row["note"] for row in result["rows"] if row["note"]}.items():
+        print(f"{op}: {note}")
 
 
 def write_csv(result: dict, path: Path) -> None:

@@ -30,7 +30,7 @@ cases = _of_this_tree("opbench_cases", "dynadapt/profiling/cases.py")
 peers = _of_this_tree("opbench_peers", "benchmarks/opbench/peers.py")
 Case, Out, Weight = cases.Case, cases.Out, cases.Weight
 
-FLUSH = torch.zeros(1 << 26, dtype=torch.uint8)  # larger than the last-level cache share of two cores
+FLUSH = 1 << 26  # bytes, more than two cores' share of a last-level cache
 TIMED = ("linear_forward", "linear_backward", "lora_gradient", "weight_gradient", "cross_entropy", "norm_forward", "norm_backward",
          "activation_forward", "activation_backward", "attention_forward", "attention_backward", "update", "embedding_forward")
 LIMIT = {torch.bfloat16: 0.03, torch.float32: 2e-4}  # relative 2-norm from float64
@@ -119,7 +119,18 @@ class Provider:
         self.cases = all_cases(options)
         self.calls: dict = {}
         self.make_calls = our_calls if options["provider"] == "dynadapt" else torch_calls
+        self.flush = self._flush()
         self.threads(options["threads"])
+
+    def _flush(self):
+        """A call that pushes a buffer through the caches with the provider's own threads, so that they are as awake as in a step."""
+        if self.options["provider"] == "dynadapt":
+            from dynadapt.ops import resolve
+            h, y = torch.zeros(FLUSH // 16384, 4096), torch.zeros(FLUSH // 16384, 2048)
+            activation = resolve("activation_forward", "cpu", torch.float32).function
+            return lambda: activation(h, "swiglu", y)
+        buffer = torch.zeros(FLUSH // 4)
+        return lambda: buffer.add_(1)
 
     def threads(self, count: int) -> None:
         torch.set_num_threads(count)
@@ -153,7 +164,7 @@ class Provider:
         self.threads(threads)
         call, seconds = self.calls[name], []
         for _ in range(runs):
-            FLUSH.add_(1)
+            self.flush()
             start = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - start)
