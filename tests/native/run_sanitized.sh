@@ -11,6 +11,7 @@ build=${BUILD:-$root/build/sanitized}
 sanitizers=address,undefined
 
 pybind11=$("$python" -m pybind11 --cmakedir)
+mkdir -p "$(dirname "$build")"
 cmake -G Ninja -S "$root" -B "$build" -DDYNADAPT_SANITIZE=$sanitizers -DCMAKE_CXX_FLAGS_RELEASE="-O1" \
   -DPython_EXECUTABLE="$("$python" -c 'import sys; print(sys.executable)')" -Dpybind11_DIR="$pybind11" >"$build.log" 2>&1 ||
   { cat "$build.log"; exit 1; }
