@@ -24,13 +24,29 @@ def test_the_python_example_runs(tmp_path, smollm2_directory):
     assert (tmp_path / "adapted" / "adapter" / "adapter_model.safetensors").exists()
 
 
+def _helps(parser) -> list[str]:
+    """The help texts of a parser and of the commands under it."""
+    nested = [sub for action in (parser._subparsers._group_actions if parser._subparsers else []) for sub in action.choices.values()]
+    return [parser.format_help(), *(text for sub in nested for text in _helps(sub))]
+
+
 def test_every_option_in_the_readme_exists():
     from dynadapt.cli import build_parser
 
-    parser = build_parser()
-    known = set(re.findall(r"--[a-z]+", "".join(p.format_help() for p in parser._subparsers._group_actions[0].choices.values())))
-    used = set(re.findall(r"(?<![\w-])--[a-z]+", README))
+    known = set(re.findall(r"--[a-z]+", "".join(_helps(build_parser()))))
+    commands = re.findall(r"(?<![\w-])(?:make|torchrun|python benchmarks/)[^`\n]*", README)  # tools of their own; benchmarks: see below
+    text = README
+    for command in commands:
+        text = text.replace(command, "")
+    used = set(re.findall(r"(?<![\w-])--[a-z]+", text))
     assert used and used <= known, used - known
+
+
+def test_every_benchmark_option_in_the_readme_exists():
+    for script, rest in re.findall(r"python (benchmarks/\w+\.py)([^`#\n]*)", README):
+        source = (Path(__file__).parent.parent / script).read_text()
+        for option in re.findall(r"--[a-z]+", rest):
+            assert f'"{option}"' in source, (script, option)
 
 
 def test_every_file_in_the_readme_exists():
