@@ -7,9 +7,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib import ticker
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dynadapt.experiments.plot import COLOURS, CYCLE, STYLE
+from dynadapt.experiments.plot import COLOURS, CYCLE, STYLE, label_points
 
 KINDS = {"lora": ("LoRA", COLOURS["lora"]), "rows": ("10% of rows", COLOURS["rows"]), "full": ("full", COLOURS["full"])}
 
@@ -40,7 +41,7 @@ def _bars(axis, rows: list[dict], groups: list[str], labels: list[str], key, col
             axis.barh(y, row["mean"], height * 0.9, color=colours[i], label=label if g == 0 else None)
             axis.plot([row["low"], row["high"]], [y, y], color="#111827", linewidth=1)
     axis.set_yticks(range(len(groups)), groups)
-    axis.invert_yaxis()
+    axis.set_ylim(len(groups) - 0.5, -0.5)
     axis.axvline(0, color="#374151", linewidth=0.8)
     axis.grid(False, axis="y")
 
@@ -64,7 +65,7 @@ def _gains(figure, rows, results) -> None:
 def _memory(figure, rows, results) -> None:
     figure.set_size_inches(7.5, 3.6)
     axis = figure.subplots()
-    label = lambda r: ("LoRA" if r["memory"].startswith("lora") else "static") + f", reach {r['memory'].rsplit('-', 1)[1]} ({_ratio(rows, r)} the FLOPs)"  # noqa: E731
+    label = lambda r: ("LoRA" if r["memory"].startswith("lora") else "static") + f", reach {r['memory'].rsplit('-', 1)[1]} ({_ratio(rows, r)} of the FLOPs)"  # noqa: E731
     labels = list(dict.fromkeys(label(r) for r in rows))
     _bars(axis, rows, _texts(rows), labels, label, ["#9ca3af", "#6b7280", COLOURS["lora"]])
     axis.set(xlabel="memory less overlap (nats per token); below 0 memory is better")
@@ -158,10 +159,11 @@ def _shift(figure, rows, results) -> None:
         x = row["bits_per_byte"]
         axis.plot([x, x], [row["low"], row["high"]], color=COLOURS["lora"], alpha=0.5)
         axis.plot(x, row["mean"], "o", color=COLOURS["lora"])
-        axis.annotate(row["text"], (x, row["mean"]), xytext=(6, 3), textcoords="offset points")
     axis.axhline(0, color="#374151", linewidth=0.8)
     axis.margins(x=0.15)
     axis.set(xlabel="bits per byte of the static model (distance of the text from the model)", ylabel="gain of LoRA (nats per token)")
+    FigureCanvasAgg(figure).draw()
+    label_points(axis, [(r["bits_per_byte"], r["mean"]) for r in rows], [r["text"] for r in rows], ["#374151"] * len(rows))
 
 
 def _tuned(figure, rows, results) -> None:

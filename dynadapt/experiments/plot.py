@@ -108,7 +108,7 @@ def plot_cost(runs: list[Run], path: Path, titles: dict[str, str]) -> Path:
         axis.set_title(f"{Path(config['model']).name} on {text}: {summary['tokens']:,} tokens, segments of {config['segment']}")
         axis.margins(x=0.12, y=0.12)
         FigureCanvasAgg(figure).draw()
-        _label_points(axis, [(r.summary["flops_per_token"], r.summary["nll"]) for r in runs], labels, [look["color"] for look in looks])
+        label_points(axis, [(r.summary["flops_per_token"], r.summary["nll"]) for r in runs], labels, [look["color"] for look in looks])
         _save(figure, path)
     return path
 
@@ -170,7 +170,7 @@ def _stream_panel(axis, runs, looks) -> None:
              title="Over the stream, less static" if base else "Over the stream")
 
 
-def _label_points(axis, points, labels, colours) -> None:
+def label_points(axis, points, labels, colours) -> None:
     """Each label beside its point, on the first side where it covers neither a point nor another label."""
     figure = axis.figure
     renderer = FigureCanvasAgg(figure).get_renderer()

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
+from matplotlib import ticker
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -227,10 +228,22 @@ def training_figure(subjects: dict[str, dict], looks: dict) -> Figure:
     axis = figure.subplots()
     for name, subject in subjects.items():
         if subject.get("training"):
-            axis.plot(subject["training"]["step"], subject["training"]["loss"], **looks[name])
+            steps, loss = subject["training"]["step"], subject["training"]["loss"]
+            axis.plot(steps, loss, **{**looks[name], **({"marker": "o"} if len(steps) == 1 else {})})
     axis.set(xlabel="training steps", ylabel="loss: mean squared error over the prompt", title="Training", yscale="log")
+    for which in ("major", "minor"):  # plain numbers: names of runs may hold a $, so mathematics is off
+        getattr(axis.yaxis, f"set_{which}_formatter")(ticker.FuncFormatter(_few_ticks if which == "minor" else _plain))
     legend(figure, [axis], 2)
     return figure
+
+
+def _plain(value: float, position=None) -> str:
+    return f"{value:g}"
+
+
+def _few_ticks(value: float, position=None) -> str:
+    """2 and 5 of each decade."""
+    return _plain(value) if f"{value:.0e}"[0] in "25" else ""
 
 
 def _save(figure: Figure, path: Path) -> Path:
