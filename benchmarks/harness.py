@@ -28,45 +28,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # a source tree needs no installation
+
+from dynadapt.bench import Child  # noqa: E402
+
 OURS = "dynadapt"
 
 
-class Process:
+class Process(Child):
     """A provider: ``ask`` sends one command and waits for its answer."""
 
     def __init__(self, name: str, provider: str, options: dict, threads: int, tree: Path = ROOT):
-        self.name, self.threads = name, threads
-        environment = {**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"), "OMP_NUM_THREADS": str(threads),
-                       "PYTHONPATH": str(tree)}
         worker = Path(__file__).resolve().parent / "opbench" / "worker.py"
-        self.log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([sys.executable, str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
-                                        text=True, env=environment, cwd=tree)
-        self.cases = self._exchange({**options, "provider": provider, "threads": threads})["cases"]
-
-    def _exchange(self, message: dict) -> dict:
-        self.process.stdin.write(json.dumps(message) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            self.process.wait()
-            self.log.seek(0)
-            tail = "\n".join(self.log.read().strip().splitlines()[-12:])
-            raise SystemExit(f"provider {self.name} ended with status {self.process.returncode}:\n{tail}")
-        return json.loads(line)
+        waiting = os.environ.get("OMP_WAIT_POLICY", "passive")
+        super().__init__(name, threads, [str(worker)], {"OMP_WAIT_POLICY": waiting, "PYTHONPATH": str(tree)}, cwd=tree)
+        self.name = name
+        self.cases = self.exchange(json.dumps({**options, "provider": provider, "threads": threads}))["cases"]
 
     def ask(self, do: str, **arguments) -> dict:
-        return self._exchange({"do": do, **arguments})
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.stdin.close()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        self.log.close()
+        return self.exchange(json.dumps({"do": do, **arguments}))
 
 
 @contextmanager
@@ -251,7 +230,10 @@ def parse(argv: list[str] | None = None):
 
 def main() -> None:
     settings = parse()
-    result = run(settings)
+    try:
+        result = run(settings)
+    except RuntimeError as error:
+        raise SystemExit(str(error)) from None
     print_table(result)
     if settings.json:
         settings.json.write_text(json.dumps(result, indent=1) + "\n")

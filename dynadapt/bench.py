@@ -25,41 +25,26 @@ SLACK = {"dynadapt": 1.0}
 FLOOR = {"nll": 1e-5, "gradient": 1e-4}
 
 
-class Worker:
-    """A provider's process. ``ask`` sends a command and waits for the answer."""
+class Child:
+    """A provider's process that answers every line it is sent with a line of JSON."""
 
-    def __init__(self, provider: str, options: dict, threads: int, module: str = "dynadapt.bench_worker"):
+    def __init__(self, provider: str, threads: int, command: list[str], environment: dict[str, str], cwd: Path | None = None):
         self.provider, self.threads = provider, threads
-        environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
-                       "HF_HUB_OFFLINE": "1"}
         self.log = tempfile.TemporaryFile("w+")
-        self.compile_cache = tempfile.TemporaryDirectory()  # compiled code of earlier runs would hide what compiling costs
-        environment["TORCHINDUCTOR_CACHE_DIR"] = self.compile_cache.name
-        started = time.time()
-        self.process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=self.log, text=True, env=environment)
-        self._send(json.dumps({**options, "provider": provider, "threads": threads}))
-        self.first_step_seconds = self._answer()["first_step_at"] - started
+        self.process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
+                                        text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads), **environment}, cwd=cwd)
 
-    def _send(self, line: str) -> None:
+    def exchange(self, line: str) -> dict:
+        """Sends a line, waits for the answer. Raises RuntimeError with the end of the process's errors when it has died."""
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
-
-    def _answer(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
+        answer = self.process.stdout.readline()
+        if not answer:
             self.process.wait()
             self.log.seek(0)
             tail = "\n".join(self.log.read().strip().splitlines()[-12:])
             raise RuntimeError(f"provider {self.provider} ended with status {self.process.returncode}:\n{tail}")
-        return json.loads(line)
-
-    def ask(self, command: str) -> dict:
-        self._send(command)
-        return self._answer()
-
-    def time(self, steps: int = 1) -> dict:
-        return self.ask(f"time {steps}")
+        return json.loads(answer)
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -70,6 +55,28 @@ class Worker:
                 self.process.kill()
                 self.process.wait()
         self.log.close()
+
+
+class Worker(Child):
+    """A provider of a step. ``ask`` sends a command and waits for the answer."""
+
+    def __init__(self, provider: str, options: dict, threads: int, module: str = "dynadapt.bench_worker"):
+        self.compile_cache = tempfile.TemporaryDirectory()  # compiled code of earlier runs would hide what compiling costs
+        started = time.time()
+        super().__init__(provider, threads, ["-m", module], {
+            "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+            "TORCHINDUCTOR_CACHE_DIR": self.compile_cache.name})
+        first = self.exchange(json.dumps({**options, "provider": provider, "threads": threads}))
+        self.first_step_seconds = first["first_step_at"] - started
+
+    def ask(self, command: str) -> dict:
+        return self.exchange(command)
+
+    def time(self, steps: int = 1) -> dict:
+        return self.ask(f"time {steps}")
+
+    def close(self) -> None:
+        super().close()
         self.compile_cache.cleanup()
 
 

@@ -136,7 +136,7 @@ class Session:
         return Snapshot(id(self), tensors, engine_state.state_counts(self.engine))
 
     def rollback(self, to: int | Snapshot = 1) -> None:
-        """Back by ``to`` steps, or to a snapshot of this session: the steps after it are as if they had not been.
+        """Back by ``to`` steps, or to what ``snapshot`` gave: the steps after it are as if they had not been.
 
         Their FLOPs stay counted. Going back to a snapshot empties the history of steps.
         """
