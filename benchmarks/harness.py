@@ -18,7 +18,6 @@ import argparse
 import csv
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # a source tree needs no installation
 
-from dynadapt.bench import Child  # noqa: E402
+from dynadapt.bench import Child, quantiles  # noqa: E402
 
 OURS = "dynadapt"
 
@@ -76,12 +75,6 @@ def _run(command: list[str], what: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{what}: {command[0]} ended with status {done.returncode}:\n" + "\n".join((done.stdout + done.stderr).strip().splitlines()[-10:]))
-
-
-def quantiles(seconds: list[float]) -> dict:
-    ordered = sorted(seconds)
-    pick = lambda q: ordered[round(q * (len(ordered) - 1))]  # noqa: E731
-    return {"median": statistics.median(ordered), "p20": pick(0.2), "p80": pick(0.8), "runs": len(ordered)}
 
 
 def measure_case(processes: list[Process], index: int, settings, ceiling: dict) -> dict:

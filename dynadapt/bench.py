@@ -132,7 +132,7 @@ def _masked_flops(model_name: str, streams: int, segment: int) -> int:
     return 7 * streams * segment * (segment - 1) * c.heads * c.head_dim * c.layers
 
 
-def _quantiles(seconds: list[float]) -> dict[str, float]:
+def quantiles(seconds: list[float]) -> dict[str, float]:
     ordered = sorted(seconds)
     pick = lambda q: ordered[min(len(ordered) - 1, round(q * (len(ordered) - 1)))]  # noqa: E731
     return {"median": statistics.median(ordered), "p20": pick(0.2), "p80": pick(0.8), "best": ordered[0], "runs": len(ordered)}
@@ -232,7 +232,7 @@ def run_step(model: str, against: list[str], dtype: str, streams: int, segment: 
     ceiling = max(ceilings, key=lambda c: c["gflops"])
     masked = _masked_flops(model, streams, segment)
     for provider, row in rows.items():
-        row["seconds"] = _quantiles(seconds[provider])
+        row["seconds"] = quantiles(seconds[provider])
         row["all_seconds"] = seconds[provider]
         row["tokens_per_second"] = streams * segment / row["seconds"]["median"]
         row["gflops"] = flops / row["seconds"]["median"] / 1e9

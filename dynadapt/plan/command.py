@@ -12,7 +12,7 @@ from ..adapt.optimizers import Adam
 from ..experiments.config import ConfigError, EvalConfig
 from ..memory import Overlap, SegmentMemory
 from ..model.geometries import GEOMETRIES, geometry
-from .ceilings import GPUS, Ceilings, datasheet, from_campaign, measured_here
+from .ceilings import GPUS, datasheet, from_campaign, measured_here
 from .measured import DTYPES, Measured, comparisons
 from .predict import Prediction, predict
 from .work import Work, step_work

@@ -65,9 +65,8 @@ class Work:
 class _Recorder:
     """Stands in for the decoder's OpSet: every op is a call that notes its tensors and the FLOPs counted until the next call."""
 
-    def __init__(self, ledger: Ledger):
-        self.ledger, self.ops, self.last, self.seen = ledger, {}, None, 0
-        self.dtype = None
+    def __init__(self, ledger: Ledger, dtype: torch.dtype):
+        self.ledger, self.dtype, self.ops, self.last, self.seen = ledger, dtype, {}, None, 0
 
     def __getattr__(self, name: str):
         if name.startswith("_"):
@@ -117,10 +116,10 @@ def step_work(config: ModelConfig, adapt=None, optimizer=None, memory=None, stre
     optimizer = Adam() if optimizer is None else optimizer
     model = from_state(config, {name: torch.empty(shape, dtype=dtype, device=META) for name, shape in tensor_shapes(config).items()})
     ledger = Ledger()
-    recorder, workspace = _Recorder(ledger), Workspace(dtype, META)
-    recorder.dtype = dtype
+    recorder, workspace = _Recorder(ledger, dtype), Workspace(dtype, META)
     own = adapt is not None and not isinstance(adapt, LoRA)
     slots = 1 if shared or own else streams
+    turns = streams if own and not shared else 1  # streams with weights of their own take turns
     learner = _learner(adapt, optimizer, model, slots, dtype)
     learning = targeted(adapt, config.layers)
     lowest = None if not learn else (-1, "embed") if whole_model(adapt) else learning[0]
@@ -134,18 +133,15 @@ def step_work(config: ModelConfig, adapt=None, optimizer=None, memory=None, stre
     rope = (None, None) if config.rope_theta is None else tuple(t.to(META) for t in rope_tables(config, length))
     decoder = Decoder(config, weights, recorder, workspace, ledger, rope, store, getattr(adapt, "scale", 0.0), recompute)
 
-    sizes = _passes(streams, 1 if own and not shared else batch or streams)
-    for rows in sizes:
+    for rows in _passes(streams, 1 if turns > 1 else batch or streams):
         _one_pass(decoder, learner, lowest, rows, segment, context, slots)
-    updates = slots if not own or shared else streams
     if learn:
-        for _ in range(1 if not own or shared else streams):
+        for _ in range(turns):
             learner.state.update(recorder.update, torch.empty(slots, dtype=torch.int32, device=META), torch.empty(slots, device=META))
-        ledger.add("update", updates * update_op.flops(learner.layout.parameters, optimizer))
+        ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer))
     recorder.settle()
     _skip_masked(recorder.ops, config, streams, segment + context)
-    copies = streams if own and not shared else 1
-    held = {"frozen weights": 0 if whole_model(adapt) else _held(weights), "what learns, with its optimizer state": copies * _held(learner),
+    held = {"frozen weights": 0 if whole_model(adapt) else _held(weights), "what learns, with its optimizer state": turns * _held(learner),
             "segment memory": _held(store), "activations and buffers": workspace.nbytes}
     return Work(streams, segment, dtype, dict(ledger.totals), recorder.ops, {name: size for name, size in held.items() if size},
                 learner.learned_parameters if learner else 0)

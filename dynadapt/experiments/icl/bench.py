@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dynadapt.bench import Worker, _best_threads, _quantiles
+from dynadapt.bench import Worker, _best_threads, quantiles
 
 from .base import IclError
 from .config import TrainConfig, from_preset
@@ -106,7 +106,7 @@ def run_icl(config: TrainConfig, against: list[str], rounds: int, steps: int, sa
             for worker in active:
                 worker.close()
     for provider, row in rows.items():
-        row["seconds"] = _quantiles(seconds[provider])
+        row["seconds"] = quantiles(seconds[provider])
         row["all_seconds"] = seconds[provider]
         row["steps_per_second"] = 1 / row["seconds"]["median"]
         row["gflops"] = flops / row["seconds"]["median"] / 1e9
