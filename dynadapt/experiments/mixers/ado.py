@@ -16,8 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.signal import savgol_filter
 
 from .base import Mixer, Shaping, check_number
 
@@ -49,6 +47,7 @@ def fit_law(n: np.ndarray, loss: np.ndarray, starts: int = STARTS) -> np.ndarray
     grid = GRID
     if starts < len(GRID):
         grid = GRID[np.argsort([law_error(start, log_n, log_loss)[0] for start in GRID], kind="stable")[:starts]]
+    from scipy.optimize import minimize  # only here: every command's start would wait for it
     found = [minimize(law_error, start, (log_n, log_loss), "L-BFGS-B", jac=True, options={"maxiter": 200, "gtol": 1e-5}) for start in grid]
     return min(found, key=lambda result: result.fun if np.isfinite(result.fun) else np.inf).x
 
@@ -106,6 +105,7 @@ class ADO(Mixer):
 
     def _fit(self) -> None:
         n = np.cumsum(self._samples)[self.ignore :: 10]
+        from scipy.signal import savgol_filter
         smooth = savgol_filter(np.array(self._losses), self.window, 3, axis=0)[self.ignore :: 10]
         usable = n > 0
         fits = np.array([fit_law(n[usable], np.maximum(column, 1e-6), self.starts) for column in smooth[usable].T])

@@ -3,9 +3,17 @@
 `run` trains, `fit_run` predicts target losses, `draw` makes the picture.
 """
 
-from .config import ReweightConfig
-from .plot import draw
-from .run import ReweightOptions, run
-from .targets import fit_run
+from importlib import import_module
 
+from .config import ReweightConfig
+from .run import ReweightOptions, run
+
+_LATER = {"draw": "plot", "fit_run": "targets"}
 __all__ = ["ReweightConfig", "ReweightOptions", "draw", "fit_run", "run"]
+
+
+def __getattr__(name: str):
+    """What needs matplotlib or scipy is imported when asked for: the command line imports this package at every start."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
