@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dynadapt.cli import build_parser, config_from, main
+from dynadapt.cli import build_parser, main
+from dynadapt.commands.settings import config_from
 from dynadapt.experiments.config import CHOICES, ConfigError, EvalConfig
 from dynadapt.progress import Lines
 from tiny import english, tiny_directory

@@ -7,7 +7,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from dynadapt.profiling.measure import Runs
+# The keys of dynadapt.profiling.cases.OPS and the fields of measure.Runs: help is printed without importing them.
+OPS = ("linear_forward", "linear_backward", "lora_gradient", "lora_gradient_update", "weight_gradient", "cross_entropy",
+       "cross_entropy_weight_gradient", "norm_forward", "norm_backward", "activation_forward", "activation_backward",
+       "attention_forward", "attention_backward", "head_norm_forward", "head_norm_backward", "bias_gradient", "row_scores",
+       "linear_mse", "memory_advance", "embedding_forward", "embedding_backward", "update")
+WARMUP, ITERS = 3, 20
 
 EXAMPLES = """examples:
   dynadapt profile --op linear_forward --streams 1 --segment 512
@@ -32,17 +37,16 @@ MEASURED = {
     "dtype": (str, "bf16", "bf16 or fp32"),
     "backend": (str, "auto", "cpu, triton or reference; auto takes the device's own"),
     "device": (str, "auto", "cpu, cuda or cuda:N"),
-    "warmup": (int, Runs.warmup, "calls before the timed ones"),
-    "iters": (int, Runs.iters, "timed calls"),
+    "warmup": (int, WARMUP, "calls before the timed ones"),
+    "iters": (int, ITERS, "timed calls"),
 }
 LEAST = {"streams": 1, "segment": 1, "memory": 0, "warmup": 0, "iters": 1}
 CHOICES = {"dtype": ("bf16", "fp32"), "backend": ("auto", "cpu", "triton", "reference")}
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    from dynadapt.profiling.cases import OPS
     what = command.add_mutually_exclusive_group(required=True)
-    what.add_argument("--op", choices=tuple(OPS), metavar="NAME", help=f"one op: {', '.join(OPS)}")
+    what.add_argument("--op", choices=OPS, metavar="NAME", help=f"one op: {', '.join(OPS)}")
     what.add_argument("--step", action="store_true", help="one adapt step: forward, score of each token, backward, update")
     what.add_argument("--parse-ncu", metavar="FILE.csv",
                       help="measure nothing; a table of the kernels in what ncu printed as CSV")
@@ -58,7 +62,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--perf-control", metavar="CTL,ACK", help="pipes of `perf stat --control`: --print-perf uses it")
 
 
-def profile(arguments) -> int:
+def run(arguments) -> int:
     if arguments.parse_ncu:
         return _parse_ncu(arguments.parse_ncu, arguments.json)
     for name, least in LEAST.items():
@@ -110,6 +114,7 @@ def _measure(arguments) -> int:
     pipes = arguments.perf_control and tuple(arguments.perf_control.split(","))
     if pipes and len(pipes) != 2:
         raise ValueError(f"--perf-control {arguments.perf_control}: expected two pipes, CTL,ACK")
+    from dynadapt.profiling.measure import Runs
     runs = Runs(arguments.warmup, arguments.iters, pipes)
     what = {name: getattr(arguments, name) for name in MEASURED if name not in ("warmup", "iters")}
     found = environment()

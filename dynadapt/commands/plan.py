@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
-from ..adapt.optimizers import Adam
-from ..experiments.config import ConfigError, EvalConfig
-from ..memory import Overlap, SegmentMemory
-from ..model.geometries import GEOMETRIES, geometry
-from .ceilings import GPUS, datasheet, from_campaign, measured_here
-from .measured import DTYPES, Measured, comparisons
-from .predict import Prediction, predict
-from .work import Work, step_work
+from dynadapt.commands.settings import add_config_options, config_from
+from dynadapt.experiments.config import ConfigError, EvalConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from dynadapt.plan.measured import Measured
+    from dynadapt.plan.predict import Prediction
+    from dynadapt.plan.work import Work
+
+# What dynadapt.model.geometries and dynadapt.plan.ceilings know, by name: help is printed without importing them.
+MODELS = ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b")
+GPUS = ("h200", "h100", "a100")
 
 EXAMPLES = f"""\
 examples:
@@ -26,7 +31,7 @@ examples:
   dynadapt plan --model smollm2-135m --memory 512
       on this machine's CPU, whose ceilings are measured first (a few seconds)
 
---model is {', '.join(GEOMETRIES)} or a Hugging Face directory, of which only config.json is read. The options that say what learns
+--model is {', '.join(MODELS)} or a Hugging Face directory, of which only config.json is read. The options that say what learns
 and what remembers are those of `dynadapt eval`. The floor is every op at the ceiling that limits it: FLOPs from the ledger against the
 rate of products, each tensor that an op touches once against the memory bandwidth. Nothing is run and no weights are needed."""
 
@@ -34,6 +39,7 @@ LIMITS = {"products": "the rate of matrix products", "traffic": "memory bandwidt
 
 
 def add_options(command) -> None:
+    add_config_options(command)
     where = command.add_mutually_exclusive_group()
     where.add_argument("--gpu", metavar="NAME", help=f"plan for {', '.join(GPUS)}, from the vendor's datasheet (default: this machine's CPU, measured)")
     where.add_argument("--ceilings", metavar="FILE", help="plan for the GPU whose ceilings `benchmarks/gpu_campaign.py ceilings` measured")
@@ -42,16 +48,22 @@ def add_options(command) -> None:
     command.add_argument("--json", metavar="FILE", help="write the plan there as well")
 
 
-def run(config: EvalConfig, arguments) -> int:
+def run(arguments) -> int:
     """Plans, prints, and writes --json. Raises ConfigError or ValueError naming the option that does not fit."""
+    config = config_from(arguments)
     if arguments.gpus < 1:
         raise ConfigError(f"gpus {arguments.gpus}: give a whole number of at least 1")
     if arguments.shared and arguments.gpus > 1:
         raise ConfigError(f"gpus {arguments.gpus} with shared: sharding streams needs weights of their own; rows of one model exchange gradients")
-    if config.dtype not in DTYPES:
-        raise ConfigError(f"dtype {config.dtype!r}: a plan is for {' or '.join(DTYPES)}")
+    if config.dtype == "fp64":
+        raise ConfigError(f"dtype {config.dtype!r}: a plan is for bf16 or fp32")
     if config.base != "same":
         raise ConfigError(f"base {config.base!r}: plans are made for weights in the arithmetic of --dtype")
+    from rich.console import Console
+
+    from dynadapt.plan.ceilings import datasheet, from_campaign, measured_here
+    from dynadapt.plan.measured import comparisons
+    from dynadapt.plan.predict import predict
     shard = -(-config.streams // arguments.gpus)                     # the fullest GPU sets the time
     ceilings = datasheet(arguments.gpu) if arguments.gpu else from_campaign(arguments.ceilings) if arguments.ceilings else None
     work = planned_work(config, shard, arguments.shared)
@@ -65,7 +77,12 @@ def run(config: EvalConfig, arguments) -> int:
 
 
 def planned_work(config: EvalConfig, streams: int, shared: bool) -> Work:
-    from ..experiments.dyneval import adapt_of, optimizer_of
+    from dynadapt.adapt.optimizers import Adam
+    from dynadapt.experiments.dyneval import adapt_of, optimizer_of
+    from dynadapt.memory import Overlap, SegmentMemory
+    from dynadapt.model.geometries import geometry
+    from dynadapt.plan.measured import DTYPES
+    from dynadapt.plan.work import step_work
     memory = SegmentMemory(config.memory, config.sinks, config.refresh) if config.memory else Overlap(config.context) if config.context else None
     adapt = adapt_of(config)
     optimizer = optimizer_of(config) if adapt else Adam()
@@ -122,6 +139,7 @@ def _size(count: float) -> str:
 
 
 def _table(*titles: str) -> Table:
+    from rich.table import Table
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, title in enumerate(titles):
         table.add_column(title, justify="right" if i else "left", no_wrap=True)

@@ -1,27 +1,16 @@
-"""`dynadapt icl`: its options, and what it prints."""
+"""`dynadapt icl train`: a transformer on prompts of (x, f(x)) pairs."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from . import eval_command
-from .base import IclError
-from .config import TrainConfig, from_preset
-from .curriculum import SCHEDULES
-from .presets import PRESETS
+from dynadapt.experiments.icl.base import IclError
+from dynadapt.experiments.icl.config import TrainConfig, from_preset
+from dynadapt.experiments.icl.curriculum import SCHEDULES
+from dynadapt.experiments.icl.presets import PRESETS
 
-EXAMPLES = """\
-examples:
-  dynadapt icl train demo --out runs/icl-demo
-      a small transformer learns to do linear regression from the examples in its prompt, in minutes on a CPU
-  dynadapt icl train demo --classes dense-linear sparse-linear:1 --mixture 0.5,0.5 --out runs/icl-mixture
-      half of the prompts' functions dense, half with one non-zero weight
-  dynadapt icl train garg-standard --device cuda --dtype bf16 --out runs/garg
-      the settings of Garg et al., 500,000 steps"""
-
-TRAIN_EXAMPLES = f"""\
+EXAMPLES = f"""\
 presets (any option below replaces what the preset says):
   demo           {PRESETS["demo"].dims} dimensions, {PRESETS["demo"].points} points, for minutes on two CPU cores
   garg-tiny      5 dimensions, 11 points, 3 layers of 64 (Garg et al., arXiv 2208.01066)
@@ -57,25 +46,7 @@ CHOICES = {"per": ("prompt", "batch"), "schedule": SCHEDULES, "dtype": ("bf16", 
            "backend": ("auto", "cpu", "triton", "reference")}
 
 
-def add_options(command) -> None:
-    """The subcommands; each sets `function`."""
-    parts = command.add_subparsers(dest="what", metavar="WHAT", required=True)
-    add_train(parts)
-    eval_command.add_eval_options(subcommand(parts, "eval", eval_command.run_eval, "measure trained models and baselines on the same prompts",
-                                             eval_command.EVAL_EXAMPLES))
-    eval_command.add_figures_options(subcommand(parts, "figures", eval_command.run_figures, "draw what `eval` found, from its files alone"))
-
-
-def subcommand(parts, name: str, function, text: str, epilog: str | None = None):
-    part = parts.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    part.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
-    part.set_defaults(function=function)
-    return part
-
-
-def add_train(parts) -> None:
-    part = subcommand(parts, "train", train, "train a transformer on prompts of (x, f(x)) pairs", TRAIN_EXAMPLES)
+def add_options(part) -> None:
     part.add_argument("preset", metavar="PRESET", help=f"one of {', '.join(PRESETS)}")
     part.add_argument("--classes", nargs="+", metavar="CLASS", help="what functions are drawn from")
     part.add_argument("--mixture", metavar="W,W", help="weights of the classes, which sum to one (default: even)")
@@ -94,13 +65,6 @@ def add_train(parts) -> None:
                       help="stop after so many minutes, with a checkpoint; --resume goes on")
 
 
-def add_bench(parts) -> None:
-    """`dynadapt bench icl`."""
-    from .bench import add_options, bench_icl
-    text = "time one training step of a preset against the same model in Hugging Face's GPT-2"
-    add_options(subcommand(parts, "icl", bench_icl, text))
-
-
 def config_from(arguments) -> TrainConfig:
     changes = {name: getattr(arguments, name) for name in HELP}
     if arguments.mixture is not None:
@@ -111,12 +75,11 @@ def config_from(arguments) -> TrainConfig:
     return from_preset(arguments.preset, classes=arguments.classes, **changes)
 
 
-def train(arguments) -> int:
+def run(arguments) -> int:
     from dynadapt.experiments.dyneval import Interrupted
 
-    from .progress import progress_for
-    from .train import TrainOptions
-    from .train import train as run
+    from dynadapt.experiments.icl.progress import progress_for
+    from dynadapt.experiments.icl.train import TrainOptions, train
     config = config_from(arguments)
     out = Path(arguments.out or f"runs/icl-{config.preset}")
     for name in ("checkpoint", "keep"):
@@ -126,7 +89,7 @@ def train(arguments) -> int:
     options = TrainOptions(arguments.resume, arguments.checkpoint, arguments.keep, arguments.minutes)
     try:
         with progress_for(config.steps) as progress:
-            summary = run(config, out, options, progress)
+            summary = train(config, out, options, progress)
     except Interrupted as stopped:
         print(f"dynadapt: {stopped}; go on with the same command and --out {out} --resume", file=sys.stderr)
         return 130

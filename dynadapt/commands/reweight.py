@@ -76,7 +76,7 @@ LISTS = ("domains", "settings", "weights", "target")
 
 def add_options(command) -> None:
     """One option for each field of ReweightConfig, with its default, and how a run is kept."""
-    command.add_argument("what", choices=("train", "fit", "plot"), 
+    command.add_argument("what", choices=("train", "fit", "plot"),
                          help="train; predict target losses from a finished run with static weights; draw a run's picture again")
     command.add_argument("--out", required=True, metavar="runs/NAME", help="directory of the run")
     for field in fields(ReweightConfig):
@@ -116,14 +116,15 @@ def config_from(arguments) -> ReweightConfig:
     return ReweightConfig(**content)
 
 
-def reweight(arguments) -> int:
+def run(arguments) -> int:
     return {"train": _train, "fit": _fit, "plot": _plot}[arguments.what](arguments)
 
 
 def _train(arguments) -> int:
     from dynadapt.distributed import join
     from dynadapt.experiments.dyneval import Interrupted
-    from dynadapt.experiments.reweight import ReweightOptions, draw, run
+    from dynadapt.experiments.reweight import ReweightOptions, draw
+    from dynadapt.experiments.reweight import run as train
     from dynadapt.experiments.reweight.progress import progress_for
     if arguments.checkpoint < 0:
         raise ConfigError(f"checkpoint {arguments.checkpoint}: give a whole number of at least 0")
@@ -134,7 +135,7 @@ def _train(arguments) -> int:
     with join() as processes:
         try:
             with progress_for(config.steps) if processes.first else nullcontext() as progress:
-                summary = run(config, arguments.out, options, progress)
+                summary = train(config, arguments.out, options, progress)
         except Interrupted as stopped:
             saved = "" if arguments.checkpoint else " (without checkpoints, it starts over)"
             if processes.first:

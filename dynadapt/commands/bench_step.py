@@ -1,0 +1,29 @@
+"""`dynadapt bench step`: one adapt step beside the same step in other libraries."""
+
+from __future__ import annotations
+
+from dynadapt.commands.parsing import at_least
+from dynadapt.experiments.config import EvalConfig
+
+EXAMPLES = """examples:
+  dynadapt bench step --against peft-eager,peft-compile --dtype bf16 --out step.json
+  dynadapt bench icl garg-tiny --out icl-tiny.json
+Results are checked against float64 before anything is timed; every provider runs in a process of its own, takes turns with the
+others and uses the faster of one thread and all. Peers run streams one after the other."""
+
+
+def add_options(command) -> None:
+    from dynadapt.bench import PEERS
+    command.add_argument("--against", default="", metavar="A,B", help=f"providers to compare with: {', '.join(PEERS)} (default: none)")
+    command.add_argument("--model", default=EvalConfig.model, metavar="NAME", help=f"(default: {EvalConfig.model})")
+    command.add_argument("--dtype", default=EvalConfig.dtype, choices=("bf16", "fp32"), help=f"(default: {EvalConfig.dtype})")
+    command.add_argument("--streams", type=at_least(1), default=1, metavar="S", help="(default: 1)")
+    command.add_argument("--segment", type=at_least(1), default=512, metavar="T", help="tokens (default: 512)")
+    command.add_argument("--rank", type=at_least(1), default=EvalConfig.rank, metavar="R", help=f"(default: {EvalConfig.rank})")
+    command.add_argument("--rounds", type=at_least(1), default=10, metavar="N", help="timed rounds, each of every provider in turn (default: 10)")
+    command.add_argument("--out", metavar="FILE", help="write the results as JSON")
+
+
+def run(arguments) -> int:
+    from dynadapt.bench import bench_step
+    return bench_step(arguments)

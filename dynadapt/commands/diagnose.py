@@ -1,0 +1,111 @@
+"""`dynadapt diagnose`: two models on held-out text, or whether adapting is likely to help."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dynadapt.commands.parsing import at_least
+from dynadapt.commands.settings import add_config_options, config_from
+from dynadapt.experiments.config import ConfigError, EvalConfig
+
+EXAMPLES = """\
+examples:
+  dynadapt diagnose --model base --after tuned --text held-out/ --reference news.txt --out runs/tuned
+      two models, or a model and a PEFT adapter of it, on every file of a directory
+  dynadapt diagnose --learn train.txt --text held-out.txt --reference builtin:python-reference
+      adapt now, with the options of `dynadapt eval`, and see what that does to text that was held out
+  dynadapt diagnose --advise train.txt
+      before spending the compute: does adapting to this text look worth it?
+
+A text is a file, a directory (every file a document) or a .jsonl file (the "text" of every line a document). --out gets summary.json,
+types.csv (every token type) and page.html (verdict, plots and tables in one file)."""
+
+
+def add_options(command) -> None:
+    from dynadapt.experiments.diagnose.config import CONTROLS, WINDOWS
+    add_config_options(command)
+    command.add_argument("--after", metavar="NAME", help="the model after: a name, a directory, a GGUF file, or a PEFT LoRA adapter of --model")
+    command.add_argument("--learn", nargs="+", default=[], metavar="FILE", help="make the model after now, by adapting --model to these texts")
+    command.add_argument("--learn-tokens", type=at_least(2), metavar="N", help="learn from the first N tokens only (default: all)")
+    command.add_argument("--reference", nargs="+", default=[], metavar="FILE",
+                         help="text to compare the held-out text with, for similarity and keywords: best a sample of what the model was trained on")
+    command.add_argument("--control", default="newlines", choices=CONTROLS,
+                         help="score the text in normal forms too: lines of paragraphs joined, documents packed into one stream (default: newlines)")
+    command.add_argument("--embeddings", metavar="NAME", help="with --reference: also compare by this sentence-transformers model")
+    command.add_argument("--advise", nargs="+", default=[], metavar="FILE", help="instead: probe whether adapting to these texts would help")
+    command.add_argument("--windows", type=at_least(4), default=WINDOWS, metavar="N",
+                         help=f"with --advise: windows of --segment tokens that the probe reads (default: {WINDOWS})")
+    command.add_argument("--out", metavar="runs/NAME", help="directory of the diagnosis (default: runs/diagnose-MODEL-TEXT)")
+    command.add_argument("--resume", action="store_true", help="go on with a diagnosis that was stopped; finished scorings are kept")
+
+
+def run(arguments) -> int:
+    from dynadapt.experiments.dyneval import Interrupted
+    config = config_from(arguments)
+    out = Path(arguments.out) if arguments.out else _free_directory(arguments, config)
+    progress = _Progress()
+    try:
+        if arguments.advise:
+            return _advise(arguments, config, out, progress)
+        return _diagnose(arguments, config, out, progress)
+    except Interrupted as stopped:
+        print(f"dynadapt: {stopped}; go on with the same command and --out {out} --resume", file=sys.stderr)
+        return 130
+    finally:
+        progress.close()
+
+
+def _diagnose(arguments, config: EvalConfig, out: Path, progress) -> int:
+    from dynadapt.experiments.diagnose.config import DiagnoseConfig
+    from dynadapt.experiments.diagnose.driver import run_diagnosis
+    from dynadapt.experiments.diagnose.report import print_diagnosis
+    chosen = DiagnoseConfig(config, arguments.after, tuple(arguments.learn), arguments.learn_tokens, tuple(arguments.reference),
+                            arguments.control, arguments.embeddings)
+    summary = run_diagnosis(chosen, out, arguments.resume, progress)
+    progress.close()
+    print_diagnosis(summary, out)
+    return 0
+
+
+def _advise(arguments, config: EvalConfig, out: Path, progress) -> int:
+    from dynadapt.experiments.diagnose.advise import advise, print_advice
+    for name in ("after", "learn", "text"):
+        if getattr(arguments, name):
+            raise ConfigError(f"{name} {getattr(arguments, name)!r}: not with --advise, which reads its own texts only")
+    summary = advise(config, tuple(arguments.advise), tuple(arguments.reference), arguments.windows, out, arguments.embeddings,
+                     announce=progress)
+    progress.close()
+    print_advice(summary, out)
+    return 0
+
+
+def _free_directory(arguments, config: EvalConfig) -> Path:
+    """runs/diagnose-MODEL-TEXT, or the first free number behind it; with --resume the last one there is."""
+    texts = arguments.advise or list(config.text) or ["nothing"]
+    kind = "advise" if arguments.advise else "diagnose"
+    name = "-".join([kind, Path(config.model).stem, Path(texts[0].removeprefix("builtin:")).stem])
+    candidates = [Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1000)]
+    there = [path for path in candidates if path.exists()]
+    if arguments.resume and there:
+        return there[-1]
+    return next(path for path in candidates if not path.exists())
+
+
+class _Progress:
+    """Called with a title before each run; gives the run's own progress display."""
+
+    def __init__(self):
+        self.shown = None
+
+    def __call__(self, title: str):
+        self.close()
+        print(title, flush=True)
+        from dynadapt.progress import progress_for
+        self.shown = progress_for()
+        return self.shown.__enter__()
+
+    def close(self) -> None:
+        if self.shown is not None:
+            self.shown.__exit__(None, None, None)
+            self.shown = None

@@ -1,0 +1,119 @@
+"""`dynadapt eval`: score a text and learn from it, into a run directory."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from dynadapt.commands.parsing import at_least
+from dynadapt.commands.settings import add_config_options, config_from
+from dynadapt.experiments.config import EvalConfig
+
+EXAMPLES = """\
+examples:
+  dynadapt eval --model smollm2-135m --text novel.txt --tokens 16384
+      adapt a LoRA of rank 16 to a novel while scoring its first 16,384 tokens
+  dynadapt eval --text novel.txt --adapt none
+      the static score, to compare with
+  dynadapt eval --text novel.txt --memory 512
+      learn, and attend to the 512 tokens before each segment as well
+  dynadapt eval --text a.txt b.txt c.txt d.txt --streams 4 --reset document
+      four documents at once, each with an adapter of its own, fresh for every document
+  torchrun --nproc-per-node 2 -m dynadapt eval --text books/*.txt --reset document --out runs/books
+      documents shared out to two processes, and one result
+  zcat log.gz | dynadapt eval --text - --out runs/log
+      a pipe, of any length, in flat memory
+
+The first token of a document is not scored: nothing comes before it. A run that was stopped goes on with --resume.
+It writes config.json, env.json, metrics.jsonl (a line a segment) and summary.json into --out."""
+
+
+def add_options(command) -> None:
+    add_config_options(command)
+    command.add_argument("--out", metavar="runs/NAME", help="directory of the run (default: one named after model, text and adapt)")
+    command.add_argument("--resume", action="store_true", help="go on with a run that was stopped; the remaining scores are the same, bit for bit")
+    command.add_argument("--scores", action="store_true", help="write every token's NLL to scores.npy (document, position, nll)")
+    command.add_argument("--checkpoint", type=at_least(0), default=64, metavar="N", help="save every N segments, 0 for never (default: 64)")
+    command.add_argument("--quiet", action="store_true", help="end with one line instead of a table")
+
+
+def run(arguments) -> int:
+    config = config_from(arguments)
+    check_texts(config)
+    from datetime import timedelta
+
+    from dynadapt.distributed import join
+    with join(patience=timedelta(days=30)) as processes:          # documents of very different lengths
+        return _eval(arguments, config, processes)
+
+
+def _eval(arguments, config: EvalConfig, processes) -> int:
+    from dynadapt.experiments import dyneval
+    from dynadapt.progress import progress_for
+    out = processes.from_first(lambda: choose_out(config, arguments.out, arguments.resume))
+    finished = (out / "summary.json").exists()
+    options = dyneval.RunOptions(resume=arguments.resume, scores=arguments.scores, checkpoint=arguments.checkpoint)
+    try:
+        with progress_for() if processes.first else nullcontext() as progress:
+            if processes.world > 1:
+                from dynadapt.experiments.parts import run_parts
+                summary = run_parts(config, out, options, processes, progress)
+            else:
+                summary = dyneval.run(config, out, options, progress)
+    except dyneval.Interrupted as stopped:
+        saved = "" if arguments.checkpoint else " (without checkpoints, it starts over)"
+        print(f"dynadapt: {stopped}; go on with the same command and --out {out} --resume{saved}", file=sys.stderr)
+        return 130
+    if not processes.first:
+        return 0
+    if finished:
+        print(f"{out}: this run is finished")
+    if arguments.quiet:
+        print(f"nll {summary['nll']:.4f}, {summary['tokens_per_second']:,.0f} tokens/s")
+    else:
+        print_summary(out, summary)
+    return 0
+
+
+def check_texts(config: EvalConfig) -> None:
+    """Refuses a text that is not there before the model's libraries are loaded."""
+    from dynadapt.text import Source
+    for spec in config.text:
+        Source(spec).check()
+
+
+def choose_out(config: EvalConfig, out: str | None, resume: bool) -> Path:
+    """--out, or a free directory under runs/ named after the run; with --resume the one that holds this configuration."""
+    from dynadapt.experiments.rundir import RunError, read_json
+    if out:
+        return Path(out)
+    text = Path(config.text[0].removeprefix("builtin:")).stem if config.text and config.text[0] != "-" else "stdin"
+    name = "-".join([Path(config.model).stem, text, config.adapt] + [f"memory{config.memory}"] * bool(config.memory))
+    candidates = [Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 1000)]
+    if resume:
+        for path in candidates:
+            if (path / "config.json").exists() and read_json(path / "config.json") == config.to_dict():
+                return path
+        raise RunError(f"no run of this configuration under runs/{name}*; name its directory with --out, or leave out --resume")
+    return next(path for path in candidates if not path.exists())
+
+
+def print_summary(out: Path, summary: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    table = Table(box=None, show_header=False, pad_edge=False)
+    bits = summary["bits_per_byte"]
+    for name, value in (
+        ("NLL", f"{summary['nll']:.4f} nats/token"),
+        ("perplexity", f"{summary['perplexity']:.2f}"),
+        ("bits per byte", "-" if bits is None else f"{bits:.4f}"),
+        ("scored", f"{summary['tokens']:,} tokens, {summary['bytes']:,} bytes"),
+        ("time", f"{summary['seconds']:.1f} s, {summary['tokens_per_second']:,.0f} tokens/s"),
+        ("FLOPs", f"{summary['flops_per_token'] / 1e9:,.4g} G/token"),
+        ("peak memory", f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB"),
+        ("learned", f"{summary['learned_parameters']:,} parameters, {summary['updates']:,} updates, {summary['skipped_updates']} skipped"),
+        ("written to", str(out)),
+    ):
+        table.add_row(name, value)
+    Console(soft_wrap=True).print(table)

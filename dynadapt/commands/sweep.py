@@ -1,0 +1,20 @@
+"""`dynadapt sweep`: a grid of evaluations."""
+
+from __future__ import annotations
+
+EXAMPLES = """\
+a sweep file has the options of `dynadapt eval`, without the dashes:
+  out: runs/rates                 # where the cells go (default: runs/FILE)
+  base: {model: smollm2-135m, text: builtin:python-reference, tokens: 8192}
+  grid: {adapt: [lora], lr: [0.001, 0.002], memory: [0, 512]}       # every combination
+  cells: [{adapt: none}, {adapt: none, context: 512}]               # and these, one by one
+Finished cells are skipped on a second run, and cells that were stopped go on."""
+
+
+def add_options(command) -> None:
+    command.add_argument("config", metavar="CONFIG.yaml")
+
+
+def run(arguments) -> int:
+    from dynadapt.experiments.sweep import run_sweep
+    return run_sweep(arguments.config)
