@@ -1,0 +1,133 @@
+"""The tokens that several runs scored, joined: ids, text, and each run's NLL."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dynadapt.experiments.metrics import Run, read_run
+from dynadapt.experiments.rundir import RunError, read_json
+from dynadapt.text import Source
+
+SAME = ("text", "model", "tokens", "split")      # settings without which token i of one run is not token i of the other
+
+
+@dataclass(frozen=True)
+class Compared:
+    """N tokens that all R runs scored, by document and place in it. NLLs in nats.
+
+    `texts` [documents] are bytes from the first scored token on; token i covers bytes `start[i]` to `stop[i]` - 1 of its document.
+    """
+
+    runs: tuple[Run, ...]
+    names: tuple[str, ...]       # of the documents
+    document: np.ndarray         # [N] index into names
+    position: np.ndarray         # [N] place of the token in its document, from 1
+    token: np.ndarray            # [N] id
+    start: np.ndarray            # [N] bytes
+    stop: np.ndarray             # [N]
+    nll: np.ndarray              # [R, N] float64
+    texts: tuple[bytes, ...]     # of each document
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """[N] the text of each token. A character that is spread over several tokens stands at the last of them."""
+        return [self.texts[d][a:b].decode("utf-8", "replace") for d, a, b in zip(self.document, self.start, self.stop)]
+
+    @cached_property
+    def last_seen(self) -> np.ndarray:
+        """[N] how many tokens ago the same id stood in this document, 0 where it had not."""
+        found, where = np.zeros(len(self.token), np.int64), {}
+        for i, key in enumerate(zip(self.document.tolist(), self.token.tolist())):
+            found[i] = self.position[i] - where[key] if key in where else 0
+            where[key] = self.position[i]
+        return found
+
+    @property
+    def segment(self) -> np.ndarray:
+        """[N] number of the segment, of the first run, in its document."""
+        return (self.position - 1) // self.runs[0].config["segment"]
+
+
+def read_compared(paths: Sequence[str | Path]) -> Compared:
+    """Joins the runs in `paths`. Raises RunError, naming the run, where they did not score the same tokens of the same text."""
+    if len(paths) < 2:
+        raise RunError(f"{', '.join(map(str, paths)) or 'no run'}: give at least two runs of `dynadapt eval --scores` on the same text")
+    runs = tuple(read_run(path) for path in paths)
+    for run in runs:
+        _check(run)
+    for run in runs[1:]:
+        _same(runs[0], run)
+    rows = [_rows(run) for run in runs]
+    keys = [row["document"].astype(np.int64) << 32 | row["position"] for row in rows]
+    common = keys[0]
+    for other in keys[1:]:
+        common = np.intersect1d(common, other, assume_unique=True)
+    if not len(common):
+        raise RunError(f"{runs[0].path} and {runs[1].path} have scored no token in common")
+    rows = [row[np.searchsorted(key, common)] for row, key in zip(rows, keys)]
+    for run, row in zip(runs[1:], rows[1:]):
+        if any((row[name] != rows[0][name]).any() for name in ("token", "start", "stop")):
+            raise RunError(f"{run.path} cut the text into other tokens than {runs[0].path}: another tokenizer; score it again with the same one")
+    first = rows[0]
+    return Compared(runs, tuple(_document_names(runs[0], first["document"])), first["document"].astype(np.int64), first["position"].astype(np.int64),
+                    first["token"].astype(np.int64), first["start"], first["stop"], np.stack([row["nll"] for row in rows]).astype(np.float64),
+                    _texts(runs[0], first))
+
+
+def _check(run: Run) -> None:
+    if run.config.get("kind") is not None:
+        raise RunError(f"{run.path} is a run of dynadapt {run.config['kind']}; compare takes runs of dynadapt eval")
+    if not (run.path / "scores.npy").exists():
+        raise RunError(f"{run.path} has no scores of single tokens (scores.npy): run it again with --scores")
+
+
+def _same(first: Run, other: Run) -> None:
+    for name in SAME:
+        mine, theirs = first.config.get(name), other.config.get(name)
+        if mine != theirs and name != "tokens":
+            raise RunError(f"{other.path} has {name} {theirs!r}, {first.path} has {mine!r}: they did not score the same tokens")
+    if _facts(first) != _facts(other):
+        raise RunError(f"{other.path} scored another version of {', '.join(first.config['text'])} than {first.path}: the text has changed in between")
+
+
+def _facts(run: Run) -> list | None:
+    path = run.path / "inputs.json"
+    return read_json(path).get("texts") if path.exists() else None
+
+
+def _rows(run: Run) -> np.ndarray:
+    """scores.npy by document and position."""
+    rows = np.load(run.path / "scores.npy")
+    if "token" not in (rows.dtype.names or ()):
+        raise RunError(f"{run.path} was made by a version whose scores keep no tokens: run it again with --scores")
+    return rows[np.lexsort((rows["position"], rows["document"]))]
+
+
+def _document_names(run: Run, documents: np.ndarray) -> list[str]:
+    if run.config.get("split"):
+        name = Source(run.config["text"][0]).name
+        return [f"{name}, part {i + 1}" for i in range(int(documents.max()) + 1)]
+    return [Source(spec).name for spec in run.config["text"]][: int(documents.max()) + 1]
+
+
+def _texts(run: Run, rows: np.ndarray) -> tuple[bytes, ...]:
+    """The text of each document, read again and held against the digest that the run kept of it."""
+    facts, texts = _facts(run), []
+    for number in range(int(rows["document"].max()) + 1):
+        index = 0 if run.config.get("split") else number
+        spec, inside = run.config["text"][index], rows["document"] == number
+        source = Source(spec)
+        if not source.seekable:
+            raise RunError(f"{run.path} read {spec!r}, a pipe, which can't be read again: score a file to see its tokens")
+        with source.open() as file:
+            content = file.read()
+        if facts and facts[index].get("sha256") != hashlib.sha256(content).hexdigest():
+            raise RunError(f"text {spec!r} has changed since {run.path} scored it: put it back, or score it again")
+        texts.append(content if inside.any() else b"")
+    return tuple(texts)

@@ -1,0 +1,102 @@
+"""Numbers of a comparison: gain over all, by class of token and by document, with intervals, and what each run cost."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dynadapt.experiments.compare.joined import Compared
+from dynadapt.experiments.diagnose import attribution
+from dynadapt.experiments.diagnose.classes import CLASSES, classify
+from dynadapt.experiments.diagnose.scored import Scored
+from dynadapt.experiments.plot import _labels
+
+BITS = 1 / math.log(2)
+
+
+def titles(compared: Compared) -> list[str]:
+    """What tells the runs apart."""
+    return _labels(list(compared.runs), None)
+
+
+def classes_of(compared: Compared) -> np.ndarray:
+    """[N] index into CLASSES of each token. Keywords need a text to compare with and are not told apart here."""
+    types, of, counts = np.unique(compared.token, return_inverse=True, return_counts=True)
+    texts = [""] * len(types)
+    for i, piece in zip(of, compared.pieces):
+        texts[i] = texts[i] or piece
+    return classify(texts, counts, None)[of]
+
+
+def summarise(compared: Compared) -> dict:
+    """Everything that the page shows, ready for JSON. The first run is the one that all others are held against."""
+    labels, classes = titles(compared), classes_of(compared)
+    return {
+        "text": list(compared.runs[0].config["text"]),
+        "model": compared.runs[0].config["model"],
+        "tokens": len(compared.token),
+        "bytes": int((compared.stop - compared.start).sum()),
+        "runs": [{"path": str(run.path), "title": label, "nll": float(nll.mean()), "bits_per_byte": _bits(compared, nll), **_costs(run)}
+                 for run, label, nll in zip(compared.runs, labels, compared.nll)],
+        "pairs": [_pair(compared, k, classes, labels) for k in range(1, len(compared.runs))],
+    }
+
+
+def _bits(compared: Compared, nll: np.ndarray) -> float | None:
+    size = int((compared.stop - compared.start).sum())
+    return float(nll.sum()) * BITS / size if size else None
+
+
+def _costs(run) -> dict:
+    summary = run.summary or {}
+    return {"finished": run.summary is not None, **{name: summary.get(name) for name in ("flops_per_token", "seconds", "peak_memory_bytes")}}
+
+
+def _pair(compared: Compared, k: int, classes: np.ndarray, labels: list[str]) -> dict:
+    scored = Scored(compared.token, compared.nll[0], compared.nll[k], compared.document, compared.position, compared.names,
+                    compared.runs[0].config["segment"])
+    gain, drawn = -scored.change, attribution.units(scored)
+    low, high = attribution.mean_interval(gain, drawn)
+    by_class = [_class(name, gain, classes == c, drawn) for c, name in enumerate(CLASSES) if (classes == c).any()]
+    by_document = [_document(compared, k, number) for number in range(len(compared.names)) if (compared.document == number).any()]
+    first_seen = compared.last_seen == 0
+    return {
+        "after": labels[k], "before": labels[0], "gain": float(gain.mean()), "interval": [_finite(low), _finite(high)],
+        "units": {"name": drawn.name, "count": drawn.count},
+        "new": _part(gain, first_seen), "repeated": _part(gain, ~first_seen),
+        "classes": by_class, "documents": by_document,
+    }
+
+
+def _part(gain: np.ndarray, inside: np.ndarray) -> dict:
+    return {"tokens": int(inside.sum()), "gain": float(gain[inside].mean()) if inside.any() else None}
+
+
+def _class(name: str, gain: np.ndarray, inside: np.ndarray, drawn) -> dict:
+    low, high = attribution.mean_interval(np.where(inside, gain, 0.0), drawn)
+    return {"name": name, "tokens": int(inside.sum()), "gain": float(gain[inside].mean()), "part": float(gain[inside].sum() / len(gain)),
+            "interval": [_finite(low), _finite(high)]}
+
+
+def _document(compared: Compared, k: int, number: int) -> dict:
+    inside = compared.document == number
+    alone = Scored(*(array[inside] for array in (compared.token, compared.nll[0], compared.nll[k], compared.document, compared.position)),
+                   compared.names)
+    low, high = attribution.mean_interval(-alone.change, attribution.units(alone))
+    return {"name": compared.names[number], "tokens": int(inside.sum()), "before": float(alone.before.mean()), "after": float(alone.after.mean()),
+            "gain": float(-alone.change.mean()), "interval": [_finite(low), _finite(high)]}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def sentence(summary: dict, pair: dict) -> str:
+    """The outcome of one pair in words."""
+    gain, (low, high) = pair["gain"], pair["interval"]
+    after, before = ([run for run in summary["runs"] if run["title"] == pair[which]][0] for which in ("after", "before"))
+    bits = "" if None in (after["bits_per_byte"], before["bits_per_byte"]) else (
+        f", {before['bits_per_byte']:.3f} to {after['bits_per_byte']:.3f} bits per byte")
+    known = "" if low is None else f" (95% interval {low:+.4f} to {high:+.4f}, from {pair['units']['count']:,} units: {pair['units']['name']})"
+    return f"{pair['after']} gains {gain:+.4f} nats a token over {pair['before']}{known}{bits}."
