@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from .adapt.peft_format import write_adapter
 from .adapt.resets import ChangePoint
 
-FORMAT = 1
+FORMAT = 2
+SAMPLED = 1  # the format whose model fingerprint covers a sample of the weights
 
 
 def adapter_directory(root, stream: int, streams: int) -> Path:
@@ -48,7 +49,7 @@ def save(engine, directory) -> None:
     root.mkdir(parents=True, exist_ok=True)
     save_file(state_tensors(engine), str(root / "state.safetensors"))
     record = {"format": FORMAT, "engine": engine.describe(), **state_counts(engine), "flops": engine.ledger.totals}
-    (root / "engine.json").write_text(json.dumps(record, indent=1) + "\n")
+    (root / "engine.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     if engine.learners and not engine.learners[0].owns_weights:
         slots = engine.learners[0].state.master.shape[0]
         for slot in range(slots):
@@ -62,10 +63,12 @@ def restore(engine, directory) -> None:
         ValueError: when the saved configuration differs, naming the first key that does.
     """
     root = Path(directory)
-    record = json.loads((root / "engine.json").read_text())
-    if record["format"] != FORMAT:
-        raise ValueError(f"{root}: state format {record['format']}; this version reads {FORMAT}")
+    record = json.loads((root / "engine.json").read_text("utf-8"))
+    if record["format"] not in (FORMAT, SAMPLED):
+        raise ValueError(f"{root}: state format {record['format']}; this version reads {SAMPLED} and {FORMAT}")
     here, saved = json.loads(json.dumps(engine.describe())), record["engine"]
+    if record["format"] == SAMPLED:
+        here["model"] = engine.model.fingerprint(sampled=True)
     for name in here:
         if here[name] != saved.get(name):
             raise ValueError(f"{root}: saved with {name}={saved.get(name)!r}; this engine has {here[name]!r}")

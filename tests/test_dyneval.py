@@ -18,6 +18,7 @@ from dynadapt.experiments import rundir
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import RunOptions, build_engine, run
 from dynadapt.experiments.feed import Feed
+from dynadapt.experiments.growing import Growing
 from dynadapt.experiments.metrics import read_metrics
 from dynadapt.experiments.rundir import DiskError, RunError
 from dynadapt.text import Document, Source, TextError, streaming_tokenizer
@@ -291,7 +292,7 @@ def test_a_full_disk_is_said_and_keeps_what_was_scored(model_directory, tmp_path
         out = tmp_path / what
         with monkeypatch.context() as patch:
             if what == "metrics":
-                append = rundir._Growing.append
+                append = Growing.append
 
                 def full(self, record):
                     if self.size > limit:
@@ -300,7 +301,7 @@ def test_a_full_disk_is_said_and_keeps_what_was_scored(model_directory, tmp_path
                         self.file.seek(self.size)
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     append(self, record)
-                patch.setattr(rundir._Growing, "append", full)
+                patch.setattr(Growing, "append", full)
             else:
                 fsync, calls = os.fsync, iter(range(1000))
 
@@ -321,10 +322,10 @@ def test_a_full_disk_is_said_and_keeps_what_was_scored(model_directory, tmp_path
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="no /dev/full")
 def test_a_write_that_fails_names_the_file():
     with open("/dev/full", "wb", buffering=0) as file:
-        growing = object.__new__(rundir._Growing)
+        growing = object.__new__(Growing)
         growing.file, growing.size = file, 0
         with pytest.raises(OSError) as error:
-            growing.file.write(b"x")
+            growing.append(b"x")
     assert "no space left" in str(rundir.disk_error(error.value, Path("runs/a/metrics.jsonl")))
 
 

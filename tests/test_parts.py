@@ -59,7 +59,9 @@ def test_two_processes_score_as_one_bit_for_bit(config, tmp_path):
     """And go on where they were stopped: one part is killed before, by a run of it alone."""
     whole = run(config, tmp_path / "whole", RunOptions(scores=True))
     assert shared_out([Path(text).stat().st_size for text in config.text], 2) == SHARES
-    RunDirectory(tmp_path / "two", config.to_dict(), False, True).close()
+    directory = RunDirectory(tmp_path / "two", config.to_dict(), False, True)
+    directory.begin()
+    directory.close()
     second = replace(config, text=tuple(config.text[i] for i in SHARES[1]))
     with pytest.raises(Killed):
         run(second, tmp_path / "two" / "parts" / "1-of-2", RunOptions(scores=True, checkpoint=2), kill_after_3)

@@ -18,10 +18,10 @@ from typing import Callable
 import numpy as np
 import torch
 
-from dynadapt.environment import environment, peak_memory_bytes
+from dynadapt.environment import peak_memory_bytes
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.feed import Feed, Segment, check_lengths
-from dynadapt.experiments.rundir import SCORE, RunDirectory, RunError, read_json, write_json
+from dynadapt.experiments.rundir import SCORE, RunDirectory, RunError, read_json
 from dynadapt.text import Document, Source, TextError, split, streaming_tokenizer
 
 PHASES = ("forward", "backward", "update", "recompute")
@@ -44,8 +44,9 @@ def run(config: EvalConfig, out: str | Path, options: RunOptions = RunOptions(),
         model=None, make_engine: Callable | None = None) -> dict:
     """Runs to the end, or on to the end with options.resume, and returns the summary.
 
-    1. Check the texts and open the run directory (a finished one is returned as it is).
-    2. Load the model, check that its weights are finite, build the engine and the feed; go back to the last checkpoint.
+    1. Check the texts and look at the run directory (a finished one is returned as it is).
+    2. Load the model, check that its weights are finite, build the engine and the feed; go back to the last checkpoint. Nothing
+       is written before all of this has succeeded.
     3. For each segment: read, enter new documents, step, write scores and metrics; save every `options.checkpoint` segments.
     4. Write summary.json.
 
@@ -55,16 +56,19 @@ def run(config: EvalConfig, out: str | Path, options: RunOptions = RunOptions(),
     sources, facts = _sources(config)
     directory = RunDirectory(out, config.to_dict(), options.resume, options.scores)
     try:
+        _expect_texts(directory, sources, facts)
         if directory.finished:
             return directory.finished
         model = _model(config, model)
+        directory.expect({"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint()})
         engine = (make_engine or build_engine)(model, config)
         tokenizer = streaming_tokenizer(model.tokenizer)
         if config.adapt != "none" and config.optimizer == "rms":
+            directory.expect({f"statistics text {config.statistics!r}": Source(config.statistics).check()})
             engine.gather_statistics(_statistics(config, tokenizer))
         run = _Run(config, options, directory, engine, sources, facts, tokenizer)
         run.baseline = find_baseline(directory.path, config)
-        write_json(directory.path / "env.json", environment())
+        directory.begin()
         return run.finish(progress or (lambda event: None))
     finally:
         directory.close()
@@ -77,6 +81,17 @@ def _sources(config: EvalConfig) -> tuple[list[Source], list[dict]]:
         raise ConfigError("text: - (standard input) can be given once only")
     sources = [Source(spec) for spec in config.text]
     return sources, [source.check() for source in sources]
+
+
+def _expect_texts(directory: RunDirectory, sources: list[Source], facts: list[dict]) -> None:
+    """TextError for a text that isn't the one the run began with; a pipe is compared as it is read (text.TokenReader)."""
+    for source, now, then in zip(sources, facts, (directory.state or {}).get("texts", facts)):
+        if now != then:
+            raise TextError(f"text {source.spec!r} has changed since this run began")
+    try:
+        directory.expect({f"text {source.spec!r}": fact or None for source, fact in zip(sources, facts)})
+    except RunError as error:
+        raise TextError(str(error)) from None
 
 
 def _model(config: EvalConfig, model):
@@ -142,9 +157,6 @@ class _Run:
         self.facts, self.baseline = facts, {}
         saved = directory.state
         if saved:
-            changed = [source.spec for source, now, then in zip(sources, facts, saved["texts"]) if now != then]
-            if changed:
-                raise TextError(f"text {changed[0]!r} has changed since this run began")
             engine.restore(directory.checkpoint / "engine")
             self.documents = _documents_from(saved["documents"], sources)
             self.totals = saved["totals"]
@@ -179,10 +191,7 @@ class _Run:
                 raise TextError(f"text {self.config.text[0]!r}: nothing to score (fewer than 2 tokens)")
             if self.engine.learned_parameters:
                 self._save()
-            summary = self._summary()
-            self.directory.sync()
-            write_json(self.directory.path / "summary.json", summary)
-        return summary
+            return self.directory.finish(self._summary())
 
     def _loop(self, progress, stop) -> None:
         started = time.perf_counter()
@@ -350,7 +359,10 @@ def find_baseline(path: Path, config: EvalConfig) -> dict[int, float]:
         except RunError:
             continue
         if theirs.get("adapt") == "none" and all(theirs.get(key) == mine[key] for key in keys):
-            return {line["total_tokens"]: line["total_nll"] for line in read_metrics(other)}
+            try:
+                return {line["total_tokens"]: line["total_nll"] for line in read_metrics(other)}
+            except RunError:                         # another run's files: it says so itself
+                continue
     return {}
 
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from dynadapt.engine_state import adapter_directory
+from dynadapt.experiments.checkpoints import last_state
 from dynadapt.experiments.rundir import RunError, read_json
 
 
@@ -41,8 +42,4 @@ def run_adapter(run: Path, stream: int = 0) -> Path:
     streams = config.get("streams", 1)               # the rows of a reweighting run share one adapter
     if not 0 <= stream < streams:
         raise RunError(f"stream {stream}: {run} has streams 0 to {streams - 1}")
-    folder = run / "checkpoint"
-    states = sorted(entry for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
-    if not states:
-        raise RunError(f"{run} saved no state (it ran with --checkpoint 0, or was stopped before its first checkpoint)")
-    return adapter_directory(states[-1] / "engine", stream, streams)
+    return adapter_directory(last_state(run) / "engine", stream, streams)

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynadapt.experiments.rundir import RunError, read_json
+from dynadapt.experiments.rundir import RunError, check_finished, read_json
 
 
 def read_metrics(path: str | Path) -> list[dict]:
@@ -42,8 +42,11 @@ class Run:
 
 
 def read_run(path: str | Path) -> Run:
+    """RunError names a file that a finished run did not leave like this."""
     path = Path(path)
     if not path.is_dir():
         raise RunError(f"{path}: no such run directory")
     summary = read_json(path / "summary.json") if (path / "summary.json").exists() else None
+    if summary is not None:
+        check_finished(path, summary)
     return Run(path, read_json(path / "config.json"), summary, read_metrics(path))

@@ -20,7 +20,7 @@ from dynadapt.distributed import Processes
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import PHASES, RunOptions, _bits_per_byte, run
 from dynadapt.experiments.metrics import read_metrics
-from dynadapt.experiments.rundir import RunDirectory, RunError, open_directory, read_json, write_json
+from dynadapt.experiments.rundir import RunDirectory, RunError, check_finished, open_directory, read_json, write_json
 from dynadapt.text import Source
 
 COUNTS = ("tokens", "bytes", "updates", "skipped_updates", "resets", "segments")
@@ -38,10 +38,13 @@ def run_parts(config: EvalConfig, out: str | Path, options: RunOptions, processe
     shares = shared_out([fact["bytes"] for fact in facts], processes.world)
     directory = open_directory(processes, out, config.to_dict(), options.resume, options.scores)
     try:
+        inputs = {f"text {spec!r}": fact for spec, fact in zip(config.text, facts)}
+        processes.from_first(lambda: directory.expect(inputs))
         if directory.finished:
             return directory.finished
         folders = [directory.path / "parts" / f"{rank}-of-{processes.world}" for rank in range(processes.world)]
         processes.from_first(lambda: _check_begun(folders))
+        processes.from_first(directory.begin)
         own = replace(config, text=tuple(config.text[i] for i in shares[processes.rank]), device=processes.device(config.device))
         processes.together(lambda: run(own, folders[processes.rank], options, progress))
         return processes.from_first(lambda: merge(directory, folders, shares, options.scores))
@@ -92,15 +95,16 @@ def _check_begun(folders: list[Path]) -> None:
 
 def merge(directory: RunDirectory, folders: list[Path], shares: list[list[int]], scores: bool) -> dict:
     """Writes what one run of all documents would have; its lines of metrics take turns between the parts."""
-    summary = merged_summary([read_json(folder / "summary.json") for folder in folders], shares)
+    summaries = [read_json(folder / "summary.json") for folder in folders]
+    for folder, part in zip(folders, summaries):
+        check_finished(folder, part)
+    summary = merged_summary(summaries, shares)
     for line in merged_lines([read_metrics(folder) for folder in folders], shares):
         directory.append(line)
     if scores:
         directory.append_scores(merged_scores([np.load(folder / "scores.npy") for folder in folders], shares))
-    directory.sync()
     write_json(directory.path / "env.json", {**read_json(folders[0] / "env.json"), "processes": len(folders)})
-    write_json(directory.path / "summary.json", summary)
-    return summary
+    return directory.finish(summary)
 
 
 def merged_summary(parts: list[dict], shares: list[list[int]]) -> dict:

@@ -1,59 +1,38 @@
-"""A run's directory: config.json, env.json, metrics.jsonl, summary.json, scores.npy, checkpoint/.
+"""A run's directory.
 
-A process may be killed at any instruction. metrics.jsonl and scores.npy only grow; a checkpoint remembers how long they
-were, and resuming cuts them back to that. Checkpoints are written beside the last one and renamed, so that one is always
-whole. summary.json is written last: a run that has it is finished.
+  config.json       what the run computes; written last of what begins a run, so a directory that has it was begun
+  inputs.json       digests of what its numbers depend on: texts, model, tokenizer, ...
+  env.json          machine and installation; under "earlier" those of the parts of it that were made elsewhere
+  metrics.jsonl     a line a segment or step          scores.npy  a row a scored token (growing.py)
+  checkpoint/       the last saved state (checkpoints.py)
+  summary.json      written last: a run that has it is finished; the digests of the two files above are in it
+  .lock             held by the process that writes here
+
+A process may be killed at any instruction, and any write may fail. metrics.jsonl and scores.npy only grow; a checkpoint has their
+lengths and digests, and resuming refuses them by name if they are shorter or others, and cuts them back to that length.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import json
 import os
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-SCORE = np.dtype([("document", "<i4"), ("position", "<i4"), ("nll", "<f4")])
+from dynadapt.environment import environment
+from dynadapt.experiments.checkpoints import newest_whole, saved_states, write_state
+from dynadapt.experiments.growing import SCORE, Metrics, Scores, verified
+from dynadapt.experiments.whole_files import (DiskError, RunError, RunNote, differs, disk_error, note, os_error, read_json, sync_tree,
+                                              write_json)
 
-
-class RunError(RuntimeError):
-    """A run that can't start or go on; the message says what to do."""
-
-
-class DiskError(RunError):
-    """Writing failed; everything before is kept."""
-
-
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: not readable as JSON ({error})") from None
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w") as file:
-            json.dump(content, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error(error, path) from error
-
-
-def disk_error(error: OSError, path: Path) -> DiskError:
-    reason = "no space left on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
-    return DiskError(f"{path}: can't write: {reason}. What was scored so far is kept; make room and run again with --resume")
+__all__ = ["SCORE", "DiskError", "Follower", "RunDirectory", "RunError", "RunNote", "Scores", "check_finished", "disk_error",
+           "open_directory", "read_json", "sync_tree", "write_json"]
+FIRST = ("env.json", "inputs.json", "config.json")
+BEGINNING = (".lock", *FIRST, *(f"{name}.tmp" for name in FIRST))       # what a run that is being begun may have
+UNSCORED = ("metrics.jsonl", "scores.npy", "checkpoint", "texts")      # and one in which nothing was scored
+VARYING = ("memory_bytes", "cores", "system")            # of env.json, on which no number depends
 
 
 def differing(old: dict, new: dict) -> str:
@@ -64,81 +43,187 @@ def differing(old: dict, new: dict) -> str:
 class RunDirectory:
     """Opens or resumes runs/NAME. Raises RunError when it holds something else.
 
-    `finished`: the summary of a finished run, else None.   `state`: what the last checkpoint holds, else None.
+    1. The constructor looks, writes nothing but a lock into a directory that is there, and refuses what can't go on.
+       `finished`: the summary of a finished run, else None.   `state`: what the newest whole checkpoint holds, else None.
+    2. `expect(inputs)` compares what the numbers depend on with what the run was begun with.
+    3. `begin()`, when nothing else can fail: makes the directory, or cuts the files back to the checkpoint.
+
+    A directory in which nothing was scored yet is begun anew, whatever run it was begun for.
     """
 
     def __init__(self, path: str | Path, config: dict, resume: bool, scores: bool):
-        self.path = Path(path)
-        self._open(config, resume)
-        self.finished = read_json(self.path / "summary.json") if (self.path / "summary.json").exists() else None
-        if self.finished and not resume:
-            raise RunError(f"{self.path} holds this run, finished; read {self.path / 'summary.json'}, or choose another --out")
-        self.checkpoint, self.state = self._last_checkpoint()
-        if not self.finished:
-            self.metrics = _Growing(self.path / "metrics.jsonl", (self.state or {}).get("metrics_bytes", 0))
-            self.scores = Scores(self.path / "scores.npy", (self.state or {}).get("scores", 0)) if scores else None
-
-    def _open(self, config: dict, resume: bool) -> None:
-        path = self.path / "config.json"
-        known = path.exists()
+        self.path, self.config, self.resume, self.keep_scores = Path(path), config, resume, scores
+        self.finished = self.checkpoint = self.state = self.inputs = self.metrics = self.scores = self._lock = None
+        self._expected, self._legacy = {}, False
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; --out names a directory")
-        if not known:
-            if self.path.exists() and any(self.path.iterdir()):
-                raise RunError(f"{self.path} is not empty and holds no run (no config.json); choose another --out")
-            self._create(path, config)
-        elif (difference := differing(read_json(path), config)):
+        try:
+            if self.path.exists():
+                self._look()
+        except BaseException:
+            self.close()
+            raise
+
+    # ---- looking
+
+    def _look(self) -> None:
+        if self._is_finished():
+            return self._look_at_finished()
+        self._refuse_others()                        # before a lock is made in what is another's
+        self._take_lock()
+        if self._is_finished():                      # in the meantime
+            return self._look_at_finished()
+        if self._refuse_others():
+            return
+        if not self.resume:
+            raise RunError(f"{self.path} holds this run, unfinished; add --resume to go on with it, or choose another --out")
+        self.inputs = self._known_inputs()
+        self.checkpoint, self.state = newest_whole(self.path, also=self._check_growing)
+        self._legacy = self.inputs is None
+        if self.state is None and self._size("metrics.jsonl"):
+            note(f"{self.path} has no checkpoint: it starts over")
+        if self._legacy:
+            note(f"{self.path} was begun by a version that kept no digests of texts and model: they are taken to be the same")
+
+    def _is_finished(self) -> bool:
+        return (self.path / "summary.json").exists() and (self.path / "config.json").exists()
+
+    def _refuse_others(self) -> bool:
+        """Whether nothing was scored here; RunError for another run, or what is none."""
+        if not (self.path / "config.json").exists() and not self._holds_only(BEGINNING):
+            raise RunError(f"{self.path} is not empty and holds no run (no config.json); choose another --out")
+        if self._nothing_scored():
+            return True
+        self._compare_configuration()
+        return False
+
+    def _look_at_finished(self) -> None:
+        self._compare_configuration()
+        try:
+            self.finished = read_json(self.path / "summary.json")
+        except RunError as error:
+            raise RunError(f"{error}; everything else is kept: remove it, and --resume writes it again") from None
+        if not self.resume:
+            raise RunError(f"{self.path} holds this run, finished; read {self.path / 'summary.json'}, or choose another --out")
+        check_finished(self.path, self.finished)
+        self.inputs = self._known_inputs()
+        if self.keep_scores and not (self.path / "scores.npy").exists():
+            raise RunError(f"{self.path} holds this run, finished without scores; leave out --scores, or choose another --out")
+
+    def _compare_configuration(self) -> None:
+        if difference := differing(read_json(self.path / "config.json"), self.config):
             raise RunError(f"{self.path} holds a run with another configuration: {difference}; choose another --out")
-        self._lock = open(path)                      # held while this object lives
+
+    def _known_inputs(self) -> dict | None:
+        path = self.path / "inputs.json"
+        return read_json(path) if path.exists() else None
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock = open(self.path / ".lock", "ab")
+        except OSError as error:
+            raise RunError(f"{self.path}: can't write there: {error.strerror}; choose another --out") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise RunError(f"{self.path} is being written by another process; wait for it, or choose another --out") from None
-        if known and not resume and not (self.path / "summary.json").exists():
-            raise RunError(f"{self.path} holds this run, unfinished; add --resume to go on with it, or choose another --out")
+        except OSError as error:
+            raise RunError(f"{self.path}: can't be locked ({error.strerror}), so that two processes might write there; choose an "
+                           "--out on another file system") from None
 
-    def _create(self, path: Path, config: dict) -> None:
+    def _nothing_scored(self) -> bool:
+        """Whether a run was begun here, or not even that, and nothing was made yet."""
+        return (not self._size("metrics.jsonl") and self._size("scores.npy") <= Scores.HEADER and not saved_states(self.path)
+                and self._holds_only(BEGINNING + UNSCORED))
+
+    def _holds_only(self, names: tuple[str, ...]) -> bool:
+        return all(entry.name in names for entry in self.path.iterdir())
+
+    def _size(self, name: str) -> int:
+        path = self.path / name
+        return path.stat().st_size if path.exists() else 0
+
+    def _check_growing(self, state: dict) -> None:
+        """RunError where metrics.jsonl or scores.npy is not what a checkpoint saw."""
+        metrics, scores = _growing_records(state)
+        verified(self.path / "metrics.jsonl", metrics)
+        if scores is not None:
+            verified(self.path / "scores.npy", scores, Scores.HEADER)
+
+    # ---- beginning
+
+    def expect(self, inputs: Mapping[str, object]) -> None:
+        """Refuses by name what has changed since the run began. Values are plain data; None: not known here."""
+        self._expected = {**self._expected, **inputs}
+        for name, value in inputs.items():
+            known = (self.inputs or {}).get(name)
+            if None not in (known, value) and known != value:
+                raise RunError(f"{name} has changed since this run began ({self.path}); put it back, or choose another --out")
+
+    def begin(self, **facts) -> None:
+        """From here on it is this run's. `facts` go into env.json."""
+        if self.state is not None or self.inputs is not None:
+            self._expect_scores()
+        try:
+            if self._lock is None:
+                self._make()
+            self._write_first(facts)
+            metrics, scores = _growing_records(self.state) if self.state else (None, None)
+            self.metrics = Metrics(self.path / "metrics.jsonl", metrics)
+            self.scores = Scores(self.path / "scores.npy", scores) if self.keep_scores else None
+            sync_tree(self.path, deep=False)
+        except OSError as error:
+            raise RunError(f"{self.path}: can't write there: {error.strerror or error}") from error
+
+    def _expect_scores(self) -> None:
+        """A run has the scores of all its tokens, or none."""
+        known = (self.inputs or {}).get("scores")
+        if known is None and self.state:
+            known = _growing_records(self.state)[1] is not None
+        if known is not None and known != self.keep_scores:
+            raise RunError(f"{self.path} was begun {'with' if known else 'without'} --scores; go on {'with' if known else 'without'} it")
+
+    def _make(self) -> None:
+        missing = [parent for parent in (self.path, *self.path.parents) if not parent.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{self.path}: can't make this directory: {error.strerror}") from None
-        write_json(path, config)
+        for made in missing:
+            sync_tree(made.parent, deep=False)
+        self._take_lock()
+        if not self._nothing_scored():
+            raise RunError(f"{self.path} was begun by another process in the meantime; choose another --out")
 
-    def _last_checkpoint(self) -> tuple[Path | None, dict | None]:
-        folder = self.path / "checkpoint"
-        whole = sorted(entry for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
-        return (whole[-1], read_json(whole[-1] / "state.json")) if whole else (None, None)
+    def _write_first(self, facts: dict) -> None:
+        here = {**environment(), **facts}
+        if (self.path / "env.json").exists() and self.state:
+            here = _with_earlier(here, read_json(self.path / "env.json"), self.state["segments"], self.path)
+        write_json(self.path / "env.json", here)
+        if self.state is None or self._legacy:
+            write_json(self.path / "inputs.json", {**self._expected, "scores": self.keep_scores})
+        if self.state is None:
+            write_json(self.path / "config.json", self.config)
+
+    # ---- writing
 
     def save(self, engine, state: dict) -> None:
-        """Writes checkpoint/NNNNNNNN, then removes the one before."""
-        folder = self.path / "checkpoint"
-        target = folder / f"{state['segments']:08d}"
-        temporary = folder / f".{target.name}.tmp"
+        """Writes checkpoint/NNNNNNNN, whole and named before the one before goes."""
         try:
             self.sync()
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            engine.save(temporary / "engine")
-            state = {**state, "metrics_bytes": self.metrics.size, "scores": self.scores.count if self.scores else 0}
-            write_json(temporary / "state.json", state)
-            sync_tree(temporary)
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(temporary, target)
+            seen = {"metrics": self.metrics.growing.record(), "scores": self.scores.growing.record() if self.scores else None}
+            self.checkpoint = write_state(self.path, state["segments"], lambda folder: engine.save(folder / "engine"),
+                                          {**state, "seen": seen})
         except Exception as error:
-            cause = _os_error(error, folder)
-            shutil.rmtree(temporary, ignore_errors=True)
+            cause = os_error(error, self.path)
             if cause is None:
                 raise
-            raise disk_error(cause, target) from error
-        for entry in folder.iterdir():
-            if entry != target:
-                shutil.rmtree(entry, ignore_errors=True)
-        self.checkpoint, self.state = target, state
+            raise disk_error(cause, self.path / "checkpoint" / f"{state['segments']:08d}") from error
+        self.state = {**state, "seen": seen}
 
     def append(self, line: dict) -> None:
         try:
-            self.metrics.append((json.dumps(line, allow_nan=False) + "\n").encode())
+            self.metrics.append(line)
         except OSError as error:
             raise disk_error(error, self.path / "metrics.jsonl") from error
 
@@ -149,16 +234,62 @@ class RunDirectory:
             raise disk_error(error, self.path / "scores.npy") from error
 
     def sync(self) -> None:
-        os.fsync(self.metrics.file.fileno())
+        for part in (self.metrics, self.scores):
+            if part:
+                part.growing.sync()
+
+    def finish(self, summary: dict) -> dict:
+        """Writes summary.json, after everything else is on the disk; returns it as written."""
+        try:
+            self.sync()
+        except OSError as error:
+            raise disk_error(error, self.path / "metrics.jsonl") from error
+        files = {"metrics.jsonl": self.metrics.growing.record()}
         if self.scores:
-            os.fsync(self.scores.growing.file.fileno())
+            files["scores.npy"] = self.scores.growing.record()
+        summary = {**summary, "files": files}
+        write_json(self.path / "summary.json", summary)
+        return summary
 
     def close(self) -> None:
-        if not self.finished:
-            self.metrics.file.close()
-            if self.scores:
-                self.scores.growing.file.close()
-        self._lock.close()
+        for part in (self.metrics, self.scores):
+            if part:
+                part.growing.close()
+        if self._lock:
+            self._lock.close()
+
+
+def check_finished(path: Path, summary: dict) -> None:
+    """RunError, naming the file, where metrics.jsonl or scores.npy is not what the finished run wrote."""
+    for name, record in summary.get("files", {}).items():
+        header = Scores.HEADER if name == "scores.npy" else 0
+        verified(path / name, record, header)
+        size = (path / name).stat().st_size if record["bytes"] else 0
+        if size > record["bytes"] + header:
+            raise RunError(f"{path / name} has {size:,} bytes, the finished run wrote {record['bytes'] + header:,}")
+
+
+def _growing_records(state: dict) -> tuple[dict, dict | None]:
+    """What a checkpoint saw of metrics.jsonl and scores.npy; one without digests has their lengths."""
+    if "seen" in state:
+        return state["seen"]["metrics"], state["seen"]["scores"]
+    count = state.get("scores", 0)
+    return ({"bytes": state["metrics_bytes"], "sha256": None},
+            {"bytes": count * SCORE.itemsize, "sha256": None} if count else None)
+
+
+def _with_earlier(here: dict, before: dict, segments: int, path: Path) -> dict:
+    """env.json of a run that goes on: with the records of other machines or installations that made a part of it."""
+    earlier = before.pop("earlier", [])
+    if earlier and earlier[-1]["until"] >= segments:
+        before = earlier.pop()                       # the process after that one made nothing that is kept
+        before.pop("until")
+    changed = [key for key in {**before, **here} if key not in VARYING and before.get(key) != here.get(key)]
+    if changed:
+        what = "; ".join(f"{key} was {before.get(key)!r} and is {here.get(key)!r}" for key in changed)
+        note(f"{path} goes on elsewhere, where the same bits are not promised: {what}; env.json keeps both records")
+        earlier = [*earlier, {**before, "until": segments}]
+    return {**here, **({"earlier": earlier} if earlier else {})}
 
 
 class Follower:
@@ -169,6 +300,12 @@ class Follower:
     def __init__(self, path: Path, finished: dict | None, checkpoint: Path | None, state: dict | None):
         self.path, self.finished, self.checkpoint, self.state = path, finished, checkpoint, state
 
+    def expect(self, inputs: Mapping[str, object]) -> None:
+        pass
+
+    def begin(self, **facts) -> None:
+        pass
+
     def save(self, engine, state: dict) -> None:
         self.state = state
 
@@ -177,6 +314,9 @@ class Follower:
 
     def sync(self) -> None:
         pass
+
+    def finish(self, summary: dict) -> dict:
+        return summary
 
     def close(self) -> None:
         pass
@@ -192,71 +332,3 @@ def open_directory(processes, path: str | Path, config: dict, resume: bool, scor
         return directory.finished, directory.checkpoint, directory.state
     known = processes.from_first(open_it)
     return directory or Follower(Path(path), *known)
-
-
-class _Growing:
-    """A file that is appended to in whole records; a record that doesn't fit is taken back."""
-
-    def __init__(self, path: Path, size: int):
-        self.file = open(path, "r+b" if path.exists() else "w+b", buffering=0)
-        self.file.truncate(size)
-        self.file.seek(size)
-        self.size = size
-
-    def append(self, record: bytes) -> None:
-        try:
-            written = 0
-            while written < len(record):
-                written += self.file.write(record[written:])
-        except OSError:
-            self.file.truncate(self.size)
-            self.file.seek(self.size)
-            raise
-        self.size += len(record)
-
-    def overwrite(self, start: int, record: bytes) -> None:
-        self.file.seek(start)
-        self.file.write(record)
-        self.file.seek(self.size)
-
-
-class Scores:
-    """scores.npy: one (document, position, nll) row per scored token, readable by numpy.load at any time."""
-
-    HEADER = 128
-
-    def __init__(self, path: Path, count: int):
-        self.count = count
-        self.growing = _Growing(path, self.HEADER + count * SCORE.itemsize if count else 0)
-        if not count:
-            self.growing.append(self._header(0))
-        self.growing.overwrite(0, self._header(count))
-
-    def append(self, rows: np.ndarray) -> None:
-        self.growing.append(rows.astype(SCORE).tobytes())
-        self.count += len(rows)
-        self.growing.overwrite(0, self._header(self.count))
-
-    def _header(self, count: int) -> bytes:
-        text = repr({"descr": SCORE.descr, "fortran_order": False, "shape": (count,)})
-        return b"\x93NUMPY\x01\x00" + (self.HEADER - 10).to_bytes(2, "little") + text.encode().ljust(self.HEADER - 11) + b"\n"
-
-
-def sync_tree(folder: Path, deep: bool = True) -> None:
-    """To disk: files and directories of a tree, or with ``deep`` off the names in one directory alone."""
-    for entry in [*(folder.rglob("*") if deep else ()), folder]:
-        number = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
-def _os_error(error: BaseException, folder: Path) -> OSError | None:
-    """The OSError behind an exception. Libraries that write tensors report a full disk in words of their own."""
-    full = shutil.disk_usage(folder if folder.exists() else folder.parent).free < 1 << 16
-    while error is not None:
-        if isinstance(error, OSError):
-            return error
-        error = error.__cause__ or error.__context__
-    return OSError(errno.ENOSPC, "no space left") if full else None

@@ -25,9 +25,9 @@ class Model:
     """
 
     def __init__(self, config: ModelConfig, name: str, read: Callable[[str], torch.Tensor],
-                 identity: Callable[[], bytes], tokenizer=None, dtype: torch.dtype | None = None):
-        """`tokenizer` is a Tokenizer, None, or a function that makes one at first use; `identity` gives bytes that
-        change with the stored weights."""
+                 identity: Callable[[bool], bytes], tokenizer=None, dtype: torch.dtype | None = None):
+        """`tokenizer` is a Tokenizer, None, or a function that makes one at first use; `identity(sampled)` gives bytes that
+        change with the stored weights: with any byte of them, or sampled, with some."""
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ModelError(f"dtype = {dtype!r} is not a floating-point torch.dtype; accepted: for example torch.bfloat16")
         self.config = config
@@ -67,13 +67,14 @@ class Model:
             self._tokenizer = self._tokenizer()
         return self._tokenizer
 
-    def fingerprint(self) -> str:
-        """Hex sha256 of the config and of the weights' identity: names, shapes and samples of their content.
+    def fingerprint(self, sampled: bool = False) -> str:
+        """Hex sha256 of the config and of every byte of the stored weights; the same after a copy to another place.
 
-        Cheap (a fraction of the weights is read) and the same after a copy to another place.
+        Reads all of them, once for a model from files (about a second a gigabyte). `sampled` takes a fraction of them, which
+        is what states of format 1 hold (engine_state.py): two models may share it.
         """
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
-        digest.update(self._identity())
+        digest.update(self._identity(sampled))
         return digest.hexdigest()
 
     def check_finite(self) -> None:
@@ -99,7 +100,7 @@ def from_state(config: ModelConfig, state: Mapping[str, torch.Tensor], tokenizer
         if not value.dtype.is_floating_point:
             raise ModelError(f"{name}: tensor {key} has dtype {value.dtype}; accepted: floating point")
     state = dict(state)
-    return Model(config, name, state.__getitem__, lambda: _sample_state(state), tokenizer, dtype)
+    return Model(config, name, state.__getitem__, _StateIdentity(state), tokenizer, dtype)
 
 
 def random_model(config: ModelConfig, seed: int = 0, std: float = 0.02, dtype: torch.dtype = torch.float32,
@@ -125,6 +126,33 @@ def check_shapes(name: str, expected: Mapping[str, tuple], found: Mapping[str, t
     for key in found:
         if key not in expected and not ignored(key):
             raise ModelError(f"{name}: tensor {key} of shape {list(found[key])} has no place in this model")
+
+
+class _StateIdentity:
+    """identity() of tensors in memory. Their bytes are read again only after a tensor was written to."""
+
+    def __init__(self, state: Mapping[str, torch.Tensor]):
+        self.state = state
+        self.versions, self.digest = None, b""
+
+    def __call__(self, sampled: bool) -> bytes:
+        if sampled:
+            return _sample_state(self.state)
+        versions = [None if value.is_inference() else (value.data_ptr(), value._version) for value in self.state.values()]
+        if None in versions or versions != self.versions:
+            self.versions, self.digest = versions, _hash_state(self.state)
+        return self.digest
+
+
+def _hash_state(state: Mapping[str, torch.Tensor]) -> bytes:
+    """Of names, shapes, dtypes and all bytes of the tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach()
+        digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
+        for piece in value.reshape(-1).split(1 << 24):
+            digest.update(piece.cpu().contiguous().view(torch.uint8).numpy())
+    return digest.digest()
 
 
 def _sample_state(state: Mapping[str, torch.Tensor], count: int = 256) -> bytes:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from dynadapt.model.base import Model
 from dynadapt.model.errors import ModelError
 from dynadapt.model.hf_config import config_from_hf
 from dynadapt.model.hf_weights import match_hf, to_canonical
-from dynadapt.model.safetensors_file import SafetensorsFile, sample_file
+from dynadapt.model.safetensors_file import SafetensorsFile, hash_file, sample_file
 from dynadapt.model.tokenizer import directory_tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -36,8 +37,12 @@ def load_directory(path: str | Path, dtype: torch.dtype | None = None) -> Model:
         key = stored[name]
         return to_canonical(config, name, holder[key].read(key))
 
-    def identity():
-        return b"".join(sample_file(file.path) for file in files)
+    def identity(sampled):
+        return b"".join(sample_file(file.path) for file in files) if sampled else whole()
+
+    @cache
+    def whole():
+        return b"".join(hash_file(file.path) for file in files)
 
     return Model(config, path.resolve().name, read, identity, lambda: directory_tokenizer(path, config), dtype)
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from dynadapt.model.gguf_file import GGUFFile, can_read
 from dynadapt.model.gguf_tokenizer import gguf_tokenizer
 from dynadapt.model.layout import tensor_shapes
 from dynadapt.model.reading import check_choice, check_number, check_size
-from dynadapt.model.safetensors_file import sample_file
+from dynadapt.model.safetensors_file import hash_file, sample_file
 
 _NAMES = {"embed": "token_embd", "positions": "position_embd", "norm": "output_norm", "head": "output"}
 _LAYER_NAMES = {"attn_norm": "attn_norm", "mlp_norm": "ffn_norm", "q": "attn_q", "k": "attn_k", "v": "attn_v",
@@ -48,7 +49,8 @@ def load_gguf(path: str | Path, dtype: torch.dtype | None = None) -> Model:
     def tokenizer():
         return gguf_tokenizer(path, file.metadata, config)
 
-    return Model(config, path.stem, read, lambda: sample_file(path), tokenizer, dtype)
+    whole = cache(lambda: hash_file(path))
+    return Model(config, path.stem, read, lambda sampled: sample_file(path) if sampled else whole(), tokenizer, dtype)
 
 
 def gguf_name(name: str) -> str:

@@ -6,6 +6,7 @@ tensor is read straight into its own memory: no mapping of the file stays behind
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -112,6 +113,18 @@ def read_into(path: Path, begin: int, tensor: torch.Tensor) -> None:
                 done += count
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def hash_file(path: Path) -> bytes:
+    """sha256 of all of a file."""
+    try:
+        digest = hashlib.sha256()
+        with open(path, "rb", buffering=0) as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return digest.digest()
 
 
 def sample_file(path: Path, pieces: int = 64, piece_bytes: int = 4096) -> bytes:

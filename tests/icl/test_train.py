@@ -1,11 +1,13 @@
 """Training in context: the model against Hugging Face's GPT-2, the curriculum, run directories, what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from dynadapt.experiments import icl
+from dynadapt.experiments.checkpoints import state_digest
 from dynadapt.experiments.dyneval import Interrupted
 from dynadapt.experiments.icl.base import IclError
 from dynadapt.experiments.icl.config import TrainConfig, from_preset
@@ -15,6 +17,7 @@ from dynadapt.experiments.icl.presets import PRESETS
 from dynadapt.experiments.icl.reference import HuggingFaceRegressor
 from dynadapt.experiments.icl.train import Trainer, TrainOptions, train
 from dynadapt.experiments.rundir import RunError
+from dynadapt.experiments.whole_files import digest_of
 
 GEOMETRY = Geometry(dims=3, layers=2, hidden=36, heads=3, positions=15)
 SMALL = dict(preset="test", dims=3, points=6, layers=2, hidden=32, heads=2, positions=12, batch=8, steps=60, log=10, lr=3e-3,
@@ -100,6 +103,14 @@ def test_a_run_with_a_curriculum_follows_it(tmp_path):
 
 class Killed(BaseException):
     pass
+
+
+def sign_again(state: Path) -> None:
+    """As if a saved state had been written the way it is now."""
+    content = json.loads((state / "state.json").read_text())
+    del content["digest"]
+    content["files"] = {name: digest_of(state / name) for name in content["files"]}
+    (state / "state.json").write_text(json.dumps({**content, "digest": state_digest(content)}))
 
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
@@ -191,6 +202,7 @@ def test_a_run_that_diverges_stops_with_its_step(tmp_path):
     state = load_file(str(path))
     state["master"][0, 0] = float("nan")
     save_file(state, str(path))
+    sign_again(path.parents[1])
     said = r"diverged at step 10: squared error nan.*the last good checkpoint is .*00000010, of step 10"
     with pytest.raises(RunError, match=said):
         train(fine, tmp_path / "late", TrainOptions(resume=True))

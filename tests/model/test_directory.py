@@ -231,3 +231,17 @@ def test_fingerprint_sees_other_weights_and_not_the_place(saved, tmp_path):
     assert load(path).fingerprint() != before
     edit_config(path, rms_norm_eps=1e-5)
     assert len({before, load(path).fingerprint(), model.fingerprint()}) == 3
+
+
+def test_fingerprint_covers_every_byte_of_the_weights(saved, tmp_path):
+    path, model = saved
+    for change in (lambda state: state["lm_head.weight"][7, 3:4].add_(0.5), lambda state: state["lm_head.weight"][7, 5:6].add_(0.5)):
+        before = load(path).fingerprint()
+        edit_tensors(path, change)
+        assert load(path).fingerprint() != before
+    state = {name: model.tensor(name).clone() for name in model.names()}
+    held = from_state(model.config, state)
+    seen = held.fingerprint()
+    assert held.fingerprint() == seen == from_state(model.config, {name: t.clone() for name, t in state.items()}).fingerprint()
+    state[model.names()[-1]].view(-1)[5] += 1.0
+    assert held.fingerprint() != seen

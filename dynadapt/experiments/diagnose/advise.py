@@ -21,13 +21,12 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
-from dynadapt.environment import environment
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.diagnose import attribution, similarity
 from dynadapt.experiments.diagnose.driver import REFERENCE_TOKENS, _load, _plain
 from dynadapt.experiments.diagnose.texts import gather, read_text, read_tokens
 from dynadapt.experiments.dyneval import build_engine
-from dynadapt.experiments.rundir import RunDirectory, RunError, write_json
+from dynadapt.experiments.rundir import RunDirectory, RunError
 from dynadapt.text import TextError, streaming_tokenizer
 
 PROBE_TOKENS = 1 << 21       # of the text, among which the windows are spread
@@ -57,6 +56,7 @@ def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...
     try:
         if directory.finished:
             raise RunError(f"{out} holds this probe, finished; read {out / 'summary.json'}, or choose another --out")
+        directory.begin()
         files, others = gather(texts, out / "texts" / "advise"), gather(reference, out / "texts" / "reference")
         tokenizer = streaming_tokenizer(model.tokenizer)
         tokens = read_tokens(files, tokenizer, config.tokens or PROBE_TOKENS)
@@ -68,8 +68,7 @@ def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...
         summary.update(kind="advice", model=config.model, text=list(texts), windows=len(chosen), window=config.segment,
                        probe_flops=flops, text_tokens=len(tokens), text_flops=flops / chosen[:, 1:].size * len(tokens),
                        similarity=_compare(model, tokenizer, tokens, files, others, reference, embeddings))
-        write_json(out / "env.json", environment())
-        write_json(out / "summary.json", summary)
+        summary = directory.finish(summary)
         from dynadapt.experiments.diagnose.page import write_advice
         write_advice(out / "page.html", summary)
         return summary

@@ -7,7 +7,6 @@ from typing import Callable
 
 import numpy as np
 
-from dynadapt.environment import environment
 from dynadapt.experiments.diagnose import attribution, similarity
 from dynadapt.experiments.diagnose.classes import CLASSES, classify, keywords, token_texts, visible
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
@@ -16,7 +15,8 @@ from dynadapt.experiments.diagnose.scored import Scored, read_scored
 from dynadapt.experiments.diagnose.texts import TITLES, gather, read_text, read_tokens, write_control
 from dynadapt.experiments.diagnose.verdict import evidence, judge
 from dynadapt.experiments.dyneval import RunOptions, run
-from dynadapt.experiments.rundir import RunDirectory, RunError, write_json
+from dynadapt.experiments.rundir import RunDirectory, RunError
+from dynadapt.experiments.whole_files import digest_of
 from dynadapt.text import Source, TextError, streaming_tokenizer
 
 LEARNED = ("tokens", "nll", "updates", "learned_parameters", "seconds")
@@ -30,8 +30,9 @@ def run_diagnosis(config: DiagnoseConfig, out: str | Path, resume: bool = False,
                   announce: Callable[[str], Callable | None] | None = None, model=None) -> dict:
     """Runs to the end, or on to the end with `resume`, and returns the summary.
 
-    1. Check the texts, load the model before, open the run directory (a finished one is returned as it is).
-    2. Make the model after: load it and check that its tokenizer is the same, or learn from the texts to learn.
+    1. Check the texts, load the models, check that their tokenizers are the same, look at the run directory (a finished one is
+       returned as it is) and begin it.
+    2. Make the model after, where it is to learn from the texts to learn.
     3. Score the held-out text with both, and the normal forms of the controls with both.
     4. Attribute the change, compare the text with the reference, judge; write summary.json, types.csv and page.html.
 
@@ -43,6 +44,7 @@ def run_diagnosis(config: DiagnoseConfig, out: str | Path, resume: bool = False,
     if (out / "summary.json").exists() and not resume:
         raise RunError(f"{out} holds a finished diagnosis; read {out / 'summary.json'}, or choose another --out")
     named = (config.eval.text, config.learn, config.reference)
+    _check_unseen(*(gather(specs, None) for specs in named[:2]))
     contents = {spec: Source(spec).check()["sha256"] for specs in named for spec in gather(specs, None)}
     before = _load(config.eval.model) if model is None else model
     kind = "learned" if config.learn else "adapter" if is_adapter(config.after) else "model"
@@ -52,18 +54,24 @@ def run_diagnosis(config: DiagnoseConfig, out: str | Path, resume: bool = False,
     prints = {"before": before.fingerprint(), "after": after and after.fingerprint()}
     directory = RunDirectory(out, {**config.to_dict(), "contents": contents, "models": prints}, resume, scores=False)
     try:
+        directory.expect(_adapter_files(config.after) if kind == "adapter" else {})
+        directory.expect({"the tokenizer": before.tokenizer.fingerprint()})
         if directory.finished:
             return directory.finished
-        write_json(out / "env.json", environment())
+        directory.begin()
         names = ("held-out", "learn", "reference")
         texts, learn, reference = (gather(specs, out / "texts" / name) for name, specs in zip(names, named))
         _check_unseen(texts, learn)
         stage = _Stage(config, out, before, after, kind, announce or (lambda what: None))
         summary = stage.finish(texts, learn, reference)
-        write_json(out / "summary.json", summary)
-        return summary
+        return directory.finish(summary)
     finally:
         directory.close()
+
+
+def _adapter_files(path: str) -> dict[str, dict]:
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    return {f"{name} of adapter {path!r}": digest_of(Path(path) / name) for name in names if (Path(path) / name).is_file()}
 
 
 def _load(name: str):

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from dynadapt import SGD, Engine, LoRA, Overlap, SegmentMemory
 from dynadapt.adapt.peft_format import read_settings
+from dynadapt.experiments.checkpoints import last_state
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import build_engine
-from dynadapt.experiments.rundir import RunError
 from dynadapt.model import linear_shapes, peft_name
 from dynadapt.model.errors import ModelError
 
@@ -47,13 +47,11 @@ def check_tokenizers(before, after, sample: str) -> None:
 
 def learned_engine(learning: EvalConfig, run: Path) -> Callable:
     """Makes the engine that a finished run of `learning` ended with, which only scores."""
-    states = sorted(entry for entry in (run / "checkpoint").iterdir() if entry.name.isdigit())
-    if not states:
-        raise RunError(f"{run} saved no state; remove it and run again")
+    state = last_state(run, "remove it and run again")
 
     def make(model, config: EvalConfig):
         engine = build_engine(model, learning)
-        engine.restore(states[-1] / "engine")
+        engine.restore(state / "engine")
         engine.every = NEVER
         return engine
     return make
@@ -100,5 +98,5 @@ def complete_adapter(directory: Path, config, out: Path) -> LoRA:
     whole = {key: tensors[key].contiguous() if key in tensors else torch.zeros(shape) for key, shape in expected.items()}
     out.mkdir(parents=True, exist_ok=True)
     save_file(whole, str(out / "adapter_model.safetensors"), metadata={"format": "pt"})
-    (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
     return LoRA(rank=rank, alpha=settings["lora_alpha"])

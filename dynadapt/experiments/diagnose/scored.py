@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.experiments.rundir import RunError
+from dynadapt.experiments.rundir import RunError, check_finished, read_json
 from dynadapt.text import Source, TokenReader
 
 
@@ -31,6 +31,8 @@ class Scored:
 
 def read_scored(before: Path, after: Path, texts: list[str], tokenizer, segment: int) -> Scored:
     """Joins the scores.npy of two runs over the same texts with the tokens they scored."""
+    for path in (before, after):
+        check_finished(path, read_json(path / "summary.json"))
     first, second = (np.load(path / "scores.npy") for path in (before, after))
     if len(first) != len(second) or any((first[name] != second[name]).any() for name in ("document", "position")):
         raise RunError(f"{before} and {after} hold scores of different tokens; choose another --out")

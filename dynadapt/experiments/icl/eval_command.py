@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from dynadapt.environment import environment
+from dynadapt.experiments.checkpoints import saved_states
 from dynadapt.experiments.rundir import RunError, read_json, write_json
 
 from .base import FunctionClass, IclError
@@ -167,8 +168,8 @@ def load_subject(path: str | Path, step: int | None = None, device: str = "auto"
 
 def last_step(run: Path) -> int:
     """Of the last checkpoint, or of the last weights that were kept."""
-    kept = [*(run / "checkpoint").glob("*"), *(run / "weights").glob("*.safetensors")]
-    return max(int(entry.stem) for entry in kept if entry.stem.isdigit())
+    kept = [*saved_states(run), *(run / "weights").glob("*.safetensors")]
+    return max(int(entry.stem.partition("-")[0]) for entry in kept)
 
 
 def table_of(entries: dict[str, dict], subjects: list[str]):

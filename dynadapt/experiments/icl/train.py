@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dynadapt.environment import environment, peak_memory_bytes
+from dynadapt.environment import peak_memory_bytes
 from dynadapt.experiments.dyneval import Interrupted, interruptible
-from dynadapt.experiments.rundir import RunDirectory, RunError, read_json, write_json
+from dynadapt.experiments.checkpoints import read_state, saved_states
+from dynadapt.experiments.rundir import RunDirectory, RunError, disk_error, read_json, sync_tree
+from dynadapt.experiments.whole_files import discard, os_error
 
 from .base import FunctionClass, IclError
 from .config import TrainConfig
@@ -138,7 +141,8 @@ def train(config: TrainConfig, out: str | Path, options: TrainOptions = TrainOpt
           progress: Callable[[dict], None] | None = None) -> dict:
     """Trains to the end, or on to the end with options.resume; returns the summary.
 
-    1. Open the run directory (a finished one is returned as it is), go back to the last checkpoint.
+    1. Look at the run directory (a finished one is returned as it is), make the model, go back to the last checkpoint. Nothing is
+       written before.
     2. Steps; at every `config.log` of them a line of metrics.jsonl, and a checkpoint where one is due.
     3. Errors by number of examples of the model and of baselines, on prompts of each class: summary.json.
 
@@ -149,7 +153,7 @@ def train(config: TrainConfig, out: str | Path, options: TrainOptions = TrainOpt
         if directory.finished:
             return directory.finished
         run = _Run(config, options, directory)
-        write_json(directory.path / "env.json", environment())
+        directory.begin()
         return run.finish(progress or (lambda event: None))
     finally:
         directory.close()
@@ -173,10 +177,7 @@ class _Run:
     def finish(self, progress) -> dict:
         with interruptible() as stop:
             self._loop(progress, stop)
-        summary = self._summary()
-        self.directory.sync()
-        write_json(self.directory.path / "summary.json", summary)
-        return summary
+        return self.directory.finish(self._summary())
 
     def _loop(self, progress, stop) -> None:
         config, limit = self.config, math.inf if self.options.minutes is None else 60 * self.options.minutes
@@ -189,9 +190,9 @@ class _Run:
             if self.step % config.log == 0 or self.step == config.steps:
                 self._log(progress)
                 due = self.options.checkpoint and self.step // self.options.checkpoint > self.saved // self.options.checkpoint
+                self._keep()                         # before the checkpoint after which it would not be made again
                 if due or self.step == config.steps:
                     self._save()
-                self._keep()
                 if time.perf_counter() - began > limit and self.step < config.steps:
                     self._stop(f"stopped after {self.options.minutes:g} minutes")
 
@@ -287,11 +288,21 @@ def weights_path(run: str | Path, step: int) -> Path:
 
 
 def save_weights(regressor: Regressor, path: Path) -> None:
-    """By canonical name, whole or not at all."""
-    path.parent.mkdir(exist_ok=True)
+    """By canonical name, whole or not at all. RunError when the disk fails."""
     temporary = path.with_suffix(".tmp")
-    save_file({name: t.cpu().contiguous() for name, t in regressor.weights().items()}, str(temporary))
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        save_file({name: t.cpu().contiguous() for name, t in regressor.weights().items()}, str(temporary))
+        sync_tree(path.parent)
+        temporary.replace(path)
+        sync_tree(path.parent, deep=False)
+        sync_tree(path.parent.parent, deep=False)
+    except Exception as error:
+        cause = os_error(error, path.parent.parent)
+        discard(temporary)
+        if cause is None:
+            raise
+        raise disk_error(cause, path) from error
 
 
 def load_run(path: str | Path, step: int | None = None, *, device: str = "cpu", dtype: str | None = None) -> Regressor:
@@ -304,8 +315,7 @@ def load_run(path: str | Path, step: int | None = None, *, device: str = "cpu", 
     if "classes" not in content:
         raise RunError(f"{path} holds a run of another kind, not one of `dynadapt icl train`")
     config = TrainConfig.from_dict(content)
-    folder = path / "checkpoint"
-    checkpoints = {int(p.name): p for p in folder.iterdir() if p.name.isdigit()} if folder.is_dir() else {}
+    checkpoints = {int(p.name.partition("-")[0]): p for p in saved_states(path)}
     kept = {int(p.stem): p for p in (path / "weights").glob("*.safetensors")}
     if not checkpoints and not kept:
         raise RunError(f"{path} holds no checkpoint yet")
@@ -313,10 +323,17 @@ def load_run(path: str | Path, step: int | None = None, *, device: str = "cpu", 
     if wanted not in {**checkpoints, **kept}:
         there = ", ".join(map(str, sorted({**checkpoints, **kept})))
         raise RunError(f"{path} has no weights of step {step}; it has those of {there}")
-    weights = Weights(config.geometry(), load_file(str(kept[wanted]))) if wanted in kept else None
+    weights = Weights(config.geometry(), _loaded(kept[wanted])) if wanted in kept else None
     regressor = Regressor(config.geometry(), config.optimizer(), weights, dtype=dtype or config.dtype, device=device,
                           seed=config.seed)
     if weights is None:
-        state = load_file(str(checkpoints[wanted] / "engine" / "state.safetensors"))
-        regressor.load({"master": state["master"]})
+        read_state(checkpoints[wanted])
+        regressor.load({"master": _loaded(checkpoints[wanted] / "engine" / "state.safetensors")["master"]})
     return regressor
+
+
+def _loaded(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: not readable as safetensors ({error})") from None

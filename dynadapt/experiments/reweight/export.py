@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from dynadapt.experiments.checkpoints import last_state
 from dynadapt.experiments.reweight.config import ReweightConfig
 from dynadapt.experiments.reweight.setup import build_engine, load_model
 from dynadapt.experiments.rundir import RunError, read_json
@@ -20,15 +21,12 @@ from dynadapt.model.layout import hf_transposed
 def export_model(run: Path, out: Path) -> Path:
     """Writes `out`, which must not exist, with the weights of the last saved state. RunError without one."""
     config = ReweightConfig.from_dict(read_json(run / "config.json"))
-    folder = run / "checkpoint"
-    states = sorted(entry for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
-    if not states:
-        raise RunError(f"{run} saved no state (it was stopped before its first checkpoint)")
+    state = last_state(run)
     if out.exists():
         raise RunError(f"{out} exists; name a directory that does not")
     model = load_model(config)
     engine = build_engine(model, config)
-    engine.restore(states[-1] / "engine")
+    engine.restore(state / "engine")
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -37,7 +35,7 @@ def export_model(run: Path, out: Path) -> Path:
         value = value.to("cpu", engine.torch_dtype)
         stored[hf_name(model.config, name)] = (value.t() if hf_transposed(model.config, name) else value).contiguous()
     save_file(stored, str(temporary / "model.safetensors"), {"format": "pt"})
-    (temporary / "config.json").write_text(json.dumps(config_to_hf(model.config), indent=2) + "\n")
+    (temporary / "config.json").write_text(json.dumps(config_to_hf(model.config), indent=2) + "\n", "utf-8")
     model.tokenizer.save(temporary / "tokenizer.json")
     temporary.rename(out)
     return out

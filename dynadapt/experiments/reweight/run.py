@@ -30,7 +30,7 @@ import torch
 import dynadapt
 from dynadapt.distributed import Processes, join
 from dynadapt.distributed.learn import collected, connect
-from dynadapt.environment import environment, peak_memory_bytes
+from dynadapt.environment import peak_memory_bytes
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.dyneval import PHASES, Interrupted, _finite, interruptible
 from dynadapt.experiments.mixers import MIXERS, Exhausted, excess
@@ -39,7 +39,7 @@ from dynadapt.experiments.reweight import setup
 from dynadapt.experiments.reweight.config import ReweightConfig
 from dynadapt.experiments.reweight.domains import read_domains
 from dynadapt.experiments.reweight.sampler import Sampler, heldout_order
-from dynadapt.experiments.rundir import Follower, RunDirectory, RunError, open_directory, write_json
+from dynadapt.experiments.rundir import Follower, RunDirectory, RunError, open_directory
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,23 @@ def run(config: ReweightConfig, out: str | Path, options: ReweightOptions = Rewe
         paths = processes.together(lambda: setup_paths(config))
         directory = open_directory(processes, out, config.to_dict(), options.resume, False)
         try:
+            _check_change(options, directory)
             if directory.finished:
                 return directory.finished
             engine, domains = processes.together(lambda: _prepare(config, processes))
             training = _Training(config, options, directory, engine, domains, processes)
-            if processes.first:
-                write_json(directory.path / "env.json", {**environment(), "domains": paths})
+            processes.from_first(lambda: directory.begin(domains=paths))
+            training.change()
             return training.finish(progress or (lambda event: None))
         finally:
             directory.close()
+
+
+def _check_change(options: ReweightOptions, directory: RunDirectory | Follower) -> None:
+    if options.change and directory.finished:
+        raise RunError(f"changed weights: {directory.path} is finished; they are for a run that goes on")
+    if options.change and not directory.state:
+        raise RunError(f"changed weights: {directory.path} has no checkpoint to go on from; a new run takes its initial weights")
 
 
 def _check_processes(config: ReweightConfig, options: ReweightOptions, processes: Processes) -> None:
@@ -140,13 +148,15 @@ class _Training:
                        "flops": {**dict.fromkeys(PHASES, 0), "heldout": 0, "excess": 0}, "changes": []}
         self.digests = {name: domain.digest() for name, domain in self.domains.items()}
         texts = {f"the text of domain {name!r}": digest for name, digest in self.digests.items()}
-        processes.same({"the model": engine.model.fingerprint(), "backend": engine.backend, **texts})
+        inputs = {"the model": engine.model.fingerprint(), "the tokenizer": engine.model.tokenizer.fingerprint(), **texts}
+        if self.reference is not None:
+            inputs["the reference model"] = setup.learned_digest(self.reference)
+        processes.same({**inputs, "backend": engine.backend})
+        processes.from_first(lambda: directory.expect(inputs))
         if directory.state:
             processes.together(lambda: self._restore(directory.state))
         connect(engine, processes, config.compress, config.powersgd_rank, config.steps // 10, options.shard,
                 directory.checkpoint and directory.checkpoint / "engine")
-        if options.change:
-            self._change()
 
     # ------------------------------------------------------------------------------------------------------- states
 
@@ -176,10 +186,11 @@ class _Training:
                 "segments": self.step, "start": self.start, "last": self.last, "pending": self.pending, "totals": self.totals,
                 "mixer": self.mixer.state_dict(), "supply": self.sampler.supply.state_dict(), "digests": self.digests})
 
-    def _change(self) -> None:
-        """The weights were changed on the way here: that is part of the run from now on."""
-        if self.directory.state:
-            self.totals["changes"].append({"step": self.step, "weights": self.mixer.weights})
+    def change(self) -> None:
+        """Weights that were changed on the way here are part of the run from now on; once, however often it is asked for."""
+        changed = {"step": self.step, "weights": self.mixer.weights} if self.options.change else None
+        if changed and changed not in self.totals["changes"][-1:]:
+            self.totals["changes"].append(changed)
             self._save(anew=True)
 
     # ------------------------------------------------------------------------------------------------------ the run
@@ -196,11 +207,7 @@ class _Training:
             if not self.step:
                 raise RunError(f"no step was made: {self.ended}")
             self._save()
-            summary = self._summary()
-            self.directory.sync()
-            if self.processes.first:
-                write_json(self.directory.path / "summary.json", summary)
-        return summary
+            return self.directory.finish(self._summary())
 
     def _loop(self, progress, stop) -> None:
         while self.step < self.config.steps and not self._stopped(stop):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 import dynadapt
+from dynadapt.engine_state import state_tensors
+from dynadapt.experiments.checkpoints import last_state
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.mixers import MIXERS, Mixer, MixerError, Shaping, make_mixer, proportions
 from dynadapt.experiments.mixers.base import by_domain, check_weights
@@ -53,13 +58,19 @@ def build_engine(model, config: ReweightConfig, device: str | None = None):
 def trained_engine(run: Path, **changes):
     """The engine of a run as its last checkpoint has it; `changes` replace settings of how it computes (backend, device)."""
     config = replace(ReweightConfig.from_dict(read_json(run / "config.json")), **changes)
-    folder = run / "checkpoint"
-    states = sorted(entry for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
-    if not states:
-        raise RunError(f"{run} saved no state")
+    state = last_state(run)
     engine = build_engine(load_model(config), config)
-    engine.restore(states[-1] / "engine")
+    engine.restore(state / "engine")
     return engine
+
+
+def learned_digest(engine) -> str:
+    """Hex sha256 of the model of an engine and of what it learned."""
+    digest = hashlib.sha256(engine.model.fingerprint().encode())
+    for name, value in sorted(state_tensors(engine).items()):
+        if not name.endswith(".grad"):
+            digest.update(name.encode() + value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def build_reference(config: ReweightConfig, vocabulary: int, device: str | None = None):
