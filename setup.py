@@ -46,7 +46,7 @@ setup(
     packages=find_packages(include=["dynadapt", "dynadapt.*"]) + ["dynadapt.kernels"],
     package_dir={"dynadapt": "dynadapt", "dynadapt.kernels": "kernels"},
     package_data={"dynadapt": ["*.so", "include/dynadapt/*.h", "share/cmake/dynadapt/*.cmake", "share/pkgconfig/*.pc"],
-                  "dynadapt.jax": ["ffi.cpp"], "dynadapt.kernels": ["choices.json"], "dynadapt.plan": ["measured.json"]},
+                  "dynadapt.jax": ["ffi.cpp"], "dynadapt.experiments.compare": ["page.html"], "dynadapt.kernels": ["choices.json"], "dynadapt.plan": ["measured.json"]},
     ext_modules=[CMakeExtension("dynadapt._C")],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -353,12 +353,13 @@ def _holds(tokenizer: Tokenizer, text: str, encoded: _Encoded, stop: int) -> boo
 
 @dataclass(frozen=True)
 class Document:
-    """A source, or the tokens start..stop-1 of one; `state` is a reader's state at or before `start`."""
+    """A source, or the tokens start..stop-1 of one; `state` is a reader's state at or before `start`, `byte` where that token begins."""
 
     source: Source
     start: int = 0
     stop: int | None = None
     state: dict | None = None
+    byte: int = 0
 
     @property
     def name(self) -> str:
@@ -369,12 +370,15 @@ def split(source: Source, tokenizer: Tokenizer, parts: int, limit: int | None = 
     """Cuts the first `limit` tokens of a source into contiguous parts of equal length (to one token), in one counting pass."""
     if not source.seekable:
         raise TextError(f"text {source.spec!r} is a pipe and can be read only once; splitting needs a file")
-    reader, seams = TokenReader(source, tokenizer), []
+    reader, seams, ends = TokenReader(source, tokenizer), [], [np.zeros(1, np.int64)]
     while limit is None or reader.position < limit:
         seams.append(reader.state())
         left = WINDOW if limit is None else min(WINDOW, limit - reader.position)
-        if not len(reader.read(left)[0]):
+        ids, sizes = reader.read(left)
+        if not len(ids):
             break
+        ends.append(ends[-1][-1] + np.cumsum(sizes))
+    begins = np.concatenate(ends)                    # byte at which each token begins
     total = reader.position
     if total < 2 * parts:
         raise TextError(f"text {source.spec!r} has {total} token{'s' * (total != 1)}: too short to split into {parts} parts "
@@ -383,5 +387,5 @@ def split(source: Source, tokenizer: Tokenizer, parts: int, limit: int | None = 
     for part in range(parts):
         start, stop = total * part // parts, total * (part + 1) // parts
         seam = max((seam for seam in seams if seam["position"] <= start), key=lambda seam: seam["position"])
-        documents.append(Document(source, start, stop, {**seam, "position": start}))
+        documents.append(Document(source, start, stop, {**seam, "position": start}, int(begins[start])))
     return documents

@@ -269,7 +269,7 @@ class _Run:
         if not self.options.checkpoint or self.saved_at == self.totals["segments"]:
             return
         state = {"segments": self.totals["segments"], "totals": self.totals, "feed": self.position, "texts": self.facts,
-                 "documents": [{"text": self.config.text.index(d.source.spec), "start": d.start, "stop": d.stop, "state": d.state}
+                 "documents": [{"text": self.config.text.index(d.source.spec), "start": d.start, "stop": d.stop, "state": d.state, "byte": d.byte}
                                for d in self.documents]}
         self.directory.save(self.engine, state)
         self.saved_at = self.totals["segments"]
@@ -320,7 +320,7 @@ class _Run:
 
 
 def _documents_from(saved: list[dict], sources: list[Source]) -> list[Document]:
-    return [Document(sources[d["text"]], d["start"], d["stop"], d["state"]) for d in saved]
+    return [Document(sources[d["text"]], d["start"], d["stop"], d["state"], d.get("byte", 0)) for d in saved]
 
 
 def _score_rows(segment: Segment, nll: np.ndarray) -> np.ndarray:
@@ -332,6 +332,8 @@ def _score_rows(segment: Segment, nll: np.ndarray) -> np.ndarray:
             part["document"] = segment.documents[stream]
             part["position"] = segment.positions[stream] + np.arange(length)
             part["nll"] = nll[stream, :length]
+            part["token"] = segment.tokens[stream, 1:length + 1]
+            part["start"], part["stop"] = segment.ends[stream, :length], segment.ends[stream, 1:length + 1]
         at += length
     return rows
 

@@ -16,10 +16,15 @@ class Segment:
 
     tokens: np.ndarray                       # [S, T + 1] int64; zeros beyond lengths
     lengths: np.ndarray                      # [S] scored targets
-    sizes: np.ndarray                        # [S] bytes of the scored targets
+    ends: np.ndarray                         # [S, T + 1] byte of its text at which each token ends; entry 0: where the first target begins
     documents: list[int | None]              # [S] which document each stream reads
     positions: list[int]                     # [S] position in its document of the first scored target
     entered: list[int] = field(default_factory=list)     # streams that a new document has just entered
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """[S] bytes of the scored targets."""
+        return self.ends[np.arange(len(self.lengths)), self.lengths] - self.ends[:, 0]
 
 
 class _Slot:
@@ -28,6 +33,7 @@ class _Slot:
         self.reader: TokenReader | None = None
         self.start = 0                       # reader position where the document begins
         self.last: int | None = None         # the last token read: the next segment's first input
+        self.byte = 0                        # where in its text the reading stands
 
 
 class Feed:
@@ -46,7 +52,7 @@ class Feed:
 
     def next(self) -> Segment | None:
         streams, length = len(self.slots), self.segment
-        segment = Segment(np.zeros((streams, length + 1), np.int64), np.zeros(streams, np.int64), np.zeros(streams, np.int64),
+        segment = Segment(np.zeros((streams, length + 1), np.int64), np.zeros(streams, np.int64), np.zeros((streams, length + 1), np.int64),
                           [None] * streams, [0] * streams)
         for stream, slot in enumerate(self.slots):
             self._fill(segment, stream, slot)
@@ -68,7 +74,9 @@ class Feed:
         row = ids if first else np.concatenate([[slot.last], ids])
         segment.tokens[stream, :len(row)] = row
         segment.lengths[stream] = len(row) - 1
-        segment.sizes[stream] = sizes[1:].sum() if first else sizes.sum()
+        ends = slot.byte + np.cumsum(sizes)
+        segment.ends[stream, :len(row)] = ends if first else np.concatenate([[slot.byte], ends])
+        slot.byte = int(ends[-1])
         segment.documents[stream] = slot.document
         segment.positions[stream] = slot.reader.position - slot.start - len(row) + 1
         slot.last = int(ids[-1])
@@ -77,7 +85,7 @@ class Feed:
         if self.queued == len(self.documents) or (self.limit is not None and self.limit - self.read < 2):
             return False
         document = self.documents[self.queued]
-        slot.document, slot.last = self.queued, None
+        slot.document, slot.last, slot.byte = self.queued, None, document.byte
         slot.reader, slot.start = TokenReader(document.source, self.tokenizer, state=document.state), document.start
         self.queued += 1
         return True
@@ -93,7 +101,7 @@ class Feed:
         return ids, sizes
 
     def state(self) -> dict:
-        slots = [None if slot.reader is None else {"document": slot.document, "reader": slot.reader.state(), "last": slot.last} for slot in self.slots]
+        slots = [None if slot.reader is None else {"document": slot.document, "reader": slot.reader.state(), "last": slot.last, "byte": slot.byte} for slot in self.slots]
         return {"queued": self.queued, "read": self.read, "slots": slots}
 
     def _restore(self, state: dict) -> None:
@@ -102,6 +110,7 @@ class Feed:
             if saved is not None:
                 document = self.documents[saved["document"]]
                 slot.document, slot.last, slot.start = saved["document"], saved["last"], document.start
+                slot.byte = saved.get("byte", 0)     # absent in states of versions whose scores say nothing of bytes
                 slot.reader = TokenReader(document.source, self.tokenizer, state=saved["reader"])
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from dynadapt.experiments.whole_files import RunError, prefix_digest
 
-SCORE = np.dtype([("document", "<i4"), ("position", "<i4"), ("nll", "<f4")])
+# A row a scored token: its document, its place there (from 1), nats, its id, and the bytes start to stop - 1 of its text that it covers.
+SCORE = np.dtype([("document", "<i4"), ("position", "<i4"), ("nll", "<f4"), ("token", "<i4"), ("start", "<i8"), ("stop", "<i8")])
 
 
 class Growing:
@@ -83,6 +84,16 @@ def verified(path: Path, record: dict, header: int = 0):
     return digest
 
 
+def header_bytes(path: Path) -> int:
+    """The size of the header of a scores.npy, as the file itself says it."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(10)
+    except OSError:
+        start = b""
+    return 10 + int.from_bytes(start[8:], "little") if start.startswith(b"\x93NUMPY") and len(start) == 10 else Scores.HEADER
+
+
 class Metrics:
     """metrics.jsonl: a line a segment or step."""
 
@@ -94,11 +105,14 @@ class Metrics:
 
 
 class Scores:
-    """scores.npy: one (document, position, nll) row per scored token, readable by numpy.load at any time."""
+    """scores.npy: a SCORE row per scored token, readable by numpy.load at any time."""
 
-    HEADER = 128
+    HEADER = 256
 
     def __init__(self, path: Path, record: dict | None):
+        if record and record["bytes"] and (columns := np.load(path, mmap_mode="r").dtype) != SCORE:
+            raise RunError(f"{path} was begun by a version that kept {', '.join(columns.names or ['nothing known'])} of each token; this one keeps "
+                           f"{', '.join(SCORE.names)}: go on with that version, or choose another --out")
         self.count = record["bytes"] // SCORE.itemsize if record else 0
         self.growing = Growing(path, record, self.HEADER)
         self.growing.overwrite_header(self._header())

@@ -23,7 +23,7 @@ import numpy as np
 
 from dynadapt.environment import environment
 from dynadapt.experiments.checkpoints import newest_whole, saved_states, write_state
-from dynadapt.experiments.growing import SCORE, Metrics, Scores, verified
+from dynadapt.experiments.growing import SCORE, Metrics, Scores, header_bytes, verified
 from dynadapt.experiments.whole_files import (DiskError, RunError, RunNote, differs, disk_error, note, os_error, read_json, sync_tree,
                                               write_json)
 
@@ -148,7 +148,7 @@ class RunDirectory:
         metrics, scores = _growing_records(state)
         verified(self.path / "metrics.jsonl", metrics)
         if scores is not None:
-            verified(self.path / "scores.npy", scores, Scores.HEADER)
+            verified(self.path / "scores.npy", scores, header_bytes(self.path / "scores.npy"))
 
     # ---- beginning
 
@@ -262,7 +262,7 @@ class RunDirectory:
 def check_finished(path: Path, summary: dict) -> None:
     """RunError, naming the file, where metrics.jsonl or scores.npy is not what the finished run wrote."""
     for name, record in summary.get("files", {}).items():
-        header = Scores.HEADER if name == "scores.npy" else 0
+        header = header_bytes(path / name) if name == "scores.npy" else 0
         verified(path / name, record, header)
         size = (path / name).stat().st_size if record["bytes"] else 0
         if size > record["bytes"] + header:

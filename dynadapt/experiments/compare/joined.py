@@ -14,7 +14,7 @@ from dynadapt.experiments.metrics import Run, read_run
 from dynadapt.experiments.rundir import RunError, read_json
 from dynadapt.text import Source
 
-SAME = ("text", "model", "tokens", "split")      # settings without which token i of one run is not token i of the other
+SAME = ("text", "split", "streams")              # settings that say which text document i is
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,22 @@ def _check(run: Run) -> None:
 
 
 def _same(first: Run, other: Run) -> None:
-    for name in SAME:
+    for name in SAME if first.config.get("split") else ("text", "split"):
         mine, theirs = first.config.get(name), other.config.get(name)
-        if mine != theirs and name != "tokens":
-            raise RunError(f"{other.path} has {name} {theirs!r}, {first.path} has {mine!r}: they did not score the same tokens")
-    if _facts(first) != _facts(other):
-        raise RunError(f"{other.path} scored another version of {', '.join(first.config['text'])} than {first.path}: the text has changed in between")
+        if mine != theirs:
+            raise RunError(f"{other.path} has {name} {theirs!r}, {first.path} has {mine!r}: they did not score the same text")
+    mine, theirs = _digests(first), _digests(other)
+    for spec, digest in mine.items():
+        if theirs.get(spec, digest) != digest:
+            raise RunError(f"{other.path} scored another version of {spec} than {first.path}: the text has changed in between")
 
 
-def _facts(run: Run) -> list | None:
+def _digests(run: Run) -> dict[str, str]:
+    """The sha256 of each text that could be read twice, by its name in the configuration."""
     path = run.path / "inputs.json"
-    return read_json(path).get("texts") if path.exists() else None
+    inputs = read_json(path) if path.exists() else {}
+    known = {spec: inputs.get(f"text {spec!r}") for spec in run.config["text"]}
+    return {spec: facts["sha256"] for spec, facts in known.items() if facts}
 
 
 def _rows(run: Run) -> np.ndarray:
@@ -118,7 +123,7 @@ def _document_names(run: Run, documents: np.ndarray) -> list[str]:
 
 def _texts(run: Run, rows: np.ndarray) -> tuple[bytes, ...]:
     """The text of each document, read again and held against the digest that the run kept of it."""
-    facts, texts = _facts(run), []
+    digests, texts = _digests(run), []
     for number in range(int(rows["document"].max()) + 1):
         index = 0 if run.config.get("split") else number
         spec, inside = run.config["text"][index], rows["document"] == number
@@ -127,7 +132,7 @@ def _texts(run: Run, rows: np.ndarray) -> tuple[bytes, ...]:
             raise RunError(f"{run.path} read {spec!r}, a pipe, which can't be read again: score a file to see its tokens")
         with source.open() as file:
             content = file.read()
-        if facts and facts[index].get("sha256") != hashlib.sha256(content).hexdigest():
+        if digests.get(spec, "") not in ("", hashlib.sha256(content).hexdigest()):
             raise RunError(f"text {spec!r} has changed since {run.path} scored it: put it back, or score it again")
         texts.append(content if inside.any() else b"")
     return tuple(texts)

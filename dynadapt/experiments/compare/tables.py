@@ -10,6 +10,7 @@ from dynadapt.experiments.compare.joined import Compared
 from dynadapt.experiments.diagnose import attribution
 from dynadapt.experiments.diagnose.classes import CLASSES, classify
 from dynadapt.experiments.diagnose.scored import Scored
+from dynadapt.experiments.diagnose.verdict import plural
 from dynadapt.experiments.plot import _labels
 
 BITS = 1 / math.log(2)
@@ -98,5 +99,5 @@ def sentence(summary: dict, pair: dict) -> str:
     after, before = ([run for run in summary["runs"] if run["title"] == pair[which]][0] for which in ("after", "before"))
     bits = "" if None in (after["bits_per_byte"], before["bits_per_byte"]) else (
         f", {before['bits_per_byte']:.3f} to {after['bits_per_byte']:.3f} bits per byte")
-    known = "" if low is None else f" (95% interval {low:+.4f} to {high:+.4f}, from {pair['units']['count']:,} units: {pair['units']['name']})"
+    known = "" if low is None else f" (95% interval {low:+.4f} to {high:+.4f}, from {pair['units']['count']:,} {plural(pair['units'])})"
     return f"{pair['after']} gains {gain:+.4f} nats a token over {pair['before']}{known}{bits}."

@@ -57,6 +57,7 @@ def write_page(path: Path, summary: dict) -> None:
 
 def write_html(path: Path, text: str) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
     except OSError as error:
         raise disk_error(error, path) from error

@@ -1,0 +1,61 @@
+"""`dynadapt compare`: where in a text one run did better than another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EXAMPLES = """\
+examples:
+  dynadapt eval --text novel.txt --adapt none --scores --out runs/static
+  dynadapt eval --text novel.txt --scores --out runs/lora
+  dynadapt compare runs/static runs/lora --out compare.html
+      one page that opens in any browser: the text, every token coloured by what the second run gained on it, the gain along
+      the text, by class of token and by document, and what each run cost
+  dynadapt compare runs/static runs/lora runs/full --json compare.json
+      several runs, each against the first; the numbers in a file
+
+Runs must have scored the same text with --scores. Tokens that only some of them have scored are left out."""
+
+
+def add_options(command) -> None:
+    command.add_argument("run", nargs="+", metavar="RUN", help="run directories; all others are held against the first")
+    command.add_argument("--out", metavar="FILE.html", help="page to write (default: compare.html in the runs' common directory)")
+    command.add_argument("--json", metavar="FILE", help="write the tables there as JSON as well")
+    command.add_argument("--csv", metavar="FILE", help="write a line a token there as well: its text, class and every run's NLL")
+
+
+def run(arguments) -> int:
+    import os
+
+    from dynadapt.experiments.compare import read_compared, summarise, write_page
+    from dynadapt.experiments.compare.files import write_csv, write_summary
+    out = Path(arguments.out) if arguments.out else Path(os.path.commonpath([Path(run).absolute().parent for run in arguments.run])) / "compare.html"
+    compared = read_compared(arguments.run)
+    summary = summarise(compared)
+    write_page(out, compared, summary)
+    if arguments.json:
+        write_summary(Path(arguments.json), summary)
+    if arguments.csv:
+        write_csv(Path(arguments.csv), compared, summary)
+    _print(summary)
+    for path in (out, arguments.json, arguments.csv):
+        if path:
+            print(path)
+    return 0
+
+
+def _print(summary: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from dynadapt.experiments.compare.tables import sentence
+    console = Console(soft_wrap=True, highlight=False)
+    for pair in summary["pairs"]:
+        console.print(sentence(summary, pair))
+        table = Table(box=None, pad_edge=False)
+        table.add_column("class of token")
+        for name in ("tokens", "gain a token", "part of the gain"):
+            table.add_column(name, justify="right")
+        for row in pair["classes"]:
+            table.add_row(row["name"], f"{row['tokens']:,}", f"{row['gain']:+.4f}", f"{row['part']:+.4f}")
+        console.print(table)
