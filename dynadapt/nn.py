@@ -20,11 +20,13 @@ class LinearCrossEntropy(torch.nn.Module):
     ``torch_ops.freeze(head.weight)`` keeps it packed between calls.
 
     Args:
-        reduction: "mean" over the targets that count, "sum", or "none"; gradients are right for each.
+        reduction: "mean" over the targets that count, "sum", or "none"; gradients are right for each. The mean over none is
+            NaN, its gradient 0.
         ignore_index: targets with this value do not count.
 
     Raises:
-        ValueError: for another reduction, or where the shapes do not fit.
+        ValueError: for another reduction, where the shapes do not fit, and for a target that is neither a row of weight nor
+            ``ignore_index`` (on a GPU a device-side assertion, as in torch).
 
     Source: ``dynadapt.ops.cross_entropy``.
     """
@@ -33,15 +35,19 @@ class LinearCrossEntropy(torch.nn.Module):
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}")
+        if not isinstance(ignore_index, int):
+            raise ValueError(f"ignore_index={ignore_index!r}: expected a whole number")
         self.reduction, self.ignore_index = reduction, ignore_index
 
     def forward(self, input: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """input [..., H], weight [V, H], target int64 [...] -> a scalar, or [...] for reduction="none"."""
-        ignored = target == self.ignore_index
-        nll = torch_ops.cross_entropy(input, weight, target.masked_fill(ignored, -1))
+        targets, count = torch.ops.dynadapt.scored_targets(target.reshape(-1), weight.shape[0], self.ignore_index)
+        nll = torch_ops.cross_entropy(input, weight, targets.view(target.shape))
         if self.reduction == "none":
             return nll
-        return nll.sum() if self.reduction == "sum" else nll.sum() / (~ignored).sum()
+        total = nll.sum()
+        # Where no target counts the mean is 0 / 0, as torch's is, and its gradient 0: outside of the division.
+        return total if self.reduction == "sum" else torch.where(count == 0, math.nan, total / count.clamp(min=1))
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}"

@@ -102,6 +102,13 @@ def _scores(q1, q2, k1, k2, scale, keys, last):
 
 
 @triton.jit
+def _slope(scale, last):
+    """What dS is multiplied with: 0 for rows whose last key is their first, as that one has probability 1 whatever q and k are
+    and dP - delta is the rounding of two sums that are equal."""
+    return tl.where(last == 0, 0.0, scale)
+
+
+@triton.jit
 def _stream(slots, mem_len, stream):
     slot = tl.load(slots + stream).to(tl.int64)
     length = 0
@@ -176,6 +183,7 @@ def dynadapt_attention_dq(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos
         k1, k2 = _halves(k, WIDTH, rows, valid, cos, sin, length, D, HP)
         _keep_halves(rotated_k + (stream * HKV + kv_head).to(tl.int64) * segment * (2 * HP), rows, valid, k1, k2, HP)
 
+    slope = _slope(scale, length + rows)
     dq1, dq2 = tl.zeros([BM, HP], tl.float32), tl.zeros([BM, HP], tl.float32)
     memory_tiles = tl.cdiv(length, BN)
     if mem_k is not None:
@@ -188,7 +196,7 @@ def dynadapt_attention_dq(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos
         values = _rows(vn, stride, keys, exist, D, DP)
         p = tl.exp2(_scores(q1, q2, k1, k2, scale, keys, last) - lse2[:, None])  # [BM, BN]
         dp = dot(do, tl.trans(values), tl.zeros([BM, BN], tl.float32))
-        ds = (p * (dp - drop[:, None]) * scale).to(k1.dtype)
+        ds = (p * (dp - drop[:, None]) * slope[:, None]).to(k1.dtype)
         dq1, dq2 = dot(ds, k1, dq1), dot(ds, k2, dq2)
     _put_rotated_back(dqkv + row0 * WIDTH + head * D, WIDTH, rows, valid, dq1, dq2, cos, sin, length, D, HP)
 
@@ -224,7 +232,7 @@ def dynadapt_attention_dkv(dout, qkv, lse, mem_len, slots, cos, sin, scale, dqkv
         p = tl.exp2(tl.where(keys[:, None] <= rows[None, :], s, float("-inf")) - lse2[None, :])
         dv = dot(p.to(do.dtype), do, dv)
         dp = dot(v, tl.trans(do), tl.zeros([BN, BM], tl.float32))
-        ds = (p * (dp - drop[None, :]) * scale).to(q.dtype)
+        ds = (p * (dp - drop[None, :]) * _slope(scale, length + rows)[None, :]).to(q.dtype)
         dk = dot(ds, q, dk)
     g = dqkv + row0 * WIDTH
     c = tl.arange(0, DP)

@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 
+import dynadapt.numpy
 from dynadapt import torch_ops
 from dynadapt.nn import LinearCrossEntropy, LoRALinear
 from dynadapt.torch_ops import packing
@@ -89,10 +90,13 @@ def test_what_is_not_frozen_is_read_at_every_call():
     torch_ops.linear(x, weight)
     weight.data.mul_(2)
     torch.testing.assert_close(torch_ops.linear(x, weight), x @ weight.t())
-    address = torch_ops.freeze(weight).data_ptr()
-    assert address in packing._FROZEN
+    identity = packing._identity(torch_ops.freeze(weight))
+    assert identity in packing._FROZEN
+    part = weight[2:]
     del weight
-    assert address not in packing._FROZEN
+    assert identity in packing._FROZEN  # its storage lives on
+    del part
+    assert identity not in packing._FROZEN
     for wrong, why in ((torch.randn(6, 8, requires_grad=True), "requires_grad=False"), (torch.randn(8, 6).t(), "contiguous")):
         with pytest.raises(ValueError, match=why):
             torch_ops.freeze(wrong)
@@ -117,6 +121,47 @@ def test_linear_cross_entropy_equals_torch(reduction, dtype):
         torch.testing.assert_close(a, b, **(TOLERANCE[dtype] if dtype != torch.bfloat16 else {"atol": 6e-2, "rtol": 3e-2}))
     with pytest.raises(ValueError, match="reduction='max'"):
         LinearCrossEntropy("max")
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_targets_that_do_not_count_and_targets_out_of_range(reduction, compiled):
+    """What torch gives, or its refusal: with every choice of ignore_index, and where nothing counts or nothing is there."""
+    h, weight = torch.randn(4, 8, requires_grad=True), torch.randn(7, 8, requires_grad=True)
+    g = torch.randn(4) if reduction == "none" else torch.tensor(1.3)
+    for ignore in (-100, -1, 0, 6, 50):
+        score = LinearCrossEntropy(reduction, ignore)
+        torch.compiler.reset()  # each of these is compiled anew
+        score = torch.compile(score, fullgraph=True, backend="aot_eager") if compiled else score
+        for target in ([ignore] * 4, [3, ignore, 6, 0], [1, 2, 3, 4], [3, -1, 2, 1], [ignore, -100, 1, 1], [7, 1, 1, 1], [1, 1, 50, 1]):
+            target = torch.tensor(target)
+            try:
+                theirs = torch.nn.functional.cross_entropy(h @ weight.t(), target, ignore_index=ignore, reduction=reduction)
+            except IndexError:
+                wrong = next(t for t in target.tolist() if t != ignore and not 0 <= t < 7)
+                with pytest.raises(ValueError, match=rf"is {wrong}, accepted is 0 to 6, or ignore_index={ignore}"):
+                    score(h, weight, target)
+                continue
+            ours = score(h, weight, target)
+            torch.testing.assert_close(ours, theirs, equal_nan=True, **TOLERANCE[torch.float32])
+            for a, b in zip(torch.autograd.grad(ours, [h, weight], g), torch.autograd.grad(theirs, [h, weight], g), strict=True):
+                torch.testing.assert_close(a, b, **TOLERANCE[torch.float32])
+    nothing = LinearCrossEntropy(reduction)(h[:0], weight, torch.zeros(0, dtype=torch.int64))
+    expected = torch.nn.functional.cross_entropy(h[:0] @ weight.t(), torch.zeros(0, dtype=torch.int64), reduction=reduction)
+    torch.testing.assert_close(nothing, expected, equal_nan=True)
+    with pytest.raises(ValueError, match="ignore_index=None"):
+        LinearCrossEntropy(ignore_index=None)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_a_target_beyond_the_head_is_refused_in_every_dtype(dtype):
+    h, head, target = torch.randn(2, 8, dtype=dtype), torch.randn(7, 8, dtype=dtype), torch.tensor([1, 7])
+    for score in (torch_ops.cross_entropy, dynadapt.numpy.cross_entropy):
+        arguments = (h, head, target) if score is torch_ops.cross_entropy else (dynadapt.numpy._array(t) for t in (h, head, target))
+        with pytest.raises(ValueError, match=r"cross_entropy: targets\[1\] is 7, accepted is up to 6"):
+            score(*arguments)
+    with pytest.raises(ValueError, match=r"targets\[1\] is 7"):
+        torch.ops.dynadapt.cross_entropy_weight_gradient(h, head, target, None, torch.ones(2, dtype=h.dtype).to(torch.float32))
 
 
 def test_a_transformers_model_with_these_modules_has_pefts_gradients():

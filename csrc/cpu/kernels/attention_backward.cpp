@@ -161,6 +161,13 @@ void softmax_row(const Queries<T>& queries, const Buffers<T>& w, int64_t key, in
   }
 }
 
+/// The first query of a stream without memory sees one key. Its probability is 1 whatever q and k are, so its dS' is 0, where
+/// dP' - delta would be the rounding of two sums that are equal. A product, so that what is not finite stays so.
+template <class T>
+void clear_lone_key(const Queries<T>& queries, const Buffers<T>& w) {
+  for (int64_t c = 0; c < queries.columns; c += queries.padded) assign(w.ds[c], 0.0f * to_float(w.ds[c]));
+}
+
 /// to [columns, rows] = from [rows, columns] transposed.
 inline void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
   int64_t i = 0;
@@ -184,6 +191,7 @@ void block_pair(const AttentionShape& s, const AttentionPlan& p, const Stream<T>
   gemm(count, columns, p.d, stream.value(p, kv, keys.at), value_stride, w.dout_nt, w.dscores, columns, false);
   for (int64_t j = 0; j < count; j++)
     softmax_row(queries, w, j, keys.learns ? keys.segment + j - queries.first : 0, s.scale);
+  if (keys.at == 0 && stream.memory + queries.first == 0) clear_lone_key(queries, w);
   if (keys.learns) {
     const int64_t at = keys.segment * p.d;
     gemm(count, p.d, columns, w.probabilities, columns, w.dout_nn, head.dv(unit, p) + at, p.d, true);
