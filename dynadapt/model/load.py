@@ -22,7 +22,7 @@ def load(source, dtype: torch.dtype | None = None) -> Model:
     when they are read. ModelError, naming the file or argument, for anything that cannot be loaded exactly.
     """
     if isinstance(source, Model):
-        return source
+        return source if dtype is None else source.converted(dtype)
     if is_live(source):
         return load_live(source, dtype)
     if not isinstance(source, (str, os.PathLike)):
