@@ -100,9 +100,9 @@ def token_ids(name: str, tokens) -> torch.Tensor:
     if not isinstance(tokens, torch.Tensor):
         try:
             tokens = np.array(tokens)  # a copy: what torch.as_tensor shares may be read-only or have negative strides
-            if tokens.dtype == object or tokens.size == 0:
+            if tokens.dtype == object:
                 raise wrong(name, given, expected)
-            tokens = torch.from_numpy(tokens)
+            tokens = torch.from_numpy(tokens.astype(np.int64) if tokens.size == 0 else tokens)
         except (TypeError, ValueError, OverflowError, RuntimeError):
             raise wrong(name, given, expected) from None
     if tokens.dtype == torch.bool or tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.is_quantized:
@@ -112,7 +112,7 @@ def token_ids(name: str, tokens) -> torch.Tensor:
         where = "no data (device meta)" if tokens.is_meta else f"layout {tokens.layout}"
         raise ValueError(f"{name} has {where}: expected {expected}")
     if tokens.numel() == 0:
-        raise ValueError(f"{name} has shape {tuple(tokens.shape)}: expected at least 1 row")
+        raise ValueError(f"{name}: empty (shape {tuple(tokens.shape)}); expected at least 1 token")
     return tokens.detach().to(torch.int64)
 
 

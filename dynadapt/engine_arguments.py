@@ -13,6 +13,7 @@ from .adapt.what import GROUPS, Full, LoRA, RowSparse, targeted, whole_model
 from .checks import LARGEST, choice, flag, integer, is_integer, wrong
 from .memory import Overlap, SegmentMemory
 from .ops import choose_backend, choose_device
+from .ops.dispatch import BACKENDS
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 ADAPTS = {"lora": LoRA, "rows": RowSparse, "full": Full}  # "none" as well
@@ -84,6 +85,7 @@ class Arguments:
 
     def __post_init__(self):
         choice("dtype", self.dtype, DTYPES)
+        choice("backend", self.backend, ("auto", *BACKENDS))
         for name in ("streams", "segment", "every"):
             setattr(self, name, integer(name, getattr(self, name)))
         for name in ("shared", "accumulate", "recompute"):
@@ -159,7 +161,7 @@ class Arguments:
                 f"{config.max_positions} positions")
         if learned_positions:
             raise ValueError(text)
-        warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=4)
+        warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=3)
 
     def lowest(self, layers: int) -> tuple[int, str] | None:
         """(layer, group) down to which backward goes."""
