@@ -79,6 +79,7 @@ def restore(engine, directory) -> None:
 
 def set_state(engine, tensors: dict[str, torch.Tensor], counts: dict) -> None:
     """Put an engine of the same configuration where ``state_tensors`` and ``state_counts`` were taken. FLOPs stay counted."""
+    engine.calls.moving()
     engine.lr.copy_(tensors["lr"])
     pick = lambda prefix: {n[len(prefix):]: t for n, t in tensors.items() if n.startswith(prefix)}  # noqa: E731
     for i, learner in enumerate(engine.learners):

@@ -20,7 +20,9 @@ import torch
 
 from . import engine_state
 from .adapt.what import LoRA, RowSparse, targeted, whole_model
+from .checks import token_ids
 from .engine import DTYPES, Engine
+from .engine_arguments import as_adapt
 from .model import ModelError, from_state, layout
 from .model.layout import hf_transposed
 from .model.live import is_live, load_live, match_live
@@ -47,7 +49,7 @@ def attach(model, adapt=LoRA(), *, dtype: str | None = None, device: str | None 
 
     Args:
         model: a transformers model of a supported family, all of it on one device.
-        adapt: ``LoRA``, ``RowSparse``, ``Full``, or None to score only.
+        adapt: ``LoRA``, ``RowSparse``, ``Full``, or None to score only; as ``Engine`` takes it.
         dtype: of the engine's arithmetic, "bf16", "fp32" or "fp64"; None: the model's own. RowSparse and Full take no other,
             since what they learn is written into the model.
         device: the engine's; None: the model's.
@@ -63,7 +65,7 @@ def attach(model, adapt=LoRA(), *, dtype: str | None = None, device: str | None 
         raise ValueError(f"model is a {type(model).__name__}: attach takes a live transformers model (dynadapt.load takes files)")
     if any(module in _held for module in model.modules()):
         raise ValueError(f"model {type(model).__name__} is attached already: detach the session that holds it first")
-    return Session(model, adapt, dtype, device, history, engine)
+    return Session(model, as_adapt(adapt), dtype, device, history, engine)
 
 
 class Session:
@@ -106,7 +108,7 @@ class Session:
     def step(self, tokens, lengths=None, streams=None, weights=None) -> torch.Tensor:
         """``Engine.step``: nll [R, T] in nats of int64 tokens [R, T+1] (or [T+1], one row), scored before they are learned."""
         self._check_open()
-        tokens = torch.as_tensor(tokens)
+        tokens = token_ids("tokens", tokens)
         tokens = tokens[None] if tokens.dim() == 1 else tokens
         before = self.snapshot() if self._history.maxlen else None
         nll = self.engine.step(tokens, lengths, streams, weights)
@@ -132,8 +134,9 @@ class Session:
     def snapshot(self) -> Snapshot:
         """A copy of where the session is, which ``rollback`` goes back to as often as asked."""
         self._check_open()
-        tensors = {name: t.clone() for name, t in engine_state.state_tensors(self.engine).items()}
-        return Snapshot(id(self), tensors, engine_state.state_counts(self.engine))
+        with self.engine.calls.call("snapshot"):
+            tensors = {name: t.clone() for name, t in engine_state.state_tensors(self.engine).items()}
+            return Snapshot(id(self), tensors, engine_state.state_counts(self.engine))
 
     def rollback(self, to: int | Snapshot = 1) -> None:
         """Back by ``to`` steps, or to what ``snapshot`` gave: the steps after it are as if they had not been.
@@ -148,7 +151,8 @@ class Session:
             self._history.clear()
         else:
             target = self._take_back(to)
-        engine_state.set_state(self.engine, target.tensors, target.counts)
+        with self.engine.calls.call("rollback", mends=True):
+            engine_state.set_state(self.engine, target.tensors, target.counts)
         self.engine.last = None
         self.refresh()
 

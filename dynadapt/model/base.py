@@ -38,6 +38,10 @@ class Model:
         self._tokenizer = tokenizer
         self._shapes = tensor_shapes(config)
 
+    def converted(self, dtype: torch.dtype) -> Model:
+        """The same model, its tensors in ``dtype`` when they are read."""
+        return Model(self.config, self.name, self._read, self._identity, lambda: self.tokenizer, dtype)
+
     def __repr__(self):
         c = self.config
         return f"Model({self.name!r}, family {c.family}, {c.layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size})"
