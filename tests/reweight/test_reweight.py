@@ -23,6 +23,7 @@ from dynadapt.experiments.reweight.domains import read_domains
 from dynadapt.experiments.rundir import RunError, write_json
 from dynadapt.experiments.scaling_fit import ScalingError
 from dynadapt.model import random_model, tiny_config
+from corpora import write_manifest
 from tiny import english, tiny_directory
 
 DOMAINS = ("code", "prose", "manual")
@@ -231,13 +232,18 @@ def test_what_a_run_learned_leaves_it_as_files(changes, root, tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------------------ domains
 
 def test_a_corpus_and_its_manifest(root, tmp_path):
+    corpus = tmp_path / "corpus"
     for name in ("manual", "manual2"):
-        (tmp_path / "corpus" / name).mkdir(parents=True)
+        (corpus / name).mkdir(parents=True)
         for part in ("train", "heldout"):
-            (tmp_path / "corpus" / name / f"{part}.jsonl").write_text((root / "manual" / f"{part}.jsonl").read_text())
-    write_json(tmp_path / "corpus" / "manifest.json", {"format": 1, "domains": {"manual": {}, "manual2": {}}})
-    config = config_for(root, domains={}, corpus=str(tmp_path / "corpus"), steps=2)
+            (corpus / name / f"{part}.jsonl").write_text((root / "manual" / f"{part}.jsonl").read_text())
+    write_manifest(corpus)
+    config = config_for(root, domains={}, corpus=str(corpus), steps=2)
     assert set(run(config, tmp_path / "run")["heldout"]) == {"manual", "manual2"}
+    damaged = corpus / "manual2" / "heldout.jsonl"
+    damaged.write_text(damaged.read_text().replace("cat", "hat", 1))
+    with pytest.raises(CorpusError, match="manual2/heldout.jsonl: its sha256 is .*, the manifest says"):
+        run(config, tmp_path / "other")
 
 
 def test_rows_hold_every_token_once_and_nothing_held_out(root):
