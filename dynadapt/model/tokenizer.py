@@ -1,6 +1,8 @@
 """Text to token ids and back, with the model's own tokenizer."""
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import tokenizers
@@ -57,6 +59,19 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Write the tokenizer.json."""
         self.backend.save(str(path))
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of everything that decides the ids of a text and the bytes that each covers.
+
+        The same for the same tokenizer read from differently formatted files; what only truncates, pads or decodes has no
+        part in it. The special ids are: a run may put them between texts.
+        """
+        content = json.loads(self.backend.to_str())
+        for key in ("truncation", "padding", "decoder"):
+            content.pop(key, None)
+        content.update(bos_id=self.bos_id, eos_id=self.eos_id)
+        plain = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(plain.encode("ascii")).hexdigest()
 
     def _encoding(self, text):
         try:

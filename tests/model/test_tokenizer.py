@@ -212,6 +212,35 @@ def test_truncation_and_padding_are_off(backend):
     assert len(Tokenizer(backend).encode("a")) < 10
 
 
+def test_a_fingerprint_is_of_what_decides_the_ids(backend):
+    """Not of how the file is written, nor of what only cuts, pads or decodes."""
+    content = json.loads(backend.to_str())
+    fingerprint = Tokenizer(Backend.from_str(json.dumps(content)), 0, 1).fingerprint()
+
+    def changed(change, bos=0, eos=1):
+        other = json.loads(backend.to_str())
+        change(other)
+        return Tokenizer(Backend.from_str(json.dumps(other, indent=3)), bos, eos).fingerprint()
+
+    def reverse_keys(other):
+        for part in (other, other["model"]):
+            for key in list(part)[::-1]:
+                part[key] = part.pop(key)
+
+    assert len(fingerprint) == 64 and int(fingerprint, 16)
+    old = {"merges": [" ".join(merge) for merge in content["model"]["merges"]]}  # how older files write them
+    padding = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
+    for same in (lambda other: None, reverse_keys, lambda other: other["model"].update(old), lambda other: other.update(decoder=None),
+                 lambda other: other.update(padding=padding)):
+        assert changed(same) == fingerprint
+    swap = lambda items: items[2:3] + items[:2] + items[3:]  # noqa: E731
+    others = [changed(lambda other: other["model"].update(merges=swap(content["model"]["merges"]))),
+              changed(lambda other: other["added_tokens"][1].update(rstrip=True)), changed(lambda other: other["added_tokens"].pop()),
+              changed(lambda other: other.update(normalizer={"type": "Lowercase"})), changed(lambda other: None, eos=2),
+              changed(lambda other: other.update(pre_tokenizer={"type": "Whitespace"})), changed(lambda other: None, bos=None)]
+    assert len({fingerprint, *others}) == 1 + len(others)
+
+
 def test_broken_tokenizer_file(tmp_path):
     write_directory(random_model(tiny_config("llama")), tmp_path / "tiny")
     for content in (b"", b"{}", b"\xff", b'{"model": {"type": "BPE"}}'):
