@@ -48,11 +48,13 @@ def score_continuations(engine, rows: Sequence[Sequence[int]], counts: Sequence[
 
 @torch.no_grad()
 def generate(engine, prompt: Sequence[int], limit: int, stop: Callable[[list[int]], bool] = lambda ids: False,
-             stream: int = 0) -> list[int]:
+             stream: int = 0, repetition_penalty: float = 1.0) -> list[int]:
     """Up to ``limit`` tokens after ``prompt``, each the most likely one; ends early when ``stop(all so far)``.
 
     Args:
         prompt: token ids, at least 1. Of more than ``engine.window`` the last ones count.
+        repetition_penalty: logits of tokens in the prompt or made so far are divided by it, multiplied where negative
+            (Keskar et al., 2019).
     """
     prompt = torch.as_tensor(list(prompt), dtype=torch.int64)[-engine.window :]
     if not len(prompt):
@@ -66,7 +68,11 @@ def generate(engine, prompt: Sequence[int], limit: int, stop: Callable[[list[int
         while True:
             row = text[-1:] if cached and made else text[-engine.window :]
             hidden = _forward(engine, torch.tensor([row], device=engine.device), stream)
-            made.append(int(_logits(engine, hidden[-1:]).argmax()))
+            logits = _logits(engine, hidden[-1:])[0].float()
+            if repetition_penalty != 1.0:
+                seen = torch.tensor(sorted(set(text)), device=engine.device)
+                logits[seen] = torch.where(logits[seen] < 0, logits[seen] * repetition_penalty, logits[seen] / repetition_penalty)
+            made.append(int(logits.argmax()))
             text.append(made[-1])
             if len(made) == limit or stop(made):
                 return made
