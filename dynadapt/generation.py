@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .checks import integer, is_integer, sequence, token_ids, wrong
+from .checks import integer, is_integer, number, sequence, token_ids, wrong
 from .decoder import Batch
 from .memory import MemoryState, SegmentMemory
 from .step_arguments import check_ids, check_stream
@@ -69,11 +69,13 @@ def _score_continuations(engine, rows, counts, stream: int) -> list[tuple[torch.
 
 @torch.no_grad()
 def generate(engine, prompt: Sequence[int], limit: int, stop: Callable[[list[int]], bool] = lambda ids: False,
-             stream: int = 0) -> list[int]:
+             stream: int = 0, repetition_penalty: float = 1.0) -> list[int]:
     """Up to ``limit`` tokens after ``prompt``, each the most likely one; ends early when ``stop(all so far)``.
 
     Args:
         prompt: token ids, at least 1. Of more than ``engine.window`` the last ones count.
+        repetition_penalty: logits of tokens in the prompt or made so far are divided by it, multiplied where negative
+            (Keskar et al., 2019).
         stop: called with all tokens so far; it must not call the engine.
 
     Raises:
@@ -81,22 +83,27 @@ def generate(engine, prompt: Sequence[int], limit: int, stop: Callable[[list[int
     """
     with engine.calls.call("generate"):
         limit, stream = integer("limit", limit), check_stream(stream, engine.streams)
+        repetition_penalty = number("repetition_penalty", repetition_penalty, "a finite number above 0", lambda x: x > 0)
         if not callable(stop):
             raise wrong("stop", stop, "a function of the tokens so far")
         prompt = token_ids("prompt", prompt).cpu()
         if prompt.dim() != 1:
             raise ValueError(f"prompt has shape {tuple(prompt.shape)}: expected [tokens]")
         check_ids(prompt, engine.config.vocab_size, "prompt")
-        return _generate(engine, prompt.tolist()[-engine.window :], limit, stop, stream)
+        return _generate(engine, prompt.tolist()[-engine.window :], limit, stop, stream, repetition_penalty)
 
 
-def _generate(engine, text: list[int], limit: int, stop, stream: int) -> list[int]:
+def _generate(engine, text: list[int], limit: int, stop, stream: int, repetition_penalty: float) -> list[int]:
     cached, made = engine.config.rope_theta is not None, []
     with _memory(engine, _cache(engine, len(text) + limit) if cached else None):
         while True:
             row = text[-1:] if cached and made else text[-engine.window :]
             hidden = _forward(engine, torch.tensor([row], device=engine.device), stream)
-            made.append(int(_logits(engine, hidden[-1:]).argmax()))
+            logits = _logits(engine, hidden[-1:])[0].float()
+            if repetition_penalty != 1.0:
+                seen = torch.tensor(sorted(set(text)), device=engine.device)
+                logits[seen] = torch.where(logits[seen] < 0, logits[seen] * repetition_penalty, logits[seen] / repetition_penalty)
+            made.append(int(logits.argmax()))
             text.append(made[-1])
             if len(made) == limit or stop(made):
                 return made

@@ -1,7 +1,6 @@
 """A Hugging Face model directory: config.json, safetensors files, tokenizer.json."""
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 
@@ -10,9 +9,10 @@ import torch
 from dynadapt.model.base import Model
 from dynadapt.model.errors import ModelError
 from dynadapt.model.hf_config import config_from_hf
+from dynadapt.model.hf_tokenizer import directory_tokenizer
 from dynadapt.model.hf_weights import match_hf, to_canonical
+from dynadapt.model.reading import read_json
 from dynadapt.model.safetensors_file import SafetensorsFile, hash_file, sample_file
-from dynadapt.model.tokenizer import directory_tokenizer
 
 INDEX = "model.safetensors.index.json"
 
@@ -91,13 +91,3 @@ def _indexed_files(path):
         if not (path / name).is_file():
             raise ModelError(f"{path}: {name}, which {INDEX} names, is missing")
     return [path / name for name in names]
-
-
-def read_json(path: Path):
-    """The content of a JSON file; ModelError naming the file if it cannot be read or parsed."""
-    try:
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not valid JSON ({str(error)[:200]})") from error

@@ -9,8 +9,8 @@ from dynadapt.model.base import WEIGHT_DTYPES, Model, from_state
 from dynadapt.model.config import ModelConfig
 from dynadapt.model.errors import ModelError
 from dynadapt.model.hf_config import config_from_hf
+from dynadapt.model.hf_tokenizer import directory_tokenizer
 from dynadapt.model.hf_weights import match_hf, to_canonical
-from dynadapt.model.tokenizer import directory_tokenizer
 
 
 def is_live(model) -> bool:
