@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -91,8 +92,21 @@ def _indexed_files(path):
 def read_json(path: Path):
     """The content of a JSON file; ModelError naming the file if it cannot be read or parsed."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
+        value = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair is no text
+        return value
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not valid JSON ({str(error)[:200]})") from error
+
+
+def _no_number(word):
+    raise ValueError(f"{word} is no JSON number")
+
+
+def _finite(text):
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is out of range")
+    return value
