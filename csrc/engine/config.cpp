@@ -105,7 +105,7 @@ void refuse_sliding(const ConfigValues& keys, const Kind& kind, const ModelConfi
       slides = slides || sliding;
     }
     if (!fine)
-      keys.stop("layer_types = " + types->text() + " must be a list of " + std::to_string(c.layers) +
+      keys.stop("layer_types = " + types->text() + " must be a list of num_hidden_layers = " + std::to_string(c.layers) +
                 ", each of full_attention, sliding_attention");
   }
   if (slides && !window)

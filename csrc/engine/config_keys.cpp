@@ -17,30 +17,30 @@ struct TypeKeys {
 // The lists of dynadapt/model/config_keys.py, rope_settings.py and families/. The first row is for every model_type.
 constexpr TypeKeys kTypeKeys[] = {
     {"",
-     "bos_token_id compression_config eos_token_id head_dim hidden_act hidden_size intermediate_size layer_types "
-     "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads original_max_position_embeddings "
-     "partial_rotary_factor quantization_config rms_norm_eps rope_parameters rope_scaling rope_theta sliding_window "
-     "tie_word_embeddings vocab_size",
+     "bos_token_id compression_config eos_token_id head_dim hidden_act hidden_size intermediate_size max_position_embeddings "
+     "num_attention_heads num_hidden_layers num_key_value_heads original_max_position_embeddings partial_rotary_factor "
+     "quantization_config rms_norm_eps rope_parameters rope_scaling rope_theta sliding_window tie_word_embeddings vocab_size",
      "_attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash _experts_implementation "
-     "_experts_implementation_internal _flash_attn_2_enabled _name_or_path architectures assistant_confidence_threshold "
-     "assistant_lookbehind attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids base_model_tp_plan "
-     "begin_suppress_tokens chunk_size_feed_forward classifier_dropout cls_token_id cross_attention_hidden_size "
-     "decoder_start_token_id diversity_penalty do_sample dropout dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size "
-     "encoder_repetition_penalty epsilon_cutoff eta_cutoff experts_implementation exponential_decay_length_penalty "
-     "finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout id2label "
-     "initializer_factor initializer_range is_decoder is_llama_config keys_to_ignore_at_inference label2id length_penalty "
-     "mask_token_id max_length max_new_tokens max_sequence_length min_length min_new_tokens min_p model_max_length model_type "
-     "name_or_path no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule num_beam_groups num_beams "
-     "num_labels num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp "
-     "problem_type remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate sep_token_id "
-     "suppress_tokens target_lookbehind task_specific_params temperature tf_legacy_loss tokenizer_class "
-     "tokenizer_model_max_length top_k top_p torch_dtype torchscript transformers.js_config transformers_version typical_p "
-     "unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict xla_device",
+     "_experts_implementation_internal _flash_attn_2_enabled _name_or_path _num_labels architectures "
+     "assistant_confidence_threshold assistant_lookbehind attention_dropout attn_implementation attn_pdrop auto_map "
+     "bad_words_ids base_model_tp_plan begin_suppress_tokens chunk_size_feed_forward classifier_dropout cls_token_id "
+     "cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dropout dtype early_stopping embd_pdrop "
+     "encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff experts_implementation "
+     "exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing "
+     "hidden_dropout id2label initializer_factor initializer_range is_decoder is_llama_config keys_to_ignore_at_inference "
+     "label2id length_penalty mask_token_id max_length max_new_tokens max_sequence_length min_length min_new_tokens min_p "
+     "model_max_length model_type name_or_path no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule "
+     "num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_scores "
+     "pad_token_id prefix pretraining_tp problem_type remove_invalid_values repetition_penalty resid_pdrop return_dict "
+     "return_dict_in_generate sep_token_id suppress_tokens target_lookbehind task_specific_params temperature tf_legacy_loss "
+     "tokenizer_class tokenizer_model_max_length top_k top_p torch_dtype torchscript transformers.js_config "
+     "transformers_version typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict "
+     "xla_device",
      "add_cross_attention=false embedding_multiplier=1.0 is_causal=true is_encoder_decoder=false logit_scale=1.0 "
      "logits_scaling=1.0 parallel_attn=false pruned_heads={} residual_multiplier=1.0 rope_interleaved=false rotary_pct=1.0 "
      "tie_encoder_decoder=false use_mrope=false use_parallel_residual=false"},
     {"llama",
-     "attention_bias mlp_bias",
+     "attention_bias layer_types mlp_bias",
      "max_window_layers",
      "use_sliding_window=false"},
     {"mistral",
@@ -48,11 +48,11 @@ constexpr TypeKeys kTypeKeys[] = {
      "",
      "attention_bias=false mlp_bias=false"},
     {"qwen2",
-     "max_window_layers use_sliding_window",
+     "layer_types max_window_layers use_sliding_window",
      "attention_bias",
      "mlp_bias=false"},
     {"qwen3",
-     "attention_bias max_window_layers use_sliding_window",
+     "attention_bias layer_types max_window_layers use_sliding_window",
      "",
      "mlp_bias=false"},
     {"rope",

@@ -13,7 +13,7 @@ from dynadapt.model.errors import ModelError
 # Bookkeeping, tokens, dtypes, training, classification heads, and the settings of generate() that old files keep here.
 IGNORED = frozenset("""
     _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash _experts_implementation
-    _experts_implementation_internal _flash_attn_2_enabled _name_or_path architectures attn_implementation auto_map
+    _experts_implementation_internal _flash_attn_2_enabled _name_or_path _num_labels architectures attn_implementation auto_map
     base_model_tp_plan chunk_size_feed_forward cross_attention_hidden_size dtype experts_implementation finetuning_task
     gradient_checkpointing id2label initializer_factor initializer_range is_decoder is_llama_config
     keys_to_ignore_at_inference label2id max_sequence_length model_max_length model_type name_or_path num_labels

@@ -18,8 +18,8 @@ def refuse_sliding(raw: Mapping, window: int | None, slides: bool, layers: int, 
     kinds = raw.get("layer_types")
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in (*FULL, SLIDING) for kind in kinds):
-            raise ModelError(f"layer_types = {str(kinds)[:80]} must be a list of {layers}, each of full_attention, "
-                             f"sliding_attention")
+            raise ModelError(f"layer_types = {str(kinds)[:80]} must be a list of num_hidden_layers = {layers}, each "
+                             f"of full_attention, sliding_attention")
         slides = slides or SLIDING in kinds
     if slides and window is None:
         raise ModelError(f"layer_types has {SLIDING} and there is no sliding_window (use_sliding_window false, or null): accepted: "

@@ -199,10 +199,11 @@ class Readers:
 
 
 def plain(raw: dict, model_type: str) -> dict:
-    """The same model without what transformers refuses and no score depends on: its own types for settings that are not read,
-    a number without a fraction, a list of begin tokens, a file without a model_type."""
-    ignored = IGNORED | FAMILIES["llama" if model_type == "mistral" else model_type].hf_keys[model_type].ignored
-    raw = {key: value for key, value in raw.items() if key not in ignored} | {"model_type": model_type}
+    """The same model without what transformers refuses and no score depends on: settings and nulls that are not read, a
+    number without a fraction, a list of begin tokens, a file without a model_type."""
+    keys = FAMILIES["llama" if model_type == "mistral" else model_type].hf_keys[model_type]
+    raw = {key: value for key, value in raw.items() if key in keys.read or key in NEUTRAL or key in keys.neutral}
+    raw["model_type"] = model_type
     for key in ("rms_norm_eps", "layer_norm_epsilon"):
         if type(raw.get(key)) is int:
             raw[key] = float(raw[key])
@@ -218,7 +219,6 @@ def disagreement(readers: Readers, raw: dict, touched: list[str]) -> tuple[str, 
         python, c = readers.python(), readers.c()
     except Exception as error:
         return f"unexpected {type(error).__name__}: {error}", ""
-    theirs = readers.theirs()
     loads = not isinstance(python, str)
     if readers.gpt2 or raw.get("model_type") == "gpt2":
         if not isinstance(c, str):
@@ -230,7 +230,7 @@ def disagreement(readers: Readers, raw: dict, touched: list[str]) -> tuple[str, 
     if not loads:
         named = any(key in python for key in touched) or "tensor " in python or "positions" in python
         return ("", "refused") if named else (f"the refusal names none of {touched}: {python}", "")
-    if isinstance(theirs, str):
+    if isinstance(theirs := readers.theirs(), str):
         readers.write(plain(raw, raw.get("model_type") or readers.model_type))
         why, theirs = theirs, readers.theirs()
         if isinstance(theirs, str):

@@ -28,7 +28,7 @@ def from_hf(raw, _):
         raise ModelError(f"activation_function = {act!r} is not supported for gpt2; accepted: {', '.join(_ACTIVATIONS)}")
     hidden, heads = _size(raw, "n_embd", "hidden_size"), _size(raw, "n_head", "num_attention_heads")
     if hidden % heads:
-        raise ModelError(f"n_head = {heads} does not divide n_embd = {hidden}")
+        raise ModelError(f"n_head (num_attention_heads) = {heads} does not divide n_embd (hidden_size) = {hidden}")
     inner = raw.get("n_inner")
     return ModelConfig(
         **_CHOICES, vocab_size=read_size(raw, "vocab_size"), hidden_size=hidden,
@@ -54,7 +54,7 @@ def to_hf(config):
 
 
 def from_gguf(metadata, common):
-    return ModelConfig(**{**common, **_CHOICES}, kv_heads=common["heads"], activation="gelu_tanh",
+    return ModelConfig(**{**common, **_CHOICES}, activation="gelu_tanh",
                        norm_eps=metadata.number("attention.layer_norm_epsilon", 0.0, 1.0))
 
 

@@ -4,7 +4,7 @@ from dynadapt.model.family import Family, register
 from dynadapt.model.reading import read_flag
 from dynadapt.model.sliding import read_window, refuse_sliding
 
-_KEYS = {"llama": rotary.hf_keys("attention_bias mlp_bias", "max_window_layers", use_sliding_window=False),
+_KEYS = {"llama": rotary.hf_keys("attention_bias layer_types mlp_bias", "max_window_layers", use_sliding_window=False),
          "mistral": rotary.hf_keys(attention_bias=False, mlp_bias=False)}
 
 

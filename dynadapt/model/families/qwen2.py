@@ -12,7 +12,7 @@ def from_hf(raw, _):
 
 register(Family(
     name="qwen2", groups=rotary.GROUPS, hf_types={"qwen2": "Qwen2ForCausalLM"}, **rotary.HF,
-    hf_keys={"qwen2": rotary.hf_keys("max_window_layers use_sliding_window", "attention_bias", mlp_bias=False)},
+    hf_keys={"qwen2": rotary.hf_keys("layer_types max_window_layers use_sliding_window", "attention_bias", mlp_bias=False)},
     from_hf=from_hf, to_hf=rotary.to_hf,
     from_gguf=lambda metadata, common: rotary.from_gguf(metadata, common, attention_bias=True),
     has_bias=lambda config, part: part != "o" and rotary.has_bias(config, part),

@@ -14,7 +14,8 @@ def from_hf(raw, _):
 
 register(Family(
     name="qwen3", groups=rotary.GROUPS, hf_types={"qwen3": "Qwen3ForCausalLM"}, **rotary.HF,
-    hf_keys={"qwen3": rotary.hf_keys("attention_bias max_window_layers use_sliding_window", mlp_bias=False)}, from_hf=from_hf,
+    hf_keys={"qwen3": rotary.hf_keys("attention_bias layer_types max_window_layers use_sliding_window", mlp_bias=False)},
+    from_hf=from_hf,
     to_hf=lambda config: rotary.to_hf(config) | {"attention_bias": config.attention_bias},
     from_gguf=lambda metadata, common: rotary.from_gguf(metadata, common, qk_norm=True), has_bias=rotary.has_bias,
     tiny=rotary.TINY | dict(hidden_size=44, heads=4, kv_heads=1, head_dim=16, ffn_size=70, vocab_size=117, tied_head=False,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dynadapt.model.config import MAX_LAYERS, ModelConfig
 from dynadapt.model.config_keys import Keys
 from dynadapt.model.errors import ModelError
-from dynadapt.model.reading import check_number, check_size, read_flag, read_size, read_token
+from dynadapt.model.reading import THETA_RANGE, check_number, check_size, read_flag, read_size, read_token
 from dynadapt.model.rope_settings import PLACES, read_rope
 
 GROUPS = {"qkv": ("q", "k", "v"), "o": ("o",), "mlp_in": ("gate", "up"), "down": ("down",)}
@@ -19,7 +19,7 @@ HF_MODULES = {
 }
 HF = {"hf_base": "model.", "hf_layers": "model.layers", "hf_modules": HF_MODULES}
 _READ = frozenset("""
-    bos_token_id compression_config eos_token_id head_dim hidden_act hidden_size intermediate_size layer_types
+    bos_token_id compression_config eos_token_id head_dim hidden_act hidden_size intermediate_size
     max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads original_max_position_embeddings
     partial_rotary_factor quantization_config rms_norm_eps rope_theta sliding_window tie_word_embeddings vocab_size
 """.split()) | set(PLACES)
@@ -86,9 +86,9 @@ def to_hf(config: ModelConfig) -> dict:
 
 def from_gguf(metadata, common: dict, **choices) -> ModelConfig:
     """The config of a GGUF file whose architecture is a rotary family."""
-    fields = dict(kv_heads=metadata.size("attention.head_count_kv", common["heads"]), norm="rms", activation="swiglu",
+    fields = dict(norm="rms", activation="swiglu",
                   norm_eps=metadata.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
-                  rope_theta=metadata.number("rope.freq_base", 1e-6, 1e15, 10000.0), rope_scaling=metadata.rope_scaling(),
+                  rope_theta=metadata.number("rope.freq_base", *THETA_RANGE, 10000.0), rope_scaling=metadata.rope_scaling(),
                   attention_bias="blk.0.attn_output.bias" in metadata.tensors,
                   mlp_bias="blk.0.ffn_up.bias" in metadata.tensors, qk_norm=False)
     return ModelConfig(**{**common, **fields, **choices})
