@@ -86,7 +86,7 @@ class Reader {
         return out;
       default:
         out.kind = Json::kNumber;
-        out.number = number();
+        out.number = number(out.integer);
         return out;
     }
   }
@@ -126,18 +126,21 @@ class Reader {
 
   static bool digit(char c) { return c >= '0' && c <= '9'; }
 
-  double number() {
+  double number(bool& integer) {
     const size_t begin = at_;
+    integer = true;
     if (peek() == '-') at_++;
     const size_t whole = at_;
     while (digit(peek())) at_++;
     if (at_ == whole || (text_[whole] == '0' && at_ > whole + 1)) stop("a value was expected");
     if (peek() == '.') {
+      integer = false;
       at_++;
       if (!digit(peek())) stop("a digit was expected");
       while (digit(peek())) at_++;
     }
     if (peek() == 'e' || peek() == 'E') {
+      integer = false;
       at_++;
       if (peek() == '+' || peek() == '-') at_++;
       if (!digit(peek())) stop("a digit was expected");
@@ -242,7 +245,7 @@ const Json* Json::find(const std::string& name) const {
 }
 
 bool Json::is_count() const {
-  return kind == kNumber && number >= 0 && number <= 9007199254740992.0 && number == std::floor(number);
+  return kind == kNumber && integer && number >= 0 && number <= 9007199254740992.0 && number == std::floor(number);
 }
 
 std::string Json::text() const {

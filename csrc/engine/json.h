@@ -16,6 +16,7 @@ struct Json {
   Kind kind = kNull;
   bool boolean = false;
   double number = 0;
+  bool integer = false;  // of a number: written without fraction and exponent
   std::string string;
   std::vector<Json> items;
   std::map<std::string, Json> members;  // of a name that occurs twice, the last
@@ -25,7 +26,7 @@ struct Json {
   /// The member of this name; null where it is absent, null itself, or this is not an object.
   const Json* find(const std::string& name) const;
 
-  /// Whether this is a whole number of at least 0 that a double holds exactly.
+  /// Whether this is a whole number of at least 0, written as one, that a double holds exactly: 2.0 is none, as in Python.
   bool is_count() const;
   int64_t count() const { return int64_t(number); }
 
