@@ -39,7 +39,7 @@ def load_directory(path: str | Path, dtype: torch.dtype | None = None) -> Model:
     def identity():
         return b"".join(sample_file(file.path) for file in files)
 
-    return Model(config, path.resolve().name, read, identity, lambda: directory_tokenizer(path, config), dtype)
+    return Model(config, path.resolve().name, read, identity, lambda: directory_tokenizer(path, config), dtype, str(path))
 
 
 def _holders(files):

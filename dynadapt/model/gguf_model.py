@@ -48,7 +48,7 @@ def load_gguf(path: str | Path, dtype: torch.dtype | None = None) -> Model:
     def tokenizer():
         return gguf_tokenizer(path, file.metadata, config)
 
-    return Model(config, path.stem, read, lambda: sample_file(path), tokenizer, dtype)
+    return Model(config, path.stem, read, lambda: sample_file(path), tokenizer, dtype, str(path))
 
 
 def gguf_name(name: str) -> str:
