@@ -114,6 +114,10 @@ class Targets {
     if (!all_linear_ && targets_.empty()) refuse("target_modules", targets, "a list of the adapted modules' names, or \"all-linear\"");
     excluded_ = words("exclude_modules", settings.find("exclude_modules"), false);
     patterns_ = words("layers_pattern", settings.find("layers_pattern"), true);
+    for (const char* name : {"layers_to_transform", "layers_pattern"})
+      if (const Json* value = settings.find(name); value && all_linear_) refuse(name, value, "null beside \"all-linear\"");
+    if (!patterns_.empty() && !settings.find("layers_to_transform"))
+      refuse("layers_pattern", settings.find("layers_pattern"), "null without layers_to_transform");
     if (const Json* layers = settings.find("layers_to_transform")) {
       const std::vector<Json> one(1, *layers);
       for (const Json& layer : layers->is(Json::kArray) ? layers->items : one) {

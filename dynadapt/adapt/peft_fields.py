@@ -34,7 +34,7 @@ FIELDS = {  # name: ANY, OFF, READ, or the values that are accepted
     "exclude_modules": READ,
     "layers_to_transform": READ,
     "layers_pattern": READ,
-    "bias": (None, "none"),
+    "bias": ("none",),
     # how A and B began. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA move the base as well, and MiCA is a layer of its own
     "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
     "use_rslora": OFF,
@@ -55,7 +55,6 @@ FIELDS = {  # name: ANY, OFF, READ, or the values that are accepted
     "monteclora_config": OFF,
     "megatron_config": OFF,
     "loftq_config": OFF,
-    "eva_config": OFF,
     "corda_config": OFF,
     "lora_ga_config": OFF,
     "enable_lora": OFF,  # of PEFT 0.1 and 0.2: which thirds of a merged product are adapted
@@ -71,6 +70,7 @@ FIELDS = {  # name: ANY, OFF, READ, or the values that are accepted
     # what means something only beside a field that is off, or is found out from the model
     "fan_in_fan_out": ANY,  # PEFT corrects it to how the module stores its weight
     "megatron_core": ANY,
+    "eva_config": ANY,  # of how A began
     "qalora_group_size": ANY,
     "ensure_weight_tying": ANY,  # of embeddings, which no accepted adapter has
 }
@@ -119,6 +119,11 @@ def _check_read(settings, where) -> None:
     numbers = layers if isinstance(layers, list) else [layers]
     if layers is not None and not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
         raise ModelError(f"{where} has layers_to_transform={shown(layers)}; expected a layer's number or a list of them")
+    for name in ("layers_to_transform", "layers_pattern"):
+        if isinstance(settings["target_modules"], str) and settings.get(name) is not None:
+            raise ModelError(f"{where} has {name}={shown(settings[name])} and a target_modules that is no list, which PEFT refuses")
+    if layers is None and settings.get("layers_pattern"):
+        raise ModelError(f"{where} has layers_pattern={shown(settings['layers_pattern'])} without layers_to_transform, which PEFT refuses")
 
 
 def shown(value) -> str:
