@@ -100,14 +100,18 @@ float from_bf16(uint16_t half) {
   return value;
 }
 
+/// Returns whether all values are finite, as float32 and as they are stored at `out`.
 template <class From>
-void convert(const void* from, int64_t count, DType dtype, void* out, float (*widen)(From)) {
+bool convert(const void* from, int64_t count, DType dtype, void* out, float (*widen)(From)) {
   const From* values = static_cast<const From*>(from);
+  bool finite = true;
   for (int64_t i = 0; i < count; i++) {
     const float value = widen(values[i]);
+    finite &= std::isfinite(dtype == kBF16 ? from_bf16(to_bf16(value)) : value);
     if (dtype == kBF16) static_cast<uint16_t*>(out)[i] = to_bf16(value);
     else static_cast<float*>(out)[i] = value;
   }
+  return finite;
 }
 
 /// Writes bytes to a new file that takes `path`'s place once it is whole.
@@ -183,16 +187,20 @@ SafetensorsFile::SafetensorsFile(std::string path) : path_(std::move(path)) {
 
 void SafetensorsFile::read(const std::string& name, DType dtype, void* out) const {
   const StoredTensor& stored = tensors_.at(name);
-  const bool f32 = stored.dtype == "F32", bf16 = stored.dtype == "BF16", f16 = stored.dtype == "F16";
-  if (!f32 && !bf16 && !f16)
+  const bool f32 = stored.dtype == "F32", bf16 = stored.dtype == "BF16", f16 = stored.dtype == "F16", f64 = stored.dtype == "F64";
+  if (!f32 && !bf16 && !f16 && !f64)
     throw Invalid(path_ + ": tensor " + name + " has dtype " + stored.dtype +
                   " (a quantised checkpoint?); accepted: F32, F16, BF16");
   const File file(path_);
-  if ((f32 && dtype == kF32) || (bf16 && dtype == kBF16)) return file.read(stored.begin, out, stored.bytes);
-  const Storage raw{size_t(stored.bytes)};
-  file.read(stored.begin, raw.data(), stored.bytes);
-  if (f32) return convert<float>(raw.data(), stored.bytes / 4, dtype, out, [](float value) { return value; });
-  convert<uint16_t>(raw.data(), stored.bytes / 2, dtype, out, bf16 ? from_bf16 : from_half);
+  const bool same = (f32 && dtype == kF32) || (bf16 && dtype == kBF16);
+  const Storage raw{same ? 0 : size_t(stored.bytes)};
+  void* from = same ? out : raw.data();
+  file.read(stored.begin, from, stored.bytes);
+  bool finite = true;
+  if (f32) finite = convert<float>(from, stored.bytes / 4, dtype, out, [](float value) { return value; });
+  else if (f64) finite = convert<double>(from, stored.bytes / 8, dtype, out, [](double value) { return float(value); });
+  else finite = convert<uint16_t>(from, stored.bytes / 2, dtype, out, bf16 ? from_bf16 : from_half);
+  if (!finite) throw Invalid(path_ + ": tensor " + name + " holds a value that is NaN or infinite");
 }
 
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors) {

@@ -29,7 +29,7 @@ class SafetensorsFile {
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
 
   /// The values of one tensor, rounded to `dtype` (nearest even) where it is the narrower one, at `out`, which has room for
-  /// all of them. Throws Invalid for a dtype other than F32, F16 and BF16.
+  /// all of them. Throws Invalid for a dtype other than F32, F16, BF16 and F64, and for a value that is NaN or infinite.
   void read(const std::string& name, DType dtype, void* out) const;
 
  private:

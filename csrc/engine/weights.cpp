@@ -84,6 +84,10 @@ class Checkpoint {
     if (found == holder_.end())
       throw Invalid(where_ + ": tensor " + key + " of shape " + shape_text(shape) + " is missing (" +
                     std::to_string(holder_.size()) + " tensors found)");
+    const std::string& stored_as = found->second->tensors().at(key).dtype;
+    if (stored_as != "F32" && stored_as != "F16" && stored_as != "BF16")
+      throw Invalid(found->second->path() + ": tensor " + key + " has dtype " + stored_as +
+                    " (a quantised checkpoint?); accepted: F32, F16, BF16");
     const Shape& there = found->second->tensors().at(key).shape;
     if (there != shape)
       throw Invalid(where_ + ": tensor " + key + " has shape " + shape_text(there) + ", the config expects " + shape_text(shape));

@@ -47,7 +47,7 @@ def load_directory(path: str | Path, dtype: torch.dtype | None = None) -> Model:
     def whole():
         return b"".join(hash_file(file.path) for file in files)
 
-    return Model(config, path.resolve().name, read, identity, lambda: directory_tokenizer(path, config), dtype)
+    return Model(config, path.resolve().name, read, identity, lambda: directory_tokenizer(path, config), dtype, str(path))
 
 
 def _holders(files):

@@ -54,7 +54,7 @@ def load_gguf(path: str | Path, dtype: torch.dtype | None = None) -> Model:
     def identity(sampled):
         return b"".join(sample_file(part) for part in file.paths) if sampled else whole()
 
-    return Model(config, file.name, read, identity, tokenizer, dtype)
+    return Model(config, file.name, read, identity, tokenizer, dtype, str(path))
 
 
 def _is_rope(name, config):

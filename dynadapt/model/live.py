@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dynadapt.model.base import WEIGHT_DTYPES, Model, from_state
+from dynadapt.model.base import MODEL_DTYPES, Model, from_state
 from dynadapt.model.config import ModelConfig
 from dynadapt.model.errors import ModelError
 from dynadapt.model.hf_config import config_from_hf
@@ -47,8 +47,8 @@ def match_live(model) -> tuple[ModelConfig, dict[str, str], dict[str, torch.Tens
         raise ModelError(f"{name}: {error}") from error
     config, stored = match_hf(config, {key: tuple(value.shape) for key, value in state.items()}, name, state.__getitem__)
     for key in stored.values():
-        if state[key].dtype not in WEIGHT_DTYPES + (torch.float64,):
-            raise ModelError(f"{name}: tensor {key} has dtype {state[key].dtype}; accepted: {WEIGHT_DTYPES}")
+        if state[key].dtype not in MODEL_DTYPES:
+            raise ModelError(f"{name}: tensor {key} has dtype {state[key].dtype}; accepted: {', '.join(map(str, MODEL_DTYPES))}")
         if state[key].is_meta:
             raise ModelError(f"{name}: tensor {key} is on the meta device and has no values")
     return config, stored, state

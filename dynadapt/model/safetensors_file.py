@@ -17,7 +17,9 @@ import torch
 from dynadapt.model.errors import ModelError
 
 MAX_HEADER_BYTES = 100_000_000
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = ("F32", "F16", "BF16", "F64")
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64,
+           "I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool}
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4,
                "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
@@ -82,17 +84,21 @@ class SafetensorsFile:
         except (TypeError, KeyError, ValueError) as error:
             raise ModelError(f"{self.path}: tensor {name!r} has a damaged header entry {str(entry)[:120]}") from error
         if item is None:
-            raise ModelError(f"{self.path}: tensor {name!r} has dtype {dtype!r}; accepted: {', '.join(_DTYPES)}")
+            raise ModelError(f"{self.path}: tensor {name!r} has dtype {dtype!r}; accepted: {', '.join(FLOATS)}")
         if not whole or not begin <= end <= size - start or len(shape) > 8 or math.prod(shape) * item != end - begin:
             raise ModelError(f"{self.path}: tensor {name!r} does not fit: {dtype} {str(shape)[:80]} in bytes {begin}..{end} "
                              f"of {size - start}")
         return StoredTensor(dtype, tuple(shape), start + begin, end - begin)
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor, read now into fresh memory."""
+    def dtype(self, name: str) -> torch.dtype | None:
+        """The dtype in which a tensor is stored; None for one that is never read."""
+        return _DTYPES.get(self.tensors[name].dtype)
+
+    def read(self, name: str, accepted: tuple[str, ...] = FLOATS) -> torch.Tensor:
+        """The tensor, read now into fresh memory. ModelError for a dtype that is not in ``accepted``."""
         stored = self.tensors[name]
-        if stored.dtype not in _DTYPES:
-            raise ModelError(f"{self.path}: tensor {name} has dtype {stored.dtype}; accepted: {', '.join(_DTYPES)}")
+        if stored.dtype not in accepted:
+            raise ModelError(f"{self.path}: tensor {name} has dtype {stored.dtype}; accepted: {', '.join(accepted)}")
         tensor = torch.empty(stored.shape, dtype=_DTYPES[stored.dtype])
         if stored.nbytes:
             read_into(self.path, stored.begin, tensor)
