@@ -199,7 +199,6 @@ View Op::view(const char* argument, const DLTensor* tensor, std::initializer_lis
   require(holds, "%s has strides %s for shape %s, accepted are up to %lld elements",
           argument, shape_text(view.stride, ndim).c_str(), shape_text(view.size, ndim).c_str(), (long long)kMostElements);
 
-  span += dense ? dense / view.size[0] : 0;
   static char empty[64];  // so that a view of no elements is still told from a missing one
   view.data = empty;
   if (!dense) return view;
@@ -207,8 +206,8 @@ View Op::view(const char* argument, const DLTensor* tensor, std::initializer_lis
   require(tensor->data != nullptr, "%s has data NULL for shape %s, accepted is memory for its elements", argument,
           shape_text(view.size, ndim).c_str());
   require(begin % item == 0, "%s begins at an address that is no multiple of %d bytes, accepted is aligned memory", argument, int(item));
-  require(tensor->byte_offset <= uint64_t(INT64_MAX) && begin >= tensor->byte_offset && uintptr_t(-1) - begin >= uintptr_t(span) * item,
-          "%s has byte_offset %llu, accepted is one within memory", argument, (unsigned long long)tensor->byte_offset);
+  require(tensor->byte_offset <= uint64_t(kMostElements), "%s has byte_offset %llu, accepted is up to %lld", argument,
+          (unsigned long long)tensor->byte_offset, (long long)kMostElements);
   view.data = reinterpret_cast<void*>(begin);
   const int64_t runs = view.stride[0] == dense / view.size[0] ? 1 : view.size[0];
   keep_apart({argument, begin, runs, view.stride[0] * int64_t(item), dense / runs * int64_t(item), written}, in_place);

@@ -80,6 +80,12 @@ class Op {
     return *object;
   }
 
+  /// The name of a file or directory: there, and not empty.
+  const char* path(const char* argument, const char* given) const {
+    require(held(argument, given) != '\0', "%s is empty, accepted is a path", argument);
+    return given;
+  }
+
   /// A number in low..high; NaN is outside.
   double number(const char* argument, double value, double low, double high) const;
   float finite(const char* argument, float value) const { return float(number(argument, value, -3.402823466e38, 3.402823466e38)); }

@@ -12,7 +12,8 @@ struct Scored {
   View h, targets, weights;
   Scored(const Op& op, const DLTensor* h_tensor, const dynadapt_matrix* head, const DLTensor* targets_tensor,
          const DLTensor* weights_tensor) {
-    h = op.tensor("h", h_tensor, {-1, op.held("head", head).columns}, head->dtype);
+    op.held("head", head);
+    h = op.tensor("h", h_tensor, {-1, head->columns}, head->dtype);
     targets = op.tensor("targets", targets_tensor, {h.size[0]}, kI64);
     weights = op.optional("weights", weights_tensor, {h.size[0]}, kF32);
     for (int64_t n = 0; n < h.size[0]; n++)

@@ -99,6 +99,7 @@ extern "C" int dynadapt_update(const DLTensor* master, const DLTensor* grad, con
     c.step = op.output("step", step, {count}, kI32).as<int32_t>();
     c.norms = op.output("norms", norms, {S}, kF32).as<float>();
     c.skipped = op.output("skipped", skipped, {S}, kI32).as<int32_t>();
+    if (!gpu) op.optional("workspace", workspace, {-1}, kF64);
     check_numbers(op, p, c);
     check_state(op, c);
     const DType act = copy ? copy.dtype : kF32;

@@ -153,7 +153,7 @@ int dynadapt_engine_create(const dynadapt_engine_params* params, const char* mod
   return guarded([&] {
     const Op op("engine_create");
     *op.output_array("out", out, 1) = nullptr;
-    op.held("model_dir", model_dir);
+    op.path("model_dir", model_dir);
     *out = new dynadapt_engine{Engine(model_dir, settings_of(op, op.params(params)))};
   });
 }
@@ -208,7 +208,7 @@ int dynadapt_engine_save(dynadapt_engine* engine, int32_t stream, const char* di
   return guarded([&] {
     const Op op("engine_save");
     const Call call(op, engine);
-    op.held("directory", directory);
+    op.path("directory", directory);
     write_peft(directory, adapters(op, call, stream), call->model(), stream);
   });
 }
@@ -217,7 +217,7 @@ int dynadapt_engine_load_adapter(dynadapt_engine* engine, int32_t stream, const 
   return guarded([&] {
     const Op op("engine_load_adapter");
     const Call call(op, engine);
-    op.held("directory", directory);
+    op.path("directory", directory);
     read_peft(directory, adapters(op, call, stream), call->model(), stream);
   });
 }
