@@ -1,7 +1,6 @@
 """A Hugging Face model directory: config.json, safetensors files, tokenizer.json."""
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from dynadapt.model.base import Model
 from dynadapt.model.errors import ModelError
 from dynadapt.model.hf_config import config_from_hf
 from dynadapt.model.hf_weights import match_hf, to_canonical
+from dynadapt.model.json_file import MAX_INDEX_BYTES, MAX_TABLE_VALUES, read_json
 from dynadapt.model.safetensors_file import SafetensorsFile, sample_file
 from dynadapt.model.tokenizer import directory_tokenizer
 
@@ -75,7 +75,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _indexed_files(path):
-    index = read_json(path / INDEX)
+    index = read_json(path / INDEX, MAX_INDEX_BYTES, MAX_TABLE_VALUES)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
         raise ModelError(f"{path / INDEX}: no weight_map of tensor names to file names")
@@ -86,13 +86,3 @@ def _indexed_files(path):
         if not (path / name).is_file():
             raise ModelError(f"{path}: {name}, which {INDEX} names, is missing")
     return [path / name for name in names]
-
-
-def read_json(path: Path):
-    """The content of a JSON file; ModelError naming the file if it cannot be read or parsed."""
-    try:
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not valid JSON ({str(error)[:200]})") from error
