@@ -18,7 +18,7 @@ help:
 	@echo "make package    build the source distribution and the wheel in isolation, install and run it"
 	@echo "make venv       set up .venv with the native extension, and nothing else"
 	@echo "make bench      time one adapt step against transformers + peft (about 20 minutes)"
-	@echo "make sanitize   native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make sanitize   native tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make clean      remove .venv and build/"
 
 venv: $(VENV)/native.stamp

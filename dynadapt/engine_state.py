@@ -18,7 +18,7 @@ from .adapt.peft_format import write_adapter
 from .adapt.resets import ChangePoint
 from .model import ModelError
 from .model.base import count_not_finite
-from .model.directory import read_json
+from .model.json_file import read_json
 from .model.safetensors_file import SafetensorsFile
 
 FORMAT = 2

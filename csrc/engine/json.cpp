@@ -13,7 +13,7 @@ constexpr int kMaxDepth = 64;
 
 class Reader {
  public:
-  Reader(std::string_view text, const std::string& where) : text_(text), where_(where) {}
+  Reader(std::string_view text, const std::string& where, size_t most) : text_(text), where_(where), left_(most) {}
 
   Json document() {
     check_utf8();
@@ -66,6 +66,7 @@ class Reader {
 
   Json value(int depth) {
     if (depth > kMaxDepth) stop("nested too deeply");
+    if (!left_--) stop("too many values");
     space();
     Json out;
     switch (peek()) {
@@ -103,7 +104,9 @@ class Reader {
       std::string name = string();
       space();
       expect(':', "a colon was expected");
-      out.members[std::move(name)] = value(depth + 1);
+      const auto [member, added] = out.members.try_emplace(std::move(name));
+      if (!added) stop(("the name " + json_string(member->first).substr(0, 80) + " for the second time").c_str());
+      member->second = value(depth + 1);
       space();
       if (peek() == '}') return at_++, out;
       expect(',', "a comma or } was expected");
@@ -209,7 +212,7 @@ class Reader {
 
   std::string_view text_;
   const std::string& where_;
-  size_t at_ = 0;
+  size_t at_ = 0, left_;
 };
 
 std::string whole_text(const Json& value) {
@@ -256,7 +259,7 @@ std::string Json::text() const {
   return out.substr(0, end) + "...";
 }
 
-Json parse_json(std::string_view text, const std::string& where) { return Reader(text, where).document(); }
+Json parse_json(std::string_view text, const std::string& where, size_t most) { return Reader(text, where, most).document(); }
 
 std::string json_string(std::string_view text) {
   std::string out = "\"";

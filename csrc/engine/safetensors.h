@@ -50,8 +50,11 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
 /// The same for a text.
 void write_file(const std::string& path, const std::string& content);
 
-/// The whole content of a file. Throws Invalid naming it where it can't be read.
-std::string read_file(const std::string& path);
+constexpr int64_t kMostConfigBytes = 4 << 20;  // many times the largest that is in use
+constexpr int64_t kMostIndexBytes = 64 << 20;
+
+/// The whole content of a regular file. Throws Invalid naming it where it can't be read or has more than `most` bytes.
+std::string read_file(const std::string& path, int64_t most = kMostConfigBytes);
 
 /// "[3, 4]".
 std::string shape_text(const std::vector<int64_t>& shape);

@@ -23,7 +23,7 @@ bool is_file(const fs::path& path) {
 
 std::vector<fs::path> indexed_files(const fs::path& directory) {
   const std::string where = (directory / kIndex).string();
-  const Json index = parse_json(read_file(where), where);
+  const Json index = parse_json(read_file(where, kMostIndexBytes), where, kMostTableValues);
   const Json* map = index.find("weight_map");
   if (!map || map->members.empty()) throw Invalid(where + ": no weight_map of tensor names to file names");
   std::set<std::string> names;

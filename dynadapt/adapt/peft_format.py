@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from ..model import ModelError, layout, linear_shapes, peft_name
 from ..model.base import count_not_finite
-from ..model.directory import read_json
+from ..model.json_file import read_json
 from ..model.safetensors_file import SafetensorsFile
 from .peft_fields import check_fields, check_targets, model_modules, without_rslora
 

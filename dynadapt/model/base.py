@@ -43,7 +43,7 @@ class Model:
 
     def converted(self, dtype: torch.dtype) -> Model:
         """The same model, its tensors in ``dtype`` when they are read."""
-        return Model(self.config, self.name, self._read, self._identity, lambda: self.tokenizer, dtype)
+        return Model(self.config, self.name, self._read, self._identity, lambda: self.tokenizer, dtype, self._where)
 
     def __repr__(self):
         c = self.config

@@ -11,7 +11,7 @@ from dynadapt.model.errors import ModelError
 from dynadapt.model.hf_config import config_from_hf
 from dynadapt.model.hf_tokenizer import directory_tokenizer
 from dynadapt.model.hf_weights import match_hf, to_canonical
-from dynadapt.model.reading import read_json
+from dynadapt.model.json_file import MAX_INDEX_BYTES, MAX_TABLE_VALUES, read_json
 from dynadapt.model.safetensors_file import SafetensorsFile, hash_file, sample_file
 
 INDEX = "model.safetensors.index.json"
@@ -83,7 +83,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _indexed_files(path):
-    index = read_json(path / INDEX)
+    index = read_json(path / INDEX, MAX_INDEX_BYTES, MAX_TABLE_VALUES)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
         raise ModelError(f"{path / INDEX}: no weight_map of tensor names to file names")

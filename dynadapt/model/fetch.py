@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dynadapt import children
 from dynadapt.model.convert import write_directory
-from dynadapt.model.directory import read_json
+from dynadapt.model.json_file import read_json
 from dynadapt.model.errors import ModelError
 from dynadapt.model.gguf_model import load_gguf
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .config import ModelConfig
-from .directory import read_json
+from .json_file import read_json
 from .errors import ModelError
 from .hf_config import config_from_hf
 

@@ -17,7 +17,7 @@ from dynadapt.model.config import ModelConfig
 from dynadapt.model.errors import ModelError
 from dynadapt.model.hf_special_tokens import read_special_tokens
 from dynadapt.model.hf_tokenizer_class import CLASSES, choose_class
-from dynadapt.model.reading import read_json
+from dynadapt.model.json_file import MAX_TOKENIZER_BYTES, MAX_TOKENIZER_VALUES, read_json
 from dynadapt.model.tokenizer import Tokenizer
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -62,7 +62,7 @@ def _object(file):
     """The object in a JSON file, empty if there is no such file."""
     if not file.is_file():
         return {}
-    value = read_json(file)
+    value = read_json(file, MAX_TOKENIZER_BYTES, MAX_TOKENIZER_VALUES)
     if not isinstance(value, dict):
         raise ModelError(f"{file}: must hold an object")
     return value

@@ -1,10 +1,8 @@
 """Values out of files: checked, and named when they are wrong."""
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 from dynadapt.model.errors import ModelError
 
@@ -57,13 +55,3 @@ def read_token(raw: Mapping, key: str) -> int | None:
     if isinstance(value, list):
         return value[0] if value else None
     return value
-
-
-def read_json(path: Path):
-    """The content of a JSON file; ModelError naming the file if it cannot be read or parsed."""
-    try:
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not valid JSON ({str(error)[:200]})") from error

@@ -7,7 +7,6 @@ tensor is read straight into its own memory: no mapping of the file stays behind
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import torch
 
 from dynadapt.model.errors import ModelError
+from dynadapt.model.json_file import MAX_TABLE_VALUES, parse_json
+from dynadapt.model.regular_file import open_regular
 
 MAX_HEADER_BYTES = 100_000_000
 FLOATS = ("F32", "F16", "BF16", "F64")
@@ -40,7 +41,7 @@ class SafetensorsFile:
     def __init__(self, path: Path):
         self.path = Path(path)
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 size = file.seek(0, 2)
                 file.seek(0)
                 raw = self._read_header(file, size)
@@ -60,8 +61,8 @@ class SafetensorsFile:
 
     def _parse(self, raw, size):
         try:
-            header = json.loads(raw.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
+            header = parse_json(raw, MAX_TABLE_VALUES)
+        except ValueError as error:
             raise ModelError(f"{self.path}: the safetensors header is not JSON ({str(error)[:200]})") from error
         if not isinstance(header, dict):
             raise ModelError(f"{self.path}: the safetensors header is not a JSON object")
@@ -110,7 +111,7 @@ def read_into(path: Path, begin: int, tensor: torch.Tensor) -> None:
     buffer = memoryview(tensor.view(-1).view(torch.uint8).numpy())
     done = 0
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             file.seek(begin)
             while done < len(buffer):
                 count = file.readinto(buffer[done:])
@@ -125,7 +126,7 @@ def hash_file(path: Path) -> bytes:
     """sha256 of all of a file."""
     try:
         digest = hashlib.sha256()
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             while piece := file.read(1 << 20):
                 digest.update(piece)
     except OSError as error:
@@ -135,7 +136,7 @@ def hash_file(path: Path) -> bytes:
 
 def sample_file(path: Path, pieces: int = 64, piece_bytes: int = 4096) -> bytes:
     """The size of a file and evenly spaced pieces of it: enough to tell two checkpoints apart, whatever their size."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, 2)
         parts = [size.to_bytes(8, "little")]
         for i in range(pieces):

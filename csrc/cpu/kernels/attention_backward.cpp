@@ -251,15 +251,15 @@ void write_dkv(const AttentionBackward& a, const AttentionPlan& p, int64_t index
 
 /// Streams [first, first + count): keys are rotated, then units run, then their sums are added.
 template <class T>
-void wave(const AttentionBackward& a, const AttentionPlan& p, int64_t first, int64_t count, int64_t window, char* heads_base,
-          size_t head_bytes, char* buffers, size_t buffer_bytes) {
+void wave(const AttentionBackward& a, const AttentionPlan& p, int threads, int64_t first, int64_t count, int64_t window,
+          char* heads_base, size_t head_bytes, char* buffers, size_t buffer_bytes) {
   const int64_t heads = count * p.kv_heads, units = units_per_head(p), most_blocks = window / kKeys + 2;
   const auto head_buffers = [&](int64_t head) {
     Arena arena(heads_base + head * head_bytes);
     return HeadBuffers<T>(arena, p, window);
   };
   Queue queue;
-  parallel(heads * units, [&](Team team) {
+  parallel(threads, heads * units, [&](Team team) {
     Arena arena(buffers + team.rank * buffer_bytes);
     const Buffers<T> mine(arena, p);
     const auto prepare = team.share(heads * most_blocks);
@@ -287,14 +287,15 @@ template <class T>
 void backward(const AttentionBackward& a) {
   const AttentionPlan p(a.shape);
   if (is_short(a.shape, p)) return short_backward<T>(a, p);
-  const int64_t streams = wave_size(a.shape), window = longest_window(a.shape);
+  const int threads = num_threads();
+  const int64_t streams = wave_size(a.shape, threads), window = longest_window(a.shape);
   Arena per_thread, per_head;
   Buffers<T>(per_thread, p);
   HeadBuffers<T>(per_head, p, window);
-  char* buffers = static_cast<char*>(scratch(num_threads() * per_thread.used() + streams * p.kv_heads * per_head.used()));
-  char* heads = buffers + num_threads() * per_thread.used();
+  char* buffers = static_cast<char*>(scratch(threads * per_thread.used() + streams * p.kv_heads * per_head.used()));
+  char* heads = buffers + threads * per_thread.used();
   for (int64_t first = 0; first < int64_t(a.shape.streams); first += streams)
-    wave<T>(a, p, first, smaller(streams, int64_t(a.shape.streams) - first), window, heads, per_head.used(), buffers,
+    wave<T>(a, p, threads, first, smaller(streams, int64_t(a.shape.streams) - first), window, heads, per_head.used(), buffers,
             per_thread.used());
 }
 

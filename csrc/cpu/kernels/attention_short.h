@@ -14,9 +14,10 @@ inline bool is_short(const AttentionShape& s, const AttentionPlan& p) { return !
 template <class Task>
 inline void for_short_heads(const AttentionShape& s, const AttentionPlan& p, size_t bytes, const Task& task) {
   const int64_t items = int64_t(s.streams) * p.kv_heads;
-  char* rooms = static_cast<char*>(scratch(bytes * num_threads()));
+  const int threads = num_threads();
+  char* rooms = static_cast<char*>(scratch(bytes * threads));
   TaskQueue queue(items);
-  parallel(items, [&](Team team) {
+  parallel(threads, items, [&](Team team) {
     for (Range r = queue.take(team.size); r.begin < r.end; r = queue.take(team.size))
       for (int64_t item = r.begin; item < r.end; item++) task(item, rooms + bytes * team.rank);
   });
