@@ -20,6 +20,7 @@ from functools import wraps
 import torch
 
 from . import engine_state, explain as explanation, gradient_statistics
+from .adapt.flat import FlatLayout, FlatState
 from .adapt.fused import why_not_fused
 from .adapt.lora import LoraLearner
 from .adapt.own_weights import RowLearner
@@ -30,7 +31,7 @@ from .adapt.whole_model import ModelLearner
 from .calls import Calls, one_call
 from .checks import number, path
 from .decoder import Batch, Decoder, OpSet
-from .engine_arguments import DTYPES, Arguments  # noqa: F401
+from .engine_arguments import DTYPES, OPTIMIZERS, Arguments  # noqa: F401
 from .flops import Ledger
 from .memory import MemoryState, Overlap, SegmentMemory
 from .model import load, rope_tables
@@ -141,6 +142,19 @@ class Engine:
         except UnsupportedOp as error:
             remedy = "; use static=False" if self._static and self.backend == "cpu" else ""
             raise UnsupportedOp(f"backend={self.backend!r} with dtype={self.dtype!r}, static={self._static}: {error}{remedy}") from error
+        if self.adapt is not None and self.optimizer.kind not in OPTIMIZERS:
+            self._try_update()
+
+    def _try_update(self) -> None:
+        """An optimizer from elsewhere: whether the backend's update knows its kind, asked for a stream that does not move."""
+        state = FlatState(FlatLayout({"nothing": (1,)}), 1, self.optimizer, self.torch_dtype, separate_working=False, device=self.device)
+        state.prior = torch.zeros_like(state.master[0])
+        if self.optimizer.uses_statistics:
+            state.set_statistics(torch.ones_like(state.master[0]))
+        try:
+            state.update(self.ops.update, torch.full((1,), -1, dtype=torch.int32, device=self.device), torch.zeros(1, device=self.device))
+        except ValueError as error:
+            raise ValueError(f"optimizer={self.optimizer!r} with backend={self.backend!r}: {error}") from error
 
     def _build(self) -> None:
         c = self.config

@@ -13,7 +13,8 @@ from .adapt.what import GROUPS, Full, LoRA, RowSparse, targeted, whole_model
 from .checks import LARGEST, choice, flag, integer, is_integer, wrong
 from .memory import Overlap, SegmentMemory
 from .ops import choose_backend, choose_device
-from .ops.dispatch import BACKENDS
+from .ops.dispatch import BACKENDS, kernel_module
+from .weights import group_sizes
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 ADAPTS = {"lora": LoRA, "rows": RowSparse, "full": Full}  # "none" as well
@@ -144,6 +145,9 @@ class Arguments:
                              "GPU, or backend='reference'")
         if self.dtype == "fp64" or self.dtype != "bf16" and self.device.type == "cuda":
             raise ValueError(f"base='float8' with dtype={self.dtype!r}: on a GPU row-wise float8 products give bf16, on the CPU bf16 or fp32")
+        if self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) < (8, 9):
+            raise ValueError(f"base='float8' with device={str(self.device)!r}: float8 products need compute capability 8.9, this GPU has "
+                             f"{'.'.join(map(str, torch.cuda.get_device_capability(self.device)))}; use base='same'")
 
     def check_model(self, config) -> None:
         """What depends on the model. Warns where the window exceeds the positions that it was made for."""
@@ -151,6 +155,11 @@ class Arguments:
         own = self.adapt is not None and not isinstance(self.adapt, LoRA)
         if self.base == "float8" and own and len(learning) == config.layers * len(GROUPS):
             raise ValueError(f"base='float8' with adapt={self.adapt!r}: every linear weight learns and none is frozen; use base='same'")
+        if self.backend == "triton" and config.head_dim > kernel_module("attention").MAX_HEAD:
+            raise ValueError(f"backend='triton': its attention takes heads of up to {kernel_module('attention').MAX_HEAD}, this model's have "
+                             f"{config.head_dim}; use backend='cpu' or 'reference'")
+        if self.base == "float8" and self.backend == "triton":
+            self._check_float8_sizes(config, set(learning) if own else set())
         learned_positions = config.rope_theta is None
         if isinstance(self.memory, SegmentMemory) and learned_positions:
             raise ValueError(f"memory={self.memory!r}: {config.family} has learned absolute positions, which cannot "
@@ -162,6 +171,14 @@ class Arguments:
         if learned_positions:
             raise ValueError(text)
         warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=3)
+
+    def _check_float8_sizes(self, config, own: set) -> None:
+        most = kernel_module("float8").MAX_COLUMNS
+        for (layer, group), (k, parts) in group_sizes(config).items():
+            o = sum(parts)
+            if (layer, group) not in own and (k % 16 or o % 16 or max(k, o if self.adapt is not None else 0) > most):
+                raise ValueError(f"base='float8' with backend='triton': the weights {group} of layer {layer} are [{o}, {k}]; expected sizes "
+                                 f"divisible by 16 and at most {most}")
 
     def lowest(self, layers: int) -> tuple[int, str] | None:
         """(layer, group) down to which backward goes."""

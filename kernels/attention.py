@@ -29,6 +29,7 @@ from .tiles import generation
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 SMS = 132  # blocks are halved when larger ones would leave multiprocessors without work
+MAX_HEAD = 256  # a head lies in the registers of one program
 
 
 @triton.jit
@@ -261,10 +262,12 @@ def _blocks(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int) -> 
 
 
 def _geometry(hq, hkv, d):
-    return {"HQ": hq, "HKV": hkv, "D": d, "HP": block((d + 1) // 2, 256), "DP": block(d, 256)}
+    return {"HQ": hq, "HKV": hkv, "D": d, "HP": block((d + 1) // 2, MAX_HEAD), "DP": block(d, MAX_HEAD)}
 
 
 def _check(op, qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, *contiguous):
+    if d > MAX_HEAD:
+        raise ValueError(f"{op}: d is {d}, accepted is up to {MAX_HEAD}")
     if hq % hkv:
         raise ValueError(f"{op}: hq is {hq}, accepted is a multiple of hkv, {hkv}")
     if qkv.shape[1] != (hq + 2 * hkv) * d:

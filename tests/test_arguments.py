@@ -1,6 +1,7 @@
 """Every public argument with every wrong kind of value: an error that names the argument and the value, and nothing else happens."""
 import inspect
 import re
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from engine_states import assert_equal, state_of
 
 import dynadapt
 from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt.adapt.optimizers import Optimizer
 from dynadapt.checks import shown
 from dynadapt.generation import generate, score_continuations
 from dynadapt.model import ModelError, random_model, tiny_config
 from dynadapt.model.fetch import cached
+from dynadapt.ops.update import DIRECTION_FLOPS, DIRECTIONS, direction
 
 MODEL = random_model(tiny_config("llama"), seed=0, std=0.1)
 VOCABULARY = MODEL.config.vocab_size
@@ -69,6 +72,7 @@ def accepted(kind, name, value) -> bool:
     return name == "optimizer" and value is Adam
 
 
+@pytest.mark.filterwarnings("ignore:window of")
 @pytest.mark.parametrize("kind", FIELDS, ids=lambda kind: kind.__name__)
 def test_wrong_values_are_named(kind):
     for name, values in FIELDS[kind].items():
@@ -97,12 +101,23 @@ def test_wrong_values_are_named(kind):
     ({"dtype": "fp64", "backend": "triton"}, "dtype='fp64' with backend='triton'"),
     ({"adapt": None, "optimizer": "adam"}, "optimizer=Adam.*adapt=None"), ({"adapt": "none", "optimizer": Adam()}, "adapt=None"),
     ({"base": "float8", "backend": "reference", "dtype": "fp32", "adapt": Full()}, "base='float8' with adapt=Full.*none is frozen"),
+    ({"base": "float8", "backend": "triton"}, r"base='float8' with backend='triton': the weights qkv of layer 0 are \[100, 60\]; .*divisible by 16"),
     ({"device": "cpu:1"}, "device='cpu:1'"), ({"device": "meta"}, "device='meta'"), ({"device": "cuda:-1"}, "device='cuda:-1'"),
     ({"device": torch.device("meta")}, "device=device"), ({"shared": True, "reset": 5}, "reset=5 with shared=True"),
 ])
 def test_what_does_not_fit_is_named_with_a_remedy(options, message):
     with pytest.raises(ValueError, match=message):
         Engine(MODEL, **{"adapt": LoRA(2), **options})
+
+
+def test_heads_that_no_gpu_kernel_holds_are_refused():
+    config = replace(tiny_config("llama"), layers=1, heads=2, kv_heads=1, head_dim=258)
+    with pytest.raises(ValueError, match="backend='triton': its attention takes heads of up to 256, this model's have 258"):
+        Engine(random_model(config), backend="triton", segment=4)
+    qkv, out, lse = torch.randn(2, 4 * 258), torch.zeros(2, 2 * 258), torch.zeros(1, 2, 2)
+    attention = dynadapt.ops.resolve("attention_forward", "triton", torch.float32).function
+    with pytest.raises(ValueError, match="d is 258, accepted is up to 256"):
+        attention(qkv, None, None, None, torch.zeros(1, dtype=torch.int32), None, None, 2, 1, 258, 1.0, out, lse)
 
 
 @pytest.mark.parametrize("options,ops", [
@@ -116,6 +131,30 @@ def test_ops_that_nothing_serves_are_named_when_the_engine_is_made(options, ops)
     Engine(MODEL, static=False, **given)
 
 
+def test_an_optimizer_of_ones_own_is_refused_where_no_kernel_knows_it():
+    @dataclass(frozen=True)
+    class Sign(Optimizer):
+        lr: float = 1e-3
+        decay: float = 0.01
+        clip: float = 0.0
+        kind = "sign"
+
+    options = {"adapt": LoRA(2), "optimizer": Sign(), "segment": 4, "dtype": "fp32"}
+    for backend in ("reference", "cpu", "triton"):
+        with pytest.raises(ValueError, match=rf"^optimizer=.*Sign\(.*\) with backend='{backend}': .*sign"):
+            Engine(MODEL, backend=backend, **options)
+    direction("sign", flops=lambda hyper: 2)(lambda g, m, hyper: m.lr * g.sign())
+    try:
+        e = Engine(MODEL, backend="reference", **options)
+        e.step(GOOD[:1, :5])
+        assert e.updates == 1
+        with pytest.raises(ValueError, match=r"^optimizer=.*Sign\(.*\) with backend='cpu'"):
+            Engine(MODEL, backend="cpu", **options)
+    finally:
+        del DIRECTIONS["sign"], DIRECTION_FLOPS["sign"]
+
+
+@pytest.mark.filterwarnings("ignore:window of")
 def test_plain_words_and_classes_are_their_defaults(tmp_path):
     from tiny import tiny_directory
     where = tiny_directory(tmp_path / "model")
