@@ -5,8 +5,10 @@ hundred draws here; the long form is marked slow.
 """
 import copy
 import json
+import os
 import random
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,8 +21,11 @@ from dynadapt import RMS, Adam, Engine, Full, LoRA, Overlap, RowSparse, SegmentM
 from dynadapt.engine_state import state_counts, state_tensors
 from dynadapt.experiments.diagnose.models import complete_adapter
 from dynadapt.model import ModelError, random_model, tiny_config
+from dynadapt.model.convert import write_directory
 
 sys.path.insert(0, str(Path(__file__).parent / "model"))
+sys.path.insert(0, str(Path(__file__).parent / "native"))
+from engine_c import EngineC, Refused  # noqa: E402
 from fuzz_loaders import damage  # noqa: E402
 
 T = 8
@@ -147,21 +152,32 @@ def damaged_adapters(tmp_path, count, seconds, seed):
     learn(ENGINES["bf16"]()).save(tmp_path / "state")
     engine, directory = ENGINES["bf16"](), tmp_path / "state" / "adapter"
     files = sorted(directory.iterdir())
+    write_directory(MODEL, tmp_path / "model")
+    c, of_c = EngineC(tmp_path / "model", segment=T, rank=2, alpha=4.0, targets=b"all", last_layer=2), set()
 
     def read():
+        try:
+            c.load_adapter(0, directory)
+            of_c.add("taken")
+            c.step(text(1)[:, : T + 1])
+        except Refused as error:
+            assert str(directory) in str(error), f"names no file: {error}"
+            of_c.add("refused")
         engine.load_adapter(directory)
         complete_adapter(directory, MODEL.config, tmp_path / "whole")
 
-    return try_all(directory, files, read, engine, count, seconds, seed)
+    found = try_all(directory, files, read, engine, count, seconds, seed)
+    assert of_c == {"taken", "refused"}
+    return found
 
 
 @pytest.mark.parametrize("kind", ENGINES)
 def test_damaged_states(tmp_path, kind):
-    damaged_states(tmp_path, kind, 60, 3, seed=3)
+    damaged_states(tmp_path, kind, 60, 2, seed=3)
 
 
 def test_damaged_adapters(tmp_path):
-    damaged_adapters(tmp_path, 150, 4, seed=4)
+    damaged_adapters(tmp_path, 150, 3, seed=4)
 
 
 @pytest.mark.slow
@@ -248,3 +264,30 @@ def test_a_broken_file_is_named(tmp_path, file, content, message):
         (tmp_path / file).write_bytes(content)
     with pytest.raises(ModelError, match=f"{tmp_path / file}: {message}"):
         make("lora").restore(tmp_path)
+
+
+def test_json_is_utf8_whatever_the_locale(tmp_path):
+    engine = learn(make("bf16"))
+    engine.save(tmp_path / "state")
+    config = tmp_path / "state" / "adapter" / "adapter_config.json"
+    settings = json.loads(config.read_text()) | {"base_model_name_or_path": "モデル-é"}
+    config.write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
+    code = """if True:
+        import locale, sys
+        sys.path[:0] = [%r]
+        import test_damaged_states as t
+        from dynadapt import publish
+        assert locale.getpreferredencoding(False).upper() in ("ANSI_X3.4-1968", "US-ASCII", "ASCII")
+        root = t.Path(%r)
+        engine = t.make("bf16")
+        engine.restore(root / "state")
+        engine.load_adapter(root / "state" / "adapter")
+        t.complete_adapter(root / "state" / "adapter", t.MODEL.config, root / "whole")
+        engine.load_adapter(root / "whole")
+        engine.load_adapter(publish(root / "state" / "adapter", root / "published", "a").path)
+        engine.save(root / "again")
+        """ % (str(Path(__file__).parent), str(tmp_path))
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "whole" / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"] == "モデル-é"

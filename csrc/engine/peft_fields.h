@@ -4,7 +4,7 @@
 
 namespace dynadapt {
 
-/// ``accepts``: "any" value, "off" (null, false or empty), "read" and checked there, or the values that are accepted, as JSON.
+/// `accepts`: "any" value, "off" (null, false or empty), "read" and checked there, or the values that are accepted, as JSON.
 /// A field that has no row must be off.
 struct PeftField {
   const char *name, *accepts;

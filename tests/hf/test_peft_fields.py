@@ -77,15 +77,11 @@ def save_adapter(model, path, **options):
     return path
 
 
-def as_peft(model, directory):
-    return nll_of(peft.PeftModel.from_pretrained(to_transformers(model), directory))
-
-
 class Readers:
     """Each way in, as a function of an adapter's directory that gives the scores."""
 
     def __init__(self, model, work):
-        self.model, self.work = model, work
+        self.model, self.work, self.live = model, work, None
         self.engine = Engine(model, adapt=LoRA(rank=RANK, alpha=ALPHA), optimizer=SGD(), segment=T, dtype="fp32")
         self.c = None
         if model.config.family != "gpt2":  # a family that the C engine has not
@@ -110,8 +106,15 @@ class Readers:
         engine.load_adapter(whole)
         return engine.score(ids())
 
+    def peft(self, directory):
+        live, self.live = self.live or to_transformers(self.model), None  # one that PEFT has failed on is not used again
+        adapted = peft.PeftModel.from_pretrained(live, directory)
+        scores = nll_of(adapted)
+        self.live = adapted.unload()
+        return scores
+
     def publish(self, directory):
-        return as_peft(self.model, publish(directory, self.work / "published", "a", keep=1).path)
+        return self.peft(publish(directory, self.work / "published", "a", keep=1).path)
 
     def all(self):
         return [self.python, *([self.native] if self.c else []), self.diagnose, self.publish]
@@ -146,7 +149,7 @@ def outcomes(readers, directory, names):
             assert any(name in str(error) for name in names), error
             found[read.__name__] = str(error)
             continue
-        expected = as_peft(readers.model, directory) if expected is None else expected
+        expected = readers.peft(directory) if expected is None else expected
         assert torch.allclose(scores.double(), expected, atol=5e-5), (read.__name__, (scores - expected).abs().max())
         found[read.__name__] = "equal"
     return found
