@@ -124,7 +124,7 @@ REFUSED_CONFIGS = {
     "rope_parameters by layer type": dict(rope_parameters={"full_attention": {"rope_theta": 1.0}}),
     "partial_rotary_factor = 0.5": dict(partial_rotary_factor=0.5),
     "partial_rotary_factor = 0.25": dict(rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.25}),
-    "rope_theta = inf": dict(rope_theta=float("inf")),
+    "not valid JSON .Infinity is no JSON number": dict(rope_theta=float("inf")),
     "quantization_config .awq. is not supported": dict(quantization_config={"quant_method": "awq"}),
     "attention_multiplier = 0.1": dict(attention_multiplier=0.1),
     "logits_scaling = 8": dict(logits_scaling=8.0),
