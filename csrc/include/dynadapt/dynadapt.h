@@ -14,7 +14,7 @@
  *
  * Every argument is checked before anything is written: a call that returns DYNADAPT_INVALID has changed no output. Memory is
  * aligned to its elements, and an output shares memory with no other argument, unless the call says that it may be an input's.
- * Numbers in parameter structs are finite. Functions that return no code say what they return for a wrong argument. */
+ * Numbers in parameter structs are finite where nothing else is said. Functions that return no code say what they return for a wrong argument. */
 #ifndef DYNADAPT_DYNADAPT_H_
 #define DYNADAPT_DYNADAPT_H_
 
@@ -259,12 +259,12 @@ enum { DYNADAPT_SGD = 0, DYNADAPT_ADAM = 1, DYNADAPT_ADAMW = 2, DYNADAPT_RMS = 3
 typedef struct {
   uint32_t struct_size;
   int32_t kind;
-  double decay;        /* towards the prior; 0: none */
-  double clip;         /* largest norm of a stream's gradient; 0: none */
-  double beta1, beta2; /* adam, adamw */
-  double eps;          /* adam, adamw, rms */
-  double weight_decay; /* adamw */
-  double momentum;     /* sgd */
+  double decay;        /* 0 to 1, towards the prior; 0: none */
+  double clip;         /* largest norm of a stream's gradient, may be infinite; 0: none */
+  double beta1, beta2; /* 0 to 1: adam, adamw */
+  double eps;          /* at least 0: adam, adamw, rms */
+  double weight_decay; /* at least 0: adamw */
+  double momentum;     /* 0 to 1: sgd */
 } dynadapt_update_params;
 
 /* One optimizer step of the streams in slots i32 [S] (each once; -1, as often as wanted, for a stream that does not move:
