@@ -72,7 +72,8 @@ EngineSettings settings_of(const Op& op, const dynadapt_engine_params& p) {
 class Call {
  public:
   Call(const Op& op, dynadapt_engine* engine) : engine_(engine) {
-    op.require(!op.held("engine", engine).busy.exchange(true), "the engine is in another call; calls on one engine must not overlap");
+    op.require(!op.held("engine", engine).busy.exchange(true),
+               "the engine is in another call; calls on one engine must not overlap");
   }
   ~Call() { engine_->busy.store(false); }
   Call(const Call&) = delete;

@@ -3,8 +3,8 @@ process:
 
     fuzz_files.py LIBRARY FOLDER SECONDS SEED
 
-FOLDER has `model`, `shards` (a model with an index) and `adapter`; damaged copies go to FOLDER/damaged. The damage knows the formats: values of JSON texts are
-replaced, repeated, moved and nested, header lengths and bytes are changed. A file is accepted, and then steps, or refused with a
+FOLDER has `model`, `shards` (a model with an index) and `adapter`; damaged copies go to FOLDER/damaged. The damage knows the
+formats: values of JSON texts are replaced, repeated, moved and nested, header lengths and bytes are changed. A file is accepted, and then steps, or refused with a
 text that names it; the last case stays in FOLDER/damaged, named on standard error. Prints what happened as JSON.
 """
 from __future__ import annotations
@@ -22,10 +22,10 @@ import time
 from pathlib import Path
 
 VALUE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null')
-VALUES = [b"-1", b"0", b"1", b"2", b"3", b"7", b"1e308", b"1e309", b"1e-400", b"NaN", b"-Infinity", b"null", b"true", b"false", b'""', b'"x"',
-          b"[]", b"{}", b"[[]]", b"2147483647", b"2147483648", b"4294967296", b"9007199254740992", b"9007199254740993",
-          b"9223372036854775807", b"18446744073709551616", b"1" * 400, b"1.5", b"-0", b"64", b"2.0", b'"F32"', b'"BF16"', b'"F16"', b'"F64"',
-          b'"I8"', b'"BOOL"', b'"Q4"', b'"\\ud800"', b'"\\u0000"', b'"../../x"', b'"/dev/zero"', b'"gelu"', b'"llama3"', b'"linear"',
+VALUES = [b"-1", b"0", b"1", b"2", b"3", b"7", b"1e308", b"1e309", b"1e-400", b"NaN", b"-Infinity", b"null", b"true", b"false", b'""',
+          b'"x"', b"[]", b"{}", b"[[]]", b"2147483647", b"2147483648", b"4294967296", b"9007199254740992", b"9007199254740993",
+          b"9223372036854775807", b"18446744073709551616", b"1" * 400, b"1.5", b"-0", b"64", b"2.0", b'"F32"', b'"BF16"', b'"F16"',
+          b'"F64"', b'"I8"', b'"BOOL"', b'"Q4"', b'"\\ud800"', b'"\\u0000"', b'"../../x"', b'"/dev/zero"', b'"gelu"', b'"llama3"', b'"linear"',
           b'"qwen3"', b'"gpt2"', b"[" * 100, b"[" * 60 + b"]" * 60, b'{"a": 1, "a": 1}', b'"' + b"x" * 5000 + b'"']
 LENGTHS = (0, 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1, 100_000_000, 100_000_001)
 
@@ -94,7 +94,8 @@ class Engine:
         self.library, self.params = library, c.create_string_buffer(4096)
         library.dynadapt_last_error.restype = c.c_char_p
         assert library.dynadapt_engine_params_default(self.params, 4096) == 0
-        struct.pack_into("=iiiiiiidQ", self.params, 4, 1, 1, 8, 1, 8, 2, 2, 4.0, c.addressof(TARGETS))  # f32, segment 8, memory, rank 2
+        # float32, one stream, segment 8, every 1, memory 8 with 2 sinks, rank 2, alpha 4
+        struct.pack_into("=iiiiiiidQ", self.params, 4, 1, 1, 8, 1, 8, 2, 2, 4.0, c.addressof(TARGETS))
 
     def create(self, directory):
         handle = c.c_void_p()
@@ -115,7 +116,8 @@ def main(library, folder, seconds, seed):
     shutil.rmtree(work, ignore_errors=True)
     for part in ("model", "shards", "adapter"):
         shutil.copytree(folder / part, work / part)
-    whole = {path: path.read_bytes() for path in sorted(work.rglob("*")) if path.suffix in (".json", ".safetensors") and path.name not in UNREAD}
+    read = [path for path in sorted(work.rglob("*")) if path.suffix in (".json", ".safetensors") and path.name not in UNREAD]
+    whole = {path: path.read_bytes() for path in read}
     code, good = engine.create(work / "model")
     assert code == 0, engine.library.dynadapt_last_error()
     before, end = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic() + float(seconds)
