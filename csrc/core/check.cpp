@@ -183,8 +183,8 @@ View Op::view(const char* argument, const DLTensor* tensor, std::initializer_lis
   bool holds = true;
   for (int i = ndim - 1; i >= 0; i--) {
     view.size[i] = tensor->shape[i];
-    holds = holds && view.size[i] <= kMostElements && !__builtin_mul_overflow(elements, view.size[i] ? view.size[i] : 1, &elements) &&
-            elements <= kMostElements;
+    holds = holds && view.size[i] <= kMostElements &&
+            !__builtin_mul_overflow(elements, view.size[i] ? view.size[i] : 1, &elements) && elements <= kMostElements;
     view.stride[i] = tensor->strides ? tensor->strides[i] : dense;
     if (holds) dense *= view.size[i];
   }
@@ -205,7 +205,8 @@ View Op::view(const char* argument, const DLTensor* tensor, std::initializer_lis
   const uintptr_t item = bytes_of(view.dtype), begin = reinterpret_cast<uintptr_t>(tensor->data) + tensor->byte_offset;
   require(tensor->data != nullptr, "%s has data NULL for shape %s, accepted is memory for its elements", argument,
           shape_text(view.size, ndim).c_str());
-  require(begin % item == 0, "%s begins at an address that is no multiple of %d bytes, accepted is aligned memory", argument, int(item));
+  require(begin % item == 0, "%s begins at an address that is no multiple of %d bytes, accepted is aligned memory", argument,
+          int(item));
   require(tensor->byte_offset <= uint64_t(kMostElements), "%s has byte_offset %llu, accepted is up to %lld", argument,
           (unsigned long long)tensor->byte_offset, (long long)kMostElements);
   view.data = reinterpret_cast<void*>(begin);

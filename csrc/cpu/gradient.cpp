@@ -44,8 +44,8 @@ int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor
     op.array("part_sizes", p.part_sizes, p.part_count);
     int64_t total = 0;
     for (int i = 0; i < p.part_count; i++) {
-      op.require(p.part_sizes[i] >= 1 && p.part_sizes[i] <= c.O, "part_sizes[%d] is %lld, accepted is 1 to the width of dy, %lld", i,
-                 (ll)p.part_sizes[i], (ll)c.O);
+      op.require(p.part_sizes[i] >= 1 && p.part_sizes[i] <= c.O,
+                 "part_sizes[%d] is %lld, accepted is 1 to the width of dy, %lld", i, (ll)p.part_sizes[i], (ll)c.O);
       total += p.part_sizes[i];
     }
     op.require(total == c.O, "part_sizes add up to %lld, accepted is the width of dy, %lld", (ll)total, (ll)c.O);

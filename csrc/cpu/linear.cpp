@@ -9,7 +9,8 @@ typedef long long ll;
 
 /// Checks that parts fit together and returns the sum of their rows (output columns).
 int64_t check_parts(const Op& op, const dynadapt_matrix* const* parts, int32_t count, int64_t K, DType dtype) {
-  op.require(count >= 1 && count <= kMaxParts, "part_count is %d: parts has %d matrices, accepted are 1 to %d", count, count, kMaxParts);
+  op.require(count >= 1 && count <= kMaxParts, "part_count is %d: parts has %d matrices, accepted are 1 to %d", count, count,
+             kMaxParts);
   op.array("parts", parts, count);
   int64_t O = 0;
   for (int p = 0; p < count; p++) {

@@ -72,7 +72,8 @@ EngineSettings settings_of(const Op& op, const dynadapt_engine_params& p) {
 class Call {
  public:
   Call(const Op& op, dynadapt_engine* engine) : engine_(engine) {
-    op.require(!op.held("engine", engine).busy.exchange(true), "the engine is in another call; calls on one engine must not overlap");
+    op.require(!op.held("engine", engine).busy.exchange(true),
+               "the engine is in another call; calls on one engine must not overlap");
   }
   ~Call() { engine_->busy.store(false); }
   Call(const Call&) = delete;
@@ -110,11 +111,11 @@ void check_tokens(const Op& op, const int32_t* tokens, int64_t streams, int64_t 
                (long long)(i / (width + 1)), (long long)(i % (width + 1)), tokens[i], (long long)vocabulary - 1);
 }
 
-void check_report(const Op& op, dynadapt_engine_report& report, int64_t streams) {
-  op.output_array("report", &report, 1);
-  op.room("report", &report);
-  if (report.outcome) op.output_array("report.outcome", report.outcome, streams);
-  if (report.grad_norm) op.output_array("report.grad_norm", report.grad_norm, streams);
+void check_report(const Op& op, dynadapt_engine_report* report, int64_t streams) {
+  op.output_array("report", report, 1);
+  op.room("report", report);
+  if (report->outcome) op.output_array("report.outcome", report->outcome, streams);
+  if (report->grad_norm) op.output_array("report.grad_norm", report->grad_norm, streams);
 }
 
 void fill(dynadapt_engine_report* out, const StepReport& report) {
@@ -170,7 +171,7 @@ int dynadapt_engine_step(dynadapt_engine* engine, const int32_t* tokens, int32_t
     op.array("tokens", tokens, s.streams * (T + 1));
     if (lengths) op.array("lengths", lengths, s.streams);
     op.output_array("nll", nll, s.streams * T);
-    if (report) check_report(op, *report, s.streams);
+    if (report) check_report(op, report, s.streams);
     const std::vector<int64_t> counts = check_lengths(op, lengths, s.streams, T);
     check_tokens(op, tokens, s.streams, T, call->model().config.vocabulary);
     const StepReport done = call->step(tokens, counts.data(), T, nll);

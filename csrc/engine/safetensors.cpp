@@ -38,7 +38,8 @@ class File {
     if (handle_.value < 0) stop();
     struct stat status;
     if (fstat(handle_.value, &status) != 0) stop();
-    if (!S_ISREG(status.st_mode)) throw Invalid(path_ + ": cannot be read (it is " + kind_of_file(status.st_mode) + ", not a file)");
+    if (!S_ISREG(status.st_mode))
+      throw Invalid(path_ + ": cannot be read (it is " + kind_of_file(status.st_mode) + ", not a file)");
     size_ = status.st_size;
   }
   File(const File&) = delete;

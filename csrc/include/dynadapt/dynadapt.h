@@ -14,7 +14,7 @@
  *
  * Every argument is checked before anything is written: a call that returns DYNADAPT_INVALID has changed no output. Memory is
  * aligned to its elements, and an output shares memory with no other argument, unless the call says that it may be an input's.
- * Numbers in parameter structs are finite. Functions that return no code say what they return for a wrong argument. */
+ * Numbers in parameter structs are finite where nothing else is said. What returns no code says what a wrong argument gives. */
 #ifndef DYNADAPT_DYNADAPT_H_
 #define DYNADAPT_DYNADAPT_H_
 
@@ -204,7 +204,7 @@ typedef struct {
 /* y act [N, F] from h act [N, 2F] (SwiGLU: silu(h[:, :F]) * h[:, F:]) or [N, F]. */
 DYNADAPT_API int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y,
                                              const dynadapt_activation_params* params, void* stream);
-/* dh like h, and may be its memory, or that of dy where it has its shape; y act [N, F], unless NULL, becomes the forward's output again, bit for bit. */
+/* dh like h, may be its memory or that of a dy of its shape; y act [N, F], unless NULL, becomes the forward's output again. */
 DYNADAPT_API int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DLTensor* dh,
                                               const DLTensor* y, const dynadapt_activation_params* params, void* stream);
 
@@ -259,12 +259,12 @@ enum { DYNADAPT_SGD = 0, DYNADAPT_ADAM = 1, DYNADAPT_ADAMW = 2, DYNADAPT_RMS = 3
 typedef struct {
   uint32_t struct_size;
   int32_t kind;
-  double decay;        /* towards the prior; 0: none */
-  double clip;         /* largest norm of a stream's gradient; 0: none */
-  double beta1, beta2; /* adam, adamw */
-  double eps;          /* adam, adamw, rms */
-  double weight_decay; /* adamw */
-  double momentum;     /* sgd */
+  double decay;        /* 0 to 1, towards the prior; 0: none */
+  double clip;         /* largest norm of a stream's gradient, may be infinite; 0: none */
+  double beta1, beta2; /* 0 to 1: adam, adamw */
+  double eps;          /* at least 0: adam, adamw, rms */
+  double weight_decay; /* at least 0: adamw */
+  double momentum;     /* 0 to 1: sgd */
 } dynadapt_update_params;
 
 /* One optimizer step of the streams in slots i32 [S] (each once; -1, as often as wanted, for a stream that does not move:
