@@ -10,7 +10,7 @@ import pytest
 import torch
 from engine_states import assert_equal, state_of
 
-from dynadapt import RMS, SGD, Adam, Engine, Full, LoRA, RowSparse, SegmentMemory
+from dynadapt import RMS, SGD, Adam, Engine, Full, LoRA, RowSparse, SegmentMemory, publish
 from dynadapt.generation import generate, score_continuations
 from dynadapt.model import random_model, tiny_config
 
@@ -209,6 +209,16 @@ def test_a_step_that_fails_has_changed_nothing_or_says_so(op, at, whole, static,
         e.restore(tmp_path)
     assert torch.equal(e.step(text(1)), twin.step(text(1)))
     assert_equal(state_of(e), state_of(twin), but=["last"])
+
+
+def test_nothing_is_published_of_half_moved_weights(tmp_path):
+    e = engine()
+    failing(e, "update", 1)
+    with pytest.raises(OSError):
+        e.step(text())
+    with pytest.raises(RuntimeError, match="publish: a failed step"):
+        publish(e, tmp_path, "cat")
+    assert not list(tmp_path.glob("**/adapter_*")) and not list(tmp_path.glob("cat-v*"))
 
 
 def test_a_second_pass_that_fails_is_no_whole_step():
