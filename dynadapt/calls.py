@@ -4,8 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
+
+import torch
+
+
+@contextmanager
+def plain_torch():
+    """Whatever modes the caller is in: inside, tensors are made on the CPU where no device is named, products keep their dtype
+    (no autocast), and what is made can still be changed by a later call (no inference mode)."""
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 class Calls:
@@ -44,7 +62,8 @@ class Calls:
                                    "state, or make a new engine")
             self._running, self._moving = f"{name} in thread {threading.current_thread().name!r}", False
             try:
-                yield
+                with plain_torch():
+                    yield
             except BaseException as error:
                 if self._moving:
                     self._damage = f"{name} ({type(error).__name__}: {error})"

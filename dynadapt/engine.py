@@ -28,7 +28,7 @@ from .adapt.peft_format import read_adapter
 from .adapt.resets import ChangePoint
 from .adapt.what import LoRA, targeted, whole_model
 from .adapt.whole_model import ModelLearner
-from .calls import Calls, one_call
+from .calls import Calls, one_call, plain_torch
 from .checks import number, path
 from .decoder import Batch, Decoder, OpSet
 from .engine_arguments import DTYPES, OPTIMIZERS, Arguments  # noqa: F401
@@ -117,7 +117,13 @@ class Engine:
                  recompute: bool = False, base: str = "same", static: bool | None = None):
         given = Arguments(adapt, optimizer, memory, streams, segment, shared, every, accumulate, reset, dtype, backend, seed, device,
                           batch, recompute, base, static)
-        self.model = load(model)
+        with plain_torch():
+            self._make(load(model), given)
+
+    # ---- construction
+
+    def _make(self, model, given: Arguments) -> None:
+        self.model = model
         self.config = self.model.config
         given.check_model(self.config)
         self.adapt, self.optimizer, self.memory = given.adapt, given.optimizer, given.memory
@@ -129,8 +135,6 @@ class Engine:
         self.calls = Calls()
         self._resolve_ops()
         self._build()
-
-    # ---- construction
 
     def _resolve_ops(self) -> None:
         """Every op that a call of this configuration may need, before anything is made for it."""

@@ -170,7 +170,7 @@ class Arguments:
                 f"{config.max_positions} positions")
         if learned_positions:
             raise ValueError(text)
-        warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=3)
+        warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=4)
 
     def _check_float8_sizes(self, config, own: set) -> None:
         most = kernel_module("float8").MAX_COLUMNS

@@ -41,11 +41,14 @@ def check_lengths(lengths, rows: int, width: int) -> list[int]:
 
 
 def check_weights(weights, rows: int) -> list[float]:
-    expected = f"{rows} numbers of at least 0"
+    expected = f"{rows} finite numbers of at least 0"
     values = sequence("weights", weights, expected)
     if len(values) != rows:
         raise wrong("weights", values, expected)
-    return [float(number(f"weights[{i}]", value, "a number of at least 0")) for i, value in enumerate(values)]
+    try:
+        return [float(number("weights", value, expected)) for value in values]
+    except ValueError:
+        raise wrong("weights", values, expected) from None
 
 
 def check_tokens(tokens, rows: int | None, longest: int, vocabulary: int, device: torch.device, looks: bool = True) -> torch.Tensor:

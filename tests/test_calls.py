@@ -4,12 +4,13 @@ import gc
 import os
 import threading
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
 from engine_states import assert_equal, state_of
 
-from dynadapt import RMS, SGD, Adam, Engine, Full, LoRA, RowSparse, SegmentMemory
+from dynadapt import RMS, SGD, Adam, Engine, Full, LoRA, RowSparse, SegmentMemory, publish
 from dynadapt.generation import generate, score_continuations
 from dynadapt.model import random_model, tiny_config
 
@@ -210,6 +211,16 @@ def test_a_step_that_fails_has_changed_nothing_or_says_so(op, at, whole, static,
     assert_equal(state_of(e), state_of(twin), but=["last"])
 
 
+def test_nothing_is_published_of_half_moved_weights(tmp_path):
+    e = engine()
+    failing(e, "update", 1)
+    with pytest.raises(OSError):
+        e.step(text())
+    with pytest.raises(RuntimeError, match="publish: a failed step"):
+        publish(e, tmp_path, "cat")
+    assert not list(tmp_path.glob("**/adapter_*")) and not list(tmp_path.glob("cat-v*"))
+
+
 def test_a_second_pass_that_fails_is_no_whole_step():
     e = engine(adapt=Full(targets="mlp"), memory=None)  # streams with weights of their own go one by one
     failing(e, "embedding_forward", 2)
@@ -307,6 +318,48 @@ def test_what_fails_is_refused_before_weights_are_read(monkeypatch):
         with pytest.raises((ValueError, RuntimeError, TypeError)):
             Engine(model, **{**BASE, **options})
     assert not read
+
+
+# ---- modes of torch that the caller is in
+
+
+MODES = {"inference": torch.inference_mode, "no_grad": torch.no_grad, "grad": torch.enable_grad, "meta": lambda: torch.device("meta"),
+         "autocast": lambda: torch.autocast("cpu", torch.bfloat16), "float64": lambda: default_dtype(torch.float64)}
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("options", [{"backend": "cpu"}, {"static": True, "reset": "auto"}, {"adapt": Full(targets="model"), "shared": True},
+                                     {"adapt": RowSparse(0.3), "optimizer": RMS(lr=1e-3, clip=1.0)}], ids=str)
+def test_a_mode_of_the_caller_changes_nothing(mode, options):
+    twin, tokens, segments, prompt = engine(**options), [text(seed).tolist() for seed in range(3)], text(9).tolist(), [1, 2]
+    statistics = (lambda e: e.gather_statistics(segments)) if "optimizer" in options else (lambda e: None)
+    made = [engine(**options)]
+    with MODES[mode]():
+        made.append(engine(**options))
+        statistics(made[1])
+        first = [e.step(tokens[0]) for e in made[1:]]
+        scored, generated = made[1].score(tokens[1]), generate(made[1], prompt, 3)
+    statistics(made[0]), statistics(twin)
+    with MODES[mode]():
+        first.append(made[0].step(tokens[0]))
+    expected = twin.step(tokens[0])
+    assert all(torch.equal(nll, expected) and not nll.requires_grad and nll.device.type == "cpu" for nll in first)
+    assert torch.equal(twin.score(tokens[1]), scored) and generate(twin, prompt, 3) == generated
+    for seed in (1, 2):
+        expected = twin.step(tokens[seed])
+        assert all(torch.equal(e.step(tokens[seed]), expected) for e in made)
+    for e in made:
+        assert_equal(state_of(e), state_of(twin), but=["last", "flops"])
 
 
 # ---- what is handed in and out stays the caller's
