@@ -299,9 +299,9 @@ def save_weights(regressor: Regressor, path: Path) -> None:
         save_file({name: t.cpu().contiguous() for name, t in regressor.weights().items()}, str(temporary / path.name))
         sync_tree(temporary)
         os.replace(temporary / path.name, path)
-        discard(temporary)
         sync_tree(path.parent, deep=False)
         sync_tree(path.parent.parent, deep=False)
+        discard(temporary)
     except Exception as error:
         cause = os_error(error, path.parent.parent)
         discard(temporary)
