@@ -7,6 +7,8 @@ learning rates) and, for LoRA, ``adapter/`` or ``adapter-<stream>/`` as PEFT dir
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from .adapt.peft_format import write_adapter
 from .adapt.resets import ChangePoint
+from .digests import differs, digests_under, sync_tree
 
 FORMAT = 2
-SAMPLED = 1  # the format whose model fingerprint covers a sample of the weights
+SAVING = ".saving"  # a directory of this name is a save that was cut short
+SAMPLED = 1  # the format that has no digests, and whose model fingerprint covers a sample of the weights
 
 
 def adapter_directory(root, stream: int, streams: int) -> Path:
@@ -44,16 +48,32 @@ def state_counts(engine) -> dict:
 
 
 def save(engine, directory) -> None:
-    """Write ``engine`` to ``directory`` (made if need be)."""
+    """Write ``engine`` to ``directory`` (made if need be).
+
+    All files are written beside the old ones and on the disk before the first takes its place, and engine.json, which has the
+    digests of the others, comes last: what stops it on the way leaves the old state, or one that ``restore`` refuses by name.
+    """
     root = Path(directory)
-    root.mkdir(parents=True, exist_ok=True)
-    save_file(state_tensors(engine), str(root / "state.safetensors"))
-    record = {"format": FORMAT, "engine": engine.describe(), **state_counts(engine), "flops": engine.ledger.totals}
-    (root / "engine.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    if engine.learners and not engine.learners[0].owns_weights:
-        slots = engine.learners[0].state.master.shape[0]
-        for slot in range(slots):
-            write_adapter(adapter_directory(root, slot, slots), engine.learners[0], engine.config, slot, engine.model.name)
+    new = root / SAVING
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        save_file(state_tensors(engine), str(new / "state.safetensors"))
+        if engine.learners and not engine.learners[0].owns_weights:
+            slots = engine.learners[0].state.master.shape[0]
+            for slot in range(slots):
+                write_adapter(adapter_directory(new, slot, slots), engine.learners[0], engine.config, slot, engine.model.name)
+        files = digests_under(new)
+        record = {"format": FORMAT, "engine": engine.describe(), **state_counts(engine), "flops": engine.ledger.totals, "files": files}
+        (new / "engine.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        sync_tree(new)
+        for name in (*files, "engine.json"):
+            (root / name).parent.mkdir(exist_ok=True)
+            os.replace(new / name, root / name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    for folder in {root, *((root / name).parent for name in files)}:
+        sync_tree(folder, deep=False)
 
 
 def restore(engine, directory) -> None:
@@ -69,6 +89,9 @@ def restore(engine, directory) -> None:
     here, saved = json.loads(json.dumps(engine.describe())), record["engine"]
     if record["format"] == SAMPLED:
         here["model"] = engine.model.fingerprint(sampled=True)
+    for name, expected in record.get("files", {}).items():
+        if wrong := differs(root / name, expected):
+            raise ValueError(f"{wrong} (engine.json beside it was written with other files, or they changed since)")
     for name in here:
         if here[name] != saved.get(name):
             raise ValueError(f"{root}: saved with {name}={saved.get(name)!r}; this engine has {here[name]!r}")

@@ -21,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dynadapt.digests import sync_tree
 from dynadapt.environment import peak_memory_bytes
 from dynadapt.experiments.dyneval import Interrupted, interruptible
 from dynadapt.experiments.checkpoints import read_state, saved_states
-from dynadapt.experiments.rundir import RunDirectory, RunError, disk_error, read_json, sync_tree
+from dynadapt.experiments.rundir import RunDirectory, RunError, disk_error, read_json
 from dynadapt.experiments.whole_files import discard, os_error
 
 from .base import FunctionClass, IclError
