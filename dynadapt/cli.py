@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -510,7 +511,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _guarded(arguments) -> int:
-    """Errors are one line and exit 2; what nobody foresaw says so and exits 1."""
+    """Errors are one line and exit 2; what nobody foresaw says so and exits 1. What a run has to say of itself is a line too."""
+    show = warnings.showwarning
+
+    def say(message, category, *where, **more):
+        if category.__name__ == "RunNote":
+            print(f"dynadapt: note: {message}", file=sys.stderr)
+        else:
+            show(message, category, *where, **more)
+    warnings.showwarning = say
     try:
         return arguments.function(arguments)
     except KeyboardInterrupt:
@@ -531,3 +540,5 @@ def _guarded(arguments) -> int:
             return 2
         print(f"dynadapt: error: unexpected {type(error).__name__}: {message} (--debug shows where)", file=sys.stderr)
         return 1
+    finally:
+        warnings.showwarning = show

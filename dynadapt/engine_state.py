@@ -7,7 +7,9 @@ learning rates) and, for LoRA, ``adapter/`` or ``adapter-<stream>/`` as PEFT dir
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,13 +18,15 @@ from safetensors.torch import save_file
 
 from .adapt.peft_format import write_adapter
 from .adapt.resets import ChangePoint
+from .digests import differs, digests_under, sync_tree
 from .model import ModelError
 from .model.base import count_not_finite
-from .model.json_file import read_json
+from .model.json_file import MAX_INDEX_BYTES, MAX_TABLE_VALUES, read_json
 from .model.safetensors_file import SafetensorsFile
 
 FORMAT = 2
-SAMPLED = 1  # the format whose model fingerprint covers a sample of the weights
+SAVING = ".saving"  # a directory of this name is a save that was cut short
+SAMPLED = 1  # the format that has no digests, and whose model fingerprint covers a sample of the weights
 RECORD, TENSORS = "engine.json", "state.safetensors"
 # what an engine has only once it has learned or gathered statistics, or in one kind of step alone
 _OPTIONAL = re.compile(r"^learner\.\d+\.(grad|prior|stat|prior_rate)$")
@@ -52,16 +56,32 @@ def state_counts(engine) -> dict:
 
 
 def save(engine, directory) -> None:
-    """Write ``engine`` to ``directory`` (made if need be)."""
+    """Write ``engine`` to ``directory`` (made if need be).
+
+    All files are written beside the old ones and on the disk before the first takes its place, and engine.json, which has the
+    digests of the others, comes last: what stops it on the way leaves the old state, or one that ``restore`` refuses by name.
+    """
     root = Path(directory)
-    root.mkdir(parents=True, exist_ok=True)
-    save_file(state_tensors(engine), str(root / TENSORS))
-    record = {"format": FORMAT, "engine": engine.describe(), **state_counts(engine), "flops": engine.ledger.totals}
-    (root / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if engine.learners and not engine.learners[0].owns_weights:
-        slots = engine.learners[0].state.master.shape[0]
-        for slot in range(slots):
-            write_adapter(adapter_directory(root, slot, slots), engine.learners[0], engine.config, slot, engine.model.name)
+    new = root / SAVING
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        save_file(state_tensors(engine), str(new / TENSORS))
+        if engine.learners and not engine.learners[0].owns_weights:
+            slots = engine.learners[0].state.master.shape[0]
+            for slot in range(slots):
+                write_adapter(adapter_directory(new, slot, slots), engine.learners[0], engine.config, slot, engine.model.name)
+        files = digests_under(new)
+        record = {"format": FORMAT, "engine": engine.describe(), **state_counts(engine), "flops": engine.ledger.totals, "files": files}
+        (new / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        sync_tree(new)
+        for name in (*files, RECORD):
+            (root / name).parent.mkdir(exist_ok=True)
+            os.replace(new / name, root / name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    for folder in {root, *((root / name).parent for name in files)}:
+        sync_tree(folder, deep=False)
 
 
 def restore(engine, directory) -> None:
@@ -72,7 +92,7 @@ def restore(engine, directory) -> None:
             file can't be read or is damaged, or a value that would be used is NaN or infinite.
     """
     root = Path(directory)
-    record = read_json(root / RECORD)
+    record = read_json(root / RECORD, MAX_INDEX_BYTES, MAX_TABLE_VALUES)
     _check_record(engine, record, root)
     set_state(engine, _read_state(engine, root / TENSORS), record)
     engine.ledger.totals = dict(record["flops"])
@@ -87,6 +107,9 @@ def _check_record(engine, record, root: Path) -> None:
     here, saved = json.loads(json.dumps(engine.describe())), record["engine"]
     if record["format"] == SAMPLED:
         here["model"] = engine.model.fingerprint(sampled=True)
+    for name, expected in _files_of(record, where).items():
+        if wrong := differs(root / name, expected):
+            raise ModelError(f"{wrong} (engine.json beside it was written with other files, or they changed since)")
     for name in here:
         if name not in saved or here[name] != saved[name]:
             raise ModelError(f"{root}: saved with {name}={saved.get(name)!r}; this engine has {here[name]!r}")
@@ -103,6 +126,17 @@ def _check_record(engine, record, root: Path) -> None:
     for name, whole in checks.items():
         if not whole:
             raise ModelError(f"{where}: damaged: {name}={str(get(name))[:80]} is not what a saved engine has")
+
+
+def _files_of(record, where: Path) -> dict[str, dict]:
+    """The digests of the files beside a record; none in the format that has none."""
+    files = record.get("files", {} if record["format"] == SAMPLED else None)
+    is_digest = lambda value: (isinstance(value, dict) and value.keys() == {"bytes", "sha256"} and type(value["bytes"]) is int  # noqa: E731
+                               and isinstance(value["sha256"], str))
+    inside = lambda name: not Path(name).is_absolute() and ".." not in Path(name).parts  # noqa: E731
+    if not isinstance(files, dict) or not all(inside(name) and is_digest(value) for name, value in files.items()):
+        raise ModelError(f"{where}: damaged: files={str(files)[:80]} is not what a saved engine has")
+    return files
 
 
 def _read_state(engine, path: Path) -> dict[str, torch.Tensor]:

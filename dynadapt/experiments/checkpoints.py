@@ -15,7 +15,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from dynadapt.experiments.whole_files import RunError, differs, digest_of, discard, note, read_json, sync_tree
+from dynadapt.digests import differs, digests_under, sync_tree
+from dynadapt.experiments.whole_files import RunError, discard, note, read_json
 
 NAME = re.compile(r"(\d{8,})(?:-(\d+))?")
 KEEPS_NO_DIGESTS = "was saved by a version that kept no checksums: it is read as it is"
@@ -95,8 +96,7 @@ def write_state(run: Path, segments: int, write: Callable[[Path], None], content
             sync_tree(run, deep=False)
         temporary.mkdir()
         write(temporary)
-        files = {str(path.relative_to(temporary)): digest_of(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
-        content = {**content, "files": files}
+        content = {**content, "files": digests_under(temporary)}
         (temporary / "state.json").write_text(json.dumps({**content, "digest": state_digest(content)}, indent=2) + "\n", "utf-8")
         sync_tree(temporary)
         target = _free_name(folder, segments)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.experiments.whole_files import RunError, prefix_digest
+from dynadapt.digests import prefix_digest
+from dynadapt.experiments.whole_files import RunError
 
 SCORE = np.dtype([("document", "<i4"), ("position", "<i4"), ("nll", "<f4")])
 

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dynadapt.digests import sync_tree
 from dynadapt.environment import environment
 from dynadapt.experiments.checkpoints import keep_only, newest_whole, saved_states, write_state
 from dynadapt.experiments.growing import SCORE, Metrics, Scores, verified
-from dynadapt.experiments.whole_files import (DiskError, RunError, RunNote, differs, disk_error, note, os_error, read_json, sync_tree,
-                                              write_json)
+from dynadapt.experiments.whole_files import DiskError, RunError, RunNote, disk_error, note, os_error, read_json, write_json
 
 __all__ = ["SCORE", "DiskError", "Follower", "RunDirectory", "RunError", "RunNote", "Scores", "check_finished", "disk_error",
            "open_directory", "read_json", "sync_tree", "write_json"]

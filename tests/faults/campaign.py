@@ -17,6 +17,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parents[2])]
@@ -88,7 +89,9 @@ def reweighting(root: Path, changed: bool = False):
 
 def in_context(root: Path):
     from dynadapt.experiments.icl.config import TrainConfig
+    from dynadapt.experiments.icl import train as module
     from dynadapt.experiments.icl.train import TrainOptions, train
+    module.curves = partial(module.curves, prompts=64)   # of the errors in the summary
     config = TrainConfig(preset="test", dims=3, points=6, layers=1, hidden=16, heads=2, positions=12, batch=4, steps=12, log=3,
                          lr=3e-3, device="cpu", clip=1.0)
     return lambda out, resume: train(config, out, TrainOptions(resume=resume, checkpoint=6, keep=6))
@@ -170,7 +173,7 @@ def in_fork(work) -> tuple[str, str]:
                 work()
                 code, words = 0, ""
             except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001
-                known = isinstance(error, (RuntimeError, ValueError, KeyboardInterrupt)) and type(error).__module__ != "safetensors"
+                known = isinstance(error, (RuntimeError, ValueError, OSError, KeyboardInterrupt)) and type(error).__module__ != "safetensors"
                 code, words = 3 if known else 4, f"{type(error).__name__}: {error}"
             os.write(writer, words.encode()[:4000])
         finally:

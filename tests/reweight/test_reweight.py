@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 import dynadapt
 from dynadapt import Adam, Engine, Full, LoRA, SegmentMemory
 from dynadapt.cli import main
+from dynadapt.distributed import Processes
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.corpus import CorpusError
+from dynadapt.experiments.dyneval import Interrupted
 from dynadapt.experiments.metrics import read_metrics
 from dynadapt.experiments.mixers import MIXERS, MixerError
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, draw, fit_run, run
@@ -186,6 +188,22 @@ def test_a_domain_that_runs_out_ends_the_run(root, tmp_path):
     assert "'manual' is out of data" in summary["ended"] and summary["steps"] < 200 and max(summary["epochs"].values()) <= 1
     last = read_metrics(tmp_path / "run")[-1]
     assert last["kind"] == "evaluation" and last["step"] == summary["steps"]
+
+
+def test_a_signal_while_processes_agree_is_not_lost(root, tmp_path, monkeypatch):
+    """They had agreed to go on when it came: they stop a step later."""
+    agree, asked = Processes.any, []
+
+    def slow(self, number):
+        found = agree(self, number)
+        asked.append(number)
+        if len(asked) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+    monkeypatch.setattr(Processes, "any", slow)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 4"):
+        run(config_for(root), tmp_path / "run", ReweightOptions(checkpoint=3))
+    assert asked == [0, 0, 0, 0, signal.SIGTERM]
 
 
 def test_killed_for_real_on_the_command_line(root, tmp_path, capsys):

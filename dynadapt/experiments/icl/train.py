@@ -21,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dynadapt.digests import sync_tree
 from dynadapt.environment import peak_memory_bytes
 from dynadapt.experiments.dyneval import Interrupted, interruptible
 from dynadapt.experiments.checkpoints import read_state, saved_states
-from dynadapt.experiments.rundir import RunDirectory, RunError, disk_error, read_json, sync_tree
+from dynadapt.experiments.rundir import RunDirectory, RunError, disk_error, read_json
 from dynadapt.experiments.whole_files import discard, os_error
 
 from .base import FunctionClass, IclError
@@ -299,9 +300,9 @@ def save_weights(regressor: Regressor, path: Path) -> None:
         save_file({name: t.cpu().contiguous() for name, t in regressor.weights().items()}, str(temporary / path.name))
         sync_tree(temporary)
         os.replace(temporary / path.name, path)
-        discard(temporary)
         sync_tree(path.parent, deep=False)
         sync_tree(path.parent.parent, deep=False)
+        discard(temporary)
     except Exception as error:
         cause = os_error(error, path.parent.parent)
         discard(temporary)

@@ -237,9 +237,10 @@ class _Training:
             self._evaluate(progress)
 
     def _stopped(self, stop) -> bool:
-        """Whether any process was asked to stop."""
-        stop.signal = self.processes.any(stop.signal or 0) or None
-        return stop.signal is not None
+        """Whether any process was asked to stop. A signal that arrives while they agree counts the next time."""
+        agreed = self.processes.any(stop.signal or 0)
+        stop.signal = agreed or stop.signal
+        return bool(agreed)
 
     def _train(self, drawn: list[tuple[str, int]]) -> dict:
         """One step; returns its line of metrics, times aside."""
