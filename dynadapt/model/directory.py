@@ -21,9 +21,10 @@ def load_directory(path: str | Path, dtype: torch.dtype | None = None) -> Model:
     """The Model in a Hugging Face directory. Every name, shape and dtype is checked here; tensors are read later."""
     path = Path(path)
     where = path / "config.json"
-    if not where.exists() and (gguf := sorted(file.name for file in path.glob("*.gguf") if file.is_file())):
-        raise ModelError(f"{where}: cannot be read (no such file); the directory has {len(gguf)} GGUF files: give one of them as the model, "
-                         f"for example {path / gguf[0]}")
+    gguf = [] if where.exists() else sorted(file.name for file in path.glob("*.gguf") if file.is_file())
+    if gguf:
+        raise ModelError(f"{where}: cannot be read (no such file); the directory has {len(gguf)} GGUF files: give one of them "
+                         f"as the model, for example {path / gguf[0]}")
     raw = read_json(where)
     try:
         config = config_from_hf(raw)

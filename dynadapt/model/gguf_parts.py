@@ -11,6 +11,7 @@ from dynadapt.model.gguf_file import GGUFFile, StoredTensor
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 MAX_PARTS = 99_999  # what the names have digits for
+MAX_TENSORS = 2**31 - 1
 
 
 class GGUFParts:
@@ -58,7 +59,7 @@ def open_gguf(path: Path) -> GGUFParts:
 
 
 def _number(file, key, absent):
-    value = file.metadata.get(key, absent)
-    if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value <= (MAX_PARTS if key != "split.tensors.count" else 2**31):
-        raise ModelError(f"{file.path}: metadata {key} = {value!r} must be a whole number of parts or tensors")
+    value, high = file.metadata.get(key, absent), MAX_TENSORS if key == "split.tensors.count" else MAX_PARTS
+    if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value <= high:
+        raise ModelError(f"{file.path}: metadata {key} = {value!r} must be a whole number up to {high}")
     return value

@@ -46,9 +46,9 @@ def read_flag(raw: Mapping, key: str, absent: bool) -> bool:
     return value
 
 
-def read_token(raw: Mapping, key: str) -> int | None:
-    """A token id, the first of a list of them, or None."""
-    value = raw.get(key)
+def read_token(raw: Mapping, key: str, absent: int | None) -> int | None:
+    """A token id, the first of a list of them, or None; `absent` where there is no such key."""
+    value = raw.get(key, absent)
     for item in value if isinstance(value, list) else [] if value is None else [value]:
         if isinstance(item, bool) or not isinstance(item, int):
             raise ModelError(f"{key} = {value!r} must be a token id, a list of them, or null")

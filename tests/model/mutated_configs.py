@@ -53,6 +53,17 @@ NOTES = {"note": "mine", "sliding_window_pattern": 2, "attention_chunk_size": 4,
          "attention_multiplier": 0.5, "final_logit_softcapping": 30.0, "clip_qkv": 1.0, "no_rope_layers": [0, 1], "foo": None,
          "query_pre_attn_scalar": 4, "rope_interleaved": True, "use_mrope": False, "num_local_experts": None, "n_embd": 4,
          "partial_rotary_factor": 0.5, "rotary_pct": 0.25, "transformers_weights": "other.safetensors", "qk_layernorm": True}
+PLAIN = (None, {"type": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 2.0, "rope_theta": 700.0}, {"rope_theta": 900.0},
+         {"rope_type": "default", "rope_theta": 400.0}, LLAMA3, LLAMA3 | {"factor": 4, "rope_theta": 250.0}, {},
+         {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"})
+VALID = (("rope_scaling", PLAIN), ("rope_parameters", PLAIN), ("rope_theta", (300.0, 1e6, 5000, DROP)), ("rms_norm_eps", (1e-3, 0.1)),
+         ("original_max_position_embeddings", (8, 20, 4096)), ("max_position_embeddings", (20, 32, 64, 512, 100000, DROP)),
+         ("sliding_window", (64, POSITIONS, None, DROP)), ("layer_types", ([KINDS[0]] * LAYERS, DROP)),
+         ("use_sliding_window", (True, False, DROP)), ("max_window_layers", (2, 5, 28, DROP)), ("hidden_act", ("silu", "swish", DROP)),
+         ("eos_token_id", ([1, 2], None, 3, DROP)), ("partial_rotary_factor", (1.0, DROP)))
+VALID_GPT2 = (("layer_norm_epsilon", (1e-3, 0.1)), ("activation_function", ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", DROP)),
+              ("reorder_and_upcast_attn", (True, False)), ("eos_token_id", ([1, 2], None, 3, DROP)), ("n_ctx", (7, DROP)),
+              ("num_hidden_layers", (LAYERS,)), ("max_position_embeddings", (POSITIONS,)), ("resid_pdrop", (0.0, 0.5)))
 OTHERS = (None, 0, 1, 2, -1, 1.0, 0.5, "", "x", True, False, [], [1], {}, {"a": 1}, 1e300, 2**40)
 
 
@@ -70,11 +81,14 @@ def put(raw, key, value):
 def edit(raw: dict, pick: random.Random) -> list[str]:
     """Changes `raw` in one way; the keys that it touched."""
     gpt2, layers = raw.get("model_type") == "gpt2", LAYERS
-    kind = pick.choice(("retype", "null", "drop", "other", "known", "note", *(("alias", "flags", "size") if gpt2 else (
+    kind = pick.choice(("retype", "null", "drop", "other", "known", "note", "valid", "valid", "valid", *(("alias", "flags", "size") if gpt2 else (
         "rope", "rope", "rope", "rope top", "window", "window", "layers", "flags", "size", "act", "type"))))
     key = pick.choice(sorted(raw))
     value = raw[key]
-    if kind == "retype":
+    if kind == "valid":
+        key, values = pick.choice(VALID_GPT2 if gpt2 else VALID)
+        put(raw, key, pick.choice(values))
+    elif kind == "retype":
         choices = [str(value), [value], {"value": value}, bool(value)]
         if isinstance(value, (int, float)):
             choices += [float(value), int(value), -value, value * 2]
@@ -173,6 +187,7 @@ class Readers:
                 self.directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
             if any(info.get(key) for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")):
                 return f"tensors: {info}"[:200]
+            self.live = live
             with torch.no_grad():
                 logits = live.eval()(self.tokens[:, :-1])[0]
             return torch.nn.functional.cross_entropy(logits[0], self.tokens[0, 1:], reduction="none")
@@ -236,7 +251,11 @@ def disagreement(readers: Readers, raw: dict, touched: list[str]) -> tuple[str, 
         if isinstance(theirs, str):
             return f"scored, transformers: {why}, then {theirs}", ""
         return (f"off by {worst:.3g} nats", "") if (worst := off(python, theirs)) > TOLERANCE else ("", "scored alone")
-    return (f"off by {worst:.3g} nats", "") if (worst := off(python, theirs)) > TOLERANCE else ("", "scored alike")
+    if (worst := off(python, theirs)) > TOLERANCE:
+        return f"off by {worst:.3g} nats", ""
+    if (live := load(readers.live).config) != (config := load(readers.directory).config):
+        return f"of the live model {live}, of its directory {config}", ""
+    return "", "scored alike"
 
 
 def off(ours, theirs) -> float:

@@ -287,7 +287,7 @@ def test_damaged_files_are_named(tmp_path):
             EngineC(directory)
     rest = json.loads(text_of_config)
     del rest["model_type"], rest["architectures"]
-    config.write_text('{"model_\\u0074ype": "llama", "a": "\\ud83d\\ude00 \\n", ' + json.dumps(rest)[1:])
+    config.write_text('{"model_\\u0074ype": "llama", "_name_or_path": "\\ud83d\\ude00 \\n", ' + json.dumps(rest)[1:])
     EngineC(directory)  # escapes are read: nothing else says which family it is
 
 

@@ -1,5 +1,5 @@
 """GPT-2: learned positions, LayerNorm, one fused projection for queries, keys and values, weights stored as [in, out]."""
-from dynadapt.model.config import ModelConfig
+from dynadapt.model.config import MAX_LAYERS, ModelConfig
 from dynadapt.model.config_keys import Keys
 from dynadapt.model.errors import ModelError
 from dynadapt.model.family import Family, register
@@ -32,19 +32,19 @@ def from_hf(raw, _):
     inner = raw.get("n_inner")
     return ModelConfig(
         **_CHOICES, vocab_size=read_size(raw, "vocab_size"), hidden_size=hidden,
-        layers=_size(raw, "n_layer", "num_hidden_layers"), heads=heads, kv_heads=heads, head_dim=hidden // heads,
+        layers=_size(raw, "n_layer", "num_hidden_layers", MAX_LAYERS), heads=heads, kv_heads=heads, head_dim=hidden // heads,
         ffn_size=4 * hidden if inner is None else check_size("n_inner", inner),
         norm_eps=check_number("layer_norm_epsilon", raw.get("layer_norm_epsilon", 1e-5), 0.0, 1.0), activation=_ACTIVATIONS[act],
         max_positions=_size(raw, "n_positions", "max_position_embeddings"),
         tied_head=read_flag(raw, "tie_word_embeddings", True),
-        bos_token_id=read_token(raw, "bos_token_id"), eos_token_id=read_token(raw, "eos_token_id"))
+        bos_token_id=read_token(raw, "bos_token_id", 50256), eos_token_id=read_token(raw, "eos_token_id", 50256))
 
 
-def _size(raw, key, alias):
+def _size(raw, key, alias, high=2**31 - 1):
     """transformers sets the alias last, so that it wins where both are given."""
     if alias in raw and key in raw:
         check_size(key, raw[key])
-    return read_size(raw, alias if alias in raw else key)
+    return read_size(raw, alias if alias in raw else key, high=high)
 
 
 def to_hf(config):

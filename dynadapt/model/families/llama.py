@@ -10,12 +10,11 @@ _KEYS = {"llama": rotary.hf_keys("attention_bias layer_types mlp_bias", "max_win
 
 def from_hf(raw, model_type):
     if model_type == "mistral":
-        config = rotary.from_hf(raw, "llama", max_positions=131072, kv_heads=8, null=("head_dim",))
+        config = rotary.from_hf(raw, "llama", max_positions=131072, kv_heads=8, tokens=(1, 2), null=("head_dim",))
         window = read_window(raw, 4096)
     else:
-        config = rotary.from_hf(raw, "llama", max_positions=2048, null=("head_dim", "num_key_value_heads"),
-                                attention_bias=read_flag(raw, "attention_bias", False),
-                                mlp_bias=read_flag(raw, "mlp_bias", False))
+        config = rotary.from_hf(raw, "llama", max_positions=2048, tokens=(1, 2), null=("head_dim", "num_key_value_heads"),
+                                attention_bias=read_flag(raw, "attention_bias", False), mlp_bias=read_flag(raw, "mlp_bias", False))
         window = read_window(raw, None)  # its attention does not slide, the cache that transformers gives it does
     refuse_sliding(raw, window, window is not None, config.layers, config.max_positions)
     return config

@@ -40,10 +40,10 @@ def has_bias(config: ModelConfig, part: str) -> bool:
 
 
 def from_hf(raw: Mapping, family: str, max_positions: int, kv_heads: int | None = None, head_dim: int | None = None,
-            null: tuple[str, ...] = (), **choices) -> ModelConfig:
+            tokens: tuple[int | None, int | None] = (None, None), null: tuple[str, ...] = (), **choices) -> ModelConfig:
     """The config of a config.json, its sliding windows aside. Where the file has no such key, `max_positions`, `kv_heads`
-    (None: as many as heads) and `head_dim` (None: hidden_size / heads) are what transformers takes; keys in `null` may be
-    null, which is None."""
+    (None: as many as heads), `head_dim` (None: hidden_size / heads) and `tokens` (begin, end) are what transformers takes; keys
+    in `null` may be null, which is None."""
     act = raw.get("hidden_act", "silu")
     if act not in ("silu", "swish"):
         raise ModelError(f"hidden_act = {act!r} is not supported for {family}; accepted: silu")
@@ -59,12 +59,13 @@ def from_hf(raw: Mapping, family: str, max_positions: int, kv_heads: int | None 
     max_positions = read_size(raw, "max_position_embeddings", max_positions)
     theta, scaling = read_rope(raw, max_positions)
     fields = dict(
-        family=family, vocab_size=read_size(raw, "vocab_size"), hidden_size=hidden, layers=read_size(raw, "num_hidden_layers", high=MAX_LAYERS),
-        heads=heads, kv_heads=kv_heads, head_dim=head_dim, ffn_size=read_size(raw, "intermediate_size"), norm="rms",
+        family=family, vocab_size=read_size(raw, "vocab_size"), hidden_size=hidden,
+        layers=read_size(raw, "num_hidden_layers", high=MAX_LAYERS), heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+        ffn_size=read_size(raw, "intermediate_size"), norm="rms",
         norm_eps=check_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6), 0.0, 1.0), activation="swiglu",
         rope_theta=theta, rope_scaling=scaling, max_positions=max_positions,
         tied_head=read_flag(raw, "tie_word_embeddings", False), attention_bias=False, mlp_bias=False, qk_norm=False,
-        bos_token_id=read_token(raw, "bos_token_id"), eos_token_id=read_token(raw, "eos_token_id"))
+        bos_token_id=read_token(raw, "bos_token_id", tokens[0]), eos_token_id=read_token(raw, "eos_token_id", tokens[1]))
     return ModelConfig(**{**fields, **choices})
 
 
