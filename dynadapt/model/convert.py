@@ -53,4 +53,4 @@ def _tokenizer_config(model):
 
 
 def _write_json(path, content):
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

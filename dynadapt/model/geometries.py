@@ -53,5 +53,5 @@ def geometry(name: str) -> ModelConfig:
     if name in GEOMETRIES:
         return GEOMETRIES[name]
     if (Path(name) / "config.json").is_file():
-        return config_from_hf(json.loads((Path(name) / "config.json").read_text()))
+        return config_from_hf(json.loads((Path(name) / "config.json").read_text(encoding="utf-8")))
     raise ModelError(f"model {name!r} is no known geometry and no Hugging Face directory; there are {', '.join(GEOMETRIES)}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer as Backend, models, processors
+from tokenizers import Tokenizer as Backend, processors
 
 from dynadapt.model.config import ModelConfig
 from dynadapt.model.errors import ModelError
@@ -121,7 +121,7 @@ def _vocabulary(path, kind, content):
         if not kind.reads_vocab or not files[1].is_file():
             raise ModelError(f"{path}: vocab.json without {TOKENIZER} needs merges.txt and is read for tokenizer_class = "
                              f"{', '.join(name for name, other in CLASSES.items() if other.reads_vocab)}, not {kind.name}")
-        return models.BPE.read_file(*map(str, files))
+        return _object(files[0]), _merges(files[1])
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         found = model.get("type") if isinstance(model, dict) else model
@@ -129,6 +129,19 @@ def _vocabulary(path, kind, content):
                          f"accepted: BPE")
     merges = model.get("merges", [])
     return model["vocab"], [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+
+
+def _merges(file):
+    """The pairs of a merges.txt: one a line, with a space between them, below a line that names the version."""
+    try:
+        lines = file.read_bytes().decode("utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: cannot be read ({str(error)[:200]})") from error
+    merges = [tuple(line.removesuffix("\r").split(" ")) for line in lines[: len(lines) - (not lines[-1])] if not line.startswith("#version")]
+    for number, merge in enumerate(merges):
+        if len(merge) != 2:
+            raise ModelError(f"{file}: merge {number} is {' '.join(merge)!r}; accepted: two tokens with a space between them")
+    return merges
 
 
 def _padding_token(content):
@@ -142,11 +155,15 @@ def _update_post_processor(backend, kind, settings, names, where):
     if backend.post_processor is not None and not kind.drops_post_processor:
         return
     wanted = settings if not (where.parent / TOKENIZER).is_file() else {}
-    begin, end = (names.get(f"{part}_token") if wanted.get(f"add_{part}_token") else None for part in ("bos", "eos"))
-    around = [token for token in (begin, end) if token is not None]
+    put_around(backend, *(names.get(f"{part}_token") if wanted.get(f"add_{part}_token") else None for part in ("bos", "eos")))
+
+
+def put_around(backend: Backend, begin: str | None, end: str | None) -> None:
+    """A post-processor that begins and ends a text with these tokens."""
     single = " ".join([*([f"{begin}:0"] if begin else []), "$A:0", *([f"{end}:0"] if end else [])])
+    around = dict.fromkeys(token for token in (begin, end) if token)
     backend.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(around)])
+        single=single, special_tokens=[(token, backend.token_to_id(token)) for token in around])
 
 
 def _cleans_up(settings, backend):
