@@ -106,11 +106,14 @@ def id_of(content, token):
 
 CLASSES = ["PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer", "LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer",
            "GPT2TokenizerFast", "Qwen2Tokenizer", "Qwen2TokenizerFast", "GPTNeoXTokenizerFast", "BertTokenizer", "T5TokenizerFast", None, ""]
+READ = ["added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens", "bos_token", "image_token",
+        "add_prefix_space", "legacy", "tokenizer_class", "add_bos_token", "clean_up_tokenization_spaces", "split_special_tokens", "auto_map"]
 NAMES = ["bos_token", "eos_token", "unk_token", "pad_token", "mask_token", "cls_token", "sep_token", "image_token", "eot_token"]
 
 
 def edit_settings(pick, settings, content):
-    edit = pick.choice(["class", "class", "named", "named", "named", "extra", "extra", "decoder", "decoder", "prefix", "legacy", "bos", "other"])
+    edit = pick.choice(["class", "class", "named", "named", "named", "extra", "extra", "decoder", "decoder", "prefix", "legacy", "bos", "other",
+                        "retype"])
     if edit == "class":
         settings["tokenizer_class"] = pick.choice(CLASSES)
     elif edit == "named":
@@ -119,7 +122,8 @@ def edit_settings(pick, settings, content):
         key = pick.choice(["additional_special_tokens", "extra_special_tokens"])
         settings[key] = pick.choice([some(pick, lambda: a_token(pick)), {"boi_token": a_token(pick, False)}, None])
     elif edit == "decoder":
-        tokens = settings.setdefault("added_tokens_decoder", {})
+        tokens = settings.get("added_tokens_decoder")
+        tokens = settings["added_tokens_decoder"] = tokens if isinstance(tokens, dict) else {}
         for token in some(pick, lambda: pick.choice(SPECIAL), 4):
             number = pick.choice([id_of(content, token), id_of(content, token), next_id(content) + pick.randrange(4), pick.randrange(300)])
             tokens[str(number)] = {**token_flags(pick, token), "special": pick.random() < 0.6}
@@ -129,6 +133,8 @@ def edit_settings(pick, settings, content):
         settings["legacy"] = pick.choice([True, False, None])
     elif edit == "bos":
         settings[pick.choice(["add_bos_token", "add_eos_token"])] = pick.random() < 0.7
+    elif edit == "retype":
+        settings[pick.choice(READ)] = pick.choice([3, "x", [], {}, True, None, [3], ["<|x|>"], {"a": 1}, {"a_token": "<|x|>"}])
     else:
         settings.update(pick.choice([{"split_special_tokens": True}, {"clean_up_tokenization_spaces": True}, {"model_max_length": 3},
                                      {"chat_template": "x"}, {"auto_map": {"AutoTokenizer": ["a.B", None]}}, {"padding_side": "left"},
@@ -138,7 +144,9 @@ def edit_settings(pick, settings, content):
 
 
 def edit_legacy(pick, files):
-    if pick.random() < 0.5:
+    if pick.random() < 0.05:
+        files.setdefault(pick.choice(["special_tokens_map.json", "added_tokens.json"]), {})[pick.choice(READ)] = pick.choice([3, [], {}, None, [3]])
+    elif pick.random() < 0.5:
         names = files.setdefault("special_tokens_map.json", {})
         token = pick.choice([a_token(pick, False), token_flags(pick, pick.choice(SPECIAL))])
         names[pick.choice(NAMES)] = token
@@ -374,6 +382,16 @@ def test_other_files_alone_are_refused_by_name(name, tmp_path):
 def test_settings_refused_by_name(settings, message, stored, tmp_path):
     with pytest.raises(ModelError, match=f"^{tmp_path}/tokenizer_config.json: .*{message}"):
         read(tmp_path, plain_files(stored, **settings))
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("special_tokens_map.json", {"additional_special_tokens": 3}, "additional_special_tokens = 3"),
+    ("special_tokens_map.json", {"bos_token": {"lstrip": True}}, "bos_token = "), ("added_tokens.json", {"<|x|>": "4"}, "'<.x.>' = '4'"),
+    ("special_tokens_map.json", {"add_bos_token": True}, "add_bos_token = True is not supported"),
+])
+def test_older_files_refused_by_name(name, content, message, stored, tmp_path):
+    with pytest.raises(ModelError, match=f"^{tmp_path}/{name}: {message}"):
+        read(tmp_path, plain_files(stored) | {name: content})
 
 
 def test_files_that_hold_no_object_are_refused(stored, tmp_path):
