@@ -55,6 +55,10 @@ def read_special_tokens(settings: Mapping, legacy: Mapping, added: Mapping, cont
     """The tokens that tokenizer_config.json `settings`, special_tokens_map.json `legacy`, added_tokens.json `added` and
     tokenizer.json `content` give. `defaults` are the class', `padding` the token of a padding section."""
     kept = dict(settings)
+    for where, given in (("", settings), ("special_tokens_map.json: ", legacy)):
+        for key, kinds in ((_EXTRA, (list, dict)), ("additional_special_tokens", (list, dict)), (_SPECIFIC, (dict,))):
+            if given.get(key) is not None and not isinstance(given[key], kinds):
+                raise ModelError(f"{where}{key} = {given[key]!r} must be a list of tokens, or an object of tokens by name")
     if "additional_special_tokens" in kept and not kept.get(_EXTRA):
         kept[_EXTRA] = kept.pop("additional_special_tokens")
     specific = {key: kept.pop(key) for key in list(kept) if _is_specific(key) and isinstance(kept[key], str)}

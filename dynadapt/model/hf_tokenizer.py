@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer as Backend, models, processors
+from tokenizers import Tokenizer as Backend, processors
 
 from dynadapt.model.config import ModelConfig
 from dynadapt.model.errors import ModelError
@@ -43,16 +43,22 @@ def _read(path, config):
                                     (SETTINGS, "special_tokens_map.json", "added_tokens.json", "config.json"))
     text, content = _content(path / TOKENIZER)
     where = path / SETTINGS
+    around = {key: settings.pop(key, None) for key in ("add_bos_token", "add_eos_token")}
     try:
-        _refuse_settings(settings, raw)
+        _refuse_settings(settings, legacy, around, raw)
         kind = choose_class(settings, raw, text)
         backend = _backend(path, kind, settings, text, content)
         special = read_special_tokens(settings, legacy, added, content, kind.special, _padding_token(content))
     except ModelError as error:
-        raise ModelError(error if str(error).startswith(str(path)) else f"{where}: {error}") from error
+        named = str(error).startswith(str(path))
+        other = str(error).startswith(("special_tokens_map.json: ", "added_tokens.json: ", "tokenizer.json: "))
+        raise ModelError(error if named else f"{path}/{error}" if other else f"{where}: {error}") from error
     special.add_to(backend, again=kind.adds_special)
     names = special.names()
-    _update_post_processor(backend, kind, settings, names, where)
+    if backend.post_processor is None or kind.drops_post_processor:
+        # without tokenizer.json the settings say what is put around a text; with it, its post-processor does
+        wanted = {} if content else around
+        put_around(backend, *(names.get(f"{part}_token") if wanted.get(f"add_{part}_token") else None for part in ("bos", "eos")))
     ids = {name: backend.token_to_id(token) for name, token in names.items()}
     return Tokenizer(backend, config.bos_token_id, config.eos_token_id, limit=config.vocab_size, special_ids=ids,
                      clean_up=_cleans_up(settings, backend), where=str(path / TOKENIZER))
@@ -82,7 +88,12 @@ def _content(file):
     return text, content
 
 
-def _refuse_settings(settings, raw):
+def _refuse_settings(settings, legacy, around, raw):
+    for key, value in around.items():
+        if value is not None and not isinstance(value, bool):
+            raise ModelError(f"{key} = {value!r} must be true or false")
+        if key in legacy:
+            raise ModelError(f"special_tokens_map.json: {key} = {legacy[key]!r} is not supported; accepted: absent")
     for key in ("init_inputs", "fast_tokenizer_files", "gguf_file", "tokenizer_object"):
         if settings.get(key):
             raise ModelError(f"{key} = {settings[key]!r} is not supported; accepted: absent")
@@ -121,7 +132,7 @@ def _vocabulary(path, kind, content):
         if not kind.reads_vocab or not files[1].is_file():
             raise ModelError(f"{path}: vocab.json without {TOKENIZER} needs merges.txt and is read for tokenizer_class = "
                              f"{', '.join(name for name, other in CLASSES.items() if other.reads_vocab)}, not {kind.name}")
-        return models.BPE.read_file(*map(str, files))
+        return _object(files[0]), _merges(files[1])
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         found = model.get("type") if isinstance(model, dict) else model
@@ -131,22 +142,31 @@ def _vocabulary(path, kind, content):
     return model["vocab"], [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
 
 
+def _merges(file):
+    """The pairs of a merges.txt: one a line, with a space between them, below a line that names the version."""
+    try:
+        lines = file.read_bytes().decode("utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: cannot be read ({str(error)[:200]})") from error
+    merges = [tuple(line.removesuffix("\r").split(" ")) for line in lines[: len(lines) - (not lines[-1])] if not line.startswith("#version")]
+    for number, merge in enumerate(merges):
+        if len(merge) != 2:
+            raise ModelError(f"{file}: merge {number} is {' '.join(merge)!r}; accepted: two tokens with a space between them")
+    return merges
+
+
 def _padding_token(content):
     """The token that a padding section makes a special one, although nothing is padded."""
     padding = (content or {}).get("padding")
     return None if padding is None else padding.get("pad_token")
 
 
-def _update_post_processor(backend, kind, settings, names, where):
-    """Without tokenizer.json add_bos_token and add_eos_token say what is put around a text; with it, its post-processor does."""
-    if backend.post_processor is not None and not kind.drops_post_processor:
-        return
-    wanted = settings if not (where.parent / TOKENIZER).is_file() else {}
-    begin, end = (names.get(f"{part}_token") if wanted.get(f"add_{part}_token") else None for part in ("bos", "eos"))
-    around = [token for token in (begin, end) if token is not None]
+def put_around(backend: Backend, begin: str | None, end: str | None) -> None:
+    """A post-processor that begins and ends a text with these tokens."""
     single = " ".join([*([f"{begin}:0"] if begin else []), "$A:0", *([f"{end}:0"] if end else [])])
+    around = dict.fromkeys(token for token in (begin, end) if token)
     backend.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(around)])
+        single=single, special_tokens=[(token, backend.token_to_id(token)) for token in around])
 
 
 def _cleans_up(settings, backend):

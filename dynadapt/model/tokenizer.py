@@ -87,16 +87,16 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer.json."""
-        self.backend.save(str(path))
+        Path(path).write_bytes(self.backend.to_str(pretty=True).encode("utf-8"))
 
     def fingerprint(self) -> str:
         """Hex sha256 of everything that decides the ids of a text and the bytes that each covers.
 
-        The same for the same tokenizer read from differently formatted files; what only truncates, pads or decodes has no
-        part in it. The special ids are: a run may put them between texts.
+        The same for the same tokenizer read from differently formatted files; what only truncates, pads, decodes or is put
+        around a text has no part in it. The special ids are: a run may put them between texts.
         """
         content = json.loads(self.backend.to_str())
-        for key in ("truncation", "padding", "decoder"):
+        for key in ("truncation", "padding", "post_processor", "decoder"):
             content.pop(key, None)
         content.update(bos_id=self.bos_id, eos_id=self.eos_id)
         plain = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
