@@ -100,5 +100,5 @@ def complete_adapter(directory: Path, config, out: Path) -> LoRA:
     whole = {key: tensors[key].contiguous() if key in tensors else torch.zeros(shape) for key, shape in expected.items()}
     out.mkdir(parents=True, exist_ok=True)
     save_file(whole, str(out / "adapter_model.safetensors"), metadata={"format": "pt"})
-    (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
     return LoRA(rank=rank, alpha=settings["lora_alpha"])

@@ -37,7 +37,7 @@ def export_model(run: Path, out: Path) -> Path:
         value = value.to("cpu", engine.torch_dtype)
         stored[hf_name(model.config, name)] = (value.t() if hf_transposed(model.config, name) else value).contiguous()
     save_file(stored, str(temporary / "model.safetensors"), {"format": "pt"})
-    (temporary / "config.json").write_text(json.dumps(config_to_hf(model.config), indent=2) + "\n")
+    (temporary / "config.json").write_text(json.dumps(config_to_hf(model.config), indent=2) + "\n", "utf-8")
     model.tokenizer.save(temporary / "tokenizer.json")
     temporary.rename(out)
     return out
