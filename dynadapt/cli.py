@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
-from dynadapt import linking
+from dynadapt import linking, streams
 from dynadapt.experiments.config import CHOICES, LEARNING_RATES, ConfigError, EvalConfig, parse_layers, parse_reset
 
 EVAL_EXAMPLES = """\
@@ -37,7 +37,7 @@ a sweep file has the options of `dynadapt eval`, without the dashes:
   base: {model: smollm2-135m, text: builtin:python-reference, tokens: 8192}
   grid: {adapt: [lora], lr: [0.001, 0.002], memory: [0, 512]}       # every combination
   cells: [{adapt: none}, {adapt: none, context: 512}]               # and these, one by one
-Finished cells are skipped on a second run, and cells that were stopped go on."""
+Finished cells are skipped on a second run, and cells that were stopped, killed or failed go on."""
 
 DIAGNOSE_EXAMPLES = """\
 examples:
@@ -501,13 +501,18 @@ def _add_bench_options(command) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    if arguments.command is None:
-        if not arguments.linking:
-            parser.error("the following arguments are required: COMMAND")
-        arguments.function, arguments.debug = command_linking, False
-    raise SystemExit(_guarded(arguments))
+    streams.prepare()
+    try:
+        parser = build_parser()
+        arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            if not arguments.linking:
+                parser.error("the following arguments are required: COMMAND")
+            arguments.function, arguments.debug = command_linking, False
+        code = _guarded(arguments)
+    except SystemExit as end:
+        code = end.code
+    raise SystemExit(streams.finish(code))
 
 
 def _guarded(arguments) -> int:
@@ -525,14 +530,15 @@ def _guarded(arguments) -> int:
     except KeyboardInterrupt:
         print("dynadapt: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and streams.reader_left():
+            return 1                                 # as of `dynadapt ... | head`
         if arguments.debug:
             raise
         expected = isinstance(error, (ValueError, OSError, ImportError)) or type(error).__module__.startswith("dynadapt")
         message = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
+            message += "; file names have only such characters in this locale: set PYTHONUTF8=1"
         if type(error).__name__ == "ProcessError" and os.environ.get("RANK", "0") != "0":
             return 2                                 # of several processes, the first one says it
         if expected:

@@ -141,7 +141,9 @@ def test_a_wheel_has_every_module_and_what_modules_read(wheel, source):
     assert modules | kernels | data <= found
     rest = found - modules - kernels - data
     assert {name for name in rest if not re.fullmatch(r"dynadapt/(include|share)/.*|dynadapt/(lib\w+|_C\..*)\.so", name)} == set()
-    assert {"dynadapt/libdynadapt.so", f"dynadapt/_C{sysconfig.get_config_var('EXT_SUFFIX')}"} <= rest
+    share = {f"dynadapt/share/cmake/dynadapt/dynadapt{part}.cmake" for part in ("Config", "ConfigVersion", "Targets", "Targets-release")}
+    share |= {"dynadapt/share/pkgconfig/dynadapt.pc", "dynadapt/include/dynadapt/dynadapt.h", "dynadapt/include/dynadapt/dlpack.h"}
+    assert share | {"dynadapt/libdynadapt.so", f"dynadapt/_C{sysconfig.get_config_var('EXT_SUFFIX')}"} <= rest
 
 
 def test_a_second_wheel_of_the_same_folder_holds_nothing_of_the_first(source, wheel, tmp_path):

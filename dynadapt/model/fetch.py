@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynadapt import children
+from dynadapt.cache import cache_root
 from dynadapt.model.convert import write_directory
 from dynadapt.model.json_file import read_json
 from dynadapt.model.errors import ModelError
@@ -58,8 +59,7 @@ KNOWN = {
 
 def cache_directory() -> Path:
     """Where models are kept: $DYNADAPT_CACHE, or ~/.cache/dynadapt/models."""
-    given = os.environ.get("DYNADAPT_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "dynadapt" / "models"
+    return cache_root("models")
 
 
 def cached(name: str) -> Path | None:
