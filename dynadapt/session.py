@@ -58,8 +58,11 @@ def attach(model, adapt=LoRA(), *, dtype: str | None = None, device: str | None 
             made at every step; None: 1 for LoRA, 0 for RowSparse and Full, whose copies are several times what learns.
         engine: what else ``Engine`` takes: optimizer, memory, streams, segment, reset, backend, ...
 
+    The model's own forward and the engine score 16 tokens first, which costs two short forwards and tells what the config does not
+    say: hooks, forwards that were replaced. Code that ``torch.compile`` made is made anew when a session begins and ends.
+
     Raises:
-        ModelError: a model that the engine can't compute exactly, by name.
+        ModelError: a model that the engine can't compute exactly, by name; from ``step`` for one that was changed meanwhile.
         ValueError: an argument that does not fit, or a model that another session holds.
     """
     if not is_live(model):
