@@ -59,7 +59,7 @@ class LoRALinear(torch.nn.Linear):
     Its state_dict has Linear's ``weight`` and ``bias`` and peft's ``lora_A`` [R, K] and ``lora_B`` [O, R]. B starts at zero, so
     that a new adapter changes nothing. The adapter is kept in float32 where the weight is bfloat16, and rounded for each call. On
     a CPU the packed form of the weight is kept as well (``torch_ops.freeze``): change it by copy_() or load_state_dict(), never
-    through ``weight.data``.
+    the elements of ``weight.data``.
 
     Args:
         in_features, out_features, bias, device, dtype: as for Linear.
@@ -75,7 +75,18 @@ class LoRALinear(torch.nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear, rank: int = 16, alpha: float = 32.0) -> LoRALinear:
-        """The adapter around ``linear``'s own parameters, which are frozen and shared, not copied."""
+        """The adapter around ``linear``'s own parameters, which are frozen and shared, not copied.
+
+        Raises:
+            ValueError: for what is not a plain ``torch.nn.Linear``: another class (quantised ones among them), a parametrized
+                weight, hooks or a forward of its own, all of which the new module would leave out.
+        """
+        kind = type(linear)
+        if not isinstance(linear, torch.nn.Linear) or kind.forward is not torch.nn.Linear.forward:
+            raise ValueError(f"linear is a {kind.__module__}.{kind.__name__}: expected a torch.nn.Linear with a floating-point weight")
+        if "forward" in vars(linear) or linear._forward_hooks or linear._forward_pre_hooks or "weight" not in linear._parameters:
+            raise ValueError(f"linear {tuple(linear.weight.shape)} has hooks, a parametrized weight or a forward of its own, which "
+                             "the adapter would leave out: expected one without")
         self = cls.__new__(cls)
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -110,8 +121,9 @@ class LoRALinear(torch.nn.Linear):
         return linear
 
     def _freeze(self) -> None:
-        if not self.weight.is_meta and not self.weight.requires_grad:
-            torch_ops.freeze(self.weight)
+        weight = self._parameters.get("weight")  # None where a parametrization makes a new one for every call
+        if weight is not None and not weight.is_meta and not weight.requires_grad:
+            torch_ops.freeze(weight)
 
     # What gives the module another weight tensor: to() and its like, deepcopy and unpickling, load_state_dict(assign=True).
     def _apply(self, function, recurse=True):

@@ -1,5 +1,6 @@
 """dynadapt.nn: the modules against torch's own, in eager mode and compiled; and when a frozen weight is packed anew."""
 import copy
+import io
 
 import pytest
 import torch
@@ -83,6 +84,111 @@ def test_a_packed_weight_follows_its_tensor(change):
             layer.weight[2:4] += 1
     assert kept(layer) and packing._packed(layer.weight) is not packed
     torch.testing.assert_close(layer(x), plain(layer, x), **TOLERANCE[x.dtype])
+
+
+def _swapped(layer, dtype=torch.bfloat16):
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return layer.to(dtype)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def _swap_loaded(layer):
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer.load_state_dict(with_adapter().state_dict())
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    return layer
+
+
+def _parametrized(layer):
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    return layer
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def _swapped_tensors(layer):
+    torch.utils.swap_tensors(layer.weight, torch.nn.Parameter(torch.randn(6, 8), requires_grad=False))
+    torch.utils.swap_tensors(layer.lora_B, torch.nn.Parameter(torch.randn(6, 3)))
+    return layer
+
+
+def _pickled(layer):
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def _set(layer, make):
+    layer.weight = make(layer.weight)
+    return layer
+
+
+MOVES = {
+    "swap on conversion": _swapped,
+    "swap and back": lambda layer: _swapped(_swapped(layer), torch.float32),
+    "swap on loading": _swap_loaded,
+    "swap_tensors": _swapped_tensors,
+    "bfloat16 and back": lambda layer: layer.bfloat16().float(),
+    "double": lambda layer: layer.double(),
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "pickle": _pickled,
+    "parametrize": _parametrized,
+    "parametrized and moved": lambda layer: _parametrized(layer).bfloat16().float(),
+    "another parameter": lambda layer: _set(layer, lambda w: torch.nn.Parameter(2 * w, requires_grad=False)),
+    "a transposed parameter": lambda layer: _set(layer, lambda w: torch.nn.Parameter(torch.randn(8, 6).t(), requires_grad=False)),
+    "a parameter that learns": lambda layer: _set(layer, lambda w: torch.nn.Parameter(3 * w)),
+    "a flat parameter's view": lambda layer: _set(layer, lambda w: torch.nn.Parameter(torch.randn(100)[3:51].view(6, 8), requires_grad=False)),
+    "to_empty": lambda layer: layer.to_empty(device="cpu").load_state_dict(with_adapter().state_dict()) and layer,
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_a_layer_computes_with_the_weight_it_has(move):
+    """However torch replaces parameters: value and gradients of the definition, before and after."""
+    layer = with_adapter()
+    layer(torch.randn(5, 8))
+    layer = MOVES[move](layer)
+    dtype = layer.weight.dtype
+    for _ in range(2):
+        x = torch.randn(5, 8, dtype=dtype, requires_grad=True)
+        leaves, g = [x, layer.lora_A, layer.lora_B], torch.randn(5, 6, dtype=dtype)
+        y, expected = layer(x), plain(layer, x)
+        torch.testing.assert_close(y, expected, **TOLERANCE[dtype])
+        for a, b in zip(torch.autograd.grad(y, leaves, g), torch.autograd.grad(expected, leaves, g), strict=True):
+            torch.testing.assert_close(a, b, **(TOLERANCE[dtype] if dtype != torch.bfloat16 else {"atol": 0.3, "rtol": 0.1}))
+        if not torch.nn.utils.parametrize.is_parametrized(layer):
+            with torch.no_grad():
+                layer.weight.add_(1)
+
+
+def test_a_square_layer_and_its_transposed_weight():
+    linear, x = torch.nn.Linear(8, 8), torch.randn(5, 8)
+    layer = LoRALinear.from_linear(linear, rank=2)
+    torch.testing.assert_close(layer(x), linear(x))
+    torch.testing.assert_close(torch_ops.linear(x, linear.weight.t()), x @ linear.weight)
+
+
+def test_what_an_adapter_would_leave_out_is_refused():
+    hooked, replaced = torch.nn.Linear(8, 6), torch.nn.Linear(8, 6)
+    hooked.register_forward_hook(lambda *_: None)
+    replaced.forward = lambda x: x
+    parametrized = torch.nn.Linear(8, 6)
+    torch.nn.utils.parametrize.register_parametrization(parametrized, "weight", Doubled())
+    for linear in (hooked, replaced, parametrized):
+        with pytest.raises(ValueError, match="hooks, a parametrized weight or a forward of its own"):
+            LoRALinear.from_linear(linear)
+    for linear in (with_adapter(), torch.nn.Conv1d(8, 6, 1), torch.ao.nn.quantized.dynamic.Linear(8, 6)):
+        with pytest.raises(ValueError, match=f"{type(linear).__name__}: expected a torch.nn.Linear"):
+            LoRALinear.from_linear(linear)
 
 
 def test_what_is_not_frozen_is_read_at_every_call():
