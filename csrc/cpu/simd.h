@@ -61,7 +61,9 @@ inline void assign(bf16& to, float value) {
 
 // ---- loads and stores of kWidth elements, or of the first n (the others read as 0) ----
 
-inline vfloat splat(float value) { return vfloat{} + value; }
+/// `value` in every lane, as one broadcast. x - 0 is x for every x, so the subtraction goes away; 0 + x is not (x = -0), and
+/// that addition would stay in the inner loop of every product.
+inline vfloat splat(float value) { return value - vfloat{}; }
 
 inline vfloat load(const float* from) {
   vfloat value;
