@@ -15,7 +15,6 @@ lengths and digests, and resuming refuses them by name if they are shorter or ot
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
