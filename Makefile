@@ -9,15 +9,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 NATIVE := CMakeLists.txt setup.py $(shell find csrc cmake -type f)
 
-.PHONY: demo test venv sanitize bench clean
+.PHONY: demo test package venv sanitize bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       compare ways of adapting SmolLM2-135M on a real text; table and picture in runs/demo/"
-	@echo "make test       run all tests"
+	@echo "make test       run all tests (two files at a time: make test ARGS='-n 2 --dist loadfile')"
+	@echo "make package    build the source distribution and the wheel in isolation, install and run it"
 	@echo "make venv       set up .venv with the native extension, and nothing else"
 	@echo "make bench      time one adapt step against transformers + peft (about 20 minutes)"
-	@echo "make sanitize   native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make sanitize   native tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make clean      remove .venv and build/"
 
 venv: $(VENV)/native.stamp
@@ -41,6 +42,9 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest $(ARGS)
+
+package: venv
+	$(BIN)/python -m pytest tests/test_distribution.py -m slow
 
 bench: venv
 	$(BIN)/dynadapt fetch smollm2-135m

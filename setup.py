@@ -1,11 +1,13 @@
 """Builds the native extension with CMake and Ninja; everything else is in pyproject.toml."""
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 SOURCE = Path(__file__).parent.resolve()
@@ -18,6 +20,14 @@ class CMakeExtension(Extension):
         super().__init__(name, sources=[])
 
 
+class Build(build):
+    """Starts from an empty folder: what an earlier build left there, of modules since removed, would go into the wheel."""
+
+    def run(self):
+        shutil.rmtree(Path(self.build_lib) / "dynadapt", ignore_errors=True)
+        super().run()
+
+
 class CMakeBuild(build_ext):
     """Installs dynadapt._C, libdynadapt.so, libdynadapt_cuda.so (where nvcc is found), the headers and the build files into the package."""
 
@@ -26,7 +36,7 @@ class CMakeBuild(build_ext):
         if self.inplace or getattr(self, "editable_mode", False):
             packages.append(SOURCE / "dynadapt")  # setuptools copies only the extension there, not the library it needs
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        build = SOURCE / "build" / tag
+        tree = SOURCE / "build" / tag
         jobs = self.parallel or os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or os.cpu_count() or 1
         import pybind11
 
@@ -36,17 +46,20 @@ class CMakeBuild(build_ext):
             f"-DDYNADAPT_SANITIZE={os.environ.get('DYNADAPT_SANITIZE', '')}",
             f"-DDYNADAPT_CUDA={os.environ.get('DYNADAPT_CUDA', 'AUTO')}",
         ]
-        subprocess.run(["cmake", "-G", "Ninja", "-S", SOURCE, "-B", build, *configure], check=True)
-        subprocess.run(["cmake", "--build", build, "--parallel", str(jobs)], check=True)
+        # An isolated build brings its own ninja, cmake and pybind11, and the cache names them when they are gone. Objects are kept.
+        (tree / "CMakeCache.txt").unlink(missing_ok=True)
+        subprocess.run(["cmake", "-G", "Ninja", "-S", SOURCE, "-B", tree, *configure], check=True)
+        subprocess.run(["cmake", "--build", tree, "--parallel", str(jobs)], check=True)
         for package in packages:
-            subprocess.run(["cmake", "--install", build, "--prefix", package, "--component", "python"], check=True)
+            subprocess.run(["cmake", "--install", tree, "--prefix", package, "--component", "python"], check=True)
 
 
 setup(
     packages=find_packages(include=["dynadapt", "dynadapt.*"]) + ["dynadapt.kernels"],
     package_dir={"dynadapt": "dynadapt", "dynadapt.kernels": "kernels"},
-    package_data={"dynadapt": ["*.so", "include/dynadapt/*.h", "share/cmake/dynadapt/*.cmake", "share/pkgconfig/*.pc"],
-                  "dynadapt.jax": ["ffi.cpp"], "dynadapt.experiments.compare": ["page.html"], "dynadapt.kernels": ["choices.json"], "dynadapt.plan": ["measured.json"]},
+    include_package_data=False,  # what is built is installed by CMake; what an editable build left in the tree stays out of wheels
+    package_data={"dynadapt": ["py.typed"], "dynadapt.jax": ["ffi.cpp"], "dynadapt.experiments.compare": ["page.html"],
+                  "dynadapt.kernels": ["choices.json"], "dynadapt.plan": ["measured.json"]},
     ext_modules=[CMakeExtension("dynadapt._C")],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build": Build, "build_ext": CMakeBuild},
 )

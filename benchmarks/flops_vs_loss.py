@@ -12,7 +12,6 @@ started again it goes on. --out gets results.json, report.md and claim-*.png, a 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from flops.report import markdown  # noqa: E402
 
 from dynadapt.environment import environment  # noqa: E402
 from dynadapt.experiments.config import EvalConfig  # noqa: E402
+from dynadapt.experiments.corpus_read import check_corpus, read_documents  # noqa: E402
 from dynadapt.experiments.diagnose.models import learned_engine  # noqa: E402
 from dynadapt.experiments.dyneval import Interrupted, RunOptions, build_engine, run  # noqa: E402
 from dynadapt.experiments.rundir import read_json, write_json  # noqa: E402
@@ -56,7 +56,7 @@ def joined(path: Path, out: Path) -> Path:
     """The documents of a corpus file one after the other, as one text; kept once written."""
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        texts = [json.loads(line)["text"].strip("\n") for line in path.read_text("utf-8").splitlines()]
+        texts = [text.strip("\n") for _, text in read_documents(path)]
         out.write_text("\n\n".join(texts) + "\n", "utf-8")
     return out
 
@@ -112,6 +112,8 @@ def main() -> None:
     if unknown := [name for name in arguments.texts if name not in domains]:
         raise SystemExit(f"{arguments.corpus}: holds no domain {unknown[0]!r}; there are {', '.join(domains) or 'none'} "
                          "(make it with: dynadapt corpus build --out DIR)")
+    if (arguments.corpus / "manifest.json").exists():
+        check_corpus(arguments.corpus)
     grid = GRIDS[arguments.size]
     if arguments.tokens is not None:
         if arguments.tokens < 2:

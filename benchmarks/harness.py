@@ -39,7 +39,7 @@ class Process(Child):
     def __init__(self, name: str, provider: str, options: dict, threads: int, tree: Path = ROOT):
         worker = Path(__file__).resolve().parent / "opbench" / "worker.py"
         waiting = os.environ.get("OMP_WAIT_POLICY", "passive")
-        super().__init__(name, threads, [str(worker)], {"OMP_WAIT_POLICY": waiting, "PYTHONPATH": str(tree)}, cwd=tree)
+        super().__init__(name, threads, [sys.executable, str(worker)], {"OMP_WAIT_POLICY": waiting, "PYTHONPATH": str(tree)}, cwd=tree)
         self.name = name
         self.cases = self.exchange(json.dumps({**options, "provider": provider, "threads": threads}))["cases"]
 

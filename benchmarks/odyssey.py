@@ -32,6 +32,7 @@ from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, advise, outcome_i
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
 from dynadapt.experiments.diagnose.driver import run_diagnosis
 from dynadapt.experiments.dyneval import Interrupted
+from dynadapt.experiments.corpus_read import check_corpus, read_documents
 from dynadapt.experiments.rundir import RunError, read_json, write_json
 from dynadapt.progress import Lines
 
@@ -42,7 +43,7 @@ TRAIN_EXCERPT = 4000                         # characters of each training docum
 
 def excerpts(path: Path, out: Path, characters: int, count: int | None = None) -> Path:
     """The first `characters` of documents spread over a corpus file, as a .jsonl file."""
-    documents = [json.loads(line)["text"] for line in path.read_text("utf-8").splitlines()]
+    documents = [text for _, text in read_documents(path)]
     if count is not None and len(documents) > count:
         documents = [documents[i] for i in np.linspace(0, len(documents) - 1, count).astype(int)]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -222,6 +223,8 @@ def main() -> None:
     if not there or unknown:
         raise SystemExit(f"{arguments.corpus}: holds no domain {unknown[0] if unknown else 'at all'}; there are "
                          f"{', '.join(there) or 'none'} (make it with: dynadapt corpus build --out DIR)")
+    if (arguments.corpus / "manifest.json").exists():
+        check_corpus(arguments.corpus)
     reference = sampled(arguments.model, arguments.out / "texts" / "sampled.jsonl")
     done, failed = {condition: [] for condition in arguments.conditions}, []
     for condition, name in product(arguments.conditions, arguments.domains or there):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from dynadapt.experiments.corpus import read_documents, read_manifest
+from dynadapt.experiments.corpus_read import check_corpus, part_files, read_documents
 from dynadapt.experiments.reweight import ReweightConfig
 from dynadapt.experiments.reweight.domains import Rows, encode_rows
 from dynadapt.model import random_model, tiny_config
@@ -27,7 +27,8 @@ END = "<|endoftext|>"
 
 def subset(corpus: Path, out: Path, share: float) -> dict[str, str]:
     """Paths of the domains under `out`: `share` of each one's training text, by document, and its held-out documents."""
-    return {name: str(_subset(corpus / name, out / name, share)) for name in sorted(read_manifest(corpus)["domains"])}
+    check_corpus(corpus)
+    return {name: str(_subset(corpus / name, out / name, share)) for name in sorted(part_files(corpus))}
 
 
 def _subset(source: Path, out: Path, share: float) -> Path:

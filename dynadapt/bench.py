@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from . import children
+
 PEERS = ("peft-eager", "peft-compile")
 WARM = 3
 # Nothing is timed unless the step is no further from float64 than transformers + peft in eager torch is in the same dtype
@@ -30,9 +32,9 @@ class Child:
 
     def __init__(self, provider: str, threads: int, command: list[str], environment: dict[str, str], cwd: Path | None = None):
         self.provider, self.threads = provider, threads
-        self.log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
-                                        text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads), **environment}, cwd=cwd)
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, encoding="utf-8",
+                                        env=children.environment(OMP_NUM_THREADS=str(threads), **environment), cwd=cwd)
 
     def exchange(self, line: str) -> dict:
         """Sends a line, waits for the answer. Raises RuntimeError with the end of the process's errors when it has died."""
@@ -63,7 +65,7 @@ class Worker(Child):
     def __init__(self, provider: str, options: dict, threads: int, module: str = "dynadapt.bench_worker"):
         self.compile_cache = tempfile.TemporaryDirectory()  # compiled code of earlier runs would hide what compiling costs
         started = time.time()
-        super().__init__(provider, threads, ["-m", module], {
+        super().__init__(provider, threads, children.command(module), {
             "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
             "TORCHINDUCTOR_CACHE_DIR": self.compile_cache.name})
         first = self.exchange(json.dumps({**options, "provider": provider, "threads": threads}))
@@ -277,6 +279,6 @@ def bench_step(arguments) -> int:
     print_table(result)
     if arguments.out:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n")
+        Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         print(arguments.out)
     return 0

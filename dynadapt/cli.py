@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from importlib import import_module
 
-from dynadapt import __version__, linking
+from dynadapt import __version__, linking, streams
 from dynadapt.commands.parsing import Parser, meant
 
 
@@ -154,24 +155,38 @@ def _linking(arguments) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    raise SystemExit(_guarded(parse(list(sys.argv[1:] if argv is None else argv))))
+    streams.prepare()
+    try:
+        code = _guarded(parse(list(sys.argv[1:] if argv is None else argv)))
+    except SystemExit as end:
+        code = end.code
+    raise SystemExit(streams.finish(code))
 
 
 def _guarded(arguments) -> int:
-    """Errors are one line and exit 2; what nobody foresaw says so and exits 1."""
+    """Errors are one line and exit 2; what nobody foresaw says so and exits 1. What a run has to say of itself is a line too."""
+    show = warnings.showwarning
+
+    def say(message, category, *where, **more):
+        if category.__name__ == "RunNote":
+            print(f"dynadapt: note: {message}", file=sys.stderr)
+        else:
+            show(message, category, *where, **more)
+    warnings.showwarning = say
     try:
         return arguments.function(arguments)
     except KeyboardInterrupt:
         print("dynadapt: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and streams.reader_left():
+            return 1                                 # as of `dynadapt ... | head`
         if arguments.debug:
             raise
         expected = isinstance(error, (ValueError, OSError, ImportError)) or type(error).__module__.startswith("dynadapt")
         message = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
+            message += "; file names have only such characters in this locale: set PYTHONUTF8=1"
         if type(error).__name__ == "ProcessError" and os.environ.get("RANK", "0") != "0":
             return 2                                 # of several processes, the first one says it
         if expected:
@@ -179,3 +194,5 @@ def _guarded(arguments) -> int:
             return 2
         print(f"dynadapt: error: unexpected {type(error).__name__}: {message} (--debug shows where)", file=sys.stderr)
         return 1
+    finally:
+        warnings.showwarning = show

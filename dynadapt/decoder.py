@@ -13,24 +13,42 @@ import torch
 
 from .memory import MemoryState
 from .model import ModelConfig
-from .ops import attention, cross_entropy, linear, resolve, weight_gradient
+from .ops import UnsupportedOp, attention, cross_entropy, linear, resolve, weight_gradient
 from .ops.precision import wide_dtype
 from .ranges import named, ranged
 from .weights import FrozenWeights, ModelTensors, group_sizes
 
 
 class OpSet:
-    """The ops of one backend and dtype, resolved when first used; with ``seconds`` set it adds up seconds by op."""
+    """The ops of one backend and dtype, resolved by ``resolve`` or when first used; with ``seconds`` set it adds up seconds by op."""
 
     def __init__(self, backend: str, dtype: torch.dtype):
         self.backend, self.dtype = backend, dtype
         self.choices = {}
         self.seconds: dict[str, float] | None = None
 
+    def resolve(self, names: list[str]) -> None:
+        """Finds the implementations of all ``names`` now.
+
+        Raises:
+            UnsupportedOp: naming those that nothing serves, and why.
+        """
+        missing, why = [], None
+        for name in names:
+            try:
+                self._choice(name)
+            except UnsupportedOp as error:
+                missing, why = [*missing, name], why or error
+        if missing:
+            raise UnsupportedOp(f"nothing serves {', '.join(missing)}: {why}") from why
+
+    def _choice(self, name: str):
+        return self.choices.get(name) or self.choices.setdefault(name, named(resolve(name, self.backend, self.dtype)))
+
     def __getattr__(self, name: str):
         if name.startswith("_"):
             raise AttributeError(name)
-        choice = self.choices.get(name) or self.choices.setdefault(name, named(resolve(name, self.backend, self.dtype)))
+        choice = self._choice(name)
         return choice.function if self.seconds is None else self._timed(name, choice.function)
 
     def _timed(self, name, function):

@@ -12,35 +12,36 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import wraps
 
 import torch
 
-from . import engine_state, explain as explanation
+from . import engine_state, explain as explanation, gradient_statistics
+from .adapt.flat import FlatLayout, FlatState
 from .adapt.fused import why_not_fused
 from .adapt.lora import LoraLearner
 from .adapt.own_weights import RowLearner
 from .adapt.peft_format import read_adapter
-from .adapt.resets import ChangePoint, check_reset
-from .adapt.optimizers import Adam
-from .adapt.what import LoRA, RowSparse, targeted, whole_model
+from .adapt.resets import ChangePoint
+from .adapt.what import LoRA, targeted, whole_model
 from .adapt.whole_model import ModelLearner
+from .calls import Calls, one_call, plain_torch
+from .checks import number, path
 from .decoder import Batch, Decoder, OpSet
+from .engine_arguments import DTYPES, OPTIMIZERS, Arguments  # noqa: F401
 from .flops import Ledger
 from .memory import MemoryState, Overlap, SegmentMemory
-from .model import rope_tables
-from .ops import choose_backend, choose_device
-from .ops import update as update_op
+from .model import load, rope_tables
+from .needed_ops import needed_ops
+from .ops import UnsupportedOp, update as update_op
 from .ops.precision import wide_dtype
 from .ranges import ranged
 from .static_step import StaticStep
+from .step_arguments import check_lengths, check_stream, check_streams, check_tokens, check_weights
 from .weights import FrozenWeights, group_sizes, source_weight
 from .workspace import Workspace
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
 
 @dataclass
@@ -79,9 +80,10 @@ class Engine:
     """Scores a stream of tokens and learns from each segment right after scoring it, for many streams at once.
 
     Args:
-        model: what ``dynadapt.load`` returns.
-        adapt: ``LoRA``, ``RowSparse``, ``Full`` or None (static evaluation).
-        optimizer: ``Adam``, ``AdamW``, ``SGD`` or ``RMS``; None with ``adapt`` given means ``Adam()``.
+        model: what ``dynadapt.load`` returns or takes: a known name, a path, a live transformers model.
+        adapt: ``LoRA``, ``RowSparse``, ``Full`` or None (static evaluation); "lora", "rows", "full", "none" or a class for its defaults.
+        optimizer: ``Adam``, ``AdamW``, ``SGD`` or ``RMS``, or "adam", "adamw", "sgd", "rms" or a class for its defaults; None with
+            ``adapt`` given means ``Adam()``.
         memory: ``SegmentMemory``, ``Overlap`` or None.
         streams: S independent streams, each with its own adapter, optimizer state, memory and position.
         segment: T, the largest number of tokens a step scores per stream.
@@ -99,79 +101,70 @@ class Engine:
         base: "same" (``dtype``), or "float8": frozen linear weights in float8 with a scale per row (ops/float8.py).
         static: fixed shapes and no host decision inside a step, as a CUDA graph needs; None: on a GPU only.
 
+    A call runs alone: one that begins while another runs, in a thread or a callback, is refused, and so are calls in a forked
+    process. A step completes or changes nothing: arguments are checked first, and where a step fails after it has begun to move
+    weights, every call but ``restore`` is refused from then on.
+
     Raises:
-        ValueError: naming the argument that does not fit, its value, and what would.
+        ValueError: naming the argument that does not fit, its value, and what would; ``ModelError`` for a model that can't be loaded.
+        UnsupportedOp: naming the ops of this configuration that the backend can't serve here, before any weight is read.
     """
 
     def __init__(self, model, adapt=None, optimizer=None, memory=None, streams: int = 1, segment: int = 512,
                  shared: bool = False, every: int = 1, accumulate: bool = False, reset="never", dtype: str = "bf16",
                  backend: str = "auto", seed: int = 0, device: str = "auto", batch: int | None = None,
                  recompute: bool = False, base: str = "same", static: bool | None = None):
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
-        for name, value in (("streams", streams), ("segment", segment), ("every", every)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
-        check_reset(reset)
-        if shared and reset != "never":
-            raise ValueError(f"reset={reset!r} with shared=True: one set of weights serves all rows; expected 'never'")
-        if adapt is None and optimizer is not None:
-            raise ValueError(f"optimizer={optimizer!r} with adapt=None: nothing learns; give adapt, or no optimizer")
-        self.model, self.config = model, model.config
-        self.adapt, self.memory, self.streams, self.segment = adapt, memory, streams, segment
-        self.optimizer = Adam() if adapt is not None and optimizer is None else optimizer
-        self.shared, self.every, self.accumulate, self.reset_policy, self.seed = shared, every, accumulate, reset, seed
-        self.dtype, self.torch_dtype = dtype, DTYPES[dtype]
-        self.device = choose_device(device, backend, self.torch_dtype)
-        self.backend = choose_backend(backend, self.torch_dtype, self.device.type)
-        if batch is not None and (not isinstance(batch, int) or batch < 1):
-            raise ValueError(f"batch={batch!r}: expected an integer of at least 1, or None for all streams")
-        if shared and batch is not None and batch < streams:
-            raise ValueError(f"batch={batch} with shared=True and streams={streams}: one update sees all rows; use accumulate=True with fewer rows")
-        self.recompute, self.base, self.batch = recompute, base, batch or streams
-        self._check_base()
-        self._check_memory()
-        static = self.device.type != "cpu" or self.backend == "triton" if static is None else static
-        if static and reset == "auto" and isinstance(adapt, RowSparse):
-            raise ValueError("reset='auto' with adapt=RowSparse on a GPU: which rows go back is only known there; use LoRA or Full, "
-                             "or reset at documents or every N tokens")
-        self._static = static
-        self._build()
+        given = Arguments(adapt, optimizer, memory, streams, segment, shared, every, accumulate, reset, dtype, backend, seed, device,
+                          batch, recompute, base, static)
+        with plain_torch():
+            self._make(load(model), given)
 
     # ---- construction
 
-    def _check_base(self) -> None:
-        if self.base not in ("same", "float8"):
-            raise ValueError(f"base={self.base!r}: expected 'same' or 'float8'")
-        if self.base == "float8" and self.backend == "cpu":
-            raise ValueError("base='float8' with backend='cpu': the native kernels have no float8 products; use backend='triton' on a "
-                             "GPU, or backend='reference'")
-        if self.base == "float8" and self.dtype != "bf16" and (self.dtype == "fp64" or self.device.type == "cuda"):
-            raise ValueError(f"base='float8' with dtype={self.dtype!r}: on a GPU row-wise float8 products give bf16, on the CPU bf16 or fp32")
+    def _make(self, model, given: Arguments) -> None:
+        self.model = model
+        self.config = self.model.config
+        given.check_model(self.config)
+        self.adapt, self.optimizer, self.memory = given.adapt, given.optimizer, given.memory
+        self.streams, self.segment, self.window = given.streams, given.segment, given.window
+        self.shared, self.every, self.accumulate, self.reset_policy = given.shared, given.every, given.accumulate, given.reset
+        self.seed, self.recompute, self.base, self.batch = given.seed, given.recompute, given.base, given.batch or given.streams
+        self.dtype, self.torch_dtype, self.device, self.backend = given.dtype, given.torch_dtype, given.device, given.backend
+        self._static, self.lowest = given.static, given.lowest(self.config.layers)
+        self.calls = Calls()
+        self._resolve_ops()
+        self._build()
 
-    def _check_memory(self) -> None:
-        learned_positions = self.config.rope_theta is None
-        if isinstance(self.memory, SegmentMemory) and learned_positions:
-            raise ValueError(f"memory={self.memory!r}: {self.config.family} has learned absolute positions, which cannot "
-                             "count inside a moving window; use Overlap(context) instead")
-        if self.memory is not None and not isinstance(self.memory, (SegmentMemory, Overlap)):
-            raise ValueError(f"memory={self.memory!r}: expected SegmentMemory, Overlap or None")
-        extra = {SegmentMemory: lambda m: m.capacity, Overlap: lambda m: m.context}
-        self.window = self.segment + (extra[type(self.memory)](self.memory) if self.memory else 0)
-        if self.window > self.config.max_positions:
-            text = f"window of {self.window} tokens (segment {self.segment} and memory) exceeds the model's {self.config.max_positions} positions"
-            if learned_positions:
-                raise ValueError(text)
-            warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=3)
+    def _resolve_ops(self) -> None:
+        """Every op that a call of this configuration may need, before anything is made for it."""
+        self.ops = OpSet(self.backend, self.torch_dtype)
+        whole = whole_model(self.adapt)
+        self._fused = self._static and self.adapt is not None and why_not_fused(self.optimizer, self.accumulate, whole) is None
+        try:
+            self.ops.resolve(needed_ops(self, self._static, self._fused))
+        except UnsupportedOp as error:
+            remedy = "; use static=False" if self._static and self.backend == "cpu" else ""
+            raise UnsupportedOp(f"backend={self.backend!r} with dtype={self.dtype!r}, static={self._static}: {error}{remedy}") from error
+        if self.adapt is not None and self.optimizer.kind not in OPTIMIZERS:
+            self._try_update()
+
+    def _try_update(self) -> None:
+        """An optimizer from elsewhere: whether the backend's update knows its kind, asked for a stream that does not move."""
+        state = FlatState(FlatLayout({"nothing": (1,)}), 1, self.optimizer, self.torch_dtype, separate_working=False, device=self.device)
+        state.prior = torch.zeros_like(state.master[0])
+        if self.optimizer.uses_statistics:
+            state.set_statistics(torch.ones_like(state.master[0]))
+        try:
+            state.update(self.ops.update, torch.full((1,), -1, dtype=torch.int32, device=self.device), torch.zeros(1, device=self.device))
+        except ValueError as error:
+            raise ValueError(f"optimizer={self.optimizer!r} with backend={self.backend!r}: {error}") from error
 
     def _build(self) -> None:
         c = self.config
-        self.ops = OpSet(self.backend, self.torch_dtype)
         self.workspace = Workspace(self.torch_dtype, self.device, pinned=self._static)
         self.ledger = Ledger()
         sizes = group_sizes(c)
         learning = targeted(self.adapt, c.layers)
-        self.lowest = (-1, "embed") if whole_model(self.adapt) else learning[0] if learning else None
         own_weights = self.adapt is not None and not isinstance(self.adapt, LoRA)
         slots = 1 if self.shared else self.streams
         self.learners = self._learners(own_weights, slots, sizes)
@@ -202,7 +195,7 @@ class Engine:
         """One LoRA learner serves every slot; weights of one's own need a learner a slot."""
         if self.adapt is None:
             return []
-        keep_grad = not self._static or why_not_fused(self.optimizer, self.accumulate, whole_model(self.adapt)) is not None
+        keep_grad = not self._fused
         if not own_weights:
             return [LoraLearner(self.adapt, self.optimizer, sizes, slots, self.torch_dtype, self.seed, self.device, keep_grad)]
         keep_prior = self._static and self.reset_policy == "auto"
@@ -259,34 +252,45 @@ class Engine:
     # ---- streams
 
     def _check_stream(self, stream: int) -> int:
-        if not 0 <= stream < self.streams:
-            raise ValueError(f"stream={stream}: expected 0..{self.streams - 1}")
-        return stream
+        return check_stream(stream, self.streams)
 
+    def _check_lr(self, lr: float) -> float:
+        if self.optimizer is None:
+            raise ValueError(f"lr={lr!r}: nothing learns in this engine (adapt=None)")
+        return number("lr", lr, "a finite number >= 0")
+
+    @one_call
+    @_on_device
     def enter(self, stream: int, lr: float | None = None) -> None:
         """A new document takes the slot: memory and position cleared, adapter reset iff reset="document"."""
-        self._check_stream(stream)
+        stream, lr = self._check_stream(stream), None if lr is None else self._check_lr(lr)
+        self.calls.moving()
         old = self.state[stream]
         self.state[stream] = StreamState(segments=old.segments if self.accumulate else 0, since_reset=old.since_reset,
                                          change=old.change)
         if self.decoder.memory is not None:
             self.decoder.memory.clear(stream)
         if self.reset_policy == "document":
-            self.reset(stream)
+            self.put_back(stream)
         if lr is not None:
-            self.set_lr(stream, lr)
+            self.lr[0 if self.shared else stream] = lr
 
+    @one_call
     def set_lr(self, stream: int, lr: float) -> None:
         """The stream's own learning rate from now on."""
-        if self.optimizer is None:
-            raise ValueError(f"lr={lr}: nothing learns in this engine (adapt=None)")
-        if not lr >= 0:
-            raise ValueError(f"lr={lr}: expected a number >= 0")
+        lr = self._check_lr(lr)
         self.lr[0 if self.shared else self._check_stream(stream)] = lr
 
+    @one_call
+    @_on_device
     def reset(self, stream: int) -> None:
         """The stream's weights and optimizer state back to the prior; its memory stays."""
-        self._check_stream(stream)
+        stream = self._check_stream(stream)
+        self.calls.moving()
+        self.put_back(stream)
+
+    def put_back(self, stream: int) -> None:
+        """What ``reset`` does, inside a call."""
         if not self.learners:
             return
         if len(self.learners) > 1:
@@ -301,58 +305,79 @@ class Engine:
     # ---- the step
 
     @ranged("step")
+    @one_call
     @_on_device
     def step(self, tokens: torch.Tensor, lengths=None, streams=None, weights=None) -> torch.Tensor:
         """Score each row's tokens, then learn from them.
 
         Args:
-            tokens: int64 [R, T+1]; inputs are tokens[:, :-1], targets tokens[:, 1:]. A stream's next call starts with
-                the token that this one ended with.
-            lengths: R numbers on the host, how many targets of each row count; 0 = the row rests. None: all T.
-            streams: R stream numbers on the host, whose text each row is; None: rows 0..S-1 are the streams in order.
+            tokens: token ids [R, T+1], a tensor or array of any integer type or nested lists; inputs are tokens[:, :-1], targets
+                tokens[:, 1:]. A stream's next call starts with the token that this one ended with.
+            lengths: R numbers, how many targets of each row count; 0 = the row rests. None: all T.
+            streams: R stream numbers, whose text each row is; None: rows 0..S-1 are the streams in order.
                 With more streams than rows, documents enter and leave by these numbers alone.
-            weights: R numbers on the host, what each row's loss counts in what is learned; None: 1 each.
+            weights: R numbers of at least 0, what each row's loss counts in what is learned; None: 1 each.
+                (Of these three, tensors on a device are waited for.)
 
         Returns:
             nll float32 [R, T] in nats on the engine's device, computed before the update that saw these tokens; 0 beyond
             ``lengths``. On a GPU the call returns before the work is done; reading the scores waits for it.
-        """
-        tokens, lengths, streams = self._check_step(tokens, lengths, streams)
-        self.ledger.begin_step()
-        self._row_weights = None if weights is None else self._check_weights(weights, streams)
-        if self.static:
-            return self.static.run(tokens, lengths, streams)
-        if streams != list(range(self.streams)):
-            tokens, lengths = self._scatter(tokens, lengths, streams)
-            return self._step_host(tokens, lengths)[streams]
-        return self._step_host(tokens, lengths)
 
+        Raises:
+            ValueError: naming the argument that does not fit; nothing has changed.
+            RuntimeError: an optimizer without its statistics; another call runs; an earlier step failed half-way.
+        """
+        if self.learners:
+            self.learners[0].state.check_statistics()
+        streams = check_streams(streams, self.streams)
+        tokens = check_tokens(tokens, len(streams), self.segment + 1, self.config.vocab_size, self.device, looks=self.device.type == "cpu")
+        if tokens.device.type != "cpu" and isinstance(self.memory, Overlap):
+            raise ValueError(f"tokens is on {tokens.device}: memory=Overlap needs them on the CPU, where it keeps the last ones")
+        lengths = check_lengths(lengths, len(streams), tokens.shape[1] - 1)
+        self._row_weights = None if weights is None else self._weights_by_stream(check_weights(weights, len(streams)), streams)
+        with self._counted():
+            if self.static:
+                return self.static.run(tokens, lengths, streams)
+            if streams != list(range(self.streams)):
+                tokens, lengths = self._scatter(tokens, lengths, streams)
+                return self._step_host(tokens, lengths)[streams]
+            return self._step_host(tokens, lengths)
+
+    @contextmanager
+    def _counted(self):
+        """A step in the ledger, which a step that fails does not enter."""
+        totals, last = dict(self.ledger.totals), self.last
+        self.ledger.begin_step()
+        try:
+            yield
+        except BaseException:
+            self.ledger.totals, self.last = totals, last
+            self.ledger.begin_step()
+            if self.static:
+                self.static.drop_graphs()  # a recording that never ran to its end
+            raise
+
+    @one_call
     @_on_device
     def score(self, tokens: torch.Tensor, stream: int = 0) -> torch.Tensor:
-        """NLL [R, T] of int64 tokens [R, T+1] with one stream's weights as they are now; for any number of rows.
+        """NLL [R, T] of token ids [R, T+1] with one stream's weights as they are now; for any number of rows.
 
         Nothing learns, and memory is neither read nor written. Its FLOPs count as forward; ``ledger.step`` has them alone.
         """
-        tokens = torch.as_tensor(tokens, dtype=torch.int64)
-        if tokens.dim() != 2 or not 2 <= tokens.shape[1] <= self.window + 1:
-            raise ValueError(f"tokens has shape {tuple(tokens.shape)}: expected [rows, 2..{self.window + 1}]")
-        self._check_ids(tokens)
-        stream = 0 if self.shared else self._check_stream(stream)
+        tokens = check_tokens(tokens, None, self.window + 1, self.config.vocab_size, self.device)
+        stream = self._check_stream(stream)
+        stream = 0 if self.shared else stream
         rows, learner = tokens.to(self.device), self._learner([stream])
         slot = torch.tensor([0 if len(self.learners) > 1 else stream], dtype=torch.int32, device=self.device)
         numbers = range(tokens.shape[0])
         batch = Batch(rows[:, :-1].contiguous(), slot, torch.tensor(numbers, dtype=torch.int32, device=self.device), tuple(numbers))
-        self.ledger.begin_step()
-        with self._without_memory():
+        with self._counted(), self.without_memory():
             hidden = self.decoder.forward(batch, learner, None)
             nll, _ = self.decoder.score(hidden, None, rows[:, 1:].reshape(-1), None)
         return nll.view(tokens.shape[0], -1).clone()
 
-    def _check_weights(self, weights, streams) -> list[float]:
+    def _weights_by_stream(self, weights: list[float], streams: list[int]) -> list[float]:
         """Of all streams, 1 for those that have no row."""
-        weights = [float(w) for w in weights]
-        if len(weights) != len(streams) or not all(0 <= w < float("inf") for w in weights):
-            raise ValueError(f"weights={weights}: expected {len(streams)} numbers of at least 0")
         whole = [1.0] * self.streams
         for stream, weight in zip(streams, weights):
             whole[stream] = weight
@@ -375,36 +400,14 @@ class Engine:
         self.last.flops = dict(self.ledger.step)
         return nll
 
-    def _check_ids(self, tokens) -> None:
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(f"tokens hold ids {low}..{high}: expected 0..{self.config.vocab_size - 1}")
-
     @contextmanager
-    def _without_memory(self):
+    def without_memory(self):
         """Passes inside neither read nor write the segment memory."""
         memory, self.decoder.memory = self.decoder.memory, None
         try:
             yield
         finally:
             self.decoder.memory = memory
-
-    def _check_step(self, tokens, lengths, streams):
-        tokens = torch.as_tensor(tokens, dtype=torch.int64)
-        streams = list(range(self.streams)) if streams is None else [int(s) for s in streams]
-        if len(set(streams)) != len(streams) or any(not 0 <= s < self.streams for s in streams):
-            raise ValueError(f"streams={streams}: expected different numbers in 0..{self.streams - 1}")
-        if tokens.dim() != 2 or tokens.shape[0] != len(streams) or not 2 <= tokens.shape[1] <= self.segment + 1:
-            raise ValueError(f"tokens has shape {tuple(tokens.shape)}: expected [{len(streams)}, 2..{self.segment + 1}]")
-        if tokens.device.type == "cpu":  # on a device the step itself looks, see static_step.py
-            self._check_ids(tokens)
-        elif self.device.type == "cpu":
-            raise ValueError(f"tokens is on {tokens.device}: this engine works on the CPU (device={str(self.device)!r})")
-        width = tokens.shape[1] - 1
-        lengths = [width] * len(streams) if lengths is None else [int(n) for n in lengths]
-        if len(lengths) != len(streams) or any(not 0 <= n <= width for n in lengths):
-            raise ValueError(f"lengths={lengths}: expected {len(streams)} numbers in 0..{width}")
-        return tokens, lengths, streams
 
     def _batches(self, lengths):
         """(streams, learn, update) of the passes of this step: streams that do the same work go together."""
@@ -456,6 +459,7 @@ class Engine:
         scores, dhidden = self._score(batch, hidden, targets, counts, learn)
         for i, s in enumerate(streams):
             nll[s, : counts[i]] = scores[i][: counts[i]]
+        self.calls.moving()
         resets = [s for i, s in enumerate(streams) if self._reset_due(s, counts[i], scores[i][: counts[i]])]
         if learn and len(resets) < len(streams):
             self.decoder.backward(batch, learner, self.lowest, dhidden, self.accumulate)
@@ -465,7 +469,7 @@ class Engine:
                 self._update(learner, streams, resets)
         self.decoder.count_memory(batch.inputs.shape[1], self.decoder.lengths)
         for s in resets:
-            self.reset(s)
+            self.put_back(s)
             self.last.was_reset[s] = True
         self.decoder.advance_memory(batch, counts)
         self._advance_streams(tokens, lengths, streams)
@@ -522,51 +526,20 @@ class Engine:
 
     # ---- statistics, saving
 
+    @one_call
     @_on_device
     def gather_statistics(self, segments) -> int:
         """Frozen gradient statistics for ``RMS`` at the prior: MS = sqrt(mean over segments of g^2).
 
         Args:
-            segments: iterable of int64 [T+1] token tensors of the statistics text, each one gradient.
+            segments: iterable of token ids [T+1] of the statistics text, each one gradient.
 
         Returns:
             The number of segments used. These gradients are not counted in ``flops``.
         """
-        if self.optimizer is None or not self.optimizer.uses_statistics:
-            raise ValueError(f"optimizer={self.optimizer!r}: only RMS uses gradient statistics")
-        totals, learner, count = dict(self.ledger.totals), self.learners[0], 0
-        squares = torch.zeros_like(learner.state.master[0])
-        learner.state.take_gradients()
-        for segment in segments:
-            row = torch.as_tensor(segment, dtype=torch.int64).view(1, -1)
-            learner.choosing_rows = count == 0
-            self._prior_gradient(row, learner)
-            squares += learner.state.grad[0].square()
-            learner.state.grad.zero_()
-            count += 1
-        learner.state.release_gradients()
-        learner.choosing_rows = False
-        if not count:
-            raise ValueError("segments: empty; RMS needs at least one segment of statistics text")
-        for other in self.learners:
-            other.take_statistics(squares / count, learner)
-        self.ledger.totals = totals
-        if self.static:
-            self.static.drop_graphs()  # they hold the addresses of older statistics
-        return count
+        return gradient_statistics.gather(self, segments)
 
-    def _prior_gradient(self, row: torch.Tensor, learner) -> None:
-        if not 2 <= row.shape[1] <= self.window + 1:
-            raise ValueError(f"segments: one has {row.shape[1]} tokens; expected 2..{self.window + 1}")
-        row = row.to(self.device)
-        zero, count = torch.zeros(1, dtype=torch.int32, device=self.device), row.shape[1] - 1
-        weights = torch.full((count,), 1.0 / count, dtype=self.decoder.stat_dtype, device=self.device)
-        batch = Batch(row[:, :-1].contiguous(), zero, zero, (0,))
-        with self._without_memory():
-            hidden = self.decoder.forward(batch, learner, self.lowest)
-            _, dhidden = self.decoder.score(hidden, None, row[0, 1:].contiguous(), weights)
-            self.decoder.backward(batch, learner, self.lowest, dhidden, False)
-
+    @one_call
     def load_adapter(self, directory, stream: int = 0) -> None:
         """Put a PEFT adapter of the same rank, alpha and targets into one stream; its optimizer state starts anew.
 
@@ -574,14 +547,18 @@ class Engine:
         """
         if not isinstance(self.adapt, LoRA):
             raise ValueError(f"adapt={self.adapt!r}: only an engine with LoRA takes adapters")
-        slot = 0 if self.shared else self._check_stream(stream)
-        read_adapter(directory, self.learners[0], self.config, slot)
+        slot = self._check_stream(stream)
+        slot = 0 if self.shared else slot
+        read_adapter(path("directory", directory), self.learners[0], self.config, slot)  # all of it or nothing
         self.learners[0].state.clear(slot)
 
+    @one_call
     def save(self, directory) -> None:
         """Write everything that resuming bit for bit needs; LoRA adapters also as PEFT directories."""
-        engine_state.save(self, directory)
+        engine_state.save(self, path("directory", directory))
 
     def restore(self, directory) -> None:
-        """Take back a state written by ``save`` in an engine of the same configuration."""
-        engine_state.restore(self, directory)
+        """Take back a state written by ``save`` in an engine of the same configuration, be it one that a failed step has damaged."""
+        directory = path("directory", directory)
+        with self.calls.call("restore", mends=True):
+            engine_state.restore(self, directory)

@@ -38,7 +38,7 @@ def package_versions() -> dict[str, str]:
 
 def cpu_name() -> str:
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -61,7 +61,7 @@ def gpu_name() -> str | None:
 def openmp_runtimes() -> list[str]:
     """File names of the OpenMP runtimes in this process; more than one is a fault of the installation."""
     try:
-        with open("/proc/self/maps") as file:
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
             paths = {os.path.realpath(line.split()[-1]) for line in file if "/" in line}
     except OSError:
         return []
@@ -71,7 +71,7 @@ def openmp_runtimes() -> list[str]:
 def peak_memory_bytes() -> int:
     """Largest resident size of this process so far (VmHWM, which unlike getrusage starts anew at exec)."""
     try:
-        with open("/proc/self/status") as file:
+        with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         import resource

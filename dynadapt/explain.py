@@ -6,34 +6,7 @@ import time as clock
 
 import torch
 
-from .adapt.what import whole_model
-
-STEP_OPS = ("embedding_forward", "norm_forward", "norm_backward", "linear_forward", "linear_backward", "lora_gradient",
-            "weight_gradient", "lora_gradient_update", "weight_gradient_update", "row_scores", "head_norm_forward", "head_norm_backward",
-            "attention_forward", "attention_backward", "activation_forward", "activation_backward", "cross_entropy",
-            "cross_entropy_weight_gradient", "embedding_backward", "bias_gradient", "update", "memory_advance", "memory_fill", "reset")
-BACKWARD_OPS = {"norm_backward", "linear_backward", "head_norm_backward", "attention_backward", "activation_backward"}
-
-
-def _used(engine):
-    """Names of the ops that this configuration's step calls."""
-    static, learns = engine.static, bool(engine.learners)
-    fused = learns and static is not None and static.fused
-    lora = learns and not engine.learners[0].owns_weights
-    segment_memory = engine.decoder.memory is not None
-    whole = whole_model(engine.adapt)
-    used = {
-        "embedding_forward": engine.weights.table is not None,
-        "head_norm_forward": engine.config.qk_norm, "head_norm_backward": engine.config.qk_norm and learns,
-        "lora_gradient": lora and not fused, "lora_gradient_update": lora and fused,
-        "weight_gradient": learns and not lora and not fused, "weight_gradient_update": learns and not lora and fused,
-        "cross_entropy_weight_gradient": whole, "embedding_backward": whole, "bias_gradient": whole and bool(engine.weights.bias),
-        "row_scores": getattr(engine.adapt, "select", None) == "gradient",
-        "update": learns and not fused, "reset": static is not None and static.auto,
-        "memory_advance": static is not None and segment_memory, "memory_fill": static is not None and segment_memory,
-    }
-    return [name for name in STEP_OPS if used.get(name, learns or name not in BACKWARD_OPS)]
-
+from .needed_ops import needed_ops
 
 def _how_it_runs(engine) -> list[str]:
     """Graph or host, fused update or not, launches a step."""
@@ -60,11 +33,12 @@ def timed_steps(engine, steps: int = 3) -> tuple[float, dict[str, float], dict[s
     from .engine import Engine
 
     twin = Engine(engine.model, engine.adapt, engine.optimizer, engine.memory, engine.streams, engine.segment, engine.shared,
-                  1, False, "never", engine.dtype, engine.backend, engine.seed, str(engine.device), engine.batch, engine.recompute, engine.base)
+                  1, False, "never", engine.dtype, engine.backend, engine.seed, str(engine.device), engine.batch, engine.recompute, engine.base,
+                  engine.static is not None)
     generator = torch.Generator().manual_seed(0)
     tokens = lambda: torch.randint(engine.config.vocab_size, (engine.streams, engine.segment + 1), generator=generator)  # noqa: E731
     if engine.optimizer is not None and engine.optimizer.uses_statistics:
-        twin.gather_statistics(tokens()[:1])
+        twin.gather_statistics(list(tokens()[:1]))
     if twin.static:
         twin.static.capture = False  # ops one by one, each waited for: their sum is more than a graph takes
     twin.step(tokens())
@@ -88,8 +62,7 @@ def explain(engine, time: bool = False) -> str:
     lines += [f"remembers: {engine.memory or 'nothing'}",
               f"streams {engine.streams} x segment {engine.segment}, {engine.dtype}, backend {engine.backend} on {engine.device}",
               *_how_it_runs(engine), "", "op                    implementation"]
-    for name in _used(engine):
-        getattr(engine.ops, name)
+    for name in needed_ops(engine, engine.static is not None, engine.static is not None and engine.static.fused):
         choice = engine.ops.choices[name]
         lines.append(f"{name:<21} {choice.backend}: {choice.reason}")
     if time:

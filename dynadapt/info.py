@@ -33,7 +33,7 @@ def facts() -> dict[str, str]:
         "OpenMP": ", ".join(runtimes) + (" (more than one: results and speed suffer)" if len(runtimes) > 1 else "") if runtimes else "none",
         "packages": ", ".join(f"{name} {version}" for name, version in found["packages"].items() if name != "torch"),
         "variables": ", ".join(f"{name}={value}" for name, value in found["variables"].items()) or "none set",
-        "models": ", ".join(cached_models()) or "none in the cache (dynadapt fetch smollm2-135m)",
+        "models": cached_models(),
     }
 
 
@@ -51,6 +51,11 @@ def backends() -> list[str]:
     return usable
 
 
-def cached_models() -> list[str]:
+def cached_models() -> str:
+    """Their names, or why there are none."""
+    from dynadapt.model import ModelError
     from dynadapt.model.fetch import KNOWN, cached
-    return [name for name in KNOWN if cached(name)]
+    try:
+        return ", ".join(name for name in KNOWN if cached(name)) or "none in the cache (dynadapt fetch smollm2-135m)"
+    except (OSError, ModelError) as error:
+        return f"the cache can't be read: {error}"

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .checks import choice, integer, keep
+
 
 @dataclass(frozen=True)
 class SegmentMemory:
@@ -27,12 +29,9 @@ class SegmentMemory:
     refresh: str = "keep"
 
     def __post_init__(self):
-        if self.length < 1:
-            raise ValueError(f"length={self.length}: expected at least 1 token (memory=None for no memory)")
-        if self.sinks < 0:
-            raise ValueError(f"sinks={self.sinks}: expected at least 0")
-        if self.refresh not in ("keep", "reproject"):
-            raise ValueError(f"refresh={self.refresh!r}: expected keep or reproject (for recompute use Overlap)")
+        keep(self, length=integer("length", self.length, expected="a number of tokens of at least 1 (memory=None for no memory)"),
+             sinks=integer("sinks", self.sinks, least=0))
+        choice("refresh", self.refresh, ("keep", "reproject"), " (for recompute use Overlap)")
 
     @property
     def capacity(self) -> int:
@@ -46,8 +45,7 @@ class Overlap:
     context: int = 512
 
     def __post_init__(self):
-        if self.context < 1:
-            raise ValueError(f"context={self.context}: expected at least 1 token (memory=None for none)")
+        keep(self, context=integer("context", self.context, expected="a number of tokens of at least 1 (memory=None for none)"))
 
 
 class WindowStore:

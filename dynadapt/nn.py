@@ -20,11 +20,13 @@ class LinearCrossEntropy(torch.nn.Module):
     ``torch_ops.freeze(head.weight)`` keeps it packed between calls.
 
     Args:
-        reduction: "mean" over the targets that count, "sum", or "none"; gradients are right for each.
+        reduction: "mean" over the targets that count, "sum", or "none"; gradients are right for each. The mean over none is
+            NaN, its gradient 0.
         ignore_index: targets with this value do not count.
 
     Raises:
-        ValueError: for another reduction, or where the shapes do not fit.
+        ValueError: for another reduction, where the shapes do not fit, and for a target that is neither a row of weight nor
+            ``ignore_index`` (on a GPU a device-side assertion, as in torch).
 
     Source: ``dynadapt.ops.cross_entropy``.
     """
@@ -33,15 +35,19 @@ class LinearCrossEntropy(torch.nn.Module):
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}")
+        if not isinstance(ignore_index, int):
+            raise ValueError(f"ignore_index={ignore_index!r}: expected a whole number")
         self.reduction, self.ignore_index = reduction, ignore_index
 
     def forward(self, input: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """input [..., H], weight [V, H], target int64 [...] -> a scalar, or [...] for reduction="none"."""
-        ignored = target == self.ignore_index
-        nll = torch_ops.cross_entropy(input, weight, target.masked_fill(ignored, -1))
+        targets, count = torch.ops.dynadapt.scored_targets(target.reshape(-1), weight.shape[0], self.ignore_index)
+        nll = torch_ops.cross_entropy(input, weight, targets.view(target.shape))
         if self.reduction == "none":
             return nll
-        return nll.sum() if self.reduction == "sum" else nll.sum() / (~ignored).sum()
+        total = nll.sum()
+        # Where no target counts the mean is 0 / 0, as torch's is, and its gradient 0: outside of the division.
+        return total if self.reduction == "sum" else torch.where(count == 0, math.nan, total / count.clamp(min=1))
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}"
@@ -53,7 +59,7 @@ class LoRALinear(torch.nn.Linear):
     Its state_dict has Linear's ``weight`` and ``bias`` and peft's ``lora_A`` [R, K] and ``lora_B`` [O, R]. B starts at zero, so
     that a new adapter changes nothing. The adapter is kept in float32 where the weight is bfloat16, and rounded for each call. On
     a CPU the packed form of the weight is kept as well (``torch_ops.freeze``): change it by copy_() or load_state_dict(), never
-    through ``weight.data``.
+    the elements of ``weight.data``.
 
     Args:
         in_features, out_features, bias, device, dtype: as for Linear.
@@ -69,7 +75,18 @@ class LoRALinear(torch.nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear, rank: int = 16, alpha: float = 32.0) -> LoRALinear:
-        """The adapter around ``linear``'s own parameters, which are frozen and shared, not copied."""
+        """The adapter around ``linear``'s own parameters, which are frozen and shared, not copied.
+
+        Raises:
+            ValueError: for what is not a plain ``torch.nn.Linear``: another class (quantised ones among them), a parametrized
+                weight, hooks or a forward of its own, all of which the new module would leave out.
+        """
+        kind = type(linear)
+        if not isinstance(linear, torch.nn.Linear) or kind.forward is not torch.nn.Linear.forward:
+            raise ValueError(f"linear is a {kind.__module__}.{kind.__name__}: expected a torch.nn.Linear with a floating-point weight")
+        if "forward" in vars(linear) or linear._forward_hooks or linear._forward_pre_hooks or "weight" not in linear._parameters:
+            raise ValueError(f"linear {tuple(linear.weight.shape)} has hooks, a parametrized weight or a forward of its own, which "
+                             "the adapter would leave out: expected one without")
         self = cls.__new__(cls)
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -104,8 +121,9 @@ class LoRALinear(torch.nn.Linear):
         return linear
 
     def _freeze(self) -> None:
-        if not self.weight.is_meta and not self.weight.requires_grad:
-            torch_ops.freeze(self.weight)
+        weight = self._parameters.get("weight")  # None where a parametrization makes a new one for every call
+        if weight is not None and not weight.is_meta and not weight.requires_grad:
+            torch_ops.freeze(weight)
 
     # What gives the module another weight tensor: to() and its like, deepcopy and unpickling, load_state_dict(assign=True).
     def _apply(self, function, recurse=True):

@@ -11,6 +11,7 @@ What the engine remembers in activations (``memory``) is its own: the live model
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,15 @@ import torch
 
 from . import engine_state
 from .adapt.what import LoRA, RowSparse, targeted, whole_model
+from .checks import token_ids
 from .engine import DTYPES, Engine
+from .engine_arguments import as_adapt
 from .model import ModelError, from_state, layout
 from .model.layout import hf_transposed
 from .model.live import is_live, load_live, match_live
+from .model.live_state import refuse_changes, unlike
 
+PROBE_TOKENS = 16  # scored by model and engine when they come together: two forwards
 _held: WeakSet[torch.nn.Module] = WeakSet()  # every module of every model that a session holds
 
 
@@ -47,7 +52,7 @@ def attach(model, adapt=LoRA(), *, dtype: str | None = None, device: str | None 
 
     Args:
         model: a transformers model of a supported family, all of it on one device.
-        adapt: ``LoRA``, ``RowSparse``, ``Full``, or None to score only.
+        adapt: ``LoRA``, ``RowSparse``, ``Full``, or None to score only; as ``Engine`` takes it.
         dtype: of the engine's arithmetic, "bf16", "fp32" or "fp64"; None: the model's own. RowSparse and Full take no other,
             since what they learn is written into the model.
         device: the engine's; None: the model's.
@@ -55,15 +60,18 @@ def attach(model, adapt=LoRA(), *, dtype: str | None = None, device: str | None 
             made at every step; None: 1 for LoRA, 0 for RowSparse and Full, whose copies are several times what learns.
         engine: what else ``Engine`` takes: optimizer, memory, streams, segment, reset, backend, ...
 
+    The model's own forward and the engine score 16 tokens first, which costs two short forwards and tells what the config does not
+    say: hooks, forwards that were replaced. Code that ``torch.compile`` made is made anew when a session begins and ends.
+
     Raises:
-        ModelError: a model that the engine can't compute exactly, by name.
+        ModelError: a model that the engine can't compute exactly, by name; from ``step`` for one that was changed meanwhile.
         ValueError: an argument that does not fit, or a model that another session holds.
     """
     if not is_live(model):
         raise ValueError(f"model is a {type(model).__name__}: attach takes a live transformers model (dynadapt.load takes files)")
     if any(module in _held for module in model.modules()):
         raise ValueError(f"model {type(model).__name__} is attached already: detach the session that holds it first")
-    return Session(model, adapt, dtype, device, history, engine)
+    return Session(model, as_adapt(adapt), dtype, device, history, engine)
 
 
 class Session:
@@ -85,8 +93,11 @@ class Session:
             own = {name: self._originals[name] if name in self._originals else source.tensor(name) for name in source.names()}
             source = from_state(source.config, own, source.tokenizer, source.name)
         self.engine = Engine(source, adapt=adapt, dtype=dtype, device=device or _one_device(stored, state), **engine)
+        self._check_same_scores(state, stored)
         self._history: deque[Snapshot] = deque(maxlen=_choose_history(history, adapt))
         self._hooks = self._hook_linears() if isinstance(adapt, LoRA) else []
+        _forget_compiled()
+        self._shared = {} if self._originals else {key: (state[key].data_ptr(), _version(state[key])) for key in stored.values()}
         self._modules = WeakSet(model.modules())
         _held.update(self._modules)
 
@@ -106,8 +117,9 @@ class Session:
     def step(self, tokens, lengths=None, streams=None, weights=None) -> torch.Tensor:
         """``Engine.step``: nll [R, T] in nats of int64 tokens [R, T+1] (or [T+1], one row), scored before they are learned."""
         self._check_open()
-        tokens = torch.as_tensor(tokens)
+        tokens = token_ids("tokens", tokens)
         tokens = tokens[None] if tokens.dim() == 1 else tokens
+        self._check_unchanged()
         before = self.snapshot() if self._history.maxlen else None
         nll = self.engine.step(tokens, lengths, streams, weights)
         if before is not None:
@@ -132,8 +144,9 @@ class Session:
     def snapshot(self) -> Snapshot:
         """A copy of where the session is, which ``rollback`` goes back to as often as asked."""
         self._check_open()
-        tensors = {name: t.clone() for name, t in engine_state.state_tensors(self.engine).items()}
-        return Snapshot(id(self), tensors, engine_state.state_counts(self.engine))
+        with self.engine.calls.call("snapshot"):
+            tensors = {name: t.clone() for name, t in engine_state.state_tensors(self.engine).items()}
+            return Snapshot(id(self), tensors, engine_state.state_counts(self.engine))
 
     def rollback(self, to: int | Snapshot = 1) -> None:
         """Back by ``to`` steps, or to what ``snapshot`` gave: the steps after it are as if they had not been.
@@ -148,7 +161,8 @@ class Session:
             self._history.clear()
         else:
             target = self._take_back(to)
-        engine_state.set_state(self.engine, target.tensors, target.counts)
+        with self.engine.calls.call("rollback", mends=True):
+            engine_state.set_state(self.engine, target.tensors, target.counts)
         self.engine.last = None
         self.refresh()
 
@@ -173,11 +187,46 @@ class Session:
             return
         for hook in self._hooks:
             hook.remove()
+        _forget_compiled()
         for name, value in self._originals.items():
             self._put(name, value)
         _held.difference_update(self._modules)
         self._originals, self.closed = {}, True
         self._history.clear()
+
+    # ---- that model and engine compute the same
+
+    @torch.no_grad()
+    def _check_same_scores(self, state, stored) -> None:
+        """Score a few tokens with both, before anything is learned.
+
+        Raises:
+            ModelError: where they differ by more than their dtypes round: by 0.001 nats a token in float32 and float64, by 0.3 where
+                either is narrower.
+        """
+        engine, model = self.engine, self.model
+        tokens = torch.arange(1, min(PROBE_TOKENS, engine.window) + 2)[None] * 7919 % engine.config.vocab_size
+        weight = state[stored.get("head.weight", stored["embed.weight"])]
+        out = model(tokens[:, :-1].to(weight.device), use_cache=False)
+        logits = out.logits if hasattr(out, "logits") else torch.nn.functional.linear(out[0], weight)  # the base model alone
+        expected = torch.nn.functional.cross_entropy(logits[0].double().cpu(), tokens[0, 1:], reduction="none")
+        counted = dict(engine.ledger.totals)
+        found = engine.score(tokens)[0].double().cpu()
+        engine.ledger.totals = counted
+        narrow = {weight.dtype, DTYPES[engine.dtype]} - {torch.float32, torch.float64}
+        if not (error := (found - expected).abs().mean().item()) <= (0.3 if narrow else 1e-3):
+            raise ModelError(f"{type(model).__name__}: its own forward and the decoder differ by {error:.3g} nats a token: the model "
+                             f"computes something that its config and weights do not say; found: {unlike(model)}")
+
+    def _check_unchanged(self) -> None:
+        """Raise ModelError where the live model was changed since it was attached, which the engine has not seen."""
+        name = type(self.model).__name__
+        refuse_changes(self.model, self.engine.config, name)
+        state = self.model.state_dict() if self._shared else {}
+        for key, before in self._shared.items():
+            if (state[key].data_ptr(), _version(state[key])) != before:
+                raise ModelError(f"{name}: tensor {key} was changed since attach, and the engine has its own copy; detach first, "
+                                 "then attach the changed model")
 
     # ---- what the live model sees
 
@@ -260,6 +309,16 @@ class Session:
             return output + engine.adapt.scale * (inputs[0].to(output.dtype) @ a.t() @ bt)
 
         return add
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _forget_compiled() -> None:
+    """Code that torch.compile made before hooks came or went does not look for them: it is made anew at the next call."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _one_device(stored, state) -> str:

@@ -181,8 +181,6 @@ class StaticStep:
     def run(self, tokens: torch.Tensor, lengths: list[int], streams: list[int]) -> torch.Tensor:
         """See ``Engine.step``; arguments are checked."""
         e = self.engine
-        if tokens.device.type != "cpu" and self.context:
-            raise ValueError(f"tokens is on {tokens.device}: memory=Overlap needs them on the CPU, where it keeps the last ones")
         report = StaticReport(e.streams, {})
         e.last = report
         rows = list(range(len(streams)))
@@ -245,9 +243,7 @@ class StaticStep:
         e = self.engine
         if not e.learners or not isinstance(e.reset_policy, int):
             return []
-        for s, n in zip(streams, lengths):
-            e.state[s].since_reset += n
-        return [s for s, n in zip(streams, lengths) if n > 0 and e.state[s].since_reset >= e.reset_policy]
+        return [s for s, n in zip(streams, lengths) if n > 0 and e.state[s].since_reset + n >= e.reset_policy]
 
     def _record(self, kind: Kind) -> Recording:
         e, r, n = self.engine, kind.rows, kind.rows * kind.segment
@@ -331,8 +327,11 @@ class StaticStep:
             learner.passes += e.accumulate
             if update:
                 learner.count_update()
+        if e.learners and isinstance(e.reset_policy, int):
+            for stream, n in zip(streams, lengths):
+                e.state[stream].since_reset += n
         for stream in reset_now:
-            e.reset(stream)
+            e.put_back(stream)
         for i, (stream, n) in enumerate(zip(streams, lengths)):
             if n == 0:
                 continue
@@ -361,6 +360,7 @@ class StaticStep:
                 self._body(rec, learner, streams)
             return True
         if rec.graph is not None:
+            self.engine.calls.moving()
             rec.graph.replay()
             return False
         current = torch.cuda.current_stream()
@@ -385,6 +385,7 @@ class StaticStep:
         hidden = d.forward(batch, learner, e.lowest if kind.learn else None)
         nll, dhidden = d.score(hidden, given.get("rows"), given["targets"], given["weights"] if kind.learn else None)
         made["nll"].copy_(nll)
+        e.calls.moving()
         if self.auto:
             self._watch(rec)
         made["moving"].copy_(given["moving"])

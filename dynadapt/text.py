@@ -26,6 +26,8 @@ from typing import BinaryIO, Iterator
 import numpy as np
 from tokenizers import Tokenizer
 
+from dynadapt.model.tokenizer import check_backend
+
 CHUNK = 1 << 16      # bytes read at a time
 WINDOW = 1 << 15     # characters encoded at a time
 LOOKAHEAD = 2048     # characters that a seam must see to its right
@@ -150,13 +152,17 @@ class Decoder:
 # ------------------------------------------------------------------------------------------------------------- tokenising
 
 def streaming_tokenizer(tokenizer) -> Tokenizer:
-    """A copy that adds no special tokens, cuts and pads nothing, and reports untrimmed offsets."""
+    """A copy that adds no special tokens, cuts and pads nothing, and reports untrimmed offsets.
+
+    ModelError if its ids would be random, or its special tokens be split.
+    """
     inner = tokenizer
     while not isinstance(inner, Tokenizer):
         inner = next((getattr(inner, name) for name in ("backend", "backend_tokenizer", "tokenizer", "_tokenizer")
                       if getattr(inner, name, None) is not None), None)
         if inner is None:
             raise TypeError(f"tokenizer: {type(tokenizer).__name__} holds no tokenizers.Tokenizer")
+    check_backend(inner, "tokenizer")
     content = json.loads(inner.to_str())
     content.update(post_processor=None, truncation=None, padding=None)
     return Tokenizer.from_str(json.dumps(content))

@@ -85,6 +85,11 @@ class FrozenWeights(ModelTensors):
         super().__init__(c, load, bias, head, look_up_table(c, head, load))
 
 
+def looks_up_in_head(config: ModelConfig, backend: str) -> bool:
+    """Whether the token embedding is read from the packed head, row by row, so that it needs no table and no op of its own."""
+    return config.tied_head and config.rope_theta is not None and backend == "cpu"
+
+
 def look_up_table(config: ModelConfig, head, get) -> torch.Tensor | None:
     """The plain tensor [V, H] of the token embedding. A tied head serves the look-up too, one copy of the largest matrix:
     as its plain tensor, or (None) by rows of its packed form."""

@@ -29,6 +29,7 @@ from .tiles import generation
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 SMS = 132  # blocks are halved when larger ones would leave multiprocessors without work
+MAX_HEAD = 256  # a head lies in the registers of one program
 
 
 @triton.jit
@@ -99,6 +100,13 @@ def _scores(q1, q2, k1, k2, scale, keys, last):
     s = tl.zeros([q1.shape[0], k1.shape[0]], tl.float32)
     s = dot(q2, tl.trans(k2), dot(q1, tl.trans(k1), s)) * (scale * LOG2E)
     return tl.where(keys[None, :] <= last[:, None], s, float("-inf"))
+
+
+@triton.jit
+def _slope(scale, last):
+    """What dS is multiplied with: 0 for rows whose last key is their first, as that one has probability 1 whatever q and k are
+    and dP - delta is the rounding of two sums that are equal."""
+    return tl.where(last == 0, 0.0, scale)
 
 
 @triton.jit
@@ -176,6 +184,7 @@ def dynadapt_attention_dq(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos
         k1, k2 = _halves(k, WIDTH, rows, valid, cos, sin, length, D, HP)
         _keep_halves(rotated_k + (stream * HKV + kv_head).to(tl.int64) * segment * (2 * HP), rows, valid, k1, k2, HP)
 
+    slope = _slope(scale, length + rows)
     dq1, dq2 = tl.zeros([BM, HP], tl.float32), tl.zeros([BM, HP], tl.float32)
     memory_tiles = tl.cdiv(length, BN)
     if mem_k is not None:
@@ -188,7 +197,7 @@ def dynadapt_attention_dq(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos
         values = _rows(vn, stride, keys, exist, D, DP)
         p = tl.exp2(_scores(q1, q2, k1, k2, scale, keys, last) - lse2[:, None])  # [BM, BN]
         dp = dot(do, tl.trans(values), tl.zeros([BM, BN], tl.float32))
-        ds = (p * (dp - drop[:, None]) * scale).to(k1.dtype)
+        ds = (p * (dp - drop[:, None]) * slope[:, None]).to(k1.dtype)
         dq1, dq2 = dot(ds, k1, dq1), dot(ds, k2, dq2)
     _put_rotated_back(dqkv + row0 * WIDTH + head * D, WIDTH, rows, valid, dq1, dq2, cos, sin, length, D, HP)
 
@@ -224,7 +233,7 @@ def dynadapt_attention_dkv(dout, qkv, lse, mem_len, slots, cos, sin, scale, dqkv
         p = tl.exp2(tl.where(keys[:, None] <= rows[None, :], s, float("-inf")) - lse2[None, :])
         dv = dot(p.to(do.dtype), do, dv)
         dp = dot(v, tl.trans(do), tl.zeros([BN, BM], tl.float32))
-        ds = (p * (dp - drop[None, :]) * scale).to(q.dtype)
+        ds = (p * (dp - drop[None, :]) * _slope(scale, length + rows)[None, :]).to(q.dtype)
         dk = dot(ds, q, dk)
     g = dqkv + row0 * WIDTH
     c = tl.arange(0, DP)
@@ -253,10 +262,12 @@ def _blocks(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int) -> 
 
 
 def _geometry(hq, hkv, d):
-    return {"HQ": hq, "HKV": hkv, "D": d, "HP": block((d + 1) // 2, 256), "DP": block(d, 256)}
+    return {"HQ": hq, "HKV": hkv, "D": d, "HP": block((d + 1) // 2, MAX_HEAD), "DP": block(d, MAX_HEAD)}
 
 
 def _check(op, qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, *contiguous):
+    if d > MAX_HEAD:
+        raise ValueError(f"{op}: d is {d}, accepted is up to {MAX_HEAD}")
     if hq % hkv:
         raise ValueError(f"{op}: hq is {hq}, accepted is a multiple of hkv, {hkv}")
     if qkv.shape[1] != (hq + 2 * hkv) * d:

@@ -33,7 +33,7 @@ def gpu_name() -> str:
 def _measured(gpu: str) -> dict[tuple, dict[int, str]]:
     """(op, k, o, rank) -> {rows: form} for one GPU."""
     table: dict[tuple, dict[int, str]] = {}
-    for entry in json.loads(TABLE.read_text()).get(gpu, []):
+    for entry in json.loads(TABLE.read_text("utf-8")).get(gpu, []):
         if entry["form"] not in FORMS:
             raise ValueError(f"{TABLE.name}: form {entry['form']!r} of {entry}, accepted is one of {FORMS}")
         table.setdefault((entry["op"], entry["k"], entry["o"], entry["rank"]), {})[entry["rows"]] = entry["form"]

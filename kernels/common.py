@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -51,23 +52,29 @@ class Scratch:
         return buffer
 
 
-_current = Scratch()
+class _Active(threading.local):
+    """Engines in different threads do not see each other's."""
+
+    def __init__(self):
+        self.scratch = Scratch()
+
+
+_active = _Active()
 
 
 def scratch(device, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """A buffer of the active ``Scratch``; zero when first given out, later whatever its last user left in it."""
-    return _current(device, name, *shape, dtype=dtype)
+    return _active.scratch(device, name, *shape, dtype=dtype)
 
 
 @contextmanager
 def scratch_of(owner: Scratch):
     """Engines that may run on different CUDA streams each have their own scratch memory."""
-    global _current
-    previous, _current = _current, owner
+    previous, _active.scratch = _active.scratch, owner
     try:
         yield
     finally:
-        _current = previous
+        _active.scratch = previous
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ def main(arguments=None) -> int:
     print(f"Triton {triton.__version__}\n{HEADER}")
     rows = examine_all(files, args.arch, args.jobs, args.quick, lambda row: print(line(row), flush=True))
     if args.json:
-        Path(args.json).write_text(json.dumps({"triton": triton.__version__, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
+        Path(args.json).write_text(json.dumps({"triton": triton.__version__, "rows": [asdict(r) for r in rows]}, indent=1) + "\n", "utf-8")
     failed = [r for r in rows if r.faults]
     print(f"{len(rows)} compiled, {len(failed)} failed" + "".join(f"\n  {r.name}: {'; '.join(r.faults)}" for r in failed))
     return 1 if failed else 0

@@ -1,5 +1,8 @@
 """dynadapt.jax: values and gradients against jax.numpy inside jit and grad, bits of the torch ops, in-place state, refusals."""
 import gc
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -261,6 +264,73 @@ def test_a_donated_state_is_changed_in_place():
     new = step(old)
     assert [t.unsafe_buffer_pointer() for t in (new.master, new.first)] == addresses and old.master.is_deleted()
     np.testing.assert_allclose(new.master, master - 0.1 * first, rtol=1e-5, atol=1e-6)
+
+
+ON_TWO_DEVICES = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+import dynadapt.jax as dj
+from jax.sharding import Mesh, PartitionSpec as P
+
+mesh = Mesh(np.array(jax.devices()[:2]), ("d",))
+rand = lambda *s: jnp.asarray(np.random.default_rng(sum(s)).standard_normal(s, np.float32))
+x, w, A, Bt = rand(6, 8), rand(5, 8), rand(2, 8), rand(2, 5)
+targets = jnp.array([0, 4, -1, 2, 2, 3])
+cases = {
+    "linear": (lambda x, w, A, Bt: dj.linear(x, w, None, A, Bt, scale=0.5), x, w, A, Bt),
+    "cross_entropy": (lambda x, w: dj.cross_entropy(x, w, jnp.argmax(x, 1) % 5), x, w),
+    "linear_mse": (lambda x, w, b: dj.linear_mse(x, w, x[:, 0], b), x, w[0], rand(1)),
+    "norm": (lambda x, w: dj.norm(x, w), x, w[0]),
+    "add_norm": (lambda x, w: dj.add_norm(x, 2 * x, w)[1], x, w[0]),
+    "head_norm": (lambda x, w: dj.head_norm(x, w, w, 2, 1, 2), x, rand(2)),
+    "activation": (lambda x, w: dj.activation(x + w, "gelu"), x, w[0]),
+    "embedding": (lambda x, w: dj.embedding(jnp.argmax(x, 1) % 5, w), x, w),
+    "attention": (lambda x, w: dj.attention(x * w, 2, 1, 2, slots=jnp.zeros(3, jnp.int32)), x, w[0]),
+}
+for name in sys.argv[1:] or cases:
+    function, x, *rest = cases[name]
+    split = jax.shard_map(function, mesh=mesh, in_specs=(P("d"),) + (P(),) * len(rest), out_specs=P("d"))
+    whole = function
+    if name == "attention":  # three rows, and one stream each, on a device
+        whole = lambda x, w: dj.attention(x * w, 2, 1, 2, slots=jnp.zeros(6, jnp.int32))
+    ours, theirs = (jax.value_and_grad(lambda *a, f=f: (f(*a) ** 2).sum(), tuple(range(1 + len(rest))))(x, *rest) for f in (split, whole))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=name)
+    try:
+        jax.shard_map(function, mesh=mesh, in_specs=(P("d"),) + (P(),) * len(rest), out_specs=P())(x, *rest)
+    except ValueError:
+        print(name)
+"""
+
+
+@pytest.mark.parametrize("names", [["linear"], pytest.param([], marks=pytest.mark.slow)], ids=["linear", "all"])
+def test_gradients_through_shard_map_under_its_default_check(names):
+    """Two devices, weights on both: values and gradients of the whole, and no result that passes for the same on both."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", ON_TWO_DEVICES, *names], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.split()) == (len(names) or 9), done.stdout
+
+
+def test_forward_mode_and_second_derivatives_are_refused():
+    x, w, targets = rand(6, 8), rand(5, 8), jnp.arange(6) % 5
+    functions = {
+        "linear": lambda x: dj.linear(x, w), "cross_entropy": lambda x: dj.cross_entropy(x, w, targets),
+        "linear_mse": lambda x: dj.linear_mse(x, w[0], x[:, 0]), "norm": lambda x: dj.norm(x, w[0]),
+        "add_norm": lambda x: dj.add_norm(x, x, w[0])[1], "head_norm": lambda x: dj.head_norm(x, w[0, :2], w[0, :2], 2, 1, 2),
+        "activation": lambda x: dj.activation(x, "gelu"), "embedding": lambda x: dj.embedding(targets, x),
+        "attention": lambda x: dj.attention(x, 2, 1, 2),
+    }
+    for function in functions.values():
+        value = lambda x: (function(x) ** 2).sum()  # noqa: B023, E731
+        for transform in (lambda f: jax.jvp(f, (x,), (x,)), lambda f: jax.jacfwd(f)(x), lambda f: jax.hessian(f)(x),
+                          lambda f: jax.grad(lambda y: (jax.grad(f)(y) ** 2).sum())(x)):
+            with pytest.raises((TypeError, ValueError), match="custom_vjp|cannot be differentiated"):
+                transform(value)
+        same_bits(jax.vmap(function)(jnp.stack([x, 2 * x])), jnp.stack([function(x), function(2 * x)]))
+    with pytest.raises(ValueError, match="dynadapt_update. cannot be differentiated"):
+        jax.grad(lambda m: dj.update("sgd", dj.State(m, m, step=jnp.zeros(1, jnp.int32)), jnp.zeros(1, jnp.int32),
+                                     jnp.ones(1))[0].master.sum())(rand(1, 5))
 
 
 def test_refusals_name_the_argument():

@@ -1,9 +1,11 @@
 """dynadapt.nn: the modules against torch's own, in eager mode and compiled; and when a frozen weight is packed anew."""
 import copy
+import io
 
 import pytest
 import torch
 
+import dynadapt.numpy
 from dynadapt import torch_ops
 from dynadapt.nn import LinearCrossEntropy, LoRALinear
 from dynadapt.torch_ops import packing
@@ -84,15 +86,123 @@ def test_a_packed_weight_follows_its_tensor(change):
     torch.testing.assert_close(layer(x), plain(layer, x), **TOLERANCE[x.dtype])
 
 
+def _swapped(layer, dtype=torch.bfloat16):
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return layer.to(dtype)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def _swap_loaded(layer):
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer.load_state_dict(with_adapter().state_dict())
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    return layer
+
+
+def _parametrized(layer):
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    return layer
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def _swapped_tensors(layer):
+    torch.utils.swap_tensors(layer.weight, torch.nn.Parameter(torch.randn(6, 8), requires_grad=False))
+    torch.utils.swap_tensors(layer.lora_B, torch.nn.Parameter(torch.randn(6, 3)))
+    return layer
+
+
+def _pickled(layer):
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def _set(layer, make):
+    layer.weight = make(layer.weight)
+    return layer
+
+
+MOVES = {
+    "swap on conversion": _swapped,
+    "swap and back": lambda layer: _swapped(_swapped(layer), torch.float32),
+    "swap on loading": _swap_loaded,
+    "swap_tensors": _swapped_tensors,
+    "bfloat16 and back": lambda layer: layer.bfloat16().float(),
+    "double": lambda layer: layer.double(),
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "pickle": _pickled,
+    "parametrize": _parametrized,
+    "parametrized and moved": lambda layer: _parametrized(layer).bfloat16().float(),
+    "another parameter": lambda layer: _set(layer, lambda w: torch.nn.Parameter(2 * w, requires_grad=False)),
+    "a transposed parameter": lambda layer: _set(layer, lambda w: torch.nn.Parameter(torch.randn(8, 6).t(), requires_grad=False)),
+    "a parameter that learns": lambda layer: _set(layer, lambda w: torch.nn.Parameter(3 * w)),
+    "a flat parameter's view": lambda layer: _set(layer, lambda w: torch.nn.Parameter(torch.randn(100)[3:51].view(6, 8), requires_grad=False)),
+    "to_empty": lambda layer: layer.to_empty(device="cpu").load_state_dict(with_adapter().state_dict()) and layer,
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_a_layer_computes_with_the_weight_it_has(move):
+    """However torch replaces parameters: value and gradients of the definition, before and after."""
+    layer = with_adapter()
+    layer(torch.randn(5, 8))
+    layer = MOVES[move](layer)
+    dtype = layer.weight.dtype
+    for _ in range(2):
+        x = torch.randn(5, 8, dtype=dtype, requires_grad=True)
+        leaves, g = [x, layer.lora_A, layer.lora_B], torch.randn(5, 6, dtype=dtype)
+        y, expected = layer(x), plain(layer, x)
+        torch.testing.assert_close(y, expected, **TOLERANCE[dtype])
+        for a, b in zip(torch.autograd.grad(y, leaves, g), torch.autograd.grad(expected, leaves, g), strict=True):
+            torch.testing.assert_close(a, b, **(TOLERANCE[dtype] if dtype != torch.bfloat16 else {"atol": 0.3, "rtol": 0.1}))
+        if not torch.nn.utils.parametrize.is_parametrized(layer):
+            with torch.no_grad():
+                layer.weight.add_(1)
+
+
+def test_a_square_layer_and_its_transposed_weight():
+    linear, x = torch.nn.Linear(8, 8), torch.randn(5, 8)
+    layer = LoRALinear.from_linear(linear, rank=2)
+    torch.testing.assert_close(layer(x), linear(x))
+    torch.testing.assert_close(torch_ops.linear(x, linear.weight.t()), x @ linear.weight)
+
+
+def test_what_an_adapter_would_leave_out_is_refused():
+    hooked, replaced = torch.nn.Linear(8, 6), torch.nn.Linear(8, 6)
+    hooked.register_forward_hook(lambda *_: None)
+    replaced.forward = lambda x: x
+    parametrized = torch.nn.Linear(8, 6)
+    torch.nn.utils.parametrize.register_parametrization(parametrized, "weight", Doubled())
+    for linear in (hooked, replaced, parametrized):
+        with pytest.raises(ValueError, match="hooks, a parametrized weight or a forward of its own"):
+            LoRALinear.from_linear(linear)
+    for linear in (with_adapter(), torch.nn.Conv1d(8, 6, 1), torch.ao.nn.quantized.dynamic.Linear(8, 6)):
+        with pytest.raises(ValueError, match=f"{type(linear).__name__}: expected a torch.nn.Linear"):
+            LoRALinear.from_linear(linear)
+
+
 def test_what_is_not_frozen_is_read_at_every_call():
     weight, x = torch.randn(6, 8), torch.randn(5, 8)
     torch_ops.linear(x, weight)
     weight.data.mul_(2)
     torch.testing.assert_close(torch_ops.linear(x, weight), x @ weight.t())
-    address = torch_ops.freeze(weight).data_ptr()
-    assert address in packing._FROZEN
+    identity = packing._identity(torch_ops.freeze(weight))
+    assert identity in packing._FROZEN
+    part = weight[2:]
     del weight
-    assert address not in packing._FROZEN
+    assert identity in packing._FROZEN  # its storage lives on
+    del part
+    assert identity not in packing._FROZEN
     for wrong, why in ((torch.randn(6, 8, requires_grad=True), "requires_grad=False"), (torch.randn(8, 6).t(), "contiguous")):
         with pytest.raises(ValueError, match=why):
             torch_ops.freeze(wrong)
@@ -117,6 +227,47 @@ def test_linear_cross_entropy_equals_torch(reduction, dtype):
         torch.testing.assert_close(a, b, **(TOLERANCE[dtype] if dtype != torch.bfloat16 else {"atol": 6e-2, "rtol": 3e-2}))
     with pytest.raises(ValueError, match="reduction='max'"):
         LinearCrossEntropy("max")
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_targets_that_do_not_count_and_targets_out_of_range(reduction, compiled):
+    """What torch gives, or its refusal: with every choice of ignore_index, and where nothing counts or nothing is there."""
+    h, weight = torch.randn(4, 8, requires_grad=True), torch.randn(7, 8, requires_grad=True)
+    g = torch.randn(4) if reduction == "none" else torch.tensor(1.3)
+    for ignore in (-100, -1, 0, 6, 50):
+        score = LinearCrossEntropy(reduction, ignore)
+        torch.compiler.reset()  # each of these is compiled anew
+        score = torch.compile(score, fullgraph=True, backend="aot_eager") if compiled else score
+        for target in ([ignore] * 4, [3, ignore, 6, 0], [1, 2, 3, 4], [3, -1, 2, 1], [ignore, -100, 1, 1], [7, 1, 1, 1], [1, 1, 50, 1]):
+            target = torch.tensor(target)
+            try:
+                theirs = torch.nn.functional.cross_entropy(h @ weight.t(), target, ignore_index=ignore, reduction=reduction)
+            except IndexError:
+                wrong = next(t for t in target.tolist() if t != ignore and not 0 <= t < 7)
+                with pytest.raises(ValueError, match=rf"is {wrong}, accepted is 0 to 6, or ignore_index={ignore}"):
+                    score(h, weight, target)
+                continue
+            ours = score(h, weight, target)
+            torch.testing.assert_close(ours, theirs, equal_nan=True, **TOLERANCE[torch.float32])
+            for a, b in zip(torch.autograd.grad(ours, [h, weight], g), torch.autograd.grad(theirs, [h, weight], g), strict=True):
+                torch.testing.assert_close(a, b, **TOLERANCE[torch.float32])
+    nothing = LinearCrossEntropy(reduction)(h[:0], weight, torch.zeros(0, dtype=torch.int64))
+    expected = torch.nn.functional.cross_entropy(h[:0] @ weight.t(), torch.zeros(0, dtype=torch.int64), reduction=reduction)
+    torch.testing.assert_close(nothing, expected, equal_nan=True)
+    with pytest.raises(ValueError, match="ignore_index=None"):
+        LinearCrossEntropy(ignore_index=None)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_a_target_beyond_the_head_is_refused_in_every_dtype(dtype):
+    h, head, target = torch.randn(2, 8, dtype=dtype), torch.randn(7, 8, dtype=dtype), torch.tensor([1, 7])
+    for score in (torch_ops.cross_entropy, dynadapt.numpy.cross_entropy):
+        arguments = (h, head, target) if score is torch_ops.cross_entropy else (dynadapt.numpy._array(t) for t in (h, head, target))
+        with pytest.raises(ValueError, match=r"cross_entropy: targets\[1\] is 7, accepted is up to 6"):
+            score(*arguments)
+    with pytest.raises(ValueError, match=r"targets\[1\] is 7"):
+        torch.ops.dynadapt.cross_entropy_weight_gradient(h, head, target, None, torch.ones(2, dtype=h.dtype).to(torch.float32))
 
 
 def test_a_transformers_model_with_these_modules_has_pefts_gradients():

@@ -2,8 +2,14 @@
 import csv
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import matplotlib.image
+import psutil
 import pytest
 
 from dynadapt.cli import main
@@ -50,9 +56,9 @@ def test_a_sweep_file_that_does_not_fit_is_refused(content, message, tmp_path):
 @pytest.fixture
 def in_process(monkeypatch):
     """Cells run in this process: what starting one costs is of no interest here."""
-    def run_child(command):
+    def run_child(words):
         with pytest.raises(SystemExit) as end:
-            main(command[3:])
+            main(words)
         return end.value.code or 0, "it said so above"
     monkeypatch.setattr(sweep, "_run_child", run_child)
 
@@ -80,6 +86,71 @@ def test_a_cell_that_fails_does_not_stop_the_others(in_process, base, tmp_path, 
     assert run_sweep(str(path)) == 1
     assert "cell model=nowhere failed" in capfd.readouterr().err
     assert (tmp_path / "out" / "adapt=none" / "summary.json").exists()
+
+
+def write_sweep(folder: Path, content: dict) -> Path:
+    path = folder / "s.yaml"
+    path.write_text(json.dumps({"out": str(folder / "out"), **content}))
+    return path
+
+
+def test_a_killed_cell_is_a_failed_one_and_goes_on_the_next_time(base, tmp_path, capfd, monkeypatch):
+    """The first cell is killed at its start, as the kernel does when memory runs out; the second is run all the same."""
+    path = write_sweep(tmp_path, {"base": {**base, "tokens": 100}, "cells": [{"adapt": "lora"}, {"adapt": "none"}]})
+    started = subprocess.Popen
+
+    def killed_at_once(command, **options):
+        child = started(command, **options)
+        if any(word.endswith("adapt=lora") for word in command):
+            child.kill()
+        return child
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep.subprocess, "Popen", killed_at_once)
+        assert run_sweep(str(path)) == 1
+    error = capfd.readouterr().err
+    assert "cell adapt=lora failed: killed by SIGKILL; the kernel does that when memory runs out." in error and "Traceback" not in error
+    assert [run["name"] for run in json.loads((tmp_path / "out" / "sweep.json").read_text())["runs"]] == ["adapt=none"]
+    assert run_sweep(str(path)) == 0
+    assert len(json.loads((tmp_path / "out" / "sweep.json").read_text())["runs"]) == 2
+
+
+def test_a_child_that_is_stopped_alone_does_not_stop_the_sweep(base, tmp_path, capfd, monkeypatch):
+    answers = iter([(130, "dynadapt: stopped"), (-15, "killed by SIGTERM"), (0, "")])
+    monkeypatch.setattr(sweep, "_run_child", lambda words: next(answers))
+    path = write_sweep(tmp_path, {"base": base, "grid": {"lr": [0.1, 0.2, 0.3]}})
+    assert run_sweep(str(path)) == 1
+    assert "cell lr=0.1 failed: dynadapt: stopped" in (said := capfd.readouterr().err) and "cell lr=0.2 failed: killed by SIGTERM" in said
+
+
+def wait_for(condition, seconds=60.0):
+    """What `condition` returns, once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_cell_ends_with_its_sweep(number, base, tmp_path):
+    path = write_sweep(tmp_path, {"base": {**base, "text": "builtin:python-reference"}, "cells": [{"lr": 0.001}, {"lr": 0.002}]})
+    parent = psutil.Popen([sys.executable, "-m", "dynadapt", "sweep", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "out" / "lr=0.001" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size)
+    (child,) = parent.children()
+    parent.send_signal(number)
+    parent.wait(60)
+    child.wait(60)
+    assert not (tmp_path / "out" / "lr=0.002").exists()
+    assert (tmp_path / "out" / "lr=0.001" / "checkpoint").exists()             # it stopped in order, and saved
+
+
+def test_cells_import_nothing_from_the_working_directory(base, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    for name in ("torch", "random", "yaml", "numpy", "dynadapt", "sitecustomize", "tokenizers"):
+        (tmp_path / "here" / f"{name}.py").write_text("raise SystemExit('imported from the working directory')\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert run_sweep(str(write_sweep(tmp_path, {"base": {**base, "tokens": 100}, "cells": [{"adapt": "none"}]}))) == 0
 
 
 def test_the_demo_compares_and_draws(in_process, base, tmp_path, capfd):

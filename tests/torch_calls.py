@@ -48,6 +48,7 @@ def calls(dtype, grad):
         "bias_gradient": (dy,),
         "cross_entropy": (rand(6, 5, **g), rand(11, 5, seed=1, **g), TARGETS, grad),
         "cross_entropy_weight_gradient": (rand(6, 5, dtype=dtype), rand(11, 5, dtype=dtype), TARGETS, None, row(6)),
+        "scored_targets": (TARGETS, 11, -1),
         "linear_mse": (rand(6, 5, **g), rand(5, seed=1, **g), rand(1, seed=2, grad=grad, **wide),
                        rand(6, seed=3, grad=grad, **wide)),
         "linear_mse_backward": (rand(6, 5, dtype=dtype), rand(5, dtype=dtype), None, row(6), row(6)),

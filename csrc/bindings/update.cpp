@@ -37,7 +37,12 @@ void bind_update(py::module_& module) {
              arg("workspace") = py::none(), arg("stream") = py::none(),
              "One optimizer step of several streams; see dynadapt.ops.update. On a GPU it needs a workspace, float64 on the\n"
              "same device, and runs on stream, a cudaStream_t as an integer (None: the current one of the tensors' library).");
-  module.def("update_workspace", &dynadapt_cuda_update_workspace, arg("streams"), arg("parameters"),
+  const auto workspace_elements = [](int64_t streams, int64_t parameters) {
+    const int64_t elements = dynadapt_cuda_update_workspace(streams, parameters);
+    if (elements < 0) check(DYNADAPT_INVALID);
+    return elements;
+  };
+  module.def("update_workspace", workspace_elements, arg("streams"), arg("parameters"),
              "Elements that update's workspace needs on a GPU.");
 }
 

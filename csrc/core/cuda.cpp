@@ -2,7 +2,7 @@
 
 #include <dlfcn.h>
 
-#include "core/error.h"
+#include "core/check.h"
 
 namespace dynadapt::cuda {
 
@@ -59,5 +59,11 @@ extern "C" int dynadapt_cuda_available(void) {
 }
 
 extern "C" int64_t dynadapt_cuda_update_workspace(int64_t streams, int64_t parameters) {
-  return streams < 0 || parameters < 0 ? 0 : dynadapt::cuda::update_workspace(streams, parameters);
+  int64_t elements = -1;
+  dynadapt::guarded([&] {
+    const dynadapt::Op op("cuda_update_workspace");
+    elements = dynadapt::cuda::update_workspace(op.whole("streams", streams, 0, dynadapt::kMostElements),
+                                                op.whole("parameters", parameters, 0, dynadapt::kMostElements));
+  });
+  return elements;
 }

@@ -10,8 +10,12 @@ thread_local std::string last_error;
 }
 
 int fail(int code, const std::string& text) noexcept {
+  constexpr size_t kMost = 4096;  // a text may repeat a name from a file, of any length
   try {
-    last_error = text;
+    size_t size = text.size();
+    if (size > kMost)
+      for (size = kMost; (text[size] & 0xc0) == 0x80;) size--;  // not within a character
+    last_error.assign(text, 0, size);
   } catch (...) {
     last_error.clear();
   }

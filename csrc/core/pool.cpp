@@ -169,26 +169,36 @@ struct Pool {
   }
 };
 
-// Never destroyed: workers sleep in it until the process ends. A forked child has no workers and starts anew.
-Pool*& the_pool() {
-  static Pool* pool = [] {
-    pthread_atfork(nullptr, nullptr, [] { the_pool() = new (std::nothrow) Pool; });
-    return new Pool;
-  }();
-  return pool;
+// Never destroyed: workers sleep in it until the process ends. Not a static of a function: a fork while another thread makes
+// it would leave the child with a lock that nobody releases.
+std::atomic<Pool*> the_pool{nullptr};
+
+// A forked child has no workers, and its caller's job may have been half done: it starts anew.
+[[gnu::constructor]] void renew_in_children() {
+  pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr); });
+}
+
+/// Null where there is no memory for one.
+Pool* pool() {
+  Pool* there = the_pool.load(std::memory_order_acquire);
+  if (there) return there;
+  Pool* made = new (std::nothrow) Pool;
+  if (!made || the_pool.compare_exchange_strong(there, made)) return made;
+  delete made;  // another caller was first
+  return there;
 }
 
 }  // namespace
 
 void Team::barrier() const {
-  if (size > 1) the_pool()->barrier(rank, size);
+  if (size > 1) the_pool.load(std::memory_order_acquire)->barrier(rank, size);
 }
 
 void run_team(int threads, void (*body)(const void*, Team), const void* context) {
-  Pool* pool = the_pool();
-  if (!pool || pool->busy.exchange(true)) return body(context, Team{0, 1});
-  pool->run(threads < kMaxThreads ? threads : kMaxThreads, body, context);
-  pool->busy.store(false);
+  Pool* const team = pool();
+  if (!team || team->busy.exchange(true)) return body(context, Team{0, 1});
+  team->run(threads < kMaxThreads ? threads : kMaxThreads, body, context);
+  team->busy.store(false);
 }
 
 }  // namespace dynadapt

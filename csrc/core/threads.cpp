@@ -2,6 +2,7 @@
 
 #include <omp.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <new>
 
@@ -11,7 +12,7 @@ namespace dynadapt {
 
 namespace {
 
-int chosen_threads = 0;  // 0: nothing was set
+std::atomic<int> chosen_threads{0};  // 0: nothing was set
 
 int environment_threads() {
   const char* text = std::getenv("DYNADAPT_NUM_THREADS");
@@ -32,7 +33,7 @@ struct Block {
 }  // namespace
 
 int num_threads() {
-  if (chosen_threads > 0) return chosen_threads;
+  if (const int chosen = chosen_threads.load(std::memory_order_relaxed)) return chosen;
   static const int environment = environment_threads();
   return environment > 0 ? environment : omp_get_max_threads();
 }
@@ -62,6 +63,6 @@ extern "C" int dynadapt_set_num_threads(int threads) {
   return dynadapt::guarded([&] {
     if (threads < 0 || threads > 4096)
       throw dynadapt::Invalid(dynadapt::format("set_num_threads: threads is %d, accepted is 1 to 4096, or 0 to unset", threads));
-    dynadapt::chosen_threads = threads;
+    dynadapt::chosen_threads.store(threads, std::memory_order_relaxed);
   });
 }

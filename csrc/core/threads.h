@@ -12,7 +12,8 @@
 
 namespace dynadapt {
 
-/// Threads a call may use now.
+/// Threads a call may use now. Another thread may change it at any time: a kernel that sizes anything by it reads it once and
+/// gives that number to `parallel`.
 int num_threads();
 
 /// Items [begin, end).
@@ -57,10 +58,9 @@ class TaskQueue {
 /// Runs body(context, Team) on `threads` threads, or on the caller alone where the pool serves another caller.
 void run_team(int threads, void (*body)(const void* context, Team team), const void* context);
 
-/// Runs body(Team) on up to `most` threads. The body must not throw.
+/// Runs body(Team) on up to `threads` threads, and no more than `most`. The body must not throw.
 template <class Body>
-void parallel(int64_t most, const Body& body) {
-  int threads = num_threads();
+void parallel(int threads, int64_t most, const Body& body) {
   if (most < threads) threads = int(most);
   if (threads <= 1) return body(Team{0, 1});
   run_team(threads, [](const void* context, Team team) { (*static_cast<const Body*>(context))(team); }, &body);

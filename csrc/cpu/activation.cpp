@@ -22,7 +22,7 @@ int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y, const dyna
     const Op op("activation_forward");
     ActivationForward c{};
     c.kind = kind_of(op, op.params(params).kind);
-    const View out = op.tensor("y", y, {-1, -1}, kAct);
+    const View out = op.output("y", y, {-1, -1}, kAct);
     c.rows = out.size[0];
     c.width = out.size[1];
     c.y = out.data;
@@ -42,8 +42,8 @@ int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DL
     c.width = in.size[1];
     c.dy = in.data;
     c.h = op.tensor("h", h, {in.size[0], inputs(c.kind, in.size[1])}, in.dtype).data;
-    c.dh = op.tensor("dh", dh, {in.size[0], inputs(c.kind, in.size[1])}, in.dtype).data;
-    c.y = op.optional("y", y, {in.size[0], in.size[1]}, in.dtype).data;
+    c.dh = op.output("dh", dh, {in.size[0], inputs(c.kind, in.size[1])}, in.dtype, Layout::contiguous, {"h", "dy"}).data;
+    c.y = op.optional_output("y", y, {in.size[0], in.size[1]}, in.dtype).data;
     if (c.rows) kernels<ByType<ActivationKernels>>().of(in.dtype).backward(c);
   });
 }

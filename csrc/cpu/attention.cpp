@@ -47,7 +47,7 @@ AttentionShape check_shape(const Op& op, const WindowTensors& t, const dynadapt_
   s.query_heads = p.query_heads;
   s.kv_heads = p.kv_heads;
   s.head_dim = p.head_dim;
-  s.scale = p.scale;
+  s.scale = op.finite("scale", p.scale);
   const View slots = op.tensor("slots", t.slots, {-1}, kI32);
   op.require(slots.size[0] >= 1 && N % slots.size[0] == 0, "slots has %lld entries for %lld rows, accepted is a divisor of the rows",
              (ll)slots.size[0], (ll)N);
@@ -62,6 +62,8 @@ AttentionShape check_shape(const Op& op, const WindowTensors& t, const dynadapt_
 int64_t qkv_width(const Op& op, const dynadapt_attention_params& p) {
   op.require(p.query_heads >= 1 && p.kv_heads >= 1 && p.head_dim >= 1,
              "hq, hkv, d are %d, %d, %d, accepted is at least 1 of each", p.query_heads, p.kv_heads, p.head_dim);
+  op.require(p.query_heads <= kMostHeads && p.kv_heads <= kMostHeads && p.head_dim <= kMostHeads,
+             "hq, hkv, d are %d, %d, %d, accepted is at most %lld of each", p.query_heads, p.kv_heads, p.head_dim, (ll)kMostHeads);
   op.require(p.query_heads % p.kv_heads == 0, "hq is %d, accepted is a multiple of hkv, %d", p.query_heads, p.kv_heads);
   return (int64_t(p.query_heads) + 2 * int64_t(p.kv_heads)) * p.head_dim;
 }
@@ -80,8 +82,8 @@ int dynadapt_attention_forward(const DLTensor* qkv, const DLTensor* mem_k, const
     const View in = op.tensor("qkv", qkv, {-1, qkv_width(op, p)}, kAct);
     c.shape = check_shape(op, {mem_k, mem_v, mem_len, slots, cos, sin}, p, in.dtype, in.size[0]);
     c.qkv = in.data;
-    c.out = op.tensor("out", out, {in.size[0], int64_t(p.query_heads) * p.head_dim}, in.dtype).data;
-    c.lse = op.tensor("lse", lse, {int64_t(c.shape.streams), p.query_heads, int64_t(c.shape.segment)}, kF32).as<float>();
+    c.out = op.output("out", out, {in.size[0], int64_t(p.query_heads) * p.head_dim}, in.dtype).data;
+    c.lse = op.output("lse", lse, {int64_t(c.shape.streams), p.query_heads, int64_t(c.shape.segment)}, kF32).as<float>();
     if (c.shape.segment) kernels<ByType<AttentionForwardKernels>>().of(in.dtype).run(c);
   });
 }
@@ -101,7 +103,7 @@ int dynadapt_attention_backward(const DLTensor* dout, const DLTensor* qkv, const
     c.dout = op.tensor("dout", dout, {in.size[0], out_width}, in.dtype).data;
     c.out = op.tensor("out", out, {in.size[0], out_width}, in.dtype).data;
     c.lse = op.tensor("lse", lse, {int64_t(c.shape.streams), p.query_heads, int64_t(c.shape.segment)}, kF32).as<float>();
-    c.dqkv = op.tensor("dqkv", dqkv, {in.size[0], width}, in.dtype).data;
+    c.dqkv = op.output("dqkv", dqkv, {in.size[0], width}, in.dtype).data;
     if (c.shape.segment) kernels<ByType<AttentionBackwardKernels>>().of(in.dtype).run(c);
   });
 }

@@ -12,7 +12,7 @@ struct Scored {
   View h, targets, weights;
   Scored(const Op& op, const DLTensor* h_tensor, const dynadapt_matrix* head, const DLTensor* targets_tensor,
          const DLTensor* weights_tensor) {
-    op.require(head != nullptr, "head is NULL");
+    op.held("head", head);
     h = op.tensor("h", h_tensor, {-1, head->columns}, head->dtype);
     targets = op.tensor("targets", targets_tensor, {h.size[0]}, kI64);
     weights = op.optional("weights", weights_tensor, {h.size[0]}, kF32);
@@ -33,8 +33,8 @@ int dynadapt_cross_entropy(const DLTensor* h, const dynadapt_matrix* head, const
     const Op op("cross_entropy");
     const Scored s(op, h, head, targets, weights);
     const int64_t N = s.h.size[0], H = head->columns;
-    const View out = op.tensor("nll", nll, {N}, kF32), norm = op.tensor("lse", lse, {N}, kF32);
-    const View gradient = op.optional("dh", dh, {N, H}, s.h.dtype);
+    const View out = op.output("nll", nll, {N}, kF32), norm = op.output("lse", lse, {N}, kF32);
+    const View gradient = op.optional_output("dh", dh, {N, H}, s.h.dtype);
     if (N)
       kernels<CrossEntropyKernels>().score({s.h.dtype, N, H, s.h.data, head, s.targets.as<int64_t>(),
                                             s.weights.as<float>(), out.as<float>(), norm.as<float>(), gradient.data});
@@ -50,7 +50,7 @@ int dynadapt_cross_entropy_weight_gradient(const DLTensor* h, const dynadapt_mat
     const Scored s(op, h, head, targets, weights);
     const int64_t N = s.h.size[0], H = head->columns;
     const View norm = op.tensor("lse", lse, {N}, kF32);
-    const View out = op.tensor("dW", dW, {head->rows, H}, kF32);
+    const View out = op.output("dW", dW, {head->rows, H}, kF32);
     kernels<CrossEntropyKernels>().weight_gradient({s.h.dtype, N, H, s.h.data, head, s.targets.as<int64_t>(),
                                                     s.weights.as<float>(), norm.as<float>(), out.as<float>(),
                                                     bool(p.accumulate)});

@@ -3,18 +3,6 @@
 
 using namespace dynadapt;
 
-namespace {
-
-const int64_t* check_indices(const Op& op, const char* argument, const View& index, int64_t limit) {
-  const int64_t* values = index.as<int64_t>();
-  for (int64_t n = 0; n < index.size[0]; n++)
-    op.require(values[n] >= 0 && values[n] < limit, "%s[%lld] is %lld, accepted is 0 to %lld", argument, (long long)n,
-               (long long)values[n], (long long)limit - 1);
-  return values;
-}
-
-}  // namespace
-
 extern "C" {
 
 int dynadapt_embedding_forward(const DLTensor* tokens, const DLTensor* table, const DLTensor* position_table,
@@ -30,13 +18,13 @@ int dynadapt_embedding_forward(const DLTensor* tokens, const DLTensor* table, co
     c.rows = N;
     c.width = H;
     c.table = rows.data;
-    c.tokens = check_indices(op, "tokens", token, rows.size[0]);
+    c.tokens = op.indices64("tokens", token, 0, rows.size[0]);
     if (positions) {
       const View table_of_positions = op.tensor("position_table", position_table, {-1, H}, rows.dtype);
       c.position_table = table_of_positions.data;
-      c.positions = check_indices(op, "positions", op.tensor("positions", positions, {N}, kI64), table_of_positions.size[0]);
+      c.positions = op.indices64("positions", op.tensor("positions", positions, {N}, kI64), 0, table_of_positions.size[0]);
     }
-    c.out = op.tensor("out", out, {N, H}, rows.dtype).data;
+    c.out = op.output("out", out, {N, H}, rows.dtype).data;
     if (N) kernels<ByType<EmbeddingKernels>>().of(rows.dtype).forward(c);
   });
 }
@@ -46,11 +34,11 @@ int dynadapt_embedding_backward(const DLTensor* tokens, const DLTensor* dout, co
     const Op op("embedding_backward");
     EmbeddingBackward c{};
     const View in = op.tensor("dout", dout, {-1, -1}, kAct);
-    const View table = op.tensor("dtable", dtable, {-1, in.size[1]}, kF32);
+    const View table = op.output("dtable", dtable, {-1, in.size[1]}, kF32);
     c.rows = in.size[0];
     c.width = in.size[1];
     c.dout = in.data;
-    c.tokens = check_indices(op, "tokens", op.tensor("tokens", tokens, {in.size[0]}, kI64), table.size[0]);
+    c.tokens = op.indices64("tokens", op.tensor("tokens", tokens, {in.size[0]}, kI64), 0, table.size[0]);
     c.dtable = table.as<float>();
     if (c.rows) kernels<ByType<EmbeddingKernels>>().of(in.dtype).backward(c);
   });

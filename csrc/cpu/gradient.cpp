@@ -40,20 +40,21 @@ int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor
     c.O = y.size[1];
     const View in = op.tensor("x", x, {c.N, -1}, c.dtype);
     c.K = in.size[1];
-    op.require(p.part_sizes && p.part_count >= 1 && p.part_count <= kMaxParts,
-               "part_sizes has %d entries, accepted are 1 to %d", p.part_count, kMaxParts);
+    op.whole("part_count", p.part_count, 1, kMaxParts);
+    op.array("part_sizes", p.part_sizes, p.part_count);
     int64_t total = 0;
     for (int i = 0; i < p.part_count; i++) {
-      op.require(p.part_sizes[i] >= 1, "part_sizes[%d] is %lld, accepted is at least 1", i, (ll)p.part_sizes[i]);
+      op.require(p.part_sizes[i] >= 1 && p.part_sizes[i] <= c.O,
+                 "part_sizes[%d] is %lld, accepted is 1 to the width of dy, %lld", i, (ll)p.part_sizes[i], (ll)c.O);
       total += p.part_sizes[i];
     }
     op.require(total == c.O, "part_sizes add up to %lld, accepted is the width of dy, %lld", (ll)total, (ll)c.O);
 
-    const View Bt = op.tensor("dBt", dBt, {-1, -1, c.O}, kF32, Layout::slots);
+    const View Bt = op.output("dBt", dBt, {-1, -1, c.O}, kF32, Layout::slots);
     c.rank = Bt.size[1];
     op.require(c.rank >= 1, "dBt has rank 0, accepted is at least 1");
     const int64_t width = p.part_count * c.rank;
-    const View A = op.tensor("dA", dA, {Bt.size[0], width, c.K}, kF32, Layout::slots);
+    const View A = op.output("dA", dA, {Bt.size[0], width, c.K}, kF32, Layout::slots);
     const View s = op.tensor("slots", slots, {-1}, kI32);
     check_own_slots(op, s, Bt.size[0], c.N);
     c.dy = y.data;
@@ -64,7 +65,7 @@ int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor
     c.part_count = p.part_count;
     c.slots = s.as<int32_t>();
     c.streams = s.size[0];
-    c.scale = p.scale;
+    c.scale = op.finite("scale", p.scale);
     c.accumulate = p.accumulate;
     c.dA = A.as<float>();
     c.dA_stride = A.stride[0];
@@ -83,10 +84,8 @@ int dynadapt_weight_gradient(const DLTensor* dy, const DLTensor* x, const DLTens
     const View in = op.tensor("x", x, {y.size[0], -1}, y.dtype);
     const View r = op.optional("rows", rows, {-1}, kI32);
     const int64_t count = r ? r.size[0] : y.size[1];
-    for (int64_t i = 0; r && i < count; i++)
-      op.require(r.as<int32_t>()[i] >= 0 && r.as<int32_t>()[i] < y.size[1], "rows[%lld] is %d, accepted is 0 to %lld",
-                 (ll)i, r.as<int32_t>()[i], (ll)y.size[1] - 1);
-    const View out = op.tensor("dW", dW, {count, in.size[1]}, kF32);
+    if (r) op.indices32("rows", r, 0, y.size[1]);
+    const View out = op.output("dW", dW, {count, in.size[1]}, kF32);
     if (count)
       kernels<GradientKernels>().weight({y.dtype, y.size[0], in.size[1], y.size[1], y.data, y.ld(), in.data,
                                          r.as<int32_t>(), count, out.as<float>(), bool(p.accumulate)});
@@ -98,7 +97,7 @@ int dynadapt_row_scores(const DLTensor* dy, const DLTensor* x, const DLTensor* o
     const Op op("row_scores");
     const View y = op.tensor("dy", dy, {-1, -1}, kAct, Layout::rows);
     const View in = op.tensor("x", x, {y.size[0], -1}, y.dtype);
-    const View o = op.tensor("out", out, {y.size[1]}, kF32);
+    const View o = op.output("out", out, {y.size[1]}, kF32);
     kernels<GradientKernels>().row_scores(
         {y.dtype, y.size[0], in.size[1], y.size[1], y.data, y.ld(), in.data, o.as<float>()});
   });

@@ -9,7 +9,9 @@ typedef long long ll;
 
 /// Checks that parts fit together and returns the sum of their rows (output columns).
 int64_t check_parts(const Op& op, const dynadapt_matrix* const* parts, int32_t count, int64_t K, DType dtype) {
-  op.require(parts && count >= 1 && count <= kMaxParts, "parts has %d matrices, accepted are 1 to %d", count, kMaxParts);
+  op.require(count >= 1 && count <= kMaxParts, "part_count is %d: parts has %d matrices, accepted are 1 to %d", count, count,
+             kMaxParts);
+  op.array("parts", parts, count);
   int64_t O = 0;
   for (int p = 0; p < count; p++) {
     op.require(parts[p] != nullptr, "parts[%d] is NULL", p);
@@ -27,9 +29,7 @@ void check_slots(const Op& op, const View& slots, int64_t limit, int64_t N) {
   const int64_t streams = slots.size[0];
   op.require(streams >= 1 && N % streams == 0, "slots has %lld entries for %lld rows, accepted is a divisor of the rows",
              (ll)streams, (ll)N);
-  for (int64_t s = 0; s < streams; s++)
-    op.require(slots.as<int32_t>()[s] >= 0 && slots.as<int32_t>()[s] < limit, "slots[%lld] is %d, accepted is 0 to %lld",
-               (ll)s, slots.as<int32_t>()[s], (ll)limit - 1);
+  op.indices32("slots", slots, 0, limit);
 }
 
 struct AdapterTensors {
@@ -49,14 +49,14 @@ Adapter check_adapter(const Op& op, const AdapterTensors& t, DType dtype, int64_
   const View A = op.tensor("A", t.A, {Bt.size[0], parts * adapter.rank, K}, dtype, Layout::slots);
   const View slots = op.tensor("slots", t.slots, {-1}, kI32);
   check_slots(op, slots, Bt.size[0], N);
-  *low = op.tensor(t.low_name, t.low, {N, parts * adapter.rank}, dtype).data;
+  *low = op.output(t.low_name, t.low, {N, parts * adapter.rank}, dtype).data;
   adapter.A = A.data;
   adapter.A_stride = A.stride[0];
   adapter.Bt = Bt.data;
   adapter.Bt_stride = Bt.stride[0];
   adapter.slots = slots.as<int32_t>();
   adapter.streams = slots.size[0];
-  adapter.scale = scale;
+  adapter.scale = op.finite("scale", scale);
   return adapter;
 }
 
@@ -82,7 +82,7 @@ int dynadapt_linear_forward(const DLTensor* x, const dynadapt_matrix* const* par
     c.part_count = part_count;
     c.bias = op.optional("bias", bias, {c.O}, c.dtype).data;
     c.adapter = check_adapter(op, {A, Bt, slots, u, "u"}, c.dtype, c.N, c.K, c.O, part_count, p.scale, &c.u);
-    c.y = op.tensor("y", y, {c.N, c.O}, c.dtype).data;
+    c.y = op.output("y", y, {c.N, c.O}, c.dtype).data;
     if (c.N) kernels<LinearKernels>().forward(c);
   });
 }
@@ -104,7 +104,7 @@ int dynadapt_linear_backward(const DLTensor* dy, const dynadapt_matrix* const* p
     c.parts = parts;
     c.part_count = part_count;
     c.adapter = check_adapter(op, {A, Bt, slots, dU, "dU"}, c.dtype, c.N, c.K, c.O, part_count, p.scale, &c.dU);
-    c.dx = op.optional("dx", dx, {c.N, c.K}, c.dtype).data;
+    c.dx = op.optional_output("dx", dx, {c.N, c.K}, c.dtype).data;
     if (c.N && (c.dx || c.adapter.A)) kernels<LinearKernels>().backward(c);
   });
 }

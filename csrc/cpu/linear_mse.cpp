@@ -19,11 +19,11 @@ extern "C" int dynadapt_linear_mse(const DLTensor* h, const DLTensor* weight, co
     c.bias = op.optional("bias", bias, {1}, kF32).as<float>();
     c.target = op.tensor("target", target, {N}, kF32).as<float>();
     c.weights = op.optional("weights", weights, {N}, kF32).as<float>();
-    c.pred = op.tensor("pred", pred, {N}, kF32).as<float>();
-    c.loss = op.tensor("loss", loss, {N}, kF32).as<float>();
-    c.dh = op.optional("dh", dh, {N, H}, in.dtype).data;
-    c.dweight = op.optional("dweight", dweight, {H}, kF32).as<float>();
-    c.dbias = op.optional("dbias", dbias, {1}, kF32).as<float>();
+    c.pred = op.output("pred", pred, {N}, kF32).as<float>();
+    c.loss = op.output("loss", loss, {N}, kF32).as<float>();
+    c.dh = op.optional_output("dh", dh, {N, H}, in.dtype).data;
+    c.dweight = op.optional_output("dweight", dweight, {H}, kF32).as<float>();
+    c.dbias = op.optional_output("dbias", dbias, {1}, kF32).as<float>();
     if (N) kernels<ByType<LinearMseKernels>>().of(in.dtype).linear_mse(c);
   });
 }

@@ -1,10 +1,24 @@
 // The C entry points of packed matrices.
 #include "cpu/matrix.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <vector>
 
 using namespace dynadapt;
+
+namespace {
+
+/// Rows that are written at once, by different threads.
+void check_distinct(const Op& op, const int32_t* rows, int64_t count) {
+  std::vector<int32_t> sorted(rows, rows + count);
+  std::sort(sorted.begin(), sorted.end());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  op.require(twice == sorted.end(), "rows has %d more than once, accepted are distinct rows", twice == sorted.end() ? 0 : *twice);
+}
+
+}  // namespace
 
 dynadapt_matrix::~dynadapt_matrix() { std::free(panels); }
 
@@ -16,7 +30,7 @@ int dynadapt_matrix_create(const DLTensor* weight, dynadapt_matrix** out) {
     const View w = op.tensor("weight", weight, {-1, -1}, kAct);
     op.require(w.size[0] > 0 && w.size[1] > 0, "weight has shape [%lld, %lld], accepted are sizes of at least 1",
                (long long)w.size[0], (long long)w.size[1]);
-    op.require(out != nullptr, "out is NULL");
+    op.output_array("out", out, 1);
     auto matrix = std::make_unique<dynadapt_matrix>();
     matrix->rows = w.size[0];
     matrix->columns = w.size[1];
@@ -31,25 +45,40 @@ int dynadapt_matrix_create(const DLTensor* weight, dynadapt_matrix** out) {
 
 void dynadapt_matrix_destroy(dynadapt_matrix* matrix) { delete matrix; }
 
-int64_t dynadapt_matrix_rows(const dynadapt_matrix* matrix) { return matrix->rows; }
-int64_t dynadapt_matrix_columns(const dynadapt_matrix* matrix) { return matrix->columns; }
-int64_t dynadapt_matrix_bytes(const dynadapt_matrix* matrix) { return int64_t(matrix->bytes); }
+int64_t dynadapt_matrix_rows(const dynadapt_matrix* matrix) {
+  int64_t rows = -1;
+  guarded([&] { rows = Op("PackedMatrix.rows").held("matrix", matrix).rows; });
+  return rows;
+}
+
+int64_t dynadapt_matrix_columns(const dynadapt_matrix* matrix) {
+  int64_t columns = -1;
+  guarded([&] { columns = Op("PackedMatrix.columns").held("matrix", matrix).columns; });
+  return columns;
+}
+
+int64_t dynadapt_matrix_bytes(const dynadapt_matrix* matrix) {
+  int64_t bytes = -1;
+  guarded([&] { bytes = int64_t(Op("PackedMatrix.bytes").held("matrix", matrix).bytes); });
+  return bytes;
+}
 
 DLDataType dynadapt_matrix_dtype(const dynadapt_matrix* matrix) {
-  if (matrix->dtype == kF32) return {kDLFloat, 32, 1};
-  return {kDLBfloat, 16, 1};
+  DLDataType dtype{0, 0, 0};
+  guarded([&] {
+    const bool f32 = Op("PackedMatrix.dtype").held("matrix", matrix).dtype == kF32;
+    dtype = f32 ? DLDataType{kDLFloat, 32, 1} : DLDataType{kDLBfloat, 16, 1};
+  });
+  return dtype;
 }
 
 int dynadapt_matrix_gather_rows(const dynadapt_matrix* matrix, const DLTensor* index, const DLTensor* out) {
   return guarded([&] {
     const Op op("PackedMatrix.gather_rows");
-    op.require(matrix != nullptr, "matrix is NULL");
+    op.held("matrix", matrix);
     const View i = op.tensor("index", index, {-1}, kI64);
-    const View o = op.tensor("out", out, {i.size[0], matrix->columns}, matrix->dtype);
-    for (int64_t n = 0; n < i.size[0]; n++)
-      op.require(i.as<int64_t>()[n] >= 0 && i.as<int64_t>()[n] < matrix->rows,
-                 "index[%lld] is %lld, accepted is 0 to %lld", (long long)n, (long long)i.as<int64_t>()[n],
-                 (long long)matrix->rows - 1);
+    const View o = op.output("out", out, {i.size[0], matrix->columns}, matrix->dtype);
+    op.indices64("index", i, 0, matrix->rows);
     kernels<MatrixKernels>().gather_rows(*matrix, i.as<int64_t>(), i.size[0], o.data);
   });
 }
@@ -57,14 +86,11 @@ int dynadapt_matrix_gather_rows(const dynadapt_matrix* matrix, const DLTensor* i
 int dynadapt_matrix_update_rows(dynadapt_matrix* matrix, const DLTensor* rows, const DLTensor* values) {
   return guarded([&] {
     const Op op("PackedMatrix.update_rows");
-    op.require(matrix != nullptr, "matrix is NULL");
+    op.held("matrix", matrix);
     const View r = op.optional("rows", rows, {-1}, kI32);
     const int64_t count = r ? r.size[0] : matrix->rows;
     const View v = op.tensor("values", values, {count, matrix->columns}, kF32);
-    for (int64_t n = 0; r && n < count; n++)
-      op.require(r.as<int32_t>()[n] >= 0 && r.as<int32_t>()[n] < matrix->rows,
-                 "rows[%lld] is %d, accepted is 0 to %lld", (long long)n, r.as<int32_t>()[n],
-                 (long long)matrix->rows - 1);
+    if (r) check_distinct(op, op.indices32("rows", r, 0, matrix->rows), count);
     kernels<MatrixKernels>().update_rows(*matrix, r ? r.as<int32_t>() : nullptr, count, v.as<float>());
   });
 }
@@ -72,8 +98,8 @@ int dynadapt_matrix_update_rows(dynadapt_matrix* matrix, const DLTensor* rows, c
 int dynadapt_matrix_unpack(const dynadapt_matrix* matrix, const DLTensor* out) {
   return guarded([&] {
     const Op op("PackedMatrix.unpack");
-    op.require(matrix != nullptr, "matrix is NULL");
-    const View o = op.tensor("out", out, {matrix->rows, matrix->columns}, matrix->dtype);
+    op.held("matrix", matrix);
+    const View o = op.output("out", out, {matrix->rows, matrix->columns}, matrix->dtype);
     kernels<MatrixKernels>().unpack(*matrix, o.data);
   });
 }

@@ -17,6 +17,9 @@ template <class Arguments>
 int64_t qkv_width(const Op& op, const dynadapt_head_norm_params& p, Arguments& c) {
   op.require(p.query_heads >= 1 && p.kv_heads >= 1 && p.head_dim >= 1,
              "hq, hkv, d are %d, %d, %d, accepted is at least 1 of each", p.query_heads, p.kv_heads, p.head_dim);
+  op.require(p.query_heads <= kMostHeads && p.kv_heads <= kMostHeads && p.head_dim <= kMostHeads,
+             "hq, hkv, d are %d, %d, %d, accepted is at most %lld of each", p.query_heads, p.kv_heads, p.head_dim,
+             (long long)kMostHeads);
   c.query_heads = p.query_heads;
   c.kv_heads = p.kv_heads;
   c.head_dim = p.head_dim;
@@ -41,14 +44,14 @@ int dynadapt_norm_forward(const DLTensor* x, const DLTensor* delta, const DLTens
     c.rows = N;
     c.width = H;
     c.layer = is_layer(op, p.kind);
-    c.eps = p.eps;
+    c.eps = float(op.number("eps", p.eps, 0, 1e30));
     c.x = in.data;
     c.delta = op.optional("delta", delta, {N, H}, in.dtype).data;
     c.weight = op.tensor("weight", weight, {H}, in.dtype).data;
     c.bias = op.optional("bias", bias, {H}, in.dtype).data;
-    c.res = op.optional("res", res, {N, H}, in.dtype).data;
-    c.y = op.tensor("y", y, {N, H}, in.dtype).data;
-    c.stat = op.tensor("stat", stat, {N, 2}, kF32).as<float>();
+    c.res = op.optional_output("res", res, {N, H}, in.dtype, Layout::contiguous, {"x", "delta"}).data;
+    c.y = op.output("y", y, {N, H}, in.dtype, Layout::contiguous, {"x", "delta"}).data;
+    c.stat = op.output("stat", stat, {N, 2}, kF32).as<float>();
     if (N) kernels<ByType<NormKernels>>().of(in.dtype).forward(c);
   });
 }
@@ -71,11 +74,11 @@ int dynadapt_norm_backward(const DLTensor* dy, const DLTensor* res, const DLTens
     c.weight = op.tensor("weight", weight, {H}, in.dtype).data;
     c.stat = op.tensor("stat", stat, {N, 2}, kF32).as<float>();
     c.dres = op.optional("dres", dres, {N, H}, in.dtype).data;
-    c.dx = op.tensor("dx", dx, {N, H}, in.dtype).data;
-    c.dweight = op.optional("dweight", dweight, {H}, kF32).as<float>();
-    c.dbias = op.optional("dbias", dbias, {H}, kF32).as<float>();
+    c.dx = op.output("dx", dx, {N, H}, in.dtype, Layout::contiguous, {"dy", "dres"}).data;
+    c.dweight = op.optional_output("dweight", dweight, {H}, kF32).as<float>();
+    c.dbias = op.optional_output("dbias", dbias, {H}, kF32).as<float>();
     c.bias = op.optional("bias", bias, {H}, in.dtype).data;
-    c.y = op.optional("y", y, {N, H}, in.dtype).data;
+    c.y = op.optional_output("y", y, {N, H}, in.dtype).data;
     if (N) kernels<ByType<NormKernels>>().of(in.dtype).backward(c);
   });
 }
@@ -89,12 +92,12 @@ int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, co
     const int64_t width = qkv_width(op, p, c);
     const View in = op.tensor("qkv", qkv, {-1, width}, kAct);
     c.rows = in.size[0];
-    c.eps = p.eps;
+    c.eps = float(op.number("eps", p.eps, 0, 1e30));
     c.qkv = in.data;
     c.q_weight = op.tensor("q_weight", q_weight, {p.head_dim}, in.dtype).data;
     c.k_weight = op.tensor("k_weight", k_weight, {p.head_dim}, in.dtype).data;
-    c.out = op.tensor("out", out, {in.size[0], width}, in.dtype).data;
-    c.rstd = op.tensor("rstd", rstd, {in.size[0], p.query_heads + p.kv_heads}, kF32).as<float>();
+    c.out = op.output("out", out, {in.size[0], width}, in.dtype, Layout::contiguous, {"qkv"}).data;
+    c.rstd = op.output("rstd", rstd, {in.size[0], p.query_heads + p.kv_heads}, kF32).as<float>();
     if (c.rows) kernels<ByType<HeadNormKernels>>().of(in.dtype).forward(c);
   });
 }
@@ -116,9 +119,9 @@ int dynadapt_head_norm_backward(const DLTensor* dout, const DLTensor* qkv, const
     c.q_weight = op.tensor("q_weight", q_weight, {p.head_dim}, in.dtype).data;
     c.k_weight = op.tensor("k_weight", k_weight, {p.head_dim}, in.dtype).data;
     c.rstd = op.tensor("rstd", rstd, {N, p.query_heads + p.kv_heads}, kF32).as<float>();
-    c.dqkv = op.tensor("dqkv", dqkv, {N, width}, in.dtype).data;
-    c.dq_weight = op.optional("dq_weight", dq_weight, {p.head_dim}, kF32).as<float>();
-    c.dk_weight = op.optional("dk_weight", dk_weight, {p.head_dim}, kF32).as<float>();
+    c.dqkv = op.output("dqkv", dqkv, {N, width}, in.dtype, Layout::contiguous, {"dout", "qkv"}).data;
+    c.dq_weight = op.optional_output("dq_weight", dq_weight, {p.head_dim}, kF32).as<float>();
+    c.dk_weight = op.optional_output("dk_weight", dk_weight, {p.head_dim}, kF32).as<float>();
     if (N) kernels<ByType<HeadNormKernels>>().of(in.dtype).backward(c);
   });
 }

@@ -25,6 +25,18 @@ UpdateKind kind_of(const Op& op, int32_t kind) {
   return UpdateKind(kind);
 }
 
+/// What the step computes with: numbers for which every kind of step is defined.
+void check_numbers(const Op& op, const dynadapt_update_params& p, Update& c) {
+  constexpr double kLargest = 1e300;
+  c.decay = op.number("decay", p.decay, 0, 1);
+  c.clip = op.number("clip", p.clip, 0, __builtin_inf());
+  c.beta1 = op.number("beta1", p.beta1, 0, 1);
+  c.beta2 = op.number("beta2", p.beta2, 0, 1);
+  c.eps = op.number("eps", p.eps, 0, kLargest);
+  c.weight_decay = op.number("weight_decay", p.weight_decay, 0, kLargest);
+  c.momentum = op.number("momentum", p.momentum, 0, 1);
+}
+
 /// The state that this kind of step reads must be there.
 void check_state(const Op& op, const Update& c) {
   const bool adam = c.kind == UpdateKind::kAdam || c.kind == UpdateKind::kAdamW;
@@ -39,7 +51,7 @@ void check_state(const Op& op, const Update& c) {
 /// The same step on the GPU that holds the tensors. Slots are in its memory: the kernels check them.
 void update_on_gpu(const Op& op, const Update& c, int64_t slots, DType working, const DLTensor* workspace, void* stream) {
   op.require(c.streams <= 65535, "slots has %zu entries, accepted on a GPU is up to 65535", c.streams);
-  const View memory = op.tensor("workspace", workspace, {-1}, kF64);
+  const View memory = op.output("workspace", workspace, {-1}, kF64);
   const int64_t needed = dynadapt_cuda_update_workspace(c.streams, c.parameters);
   op.require(memory.size[0] >= needed, "workspace has %lld elements, accepted is %lld or more", (long long)memory.size[0],
              (long long)needed);
@@ -65,35 +77,30 @@ extern "C" int dynadapt_update(const DLTensor* master, const DLTensor* grad, con
     const auto& p = op.params(params);
     Update c{};
     c.kind = kind_of(op, p.kind);
-    const View main = op.tensor("master", master, {-1, -1}, kF32);
+    const View main = op.output("master", master, {-1, -1}, kF32);
     const int64_t count = main.size[0], P = main.size[1];
     const View which = op.tensor("slots", slots, {-1}, kI32);
     const bool gpu = op.device().device_type == kDLCUDA;
     if (!gpu) check_slots(op, which, count);
     const int64_t S = which.size[0];
-    const View copy = op.optional("working", working, {count, P}, kAct);
+    const View copy = op.optional_output("working", working, {count, P}, kAct);
     c.streams = S;
     c.parameters = P;
     c.slots = which.as<int32_t>();
     c.master = main.as<float>();
-    c.grad = op.tensor("grad", grad, {count, P}, kF32).as<float>();
-    c.first = op.optional("first", first, {count, P}, kF32).as<float>();
-    c.second = op.optional("second", second, {count, P}, kF32).as<float>();
+    c.grad = op.output("grad", grad, {count, P}, kF32).as<float>();
+    c.first = op.optional_output("first", first, {count, P}, kF32).as<float>();
+    c.second = op.optional_output("second", second, {count, P}, kF32).as<float>();
     c.prior = op.optional("prior", prior, {P}, kF32).as<float>();
     c.prior_rate = op.optional("prior_rate", prior_rate, {P}, kF32).as<float>();
     c.stat = op.optional("stat", stat, {P}, kF32).as<float>();
     c.working = copy.data;
     c.lr = op.tensor("lr", lr, {count}, kF32).as<float>();
-    c.step = op.tensor("step", step, {count}, kI32).as<int32_t>();
-    c.norms = op.tensor("norms", norms, {S}, kF32).as<float>();
-    c.skipped = op.tensor("skipped", skipped, {S}, kI32).as<int32_t>();
-    c.decay = p.decay;
-    c.clip = p.clip;
-    c.beta1 = p.beta1;
-    c.beta2 = p.beta2;
-    c.eps = p.eps;
-    c.weight_decay = p.weight_decay;
-    c.momentum = p.momentum;
+    c.step = op.output("step", step, {count}, kI32).as<int32_t>();
+    c.norms = op.output("norms", norms, {S}, kF32).as<float>();
+    c.skipped = op.output("skipped", skipped, {S}, kI32).as<int32_t>();
+    if (!gpu) op.optional("workspace", workspace, {-1}, kF64);
+    check_numbers(op, p, c);
     check_state(op, c);
     const DType act = copy ? copy.dtype : kF32;
     if (gpu) return update_on_gpu(op, c, count, act, workspace, stream);

@@ -21,32 +21,13 @@ constexpr dynadapt_engine_params kDefaults = {
     .seed = 0, .optimizer = DYNADAPT_ADAM, .lr = 2e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .clip = 1, .decay = 0,
     .weight_decay = 0, .momentum = 0};
 
-/// What the caller's struct for results has room for: at least the members of the struct's first version.
-template <class Result>
-size_t room(const Op& op, const char* argument, const Result* result, size_t first) {
-  op.require(result != nullptr, "%s is NULL", argument);
-  op.require(result->struct_size >= first, "%s.struct_size is %u, accepted is sizeof(*%s): at least %zu", argument,
-             result->struct_size, argument, first);
-  return std::min<size_t>(result->struct_size, sizeof *result);
-}
-
-/// Refuses a number outside low..high; NaN is outside.
-void check_number(const Op& op, const char* name, double value, double low, double high) {
-  op.require(value >= low && value <= high, "%s is %g, accepted is %g to %g", name, value, low, high);
-}
-
-void check_whole(const Op& op, const char* name, int64_t value, int64_t low, int64_t high) {
-  op.require(value >= low && value <= high, "%s is %lld, accepted is %lld to %lld", name, (long long)value, (long long)low,
-             (long long)high);
-}
-
 LoraSettings lora_settings(const Op& op, const dynadapt_engine_params& p) {
-  check_number(op, "alpha", p.alpha, 1e-9, 1e9);
+  op.number("alpha", p.alpha, 1e-9, 1e9);
   const std::string targets = p.targets ? p.targets : "";
   op.require(targets == "all" || targets == "attn" || targets == "mlp", "targets is \"%s\", accepted is all, attn or mlp",
              targets.c_str());
-  check_whole(op, "first_layer", p.first_layer, 0, INT32_MAX);
-  check_whole(op, "last_layer", p.last_layer, -1, INT32_MAX);
+  op.whole("first_layer", p.first_layer, 0, INT32_MAX);
+  op.whole("last_layer", p.last_layer, -1, INT32_MAX);
   return {p.rank, p.alpha, targets, p.first_layer, p.last_layer, p.seed};
 }
 
@@ -56,17 +37,17 @@ OptimizerSettings optimizer_settings(const Op& op, const dynadapt_engine_params&
              p.optimizer == DYNADAPT_RMS ? "; rms needs gradient statistics, which are zero for LoRA at its start" : "");
   constexpr double kLargest = 1e30, kBelowOne = 1 - 1e-15;
   const bool sgd = p.optimizer == DYNADAPT_SGD;
-  check_number(op, "lr", p.lr, 0, kLargest);
-  check_number(op, "clip", p.clip, 0, kLargest);
-  check_number(op, "decay", p.decay, 0, 1);
+  op.number("lr", p.lr, 0, kLargest);
+  op.number("clip", p.clip, 0, kLargest);
+  op.number("decay", p.decay, 0, 1);
   if (!sgd) {
-    check_number(op, "beta1", p.beta1, 0, kBelowOne);
-    check_number(op, "beta2", p.beta2, 1e-15, kBelowOne);
-    check_number(op, "eps", p.eps, 1e-38, 1);
+    op.number("beta1", p.beta1, 0, kBelowOne);
+    op.number("beta2", p.beta2, 1e-15, kBelowOne);
+    op.number("eps", p.eps, 1e-38, 1);
   }
   const bool decays = p.optimizer == DYNADAPT_ADAMW;
-  check_number(op, "weight_decay", p.weight_decay, 0, decays ? kLargest : 0);  // anything else would be ignored
-  check_number(op, "momentum", p.momentum, 0, sgd ? kBelowOne : 0);
+  op.number("weight_decay", p.weight_decay, 0, decays ? kLargest : 0);  // anything else would be ignored
+  op.number("momentum", p.momentum, 0, sgd ? kBelowOne : 0);
   return {UpdateKind(p.optimizer), p.lr, p.beta1, p.beta2, p.eps, p.clip, p.decay, p.weight_decay, p.momentum};
 }
 
@@ -74,12 +55,12 @@ EngineSettings settings_of(const Op& op, const dynadapt_engine_params& p) {
   op.require(p.dtype == DYNADAPT_BF16 || p.dtype == DYNADAPT_F32, "dtype is %d, accepted is 0 (bf16) or 1 (f32)", p.dtype);
   EngineSettings s{};
   s.dtype = p.dtype == DYNADAPT_BF16 ? kBF16 : kF32;
-  check_whole(op, "streams", s.streams = p.streams, 1, 65535);
-  check_whole(op, "segment", s.segment = p.segment, 1, 1 << 24);
-  check_whole(op, "every", s.every = p.every, 1, INT32_MAX);
-  check_whole(op, "memory_length", s.memory_length = p.memory_length, 0, 1 << 24);
-  check_whole(op, "memory_sinks", s.memory_sinks = p.memory_sinks, 0, 1 << 24);
-  check_whole(op, "rank", p.rank, 0, 4096);
+  op.whole("streams", s.streams = p.streams, 1, 65535);
+  op.whole("segment", s.segment = p.segment, 1, 1 << 24);
+  op.whole("every", s.every = p.every, 1, INT32_MAX);
+  op.whole("memory_length", s.memory_length = p.memory_length, 0, 1 << 24);
+  op.whole("memory_sinks", s.memory_sinks = p.memory_sinks, 0, 1 << 24);
+  op.whole("rank", p.rank, 0, 4096);
   s.learns = p.rank > 0;
   if (!s.learns) return s;
   s.lora = lora_settings(op, p);
@@ -91,8 +72,8 @@ EngineSettings settings_of(const Op& op, const dynadapt_engine_params& p) {
 class Call {
  public:
   Call(const Op& op, dynadapt_engine* engine) : engine_(engine) {
-    op.require(engine != nullptr, "engine is NULL");
-    op.require(!engine->busy.exchange(true), "the engine is in another call; calls on one engine must not overlap");
+    op.require(!op.held("engine", engine).busy.exchange(true),
+               "the engine is in another call; calls on one engine must not overlap");
   }
   ~Call() { engine_->busy.store(false); }
   Call(const Call&) = delete;
@@ -104,7 +85,7 @@ class Call {
 };
 
 void check_stream(const Op& op, const Call& engine, int32_t stream) {
-  check_whole(op, "stream", stream, 0, engine->settings().streams - 1);
+  op.whole("stream", stream, 0, engine->settings().streams - 1);
 }
 
 Adapters& adapters(const Op& op, const Call& engine, int32_t stream) {
@@ -128,6 +109,13 @@ void check_tokens(const Op& op, const int32_t* tokens, int64_t streams, int64_t 
   for (int64_t i = 0; i < streams * (width + 1); i++)
     op.require(tokens[i] >= 0 && tokens[i] < vocabulary, "tokens[%lld][%lld] is %d, accepted is 0 to %lld",
                (long long)(i / (width + 1)), (long long)(i % (width + 1)), tokens[i], (long long)vocabulary - 1);
+}
+
+void check_report(const Op& op, dynadapt_engine_report* report, int64_t streams) {
+  op.output_array("report", report, 1);
+  op.room("report", report);
+  if (report->outcome) op.output_array("report.outcome", report->outcome, streams);
+  if (report->grad_norm) op.output_array("report.grad_norm", report->grad_norm, streams);
 }
 
 void fill(dynadapt_engine_report* out, const StepReport& report) {
@@ -154,9 +142,8 @@ extern "C" {
 int dynadapt_engine_params_default(dynadapt_engine_params* params, uint32_t struct_size) {
   return guarded([&] {
     const Op op("engine_params_default");
-    op.require(params != nullptr, "params is NULL");
-    op.require(struct_size >= sizeof *params, "struct_size is %u, accepted is sizeof(*params): at least %zu", struct_size,
-               sizeof *params);
+    op.check_size("params", struct_size, sizeof *params);
+    op.output_array("params", params, 1);
     std::memset(static_cast<void*>(params), 0, struct_size);
     std::memcpy(static_cast<void*>(params), &kDefaults, std::min<size_t>(struct_size, sizeof kDefaults));
     params->struct_size = struct_size;
@@ -166,9 +153,8 @@ int dynadapt_engine_params_default(dynadapt_engine_params* params, uint32_t stru
 int dynadapt_engine_create(const dynadapt_engine_params* params, const char* model_dir, dynadapt_engine** out) {
   return guarded([&] {
     const Op op("engine_create");
-    op.require(out != nullptr, "out is NULL");
-    *out = nullptr;
-    op.require(model_dir != nullptr, "model_dir is NULL");
+    *op.output_array("out", out, 1) = nullptr;
+    op.path("model_dir", model_dir);
     *out = new dynadapt_engine{Engine(model_dir, settings_of(op, op.params(params)))};
   });
 }
@@ -181,10 +167,11 @@ int dynadapt_engine_step(dynadapt_engine* engine, const int32_t* tokens, int32_t
     const Op op("engine_step");
     const Call call(op, engine);
     const EngineSettings& s = call->settings();
-    op.require(tokens != nullptr, "tokens is NULL");
-    op.require(nll != nullptr, "nll is NULL");
-    check_whole(op, "T", T, 1, s.segment);
-    if (report) room(op, "report", report, sizeof *report);
+    op.whole("T", T, 1, s.segment);
+    op.array("tokens", tokens, s.streams * (T + 1));
+    if (lengths) op.array("lengths", lengths, s.streams);
+    op.output_array("nll", nll, s.streams * T);
+    if (report) check_report(op, report, s.streams);
     const std::vector<int64_t> counts = check_lengths(op, lengths, s.streams, T);
     check_tokens(op, tokens, s.streams, T, call->model().config.vocabulary);
     const StepReport done = call->step(tokens, counts.data(), T, nll);
@@ -213,7 +200,7 @@ int dynadapt_engine_set_lr(dynadapt_engine* engine, int32_t stream, double lr) {
   return guarded([&] {
     const Op op("engine_set_lr");
     const Call call(op, engine);
-    check_number(op, "lr", lr, 0, 1e30);
+    op.number("lr", lr, 0, 1e30);
     adapters(op, call, stream).set_lr(stream, float(lr));
   });
 }
@@ -222,7 +209,7 @@ int dynadapt_engine_save(dynadapt_engine* engine, int32_t stream, const char* di
   return guarded([&] {
     const Op op("engine_save");
     const Call call(op, engine);
-    op.require(directory != nullptr, "directory is NULL");
+    op.path("directory", directory);
     write_peft(directory, adapters(op, call, stream), call->model(), stream);
   });
 }
@@ -231,7 +218,7 @@ int dynadapt_engine_load_adapter(dynadapt_engine* engine, int32_t stream, const 
   return guarded([&] {
     const Op op("engine_load_adapter");
     const Call call(op, engine);
-    op.require(directory != nullptr, "directory is NULL");
+    op.path("directory", directory);
     read_peft(directory, adapters(op, call, stream), call->model(), stream);
   });
 }
@@ -240,7 +227,8 @@ int dynadapt_engine_info(const dynadapt_engine* engine, dynadapt_engine_info_t* 
   return guarded([&] {
     const Op op("engine_info");
     const Call call(op, const_cast<dynadapt_engine*>(engine));  // the mark of a call is no part of what the engine is
-    const size_t size = room(op, "info", info, sizeof *info);
+    op.output_array("info", info, 1);
+    const size_t size = op.room("info", info);
     const EngineSettings& s = call->settings();
     const ModelConfig& c = call->model().config;
     dynadapt_engine_info_t out{};

@@ -4,6 +4,8 @@
 #include <initializer_list>
 
 #include "core/error.h"
+#include "engine/config_keys.h"
+#include "engine/config_values.h"
 
 namespace dynadapt {
 
@@ -11,64 +13,17 @@ namespace {
 
 constexpr int64_t kMaxLayers = 10'000;  // a larger number can only be a damaged file
 
-/// Reads the keys of one JSON object; every failure names the file and the key.
-class Keys {
- public:
-  Keys(const Json& raw, const std::string& where) : raw_(raw), where_(where) {}
-
-  [[noreturn]] void stop(const std::string& text) const { throw Invalid(where_ + ": " + text); }
-
-  bool has(const char* key) const { return raw_.members.count(key) > 0; }
-
-  /// Null where the key is absent or null.
-  const Json* find(const char* key) const { return raw_.find(key); }
-
-  int64_t size(const char* key, int64_t fallback = 0) const {
-    const Json* value = find(key);
-    if (!value && fallback) return fallback;
-    if (!value) stop(std::string(key) + " is missing");
-    if (!value->is_count() || value->number < 1 || value->number > 2147483647.0)
-      stop(std::string(key) + " = " + value->text() + " must be a whole number in 1..2147483647");
-    return value->count();
-  }
-
-  double number(const char* key, double low, double high, const double* fallback = nullptr) const {
-    const Json* value = find(key);
-    if (!value && fallback) return *fallback;
-    if (!value) stop(std::string(key) + " is missing");
-    if (!value->is(Json::kNumber) || !(value->number >= low && value->number <= high))
-      stop(std::string(key) + " = " + value->text() + " must be a number in " + json_number(low) + ".." + json_number(high));
-    return value->number;
-  }
-
-  bool flag(const char* key, bool fallback) const {
-    const Json* value = find(key);
-    if (value && !value->is(Json::kBool)) stop(std::string(key) + " = " + value->text() + " must be true or false");
-    return value ? value->boolean : fallback;
-  }
-
-  /// A text, "" where the key is absent.
-  std::string text(const char* key) const {
-    const Json* value = find(key);
-    if (value && !value->is(Json::kString)) stop(std::string(key) + " = " + value->text() + " must be a text");
-    return value ? value->string : "";
-  }
-
- private:
-  const Json& raw_;
-  const std::string& where_;
-};
-
 struct Kind {
   const char *model_type, *architecture, *family;
+  int64_t positions, kv_heads;  // where the file has no such key; kv_heads 0: as many as heads
 };
-constexpr Kind kKinds[] = {{"llama", "LlamaForCausalLM", "llama"},
-                           {"mistral", "MistralForCausalLM", "llama"},
-                           {"qwen2", "Qwen2ForCausalLM", "qwen2"},
-                           {"qwen3", "Qwen3ForCausalLM", "qwen3"}};
+constexpr Kind kKinds[] = {{"llama", "LlamaForCausalLM", "llama", 2048, 0},
+                           {"mistral", "MistralForCausalLM", "llama", 131072, 8},
+                           {"qwen2", "Qwen2ForCausalLM", "qwen2", 32768, 32},
+                           {"qwen3", "Qwen3ForCausalLM", "qwen3", 32768, 32}};
 
 /// The kind of a config; one without a model_type is known by its architecture.
-const Kind& kind_of(const Keys& keys) {
+const Kind& kind_of(const ConfigValues& keys) {
   const Json *type = keys.find("model_type"), *list = keys.find("architectures");
   const Json* only = list && list->is(Json::kArray) && list->items.size() == 1 ? &list->items[0] : nullptr;
   std::string accepted;
@@ -82,114 +37,133 @@ const Kind& kind_of(const Keys& keys) {
   keys.stop("model_type " + found + " is not supported by this engine; accepted: " + accepted);
 }
 
-/// Refuses extras of related architectures that would change the computation, unless they have the value that does nothing.
-void refuse_extras(const Keys& keys) {
-  for (const char* key : {"attention_multiplier", "final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar",
-                          "clip_qkv", "no_rope_layers", "num_experts", "num_local_experts", "quantization_config"})
-    if (const Json* value = keys.find(key))
-      keys.stop(std::string(key) + " = " + value->text() + " is not supported; accepted: absent");
-  for (const char* key :
-       {"embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale", "partial_rotary_factor", "rotary_pct"})
-    if (const Json* value = keys.find(key); value && !(value->is(Json::kNumber) && value->number == 1))
-      keys.stop(std::string(key) + " = " + value->text() + " is not supported; accepted: 1.0 or absent");
-  for (const char* key : {"use_parallel_residual", "parallel_attn", "scale_attn_by_inverse_layer_idx", "add_cross_attention"})
-    if (const Json* value = keys.find(key); value && !(value->is(Json::kBool) && !value->boolean))
-      keys.stop(std::string(key) + " = " + value->text() + " is not supported; accepted: false or absent");
-  const std::string activation = keys.text("hidden_act");
-  if (!activation.empty() && activation != "silu" && activation != "swish")
-    keys.stop("hidden_act = \"" + activation + "\" is not supported; accepted: silu");
+void refuse_partial(const ConfigValues& keys, const Json* part) {
+  if (part && !(part->is(Json::kNumber) && part->number == 1))
+    keys.stop("partial_rotary_factor = " + part->text() + " is not supported; accepted: 1.0 or absent");
 }
 
-/// Newer configs keep all of the rotary settings in rope_parameters, older ones in two keys.
-void read_rope(const Keys& keys, const std::string& where, ModelConfig& c) {
+/// The object of the rotary settings: rope_scaling, the key of older files, unless it is empty.
+const char* rope_place(const ConfigValues& keys) {
+  for (const char* place : {"rope_scaling", "rope_parameters"})
+    if (const Json* found = keys.find(place); found && !found->is(Json::kObject))
+      keys.stop(std::string(place) + " = " + found->text() + " must be an object or null");
+  const Json* scaling = keys.find("rope_scaling");
+  return scaling && !scaling->members.empty() ? "rope_scaling" : "rope_parameters";
+}
+
+/// Precedences are those of dynadapt/model/rope_settings.py, which are transformers' own.
+void read_rope(const ConfigValues& keys, const std::string& where, ModelConfig& c) {
   static const Json none;
-  const Json* parameters = keys.find("rope_parameters");
-  if (!parameters) parameters = keys.find("rope_scaling");
-  if (!parameters) parameters = &none;
-  if (!parameters->is(Json::kObject) && !parameters->is(Json::kNull))
-    keys.stop("rope_scaling = " + parameters->text() + " must be an object or null");
-  for (const auto& [name, value] : parameters->members)
-    if (value.is(Json::kObject)) keys.stop("rope_parameters by layer type are not supported; accepted: one set for all layers");
-  const Keys rope(*parameters, where);
-  if (const Json* part = rope.find("partial_rotary_factor"); part && !(part->is(Json::kNumber) && part->number == 1))
-    keys.stop("partial_rotary_factor = " + part->text() + " is not supported; accepted: 1.0 or absent");
+  const std::string place = rope_place(keys);
+  const Json* found = keys.find(place.c_str());
+  const Json& object = found ? *found : none;
+  for (const auto& [name, value] : object.members)
+    if (value.is(Json::kObject)) keys.stop(place + " by layer type are not supported; accepted: one set for all layers");
+  const ConfigValues rope(object, where, place + ".");
+  refuse_partial(keys, keys.find("partial_rotary_factor"));
+  refuse_partial(rope, rope.value("partial_rotary_factor"));
   const double usual = 10000.0;
-  c.rope_theta = (rope.find("rope_theta") ? rope : keys).number("rope_theta", 1e-6, 1e15, &usual);
-  std::string kind = rope.text("rope_type");
-  if (kind.empty()) kind = rope.text("type");
-  if (kind.empty() || kind == "default") return;
+  c.rope_theta = (rope.value("rope_theta") ? rope : keys).number("rope_theta", 1.0, 1e15, &usual);
+  const Json* kind = rope.value("rope_type");
+  if (!kind) kind = rope.value("type");
   RopeScaling& s = c.rope_scaling;
-  if (kind != "linear" && kind != "llama3")
-    keys.stop("rope_scaling type \"" + kind + "\" is not supported; accepted: default, linear, llama3");
-  s.kind = kind == "linear" ? RopeScaling::kLinear : RopeScaling::kLlama3;
-  s.factor = rope.number("factor", 1e-6, 1e9);
+  if (!kind || kind->string == "default") s.kind = RopeScaling::kNone;
+  else if (kind->string == "linear") s.kind = RopeScaling::kLinear;
+  else if (kind->string == "llama3") s.kind = RopeScaling::kLlama3;
+  else keys.stop(place + " type " + kind->text() + " is not supported; accepted: default, linear, llama3");
+  refuse_unread(object, "rope", where, place);
+  if (s.kind == RopeScaling::kNone) return;
+  s.factor = rope.number("factor", 0.01, 1e9);
   if (s.kind == RopeScaling::kLinear) return;
   s.low_freq_factor = rope.number("low_freq_factor", 1e-6, 1e9);
   s.high_freq_factor = rope.number("high_freq_factor", 1e-6, 1e9);
-  s.original_positions = rope.size("original_max_position_embeddings", c.max_positions);
-  if (s.high_freq_factor <= s.low_freq_factor) keys.stop("high_freq_factor must be above low_freq_factor");
+  const char* original = "original_max_position_embeddings";
+  s.original_positions = (keys.value(original) ? keys : rope).size(original, c.max_positions);
+  if (s.high_freq_factor <= s.low_freq_factor) rope.stop("high_freq_factor must be above low_freq_factor");
 }
 
-/// Refuses a sliding window that would change a result within the model's own context.
-void refuse_window(const Keys& keys, const Kind& kind, const ModelConfig& c) {
-  const Json* types = keys.find("layer_types");
-  const bool listed = types && types->is(Json::kArray);
-  bool sliding = false;
-  for (size_t i = 0; listed && i < types->items.size(); i++) sliding |= types->items[i].string != "full_attention";
-  if (listed && !sliding) return;
+/// Refuses a sliding window that would change a result within the model's own context: dynadapt/model/sliding.py.
+void refuse_sliding(const ConfigValues& keys, const Kind& kind, const ModelConfig& c) {
+  const bool qwen = std::string(kind.family) != "llama", mistral = std::string(kind.model_type) == "mistral";
   int64_t window = 0;  // none
-  if (std::string(kind.model_type) == "mistral") {
-    if (keys.find("sliding_window")) window = keys.size("sliding_window");
-    if (!keys.has("sliding_window")) window = 4096;  // what transformers takes where a config says nothing, not even null
-  } else if (std::string(kind.family) == "llama") {
-    if (listed && keys.find("sliding_window")) window = keys.size("sliding_window");
-  } else {
-    const Json* first = keys.find("max_window_layers");
-    const double from = first && first->is(Json::kNumber) ? first->number : 28;
-    const bool slides = keys.flag("use_sliding_window", false) && from < double(c.layers);
-    if ((slides || listed) && keys.find("sliding_window")) window = keys.size("sliding_window");
+  if (const Json* given = keys.value("sliding_window"); given ? !given->is(Json::kNull) : qwen || mistral)
+    window = keys.size("sliding_window", 4096);  // 4096: what transformers takes where a config says nothing, not even null
+  const Json* types = keys.find("layer_types");
+  bool slides = window > 0;
+  if (qwen) {
+    if (!keys.flag("use_sliding_window", false)) window = 0;
+    const Json* first = keys.value("max_window_layers");
+    if (first && !(first->is(Json::kNumber) && first->integer))
+      keys.stop("max_window_layers = " + first->text() + " must be a whole number");
+    slides = window > 0 && (first ? first->number : 28) < double(c.layers) && !types;
   }
-  if (window && window < c.max_positions)
+  if (types) {
+    bool fine = types->is(Json::kArray) && int64_t(types->items.size()) == c.layers;
+    for (const Json& item : types->items) {
+      const bool sliding = item.string == "sliding_attention";
+      fine = fine && (sliding || item.string == "full_attention" || item.string == "attention");
+      slides = slides || sliding;
+    }
+    if (!fine)
+      keys.stop("layer_types = " + types->text() + " must be a list of num_hidden_layers = " + std::to_string(c.layers) +
+                ", each of full_attention, sliding_attention");
+  }
+  if (slides && !window)
+    keys.stop("layer_types has sliding_attention and there is no sliding_window (use_sliding_window false, or null): accepted: "
+              "full_attention in every layer");
+  if (slides && window < c.max_positions)
     keys.stop("sliding-window attention (sliding_window = " + std::to_string(window) + ", context " +
               std::to_string(c.max_positions) + ") is not supported; accepted: full attention in every layer");
+}
+
+void refuse_others(const ConfigValues& keys) {
+  for (const char* key : {"quantization_config", "compression_config"})
+    if (const Json* value = keys.find(key))
+      keys.stop(std::string(key) + " = " + value->text() + " is not supported: give the unquantised checkpoint");
+  const std::string activation = keys.text("hidden_act", "silu");
+  if (activation != "silu" && activation != "swish")
+    keys.stop("hidden_act = \"" + activation + "\" is not supported; accepted: silu");
+  keys.check_token("bos_token_id");
+  keys.check_token("eos_token_id");
 }
 
 }  // namespace
 
 ModelConfig read_config(const Json& raw, const std::string& where) {
   if (!raw.is(Json::kObject)) throw Invalid(where + ": the config must be a JSON object, not " + raw.text());
-  const Keys keys(raw, where);
+  const ConfigValues keys(raw, where);
   const Kind& kind = kind_of(keys);
-  refuse_extras(keys);
+  refuse_others(keys);
+  refuse_unread(raw, kind.model_type, where);
   ModelConfig c{};
   c.family = kind.family;
+  const bool qwen2 = c.family == "qwen2", qwen3 = c.family == "qwen3", mistral = std::string(kind.model_type) == "mistral";
   c.vocabulary = keys.size("vocab_size");
   c.hidden = keys.size("hidden_size");
   c.layers = keys.size("num_hidden_layers");
   if (c.layers > kMaxLayers)
     keys.stop("num_hidden_layers = " + std::to_string(c.layers) + " must be in 1.." + std::to_string(kMaxLayers));
   c.heads = keys.size("num_attention_heads");
-  c.kv_heads = keys.size("num_key_value_heads", c.heads);
+  c.kv_heads = keys.size_or_null("num_key_value_heads", kind.kv_heads ? kind.kv_heads : c.heads, mistral ? 0 : c.heads);
   if (c.heads % c.kv_heads)
     keys.stop("num_key_value_heads = " + std::to_string(c.kv_heads) +
               " does not divide num_attention_heads = " + std::to_string(c.heads));
-  const bool qwen3 = c.family == "qwen3";
-  if (!keys.find("head_dim") && !qwen3 && c.hidden % c.heads)
+  const int64_t even = c.hidden % c.heads ? 0 : c.hidden / c.heads;
+  if (!even && !(qwen2 ? keys.value("head_dim") : keys.find("head_dim")) && !qwen3)
     keys.stop("num_attention_heads = " + std::to_string(c.heads) + " does not divide hidden_size = " + std::to_string(c.hidden));
-  c.head_dim = keys.size("head_dim", qwen3 ? 128 : c.hidden / c.heads ? c.hidden / c.heads : 1);
+  c.head_dim = keys.size_or_null("head_dim", qwen3 ? 128 : even, qwen2 || qwen3 ? 0 : even);
   if (c.head_dim % 2) keys.stop("head_dim = " + std::to_string(c.head_dim) + " is odd: rotary positions need an even one");
   c.ffn = keys.size("intermediate_size");
-  c.max_positions = keys.size("max_position_embeddings");
+  c.max_positions = keys.size("max_position_embeddings", kind.positions);
   const double usual_eps = 1e-6;
   c.norm_eps = float(keys.number("rms_norm_eps", 0.0, 1.0, &usual_eps));
   c.tied_head = keys.flag("tie_word_embeddings", false);
   c.qk_norm = qwen3;
-  const bool mistral = std::string(kind.model_type) == "mistral";
-  c.q_bias = c.family == "qwen2" || (!mistral && keys.flag("attention_bias", false));
-  c.o_bias = c.family != "qwen2" && c.q_bias;
+  c.q_bias = qwen2 || (!mistral && keys.flag("attention_bias", false));
+  c.o_bias = !qwen2 && c.q_bias;
   c.mlp_bias = c.family == "llama" && !mistral && keys.flag("mlp_bias", false);
   read_rope(keys, where, c);
-  refuse_window(keys, kind, c);
+  refuse_sliding(keys, kind, c);
   return c;
 }
 

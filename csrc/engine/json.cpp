@@ -13,7 +13,7 @@ constexpr int kMaxDepth = 64;
 
 class Reader {
  public:
-  Reader(std::string_view text, const std::string& where) : text_(text), where_(where) {}
+  Reader(std::string_view text, const std::string& where, size_t most) : text_(text), where_(where), left_(most) {}
 
   Json document() {
     check_utf8();
@@ -66,6 +66,7 @@ class Reader {
 
   Json value(int depth) {
     if (depth > kMaxDepth) stop("nested too deeply");
+    if (!left_--) stop("too many values");
     space();
     Json out;
     switch (peek()) {
@@ -86,7 +87,7 @@ class Reader {
         return out;
       default:
         out.kind = Json::kNumber;
-        out.number = number();
+        out.number = number(out.integer);
         return out;
     }
   }
@@ -103,7 +104,9 @@ class Reader {
       std::string name = string();
       space();
       expect(':', "a colon was expected");
-      out.members[std::move(name)] = value(depth + 1);
+      const auto [member, added] = out.members.try_emplace(std::move(name));
+      if (!added) stop(("the name " + json_string(member->first).substr(0, 80) + " for the second time").c_str());
+      member->second = value(depth + 1);
       space();
       if (peek() == '}') return at_++, out;
       expect(',', "a comma or } was expected");
@@ -126,18 +129,21 @@ class Reader {
 
   static bool digit(char c) { return c >= '0' && c <= '9'; }
 
-  double number() {
+  double number(bool& integer) {
     const size_t begin = at_;
+    integer = true;
     if (peek() == '-') at_++;
     const size_t whole = at_;
     while (digit(peek())) at_++;
     if (at_ == whole || (text_[whole] == '0' && at_ > whole + 1)) stop("a value was expected");
     if (peek() == '.') {
+      integer = false;
       at_++;
       if (!digit(peek())) stop("a digit was expected");
       while (digit(peek())) at_++;
     }
     if (peek() == 'e' || peek() == 'E') {
+      integer = false;
       at_++;
       if (peek() == '+' || peek() == '-') at_++;
       if (!digit(peek())) stop("a digit was expected");
@@ -206,7 +212,7 @@ class Reader {
 
   std::string_view text_;
   const std::string& where_;
-  size_t at_ = 0;
+  size_t at_ = 0, left_;
 };
 
 std::string whole_text(const Json& value) {
@@ -242,7 +248,7 @@ const Json* Json::find(const std::string& name) const {
 }
 
 bool Json::is_count() const {
-  return kind == kNumber && number >= 0 && number <= 9007199254740992.0 && number == std::floor(number);
+  return kind == kNumber && integer && number >= 0 && number <= 9007199254740992.0 && number == std::floor(number);
 }
 
 std::string Json::text() const {
@@ -253,7 +259,7 @@ std::string Json::text() const {
   return out.substr(0, end) + "...";
 }
 
-Json parse_json(std::string_view text, const std::string& where) { return Reader(text, where).document(); }
+Json parse_json(std::string_view text, const std::string& where, size_t most) { return Reader(text, where, most).document(); }
 
 std::string json_string(std::string_view text) {
   std::string out = "\"";

@@ -16,16 +16,17 @@ struct Json {
   Kind kind = kNull;
   bool boolean = false;
   double number = 0;
+  bool integer = false;  // of a number: written without fraction and exponent
   std::string string;
   std::vector<Json> items;
-  std::map<std::string, Json> members;  // of a name that occurs twice, the last
+  std::map<std::string, Json> members;
 
   bool is(Kind expected) const { return kind == expected; }
 
   /// The member of this name; null where it is absent, null itself, or this is not an object.
   const Json* find(const std::string& name) const;
 
-  /// Whether this is a whole number of at least 0 that a double holds exactly.
+  /// Whether this is a whole number of at least 0, written as one, that a double holds exactly: 2.0 is none, as in Python.
   bool is_count() const;
   int64_t count() const { return int64_t(number); }
 
@@ -33,8 +34,13 @@ struct Json {
   std::string text() const;
 };
 
-/// The value that `text` holds. Throws Invalid with `where` in front for anything that is not JSON.
-Json parse_json(std::string_view text, const std::string& where);
+/// The most values that a document may have: each takes about 200 bytes, whatever its text takes.
+constexpr size_t kMostValues = 1 << 17;       // of a configuration
+constexpr size_t kMostTableValues = 1 << 20;  // of a table of tensors: a header, an index
+
+/// The value that `text` holds. Throws Invalid with `where` in front for anything that is not JSON, for a name that occurs twice
+/// in an object, and for more than `most` values.
+Json parse_json(std::string_view text, const std::string& where, size_t most = kMostValues);
 
 /// `text` in quotes, as JSON writes it.
 std::string json_string(std::string_view text);

@@ -24,25 +24,32 @@ int64_t stored_item_bytes(const std::string& dtype) {
   return found == sizes.end() ? 0 : found->second;
 }
 
-/// An open file. Every failure names it.
+const char* kind_of_file(mode_t mode) {
+  if (S_ISDIR(mode)) return "a directory";
+  if (S_ISFIFO(mode)) return "a pipe";
+  if (S_ISSOCK(mode)) return "a socket";
+  return "a device";
+}
+
+/// An open regular file. Every failure names it. Opened without waiting: a pipe would wait for whoever writes to it.
 class File {
  public:
-  explicit File(const std::string& path) : path_(path), handle_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (handle_ < 0) stop();
+  explicit File(const std::string& path) : path_(path), handle_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)) {
+    if (handle_.value < 0) stop();
+    struct stat status;
+    if (fstat(handle_.value, &status) != 0) stop();
+    if (!S_ISREG(status.st_mode))
+      throw Invalid(path_ + ": cannot be read (it is " + kind_of_file(status.st_mode) + ", not a file)");
+    size_ = status.st_size;
   }
-  ~File() { close(handle_); }
   File(const File&) = delete;
   File& operator=(const File&) = delete;
 
-  int64_t size() const {
-    struct stat status;
-    if (fstat(handle_, &status) != 0) stop();
-    return status.st_size;
-  }
+  int64_t size() const { return size_; }
 
   void read(int64_t begin, void* out, int64_t bytes) const {
     for (int64_t done = 0; done < bytes;) {
-      const ssize_t count = pread(handle_, static_cast<char*>(out) + done, size_t(bytes - done), begin + done);
+      const ssize_t count = pread(handle_.value, static_cast<char*>(out) + done, size_t(bytes - done), begin + done);
       if (count < 0 && errno == EINTR) continue;
       if (count < 0) stop();
       if (count == 0) throw Invalid(path_ + ": ended while it was read (it changed since it was opened?)");
@@ -53,8 +60,18 @@ class File {
  private:
   [[noreturn]] void stop() const { throw Invalid(path_ + ": cannot be read (" + std::strerror(errno) + ")"); }
 
+  struct Handle {
+    int value;
+    explicit Handle(int value) : value(value) {}
+    Handle(const Handle&) = delete;
+    ~Handle() {
+      if (value >= 0) close(value);
+    }
+  };
+
   const std::string& path_;
-  int handle_;
+  Handle handle_;
+  int64_t size_ = 0;
 };
 
 StoredTensor entry(const std::string& where, const std::string& name, const Json& value, int64_t start, int64_t size) {
@@ -100,14 +117,18 @@ float from_bf16(uint16_t half) {
   return value;
 }
 
+/// Returns whether all values are finite, as float32 and as they are stored at `out`.
 template <class From>
-void convert(const void* from, int64_t count, DType dtype, void* out, float (*widen)(From)) {
+bool convert(const void* from, int64_t count, DType dtype, void* out, float (*widen)(From)) {
   const From* values = static_cast<const From*>(from);
+  bool finite = true;
   for (int64_t i = 0; i < count; i++) {
     const float value = widen(values[i]);
+    finite &= std::isfinite(dtype == kBF16 ? from_bf16(to_bf16(value)) : value);
     if (dtype == kBF16) static_cast<uint16_t*>(out)[i] = to_bf16(value);
     else static_cast<float*>(out)[i] = value;
   }
+  return finite;
 }
 
 /// Writes bytes to a new file that takes `path`'s place once it is whole.
@@ -141,8 +162,10 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-std::string read_file(const std::string& path) {
+std::string read_file(const std::string& path, int64_t most) {
   const File file(path);
+  if (file.size() > most)
+    throw Invalid(path + ": has " + std::to_string(file.size()) + " bytes, accepted are up to " + std::to_string(most));
   std::string content(size_t(file.size()), '\0');
   file.read(0, content.data(), int64_t(content.size()));
   return content;
@@ -158,7 +181,7 @@ SafetensorsFile::SafetensorsFile(std::string path) : path_(std::move(path)) {
                   std::to_string(length) + " bytes)");
   std::string header(length, '\0');
   file.read(8, header.data(), int64_t(length));
-  const Json root = parse_json(header, path_ + ": the safetensors header");
+  const Json root = parse_json(header, path_ + ": the safetensors header", kMostTableValues);
   if (!root.is(Json::kObject)) throw Invalid(path_ + ": the safetensors header is not a JSON object");
   const int64_t start = 8 + int64_t(length);
   std::vector<std::pair<StoredTensor, std::string>> order;
@@ -183,16 +206,20 @@ SafetensorsFile::SafetensorsFile(std::string path) : path_(std::move(path)) {
 
 void SafetensorsFile::read(const std::string& name, DType dtype, void* out) const {
   const StoredTensor& stored = tensors_.at(name);
-  const bool f32 = stored.dtype == "F32", bf16 = stored.dtype == "BF16", f16 = stored.dtype == "F16";
-  if (!f32 && !bf16 && !f16)
+  const bool f32 = stored.dtype == "F32", bf16 = stored.dtype == "BF16", f16 = stored.dtype == "F16", f64 = stored.dtype == "F64";
+  if (!f32 && !bf16 && !f16 && !f64)
     throw Invalid(path_ + ": tensor " + name + " has dtype " + stored.dtype +
                   " (a quantised checkpoint?); accepted: F32, F16, BF16");
   const File file(path_);
-  if ((f32 && dtype == kF32) || (bf16 && dtype == kBF16)) return file.read(stored.begin, out, stored.bytes);
-  const Storage raw{size_t(stored.bytes)};
-  file.read(stored.begin, raw.data(), stored.bytes);
-  if (f32) return convert<float>(raw.data(), stored.bytes / 4, dtype, out, [](float value) { return value; });
-  convert<uint16_t>(raw.data(), stored.bytes / 2, dtype, out, bf16 ? from_bf16 : from_half);
+  const bool same = (f32 && dtype == kF32) || (bf16 && dtype == kBF16);
+  const Storage raw{same ? 0 : size_t(stored.bytes)};
+  void* from = same ? out : raw.data();
+  file.read(stored.begin, from, stored.bytes);
+  bool finite = true;
+  if (f32) finite = convert<float>(from, stored.bytes / 4, dtype, out, [](float value) { return value; });
+  else if (f64) finite = convert<double>(from, stored.bytes / 8, dtype, out, [](double value) { return float(value); });
+  else finite = convert<uint16_t>(from, stored.bytes / 2, dtype, out, bf16 ? from_bf16 : from_half);
+  if (!finite) throw Invalid(path_ + ": tensor " + name + " holds a value that is NaN or infinite");
 }
 
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors) {

@@ -29,7 +29,7 @@ class SafetensorsFile {
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
 
   /// The values of one tensor, rounded to `dtype` (nearest even) where it is the narrower one, at `out`, which has room for
-  /// all of them. Throws Invalid for a dtype other than F32, F16 and BF16.
+  /// all of them. Throws Invalid for a dtype other than F32, F16, BF16 and F64, and for a value that is NaN or infinite.
   void read(const std::string& name, DType dtype, void* out) const;
 
  private:
@@ -50,8 +50,11 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
 /// The same for a text.
 void write_file(const std::string& path, const std::string& content);
 
-/// The whole content of a file. Throws Invalid naming it where it can't be read.
-std::string read_file(const std::string& path);
+constexpr int64_t kMostConfigBytes = 4 << 20;  // many times the largest that is in use
+constexpr int64_t kMostIndexBytes = 64 << 20;
+
+/// The whole content of a regular file. Throws Invalid naming it where it can't be read or has more than `most` bytes.
+std::string read_file(const std::string& path, int64_t most = kMostConfigBytes);
 
 /// "[3, 4]".
 std::string shape_text(const std::vector<int64_t>& shape);

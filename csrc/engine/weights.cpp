@@ -23,7 +23,7 @@ bool is_file(const fs::path& path) {
 
 std::vector<fs::path> indexed_files(const fs::path& directory) {
   const std::string where = (directory / kIndex).string();
-  const Json index = parse_json(read_file(where), where);
+  const Json index = parse_json(read_file(where, kMostIndexBytes), where, kMostTableValues);
   const Json* map = index.find("weight_map");
   if (!map || map->members.empty()) throw Invalid(where + ": no weight_map of tensor names to file names");
   std::set<std::string> names;
@@ -84,6 +84,10 @@ class Checkpoint {
     if (found == holder_.end())
       throw Invalid(where_ + ": tensor " + key + " of shape " + shape_text(shape) + " is missing (" +
                     std::to_string(holder_.size()) + " tensors found)");
+    const std::string& stored_as = found->second->tensors().at(key).dtype;
+    if (stored_as != "F32" && stored_as != "F16" && stored_as != "BF16")
+      throw Invalid(found->second->path() + ": tensor " + key + " has dtype " + stored_as +
+                    " (a quantised checkpoint?); accepted: F32, F16, BF16");
     const Shape& there = found->second->tensors().at(key).shape;
     if (there != shape)
       throw Invalid(where_ + ": tensor " + key + " has shape " + shape_text(there) + ", the config expects " + shape_text(shape));

@@ -34,7 +34,7 @@ void Window::advance_store(char* store, const void* rows, int64_t stride, int64_
 void Window::advance(int64_t stream, int64_t count, const std::vector<Rows>& rows) {
   const int64_t filled = filled_[size_t(stream)], layers = int64_t(rows.size());
   const size_t store = size_t(capacity_ * width_) * item_bytes(dtype_);
-  parallel(layers, [&](Team team) {
+  parallel(num_threads(), layers, [&](Team team) {
     const Range share = team.share(layers);
     for (int64_t i = share.begin; i < share.end; i++) {
       const size_t at = size_t(i * streams_ + stream) * store;

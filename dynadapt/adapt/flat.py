@@ -77,12 +77,15 @@ class FlatState:
         decay = self.optimizer.decay
         self.prior_rate = rate.clamp(max=1 / decay) if decay else rate
 
+    def check_statistics(self) -> None:
+        """Raises RuntimeError where the optimizer divides by statistics that nobody has gathered."""
+        if self.optimizer.uses_statistics and self.stat is None:
+            raise RuntimeError(f"optimizer={self.optimizer!r} has no gradient statistics yet: call Engine.gather_statistics(segments) first")
+
     def update(self, op, slots: torch.Tensor, lr: torch.Tensor, norms=None, skipped=None) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step for ``slots`` int32 [S] (-1: does not move); returns gradient norms [S] and skipped int32 [S]."""
-        o = self.optimizer
-        if o.uses_statistics and self.stat is None:
-            raise RuntimeError(f"optimizer {type(o).__name__} has no gradient statistics: call Engine.gather_statistics(text) first")
-        h = o.hyper()
+        self.check_statistics()
+        o, h = self.optimizer, self.optimizer.hyper()
         if norms is None:
             norms = torch.zeros(len(slots), dtype=torch.float32, device=slots.device)
             skipped = torch.zeros(len(slots), dtype=torch.int32, device=slots.device)
@@ -119,7 +122,8 @@ class FlatState:
         return {name: t for name, t in named.items() if t is not None}
 
     def load(self, saved: dict[str, torch.Tensor]) -> None:
-        """Take back what ``tensors`` gave."""
+        """Take back what ``tensors`` gave; statistics that it did not have are let go of."""
+        self.stat, self.prior_rate = (getattr(self, name) if name in saved else None for name in ("stat", "prior_rate"))
         for name, t in saved.items():
             current = getattr(self, name)
             if current is None:

@@ -52,7 +52,7 @@ class LoraLearner:
         for key, (k, _) in self.sizes.items():
             a = self.layout.view(prior, "{}.{}.A".format(*key))
             bound = 1 / math.sqrt(k)
-            a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
+            a.copy_(torch.empty(a.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator))
         return prior
 
     def _bind(self) -> None:

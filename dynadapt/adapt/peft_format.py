@@ -1,23 +1,26 @@
 """LoRA adapters in PEFT's own files: adapter_config.json and adapter_model.safetensors.
 
 Keys are ``base_model.model.<module>.lora_A.weight`` [R, in] and ``...lora_B.weight`` [out, R]; the scale is alpha / R.
+What the settings may hold is in peft_fields.py.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
-from safetensors import safe_open
+import torch
 from safetensors.torch import save_file
 
-from ..model import ModelError, layout, peft_name
+from ..model import ModelError, layout, linear_shapes, peft_name
+from ..model.base import count_not_finite
+from ..model.json_file import read_json
+from ..model.safetensors_file import SafetensorsFile
+from .peft_fields import check_fields, check_targets, model_modules, without_rslora
 
-# settings of a PEFT adapter under which it is more, or something else, than B A times one scale
-UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "target_parameters",
-               "trainable_token_indices", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora",
-               "arrow_config", "kasa_config", "velora_config", "monteclora_config", "megatron_config")
-BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that also change the base's weights
+SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
 def _modules(learner, config):
@@ -47,45 +50,99 @@ def write_adapter(directory, learner, config, slot: int, base_model: str) -> Non
         A, Bt = _master(learner, slot, layer, group)
         tensors[_key(module, "A")] = A[p * rank : (p + 1) * rank].float().contiguous()
         tensors[_key(module, "B")] = Bt[:, lo:hi].t().float().contiguous()
-        names.add(".".join(module.split(".")[-2 if config.family == "gpt2" else -1 :]))  # c_proj alone is two modules
-    span = learner.adapt.layers
-    settings = {
+        names.add(module)
+    write_files(directory, tensors, settings_of(config, rank, learner.adapt.alpha, base_model, names, learner.adapt.layers))
+
+
+def settings_of(config, rank: int, alpha: float, base_model: str, modules, layers: range | None = None) -> dict:
+    """adapter_config.json of plain LoRA on ``modules``, PEFT's names of linears of ``layers`` (None: all)."""
+    names = {".".join(module.split(".")[-2 if config.family == "gpt2" else -1 :]) for module in modules}  # c_proj alone is two modules
+    return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "r": rank,
-        "lora_alpha": learner.adapt.alpha, "target_modules": sorted(names), "lora_dropout": 0.0, "bias": "none",
+        "lora_alpha": alpha, "target_modules": sorted(names), "lora_dropout": 0.0, "bias": "none",
         "fan_in_fan_out": config.family == "gpt2", "inference_mode": True, "init_lora_weights": True, "use_rslora": False,
         "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
-        "layers_to_transform": None if span is None else list(span),
-        "layers_pattern": None if span is None else ("h" if config.family == "gpt2" else "layers"),
+        "layers_to_transform": None if layers is None else list(layers),
+        "layers_pattern": None if layers is None else ("h" if config.family == "gpt2" else "layers"),
     }
-    save_file(tensors, str(directory / "adapter_model.safetensors"), metadata={"format": "pt"})
-    (directory / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def read_settings(directory, accepted: tuple[str, ...] = ()) -> dict:
-    """adapter_config.json of a LoRA adapter that this package can run; ``accepted``: settings of UNSUPPORTED to let pass.
+def write_files(directory: Path, tensors: dict[str, torch.Tensor], settings: dict) -> None:
+    save_file(tensors, str(directory / TENSORS), metadata={"format": "pt"})
+    write_settings(directory, settings)
+
+
+def write_settings(directory: Path, settings: dict) -> None:
+    (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def read_settings(directory, convert_rslora: bool = False) -> dict:
+    """adapter_config.json of an adapter that is B A times one scale, lora_alpha / r.
+
+    ``convert_rslora``: an adapter with use_rslora is taken too, and comes back with the lora_alpha that makes its scale.
 
     Raises:
-        ModelError: naming the file that can't be read, or what the adapter is that it may not be (DoRA, patterns, ...).
+        ModelError: naming the file that can't be read, or the field and value that make the adapter something else.
     """
     directory = Path(directory)
-    try:
-        settings = json.loads((directory / "adapter_config.json").read_text())
-        kind, rank, _ = settings.get("peft_type"), settings["r"], settings["lora_alpha"]
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ModelError(f"adapter {str(directory)!r}: adapter_config.json can't be used ({error!r})") from None
-    if kind != "LORA":
-        raise ModelError(f"adapter {str(directory)!r} is of type {kind!r}; accepted: LORA")
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise ModelError(f"adapter {str(directory)!r} has r={rank!r}; expected a whole number of at least 1")
-    for name in UNSUPPORTED:
-        if settings.get(name) and name not in accepted:
-            raise ModelError(f"adapter {str(directory)!r} has {name}={settings[name]!r}, which is not supported")
-    if settings.get("bias", "none") != "none":
-        raise ModelError(f"adapter {str(directory)!r} has bias={settings['bias']!r}, which is not supported; accepted: 'none'")
-    if str(settings.get("init_lora_weights")).lower().startswith(BASE_CHANGING):
-        raise ModelError(f"adapter {str(directory)!r} has init_lora_weights={settings['init_lora_weights']!r}, which also changes "
-                         "the base model's weights and is not supported; convert it to plain LoRA when saving it")
+    settings = read_json(directory / SETTINGS)
+    if not isinstance(settings, dict):
+        raise ModelError(f"{directory / SETTINGS}: not a JSON object")
+    if convert_rslora:
+        settings = without_rslora(settings)
+    check_fields(settings, f"adapter {str(directory)!r}")
     return settings
+
+
+def read_tensors(directory, rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """{module: (A [rank, in], B [out, rank])} of adapter_model.safetensors, in their stored dtype.
+
+    Raises:
+        ModelError: naming the file that can't be read, or the tensor that is no A or B, stands alone, is of another rank, is
+            not floating point, or holds a NaN or an infinity.
+    """
+    directory = Path(directory)
+    where, file = f"adapter {str(directory)!r}", SafetensorsFile(directory / TENSORS)
+    halves: dict[str, dict[str, torch.Tensor]] = {}
+    for key in file.tensors:
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise ModelError(f"{where} has the tensor {key}; accepted: base_model.model.MODULE.lora_A.weight and lora_B.weight")
+        value = file.read(key)
+        if value.dim() != 2 or value.shape["AB".index(match[2])] != rank:
+            raise ModelError(f"{where}: {key} has shape {list(value.shape)}; expected "
+                             f"{f'[{rank}, in]' if match[2] == 'A' else f'[out, {rank}]'} for r={rank}")
+        if not value.numel() or count_not_finite(value.float()):  # as float32, in which adapters are used
+            raise ModelError(f"{where}: {key} holds {'nothing' if not value.numel() else 'a NaN or an infinity'}")
+        halves.setdefault(match[1], {})[match[2]] = value
+    for module, pair in halves.items():
+        if len(pair) < 2:
+            raise ModelError(f"{where} has {_key(module, *pair)} and no {_key(module, 'B' if 'A' in pair else 'A')}")
+    if not halves:
+        raise ModelError(f"{where} has no tensors")
+    return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
+
+
+def read_for_model(directory, config, convert_rslora: bool = False):
+    """(settings, {module: (A, B)}) of an adapter of a model of this config, on linears of its layers alone.
+
+    Raises:
+        ModelError: as ``read_settings`` and ``read_tensors``, for a module that is no linear of a layer or of another shape,
+            and where the settings say that other modules are adapted than the file has.
+    """
+    where = f"adapter {str(directory)!r}"
+    settings = read_settings(directory, convert_rslora)
+    tensors = read_tensors(directory, settings["r"])
+    shapes = {peft_name(config, layer, part): shape for layer in range(config.layers) for part, shape in linear_shapes(config).items()}
+    for module, (A, B) in tensors.items():
+        if module not in shapes:
+            raise ModelError(f"{where} has {_key(module, 'A')}, which is no linear weight of a layer of this model")
+        rows, columns = shapes[module]
+        for which, value, expected in (("A", A, (A.shape[0], columns)), ("B", B, (rows, B.shape[1]))):
+            if tuple(value.shape) != expected:
+                raise ModelError(f"{where}: {_key(module, which)} has shape {list(value.shape)}; expected {list(expected)}")
+    check_targets(settings, tensors, model_modules(config), where)
+    return settings, tensors
 
 
 def read_adapter(directory, learner, config, slot: int) -> None:
@@ -95,26 +152,18 @@ def read_adapter(directory, learner, config, slot: int) -> None:
         ModelError: naming what the adapter has that this engine does not (rank, alpha, DoRA, patterns, modules).
     """
     directory, rank = Path(directory), learner.adapt.rank
-    settings = read_settings(directory)
+    settings, tensors = read_for_model(directory, config)
     for name, expected in (("r", rank), ("lora_alpha", learner.adapt.alpha)):
         if settings[name] != expected:
             raise ModelError(f"{directory}: adapter has {name}={settings[name]}; the engine's LoRA has {expected}")
     values = []
-    with safe_open(str(directory / "adapter_model.safetensors"), framework="pt") as file:
-        left = set(file.keys())
-        for layer, group, p, lo, hi, module in _modules(learner, config):
-            A, Bt = _master(learner, slot, layer, group)
-            for which, target in (("A", A[p * rank : (p + 1) * rank]), ("B", Bt[:, lo:hi].t())):
-                key = _key(module, which)
-                if key not in left:
-                    raise ModelError(f"{directory}: adapter has no {key}, which targets={learner.adapt.targets!r} needs")
-                left.remove(key)
-                value = file.get_tensor(key)
-                if value.shape != target.shape:
-                    raise ModelError(f"{directory}: {key} has shape {tuple(value.shape)}; expected {tuple(target.shape)}")
-                values.append((target, value))
-    if left:
-        raise ModelError(f"{directory}: adapter has {sorted(left)[0]} and {len(left) - 1} more that "
+    for layer, group, p, lo, hi, module in _modules(learner, config):
+        if module not in tensors:
+            raise ModelError(f"{directory}: adapter has no {_key(module, 'A')}, which targets={learner.adapt.targets!r} needs")
+        A, Bt = _master(learner, slot, layer, group)
+        values += zip((A[p * rank : (p + 1) * rank], Bt[:, lo:hi].t()), tensors.pop(module))
+    if tensors:
+        raise ModelError(f"{directory}: adapter has {_key(min(tensors), 'A')} and {len(tensors) - 1} modules more that "
                          f"targets={learner.adapt.targets!r} does not cover")
     for target, value in values:
         target.copy_(value)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..checks import is_integer, wrong
+
 DRIFT = 0.5
 THRESHOLD = 5.0
 WARMUP = 8
@@ -47,10 +49,10 @@ class ChangePoint:
         return False
 
 
-def check_reset(reset) -> None:
-    """Refuse anything but never, document, auto or a positive number of tokens."""
-    if reset in ("never", "document", "auto"):
-        return
-    if isinstance(reset, int) and not isinstance(reset, bool) and reset > 0:
-        return
-    raise ValueError(f"reset={reset!r}: expected never, document, auto or a positive number of tokens")
+def check_reset(reset) -> str | int:
+    """``reset``; refuses anything but never, document, auto or a positive number of tokens."""
+    if isinstance(reset, str) and reset in ("never", "document", "auto"):
+        return reset
+    if is_integer(reset) and reset > 0:
+        return int(reset)
+    raise wrong("reset", reset, "never, document, auto or a positive number of tokens")

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..checks import choice, integer, keep, number, wrong
+
 GROUPS = ("qkv", "o", "mlp_in", "down")  # in the order of the forward pass
 LINEAR = {"all": GROUPS, "attn": ("qkv", "o"), "mlp": ("mlp_in", "down")}
 TARGETS = {**LINEAR, "model": GROUPS}
 
 
 def _check_common(targets: str, layers: range | None, known=LINEAR) -> None:
-    if targets not in known:
-        raise ValueError(f"targets={targets!r}: expected one of {', '.join(known)}")
+    choice("targets", targets, known, " (attn: q, k, v and o; mlp: gate, up and down)")
     if layers is not None and (not isinstance(layers, range) or len(layers) == 0 or layers.step != 1 or layers.start < 0):
-        raise ValueError(f"layers={layers!r}: expected a non-empty range with step 1, e.g. range(5, 20), or None for all")
+        raise wrong("layers", layers, "a non-empty range with step 1, e.g. range(5, 20), or None for all")
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,7 @@ class LoRA:
 
     def __post_init__(self):
         _check_common(self.targets, self.layers)
-        if self.rank < 1:
-            raise ValueError(f"rank={self.rank}: expected at least 1")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha={self.alpha}: expected a positive number")
+        keep(self, rank=integer("rank", self.rank), alpha=number("alpha", self.alpha, "a positive number", lambda x: x > 0))
 
     @property
     def scale(self) -> float:
@@ -61,12 +59,9 @@ class RowSparse:
 
     def __post_init__(self):
         _check_common(self.targets, self.layers)
-        if not 0 < self.density <= 1:
-            raise ValueError(f"density={self.density}: expected 0 < density <= 1")
-        if self.select not in ("gradient", "fixed"):
-            raise ValueError(f"select={self.select!r}: expected gradient or fixed")
-        if self.every < 1:
-            raise ValueError(f"every={self.every}: expected at least 1 update")
+        choice("select", self.select, ("gradient", "fixed"))
+        keep(self, density=number("density", self.density, "a number, 0 < density <= 1", lambda x: 0 < x <= 1),
+             every=integer("every", self.every))
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def run(arguments) -> int:
     prediction = predict(work, ceilings, [m.slowdown for m in trust])
     show(Console(soft_wrap=True, highlight=False), config, prediction, trust, arguments.gpus, arguments.shared)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(as_dict(config, prediction, trust, arguments.gpus), indent=2) + "\n")
+        Path(arguments.json).write_text(json.dumps(as_dict(config, prediction, trust, arguments.gpus), indent=2) + "\n", "utf-8")
     return 0
 
 

@@ -125,7 +125,7 @@ def _measure(arguments) -> int:
     if arguments.json:
         content = {"environment": found, "what": "step" if arguments.step else arguments.op, **what, "runs": asdict(runs),
                    "rows": rows}
-        Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
+        Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     return 0
 
 
@@ -179,5 +179,5 @@ def _parse_ncu(file: str, out: str | None) -> int:
     _table(file, NCU_COLUMNS, rows)
     print(NCU_LEGEND)
     if out:
-        Path(out).write_text(json.dumps(rows, indent=1) + "\n")
+        Path(out).write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     return 0

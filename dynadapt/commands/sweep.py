@@ -8,7 +8,7 @@ a sweep file has the options of `dynadapt eval`, without the dashes:
   base: {model: smollm2-135m, text: builtin:python-reference, tokens: 8192}
   grid: {adapt: [lora], lr: [0.001, 0.002], memory: [0, 512]}       # every combination
   cells: [{adapt: none}, {adapt: none, context: 512}]               # and these, one by one
-Finished cells are skipped on a second run, and cells that were stopped go on."""
+Finished cells are skipped on a second run, and cells that were stopped, killed or failed go on."""
 
 
 def add_options(command) -> None:

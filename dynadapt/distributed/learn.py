@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from ..adapt.own_weights import RowLearner
 from ..adapt.what import Full
 from ..adapt.whole_model import ModelLearner
+from ..needed_ops import needed_ops
 from .processes import Processes
 
 COMPRESSION = "compression.safetensors"
@@ -40,6 +41,7 @@ def connect(engine, processes: Processes, compress: str = "none", powersgd_rank:
         engine.static.capture, engine.static.why_not_fused = False, APART
         learner.state.keep_grad = True
         learner.state.take_gradients()
+        engine.ops.resolve(needed_ops(engine, static=True, fused=False))
     if isinstance(learner, RowLearner):
         learner.scores_of_all = partial(row_scores_of_all, processes)
     if shard:

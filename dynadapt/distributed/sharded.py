@@ -165,6 +165,8 @@ class ShardedState(FlatState):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The same as without sharding, so that a saved state can be gone on with by any number of processes."""
+        if self.whole is None:
+            raise RuntimeError("a sharded state can't be loaded into: restore the engine first, and shard it then")
         return {**self.whole, "grad": self.grad, "step": self.step}
 
     def load(self, saved) -> None:

@@ -12,9 +12,11 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from dynadapt.experiments.whole_files import RunError, differs, digest_of, discard, note, read_json, sync_tree, write_json
+from dynadapt.digests import differs, digests_under, sync_tree
+from dynadapt.experiments.whole_files import RunError, discard, note, read_json
 
 NAME = re.compile(r"(\d{8,})(?:-(\d+))?")
 KEEPS_NO_DIGESTS = "was saved by a version that kept no checksums: it is read as it is"
@@ -89,12 +91,13 @@ def write_state(run: Path, segments: int, write: Callable[[Path], None], content
     try:
         if temporary.exists():
             discard(temporary)
-        temporary.mkdir(parents=True)
-        sync_tree(run, deep=False)
+        if not folder.exists():
+            folder.mkdir()
+            sync_tree(run, deep=False)
+        temporary.mkdir()
         write(temporary)
-        files = {str(path.relative_to(temporary)): digest_of(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
-        content = {**content, "files": files}
-        write_json(temporary / "state.json", {**content, "digest": state_digest(content)})
+        content = {**content, "files": digests_under(temporary)}
+        (temporary / "state.json").write_text(json.dumps({**content, "digest": state_digest(content)}, indent=2) + "\n", "utf-8")
         sync_tree(temporary)
         target = _free_name(folder, segments)
         os.rename(temporary, target)
@@ -102,7 +105,7 @@ def write_state(run: Path, segments: int, write: Callable[[Path], None], content
     except BaseException:
         discard(temporary)
         raise
-    return _only(folder, target, folder / f"{segments:08d}")
+    return keep_only(run, target)
 
 
 def _free_name(folder: Path, segments: int) -> Path:
@@ -112,22 +115,20 @@ def _free_name(folder: Path, segments: int) -> Path:
     return folder / (f"{segments:08d}-{max(taken) + 1}" if taken else f"{segments:08d}")
 
 
-def _only(folder: Path, state: Path, plain: Path) -> Path:
+def keep_only(run: Path, state: Path) -> Path:
     """Removes every other state and gives this one its plain name. The disk may refuse: the next save tries again."""
-    try:
-        for entry in sorted(folder.iterdir()):
-            if entry == state:
-                continue
-            if NAME.fullmatch(entry.name):           # no half of a state bears a state's name
-                aside = folder / f".{entry.name}.old"
-                discard(aside)
+    folder, plain = run / "checkpoint", state.with_name(state.name.partition("-")[0])
+    for entry in sorted(folder.iterdir()):
+        if entry == state:
+            continue
+        aside = folder / f".{entry.name}.old" if NAME.fullmatch(entry.name) else entry
+        if aside != entry:                           # no half of a state bears a state's name
+            discard(aside)
+            with suppress(OSError):
                 os.rename(entry, aside)
-                entry = aside
-            discard(entry)
-        if state != plain:
+        discard(aside)
+    if state != plain and not plain.exists():
+        with suppress(OSError):
             os.rename(state, plain)
             state = plain
-        sync_tree(folder, deep=False)
-    except OSError:
-        pass
     return state

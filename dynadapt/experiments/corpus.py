@@ -18,22 +18,20 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .corpus_read import FORMAT, CorpusError, check_corpus, part_files, read_documents, read_manifest
 from .corpus_sources import DOMAINS, Domain, Missing
-from .rundir import read_json, write_json
+from .rundir import write_json
+
+__all__ = ["CorpusError", "Deduplicator", "Settings", "build", "check_corpus", "part_files", "read_documents", "read_manifest", "split"]
 
 PARAGRAPH = 80           # characters, spaces squeezed: shorter ones (headings, "RETURN VALUE") may repeat
 SHORTEST = 200           # characters: shorter documents are left out
 LEAST_BYTES = 1_000_000  # of a domain
 LEAST_DOMAINS = 5        # unless domains are named
-FORMAT = 1
-
-
-class CorpusError(ValueError):
-    """A corpus that can't be built or read; the message names the domain and what is missing."""
 
 
 @dataclass(frozen=True)
@@ -187,55 +185,3 @@ def _write(folder: Path, domain: str, part: str, names: list[str], documents: di
     (folder / file).write_text(lines, "utf-8")
     return {"file": file, "documents": len(names), "bytes": sum(len(documents[name].encode()) for name in names),
             "sha256": hashlib.sha256(lines.encode()).hexdigest()}
-
-
-# ------------------------------------------------------------------------------------------------------------- read
-
-def read_manifest(corpus: str | Path) -> dict:
-    manifest = Path(corpus) / "manifest.json"
-    if not manifest.is_file():
-        raise CorpusError(f"{corpus}: no manifest.json in it; make a corpus with `dynadapt corpus build --out {corpus}`")
-    content = read_json(manifest)
-    if content.get("format") != FORMAT:
-        raise CorpusError(f"{manifest}: format {content.get('format')!r}; this version reads {FORMAT}")
-    return content
-
-
-def read_documents(path: str | Path) -> Iterator[tuple[str, str]]:
-    """(id, text) of every document of a domain: a JSONL file with "text" (and "id") in each line, or a directory of .jsonl, .txt and .md files.
-
-    CorpusError names the file and the line, and a domain without any text.
-    """
-    path, empty = Path(path), True
-    if not path.exists():
-        raise CorpusError(f"domain {str(path)!r}: no such file or directory")
-    for file in sorted(entry for entry in path.rglob("*") if entry.suffix in (".jsonl", ".txt", ".md")) if path.is_dir() else [path]:
-        for document in _lines(file) if file.suffix == ".jsonl" else _whole(file):
-            empty = False
-            yield document
-    if empty:
-        raise CorpusError(f"domain {str(path)!r} is empty: no text in " + (".jsonl, .txt or .md files in it" if path.is_dir() else "it"))
-
-
-def _whole(file: Path) -> Iterator[tuple[str, str]]:
-    try:
-        text = file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{file}: not UTF-8 at byte {error.start}") from None
-    if text.strip():
-        yield file.name, text
-
-
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    with open(file, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                content = json.loads(line)
-            except ValueError:
-                raise CorpusError(f"{file}: line {number} is not JSON") from None
-            if not isinstance(content, dict) or not isinstance(content.get("text"), str):
-                raise CorpusError(f'{file}: line {number} has no "text"')
-            if content["text"].strip():
-                yield str(content.get("id", f"{file.name}:{number}")), content["text"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from dynadapt.adapt.peft_format import read_settings, read_tensors
 from dynadapt.engine_state import adapter_directory
 from dynadapt.experiments.checkpoints import last_state
 from dynadapt.experiments.rundir import RunError, read_json
@@ -22,9 +23,11 @@ def export_run(run: Path, out: Path, stream: int = 0) -> Path:
 def export_adapter(run: Path, out: Path, stream: int = 0) -> Path:
     """Copies adapter_config.json and adapter_model.safetensors of one stream from the run's last saved state to `out`.
 
-    Raises RunError when the run has no LoRA, saved nothing, or has no such stream, or when `out` exists.
+    Raises RunError when the run has no LoRA, saved nothing, or has no such stream, or when `out` exists; ModelError when the
+    saved adapter is damaged.
     """
     source = run_adapter(run, stream)
+    read_tensors(source, read_settings(source)["r"])     # a damaged one is refused here, by name
     if out.exists():
         raise RunError(f"{out} exists; name a directory that does not")
     temporary = out.with_name(out.name + ".tmp")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.experiments.whole_files import RunError, prefix_digest
+from dynadapt.digests import prefix_digest
+from dynadapt.experiments.whole_files import RunError
 
 # A row a scored token: its document, its place there (from 1), nats, its id, and the bytes start to stop - 1 of its text that it covers.
 SCORE = np.dtype([("document", "<i4"), ("position", "<i4"), ("nll", "<f4"), ("token", "<i4"), ("start", "<i8"), ("stop", "<i8")])

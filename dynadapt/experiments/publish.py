@@ -13,90 +13,26 @@ publishing it failed; NAME.json beside the versions remembers the last one and w
 from __future__ import annotations
 
 import fcntl
-import json
 import re
 import shutil
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-
-from dynadapt.adapt.peft_format import read_settings, write_adapter
+from dynadapt.adapt.peft_fields import check_targets
+from dynadapt.adapt.peft_format import SETTINGS, TENSORS, read_settings, read_tensors, write_adapter, write_settings
 from dynadapt.experiments.export import run_adapter
-from dynadapt.experiments.rundir import RunError, read_json, sync_tree, write_json
+from dynadapt.experiments.inference_server import ENDPOINTS, PublishError, Server
+from dynadapt.experiments.rundir import read_json, sync_tree, write_json
+from dynadapt.model import ModelError
+from dynadapt.model.family import FAMILIES
 
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+__all__ = ["ENDPOINTS", "KEEP", "PublishError", "Published", "Server", "publish"]
+FILES = (SETTINGS, TENSORS)
 KEEP = 2
-ABSENT = re.compile(r"not (?:be )?(?:found|loaded|registered|exist)")
-ENDPOINTS = {  # to load, to unload
-    "vllm": ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
-    "sglang": ("/load_lora_adapter", "/unload_lora_adapter"),
-}
-
-
-class PublishError(RunError):
-    """An adapter that was not published; what was served before still is."""
-
-
-@dataclass(frozen=True)
-class Server:
-    """An inference server. ``kind``: one of ENDPOINTS; ``seconds``: how long it may take to load an adapter.
-
-    ``directory``: where the server sees the directory that is published to, if not under the same path.
-    ``token``: sent as "Authorization: Bearer", for servers that ask for one.
-    """
-
-    url: str
-    kind: str = "vllm"
-    seconds: float = 60.0
-    directory: str | None = None
-    token: str | None = field(default=None, repr=False)
-
-    def __post_init__(self):
-        if self.kind not in ENDPOINTS:
-            raise PublishError(f"server={self.kind!r}: expected one of {', '.join(ENDPOINTS)}")
-        if not re.match(r"https?://[^/]", self.url):
-            raise PublishError(f"url={self.url!r}: expected http://HOST:PORT or https://...")
-
-    def load(self, name: str, path: Path) -> None:
-        """PublishError with the server's own words unless it says that it has loaded the adapter."""
-        seen = path if self.directory is None else Path(self.directory) / path.name
-        status, answer = self._post(ENDPOINTS[self.kind][0], {"lora_name": name, "lora_path": str(seen)})
-        if status == 404 and self.kind == "vllm" and name not in answer:
-            answer += " (vLLM has this endpoint with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1)"
-        if status != 200 or not self._succeeded(answer):
-            raise PublishError(f"{self.url} did not load {name}: HTTP {status}: {answer}")
-
-    def unload(self, name: str) -> None:
-        """PublishError unless the server says that it has unloaded the adapter, or that it does not have it."""
-        status, answer = self._post(ENDPOINTS[self.kind][1], {"lora_name": name})
-        absent = status in (400, 404) and name in answer and ABSENT.search(answer)
-        if not absent and (status != 200 or not self._succeeded(answer)):
-            raise PublishError(f"{self.url} did not unload {name}: HTTP {status}: {answer}")
-
-    def _succeeded(self, answer: str) -> bool:
-        """SGLang's answer says "success" in JSON, whatever the status; vLLM's is plain text."""
-        if self.kind != "sglang":
-            return True
-        try:
-            return json.loads(answer).get("success") is True
-        except (ValueError, AttributeError):
-            return False
-
-    def _post(self, endpoint: str, content: dict) -> tuple[int, str]:
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.token}"} if self.token else {})}
-        request = urllib.request.Request(self.url.rstrip("/") + endpoint, json.dumps(content).encode(), headers, method="POST")
-        try:
-            with urllib.request.urlopen(request, timeout=self.seconds) as answer:
-                return answer.status, answer.read(4096).decode(errors="replace").strip()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read(4096).decode(errors="replace").strip()
-        except (OSError, ValueError) as error:           # refused, no route, timed out, not HTTP
-            raise PublishError(f"{request.full_url}: {getattr(error, 'reason', error)}") from error
+# what servers know a module by: with the base model's prefix in front, as in a causal language model
+MODULE = re.compile("|".join(rf"{re.escape(f.hf_layers)}\.\d+\.({'|'.join(re.escape(f.hf_modules[part]) for parts in f.groups.values() for part in parts)})"
+                             for f in FAMILIES.values()))
 
 
 @dataclass(frozen=True)
@@ -195,7 +131,8 @@ def _write(source, to: Path, stream: int) -> None:
         learners = engine.learners
         if not learners or learners[0].owns_weights:
             raise PublishError(f"adapt={engine.adapt!r}: only an engine with LoRA has an adapter to publish")
-        write_adapter(to, learners[0], engine.config, 0 if engine.shared else engine._check_stream(stream), engine.model.name)
+        with engine.calls.call("publish"):
+            write_adapter(to, learners[0], engine.config, 0 if engine.shared else engine._check_stream(stream), engine.model.name)
         return
     source = Path(source)
     if not source.is_dir():
@@ -208,18 +145,21 @@ def _write(source, to: Path, stream: int) -> None:
 
 
 def _check(adapter: Path, max_rank: int | None) -> None:
-    """A server that fails on an adapter says so late, or not at all: what can be seen here is refused here."""
-    settings = read_settings(adapter, accepted=("use_rslora", "rank_pattern", "alpha_pattern"))
-    rank = max([settings["r"], *(settings.get("rank_pattern") or {}).values()])
-    if max_rank is not None and rank > max_rank:
-        raise PublishError(f"the adapter's rank {rank} exceeds max_rank={max_rank}, the largest that the server takes")
-    try:
-        with safe_open(str(adapter / FILES[1]), framework="pt") as file:
-            for key in file.keys():
-                if not torch.isfinite(file.get_tensor(key)).all():
-                    raise PublishError(f"the adapter's {key} holds a NaN or an infinity")
-    except SafetensorError as error:
-        raise PublishError(f"{FILES[1]} can't be read: {error}") from None
+    """A server that fails on an adapter says so late, or not at all: what can be seen here is refused here.
+
+    Servers read the rank, lora_alpha and the tensors and little else, and not all of them know use_rslora: it becomes a
+    lora_alpha of the same scale.
+    """
+    settings = read_settings(adapter, convert_rslora=True)
+    if max_rank is not None and settings["r"] > max_rank:
+        raise PublishError(f"the adapter's rank {settings['r']} exceeds max_rank={max_rank}, the largest that the server takes")
+    tensors = read_tensors(adapter, settings["r"])
+    for module in tensors:
+        if not MODULE.fullmatch(module):
+            raise ModelError(f"the adapter has tensors of {module}, which is no linear of a layer under the name that servers give "
+                             "it (model.layers.0.self_attn.q_proj, for example)")
+    check_targets(settings, tensors, (), "the adapter")
+    write_settings(adapter, settings)
 
 
 def _versions(to: Path, name: str) -> dict[str, int]:
@@ -234,7 +174,15 @@ class _Record:
     def __init__(self, to: Path, name: str):
         self.path = to / f"{name}.json"
         self.content = read_json(self.path) if self.path.exists() else {"last": 0, "loaded": {}}
+        self._check()
         self.content["last"] = max([self.content["last"], *_versions(to, name).values()])
+
+    def _check(self) -> None:
+        content = self.content if isinstance(self.content, dict) else {}
+        last, loaded = content.get("last"), content.get("loaded")
+        words = isinstance(loaded, dict) and all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in loaded.values())
+        if type(last) is not int or last < 0 or not words:
+            raise PublishError(f"{self.path}: not a record of versions; remove it if no server has any of them loaded")
 
     def take(self) -> int:
         self.content["last"] += 1

@@ -15,17 +15,16 @@ lengths and digests, and resuming refuses them by name if they are shorter or ot
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from dynadapt.digests import sync_tree
 from dynadapt.environment import environment
-from dynadapt.experiments.checkpoints import newest_whole, saved_states, write_state
+from dynadapt.experiments.checkpoints import keep_only, newest_whole, saved_states, write_state
 from dynadapt.experiments.growing import SCORE, Metrics, Scores, header_bytes, verified
-from dynadapt.experiments.whole_files import (DiskError, RunError, RunNote, differs, disk_error, note, os_error, read_json, sync_tree,
-                                              write_json)
+from dynadapt.experiments.whole_files import DiskError, RunError, RunNote, disk_error, note, os_error, read_json, write_json
 
 __all__ = ["SCORE", "DiskError", "Follower", "RunDirectory", "RunError", "RunNote", "Scores", "check_finished", "disk_error",
            "open_directory", "read_json", "sync_tree", "write_json"]
@@ -120,14 +119,17 @@ class RunDirectory:
 
     def _take_lock(self) -> None:
         try:
-            self._lock = open(self.path / ".lock", "ab")
+            lock = open(self.path / ".lock", "ab")
         except OSError as error:
             raise RunError(f"{self.path}: can't write there: {error.strerror}; choose another --out") from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock
         except BlockingIOError:
+            lock.close()
             raise RunError(f"{self.path} is being written by another process; wait for it, or choose another --out") from None
         except OSError as error:
+            lock.close()
             raise RunError(f"{self.path}: can't be locked ({error.strerror}), so that two processes might write there; choose an "
                            "--out on another file system") from None
 
@@ -168,6 +170,8 @@ class RunDirectory:
             if self._lock is None:
                 self._make()
             self._write_first(facts)
+            if self.checkpoint == (saved_states(self.path) or [None])[-1] is not None:
+                self.checkpoint = keep_only(self.path, self.checkpoint)      # what a killed process had no time for
             metrics, scores = _growing_records(self.state) if self.state else (None, None)
             self.metrics = Metrics(self.path / "metrics.jsonl", metrics)
             self.scores = Scores(self.path / "scores.npy", scores) if self.keep_scores else None
@@ -244,6 +248,8 @@ class RunDirectory:
             self.sync()
         except OSError as error:
             raise disk_error(error, self.path / "metrics.jsonl") from error
+        if self.checkpoint:
+            self.checkpoint = keep_only(self.path, self.checkpoint)
         files = {"metrics.jsonl": self.metrics.growing.record()}
         if self.scores:
             files["scores.npy"] = self.scores.growing.record()

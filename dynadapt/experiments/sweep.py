@@ -1,6 +1,7 @@
 """Many runs, one directory each, each in a process of its own so that its peak memory is its own.
 
-Running the same sweep again skips what is finished and goes on with what was stopped.
+Running the same sweep again skips what is finished and goes on with what was stopped or failed. A cell that is killed (out of memory) is
+a failed cell; a sweep that is killed takes its cell with it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from dynadapt import children
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.metrics import Run, read_run
 from dynadapt.experiments.rundir import read_json, write_json
@@ -32,7 +34,7 @@ def read_sweep(path: str | Path) -> tuple[Path, list[Cell]]:
     """(directory of the runs, cells) of a sweep file. Raises ConfigError naming what does not fit."""
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -79,7 +81,7 @@ def cell_name(changes: dict) -> str:
 
 
 def run_cells(cells: list[Cell], out: Path, extra: tuple[str, ...] = (), console: Console | None = None) -> dict[str, str]:
-    """Runs what is not finished; returns what went wrong, by cell. Stops (KeyboardInterrupt) when a cell was interrupted."""
+    """Runs what is not finished; returns what went wrong, by cell. Stops (KeyboardInterrupt) when this process was told to."""
     console = console or Console(soft_wrap=True, highlight=False)
     failures = {}
     for number, cell in enumerate(cells, 1):
@@ -89,31 +91,48 @@ def run_cells(cells: list[Cell], out: Path, extra: tuple[str, ...] = (), console
             console.print(f"{title}: finished before", markup=False, style="dim")
             continue
         console.print(title, markup=False, style="bold")
-        command = [sys.executable, "-m", "dynadapt", "eval", *cell.config.arguments(), "--out", str(path), "--resume", "--quiet", *extra]
-        code, message = _run_child(command)
-        if code == 130 or code < 0:
-            raise KeyboardInterrupt
+        code, message = _run_child(["eval", *cell.config.arguments(), "--out", str(path), "--resume", "--quiet", *extra])
         if code:
             failures[cell.name] = message
             console.print(message, markup=False, style="red")
     return failures
 
 
-def _run_child(command: list[str]) -> tuple[int, str]:
-    """(exit status, last line of its errors). SIGTERM is handed on; SIGINT reaches the child from the terminal by itself."""
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, lambda number, frame: None)
-    signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(signal.SIGTERM))
+def _run_child(words: list[str]) -> tuple[int, str]:
+    """(exit status, what it said last or what ended it) of `dynadapt words...`. KeyboardInterrupt when this process got SIGINT or SIGTERM.
+
+    SIGTERM is handed on; SIGINT reaches the child from the terminal by itself.
+    """
+    child = subprocess.Popen(children.command("dynadapt", *words), env=children.environment(), stderr=subprocess.PIPE, encoding="utf-8",
+                             errors="replace")
+    asked = []
+
+    def stop(number, frame):
+        asked.append(number)
+        if number == signal.SIGTERM:
+            child.send_signal(number)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        lines = []
+        last = ""
         for line in child.stderr:
             sys.stderr.write(line)
-            lines = (lines + [line.strip()])[-1:]
-        return child.wait(), lines[0] if lines else f"exit status {child.returncode}"
+            last = line.strip() or last
+        code = child.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt
+    return code, ended_by(-code) if code < 0 else last or f"exit status {code}"
+
+
+def ended_by(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    why = "; the kernel does that when memory runs out" if number == signal.SIGKILL else ""
+    return f"killed by {name}{why}. What it scored is kept, and the same command goes on with it"
 
 
 def finished_runs(cells: list[Cell], out: Path) -> list[Run]:
@@ -139,7 +158,7 @@ def write_results(runs: list[Run], json_path: Path, csv_path: Path) -> None:
     names = ["nll", "bits_per_byte", "perplexity", "tokens", "bytes", "seconds", "tokens_per_second", "flops_per_token", "peak_memory_bytes",
              "learned_parameters", "updates", "skipped_updates"]
     keys = list(runs[0].config) if runs else []
-    with open(csv_path, "w", newline="") as file:
+    with open(csv_path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["name", *keys, *names])
         for run in runs:

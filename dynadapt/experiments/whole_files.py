@@ -1,14 +1,15 @@
-"""Files that are whole or not there, their digests, and the words for a disk that fails."""
+"""Files that are whole or not there, and the words for a disk that fails."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
 import warnings
 from pathlib import Path
+
+from dynadapt.digests import sync_tree
 
 
 class RunError(RuntimeError):
@@ -76,46 +77,3 @@ def discard(path: Path) -> None:
         path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
     except OSError:
         pass
-
-
-def sync_tree(folder: Path, deep: bool = True) -> None:
-    """To disk: files and directories of a tree, or with ``deep`` off the names in one directory alone."""
-    for entry in [*(folder.rglob("*") if deep else ()), folder]:
-        number = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
-# ---- digests
-
-def digest_of(path: Path) -> dict:
-    """{"bytes", "sha256"} of a whole file."""
-    with open(path, "rb", buffering=0) as file:
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": prefix_digest(file).hexdigest()}
-
-
-def prefix_digest(file, count: int | None = None):
-    """sha256 of the next `count` bytes of an open file (None: all), or None when it has fewer."""
-    digest = hashlib.sha256()
-    while count is None or count:
-        piece = file.read(1 << 20 if count is None else min(1 << 20, count))
-        if not piece:
-            break
-        digest.update(piece)
-        count = None if count is None else count - len(piece)
-    return None if count else digest
-
-
-def differs(path: Path, expected: dict) -> str | None:
-    """What is wrong with a file that should have this digest; None: nothing is."""
-    try:
-        found = digest_of(path)
-    except OSError as error:
-        return f"{path} can't be read ({error.strerror}); it had {expected['bytes']:,} bytes"
-    if found["bytes"] != expected["bytes"]:
-        return f"{path} has {found['bytes']:,} bytes, {expected['bytes']:,} were written"
-    if found["sha256"] != expected["sha256"]:
-        return f"{path} is damaged: its sha256 is {found['sha256'][:12]}..., {expected['sha256'][:12]}... was written"
-    return None

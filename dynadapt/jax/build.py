@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import jaxlib
 
+from ..cache import cache_root
 from ..linking import PACKAGE, library_dir
 from ..ops.dispatch import UnsupportedOp, native_module
 
@@ -52,8 +53,7 @@ def library() -> ctypes.CDLL:
 
 def cache_directory() -> Path:
     """$DYNADAPT_CACHE/xla, or ~/.cache/dynadapt/xla."""
-    given = os.environ.get("DYNADAPT_CACHE")
-    return (Path(given).expanduser() if given else Path.home() / ".cache" / "dynadapt") / "xla"
+    return cache_root() / "xla"
 
 
 def _include_directory() -> Path:

@@ -54,6 +54,23 @@ def check_dtype(op: str, like, **tensors) -> None:
             raise ValueError(f"{op}: {name} has dtype {tensor.dtype}, accepted is {like.dtype} as the activations have")
 
 
+def varied(tree):
+    """The arrays of ``tree`` as varying over all mesh axes that one of them varies over.
+
+    Within shard_map what a custom rule returns has to vary as its input does; an input that is the same on every device gets the
+    sum over the devices from the transpose of this cast. Elsewhere nothing varies and nothing is done.
+    """
+    axes = _axes(tree)
+    cast = lambda a: jax.lax.pcast(a, tuple(sorted(missing)), to="varying") if (missing := axes - _axes(a)) else a  # noqa: E731
+    return jax.tree.map(cast, tree) if axes else tree
+
+
+def _axes(tree) -> frozenset:
+    """The mesh axes that some array of ``tree`` varies over; older versions of jax say them as ``vma``."""
+    types = [jax.typeof(a) for a in jax.tree.leaves(tree)]
+    return frozenset().union(*(t.mat.varying if hasattr(t, "mat") else getattr(t, "vma", ()) for t in types))
+
+
 def call(op: str, results, inputs, weights=None, aliases=None, **attributes):
     """The results of ``op``; entries of ``results`` (ShapeDtypeStruct) and ``inputs`` are None where the op is not given one.
 
@@ -71,6 +88,8 @@ def call(op: str, results, inputs, weights=None, aliases=None, **attributes):
     target = jax.ffi.ffi_call(f"dynadapt_{op}", [r for r in results if r is not None], vmap_method="sequential",
                               input_output_aliases=shared or None)
     found = iter(target(*arrays, **attributes))
+    if axes := _axes(arrays):  # XLA is told nothing of them
+        found = iter([jax.lax.pcast(f, tuple(sorted(axes - _axes(f))), to="varying") for f in found])
     return tuple(None if r is None else next(found) for r in results)
 
 

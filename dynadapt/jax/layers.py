@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .call import call, check_dtype, f32, like
+from .call import call, check_dtype, f32, like, varied
 
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("swiglu", "gelu_tanh", "gelu")
@@ -29,14 +29,14 @@ def norm(x, weight, bias=None, eps: float = 1e-5, kind: str = "rms"):
     Source: ``dynadapt.ops.norm``.
     """
     check_dtype("norm", x, weight=weight, bias=bias)
-    return _norm(float(eps), int(_number(kind, NORMS)), x.reshape(-1, x.shape[-1]), weight, bias).reshape(x.shape)
+    return _norm(float(eps), int(_number(kind, NORMS)), *varied((x.reshape(-1, x.shape[-1]), weight, bias))).reshape(x.shape)
 
 
 def add_norm(x, delta, weight, bias=None, eps: float = 1e-5, kind: str = "rms"):
     """(res, y): res = x + delta, rounded to x's dtype, and y = norm(res), in one pass."""
     check_dtype("add_norm", x, delta=delta, weight=weight, bias=bias)
     flat = -1, x.shape[-1]
-    res, y = _add_norm(float(eps), int(_number(kind, NORMS)), x.reshape(flat), delta.reshape(flat), weight, bias)
+    res, y = _add_norm(float(eps), int(_number(kind, NORMS)), *varied((x.reshape(flat), delta.reshape(flat), weight, bias)))
     return res.reshape(x.shape), y.reshape(x.shape)
 
 
@@ -93,7 +93,7 @@ def head_norm(qkv, q_weight, k_weight, hq: int, hkv: int, d: int, eps: float = 1
     Source: ``dynadapt.ops.head_norm``.
     """
     check_dtype("head_norm", qkv, q_weight=q_weight, k_weight=k_weight)
-    return _head_norm((hq, hkv, d), float(eps), qkv, q_weight, k_weight)
+    return _head_norm((hq, hkv, d), float(eps), *varied((qkv, q_weight, k_weight)))
 
 
 def _heads(sizes):
@@ -137,7 +137,7 @@ def embedding(tokens, table, position_table=None, positions=None):
         raise ValueError("position_table and positions: expected both or neither")
     check_dtype("embedding", table, position_table=position_table)
     places = None if positions is None else jnp.broadcast_to(positions, tokens.shape).reshape(-1)
-    return _embedding(tokens.reshape(-1), table, position_table, places).reshape(*tokens.shape, table.shape[1])
+    return _embedding(*varied((tokens.reshape(-1), table, position_table, places))).reshape(*tokens.shape, table.shape[1])
 
 
 @jax.custom_vjp
@@ -192,7 +192,8 @@ def attention(qkv, hq: int, hkv: int, d: int, *, slots=None, memory=None, cos=No
     slots = jnp.zeros(1, jnp.int32) if slots is None else slots
     mem_k, mem_v, mem_len = (None, None, None) if memory is None else memory
     check_dtype("attention", qkv, mem_k=mem_k, mem_v=mem_v)
-    return _attention((hq, hkv, d, d**-0.5 if scale is None else float(scale)), qkv, (mem_k, mem_v, mem_len, slots, cos, sin))
+    return _attention((hq, hkv, d, d**-0.5 if scale is None else float(scale)),
+                      *varied((qkv, (mem_k, mem_v, mem_len, slots, cos, sin))))
 
 
 def _sizes(sizes):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .call import Frozen, call, check_dtype, f32, like
+from .call import Frozen, call, check_dtype, f32, like, varied
 
 
 def _check_weights(op, x, weights) -> None:
@@ -39,7 +39,7 @@ def linear(x, weights, bias=None, A=None, Bt=None, slots=None, scale: float = 1.
         A, Bt = A[None], Bt[None]
     if A is not None and slots is None:
         slots = jnp.zeros(1, jnp.int32)
-    y = _linear(float(scale), x.reshape(-1, x.shape[-1]), weights, bias, A, Bt, slots)
+    y = _linear(float(scale), *varied((x.reshape(-1, x.shape[-1]), weights, bias, A, Bt, slots)))
     return y.reshape(*x.shape[:-1], y.shape[1])
 
 
@@ -91,7 +91,7 @@ def cross_entropy(h, head, targets):
     if targets.shape != h.shape[:-1]:
         raise ValueError(f"targets has shape {targets.shape}: expected {h.shape[:-1]}, one for each row of h")
     check_dtype("cross_entropy", h, head=head)
-    return _cross_entropy(h.reshape(-1, h.shape[-1]), head, targets.reshape(-1)).reshape(targets.shape)
+    return _cross_entropy(*varied((h.reshape(-1, h.shape[-1]), head, targets.reshape(-1)))).reshape(targets.shape)
 
 
 def _scored(h, head, targets, gradient):
@@ -127,7 +127,7 @@ def linear_mse(h, weight, target, bias=None):
     Source: ``dynadapt.ops.linear_mse``.
     """
     check_dtype("linear_mse", h, weight=weight)
-    return _linear_mse(h, weight, bias, target)[0]
+    return _linear_mse(*varied((h, weight, bias, target)))[0]
 
 
 @jax.custom_vjp

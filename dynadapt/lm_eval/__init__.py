@@ -21,6 +21,7 @@ text alone.
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from dataclasses import fields, replace
@@ -30,13 +31,17 @@ from os.path import commonprefix
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from dynadapt.experiments.config import ConfigError, EvalConfig, parse_layers
 from dynadapt.experiments.dyneval import build_engine
 from dynadapt.generation import generate, score_continuations
-from dynadapt.model import load
+from dynadapt.lm_eval.generation_settings import check_defaults, check_request, end_ids, model_defaults, repetition_penalty
+from dynadapt.model import Tokenizer, load
+
+logger = logging.getLogger(__name__)
 
 POLICIES = {
     "stateless": "nothing learns",
@@ -58,9 +63,10 @@ class DynadaptLM(TemplateLM):
         max_length: most tokens that a continuation is scored with, context included; by default what the model was made for,
             at most 2,048.
         max_gen_toks: most tokens generated where the task says nothing.
-        add_bos_token: begin contexts with the model's beginning-of-text token.
-        prefix_token_id: what stands before a text that has no context; by default the beginning-of-text token, or where the
-            model has none the end-of-text token.
+        add_bos_token: True begins contexts and documents with the tokenizer's beginning-of-text token, False does not; by
+            default the tokenizer's post-processor says what stands around them.
+        prefix_token_id: what stands before a text that has no context; by default the tokenizer's beginning-of-text token, or
+            where it has none the end-of-text token.
         tokenizer: a ``dynadapt.model.Tokenizer`` for a model that came without one.
         device: as ``Engine``'s; "cuda:0" means "auto" where there is no GPU, because the harness asks for it unasked.
         settings: fields of ``EvalConfig``: adapt, rank, lr, segment, memory, optimizer, dtype, ...
@@ -69,13 +75,15 @@ class DynadaptLM(TemplateLM):
     made: list["DynadaptLM"] = []  # for the command line, which prints their policies
 
     def __init__(self, model="smollm2-135m", reset: str = "document", max_length: int | None = None, max_gen_toks: int = 256,
-                 add_bos_token: bool = False, prefix_token_id: int | None = None, tokenizer=None, device: str = "auto",
+                 add_bos_token: bool | None = None, prefix_token_id: int | None = None, tokenizer=None, device: str = "auto",
                  batch_size=1, max_batch_size=None, **settings):
         super().__init__()
         if reset not in POLICIES:
             raise ConfigError(f"reset={reset!r}: expected one of {', '.join(POLICIES)}")
         if str(batch_size) != "1" or max_batch_size not in (None, 1):
             raise ConfigError(f"batch_size={batch_size!r}: documents are read one after the other; expected 1")
+        if add_bos_token not in (None, True, False):
+            raise ConfigError(f"add_bos_token={add_bos_token!r}: expected True, False or None")
         if device == HARNESS_DEVICE and not torch.cuda.is_available():
             device = "auto"
         self.config, self.reset = _config(reset, {**settings, "device": device}), reset
@@ -83,8 +91,11 @@ class DynadaptLM(TemplateLM):
         self.tokenizer = tokenizer or source.tokenizer
         if self.tokenizer is None:
             raise ConfigError(f"model={model!r} has no tokenizer; put its tokenizer.json next to the weights, or give tokenizer")
+        if not isinstance(self.tokenizer, Tokenizer):
+            raise ConfigError(f"tokenizer is a {type(self.tokenizer).__name__}; expected a dynadapt.model.Tokenizer")
+        self.generation = model_defaults(model)
         self.max_length = self._max_length(max_length, source.config)
-        self.max_gen_toks, self.add_bos, self._prefix = max_gen_toks, add_bos_token, prefix_token_id
+        self.max_gen_toks, self.add_bos_token, self._prefix = max_gen_toks, add_bos_token, prefix_token_id
         self.engine = build_engine(source, replace(self.config, segment=self.max_length))
         self._device = self.engine.device
         self.made.append(self)
@@ -117,7 +128,8 @@ class DynadaptLM(TemplateLM):
         """What the harness keeps with its results."""
         plain = {f.name: getattr(self.config, f.name) for f in fields(EvalConfig) if f.name not in ELSEWHERE}
         return {"reset_policy": self.reset, "dynadapt": self.policy, "dynadapt_settings": plain,
-                "model_fingerprint": self.engine.model.fingerprint(), "max_length": self.max_length}
+                "model_fingerprint": self.engine.model.fingerprint(), "tokenizer_fingerprint": self.tokenizer.fingerprint(),
+                "max_length": self.max_length}
 
     def set_cache_hook(self, cache_hook) -> None:
         if self.reset != "stateless":
@@ -129,25 +141,50 @@ class DynadaptLM(TemplateLM):
     def tokenizer_name(self) -> str:
         return self.engine.model.name
 
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """None: texts are scored as they are."""
+        if chat_template:
+            raise ConfigError(f"apply_chat_template={chat_template!r}: chat templates are not supported; expected False")
+        return None
+
     @property
     def eot_token_id(self) -> int:
-        token = self.tokenizer.eos_id
+        token = self.tokenizer.special_ids.get("eos_token")
         if token is None:
-            raise ConfigError("the model has no end-of-text token; give prefix_token_id")
+            raise ConfigError("the tokenizer has no end-of-text token; give prefix_token_id")
         return token
 
     @property
     def prefix_token_id(self) -> int:
         if self._prefix is not None:
             return self._prefix
-        return self.eot_token_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
+        begin = self.tokenizer.special_ids.get("bos_token")
+        return self.eot_token_id if begin is None else begin
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        """Token ids; with ``add_bos_token`` the beginning-of-text token first, unless ``add_special_tokens`` is False."""
-        ids = self.tokenizer.encode(string)
-        if self.add_bos and add_special_tokens is not False and ids[:1] != [self.prefix_token_id]:
-            ids = [self.prefix_token_id, *ids]
-        return ids
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None,
+                   **kwargs) -> list[int]:
+        """Token ids, at most the last ``left_truncate_len`` of them.
+
+        Unless ``add_special_tokens`` says otherwise, with what the tokenizer puts around a text, or what ``add_bos_token``
+        puts before it; not where the text spells the prefix token out.
+        """
+        if add_special_tokens is None and string.startswith(self.tokenizer.decode([self.prefix_token_id])):
+            add_special_tokens = False
+        ids = self._encode(string, add_special_tokens)
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def _encode(self, string: str, add_special_tokens: bool | None) -> list[int]:
+        if self.add_bos_token is None:
+            return self.tokenizer.encode(string, add_special_tokens=add_special_tokens is not False)
+        begin = self.tokenizer.special_ids.get("bos_token")
+        begins = self.add_bos_token and add_special_tokens is not False and begin is not None
+        return [begin] * begins + self.tokenizer.encode(string)
+
+    def _prompt(self, string: str) -> list[int]:
+        """Token ids of a text that generation goes on from."""
+        begin = self.tokenizer.special_ids.get("bos_token")
+        spelled = begin is not None and string.startswith(self.tokenizer.backend.id_to_token(begin))
+        return self._encode(string, False if spelled else None)
 
     # ---- documents
 
@@ -195,11 +232,23 @@ class DynadaptLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods in nats of whole documents, each after the prefix token."""
-        return [self._kept("loglikelihood_rolling", request, -self._read(self._whole(request.args[0])))
+        score = self._windows if self._one_window else lambda tokens: -self._read([self.prefix_token_id, *tokens])
+        return [self._kept("loglikelihood_rolling", request, score(self.tok_encode(request.args[0])))
                 for group in self._documents(requests, "documents", disable_tqdm) for request in group]
 
-    def _whole(self, text: str) -> list[int]:
-        return [self.prefix_token_id, *self.tok_encode(text, add_special_tokens=False)]
+    @property
+    def _one_window(self) -> bool:
+        """Whether documents are scored in windows of the harness' own: nothing is learned, remembered or cut shorter."""
+        c = self.config
+        return c.adapt == "none" and not c.memory and not c.context and c.segment == self.max_length
+
+    def _windows(self, tokens: list[int]) -> float:
+        """The log-likelihood in windows of ``max_length``, the last of which has as much context as there is room for."""
+        windows = get_rolling_token_windows(token_list=tokens, prefix_token=self.prefix_token_id, max_seq_len=self.max_length,
+                                            context_len=1)
+        pairs = map(make_disjoint_window, windows)
+        return -sum(score_continuations(self.engine, [context + rest], [len(rest)])[0][0].double().sum().item()
+                    for context, rest in pairs)
 
     def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, would be generated greedily) of continuations after their contexts."""
@@ -207,8 +256,7 @@ class DynadaptLM(TemplateLM):
         for group in self._documents(requests, "continuations", disable_tqdm):
             pairs = [self._pair(*request.args) for request in group]
             self._learn([context for context, _ in pairs])
-            rows = [((context or [self.prefix_token_id]) + continuation)[-self.max_length - 1 :]
-                    for context, continuation in pairs]
+            rows = [self._row(context, continuation) for context, continuation in pairs]
             counts = [len(continuation) for _, continuation in pairs]
             for row, count in zip(rows, counts):
                 if not 1 <= count < len(row):
@@ -219,8 +267,17 @@ class DynadaptLM(TemplateLM):
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if not context:
-            return [], self.tok_encode(continuation, add_special_tokens=False)
+            ids = self.tok_encode(continuation, add_special_tokens=False)
+            return ([], ids) if ids[:1] != [self.prefix_token_id] else (ids[:1], ids[1:])
         return self._encode_pair(context, continuation)
+
+    def _row(self, context: list[int], continuation: list[int]) -> list[int]:
+        """Both together, cut on the left to what can be scored at once."""
+        row = (context or [self.prefix_token_id]) + continuation
+        if len(row) > self.max_length + 1:
+            logger.warning("a context of %d tokens and a continuation of %d exceed max_length=%d; the first %d are left out",
+                           len(context), len(continuation), self.max_length, len(row) - self.max_length - 1)
+        return row[-self.max_length - 1 :]
 
     def _loglikelihood_tokens(self, requests, **kwargs):
         raise NotImplementedError("requests are scored by document: call loglikelihood")
@@ -229,28 +286,31 @@ class DynadaptLM(TemplateLM):
         """Greedy continuations up to a stop string; what is generated is not learned."""
         answers = []
         for group in self._documents(requests, "generations", disable_tqdm):
-            contexts = [self.tok_encode(request.args[0]) for request in group]
+            contexts = [self._prompt(request.args[0]) for request in group]
             self._learn(contexts)
             for request, context in zip(group, contexts):
                 answers.append(self._kept("generate_until", request, self._generate(context, dict(request.args[1]))))
         return answers
 
     def _generate(self, context: list[int], settings: dict) -> str:
+        check_defaults(self.generation)
         settings = normalize_gen_kwargs(settings, self.max_gen_toks)
-        if settings["do_sample"]:
-            raise ConfigError(f"do_sample with temperature {settings.get('temperature', 1)}: this model generates greedily")
-        until, most = settings["until"], settings["max_gen_toks"]
-        if most >= self.max_length:
-            raise ConfigError(f"max_gen_toks={most}: expected less than max_length={self.max_length}")
+        check_request(settings)
+        most, tokenizer = settings["max_gen_toks"], self.tokenizer
+        if not 1 <= most < self.max_length:
+            raise ConfigError(f"max_gen_toks={most}: expected 1 or more, less than max_length={self.max_length}")
+        end = tokenizer.special_ids.get("eos_token")
+        until = handle_stop_sequences(settings["until"], eos=None if end is None else tokenizer.decode([end]))
+        ends = end_ids(self.generation, tokenizer.eos_id)
+        # a stop string is looked for in as many last tokens as it may be spelled with
+        spans = [(string, len(tokenizer.encode(string)) + 2) for string in until if string]
 
         def stop(ids):
-            return ids[-1] == self.tokenizer.eos_id or any(s and s in self.tokenizer.decode(ids) for s in until)
+            return ids[-1] in ends or any(string in tokenizer.decode(ids[-count:]) for string, count in spans)
 
         prompt = (context or [self.prefix_token_id])[-(self.max_length - most) :]
-        ids = generate(self.engine, prompt, most, stop)
-        if ids[-1] == self.tokenizer.eos_id:
-            ids = ids[:-1]
-        return postprocess_generated_text(self.tokenizer.decode(ids), until, None)
+        ids = generate(self.engine, prompt, most, stop, repetition_penalty=repetition_penalty(self.generation, settings))
+        return postprocess_generated_text(tokenizer.decode(ids, skip_special_tokens=True), until, None)
 
     def _kept(self, what: str, request, answer):
         """The answer, which the harness' cache takes as well where there is one."""

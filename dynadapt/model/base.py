@@ -12,7 +12,8 @@ from dynadapt.model.config import ModelConfig
 from dynadapt.model.errors import ModelError
 from dynadapt.model.layout import tensor_shapes
 
-WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of files
+MODEL_DTYPES = (*WEIGHT_DTYPES, torch.float64)  # in memory
 
 
 class Model:
@@ -25,18 +26,24 @@ class Model:
     """
 
     def __init__(self, config: ModelConfig, name: str, read: Callable[[str], torch.Tensor],
-                 identity: Callable[[bool], bytes], tokenizer=None, dtype: torch.dtype | None = None):
+                 identity: Callable[[bool], bytes], tokenizer=None, dtype: torch.dtype | None = None, where: str | None = None):
         """`tokenizer` is a Tokenizer, None, or a function that makes one at first use; `identity(sampled)` gives bytes that
-        change with the stored weights: with any byte of them, or sampled, with some."""
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ModelError(f"dtype = {dtype!r} is not a floating-point torch.dtype; accepted: for example torch.bfloat16")
+        change with the stored weights: with any byte of them, or sampled, with some; `where` stands in front of what is wrong
+        with a tensor (default: `name`)."""
+        if dtype is not None and dtype not in MODEL_DTYPES:
+            raise ModelError(f"dtype = {dtype!r} is not a dtype of weights; accepted: {', '.join(map(str, MODEL_DTYPES))}")
         self.config = config
         self.name = name
+        self._where = where or name
         self.dtype = dtype
         self._read = read
         self._identity = identity
         self._tokenizer = tokenizer
         self._shapes = tensor_shapes(config)
+
+    def converted(self, dtype: torch.dtype) -> Model:
+        """The same model, its tensors in ``dtype`` when they are read."""
+        return Model(self.config, self.name, self._read, self._identity, lambda: self.tokenizer, dtype, self._where)
 
     def __repr__(self):
         c = self.config
@@ -53,12 +60,17 @@ class Model:
         return self._shapes[name]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The canonical tensor `name`, read now. KeyError for an unknown name, ModelError for an unreadable file."""
+        """The canonical tensor `name`, read now. KeyError for an unknown name; ModelError for an unreadable file, and for a
+        value that is NaN or infinite."""
         shape = self.shape(name)
         tensor = self._read(name)
         if tuple(tensor.shape) != shape:
-            raise ModelError(f"{self.name}: tensor {name} has shape {list(tensor.shape)}, expected {list(shape)}")
-        return tensor.to(self.dtype or tensor.dtype).contiguous()
+            raise ModelError(f"{self._where}: tensor {name} has shape {list(tensor.shape)}, expected {list(shape)}")
+        tensor = tensor.to(self.dtype or tensor.dtype).contiguous()
+        bad = 0 if tensor.is_meta else count_not_finite(tensor)
+        if bad:
+            raise ModelError(f"{self._where}: tensor {name} holds {bad} values that are NaN or infinite")
+        return tensor
 
     @property
     def tokenizer(self):
@@ -80,9 +92,7 @@ class Model:
     def check_finite(self) -> None:
         """Raise ModelError naming the first tensor that holds a NaN or an infinity. Reads every tensor once."""
         for name in self.names():
-            bad = count_not_finite(self.tensor(name))
-            if bad:
-                raise ModelError(f"{self.name}: tensor {name} holds {bad} values that are NaN or infinite")
+            self.tensor(name)
 
 
 def count_not_finite(tensor: torch.Tensor) -> int:
@@ -97,8 +107,8 @@ def from_state(config: ModelConfig, state: Mapping[str, torch.Tensor], tokenizer
     """A Model over canonical tensors in memory, which it shares. Names, shapes and dtypes must be exactly the config's."""
     check_shapes(name, tensor_shapes(config), {key: tuple(value.shape) for key, value in state.items()})
     for key, value in state.items():
-        if not value.dtype.is_floating_point:
-            raise ModelError(f"{name}: tensor {key} has dtype {value.dtype}; accepted: floating point")
+        if value.dtype not in MODEL_DTYPES:
+            raise ModelError(f"{name}: tensor {key} has dtype {value.dtype}; accepted: {', '.join(map(str, MODEL_DTYPES))}")
     state = dict(state)
     return Model(config, name, state.__getitem__, _StateIdentity(state), tokenizer, dtype)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from dynadapt.model.errors import ModelError
 from dynadapt.model.family import FAMILIES
-from dynadapt.model.reading import check_choice, check_number, check_size
+from dynadapt.model.reading import BAND_RANGE, FACTOR_RANGE, THETA_RANGE, check_choice, check_number, check_size
 
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("swiglu", "gelu_tanh", "gelu")
@@ -69,7 +69,7 @@ class ModelConfig:
                              f"{self.heads} * {self.head_dim}, hidden_size {self.hidden_size}, kv_heads {self.kv_heads}")
 
     def _check_rotary(self):
-        check_number("rope_theta", self.rope_theta, low=1e-6, high=1e15)
+        check_number("rope_theta", self.rope_theta, *THETA_RANGE)
         if self.head_dim % 2:
             raise ModelError(f"head_dim = {self.head_dim} is odd: rotary positions need an even one")
         check_rope_scaling(self.rope_scaling, self.head_dim)
@@ -88,10 +88,10 @@ def check_rope_scaling(scaling: dict | None, head_dim: int) -> None:
         for factor in factors:
             check_number("rope_scaling.factors", factor, low=1e-6, high=1e9)
         return
-    check_number("rope_scaling.factor", scaling.get("factor"), low=1e-6, high=1e9)
+    check_number("rope_scaling.factor", scaling.get("factor"), *FACTOR_RANGE)
     if kind == "llama3":
-        low = check_number("rope_scaling.low_freq_factor", scaling.get("low_freq_factor"), low=1e-6, high=1e9)
-        high = check_number("rope_scaling.high_freq_factor", scaling.get("high_freq_factor"), low=1e-6, high=1e9)
+        low = check_number("rope_scaling.low_freq_factor", scaling.get("low_freq_factor"), *BAND_RANGE)
+        high = check_number("rope_scaling.high_freq_factor", scaling.get("high_freq_factor"), *BAND_RANGE)
         check_size("rope_scaling.original_max_position_embeddings", scaling.get("original_max_position_embeddings"))
         if high <= low:
             raise ModelError(f"rope_scaling.high_freq_factor = {high} must be above low_freq_factor = {low}")

@@ -46,11 +46,11 @@ def _save(model, file, dtype):
 
 def _tokenizer_config(model):
     tokenizer = model.tokenizer
-    special = {key: tokenizer.backend.id_to_token(id) for key, id in
-               (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)) if id is not None}
+    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, **tokenizer.special_ids}
+    special = {key: tokenizer.backend.id_to_token(id) for key, id in ids.items() if id is not None}
     return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.max_positions,
-            "clean_up_tokenization_spaces": False, **special}
+            "clean_up_tokenization_spaces": tokenizer.clean_up, **special}
 
 
 def _write_json(path, content):
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ import math
 
 from dynadapt.model.base import Model
 from dynadapt.model.config import ModelConfig
+from dynadapt.model.errors import ModelError
 from dynadapt.model.layout import linear_shapes, tensor_shapes
 
 _ATTENTION, _MLP = ("q", "k", "v", "qkv", "o"), ("gate", "up", "down")
@@ -46,7 +47,14 @@ def describe(model: Model) -> str:
         "  linears of a layer: " + ", ".join(f"{part} {out}x{inner}" for part, (out, inner) in linear_shapes(c).items()),
         f"  fingerprint {model.fingerprint()[:16]}",
     ]
-    tokenizer = model.tokenizer
-    lines.append("  no tokenizer" if tokenizer is None else
-                 f"  tokenizer of {tokenizer.vocab_size} ids, begin {tokenizer.bos_id}, end {tokenizer.eos_id}")
+    lines.append(f"  {_tokenizer(model)}")
     return "\n".join(lines)
+
+
+def _tokenizer(model):
+    try:
+        tokenizer = model.tokenizer
+    except ModelError as error:
+        return f"a tokenizer that is refused: {error}"
+    return ("no tokenizer" if tokenizer is None else
+            f"tokenizer of {tokenizer.vocab_size} ids, begin {tokenizer.bos_id}, end {tokenizer.eos_id}")

@@ -1,7 +1,6 @@
 """A Hugging Face model directory: config.json, safetensors files, tokenizer.json."""
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 
@@ -10,9 +9,10 @@ import torch
 from dynadapt.model.base import Model
 from dynadapt.model.errors import ModelError
 from dynadapt.model.hf_config import config_from_hf
+from dynadapt.model.hf_tokenizer import directory_tokenizer
 from dynadapt.model.hf_weights import match_hf, to_canonical
+from dynadapt.model.json_file import MAX_INDEX_BYTES, MAX_TABLE_VALUES, read_json
 from dynadapt.model.safetensors_file import SafetensorsFile, hash_file, sample_file
-from dynadapt.model.tokenizer import directory_tokenizer
 
 INDEX = "model.safetensors.index.json"
 
@@ -21,6 +21,10 @@ def load_directory(path: str | Path, dtype: torch.dtype | None = None) -> Model:
     """The Model in a Hugging Face directory. Every name, shape and dtype is checked here; tensors are read later."""
     path = Path(path)
     where = path / "config.json"
+    gguf = [] if where.exists() else sorted(file.name for file in path.glob("*.gguf") if file.is_file())
+    if gguf:
+        raise ModelError(f"{where}: cannot be read (no such file); the directory has {len(gguf)} GGUF files: give one of them "
+                         f"as the model, for example {path / gguf[0]}")
     raw = read_json(where)
     try:
         config = config_from_hf(raw)
@@ -44,7 +48,7 @@ def load_directory(path: str | Path, dtype: torch.dtype | None = None) -> Model:
     def whole():
         return b"".join(hash_file(file.path) for file in files)
 
-    return Model(config, path.resolve().name, read, identity, lambda: directory_tokenizer(path, config), dtype)
+    return Model(config, path.resolve().name, read, identity, lambda: directory_tokenizer(path, config), dtype, str(path))
 
 
 def _holders(files):
@@ -80,7 +84,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _indexed_files(path):
-    index = read_json(path / INDEX)
+    index = read_json(path / INDEX, MAX_INDEX_BYTES, MAX_TABLE_VALUES)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
         raise ModelError(f"{path / INDEX}: no weight_map of tensor names to file names")
@@ -91,13 +95,3 @@ def _indexed_files(path):
         if not (path / name).is_file():
             raise ModelError(f"{path}: {name}, which {INDEX} names, is missing")
     return [path / name for name in names]
-
-
-def read_json(path: Path):
-    """The content of a JSON file; ModelError naming the file if it cannot be read or parsed."""
-    try:
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not valid JSON ({str(error)[:200]})") from error

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dynadapt.model.config_keys import Keys
+
 if TYPE_CHECKING:
     from dynadapt.model.config import ModelConfig
 
@@ -18,6 +20,7 @@ class Family:
     `hf_base`: the prefix of the base model's tensors, absent from checkpoints of the base model alone.
     `hf_layers`: where the layers are. `hf_modules`: canonical module -> Hugging Face's, layers' modules relative to a layer.
     `hf_transposed`: linears stored as [in, out].
+    `hf_keys`: model_type -> which keys of its config.json are read and which do not matter.
     `from_hf(raw, model_type)`: the config of a config.json. `to_hf(config)`: its config.json, type and architecture aside.
     `from_gguf(metadata, common)`: the config of a GGUF file of this architecture; `common` are fields that all have.
     `gguf_permuted`: linears whose rows a GGUF file keeps as pairs of a head instead of halves.
@@ -30,6 +33,7 @@ class Family:
     hf_base: str
     hf_layers: str
     hf_modules: dict[str, str]
+    hf_keys: dict[str, Keys]
     from_hf: Callable[[Mapping, str], ModelConfig]
     to_hf: Callable[[ModelConfig], dict]
     from_gguf: Callable[[object, dict], ModelConfig]

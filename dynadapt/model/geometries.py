@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from .config import ModelConfig
+from .json_file import read_json
 from .errors import ModelError
 from .hf_config import config_from_hf
 
@@ -53,5 +53,5 @@ def geometry(name: str) -> ModelConfig:
     if name in GEOMETRIES:
         return GEOMETRIES[name]
     if (Path(name) / "config.json").is_file():
-        return config_from_hf(json.loads((Path(name) / "config.json").read_text()))
+        return config_from_hf(read_json(Path(name) / "config.json"))
     raise ModelError(f"model {name!r} is no known geometry and no Hugging Face directory; there are {', '.join(GEOMETRIES)}")

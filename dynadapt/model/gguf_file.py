@@ -19,6 +19,7 @@ except ImportError:  # only GGUF files need it
     gguf = None
 
 from dynadapt.model.errors import ModelError
+from dynadapt.model.regular_file import open_regular
 from dynadapt.model.safetensors_file import read_into
 
 _SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
@@ -47,7 +48,7 @@ class GGUFFile:
         if gguf is None:
             raise ModelError(f"{self.path}: reading GGUF files needs the package gguf, which is not installed (pip install gguf)")
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 cursor = _Cursor(file)
                 self._read(cursor)
         except OSError as error:

@@ -1,24 +1,15 @@
 """Hugging Face's config.json: read into a ModelConfig, and written back.
 
-Read are the families of `dynadapt.model.families`; anything in a config that would change the computation and is not
-implemented is refused by name.
+Read are the families of `dynadapt.model.families`. Every key is read, known not to change a score, or refused by name.
 """
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from dynadapt.model.config import ModelConfig
+from dynadapt.model.config_keys import refuse_unread
 from dynadapt.model.errors import ModelError
 from dynadapt.model.family import FAMILIES, Family
-
-# Extras of related architectures, with the value at which they do nothing.
-_NEUTRAL = {
-    "attention_multiplier": None, "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
-    "logit_scale": 1.0, "final_logit_softcapping": None, "attn_logit_softcapping": None, "query_pre_attn_scalar": None,
-    "clip_qkv": None, "partial_rotary_factor": 1.0, "rotary_pct": 1.0, "no_rope_layers": None, "num_experts": None,
-    "num_local_experts": None, "use_parallel_residual": False, "parallel_attn": False,
-    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
-}
 
 
 def config_from_hf(raw: Mapping) -> ModelConfig:
@@ -26,7 +17,8 @@ def config_from_hf(raw: Mapping) -> ModelConfig:
     if not isinstance(raw, Mapping):
         raise ModelError(f"the config must be a JSON object, not {type(raw).__name__}")
     model_type, family = _family(raw)
-    _refuse_extras(raw)
+    _refuse_quantised(raw)
+    refuse_unread(raw, model_type, family.hf_keys[model_type])
     return family.from_hf(raw, model_type)
 
 
@@ -42,14 +34,11 @@ def _family(raw) -> tuple[str, Family]:
     return model_type, types[model_type][1]
 
 
-def _refuse_extras(raw):
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method") if isinstance(raw["quantization_config"], Mapping) else None
-        raise ModelError(f"quantization_config ({method}) is not supported: give the unquantised checkpoint, or a GGUF file")
-    for key, neutral in _NEUTRAL.items():
-        value = raw.get(key)
-        if value is not None and value != neutral:
-            raise ModelError(f"{key} = {value!r} is not supported; accepted: {neutral!r} or absent")
+def _refuse_quantised(raw):
+    for key in ("quantization_config", "compression_config"):
+        if raw.get(key) is not None:
+            method = raw[key].get("quant_method") if isinstance(raw[key], Mapping) else raw[key]
+            raise ModelError(f"{key} ({method}) is not supported: give the unquantised checkpoint, or a GGUF file")
 
 
 def config_to_hf(config: ModelConfig) -> dict:

@@ -47,7 +47,8 @@ def _stored_name(config, name, dropped_prefix):
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors of one shape are the same storage or hold the same values."""
-    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype or torch.equal(a, b)
+    layouts = [(t.data_ptr(), t.dtype, t.stride()) for t in (a, b)]  # an address says nothing about a transposed one
+    return layouts[0] == layouts[1] or torch.equal(a, b)
 
 
 def to_canonical(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:

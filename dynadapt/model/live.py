@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from dynadapt.model.base import WEIGHT_DTYPES, Model, from_state
+from dynadapt.model.base import MODEL_DTYPES, Model, from_state
 from dynadapt.model.config import ModelConfig
 from dynadapt.model.errors import ModelError
 from dynadapt.model.hf_config import config_from_hf
+from dynadapt.model.hf_tokenizer import directory_tokenizer
 from dynadapt.model.hf_weights import match_hf, to_canonical
-from dynadapt.model.tokenizer import directory_tokenizer
+from dynadapt.model.live_state import refuse_changes, refuse_modules
 
 
 def is_live(model) -> bool:
@@ -37,6 +38,7 @@ def match_live(model) -> tuple[ModelConfig, dict[str, str], dict[str, torch.Tens
     name = type(model).__name__
     if name.startswith("Peft") or hasattr(model, "peft_config"):
         raise ModelError(f"{name}: a model with PEFT adapters; accepted: the plain model, for example merge_and_unload()")
+    refuse_modules(model, name)
     raw = model.config.to_dict()
     if "gguf" in str((raw.get("quantization_config") or {}).get("quant_method", "")).lower():
         del raw["quantization_config"]  # its origin only: transformers holds such a model dequantised
@@ -47,8 +49,9 @@ def match_live(model) -> tuple[ModelConfig, dict[str, str], dict[str, torch.Tens
         raise ModelError(f"{name}: {error}") from error
     config, stored = match_hf(config, {key: tuple(value.shape) for key, value in state.items()}, name, state.__getitem__)
     for key in stored.values():
-        if state[key].dtype not in WEIGHT_DTYPES + (torch.float64,):
-            raise ModelError(f"{name}: tensor {key} has dtype {state[key].dtype}; accepted: {WEIGHT_DTYPES}")
+        if state[key].dtype not in MODEL_DTYPES:
+            raise ModelError(f"{name}: tensor {key} has dtype {state[key].dtype}; accepted: {', '.join(map(str, MODEL_DTYPES))}")
         if state[key].is_meta:
             raise ModelError(f"{name}: tensor {key} is on the meta device and has no values")
+    refuse_changes(model, config, name)
     return config, stored, state

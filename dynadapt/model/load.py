@@ -22,10 +22,10 @@ def load(source, dtype: torch.dtype | None = None) -> Model:
     when they are read. ModelError, naming the file or argument, for anything that cannot be loaded exactly.
     """
     if isinstance(source, Model):
-        return source
+        return source if dtype is None else source.converted(dtype)
     if is_live(source):
         return load_live(source, dtype)
-    if not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, os.PathLike)) or not str(source):
         raise ModelError(f"model is a {type(source).__name__}; accepted: a name, a path, or a live transformers model")
     if str(source) in KNOWN:
         return _load_known(str(source), dtype)

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 from dynadapt.model.errors import ModelError
 
+# What a rotary base and the divisors of its frequencies may be: below, float32 angles would no longer tell positions apart.
+THETA_RANGE, FACTOR_RANGE, BAND_RANGE = (1.0, 1e15), (0.01, 1e9), (1e-6, 1e9)
+
 
 def check_choice(name: str, value, choices) -> None:
     """Raise ModelError naming `value` unless it is one of `choices`."""
@@ -28,27 +31,27 @@ def check_number(name: str, value, low: float, high: float) -> float:
     return float(value)
 
 
-def read_size(raw: Mapping, *keys: str) -> int:
-    """The first of `keys` that is there, a whole number above 0."""
-    for key in keys:
-        if raw.get(key) is not None:
-            return check_size(key, raw[key])
-    raise ModelError(f"{keys[0]} is missing from the config")
+def read_size(raw: Mapping, key: str, absent: int | None = None, high: int = 2**31 - 1) -> int:
+    """A whole number in 1..high; `absent`, if given, where there is no such key."""
+    if key not in raw and absent is None:
+        raise ModelError(f"{key} is missing from the config")
+    return check_size(key, raw.get(key, absent), high)
 
 
-def read_flag(raw: Mapping, key: str, default: bool) -> bool:
-    """True or false; `default` if absent or null."""
-    value = raw.get(key)
-    if value is not None and not isinstance(value, bool):
+def read_flag(raw: Mapping, key: str, absent: bool) -> bool:
+    """True or false; `absent` where there is no such key."""
+    value = raw.get(key, absent)
+    if not isinstance(value, bool):
         raise ModelError(f"{key} = {value!r} must be true or false")
-    return default if value is None else value
+    return value
 
 
-def read_token(raw: Mapping, key: str) -> int | None:
-    """A token id, the first of a list of them, or None."""
-    value = raw.get(key)
+def read_token(raw: Mapping, key: str, absent: int | None) -> int | None:
+    """A token id, the first of a list of them, or None; `absent` where there is no such key."""
+    value = raw.get(key, absent)
+    for item in value if isinstance(value, list) else [] if value is None else [value]:
+        if isinstance(item, bool) or not isinstance(item, int):
+            raise ModelError(f"{key} = {value!r} must be a token id, a list of them, or null")
     if isinstance(value, list):
-        value = value[0] if value else None
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ModelError(f"{key} = {value!r} must be a token id, a list of them, or null")
+        return value[0] if value else None
     return value

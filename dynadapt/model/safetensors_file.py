@@ -7,7 +7,6 @@ tensor is read straight into its own memory: no mapping of the file stays behind
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,13 @@ from pathlib import Path
 import torch
 
 from dynadapt.model.errors import ModelError
+from dynadapt.model.json_file import MAX_TABLE_VALUES, parse_json
+from dynadapt.model.regular_file import open_regular
 
 MAX_HEADER_BYTES = 100_000_000
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = ("F32", "F16", "BF16", "F64")
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64,
+           "I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool}
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4,
                "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
@@ -38,7 +41,7 @@ class SafetensorsFile:
     def __init__(self, path: Path):
         self.path = Path(path)
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 size = file.seek(0, 2)
                 file.seek(0)
                 raw = self._read_header(file, size)
@@ -58,8 +61,8 @@ class SafetensorsFile:
 
     def _parse(self, raw, size):
         try:
-            header = json.loads(raw.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
+            header = parse_json(raw, MAX_TABLE_VALUES)
+        except ValueError as error:
             raise ModelError(f"{self.path}: the safetensors header is not JSON ({str(error)[:200]})") from error
         if not isinstance(header, dict):
             raise ModelError(f"{self.path}: the safetensors header is not a JSON object")
@@ -82,17 +85,21 @@ class SafetensorsFile:
         except (TypeError, KeyError, ValueError) as error:
             raise ModelError(f"{self.path}: tensor {name!r} has a damaged header entry {str(entry)[:120]}") from error
         if item is None:
-            raise ModelError(f"{self.path}: tensor {name!r} has dtype {dtype!r}; accepted: {', '.join(_DTYPES)}")
+            raise ModelError(f"{self.path}: tensor {name!r} has dtype {dtype!r}; accepted: {', '.join(FLOATS)}")
         if not whole or not begin <= end <= size - start or len(shape) > 8 or math.prod(shape) * item != end - begin:
             raise ModelError(f"{self.path}: tensor {name!r} does not fit: {dtype} {str(shape)[:80]} in bytes {begin}..{end} "
                              f"of {size - start}")
         return StoredTensor(dtype, tuple(shape), start + begin, end - begin)
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor, read now into fresh memory."""
+    def dtype(self, name: str) -> torch.dtype | None:
+        """The dtype in which a tensor is stored; None for one that is never read."""
+        return _DTYPES.get(self.tensors[name].dtype)
+
+    def read(self, name: str, accepted: tuple[str, ...] = FLOATS) -> torch.Tensor:
+        """The tensor, read now into fresh memory. ModelError for a dtype that is not in ``accepted``."""
         stored = self.tensors[name]
-        if stored.dtype not in _DTYPES:
-            raise ModelError(f"{self.path}: tensor {name} has dtype {stored.dtype}; accepted: {', '.join(_DTYPES)}")
+        if stored.dtype not in accepted:
+            raise ModelError(f"{self.path}: tensor {name} has dtype {stored.dtype}; accepted: {', '.join(accepted)}")
         tensor = torch.empty(stored.shape, dtype=_DTYPES[stored.dtype])
         if stored.nbytes:
             read_into(self.path, stored.begin, tensor)
@@ -104,7 +111,7 @@ def read_into(path: Path, begin: int, tensor: torch.Tensor) -> None:
     buffer = memoryview(tensor.view(-1).view(torch.uint8).numpy())
     done = 0
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             file.seek(begin)
             while done < len(buffer):
                 count = file.readinto(buffer[done:])
@@ -119,7 +126,7 @@ def hash_file(path: Path) -> bytes:
     """sha256 of all of a file."""
     try:
         digest = hashlib.sha256()
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             while piece := file.read(1 << 20):
                 digest.update(piece)
     except OSError as error:
@@ -129,7 +136,7 @@ def hash_file(path: Path) -> bytes:
 
 def sample_file(path: Path, pieces: int = 64, piece_bytes: int = 4096) -> bytes:
     """The size of a file and evenly spaced pieces of it: enough to tell two checkpoints apart, whatever their size."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, 2)
         parts = [size.to_bytes(8, "little")]
         for i in range(pieces):

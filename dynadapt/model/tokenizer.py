@@ -3,12 +3,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import tokenizers
 
-from dynadapt.model.config import ModelConfig
 from dynadapt.model.errors import ModelError
+
+_CLEAN = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
+          (" 've", "'ve"), (" 're", "'re"))
+
+
+def check_backend(backend: tokenizers.Tokenizer, where: str) -> None:
+    """ModelError unless the ids of a text are always the same, with special tokens whole."""
+    dropout = getattr(backend.model, "dropout", None)
+    if dropout:
+        raise ModelError(f"{where}: model.dropout = {dropout:g} gives a text other ids each time; accepted: null or 0")
+    if backend.encode_special_tokens:
+        raise ModelError(f"{where}: encode_special_tokens = True, which splits special tokens, is not supported; accepted: False")
 
 
 class Tokenizer:
@@ -18,23 +30,36 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, bos_id: int | None = None, eos_id: int | None = None,
-                 limit: int | None = None):
-        """`limit` is the model's vocabulary size: a text that gives an id beyond it is refused."""
+                 limit: int | None = None, special_ids: Mapping[str, int] | None = None, clean_up: bool = False,
+                 where: str = "the tokenizer"):
+        """`limit` is the model's vocabulary size: a text that gives an id beyond it is refused.
+
+        `special_ids` are the tokenizer's own names for its special tokens (bos_token, eos_token, pad_token, ...), which a
+        model's `bos_id` and `eos_id` need not be. `clean_up`: `decode` joins punctuation to the word before it. ModelError,
+        naming `where` the backend is from, if its ids would be random or its special tokens be split.
+        """
+        check_backend(backend, where)
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.limit = limit
+        own = {"bos_token": bos_id, "eos_token": eos_id} if special_ids is None else special_ids
+        self.special_ids = {name: token for name, token in own.items() if token is not None}
+        self.clean_up = clean_up
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`. ValueError if it holds a lone surrogate (it is not valid Unicode)."""
-        return self._encoding(text).ids
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of `text`, with `add_special_tokens` inside what the tokenizer's post-processor puts around a text.
+
+        ValueError if it holds a lone surrogate (it is not valid Unicode).
+        """
+        return self._encoding(text, add_special_tokens).ids
 
     def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """(ids, spans): the characters of `text` that each token covers, as (start, end).
@@ -52,30 +77,34 @@ class Tokenizer:
             spans[-1] = (spans[-1][0], len(text))
         return encoding.ids, spans
 
-    def decode(self, ids) -> str:
-        """The text of token ids, special tokens included."""
-        return self.backend.decode(list(ids), skip_special_tokens=False)
+    def decode(self, ids, skip_special_tokens: bool = False) -> str:
+        """The text of token ids, special tokens included unless they are skipped."""
+        text = self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        if self.clean_up:
+            for apart, joined in _CLEAN:
+                text = text.replace(apart, joined)
+        return text
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer.json."""
-        self.backend.save(str(path))
+        Path(path).write_bytes(self.backend.to_str(pretty=True).encode("utf-8"))
 
     def fingerprint(self) -> str:
         """Hex sha256 of everything that decides the ids of a text and the bytes that each covers.
 
-        The same for the same tokenizer read from differently formatted files; what only truncates, pads or decodes has no
-        part in it. The special ids are: a run may put them between texts.
+        The same for the same tokenizer read from differently formatted files; what only truncates, pads, decodes or is put
+        around a text has no part in it. The special ids are: a run may put them between texts.
         """
         content = json.loads(self.backend.to_str())
-        for key in ("truncation", "padding", "decoder"):
+        for key in ("truncation", "padding", "post_processor", "decoder"):
             content.pop(key, None)
         content.update(bos_id=self.bos_id, eos_id=self.eos_id)
         plain = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(plain.encode("ascii")).hexdigest()
 
-    def _encoding(self, text):
+    def _encoding(self, text, add_special_tokens=False):
         try:
-            encoding = self.backend.encode(text, add_special_tokens=False)
+            encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             if not isinstance(text, str):
                 raise ValueError(f"text is a {type(text).__name__}; accepted: str") from error
@@ -85,19 +114,3 @@ class Tokenizer:
             raise ModelError(f"the tokenizer gave id {worst} ({self.backend.id_to_token(worst)!r}), "
                              f"the model's vocabulary ends at {self.limit - 1}")
         return encoding
-
-
-def directory_tokenizer(path: Path, config: ModelConfig) -> Tokenizer | None:
-    """The tokenizer of a Hugging Face directory, or None if it has no tokenizer.json."""
-    file = Path(path) / "tokenizer.json"
-    if not file.is_file():
-        return None
-    try:
-        text = file.read_bytes().decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read ({error})") from error
-    try:
-        backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the tokenizers package raises plain Exception
-        raise ModelError(f"{file}: not a tokenizer that the tokenizers package reads ({str(error)[:200]})") from error
-    return Tokenizer(backend, config.bos_token_id, config.eos_token_id, limit=config.vocab_size)

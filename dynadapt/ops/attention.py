@@ -87,6 +87,8 @@ def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, s
         delta = (widen(do) * widen(o)).sum(2, keepdim=True)
         dp = widen(torch.bmm(do, v.transpose(1, 2)))
         ds = (p * (dp - delta) * scale).to(q.dtype)
+        if length == 0:
+            ds[:, 0] *= 0  # one key: its probability is 1 whatever q and k are, and dp - delta only rounding
         dq = widen(torch.bmm(ds, k))
         dk = widen(torch.bmm(ds[:, :, length:].transpose(1, 2), q))
         dv = widen(torch.bmm(p[:, :, length:].to(q.dtype).transpose(1, 2), do))

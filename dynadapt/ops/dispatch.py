@@ -14,6 +14,8 @@ from typing import Callable
 
 import torch
 
+from ..checks import choice, wrong
+
 BACKENDS = ("reference", "cpu", "triton")
 _REFERENCE: dict[str, Callable] = {}
 _CUDA_OPS = {"update": "update_cuda"}  # op -> the kernel file that calls csrc/cuda
@@ -76,29 +78,33 @@ def choose_backend(backend: str, dtype: torch.dtype, device: str = "cpu") -> str
         if dtype == torch.float64:
             return "reference"
         return "cpu" if device == "cpu" else "triton"
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r}: expected one of auto, {', '.join(BACKENDS)}")
-    return backend
+    return choice("backend", backend, ("auto", *BACKENDS))
 
 
-def choose_device(device: str, backend: str, dtype: torch.dtype) -> torch.device:
+def choose_device(device: str | torch.device, backend: str, dtype: torch.dtype) -> torch.device:
     """Turn ``auto`` into a device; everything else is checked.
 
     Raises:
         ValueError: naming the device that is not there or that the backend does not serve.
     """
-    cuda = torch.cuda.is_available()
+    cuda, expected = torch.cuda.is_available(), "auto, cpu, cuda or cuda:N"
+    if not isinstance(device, (str, torch.device)):
+        raise wrong("device", device, expected)
     if device == "auto":
         usable = cuda and backend in ("auto", "triton") and dtype != torch.float64 and importlib.util.find_spec("triton") is not None
         return torch.device("cuda" if usable else "cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device={device!r}: expected auto, cpu, cuda or cuda:N") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={device!r}: expected auto, cpu, cuda or cuda:N")
+        raise wrong("device", device, expected) from error
+    if chosen.type not in ("cpu", "cuda") or chosen.type == "cpu" and chosen.index:
+        raise wrong("device", device, expected)
     if chosen.type == "cuda" and not cuda:
         raise ValueError(f"device={device!r}: torch {torch.__version__} sees no GPU")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={device!r}: torch sees {torch.cuda.device_count()} GPU(s), cuda:0 and up")
+    if chosen.type == "cpu" and backend == "triton" and cuda and not kernel_module("common").INTERPRET:
+        raise ValueError(f"device={device!r} with backend='triton': its kernels work on the GPU; use device='cuda', or backend='cpu'")
     if chosen.type == "cuda" and backend == "cpu":
         raise ValueError(f"backend='cpu' with device={device!r}: the native kernels work on the CPU; use backend='triton'")
     return chosen

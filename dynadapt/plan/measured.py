@@ -42,7 +42,7 @@ class Measured:
 
 
 def rows() -> list[dict]:
-    return json.loads(resources.files(__package__).joinpath("measured.json").read_text())["rows"]
+    return json.loads(resources.files(__package__).joinpath("measured.json").read_text("utf-8"))["rows"]
 
 
 def comparisons(kind: str) -> list[Measured]:

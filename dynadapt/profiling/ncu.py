@@ -94,7 +94,7 @@ def read(path: Path) -> list[dict]:
     Raises:
         ValueError: it holds none.
     """
-    launches = kernels_of(Path(path).read_text(errors="replace"))
+    launches = kernels_of(Path(path).read_text("utf-8", errors="replace"))
     if not launches:
         raise ValueError(f"{path} holds no kernels: expected what `ncu --csv --page raw` prints")
     return launches

@@ -7,7 +7,28 @@ import torch
 from ..ops import cross_entropy as op_entropy
 from ..ops import linear_mse as op_mse
 from .packing import matrices
-from .registry import autograd, contiguous, functional, kernel, no_second_derivative, wide, wide_zeros
+from .registry import autograd, contiguous, functional, kernel, no_second_derivative, once, wide, wide_zeros
+
+
+def _check_targets(op, targets, fit, accepted):
+    """Raises ValueError for a target that does not ``fit``; on a GPU the check stays in its queue, as torch's own does."""
+    if targets.device.type != "cpu":
+        torch._assert_async(fit.all(), f"{op}: a target is out of range, accepted is {accepted}")
+    elif not fit.all():
+        place = int(fit.logical_not().nonzero()[0])
+        raise ValueError(f"{op}: targets[{place}] is {int(targets[place])}, accepted is {accepted}")
+
+
+@functional("scored_targets(Tensor targets, SymInt vocabulary, int ignore_index) -> (Tensor scored, Tensor count)")
+def _scored_targets(targets, vocabulary, ignore_index):
+    """The targets [N] as cross_entropy takes them, -1 for ``ignore_index``, and how many count. An op, to be opaque to compilers."""
+    scored, count = torch.empty_like(targets, memory_format=torch.contiguous_format), targets.new_empty(())
+    yield scored, count
+    ignored = targets == ignore_index
+    _check_targets("cross_entropy", targets, ignored | ((targets >= 0) & (targets < vocabulary)),
+                   f"0 to {vocabulary - 1}, or ignore_index={ignore_index}")
+    scored.copy_(targets.masked_fill(ignored, -1))
+    count.copy_(ignored.logical_not().sum())
 
 
 @functional("cross_entropy(Tensor h, Tensor head, Tensor targets, bool gradient=False) -> (Tensor nll, Tensor lse, Tensor dh)",
@@ -18,6 +39,7 @@ def _cross_entropy(h, head, targets, gradient=False):
     yield nll, lse, dh
     h, targets = contiguous(h, targets)
     matrix, = matrices("cross_entropy", [head], h)
+    _check_targets("cross_entropy", targets, targets < head.shape[0], f"up to {head.shape[0] - 1} (or negative: not scored)")
     kernel("cross_entropy", h)(h, matrix, targets, None, nll, lse, dh if gradient else None)
 
 
@@ -28,6 +50,8 @@ def _weight_gradient(h, head, targets, weights, lse):
     yield dW
     h, targets, weights, lse = contiguous(h, targets, weights, lse)
     matrix, = matrices("cross_entropy_weight_gradient", [head], h)
+    _check_targets("cross_entropy_weight_gradient", targets, targets < head.shape[0],
+                   f"up to {head.shape[0] - 1} (or negative: not scored)")
     kernel("cross_entropy_weight_gradient", h)(h, matrix, targets, weights, lse, dW, False)
 
 
@@ -46,7 +70,7 @@ def _gradient(ctx, g, *_):
     if needs_h:
         if not ctx.gradient:
             dh = _cross_entropy(h, head, targets, True)[2]
-        grad_h = (dh * g[:, None]).to(h.dtype)
+        grad_h = once("cross_entropy", (dh * g[:, None]).to(h.dtype), h, head)
     if needs_head:
         grad_head = _weight_gradient(h, head, targets, g, lse).to(head.dtype)
     return grad_h, grad_head, None, None
@@ -110,7 +134,7 @@ def _gradient_mse(ctx, _, g):
     if any(needs[:3]):
         dh, dweight, dbias = _linear_mse_backward(h, weight, bias, target, g)
     return (dh if needs[0] else None, dweight.to(weight.dtype) if needs[1] else None, dbias if needs[2] else None,
-            -2 * g * (pred - target) if needs[3] else None)
+            once("linear_mse", -2 * g * (pred - target), h, weight, *[] if bias is None else [bias]) if needs[3] else None)
 
 
 autograd(_linear_mse, _setup_mse, _gradient_mse)

@@ -2,33 +2,56 @@
 
 The native kernels read a weight packed in panels. A tensor may change between two calls, so an op packs its weights anew at each
 call; that is always right and costs one pass over the weight. ``freeze`` keeps the packed form of a weight that does not learn.
+
+What is kept belongs to a storage and to the layout of one matrix in it: offset, shape, strides and dtype. Transposed, sliced or
+reinterpreted, the same storage is another matrix. It is fresh while the storage is where it was and the version counter stands
+where it stood, both that of the frozen tensor and that of the one in hand: tensors that share a storage need not share a counter.
+An address says nothing by itself: a freed one is given out again.
 """
 
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
 
 import torch
 
 from ..ops.matrix import DenseMatrix, make_matrix
 from . import registry
 
-_FROZEN: dict[int, "_Frozen"] = {}  # address of the weight -> what is kept for it
+_FROZEN: dict[tuple, "_Frozen"] = {}  # _identity of the weight -> what is kept for it
 
 
-@dataclass
+def _identity(weight: torch.Tensor) -> tuple:
+    """Which matrix a tensor is. The storage's number is its own as long as an entry with it is there: that goes with the storage."""
+    return weight.untyped_storage()._cdata, weight.storage_offset(), weight.shape, weight.stride(), weight.dtype
+
+
 class _Frozen:
-    weight: weakref.ref
-    version: int = -1
-    matrix: object = None
+    """The packed form of one matrix in a storage, with the state of the weight that it was made from."""
+
+    def __init__(self, weight: torch.Tensor, forget):
+        # Neither holds the weight nor a weak reference to it: both would stand in the way of torch.utils.swap_tensors.
+        self.storage = weakref.ref(weight.untyped_storage(), forget)
+        with torch.inference_mode(False):
+            self.counter = weight.detach()
+            self.counter.data = weight.new_empty(0)  # shares the weight's version counter and nothing else
+        self.stamp = self.matrix = None
+
+    def packed(self, weight: torch.Tensor):
+        """The matrix of ``weight``, which has this identity; packed anew where what is kept is stale, or may be."""
+        stamp = weight.data_ptr(), self.counter._version
+        if weight.is_inference() or weight._version != stamp[1]:  # by another counter: what it has been through can't be seen from here
+            return make_matrix(weight, "cpu", weight.dtype)
+        if self.stamp != stamp:
+            self.matrix, self.stamp = make_matrix(weight, "cpu", weight.dtype), stamp
+        return self.matrix
 
 
 def freeze(weight: torch.Tensor) -> torch.Tensor:
-    """Keep the packed form of ``weight`` [O, K] from its next use on a CPU, for as long as the tensor lives; returns ``weight``.
+    """Keep the packed form of ``weight`` [O, K] from its next use on a CPU, for as long as its storage lives; returns ``weight``.
 
     The tensor's version counter is looked at in every call, so that copy_(), load_state_dict() and optimizers are seen. **Writes
-    past the counter are not**: through ``weight.data``, numpy or another library. Costs as many bytes as the weight.
+    past the counter are not**: into the elements of ``weight.data``, by numpy or another library. Costs as many bytes as the weight.
 
     Raises:
         ValueError: for a tensor that learns, is no contiguous matrix, or has no version counter (inference mode).
@@ -37,19 +60,14 @@ def freeze(weight: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"weight {tuple(weight.shape)}: expected a tensor with requires_grad=False, made outside inference mode")
     if weight.dim() != 2 or not weight.is_contiguous():
         raise ValueError(f"weight has shape {tuple(weight.shape)} and strides {weight.stride()}: expected a contiguous [O, K]")
-    if weight.device.type != "cpu" or weight.numel() == 0:
-        return weight  # other devices multiply with the plain tensor
-    address = weight.data_ptr()
-    known = _FROZEN.get(address)
-    if known is None or known.weight() is not weight:
-        _FROZEN[address] = _Frozen(weakref.ref(weight, lambda ref: _forget(address, ref)))
+    storage = weight.untyped_storage()
+    if weight.numel() == 0 or storage.device.type != "cpu" or storage.data_ptr() == 0:
+        return weight  # other devices multiply with the plain tensor; a fake tensor or one of other tensors has no memory itself
+    identity = _identity(weight)
+    known = _FROZEN.get(identity)
+    if known is None or known.counter._version != weight._version:
+        _FROZEN[identity] = _Frozen(weight, lambda storage: _FROZEN.pop(identity, None))
     return weight
-
-
-def _forget(address: int, ref) -> None:
-    known = _FROZEN.get(address)
-    if known is not None and known.weight is ref:
-        del _FROZEN[address]
 
 
 def matrices(op: str, weights: list[torch.Tensor], like: torch.Tensor) -> list:
@@ -68,10 +86,5 @@ def matrices(op: str, weights: list[torch.Tensor], like: torch.Tensor) -> list:
 
 
 def _packed(weight: torch.Tensor):
-    known = _FROZEN.get(weight.data_ptr())
-    kept = None if known is None else known.weight()
-    if kept is None or kept.data_ptr() != weight.data_ptr() or kept.shape != weight.shape or kept.dtype != weight.dtype:
-        return make_matrix(weight, "cpu", weight.dtype)
-    if known.version != kept._version:
-        known.matrix, known.version = make_matrix(kept, "cpu", kept.dtype), kept._version
-    return known.matrix
+    known = _FROZEN.get(_identity(weight)) if _FROZEN else None
+    return make_matrix(weight, "cpu", weight.dtype) if known is None else known.packed(weight)

@@ -16,7 +16,41 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..ops.dispatch import choose_backend, resolve
 
-LIBRARY = torch.library.Library("dynadapt", "DEF")
+
+
+class _Library(torch.library.Library):
+    """A library whose autograd kernels first refuse what they don't differentiate.
+
+    torch lets the tangents of forward mode fall where a kernel does not take them; what comes out then has the tangent 0.
+    """
+
+    def impl(self, op_name, function, dispatch_key="", **options):
+        super().impl(op_name, _checked(op_name, function) if dispatch_key == "Autograd" else function, dispatch_key, **options)
+
+
+def _checked(name, kernel):
+    def checked(keyset, *args, **kwargs):
+        for t in _tensors(args):
+            if torch.autograd.forward_ad.unpack_dual(t).tangent is not None:
+                raise NotImplementedError(f"dynadapt::{name} has no forward-mode derivative (jvp, jacfwd, hessian, dual numbers); "
+                                          "differentiate in reverse, by backward() or torch.autograd.grad")
+            if t.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(t):
+                raise NotImplementedError(f"dynadapt::{name} takes no part in the transforms of torch.func (grad, vjp, jacrev, "
+                                          "hessian); use backward() or torch.autograd.grad")
+        return kernel(keyset, *args, **kwargs)
+
+    return checked
+
+
+def _tensors(args):
+    for a in args:
+        if isinstance(a, torch.Tensor):
+            yield a
+        elif isinstance(a, (list, tuple)):
+            yield from (t for t in a if isinstance(t, torch.Tensor))
+
+
+LIBRARY = _Library("dynadapt", "DEF")
 SCHEMAS: dict[str, str] = {}  # op -> its schema, in the order of registration
 
 # What has no kernel of its own on a CPU: these copy rows or serve a step that the CPU's engine takes in another form.
@@ -70,14 +104,20 @@ def mutating(schema: str):
     def register(function):
         def run(*args, **kwargs):
             function(*args, **kwargs)
-            for place in written:  # torch does not see what a kernel writes; autograd and frozen weights go by the version
-                for t in args[place] if isinstance(args[place], (list, tuple)) else [args[place]]:
-                    if t is not None:
-                        torch.autograd.graph.increment_version(t)
+            for t in _tensors(args[place] for place in written):
+                torch.autograd.graph.increment_version(t)  # torch does not see what a kernel writes; autograd and frozen weights do
+
+        def below_autograd(keyset, *args, **kwargs):
+            if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
+                raise NotImplementedError(f"dynadapt::{name} changes its arguments in place and has no derivative; call it under "
+                                          "torch.no_grad(), or give it tensors that require no gradient")
+            with torch._C._AutoDispatchBelowAutograd():
+                return op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
 
         name = _define(schema, run, lambda *args, **kwargs: None)
         op = getattr(torch.ops.dynadapt, name).default
         written = [place for place, a in enumerate(op._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+        LIBRARY.impl(name, below_autograd, "Autograd", with_keyset=True)
         return op
 
     return register
@@ -109,6 +149,24 @@ def no_second_derivative(*ops) -> None:
             raise NotImplementedError(f"dynadapt::{name} is a gradient itself and has no derivative; differentiate once only")
 
         autograd(op, lambda ctx, inputs, output: None, refuse)
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that was computed before backward ran, as a function of what it was computed from: one without a derivative."""
+
+    @staticmethod
+    def forward(ctx, name, gradient, *sources):
+        ctx.name = name
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise NotImplementedError(f"the gradient of dynadapt::{ctx.name} has no derivative; differentiate once only")
+
+
+def once(name: str, gradient: torch.Tensor, *sources: torch.Tensor) -> torch.Tensor:
+    """``gradient``, the differentiation of which is an error that says so wherever it depends on ``sources``."""
+    return _Once.apply(name, gradient, *sources) if torch.is_grad_enabled() else gradient
 
 
 def wide(t: torch.Tensor, *shape) -> torch.Tensor:

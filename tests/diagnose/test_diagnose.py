@@ -254,16 +254,18 @@ def test_tokenizers_that_differ_are_refused(base, texts, tmp_path):
 @pytest.mark.parametrize("settings, tensors, message", [
     ({"peft_type": "LOHA"}, {}, "type 'LOHA'"),
     ({"use_dora": True}, {}, "use_dora=True"),
-    ({"r": None}, {}, "adapter_config.json"),
-    ({}, {"base_model.model.lm_head.lora_A.weight": torch.zeros(2, 64)}, "lm_head"),
-    ({}, {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(2, 3)}, "shape"),
+    ({"r": None}, {}, "r=None"),
+    ({}, {"lm_head.lora_A": torch.zeros(2, 64), "lm_head.lora_B": torch.zeros(131, 2)}, "lm_head"),
+    ({}, {"model.layers.0.self_attn.q_proj.lora_A": torch.zeros(2, 3), "model.layers.0.self_attn.q_proj.lora_B": torch.zeros(64, 2)},
+     "shape"),
 ])
 def test_adapters_that_can_not_be_run_exactly_are_refused(settings, tensors, message, base, tmp_path):
     config = dynadapt.model.load(str(base)).config
-    content = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **settings}
+    content = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], **settings}
     content = {key: value for key, value in content.items() if value is not None}
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
-    save_file(tensors or {"x": torch.zeros(1)}, str(tmp_path / "adapter_model.safetensors"))
+    named = {f"base_model.model.{name}.weight": value for name, value in tensors.items()}
+    save_file(named or {"x": torch.zeros(1)}, str(tmp_path / "adapter_model.safetensors"))
     with pytest.raises(ModelError, match=message):
         models.complete_adapter(tmp_path, config, tmp_path / "whole")
 

@@ -71,6 +71,23 @@ def test_blocks_of_bfloat16(large, arch, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [(2, 1, None, 4, 2, 20, True), (2, 1, 5, 1, 1, 64, True), (1, 70, None, 3, 1, 17, False),
+                                  (1, 33, 9, 2, 1, 128, True)], ids=str)
+def test_one_key_has_no_gradient_in_query_and_key(case, dtype):
+    streams, segment, capacity, hq, hkv, d, _ = case
+    *inputs, out, lse = forward_arguments(case, dtype)
+    if capacity is not None:
+        inputs[3].zero_()
+    out, lse = out.tensor.to(dtype), lse.tensor
+    attention.attention_forward(*inputs, out, lse)
+    arguments = [acts(*out.shape, dtype=dtype), inputs[0], out, lse, *inputs[1:], Out(poisoned(*inputs[0].shape))]
+    gradient = run("attention_backward", arguments, dtype)[0].view(streams, segment, -1)
+    query, key, value = gradient.split([hq * d, hkv * d, hkv * d], 2)
+    assert not query[:, 0].any() and value[:, 0].any()
+    assert not key.any() if segment == 1 else (query[:, 1:].any() and key.any())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_large_scores(dtype):
     """Scores of several hundreds: the running maximum must carry them, and keys that do not exist must not overflow P."""
     arguments = forward_arguments((1, 70, 70, 2, 1, 32, True), dtype)

@@ -77,7 +77,7 @@ class AdapterServer:
             body = {"success": error is None, "error_message": error or "", "loaded_adapters": self.loaded}
             return self.send(request, 200 if error is None else 400, json.dumps(body))
         if error is None:
-            return self.send(request, 200, f"Success: LoRA adapter '{name}' {what}ed successfully.")
+            return self.send(request, 200, f"Success: LoRA adapter '{name}' {'added' if what == 'load' else 'removed'} successfully.")
         kind, status = ("NotFoundError", 404) if "cannot be found" in error else ("BadRequestError", 400)
         return self.send(request, status, json.dumps({"error": {"message": error, "type": kind, "code": status}}))
 

@@ -291,6 +291,166 @@ def test_what_is_refused_by_name():
     dynadapt.attach(model, segment=T).detach()  # a refusal leaves nothing behind
 
 
+def _scaling(model):
+    model.model.layers[1].self_attn.scaling *= 2
+
+
+def _multiplied(model):
+    model.config.attention_multiplier = 0.5
+
+
+def _hook(model):
+    model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def _forward(model):
+    forward = model.model.layers[0].mlp.forward
+    model.model.layers[0].mlp.forward = lambda x: 2 * forward(x)
+
+
+def _softcap(model):
+    model.lm_head.register_forward_hook(lambda module, inputs, output: 5 * (output / 5).tanh())
+
+
+def _activation(model):
+    model.model.layers[0].mlp.act_fn = torch.nn.GELU()
+
+
+def _eps(model):
+    model.model.norm.variance_epsilon = 1e-2
+
+
+def _frequencies(model):
+    model.model.rotary_emb.inv_freq.mul_(0.5)
+
+
+def _dropout(model):
+    model.train()
+    model.model.layers[0].self_attn.attention_dropout = 0.1
+
+
+def _fewer_layers(model):
+    model.model.layers = model.model.layers[:1]
+
+
+def _reordered(model):
+    model.model.forward = lambda input_ids, own=model.model.forward, **kwargs: own(input_ids.flip(1), **kwargs)
+
+
+class Packed(torch.nn.Module):
+    """A linear as GPTQ and its like keep it: whole numbers, and no weight."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.register_buffer("qweight", linear.weight.detach().to(torch.int8))
+
+
+def _gptq(model):
+    model.model.layers[0].self_attn.q_proj = Packed(model.model.layers[0].self_attn.q_proj)
+
+
+def _bitsandbytes(model):
+    model.model.layers[0].self_attn.q_proj.weight.quant_state = object()
+
+
+def _dynamic(model):
+    torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
+
+
+class Wrapped(torch.Tensor):
+    """A tensor subclass in place of a plain weight, as torchao's and DTensor are."""
+
+
+def _subclass(model):
+    linear = model.model.layers[0].mlp.up_proj
+    linear.weight = torch.nn.Parameter(linear.weight.detach().as_subclass(Wrapped))
+
+
+def _meta(model):
+    model.model.layers[0].self_attn.q_proj.to("meta")
+
+
+def _wrapper(model):
+    model.model.layers[0] = torch.compile(model.model.layers[0], backend="eager")
+
+
+CHANGES = {
+    _scaling: r"layers\.1\.self_attn\.scaling is 0\.\d+, the config gives", _multiplied: "attention_multiplier = 0.5",
+    _hook: r"differ by .* forward hooks on model\.layers\.0\.mlp", _forward: r"a forward of its own on model\.layers\.0\.mlp",
+    _softcap: "forward hooks on lm_head", _activation: r"layers\.0\.mlp\.act_fn is a GELU", _eps: r"model\.norm\.variance_epsilon is 0\.01",
+    _frequencies: r"rotary_emb\.inv_freq has other values", _dropout: r"self_attn\.attention_dropout is 0\.1",
+    _fewer_layers: "is missing", _reordered: "a forward of its own on model", _gptq: "q_proj is a Packed with a weight of NoneType, qweight",
+    _bitsandbytes: "q_proj is a Linear with a weight of Parameter, quant_state", _dynamic: "is a Linear with a weight of method",
+    _subclass: "up_proj is a Linear with a weight of Parameter|with a weight of Wrapped", _meta: "meta device", _wrapper: "made by torch.compile",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__[1:])
+def test_a_model_that_computes_something_else_is_refused_by_name(change):
+    model = live_model()
+    change(model)
+    with pytest.raises(ModelError, match=CHANGES[change]):
+        dynadapt.attach(model, adapt=LoRA(rank=2), **FAST)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("adapt", [LoRA(rank=2), None], ids=["lora", "none"])
+def test_what_changes_nothing_is_let_in(family, adapt):
+    model, seen = live_model(family), []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(1))
+    model.train()  # without dropout
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    with dynadapt.attach(model, adapt=adapt, segment=T) as session:
+        assert seen and session.engine.flops == dict.fromkeys(session.engine.flops, 0)
+
+
+def test_a_change_inside_the_session_is_refused_at_the_next_step():
+    def weight(model):
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight[0] += 1
+
+    def replaced(model):
+        model.model.norm.weight = torch.nn.Parameter(2 * model.model.norm.weight.detach())
+
+    for change, why in ((_scaling, "scaling is"), (_eps, "variance_epsilon"), (_frequencies, "inv_freq"),
+                        (weight, r"up_proj\.weight was changed since attach"), (replaced, r"norm\.weight was changed since attach")):
+        model = live_model()
+        with dynadapt.attach(model, adapt=LoRA(rank=2), **FAST) as session:
+            session.step(ids())
+            change(model)
+            with pytest.raises(ModelError, match=why):
+                session.step(ids())
+
+
+@pytest.mark.parametrize("what,when", [("a part", "before"), *(pytest.param(what, when, marks=pytest.mark.slow) for what, when in (
+    ("a part", "inside"), ("the model", "before"), ("the model", "inside"), ("a function", "before"), ("a function", "inside")))])
+def test_compiled_code_sees_the_adapter_come_learn_and_go(what, when):
+    torch.compiler.reset()
+    model = to_transformers(random_model(tiny_config("llama", layers=1), seed=1, std=0.2))
+
+    def compiled():
+        if what == "a function":
+            call = torch.compile(lambda tokens: model(tokens).logits, backend="eager")
+            return lambda model: call(ids(9, 9)).detach()
+        (model if what == "the model" else model.model.layers[0].mlp).compile(backend="eager")
+        return logits
+
+    run = compiled() if when == "before" else logits
+    plain = run(model)
+    with dynadapt.attach(model, adapt=LoRA(rank=3), **FAST) as session:
+        run = compiled() if when == "inside" else run
+        assert torch.allclose(run(model), plain, atol=1e-5)
+        for seed in (0, 1):
+            session.step(ids(seed=seed))
+            row = ids(9, 9)
+            expected = torch.nn.functional.cross_entropy(run(model)[0, :-1].double(), row[0, 1:], reduction="none")
+            assert torch.allclose(session.engine.score(row)[0].double(), expected, atol=5e-5)
+        assert not torch.allclose(run(model), plain, atol=1e-3)
+    assert torch.allclose(run(model), plain, atol=1e-5)
+
+
 def test_an_adapter_from_a_session_loads_into_peft(tmp_path):
     import peft
 

@@ -92,7 +92,7 @@ def test_to_peft_and_back_bit_for_bit(tmp_path, family):
     (dict(r=4), "r=4.*has 3"),
     (dict(lora_alpha=7), "lora_alpha=7.*has 6"),
     (dict(target_modules=["q_proj", "v_proj"]), "has no .*k_proj.*lora_A"),
-    (dict(target_modules=LINEARS + ["lm_head"]), "lm_head.*does not cover"),
+    (dict(target_modules=LINEARS + ["lm_head"]), "lm_head.base_layer.weight; accepted"),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
 def test_what_peft_wrote_and_the_engine_can_not_run(tmp_path, settings, message):
     family = "qwen2" if settings.get("bias") else "llama"
@@ -107,7 +107,7 @@ def test_what_peft_wrote_and_the_engine_can_not_run(tmp_path, settings, message)
 def test_another_kind_of_adapter(tmp_path):
     config = peft.IA3Config(target_modules=["k_proj", "down_proj"], task_type="CAUSAL_LM", feedforward_modules=["down_proj"])
     peft.get_peft_model(to_transformers(model()), config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="can't be used|type 'IA3'"):
+    with pytest.raises(ModelError, match="of type 'IA3'"):
         read_settings(tmp_path)
-    with pytest.raises(ModelError, match="can't be used.*No such file"):
+    with pytest.raises(ModelError, match="adapter_config.json: cannot be read .No such file"):
         read_settings(tmp_path / "nowhere")

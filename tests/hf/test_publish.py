@@ -1,7 +1,11 @@
 """publish: versions whole or not at all, and a server that always serves something."""
+import contextlib
+import http.server
 import json
 import os
+import socket
 import threading
+import time
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from dynadapt import LoRA, Server, publish
 from dynadapt.cli import main
 from dynadapt.experiments import publish as module
 from dynadapt.experiments.publish import PublishError
+from dynadapt.experiments.rundir import RunError
 from dynadapt.model import ModelError, random_model, tiny_config
 
 KINDS = ["vllm", "sglang"]
@@ -186,11 +191,12 @@ def test_what_is_not_published(engine, adapter, tmp_path):
         Server("localhost:8000")
     with pytest.raises(ValueError, match="stream=2"):
         publish(engine, to, "novel", stream=2)
-    save_file({**tensors, next(iter(tensors)): torch.full((1,), float("nan"))}, file)
-    with pytest.raises(PublishError, match="NaN"):
+    first = next(iter(tensors))
+    save_file({**tensors, first: torch.full_like(tensors[first], float("nan"))}, file)
+    with pytest.raises(ModelError, match=f"{first} holds a NaN"):
         publish(adapter, to, "novel")
     file.write_bytes(b"short")
-    with pytest.raises(PublishError, match="can't be read"):
+    with pytest.raises(ModelError, match="adapter_model.safetensors: not a whole safetensors file"):
         publish(adapter, to, "novel")
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3", "r": 1, "lora_alpha": 1}))
     with pytest.raises(ModelError, match="'IA3'"):
@@ -255,3 +261,127 @@ def test_command_line(adapter, tmp_path, capsys, monkeypatch):
         assert "warning: novel-v2 is still loaded" in capsys.readouterr().err
     assert call("publish", adapter, "--to", to, "--name", "novel", "--max-rank", 1) == 2
     assert "rank 2 exceeds max_rank=1" in capsys.readouterr().err
+
+
+# ---- what a server says, and who says it
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Answers every call with ``status``, ``headers`` and ``body``; ``seen``: (port, path, Authorization) of each."""
+
+    status, headers_to_send, body, seen, delay = 200, {}, b"", [], 0.0
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.seen.append((self.server.server_port, self.path, self.headers.get("Authorization")))
+        self.send_response(self.status)
+        for name, value in self.headers_to_send.items():
+            self.send_header(name, value)
+        self.end_headers()
+        try:
+            for i in range(len(self.body)):
+                self.wfile.write(self.body[i : i + 1])
+                self.wfile.flush()
+                time.sleep(self.delay)
+        except OSError:
+            pass
+
+    do_GET = do_POST
+
+    def log_message(self, *arguments):
+        pass
+
+
+@contextlib.contextmanager
+def answering(status=200, body=b"", delay=0.0, **headers):
+    kind = type("Kind", (Answers,), dict(status=status, body=body, delay=delay, headers_to_send=headers, seen=[]))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", kind.seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
+def test_a_redirect_is_refused_and_nothing_goes_elsewhere(adapter, tmp_path, kind, status):
+    with answering(body=b"Success: LoRA adapter 'novel-v1' added successfully.") as (elsewhere, seen):
+        location = elsewhere.replace("127.0.0.1", "localhost") + "/taken?key=hidden"
+        with answering(status, Location=location) as (front, asked):
+            with pytest.raises(PublishError, match=rf"redirect \(HTTP {status}\) to localhost, which is not followed") as refused:
+                publish(adapter, tmp_path / "to", "novel", server=Server(front, kind, token="open sesame"))
+        assert seen == [] and [call[2] for call in asked] == ["Bearer open sesame"] * 2  # to load, and to take it back
+        assert "hidden" not in str(refused.value) and "sesame" not in str(refused.value)
+    assert names(tmp_path / "to") == ["novel.json"]
+
+
+@pytest.mark.parametrize("kind, body", [
+    ("vllm", b"<html>Welcome</html>"), ("vllm", b""), ("vllm", b"Success: LoRA adapter 'other-v1' added successfully."),
+    ("vllm", b'{"success": true}'), ("vllm", b"Bearer open sesame is not known"),
+    ("sglang", b"<html>Welcome</html>"), ("sglang", b"[true]"), ("sglang", b'{"success": "true"}'), ("sglang", b"[" * 3000),
+    ("sglang", b'{"success": true, "loaded_adapters": {"other-v1": "/x"}}'),
+])
+def test_a_page_is_no_success(adapter, tmp_path, kind, body):
+    with answering(body=body) as (url, _):
+        with pytest.raises(PublishError, match=rf"did not load novel-v1: HTTP 200 \(not {kind}'s answer") as refused:
+            publish(adapter, tmp_path / "to", "novel", server=Server(url, kind, token="open sesame"))
+    assert "sesame" not in str(refused.value) and len(str(refused.value)) < 2000
+
+
+def test_a_server_with_many_adapters(adapter, tmp_path):
+    many = {f"adapter-{i}": "/a/long/path/to/it" for i in range(2000)} | {"novel-v1": "/x"}
+    with answering(body=b"") as (url, _):
+        server = Server(url, "sglang")
+        assert server._succeeded(json.dumps({"success": True, "loaded_adapters": many}), "novel-v1", loaded=True)
+    with AdapterServer("sglang") as http_server:
+        http_server.loaded.update(many)
+        publish(adapter, tmp_path / "to", "a", server=Server(http_server.url, "sglang"))
+        assert "a-v1" in http_server.loaded
+
+
+def test_an_answer_that_never_ends_times_out(tmp_path):
+    with answering(body=b"Success: " * 100, delay=0.1) as (url, _):
+        start = time.monotonic()
+        with pytest.raises(PublishError, match="timed out"):
+            Server(url, seconds=0.4).load("novel-v1", tmp_path)
+        assert time.monotonic() - start < 5
+
+
+def test_what_is_not_http_is_said(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def answer():
+            call, _ = listener.accept()
+            call.recv(1 << 16)
+            call.sendall(b"220 mail.example ESMTP\r\n\r\n")
+            call.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(PublishError, match=f"127.0.0.1:{listener.getsockname()[1]}/v1/load_lora_adapter: "):
+            Server(f"http://127.0.0.1:{listener.getsockname()[1]}").load("novel-v1", tmp_path)
+
+
+@pytest.mark.parametrize("url", [
+    "http://user:hunter2@127.0.0.1:1", "https://hunter2@host", "http://user:hunter2/x@host/path", "http://host/?key=hunter2",
+    "http://host/#hunter2", "http://host:port", "http://host:99999", "http://[::1", "http://", "http://ho st", "ftp://host",
+    "http://host/\nX: y", "http://hóst", None, 8000])
+def test_an_address_with_secrets_or_of_no_server_is_refused(url):
+    with pytest.raises(PublishError, match="^url=") as refused:
+        Server(url)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("options", [dict(token="hunter2\nX: y"), dict(token="hunter2 "), dict(token=""), dict(token="hunter2é"),
+                                     dict(seconds=0), dict(seconds=float("nan")), dict(seconds="1"), dict(seconds=float("inf"))], ids=str)
+def test_settings_of_a_server_are_checked_without_showing_the_token(options):
+    with pytest.raises(PublishError, match=f"^{next(iter(options))}") as refused:
+        Server("http://localhost:8000", **options)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"last": "3", "loaded": {}}', '{"last": 1, "loaded": {"http://a": "a-v1"}}', "{"])
+def test_a_damaged_record_is_named(adapter, tmp_path, content):
+    (tmp_path / "novel.json").write_text(content)
+    with pytest.raises(RunError, match="novel.json"):
+        publish(adapter, tmp_path, "novel")
+    assert (tmp_path / "novel.json").read_text() == content

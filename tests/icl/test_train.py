@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dynadapt.digests import digest_of
 from dynadapt.experiments import icl
 from dynadapt.experiments.checkpoints import state_digest
 from dynadapt.experiments.dyneval import Interrupted
@@ -17,7 +18,6 @@ from dynadapt.experiments.icl.presets import PRESETS
 from dynadapt.experiments.icl.reference import HuggingFaceRegressor
 from dynadapt.experiments.icl.train import Trainer, TrainOptions, train
 from dynadapt.experiments.rundir import RunError
-from dynadapt.experiments.whole_files import digest_of
 
 GEOMETRY = Geometry(dims=3, layers=2, hidden=36, heads=3, positions=15)
 SMALL = dict(preset="test", dims=3, points=6, layers=2, hidden=32, heads=2, positions=12, batch=8, steps=60, log=10, lr=3e-3,

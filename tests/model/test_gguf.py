@@ -10,6 +10,7 @@ from gguf_files import write_gguf
 from dynadapt.model import ModelError, load, random_model, rope_tables, tiny_config
 from dynadapt.model.config import FAMILIES
 from dynadapt.model.gguf_file import GGUFFile
+from dynadapt.model.gguf_model import gguf_name
 from dynadapt.model.rope import rope_frequencies
 
 
@@ -73,6 +74,21 @@ def test_linear_rope_scaling(tmp_path):
     assert load(write_gguf(model, tmp_path / "tiny.gguf", metadata=metadata)).config == model.config
 
 
+def scaling(**keys):
+    return {f"llama.rope.{key.replace('__', '.')}": value for key, value in keys.items()}
+
+
+@pytest.mark.parametrize("keys, factor", [
+    (scaling(scaling__type="none", scaling__factor=4.0), None), (scaling(scaling__factor=4.0), 4.0), (scaling(scale_linear=4.0), 4.0),
+    (scaling(scaling__factor=2.0, scale_linear=4.0), 2.0), (scaling(scaling__factor=0.0, scale_linear=4.0), None),
+    (scaling(scaling__type="linear", scaling__factor=1.0), None), (scaling(scaling__type="linear"), None),
+    (scaling(scaling__factor=4.0, scaling__attn_factor=1.0, scaling__original_context_length=64, scaling__finetuned=False), 4.0),
+])
+def test_rope_scaling_keys(keys, factor, tmp_path):
+    loaded = load(write_gguf(random_model(tiny_config("llama")), tmp_path / "tiny.gguf", metadata=keys))
+    assert loaded.config.rope_scaling == (factor and {"rope_type": "linear", "factor": factor})
+
+
 def test_rope_factors_are_llama3_scaling(tmp_path):
     scaled = tiny_config("llama", rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                                                 "high_freq_factor": 4.0, "original_max_position_embeddings": 64})
@@ -96,6 +112,17 @@ REFUSED = {
     "token_embd.weight": dict(skip=("token_embd.weight",)),
     "blk.0.attn_sinks has shape|blk.0.attn_sinks of shape .6. has no place": dict(extra={"blk.0.attn_sinks": np.zeros(6)}),
     "blk.0.ffn_gate.weight has shape .84, 60., the config expects .85, 60.": dict(metadata={"llama.feed_forward_length": 85}),
+    "general.type = 'adapter' is not supported": dict(metadata={"general.type": "adapter"}),
+    "llama.unheard_of = 3 is not supported; accepted: absent": dict(metadata={"llama.unheard_of": 3}),
+    "llama.attention.causal = False is not supported; accepted: True or absent": dict(metadata={"llama.attention.causal": False}),
+    "llama.attention.scale = 0.5": dict(metadata={"llama.attention.scale": 0.5}),
+    "llama.rope.scaling.attn_factor = 1.5": dict(metadata={"llama.rope.scaling.attn_factor": 1.5}),
+    "llama.rope.scaling.yarn_ext_factor": dict(metadata={"llama.rope.scaling.yarn_ext_factor": 1.0}),
+    "llama.attention.value_length = 12 differs": dict(metadata={"llama.attention.value_length": 12}),
+    "llama.attention.layer_norm_epsilon = ": dict(metadata={"llama.attention.layer_norm_epsilon": 1e-5}),
+    "llama.vocab_size = 130 differs from the 131 rows": dict(metadata={"llama.vocab_size": 130}),
+    "llama.block_count = 3.0 must be a whole number": dict(metadata={"llama.block_count": 3.0}),
+    "llama.rope.freq_base = True must be a number": dict(metadata={"llama.rope.freq_base": True}),
     "tokenizer.ggml.bos_token_id": dict(metadata={"tokenizer.ggml.bos_token_id": "x"}),
 }
 
@@ -110,6 +137,77 @@ def test_refused_by_name(message, tmp_path):
     with pytest.raises(ModelError, match=message) as caught:
         load(path)
     assert str(path) in str(caught.value)
+
+
+def test_keys_that_do_not_matter(tmp_path):
+    model = random_model(tiny_config("llama"))
+    keys = {"general.name": "näme", "general.file_type": 1, "llama.vocab_size": 131, "llama.expert_count": 0, "llama.expert_used_count": 0,
+            "llama.attention.causal": True, "llama.tensor_data_layout": "Meta AI original pth", "quantize.imatrix.entries_count": 3,
+            "someone.else": 5, "llama.logit_scale": 0.0}
+    assert load(write_gguf(model, tmp_path / "tiny.gguf", metadata=keys)).config == model.config
+
+
+@pytest.mark.parametrize("family, metadata, extra, message", [
+    ("gpt2", {"gpt2.attention.head_count_kv": 1}, {}, "kv_heads = heads"), ("gpt2", {"gpt2.rope.freq_base": 1e4}, {}, "gpt2.rope.freq_base"),
+    ("qwen2", {}, {"rope_freqs.weight": np.ones(7)}, "rope_freqs.weight of shape .7. has no place"),
+    ("gpt2", {"gpt2.attention.value_length": 6}, {}, "gpt2.attention.value_length = 6 differs"),
+])
+def test_refused_by_name_in_other_families(family, metadata, extra, message, tmp_path):
+    with pytest.raises(ModelError, match=message):
+        load(write_gguf(random_model(tiny_config(family)), tmp_path / "tiny.gguf", metadata=metadata, extra=extra))
+
+
+def split(model, directory, parts=2, name="tiny", **changes):
+    """Write `model` as the parts of a split file, tensors dealt round in turn; `changes` replace keys of the last part."""
+    names = [gguf_name(tensor) for tensor in model.names()]
+    paths = [directory / f"{name}-{i + 1:05d}-of-{parts:05d}.gguf" for i in range(parts)]
+    for i, path in enumerate(paths):
+        keys = {"split.no": i, "split.count": parts, "split.tensors.count": len(names)} | (changes if i == parts - 1 else {})
+        write_gguf(model, path, metadata=keys, skip=[tensor for j, tensor in enumerate(names) if j % parts != i])
+    return paths
+
+
+@pytest.mark.parametrize("family", ("llama", "gpt2"))
+def test_all_parts_of_a_split_file_are_read(family, tmp_path):
+    model = random_model(tiny_config(family, tied_head=False), seed=5)
+    for path in split(model, tmp_path, 3):
+        loaded = load(path)
+        assert loaded.config == model.config and not loaded.config.tied_head and loaded.name == "tiny"
+        assert all(torch.equal(loaded.tensor(name), model.tensor(name)) for name in model.names())
+    other = split(random_model(tiny_config(family, tied_head=False), seed=6), tmp_path, 3, "other")
+    path.write_bytes(other[-1].read_bytes())
+    assert load(other[0]).fingerprint() != loaded.fingerprint()
+
+
+def test_split_files_that_are_not_whole(tmp_path):
+    model = random_model(tiny_config("llama"))
+    first, second = split(model, tmp_path)
+    second.rename(tmp_path / "kept")
+    with pytest.raises(ModelError, match="tiny-00002-of-00002.gguf, one of its 2 parts, is missing"):
+        load(first)
+    alone = first.rename(tmp_path / "alone.gguf")
+    with pytest.raises(ModelError, match="split.count = 2, so that its parts must be named NAME-00001-of-00002.gguf"):
+        load(alone)
+    second.write_bytes(alone.read_bytes()), first.write_bytes(alone.read_bytes())
+    with pytest.raises(ModelError, match="00002-of-00002.gguf: split.count and split.no are 2 and 0, its name says 2 and 1"):
+        load(first)
+    for changes, message in ((("split.count", 3), "split.count and split.no are 3 and 1"), (("split.no", 1.0), "split.no = 1.0 must be")):
+        split(model, tmp_path, **dict([changes]))
+        with pytest.raises(ModelError, match=message):
+            load(first)
+    names = [gguf_name(name) for name in model.names()]
+    for total, skip, message in ((None, (), "also in tiny-00001"), (len(names), names[-1:], "count = 30, the 2 parts hold 29")):
+        keys = {"split.count": 2, "split.tensors.count": total}
+        write_gguf(model, first, metadata=keys | {"split.no": 0}, skip=skip)
+        write_gguf(model, second, metadata=keys | {"split.no": 1}, skip=names[:-1] if total is None else names)
+        with pytest.raises(ModelError, match=message):
+            load(first)
+
+
+def test_a_directory_of_gguf_files_says_so(tmp_path):
+    split(random_model(tiny_config("llama")), tmp_path)
+    with pytest.raises(ModelError, match="config.json: cannot be read.*has 2 GGUF files: give one of them.*tiny-00001-of-00002.gguf"):
+        load(tmp_path)
 
 
 def test_fingerprint_follows_the_content_not_the_place(tmp_path):

@@ -55,6 +55,30 @@ def test_backward(case, dtype):
     check("attention_backward", backward_arguments(case, dtype), dtype, slack=4 if dtype == torch.bfloat16 else 1)
 
 
+LONE = [(1, 1, None, 1, 1, 16, True), (3, 1, None, 4, 2, 20, False), (2, 40, None, 3, 1, 64, True), (2, 150, None, 4, 1, 128, True),
+        (1, 100, 30, 9, 3, 17, False), (1, 1, 5, 2, 1, 64, True)]  # short and long forms, with and without a memory that is empty
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", LONE, ids=str)
+def test_one_key_has_no_gradient_in_query_and_key(case, dtype):
+    """Its probability is 1 whatever q and k are: the gradient is 0 and not the rounding of a difference."""
+    streams, segment, capacity, hq, hkv, d, _ = case
+    *inputs, out, lse = forward_arguments(case, dtype)
+    if capacity is not None:
+        inputs[3].zero_()
+    out, lse = out.tensor.to(dtype), lse.tensor
+    attention.attention_forward(*inputs, out, lse)
+    arguments = [acts(*out.shape, dtype=dtype), inputs[0], out, lse, *inputs[1:], Out(poisoned(*inputs[0].shape))]
+    gradient = check("attention_backward", arguments, dtype, slack=4 if dtype == torch.bfloat16 else 1)[0].view(streams, segment, -1)
+    query, key, value = gradient.split([hq * d, hkv * d, hkv * d], 2)
+    assert not query[:, 0].any() and value[:, 0].any()
+    assert not key.any() if segment == 1 else (query[:, 1:].any() and key.any())
+    arguments[0] = arguments[0].clone()
+    arguments[0][0] = float("nan")  # which an update must still see
+    assert run("attention_backward", arguments, dtype)[0][0, : hq * d].isnan().any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", [(1, 140, 140, 2, 1, 32, True), (2, 40, None, 2, 2, 32, True)], ids=str)
 def test_large_scores(case, dtype):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import sysconfig
 import threading
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -76,7 +75,7 @@ def found_in(where, prefix):
 
 def test_prefix_holds_the_c_library_and_nothing_of_python(prefix):
     files = {str(p.relative_to(prefix)) for p in prefix.rglob("*") if not p.is_dir()}
-    expected = {"lib/libdynadapt.so", "lib/libdynadapt.so.1", f"lib/libdynadapt.so.{__version__}", "lib/pkgconfig/dynadapt.pc",
+    expected = {"lib/libdynadapt.a", "lib/libdynadapt.so", "lib/libdynadapt.so.1", f"lib/libdynadapt.so.{__version__}", "lib/pkgconfig/dynadapt.pc",
                 "include/dynadapt/dynadapt.h", "include/dynadapt/dlpack.h"}
     expected |= {f"lib/cmake/dynadapt/dynadapt{part}.cmake" for part in ("Config", "ConfigVersion", "Targets", "Targets-release")}
     assert files - {"lib/libdynadapt_cuda.so"} == expected
@@ -103,24 +102,6 @@ def test_needs_neither_torch_nor_python_and_shows_the_c_abi_alone():
 def test_prefix_and_package_have_the_same_functions(prefix):
     ours, installed = functions(linking.library_dir() / "libdynadapt.so"), functions(prefix / "lib" / "libdynadapt.so")
     assert ours == installed, "the build tree and the package are of different times: build and install again"
-
-
-def test_wheel_carries_the_same(tmp_path):
-    """setup.py packs what the component `python` installs; the compiling is left out, since the build tree is there."""
-    fake = tmp_path / "bin" / "cmake"
-    fake.parent.mkdir()
-    fake.write_text(f'#!/bin/sh\n[ "$1" = --install ] || exit 0\nshift 2\nexec {tool("cmake")} --install {build_tree()} "$@"\n')
-    fake.chmod(0o755)
-    (tmp_path / "base").mkdir()
-    run(sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path / "base", "build", "--build-base", tmp_path / "base",
-        "bdist_wheel", "--dist-dir", tmp_path, "--bdist-dir", tmp_path / "base" / "wheel", cwd=ROOT,
-        env={"PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}"})
-    (wheel,) = tmp_path.glob("*.whl")
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("dynadapt/")}
-    parts = ("Config", "ConfigVersion", "Targets", "Targets-release")
-    share = {f"dynadapt/share/cmake/dynadapt/dynadapt{part}.cmake" for part in parts}
-    assert share | {"dynadapt/libdynadapt.so", "dynadapt/share/pkgconfig/dynadapt.pc", "dynadapt/include/dynadapt/dynadapt.h",
-                    "dynadapt/include/dynadapt/dlpack.h"} <= names
 
 
 # ---- consumers
@@ -155,6 +136,44 @@ def check_program(program, libraries):
     assert Path(linked.split("=>")[1].rsplit("(", 1)[0].strip()).parent.resolve() == Path(libraries).resolve()
     said = run(program)
     assert "update" in said and said.count("off by") >= 6
+
+
+STATIC = """cmake_minimum_required(VERSION 3.25)
+project(uses LANGUAGES C)
+find_package(dynadapt REQUIRED)
+add_executable(adapt ${EXAMPLES}/c/adapt.c)
+target_include_directories(adapt PRIVATE ${EXAMPLES})
+target_link_libraries(adapt PRIVATE dynadapt::dynadapt_static)
+"""
+
+
+def check_static_program(program):
+    assert "libdynadapt" not in run(tool("ldd"), program)
+    for isa in ("", "portable"):
+        assert run(program, env={"DYNADAPT_CPU_ISA": isa} if isa else {}).count("off by") >= 6
+
+
+def test_static_library_with_cmake(prefix, tmp_path):
+    """For a program in C, whose build knows no C++ library."""
+    (tmp_path / "CMakeLists.txt").write_text(STATIC)
+    run(tool("cmake"), "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}", f"-DEXAMPLES={EXAMPLES}")
+    run(tool("cmake"), "--build", tmp_path / "build")
+    check_static_program(tmp_path / "build" / "adapt")
+
+
+def test_static_library_with_pkg_config(prefix, tmp_path):
+    """Where the shared library is too, -ldynadapt means that one; so here it is not."""
+    moved = tmp_path / "static"
+    shutil.copytree(prefix, moved, ignore=shutil.ignore_patterns("*.so*"))
+    flags = run(tool("pkg-config"), "--static", "--cflags", "--libs", "dynadapt", env={"PKG_CONFIG_PATH": str(moved / "lib" / "pkgconfig")})
+    run(tool("gcc"), "-std=c11", f"-I{EXAMPLES}", EXAMPLES / "c" / "adapt.c", "-o", tmp_path / "adapt", *shlex.split(flags))
+    check_static_program(tmp_path / "adapt")
+
+
+def test_static_library_shows_the_c_abi_alone(prefix):
+    """The same functions as the shared one. Unique symbols (u) stay what they are: constants that a program has once."""
+    lines = [line.split()[-2:] for line in run(tool("nm"), "-g", "--defined-only", prefix / "lib" / "libdynadapt.a").splitlines() if len(line.split()) == 3]
+    assert {name for kind, name in lines if kind != "u"} == functions(prefix / "lib" / "libdynadapt.so")
 
 
 def test_another_version_is_refused_by_cmake(prefix, tmp_path):

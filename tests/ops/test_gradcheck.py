@@ -5,6 +5,7 @@ import torch
 from torch.autograd import gradcheck
 
 import dynadapt  # noqa: F401  (registers the optimizers' directions)
+from dynadapt import torch_ops
 from dynadapt.ops import DenseMatrix, resolve
 
 F64 = torch.float64
@@ -175,6 +176,25 @@ def test_attention(memory, rotary):
         return dqkv
 
     assert gradcheck(function(forward, backward), [qkv])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, F64], ids=str)
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("hq,hkv,d", [(1, 1, 4), (4, 2, 6), (3, 1, 64)])
+def test_attention_to_one_key_has_no_gradient_in_query_and_key(hq, hkv, d, backend, dtype):
+    for tokens in (1, 3):
+        qkv = rand(tokens, (hq + 2 * hkv) * d, seed=tokens).to(dtype).requires_grad_()
+        dout, slots = rand(tokens, hq * d, seed=7).to(dtype), torch.zeros(1, dtype=torch.int32)
+        if backend == "torch":
+            gradient, = torch.autograd.grad(torch_ops.attention(qkv, hq, hkv, d), qkv, dout)
+        else:
+            wide = torch.promote_types(dtype, torch.float32)
+            out, lse, gradient = torch.empty_like(dout), torch.empty(1, hq, tokens, dtype=wide), torch.empty_like(qkv)
+            common = (None, None, None, slots, None, None, hq, hkv, d, d**-0.5)
+            op("attention_forward")(qkv.detach(), *common, out, lse)
+            op("attention_backward")(dout, qkv.detach(), out, lse, *common, gradient)
+        query, key, value = gradient.split([hq * d, hkv * d, hkv * d], 1)
+        assert not query[0].any() and value[0].any() and bool(key.any()) == (tokens > 1)
 
 
 def test_head_norm():

@@ -66,6 +66,88 @@ def test_second_derivatives_are_refused():
         grad.sum().backward()
 
 
+def one_argument(name, dtype=torch.float32):
+    """(an op as a function of its first floating-point argument, which gives the first that it computes or changes, that argument)."""
+    leaves, spec = torch.utils._pytree.tree_flatten(calls(dtype, False)[name])
+    at = next(i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and x.is_floating_point())
+    floats = lambda ts: [t for t in ts if isinstance(t, torch.Tensor) and t.is_floating_point()]  # noqa: E731
+
+    def function(x):
+        given = [t.clone() if isinstance(t, torch.Tensor) else t for t in leaves]
+        given[at] = x
+        out = op(name)(*torch.utils._pytree.tree_unflatten(given, spec), **KEYWORDS.get(name, {}))
+        return (floats(torch.utils._pytree.tree_leaves(out)) or floats(given[:at] + given[at + 1 :]))[0]
+
+    return function, leaves[at].clone()
+
+
+WITH_NUMBERS = [name for name in torch_ops.SCHEMAS if name not in ("memory_fill", "scored_targets")]
+
+
+@pytest.mark.parametrize("name", WITH_NUMBERS)
+def test_forward_mode_and_functional_transforms_are_refused_by_name(name):
+    """Where torch itself lets the tangent fall, and the derivative comes out as 0."""
+    function, x = one_argument(name)
+    loss = lambda x: function(x).sum()  # noqa: E731
+    for transform, why in (
+        (lambda: torch.func.jvp(function, (x,), (x,)), "has no forward-mode derivative"),
+        (lambda: torch.func.jacfwd(loss)(x), "has no forward-mode derivative"),
+        (lambda: torch.func.grad(loss)(x.clone()), "takes no part in the transforms of torch.func"),
+        (lambda: torch.func.jacrev(loss)(x.clone()), "takes no part in the transforms of torch.func"),
+        (lambda: torch.func.hessian(loss)(x.clone()), "takes no part in the transforms of torch.func"),
+        (lambda: torch.func.vmap(torch.func.grad(loss))(torch.stack([x, x])), f"{name}"),
+    ):
+        with pytest.raises((NotImplementedError, RuntimeError), match=f"dynadapt::{name}.*{why}" if why != name else name):
+            transform()
+    for learns in (False, True):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x.clone().requires_grad_(learns), torch.ones_like(x))
+            with pytest.raises(NotImplementedError, match=f"dynadapt::{name} has no forward-mode derivative"):
+                function(dual)
+
+
+@pytest.mark.parametrize("name", WITH_NUMBERS)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_is_right_or_refused(name):
+    function, x = one_argument(name)
+    both = torch.stack([x, x.flip(0)])
+    try:
+        batched = torch.func.vmap(function)(both)
+    except RuntimeError as error:
+        assert f"dynadapt::{name}" in str(error)
+        return
+    assert torch.equal(batched, torch.stack([function(both[0]), function(both[1])]))
+
+
+@pytest.mark.parametrize("name", [n for n, schema in torch_ops.SCHEMAS.items() if schema.endswith("-> ()") and n != "memory_fill"])
+def test_in_place_ops_refuse_what_would_need_a_gradient(name):
+    function, x = one_argument(name)
+    with pytest.raises(NotImplementedError, match=f"dynadapt::{name} changes its arguments in place"):
+        function(x.requires_grad_())
+    with torch.no_grad():
+        function(x)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_second_derivatives_are_refused_wherever_a_gradient_depends_on_its_sources(name):
+    """In each differentiable argument, of each gradient: also those that were computed before backward ran."""
+    arguments = calls(torch.float64, True)[name]
+    leaves = [t for t in torch.utils._pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor) and t.requires_grad]
+    out = op(name)(*arguments)
+    loss = sum(t.square().sum() for t in (out if isinstance(out, tuple) else (out,)) if t.requires_grad)
+    for gradient in torch.autograd.grad(loss, leaves, create_graph=True):
+        assert gradient.requires_grad
+        with pytest.raises(NotImplementedError, match="differentiate once only"):
+            torch.autograd.grad(gradient.square().sum(), leaves, retain_graph=True, allow_unused=True)
+
+
+def test_a_gradient_penalty_on_cross_entropy_is_refused():
+    h = rand(6, 5, grad=True)
+    gradient, = torch.autograd.grad(torch_ops.cross_entropy(h, rand(11, 5), TARGETS).sum(), h, create_graph=True)
+    with pytest.raises(NotImplementedError, match="gradient of dynadapt::cross_entropy has no derivative"):
+        gradient.norm().backward()
+
+
 class Everything(torch.nn.Module):
     """Each differentiable op once, in the order of a small decoder."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from corpora import write_manifest
 from tiny import english
 
 from dynadapt.experiments.reweight.compare import CompareError, difference, draw_comparison, holm, markdown, paired, report
@@ -135,7 +136,7 @@ def test_benchmark(tmp_path):
         for part, count in (("train", 30), ("heldout", 8)):
             lines = [json.dumps({"text": english(300, seed=base + i + 20 * (part == "heldout"))}) for i in range(count)]
             (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
-    (tmp_path / "corpus" / "manifest.json").write_text(json.dumps({"format": 1, "domains": {"one": {}, "two": {}}}))
+    write_manifest(tmp_path / "corpus")
     out = tmp_path / "study"
     command = [sys.executable, str(ROOT / "benchmarks" / "reweighting.py"), "--corpus", str(tmp_path / "corpus"),
                "--out", str(out), "--case", "scratch", "--seeds", "2", "--steps", "4", "--share", "1", "--scratch", "1x16",

@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 import dynadapt
 from dynadapt import Adam, Engine, Full, LoRA, SegmentMemory
 from dynadapt.cli import main
+from dynadapt.distributed import Processes
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.corpus import CorpusError
+from dynadapt.experiments.dyneval import Interrupted
 from dynadapt.experiments.metrics import read_metrics
 from dynadapt.experiments.mixers import MIXERS, MixerError
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, draw, fit_run, run
@@ -23,6 +25,7 @@ from dynadapt.experiments.reweight.domains import read_domains
 from dynadapt.experiments.rundir import RunError, write_json
 from dynadapt.experiments.scaling_fit import ScalingError
 from dynadapt.model import random_model, tiny_config
+from corpora import write_manifest
 from tiny import english, tiny_directory
 
 DOMAINS = ("code", "prose", "manual")
@@ -187,6 +190,22 @@ def test_a_domain_that_runs_out_ends_the_run(root, tmp_path):
     assert last["kind"] == "evaluation" and last["step"] == summary["steps"]
 
 
+def test_a_signal_while_processes_agree_is_not_lost(root, tmp_path, monkeypatch):
+    """They had agreed to go on when it came: they stop a step later."""
+    agree, asked = Processes.any, []
+
+    def slow(self, number):
+        found = agree(self, number)
+        asked.append(number)
+        if len(asked) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+    monkeypatch.setattr(Processes, "any", slow)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 4"):
+        run(config_for(root), tmp_path / "run", ReweightOptions(checkpoint=3))
+    assert asked == [0, 0, 0, 0, signal.SIGTERM]
+
+
 def test_killed_for_real_on_the_command_line(root, tmp_path, capsys):
     words = ["reweight", "train", "--model", root / "model", "--domains", f"code={root / 'code'}", f"prose={root / 'prose.jsonl'}", "--mixer", "odm",
              "--segment", 16, "--rows", 2, "--steps", 400, "--evaluate", 200, "--checkpoint", 40, "--dtype", "fp32", "--policy", "repeat", "--targets", "mlp"]
@@ -231,13 +250,18 @@ def test_what_a_run_learned_leaves_it_as_files(changes, root, tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------------------ domains
 
 def test_a_corpus_and_its_manifest(root, tmp_path):
+    corpus = tmp_path / "corpus"
     for name in ("manual", "manual2"):
-        (tmp_path / "corpus" / name).mkdir(parents=True)
+        (corpus / name).mkdir(parents=True)
         for part in ("train", "heldout"):
-            (tmp_path / "corpus" / name / f"{part}.jsonl").write_text((root / "manual" / f"{part}.jsonl").read_text())
-    write_json(tmp_path / "corpus" / "manifest.json", {"format": 1, "domains": {"manual": {}, "manual2": {}}})
-    config = config_for(root, domains={}, corpus=str(tmp_path / "corpus"), steps=2)
+            (corpus / name / f"{part}.jsonl").write_text((root / "manual" / f"{part}.jsonl").read_text())
+    write_manifest(corpus)
+    config = config_for(root, domains={}, corpus=str(corpus), steps=2)
     assert set(run(config, tmp_path / "run")["heldout"]) == {"manual", "manual2"}
+    damaged = corpus / "manual2" / "heldout.jsonl"
+    damaged.write_text(damaged.read_text().replace("cat", "hat", 1))
+    with pytest.raises(CorpusError, match="manual2/heldout.jsonl: its sha256 is .*, the manifest says"):
+        run(config, tmp_path / "other")
 
 
 def test_rows_hold_every_token_once_and_nothing_held_out(root):

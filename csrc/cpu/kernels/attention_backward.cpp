@@ -161,6 +161,13 @@ void softmax_row(const Queries<T>& queries, const Buffers<T>& w, int64_t key, in
   }
 }
 
+/// The first query of a stream without memory sees one key. Its probability is 1 whatever q and k are, so its dS' is 0, where
+/// dP' - delta would be the rounding of two sums that are equal. A product, so that what is not finite stays so.
+template <class T>
+void clear_lone_key(const Queries<T>& queries, const Buffers<T>& w) {
+  for (int64_t c = 0; c < queries.columns; c += queries.padded) assign(w.ds[c], 0.0f * to_float(w.ds[c]));
+}
+
 /// to [columns, rows] = from [rows, columns] transposed.
 inline void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
   int64_t i = 0;
@@ -184,6 +191,7 @@ void block_pair(const AttentionShape& s, const AttentionPlan& p, const Stream<T>
   gemm(count, columns, p.d, stream.value(p, kv, keys.at), value_stride, w.dout_nt, w.dscores, columns, false);
   for (int64_t j = 0; j < count; j++)
     softmax_row(queries, w, j, keys.learns ? keys.segment + j - queries.first : 0, s.scale);
+  if (keys.at == 0 && stream.memory + queries.first == 0) clear_lone_key(queries, w);
   if (keys.learns) {
     const int64_t at = keys.segment * p.d;
     gemm(count, p.d, columns, w.probabilities, columns, w.dout_nn, head.dv(unit, p) + at, p.d, true);
@@ -243,15 +251,15 @@ void write_dkv(const AttentionBackward& a, const AttentionPlan& p, int64_t index
 
 /// Streams [first, first + count): keys are rotated, then units run, then their sums are added.
 template <class T>
-void wave(const AttentionBackward& a, const AttentionPlan& p, int64_t first, int64_t count, int64_t window, char* heads_base,
-          size_t head_bytes, char* buffers, size_t buffer_bytes) {
+void wave(const AttentionBackward& a, const AttentionPlan& p, int threads, int64_t first, int64_t count, int64_t window,
+          char* heads_base, size_t head_bytes, char* buffers, size_t buffer_bytes) {
   const int64_t heads = count * p.kv_heads, units = units_per_head(p), most_blocks = window / kKeys + 2;
   const auto head_buffers = [&](int64_t head) {
     Arena arena(heads_base + head * head_bytes);
     return HeadBuffers<T>(arena, p, window);
   };
   Queue queue;
-  parallel(heads * units, [&](Team team) {
+  parallel(threads, heads * units, [&](Team team) {
     Arena arena(buffers + team.rank * buffer_bytes);
     const Buffers<T> mine(arena, p);
     const auto prepare = team.share(heads * most_blocks);
@@ -279,14 +287,15 @@ template <class T>
 void backward(const AttentionBackward& a) {
   const AttentionPlan p(a.shape);
   if (is_short(a.shape, p)) return short_backward<T>(a, p);
-  const int64_t streams = wave_size(a.shape), window = longest_window(a.shape);
+  const int threads = num_threads();
+  const int64_t streams = wave_size(a.shape, threads), window = longest_window(a.shape);
   Arena per_thread, per_head;
   Buffers<T>(per_thread, p);
   HeadBuffers<T>(per_head, p, window);
-  char* buffers = static_cast<char*>(scratch(num_threads() * per_thread.used() + streams * p.kv_heads * per_head.used()));
-  char* heads = buffers + num_threads() * per_thread.used();
+  char* buffers = static_cast<char*>(scratch(threads * per_thread.used() + streams * p.kv_heads * per_head.used()));
+  char* heads = buffers + threads * per_thread.used();
   for (int64_t first = 0; first < int64_t(a.shape.streams); first += streams)
-    wave<T>(a, p, first, smaller(streams, int64_t(a.shape.streams) - first), window, heads, per_head.used(), buffers,
+    wave<T>(a, p, threads, first, smaller(streams, int64_t(a.shape.streams) - first), window, heads, per_head.used(), buffers,
             per_thread.used());
 }
 

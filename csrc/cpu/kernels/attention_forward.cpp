@@ -117,11 +117,11 @@ void query_block(const AttentionForward& a, const AttentionPlan& p, const Stream
 /// Streams [first, first + count): their windows are packed, then their blocks of queries are shared out, the ones
 /// with most keys first.
 template <class T>
-void wave(const AttentionForward& a, const AttentionPlan& p, int64_t first, int64_t count, char* windows,
+void wave(const AttentionForward& a, const AttentionPlan& p, int threads, int64_t first, int64_t count, char* windows,
           size_t window_bytes, char* buffers, size_t buffer_bytes) {
   const int64_t heads = count * p.kv_heads, window_blocks = window_bytes / PackedWindow<T>::bytes(kKeys, p.d);
   Queue blocks;
-  parallel(heads * p.blocks, [&](Team team) {
+  parallel(threads, heads * p.blocks, [&](Team team) {
     Arena arena(buffers + team.rank * buffer_bytes);
     const Buffers<T> mine(arena, p);
     const auto share = team.share(heads * window_blocks);
@@ -144,14 +144,15 @@ template <class T>
 void forward(const AttentionForward& a) {
   const AttentionPlan p(a.shape);
   if (is_short(a.shape, p)) return short_forward<T>(a, p);
-  const int64_t streams = wave_size(a.shape);
+  const int threads = num_threads();
+  const int64_t streams = wave_size(a.shape, threads);
   Arena measure;
   Buffers<T>(measure, p);
   const size_t window_bytes = PackedWindow<T>::bytes(longest_window(a.shape), p.d), buffer_bytes = measure.used();
-  char* buffers = static_cast<char*>(scratch(num_threads() * buffer_bytes + streams * p.kv_heads * window_bytes));
-  char* windows = buffers + num_threads() * buffer_bytes;
+  char* buffers = static_cast<char*>(scratch(threads * buffer_bytes + streams * p.kv_heads * window_bytes));
+  char* windows = buffers + threads * buffer_bytes;
   for (int64_t first = 0; first < int64_t(a.shape.streams); first += streams)
-    wave<T>(a, p, first, smaller(streams, int64_t(a.shape.streams) - first), windows, window_bytes, buffers, buffer_bytes);
+    wave<T>(a, p, threads, first, smaller(streams, int64_t(a.shape.streams) - first), windows, window_bytes, buffers, buffer_bytes);
 }
 
 }  // namespace

@@ -14,9 +14,10 @@ inline bool is_short(const AttentionShape& s, const AttentionPlan& p) { return !
 template <class Task>
 inline void for_short_heads(const AttentionShape& s, const AttentionPlan& p, size_t bytes, const Task& task) {
   const int64_t items = int64_t(s.streams) * p.kv_heads;
-  char* rooms = static_cast<char*>(scratch(bytes * num_threads()));
+  const int threads = num_threads();
+  char* rooms = static_cast<char*>(scratch(bytes * threads));
   TaskQueue queue(items);
-  parallel(items, [&](Team team) {
+  parallel(threads, items, [&](Team team) {
     for (Range r = queue.take(team.size); r.begin < r.end; r = queue.take(team.size))
       for (int64_t item = r.begin; item < r.end; item++) task(item, rooms + bytes * team.rank);
   });
@@ -159,6 +160,7 @@ inline void short_backward_head(const AttentionBackward& a, const AttentionPlan&
   gemm(p.segment, w.width, p.d, w.keys, p.d, w.q_nt, w.scores, w.width, false);
   gemm(p.segment, w.width, p.d, stream.value(p, kv, 0), p.qkv_width, w.dout_nt, w.dscores, w.width, false);
   for (int64_t j = 0; j < p.segment; j++) short_softmax_row(w, j, a.shape.scale);
+  assign(w.ds[0], 0.0f * to_float(w.ds[0]));  // the first query sees one key: see clear_lone_key
   gemm(p.segment, p.d, p.segment, w.probabilities, w.width, w.dout_nn, w.dv, p.d, !first);
   gemm(p.segment, p.d, p.segment, w.ds, w.width, w.q_nn, w.dk, p.d, !first);
   transpose(w.ds, w.width, w.width, w.width, w.turned, w.width);

@@ -77,9 +77,9 @@ inline void rotate(const AttentionShape& s, const From* from, int64_t at, float 
   });
 }
 
-/// Streams go through in waves, so that scratch memory is bounded: enough for every thread to find work.
-inline int64_t wave_size(const AttentionShape& s) {
-  const int64_t wanted = (2 * num_threads() + s.kv_heads - 1) / s.kv_heads;
+/// Streams go through in waves, so that scratch memory is bounded: enough for every one of `threads` to find work.
+inline int64_t wave_size(const AttentionShape& s, int threads) {
+  const int64_t wanted = (2 * threads + s.kv_heads - 1) / s.kv_heads;
   return smaller<int64_t>(s.streams, larger<int64_t>(1, wanted));
 }
 

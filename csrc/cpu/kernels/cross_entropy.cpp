@@ -136,8 +136,9 @@ void finish_row(const CrossEntropy& c, const Room<T>& room, int64_t n, int64_t i
 template <class T>
 void score(const CrossEntropy& c) {
   const size_t bytes = Room<T>(c, nullptr).bytes;
-  char* base = static_cast<char*>(scratch(bytes * num_threads()));
-  parallel((c.N + kMR - 1) / kMR, [&](Team team) {
+  const int threads = num_threads();
+  char* base = static_cast<char*>(scratch(bytes * threads));
+  parallel(threads, (c.N + kMR - 1) / kMR, [&](Team team) {
     const Room<T> room(c, base + bytes * team.rank);
     const auto share = team.share(c.N);
     for (int64_t row = share.begin; row < share.end; row += kMaxRows) {
@@ -191,7 +192,7 @@ void weight_gradient(const CrossEntropyWeightGradient& c) {
   const int threads = num_threads();
   carve(Arena(scratch(carve(Arena(), h, all_g, all_wide, threads))), h, all_g, all_wide, threads);
   TaskQueue queue(blocks);
-  parallel(blocks, [&](Team team) {
+  parallel(threads, blocks, [&](Team team) {
     Panel<T>*g = all_g + team.rank * kRows * c.N, *wide = all_wide + team.rank * panel_size<T>(c.H);
     const auto packed = team.share(panels);
     const int64_t begin = packed.begin * kNR, end = smaller(packed.end * kNR, c.H);

@@ -26,7 +26,7 @@ void forward(const EmbeddingForward& a) {
 template <class T>
 void backward(const EmbeddingBackward& a) {
   const int64_t blocks = (a.width + kColumns - 1) / kColumns;
-  parallel(blocks, [&](Team team) {
+  parallel(num_threads(), blocks, [&](Team team) {
     const auto share = team.share(blocks);
     const size_t first = share.begin * kColumns;
     const size_t end = share.end * kColumns < a.width ? share.end * kColumns : a.width;

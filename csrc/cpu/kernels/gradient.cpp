@@ -50,11 +50,12 @@ template <class T>
 void lora(const LoraGradient& c) {
   const int64_t length = c.N / c.streams, width = c.part_count * c.rank;
   const size_t bytes = LoraRoom<T>(c, nullptr).bytes;
-  char* base = static_cast<char*>(scratch(bytes * num_threads()));
+  const int threads = num_threads();
+  char* base = static_cast<char*>(scratch(bytes * threads));
   int64_t panels = panel_count(c.K);
   for (int p = 0; p < c.part_count; p++) panels += panel_count(c.part_sizes[p]);
   TaskQueue queue(c.streams * panels);
-  parallel(c.streams * panels, [&](Team team) {
+  parallel(threads, c.streams * panels, [&](Team team) {
     const LoraRoom<T> room(c, base + bytes * team.rank);
     int64_t task = 0, claimed = -1;
     for (int64_t s = 0; s < c.streams; s++) {
@@ -108,9 +109,10 @@ void weight(const WeightGradient& c) {
   };
   Panel<T>*x, *dy;
   carve(Arena(scratch(carve(Arena(), x, dy))), x, dy);
-  const Grid grid(panels, c.row_count, num_threads());
+  const int threads = num_threads();
+  const Grid grid(panels, c.row_count, threads);
   TaskQueue queue(grid.tasks());
-  parallel(panels * ((c.row_count + kMR - 1) / kMR), [&](Team team) {
+  parallel(threads, panels * ((c.row_count + kMR - 1) / kMR), [&](Team team) {
     const auto packed = team.share(panels);
     const int64_t begin = packed.begin * kNR, end = smaller(packed.end * kNR, c.K);
     if (begin < end) pack_nn(static_cast<const T*>(c.x) + begin, c.K, c.N, end - begin, x + packed.begin * panel_size<T>(c.N));
@@ -144,7 +146,7 @@ void row_scores(const RowScores& c) {
   float* squares = static_cast<float*>(scratch(c.N * sizeof(float)));
   const T *dy = static_cast<const T*>(c.dy), *x = static_cast<const T*>(c.x);
   constexpr int kVectors = 4, kColumns = kVectors * kWidth;
-  parallel((c.O + kColumns - 1) / kColumns, [&](Team team) {
+  parallel(num_threads(), (c.O + kColumns - 1) / kColumns, [&](Team team) {
     const auto rows = team.share(c.N);
     for (int64_t m = rows.begin; m < rows.end; m++) squares[m] = square_norm(x + m * c.K, c.K);
     team.barrier();

@@ -101,10 +101,11 @@ template <class T>
 void forward(const LinearForward& c) {
   const int64_t panels = total_panels(c.parts, c.part_count);
   const size_t bytes = ForwardRoom<T>(c, nullptr).bytes;
-  char* base = static_cast<char*>(scratch(bytes * num_threads()));
-  const Grid grid(panels, c.N, num_threads());
+  const int threads = num_threads();
+  char* base = static_cast<char*>(scratch(bytes * threads));
+  const Grid grid(panels, c.N, threads);
   TaskQueue low_queue(row_blocks(c.N)), queue(grid.tasks());
-  parallel(panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
+  parallel(threads, panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
     const ForwardRoom<T> room(c, base + bytes * team.rank);
     if (c.adapter.A) {
       int64_t packed = -1;
@@ -197,10 +198,11 @@ template <class T>
 void backward(const LinearBackward& c) {
   const int64_t panels = panel_count(c.K);
   const size_t bytes = BackwardRoom<T>(c, nullptr).bytes;
-  char* base = static_cast<char*>(scratch(bytes * num_threads()));
-  const Grid grid(panels, c.N, num_threads());
+  const int threads = num_threads();
+  char* base = static_cast<char*>(scratch(bytes * threads));
+  const Grid grid(panels, c.N, threads);
   TaskQueue low_queue(row_blocks(c.N)), queue(grid.tasks());
-  parallel(panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
+  parallel(threads, panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
     const BackwardRoom<T> room(c, base + bytes * team.rank);
     if (c.adapter.A) {
       int64_t packed = -1;

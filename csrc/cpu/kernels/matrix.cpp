@@ -26,8 +26,8 @@ void pack_panel(Matrix& matrix, int64_t j, const T* from, int rows) {
 
 /// Packs a weight whose rows j * kNR.. row_block(team, j, count) gives.
 template <class T, class RowBlock>
-void pack_panels(Matrix& matrix, const RowBlock& row_block) {
-  parallel(panel_count(matrix.rows), [&](Team team) {
+void pack_panels(Matrix& matrix, int threads, const RowBlock& row_block) {
+  parallel(threads, panel_count(matrix.rows), [&](Team team) {
     const auto panels = team.share(panel_count(matrix.rows));
     for (int64_t j = panels.begin; j < panels.end; j++) {
       const int rows = int(smaller<int64_t>(kNR, matrix.rows - j * kNR));
@@ -38,15 +38,16 @@ void pack_panels(Matrix& matrix, const RowBlock& row_block) {
 
 template <class T>
 void pack(Matrix& matrix, const T* weight) {
-  pack_panels<T>(matrix, [&](Team, int64_t j, int) { return weight + j * kNR * matrix.columns; });
+  pack_panels<T>(matrix, num_threads(), [&](Team, int64_t j, int) { return weight + j * kNR * matrix.columns; });
 }
 
 /// All rows from float values: each thread rounds the rows of a panel, then packs them while they are in cache.
 void update_all(Matrix& matrix, const float* values) {
   if (matrix.dtype == kF32) return pack(matrix, values);
   const int64_t size = kNR * matrix.columns;
-  bf16* rooms = static_cast<bf16*>(scratch(size_t(num_threads()) * size * sizeof(bf16)));
-  pack_panels<bf16>(matrix, [&](Team team, int64_t j, int rows) {
+  const int threads = num_threads();
+  bf16* rooms = static_cast<bf16*>(scratch(size_t(threads) * size * sizeof(bf16)));
+  pack_panels<bf16>(matrix, threads, [&](Team team, int64_t j, int rows) {
     bf16* room = rooms + team.rank * size;
     const float* from = values + j * size;
     for (int64_t i = 0; i < rows * matrix.columns; i++) assign(room[i], from[i]);
@@ -58,7 +59,7 @@ template <class T>
 void gather(const Matrix& matrix, const int64_t* index, int64_t count, T* out) {
   constexpr int step = kInterleave<Panel<T>>;
   const int64_t K = matrix.columns;
-  parallel(count / 16 + 1, [&](Team team) {
+  parallel(num_threads(), count / 16 + 1, [&](Team team) {
     const auto rows = team.share(count);
     for (int64_t i = rows.begin; i < rows.end; i++) {
       const int64_t row = index ? index[i] : i;
@@ -72,7 +73,7 @@ template <class T>
 void update(Matrix& matrix, const int32_t* rows, int64_t count, const float* values) {
   constexpr int step = kInterleave<Panel<T>>;
   const int64_t K = matrix.columns;
-  parallel(count / 16 + 1, [&](Team team) {
+  parallel(num_threads(), count / 16 + 1, [&](Team team) {
     const auto share = team.share(count);
     for (int64_t i = share.begin; i < share.end; i++) {
       T* to = static_cast<T*>(matrix.panels) + place<T>(matrix, rows[i], 0);

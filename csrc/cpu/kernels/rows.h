@@ -14,7 +14,7 @@ inline int64_t row_blocks(int64_t rows) { return (rows + kBlockRows - 1) / kBloc
 // Calls row(n) for n in 0..rows-1.
 template <class Row>
 inline void for_rows(int64_t rows, const Row& row) {
-  parallel(row_blocks(rows), [&](Team team) {
+  parallel(num_threads(), row_blocks(rows), [&](Team team) {
     const auto share = team.share(rows);
     for (int64_t n = share.begin; n < share.end; ++n) row(n);
   });
@@ -53,7 +53,7 @@ class BlockSums {
 // Calls block(b, first row, last row + 1) for every block of rows.
 template <class Block>
 inline void for_row_blocks(int64_t rows, const Block& block) {
-  parallel(row_blocks(rows), [&](Team team) {
+  parallel(num_threads(), row_blocks(rows), [&](Team team) {
     const auto share = team.share(row_blocks(rows));
     for (int64_t b = share.begin; b < share.end; ++b)
       block(b, b * kBlockRows, (b + 1) * kBlockRows < rows ? (b + 1) * kBlockRows : rows);

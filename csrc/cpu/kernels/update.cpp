@@ -135,7 +135,7 @@ void update_all(const Update& a) {
   double* squares = arena.take<double>(count);
   Step* steps = arena.take<Step>(a.streams);
   const auto length = [&](int64_t b) { return a.parameters - b * kBlock < kBlock ? a.parameters - b * kBlock : kBlock; };
-  parallel(count, [&](Team team) {
+  parallel(num_threads(), count, [&](Team team) {
     const auto share = team.share(count);
     for (int64_t item = share.begin; item < share.end; ++item) {
       const int64_t b = item % blocks, slot = a.slots[item / blocks];

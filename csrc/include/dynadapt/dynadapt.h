@@ -10,7 +10,11 @@
  * "act" is float32 or bfloat16, the same for all activations of a call. Matrices are row-major and
  * contiguous unless "strided", which allows a row stride larger than the width. Adapter tensors
  * [slots, rows, columns] may have any stride between slots. Sums are accumulated in float32, in an
- * order that depends neither on the number of rows in the call nor on the number of threads. */
+ * order that depends neither on the number of rows in the call nor on the number of threads.
+ *
+ * Every argument is checked before anything is written: a call that returns DYNADAPT_INVALID has changed no output. Memory is
+ * aligned to its elements, and an output shares memory with no other argument, unless the call says that it may be an input's.
+ * Numbers in parameter structs are finite where nothing else is said. What returns no code says what a wrong argument gives. */
 #ifndef DYNADAPT_DYNADAPT_H_
 #define DYNADAPT_DYNADAPT_H_
 
@@ -66,6 +70,7 @@ typedef struct dynadapt_matrix dynadapt_matrix;
 
 DYNADAPT_API int dynadapt_matrix_create(const DLTensor* weight, dynadapt_matrix** out);
 DYNADAPT_API void dynadapt_matrix_destroy(dynadapt_matrix* matrix);
+/* Of NULL: -1, and a dtype of 0 bits, with a text in dynadapt_last_error(). */
 DYNADAPT_API int64_t dynadapt_matrix_rows(const dynadapt_matrix* matrix);
 DYNADAPT_API int64_t dynadapt_matrix_columns(const dynadapt_matrix* matrix);
 DYNADAPT_API int64_t dynadapt_matrix_bytes(const dynadapt_matrix* matrix);
@@ -74,7 +79,7 @@ DYNADAPT_API DLDataType dynadapt_matrix_dtype(const dynadapt_matrix* matrix);
 /* out[i] = weight[index[i]]: index i64 [n], out act [n, K] of the matrix's dtype. */
 DYNADAPT_API int dynadapt_matrix_gather_rows(const dynadapt_matrix* matrix, const DLTensor* index,
                                              const DLTensor* out);
-/* weight[rows[i]] = values[i], rounded to the matrix's dtype: rows i32 [n] or NULL for all, values f32 [n, K]. */
+/* weight[rows[i]] = values[i], rounded to the matrix's dtype: rows i32 [n], each once, or NULL for all, values f32 [n, K]. */
 DYNADAPT_API int dynadapt_matrix_update_rows(dynadapt_matrix* matrix, const DLTensor* rows,
                                              const DLTensor* values);
 /* out [N, K] = weight, of the matrix's dtype. */
@@ -156,13 +161,15 @@ typedef struct {
 } dynadapt_norm_params;
 
 /* res = x + delta, rounded to act; y = norm(res) * weight + bias; stat f32 [N, 2] = (mean or 0, 1 / deviation).
- * x, delta, res, y act [N, H], weight, bias act [H]; delta, bias may be NULL, and res where delta is. */
+ * x, delta, res, y act [N, H], weight, bias act [H]; delta, bias may be NULL, and res where delta is. res or y may be the
+ * memory of x or delta. eps is at least 0. */
 DYNADAPT_API int dynadapt_norm_forward(const DLTensor* x, const DLTensor* delta, const DLTensor* weight,
                                        const DLTensor* bias, const DLTensor* res, const DLTensor* y,
                                        const DLTensor* stat, const dynadapt_norm_params* params, void* stream);
 
 /* dx = gradient through the norm + dres (may be NULL); dweight and dbias f32 [H] are added to unless NULL. y act [N, H],
- * unless NULL, becomes the forward's output again, bit for bit; bias act [H] or NULL as in forward, read for that alone. */
+ * unless NULL, becomes the forward's output again, bit for bit; bias act [H] or NULL as in forward, read for that alone.
+ * dx may be the memory of dy or dres. */
 DYNADAPT_API int dynadapt_norm_backward(const DLTensor* dy, const DLTensor* res, const DLTensor* weight,
                                         const DLTensor* stat, const DLTensor* dres, const DLTensor* dx,
                                         const DLTensor* dweight, const DLTensor* dbias, const DLTensor* bias,
@@ -175,11 +182,11 @@ typedef struct {
 } dynadapt_head_norm_params;
 
 /* RMS norm of every query and key head of qkv act [N, (hq + 2 hkv) d]; values are copied. q_weight, k_weight act [d],
- * rstd f32 [N, hq + hkv]. */
+ * rstd f32 [N, hq + hkv]. out may be the memory of qkv. */
 DYNADAPT_API int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, const DLTensor* k_weight,
                                             const DLTensor* out, const DLTensor* rstd,
                                             const dynadapt_head_norm_params* params, void* stream);
-/* dq_weight, dk_weight f32 [d] are added to unless NULL. */
+/* dq_weight, dk_weight f32 [d] are added to unless NULL. dqkv may be the memory of dout or qkv. */
 DYNADAPT_API int dynadapt_head_norm_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* q_weight,
                                              const DLTensor* k_weight, const DLTensor* rstd, const DLTensor* dqkv,
                                              const DLTensor* dq_weight, const DLTensor* dk_weight,
@@ -197,7 +204,7 @@ typedef struct {
 /* y act [N, F] from h act [N, 2F] (SwiGLU: silu(h[:, :F]) * h[:, F:]) or [N, F]. */
 DYNADAPT_API int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y,
                                              const dynadapt_activation_params* params, void* stream);
-/* dh like h, and may be its memory; y act [N, F], unless NULL, becomes the forward's output again, bit for bit. */
+/* dh like h, may be its memory or that of a dy of its shape; y act [N, F], unless NULL, becomes the forward's output again. */
 DYNADAPT_API int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DLTensor* dh,
                                               const DLTensor* y, const dynadapt_activation_params* params, void* stream);
 
@@ -252,12 +259,12 @@ enum { DYNADAPT_SGD = 0, DYNADAPT_ADAM = 1, DYNADAPT_ADAMW = 2, DYNADAPT_RMS = 3
 typedef struct {
   uint32_t struct_size;
   int32_t kind;
-  double decay;        /* towards the prior; 0: none */
-  double clip;         /* largest norm of a stream's gradient; 0: none */
-  double beta1, beta2; /* adam, adamw */
-  double eps;          /* adam, adamw, rms */
-  double weight_decay; /* adamw */
-  double momentum;     /* sgd */
+  double decay;        /* 0 to 1, towards the prior; 0: none */
+  double clip;         /* largest norm of a stream's gradient, may be infinite; 0: none */
+  double beta1, beta2; /* 0 to 1: adam, adamw */
+  double eps;          /* at least 0: adam, adamw, rms */
+  double weight_decay; /* at least 0: adamw */
+  double momentum;     /* 0 to 1: sgd */
 } dynadapt_update_params;
 
 /* One optimizer step of the streams in slots i32 [S] (each once; -1, as often as wanted, for a stream that does not move:
@@ -269,6 +276,7 @@ typedef struct {
  * All tensors are on one device. workspace is memory for the call on a GPU, f64 with as many elements as
  * dynadapt_cuda_update_workspace tells or more, of any content; NULL on the CPU. There slots are read where they are: an
  * entry that is no slot touches nothing, and is reported by skipped 1 and a norm that is NaN. */
+/* -1 with a text in dynadapt_last_error() for negative sizes. */
 DYNADAPT_API int64_t dynadapt_cuda_update_workspace(int64_t streams, int64_t parameters);
 DYNADAPT_API int dynadapt_update(const DLTensor* master, const DLTensor* grad, const DLTensor* first,
                                  const DLTensor* second, const DLTensor* prior, const DLTensor* stat,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...checks import keep, number, sequence, wrong
 from ...ops.update import Moments, direction
 from .base import Optimizer
 
@@ -26,10 +27,13 @@ class Adam(Optimizer):
 
     def __post_init__(self):
         self.check()
-        if not (0 <= self.betas[0] < 1 and 0 < self.betas[1] < 1):
-            raise ValueError(f"betas={self.betas}: expected 0 <= beta1 < 1 and 0 < beta2 < 1")
-        if not self.eps > 0:
-            raise ValueError(f"eps={self.eps}: expected a positive number")
+        expected = "two numbers, 0 <= beta1 < 1 and 0 < beta2 < 1"
+        betas = sequence("betas", self.betas, expected)
+        if len(betas) != 2:
+            raise wrong("betas", self.betas, expected)
+        keep(self, betas=(number("betas[0]", betas[0], "a number, 0 <= beta1 < 1", lambda x: 0 <= x < 1),
+                          number("betas[1]", betas[1], "a number, 0 < beta2 < 1", lambda x: 0 < x < 1)),
+             eps=number("eps", self.eps, "a positive number", lambda x: x > 0))
 
     @property
     def moments(self) -> tuple[bool, bool]:
@@ -45,8 +49,7 @@ class AdamW(Adam):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay={self.weight_decay}: expected a number >= 0")
+        keep(self, weight_decay=number("weight_decay", self.weight_decay, "a finite number >= 0"))
 
 
 def _flops(hyper) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from ...checks import keep, number
+
 
 class Optimizer:
     """Checks of the common fields; subclasses are frozen dataclasses with ``kind`` and ``moments``."""
@@ -17,11 +19,9 @@ class Optimizer:
     uses_statistics: ClassVar[bool] = False
 
     def check(self) -> None:
-        for name in ("lr", "decay", "clip"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a number >= 0")
-        if self.decay > 1:
-            raise ValueError(f"decay={self.decay}: expected at most 1 (1 returns to the prior at every update)")
+        keep(self, lr=number("lr", self.lr, "a finite number >= 0"),
+             decay=number("decay", self.decay, "a number in 0..1 (1 returns to the prior at every update)", lambda x: 0 <= x <= 1),
+             clip=number("clip", self.clip, "a finite number >= 0 (0: gradients are not clipped)"))
 
     @property
     def moments(self) -> tuple[bool, bool]:

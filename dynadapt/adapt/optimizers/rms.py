@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...checks import keep, number
 from ...ops.update import Moments, direction
 from .base import Optimizer
 
@@ -27,8 +28,7 @@ class RMS(Optimizer):
 
     def __post_init__(self):
         self.check()
-        if not self.eps > 0:
-            raise ValueError(f"eps={self.eps}: expected a positive number")
+        keep(self, eps=number("eps", self.eps, "a positive number", lambda x: x > 0))
 
 
 @direction("rms", flops=lambda hyper: 3)

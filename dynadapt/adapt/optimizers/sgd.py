@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...checks import keep, number
 from ...ops.update import Moments, direction
 from .base import Optimizer
 
@@ -23,8 +24,7 @@ class SGD(Optimizer):
 
     def __post_init__(self):
         self.check()
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum={self.momentum}: expected 0 <= momentum < 1")
+        keep(self, momentum=number("momentum", self.momentum, "a number, 0 <= momentum < 1", lambda x: 0 <= x < 1))
 
     @property
     def moments(self) -> tuple[bool, bool]:

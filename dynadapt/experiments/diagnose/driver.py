@@ -7,6 +7,7 @@ from typing import Callable
 
 import numpy as np
 
+from dynadapt.digests import digest_of
 from dynadapt.experiments.diagnose import attribution, similarity
 from dynadapt.experiments.diagnose.classes import CLASSES, classify, keywords, token_texts, visible
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
@@ -16,7 +17,6 @@ from dynadapt.experiments.diagnose.texts import TITLES, gather, read_text, read_
 from dynadapt.experiments.diagnose.verdict import evidence, judge
 from dynadapt.experiments.dyneval import RunOptions, run
 from dynadapt.experiments.rundir import RunDirectory, RunError
-from dynadapt.experiments.whole_files import digest_of
 from dynadapt.text import Source, TextError, streaming_tokenizer
 
 LEARNED = ("tokens", "nll", "updates", "learned_parameters", "seconds")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from pathlib import Path
 from typing import Callable
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from dynadapt import SGD, Engine, LoRA, Overlap, SegmentMemory
-from dynadapt.adapt.peft_format import read_settings
+from dynadapt.adapt.peft_format import read_for_model, settings_of, write_files
 from dynadapt.experiments.checkpoints import last_state
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import build_engine
@@ -73,30 +69,17 @@ def adapter_engine(directory: str, completed: Path) -> Callable:
 def complete_adapter(directory: Path, config, out: Path) -> LoRA:
     """Writes the adapter to `out` with zeros for the linears that it leaves alone, so that it covers all of them.
 
-    Raises ModelError, naming it, for what can't be run exactly: DoRA, patterns of ranks, modules other than the layers' linears.
+    Raises ModelError, naming it, for what can't be run exactly: DoRA, patterns of ranks, modules other than the layers' linears,
+    values that are not finite.
     """
-    settings = read_settings(directory, accepted=("use_rslora",))
-    rank = settings["r"]
-    scaling = math.sqrt(rank) if settings.get("use_rslora") else 1.0
-    settings.update(lora_alpha=settings["lora_alpha"] * scaling, use_rslora=False, layers_to_transform=None, layers_pattern=None)
-    path = directory / "adapter_model.safetensors"
-    if not path.is_file():
-        raise ModelError(f"adapter {str(directory)!r} has no adapter_model.safetensors")
-    with safe_open(str(path), framework="pt") as file:
-        tensors = {key: file.get_tensor(key).float() for key in file.keys()}
-    expected = {}
+    settings, tensors = read_for_model(directory, config, convert_rslora=True)
+    rank, alpha, whole = settings["r"], settings["lora_alpha"], {}
     for layer in range(config.layers):
         for part, (rows, columns) in linear_shapes(config).items():
-            module = f"base_model.model.{peft_name(config, layer, part)}"
-            expected.update({f"{module}.lora_A.weight": (rank, columns), f"{module}.lora_B.weight": (rows, rank)})
-    for key, value in tensors.items():
-        if key not in expected:
-            raise ModelError(f"adapter {str(directory)!r} has {key}, which is no linear weight of a layer of this model")
-        if tuple(value.shape) != expected[key]:
-            raise ModelError(f"adapter {str(directory)!r}: {key} has shape {list(value.shape)}, the model before needs "
-                             f"{list(expected[key])}")
-    whole = {key: tensors[key].contiguous() if key in tensors else torch.zeros(shape) for key, shape in expected.items()}
+            module = peft_name(config, layer, part)
+            whole[module] = tensors[module] if module in tensors else (torch.zeros(rank, columns), torch.zeros(rows, rank))
     out.mkdir(parents=True, exist_ok=True)
-    save_file(whole, str(out / "adapter_model.safetensors"), metadata={"format": "pt"})
-    (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    return LoRA(rank=rank, alpha=settings["lora_alpha"])
+    named = {f"base_model.model.{module}.lora_{which}.weight": value.float().contiguous()
+             for module, pair in whole.items() for which, value in zip("AB", pair)}
+    write_files(out, named, settings_of(config, rank, alpha, str(settings.get("base_model_name_or_path") or ""), whole))
+    return LoRA(rank=rank, alpha=alpha)

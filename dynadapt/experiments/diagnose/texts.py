@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 
+from dynadapt.experiments.corpus_read import CorpusError, read_lines
 from dynadapt.text import Source, TextError, TokenReader
 
 TITLES = {"newlines": "the lines of each paragraph joined", "packing": "all documents in one stream, a blank line between them"}
@@ -45,14 +45,10 @@ def _of_directory(path: Path) -> list[str]:
 
 
 def _of_lines(path: Path, folder: Path | None) -> list[str]:
-    texts = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError):
-            raise TextError(f"text {str(path)!r}: line {number} is not a JSON object with \"text\"") from None
-        if text.strip():
-            texts.append(text)
+    try:
+        texts = [text for _, text in read_lines(path)]
+    except CorpusError as error:
+        raise TextError(f"text {error}") from None
     if not texts:
         raise TextError(f"text {str(path)!r} is empty")
     return [str(path)] if folder is None else _write(texts, folder / path.stem)

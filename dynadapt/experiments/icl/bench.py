@@ -170,6 +170,6 @@ def bench_icl(arguments) -> int:
     print_table(result)
     if arguments.out:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n")
+        Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         print(arguments.out)
     return 0

@@ -196,6 +196,6 @@ def table_of(entries: dict[str, dict], subjects: list[str]):
 def training_curve(path: Path, most: int = 400) -> dict | None:
     """Loss by step from the run's metrics, thinned to `most` points."""
     metrics = path / "metrics.jsonl"
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()] if metrics.exists() else []
     taken = lines[:: max(1, -(-len(lines) // most))]
     return {"step": [line["step"] for line in taken], "loss": [line["loss"] for line in taken]} if taken else None

@@ -9,6 +9,7 @@ A run may be killed at any instruction: resumed, its prompts, losses and weights
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -20,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dynadapt.digests import sync_tree
 from dynadapt.environment import peak_memory_bytes
 from dynadapt.experiments.dyneval import Interrupted, interruptible
 from dynadapt.experiments.checkpoints import read_state, saved_states
-from dynadapt.experiments.rundir import RunDirectory, RunError, disk_error, read_json, sync_tree
+from dynadapt.experiments.rundir import RunDirectory, RunError, disk_error, read_json
 from dynadapt.experiments.whole_files import discard, os_error
 
 from .base import FunctionClass, IclError
@@ -165,10 +167,10 @@ class _Run:
     def __init__(self, config: TrainConfig, options: TrainOptions, directory: RunDirectory):
         self.config, self.options, self.directory = config, options, directory
         self.trainer = Trainer(config)
-        self.step, self.logged, self.seconds, self.line = 0, 0, 0.0, None
+        self.step, self.logged, self.seconds, self.line, self.flops = 0, 0, 0.0, None, None
         if directory.state:
             self.step, self.logged, self.seconds = (directory.state[key] for key in ("segments", "logged", "seconds"))
-            self.line = directory.state["line"]
+            self.line, self.flops = directory.state["line"], directory.state.get("flops")
             self.trainer.restore(directory.checkpoint / "engine")
         else:
             self.trainer.begin_interval(0)
@@ -187,6 +189,7 @@ class _Run:
                 self._stop(f"stopped by {signal.Signals(stop.signal).name}")
             self.trainer.step(self.step)
             self.step += 1
+            self.flops = dict(self.trainer.regressor.ledger.step)
             if self.step % config.log == 0 or self.step == config.steps:
                 self._log(progress)
                 due = self.options.checkpoint and self.step // self.options.checkpoint > self.saved // self.options.checkpoint
@@ -243,7 +246,8 @@ class _Run:
     def _save(self) -> None:
         now = time.perf_counter()
         self.seconds, self.began = self.seconds + now - self.began, now
-        state = {"segments": self.step, "logged": self.logged, "seconds": self.seconds, "line": self.line}
+        state = {"segments": self.step, "logged": self.logged, "seconds": self.seconds, "line": self.line,
+                 "flops": self.flops}
         self.directory.save(self.trainer, state)
         self.saved, self.began = self.step, time.perf_counter()
 
@@ -255,14 +259,13 @@ class _Run:
 
     def _summary(self) -> dict:
         config, r = self.config, self.trainer.regressor
-        flops = dict(r.ledger.step)  # before evaluation adds to it
         errors = {name: evaluate_class(r, kind, config) for name, kind in config.classes_by_name().items()}
         means = {name: (found["model"]["mean"], found["least_squares"]["mean"]) for name, found in errors.items()}
         above = {name: max(model - best for model, best in zip(*both)) for name, both in means.items()}
         return {"preset": config.preset, "steps": self.step, "prompts": self.step * config.batch, "errors": errors,
                 "above_least_squares": above, "last": self.line, "seconds": self.seconds,
                 "steps_per_second": self.step / self.seconds,
-                "flops_last_step": flops, "parameters": r.parameters, "peak_memory_bytes": peak_memory_bytes(),
+                "flops_last_step": self.flops or {}, "parameters": r.parameters, "peak_memory_bytes": peak_memory_bytes(),
                 "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(r.device) if r.device.type == "cuda" else None,
                 "backend": r.backend, "device": str(r.device), "dtype": r.dtype}
 
@@ -289,14 +292,17 @@ def weights_path(run: str | Path, step: int) -> Path:
 
 def save_weights(regressor: Regressor, path: Path) -> None:
     """By canonical name, whole or not at all. RunError when the disk fails."""
-    temporary = path.with_suffix(".tmp")
+    temporary = path.parent / ".tmp"  # a directory: what a killed process leaves, and the writer of tensors, is in it
     try:
         path.parent.mkdir(exist_ok=True)
-        save_file({name: t.cpu().contiguous() for name, t in regressor.weights().items()}, str(temporary))
-        sync_tree(path.parent)
-        temporary.replace(path)
+        discard(temporary)
+        temporary.mkdir()
+        save_file({name: t.cpu().contiguous() for name, t in regressor.weights().items()}, str(temporary / path.name))
+        sync_tree(temporary)
+        os.replace(temporary / path.name, path)
         sync_tree(path.parent, deep=False)
         sync_tree(path.parent.parent, deep=False)
+        discard(temporary)
     except Exception as error:
         cause = os_error(error, path.parent.parent)
         discard(temporary)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from dynadapt.experiments.config import ConfigError
-from dynadapt.experiments.corpus import read_documents, read_manifest
+from dynadapt.experiments.corpus_read import check_corpus, part_files, read_documents
 from dynadapt.experiments.reweight.config import ReweightConfig
 
 BATCH = 64  # documents tokenised at a time
@@ -52,15 +52,16 @@ class Domain:
 
 
 def read_domains(config: ReweightConfig, model) -> list[Domain]:
-    """All domains, in the order given. ConfigError or CorpusError names the domain that has too little text."""
+    """All domains, in the order given. ConfigError or CorpusError names the domain that has too little text, or a file that is damaged."""
+    if not config.domains:
+        check_corpus(config.corpus)
     return [_read(name, path, config, model) for name, path in domain_paths(config).items()]
 
 
 def domain_paths(config: ReweightConfig) -> dict[str, Path]:
     if config.domains:
         return {name: Path(path) for name, path in config.domains.items()}
-    manifest = read_manifest(config.corpus)
-    return {name: Path(config.corpus) / name for name in manifest["domains"]}
+    return {name: parts["train"].parent for name, parts in part_files(config.corpus).items()}
 
 
 def _read(name: str, path: Path, config: ReweightConfig, model) -> Domain:

@@ -84,7 +84,10 @@ def run(config: ReweightConfig, out: str | Path, options: ReweightOptions = Rewe
 
 def _check_change(options: ReweightOptions, directory: RunDirectory | Follower) -> None:
     if options.change and directory.finished:
-        raise RunError(f"changed weights: {directory.path} is finished; they are for a run that goes on")
+        wanted = check_weights("changed weights", tuple(options.change), options.change).tolist()
+        if dict(zip(options.change, wanted)) not in [change["weights"] for change in directory.finished["changes"][-1:]]:
+            raise RunError(f"changed weights: {directory.path} is finished; they are for a run that goes on")
+        return
     if options.change and not directory.state:
         raise RunError(f"changed weights: {directory.path} has no checkpoint to go on from; a new run takes its initial weights")
 
@@ -139,7 +142,7 @@ class _Training:
         compares = MIXERS[config.mixer].signal == "excess"
         self.reference = processes.together(lambda: setup.build_reference(config, engine.config.vocab_size, str(engine.device))
                                             if compares else None)
-        self.mixer = None
+        self.mixer, self.changing = None, False
         self.ended: str | None = None
         self.step, self.start, self.last = 0, None, None      # held-out losses before training, and of the last evaluation
         self.pending = dict.fromkeys(self.names, 0)           # tokens since the mixer's last update
@@ -173,7 +176,10 @@ class _Training:
         self._build_mixer()
         mixer = dict(state["mixer"])
         if self.options.change:
-            mixer["weights"] = check_weights("changed weights", self.names, self.options.change).tolist()
+            weights = check_weights("changed weights", self.names, self.options.change).tolist()
+            made = [change["weights"] for change in self.totals["changes"][-1:]]
+            self.changing = dict(zip(self.names, weights)) not in made
+            mixer["weights"] = weights if self.changing else mixer["weights"]
         self.mixer.load_state_dict(mixer)
         self.sampler.supply.load_state_dict(state["supply"])
         self.engine.restore(self.directory.checkpoint / "engine")
@@ -187,10 +193,10 @@ class _Training:
                 "mixer": self.mixer.state_dict(), "supply": self.sampler.supply.state_dict(), "digests": self.digests})
 
     def change(self) -> None:
-        """Weights that were changed on the way here are part of the run from now on; once, however often it is asked for."""
-        changed = {"step": self.step, "weights": self.mixer.weights} if self.options.change else None
-        if changed and changed not in self.totals["changes"][-1:]:
-            self.totals["changes"].append(changed)
+        """Weights that were changed on the way here are part of the run from now on. The same command again, after a stop, goes on
+        with what it changed."""
+        if self.changing:
+            self.totals["changes"].append({"step": self.step, "weights": self.mixer.weights})
             self._save(anew=True)
 
     # ------------------------------------------------------------------------------------------------------ the run
@@ -231,9 +237,10 @@ class _Training:
             self._evaluate(progress)
 
     def _stopped(self, stop) -> bool:
-        """Whether any process was asked to stop."""
-        stop.signal = self.processes.any(stop.signal or 0) or None
-        return stop.signal is not None
+        """Whether any process was asked to stop. A signal that arrives while they agree counts the next time."""
+        agreed = self.processes.any(stop.signal or 0)
+        stop.signal = agreed or stop.signal
+        return bool(agreed)
 
     def _train(self, drawn: list[tuple[str, int]]) -> dict:
         """One step; returns its line of metrics, times aside."""

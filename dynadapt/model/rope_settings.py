@@ -1,0 +1,71 @@
+"""The rotary settings of a config.json, with the precedence that transformers 5 gives its several places.
+
+A non-empty `rope_scaling`, the key of older files, wins over `rope_parameters`. In the one that is chosen `rope_theta` and
+`partial_rotary_factor` win over keys of these names at the top; `rope_type` wins over its older name `type`; and
+`original_max_position_embeddings` at the top wins over the chosen one's, which wins over `max_position_embeddings`.
+Older transformers wrote and read the top-level keys alone. csrc/engine/config.cpp reads the same.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dynadapt.model.config_keys import same_value
+from dynadapt.model.errors import ModelError
+from dynadapt.model.reading import BAND_RANGE, FACTOR_RANGE, THETA_RANGE, check_number, check_size
+
+PLACES = ("rope_scaling", "rope_parameters")
+READ = frozenset("factor high_freq_factor low_freq_factor original_max_position_embeddings partial_rotary_factor rope_theta "
+                 "rope_type type".split())
+IGNORED = frozenset("attention_factor beta_fast beta_slow finetuned mscale mscale_all_dim truncate".split())  # yarn's alone
+
+
+def read_rope(raw: Mapping, max_positions: int) -> tuple[float, dict | None]:
+    """(theta, scaling) of a config.json, scaling in ModelConfig's form; ModelError naming what is not supported."""
+    place, rope = _chosen(raw)
+    if raw.get("partial_rotary_factor") is not None:
+        _refuse_partial("partial_rotary_factor", raw)
+    _refuse_partial(f"{place}.partial_rotary_factor", rope)
+    theta = (f"{place}.rope_theta", rope["rope_theta"]) if "rope_theta" in rope else ("rope_theta", raw.get("rope_theta", 10000.0))
+    check_number(*theta, *THETA_RANGE)
+    scaling = _scaling(place, rope, raw, max_positions)
+    for key, value in rope.items():
+        if key not in READ and key not in IGNORED and value is not None:
+            raise ModelError(f"{place}.{key} = {repr(value)[:80]} is not read; accepted: {', '.join(sorted(READ | IGNORED))}")
+    return float(theta[1]), scaling
+
+
+def _chosen(raw):
+    for place in PLACES:
+        if raw.get(place) is not None and not isinstance(raw[place], Mapping):
+            raise ModelError(f"{place} = {raw[place]!r} must be an object or null")
+    place = next((place for place in PLACES if raw.get(place)), PLACES[1])
+    rope = raw.get(place) or {}
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        raise ModelError(f"{place} by layer type are not supported; accepted: one set for all layers")
+    return place, rope
+
+
+def _refuse_partial(name, values):
+    value = values.get("partial_rotary_factor", 1.0)
+    if not same_value(value, 1.0):
+        raise ModelError(f"{name} = {value!r} is not supported; accepted: 1.0 or absent")
+
+
+def _scaling(place, rope, raw, max_positions):
+    kind = rope["rope_type"] if "rope_type" in rope else rope.get("type", "default")
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": check_number(f"{place}.factor", rope.get("factor"), *FACTOR_RANGE)}
+    if kind != "llama3":
+        raise ModelError(f"{place} type {kind!r} is not supported; accepted: default, linear, llama3")
+    top = "original_max_position_embeddings"
+    original = (top, raw[top]) if top in raw else (f"{place}.{top}", rope.get(top, max_positions))
+    scaling = {"rope_type": "llama3", "factor": check_number(f"{place}.factor", rope.get("factor"), *FACTOR_RANGE),
+               "low_freq_factor": check_number(f"{place}.low_freq_factor", rope.get("low_freq_factor"), *BAND_RANGE),
+               "high_freq_factor": check_number(f"{place}.high_freq_factor", rope.get("high_freq_factor"), *BAND_RANGE),
+               top: check_size(*original)}
+    if scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+        raise ModelError(f"{place}.high_freq_factor = {scaling['high_freq_factor']} must be above low_freq_factor = "
+                         f"{scaling['low_freq_factor']}")
+    return scaling

@@ -1,0 +1,49 @@
+"""Text is UTF-8 wherever it is read or written, whatever the locale says."""
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dynadapt.model
+from dynadapt.model import random_model, tiny_config
+from dynadapt.model.convert import write_directory
+
+SOURCE = Path(dynadapt.model.__file__).parent
+PROGRAM = """
+import locale, sys
+from pathlib import Path
+assert locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8")
+from dynadapt.model import load
+from dynadapt.model.convert import write_directory
+from dynadapt.model.directory import read_json
+from dynadapt.model.geometries import geometry
+here = Path(sys.argv[1])
+model = load(here / "tiny")
+assert geometry(str(here / "tiny")) == model.config
+assert read_json(here / "tiny/config.json")["_name_or_path"] == "mod\\u00e8le \\u6f22\\u5b57"
+write_directory(model, here / "again")
+assert load(here / "again").config == model.config
+"""
+
+
+def test_ascii_locale(tmp_path):
+    write_directory(random_model(tiny_config("llama")), tmp_path / "tiny")
+    file = tmp_path / "tiny/config.json"
+    raw = json.loads(file.read_bytes()) | {"_name_or_path": "modèle 漢字"}
+    file.write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_text_file_is_opened_with_an_encoding():
+    for path in sorted(SOURCE.rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call):
+                continue
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            binary = any(isinstance(item, ast.Constant) and "b" in str(item.value) for item in call.args[1:2])
+            opens = name in ("read_text", "write_text") or name == "open" and isinstance(call.func, ast.Name) and not binary
+            assert not opens or any(word.arg == "encoding" for word in call.keywords), f"{path.name}:{call.lineno} {name}"
