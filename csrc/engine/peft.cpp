@@ -206,6 +206,8 @@ Json read_settings(const std::string& directory, const LoraSettings& lora) {
       throw Invalid(directory + ": adapter has " + name + " = " + (value ? value->text() : "null") + "; the engine's has " +
                     json_number(expected));
   };
+  if (const Json* rank = settings.find("r"); rank && rank->is(Json::kNumber) && !rank->is_count())
+    throw Invalid(directory + ": adapter has r = " + rank->text() + "; expected a whole number of at least 1");
   same("r", double(lora.rank));
   same("lora_alpha", lora.alpha);
   return settings;

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dynadapt.experiments.config import ConfigError
 from dynadapt.model.fetch import KNOWN, cached
+from dynadapt.model.json_file import read_json
 from dynadapt.model.live import is_live
-from dynadapt.model.reading import read_json
 
 # What changes greedy generation, with the values that change nothing.
 _NEUTRAL = {

@@ -168,6 +168,14 @@ def test_each_field_is_scored_as_peft_does_or_refused_by_name(readers, adapter, 
         assert "equal" not in found.values()
 
 
+@pytest.mark.parametrize("changes", [{"r": float(RANK)}, {"r": str(RANK)}, {"r": True}, {"r": None}, {"r": -RANK}, {"r": [RANK]},
+                                     {"lora_alpha": str(ALPHA)}, {"lora_alpha": None}, {"lora_alpha": True}], ids=str)
+def test_numbers_of_another_kind_are_refused_by_every_reader(readers, adapter, tmp_path, changes):
+    (name,) = changes
+    found = outcomes(readers, change(adapter, tmp_path / "adapter", changes), (f"{name}=", f"{name} ="))
+    assert "equal" not in found.values()
+
+
 def test_every_field_of_this_peft_is_known_and_has_a_case():
     fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     assert not fields - FIELDS.keys(), "fields of the installed PEFT that no reader has looked at"

@@ -205,7 +205,7 @@ def test_gpt2_aliases_win(keys, readers):
     assert_alike(reader, changed(reader, **keys))
 
 
-@pytest.mark.parametrize("text, match", [('{"a": NaN', "NaN is no JSON number"), ('{"a": 1e999', "1e999 is out of range"),
+@pytest.mark.parametrize("text, match", [('{"a": NaN', "NaN is no JSON number"), ('{"a": 1e999', "a number out of range: 1e999"),
                                          ('{"a": "\\ud800"', "not valid JSON")])
 def test_json_that_the_c_engine_does_not_read(text, match, readers):
     reader = readers("llama")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Callable
 
@@ -16,7 +15,7 @@ from dynadapt.experiments.dyneval import build_engine
 from dynadapt.model import linear_shapes, peft_name
 from dynadapt.model.errors import ModelError
 
-NEVER = sys.maxsize          # `every`: the engine scores and does not learn
+NEVER = 2**31 - 1          # `every`: the engine scores and does not learn
 
 
 def is_adapter(path: str) -> bool:
