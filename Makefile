@@ -14,7 +14,7 @@ NATIVE := CMakeLists.txt setup.py $(shell find csrc cmake -type f)
 
 help:
 	@echo "make demo       compare ways of adapting SmolLM2-135M on a real text; table and picture in runs/demo/"
-	@echo "make test       run all tests (two files at a time: make test ARGS='-n 2 --dist loadfile')"
+	@echo "make test       run all tests, two files at a time (one process, for a debugger: make test ARGS='-n 0')"
 	@echo "make package    build the source distribution and the wheel in isolation, install and run it"
 	@echo "make venv       set up .venv with the native extension, and nothing else"
 	@echo "make bench      time one adapt step against transformers + peft (about 20 minutes)"
@@ -41,7 +41,7 @@ demo: venv
 	$(BIN)/dynadapt demo
 
 test: venv
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 package: venv
 	$(BIN)/python -m pytest tests/test_distribution.py -m slow

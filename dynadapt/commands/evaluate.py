@@ -33,7 +33,7 @@ def add_options(command) -> None:
     add_config_options(command)
     command.add_argument("--out", metavar="runs/NAME", help="directory of the run (default: one named after model, text and adapt)")
     command.add_argument("--resume", action="store_true", help="go on with a run that was stopped; the remaining scores are the same, bit for bit")
-    command.add_argument("--scores", action="store_true", help="write every token's NLL to scores.npy (document, position, nll)")
+    command.add_argument("--scores", action="store_true", help="write every token's NLL, id and place in the text to scores.npy, which dynadapt compare reads")
     command.add_argument("--checkpoint", type=at_least(0), default=64, metavar="N", help="save every N segments, 0 for never (default: 64)")
     command.add_argument("--quiet", action="store_true", help="end with one line instead of a table")
 
