@@ -26,7 +26,6 @@ from typing import BinaryIO, Iterator
 import numpy as np
 from tokenizers import Tokenizer
 
-from dynadapt.model.tokenizer import check_backend
 
 CHUNK = 1 << 16      # bytes read at a time
 WINDOW = 1 << 15     # characters encoded at a time
@@ -162,6 +161,7 @@ def streaming_tokenizer(tokenizer) -> Tokenizer:
                       if getattr(inner, name, None) is not None), None)
         if inner is None:
             raise TypeError(f"tokenizer: {type(tokenizer).__name__} holds no tokenizers.Tokenizer")
+    from dynadapt.model.tokenizer import check_backend  # here: it takes torch, without which texts can be looked at
     check_backend(inner, "tokenizer")
     content = json.loads(inner.to_str())
     content.update(post_processor=None, truncation=None, padding=None)

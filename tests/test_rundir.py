@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -134,21 +135,45 @@ def test_a_finished_run_whose_files_are_others_is_refused(base, tmp_path):
     goes_on(config_of(base), torn, base / "whole")
 
 
-def test_runs_without_checksums_go_on_and_say_so(base, stopped):
-    """As versions before 2 of the state wrote them."""
-    path = stopped / STATE / "state.json"
+def as_before_checksums(run: Path) -> None:
+    """A stopped run as versions wrote it whose checkpoints had no digests, and whose scores had three columns."""
+    path = run / STATE / "state.json"
     state = read_json(path)
     seen = state.pop("seen")
     for name in ("files", "digest"):
         del state[name]
-    path.write_text(json.dumps({**state, "metrics_bytes": seen["metrics"]["bytes"], "scores": seen["scores"]["bytes"] // 12}))
-    (stopped / "inputs.json").unlink()
+    count = 0
+    if seen["scores"]:
+        rows = np.load(run / "scores.npy")
+        count = len(rows)
+        np.save(run / "scores.npy", rows[["document", "position", "nll"]].astype([("document", "<i4"), ("position", "<i4"), ("nll", "<f4")]))
+    path.write_text(json.dumps({**state, "metrics_bytes": seen["metrics"]["bytes"], "scores": count}))
+    (run / "inputs.json").unlink()
+
+
+def test_runs_without_checksums_go_on_and_say_so(base, tmp_path):
+    whole, out = run(config_of(base), tmp_path / "whole", RunOptions()), tmp_path / "run"
+    with pytest.raises(Stopped):
+        run(config_of(base), out, RunOptions(checkpoint=2), stop_at(4))
+    as_before_checksums(out)
+    short = Path(shutil.copytree(out, tmp_path / "short"))
+    shorten(short / "metrics.jsonl")
+    again = RunOptions(resume=True, checkpoint=2)
+    with pytest.warns(RunNote, match="kept no checksums"), pytest.raises(RunError, match="metrics.jsonl is too short"):
+        run(config_of(base), short, again)
+    with pytest.warns(RunNote, match="kept no checksums"), pytest.warns(RunNote, match="kept no digests of texts and model"):
+        assert run(config_of(base), out, again)["nll"] == whole["nll"]
+
+
+def test_scores_of_other_columns_are_refused_and_kept(base, stopped):
+    as_before_checksums(stopped)
     short = Path(shutil.copytree(stopped, stopped.with_name("short")))
     shorten(short / "scores.npy")
-    with pytest.warns(RunNote, match="kept no checksums"), pytest.raises(RunError, match="scores.npy is too short"):
-        run(config_of(base), short, RESUME)
-    with pytest.warns(RunNote, match="kept no checksums"), pytest.warns(RunNote, match="kept no digests of texts and model"):
-        goes_on(config_of(base), stopped, base / "whole")
+    for out, message in ((short, "scores.npy is too short"), (stopped, "kept document, position, nll of each token")):
+        before = contents(out)
+        with pytest.warns(RunNote, match="kept no checksums"), pytest.raises(RunError, match=message):
+            run(config_of(base), out, RESUME)
+        assert contents(out) == before
 
 
 def test_lost_checkpoints_are_said(base, stopped):

@@ -65,6 +65,17 @@ class Growing:
         self.file.close()
 
 
+def check_columns(path: Path) -> None:
+    """RunError where the rows of a scores.npy are not those that are written now."""
+    try:
+        columns = np.load(path, mmap_mode="r").dtype
+    except (OSError, ValueError):
+        return                                       # `verified` says what is wrong with it
+    if columns != SCORE:
+        raise RunError(f"{path} was begun by a version that kept {', '.join(columns.names or ['nothing known'])} of each token; this one keeps "
+                       f"{', '.join(SCORE.names)}: go on with that version, or choose another --out")
+
+
 def verified(path: Path, record: dict, header: int = 0):
     """The sha256 object of the part of a growing file that a record saw; RunError, naming the file, where it is another."""
     wanted = f"its first {record['bytes']:,} bytes{' after the header' * bool(header)} belong to what was saved last"
@@ -111,9 +122,6 @@ class Scores:
     HEADER = 256
 
     def __init__(self, path: Path, record: dict | None):
-        if record and record["bytes"] and (columns := np.load(path, mmap_mode="r").dtype) != SCORE:
-            raise RunError(f"{path} was begun by a version that kept {', '.join(columns.names or ['nothing known'])} of each token; this one keeps "
-                           f"{', '.join(SCORE.names)}: go on with that version, or choose another --out")
         self.count = record["bytes"] // SCORE.itemsize if record else 0
         self.growing = Growing(path, record, self.HEADER)
         self.growing.overwrite_header(self._header())

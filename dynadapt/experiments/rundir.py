@@ -23,7 +23,7 @@ import numpy as np
 from dynadapt.digests import sync_tree
 from dynadapt.environment import environment
 from dynadapt.experiments.checkpoints import keep_only, newest_whole, saved_states, write_state
-from dynadapt.experiments.growing import SCORE, Metrics, Scores, header_bytes, verified
+from dynadapt.experiments.growing import SCORE, Metrics, Scores, check_columns, header_bytes, verified
 from dynadapt.experiments.whole_files import DiskError, RunError, RunNote, disk_error, note, os_error, read_json, write_json
 
 __all__ = ["SCORE", "DiskError", "Follower", "RunDirectory", "RunError", "RunNote", "Scores", "check_finished", "disk_error",
@@ -31,6 +31,7 @@ __all__ = ["SCORE", "DiskError", "Follower", "RunDirectory", "RunError", "RunNot
 FIRST = ("env.json", "inputs.json", "config.json")
 BEGINNING = (".lock", *FIRST, *(f"{name}.tmp" for name in FIRST))       # what a run that is being begun may have
 UNSCORED = ("metrics.jsonl", "scores.npy", "checkpoint", "texts")      # and one in which nothing was scored
+ROW_BEFORE = 12                                      # bytes of a row of scores.npy in runs whose checkpoints have no digests
 VARYING = ("memory_bytes", "cores", "system")            # of env.json, on which no number depends
 
 
@@ -151,6 +152,7 @@ class RunDirectory:
         verified(self.path / "metrics.jsonl", metrics)
         if scores is not None:
             verified(self.path / "scores.npy", scores, header_bytes(self.path / "scores.npy"))
+            check_columns(self.path / "scores.npy")
 
     # ---- beginning
 
@@ -281,7 +283,7 @@ def _growing_records(state: dict) -> tuple[dict, dict | None]:
         return state["seen"]["metrics"], state["seen"]["scores"]
     count = state.get("scores", 0)
     return ({"bytes": state["metrics_bytes"], "sha256": None},
-            {"bytes": count * SCORE.itemsize, "sha256": None} if count else None)
+            {"bytes": count * ROW_BEFORE, "sha256": None} if count else None)
 
 
 def _with_earlier(here: dict, before: dict, segments: int, path: Path) -> dict:
