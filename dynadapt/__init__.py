@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .experiments.publish import Server, publish
     from .memory import Overlap, SegmentMemory
-    from .model import load
+    from .model.load import load
     from .session import Session, attach
 
 __version__ = "0.1.0"

@@ -7,6 +7,7 @@ import math
 import torch
 
 from . import torch_ops
+from .checks import integer, is_integer, number, wrong
 from .ops.precision import wide_dtype
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -35,9 +36,9 @@ class LinearCrossEntropy(torch.nn.Module):
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}")
-        if not isinstance(ignore_index, int):
-            raise ValueError(f"ignore_index={ignore_index!r}: expected a whole number")
-        self.reduction, self.ignore_index = reduction, ignore_index
+        if not is_integer(ignore_index):
+            raise wrong("ignore_index", ignore_index, "a whole number")
+        self.reduction, self.ignore_index = reduction, int(ignore_index)
 
     def forward(self, input: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """input [..., H], weight [V, H], target int64 [...] -> a scalar, or [...] for reduction="none"."""
@@ -95,9 +96,8 @@ class LoRALinear(torch.nn.Linear):
         return self
 
     def _adapt(self, rank, alpha) -> None:
-        if not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"rank={rank!r}: expected a whole number, 1 or more")
-        self.rank, self.alpha = rank, float(alpha)
+        self.rank = integer("rank", rank, expected="a whole number, 1 or more")
+        self.alpha = float(number("alpha", alpha, "a finite number", lambda x: True))
         self.requires_grad_(False)
         like = {"device": self.weight.device, "dtype": wide_dtype(self.weight.dtype)}
         self.lora_A = torch.nn.Parameter(torch.empty(rank, self.in_features, **like))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import select
 import sys
 
 ERRORS = "dynadapt.printable"
@@ -44,8 +45,20 @@ def reader_left() -> bool:
         _discard()
         return True
     except (OSError, ValueError):
-        pass
+        return False
+    if _broken():                                    # without a buffer the write that failed has left nothing to flush
+        _discard()
+        return True
     return False
+
+
+def _broken() -> bool:
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 def finish(code):

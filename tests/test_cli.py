@@ -146,6 +146,10 @@ def test_export_gives_a_peft_directory(model_directory, text, tmp_path, capsys):
     assert call("export", tmp_path / "run", "--out", tmp_path / "adapter") == 0
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 2
+    (tmp_path / "mine.tmp").mkdir()
+    (tmp_path / "mine.tmp" / "notes.txt").write_text("mine")
+    assert call("export", tmp_path / "run", "--out", tmp_path / "mine") == 0
+    assert (tmp_path / "mine.tmp" / "notes.txt").read_text() == "mine" and not list(tmp_path.glob(".mine*"))
     capsys.readouterr()
     assert call("export", tmp_path / "run", "--out", tmp_path / "adapter") == 2
     assert call("export", tmp_path / "run", "--stream", 1, "--out", tmp_path / "other") == 2

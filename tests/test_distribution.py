@@ -137,7 +137,8 @@ def test_a_wheel_has_every_module_and_what_modules_read(wheel, source):
     found = in_package(wheel)
     modules = {f"dynadapt/{path.relative_to(source / 'dynadapt')}" for path in (source / "dynadapt").rglob("*.py")}
     kernels = {f"dynadapt/kernels/{path.relative_to(source / 'kernels')}" for path in (source / "kernels").rglob("*.py")}
-    data = {"dynadapt/py.typed", "dynadapt/jax/ffi.cpp", "dynadapt/kernels/choices.json", "dynadapt/plan/measured.json"}
+    data = {"dynadapt/py.typed", "dynadapt/jax/ffi.cpp", "dynadapt/kernels/choices.json", "dynadapt/plan/measured.json",
+            "dynadapt/experiments/compare/page.html"}
     assert modules | kernels | data <= found
     rest = found - modules - kernels - data
     assert {name for name in rest if not re.fullmatch(r"dynadapt/(include|share)/.*|dynadapt/(lib\w+|_C\..*)\.so", name)} == set()

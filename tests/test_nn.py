@@ -1,6 +1,7 @@
 """dynadapt.nn: the modules against torch's own, in eager mode and compiled; and when a frozen weight is packed anew."""
 import copy
 import io
+import math
 
 import pytest
 import torch
@@ -53,8 +54,16 @@ def test_a_new_adapter_changes_nothing_and_the_state_dict_is_linears():
     other = LoRALinear(8, 6, rank=2)
     missing = other.load_state_dict(torch.nn.Linear(8, 6).state_dict(), strict=False)
     assert missing.missing_keys == ["lora_A", "lora_B"] and not missing.unexpected_keys
-    with pytest.raises(ValueError, match="rank=0"):
-        LoRALinear(8, 6, rank=0)
+    for wrong in (0, True, 2.0, "4", None):
+        with pytest.raises(ValueError, match=f"rank={wrong!r}"):
+            LoRALinear(8, 6, rank=wrong)
+    for wrong in (math.nan, math.inf, True, "4", None):
+        with pytest.raises(ValueError, match="alpha="):
+            LoRALinear(8, 6, alpha=wrong)
+    with pytest.raises(ValueError, match="ignore_index=True"):
+        LinearCrossEntropy(ignore_index=True)
+    with pytest.raises(ValueError, match="weight has dtype torch.float16"):
+        LoRALinear(8, 6, rank=2).half()(torch.randn(3, 8).half())
 
 
 def kept(layer) -> bool:

@@ -132,5 +132,6 @@ def test_merged_lines_and_scores():
     assert [(of["process"], of["documents"], of["total_tokens"], of["total_nll"]) for of in merged] == [
         (0, [2, None], 4, 1.0), (1, [0, None], 6, 2.0), (0, [2, None], 10, 2.4)]
     assert [of["total_seconds"] for of in merged] == [1.0, 1.0, 2.0]
-    parts = [np.array([(0, 2, 0.5), (0, 1, 0.25)], SCORE), np.array([(1, 1, 4.0), (0, 1, 3.0)], SCORE)]
-    assert merged_scores(parts, [[1], [0, 2]]).tolist() == [(0, 1, 3.0), (1, 1, 0.25), (1, 2, 0.5), (2, 1, 4.0)]
+    row = lambda document, position, nll: (document, position, nll, 7, position, position + 1)  # noqa: E731
+    parts = [np.array([row(0, 2, 0.5), row(0, 1, 0.25)], SCORE), np.array([row(1, 1, 4.0), row(0, 1, 3.0)], SCORE)]
+    assert merged_scores(parts, [[1], [0, 2]]).tolist() == [row(0, 1, 3.0), row(1, 1, 0.25), row(1, 2, 0.5), row(2, 1, 4.0)]

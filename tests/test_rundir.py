@@ -176,6 +176,13 @@ def test_scores_of_other_columns_are_refused_and_kept(base, stopped):
         assert contents(out) == before
 
 
+def test_a_text_that_turns_out_empty_leaves_nothing_to_go_on_with(base, tmp_path):
+    with pytest.raises(TextError):
+        run(config_of(base, text=("/dev/null",)), tmp_path / "run", OPTIONS)
+    run(config_of(base), tmp_path / "run", OPTIONS)
+    assert read_run(tmp_path / "run").summary["nll"] == read_run(base / "whole").summary["nll"]
+
+
 def test_lost_checkpoints_are_said(base, stopped):
     shutil.rmtree(stopped / "checkpoint")
     with pytest.warns(RunNote, match="has no checkpoint: it starts over"):
@@ -427,3 +434,14 @@ def test_files_are_utf8_under_any_locale():
             elif name == "open" and isinstance(node.func, ast.Name):
                 binary = any("b" in word and len(word) <= 3 for word in words)
                 assert binary or "encoding" in named, f"{file}:{node.lineno}"
+
+
+def test_a_reader_that_leaves_stops_the_run_with_what_was_scored(base, tmp_path):
+    """As `dynadapt eval | head -1`, or a sweep that is killed while its cell prints."""
+    def gone(event):
+        if event["segment"] == 2:
+            raise BrokenPipeError
+    with pytest.raises(BrokenPipeError):
+        run(config_of(base), tmp_path / "run", RunOptions(scores=True, checkpoint=1000), gone)
+    assert [state.name for state in saved_states(tmp_path / "run")] == ["00000003"]
+    goes_on(config_of(base), tmp_path / "run", base / "whole")

@@ -91,6 +91,18 @@ def test_nobody_reads(words):
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+def test_nobody_reads_what_is_not_buffered(tmp_path):
+    """Then the write itself fails, somewhere inside the command."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([sys.executable, "-m", "dynadapt", "info"], stdout=writer, stderr=subprocess.PIPE,
+                              env={**EMPTY, "PYTHONUNBUFFERED": "1"}, timeout=300)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_no_room_for_the_output():
     for words in (("--help",), ("info",)):

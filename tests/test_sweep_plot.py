@@ -18,7 +18,7 @@ from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.demo import VARIANTS, run_demo
 from dynadapt.experiments.metrics import read_metrics, read_run
 from dynadapt.experiments.plot import _plain_static, plot_runs
-from dynadapt.experiments.rundir import RunError
+from dynadapt.experiments.rundir import RunError, RunNote
 from dynadapt.experiments.sweep import expand, read_sweep, run_sweep
 from tiny import english, tiny_directory
 
@@ -193,6 +193,10 @@ def test_pictures_need_the_files_only(tmp_path):
         plot_runs(paths, str(tmp_path / "p.gif"))
     with pytest.raises(RunError, match="no such run"):
         plot_runs([str(tmp_path / "missing")])
+    (tmp_path / "runs" / "mine").mkdir()
+    with pytest.warns(RunNote) as said:                           # as the shell gives runs/*, with the picture of the last time
+        plot_runs([*map(str, paths), str(tmp_path / "runs" / "plot.png"), str(tmp_path / "runs" / "mine")])
+    assert [str(note.message).rpartition("/")[2] for note in said] == ["plot.png is a file; left out", "mine is no run (no config.json); left out"]
 
 
 def test_differences_are_to_the_plain_static_run_with_the_shortest_segments(tmp_path):

@@ -30,6 +30,9 @@ def run(arguments) -> int:
     from dynadapt.experiments.compare import read_compared, summarise, write_page
     from dynadapt.experiments.compare.files import write_csv, write_summary
     out = Path(arguments.out) if arguments.out else Path(os.path.commonpath([Path(run).absolute().parent for run in arguments.run])) / "compare.html"
+    files = [path.absolute() for path in (out, *(Path(name) for name in (arguments.json, arguments.csv) if name))]
+    if len(set(files)) < len(files):
+        raise ValueError(f"out {out}, json {arguments.json}, csv {arguments.csv}: give each a name of its own")
     compared = read_compared(arguments.run)
     summary = summarise(compared)
     write_page(out, compared, summary)
@@ -49,7 +52,9 @@ def _print(summary: dict) -> None:
     from rich.table import Table
 
     from dynadapt.experiments.compare.tables import sentence
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for text in summary["notes"]:
+        console.print(f"note: {text}")
     for pair in summary["pairs"]:
         console.print(sentence(summary, pair))
         table = Table(box=None, pad_edge=False)

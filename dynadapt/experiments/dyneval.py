@@ -181,7 +181,8 @@ class _Run:
         with interruptible() as stop:
             try:
                 self._loop(progress, stop)
-            except TextError:                        # found while reading the next segment: the ones before are whole
+            except (TextError, BrokenPipeError):     # found while reading the next segment, or while telling of the last one:
+                                                     # those before are whole
                 self._save()
                 raise
             if stop.signal:
@@ -266,8 +267,8 @@ class _Run:
         }
 
     def _save(self) -> None:
-        if not self.options.checkpoint or self.saved_at == self.totals["segments"]:
-            return
+        if not self.options.checkpoint or self.saved_at == self.totals["segments"] or not self.totals["segments"]:
+            return                                   # where nothing was scored, nothing is kept: the directory can be begun anew
         state = {"segments": self.totals["segments"], "totals": self.totals, "feed": self.position, "texts": self.facts,
                  "documents": [{"text": self.config.text.index(d.source.spec), "start": d.start, "stop": d.stop, "state": d.state, "byte": d.byte}
                                for d in self.documents]}

@@ -9,6 +9,7 @@ from dynadapt.adapt.peft_format import read_settings, read_tensors
 from dynadapt.engine_state import adapter_directory
 from dynadapt.experiments.checkpoints import last_state
 from dynadapt.experiments.rundir import RunError, read_json
+from dynadapt.experiments.whole_files import new_directory
 
 
 def export_run(run: Path, out: Path, stream: int = 0) -> Path:
@@ -28,12 +29,9 @@ def export_adapter(run: Path, out: Path, stream: int = 0) -> Path:
     """
     source = run_adapter(run, stream)
     read_tensors(source, read_settings(source)["r"])     # a damaged one is refused here, by name
-    if out.exists():
-        raise RunError(f"{out} exists; name a directory that does not")
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    temporary.rename(out)
+    with new_directory(out) as folder:
+        for file in sorted(source.iterdir()):
+            shutil.copyfile(file, folder / file.name)
     return out
 
 

@@ -12,7 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dynadapt.experiments.metrics import Run, read_run
-from dynadapt.experiments.rundir import RunError, disk_error
+from dynadapt.experiments.rundir import RunError, disk_error, read_json
+from dynadapt.experiments.whole_files import note
 
 COLOURS = {"none": "#6b7280", "lora": "#2563eb", "rows": "#d97706", "full": "#0f8a5f"}
 CYCLE = ["#2563eb", "#d97706", "#0f8a5f", "#b91c6b", "#7c3aed", "#0891b2", "#a16207", "#dc2626", "#4b5563", "#65a30d"]
@@ -71,12 +72,32 @@ def _looks(runs: list[Run]) -> list[dict]:
              "linestyle": DASHES[remembers] if distinct else "-"} for i, (adapt, remembers) in enumerate(kinds)]
 
 
+def _runs_in(paths: list[Path]) -> list[Run]:
+    """The runs of `dynadapt eval` among these. What else there is, is said and left out; RunError where nothing is left."""
+    left = {path: _no_run(path) for path in paths}
+    chosen = [path for path, reason in left.items() if reason is None]
+    if not chosen:
+        raise RunError("; ".join(left.values()))
+    for reason in filter(None, left.values()):
+        note(f"{reason}; left out")
+    return [read_run(path) for path in chosen]
+
+
+def _no_run(path: Path) -> str | None:
+    """Why there is nothing to draw here; None for a run of `dynadapt eval`."""
+    if not path.is_dir():
+        return f"{path} is a file" if path.exists() else f"{path}: no such run directory"
+    if not (path / "config.json").is_file():
+        return f"{path} is no run (no config.json)"
+    kind = read_json(path / "config.json").get("kind")
+    if kind == "reweight":
+        return f"{path} is a reweighting run: draw it with dynadapt reweight plot --out {path}"
+    return f"{path} is a run of dynadapt {kind}" if kind else None
+
+
 def plot_runs(paths: list[str], out: str | None = None) -> list[Path]:
     """One picture with three panels; returns its path. Unfinished runs show in the last panel only."""
-    runs = [read_run(path) for path in dict.fromkeys(os.path.normpath(path) for path in paths)]
-    for run in runs:
-        if run.config.get("kind") == "reweight":
-            raise RunError(f"{run.path} is a reweighting run: draw it with dynadapt reweight plot --out {run.path}")
+    runs = _runs_in([Path(path) for path in dict.fromkeys(os.path.normpath(path) for path in paths)])
     runs = [run for run in runs if run.metrics]
     if not runs:
         raise RunError(f"{', '.join(paths)}: nothing scored yet, so nothing to draw")

@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 from dynadapt.digests import sync_tree
@@ -53,9 +55,62 @@ def write_json(path: Path, content: dict) -> None:
         raise disk_error(error, path) from error
 
 
+def replace_file(path: Path, text: str) -> None:
+    """`text` into a file beside it that nobody else has, which then takes its name: whole, or what was there before stays."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a directory")
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(text)
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            discard(temporary)
+        raise RunError(f"{path}: can't write: {_reason(error)}") from error
+
+
+@contextmanager
+def new_directory(out: Path):
+    """A directory that nobody else has, which takes the name `out` when all that is done inside has been done; else it goes.
+
+    Raises RunError where `out` exists or can't be made.
+    """
+    if out.exists():
+        raise RunError(f"{out} exists; name a directory that does not")
+    temporary = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        temporary.rename(out)
+        temporary = None
+    except Exception as error:
+        cause = os_error(error, out.parent)
+        if cause is None or isinstance(error, RunError):
+            raise
+        raise RunError(f"{out}: can't write: {_reason(cause)}") from error
+    finally:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _reason(error: OSError) -> str:
+    return "no space left on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
+
+
 def disk_error(error: OSError, path: Path) -> DiskError:
-    reason = "no space left on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
-    return DiskError(f"{path}: can't write: {reason}. What was scored so far is kept; make room and run again with --resume")
+    return DiskError(f"{path}: can't write: {_reason(error)}. What was scored so far is kept; make room and run again with --resume")
 
 
 def os_error(error: BaseException, folder: Path) -> OSError | None:

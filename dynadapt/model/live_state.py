@@ -73,6 +73,8 @@ def _check_frequencies(what, found, config):
 
 @torch.no_grad()
 def _check_activation(what, function, config):
+    if getattr(function, "_forward_hooks", None) or getattr(function, "_forward_pre_hooks", None):
+        raise ModelError(f"{what} has forward hooks, which may change what it computes: remove them first")
     x = torch.linspace(-4, 4, 33)
     expected = _ACTIVATIONS[config.activation](x)
     y = function(x)

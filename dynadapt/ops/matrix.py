@@ -48,6 +48,8 @@ def make_matrix(weight: torch.Tensor, backend: str, dtype: torch.dtype, device="
     weight = weight.detach().to(device=device, dtype=dtype).contiguous()
     if backend != "cpu":
         return DenseMatrix(weight)
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"weight has dtype {weight.dtype}: the CPU kernels take torch.float32 or torch.bfloat16")
     return native_module().PackedMatrix(weight)
 
 

@@ -316,6 +316,10 @@ def _activation(model):
     model.model.layers[0].mlp.act_fn = torch.nn.GELU()
 
 
+def _activation_hook(model):
+    model.model.layers[0].mlp.act_fn.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
 def _eps(model):
     model.model.norm.variance_epsilon = 1e-2
 
@@ -377,7 +381,8 @@ def _wrapper(model):
 CHANGES = {
     _scaling: r"layers\.1\.self_attn\.scaling is 0\.\d+, the config gives", _multiplied: "attention_multiplier = 0.5",
     _hook: r"differ by .* forward hooks on model\.layers\.0\.mlp", _forward: r"a forward of its own on model\.layers\.0\.mlp",
-    _softcap: "forward hooks on lm_head", _activation: r"layers\.0\.mlp\.act_fn is a GELU", _eps: r"model\.norm\.variance_epsilon is 0\.01",
+    _softcap: "forward hooks on lm_head", _activation: r"layers\.0\.mlp\.act_fn is a GELU",
+    _activation_hook: r"layers\.0\.mlp\.act_fn has forward hooks", _eps: r"model\.norm\.variance_epsilon is 0\.01",
     _frequencies: r"rotary_emb\.inv_freq has other values", _dropout: r"self_attn\.attention_dropout is 0\.1",
     _fewer_layers: "is missing", _reordered: "a forward of its own on model", _gptq: "q_proj is a Packed with a weight of NoneType, qweight",
     _bitsandbytes: "q_proj is a Linear with a weight of Parameter, quant_state", _dynamic: "is a Linear with a weight of method",

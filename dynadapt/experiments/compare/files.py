@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
 from pathlib import Path
 
 from dynadapt.experiments.compare.joined import Compared
 from dynadapt.experiments.compare.tables import classes_of
 from dynadapt.experiments.diagnose.classes import CLASSES
-from dynadapt.experiments.rundir import disk_error, write_json
+from dynadapt.experiments.whole_files import replace_file
 
 
 def write_summary(path: Path, summary: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, summary)
+    replace_file(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, compared: Compared, summary: dict) -> None:
     """A line a token: document, place in it, id, first and last byte, text, class, tokens since it stood there last, and NLLs."""
     head = ["document", "position", "token", "start", "stop", "text", "class", "last_seen", *(f"nll {run['title']}" for run in summary["runs"])]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            lines = csv.writer(file)
-            lines.writerow(head)
-            columns = (compared.document, compared.position, compared.token, compared.start, compared.stop, compared.pieces, classes_of(compared),
-                       compared.last_seen, *compared.nll)
-            for document, position, token, start, stop, piece, kind, seen, *nll in zip(*columns):
-                lines.writerow([compared.names[document], position, token, start, stop, piece, CLASSES[kind], seen, *(f"{x:.6f}" for x in nll)])
-    except OSError as error:
-        raise disk_error(error, path) from error
+    text = io.StringIO(newline="")
+    lines = csv.writer(text)
+    lines.writerow(head)
+    columns = (compared.document, compared.position, compared.token, compared.start, compared.stop, compared.pieces, classes_of(compared),
+               compared.last_seen, *compared.nll)
+    for document, position, token, start, stop, piece, kind, seen, *nll in zip(*columns):
+        lines.writerow([compared.names[document], position, token, start, stop, piece, CLASSES[kind], seen, *(f"{x:.6f}" for x in nll)])
+    replace_file(path, text.getvalue())

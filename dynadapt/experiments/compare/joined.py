@@ -40,6 +40,12 @@ class Compared:
         return [self.texts[d][a:b].decode("utf-8", "replace") for d, a, b in zip(self.document, self.start, self.stop)]
 
     @cached_property
+    def partial(self) -> np.ndarray:
+        """[N] whether a token is some of a character's bytes: it covers none, or the one before it in the text does."""
+        empty = self.start == self.stop
+        return empty | np.concatenate([[False], empty[:-1] & (self.document[1:] == self.document[:-1])])
+
+    @cached_property
     def last_seen(self) -> np.ndarray:
         """[N] how many tokens ago the same id stood in this document, 0 where it had not."""
         found, where = np.zeros(len(self.token), np.int64), {}
@@ -90,7 +96,7 @@ def _check(run: Run) -> None:
 def _same(first: Run, other: Run) -> None:
     for name in SAME if first.config.get("split") else ("text", "split"):
         mine, theirs = first.config.get(name), other.config.get(name)
-        if mine != theirs:
+        if mine != theirs and not (name == "text" and _contents(first) == _contents(other) is not None):
             raise RunError(f"{other.path} has {name} {theirs!r}, {first.path} has {mine!r}: they did not score the same text")
     mine, theirs = _digests(first), _digests(other)
     for spec, digest in mine.items():
@@ -98,12 +104,22 @@ def _same(first: Run, other: Run) -> None:
             raise RunError(f"{other.path} scored another version of {spec} than {first.path}: the text has changed in between")
 
 
+def input_digest(run: Run, name: str):
+    """What inputs.json keeps of something that the run's numbers depend on; None where it keeps nothing."""
+    path = run.path / "inputs.json"
+    return read_json(path).get(name) if path.exists() else None
+
+
 def _digests(run: Run) -> dict[str, str]:
     """The sha256 of each text that could be read twice, by its name in the configuration."""
-    path = run.path / "inputs.json"
-    inputs = read_json(path) if path.exists() else {}
-    known = {spec: inputs.get(f"text {spec!r}") for spec in run.config["text"]}
+    known = {spec: input_digest(run, f"text {spec!r}") for spec in run.config["text"]}
     return {spec: facts["sha256"] for spec, facts in known.items() if facts}
+
+
+def _contents(run: Run) -> list[str] | None:
+    """The sha256 of all texts in order; None where one is not known."""
+    known = _digests(run)
+    return [known[spec] for spec in run.config["text"]] if known.keys() >= set(run.config["text"]) else None
 
 
 def _rows(run: Run) -> np.ndarray:
@@ -128,11 +144,13 @@ def _texts(run: Run, rows: np.ndarray) -> tuple[bytes, ...]:
         index = 0 if run.config.get("split") else number
         spec, inside = run.config["text"][index], rows["document"] == number
         source = Source(spec)
+        if spec != "-" and not source.builtin and not Path(spec).exists():
+            raise RunError(f"text {spec!r}, which {run.path} scored, is not in {Path.cwd()}: run this where the run was made")
         if not source.seekable:
             raise RunError(f"{run.path} read {spec!r}, a pipe, which can't be read again: score a file to see its tokens")
         with source.open() as file:
             content = file.read()
         if digests.get(spec, "") not in ("", hashlib.sha256(content).hexdigest()):
-            raise RunError(f"text {spec!r} has changed since {run.path} scored it: put it back, or score it again")
+            raise RunError(f"text {spec!r} is not what {run.path} scored: it has changed since, or {Path.cwd()} has another of that name")
         texts.append(content if inside.any() else b"")
     return tuple(texts)

@@ -13,7 +13,7 @@ import numpy as np
 from dynadapt.experiments.compare.joined import Compared
 from dynadapt.experiments.compare.tables import classes_of, sentence
 from dynadapt.experiments.diagnose.classes import CLASSES
-from dynadapt.experiments.diagnose.page import write_html
+from dynadapt.experiments.whole_files import replace_file
 
 
 def write_page(path: Path, compared: Compared, summary: dict) -> None:
@@ -22,7 +22,7 @@ def write_page(path: Path, compared: Compared, summary: dict) -> None:
     title = f"{Path(summary['model']).stem} on {', '.join(compared.names[:3])}" + (" and more" if len(compared.names) > 3 else "")
     # No "<" reaches the page as itself, so that no text can end the element that holds it.
     data = json.dumps(_data(compared, summary), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    write_html(path, template.replace("@TITLE@", escape(title)).replace("@DATA@", data))
+    replace_file(path, template.replace("@TITLE@", escape(title)).replace("@DATA@", data))
 
 
 def _pack(values: np.ndarray, kind: str) -> str:
@@ -36,6 +36,7 @@ def _data(compared: Compared, summary: dict) -> dict:
     return {
         "what": f"{summary['tokens']:,} tokens, {summary['bytes']:,} bytes; before: {runs[0]['title']}"
                 + (f"; after: {runs[1]['title']}" if len(runs) == 2 else ""),
+        "notes": summary["notes"],
         "runs": [run["title"] for run in runs],
         "text": "".join(pieces),
         "length": _pack(units, "<u4"),

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dynadapt.experiments.compare.joined import Compared
+from dynadapt.experiments.compare.joined import Compared, input_digest
 from dynadapt.experiments.diagnose import attribution
 from dynadapt.experiments.diagnose.classes import CLASSES, classify
 from dynadapt.experiments.diagnose.scored import Scored
@@ -14,6 +14,7 @@ from dynadapt.experiments.diagnose.verdict import plural
 from dynadapt.experiments.plot import _labels
 
 BITS = 1 / math.log(2)
+PART = "\ufffd"               # what a token reads as that is some of a character's bytes
 
 
 def titles(compared: Compared) -> list[str]:
@@ -24,9 +25,10 @@ def titles(compared: Compared) -> list[str]:
 def classes_of(compared: Compared) -> np.ndarray:
     """[N] index into CLASSES of each token. Keywords need a text to compare with and are not told apart here."""
     types, of, counts = np.unique(compared.token, return_inverse=True, return_counts=True)
+    partial = compared.partial
     texts = [""] * len(types)
-    for i, piece in zip(of, compared.pieces):
-        texts[i] = texts[i] or piece
+    for i, piece, part in zip(of, compared.pieces, partial):
+        texts[i] = PART if part else texts[i] or piece
     return classify(texts, counts, None)[of]
 
 
@@ -36,12 +38,30 @@ def summarise(compared: Compared) -> dict:
     return {
         "text": list(compared.runs[0].config["text"]),
         "model": compared.runs[0].config["model"],
+        "notes": notes(compared),
         "tokens": len(compared.token),
         "bytes": int((compared.stop - compared.start).sum()),
         "runs": [{"path": str(run.path), "title": label, "nll": float(nll.mean()), "bits_per_byte": _bits(compared, nll), **_costs(run)}
                  for run, label, nll in zip(compared.runs, labels, compared.nll)],
         "pairs": [_pair(compared, k, classes, labels) for k in range(1, len(compared.runs))],
     }
+
+
+def notes(compared: Compared) -> list[str]:
+    """What a reader has to know before reading a difference as the settings'."""
+    first, said = compared.runs[0], []
+    for run in compared.runs[1:]:
+        mine, theirs = input_digest(first, "the model"), input_digest(run, "the model")
+        if run.config["model"] == first.config["model"] and None not in (mine, theirs) and mine != theirs:
+            said.append(f"{run.path.name} and {first.path.name} name the same model, {run.config['model']}, but its weights were others")
+        elif run.config["model"] != first.config["model"]:
+            said.append(f"{run.path.name} scored with another model, {run.config['model']}, than {first.path.name}, {first.config['model']}")
+    for run in compared.runs:
+        if run.summary is None:
+            said.append(f"{run.path.name} is unfinished")
+        elif run.summary["tokens"] != len(compared.token):
+            said.append(f"{run.path.name} scored {run.summary['tokens']:,} tokens, {len(compared.token):,} of which all runs have scored")
+    return said
 
 
 def _bits(compared: Compared, nll: np.ndarray) -> float | None:

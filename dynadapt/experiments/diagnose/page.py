@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from dynadapt.experiments.diagnose import figures, report
 from dynadapt.experiments.diagnose.verdict import plural
-from dynadapt.experiments.rundir import disk_error
+from dynadapt.experiments.whole_files import replace_file
 
 COLOURS = {"helps": "#0f8a5f", "hurts broadly": "#b91c1c", "hurts on few types": "#b45309", "inconclusive": "#4b5563"}
 
@@ -56,11 +56,7 @@ def write_page(path: Path, summary: dict) -> None:
 
 
 def write_html(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
-    except OSError as error:
-        raise disk_error(error, path) from error
+    replace_file(path, text)
 
 
 def _body(summary: dict) -> list[str]:

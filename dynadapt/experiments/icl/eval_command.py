@@ -72,6 +72,9 @@ def run_eval(arguments) -> int:
     settings = Settings(prompts=arguments.prompts, batch=arguments.batch, points=arguments.points, seed=arguments.seed,
                         baselines=None if arguments.baselines is None else tuple(arguments.baselines))
     subjects = [load_subject(path, arguments.step, arguments.device) for path in arguments.run]
+    for subject in subjects:
+        if subject.about["step"] < subject.about["steps"]:
+            print(f"{subject.name}: weights of step {subject.about['step']:,} of {subject.about['steps']:,}")
     announce = lambda text: print(f"  {text}", flush=True)  # noqa: E731
     results = evaluate(subjects, settings, announce=announce, **asked(arguments, subjects[0].dims))
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from dynadapt.experiments.checkpoints import last_state
 from dynadapt.experiments.reweight.config import ReweightConfig
 from dynadapt.experiments.reweight.setup import build_engine, load_model
 from dynadapt.experiments.rundir import RunError, read_json
+from dynadapt.experiments.whole_files import new_directory
 from dynadapt.model import hf_name, layout
 from dynadapt.model.hf_config import config_to_hf
 from dynadapt.model.layout import hf_transposed
@@ -27,17 +27,14 @@ def export_model(run: Path, out: Path) -> Path:
     model = load_model(config)
     engine = build_engine(model, config)
     engine.restore(state / "engine")
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    stored = {}
-    for name, value in learned(model, engine).items():
-        value = value.to("cpu", engine.torch_dtype)
-        stored[hf_name(model.config, name)] = (value.t() if hf_transposed(model.config, name) else value).contiguous()
-    save_file(stored, str(temporary / "model.safetensors"), {"format": "pt"})
-    (temporary / "config.json").write_text(json.dumps(config_to_hf(model.config), indent=2) + "\n", "utf-8")
-    model.tokenizer.save(temporary / "tokenizer.json")
-    temporary.rename(out)
+    with new_directory(out) as folder:
+        stored = {}
+        for name, value in learned(model, engine).items():
+            value = value.to("cpu", engine.torch_dtype)
+            stored[hf_name(model.config, name)] = (value.t() if hf_transposed(model.config, name) else value).contiguous()
+        save_file(stored, str(folder / "model.safetensors"), {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config_to_hf(model.config), indent=2) + "\n", "utf-8")
+        model.tokenizer.save(folder / "tokenizer.json")
     return out
 
 

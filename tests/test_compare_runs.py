@@ -6,10 +6,13 @@ import subprocess
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from dynadapt.cli import main
 from dynadapt.experiments.compare import read_compared, summarise, write_page
+from dynadapt.experiments.compare.tables import classes_of
 from dynadapt.experiments.config import EvalConfig
+from dynadapt.experiments.diagnose.classes import CLASSES
 from dynadapt.experiments.dyneval import RunOptions, run
 from dynadapt.experiments.rundir import RunError
 from tiny import english, tiny_directory
@@ -83,6 +86,60 @@ def test_tables_add_up(folder):
     assert pair["new"]["tokens"] + pair["repeated"]["tokens"] == len(compared.token)
 
 
+def test_bytes_of_a_character_are_no_whitespace(folder, tmp_path):
+    text = tmp_path / "t.txt"
+    text.write_text("\u732b\u304c\u597d\u304d\u3002\U0001f642 the cat sat.\n" * 12, encoding="utf-8")
+    common = dict(model=str(folder / "model"), text=(str(text),), segment=16, rank=2, dtype="fp32", backend="cpu")
+    for name, adapt in (("static", "none"), ("lora", "lora")):
+        run(EvalConfig(**common, adapt=adapt), tmp_path / name, RunOptions(scores=True))
+    compared = read_compared([tmp_path / "static", tmp_path / "lora"])
+    classes, blank = classes_of(compared), CLASSES.index("newline and whitespace")
+    partial = compared.partial
+    assert partial.sum() > 50 and not (classes[partial] == blank).any()
+    assert all(not piece.strip() for piece, kind in zip(compared.pieces, classes) if kind == blank)
+
+
+def test_other_weights_under_the_same_name_are_said(folder, tmp_path, capsys):
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    config = EvalConfig(model=str(model), text=(str(folder / "b.txt"),), segment=16, rank=2, dtype="fp32", backend="cpu", adapt="none")
+    run(config, tmp_path / "one", RunOptions(scores=True))
+    tensors = load_file(model / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, model / "model.safetensors", {"format": "pt"})
+    run(config, tmp_path / "other", RunOptions(scores=True))
+    with pytest.raises(SystemExit):
+        main(["compare", str(tmp_path / "one"), str(tmp_path / "other")])
+    assert "its weights were others" in capsys.readouterr().out
+    assert "its weights were others" in (tmp_path / "compare.html").read_text(encoding="utf-8")
+
+
+def test_the_same_text_under_another_name(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    common = dict(model=str(folder / "model"), segment=16, rank=2, dtype="fp32", backend="cpu", adapt="none")
+    for name, text in (("one", "b.txt"), ("two", "./b.txt")):
+        run(EvalConfig(**common, text=(text,)), tmp_path / name, RunOptions(scores=True))
+    assert len(read_compared([tmp_path / "one", tmp_path / "two"]).token) > 50
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="is not in .*: run this where the run was made"):
+        read_compared([tmp_path / "one", tmp_path / "two"])
+    (tmp_path / "b.txt").write_text("another")
+    with pytest.raises(RunError, match="is not what .* scored: it has changed since, or .* has another of that name"):
+        read_compared([tmp_path / "one", tmp_path / "two"])
+
+
+def test_files_are_whole_and_have_names_of_their_own(folder, tmp_path, capsys):
+    def compare(*words):
+        with pytest.raises(SystemExit) as end:
+            main(["compare", str(folder / "static"), str(folder / "lora"), *map(str, words)])
+        return end.value.code or 0, capsys.readouterr().err
+    assert compare("--out", tmp_path / "a", "--json", tmp_path / "a")[0] == 2
+    (tmp_path / "folder").mkdir()
+    code, said = compare("--out", tmp_path / "folder")
+    assert code == 2 and "can't write: it is a directory" in said and "--resume" not in said
+    (tmp_path / "j.json.tmp").write_text("mine")
+    assert compare("--out", tmp_path / "p.html", "--json", tmp_path / "j.json")[0] == 0
+    assert (tmp_path / "j.json.tmp").read_text() == "mine" and not list(tmp_path.glob(".*"))
+
+
 def damaged(folder, tmp_path, name):
     """A copy of a run to spoil, without the digests that would give the damage away."""
     copy = shutil.copytree(folder / name, tmp_path / name)
@@ -97,6 +154,7 @@ def test_what_cannot_be_compared_is_refused_by_name(folder, tmp_path):
             read_compared(paths)
     refused("at least two runs", folder / "static")
     refused("unscored has no scores of single tokens .* --scores", folder / "static", folder / "unscored")
+    refused("no such run directory", folder / "static", folder / "a.txt")
     refused("split has text", folder / "static", folder / "split")
     refused("no such run directory", folder / "static", folder / "nowhere")
     old = damaged(folder, tmp_path, "lora")
