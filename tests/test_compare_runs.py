@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from dynadapt.cli import main
 from dynadapt.experiments.compare import read_compared, summarise, write_page
-from dynadapt.experiments.compare.tables import classes_of
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.diagnose.classes import CLASSES
 from dynadapt.experiments.dyneval import RunOptions, run
@@ -93,7 +92,7 @@ def test_bytes_of_a_character_are_no_whitespace(folder, tmp_path):
     for name, adapt in (("static", "none"), ("lora", "lora")):
         run(EvalConfig(**common, adapt=adapt), tmp_path / name, RunOptions(scores=True))
     compared = read_compared([tmp_path / "static", tmp_path / "lora"])
-    classes, blank = classes_of(compared), CLASSES.index("newline and whitespace")
+    classes, blank = compared.classes, CLASSES.index("newline and whitespace")
     partial = compared.partial
     assert partial.sum() > 50 and not (classes[partial] == blank).any()
     assert all(not piece.strip() for piece, kind in zip(compared.pieces, classes) if kind == blank)

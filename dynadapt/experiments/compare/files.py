@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 
 from dynadapt.experiments.compare.joined import Compared
-from dynadapt.experiments.compare.tables import classes_of
 from dynadapt.experiments.diagnose.classes import CLASSES
 from dynadapt.experiments.whole_files import replace_file
 
@@ -23,7 +22,7 @@ def write_csv(path: Path, compared: Compared, summary: dict) -> None:
     text = io.StringIO(newline="")
     lines = csv.writer(text)
     lines.writerow(head)
-    columns = (compared.document, compared.position, compared.token, compared.start, compared.stop, compared.pieces, classes_of(compared),
+    columns = (compared.document, compared.position, compared.token, compared.start, compared.stop, compared.pieces, compared.classes,
                compared.last_seen, *compared.nll)
     for document, position, token, start, stop, piece, kind, seen, *nll in zip(*columns):
         lines.writerow([compared.names[document], position, token, start, stop, piece, CLASSES[kind], seen, *(f"{x:.6f}" for x in nll)])

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from dynadapt.experiments.diagnose.classes import classify
 from dynadapt.experiments.metrics import Run, read_run
 from dynadapt.experiments.rundir import RunError, read_json
 from dynadapt.text import Source
 
+PART = "\ufffd"               # what a token reads as that is some of a character's bytes
 SAME = ("text", "split", "streams")              # settings that say which text document i is
 
 
@@ -44,6 +46,15 @@ class Compared:
         """[N] whether a token is some of a character's bytes: it covers none, or the one before it in the text does."""
         empty = self.start == self.stop
         return empty | np.concatenate([[False], empty[:-1] & (self.document[1:] == self.document[:-1])])
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        """[N] index into CLASSES of each token. Keywords need a text to compare with and are not told apart here."""
+        types, of, counts = np.unique(self.token, return_inverse=True, return_counts=True)
+        texts = [""] * len(types)
+        for i, piece, part in zip(of, self.pieces, self.partial):
+            texts[i] = PART if part else texts[i] or piece
+        return classify(texts, counts, None)[of]
 
     @cached_property
     def last_seen(self) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dynadapt.experiments.compare.joined import Compared
-from dynadapt.experiments.compare.tables import classes_of, sentence
+from dynadapt.experiments.compare.tables import sentence
 from dynadapt.experiments.diagnose.classes import CLASSES
 from dynadapt.experiments.whole_files import replace_file
 
@@ -40,7 +40,7 @@ def _data(compared: Compared, summary: dict) -> dict:
         "runs": [run["title"] for run in runs],
         "text": "".join(pieces),
         "length": _pack(units, "<u4"),
-        "class": _pack(classes_of(compared), "u1"),
+        "class": _pack(compared.classes, "u1"),
         "classes": list(CLASSES),
         "seen": _pack(compared.last_seen, "<u4"),
         "segment": _pack(compared.segment, "<u4"),

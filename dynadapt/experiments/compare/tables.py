@@ -8,13 +8,12 @@ import numpy as np
 
 from dynadapt.experiments.compare.joined import Compared, input_digest
 from dynadapt.experiments.diagnose import attribution
-from dynadapt.experiments.diagnose.classes import CLASSES, classify
+from dynadapt.experiments.diagnose.classes import CLASSES
 from dynadapt.experiments.diagnose.scored import Scored
 from dynadapt.experiments.diagnose.verdict import plural
 from dynadapt.experiments.plot import _labels
 
 BITS = 1 / math.log(2)
-PART = "\ufffd"               # what a token reads as that is some of a character's bytes
 
 
 def titles(compared: Compared) -> list[str]:
@@ -22,19 +21,9 @@ def titles(compared: Compared) -> list[str]:
     return _labels(list(compared.runs), None)
 
 
-def classes_of(compared: Compared) -> np.ndarray:
-    """[N] index into CLASSES of each token. Keywords need a text to compare with and are not told apart here."""
-    types, of, counts = np.unique(compared.token, return_inverse=True, return_counts=True)
-    partial = compared.partial
-    texts = [""] * len(types)
-    for i, piece, part in zip(of, compared.pieces, partial):
-        texts[i] = PART if part else texts[i] or piece
-    return classify(texts, counts, None)[of]
-
-
 def summarise(compared: Compared) -> dict:
     """Everything that the page shows, ready for JSON. The first run is the one that all others are held against."""
-    labels, classes = titles(compared), classes_of(compared)
+    labels, classes = titles(compared), compared.classes
     return {
         "text": list(compared.runs[0].config["text"]),
         "model": compared.runs[0].config["model"],
