@@ -1,7 +1,7 @@
 """One provider of ``dynadapt bench step``, in a process of its own.
 
 Reads a command a line from standard input and answers each with a line of JSON: ``check DIR``, ``threads N``, ``time N``,
-``ceiling``, ``quit``. A process waiting for its turn uses no processor, so providers take turns without disturbing each
+``ceiling``, ``peak``, ``quit``. A process waiting for its turn uses no processor, so providers take turns without disturbing each
 other, and each has its own peak memory and its own thread settings.
 """
 
@@ -83,6 +83,10 @@ class Peft:
         self.live.config.use_cache = False
         self.parameters = [p for p in self.live.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=LR, fused=self.dtype != torch.float64)
+        if compiled and o["isa"] == "avx2":
+            from torch._inductor import config
+
+            config.cpp.simdlen = 256         # it looks at the processor, not at what ATen was told
         self.nll = torch.compile(self._nll, dynamic=False) if compiled else self._nll
 
     def threads(self, n: int) -> None:
@@ -144,6 +148,7 @@ def serve(o, answer) -> None:
     if o["provider"] != "peft-fp64":
         provider.step(pick())
     answer({"first_step_at": time.time()})
+    threads = o["threads"]
     for line in sys.stdin:
         command, *rest = line.split()
         if command == "time":
@@ -154,7 +159,8 @@ def serve(o, answer) -> None:
                 seconds.append(time.perf_counter() - start)
             answer({"seconds": seconds, "peak_memory_bytes": peak_memory(), "flops": provider.flops()})
         elif command == "threads":
-            provider.threads(int(rest[0]))
+            threads = int(rest[0])
+            provider.threads(threads)
             answer({})
         elif command == "check":
             from safetensors.torch import save_file
@@ -165,6 +171,12 @@ def serve(o, answer) -> None:
             from .ceiling import gemm_ceiling
 
             answer(gemm_ceiling(DTYPES[o["dtype"]], o["threads"], 1.0))
+            provider.threads(threads)
+        elif command == "peak":
+            from .ceiling import instruction_peak
+
+            answer({"gflops": instruction_peak(DTYPES[o["dtype"]], o["threads"])})
+            provider.threads(threads)
         else:
             return
 

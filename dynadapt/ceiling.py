@@ -58,3 +58,25 @@ def gemm_ceiling(dtype: torch.dtype, threads: int, seconds: float = 1.0) -> dict
     finally:
         native.set_num_threads(0)
         torch.set_num_threads(before)
+
+
+def instruction_peak(dtype: torch.dtype, threads: int, seconds: float = 0.3) -> float:
+    """GFLOP/s of a register-only loop of the instructions that products in ``dtype`` are made of, on ``threads`` threads.
+
+    What no program of this instruction set exceeds, whereas a ceiling is only as good as the library that reached it. The best of
+    several runs of about ``seconds`` / 4 counts.
+    """
+    native, bf16 = native_module(), dtype == torch.bfloat16
+    native.set_num_threads(threads)
+    try:
+        repetitions, took, best = 10_000, 0.0, 0.0
+        end = time.perf_counter() + seconds
+        while took < seconds / 4 or time.perf_counter() < end:
+            start = time.perf_counter()
+            flops = native.peak_flops(bf16, repetitions)
+            took = time.perf_counter() - start
+            best = max(best, flops / took / 1e9)
+            repetitions = repetitions if took >= seconds / 4 else 2 * repetitions
+        return best
+    finally:
+        native.set_num_threads(0)

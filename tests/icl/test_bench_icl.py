@@ -15,7 +15,7 @@ def test_a_step_is_checked_then_timed():
     json.dumps(result)
     ours, theirs = result["providers"]["dynadapt"], result["providers"]["gpt2-eager"]
     for row in (ours, theirs):
-        assert row["seconds"]["runs"] == 6 and 0 < row["seconds"]["best"] <= row["seconds"]["median"]
+        assert row["seconds"]["runs"] in (6, 9, 12, 15, 18) and 0 < row["seconds"]["best"] <= row["seconds"]["median"]
         assert row["error"]["errors"] < 1e-4 and row["error"]["gradient"] < 1e-4 and row["peak_memory_bytes"] > 5e7
     assert theirs["speedup_of_dynadapt"] == pytest.approx(theirs["seconds"]["median"] / ours["seconds"]["median"])
     assert result["flops_per_step"] > 0 and result["ceiling"]["gflops"] > 0

@@ -53,6 +53,11 @@ DYNADAPT_API const char* dynadapt_isa(void);
 DYNADAPT_API int dynadapt_num_threads(void);
 DYNADAPT_API int dynadapt_set_num_threads(int threads);
 
+/* `repetitions` of a register-only loop of the instructions that products of float (bf16 = 0) or bfloat16 (1) are made of, on every
+ * thread that a call may use. Returns the FLOPs made, for the caller to time: the peak of the instruction set in use; -1 for a wrong
+ * argument. */
+DYNADAPT_API int64_t dynadapt_peak_flops(int bf16, int64_t repetitions);
+
 /* Whether calls can serve tensors on a CUDA GPU: 1, or 0 with the reason in dynadapt_last_error(). They need
  * libdynadapt_cuda.so beside libdynadapt.so, and a GPU; both are looked for once, at the first question. On a GPU a
  * call is queued on `stream` (a cudaStream_t, of the device that holds the tensors) and neither allocates nor waits, so

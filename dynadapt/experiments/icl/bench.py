@@ -1,7 +1,7 @@
 """``dynadapt bench icl``: one training step of a preset, side by side with the same model in Hugging Face's GPT-2.
 
 Every provider loads in a process of its own. Errors and gradients at the same initial weights are held against Hugging Face's in
-float64 before anything is timed; then each keeps the faster of one thread and all, and they take turns (bench.py).
+float64 before anything is timed; then they take turns, each with one thread and with all (bench_race.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dynadapt.bench import Worker, _best_threads, quantiles
+from dynadapt.bench import Worker
+from dynadapt.bench_race import BUSY, best_of, quantiles, race, runners_of
 
 from .base import IclError
 from .config import TrainConfig, from_preset
@@ -64,7 +65,7 @@ def run_icl(config: TrainConfig, against: list[str], rounds: int, steps: int, sa
     cores = len(os.sched_getaffinity(0))
     on_cpu = config.device == "cpu"
     options = {"config": config.to_dict(), "truth": False}
-    rows, active = {}, []
+    rows, runners, active = {}, [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
@@ -83,9 +84,9 @@ def run_icl(config: TrainConfig, against: list[str], rounds: int, steps: int, sa
                 warm = workers[0].time(WARM)
                 rows[provider] = {"first_step_seconds": workers[0].first_step_seconds, "error": difference(workers[0]),
                                   "peak_memory_bytes": warm["peak_memory_bytes"]}
-                best = _best_threads(workers, cores if on_cpu else 1)
-                active = [w for w in active if w.provider != provider] + [best]
-                rows[provider]["threads"] = best.threads
+                for other in workers[1:]:
+                    other.time(WARM)
+                runners += runners_of(provider, workers, tuple(dict.fromkeys((cores, 1))) if on_cpu else (cores,))
             yardstick = rows.get("gpt2-eager", {}).get("error")
             if yardstick is None:
                 say("gpt2-eager: starting, for its error only")
@@ -94,24 +95,24 @@ def run_icl(config: TrainConfig, against: list[str], rounds: int, steps: int, sa
                 plain.close()
             check(rows, yardstick)
             flops = active[0].time(1)["flops"]
-            seconds: dict[str, list[float]] = {w.provider: [] for w in active}
             ceilings = []
-            for turn in range(rounds):
-                for worker in active:
-                    seconds[worker.provider] += worker.time(steps)["seconds"]
+
+            def after(turn: int) -> None:
                 if on_cpu:
                     ceilings.append(active[0].ask("ceiling"))
-                say(f"round {turn + 1}/{rounds}: " + ", ".join(f"{n} {1e3 * s[-1]:.2f} ms" for n, s in seconds.items()))
+                say(f"round {turn}: " + ", ".join(f"{n} {1e3 * r.seconds[-1]:.2f} ms" for n, r in best_of(runners).items()))
+            found = race(runners, rounds, steps, after)
         finally:
             for worker in active:
                 worker.close()
+    best = best_of(runners)
     for provider, row in rows.items():
-        row["seconds"] = quantiles(seconds[provider])
-        row["all_seconds"] = seconds[provider]
+        row["seconds"], row["all_seconds"], row["threads"] = quantiles(best[provider].seconds), best[provider].seconds, best[provider].threads
+        row["by_threads"] = {str(r.threads): quantiles(r.seconds) for r in runners if r.name == provider}
         row["steps_per_second"] = 1 / row["seconds"]["median"]
         row["gflops"] = flops / row["seconds"]["median"] / 1e9
         row["speedup_of_dynadapt"] = row["seconds"]["median"] / rows["dynadapt"]["seconds"]["median"]
-    return {"benchmark": "icl", "preset": config.preset, "config": config.to_dict(), "rounds": rounds, "steps_per_round": steps,
+    return {"benchmark": "icl", "preset": config.preset, "config": config.to_dict(), **found, "steps_per_round": steps,
             "flops_per_step": flops, "ceiling": max(ceilings, key=lambda c: c["gflops"]) if ceilings else None, "providers": rows,
             "environment": environment()}
 
@@ -136,6 +137,8 @@ def print_table(result: dict) -> None:
     console.print(table)
     if result["ceiling"]:
         console.print(f"ceiling: {result['ceiling']['gflops']:.0f} GFLOP/s, the best matrix product of this run")
+    if result["other_load"] is not None and result["other_load"] > BUSY:
+        console.print(f"warning: other processes used {result['other_load']:.0%} of this machine while this ran")
     console.print("against float64, errors and gradient: " + "; ".join(
         f"{name} {row['error']['errors']:.1e}, {row['error']['gradient']:.1e}" for name, row in result["providers"].items()))
 

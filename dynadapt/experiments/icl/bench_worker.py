@@ -109,7 +109,7 @@ class Timed:
     """A provider, checked at the initial weights, which all share, then at its first step."""
 
     def __init__(self, o: dict):
-        self.provider = make(o)
+        self.provider, self.threads = make(o), o["threads"]
         config = self.provider.config
         self.cuda, self.dtype = config.device != "cpu", DTYPES[config.dtype]
         drawn = draw(config.kind(), config.batch, config.points, torch.Generator().manual_seed(7), inputs=config.distribution())
@@ -135,7 +135,8 @@ class Timed:
             memory = torch.cuda.max_memory_allocated() if self.cuda else peak_memory()
             return {"seconds": seconds, "peak_memory_bytes": memory, "flops": self.provider.flops()}
         if command == "threads":
-            self.provider.threads(int(rest[0]))
+            self.threads = int(rest[0])
+            self.provider.threads(self.threads)
             return {}
         if command == "check":
             from safetensors.torch import save_file
@@ -143,7 +144,9 @@ class Timed:
             return {}
         if command == "ceiling":
             from dynadapt.ceiling import gemm_ceiling
-            return gemm_ceiling(self.dtype, threads, 1.0)
+            found = gemm_ceiling(self.dtype, threads, 1.0)
+            self.provider.threads(self.threads)
+            return found
         raise ValueError(f"command {command!r}: give check, threads, time or ceiling")
 
 

@@ -143,6 +143,7 @@ OF_ENGINE = {"engine": Handle(), "stream": Number(1, (-1, 2, INT_MIN, INT_MAX))}
 
 ROWS = {
     "abi_version": {}, "last_error": {}, "isa": {}, "num_threads": {}, "cuda_available": {}, "nvtx": {},
+    "peak_flops": {"bf16": Number(0, (2, -1, INT_MIN, INT_MAX)), "repetitions": Number(10, (0, -1, -2**63, 2**63 - 1))},
     "set_num_threads": {"threads": Number(1, (-1, 4097, INT_MIN, INT_MAX))},
     "matrix_create": {"weight": T((5, 8)), "out": Slot("dynadapt_matrix_destroy")},
     "matrix_destroy": {"matrix": Matrix(optional=True)},
