@@ -16,7 +16,7 @@ def add_options(command) -> None:
     from dynadapt.bench import PEERS
     command.add_argument("--against", default="", metavar="A,B", help=f"providers to compare with: {', '.join(PEERS)} (default: none)")
     command.add_argument("--model", default=EvalConfig.model, metavar="NAME", help=f"(default: {EvalConfig.model})")
-    command.add_argument("--dtype", default=EvalConfig.dtype, choices=("bf16", "fp32"), help=f"(default: {EvalConfig.dtype})")
+    command.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"), help="(default: bf16)")
     command.add_argument("--streams", type=at_least(1), default=1, metavar="S", help="(default: 1)")
     command.add_argument("--segment", type=at_least(1), default=512, metavar="T", help="tokens (default: 512)")
     command.add_argument("--rank", type=at_least(1), default=EvalConfig.rank, metavar="R", help=f"(default: {EvalConfig.rank})")
