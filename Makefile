@@ -49,17 +49,17 @@ demo: $(VENV)/native.stamp
 	$(BIN)/dynadapt fetch smollm2-135m
 	$(BIN)/dynadapt demo $(ARGS)
 
-test: venv $(VENV)/native.stamp
+test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-package: venv $(VENV)/native.stamp
+package: venv
 	$(BIN)/python -m pytest tests/test_distribution.py -m slow
 
-bench: venv $(VENV)/native.stamp
+bench: venv
 	$(BIN)/dynadapt fetch smollm2-135m
 	$(BIN)/dynadapt bench step --against peft-eager,peft-compile
 
-sanitize: venv $(VENV)/native.stamp
+sanitize: venv
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/native/test_sanitized.py -m slow
 
 clean:
