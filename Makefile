@@ -1,4 +1,4 @@
-# make demo: the main job on a real model and text.   make test: all tests.   Both set up what is missing in .venv.
+# make demo: the main job on a real model and text.   make test: all tests.   Each sets up what it needs and is missing in .venv.
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,38 +7,47 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# With the build tools of .venv, so that what is built there is what an editable checkout runs.
+INSTALL = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation
+
 NATIVE := CMakeLists.txt setup.py $(shell find csrc cmake -type f)
 
 .PHONY: demo test package venv sanitize bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       compare ways of adapting SmolLM2-135M on a real text; table and picture in runs/demo/"
+	@echo "make demo       compare ways of adapting SmolLM2-135M on a real text, in about three minutes of work; table, picture"
+	@echo "                and page in runs/demo/ (all of it, without a clock: make demo ARGS='--minutes 0')"
 	@echo "make test       run all tests, two files at a time (one process, for a debugger: make test ARGS='-n 0')"
 	@echo "make package    build the source distribution and the wheel in isolation, install and run it"
-	@echo "make venv       set up .venv with the native extension, and nothing else"
+	@echo "make venv       set up .venv with the native extension and all that the tests need, and nothing else"
 	@echo "make bench      time one adapt step against transformers + peft (about 20 minutes)"
 	@echo "make sanitize   native tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make clean      remove .venv and build/"
 
-venv: $(VENV)/native.stamp
+# What of .venv is there: base, what the package itself needs (the demo needs no more); native, the extension made from these sources;
+# test, what the tests need besides, on top of both.
+venv: $(VENV)/test.stamp
 
-$(VENV)/packages.stamp: pyproject.toml requirements/constraints.txt
+$(VENV)/base.stamp: pyproject.toml requirements/constraints.txt
 	@test -n "$(PYTHON)" || { echo "dynadapt needs Python 3.10 or later; none was found (set PYTHON=/path/to/python3)"; exit 1; }
 	@command -v $${CXX:-g++} >/dev/null || { echo "dynadapt needs a C++ compiler; $${CXX:-g++} was not found"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "setuptools>=77" "pybind11>=3" ninja "cmake>=3.25" -c requirements/constraints.txt
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation -c requirements/constraints.txt -e ".[test]"
+	$(INSTALL) -c requirements/constraints.txt -e .
 	@touch $@
 
-$(VENV)/native.stamp: $(VENV)/packages.stamp $(NATIVE)
-	@if [ -n "$(filter-out $(VENV)/packages.stamp,$?)" ] && [ -e $@ ]; then \
-		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .; fi
+$(VENV)/native.stamp: $(VENV)/base.stamp $(NATIVE)
+	@if [ -n "$(filter-out $(VENV)/base.stamp,$?)" ] && [ -e $@ ]; then $(INSTALL) --no-deps -e .; fi
 	@touch $@
 
-demo: venv
+$(VENV)/test.stamp: $(VENV)/base.stamp | $(VENV)/native.stamp
+	$(INSTALL) -c requirements/constraints.txt -e ".[test]"
+	@touch $@
+
+demo: $(VENV)/native.stamp
 	$(BIN)/dynadapt fetch smollm2-135m
-	$(BIN)/dynadapt demo
+	$(BIN)/dynadapt demo $(ARGS)
 
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

@@ -66,7 +66,7 @@ class Runner:
 
     def __init__(self, arguments, grid: Grid, model):
         self.arguments, self.grid, self.model = arguments, grid, model
-        self.base = {"model": arguments.model, "device": arguments.device, "dtype": arguments.dtype}
+        self.base = {"model": arguments.model, "device": arguments.device, "dtype": arguments.dtype, "memory": 0}
         self.done, self.total = 0, 0
 
     def text(self, domain: str, part: str) -> Path:
@@ -75,7 +75,7 @@ class Runner:
     def cell(self, domain: str, cell: Cell) -> Scored:
         self.done += 1
         print(f"[{self.done}/{self.total}] {domain}: {cell.title}", flush=True)
-        config = EvalConfig(text=(str(self.text(domain, "heldout")),), tokens=self.grid.tokens, **self.base, **cell.settings)
+        config = EvalConfig(text=(str(self.text(domain, "heldout")),), tokens=self.grid.tokens, **{**self.base, **cell.settings})
         make = self._tuned(domain, config) if cell.tuned else None
         folder = self.arguments.out / "cells" / domain / cell.name
         summary = run(config, folder, RunOptions(resume=True, scores=True, checkpoint=0), model=self.model, make_engine=make)

@@ -70,7 +70,7 @@ def evaluate(folder: Path, given, names: list[str]) -> dict:
     from dynadapt.lm_eval import POLICIES, DynadaptLM
     tasks, found = TaskManager(include_path=str(folder), include_defaults=False), {}
     for reset in POLICIES:
-        lm = DynadaptLM(given.model, reset=reset, segment=given.segment)
+        lm = DynadaptLM(given.model, reset=reset, segment=given.segment, dtype="bf16")
         results = lm_eval.simple_evaluate(model=lm, tasks=[f"local_{name}" for name in names], task_manager=tasks,
                                           bootstrap_iters=0, verbosity="ERROR")
         scores = {name: results["results"][f"local_{name}"]["bits_per_byte,none"] for name in names}

@@ -80,7 +80,7 @@ def run_domain(name: str, condition: str, arguments, reference: Path) -> dict:
     source, texts = arguments.corpus / name, arguments.out / "texts" / name
     train = excerpts(source / "train.jsonl", texts / "train.jsonl", TRAIN_EXCERPT)
     held = excerpts(source / "heldout.jsonl", texts / "heldout.jsonl", EXCERPT, HELD_OUT)
-    config = EvalConfig(model=arguments.model, segment=arguments.segment, **CONDITIONS[condition])
+    config = EvalConfig(model=arguments.model, segment=arguments.segment, memory=0, dtype="bf16", **CONDITIONS[condition])
     if (folder / "advice" / "summary.json").exists():
         advised = read_json(folder / "advice" / "summary.json")
     else:

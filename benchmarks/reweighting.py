@@ -104,7 +104,7 @@ class Case:
 
 def cases(steps: int | None) -> dict[str, Case]:
     """Their domains and models are put in by `prepared`."""
-    shared = dict(domains={"to": "come"}, policy="repeat")
+    shared = dict(domains={"to": "come"}, policy="repeat", dtype="bf16")
     scratch = ReweightConfig(**shared, scratch="4x128", adapt="full", targets="model", rows=8, segment=128, steps=steps or 300,
                              lr=1.5e-3, warmup=10, heldout_rows=8)
     continual = ReweightConfig(**shared, adapt="lora", rows=4, segment=128, steps=steps or 20, heldout_rows=2)

@@ -30,6 +30,11 @@ class _Speed:
             share_here = event["fraction"] * (1 - self.first["tokens"] / event["total_tokens"])
             self.left = (1 - event["fraction"]) * seconds / max(share_here, 1e-9)
 
+    def end(self, event: dict) -> dict:
+        """The last event of a run that came to its end: all of the text, of whatever size it turned out to be."""
+        self.left = 0.0
+        return {**event, "fraction": 1.0}
+
 
 def _describe(event: dict, speed: _Speed) -> str:
     parts = [f"nll {event['total_nll']:.4f}", f"last {event['nll']:.4f}"]
@@ -51,23 +56,25 @@ class Lines:
     def __init__(self, stream, every: float = 5.0):
         self.stream, self.every, self.speed = stream, every, _Speed()
         self.shown = -float("inf")
-        self.event: dict | None = None
+        self.event: dict | None = None           # the last one
+        self.unshown = False
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception):
-        if self.event is not None:
+    def __exit__(self, kind=None, *exception):
+        if self.event is not None and kind is None:
+            self.event, self.unshown = self.speed.end(self.event), self.unshown or self.event["fraction"] != 1.0
+        if self.unshown:
             self._show(self.event)
 
     def __call__(self, event: dict) -> None:
         self.speed.add(event)
         now = time.monotonic()
-        if now - self.shown < self.every:
-            self.event = event
-            return
-        self.shown, self.event = now, None
-        self._show(event)
+        self.event, self.unshown = event, now - self.shown < self.every
+        if not self.unshown:
+            self.shown = now
+            self._show(event)
 
     def _show(self, event: dict) -> None:
         share = "" if event["fraction"] is None else f"{event['fraction']:4.0%}  left {_clock(self.speed.left)}  "
@@ -84,18 +91,25 @@ class Bar:
                                  TextColumn("{task.description}"), TextColumn("[dim]left {task.fields[left]}"),
                                  console=Console(file=stream), transient=False)
         self.task = None
+        self.event: dict | None = None           # the last one
 
     def __enter__(self):
         self.progress.start()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind=None, *exception):
+        if self.event is not None and kind is None:
+            self._show(self.speed.end(self.event))
         self.progress.stop()
 
     def __call__(self, event: dict) -> None:
         if self.task is None:
             self.task = self.progress.add_task("", total=1.0, count="", left="-")
         self.speed.add(event)
+        self.event = event
+        self._show(event)
+
+    def _show(self, event: dict) -> None:
         self.progress.update(self.task, completed=event["fraction"] or 0.0, total=1.0 if event["fraction"] is not None else None,
                              description=_describe(event, self.speed), left=_clock(self.speed.left),
                              count=f"segment {event['segment'] + 1}")

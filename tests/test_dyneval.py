@@ -34,7 +34,7 @@ def model_directory(tmp_path_factory) -> Path:
 
 
 def config_for(model_directory, texts, **changes) -> EvalConfig:
-    settings = dict(model=str(model_directory), text=tuple(map(str, texts)), segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01)
+    settings = dict(model=str(model_directory), text=tuple(map(str, texts)), segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01, memory=0)
     return EvalConfig(**{**settings, **changes})
 
 

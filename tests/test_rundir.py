@@ -58,7 +58,7 @@ def base(tmp_path_factory) -> Path:
 
 def config_of(root: Path, **changes) -> EvalConfig:
     settings = dict(model=str(root / "model"), text=(str(root / "a.txt"),), segment=16, rank=2, backend="reference", dtype="fp32",
-                    lr=0.01)
+                    lr=0.01, memory=0)
     return EvalConfig(**{**settings, **changes})
 
 

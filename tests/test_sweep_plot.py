@@ -1,4 +1,4 @@
-"""Sweeps (one directory a cell, finished cells kept), the demo, and pictures from files alone."""
+"""Sweeps (one directory a cell, finished cells kept), and pictures from files alone."""
 import csv
 import json
 import shutil
@@ -15,7 +15,6 @@ import pytest
 from dynadapt.cli import main
 from dynadapt.experiments import sweep
 from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.experiments.demo import VARIANTS, run_demo
 from dynadapt.experiments.metrics import read_metrics, read_run
 from dynadapt.experiments.plot import _plain_static, plot_runs
 from dynadapt.experiments.rundir import RunError, RunNote
@@ -151,18 +150,6 @@ def test_cells_import_nothing_from_the_working_directory(base, tmp_path, monkeyp
         (tmp_path / "here" / f"{name}.py").write_text("raise SystemExit('imported from the working directory')\n")
     monkeypatch.chdir(tmp_path / "here")
     assert run_sweep(str(write_sweep(tmp_path, {"base": {**base, "tokens": 100}, "cells": [{"adapt": "none"}]}))) == 0
-
-
-def test_the_demo_compares_and_draws(in_process, base, tmp_path, capfd):
-    settings = {key: base[key] for key in ("model", "rank", "density", "backend", "dtype")}
-    assert run_demo(str(tmp_path), tokens=80, segment=16, text=(base["text"],), **settings) == 0
-    output = capfd.readouterr().out
-    for title, _ in VARIANTS.values():
-        assert title in output
-    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
-    assert [run["name"] for run in runs] == list(VARIANTS)
-    assert len({run["summary"]["tokens"] for run in runs}) == 1
-    assert matplotlib.image.imread(tmp_path / "loss_against_flops.png").std() > 0.02
 
 
 def made_up_run(path, **config):

@@ -24,7 +24,7 @@ types.csv (every token type) and page.html (verdict, plots and tables in one fil
 
 def add_options(command) -> None:
     from dynadapt.experiments.diagnose.config import CONTROLS, WINDOWS
-    add_config_options(command)
+    add_config_options(command, memory=0)
     command.add_argument("--after", metavar="NAME", help="the model after: a name, a directory, a GGUF file, or a PEFT LoRA adapter of --model")
     command.add_argument("--learn", nargs="+", default=[], metavar="FILE", help="make the model after now, by adapting --model to these texts")
     command.add_argument("--learn-tokens", type=at_least(2), metavar="N", help="learn from the first N tokens only (default: all)")
@@ -53,7 +53,7 @@ def run(arguments) -> int:
         print(f"dynadapt: {stopped}; go on with the same command and --out {out} --resume", file=sys.stderr)
         return 130
     finally:
-        progress.close()
+        progress.close(ended=False)
 
 
 def _diagnose(arguments, config: EvalConfig, out: Path, progress) -> int:
@@ -105,7 +105,8 @@ class _Progress:
         self.shown = progress_for()
         return self.shown.__enter__()
 
-    def close(self) -> None:
+    def close(self, ended: bool = True) -> None:
+        """Where a run did not come to its end, its last line says how far it came."""
         if self.shown is not None:
-            self.shown.__exit__(None, None, None)
+            self.shown.__exit__(*((None,) if ended else (RuntimeError,)), None, None)
             self.shown = None

@@ -16,8 +16,8 @@ examples:
       adapt a LoRA of rank 16 to a novel while scoring its first 16,384 tokens
   dynadapt eval --text novel.txt --adapt none
       the static score, to compare with
-  dynadapt eval --text novel.txt --memory 512
-      learn, and attend to the 512 tokens before each segment as well
+  dynadapt eval --text novel.txt --memory 0
+      learn, and remember nothing: segments are disjoint windows
   dynadapt eval --text a.txt b.txt c.txt d.txt --streams 4 --reset document
       four documents at once, each with an adapter of its own, fresh for every document
   torchrun --nproc-per-node 2 -m dynadapt eval --text books/*.txt --reset document --out runs/books
@@ -52,6 +52,7 @@ def _eval(arguments, config: EvalConfig, processes) -> int:
     from dynadapt.experiments import dyneval
     from dynadapt.progress import progress_for
     out = processes.from_first(lambda: choose_out(config, arguments.out, arguments.resume))
+    config = processes.from_first(lambda: _settled(config, out, arguments.resume))
     finished = (out / "summary.json").exists()
     options = dyneval.RunOptions(resume=arguments.resume, scores=arguments.scores, checkpoint=arguments.checkpoint)
     try:
@@ -76,6 +77,27 @@ def _eval(arguments, config: EvalConfig, processes) -> int:
     return 0
 
 
+def _settled(asked: EvalConfig, out: Path, resume: bool) -> EvalConfig:
+    """The configuration with nothing open; the first line of output says what it is."""
+    import dynadapt.model
+    from dynadapt.experiments.defaults import opening, settled
+    loaded = []
+
+    def model():
+        loaded.append(dynadapt.model.load(asked.model))
+        return loaded[0]
+    config = settled(asked, out, resume, model)
+    print(fit_width(opening(asked, config, loaded[0].config if loaded else None)), flush=True)
+    return config
+
+
+def fit_width(line: str) -> str:
+    """Broken between words where a terminal is too narrow for it; elsewhere a line stays one."""
+    import shutil
+    import textwrap
+    return textwrap.fill(line, shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False) if sys.stdout.isatty() else line
+
+
 def check_texts(config: EvalConfig) -> None:
     """Refuses a text that is not there before the model's libraries are loaded."""
     from dynadapt.text import Source
@@ -89,11 +111,11 @@ def choose_out(config: EvalConfig, out: str | None, resume: bool) -> Path:
     if out:
         return Path(out)
     text = Path(config.text[0].removeprefix("builtin:")).stem if config.text and config.text[0] != "-" else "stdin"
-    name = "-".join([Path(config.model).stem, text, config.adapt] + [f"memory{config.memory}"] * bool(config.memory))
+    name = "-".join([Path(config.model).stem, text, config.adapt] + [f"memory{config.memory}"] * (config.memory is not None))
     candidates = [Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 1000)]
     if resume:
         for path in candidates:
-            if (path / "config.json").exists() and read_json(path / "config.json") == config.to_dict():
+            if (path / "config.json").exists() and config.matches(read_json(path / "config.json")):
                 return path
         raise RunError(f"no run of this configuration under runs/{name}*; name its directory with --out, or leave out --resume")
     return next(path for path in candidates if not path.exists())

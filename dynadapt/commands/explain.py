@@ -14,8 +14,13 @@ def add_options(command) -> None:
 
 def run(arguments) -> int:
     import dynadapt.model
+    from dynadapt.commands.evaluate import fit_width
+    from dynadapt.experiments.defaults import opening, settle
     from dynadapt.experiments.dyneval import build_engine
-    config = config_from(arguments)
-    engine = build_engine(dynadapt.model.load(config.model), config)
+    asked = config_from(arguments)
+    model = dynadapt.model.load(asked.model)
+    config = settle(asked, model.config)
+    engine = build_engine(model, config)
+    print(fit_width(opening(asked, config, model.config)))
     print(engine.explain(time=arguments.time))
     return 0

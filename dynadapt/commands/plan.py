@@ -61,11 +61,16 @@ def run(arguments) -> int:
         raise ConfigError(f"base {config.base!r}: plans are made for weights in the arithmetic of --dtype")
     from rich.console import Console
 
+    from dynadapt.experiments.defaults import settle
+    from dynadapt.model.geometries import geometry
     from dynadapt.plan.ceilings import datasheet, from_campaign, measured_here
     from dynadapt.plan.measured import comparisons
     from dynadapt.plan.predict import predict
     shard = -(-config.streams // arguments.gpus)                     # the fullest GPU sets the time
     ceilings = datasheet(arguments.gpu) if arguments.gpu else from_campaign(arguments.ceilings) if arguments.ceilings else None
+    if ceilings is not None and config.dtype == "auto":
+        config = config.with_(dtype="bf16" if ceilings.kind == "gpu" else "fp32")
+    config = settle(config.with_(device="cpu", backend="cpu"), geometry(config.model)).with_(device=config.device, backend=config.backend)
     work = planned_work(config, shard, arguments.shared)
     ceilings = ceilings or measured_here((config.dtype,))
     trust = comparisons(ceilings.kind)
@@ -93,7 +98,7 @@ def planned_work(config: EvalConfig, streams: int, shared: bool) -> Work:
 def show(console: Console, config: EvalConfig, p: Prediction, trust: list[Measured], gpus: int, shared: bool = False) -> None:
     w, c = p.work, p.ceilings
     per = "each of " + f"{gpus} GPUs" if gpus > 1 else "the step"
-    console.print(f"[bold]{config.model}[/], {config.adapt}, {config.streams} x {config.segment} tokens, {config.dtype}, on {c.name} ({c.source}: "
+    console.print(f"[bold]{config.model}[/], {config.adapt}, {config.streams} x {config.segment} tokens, {remembered(config)}, {config.dtype}, on {c.name} ({c.source}: "
                   f"{c.product_rate(config.dtype) / 1e12:.3g} TFLOP/s, {c.bandwidth / 1e9:,.0f} GB/s)")
     if gpus > 1:
         console.print(f"{gpus} processes, at most {w.streams} streams each; streams exchange nothing but their scores")
@@ -116,6 +121,10 @@ def show(console: Console, config: EvalConfig, p: Prediction, trust: list[Measur
     console.print(_ops_table(p))
     if trust:
         console.print(_trust_table(trust))
+
+
+def remembered(config: EvalConfig) -> str:
+    return f"memory {config.memory}" if config.memory else f"context {config.context}" if config.context else "no memory"
 
 
 def _what_fits(config: EvalConfig, p: Prediction, shared: bool) -> str:

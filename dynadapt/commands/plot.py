@@ -4,7 +4,7 @@ from __future__ import annotations
 
 EXAMPLES = """\
 example:
-  dynadapt plot runs/demo/*/ --out demo.png"""
+  dynadapt plot runs/demo/*/*/ --out demo.png"""
 
 
 def add_options(command) -> None:

@@ -59,7 +59,8 @@ HELP = {
     "evaluate": "score the held-out rows every N steps",
     "heldout": "share of the documents held out, for domains without a held-out file",
     "heldout_rows": "most held-out rows scored of each domain",
-    "dtype": "arithmetic; masters of what learns are float32",
+    "dtype": "arithmetic; masters of what learns are float32 (auto: bf16 on GPUs and on processors with AVX512-BF16, else fp32, which is "
+             "faster there)",
     "backend": "native kernels on the CPU, Triton and CUDA kernels on a GPU, or the plain reference",
     "device": "cpu, cuda or cuda:N; auto takes the GPU where there is one",
     "recompute": "make norm outputs and activations again in backward instead of keeping them",

@@ -17,7 +17,8 @@ HELP = {
     "layers": "learn only in layers A to B-1 (default: all)",
     "density": "with --adapt rows: share of each weight's rows that learn",
     "segment": "tokens scored, and then learned from, at a time",
-    "memory": "tokens of earlier segments kept as keys and values, 0 for none",
+    "memory": "tokens of earlier segments kept as keys and values, 0 for none (default: 512; fewer or none where the model's positions "
+              "leave no room, or with --context)",
     "sinks": "with --memory: first tokens of the document that are never dropped",
     "refresh": "with --memory: keep keys and values as they were, or project them again with the current weights",
     "context": "tokens of earlier segments run again in front of each segment, 0 for none (dearer than --memory)",
@@ -30,7 +31,8 @@ HELP = {
     "reset": "when the weights go back to their first values: never, at each document, every N tokens, or when the score jumps",
     "streams": "streams scored side by side, each with weights of its own",
     "split": "cut the one text into --streams contiguous parts, each a stream",
-    "dtype": "arithmetic; masters of what learns are float32 (fp64: on the reference backend, for checks)",
+    "dtype": "arithmetic; masters of what learns are float32 (fp64: on the reference backend, for checks; auto: bf16 on GPUs and on "
+             "processors with AVX512-BF16, else fp32, which is faster there)",
     "backend": "native kernels on the CPU, Triton and CUDA kernels on a GPU, or the plain reference",
     "device": "cpu, cuda or cuda:N; auto takes the GPU where there is one",
     "batch": "streams that go through the layers together, 0 for all; fewer take less memory and score the same",
@@ -51,13 +53,13 @@ def _argument_type(convert):
     return parse
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """One option for each field of EvalConfig, with its default."""
-    types = {"text": str, "tokens": int, "layers": _argument_type(parse_layers), "reset": _argument_type(parse_reset), "lr": float,
-             **{f.name: type(f.default) for f in fields(EvalConfig) if f.name not in ("text", "tokens", "layers", "reset", "lr")}}
+def add_config_options(parser: argparse.ArgumentParser, **defaults) -> None:
+    """One option for each field of EvalConfig, with its default, or the command's own in `defaults`."""
+    types = {"text": str, "tokens": int, "memory": int, "layers": _argument_type(parse_layers), "reset": _argument_type(parse_reset), "lr": float,
+             **{f.name: type(f.default) for f in fields(EvalConfig) if f.name not in ("text", "tokens", "memory", "layers", "reset", "lr")}}
     for field in fields(EvalConfig):
-        name, default = field.name, field.default
-        settings = {"help": HELP[name], "default": default}
+        name, default = field.name, defaults.get(field.name, field.default)
+        settings = {"help": HELP[name].partition(" (default: ")[0] if name in defaults else HELP[name], "default": default}
         if isinstance(default, bool):
             settings["action"] = "store_true"
         else:

@@ -9,7 +9,7 @@ CHOICES = {
     "targets": ("all", "attn", "mlp", "model"),
     "refresh": ("keep", "reproject"),
     "optimizer": ("adam", "adamw", "sgd", "rms"),
-    "dtype": ("bf16", "fp32", "fp64"),
+    "dtype": ("auto", "bf16", "fp32", "fp64"),
     "base": ("same", "float8"),
     "backend": ("auto", "cpu", "triton", "reference"),
 }
@@ -22,13 +22,20 @@ LEARNING_RATES = {
 }
 
 
+OPEN = {"memory": None, "dtype": "auto"}
+
+
 class ConfigError(ValueError):
     """A setting that can't be used; the message names it, its value and what is accepted."""
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Settings of one run. Sizes are tokens; lr is per update; None means "the default for the rest"."""
+    """Settings of one run. Sizes are tokens; lr is per update; None means "the default for the rest".
+
+    memory None and dtype "auto" are open: they are settled when a run begins (defaults.py), by the model's positions and by what this
+    machine does fastest, and its config.json has what they became.
+    """
 
     model: str = "smollm2-135m"
     text: tuple[str, ...] = ()
@@ -39,7 +46,7 @@ class EvalConfig:
     layers: tuple[int, int] | None = None
     density: float = 0.1
     segment: int = 512
-    memory: int = 0
+    memory: int | None = None
     sinks: int = 4
     refresh: str = "keep"
     context: int = 0
@@ -52,7 +59,7 @@ class EvalConfig:
     reset: str | int = "never"
     streams: int = 1
     split: bool = False
-    dtype: str = "bf16"
+    dtype: str = "auto"
     backend: str = "auto"
     device: str = "auto"
     batch: int = 0
@@ -89,6 +96,20 @@ class EvalConfig:
         if "reset" in content:
             content["reset"] = parse_reset(content["reset"])
         return cls(**content)
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """The settings that are still to be settled."""
+        return tuple(name for name, value in OPEN.items() if getattr(self, name) == value)
+
+    def matches(self, begun: dict) -> bool:
+        """Whether `begun`, a run's config.json, is a run of this configuration, whatever its open settings became there."""
+        mine = self.to_dict()
+        return {**mine, **{name: begun[name] for name in self.open if name in begun}} == begun
+
+    def as_begun(self, begun: dict) -> "EvalConfig":
+        """With the open settings that `begun`, a run's config.json, has."""
+        return self.with_(**{name: begun[name] for name in self.open if name in begun})
 
     def with_(self, **changes) -> "EvalConfig":
         return replace(self, **changes)
@@ -137,6 +158,8 @@ def _check(config: EvalConfig) -> None:
             raise ConfigError(f"{name} {getattr(config, name)!r}: give one of {', '.join(accepted)}")
     for name, least in (("rank", 1), ("segment", 1), ("memory", 0), ("sinks", 0), ("context", 0), ("every", 1), ("streams", 1), ("batch", 0), ("seed", 0)):
         value = getattr(config, name)
+        if name in config.open:
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{name} {value!r}: give a whole number of at least {least}")
     if config.tokens is not None and (isinstance(config.tokens, bool) or not isinstance(config.tokens, int) or config.tokens < 2):

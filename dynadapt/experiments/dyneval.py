@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Callable
 
@@ -20,6 +21,7 @@ import torch
 
 from dynadapt.environment import peak_memory_bytes
 from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.defaults import settle, settled
 from dynadapt.experiments.feed import Feed, Segment, check_lengths
 from dynadapt.experiments.rundir import SCORE, RunDirectory, RunError, read_json
 from dynadapt.text import Document, Source, TextError, split, streaming_tokenizer
@@ -44,7 +46,7 @@ def run(config: EvalConfig, out: str | Path, options: RunOptions = RunOptions(),
         model=None, make_engine: Callable | None = None) -> dict:
     """Runs to the end, or on to the end with options.resume, and returns the summary.
 
-    1. Check the texts and look at the run directory (a finished one is returned as it is).
+    1. Check the texts, settle what is open (defaults.py), look at the run directory (a finished one is returned as it is).
     2. Load the model, check that its weights are finite, build the engine and the feed; go back to the last checkpoint. Nothing
        is written before all of this has succeeded.
     3. For each segment: read, enter new documents, step, write scores and metrics; save every `options.checkpoint` segments.
@@ -54,12 +56,14 @@ def run(config: EvalConfig, out: str | Path, options: RunOptions = RunOptions(),
     on the same text next to this one, None if there is none). Raises TextError, ConfigError, RunError, Interrupted.
     """
     sources, facts = _sources(config)
+    loaded = cache(lambda: _load(config.model) if model is None else model)
+    config = settled(config, out, options.resume, loaded)
     directory = RunDirectory(out, config.to_dict(), options.resume, options.scores)
     try:
         _expect_texts(directory, sources, facts)
         if directory.finished:
             return directory.finished
-        model = _model(config, model)
+        model = _checked(config, loaded())
         directory.expect({"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint()})
         engine = (make_engine or build_engine)(model, config)
         tokenizer = streaming_tokenizer(model.tokenizer)
@@ -94,10 +98,12 @@ def _expect_texts(directory: RunDirectory, sources: list[Source], facts: list[di
         raise TextError(str(error)) from None
 
 
-def _model(config: EvalConfig, model):
-    if model is None:
-        import dynadapt.model
-        model = dynadapt.model.load(config.model)
+def _load(name: str):
+    import dynadapt.model
+    return dynadapt.model.load(name)
+
+
+def _checked(config: EvalConfig, model):
     model.check_finite()
     if model.tokenizer is None:
         raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights")
@@ -124,8 +130,9 @@ def adapt_of(config: EvalConfig):
 
 
 def build_engine(model, config: EvalConfig):
-    """The engine that a configuration describes."""
+    """The engine that a configuration describes; what is open in it is settled here."""
     import dynadapt
+    config = settle(config, model.config)
     adapt = adapt_of(config)
     memory = None
     if config.memory:
@@ -276,14 +283,15 @@ class _Run:
         self.saved_at = self.totals["segments"]
 
     def _fraction(self) -> float | None:
+        """Of the text that is read: 1 after its last segment, as far as its size is known."""
         shares = []
-        if self.config.tokens:
+        if self.config.split:
+            shares.append(self.feed.read / sum(d.stop - d.start for d in self.documents))
+        elif self.config.tokens:
             shares.append(self.feed.read / self.config.tokens)
         sizes = [fact.get("bytes") for fact in self.facts]
         if all(sizes) and not self.config.split:
-            shares.append(self.totals["bytes"] / sum(sizes))
-        elif self.config.split:
-            shares.append(self.feed.read / sum(d.stop - d.start for d in self.documents))
+            shares.append(self.feed.read_bytes / sum(sizes))
         return min(1.0, max(shares)) if shares else None
 
     def _gain(self) -> float | None:

@@ -47,6 +47,7 @@ class Feed:
         self.slots = [_Slot() for _ in range(streams)]
         self.queued = 0                      # the next document to enter a slot
         self.read = 0                        # tokens read so far
+        self.read_bytes = 0                  # and the bytes that they cover, those of tokens that are not scored included
         if state:
             self._restore(state)
 
@@ -98,14 +99,16 @@ class Feed:
             count = min(count, self.limit - self.read)
         ids, sizes = slot.reader.read(count)
         self.read += len(ids)
+        self.read_bytes += int(sizes.sum())
         return ids, sizes
 
     def state(self) -> dict:
         slots = [None if slot.reader is None else {"document": slot.document, "reader": slot.reader.state(), "last": slot.last, "byte": slot.byte} for slot in self.slots]
-        return {"queued": self.queued, "read": self.read, "slots": slots}
+        return {"queued": self.queued, "read": self.read, "bytes": self.read_bytes, "slots": slots}
 
     def _restore(self, state: dict) -> None:
         self.queued, self.read = state["queued"], state["read"]
+        self.read_bytes = state.get("bytes", 0)      # absent in older states: only progress is told by it
         for slot, saved in zip(self.slots, state["slots"], strict=True):
             if saved is not None:
                 document = self.documents[saved["document"]]

@@ -18,7 +18,8 @@ import numpy as np
 import dynadapt
 from dynadapt.distributed import Processes
 from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.experiments.dyneval import PHASES, RunOptions, _bits_per_byte, run
+from dynadapt.experiments.defaults import settled
+from dynadapt.experiments.dyneval import PHASES, RunOptions, _bits_per_byte, _load, run
 from dynadapt.experiments.metrics import read_metrics
 from dynadapt.experiments.rundir import RunDirectory, RunError, check_finished, open_directory, read_json, write_json
 from dynadapt.text import Source
@@ -32,6 +33,7 @@ def run_parts(config: EvalConfig, out: str | Path, options: RunOptions, processe
 
     progress is called with the lines of this process's own part. Raises what dyneval.run does, and ProcessError.
     """
+    config = processes.from_first(lambda: settled(config, out, options.resume, lambda: _load(config.model)))
     processes.same({**config.to_dict(), **asdict(options), "version": dynadapt.__version__})
     facts = processes.together(lambda: _check(config, processes.world))
     processes.same({f"text {spec!r}": fact["sha256"] for spec, fact in zip(config.text, facts)})

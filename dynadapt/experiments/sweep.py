@@ -87,7 +87,7 @@ def run_cells(cells: list[Cell], out: Path, extra: tuple[str, ...] = (), console
     for number, cell in enumerate(cells, 1):
         path = out / cell.name
         title = f"[{number}/{len(cells)}] {cell.name}"
-        if (path / "summary.json").exists() and read_json(path / "config.json") == cell.config.to_dict():
+        if (path / "summary.json").exists() and cell.config.matches(read_json(path / "config.json")):
             console.print(f"{title}: finished before", markup=False, style="dim")
             continue
         console.print(title, markup=False, style="bold")

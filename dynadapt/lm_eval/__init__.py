@@ -36,6 +36,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from dynadapt.experiments.config import ConfigError, EvalConfig, parse_layers
+from dynadapt.experiments.defaults import settle
 from dynadapt.experiments.dyneval import build_engine
 from dynadapt.generation import generate, score_continuations
 from dynadapt.lm_eval.generation_settings import check_defaults, check_request, end_ids, model_defaults, repetition_penalty
@@ -69,7 +70,7 @@ class DynadaptLM(TemplateLM):
             where it has none the end-of-text token.
         tokenizer: a ``dynadapt.model.Tokenizer`` for a model that came without one.
         device: as ``Engine``'s; "cuda:0" means "auto" where there is no GPU, because the harness asks for it unasked.
-        settings: fields of ``EvalConfig``: adapt, rank, lr, segment, memory, optimizer, dtype, ...
+        settings: fields of ``EvalConfig``: adapt, rank, lr, segment, memory (here 0 where it is not given), optimizer, dtype, ...
     """
 
     made: list["DynadaptLM"] = []  # for the command line, which prints their policies
@@ -330,4 +331,4 @@ def _config(reset: str, settings: dict) -> EvalConfig:
         raise ConfigError("optimizer='rms' needs gradient statistics of a text of its own; expected adam, adamw or sgd")
     if reset == "stateless":
         settings["adapt"] = "none"
-    return EvalConfig(**settings, reset="document" if reset == "document" else "never")
+    return settle(EvalConfig(**settings, reset="document" if reset == "document" else "never"), None, memory=0)

@@ -76,7 +76,7 @@ def test_two_models_give_the_change_of_their_own_scores(base, texts, tmp_path):
     files = tuple(sorted(str(path) for path in texts.iterdir()))
     nll = {}
     for name, model in (("before", base), ("after", after)):
-        nll[name] = run(EvalConfig(model=str(model), text=files, segment=48, adapt="none", backend="cpu", dtype="fp32"), tmp_path / f"alone-{name}")["nll"]
+        nll[name] = run(EvalConfig(model=str(model), text=files, segment=48, adapt="none", memory=0, backend="cpu", dtype="fp32"), tmp_path / f"alone-{name}")["nll"]
     assert summary["nll"] == pytest.approx(nll, abs=1e-6)
     assert summary["change"] == pytest.approx(nll["after"] - nll["before"], abs=1e-6) and summary["identity_error"] < 1e-6
     assert summary["verdict"] == "hurts broadly" and summary["units"] == {"name": "document", "count": 12}

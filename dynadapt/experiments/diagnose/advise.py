@@ -22,6 +22,7 @@ import torch
 from scipy.stats import t as student
 
 from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.defaults import settle
 from dynadapt.experiments.diagnose import attribution, similarity
 from dynadapt.experiments.diagnose.driver import REFERENCE_TOKENS, _load, _plain
 from dynadapt.experiments.diagnose.texts import gather, read_text, read_tokens
@@ -51,6 +52,7 @@ def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...
     gather(texts, None), gather(reference, None)
     model = _load(config.model) if model is None else model
     model.check_finite()
+    config = settle(config, model.config, memory=0)
     settings = {**config.with_(text=texts).to_dict(), "advise": list(texts), "reference": list(reference), "windows": windows}
     directory = RunDirectory(out, settings, True, scores=False)
     try:

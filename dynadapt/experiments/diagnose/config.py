@@ -18,6 +18,7 @@ class DiagnoseConfig:
 
     The model after is either `after` (a model, or a PEFT adapter of the model before), or what the model before becomes by
     learning from the texts `learn` (their first `learn_tokens` tokens) as `dynadapt eval` does, with the settings of `eval`.
+    Without a memory of its own in `eval`, a diagnosis has none.
     """
 
     eval: EvalConfig
@@ -29,6 +30,8 @@ class DiagnoseConfig:
     embeddings: str | None = None
 
     def __post_init__(self):
+        if "memory" in self.eval.open:
+            object.__setattr__(self, "eval", self.eval.with_(memory=0))
         if (self.after is None) == (not self.learn):
             raise ConfigError(f"after {self.after!r} and learn {list(self.learn)}: give one of them, a second model (or adapter) "
                               "with --after, or texts to adapt to now with --learn")

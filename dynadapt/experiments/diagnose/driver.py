@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 
 from dynadapt.digests import digest_of
+from dynadapt.experiments.defaults import settled_dtype
 from dynadapt.experiments.diagnose import attribution, similarity
 from dynadapt.experiments.diagnose.classes import CLASSES, classify, keywords, token_texts, visible
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
@@ -47,6 +49,7 @@ def run_diagnosis(config: DiagnoseConfig, out: str | Path, resume: bool = False,
     _check_unseen(*(gather(specs, None) for specs in named[:2]))
     contents = {spec: Source(spec).check()["sha256"] for specs in named for spec in gather(specs, None)}
     before = _load(config.eval.model) if model is None else model
+    config = replace(config, eval=config.eval.with_(dtype=settled_dtype(config.eval, out, resume)))
     kind = "learned" if config.learn else "adapter" if is_adapter(config.after) else "model"
     after = _load(config.after) if kind == "model" else None
     if after is not None:

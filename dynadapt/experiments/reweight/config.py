@@ -19,7 +19,7 @@ ACCEPTED = {
     "targets": CHOICES["targets"],
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("constant", "cosine"),
-    "dtype": ("bf16", "fp32"),
+    "dtype": ("auto", "bf16", "fp32"),
     "backend": CHOICES["backend"],
     "compress": ("none", "bf16", "powersgd"),
 }
@@ -35,6 +35,7 @@ class ReweightConfig:
     weights   "proportional", "uniform", or name -> weight: the mixer's initial ones.
     target    name -> nats, for velocitune and dynamic-batch-loading.   settings: the mixer's own, by name.
     heldout   share of the documents held out where a domain has no held-out file; heldout_rows: rows scored of each domain.
+    dtype     auto: what is fastest where the run begins (experiments/defaults.py); its config.json has what that was.
     compress  of gradients on their way between processes (dynadapt/distributed); powersgd_rank: of what is sent for a matrix.
     """
 
@@ -67,7 +68,7 @@ class ReweightConfig:
     evaluate: int = 20
     heldout: float = 0.1
     heldout_rows: int = 16
-    dtype: str = "bf16"
+    dtype: str = "auto"
     backend: str = "auto"
     device: str = "auto"
     recompute: bool = False

@@ -21,7 +21,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from dynadapt.distributed import Processes, join
 from dynadapt.distributed.learn import collected, connect
 from dynadapt.environment import peak_memory_bytes
 from dynadapt.experiments.config import ConfigError
+from dynadapt.experiments.defaults import settled_dtype
 from dynadapt.experiments.dyneval import PHASES, Interrupted, _finite, interruptible
 from dynadapt.experiments.mixers import MIXERS, Exhausted, excess
 from dynadapt.experiments.mixers.base import check_weights
@@ -67,6 +68,7 @@ def run(config: ReweightConfig, out: str | Path, options: ReweightOptions = Rewe
         raise RunError("changed weights: they are for a run that goes on (--resume); a new one takes its initial weights")
     with join() as processes:
         _check_processes(config, options, processes)
+        config = replace(config, dtype=processes.from_first(lambda: settled_dtype(config, out, options.resume)))
         paths = processes.together(lambda: setup_paths(config))
         directory = open_directory(processes, out, config.to_dict(), options.resume, False)
         try:
