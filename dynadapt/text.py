@@ -1,6 +1,7 @@
 """Streamed text to tokens, in flat memory and with exactly the ids of encoding the whole text at once.
 
-A source (file, pipe, built-in text) is read in bounded chunks, decoded as UTF-8 incrementally and tokenised in windows.
+A source (a document that dynadapt/texts found: a file, a line of one, a pipe, a built-in text) is read in bounded chunks, decoded
+as UTF-8 incrementally and tokenised in windows.
 Two windows meet at a seam: a token boundary c, taken from the offsets, with these two properties checked before it is used:
   left   encoding again from a little before c gives the same tokens from c to the end of the window;
   right  encoding with half of the look-ahead gives the same tokens up to c.
@@ -12,140 +13,25 @@ is spread over several tokens are counted at the last of them.
 
 from __future__ import annotations
 
-import codecs
-import hashlib
 import json
-import os
-import stat
-import sys
 import zlib
 from collections import deque
 from dataclasses import dataclass
-from typing import BinaryIO, Iterator
+from typing import Iterator
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from dynadapt.texts.builtin import BUILTINS
+from dynadapt.texts.expanding import expand, inputs
+from dynadapt.texts.source import Decoder, Source, TextError, decoded
 
-CHUNK = 1 << 16      # bytes read at a time
+__all__ = ["BUILTINS", "Decoder", "Document", "Seam", "Source", "TextError", "TokenReader", "expand", "inputs", "split", "streaming_tokenizer"]
+
 WINDOW = 1 << 15     # characters encoded at a time
 LOOKAHEAD = 2048     # characters that a seam must see to its right
 CONTEXT = 256        # characters encoded again to the left of a seam
 CANDIDATES = (0, 1, 2, 3, 5, 8, 13, 21, 34, 89, 233, 610, 1597)   # which boundaries to try, counted back from the last
-
-
-class TextError(ValueError):
-    """A text that can't be read or scored; the message names it."""
-
-
-# ---------------------------------------------------------------------------------------------------------------- sources
-
-def _python_reference() -> str:
-    from pydoc_data import topics
-    return "\n\n".join(topics.topics[name].strip("\n") for name in sorted(topics.topics)) + "\n"
-
-
-def _python_source() -> str:
-    import argparse, ast, collections, configparser, csv, datetime, decimal, difflib, email.message, fractions  # noqa: E401
-    import gettext, heapq, inspect, ipaddress, json.decoder, logging, mailbox, optparse, pathlib, statistics   # noqa: E401
-    modules = [argparse, ast, collections, configparser, csv, datetime, decimal, difflib, email.message, fractions,
-               gettext, heapq, inspect, ipaddress, json.decoder, logging, mailbox, optparse, pathlib, statistics]
-    return "\n\n".join(inspect.getsource(module) for module in modules)
-
-
-BUILTINS = {
-    "python-reference": _python_reference,   # the language reference that CPython carries for help(): English prose
-    "python-source": _python_source,         # modules of the standard library: code
-}
-
-
-@dataclass(frozen=True)
-class Source:
-    """One text: `spec` as the user wrote it ("-", "builtin:NAME" or a path)."""
-
-    spec: str
-
-    @property
-    def name(self) -> str:
-        return "stdin" if self.spec == "-" else self.spec.removeprefix("builtin:") if self.builtin else os.path.basename(self.spec)
-
-    @property
-    def builtin(self) -> bool:
-        return self.spec.startswith("builtin:")
-
-    @property
-    def seekable(self) -> bool:
-        """False for pipes: they can be read once only."""
-        return self.builtin or (self.spec != "-" and stat.S_ISREG(os.stat(self.spec).st_mode))
-
-    def open(self) -> BinaryIO:
-        if self.spec == "-":
-            return sys.stdin.buffer
-        if self.builtin:
-            import io
-            return io.BytesIO(BUILTINS[self.spec.removeprefix("builtin:")]().encode())
-        try:
-            return open(self.spec, "rb", buffering=0)
-        except OSError as error:
-            raise TextError(f"text {self.spec!r}: {error.strerror}") from None
-
-    def check(self) -> dict:
-        """One cheap pass before any work: readable, not empty, UTF-8. Returns {"bytes", "sha256"}; {} for a pipe."""
-        if self.builtin:
-            if self.spec.removeprefix("builtin:") not in BUILTINS:
-                raise TextError(f"text {self.spec!r}: no such built-in text; there are "
-                                + ", ".join(f"builtin:{name}" for name in BUILTINS))
-        elif self.spec == "-":
-            return {}
-        elif os.path.isdir(self.spec):
-            raise TextError(f"text {self.spec!r} is a directory; give files, for example {os.path.join(self.spec, '*.txt')}")
-        elif not os.path.exists(self.spec):
-            raise TextError(f"text {self.spec!r}: no such file")
-        if not self.seekable:
-            return {}
-        digest, size = hashlib.sha256(), 0
-        with self.open() as file:
-            for chunk in _checked(_chunks(file), self.spec):
-                digest.update(chunk)
-                size += len(chunk)
-        if not size:
-            raise TextError(f"text {self.spec!r} is empty")
-        return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    read = getattr(file, "read1", file.read)        # a pipe hands over what it has, without waiting for a full chunk
-    while chunk := read(CHUNK):
-        yield chunk
-
-
-def _checked(chunks: Iterator[bytes], spec: str) -> Iterator[bytes]:
-    """Passes the chunks on, after decoding them."""
-    decoder = Decoder(spec)
-    for chunk in chunks:
-        decoder.feed(chunk)
-        yield chunk
-    decoder.feed(b"", final=True)
-
-
-class Decoder:
-    """Incremental strict UTF-8; an error names the text and the offset of the offending byte."""
-
-    def __init__(self, spec: str, offset: int = 0):
-        self.spec, self.offset = spec, offset        # offset: of the first byte not yet fed
-        self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
-
-    def feed(self, data: bytes, final: bool = False) -> str:
-        kept = len(self._decoder.getstate()[0])      # bytes of a character cut by the last chunk
-        try:
-            text = self._decoder.decode(data, final)
-        except UnicodeDecodeError as error:
-            at = self.offset - kept + error.start
-            value = f"byte 0x{error.object[error.start]:02x}"
-            raise TextError(f"text {self.spec!r} is not UTF-8: {value} at offset {at} ({error.reason}); "
-                            "convert it first, for example with iconv -t UTF-8") from None
-        self.offset += len(data)
-        return text
 
 
 # ------------------------------------------------------------------------------------------------------------- tokenising
@@ -286,7 +172,7 @@ class TokenReader:
         return self._run(seam)
 
     def _run(self, seam: Seam) -> Iterator[tuple[Seam, np.ndarray, np.ndarray]]:
-        pieces = _decoded(self.source, seam.byte)
+        pieces = decoded(self.source, seam.byte)
         text, ended, want = "", False, WINDOW
         while True:
             gathered = [text]
@@ -315,20 +201,6 @@ class TokenReader:
             if ended:
                 return
             seam, text, want = after, text[begin:], WINDOW
-
-
-def _decoded(source: Source, start: int) -> Iterator[str]:
-    file = source.open()
-    try:
-        if start:
-            file.seek(start)
-        decoder = Decoder(source.spec, start)
-        for chunk in _chunks(file):
-            yield decoder.feed(chunk)
-        yield decoder.feed(b"", final=True)
-    finally:
-        if file is not sys.stdin.buffer:
-            file.close()
 
 
 def _find_seam(tokenizer: Tokenizer, text: str, encoded: _Encoded, context: int) -> int | None:

@@ -118,7 +118,10 @@ def test_the_same_text_under_another_name(folder, tmp_path, monkeypatch):
         run(EvalConfig(**common, text=(text,)), tmp_path / name, RunOptions(scores=True))
     assert len(read_compared([tmp_path / "one", tmp_path / "two"]).token) > 50
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunError, match="is not in .*: run this where the run was made"):
+    assert len(read_compared([tmp_path / "one", tmp_path / "two"]).token) > 50         # found where the runs were made
+    environment = json.loads((tmp_path / "one" / "env.json").read_text())
+    (tmp_path / "one" / "env.json").write_text(json.dumps({**environment, "folder": "/nowhere"}))
+    with pytest.raises(RunError, match="is not in .* or /nowhere: put it back, or run this where the run was made"):
         read_compared([tmp_path / "one", tmp_path / "two"])
     (tmp_path / "b.txt").write_text("another")
     with pytest.raises(RunError, match="is not what .* scored: it has changed since, or .* has another of that name"):

@@ -271,7 +271,7 @@ def test_a_domain_is_read_from_files_and_directories(tmp_path):
     assert list(read_documents(tmp_path / "a.jsonl")) == [("one", "1"), ("a.jsonl:3", "2")]
 
 
-@pytest.mark.parametrize("content, message", [("", "is empty: no text in it"), ('{"text": " "}\n', "is empty"), ('{"text": "a"}\n{', "line 2 is not JSON"),
+@pytest.mark.parametrize("content, message", [("", "is empty"), ('{"text": " "}\n', "is empty"), ('{"text": "a"}\n{', "line 2 is not JSON"),
                                               ('{"txt": "a"}\n', 'line 1 has no "text"'), ("[1]\n", 'line 1 has no "text"')])
 def test_a_domain_that_cannot_be_read_is_refused(content, message, tmp_path):
     (tmp_path / "a.jsonl").write_text(content)
@@ -282,7 +282,7 @@ def test_a_domain_that_cannot_be_read_is_refused(content, message, tmp_path):
 def test_missing_and_foreign_corpora_are_refused(tmp_path):
     with pytest.raises(CorpusError, match="no such file or directory"):
         list(read_documents(tmp_path / "x"))
-    with pytest.raises(CorpusError, match="is empty: no text in .jsonl, .txt or .md files in it"):
+    with pytest.raises(CorpusError, match="a directory without text files"):
         list(read_documents(tmp_path))
     with pytest.raises(CorpusError, match="make a corpus with `dynadapt corpus build"):
         read_manifest(tmp_path)

@@ -107,7 +107,7 @@ def test_a_text_of_its_own_is_not_split_and_none_is_missing(config, tmp_path):
         _check(replace(config, text=config.text[:1], split=True, streams=2), 2)
     with pytest.raises(TextError, match="no such file"):
         _check(replace(config, text=(*config.text, str(tmp_path / "none.txt"))), 2)
-    assert [fact["bytes"] for fact in _check(replace(config, adapt="none", reset="never"), 2)] == [
+    assert [fact["bytes"] for fact in _check(replace(config, adapt="none", reset="never"), 2)[1]] == [
         Path(text).stat().st_size for text in config.text]
 
 

@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from dynadapt import text as text_module
+from dynadapt.texts import source as source_module
 from dynadapt.text import BUILTINS, Source, TextError, TokenReader, split, streaming_tokenizer
 
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -98,7 +99,7 @@ def read_all(reader: TokenReader, step: int = 1000) -> tuple[np.ndarray, np.ndar
 @pytest.fixture
 def small_windows(monkeypatch):
     """Many seams in a small text."""
-    monkeypatch.setattr(text_module, "CHUNK", 401)
+    monkeypatch.setattr(source_module, "CHUNK", 401)
     monkeypatch.setattr(text_module, "WINDOW", 1200)
     monkeypatch.setattr(text_module, "LOOKAHEAD", 300)
     monkeypatch.setattr(text_module, "CONTEXT", 64)

@@ -18,7 +18,7 @@ examples:
   dynadapt diagnose --advise train.txt
       before spending the compute: does adapting to this text look worth it?
 
-A text is a file, a directory (every file a document) or a .jsonl file (the "text" of every line a document). --out gets summary.json,
+A text is what `dynadapt eval` takes: files, directories, .jsonl and .parquet files, each document by itself. --out gets summary.json,
 types.csv (every token type) and page.html (verdict, plots and tables in one file)."""
 
 

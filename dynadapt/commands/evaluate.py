@@ -20,6 +20,8 @@ examples:
       learn, and remember nothing: segments are disjoint windows
   dynadapt eval --text a.txt b.txt c.txt d.txt --streams 4 --reset document
       four documents at once, each with an adapter of its own, fresh for every document
+  dynadapt eval --text src/ reviews.jsonl.gz --field body
+      every file of a directory, and the "body" of every line, each a document
   torchrun --nproc-per-node 2 -m dynadapt eval --text books/*.txt --reset document --out runs/books
       documents shared out to two processes, and one result
   zcat log.gz | dynadapt eval --text - --out runs/log
@@ -100,9 +102,9 @@ def fit_width(line: str) -> str:
 
 def check_texts(config: EvalConfig) -> None:
     """Refuses a text that is not there before the model's libraries are loaded."""
-    from dynadapt.text import Source
-    for spec in config.text:
-        Source(spec).check()
+    from dynadapt.texts import expand
+    for source in expand(config.text, config.field):
+        source.check()
 
 
 def choose_out(config: EvalConfig, out: str | None, resume: bool) -> Path:

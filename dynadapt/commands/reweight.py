@@ -25,8 +25,8 @@ examples:
   torchrun --nproc-per-node 4 -m dynadapt reweight train --corpus corpus --mixer odm --rows 32 --shard --out runs/four
       four processes with eight rows of each step: what one would do, with masters and moments spread over them
 
-A domain is a directory with train.jsonl and heldout.jsonl (or train/ and heldout/), or any directory of .txt, .md and .jsonl
-files, or a .jsonl file, of which a tenth of the documents is held out. The run directory gets config.json, env.json,
+A domain is a directory with train.jsonl and heldout.jsonl (or train/ and heldout/), or anything that `dynadapt eval` takes as a text
+(a directory of files, a .jsonl or .parquet file, any of them as .gz), of which a tenth of the documents is held out. The run directory gets config.json, env.json,
 metrics.jsonl, summary.json, weights.png and the last state; a run that was stopped goes on with --resume."""
 
 HELP = {
@@ -34,6 +34,7 @@ HELP = {
     "scratch": "train a llama of this size from random weights, with --model's tokenizer (needs --targets model)",
     "domains": "the domains: files or directories by name",
     "corpus": "in place of --domains: a directory that `dynadapt corpus build` made",
+    "field": "of .jsonl, .json and .parquet: the key or column that holds the text",
     "mixer": "rule that sets the domains' weights",
     "settings": "settings of the mixer, a value in JSON or a plain word (the mixers' files name them)",
     "weights": "initial weights: proportional to the domains' rows, uniform, or given",

@@ -9,7 +9,9 @@ from dynadapt.experiments.config import CHOICES, LEARNING_RATES, ConfigError, Ev
 
 HELP = {
     "model": "a name that `dynadapt fetch` knows, a Hugging Face directory or a GGUF file",
-    "text": "files (each a document), - for standard input, or builtin:python-reference, builtin:python-source",
+    "text": "files (each a document), directories of them, .jsonl or .parquet (each line or row a document), any of them as .gz, "
+            "- for standard input, or builtin:python-reference, builtin:python-source",
+    "field": "of .jsonl, .json and .parquet: the key or column that holds the text",
     "tokens": "read only the first N tokens, over all texts (default: all)",
     "adapt": "what learns: nothing, low-rank adapters, the rows with the largest gradients, or whole weights",
     "rank": "rank of the low-rank adapters",

@@ -39,6 +39,7 @@ class EvalConfig:
 
     model: str = "smollm2-135m"
     text: tuple[str, ...] = ()
+    field: str = "text"
     tokens: int | None = None
     adapt: str = "lora"
     rank: int = 16
@@ -78,6 +79,8 @@ class EvalConfig:
         """JSON-ready; the learning rate is the one that is used."""
         content = asdict(self)
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
+        if self.field == "text":                     # as runs have it that were begun before there was another
+            del content["field"]
         return content
 
     @classmethod
@@ -153,6 +156,8 @@ def parse_reset(value) -> str | int:
 
 
 def _check(config: EvalConfig) -> None:
+    if not isinstance(config.field, str) or not config.field:
+        raise ConfigError(f"field {config.field!r}: give the name of the key or column that holds the text")
     for name, accepted in CHOICES.items():
         if getattr(config, name) not in accepted:
             raise ConfigError(f"{name} {getattr(config, name)!r}: give one of {', '.join(accepted)}")

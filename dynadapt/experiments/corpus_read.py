@@ -1,14 +1,18 @@
-"""Reading documents: of a JSONL file, of a folder, and of a corpus whose manifest says what each file must hold.
+"""Reading the documents of a domain, and of a corpus whose manifest says what each file must hold.
 
 What a manifest names lies in the corpus's own folder, and is what was written there: bytes, documents and SHA-256 are compared.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from dynadapt.digests import digest_of
+from dynadapt.texts.expanding import SELECTED, expand
+from dynadapt.texts.records import open_records
+from dynadapt.texts.source import TextError
 
 from .rundir import RunError, read_json
 
@@ -22,55 +26,24 @@ class CorpusError(ValueError):
 
 # ------------------------------------------------------------------------------------------------------- documents
 
-def read_documents(path: str | Path) -> Iterator[tuple[str, str]]:
-    """(id, text) of every document of a domain: a JSONL file with "text" (and "id") in each line, or a directory of .jsonl, .txt and .md files.
+def read_documents(path: str | Path, field: str = "text") -> Iterator[tuple[str, str]]:
+    """(id, text) of every document of a domain: what `dynadapt.text.expand` takes, so a file, a directory, or .jsonl with "id" where it has one.
 
-    CorpusError names the file and the line, and a domain without any text.
+    CorpusError names the file and the line, and a domain without any text. Texts of nothing but spaces are passed over.
     """
-    path, empty = Path(path), True
-    if not path.exists():
-        raise CorpusError(f"domain {str(path)!r}: no such file or directory")
-    for file in sorted(entry for entry in path.rglob("*") if entry.suffix in (".jsonl", ".txt", ".md")) if path.is_dir() else [path]:
-        for document in read_lines(file) if file.suffix == ".jsonl" else _whole(file):
-            empty = False
-            yield document
-    if empty:
-        raise CorpusError(f"domain {str(path)!r} is empty: no text in " + (".jsonl, .txt or .md files in it" if path.is_dir() else "it"))
-
-
-def read_lines(file: Path) -> Iterator[tuple[str, str]]:
-    """(id, text) of each line of a JSONL file; lines and texts without anything but spaces are passed over."""
-    with open(file, "rb") as lines:
-        yield from _documents(file, lines)
-
-
-def _whole(file: Path) -> Iterator[tuple[str, str]]:
+    path, empty = str(path), True
+    if not os.path.exists(path) and not path.startswith("builtin:") and not SELECTED.fullmatch(path):
+        raise CorpusError(f"domain {path!r}: no such file or directory")
     try:
-        text = file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{file}: not UTF-8 at byte {error.start}") from None
-    if text.strip():
-        yield file.name, text
-
-
-def _documents(file: Path, lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            content = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise CorpusError(f"{file}: line {number} is not UTF-8 at byte {error.start}") from None
-        except (ValueError, RecursionError):
-            raise CorpusError(f"{file}: line {number} is not JSON") from None
-        if not isinstance(content, dict) or not isinstance(content.get("text"), str):
-            raise CorpusError(f'{file}: line {number} has no "text"')
-        try:
-            content["text"].encode()
-        except UnicodeEncodeError as error:
-            raise CorpusError(f"{file}: line {number} has half of a surrogate pair at character {error.start} of its text") from None
-        if content["text"].strip():
-            yield str(content.get("id", f"{file.name}:{number}")), content["text"]
+        for source in expand([path], field):
+            name, text = source.document()
+            if text and not text.isspace():
+                empty = False
+                yield name, text
+    except TextError as error:
+        raise CorpusError(str(error).replace("text ", "domain ", 1)) from None
+    if empty:
+        raise CorpusError(f"domain {path!r} is empty")
 
 
 # -------------------------------------------------------------------------------------------------------- manifests
@@ -142,7 +115,9 @@ def check_corpus(corpus: str | Path) -> None:
 
 def describe_part(file: Path) -> dict:
     """sha256 of the file, and documents and bytes (of UTF-8 text) in it."""
-    content = file.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    texts = [text for _, text in _documents(file, content.split(b"\n"))]
-    return {"sha256": digest, "documents": len(texts), "bytes": sum(len(text.encode()) for text in texts)}
+    digest = digest_of(file)["sha256"]
+    try:
+        entries = open_records(str(file), "text").entries
+    except TextError as error:
+        raise CorpusError(str(error).removeprefix("text ")) from None
+    return {"sha256": digest, "documents": len(entries), "bytes": sum(entry.size for entry in entries)}

@@ -24,7 +24,8 @@ from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import settle, settled
 from dynadapt.experiments.feed import Feed, Segment, check_lengths
 from dynadapt.experiments.rundir import SCORE, RunDirectory, RunError, read_json
-from dynadapt.text import Document, Source, TextError, split, streaming_tokenizer
+from dynadapt.notes import note
+from dynadapt.text import Document, Source, TextError, expand, inputs, split, streaming_tokenizer
 
 PHASES = ("forward", "backward", "update", "recompute")
 
@@ -68,11 +69,12 @@ def run(config: EvalConfig, out: str | Path, options: RunOptions = RunOptions(),
         engine = (make_engine or build_engine)(model, config)
         tokenizer = streaming_tokenizer(model.tokenizer)
         if config.adapt != "none" and config.optimizer == "rms":
-            directory.expect({f"statistics text {config.statistics!r}": Source(config.statistics).check()})
-            engine.gather_statistics(_statistics(config, tokenizer))
+            statistics, digest = _statistics_text(config, facts)
+            directory.expect({f"statistics text {config.statistics!r}": digest})
+            engine.gather_statistics(_statistics(statistics, config, tokenizer))
         run = _Run(config, options, directory, engine, sources, facts, tokenizer)
         run.baseline = find_baseline(directory.path, config)
-        directory.begin()
+        directory.begin(folder=str(Path.cwd()))      # to which the names of texts are relative
         return run.finish(progress or (lambda event: None))
     finally:
         directory.close()
@@ -83,7 +85,10 @@ def _sources(config: EvalConfig) -> tuple[list[Source], list[dict]]:
         raise ConfigError("text: none given; name files, - for standard input, or builtin:python-reference")
     if list(config.text).count("-") > 1:
         raise ConfigError("text: - (standard input) can be given once only")
-    sources = [Source(spec) for spec in config.text]
+    sources = expand(config.text, config.field)
+    if config.split and len(sources) > 1:
+        raise ConfigError(f"split: cuts one text into streams, but {', '.join(config.text)} holds {len(sources)} documents; give one of them, or "
+                          "leave --split out")
     return sources, [source.check() for source in sources]
 
 
@@ -92,8 +97,17 @@ def _expect_texts(directory: RunDirectory, sources: list[Source], facts: list[di
     for source, now, then in zip(sources, facts, (directory.state or {}).get("texts", facts)):
         if now != then:
             raise TextError(f"text {source.spec!r} has changed since this run began")
+    expect_files(directory, {f"text {path!r}": fact or None for path, fact in inputs(sources, facts).items()})
+
+
+def expect_files(directory: RunDirectory, files: dict[str, dict | None]) -> None:
+    """TextError for a file, of a directory too, that was changed, added or removed since the run began; names as inputs.json has them."""
+    known = [name for name in directory.inputs or () if name.startswith("text ")]
+    if known and (others := sorted(set(known) ^ set(files))):
+        raise TextError(f"{others[0]} was {'removed' if others[0] in known else 'added'} since this run began ({directory.path}); put the files "
+                        "back as they were, or choose another --out")
     try:
-        directory.expect({f"text {source.spec!r}": fact or None for source, fact in zip(sources, facts)})
+        directory.expect(files)
     except RunError as error:
         raise TextError(str(error)) from None
 
@@ -145,13 +159,21 @@ def build_engine(model, config: EvalConfig):
                            batch=config.batch or None, recompute=config.recompute, base=config.base)
 
 
-def _statistics(config: EvalConfig, tokenizer, tokens: int = 16384):
-    """Segments [T + 1] of the statistics text, which must not be the text that is scored."""
-    if config.statistics in config.text:
-        raise ConfigError(f"statistics {config.statistics!r} is the text to be scored; give another one, or the scores would have seen it")
-    source = Source(config.statistics)
-    source.check()
-    feed = Feed([Document(source)], tokenizer, 1, config.segment, tokens)
+def _statistics_text(config: EvalConfig, facts: list[dict]) -> tuple[list[Source], dict]:
+    """The documents of the statistics text, which must not be those that are scored (facts), and what inputs.json keeps of them."""
+    sources = expand((config.statistics,), config.field)
+    seen, scored = [source.check() for source in sources], {fact.get("sha256") for fact in facts} - {None}
+    for source, fact in zip(sources, seen):
+        if config.statistics in config.text or fact.get("sha256") in scored:
+            which = "" if source.spec == config.statistics else f" ({source.spec})"
+            raise ConfigError(f"statistics {config.statistics!r} is the text to be scored{which}; give another one, or the scores would have "
+                              "seen it")
+    return sources, seen[0] if len(sources) == 1 else inputs(sources, seen)
+
+
+def _statistics(sources: list[Source], config: EvalConfig, tokenizer, tokens: int = 16384):
+    """Segments [T + 1] of the statistics text."""
+    feed = Feed([Document(source) for source in sources], tokenizer, 1, config.segment, tokens)
     while (segment := feed.next()) is not None:
         yield torch.from_numpy(segment.tokens[0, :segment.lengths[0] + 1])
 
@@ -161,17 +183,19 @@ class _Run:
 
     def __init__(self, config, options, directory, engine, sources, facts, tokenizer):
         self.config, self.options, self.directory, self.engine = config, options, directory, engine
-        self.facts, self.baseline = facts, {}
+        sizes = [fact.get("bytes") for fact in facts]
+        self.size, self.baseline = sum(sizes) if all(sizes) else None, {}
         saved = directory.state
         if saved:
             engine.restore(directory.checkpoint / "engine")
-            self.documents = _documents_from(saved["documents"], sources)
+            self.documents = _documents_from(saved.get("documents"), sources)
             self.totals = saved["totals"]
+            self.totals["documents"] += _no_totals(self.documents[len(self.totals["documents"]):])
         else:
             self.documents = self._documents(sources, tokenizer)
             self.totals = {"segments": 0, "tokens": 0, "bytes": 0, "nll": 0.0, "seconds": 0.0, "updates": 0, "skipped_updates": 0,
                            "resets": 0, "flops": dict.fromkeys(PHASES, 0),
-                           "documents": [{"name": d.name, "tokens": 0, "bytes": 0, "nll": 0.0} for d in self.documents]}
+                           "documents": _no_totals(self.documents)}
         self.saved_at = self.totals["segments"] if saved else -1
         self.feed = Feed(self.documents, tokenizer, config.streams, config.segment, None if config.split else config.tokens,
                          state=saved["feed"] if saved else None)
@@ -199,6 +223,8 @@ class _Run:
                 raise TextError(f"text {self.config.text[0]!r}: nothing to score (fewer than 2 tokens)")
             if self.engine.learned_parameters:
                 self._save()
+            if self.feed.short:
+                note(f"{self.feed.short:,} of {len(self.documents):,} documents had fewer than 2 tokens and were left out")
             return self.directory.finish(self._summary())
 
     def _loop(self, progress, stop) -> None:
@@ -276,9 +302,10 @@ class _Run:
     def _save(self) -> None:
         if not self.options.checkpoint or self.saved_at == self.totals["segments"] or not self.totals["segments"]:
             return                                   # where nothing was scored, nothing is kept: the directory can be begun anew
-        state = {"segments": self.totals["segments"], "totals": self.totals, "feed": self.position, "texts": self.facts,
-                 "documents": [{"text": self.config.text.index(d.source.spec), "start": d.start, "stop": d.stop, "state": d.state, "byte": d.byte}
-                               for d in self.documents]}
+        reached = self.totals["documents"][:self.position["queued"]]         # of very many, those to come have nothing to keep
+        state = {"segments": self.totals["segments"], "totals": {**self.totals, "documents": reached}, "feed": self.position}
+        if self.config.split:
+            state["documents"] = [{"text": 0, "start": d.start, "stop": d.stop, "state": d.state, "byte": d.byte} for d in self.documents]
         self.directory.save(self.engine, state)
         self.saved_at = self.totals["segments"]
 
@@ -289,9 +316,8 @@ class _Run:
             shares.append(self.feed.read / sum(d.stop - d.start for d in self.documents))
         elif self.config.tokens:
             shares.append(self.feed.read / self.config.tokens)
-        sizes = [fact.get("bytes") for fact in self.facts]
-        if all(sizes) and not self.config.split:
-            shares.append(self.feed.read_bytes / sum(sizes))
+        if self.size and not self.config.split:
+            shares.append(self.feed.read_bytes / self.size)
         return min(1.0, max(shares)) if shares else None
 
     def _gain(self) -> float | None:
@@ -301,8 +327,9 @@ class _Run:
     def _summary(self) -> dict:
         totals, engine = self.totals, self.engine
         mean = totals["nll"] / totals["tokens"]
-        documents = [{"name": d["name"], "tokens": d["tokens"], "bytes": d["bytes"], "nll": d["nll"] / d["tokens"],
-                      "bits_per_byte": _bits_per_byte(d["nll"], d["bytes"])} for d in totals["documents"] if d["tokens"]]
+        documents = [{"name": d["name"], "number": number, "tokens": d["tokens"], "bytes": d["bytes"], "nll": d["nll"] / d["tokens"],
+                      "bits_per_byte": _bits_per_byte(d["nll"], d["bytes"])}
+                     for number, d in enumerate(totals["documents"]) if d["tokens"]]
         return {
             "nll": mean,
             "perplexity": math.exp(min(mean, 700.0)),
@@ -320,6 +347,7 @@ class _Run:
             "skipped_updates": totals["skipped_updates"],
             "resets": totals["resets"],
             "segments": totals["segments"],
+            "short_documents": self.feed.short,
             "backend": engine.backend,
             "device": str(engine.device),
             "dtype": engine.dtype if isinstance(engine.dtype, str) else self.config.dtype,
@@ -328,7 +356,14 @@ class _Run:
         }
 
 
-def _documents_from(saved: list[dict], sources: list[Source]) -> list[Document]:
+def _no_totals(documents: list[Document]) -> list[dict]:
+    return [{"name": d.name, "tokens": 0, "bytes": 0, "nll": 0.0} for d in documents]
+
+
+def _documents_from(saved: list[dict] | None, sources: list[Source]) -> list[Document]:
+    """Those of a saved state; one that names none had each text as one document."""
+    if saved is None:
+        return [Document(source) for source in sources]
     return [Document(sources[d["text"]], d["start"], d["stop"], d["state"], d.get("byte", 0)) for d in saved]
 
 
@@ -360,7 +395,7 @@ def find_baseline(path: Path, config: EvalConfig) -> dict[int, float]:
     if config.adapt == "none" or not path.parent.is_dir():
         return {}
     from dynadapt.experiments.metrics import read_metrics
-    keys = ("model", "text", "tokens", "streams", "split", "segment", "memory", "sinks", "context")
+    keys = ("model", "text", "field", "tokens", "streams", "split", "segment", "memory", "sinks", "context")
     mine = config.to_dict()
     for other in sorted(path.parent.iterdir()):
         if other == path or not (other / "config.json").is_file():
@@ -369,7 +404,7 @@ def find_baseline(path: Path, config: EvalConfig) -> dict[int, float]:
             theirs = read_json(other / "config.json")
         except RunError:
             continue
-        if theirs.get("adapt") == "none" and all(theirs.get(key) == mine[key] for key in keys):
+        if theirs.get("adapt") == "none" and all(theirs.get(key) == mine.get(key) for key in keys):
             try:
                 return {line["total_tokens"]: line["total_nll"] for line in read_metrics(other)}
             except RunError:                         # another run's files: it says so itself

@@ -39,7 +39,8 @@ class _Slot:
 class Feed:
     """Yields segments until the documents, or the first `limit` tokens of them in reading order, are used up.
 
-    The first token of a document has nothing before it and is not scored.
+    The first token of a document has nothing before it and is not scored; one that has no other is left out where it was gathered
+    (from a directory or lines), else refused.
     """
 
     def __init__(self, documents: list[Document], tokenizer: Tokenizer, streams: int, segment: int, limit: int | None, state: dict | None = None):
@@ -48,6 +49,7 @@ class Feed:
         self.queued = 0                      # the next document to enter a slot
         self.read = 0                        # tokens read so far
         self.read_bytes = 0                  # and the bytes that they cover, those of tokens that are not scored included
+        self.short = 0                       # documents left out
         if state:
             self._restore(state)
 
@@ -68,7 +70,9 @@ class Feed:
             if len(ids) - first >= 1:
                 break
             if first and (self.limit is None or self.read < self.limit):
-                raise too_short(self.documents[slot.document], len(ids))
+                if not self.documents[slot.document].source.gathered:
+                    raise too_short(self.documents[slot.document], len(ids))
+                self.short += 1
             slot.reader = slot.document = slot.last = None
         if first:
             segment.entered.append(stream)
@@ -104,10 +108,10 @@ class Feed:
 
     def state(self) -> dict:
         slots = [None if slot.reader is None else {"document": slot.document, "reader": slot.reader.state(), "last": slot.last, "byte": slot.byte} for slot in self.slots]
-        return {"queued": self.queued, "read": self.read, "bytes": self.read_bytes, "slots": slots}
+        return {"queued": self.queued, "read": self.read, "bytes": self.read_bytes, "short": self.short, "slots": slots}
 
     def _restore(self, state: dict) -> None:
-        self.queued, self.read = state["queued"], state["read"]
+        self.queued, self.read, self.short = state["queued"], state["read"], state.get("short", 0)
         self.read_bytes = state.get("bytes", 0)      # absent in older states: only progress is told by it
         for slot, saved in zip(self.slots, state["slots"], strict=True):
             if saved is not None:
@@ -123,9 +127,10 @@ def too_short(document: Document, tokens: int) -> TextError:
 
 
 def check_lengths(documents: list[Document], tokenizer: Tokenizer) -> None:
-    """Refuses documents of fewer than two tokens before any work, except pipes, which can't be looked into."""
+    """Refuses documents of fewer than two tokens before any work, except pipes, which can't be looked into, and what was found in
+    directories or lines, where a short one is left out as it comes."""
     for document in documents:
-        if document.source.seekable and document.stop is None:
+        if not document.source.gathered and document.source.seekable and document.stop is None:
             ids, _ = TokenReader(document.source, tokenizer).read(2)
             if len(ids) < 2:
                 raise too_short(document, len(ids))

@@ -19,12 +19,13 @@ import dynadapt
 from dynadapt.distributed import Processes
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import settled
-from dynadapt.experiments.dyneval import PHASES, RunOptions, _bits_per_byte, _load, run
+from dynadapt.experiments.dyneval import PHASES, RunOptions, _bits_per_byte, _load, expect_files, run
 from dynadapt.experiments.metrics import read_metrics
 from dynadapt.experiments.rundir import RunDirectory, RunError, check_finished, open_directory, read_json, write_json
-from dynadapt.text import Source
+from dynadapt.text import Source, expand, inputs
+from dynadapt.texts.expanding import selection
 
-COUNTS = ("tokens", "bytes", "updates", "skipped_updates", "resets", "segments")
+COUNTS = ("tokens", "bytes", "updates", "skipped_updates", "resets", "segments", "short_documents")
 
 
 def run_parts(config: EvalConfig, out: str | Path, options: RunOptions, processes: Processes,
@@ -35,27 +36,27 @@ def run_parts(config: EvalConfig, out: str | Path, options: RunOptions, processe
     """
     config = processes.from_first(lambda: settled(config, out, options.resume, lambda: _load(config.model)))
     processes.same({**config.to_dict(), **asdict(options), "version": dynadapt.__version__})
-    facts = processes.together(lambda: _check(config, processes.world))
-    processes.same({f"text {spec!r}": fact["sha256"] for spec, fact in zip(config.text, facts)})
+    sources, facts = processes.together(lambda: _check(config, processes.world))
+    files = {f"text {path!r}": fact for path, fact in inputs(sources, facts).items()}
+    processes.same({name: fact["sha256"] for name, fact in files.items()})
     shares = shared_out([fact["bytes"] for fact in facts], processes.world)
     directory = open_directory(processes, out, config.to_dict(), options.resume, options.scores)
     try:
-        inputs = {f"text {spec!r}": fact for spec, fact in zip(config.text, facts)}
-        processes.from_first(lambda: directory.expect(inputs))
+        processes.from_first(lambda: expect_files(directory, files))
         if directory.finished:
             return directory.finished
         folders = [directory.path / "parts" / f"{rank}-of-{processes.world}" for rank in range(processes.world)]
         processes.from_first(lambda: _check_begun(folders))
-        processes.from_first(directory.begin)
-        own = replace(config, text=tuple(config.text[i] for i in shares[processes.rank]), device=processes.device(config.device))
+        processes.from_first(lambda: directory.begin(folder=str(Path.cwd())))
+        own = replace(config, text=tuple(selection([sources[i] for i in shares[processes.rank]])), device=processes.device(config.device))
         processes.together(lambda: run(own, folders[processes.rank], options, progress))
         return processes.from_first(lambda: merge(directory, folders, shares, options.scores))
     finally:
         directory.close()
 
 
-def _check(config: EvalConfig, world: int) -> list[dict]:
-    """Size and digest of each text. ConfigError for what makes a document's score depend on other documents."""
+def _check(config: EvalConfig, world: int) -> tuple[list[Source], list[dict]]:
+    """The documents, and size and digest of each. ConfigError for what makes a document's score depend on other documents."""
     of = f"with {world} processes"
     if config.adapt != "none" and config.reset != "document":
         raise ConfigError(f"reset {config.reset!r} {of}: a document would learn from those before it in its process; give "
@@ -64,13 +65,16 @@ def _check(config: EvalConfig, world: int) -> list[dict]:
         raise ConfigError(f"tokens {config.tokens} {of}: which are the first of all texts depends on who reads; leave it out")
     if config.split:
         raise ConfigError(f"split {of}: they share documents out, not parts of one; give the parts as files")
-    if len(config.text) < world:
-        raise ConfigError(f"text: {len(config.text)} {of}: each needs a document; give more, or start at most {len(config.text)}")
-    facts = [Source(spec).check() for spec in config.text]
-    for spec, fact in zip(config.text, facts):
+    if "-" in config.text:
+        raise ConfigError(f"text '-' {of}: a pipe can be read by one only; give files")
+    sources = expand(config.text, config.field)
+    if len(sources) < world:
+        raise ConfigError(f"text: {len(sources)} {of}: each needs a document; give more, or start at most {len(sources)}")
+    facts = [source.check() for source in sources]
+    for source, fact in zip(sources, facts):
         if "sha256" not in fact:
-            raise ConfigError(f"text {spec!r} {of}: a pipe can be read by one only; give files")
-    return facts
+            raise ConfigError(f"text {source.spec!r} {of}: a pipe can be read by one only; give files")
+    return sources, facts
 
 
 def shared_out(sizes: list[int], count: int) -> list[list[int]]:
@@ -111,9 +115,9 @@ def merge(directory: RunDirectory, folders: list[Path], shares: list[list[int]],
 
 def merged_summary(parts: list[dict], shares: list[list[int]]) -> dict:
     """Of all documents, in the order given. Seconds are those of the slowest part, memory that of the largest."""
-    numbered = [pair for part, share in zip(parts, shares) for pair in zip(share, part["documents"], strict=True)]
-    documents = [document for _, document in sorted(numbered, key=lambda pair: pair[0])]
-    summary = {**parts[0], **{name: sum(part[name] for part in parts) for name in COUNTS}}
+    documents = [{**document, "number": share[document["number"]]} for part, share in zip(parts, shares) for document in part["documents"]]
+    documents.sort(key=lambda document: document["number"])
+    summary = {**parts[0], **{name: sum(part.get(name, 0) for part in parts) for name in COUNTS}}
     mean = math.fsum(part["nll"] * part["tokens"] for part in parts) / summary["tokens"]
     flops = {phase: sum(part["flops"][phase] for part in parts) for phase in PHASES}
     seconds = max(part["seconds"] for part in parts)

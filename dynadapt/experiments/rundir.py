@@ -32,7 +32,7 @@ FIRST = ("env.json", "inputs.json", "config.json")
 BEGINNING = (".lock", *FIRST, *(f"{name}.tmp" for name in FIRST))       # what a run that is being begun may have
 UNSCORED = ("metrics.jsonl", "scores.npy", "checkpoint", "texts")      # and one in which nothing was scored
 ROW_BEFORE = 12                                      # bytes of a row of scores.npy in runs whose checkpoints have no digests
-VARYING = ("memory_bytes", "cores", "system")            # of env.json, on which no number depends
+VARYING = ("memory_bytes", "cores", "system", "folder")            # of env.json, on which no number depends
 
 
 def differing(old: dict, new: dict) -> str:

@@ -7,11 +7,11 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 from dynadapt.digests import sync_tree
+from dynadapt.notes import RunNote, note  # noqa: F401  (who writes files also says notes)
 
 
 class RunError(RuntimeError):
@@ -20,14 +20,6 @@ class RunError(RuntimeError):
 
 class DiskError(RunError):
     """Writing failed; everything before is kept."""
-
-
-class RunNote(UserWarning):
-    """Something about a run that its user should know."""
-
-
-def note(text: str) -> None:
-    warnings.warn(text, RunNote, stacklevel=3)
 
 
 def read_json(path: Path) -> dict:

@@ -17,6 +17,7 @@ from dynadapt.experiments.diagnose import models
 from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, UNCLEAR, advice, outcome_interval, size_factor
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
 from dynadapt.experiments.diagnose.driver import run_diagnosis
+from dynadapt.notes import RunNote
 from dynadapt.experiments.diagnose.texts import gather, joined_lines, write_control
 from dynadapt.experiments.dyneval import build_engine, run
 from dynadapt.experiments.rundir import RunError
@@ -276,12 +277,13 @@ def test_directories_and_lines_become_documents(tmp_path):
     (tmp_path / "b").mkdir()
     for name, text in (("b/2.txt", "two"), ("1.md", "one"), (".hidden", "no"), ("empty", "")):
         (tmp_path / name).write_text(text)
-    assert gather((str(tmp_path),), tmp_path) == [str(tmp_path / "1.md"), str(tmp_path / "b" / "2.txt")]
+    with pytest.warns(RunNote, match="1 empty, 1 hidden"):
+        assert [source.spec for source in gather((str(tmp_path),))] == [str(tmp_path / "1.md"), str(tmp_path / "b" / "2.txt")]
     lines = tmp_path / "docs.jsonl"
     lines.write_text('{"text": "one\\r\\n"}\n{"text": " "}\n{"text": "two"}\n')
-    files = gather((str(lines),), tmp_path / "made")
-    assert [open(file, "rb").read() for file in files] == [b"one\r\n", b"two"]
-    assert gather((str(lines), "builtin:python-reference"), None) == [str(lines), "builtin:python-reference"]
+    with pytest.warns(RunNote, match="docs.jsonl: 1 document of nothing but spaces"):
+        sources = gather((str(lines), "builtin:python-reference"))
+    assert [source.content() for source in sources[:2]] == [b"one\r\n", b"two"] and sources[2].name == "python-reference"
 
 
 def test_normal_forms(tmp_path):
@@ -290,10 +292,10 @@ def test_normal_forms(tmp_path):
     assert joined_lines(joined_lines(wrapped)) == joined_lines(wrapped)
     (tmp_path / "a").write_text(joined_lines(wrapped))
     (tmp_path / "b").write_text("more\n")
-    texts = [str(tmp_path / "a"), str(tmp_path / "b")]
+    texts = gather((str(tmp_path / "a"), str(tmp_path / "b")))
     assert write_control("newlines", texts, tmp_path / "made", None) == []
     packed, = write_control("packing", texts, tmp_path / "made", None)
-    assert open(packed).read() == "A line and its rest.\n\nNew\tparagraph\n\nmore\n"
+    assert gather((packed,))[0].document()[1] == "A line and its rest.\n\nNew\tparagraph\n\nmore\n"
     assert write_control("packing", texts[:1], tmp_path / "made", None) == []
 
 

@@ -18,6 +18,7 @@ from dynadapt.model.convert import write_directory
 from dynadapt.model.hf_config import config_to_hf
 from dynadapt.model.hf_tokenizer import directory_tokenizer
 from dynadapt.text import Source, TextError, TokenReader, streaming_tokenizer
+from dynadapt.texts import source as source_module
 
 transformers = pytest.importorskip("transformers")
 
@@ -285,7 +286,8 @@ def quiet(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
-    for name, size in (("CHUNK", 201), ("WINDOW", 400), ("LOOKAHEAD", 100), ("CONTEXT", 48)):
+    monkeypatch.setattr(source_module, "CHUNK", 201)
+    for name, size in (("WINDOW", 400), ("LOOKAHEAD", 100), ("CONTEXT", 48)):
         monkeypatch.setattr(text_module, name, size)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +13,10 @@ import numpy as np
 from dynadapt.experiments.diagnose.classes import classify
 from dynadapt.experiments.metrics import Run, read_run
 from dynadapt.experiments.rundir import RunError, read_json
-from dynadapt.text import Source
+from dynadapt.text import Source, TextError, expand, inputs
 
 PART = "\ufffd"               # what a token reads as that is some of a character's bytes
-SAME = ("text", "split", "streams")              # settings that say which text document i is
+SAME = ("text", "field", "split", "streams")              # settings that say which text document i is
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def read_compared(paths: Sequence[str | Path]) -> Compared:
         if any((row[name] != rows[0][name]).any() for name in ("token", "start", "stop")):
             raise RunError(f"{run.path} cut the text into other tokens than {runs[0].path}: another tokenizer; score it again with the same one")
     first = rows[0]
-    return Compared(runs, tuple(_document_names(runs[0], first["document"])), first["document"].astype(np.int64), first["position"].astype(np.int64),
-                    first["token"].astype(np.int64), first["start"], first["stop"], np.stack([row["nll"] for row in rows]).astype(np.float64),
-                    _texts(runs[0], first))
+    names, texts = _documents(runs[0], first)
+    return Compared(runs, names, first["document"].astype(np.int64), first["position"].astype(np.int64),
+                    first["token"].astype(np.int64), first["start"], first["stop"], np.stack([row["nll"] for row in rows]).astype(np.float64), texts)
 
 
 def _check(run: Run) -> None:
@@ -105,11 +105,13 @@ def _check(run: Run) -> None:
 
 
 def _same(first: Run, other: Run) -> None:
-    for name in SAME if first.config.get("split") else ("text", "split"):
+    for name in SAME if first.config.get("split") else ("text", "field", "split"):
         mine, theirs = first.config.get(name), other.config.get(name)
-        if mine != theirs and not (name == "text" and _contents(first) == _contents(other) is not None):
+        if mine != theirs and not (name in ("text", "field") and _contents(first) == _contents(other) is not None):
             raise RunError(f"{other.path} has {name} {theirs!r}, {first.path} has {mine!r}: they did not score the same text")
     mine, theirs = _digests(first), _digests(other)
+    if first.config["text"] == other.config["text"] and mine and theirs and (others := sorted(mine.keys() ^ theirs.keys())):
+        raise RunError(f"{other.path} scored other files of {' '.join(other.config['text'])} than {first.path}: {others[0]!r} is not in both")
     for spec, digest in mine.items():
         if theirs.get(spec, digest) != digest:
             raise RunError(f"{other.path} scored another version of {spec} than {first.path}: the text has changed in between")
@@ -122,15 +124,17 @@ def input_digest(run: Run, name: str):
 
 
 def _digests(run: Run) -> dict[str, str]:
-    """The sha256 of each text that could be read twice, by its name in the configuration."""
-    known = {spec: input_digest(run, f"text {spec!r}") for spec in run.config["text"]}
-    return {spec: facts["sha256"] for spec, facts in known.items() if facts}
+    """The sha256 of each file that could be read twice, by the name that the run had for it, in the order in which it read them."""
+    path = run.path / "inputs.json"
+    known = read_json(path) if path.exists() else {}
+    return {ast.literal_eval(name.removeprefix("text ")): facts["sha256"] for name, facts in known.items() if name.startswith("text ") and facts}
 
 
 def _contents(run: Run) -> list[str] | None:
-    """The sha256 of all texts in order; None where one is not known."""
-    known = _digests(run)
-    return [known[spec] for spec in run.config["text"]] if known.keys() >= set(run.config["text"]) else None
+    """The sha256 of all files in order; None where one is not known."""
+    path = run.path / "inputs.json"
+    known = [facts for name, facts in (read_json(path) if path.exists() else {}).items() if name.startswith("text ")]
+    return [facts["sha256"] for facts in known] if known and all(known) else None
 
 
 def _rows(run: Run) -> np.ndarray:
@@ -141,27 +145,46 @@ def _rows(run: Run) -> np.ndarray:
     return rows[np.lexsort((rows["position"], rows["document"]))]
 
 
-def _document_names(run: Run, documents: np.ndarray) -> list[str]:
-    if run.config.get("split"):
-        name = Source(run.config["text"][0]).name
-        return [f"{name}, part {i + 1}" for i in range(int(documents.max()) + 1)]
-    return [Source(spec).name for spec in run.config["text"]][: int(documents.max()) + 1]
+def _sources(run: Run) -> list[Source]:
+    """The documents of a run, found again from here or from where the run was made, and held against the digests that it kept."""
+    specs, field, errors = run.config["text"], run.config.get("field", "text"), []
+    environment = run.path / "env.json"
+    made = read_json(environment).get("folder") if environment.exists() else None
+    places = [Path.cwd()] + [Path(made)] * (made is not None and made != str(Path.cwd()))
+    for place in places:
+        here = [spec if spec == "-" or spec.startswith("builtin:") or place == Path.cwd() else str(place / spec) for spec in specs]
+        try:
+            return _verified(run, expand(here, field))
+        except TextError as error:
+            errors.append(error)
+    gone = [error for error in errors if "no such file" not in str(error)]
+    if gone:
+        raise RunError(f"{gone[0]} ({run.path} scored it)")
+    missing = next((spec for spec in specs if spec != "-" and not Path(spec).exists()), specs[0])
+    raise RunError(f"text {missing!r}, which {run.path} scored, is not in {' or '.join(map(str, places))}: put it back, or run this where the run "
+                   "was made")
 
 
-def _texts(run: Run, rows: np.ndarray) -> tuple[bytes, ...]:
-    """The text of each document, read again and held against the digest that the run kept of it."""
-    digests, texts = _digests(run), []
-    for number in range(int(rows["document"].max()) + 1):
-        index = 0 if run.config.get("split") else number
-        spec, inside = run.config["text"][index], rows["document"] == number
-        source = Source(spec)
-        if spec != "-" and not source.builtin and not Path(spec).exists():
-            raise RunError(f"text {spec!r}, which {run.path} scored, is not in {Path.cwd()}: run this where the run was made")
+def _verified(run: Run, sources: list[Source]) -> list[Source]:
+    for source in sources:
         if not source.seekable:
-            raise RunError(f"{run.path} read {spec!r}, a pipe, which can't be read again: score a file to see its tokens")
-        with source.open() as file:
-            content = file.read()
-        if digests.get(spec, "") not in ("", hashlib.sha256(content).hexdigest()):
-            raise RunError(f"text {spec!r} is not what {run.path} scored: it has changed since, or {Path.cwd()} has another of that name")
-        texts.append(content if inside.any() else b"")
-    return tuple(texts)
+            raise RunError(f"{run.path} read {source.spec!r}, a pipe, which can't be read again: score a file to see its tokens")
+    digests, found = _digests(run), inputs(sources, [source.check() for source in sources])
+    for path, known, now in zip(found, digests.values(), found.values()):
+        if known != now["sha256"]:
+            raise TextError(f"text {path!r} is not what {run.path} scored: it has changed since, or {Path.cwd()} has another of that name")
+    if digests and len(digests) != len(found):
+        raise TextError(f"text {' '.join(run.config['text'])} is {len(found)} files now, and {run.path} scored {len(digests)}")
+    return sources
+
+
+def _documents(run: Run, rows: np.ndarray) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
+    """(name, text) of each document, "" for one of which no token was scored; all parts of a split text have the whole of it."""
+    sources, scored = _sources(run), set(np.unique(rows["document"]).tolist())
+    count = max(scored) + 1
+    if run.config.get("split"):
+        return tuple(f"{sources[0].name}, part {i + 1}" for i in range(count)), (sources[0].content(),) * count
+    if count > len(sources):
+        raise RunError(f"{run.path} scored document {count}, and its text has {len(sources)}: it has changed since")
+    return (tuple(source.name for source in sources[:count]),
+            tuple(source.content() if number in scored else b"" for number, source in enumerate(sources[:count])))

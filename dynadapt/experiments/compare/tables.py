@@ -69,7 +69,7 @@ def _pair(compared: Compared, k: int, classes: np.ndarray, labels: list[str]) ->
     gain, drawn = -scored.change, attribution.units(scored)
     low, high = attribution.mean_interval(gain, drawn)
     by_class = [_class(name, gain, classes == c, drawn) for c, name in enumerate(CLASSES) if (classes == c).any()]
-    by_document = [_document(compared, k, number) for number in range(len(compared.names)) if (compared.document == number).any()]
+    by_document = [_document(compared, k, number) for number in np.unique(compared.document).tolist()]
     first_seen = compared.last_seen == 0
     return {
         "after": labels[k], "before": labels[0], "gain": float(gain.mean()), "interval": [_finite(low), _finite(high)],
@@ -90,11 +90,11 @@ def _class(name: str, gain: np.ndarray, inside: np.ndarray, drawn) -> dict:
 
 
 def _document(compared: Compared, k: int, number: int) -> dict:
-    inside = compared.document == number
+    inside = slice(*np.searchsorted(compared.document, [number, number + 1]))      # tokens are sorted by document
     alone = Scored(*(array[inside] for array in (compared.token, compared.nll[0], compared.nll[k], compared.document, compared.position)),
                    compared.names)
     low, high = attribution.mean_interval(-alone.change, attribution.units(alone))
-    return {"name": compared.names[number], "tokens": int(inside.sum()), "before": float(alone.before.mean()), "after": float(alone.after.mean()),
+    return {"name": compared.names[number], "tokens": len(alone.tokens), "before": float(alone.before.mean()), "after": float(alone.after.mean()),
             "gain": float(-alone.change.mean()), "interval": [_finite(low), _finite(high)]}
 
 

@@ -49,7 +49,7 @@ def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...
         raise ConfigError(f"optimizer {config.optimizer!r}, streams {config.streams}, split {config.split}: a probe has one "
                           "stream and no statistics text; give adam, adamw or sgd and one stream")
     announce, out = announce or (lambda what: None), Path(out)
-    gather(texts, None), gather(reference, None)
+    sources, others = gather(texts, config.field), gather(reference, config.field)
     model = _load(config.model) if model is None else model
     model.check_finite()
     config = settle(config, model.config, memory=0)
@@ -59,9 +59,8 @@ def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...
         if directory.finished:
             raise RunError(f"{out} holds this probe, finished; read {out / 'summary.json'}, or choose another --out")
         directory.begin()
-        files, others = gather(texts, out / "texts" / "advise"), gather(reference, out / "texts" / "reference")
         tokenizer = streaming_tokenizer(model.tokenizer)
-        tokens = read_tokens(files, tokenizer, config.tokens or PROBE_TOKENS)
+        tokens = read_tokens(sources, tokenizer, config.tokens or PROBE_TOKENS)
         chosen = choose_windows(tokens, config.segment, windows, config.seed)
         config = config.with_(memory=0, context=0, reset="never")
         static, _ = _score(model, config.with_(adapt="none", lr=None), chosen, announce("scoring with the model as it is"))
@@ -69,7 +68,7 @@ def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...
         summary = advice(static, adapted)
         summary.update(kind="advice", model=config.model, text=list(texts), windows=len(chosen), window=config.segment,
                        probe_flops=flops, text_tokens=len(tokens), text_flops=flops / chosen[:, 1:].size * len(tokens),
-                       similarity=_compare(model, tokenizer, tokens, files, others, reference, embeddings))
+                       similarity=_compare(model, tokenizer, tokens, sources, others, reference, embeddings))
         summary = directory.finish(summary)
         from dynadapt.experiments.diagnose.page import write_advice
         write_advice(out / "page.html", summary)
@@ -140,12 +139,12 @@ def outcome_interval(expected: float, interval: tuple[float, float], factor: flo
     return [float(min(ends)), float(max(ends))]
 
 
-def _compare(model, tokenizer, tokens, files, others, reference, embeddings) -> dict | None:
+def _compare(model, tokenizer, tokens, sources, others, reference, embeddings) -> dict | None:
     if not others:
         return None
     compared = similarity.compare(tokens, read_tokens(others, tokenizer, REFERENCE_TOKENS), model.config.vocab_size)
     if embeddings:
-        words = ["\n".join(read_text(spec, 1 << 20) for spec in specs[:200]) for specs in (files, others)]
+        words = ["\n".join(read_text(source, 1 << 20) for source in group[:200]) for group in (sources, others)]
         compared["embedding_cosine"] = similarity.embedding_similarity(*words, embeddings)
     return {"reference": list(reference), **compared}
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynadapt.experiments.config import ConfigError, EvalConfig
 
 CONTROLS = ("none", "newlines", "packing", "all")
 WINDOWS = 24                 # of a probe
-SCORING = ("model", "text", "tokens", "segment", "memory", "sinks", "refresh", "context", "dtype", "backend", "device",
+SCORING = ("model", "text", "field", "tokens", "segment", "memory", "sinks", "refresh", "context", "dtype", "backend", "device",
            "recompute", "base")
 
 
@@ -63,12 +64,12 @@ class DiagnoseConfig:
     def control_names(self) -> tuple[str, ...]:
         return {"none": (), "all": ("newlines", "packing")}.get(self.control, (self.control,))
 
-    def scoring(self, texts: list[str], **changes) -> EvalConfig:
+    def scoring(self, texts: Sequence[str], **changes) -> EvalConfig:
         """The static run that scores these texts."""
         settings = {name: getattr(self.eval, name) for name in SCORING}
         return EvalConfig(**{**settings, "text": tuple(texts), "adapt": "none", **changes})
 
-    def learning(self, texts: list[str]) -> EvalConfig:
+    def learning(self, texts: Sequence[str]) -> EvalConfig:
         return self.eval.with_(text=tuple(texts), tokens=self.learn_tokens)
 
     def to_dict(self) -> dict:

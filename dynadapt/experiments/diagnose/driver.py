@@ -10,6 +10,7 @@ import numpy as np
 
 from dynadapt.digests import digest_of
 from dynadapt.experiments.defaults import settled_dtype
+from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.diagnose import attribution, similarity
 from dynadapt.experiments.diagnose.classes import CLASSES, classify, keywords, token_texts, visible
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
@@ -19,7 +20,7 @@ from dynadapt.experiments.diagnose.texts import TITLES, gather, read_text, read_
 from dynadapt.experiments.diagnose.verdict import evidence, judge
 from dynadapt.experiments.dyneval import RunOptions, run
 from dynadapt.experiments.rundir import RunDirectory, RunError
-from dynadapt.text import Source, TextError, streaming_tokenizer
+from dynadapt.text import Source, TextError, expand, inputs, streaming_tokenizer
 
 LEARNED = ("tokens", "nll", "updates", "learned_parameters", "seconds")
 AGAINST = 15                 # of those that changed the other way
@@ -45,15 +46,15 @@ def run_diagnosis(config: DiagnoseConfig, out: str | Path, resume: bool = False,
     out = Path(out)
     if (out / "summary.json").exists() and not resume:
         raise RunError(f"{out} holds a finished diagnosis; read {out / 'summary.json'}, or choose another --out")
-    named = (config.eval.text, config.learn, config.reference)
-    _check_unseen(*(gather(specs, None) for specs in named[:2]))
-    contents = {spec: Source(spec).check()["sha256"] for specs in named for spec in gather(specs, None)}
+    texts, learn, reference = groups = [gather(specs, config.eval.field) for specs in (config.eval.text, config.learn, config.reference)]
+    _check_unseen(texts, learn)
+    contents = {path: fact["sha256"] for group in groups for path, fact in inputs(group, [source.check() for source in group]).items()}
     before = _load(config.eval.model) if model is None else model
     config = replace(config, eval=config.eval.with_(dtype=settled_dtype(config.eval, out, resume)))
     kind = "learned" if config.learn else "adapter" if is_adapter(config.after) else "model"
     after = _load(config.after) if kind == "model" else None
     if after is not None:
-        check_tokenizers(before, after, read_text(next(iter(contents)), SAMPLE))
+        check_tokenizers(before, after, read_text(texts[0], SAMPLE))
     prints = {"before": before.fingerprint(), "after": after and after.fingerprint()}
     directory = RunDirectory(out, {**config.to_dict(), "contents": contents, "models": prints}, resume, scores=False)
     try:
@@ -62,11 +63,8 @@ def run_diagnosis(config: DiagnoseConfig, out: str | Path, resume: bool = False,
         if directory.finished:
             return directory.finished
         directory.begin()
-        names = ("held-out", "learn", "reference")
-        texts, learn, reference = (gather(specs, out / "texts" / name) for name, specs in zip(names, named))
-        _check_unseen(texts, learn)
         stage = _Stage(config, out, before, after, kind, announce or (lambda what: None))
-        summary = stage.finish(texts, learn, reference)
+        summary = stage.finish(texts, reference)
         return directory.finish(summary)
     finally:
         directory.close()
@@ -85,13 +83,11 @@ def _load(name: str):
     return model
 
 
-def _check_unseen(texts: list[str], learn: list[str]) -> None:
-    content = lambda spec: Source(spec).check()["sha256"]  # noqa: E731
-    seen = {content(spec): spec for spec in learn}
-    for spec in texts:
-        if seen and content(spec) in seen:
-            raise TextError(f"text {spec!r} is held out, but {seen[content(spec)]!r} to learn from is the same text; "
-                            "give another one")
+def _check_unseen(texts: list[Source], learn: list[Source]) -> None:
+    seen = {source.check()["sha256"]: source.spec for source in learn}
+    for source in texts if seen else ():
+        if twin := seen.get(source.check()["sha256"]):
+            raise TextError(f"text {source.spec!r} is held out, but {twin!r} to learn from is the same text; give another one")
 
 
 class _Stage:
@@ -103,16 +99,16 @@ class _Stage:
         self.tokenizer = streaming_tokenizer(before.tokenizer)
         self.make_after = None
 
-    def finish(self, texts, learn, reference) -> dict:
+    def finish(self, texts: list[Source], reference: list[Source]) -> dict:
         learned = None
         if self.kind == "learned":
-            learning = self.config.learning(learn)
+            learning = self.config.learning(self.config.learn)
             title = "learning from " + ", ".join(self.config.learn)
             learned = self._run("learn", title, learning, RunOptions(resume=True), self.before)
             self.make_after = learned_engine(learning, self.out / "learn")
         elif self.kind == "adapter":
             self.make_after = adapter_engine(self.config.after, self.out / "adapter")
-        scored, runs = self._score(texts, "")
+        scored, runs = self._score(self.config.scoring(self.config.eval.text), texts, "")
         controls = [self._control(name, texts) for name in self.config.control_names]
         compared, keyword = self._compare(scored, texts, reference)
         summary, types, classes = diagnosis_of(scored, self.before.tokenizer.backend, keyword, [c for c in controls if c])
@@ -130,9 +126,8 @@ class _Stage:
     def _run(self, name: str, title: str, config, options: RunOptions, model, make_engine=None) -> dict:
         return run(config, self.out / name, options, self.announce(title), model, make_engine)
 
-    def _score(self, texts: list[str], label: str) -> tuple[Scored, dict]:
+    def _score(self, config: EvalConfig, texts: list[Source], label: str) -> tuple[Scored, dict]:
         options = RunOptions(resume=True, scores=True, checkpoint=0)
-        config = self.config.scoring(texts)
         suffix, of = (f"-{label}", f", {TITLES[label]}") if label else ("", "")
         runs = {"before": self._run(f"before{suffix}", f"scoring with the model before{of}", config, options, self.before)}
         second = config.with_(model=self.config.after) if self.kind == "model" else config
@@ -141,16 +136,16 @@ class _Stage:
         scored = read_scored(self.out / f"before{suffix}", self.out / f"after{suffix}", texts, self.tokenizer, config.segment)
         return scored, runs
 
-    def _control(self, name: str, texts: list[str]) -> dict | None:
+    def _control(self, name: str, texts: list[Source]) -> dict | None:
         files = write_control(name, texts, self.out / f"texts-{name}", self.config.eval.tokens)
         if not files:
             return None
-        scored, _ = self._score(files, name)
+        scored, _ = self._score(self.config.scoring(files, field="text"), expand(files), name)
         low, high = attribution.mean_interval(scored.change, attribution.units(scored))
         return {"name": name, "title": TITLES[name], "tokens": len(scored.tokens), "change": float(scored.change.mean()),
                 "interval": [low, high]}
 
-    def _compare(self, scored: Scored, texts: list[str], reference: list[str]) -> tuple[dict | None, np.ndarray | None]:
+    def _compare(self, scored: Scored, texts: list[Source], reference: list[Source]) -> tuple[dict | None, np.ndarray | None]:
         """Similarity to the reference text and the keywords against it, or (None, None) without one."""
         if not reference:
             return None, None
@@ -158,7 +153,7 @@ class _Stage:
         other = read_tokens(reference, self.tokenizer, REFERENCE_TOKENS)
         compared = similarity.compare(scored.tokens, other, vocabulary)
         if self.config.embeddings:
-            words = ["\n".join(read_text(spec, 1 << 20) for spec in specs[:200]) for specs in (texts, reference)]
+            words = ["\n".join(read_text(source, 1 << 20) for source in sources[:200]) for sources in (texts, reference)]
             compared["embedding_cosine"] = similarity.embedding_similarity(*words, self.config.embeddings)
         return {"reference": list(self.config.reference), **compared}, keywords(scored.tokens, other, vocabulary)
 

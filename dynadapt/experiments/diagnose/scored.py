@@ -29,7 +29,7 @@ class Scored:
         return self.after - self.before
 
 
-def read_scored(before: Path, after: Path, texts: list[str], tokenizer, segment: int) -> Scored:
+def read_scored(before: Path, after: Path, texts: list[Source], tokenizer, segment: int) -> Scored:
     """Joins the scores.npy of two runs over the same texts with the tokens they scored."""
     for path in (before, after):
         check_finished(path, read_json(path / "summary.json"))
@@ -37,12 +37,13 @@ def read_scored(before: Path, after: Path, texts: list[str], tokenizer, segment:
     if len(first) != len(second) or any((first[name] != second[name]).any() for name in ("document", "position")):
         raise RunError(f"{before} and {after} hold scores of different tokens; choose another --out")
     tokens = np.zeros(len(first), np.int64)
-    for number in np.unique(first["document"]):
-        chosen = first["document"] == number
+    order = np.argsort(first["document"], kind="stable")
+    numbers, begins = np.unique(first["document"][order], return_index=True)
+    for number, chosen in zip(numbers, np.split(order, begins[1:])):
         positions = first["position"][chosen]
-        ids, _ = TokenReader(Source(texts[number]), tokenizer).read(int(positions.max()) + 1)
+        ids, _ = TokenReader(texts[number], tokenizer).read(int(positions.max()) + 1)
         if len(ids) <= positions.max():
-            raise RunError(f"text {texts[number]!r} has changed since it was scored in {before}; choose another --out")
+            raise RunError(f"text {texts[number].spec!r} has changed since it was scored in {before}; choose another --out")
         tokens[chosen] = ids[positions]
     return Scored(tokens, first["nll"].astype(np.float64), second["nll"].astype(np.float64), first["document"].astype(np.int64),
-                  first["position"].astype(np.int64), tuple(Source(text).name for text in texts), segment)
+                  first["position"].astype(np.int64), tuple(source.name for source in texts), segment)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dynadapt.experiments.config import CHOICES, LEARNING_RATES, ConfigError
@@ -31,6 +32,7 @@ class ReweightConfig:
     """Settings of one run. Sizes are tokens; rows are training samples of `segment` tokens; lr is per update.
 
     domains   name -> path of a file or directory (domains.py says what may be in it); corpus: what `dynadapt corpus build` made.
+    field     of .jsonl, .json and .parquet files: the key or column that holds the text.
     scratch   "LAYERSxHIDDEN": a llama of this size with random weights in place of the model's, whose tokenizer it keeps.
     weights   "proportional", "uniform", or name -> weight: the mixer's initial ones.
     target    name -> nats, for velocitune and dynamic-batch-loading.   settings: the mixer's own, by name.
@@ -41,10 +43,11 @@ class ReweightConfig:
 
     model: str = "smollm2-135m"
     scratch: str | None = None
-    domains: Mapping[str, str] = field(default_factory=dict)
+    domains: Mapping[str, str] = dataclasses.field(default_factory=dict)
     corpus: str | None = None
+    field: str = "text"
     mixer: str = "stratified"
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
     weights: str | Mapping[str, float] = "proportional"
     target: Mapping[str, float] | None = None
     reference: str | None = None
@@ -95,9 +98,10 @@ class ReweightConfig:
         return self.learning_rate * (0.1 + 0.45 * (1.0 + math.cos(math.pi * done)))
 
     def to_dict(self) -> dict:
-        """JSON-ready; the learning rate is the one that is used. What nothing depends on without compression is left out."""
+        """JSON-ready; the learning rate is the one that is used. What nothing depends on without compression is left out, and so is the
+        field that every run had before there was a choice."""
         content = {**asdict(self), "kind": "reweight", "lr": self.learning_rate}
-        unused = {"none": ("compress", "powersgd_rank"), "bf16": ("powersgd_rank",)}.get(self.compress, ())
+        unused = {"none": ("compress", "powersgd_rank"), "bf16": ("powersgd_rank",)}.get(self.compress, ()) + ("field",) * (self.field == "text")
         return {name: value for name, value in content.items() if name not in unused}
 
     @classmethod
@@ -175,6 +179,10 @@ def _check(config: ReweightConfig) -> None:
         value = getattr(config, name)
         if isinstance(value, (bool, str)) or not fits(value):
             raise ConfigError(f"{name} {value!r}: give {wanted}")
+    if not isinstance(config.field, str) or not config.field:
+        raise ConfigError(f"field {config.field!r}: give the name of the key or column that holds the text")
+    if config.corpus and config.field != "text":
+        raise ConfigError(f"field {config.field!r} with a corpus: its lines have \"text\"; leave it out")
     if bool(config.domains) == bool(config.corpus):
         raise ConfigError("domains: give them as NAME=PATH, or a corpus, and not both" if config.corpus else
                           "domains: none are given; name them as NAME=PATH, or give a corpus")

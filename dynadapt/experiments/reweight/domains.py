@@ -2,7 +2,7 @@
 
 A domain's path is one of
   a directory with train.jsonl and heldout.jsonl, or directories train/ and heldout/ (what `dynadapt corpus build` writes);
-  any other directory or a .jsonl file of documents, of which a share is held out, by document, in an order drawn by hash.
+  any other text that dynadapt/texts reads (directory, .jsonl, .parquet, ...), of which a share is held out, by document, in an order drawn by hash.
 
 Documents of a domain are tokenised, put one after the other with the end-of-text token between them where the model has one,
 and cut into rows of T + 1 tokens, each of which starts with the last token of the row before; what is left at the end is dropped.
@@ -80,8 +80,8 @@ def _documents(name: str, path: Path, config: ReweightConfig) -> tuple[list[str]
             raise ConfigError(f"domain {name!r}: {path} has {(train if train.exists() else heldout).name} but no "
                               f"{(heldout if train.exists() else train).name}")
         if train.exists():
-            return [text for _, text in read_documents(train)], [text for _, text in read_documents(heldout)]
-    return split_documents(name, list(read_documents(path)), config.heldout, config.seed)
+            return tuple([text for _, text in read_documents(part, config.field)] for part in (train, heldout))
+    return split_documents(name, list(read_documents(path, config.field)), config.heldout, config.seed)
 
 
 def split_documents(name: str, documents: list[tuple[str, str]], share: float, seed: int) -> tuple[list[str], list[str]]:
