@@ -13,6 +13,7 @@ HELP = {
     "tokens": "read only the first N tokens, over all texts (default: all)",
     "adapt": "what learns: nothing, low-rank adapters, the rows with the largest gradients, or whole weights",
     "rank": "rank of the low-rank adapters",
+    "alpha": "the adapters are scaled by alpha / rank (default: twice the rank)",
     "targets": "which linear weights learn; with --adapt full also model: every parameter there is",
     "layers": "learn only in layers A to B-1 (default: all)",
     "density": "with --adapt rows: share of each weight's rows that learn",
@@ -38,7 +39,7 @@ HELP = {
     "base": "frozen linear weights in the arithmetic of --dtype, or in float8 with a scale per row",
     "seed": "seed of the adapters' first values",
 }
-METAVAR = {"text": "FILE", "statistics": "FILE", "tokens": "N", "layers": "A:B", "reset": "never|document|N|auto", "lr": "X", "every": "K"}
+METAVAR = {"text": "FILE", "statistics": "FILE", "tokens": "N", "layers": "A:B", "reset": "never|document|N|auto", "lr": "X", "alpha": "X", "every": "K"}
 
 
 def _argument_type(convert):
@@ -53,8 +54,8 @@ def _argument_type(convert):
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """One option for each field of EvalConfig, with its default."""
-    types = {"text": str, "tokens": int, "layers": _argument_type(parse_layers), "reset": _argument_type(parse_reset), "lr": float,
-             **{f.name: type(f.default) for f in fields(EvalConfig) if f.name not in ("text", "tokens", "layers", "reset", "lr")}}
+    types = {"text": str, "tokens": int, "layers": _argument_type(parse_layers), "reset": _argument_type(parse_reset), "lr": float, "alpha": float,
+             **{f.name: type(f.default) for f in fields(EvalConfig) if f.name not in ("text", "tokens", "layers", "reset", "lr", "alpha")}}
     for field in fields(EvalConfig):
         name, default = field.name, field.default
         settings = {"help": HELP[name], "default": default}

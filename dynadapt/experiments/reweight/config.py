@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from dynadapt.experiments.config import CHOICES, LEARNING_RATES, ConfigError
+from dynadapt.experiments.config import CHOICES, LEARNING_RATES, ConfigError, check_alpha, without_usual_alpha
 from dynadapt.experiments.mixers import MIXERS
 
 ACCEPTED = {
@@ -54,6 +54,7 @@ class ReweightConfig:
     adapt: str = "full"
     targets: str = "all"
     rank: int = 16
+    alpha: float | None = None
     density: float = 0.1
     optimizer: str = "adamw"
     lr: float | None = None
@@ -94,8 +95,9 @@ class ReweightConfig:
         return self.learning_rate * (0.1 + 0.45 * (1.0 + math.cos(math.pi * done)))
 
     def to_dict(self) -> dict:
-        """JSON-ready; the learning rate is the one that is used. What nothing depends on without compression is left out."""
-        content = {**asdict(self), "kind": "reweight", "lr": self.learning_rate}
+        """JSON-ready; the learning rate is the one that is used. Compression's settings are left out without it,
+        and so is an alpha that changes nothing."""
+        content = {**without_usual_alpha(asdict(self)), "kind": "reweight", "lr": self.learning_rate}
         unused = {"none": ("compress", "powersgd_rank"), "bf16": ("powersgd_rank",)}.get(self.compress, ())
         return {name: value for name, value in content.items() if name not in unused}
 
@@ -174,6 +176,7 @@ def _check(config: ReweightConfig) -> None:
         value = getattr(config, name)
         if isinstance(value, (bool, str)) or not fits(value):
             raise ConfigError(f"{name} {value!r}: give {wanted}")
+    check_alpha(config.alpha)
     if bool(config.domains) == bool(config.corpus):
         raise ConfigError("domains: give them as NAME=PATH, or a corpus, and not both" if config.corpus else
                           "domains: none are given; name them as NAME=PATH, or give a corpus")
