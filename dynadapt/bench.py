@@ -107,7 +107,7 @@ def _random_adapter(directory: Path, model_name: str, rank: int) -> None:
     from .model import load
 
     model = load(model_name)
-    learner = LoraLearner(LoRA(rank, 2 * rank), Adam(), group_sizes(model.config), 1, torch.float32, 0)
+    learner = LoraLearner(LoRA(rank), Adam(), group_sizes(model.config), 1, torch.float32, 0)
     generator = torch.Generator().manual_seed(2)
     learner.state.master += 0.01 * torch.randn(learner.state.master.shape, generator=generator)
     learner.state.master.copy_(learner.state.master.bfloat16())  # the same numbers in every precision

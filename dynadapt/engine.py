@@ -29,6 +29,7 @@ from .adapt.what import LoRA, targeted, whole_model
 from .adapt.whole_model import ModelLearner
 from .calls import Calls, one_call, plain_torch
 from .checks import number, path
+from .continuation import Continuation, continue_text
 from .decoder import Batch, Decoder, OpSet
 from .engine_arguments import DTYPES, OPTIMIZERS, Arguments  # noqa: F401
 from .flops import Ledger
@@ -38,6 +39,8 @@ from .needed_ops import needed_ops
 from .ops import UnsupportedOp, update as update_op
 from .ops.precision import wide_dtype
 from .ranges import ranged
+from .reprs import counted, safe
+from .sampling import Sampler
 from .static_step import StaticStep
 from .step_arguments import check_lengths, check_stream, check_streams, check_tokens, check_weights
 from .weights import FrozenWeights, group_sizes, source_weight
@@ -53,6 +56,15 @@ class StepReport:
     was_reset: list[bool]
     grad_norm: list[float | None]
     flops: dict[str, int] = field(default_factory=dict)
+
+    @safe
+    def __repr__(self) -> str:
+        norms = [norm for norm in self.grad_norm if norm is not None]
+        what = [f"{sum(map(bool, flags))} {name}" for name, flags in (("skipped", self.skipped), ("reset", self.was_reset)) if any(flags)]
+        if norms:
+            what.append(f"gradient norm {min(norms):.3g}" + (f"..{max(norms):.3g}" if len(norms) > 1 else ""))
+        return ", ".join([f"StepReport({sum(map(bool, self.updated))} of {counted(len(self.updated), 'stream')} updated", *what,
+                          f"{sum(self.flops.values()) / 1e9:.4g} GFLOP)"])
 
 
 @dataclass
@@ -237,6 +249,14 @@ class Engine:
         """Parameters that learn, per set of weights."""
         return self.learners[0].learned_parameters if self.learners else 0
 
+    @safe
+    def __repr__(self) -> str:
+        learns = f"{self.adapt!r}, {self.optimizer!r}" if self.adapt is not None else "static"
+        made = "" if self.static or self.adapt is None else f", {counted(self._updates, 'update')}"  # on a GPU the count is the device's
+        damaged = ", DAMAGED by a failed call" if self.calls.damage else ""
+        return (f"Engine({self.model.name!r}, {learns}, {self.memory!r}, {counted(self.streams, 'stream')} of {self.segment}, {self.dtype}, "
+                f"{self.backend} on {self.device}{made}{damaged})").replace(", None,", ",")
+
     def describe(self) -> dict:
         """The configuration as plain data; two engines with equal descriptions can exchange saved states."""
         plain = lambda part: None if part is None else {"kind": type(part).__name__, **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items()}}  # noqa: E731
@@ -375,6 +395,30 @@ class Engine:
             hidden = self.decoder.forward(batch, learner, None)
             nll, _ = self.decoder.score(hidden, None, rows[:, 1:].reshape(-1), None)
         return nll.view(tokens.shape[0], -1).clone()
+
+    def generate(self, prompt, max_tokens: int = 128, *, temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
+                 seed: int | None = None, stop=(), end=True, stream: int = 0, repetition_penalty: float = 1.0,
+                 on_text=None) -> Continuation:
+        """Continue a text with one stream's weights as they are now. Nothing learns, and memory is neither read nor written.
+
+        Args:
+            prompt: text, or ids [tokens]. Of more than ``window`` tokens the last ones count.
+            max_tokens: the most tokens that are made.
+            temperature: 0 takes the likeliest token each time; above 0 draws from softmax(logits / temperature).
+            top_k, top_p: draw from the k likeliest, or from the fewest likeliest whose probabilities sum to at least p.
+            seed: of the draws; None: another text each time.
+            stop: a string or several that end the text, which does not include them.
+            end: True ends at the model's end-of-text tokens, False goes on past them, token ids end at those.
+            repetition_penalty: as ``generation.generate``'s.
+            on_text: called with each piece of text as it becomes known; it must not call the engine.
+
+        Returns:
+            ``Continuation``: print it for the text; it has ``text``, ``ids``, ``prompt_ids`` and ``ended``.
+
+        Raises:
+            ValueError: naming the argument that does not fit. RuntimeError: the engine is in another call, or a failed one damaged it.
+        """
+        return continue_text(self, prompt, max_tokens, Sampler(temperature, top_k, top_p, seed), stop, end, stream, repetition_penalty, on_text)
 
     def _weights_by_stream(self, weights: list[float], streams: list[int]) -> list[float]:
         """Of all streams, 1 for those that have no row."""

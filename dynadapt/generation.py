@@ -1,4 +1,4 @@
-"""Continuations of a text with an engine's weights as they are now: scored, or generated greedily. Nothing learns.
+"""Continuations of a text with an engine's weights as they are now: scored, or generated. Nothing learns.
 
 Keys and values of a text that is being continued are kept in a memory of their own, beside the engine's: one forward for the
 prompt, then one of a single token each. Where positions are learned (GPT-2) the window is run again for every token.
@@ -69,7 +69,7 @@ def _score_continuations(engine, rows, counts, stream: int) -> list[tuple[torch.
 
 @torch.no_grad()
 def generate(engine, prompt: Sequence[int], limit: int, stop: Callable[[list[int]], bool] = lambda ids: False,
-             stream: int = 0, repetition_penalty: float = 1.0) -> list[int]:
+             stream: int = 0, repetition_penalty: float = 1.0, choose: Callable[[torch.Tensor], int] | None = None) -> list[int]:
     """Up to ``limit`` tokens after ``prompt``, each the most likely one; ends early when ``stop(all so far)``.
 
     Args:
@@ -77,6 +77,7 @@ def generate(engine, prompt: Sequence[int], limit: int, stop: Callable[[list[int
         repetition_penalty: logits of tokens in the prompt or made so far are divided by it, multiplied where negative
             (Keskar et al., 2019).
         stop: called with all tokens so far; it must not call the engine.
+        choose: the next token of float32 logits [V] on the engine's device (sampling.Sampler); None: the most likely one.
 
     Raises:
         ValueError: naming the argument that does not fit. RuntimeError: the engine is in another call, or a failed one damaged it.
@@ -90,10 +91,11 @@ def generate(engine, prompt: Sequence[int], limit: int, stop: Callable[[list[int
         if prompt.dim() != 1:
             raise ValueError(f"prompt has shape {tuple(prompt.shape)}: expected [tokens]")
         check_ids(prompt, engine.config.vocab_size, "prompt")
-        return _generate(engine, prompt.tolist()[-engine.window :], limit, stop, stream, repetition_penalty)
+        return _generate(engine, prompt.tolist()[-engine.window :], limit, stop, stream, repetition_penalty,
+                         choose or (lambda logits: int(logits.argmax())))
 
 
-def _generate(engine, text: list[int], limit: int, stop, stream: int, repetition_penalty: float) -> list[int]:
+def _generate(engine, text: list[int], limit: int, stop, stream: int, repetition_penalty: float, choose) -> list[int]:
     cached, made = engine.config.rope_theta is not None, []
     with _memory(engine, _cache(engine, len(text) + limit) if cached else None):
         while True:
@@ -103,7 +105,7 @@ def _generate(engine, text: list[int], limit: int, stop, stream: int, repetition
             if repetition_penalty != 1.0:
                 seen = torch.tensor(sorted(set(text)), device=engine.device)
                 logits[seen] = torch.where(logits[seen] < 0, logits[seen] * repetition_penalty, logits[seen] / repetition_penalty)
-            made.append(int(logits.argmax()))
+            made.append(choose(logits))
             text.append(made[-1])
             if len(made) == limit or stop(made):
                 return made

@@ -64,18 +64,18 @@ class LoRALinear(torch.nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: as for Linear.
-        rank: R, 1 or more. alpha: the scale is alpha / rank.
+        rank: R, 1 or more. alpha: the scale is alpha / rank; None: twice the rank.
 
     Source: Hu et al. 2021, LoRA (arXiv 2106.09685).
     """
 
-    def __init__(self, in_features: int, out_features: int, rank: int = 16, alpha: float = 32.0, bias: bool = True,
+    def __init__(self, in_features: int, out_features: int, rank: int = 16, alpha: float | None = None, bias: bool = True,
                  device=None, dtype=None):
         super().__init__(in_features, out_features, bias, device, dtype)
         self._adapt(rank, alpha)
 
     @classmethod
-    def from_linear(cls, linear: torch.nn.Linear, rank: int = 16, alpha: float = 32.0) -> LoRALinear:
+    def from_linear(cls, linear: torch.nn.Linear, rank: int = 16, alpha: float | None = None) -> LoRALinear:
         """The adapter around ``linear``'s own parameters, which are frozen and shared, not copied.
 
         Raises:
@@ -97,7 +97,7 @@ class LoRALinear(torch.nn.Linear):
 
     def _adapt(self, rank, alpha) -> None:
         self.rank = integer("rank", rank, expected="a whole number, 1 or more")
-        self.alpha = float(number("alpha", alpha, "a finite number", lambda x: True))
+        self.alpha = 2.0 * rank if alpha is None else float(number("alpha", alpha, "a finite number, or None for twice the rank", lambda x: True))
         self.requires_grad_(False)
         like = {"device": self.weight.device, "dtype": wide_dtype(self.weight.dtype)}
         self.lora_A = torch.nn.Parameter(torch.empty(rank, self.in_features, **like))

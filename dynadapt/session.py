@@ -28,6 +28,7 @@ from .model import ModelError, from_state, layout
 from .model.layout import hf_transposed
 from .model.live import is_live, load_live, match_live
 from .model.live_state import refuse_changes, unlike
+from .reprs import safe
 
 PROBE_TOKENS = 16  # scored by model and engine when they come together: two forwards
 _held: WeakSet[torch.nn.Module] = WeakSet()  # every module of every model that a session holds
@@ -44,6 +45,10 @@ class Snapshot:
     @property
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+    @safe
+    def __repr__(self) -> str:
+        return f"Snapshot({len(self.tensors)} tensors, {self.nbytes / 1e6:,.1f} MB)"
 
 
 def attach(model, adapt=LoRA(), *, dtype: str | None = None, device: str | None = None, history: int | None = None,
@@ -108,6 +113,11 @@ class Session:
     def __exit__(self, *exception) -> None:
         self.detach()
 
+    @safe
+    def __repr__(self) -> str:
+        state = "detached" if self.closed else f"shows stream {self._stream}, {len(self._history)} steps kept"
+        return f"Session({type(self.model).__name__}, {state}, {self.engine!r})"
+
     def _check_open(self) -> None:
         if self.closed:
             raise RuntimeError("session is closed: detach was called; attach the model again")
@@ -127,6 +137,12 @@ class Session:
         was_reset = self.engine.reset_policy != "never" and any(self.engine.last.was_reset)
         self._show(every_row=was_reset)
         return nll
+
+    def generate(self, prompt, max_tokens: int = 128, **settings):
+        """``Engine.generate``, with the weights of the stream that the model shows unless another is given."""
+        self._check_open()
+        self._check_unchanged()
+        return self.engine.generate(prompt, max_tokens, **{"stream": self._stream, **settings})
 
     def enter(self, stream: int = 0, lr: float | None = None) -> None:
         """``Engine.enter``: a new document; memory and position cleared, weights back to the prior iff reset="document"."""

@@ -81,6 +81,11 @@ class StaticReport:
                     known["grad_norm"][stream] = None if host["no_norm"][0] else norm
         return known
 
+    def __repr__(self) -> str:
+        if self.known is None:  # asking would wait for the device
+            return f"StaticReport({self.streams} stream{'s' * (self.streams != 1)}, not read from the device, {sum(self.flops.values()) / 1e9:.4g} GFLOP)"
+        return f"StaticReport({sum(map(bool, self.updated))} of {self.streams} updated, {sum(self.flops.values()) / 1e9:.4g} GFLOP)"
+
     updated = property(lambda self: self._read("updated"))
     skipped = property(lambda self: self._read("skipped"))
     was_reset = property(lambda self: self._read("was_reset"))

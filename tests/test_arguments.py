@@ -34,6 +34,7 @@ BY_KIND = {
     "number": [*WRONG, None, True, -1, -1e-3, 1e39, "0.1", [], [0.1], torch.tensor(0.1)],
     "share": [*WRONG, None, True, -1, 1.001, "0.1", []],
     "positive": [*WRONG, None, True, 0, 0.0, -1, 1e39, 1e-60, "1", []],
+    "positive or none": [*WRONG, True, 0, 0.0, -1, 1e39, 1e-60, "1", []],
     "pair": [*WRONG, None, True, 0.9, [], [0.9], (0.9, 0.9, 0.9), (1, 0.9), (0.9, 1), (0.9, 0), (-0.1, 0.9), (NAN, 0.9), (0.9, INF),
              ("0.9", 0.9), (True, 0.9), (0.9, 1 - 1e-12)],
     "flag": [*WRONG, None, 0, 1, 0.0, "True", [], [True]],
@@ -47,7 +48,7 @@ BY_KIND = {
     "least 0": [*WRONG, None, True, -1, 1.0, 2**70, "1", []],
 }
 FIELDS = {
-    LoRA: {"rank": "integer", "alpha": "positive", "targets": "word", "layers": "layers"},
+    LoRA: {"rank": "integer", "alpha": "positive or none", "targets": "word", "layers": "layers"},
     RowSparse: {"density": "positive", "select": "word", "every": "integer", "targets": "word", "layers": "layers"},
     Full: {"targets": "word", "layers": "layers"},
     SegmentMemory: {"length": "integer", "sinks": "least 0", "refresh": "word"},

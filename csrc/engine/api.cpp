@@ -17,18 +17,19 @@ namespace {
 
 constexpr dynadapt_engine_params kDefaults = {
     .struct_size = sizeof(dynadapt_engine_params), .dtype = DYNADAPT_BF16, .streams = 1, .segment = 512, .every = 1,
-    .memory_length = 0, .memory_sinks = 4, .rank = 16, .alpha = 32, .targets = "all", .first_layer = 0, .last_layer = -1,
+    .memory_length = 0, .memory_sinks = 4, .rank = 16, .alpha = 0, .targets = "all", .first_layer = 0, .last_layer = -1,
     .seed = 0, .optimizer = DYNADAPT_ADAM, .lr = 2e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .clip = 1, .decay = 0,
     .weight_decay = 0, .momentum = 0};
 
 LoraSettings lora_settings(const Op& op, const dynadapt_engine_params& p) {
-  op.number("alpha", p.alpha, 1e-9, 1e9);
+  const double alpha = p.alpha == 0 ? 2.0 * p.rank : p.alpha;
+  op.number("alpha", alpha, 1e-9, 1e9);
   const std::string targets = p.targets ? p.targets : "";
   op.require(targets == "all" || targets == "attn" || targets == "mlp", "targets is \"%s\", accepted is all, attn or mlp",
              targets.c_str());
   op.whole("first_layer", p.first_layer, 0, INT32_MAX);
   op.whole("last_layer", p.last_layer, -1, INT32_MAX);
-  return {p.rank, p.alpha, targets, p.first_layer, p.last_layer, p.seed};
+  return {p.rank, alpha, targets, p.first_layer, p.last_layer, p.seed};
 }
 
 OptimizerSettings optimizer_settings(const Op& op, const dynadapt_engine_params& p) {

@@ -59,7 +59,7 @@ def settings_of(config, rank: int, alpha: float, base_model: str, modules, layer
     names = {".".join(module.split(".")[-2 if config.family == "gpt2" else -1 :]) for module in modules}  # c_proj alone is two modules
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "r": rank,
-        "lora_alpha": alpha, "target_modules": sorted(names), "lora_dropout": 0.0, "bias": "none",
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "target_modules": sorted(names), "lora_dropout": 0.0, "bias": "none",
         "fan_in_fan_out": config.family == "gpt2", "inference_mode": True, "init_lora_weights": True, "use_rslora": False,
         "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
         "layers_to_transform": None if layers is None else list(layers),

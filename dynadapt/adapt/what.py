@@ -25,17 +25,19 @@ def _check_common(targets: str, layers: range | None, known=LINEAR) -> None:
 class LoRA:
     """A rank-``rank`` adapter on each targeted linear: y = W x + alpha / rank B A x (Hu et al. 2021, eq. 3).
 
-    A starts uniform in +-1/sqrt(in) as PEFT's does, the same for every stream; B starts at zero.
+    ``alpha`` None: twice the rank, so that the scale is 2 at every rank; the field then holds that number. A starts uniform in
+    +-1/sqrt(in) as PEFT's does, the same for every stream; B starts at zero.
     """
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: float | None = None
     targets: str = "all"
     layers: range | None = None
 
     def __post_init__(self):
         _check_common(self.targets, self.layers)
-        keep(self, rank=integer("rank", self.rank), alpha=number("alpha", self.alpha, "a positive number", lambda x: x > 0))
+        keep(self, rank=integer("rank", self.rank))
+        keep(self, alpha=alpha_of(self.rank, self.alpha))
 
     @property
     def scale(self) -> float:
@@ -79,6 +81,13 @@ class Full:
         _check_common(self.targets, self.layers, TARGETS)
         if self.targets == "model" and self.layers is not None:
             raise ValueError(f"layers={self.layers!r} with targets='model': every layer learns; expected None")
+
+
+def alpha_of(rank: int, alpha: float | None) -> float:
+    """The alpha that is used: the one given, or twice the rank."""
+    if alpha is None:
+        return 2.0 * rank
+    return float(number("alpha", alpha, "a positive number, or None for twice the rank", lambda x: x > 0))
 
 
 def whole_model(adapt) -> bool:

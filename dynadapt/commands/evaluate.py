@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -113,7 +114,8 @@ def choose_out(config: EvalConfig, out: str | None, resume: bool) -> Path:
     if out:
         return Path(out)
     text = Path(config.text[0].removeprefix("builtin:")).stem if config.text and config.text[0] != "-" else "stdin"
-    name = "-".join([Path(config.model).stem, text, config.adapt] + [f"memory{config.memory}"] * (config.memory is not None))
+    model = re.sub(r"\.(gguf|safetensors)$", "", Path(config.model).name)
+    name = "-".join([model, text, config.adapt] + [f"memory{config.memory}"] * (config.memory is not None))
     candidates = [Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 1000)]
     if resume:
         for path in candidates:

@@ -47,6 +47,7 @@ HELP = {
     "adapt": "what learns: low-rank adapters, the rows with the largest gradients, or whole weights",
     "targets": "which linear weights learn; with --adapt full also model: every parameter there is",
     "rank": "rank of the low-rank adapters",
+    "alpha": "the adapters are scaled by alpha / rank (default: twice the rank)",
     "density": "with --adapt rows: share of each weight's rows that learn",
     "optimizer": "how the update is made",
     "lr": "learning rate per update (default: that of `dynadapt eval`; 0.001 from scratch)",
@@ -89,7 +90,7 @@ def add_options(command) -> None:
         elif isinstance(default, bool):
             settings.update(action="store_true")
         else:
-            kind = {"scratch": str, "corpus": str, "reference": str, "lr": float}.get(name, type(default))
+            kind = {"scratch": str, "corpus": str, "reference": str, "lr": float, "alpha": float}.get(name, type(default))
             settings.update(type=kind, default=default, choices=ACCEPTED.get(name))
             if name not in ACCEPTED:
                 settings["metavar"] = METAVAR.get(name, "X" if kind is float else "NAME" if kind is str else "N")

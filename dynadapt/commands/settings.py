@@ -15,6 +15,7 @@ HELP = {
     "tokens": "read only the first N tokens, over all texts (default: all)",
     "adapt": "what learns: nothing, low-rank adapters, the rows with the largest gradients, or whole weights",
     "rank": "rank of the low-rank adapters",
+    "alpha": "the adapters are scaled by alpha / rank (default: twice the rank)",
     "targets": "which linear weights learn; with --adapt full also model: every parameter there is",
     "layers": "learn only in layers A to B-1 (default: all)",
     "density": "with --adapt rows: share of each weight's rows that learn",
@@ -42,7 +43,7 @@ HELP = {
     "base": "frozen linear weights in the arithmetic of --dtype, or in float8 with a scale per row",
     "seed": "seed of the adapters' first values",
 }
-METAVAR = {"text": "FILE", "statistics": "FILE", "tokens": "N", "layers": "A:B", "reset": "never|document|N|auto", "lr": "X", "every": "K"}
+METAVAR = {"text": "FILE", "statistics": "FILE", "tokens": "N", "layers": "A:B", "reset": "never|document|N|auto", "lr": "X", "alpha": "X", "every": "K"}
 
 
 def _argument_type(convert):
@@ -58,7 +59,8 @@ def _argument_type(convert):
 def add_config_options(parser: argparse.ArgumentParser, **defaults) -> None:
     """One option for each field of EvalConfig, with its default, or the command's own in `defaults`."""
     types = {"text": str, "tokens": int, "memory": int, "layers": _argument_type(parse_layers), "reset": _argument_type(parse_reset), "lr": float,
-             **{f.name: type(f.default) for f in fields(EvalConfig) if f.name not in ("text", "tokens", "memory", "layers", "reset", "lr")}}
+             "alpha": float}
+    types.update({f.name: type(f.default) for f in fields(EvalConfig) if f.name not in types})
     for field in fields(EvalConfig):
         name, default = field.name, defaults.get(field.name, field.default)
         settings = {"help": HELP[name].partition(" (default: ")[0] if name in defaults else HELP[name], "default": default}

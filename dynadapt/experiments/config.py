@@ -29,6 +29,18 @@ class ConfigError(ValueError):
     """A setting that can't be used; the message names it, its value and what is accepted."""
 
 
+def check_alpha(alpha) -> None:
+    """ConfigError unless it is None (twice the rank) or a number that can scale an adapter."""
+    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 1e-30 < alpha < 1e30):
+        raise ConfigError(f"alpha {alpha!r}: give a number above 0; the adapter is scaled by alpha / rank (default: twice the rank)")
+
+
+def without_usual_alpha(content: dict) -> dict:
+    """A configuration's content without the alpha that every rank has by itself, so that runs begun before there was one go on."""
+    usual = content["adapt"] != "lora" or content["alpha"] in (None, 2 * content["rank"])
+    return {name: value for name, value in content.items() if name != "alpha" or not usual}
+
+
 @dataclass(frozen=True)
 class EvalConfig:
     """Settings of one run. Sizes are tokens; lr is per update; None means "the default for the rest".
@@ -43,6 +55,7 @@ class EvalConfig:
     tokens: int | None = None
     adapt: str = "lora"
     rank: int = 16
+    alpha: float | None = None
     targets: str = "all"
     layers: tuple[int, int] | None = None
     density: float = 0.1
@@ -76,12 +89,12 @@ class EvalConfig:
         return 0.0 if self.adapt == "none" else LEARNING_RATES[self.adapt][self.optimizer] if self.lr is None else self.lr
 
     def to_dict(self) -> dict:
-        """JSON-ready; the learning rate is the one that is used."""
+        """JSON-ready; the learning rate is the one that is used. An alpha that changes nothing is left out."""
         content = asdict(self)
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
         if self.field == "text":                     # as runs have it that were begun before there was another
             del content["field"]
-        return content
+        return without_usual_alpha(content)
 
     @classmethod
     def from_dict(cls, content: dict) -> "EvalConfig":
@@ -175,6 +188,7 @@ def _check(config: EvalConfig) -> None:
         if isinstance(value, (bool, str)) or not accepted(value) or value in (float("inf"),):
             raise ConfigError(f"{name} {value!r}: give " + {"density": "a share of the rows, more than 0 and at most 1",
                               "decay": "a number from 0 to 1", "clip": "a norm of at least 0 (0: no clipping)", "lr": "a rate of at least 0"}[name])
+    check_alpha(config.alpha)
     if config.memory and config.context:
         raise ConfigError(f"memory {config.memory} and context {config.context}: give one of them (memory keeps keys and values, "
                           "context runs the text again)")

@@ -24,6 +24,7 @@ from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import settle, settled
 from dynadapt.experiments.feed import Feed, Segment, check_lengths
 from dynadapt.experiments.rundir import SCORE, RunDirectory, RunError, read_json
+from dynadapt.experiments.unwritten import Unwritten
 from dynadapt.notes import note
 from dynadapt.text import Document, Source, TextError, expand, inputs, split, streaming_tokenizer
 
@@ -43,7 +44,7 @@ class RunOptions:
     checkpoint: int = 64
 
 
-def run(config: EvalConfig, out: str | Path, options: RunOptions = RunOptions(), progress: Callable[[dict], None] | None = None,
+def run(config: EvalConfig, out: str | Path | Unwritten, options: RunOptions = RunOptions(), progress: Callable[[dict], None] | None = None,
         model=None, make_engine: Callable | None = None) -> dict:
     """Runs to the end, or on to the end with options.resume, and returns the summary.
 
@@ -58,8 +59,9 @@ def run(config: EvalConfig, out: str | Path, options: RunOptions = RunOptions(),
     """
     sources, facts = _sources(config)
     loaded = cache(lambda: _load(config.model) if model is None else model)
-    config = settled(config, out, options.resume, loaded)
-    directory = RunDirectory(out, config.to_dict(), options.resume, options.scores)
+    unwritten = isinstance(out, Unwritten)
+    config = settled(config, None if unwritten else out, options.resume, loaded)
+    directory = out if unwritten else RunDirectory(out, config.to_dict(), options.resume, options.scores)
     try:
         _expect_texts(directory, sources, facts)
         if directory.finished:
@@ -120,8 +122,13 @@ def _load(name: str):
 def _checked(config: EvalConfig, model):
     model.check_finite()
     if model.tokenizer is None:
-        raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights")
+        raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights{_or_fetched(config.model)}")
     return model
+
+
+def _or_fetched(name: str) -> str:
+    from dynadapt.model.hub_cache import fetch_line, parse_id
+    return f", or fetch it with: {fetch_line(name)}" if "/" in name and not Path(name).exists() and parse_id(name) else ""
 
 
 def optimizer_of(config: EvalConfig):
@@ -137,7 +144,7 @@ def adapt_of(config: EvalConfig):
     targets = {"targets": config.targets, "layers": range(*config.layers) if config.layers else None}
     return {
         "none": lambda: None,
-        "lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=2 * config.rank, **targets),
+        "lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=config.alpha, **targets),
         "rows": lambda: dynadapt.RowSparse(density=config.density, **targets),
         "full": lambda: dynadapt.Full(**targets),
     }[config.adapt]()
@@ -254,8 +261,8 @@ class _Run:
         for stream, length in enumerate(segment.lengths):
             if not np.isfinite(nll[stream, :length]).all():
                 raise RunError(f"the scores of segment {self.totals['segments']}, stream {stream}, are not finite: adaptation diverged at "
-                               f"lr {self.config.learning_rate:g}; take a smaller --lr, a smaller --clip, or --dtype fp32. "
-                               f"What was scored before is in {self.directory.path}")
+                               f"lr {self.config.learning_rate:g}; take a smaller --lr, a smaller --clip, or --dtype fp32"
+                               + (f". What was scored before is in {self.directory.path}" if self.directory.path else ""))
 
     def _count(self, segment: Segment, nll: np.ndarray, seconds: float) -> dict:
         """Adds one segment to the totals and returns its line of metrics."""
@@ -390,9 +397,9 @@ def _finite(value) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def find_baseline(path: Path, config: EvalConfig) -> dict[int, float]:
+def find_baseline(path: Path | None, config: EvalConfig) -> dict[int, float]:
     """Tokens scored -> mean NLL so far, of a static run on the same text in the same parent directory; {} if there is none."""
-    if config.adapt == "none" or not path.parent.is_dir():
+    if path is None or config.adapt == "none" or not path.parent.is_dir():
         return {}
     from dynadapt.experiments.metrics import read_metrics
     keys = ("model", "text", "field", "tokens", "streams", "split", "segment", "memory", "sinks", "context")

@@ -11,6 +11,7 @@ import torch
 from dynadapt.model.config import ModelConfig
 from dynadapt.model.errors import ModelError
 from dynadapt.model.layout import tensor_shapes
+from dynadapt.reprs import safe
 
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of files
 MODEL_DTYPES = (*WEIGHT_DTYPES, torch.float64)  # in memory
@@ -34,6 +35,7 @@ class Model:
             raise ModelError(f"dtype = {dtype!r} is not a dtype of weights; accepted: {', '.join(map(str, MODEL_DTYPES))}")
         self.config = config
         self.name = name
+        self.origin: str | None = None  # what ``load`` takes to make it again, where there is such a name
         self._where = where or name
         self.dtype = dtype
         self._read = read
@@ -43,9 +45,12 @@ class Model:
 
     def converted(self, dtype: torch.dtype) -> Model:
         """The same model, its tensors in ``dtype`` when they are read."""
-        return Model(self.config, self.name, self._read, self._identity, lambda: self.tokenizer, dtype, self._where)
+        other = Model(self.config, self.name, self._read, self._identity, lambda: self.tokenizer, dtype, self._where)
+        other.origin = self.origin
+        return other
 
-    def __repr__(self):
+    @safe
+    def __repr__(self) -> str:
         c = self.config
         return f"Model({self.name!r}, family {c.family}, {c.layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size})"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import tokenizers
 
 from dynadapt.model.errors import ModelError
+from dynadapt.reprs import safe
 
 _CLEAN = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
           (" 've", "'ve"), (" 're", "'re"))
@@ -48,6 +49,11 @@ class Tokenizer:
         own = {"bos_token": bos_id, "eos_token": eos_id} if special_ids is None else special_ids
         self.special_ids = {name: token for name, token in own.items() if token is not None}
         self.clean_up = clean_up
+
+    @safe
+    def __repr__(self) -> str:
+        named = [f"{name} {token}" for name, token in (("bos", self.bos_id), ("eos", self.eos_id)) if token is not None]
+        return ", ".join([f"Tokenizer({type(self.backend.model).__name__}, {self.vocab_size:,} ids", *named]) + ")"
 
     @property
     def vocab_size(self) -> int:

@@ -155,7 +155,7 @@ def test_a_head_beside_a_tied_embedding(tmp_path, differs):
     ({"struct_size": 5000}, "params.struct_size is 5000"),
     ({"dtype": 7}, "dtype is 7, accepted is 0 .bf16. or 1"), ({"streams": 0}, "streams is 0"), ({"segment": -2}, "segment is -2"),
     ({"every": 0}, "every is 0"), ({"memory_length": -1}, "memory_length is -1"), ({"memory_sinks": -1}, "memory_sinks is -1"),
-    ({"rank": -1}, "rank is -1"), ({"alpha": 0.0}, "alpha is 0"), ({"alpha": float("nan")}, "alpha is -?nan"),
+    ({"rank": -1}, "rank is -1"), ({"alpha": -1.0}, "alpha is -1"), ({"alpha": float("nan")}, "alpha is -?nan"),
     ({"targets": b"q"}, 'targets is "q", accepted is all, attn or mlp'), ({"targets": None}, 'targets is ""'),
     ({"first_layer": 2, "last_layer": 2}, "first_layer and last_layer are 2 and 2"),
     ({"last_layer": 9}, "the model's layers 0 to 3"), ({"optimizer": 3}, "optimizer is 3.*rms needs gradient statistics"),
@@ -219,7 +219,7 @@ def test_an_adapter_that_does_not_fit_changes_nothing(tmp_path):
 
 def test_defaults_are_those_of_python():
     p, lora, adam = defaults(), LoRA(), Adam()
-    assert (p.rank, p.alpha, p.targets.decode()) == (lora.rank, lora.alpha, lora.targets)
+    assert (p.rank, p.alpha, p.targets.decode()) == (lora.rank, 0, lora.targets) and lora.alpha == 2 * lora.rank  # 0: twice the rank
     assert (p.lr, p.beta1, p.beta2, p.eps, p.clip, p.decay) == (adam.lr, *adam.betas, adam.eps, adam.clip, adam.decay)
     assert (p.streams, p.segment, p.every, p.dtype, p.memory_sinks) == (1, 512, 1, 0, SegmentMemory().sinks)
     with pytest.raises(Refused, match="struct_size is 8"):

@@ -309,7 +309,7 @@ typedef struct {
   int32_t memory_length;  /* keys and values of this many tokens before the segment are kept; 0: no memory */
   int32_t memory_sinks;   /* and of this many at the document's beginning, in front of them */
   int32_t rank;           /* of the adapters; 0: nothing learns */
-  double alpha;           /* the low-rank product is scaled by alpha / rank */
+  double alpha;           /* the low-rank product is scaled by alpha / rank; 0: alpha is twice the rank */
   const char* targets;    /* the linears that get an adapter: "all", "attn" (q, k, v, o) or "mlp" (gate, up, down) */
   int32_t first_layer;    /* layers first_layer..last_layer - 1 get adapters */
   int32_t last_layer;     /* -1: up to the last */
@@ -324,7 +324,7 @@ typedef struct {
 } dynadapt_engine_params;
 
 /* Fills a struct of `struct_size` bytes (give sizeof) with the defaults: bf16, one stream, segment 512, no memory (sinks 4),
- * rank 16, alpha 32, all linears, Adam with lr 2e-3, betas 0.9 and 0.999, eps 1e-8, clip 1. */
+ * rank 16 with alpha twice the rank, all linears, Adam with lr 2e-3, betas 0.9 and 0.999, eps 1e-8, clip 1. */
 DYNADAPT_API int dynadapt_engine_params_default(dynadapt_engine_params* params, uint32_t struct_size);
 
 /* Loads a Hugging Face directory (config.json and safetensors in F32, F16 or BF16; Llama, Mistral without a sliding window,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dynadapt.experiments.config import CHOICES, LEARNING_RATES, ConfigError
+from dynadapt.experiments.config import CHOICES, LEARNING_RATES, ConfigError, check_alpha, without_usual_alpha
 from dynadapt.experiments.mixers import MIXERS
 
 ACCEPTED = {
@@ -58,6 +58,7 @@ class ReweightConfig:
     adapt: str = "full"
     targets: str = "all"
     rank: int = 16
+    alpha: float | None = None
     density: float = 0.1
     optimizer: str = "adamw"
     lr: float | None = None
@@ -98,9 +99,9 @@ class ReweightConfig:
         return self.learning_rate * (0.1 + 0.45 * (1.0 + math.cos(math.pi * done)))
 
     def to_dict(self) -> dict:
-        """JSON-ready; the learning rate is the one that is used. What nothing depends on without compression is left out, and so is the
-        field that every run had before there was a choice."""
-        content = {**asdict(self), "kind": "reweight", "lr": self.learning_rate}
+        """JSON-ready; the learning rate is the one that is used. Compression's settings are left out without it, and so are an alpha that
+        changes nothing and the field that every run had before there was a choice."""
+        content = {**without_usual_alpha(asdict(self)), "kind": "reweight", "lr": self.learning_rate}
         unused = {"none": ("compress", "powersgd_rank"), "bf16": ("powersgd_rank",)}.get(self.compress, ()) + ("field",) * (self.field == "text")
         return {name: value for name, value in content.items() if name not in unused}
 
@@ -179,6 +180,7 @@ def _check(config: ReweightConfig) -> None:
         value = getattr(config, name)
         if isinstance(value, (bool, str)) or not fits(value):
             raise ConfigError(f"{name} {value!r}: give {wanted}")
+    check_alpha(config.alpha)
     if not isinstance(config.field, str) or not config.field:
         raise ConfigError(f"field {config.field!r}: give the name of the key or column that holds the text")
     if config.corpus and config.field != "text":

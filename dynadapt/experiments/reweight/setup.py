@@ -46,7 +46,7 @@ def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
 
 def build_engine(model, config: ReweightConfig, device: str | None = None):
     """One set of weights for all rows of a step: ordinary training on their mean loss."""
-    adapt = {"lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=2 * config.rank, targets=config.targets),
+    adapt = {"lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=config.alpha, targets=config.targets),
              "rows": lambda: dynadapt.RowSparse(density=config.density, targets=config.targets),
              "full": lambda: dynadapt.Full(targets=config.targets)}[config.adapt]()
     optimizer = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD}[config.optimizer]

@@ -134,7 +134,7 @@ UPDATE = Struct("dynadapt_update_params", {
 ENGINE = Struct("dynadapt_engine_params", {
     "dtype": (1, (-1, 2, INT_MIN, INT_MAX)), "streams": (2, (*SIZE, 65536)), "segment": (4, SIZE), "every": (1, (0, -1, INT_MIN)),
     "memory_length": (4, (-1, INT_MIN, INT_MAX)), "memory_sinks": (1, (-1, INT_MIN, INT_MAX)), "rank": (2, (-1, 5000, INT_MIN, INT_MAX)),
-    "alpha": (4.0, (*POSITIVE, 0.0)), "targets": ("all", ("", "none", None)), "first_layer": (0, (-1, INT_MAX, INT_MIN)),
+    "alpha": (4.0, POSITIVE), "targets": ("all", ("", "none", None)), "first_layer": (0, (-1, INT_MAX, INT_MIN)),
     "last_layer": (-1, (0, -2, INT_MAX, INT_MIN)), "seed": (3, ANY), "optimizer": (1, (-1, 3, INT_MIN, INT_MAX)),
     "lr": (0.01, POSITIVE), "beta1": (0.9, (*POSITIVE, 1.0)), "beta2": (0.99, (*POSITIVE, 1.0, 0.0)), "eps": (1e-8, (*POSITIVE, 0.0)),
     "clip": (1.0, POSITIVE), "decay": (0.0, (*POSITIVE, 1.5)), "weight_decay": (0.0, (*POSITIVE, 0.5)),

@@ -1,0 +1,83 @@
+"""A model that is a PEFT LoRA adapter on its base: W + scale B A, formed in float32 when a weight is read.
+
+What is read is float32 and rounded once, by whoever uses it; weights that the adapter leaves alone are the base's. So the merged
+model is a model like any other: it can be scored, adapted by anything, and attended to.
+"""
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dynadapt.model.base import Model
+from dynadapt.model.errors import ModelError
+from dynadapt.model.json_file import read_json
+from dynadapt.model.layout import linear_shapes, peft_name
+from dynadapt.model.safetensors_file import hash_file, sample_file
+
+SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def is_adapter(path: Path) -> bool:
+    return (path / SETTINGS).is_file()
+
+
+def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: torch.dtype | None = None) -> Model:
+    """The base that the adapter in ``path`` names, with the adapter merged into it. The tokenizer is the base's.
+
+    ``load`` makes a Model of the base's name: a path (also one relative to the adapter's directory), a known name or a hub id.
+
+    Raises:
+        ModelError: naming what can't be merged exactly, or the base that can't be loaded.
+    """
+    from dynadapt.adapt.peft_format import read_for_model
+    whole = sorted(path.glob("model*.safetensors"))
+    if (path / "config.json").is_file() and whole:
+        raise ModelError(f"{path}: holds an adapter ({SETTINGS}) and a whole model (config.json, {whole[0].name}), so that it does not "
+                         "say which is meant; put one of them into a directory of its own")
+    if not (path / TENSORS).is_file():
+        other = " (adapter_model.bin is a pickle, which is not read: save it as safetensors)" if (path / "adapter_model.bin").is_file() else ""
+        raise ModelError(f"{path}: an adapter without {TENSORS}{other}")
+    base = _base(path, load)
+    settings, tensors = read_for_model(path, base.config, convert_rslora=True)
+    scale = settings["lora_alpha"] / settings["r"]
+    adapted = {f"layers.{layer}.{part}.weight": tensors[peft_name(base.config, layer, part)]
+               for layer in range(base.config.layers) for part in linear_shapes(base.config) if peft_name(base.config, layer, part) in tensors}
+
+    def read(name: str) -> torch.Tensor:
+        weight = base.tensor(name)
+        if name not in adapted:
+            return weight
+        A, B = (half.to(device=weight.device, dtype=torch.promote_types(half.dtype, torch.float32)) for half in adapted[name])
+        wide = torch.promote_types(weight.dtype, A.dtype)
+        return torch.add(weight.to(wide), B.to(wide) @ A.to(wide), alpha=scale)
+
+    def identity(sampled: bool) -> bytes:
+        file = path / TENSORS
+        return base.fingerprint(sampled).encode() + (sample_file(file) if sampled else hash_file(file)) + struct.pack("<d", scale)
+
+    return Model(base.config, path.resolve().name, read, identity, lambda: base.tokenizer, dtype, str(path))
+
+
+def base_of(path: Path) -> str | Path:
+    """What the adapter in ``path`` names as its base: as it is written, or a path where it is one seen from the adapter's directory."""
+    settings = read_json(path / SETTINGS)
+    name = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"{path / SETTINGS}: base_model_name_or_path is {name!r}, so the adapter does not say what it adapts; write the "
+                         "base's directory, known name or hub id there")
+    beside = path / Path(name).expanduser()
+    source = beside if not Path(name).expanduser().exists() and beside.exists() else name
+    if is_adapter(Path(source).expanduser()):
+        raise ModelError(f"{path / SETTINGS}: base_model_name_or_path {name!r} is an adapter itself; accepted: a whole model")
+    return source
+
+
+def _base(path: Path, load) -> Model:
+    source = base_of(path)
+    try:
+        return load(source)
+    except ModelError as error:
+        raise ModelError(f"{path / SETTINGS}: the base that this adapter adapts, base_model_name_or_path {str(source)!r}: {error}") from error
