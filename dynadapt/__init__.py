@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .adapt import RMS, SGD, Adam, AdamW, Full, LoRA, RowSparse
     from .engine import Engine
+    from .experiments.metrics import read_run
     from .experiments.publish import Server, publish
     from .memory import Overlap, SegmentMemory
     from .model.load import load
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["RMS", "SGD", "Adam", "AdamW", "Engine", "Full", "LoRA", "Overlap", "RowSparse", "SegmentMemory", "Server", "Session",
-           "attach", "load", "publish"]
+           "attach", "load", "publish", "read_run"]
 
 # Public name -> the module that has it. They are imported when they are asked for: torch takes seconds, and `dynadapt --help` needs none.
 _HOMES = {**dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "LoRA", "RowSparse"), "adapt"), "Engine": "engine",
-          "Server": "experiments.publish", "publish": "experiments.publish", "Overlap": "memory", "SegmentMemory": "memory",
+          "Server": "experiments.publish", "publish": "experiments.publish", "read_run": "experiments.metrics", "Overlap": "memory", "SegmentMemory": "memory",
           "load": "model", "Session": "session", "attach": "session"}
 _MODULES = ("adapt", "engine", "experiments", "memory", "model", "ops", "session")  # dynadapt.model.load and so on, without an import of its own
 
