@@ -33,7 +33,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "eval": Command("evaluate", "score a text, learning from each segment right after scoring it"),
         "compare": Command("compare", "show where in a text one run did better than another, token by token, as a page"),
         "sweep": Command("sweep", "run a grid of evaluations"),
-        "runs": Command("runs", "list the runs that are there; runs diff: what differs between two; runs prune: remove what failed"),
+        "runs": Command("runs", "list the runs that are there: what each did, how far it is, what came out"),
         "runs diff": Command("runs_diff", "show which settings, inputs, machine and results differ between two runs"),
         "runs prune": Command("runs_prune", "remove runs in which nothing was scored, and checkpoints that nothing reads"),
         "plot": Command("plot", "draw pictures from runs' files, of each kind its own"),
@@ -48,6 +48,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "training experiments": {
         "reweight": Command("reweight", "train on several domains whose weights a mixer moves"),
+        "reweight compare": Command("reweight_compare", "compare reweighting runs: held-out losses by domain, paired, with intervals"),
         "icl train": Command("icl_train", "train a transformer on prompts of (x, f(x)) pairs"),
         "icl eval": Command("icl_eval", "measure trained models and baselines on the same prompts"),
         "icl figures": Command("icl_figures", "draw what `icl eval` found, from its files alone"),
@@ -79,10 +80,8 @@ def _listing(names: dict[str, str]) -> str:
 def _overview() -> str:
     parts = []
     for title, group in GROUPS.items():
-        shown = {}
-        for name, command in group.items():
-            first = name.partition(" ")[0]
-            shown.setdefault(first, FAMILIES.get(first, command.text))
+        family = {name: name.partition(" ")[0] for name in group if name.partition(" ")[0] in FAMILIES}
+        shown = {family.get(name, name): FAMILIES.get(family.get(name), command.text) for name, command in group.items()}
         parts.append(f"{title}:\n{_listing(shown)}")
     return "\n\n".join(parts) + f"\n\n{START}"
 
