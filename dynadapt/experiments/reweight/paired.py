@@ -156,8 +156,11 @@ def _over_rows(one: dict, other: dict, domains: list[str]) -> tuple[int, dict[st
         count += len(mine)
         errors.append((np.var(theirs - mine, ddof=1) / len(mine) / len(domains) ** 2, len(mine) - 1) if len(mine) > 1 else None)
     mean = float(np.mean([found[domain]["mean"] for domain in domains]))
-    found[MEAN] = {"mean": mean, "interval": None, "p": None}
-    if all(errors) and (total := sum(error for error, _ in errors)) > 0:
+    if not all(errors):
+        found[MEAN] = {"mean": mean, "interval": None, "p": None}
+    elif not (total := sum(error for error, _ in errors)):
+        found[MEAN] = {"mean": mean, "interval": [mean, mean], "p": float(mean == 0)}
+    else:
         freedom = total**2 / sum(error**2 / n for error, n in errors)
         reach = float(student.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(total)
         found[MEAN] = {"mean": mean, "interval": [mean - reach, mean + reach], "p": 2 * float(student.sf(abs(mean) / math.sqrt(total), freedom))}
