@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .adapt import RMS, SGD, Adam, AdamW, Full, LoRA, RowSparse
     from .engine import Engine
     from .evaluation import Evaluation, evaluate
+    from .experiments.metrics import read_run
     from .experiments.publish import Server, publish
     from .memory import Overlap, SegmentMemory
     from .model.load import load
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["RMS", "SGD", "Adam", "AdamW", "Engine", "Evaluation", "Full", "LoRA", "Overlap", "RowSparse", "SegmentMemory", "Server", "Session",
-           "attach", "evaluate", "load", "publish"]
+           "attach", "evaluate", "load", "publish", "read_run"]
 
 # Public name -> the module that has it. They are imported when they are asked for: torch takes seconds, and `dynadapt --help` needs none.
 _HOMES = {**dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "LoRA", "RowSparse"), "adapt"), "Engine": "engine",
           "Evaluation": "evaluation", "evaluate": "evaluation",
           "Server": "experiments.publish", "publish": "experiments.publish", "Overlap": "memory", "SegmentMemory": "memory",
+          "read_run": "experiments.metrics",
           "load": "model", "Session": "session", "attach": "session"}
 _MODULES = ("adapt", "engine", "experiments", "memory", "model", "ops", "session")  # dynadapt.model.load and so on, without an import of its own
 

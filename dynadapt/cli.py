@@ -27,13 +27,16 @@ class Command:
         return import_module(f"dynadapt.commands.{self.module}")
 
 
-# Title of the group in --help -> command -> row. A command of two words stands under its first word.
+# Title of the group in --help -> command -> row. A command of two words stands under its first word, which may be a command by itself.
 GROUPS: dict[str, dict[str, Command]] = {
     "score and adapt": {
         "eval": Command("evaluate", "score a text, learning from each segment right after scoring it"),
         "compare": Command("compare", "show where in a text one run did better than another, token by token, as a page"),
         "sweep": Command("sweep", "run a grid of evaluations"),
-        "plot": Command("plot", "draw loss against FLOPs and seconds, and loss over the stream, from runs' files"),
+        "runs": Command("runs", "list the runs that are there: what each did, how far it is, what came out"),
+        "runs diff": Command("runs_diff", "show which settings, inputs, machine and results differ between two runs"),
+        "runs prune": Command("runs_prune", "remove runs in which nothing was scored, and checkpoints that nothing reads"),
+        "plot": Command("plot", "draw pictures from runs' files, of each kind its own"),
         "demo": Command("demo", "compare what learns and what remembers, on a text that needs no download"),
         "diagnose": Command("diagnose", "compare two models on held-out text: where the change comes from, and whether adapting helps"),
     },
@@ -45,6 +48,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "training experiments": {
         "reweight": Command("reweight", "train on several domains whose weights a mixer moves"),
+        "reweight compare": Command("reweight_compare", "compare reweighting runs: held-out losses by domain, paired, with intervals"),
         "icl train": Command("icl_train", "train a transformer on prompts of (x, f(x)) pairs"),
         "icl eval": Command("icl_eval", "measure trained models and baselines on the same prompts"),
         "icl figures": Command("icl_figures", "draw what `icl eval` found, from its files alone"),
@@ -76,7 +80,8 @@ def _listing(names: dict[str, str]) -> str:
 def _overview() -> str:
     parts = []
     for title, group in GROUPS.items():
-        shown = {name.partition(" ")[0]: FAMILIES.get(name.partition(" ")[0], command.text) for name, command in group.items()}
+        family = {name: name.partition(" ")[0] for name in group if name.partition(" ")[0] in FAMILIES}
+        shown = {family.get(name, name): FAMILIES.get(family.get(name), command.text) for name, command in group.items()}
         parts.append(f"{title}:\n{_listing(shown)}")
     return "\n\n".join(parts) + f"\n\n{START}"
 
@@ -115,6 +120,9 @@ def build_parser() -> Parser:
     commands, families = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser), {}
     for name, command in COMMANDS.items():
         first, _, second = name.partition(" ")
+        if second and first in COMMANDS:             # `runs diff` beside `runs DIR`: argparse has no such thing, `parse` has
+            _fill(commands.add_parser(name, description=_sentence(command.text)), name, command)
+            continue
         if second and first not in families:
             families[first] = commands.add_parser(first).add_subparsers(metavar="WHAT", required=True, parser_class=Parser)
         _fill((families[first] if second else commands).add_parser(second or first, description=_sentence(command.text)), name, command)
@@ -130,6 +138,8 @@ def _family_parser(family: str) -> Parser:
 def parse(words: list[str]) -> argparse.Namespace:
     """The options of the command that `words` name. Exits with a message as argparse does."""
     first, second = (words + ["", ""])[:2]
+    if first in COMMANDS and f"{first} {second}" in COMMANDS:
+        return command_parser(f"{first} {second}").parse_args(words[2:])
     if first in COMMANDS:
         return command_parser(first).parse_args(words[1:])
     if first in FAMILIES:

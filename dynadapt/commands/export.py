@@ -1,4 +1,4 @@
-"""`dynadapt export`: what a run learned, in files that others read."""
+"""`dynadapt export`: what a run learned, and what it measured, in files that others read."""
 
 from __future__ import annotations
 
@@ -7,18 +7,47 @@ from pathlib import Path
 from dynadapt.commands.parsing import at_least
 
 EXAMPLES = """\
-example:
+examples:
   dynadapt export runs/novel --out adapter
-  PeftModel.from_pretrained(model, 'adapter') then loads it"""
+      the adapter; PeftModel.from_pretrained(model, 'adapter') then loads it
+  dynadapt export runs/novel --csv novel.csv
+      the metrics: a row a segment (of reweighting and icl runs, a step)
+  dynadapt export runs/novel --parquet tokens.parquet --scores
+      a row a scored token, of a run with --scores: document, position, NLL, id, bytes of the text (needs pyarrow)"""
 
 
 def add_options(command) -> None:
     command.add_argument("run", metavar="RUN")
-    command.add_argument("--out", required=True, metavar="DIR", help="directory to make")
-    command.add_argument("--stream", type=at_least(0), default=0, metavar="N", help="which stream's adapter (default: 0)")
+    command.add_argument("--out", metavar="DIR", help="directory to make, for the adapter or the model")
+    command.add_argument("--stream", type=at_least(0), metavar="N", help="with --out: which stream's adapter (default: 0)")
+    command.add_argument("--csv", metavar="FILE", help="write the metrics there, a row a line of metrics.jsonl")
+    command.add_argument("--parquet", metavar="FILE", help="the same as Parquet, with the columns' types (needs pyarrow)")
+    command.add_argument("--scores", action="store_true", help="with --csv or --parquet: the scored tokens in place of the metrics")
 
 
 def run(arguments) -> int:
-    from dynadapt.experiments.export import export_run
-    print(export_run(Path(arguments.run), Path(arguments.out), arguments.stream))
+    tables = [name for name in (arguments.csv, arguments.parquet) if name]
+    if arguments.scores and not tables:
+        raise ValueError("scores: with --csv FILE or --parquet FILE, which are to have them")
+    if not arguments.out and not tables:
+        raise ValueError("nothing to write: give --out DIR for what was learned, or --csv FILE or --parquet FILE for what was measured")
+    if arguments.stream is not None and not arguments.out:
+        raise ValueError(f"stream {arguments.stream}: with --out, the adapter of one stream; tables have all streams")
+    if len({Path(name).absolute() for name in (arguments.out, *tables) if name}) < len(tables) + bool(arguments.out):
+        raise ValueError(f"out {arguments.out}, csv {arguments.csv}, parquet {arguments.parquet}: give each a name of its own")
+    if tables:
+        _tables(arguments)
+    if arguments.out:
+        from dynadapt.experiments.export import export_run
+        print(export_run(Path(arguments.run), Path(arguments.out), arguments.stream or 0))
     return 0
+
+
+def _tables(arguments) -> None:
+    from dynadapt.experiments.metrics import read_run
+    from dynadapt.experiments.runs.tables import write_csv, write_parquet
+    found = read_run(arguments.run)
+    for name, write in ((arguments.csv, write_csv), (arguments.parquet, write_parquet)):
+        if name:
+            rows = write(Path(name), found, arguments.scores)
+            print(f"{name}: {rows:,} {'tokens' if arguments.scores else 'rows'}")

@@ -20,6 +20,8 @@ examples:
   dynadapt reweight train --corpus corpus --mixer velocitune --target runs/sample/targets.json --steps 1000 --out runs/velocitune
   dynadapt reweight train --corpus corpus --mixer replay --set run=runs/velocitune --steps 1000 --out runs/control
       that run's average weights as a static mix: what a mixer has to beat
+  dynadapt reweight compare runs/control runs/velocitune
+      held-out losses of the second less those of the first, by domain, with intervals
   dynadapt reweight train --corpus corpus --scratch 6x384 --targets model --steps 2000 --out runs/small
       a small model from random weights
   torchrun --nproc-per-node 4 -m dynadapt reweight train --corpus corpus --mixer odm --rows 32 --shard --out runs/four

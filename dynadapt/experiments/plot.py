@@ -1,7 +1,9 @@
-"""Pictures of runs, drawn from their files alone: loss against FLOPs and seconds, loss over the stream."""
+"""Pictures of runs of `dynadapt eval`, drawn from their files alone: loss against FLOPs and seconds, loss over the stream; and
+`plot_runs`, which draws runs of every kind."""
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -11,141 +13,157 @@ from matplotlib import ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from dynadapt.experiments.drawing import (COLOURS, CYCLE, STYLE, fitted, label_points, legend_below, log_axis, say_nothing_here)
+from dynadapt.experiments.drawing import save as _save
+from dynadapt.experiments.labels import MOST, labels_of, looks_of, plain_static, scored_the_same
+from dynadapt.experiments.labels import labels_of as _labels
+from dynadapt.experiments.labels import plain_static as _plain_static
 from dynadapt.experiments.metrics import Run, read_run
-from dynadapt.experiments.rundir import RunError, disk_error, read_json
+from dynadapt.experiments.rundir import RunError, read_json
+from dynadapt.experiments.runs.kinds import kind_of
 from dynadapt.experiments.whole_files import note
 
-COLOURS = {"none": "#6b7280", "lora": "#2563eb", "rows": "#d97706", "full": "#0f8a5f"}
-CYCLE = ["#2563eb", "#d97706", "#0f8a5f", "#b91c6b", "#7c3aed", "#0891b2", "#a16207", "#dc2626", "#4b5563", "#65a30d"]
-MARKERS = {"window": "o", "overlap": "^", "memory": "s", "long window": "D"}
-DASHES = {"window": "-", "overlap": ":", "memory": "--", "long window": "-."}
-STYLE = {
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9ca3af", "axes.grid": True,
-    "grid.color": "#e5e7eb", "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.titlesize": 11, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "xtick.color": "#4b5563", "ytick.color": "#4b5563", "axes.labelcolor": "#374151", "svg.hashsalt": "dynadapt",
-}
-
-
-def _remembers(config: dict) -> str:
-    return "memory" if config["memory"] else "overlap" if config["context"] else "window"
-
-
-def _describe(config: dict, varied: set[str]) -> str:
-    """What learns and what remembers, then whatever else differs among the runs."""
-    learns = {"none": "static", "lora": f"LoRA r{config['rank']}", "rows": f"{config['density']:.0%} of rows", "full": "full"}[config["adapt"]]
-    parts = [learns]
-    if config["memory"]:
-        parts.append(f"memory {config['memory']}")
-    if config["context"]:
-        parts.append(f"overlap {config['context']}")
-    said = {"adapt", "rank", "density", "memory", "context"}
-    if config["adapt"] == "none":
-        said |= {"lr", "optimizer", "every", "decay", "clip", "reset", "targets", "layers", "seed"}
-    if not config["memory"]:
-        said |= {"sinks", "refresh"}
-    for key in sorted(varied - said):
-        value = config[key]
-        text = "+".join(Path(str(v).removeprefix("builtin:")).stem for v in value) if key == "text" else f"{value:g}" if isinstance(value, float) else value
-        parts.append(f"{key} {text}")
-    return ", ".join(parts)
-
-
-def _labels(runs: list[Run], titles: dict[str, str] | None) -> list[str]:
-    if titles:
-        return [titles.get(run.name, run.name) for run in runs]
-    varied = {key for key in runs[0].config for run in runs if run.config.get(key) != runs[0].config.get(key)}
-    rates = {}                                       # a rate that follows from what learns is not worth saying
-    for run in runs:
-        rates.setdefault((run.config["adapt"], run.config["optimizer"]), set()).add(run.config["lr"])
-    if all(len(values) == 1 for values in rates.values()):
-        varied.discard("lr")
-    labels = [_describe(run.config, varied) for run in runs]
-    return [label if labels.count(label) == 1 else f"{label} ({run.name})" for label, run in zip(labels, runs)]
-
-
-def _looks(runs: list[Run]) -> list[dict]:
-    """Colour says what learns and marker what remembers, as long as that tells the runs apart; else a colour a run."""
-    shortest = min(run.config["segment"] for run in runs)
-    kinds = [(run.config["adapt"], "long window" if run.config["segment"] > shortest else _remembers(run.config)) for run in runs]
-    distinct = len(set(kinds)) == len(kinds)
-    return [{"color": COLOURS[adapt] if distinct else CYCLE[i % len(CYCLE)], "marker": MARKERS[remembers],
-             "linestyle": DASHES[remembers] if distinct else "-"} for i, (adapt, remembers) in enumerate(kinds)]
-
-
-def _runs_in(paths: list[Path]) -> list[Run]:
-    """The runs of `dynadapt eval` among these. What else there is, is said and left out; RunError where nothing is left."""
-    left = {path: _no_run(path) for path in paths}
-    chosen = [path for path, reason in left.items() if reason is None]
-    if not chosen:
-        raise RunError("; ".join(left.values()))
-    for reason in filter(None, left.values()):
-        note(f"{reason}; left out")
-    return [read_run(path) for path in chosen]
-
-
-def _no_run(path: Path) -> str | None:
-    """Why there is nothing to draw here; None for a run of `dynadapt eval`."""
-    if not path.is_dir():
-        return f"{path} is a file" if path.exists() else f"{path}: no such run directory"
-    if not (path / "config.json").is_file():
-        return f"{path} is no run (no config.json)"
-    kind = read_json(path / "config.json").get("kind")
-    if kind == "reweight":
-        return f"{path} is a reweighting run: draw it with dynadapt reweight plot --out {path}"
-    return f"{path} is a run of dynadapt {kind}" if kind else None
+__all__ = ["COLOURS", "CYCLE", "STYLE", "_labels", "_plain_static", "_save", "label_points", "plot_cost", "plot_runs"]
 
 
 def plot_runs(paths: list[str], out: str | None = None) -> list[Path]:
-    """One picture with three panels; returns its path. Unfinished runs show in the last panel only."""
-    runs = _runs_in([Path(path) for path in dict.fromkeys(os.path.normpath(path) for path in paths)])
-    runs = [run for run in runs if run.metrics]
-    if not runs:
-        raise RunError(f"{', '.join(paths)}: nothing scored yet, so nothing to draw")
-    path = Path(out) if out else Path(os.path.commonpath([run.path.parent for run in runs])) / "plot.png"
-    labels, looks = _labels(runs, None), _looks(runs)
+    """Draws the runs among these, each kind its own picture; returns the pictures' paths.
+
+    All runs of `dynadapt eval` are drawn together (plot.png in their common directory), other runs each by itself, into its own
+    directory. With `out`, a .png, .svg or .pdf, they go there: several beside it, as STEM-RUN.SUFFIX. What is no run, or has nothing to
+    draw yet, is said and left out; RunError where nothing is left.
+    """
+    found, left = {}, []
+    for path in map(Path, dict.fromkeys(os.path.normpath(path) for path in paths)):
+        reason, run = _read(path)
+        if run is None:
+            left.append(reason)
+        else:
+            found.setdefault(run.kind, []).append(run)
+    if not found:
+        raise RunError("; ".join(left))
+    for reason in left:
+        note(f"{reason}; left out")
+    others = [run for kind, runs in found.items() if kind != "eval" for run in runs]
+    target, drawn = Path(out) if out else None, []
+    if runs := found.get("eval"):
+        common = Path(os.path.commonpath([run.path.parent for run in runs]))
+        drawn.append(plot_evaluations(runs, target or common / "plot.png"))
+    names = _file_names(others)
+    for run in others:
+        alone = len(others) == 1 and not drawn
+        drawn += _draw_one(run, target if target is None or alone else target.with_stem(f"{target.stem}-{names[run.path]}"))
+    return drawn
+
+
+def _file_names(runs: list[Run]) -> dict[Path, str]:
+    """A name a run, no two the same: with as many of the directories above it as that needs."""
+    names = {run.path: run.path.name for run in runs}
+    for depth in range(2, 2 + max((len(run.path.parts) for run in runs), default=0)):
+        taken = list(names.values())
+        names = {path: "-".join(part for part in path.parts[-depth:] if part not in ("/", "..")) if taken.count(name) > 1 else name
+                 for path, name in names.items()}
+    return names
+
+
+def _read(path: Path) -> tuple[str, Run | None]:
+    """(why there is nothing to draw here, the run)."""
+    if not path.is_dir():
+        return f"{path} is a file" if path.exists() else f"{path}: no such run directory", None
+    if not (path / "config.json").is_file():
+        return f"{path} is no run (no config.json)", None
+    if kind_of(read_json(path / "config.json")) is None:
+        return f"{path} is no run (its config.json is another's)", None
+    run = read_run(path)
+    if run.kind in ("eval", "icl") and not run.metrics or run.kind == "reweight" and not any(line.get("kind") == "step" for line in run.metrics):
+        return f"{path}: nothing scored yet, so nothing to draw", None
+    if run.kind in ("diagnose", "advise") and run.summary is None:
+        return f"{path} is not finished, so there is nothing to draw", None
+    return "", run
+
+
+def _draw_one(run: Run, out: Path | None) -> list[Path]:
+    if run.kind == "reweight":
+        from dynadapt.experiments.reweight.plot import draw
+        return [draw(run.path, out)]
+    if run.kind == "icl":
+        from dynadapt.experiments.icl.plot import draw_run
+        return draw_run(run, out)
+    from dynadapt.experiments.diagnose.figures import draw_summary
+    return draw_summary(run.summary, out or run.path / "figures.png", apart=out is None)
+
+
+def plot_evaluations(runs: list[Run], path: Path) -> Path:
+    """One picture with three panels. Unfinished runs show in the last panel only.
+
+    Runs that scored other tokens, or with another model, are drawn beside each other but not joined: no front, and a difference to the
+    static run only where each has one on its own tokens.
+    """
+    if len(runs) > MOST:
+        raise RunError(f"{len(runs)} runs: a picture can tell at most {MOST} apart; name fewer of them")
+    labels, looks = labels_of(runs), looks_of(runs)
+    same = {run.path: scored_the_same(run) for run in runs}
     with matplotlib.rc_context(STYLE):
-        rows = -(-len(runs) // 3)
-        figure = Figure(figsize=(14.5, 4.4 + 0.22 * rows), layout="constrained")
+        figure = Figure(figsize=(14.5, 4.4), layout="constrained")
         axes = figure.subplots(1, 3)
         done = [i for i, run in enumerate(runs) if run.summary]
-        _cost_panel(axes[0], runs, looks, done, lambda s: s["flops_per_token"], "FLOPs per token", "Loss against computation")
-        _cost_panel(axes[1], runs, looks, done, lambda s: s["seconds"], "seconds", "Loss against time")
-        _stream_panel(axes[2], runs, looks)
-        handles = [matplotlib.lines.Line2D([], [], markersize=7, label=label, **look) for label, look in zip(labels, looks)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(runs)), frameon=False)
-        _save(figure, path)
-    return [path]
-
-
-def plot_cost(runs: list[Run], path: Path, titles: dict[str, str]) -> Path:
-    """Loss against FLOPs per token, each run labelled at its point."""
-    looks, labels = _looks(runs), _labels(runs, titles)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.2, 5.0), layout="constrained")
-        axis = figure.subplots()
-        _cost_panel(axis, runs, looks, range(len(runs)), lambda s: s["flops_per_token"], "FLOPs per token (log scale)", "")
-        config, summary = runs[0].config, runs[0].summary
-        text = ", ".join(Path(t.removeprefix("builtin:")).stem for t in config["text"])
-        axis.set_title(f"{Path(config['model']).name} on {text}: {summary['tokens']:,} tokens, segments of {config['segment']}")
-        axis.margins(x=0.12, y=0.12)
-        FigureCanvasAgg(figure).draw()
-        label_points(axis, [(r.summary["flops_per_token"], r.summary["nll"]) for r in runs], labels, [look["color"] for look in looks])
+        for axis, key, label, title in ((axes[0], "flops_per_token", "FLOPs per token", "Loss against computation"),
+                                        (axes[1], "seconds", "seconds", "Loss against time")):
+            _cost_panel(axis, runs, looks, done, key, label, title, len({same[runs[i].path] for i in done}) <= 1)
+        _stream_panel(axes[2], runs, looks, same)
+        handles = [matplotlib.lines.Line2D([], [], markersize=7, **look) for look in looks]
+        legend_below(figure, handles, labels, most_columns=3)
         _save(figure, path)
     return path
 
 
-def _cost_panel(axis, runs, looks, chosen, cost, label: str, title: str) -> None:
-    for learns, colour in ((False, COLOURS["none"]), (True, COLOURS["lora"])):
-        points = _front([(cost(runs[i].summary), runs[i].summary["nll"]) for i in chosen if (runs[i].config["adapt"] != "none") == learns])
-        axis.plot(*zip(*points), color=colour, linewidth=1.2, alpha=0.35, zorder=1)
-    for i in chosen:
-        look = looks[i]
-        axis.plot(cost(runs[i].summary), runs[i].summary["nll"], linestyle="", marker=look["marker"], color=look["color"], markersize=9,
-                  markeredgecolor="white", markeredgewidth=1.2, zorder=3)
-    axis.set_xscale("log")
-    _plain_log_ticks(axis)
-    axis.set(xlabel=label, ylabel="NLL (nats per token)", title=title)
-    axis.margins(x=0.1, y=0.1)
+def plot_cost(runs: list[Run], path: Path, titles: dict[str, str]) -> Path:
+    """Loss against FLOPs per token, each run labelled at its point; where there is no room, in a legend."""
+    looks, labels = looks_of(runs), labels_of(runs, titles)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.2, 5.0), layout="constrained")
+        axis = figure.subplots()
+        one = len({scored_the_same(run) for run in runs}) <= 1
+        points = _cost_panel(axis, runs, looks, range(len(runs)), "flops_per_token", "FLOPs per token (log scale)", "", one)
+        config, summary = runs[0].config, runs[0].summary
+        text = ", ".join(Path(t.removeprefix("builtin:")).stem for t in config["text"])
+        title = f"{Path(config['model']).name} on {text}: {summary['tokens']:,} tokens, segments of {config['segment']}"
+        axis.set_title(fitted(title, 7.0, 11, "bold"))
+        if points:
+            low, high = axis.get_xlim()
+            axis.set_xlim(low / (high / low) ** 0.08, high * (high / low) ** 0.08)
+        axis.margins(y=0.12)
+        FigureCanvasAgg(figure).draw()
+        shown = list(points)
+        unplaced = label_points(axis, list(points.values()), [fitted(labels[i], 2.6, 9.5) for i in shown], [looks[i]["color"] for i in shown], always=False)
+        handles = [matplotlib.lines.Line2D([], [], markersize=7, **{**looks[shown[i]], "linestyle": ""}) for i in unplaced]
+        legend_below(figure, handles, [labels[shown[i]] for i in unplaced])
+        _save(figure, path)
+    return path
+
+
+def _cost_panel(axis, runs, looks, chosen, key: str, label: str, title: str, comparable: bool) -> dict[int, tuple[float, float]]:
+    """Draws the points {run's index: (cost, nll)} that there are and returns them; the fronts too, where the runs are `comparable`."""
+    points = {i: (runs[i].summary.get(key), runs[i].summary.get("nll")) for i in chosen}
+    points = {i: point for i, point in points.items() if _sound(point[0]) and _sound(point[1]) and point[0] > 0}
+    axis.set_title(title)
+    if not points:
+        say_nothing_here(axis, "no finished run")
+        return {}
+    for learns, colour in ((False, COLOURS["none"]), (True, COLOURS["lora"])) if comparable else ():
+        front = _front([point for i, point in points.items() if (runs[i].config["adapt"] != "none") == learns])
+        axis.plot(*zip(*front), color=colour, linewidth=1.2, alpha=0.35, zorder=1)
+    for i, (cost, nll) in points.items():
+        axis.plot(cost, nll, linestyle="", marker=looks[i]["marker"], color=looks[i]["color"], markersize=9, markeredgecolor="white",
+                  markeredgewidth=1.2, zorder=3)
+    log_axis(axis, [cost for cost, _ in points.values()])
+    axis.set(xlabel=label, ylabel="NLL (nats per token)" if comparable else "NLL (nats per token), not of the same tokens")
+    axis.margins(y=0.1)
+    return points
+
+
+def _sound(value) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _front(points) -> list[tuple[float, float]]:
@@ -157,67 +175,25 @@ def _front(points) -> list[tuple[float, float]]:
     return front or [(np.nan, np.nan)]
 
 
-def _plain_log_ticks(axis) -> None:
-    """Ticks at round numbers of each decade, or nearer when the range is small, with metric prefixes."""
-    axis.autoscale_view()
-    low, high = axis.get_xlim()
-    subs = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 6, 8) if high / low > 2 else tuple(np.arange(10, 100, 2) / 10)
-    axis.xaxis.set_major_locator(ticker.LogLocator(base=10, subs=subs, numticks=12))
-    axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
-    axis.xaxis.set_minor_locator(ticker.NullLocator())
-
-
-def _plain_static(runs: list[Run]) -> Run | None:
-    statics = [run for run in runs if run.config["adapt"] == "none" and not run.config["memory"] and not run.config["context"]]
-    return min(statics, key=lambda run: run.config["segment"], default=None)
-
-
-def _stream_panel(axis, runs, looks) -> None:
-    """Mean loss so far, less that of the plain static run with the shortest segments where there is one."""
-    static = _plain_static(runs)
-    base = None
-    if static:
-        base = [np.array(values) for values in zip(*[(line["total_tokens"], line["total_nll"]) for line in static.metrics])]
-    for run, look in zip(runs, looks):
-        tokens = np.array([line["total_tokens"] for line in run.metrics])
-        nll = np.array([line["total_nll"] for line in run.metrics])
-        if base is not None:
-            inside = (tokens >= base[0][0]) & (tokens <= base[0][-1])
-            tokens, nll = tokens[inside], nll[inside] - np.interp(tokens[inside], *base)
-        axis.plot(tokens, nll, color=look["color"], linestyle=look["linestyle"], linewidth=1.8,
-                  marker=look["marker"] if len(tokens) == 1 else None)
+def _stream_panel(axis, runs, looks, same: dict[Path, str]) -> None:
+    """Mean loss so far; less that of the plain static run with the shortest segments, where all have one on their own tokens."""
+    curves = [np.array([(line["total_tokens"], line["total_nll"]) for line in run.metrics], float).T for run in runs]      # [2, lines]
+    bases = []
+    for run in runs:
+        static = plain_static([other for other in runs if same[other.path] == same[run.path]])
+        bases.append(None if static is None else curves[runs.index(static)])
+    less = [None if base is None else _less(curve, base) for curve, base in zip(curves, bases)]
+    relative = all(curve is not None and curve.shape[1] for curve in less)
+    for curve, look in zip(less if relative else curves, looks):
+        axis.plot(*curve, color=look["color"], linestyle=look["linestyle"], linewidth=1.8, marker=look["marker"], markersize=5,
+                  markevery=[curve.shape[1] - 1])
+    axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
     axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
-    axis.set(xlabel="tokens scored", ylabel="difference of the mean NLL so far" if base else "mean NLL so far (nats per token)",
-             title="Over the stream, less static" if base else "Over the stream")
+    axis.set(xlabel="tokens scored", ylabel="difference of the mean NLL so far" if relative else "mean NLL so far (nats per token)",
+             title="Over the stream, less static" if relative else "Over the stream")
 
 
-def label_points(axis, points, labels, colours) -> None:
-    """Each label beside its point, on the first side where it covers neither a point nor another label."""
-    figure = axis.figure
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    frame = axis.get_window_extent(renderer)
-    taken = [matplotlib.transforms.Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axis.transData.transform(points)]
-    places = [(11, 0, "left", "center"), (-11, 0, "right", "center"), (0, 11, "center", "bottom"), (0, -11, "center", "top"),
-              (9, 10, "left", "bottom"), (-9, 10, "right", "bottom"), (9, -10, "left", "top"), (-9, -10, "right", "top"),
-              (9, 22, "left", "bottom"), (9, -22, "left", "top")]
-    for point, label, colour in zip(points, labels, colours):
-        for dx, dy, horizontal, vertical in places:
-            text = axis.annotate(label, point, xytext=(dx, dy), textcoords="offset points", ha=horizontal, va=vertical, color=colour, fontsize=9.5)
-            box = text.get_window_extent(renderer)
-            if not any(box.overlaps(other) for other in taken) and frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1:
-                break
-            text.remove()
-        else:
-            text = axis.annotate(label, point, xytext=(11, 0), textcoords="offset points", va="center", color=colour, fontsize=9.5)
-            box = text.get_window_extent(renderer)
-        taken.append(box)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise RunError(f"{path}: give a name that ends in .png, .svg or .pdf")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160)
-    except OSError as error:
-        raise disk_error(error, path) from error
+def _less(curve: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Where the base was scored too."""
+    inside = (curve[0] >= base[0][0]) & (curve[0] <= base[0][-1])
+    return np.stack([curve[0][inside], curve[1][inside] - np.interp(curve[0][inside], *base)])

@@ -15,6 +15,7 @@ lengths and digests, and resuming refuses them by name if they are shorter or ot
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,6 +39,47 @@ VARYING = ("memory_bytes", "cores", "system", "folder")            # of env.json
 def differing(old: dict, new: dict) -> str:
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return "; ".join(f"{key} is {old.get(key)!r} there and {new.get(key)!r} here" for key in keys)
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def holds_only(folder: Path, names: tuple[str, ...]) -> bool:
+    return all(entry.name in names for entry in folder.iterdir())
+
+
+def unscored(run: Path) -> bool:
+    """Whether nothing that a run makes is here."""
+    return not size_of(run / "metrics.jsonl") and size_of(run / "scores.npy") <= Scores.HEADER and not saved_states(run)
+
+
+def nothing_scored(run: Path) -> bool:
+    """Whether a run was begun here, or not even that, and nothing was made yet; nor is anything else here."""
+    return unscored(run) and holds_only(run, BEGINNING + UNSCORED)
+
+
+def take_lock(file, tries: int = 5) -> None:
+    """Locks an open .lock for its process alone. BlockingIOError where another holds it for longer than a look at it takes (locked)."""
+    for left in reversed(range(tries)):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not left:
+                raise
+            time.sleep(0.01)
+
+
+def locked(run: Path) -> bool:
+    """Whether a process writes in this run's directory. It is looked at by a shared lock, for an instant."""
+    try:
+        with open(run / ".lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 class RunDirectory:
@@ -124,7 +166,7 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"{self.path}: can't write there: {error.strerror}; choose another --out") from None
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(lock)
             self._lock = lock
         except BlockingIOError:
             lock.close()
@@ -135,16 +177,13 @@ class RunDirectory:
                            "--out on another file system") from None
 
     def _nothing_scored(self) -> bool:
-        """Whether a run was begun here, or not even that, and nothing was made yet."""
-        return (not self._size("metrics.jsonl") and self._size("scores.npy") <= Scores.HEADER and not saved_states(self.path)
-                and self._holds_only(BEGINNING + UNSCORED))
+        return nothing_scored(self.path)
 
     def _holds_only(self, names: tuple[str, ...]) -> bool:
-        return all(entry.name in names for entry in self.path.iterdir())
+        return holds_only(self.path, names)
 
     def _size(self, name: str) -> int:
-        path = self.path / name
-        return path.stat().st_size if path.exists() else 0
+        return size_of(self.path / name)
 
     def _check_growing(self, state: dict) -> None:
         """RunError where metrics.jsonl or scores.npy is not what a checkpoint saw."""

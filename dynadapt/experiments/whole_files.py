@@ -49,20 +49,31 @@ def write_json(path: Path, content: dict) -> None:
 
 def replace_file(path: Path, text: str) -> None:
     """`text` into a file beside it that nobody else has, which then takes its name: whole, or what was there before stays."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8", newline="")
+
+
+@contextmanager
+def replacing(path: Path):
+    """An empty file that nobody else has, to be filled, which takes the name `path` when all that is done inside has been done; else what
+    was there before stays. RunError when the disk fails."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a directory")
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(text)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
+        temporary = None
     except OSError as error:
+        raise RunError(f"{path}: can't write: {_reason(error)}") from error
+    finally:
         if temporary:
             discard(temporary)
-        raise RunError(f"{path}: can't write: {_reason(error)}") from error
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from dynadapt.experiments.plot import STYLE
+from dynadapt.experiments.drawing import STYLE, save
 
 WORSE, BETTER, NEUTRAL = "#b91c1c", "#0f8a5f", "#6b7280"
 
@@ -159,3 +161,14 @@ def probe(summary: dict) -> Figure:
              title="What learning gains on the next window")
     axis.legend(frameon=False, fontsize=8.5)
     return figure
+
+
+def draw_summary(summary: dict, out: Path, apart: bool = False) -> list[Path]:
+    """Every figure of a diagnosis, or of an advice, as OUT's name with -classes, -types, ...; `apart`: in a directory of OUT's stem."""
+    drawn = []
+    for draw in (probe,) if summary.get("kind") == "advice" else (classes, types, concentration, documents, controls, places):
+        if draw is controls and not summary["controls"]:
+            continue
+        name = draw.__name__
+        drawn.append(save(draw(summary), out.with_suffix("") / f"{name}{out.suffix}" if apart else out.with_stem(f"{out.stem}-{name}")))
+    return drawn

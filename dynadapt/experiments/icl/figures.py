@@ -11,7 +11,7 @@ from matplotlib import ticker
 import numpy as np
 from matplotlib.figure import Figure
 
-from dynadapt.experiments.plot import CYCLE, STYLE
+from dynadapt.experiments.drawing import CYCLE, STYLE, legend_below
 from dynadapt.experiments.rundir import RunError, disk_error, read_json
 
 from .applicable import TITLES
@@ -113,7 +113,7 @@ def _top(entry: dict) -> float:
 
 def legend(figure: Figure, axes, columns: int) -> None:
     handles = {handle.get_label(): handle for axis in axes for handle in axis.get_legend_handles_labels()[0]}
-    figure.legend(handles=handles.values(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    legend_below(figure, list(handles.values()), list(handles), columns, 9)
 
 
 def curve_figure(entry: dict, looks: dict) -> Figure:

@@ -10,9 +10,10 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from dynadapt.experiments.metrics import read_run
-from dynadapt.experiments.plot import CYCLE, STYLE, _save
+from dynadapt.experiments.drawing import CYCLE, STYLE, legend_below, save
 from dynadapt.experiments.rundir import RunError
 
+LINES = ("-", "--", ":", "-.")  # of the domains beyond the first ten, and so on
 SMOOTH = 20  # points that a training loss is averaged over, at most
 
 
@@ -25,26 +26,27 @@ def draw(run: str | Path, out: str | Path | None = None) -> Path:
         ours = run.config.get("kind") == "reweight"
         raise RunError(f"{run.path}: " + ("no step was made yet" if ours else "not a run of `dynadapt reweight train`"))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(14.5, 4.6), layout="constrained")
+        figure = Figure(figsize=(14.5, 4.4), layout="constrained")
         axes = figure.subplots(1, 3)
         handles = []
         for index, domain in enumerate(steps[0]["weights"]):
             colour = CYCLE[index % len(CYCLE)]
-            handles += axes[0].step(*_weights(steps, domain), where="pre", color=colour, linewidth=1.8, label=domain)
-            axes[1].plot(*_training(steps, domain), color=colour, linewidth=1.4)
+            line = LINES[index // len(CYCLE) % len(LINES)]
+            handles += axes[0].step(*_weights(steps, domain), where="pre", color=colour, linestyle=line, linewidth=1.8)
+            training = _training(steps, domain)
+            axes[1].plot(*training, color=colour, linestyle=line, linewidth=1.4, marker="o" if len(training[0]) == 1 else None, markersize=4)
             axes[2].plot([line["total_tokens"] for line in evaluations], [line["heldout"][domain] for line in evaluations],
-                         color=colour, linewidth=1.6, marker="o", markersize=4)
+                         color=colour, linestyle=line, linewidth=1.6, marker="o", markersize=4)
         largest = max(max(line["weights"].values()) for line in steps)
         axes[0].set(ylabel="weight", title=f"Weights: {run.config['mixer']}", ylim=(0, 1.05 * largest))
         axes[1].set(ylabel="NLL (nats per token)", title="Training loss, before each update")
         axes[2].set(ylabel="NLL (nats per token)", title="Held-out loss")
         for axis in axes:
             axis.set_xlabel("training tokens")
+            axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
             axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)), frameon=False)
-        path = Path(out) if out else run.path / "weights.png"
-        _save(figure, path)
-    return path
+        legend_below(figure, handles, list(steps[0]["weights"]))
+        return save(figure, Path(out) if out else run.path / "weights.png")
 
 
 def _weights(steps: list[dict], domain: str):

@@ -332,12 +332,14 @@ class _Training:
 
     def _evaluate(self, progress) -> None:
         """Held-out losses with the weights of the moment; the first one, before training, also makes the mixer."""
-        began, flops, losses = time.perf_counter(), {}, {}
+        began, flops, losses, by_row = time.perf_counter(), {}, {}, {}
         for name, chosen in zip(self.names, self.heldout):
-            rows, total = self.domains[name].heldout, []
+            rows, total, by_row[name] = self.domains[name].heldout, [], []
             for first in range(0, len(chosen), self.config.rows):
                 tokens = torch.from_numpy(np.stack([rows[row] for row in chosen[first : first + self.config.rows]]))
-                total.append(self._scores(self.engine, tokens, flops, "heldout").sum())
+                scores = self._scores(self.engine, tokens, flops, "heldout")
+                total.append(scores.sum())
+                by_row[name] += [round(float(value), 6) for value in scores.mean(1)]          # reweight/paired.py reads them
             losses[name] = float(math.fsum(total) / (len(chosen) * self.config.segment))
         flops = self.processes.counts(flops)
         if not all(map(math.isfinite, losses.values())):
@@ -355,7 +357,7 @@ class _Training:
         self.totals["evaluations"] += 1
         self.totals["evaluated"] = self.step
         line = {"kind": "evaluation", "step": self.step, "total_tokens": sum(self.totals["tokens"].values()), "heldout": losses,
-                "mean": math.fsum(losses.values()) / len(losses),
+                "heldout_rows": by_row, "mean": math.fsum(losses.values()) / len(losses),
                 "change": {name: losses[name] - self.start[name] for name in self.names},
                 "velocity": getattr(self.mixer, "velocity", None), "weights": self.mixer.weights, "notes": list(self.mixer.notes),
                 "seconds": seconds, "total_seconds": self.totals["seconds"], "flops": {"heldout": flops["heldout"]}}

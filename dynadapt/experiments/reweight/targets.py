@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from dynadapt.experiments.metrics import read_run
 from dynadapt.experiments.mixers import MIXERS
-from dynadapt.experiments.plot import CYCLE, STYLE, _save
+from dynadapt.experiments.drawing import CYCLE, STYLE
+from dynadapt.experiments.drawing import save as _save
 from dynadapt.experiments.rundir import RunError, write_json
 from dynadapt.experiments.scaling_fit import Prediction, ScalingFit, fit_targets
 
