@@ -9,17 +9,18 @@ if TYPE_CHECKING:
     from .adapt import RMS, SGD, Adam, AdamW, Full, LoRA, RowSparse
     from .engine import Engine
     from .experiments.publish import Server, publish
+    from .experiments.stopping import StopRun
     from .memory import Overlap, SegmentMemory
     from .model.load import load
     from .session import Session, attach
 
 __version__ = "0.1.0"
 __all__ = ["RMS", "SGD", "Adam", "AdamW", "Engine", "Full", "LoRA", "Overlap", "RowSparse", "SegmentMemory", "Server", "Session",
-           "attach", "load", "publish"]
+           "StopRun", "attach", "load", "publish"]
 
 # Public name -> the module that has it. They are imported when they are asked for: torch takes seconds, and `dynadapt --help` needs none.
 _HOMES = {**dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "LoRA", "RowSparse"), "adapt"), "Engine": "engine",
-          "Server": "experiments.publish", "publish": "experiments.publish", "Overlap": "memory", "SegmentMemory": "memory",
+          "Server": "experiments.publish", "publish": "experiments.publish", "StopRun": "experiments.stopping", "Overlap": "memory", "SegmentMemory": "memory",
           "load": "model", "Session": "session", "attach": "session"}
 _MODULES = ("adapt", "engine", "experiments", "memory", "model", "ops", "session")  # dynadapt.model.load and so on, without an import of its own
 

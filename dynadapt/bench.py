@@ -191,6 +191,7 @@ def run_step(model: str, against: list[str], dtype: str, streams: int, segment: 
     """The whole benchmark; returns what ``--out`` writes."""
     from .environment import environment
 
+    say(f"loading {model}")
     cores = len(os.sched_getaffinity(0))
     options = {"model": model, "dtype": dtype, "streams": streams, "segment": segment, "rank": rank,
                "tokens": _segments(model, streams, segment)}

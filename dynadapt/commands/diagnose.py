@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 from dynadapt.commands.parsing import at_least
-from dynadapt.commands.settings import add_config_options, config_from
+from dynadapt.commands.settings import add_config_options, add_log_option, config_from
 from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.progress import say
 
 EXAMPLES = """\
 examples:
@@ -38,11 +39,16 @@ def add_options(command) -> None:
                          help=f"with --advise: windows of --segment tokens that the probe reads (default: {WINDOWS})")
     command.add_argument("--out", metavar="runs/NAME", help="directory of the diagnosis (default: runs/diagnose-MODEL-TEXT)")
     command.add_argument("--resume", action="store_true", help="go on with a diagnosis that was stopped; finished scorings are kept")
+    add_log_option(command)
 
 
 def run(arguments) -> int:
-    from dynadapt.experiments.dyneval import Interrupted
     config = config_from(arguments)
+    for name in ("after", "learn", "text") if arguments.advise else ():
+        if getattr(arguments, name):
+            raise ConfigError(f"{name} {getattr(arguments, name)!r}: not with --advise, which reads its own texts only")
+    say(f"loading {config.model}" + (f" and {arguments.after}" if arguments.after else ""))
+    from dynadapt.experiments.dyneval import Interrupted
     out = Path(arguments.out) if arguments.out else _free_directory(arguments, config)
     progress = _Progress()
     try:
@@ -62,7 +68,7 @@ def _diagnose(arguments, config: EvalConfig, out: Path, progress) -> int:
     from dynadapt.experiments.diagnose.report import print_diagnosis
     chosen = DiagnoseConfig(config, arguments.after, tuple(arguments.learn), arguments.learn_tokens, tuple(arguments.reference),
                             arguments.control, arguments.embeddings)
-    summary = run_diagnosis(chosen, out, arguments.resume, progress)
+    summary = run_diagnosis(chosen, out, arguments.resume, progress, log=arguments.logs)
     progress.close()
     print_diagnosis(summary, out)
     return 0
@@ -70,11 +76,8 @@ def _diagnose(arguments, config: EvalConfig, out: Path, progress) -> int:
 
 def _advise(arguments, config: EvalConfig, out: Path, progress) -> int:
     from dynadapt.experiments.diagnose.advise import advise, print_advice
-    for name in ("after", "learn", "text"):
-        if getattr(arguments, name):
-            raise ConfigError(f"{name} {getattr(arguments, name)!r}: not with --advise, which reads its own texts only")
     summary = advise(config, tuple(arguments.advise), tuple(arguments.reference), arguments.windows, out, arguments.embeddings,
-                     announce=progress)
+                     announce=progress, log=arguments.logs)
     progress.close()
     print_advice(summary, out)
     return 0

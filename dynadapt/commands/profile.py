@@ -107,6 +107,8 @@ def _print_lines(arguments) -> int:
 
 
 def _measure(arguments) -> int:
+    what_runs = "the adapt step" if arguments.step else f"op {arguments.op}"
+    say(f"preparing {what_runs}, {arguments.warmup} calls ahead of {arguments.iters} that are measured")
     from dynadapt import ranges
     from dynadapt.environment import environment
     from dynadapt.profiling.run import profile_op, profile_step

@@ -7,8 +7,10 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
+from dynadapt.commands.settings import add_log_option
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.reweight.config import ACCEPTED, ReweightConfig, named_numbers, named_values, setting_values
+from dynadapt.progress import say
 
 EXAMPLES = """\
 examples:
@@ -102,6 +104,7 @@ def add_options(command) -> None:
                          help="with several processes and --adapt full: each keeps a part of the masters and moments")
     command.add_argument("--checkpoint", type=int, default=50, metavar="N",
                          help="save every N steps, 0 for the end only (default: 50)")
+    add_log_option(command)
     command.add_argument("--tokens", type=float, metavar="N",
                          help="with fit: training tokens, of all domains, at which to predict")
 
@@ -121,16 +124,18 @@ def run(arguments) -> int:
 
 
 def _train(arguments) -> int:
+    if arguments.checkpoint < 0:
+        raise ConfigError(f"checkpoint {arguments.checkpoint}: give a whole number of at least 0")
+    config = config_from(arguments)
+    change = named_numbers("change", arguments.change) if arguments.change else None
+    what = f"a model of {config.scratch} from random weights" if config.scratch else config.model
+    say(f"training {what} on {config.corpus or ', '.join(config.domains)}, mixer {config.mixer}, {config.steps:,} steps: loading it")
     from dynadapt.distributed import join
     from dynadapt.experiments.dyneval import Interrupted
     from dynadapt.experiments.reweight import ReweightOptions, draw
     from dynadapt.experiments.reweight import run as train
     from dynadapt.experiments.reweight.progress import progress_for
-    if arguments.checkpoint < 0:
-        raise ConfigError(f"checkpoint {arguments.checkpoint}: give a whole number of at least 0")
-    config = config_from(arguments)
-    change = named_numbers("change", arguments.change) if arguments.change else None
-    options = ReweightOptions(arguments.resume, arguments.checkpoint, change, arguments.shard)
+    options = ReweightOptions(arguments.resume, arguments.checkpoint, change, arguments.shard, arguments.logs)
     finished = (Path(arguments.out) / "summary.json").exists()
     with join() as processes:
         try:

@@ -30,13 +30,13 @@ def run_parts(config: EvalConfig, out: str | Path, options: RunOptions, processe
               progress: Callable[[dict], None] | None = None) -> dict:
     """As dyneval.run, by all processes: returns the summary of all documents, and the first one writes OUT.
 
-    progress is called with the lines of this process's own part. Raises what dyneval.run does, and ProcessError.
+    progress is called with the lines of this process's own part; options.log get the lines of all of them, when they are merged. Raises what dyneval.run does, and ProcessError.
     """
     processes.same({**config.to_dict(), **asdict(options), "version": dynadapt.__version__})
     facts = processes.together(lambda: _check(config, processes.world))
     processes.same({f"text {spec!r}": fact["sha256"] for spec, fact in zip(config.text, facts)})
     shares = shared_out([fact["bytes"] for fact in facts], processes.world)
-    directory = open_directory(processes, out, config.to_dict(), options.resume, options.scores)
+    directory = open_directory(processes, out, config.to_dict(), options.resume, options.scores, options.log)
     try:
         inputs = {f"text {spec!r}": fact for spec, fact in zip(config.text, facts)}
         processes.from_first(lambda: directory.expect(inputs))
@@ -46,7 +46,7 @@ def run_parts(config: EvalConfig, out: str | Path, options: RunOptions, processe
         processes.from_first(lambda: _check_begun(folders))
         processes.from_first(directory.begin)
         own = replace(config, text=tuple(config.text[i] for i in shares[processes.rank]), device=processes.device(config.device))
-        processes.together(lambda: run(own, folders[processes.rank], options, progress))
+        processes.together(lambda: run(own, folders[processes.rank], replace(options, log=()), progress))
         return processes.from_first(lambda: merge(directory, folders, shares, options.scores))
     finally:
         directory.close()

@@ -34,6 +34,7 @@ class Model:
             raise ModelError(f"dtype = {dtype!r} is not a dtype of weights; accepted: {', '.join(map(str, MODEL_DTYPES))}")
         self.config = config
         self.name = name
+        self.origin: str | None = None  # what ``load`` takes to make it again, where there is such a name
         self._where = where or name
         self.dtype = dtype
         self._read = read
@@ -43,7 +44,9 @@ class Model:
 
     def converted(self, dtype: torch.dtype) -> Model:
         """The same model, its tensors in ``dtype`` when they are read."""
-        return Model(self.config, self.name, self._read, self._identity, lambda: self.tokenizer, dtype, self._where)
+        other = Model(self.config, self.name, self._read, self._identity, lambda: self.tokenizer, dtype, self._where)
+        other.origin = self.origin
+        return other
 
     def __repr__(self):
         c = self.config
