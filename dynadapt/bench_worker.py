@@ -72,9 +72,9 @@ class Peft:
         transformers.logging.set_verbosity_error()
         self.o, self.dtype = o, DTYPES[o["dtype"]]
         self.threads(o["threads"])
-        from .model.load import directory_of
+        from .model.fetch import KNOWN, cached
 
-        directory = directory_of(o["model"])
+        directory = cached(o["model"]) if o["model"] in KNOWN else Path(o["model"])
         base = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=self.dtype, attn_implementation="sdpa")
         target = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         settings = peft.LoraConfig(r=o["rank"], lora_alpha=2 * o["rank"], target_modules=target, task_type="CAUSAL_LM")

@@ -70,7 +70,7 @@ def save(engine, directory) -> None:
         if engine.learners and not engine.learners[0].owns_weights:
             slots = engine.learners[0].state.master.shape[0]
             for slot in range(slots):
-                write_adapter(adapter_directory(new, slot, slots), engine.learners[0], engine.config, slot, engine.model.origin or engine.model.name)
+                write_adapter(adapter_directory(new, slot, slots), engine.learners[0], engine.config, slot, engine.model.name)
         files = digests_under(new)
         record = {"format": FORMAT, "engine": engine.describe(), **state_counts(engine), "flops": engine.ledger.totals, "files": files}
         (new / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")

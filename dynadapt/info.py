@@ -34,7 +34,6 @@ def facts() -> dict[str, str]:
         "packages": ", ".join(f"{name} {version}" for name, version in found["packages"].items() if name != "torch"),
         "variables": ", ".join(f"{name}={value}" for name, value in found["variables"].items()) or "none set",
         "models": cached_models(),
-        "hub cache": hub_models(),
     }
 
 
@@ -50,13 +49,6 @@ def backends() -> list[str]:
         except UnsupportedOp:
             pass
     return usable
-
-
-def hub_models() -> str:
-    """What the Hugging Face cache has, under the names that --model takes."""
-    from dynadapt.model import hub_cache
-    names = hub_cache.hub_models()
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "no models"
 
 
 def cached_models() -> str:

@@ -126,8 +126,9 @@ class Trackio(Log):
         self.run.log({f"summary/{name}": value for name, value in summary.items()}, step=step)
 
     def close(self, finished):
+        import trackio
         with redirect_stdout(sys.stderr):
-            self.run.finish()
+            trackio.finish()
 
 
 HINTS = {"wandb": "; log in with `wandb login`, or set WANDB_MODE=offline"}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dynadapt.experiments.config import ConfigError
-from dynadapt.model.load import directory_of
+from dynadapt.model.fetch import KNOWN, cached
 from dynadapt.model.json_file import read_json
 from dynadapt.model.live import is_live
 
@@ -36,9 +36,7 @@ def model_defaults(model) -> dict:
         return generation.to_dict() if generation is not None else {}
     if not isinstance(model, (str, os.PathLike)):
         return {}
-    path = directory_of(model)
-    if path is None:
-        return {}
+    path = cached(str(model)) if str(model) in KNOWN else Path(model).expanduser()
     path = path.parent if path.suffix == ".safetensors" else path
     for name in ("generation_config.json", "config.json"):
         if (path / name).is_file():

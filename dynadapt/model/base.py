@@ -34,7 +34,6 @@ class Model:
             raise ModelError(f"dtype = {dtype!r} is not a dtype of weights; accepted: {', '.join(map(str, MODEL_DTYPES))}")
         self.config = config
         self.name = name
-        self.origin: str | None = None  # what ``load`` takes to make it again, where there is such a name
         self._where = where or name
         self.dtype = dtype
         self._read = read
@@ -44,9 +43,7 @@ class Model:
 
     def converted(self, dtype: torch.dtype) -> Model:
         """The same model, its tensors in ``dtype`` when they are read."""
-        other = Model(self.config, self.name, self._read, self._identity, lambda: self.tokenizer, dtype, self._where)
-        other.origin = self.origin
-        return other
+        return Model(self.config, self.name, self._read, self._identity, lambda: self.tokenizer, dtype, self._where)
 
     def __repr__(self):
         c = self.config
