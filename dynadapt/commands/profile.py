@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from dynadapt.progress import say
+
 # The keys of dynadapt.profiling.cases.OPS and the fields of measure.Runs: help is printed without importing them.
 OPS = ("linear_forward", "linear_backward", "lora_gradient", "lora_gradient_update", "weight_gradient", "cross_entropy",
        "cross_entropy_weight_gradient", "norm_forward", "norm_backward", "activation_forward", "activation_backward",
