@@ -6,9 +6,10 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from dynadapt.commands.early import check_model
 from dynadapt.commands.parsing import at_least
 from dynadapt.commands.settings import add_config_options, add_log_option, config_from
-from dynadapt.experiments.config import EvalConfig
+from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.progress import say
 
 EXAMPLES = """\
@@ -43,6 +44,7 @@ def add_options(command) -> None:
 def run(arguments) -> int:
     config = config_from(arguments)
     check_texts(config)
+    check_model(config.model)
     if not arguments.quiet:
         say(f"loading {config.model}, to score {', '.join(config.text[:3])}{' ...' * (len(config.text) > 3)}")
     from datetime import timedelta
@@ -82,6 +84,8 @@ def _eval(arguments, config: EvalConfig, processes) -> int:
 
 def check_texts(config: EvalConfig) -> None:
     """Refuses a text that is not there before the model's libraries are loaded."""
+    if not config.text:
+        raise ConfigError("text: none given; name files, - for standard input, or builtin:python-reference")
     from dynadapt.text import Source
     for spec in config.text:
         Source(spec).check()

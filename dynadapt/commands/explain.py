@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dynadapt.commands.early import check_model
 from dynadapt.commands.settings import add_config_options, config_from
 
 EXAMPLES = None
@@ -13,9 +14,10 @@ def add_options(command) -> None:
 
 
 def run(arguments) -> int:
+    config = config_from(arguments)
+    check_model(config.model)
     import dynadapt.model
     from dynadapt.experiments.dyneval import build_engine
-    config = config_from(arguments)
     engine = build_engine(dynadapt.model.load(config.model), config)
     print(engine.explain(time=arguments.time))
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dynadapt.commands.early import check_run
 from dynadapt.commands.parsing import at_least
 
 EXAMPLES = """\
@@ -19,6 +20,7 @@ def add_options(command) -> None:
 
 
 def run(arguments) -> int:
+    check_run(arguments.run)
     from dynadapt.experiments.export import export_run
     print(export_run(Path(arguments.run), Path(arguments.out), arguments.stream))
     return 0

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from dynadapt.commands.early import check_run
 from dynadapt.commands.parsing import at_least
 
 EXAMPLES = """examples:
@@ -47,6 +48,7 @@ def run(arguments) -> int:
     server = None
     if arguments.notify:
         server = Server(arguments.notify, arguments.server, arguments.timeout, arguments.server_directory, token)
+    check_run(arguments.source, "no such directory; give a run or a PEFT adapter")
     from dynadapt.experiments.publish import publish
     done = publish(Path(arguments.source), arguments.to, arguments.name, keep=arguments.keep, server=server,
                    max_rank=arguments.max_rank, stream=arguments.stream)

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
+from dynadapt.commands.early import check_model, check_run
 from dynadapt.commands.settings import add_log_option
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.reweight.config import ACCEPTED, ReweightConfig, named_numbers, named_values, setting_values
@@ -128,6 +129,10 @@ def _train(arguments) -> int:
         raise ConfigError(f"checkpoint {arguments.checkpoint}: give a whole number of at least 0")
     config = config_from(arguments)
     change = named_numbers("change", arguments.change) if arguments.change else None
+    check_model(config.model)
+    for name, path in config.domains.items():
+        if not Path(path).exists():
+            raise ConfigError(f"domain {name!r}: {path}: no such file or directory")
     what = f"a model of {config.scratch} from random weights" if config.scratch else config.model
     say(f"training {what} on {config.corpus or ', '.join(config.domains)}, mixer {config.mixer}, {config.steps:,} steps: loading it")
     from dynadapt.distributed import join
@@ -179,9 +184,10 @@ def _print_summary(summary: dict) -> None:
 
 
 def _fit(arguments) -> int:
-    from dynadapt.experiments.reweight import fit_run
     if arguments.tokens is None:
         raise ConfigError("tokens: none given; say at how many training tokens the losses are to be predicted")
+    check_run(arguments.out)
+    from dynadapt.experiments.reweight import fit_run
     found = fit_run(arguments.out, arguments.tokens)
     for domain, loss in found["target"].items():
         low, high = found["interval"][domain]
@@ -192,6 +198,7 @@ def _fit(arguments) -> int:
 
 
 def _plot(arguments) -> int:
+    check_run(arguments.out)
     from dynadapt.experiments.reweight import draw
     print(draw(arguments.out))
     return 0
