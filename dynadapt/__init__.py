@@ -11,19 +11,21 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
     from .experiments.metrics import read_run
     from .experiments.publish import Server, publish
+    from .experiments.stopping import StopRun
     from .memory import Overlap, SegmentMemory
     from .model.load import load
     from .session import Session, attach
 
 __version__ = "0.1.0"
 __all__ = ["RMS", "SGD", "Adam", "AdamW", "Engine", "Evaluation", "Full", "LoRA", "Overlap", "RowSparse", "SegmentMemory", "Server", "Session",
-           "attach", "evaluate", "load", "publish", "read_run"]
+           "StopRun", "attach", "evaluate", "load", "publish", "read_run"]
 
 # Public name -> the module that has it. They are imported when they are asked for: torch takes seconds, and `dynadapt --help` needs none.
 _HOMES = {**dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "LoRA", "RowSparse"), "adapt"), "Engine": "engine",
           "Evaluation": "evaluation", "evaluate": "evaluation",
           "Server": "experiments.publish", "publish": "experiments.publish", "Overlap": "memory", "SegmentMemory": "memory",
           "read_run": "experiments.metrics",
+          "StopRun": "experiments.stopping",
           "load": "model", "Session": "session", "attach": "session"}
 _MODULES = ("adapt", "engine", "experiments", "memory", "model", "ops", "session")  # dynadapt.model.load and so on, without an import of its own
 

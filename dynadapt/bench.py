@@ -179,6 +179,7 @@ def run_step(model: str, against: list[str], dtypes: str | list[str], streams: i
     from .environment import environment
 
     dtypes = [dtypes] if isinstance(dtypes, str) else list(dtypes)
+    say(f"loading {model}")
     cores = len(os.sched_getaffinity(0))
     options = {"model": model, "streams": streams, "segment": segment, "rank": rank, "isa": isa, "tokens": _segments(model, streams, segment)}
     rows, runners, yardsticks, workers = {}, [], {}, []

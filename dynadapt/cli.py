@@ -166,23 +166,29 @@ def _linking(arguments) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     streams.prepare()
+    show, warnings.showwarning = warnings.showwarning, _say_warning
     try:
         code = _guarded(parse(list(sys.argv[1:] if argv is None else argv)))
     except SystemExit as end:
         code = end.code
+    finally:
+        warnings.showwarning = show
     raise SystemExit(streams.finish(code))
 
 
-def _guarded(arguments) -> int:
-    """Errors are one line and exit 2; what nobody foresaw says so and exits 1. What a run has to say of itself is a line too."""
-    show = warnings.showwarning
+def _say_warning(message, category, *where, **more) -> None:
+    """A line, whoever warns: where in a library's source it was says nothing to who reads it here."""
+    kind = "note" if category.__name__ == "RunNote" else "warning"
+    print(f"dynadapt: {kind}: {' '.join(str(message).split())}", file=sys.stderr)
 
-    def say(message, category, *where, **more):
-        if category.__name__ == "RunNote":
-            print(f"dynadapt: note: {message}", file=sys.stderr)
-        else:
-            show(message, category, *where, **more)
-    warnings.showwarning = say
+
+def _see(error: Exception, arguments) -> str:
+    """Where a setting that was refused is explained."""
+    return f" (see dynadapt {arguments.command} --help)" if type(error).__name__ in ("ConfigError", "IclError") else ""
+
+
+def _guarded(arguments) -> int:
+    """Errors are one line and exit 2; what nobody foresaw says so and exits 1."""
     try:
         return arguments.function(arguments)
     except KeyboardInterrupt:
@@ -200,9 +206,7 @@ def _guarded(arguments) -> int:
         if type(error).__name__ == "ProcessError" and os.environ.get("RANK", "0") != "0":
             return 2                                 # of several processes, the first one says it
         if expected:
-            print(f"dynadapt: error: {message}", file=sys.stderr)
+            print(f"dynadapt: error: {message}{_see(error, arguments)}", file=sys.stderr)
             return 2
         print(f"dynadapt: error: unexpected {type(error).__name__}: {message} (--debug shows where)", file=sys.stderr)
         return 1
-    finally:
-        warnings.showwarning = show

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+
+
+def say(text: str) -> None:
+    """What a command is about to do, at once: before it imports torch or loads a model. Onto standard error, by one process of several."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def progress_for(stream=None, every: float = 5.0):

@@ -227,7 +227,7 @@ def test_a_run_can_stop_at_every_segment(backend, dtype, model_directory, tmp_pa
     run(config, tmp_path / "whole", options)
     segments = len(read_metrics(tmp_path / "whole"))
 
-    class Killed(Exception):
+    class Killed(BaseException):
         pass
 
     for at in range(segments):

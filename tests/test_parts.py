@@ -40,7 +40,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 

@@ -27,7 +27,7 @@ OPTIONS = RunOptions(scores=True, checkpoint=2)
 RESUME = RunOptions(resume=True, scores=True, checkpoint=2)
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dynadapt.commands.early import check_model
 from dynadapt.commands.parsing import at_least
 from dynadapt.experiments.config import EvalConfig
 
@@ -32,5 +33,6 @@ def add_options(command) -> None:
 
 
 def run(arguments) -> int:
+    check_model(arguments.model)
     from dynadapt.bench import bench_step
     return bench_step(arguments)

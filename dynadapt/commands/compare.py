@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dynadapt.commands.early import check_run
+
 EXAMPLES = """\
 examples:
   dynadapt eval --text novel.txt --adapt none --scores --out runs/static
@@ -26,7 +28,8 @@ def add_options(command) -> None:
 
 def run(arguments) -> int:
     import os
-
+    for run in arguments.run:
+        check_run(run)
     from dynadapt.experiments.compare import read_compared, summarise, write_page
     from dynadapt.experiments.compare.files import write_csv, write_summary
     out = Path(arguments.out) if arguments.out else Path(os.path.commonpath([Path(run).absolute().parent for run in arguments.run])) / "compare.html"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from dynadapt.commands.early import check_files, check_model
 from dynadapt.commands.parsing import at_least
-from dynadapt.commands.settings import add_config_options, config_from
+from dynadapt.commands.settings import add_config_options, add_log_option, config_from
 from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.diagnose.config import CONTROLS, WINDOWS, DiagnoseConfig
+from dynadapt.progress import say
 
 EXAMPLES = """\
 examples:
@@ -23,7 +26,6 @@ types.csv (every token type) and page.html (verdict, plots and tables in one fil
 
 
 def add_options(command) -> None:
-    from dynadapt.experiments.diagnose.config import CONTROLS, WINDOWS
     add_config_options(command, memory=0)
     command.add_argument("--after", metavar="NAME", help="the model after: a name, a directory, a GGUF file, or a PEFT LoRA adapter of --model")
     command.add_argument("--learn", nargs="+", default=[], metavar="FILE", help="make the model after now, by adapting --model to these texts")
@@ -38,17 +40,27 @@ def add_options(command) -> None:
                          help=f"with --advise: windows of --segment tokens that the probe reads (default: {WINDOWS})")
     command.add_argument("--out", metavar="runs/NAME", help="directory of the diagnosis (default: runs/diagnose-MODEL-TEXT)")
     command.add_argument("--resume", action="store_true", help="go on with a diagnosis that was stopped; finished scorings are kept")
+    add_log_option(command)
 
 
 def run(arguments) -> int:
-    from dynadapt.experiments.dyneval import Interrupted
     config = config_from(arguments)
+    for name in ("after", "learn", "text") if arguments.advise else ():
+        if getattr(arguments, name):
+            raise ConfigError(f"{name} {getattr(arguments, name)!r}: not with --advise, which reads its own texts only")
+    chosen = None if arguments.advise else DiagnoseConfig(config, arguments.after, tuple(arguments.learn), arguments.learn_tokens,
+                                                          tuple(arguments.reference), arguments.control, arguments.embeddings)
+    check_files((*config.text, *arguments.learn, *arguments.reference, *arguments.advise))
+    for model in (config.model, arguments.after) if arguments.after else (config.model,):
+        check_model(model)
+    say(f"loading {config.model}" + (f" and {arguments.after}" if arguments.after else ""))
+    from dynadapt.experiments.dyneval import Interrupted
     out = Path(arguments.out) if arguments.out else _free_directory(arguments, config)
     progress = _Progress()
     try:
         if arguments.advise:
             return _advise(arguments, config, out, progress)
-        return _diagnose(arguments, config, out, progress)
+        return _diagnose(arguments, chosen, out, progress)
     except Interrupted as stopped:
         print(f"dynadapt: {stopped}; go on with the same command and --out {out} --resume", file=sys.stderr)
         return 130
@@ -56,13 +68,10 @@ def run(arguments) -> int:
         progress.close(ended=False)
 
 
-def _diagnose(arguments, config: EvalConfig, out: Path, progress) -> int:
-    from dynadapt.experiments.diagnose.config import DiagnoseConfig
+def _diagnose(arguments, chosen: DiagnoseConfig, out: Path, progress) -> int:
     from dynadapt.experiments.diagnose.driver import run_diagnosis
     from dynadapt.experiments.diagnose.report import print_diagnosis
-    chosen = DiagnoseConfig(config, arguments.after, tuple(arguments.learn), arguments.learn_tokens, tuple(arguments.reference),
-                            arguments.control, arguments.embeddings)
-    summary = run_diagnosis(chosen, out, arguments.resume, progress)
+    summary = run_diagnosis(chosen, out, arguments.resume, progress, log=arguments.logs)
     progress.close()
     print_diagnosis(summary, out)
     return 0
@@ -70,11 +79,8 @@ def _diagnose(arguments, config: EvalConfig, out: Path, progress) -> int:
 
 def _advise(arguments, config: EvalConfig, out: Path, progress) -> int:
     from dynadapt.experiments.diagnose.advise import advise, print_advice
-    for name in ("after", "learn", "text"):
-        if getattr(arguments, name):
-            raise ConfigError(f"{name} {getattr(arguments, name)!r}: not with --advise, which reads its own texts only")
     summary = advise(config, tuple(arguments.advise), tuple(arguments.reference), arguments.windows, out, arguments.embeddings,
-                     announce=progress)
+                     announce=progress, log=arguments.logs)
     progress.close()
     print_advice(summary, out)
     return 0

@@ -7,9 +7,11 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from dynadapt.commands.early import check_model
 from dynadapt.commands.parsing import at_least
-from dynadapt.commands.settings import add_config_options, config_from
-from dynadapt.experiments.config import EvalConfig
+from dynadapt.commands.settings import add_config_options, add_log_option, config_from
+from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.progress import say
 
 EXAMPLES = """\
 examples:
@@ -38,12 +40,16 @@ def add_options(command) -> None:
     command.add_argument("--resume", action="store_true", help="go on with a run that was stopped; the remaining scores are the same, bit for bit")
     command.add_argument("--scores", action="store_true", help="write every token's NLL, id and place in the text to scores.npy, which dynadapt compare reads")
     command.add_argument("--checkpoint", type=at_least(0), default=64, metavar="N", help="save every N segments, 0 for never (default: 64)")
+    add_log_option(command)
     command.add_argument("--quiet", action="store_true", help="end with one line instead of a table")
 
 
 def run(arguments) -> int:
     config = config_from(arguments)
     check_texts(config)
+    check_model(config.model)
+    if not arguments.quiet:
+        say(f"loading {config.model}, to score {', '.join(config.text[:3])}{' ...' * (len(config.text) > 3)}")
     from datetime import timedelta
 
     from dynadapt.distributed import join
@@ -57,7 +63,7 @@ def _eval(arguments, config: EvalConfig, processes) -> int:
     out = processes.from_first(lambda: choose_out(config, arguments.out, arguments.resume))
     config = processes.from_first(lambda: _settled(config, out, arguments.resume))
     finished = (out / "summary.json").exists()
-    options = dyneval.RunOptions(resume=arguments.resume, scores=arguments.scores, checkpoint=arguments.checkpoint)
+    options = dyneval.RunOptions(resume=arguments.resume, scores=arguments.scores, checkpoint=arguments.checkpoint, log=arguments.logs)
     try:
         with progress_for() if processes.first else nullcontext() as progress:
             if processes.world > 1:
@@ -103,6 +109,8 @@ def fit_width(line: str) -> str:
 
 def check_texts(config: EvalConfig) -> None:
     """Refuses a text that is not there before the model's libraries are loaded."""
+    if not config.text:
+        raise ConfigError("text: none given; name files, - for standard input, or builtin:python-reference")
     from dynadapt.texts import expand
     for source in expand(config.text, config.field):
         source.check()

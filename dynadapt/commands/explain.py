@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dynadapt.commands.early import check_model
 from dynadapt.commands.settings import add_config_options, config_from
 
 EXAMPLES = None
@@ -13,11 +14,12 @@ def add_options(command) -> None:
 
 
 def run(arguments) -> int:
+    asked = config_from(arguments)
+    check_model(asked.model)
     import dynadapt.model
     from dynadapt.commands.evaluate import fit_width
     from dynadapt.experiments.defaults import opening, settle
     from dynadapt.experiments.dyneval import build_engine
-    asked = config_from(arguments)
     model = dynadapt.model.load(asked.model)
     config = settle(asked, model.config)
     engine = build_engine(model, config)

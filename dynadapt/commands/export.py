@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dynadapt.commands.early import check_run
 from dynadapt.commands.parsing import at_least
 
 EXAMPLES = """\
@@ -26,6 +27,7 @@ def add_options(command) -> None:
 
 
 def run(arguments) -> int:
+    check_run(arguments.run)
     tables = [name for name in (arguments.csv, arguments.parquet) if name]
     if arguments.scores and not tables:
         raise ValueError("scores: with --csv FILE or --parquet FILE, which are to have them")

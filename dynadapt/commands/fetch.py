@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from dynadapt.commands.early import MODELS
+from dynadapt.commands.parsing import meant
+from dynadapt.experiments.config import ConfigError
+
 EXAMPLES = """\
 example:
   dynadapt fetch smollm2-135m"""
@@ -15,6 +19,8 @@ def add_options(command) -> None:
 
 
 def run(arguments) -> int:
+    if arguments.name not in MODELS:
+        raise ConfigError(f"model {arguments.name!r} is not known; accepted: {', '.join(MODELS)}{meant(arguments.name, MODELS)}")
     from dynadapt.model.fetch import fetch
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731  (standard output is the directory alone)
     print(fetch(arguments.name, say, arguments.from_file))

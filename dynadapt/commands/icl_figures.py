@@ -1,7 +1,14 @@
 """`dynadapt icl figures`: what `dynadapt icl eval` found, drawn from its files alone."""
 
+from dynadapt.commands.early import check_run
 from dynadapt.experiments.icl.eval_command import add_figures_options as add_options
-from dynadapt.experiments.icl.eval_command import run_figures as run
+from dynadapt.experiments.icl.eval_command import run_figures
 
 EXAMPLES = None
 __all__ = ["EXAMPLES", "add_options", "run"]
+
+
+def run(arguments) -> int:
+    for path in arguments.results:
+        check_run(path, "no such file")
+    return run_figures(arguments)

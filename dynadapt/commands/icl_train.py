@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dynadapt.experiments.icl.base import IclError
+from dynadapt.commands.settings import add_log_option, log_name
+from dynadapt.experiments.icl.checks import IclError
 from dynadapt.experiments.icl.config import TrainConfig, from_preset
 from dynadapt.experiments.icl.curriculum import SCHEDULES
 from dynadapt.experiments.icl.presets import PRESETS
+from dynadapt.progress import say
 
 EXAMPLES = f"""\
 presets (any option below replaces what the preset says):
@@ -22,7 +24,7 @@ a class is NAME or NAME:SETTING,...; a bare setting is the one that matters most
   dense-linear  sparse-linear:3  noisy-linear:0.5  noisy-linear:noise=0.5,pool=64  quadratic  relu-network:100  decision-tree:4
   sinusoid  sinusoid:frequency=[0.5;2]  fourier-series:10
 
-The run directory gets config.json, env.json, metrics.jsonl (a line every --log steps), checkpoint/, and summary.json: error by
+The run directory gets config.json, env.json, metrics.jsonl (a line every --log-every steps), checkpoint/, and summary.json: error by
 number of examples for the model and for baselines, on each class. A run that was stopped goes on with --resume, bit for bit."""
 
 HELP = {
@@ -52,7 +54,7 @@ def add_options(part) -> None:
     part.add_argument("--mixture", metavar="W,W", help="weights of the classes, which sum to one (default: even)")
     for name, text in HELP.items():
         kind = type(getattr(TrainConfig, name))
-        part.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, choices=CHOICES.get(name), help=text,
+        part.add_argument(f"--{'log-every' if name == 'log' else name.replace('_', '-')}", dest=name, type=kind, choices=CHOICES.get(name), help=text,
                           metavar=None if name in CHOICES else "X" if kind is float else "NAME" if kind is str else "N")
     part.add_argument("--out", metavar="runs/NAME", help="directory of the run (default: runs/icl-PRESET)")
     part.add_argument("--resume", action="store_true",
@@ -61,8 +63,13 @@ def add_options(part) -> None:
                       help="save every N steps, 0 for the end only (default: 5000)")
     part.add_argument("--keep", type=int, default=0, metavar="N",
                       help="keep the weights of every N-th step for good (default: none)")
+    add_log_option(part, _log_or_steps)
     part.add_argument("--minutes", type=float, metavar="X",
                       help="stop after so many minutes, with a checkpoint; --resume goes on")
+
+
+def _log_or_steps(word: str) -> str | int:
+    return int(word) if word.isdigit() else log_name(word)
 
 
 def config_from(arguments) -> TrainConfig:
@@ -76,17 +83,17 @@ def config_from(arguments) -> TrainConfig:
 
 
 def run(arguments) -> int:
-    from dynadapt.experiments.dyneval import Interrupted
-
-    from dynadapt.experiments.icl.progress import progress_for
-    from dynadapt.experiments.icl.train import TrainOptions, train
     config = config_from(arguments)
     out = Path(arguments.out or f"runs/icl-{config.preset}")
     for name in ("checkpoint", "keep"):
         if getattr(arguments, name) < 0:
             raise IclError(f"{name} {getattr(arguments, name)}: give a whole number of at least 0")
+    say(f"training a transformer on {', '.join(config.classes)}, {config.steps:,} steps: making the model")
+    from dynadapt.experiments.dyneval import Interrupted
+    from dynadapt.experiments.icl.progress import progress_for
+    from dynadapt.experiments.icl.train import TrainOptions, train
     finished = (out / "summary.json").exists()
-    options = TrainOptions(arguments.resume, arguments.checkpoint, arguments.keep, arguments.minutes)
+    options = TrainOptions(arguments.resume, arguments.checkpoint, arguments.keep, arguments.minutes, arguments.logs)
     try:
         with progress_for(config.steps) as progress:
             summary = train(config, out, options, progress)

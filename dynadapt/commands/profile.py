@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from dynadapt.progress import say
+
 # The keys of dynadapt.profiling.cases.OPS and the fields of measure.Runs: help is printed without importing them.
 OPS = ("linear_forward", "linear_backward", "lora_gradient", "lora_gradient_update", "weight_gradient", "cross_entropy",
        "cross_entropy_weight_gradient", "norm_forward", "norm_backward", "activation_forward", "activation_backward",
@@ -107,6 +109,8 @@ def _print_lines(arguments) -> int:
 
 
 def _measure(arguments) -> int:
+    what_runs = "the adapt step" if arguments.step else f"op {arguments.op}"
+    say(f"preparing {what_runs}, {arguments.warmup} calls ahead of {arguments.iters} that are measured")
     from dynadapt import ranges
     from dynadapt.environment import environment
     from dynadapt.profiling.run import profile_op, profile_step

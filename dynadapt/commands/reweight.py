@@ -7,8 +7,11 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
+from dynadapt.commands.early import check_model, check_run
+from dynadapt.commands.settings import add_log_option
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.reweight.config import ACCEPTED, ReweightConfig, named_numbers, named_values, setting_values
+from dynadapt.progress import say
 
 EXAMPLES = """\
 examples:
@@ -107,6 +110,7 @@ def add_options(command) -> None:
                          help="with several processes and --adapt full: each keeps a part of the masters and moments")
     command.add_argument("--checkpoint", type=int, default=50, metavar="N",
                          help="save every N steps, 0 for the end only (default: 50)")
+    add_log_option(command)
     command.add_argument("--tokens", type=float, metavar="N",
                          help="with fit: training tokens, of all domains, at which to predict")
 
@@ -126,16 +130,22 @@ def run(arguments) -> int:
 
 
 def _train(arguments) -> int:
+    if arguments.checkpoint < 0:
+        raise ConfigError(f"checkpoint {arguments.checkpoint}: give a whole number of at least 0")
+    config = config_from(arguments)
+    change = named_numbers("change", arguments.change) if arguments.change else None
+    check_model(config.model)
+    for name, path in config.domains.items():
+        if not Path(path).exists():
+            raise ConfigError(f"domain {name!r}: {path}: no such file or directory")
+    what = f"a model of {config.scratch} from random weights" if config.scratch else config.model
+    say(f"training {what} on {config.corpus or ', '.join(config.domains)}, mixer {config.mixer}, {config.steps:,} steps: loading it")
     from dynadapt.distributed import join
     from dynadapt.experiments.dyneval import Interrupted
     from dynadapt.experiments.reweight import ReweightOptions, draw
     from dynadapt.experiments.reweight import run as train
     from dynadapt.experiments.reweight.progress import progress_for
-    if arguments.checkpoint < 0:
-        raise ConfigError(f"checkpoint {arguments.checkpoint}: give a whole number of at least 0")
-    config = config_from(arguments)
-    change = named_numbers("change", arguments.change) if arguments.change else None
-    options = ReweightOptions(arguments.resume, arguments.checkpoint, change, arguments.shard)
+    options = ReweightOptions(arguments.resume, arguments.checkpoint, change, arguments.shard, arguments.logs)
     finished = (Path(arguments.out) / "summary.json").exists()
     with join() as processes:
         try:
@@ -179,9 +189,10 @@ def _print_summary(summary: dict) -> None:
 
 
 def _fit(arguments) -> int:
-    from dynadapt.experiments.reweight import fit_run
     if arguments.tokens is None:
         raise ConfigError("tokens: none given; say at how many training tokens the losses are to be predicted")
+    check_run(arguments.out)
+    from dynadapt.experiments.reweight import fit_run
     found = fit_run(arguments.out, arguments.tokens)
     for domain, loss in found["target"].items():
         low, high = found["interval"][domain]
@@ -192,6 +203,7 @@ def _fit(arguments) -> int:
 
 
 def _plot(arguments) -> int:
+    check_run(arguments.out)
     from dynadapt.experiments.reweight import draw
     print(draw(arguments.out))
     return 0

@@ -81,6 +81,26 @@ def add_config_options(parser: argparse.ArgumentParser, **defaults) -> None:
         parser.add_argument(f"--{name}", **settings)
 
 
+def log_name(name: str) -> str:
+    """The type of --log: refuses a log that there is none of, or whose package is not installed."""
+    from dynadapt.experiments.logs import check_logs
+    return _argument_type(lambda name: check_logs([name])[0])(name)
+
+
+def add_log_option(parser: argparse.ArgumentParser, type=log_name) -> None:
+    """--log NAME, which may be given several times, as `arguments.logs`: a tuple, for the `log` of a run's options."""
+    parser.add_argument("--log", dest="logs", type=type, action=_AppendLog, default=(), metavar="NAME",
+                        help="show every line of metrics.jsonl in wandb, trackio or tensorboard too; can be given several times")
+
+
+class _AppendLog(argparse.Action):
+    def __call__(self, parser, namespace, value, option=None):
+        if isinstance(value, int):                   # `icl train --log 100`, as --log-every was called
+            namespace.log = value
+        else:
+            namespace.logs = tuple(dict.fromkeys((*namespace.logs, value)))
+
+
 def config_from(arguments) -> EvalConfig:
     content = {field.name: getattr(arguments, field.name) for field in fields(EvalConfig)}
     return EvalConfig(**{**content, "text": tuple(content["text"])})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dynadapt.commands.settings import add_log_option
+
 EXAMPLES = """\
 a sweep file has the options of `dynadapt eval`, without the dashes:
   out: runs/rates                 # where the cells go (default: runs/FILE)
@@ -13,8 +15,9 @@ Finished cells are skipped on a second run, and cells that were stopped, killed 
 
 def add_options(command) -> None:
     command.add_argument("config", metavar="CONFIG.yaml")
+    add_log_option(command)
 
 
 def run(arguments) -> int:
     from dynadapt.experiments.sweep import run_sweep
-    return run_sweep(arguments.config)
+    return run_sweep(arguments.config, arguments.logs)

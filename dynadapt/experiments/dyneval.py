@@ -7,10 +7,7 @@ Bits per byte counts the bytes of scored tokens only.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,24 +21,24 @@ from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import settle, settled
 from dynadapt.experiments.feed import Feed, Segment, check_lengths
 from dynadapt.experiments.rundir import SCORE, RunDirectory, RunError, read_json
+from dynadapt.experiments.stopping import Interrupted, StopRun, interruptible
 from dynadapt.experiments.unwritten import Unwritten
 from dynadapt.notes import note
 from dynadapt.text import Document, Source, TextError, expand, inputs, split, streaming_tokenizer
 
+__all__ = ["Interrupted", "RunOptions", "StopRun", "adapt_of", "build_engine", "find_baseline", "interruptible", "optimizer_of", "run"]
 PHASES = ("forward", "backward", "update", "recompute")
-
-
-class Interrupted(RunError):
-    """Stopped by a signal, after the segment in progress was finished and saved."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is kept, as opposed to what it computes. `checkpoint` is in segments; 0 saves no state at all."""
+    """How a run is kept, as opposed to what it computes. `checkpoint` is in segments; 0 saves no state at all. `log`: names of logs that
+    see every line of metrics too (logs.py)."""
 
     resume: bool = False
     scores: bool = False
     checkpoint: int = 64
+    log: tuple[str, ...] = ()
 
 
 def run(config: EvalConfig, out: str | Path | Unwritten, options: RunOptions = RunOptions(), progress: Callable[[dict], None] | None = None,
@@ -54,14 +51,17 @@ def run(config: EvalConfig, out: str | Path | Unwritten, options: RunOptions = R
     3. For each segment: read, enter new documents, step, write scores and metrics; save every `options.checkpoint` segments.
     4. Write summary.json.
 
-    progress is called with each line of metrics plus "fraction" (of the text, None if unknown) and "gain" (over a static run
-    on the same text next to this one, None if there is none). Raises TextError, ConfigError, RunError, Interrupted.
+    progress is called after each segment, when its scores are written and before the next one is read, with its line of metrics plus
+    "fraction" (of the text, None if unknown) and "gain" (over a static run on the same text next to this one, None if there is
+    none). One that returns False or raises StopRun stops the run: it is saved, Interrupted is raised, and options.resume goes on.
+    Whatever else it raises is raised here, once the run is saved. docs/logging.md has the keys.
+    Raises TextError, ConfigError, RunError, Interrupted.
     """
     sources, facts = _sources(config)
     loaded = cache(lambda: _load(config.model) if model is None else model)
     unwritten = isinstance(out, Unwritten)
     config = settled(config, None if unwritten else out, options.resume, loaded)
-    directory = out if unwritten else RunDirectory(out, config.to_dict(), options.resume, options.scores)
+    directory = out if unwritten else RunDirectory(out, config.to_dict(), options.resume, options.scores, options.log)
     try:
         _expect_texts(directory, sources, facts)
         if directory.finished:
@@ -219,13 +219,12 @@ class _Run:
         with interruptible() as stop:
             try:
                 self._loop(progress, stop)
-            except (TextError, BrokenPipeError):     # found while reading the next segment, or while telling of the last one:
-                                                     # those before are whole
+            except TextError:                        # found while reading the next segment: those before are whole
                 self._save()
                 raise
             if stop.signal:
                 self._save()
-                raise Interrupted(f"stopped by {signal.Signals(stop.signal).name} after segment {self.totals['segments']}")
+                raise stop.reason(f"after segment {self.totals['segments']}")
             if not self.totals["tokens"]:
                 raise TextError(f"text {self.config.text[0]!r}: nothing to score (fewer than 2 tokens)")
             if self.engine.learned_parameters:
@@ -251,7 +250,7 @@ class _Run:
             line = self._count(segment, nll, now - started)
             self.directory.append(line)
             self.position = self.feed.state()
-            progress({**line, "fraction": self._fraction(), "gain": self._gain()})
+            stop.tell(progress, {**line, "fraction": self._fraction(), "gain": self._gain()})
             started = now
             if self.options.checkpoint and self.totals["segments"] % self.options.checkpoint == 0:
                 self._save()
@@ -417,29 +416,3 @@ def find_baseline(path: Path | None, config: EvalConfig) -> dict[int, float]:
             except RunError:                         # another run's files: it says so itself
                 continue
     return {}
-
-
-class _Stop:
-    signal: int | None = None
-
-
-@contextmanager
-def interruptible():
-    """SIGINT and SIGTERM ask for a stop after the segment in progress; a second one stops at once."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number, frame):
-        stop.signal = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -22,6 +22,7 @@ ENDPOINTS = {  # to load, to unload
     "vllm": ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
     "sglang": ("/load_lora_adapter", "/unload_lora_adapter"),
 }
+KEEP = 2                                             # versions of an adapter that stay, unless it is asked for otherwise
 ANSWER_BYTES, SHOWN_CHARACTERS = 1 << 20, 1000  # SGLang's answer lists every adapter that it has
 
 

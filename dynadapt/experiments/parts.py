@@ -32,7 +32,8 @@ def run_parts(config: EvalConfig, out: str | Path, options: RunOptions, processe
               progress: Callable[[dict], None] | None = None) -> dict:
     """As dyneval.run, by all processes: returns the summary of all documents, and the first one writes OUT.
 
-    progress is called with the lines of this process's own part. Raises what dyneval.run does, and ProcessError.
+    progress is called with the lines of this process's own part; options.log get the lines of all of them, when they are merged.
+    Raises what dyneval.run does, and ProcessError.
     """
     config = processes.from_first(lambda: settled(config, out, options.resume, lambda: _load(config.model)))
     processes.same({**config.to_dict(), **asdict(options), "version": dynadapt.__version__})
@@ -40,7 +41,7 @@ def run_parts(config: EvalConfig, out: str | Path, options: RunOptions, processe
     files = {f"text {path!r}": fact for path, fact in inputs(sources, facts).items()}
     processes.same({name: fact["sha256"] for name, fact in files.items()})
     shares = shared_out([fact["bytes"] for fact in facts], processes.world)
-    directory = open_directory(processes, out, config.to_dict(), options.resume, options.scores)
+    directory = open_directory(processes, out, config.to_dict(), options.resume, options.scores, options.log)
     try:
         processes.from_first(lambda: expect_files(directory, files))
         if directory.finished:
@@ -49,7 +50,7 @@ def run_parts(config: EvalConfig, out: str | Path, options: RunOptions, processe
         processes.from_first(lambda: _check_begun(folders))
         processes.from_first(lambda: directory.begin(folder=str(Path.cwd())))
         own = replace(config, text=tuple(selection([sources[i] for i in shares[processes.rank]])), device=processes.device(config.device))
-        processes.together(lambda: run(own, folders[processes.rank], options, progress))
+        processes.together(lambda: run(own, folders[processes.rank], replace(options, log=()), progress))
         return processes.from_first(lambda: merge(directory, folders, shares, options.scores))
     finally:
         directory.close()

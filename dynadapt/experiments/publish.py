@@ -22,14 +22,13 @@ from pathlib import Path
 from dynadapt.adapt.peft_fields import check_targets
 from dynadapt.adapt.peft_format import SETTINGS, TENSORS, read_settings, read_tensors, write_adapter, write_settings
 from dynadapt.experiments.export import run_adapter
-from dynadapt.experiments.inference_server import ENDPOINTS, PublishError, Server
+from dynadapt.experiments.inference_server import ENDPOINTS, KEEP, PublishError, Server
 from dynadapt.experiments.rundir import read_json, sync_tree, write_json
 from dynadapt.model import ModelError
 from dynadapt.model.family import FAMILIES
 
 __all__ = ["ENDPOINTS", "KEEP", "PublishError", "Published", "Server", "publish"]
 FILES = (SETTINGS, TENSORS)
-KEEP = 2
 # what servers know a module by: with the base model's prefix in front, as in a causal language model
 MODULE = re.compile("|".join(rf"{re.escape(f.hf_layers)}\.\d+\.({'|'.join(re.escape(f.hf_modules[part]) for parts in f.groups.values() for part in parts)})"
                              for f in FAMILIES.values()))

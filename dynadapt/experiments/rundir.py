@@ -5,6 +5,7 @@
   env.json          machine and installation; under "earlier" those of the parts of it that were made elsewhere
   metrics.jsonl     a line a segment or step          scores.npy  a row a scored token (growing.py)
   checkpoint/       the last saved state (checkpoints.py)
+  log.json, wandb/, tensorboard/   with --log: what its logs know it by, and what they keep here (logs.py)
   summary.json      written last: a run that has it is finished; the digests of the two files above are in it
   .lock             held by the process that writes here
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,14 @@ from dynadapt.digests import sync_tree
 from dynadapt.environment import environment
 from dynadapt.experiments.checkpoints import keep_only, newest_whole, saved_states, write_state
 from dynadapt.experiments.growing import SCORE, Metrics, Scores, check_columns, header_bytes, verified
+from dynadapt.experiments.logs import Logs, check_logs, open_logs, show_finished
 from dynadapt.experiments.whole_files import DiskError, RunError, RunNote, disk_error, note, os_error, read_json, write_json
 
 __all__ = ["SCORE", "DiskError", "Follower", "RunDirectory", "RunError", "RunNote", "Scores", "check_finished", "disk_error",
            "open_directory", "read_json", "sync_tree", "write_json"]
 FIRST = ("env.json", "inputs.json", "config.json")
 BEGINNING = (".lock", *FIRST, *(f"{name}.tmp" for name in FIRST))       # what a run that is being begun may have
-UNSCORED = ("metrics.jsonl", "scores.npy", "checkpoint", "texts")      # and one in which nothing was scored
+UNSCORED = ("metrics.jsonl", "scores.npy", "checkpoint", "texts", "log.json", "log.json.tmp", "wandb", "tensorboard")      # and one in which nothing was scored
 ROW_BEFORE = 12                                      # bytes of a row of scores.npy in runs whose checkpoints have no digests
 VARYING = ("memory_bytes", "cores", "system", "folder")            # of env.json, on which no number depends
 
@@ -90,18 +92,21 @@ class RunDirectory:
     2. `expect(inputs)` compares what the numbers depend on with what the run was begun with.
     3. `begin()`, when nothing else can fail: makes the directory, or cuts the files back to the checkpoint.
 
-    A directory in which nothing was scored yet is begun anew, whatever run it was begun for.
+    A directory in which nothing was scored yet is begun anew, whatever run it was begun for. `log`: names of logs that see every line.
     """
 
-    def __init__(self, path: str | Path, config: dict, resume: bool, scores: bool):
+    def __init__(self, path: str | Path, config: dict, resume: bool, scores: bool, log: Sequence[str] = ()):
         self.path, self.config, self.resume, self.keep_scores = Path(path), config, resume, scores
         self.finished = self.checkpoint = self.state = self.inputs = self.metrics = self.scores = self._lock = None
         self._expected, self._legacy = {}, False
+        self._log_names, self._logs = check_logs(log), Logs({})
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; --out names a directory")
         try:
             if self.path.exists():
                 self._look()
+            if self.finished:
+                show_finished(self._log_names, self.path, config, self.finished)
         except BaseException:
             self.close()
             raise
@@ -219,6 +224,11 @@ class RunDirectory:
             sync_tree(self.path, deep=False)
         except OSError as error:
             raise RunError(f"{self.path}: can't write there: {error.strerror or error}") from error
+        self._logs = open_logs(self._log_names, self.path, self.config, self._lines())
+
+    def _lines(self) -> list[dict]:
+        from dynadapt.experiments.metrics import read_metrics
+        return read_metrics(self.path) if self._log_names else []
 
     def _expect_scores(self) -> None:
         """A run has the scores of all its tokens, or none."""
@@ -271,6 +281,7 @@ class RunDirectory:
             self.metrics.append(line)
         except OSError as error:
             raise disk_error(error, self.path / "metrics.jsonl") from error
+        self._logs.line(line)
 
     def append_scores(self, rows: np.ndarray) -> None:
         try:
@@ -296,6 +307,7 @@ class RunDirectory:
             files["scores.npy"] = self.scores.growing.record()
         summary = {**summary, "files": files}
         write_json(self.path / "summary.json", summary)
+        self._logs.finish(summary)
         return summary
 
     def close(self) -> None:
@@ -304,6 +316,7 @@ class RunDirectory:
                 part.growing.close()
         if self._lock:
             self._lock.close()
+        self._logs.close()
 
 
 def check_finished(path: Path, summary: dict) -> None:
@@ -369,13 +382,13 @@ class Follower:
         pass
 
 
-def open_directory(processes, path: str | Path, config: dict, resume: bool, scores: bool) -> RunDirectory | Follower:
+def open_directory(processes, path: str | Path, config: dict, resume: bool, scores: bool, log: Sequence[str] = ()) -> RunDirectory | Follower:
     """The run directory on the first process, a Follower of it on the others, which raise ProcessError for its RunError."""
     directory = None
 
     def open_it():
         nonlocal directory
-        directory = RunDirectory(path, config, resume, scores)
+        directory = RunDirectory(path, config, resume, scores, log)
         return directory.finished, directory.checkpoint, directory.state
     known = processes.from_first(open_it)
     return directory or Follower(Path(path), *known)

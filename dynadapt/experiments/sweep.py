@@ -11,6 +11,7 @@ import itertools
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,10 +166,11 @@ def write_results(runs: list[Run], json_path: Path, csv_path: Path) -> None:
             writer.writerow([run.name, *(run.config[key] for key in keys), *(run.summary[name] for name in names)])
 
 
-def run_sweep(path: str) -> int:
+def run_sweep(path: str, log: Sequence[str] = ()) -> int:
+    """log: names of logs that every cell's lines of metrics go to."""
     out, cells = read_sweep(path)
     try:
-        failures = run_cells(cells, out)
+        failures = run_cells(cells, out, tuple(word for name in log for word in ("--log", name)))
     except KeyboardInterrupt:
         print(f"dynadapt: sweep stopped; the same command goes on: dynadapt sweep {path}", file=sys.stderr)
         return 130

@@ -163,7 +163,7 @@ def test_a_stopped_diagnosis_goes_on_and_a_finished_one_stays(base, texts, tmp_p
     config = config_for(base, texts, after=str(after))
     whole = run_diagnosis(config, tmp_path / "whole")
 
-    class Killed(Exception):
+    class Killed(BaseException):
         pass
 
     def killed(title):

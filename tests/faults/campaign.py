@@ -68,7 +68,7 @@ def reweighting(root: Path, changed: bool = False):
     if not changed:
         return lambda out, resume: run(config, out, ReweightOptions(checkpoint=2, resume=resume))
 
-    class Stopped(Exception):
+    class Stopped(BaseException):
         pass
 
     def stop(line):

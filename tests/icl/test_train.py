@@ -190,7 +190,7 @@ def test_a_run_that_diverges_stops_with_its_step(tmp_path):
         train(config, tmp_path / "run")
     fine = TrainConfig(**{**SMALL, "steps": 40})
 
-    class Broken(Exception):
+    class Broken(BaseException):
         pass
     def stop(line):
         if line["step"] == 20:

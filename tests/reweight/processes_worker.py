@@ -18,7 +18,7 @@ from dynadapt.model import random_model, tiny_config
 WORLD = 2
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 

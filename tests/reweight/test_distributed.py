@@ -86,7 +86,7 @@ def cases_of(root: Path) -> dict[str, dict]:
     return cases
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 

@@ -70,7 +70,7 @@ def final_state(out) -> dict[str, torch.Tensor]:
     return load_file(max((Path(out) / "checkpoint").iterdir()) / "engine" / "state.safetensors")
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 

@@ -14,6 +14,7 @@ domains were away from theirs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
 
@@ -27,6 +28,7 @@ from dynadapt.experiments.diagnose import attribution, similarity
 from dynadapt.experiments.diagnose.driver import REFERENCE_TOKENS, _load, _plain
 from dynadapt.experiments.diagnose.texts import gather, read_text, read_tokens
 from dynadapt.experiments.dyneval import build_engine
+from dynadapt.experiments.logs import check_logs, show_finished
 from dynadapt.experiments.rundir import RunDirectory, RunError
 from dynadapt.text import TextError, streaming_tokenizer
 
@@ -36,13 +38,17 @@ ADAPT, LEAVE, UNCLEAR = "adapt", "leave it alone", "no clear gain"
 
 
 def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...], windows: int, out: str | Path,
-           embeddings: str | None = None, announce: Callable[[str], Callable | None] | None = None, model=None) -> dict:
+           embeddings: str | None = None, announce: Callable[[str], Callable | None] | None = None, model=None,
+           log: Sequence[str] = ()) -> dict:
     """Runs the probe with the settings of `config` and returns its summary, which it writes to `out` with a page.
 
     1. Check the texts, load the model, choose the windows.
     2. Score them with the model as it is, then with the model that learns as it goes.
     3. Compare the text with the reference, estimate the gain and the cost of adapting to all of the text.
+
+    log: names of logs (experiments/logs.py) that get the summary.
     """
+    log = check_logs(log)
     if config.adapt == "none":
         raise ConfigError("adapt 'none' with --advise: there is nothing to probe; give lora, rows or full")
     if config.optimizer == "rms" or config.streams != 1 or config.split:
@@ -70,6 +76,7 @@ def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...
                        probe_flops=flops, text_tokens=len(tokens), text_flops=flops / chosen[:, 1:].size * len(tokens),
                        similarity=_compare(model, tokenizer, tokens, sources, others, reference, embeddings))
         summary = directory.finish(summary)
+        show_finished(log, out, directory.config, summary)
         from dynadapt.experiments.diagnose.page import write_advice
         write_advice(out / "page.html", summary)
         return summary

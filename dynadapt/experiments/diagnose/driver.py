@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable
@@ -19,6 +20,7 @@ from dynadapt.experiments.diagnose.scored import Scored, read_scored
 from dynadapt.experiments.diagnose.texts import TITLES, gather, read_text, read_tokens, write_control
 from dynadapt.experiments.diagnose.verdict import evidence, judge
 from dynadapt.experiments.dyneval import RunOptions, run
+from dynadapt.experiments.logs import check_logs, show_finished
 from dynadapt.experiments.rundir import RunDirectory, RunError
 from dynadapt.text import Source, TextError, expand, inputs, streaming_tokenizer
 
@@ -30,7 +32,7 @@ REFERENCE_TOKENS = 1 << 20   # of the reference text that are compared at most
 
 
 def run_diagnosis(config: DiagnoseConfig, out: str | Path, resume: bool = False,
-                  announce: Callable[[str], Callable | None] | None = None, model=None) -> dict:
+                  announce: Callable[[str], Callable | None] | None = None, model=None, log: Sequence[str] = ()) -> dict:
     """Runs to the end, or on to the end with `resume`, and returns the summary.
 
     1. Check the texts, load the models, check that their tokenizers are the same, look at the run directory (a finished one is
@@ -41,9 +43,10 @@ def run_diagnosis(config: DiagnoseConfig, out: str | Path, resume: bool = False,
 
     announce(what) is called before each run with its name and may return a function for the run's progress events.
     Every run is a directory of its own inside `out` (before, after, learn, ...); finished ones are kept by a resumed diagnosis.
+    log: names of logs (experiments/logs.py) that see these runs, and then the summary.
     Raises TextError, ConfigError, ModelError, RunError, Interrupted.
     """
-    out = Path(out)
+    out, log = Path(out), check_logs(log)
     if (out / "summary.json").exists() and not resume:
         raise RunError(f"{out} holds a finished diagnosis; read {out / 'summary.json'}, or choose another --out")
     texts, learn, reference = groups = [gather(specs, config.eval.field) for specs in (config.eval.text, config.learn, config.reference)]
@@ -63,9 +66,10 @@ def run_diagnosis(config: DiagnoseConfig, out: str | Path, resume: bool = False,
         if directory.finished:
             return directory.finished
         directory.begin()
-        stage = _Stage(config, out, before, after, kind, announce or (lambda what: None))
-        summary = stage.finish(texts, reference)
-        return directory.finish(summary)
+        stage = _Stage(config, out, before, after, kind, announce or (lambda what: None), log)
+        summary = directory.finish(stage.finish(texts, reference))
+        show_finished(log, out, directory.config, summary)
+        return summary
     finally:
         directory.close()
 
@@ -93,9 +97,9 @@ def _check_unseen(texts: list[Source], learn: list[Source]) -> None:
 class _Stage:
     """The runs of one diagnosis, and what becomes of their scores."""
 
-    def __init__(self, config, out, before, after, kind, announce):
+    def __init__(self, config, out, before, after, kind, announce, log):
         self.config, self.out, self.before, self.after, self.kind = config, out, before, after, kind
-        self.announce = announce
+        self.announce, self.log = announce, log
         self.tokenizer = streaming_tokenizer(before.tokenizer)
         self.make_after = None
 
@@ -124,7 +128,7 @@ class _Stage:
         return summary
 
     def _run(self, name: str, title: str, config, options: RunOptions, model, make_engine=None) -> dict:
-        return run(config, self.out / name, options, self.announce(title), model, make_engine)
+        return run(config, self.out / name, replace(options, log=self.log), self.announce(title), model, make_engine)
 
     def _score(self, config: EvalConfig, texts: list[Source], label: str) -> tuple[Scored, dict]:
         options = RunOptions(resume=True, scores=True, checkpoint=0)

@@ -5,32 +5,56 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from .base import FunctionClass, Functions, IclError
-from .baselines import averaging, least_squares, nearest_neighbours, ridge, zero
-from .bayes import discrete_posterior, linear_mixture, linear_mixture_posterior
+from .base import FunctionClass, Functions
+from .checks import IclError
 from .combine import ConvexCombination, Mixture
-from .evaluate import Case, Curve, by_nonzeros, curves, out_of_distribution, sequence_predictor, squared_errors, summarise
-from .gradient_descent import network_gradient_descent
 from .inputs import INPUTS, Inputs
-from .lasso_path import lasso
 from .linear import DenseLinear, NoisyLinear, Quadratic, SparseLinear
 from .nonlinear import DecisionTree, ReluNetwork
 from .periodic import FourierSeries, Sinusoid
-from .prompts import Prompts, draw, interleaved
+
+if TYPE_CHECKING:
+    from .baselines import averaging, least_squares, nearest_neighbours, ridge, zero
+    from .bayes import discrete_posterior, linear_mixture, linear_mixture_posterior
+    from .evaluate import Case, Curve, by_nonzeros, curves, out_of_distribution, sequence_predictor, squared_errors, summarise
+    from .gradient_descent import network_gradient_descent
+    from .lasso_path import lasso
+    from .prompts import Prompts, draw, interleaved
 
 FUNCTION_CLASSES: dict[str, type[FunctionClass]] = {
     kind.name: kind for kind in (DenseLinear, SparseLinear, NoisyLinear, Quadratic, ReluNetwork, DecisionTree, Sinusoid, FourierSeries)
 }
-
-BASELINES = {baseline.__name__: baseline for baseline in (zero, averaging, nearest_neighbours, least_squares, ridge, lasso,
-                                                          network_gradient_descent, discrete_posterior, linear_mixture)}
+# Name -> the module that has it, imported when it is asked for: these need torch, which takes seconds; to describe a class needs none.
+_HOMES = {
+    **dict.fromkeys(("averaging", "least_squares", "nearest_neighbours", "ridge", "zero"), "baselines"),
+    **dict.fromkeys(("discrete_posterior", "linear_mixture", "linear_mixture_posterior"), "bayes"),
+    **dict.fromkeys(("Case", "Curve", "by_nonzeros", "curves", "out_of_distribution", "sequence_predictor", "squared_errors", "summarise"),
+                    "evaluate"),
+    "network_gradient_descent": "gradient_descent", "lasso": "lasso_path",
+    **dict.fromkeys(("Prompts", "draw", "interleaved"), "prompts"),
+}
+_BASELINES = ("zero", "averaging", "nearest_neighbours", "least_squares", "ridge", "lasso", "network_gradient_descent",
+              "discrete_posterior", "linear_mixture")
 
 __all__ = ["BASELINES", "FUNCTION_CLASSES", "INPUTS", "Case", "ConvexCombination", "Curve", "DecisionTree", "DenseLinear", "FourierSeries",
            "FunctionClass", "Functions", "IclError", "Inputs", "Mixture", "NoisyLinear", "Prompts", "Quadratic", "ReluNetwork", "Sinusoid",
            "SparseLinear", "averaging", "by_nonzeros", "curves", "discrete_posterior", "draw", "interleaved", "lasso", "least_squares",
            "linear_mixture", "linear_mixture_posterior", "load_run", "make_baseline", "make_function_class", "make_inputs", "nearest_neighbours",
            "network_gradient_descent", "out_of_distribution", "ridge", "sequence_predictor", "squared_errors", "summarise", "zero"]
+
+
+def __getattr__(name: str):
+    if name == "BASELINES":
+        value = {baseline: getattr(import_module(f"{__name__}.{_HOMES[baseline]}"), baseline) for baseline in _BASELINES}
+    elif name in _HOMES:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def _check_named(what: str, table: dict, name: str, settings: dict) -> None:
@@ -71,8 +95,9 @@ def make_inputs(name: str, **settings) -> Inputs:
 def make_baseline(name: str, **settings):
     """The baseline of this name as predict(x [B, N, d], y [B, N], query [B, N, d] or None) -> [B, N] (baselines.py). IclError for a name or
     a setting that doesn't exist, or one that is missing."""
-    _check_named("baseline", BASELINES, name, settings)
-    return partial(BASELINES[name], **settings)
+    baselines = __getattr__("BASELINES")
+    _check_named("baseline", baselines, name, settings)
+    return partial(baselines[name], **settings)
 
 
 def load_run(path, step: int | None = None, **where):

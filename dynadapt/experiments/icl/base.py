@@ -9,55 +9,27 @@ waits for the device, so prompts can be made inside a training loop without the 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+from .checks import IclError, check_count, check_number, check_range
+from .later import torch
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["FunctionClass", "Functions", "IclError", "check_count", "check_number", "check_range", "normal", "uniform"]
 Functions = dict[str, Any]  # the parameters of B functions by name: tensors [B, ...], or again such dictionaries
 
 
-class IclError(ValueError):
-    """A function class, a mixture, an input distribution or a baseline that can't be had; the message names the value."""
+def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """dtype None, here and everywhere in these classes: float32."""
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype or torch.float32)
 
 
-def check_number(what: str, value: float, least: float = -math.inf, above: bool = False) -> float:
-    """The value as a float; IclError unless it is finite and at least (or above) `least`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise IclError(f"{what} {value!r}: give a finite number")
-    if value < least or (above and value == least):
-        raise IclError(f"{what} {value!r}: give a number {'above' if above else 'of at least'} {least:g}")
-    return float(value)
-
-
-def check_count(what: str, value: int, least: int = 1, most: int | None = None, why: str = "") -> int:
-    """The value, a whole number from `least` to `most`; IclError otherwise, with `why` where there is a most."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise IclError(f"{what} {value!r}: give a whole number")
-    if value < least or (most is not None and value > most):
-        limits = f"at least {least}" if most is None else f"{least} to {most}{why}"
-        raise IclError(f"{what} {value}: give {limits}")
-    return value
-
-
-def check_range(what: str, values: tuple[float, float], least: float = -math.inf) -> tuple[float, float]:
-    """(low, high) with low <= high; IclError otherwise."""
-    if not isinstance(values, (tuple, list)) or len(values) != 2:
-        raise IclError(f"{what} {values!r}: give (low, high)")
-    low, high = (check_number(what, value, least) for value in values)
-    if low > high:
-        raise IclError(f"{what} {values!r}: low is above high")
-    return low, high
-
-
-def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
-
-
-def uniform(generator: torch.Generator, *shape: int, low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device, dtype=dtype) * (high - low) + low
+def uniform(generator: torch.Generator, *shape: int, low: float = 0.0, high: float = 1.0,
+            dtype: torch.dtype | None = None) -> Tensor:
+    return torch.rand(shape, generator=generator, device=generator.device, dtype=dtype or torch.float32) * (high - low) + low
 
 
 class FunctionClass(ABC):
@@ -79,7 +51,7 @@ class FunctionClass(ABC):
 
     @abstractmethod
     def sample(self, prompts: int, generator: torch.Generator, *, active: int | Tensor | None = None,
-               dtype: torch.dtype = torch.float32) -> Functions:
+               dtype: torch.dtype | None = None) -> Functions:
         """Parameters of `prompts` functions. active: only the first so many coordinates of x are non-zero (a curriculum); an int or a
         0-d tensor on the device. Only classes that choose coordinates look at it."""
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from .base import FunctionClass, Functions, IclError, check_number, check_range, uniform
+from .later import torch
 
 SUM_TOLERANCE = 1e-6  # of given weights
 
@@ -48,7 +47,7 @@ class Mixture(FunctionClass):
     def normaliser(self) -> float:
         return sum(weight * kind.normaliser for weight, kind in zip(self.weights, self.classes))
 
-    def sample(self, prompts, generator, *, active=None, dtype=torch.float32) -> Functions:
+    def sample(self, prompts, generator, *, active=None, dtype=None) -> Functions:
         key = uniform(generator, prompts if self.per == "prompt" else 1, dtype=torch.float64).expand(prompts)
         chosen, below = torch.zeros(prompts, dtype=torch.long, device=generator.device), 0.0
         last = max(index for index, weight in enumerate(self.weights) if weight > 0)  # rounding of the sum may not choose weight 0
@@ -93,7 +92,7 @@ class ConvexCombination(FunctionClass):
         first = (low * low + low * high + high * high) / 3  # E[weight^2]
         return first * self.first.normaliser + (1 - low - high + first) * self.second.normaliser
 
-    def sample(self, prompts, generator, *, active=None, dtype=torch.float32) -> Functions:
+    def sample(self, prompts, generator, *, active=None, dtype=None) -> Functions:
         low, high = self.weight
         return {"weight": uniform(generator, prompts, 1, low=low, high=high, dtype=dtype),
                 "first": self.first.sample(prompts, generator, active=active, dtype=dtype),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING
 
-from dynadapt.adapt.optimizers import Adam
-from dynadapt.engine import DTYPES
-
-from .base import FunctionClass, IclError, check_count, check_number
+from .base import FunctionClass
+from .checks import IclError, check_count, check_number
 from .combine import Mixture
 from .curriculum import Ramp, Rate
+from .geometry import Geometry
 from .inputs import Inputs
-from .model import Geometry
+
+if TYPE_CHECKING:
+    from dynadapt.adapt.optimizers import Adam
+DTYPES = ("bf16", "fp32", "fp64")                    # those of the engine
 
 ALIASES = {"dense_linear": "linear"}
 MAIN = {"sparse_linear": "nonzeros", "noisy_linear": "noise", "decision_tree": "depth", "relu_network": "hidden",
@@ -91,7 +94,9 @@ class TrainConfig:
             raise IclError(f"dtype {self.dtype!r}: give one of {', '.join(DTYPES)}")
         check_number("clip", self.clip, 0.0)
         self.geometry().check_points(self.points)
-        self.kind(), self.distribution(), self.rate(), self.dims_ramp(), self.points_ramp(), self.optimizer()
+        if len(self.betas) != 2 or not all(0 <= check_number("betas", beta) < 1 for beta in self.betas):
+            raise IclError(f"betas {self.betas!r}: give two numbers, each at least 0 and below 1")
+        self.kind(), self.distribution(), self.rate(), self.dims_ramp(), self.points_ramp()
 
     def geometry(self) -> Geometry:
         return Geometry(self.dims, self.layers, self.hidden, self.heads, self.positions)
@@ -125,6 +130,7 @@ class TrainConfig:
         return Rate(self.schedule, self.lr, self.warmup, self.steps)
 
     def optimizer(self) -> Adam:
+        from dynadapt.adapt.optimizers import Adam
         return Adam(lr=self.lr, betas=self.betas, clip=self.clip)
 
     def dims_ramp(self) -> Ramp:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .base import IclError, check_count, check_number
+from .checks import IclError, check_count, check_number
 
 SCHEDULES = ("constant", "triangle", "cosine")
 

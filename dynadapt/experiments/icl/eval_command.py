@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dynadapt.environment import environment
 from dynadapt.experiments.checkpoints import saved_states
 from dynadapt.experiments.rundir import RunError, read_json, write_json
+from dynadapt.progress import say
 
-from .base import FunctionClass, IclError
-from .evaluate import BATCH, PROMPTS
-from .study import WEIGHTS, Settings, Study, Subject
+from .base import FunctionClass
+from .checks import IclError
+from .config import TrainConfig
+from .defaults import BATCH, PROMPTS, WEIGHTS
+
+if TYPE_CHECKING:
+    from .study import Settings, Subject
 
 EVAL_EXAMPLES = """\
 examples:
@@ -65,10 +71,13 @@ def add_figures_options(command) -> None:
 
 
 def run_eval(arguments) -> int:
-    from rich.console import Console
     out = Path(arguments.out) if arguments.out else default_out(arguments.run)
     if out.is_dir():
         raise RunError(f"{out} is a directory; --out names a file, such as {out / 'eval.json'}")
+    first, *others = [trained(path) for path in arguments.run]
+    wanted = asked(arguments, first.dims)
+    say(f"loading {', '.join(arguments.run)}")
+    from .study import Settings
     settings = Settings(prompts=arguments.prompts, batch=arguments.batch, points=arguments.points, seed=arguments.seed,
                         baselines=None if arguments.baselines is None else tuple(arguments.baselines))
     subjects = [load_subject(path, arguments.step, arguments.device) for path in arguments.run]
@@ -76,7 +85,8 @@ def run_eval(arguments) -> int:
         if subject.about["step"] < subject.about["steps"]:
             print(f"{subject.name}: weights of step {subject.about['step']:,} of {subject.about['steps']:,}")
     announce = lambda text: print(f"  {text}", flush=True)  # noqa: E731
-    results = evaluate(subjects, settings, announce=announce, **asked(arguments, subjects[0].dims))
+    results = evaluate(subjects, settings, announce=announce, **wanted)
+    from rich.console import Console
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, results)
     console = Console(soft_wrap=True)
@@ -134,11 +144,13 @@ def class_of(text: str, dims: int) -> FunctionClass:
     return make_function_class(name, dims, **settings)
 
 
-def evaluate(subjects: list[Subject], settings: Settings = Settings(), *, on=None, ood=None, nonzeros=None, pairs=(),
+def evaluate(subjects: list[Subject], settings: Settings | None = None, *, on=None, ood=None, nonzeros=None, pairs=(),
              weights=WEIGHTS, gradient: bool = False, announce=lambda text: None) -> dict:
     """The results file's content. on: classes (None: the trained ones). ood, nonzeros: names and numbers, [] for all, None for
     none. pairs: two classes each, combined with these weights."""
     from .applicable import TITLES
+    from .study import Settings, Study
+    settings = settings or Settings()
     for name in settings.baselines or ():
         if name not in TITLES:
             raise IclError(f"baseline {name!r}: give any of {', '.join(TITLES)}")
@@ -155,13 +167,21 @@ def evaluate(subjects: list[Subject], settings: Settings = Settings(), *, on=Non
     return results
 
 
+def trained(path: str | Path) -> TrainConfig:
+    """What a run directory's regressor was trained on. RunError for a directory that holds no such run."""
+    content = read_json(Path(path) / "config.json")
+    if "classes" not in content:
+        raise RunError(f"{path} holds a run of another kind, not one of `dynadapt icl train`")
+    return TrainConfig.from_dict(content)
+
+
 def load_subject(path: str | Path, step: int | None = None, device: str = "auto") -> Subject:
     """A training run, ready to be asked."""
-    from . import load_run
-    from .config import TrainConfig
+    from .study import Subject
+    from .train import load_run
     path = Path(path)
     regressor = load_run(path, step, device=device)
-    config = TrainConfig.from_dict(read_json(path / "config.json"))
+    config = trained(path)
     about = {key: getattr(config, key) for key in ("preset", "layers", "hidden", "heads", "batch", "steps", "lr", "seed")}
     about |= {"parameters": regressor.parameters, "step": last_step(path) if step is None else step}
     about["training"] = training_curve(path)

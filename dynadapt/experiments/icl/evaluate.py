@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from .base import FunctionClass, IclError, check_count, check_number
+from .defaults import BATCH, DRAWS, LEVEL, PROMPTS
 from .inputs import INPUTS, Inputs
 from .linear import DenseLinear, NoisyLinear, SparseLinear
 from .prompts import draw, interleaved
 
 Predict = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x [B, N, d], y [B, N], query [B, N, d] or None) -> [B, N]
-PROMPTS, BATCH, DRAWS, LEVEL = 1280, 64, 1000, 0.9
 SCALES = (1 / 3, 1 / 2, 2.0, 3.0)
 
 

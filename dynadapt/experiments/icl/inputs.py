@@ -4,12 +4,13 @@ src/samplers.py). `sample` gives the x of the prompt; `queries` gives what is as
 from __future__ import annotations
 
 import math
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from .base import IclError, check_number, check_range, normal, uniform
+from .later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Inputs:
@@ -20,7 +21,7 @@ class Inputs:
     def __init__(self, *, scale: float = 1.0):
         self.scale = check_number(f"{self.name}: scale", scale, 0.0, above=True)
 
-    def sample(self, prompts: int, points: int, dims: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    def sample(self, prompts: int, points: int, dims: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
         """x [prompts, points, dims]."""
         x = normal(generator, prompts, points, dims, dtype=dtype)
         return x if self.scale == 1.0 else x * self.scale
@@ -40,7 +41,7 @@ class Uniform(Inputs):
         super().__init__()
         self.low, self.high = check_range("uniform: low, high", (low, high))
 
-    def sample(self, prompts, points, dims, generator, dtype=torch.float32):
+    def sample(self, prompts, points, dims, generator, dtype=None):
         return uniform(generator, prompts, points, dims, low=self.low, high=self.high, dtype=dtype)
 
 
@@ -62,7 +63,8 @@ class _Transformed(Inputs):
         size = self.eigenvalues(dims).double()
         return (rotation * size) @ rotation.T * math.sqrt(dims / float(size.square().sum()))
 
-    def sample(self, prompts, points, dims, generator, dtype=torch.float32):
+    def sample(self, prompts, points, dims, generator, dtype=None):
+        dtype = dtype or torch.float32
         key = (dims, str(generator.device), dtype)
         if key not in self._matrices:
             self._matrices[key] = self.matrix(dims).to(generator.device, dtype)

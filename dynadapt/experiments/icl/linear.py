@@ -4,11 +4,13 @@ dtsip/in-context-learning src/tasks.py); Raventós et al. (arXiv 2306.15063) hav
 from __future__ import annotations
 
 import math
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .base import FunctionClass, Functions, IclError, check_count, check_number, normal, uniform
+from .later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DenseLinear(FunctionClass):
@@ -20,7 +22,7 @@ class DenseLinear(FunctionClass):
     def normaliser(self) -> float:
         return float(self.dims)
 
-    def sample(self, prompts, generator, *, active=None, dtype=torch.float32) -> Functions:
+    def sample(self, prompts, generator, *, active=None, dtype=None) -> Functions:
         return {"w": normal(generator, prompts, self.dims, dtype=dtype)}  # [B, d]
 
     def _values(self, functions, x):
@@ -44,12 +46,12 @@ class SparseLinear(DenseLinear):
     def normaliser(self) -> float:
         return float(self.nonzeros)
 
-    def sample(self, prompts, generator, *, active=None, dtype=torch.float32) -> Functions:
+    def sample(self, prompts, generator, *, active=None, dtype=None) -> Functions:
         order = uniform(generator, prompts, self.dims)  # the smallest keys win a coordinate
         if active is not None:
             order = torch.where(torch.arange(self.dims, device=order.device) < active, order, 2.0)
         chosen = order.topk(self.nonzeros, largest=False).indices  # [B, nonzeros]
-        mask = torch.zeros_like(order, dtype=dtype).scatter_(1, chosen, 1.0)
+        mask = torch.zeros_like(order, dtype=dtype or torch.float32).scatter_(1, chosen, 1.0)
         return {"w": normal(generator, prompts, self.dims, dtype=dtype) * mask * (order < 2.0)}
 
     def _settings(self):
@@ -73,17 +75,18 @@ class NoisyLinear(DenseLinear):
         self.pool = None if pool is None else check_count(f"{self.name}: pool", pool)
         self._tasks: dict[tuple, Tensor] = {}
 
-    def tasks(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+    def tasks(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
         """[pool, d]: the tasks that w is drawn from."""
         if self.pool is None:
             raise IclError(f"{self.name}: w is drawn from N(0, I), not from a pool; give pool=N")
+        dtype = dtype or torch.float32
         key = (str(device), dtype)
         if key not in self._tasks:
             drawn = normal(torch.Generator().manual_seed(self.pool_seed), self.pool, self.dims)
             self._tasks[key] = drawn.to(device, dtype)
         return self._tasks[key]
 
-    def sample(self, prompts, generator, *, active=None, dtype=torch.float32) -> Functions:
+    def sample(self, prompts, generator, *, active=None, dtype=None) -> Functions:
         if self.pool is None:
             return super().sample(prompts, generator, active=active, dtype=dtype)
         index = torch.randint(self.pool, (prompts,), generator=generator, device=generator.device)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from .base import FunctionClass, Functions, check_count, normal
+from .later import torch
 
 
 class ReluNetwork(FunctionClass):
@@ -22,7 +21,7 @@ class ReluNetwork(FunctionClass):
     def normaliser(self) -> float:
         return float(self.dims)
 
-    def sample(self, prompts, generator, *, active=None, dtype=torch.float32) -> Functions:
+    def sample(self, prompts, generator, *, active=None, dtype=None) -> Functions:
         return {"w1": normal(generator, prompts, self.dims, self.hidden, dtype=dtype),
                 "w2": normal(generator, prompts, self.hidden, 1, dtype=dtype)}
 
@@ -48,7 +47,7 @@ class DecisionTree(FunctionClass):
     def normaliser(self) -> float:
         return 1.0
 
-    def sample(self, prompts, generator, *, active=None, dtype=torch.float32) -> Functions:
+    def sample(self, prompts, generator, *, active=None, dtype=None) -> Functions:
         inner = 2**self.depth - 1
         asked = torch.randint(self.dims, (prompts, inner), generator=generator, device=generator.device)
         return {"asked": asked, "leaves": normal(generator, prompts, inner + 1, dtype=dtype)}

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from .base import FunctionClass, Functions, IclError, check_count, check_number, check_range, normal, uniform
+from .later import torch
 
 
 class Sinusoid(FunctionClass):
@@ -32,7 +31,7 @@ class Sinusoid(FunctionClass):
         low, high = self.amplitude
         return (low * low + low * high + high * high) / 6  # E[a^2] / 2, whatever x, since the phase is uniform
 
-    def sample(self, prompts, generator, *, active=None, dtype=torch.float32) -> Functions:
+    def sample(self, prompts, generator, *, active=None, dtype=None) -> Functions:
         ranges = {"amplitude": self.amplitude, "frequency": self.frequency, "phase": (0.0, 2 * math.pi)}
         return {key: uniform(generator, prompts, 1, low=low, high=high, dtype=dtype) for key, (low, high) in ranges.items()}
 
@@ -60,10 +59,10 @@ class FourierSeries(FunctionClass):
     def normaliser(self) -> float:
         return 1.0
 
-    def sample(self, prompts, generator, *, active=None, dtype=torch.float32) -> Functions:
+    def sample(self, prompts, generator, *, active=None, dtype=None) -> Functions:
         terms = torch.randint(1, self.max_frequency + 1, (prompts, 1), generator=generator, device=generator.device)  # F
         used = torch.arange(1, self.max_frequency + 1, device=generator.device) <= terms  # [B, max_frequency]
-        size = used / terms.sqrt().to(dtype)
+        size = used / terms.sqrt().to(dtype or torch.float32)
         return {key: normal(generator, prompts, self.max_frequency, dtype=dtype) * size for key in ("cosine", "sine")}
 
     def _values(self, functions, x):

@@ -17,12 +17,12 @@ from .applicable import baselines_for, basis_of, in_basis
 from .base import FunctionClass, IclError, check_count
 from .baselines import least_squares
 from .combine import ConvexCombination, Mixture
-from .evaluate import BATCH, DRAWS, LEVEL, PROMPTS, Case, Predict, asked_apart, out_of_distribution, squared_errors, summarise
+from .defaults import BATCH, DRAWS, LEVEL, PROMPTS, WEIGHTS
+from .evaluate import Case, Predict, asked_apart, out_of_distribution, squared_errors, summarise
 from .inputs import Inputs
 from .linear import DenseLinear, SparseLinear
 from .prompts import draw
 
-WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the first class in a convex combination
 LINE = 121  # points of a line along which predictions are kept
 STEP = 0.1  # of the central differences behind a gradient
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from dynadapt.experiments.whole_files import discard, os_error
 
 from .base import FunctionClass, IclError
 from .config import TrainConfig
+from .eval_command import trained
 from .evaluate import curves
 from .inputs import Inputs
 from .model import Regressor, Weights
@@ -43,13 +44,15 @@ class TrainOptions:
     """How a run is kept, as opposed to what it computes.
 
     checkpoint: steps between saves, 0 for none but the last; keep: steps between weights that stay (weights/STEP.safetensors),
-    0: none; minutes: stop after so many, with a checkpoint, None: never.
+    0: none; minutes: stop after so many, with a checkpoint, None: never; log: names of logs that see every line of metrics too
+    (experiments/logs.py).
     """
 
     resume: bool = False
     checkpoint: int = 5000
     keep: int = 0
     minutes: float | None = None
+    log: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -148,9 +151,9 @@ def train(config: TrainConfig, out: str | Path, options: TrainOptions = TrainOpt
     2. Steps; at every `config.log` of them a line of metrics.jsonl, and a checkpoint where one is due.
     3. Errors by number of examples of the model and of baselines, on prompts of each class: summary.json.
 
-    progress is called with each line of metrics. Raises IclError, RunError (a run that diverges among them), Interrupted.
+    progress is called with each line of metrics; it can stop the run as that of dyneval.run can. Raises IclError, RunError (a run that diverges among them), Interrupted.
     """
-    directory = RunDirectory(out, config.to_dict(), options.resume, False)
+    directory = RunDirectory(out, config.to_dict(), options.resume, False, options.log)
     try:
         if directory.finished:
             return directory.finished
@@ -178,7 +181,7 @@ class _Run:
 
     def finish(self, progress) -> dict:
         with interruptible() as stop:
-            self._loop(progress, stop)
+            self._loop(partial(stop.tell, progress), stop)
         return self.directory.finish(self._summary())
 
     def _loop(self, progress, stop) -> None:
@@ -186,7 +189,7 @@ class _Run:
         self.began = began = time.perf_counter()
         while self.step < config.steps:
             if stop.signal:
-                self._stop(f"stopped by {signal.Signals(stop.signal).name}")
+                self._stop(stop.reason)
             self.trainer.step(self.step)
             self.step += 1
             self.flops = dict(self.trainer.regressor.ledger.step)
@@ -197,14 +200,16 @@ class _Run:
                 if due or self.step == config.steps:
                     self._save()
                 if time.perf_counter() - began > limit and self.step < config.steps:
-                    self._stop(f"stopped after {self.options.minutes:g} minutes")
+                    self._stop(lambda where: Interrupted(f"stopped after {self.options.minutes:g} minutes {where}"))
+        if stop.error:
+            raise stop.error
 
-    def _stop(self, why: str) -> None:
+    def _stop(self, reason: Callable[[str], Exception]) -> None:
         if self.logged < self.step:
             self._check(self._read())  # what is saved must be sound
         if self.saved < self.step:
             self._save()
-        raise Interrupted(f"{why} after step {self.step}")
+        raise reason(f"after step {self.step}")
 
     def _read(self) -> Tensor:
         """[steps since the last logging point, points + 1] float64; waits for the device."""
@@ -317,10 +322,7 @@ def load_run(path: str | Path, step: int | None = None, *, device: str = "cpu", 
     RunError for a directory that holds no such run or no such step.
     """
     path = Path(path)
-    content = read_json(path / "config.json")
-    if "classes" not in content:
-        raise RunError(f"{path} holds a run of another kind, not one of `dynadapt icl train`")
-    config = TrainConfig.from_dict(content)
+    config = trained(path)
     checkpoints = {int(p.name.partition("-")[0]): p for p in saved_states(path)}
     kept = {int(p.stem): p for p in (path / "weights").glob("*.safetensors")}
     if not checkpoints and not kept:

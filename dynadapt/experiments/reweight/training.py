@@ -18,10 +18,10 @@ the update, and every process sees all rows' scores, so that all mixers move ali
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from dynadapt.distributed.learn import collected, connect
 from dynadapt.environment import peak_memory_bytes
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.defaults import settled_dtype
-from dynadapt.experiments.dyneval import PHASES, Interrupted, _finite, interruptible
+from dynadapt.experiments.dyneval import PHASES, _finite, interruptible
 from dynadapt.experiments.mixers import MIXERS, Exhausted, excess
 from dynadapt.experiments.mixers.base import check_weights
 from dynadapt.experiments.reweight import setup
@@ -49,19 +49,21 @@ class ReweightOptions:
 
     change: with resume, weights by domain that take the place of the mixer's from here on.
     shard: with several processes, each keeps a part of the masters and moments (distributed/sharded.py).
+    log: names of logs that see every line of metrics too (experiments/logs.py).
     """
 
     resume: bool = False
     checkpoint: int = 50
     change: dict[str, float] | None = None
     shard: bool = False
+    log: tuple[str, ...] = ()
 
 
 def run(config: ReweightConfig, out: str | Path, options: ReweightOptions = ReweightOptions(),
         progress: Callable[[dict], None] | None = None) -> dict:
     """Trains to the end, or on to the end with options.resume; returns the summary.
 
-    progress is called with each line of metrics.jsonl. Raises ConfigError, MixerError, CorpusError, RunError, Interrupted; with
+    progress is called with each line of metrics.jsonl; it can stop the run as that of dyneval.run can. Raises ConfigError, MixerError, CorpusError, RunError, Interrupted; with
     several processes also ProcessError.
     """
     if options.change and not options.resume:
@@ -70,7 +72,7 @@ def run(config: ReweightConfig, out: str | Path, options: ReweightOptions = Rewe
         _check_processes(config, options, processes)
         config = replace(config, dtype=processes.from_first(lambda: settled_dtype(config, out, options.resume)))
         paths = processes.together(lambda: setup_paths(config))
-        directory = open_directory(processes, out, config.to_dict(), options.resume, False)
+        directory = open_directory(processes, out, config.to_dict(), options.resume, False, options.log)
         try:
             _check_change(options, directory)
             if directory.finished:
@@ -205,13 +207,14 @@ class _Training:
 
     def finish(self, progress: Callable[[dict], None]) -> dict:
         with interruptible() as stop:
+            tell = partial(stop.tell, progress)
             if self.start is None:
-                self._evaluate(progress)
-            self._loop(progress, stop)
-            if stop.signal and not self.ended and self.step < self.config.steps:
+                self._evaluate(tell)
+            self._loop(tell, stop)
+            if stop.error or stop.signal and not self.ended and self.step < self.config.steps:
                 if self.options.checkpoint:
                     self._save()
-                raise Interrupted(f"stopped by {signal.Signals(stop.signal).name} after step {self.step}")
+                raise stop.reason(f"after step {self.step}")
             if not self.step:
                 raise RunError(f"no step was made: {self.ended}")
             self._save()

@@ -1,0 +1,163 @@
+"""HeldOutScore in the real transformers.Trainer: the value is that of the weights before the update, and training does not notice."""
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from helpers import to_transformers
+from torch.nn.functional import cross_entropy
+
+import dynadapt
+from dynadapt import SegmentMemory
+from dynadapt.callbacks import HeldOutScore
+from dynadapt.model import ModelError, random_model, tiny_config
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+T, STEPS = 12, 5
+
+
+def live_model(family="llama", dropout=0.0):
+    model = to_transformers(random_model(tiny_config(family), seed=1, std=0.2))
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = dropout
+    return model
+
+
+def ids(count, seed):
+    return torch.randint(100, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+HELD_OUT = ids(3 * T + 5, seed=7)
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        row = ids(T, seed=i)
+        return {"input_ids": row, "labels": row}
+
+
+class Watch(transformers.TrainerCallback):
+    """The held-out loss by hand, and the weights, as they are when the step begins."""
+
+    def __init__(self):
+        self.nll, self.modes, self.grads = [], [], []
+
+    def on_step_begin(self, args, state, control, model=None, **more):
+        self.nll.append(by_hand(model))
+        self.modes.append([module.training for module in model.modules()])
+        self.grads.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
+
+
+@torch.no_grad()
+def by_hand(model) -> float:
+    """Segments of T tokens, each seen by itself."""
+    model, scores = copy.deepcopy(model).eval(), []
+    for start in range(0, len(HELD_OUT) - 1, T):
+        row = HELD_OUT[start:start + T + 1]
+        scores.append(cross_entropy(model(row[None, :-1]).logits[0].double(), row[1:], reduction="none"))
+    return float(torch.cat(scores).mean())
+
+
+def train(model, tmp_path, *callbacks, add=(), **settings):
+    arguments = transformers.TrainingArguments(str(tmp_path), max_steps=STEPS, per_device_train_batch_size=2, learning_rate=1e-2, seed=3,
+                                               logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
+                                               **settings)
+    trainer = transformers.Trainer(model, arguments, train_dataset=Rows(), callbacks=list(callbacks))
+    for callback in add:
+        callback.add_to(trainer)
+    trainer.train()
+    return trainer
+
+
+def values(trainer, key="dynadapt/heldout_nll"):
+    return [(entry["step"], entry[key]) for entry in trainer.state.log_history if key in entry]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_value_is_the_loss_before_that_update(tmp_path, family, accumulate):
+    watch = Watch()
+    trainer = train(live_model(family), tmp_path, watch, HeldOutScore(HELD_OUT, steps=1, segment=T, rows=2), gradient_accumulation_steps=accumulate)
+    found = values(trainer)
+    assert [step for step, _ in found] == [0, 1, 2, 3, 4, STEPS]
+    wanted = [*watch.nll, by_hand(trainer.model)]
+    assert [nll for _, nll in found] == pytest.approx(wanted, abs=1e-5)
+    assert max(wanted) - min(wanted) > 1e-2          # the weights did change
+
+
+def test_training_does_not_notice(tmp_path):
+    """With dropout, so that a random number more or less would show; and to the bit."""
+    runs = []
+    for extra in ([], [HeldOutScore(HELD_OUT, steps=2, segment=T), HeldOutScore(HELD_OUT, steps=1, segment=T, memory=T)]):
+        watch = Watch()
+        trainer = train(live_model(dropout=0.3), tmp_path, *extra, watch)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        runs.append((losses, list(trainer.model.parameters()), watch.modes, watch.grads, torch.get_rng_state()))
+    (losses, parameters, modes, grads, rng), others = runs[0], runs[1]
+    assert losses == others[0] and len(losses) == STEPS
+    assert all(torch.equal(a, b) for a, b in zip(parameters, others[1], strict=True))
+    assert modes == others[2] and any(modes[1])
+    assert [[g is None for g in step] for step in grads] == [[g is None for g in step] for step in others[3]]
+    assert torch.equal(rng, others[4])
+    assert losses != [entry["loss"] for entry in train(live_model(), tmp_path).state.log_history if "loss" in entry]   # dropout was on
+
+
+def test_memory_is_that_of_the_engine(tmp_path):
+    model = live_model()
+    expected = dynadapt.Engine(copy.deepcopy(model), memory=SegmentMemory(length=T, sinks=4), segment=T, dtype="fp32")
+    wanted = torch.cat([expected.step(HELD_OUT[start:start + T + 1][None])[0] for start in range(0, len(HELD_OUT) - 1, T)]).mean()
+    trainer = train(model, tmp_path, HeldOutScore(HELD_OUT, steps=[0], segment=T, memory=T))
+    assert values(trainer)[0] == (0, pytest.approx(float(wanted), abs=1e-6))
+    assert [step for step, _ in values(trainer)] == [0, STEPS]
+
+
+def test_a_model_that_the_engine_refuses_is_scored_by_its_own_forward(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(live_model(), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    watch = Watch()
+    with pytest.warns(UserWarning, match="scored by the model's own forward: .*PEFT"):
+        trainer = train(model, tmp_path, watch, HeldOutScore(HELD_OUT, steps=1, segment=T))
+    assert [nll for _, nll in values(trainer)][:STEPS] == pytest.approx(watch.nll, abs=1e-5)
+    with pytest.raises(ModelError, match="PEFT"):
+        train(model, tmp_path, HeldOutScore(HELD_OUT, steps=1, segment=T, memory=T))
+
+
+def test_bits_per_byte_and_what_the_trainer_reports_to(tmp_path):
+    from tiny import english, tiny_tokenizer
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer())
+    text = english(30, seed=4)
+    (tmp_path / "held-out.txt").write_text(text)
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    model = to_transformers(random_model(tiny_config("llama", vocab_size=len(tokenizer)), seed=1, std=0.2))
+    heard = []
+
+    class Reporter(transformers.TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **more):
+            heard.append(dict(logs))
+    callback = HeldOutScore(tmp_path / "held-out.txt", steps=2, tokenizer=tokenizer, segment=T)
+    trainer = train(model, tmp_path / "out", Reporter(), add=[callback])
+    size = len(text.encode()) - len(tokenizer.decode(tokens[:1]).encode())
+    for made, nll, bits in callback.history:
+        assert bits == pytest.approx(nll * (len(tokens) - 1) / (math.log(2) * size))
+    assert [made for made, *_ in callback.history] == [0, 2, 4, STEPS]
+    assert [entry["dynadapt/heldout_nll"] for entry in heard if "dynadapt/heldout_nll" in entry] == [nll for _, nll, _ in callback.history]
+    assert values(trainer, "dynadapt/heldout_bits_per_byte") == [(made, bits) for made, _, bits in callback.history]
+
+
+def test_refused_by_name(tmp_path):
+    for settings, message in (({"steps": 0}, "steps"), ({"segment": 0}, "segment"), ({"dtype": "fp8"}, "dtype='fp8'"), ({"rows": 0}, "rows")):
+        with pytest.raises(ValueError, match=message):
+            HeldOutScore(HELD_OUT, **settings)
+    with pytest.raises(ValueError, match="at least 2"):
+        HeldOutScore(HELD_OUT[:1]).score(live_model())
+    with pytest.raises(ValueError, match="tokenizer: none given"):
+        train(live_model(), tmp_path, HeldOutScore("a text"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert HeldOutScore(HELD_OUT, segment=T).score(live_model()) == pytest.approx(by_hand(live_model()), abs=1e-5)
