@@ -32,6 +32,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "score and adapt": {
         "eval": Command("evaluate", "score a text, learning from each segment right after scoring it"),
         "compare": Command("compare", "show where in a text one run did better than another, token by token, as a page"),
+        "tune": Command("tune", "find out which setting to score a text with, within some minutes, and what it gains"),
         "sweep": Command("sweep", "run a grid of evaluations"),
         "plot": Command("plot", "draw loss against FLOPs and seconds, and loss over the stream, from runs' files"),
         "demo": Command("demo", "compare what learns and what remembers, on a text that needs no download"),
