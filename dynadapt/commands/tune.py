@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from dynadapt.commands.evaluate import check_texts
 from dynadapt.commands.settings import HELP
 from dynadapt.experiments.config import CHOICES, EvalConfig
 
@@ -35,9 +36,12 @@ def add_options(command) -> None:
 
 
 def run(arguments) -> int:
+    from dynadapt.experiments.tune.checked import check_minutes, free_directory
     started = time.monotonic()
     config = EvalConfig(text=tuple(arguments.text), **{name: getattr(arguments, name) for name in ("model", "segment", "dtype", "backend", "device", "seed")})
-    out = Path(arguments.out) if arguments.out else _free_directory(config)
+    check_minutes(arguments.minutes)
+    check_texts(config)
+    out = free_directory(arguments.out or _free_directory(config))
     from dynadapt.experiments.tune.progress import progress_for
     with progress_for(sys.stdout, arguments.minutes, arguments.quiet) as progress:
         progress({"stage": "starting", "seconds": 0.0, "fraction": 0.0, "new": True})

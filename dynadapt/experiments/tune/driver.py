@@ -13,6 +13,7 @@ import numpy as np
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.rundir import RunError
 from dynadapt.experiments.tune import plan as planning
+from dynadapt.experiments.tune.checked import check_minutes, free_directory
 from dynadapt.experiments.tune.estimate import late_mean
 from dynadapt.experiments.tune.measure import Bench, Scored
 from dynadapt.experiments.tune.plan import Candidate, Cost, Plan
@@ -71,7 +72,7 @@ def tune(config: EvalConfig, minutes: float = 5.0, out: str | Path | None = None
     Of `config` it takes all that it does not try out itself: adapt, memory, and lr (which, where given, is the middle of the rates for
     config.adapt). started: time.monotonic() at which the minutes began, if before the call. Raises TextError, ConfigError, RunError.
     """
-    from dynadapt.experiments.tune.recommendation import free_directory, recommend, write
+    from dynadapt.experiments.tune.recommendation import recommend, write
     _check(config, minutes)
     out = free_directory(out)
     budget = Budget(minutes, progress, started)
@@ -93,8 +94,7 @@ def tune(config: EvalConfig, minutes: float = 5.0, out: str | Path | None = None
 
 
 def _check(config: EvalConfig, minutes: float) -> None:
-    if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not 0 < minutes < float("inf"):
-        raise ConfigError(f"minutes {minutes!r}: give a number above 0")
+    check_minutes(minutes)
     for name, accepted in (("tokens", None), ("streams", 1), ("split", False), ("context", 0)):
         if getattr(config, name) != accepted:
             raise ConfigError(f"{name} {getattr(config, name)!r}: tune reads the whole text as one stream with memory; leave it at {accepted}")
@@ -163,13 +163,18 @@ def _time_kinds(text: Text, tokenizer, bench: Bench, budget: Budget, config: Eva
     """Cost of every candidate there may be, by timing a segment of each kind with the largest memory; kinds for which there is no time are left out."""
     ids = np.concatenate([TokenReader(text.sources[0], tokenizer).read(bench.config.segment + 1)[0], [0, 0]])
     costs: dict[Candidate, Cost] = {}
+    timed = 0.0                                      # seconds that the last kind took; the next takes about as many
     for kind in KINDS:
-        if kind not in ("none", "lora") and budget.left < 0.7 * budget.seconds - min(WRITING, 0.2 * budget.seconds):
-            notes.append(f"{kind} is left out: no time to try it")
-            continue
+        if len(costs) > len(memories):
+            least = planning.least_seconds(planning.grids(KINDS[:2], memories, config), costs)
+            if (budget.left - 1.5 * timed) * SAFETY < 1.2 * least:
+                notes.append(f"{kind} is left out: no time to try it")
+                continue
+        begun = time.monotonic()
         budget(f"timing a segment of {Candidate(kind, memories[-1]).label}")
         rates = planning.rates(config, kind) if kind != "none" else (None,)
-        cost = bench.time(Candidate(kind, memories[-1], rates[len(rates) // 2]), ids)
+        cost = bench.time(Candidate(kind, memories[-1], rates[len(rates) // 2]), ids, 0.03 * budget.seconds)
+        timed = time.monotonic() - begun
         costs.update({Candidate(kind, memory, rate): cost for memory in memories for rate in rates})
     return costs
 
@@ -179,7 +184,13 @@ def _choose(chosen: Plan, windows: list[Window], bench: Bench, budget: Budget, c
     tried, deadline = {}, time.monotonic() + budget.left * (1 - planning.JUDGING_SHARE)
     for candidate in (each for each in chosen.candidates if each.adapt == "none"):
         budget(f"choosing: {candidate.label}, {len(windows)} windows")
-        tried[candidate] = Tried(candidate, bench.static(candidate, windows), len(chosen.rounds))
+        scored = bench.static(candidate, windows, deadline=deadline)
+        windows = windows[:len(scored.nll)]
+        tried[candidate] = Tried(candidate, scored, len(chosen.rounds))
+    if len(windows) < planning.LEAST_FIRST:
+        raise budget.too_small(budget.seconds)
+    for each in tried.values():
+        del each.scored.nll[len(windows):]           # the same windows for all
     base = np.array(min((each.scored.nll for each in tried.values()), key=np.mean))
     for each in tried.values():
         each.score = late_mean(base - each.scored.nll, each.scored.tokens, text.tokens)
@@ -225,7 +236,8 @@ def _judge(best: Candidate, static: Candidate, windows, bench: Bench, budget: Bu
     count = int((budget.left * SAFETY - setup) / (alone + learning))
     windows = windows[:max(LEAST_JUDGED, min(count, len(windows)))]
     budget(f"judging: {static.label}, {len(windows)} other windows")
-    judged = {static: bench.static(static, windows, streams=1)}
+    judged = {static: bench.static(static, windows, streams=1, deadline=time.monotonic() + budget.left / 2)}
+    windows = windows[:len(judged[static].nll)]
     budget(f"judging: {best.label}, {len(windows)} other windows")
     judged.update(bench.learning([best], windows, time.monotonic() + budget.left))
     return judged

@@ -43,42 +43,57 @@ class Bench:
         self.streams = {"none": 1, "lora": 1}    # side by side, where that was faster
         self.alone: dict[str, float] = {}        # seconds a segment, by kind: one stream, and the way that is faster
         self.faster: dict[str, float] = {}
-        self.dtype = self.device = self.backend = None
+        self.dtype = self.device = self.backend = self._last = None
 
     def engine(self, candidate: Candidate, streams: int = 1):
-        engine = build_engine(self.model, candidate.configure(self.config).with_(streams=streams))
+        """One that has learned nothing: the last one, put back, where only the rate differs, else a new one in its place."""
+        key = (candidate.adapt, candidate.memory, streams)
+        if self._last is None or self._last[0] != key:
+            self._last = None
+            self._last = key, build_engine(self.model, candidate.configure(self.config).with_(streams=streams))
+        engine = self._last[1]
         self.dtype, self.device, self.backend = engine.dtype, str(engine.device), engine.backend
+        if candidate.adapt != "none":
+            for stream in range(streams):
+                engine.reset(stream)
         return engine
 
-    def time(self, candidate: Candidate, ids: np.ndarray) -> Cost:
-        """Times a segment of a kind, alone and side by side; ids [>= 2]: any tokens."""
-        alone, kind = self._time(candidate, ids, 1), candidate.adapt
-        self.alone[kind] = self.faster[kind] = alone.segment
-        wide = SIDE_BY_SIDE.get(kind)
-        if wide:
-            batched = self._time(candidate, ids, wide)
-            if batched.segment * FASTER < alone.segment:
-                self.streams[kind], self.faster[kind] = wide, batched.segment
-        return Cost(alone.setup, self.faster[kind])
-
-    def _time(self, candidate: Candidate, ids: np.ndarray, streams: int) -> Cost:
+    def time(self, candidate: Candidate, ids: np.ndarray, seconds: float = float("inf")) -> Cost:
+        """Times a segment of a kind, alone and, unless that would take more than `seconds`, side by side; ids [>= 2]: any tokens."""
+        kind, wide = candidate.adapt, SIDE_BY_SIDE.get(candidate.adapt, 1)
         started = time.perf_counter()
-        engine = self.engine(candidate, streams)
-        row = np.resize(ids, self.config.segment + 1)
-        tokens = torch.from_numpy(np.repeat(row[None], streams, 0))
-        _fetch(engine.step(tokens))              # the first step packs weights and makes workspaces
+        engine = self.engine(candidate, wide)
+        self._step(engine, ids, wide if engine.device.type != "cpu" else 1)        # packs weights, makes workspaces, records graphs
+        setup = time.perf_counter() - started
+        if wide > 1 and engine.device.type != "cpu":                               # fixed shapes: rows that rest cost as much
+            batched = self._step(engine, ids, wide) / wide
+            engine = self.engine(candidate, 1)
+            self._step(engine, ids, 1)
+            alone = self._step(engine, ids, 1)
+        else:
+            alone = self._step(engine, ids, 1)
+            batched = self._step(engine, ids, wide) / wide if wide > 1 and wide * alone < seconds else alone
+        self.alone[kind] = self.faster[kind] = alone
+        if batched * FASTER < alone:
+            self.streams[kind], self.faster[kind] = wide, batched
+        return Cost(setup, self.faster[kind])
+
+    def _step(self, engine, ids: np.ndarray, rows: int) -> float:
+        """Seconds of a step in which so many streams take part."""
+        tokens = torch.from_numpy(np.repeat(np.resize(ids, self.config.segment + 1)[None], engine.streams, 0))
+        lengths = [self.config.segment] * rows + [0] * (engine.streams - rows)
+        started = time.perf_counter()
+        _fetch(engine.step(tokens, lengths))
+        seconds = time.perf_counter() - started
         self.beat()
-        between = time.perf_counter()
-        _fetch(engine.step(tokens))
-        self.beat()
-        return Cost(between - started, (time.perf_counter() - between) / streams)
+        return seconds
 
     def static(self, candidate: Candidate, windows: list[Window], streams: int | None = None, deadline: float = float("inf")) -> Scored:
         """Scores the windows; nothing carries over, so their pieces may go side by side. Stops between pieces at the deadline."""
         streams = streams or self.streams["none"]
         started, scored = time.perf_counter(), Scored()
         engine = self.engine(candidate, streams)
-        between = time.perf_counter()
+        between, flops = time.perf_counter(), sum(engine.flops.values())
         scored.setup = between - started
         pieces, found = [piece for window in windows for piece in window.pieces], []
         for at in range(0, len(pieces), streams):
@@ -86,7 +101,7 @@ class Bench:
                 break
             found += self._pieces(engine, pieces[at:at + streams], streams)
         _add_up(scored, windows, found)
-        scored.seconds, scored.flops = time.perf_counter() - between, sum(engine.flops.values())
+        scored.seconds, scored.flops = time.perf_counter() - between, sum(engine.flops.values()) - flops
         return scored
 
     def learning(self, candidates: list[Candidate], windows: list[Window], deadline: float = float("inf")) -> dict[Candidate, Scored]:
@@ -102,7 +117,7 @@ class Bench:
         engine = self.engine(candidates[0], len(candidates))
         for stream, candidate in enumerate(candidates):
             engine.set_lr(stream, candidate.lr)
-        between, found = time.perf_counter(), [[] for _ in candidates]
+        between, flops, found = time.perf_counter(), sum(engine.flops.values()), [[] for _ in candidates]
         for window in windows:
             if time.monotonic() > deadline:
                 break
@@ -112,7 +127,7 @@ class Bench:
         seconds, result = time.perf_counter() - between, {}
         for candidate, scores in zip(candidates, found):
             scored = Scored(setup=(between - started) / len(candidates), seconds=seconds / len(candidates),
-                            flops=sum(engine.flops.values()) // len(candidates))
+                            flops=(sum(engine.flops.values()) - flops) // len(candidates))
             _add_up(scored, windows, scores)
             result[candidate] = scored
         return result

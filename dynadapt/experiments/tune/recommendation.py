@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from dynadapt.environment import cpu_name, gpu_name, native
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.experiments.rundir import RunError
 from dynadapt.experiments.tune.estimate import KIND, LEVEL, Estimate, estimate
 from dynadapt.experiments.tune.plan import Candidate
 from dynadapt.experiments.whole_files import new_directory, write_json
-
-FILES = ("recommendation.json", "picture.png", "rest")
 
 
 @dataclass(frozen=True)
@@ -57,17 +54,6 @@ class Recommendation:
         return {"kind": "tune", **asdict(self), "interval": list(self.interval), "interval_bits_per_byte": list(self.interval_bits_per_byte)}
 
 
-def free_directory(out: str | Path | None) -> Path | None:
-    """`out`, if it can be written. Raises RunError."""
-    if out is None:
-        return None
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} holds a recommendation; choose another --out" if (out / FILES[0]).exists() else
-                       f"{out} is there and not empty; name a directory that does not exist")
-    return out
-
-
 def recommend(config: EvalConfig, minutes: float, text, bench, out: Path | None, *, plan, tried, best, static, judged, notes, choosing, judging, apart,
               seconds) -> Recommendation:
     """From what was chosen and judged."""
@@ -76,6 +62,7 @@ def recommend(config: EvalConfig, minutes: float, text, bench, out: Path | None,
     before, after = np.array(judged[static].nll[:len(judging)]), np.array(judged[best].nll)
     finite = bool(np.isfinite(after).all())
     found = estimate(before - after, sum(window.learned for window in judging), rest) if finite else Estimate(-math.inf, -math.inf, -math.inf, len(judging), 0.0)
+    found = replace(found, high=min(found.high, float(before.mean())))               # a loss can't fall below 0
     bits = sum(window.counted for window in judging) / (math.log(2) * sum(window.bytes for window in judging))
     adapts = finite and found.low > 0
     price = {each: rest * judged[each].seconds / max(1, judged[each].tokens) / 60 for each in (best, static)}
@@ -142,8 +129,6 @@ def _rows(tried, judged) -> list[dict]:
 
 def write(result: Recommendation, out: Path, text, apart, budget=None) -> Recommendation:
     """The rest of the text, the picture and recommendation.json, all of them or none."""
-    from dataclasses import replace
-
     from dynadapt.experiments.tune.picture import draw_picture
     from dynadapt.experiments.tune.windows import write_rest
     if out.exists():
