@@ -32,6 +32,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "score and adapt": {
         "eval": Command("evaluate", "score a text, learning from each segment right after scoring it"),
         "compare": Command("compare", "show where in a text one run did better than another, token by token, as a page"),
+        "tune": Command("tune", "find out which setting to score a text with, within some minutes, and what it gains"),
         "sweep": Command("sweep", "run a grid of evaluations"),
         "runs": Command("runs", "list the runs that are there: what each did, how far it is, what came out"),
         "runs diff": Command("runs_diff", "show which settings, inputs, machine and results differ between two runs"),

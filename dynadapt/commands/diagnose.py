@@ -19,7 +19,7 @@ examples:
   dynadapt diagnose --learn train.txt --text held-out.txt --reference builtin:python-reference
       adapt now, with the options of `dynadapt eval`, and see what that does to text that was held out
   dynadapt diagnose --advise train.txt
-      before spending the compute: does adapting to this text look worth it?
+      before spending the compute: does adapting to this text look worth it? (measured instead of predicted: dynadapt tune train.txt)
 
 A text is what `dynadapt eval` takes: files, directories, .jsonl and .parquet files, each document by itself. --out gets summary.json,
 types.csv (every token type) and page.html (verdict, plots and tables in one file)."""
@@ -35,7 +35,7 @@ def add_options(command) -> None:
     command.add_argument("--control", default="newlines", choices=CONTROLS,
                          help="score the text in normal forms too: lines of paragraphs joined, documents packed into one stream (default: newlines)")
     command.add_argument("--embeddings", metavar="NAME", help="with --reference: also compare by this sentence-transformers model")
-    command.add_argument("--advise", nargs="+", default=[], metavar="FILE", help="instead: probe whether adapting to these texts would help")
+    command.add_argument("--advise", nargs="+", default=[], metavar="FILE", help="instead: probe whether adapting to these texts would help (measured instead of predicted: dynadapt tune)")
     command.add_argument("--windows", type=at_least(4), default=WINDOWS, metavar="N",
                          help=f"with --advise: windows of --segment tokens that the probe reads (default: {WINDOWS})")
     command.add_argument("--out", metavar="runs/NAME", help="directory of the diagnosis (default: runs/diagnose-MODEL-TEXT)")

@@ -8,12 +8,16 @@ about that much text gains on unseen text. A longer adaptation may gain more, or
 
 That interval says which windows were drawn by chance, no more, and held 6 of the 16 outcomes of benchmarks/odyssey.py. What an
 adaptation ends with has a wider one (`outcome_interval`): a factor up and down from the estimate, as large as outcomes of other
-domains were away from theirs.
+domains were away from theirs. No text ends below 0 nats: no expectation and no interval reaches further down than that.
+
+What `dynadapt tune` says is measured, this is foreseen; the advice ends with the command for it.
 """
 
 from __future__ import annotations
 
 import math
+import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
@@ -69,11 +73,13 @@ def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...
         tokens = read_tokens(sources, tokenizer, config.tokens or PROBE_TOKENS)
         chosen = choose_windows(tokens, config.segment, windows, config.seed)
         config = config.with_(memory=0, context=0, reset="never")
-        static, _ = _score(model, config.with_(adapt="none", lr=None), chosen, announce("scoring with the model as it is"))
-        adapted, flops = _score(model, config, chosen, announce("scoring, and learning from each window"))
+        static, _, _ = _score(model, config.with_(adapt="none", lr=None), chosen, announce("scoring with the model as it is"))
+        adapted, flops, seconds = _score(model, config, chosen, announce("scoring, and learning from each window"))
         summary = advice(static, adapted)
         summary.update(kind="advice", model=config.model, text=list(texts), windows=len(chosen), window=config.segment,
                        probe_flops=flops, text_tokens=len(tokens), text_flops=flops / chosen[:, 1:].size * len(tokens),
+                       probe_minutes=seconds / 60, text_minutes=seconds / 60 / chosen[:, 1:].size * len(tokens),
+                       next_command=_command("eval", config, texts) if summary["advice"] == ADAPT else None, tune_command=_command("tune", config, texts),
                        similarity=_compare(model, tokenizer, tokens, sources, others, reference, embeddings))
         summary = directory.finish(summary)
         show_finished(log, out, directory.config, summary)
@@ -95,9 +101,17 @@ def choose_windows(tokens: np.ndarray, segment: int, windows: int, seed: int) ->
     return np.stack([tokens[start:start + segment + 1] for start in starts])
 
 
-def _score(model, config: EvalConfig, windows: np.ndarray, progress) -> tuple[np.ndarray, int]:
-    """Mean NLL of each window [W], each scored before it is learned from, and the FLOPs that took."""
-    import time
+def _command(name: str, config: EvalConfig, texts: tuple[str, ...]) -> str:
+    """The line that tunes on the texts, or scores them with what was probed."""
+    if name == "eval":
+        return shlex.join(["dynadapt", "eval", *config.with_(text=texts).arguments()])
+    changed = {each: getattr(config, each) for each in ("model", "segment", "dtype", "backend", "device", "seed")}
+    words = [word for each, value in changed.items() if value != getattr(EvalConfig, each) for word in (f"--{each}", str(value))]
+    return shlex.join(["dynadapt", "tune", *texts, *words])
+
+
+def _score(model, config: EvalConfig, windows: np.ndarray, progress) -> tuple[np.ndarray, int, float]:
+    """Mean NLL of each window [W], each scored before it is learned from, and the FLOPs and seconds that took."""
     engine, means, started = build_engine(model, config), [], time.perf_counter()
     for i, window in enumerate(windows):
         engine.enter(0)
@@ -111,7 +125,7 @@ def _score(model, config: EvalConfig, windows: np.ndarray, progress) -> tuple[np
             progress({"segment": i, "tokens": size, "total_tokens": (i + 1) * size, "nll": means[-1],
                       "total_nll": float(np.mean(means)), "seconds": seconds / (i + 1), "total_seconds": seconds,
                       "fraction": (i + 1) / len(windows), "gain": None})
-    return np.array(means), sum(engine.flops.values())
+    return np.array(means), sum(engine.flops.values()), time.perf_counter() - started
 
 
 def advice(static: np.ndarray, adapted: np.ndarray) -> dict:
@@ -120,9 +134,10 @@ def advice(static: np.ndarray, adapted: np.ndarray) -> dict:
     late = change[len(change) // 2:]
     low, high = attribution.bootstrap(late, np.ones(len(late)))
     verdict = ADAPT if high < 0 else LEAVE if low > 0 else UNCLEAR
-    expected = float(late.mean())
-    outcome = outcome_interval(expected, (low, high), GAIN_FACTOR if expected < 0 else RISE_FACTOR)
-    return _plain({"advice": verdict, "expected_change": expected, "interval": [float(low), float(high)],
+    most = -float(static.mean())                     # all the nats there are
+    expected, low, high = (max(most, float(value)) for value in (late.mean(), low, high))
+    outcome = outcome_interval(expected, (low, high), GAIN_FACTOR if expected < 0 else RISE_FACTOR, most)
+    return _plain({"advice": verdict, "expected_change": expected, "interval": [low, high],
                    "outcome_interval": outcome,
                    "base_nll": float(static.mean()), "change": change.tolist(), "static": static.tolist(),
                    "adapted": adapted.tolist()})
@@ -140,10 +155,10 @@ def size_factor(ratios: np.ndarray) -> float:
     return float(np.exp(student.ppf(0.975, len(ratios)) * np.sqrt(np.mean(np.log(ratios) ** 2))))
 
 
-def outcome_interval(expected: float, interval: tuple[float, float], factor: float) -> list[float]:
-    """From expected / factor to expected * factor, and at least the probe's own interval."""
+def outcome_interval(expected: float, interval: tuple[float, float], factor: float, most: float = -math.inf) -> list[float]:
+    """From expected / factor to expected * factor, and at least the probe's own interval; neither end below `most`, what there is to gain."""
     ends = (expected / factor, expected * factor, *interval)
-    return [float(min(ends)), float(max(ends))]
+    return [max(most, float(min(ends))), max(most, float(max(ends)))]
 
 
 def _compare(model, tokenizer, tokens, sources, others, reference, embeddings) -> dict | None:
@@ -160,14 +175,23 @@ def sentences(summary: dict) -> list[str]:
     """The advice in words."""
     low, high = summary["interval"]
     least, most = summary["outcome_interval"]
-    return [f"expected change on unseen text like it: {summary['expected_change']:+.4f} nats per token, 95% interval "
+    base = summary["base_nll"]
+    said = [f"expected change on unseen text like it: {summary['expected_change']:+.4f} nats per token, 95% interval "
             f"[{low:+.4f}, {high:+.4f}], after learning from {summary['windows'] // 2} to {summary['windows']} windows of "
             f"{summary['window']} tokens",
             f"an adaptation to much text may end anywhere from {least:+.4f} to {most:+.4f}: as far from the estimate, by a "
             "factor, as the outcomes of nine domains were",
-            f"the model as it is scores the text at {summary['base_nll']:.3f} nats per token",
-            f"learning from all {summary['text_tokens']:,} tokens once takes {summary['text_flops'] / 1e12:,.3g} TFLOP; "
-            f"the probe took {summary['probe_flops'] / 1e12:,.3g}"]
+            f"the model as it is scores the text at {base:.3f} nats per token; that makes {base + summary['expected_change']:.3f} expected, and "
+            f"from {base + least:.3f} to {base + most:.3f}",
+            f"learning from all {summary['text_tokens']:,} tokens once takes {_minutes(summary['text_minutes'])} here, {summary['text_flops'] / 1e12:,.3g} TFLOP; "
+            f"the probe took {_minutes(summary['probe_minutes'])}"]
+    if summary["next_command"]:
+        said.append(f"next: {summary['next_command']}")
+    return said + [f"measured instead of predicted: {summary['tune_command']}"]
+
+
+def _minutes(value: float) -> str:
+    return "less than 0.1 minutes" if value < 0.05 else f"{value:.1f} minutes" if value < 10 else f"{value:,.0f} minutes"
 
 
 def print_advice(summary: dict, out: Path) -> None:
