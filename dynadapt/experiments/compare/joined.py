@@ -117,13 +117,18 @@ def _same(first: Run, other: Run) -> None:
 
 def input_digest(run: Run, name: str):
     """What inputs.json keeps of something that the run's numbers depend on; None where it keeps nothing."""
+    return _inputs(run).get(name)
+
+
+def _inputs(run: Run) -> dict:
     path = run.path / "inputs.json"
-    return read_json(path).get(name) if path.exists() else None
+    return read_json(path) if path.exists() else {}
 
 
 def _digests(run: Run) -> dict[str, str]:
     """The sha256 of each text that could be read twice, by its name in the configuration."""
-    known = {spec: input_digest(run, f"text {spec!r}") for spec in run.config["text"]}
+    inputs = _inputs(run)
+    known = {spec: inputs.get(f"text {spec!r}") for spec in run.config["text"]}
     return {spec: facts["sha256"] for spec, facts in known.items() if facts}
 
 
