@@ -57,9 +57,10 @@ def test_a_new_adapter_changes_nothing_and_the_state_dict_is_linears():
     for wrong in (0, True, 2.0, "4", None):
         with pytest.raises(ValueError, match=f"rank={wrong!r}"):
             LoRALinear(8, 6, rank=wrong)
-    for wrong in (math.nan, math.inf, True, "4", None):
+    for wrong in (math.nan, math.inf, True, "4"):
         with pytest.raises(ValueError, match="alpha="):
             LoRALinear(8, 6, alpha=wrong)
+    assert LoRALinear(8, 6, rank=3).alpha == 6 and LoRALinear(8, 6, rank=3, alpha=1).alpha == 1
     with pytest.raises(ValueError, match="ignore_index=True"):
         LinearCrossEntropy(ignore_index=True)
     with pytest.raises(ValueError, match="weight has dtype torch.float16"):
@@ -212,11 +213,27 @@ def test_what_is_not_frozen_is_read_at_every_call():
     assert identity in packing._FROZEN  # its storage lives on
     del part
     assert identity not in packing._FROZEN
-    for wrong, why in ((torch.randn(6, 8, requires_grad=True), "requires_grad=False"), (torch.randn(8, 6).t(), "contiguous")):
+    turned = torch_ops.freeze(torch.randn(8, 6).t())
+    assert packing._packed(turned) is packing._packed(turned)
+    torch.testing.assert_close(torch_ops.linear(x, turned), x @ turned.t())
+    for wrong, why in ((torch.randn(6, 8, requires_grad=True), "requires_grad=False"), (torch.randn(12, 8)[::2], "contiguous")):
         with pytest.raises(ValueError, match=why):
             torch_ops.freeze(wrong)
     with torch.inference_mode(), pytest.raises(ValueError, match="inference mode"):
         torch_ops.freeze(torch.randn(6, 8))
+
+
+def test_in_autocast_both_modules_do_as_torchs_own():
+    layer, x, target = with_adapter(), torch.randn(2, 5, 8), torch.randint(6, (2, 5))
+    head = torch.randn(6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+        torch.testing.assert_close(y, plain(layer, x), atol=3e-2, rtol=3e-2)
+        loss = LinearCrossEntropy()(y.float(), head, target)
+        assert y.dtype == torch.bfloat16 and loss.dtype == torch.float32
+        assert layer.double()(x.double()).dtype == torch.float64
+    expected = torch.nn.functional.cross_entropy((y.float() @ head.t()).flatten(0, 1), target.flatten())
+    torch.testing.assert_close(loss, expected, atol=3e-2, rtol=3e-2)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])

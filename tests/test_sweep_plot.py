@@ -79,6 +79,31 @@ def test_a_sweep_runs_and_a_second_time_only_what_is_missing(base, tmp_path, cap
     assert [float(row["nll"]) for row in rows] == [run["summary"]["nll"] for run in runs]
 
 
+def test_cells_keep_scores_and_checkpoints_as_the_file_or_the_command_says(in_process, base, tmp_path, capfd, monkeypatch):
+    said = []
+    child = sweep._run_child
+    monkeypatch.setattr(sweep, "_run_child", lambda words: (said.append(words), child(words))[1])
+
+    def swept(content, *options):
+        path = tmp_path / "s.yaml"
+        path.write_text(json.dumps({"base": {**base, "tokens": 100}, "cells": [{"adapt": "none"}], **content}))
+        with pytest.raises(SystemExit) as end:
+            main(["sweep", str(path), *options])
+        return end.value.code or 0, capfd.readouterr().err
+    assert swept({"out": str(tmp_path / "file"), "scores": True, "checkpoint": 2})[0] == 0
+    assert (tmp_path / "file" / "adapt=none" / "scores.npy").exists() and said[-1][-3:] == ["--scores", "--checkpoint", "2"]
+    assert swept({"out": str(tmp_path / "words"), "checkpoint": 2}, "--scores", "--checkpoint", "0")[0] == 0
+    assert (tmp_path / "words" / "adapt=none" / "scores.npy").exists() and said[-1][-2:] == ["--checkpoint", "0"]
+    assert swept({"out": str(tmp_path / "bare")})[0] == 0
+    assert not (tmp_path / "bare" / "adapt=none" / "scores.npy").exists() and "--checkpoint" not in said[-1]
+    code, errors = swept({"out": str(tmp_path / "bare")}, "--scores")          # finished, and without what is asked for
+    assert code == 1 and "finished without scores" in errors
+    for content, message in (({"scores": "yes"}, "scores is 'yes'; give true or false"), ({"checkpoint": -1}, "checkpoint is -1"),
+                             ({"checkpoint": True}, "checkpoint is True"), ({"score": True}, "unknown key 'score'; there are out, scores, checkpoint")):
+        code, errors = swept(content)
+        assert code == 2 and message in errors
+
+
 def test_a_cell_that_fails_does_not_stop_the_others(in_process, base, tmp_path, capfd):
     path = tmp_path / "s.yaml"
     path.write_text(json.dumps({"out": str(tmp_path / "out"), "base": {**base, "tokens": 100}, "cells": [{"model": "/nowhere"}, {"adapt": "none"}]}))

@@ -14,7 +14,7 @@ from dynadapt.ops import attention, cross_entropy, linear
 
 RANK = 16
 MODELS = {
-    **GEOMETRIES,
+    **{name: GEOMETRIES[name] for name in ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b")},
     "tiny": llama(vocab_size=97, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=16, ffn_size=48, rope_theta=10000.0,
                    max_positions=512, tied_head=True),
 }

@@ -47,6 +47,8 @@ class LoraLearner:
         return self.layout.parameters
 
     def _initial(self, seed: int) -> torch.Tensor:
+        if self.state.master.is_meta:  # planned, not run
+            return self.state.master.new_empty(self.layout.size)
         prior = torch.zeros(self.layout.size, dtype=self.state.master.dtype)  # drawn on the CPU: the same on every device
         generator = torch.Generator().manual_seed(seed)
         for key, (k, _) in self.sizes.items():

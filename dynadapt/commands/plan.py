@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import textwrap
 from pathlib import Path
 
 from typing import TYPE_CHECKING
@@ -14,13 +16,28 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from dynadapt.plan.ceilings import Ceilings
     from dynadapt.plan.measured import Measured
     from dynadapt.plan.predict import Prediction
     from dynadapt.plan.work import Work
 
 # What dynadapt.model.geometries and dynadapt.plan.ceilings know, by name: help is printed without importing them.
-MODELS = ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b")
-GPUS = ("h200", "h100", "a100")
+MODELS = (
+    "smollm2-135m", "smollm2-360m", "smollm2-1.7b", "llama-2-7b", "llama-2-13b", "llama-2-70b", "llama-3-8b", "llama-3-70b",
+    "llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b", "llama-3.2-1b", "llama-3.2-3b", "llama-3.3-70b", "mistral-7b-v0.2",
+    "mistral-7b-v0.3", "qwen2-0.5b", "qwen2-1.5b", "qwen2-7b", "qwen2-72b", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b",
+    "qwen2.5-7b", "qwen2.5-14b", "qwen2.5-32b", "qwen2.5-72b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b",
+    "qwen3-14b", "qwen3-32b", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
+)
+GPUS = (
+    "b200", "h200", "h200-nvl", "h100", "h100-nvl", "h100-pcie", "a100", "a100-pcie", "a100-40gb", "a100-pcie-40gb", "l40s",
+    "l4", "a40", "a10", "a10g", "rtx-6000-ada", "rtx-a6000", "rtx-5090", "rtx-4090", "rtx-3090",
+)
+
+
+def _lines(names) -> str:
+    return textwrap.fill(", ".join(names), 110, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+
 
 EXAMPLES = f"""\
 examples:
@@ -31,8 +48,15 @@ examples:
   dynadapt plan --model smollm2-135m --memory 512
       on this machine's CPU, whose ceilings are measured first (a few seconds)
 
---model is {', '.join(MODELS)} or a Hugging Face directory, of which only config.json is read. The options that say what learns
-and what remembers are those of `dynadapt eval`. The floor is every op at the ceiling that limits it: FLOPs from the ledger against the
+  dynadapt plan --model Qwen/Qwen3-8B --memory 512 --gpu "RTX 4090" --fit
+      how many streams fit, and the plan for that number
+
+--model is a Hugging Face directory, of which only config.json is read, or one of these, also as hubs write them (owner/Name-Instruct):
+{_lines(MODELS)}
+--gpu is one of these, also as drivers write them (NVIDIA A100-SXM4-40GB); with no other word it is the SXM card:
+{_lines(GPUS)}
+
+The options that say what learns and what remembers are those of `dynadapt eval`. The floor is every op at the ceiling that limits it: FLOPs from the ledger against the
 rate of products, each tensor that an op touches once against the memory bandwidth. Nothing is run and no weights are needed."""
 
 LIMITS = {"products": "the rate of matrix products", "traffic": "memory bandwidth", "memory": "memory capacity: it does not fit"}
@@ -41,9 +65,10 @@ LIMITS = {"products": "the rate of matrix products", "traffic": "memory bandwidt
 def add_options(command) -> None:
     add_config_options(command)
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--gpu", metavar="NAME", help=f"plan for {', '.join(GPUS)}, from the vendor's datasheet (default: this machine's CPU, measured)")
+    where.add_argument("--gpu", metavar="NAME", help="plan for this card, by its usual name, from the vendor's datasheet (default: this machine's CPU, measured)")
     where.add_argument("--ceilings", metavar="FILE", help="plan for the GPU whose ceilings `benchmarks/gpu_campaign.py ceilings` measured")
     command.add_argument("--gpus", type=int, default=1, metavar="N", help="shard the streams over N GPUs or processes (default: 1)")
+    command.add_argument("--fit", action="store_true", help="plan for the largest number of streams that the memory holds, in place of --streams")
     command.add_argument("--shared", action="store_true", help="the streams are rows of one set of weights")
     command.add_argument("--json", metavar="FILE", help="write the plan there as well")
 
@@ -66,22 +91,40 @@ def run(arguments) -> int:
     from dynadapt.plan.ceilings import datasheet, from_campaign, measured_here
     from dynadapt.plan.measured import comparisons
     from dynadapt.plan.predict import predict
-    shard = -(-config.streams // arguments.gpus)                     # the fullest GPU sets the time
     ceilings = datasheet(arguments.gpu) if arguments.gpu else from_campaign(arguments.ceilings) if arguments.ceilings else None
     if ceilings is not None and config.dtype == "auto":
         config = config.with_(dtype="bf16" if ceilings.kind == "gpu" else "fp32")
     config = settle(config.with_(device="cpu", backend="cpu"), geometry(config.model)).with_(device=config.device, backend=config.backend)
-    work = planned_work(config, shard, arguments.shared)
+    shard = -(-config.streams // arguments.gpus)                     # the fullest GPU sets the time
+    work = planned_work(config, shard, arguments.shared)             # what does not fit together is refused before anything is measured
     ceilings = ceilings or measured_here((config.dtype,))
+    fit = fitting(config, ceilings, arguments.shared)
+    if arguments.fit:
+        if not fit:
+            said = f"not one stream of {config.segment} tokens of {config.model} fits in {_size(ceilings.memory)}" if fit == 0 else f"the memory of {ceilings.name} is not known"
+            raise ConfigError(f"fit: {said}; plan without --fit for what one step takes")
+        shard, config = fit, config.with_(streams=fit * arguments.gpus)
+        work = planned_work(config, shard, arguments.shared)
     trust = comparisons(ceilings.kind)
     prediction = predict(work, ceilings, [m.slowdown for m in trust])
-    show(Console(soft_wrap=True, highlight=False), config, prediction, trust, arguments.gpus, arguments.shared)
+    show(Console(soft_wrap=True, highlight=False), config, prediction, trust, arguments.gpus, arguments.shared, fit)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(as_dict(config, prediction, trust, arguments.gpus), indent=2) + "\n", "utf-8")
+        Path(arguments.json).write_text(json.dumps(as_dict(config, prediction, trust, arguments.gpus, fit), indent=2) + "\n", "utf-8")
     return 0
 
 
-def planned_work(config: EvalConfig, streams: int, shared: bool) -> Work:
+def fitting(config: EvalConfig, ceilings: Ceilings, shared: bool) -> int | None:
+    """The largest number of streams whose step fits on one such machine, 0 for none; None where its memory is not known."""
+    from dynadapt.plan.fit import most_streams
+    return most_streams(lambda n: held_bytes(config.with_(streams=1), n, shared), ceilings.memory) if ceilings.memory else None
+
+
+@functools.lru_cache(64)
+def held_bytes(config: EvalConfig, streams: int, shared: bool) -> int:
+    return planned_work(config, streams, shared, memory_only=True).bytes_held
+
+
+def planned_work(config: EvalConfig, streams: int, shared: bool, memory_only: bool = False) -> Work:
     from dynadapt.adapt.optimizers import Adam
     from dynadapt.experiments.dyneval import adapt_of, optimizer_of
     from dynadapt.memory import Overlap, SegmentMemory
@@ -92,10 +135,10 @@ def planned_work(config: EvalConfig, streams: int, shared: bool) -> Work:
     adapt = adapt_of(config)
     optimizer = optimizer_of(config) if adapt else Adam()
     return step_work(geometry(config.model), adapt, optimizer, memory, streams, config.segment, shared, DTYPES[config.dtype],
-                     config.batch or None, config.recompute)
+                     config.batch or None, config.recompute, memory_only=memory_only)
 
 
-def show(console: Console, config: EvalConfig, p: Prediction, trust: list[Measured], gpus: int, shared: bool = False) -> None:
+def show(console: Console, config: EvalConfig, p: Prediction, trust: list[Measured], gpus: int, shared: bool = False, fit: int | None = None) -> None:
     w, c = p.work, p.ceilings
     per = "each of " + f"{gpus} GPUs" if gpus > 1 else "the step"
     console.print(f"[bold]{config.model}[/], {config.adapt}, {config.streams} x {config.segment} tokens, {remembered(config)}, {config.dtype}, on {c.name} ({c.source}: "
@@ -115,6 +158,8 @@ def show(console: Console, config: EvalConfig, p: Prediction, trust: list[Measur
                       f"{sum(op.calls for op in w.ops.values()) / 1e3:.1f} ms")
     room = f" of {c.memory / 1e9:,.0f} GB" if c.memory else ""
     console.print(f"memory  [bold]{_size(w.bytes_held)}[/]{room}: {', '.join(f'{name} {_size(n)}' for name, n in w.memory.items())}")
+    if fit is not None:
+        console.print(f"fits    {_fit_line(config, c, fit, gpus, shared)}")
     if trust:
         console.print(f"        and {_size(min(m.beyond for m in trust))} to {_size(max(m.beyond for m in trust))} for the process and the loaded model, as measured below")
     console.print(f"limit   {LIMITS[p.binding]}" + (f"; {said}" if p.binding == "memory" and (said := _what_fits(config, p, shared)) else ""))
@@ -125,6 +170,15 @@ def show(console: Console, config: EvalConfig, p: Prediction, trust: list[Measur
 
 def remembered(config: EvalConfig) -> str:
     return f"memory {config.memory}" if config.memory else f"context {config.context}" if config.context else "no memory"
+
+
+def _fit_line(config: EvalConfig, c: Ceilings, fit: int, gpus: int, shared: bool) -> str:
+    held = lambda n: _size(held_bytes(config.with_(streams=1), n, shared))  # noqa: E731
+    if not fit:
+        return f"not one stream of {config.segment} tokens in {_size(c.memory)}: one takes {held(1)}"
+    each = f" on each of {gpus}, {fit * gpus:,} in all" if gpus > 1 else ""
+    return (f"[bold]{fit:,} stream{'s' * (fit > 1)}[/] of {config.segment} tokens in {_size(c.memory)}{each} ({held(fit)}; {fit + 1:,} would take {held(fit + 1)}), "
+            "beside what the driver and other programs hold")
 
 
 def _what_fits(config: EvalConfig, p: Prediction, shared: bool) -> str:
@@ -174,11 +228,11 @@ def _trust_table(trust: list[Measured]) -> Table:
     return table
 
 
-def as_dict(config: EvalConfig, p: Prediction, trust: list[Measured], gpus: int) -> dict:
+def as_dict(config: EvalConfig, p: Prediction, trust: list[Measured], gpus: int, fit: int | None) -> dict:
     w, c = p.work, p.ceilings
     return {"settings": config.to_dict(), "gpus": gpus, "streams_a_gpu": w.streams,
             "ceilings": {"name": c.name, "source": c.source, "flops_per_second": c.product_rate(config.dtype), "bytes_per_second": c.bandwidth, "memory_bytes": c.memory},
             "flops": w.flops, "floor_seconds": p.floor, "expected_seconds": p.seconds and dict(zip(("median", "low", "high"), p.seconds)),
-            "limits": p.limits, "binding": p.binding, "memory_bytes": w.memory, "learned_parameters": w.learned_parameters,
+            "streams_that_fit": fit, "limits": p.limits, "binding": p.binding, "memory_bytes": w.memory, "learned_parameters": w.learned_parameters,
             "ops": {op.name: {"floor_seconds": op.seconds, "limit": op.limit, **vars(w.ops[op.name])} for op in p.ops},
             "measured": [{**m.row, "floor_seconds": m.floor, "held_bytes": m.held} for m in trust]}

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -25,14 +25,31 @@ from dynadapt.experiments.metrics import Run, read_run
 from dynadapt.experiments.rundir import read_json, write_json
 
 
+KEYS = ("out", "scores", "checkpoint", "base", "grid", "cells")
+
+
 @dataclass(frozen=True)
 class Cell:
     name: str
     config: EvalConfig
 
 
-def read_sweep(path: str | Path) -> tuple[Path, list[Cell]]:
-    """(directory of the runs, cells) of a sweep file. Raises ConfigError naming what does not fit."""
+@dataclass(frozen=True)
+class Sweep:
+    """``out``: directory of the runs. ``scores``, ``checkpoint``: those options of every cell's `dynadapt eval`; None: its default."""
+
+    out: Path
+    cells: list[Cell]
+    scores: bool = False
+    checkpoint: int | None = None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return (("--scores",) if self.scores else ()) + (() if self.checkpoint is None else ("--checkpoint", str(self.checkpoint)))
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """A sweep file. Raises ConfigError naming what does not fit."""
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
@@ -42,14 +59,19 @@ def read_sweep(path: str | Path) -> tuple[Path, list[Cell]]:
         raise ConfigError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict) or not ({"grid", "cells"} & set(content)):
         raise ConfigError(f"{path}: give base: and grid: or cells: (see dynadapt sweep --help)")
-    unknown = set(content) - {"out", "base", "grid", "cells"}
+    unknown = set(content) - set(KEYS)
     if unknown:
-        raise ConfigError(f"{path}: unknown key {sorted(unknown)[0]!r}; there are out, base, grid, cells")
+        raise ConfigError(f"{path}: unknown key {sorted(map(str, unknown))[0]!r}; there are {', '.join(KEYS)}")
+    scores, checkpoint = content.get("scores", False), content.get("checkpoint")
+    if not isinstance(scores, bool):
+        raise ConfigError(f"{path}: scores is {scores!r}; give true or false")
+    if checkpoint is not None and (not isinstance(checkpoint, int) or isinstance(checkpoint, bool) or checkpoint < 0):
+        raise ConfigError(f"{path}: checkpoint is {checkpoint!r}; give a number of segments, 0 for never")
     try:
         cells = expand(content.get("base") or {}, content.get("grid") or {}, content.get("cells") or [])
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    return Path(content.get("out") or Path("runs") / path.stem), cells
+    return Sweep(Path(content.get("out") or Path("runs") / path.stem), cells, scores, checkpoint)
 
 
 def expand(base: dict, grid: dict, cells: list[dict]) -> list[Cell]:
@@ -88,7 +110,9 @@ def run_cells(cells: list[Cell], out: Path, extra: tuple[str, ...] = (), console
     for number, cell in enumerate(cells, 1):
         path = out / cell.name
         title = f"[{number}/{len(cells)}] {cell.name}"
-        if (path / "summary.json").exists() and cell.config.matches(read_json(path / "config.json")):
+        # One that finished without the scores that are asked for is left to eval, which refuses it by name.
+        scored = "--scores" not in extra or (path / "scores.npy").exists()
+        if scored and (path / "summary.json").exists() and cell.config.matches(read_json(path / "config.json")):
             console.print(f"{title}: finished before", markup=False, style="dim")
             continue
         console.print(title, markup=False, style="bold")
@@ -166,13 +190,17 @@ def write_results(runs: list[Run], json_path: Path, csv_path: Path) -> None:
             writer.writerow([run.name, *(run.config[key] for key in keys), *(run.summary[name] for name in names)])
 
 
-def run_sweep(path: str, log: Sequence[str] = ()) -> int:
-    """log: names of logs that every cell's lines of metrics go to."""
-    out, cells = read_sweep(path)
+def run_sweep(path: str, scores: bool = False, checkpoint: int | None = None, log: Sequence[str] = ()) -> int:
+    """Runs what the file says. scores, checkpoint: in place of the file's, where given. log: names of logs that every cell's lines of
+    metrics go to."""
+    sweep = read_sweep(path)
+    sweep = replace(sweep, scores=scores or sweep.scores, checkpoint=sweep.checkpoint if checkpoint is None else checkpoint)
+    out, cells = sweep.out, sweep.cells
     try:
-        failures = run_cells(cells, out, tuple(word for name in log for word in ("--log", name)))
+        failures = run_cells(cells, out, sweep.options + tuple(word for name in log for word in ("--log", name)))
     except KeyboardInterrupt:
-        print(f"dynadapt: sweep stopped; the same command goes on: dynadapt sweep {path}", file=sys.stderr)
+        words = [path, *(["--scores"] if scores else []), *([] if checkpoint is None else ["--checkpoint", str(checkpoint)])]
+        print(f"dynadapt: sweep stopped; the same command goes on: dynadapt sweep {' '.join(words)}", file=sys.stderr)
         return 130
     runs = finished_runs(cells, out)
     if runs:

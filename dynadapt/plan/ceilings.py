@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from ..ceiling import gemm_ceiling
 from ..experiments.rundir import read_json
+from .datasheets import CARDS, card
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,10 @@ class Ceilings:
         return self.flops[dtype]
 
 
-# Dense rates, HBM bandwidth and capacity of the SXM parts, from the vendor's datasheets.
-DATASHEETS = {
-    "h200": ("NVIDIA H200 SXM", {"bf16": 989e12, "fp32": 67e12}, 4.8e12, 141e9),
-    "h100": ("NVIDIA H100 SXM", {"bf16": 989e12, "fp32": 67e12}, 3.35e12, 80e9),
-    "a100": ("NVIDIA A100 SXM 80GB", {"bf16": 312e12, "fp32": 19.5e12}, 2.039e12, 80e9),
-}
-GPUS = tuple(DATASHEETS)
-
-
 def datasheet(gpu: str) -> Ceilings:
-    """A GPU's ceilings as its vendor gives them. Raises ValueError naming the GPUs that are known."""
-    if gpu not in DATASHEETS:
-        raise ValueError(f"gpu={gpu!r}: expected one of {', '.join(GPUS)}, or give measured ceilings")
-    name, flops, bandwidth, memory = DATASHEETS[gpu]
-    return Ceilings(name, "gpu", "the vendor's datasheet, not measured", dict(flops), bandwidth, memory)
+    """A GPU's ceilings as its vendor gives them, by any of its usual names. Raises ValueError naming the GPUs that are known."""
+    name, bf16, fp32, bandwidth, memory = CARDS[card(gpu)]
+    return Ceilings(name, "gpu", "the vendor's datasheet, not measured", {"bf16": 1e12 * bf16, "fp32": 1e12 * fp32}, 1e9 * bandwidth, 1e9 * memory)
 
 
 def from_campaign(path: str | Path) -> Ceilings:
@@ -67,7 +58,17 @@ def measured_here(dtypes=("bf16", "fp32"), seconds: float = 1.0) -> Ceilings:
     threads = native_module().num_threads()
     kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
     flops = {name: 1e9 * gemm_ceiling(kinds[name], threads, seconds)["gflops"] for name in dtypes}
-    return Ceilings(f"{cpu_name()}, {threads} threads", "cpu", "measured now", flops, copy_bandwidth(seconds))
+    return Ceilings(f"{cpu_name()}, {threads} threads", "cpu", "measured now", flops, copy_bandwidth(seconds), machine_memory())
+
+
+def machine_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
+    """Bytes of memory that this process may use: the machine's, or its control group's where that allows less."""
+    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    try:
+        allowed = limit.read_text().strip()
+    except OSError:
+        return memory
+    return min(memory, float(allowed)) if allowed.isdigit() else memory
 
 
 def copy_bandwidth(seconds: float = 1.0, size: int = 1 << 28) -> float:

@@ -99,10 +99,11 @@ def _bytes(argument) -> int:
 
 
 def step_work(config: ModelConfig, adapt=None, optimizer=None, memory=None, streams: int = 1, segment: int = 512, shared: bool = False,
-              dtype: torch.dtype = torch.bfloat16, batch: int | None = None, recompute: bool = False, learn: bool = True) -> Work:
+              dtype: torch.dtype = torch.bfloat16, batch: int | None = None, recompute: bool = False, learn: bool = True, memory_only: bool = False) -> Work:
     """The work of one step that scores, learns (where ``adapt`` is given and ``learn``) and updates, with its memory full.
 
-    Arguments are ``Engine``'s. Streams with weights of their own run one by one, as they do there.
+    Arguments are ``Engine``'s. Streams with weights of their own run one by one, as they do there. With ``memory_only`` passes of
+    equal size run once, which is all that what is held depends on: FLOPs and ops are not the step's then.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -133,10 +134,11 @@ def step_work(config: ModelConfig, adapt=None, optimizer=None, memory=None, stre
     rope = (None, None) if config.rope_theta is None else tuple(t.to(META) for t in rope_tables(config, length))
     decoder = Decoder(config, weights, recorder, workspace, ledger, rope, store, getattr(adapt, "scale", 0.0), recompute)
 
-    for rows in _passes(streams, 1 if turns > 1 else batch or streams):
+    passes = _passes(streams, 1 if turns > 1 else batch or streams)
+    for rows in dict.fromkeys(passes) if memory_only else passes:
         _one_pass(decoder, learner, lowest, rows, segment, context, slots)
     if learn:
-        for _ in range(turns):
+        for _ in range(1 if memory_only else turns):
             learner.state.update(recorder.update, torch.empty(slots, dtype=torch.int32, device=META), torch.empty(slots, device=META))
         ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer))
     recorder.settle()

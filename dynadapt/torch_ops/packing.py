@@ -54,12 +54,13 @@ def freeze(weight: torch.Tensor) -> torch.Tensor:
     past the counter are not**: into the elements of ``weight.data``, by numpy or another library. Costs as many bytes as the weight.
 
     Raises:
-        ValueError: for a tensor that learns, is no contiguous matrix, or has no version counter (inference mode).
+        ValueError: for a tensor that learns, is no contiguous matrix or transpose of one, or has no version counter (inference mode).
     """
     if weight.requires_grad or weight.is_inference():
         raise ValueError(f"weight {tuple(weight.shape)}: expected a tensor with requires_grad=False, made outside inference mode")
-    if weight.dim() != 2 or not weight.is_contiguous():
-        raise ValueError(f"weight has shape {tuple(weight.shape)} and strides {weight.stride()}: expected a contiguous [O, K]")
+    if weight.dim() != 2 or not (weight.is_contiguous() or weight.t().is_contiguous()):
+        raise ValueError(f"weight has shape {tuple(weight.shape)} and strides {weight.stride()}: expected a contiguous [O, K], or the "
+                         "transpose of a contiguous [K, O]")
     storage = weight.untyped_storage()
     if weight.numel() == 0 or storage.device.type != "cpu" or storage.data_ptr() == 0:
         return weight  # other devices multiply with the plain tensor; a fake tensor or one of other tensors has no memory itself

@@ -119,21 +119,23 @@ def _same(first: Run, other: Run) -> None:
 
 def input_digest(run: Run, name: str):
     """What inputs.json keeps of something that the run's numbers depend on; None where it keeps nothing."""
+    return _inputs(run).get(name)
+
+
+def _inputs(run: Run) -> dict:
     path = run.path / "inputs.json"
-    return read_json(path).get(name) if path.exists() else None
+    return read_json(path) if path.exists() else {}
 
 
 def _digests(run: Run) -> dict[str, str]:
     """The sha256 of each file that could be read twice, by the name that the run had for it, in the order in which it read them."""
-    path = run.path / "inputs.json"
-    known = read_json(path) if path.exists() else {}
-    return {ast.literal_eval(name.removeprefix("text ")): facts["sha256"] for name, facts in known.items() if name.startswith("text ") and facts}
+    return {ast.literal_eval(name.removeprefix("text ")): facts["sha256"] for name, facts in _inputs(run).items()
+            if name.startswith("text ") and facts}
 
 
 def _contents(run: Run) -> list[str] | None:
     """The sha256 of all files in order; None where one is not known."""
-    path = run.path / "inputs.json"
-    known = [facts for name, facts in (read_json(path) if path.exists() else {}).items() if name.startswith("text ")]
+    known = [facts for name, facts in _inputs(run).items() if name.startswith("text ")]
     return [facts["sha256"] for facts in known] if known and all(known) else None
 
 

@@ -22,11 +22,6 @@ LOOK = 4096                  # bytes that are searched for a line to begin with
 CHUNK = 1 << 20
 
 
-def sources_of(specs: tuple[str, ...]) -> list[Source]:
-    """A source for each document."""
-    return [Source(spec) for spec in specs]
-
-
 @dataclass(frozen=True)
 class Piece:
     """A run of one document. ids [n + 1], sizes [n]: bytes of the targets; the first `skip` targets are not counted."""

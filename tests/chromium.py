@@ -1,0 +1,107 @@
+"""Chromium without other packages: its debugging protocol over a pipe, so that a page is seen at any width, with mouse or touch."""
+import base64
+import itertools
+import json
+import os
+import select
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+
+PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page:
+    """One page at ``width`` x ``height`` CSS pixels; ``touch``: a phone, whose taps make no mouse events of their own before."""
+
+    def __init__(self, url: str, width: int, height: int = 900, touch: bool = False, scheme: str = "light", seconds: float = 120):
+        self.until, self.numbers, self.buffer, self.errors = time.monotonic() + seconds, itertools.count(1), b"", []
+        read, self.write = os.pipe()
+        self.read, write = os.pipe()
+        self.profile = tempfile.mkdtemp(prefix="chromium-")
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars=false", "--remote-debugging-pipe", "--disable-background-networking",
+                 "--force-color-profile=srgb", f"--user-data-dir={self.profile}", "about:blank"]
+        self.process = subprocess.Popen(["sh", "-c", f"exec {shlex.join([PROGRAM, *flags])} 3<&{read} 4>&{write}"], pass_fds=(read, write),
+                                        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        os.close(read)
+        os.close(write)
+        self.session = None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.call("Runtime.enable")
+        self.call("Page.enable")
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
+        self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(30)
+        os.close(self.read)
+        os.close(self.write)
+        shutil.rmtree(self.profile, ignore_errors=True)
+
+    def call(self, method: str, **parameters):
+        number = next(self.numbers)
+        message = {"id": number, "method": method, "params": parameters, **({"sessionId": self.session} if self.session else {})}
+        data = json.dumps(message).encode() + b"\0"
+        while data:
+            data = data[os.write(self.write, data):]
+        while True:
+            answer = self._receive()
+            if answer.get("id") == number:
+                assert "error" not in answer, (method, answer["error"])
+                return answer["result"]
+            if answer.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(answer["params"]["exceptionDetails"])
+
+    def _receive(self) -> dict:
+        while b"\0" not in self.buffer:
+            ready, _, _ = select.select([self.read], [], [], max(0, self.until - time.monotonic()))
+            assert ready, "Chromium gave no answer in time"
+            part = os.read(self.read, 1 << 20)
+            assert part, "Chromium ended"
+            self.buffer += part
+        message, _, self.buffer = self.buffer.partition(b"\0")
+        return json.loads(message)
+
+    def run(self, script: str):
+        """The value of a JavaScript expression, awaited where it is a promise."""
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait(self, script: str) -> None:
+        while not self.run(script):
+            assert time.monotonic() < self.until, script
+            time.sleep(0.02)
+
+    def settle(self) -> None:
+        """Until what was asked for has been drawn."""
+        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+
+    def hover(self, x: float, y: float) -> None:
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        self.settle()
+
+    def click(self, x: float, y: float) -> None:
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        self.settle()
+
+    def tap(self, x: float, y: float) -> None:
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.settle()
+
+    def screenshot(self, path, whole: bool = False) -> None:
+        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        with open(path, "wb") as file:
+            file.write(base64.b64decode(shot["data"]))
