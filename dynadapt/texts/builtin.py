@@ -1,0 +1,22 @@
+"""Texts that every installation has."""
+
+from __future__ import annotations
+
+
+def _python_reference() -> str:
+    from pydoc_data import topics
+    return "\n\n".join(topics.topics[name].strip("\n") for name in sorted(topics.topics)) + "\n"
+
+
+def _python_source() -> str:
+    import argparse, ast, collections, configparser, csv, datetime, decimal, difflib, email.message, fractions  # noqa: E401
+    import gettext, heapq, inspect, ipaddress, json.decoder, logging, mailbox, optparse, pathlib, statistics   # noqa: E401
+    modules = [argparse, ast, collections, configparser, csv, datetime, decimal, difflib, email.message, fractions,
+               gettext, heapq, inspect, ipaddress, json.decoder, logging, mailbox, optparse, pathlib, statistics]
+    return "\n\n".join(inspect.getsource(module) for module in modules)
+
+
+BUILTINS = {
+    "python-reference": _python_reference,   # the language reference that CPython carries for help(): English prose
+    "python-source": _python_source,         # modules of the standard library: code
+}
