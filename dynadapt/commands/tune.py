@@ -10,6 +10,8 @@ from dynadapt.commands.evaluate import check_texts
 from dynadapt.commands.settings import HELP
 from dynadapt.experiments.config import CHOICES, EvalConfig
 
+SETTINGS = ("model", "field", "segment", "dtype", "backend", "device", "seed")     # of EvalConfig, taken as they are
+
 EXAMPLES = """\
 examples:
   dynadapt tune novel.txt
@@ -28,7 +30,7 @@ def add_options(command) -> None:
     command.add_argument("text", nargs="+", metavar="TEXT", help=HELP["text"])
     command.add_argument("--minutes", type=float, default=5.0, metavar="M", help="wall time for all of it, loading the model included (default: 5)")
     command.add_argument("--out", metavar="DIR", help="directory that does not exist yet (default: runs/tune-MODEL-TEXT)")
-    for name in ("model", "segment", "dtype", "backend", "device", "seed"):
+    for name in SETTINGS:
         default = EvalConfig.__dataclass_fields__[name].default
         command.add_argument(f"--{name}", type=type(default), default=default, choices=CHOICES.get(name), help=f"{HELP[name]} (default: {default})",
                              **({} if name in CHOICES else {"metavar": "NAME" if isinstance(default, str) else "N"}))
@@ -38,7 +40,7 @@ def add_options(command) -> None:
 def run(arguments) -> int:
     from dynadapt.experiments.tune.checked import check_minutes, free_directory
     started = time.monotonic()
-    config = EvalConfig(text=tuple(arguments.text), **{name: getattr(arguments, name) for name in ("model", "segment", "dtype", "backend", "device", "seed")})
+    config = EvalConfig(text=tuple(arguments.text), **{name: getattr(arguments, name) for name in SETTINGS})
     check_minutes(arguments.minutes)
     check_texts(config)
     out = free_directory(arguments.out or _free_directory(config))

@@ -11,6 +11,7 @@ from typing import Callable
 import numpy as np
 
 from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.defaults import settle
 from dynadapt.experiments.rundir import RunError
 from dynadapt.experiments.tune import plan as planning
 from dynadapt.experiments.tune.checked import check_minutes, free_directory
@@ -18,7 +19,7 @@ from dynadapt.experiments.tune.estimate import late_mean
 from dynadapt.experiments.tune.measure import Bench, Scored
 from dynadapt.experiments.tune.plan import Candidate, Cost, Plan
 from dynadapt.experiments.tune.windows import Text, Window, draw, read_text
-from dynadapt.text import TextError, TokenReader, streaming_tokenizer
+from dynadapt.text import TextError, TokenReader, expand, streaming_tokenizer
 
 KINDS = ("none", "lora", "rows", "full")
 WRITING = 4.0                    # seconds kept back for the picture and the files
@@ -78,11 +79,12 @@ def tune(config: EvalConfig, minutes: float = 5.0, out: str | Path | None = None
     budget = Budget(minutes, progress, started)
     budget("reading the text and loading the model")
     with tempfile.TemporaryDirectory(prefix="dynadapt-tune-") as folder:
-        for spec in config.text:
-            _check_text(spec)
+        for source in expand(config.text, config.field):
+            source.check()                           # a pipe says nothing yet
         model = _model(config, model)
+        config = settle(config, model.config, memory=0)
         tokenizer = streaming_tokenizer(model.tokenizer)
-        text = read_text(config.text, tokenizer, Path(folder))
+        text = read_text(config.text, tokenizer, Path(folder), config.field)
         _check_length(text, config.segment)
         bench = Bench(model, config.with_(text=(), context=0, lr=None), budget)
         found = _search(text, tokenizer, bench, budget, config)
@@ -102,15 +104,9 @@ def _check(config: EvalConfig, minutes: float) -> None:
         raise ConfigError("optimizer 'rms': tune has no statistics text; give adam, adamw or sgd")
 
 
-def _check_text(spec: str) -> None:
-    from dynadapt.text import Source
-    if spec != "-":
-        Source(spec).check()
-
-
 def _model(config: EvalConfig, model):
-    from dynadapt.experiments.dyneval import _model as load
-    return load(config, model)
+    from dynadapt.experiments.dyneval import _checked, _load
+    return _checked(config, _load(config.model) if model is None else model)
 
 
 def _check_length(text: Text, segment: int) -> None:

@@ -15,6 +15,8 @@ from dynadapt.experiments.tune.estimate import KIND, LEVEL, Estimate, estimate
 from dynadapt.experiments.tune.plan import Candidate
 from dynadapt.experiments.whole_files import new_directory, write_json
 
+MOST_NAMED = 8                   # documents of the rest that a command names; of more, their directory, which is read in the same order
+
 
 @dataclass(frozen=True)
 class Recommendation:
@@ -104,7 +106,7 @@ def _words(judging, rest: int, config: EvalConfig) -> str:
 
 def _command(config: EvalConfig, candidate: Candidate, bench, texts: list[str], out: Path | None, name_of_run: str) -> str:
     """The line that scores `texts` with the candidate; what it tried out is always named."""
-    run = candidate.configure(config).with_(text=tuple(texts), dtype=bench.dtype)
+    run = candidate.configure(config).with_(text=tuple(texts), field="text", dtype=bench.dtype)
     words = run.arguments()
     for name in ("model", "adapt", "memory", "segment", "dtype"):
         if f"--{name}" not in words:
@@ -135,7 +137,7 @@ def write(result: Recommendation, out: Path, text, apart, budget=None) -> Recomm
         out.rmdir()                                  # empty: free_directory has seen to that
     with new_directory(out) as folder:
         names = write_rest(text, apart, folder / "rest")
-        rest = shlex.join(str(out / "rest" / name) for name in names)
+        rest = shlex.join(str(out / "rest" / name) for name in names) if len(names) <= MOST_NAMED else shlex.quote(str(out / "rest"))
         filled = {name: getattr(result, name).replace("--text REST", f"--text {rest}", 1) for name in ("command", "static_command")}
         result = replace(result, **filled)
         draw_picture(result, folder / "picture.png")

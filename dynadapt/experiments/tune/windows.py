@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.text import Source, TextError, TokenReader
+from dynadapt.text import Source, TextError, TokenReader, expand
 
 COUNTED = 1 << 22            # bytes up to which the tokens of a text are counted; beyond, its windows tell how many a byte has
 LOOK = 4096                  # bytes that are searched for a line to begin with
@@ -67,14 +67,14 @@ class Text:
         return sum(self.sizes)
 
 
-def read_text(specs: tuple[str, ...], tokenizer, folder: Path) -> Text:
+def read_text(specs: tuple[str, ...], tokenizer, folder: Path, field: str = "text") -> Text:
     """Checks the documents and counts their tokens; a pipe is copied into `folder` first. Raises TextError naming what can't be read."""
     if not specs:
         raise TextError("text: none given; name files, - for standard input, or builtin:python-reference")
     if list(specs).count("-") > 1:
         raise TextError("text: - (standard input) can be given once only")
     sources, names = [], []
-    for number, source in enumerate(sources_of(specs)):
+    for number, source in enumerate(expand(specs, field)):
         names.append(source.name)
         sources.append(source if source.check() else _copied(source, folder / f"pipe-{number}"))
     sizes = [source.check()["bytes"] for source in sources]
