@@ -39,7 +39,10 @@ from dynadapt.experiments.config import ConfigError, EvalConfig, parse_layers
 from dynadapt.experiments.dyneval import build_engine
 from dynadapt.generation import generate, score_continuations
 from dynadapt.lm_eval.generation_settings import check_defaults, check_request, end_ids, model_defaults, repetition_penalty
+from dynadapt.lm_eval.texts import text_task
 from dynadapt.model import Tokenizer, load
+
+__all__ = ["DynadaptLM", "text_task"]
 
 logger = logging.getLogger(__name__)
 
