@@ -40,7 +40,10 @@ from dynadapt.experiments.defaults import settle
 from dynadapt.experiments.dyneval import build_engine
 from dynadapt.generation import generate, score_continuations
 from dynadapt.lm_eval.generation_settings import check_defaults, check_request, end_ids, model_defaults, repetition_penalty
+from dynadapt.lm_eval.texts import text_task
 from dynadapt.model import Tokenizer, load
+
+__all__ = ["DynadaptLM", "text_task"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ POLICIES = {
     "document": "learns within each document, which starts from the loaded weights",
     "stream": "learns from document to document of a task, in the task's order",
 }
-ELSEWHERE = ("model", "text", "tokens", "streams", "split", "reset", "batch", "statistics")
+ELSEWHERE = ("model", "text", "field", "tokens", "streams", "split", "reset", "batch", "statistics")
 MAX_LENGTH = 2048
 HARNESS_DEVICE = "cuda:0"  # what the harness' command line sends when it was given no --device, GPU or none
 

@@ -36,7 +36,7 @@ def files_in(folder: str) -> tuple[list[str], str]:
     said = ", ".join(f"{count} {why}" + (f" ({', '.join(sorted(suffixes)[:8])})" if why == "of other kinds" else "")
                      for why, count in sorted(skipped.items()) if count)
     if not found:
-        raise TextError(f"text {folder!r}: a directory without text files" + f" (passed over: {said})" * bool(said))
+        raise TextError(f"text {folder!r} is empty: a directory without text files" + f" (passed over: {said})" * bool(said))
     return sorted(found, key=lambda path: Path(path).parts), said
 
 

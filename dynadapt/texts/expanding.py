@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from dynadapt.notes import note
 
@@ -42,8 +43,14 @@ def expand(specs: Sequence[str], field: str = "text") -> list[Source]:
             sources.append(source)
     said += [f"{records.path}: {records.blank} document{'s' * (records.blank != 1)} of nothing but spaces" for records in opened.values() if records.blank]
     if said:
-        note("texts passed over: " + "; ".join(said), stacklevel=1)          # the same words once, whoever asks again
+        _say("texts passed over: " + "; ".join(said))
     return sources
+
+
+@lru_cache(None)
+def _say(text: str) -> None:
+    """Once, whoever reads the same texts again."""
+    note(text, stacklevel=5)
 
 
 def _of(spec: str, field: str, opened: dict[str, Records], said: list[str]) -> Iterator[Source]:

@@ -8,6 +8,7 @@ from the start (or the row group) again for one that lies before: reading in ord
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -119,8 +120,8 @@ class JsonLines(Records):
     """Each line an object with the field. Empty lines are passed over."""
 
     def items(self, number: int = 1) -> Iterator[Item]:
-        with named_errors(self.path), open_file(self.path) as file:
-            yield from self._parsed(_lines(file))
+        with named_errors(self.path), io.BufferedReader(open_file(self.path), 1 << 20) as lines:
+            yield from self._parsed(lines)
 
     def _parsed(self, lines: Iterable[bytes]) -> Iterator[Item]:
         offset = 0
@@ -147,11 +148,6 @@ class JsonLines(Records):
             return self.text_of(record.number, self._json(record.number, line))
         except TextError:
             raise self.changed(record) from None
-
-
-def _lines(file) -> Iterator[bytes]:
-    import io
-    return iter(file if hasattr(file, "peek") else io.BufferedReader(file, 1 << 20))
 
 
 class JsonArray(Records):
