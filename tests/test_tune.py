@@ -102,31 +102,42 @@ def test_a_schedule_keeps_to_its_seconds_whoever_goes_on():
         assert more[0].windows >= rounds[0].windows
 
 
+MEMORIES = (0, 512, 1536)
+
+
 def test_a_plan_fits_into_its_time_and_its_text():
     generator = np.random.default_rng(1)
-    found = grids(KINDS, (0, 512, 1536), EvalConfig())
+    found = grids(KINDS, MEMORIES, EvalConfig())
+    plan_for = lambda costs, seconds, length, **changes: make_plan(KINDS, MEMORIES, EvalConfig(**changes), costs, seconds, length)  # noqa: E731
     for _ in range(200):
         costs, seconds, length = costs_of(found[0][0], generator), float(generator.uniform(0.1, 2000)), int(generator.integers(10, 3000))
-        plan = make_plan(found, costs, seconds, length)
+        plan = plan_for(costs, seconds, length)
         if plan is None:
             assert length < 200 or seconds < 400
             continue
         assert (plan.windows + plan.judging) * plan.segments <= planning.APART * length and plan.judging >= 6
     cheap = dict.fromkeys(found[0][0], Cost(0.01, 0.01))
-    assert make_plan(found, cheap, 1000, 100_000).left_out == ""
-    sizes = [len(make_plan(found, cheap, seconds, 100_000).candidates) for seconds in (1000, 20, 10, 5, 2, 1)]
+    assert plan_for(cheap, 1000, 100_000).left_out == ""
+    sizes = [len(plan_for(cheap, seconds, 100_000).candidates) for seconds in (1000, 20, 10, 5, 2, 1)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] == 30 and sizes[-1] < 13
+    for segment in (32, 128, 512):                   # windows are long enough for the memory that is tried in them
+        for seconds in (1000, 20, 10, 5, 2, 1):
+            plan = plan_for(cheap, seconds, 100_000, segment=segment)
+            tried = {each.memory for each in plan.candidates}
+            assert max(tried) <= (plan.segments - 1) * segment
+            assert 1536 in tried or "memory" in plan.left_out
 
 
 def test_the_least_that_is_named_would_do():
     generator = np.random.default_rng(2)
-    found = grids(KINDS, (0, 512), EvalConfig())
+    candidates = grids(KINDS, MEMORIES, EvalConfig())[0][0]
     for _ in range(50):
-        costs = costs_of(found[0][0], generator)
-        assert make_plan(found, costs, least_seconds(found, costs), 10_000) is not None
-        assert make_plan(found, costs, least_seconds(found, costs) / 2, 10_000) is None
-        assert make_plan(found, costs, 1e9, least_segments()) is not None
-        assert make_plan(found, costs, 1e9, least_segments() - 2) is None
+        costs, config = costs_of(candidates, generator), EvalConfig(segment=int(generator.choice([16, 128, 512])))
+        least = least_seconds(KINDS, MEMORIES, config, costs)
+        assert make_plan(KINDS, MEMORIES, config, costs, least, 10_000) is not None
+        assert make_plan(KINDS, MEMORIES, config, costs, least / 2, 10_000) is None
+        assert make_plan(KINDS, MEMORIES, config, costs, 1e9, least_segments()) is not None
+        assert make_plan(KINDS, MEMORIES, config, costs, 1e9, least_segments() - 2) is None
 
 
 # ------------------------------------------------------------------------------------------------------------- statistics
