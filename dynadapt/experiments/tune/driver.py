@@ -17,7 +17,7 @@ from dynadapt.experiments.tune.checked import check_minutes, free_directory
 from dynadapt.experiments.tune.estimate import late_mean
 from dynadapt.experiments.tune.measure import Bench, Scored
 from dynadapt.experiments.tune.plan import Candidate, Cost, Plan
-from dynadapt.experiments.tune.windows import Text, Window, draw, read_text
+from dynadapt.experiments.tune.windows import Text, Window, draw, read_text, sources_of
 from dynadapt.text import TextError, TokenReader, streaming_tokenizer
 
 KINDS = ("none", "lora", "rows", "full")
@@ -78,8 +78,9 @@ def tune(config: EvalConfig, minutes: float = 5.0, out: str | Path | None = None
     budget = Budget(minutes, progress, started)
     budget("reading the text and loading the model")
     with tempfile.TemporaryDirectory(prefix="dynadapt-tune-") as folder:
-        for spec in config.text:
-            _check_text(spec)
+        for source in sources_of(config.text):
+            if source.spec != "-":
+                source.check()
         model = _model(config, model)
         tokenizer = streaming_tokenizer(model.tokenizer)
         text = read_text(config.text, tokenizer, Path(folder))
@@ -100,12 +101,6 @@ def _check(config: EvalConfig, minutes: float) -> None:
             raise ConfigError(f"{name} {getattr(config, name)!r}: tune reads the whole text as one stream with memory; leave it at {accepted}")
     if config.optimizer == "rms":
         raise ConfigError("optimizer 'rms': tune has no statistics text; give adam, adamw or sgd")
-
-
-def _check_text(spec: str) -> None:
-    from dynadapt.text import Source
-    if spec != "-":
-        Source(spec).check()
 
 
 def _model(config: EvalConfig, model):
