@@ -1,4 +1,5 @@
 """`dynadapt tune`: the plan, the windows, the statistics, and the whole of it on a tiny model."""
+import io
 import json
 import os
 import shlex
@@ -101,31 +102,42 @@ def test_a_schedule_keeps_to_its_seconds_whoever_goes_on():
         assert more[0].windows >= rounds[0].windows
 
 
+MEMORIES = (0, 512, 1536)
+
+
 def test_a_plan_fits_into_its_time_and_its_text():
     generator = np.random.default_rng(1)
-    found = grids(KINDS, (0, 512, 1536), EvalConfig())
+    found = grids(KINDS, MEMORIES, EvalConfig())
+    plan_for = lambda costs, seconds, length, **changes: make_plan(KINDS, MEMORIES, EvalConfig(**changes), costs, seconds, length)  # noqa: E731
     for _ in range(200):
         costs, seconds, length = costs_of(found[0][0], generator), float(generator.uniform(0.1, 2000)), int(generator.integers(10, 3000))
-        plan = make_plan(found, costs, seconds, length)
+        plan = plan_for(costs, seconds, length)
         if plan is None:
             assert length < 200 or seconds < 400
             continue
         assert (plan.windows + plan.judging) * plan.segments <= planning.APART * length and plan.judging >= 6
     cheap = dict.fromkeys(found[0][0], Cost(0.01, 0.01))
-    assert make_plan(found, cheap, 1000, 100_000).left_out == ""
-    sizes = [len(make_plan(found, cheap, seconds, 100_000).candidates) for seconds in (1000, 20, 10, 5, 2, 1)]
+    assert plan_for(cheap, 1000, 100_000).left_out == ""
+    sizes = [len(plan_for(cheap, seconds, 100_000).candidates) for seconds in (1000, 20, 10, 5, 2, 1)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] == 30 and sizes[-1] < 13
+    for segment in (32, 128, 512):                   # windows are long enough for the memory that is tried in them
+        for seconds in (1000, 20, 10, 5, 2, 1):
+            plan = plan_for(cheap, seconds, 100_000, segment=segment)
+            tried = {each.memory for each in plan.candidates}
+            assert max(tried) <= (plan.segments - 1) * segment
+            assert 1536 in tried or "memory" in plan.left_out
 
 
 def test_the_least_that_is_named_would_do():
     generator = np.random.default_rng(2)
-    found = grids(KINDS, (0, 512), EvalConfig())
+    candidates = grids(KINDS, MEMORIES, EvalConfig())[0][0]
     for _ in range(50):
-        costs = costs_of(found[0][0], generator)
-        assert make_plan(found, costs, least_seconds(found, costs), 10_000) is not None
-        assert make_plan(found, costs, least_seconds(found, costs) / 2, 10_000) is None
-        assert make_plan(found, costs, 1e9, least_segments()) is not None
-        assert make_plan(found, costs, 1e9, least_segments() - 2) is None
+        costs, config = costs_of(candidates, generator), EvalConfig(segment=int(generator.choice([16, 128, 512])))
+        least = least_seconds(KINDS, MEMORIES, config, costs)
+        assert make_plan(KINDS, MEMORIES, config, costs, least, 10_000) is not None
+        assert make_plan(KINDS, MEMORIES, config, costs, least / 2, 10_000) is None
+        assert make_plan(KINDS, MEMORIES, config, costs, 1e9, least_segments()) is not None
+        assert make_plan(KINDS, MEMORIES, config, costs, 1e9, least_segments() - 2) is None
 
 
 # ------------------------------------------------------------------------------------------------------------- statistics
@@ -284,15 +296,15 @@ def test_from_a_text_to_a_command_that_keeps_its_promise(directory, texts, tmp_p
     out = tmp_path / "it is tuned"
     started = time.monotonic()
     with pytest.raises(SystemExit) as end:
-        main(["tune", *texts, "--model", str(directory), "--segment", "16", "--dtype", "fp32", "--minutes", "0.5", "--out", str(out)])
-    assert not end.value.code and time.monotonic() - started < 30
+        main(["tune", *texts, "--model", str(directory), "--segment", "16", "--dtype", "fp32", "--minutes", "2", "--out", str(out)])
+    assert not end.value.code and time.monotonic() - started < 120
     said = capsys.readouterr().out
     found = json.loads((out / "recommendation.json").read_text())
     assert (out / "picture.png").stat().st_size > 10_000 and sorted(os.listdir(out)) == ["picture.png", "recommendation.json", "rest"]
     low, high = found["interval"]
     assert found["adapts"] and 0 < low < found["gain_nats"] < high <= found["static_nll"] and found["minutes"] > 0
     assert found["gain_bits_per_byte"] == pytest.approx(found["gain_nats"] * found["interval_bits_per_byte"][0] / low)
-    assert found["machine"]["dtype"] == "fp32" and found["machine"]["instruction_set"] and found["seconds"] < 30
+    assert found["machine"]["dtype"] == "fp32" and found["machine"]["instruction_set"] and found["seconds"] < 120
     assert {row["adapt"] for row in found["tried"]} == set(KINDS) and all(row["seconds"] > 0 and row["flops_per_token"] > 0 for row in found["tried"])
     for phrase in ("expected gain over static", "bits per byte", "95% interval", "price:", "set apart", "run, on the rest of the text:", "memory 512 is left out"):
         assert phrase in said
@@ -318,7 +330,7 @@ def test_where_every_rate_diverges_the_static_command_is_recommended(directory, 
     monkeypatch.setattr(settings, "LEARNING_RATES", settings.LEARNING_RATES)
     for kind, rates in settings.LEARNING_RATES.items():
         monkeypatch.setitem(settings.LEARNING_RATES, kind, dict.fromkeys(rates, 1e30))
-    found = tune(config_for(directory, texts), 0.4, tmp_path / "out", model=model)
+    found = tune(config_for(directory, texts[2:]), 2, tmp_path / "out", model=model)
     assert isinstance(found, Recommendation) and not found.adapts
     assert found.command == found.static_command and "--adapt none" in found.command
     print_recommendation(found)
@@ -326,13 +338,15 @@ def test_where_every_rate_diverges_the_static_command_is_recommended(directory, 
     assert json.loads((tmp_path / "out" / "recommendation.json").read_text())["command"] == found.command
 
 
-def test_a_pipe_is_tuned_on_and_its_rest_kept(directory, texts, tmp_path):
+def test_a_pipe_is_tuned_on_and_its_rest_kept(directory, texts, tmp_path, monkeypatch, capsys):
     content = open(texts[2], "rb").read()
-    done = subprocess.run([sys.executable, "-m", "dynadapt", "tune", "-", "--model", str(directory), "--segment", "16", "--minutes", "0.5", "--out", str(tmp_path / "out"),
-                           "--quiet"], input=content, capture_output=True, timeout=90)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    with pytest.raises(SystemExit) as end:
+        main(["tune", "-", "--model", str(directory), "--segment", "16", "--minutes", "2", "--out", str(tmp_path / "out"), "--quiet"])
+    assert not end.value.code
+    done = capsys.readouterr()
     found = json.loads((tmp_path / "out" / "recommendation.json").read_text())
-    assert done.stdout.decode().strip() == found["command"] and found["whole_text_command"] is None and not done.stderr
+    assert done.out.strip() == found["command"] and found["whole_text_command"] is None and not done.err
     rest = (tmp_path / "out" / "rest" / "0000-stdin.txt").read_bytes()
     assert 0.4 * len(content) < len(rest) < len(content)
 
@@ -353,7 +367,7 @@ def test_too_few_minutes_are_refused_with_what_would_do(directory, model, texts,
         tune(config_for(directory, texts), 0.001, tmp_path / "out", model=model)
     enough = float(str(refused.value).rpartition(" ")[2])
     assert 0.001 < enough < 5 and not (tmp_path / "out").exists()
-    assert tune(config_for(directory, texts), max(enough, 0.3), tmp_path / "out", model=model).seconds < 60 * max(enough, 0.3)
+    assert tune(config_for(directory, texts), max(enough, 1), tmp_path / "out", model=model).seconds < 60 * max(enough, 1)
 
 
 def test_a_directory_that_holds_something_is_left_alone(directory, model, texts, tmp_path):

@@ -2,6 +2,7 @@
 import csv
 import json
 import re
+import shlex
 import shutil
 import xml.etree.ElementTree
 
@@ -360,3 +361,27 @@ def test_a_text_too_short_to_probe_is_refused(base, tmp_path):
     config = config_for(base, "x", after="y").eval
     with pytest.raises(TextError, match="too short for 4 windows"):
         advise(config, (str(tmp_path / "short.txt"),), (), 8, tmp_path / "out")
+
+
+def test_no_advice_reaches_below_zero_nats():
+    """On text that is nearly known already a factor of the gain would be more than there is."""
+    generator = np.random.default_rng(5)
+    for _ in range(200):
+        static = generator.exponential(generator.uniform(0.01, 3), 16)
+        found = advice(static, static * generator.uniform(0, 1.2, 16))
+        for change in (found["expected_change"], *found["interval"], *found["outcome_interval"]):
+            assert found["base_nll"] + change >= -1e-12
+        assert found["outcome_interval"][0] <= found["expected_change"] <= found["outcome_interval"][1]
+
+
+def test_advice_ends_with_the_next_command(base, texts, tmp_path, capsys):
+    from dynadapt.cli import command_parser
+    words = [word for word in words_for(base, "x", tmp_path / "advice", "--lr", 0.01) if word not in ("--text", "x")]
+    (tmp_path / "a text.txt").write_text(" ".join((texts / f"{i:02d}.txt").read_text() for i in range(12)))
+    assert call(*words, "--advise", tmp_path / "a text.txt", "--windows", 12) == 0
+    said, summary = " ".join(capsys.readouterr().out.split()), json.loads((tmp_path / "advice" / "summary.json").read_text())
+    assert "minutes here" in said and summary["text_minutes"] > 0 and "measured instead of predicted: dynadapt tune" in said
+    for command in filter(None, (summary["next_command"], summary["tune_command"])):
+        _, name, *rest = shlex.split(command)
+        found = command_parser(name).parse_args(rest)
+        assert list(found.text) == [str(tmp_path / "a text.txt")] and found.model == str(base) and found.segment == 48

@@ -121,13 +121,13 @@ def _search(text: Text, tokenizer, bench: Bench, budget: Budget, config: EvalCon
     memories, notes = fitting_memories(bench.model.config, config)
     costs = _time_kinds(text, tokenizer, bench, budget, config, memories, notes)
     kinds = [kind for kind in KINDS if any(each.adapt == kind for each in costs)]
-    grids = planning.grids(kinds, memories, config)
     segments = text.tokens // config.segment
-    chosen = planning.make_plan(grids, costs, budget.left * SAFETY, segments)
+    chosen = planning.make_plan(kinds, memories, config, costs, budget.left * SAFETY, segments)
     if chosen is None:
-        raise budget.too_small(planning.least_seconds(grids, costs))
+        raise budget.too_small(planning.least_seconds(kinds, memories, config, costs))
     if chosen.left_out:
-        notes.append(f"not tried, for want of {'time' if planning.make_plan(grids[:1], costs, 1e12, segments) else 'text'}: {chosen.left_out}")
+        with_time = planning.make_plan(kinds, memories, config, costs, 1e12, segments)
+        notes.append(f"not tried, for want of {'text' if with_time.left_out == chosen.left_out else 'time'}: {chosen.left_out}")
     windows = draw(text, tokenizer, chosen.windows + chosen.judging, chosen.segments * config.segment, config.segment, config.seed)
     choosing, judging = windows[:chosen.windows], windows[chosen.windows:]
     tried = _choose(chosen, choosing, bench, budget, costs, text)
@@ -162,7 +162,7 @@ def _time_kinds(text: Text, tokenizer, bench: Bench, budget: Budget, config: Eva
     timed = 0.0                                      # seconds that the last kind took; the next takes about as many
     for kind in KINDS:
         if len(costs) > len(memories):
-            least = planning.least_seconds(planning.grids(KINDS[:2], memories, config), costs)
+            least = planning.least_seconds(KINDS[:2], memories, config, costs)
             if (budget.left - 1.5 * timed) * SAFETY < 1.2 * least:
                 notes.append(f"{kind} is left out: no time to try it")
                 continue

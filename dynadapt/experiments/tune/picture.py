@@ -78,8 +78,8 @@ def _windows(axis, result) -> None:
         axis.axhspan(low, high, color=COLOURS[adapt], alpha=0.12, linewidth=0)
         axis.axhline(result.gain_nats, color=COLOURS[adapt], linewidth=1.6)
     axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    axis.set(xlabel="window for judging, in the order learned from", ylabel="gain over static (nats per token)",
-             title=f"{result.judged} over {result.static}")
+    axis.set(xlabel="window for judging, in the order learned from", ylabel=f"gain over {result.static} (nats per token)",
+             title=result.judged)
 
 
 def _legend(figure, rows) -> None:

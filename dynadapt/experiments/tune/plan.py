@@ -19,6 +19,7 @@ LEAST_FIRST = 2                      # windows of the first round, at least
 MOST_CHOOSING = 24                   # windows of the last round, at most
 MOST_JUDGING = 64
 JUDGING_SHARE = 0.45                 # of the time that is left once everything is loaded and timed
+LONG = 512                           # tokens: a shorter segment makes windows of more segments
 APART = 0.5                          # of the text may be set apart, at most
 SIZES = ((8, 8), (6, 8), (4, 8), (3, 6), (2, 6))     # segments a window and the fewest windows to judge on, the best first
 
@@ -82,6 +83,7 @@ def grids(kinds, memories, config: EvalConfig) -> list[tuple[tuple[Candidate, ..
     learning = [kind for kind in kinds if kind != "none"]
     middle = 512 if 512 in memories else memories[0]
     static = tuple(Candidate("none", memory) for memory in memories)
+    with_middle = f"with memory {middle:,}" if middle else "without memory"
 
     def grid(some_kinds, some_memories, rates_of):
         return tuple(Candidate(kind, memory, rate) for kind in some_kinds for memory in some_memories for rate in rates_of(kind, memory))
@@ -91,30 +93,46 @@ def grids(kinds, memories, config: EvalConfig) -> list[tuple[tuple[Candidate, ..
     if len(memories) > 1:
         found += [
             (static + grid(learning, memories, lambda kind, memory: (every if memory == middle else default)(kind, memory)),
-             f"other rates than the default only with memory {middle:,}"),
-            (static + grid(learning, [middle], every), f"what learns, only with memory {middle:,}"),
+             f"other rates than the default, except {with_middle}"),
+            (static + grid(learning, [middle], every), f"learning other than {with_middle}"),
         ]
     if len(memories) > 2:
         small = [memory for memory in memories if memory <= middle]
-        found.append((static + grid(learning, small, default), f"the default rates only; what learns, only up to memory {middle:,}"))
-    found.append((static + grid(learning, [middle], default), f"the default rates only; what learns, only with memory {middle:,}"))
+        found.append((static + grid(learning, small, default), f"other rates than the default; learning with more memory than {middle:,}"))
+    found.append((static + grid(learning, [middle], default), "other rates than the default" + (f"; learning other than {with_middle}" if len(memories) > 1 else "")))
     if len(learning) > 1:
         found.append(((Candidate("none", middle),) + grid(learning[:1], [middle], default),
-                      f"{', '.join(learning[1:])}; other rates than the default; other memory than {middle:,}"))
+                      f"{', '.join(learning[1:])}; other rates than the default" + (f"; anything other than {with_middle}" if len(memories) > 1 else "")))
     return found
 
 
-def make_plan(grid, costs: dict[Candidate, Cost], seconds: float, text_segments: int) -> Plan | None:
+def sizes_of(segment: int) -> list[tuple[tuple[int, int], ...]]:
+    """Groups of (segments a window, the fewest windows to judge on), the best first: windows are of thousands of tokens, shorter ones where the time
+    or the text allows no others."""
+    scale = max(1, LONG // segment)
+    scaled = tuple((segments * scale, judged) for segments, judged in SIZES)
+    return [scaled[:3], scaled[3:]] + ([SIZES[:3], SIZES[3:]] if scale > 1 else [])
+
+
+def filled(memories, segments: int, segment: int) -> tuple[int, ...]:
+    """Memory sizes that a window fills before its last segment, so that they can be told apart."""
+    return tuple(memory for memory in memories if memory <= (segments - 1) * segment)
+
+
+def make_plan(kinds, memories, config: EvalConfig, costs: dict[Candidate, Cost], seconds: float, text_segments: int) -> Plan | None:
     """The richest plan that fits into the time and the text; None where none does.
 
-    grid: what `grids` gives. text_segments: segments that the whole text has, of which APART may be used.
+    memories: those that the model allows. text_segments: segments that the whole text has, of which APART may be used.
     """
-    for sizes in (SIZES[:3], SIZES[3:]):
-        for candidates, left_out in grid:
-            for segments, least_judged in sizes:
-                plan = _fit(candidates, left_out, costs, seconds, text_segments, segments, least_judged)
+    for sizes in sizes_of(config.segment):
+        found = [(segments, judged, grids(kinds, filled(memories, segments, config.segment), config)) for segments, judged in sizes]
+        for level in range(max(len(levels) for _, _, levels in found)):
+            for segments, judged, levels in found:
+                plan = _fit(*levels[level], costs, seconds, text_segments, segments, judged) if level < len(levels) else None
                 if plan:
-                    return plan
+                    short = [f"{memory:,}" for memory in memories if memory not in filled(memories, segments, config.segment)]
+                    more = [f"memory {' and '.join(short)}, which windows of {segments * config.segment:,} tokens can't fill"] * bool(short)
+                    return replace(plan, left_out="; ".join(filter(None, [plan.left_out, *more])))
     return None
 
 
@@ -160,13 +178,11 @@ def schedule(candidates, costs: dict[Candidate, Cost], seconds: float, segments:
     return best
 
 
-def least_seconds(grid, costs: dict[Candidate, Cost]) -> float:
+def least_seconds(kinds, memories, config: EvalConfig, costs: dict[Candidate, Cost]) -> float:
     """What the least plan takes, in seconds."""
-    candidates = grid[-1][0]
     segments, judged = SIZES[-1]
-    counts = len([each for each in candidates if each.adapt != "none"])
-    first = Round(LEAST_FIRST, counts)
-    learning = sum(costs[each].of(first.windows, segments) for each in candidates)
+    candidates = grids(kinds, filled(memories, segments, config.segment), config)[-1][0]
+    learning = sum(costs[each].of(LEAST_FIRST, segments) for each in candidates)
     return max(learning + judging_seconds(candidates, costs, judged, segments), learning / (1 - JUDGING_SHARE)) + 0.01
 
 
@@ -174,9 +190,3 @@ def least_segments() -> int:
     """Segments that a text needs."""
     segments, judged = SIZES[-1]
     return ceil((LEAST_FIRST + judged) * segments / APART)
-
-
-def shorter(plan: Plan, number: int, windows: int) -> Plan:
-    """The plan whose rounds from `number` on see at most so many windows."""
-    changed = tuple(replace(each, windows=min(each.windows, windows)) if i >= number else each for i, each in enumerate(plan.rounds))
-    return replace(plan, rounds=changed)

@@ -1,8 +1,8 @@
 """Windows set apart from a text, and the rest of it.
 
 A window is drawn from each of as many equal parts of the text, at random within its part, so that windows are spread over the
-text and over its documents. It begins at a line where it can. One that begins inside a document has a first segment that is learned
-from and not counted: there the memory is empty, as it never is in the middle of a document. Short documents follow one another
+text and over its documents. It begins at a line where it can. Of one that begins inside a document the first quarter, at least a segment, is learned
+from and not counted: there the memory is empty or half full, as it never is in the middle of a document. Short documents follow one another
 until the window is full. Only the windows are tokenised, so a text may be of any length.
 """
 
@@ -151,13 +151,14 @@ def draw(text: Text, tokenizer, count: int, tokens: int, segment: int, seed: int
 
 def _window(text: Text, tokenizer, begin: int, tokens: int, segment: int) -> tuple[Window | None, int]:
     """The window that begins at this byte of all documents together, and the first byte behind it."""
+    warm = segment * max(1, tokens // segment // 4)
     ends, pieces, left, free = np.cumsum(text.sizes), [], tokens, begin
     number = int(np.searchsorted(ends, begin, side="right"))
     while number < len(text.sources) and left >= min(segment, tokens) // 2 + 1:
         first = int(ends[number]) - text.sizes[number]
         start = _line(text.sources[number], max(0, begin - first), text.sizes[number])
         ids, sizes = _reader(text.sources[number], tokenizer, start).read(left + 1) if start < text.sizes[number] else (np.zeros(0, np.int64),) * 2
-        skip = min(segment, max(len(ids) - 1, 0)) if start else 0
+        skip = min(warm, max(len(ids) - 1, 0)) if start else 0
         if len(ids) - 1 > skip:
             stop = start + int(sizes.sum())
             pieces.append(Piece(number, start, stop, ids, sizes[1:], skip))
