@@ -23,7 +23,7 @@ class Page:
         self.profile = tempfile.mkdtemp(prefix="chromium-")
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars=false", "--remote-debugging-pipe", "--disable-background-networking",
                  "--force-color-profile=srgb", f"--user-data-dir={self.profile}", "about:blank"]
-        self.process = subprocess.Popen(["sh", "-c", f"exec {shlex.join([PROGRAM, *flags])} 3<&{read} 4>&{write}"], pass_fds=(read, write),
+        self.process = subprocess.Popen(["bash", "-c", f"exec {shlex.join([PROGRAM, *flags])} 3<&{read} 4>&{write}"], pass_fds=(read, write),
                                         stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         os.close(read)
         os.close(write)
@@ -32,6 +32,7 @@ class Page:
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.call("Runtime.enable")
         self.call("Page.enable")
+        self.call("Performance.enable", timeDomain="threadTicks")
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])

@@ -2,8 +2,8 @@
 import csv
 import json
 import shutil
-import subprocess
 
+import chromium
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
@@ -205,80 +205,169 @@ def test_the_command_writes_page_numbers_and_tokens(folder, tmp_path, capsys):
 
 # ---- in a browser
 
-ACTIONS = """<script>
-addEventListener("load", () => setTimeout(() => {
-  const said = {}, view = $("view");
-  const spans = () => [...document.querySelectorAll("#tall span[data-i]")];
-  try {
-    said.rows = rows.length; said.drawn = spans().length; said.columns = columns; said.n = N; said.overflow = document.documentElement.scrollWidth - innerWidth;
-    said.lines = rows.map(r => r.map(p => p[1]).join("")).join("\\n");
-    const widest = Math.max(...[...document.querySelectorAll(".row")].map(r => r.getBoundingClientRect().right));
-    said.fits = widest <= view.getBoundingClientRect().right + 1;
-    const one = spans()[12], box = one.getBoundingClientRect();
-    one.dispatchEvent(new MouseEvent("mousemove", {bubbles: true, clientX: box.left + 2, clientY: box.top + 2}));
-    said.tip = $("tip").innerText; const t = $("tip").getBoundingClientRect(); said.tip_inside = t.left >= 0 && t.right <= innerWidth && t.bottom <= innerHeight;
-    for (const which of ["new", "repeated", "gains", "losses"]) {
-      $("which").value = which; $("which").onchange(); said[which] = matches.length;
-      const faint = spans().filter(s => s.classList.contains("faint")).length; said[which + "_faint"] = faint;
-    }
-    $("which").value = "all"; $("class").value = $("class").options[1].value; $("class").onchange(); said.class = matches.length;
-    $("next").onclick(); said.at = at; $("next").onclick(); said.at2 = at; $("previous").onclick(); said.back = at;
-    $("class").value = "-1"; $("class").onchange();
-    const begun = performance.now(); let longest = 0;
-    for (let i = 0; i < 60; i++) { const b = performance.now(); view.scrollTop = i / 60 * view.scrollHeight; draw(false); view.getBoundingClientRect(); longest = Math.max(longest, performance.now() - b); }
-    said.scroll = (performance.now() - begun) / 60; said.longest = longest; said.kept = spans().length;
-    goTo(N - 1); said.last = spans().some(s => +s.dataset.i === N - 1);
-    if ($("after").options.length > 1) { const first = $("verdict").textContent; $("after").value = 2; $("after").onchange(); said.changed = first !== $("verdict").textContent; }
-  } catch (error) { said.error = String(error) + error.stack; }
-  const out = document.createElement("pre"); out.id = "said"; out.textContent = JSON.stringify(said); document.body.append(out);
-}, 50));
-</script></body>"""
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SEEN = """(() => {
+  const view = $("view").getBoundingClientRect(), lines = [...document.querySelectorAll(".row:not(#probe)")].map(r => r.getBoundingClientRect());
+  return {n: N, drawn: lines.length, overflow: document.documentElement.scrollWidth - innerWidth, width: innerWidth,
+          shown: rows.map(r => r.map(p => p[1]).join("")).join("\\n"),
+          fits: lines.every(box => box.right <= view.right + 1 && box.left >= view.left),
+          canvases: [...document.querySelectorAll("canvas")].every(c => c.getBoundingClientRect().right <= innerWidth)};
+})()"""
+TIP = """(() => {
+  const tip = $("tip"), box = tip.getBoundingClientRect();
+  return tip.style.display !== "block" ? null : {text: tip.innerText, inside: box.left >= 0 && box.right <= innerWidth && box.top >= 0 && box.bottom <= innerHeight,
+                                                 left: box.left, right: box.right, top: box.top, bottom: box.bottom};
+})()"""
+SPOT = """(() => {
+  const view = $("view").getBoundingClientRect(), spans = [...document.querySelectorAll("#tall span[data-i]")];
+  const span = spans.filter(s => { const b = s.getBoundingClientRect(); return b.top > view.top && b.bottom < view.bottom && b.width > 6; })[PICK];
+  const b = span.getBoundingClientRect();
+  return {i: +span.dataset.i, x: (b.left + b.right) / 2, y: (b.top + b.bottom) / 2};
+})()"""
+CHOSEN = """(() => {
+  $(ID).value = VALUE;
+  const begun = performance.now();
+  $(ID).dispatchEvent(new Event("change"));
+  $("view").getBoundingClientRect();
+  return {matches: matches.length, ms: performance.now() - begun, count: $("count").textContent,
+          faint: document.querySelectorAll("#tall .faint").length, drawn: document.querySelectorAll("#tall span[data-i]").length};
+})()"""
+browser = pytest.mark.skipif(not chromium.PROGRAM, reason="Chromium is not installed")
+SIZES = pytest.mark.parametrize("width, touch", [(1300, False), (420, True)])
 
 
-def browse(page, tmp_path, width):
-    """What a real browser makes of the page at this width: the answers of ACTIONS."""
-    import html
-    import re
-    copy = tmp_path / f"acted-{width}.html"
-    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", ACTIONS), encoding="utf-8")
-    done = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
-                           "--virtual-time-budget=20000", "--dump-dom", f"file://{copy}"], capture_output=True, text=True, timeout=180)
-    found = re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.S)
-    assert found, done.stderr[-2000:]
-    said = json.loads(html.unescape(found[1]))
-    assert "error" not in said, said["error"]
-    return said
+def choose(page, name, value):
+    return page.run(CHOSEN.replace("ID", json.dumps(name)).replace("VALUE", json.dumps(value)))
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
-@pytest.mark.parametrize("width", [1300, 500])
-def test_the_page_in_a_browser(folder, tmp_path, width):
+def busy(page, action):
+    """(what the action gives, seconds that the page's main thread computed for it): not what other programs take of the processor."""
+    def spent() -> float:
+        return next(metric["value"] for metric in page.call("Performance.getMetrics")["metrics"] if metric["name"] == "TaskDuration")
+    page.settle()
+    before = spent()
+    found = action()
+    page.settle()
+    return found, spent() - before
+
+
+def spot(page, pick=12):
+    return page.run(SPOT.replace("PICK", str(pick)))
+
+
+def expected_tip(compared, i):
+    """What the tip of a token says, its text apart."""
+    before, after, seen = compared.nll[0][i], compared.nll[1][i], compared.last_seen[i]
+    signed = lambda x: ("" if round(abs(x), 3) == 0 else "+" if x > 0 else "\u2212") + f"{abs(x):.3f}"  # noqa: E731
+    return [f"before {before:.3f}, after {after:.3f} nats", f"gain {signed(before - after)} nats, {signed((before - after) / np.log(2))} bits",
+            f"last seen {seen:,} tokens ago" if seen else "new in its document", f"{CLASSES[compared.classes[i]]}; segment {compared.segment[i] + 1:,}"]
+
+
+@browser
+@SIZES
+def test_the_page_in_a_browser(folder, tmp_path, width, touch):
     compared = read_compared([folder / "static", folder / "lora", folder / "streams"])
     write_page(tmp_path / "page.html", compared, summarise(compared))
-    said = browse(tmp_path / "page.html", tmp_path, width)
-    n = len(compared.token)
-    assert said["n"] == n and said["overflow"] <= 0 and said["fits"]
-    shown = said["lines"].replace("\n", "").replace("\u21b5", "\n")
-    assert "</script><b>" in shown and "\U0001f642" in shown
-    assert "before" in said["tip"] and "nats" in said["tip"] and "segment" in said["tip"] and said["tip_inside"]
-    assert said["new"] + said["repeated"] == n and said["new"] == int((compared.last_seen == 0).sum())
-    assert 0 < said["gains"] <= n // 50 and 0 < said["losses"] <= n // 50 and said["gains_faint"] > 0
-    assert 0 < said["class"] < n and said["at2"] > said["at"] == said["back"]
-    assert said["last"] and said["changed"]
+    with chromium.Page(f"file://{tmp_path}/page.html", width, touch=touch) as page:
+        seen, n = page.run(SEEN), len(compared.token)
+        assert seen["n"] == n and seen["width"] == width and seen["overflow"] <= 0 and seen["fits"] and seen["canvases"]
+        shown = seen["shown"].replace("\n", "").replace("\u21b5", "\n")
+        assert "</script><b>" in shown and "\U0001f642" in shown
+        for which in ("new", "repeated", "gains", "losses"):
+            seen[which] = choose(page, "which", which)
+        assert seen["new"]["matches"] == int((compared.last_seen == 0).sum()) == n - seen["repeated"]["matches"]
+        assert 0 < seen["gains"]["matches"] <= n // 50 and 0 < seen["losses"]["matches"] <= n // 50 and seen["gains"]["faint"] > 0
+        assert f"{seen['losses']['matches']:,} of {n:,} tokens" in seen["losses"]["count"]
+        choose(page, "which", "all")
+        kind = page.run("$('class').options[1].value")
+        assert choose(page, "class", kind)["matches"] == int((compared.classes == int(kind)).sum())
+        first, second, back = (page.run(f"($('{name}').click(), at)") for name in ("next", "next", "previous"))
+        assert second > first == back
+        assert choose(page, "class", "-1")["faint"] == 0
+        page.run(f"goTo({n - 1})")
+        assert page.run(f"document.querySelector('#tall span[data-i=\"{n - 1}\"]') !== null")
+        said = page.run("$('verdict').textContent")
+        choose(page, "after", "2")
+        assert page.run("$('verdict').textContent") != said and not page.errors
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
-def test_a_page_of_100000_tokens_stays_fluent(folder, tmp_path):
+@browser
+@SIZES
+def test_pointing_and_tapping(folder, tmp_path, width, touch):
+    """With real input: a mouse over a token, or a finger on it, and what hides the tip again."""
+    compared = read_compared([folder / "static", folder / "lora"])
+    write_page(tmp_path / "page.html", compared, summarise(compared))
+    with chromium.Page(f"file://{tmp_path}/page.html", width, touch=touch) as page:
+        page.run("$('view').scrollIntoView({block: 'center', behavior: 'instant'})")
+        page.settle()
+        for pick in (3, 12, 40):
+            at = spot(page, pick)
+            (page.tap if touch else page.hover)(at["x"], at["y"])
+            page.wait("$('tip').style.display === 'block'")
+            tip = page.run(TIP)
+            lines = tip["text"].split("\n")
+            assert lines[1:5] == expected_tip(compared, at["i"]) and tip["inside"], (pick, lines)
+            assert lines[0].replace("\u2423", " ").replace("\u21b5", "\n") == compared.pieces[at["i"]] or compared.partial[at["i"]]
+            assert not (tip["left"] <= at["x"] <= tip["right"] and tip["top"] <= at["y"] <= tip["bottom"])       # what it tells of stays in view
+            assert page.run("at") == (at["i"] if touch else -1)
+        box = page.run("(b => [b.left, b.top])($('classes').previousElementSibling.getBoundingClientRect())") if touch else (5, 5)
+        (page.tap if touch else page.hover)(max(2, box[0]), min(850, box[1]))
+        page.wait("$('tip').style.display === 'none'")
+        at = spot(page)
+        (page.tap if touch else page.click)(at["x"], at["y"])
+        page.wait(f"at === {at['i']} && $('tip').style.display === 'block'")
+        page.run("$('view').focus(); $('view').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}))")
+        assert page.run("at") == at["i"] + 1
+        page.run("new Promise(done => setTimeout(done, 120))")
+        page.run("$('view').scrollTop += 200")
+        page.wait("$('tip').style.display === 'none'")
+        assert not page.errors
+
+
+@browser
+def test_in_the_dark_and_on_paper(folder, tmp_path):
+    compared = read_compared([folder / "static", folder / "lora"])
+    write_page(tmp_path / "page.html", compared, summarise(compared))
+    bright = "(c => c.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0))(getComputedStyle(document.body).NAME)"
+    for scheme, dark in (("light", False), ("dark", True)):
+        with chromium.Page(f"file://{tmp_path}/page.html", 420, scheme=scheme) as page:
+            paper, ink = (page.run(bright.replace("NAME", name)) for name in ("backgroundColor", "color"))
+            assert (paper < 150 and ink > 600) if dark else (paper > 700 and ink < 200)
+            page.run("dispatchEvent(new Event('beforeprint'))")
+            assert page.run("document.querySelectorAll('#tall .row').length === rows.length && rows.length > 40")
+            page.run("dispatchEvent(new Event('afterprint'))")
+            assert page.run("document.querySelectorAll('#tall .row').length < rows.length")
+            assert not page.errors
+
+
+@pytest.fixture(scope="module")
+def big_page(folder):
     small = read_compared([folder / "static", folder / "lora"])
-    times = -(-100_000 // len(small.token))
-    big = _repeated(small, times)
-    write_page(tmp_path / "big.html", big, summarise(big))
-    assert (tmp_path / "big.html").stat().st_size < 8e6
-    said = browse(tmp_path / "big.html", tmp_path, 1300)
-    assert said["n"] >= 100_000 and said["rows"] > 1500
-    assert said["drawn"] < 3000 and said["kept"] < 3000              # the lines in view, no others
-    assert said["scroll"] < 50
+    big = _repeated(small, -(-100_000 // len(small.token)))
+    write_page(folder / "big.html", big, summarise(big))
+    assert (folder / "big.html").stat().st_size < 8e6
+    return folder / "big.html"
+
+
+@browser
+@SIZES
+def test_a_page_of_100000_tokens_stays_fluent(big_page, width, touch):
+    with chromium.Page(f"file://{big_page}", width, touch=touch) as page:
+        seen = page.run(SEEN)
+        assert seen["n"] >= 100_000 and page.run("rows.length") > 1500 and seen["overflow"] <= 0 and seen["fits"]
+        assert page.run("document.querySelectorAll('#tall span[data-i]').length") < 3000              # the lines in view, no others
+        for which in ("new", "repeated", "gains", "losses", "all"):
+            tries = [busy(page, lambda: choose(page, "which", which)) for _ in range(3)]
+            assert min(spent for _, spent in tries) < 0.15 and tries[0][0]["drawn"] < 3000, which
+        def scroll(steps):
+            for i in range(steps):
+                page.run(f"$('view').scrollTop = {i} / {steps} * $('view').scrollHeight")
+                page.settle()
+        assert min(busy(page, lambda: scroll(10))[1] for _ in range(2)) < 10 * 0.15                   # far jumps, each drawn
+        assert page.run("$('tall').children.length") > 10
+        assert min(busy(page, lambda: page.run("$('view').scrollTop -= 60"))[1] for _ in range(3)) < 0.1
+        at = spot(page)
+        (page.tap if touch else page.hover)(at["x"], min(at["y"], 880))
+        assert not page.errors
 
 
 def _repeated(compared, times):
