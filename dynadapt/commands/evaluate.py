@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dynadapt.commands.parsing import at_least
 from dynadapt.commands.settings import add_config_options, config_from
-from dynadapt.experiments.config import EvalConfig
+from dynadapt.experiments.config import ConfigError, EvalConfig
 
 EXAMPLES = """\
 examples:
@@ -78,6 +78,8 @@ def _eval(arguments, config: EvalConfig, processes) -> int:
 
 def check_texts(config: EvalConfig) -> None:
     """Refuses a text that is not there before the model's libraries are loaded."""
+    if not config.text:
+        raise ConfigError("text: none given; name files, - for standard input, or builtin:python-reference (see dynadapt eval --help)")
     from dynadapt.text import Source
     for spec in config.text:
         Source(spec).check()

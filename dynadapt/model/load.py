@@ -1,6 +1,7 @@
 """One entry for every kind of model."""
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def load(source, dtype: torch.dtype | None = None) -> Model:
     if path.is_file() and path.suffix == ".safetensors":
         return load_directory(path.parent, dtype)
     wrong = "is neither .gguf nor .safetensors" if path.is_file() else "does not exist"
+    near = difflib.get_close_matches(str(source), KNOWN, n=1)
+    wrong += f"; did you mean {near[0]}?" if near else ""
     raise ModelError(f"model = {str(source)!r} {wrong}; accepted: {', '.join(KNOWN)}, a model directory, a .gguf file, "
                      f"a .safetensors file")
 
