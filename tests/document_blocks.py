@@ -62,8 +62,7 @@ def blocks(page: str) -> list[Block]:
 
 def prose(page: str) -> str:
     """A page without its code blocks, fenced or indented; line breaks are kept."""
-    text = re.sub(r"(?ms)^\s*(```+|~~~+).*?^\s*\1\s*$", "", (ROOT / page).read_text())
-    return text
+    return re.sub(r"(?ms)^\s*(```+|~~~+).*?^\s*\1\s*$", "", (ROOT / page).read_text())
 
 
 def without_comment(command: str) -> str:
