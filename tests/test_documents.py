@@ -33,6 +33,7 @@ NOT_RUN = {
     r"dynadapt corpus build\b": "reads Debian packages from an index",
     r"dynadapt bench (step|icl)\b": "times other libraries for minutes",
     r"dynadapt tune\b": "searches for minutes; its own tests do that",
+    r"dynadapt profile --step": "a model of the real one's size; tests/test_profiling.py has a smaller one",
     r"dynadapt profile .*--parse-ncu": "reads what ncu wrote on a GPU; tests/test_profiling.py has such a file",
     r"dynadapt .*--device cuda": "needs a GPU",
     r"dynadapt icl train (?!demo)": "a training of hours",
@@ -46,7 +47,7 @@ NOT_RUN_PYTHON = {
     "lm_eval.simple_evaluate": "its tasks are on the network; tests/hf/test_lm_eval.py has some of its own",
     'dynadapt.Server("http': "asks a server that is not there; tests/hf/test_publish.py has one",
 }
-SLOW = {"docs/icl.md", "docs/icl-claims.md"}          # pages that train: left out unless asked for with -m slow
+SLOW = {"docs/icl.md", "docs/icl-claims.md", "docs/jax.md", "docs/runs.md"}   # pages that train, compile or start processes: left out unless asked for with -m slow
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +92,7 @@ def _gguf(home: Path) -> None:
     from gguf_files import write_gguf
     model = dynadapt.load(home / "model")
     write_gguf(model, home / "model.gguf")
+    shutil.copy(home / "model" / "tokenizer.json", home)
     numpy.array(model.tokenizer.encode((home / "a.txt").read_text())[:1200], dtype="int32").tofile(home / "tokens.bin")
 
 
@@ -138,8 +140,9 @@ def parsed(words: list[str]) -> None:
 def checked_only(command: str) -> None:
     """What can be said of a command without running it."""
     words = [word for word in shlex.split(without_comment(command)) if word != "..."]
-    if "dynadapt" in words:
-        parsed(words[words.index("dynadapt") + 1 :])
+    at = next((at for at, word in enumerate(words) if word == "dynadapt" and (at == 0 or words[at - 1] == "-m")), None)
+    if at is not None:
+        parsed(words[at + 1 :])
     elif words[0] == "python" and words[1].startswith("benchmarks/"):
         source = (ROOT / words[1]).read_text()
         for option in (word for word in words if word.startswith("--")):
@@ -153,7 +156,7 @@ def run_shell(block: Block, home: Path, environment: dict) -> None:
         if reason(command):
             checked_only(command)
             continue
-        done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=home, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=home, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, f"{block.page}:{block.line}: {command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
 
@@ -192,7 +195,7 @@ def test_the_blocks_of_a_page_run_as_they_stand(page, made, shell, tmp_path):
             (home / "page.py").write_text("\n".join(program))
             if block.file:
                 (home / block.file).write_text(block.text)
-            done = subprocess.run(["python", "page.py"], cwd=home, env=shell, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(["python", "page.py"], cwd=home, env=shell, capture_output=True, text=True, timeout=240)
             assert done.returncode == 0, f"{page}:{block.line}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
         elif block.language in CODE:
             run_c(block, home)
