@@ -63,8 +63,3 @@ def blocks(page: str) -> list[Block]:
 def prose(page: str) -> str:
     """A page without its code blocks, fenced or indented; line breaks are kept."""
     return re.sub(r"(?ms)^\s*(```+|~~~+).*?^\s*\1\s*$", "", (ROOT / page).read_text())
-
-
-def without_comment(command: str) -> str:
-    """Without `# ...` at its end; a # inside quotes stays."""
-    return re.sub(r"\s+#(?:[^'\"]*|[^'\"]*(?:'[^']*'|\"[^\"]*\")[^'\"]*)$", "", command).strip()

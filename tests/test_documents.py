@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from corpora import write_manifest
-from document_blocks import CODE, DATA, OUTPUT, PAGES, ROOT, SHELL, Block, blocks, prose, without_comment
+from document_blocks import CODE, DATA, OUTPUT, PAGES, ROOT, SHELL, Block, blocks, prose
 from tiny import english, tiny_directory
 
 # Commands that are not run here -> why. Each is a pattern of the command's beginning; those of dynadapt still go through its parser.
@@ -91,8 +91,10 @@ def _gguf(home: Path) -> None:
     import numpy
     from gguf_files import write_gguf
     model = dynadapt.load(home / "model")
-    write_gguf(model, home / "model.gguf")
-    shutil.copy(home / "model" / "tokenizer.json", home)
+    bpe = json.loads((home / "model" / "tokenizer.json").read_text())["model"]
+    write_gguf(model, home / "model.gguf", metadata={
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": sorted(bpe["vocab"], key=bpe["vocab"].get),
+        "tokenizer.ggml.token_type": [1] * len(bpe["vocab"]), "tokenizer.ggml.merges": [" ".join(merge) for merge in bpe["merges"]]})
     numpy.array(model.tokenizer.encode((home / "a.txt").read_text())[:1200], dtype="int32").tofile(home / "tokens.bin")
 
 
@@ -139,7 +141,7 @@ def parsed(words: list[str]) -> None:
 
 def checked_only(command: str) -> None:
     """What can be said of a command without running it."""
-    words = [word for word in shlex.split(without_comment(command)) if word != "..."]
+    words = [word for word in shlex.split(command, comments=True) if word != "..."]
     at = next((at for at, word in enumerate(words) if word == "dynadapt" and (at == 0 or words[at - 1] == "-m")), None)
     if at is not None:
         parsed(words[at + 1 :])

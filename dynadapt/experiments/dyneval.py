@@ -100,7 +100,7 @@ def _model(config: EvalConfig, model):
         model = dynadapt.model.load(config.model)
     model.check_finite()
     if model.tokenizer is None:
-        raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights")
+        raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights, or take a GGUF file that holds one")
     return model
 
 
