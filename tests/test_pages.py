@@ -47,6 +47,8 @@ def test_no_install_line_asks_an_index_for_a_package_of_our_name():
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in filter(None, files):
         path = ROOT / name
+        if path == Path(__file__):          # it holds such lines, as cases
+            continue
         if path.suffix in (".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".cmake", ".h", ".cpp", ".cu", "") and path.is_file():
             assert not (found := OF_AN_INDEX.search(path.read_text(errors="replace"))), (name, found[0])
 
