@@ -152,6 +152,10 @@ def parse(words: list[str]) -> argparse.Namespace:
         parser, known = top_parser(), list(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS))
     if words and not words[0].startswith("-"):
         parser.error(f"unknown command {words[0]!r}" + (meant(words[0], known) or f"; there are {', '.join(known)}"))
+    early = next((word for word in words if word in COMMANDS or word in FAMILIES), None)
+    if early and words[0] not in parser._option_string_actions:
+        options = " ".join(word for word in words if word != early)
+        parser.error(f"{words[0]} stands before the command; the command comes first: dynadapt {early} {options}")
     found = parser.parse_args(words)
     if not getattr(found, "linking", None):
         parser.error(f"no command given; there are {', '.join(known)}")

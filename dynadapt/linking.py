@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 def _there(path: Path, holds: str) -> Path:
     if not (path / holds).exists():
-        raise FileNotFoundError(f"{path / holds} is missing: the native extension is not built; build it with `pip install -e .`")
+        raise FileNotFoundError(f"{path / holds} is missing: the native extension is not built; build it with `pip install -e .` in a checkout")
     return path
 
 

@@ -24,6 +24,8 @@ class Parser(argparse.ArgumentParser):
     def _meant(self, message: str) -> str:
         if match := re.search(r"unrecognized arguments: (--[\w-]+)", message):
             return meant(match[1], [option for option in self._option_string_actions if option.startswith("--")])
+        if match := re.search(r"unrecognized arguments: ([^-].*)", message):
+            return f"; did you mean --text {match[1]}?" if "--text" in self._option_string_actions else ""
         if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
             return meant(match[1], re.findall(r"[\w:.-]+", match[2]))
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from contextlib import nullcontext
 from dataclasses import fields
@@ -21,8 +22,8 @@ examples:
   dynadapt reweight fit --out runs/sample --tokens 4000000
       held-out losses to expect after 4,000,000 tokens: runs/sample/targets.json
   dynadapt reweight train --corpus corpus --mixer velocitune --target runs/sample/targets.json --steps 1000 --out runs/velocitune
-  dynadapt reweight train --corpus corpus --mixer replay --set run=runs/velocitune --steps 1000 --out runs/control
-      that run's average weights as a static mix: what a mixer has to beat
+  dynadapt reweight train --corpus corpus --mixer replay --set run=runs/velocitune --out runs/control
+      that run again with its average weights held still, which a mixer has to beat; steps, rates and domains are that run's
   dynadapt reweight compare runs/control runs/velocitune
       held-out losses of the second less those of the first, by domain, with intervals
   dynadapt reweight train --corpus corpus --scratch 6x384 --targets model --steps 2000 --out runs/small
@@ -89,14 +90,14 @@ def add_options(command) -> None:
     command.add_argument("--out", required=True, metavar="runs/NAME", help="directory of the run")
     for field in fields(ReweightConfig):
         name, default = field.name, field.default
-        settings = {"help": HELP[name], "dest": name}
+        settings = {"help": HELP[name], "dest": name, "default": argparse.SUPPRESS}      # what was not given, a control takes from its run
         if name in LISTS:
             settings.update(nargs="+", metavar=METAVAR[name])
         elif isinstance(default, bool):
             settings.update(action="store_true")
         else:
             kind = {"scratch": str, "corpus": str, "reference": str, "lr": float, "alpha": float}.get(name, type(default))
-            settings.update(type=kind, default=default, choices=ACCEPTED.get(name))
+            settings.update(type=kind, choices=ACCEPTED.get(name))
             if name not in ACCEPTED:
                 settings["metavar"] = METAVAR.get(name, "X" if kind is float else "NAME" if kind is str else "N")
             if default is not None:
@@ -116,12 +117,13 @@ def add_options(command) -> None:
 
 
 def config_from(arguments) -> ReweightConfig:
-    content = {field.name: getattr(arguments, field.name) for field in fields(ReweightConfig) if field.name not in LISTS}
-    content["domains"] = named_values("domains", arguments.domains or [])
-    content["settings"] = setting_values(arguments.settings or [])
-    weights = arguments.weights or ["proportional"]
-    content["weights"] = weights[0] if weights in (["proportional"], ["uniform"]) else named_numbers("weights", weights)
-    content["target"] = named_numbers("target", arguments.target) if arguments.target else None
+    given = {field.name: getattr(arguments, field.name) for field in fields(ReweightConfig) if hasattr(arguments, field.name)}
+    make = {"domains": lambda words: named_values("domains", words), "settings": setting_values, "target": lambda words: named_numbers("target", words),
+            "weights": lambda words: words[0] if words in (["proportional"], ["uniform"]) else named_numbers("weights", words)}
+    content = {name: make[name](value) if name in make else value for name, value in given.items()}
+    if content.get("mixer") == "replay":
+        from dynadapt.experiments.reweight.control import with_run
+        content = with_run(content)
     return ReweightConfig(**content)
 
 

@@ -122,7 +122,8 @@ def _load(name: str):
 def _checked(config: EvalConfig, model):
     model.check_finite()
     if model.tokenizer is None:
-        raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights{_or_fetched(config.model)}")
+        raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights, or take a GGUF file that holds "
+                       f"one{_or_fetched(config.model)}")
     return model
 
 

@@ -9,7 +9,7 @@ an error that says so. See docs/jax.md.
 try:
     import jax  # noqa: F401
 except ImportError as error:
-    raise ImportError("dynadapt.jax needs the package jax; install it with `pip install jax`") from error
+    raise ImportError("dynadapt.jax needs the package jax; install it with `pip install jax`, or `pip install -e '.[jax]'` in a checkout") from error
 
 from .call import Frozen, freeze
 from .layers import activation, add_norm, attention, embedding, head_norm, norm

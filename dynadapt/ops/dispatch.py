@@ -49,7 +49,7 @@ def native_module():
     except ImportError as error:
         raise UnsupportedOp(
             f"backend='cpu' needs the native extension dynadapt._C, which did not import ({error}); "
-            "build it with `pip install -e .`, or ask for backend='reference'"
+            "build it with `pip install -e .` in a checkout, or ask for backend='reference'"
         ) from error
 
 

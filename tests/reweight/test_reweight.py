@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,7 @@ def test_a_killed_run_goes_on_with_the_same_rows_losses_and_weights(name, root, 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_trains(mixer, root, tmp_path):
     write_json(tmp_path / "summary.json", {"static_weights": dict.fromkeys(DOMAINS, 1 / 3)})
+    write_json(tmp_path / "config.json", config_for(root, mixer="odm", steps=3).to_dict())
     changes = {"velocitune": {"target": dict.fromkeys(DOMAINS, 1.0)}, "dynamic-batch-loading": {"target": dict.fromkeys(DOMAINS, 1.0)},
                "doremi": {"reference": str(root / "model")}, "replay": {"settings": {"run": str(tmp_path)}}}
     summary = run(config_for(root, mixer=mixer, steps=3, evaluate=2, **changes.get(mixer, {})), tmp_path / "run")
@@ -150,7 +152,7 @@ def test_what_a_run_writes(root, tmp_path):
     assert summary["flops"]["heldout"] == 4 * 12 * a_row and summary["flops"]["forward"] == 6 * 3 * a_row
     assert (tmp_path / "run" / "weights.png").exists() is False and draw(tmp_path / "run").stat().st_size > 10_000
     assert run(config, tmp_path / "run", ReweightOptions(resume=True)) == summary
-    replayed = run(config_for(root, mixer="replay", settings={"run": str(tmp_path / "run")}, steps=1), tmp_path / "replay")
+    replayed = run(config_for(root, mixer="replay", settings={"run": str(tmp_path / "run")}, steps=6), tmp_path / "replay")
     assert replayed["weights"] == pytest.approx(summary["static_weights"])
 
 
@@ -318,6 +320,71 @@ def test_what_does_not_fit_is_refused_by_name(changes, error, said, root, tmp_pa
         run(config_for(root, **changes), tmp_path / "run")
 
 
+@pytest.fixture(scope="module")
+def velocitune(root, tmp_path_factory) -> Path:
+    """A finished run with settings of its own, of which a control is made."""
+    out = tmp_path_factory.mktemp("controlled") / "velocitune"
+    run(config_for(root, mixer="velocitune", target=dict.fromkeys(DOMAINS, 1.0), smoothing=0.2, steps=5, warmup=2, schedule="cosine", adapt="lora",
+                   rank=3, optimizer="adam", seed=7), out)
+    return out
+
+
+def control_of(run_directory, root, out, *words) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["reweight", "train", "--mixer", "replay", "--set", f"run={run_directory}", "--out", str(out), *map(str, words)])
+    return end.value.code or 0
+
+
+def test_a_control_takes_steps_rates_and_domains_from_the_run_that_it_controls(velocitune, root, tmp_path):
+    assert control_of(velocitune, root, tmp_path / "control") == 0
+    there, here = (json.loads((path / "config.json").read_text()) for path in (velocitune, tmp_path / "control"))
+    differing = {name for name in there if there[name] != here[name]}
+    assert differing == {"mixer", "settings", "target", "smoothing"} and here["steps"] == 5
+    steps = [[line for line in read_metrics(path) if line["kind"] == "step"] for path in (velocitune, tmp_path / "control")]
+    assert [line["lr"] for line in steps[0]] == [line["lr"] for line in steps[1]]
+    assert [line["total_tokens"] for line in steps[0]] == [line["total_tokens"] for line in steps[1]]
+    average = json.loads((velocitune / "summary.json").read_text())["static_weights"]
+    assert all(line["weights"] == pytest.approx(average) for line in steps[1])
+    assert control_of(velocitune, root, tmp_path / "control", "--resume") == 0     # the same command goes on
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--steps", 9], "steps 9, there 5"), (["--lr", 0.5], "lr 0.5, there 0.01"), (["--rows", 1], "rows 1, there 3"), (["--seed", 0], "seed 0, there 7"),
+    (["--schedule", "constant", "--warmup", 0], "schedule 'constant', there 'cosine'"), (["--adapt", "full"], "adapt 'full', there 'lora'"),
+])
+def test_a_control_that_differs_from_its_run_is_refused_by_name(words, said, velocitune, root, tmp_path, capsys):
+    assert control_of(velocitune, root, tmp_path / "control", *words) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "control").exists()
+
+
+def test_every_setting_of_a_run_is_one_that_a_control_takes_over_or_may_choose():
+    """A new field of ReweightConfig is compared, unless it is named here."""
+    from dynadapt.experiments.reweight.control import BY_CONTENT, EQUAL, FREE, OF_THE_MIXER
+    assert {"steps", "rows", "segment", "lr", "decay", "clip", "warmup", "schedule", "optimizer", "adapt", "targets", "rank", "dtype", "seed"} < set(EQUAL)
+    names = [*EQUAL, *BY_CONTENT, *FREE, *OF_THE_MIXER]
+    assert sorted(names) == sorted(field.name for field in fields(ReweightConfig))
+
+
+def test_a_control_on_other_texts_is_refused(velocitune, root, tmp_path, capsys):
+    (tmp_path / "code").mkdir()
+    for i in range(8):
+        (tmp_path / "code" / f"{i}.txt").write_text(english(120, seed=200 + i))
+    domains = [f"code={tmp_path / 'code'}", f"prose={root / 'prose.jsonl'}", f"manual={root / 'manual'}"]
+    assert control_of(velocitune, root, tmp_path / "control", "--domains", *domains) == 2
+    assert "the text of domain 'code'" in capsys.readouterr().err and not (tmp_path / "control").exists()
+
+
+def test_a_control_has_the_steps_that_a_run_made_which_ran_out_of_text(root, tmp_path, capsys):
+    changes = dict(mixer="fixed", weights={"code": 0.9, "prose": 0.05, "manual": 0.05}, policy="stop", steps=200, evaluate=200, segment=64, lr=1e-3)
+    made = run(config_for(root, **changes), tmp_path / "run")["steps"]
+    assert 1 <= made < 200
+    assert control_of(tmp_path / "run", root, tmp_path / "control") == 0
+    assert json.loads((tmp_path / "control" / "config.json").read_text())["steps"] == made
+    run(config_for(root, schedule="cosine", **changes), tmp_path / "cosine")
+    assert control_of(tmp_path / "cosine", root, tmp_path / "control-2") == 2
+    assert f"make that run again with --steps {made}" in capsys.readouterr().err
+
+
 def test_empty_and_single_documents_are_refused(root, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CorpusError, match="empty.* is empty"):
@@ -328,7 +395,7 @@ def test_empty_and_single_documents_are_refused(root, tmp_path):
 
 
 @pytest.mark.parametrize("words, said", [
-    (["--domains", "code"], "NAME=PATH|NAME=VALUE"),
+    (["--domains", "code"], "NAME=PATH"),
     (["--domains", "a=x", "a=y"], "given twice"),
     (["--domains", "a=x", "--weights", "a=much"], "give a number"),
     (["--domains", "a=x", "--target", "no/such.json"], "no such file"),

@@ -83,7 +83,7 @@ def _load(name: str):
     import dynadapt.model
     model = dynadapt.model.load(name)
     if model.tokenizer is None:
-        raise RunError(f"model {name!r} has no tokenizer; put its tokenizer.json next to the weights")
+        raise RunError(f"model {name!r} has no tokenizer; put its tokenizer.json next to the weights, or take a GGUF file that holds one")
     return model
 
 

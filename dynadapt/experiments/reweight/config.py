@@ -113,10 +113,11 @@ class ReweightConfig:
 def named_values(what: str, words: Iterable[str]) -> dict[str, str]:
     """NAME=VALUE words as a dictionary. ConfigError for a word without =, or a name given twice."""
     found: dict[str, str] = {}
+    form = {"domains": "NAME=PATH", "set": "KEY=VALUE"}.get(what, "NAME=NUMBER")
     for word in words:
         name, sign, value = word.partition("=")
         if not (name and sign and value):
-            raise ConfigError(f"{what} {word!r}: give NAME=VALUE")
+            raise ConfigError(f"{what} {word!r}: give {form}")
         if name in found:
             raise ConfigError(f"{what}: {name!r} is given twice")
         found[name] = value

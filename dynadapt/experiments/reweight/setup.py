@@ -26,7 +26,7 @@ def load_model(config: ReweightConfig):
     """The model to train: as it is, or of the size of `scratch` with random weights and the tokenizer of the one named."""
     model = dynadapt.load(config.model)
     if model.tokenizer is None:
-        raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights")
+        raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights, or take a GGUF file that holds one")
     if not config.scratch:
         model.check_finite()
         return model

@@ -38,6 +38,7 @@ from dynadapt.experiments.mixers import MIXERS, Exhausted, excess
 from dynadapt.experiments.mixers.base import check_weights
 from dynadapt.experiments.reweight import setup
 from dynadapt.experiments.reweight.config import ReweightConfig
+from dynadapt.experiments.reweight.control import check_control, check_inputs
 from dynadapt.experiments.reweight.domains import read_domains
 from dynadapt.experiments.reweight.sampler import Sampler, heldout_order
 from dynadapt.experiments.rundir import Follower, RunDirectory, RunError, open_directory
@@ -123,6 +124,7 @@ def _prepare(config: ReweightConfig, processes: Processes):
 def setup_paths(config: ReweightConfig) -> dict[str, str]:
     """Refuses paths and weights of domains that aren't there, before a run directory is made."""
     from dynadapt.experiments.reweight.domains import domain_paths
+    check_control(config)
     paths = domain_paths(config)
     for name, path in paths.items():
         if not path.exists():
@@ -158,6 +160,7 @@ class _Training:
         inputs = {"the model": engine.model.fingerprint(), "the tokenizer": engine.model.tokenizer.fingerprint(), **texts}
         if self.reference is not None:
             inputs["the reference model"] = setup.learned_digest(self.reference)
+        processes.together(lambda: check_inputs(config, inputs))
         processes.same({**inputs, "backend": engine.backend})
         processes.from_first(lambda: directory.expect(inputs))
         if directory.state:
