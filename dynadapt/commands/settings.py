@@ -8,7 +8,7 @@ from dataclasses import fields
 from dynadapt.experiments.config import CHOICES, LEARNING_RATES, ConfigError, EvalConfig, parse_layers, parse_reset
 
 HELP = {
-    "model": "a name that `dynadapt fetch` knows, a Hugging Face directory or a GGUF file",
+    "model": "a name that `dynadapt fetch` knows, a Hugging Face directory, a GGUF file, a PEFT adapter's directory, or a hub id (org/name) in the Hugging Face cache",
     "text": "files (each a document), - for standard input, or builtin:python-reference, builtin:python-source",
     "tokens": "read only the first N tokens, over all texts (default: all)",
     "adapt": "what learns: nothing, low-rank adapters, the rows with the largest gradients, or whole weights",
