@@ -26,6 +26,7 @@ from .adapt.what import whole_model
 from .decoder import Batch
 from .memory import Overlap
 from .ops.dispatch import kernel_module
+from .reprs import safe
 
 ALIGN = 16
 
@@ -81,6 +82,7 @@ class StaticReport:
                     known["grad_norm"][stream] = None if host["no_norm"][0] else norm
         return known
 
+    @safe
     def __repr__(self) -> str:
         if self.known is None:  # asking would wait for the device
             return f"StaticReport({self.streams} stream{'s' * (self.streams != 1)}, not read from the device, {sum(self.flops.values()) / 1e9:.4g} GFLOP)"

@@ -124,7 +124,7 @@ def test_reset_every_n_tokens_returns_to_the_prior():
 
 
 def test_reset_auto_leaves_the_scored_segment_alone_and_skips_its_update():
-    e = engine(adapt=LoRA(rank=2), optimizer=Adam(lr=0.02), reset="auto")
+    e = engine(adapt=LoRA(rank=2, alpha=32.0), optimizer=Adam(lr=0.02), reset="auto")
     easy, hard = torch.zeros(1, 9, dtype=torch.int64), text(9)
     for _ in range(20):
         e.step(easy)

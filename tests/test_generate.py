@@ -22,7 +22,9 @@ def model(family="llama", tokenizer=True):
 
 
 def engine(source=None, **options):
-    return Engine(source or model(), adapt=LoRA(rank=2), optimizer=Adam(lr=0.02), memory=SegmentMemory(16, 2), segment=T, dtype="fp32", **options)
+    source = source or model()
+    memory = None if source.config.family == "gpt2" else SegmentMemory(16, 2)
+    return Engine(source, adapt=LoRA(rank=2), optimizer=Adam(lr=0.02), memory=memory, segment=T, dtype="fp32", **options)
 
 
 def learned(source=None, steps=4, **options):

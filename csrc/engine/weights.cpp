@@ -217,7 +217,7 @@ Model load_model(const std::string& directory, DType dtype) {
   if (error || !fs::is_directory(path)) throw Invalid("model_dir \"" + directory + "\" is not a directory that can be read");
   const std::string where = (path / "config.json").string();
   Model model;
-  model.name = path.filename().string();
+  model.name = path.string();  // of adapters' base_model_name_or_path: they load from anywhere on this machine
   model.config = read_config(parse_json(read_file(where), where), where);
   model.groups = group_shapes(model.config);
   Checkpoint files(path, dtype);

@@ -36,7 +36,7 @@ A domain is a directory with train.jsonl and heldout.jsonl (or train/ and heldou
 metrics.jsonl, summary.json, weights.png and the last state; a run that was stopped goes on with --resume."""
 
 HELP = {
-    "model": "a name that `dynadapt fetch` knows, a Hugging Face directory or a GGUF file",
+    "model": "a name that `dynadapt fetch` knows, a Hugging Face directory, a GGUF file, a PEFT adapter's directory, or a hub id in the cache",
     "scratch": "train a llama of this size from random weights, with --model's tokenizer (needs --targets model)",
     "domains": "the domains: files or directories by name",
     "corpus": "in place of --domains: a directory that `dynadapt corpus build` made",

@@ -8,7 +8,8 @@ from dataclasses import fields
 from dynadapt.experiments.config import CHOICES, LEARNING_RATES, ConfigError, EvalConfig, parse_layers, parse_reset
 
 HELP = {
-    "model": "a name that `dynadapt fetch` knows, a Hugging Face directory or a GGUF file",
+    "model": "a name that `dynadapt fetch` knows, a Hugging Face directory, a GGUF file, a PEFT adapter's directory, or a hub id (org/name) in "
+             "the Hugging Face cache",
     "text": "files (each a document), directories of them, .jsonl or .parquet (each line or row a document), any of them as .gz, "
             "- for standard input, or builtin:python-reference, builtin:python-source",
     "field": "of .jsonl, .json and .parquet: the key or column that holds the text",

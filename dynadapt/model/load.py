@@ -44,7 +44,7 @@ def load(source, dtype: torch.dtype | None = None) -> Model:
         return _named(load_directory(_known(name), dtype), name)
     path = Path(source).expanduser()
     if path.is_dir():
-        return _named(_load_path(path, dtype), path.resolve().name, str(path.absolute()))
+        return _named(_load_path(path, dtype), path.resolve().name, str(path.resolve()))
     if path.is_file():
         return _named(_load_file(path, dtype), None, str(path.absolute()))
     if isinstance(source, str) and (snapshot := hub_snapshot(name)):

@@ -226,6 +226,17 @@ def test_defaults_are_those_of_python():
         check(library.dynadapt_engine_params_default(ctypes.byref(Params()), 8))
 
 
+def test_alpha_alone_is_twice_the_rank(tmp_path):
+    directory = write(tmp_path / "model")
+    for rank in (3, 5):
+        alone = EngineC(directory, dtype=DTYPES["fp32"], segment=SEGMENT, rank=rank, targets=b"all", last_layer=2)
+        alone.save(0, tmp_path / str(rank))
+        settings = json.loads((tmp_path / str(rank) / "adapter_config.json").read_text())
+        assert (settings["r"], settings["lora_alpha"]) == (rank, 2 * rank)
+    given = EngineC(directory, dtype=DTYPES["fp32"], segment=SEGMENT, rank=3, alpha=6.0, targets=b"all", last_layer=2)
+    given.load_adapter(0, tmp_path / "3")
+
+
 def config_of(directory, **changes):
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, **changes}))
