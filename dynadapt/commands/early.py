@@ -13,9 +13,9 @@ MODELS = ("smollm2-135m",)                           # dynadapt.model.fetch.KNOW
 
 
 def check_model(name: str) -> None:
-    """Refuses a plain word that is no known model, file or directory. What has a slash is left to who loads it."""
-    if name not in MODELS and "/" not in name and not Path(name).expanduser().exists():
-        raise ConfigError(f"model {name!r} does not exist; accepted: {', '.join(MODELS)}, a model directory, a .gguf file, a .safetensors "
+    """Refuses a word, or a path from /, . or ~, that is no known model, file or directory. ORGANISATION/NAME is left to who loads it."""
+    if name not in MODELS and ("/" not in name or name[0] in "/.~") and not Path(name).expanduser().exists():
+        raise ConfigError(f"model = {name!r} does not exist; accepted: {', '.join(MODELS)}, a model directory, a .gguf file, a .safetensors "
                           f"file{meant(name, MODELS)}")
 
 
