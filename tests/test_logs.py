@@ -155,6 +155,60 @@ def test_series_of_a_line():
     assert step_of(line) == 64 and step_of({"step": 7}) == 7
 
 
+# -------------------------------------------------------------------------------------------------------------- the commands
+
+def call(*words) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    assert end.value.code == 0
+
+
+SMALL = ("--segment", 16, "--dtype", "fp32", "--backend", "reference")
+
+
+def test_reweighting_logs_steps_and_evaluations(root, tmp_path, recorded, capsys):
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"text": english(60, seed=i)}) + "\n" for i in range(12)))
+    call("reweight", "train", "--domains", f"a={tmp_path / 'lines.jsonl'}", "--model", root / "model", *SMALL, "--rows", 2, "--steps", 3,
+         "--evaluate", 2, "--heldout-rows", 2, "--adapt", "lora", "--optimizer", "adam", "--out", tmp_path / "run",
+         "--log", "recorded")
+    [log] = recorded.made
+    assert lines_of(log) == wanted_lines(tmp_path / "run")
+    assert {"loss", "losses/a", "weights/a", "heldout/a", "mean", "flops/heldout"} <= {name for series, _ in lines_of(log) for name in series}
+    assert log.calls[-2][1]["heldout/a"] == read_json(tmp_path / "run/summary.json")["heldout"]["a"]
+
+
+def test_icl_logs_by_step_and_a_number_is_still_the_steps_between_lines(tmp_path, recorded, capsys):
+    call("icl", "train", "demo", *"--steps 20 --points 4 --layers 1 --hidden 32 --device cpu --log 10 --log recorded".split(), "--out", tmp_path / "run")
+    [log] = recorded.made
+    assert [step for _, step in lines_of(log)] == [10, 20] and lines_of(log) == wanted_lines(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        main(["icl", "train", "demo", "--log", "wnadb"])
+    assert "log 'wnadb': give wandb" in capsys.readouterr().err
+
+
+def test_a_diagnosis_logs_its_scorings_and_then_its_summary(root, tmp_path, recorded, capsys):
+    (tmp_path / "held-out.txt").write_text(english(80, seed=9))
+    call("diagnose", "--model", root / "model", "--text", tmp_path / "held-out.txt", "--learn", root / "a.txt", *SMALL, "--rank", 2,
+         "--out", tmp_path / "out", "--log", "recorded")
+    opened = {log.calls[0][1].relative_to(tmp_path).as_posix(): log for log in recorded.made}
+    assert list(opened)[:3] == ["out/learn", "out/before", "out/after"] and list(opened)[-1] == "out"
+    for name in ("learn", "before", "after"):
+        assert lines_of(opened[f"out/{name}"]) == wanted_lines(tmp_path / "out" / name)
+    change = read_json(tmp_path / "out/summary.json")["change"]
+    assert [call[0] for call in opened["out"].calls] == ["open", "finish", "close"] and opened["out"].calls[1][1]["change"] == change
+    assert logs._group(tmp_path / "out" / "learn") == "out" and logs._group(Path("/some/runs/x")) is None
+
+
+def test_a_sweep_hands_its_logs_to_its_cells(root, tmp_path, monkeypatch, recorded, capsys):
+    from dynadapt.experiments import sweep
+    asked = []
+    monkeypatch.setattr(sweep, "_run_child", lambda words: (asked.append(words), (1, "no"))[1])
+    (tmp_path / "sweep.yaml").write_text(f"out: {tmp_path}\nbase: {{text: {root / 'a.txt'}}}\ncells: [{{adapt: none}}]\n")
+    with pytest.raises(SystemExit):
+        main(["sweep", str(tmp_path / "sweep.yaml"), "--log", "recorded", "--log", "recorded"])
+    assert asked[0][-2:] == ["--log", "recorded"] and asked[0].count("--log") == 1
+
+
 # ----------------------------------------------------------------------------------------------------- the packages themselves
 
 NAMES = [pytest.param(name, marks=pytest.mark.skipif(not __import__("importlib.util").util.find_spec(name), reason=f"needs {name}"))
