@@ -274,6 +274,8 @@ def bench_step(arguments) -> int:
     for name in against:
         if name not in PEERS:
             raise ValueError(f"--against {name}: expected some of {', '.join(PEERS)}")
+    from .environment import need
+    need("dynadapt bench step, which checks against float64 in transformers + peft,", ("transformers", "peft"), "bench")
     result = run_step(arguments.model, against, arguments.dtype, arguments.streams, arguments.segment, arguments.rank, arguments.rounds,
                       say=lambda text: print(text, file=sys.stderr, flush=True))
     print_table(result)
