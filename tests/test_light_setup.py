@@ -46,8 +46,8 @@ from dynadapt.experiments.plot import plot_cost
 from pathlib import Path
 out = Path(sys.argv[1])
 base = {"model": str(out / "model"), "text": (str(out / "a.txt"),)}
-found = worker.look({"config": EvalConfig(**base, segment=16, memory=0).to_dict(), "time": True}, None)
-assert found["static"] > 0 < found["lora"], found
+timed = worker.look({"config": EvalConfig(**base, segment=16, memory=0).to_dict(), "time": True}, None)
+assert timed["static"] > 0 < timed["lora"], timed
 for cell in demo_cells(COMPARED, 97, 16, **base):
     worker.cell({"config": cell.config.to_dict(), "out": str(out / cell.name)}, io.StringIO())
 runs = [out / name for name in COMPARED]
