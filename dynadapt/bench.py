@@ -280,6 +280,8 @@ def bench_step(arguments) -> int:
     against = _some("against", arguments.against, PEERS)
     dtypes = _some("dtype", arguments.dtype, DTYPES)
     isas = _some("isa", arguments.isa, tuple(LIMITS)) or [None]
+    from .environment import need
+    need("dynadapt bench step, which checks against float64 in transformers + peft,", ("transformers", "peft"), "bench")
     results = []
     for isa in isas:
         if isa:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 from importlib import metadata
@@ -34,6 +35,13 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             pass
     return versions
+
+
+def need(what: str, packages: tuple[str, ...], extra: str) -> None:
+    """ImportError that says what `what` needs and how to get it, before any work; `extra`: of pyproject.toml, which brings them."""
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    if absent:
+        raise ImportError(f"{what} needs {' and '.join(absent)}, not installed here; install what is needed with `pip install 'dynadapt[{extra}]'`")
 
 
 def cpu_name() -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dynadapt.bench import Worker
 from dynadapt.bench_race import BUSY, best_of, quantiles, race, runners_of
+from dynadapt.environment import need
 
 from .base import IclError
 from .config import TrainConfig, from_preset
@@ -164,6 +165,7 @@ def bench_icl(arguments) -> int:
     for name in against:
         if name not in PEERS:
             raise IclError(f"--against {name}: give some of {', '.join(PEERS)}")
+    need("dynadapt bench icl, which checks against float64 in transformers,", ("transformers",), "bench")
     for name in ("rounds", "steps"):
         if getattr(arguments, name) < 1:
             raise IclError(f"--{name} {getattr(arguments, name)}: give at least 1")
