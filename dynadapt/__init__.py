@@ -20,7 +20,8 @@ __all__ = ["RMS", "SGD", "Adam", "AdamW", "Engine", "Full", "LoRA", "Overlap", "
 
 # Public name -> the module that has it. They are imported when they are asked for: torch takes seconds, and `dynadapt --help` needs none.
 _HOMES = {**dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "LoRA", "RowSparse"), "adapt"), "Engine": "engine",
-          "Server": "experiments.publish", "publish": "experiments.publish", "read_run": "experiments.metrics", "Overlap": "memory", "SegmentMemory": "memory",
+          "Server": "experiments.publish", "publish": "experiments.publish",
+          "read_run": "experiments.metrics", "Overlap": "memory", "SegmentMemory": "memory",
           "load": "model", "Session": "session", "attach": "session"}
 _MODULES = ("adapt", "engine", "experiments", "memory", "model", "ops", "session")  # dynadapt.model.load and so on, without an import of its own
 
