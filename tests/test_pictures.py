@@ -105,6 +105,7 @@ def test_each_kind_has_its_picture_and_the_rest_is_said(tmp_path, figures, capsy
     (root / "model").mkdir()
     (root / "model" / "config.json").write_text('{"model_type": "llama"}')
     (root / "notes.txt").touch()
+    (eval_run(root / "broken") / "metrics.jsonl").write_text("{]\n")
     with pytest.raises(SystemExit) as end:
         main(["plot", *map(str, sorted(root.iterdir()))])
     captured = capsys.readouterr()
@@ -113,9 +114,10 @@ def test_each_kind_has_its_picture_and_the_rest_is_said(tmp_path, figures, capsy
     assert {str(path) for path in drawn} == {"plot.png", "even/weights.png", "icl/figures/training.png", "icl/figures/errors.png",
                                              *(f"diagnosis/figures/{name}.png" for name in ("classes", "types", "concentration", "documents", "places"))}
     assert all((root / path).stat().st_size > 1000 for path in drawn)
-    for reason in ("failed: nothing scored yet", "begun is not finished", "model is no run (its config.json is another's)", "notes.txt is a file"):
+    for reason in ("failed: nothing scored yet", "begun is not finished", "model is no run (its config.json is another's)", "notes.txt is a file",
+                   "broken is damaged ("):
         assert reason in captured.err
-    assert captured.err.count("left out") == 4
+    assert captured.err.count("left out") == 5
     for figure in figures:
         assert not faults(figure)
     with pytest.warns(RunNote):
