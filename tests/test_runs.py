@@ -354,3 +354,16 @@ def test_what_is_no_run_is_not_read(tmp_path):
     write(tmp_path / "model", {"model_type": "llama"}, [], None)
     with pytest.raises(RunError, match="is no run: its config.json"):
         dynadapt.read_run(tmp_path / "model")
+
+
+def test_a_diagnosis_is_not_taken_for_an_evaluation(tmp_path):
+    """Its configuration has all that one of eval has, and no metrics of its own."""
+    from dynadapt.experiments.compare import read_compared
+    from dynadapt.experiments.dyneval import find_baseline
+    other = diagnosis(tmp_path / "a")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "adapt": "none", "segment": 16}))
+    eval_run(tmp_path / "b", adapt="none", scores=True)
+    assert find_baseline(tmp_path / "mine", EvalConfig(text=("a.txt",), segment=16)) == {16 * i: 3.1 for i in range(1, 5)}
+    with pytest.raises(RunError, match="is a run of dynadapt diagnose; compare takes runs of dynadapt eval"):
+        read_compared([tmp_path / "a", tmp_path / "b"])

@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from matplotlib import ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -115,13 +114,16 @@ def log_axis(axis, values: Sequence[float]) -> None:
     axis.xaxis.set_minor_locator(ticker.NullLocator())
 
 
-def _round_between(low: float, high: float, wanted: int = 3, most: int = 5) -> list[float]:
-    """At least `wanted` round numbers between two, spread over decades where those are far apart."""
+def _round_between(low: float, high: float, most: int = 5) -> list[float]:
+    """Two to `most` round numbers between two: evenly spaced where those are near, else spread over the decades."""
+    if high / low < 8:
+        ticks = [float(f"{tick:.10g}") for tick in ticker.MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+        return [tick for tick in ticks if low <= tick <= high]
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    grids = [(1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), np.arange(20, 200, 5) / 20, *(np.arange(n, 10 * n) / n for n in (5, 10, 20, 50, 100))]
-    for grid in grids:
-        ticks = [float(f"{sub}e{decade}") for decade in decades for sub in grid if low <= sub * 10.0**decade <= high]
-        if len(ticks) >= wanted:
+    for grid in ((1,), (1, 3), (1, 2, 5)):
+        ticks = [float(f"{sub}e{decade}") for decade in decades for sub in grid]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 3:
             break
     return ticks[::-(-len(ticks) // most)]
 

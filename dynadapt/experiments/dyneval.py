@@ -402,6 +402,7 @@ def find_baseline(path: Path | None, config: EvalConfig) -> dict[int, float]:
     if path is None or config.adapt == "none" or not path.parent.is_dir():
         return {}
     from dynadapt.experiments.metrics import read_metrics
+    from dynadapt.experiments.runs.kinds import kind_of
     keys = ("model", "text", "field", "tokens", "streams", "split", "segment", "memory", "sinks", "context")
     mine = config.to_dict()
     for other in sorted(path.parent.iterdir()):
@@ -411,7 +412,7 @@ def find_baseline(path: Path | None, config: EvalConfig) -> dict[int, float]:
             theirs = read_json(other / "config.json")
         except RunError:
             continue
-        if theirs.get("adapt") == "none" and all(theirs.get(key) == mine.get(key) for key in keys):
+        if kind_of(theirs) == "eval" and theirs.get("adapt") == "none" and all(theirs.get(key) == mine.get(key) for key in keys):
             try:
                 return {line["total_tokens"]: line["total_nll"] for line in read_metrics(other)}
             except RunError:                         # another run's files: it says so itself

@@ -12,7 +12,6 @@ from dynadapt.experiments.runs.kinds import headline, kind_of, what
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas
 
 
 def read_metrics(path: str | Path) -> list[dict]:
@@ -66,7 +65,7 @@ class Run:
             return "finished"
         return "running" if locked(self.path) else "failed" if self.kind in ("eval", "reweight", "icl") and unscored(self.path) else "stopped"
 
-    def frame(self) -> pandas.DataFrame:
+    def frame(self):
         """The metrics as a pandas DataFrame, a row a line: what is nested has dotted names (flops.forward, heldout.code), lists with a
         value a stream or place are columns NAME.0, NAME.1, ... (NAME where there is one); what a line lacks is None or NaN.
         ImportError without pandas."""

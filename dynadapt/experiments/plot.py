@@ -72,9 +72,12 @@ def _read(path: Path) -> tuple[str, Run | None]:
         return f"{path} is a file" if path.exists() else f"{path}: no such run directory", None
     if not (path / "config.json").is_file():
         return f"{path} is no run (no config.json)", None
-    if kind_of(read_json(path / "config.json")) is None:
-        return f"{path} is no run (its config.json is another's)", None
-    run = read_run(path)
+    try:
+        if kind_of(read_json(path / "config.json")) is None:
+            return f"{path} is no run (its config.json is another's)", None
+        run = read_run(path)
+    except RunError as error:
+        return f"{path} is damaged ({error})", None
     if run.kind in ("eval", "icl") and not run.metrics or run.kind == "reweight" and not any(line.get("kind") == "step" for line in run.metrics):
         return f"{path}: nothing scored yet, so nothing to draw", None
     if run.kind in ("diagnose", "advise") and run.summary is None:
@@ -128,7 +131,7 @@ def plot_cost(runs: list[Run], path: Path, titles: dict[str, str]) -> Path:
         config, summary = runs[0].config, runs[0].summary
         text = ", ".join(Path(t.removeprefix("builtin:")).stem for t in config["text"])
         title = f"{Path(config['model']).name} on {text}: {summary['tokens']:,} tokens, segments of {config['segment']}"
-        axis.set_title(fitted(title, 7.0, 11, "bold"))
+        axis.set_title(fitted(title, 5.8, 11, "bold"))
         if points:
             low, high = axis.get_xlim()
             axis.set_xlim(low / (high / low) ** 0.08, high * (high / low) ** 0.08)

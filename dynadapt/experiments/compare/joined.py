@@ -98,8 +98,8 @@ def read_compared(paths: Sequence[str | Path]) -> Compared:
 
 
 def _check(run: Run) -> None:
-    if run.config.get("kind") is not None:
-        raise RunError(f"{run.path} is a run of dynadapt {run.config['kind']}; compare takes runs of dynadapt eval")
+    if run.kind != "eval":
+        raise RunError(f"{run.path} is a run of dynadapt {run.kind}; compare takes runs of dynadapt eval")
     if not (run.path / "scores.npy").exists():
         raise RunError(f"{run.path} has no scores of single tokens (scores.npy): run it again with --scores")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 
 import matplotlib
@@ -19,6 +20,7 @@ def _figure(width: float, height: float):
 
 
 def _styled(draw):
+    @wraps(draw)
     def drawn(*arguments) -> Figure:
         with matplotlib.rc_context({**STYLE, "text.parse_math": False, "svg.fonttype": "path", "text.usetex": False}):
             return draw(*arguments)

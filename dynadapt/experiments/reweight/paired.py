@@ -6,7 +6,8 @@ what the interval speaks of, depends on what there is:
   rows    one seed in common: a difference a held-out row, Student's 95% interval over rows as if they were independent (rows of one
           document are not quite). It speaks of other text of this kind, and nothing says what another seed would give.
   none    one seed, and runs that kept no losses of rows: differences without an interval.
-A seed decides which rows are held out too, so that runs of other seeds have no rows in common and are not compared.
+A seed decides which rows are held out too, so that runs of other seeds have no rows in common and are not compared. Held-out rows are those
+that some mixers read; benchmarks/reweighting.py judges on others.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def html(run) -> str:
     body = "".join(f"<tr><th scope=\"row\" {cell}>{_safe(title)}</th><td {cell}>{_safe(text)}</td></tr>" for title, text in rows)
     drawn = sparkline(run)
     return (f'<div class="dynadapt-run" style="font-family:sans-serif;font-size:13px;max-width:640px;overflow-wrap:anywhere">'
-            f"<strong>{_safe(str(run.path))}</strong><table style=\"border-collapse:collapse;margin:4px 0\">{body}</table>{drawn}</div>")
+            f"<strong>{_safe(str(run.path))}</strong><table style=\"border-collapse:collapse;margin:4px 0;font-size:inherit\">{body}</table>{drawn}</div>")
 
 
 def _safe(text: str) -> str:
@@ -46,7 +46,9 @@ def sparkline(run) -> str:
         return ""
     shown = thinned(values)
     low, high = min(shown), max(shown)
-    spread = high - low or 1.0
+    if high == low:
+        high, low = high + 1, low - 1                # a level line in the middle
+    spread = high - low
     across, up = (WIDTH - 6) / (len(shown) - 1), HEIGHT - 8
     points = " ".join(f"{3 + i * across:.1f},{4 + up * (high - value) / spread:.1f}" for i, value in enumerate(shown))
     said = f"{title}: from {values[0]:.3f} to {values[-1]:.3f}, least {min(values):.3f}"
