@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynadapt import Adam, AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.cli import main
 from dynadapt.model import random_model
 from dynadapt.model.config import tiny_config

@@ -14,7 +14,7 @@ from dynadapt.experiments.compare import read_compared
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.corpus_read import CorpusError, read_documents
 from dynadapt.experiments.diagnose.texts import gather
-from dynadapt.experiments.dyneval import RunOptions, build_engine, run
+from dynadapt.experiments.dyneval import RunOptions, run
 from dynadapt.experiments.parts import _check, merge, shared_out
 from dynadapt.experiments.rundir import RunDirectory, RunError
 from dynadapt.notes import RunNote

@@ -6,7 +6,7 @@ from helpers import to_transformers
 from test_invariants import SEGMENT, engine, learned_step, scores, text
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Overlap, SegmentMemory
+from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full
 from dynadapt.decoder import Batch
 from dynadapt.model import hf_name, from_state, random_model, tiny_config
 from dynadapt.model.layout import hf_transposed

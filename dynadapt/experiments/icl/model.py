@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +23,6 @@ from dynadapt.adapt.whole_model import ModelLearner
 from dynadapt.decoder import Batch, Decoder, OpSet
 from dynadapt.engine import DTYPES
 from dynadapt.flops import Ledger
-from dynadapt.model import ModelConfig
 from dynadapt.model.layout import tensor_shapes
 from dynadapt.ops import choose_backend, choose_device, linear_mse
 from dynadapt.ops import update as update_op
@@ -32,7 +30,7 @@ from dynadapt.ops.dispatch import kernel_module
 from dynadapt.weights import ModelTensors
 from dynadapt.workspace import Workspace
 
-from .checks import IclError, check_count
+from .checks import IclError
 from .geometry import Geometry
 from .prompts import interleaved
 

@@ -25,7 +25,7 @@ from dynadapt.digests import sync_tree
 from dynadapt.environment import peak_memory_bytes
 from dynadapt.experiments.dyneval import Interrupted, interruptible
 from dynadapt.experiments.checkpoints import read_state, saved_states
-from dynadapt.experiments.rundir import RunDirectory, RunError, disk_error, read_json
+from dynadapt.experiments.rundir import RunDirectory, RunError, disk_error
 from dynadapt.experiments.whole_files import discard, os_error
 
 from .base import FunctionClass, IclError
