@@ -17,6 +17,8 @@ def kind_of(config) -> str | None:
     """One of KINDS, or None for what no command of this package wrote (a model's config.json, for example)."""
     if not isinstance(config, Mapping):
         return None
+    if config.get("kind") in KINDS:
+        return config["kind"]
     return next((kind for kind, keys in MARKS.items() if all(key in config for key in keys)), None)
 
 
