@@ -128,8 +128,6 @@ def parsed(words: list[str]) -> None:
     """Arguments of dynadapt through its own parser, and the refusals that come before any work."""
     from dynadapt.cli import COMMANDS, parse
     from dynadapt.commands.settings import config_from
-    if words[0] == "tune" and "tune" not in COMMANDS:
-        return
     try:
         arguments = parse(words)
     except SystemExit as end:
