@@ -41,7 +41,7 @@ def need(what: str, packages: tuple[str, ...], extra: str) -> None:
     """ImportError that says what `what` needs and how to get it, before any work; `extra`: of pyproject.toml, which brings them."""
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     if absent:
-        raise ImportError(f"{what} needs {' and '.join(absent)}, not installed here; install what is needed with `pip install 'dynadapt[{extra}]'`")
+        raise ImportError(f"{what} needs {' and '.join(absent)}, not installed here; in a checkout: pip install -e '.[{extra}]'")
 
 
 def cpu_name() -> str:

@@ -209,7 +209,8 @@ CALLS = {
     "save": {"directory": PATHS}, "restore": {"directory": PATHS}, "load_adapter": {"directory": PATHS, "stream": STREAM},
     "gather_statistics": {"segments": [None, 3, "text", [], GOOD[0], [[1]], [[1.0, 2.0]], [GOOD], [GOOD[0] + VOCABULARY], [GOOD[0], -GOOD[0] - 1], Thing()]},
     "generate": {"prompt": [None, 3, "text", [], [1.0], [True], [-1], [VOCABULARY], [[1, 2]], GOOD.float()[0], Thing()], "limit": BY_KIND["integer"],
-                 "stop": [3, "stop", [1], None], "stream": STREAM, "repetition_penalty": [0, -1, NAN, INF, "1.5", True, None, Thing()]},
+                 "stop": [3, "stop", [1], None], "stream": STREAM, "repetition_penalty": [0, -1, NAN, INF, "1.5", True, None, Thing()],
+                 "choose": [3, "greedy", [1], True]},
     "score_continuations": {"rows": [[[1]], [[1.0, 2.0]], [[1, VOCABULARY]], [[-1, 2]], ["text"], [list(range(99))], [[True, False]], [3]],
                             "counts": [3, None, "1", [0], [3], [1.0], [True], [1, 1], []], "stream": STREAM},
 }

@@ -53,6 +53,9 @@ def test_help_names_every_option_and_default(capsys):
         if field.name == "memory":                   # settled when the model is known
             assert re.search(r"--memory .*?\(default: 512; fewer or none where", text)
             continue
+        if field.name == "alpha":                    # follows the rank
+            assert re.search(r"--alpha .*?twice the rank", text)
+            continue
         assert re.search(rf"--{field.name} .*?\(default: {re.escape(str(field.default))}\)", text), field.name
     for command in ("eval", "sweep", "plot", "demo", "fetch", "info", "explain", "export"):
         assert call(command, "--help") == 0

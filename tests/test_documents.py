@@ -28,6 +28,7 @@ NOT_RUN = {
     r"make (demo|test|package|sanitize|bench|venv)\b": "sets up .venv from a package index, or measures for minutes",
     r"torchrun\b": "tests/reweight/test_distributed.py and tests/test_parts.py start processes",
     r"vllm\b": "a server that is not installed",
+    r"tensorboard\b": "a server that runs until it is stopped; tests/test_logs.py reads what it shows",
     r"cmake\b": "builds the library; tests/native/test_linking.py installs and links it",
     r"dynadapt publish .*--notify": "asks a server that is not there; tests/hf/test_publish.py has one",
     r"dynadapt corpus build\b": "reads Debian packages from an index",
@@ -43,6 +44,7 @@ NOT_RUN = {
 }
 # Python blocks that are compiled, but not run -> why: words that they contain.
 NOT_RUN_PYTHON = {
+    "from dynadapt.experiments.tune import tune": "searches for minutes; its own tests do that",
     'device="cuda"': "needs a GPU",
     "lm_eval.simple_evaluate": "its tasks are on the network; tests/hf/test_lm_eval.py has some of its own",
     'dynadapt.Server("http': "asks a server that is not there; tests/hf/test_publish.py has one",
@@ -77,6 +79,7 @@ def made(tmp_path_factory) -> Path:
             lines = [json.dumps({"id": f"{name}-{part}-{n}", "text": text(600, 40 + n)}) for n in range(count)]
             (home / "corpus" / name / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
     write_manifest(home / "corpus")
+    (home / "posts.jsonl").write_text("".join(json.dumps({"body": text(200, 60 + n)}) + "\n" for n in range(4)))
     ignore = shutil.ignore_patterns("adapt", "dynamic_evaluation", "build", "*.o")
     shutil.copytree(ROOT / "examples", home / "examples", ignore=ignore)
     (home / "examples" / "cpp").mkdir(exist_ok=True)

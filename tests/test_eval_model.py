@@ -29,7 +29,7 @@ def test_streamed_tokens_are_those_of_the_whole_text(model):
 
 def test_the_static_score_is_that_of_transformers(model, smollm2_directory, tmp_path):
     """The same windows of 512 targets, float32."""
-    config = EvalConfig(model=str(smollm2_directory), text=(TEXT,), tokens=1200, adapt="none", dtype="fp32")
+    config = EvalConfig(model=str(smollm2_directory), text=(TEXT,), tokens=1200, adapt="none", memory=0, dtype="fp32")
     summary = run(config, tmp_path / "run", model=model)
     live = to_transformers(model)
     ids = torch.tensor(model.tokenizer.encode(BUILTINS["python-reference"]()[:20000])[:1200])

@@ -11,7 +11,7 @@ from tiny import english, tiny_directory
 
 ROOT = Path(__file__).parents[1]
 # Everything that the extras of pyproject.toml bring, by import name.
-EXTRAS = ("transformers", "peft", "triton", "nvtx", "jax", "jaxlib", "lm_eval", "pytest", "psutil", "build", "mypy", "sklearn", "sentence_transformers")
+EXTRAS = ("transformers", "peft", "triton", "nvtx", "jax", "jaxlib", "lm_eval", "pytest", "psutil", "build", "mypy", "sklearn", "sentence_transformers", "pyarrow", "wandb", "trackio", "tensorboard")
 LIGHT = f"""
 import sys
 class Absent:

@@ -66,7 +66,7 @@ def test_two_processes_score_as_one_bit_for_bit(config, tmp_path):
     second = replace(config, text=tuple(config.text[i] for i in SHARES[1]))
     with pytest.raises(Killed):
         run(second, tmp_path / "two" / "parts" / "1-of-2", RunOptions(scores=True, checkpoint=2), kill_after_3)
-    log = ("--log", "tensorboard") if find_spec("tensorboard") else ()
+    log = ("--log-to", "tensorboard") if find_spec("tensorboard") else ()
     done = torchrun(config, "--out", str(tmp_path / "two"), "--scores", "--resume", *log)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "two").rglob("events.out.tfevents.*"))) == (1 if log else 0)      # the whole run's, and no part's

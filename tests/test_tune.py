@@ -354,7 +354,7 @@ def test_a_pipe_is_tuned_on_and_its_rest_kept(directory, texts, tmp_path, monkey
 @pytest.mark.parametrize("changes, minutes, message", [
     ({}, 0, "minutes 0"), ({}, float("nan"), "minutes nan"), ({}, True, "minutes True"), ({"streams": 2}, 1, "streams 2"), ({"tokens": 99}, 1, "tokens 99"),
     ({"context": 8}, 1, "context 8"), ({"optimizer": "rms", "adapt": "full"}, 1, "'rms'"), ({"segment": 400}, 1, "needs at least 12,800"),
-    ({"text": ()}, 1, "none given"), ({"text": ("/nowhere.txt",)}, 1, "no such file"), ({"text": ("-", "-")}, 1, "once only"),
+    ({"text": ()}, 1, "none given"), ({"text": ("/nowhere.txt",)}, 1, "no such file"), ({"text": ("-", "-")}, 1, "given twice"),
 ])
 def test_what_can_not_be_tuned_is_refused_by_name(changes, minutes, message, directory, model, texts, tmp_path):
     with pytest.raises((ConfigError, TextError), match=message.replace("(", r"\(")):

@@ -90,8 +90,9 @@ def log_name(name: str) -> str:
 
 def add_log_option(parser: argparse.ArgumentParser, type=log_name) -> None:
     """--log NAME, which may be given several times, as `arguments.logs`: a tuple, for the `log` of a run's options."""
-    parser.add_argument("--log", dest="logs", type=type, action=_AppendLog, default=(), metavar="NAME",
-                        help="show every line of metrics.jsonl in wandb, trackio or tensorboard too; can be given several times")
+    parser.add_argument("--log", "--log-to", dest="logs", type=type, action=_AppendLog, default=(), metavar="NAME",
+                        help="show every line of metrics.jsonl in wandb, trackio or tensorboard too; can be given several times (under "
+                             "torchrun, whose own options begin with --log, as --log-to)")
 
 
 class _AppendLog(argparse.Action):

@@ -89,10 +89,12 @@ def legend_below(figure: Figure, handles: Sequence, labels: Sequence[str], most_
     """A legend under the figure's axes, which are laid out above it: the figure becomes as much higher as the legend is."""
     if not handles:
         return
-    width, height = figure.get_size_inches()
+    whole = isinstance(figure, Figure)                       # a part of a figure keeps its size, and its axes make room
+    width, height = figure.get_size_inches() if whole else (figure.bbox.width / figure.dpi, 0)
     labels, columns, rows = legend_rows(labels, width - 0.4, most_columns, size)
     labels = [f"\u2009{label}" if label.startswith("_") else label for label in labels]        # such labels are not shown otherwise
-    figure.set_size_inches(width, height + ROW * rows * size / 10)
+    if whole:
+        figure.set_size_inches(width, height + ROW * rows * size / 10)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=size)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
 from dynadapt.experiments.whole_files import RunError
 
 CALLBACK = 1 << 16                                   # no signal has this number
+ECHO = 0.2                                           # seconds in which signals are one: a parent that ends sends SIGTERM once for each of its threads
 
 
 class Interrupted(RunError):
@@ -48,17 +51,23 @@ class Stop:
 
 @contextmanager
 def interruptible():
-    """SIGINT and SIGTERM ask for a stop after the segment in progress; a second one stops at once."""
+    """SIGINT and SIGTERM ask for a stop after the segment in progress; a second one, later than `ECHO`, stops at once."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    asked = None
+
     def ask(number, frame):
-        stop.signal = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        nonlocal asked
+        if asked is None:
+            asked, stop.signal = time.monotonic(), number
+        elif time.monotonic() - asked > ECHO:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+            os.kill(os.getpid(), number)
     for number in before:
         signal.signal(number, ask)
     try:

@@ -70,7 +70,7 @@ def hub_snapshot(text: str) -> Path | None:
 
 def _commit(home: Path, revision: str) -> str:
     try:
-        return (home / "refs" / revision).read_text("utf-8").strip() or revision
+        return (home / "refs" / revision).read_text(encoding="utf-8").strip() or revision
     except (OSError, ValueError):
         return revision
 

@@ -190,7 +190,7 @@ def test_weights_refused_by_name(saved):
 def test_nothing_to_load(tmp_path, saved):
     path, model = saved
     for source, message in ((tmp_path / "absent", "does not exist; accepted: smollm2-135m"), (3, "model is a int"),
-                            (path / "config.json", "neither .gguf nor .safetensors"), (tmp_path, "config.json: cannot be read")):
+                            (path / "config.json", "is a part of a model; give its directory"), (tmp_path, "config.json: cannot be read")):
         with pytest.raises(ModelError, match=message):
             load(source)
     (path / "config.json").write_text("{")

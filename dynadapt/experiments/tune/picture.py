@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dynadapt.experiments.plot import COLOURS, STYLE, _front, _plain_log_ticks, _save, label_points
+from dynadapt.experiments.drawing import COLOURS, STYLE, label_points, log_axis, save
+from dynadapt.experiments.plot import _front
 
 MARKERS = {0: "o", 512: "s", 1536: "D"}
 
@@ -27,7 +28,7 @@ def draw_picture(result, path: Path) -> None:
         FigureCanvasAgg(figure).draw()
         for axis, points, labels, colours in axes_labels(axes, result, rows):
             label_points(axis, points, labels, colours)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _x(row: dict, cost: str) -> float:
@@ -44,9 +45,7 @@ def _pareto(axis, result, rows, cost: str, label: str) -> None:
     low, base = min(values), max(value for row, value in zip(rows, values) if row["adapt"] == "none")
     reach = max(base - low, 0.02)
     axis.set_ylim(low - 0.15 * reach, min(max(values) + 0.1 * reach, base + 0.6 * reach))       # what is far worse than static leaves the picture
-    axis.set_xscale("log")
-    axis.margins(x=0.15)
-    _plain_log_ticks(axis)
+    log_axis(axis, [_x(row, cost) for row in rows])
     outside = sum(value > axis.get_ylim()[1] for value in values)
     axis.set(xlabel=label, ylabel="NLL (nats per token)", title=f"Loss against {'time' if cost == 'seconds_per_token' else 'computation'}")
     if outside:
