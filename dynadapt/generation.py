@@ -87,6 +87,8 @@ def generate(engine, prompt: Sequence[int], limit: int, stop: Callable[[list[int
         repetition_penalty = number("repetition_penalty", repetition_penalty, "a finite number above 0", lambda x: x > 0)
         if not callable(stop):
             raise wrong("stop", stop, "a function of the tokens so far")
+        if choose is not None and not callable(choose):
+            raise wrong("choose", choose, "a function of logits [V], or None for the most likely token")
         prompt = token_ids("prompt", prompt).cpu()
         if prompt.dim() != 1:
             raise ValueError(f"prompt has shape {tuple(prompt.shape)}: expected [tokens]")

@@ -63,8 +63,8 @@ import dynadapt.model.fetch
 
 
 @pytest.mark.parametrize("words, message", [
-    (["bench", "step", "--rounds", "1"], "needs transformers and peft, not installed here; install what is needed with `pip install 'dynadapt[bench]'`"),
-    (["bench", "icl", "garg-tiny"], "needs transformers, not installed here; install what is needed with `pip install 'dynadapt[bench]'`"),
+    (["bench", "step", "--rounds", "1"], "needs transformers and peft, not installed here; in a checkout: pip install -e '.[bench]'"),
+    (["bench", "icl", "garg-tiny"], "needs transformers, not installed here; in a checkout: pip install -e '.[bench]'"),
     (["explain", "--model", "MODEL", "--backend", "triton", "--dtype", "fp32"], "backend='triton' needs Triton"),
 ])
 def test_what_an_absent_package_disables_is_refused_by_name(words, message, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from document_blocks import PAGES, ROOT, prose
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^()\s]+)\)")
-OF_AN_INDEX = re.compile(r"\b(?:pip|pipx|uv|conda|poetry|uvx)3?\s+(?:pip\s+)?(?:install|add|download|run)\s(?:[^\n`#]*\s)?['\"]?dynadapt(?![\w./-])|\buvx dynadapt\b")
+OF_AN_INDEX = re.compile(r"\b(?:pip|pipx|uv|conda|poetry|uvx)3?\s+(?:pip\s+)?(?:install|add|download|run)\s(?:[^\n`#(]*\s)?['\"]?dynadapt(?![\w./-])|\buvx dynadapt\b")
 
 
 def anchors(page: Path) -> set[str]:

@@ -392,6 +392,7 @@ def test_a_stopped_tune_leaves_nothing_behind(directory, texts, tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_a_real_model_on_a_real_text(tmp_path):
     config = EvalConfig(text=("builtin:python-reference",), segment=128, memory=0)

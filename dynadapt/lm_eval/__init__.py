@@ -33,7 +33,7 @@ import torch
 try:
     from lm_eval.api.model import TemplateLM
 except ModuleNotFoundError as error:
-    raise ImportError(f"dynadapt.lm_eval needs the package lm-eval ({error}); install it with `pip install 'dynadapt[lm-eval]'`") from error
+    raise ImportError(f"dynadapt.lm_eval needs the package lm-eval ({error}); in a checkout: pip install -e '.[lm-eval]'") from error
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window

@@ -88,8 +88,10 @@ class Bench:
         self.beat()
         return seconds
 
-    def static(self, candidate: Candidate, windows: list[Window], streams: int | None = None, deadline: float = float("inf")) -> Scored:
-        """Scores the windows; nothing carries over, so their pieces may go side by side. Stops between pieces at the deadline."""
+    def static(self, candidate: Candidate, windows: list[Window], streams: int | None = None, deadline: float = float("inf"),
+               least: int = 0) -> Scored:
+        """Scores the windows; nothing carries over, so their pieces may go side by side. Stops between pieces at the deadline,
+        but not before `least` windows are whole."""
         streams = streams or self.streams["none"]
         started, scored = time.perf_counter(), Scored()
         engine = self.engine(candidate, streams)
@@ -97,29 +99,30 @@ class Bench:
         scored.setup = between - started
         pieces, found = [piece for window in windows for piece in window.pieces], []
         for at in range(0, len(pieces), streams):
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline and at >= sum(len(window.pieces) for window in windows[:least]):
                 break
             found += self._pieces(engine, pieces[at:at + streams], streams)
         _add_up(scored, windows, found)
         scored.seconds, scored.flops = time.perf_counter() - between, sum(engine.flops.values()) - flops
         return scored
 
-    def learning(self, candidates: list[Candidate], windows: list[Window], deadline: float = float("inf")) -> dict[Candidate, Scored]:
-        """Candidates that differ in the rate only, over the windows in order. Stops between windows at the deadline."""
+    def learning(self, candidates: list[Candidate], windows: list[Window], deadline: float = float("inf"), least: int = 0) -> dict[Candidate, Scored]:
+        """Candidates that differ in the rate only, over the windows in order. Stops between windows at the deadline, but not
+        before `least` of them."""
         wide = self.streams.get(candidates[0].adapt, 1)
         found = {}
         for at in range(0, len(candidates), wide):
-            found.update(self._learning(candidates[at:at + wide], windows, deadline))
+            found.update(self._learning(candidates[at:at + wide], windows, deadline, least))
         return found
 
-    def _learning(self, candidates, windows, deadline) -> dict[Candidate, Scored]:
+    def _learning(self, candidates, windows, deadline, least) -> dict[Candidate, Scored]:
         started = time.perf_counter()
         engine = self.engine(candidates[0], len(candidates))
         for stream, candidate in enumerate(candidates):
             engine.set_lr(stream, candidate.lr)
         between, flops, found = time.perf_counter(), sum(engine.flops.values()), [[] for _ in candidates]
-        for window in windows:
-            if time.monotonic() > deadline:
+        for number, window in enumerate(windows):
+            if time.monotonic() > deadline and number >= least:
                 break
             for piece in window.pieces:
                 for scores, sums in zip(found, self._pieces(engine, [piece] * len(candidates), len(candidates))):
