@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
-from dynadapt.checks import integer, token_ids
+from dynadapt.checks import integer, is_integer, token_ids
 from dynadapt.engine import DTYPES, Engine
 from dynadapt.memory import SegmentMemory
 from dynadapt.model import ModelError
@@ -29,7 +29,7 @@ class HeldOutScore(TrainerCallback):
     """Scores held-out text in `on_step_begin`, before the update of a step, and once more when training ends.
 
     Args:
-        text: the held-out text, a path of a UTF-8 file, or token ids [N].
+        text: a UTF-8 file's name, the held-out text itself (a string with white space in it), or token ids [N].
         steps: score before every so many updates, the first one included; or the numbers of updates made before which to score.
         tokenizer: for a text; None: the trainer's `processing_class`.
         segment: tokens scored at a time, T. Without memory a token sees those of its own segment only.
@@ -52,15 +52,15 @@ class HeldOutScore(TrainerCallback):
 
     def __init__(self, text, *, steps: int | Collection[int] = 100, tokenizer=None, segment: int = 512, memory: int = 0, sinks: int = 4,
                  rows: int = 8, dtype: str | None = None):
-        self.text = Path(text).read_text("utf-8") if isinstance(text, os.PathLike) else text
-        self.steps = integer("steps", steps) if isinstance(steps, int) else frozenset(integer("steps", step, 0) for step in steps)
+        self.text = _content(text)
+        self.steps = integer("steps", steps) if is_integer(steps) else frozenset(integer("steps", step, 0) for step in steps)
         self.segment, self.rows = integer("segment", segment), integer("rows", rows)
         self.memory = SegmentMemory(integer("memory", memory, 0), integer("sinks", sinks, 0)) if memory else None
         if dtype not in (None, *DTYPES):
             raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}, or None for the model's own")
         self.tokenizer, self.dtype = tokenizer, dtype
         self.history: list[tuple[int, float, float | None]] = []
-        self._trainer = self._tokens = self._bytes = self._by_engine = None
+        self._trainer = self._tokens = self._bytes = self._by_engine = self._last = None
 
     def add_to(self, trainer) -> HeldOutScore:
         """Adds itself to a trainer, and from then on logs through it."""
@@ -70,13 +70,17 @@ class HeldOutScore(TrainerCallback):
 
     # ---- what the trainer calls
 
+    def on_train_begin(self, args, state, control, **more):
+        """Of another trainer the model, its tokenizer and the numbers of updates are others."""
+        self._tokens = self._bytes = self._by_engine = self._last = None
+
     def on_step_begin(self, args, state, control, model=None, processing_class=None, **more):
         made = state.global_step
         if made in self.steps if isinstance(self.steps, frozenset) else made % self.steps == 0:
             self._report(state, model, processing_class)
 
     def on_train_end(self, args, state, control, model=None, processing_class=None, **more):
-        if not self.history or self.history[-1][0] != state.global_step:
+        if self._last != state.global_step:
             self._report(state, model, processing_class)
 
     def _report(self, state, model, tokenizer) -> None:
@@ -86,6 +90,7 @@ class HeldOutScore(TrainerCallback):
         nll = self.score(model)
         bits = nll * (len(self._tokens) - 1) / (math.log(2) * self._bytes) if self._bytes else None
         self.history.append((state.global_step, nll, bits))
+        self._last = state.global_step
         values = {"dynadapt/heldout_nll": nll} | ({} if bits is None else {"dynadapt/heldout_bits_per_byte": bits})
         if self._trainer is not None:
             self._trainer.log(values)
@@ -164,6 +169,15 @@ class HeldOutScore(TrainerCallback):
                 self._bytes = len(self.text[read["offset_mapping"][0][1]:].encode())
         if self._tokens.dim() != 1 or len(self._tokens) < 2:
             raise ValueError(f"text has {tuple(self._tokens.shape)} tokens: expected one row of at least 2")
+
+
+def _content(text):
+    """Token ids as they are; of a string the file that it names, or itself."""
+    if isinstance(text, os.PathLike) or isinstance(text, str) and len(text) < 4096 and "\0" not in text and os.path.isfile(text):
+        return Path(text).read_text("utf-8")
+    if isinstance(text, str) and not any(c.isspace() for c in text.strip()):
+        raise ValueError(f"text={text!r}: no such file, and too short to be the held-out text itself")
+    return text
 
 
 def _refuse_spread(model) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from .checks import integer, sequence, token_ids, wrong
 from .generation import generate
 from .reprs import counted, safe
 from .sampling import Sampler
+from .step_arguments import check_ids
 
 CONTEXT = 8  # last tokens of the prompt that the continuation is decoded with: the first word's space is theirs to show
 UNFINISHED = "\ufffd"  # of a character whose last bytes are yet to come
@@ -44,6 +47,7 @@ def continue_text(engine, prompt, limit, sampler: Sampler, stop, end, stream: in
         what = "a prompt of text" if isinstance(prompt, str) else "stop strings" if stops else "on_text"
         raise ValueError(f"prompt: model {engine.model.name!r} has no tokenizer, which {what} needs; give token ids, and stop=() with on_text=None")
     ids = _prompt_ids(prompt, tokenizer)
+    check_ids(torch.tensor(ids), engine.config.vocab_size, "prompt")
     reader = _Reader(tokenizer, ids, stops, _end_ids(end, engine), on_text)
     made = generate(engine, ids, limit, reader, stream, repetition_penalty, sampler)
     return Continuation(reader.finish(made), made, ids, reader.ended)

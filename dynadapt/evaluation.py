@@ -17,12 +17,15 @@ from dynadapt.checks import shown
 from dynadapt.evaluation_settings import settings_from
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import Interrupted, RunOptions, build_engine, run
+from dynadapt.experiments.rundir import read_json
 from dynadapt.experiments.unwritten import Unwritten
 from dynadapt.model.fetch import KNOWN
 from dynadapt.model.load import load
 from dynadapt.model.tokenizer import Tokenizer
+from dynadapt.notes import note
 from dynadapt.reprs import safe
 from dynadapt.text import TextError
+from dynadapt.texts.expanding import SELECTED
 
 if TYPE_CHECKING:
     from dynadapt.engine import Engine
@@ -146,8 +149,8 @@ def _run(config, model, out, options, progress, on_segment, names: Mapping[str, 
     made: list = []
 
     def make(loaded, settings):
-        made.append(build_engine(loaded, settings))
-        return made[-1]
+        made.append((build_engine(loaded, settings), settings))
+        return made[-1][0]
 
     directory = Path(out) if out is not None else Unwritten(options.scores)
     try:
@@ -161,7 +164,8 @@ def _run(config, model, out, options, progress, on_segment, names: Mapping[str, 
         raise KeyboardInterrupt(f"{stopped}{'' if out is None else f'; evaluate(..., out={str(out)!r}, resume=True) goes on'}") from None
     except (TextError, ConfigError) as error:
         raise type(error)(_renamed(str(error), names)) from None
-    engine = made[0] if made else _finished_engine(config, model, directory)
+    config = made[0][1] if made else _begun(config, directory)
+    engine = made[0][0] if made else _finished_engine(config, model, directory)
     rows = None if not options.scores else directory.rows if out is None else np.load(directory / "scores.npy")
     documents = [{**d, "name": _document_name(d["name"], names)} for d in summary["documents"]]
     same = {f.name: summary[f.name] for f in fields(Evaluation) if f.name in summary and f.name not in ("documents",)}
@@ -176,12 +180,20 @@ def _shown(progress: bool):
     return progress_for()
 
 
+def _begun(config: EvalConfig, directory: Path) -> EvalConfig:
+    """With what was open as the run in `directory` settled it."""
+    return config.as_begun(read_json(directory / "config.json"))
+
+
 def _finished_engine(config, model, directory: Path):
-    """The engine that a run which was finished before ended with."""
+    """The engine that a run which was finished before ended with; as it began where its last state was not kept."""
+    from dynadapt.experiments.checkpoints import last_state, saved_states
     engine = build_engine(model or load(config.model), config)
     if engine.learners:
-        from dynadapt.experiments.checkpoints import last_state
-        engine.restore(last_state(directory) / "engine")
+        if saved_states(directory):
+            engine.restore(last_state(directory) / "engine")
+        else:
+            note(f"{directory} kept no state (checkpoint 0): the engine has learned nothing")
     return engine
 
 
@@ -198,7 +210,8 @@ def _texts(text) -> tuple[str, ...]:
         if not isinstance(spec, (str, os.PathLike)) or isinstance(os.fspath(spec), bytes):
             raise ConfigError(f"text={shown(spec)}: expected a path; the text itself is given as string, token ids to Engine.step")
         name = os.fspath(spec)
-        if name != "-" and not name.startswith("builtin:") and not _exists(name):
+        selected = SELECTED.fullmatch(name)
+        if name != "-" and not name.startswith("builtin:") and not _exists(name) and not (selected and _exists(selected[1])):
             raise TextError(f"text {shown(name)}: no such file; if this is the text itself, give it as string=...")
     return tuple(map(os.fspath, specs))
 

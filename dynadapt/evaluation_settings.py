@@ -69,7 +69,7 @@ def _adapt(value) -> dict:
 
 def _optimizer(value) -> dict:
     word, optimizer = _kind("optimizer", value, OPTIMIZERS)
-    return {"optimizer": word} if optimizer is None else {"optimizer": word, **_fields("optimizer", optimizer, ("lr", "decay", "clip"))}
+    return {"optimizer": word} if optimizer is None or isinstance(value, type) else {"optimizer": word, **_fields("optimizer", optimizer, ("lr", "decay", "clip"))}
 
 
 def _memory(value) -> dict:

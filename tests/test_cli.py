@@ -83,7 +83,7 @@ def test_a_configuration_survives_the_command_line_and_json(changes):
     (["--reset", "often"], "never, document, auto or a number"),
     (["--density", "0"], "density 0.0"),
     (["--segment", "0"], "segment 0"),
-    (["--streams", "2", "--split", "--tokens", "3"], "too short to split"),
+    (["--streams", "2", "--split", "--tokens", "3"], "streams 2 with split: the text has at most"),
     (["--tokens", "1"], "at least 2"),
     (["--lr", "-1"], "lr -1.0"),
     (["--adapt", "prefix"], "invalid choice"),

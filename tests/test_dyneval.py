@@ -357,3 +357,9 @@ def test_a_text_with_nothing_to_score_is_refused_before_any_work(content, words,
 def test_a_text_shorter_than_a_segment_is_scored(model_directory, tmp_path):
     summary = run(config_for(model_directory, [write(tmp_path / "a.txt", "the cat sat")], segment=64), tmp_path / "run")
     assert summary["segments"] == 1 and 1 <= summary["tokens"] < 16
+
+
+def test_a_text_that_turns_out_empty_leaves_no_directory(model_directory, tmp_path):
+    with pytest.raises(TextError):
+        run(config_for(model_directory, ["/dev/null"]), tmp_path / "made" / "run")
+    assert not (tmp_path / "made" / "run").exists()

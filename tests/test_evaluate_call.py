@@ -15,7 +15,7 @@ import dynadapt
 from dynadapt import RMS, SGD, Adam, AdamW, Full, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.cli import main
 from dynadapt.evaluation_settings import settings_from
-from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.config import LEARNING_RATES, ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import adapt_of, optimizer_of
 from dynadapt.experiments.metrics import read_metrics
 from dynadapt.experiments.rundir import RunError
@@ -138,7 +138,7 @@ def test_settings_may_be_what_an_engine_takes():
         assert adapt_of(EvalConfig.from_dict(settings)) == (adapt() if isinstance(adapt, type) else adapt)
     for optimizer, adapt in ((Adam(lr=0.1, clip=0.5), "lora"), (SGD(lr=1.0, decay=0.1), "full"), (AdamW(), "rows"), (RMS(lr=1e-5), "full"), (SGD, "lora")):
         config = EvalConfig.from_dict(settings_from({"optimizer": optimizer, "adapt": adapt}))
-        assert optimizer_of(config) == (optimizer() if isinstance(optimizer, type) else optimizer)
+        assert optimizer_of(config) == (SGD(lr=LEARNING_RATES["lora"]["sgd"]) if optimizer is SGD else optimizer)      # a class is its word
     for memory, said in ((SegmentMemory(100, 2, "reproject"), {"memory": 100, "sinks": 2, "refresh": "reproject"}), (Overlap(64), {"memory": 0, "context": 64}),
                          (None, {"memory": 0}), (7, {"memory": 7})):
         assert settings_from({"memory": memory}) == said

@@ -367,3 +367,17 @@ def test_a_diagnosis_is_not_taken_for_an_evaluation(tmp_path):
     assert find_baseline(tmp_path / "mine", EvalConfig(text=("a.txt",), segment=16)) == {16 * i: 3.1 for i in range(1, 5)}
     with pytest.raises(RunError, match="is a run of dynadapt diagnose; compare takes runs of dynadapt eval"):
         read_compared([tmp_path / "a", tmp_path / "b"])
+
+
+def test_products_are_neither_runs_nor_texts(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("words")
+    run = eval_run(tmp_path / "run")
+    content = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**content, "text": [str(text)]}))
+    before = (run / "summary.json").read_bytes()
+    for name, said in ((run / "summary.json", "lies in a run's directory"), (run / "new.csv", "lies in a run's directory"), (text, "is the text that was scored")):
+        with pytest.raises(SystemExit) as end:
+            main(["export", str(run), "--csv", str(name)])
+        assert end.value.code == 2 and said in capsys.readouterr().err
+    assert (run / "summary.json").read_bytes() == before and text.read_text() == "words"

@@ -346,3 +346,19 @@ def test_very_many_documents_cost_little_each(tmp_path):
     assert selection(sources) == [f"{path}:1-5000"]
     half = selection(sources[::2])
     assert len(half) == 1 and len(expand(half)) == 2_500
+
+
+def test_what_is_no_text_or_no_range_is_said_before_anything_is_loaded(tmp_path):
+    (tmp_path / "wide.txt").write_bytes("some words".encode("utf-16-le"))
+    with pytest.raises(TextError, match="wide.txt' has zero bytes: it is binary, or UTF-16"):
+        Source(str(tmp_path / "wide.txt")).check()
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"line {i}"}) + "\n" for i in range(9)))
+    with pytest.raises(TextError, match="7-5 goes backwards; write 5-7"):
+        expand([f"{tmp_path}/a.jsonl:7-5,1"])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.txt").write_text("words")
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / "a.txt").write_text("words")
+    (tmp_path / "dir" / "linked").symlink_to(tmp_path / "elsewhere")
+    with pytest.warns(RunNote, match="1 linked directories"):
+        assert [os.path.basename(source.path) for source in expand([str(tmp_path / "dir")])] == ["a.txt"]

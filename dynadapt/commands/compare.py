@@ -32,11 +32,18 @@ def run(arguments) -> int:
         check_run(run)
     from dynadapt.experiments.compare import read_compared, summarise, write_page
     from dynadapt.experiments.compare.files import write_csv, write_summary
+    from dynadapt.experiments.products import check_product
     out = Path(arguments.out) if arguments.out else Path(os.path.commonpath([Path(run).absolute().parent for run in arguments.run])) / "compare.html"
     files = [path.absolute() for path in (out, *(Path(name) for name in (arguments.json, arguments.csv) if name))]
     if len(set(files)) < len(files):
         raise ValueError(f"out {out}, json {arguments.json}, csv {arguments.csv}: give each a name of its own")
+    for number, run in enumerate(arguments.run):
+        if any(os.path.samefile(run, other) for other in arguments.run[:number]):
+            raise ValueError(f"run {run} is given twice")
     compared = read_compared(arguments.run)
+    for path in (out, arguments.json, arguments.csv):
+        if path:
+            check_product(path, (text for run in compared.runs for text in run.config["text"]))
     summary = summarise(compared)
     write_page(out, compared, summary)
     if arguments.json:

@@ -47,8 +47,11 @@ def run(arguments) -> int:
 
 def _tables(arguments) -> None:
     from dynadapt.experiments.metrics import read_run
+    from dynadapt.experiments.products import check_product
     from dynadapt.experiments.runs.tables import write_csv, write_parquet
     found = read_run(arguments.run)
+    for name in filter(None, (arguments.csv, arguments.parquet)):
+        check_product(name, found.config.get("text") or ())
     for name, write in ((arguments.csv, write_csv), (arguments.parquet, write_parquet)):
         if name:
             rows = write(Path(name), found, arguments.scores)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
 
 CHOICES = {
     "adapt": ("none", "lora", "rows", "full"),
@@ -185,9 +187,10 @@ def _check(config: EvalConfig) -> None:
     for name, accepted in (("density", lambda x: 0 < x <= 1), ("decay", lambda x: 0 <= x <= 1), ("clip", lambda x: x >= 0),
                            ("lr", lambda x: x is None or x >= 0)):
         value = getattr(config, name)
-        if isinstance(value, (bool, str)) or not accepted(value) or value in (float("inf"),):
+        number = isinstance(value, Real) and not isinstance(value, bool) or name == "lr" and value is None
+        if not number or not accepted(value) or value == math.inf:
             raise ConfigError(f"{name} {value!r}: give " + {"density": "a share of the rows, more than 0 and at most 1",
-                              "decay": "a number from 0 to 1", "clip": "a norm of at least 0 (0: no clipping)", "lr": "a rate of at least 0"}[name])
+                              "decay": "a number from 0 to 1", "clip": "a norm of at least 0 (0: no clipping)", "lr": "a finite rate of at least 0"}[name])
     check_alpha(config.alpha)
     if config.memory and config.context:
         raise ConfigError(f"memory {config.memory} and context {config.context}: give one of them (memory keeps keys and values, "

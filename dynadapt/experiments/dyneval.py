@@ -61,6 +61,8 @@ def run(config: EvalConfig, out: str | Path | Unwritten, options: RunOptions = R
     loaded = cache(lambda: _load(config.model) if model is None else model)
     unwritten = isinstance(out, Unwritten)
     config = settled(config, None if unwritten else out, options.resume, loaded)
+    if isinstance(config.reset, int) and config.adapt != "none" and config.reset <= config.segment:
+        note(f"reset {config.reset} with segments of {config.segment}: weights go back before any update counts; nothing is learned")
     directory = out if unwritten else RunDirectory(out, config.to_dict(), options.resume, options.scores, options.log)
     try:
         _expect_texts(directory, sources, facts)
@@ -78,6 +80,9 @@ def run(config: EvalConfig, out: str | Path | Unwritten, options: RunOptions = R
         run.baseline = find_baseline(directory.path, config)
         directory.begin(folder=str(Path.cwd()))      # to which the names of texts are relative
         return run.finish(progress or (lambda event: None))
+    except (TextError, ConfigError):                 # a text that turns out empty, a log that can't be opened
+        directory.abandon()
+        raise
     finally:
         directory.close()
 
@@ -91,7 +96,11 @@ def _sources(config: EvalConfig) -> tuple[list[Source], list[dict]]:
     if config.split and len(sources) > 1:
         raise ConfigError(f"split: cuts one text into streams, but {', '.join(config.text)} holds {len(sources)} documents; give one of them, or "
                           "leave --split out")
-    return sources, [source.check() for source in sources]
+    facts = [source.check() for source in sources]
+    most = min(config.tokens or math.inf, facts[0].get("bytes", math.inf)) // 2 if config.split else math.inf
+    if config.streams > most:
+        raise ConfigError(f"streams {config.streams} with split: the text has at most {2 * most:,} tokens, for at most {most:,} parts")
+    return sources, facts
 
 
 def _expect_texts(directory: RunDirectory, sources: list[Source], facts: list[dict]) -> None:
@@ -122,7 +131,7 @@ def _load(name: str):
 def _checked(config: EvalConfig, model):
     model.check_finite()
     if model.tokenizer is None:
-        raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights, or take a GGUF file that holds "
+        raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights (of a live model, give tokenizer), or take a GGUF file that holds "
                        f"one{_or_fetched(config.model)}")
     return model
 

@@ -202,7 +202,7 @@ class Logs:
         for name, log in list(self.opened.items()):
             try:
                 action(log)
-            except Exception as error:               # whatever it was, the run is worth more
+            except (Exception, SystemExit) as error:  # whatever it was, the run is worth more
                 del self.opened[name]
                 note(f"log {name!r} failed and is given up, the run goes on: {type(error).__name__}: {' '.join(str(error).split())}")
 

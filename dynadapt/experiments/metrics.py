@@ -123,6 +123,8 @@ def read_run(path: str | Path) -> Run:
         raise RunError(f"{path}: no such run directory")
     summary = read_json(path / "summary.json") if (path / "summary.json").exists() else None
     if summary is not None:
+        if not isinstance(summary, dict):
+            raise RunError(f"{path / 'summary.json'} is damaged: it holds no object")
         check_finished(path, summary)
     config = read_json(path / "config.json")
     if kind_of(config) is None:

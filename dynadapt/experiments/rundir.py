@@ -16,6 +16,7 @@ lengths and digests, and resuming refuses them by name if they are shorter or ot
 from __future__ import annotations
 
 import fcntl
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ class RunDirectory:
     def __init__(self, path: str | Path, config: dict, resume: bool, scores: bool, log: Sequence[str] = ()):
         self.path, self.config, self.resume, self.keep_scores = Path(path), config, resume, scores
         self.finished = self.checkpoint = self.state = self.inputs = self.metrics = self.scores = self._lock = None
-        self._expected, self._legacy = {}, False
+        self._expected, self._legacy, self._made = {}, False, False
         self._log_names, self._logs = check_logs(log), Logs({})
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; --out names a directory")
@@ -246,6 +247,7 @@ class RunDirectory:
             raise RunError(f"{self.path}: can't make this directory: {error.strerror}") from None
         for made in missing:
             sync_tree(made.parent, deep=False)
+        self._made = bool(missing)
         self._take_lock()
         if not self._nothing_scored():
             raise RunError(f"{self.path} was begun by another process in the meantime; choose another --out")
@@ -310,6 +312,12 @@ class RunDirectory:
         self._logs.finish(summary)
         return summary
 
+    def abandon(self) -> None:
+        """Removes a directory that this process made and in which nothing came to be scored."""
+        if self._made and nothing_scored(self.path):
+            self.close()
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def close(self) -> None:
         for part in (self.metrics, self.scores):
             if part:
@@ -373,6 +381,9 @@ class Follower:
         pass
 
     def sync(self) -> None:
+        pass
+
+    def abandon(self) -> None:
         pass
 
     def finish(self, summary: dict) -> dict:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dynadapt.experiments.whole_files import RunError
 
 CALLBACK = 1 << 16                                   # no signal has this number
-ECHO = 0.2                                           # seconds in which signals are one: a parent that ends sends SIGTERM once for each of its threads
+ECHO = 0.2                                           # seconds in which SIGTERMs are one: a parent that ends sends SIGTERM once for each of its threads
 
 
 class Interrupted(RunError):
@@ -51,7 +51,7 @@ class Stop:
 
 @contextmanager
 def interruptible():
-    """SIGINT and SIGTERM ask for a stop after the segment in progress; a second one, later than `ECHO`, stops at once."""
+    """SIGINT and SIGTERM ask for a stop after the segment in progress; a second one stops at once (of SIGTERM one later than `ECHO`)."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -64,7 +64,7 @@ def interruptible():
         nonlocal asked
         if asked is None:
             asked, stop.signal = time.monotonic(), number
-        elif time.monotonic() - asked > ECHO:
+        elif number == signal.SIGINT or time.monotonic() - asked > ECHO:
             for each, handler in before.items():
                 signal.signal(each, handler)
             os.kill(os.getpid(), number)

@@ -21,6 +21,7 @@ def files_in(folder: str) -> tuple[list[str], str]:
     for place, folders, names in os.walk(folder, onerror=_refuse):
         skipped["hidden"] += sum(name.startswith(".") for name in folders + names)
         folders[:] = [name for name in folders if not name.startswith(".")]
+        skipped["linked directories"] += sum(os.path.islink(os.path.join(place, name)) for name in folders)
         for name in names:
             if name.startswith("."):
                 continue

@@ -85,6 +85,8 @@ def _selected(records: Records, numbers: str) -> Iterator[Record]:
     by_number = {record.number: record for record in records.entries}
     for part in numbers.split(","):
         first, _, last = part.partition("-")
+        if last and int(last) < int(first):
+            raise TextError(f"text '{records.path}:{numbers}': {part} goes backwards; write {last}-{first}")
         for number in range(int(first), int(last or first) + 1):
             if number not in by_number:
                 raise TextError(f"text '{records.path}:{number}': no document there; the last one is {records.unit} {records.entries[-1].number}")

@@ -103,6 +103,9 @@ class Source:
         digest, size = hashlib.sha256(), 0
         with contextlib.closing(self.open()) as file:
             for chunk in _checked(chunks(file, self.spec), self.spec):
+                if not size and b"\0" in chunk[:4096]:
+                    raise TextError(f"text {self.spec!r} has zero bytes: it is binary, or UTF-16; convert it first, for example with "
+                                    "iconv -f UTF-16LE -t UTF-8")
                 digest.update(chunk)
                 size += len(chunk)
         if not size:

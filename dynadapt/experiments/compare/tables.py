@@ -109,4 +109,5 @@ def sentence(summary: dict, pair: dict) -> str:
     bits = "" if None in (after["bits_per_byte"], before["bits_per_byte"]) else (
         f", {before['bits_per_byte']:.3f} to {after['bits_per_byte']:.3f} bits per byte")
     known = "" if low is None else f" (95% interval {low:+.4f} to {high:+.4f}, from {pair['units']['count']:,} {plural(pair['units'])})"
-    return f"{pair['after']} gains {gain:+.4f} nats a token over {pair['before']}{known}{bits}."
+    sure = "; the interval holds 0: not told apart" if low is not None and low <= 0 <= high else ""
+    return f"{pair['after']} gains {gain:+.4f} nats a token over {pair['before']}{known}{sure}{bits}."

@@ -61,7 +61,11 @@ class _Demo:
 
     def look(self) -> None:
         """The kept plan of this call, or a new one."""
+        if self.out.exists() and not self.out.is_dir():
+            raise RunError(f"{self.out} is a file; --out names a directory")
         self.out.mkdir(parents=True, exist_ok=True)
+        if any(self.out.iterdir()) and not (self.out / "plan.json").is_file():
+            raise RunError(f"{self.out} is not empty and holds no demo (no plan.json); choose another --out")
         kept = read_json(self.out / "plan.json") if (self.out / "plan.json").is_file() else {}
         if isinstance(kept, dict) and kept.get("asked") == self.asked:
             self.pace = Pace(**kept["pace"]) if kept["pace"] else None

@@ -106,11 +106,13 @@ def _words(judging, rest: int, config: EvalConfig) -> str:
 
 def _command(config: EvalConfig, candidate: Candidate, bench, texts: list[str], out: Path | None, name_of_run: str) -> str:
     """The line that scores `texts` with the candidate; what it tried out is always named."""
-    run = candidate.configure(config).with_(text=tuple(texts), field="text", dtype=bench.dtype)
+    run = candidate.configure(config).with_(text=tuple(texts), dtype=bench.dtype)
+    run = run.with_(field="text") if texts == ["REST"] else run      # the rest is written as plain text
     words = run.arguments()
     for name in ("model", "adapt", "memory", "segment", "dtype"):
         if f"--{name}" not in words:
             words += [f"--{name}", str(getattr(run, name))]
+    words += ["--scores"]                            # which `dynadapt compare` asks for
     words += ["--out", str(out / name_of_run)] if out else []
     return shlex.join(["dynadapt", "eval", *words])
 

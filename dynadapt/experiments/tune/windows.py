@@ -186,7 +186,7 @@ def write_rest(text: Text, windows: list[Window], folder: Path) -> list[str]:
 
 def _copy_without(file, out, cuts, size: int) -> bool:
     """Whether more than blanks were left."""
-    at, solid = 0, 0
+    at, solid = 0, 0 if cuts else 17                 # of a document without windows all is left
     for start, stop in cuts + [(size, size)]:
         while at < start and (data := file.read(min(CHUNK, start - at))):
             out.write(data)
