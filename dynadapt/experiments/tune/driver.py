@@ -177,7 +177,8 @@ def _time_kinds(text: Text, tokenizer, bench: Bench, budget: Budget, config: Eva
 
 def _choose(chosen: Plan, windows: list[Window], bench: Bench, budget: Budget, costs: dict[Candidate, Cost], text: Text) -> list[Tried]:
     """Successive halving: all candidates, each as far as it came; the statics first."""
-    tried, deadline = {}, time.monotonic() + budget.left * (1 - planning.JUDGING_SHARE)
+    reserve = min(planning.JUDGING_SHARE * budget.left, planning.judging_seconds(chosen.candidates, costs, chosen.judging, chosen.segments))
+    tried, deadline = {}, time.monotonic() + budget.left - reserve
     for candidate in (each for each in chosen.candidates if each.adapt == "none"):
         budget(f"choosing: {candidate.label}, {len(windows)} windows")
         scored = bench.static(candidate, windows, deadline=deadline)

@@ -94,11 +94,11 @@ def grids(kinds, memories, config: EvalConfig) -> list[tuple[tuple[Candidate, ..
         found += [
             (static + grid(learning, memories, lambda kind, memory: (every if memory == middle else default)(kind, memory)),
              f"other rates than the default, except {with_middle}"),
-            (static + grid(learning, [middle], every), f"learning other than {with_middle}"),
+            (static + grid(learning, memories, default), "other rates than the default"),
         ]
-    if len(memories) > 2:
-        small = [memory for memory in memories if memory <= middle]
-        found.append((static + grid(learning, small, default), f"other rates than the default; learning with more memory than {middle:,}"))
+    if len(memories) > 1 and len(learning) > 1:          # the cheapest that learns with every memory, so that what it is held against it has too
+        found.append((static + grid(learning[:1], memories, default) + grid(learning[1:], [middle], default),
+                      f"other rates than the default; {' and '.join(learning[1:])} other than {with_middle}"))
     found.append((static + grid(learning, [middle], default), "other rates than the default" + (f"; learning other than {with_middle}" if len(memories) > 1 else "")))
     if len(learning) > 1:
         found.append(((Candidate("none", middle),) + grid(learning[:1], [middle], default),
@@ -138,7 +138,9 @@ def make_plan(kinds, memories, config: EvalConfig, costs: dict[Candidate, Cost],
 
 def _fit(candidates, left_out, costs, seconds, text_segments, segments, least_judged) -> Plan | None:
     available = int(text_segments * APART) // segments
-    judged = max(judging_seconds(candidates, costs, least_judged, segments), JUDGING_SHARE * seconds)
+    most_judged = min(MOST_JUDGING, available - LEAST_FIRST)              # what the text has windows for needs no more time than that
+    share = min(JUDGING_SHARE * seconds, judging_seconds(candidates, costs, max(most_judged, 0), segments))
+    judged = max(judging_seconds(candidates, costs, least_judged, segments), share)
     rounds = schedule(candidates, costs, seconds - judged, segments, min(MOST_CHOOSING, available - least_judged, max(LEAST_FIRST, available // 2)))
     if rounds is None:
         return None
