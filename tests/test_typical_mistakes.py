@@ -26,7 +26,7 @@ AT_ONCE = {     # needs no torch
     "a built-in text that is none": ("eval --text builtin:shakespeare", "text 'builtin:shakespeare': no such built-in text; there are "
                                                                        "builtin:python-reference, builtin:python-source"),
     "rank 0": ("eval --text a.txt --rank 0", "rank 0: give a whole number of at least 1"),
-    "a rate below 0": ("eval --text a.txt --lr -1", "lr -1.0: give a rate of at least 0"),
+    "a rate below 0": ("eval --text a.txt --lr -1", "lr -1.0: give a finite rate of at least 0"),
     "a word for a number": ("eval --text a.txt --tokens 16k", "argument --tokens: invalid int value: '16k' (see dynadapt eval --help)"),
     "two ways to remember": ("eval --text a.txt --memory 512 --context 512", "memory 512 and context 512"),
 }
