@@ -25,7 +25,7 @@ from dynadapt.model.tokenizer import Tokenizer
 from dynadapt.notes import note
 from dynadapt.reprs import safe
 from dynadapt.text import TextError
-from dynadapt.texts.expanding import SELECTED
+from dynadapt.texts.expanding import stands_for_something
 
 if TYPE_CHECKING:
     from dynadapt.engine import Engine
@@ -210,17 +210,9 @@ def _texts(text) -> tuple[str, ...]:
         if not isinstance(spec, (str, os.PathLike)) or isinstance(os.fspath(spec), bytes):
             raise ConfigError(f"text={shown(spec)}: expected a path; the text itself is given as string, token ids to Engine.step")
         name = os.fspath(spec)
-        selected = SELECTED.fullmatch(name)
-        if name != "-" and not name.startswith("builtin:") and not _exists(name) and not (selected and _exists(selected[1])):
+        if not stands_for_something(name):
             raise TextError(f"text {shown(name)}: no such file; if this is the text itself, give it as string=...")
     return tuple(map(os.fspath, specs))
-
-
-def _exists(name: str) -> bool:
-    try:
-        return os.path.exists(name)
-    except ValueError:                                # a NUL
-        return False
 
 
 @contextmanager

@@ -362,3 +362,12 @@ def test_what_is_no_text_or_no_range_is_said_before_anything_is_loaded(tmp_path)
     (tmp_path / "dir" / "linked").symlink_to(tmp_path / "elsewhere")
     with pytest.warns(RunNote, match="1 linked directories"):
         assert [os.path.basename(source.path) for source in expand([str(tmp_path / "dir")])] == ["a.txt"]
+
+
+def test_every_command_takes_chosen_lines_by_one_rule(tmp_path):
+    from dynadapt.commands.early import check_files
+    (tmp_path / "a.jsonl").write_text('{"text": "line"}\n' * 3)
+    check_files([f"{tmp_path}/a.jsonl:1-2", "-", "builtin:python-source"])
+    for name in (f"{tmp_path}/b.jsonl:1-2", f"{tmp_path}/none.txt", "a\0b"):
+        with pytest.raises(TextError, match="no such file"):
+            check_files([name])

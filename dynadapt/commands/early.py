@@ -20,10 +20,11 @@ def check_model(name: str) -> None:
 
 
 def check_files(texts: Iterable[str]) -> None:
-    """Refuses a text that is no file and no directory."""
+    """Refuses a text that is nothing that is there."""
+    from dynadapt.texts import TextError
+    from dynadapt.texts.expanding import stands_for_something
     for text in texts:
-        if text != "-" and not text.startswith("builtin:") and not Path(text).exists():
-            from dynadapt.text import TextError
+        if not stands_for_something(text):
             raise TextError(f"text {text!r}: no such file")
 
 

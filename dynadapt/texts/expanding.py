@@ -53,6 +53,15 @@ def _say(text: str) -> None:
     note(text, stacklevel=5)
 
 
+def stands_for_something(spec: str) -> bool:
+    """Whether a text is a pipe, a built-in, something that is there, or chosen documents of a file that is there. Nothing is read."""
+    chosen = SELECTED.fullmatch(spec)
+    try:
+        return spec == "-" or spec.startswith("builtin:") or os.path.exists(spec) or bool(chosen) and os.path.exists(chosen[1])
+    except ValueError:                               # a NUL
+        return False
+
+
 def _of(spec: str, field: str, opened: dict[str, Records], said: list[str]) -> Iterator[Source]:
     if os.path.isdir(spec):
         paths, skipped = files_in(spec)

@@ -72,8 +72,7 @@ def tune(config: EvalConfig, minutes: float = 5.0, out: str | Path | None = None
     Of `config` it takes all that it does not try out itself: adapt, memory, and lr (which, where given, is the middle of the rates for
     config.adapt). started: time.monotonic() at which the minutes began, if before the call. Raises TextError, ConfigError, RunError.
     """
-    from dynadapt.experiments.tune.picture import draw_picture  # noqa: F401 - what is missing shows before the minutes are spent
-    from dynadapt.experiments.tune.recommendation import recommend, write
+    from dynadapt.experiments.tune.recommendation import recommend, write  # with what draws: what is missing shows before the minutes are spent
     _check(config, minutes)
     out = free_directory(out)
     budget = Budget(minutes, progress, started)

@@ -12,6 +12,7 @@ import numpy as np
 from dynadapt.environment import cpu_name, gpu_name, native
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.tune.estimate import KIND, LEVEL, Estimate, estimate
+from dynadapt.experiments.tune.picture import draw_picture
 from dynadapt.experiments.tune.plan import Candidate
 from dynadapt.experiments.whole_files import new_directory, write_json
 
@@ -133,7 +134,6 @@ def _rows(tried, judged) -> list[dict]:
 
 def write(result: Recommendation, out: Path, text, apart, budget=None) -> Recommendation:
     """The rest of the text, the picture and recommendation.json, all of them or none."""
-    from dynadapt.experiments.tune.picture import draw_picture
     from dynadapt.experiments.tune.windows import write_rest
     if out.exists():
         out.rmdir()                                  # empty: free_directory has seen to that
