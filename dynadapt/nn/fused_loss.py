@@ -14,13 +14,14 @@ import torch
 from ..torch_ops import freeze
 from .autocast import in_autocast
 from .cross_entropy import LinearCrossEntropy
+from .packed import KeepsPacked
 
 # Settings by which an architecture changes its logits after the head, and the value that leaves them alone.
 BETWEEN = {"final_logit_softcapping": None, "logits_soft_cap": None, "logit_scale": 1.0, "logits_scaling": 1.0, "lm_head_multiplier": 1.0}
 REMEDY = "give loss='model'"
 
 
-class PassingHead(torch.nn.Linear):
+class PassingHead(KeepsPacked, torch.nn.Linear):
     """The output embedding, which hands on its input while ``passing``."""
 
     passing = False
@@ -37,15 +38,6 @@ class PassingHead(torch.nn.Linear):
         weight = self.weight
         if not weight.is_meta and not weight.requires_grad and not weight.is_inference():
             freeze(weight)
-
-    def _apply(self, function, recurse=True):
-        super()._apply(function, recurse)
-        self._freeze()
-        return self
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        self._freeze()
 
 
 def check_fusable(model) -> torch.nn.Linear:

@@ -10,9 +10,10 @@ from .. import torch_ops
 from ..checks import integer, number
 from ..ops.precision import wide_dtype
 from .autocast import in_autocast
+from .packed import KeepsPacked
 
 
-class LoRALinear(torch.nn.Linear):
+class LoRALinear(KeepsPacked, torch.nn.Linear):
     """``torch.nn.Linear`` whose weight and bias are frozen, plus a trainable adapter: y = x W^T + b + (alpha / rank) (x A^T) B^T.
 
     Its state_dict has Linear's ``weight`` and ``bias`` and peft's ``lora_A`` [R, K] and ``lora_B`` [O, R]. B starts at zero, so
@@ -93,20 +94,6 @@ class LoRALinear(torch.nn.Linear):
         weight = self._parameters.get("weight")  # None where a parametrization makes a new one for every call
         if weight is not None and not weight.is_meta and not weight.requires_grad:
             torch_ops.freeze(self._matrix())
-
-    # What gives the module another weight tensor: to() and its like, deepcopy and unpickling, load_state_dict(assign=True).
-    def _apply(self, function, recurse=True):
-        super()._apply(function, recurse)
-        self._freeze()
-        return self
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        self._freeze()
-
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
-        self._freeze()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}, alpha={self.alpha:g}"
