@@ -53,7 +53,7 @@ test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 package: venv
-	$(BIN)/python -m pytest tests/test_distribution.py -m slow
+	$(BIN)/python -m pytest tests/project/test_distribution.py -m slow
 
 bench: venv
 	$(BIN)/dynadapt fetch smollm2-135m

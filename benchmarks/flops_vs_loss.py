@@ -26,13 +26,13 @@ from flops.evidence import Scored, read_scored  # noqa: E402
 from flops.figures import draw_all  # noqa: E402
 from flops.report import markdown  # noqa: E402
 
-from dynadapt.environment import environment  # noqa: E402
+from dynadapt.common.environment import environment  # noqa: E402
 from dynadapt.experiments.config import EvalConfig  # noqa: E402
 from dynadapt.experiments.corpus_read import check_corpus, read_documents  # noqa: E402
 from dynadapt.experiments.diagnose.models import learned_engine  # noqa: E402
 from dynadapt.experiments.dyneval import Interrupted, RunOptions, build_engine, run  # noqa: E402
-from dynadapt.experiments.rundir import read_json, write_json  # noqa: E402
-from dynadapt.progress import Lines  # noqa: E402
+from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
+from dynadapt.runs.progress import Lines  # noqa: E402
 
 MAIN = ("novels", "python-code", "man-german", "cpp-headers")
 

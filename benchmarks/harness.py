@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # a source tree needs no installation
 
-from dynadapt.bench import Child, quantiles  # noqa: E402
+from dynadapt.bench.step import Child, quantiles  # noqa: E402
 
 OURS = "dynadapt"
 
@@ -133,7 +133,7 @@ def config_of(model: str):
 
 
 def run(settings) -> dict:
-    from dynadapt.environment import environment
+    from dynadapt.common.environment import environment
     options = {name: getattr(settings, name) for name in ("model", "rows", "memory", "dtype", "only")}
     sent = {**options, "config": asdict(config_of(settings.model))}
     processes, rows = [], []

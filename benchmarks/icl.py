@@ -24,7 +24,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.icl_rules import CLAIMS, judge, last  # noqa: E402
-from dynadapt.environment import environment  # noqa: E402
+from dynadapt.common.environment import environment  # noqa: E402
 from dynadapt.experiments.dyneval import Interrupted  # noqa: E402
 from dynadapt.experiments.icl import figures  # noqa: E402
 from dynadapt.experiments.icl.config import TrainConfig, from_preset  # noqa: E402
@@ -33,7 +33,7 @@ from dynadapt.experiments.icl.progress import progress_for  # noqa: E402
 from dynadapt.experiments.icl.study import Settings, Study, Subject  # noqa: E402
 from dynadapt.experiments.icl.train import TrainOptions, train  # noqa: E402
 from dynadapt.experiments.plot import STYLE  # noqa: E402
-from dynadapt.experiments.rundir import write_json  # noqa: E402
+from dynadapt.runs.rundir import write_json  # noqa: E402
 
 WAVES, FASTER = "sinusoid:amplitude=[0.5;2],frequency=[2;2]", "sinusoid:amplitude=[0.5;2],frequency=[4;4]"
 RUNS = ("mixture", "dense", "sparse", "waves", "line", "wave")

@@ -58,7 +58,7 @@ def main() -> None:
         texts = sorted(given.texts.glob("*.txt"))
         facts = [write_task(Path(folder), text, given.start, given.size, given.count) for text in texts]
         policies = evaluate(Path(folder), given, [text.stem for text in texts])
-    from dynadapt.environment import environment
+    from dynadapt.common.environment import environment
     report = {"environment": environment(), "harness": version("lm-eval"), "texts": facts, "policies": policies}
     given.out.write_text(json.dumps(report, indent=2) + "\n")
 
@@ -67,7 +67,7 @@ def evaluate(folder: Path, given, names: list[str]) -> dict:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    from dynadapt.lm_eval import POLICIES, DynadaptLM
+    from dynadapt.interop.lm_eval import POLICIES, DynadaptLM
     tasks, found = TaskManager(include_path=str(folder), include_defaults=False), {}
     for reset in POLICIES:
         lm = DynadaptLM(given.model, reset=reset, segment=given.segment, dtype="bf16")

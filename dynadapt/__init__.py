@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .adapt import RMS, SGD, Adam, AdamW, Full, LoRA, RowSparse
-    from .engine import Engine
-    from .evaluation import Evaluation, evaluate
-    from .experiments.metrics import read_run
-    from .experiments.publish import Server, publish
-    from .experiments.stopping import StopRun
-    from .memory import Overlap, SegmentMemory
+    from .engine.engine import Engine
+    from .experiments.evaluation import Evaluation, evaluate
+    from .runs.metrics import read_run
+    from .interop.publish import Server, publish
+    from .runs.stopping import StopRun
+    from .engine.memory import Overlap, SegmentMemory
     from .model.load import load
-    from .session import Session, attach
+    from .interop.session import Session, attach
 
 __version__ = "0.1.0"
 __all__ = ["RMS", "SGD", "Adam", "AdamW", "Engine", "Evaluation", "Full", "LoRA", "Overlap", "RowSparse", "SegmentMemory", "Server", "Session",
@@ -22,11 +22,11 @@ __all__ = ["RMS", "SGD", "Adam", "AdamW", "Engine", "Evaluation", "Full", "LoRA"
 
 # Public name -> the module that has it. They are imported when they are asked for: torch takes seconds, and `dynadapt --help` needs none.
 _HOMES = {**dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "LoRA", "RowSparse"), "adapt"), "Engine": "engine",
-          "Evaluation": "evaluation", "evaluate": "evaluation",
-          "Server": "experiments.publish", "publish": "experiments.publish", "Overlap": "memory", "SegmentMemory": "memory",
-          "read_run": "experiments.metrics",
-          "StopRun": "experiments.stopping",
-          "load": "model", "Session": "session", "attach": "session"}
+          "Evaluation": "experiments.evaluation", "evaluate": "experiments.evaluation",
+          "Server": "interop.publish", "publish": "interop.publish", "Overlap": "engine.memory", "SegmentMemory": "engine.memory",
+          "read_run": "runs.metrics",
+          "StopRun": "runs.stopping",
+          "load": "model", "Session": "interop.session", "attach": "interop.session"}
 _MODULES = ("adapt", "engine", "experiments", "memory", "model", "ops", "session")  # dynadapt.model.load and so on, without an import of its own
 
 

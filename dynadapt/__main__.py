@@ -1,3 +1,3 @@
-from dynadapt.cli import main
+from .cli import main
 
 main()

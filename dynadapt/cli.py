@@ -12,8 +12,10 @@ import warnings
 from dataclasses import dataclass
 from importlib import import_module
 
-from dynadapt import __version__, linking, streams
-from dynadapt.commands.parsing import Parser, meant
+from dynadapt import __version__
+from .interop import linking
+from .commands import standard_streams as streams
+from .commands.parsing import Parser, meant
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Help for tests: all that an engine's next calls depend on, as a copy to be compared bit for bit."""
 import torch
 
-from dynadapt import engine_state
+from dynadapt.engine import state as engine_state
 
 
 def state_of(engine) -> dict:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.experiments.growing import SCORE
+from dynadapt.runs.growing import SCORE
 from dynadapt.experiments.icl.config import TrainConfig
 from dynadapt.experiments.reweight.config import ReweightConfig
 

@@ -96,7 +96,7 @@ def text_of(row: dict) -> str:
 def header(device: str) -> dict:
     """Hardware and versions. No host names, no paths."""
     try:
-        from dynadapt.environment import environment
+        from dynadapt.common.environment import environment
 
         found = environment()
     except ImportError as error:  # before the build stage, or with a package missing

@@ -1,4 +1,4 @@
-"""The cases of dynadapt/profiling/cases.py at the sizes of the measured models, with what others offer for them."""
+"""The cases of dynadapt/bench/cases.py at the sizes of the measured models, with what others offer for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from dynadapt.kernels.common import INTERPRET
-from dynadapt.profiling import cases
+from dynadapt.bench import cases
 
 from .geometry import MODELS
 from .peers import fused_adam, head_peers, sdpa_backward, sdpa_forward

@@ -8,7 +8,7 @@ import shutil
 import sys
 import xml.etree.ElementTree as xml
 
-from dynadapt.profiling.ncu import kernels_of
+from dynadapt.bench.profile.ncu import kernels_of
 
 from .campaign import ROOT, child
 

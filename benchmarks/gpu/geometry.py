@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dynadapt.adapt.what import GROUPS
-from dynadapt.decoder import group_sizes
+from dynadapt.adapt.methods import GROUPS
+from dynadapt.engine.decoder import group_sizes
 from dynadapt.model import ModelConfig
 from dynadapt.model.base import from_state
 from dynadapt.model.geometries import GEOMETRIES, llama

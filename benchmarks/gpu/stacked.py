@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from dynadapt.decoder import group_sizes
+from dynadapt.engine.decoder import group_sizes
 from dynadapt.model import rope_tables
 from dynadapt.model.layout import layout
 

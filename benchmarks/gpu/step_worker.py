@@ -26,8 +26,8 @@ SLACK = {"dynadapt": (2, 1e-3), "dynadapt-float8": (10, 0.1)}
 def prior_learner(config):
     """The adapters as dynadapt starts them: every provider starts from these."""
     from dynadapt import Adam, LoRA
-    from dynadapt.adapt.lora import LoraLearner
-    from dynadapt.decoder import group_sizes
+    from dynadapt.engine.learners.lora import LoraLearner
+    from dynadapt.engine.decoder import group_sizes
 
     return LoraLearner(LoRA(RANK, ALPHA), Adam(lr=LR), group_sizes(config), 1, torch.float32, 0)
 
@@ -116,7 +116,7 @@ class Peft:
 
     def _start(self, learner) -> list:
         """Adapter tensors in peft's modules set to dynadapt's initial ones."""
-        from dynadapt.adapt.peft_format import _key, _modules
+        from dynadapt.engine.learners.peft import _key, _modules
 
         named = {n.replace(".default", ""): p for n, p in self.live.named_parameters() if p.requires_grad}
         for layer, group, p, lo, hi, module in _modules(learner, MODELS[self.o["model"]]):

@@ -26,7 +26,7 @@ def _of_this_tree(name: str, path: str):
     return module
 
 
-cases = _of_this_tree("opbench_cases", "dynadapt/profiling/cases.py")
+cases = _of_this_tree("opbench_cases", "dynadapt/bench/cases.py")
 peers = _of_this_tree("opbench_peers", "benchmarks/opbench/peers.py")
 Case, Out, Weight = cases.Case, cases.Out, cases.Weight
 
@@ -171,8 +171,8 @@ class Provider:
         return {"seconds": seconds}
 
     def ceiling(self, threads: int) -> dict:
-        from dynadapt.ceiling import gemm_ceiling
-        from dynadapt.plan.ceilings import copy_bandwidth
+        from dynadapt.bench.ceiling import gemm_ceiling
+        from dynadapt.bench.plan.ceilings import copy_bandwidth
         return {**gemm_ceiling(self.dtype, threads), "gb_per_s": 1e-9 * copy_bandwidth(0.5)}
 
 

@@ -1,7 +1,7 @@
 // LoRA adapters of all streams: flat buffers of masters, gradients and moments, and the views that the kernels read.
 //
 // A learned group has A [P R, K], which stacks the P parts, and Bt [R, O], which lays their outputs side by side; all tensors
-// of a stream lie one behind the other in a row, so that one update moves them all (dynadapt/adapt/flat.py).
+// of a stream lie one behind the other in a row, so that one update moves them all (dynadapt/engine/learners/flat.py).
 #pragma once
 
 #include <optional>

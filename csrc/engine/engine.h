@@ -1,4 +1,4 @@
-// The engine: score a segment of many streams, then learn from it. The order and the arithmetic are those of dynadapt/engine.py.
+// The engine: score a segment of many streams, then learn from it. The order and the arithmetic are those of dynadapt/engine/engine.py.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,4 @@
-// FLOPs by phase, by the formulas of dynadapt/ops and dynadapt/flops.py: a multiply-add counts two.
+// FLOPs by phase, by the formulas of dynadapt/ops and dynadapt/engine/ledger.py: a multiply-add counts two.
 #pragma once
 
 #include "engine/adapter.h"

@@ -1,4 +1,4 @@
-// What each field of PEFT's adapter_config.json may hold: the rows of FIELDS in dynadapt/adapt/peft_fields.py, which says why.
+// What each field of PEFT's adapter_config.json may hold: the rows of FIELDS in dynadapt/model/peft_fields.py, which says why.
 // A test holds the two to each other.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Segment memory: for every layer the document's first tokens (sinks) and the last ones before the segment, as keys before
-// rotation and values, in window order (dynadapt/memory.py).
+// rotation and values, in window order (dynadapt/engine/memory.py).
 #pragma once
 
 #include <vector>

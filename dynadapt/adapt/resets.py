@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..checks import is_integer, wrong
+from dynadapt.common.checks import is_integer, wrong
 
 DRIFT = 0.5
 THRESHOLD = 5.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dynadapt.commands.early import check_model
-from dynadapt.commands.parsing import at_least
+from .early import check_model
+from .parsing import at_least
 from dynadapt.experiments.config import EvalConfig
 
 # What dynadapt.bench knows, by name: help is printed without importing it.
@@ -34,5 +34,5 @@ def add_options(command) -> None:
 
 def run(arguments) -> int:
     check_model(arguments.model)
-    from dynadapt.bench import bench_step
+    from dynadapt.bench.step import bench_step
     return bench_step(arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynadapt.commands.early import check_run
+from .early import check_run
 
 EXAMPLES = """\
 examples:
@@ -32,7 +32,7 @@ def run(arguments) -> int:
         check_run(run)
     from dynadapt.experiments.compare import read_compared, summarise, write_page
     from dynadapt.experiments.compare.files import write_csv, write_summary
-    from dynadapt.experiments.products import check_product
+    from dynadapt.runs.products import check_product
     out = Path(arguments.out) if arguments.out else Path(os.path.commonpath([Path(run).absolute().parent for run in arguments.run])) / "compare.html"
     files = [path.absolute() for path in (out, *(Path(name) for name in (arguments.json, arguments.csv) if name))]
     if len(set(files)) < len(files):

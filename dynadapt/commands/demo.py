@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dynadapt.commands.parsing import at_least
+from .parsing import at_least
 from dynadapt.experiments.config import CHOICES, EvalConfig
 
 EXAMPLES = """\

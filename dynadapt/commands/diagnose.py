@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dynadapt.commands.early import check_files, check_model
-from dynadapt.commands.parsing import at_least
-from dynadapt.commands.settings import add_config_options, add_log_option, config_from
+from .early import check_files, check_model
+from .parsing import at_least
+from .settings import add_config_options, add_log_option, config_from
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.diagnose.config import CONTROLS, WINDOWS, DiagnoseConfig
-from dynadapt.progress import say
+from dynadapt.runs.progress import say
 
 EXAMPLES = """\
 examples:
@@ -107,7 +107,7 @@ class _Progress:
     def __call__(self, title: str):
         self.close()
         print(title, flush=True)
-        from dynadapt.progress import progress_for
+        from dynadapt.runs.progress import progress_for
         self.shown = progress_for()
         return self.shown.__enter__()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dynadapt.commands.parsing import meant
+from .parsing import meant
 from dynadapt.experiments.config import ConfigError
-from dynadapt.experiments.whole_files import RunError
+from dynadapt.runs.whole_files import RunError
 
 MODELS = ("smollm2-135m",)                           # dynadapt.model.fetch.KNOWN, by name
 
@@ -21,8 +21,8 @@ def check_model(name: str) -> None:
 
 def check_files(texts: Iterable[str]) -> None:
     """Refuses a text that is nothing that is there."""
-    from dynadapt.texts import TextError
-    from dynadapt.texts.expanding import stands_for_something
+    from dynadapt.runs.texts import TextError
+    from dynadapt.runs.texts.expanding import stands_for_something
     for text in texts:
         if not stands_for_something(text):
             raise TextError(f"text {text!r}: no such file")

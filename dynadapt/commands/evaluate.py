@@ -7,11 +7,11 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from dynadapt.commands.early import check_model
-from dynadapt.commands.parsing import at_least
-from dynadapt.commands.settings import add_config_options, add_log_option, config_from
+from .early import check_model
+from .parsing import at_least
+from .settings import add_config_options, add_log_option, config_from
 from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.progress import say
+from dynadapt.runs.progress import say
 
 EXAMPLES = """\
 examples:
@@ -59,7 +59,7 @@ def run(arguments) -> int:
 
 def _eval(arguments, config: EvalConfig, processes) -> int:
     from dynadapt.experiments import dyneval
-    from dynadapt.progress import progress_for
+    from dynadapt.runs.progress import progress_for
     out = processes.from_first(lambda: choose_out(config, arguments.out, arguments.resume))
     config = processes.from_first(lambda: _settled(config, out, arguments.resume))
     finished = (out / "summary.json").exists()
@@ -67,7 +67,7 @@ def _eval(arguments, config: EvalConfig, processes) -> int:
     try:
         with progress_for() if processes.first else nullcontext() as progress:
             if processes.world > 1:
-                from dynadapt.experiments.parts import run_parts
+                from dynadapt.experiments.shared_documents import run_parts
                 summary = run_parts(config, out, options, processes, progress)
             else:
                 summary = dyneval.run(config, out, options, progress)
@@ -111,14 +111,14 @@ def check_texts(config: EvalConfig) -> None:
     """Refuses a text that is not there before the model's libraries are loaded."""
     if not config.text:
         raise ConfigError("text: none given; name files, - for standard input, or builtin:python-reference")
-    from dynadapt.texts import expand
+    from dynadapt.runs.texts import expand
     for source in expand(config.text, config.field):
         source.check()
 
 
 def choose_out(config: EvalConfig, out: str | None, resume: bool) -> Path:
     """--out, or a free directory under runs/ named after the run; with --resume the one that holds this configuration."""
-    from dynadapt.experiments.rundir import RunError, read_json
+    from dynadapt.runs.rundir import RunError, read_json
     if out:
         return Path(out)
     text = Path(config.text[0].removeprefix("builtin:")).stem if config.text and config.text[0] != "-" else "stdin"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dynadapt.commands.early import check_model
-from dynadapt.commands.settings import add_config_options, config_from
+from .early import check_model
+from .settings import add_config_options, config_from
 
 EXAMPLES = None
 
@@ -17,7 +17,7 @@ def run(arguments) -> int:
     asked = config_from(arguments)
     check_model(asked.model)
     import dynadapt.model
-    from dynadapt.commands.evaluate import fit_width
+    from .evaluate import fit_width
     from dynadapt.experiments.defaults import opening, settle
     from dynadapt.experiments.dyneval import build_engine
     model = dynadapt.model.load(asked.model)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynadapt.commands.early import check_run
-from dynadapt.commands.parsing import at_least
+from .early import check_run
+from .parsing import at_least
 
 EXAMPLES = """\
 examples:
@@ -46,9 +46,9 @@ def run(arguments) -> int:
 
 
 def _tables(arguments) -> None:
-    from dynadapt.experiments.metrics import read_run
-    from dynadapt.experiments.products import check_product
-    from dynadapt.experiments.runs.tables import write_csv, write_parquet
+    from dynadapt.runs.metrics import read_run
+    from dynadapt.runs.products import check_product
+    from dynadapt.runs.tables import write_csv, write_parquet
     found = read_run(arguments.run)
     for name in filter(None, (arguments.csv, arguments.parquet)):
         check_product(name, found.config.get("text") or ())

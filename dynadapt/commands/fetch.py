@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from dynadapt.commands.early import MODELS
-from dynadapt.commands.parsing import meant
+from .early import MODELS
+from .parsing import meant
 from dynadapt.experiments.config import ConfigError
 
 EXAMPLES = """\

@@ -1,6 +1,6 @@
 """`dynadapt icl figures`: what `dynadapt icl eval` found, drawn from its files alone."""
 
-from dynadapt.commands.early import check_run
+from .early import check_run
 from dynadapt.experiments.icl.eval_command import add_figures_options as add_options
 from dynadapt.experiments.icl.eval_command import run_figures
 

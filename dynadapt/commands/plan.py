@@ -9,17 +9,17 @@ from pathlib import Path
 
 from typing import TYPE_CHECKING
 
-from dynadapt.commands.settings import add_config_options, config_from
+from .settings import add_config_options, config_from
 from dynadapt.experiments.config import ConfigError, EvalConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from dynadapt.plan.ceilings import Ceilings
-    from dynadapt.plan.measured import Measured
-    from dynadapt.plan.predict import Prediction
-    from dynadapt.plan.work import Work
+    from dynadapt.bench.plan.ceilings import Ceilings
+    from dynadapt.bench.plan.measured import Measured
+    from dynadapt.bench.plan.predict import Prediction
+    from dynadapt.bench.plan.work import Work
 
 # What dynadapt.model.geometries and dynadapt.plan.ceilings know, by name: help is printed without importing them.
 MODELS = (
@@ -88,9 +88,9 @@ def run(arguments) -> int:
 
     from dynadapt.experiments.defaults import settle
     from dynadapt.model.geometries import geometry
-    from dynadapt.plan.ceilings import datasheet, from_campaign, measured_here
-    from dynadapt.plan.measured import comparisons
-    from dynadapt.plan.predict import predict
+    from dynadapt.bench.plan.ceilings import datasheet, from_campaign, measured_here
+    from dynadapt.bench.plan.measured import comparisons
+    from dynadapt.bench.plan.predict import predict
     ceilings = datasheet(arguments.gpu) if arguments.gpu else from_campaign(arguments.ceilings) if arguments.ceilings else None
     if ceilings is not None and config.dtype == "auto":
         config = config.with_(dtype="bf16" if ceilings.kind == "gpu" else "fp32")
@@ -115,7 +115,7 @@ def run(arguments) -> int:
 
 def fitting(config: EvalConfig, ceilings: Ceilings, shared: bool) -> int | None:
     """The largest number of streams whose step fits on one such machine, 0 for none; None where its memory is not known."""
-    from dynadapt.plan.fit import most_streams
+    from dynadapt.bench.plan.fit import most_streams
     return most_streams(lambda n: held_bytes(config.with_(streams=1), n, shared), ceilings.memory) if ceilings.memory else None
 
 
@@ -127,10 +127,10 @@ def held_bytes(config: EvalConfig, streams: int, shared: bool) -> int:
 def planned_work(config: EvalConfig, streams: int, shared: bool, memory_only: bool = False) -> Work:
     from dynadapt.adapt.optimizers import Adam
     from dynadapt.experiments.dyneval import adapt_of, optimizer_of
-    from dynadapt.memory import Overlap, SegmentMemory
+    from dynadapt.engine.memory import Overlap, SegmentMemory
     from dynadapt.model.geometries import geometry
-    from dynadapt.plan.measured import DTYPES
-    from dynadapt.plan.work import step_work
+    from dynadapt.bench.plan.measured import DTYPES
+    from dynadapt.bench.plan.work import step_work
     memory = SegmentMemory(config.memory, config.sinks, config.refresh) if config.memory else Overlap(config.context) if config.context else None
     adapt = adapt_of(config)
     optimizer = optimizer_of(config) if adapt else Adam()

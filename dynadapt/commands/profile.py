@@ -7,9 +7,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from dynadapt.progress import say
+from dynadapt.runs.progress import say
 
-# The keys of dynadapt.profiling.cases.OPS and the fields of measure.Runs: help is printed without importing them.
+# The keys of dynadapt.bench.cases.OPS and the fields of measure.Runs: help is printed without importing them.
 OPS = ("linear_forward", "linear_backward", "lora_gradient", "lora_gradient_update", "weight_gradient", "cross_entropy",
        "cross_entropy_weight_gradient", "norm_forward", "norm_backward", "activation_forward", "activation_backward",
        "attention_forward", "attention_backward", "head_norm_forward", "head_norm_backward", "bias_gradient", "row_scores",
@@ -91,7 +91,7 @@ def _options(arguments, device: str) -> list[str]:
 
 
 def _print_lines(arguments) -> int:
-    from dynadapt.profiling import lines
+    from dynadapt.bench.profile import lines
     name = "step" if arguments.step else arguments.op
     gpu = arguments.device if arguments.device.startswith("cuda") else "cuda"
     if arguments.print_ncu:
@@ -111,14 +111,14 @@ def _print_lines(arguments) -> int:
 def _measure(arguments) -> int:
     what_runs = "the adapt step" if arguments.step else f"op {arguments.op}"
     say(f"preparing {what_runs}, {arguments.warmup} calls ahead of {arguments.iters} that are measured")
-    from dynadapt import ranges
-    from dynadapt.environment import environment
-    from dynadapt.profiling.run import profile_op, profile_step
+    from dynadapt.ops import profiler_ranges as ranges
+    from dynadapt.common.environment import environment
+    from dynadapt.bench.profile.run import profile_op, profile_step
     ranges.enable()
     pipes = arguments.perf_control and tuple(arguments.perf_control.split(","))
     if pipes and len(pipes) != 2:
         raise ValueError(f"--perf-control {arguments.perf_control}: expected two pipes, CTL,ACK")
-    from dynadapt.profiling.measure import Runs
+    from dynadapt.bench.profile.measure import Runs
     runs = Runs(arguments.warmup, arguments.iters, pipes)
     what = {name: getattr(arguments, name) for name in MEASURED if name not in ("warmup", "iters")}
     found = environment()
@@ -178,7 +178,7 @@ cores, the multiprocessors; roofline: the larger of DRAM and tensor (--json also
 
 
 def _parse_ncu(file: str, out: str | None) -> int:
-    from dynadapt.profiling.ncu import read, summarise
+    from dynadapt.bench.profile.ncu import read, summarise
     rows = summarise(read(Path(file)))
     _table(file, NCU_COLUMNS, rows)
     print(NCU_LEGEND)

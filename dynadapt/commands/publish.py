@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from dynadapt.commands.early import check_run
-from dynadapt.commands.parsing import at_least
+from .early import check_run
+from .parsing import at_least
 
 EXAMPLES = """examples:
   dynadapt publish runs/novel --to adapters --name novel
@@ -18,7 +18,7 @@ If the server does not load it, the version is taken back and what was served be
 
 
 def add_options(command) -> None:
-    from dynadapt.experiments.inference_server import ENDPOINTS, KEEP, Server
+    from dynadapt.interop.inference_server import ENDPOINTS, KEEP, Server
     command.add_argument("source", metavar="RUN|ADAPTER", help="a run with --adapt lora, or a PEFT adapter's directory")
     command.add_argument("--to", required=True, metavar="DIR", help="directory of the versions, made if need be")
     command.add_argument("--name", required=True, metavar="NAME", help="versions are NAME-v1, NAME-v2, ...")
@@ -39,7 +39,7 @@ def add_options(command) -> None:
 
 
 def run(arguments) -> int:
-    from dynadapt.experiments.inference_server import PublishError, Server
+    from dynadapt.interop.inference_server import PublishError, Server
     token = None
     if arguments.token_from:
         token = os.environ.get(arguments.token_from)
@@ -49,7 +49,7 @@ def run(arguments) -> int:
     if arguments.notify:
         server = Server(arguments.notify, arguments.server, arguments.timeout, arguments.server_directory, token)
     check_run(arguments.source, "no such directory; give a run or a PEFT adapter")
-    from dynadapt.experiments.publish import publish
+    from dynadapt.interop.publish import publish
     done = publish(Path(arguments.source), arguments.to, arguments.name, keep=arguments.keep, server=server,
                    max_rank=arguments.max_rank, stream=arguments.stream)
     for version, reason in done.left:

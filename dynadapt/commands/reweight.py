@@ -8,11 +8,11 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
-from dynadapt.commands.early import check_model, check_run
-from dynadapt.commands.settings import add_log_option
+from .early import check_model, check_run
+from .settings import add_log_option
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.reweight.config import ACCEPTED, ReweightConfig, named_numbers, named_values, setting_values
-from dynadapt.progress import say
+from dynadapt.runs.progress import say
 
 EXAMPLES = """\
 examples:

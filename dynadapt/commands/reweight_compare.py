@@ -25,7 +25,7 @@ def run(arguments) -> int:
     import os
 
     from dynadapt.experiments.reweight.paired import compare_runs, draw_pairs
-    from dynadapt.experiments.whole_files import replace_file
+    from dynadapt.runs.whole_files import replace_file
     found = compare_runs(arguments.run)
     common = Path(os.path.commonpath([Path(run).absolute().parent for run in arguments.run]))
     out = draw_pairs(found, arguments.out or Path(os.path.relpath(common)) / "reweighting.png")

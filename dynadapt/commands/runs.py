@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynadapt.commands.parsing import at_least, meant
+from .parsing import at_least, meant
 
 EXAMPLES = """\
 examples:
@@ -37,9 +37,9 @@ def run(arguments) -> int:
     import json
     from pathlib import Path
 
-    from dynadapt.experiments.runs.found import find_runs
-    from dynadapt.experiments.runs.listing import chosen, runs_table, sentence
-    from dynadapt.experiments.whole_files import RunError
+    from dynadapt.runs.found import find_runs
+    from dynadapt.runs.listing import chosen, runs_table, sentence
+    from dynadapt.runs.whole_files import RunError
     if not Path(arguments.dir).exists():
         hint = meant(arguments.dir, ("diff", "prune")).replace("mean ", "mean dynadapt runs ")
         raise RunError(f"{arguments.dir}: no such directory" + (hint or "; runs are made by dynadapt eval and others, with --out"))

@@ -17,7 +17,7 @@ def add_options(command) -> None:
 def run(arguments) -> int:
     import json
 
-    from dynadapt.experiments.runs.differ import differences, print_differences
+    from dynadapt.runs.differ import differences, print_differences
     found = differences(arguments.run, arguments.other)
     if arguments.json:
         print(json.dumps(found, indent=2, allow_nan=False))

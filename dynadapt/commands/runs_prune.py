@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from dynadapt.commands.parsing import at_least
+from .parsing import at_least
 
 EXAMPLES = """\
 examples:
@@ -26,9 +26,9 @@ def add_options(command) -> None:
 
 
 def run(arguments) -> int:
-    from dynadapt.experiments.runs.listing import disk, printable
-    from dynadapt.experiments.runs.prune import removable, remove
-    from dynadapt.experiments.whole_files import RunError
+    from dynadapt.runs.listing import disk, printable
+    from dynadapt.runs.prune import removable, remove
+    from dynadapt.runs.whole_files import RunError
     found, stays = removable(arguments.dir, arguments.checkpoints, arguments.depth)
     failed, freed = 0, 0
     for removal in found:

@@ -84,7 +84,7 @@ def add_config_options(parser: argparse.ArgumentParser, **defaults) -> None:
 
 def log_name(name: str) -> str:
     """The type of --log: refuses a log that there is none of, or whose package is not installed."""
-    from dynadapt.experiments.logs import check_logs
+    from dynadapt.runs.logs import check_logs
     return _argument_type(lambda name: check_logs([name])[0])(name)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dynadapt.commands.parsing import at_least
-from dynadapt.commands.settings import add_log_option
+from .parsing import at_least
+from .settings import add_log_option
 
 EXAMPLES = """\
 a sweep file has the options of `dynadapt eval`, without the dashes:

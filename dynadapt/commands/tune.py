@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from dynadapt.commands.evaluate import check_texts
-from dynadapt.commands.settings import HELP
+from .evaluate import check_texts
+from .settings import HELP
 from dynadapt.experiments.config import CHOICES, EvalConfig
 
 SETTINGS = ("model", "field", "segment", "dtype", "backend", "device", "seed")     # of EvalConfig, taken as they are

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from ..adapt.own_weights import RowLearner
-from ..adapt.what import Full
-from ..adapt.whole_model import ModelLearner
-from ..needed_ops import needed_ops
+from dynadapt.engine.learners.rows import RowLearner
+from dynadapt.adapt.methods import Full
+from dynadapt.engine.learners.whole_model import ModelLearner
+from dynadapt.engine.needed_ops import needed_ops
 from .processes import Processes
 
 COMPRESSION = "compression.safetensors"

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from ..adapt.flat import FlatState
+from dynadapt.engine.learners.flat import FlatState
 from .data_parallel import EngineGradient
 from .processes import Processes
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from .corpus_read import FORMAT, CorpusError, check_corpus, part_files, read_documents, read_manifest
 from .corpus_sources import DOMAINS, Domain, Missing
-from .rundir import write_json
+from dynadapt.runs.rundir import write_json
 
 __all__ = ["CorpusError", "Deduplicator", "Settings", "build", "check_corpus", "part_files", "read_documents", "read_manifest", "split"]
 

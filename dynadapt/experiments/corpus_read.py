@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dynadapt.digests import digest_of
-from dynadapt.texts.expanding import SELECTED, expand
-from dynadapt.texts.records import open_records
-from dynadapt.texts.source import TextError
+from dynadapt.common.digests import digest_of
+from dynadapt.runs.texts.expanding import SELECTED, expand
+from dynadapt.runs.texts.records import open_records
+from dynadapt.runs.texts.source import TextError
 
-from .rundir import RunError, read_json
+from dynadapt.runs.rundir import RunError, read_json
 
 FORMAT = 1
 PARTS = ("train", "heldout")

@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from dynadapt.experiments.config import CHOICES, EvalConfig
+from .config import CHOICES, EvalConfig
 
 MEMORY = 512
 
@@ -21,7 +21,7 @@ def settled(config: EvalConfig, out: str | Path | None, resume: bool, model: Cal
     if not config.open:
         return config
     if resume and out is not None and (Path(out) / "config.json").is_file():
-        from dynadapt.experiments.rundir import read_json
+        from dynadapt.runs.rundir import read_json
         begun = read_json(Path(out) / "config.json")
         if isinstance(begun, dict) and config.matches(begun):
             config = config.as_begun(begun)
@@ -43,7 +43,7 @@ def settled_dtype(config, out: str | Path, resume: bool) -> str:
     if config.dtype != "auto":
         return config.dtype
     if resume and (Path(out) / "config.json").is_file():
-        from dynadapt.experiments.rundir import read_json
+        from dynadapt.runs.rundir import read_json
         begun = read_json(Path(out) / "config.json")
         if isinstance(begun, dict) and begun.get("dtype") in CHOICES["dtype"][1:]:
             return begun["dtype"]

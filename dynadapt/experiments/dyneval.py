@@ -16,15 +16,15 @@ from typing import Callable
 import numpy as np
 import torch
 
-from dynadapt.environment import peak_memory_bytes
-from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.experiments.defaults import settle, settled
-from dynadapt.experiments.feed import Feed, Segment, check_lengths
-from dynadapt.experiments.rundir import SCORE, RunDirectory, RunError, read_json
-from dynadapt.experiments.stopping import Interrupted, StopRun, interruptible
-from dynadapt.experiments.unwritten import Unwritten
-from dynadapt.notes import note
-from dynadapt.text import Document, Source, TextError, expand, inputs, split, streaming_tokenizer
+from dynadapt.common.environment import peak_memory_bytes
+from .config import ConfigError, EvalConfig
+from .defaults import settle, settled
+from dynadapt.runs.document_slots import Feed, Segment, check_lengths
+from dynadapt.runs.rundir import SCORE, RunDirectory, RunError, read_json
+from dynadapt.runs.stopping import Interrupted, StopRun, interruptible
+from dynadapt.runs.unwritten import Unwritten
+from dynadapt.common.notes import note
+from dynadapt.runs.text import Document, Source, TextError, expand, inputs, split, streaming_tokenizer
 
 __all__ = ["Interrupted", "RunOptions", "StopRun", "adapt_of", "build_engine", "find_baseline", "interruptible", "optimizer_of", "run"]
 PHASES = ("forward", "backward", "update", "recompute")
@@ -410,8 +410,8 @@ def find_baseline(path: Path | None, config: EvalConfig) -> dict[int, float]:
     """Tokens scored -> mean NLL so far, of a static run on the same text in the same parent directory; {} if there is none."""
     if path is None or config.adapt == "none" or not path.parent.is_dir():
         return {}
-    from dynadapt.experiments.metrics import read_metrics
-    from dynadapt.experiments.runs.kinds import kind_of
+    from dynadapt.runs.metrics import read_metrics
+    from dynadapt.runs.kinds import kind_of
     keys = ("model", "text", "field", "tokens", "streams", "split", "segment", "memory", "sinks", "context")
     mine = config.to_dict()
     for other in sorted(path.parent.iterdir()):

@@ -5,18 +5,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from dynadapt.adapt.peft_format import read_settings, read_tensors
-from dynadapt.engine_state import adapter_directory
-from dynadapt.experiments.checkpoints import last_state
-from dynadapt.experiments.rundir import RunError, read_json
-from dynadapt.experiments.whole_files import new_directory
+from dynadapt.engine.learners.peft import read_settings, read_tensors
+from dynadapt.engine.state import adapter_directory
+from dynadapt.runs.checkpoints import last_state
+from dynadapt.runs.rundir import RunError, read_json
+from dynadapt.runs.whole_files import new_directory
 
 
 def export_run(run: Path, out: Path, stream: int = 0) -> Path:
     """The run's adapter, or of a reweighting run without LoRA its model (reweight/export.py)."""
     config = read_json(run / "config.json")
     if config.get("kind") == "reweight" and config["adapt"] != "lora":
-        from dynadapt.experiments.reweight.export import export_model
+        from .reweight.export import export_model
         return export_model(run, out)
     return export_adapter(run, out, stream)
 

@@ -13,15 +13,15 @@ from matplotlib import ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dynadapt.experiments.drawing import (COLOURS, CYCLE, STYLE, fitted, label_points, legend_below, log_axis, say_nothing_here)
-from dynadapt.experiments.drawing import save as _save
-from dynadapt.experiments.labels import MOST, labels_of, looks_of, plain_static, scored_the_same
-from dynadapt.experiments.labels import labels_of as _labels
-from dynadapt.experiments.labels import plain_static as _plain_static
-from dynadapt.experiments.metrics import Run, read_run
-from dynadapt.experiments.rundir import RunError, read_json
-from dynadapt.experiments.runs.kinds import kind_of
-from dynadapt.experiments.whole_files import note
+from dynadapt.runs.drawing import COLOURS, CYCLE, STYLE, fitted, label_points, legend_below, log_axis, say_nothing_here
+from dynadapt.runs.drawing import save as _save
+from dynadapt.runs.labels import MOST, labels_of, looks_of, plain_static, scored_the_same
+from dynadapt.runs.labels import labels_of as _labels
+from dynadapt.runs.labels import plain_static as _plain_static
+from dynadapt.runs.metrics import Run, read_run
+from dynadapt.runs.rundir import RunError, read_json
+from dynadapt.runs.kinds import kind_of
+from dynadapt.runs.whole_files import note
 
 __all__ = ["COLOURS", "CYCLE", "STYLE", "_labels", "_plain_static", "_save", "label_points", "plot_cost", "plot_runs"]
 
@@ -87,12 +87,12 @@ def _read(path: Path) -> tuple[str, Run | None]:
 
 def _draw_one(run: Run, out: Path | None) -> list[Path]:
     if run.kind == "reweight":
-        from dynadapt.experiments.reweight.plot import draw
+        from .reweight.plot import draw
         return [draw(run.path, out)]
     if run.kind == "icl":
-        from dynadapt.experiments.icl.plot import draw_run
+        from .icl.plot import draw_run
         return draw_run(run, out)
-    from dynadapt.experiments.diagnose.figures import draw_summary
+    from .diagnose.figures import draw_summary
     return draw_summary(run.summary, out or run.path / "figures.png", apart=out is None)
 
 

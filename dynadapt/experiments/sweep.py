@@ -19,10 +19,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from dynadapt import children
-from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.experiments.metrics import Run, read_run
-from dynadapt.experiments.rundir import read_json, write_json
+from dynadapt.common import children
+from .config import ConfigError, EvalConfig
+from dynadapt.runs.metrics import Run, read_run
+from dynadapt.runs.rundir import read_json, write_json
 
 
 KEYS = ("out", "scores", "checkpoint", "base", "grid", "cells")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from dynadapt.model.base import Model
-from dynadapt.model.errors import ModelError
-from dynadapt.model.json_file import read_json
-from dynadapt.model.layout import linear_shapes, peft_name
-from dynadapt.model.safetensors_file import hash_file, sample_file
+from .base import Model
+from .errors import ModelError
+from .json_file import read_json
+from .layout import linear_shapes, peft_name
+from .safetensors_file import hash_file, sample_file
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -32,7 +32,7 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
     Raises:
         ModelError: naming what can't be merged exactly, or the base that can't be loaded.
     """
-    from dynadapt.adapt.peft_format import read_for_model
+    from dynadapt.engine.learners.peft import read_for_model
     whole = sorted(path.glob("model*.safetensors"))
     if (path / "config.json").is_file() and whole:
         raise ModelError(f"{path}: holds an adapter ({SETTINGS}) and a whole model (config.json, {whole[0].name}), so that it does not "

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from dynadapt.model.errors import ModelError
-from dynadapt.model.family import FAMILIES
-from dynadapt.model.reading import BAND_RANGE, FACTOR_RANGE, THETA_RANGE, check_choice, check_number, check_size
+from .errors import ModelError
+from .family import FAMILIES
+from .reading import BAND_RANGE, FACTOR_RANGE, THETA_RANGE, check_choice, check_number, check_size
 
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("swiglu", "gelu_tanh", "gelu")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dynadapt.model.errors import ModelError
+from .errors import ModelError
 
 # Bookkeeping, tokens, dtypes, training, classification heads, and the settings of generate() that old files keep here.
 IGNORED = frozenset("""

@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from dynadapt.model.base import Model
-from dynadapt.model.hf_config import config_to_hf
-from dynadapt.model.layout import hf_name, hf_transposed
+from .base import Model
+from .hf_config import config_to_hf
+from .layout import hf_name, hf_transposed
 
 
 def write_directory(model: Model, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:

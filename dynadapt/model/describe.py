@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import math
 
-from dynadapt.model.base import Model
-from dynadapt.model.config import ModelConfig
-from dynadapt.model.errors import ModelError
-from dynadapt.model.layout import linear_shapes, tensor_shapes
+from .base import Model
+from .config import ModelConfig
+from .errors import ModelError
+from .layout import linear_shapes, tensor_shapes
 
 _ATTENTION, _MLP = ("q", "k", "v", "qkv", "o"), ("gate", "up", "down")
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from dynadapt.model.base import Model
-from dynadapt.model.errors import ModelError
-from dynadapt.model.hf_config import config_from_hf
-from dynadapt.model.hf_tokenizer import directory_tokenizer
-from dynadapt.model.hf_weights import match_hf, to_canonical
-from dynadapt.model.json_file import MAX_INDEX_BYTES, MAX_TABLE_VALUES, read_json
-from dynadapt.model.safetensors_file import SafetensorsFile, hash_file, sample_file
+from .base import Model
+from .errors import ModelError
+from .hf_config import config_from_hf
+from .hf_tokenizer import directory_tokenizer
+from .hf_weights import match_hf, to_canonical
+from .json_file import MAX_INDEX_BYTES, MAX_TABLE_VALUES, read_json
+from .safetensors_file import SafetensorsFile, hash_file, sample_file
 
 INDEX = "model.safetensors.index.json"
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dynadapt.model.config_keys import Keys
+from .config_keys import Keys
 
 if TYPE_CHECKING:
-    from dynadapt.model.config import ModelConfig
+    from .config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynadapt import children
-from dynadapt.cache import cache_root
-from dynadapt.model.convert import write_directory
-from dynadapt.model.json_file import read_json
-from dynadapt.model.errors import ModelError
-from dynadapt.model.gguf_model import load_gguf
+from dynadapt.common import children
+from dynadapt.common.cache import cache_root
+from .convert import write_directory
+from .json_file import read_json
+from .errors import ModelError
+from .gguf_model import load_gguf
 
 MANIFEST = "dynadapt.json"
 FORMAT = 1  # raised when the conversion changes, so that older cache entries are made anew

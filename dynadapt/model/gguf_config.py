@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynadapt.model.config import ModelConfig
-from dynadapt.model.errors import ModelError
-from dynadapt.model.family import FAMILIES
-from dynadapt.model.gguf_file import can_read
-from dynadapt.model.reading import FACTOR_RANGE, check_choice, check_number, check_size
+from .config import ModelConfig
+from .errors import ModelError
+from .family import FAMILIES
+from .gguf_file import can_read
+from .reading import FACTOR_RANGE, check_choice, check_number, check_size
 
 ROPE_FACTORS = "rope_freqs.weight"
 _READ = frozenset("""

@@ -18,9 +18,9 @@ try:
 except ImportError:  # only GGUF files need it
     gguf = None
 
-from dynadapt.model.errors import ModelError
-from dynadapt.model.regular_file import open_regular
-from dynadapt.model.safetensors_file import read_into
+from .errors import ModelError
+from .regular_file import open_regular
+from .safetensors_file import read_into
 
 _SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 _STRING, _ARRAY = 8, 9

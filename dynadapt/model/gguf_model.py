@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from dynadapt.model.base import Model, check_shapes
-from dynadapt.model.config import ModelConfig
-from dynadapt.model.errors import ModelError
-from dynadapt.model.family import FAMILIES
-from dynadapt.model.gguf_config import ROPE_FACTORS, config_from_gguf
-from dynadapt.model.gguf_file import can_read
-from dynadapt.model.gguf_parts import open_gguf
-from dynadapt.model.gguf_tokenizer import gguf_tokenizer
-from dynadapt.model.layout import tensor_shapes
-from dynadapt.model.safetensors_file import hash_file, sample_file
+from .base import Model, check_shapes
+from .config import ModelConfig
+from .errors import ModelError
+from .family import FAMILIES
+from .gguf_config import ROPE_FACTORS, config_from_gguf
+from .gguf_file import can_read
+from .gguf_parts import open_gguf
+from .gguf_tokenizer import gguf_tokenizer
+from .layout import tensor_shapes
+from .safetensors_file import hash_file, sample_file
 
 _NAMES = {"embed": "token_embd", "positions": "position_embd", "norm": "output_norm", "head": "output"}
 _LAYER_NAMES = {"attn_norm": "attn_norm", "mlp_norm": "ffn_norm", "q": "attn_q", "k": "attn_k", "v": "attn_v",

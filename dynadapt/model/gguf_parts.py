@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from dynadapt.model.errors import ModelError
-from dynadapt.model.gguf_file import GGUFFile, StoredTensor
+from .errors import ModelError
+from .gguf_file import GGUFFile, StoredTensor
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 MAX_PARTS = 99_999  # what the names have digits for

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer as Backend, decoders, models, normalizers, pre_tokenizers
 
-from dynadapt.model.config import ModelConfig
-from dynadapt.model.errors import ModelError
-from dynadapt.model.hf_special_tokens import SpecialTokens
-from dynadapt.model.hf_tokenizer import put_around
-from dynadapt.model.hf_tokenizer_class import CLASSES
-from dynadapt.model.tokenizer import Tokenizer
+from .config import ModelConfig
+from .errors import ModelError
+from .hf_special_tokens import SpecialTokens
+from .hf_tokenizer import put_around
+from .hf_tokenizer_class import CLASSES
+from .tokenizer import Tokenizer
 
 _CONTROL, _USER_DEFINED = 3, 4
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dynadapt.model.config import ModelConfig
-from dynadapt.model.config_keys import refuse_unread
-from dynadapt.model.errors import ModelError
-from dynadapt.model.family import FAMILIES, Family
+from .config import ModelConfig
+from .config_keys import refuse_unread
+from .errors import ModelError
+from .family import FAMILIES, Family
 
 
 def config_from_hf(raw: Mapping) -> ModelConfig:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tokenizers import AddedToken, Tokenizer as Backend
 
-from dynadapt.model.errors import ModelError
+from .errors import ModelError
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _EXTRA, _SPECIFIC, _DECODER = "extra_special_tokens", "model_specific_special_tokens", "added_tokens_decoder"

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Backend, processors
 
-from dynadapt.model.config import ModelConfig
-from dynadapt.model.errors import ModelError
-from dynadapt.model.hf_special_tokens import read_special_tokens
-from dynadapt.model.hf_tokenizer_class import CLASSES, choose_class
-from dynadapt.model.json_file import MAX_TOKENIZER_BYTES, MAX_TOKENIZER_VALUES, read_json
-from dynadapt.model.tokenizer import Tokenizer
+from .config import ModelConfig
+from .errors import ModelError
+from .hf_special_tokens import read_special_tokens
+from .hf_tokenizer_class import CLASSES, choose_class
+from .json_file import MAX_TOKENIZER_BYTES, MAX_TOKENIZER_VALUES, read_json
+from .tokenizer import Tokenizer
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _CONVERTED = ("tekken.json", "tokenizer.model", "tiktoken.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")

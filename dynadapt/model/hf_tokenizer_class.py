@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from tokenizers import Regex, Tokenizer as Backend, decoders, models, normalizers, pre_tokenizers
 
-from dynadapt.model.errors import ModelError
-from dynadapt.model.reading import check_choice
+from .errors import ModelError
+from .reading import check_choice
 
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _END = "<|endoftext|>"

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from dynadapt.model.base import check_shapes
-from dynadapt.model.config import ModelConfig
-from dynadapt.model.family import FAMILIES
-from dynadapt.model.layout import hf_name, hf_transposed, tensor_shapes
+from .base import check_shapes
+from .config import ModelConfig
+from .family import FAMILIES
+from .layout import hf_name, hf_transposed, tensor_shapes
 
 # Buffers that old checkpoints saved with the weights: causal masks and rotary frequencies.
 _BUFFER = re.compile(r"(^|\.)(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")

@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from dynadapt.model.errors import ModelError
+from .errors import ModelError
 
 _ID = re.compile(r"(?P<repo>(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w.][\w./-]*))?", re.ASCII)
 

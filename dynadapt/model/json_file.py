@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dynadapt.model.errors import ModelError
-from dynadapt.model.regular_file import open_regular
+from .errors import ModelError
+from .regular_file import open_regular
 
 MAX_CONFIG_BYTES = 4 << 20  # many times the largest that is in use
 MAX_INDEX_BYTES = 64 << 20

@@ -4,8 +4,8 @@ Every linear weight is [out, in]. Shapes below: V vocabulary, H hidden, P positi
 """
 from __future__ import annotations
 
-from dynadapt.model.config import ModelConfig
-from dynadapt.model.family import FAMILIES
+from .config import ModelConfig
+from .family import FAMILIES
 
 
 def layout(config: ModelConfig) -> dict[str, tuple[str, ...]]:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from dynadapt.model.base import MODEL_DTYPES, Model, from_state
-from dynadapt.model.config import ModelConfig
-from dynadapt.model.errors import ModelError
-from dynadapt.model.hf_config import config_from_hf
-from dynadapt.model.hf_tokenizer import directory_tokenizer
-from dynadapt.model.hf_weights import match_hf, to_canonical
-from dynadapt.model.live_state import refuse_changes, refuse_modules
+from .base import MODEL_DTYPES, Model, from_state
+from .config import ModelConfig
+from .errors import ModelError
+from .hf_config import config_from_hf
+from .hf_tokenizer import directory_tokenizer
+from .hf_weights import match_hf, to_canonical
+from .live_state import refuse_changes, refuse_modules
 
 
 def is_live(model) -> bool:

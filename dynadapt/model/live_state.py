@@ -5,9 +5,9 @@ import math
 
 import torch
 
-from dynadapt.model.config import ModelConfig
-from dynadapt.model.errors import ModelError
-from dynadapt.model.rope import rope_frequencies
+from .config import ModelConfig
+from .errors import ModelError
+from .rope import rope_frequencies
 
 # Attributes of linear layers whose weight is stored in another form: GPTQ and AWQ, bitsandbytes, HQQ, compressed tensors, torch.ao.
 _QUANTISED = ("qweight", "quant_state", "SCB", "W_q", "weight_packed", "_packed_params")

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from dynadapt.model.adapter_model import base_of, is_adapter, load_adapter_model
-from dynadapt.model.base import Model
-from dynadapt.model.directory import load_directory
-from dynadapt.model.errors import ModelError
-from dynadapt.model.fetch import KNOWN, cached
-from dynadapt.model.gguf_model import load_gguf
-from dynadapt.model.hub_cache import fetch_line, hub_directory, hub_models, hub_snapshot, parse_id
-from dynadapt.model.live import is_live, load_live
+from .adapter_model import base_of, is_adapter, load_adapter_model
+from .base import Model
+from .directory import load_directory
+from .errors import ModelError
+from .fetch import KNOWN, cached
+from .gguf_model import load_gguf
+from .hub_cache import fetch_line, hub_directory, hub_models, hub_snapshot, parse_id
+from .live import is_live, load_live
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from dynadapt.model.errors import ModelError
+from .errors import ModelError
 
 # What a rotary base and the divisors of its frequencies may be: below, float32 angles would no longer tell positions apart.
 THETA_RANGE, FACTOR_RANGE, BAND_RANGE = (1.0, 1e15), (0.01, 1e9), (1e-6, 1e9)

@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from dynadapt.model.config import ModelConfig
+from .config import ModelConfig
 
 
 def rope_frequencies(config: ModelConfig) -> torch.Tensor:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dynadapt.model.config_keys import same_value
-from dynadapt.model.errors import ModelError
-from dynadapt.model.reading import BAND_RANGE, FACTOR_RANGE, THETA_RANGE, check_number, check_size
+from .config_keys import same_value
+from .errors import ModelError
+from .reading import BAND_RANGE, FACTOR_RANGE, THETA_RANGE, check_number, check_size
 
 PLACES = ("rope_scaling", "rope_parameters")
 READ = frozenset("factor high_freq_factor low_freq_factor original_max_position_embeddings partial_rotary_factor rope_theta "

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from dynadapt.model.errors import ModelError
-from dynadapt.model.json_file import MAX_TABLE_VALUES, parse_json
-from dynadapt.model.regular_file import open_regular
+from .errors import ModelError
+from .json_file import MAX_TABLE_VALUES, parse_json
+from .regular_file import open_regular
 
 MAX_HEADER_BYTES = 100_000_000
 FLOATS = ("F32", "F16", "BF16", "F64")

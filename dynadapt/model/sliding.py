@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dynadapt.model.errors import ModelError
-from dynadapt.model.reading import check_size, read_flag
+from .errors import ModelError
+from .reading import check_size, read_flag
 
 FULL, SLIDING = ("full_attention", "attention"), "sliding_attention"
 

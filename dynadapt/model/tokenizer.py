@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tokenizers
 
-from dynadapt.model.errors import ModelError
-from dynadapt.reprs import safe
+from .errors import ModelError
+from dynadapt.common.reprs import safe
 
 _CLEAN = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
           (" 've", "'ve"), (" 're", "'re"))

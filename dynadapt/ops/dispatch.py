@@ -14,7 +14,7 @@ from typing import Callable
 
 import torch
 
-from ..checks import choice, wrong
+from dynadapt.common.checks import choice, wrong
 
 BACKENDS = ("reference", "cpu", "triton")
 _REFERENCE: dict[str, Callable] = {}
@@ -133,7 +133,7 @@ def _native(op: str, dtype: torch.dtype) -> Choice:
 
 
 def _triton(op: str, dtype: torch.dtype) -> Choice:
-    from ..kernels import OPS
+    from dynadapt.kernels import OPS
 
     if op not in OPS:
         raise UnsupportedOp(f"op {op!r}, backend 'triton', dtype {dtype}: no kernel file serves it")

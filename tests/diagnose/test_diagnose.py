@@ -18,12 +18,12 @@ from dynadapt.experiments.diagnose import models
 from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, UNCLEAR, advice, outcome_interval, size_factor
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
 from dynadapt.experiments.diagnose.driver import run_diagnosis
-from dynadapt.notes import RunNote
+from dynadapt.common.notes import RunNote
 from dynadapt.experiments.diagnose.texts import gather, joined_lines, write_control
 from dynadapt.experiments.dyneval import build_engine, run
-from dynadapt.experiments.rundir import RunError
+from dynadapt.runs.rundir import RunError
 from dynadapt.model.errors import ModelError
-from dynadapt.text import TextError
+from dynadapt.runs.text import TextError
 from tiny import english, tiny_directory
 
 

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from dynadapt.cli import main
-from dynadapt.text import BUILTINS
+from dynadapt.runs.text import BUILTINS
 
 pytestmark = pytest.mark.model
 

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from dynadapt.memory import WindowStore
+from dynadapt.engine.memory import WindowStore
 from dynadapt.ops.dispatch import resolve
 
 from .compare import DEVICE, poisoned, skip_without_gpu

@@ -213,7 +213,7 @@ def test_a_larger_model_against_the_cpu_engine(dtype, tolerance):
 def test_a_thousand_steps_on_a_real_model_follow_the_cpu_engine(smollm2_directory):
     """The loss curves of both engines over repeated real text: chaos separates single scores, not the curve."""
     import dynadapt
-    from dynadapt.text import BUILTINS
+    from dynadapt.runs.text import BUILTINS
 
     model = dynadapt.load(smollm2_directory)
     ids = torch.tensor(model.tokenizer.encode(BUILTINS["python-reference"]())[: 64 * 1000 + 1])

@@ -8,7 +8,7 @@ import torch
 from helpers import to_transformers
 
 from dynadapt.model import random_model, tiny_config
-from dynadapt.nn import Adapters, LoRALinear, add_lora
+from dynadapt.interop.nn import Adapters, LoRALinear, add_lora
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]
 TARGETS = {

@@ -7,7 +7,7 @@ from helpers import to_transformers
 
 import dynadapt
 from dynadapt import Adam, Full, LoRA, RowSparse, SegmentMemory
-from dynadapt.generation import generate
+from dynadapt.engine.generation import generate
 from dynadapt.model import ModelError, layout, peft_name, random_model, tiny_config
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]

@@ -16,8 +16,8 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from dynadapt import Adam, Engine, LoRA, SegmentMemory  # noqa: E402
 from dynadapt.experiments.config import ConfigError  # noqa: E402
-from dynadapt.generation import generate, score_continuations  # noqa: E402
-from dynadapt.lm_eval import DynadaptLM  # noqa: E402
+from dynadapt.engine.generation import generate, score_continuations  # noqa: E402
+from dynadapt.interop.lm_eval import DynadaptLM  # noqa: E402
 from dynadapt.model import Tokenizer, random_model, tiny_config  # noqa: E402
 
 SEGMENT = 16
@@ -188,7 +188,7 @@ def test_the_harness_runs_tasks_without_a_download(tokenizer, tmp_path, monkeypa
 
 
 def test_the_command_line_prints_the_policy_with_the_score(tmp_path, monkeypatch, capsys):
-    from dynadapt.lm_eval.__main__ import main
+    from dynadapt.interop.lm_eval.__main__ import main
     from tiny import tiny_directory
 
     write_tasks(tmp_path)

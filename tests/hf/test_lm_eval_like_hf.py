@@ -13,7 +13,7 @@ lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance  # noqa: E402
 
 from dynadapt.experiments.config import ConfigError  # noqa: E402
-from dynadapt.lm_eval import DynadaptLM  # noqa: E402
+from dynadapt.interop.lm_eval import DynadaptLM  # noqa: E402
 from dynadapt.model import Tokenizer, random_model, tiny_config  # noqa: E402
 from dynadapt.model.convert import write_directory  # noqa: E402
 

@@ -7,9 +7,9 @@ from tiny import english, tiny_tokenizer
 
 lm_eval = pytest.importorskip("lm_eval")
 
-from dynadapt.lm_eval import DynadaptLM, text_task  # noqa: E402
+from dynadapt.interop.lm_eval import DynadaptLM, text_task  # noqa: E402
 from dynadapt.model import Tokenizer, random_model, tiny_config  # noqa: E402
-from dynadapt.text import TextError  # noqa: E402
+from dynadapt.runs.text import TextError  # noqa: E402
 
 
 def test_texts_of_ones_own_are_a_task(tmp_path):

@@ -4,7 +4,7 @@ import torch
 from helpers import to_transformers
 
 from dynadapt import Adam, Engine, LoRA
-from dynadapt.adapt.peft_format import read_settings
+from dynadapt.engine.learners.peft import read_settings
 from dynadapt.model import ModelError, random_model, tiny_config
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]

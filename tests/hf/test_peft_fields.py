@@ -13,7 +13,7 @@ from helpers import to_transformers
 from safetensors.torch import load_file, save_file
 
 from dynadapt import SGD, Engine, LoRA, publish
-from dynadapt.adapt.peft_fields import FIELDS
+from dynadapt.model.peft_fields import FIELDS
 from dynadapt.experiments.diagnose.models import complete_adapter
 from dynadapt.model import ModelError, random_model, tiny_config
 from dynadapt.model.convert import write_directory

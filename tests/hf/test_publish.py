@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 import dynadapt
 from dynadapt import LoRA, Server, publish
 from dynadapt.cli import main
-from dynadapt.experiments import publish as module
-from dynadapt.experiments.publish import PublishError
-from dynadapt.experiments.rundir import RunError
+from dynadapt.interop import publish as module
+from dynadapt.interop.publish import PublishError
+from dynadapt.runs.rundir import RunError
 from dynadapt.model import ModelError, random_model, tiny_config
 
 KINDS = ["vllm", "sglang"]

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import dynadapt
 from dynadapt import SegmentMemory
-from dynadapt.callbacks import HeldOutScore
+from dynadapt.interop.callbacks import HeldOutScore
 from dynadapt.model import ModelError, random_model, tiny_config
 
 transformers = pytest.importorskip("transformers")

@@ -8,8 +8,10 @@ import torch
 from scipy.stats import multivariate_normal
 
 from dynadapt.experiments.icl import (
-    BASELINES, DenseLinear, IclError, NoisyLinear, ReluNetwork, SparseLinear, averaging, discrete_posterior, draw, lasso, least_squares,
-    linear_mixture, linear_mixture_posterior, make_baseline, make_inputs, nearest_neighbours, network_gradient_descent, ridge, zero)
+    BASELINES, DenseLinear, IclError, NoisyLinear, ReluNetwork, SparseLinear, averaging, discrete_posterior, draw, lasso,
+    least_squares, linear_mixture, linear_mixture_posterior, make_baseline, make_inputs, nearest_neighbours, network_gradient_descent,
+    ridge, zero,
+)
 from dynadapt.experiments.icl.lasso_path import lasso_weights
 
 SETTINGS = {"ridge": {"penalty": 0.3}, "network_gradient_descent": {"steps": 3}, "discrete_posterior": {"noise": 0.5},

@@ -15,8 +15,7 @@ if str(ROOT) not in sys.path:
 
 from benchmarks import icl, icl_rules  # noqa: E402
 
-from dynadapt.experiments.icl import (  # noqa: E402
-    DenseLinear, Mixture, SparseLinear, least_squares, linear_mixture, make_function_class, zero)
+from dynadapt.experiments.icl import DenseLinear, Mixture, SparseLinear, least_squares, linear_mixture, make_function_class, zero
 from dynadapt.experiments.icl.study import Settings, Subject  # noqa: E402
 
 SETTINGS = Settings(prompts=150, draws=100)

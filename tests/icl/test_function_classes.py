@@ -7,7 +7,8 @@ import torch
 
 from dynadapt.experiments.icl import (
     FUNCTION_CLASSES, INPUTS, ConvexCombination, DecisionTree, DenseLinear, FourierSeries, IclError, Mixture, NoisyLinear, Quadratic,
-    ReluNetwork, Sinusoid, SparseLinear, draw, interleaved, make_function_class, make_inputs)
+    ReluNetwork, Sinusoid, SparseLinear, draw, interleaved, make_function_class, make_inputs,
+)
 
 
 def seeded(seed=0):

@@ -8,12 +8,13 @@ import torch
 from dynadapt.cli import main
 from dynadapt.experiments.icl import (
     ConvexCombination, DecisionTree, DenseLinear, FourierSeries, IclError, Mixture, NoisyLinear, Quadratic, ReluNetwork, Sinusoid,
-    SparseLinear, averaging, curves, draw, lasso, least_squares, make_inputs)
+    SparseLinear, averaging, curves, draw, lasso, least_squares, make_inputs,
+)
 from dynadapt.experiments.icl.applicable import TITLES, baselines_for
 from dynadapt.experiments.icl.eval_command import class_of, evaluate, table_of
 from dynadapt.experiments.icl.figures import draw_figures
 from dynadapt.experiments.icl.study import Settings, Study, Subject, cosine
-from dynadapt.experiments.rundir import RunError, write_json
+from dynadapt.runs.rundir import RunError, write_json
 
 ALWAYS = {"zero", "nearest_neighbours", "least_squares"}
 SMALL = Settings(prompts=40, draws=50)

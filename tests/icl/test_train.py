@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynadapt.digests import digest_of
+from dynadapt.common.digests import digest_of
 from dynadapt.experiments import icl
-from dynadapt.experiments.checkpoints import state_digest
+from dynadapt.runs.checkpoints import state_digest
 from dynadapt.experiments.dyneval import Interrupted
 from dynadapt.experiments.icl.base import IclError
 from dynadapt.experiments.icl.config import TrainConfig, from_preset
@@ -17,7 +17,7 @@ from dynadapt.experiments.icl.model import Geometry, Regressor, initial_weights
 from dynadapt.experiments.icl.presets import PRESETS
 from dynadapt.experiments.icl.reference import HuggingFaceRegressor
 from dynadapt.experiments.icl.train import Trainer, TrainOptions, train
-from dynadapt.experiments.rundir import RunError
+from dynadapt.runs.rundir import RunError
 
 GEOMETRY = Geometry(dims=3, layers=2, hidden=36, heads=3, positions=15)
 SMALL = dict(preset="test", dims=3, points=6, layers=2, hidden=32, heads=2, positions=12, batch=8, steps=60, log=10, lr=3e-3,

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from dynadapt.experiments.mixers import MIXERS, DoReMi, Exhausted, Fixed, MixerError, Shaping, Supply, Velocitune, make_mixer
-from dynadapt.experiments.rundir import write_json
+from dynadapt.runs.rundir import write_json
 
 DOMAINS = ["code", "prose", "manual"]
 INITIAL = {"code": 0.5, "prose": 0.3, "manual": 0.2}

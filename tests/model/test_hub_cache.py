@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import dynadapt
-from dynadapt import info
-from dynadapt.experiments.rundir import RunError
+from dynadapt.commands import info
+from dynadapt.runs.rundir import RunError
 from dynadapt.model import ModelError, hub_cache, load
 from tiny import tiny_directory
 

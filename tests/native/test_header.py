@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from dynadapt import linking
+from dynadapt.interop import linking
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-pedantic-errors"]
 LANGUAGES = {"c99": ["gcc", "-xc", "-Wstrict-prototypes"], "c11": ["gcc", "-xc", "-Wstrict-prototypes"], "c17": ["gcc", "-xc", "-Wstrict-prototypes"],

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dynadapt import __version__, linking
+from dynadapt import __version__
+from dynadapt.interop import linking
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck
 
 import dynadapt  # noqa: F401  (registers the optimizers' directions)
-from dynadapt import torch_ops
+from dynadapt.interop import torch_ops
 from dynadapt.ops import DenseMatrix, resolve
 
 F64 = torch.float64

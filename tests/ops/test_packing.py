@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from dynadapt import torch_ops
-from dynadapt.torch_ops import packing
+from dynadapt.interop import torch_ops
+from dynadapt.interop.torch_ops import packing
 
 N = 8  # square, so that a transposed weight fits too
 
@@ -202,7 +202,7 @@ def test_a_counter_that_is_not_the_weights():
 def test_numpy_arrays_on_a_frozen_weights_memory_are_read_at_every_call():
     import numpy as np
 
-    import dynadapt.numpy
+    import dynadapt.interop.numpy
 
     weight, x = torch_ops.freeze(torch.randn(N, N)), torch.randn(3, N)
     agrees(weight)

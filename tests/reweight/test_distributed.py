@@ -19,7 +19,7 @@ from dynadapt import Adam, Engine, LoRA
 from dynadapt.distributed import Processes
 from dynadapt.distributed.learn import connect
 from dynadapt.experiments.config import ConfigError
-from dynadapt.experiments.metrics import read_metrics
+from dynadapt.runs.metrics import read_metrics
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, run
 from dynadapt.model import random_model, tiny_config
 from tiny import english, tiny_directory

@@ -19,11 +19,11 @@ from dynadapt.distributed import Processes
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.corpus import CorpusError
 from dynadapt.experiments.dyneval import Interrupted
-from dynadapt.experiments.metrics import read_metrics
+from dynadapt.runs.metrics import read_metrics
 from dynadapt.experiments.mixers import MIXERS, MixerError
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, draw, fit_run, run
 from dynadapt.experiments.reweight.domains import read_domains
-from dynadapt.experiments.rundir import RunError, write_json
+from dynadapt.runs.rundir import RunError, write_json
 from dynadapt.experiments.scaling_fit import ScalingError
 from dynadapt.model import random_model, tiny_config
 from corpora import write_manifest

@@ -3,7 +3,7 @@
 //   gelu_tanh:  h/2 (1 + tanh u) = h sigmoid(2u), which keeps its relative accuracy for negative h.
 #include "cpu/activation.h"
 
-#include "cpu/kernels/rows.h"
+#include "cpu/kernels/lib/rows.h"
 
 namespace dynadapt::DYN_ISA {
 namespace {

@@ -7,7 +7,7 @@
 // Memory gets no gradient, so its blocks take three products instead of five. The blocks of queries of a kv head are
 // dealt to a fixed number of units with sums of dK and dV of their own, added in order at the end: the work is
 // balanced between threads while the order of every sum stays the same for any number of them.
-#include "cpu/kernels/attention_short.h"
+#include "cpu/kernels/lib/attention_short.h"
 
 namespace dynadapt::DYN_ISA {
 namespace {

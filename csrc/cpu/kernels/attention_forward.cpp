@@ -1,7 +1,7 @@
 // Attention forward, flash style: blocks of queries against blocks of keys, a running maximum and a rescaled sum, so
 // that scores are never whole in memory. Keys are rotated and packed once per stream and kv head; blocks of keys that
 // no query of the block may see are not multiplied.
-#include "cpu/kernels/attention_short.h"
+#include "cpu/kernels/lib/attention_short.h"
 
 namespace dynadapt::DYN_ISA {
 namespace {

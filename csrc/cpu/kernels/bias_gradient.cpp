@@ -1,7 +1,7 @@
 // Column sums of dy: a block of rows adds into sums of its own, which stay in cache, then the blocks are added in order.
 #include "cpu/bias_gradient.h"
 
-#include "cpu/kernels/rows.h"
+#include "cpu/kernels/lib/rows.h"
 
 namespace dynadapt::DYN_ISA {
 namespace {

@@ -7,8 +7,8 @@
 // blocks at about the same time, so that the head comes from memory once.
 #include "cpu/cross_entropy.h"
 
-#include "cpu/grid.h"
-#include "cpu/matrix_panels.h"
+#include "cpu/kernels/lib/grid.h"
+#include "cpu/kernels/lib/matrix_panels.h"
 
 namespace dynadapt::DYN_ISA {
 

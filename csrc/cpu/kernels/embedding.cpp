@@ -2,7 +2,7 @@
 // between threads: each element of the table adds its occurrences in the order of the text.
 #include "cpu/embedding.h"
 
-#include "cpu/kernels/rows.h"
+#include "cpu/kernels/lib/rows.h"
 
 namespace dynadapt::DYN_ISA {
 namespace {

@@ -2,10 +2,10 @@
 //
 // Both operands have tokens as rows. The one with more columns is packed into panels (tokens are the
 // panel's depth), the other is turned once so that the micro-kernel can read it as A.
-#include "cpu/gemm.h"
-#include "cpu/grid.h"
+#include "cpu/kernels/lib/gemm.h"
+#include "cpu/kernels/lib/grid.h"
 #include "cpu/linear.h"
-#include "cpu/transpose.h"
+#include "cpu/kernels/lib/transpose.h"
 
 namespace dynadapt::DYN_ISA {
 

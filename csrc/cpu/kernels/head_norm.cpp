@@ -1,7 +1,7 @@
 // RMS norm of each query and key head of a packed qkv row, ahead of rotation; values are copied through.
 #include "cpu/head_norm.h"
 
-#include "cpu/kernels/rows.h"
+#include "cpu/kernels/lib/rows.h"
 
 namespace dynadapt::DYN_ISA {
 namespace {

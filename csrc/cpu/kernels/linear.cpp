@@ -5,9 +5,9 @@
 // is needed by every column of y (dx), so it is computed first, rows shared out over the threads;
 // then threads share the columns. A panel of the weight is read (forward) or turned (backward)
 // once and used for all rows of all streams.
-#include "cpu/grid.h"
+#include "cpu/kernels/lib/grid.h"
 #include "cpu/linear.h"
-#include "cpu/matrix_panels.h"
+#include "cpu/kernels/lib/matrix_panels.h"
 
 namespace dynadapt::DYN_ISA {
 

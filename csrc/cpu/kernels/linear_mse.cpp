@@ -1,7 +1,7 @@
 // Linear read-out with squared error: prediction, loss and all gradients from one pass over the rows.
 #include "cpu/linear_mse.h"
 
-#include "cpu/kernels/rows.h"
+#include "cpu/kernels/lib/rows.h"
 
 namespace dynadapt::DYN_ISA {
 namespace {

@@ -1,6 +1,6 @@
 // Packing, reading and changing a frozen weight.
 #include "core/threads.h"
-#include "cpu/matrix_panels.h"
+#include "cpu/kernels/lib/matrix_panels.h"
 
 namespace dynadapt::DYN_ISA {
 

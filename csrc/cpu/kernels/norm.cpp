@@ -2,7 +2,7 @@
 // passes the norm by fused into the backward: a row is read once, normalised while it is in cache, and written once.
 #include "cpu/norm.h"
 
-#include "cpu/kernels/rows.h"
+#include "cpu/kernels/lib/rows.h"
 
 namespace dynadapt::DYN_ISA {
 namespace {

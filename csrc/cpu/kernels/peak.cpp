@@ -2,7 +2,7 @@
 // hide its latency, and nothing else to wait for.
 #include "cpu/peak.h"
 
-#include "cpu/gemm_layout.h"
+#include "cpu/kernels/lib/gemm_layout.h"
 
 namespace dynadapt::DYN_ISA {
 namespace {

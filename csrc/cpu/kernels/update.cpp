@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include "cpu/kernels/rows.h"
+#include "cpu/kernels/lib/rows.h"
 
 namespace dynadapt::DYN_ISA {
 namespace {

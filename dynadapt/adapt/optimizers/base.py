@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ...checks import keep, number
+from dynadapt.common.checks import keep, number
 
 
 class Optimizer:

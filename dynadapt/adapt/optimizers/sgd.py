@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...checks import keep, number
-from ...ops.update import Moments, direction
+from dynadapt.common.checks import keep, number
+from dynadapt.ops.update import Moments, direction
 from .base import Optimizer
 
 

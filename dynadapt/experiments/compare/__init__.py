@@ -3,8 +3,8 @@
 `read_compared` joins what two or more runs wrote, `summarise` makes the tables, `write_page` one HTML file that needs no other.
 """
 
-from dynadapt.experiments.compare.joined import Compared, read_compared
-from dynadapt.experiments.compare.page import write_page
-from dynadapt.experiments.compare.tables import summarise
+from .joined import Compared, read_compared
+from .page import write_page
+from .tables import summarise
 
 __all__ = ["Compared", "read_compared", "summarise", "write_page"]

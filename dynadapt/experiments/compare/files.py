@@ -7,9 +7,9 @@ import io
 import json
 from pathlib import Path
 
-from dynadapt.experiments.compare.joined import Compared
+from .joined import Compared
 from dynadapt.experiments.diagnose.classes import CLASSES
-from dynadapt.experiments.whole_files import replace_file
+from dynadapt.runs.whole_files import replace_file
 
 
 def write_summary(path: Path, summary: dict) -> None:

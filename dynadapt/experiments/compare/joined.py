@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from dynadapt.experiments.diagnose.classes import classify
-from dynadapt.experiments.metrics import Run, read_run
-from dynadapt.experiments.rundir import RunError, read_json
-from dynadapt.text import Source, TextError, expand, inputs
+from dynadapt.runs.metrics import Run, read_run
+from dynadapt.runs.rundir import RunError, read_json
+from dynadapt.runs.text import Source, TextError, expand, inputs
 
 PART = "\ufffd"               # what a token reads as that is some of a character's bytes
 SAME = ("text", "field", "split", "streams")              # settings that say which text document i is

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.experiments.compare.joined import Compared
-from dynadapt.experiments.compare.tables import sentence
+from .joined import Compared
+from .tables import sentence
 from dynadapt.experiments.diagnose.classes import CLASSES
-from dynadapt.experiments.whole_files import replace_file
+from dynadapt.runs.whole_files import replace_file
 
 
 def write_page(path: Path, compared: Compared, summary: dict) -> None:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dynadapt.experiments.compare.joined import Compared, input_digest
+from .joined import Compared, input_digest
 from dynadapt.experiments.diagnose import attribution
 from dynadapt.experiments.diagnose.classes import CLASSES
 from dynadapt.experiments.diagnose.scored import Scored

@@ -7,8 +7,8 @@ import signal
 import subprocess
 from collections.abc import Callable
 
-from dynadapt import children
-from dynadapt.experiments.rundir import RunError
+from dynadapt.common import children
+from dynadapt.runs.rundir import RunError
 from dynadapt.experiments.sweep import ended_by
 
 

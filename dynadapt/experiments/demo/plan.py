@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dynadapt.experiments.demo.variants import BY_WEIGHT, CORE, COST, TOKENS
+from .variants import BY_WEIGHT, CORE, COST, TOKENS
 
 MARGIN = 0.8              # of the time that is planned with: a segment timed once says only about what hundreds will take
 COMFORT = 12              # segments below which variants are left out rather than text

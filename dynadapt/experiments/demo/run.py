@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.experiments.demo.cells import CellFailed, Cells
-from dynadapt.experiments.demo.plan import Pace, Plan, fits, make_plan, whole_plan
-from dynadapt.experiments.demo.show import shown
-from dynadapt.experiments.demo.variants import COMPARED, CORE, SEGMENT, TEXT, TITLES, TOKENS, VARIANTS, demo_cells
-from dynadapt.experiments.metrics import read_run
-from dynadapt.experiments.rundir import RunError, read_json, write_json
+from .cells import CellFailed, Cells
+from .plan import Pace, Plan, fits, make_plan, whole_plan
+from .show import shown
+from .variants import COMPARED, CORE, SEGMENT, TEXT, TITLES, TOKENS, VARIANTS, demo_cells
+from dynadapt.runs.metrics import read_run
+from dynadapt.runs.rundir import RunError, read_json, write_json
 
 CHANGE = "change --tokens, --segment, --minutes or --out"
 

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dynadapt.experiments.demo.variants import TITLES, VARIANTS
+from .variants import TITLES, VARIANTS
 
 COLUMNS = ("NLL", "bits/byte", "GFLOPs/token", "tokens/s", "peak memory")
 

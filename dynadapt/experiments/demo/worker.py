@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 
-from dynadapt.launch import end_with
+from dynadapt.common.launch import end_with
 
 WARM = 64                                    # tokens of the step before the one that is timed
 EVENTS = 0.2                                 # seconds between two events
@@ -26,7 +26,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)        # the thread it finds is BLAS's, which minds forks itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)             # the cell, which gets it too, stops; then this one is told to end
     try:
-        import dynadapt.engine, dynadapt.experiments.dyneval, dynadapt.model  # noqa: E401, F401
+        import dynadapt.engine.engine, dynadapt.experiments.dyneval, dynadapt.model  # noqa: E401, F401
     except ImportError as error:
         return tell(wire, fatal=str(error))
     for line in sys.stdin:
@@ -101,8 +101,8 @@ def first_tokens(config, model):
     """[1, T + 1] of the text."""
     import torch
 
-    from dynadapt.experiments.feed import Feed
-    from dynadapt.text import Document, Source, streaming_tokenizer
+    from dynadapt.runs.document_slots import Feed
+    from dynadapt.runs.text import Document, Source, streaming_tokenizer
     source = Source(config.text[0])
     source.check()
     segment = Feed([Document(source)], streaming_tokenizer(model.tokenizer), 1, config.segment, None).next()

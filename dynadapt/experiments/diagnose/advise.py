@@ -28,13 +28,13 @@ from scipy.stats import t as student
 
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import settle
-from dynadapt.experiments.diagnose import attribution, similarity
-from dynadapt.experiments.diagnose.driver import REFERENCE_TOKENS, _load, _plain
-from dynadapt.experiments.diagnose.texts import gather, read_text, read_tokens
+from . import attribution, similarity
+from .driver import REFERENCE_TOKENS, _load, _plain
+from .texts import gather, read_text, read_tokens
 from dynadapt.experiments.dyneval import build_engine
-from dynadapt.experiments.logs import check_logs, show_finished
-from dynadapt.experiments.rundir import RunDirectory, RunError
-from dynadapt.text import TextError, streaming_tokenizer
+from dynadapt.runs.logs import check_logs, show_finished
+from dynadapt.runs.rundir import RunDirectory, RunError
+from dynadapt.runs.text import TextError, streaming_tokenizer
 
 PROBE_TOKENS = 1 << 21       # of the text, among which the windows are spread
 GAIN_FACTOR, RISE_FACTOR = 2.9, 8.8      # size_factor of a foreseen gain and rise; benchmarks/results/odyssey.json, LoRA
@@ -83,7 +83,7 @@ def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...
                        similarity=_compare(model, tokenizer, tokens, sources, others, reference, embeddings))
         summary = directory.finish(summary)
         show_finished(log, out, directory.config, summary)
-        from dynadapt.experiments.diagnose.page import write_advice
+        from .page import write_advice
         write_advice(out / "page.html", summary)
         return summary
     finally:
@@ -197,7 +197,7 @@ def _minutes(value: float) -> str:
 def print_advice(summary: dict, out: Path) -> None:
     from rich.markup import escape
 
-    from dynadapt.experiments.diagnose.report import SIMILARITY_HEAD, print_table, similarity_rows, wide_console
+    from .report import SIMILARITY_HEAD, print_table, similarity_rows, wide_console
     console = wide_console()
     console.print(f"[bold]{summary['advice']}[/]")
     for sentence in sentences(summary):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynadapt.experiments.diagnose.classes import CLASSES
-from dynadapt.experiments.diagnose.scored import Scored
+from .classes import CLASSES
+from .scored import Scored
 
 TOPS = (1, 5, 10, 50)
 DRAWS = 2000

@@ -9,20 +9,20 @@ from typing import Callable
 
 import numpy as np
 
-from dynadapt.digests import digest_of
+from dynadapt.common.digests import digest_of
 from dynadapt.experiments.defaults import settled_dtype
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.experiments.diagnose import attribution, similarity
-from dynadapt.experiments.diagnose.classes import CLASSES, classify, keywords, token_texts, visible
-from dynadapt.experiments.diagnose.config import DiagnoseConfig
-from dynadapt.experiments.diagnose.models import adapter_engine, check_tokenizers, is_adapter, learned_engine
-from dynadapt.experiments.diagnose.scored import Scored, read_scored
-from dynadapt.experiments.diagnose.texts import TITLES, gather, read_text, read_tokens, write_control
-from dynadapt.experiments.diagnose.verdict import evidence, judge
+from . import attribution, similarity
+from .classes import CLASSES, classify, keywords, token_texts, visible
+from .config import DiagnoseConfig
+from .models import adapter_engine, check_tokenizers, is_adapter, learned_engine
+from .scored import Scored, read_scored
+from .texts import TITLES, gather, read_text, read_tokens, write_control
+from .verdict import evidence, judge
 from dynadapt.experiments.dyneval import RunOptions, run
-from dynadapt.experiments.logs import check_logs, show_finished
-from dynadapt.experiments.rundir import RunDirectory, RunError
-from dynadapt.text import Source, TextError, expand, inputs, streaming_tokenizer
+from dynadapt.runs.logs import check_logs, show_finished
+from dynadapt.runs.rundir import RunDirectory, RunError
+from dynadapt.runs.text import Source, TextError, expand, inputs, streaming_tokenizer
 
 LEARNED = ("tokens", "nll", "updates", "learned_parameters", "seconds")
 AGAINST = 15                 # of those that changed the other way
@@ -121,8 +121,8 @@ class _Stage:
             text=list(self.config.eval.text), bits_per_byte={name: r["bits_per_byte"] for name, r in runs.items()},
             base_nll=runs["before"]["nll"], similarity=compared, learned=learned and {key: learned[key] for key in LEARNED},
             flops=sum(sum(r["flops"].values()) for r in runs.values()))
-        from dynadapt.experiments.diagnose.page import write_page
-        from dynadapt.experiments.diagnose.report import write_types
+        from .page import write_page
+        from .report import write_types
         write_types(self.out / "types.csv", types, classes, self.before.tokenizer.backend)
         write_page(self.out / "page.html", summary)
         return summary

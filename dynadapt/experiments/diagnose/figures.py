@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from dynadapt.experiments.drawing import STYLE, save
+from dynadapt.runs.drawing import STYLE, save
 
 WORSE, BETTER, NEUTRAL = "#b91c1c", "#0f8a5f", "#6b7280"
 

@@ -8,8 +8,8 @@ from typing import Callable
 import torch
 
 from dynadapt import SGD, Engine, LoRA, Overlap, SegmentMemory
-from dynadapt.adapt.peft_format import read_for_model, settings_of, write_files
-from dynadapt.experiments.checkpoints import last_state
+from dynadapt.engine.learners.peft import read_for_model, settings_of, write_files
+from dynadapt.runs.checkpoints import last_state
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import build_engine
 from dynadapt.model import linear_shapes, peft_name

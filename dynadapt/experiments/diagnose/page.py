@@ -9,9 +9,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from dynadapt.experiments.diagnose import figures, report
-from dynadapt.experiments.diagnose.verdict import plural
-from dynadapt.experiments.whole_files import replace_file
+from . import figures, report
+from .verdict import plural
+from dynadapt.runs.whole_files import replace_file
 
 COLOURS = {"helps": "#0f8a5f", "hurts broadly": "#b91c1c", "hurts on few types": "#b45309", "inconclusive": "#4b5563"}
 
@@ -111,7 +111,7 @@ def _after(summary: dict) -> str:
 
 def write_advice(path: Path, summary: dict) -> None:
     """Writes the page of a summary that `advise.advise` made."""
-    from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, sentences
+    from .advise import ADAPT, LEAVE, sentences
     colour = {ADAPT: COLOURS["helps"], LEAVE: COLOURS["hurts broadly"]}.get(summary["advice"], COLOURS["inconclusive"])
     body = [f"<h1>Adapting {escape(summary['model'])} to {escape(', '.join(summary['text'][:3]))}</h1>",
             f'<p><span class="verdict" style="background:{colour}">{summary["advice"]}</span></p>',

@@ -6,7 +6,7 @@ import csv
 import sys
 from pathlib import Path
 
-from dynadapt.experiments.diagnose.classes import CLASSES, token_texts, visible
+from .classes import CLASSES, token_texts, visible
 
 COLOURS = {"helps": "green", "hurts broadly": "red", "hurts on few types": "yellow", "inconclusive": "cyan"}
 

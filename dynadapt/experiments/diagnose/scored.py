@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.experiments.rundir import RunError, check_finished, read_json
-from dynadapt.text import Source, TokenReader
+from dynadapt.runs.rundir import RunError, check_finished, read_json
+from dynadapt.runs.text import Source, TokenReader
 
 
 @dataclass(frozen=True)

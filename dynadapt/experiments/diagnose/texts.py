@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.text import Source, TextError, TokenReader, expand
+from dynadapt.runs.text import Source, TextError, TokenReader, expand
 
 TITLES = {"newlines": "the lines of each paragraph joined", "packing": "all documents in one stream, a blank line between them"}
 BYTES_PER_TOKEN = 16         # more than any natural text has: how much of a text the first N tokens can need

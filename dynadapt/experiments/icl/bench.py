@@ -12,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dynadapt.bench import Worker
-from dynadapt.bench_race import BUSY, best_of, quantiles, race, runners_of
-from dynadapt.environment import need
+from dynadapt.bench.step import Worker
+from dynadapt.bench.side_by_side import BUSY, best_of, quantiles, race, runners_of
+from dynadapt.common.environment import need
 
 from .base import IclError
 from .config import TrainConfig, from_preset
@@ -62,7 +62,7 @@ def _start(name: str, options: dict, cores: int, say) -> list[Worker]:
 
 def run_icl(config: TrainConfig, against: list[str], rounds: int, steps: int, say=print) -> dict:
     """The whole benchmark; returns what ``--out`` writes. steps: of each provider in a round."""
-    from dynadapt.environment import environment
+    from dynadapt.common.environment import environment
     cores = len(os.sched_getaffinity(0))
     on_cpu = config.device == "cpu"
     options = {"config": config.to_dict(), "truth": False}

@@ -1,6 +1,6 @@
 """One provider of ``dynadapt bench icl``, in a process of its own.
 
-Obeys lines of standard input as dynadapt/bench_worker.py does: ``check FILE``, ``threads N``, ``time N``, ``ceiling``.
+Obeys lines of standard input as dynadapt/bench/step_worker.py does: ``check FILE``, ``threads N``, ``time N``, ``ceiling``.
 A step draws a batch of prompts, predicts, and learns: for dynadapt what `dynadapt icl train` runs, for the peers the same
 model in Hugging Face's GPT-2 with torch's fused Adam. All draw the same prompts.
 """
@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from dynadapt.bench_worker import DTYPES, peak_memory
+from dynadapt.bench.step_worker import DTYPES, peak_memory
 
 from .config import TrainConfig
 from .model import initial_weights
@@ -143,7 +143,7 @@ class Timed:
             save_file({name: t.cpu().contiguous() for name, t in self.found.items()}, rest[0])
             return {}
         if command == "ceiling":
-            from dynadapt.ceiling import gemm_ceiling
+            from dynadapt.bench.ceiling import gemm_ceiling
             found = gemm_ceiling(self.dtype, threads, 1.0)
             self.provider.threads(self.threads)
             return found

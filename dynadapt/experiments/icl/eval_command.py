@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynadapt.environment import environment
-from dynadapt.experiments.checkpoints import saved_states
-from dynadapt.experiments.rundir import RunError, read_json, write_json
-from dynadapt.progress import say
+from dynadapt.common.environment import environment
+from dynadapt.runs.checkpoints import saved_states
+from dynadapt.runs.rundir import RunError, read_json, write_json
+from dynadapt.runs.progress import say
 
 from .base import FunctionClass
 from .checks import IclError

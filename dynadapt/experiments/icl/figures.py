@@ -11,8 +11,8 @@ from matplotlib import ticker
 import numpy as np
 from matplotlib.figure import Figure
 
-from dynadapt.experiments.drawing import CYCLE, STYLE, legend_below
-from dynadapt.experiments.rundir import RunError, disk_error, read_json
+from dynadapt.runs.drawing import CYCLE, STYLE, legend_below
+from dynadapt.runs.rundir import RunError, disk_error, read_json
 
 from .applicable import TITLES
 

@@ -18,17 +18,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dynadapt.adapt.optimizers import Adam
-from dynadapt.adapt.what import Full
-from dynadapt.adapt.whole_model import ModelLearner
-from dynadapt.decoder import Batch, Decoder, OpSet
-from dynadapt.engine import DTYPES
-from dynadapt.flops import Ledger
+from dynadapt.adapt.methods import Full
+from dynadapt.engine.learners.whole_model import ModelLearner
+from dynadapt.engine.decoder import Batch, Decoder, OpSet
+from dynadapt.engine.engine import DTYPES
+from dynadapt.engine.ledger import Ledger
 from dynadapt.model.layout import tensor_shapes
 from dynadapt.ops import choose_backend, choose_device, linear_mse
 from dynadapt.ops import update as update_op
 from dynadapt.ops.dispatch import kernel_module
-from dynadapt.weights import ModelTensors
-from dynadapt.workspace import Workspace
+from dynadapt.engine.weights import ModelTensors
+from dynadapt.engine.workspace import Workspace
 
 from .checks import IclError
 from .geometry import Geometry

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import matplotlib
 
-from dynadapt.experiments.drawing import STYLE, save
-from dynadapt.experiments.metrics import Run
-from dynadapt.experiments.rundir import read_json
+from dynadapt.runs.drawing import STYLE, save
+from dynadapt.runs.metrics import Run
+from dynadapt.runs.rundir import read_json
 
 from .figures import figures_of, grid_figure, looks_of, training_figure
 

@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dynadapt.digests import sync_tree
-from dynadapt.environment import peak_memory_bytes
+from dynadapt.common.digests import sync_tree
+from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.experiments.dyneval import Interrupted, interruptible
-from dynadapt.experiments.checkpoints import read_state, saved_states
-from dynadapt.experiments.rundir import RunDirectory, RunError, disk_error
-from dynadapt.experiments.whole_files import discard, os_error
+from dynadapt.runs.checkpoints import read_state, saved_states
+from dynadapt.runs.rundir import RunDirectory, RunError, disk_error
+from dynadapt.runs.whole_files import discard, os_error
 
 from .base import FunctionClass, IclError
 from .config import TrainConfig

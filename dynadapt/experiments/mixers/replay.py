@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dynadapt.experiments.rundir import read_json
+from dynadapt.runs.rundir import read_json
 
 from .base import MixerError, Shaping, check_domains
 from .fixed import Fixed

@@ -28,8 +28,8 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-from dynadapt.experiments.drawing import CYCLE, STYLE
-from dynadapt.experiments.drawing import save as _save
+from dynadapt.runs.drawing import CYCLE, STYLE
+from dynadapt.runs.drawing import save as _save
 
 LEVEL = 0.95
 NEAR = 0.2                  # up to this share of the largest difference, the picture's axis is linear; beyond, logarithmic

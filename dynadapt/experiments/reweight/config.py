@@ -128,7 +128,7 @@ def named_numbers(what: str, words: Iterable[str]) -> dict[str, float]:
     """NAME=NUMBER words, or one JSON file that holds such a dictionary (by itself, or under "target", as of `reweight fit`)."""
     words = list(words)
     if len(words) == 1 and "=" not in words[0]:
-        from dynadapt.experiments.rundir import read_json
+        from dynadapt.runs.rundir import read_json
         content = read_json(Path(words[0]))
         content = content.get("target", content) if isinstance(content, dict) else content
         if not isinstance(content, dict):

@@ -20,7 +20,7 @@ import numpy as np
 
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.corpus_read import check_corpus, part_files, read_documents
-from dynadapt.experiments.reweight.config import ReweightConfig
+from .config import ReweightConfig
 
 BATCH = 64  # documents tokenised at a time
 

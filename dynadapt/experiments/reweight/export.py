@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from dynadapt.experiments.checkpoints import last_state
-from dynadapt.experiments.reweight.config import ReweightConfig
-from dynadapt.experiments.reweight.setup import build_engine, load_model
-from dynadapt.experiments.rundir import RunError, read_json
-from dynadapt.experiments.whole_files import new_directory
+from dynadapt.runs.checkpoints import last_state
+from .config import ReweightConfig
+from .setup import build_engine, load_model
+from dynadapt.runs.rundir import RunError, read_json
+from dynadapt.runs.whole_files import new_directory
 from dynadapt.model import hf_name, layout
 from dynadapt.model.hf_config import config_to_hf
 from dynadapt.model.layout import hf_transposed

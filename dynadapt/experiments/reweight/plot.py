@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from dynadapt.experiments.metrics import read_run
-from dynadapt.experiments.drawing import CYCLE, STYLE, legend_below, save
-from dynadapt.experiments.rundir import RunError
+from dynadapt.runs.metrics import read_run
+from dynadapt.runs.drawing import CYCLE, STYLE, legend_below, save
+from dynadapt.runs.rundir import RunError
 
 LINES = ("-", "--", ":", "-.")  # of the domains beyond the first ten, and so on
 SMOOTH = 20  # points that a training loss is averaged over, at most

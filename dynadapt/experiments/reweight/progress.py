@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from dynadapt.progress import _clock
+from dynadapt.runs.progress import _clock
 
 
 def progress_for(steps: int, stream=None, every: float = 5.0):

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 import dynadapt
-from dynadapt.engine_state import state_tensors
-from dynadapt.experiments.checkpoints import last_state
+from dynadapt.engine.state import state_tensors
+from dynadapt.runs.checkpoints import last_state
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.mixers import MIXERS, Mixer, MixerError, Shaping, make_mixer, proportions
 from dynadapt.experiments.mixers.base import by_domain, check_weights
-from dynadapt.experiments.reweight.config import ReweightConfig, scratch_size
-from dynadapt.experiments.rundir import RunError, read_json
+from .config import ReweightConfig, scratch_size
+from dynadapt.runs.rundir import RunError, read_json
 from dynadapt.model import ModelConfig, random_model
 
 NEED_TARGET = ("velocitune", "dynamic-batch-loading")

@@ -8,11 +8,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from dynadapt.experiments.metrics import read_run
+from dynadapt.runs.metrics import read_run
 from dynadapt.experiments.mixers import MIXERS
-from dynadapt.experiments.drawing import CYCLE, STYLE
-from dynadapt.experiments.drawing import save as _save
-from dynadapt.experiments.rundir import RunError, write_json
+from dynadapt.runs.drawing import CYCLE, STYLE
+from dynadapt.runs.drawing import save as _save
+from dynadapt.runs.rundir import RunError, write_json
 from dynadapt.experiments.scaling_fit import Prediction, ScalingFit, fit_targets
 
 

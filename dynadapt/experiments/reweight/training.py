@@ -30,18 +30,18 @@ import torch
 import dynadapt
 from dynadapt.distributed import Processes, join
 from dynadapt.distributed.learn import collected, connect
-from dynadapt.environment import peak_memory_bytes
+from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.defaults import settled_dtype
 from dynadapt.experiments.dyneval import PHASES, _finite, interruptible
 from dynadapt.experiments.mixers import MIXERS, Exhausted, excess
 from dynadapt.experiments.mixers.base import check_weights
-from dynadapt.experiments.reweight import setup
-from dynadapt.experiments.reweight.config import ReweightConfig
-from dynadapt.experiments.reweight.control import check_control, check_inputs
-from dynadapt.experiments.reweight.domains import read_domains
-from dynadapt.experiments.reweight.sampler import Sampler, heldout_order
-from dynadapt.experiments.rundir import Follower, RunDirectory, RunError, open_directory
+from . import setup
+from .config import ReweightConfig
+from .control import check_control, check_inputs
+from .domains import read_domains
+from .sampler import Sampler, heldout_order
+from dynadapt.runs.rundir import Follower, RunDirectory, RunError, open_directory
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _prepare(config: ReweightConfig, processes: Processes):
 
 def setup_paths(config: ReweightConfig) -> dict[str, str]:
     """Refuses paths and weights of domains that aren't there, before a run directory is made."""
-    from dynadapt.experiments.reweight.domains import domain_paths
+    from .domains import domain_paths
     check_control(config)
     paths = domain_paths(config)
     for name, path in paths.items():

@@ -12,9 +12,9 @@ __all__ = ["Recommendation", "tune"]
 
 def __getattr__(name: str):
     if name == "tune":
-        from dynadapt.experiments.tune.driver import tune
+        from .driver import tune
         return tune
     if name == "Recommendation":
-        from dynadapt.experiments.tune.recommendation import Recommendation
+        from .recommendation import Recommendation
         return Recommendation
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

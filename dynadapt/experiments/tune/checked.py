@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dynadapt.experiments.config import ConfigError
-from dynadapt.experiments.whole_files import RunError
+from dynadapt.runs.whole_files import RunError
 
 
 def check_minutes(minutes: float) -> None:

@@ -12,13 +12,13 @@ import numpy as np
 
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import settle
-from dynadapt.experiments.tune import plan as planning
-from dynadapt.experiments.tune.checked import check_minutes, free_directory
-from dynadapt.experiments.tune.estimate import late_mean
-from dynadapt.experiments.tune.measure import Bench, Scored
-from dynadapt.experiments.tune.plan import Candidate, Cost, Plan
-from dynadapt.experiments.tune.windows import Text, Window, draw, read_text
-from dynadapt.text import TextError, TokenReader, expand, streaming_tokenizer
+from . import plan as planning
+from .checked import check_minutes, free_directory
+from .estimate import late_mean
+from .measure import Bench, Scored
+from .plan import Candidate, Cost, Plan
+from .windows import Text, Window, draw, read_text
+from dynadapt.runs.text import TextError, TokenReader, expand, streaming_tokenizer
 
 KINDS = ("none", "lora", "rows", "full")
 WRITING = 4.0                    # seconds kept back for the picture and the files
@@ -72,7 +72,7 @@ def tune(config: EvalConfig, minutes: float = 5.0, out: str | Path | None = None
     Of `config` it takes all that it does not try out itself: adapt, memory, and lr (which, where given, is the middle of the rates for
     config.adapt). started: time.monotonic() at which the minutes began, if before the call. Raises TextError, ConfigError, RunError.
     """
-    from dynadapt.experiments.tune.recommendation import recommend, write  # with what draws: what is missing shows before the minutes are spent
+    from .recommendation import recommend, write  # with what draws: what is missing shows before the minutes are spent
     _check(config, minutes)
     out = free_directory(out)
     budget = Budget(minutes, progress, started)

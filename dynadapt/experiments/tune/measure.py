@@ -16,8 +16,8 @@ import torch
 
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import build_engine
-from dynadapt.experiments.tune.plan import Candidate, Cost
-from dynadapt.experiments.tune.windows import Piece, Window
+from .plan import Candidate, Cost
+from .windows import Piece, Window
 
 SIDE_BY_SIDE = {"none": 4, "lora": 3}        # streams that are timed; weights of one's own go through the layers one by one
 FASTER = 1.05                                # a batch must be so much faster, or streams go one by one

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.environment import cpu_name, gpu_name, native
+from dynadapt.common.environment import cpu_name, gpu_name, native
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.experiments.tune.estimate import KIND, LEVEL, Estimate, estimate
-from dynadapt.experiments.tune.picture import draw_picture
-from dynadapt.experiments.tune.plan import Candidate
-from dynadapt.experiments.whole_files import new_directory, write_json
+from .estimate import KIND, LEVEL, Estimate, estimate
+from .picture import draw_picture
+from .plan import Candidate
+from dynadapt.runs.whole_files import new_directory, write_json
 
 MOST_NAMED = 8                   # documents of the rest that a command names; of more, their directory, which is read in the same order
 
@@ -134,7 +134,7 @@ def _rows(tried, judged) -> list[dict]:
 
 def write(result: Recommendation, out: Path, text, apart, budget=None) -> Recommendation:
     """The rest of the text, the picture and recommendation.json, all of them or none."""
-    from dynadapt.experiments.tune.windows import write_rest
+    from .windows import write_rest
     if out.exists():
         out.rmdir()                                  # empty: free_directory has seen to that
     with new_directory(out) as folder:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.text import Source, TextError, TokenReader, expand
+from dynadapt.runs.text import Source, TextError, TokenReader, expand
 
 COUNTED = 1 << 22            # bytes up to which the tokens of a text are counted; beyond, its windows tell how many a byte has
 LOOK = 4096                  # bytes that are searched for a line to begin with

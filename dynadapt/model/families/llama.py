@@ -1,5 +1,5 @@
 """Llama, and what is a Llama in all but name: SmolLM2, Mistral without a sliding window."""
-from dynadapt.model.families import rotary
+from . import rotary
 from dynadapt.model.family import Family, register
 from dynadapt.model.reading import read_flag
 from dynadapt.model.sliding import read_window, refuse_sliding

@@ -1,5 +1,5 @@
 """Qwen2 and Qwen2.5: biases on queries, keys and values, none on the attention's output."""
-from dynadapt.model.families import rotary
+from . import rotary
 from dynadapt.model.family import Family, register
 from dynadapt.model.sliding import refuse_qwen_sliding
 

@@ -1,5 +1,5 @@
 """Qwen3: queries and keys of each head are normalised before they are rotated."""
-from dynadapt.model.families import rotary
+from . import rotary
 from dynadapt.model.family import Family, register
 from dynadapt.model.reading import read_flag
 from dynadapt.model.sliding import refuse_qwen_sliding

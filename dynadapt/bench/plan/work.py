@@ -1,0 +1,222 @@
+"""The work of one step, found by running it with ops that do nothing.
+
+The decoder and the learners are the engine's own; their tensors live on torch's meta device, which has shapes and no memory.
+So FLOPs are the ledger's, memory is what the step would hold, and traffic is every tensor that an op is given, read or written
+once: what a kernel that keeps everything else on the chip would move.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from dynadapt.engine.learners.lora import LoraLearner
+from dynadapt.adapt.optimizers import Adam
+from dynadapt.engine.learners.rows import RowLearner
+from dynadapt.adapt.methods import LoRA, targeted, whole_model
+from dynadapt.engine.learners.whole_model import ModelLearner
+from dynadapt.engine.decoder import Batch, Decoder
+from dynadapt.engine.ledger import PHASES, Ledger
+from dynadapt.engine.memory import MemoryState, Overlap, SegmentMemory
+from dynadapt.model import ModelConfig, rope_tables
+from dynadapt.model.base import from_state
+from dynadapt.model.layout import tensor_shapes
+from dynadapt.ops import update as update_op
+from dynadapt.ops.matrix import DenseMatrix
+from dynadapt.engine.weights import FrozenWeights, group_sizes, source_weight
+from dynadapt.engine.workspace import Workspace
+
+META = torch.device("meta")
+
+
+@dataclass
+class OpWork:
+    """All calls of one op in a step. ``flops``: matrix products, as the ledger counts them; ``skipped``: the part of them behind
+    the causal mask, which kernels leave out; ``bytes``: traffic."""
+
+    calls: int = 0
+    flops: int = 0
+    skipped: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step of ``streams`` x ``segment`` tokens: FLOPs by phase, work by op, bytes held by purpose."""
+
+    streams: int
+    segment: int
+    dtype: torch.dtype
+    flops: dict[str, int]
+    ops: dict[str, OpWork]
+    memory: dict[str, int] = field(default_factory=dict)
+    learned_parameters: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.streams * self.segment
+
+    @property
+    def bytes_held(self) -> int:
+        return sum(self.memory.values())
+
+
+class _Recorder:
+    """Stands in for the decoder's OpSet: every op is a call that notes its tensors and the FLOPs counted until the next call."""
+
+    def __init__(self, ledger: Ledger, dtype: torch.dtype):
+        self.ledger, self.dtype, self.ops, self.last, self.seen = ledger, dtype, {}, None, 0
+
+    def __getattr__(self, name: str):
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        def call(*arguments):
+            self.settle()
+            self.last = self.ops.setdefault(name, OpWork())
+            self.last.calls += 1
+            if name == "embedding_forward":
+                arguments = (arguments[0], arguments[-1], arguments[-1])  # of the table, as many rows as are written
+            moved = sum(map(_bytes, arguments))
+            self.last.bytes += 2 * moved if name == "update" else moved  # state is read and written
+        return call
+
+    def settle(self) -> None:
+        """What was counted since the last call belongs to it."""
+        total = sum(self.ledger.totals[phase] for phase in PHASES if phase != "update")
+        if self.last is not None:
+            self.last.flops += total - self.seen
+        self.seen = total
+
+
+def _bytes(argument) -> int:
+    if isinstance(argument, torch.Tensor):
+        return argument.numel() * argument.element_size()
+    if isinstance(argument, DenseMatrix):
+        return argument.nbytes
+    return sum(map(_bytes, argument)) if isinstance(argument, (list, tuple)) else 0
+
+
+def step_work(config: ModelConfig, adapt=None, optimizer=None, memory=None, streams: int = 1, segment: int = 512, shared: bool = False,
+              dtype: torch.dtype = torch.bfloat16, batch: int | None = None, recompute: bool = False, learn: bool = True, memory_only: bool = False) -> Work:
+    """The work of one step that scores, learns (where ``adapt`` is given and ``learn``) and updates, with its memory full.
+
+    Arguments are ``Engine``'s. Streams with weights of their own run one by one, as they do there. With ``memory_only`` passes of
+    equal size run once, which is all that what is held depends on: FLOPs and ops are not the step's then.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    for name, value in (("streams", streams), ("segment", segment), ("batch", batch or 1)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
+    if config.rope_theta is None and isinstance(memory, SegmentMemory):
+        raise ValueError(f"memory={memory!r}: {config.family} has learned positions; use Overlap(context) instead")
+    learn = learn and adapt is not None
+    optimizer = Adam() if optimizer is None else optimizer
+    model = from_state(config, {name: torch.empty(shape, dtype=dtype, device=META) for name, shape in tensor_shapes(config).items()})
+    ledger = Ledger()
+    recorder, workspace = _Recorder(ledger, dtype), Workspace(dtype, META)
+    own = adapt is not None and not isinstance(adapt, LoRA)
+    slots = 1 if shared or own else streams
+    turns = streams if own and not shared else 1  # streams with weights of their own take turns
+    learner = _learner(adapt, optimizer, model, slots, dtype)
+    learning = targeted(adapt, config.layers)
+    lowest = None if not learn else (-1, "embed") if whole_model(adapt) else learning[0]
+    weights = learner.weights_view if whole_model(adapt) else FrozenWeights(model, "meta", dtype, set(learning) if own else set(), META)
+    store = None
+    if isinstance(memory, SegmentMemory):
+        store = MemoryState(memory, config.layers, streams, config.kv_heads * config.head_dim, config.hidden_size, dtype, META)
+        store.filled = [memory.capacity] * streams
+    context = memory.context if isinstance(memory, Overlap) else 0
+    length = segment + (context or (memory.capacity if store is not None else 0))
+    rope = (None, None) if config.rope_theta is None else tuple(t.to(META) for t in rope_tables(config, length))
+    decoder = Decoder(config, weights, recorder, workspace, ledger, rope, store, getattr(adapt, "scale", 0.0), recompute)
+
+    passes = _passes(streams, 1 if turns > 1 else batch or streams)
+    for rows in dict.fromkeys(passes) if memory_only else passes:
+        _one_pass(decoder, learner, lowest, rows, segment, context, slots)
+    if learn:
+        for _ in range(1 if memory_only else turns):
+            learner.state.update(recorder.update, torch.empty(slots, dtype=torch.int32, device=META), torch.empty(slots, device=META))
+        ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer))
+    recorder.settle()
+    _skip_masked(recorder.ops, config, streams, segment + context)
+    held = {"frozen weights": 0 if whole_model(adapt) else _held(weights), "what learns, with its optimizer state": turns * _held(learner),
+            "segment memory": _held(store), "activations and buffers": workspace.nbytes}
+    return Work(streams, segment, dtype, dict(ledger.totals), recorder.ops, {name: size for name, size in held.items() if size},
+                learner.learned_parameters if learner else 0)
+
+
+def _passes(streams: int, together: int) -> list[int]:
+    return [min(together, streams - start) for start in range(0, streams, together)]
+
+
+def _learner(adapt, optimizer, model, slots: int, dtype):
+    if adapt is None:
+        return None
+    sizes = group_sizes(model.config)
+    if isinstance(adapt, LoRA):
+        return LoraLearner(adapt, optimizer, sizes, slots, dtype, 0, META)
+    if whole_model(adapt):
+        return ModelLearner(adapt, optimizer, model, dtype, "meta", META)
+    return RowLearner(adapt, optimizer, sizes, dtype, "meta", lambda *part: source_weight(model, *part), META)
+
+
+def _one_pass(decoder: Decoder, learner, lowest, rows: int, segment: int, context: int, slots: int) -> None:
+    """Score, and learn down to ``lowest``, ``rows`` streams together. Overlapping windows run ``context`` tokens again."""
+    count = lambda n: torch.empty(n, dtype=torch.int32, device=META)  # noqa: E731
+    tokens = torch.empty(rows, context + segment, dtype=torch.int64, device=META)
+    batch = Batch(tokens, count(1 if slots == 1 else rows), count(rows), tuple(range(rows)), context / (context + segment))
+    hidden = decoder.forward(batch, learner, lowest)
+    scored = torch.empty(rows * segment, dtype=torch.int64, device=META)
+    _, dhidden = decoder.score(hidden, scored if context else None, scored, None if lowest is None else torch.empty(rows * segment, device=META))
+    if lowest is not None:
+        decoder.backward(batch, learner, lowest, dhidden, False)
+    if decoder.memory is not None:
+        _attend_to_memory(decoder, segment)
+
+
+def _attend_to_memory(decoder: Decoder, segment: int) -> None:
+    """The decoder counts memories in one sum after the pass; that work belongs to attention."""
+    recorder, ledger = decoder.ops, decoder.ledger
+    recorder.settle()
+    before = dict(ledger.totals)
+    decoder.count_memory(segment, decoder.lengths)
+    added = {phase: ledger.totals[phase] - before[phase] for phase in PHASES}
+    recorder.ops["attention_forward"].flops += added["forward"]
+    if "attention_backward" in recorder.ops:
+        recorder.ops["attention_backward"].flops += added["backward"] + added["recompute"]
+    recorder.seen += added["forward"] + added["backward"] + added["recompute"]
+
+
+def _skip_masked(ops: dict[str, OpWork], c: ModelConfig, streams: int, segment: int) -> None:
+    """The causal half of the segment's own block, which attention kernels never compute: 2 products forward, 5 backward."""
+    block = streams * segment * (segment - 1) * c.heads * c.head_dim * c.layers
+    for name, products in (("attention_forward", 2), ("attention_backward", 5)):
+        if name in ops:
+            ops[name].skipped = min(products * block, ops[name].flops)
+
+
+def _held(owner) -> int:
+    """Bytes of the tensors that an object holds, each storage once."""
+    storages: dict[int, int] = {}
+
+    def visit(value, depth: int) -> None:
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+        elif isinstance(value, DenseMatrix):
+            visit(value.weight, depth)
+        elif isinstance(value, dict):
+            for each in value.values():
+                visit(each, depth)
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                visit(each, depth)
+        elif depth and hasattr(value, "__dict__") and type(value).__module__.startswith("dynadapt") and type(value).__name__ not in ("Model", "ModelConfig"):
+            for each in vars(value).values():
+                visit(each, depth - 1)
+    visit(owner, 3)
+    return sum(storages.values())

@@ -1,0 +1,186 @@
+"""What ``Engine`` is made with: words and classes become settings, and what does not fit together is refused by name."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from dynadapt.adapt.optimizers import RMS, SGD, Adam, AdamW, Optimizer
+from dynadapt.adapt.resets import check_reset
+from dynadapt.adapt.methods import GROUPS, Full, LoRA, RowSparse, targeted, whole_model
+from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, wrong
+from .memory import Overlap, SegmentMemory
+from dynadapt.ops import choose_backend, choose_device
+from dynadapt.ops.dispatch import BACKENDS, kernel_module
+from .weights import group_sizes
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+ADAPTS = {"lora": LoRA, "rows": RowSparse, "full": Full}  # "none" as well
+OPTIMIZERS = {kind.kind: kind for kind in (Adam, AdamW, SGD, RMS)}
+MOST_POSITIONS = 2**24  # beyond it float32 no longer tells neighbouring positions apart
+
+
+def as_adapt(adapt):
+    """``LoRA``, ``RowSparse``, ``Full`` or None, of one of these, its class, or "lora", "rows", "full", "none"."""
+    if isinstance(adapt, str) and adapt in (*ADAPTS, "none"):
+        return None if adapt == "none" else ADAPTS[adapt]()
+    if isinstance(adapt, type) and issubclass(adapt, tuple(ADAPTS.values())):
+        return adapt()
+    if adapt is None or isinstance(adapt, tuple(ADAPTS.values())):
+        return adapt
+    raise wrong("adapt", adapt, f"LoRA(...), RowSparse(...), Full(...), one of {', '.join(map(repr, ADAPTS))}, or None to learn nothing")
+
+
+def as_optimizer(optimizer):
+    """An ``Optimizer`` or None, of one, its class, or its name ("adam", "adamw", "sgd", "rms")."""
+    if isinstance(optimizer, str) and optimizer in OPTIMIZERS:
+        return OPTIMIZERS[optimizer]()
+    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer) and optimizer is not Optimizer:
+        return optimizer()
+    if optimizer is None or isinstance(optimizer, Optimizer) and type(optimizer) is not Optimizer:
+        return optimizer
+    remedy = " (what torch.optim makes moves torch's parameters, not an engine's)" if isinstance(optimizer, torch.optim.Optimizer) else ""
+    names = ", ".join(f"{kind.__name__}(...)" for kind in OPTIMIZERS.values())
+    raise wrong("optimizer", optimizer, f"{names}, one of {', '.join(map(repr, OPTIMIZERS))}, or None for Adam{remedy}")
+
+
+def as_memory(memory):
+    """``SegmentMemory``, ``Overlap`` or None, of one of these or its class."""
+    if isinstance(memory, type) and issubclass(memory, (SegmentMemory, Overlap)):
+        return memory()
+    if memory is None or isinstance(memory, (SegmentMemory, Overlap)):
+        return memory
+    if is_integer(memory) and memory > 0:
+        raise wrong("memory", memory, f"SegmentMemory({memory}), Overlap({memory}) or None")
+    raise wrong("memory", memory, "SegmentMemory(length), Overlap(context) or None")
+
+
+def remembered(memory) -> int:
+    """Tokens that the window holds in front of a segment."""
+    return 0 if memory is None else memory.capacity if isinstance(memory, SegmentMemory) else memory.context
+
+
+@dataclass
+class Arguments:
+    """``Engine``'s arguments, checked: one by one, then together. See ``Engine`` for what they mean."""
+
+    adapt: object
+    optimizer: object
+    memory: object
+    streams: int
+    segment: int
+    shared: bool
+    every: int
+    accumulate: bool
+    reset: str | int
+    dtype: str
+    backend: str
+    seed: int
+    device: torch.device
+    batch: int | None
+    recompute: bool
+    base: str
+    static: bool | None
+
+    def __post_init__(self):
+        choice("dtype", self.dtype, DTYPES)
+        choice("backend", self.backend, ("auto", *BACKENDS))
+        for name in ("streams", "segment", "every"):
+            setattr(self, name, integer(name, getattr(self, name)))
+        for name in ("shared", "accumulate", "recompute"):
+            setattr(self, name, flag(name, getattr(self, name)))
+        self.seed = integer("seed", self.seed, -(2**63), 2**64 - 1)  # torch's own range
+        self.static = None if self.static is None else flag("static", self.static)
+        self.batch = None if self.batch is None else integer("batch", self.batch, expected="an integer of at least 1, or None for all streams")
+        self.reset = check_reset(self.reset)
+        self.adapt, self.optimizer, self.memory = as_adapt(self.adapt), as_optimizer(self.optimizer), as_memory(self.memory)
+        self._check_together()
+        self._place()
+        self._check_base()
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    @property
+    def window(self) -> int:
+        return self.segment + remembered(self.memory)
+
+    def _check_together(self) -> None:
+        if self.shared and self.reset != "never":
+            raise ValueError(f"reset={self.reset!r} with shared=True: one set of weights serves all rows; expected 'never'")
+        if self.adapt is None and self.optimizer is not None:
+            raise ValueError(f"optimizer={self.optimizer!r} with adapt=None: nothing learns; give adapt, or no optimizer")
+        if self.adapt is not None and self.optimizer is None:
+            self.optimizer = Adam()
+        if self.shared and self.batch is not None and self.batch < self.streams:
+            raise ValueError(f"batch={self.batch} with shared=True and streams={self.streams}: one update sees all rows; "
+                             "use accumulate=True with fewer rows")
+        if self.window > MOST_POSITIONS:
+            raise ValueError(f"segment={self.segment} with memory={self.memory!r}: expected a window of at most {MOST_POSITIONS} tokens")
+        if self.streams * self.window > LARGEST:
+            raise ValueError(f"streams={self.streams} with a window of {self.window} tokens (segment and memory): expected at most "
+                             f"{LARGEST} tokens in all")
+
+    def _place(self) -> None:
+        """Device, backend, and whether shapes are fixed."""
+        self.device = choose_device(self.device, self.backend, self.torch_dtype)
+        self.backend = choose_backend(self.backend, self.torch_dtype, self.device.type)
+        if self.dtype == "fp64" and self.backend != "reference":
+            raise ValueError(f"dtype='fp64' with backend={self.backend!r}: its kernels serve fp32 and bf16; use backend='reference'")
+        if self.static is None:
+            self.static = self.device.type != "cpu" or self.backend == "triton"
+        if self.static and self.reset == "auto" and isinstance(self.adapt, RowSparse):
+            raise ValueError("reset='auto' with adapt=RowSparse on a GPU: which rows go back is only known there; use LoRA or Full, "
+                             "or reset at documents or every N tokens")
+
+    def _check_base(self) -> None:
+        choice("base", self.base, ("same", "float8"))
+        if self.base == "same":
+            return
+        if self.backend == "cpu":
+            raise ValueError("base='float8' with backend='cpu': the native kernels have no float8 products; use backend='triton' on a "
+                             "GPU, or backend='reference'")
+        if self.dtype == "fp64" or self.dtype != "bf16" and self.device.type == "cuda":
+            raise ValueError(f"base='float8' with dtype={self.dtype!r}: on a GPU row-wise float8 products give bf16, on the CPU bf16 or fp32")
+        if self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) < (8, 9):
+            raise ValueError(f"base='float8' with device={str(self.device)!r}: float8 products need compute capability 8.9, this GPU has "
+                             f"{'.'.join(map(str, torch.cuda.get_device_capability(self.device)))}; use base='same'")
+
+    def check_model(self, config) -> None:
+        """What depends on the model. Warns where the window exceeds the positions that it was made for."""
+        learning = targeted(self.adapt, config.layers)
+        own = self.adapt is not None and not isinstance(self.adapt, LoRA)
+        if self.base == "float8" and own and len(learning) == config.layers * len(GROUPS):
+            raise ValueError(f"base='float8' with adapt={self.adapt!r}: every linear weight learns and none is frozen; use base='same'")
+        if self.backend == "triton" and config.head_dim > kernel_module("attention").MAX_HEAD:
+            raise ValueError(f"backend='triton': its attention takes heads of up to {kernel_module('attention').MAX_HEAD}, this model's have "
+                             f"{config.head_dim}; use backend='cpu' or 'reference'")
+        if self.base == "float8" and self.backend == "triton":
+            self._check_float8_sizes(config, set(learning) if own else set())
+        learned_positions = config.rope_theta is None
+        if isinstance(self.memory, SegmentMemory) and learned_positions:
+            raise ValueError(f"memory={self.memory!r}: {config.family} has learned absolute positions, which cannot "
+                             "count inside a moving window; use Overlap(context) instead")
+        if self.window <= config.max_positions:
+            return
+        text = (f"window of {self.window} tokens (segment={self.segment} and memory={self.memory!r}) exceeds the model's "
+                f"{config.max_positions} positions")
+        if learned_positions:
+            raise ValueError(text)
+        warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=4)
+
+    def _check_float8_sizes(self, config, own: set) -> None:
+        most = kernel_module("float8").MAX_COLUMNS
+        for (layer, group), (k, parts) in group_sizes(config).items():
+            o = sum(parts)
+            if (layer, group) not in own and (k % 16 or o % 16 or max(k, o if self.adapt is not None else 0) > most):
+                raise ValueError(f"base='float8' with backend='triton': the weights {group} of layer {layer} are [{o}, {k}]; expected sizes "
+                                 f"divisible by 16 and at most {most}")
+
+    def lowest(self, layers: int) -> tuple[int, str] | None:
+        """(layer, group) down to which backward goes."""
+        learning = targeted(self.adapt, layers)
+        return (-1, "embed") if whole_model(self.adapt) else learning[0] if learning else None

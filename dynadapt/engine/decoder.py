@@ -1,0 +1,458 @@
+"""The decoder's forward and backward passes over the ops, for a batch of streams.
+
+``Decoder`` knows the order of the layers and which activations backward needs; it does not know when to learn, what a
+document is or what a score is for. Activations that backward will read are kept per layer, all others share buffers.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from .memory import MemoryState
+from dynadapt.model import ModelConfig
+from dynadapt.ops import UnsupportedOp, attention, cross_entropy, linear, resolve, weight_gradient
+from dynadapt.ops.precision import wide_dtype
+from dynadapt.ops.profiler_ranges import named, ranged
+from .weights import FrozenWeights, ModelTensors, group_sizes
+
+
+class OpSet:
+    """The ops of one backend and dtype, resolved by ``resolve`` or when first used; with ``seconds`` set it adds up seconds by op."""
+
+    def __init__(self, backend: str, dtype: torch.dtype):
+        self.backend, self.dtype = backend, dtype
+        self.choices = {}
+        self.seconds: dict[str, float] | None = None
+
+    def resolve(self, names: list[str]) -> None:
+        """Finds the implementations of all ``names`` now.
+
+        Raises:
+            UnsupportedOp: naming those that nothing serves, and why.
+        """
+        missing, why = [], None
+        for name in names:
+            try:
+                self._choice(name)
+            except UnsupportedOp as error:
+                missing, why = [*missing, name], why or error
+        if missing:
+            raise UnsupportedOp(f"nothing serves {', '.join(missing)}: {why}") from why
+
+    def _choice(self, name: str):
+        return self.choices.get(name) or self.choices.setdefault(name, named(resolve(name, self.backend, self.dtype)))
+
+    def __getattr__(self, name: str):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        choice = self._choice(name)
+        return choice.function if self.seconds is None else self._timed(name, choice.function)
+
+    def _timed(self, name, function):
+        def call(*args):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            function(*args)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+        return call
+
+
+@dataclass
+class Batch:
+    """One pass: inputs int64 [S, T]; whose adapter and whose memory each row uses."""
+
+    inputs: torch.Tensor
+    adapter_slots: torch.Tensor  # int32 [S], or [1] when all rows share one
+    memory_slots: torch.Tensor  # int32 [S]
+    streams: tuple[int, ...]  # the memory slots, for the host
+    recomputed: float = 0.0  # share of the rows that were scored before (overlapping windows)
+
+    @property
+    def rows(self) -> int:
+        return self.inputs.numel()
+
+
+class Decoder:
+    """Forward and backward through the layers."""
+
+    def __init__(self, config: ModelConfig, weights: FrozenWeights | ModelTensors, ops: OpSet, workspace, ledger, rope,
+                 memory: MemoryState | None, scale: float, recompute: bool = False, static: bool = False):
+        self.config, self.weights, self.ops, self.ws, self.ledger = config, weights, ops, workspace, ledger
+        self.cos, self.sin = rope
+        self.memory = memory
+        self.lora_scale = scale
+        self.recompute = recompute  # norm outputs and activations are made again in backward instead of kept
+        self.static = static  # the host must not look at lengths: fixed shapes, memory moved by the device
+        self.sizes = group_sizes(config)
+        self.indices: dict[tuple[int, int], torch.Tensor] = {}
+        self.stat_dtype = wide_dtype(ops.dtype)
+        self.attention_scale = config.head_dim**-0.5
+        self.active = weights  # of the current pass: the learner's own where the whole model learns
+
+    # ---- helpers
+
+    def _stat(self, name, *shape):
+        return self.ws(name, *shape, dtype=self.stat_dtype)
+
+    def _index(self, count: int, repeats: int) -> torch.Tensor:
+        """0..count-1, ``repeats`` times over; made once."""
+        key = (count, repeats)
+        if key not in self.indices:
+            self.indices[key] = torch.arange(count, device=self.ws.device).repeat(repeats)
+        return self.indices[key]
+
+    def _count_forward(self, batch: Batch, flops: int) -> None:
+        again = round(flops * batch.recomputed)
+        self.ledger.add("forward", flops - again)
+        self.ledger.add("recompute", again)
+
+    def _parts(self, learner, layer, group):
+        own = learner.parts(layer, group) if learner is not None and learner.owns_weights else None
+        return own if own is not None else self.weights.parts[layer, group]
+
+    def _linear(self, learner, layer, group, x, slots, key, count):
+        """y [N, O] of one group; keeps u = x A^T under the same key for backward."""
+        k, parts = self.sizes[layer, group]
+        A, Bt = (None, None) if learner is None else learner.adapter(layer, group)
+        rank = 0 if A is None else Bt.shape[1]
+        y = self._output(layer, group, key, x.shape[0], sum(parts))
+        u = None if A is None else self.ws((group, "u", key), x.shape[0], len(parts) * rank)
+        self.ops.linear_forward(x, self._parts(learner, layer, group), self.active.bias.get((layer, group)), A, Bt,
+                                slots, self.lora_scale, u, y)
+        count(linear.forward_flops(x.shape[0], k, parts, rank))
+        return y
+
+    def _output(self, layer, group, key, rows, width):
+        """Where a linear group writes. With a memory, the layers' qkv lie in one buffer, from which they enter it together.
+        What is only added to the residual is read once, by the norm behind it, and backward does without it."""
+        if group in ("o", "down"):
+            return self.ws((group, "shared"), rows, width)
+        if group != "qkv" or self.memory is None or key != layer:
+            return self.ws((group, key), rows, width)
+        return self.ws("raw qkv of all layers", self.config.layers, rows, width)[layer]
+
+    def _norm(self, x, delta, norm, key, y_key=None):
+        """(res, y) of the norm behind a residual add; res is x itself when there is nothing to add."""
+        n, h = x.shape
+        res = x if delta is None else self.ws(("res", key), n, h)
+        y = self.ws(("norm", key if y_key is None else y_key), n, h)
+        self.ops.norm_forward(x, delta, norm[0], norm[1], self.config.norm_eps, self.config.norm,
+                              None if delta is None else res, y, self._stat(("stat", key), n, 2))
+        return res, y
+
+    # ---- forward
+
+    def embed(self, batch: Batch) -> torch.Tensor:
+        c, w, tokens = self.config, self.active, batch.inputs.reshape(-1)
+        x = self.ws("embedded", batch.rows, c.hidden_size)
+        if w.table is None:
+            w.head.gather_rows(tokens, x)
+            return x
+        self.ops.embedding_forward(tokens, w.table, w.positions, self._places(batch), x)
+        return x
+
+    def _places(self, batch: Batch) -> torch.Tensor | None:
+        """Where each row stands in its stream's window, int64 [N], for families that learn a table of positions."""
+        return None if self.active.positions is None else self._index(batch.inputs.shape[1], batch.inputs.shape[0])
+
+    @ranged("forward")
+    def forward(self, batch: Batch, learner, lowest, embedded: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states [N, H] after the final norm.
+
+        ``lowest``: (layer, group) down to which backward will go, (-1, "embed") for all the way, or None for no backward.
+        ``embedded`` [N, H], which backward will read: what stands in for the token embedding (``batch.inputs`` then gives the
+        shape alone).
+        """
+        first_kept = self.config.layers if lowest is None else lowest[0]
+        self.active = self.weights if learner is None or learner.weights_view is None else learner.weights_view
+        self.scored, self.embedded = None, embedded is not None
+        x, delta = self.embed(batch) if embedded is None else embedded, None
+        self.kept, self.attended_back = [], 0
+        self.lengths = [0 if self.memory is None else self.memory.filled[s] for s in batch.streams]
+        for i in range(self.config.layers):
+            key = i if i >= first_kept else "shared"
+            x, delta = self._layer(batch, learner, i, key, x, delta)
+        res, hidden = self._norm(x, delta, self.active.final_norm, "final")
+        self.final = res
+        return hidden
+
+    def _layer(self, batch, learner, i, key, x, delta):
+        """One decoder layer: returns (residual, what is still to be added to it)."""
+        count = lambda flops: self._count_forward(batch, flops)  # noqa: E731
+        c, w, slots = self.config, self.active, batch.adapter_slots
+        again = "again" if self.recompute else None
+        res1, n1 = self._norm(x, delta, w.attn_norm[i], ("attn", key), again)
+        qkv_key = i if self.memory is not None else key
+        raw = self._linear(learner, i, "qkv", n1, slots, qkv_key, count)
+        qkv = self._head_norm(i, raw, qkv_key)
+        inputs = None
+        if self.memory is not None and self.memory.inputs is not None:
+            self._reproject(batch, learner, i)
+            inputs = self.ws("inputs of all layers", c.layers, *res1.shape)[i].copy_(res1)
+        out = self._attention(batch, i, qkv, key, count)
+        o = self._linear(learner, i, "o", out, slots, key, count)
+        res2, n2 = self._norm(res1, o, w.mlp_norm[i], ("mlp", key), again)
+        h = self._linear(learner, i, "mlp_in", n2, slots, key, count)
+        y = self.ws(("act", again or key), batch.rows, c.ffn_size)
+        self.ops.activation_forward(h, self.config.activation, y)
+        down = self._linear(learner, i, "down", y, slots, key, count)
+        self.kept.append({"res1": res1, "n1": n1, "raw": raw, "qkv": qkv, "out": out, "res2": res2, "n2": n2, "h": h, "y": y,
+                          "input": inputs})
+        return res2, down
+
+    def _head_norm(self, i, raw, key):
+        """qkv with normalised query and key heads (Qwen3), or as it is."""
+        if self.active.head_norm[i] is None:
+            return raw
+        c = self.config
+        stacked = self.memory is not None and key == i
+        qkv = self.ws("normed qkv of all layers", c.layers, *raw.shape)[i] if stacked else self.ws(("normed qkv", key), *raw.shape)
+        rstd = self._stat(("head stat", key), raw.shape[0], c.heads + c.kv_heads)
+        self.ops.head_norm_forward(raw, *self.active.head_norm[i], c.norm_eps, c.heads, c.kv_heads, c.head_dim, qkv, rstd)
+        return qkv
+
+    def _window(self, i):
+        """(keys, values, lengths) of one layer's memory, or three Nones."""
+        m = self.memory
+        return (None, None, None) if m is None else (m.keys[i].rows, m.values[i].rows, m.length)
+
+    def _attention(self, batch, i, qkv, key, count):
+        c, (streams, segment) = self.config, batch.inputs.shape
+        out = self.ws(("attention", key), batch.rows, c.heads * c.head_dim)
+        lse = self._stat(("lse", key), streams, c.heads, segment)
+        self.ops.attention_forward(qkv, *self._window(i), batch.memory_slots, self.cos, self.sin, c.heads, c.kv_heads,
+                                   c.head_dim, self.attention_scale, out, lse)
+        count(streams * attention.forward_flops(segment, 0, c.heads, c.head_dim))
+        return out
+
+    def count_memory(self, segment: int, lengths: list[int]) -> None:
+        """Adds what attending to memories of these lengths cost in the last pass (the ops above count the segment alone)."""
+        c = self.config
+        for m in lengths:
+            flops = attention.memory_flops(segment, m, c.heads, c.head_dim)
+            self.ledger.add("forward", c.layers * flops["forward"])
+            self.ledger.add("backward", self.attended_back * flops["backward"])
+            self.ledger.add("recompute", self.attended_back * flops["recompute"])
+
+    def _reproject(self, batch, learner, i) -> None:
+        """Memory keys and values of one layer from its kept inputs and the current weights (counted as recompute)."""
+        c, m = self.config, self.memory
+        longest = m.memory.capacity if self.static else max(self.lengths)
+        if not longest:
+            return
+        slots = batch.memory_slots.long()
+        x = m.inputs[i].rows[slots, :longest].reshape(-1, c.hidden_size)
+        _, n = self._norm(x, None, self.active.attn_norm[i], "memory")
+        again = lambda flops: self.ledger.add("recompute", flops)  # noqa: E731
+        raw = self._linear(learner, i, "qkv", n, batch.adapter_slots, "memory", again)
+        qkv = self._head_norm(i, raw, "memory").view(len(slots), longest, -1)
+        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        m.keys[i].rows[slots, :longest] = qkv[:, :, q : q + kv]
+        m.values[i].rows[slots, :longest] = qkv[:, :, q + kv :]
+
+    # ---- the score
+
+    @ranged("score")
+    def score(self, hidden, rows, targets, weights):
+        """Per-token NLL of the scored rows and, where ``weights`` are given, d-hidden of their weighted sum.
+
+        Args:
+            hidden: [N, H]; rows: int64 [n], which of them are scored, each once; None: all.
+            targets: int64 [n], negative: not scored after all. weights: [n] or None for the score alone.
+
+        Returns:
+            nll [n] and dhidden [N, H] or None, both in buffers that the next pass reuses.
+        """
+        h = hidden if rows is None else torch.index_select(hidden, 0, rows, out=self.ws("scored", len(rows), hidden.shape[1]))
+        n, vocabulary = len(targets), self.config.vocab_size
+        nll, lse = self._stat("nll", n), self._stat("head lse", n)
+        dh = None if weights is None else self.ws("dhidden scored", *h.shape)
+        self.ops.cross_entropy(h, self.active.head, targets, weights, nll, lse, dh)
+        flops = cross_entropy.flops(n, h.shape[1], vocabulary, False)
+        self.ledger.add("forward", flops)
+        if weights is None:
+            return nll, None
+        self.ledger.add("backward", flops)
+        self.scored = (h, targets, weights, lse)
+        if rows is not None:
+            dh = self.ws("dhidden", *hidden.shape).zero_().index_copy_(0, rows, dh)
+        return nll, dh
+
+    # ---- memory
+
+    @ranged("memory")
+    def advance_memory_static(self, batch: Batch, counts: torch.Tensor) -> None:
+        """The first ``counts`` [S] int32 rows of each stream's segment enter its memory; the host does not look at them."""
+        c, m, rows = self.config, self.memory, batch.rows
+        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        if m.input_stack is not None:
+            source, columns, stores = self.ws("inputs of all layers", c.layers, rows, c.hidden_size), (0,), [m.input_stack]
+        else:
+            name = "normed" if c.qk_norm else "raw"
+            source = self.ws(f"{name} qkv of all layers", c.layers, rows, q + 2 * kv)
+            columns, stores = (q, q + kv), [m.key_stack, m.value_stack]
+        self.ops.memory_advance(source, columns, stores, m.length, batch.memory_slots, counts, m.memory.sinks)
+        self.ops.memory_fill(m.length, batch.memory_slots, counts, m.memory.capacity)
+
+    @ranged("memory")
+    def advance_memory(self, batch: Batch, lengths: list[int]) -> None:
+        """The segment's first ``lengths[s]`` rows of each stream enter its memory, detached."""
+        if self.memory is None:
+            return
+        c, (streams, segment) = self.config, batch.inputs.shape
+        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        for i, kept in enumerate(self.kept):
+            qkv = kept["qkv"].view(streams, segment, -1)
+            inputs = None if kept["input"] is None else kept["input"].view(streams, segment, -1)
+            for s, slot in enumerate(batch.streams):
+                n = lengths[s]
+                self.memory.advance(slot, i, qkv[s, :n, q : q + kv], qkv[s, :n, q + kv :],
+                                    None if inputs is None else inputs[s, :n])
+        for s, slot in enumerate(batch.streams):
+            self.memory.fill(slot, lengths[s])
+
+    # ---- backward
+
+    @ranged("backward")
+    def backward(self, batch: Batch, learner, lowest, dhidden: torch.Tensor, accumulate: bool) -> torch.Tensor | None:
+        """Gradients of what learns, from dhidden [N, H]; nothing below ``lowest`` = (layer, group) is computed.
+
+        Returns the gradient [N, H] of what entered layer 0 when ``lowest`` is (-1, "embed"), in a buffer that the next pass
+        reuses, else None.
+        """
+        grads = learner.gradient_view
+        if grads is not None:
+            learner.begin_gradient(accumulate)
+            self._head_gradient(grads, accumulate)
+        d = self._norm_backward(dhidden, self.final, self.active.final_norm, "final", None, None, grads and grads.final_norm)
+        for i in reversed(range(max(0, lowest[0]), self.config.layers)):
+            d = self._layer_backward(batch, learner, lowest, i, d, accumulate)
+            if d is None:
+                return None
+        if grads is not None and not self.embedded:
+            self.ops.embedding_backward(batch.inputs.reshape(-1), d, grads.table)
+            if grads.positions is not None:
+                self.ops.embedding_backward(self._places(batch), d, grads.positions)
+        return d
+
+    def _head_gradient(self, grads, accumulate: bool) -> None:
+        """The head's gradient from what the last score saw; zero where nothing was scored (another read-out)."""
+        if self.scored is None:
+            if not accumulate:
+                grads.head.zero_()
+            return
+        h, targets, weights, lse = self.scored
+        self.ops.cross_entropy_weight_gradient(h, self.active.head, targets, weights, lse, grads.head, accumulate)
+        again, back = cross_entropy.weight_gradient_flops(len(targets), h.shape[1], self.config.vocab_size)
+        self.ledger.add("recompute", again)
+        self.ledger.add("backward", back)
+
+    def _norm_backward(self, dy, res, norm, key, dres, y=None, grads=None):
+        """d of the residual; ``y``: the norm's output is written there again; ``grads``: (dweight, dbias) where the norm learns."""
+        dx = self.ws(("dres", key if key == "final" else key[0]), *dy.shape)  # never the buffer that dres is in
+        self.ops.norm_backward(dy, res, norm[0], self._stat(("stat", key), dy.shape[0], 2), self.config.norm, dres, dx,
+                               *(grads or (None, None)), norm[1], y)
+        return dx
+
+    def _norm_again(self, res, norm, key, y):
+        """The norm's output from its residual, where no backward of it is run."""
+        self.ops.norm_forward(res, None, norm[0], norm[1], self.config.norm_eps, self.config.norm, None, y,
+                              self._stat(("stat", key), res.shape[0], 2))
+
+    def _layer_backward(self, batch, learner, lowest, i, d, accumulate):
+        """Gradient of the layer's input residual, or None when nothing below learns.
+
+        A group's weight gradient needs its input. With ``recompute`` that was not kept: the op behind it writes it again
+        on its way back, so each gradient is taken after that op.
+        """
+        kept, w, kind, g = self.kept[i], self.active, self.config.activation, learner.gradient_view
+        back = lambda group, dy: self._input_gradient(batch, learner, lowest, i, group, dy)  # noqa: E731
+        learn = lambda group, dy, x: self._weight_gradient(batch, learner, i, group, dy, x, accumulate)  # noqa: E731
+        y, n1, n2 = kept["y"], kept["n1"], kept["n2"]
+        again = lambda t: t if self.recompute else None  # noqa: E731
+
+        dy = back("down", d)
+        if dy is not None:
+            dh = self.ws("dh", *kept["h"].shape)
+            self.ops.activation_backward(dy, kept["h"], kind, dh, again(y))
+        elif self.recompute:
+            self.ops.activation_forward(kept["h"], kind, y)
+        learn("down", d, y)
+        if dy is None:
+            return None
+
+        dn2 = back("mlp_in", dh)
+        if dn2 is not None:
+            d = self._norm_backward(dn2, kept["res2"], w.mlp_norm[i], ("mlp", i), d, again(n2), g and g.mlp_norm[i])
+        elif self.recompute:
+            self._norm_again(kept["res2"], w.mlp_norm[i], ("mlp", i), n2)
+        learn("mlp_in", dh, n2)
+        if dn2 is None:
+            return None
+
+        dout = back("o", d)
+        learn("o", d, kept["out"])
+        if dout is None:
+            return None
+        dqkv = self._attention_backward(batch, i, kept, dout, g and g.head_norm[i])
+
+        dn1 = back("qkv", dqkv)
+        if dn1 is not None:
+            d = self._norm_backward(dn1, kept["res1"], w.attn_norm[i], ("attn", i), d, again(n1), g and g.attn_norm[i])
+        elif self.recompute:
+            self._norm_again(kept["res1"], w.attn_norm[i], ("attn", i), n1)
+        learn("qkv", dqkv, n1)
+        return None if dn1 is None else d
+
+    def _input_gradient(self, batch, learner, lowest, i, group, dy):
+        """d-input of one group, None at ``lowest``; what the adapter's own gradient needs of it stays in "dU"."""
+        k, parts = self.sizes[i, group]
+        A, Bt = learner.adapter(i, group)
+        n, rank = dy.shape[0], 0 if A is None else Bt.shape[1]
+        need_dx = (i, group) != lowest
+        dU = None if A is None else self.ws((group, "dU"), n, len(parts) * rank)
+        dx = self.ws((group, "dx"), n, k) if need_dx else None
+        if need_dx or A is not None:
+            self.ops.linear_backward(dy, self._parts(learner, i, group), A, Bt, batch.adapter_slots, self.lora_scale, dU, dx)
+            self.ledger.add("backward", linear.backward_flops(n, k, parts, rank, need_dx))
+        return dx
+
+    def _weight_gradient(self, batch, learner, i, group, dy, x, accumulate):
+        """The gradient of what learns in one group."""
+        if (i, group) not in learner.sizes:
+            return
+        k, parts = self.sizes[i, group]
+        A, Bt = learner.adapter(i, group)
+        n, rank = dy.shape[0], 0 if A is None else Bt.shape[1]
+        u = None if A is None else self.ws((group, "u", i), n, len(parts) * rank)
+        dU = None if A is None else self.ws((group, "dU"), n, len(parts) * rank)
+        chosen = learner.gradient(self.ops, i, group, dy, x, u, dU, batch.adapter_slots, accumulate)
+        flops = linear.gradient_flops(n, k, parts, rank) if A is not None else weight_gradient.flops(n, chosen, k)
+        self.ledger.add("backward", flops)
+        if learner.gradient_view is not None and (i, group) in learner.gradient_view.bias:
+            self.ops.bias_gradient(dy, learner.gradient_view.bias[i, group])
+
+    def _attention_backward(self, batch, i, kept, dout, grads=None):
+        c, (streams, segment) = self.config, batch.inputs.shape
+        dqkv = self.ws("dqkv", *kept["qkv"].shape)
+        lse = self._stat(("lse", i), streams, c.heads, segment)
+        self.ops.attention_backward(dout, kept["qkv"], kept["out"], lse, *self._window(i), batch.memory_slots, self.cos,
+                                    self.sin, c.heads, c.kv_heads, c.head_dim, self.attention_scale, dqkv)
+        again, back = attention.backward_flops(segment, 0, c.heads, c.head_dim)
+        self.ledger.add("recompute", streams * again)
+        self.ledger.add("backward", streams * back)
+        self.attended_back += 1
+        if self.active.head_norm[i] is None:
+            return dqkv
+        draw = self.ws("draw", *dqkv.shape)
+        rstd = self._stat(("head stat", i), dqkv.shape[0], c.heads + c.kv_heads)
+        self.ops.head_norm_backward(dqkv, kept["raw"], *self.active.head_norm[i], rstd, c.heads, c.kv_heads, c.head_dim,
+                                    draw, *(grads or (None, None)))
+        return draw

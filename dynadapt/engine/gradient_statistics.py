@@ -1,0 +1,62 @@
+"""Frozen gradient statistics, which ``RMS`` divides by (adapt/optimizers/rms.py): gathered once, at the prior, on a text of their own."""
+
+from __future__ import annotations
+
+import torch
+
+from dynadapt.common.checks import token_ids
+from .decoder import Batch
+from .step_arguments import check_ids
+
+
+def gather(engine, segments) -> int:
+    """See ``Engine.gather_statistics``; all segments are checked before the first is used."""
+    if engine.optimizer is None or not engine.optimizer.uses_statistics:
+        raise ValueError(f"optimizer={engine.optimizer!r}: only RMS uses gradient statistics")
+    rows = _checked(engine, segments)
+    totals, learner = dict(engine.ledger.totals), engine.learners[0]
+    engine.calls.moving()
+    try:
+        squares = torch.zeros_like(learner.state.master[0])
+        learner.state.take_gradients()
+        for i, row in enumerate(rows):
+            learner.choosing_rows = i == 0
+            _prior_gradient(engine, row, learner)
+            squares += learner.state.grad[0].square()
+            learner.state.grad.zero_()
+    finally:
+        learner.state.release_gradients()
+        learner.choosing_rows = False
+        engine.ledger.totals = totals
+    for other in engine.learners:
+        other.take_statistics(squares / len(rows), learner)
+    if engine.static:
+        engine.static.drop_graphs()  # they hold the addresses of older statistics
+    return len(rows)
+
+
+def _checked(engine, segments) -> list[torch.Tensor]:
+    """The segments as int64 [1, T+1]."""
+    if isinstance(segments, (str, bytes)) or not hasattr(segments, "__iter__"):
+        raise ValueError(f"segments={segments!r}: expected an iterable of rows of token ids")
+    rows, longest = [], engine.window + 1
+    for i, segment in enumerate(segments):
+        row = token_ids(f"segments[{i}]", segment)
+        if row.dim() != 1 or not 2 <= len(row) <= longest:
+            raise ValueError(f"segments[{i}] has shape {tuple(row.shape)}: expected [2..{longest}] tokens")
+        check_ids(row, engine.config.vocab_size, f"segments[{i}]")
+        rows.append(row.view(1, -1))
+    if not rows:
+        raise ValueError("segments: empty; RMS needs at least one segment of statistics text")
+    return rows
+
+
+def _prior_gradient(engine, row: torch.Tensor, learner) -> None:
+    row, decoder = row.to(engine.device), engine.decoder
+    zero, count = torch.zeros(1, dtype=torch.int32, device=engine.device), row.shape[1] - 1
+    weights = torch.full((count,), 1.0 / count, dtype=decoder.stat_dtype, device=engine.device)
+    batch = Batch(row[:, :-1].contiguous(), zero, zero, (0,))
+    with engine.without_memory():
+        hidden = decoder.forward(batch, learner, engine.lowest)
+        _, dhidden = decoder.score(hidden, None, row[0, 1:].contiguous(), weights)
+        decoder.backward(batch, learner, engine.lowest, dhidden, False)

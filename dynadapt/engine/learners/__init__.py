@@ -1,0 +1,1 @@
+"""What learns, as buffers: one learner makes the gradients' places, the updates and the saved state of one way to adapt."""

@@ -1,0 +1,134 @@
+"""Flat buffers: all learned tensors of a stream side by side in one row, so that one call updates them all.
+
+master, grad and the optimizer's moments are [slots, P]; ``view(buffer, name)`` is the tensor ``name`` of every slot,
+[slots, *shape], without a copy. Tensors start at multiples of 32 elements; the gaps stay zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from dynadapt.ops.precision import wide_dtype
+
+ALIGN = 32
+
+
+class FlatLayout:
+    """Where each named tensor lies in a row of P elements."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]):
+        self.shapes = dict(shapes)
+        self.offsets: dict[str, int] = {}
+        self.size = 0
+        for name, shape in shapes.items():
+            self.offsets[name] = self.size
+            self.size += -(-math.prod(shape) // ALIGN) * ALIGN
+        self.parameters = sum(math.prod(s) for s in shapes.values())
+
+    def view(self, buffer: torch.Tensor, name: str) -> torch.Tensor:
+        """[slots, *shape] into ``buffer`` [slots, P] (or [*shape] into [P])."""
+        shape, start = self.shapes[name], self.offsets[name]
+        stop = start + math.prod(shape)
+        return buffer[start:stop].view(shape) if buffer.dim() == 1 else buffer[:, start:stop].view(-1, *shape)
+
+
+class FlatState:
+    """Master weights, gradients and optimizer state of ``slots`` streams over one layout."""
+
+    sharded = False  # distributed/sharded.py: an update there has the working weights follow the masters by itself
+
+    def __init__(self, layout: FlatLayout, slots: int, optimizer, dtype: torch.dtype, separate_working: bool, device="cpu",
+                 keep_grad: bool = True):
+        master_dtype = wide_dtype(dtype)
+        zeros = lambda dtype=master_dtype: torch.zeros(slots, layout.size, dtype=dtype, device=device)  # noqa: E731
+        has_first, has_second = optimizer.moments
+        self.layout = layout
+        self.optimizer = optimizer
+        self.master = zeros()
+        self.grad = zeros() if keep_grad else None  # None: the gradient kernels update, and no gradient is kept
+        self.keep_grad = keep_grad
+        self.first = zeros() if has_first else None
+        self.second = zeros() if has_second else None
+        self.working = zeros(dtype) if separate_working and dtype != master_dtype else None
+        self.prior: torch.Tensor | None = None  # [P]
+        self.stat: torch.Tensor | None = None  # [P], RMS only
+        self.prior_rate: torch.Tensor | None = None  # [P], RMS only
+        self.step = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.average: Callable[[], None] | None = None  # several processes: makes ``grad`` their mean (dynadapt/distributed)
+
+    @property
+    def updated(self) -> int:
+        """Parameters of a slot that an update here moves."""
+        return self.layout.parameters
+
+    @property
+    def compute(self) -> torch.Tensor:
+        """The buffer that products read: the working copy, or the master when they are of one dtype."""
+        return self.master if self.working is None else self.working
+
+    def set_statistics(self, mean_square: torch.Tensor) -> None:
+        """Krause's frozen statistics from the mean of squared gradients [P] (see ``optimizers.RMS``)."""
+        self.stat = mean_square.sqrt()
+        means = [self.layout.view(self.stat, name).mean() for name in self.layout.shapes]
+        rate = self.stat / torch.stack(means).mean()
+        decay = self.optimizer.decay
+        self.prior_rate = rate.clamp(max=1 / decay) if decay else rate
+
+    def check_statistics(self) -> None:
+        """Raises RuntimeError where the optimizer divides by statistics that nobody has gathered."""
+        if self.optimizer.uses_statistics and self.stat is None:
+            raise RuntimeError(f"optimizer={self.optimizer!r} has no gradient statistics yet: call Engine.gather_statistics(segments) first")
+
+    def update(self, op, slots: torch.Tensor, lr: torch.Tensor, norms=None, skipped=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step for ``slots`` int32 [S] (-1: does not move); returns gradient norms [S] and skipped int32 [S]."""
+        self.check_statistics()
+        o, h = self.optimizer, self.optimizer.hyper()
+        if norms is None:
+            norms = torch.zeros(len(slots), dtype=torch.float32, device=slots.device)
+            skipped = torch.zeros(len(slots), dtype=torch.int32, device=slots.device)
+        if self.average is not None:
+            self.average()
+        op(
+            o.kind, self.master, self.grad, self.first, self.second, self.prior, self.stat, self.working, slots, lr,
+            self.step, float(o.decay), float(o.clip), h["beta1"], h["beta2"], h["eps"], h["weight_decay"], h["momentum"],
+            norms, skipped, self.prior_rate,
+        )
+        return norms, skipped
+
+    def take_gradients(self) -> torch.Tensor:
+        """``grad``, made for the moment where none is kept; ``release_gradients`` gives it back."""
+        if self.grad is None:
+            self.grad = torch.zeros_like(self.master)
+        return self.grad
+
+    def release_gradients(self) -> None:
+        if not self.keep_grad:
+            self.grad = None
+
+    def clear(self, slot: int) -> None:
+        """Zero the optimizer's memory of one slot."""
+        for buffer in (self.grad, self.first, self.second):
+            if buffer is not None:
+                buffer[slot].zero_()
+        self.step[slot] = 0
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that resuming exactly needs."""
+        named = {"master": self.master, "grad": self.grad, "first": self.first, "second": self.second,
+                 "prior": self.prior, "stat": self.stat, "prior_rate": self.prior_rate, "step": self.step}
+        return {name: t for name, t in named.items() if t is not None}
+
+    def load(self, saved: dict[str, torch.Tensor]) -> None:
+        """Take back what ``tensors`` gave; statistics that it did not have are let go of."""
+        self.stat, self.prior_rate = (getattr(self, name) if name in saved else None for name in ("stat", "prior_rate"))
+        for name, t in saved.items():
+            current = getattr(self, name)
+            if current is None:
+                setattr(self, name, t.to(self.master.device, copy=True))
+            else:
+                current.copy_(t)
+        if self.working is not None:
+            self.working.copy_(self.master)

@@ -1,0 +1,121 @@
+"""What is remembered in activations: segment memory, or overlapping windows.
+
+``SegmentMemory`` keeps, for every layer, the document's first ``sinks`` tokens and the last ``length`` tokens before the
+segment (Dai et al. 2019, arXiv 1901.02860; sinks: Xiao et al. 2023, arXiv 2309.17453). Entries are in window order, so
+entry j has position j; keys are stored before rotation and nothing is rotated again when the window moves.
+
+Weights move under the cache, and ``refresh`` says what then:
+- ``keep``: keys and values stay as they were computed (cheapest);
+- ``reproject``: layer inputs are kept, and projected with the current weights at every step (Transformer-XL's own rule).
+
+``Overlap`` re-runs the last ``context`` tokens in front of every segment: keys, values and inputs are all current.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dynadapt.common.checks import choice, integer, keep
+
+__all__ = ["MemoryState", "Overlap", "SegmentMemory", "WindowStore"]
+
+
+@dataclass(frozen=True)
+class SegmentMemory:
+    """``length`` tokens before the segment, behind the first ``sinks`` tokens of the document."""
+
+    length: int = 512
+    sinks: int = 4
+    refresh: str = "keep"
+
+    def __post_init__(self):
+        keep(self, length=integer("length", self.length, expected="a number of tokens of at least 1 (memory=None for no memory)"),
+             sinks=integer("sinks", self.sinks, least=0))
+        choice("refresh", self.refresh, ("keep", "reproject"), " (for recompute use Overlap)")
+
+    @property
+    def capacity(self) -> int:
+        return self.sinks + self.length
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The last ``context`` tokens are run again in front of every segment; only the segment is scored."""
+
+    context: int = 512
+
+    def __post_init__(self):
+        keep(self, context=integer("context", self.context, expected="a number of tokens of at least 1 (memory=None for none)"))
+
+
+class WindowStore:
+    """Rows [slots, C, width] of one kind (keys, values or layer inputs) of one layer, in window order."""
+
+    def __init__(self, rows: torch.Tensor):
+        self.rows = rows
+
+    def advance(self, slot: int, filled: int, new: torch.Tensor, sinks: int) -> None:
+        """Append ``new`` [l, width] behind the ``filled`` entries; sinks stay, the oldest of the rest give way."""
+        rows, capacity, count = self.rows[slot], self.rows.shape[1], new.shape[0]
+        surplus = filled + count - capacity
+        if surplus <= 0:
+            rows[filled : filled + count] = new
+            return
+        joined = torch.cat([rows[min(sinks, filled) : filled], new])  # behind the sinks already there
+        fixed = min(sinks, filled)
+        if fixed < sinks:  # the document's first tokens are only now arriving
+            take = sinks - fixed
+            rows[fixed:sinks] = joined[:take]
+            joined = joined[take:]
+        keep = capacity - sinks
+        rows[sinks:] = joined[joined.shape[0] - keep :]
+
+
+class MemoryState:
+    """All layers' stores and each slot's fill; ``length`` int32 [slots] is what attention reads, ``filled`` the same for the host."""
+
+    def __init__(self, memory: SegmentMemory, layers: int, slots: int, kv_width: int, hidden: int, dtype: torch.dtype, device="cpu"):
+        self.memory = memory
+        stack = lambda width: torch.zeros(layers, slots, memory.capacity, width, dtype=dtype, device=device)  # noqa: E731
+        self.key_stack, self.value_stack = stack(kv_width), stack(kv_width)  # [L, slots, C, W]
+        self.input_stack = stack(hidden) if memory.refresh == "reproject" else None
+        self.keys = [WindowStore(rows) for rows in self.key_stack]
+        self.values = [WindowStore(rows) for rows in self.value_stack]
+        self.inputs = None if self.input_stack is None else [WindowStore(rows) for rows in self.input_stack]
+        self.length = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.filled = [0] * slots
+
+    def advance(self, slot: int, layer: int, keys, values, inputs) -> None:
+        """One layer of one slot takes the segment's rows [l, width]; call ``fill`` after the last layer."""
+        filled = self.filled[slot]
+        if self.inputs is not None:
+            self.inputs[layer].advance(slot, filled, inputs, self.memory.sinks)
+            return
+        self.keys[layer].advance(slot, filled, keys, self.memory.sinks)
+        self.values[layer].advance(slot, filled, values, self.memory.sinks)
+
+    def fill(self, slot: int, count: int) -> None:
+        self.count(slot, count)
+        self.length[slot] = self.filled[slot]
+
+    def count(self, slot: int, count: int) -> None:
+        """The host's side of ``fill`` alone, where the device keeps ``length`` itself."""
+        self.filled[slot] = min(self.filled[slot] + count, self.memory.capacity)
+
+    def clear(self, slot: int) -> None:
+        self.length[slot] = 0
+        self.filled[slot] = 0
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        named = {"length": self.length}
+        kinds = {"inputs": self.inputs} if self.inputs is not None else {"keys": self.keys, "values": self.values}
+        for kind, stores in kinds.items():
+            named.update({f"{kind}.{i}": store.rows for i, store in enumerate(stores)})
+        return named
+
+    def load(self, saved: dict[str, torch.Tensor]) -> None:
+        for name, t in self.tensors().items():
+            t.copy_(saved[name])
+        self.filled = saved["length"].tolist()

@@ -1,0 +1,1 @@
+"""dynadapt from other code: torch, JAX, numpy, transformers, PEFT, lm-evaluation-harness, serving."""

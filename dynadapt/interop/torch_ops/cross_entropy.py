@@ -1,0 +1,152 @@
+"""Linear cross-entropy (ops/cross_entropy.py) and the linear read-out with squared error (ops/linear_mse.py)."""
+
+from __future__ import annotations
+
+import torch
+
+from dynadapt.ops import cross_entropy as op_entropy
+from dynadapt.ops import linear_mse as op_mse
+from .packing import matrices
+from .registry import autograd, contiguous, functional, kernel, no_second_derivative, once, wide, wide_zeros
+
+
+def _check_targets(op, targets, fit, accepted):
+    """Raises ValueError for a target that does not ``fit``; on a GPU the check stays in its queue, as torch's own does."""
+    if targets.device.type != "cpu":
+        torch._assert_async(fit.all(), f"{op}: a target is out of range, accepted is {accepted}")
+    elif not fit.all():
+        place = int(fit.logical_not().nonzero()[0])
+        raise ValueError(f"{op}: targets[{place}] is {int(targets[place])}, accepted is {accepted}")
+
+
+@functional("scored_targets(Tensor targets, SymInt vocabulary, int ignore_index) -> (Tensor scored, Tensor count)")
+def _scored_targets(targets, vocabulary, ignore_index):
+    """The targets [N] as cross_entropy takes them, -1 for ``ignore_index``, and how many count. An op, to be opaque to compilers."""
+    scored, count = torch.empty_like(targets, memory_format=torch.contiguous_format), targets.new_empty(())
+    yield scored, count
+    ignored = targets == ignore_index
+    _check_targets("cross_entropy", targets, ignored | ((targets >= 0) & (targets < vocabulary)),
+                   f"0 to {vocabulary - 1}, or ignore_index={ignore_index}")
+    scored.copy_(targets.masked_fill(ignored, -1))
+    count.copy_(ignored.logical_not().sum())
+
+
+@functional("cross_entropy(Tensor h, Tensor head, Tensor targets, bool gradient=False) -> (Tensor nll, Tensor lse, Tensor dh)",
+            lambda h, head, targets, gradient=False: op_entropy.flops(h[0], h[1], head[0], gradient))
+def _cross_entropy(h, head, targets, gradient=False):
+    nll, lse = wide(h, h.shape[0]), wide(h, h.shape[0])
+    dh = h.new_empty(h.shape[0] if gradient else 0, h.shape[1])  # of nll, row by row
+    yield nll, lse, dh
+    h, targets = contiguous(h, targets)
+    matrix, = matrices("cross_entropy", [head], h)
+    _check_targets("cross_entropy", targets, targets < head.shape[0], f"up to {head.shape[0] - 1} (or negative: not scored)")
+    kernel("cross_entropy", h)(h, matrix, targets, None, nll, lse, dh if gradient else None)
+
+
+@functional("cross_entropy_weight_gradient(Tensor h, Tensor head, Tensor targets, Tensor? weights, Tensor lse) -> Tensor",
+            lambda h, head, targets, weights, lse: sum(op_entropy.weight_gradient_flops(h[0], h[1], head[0])))
+def _weight_gradient(h, head, targets, weights, lse):
+    dW = wide(h, head.shape[0], head.shape[1])
+    yield dW
+    h, targets, weights, lse = contiguous(h, targets, weights, lse)
+    matrix, = matrices("cross_entropy_weight_gradient", [head], h)
+    _check_targets("cross_entropy_weight_gradient", targets, targets < head.shape[0],
+                   f"up to {head.shape[0] - 1} (or negative: not scored)")
+    kernel("cross_entropy_weight_gradient", h)(h, matrix, targets, weights, lse, dW, False)
+
+
+def _setup(ctx, inputs, output):
+    h, head, targets, gradient = inputs
+    _, lse, dh = output
+    ctx.save_for_backward(h, head, targets, lse, dh)
+    ctx.gradient = gradient
+    ctx.mark_non_differentiable(lse, dh)
+
+
+def _gradient(ctx, g, *_):
+    h, head, targets, lse, dh = ctx.saved_tensors
+    needs_h, needs_head = ctx.needs_input_grad[:2]
+    grad_h = grad_head = None
+    if needs_h:
+        if not ctx.gradient:
+            dh = _cross_entropy(h, head, targets, True)[2]
+        grad_h = once("cross_entropy", (dh * g[:, None]).to(h.dtype), h, head)
+    if needs_head:
+        grad_head = _weight_gradient(h, head, targets, g, lse).to(head.dtype)
+    return grad_h, grad_head, None, None
+
+
+autograd(_cross_entropy, _setup, _gradient)
+no_second_derivative(_weight_gradient)
+
+
+def cross_entropy(h, head, targets) -> torch.Tensor:
+    """nll [...] in nats (float32 or wider) of ``targets`` under logits h head^T, which never exist as a whole.
+
+    Differentiable in h and head, each row's gradient weighted by its own incoming one. Where h needs a gradient it is computed in
+    the same pass, so that backward costs nothing more for a frozen head.
+
+    Args:
+        h: [..., H]; head: [V, H] of the same dtype; targets: int64 [...], each below V; a negative one is not scored (nll 0).
+
+    Raises:
+        ValueError: naming the argument whose shape, dtype or device does not fit.
+
+    Source: ``dynadapt.ops.cross_entropy``.
+    """
+    if targets.shape != h.shape[:-1]:
+        raise ValueError(f"targets has shape {tuple(targets.shape)}: expected {tuple(h.shape[:-1])}, one for each row of h")
+    gradient = h.requires_grad and torch.is_grad_enabled()
+    nll, _, _ = _cross_entropy(h.reshape(-1, h.shape[-1]), head, targets.reshape(-1), gradient)
+    return nll.reshape(targets.shape)
+
+
+@functional("linear_mse(Tensor h, Tensor weight, Tensor? bias, Tensor target) -> (Tensor pred, Tensor loss)",
+            lambda h, weight, bias, target: op_mse.flops(h[0], h[1], False))
+def _linear_mse(h, weight, bias, target):
+    pred, loss = wide(h, h.shape[0]), wide(h, h.shape[0])
+    yield pred, loss
+    h, weight, bias, target = contiguous(h, weight, bias, target)
+    kernel("linear_mse", h)(h, weight, bias, target, None, pred, loss, None, None, None)
+
+
+@functional("linear_mse_backward(Tensor h, Tensor weight, Tensor? bias, Tensor target, Tensor g) -> "
+            "(Tensor dh, Tensor dweight, Tensor dbias)",
+            lambda h, weight, bias, target, g: op_mse.flops(h[0], h[1], True))
+def _linear_mse_backward(h, weight, bias, target, g):
+    dh, dweight, dbias = torch.empty_like(h, memory_format=torch.contiguous_format), wide_zeros(h, h.shape[1]), wide_zeros(h, 1)
+    yield dh, dweight, dbias
+    h, weight, bias, target, g = contiguous(h, weight, bias, target, g)
+    pred, loss = wide(h, h.shape[0]), wide(h, h.shape[0])
+    kernel("linear_mse", h)(h, weight, bias, target, g, pred, loss, dh, dweight, dbias)
+
+
+def _setup_mse(ctx, inputs, output):
+    h, weight, bias, target = inputs
+    ctx.save_for_backward(h, weight, bias, target, output[0])
+    ctx.mark_non_differentiable(output[0])
+
+
+def _gradient_mse(ctx, _, g):
+    h, weight, bias, target, pred = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    dh = dweight = dbias = None
+    if any(needs[:3]):
+        dh, dweight, dbias = _linear_mse_backward(h, weight, bias, target, g)
+    return (dh if needs[0] else None, dweight.to(weight.dtype) if needs[1] else None, dbias if needs[2] else None,
+            once("linear_mse", -2 * g * (pred - target), h, weight, *[] if bias is None else [bias]) if needs[3] else None)
+
+
+autograd(_linear_mse, _setup_mse, _gradient_mse)
+no_second_derivative(_linear_mse_backward)
+
+
+def linear_mse(h, weight, target, bias=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(pred, loss) [N], float32 or wider: pred = h . weight + bias, loss = (pred - target)^2. Only ``loss`` is differentiable.
+
+    Args:
+        h: [N, H]; weight: [H] of the same dtype; target: float32 [N]; bias: float32 [1] or None.
+
+    Source: ``dynadapt.ops.linear_mse``.
+    """
+    return _linear_mse(h, weight, bias, target)

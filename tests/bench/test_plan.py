@@ -1,0 +1,268 @@
+"""The plan is the step: its FLOPs are the ledger's, its buffers the engine's, and measured steps stand beside it."""
+
+import json
+import math
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynadapt import AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt.cli import main
+from dynadapt.model import random_model
+from dynadapt.model.config import tiny_config
+from dynadapt.model import ModelError
+from dynadapt.model.geometries import GEOMETRIES, geometry
+from dynadapt.model.hf_config import config_to_hf
+from dynadapt.model.layout import tensor_shapes
+from dynadapt.bench.plan import GPUS, Ceilings, datasheet, from_campaign, measured, most_streams, predict, step_work
+from dynadapt.bench.plan.ceilings import machine_memory
+
+ROOT = Path(__file__).parents[2]
+CASES = {
+    "static": {},
+    "lora": {"adapt": LoRA(rank=4)},
+    "lora of upper layers": {"adapt": LoRA(rank=4, layers=range(1, 2))},
+    "lora, memory, streams": {"adapt": LoRA(rank=4), "memory": SegmentMemory(length=12, sinks=2), "streams": 3},
+    "lora, batch": {"adapt": LoRA(rank=4), "streams": 3, "batch": 2},
+    "lora, recompute": {"adapt": LoRA(rank=4), "recompute": True},
+    "reprojected memory": {"adapt": LoRA(rank=4), "memory": SegmentMemory(length=12, sinks=2, refresh="reproject")},
+    "overlap": {"adapt": LoRA(rank=4), "memory": Overlap(context=8)},
+    "rows": {"adapt": RowSparse(density=0.25, select="fixed"), "streams": 2},
+    "full": {"adapt": Full(), "optimizer": AdamW()},
+    "whole model": {"adapt": Full(targets="model"), "shared": True, "streams": 2},
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("case", list(CASES))
+def test_flops_and_buffers_are_the_engines(case, family):
+    settings = {"streams": 1, "segment": 8, **CASES[case]}
+    config = tiny_config(family)
+    engine = Engine(random_model(config), **settings, dtype="fp32", backend="reference", static=False)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):  # until every memory is full
+        engine.step(torch.randint(config.vocab_size, (settings["streams"], 9), generator=generator))
+    work = step_work(config, **settings, dtype=torch.float32)
+    assert {k: v for k, v in work.flops.items() if v} == {k: v for k, v in engine.last.flops.items() if v}
+    assert work.memory["activations and buffers"] == engine.workspace.nbytes
+    assert work.learned_parameters == engine.learned_parameters
+    products = sum(n for phase, n in work.flops.items() if phase != "update")
+    assert sum(op.flops for op in work.ops.values()) == products
+    assert all(0 <= op.skipped <= op.flops for op in work.ops.values())
+
+
+def test_traffic_of_one_product():
+    config = tiny_config("llama", layers=1)
+    op = step_work(config, segment=8, dtype=torch.float32).ops["linear_forward"]
+    h, f, q, kv = config.hidden_size, config.ffn_size, config.heads * config.head_dim, config.kv_heads * config.head_dim
+    weights = h * (q + 2 * kv) + q * h + 2 * h * f + f * h
+    rows = 8 * ((h + q + 2 * kv) + (q + h) + (h + 2 * f) + (f + h))
+    slots = 4  # one int32 that says whose adapter it is
+    assert op.calls == 4 and op.bytes == 4 * (weights + rows) + 4 * slots
+
+
+def test_a_prediction_is_the_sum_of_what_limits_each_op():
+    work = step_work(tiny_config("llama"), LoRA(rank=4), segment=8)
+    slow_memory = Ceilings("x", "cpu", "made up", {"bf16": 1e30}, 1e3)
+    p = predict(work, slow_memory)
+    assert p.floor == pytest.approx(sum(op.bytes for op in work.ops.values()) / 1e3) and p.binding == "traffic" and p.seconds is None
+    slow_products = Ceilings("x", "cpu", "made up", {"bf16": 1e3}, 1e30)
+    p = predict(work, slow_products, [2.0, 1.5, 4.0])
+    assert p.floor == pytest.approx(sum(op.flops - op.skipped for op in work.ops.values()) / 1e3) and p.binding == "products"
+    assert p.seconds == pytest.approx((2 * p.floor, 1.5 * p.floor, 4 * p.floor))
+    small = Ceilings("x", "gpu", "made up", {"bf16": 1e12}, 1e12, memory=work.bytes_held - 1)
+    assert predict(work, small).binding == "memory"
+
+
+def test_stored_rows_are_the_results_files():
+    rows = measured.rows()
+    assert rows == measured.collect(ROOT / "benchmarks" / "results", rows[0]["copy_gb_per_s"])
+
+
+def test_the_plan_is_near_what_was_measured():
+    found = measured.comparisons("cpu")
+    assert len(found) >= 5
+    for m in found:
+        assert 1.0 < m.slowdown < 1.5, m.row
+        assert m.held < m.row["peak_memory_bytes"], m.row
+
+
+def test_ceilings_of_a_campaign(tmp_path):
+    path = tmp_path / "ceilings.json"
+    path.write_text(json.dumps({"rows": [{"what": "copy", "gb_per_s": 4000.0}, {"what": "matmul bf16", "tflops": 700.0}, {"what": "matmul bf16", "tflops": 800.0}]}))
+    found = from_campaign(path)
+    assert found.product_rate("bf16") == 8e14 and found.bandwidth == 4e12
+    with pytest.raises(ValueError, match="fp32"):
+        found.product_rate("fp32")
+    path.write_text(json.dumps({"rows": []}))
+    with pytest.raises(ValueError, match="ceilings"):
+        from_campaign(path)
+
+
+def _plan(capsys, *arguments) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", *arguments])
+    said = capsys.readouterr()
+    return stop.value.code, said.out + said.err
+
+
+def test_command(capsys, tmp_path):
+    code, said = _plan(capsys, "--model", "smollm2-135m", "--streams", "16", "--gpu", "h200", "--gpus", "4", "--json", str(tmp_path / "plan.json"))
+    assert code == 0 and "at most 4 streams each" in said and "datasheet" in said and "no step has been measured on a GPU" in said
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["streams_a_gpu"] == 4 and plan["binding"] in ("products", "traffic") and plan["expected_seconds"] is None
+
+
+def test_what_does_not_fit_says_what_would(capsys):
+    code, said = _plan(capsys, "--model", "llama-3.1-8b", "--streams", "64", "--gpu", "h200")
+    assert code == 0 and "does not fit" in said and "--recompute" in said
+
+
+@pytest.mark.parametrize("arguments, named", [
+    (("--gpu", "h300"), "h300"), (("--gpu", "h200", "--gpus", "0"), "gpus 0"), (("--model", "nix", "--gpu", "h200"), "'nix'"),
+    (("--gpu", "h200", "--gpus", "2", "--shared"), "shared"), (("--gpu", "h200", "--dtype", "fp64"), "fp64"), (("--gpu", "h200", "--base", "float8"), "float8")])
+def test_bad_input_is_refused_by_name(capsys, arguments, named):
+    code, said = _plan(capsys, *arguments)
+    assert code == 2 and named in said
+
+
+def test_datasheet_names_what_there_is():
+    with pytest.raises(ValueError, match="h200"):
+        datasheet("b300")
+
+
+# ---- how many streams fit
+
+@pytest.mark.parametrize("seed", range(20))
+def test_most_streams_is_the_largest_that_fits(seed):
+    """Lines, stairs and bends that grow, looked through one by one."""
+    draw = random.Random(seed)
+    base, slope, stair, bend = draw.randint(0, 1000), draw.randint(1, 50), draw.randint(1, 40), draw.choice([0, 0, 1, 3])
+    asked = []
+
+    def held(n: int) -> int:
+        asked.append(n)
+        return base + slope * n + 30 * (n // stair) + bend * max(0, n - 50) ** 2
+
+    for capacity in (0, base, base + slope, base + slope + 1, *(draw.randint(0, 40_000) for _ in range(20))):
+        asked.clear()
+        most = draw.choice([7, 400, 100_000])
+        found = most_streams(held, capacity, most)
+        assert len(asked) < 40
+        assert not found or held(found) <= capacity
+        assert found == most or held(found + 1) > capacity
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name != "static"])
+def test_one_stream_more_does_not_fit(case):
+    """The number is the sizes' arithmetic: at it the step's own buffers fit, with one stream more they do not."""
+    settings = {k: v for k, v in CASES[case].items() if k not in ("streams", "shared")}
+    shared = CASES[case].get("shared", False)
+    held = lambda n, only=True: step_work(tiny_config("llama"), **settings, streams=n, segment=8, shared=shared, memory_only=only).bytes_held  # noqa: E731
+    assert all(held(n) == held(n, False) for n in (1, 2, 5))
+    sizes = [held(n) for n in range(1, 12)]
+    assert sizes == sorted(sizes)
+    capacity = held(7) + 1
+    assert held(most_streams(held, capacity)) <= capacity < held(most_streams(held, capacity) + 1)
+    assert most_streams(held, held(1) - 1) == 0
+
+
+def test_the_command_says_how_many_streams_fit(capsys, tmp_path):
+    code, said = _plan(capsys, "--model", "qwen3-0.6b", "--gpu", "NVIDIA L4", "--json", str(tmp_path / "plan.json"))
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    fit = plan["streams_that_fit"]
+    found = re.search(r"fits +(\d+) streams of 512 tokens in 24.00 GB \((\S+) GB; (\d+) would take (\S+) GB\)", said)
+    assert code == 0 and int(found[1]) == fit and int(found[3]) == fit + 1 and float(found[2]) <= 24.0 < float(found[4])
+    code, said = _plan(capsys, "--model", "qwen3-0.6b", "--gpu", "l4", "--fit", "--gpus", "2", "--json", str(tmp_path / "fit.json"))
+    at = json.loads((tmp_path / "fit.json").read_text())
+    assert code == 0 and at["settings"]["streams"] == 2 * fit and at["streams_a_gpu"] == fit and f"{fit} streams" in said and "in all" in said
+    assert sum(at["memory_bytes"].values()) <= 24e9 and at["floor_seconds"] > plan["floor_seconds"]
+    code, said = _plan(capsys, "--model", "qwen3-14b", "--gpu", "l4", "--segment", "8")
+    assert code == 0 and "not one stream of 8 tokens in 24.00 GB" in said
+    code, said = _plan(capsys, "--model", "qwen3-14b", "--gpu", "l4", "--segment", "8", "--fit")
+    assert code == 2 and "fit: not one stream of 8 tokens of qwen3-14b fits in 24.00 GB" in said
+
+
+def test_a_machines_memory_is_no_more_than_its_group_may_use(tmp_path):
+    (tmp_path / "limit").write_text("123456789\n")
+    (tmp_path / "none").write_text("max\n")
+    assert machine_memory(tmp_path / "limit") == 123456789
+    assert machine_memory(tmp_path / "none") == machine_memory(tmp_path / "nowhere") > 1e9
+
+
+# ---- cards and models by name
+
+@pytest.mark.parametrize("said, card", [
+    ("h100", "NVIDIA H100 SXM"), ("NVIDIA H100 80GB HBM3", "NVIDIA H100 SXM"), ("NVIDIA H100 PCIe", "NVIDIA H100 PCIe"),
+    ("H100-NVL", "NVIDIA H100 NVL"), ("NVIDIA H200", "NVIDIA H200 SXM"), ("B200", "NVIDIA B200 SXM"), ("NVIDIA A100-SXM4-40GB", "NVIDIA A100 SXM 40GB"),
+    ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 SXM 80GB"), ("NVIDIA A100-PCIE-40GB", "NVIDIA A100 PCIe 40GB"), ("NVIDIA A100 80GB PCIe", "NVIDIA A100 PCIe 80GB"),
+    ("a100 40 GB", "NVIDIA A100 SXM 40GB"), ("L40S", "NVIDIA L40S"), ("4090", "NVIDIA GeForce RTX 4090"),
+    ("rtx5090", "NVIDIA GeForce RTX 5090"), ("NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 3090"), ("NVIDIA RTX 6000 Ada Generation", "NVIDIA RTX 6000 Ada")])
+def test_cards_by_their_usual_names(said, card):
+    assert datasheet(said).name == card
+
+
+def test_cards_are_what_they_are_sold_as():
+    for name in GPUS:
+        card = datasheet(name)
+        # Within what silicon of these generations does: products a byte of traffic, and tensor cores above the others.
+        assert 70 < card.product_rate("bf16") / card.bandwidth < 500
+        assert 1.9 < card.product_rate("bf16") / card.product_rate("fp32") < 31 and 20e9 < card.memory < 200e9
+        assert datasheet(card.name).name == card.name
+    with pytest.raises(ValueError, match="did you mean h100"):
+        datasheet("h10")
+    for unknown in ("", "a100 20gb", "rtx 6000", "mi300x", "nvidia"):
+        with pytest.raises(ValueError, match="expected one of b200, h200"):
+            datasheet(unknown)
+
+
+PARAMETERS = {  # as the published checkpoints have them
+    "smollm2-135m": 134_515_008, "smollm2-360m": 361_821_120, "smollm2-1.7b": 1_711_376_384, "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320, "llama-2-70b": 68_976_648_192, "llama-3-8b": 8_030_261_248, "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248, "llama-3.1-70b": 70_553_706_496, "llama-3.1-405b": 405_853_388_800, "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824, "llama-3.3-70b": 70_553_706_496, "mistral-7b-v0.2": 7_241_732_096, "mistral-7b-v0.3": 7_248_023_552,
+    "qwen2-0.5b": 494_032_768, "qwen2-1.5b": 1_543_714_304, "qwen2-7b": 7_615_616_512, "qwen2-72b": 72_706_203_648,
+    "qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-3b": 3_085_938_688, "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664, "qwen2.5-32b": 32_763_876_352, "qwen2.5-72b": 72_706_203_648, "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976, "qwen3-4b": 4_022_468_096, "qwen3-8b": 8_190_735_360, "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264, "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200,
+}
+
+
+def test_geometries_have_the_published_numbers_of_parameters():
+    assert {name: sum(map(math.prod, tensor_shapes(config).values())) for name, config in GEOMETRIES.items()} == PARAMETERS
+
+
+@pytest.mark.parametrize("name", ["llama-2-7b", "gpt2", "smollm2-360m", "qwen2.5-0.5b", "qwen3-0.6b"])
+def test_geometries_are_models_of_transformers(name):
+    transformers = pytest.importorskip("transformers")
+    raw = config_to_hf(GEOMETRIES[name])
+    kind, architecture = raw.pop("model_type"), raw.pop("architectures")[0]
+    config = transformers.CONFIG_MAPPING[kind](**raw)
+    if name in ("gpt2", "llama-2-7b"):                # whose sizes are the defaults
+        plain = type(config)()
+        for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+            assert getattr(config, key) == getattr(plain, key)
+    with torch.device("meta"):
+        model = getattr(transformers, architecture)(config)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("said, name", [
+    ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"), ("meta-llama/Meta-Llama-3-8B-Instruct", "llama-3-8b"), ("llama3.2-1b", "llama-3.2-1b"),
+    ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b"), ("Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b"), ("Qwen/Qwen3-0.6B-Base", "qwen3-0.6b"),
+    ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m"), ("openai-community/gpt2-xl", "gpt2-xl"), ("gpt2-small", "gpt2"), ("GPT-2", "gpt2"),
+    ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"), ("mistral-7b", "mistral-7b-v0.3")])
+def test_models_by_their_usual_names(said, name):
+    assert geometry(said) is GEOMETRIES[name]
+
+
+def test_an_unknown_model_names_the_nearest():
+    with pytest.raises(ModelError, match="did you mean llama-3.1-8b\\?"):
+        geometry("Llama-3.1-8C")
+    for unknown in ("", "/", "qwen3", "8b", "llama", "qwen-2.7b"):
+        with pytest.raises(ModelError, match="no known geometry"):
+            geometry(unknown)

@@ -1,0 +1,252 @@
+"""What `dynadapt eval` does without options: memory as far as positions go, arithmetic by what the processor does fastest, both said."""
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dynadapt.model
+from dynadapt.cli import main
+from dynadapt.experiments import defaults
+from dynadapt.experiments.config import EvalConfig
+from dynadapt.experiments.defaults import fastest, fitting_memory, opening, settle
+from dynadapt.experiments.dyneval import Interrupted, RunOptions, build_engine, run
+from dynadapt.runs.rundir import RunError
+from dynadapt.experiments.sweep import run_cells, Cell
+from dynadapt.model import tiny_config
+from dynadapt.runs.progress import Bar, Lines
+from tiny import english, tiny_directory
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    base = tmp_path_factory.mktemp("defaults")
+    tiny_directory(base / "model")
+    tiny_directory(base / "gpt2", "gpt2")
+    (base / "a.txt").write_text(english(300))
+    return base
+
+
+def config_of(folder, **changes) -> EvalConfig:
+    return EvalConfig(**{"model": str(folder / "model"), "text": (str(folder / "a.txt"),), "segment": 16, "rank": 2, **changes})
+
+
+def call(*words) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    return end.value.code or 0
+
+
+# ---- what is chosen
+
+def test_memory_is_512_or_what_positions_leave():
+    for seed in range(200):
+        draw = random.Random(seed)
+        positions, segment, sinks = draw.randint(1, 4000), draw.randint(1, 2048), draw.randint(0, 8)
+        model = tiny_config("llama", max_positions=positions)
+        config = settle(EvalConfig(segment=segment, sinks=sinks, dtype="fp32"), model)
+        assert config.memory <= 512 and not config.open
+        assert not config.memory or segment + config.memory + sinks <= positions
+        assert config.memory == 512 or config.memory == max(0, positions - segment - sinks)
+        assert settle(EvalConfig(segment=segment, memory=700, dtype="fp32"), model).memory == 700        # asked for: the engine says what it thinks of it
+        assert settle(EvalConfig(segment=segment, context=64, dtype="fp32"), model).memory == 0
+        said = opening(EvalConfig(segment=segment, sinks=sinks), config, model)
+        assert "\n" not in said and (f"memory {config.memory}" in said if config.memory else "no memory" in said)
+    assert fitting_memory(EvalConfig(), tiny_config("gpt2")) == 0
+    assert "learned positions; --context" in opening(EvalConfig(), EvalConfig(memory=0, dtype="fp32"), tiny_config("gpt2"))
+
+
+def test_a_memory_that_was_asked_for_and_does_not_fit_is_refused(folder, tmp_path, capsys):
+    words = ["eval", "--model", folder / "gpt2", "--text", folder / "a.txt", "--segment", 16, "--rank", 2]
+    assert call(*words, "--memory", 8, "--out", tmp_path / "asked") == 2
+    assert "learned absolute positions" in capsys.readouterr().err and not (tmp_path / "asked").exists()
+    assert call(*words, "--out", tmp_path / "left") == 0
+    assert "no memory (learned positions" in capsys.readouterr().out.splitlines()[0]
+    assert json.loads((tmp_path / "left" / "config.json").read_text())["memory"] == 0
+
+
+@pytest.mark.parametrize("isa, dtype, why", [("avx512_bf16", "bf16", "AVX512-BF16"), ("avx512", "fp32", "faster and more exact here: no AVX512-BF16"),
+                                             ("avx2", "fp32", "faster and more exact"), ("portable", "fp32", "not timed")])
+def test_arithmetic_is_what_the_instruction_set_in_use_does_fastest(isa, dtype, why, monkeypatch):
+    from dynadapt import _C
+    monkeypatch.setattr(_C, "isa", lambda: isa)
+    assert fastest("cpu")[0] == dtype and why in fastest("cpu")[1]
+    said = opening(EvalConfig(device="cpu"), settle(EvalConfig(device="cpu"), tiny_config("llama")), tiny_config("llama"))
+    assert said.startswith(f"smollm2-135m, {dtype} (") and why in said
+    assert fastest("cpu", "reference")[0] == "fp32"
+    assert settle(EvalConfig(dtype="fp64", backend="reference", memory=0), None).dtype == "fp64"
+
+
+def test_a_gpu_takes_bf16(monkeypatch):
+    import dynadapt.ops
+    import torch
+    monkeypatch.setattr(dynadapt.ops, "choose_device", lambda *of: torch.device("cuda"))
+    assert fastest()[0] == "bf16"
+
+
+def test_the_environment_decides():
+    """DYNADAPT_CPU_ISA is read once, so in processes of their own."""
+    def chosen(**environment):
+        done = subprocess.run([sys.executable, "-c", "from dynadapt.experiments.defaults import fastest; print(fastest('cpu')[0])"],
+                              env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+        return done.stdout.strip() or done.stderr
+    assert chosen(DYNADAPT_CPU_ISA="portable") == "fp32"
+    assert "DYNADAPT_CPU_ISA" in chosen(DYNADAPT_CPU_ISA="sse2")
+
+
+# ---- where it is settled
+
+def test_what_was_settled_is_kept_and_gone_on_with(folder, tmp_path, monkeypatch):
+    """A run is begun where bf16 is faster, and resumed where fp32 would be chosen: it goes on in bf16, to the same bits."""
+    other = {"bf16": "fp32", "fp32": "bf16"}
+    for first in ("bf16", "fp32"):
+        monkeypatch.setattr(defaults, "fastest", lambda *of: (first, "here"))
+        config, out = config_of(folder, lr=0.01), tmp_path / first
+        whole = run(config, tmp_path / f"{first}-whole")
+        stop_after(config, out, 3)
+        begun = json.loads((out / "config.json").read_text())
+        assert (begun["dtype"], begun["memory"]) == (first, fitting_memory(config, dynadapt.model.load(config.model).config))
+        monkeypatch.setattr(defaults, "fastest", lambda *of: (other[first], "there"))
+        monkeypatch.setattr(defaults, "MEMORY", 8)
+        assert config.matches(begun) and config.as_begun(begun).to_dict() == begun
+        assert run(config, out, RunOptions(resume=True))["nll"] == whole["nll"]
+        assert run(config, out, RunOptions(resume=True))["dtype"] == first       # finished: the model is not asked for
+        with pytest.raises(RunError, match=f"dtype is '{first}' there"):
+            run(config.with_(dtype=other[first]), out, RunOptions(resume=True))
+        monkeypatch.setattr(defaults, "MEMORY", 512)
+
+
+def stop_after(config, out, segments):
+    import signal
+
+    def progress(event):
+        if event["segment"] == segments:
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(Interrupted):
+        run(config, out, RunOptions(), progress)
+
+
+def test_open_settings_are_equal_to_what_they_became(folder, tmp_path):
+    config = config_of(folder, adapt="none")
+    run(config, tmp_path / "a")
+    begun = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config.matches(begun) and not config.with_(lr=0.5, adapt="lora").matches(begun) and not config.with_(memory=1).matches(begun)
+    assert config.with_(memory=begun["memory"]).matches(begun) and config.with_(dtype=begun["dtype"]).matches(begun)
+    assert not config.matches({"kind": "reweight"})
+    assert {"--memory", "--dtype"}.isdisjoint(config.arguments())
+    assert "--memory" in config.with_(memory=0).arguments()
+
+
+def test_a_sweep_knows_its_finished_cells(folder, tmp_path, monkeypatch):
+    from dynadapt.experiments import sweep
+    ran = []
+    monkeypatch.setattr(sweep, "_run_child", lambda words: (ran.append(words) or run(config, Path(words[words.index("--out") + 1]))) and (0, ""))
+    config = config_of(folder, adapt="none")
+    for _ in range(2):
+        assert not run_cells([Cell("one", config)], tmp_path)
+    assert len(ran) == 1
+
+
+def test_an_engine_of_an_open_configuration_has_memory(folder):
+    model = dynadapt.model.load(str(folder / "model"))
+    engine = build_engine(model, config_of(folder))
+    assert engine.memory.length == fitting_memory(config_of(folder), model.config) > 0
+
+
+# ---- what is said
+
+def test_the_first_line_says_what_was_chosen_and_how_to_choose(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["eval", "--model", folder / "model", "--text", folder / "a.txt", "--segment", 16]
+    assert call(*words) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    begun = json.loads((tmp_path / "runs" / "model-a-lora" / "config.json").read_text())
+    assert first.startswith(f"model, {begun['dtype']} (") and f"memory {begun['memory']} + 4 sinks" in first and "LoRA r16" in first
+    assert "positions leave" in first and "--dtype" in first and "--memory" in first
+    assert call(*words, "--memory", 0, "--dtype", "fp32", "--quiet") == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("model, fp32, LoRA r16, no memory, segments of 16;")
+    assert (tmp_path / "runs" / "model-a-lora-memory0" / "summary.json").is_file()
+    assert call(*words, "--resume") == 0
+    assert capsys.readouterr().out.count("is finished") == 1
+    assert call("explain", *words[1:]) == 0
+    assert capsys.readouterr().out.startswith("model, ")
+
+
+def test_plan_and_harness_settle_too(tmp_path, capsys):
+    assert call("plan", "--model", "smollm2-135m", "--gpu", "h100", "--json", tmp_path / "plan.json") == 0
+    assert "memory 512, bf16, on NVIDIA H100" in " ".join(capsys.readouterr().out.split())
+    settings = json.loads((tmp_path / "plan.json").read_text())["settings"]
+    assert (settings["memory"], settings["dtype"]) == (512, "bf16")
+    from dynadapt.interop.lm_eval import _config
+    config = _config("document", {})
+    assert config.memory == 0 and config.dtype in ("bf16", "fp32")       # as it scored before
+    from dynadapt.experiments.diagnose.config import DiagnoseConfig
+    assert DiagnoseConfig(EvalConfig(text=("a",)), after="b").eval.memory == 0
+
+
+def test_reweighting_settles_its_arithmetic_and_goes_on_in_it(tmp_path, monkeypatch):
+    from dynadapt.experiments.defaults import settled_dtype
+    from dynadapt.experiments.reweight.config import ReweightConfig
+    config = ReweightConfig(domains={"a": "a"})
+    monkeypatch.setattr(defaults, "fastest", lambda *of: ("fp32", "here"))
+    assert settled_dtype(config, tmp_path, False) == "fp32"
+    (tmp_path / "config.json").write_text('{"dtype": "bf16"}')
+    assert settled_dtype(config, tmp_path, True) == "bf16" and settled_dtype(config, tmp_path, False) == "fp32"
+
+
+# ---- the last line of progress
+
+CASES = {
+    "whole": {}, "odd": {"segment": 17}, "first tokens": {"tokens": 100}, "beyond the end": {"tokens": 10**6}, "one token short": {"tokens": 34},
+    "split": {"split": True, "streams": 3}, "split beyond": {"split": True, "streams": 3, "tokens": 10**6}, "documents": {"documents": 4, "streams": 3},
+    "documents and tokens": {"documents": 3, "tokens": 150}, "a token left over": {"documents": 3, "rest": 1}, "pipe": {"pipe": True},
+    "pipe that ends early": {"pipe": True, "tokens": 10**6}, "unicode": {"text": "žluťoučký kůň 😀 " * 40 + "\u0301"}, "static": {"adapt": "none"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_last_progress_line_says_100(case, folder, tmp_path):
+    settings = dict(CASES[case])
+    texts = [settings.pop("text", None) or english(120 + 7 * number, seed=number) for number in range(settings.pop("documents", 1))]
+    files = [tmp_path / f"{number}.txt" for number in range(len(texts))]
+    for file, text in zip(files, texts):
+        file.write_text(text)
+    if settings.pop("rest", None):
+        tokenizer = dynadapt.model.load(str(folder / "model")).tokenizer
+        settings["tokens"] = len(tokenizer.encode(texts[0])) + 1        # one token of the second document: too few to score
+    pipe = settings.pop("pipe", False)
+    config = config_of(folder, **{"text": ("-",) if pipe else tuple(map(str, files)), **settings})
+    events, stream = [], io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        if pipe:
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(texts[0].encode())))
+        with Lines(stream, every=3600) as lines:
+            run(config, tmp_path / "run", progress=lambda event: (events.append(event), lines(event)))
+    last = stream.getvalue().splitlines()[-1]
+    assert "100%" in last and "left 0:00" in last and f"segment {len(events)} " in last
+    fractions = [event["fraction"] for event in events if event["fraction"] is not None]
+    assert fractions == sorted(fractions) and all(0 < fraction <= 1 for fraction in fractions)
+    assert all(fraction < 1 for fraction in fractions[:-1])              # 100% is never said before the last segment
+    if not pipe and not settings.get("rest") and case != "a token left over":
+        assert fractions[-1] == 1.0
+
+
+def test_a_run_that_stopped_does_not_say_100(folder, tmp_path):
+    event = {"segment": 0, "total_tokens": 100, "tokens": 100, "total_seconds": 0.5, "seconds": 0.5, "fraction": 0.25, "gain": None, "total_nll": 3.0,
+             "nll": 3.0}
+    for kind in (Lines, Bar):
+        stream = io.StringIO()
+        with pytest.raises(Interrupted):
+            with kind(stream) as shown:
+                shown(event)
+                raise Interrupted("stopped")
+        assert "25%" in stream.getvalue() and "100%" not in stream.getvalue()
+        stream = io.StringIO()
+        with kind(stream) as shown:
+            shown(event)
+        assert "100%" in stream.getvalue().splitlines()[-1]

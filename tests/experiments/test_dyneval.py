@@ -1,0 +1,365 @@
+"""The driver: what it scores, what it writes, and that a run can be stopped anywhere and goes on with the same numbers."""
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dynadapt.model
+from dynadapt.runs import rundir
+from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.dyneval import RunOptions, build_engine, run
+from dynadapt.runs.document_slots import Feed
+from dynadapt.runs.growing import Growing
+from dynadapt.runs.metrics import read_metrics
+from dynadapt.runs.rundir import DiskError, RunError
+from dynadapt.runs.text import Document, Source, TextError, streaming_tokenizer
+from tiny import english, tiny_directory, tiny_tokenizer
+
+KEYS = {"nll", "perplexity", "bits_per_byte", "tokens", "bytes", "seconds", "tokens_per_second", "flops", "flops_per_token",
+        "peak_memory_bytes", "learned_parameters", "updates", "skipped_updates", "backend", "dtype"}
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory) -> Path:
+    return tiny_directory(tmp_path_factory.mktemp("model"))
+
+
+def config_for(model_directory, texts, **changes) -> EvalConfig:
+    settings = dict(model=str(model_directory), text=tuple(map(str, texts)), segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01, memory=0)
+    return EvalConfig(**{**settings, **changes})
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def scores_of(out) -> np.ndarray:
+    return np.load(Path(out) / "scores.npy")
+
+
+def without_time(lines: list[dict]) -> list[dict]:
+    return [{key: value for key, value in line.items() if key not in ("seconds", "total_seconds")} for line in lines]
+
+
+# ------------------------------------------------------------------------------------------------------------------- feed
+
+def gathered(feed: Feed, documents: int) -> list[list[int]]:
+    """Each document's tokens as the segments hold them: the first input, then the targets."""
+    read: list[list[int]] = [[] for _ in range(documents)]
+    while (segment := feed.next()) is not None:
+        for stream, document in enumerate(segment.documents):
+            if document is None:
+                assert segment.lengths[stream] == 0
+                continue
+            length = int(segment.lengths[stream])
+            row = segment.tokens[stream, :length + 1].tolist()
+            if stream in segment.entered:
+                assert not read[document] and segment.positions[stream] == 1
+                read[document].append(row[0])
+            assert read[document][-1] == row[0] and len(read[document]) == segment.positions[stream]
+            read[document] += row[1:]
+    return read
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3, 7])
+def test_every_document_is_read_once_and_whole(streams, tmp_path):
+    tokenizer = streaming_tokenizer(tiny_tokenizer())
+    texts = [english(n, seed=n) for n in (3, 40, 11, 7, 100)]
+    paths = [write(tmp_path / f"{i}.txt", text) for i, text in enumerate(texts)]
+    feed = Feed([Document(Source(str(path))) for path in paths], tokenizer, streams, 16, None)
+    assert gathered(feed, len(texts)) == [tokenizer.encode(text).ids for text in texts]
+
+
+@pytest.mark.parametrize("limit", [2, 16, 17, 18, 33, 50])
+def test_a_limit_counts_tokens_read(limit, tmp_path):
+    tokenizer = streaming_tokenizer(tiny_tokenizer())
+    text = english(100)
+    feed = Feed([Document(Source(str(write(tmp_path / "a", text))))], tokenizer, 1, 16, limit)
+    assert gathered(feed, 1) == [tokenizer.encode(text).ids[:limit]]
+
+
+@pytest.mark.parametrize("length", [17, 33, 34])
+def test_a_document_that_ends_with_a_segment_makes_room_at_once(length, tmp_path):
+    """17 tokens are one whole segment of 16 targets: the next step belongs to the next document."""
+    tokenizer = streaming_tokenizer(tiny_tokenizer())
+    ids = tokenizer.encode(english(200)).ids[:length]
+    text = tokenizer.decode(ids)
+    assert tokenizer.encode(text).ids == ids
+    paths = [write(tmp_path / name, text) for name in "ab"]
+    feed = Feed([Document(Source(str(path))) for path in paths], tokenizer, 1, 16, None)
+    steps = 0
+    while (segment := feed.next()) is not None:
+        assert segment.lengths[0] > 0
+        steps += 1
+    assert steps == 2 * math.ceil((length - 1) / 16)
+
+
+# -------------------------------------------------------------------------------------------------------------------- run
+
+def test_a_static_run_scores_what_the_model_says(model_directory, tmp_path):
+    text = english(200)
+    config = config_for(model_directory, [write(tmp_path / "a.txt", text)], adapt="none")
+    summary = run(config, tmp_path / "run", RunOptions(scores=True))
+    model = dynadapt.model.load(str(model_directory))
+    ids = model.tokenizer.encode(text)
+    engine = build_engine(model, config)
+    expected = []
+    for start in range(0, len(ids) - 1, 16):
+        row = torch.tensor([ids[start:start + 17]])
+        expected += engine.step(row)[0].tolist()
+    scores = scores_of(tmp_path / "run")
+    assert scores["nll"].tolist() == expected
+    assert scores["position"].tolist() == list(range(1, len(ids))) and not scores["document"].any()
+    assert KEYS <= set(summary) and summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["tokens"] == len(ids) - 1
+    assert summary["bytes"] == len(text.encode()) - len(model.tokenizer.decode(ids[:1]).encode())
+    assert summary["nll"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert summary["bits_per_byte"] == pytest.approx(np.sum(expected) / math.log(2) / summary["bytes"], rel=1e-6)
+    assert summary["learned_parameters"] == summary["updates"] == 0
+    assert summary["flops"]["forward"] > 0 and summary["flops"]["backward"] == summary["flops"]["update"] == 0
+    lines = read_metrics(tmp_path / "run")
+    assert [line["segment"] for line in lines] == list(range(len(lines)))
+    assert lines[-1]["total_nll"] == summary["nll"] and sum(line["tokens"] for line in lines) == summary["tokens"]
+    assert "hostname" not in (tmp_path / "run" / "env.json").read_text()
+
+
+@pytest.mark.parametrize("adapt, targets", [("lora", "all"), ("rows", "all"), ("full", "all"), ("full", "model")])
+def test_learning_lowers_the_loss_and_reports_the_gain(adapt, targets, model_directory, tmp_path):
+    text = write(tmp_path / "a.txt", english(600))
+    static = run(config_for(model_directory, [text], adapt="none"), tmp_path / "static")
+    events = []
+    learned = run(config_for(model_directory, [text], adapt=adapt, targets=targets, density=0.5), tmp_path / adapt, progress=events.append)
+    assert learned["nll"] < static["nll"] - 0.1
+    assert events[-1]["gain"] == pytest.approx(static["nll"] - learned["nll"])
+    assert events[-1]["fraction"] == pytest.approx(1.0, abs=0.02)
+    assert learned["updates"] == len(events) and learned["flops"]["update"] > 0
+
+
+def test_documents_in_parallel_equal_documents_alone(model_directory, tmp_path):
+    paths = [write(tmp_path / f"{i}.txt", english(60 + 20 * i, seed=i)) for i in range(3)]
+    config = config_for(model_directory, paths, streams=3, reset="document")
+    together = run(config, tmp_path / "together", RunOptions(scores=True))
+    rows = scores_of(tmp_path / "together")
+    for i, path in enumerate(paths):
+        alone = run(config_for(model_directory, [path]), tmp_path / str(i), RunOptions(scores=True))
+        np.testing.assert_allclose(rows["nll"][rows["document"] == i], scores_of(tmp_path / str(i))["nll"], rtol=1e-4)
+        assert together["documents"][i]["tokens"] == alone["tokens"] and together["documents"][i]["bytes"] == alone["bytes"]
+
+
+def test_split_makes_streams_of_one_text(model_directory, tmp_path):
+    path = write(tmp_path / "a.txt", english(300))
+    summary = run(config_for(model_directory, [path], streams=4, split=True, tokens=200), tmp_path / "run")
+    assert len(summary["documents"]) == 4 and summary["tokens"] == 196     # each part's first token is not scored
+    assert {line["tokens"] for line in summary["documents"]} == {49}
+
+
+def test_rms_takes_its_statistics_from_another_text(model_directory, tmp_path):
+    paths = [write(tmp_path / name, english(200, seed)) for seed, name in enumerate(["a.txt", "b.txt"])]
+    config = config_for(model_directory, paths[:1], adapt="full", optimizer="rms", statistics=str(paths[1]), lr=1e-3)
+    assert run(config, tmp_path / "run")["updates"] > 0
+    with pytest.raises(ConfigError, match="statistics"):
+        run(config.with_(statistics=str(paths[0])), tmp_path / "other")
+
+
+# ------------------------------------------------------------------------------------------------------- stopping and resuming
+
+def command(config: EvalConfig, out, *extra: str) -> list[str]:
+    return [sys.executable, "-m", "dynadapt", "eval", *config.arguments(), "--out", str(out), "--scores", "--checkpoint", "3", *extra]
+
+
+def stop_after(lines: int, number: int, words: list[str], out: Path, stdin=None) -> subprocess.CompletedProcess:
+    process = subprocess.Popen(words, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics, deadline = out / "metrics.jsonl", time.monotonic() + 60
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.002)
+    process.send_signal(number)
+    output, errors = process.communicate()
+    return subprocess.CompletedProcess(words, process.returncode, output, errors)
+
+
+CASES = {
+    "lora and memory": dict(memory=20, sinks=2, words=(1500,)),
+    "documents in streams": dict(streams=2, reset="document", words=(200, 500, 150, 300)),
+    "rows, every, auto reset, pipe": dict(adapt="rows", density=0.5, every=2, reset="auto", words=(1500,), pipe=True),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_run_goes_on_with_the_same_scores(case, model_directory, tmp_path):
+    settings = dict(CASES[case])
+    words, pipe = settings.pop("words"), settings.pop("pipe", False)
+    paths = [write(tmp_path / f"{i}.txt", english(count, seed=i)) for i, count in enumerate(words)]
+    config = config_for(model_directory, ["-"] if pipe else paths, **settings)
+    feed = (lambda: open(paths[0], "rb")) if pipe else (lambda: None)
+    run(config.with_(text=tuple(map(str, paths))), tmp_path / "whole", RunOptions(scores=True))
+    out = tmp_path / "killed"
+    killed = stop_after(10, signal.SIGKILL, command(config, out), out, feed())
+    assert killed.returncode == -signal.SIGKILL and not (out / "summary.json").exists()
+    seen = scores_of(out)["nll"]
+    interrupted = stop_after(len(read_metrics(out)) // 3 * 3 + 4, signal.SIGINT, command(config, out, "--resume"), out, feed())
+    assert interrupted.returncode == 130 and "--resume" in interrupted.stderr and "Traceback" not in interrupted.stderr
+    resumed = subprocess.run(command(config, out, "--resume"), stdin=feed(), capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    expected = scores_of(tmp_path / "whole")
+    assert np.array_equal(scores_of(out), expected)
+    assert np.array_equal(seen, expected["nll"][:len(seen)])
+    assert without_time(read_metrics(out)) == without_time(read_metrics(tmp_path / "whole"))
+    assert run(config, out, RunOptions(resume=True)) == json.loads((out / "summary.json").read_text())     # finished: stays as it is
+
+
+@pytest.mark.parametrize("backend, dtype", [("reference", "fp32"), ("cpu", "bf16")])
+def test_a_run_can_stop_at_every_segment(backend, dtype, model_directory, tmp_path):
+    """The same in one process, for every place to stop: an exception in the step stands for the kill."""
+    texts = [write(tmp_path / "a.txt", english(70)), write(tmp_path / "b.txt", english(25))]
+    config = config_for(model_directory, texts, memory=16, streams=2, backend=backend, dtype=dtype)
+    options = RunOptions(scores=True, checkpoint=2)
+    run(config, tmp_path / "whole", options)
+    segments = len(read_metrics(tmp_path / "whole"))
+
+    class Killed(BaseException):
+        pass
+
+    for at in range(segments):
+        def make(model, config):
+            engine = build_engine(model, config)
+            step, count = engine.step, len(read_metrics(out)) if (out / "metrics.jsonl").exists() else 0
+
+            def stopping(*arguments):
+                nonlocal count
+                count += 1
+                if count > at:
+                    raise Killed
+                return step(*arguments)
+            engine.step = stopping
+            return engine
+        out = tmp_path / f"killed-{at}"
+        with pytest.raises(Killed):
+            run(config, out, options, make_engine=make)
+        run(config, out, RunOptions(resume=True, scores=True, checkpoint=2))
+        assert np.array_equal(scores_of(out), scores_of(tmp_path / "whole"))
+
+
+def test_a_directory_with_another_configuration_is_refused(model_directory, tmp_path):
+    config = config_for(model_directory, [write(tmp_path / "a.txt", english(50))], adapt="none")
+    run(config, tmp_path / "run")
+    for resume in (False, True):
+        with pytest.raises(RunError, match="segment is 16 there and 8 here"):
+            run(config.with_(segment=8), tmp_path / "run", RunOptions(resume=resume))
+    with pytest.raises(RunError, match="finished"):
+        run(config, tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other" / "thesis.tex", "mine")
+    with pytest.raises(RunError, match="holds no run"):
+        run(config, tmp_path / "other")
+
+
+def test_a_text_that_changed_is_refused_on_resume(model_directory, tmp_path):
+    path = write(tmp_path / "a.txt", english(200))
+    config = config_for(model_directory, [path])
+    write(tmp_path / "a.txt", english(200))
+    with pytest.raises(RuntimeError, match="stop here"):
+        run(config, tmp_path / "run", RunOptions(checkpoint=1), progress=_raise_at(3))
+    write(path, english(200, seed=5))
+    with pytest.raises(TextError, match="has changed"):
+        run(config, tmp_path / "run", RunOptions(resume=True))
+
+
+def _raise_at(segment: int):
+    def progress(event):
+        if event["segment"] == segment:
+            raise RuntimeError("stop here")
+    return progress
+
+
+# ------------------------------------------------------------------------------------------------------------------ trouble
+
+def test_a_full_disk_is_said_and_keeps_what_was_scored(model_directory, tmp_path, monkeypatch):
+    config = config_for(model_directory, [write(tmp_path / "a.txt", english(400))])
+    options = RunOptions(scores=True, checkpoint=2)
+    run(config, tmp_path / "whole", options)
+    for what, limit in (("metrics", 5000), ("checkpoint", 5)):
+        out = tmp_path / what
+        with monkeypatch.context() as patch:
+            if what == "metrics":
+                append = Growing.append
+
+                def full(self, record):
+                    if self.size > limit:
+                        self.file.write(record[:7])      # a part of the record had room
+                        self.file.truncate(self.size)
+                        self.file.seek(self.size)
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    append(self, record)
+                patch.setattr(Growing, "append", full)
+            else:
+                fsync, calls = os.fsync, iter(range(1000))
+
+                def full(descriptor):
+                    if next(calls) > 30:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    fsync(descriptor)
+                patch.setattr(os, "fsync", full)
+            with pytest.raises(DiskError, match="no space left.*--resume"):
+                run(config, out, options)
+        expected = without_time(read_metrics(tmp_path / "whole"))
+        kept = without_time(read_metrics(out))
+        assert kept and kept == expected[:len(kept)]
+        run(config, out, RunOptions(resume=True, scores=True, checkpoint=2))
+        assert np.array_equal(scores_of(out), scores_of(tmp_path / "whole"))
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="no /dev/full")
+def test_a_write_that_fails_names_the_file():
+    with open("/dev/full", "wb", buffering=0) as file:
+        growing = object.__new__(Growing)
+        growing.file, growing.size = file, 0
+        with pytest.raises(OSError) as error:
+            growing.append(b"x")
+    assert "no space left" in str(rundir.disk_error(error.value, Path("runs/a/metrics.jsonl")))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(value, tmp_path):
+    healthy = tiny_directory(tmp_path / "healthy")
+    weight = dynadapt.model.load(str(healthy)).tensor("layers.1.up.weight").clone()
+    weight[3, 5] = value
+    broken = tiny_directory(tmp_path / "broken", **{"layers.1.up.weight": weight})
+    with pytest.raises(ValueError, match="layers.1.up.weight"):
+        run(config_for(broken, [write(tmp_path / "a.txt", english(50))]), tmp_path / "run")
+
+
+def test_divergence_is_said(model_directory, tmp_path):
+    config = config_for(model_directory, [write(tmp_path / "a.txt", english(300))], optimizer="sgd", lr=1e30, clip=0.0)
+    with pytest.raises(RunError, match="diverged at lr 1e\\+30"):
+        run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("content, words", [("", "is empty"), ("a", "too short to score"), (None, "no such file")])
+def test_a_text_with_nothing_to_score_is_refused_before_any_work(content, words, model_directory, tmp_path):
+    path = tmp_path / "a.txt"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(TextError, match=words):
+        run(config_for(model_directory, [path]), tmp_path / "run")
+
+
+def test_a_text_shorter_than_a_segment_is_scored(model_directory, tmp_path):
+    summary = run(config_for(model_directory, [write(tmp_path / "a.txt", "the cat sat")], segment=64), tmp_path / "run")
+    assert summary["segments"] == 1 and 1 <= summary["tokens"] < 16
+
+
+def test_a_text_that_turns_out_empty_leaves_no_directory(model_directory, tmp_path):
+    with pytest.raises(TextError):
+        run(config_for(model_directory, ["/dev/null"]), tmp_path / "made" / "run")
+    assert not (tmp_path / "made" / "run").exists()
