@@ -31,8 +31,8 @@ from dynadapt.experiments.config import EvalConfig  # noqa: E402
 from dynadapt.experiments.corpus_read import check_corpus, read_documents  # noqa: E402
 from dynadapt.experiments.diagnose.models import learned_engine  # noqa: E402
 from dynadapt.experiments.dyneval import Interrupted, RunOptions, build_engine, run  # noqa: E402
-from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
 from dynadapt.runs.progress import Lines  # noqa: E402
+from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
 
 MAIN = ("novels", "python-code", "man-german", "cpp-headers")
 

@@ -148,7 +148,7 @@ def run(settings) -> dict:
             if not cases:
                 raise SystemExit(f"--only {settings.only}: no op has this in its name")
             ceiling = processes[0].ask("ceiling", threads=settings.threads)
-            for index, (op, which) in enumerate(cases):
+            for index, (_op, _which) in enumerate(cases):
                 rows.append(measure_case(processes, index, settings, ceiling))
                 say(f"[{index + 1}/{len(cases)}] {line_of(rows[-1])}")
         finally:

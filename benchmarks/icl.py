@@ -127,7 +127,7 @@ def picture(results: dict) -> Figure:
         for row, family in zip(rows, ("linear", "waves")):
             found = results[family]
             axes, looks = row.subplots(1, 3), figures.looks_of(found)
-            for axis, (case, entry) in zip(axes, found["classes"].items()):
+            for axis, (_case, entry) in zip(axes, found["classes"].items()):
                 kept = {name: curve for name, curve in entry["curves"].items() if name not in ("averaging", "nearest_neighbours")}
                 figures.draw_curves(axis, {**entry, "curves": kept}, looks)
                 axis.set_title(f"13, 14: {figures.class_title(entry['class'])}", fontsize=10)

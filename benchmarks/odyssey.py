@@ -28,13 +28,13 @@ import numpy as np
 
 from dynadapt.common.environment import environment
 from dynadapt.experiments.config import LEARNING_RATES, EvalConfig
+from dynadapt.experiments.corpus_read import check_corpus, read_documents
 from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, advise, outcome_interval, size_factor
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
 from dynadapt.experiments.diagnose.driver import run_diagnosis
 from dynadapt.experiments.dyneval import Interrupted
-from dynadapt.experiments.corpus_read import check_corpus, read_documents
-from dynadapt.runs.rundir import RunError, read_json, write_json
 from dynadapt.runs.progress import Lines
+from dynadapt.runs.rundir import RunError, read_json, write_json
 
 CONDITIONS = {"lora": {}, "lora-hot": {"lr": 5 * LEARNING_RATES["lora"]["adam"]}}
 HELD_OUT, EXCERPT = 24, 1600                 # documents of a domain that are scored, and characters of each

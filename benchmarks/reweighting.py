@@ -35,12 +35,12 @@ from pathlib import Path
 import torch
 
 from dynadapt.common.environment import environment
+from dynadapt.experiments.dyneval import PHASES, Interrupted
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, fit_run, run
 from dynadapt.experiments.reweight.compare import draw_comparison, markdown, report
-from dynadapt.experiments.dyneval import PHASES, Interrupted
 from dynadapt.experiments.reweight.setup import NEED_TARGET, trained_engine
-from dynadapt.runs.rundir import read_json, write_json
 from dynadapt.experiments.scaling_fit import ScalingError
+from dynadapt.runs.rundir import read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reweighting_data import judged, small_vocabulary, subset  # noqa: E402

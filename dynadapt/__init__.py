@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .adapt import RMS, SGD, Adam, AdamW, Full, LoRA, RowSparse
     from .engine.engine import Engine
-    from .experiments.evaluation import Evaluation, evaluate
-    from .runs.metrics import read_run
-    from .interop.publish import Server, publish
-    from .runs.stopping import StopRun
     from .engine.memory import Overlap, SegmentMemory
-    from .model.load import load
+    from .experiments.evaluation import Evaluation, evaluate
+    from .interop.publish import Server, publish
     from .interop.session import Session, attach
+    from .model.load import load
+    from .runs.metrics import read_run
+    from .runs.stopping import StopRun
 
 __version__ = "0.1.0"
 __all__ = ["RMS", "SGD", "Adam", "AdamW", "Engine", "Evaluation", "Full", "LoRA", "Overlap", "RowSparse", "SegmentMemory", "Server", "Session",

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from dynadapt import __version__
-from .interop import linking
+
 from .commands import standard_streams as streams
 from .commands.parsing import Parser, meant
+from .interop import linking
 
 
 @dataclass(frozen=True)

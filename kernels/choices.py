@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -24,12 +24,12 @@ def rows_bucket(rows: int) -> int:
     return 1 << max(0, rows - 1).bit_length()
 
 
-@lru_cache(maxsize=None)
+@cache
 def gpu_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _measured(gpu: str) -> dict[tuple, dict[int, str]]:
     """(op, k, o, rank) -> {rows: form} for one GPU."""
     table: dict[tuple, dict[int, str]] = {}

@@ -245,7 +245,7 @@ def _variants():
                   num_warps=WARPS, aligned=("logits", "width", "maxima", "sums"), registers=128)
     yield Variant("bf16", dynadapt_cross_entropy_apply, {**rows, **partials}, {"BLOCK": BLOCK, "GRADIENT": True},
                   num_warps=WARPS, aligned=aligned, registers=128)
-    given = {n: None for n in ("maxima", "sums", "target_logits", "nll")}
+    given = dict.fromkeys(("maxima", "sums", "target_logits", "nll"))
     yield Variant("bf16 lse given", dynadapt_cross_entropy_apply,
                   {n: t for n, t in {**rows, **partials}.items() if n not in given}, {"BLOCK": BLOCK, "GRADIENT": True, **given},
                   num_warps=WARPS, aligned=("logits", "width"), registers=128)

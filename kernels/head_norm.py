@@ -125,7 +125,7 @@ def head_norm_backward(dout, qkv, q_weight, k_weight, rstd, hq, hkv, d, dqkv, dq
 
 
 def _variants(d, dtype):
-    acts = {name: dtype for name in ("dout", "qkv", "q_weight", "k_weight", "out", "dqkv")}
+    acts = dict.fromkeys(("dout", "qkv", "q_weight", "k_weight", "out", "dqkv"), dtype)
     types = {**acts, "eps": "fp32", "rstd": "*fp32", "partial": "*fp32", "rows": "i32", "programs": "i32",
              "dq_weight": "*fp32", "dk_weight": "*fp32"}
     geometry = _geometry(32, 8, d)

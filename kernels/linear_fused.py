@@ -223,7 +223,7 @@ def _variant(kernel, arch: int, tile: Tile, dtype: str, sizes, K: int, rank: int
     forward = kernel is dynadapt_linear_forward
     wide, low, out, depth = ("x", "u", "y", "BK") if forward else ("dy", "dU", "dx", "BO")
     strides = [f"{name}_stride" for name in (wide, "a", "bt", low, out)]
-    signature = {p: f"*{dtype}" for p in (wide, "w0", "w1", "w2", "a", "bt", low, out)} | {s: "i32" for s in strides}
+    signature = dict.fromkeys((wide, "w0", "w1", "w2", "a", "bt", low, out), f"*{dtype}") | dict.fromkeys(strides, "i32")
     signature |= {"slots": "*i32", "scale": "fp32", "streams": "i32", "T": "i32"} | ({"bias": f"*{dtype}"} if forward else {})
     constexprs = dict(zip(("O0", "O1", "O2"), _three(sizes, 0)), K=K, RANK=rank)
     constexprs |= dict(zip(("RP", "BM", "BN", depth, "GROUP"), tile.constexprs(rank)))

@@ -364,7 +364,7 @@ def reason(op: str) -> str:
 
 
 def _variants() -> list[Variant]:
-    pointers = {name: "*bf16" for name in ("dy", "x", "u", "dU")}
+    pointers = dict.fromkeys(("dy", "x", "u", "dU"), "*bf16")
     strides = ("dy_stride", "x_stride", "u_stride", "dU_stride", "dA_stride", "dBt_stride", "O0", "O1", "O2")
     signature = {**pointers, "slots": "*i32", "dA": "*fp32", "dBt": "*fp32", "partial": "*fp32", "scale": "fp32",
                  **dict.fromkeys(LENGTHS + strides, "i32")}

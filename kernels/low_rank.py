@@ -176,7 +176,7 @@ def expand(u, partial, splits: int, m, slots, scale, bias, sizes, rows: int, y, 
 
 def _variant(kernel, name: str, signature, pointers, sizes, rows: int, stages: int, tensor_core: bool, **constexprs) -> Variant:
     strides = tuple(n for n in kernel.arg_names if n.endswith("_stride") or n == "M_WIDTH")
-    signature |= {"slots": "*i32", "scale": "fp32", "streams": "i32", "T": "i32", "splits": "i32"} | {s: "i32" for s in strides}
+    signature |= {"slots": "*i32", "scale": "fp32", "streams": "i32", "T": "i32", "splits": "i32"} | dict.fromkeys(strides, "i32")
     constexprs |= dict(zip(("C0", "C1", "C2"), _three(sizes)), ROWS=rows)
     return Variant(f"{name} rank {rows} parts {len(sizes)}", kernel, signature, constexprs, WARPS, stages, tensor_core,
                    aligned=(*pointers, "slots", *strides))
@@ -193,7 +193,7 @@ def _shrink_variant(dtype: str, sizes, rows: int, block_rows: int, out: str) -> 
 def _expand_variant(dtype: str, sizes, rows: int, split: bool, onto: bool = False) -> Variant:
     itemsize, pointers = 2 if dtype == "bf16" else 4, ("u", "m", "y")
     (BM, BN), partial = EXPAND[itemsize], {} if split else {"partial": None}
-    signature = {p: f"*{dtype}" for p in pointers} | ({"partial": "*fp32"} if split else {})
+    signature = dict.fromkeys(pointers, f"*{dtype}") | ({"partial": "*fp32"} if split else {})
     return _variant(
         dynadapt_lora_expand, f"{dtype}{' of partial sums' if split else ''}{' onto y' if onto else ''}", signature, tuple(signature), sizes, rows, 2,
         dtype == "bf16", bias=None, WIDTH=len(sizes) * rows, BM=BM, BN=BN,

@@ -127,8 +127,7 @@ def memory_fill(mem_len, slots, counts, capacity) -> None:
     dynadapt_memory_fill[(1,)](mem_len, slots, counts, len(slots), capacity, BS=128, num_warps=4, num_stages=1, **FUSION)
 
 
-_INTEGERS = {name: "i32" for name in ("sinks", "segment", "capacity", "width", "source_layer_rows", "source_row",
-                                      "store_layer", "store_slot", "store_row")}
+_INTEGERS = dict.fromkeys(("sinks", "segment", "capacity", "width", "source_layer_rows", "source_row", "store_layer", "store_slot", "store_row"), "i32")
 _STRIDES = ("width", "source_row", "store_layer", "store_slot", "store_row")
 
 

@@ -161,7 +161,7 @@ def norm_backward(dy, res, weight, stat, kind, dres, dx, dweight, dbias, bias=No
 
 
 def _variant(name, kernel, types, absent, H, layer=False):
-    constants = {**{a: None for a in absent}, "H": H, "LAYER": layer, "BLOCK": next_power_of_2(H)}
+    constants = {**dict.fromkeys(absent), "H": H, "LAYER": layer, "BLOCK": next_power_of_2(H)}
     pointers = tuple(n for n, t in types.items() if t.startswith("*"))
     return Variant(name, kernel, types, constants, num_warps=_warps(H), aligned=pointers)
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 
 
-@lru_cache(maxsize=None)
+@cache
 def multiprocessors(device: torch.device) -> int:
     """Streaming multiprocessors of ``device``; those of an H200 where there is no GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
-@lru_cache(maxsize=None)
+@cache
 def generation(device: torch.device) -> int:
     """90 for Hopper, 100 for data-centre Blackwell (each has its own matrix instruction), 80 for every other GPU."""
     major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9

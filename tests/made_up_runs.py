@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.runs.growing import SCORE
 from dynadapt.experiments.icl.config import TrainConfig
 from dynadapt.experiments.reweight.config import ReweightConfig
+from dynadapt.runs.growing import SCORE
 
 ENV = {"dynadapt": "0.1.0", "python": "3.11", "packages": {"torch": "2.11"}, "cpu": "made up"}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
 
-from dynadapt.kernels.common import INTERPRET
 from dynadapt.bench import cases
+from dynadapt.kernels.common import INTERPRET
 
 from .geometry import MODELS
 from .peers import fused_adam, head_peers, sdpa_backward, sdpa_forward

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -82,7 +82,7 @@ def _one(campaign, record, timer, limits, model, streams, segment, op, dtype) ->
             check_device(failure)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _errors(op, model, streams, segment, device, dtype) -> list[float]:
     """Relative errors of the op's cases against float64, at a few rows of the model's widths."""
     few = Sizes(model, streams, segment, device)

@@ -26,8 +26,8 @@ SLACK = {"dynadapt": (2, 1e-3), "dynadapt-float8": (10, 0.1)}
 def prior_learner(config):
     """The adapters as dynadapt starts them: every provider starts from these."""
     from dynadapt import Adam, LoRA
-    from dynadapt.engine.learners.lora import LoraLearner
     from dynadapt.engine.decoder import group_sizes
+    from dynadapt.engine.learners.lora import LoraLearner
 
     return LoraLearner(LoRA(RANK, ALPHA), Adam(lr=LR), group_sizes(config), 1, torch.float32, 0)
 

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from dynadapt.common import children
+
 from .side_by_side import BUSY, best_of, quantiles, race, runners_of
 
 PEERS = ("peft-eager", "peft-compile")
@@ -101,9 +102,9 @@ def _random_adapter(directory: Path, model_name: str, rank: int) -> None:
     import torch
 
     from dynadapt.adapt import Adam, LoRA
+    from dynadapt.engine.decoder import group_sizes
     from dynadapt.engine.learners.lora import LoraLearner
     from dynadapt.engine.learners.peft import write_adapter
-    from dynadapt.engine.decoder import group_sizes
     from dynadapt.model import load
 
     model = load(model_name)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dynadapt.experiments.config import EvalConfig
+
 from .early import check_model
 from .parsing import at_least
-from dynadapt.experiments.config import EvalConfig
 
 # What dynadapt.bench knows, by name: help is printed without importing it.
 PEERS, DTYPES, ISAS = ("peft-eager", "peft-compile"), ("bf16", "fp32"), ("avx2", "avx512", "avx512_bf16")

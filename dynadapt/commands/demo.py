@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from .parsing import at_least
 from dynadapt.experiments.config import CHOICES, EvalConfig
+
+from .parsing import at_least
 
 EXAMPLES = """\
 examples:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .early import check_files, check_model
-from .parsing import at_least
-from .settings import add_config_options, add_log_option, config_from
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.diagnose.config import CONTROLS, WINDOWS, DiagnoseConfig
 from dynadapt.runs.progress import say
+
+from .early import check_files, check_model
+from .parsing import at_least
+from .settings import add_config_options, add_log_option, config_from
 
 EXAMPLES = """\
 examples:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from .parsing import meant
 from dynadapt.experiments.config import ConfigError
 from dynadapt.runs.whole_files import RunError
+
+from .parsing import meant
 
 MODELS = ("smollm2-135m",)                           # dynadapt.model.fetch.KNOWN, by name
 

@@ -7,11 +7,12 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.runs.progress import say
+
 from .early import check_model
 from .parsing import at_least
 from .settings import add_config_options, add_log_option, config_from
-from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.runs.progress import say
 
 EXAMPLES = """\
 examples:

@@ -17,9 +17,10 @@ def run(arguments) -> int:
     asked = config_from(arguments)
     check_model(asked.model)
     import dynadapt.model
-    from .evaluate import fit_width
     from dynadapt.experiments.defaults import opening, settle
     from dynadapt.experiments.dyneval import build_engine
+
+    from .evaluate import fit_width
     model = dynadapt.model.load(asked.model)
     config = settle(asked, model.config)
     engine = build_engine(model, config)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from dynadapt.experiments.config import ConfigError
+
 from .early import MODELS
 from .parsing import meant
-from dynadapt.experiments.config import ConfigError
 
 EXAMPLES = """\
 example:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .settings import add_log_option, log_name
 from dynadapt.experiments.icl.checks import IclError
 from dynadapt.experiments.icl.config import TrainConfig, from_preset
 from dynadapt.experiments.icl.curriculum import SCHEDULES
 from dynadapt.experiments.icl.presets import PRESETS
 from dynadapt.runs.progress import say
+
+from .settings import add_log_option, log_name
 
 EXAMPLES = f"""\
 presets (any option below replaces what the preset says):

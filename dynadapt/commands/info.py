@@ -47,8 +47,9 @@ def facts() -> dict[str, str]:
 
 def backends() -> list[str]:
     """Those whose kernels can run here."""
-    from dynadapt.ops import UnsupportedOp, resolve
     import torch
+
+    from dynadapt.ops import UnsupportedOp, resolve
     usable = []
     for backend in ("cpu", "triton", "reference"):
         try:

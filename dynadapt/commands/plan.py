@@ -6,11 +6,11 @@ import functools
 import json
 import textwrap
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
-from .settings import add_config_options, config_from
 from dynadapt.experiments.config import ConfigError, EvalConfig
+
+from .settings import add_config_options, config_from
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,11 +86,11 @@ def run(arguments) -> int:
         raise ConfigError(f"base {config.base!r}: plans are made for weights in the arithmetic of --dtype")
     from rich.console import Console
 
-    from dynadapt.experiments.defaults import settle
-    from dynadapt.model.geometries import geometry
     from dynadapt.bench.plan.ceilings import datasheet, from_campaign, measured_here
     from dynadapt.bench.plan.measured import comparisons
     from dynadapt.bench.plan.predict import predict
+    from dynadapt.experiments.defaults import settle
+    from dynadapt.model.geometries import geometry
     ceilings = datasheet(arguments.gpu) if arguments.gpu else from_campaign(arguments.ceilings) if arguments.ceilings else None
     if ceilings is not None and config.dtype == "auto":
         config = config.with_(dtype="bf16" if ceilings.kind == "gpu" else "fp32")
@@ -126,11 +126,11 @@ def held_bytes(config: EvalConfig, streams: int, shared: bool) -> int:
 
 def planned_work(config: EvalConfig, streams: int, shared: bool, memory_only: bool = False) -> Work:
     from dynadapt.adapt.optimizers import Adam
-    from dynadapt.experiments.dyneval import adapt_of, optimizer_of
-    from dynadapt.engine.memory import Overlap, SegmentMemory
-    from dynadapt.model.geometries import geometry
     from dynadapt.bench.plan.measured import DTYPES
     from dynadapt.bench.plan.work import step_work
+    from dynadapt.engine.memory import Overlap, SegmentMemory
+    from dynadapt.experiments.dyneval import adapt_of, optimizer_of
+    from dynadapt.model.geometries import geometry
     memory = SegmentMemory(config.memory, config.sinks, config.refresh) if config.memory else Overlap(config.context) if config.context else None
     adapt = adapt_of(config)
     optimizer = optimizer_of(config) if adapt else Adam()

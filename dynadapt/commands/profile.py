@@ -111,9 +111,9 @@ def _print_lines(arguments) -> int:
 def _measure(arguments) -> int:
     what_runs = "the adapt step" if arguments.step else f"op {arguments.op}"
     say(f"preparing {what_runs}, {arguments.warmup} calls ahead of {arguments.iters} that are measured")
-    from dynadapt.ops import profiler_ranges as ranges
-    from dynadapt.common.environment import environment
     from dynadapt.bench.profile.run import profile_op, profile_step
+    from dynadapt.common.environment import environment
+    from dynadapt.ops import profiler_ranges as ranges
     ranges.enable()
     pipes = arguments.perf_control and tuple(arguments.perf_control.split(","))
     if pipes and len(pipes) != 2:

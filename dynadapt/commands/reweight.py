@@ -8,11 +8,12 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
-from .early import check_model, check_run
-from .settings import add_log_option
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.reweight.config import ACCEPTED, ReweightConfig, named_numbers, named_values, setting_values
 from dynadapt.runs.progress import say
+
+from .early import check_model, check_run
+from .settings import add_log_option
 
 EXAMPLES = """\
 examples:

@@ -6,9 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+from dynadapt.experiments.config import CHOICES, EvalConfig
+
 from .evaluate import check_texts
 from .settings import HELP
-from dynadapt.experiments.config import CHOICES, EvalConfig
 
 SETTINGS = ("model", "field", "segment", "dtype", "backend", "device", "seed")     # of EvalConfig, taken as they are
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from dynadapt.engine.learners.rows import RowLearner
 from dynadapt.adapt.methods import Full
+from dynadapt.engine.learners.rows import RowLearner
 from dynadapt.engine.learners.whole_model import ModelLearner
 from dynadapt.engine.needed_ops import needed_ops
+
 from .processes import Processes
 
 COMPRESSION = "compression.safetensors"

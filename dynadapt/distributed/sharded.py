@@ -22,6 +22,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from dynadapt.engine.learners.flat import FlatState
+
 from .data_parallel import EngineGradient
 from .processes import Processes
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from dynadapt.adapt.methods import GROUPS, Full, LoRA, RowSparse, targeted, whole_model
 from dynadapt.adapt.optimizers import RMS, SGD, Adam, AdamW, Optimizer
 from dynadapt.adapt.resets import check_reset
-from dynadapt.adapt.methods import GROUPS, Full, LoRA, RowSparse, targeted, whole_model
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, wrong
-from .memory import Overlap, SegmentMemory
 from dynadapt.ops import choose_backend, choose_device
 from dynadapt.ops.dispatch import BACKENDS, kernel_module
+
+from .memory import Overlap, SegmentMemory
 from .weights import group_sizes
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from dynadapt.common.checks import integer, sequence, token_ids, wrong
-from .generation import generate
 from dynadapt.common.reprs import counted, safe
+
+from .generation import generate
 from .sampling import Sampler
 from .step_arguments import check_ids
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .memory import MemoryState
 from dynadapt.model import ModelConfig
 from dynadapt.ops import UnsupportedOp, attention, cross_entropy, linear, resolve, weight_gradient
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.profiler_ranges import named, ranged
+
+from .memory import MemoryState
 from .weights import FrozenWeights, ModelTensors, group_sizes
 
 

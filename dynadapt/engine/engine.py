@@ -18,28 +18,32 @@ from functools import wraps
 
 import torch
 
-from . import state as engine_state, explain as explanation, gradient_statistics
+from dynadapt.adapt.methods import LoRA, targeted, whole_model
+from dynadapt.adapt.resets import ChangePoint
+from dynadapt.common.checks import number, path
+from dynadapt.common.reprs import counted, safe
+from dynadapt.model import load, rope_tables
+from dynadapt.ops import UnsupportedOp
+from dynadapt.ops import update as update_op
+from dynadapt.ops.precision import wide_dtype
+from dynadapt.ops.profiler_ranges import ranged
+
+from . import explain as explanation
+from . import gradient_statistics
+from . import state as engine_state
+from .arguments import DTYPES, OPTIMIZERS, Arguments  # noqa: F401
+from .calls import Calls, one_call, plain_torch
+from .continuation import Continuation, continue_text
+from .decoder import Batch, Decoder, OpSet
 from .learners.flat import FlatLayout, FlatState
 from .learners.fused import why_not_fused
 from .learners.lora import LoraLearner
-from .learners.rows import RowLearner
 from .learners.peft import read_adapter
-from dynadapt.adapt.resets import ChangePoint
-from dynadapt.adapt.methods import LoRA, targeted, whole_model
+from .learners.rows import RowLearner
 from .learners.whole_model import ModelLearner
-from .calls import Calls, one_call, plain_torch
-from dynadapt.common.checks import number, path
-from .continuation import Continuation, continue_text
-from .decoder import Batch, Decoder, OpSet
-from .arguments import DTYPES, OPTIMIZERS, Arguments  # noqa: F401
 from .ledger import Ledger
 from .memory import MemoryState, Overlap, SegmentMemory
-from dynadapt.model import load, rope_tables
 from .needed_ops import needed_ops
-from dynadapt.ops import UnsupportedOp, update as update_op
-from dynadapt.ops.precision import wide_dtype
-from dynadapt.ops.profiler_ranges import ranged
-from dynadapt.common.reprs import counted, safe
 from .sampling import Sampler
 from .static_step import StaticStep
 from .step_arguments import check_lengths, check_stream, check_streams, check_tokens, check_weights

@@ -8,6 +8,7 @@ import torch
 
 from .needed_ops import needed_ops
 
+
 def _how_it_runs(engine) -> list[str]:
     """Graph or host, fused update or not, launches a step."""
     static = engine.static

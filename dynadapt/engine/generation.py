@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from dynadapt.common.checks import integer, is_integer, number, sequence, token_ids, wrong
+
 from .decoder import Batch
 from .memory import MemoryState, SegmentMemory
 from .step_arguments import check_ids, check_stream

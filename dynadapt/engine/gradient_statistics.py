@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dynadapt.common.checks import token_ids
+
 from .decoder import Batch
 from .step_arguments import check_ids
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynadapt.adapt.methods import LoRA, RowSparse, whole_model
+
 from .memory import SegmentMemory
 from .weights import biased_groups, looks_up_in_head
 

@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from .learners.peft import write_adapter
 from dynadapt.adapt.resets import ChangePoint
 from dynadapt.common.digests import differs, digests_under, sync_tree
 from dynadapt.model import ModelError
 from dynadapt.model.base import count_not_finite
 from dynadapt.model.json_file import MAX_INDEX_BYTES, MAX_TABLE_VALUES, read_json
 from dynadapt.model.safetensors_file import SafetensorsFile
+
+from .learners.peft import write_adapter
 
 FORMAT = 2
 SAVING = ".saving"  # a directory of this name is a save that was cut short

@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 import torch
 
 from dynadapt.adapt import resets
-from .learners.fused import Fused, update_rule, why_not_fused
-from dynadapt.adapt.resets import ChangePoint
 from dynadapt.adapt.methods import whole_model
-from .decoder import Batch
-from .memory import Overlap
-from dynadapt.ops.dispatch import kernel_module
+from dynadapt.adapt.resets import ChangePoint
 from dynadapt.common.reprs import safe
+from dynadapt.ops.dispatch import kernel_module
+
+from .decoder import Batch
+from .learners.fused import Fused, update_rule, why_not_fused
+from .memory import Overlap
 
 ALIGN = 16
 

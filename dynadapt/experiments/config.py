@@ -99,7 +99,7 @@ class EvalConfig:
         return without_usual_alpha(content)
 
     @classmethod
-    def from_dict(cls, content: dict) -> "EvalConfig":
+    def from_dict(cls, content: dict) -> EvalConfig:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(content) - known)
         if unknown:
@@ -125,11 +125,11 @@ class EvalConfig:
         mine = self.to_dict()
         return {**mine, **{name: begun[name] for name in self.open if name in begun}} == begun
 
-    def as_begun(self, begun: dict) -> "EvalConfig":
+    def as_begun(self, begun: dict) -> EvalConfig:
         """With the open settings that `begun`, a run's config.json, has."""
         return self.with_(**{name: begun[name] for name in self.open if name in begun})
 
-    def with_(self, **changes) -> "EvalConfig":
+    def with_(self, **changes) -> EvalConfig:
         return replace(self, **changes)
 
     def arguments(self) -> list[str]:

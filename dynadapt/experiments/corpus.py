@@ -22,9 +22,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dynadapt.runs.rundir import write_json
+
 from .corpus_read import FORMAT, CorpusError, check_corpus, part_files, read_documents, read_manifest
 from .corpus_sources import DOMAINS, Domain, Missing
-from dynadapt.runs.rundir import write_json
 
 __all__ = ["CorpusError", "Deduplicator", "Settings", "build", "check_corpus", "part_files", "read_documents", "read_manifest", "split"]
 

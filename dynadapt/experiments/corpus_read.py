@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dynadapt.common.digests import digest_of
+from dynadapt.runs.rundir import RunError, read_json
 from dynadapt.runs.texts.expanding import SELECTED, expand
 from dynadapt.runs.texts.records import open_records
 from dynadapt.runs.texts.source import TextError
-
-from dynadapt.runs.rundir import RunError, read_json
 
 FORMAT = 1
 PARTS = ("train", "heldout")

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
 
 from dynadapt.common.environment import peak_memory_bytes
-from .config import ConfigError, EvalConfig
-from .defaults import settle, settled
+from dynadapt.common.notes import note
 from dynadapt.runs.document_slots import Feed, Segment, check_lengths
 from dynadapt.runs.rundir import SCORE, RunDirectory, RunError, read_json
 from dynadapt.runs.stopping import Interrupted, StopRun, interruptible
-from dynadapt.runs.unwritten import Unwritten
-from dynadapt.common.notes import note
 from dynadapt.runs.text import Document, Source, TextError, expand, inputs, split, streaming_tokenizer
+from dynadapt.runs.unwritten import Unwritten
+
+from .config import ConfigError, EvalConfig
+from .defaults import settle, settled
 
 __all__ = ["Interrupted", "RunOptions", "StopRun", "adapt_of", "build_engine", "find_baseline", "interruptible", "optimizer_of", "run"]
 PHASES = ("forward", "backward", "update", "recompute")
@@ -410,8 +411,8 @@ def find_baseline(path: Path | None, config: EvalConfig) -> dict[int, float]:
     """Tokens scored -> mean NLL so far, of a static run on the same text in the same parent directory; {} if there is none."""
     if path is None or config.adapt == "none" or not path.parent.is_dir():
         return {}
-    from dynadapt.runs.metrics import read_metrics
     from dynadapt.runs.kinds import kind_of
+    from dynadapt.runs.metrics import read_metrics
     keys = ("model", "text", "field", "tokens", "streams", "split", "segment", "memory", "sinks", "context")
     mine = config.to_dict()
     for other in sorted(path.parent.iterdir()):

@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynadapt.common.checks import shown
-from .evaluation_settings import settings_from
-from .config import ConfigError, EvalConfig
-from .dyneval import Interrupted, RunOptions, build_engine, run
-from dynadapt.runs.rundir import read_json
-from dynadapt.runs.unwritten import Unwritten
+from dynadapt.common.notes import note
+from dynadapt.common.reprs import safe
 from dynadapt.model.fetch import KNOWN
 from dynadapt.model.load import load
 from dynadapt.model.tokenizer import Tokenizer
-from dynadapt.common.notes import note
-from dynadapt.common.reprs import safe
+from dynadapt.runs.rundir import read_json
 from dynadapt.runs.text import TextError
 from dynadapt.runs.texts.expanding import stands_for_something
+from dynadapt.runs.unwritten import Unwritten
+
+from .config import ConfigError, EvalConfig
+from .dyneval import Interrupted, RunOptions, build_engine, run
+from .evaluation_settings import settings_from
 
 if TYPE_CHECKING:
     from dynadapt.engine.engine import Engine
@@ -51,12 +52,12 @@ class Evaluation:
     flops: dict[str, int]
     documents: list[dict]
     config: EvalConfig
-    engine: "Engine"
+    engine: Engine
     scores: np.ndarray | None = None
     out: Path | None = None
     summary: dict = field(default_factory=dict)
 
-    def gain_over(self, other: "Evaluation") -> float:
+    def gain_over(self, other: Evaluation) -> float:
         """How many nats a token lower this score is than another's of the same tokens; above 0: this one is better.
 
         Raises:
@@ -253,11 +254,11 @@ def _document_name(name: str, names: Mapping[str, str]) -> str:
 
 # ---- models
 
-def _name(model: "Model") -> str:
+def _name(model: Model) -> str:
     return model.name if model.name in KNOWN else model.origin or model.name
 
 
-def _with_tokenizer(model: "Model", tokenizer) -> "Model":
+def _with_tokenizer(model: Model, tokenizer) -> Model:
     if not isinstance(tokenizer, Tokenizer):
         raise ConfigError(f"tokenizer={shown(tokenizer)}: expected a dynadapt.model.Tokenizer, for example load(directory).tokenizer")
     other = model.converted(model.dtype)

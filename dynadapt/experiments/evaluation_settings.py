@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import fields
 
 from dynadapt.adapt import RMS, SGD, Adam, AdamW, Full, LoRA, RowSparse
-from dynadapt.common.checks import shown
 from dynadapt.commands.parsing import meant
-from .config import ConfigError, EvalConfig
+from dynadapt.common.checks import shown
 from dynadapt.engine.memory import Overlap, SegmentMemory
+
+from .config import ConfigError, EvalConfig
 
 ADAPTS = {"lora": LoRA, "rows": RowSparse, "full": Full}
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "sgd": SGD, "rms": RMS}

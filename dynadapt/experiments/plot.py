@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 
 from dynadapt.runs.drawing import COLOURS, CYCLE, STYLE, fitted, label_points, legend_below, log_axis, say_nothing_here
 from dynadapt.runs.drawing import save as _save
+from dynadapt.runs.kinds import kind_of
 from dynadapt.runs.labels import MOST, labels_of, looks_of, plain_static, scored_the_same
 from dynadapt.runs.labels import labels_of as _labels
 from dynadapt.runs.labels import plain_static as _plain_static
 from dynadapt.runs.metrics import Run, read_run
 from dynadapt.runs.rundir import RunError, read_json
-from dynadapt.runs.kinds import kind_of
 from dynadapt.runs.whole_files import note
 
 __all__ = ["COLOURS", "CYCLE", "STYLE", "_labels", "_plain_static", "_save", "label_points", "plot_cost", "plot_runs"]

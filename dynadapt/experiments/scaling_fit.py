@@ -105,7 +105,7 @@ class ScalingFit:
                 "draws": [list(draw) for draw in self.draws]}
 
     @classmethod
-    def from_dict(cls, content: Mapping) -> "ScalingFit":
+    def from_dict(cls, content: Mapping) -> ScalingFit:
         return cls(**{**content, "tokens": tuple(content["tokens"]), "losses": tuple(content["losses"]),
                       "draws": tuple(tuple(draw) for draw in content["draws"])})
 

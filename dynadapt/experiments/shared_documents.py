@@ -17,13 +17,14 @@ import numpy as np
 
 import dynadapt
 from dynadapt.distributed import Processes
-from .config import ConfigError, EvalConfig
-from .defaults import settled
-from .dyneval import PHASES, RunOptions, _bits_per_byte, _load, expect_files, run
 from dynadapt.runs.metrics import read_metrics
 from dynadapt.runs.rundir import RunDirectory, RunError, check_finished, open_directory, read_json, write_json
 from dynadapt.runs.text import Source, expand, inputs
 from dynadapt.runs.texts.expanding import selection
+
+from .config import ConfigError, EvalConfig
+from .defaults import settled
+from .dyneval import PHASES, RunOptions, _bits_per_byte, _load, expect_files, run
 
 COUNTS = ("tokens", "bytes", "updates", "skipped_updates", "resets", "segments", "short_documents")
 

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dynadapt.common import children
-from .config import ConfigError, EvalConfig
 from dynadapt.runs.metrics import Run, read_run
 from dynadapt.runs.rundir import read_json, write_json
 
+from .config import ConfigError, EvalConfig
 
 KEYS = ("out", "scores", "checkpoint", "base", "grid", "cells")
 

@@ -22,6 +22,7 @@ from dynadapt.engine.engine import DTYPES, Engine
 from dynadapt.engine.memory import SegmentMemory
 from dynadapt.model import ModelError
 from dynadapt.model.live import load_live
+
 from .session import attach
 
 __all__ = ["HeldOutScore"]

@@ -19,13 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynadapt.model.peft_fields import check_targets
 from dynadapt.engine.learners.peft import SETTINGS, TENSORS, read_settings, read_tensors, write_adapter, write_settings
 from dynadapt.experiments.export import run_adapter
-from .inference_server import ENDPOINTS, KEEP, PublishError, Server
-from dynadapt.runs.rundir import read_json, sync_tree, write_json
 from dynadapt.model import ModelError
 from dynadapt.model.family import FAMILIES
+from dynadapt.model.peft_fields import check_targets
+from dynadapt.runs.rundir import read_json, sync_tree, write_json
+
+from .inference_server import ENDPOINTS, KEEP, PublishError, Server
 
 __all__ = ["ENDPOINTS", "KEEP", "PublishError", "Published", "Server", "publish"]
 FILES = (SETTINGS, TENSORS)

@@ -19,16 +19,16 @@ from weakref import WeakSet
 
 import torch
 
-from dynadapt.engine import state as engine_state
 from dynadapt.adapt.methods import LoRA, RowSparse, targeted, whole_model
 from dynadapt.common.checks import token_ids
-from dynadapt.engine.engine import DTYPES, Engine
+from dynadapt.common.reprs import safe
+from dynadapt.engine import state as engine_state
 from dynadapt.engine.arguments import as_adapt
+from dynadapt.engine.engine import DTYPES, Engine
 from dynadapt.model import ModelError, from_state, layout
 from dynadapt.model.layout import hf_transposed
 from dynadapt.model.live import is_live, load_live, match_live
 from dynadapt.model.live_state import refuse_changes, unlike
-from dynadapt.common.reprs import safe
 
 PROBE_TOKENS = 16  # scored by model and engine when they come together: two forwards
 _held: WeakSet[torch.nn.Module] = WeakSet()  # every module of every model that a session holds

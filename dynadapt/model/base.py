@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from dynadapt.common.reprs import safe
+
 from .config import ModelConfig
 from .errors import ModelError
 from .layout import tensor_shapes
-from dynadapt.common.reprs import safe
 
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of files
 MODEL_DTYPES = (*WEIGHT_DTYPES, torch.float64)  # in memory

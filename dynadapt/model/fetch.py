@@ -21,10 +21,11 @@ from pathlib import Path
 
 from dynadapt.common import children
 from dynadapt.common.cache import cache_root
+
 from .convert import write_directory
-from .json_file import read_json
 from .errors import ModelError
 from .gguf_model import load_gguf
+from .json_file import read_json
 
 MANIFEST = "dynadapt.json"
 FORMAT = 1  # raised when the conversion changes, so that older cache entries are made anew

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 from .config import ModelConfig
-from .json_file import read_json
 from .errors import ModelError
 from .hf_config import config_from_hf
+from .json_file import read_json
 
 LLAMA3 = {
     "rope_type": "llama3",

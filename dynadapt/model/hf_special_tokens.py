@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tokenizers import AddedToken, Tokenizer as Backend
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 
 from .errors import ModelError
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer as Backend, processors
+from tokenizers import Tokenizer as Backend
+from tokenizers import processors
 
 from .config import ModelConfig
 from .errors import ModelError

@@ -134,7 +134,7 @@ def _advice(name: str) -> str:
             meant = folded[close[0]]
             also = f" (or fetch {name} with: {fetch_line(name)})" if "/" in name and parse_id(name) else ""
             return f"; did you mean {meant!r}?{also}"
-    if "/" in name and parse_id(name) and not Path(name).suffix in (".gguf", ".safetensors", *PICKLES) and name[0] not in "./~":
+    if "/" in name and parse_id(name) and Path(name).suffix not in (".gguf", ".safetensors", *PICKLES) and name[0] not in "./~":
         return f", and the Hugging Face cache ({hub_directory()}) has no model of this name: fetch it with: {fetch_line(name)}"
     parent = Path(name).expanduser().parent
     if parent != Path(".") and parent.is_dir():

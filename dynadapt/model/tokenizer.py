@@ -8,8 +8,9 @@ from pathlib import Path
 
 import tokenizers
 
-from .errors import ModelError
 from dynadapt.common.reprs import safe
+
+from .errors import ModelError
 
 _CLEAN = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
           (" 've", "'ve"), (" 're", "'re"))

@@ -1,8 +1,20 @@
 """Ops: one file each, with its contract, its reference, its FLOP formula and its dispatch."""
 
 from . import (
-    activation, attention, bias_gradient, cross_entropy, embedding, fused_update, head_norm, linear, linear_mse, memory_advance, norm,
-    reset, update, weight_gradient,
+    activation,
+    attention,
+    bias_gradient,
+    cross_entropy,
+    embedding,
+    fused_update,
+    head_norm,
+    linear,
+    linear_mse,
+    memory_advance,
+    norm,
+    reset,
+    update,
+    weight_gradient,
 )
 from .dispatch import UnsupportedOp, choose_backend, choose_device, defined_ops, resolve
 from .float8 import Float8Weights

@@ -12,8 +12,8 @@ lr [slots] and step [slots] are read from memory, so that a captured graph can r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 

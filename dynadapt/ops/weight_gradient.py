@@ -9,8 +9,6 @@ it costs O(N O) instead of 2 N O K.
 
 from __future__ import annotations
 
-import torch
-
 from .dispatch import reference
 
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dynadapt.common.digests import differs, digests_under, sync_tree
+
 from .whole_files import RunError, discard, note, read_json
 
 NAME = re.compile(r"(\d{8,})(?:-(\d+))?")

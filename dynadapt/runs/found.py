@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .rundir import locked, unscored
 from .kinds import headline, kind_of, what
+from .rundir import locked, unscored
 from .whole_files import RunError, read_json
 
 DEPTH = 6                    # directories below the one that is asked about

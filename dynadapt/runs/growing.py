@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dynadapt.common.digests import prefix_digest
+
 from .whole_files import RunError
 
 # A row a scored token: its document, its place there (from 1), nats, its id, and the bytes start to stop - 1 of its text that it covers.

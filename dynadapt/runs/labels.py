@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from .drawing import COLOURS, CYCLE
+from .kinds import learns, remembers
 from .metrics import Run
 from .rundir import RunError, read_json
-from .kinds import learns, remembers
 
 MARKERS = {"window": "o", "overlap": "^", "memory": "s", "long window": "D"}
 DASHES = {"window": "-", "overlap": ":", "memory": "--", "long window": "-."}

@@ -23,6 +23,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from dynadapt.experiments.config import ConfigError
+
 from .whole_files import RunError, note, read_json, write_json
 
 IDS = "log.json"                                     # in a run's directory: what its logs know it by

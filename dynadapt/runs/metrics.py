@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .rundir import RunError, check_finished, locked, read_json, unscored
 from .kinds import headline, kind_of, what
+from .rundir import RunError, check_finished, locked, read_json, unscored
 
 if TYPE_CHECKING:
     import numpy as np

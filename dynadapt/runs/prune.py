@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoints import saved_states
-from .rundir import BEGINNING, UNSCORED, holds_only, nothing_scored, unscored
 from .found import DEPTH, Row, disk_use, find_runs, row_of
+from .rundir import BEGINNING, UNSCORED, holds_only, nothing_scored, unscored
 from .whole_files import RunError, os_error, read_json
 
 OF_DIAGNOSIS = ("texts-newlines", "texts-packing")

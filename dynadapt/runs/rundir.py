@@ -25,6 +25,7 @@ import numpy as np
 
 from dynadapt.common.digests import sync_tree
 from dynadapt.common.environment import environment
+
 from .checkpoints import keep_only, newest_whole, saved_states, write_state
 from .growing import SCORE, Metrics, Scores, check_columns, header_bytes, verified
 from .logs import Logs, check_logs, open_logs, show_finished

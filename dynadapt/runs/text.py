@@ -16,8 +16,8 @@ from __future__ import annotations
 import json
 import zlib
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Iterator
 
 import numpy as np
 from tokenizers import Tokenizer

@@ -11,7 +11,8 @@ import torch
 from helpers import to_transformers
 
 from dynadapt import _C
-from dynadapt.bench import step as bench, side_by_side as bench_race
+from dynadapt.bench import side_by_side as bench_race
+from dynadapt.bench import step as bench
 from dynadapt.model import random_model, tiny_config
 
 
@@ -146,4 +147,4 @@ def test_names_are_checked(options, said):
 
 def test_help_knows_what_the_benchmark_knows():
     from dynadapt.commands import bench_step
-    assert (bench_step.PEERS, bench_step.DTYPES, bench_step.ISAS) == (bench.PEERS, bench.DTYPES, tuple(bench.LIMITS))
+    assert (bench.PEERS, bench.DTYPES, tuple(bench.LIMITS)) == (bench_step.PEERS, bench_step.DTYPES, bench_step.ISAS)

@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from dynadapt import AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt.bench.plan import GPUS, Ceilings, datasheet, from_campaign, measured, most_streams, predict, step_work
+from dynadapt.bench.plan.ceilings import machine_memory
 from dynadapt.cli import main
-from dynadapt.model import random_model
+from dynadapt.model import ModelError, random_model
 from dynadapt.model.config import tiny_config
-from dynadapt.model import ModelError
 from dynadapt.model.geometries import GEOMETRIES, geometry
 from dynadapt.model.hf_config import config_to_hf
 from dynadapt.model.layout import tensor_shapes
-from dynadapt.bench.plan import GPUS, Ceilings, datasheet, from_campaign, measured, most_streams, predict, step_work
-from dynadapt.bench.plan.ceilings import machine_memory
 
 ROOT = Path(__file__).parents[2]
 CASES = {

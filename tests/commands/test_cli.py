@@ -8,12 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from tiny import english, tiny_directory
 
 from dynadapt.cli import build_parser, main
 from dynadapt.commands.settings import config_from
 from dynadapt.experiments.config import CHOICES, ConfigError, EvalConfig
 from dynadapt.runs.progress import Lines
-from tiny import english, tiny_directory
 
 CONTRACT = """--model --text --tokens --adapt --rank --targets --layers --density --segment --memory --sinks --refresh --context --every
     --optimizer --lr --decay --clip --reset --streams --split --dtype --backend --seed --out --resume""".split()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import english, tiny_directory
 
 import dynadapt.model
 from dynadapt.cli import main
@@ -15,11 +16,10 @@ from dynadapt.experiments import defaults
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.defaults import fastest, fitting_memory, opening, settle
 from dynadapt.experiments.dyneval import Interrupted, RunOptions, build_engine, run
-from dynadapt.runs.rundir import RunError
-from dynadapt.experiments.sweep import run_cells, Cell
+from dynadapt.experiments.sweep import Cell, run_cells
 from dynadapt.model import tiny_config
 from dynadapt.runs.progress import Bar, Lines
-from tiny import english, tiny_directory
+from dynadapt.runs.rundir import RunError
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,9 @@ def test_arithmetic_is_what_the_instruction_set_in_use_does_fastest(isa, dtype, 
 
 
 def test_a_gpu_takes_bf16(monkeypatch):
-    import dynadapt.ops
     import torch
+
+    import dynadapt.ops
     monkeypatch.setattr(dynadapt.ops, "choose_device", lambda *of: torch.device("cuda"))
     assert fastest()[0] == "bf16"
 

@@ -1,12 +1,12 @@
 """The main job on SmolLM2-135M and a text that needs no download."""
 import pytest
 import torch
+from helpers import to_transformers
 
 import dynadapt.model
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import run
 from dynadapt.runs.text import BUILTINS, Source, TokenReader, streaming_tokenizer
-from helpers import to_transformers
 
 TEXT = "builtin:python-reference"
 pytestmark = pytest.mark.model

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from dynadapt.common import cache
-from dynadapt.commands import info, standard_streams as streams
-from dynadapt.cli import main
 from tiny import english, tiny_directory
+
+from dynadapt.cli import main
+from dynadapt.commands import info
+from dynadapt.commands import standard_streams as streams
+from dynadapt.common import cache
 
 EMPTY = {"PATH": os.environ.get("PATH", os.defpath), "OMP_WAIT_POLICY": "passive"}
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

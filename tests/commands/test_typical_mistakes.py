@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import english, tiny_directory
 
 from dynadapt.cli import main
-from tiny import english, tiny_directory
 
 # The mistake -> the command (FOLDER stands for a directory with the files of `folder`), its answer after "dynadapt: error: ".
 AT_ONCE = {     # needs no torch

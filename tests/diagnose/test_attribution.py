@@ -4,13 +4,13 @@ import types
 
 import numpy as np
 import pytest
+from tiny import english, tiny_tokenizer
 
 from dynadapt.experiments.diagnose import attribution, similarity
 from dynadapt.experiments.diagnose.classes import CLASSES, classify, keywords, visible
 from dynadapt.experiments.diagnose.driver import diagnosis_of
 from dynadapt.experiments.diagnose.scored import Scored
 from dynadapt.experiments.diagnose.verdict import BROADLY, FEW_TYPES, HELPS, INCONCLUSIVE, goes_away
-from tiny import english, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

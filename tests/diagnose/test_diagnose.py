@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import english, tiny_directory
 
 import dynadapt.model
 from dynadapt.cli import main
+from dynadapt.common.notes import RunNote
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.diagnose import models
 from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, UNCLEAR, advice, outcome_interval, size_factor
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
 from dynadapt.experiments.diagnose.driver import run_diagnosis
-from dynadapt.common.notes import RunNote
 from dynadapt.experiments.diagnose.texts import gather, joined_lines, write_control
 from dynadapt.experiments.dyneval import build_engine, run
-from dynadapt.runs.rundir import RunError
 from dynadapt.model.errors import ModelError
+from dynadapt.runs.rundir import RunError
 from dynadapt.runs.text import TextError
-from tiny import english, tiny_directory
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import english, tiny_directory
 
 from dynadapt import Engine, LoRA
-from dynadapt.interop import nn
 from dynadapt.cli import parse
 from dynadapt.commands.settings import config_from
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import RunOptions, adapt_of, run
 from dynadapt.experiments.reweight import ReweightConfig
 from dynadapt.experiments.reweight.setup import build_engine as reweight_engine
-from dynadapt.runs.rundir import RunError
+from dynadapt.interop import nn
 from dynadapt.model import random_model, tiny_config
-from tiny import english, tiny_directory
+from dynadapt.runs.rundir import RunError
 
 
 @pytest.mark.parametrize("rank", [1, 3, 16, 64])

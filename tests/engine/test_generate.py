@@ -2,13 +2,13 @@
 import pytest
 import torch
 from helpers import to_transformers
+from tiny import english, tiny_tokenizer
 
 import dynadapt
 from dynadapt import Adam, Engine, LoRA, SegmentMemory
+from dynadapt.engine.sampling import Sampler
 from dynadapt.engine.state import state_counts, state_tensors
 from dynadapt.model import Tokenizer, from_state, random_model, tiny_config
-from dynadapt.engine.sampling import Sampler
-from tiny import english, tiny_tokenizer
 
 TEXT = english(60)
 T = 32

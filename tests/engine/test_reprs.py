@@ -4,18 +4,18 @@ import copy
 import pytest
 import torch
 from helpers import to_transformers
+from tiny import tiny_tokenizer
 
 import dynadapt
 from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.engine.continuation import Continuation
 from dynadapt.engine.engine import StepReport
-from dynadapt.experiments.evaluation import Evaluation
 from dynadapt.engine.memory import MemoryState
-from dynadapt.model import Model, Tokenizer, random_model, tiny_config
 from dynadapt.engine.sampling import Sampler
-from dynadapt.interop.session import Session, Snapshot
 from dynadapt.engine.static_step import StaticReport
-from tiny import tiny_tokenizer
+from dynadapt.experiments.evaluation import Evaluation
+from dynadapt.interop.session import Session, Snapshot
+from dynadapt.model import Model, Tokenizer, random_model, tiny_config
 
 MODEL = random_model(tiny_config("llama"), seed=1, std=0.1)
 LIMIT = 400

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full
 from dynadapt.engine.decoder import Batch
-from dynadapt.model import hf_name, from_state, random_model, tiny_config
+from dynadapt.model import from_state, hf_name, random_model, tiny_config
 from dynadapt.model.layout import hf_transposed
 
 MODEL = Full(targets="model")

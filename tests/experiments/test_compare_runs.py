@@ -7,6 +7,7 @@ import chromium
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from tiny import english, tiny_directory
 
 from dynadapt.cli import main
 from dynadapt.experiments.compare import read_compared, summarise, write_page
@@ -14,7 +15,6 @@ from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.diagnose.classes import CLASSES
 from dynadapt.experiments.dyneval import RunOptions, run
 from dynadapt.runs.rundir import RunError
-from tiny import english, tiny_directory
 
 TEXT = english(400) + "\tEnde. \U0001f642 w\u00f6rld </script><b>\n\n" + english(60, seed=2)
 

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from corpora import write_manifest
+from tiny import english
+
 from dynadapt.experiments.corpus_read import CorpusError, check_corpus, part_files, read_documents, read_manifest
 from dynadapt.experiments.diagnose.texts import gather
 from dynadapt.runs.text import TextError
-from tiny import english
 
 DOMAINS = ("apples", "pears")
 

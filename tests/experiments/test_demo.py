@@ -13,6 +13,7 @@ import matplotlib.image
 import psutil
 import pytest
 from rich.console import Console
+from tiny import english, tiny_directory
 
 from dynadapt.experiments import plot
 from dynadapt.experiments.config import EvalConfig
@@ -23,7 +24,6 @@ from dynadapt.experiments.demo.plan import LEAST, Pace, Plan, make_plan
 from dynadapt.experiments.demo.show import Filling
 from dynadapt.experiments.demo.variants import BY_WEIGHT, COMPARED, CORE, COST, demo_cells
 from dynadapt.runs.rundir import RunError
-from tiny import english, tiny_directory
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 from helpers import to_transformers
+from tiny import english, tiny_directory
 
 import dynadapt
 from dynadapt import RMS, SGD, Adam, AdamW, Full, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.cli import main
-from dynadapt.experiments.evaluation_settings import settings_from
 from dynadapt.experiments.config import LEARNING_RATES, ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import adapt_of, optimizer_of
+from dynadapt.experiments.evaluation_settings import settings_from
+from dynadapt.model import ModelError, load
 from dynadapt.runs.metrics import read_metrics
 from dynadapt.runs.rundir import RunError
-from dynadapt.model import ModelError, load
 from dynadapt.runs.text import TextError
-from tiny import english, tiny_directory
 
 FAST = dict(segment=32, rank=2, lr=0.01, dtype="fp32", memory=0)
 WORDS = ["--segment", "32", "--rank", "2", "--lr", "0.01", "--dtype", "fp32", "--memory", "0"]

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import english, tiny_directory
 
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import RunOptions, run
-from dynadapt.runs.metrics import read_metrics
 from dynadapt.experiments.shared_documents import _check, _check_begun, merged_lines, merged_scores, shared_out
+from dynadapt.runs.metrics import read_metrics
 from dynadapt.runs.rundir import SCORE, RunDirectory, RunError
 from dynadapt.runs.text import TextError
-from tiny import english, tiny_directory
 
 SHARES = [[0, 3], [1, 2, 4]]
 WORDS = (400, 90, 310, 30, 50)     # the two longest go to different processes

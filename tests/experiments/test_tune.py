@@ -17,7 +17,6 @@ from dynadapt.cli import command_parser, main
 from dynadapt.experiments import config as settings
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import run
-from dynadapt.runs.rundir import RunError
 from dynadapt.experiments.tune import Recommendation, tune
 from dynadapt.experiments.tune import plan as planning
 from dynadapt.experiments.tune.driver import fitting_memories
@@ -27,6 +26,7 @@ from dynadapt.experiments.tune.plan import Candidate, Cost, grids, least_seconds
 from dynadapt.experiments.tune.report import print_recommendation
 from dynadapt.experiments.tune.windows import draw, read_text, spread, write_rest
 from dynadapt.model import random_model, tiny_config
+from dynadapt.runs.rundir import RunError
 from dynadapt.runs.text import TextError, streaming_tokenizer
 
 KINDS = ("none", "lora", "rows", "full")

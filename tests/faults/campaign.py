@@ -88,8 +88,8 @@ def reweighting(root: Path, changed: bool = False):
 
 
 def in_context(root: Path):
-    from dynadapt.experiments.icl.config import TrainConfig
     from dynadapt.experiments.icl import train as module
+    from dynadapt.experiments.icl.config import TrainConfig
     from dynadapt.experiments.icl.train import TrainOptions, train
     module.curves = partial(module.curves, prompts=64)   # of the errors in the summary
     config = TrainConfig(preset="test", dims=3, points=6, layers=1, hidden=16, heads=2, positions=12, batch=4, steps=12, log=3,

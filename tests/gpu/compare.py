@@ -7,11 +7,11 @@ torch in the same dtype, plus a little.
 """
 import pytest
 import torch
+from native.compare import Out, Weight, poisoned
 
 from dynadapt.kernels.common import INTERPRET
 from dynadapt.ops.dispatch import resolve
 from dynadapt.ops.matrix import DenseMatrix
-from native.compare import Out, Weight, poisoned
 
 __all__ = ["DEVICE", "DTYPES", "Out", "Weight", "acts", "check", "move", "poisoned", "run", "skip_without_gpu"]
 

@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks.gpu import checks, geometry, summary  # noqa: E402
-from benchmarks.gpu.campaign import Campaign, Record, child  # noqa: E402
 from tiny import english, tiny_directory  # noqa: E402
 
+from benchmarks.gpu import checks, geometry, summary  # noqa: E402
+from benchmarks.gpu.campaign import Campaign, Record, child  # noqa: E402
 from dynadapt import Adam, Engine, LoRA, SegmentMemory  # noqa: E402
 from dynadapt.model import random_model  # noqa: E402
 

@@ -1,11 +1,11 @@
 """The optimizer step on the GPU against its reference: every kind and option, resting and skipped streams, clipping."""
 import pytest
 import torch
+from native.test_update import KINDS, NAMES, STATE, make
 
 from dynadapt.kernels import update as kernels
 from dynadapt.kernels.common import INTERPRET
 from dynadapt.ops.dispatch import resolve
-from native.test_update import KINDS, NAMES, STATE, make
 
 from .compare import DEVICE, DTYPES, skip_without_gpu
 

@@ -1,18 +1,23 @@
 """The optimizer step in CUDA C++, on a GPU: the cases of the Triton kernel, and what is particular to this one."""
 import pytest
 import torch
+from native.test_update import KINDS, NAMES, STATE, make
 
 from dynadapt import _C
 from dynadapt.kernels import update_cuda
 from dynadapt.ops.dispatch import resolve
-from native.test_update import KINDS, NAMES, STATE, make
 
 from . import test_update as cases
 from .compare import DEVICE, skip_without_gpu
 from .test_update import (  # noqa: F401  (collected here once more, see in_cuda)
-    test_a_stream_alone_has_the_same_bits, test_a_stream_with_a_bad_gradient_is_skipped, test_against_reference,
-    test_corrections_at_every_age, test_huge_gradients_are_clipped_not_skipped, test_real_sizes,
-    test_resting_streams_keep_everything, test_zero_learning_rate_changes_no_bit,
+    test_a_stream_alone_has_the_same_bits,
+    test_a_stream_with_a_bad_gradient_is_skipped,
+    test_against_reference,
+    test_corrections_at_every_age,
+    test_huge_gradients_are_clipped_not_skipped,
+    test_real_sizes,
+    test_resting_streams_keep_everything,
+    test_zero_learning_rate_changes_no_bit,
 )
 
 pytestmark = [pytest.mark.gpu, skip_without_gpu]

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import to_transformers
+from tiny import english, tiny_directory
 
 import dynadapt
 from dynadapt import Adam, Engine, Full, LoRA
 from dynadapt.cli import main
 from dynadapt.model import ModelError, load
-from tiny import english, tiny_directory
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

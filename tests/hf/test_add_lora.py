@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers import to_transformers
 
-from dynadapt.model import random_model, tiny_config
 from dynadapt.interop.nn import Adapters, LoRALinear, add_lora
+from dynadapt.model import random_model, tiny_config
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]
 TARGETS = {
@@ -216,7 +216,7 @@ def test_merged_and_removed(family):
     model = live(family)
     model.get_input_embeddings().requires_grad_(False)
     plain, kinds = model(ids()).logits, {n: type(m) for n, m in model.named_modules()}
-    weights = {n: p for n, p in model.named_parameters()}
+    weights = dict(model.named_parameters())
     learned = {n for n, p in model.named_parameters() if p.requires_grad}
     adapters = add_lora(model, rank=2)
     torch.testing.assert_close(model(ids()).logits, plain, rtol=1e-4, atol=1e-5)
@@ -228,7 +228,7 @@ def test_merged_and_removed(family):
     torch.testing.assert_close(merged(**batch).loss, loss, rtol=1e-5, atol=1e-6)
     assert merged(**batch).logits is not None and not any("lora" in n for n in merged.state_dict())
     assert adapters.remove() is model and torch.equal(model(ids()).logits, plain)
-    assert {n: type(m) for n, m in model.named_modules()} == kinds and {n: p for n, p in model.named_parameters()}.keys() == weights.keys()
+    assert {n: type(m) for n, m in model.named_modules()} == kinds and dict(model.named_parameters()).keys() == weights.keys()
     assert all(p is weights[n] for n, p in model.named_parameters())
     assert {n for n, p in model.named_parameters() if p.requires_grad} == learned
     with pytest.raises(ValueError, match="merged or removed"):

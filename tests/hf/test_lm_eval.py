@@ -15,8 +15,8 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from dynadapt import Adam, Engine, LoRA, SegmentMemory  # noqa: E402
-from dynadapt.experiments.config import ConfigError  # noqa: E402
 from dynadapt.engine.generation import generate, score_continuations  # noqa: E402
+from dynadapt.experiments.config import ConfigError  # noqa: E402
 from dynadapt.interop.lm_eval import DynadaptLM  # noqa: E402
 from dynadapt.model import Tokenizer, random_model, tiny_config  # noqa: E402
 
@@ -188,8 +188,9 @@ def test_the_harness_runs_tasks_without_a_download(tokenizer, tmp_path, monkeypa
 
 
 def test_the_command_line_prints_the_policy_with_the_score(tmp_path, monkeypatch, capsys):
-    from dynadapt.interop.lm_eval.__main__ import main
     from tiny import tiny_directory
+
+    from dynadapt.interop.lm_eval.__main__ import main
 
     write_tasks(tmp_path)
     directory = tiny_directory(tmp_path / "model")

@@ -13,10 +13,10 @@ from helpers import to_transformers
 from safetensors.torch import load_file, save_file
 
 from dynadapt import SGD, Engine, LoRA, publish
-from dynadapt.model.peft_fields import FIELDS
 from dynadapt.experiments.diagnose.models import complete_adapter
 from dynadapt.model import ModelError, random_model, tiny_config
 from dynadapt.model.convert import write_directory
+from dynadapt.model.peft_fields import FIELDS
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -17,8 +17,8 @@ from dynadapt import LoRA, Server, publish
 from dynadapt.cli import main
 from dynadapt.interop import publish as module
 from dynadapt.interop.publish import PublishError
-from dynadapt.runs.rundir import RunError
 from dynadapt.model import ModelError, random_model, tiny_config
+from dynadapt.runs.rundir import RunError
 
 KINDS = ["vllm", "sglang"]
 

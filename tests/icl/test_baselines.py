@@ -8,9 +8,25 @@ import torch
 from scipy.stats import multivariate_normal
 
 from dynadapt.experiments.icl import (
-    BASELINES, DenseLinear, IclError, NoisyLinear, ReluNetwork, SparseLinear, averaging, discrete_posterior, draw, lasso,
-    least_squares, linear_mixture, linear_mixture_posterior, make_baseline, make_inputs, nearest_neighbours, network_gradient_descent,
-    ridge, zero,
+    BASELINES,
+    DenseLinear,
+    IclError,
+    NoisyLinear,
+    ReluNetwork,
+    SparseLinear,
+    averaging,
+    discrete_posterior,
+    draw,
+    lasso,
+    least_squares,
+    linear_mixture,
+    linear_mixture_posterior,
+    make_baseline,
+    make_inputs,
+    nearest_neighbours,
+    network_gradient_descent,
+    ridge,
+    zero,
 )
 from dynadapt.experiments.icl.lasso_path import lasso_weights
 
@@ -196,7 +212,7 @@ def test_least_squares_is_exact_from_20_examples_on(kind):
 
 def test_averaging_and_zero():
     assert_curve(curve(averaging, DenseLinear(20)), {k: 21 / k for k in range(1, 41)})
-    assert_curve(curve(zero, DenseLinear(20)), {k: 1.0 for k in range(41)})
+    assert_curve(curve(zero, DenseLinear(20)), dict.fromkeys(range(41), 1.0))
 
 
 def test_three_nearest_neighbours():

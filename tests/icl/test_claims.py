@@ -14,7 +14,6 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 from benchmarks import icl, icl_rules  # noqa: E402
-
 from dynadapt.experiments.icl import DenseLinear, Mixture, SparseLinear, least_squares, linear_mixture, make_function_class, zero
 from dynadapt.experiments.icl.study import Settings, Subject  # noqa: E402
 

@@ -7,8 +7,21 @@ import pytest
 import torch
 
 from dynadapt.experiments.icl import (
-    DenseLinear, IclError, SparseLinear, averaging, by_nonzeros, curves, draw, lasso, least_squares, make_inputs, out_of_distribution,
-    sequence_predictor, squared_errors, summarise, zero,
+    DenseLinear,
+    IclError,
+    SparseLinear,
+    averaging,
+    by_nonzeros,
+    curves,
+    draw,
+    lasso,
+    least_squares,
+    make_inputs,
+    out_of_distribution,
+    sequence_predictor,
+    squared_errors,
+    summarise,
+    zero,
 )
 
 

@@ -6,8 +6,23 @@ import pytest
 import torch
 
 from dynadapt.experiments.icl import (
-    FUNCTION_CLASSES, INPUTS, ConvexCombination, DecisionTree, DenseLinear, FourierSeries, IclError, Mixture, NoisyLinear, Quadratic,
-    ReluNetwork, Sinusoid, SparseLinear, draw, interleaved, make_function_class, make_inputs,
+    FUNCTION_CLASSES,
+    INPUTS,
+    ConvexCombination,
+    DecisionTree,
+    DenseLinear,
+    FourierSeries,
+    IclError,
+    Mixture,
+    NoisyLinear,
+    Quadratic,
+    ReluNetwork,
+    Sinusoid,
+    SparseLinear,
+    draw,
+    interleaved,
+    make_function_class,
+    make_inputs,
 )
 
 

@@ -7,8 +7,23 @@ import torch
 
 from dynadapt.cli import main
 from dynadapt.experiments.icl import (
-    ConvexCombination, DecisionTree, DenseLinear, FourierSeries, IclError, Mixture, NoisyLinear, Quadratic, ReluNetwork, Sinusoid,
-    SparseLinear, averaging, curves, draw, lasso, least_squares, make_inputs,
+    ConvexCombination,
+    DecisionTree,
+    DenseLinear,
+    FourierSeries,
+    IclError,
+    Mixture,
+    NoisyLinear,
+    Quadratic,
+    ReluNetwork,
+    Sinusoid,
+    SparseLinear,
+    averaging,
+    curves,
+    draw,
+    lasso,
+    least_squares,
+    make_inputs,
 )
 from dynadapt.experiments.icl.applicable import TITLES, baselines_for
 from dynadapt.experiments.icl.eval_command import class_of, evaluate, table_of

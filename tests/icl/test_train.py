@@ -8,7 +8,6 @@ import torch
 
 from dynadapt.common.digests import digest_of
 from dynadapt.experiments import icl
-from dynadapt.runs.checkpoints import state_digest
 from dynadapt.experiments.dyneval import Interrupted
 from dynadapt.experiments.icl.base import IclError
 from dynadapt.experiments.icl.config import TrainConfig, from_preset
@@ -17,6 +16,7 @@ from dynadapt.experiments.icl.model import Geometry, Regressor, initial_weights
 from dynadapt.experiments.icl.presets import PRESETS
 from dynadapt.experiments.icl.reference import HuggingFaceRegressor
 from dynadapt.experiments.icl.train import Trainer, TrainOptions, train
+from dynadapt.runs.checkpoints import state_digest
 from dynadapt.runs.rundir import RunError
 
 GEOMETRY = Geometry(dims=3, layers=2, hidden=36, heads=3, positions=15)

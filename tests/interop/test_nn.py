@@ -298,9 +298,9 @@ def test_a_target_beyond_the_head_is_refused_in_every_dtype(dtype):
 
 def test_a_transformers_model_with_these_modules_has_pefts_gradients():
     import peft
+    from helpers import to_transformers
 
     from dynadapt.model import random_model, tiny_config
-    from helpers import to_transformers
 
     source, ids = random_model(tiny_config("llama"), seed=1, std=0.1), torch.randint(50, (2, 9))
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"])

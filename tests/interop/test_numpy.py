@@ -2,11 +2,10 @@
 import numpy as np
 import pytest
 import torch
+from torch_calls import KEYWORDS, calls
 
 import dynadapt.interop.numpy as dn
 from dynadapt.interop import torch_ops
-
-from torch_calls import KEYWORDS, calls
 
 
 def to_numpy(value):

@@ -14,7 +14,8 @@ from mutated_configs import LLAMA3, POSITIONS, TYPES, Readers, off  # noqa: E402
 from dynadapt.model import ModelError, load  # noqa: E402
 from dynadapt.model.config_keys import IGNORED, NEUTRAL  # noqa: E402
 from dynadapt.model.family import FAMILIES  # noqa: E402
-from dynadapt.model.rope_settings import IGNORED as ROPE_IGNORED, READ as ROPE_READ  # noqa: E402
+from dynadapt.model.rope_settings import IGNORED as ROPE_IGNORED  # noqa: E402
+from dynadapt.model.rope_settings import READ as ROPE_READ
 
 ROOT = Path(__file__).parents[2]
 KEYS = {model_type: keys for family in FAMILIES.values() for model_type, keys in family.hf_keys.items()}

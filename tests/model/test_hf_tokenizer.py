@@ -12,11 +12,11 @@ from tiny import tiny_directory
 from tiny_tokenizers import KINDS, template
 from tokenizers import Tokenizer as Backend
 
-from dynadapt.runs import text as text_module
 from dynadapt.model import ModelError, Tokenizer, describe, load, random_model, tiny_config
 from dynadapt.model.convert import write_directory
 from dynadapt.model.hf_config import config_to_hf
 from dynadapt.model.hf_tokenizer import directory_tokenizer
+from dynadapt.runs import text as text_module
 from dynadapt.runs.text import Source, TextError, TokenReader, streaming_tokenizer
 from dynadapt.runs.texts import source as source_module
 

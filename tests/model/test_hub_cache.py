@@ -4,12 +4,12 @@ import sys
 
 import pytest
 import torch
+from tiny import tiny_directory
 
 import dynadapt
 from dynadapt.commands import info
-from dynadapt.runs.rundir import RunError
 from dynadapt.model import ModelError, hub_cache, load
-from tiny import tiny_directory
+from dynadapt.runs.rundir import RunError
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 

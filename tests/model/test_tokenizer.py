@@ -4,7 +4,8 @@ import random
 
 import pytest
 from gguf_files import write_gguf
-from tokenizers import Regex, Tokenizer as Backend, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as Backend
 
 from dynadapt.model import ModelError, Tokenizer, load, random_model, tiny_config
 from dynadapt.model.convert import write_directory
@@ -249,8 +250,9 @@ def test_broken_tokenizer_file(tmp_path):
 
 @pytest.mark.model
 def test_smollm2_same_ids_as_transformers(smollm2_directory):
-    import transformers
     from pydoc_data import topics
+
+    import transformers
     tokenizer = load("smollm2-135m").tokenizer
     reference = transformers.AutoTokenizer.from_pretrained(smollm2_directory)
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (49152, 1, 2)

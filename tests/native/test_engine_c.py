@@ -14,7 +14,18 @@ from dynadapt import SGD, Adam, AdamW, LoRA, SegmentMemory
 from dynadapt.model.directory import load_directory
 
 from .engine_c import (
-    DTYPES, SEGMENT, EngineC, Params, Refused, assert_same_adapters, assert_same_steps, check, defaults, library, pair, text,
+    DTYPES,
+    SEGMENT,
+    EngineC,
+    Params,
+    Refused,
+    assert_same_adapters,
+    assert_same_steps,
+    check,
+    defaults,
+    library,
+    pair,
+    text,
     write,
 )
 

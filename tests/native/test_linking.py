@@ -251,7 +251,7 @@ def test_parameters_of_a_later_version_are_taken_only_where_they_are_zero(librar
 
 
 def test_error_text_belongs_to_its_thread(library):
-    assert "linear_forward: params is NULL" == refusal(library, "linear_forward", None)
+    assert refusal(library, "linear_forward", None) == "linear_forward: params is NULL"
     seen = {}
 
     def elsewhere():

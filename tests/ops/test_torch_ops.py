@@ -2,13 +2,13 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from torch_calls import I32, KEYWORDS, TARGETS, adapter, calls, rand
 
 from dynadapt.interop import torch_ops
+from dynadapt.interop.torch_ops import registry
 from dynadapt.ops import attention as op_attention
 from dynadapt.ops import cross_entropy as op_entropy
 from dynadapt.ops import linear as op_linear
-from dynadapt.interop.torch_ops import registry
-from torch_calls import I32, KEYWORDS, TARGETS, adapter, calls, rand
 
 DIFFERENTIABLE = ("linear", "cross_entropy", "linear_mse", "norm", "add_norm", "head_norm", "activation", "embedding",
                   "attention")

@@ -15,9 +15,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tiny import english, tiny_directory
 
 import dynadapt
-from tiny import english, tiny_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 TAG = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"

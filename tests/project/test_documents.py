@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from corpora import write_manifest
 from document_blocks import CODE, DATA, OUTPUT, PAGES, ROOT, SHELL, Block, blocks, prose
 from tiny import english, tiny_directory
@@ -90,9 +89,10 @@ def made(tmp_path_factory) -> Path:
 
 
 def _gguf(home: Path) -> None:
-    import dynadapt
     import numpy
     from gguf_files import write_gguf
+
+    import dynadapt
     model = dynadapt.load(home / "model")
     bpe = json.loads((home / "model" / "tokenizer.json").read_text())["model"]
     write_gguf(model, home / "model.gguf", metadata={
@@ -129,7 +129,7 @@ def reason(command: str) -> str | None:
 
 def parsed(words: list[str]) -> None:
     """Arguments of dynadapt through its own parser, and the refusals that come before any work."""
-    from dynadapt.cli import COMMANDS, parse
+    from dynadapt.cli import parse
     from dynadapt.commands.settings import config_from
     try:
         arguments = parse(words)

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tiny import english, tiny_directory
 
 ROOT = Path(__file__).parents[2]

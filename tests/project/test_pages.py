@@ -4,7 +4,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from document_blocks import PAGES, ROOT, prose
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^()\s]+)\)")

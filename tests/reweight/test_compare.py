@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 from corpora import write_manifest
+from scipy import stats
 from tiny import english
 
 from dynadapt.experiments.reweight.compare import CompareError, difference, draw_comparison, holm, markdown, paired, report

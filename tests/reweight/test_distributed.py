@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import english, tiny_directory
 
 from dynadapt import Adam, Engine, LoRA
 from dynadapt.distributed import Processes
 from dynadapt.distributed.learn import connect
 from dynadapt.experiments.config import ConfigError
-from dynadapt.runs.metrics import read_metrics
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, run
 from dynadapt.model import random_model, tiny_config
-from tiny import english, tiny_directory
+from dynadapt.runs.metrics import read_metrics
 
 WORKER = Path(__file__).with_name("processes_worker.py")
 ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}

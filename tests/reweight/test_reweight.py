@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from corpora import write_manifest
 from safetensors.torch import load_file
+from tiny import english, tiny_directory
 
 import dynadapt
 from dynadapt import Adam, Engine, Full, LoRA, SegmentMemory
@@ -19,15 +21,13 @@ from dynadapt.distributed import Processes
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.corpus import CorpusError
 from dynadapt.experiments.dyneval import Interrupted
-from dynadapt.runs.metrics import read_metrics
 from dynadapt.experiments.mixers import MIXERS, MixerError
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, draw, fit_run, run
 from dynadapt.experiments.reweight.domains import read_domains
-from dynadapt.runs.rundir import RunError, write_json
 from dynadapt.experiments.scaling_fit import ScalingError
 from dynadapt.model import random_model, tiny_config
-from corpora import write_manifest
-from tiny import english, tiny_directory
+from dynadapt.runs.metrics import read_metrics
+from dynadapt.runs.rundir import RunError, write_json
 
 DOMAINS = ("code", "prose", "manual")
 

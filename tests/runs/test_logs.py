@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import english, tiny_directory
 
 from dynadapt.cli import main
-from dynadapt.runs import logs
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import RunOptions, run
+from dynadapt.runs import logs
 from dynadapt.runs.logs import LOGS, Log, check_logs, series_of, step_of
 from dynadapt.runs.metrics import read_metrics
 from dynadapt.runs.rundir import RunDirectory, RunError, RunNote, read_json
 from dynadapt.runs.stopping import Interrupted, StopRun
-from tiny import english, tiny_directory
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,17 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from made_up_runs import diagnosis, eval_run, icl_run, reweight_run
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dynadapt.cli import main
+from dynadapt.experiments.plot import plot_cost, plot_runs
+from dynadapt.experiments.reweight.paired import compare_runs, draw_pairs
 from dynadapt.runs.drawing import _round_between, drawable, fitted, shortened, text_width, told_apart
 from dynadapt.runs.labels import MOST, looks_of
 from dynadapt.runs.metrics import read_run
-from dynadapt.experiments.plot import plot_cost, plot_runs
-from dynadapt.experiments.reweight.paired import compare_runs, draw_pairs
 from dynadapt.runs.rundir import RunError, RunNote
-from made_up_runs import diagnosis, eval_run, icl_run, reweight_run
 
 
 @pytest.fixture

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from tiny import english, tiny_directory
 from tokenizers import Tokenizer
 
-from dynadapt.runs import rundir
-from dynadapt.runs.checkpoints import last_state, saved_states
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import Interrupted, RunOptions, run
-from dynadapt.runs.metrics import read_run
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions
 from dynadapt.experiments.reweight import run as reweight
+from dynadapt.runs import rundir
+from dynadapt.runs.checkpoints import last_state, saved_states
+from dynadapt.runs.metrics import read_run
 from dynadapt.runs.rundir import RunDirectory, RunError, RunNote, read_json
 from dynadapt.runs.text import TextError
-from tiny import english, tiny_directory
 
 OPTIONS = RunOptions(scores=True, checkpoint=2)
 RESUME = RunOptions(resume=True, scores=True, checkpoint=2)

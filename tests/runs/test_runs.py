@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_runs import checkpoint, diagnosis, eval_run, icl_run, reweight_run, write
+from tiny import english, tiny_directory
 
 import dynadapt
 from dynadapt.cli import main, parse
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.runs.rundir import RunDirectory, RunError, locked
 from dynadapt.runs.columns import columns
 from dynadapt.runs.differ import differences
 from dynadapt.runs.found import find_runs, last_line
 from dynadapt.runs.listing import SORT, chosen, count, disk, duration
 from dynadapt.runs.prune import removable, remove
-from made_up_runs import checkpoint, diagnosis, eval_run, icl_run, reweight_run, write
-from tiny import english, tiny_directory
+from dynadapt.runs.rundir import RunDirectory, RunError, locked
 
 
 def call(*words) -> int:

@@ -11,15 +11,15 @@ from pathlib import Path
 import matplotlib.image
 import psutil
 import pytest
+from tiny import english, tiny_directory
 
 from dynadapt.cli import main
 from dynadapt.experiments import sweep
 from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.runs.metrics import read_metrics, read_run
 from dynadapt.experiments.plot import _plain_static, plot_runs
-from dynadapt.runs.rundir import RunError, RunNote
 from dynadapt.experiments.sweep import expand, read_sweep, run_sweep
-from tiny import english, tiny_directory
+from dynadapt.runs.metrics import read_metrics, read_run
+from dynadapt.runs.rundir import RunError, RunNote
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from dynadapt.runs import text as text_module
-from dynadapt.runs.texts import source as source_module
 from dynadapt.runs.text import BUILTINS, Source, TextError, TokenReader, split, streaming_tokenizer
+from dynadapt.runs.texts import source as source_module
 
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 CORPUS = [BUILTINS["python-reference"]()[:60000], "aaaa bbbb    cccc\n\n\n  1234567 Größe 東京は日本の首都です。😀👩‍👩‍👧‍👦 naïve\r\n\r\n\tfoo(bar);" * 20]

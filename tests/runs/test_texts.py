@@ -9,7 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny import english, tiny_directory, tiny_tokenizer
 
+from dynadapt.common.notes import RunNote
 from dynadapt.experiments.compare import read_compared
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.corpus_read import CorpusError, read_documents
@@ -17,10 +19,8 @@ from dynadapt.experiments.diagnose.texts import gather
 from dynadapt.experiments.dyneval import RunOptions, run
 from dynadapt.experiments.shared_documents import _check, merge, shared_out
 from dynadapt.runs.rundir import RunDirectory, RunError
-from dynadapt.common.notes import RunNote
 from dynadapt.runs.text import Source, TextError, TokenReader, expand, inputs, streaming_tokenizer
 from dynadapt.runs.texts.expanding import selection
-from tiny import english, tiny_directory, tiny_tokenizer
 
 SPOILERS = ["größer ", "東京 ", "😀 ", "\r\n", "\n\n", "\t", "\"quoted\" ", "\\ ", "\u2028", "x" * 40]
 

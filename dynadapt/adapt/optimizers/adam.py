@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from dynadapt.common.checks import keep, number, sequence, wrong
 from dynadapt.ops.update import Moments, direction
+
 from .base import Optimizer
 
 

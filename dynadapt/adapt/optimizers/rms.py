@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from dynadapt.common.checks import keep, number
 from dynadapt.ops.update import Moments, direction
+
 from .base import Optimizer
 
 

@@ -11,6 +11,7 @@ import torch
 
 from dynadapt.bench.ceiling import gemm_ceiling
 from dynadapt.runs.rundir import read_json
+
 from .datasheets import CARDS, card
 
 

@@ -12,8 +12,9 @@ from importlib import resources
 from pathlib import Path
 
 from dynadapt.adapt.methods import LoRA
-from dynadapt.runs.rundir import read_json
 from dynadapt.model.geometries import geometry
+from dynadapt.runs.rundir import read_json
+
 from .ceilings import Ceilings
 from .predict import NAMES, predict
 from .work import Work, step_work

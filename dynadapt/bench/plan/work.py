@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dynadapt.engine.learners.lora import LoraLearner
-from dynadapt.adapt.optimizers import Adam
-from dynadapt.engine.learners.rows import RowLearner
 from dynadapt.adapt.methods import LoRA, targeted, whole_model
-from dynadapt.engine.learners.whole_model import ModelLearner
+from dynadapt.adapt.optimizers import Adam
 from dynadapt.engine.decoder import Batch, Decoder
+from dynadapt.engine.learners.lora import LoraLearner
+from dynadapt.engine.learners.rows import RowLearner
+from dynadapt.engine.learners.whole_model import ModelLearner
 from dynadapt.engine.ledger import PHASES, Ledger
 from dynadapt.engine.memory import MemoryState, Overlap, SegmentMemory
+from dynadapt.engine.weights import FrozenWeights, group_sizes, source_weight
+from dynadapt.engine.workspace import Workspace
 from dynadapt.model import ModelConfig, rope_tables
 from dynadapt.model.base import from_state
 from dynadapt.model.layout import tensor_shapes
 from dynadapt.ops import update as update_op
 from dynadapt.ops.matrix import DenseMatrix
-from dynadapt.engine.weights import FrozenWeights, group_sizes, source_weight
-from dynadapt.engine.workspace import Workspace
 
 META = torch.device("meta")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from dynadapt.bench import cases
 from dynadapt.engine.engine import DTYPES
 from dynadapt.ops import choose_backend, choose_device, resolve
-from dynadapt.bench import cases
-from .measure import Runs, timed
 from dynadapt.ops.profiler_ranges import named
+
+from .measure import Runs, timed
+
 
 class WrongResult(RuntimeError):
     """What was to be timed is wrong; the text says by how much."""

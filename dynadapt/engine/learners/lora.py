@@ -6,9 +6,10 @@ import math
 
 import torch
 
+from dynadapt.adapt.methods import LoRA, targeted
+
 from .flat import FlatLayout, FlatState
 from .fused import Fused, tensor_state
-from dynadapt.adapt.methods import LoRA, targeted
 
 
 class LoraLearner:
@@ -67,7 +68,7 @@ class LoraLearner:
 
     def adapter(self, layer: int, group: str):
         """(A, Bt) in the working dtype, or (None, None) where nothing learns."""
-        return self.views[layer, group] if (layer, group) in self.views else (None, None)
+        return self.views.get((layer, group), (None, None))
 
     def gradient(self, ops, layer, group, dy, x, u, dU, slots, accumulate) -> None:
         """Write or add to the adapter gradients of ``slots`` for one group, or with ``fused`` set move the adapters at once."""

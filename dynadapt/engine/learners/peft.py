@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from dynadapt.model import ModelError, layout, linear_shapes, peft_name
 from dynadapt.model.base import count_not_finite
 from dynadapt.model.json_file import read_json
-from dynadapt.model.safetensors_file import SafetensorsFile
 from dynadapt.model.peft_fields import check_fields, check_targets, model_modules, without_rslora
+from dynadapt.model.safetensors_file import SafetensorsFile
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")

@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import torch
 
+from dynadapt.adapt.methods import Full, RowSparse, targeted
 from dynadapt.ops import DenseMatrix, make_parts
+
 from .flat import FlatLayout, FlatState
 from .fused import Fused, tensor_state
-from dynadapt.adapt.methods import Full, RowSparse, targeted
 
 
 class RowLearner:
@@ -218,7 +219,7 @@ class RowLearner:
             self._choose_fixed()
         self._take_masters()
 
-    def take_statistics(self, mean_square: torch.Tensor, gathered_by: "RowLearner") -> None:
+    def take_statistics(self, mean_square: torch.Tensor, gathered_by: RowLearner) -> None:
         """Frozen statistics [P] for RMS, and the rows they belong to."""
         if gathered_by is not self:
             for name, rows in gathered_by.rows.items():

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import torch
 
+from dynadapt.adapt.methods import Full
+from dynadapt.engine.weights import ModelTensors, biased_groups, group_sizes, look_up_table, source_weight
 from dynadapt.model.layout import layout, tensor_shapes
 from dynadapt.ops import DenseMatrix, make_matrix
-from dynadapt.engine.weights import ModelTensors, biased_groups, group_sizes, look_up_table, source_weight
+
 from .rows import RowLearner
-from dynadapt.adapt.methods import Full
 
 
 class ModelLearner(RowLearner):

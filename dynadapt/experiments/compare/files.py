@@ -7,9 +7,10 @@ import io
 import json
 from pathlib import Path
 
-from .joined import Compared
 from dynadapt.experiments.diagnose.classes import CLASSES
 from dynadapt.runs.whole_files import replace_file
+
+from .joined import Compared
 
 
 def write_summary(path: Path, summary: dict) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .joined import Compared
-from .tables import sentence
 from dynadapt.experiments.diagnose.classes import CLASSES
 from dynadapt.runs.whole_files import replace_file
+
+from .joined import Compared
+from .tables import sentence
 
 
 def write_page(path: Path, compared: Compared, summary: dict) -> None:

@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 
-from .joined import Compared, input_digest
 from dynadapt.experiments.diagnose import attribution
 from dynadapt.experiments.diagnose.classes import CLASSES
 from dynadapt.experiments.diagnose.scored import Scored
 from dynadapt.experiments.diagnose.verdict import plural
 from dynadapt.experiments.plot import _labels
+
+from .joined import Compared, input_digest
 
 BITS = 1 / math.log(2)
 

@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Callable
 
 from dynadapt.common import children
-from dynadapt.runs.rundir import RunError
 from dynadapt.experiments.sweep import ended_by
+from dynadapt.runs.rundir import RunError
 
 
 class CellFailed(RunError):

@@ -10,12 +10,13 @@ from pathlib import Path
 from rich.console import Console
 
 from dynadapt.experiments.config import EvalConfig
+from dynadapt.runs.metrics import read_run
+from dynadapt.runs.rundir import RunError, read_json, write_json
+
 from .cells import CellFailed, Cells
 from .plan import Pace, Plan, fits, make_plan, whole_plan
 from .show import shown
 from .variants import COMPARED, CORE, SEGMENT, TEXT, TITLES, TOKENS, VARIANTS, demo_cells
-from dynadapt.runs.metrics import read_run
-from dynadapt.runs.rundir import RunError, read_json, write_json
 
 CHANGE = "change --tokens, --segment, --minutes or --out"
 

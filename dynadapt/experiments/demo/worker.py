@@ -26,7 +26,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)        # the thread it finds is BLAS's, which minds forks itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)             # the cell, which gets it too, stops; then this one is told to end
     try:
-        import dynadapt.engine.engine, dynadapt.experiments.dyneval, dynadapt.model  # noqa: E401, F401
+        import dynadapt.engine
+        import dynadapt.experiments.dyneval
+        import dynadapt.model  # noqa: F401
     except ImportError as error:
         return tell(wire, fatal=str(error))
     for line in sys.stdin:

@@ -18,9 +18,8 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
@@ -28,13 +27,14 @@ from scipy.stats import t as student
 
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import settle
-from . import attribution, similarity
-from .driver import REFERENCE_TOKENS, _load, _plain
-from .texts import gather, read_text, read_tokens
 from dynadapt.experiments.dyneval import build_engine
 from dynadapt.runs.logs import check_logs, show_finished
 from dynadapt.runs.rundir import RunDirectory, RunError
 from dynadapt.runs.text import TextError, streaming_tokenizer
+
+from . import attribution, similarity
+from .driver import REFERENCE_TOKENS, _load, _plain
+from .texts import gather, read_text, read_tokens
 
 PROBE_TOKENS = 1 << 21       # of the text, among which the windows are spread
 GAIN_FACTOR, RISE_FACTOR = 2.9, 8.8      # size_factor of a foreseen gain and rise; benchmarks/results/odyssey.json, LoRA

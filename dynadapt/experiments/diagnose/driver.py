@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 
 from dynadapt.common.digests import digest_of
-from dynadapt.experiments.defaults import settled_dtype
 from dynadapt.experiments.config import EvalConfig
+from dynadapt.experiments.defaults import settled_dtype
+from dynadapt.experiments.dyneval import RunOptions, run
+from dynadapt.runs.logs import check_logs, show_finished
+from dynadapt.runs.rundir import RunDirectory, RunError
+from dynadapt.runs.text import Source, TextError, expand, inputs, streaming_tokenizer
+
 from . import attribution, similarity
 from .classes import CLASSES, classify, keywords, token_texts, visible
 from .config import DiagnoseConfig
@@ -19,10 +23,6 @@ from .models import adapter_engine, check_tokenizers, is_adapter, learned_engine
 from .scored import Scored, read_scored
 from .texts import TITLES, gather, read_text, read_tokens, write_control
 from .verdict import evidence, judge
-from dynadapt.experiments.dyneval import RunOptions, run
-from dynadapt.runs.logs import check_logs, show_finished
-from dynadapt.runs.rundir import RunDirectory, RunError
-from dynadapt.runs.text import Source, TextError, expand, inputs, streaming_tokenizer
 
 LEARNED = ("tokens", "nll", "updates", "learned_parameters", "seconds")
 AGAINST = 15                 # of those that changed the other way

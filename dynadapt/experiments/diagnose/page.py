@@ -9,9 +9,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from dynadapt.runs.whole_files import replace_file
+
 from . import figures, report
 from .verdict import plural
-from dynadapt.runs.whole_files import replace_file
 
 COLOURS = {"helps": "#0f8a5f", "hurts broadly": "#b91c1c", "hurts on few types": "#b45309", "inconclusive": "#4b5563"}
 

@@ -12,8 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dynadapt.bench.step import Worker
 from dynadapt.bench.side_by_side import BUSY, best_of, quantiles, race, runners_of
+from dynadapt.bench.step import Worker
 from dynadapt.common.environment import need
 
 from .base import IclError

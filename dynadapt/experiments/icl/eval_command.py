@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from dynadapt.common.environment import environment
 from dynadapt.runs.checkpoints import saved_states
-from dynadapt.runs.rundir import RunError, read_json, write_json
 from dynadapt.runs.progress import say
+from dynadapt.runs.rundir import RunError, read_json, write_json
 
 from .base import FunctionClass
 from .checks import IclError

@@ -7,8 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
-from matplotlib import ticker
 import numpy as np
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from dynadapt.runs.drawing import CYCLE, STYLE, legend_below

@@ -17,18 +17,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dynadapt.adapt.optimizers import Adam
 from dynadapt.adapt.methods import Full
-from dynadapt.engine.learners.whole_model import ModelLearner
+from dynadapt.adapt.optimizers import Adam
 from dynadapt.engine.decoder import Batch, Decoder, OpSet
 from dynadapt.engine.engine import DTYPES
+from dynadapt.engine.learners.whole_model import ModelLearner
 from dynadapt.engine.ledger import Ledger
+from dynadapt.engine.weights import ModelTensors
+from dynadapt.engine.workspace import Workspace
 from dynadapt.model.layout import tensor_shapes
 from dynadapt.ops import choose_backend, choose_device, linear_mse
 from dynadapt.ops import update as update_op
 from dynadapt.ops.dispatch import kernel_module
-from dynadapt.engine.weights import ModelTensors
-from dynadapt.engine.workspace import Workspace
 
 from .checks import IclError
 from .geometry import Geometry
@@ -250,7 +250,7 @@ class Regressor:
         """A flat buffer [1, P] of the learner (masters, gradient, moments) by canonical name, as views."""
         view = lambda name: self.learner.layout.view(buffer, name)[0]  # noqa: E731
         named = {name: view(name) for name in self.learner.around}
-        for key, p, _, name in self.learner._parts():
+        for key, _p, _, name in self.learner._parts():
             stem = f"layers.{key[0]}.{_PARTS[key[1]]}"
             named[f"{stem}.weight"], named[f"{stem}.bias"] = view(name), named.pop(self.learner._bias_name(key))
         return named

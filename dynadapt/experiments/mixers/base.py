@@ -172,7 +172,7 @@ class Mixer(ABC):
     def token_weights(self, tokens: Mapping[str, int]) -> dict[str, float]:
         """Factor of each token's loss, by domain, in a global batch with this many tokens of each; their mean over the tokens is 1."""
         by_domain("tokens", self.domains, tokens, least=0, partial=True)
-        return {domain: 1.0 for domain in tokens}
+        return dict.fromkeys(tokens, 1.0)
 
     @property
     def average(self) -> dict[str, float]:

@@ -4,7 +4,6 @@
 """
 
 from importlib import import_module
-
 from typing import TYPE_CHECKING
 
 from .config import ReweightConfig

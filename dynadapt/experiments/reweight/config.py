@@ -106,7 +106,7 @@ class ReweightConfig:
         return {name: value for name, value in content.items() if name not in unused}
 
     @classmethod
-    def from_dict(cls, content: Mapping) -> "ReweightConfig":
+    def from_dict(cls, content: Mapping) -> ReweightConfig:
         return cls(**{key: value for key, value in content.items() if key != "kind"})
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.mixers.replay import static_weights_of
-from .config import ReweightConfig
 from dynadapt.runs.rundir import read_json
+
+from .config import ReweightConfig
 
 OF_THE_MIXER = ("mixer", "settings", "weights", "target", "reference", "pace", "smoothing", "floor")
 BY_CONTENT = ("model", "domains", "corpus")

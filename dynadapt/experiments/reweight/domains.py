@@ -20,6 +20,7 @@ import numpy as np
 
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.corpus_read import check_corpus, part_files, read_documents
+
 from .config import ReweightConfig
 
 BATCH = 64  # documents tokenised at a time

@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from dynadapt.runs.checkpoints import last_state
-from .config import ReweightConfig
-from .setup import build_engine, load_model
-from dynadapt.runs.rundir import RunError, read_json
-from dynadapt.runs.whole_files import new_directory
 from dynadapt.model import hf_name, layout
 from dynadapt.model.hf_config import config_to_hf
 from dynadapt.model.layout import hf_transposed
+from dynadapt.runs.checkpoints import last_state
+from dynadapt.runs.rundir import RunError, read_json
+from dynadapt.runs.whole_files import new_directory
+
+from .config import ReweightConfig
+from .setup import build_engine, load_model
 
 
 def export_model(run: Path, out: Path) -> Path:

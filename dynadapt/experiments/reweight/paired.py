@@ -22,11 +22,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
+from dynadapt.runs.differ import flat
 from dynadapt.runs.drawing import CYCLE, STYLE, fitted, legend_below, save
 from dynadapt.runs.metrics import Run, read_run
-from .compare import LEVEL, holm, paired, said
 from dynadapt.runs.rundir import RunError, read_json
-from dynadapt.runs.differ import flat
+
+from .compare import LEVEL, holm, paired, said
 
 SAME = ("segment", "heldout", "heldout_rows")    # settings that say which rows are scored
 NOT_A_METHOD = ("seed", "device")

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from dynadapt.runs.metrics import read_run
 from dynadapt.runs.drawing import CYCLE, STYLE, legend_below, save
+from dynadapt.runs.metrics import read_run
 from dynadapt.runs.rundir import RunError
 
 LINES = ("-", "--", ":", "-.")  # of the domains beyond the first ten, and so on

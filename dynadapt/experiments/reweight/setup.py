@@ -11,13 +11,14 @@ import torch
 
 import dynadapt
 from dynadapt.engine.state import state_tensors
-from dynadapt.runs.checkpoints import last_state
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.mixers import MIXERS, Mixer, MixerError, Shaping, make_mixer, proportions
 from dynadapt.experiments.mixers.base import by_domain, check_weights
-from .config import ReweightConfig, scratch_size
-from dynadapt.runs.rundir import RunError, read_json
 from dynadapt.model import ModelConfig, random_model
+from dynadapt.runs.checkpoints import last_state
+from dynadapt.runs.rundir import RunError, read_json
+
+from .config import ReweightConfig, scratch_size
 
 NEED_TARGET = ("velocitune", "dynamic-batch-loading")
 
@@ -112,7 +113,7 @@ def check_mixer(config: ReweightConfig, sizes: Mapping[str, int]) -> None:
         raise ConfigError(f"reference {config.reference!r}: mixer {config.mixer!r} uses none; doremi does")
     dry = replace(config, target=None) if config.mixer not in NEED_TARGET else config
     high = None if config.target is None else {domain: value + 1e6 for domain, value in config.target.items()}
-    build_mixer(dry, sizes, high or {domain: 0.0 for domain in sizes}, 2)
+    build_mixer(dry, sizes, high or dict.fromkeys(sizes, 0.0), 2)
 
 
 def build_mixer(config: ReweightConfig, sizes: Mapping[str, int], start: Mapping[str, float], vocabulary: int) -> Mixer:

@@ -8,12 +8,12 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from dynadapt.runs.metrics import read_run
 from dynadapt.experiments.mixers import MIXERS
+from dynadapt.experiments.scaling_fit import Prediction, ScalingFit, fit_targets
 from dynadapt.runs.drawing import CYCLE, STYLE
 from dynadapt.runs.drawing import save as _save
+from dynadapt.runs.metrics import read_run
 from dynadapt.runs.rundir import RunError, write_json
-from dynadapt.experiments.scaling_fit import Prediction, ScalingFit, fit_targets
 
 
 def fit_run(run: str | Path, tokens: float) -> dict:

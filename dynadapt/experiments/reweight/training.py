@@ -28,20 +28,21 @@ import numpy as np
 import torch
 
 import dynadapt
+from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.distributed import Processes, join
 from dynadapt.distributed.learn import collected, connect
-from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.defaults import settled_dtype
 from dynadapt.experiments.dyneval import PHASES, _finite, interruptible
 from dynadapt.experiments.mixers import MIXERS, Exhausted, excess
 from dynadapt.experiments.mixers.base import check_weights
+from dynadapt.runs.rundir import Follower, RunDirectory, RunError, open_directory
+
 from . import setup
 from .config import ReweightConfig
 from .control import check_control, check_inputs
 from .domains import read_domains
 from .sampler import Sampler, heldout_order
-from dynadapt.runs.rundir import Follower, RunDirectory, RunError, open_directory
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import settle
+from dynadapt.runs.text import TextError, TokenReader, expand, streaming_tokenizer
+
 from . import plan as planning
 from .checked import check_minutes, free_directory
 from .estimate import late_mean
 from .measure import Bench, Scored
 from .plan import Candidate, Cost, Plan
 from .windows import Text, Window, draw, read_text
-from dynadapt.runs.text import TextError, TokenReader, expand, streaming_tokenizer
 
 KINDS = ("none", "lora", "rows", "full")
 WRITING = 4.0                    # seconds kept back for the picture and the files

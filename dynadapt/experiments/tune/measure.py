@@ -8,14 +8,15 @@ Both are done where a timed segment shows that it is faster.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable
 
 import numpy as np
 import torch
 
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import build_engine
+
 from .plan import Candidate, Cost
 from .windows import Piece, Window
 

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dynadapt.runs.drawing import COLOURS, STYLE, label_points, log_axis, save
 from dynadapt.experiments.plot import _front
+from dynadapt.runs.drawing import COLOURS, STYLE, label_points, log_axis, save
 
 MARKERS = {0: "o", 512: "s", 1536: "D"}
 

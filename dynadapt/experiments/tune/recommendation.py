@@ -11,10 +11,11 @@ import numpy as np
 
 from dynadapt.common.environment import cpu_name, gpu_name, native
 from dynadapt.experiments.config import EvalConfig
+from dynadapt.runs.whole_files import new_directory, write_json
+
 from .estimate import KIND, LEVEL, Estimate, estimate
 from .picture import draw_picture
 from .plan import Candidate
-from dynadapt.runs.whole_files import new_directory, write_json
 
 MOST_NAMED = 8                   # documents of the rest that a command names; of more, their directory, which is read in the same order
 

@@ -39,13 +39,14 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from dynadapt.engine.generation import generate, score_continuations
 from dynadapt.experiments.config import ConfigError, EvalConfig, parse_layers
 from dynadapt.experiments.defaults import settle
 from dynadapt.experiments.dyneval import build_engine
-from dynadapt.engine.generation import generate, score_continuations
+from dynadapt.model import Tokenizer, load
+
 from .generation_settings import check_defaults, check_request, end_ids, model_defaults, repetition_penalty
 from .texts import text_task
-from dynadapt.model import Tokenizer, load
 
 __all__ = ["DynadaptLM", "text_task"]
 
@@ -80,7 +81,7 @@ class DynadaptLM(TemplateLM):
         settings: fields of ``EvalConfig``: adapt, rank, lr, segment, memory (here 0 where it is not given), optimizer, dtype, ...
     """
 
-    made: list["DynadaptLM"] = []  # for the command line, which prints their policies
+    made: list[DynadaptLM] = []  # for the command line, which prints their policies
 
     def __init__(self, model="smollm2-135m", reset: str = "document", max_length: int | None = None, max_gen_toks: int = 256,
                  add_bos_token: bool | None = None, prefix_token_id: int | None = None, tokenizer=None, device: str = "auto",

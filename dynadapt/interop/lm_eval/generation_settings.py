@@ -5,9 +5,9 @@ import os
 from collections.abc import Mapping
 
 from dynadapt.experiments.config import ConfigError
-from dynadapt.model.load import directory_of
 from dynadapt.model.json_file import read_json
 from dynadapt.model.live import is_live
+from dynadapt.model.load import directory_of
 
 # What changes greedy generation, with the values that change nothing.
 _NEUTRAL = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from dynadapt.common.checks import choice, path, shown, wrong
+
 from .fused_loss import check_fusable, fuse, is_fused, unfuse
 from .lora_linear import LoRAConv1D, LoRALinear, check_adapter
 from .targets import adapter_class, endings, targeted

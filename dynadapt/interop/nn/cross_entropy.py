@@ -6,8 +6,9 @@ import math
 
 import torch
 
-from dynadapt.interop import torch_ops
 from dynadapt.common.checks import is_integer, wrong
+from dynadapt.interop import torch_ops
+
 from .autocast import in_autocast
 
 REDUCTIONS = ("none", "mean", "sum")

@@ -12,6 +12,7 @@ import inspect
 import torch
 
 from dynadapt.interop.torch_ops import freeze
+
 from .autocast import in_autocast
 from .cross_entropy import LinearCrossEntropy
 from .packed import KeepsPacked

@@ -6,9 +6,10 @@ import math
 
 import torch
 
-from dynadapt.interop import torch_ops
 from dynadapt.common.checks import integer, number
+from dynadapt.interop import torch_ops
 from dynadapt.ops.precision import wide_dtype
+
 from .autocast import in_autocast
 from .packed import KeepsPacked
 

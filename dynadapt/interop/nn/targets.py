@@ -8,6 +8,7 @@ import sys
 import torch
 
 from dynadapt.common.checks import sequence, shown, wrong
+
 from .lora_linear import LoRAConv1D, LoRALinear
 
 WORDS = {"attn": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward", "fc1", "fc2")}  # parts of names, as architectures have them

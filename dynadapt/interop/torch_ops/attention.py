@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dynadapt.ops import attention as op_attention
+
 from .registry import autograd, contiguous, functional, kernel, no_second_derivative, wide
 
 

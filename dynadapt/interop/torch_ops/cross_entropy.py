@@ -6,6 +6,7 @@ import torch
 
 from dynadapt.ops import cross_entropy as op_entropy
 from dynadapt.ops import linear_mse as op_mse
+
 from .packing import matrices
 from .registry import autograd, contiguous, functional, kernel, no_second_derivative, once, wide, wide_zeros
 

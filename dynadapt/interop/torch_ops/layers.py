@@ -6,6 +6,7 @@ import torch
 
 from dynadapt.ops import activation as op_activation
 from dynadapt.ops import norm as op_norm
+
 from .registry import autograd, contiguous, functional, kernel, no_second_derivative, wide, wide_zeros
 
 

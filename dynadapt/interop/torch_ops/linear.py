@@ -6,6 +6,7 @@ import torch
 
 from dynadapt.ops import linear as op_linear
 from dynadapt.ops import weight_gradient as op_weight
+
 from .packing import matrices
 from .registry import autograd, contiguous, functional, kernel, no_second_derivative, rows, wide, wide_zeros
 

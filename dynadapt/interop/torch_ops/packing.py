@@ -16,9 +16,10 @@ import weakref
 import torch
 
 from dynadapt.ops.matrix import DenseMatrix, make_matrix
+
 from . import registry
 
-_FROZEN: dict[tuple, "_Frozen"] = {}  # _identity of the weight -> what is kept for it
+_FROZEN: dict[tuple, _Frozen] = {}  # _identity of the weight -> what is kept for it
 
 
 def _identity(weight: torch.Tensor) -> tuple:

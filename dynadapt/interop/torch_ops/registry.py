@@ -17,7 +17,6 @@ from torch.utils.flop_counter import register_flop_formula
 from dynadapt.ops.dispatch import choose_backend, resolve
 
 
-
 class _Library(torch.library.Library):
     """A library whose autograd kernels first refuse what they don't differentiate.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from dynadapt.ops.fused_update import TensorState, UpdateRule
+
 from .registry import kernel, mutating
 
 

@@ -1,8 +1,9 @@
 """Llama, and what is a Llama in all but name: SmolLM2, Mistral without a sliding window."""
-from . import rotary
 from dynadapt.model.family import Family, register
 from dynadapt.model.reading import read_flag
 from dynadapt.model.sliding import read_window, refuse_sliding
+
+from . import rotary
 
 _KEYS = {"llama": rotary.hf_keys("attention_bias layer_types mlp_bias", "max_window_layers", use_sliding_window=False),
          "mistral": rotary.hf_keys(attention_bias=False, mlp_bias=False)}

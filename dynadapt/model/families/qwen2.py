@@ -1,7 +1,8 @@
 """Qwen2 and Qwen2.5: biases on queries, keys and values, none on the attention's output."""
-from . import rotary
 from dynadapt.model.family import Family, register
 from dynadapt.model.sliding import refuse_qwen_sliding
+
+from . import rotary
 
 
 def from_hf(raw, _):

@@ -1,8 +1,9 @@
 """Qwen3: queries and keys of each head are normalised before they are rotated."""
-from . import rotary
 from dynadapt.model.family import Family, register
 from dynadapt.model.reading import read_flag
 from dynadapt.model.sliding import refuse_qwen_sliding
+
+from . import rotary
 
 
 def from_hf(raw, _):

@@ -9,8 +9,26 @@ def _python_reference() -> str:
 
 
 def _python_source() -> str:
-    import argparse, ast, collections, configparser, csv, datetime, decimal, difflib, email.message, fractions  # noqa: E401
-    import gettext, heapq, inspect, ipaddress, json.decoder, logging, mailbox, optparse, pathlib, statistics   # noqa: E401
+    import argparse  # noqa: E401
+    import ast
+    import collections
+    import configparser
+    import csv
+    import datetime
+    import decimal
+    import difflib
+    import email.message
+    import fractions
+    import gettext  # noqa: E401
+    import heapq
+    import inspect
+    import ipaddress
+    import json.decoder
+    import logging
+    import mailbox
+    import optparse
+    import pathlib
+    import statistics
     modules = [argparse, ast, collections, configparser, csv, datetime, decimal, difflib, email.message, fractions,
                gettext, heapq, inspect, ipaddress, json.decoder, logging, mailbox, optparse, pathlib, statistics]
     return "\n\n".join(inspect.getsource(module) for module in modules)

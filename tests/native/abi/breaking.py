@@ -18,7 +18,6 @@ from pathlib import Path
 
 import header
 import rows
-from rows import NAN
 
 OK, INVALID, IO = 0, 1, 4
 TYPES = {"f32": ((2, 32), "f"), "f64": ((2, 64), "d"), "bf16": ((4, 16), "H"), "i32": ((0, 32), "i"), "i64": ((0, 64), "q")}
@@ -398,7 +397,7 @@ def main(library_path, header_path, folder):
             failures.append(f"{name}: {wrong}")
             continue
         if returns == "void":
-            call.run({argument: None for argument in kinds})  # nothing to destroy
+            call.run(dict.fromkeys(kinds))  # nothing to destroy
             continue
         for argument, what, run in cases(call):
             print(name, argument, what, sep="\t", file=sys.stderr, flush=True)
