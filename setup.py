@@ -1,4 +1,5 @@
 """Builds the native extension with CMake and Ninja; everything else is in pyproject.toml."""
+
 import os
 import shutil
 import subprocess
@@ -58,8 +59,13 @@ setup(
     packages=find_packages(include=["dynadapt", "dynadapt.*"], exclude=["dynadapt.kernels"]) + ["dynadapt.kernels"],
     package_dir={"dynadapt": "dynadapt", "dynadapt.kernels": "kernels"},
     include_package_data=False,  # what is built is installed by CMake; what an editable build left in the tree stays out of wheels
-    package_data={"dynadapt": ["py.typed"], "dynadapt.interop.jax": ["ffi.cpp"], "dynadapt.experiments.compare": ["page.html"],
-                  "dynadapt.kernels": ["choices.json"], "dynadapt.bench.plan": ["measured.json"]},
+    package_data={
+        "dynadapt": ["py.typed"],
+        "dynadapt.interop.jax": ["ffi.cpp"],
+        "dynadapt.experiments.compare": ["page.html"],
+        "dynadapt.kernels": ["choices.json"],
+        "dynadapt.bench.plan": ["measured.json"],
+    },
     ext_modules=[CMakeExtension("dynadapt._C")],
     cmdclass={"build": Build, "build_ext": CMakeBuild},
 )

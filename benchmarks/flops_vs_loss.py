@@ -92,6 +92,7 @@ class Runner:
             engine = build_engine(model, config)
             engine.restore(max((folder / "checkpoint").iterdir(), key=lambda entry: entry.name) / "engine")
             return engine
+
         return frozen if config.adapt == "none" else learning_on
 
 
@@ -110,8 +111,10 @@ def main() -> None:
     arguments = parser.parse_args()
     domains = sorted(path.parent.name for path in arguments.corpus.glob("*/heldout.jsonl"))
     if unknown := [name for name in arguments.texts if name not in domains]:
-        raise SystemExit(f"{arguments.corpus}: holds no domain {unknown[0]!r}; there are {', '.join(domains) or 'none'} "
-                         "(make it with: dynadapt corpus build --out DIR)")
+        raise SystemExit(
+            f"{arguments.corpus}: holds no domain {unknown[0]!r}; there are {', '.join(domains) or 'none'} "
+            "(make it with: dynadapt corpus build --out DIR)"
+        )
     if (arguments.corpus / "manifest.json").exists():
         check_corpus(arguments.corpus)
     grid = GRIDS[arguments.size]
@@ -129,6 +132,7 @@ def main() -> None:
 def run_grid(arguments, grid: Grid, domains: list[str]) -> tuple[dict, dict, dict]:
     """({text: {cell: Scored}} of every cell, the same of SHIFT for the other domains, {text: token ids})."""
     import dynadapt
+
     model = dynadapt.load(arguments.model)
     runner = Runner(arguments, grid, model)
     others = [name for name in domains if name not in arguments.texts]
@@ -141,16 +145,41 @@ def run_grid(arguments, grid: Grid, domains: list[str]) -> tuple[dict, dict, dic
 
 def write_report(arguments, grid: Grid, texts: dict, others: dict, tokens: dict) -> None:
     known = {cell.name: cell for cell in (*grid.cells, *SHIFT)}
-    cells = [{"text": text, "name": name, "title": known[name].title, "online": known[name].online, "tuned": known[name].tuned,
-              "settings": known[name].settings, "nll": s.mean, "bits_per_byte": s.bits_per_byte, "flops_per_token": s.cost, "flops": s.flops,
-              "learned_parameters": s.learned_parameters, "tokens": len(s.nll)}
-             for text, found in {**texts, **others}.items() for name, s in found.items()]
+    cells = [
+        {
+            "text": text,
+            "name": name,
+            "title": known[name].title,
+            "online": known[name].online,
+            "tuned": known[name].tuned,
+            "settings": known[name].settings,
+            "nll": s.mean,
+            "bits_per_byte": s.bits_per_byte,
+            "flops_per_token": s.cost,
+            "flops": s.flops,
+            "learned_parameters": s.learned_parameters,
+            "tokens": len(s.nll),
+        }
+        for text, found in {**texts, **others}.items()
+        for name, s in found.items()
+    ]
     manifest = arguments.corpus / "manifest.json"
-    settings = {"model": arguments.model, "dtype": arguments.dtype, "tokens": grid.tokens, "tune_tokens": grid.tune_tokens, "texts": list(texts),
-                "domains": sorted({**texts, **others}), "command": f"python benchmarks/flops_vs_loss.py corpus --{arguments.size}"}
-    results = {"environment": environment(), "settings": settings,
-               "corpus": {k: v for k, v in read_json(manifest).items() if k != "domains"} if manifest.exists() else None,
-               "claims": all_claims(texts, {**texts, **others}, tokens), "cells": cells}
+    settings = {
+        "model": arguments.model,
+        "dtype": arguments.dtype,
+        "tokens": grid.tokens,
+        "tune_tokens": grid.tune_tokens,
+        "texts": list(texts),
+        "domains": sorted({**texts, **others}),
+        "command": f"python benchmarks/flops_vs_loss.py corpus --{arguments.size}",
+    }
+    results = {
+        "environment": environment(),
+        "settings": settings,
+        "corpus": {k: v for k, v in read_json(manifest).items() if k != "domains"} if manifest.exists() else None,
+        "claims": all_claims(texts, {**texts, **others}, tokens),
+        "cells": cells,
+    }
     write_json(arguments.out / "results.json", results)
     draw_all(results, arguments.out)
     (arguments.out / "report.md").write_text(markdown(results, "."))

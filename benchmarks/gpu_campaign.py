@@ -93,11 +93,7 @@ def outside(args, name: str, seconds: float) -> bool:
     """Run one stage in a process of its own; True when it ended well."""
     from benchmarks.gpu.campaign import child
 
-    options = [
-        f"--{o}={getattr(args, o)}"
-        for o in ("out", "device", "model", "text", "curve", "steps")
-        if getattr(args, o) is not None
-    ]
+    options = [f"--{o}={getattr(args, o)}" for o in ("out", "device", "model", "text", "curve", "steps") if getattr(args, o) is not None]
     command = [
         sys.executable,
         str(Path(__file__).resolve()),
@@ -112,10 +108,7 @@ def outside(args, name: str, seconds: float) -> bool:
     status, text = child(command, args.device, seconds + 15)
     (Path(args.out) / f"{name}.log").write_text(text)
     print("\n".join(text.strip().splitlines()[-12:]))
-    print(
-        f"== {name}: {'stopped at its limit' if status is None else f'status {status}'}, {time.monotonic() - start:.0f} s",
-        flush=True,
-    )
+    print(f"== {name}: {'stopped at its limit' if status is None else f'status {status}'}, {time.monotonic() - start:.0f} s", flush=True)
     return status == 0
 
 
@@ -133,13 +126,9 @@ def parse(arguments):
     )
     parser.add_argument("--out", default="runs/gpu-campaign", help="directory of the JSON files (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="say what each stage does")
-    parser.add_argument(
-        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run on tiny sizes in Triton's interpreter"
-    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run on tiny sizes in Triton's interpreter")
     parser.add_argument("--seconds", type=float, default=520.0, help="limit of a stage (default: %(default)s)")
-    parser.add_argument(
-        "--total", type=float, help="seconds for all stages together: those that don't fit are named and left out"
-    )
+    parser.add_argument("--total", type=float, help="seconds for all stages together: those that don't fit are named and left out")
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run of a stage and measure the others")
     parser.add_argument("--bundle", metavar="FILE", help="pack everything into this .tar.gz after each stage")
     parser.add_argument("--model", help="stage real: the model's directory")

@@ -58,10 +58,24 @@ def revision(name: str | None):
         _run(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(tree), name], f"revision {name!r}")
         try:
             import pybind11
+
             build = Path(folder) / "build"
             say(f"building {name}")
-            _run(["cmake", "-S", str(tree), "-B", str(build), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}",
-                  f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", "-DDYNADAPT_CUDA=OFF"], "cmake")
+            _run(
+                [
+                    "cmake",
+                    "-S",
+                    str(tree),
+                    "-B",
+                    str(build),
+                    "-G",
+                    "Ninja",
+                    f"-DPython_EXECUTABLE={sys.executable}",
+                    f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+                    "-DDYNADAPT_CUDA=OFF",
+                ],
+                "cmake",
+            )
             _run(["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1)], "build")
             _run(["cmake", "--install", str(build), "--prefix", str(tree / "dynadapt"), "--component", "python"], "install")
             if not (tree / "dynadapt" / "kernels").exists():
@@ -74,7 +88,10 @@ def revision(name: str | None):
 def _run(command: list[str], what: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{what}: {command[0]} ended with status {done.returncode}:\n" + "\n".join((done.stdout + done.stderr).strip().splitlines()[-10:]))
+        raise SystemExit(
+            f"{what}: {command[0]} ended with status {done.returncode}:\n"
+            + "\n".join((done.stdout + done.stderr).strip().splitlines()[-10:])
+        )
 
 
 def measure_case(processes: list[Process], index: int, settings, ceiling: dict) -> dict:
@@ -115,7 +132,11 @@ def finish_row(row: dict, ceiling: dict) -> dict:
     row["floor_seconds"], row["bound"] = max(products, traffic), "FLOPs" if products > traffic else "bytes"
     timed = {name: call["seconds"]["median"] for name, call in row["calls"].items() if "seconds" in call}
     for name, seconds in timed.items():
-        row["calls"][name] |= {"gflops": 1e-9 * row["flops"] / seconds, "gb_per_s": 1e-9 * row["bytes"] / seconds, "share_of_floor": row["floor_seconds"] / seconds}
+        row["calls"][name] |= {
+            "gflops": 1e-9 * row["flops"] / seconds,
+            "gb_per_s": 1e-9 * row["bytes"] / seconds,
+            "share_of_floor": row["floor_seconds"] / seconds,
+        }
     peers = {name: seconds for name, seconds in timed.items() if not name.startswith(OURS)}
     row["best_peer"] = min(peers, key=peers.get) if peers else None
     row["speedup"] = peers[row["best_peer"]] / timed[OURS] if peers else None
@@ -129,11 +150,13 @@ def say(text: str) -> None:
 def config_of(model: str):
     from dynadapt.model.config import tiny_config
     from dynadapt.model.geometries import geometry
+
     return tiny_config("llama") if model == "tiny" else geometry(model)
 
 
 def run(settings) -> dict:
     from dynadapt.common.environment import environment
+
     options = {name: getattr(settings, name) for name in ("model", "rows", "memory", "dtype", "only")}
     sent = {**options, "config": asdict(config_of(settings.model))}
     processes, rows = [], []
@@ -154,7 +177,17 @@ def run(settings) -> dict:
         finally:
             for process in processes:
                 process.close()
-    return {"benchmark": "ops", "options": options, "model": options["model"], "dtype": options["dtype"], "threads": settings.threads, "rounds": settings.rounds, "ceiling": ceiling, "rows": rows, "environment": environment()}
+    return {
+        "benchmark": "ops",
+        "options": options,
+        "model": options["model"],
+        "dtype": options["dtype"],
+        "threads": settings.threads,
+        "rounds": settings.rounds,
+        "ceiling": ceiling,
+        "rows": rows,
+        "environment": environment(),
+    }
 
 
 def line_of(row: dict) -> str:
@@ -165,9 +198,15 @@ def line_of(row: dict) -> str:
 def print_table(result: dict) -> None:
     from rich.console import Console
     from rich.table import Table
+
     c = result["ceiling"]
-    table = Table(box=None, pad_edge=False, title=f"{result['model']}, {result['dtype']}, {result['options']['rows']} rows, {result['threads']} threads at most; ceiling {c['gflops']:.0f} GFLOP/s "
-                        f"({c['provider']}), {c['gb_per_s']:.0f} GB/s", title_justify="left")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        title=f"{result['model']}, {result['dtype']}, {result['options']['rows']} rows, {result['threads']} threads at most; ceiling {c['gflops']:.0f} GFLOP/s "
+        f"({c['provider']}), {c['gb_per_s']:.0f} GB/s",
+        title_justify="left",
+    )
     for heading in ("op", "provider", "ms", "20..80 %", "of the floor", "threads", "dynadapt is"):
         table.add_column(heading, justify="left" if heading in ("op", "provider") else "right", no_wrap=True)
     absent = {}
@@ -180,8 +219,16 @@ def print_table(result: dict) -> None:
                 absent[name] = call["absent"]
                 continue
             s, times = call["seconds"], call["seconds"]["median"] / ours
-            table.add_row(title, name, f"{1e3 * s['median']:.3g}", f"{1e3 * s['p20']:.3g}..{1e3 * s['p80']:.3g}", f"{call['share_of_floor']:.0%} ({row['bound']})",
-                          str(call["threads"]), "" if name == OURS else f"{times:.2f}x", style="bold red" if times < 1 else None)
+            table.add_row(
+                title,
+                name,
+                f"{1e3 * s['median']:.3g}",
+                f"{1e3 * s['p20']:.3g}..{1e3 * s['p80']:.3g}",
+                f"{call['share_of_floor']:.0%} ({row['bound']})",
+                str(call["threads"]),
+                "" if name == OURS else f"{times:.2f}x",
+                style="bold red" if times < 1 else None,
+            )
     console = Console()
     (console if console.width >= 140 else Console(width=140)).print(table)
     for name, why in absent.items():
@@ -193,21 +240,50 @@ def print_table(result: dict) -> None:
 def write_csv(result: dict, path: Path) -> None:
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["op", "label", "provider", "median_ms", "p20_ms", "p80_ms", "runs", "threads", "share_of_floor", "gflops", "gb_per_s", "error", "absent"])
+        writer.writerow(
+            [
+                "op",
+                "label",
+                "provider",
+                "median_ms",
+                "p20_ms",
+                "p80_ms",
+                "runs",
+                "threads",
+                "share_of_floor",
+                "gflops",
+                "gb_per_s",
+                "error",
+                "absent",
+            ]
+        )
         for row in result["rows"]:
             for name, call in row["calls"].items():
                 s = call.get("seconds", {})
                 ms = [1e3 * s[key] if s else "" for key in ("median", "p20", "p80")]
-                writer.writerow([row["op"], row["label"], name, *ms, s.get("runs", ""), *(call.get(key, "") for key in ("threads", "share_of_floor", "gflops", "gb_per_s", "error", "absent"))])
+                writer.writerow(
+                    [
+                        row["op"],
+                        row["label"],
+                        name,
+                        *ms,
+                        s.get("runs", ""),
+                        *(call.get(key, "") for key in ("threads", "share_of_floor", "gflops", "gb_per_s", "error", "absent")),
+                    ]
+                )
 
 
 def parse(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m", help="whose sizes: smollm2-135m, llama-3.2-1b, llama-3.1-8b, tiny (default: smollm2-135m)")
+    parser.add_argument(
+        "--model", default="smollm2-135m", help="whose sizes: smollm2-135m, llama-3.2-1b, llama-3.1-8b, tiny (default: smollm2-135m)"
+    )
     parser.add_argument("--rows", type=int, default=512, help="tokens of one stream (default: 512)")
     parser.add_argument("--memory", type=int, default=512, help="tokens remembered, in the attention cases (default: 512)")
     parser.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"))
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="the most threads that are tried (default: all cores)")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="the most threads that are tried (default: all cores)"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", default="", help="ops whose name contains this")
     parser.add_argument("--base", metavar="REV", help="also build and time this git revision")

@@ -38,12 +38,16 @@ from dynadapt.runs.rundir import write_json  # noqa: E402
 WAVES, FASTER = "sinusoid:amplitude=[0.5;2],frequency=[2;2]", "sinusoid:amplitude=[0.5;2],frequency=[4;4]"
 RUNS = ("mixture", "dense", "sparse", "waves", "line", "wave")
 
-SMALL = TrainConfig(dims=4, points=10, layers=4, hidden=64, heads=2, positions=20, batch=64, steps=20_000, lr=2e-3,
-                    schedule="cosine", warmup=1000, clip=1.0)
+SMALL = TrainConfig(
+    dims=4, points=10, layers=4, hidden=64, heads=2, positions=20, batch=64, steps=20_000, lr=2e-3, schedule="cosine", warmup=1000, clip=1.0
+)
 TINY = TrainConfig(dims=3, points=4, layers=1, hidden=16, heads=2, positions=7, batch=4, steps=4, log=2, lr=1e-3)
 # settings, non-zeros of the sparse class, and what is different for functions of one number; tiny is for dry runs
-SCALES = {"small": (SMALL, 1, {"share": 0.6, "points": 7, "layers": 3}),
-          "garg": (from_preset("garg-standard"), 2, {"share": 0.4}), "tiny": (TINY, 1, {"share": 0.5})}
+SCALES = {
+    "small": (SMALL, 1, {"share": 0.6, "points": 7, "layers": 3}),
+    "garg": (from_preset("garg-standard"), 2, {"share": 0.4}),
+    "tiny": (TINY, 1, {"share": 0.5}),
+}
 
 
 def runs_of(scale: str, steps: int | None = None, device: str = "auto", dtype: str | None = None) -> dict[str, TrainConfig]:
@@ -52,17 +56,24 @@ def runs_of(scale: str, steps: int | None = None, device: str = "auto", dtype: s
     base, nonzeros, one = SCALES[scale]
     one = dict(one)
     steps = steps or base.steps
-    base = replace(base, preset=f"icl-claims-{scale}", steps=steps, warmup=min(base.warmup, steps), device=device,
-                   dtype=dtype or base.dtype)
+    base = replace(
+        base, preset=f"icl-claims-{scale}", steps=steps, warmup=min(base.warmup, steps), device=device, dtype=dtype or base.dtype
+    )
     sparse = f"sparse-linear:{nonzeros}"
     few = max(1, round(steps * one.pop("share")))
     number = replace(base, dims=1, dims_start=0, steps=few, warmup=min(base.warmup, few), **one)
-    return {"mixture": replace(base, classes=("dense-linear", sparse)), "dense": replace(base, classes=("dense-linear",)),
-            "sparse": replace(base, classes=(sparse,)), "waves": replace(number, classes=("dense-linear", WAVES)),
-            "line": replace(number, classes=("dense-linear",)), "wave": replace(number, classes=(WAVES,))}
+    return {
+        "mixture": replace(base, classes=("dense-linear", sparse)),
+        "dense": replace(base, classes=("dense-linear",)),
+        "sparse": replace(base, classes=(sparse,)),
+        "waves": replace(number, classes=("dense-linear", WAVES)),
+        "line": replace(number, classes=("dense-linear",)),
+        "wave": replace(number, classes=(WAVES,)),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ evaluation
+
 
 def evaluate_linear(subjects: list[Subject], settings: Settings, announce) -> dict:
     """Models of linear functions: their classes, all numbers of non-zeros, outside the training distribution, the gradient."""
@@ -78,16 +89,21 @@ def evaluate_waves(subjects: list[Subject], settings: Settings, announce) -> tup
 
 # ------------------------------------------------------------------------------------------------------------ what is written
 
+
 def shortened(results: dict) -> dict:
     """What is worth keeping: means instead of whole curves; linear.json and waves.json have everything."""
-    means = lambda entries: {case: {name: rounded(curve["mean"]) for name, curve in entry["curves"].items()}  # noqa: E731
-                             for case, entry in entries.items()}
+    means = lambda entries: {
+        case: {name: rounded(curve["mean"]) for name, curve in entry["curves"].items()}  # noqa: E731
+        for case, entry in entries.items()
+    }
     linear, waves = results["linear"], results["waves"]
     pair = {f"{entry['weight']:g}": entry for entry in waves["combinations"][0]["weights"]}
     kept = {key: value for key, value in results.items() if key not in ("linear", "waves", "faster")}
     linear = {section: means(linear[section]) for section in ("classes", "nonzeros", "ood")} | {
-        "gradient": {name: {along: rounded(values) for along, values in found.items()}
-                     for name, found in linear["gradient"]["cosine"].items()}}
+        "gradient": {
+            name: {along: rounded(values) for along, values in found.items()} for name, found in linear["gradient"]["cosine"].items()
+        }
+    }
     waves = {"classes": means(waves["classes"] | {"faster": results["faster"]}), "combinations": means(pair)}
     return {**kept, "linear": linear, "waves": waves}
 
@@ -98,8 +114,7 @@ def rounded(values: list[float]) -> list[float]:
 
 def markdown(results: dict) -> str:
     lines = ["| claim | verdict | |", "|---|---|---|"]
-    lines += [f"| {number}: {CLAIMS[number]} | {found['verdict']} | {found['sentence']} |"
-              for number, found in results["claims"].items()]
+    lines += [f"| {number}: {CLAIMS[number]} | {found['verdict']} | {found['sentence']} |" for number, found in results["claims"].items()]
     lines += ["", "| run | classes | steps | parameters |", "|---|---|---|---|"]
     for name, run in results["runs"].items():
         classes = ", ".join(run["classes"])
@@ -159,6 +174,7 @@ def _weights_panel(axis, entries: list[dict], looks: dict) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ running
 
+
 def train_all(configs: dict[str, TrainConfig], out: Path, minutes: float | None = None) -> dict[str, dict]:
     """The summaries of these runs, trained now or before. Interrupted when the time is over; the same call goes on from there."""
     began, summaries = time.monotonic(), {}
@@ -178,15 +194,27 @@ def results_of(configs: dict[str, TrainConfig], out: Path, settings: Settings = 
     linear = evaluate_linear([subjects[name] for name in ("dense", "sparse", "mixture")], settings, announce)
     waves, faster = evaluate_waves([subjects[name] for name in ("line", "wave", "waves")], settings, announce)
     runs = {name: described(config, subjects[name].about) for name, config in configs.items()}
-    return {"environment": environment(), "configs": {name: configs[name].to_dict() for name in ("mixture", "waves")},
-            "settings": asdict(settings), "runs": runs, "claims": judge(linear, waves, faster), "linear": linear, "waves": waves,
-            "faster": faster}
+    return {
+        "environment": environment(),
+        "configs": {name: configs[name].to_dict() for name in ("mixture", "waves")},
+        "settings": asdict(settings),
+        "runs": runs,
+        "claims": judge(linear, waves, faster),
+        "linear": linear,
+        "waves": waves,
+        "faster": faster,
+    }
 
 
 def described(config: TrainConfig, about: dict) -> dict:
     """step: that of the weights which were evaluated; steps: of the whole run."""
-    return {"classes": list(config.classes), "step": about["step"], "steps": config.steps, "parameters": about["parameters"],
-            "dtype": config.dtype}
+    return {
+        "classes": list(config.classes),
+        "step": about["step"],
+        "steps": config.steps,
+        "parameters": about["parameters"],
+        "dtype": config.dtype,
+    }
 
 
 def write_results(out: Path, results: dict) -> None:
@@ -201,10 +229,15 @@ def write_results(out: Path, results: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/icl"))
-    parser.add_argument("--scale", choices=list(SCALES), default="small",
-                        help="small: 4 dimensions, minutes on a CPU; garg: 20 dimensions, 500,000 steps; tiny: a dry run")
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS,
-                        help="train only these; results are written by the command without --runs")
+    parser.add_argument(
+        "--scale",
+        choices=list(SCALES),
+        default="small",
+        help="small: 4 dimensions, minutes on a CPU; garg: 20 dimensions, 500,000 steps; tiny: a dry run",
+    )
+    parser.add_argument(
+        "--runs", nargs="+", choices=RUNS, default=RUNS, help="train only these; results are written by the command without --runs"
+    )
     parser.add_argument("--steps", type=int, help="of every run (default: those of the scale)")
     parser.add_argument("--prompts", type=int, default=Settings.prompts, help="of every test (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU where there is one)")

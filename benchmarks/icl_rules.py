@@ -43,8 +43,12 @@ from dataclasses import dataclass
 
 MARGIN, SLACK, FAILS, LEARNED = 0.05, 0.02, 0.1, 0.1
 CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "not decided"
-CLAIMS = {"13": "a mixture does as well as the right specialist", "14": "it tracks the best baseline along the whole curve",
-          "15": "between the classes it predicts in between", "16": "outside the mixture it fails"}
+CLAIMS = {
+    "13": "a mixture does as well as the right specialist",
+    "14": "it tracks the best baseline along the whole curve",
+    "15": "between the classes it predicts in between",
+    "16": "outside the mixture it fails",
+}
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,17 @@ class Family:
         return found
 
 
-LINEAR = Family("mixture", {"linear": Specialist("dense", "least_squares", "least_squares"),
-                            "sparse_linear": Specialist("sparse", "lasso", "sparse_bayes")})
-NUMBER = Family("waves", {"linear": Specialist("line", "least_squares", "least_squares"),
-                          "sinusoid": Specialist("wave", "basis_least_squares", "basis_least_squares")})
+LINEAR = Family(
+    "mixture",
+    {"linear": Specialist("dense", "least_squares", "least_squares"), "sparse_linear": Specialist("sparse", "lasso", "sparse_bayes")},
+)
+NUMBER = Family(
+    "waves",
+    {
+        "linear": Specialist("line", "least_squares", "least_squares"),
+        "sinusoid": Specialist("wave", "basis_least_squares", "basis_least_squares"),
+    },
+)
 
 
 def judge(linear: dict, waves: dict, faster: dict) -> dict[str, dict]:
@@ -101,8 +112,7 @@ def claim_13(family: Family, results: dict) -> dict:
     found = {"mixture": numbers, "other specialist": wrong}
     if untrained := not_learned(family, results):
         return judged(OPEN, untrained, found)
-    said = " and ".join(f"{n['mean']:+.3f} on {case} (the other specialist: {wrong[case]['mean']:+.3f})"
-                        for case, n in numbers.items())
+    said = " and ".join(f"{n['mean']:+.3f} on {case} (the other specialist: {wrong[case]['mean']:+.3f})" for case, n in numbers.items())
     if all(n["high"] <= MARGIN for n in wrong.values()):
         return judged(OPEN, f"the specialists do as well on each other's class, nothing is selected: {said}", found)
     if all(n["high"] <= MARGIN for n in numbers.values()):
@@ -150,8 +160,13 @@ def in_between(excess: dict) -> dict:
     apart = whole(excess["sparse"]["dense"])
     worse, better = ("sparse", "dense") if apart["mean"] > 0 else ("dense", "sparse")
     above, below = (whole(excess["mixture"][name]) for name in (worse, better))
-    return {"specialists apart": apart, "worse": worse, "to the worse": above, "to the better": below,
-            "outside": above["low"] > SLACK or below["high"] < -SLACK}
+    return {
+        "specialists apart": apart,
+        "worse": worse,
+        "to the worse": above,
+        "to the better": below,
+        "outside": above["low"] > SLACK or below["high"] < -SLACK,
+    }
 
 
 def claim_16(linear: dict, waves: dict, faster: dict) -> dict:

@@ -59,6 +59,7 @@ def main() -> None:
         facts = [write_task(Path(folder), text, given.start, given.size, given.count) for text in texts]
         policies = evaluate(Path(folder), given, [text.stem for text in texts])
     from dynadapt.common.environment import environment
+
     report = {"environment": environment(), "harness": version("lm-eval"), "texts": facts, "policies": policies}
     given.out.write_text(json.dumps(report, indent=2) + "\n")
 
@@ -68,11 +69,13 @@ def evaluate(folder: Path, given, names: list[str]) -> dict:
     from lm_eval.tasks import TaskManager
 
     from dynadapt.interop.lm_eval import POLICIES, DynadaptLM
+
     tasks, found = TaskManager(include_path=str(folder), include_defaults=False), {}
     for reset in POLICIES:
         lm = DynadaptLM(given.model, reset=reset, segment=given.segment, dtype="bf16")
-        results = lm_eval.simple_evaluate(model=lm, tasks=[f"local_{name}" for name in names], task_manager=tasks,
-                                          bootstrap_iters=0, verbosity="ERROR")
+        results = lm_eval.simple_evaluate(
+            model=lm, tasks=[f"local_{name}" for name in names], task_manager=tasks, bootstrap_iters=0, verbosity="ERROR"
+        )
         scores = {name: results["results"][f"local_{name}"]["bits_per_byte,none"] for name in names}
         found[reset] = {**lm.get_model_info(), "bits_per_byte": scores}
         print(reset, scores)

@@ -37,8 +37,8 @@ from dynadapt.runs.progress import Lines
 from dynadapt.runs.rundir import RunError, read_json, write_json
 
 CONDITIONS = {"lora": {}, "lora-hot": {"lr": 5 * LEARNING_RATES["lora"]["adam"]}}
-HELD_OUT, EXCERPT = 24, 1600                 # documents of a domain that are scored, and characters of each
-TRAIN_EXCERPT = 4000                         # characters of each training document
+HELD_OUT, EXCERPT = 24, 1600  # documents of a domain that are scored, and characters of each
+TRAIN_EXCERPT = 4000  # characters of each training document
 
 
 def excerpts(path: Path, out: Path, characters: int, count: int | None = None) -> Path:
@@ -60,13 +60,15 @@ def sampled(model: str, out: Path, rows: int = 32, tokens: int = 256) -> Path:
 
     import dynadapt
     from dynadapt.model.fetch import cached
+
     directory = cached(model) or Path(model)
     live = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
     tokenizer = dynadapt.load(model).tokenizer
     torch.manual_seed(0)
     start = torch.full((rows, 1), live.config.bos_token_id)
-    ids = live.generate(start, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=tokens,
-                        pad_token_id=live.config.eos_token_id)
+    ids = live.generate(
+        start, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=tokens, pad_token_id=live.config.eos_token_id
+    )
     special = (live.config.bos_token_id, live.config.eos_token_id)
     texts = [tokenizer.decode([token for token in row[1:].tolist() if token not in special]) for row in ids]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -85,21 +87,38 @@ def run_domain(name: str, condition: str, arguments, reference: Path) -> dict:
         advised = read_json(folder / "advice" / "summary.json")
     else:
         advised = advise(config, (str(train),), (), arguments.windows, folder / "advice", announce=said)
-    chosen = DiagnoseConfig(config.with_(text=(str(held),)), learn=(str(train),), learn_tokens=arguments.learn_tokens,
-                            reference=(str(reference),), control=arguments.control)
+    chosen = DiagnoseConfig(
+        config.with_(text=(str(held),)),
+        learn=(str(train),),
+        learn_tokens=arguments.learn_tokens,
+        reference=(str(reference),),
+        control=arguments.control,
+    )
     return row_of(name, condition, advised, run_diagnosis(chosen, folder / "diagnosis", resume=True, announce=said))
 
 
 def row_of(name: str, condition: str, advised: dict, found: dict) -> dict:
     """What the results keep of one domain's advice and diagnosis."""
     ten = next(record for record in found["concentration"] if record["types"] == 10)
-    return {"domain": name, "condition": condition, "tokens": found["tokens"], "documents": len(found["documents"]),
-            "change": found["change"], "interval": found["interval"], "verdict": found["verdict"],
-            "perplexity": found["perplexity"],
-            "bits_per_byte": found["bits_per_byte"]["before"], "divergence": found["similarity"]["orders"][0]["divergence"],
-            "top10": ten, "largest": [t["shown"] for t in found["top_types"][:5]], "classes": found["classes"],
-            "controls": found["controls"], "advice": advised["advice"], "expected": advised["expected_change"],
-            "expected_interval": advised["interval"]}
+    return {
+        "domain": name,
+        "condition": condition,
+        "tokens": found["tokens"],
+        "documents": len(found["documents"]),
+        "change": found["change"],
+        "interval": found["interval"],
+        "verdict": found["verdict"],
+        "perplexity": found["perplexity"],
+        "bits_per_byte": found["bits_per_byte"]["before"],
+        "divergence": found["similarity"]["orders"][0]["divergence"],
+        "top10": ten,
+        "largest": [t["shown"] for t in found["top_types"][:5]],
+        "classes": found["classes"],
+        "controls": found["controls"],
+        "advice": advised["advice"],
+        "expected": advised["expected_change"],
+        "expected_interval": advised["interval"],
+    }
 
 
 def said(title: str):
@@ -109,9 +128,11 @@ def said(title: str):
 
 # -------------------------------------------------------------------------------------------------------------- analysis
 
+
 def spearman(x, y, draws: int = 2000) -> dict:
     """Rank correlation over domains with a percentile interval from drawing domains, and a two-sided permutation p-value."""
     from scipy.stats import rankdata
+
     x, y, random = np.asarray(x, float), np.asarray(y, float), np.random.default_rng(0)
     rho = lambda i, j: float(np.corrcoef(rankdata(x[i]), rankdata(y[j]))[0, 1])  # noqa: E731
     whole = np.arange(len(x))
@@ -121,8 +142,7 @@ def spearman(x, y, draws: int = 2000) -> dict:
         if len(set(x[chosen])) > 2 and len(set(y[chosen])) > 2:
             found.append(rho(chosen, chosen))
     by_chance = [abs(rho(whole, random.permutation(len(x)))) >= abs(value) - 1e-12 for _ in range(draws)]
-    return {"rho": value, "interval": np.quantile(found, [0.025, 0.975]).tolist(), "p": float(np.mean(by_chance)),
-            "domains": len(x)}
+    return {"rho": value, "interval": np.quantile(found, [0.025, 0.975]).tolist(), "p": float(np.mean(by_chance)), "domains": len(x)}
 
 
 def claims(rows: list[dict]) -> dict:
@@ -136,14 +156,29 @@ def claims(rows: list[dict]) -> dict:
     enough = len(rows) > 3
     return {
         "10": {"domains": len(rows), "worse": [row["domain"] for row in hurt]},
-        "11": enough and {"nearness by bits per byte": spearman([-row["bits_per_byte"] for row in rows], change),
-                          "nearness by divergence": spearman([-row["divergence"] for row in rows], change)},
-        "12": {row["domain"]: {"verdict": row["verdict"], "held_out_share_of_10": row["top10"]["held_out"],
-                               "tokens": row["top10"]["tokens"], "largest": row["largest"]} for row in hurt},
-        "advice": {"decided": len(decided), "right": len(right), "mean_error": float(apart.mean()),
-                   "mean_absolute_error": float(abs(apart).mean()),
-                   "covered": sum(row["expected_interval"][0] <= row["change"] <= row["expected_interval"][1] for row in rows),
-                   "rank_correlation": enough and spearman(expected, change), "calibrated": calibrated(rows)},
+        "11": enough
+        and {
+            "nearness by bits per byte": spearman([-row["bits_per_byte"] for row in rows], change),
+            "nearness by divergence": spearman([-row["divergence"] for row in rows], change),
+        },
+        "12": {
+            row["domain"]: {
+                "verdict": row["verdict"],
+                "held_out_share_of_10": row["top10"]["held_out"],
+                "tokens": row["top10"]["tokens"],
+                "largest": row["largest"],
+            }
+            for row in hurt
+        },
+        "advice": {
+            "decided": len(decided),
+            "right": len(right),
+            "mean_error": float(apart.mean()),
+            "mean_absolute_error": float(abs(apart).mean()),
+            "covered": sum(row["expected_interval"][0] <= row["change"] <= row["expected_interval"][1] for row in rows),
+            "rank_correlation": enough and spearman(expected, change),
+            "calibrated": calibrated(rows),
+        },
     }
 
 
@@ -164,14 +199,26 @@ def calibrated(rows: list[dict]) -> dict:
 def markdown(results: dict) -> str:
     lines = []
     for condition, found in results["conditions"].items():
-        lines += [f"## {condition}", "", "| domain | bits per byte | divergence | change (95%) | verdict "
-                  "| top 10 types, other half (tokens) | foreseen (95%) | advice |", "|---|---|---|---|---|---|---|---|"]
+        lines += [
+            f"## {condition}",
+            "",
+            "| domain | bits per byte | divergence | change (95%) | verdict "
+            "| top 10 types, other half (tokens) | foreseen (95%) | advice |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
         for row in found["rows"]:
             ends = lambda pair: "-" if None in pair else f"[{pair[0]:+.3f}, {pair[1]:+.3f}]"  # noqa: E731
             share = "-" if row["top10"]["held_out"] is None else f"{row['top10']['held_out']:.0%} ({row['top10']['tokens']:.0%})"
-            cells = (row["domain"], f"{row['bits_per_byte']:.3f}", f"{row['divergence']:.3f}",
-                     f"{row['change']:+.3f} {ends(row['interval'])}", row["verdict"], share,
-                     f"{row['expected']:+.3f} {ends(row['expected_interval'])}", row["advice"])
+            cells = (
+                row["domain"],
+                f"{row['bits_per_byte']:.3f}",
+                f"{row['divergence']:.3f}",
+                f"{row['change']:+.3f} {ends(row['interval'])}",
+                row["verdict"],
+                share,
+                f"{row['expected']:+.3f} {ends(row['expected_interval'])}",
+                row["advice"],
+            )
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", *_said(found["claims"]), ""]
     return "\n".join(lines) + "\n"
@@ -185,16 +232,21 @@ def _said(found: dict) -> list[str]:
     for name, rho in (found["11"] or {}).items():
         lines.append(f"- Claim 11, {name}: Spearman {correlation(rho)} with the change, p = {rho['p']:.3f}, {domains} domains.")
     few = [name for name, row in found["12"].items() if row["verdict"] == "hurts on few types"]
-    lines.append(f"- Claim 12: in {len(few)} of the {len(worse)} domains that got worse, at most 10 token types explain at least "
-                 "half of it.")
+    lines.append(
+        f"- Claim 12: in {len(few)} of the {len(worse)} domains that got worse, at most 10 token types explain at least half of it."
+    )
     rho = advice["rank_correlation"]
-    lines.append(f"- Advice: right in {advice['right']} of {advice['decided']} domains that it decided; measured less foreseen "
-                 f"{advice['mean_error']:+.3f} (mean absolute {advice['mean_absolute_error']:.3f}); {advice['covered']} of {domains} "
-                 "inside the interval" + (f"; rank correlation {correlation(rho)}." if rho else "."))
+    lines.append(
+        f"- Advice: right in {advice['right']} of {advice['decided']} domains that it decided; measured less foreseen "
+        f"{advice['mean_error']:+.3f} (mean absolute {advice['mean_absolute_error']:.3f}); {advice['covered']} of {domains} "
+        "inside the interval" + (f"; rank correlation {correlation(rho)}." if rho else ".")
+    )
     fit = advice["calibrated"]
     if fit["factor"]:
-        lines.append(f"- Advice, calibrated: outcomes within a factor of {fit['factor']:.1f} of what was foreseen; with the factor "
-                     f"of the other domains, {fit['held']} of {fit['of']} inside.")
+        lines.append(
+            f"- Advice, calibrated: outcomes within a factor of {fit['factor']:.1f} of what was foreseen; with the factor "
+            f"of the other domains, {fit['held']} of {fit['of']} inside."
+        )
     return lines
 
 
@@ -221,8 +273,10 @@ def main() -> None:
     there = sorted(path.parent.name for path in arguments.corpus.glob("*/heldout.jsonl"))
     unknown = [name for name in arguments.domains or [] if name not in there]
     if not there or unknown:
-        raise SystemExit(f"{arguments.corpus}: holds no domain {unknown[0] if unknown else 'at all'}; there are "
-                         f"{', '.join(there) or 'none'} (make it with: dynadapt corpus build --out DIR)")
+        raise SystemExit(
+            f"{arguments.corpus}: holds no domain {unknown[0] if unknown else 'at all'}; there are "
+            f"{', '.join(there) or 'none'} (make it with: dynadapt corpus build --out DIR)"
+        )
     if (arguments.corpus / "manifest.json").exists():
         check_corpus(arguments.corpus)
     reference = sampled(arguments.model, arguments.out / "texts" / "sampled.jsonl")
@@ -233,7 +287,7 @@ def main() -> None:
             done[condition].append(run_domain(name, condition, arguments, reference))
         except Interrupted:
             raise SystemExit(f"stopped; the same command goes on in {arguments.out}") from None
-        except RunError as error:                            # diverged: said, and the other domains go on
+        except RunError as error:  # diverged: said, and the other domains go on
             print(f"    {error}", flush=True)
             failed.append({"domain": name, "condition": condition, "error": str(error)})
         write_results(arguments, done, failed)
@@ -246,8 +300,13 @@ def write_results(arguments, done: dict[str, list[dict]], failed: list[dict]) ->
     manifest = arguments.corpus / "manifest.json"
     corpus = {key: value for key, value in read_json(manifest).items() if key != "domains"} if manifest.exists() else None
     settings["conditions"] = {condition: CONDITIONS[condition] for condition in done}
-    results = {"environment": environment(), "settings": settings, "corpus": corpus,
-               "conditions": {c: {"rows": rows, "claims": claims(rows)} for c, rows in done.items() if rows}, "failed": failed}
+    results = {
+        "environment": environment(),
+        "settings": settings,
+        "corpus": corpus,
+        "conditions": {c: {"rows": rows, "claims": claims(rows)} for c, rows in done.items() if rows},
+        "failed": failed,
+    }
     write_json(arguments.out / "results.json", results)
     (arguments.out / "results.md").write_text(markdown(results))
 

@@ -64,14 +64,17 @@ class Method:
             return (self.average,)
         if self.known:
             return ("proportional",)
-        return {"velocitune": ("sample", "proportional"), "dynamic-batch-loading": ("sample", "proportional"),
-                "doremi": ("proportional",)}.get(self.mixer, ())
+        return {
+            "velocitune": ("sample", "proportional"),
+            "dynamic-batch-loading": ("sample", "proportional"),
+            "doremi": ("proportional",),
+        }.get(self.mixer, ())
 
 
 METHODS = {
     "stratified": Method("stratified"),
     "proportional": Method("proportional"),
-    "velocitune": Method("velocitune", (("flat", "zero"),)),       # a domain with nothing to learn: the paper leaves it open
+    "velocitune": Method("velocitune", (("flat", "zero"),)),  # a domain with nothing to learn: the paper leaves it open
     "velocitune-average": Method("replay", average="velocitune"),
     "velocitune-known": Method("velocitune", (("flat", "zero"),), known=True),
     "dynamic-batch-loading": Method("dynamic-batch-loading"),
@@ -84,7 +87,7 @@ METHODS = {
     "ado": Method("ado", least_steps=200),
 }
 READS_HELDOUT = (*NEED_TARGET, "skill-it")
-FIT, PROPORTIONAL = "fit", "proportional run"          # where targets are from
+FIT, PROPORTIONAL = "fit", "proportional run"  # where targets are from
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,27 @@ class Case:
 def cases(steps: int | None) -> dict[str, Case]:
     """Their domains and models are put in by `prepared`."""
     shared = dict(domains={"to": "come"}, policy="repeat", dtype="bf16")
-    scratch = ReweightConfig(**shared, scratch="4x128", adapt="full", targets="model", rows=8, segment=128, steps=steps or 300,
-                             lr=1.5e-3, warmup=10, heldout_rows=8)
+    scratch = ReweightConfig(
+        **shared,
+        scratch="4x128",
+        adapt="full",
+        targets="model",
+        rows=8,
+        segment=128,
+        steps=steps or 300,
+        lr=1.5e-3,
+        warmup=10,
+        heldout_rows=8,
+    )
     continual = ReweightConfig(**shared, adapt="lora", rows=4, segment=128, steps=steps or 20, heldout_rows=2)
-    return {"scratch": Case(scratch, share=0.1, updates=10, sample=0.5, sample_evaluations=10, test_rows=64, vocabulary=4096),
-            "continual": Case(continual, share=0.1, updates=4, sample=0.5, sample_evaluations=6, test_rows=6)}
+    return {
+        "scratch": Case(scratch, share=0.1, updates=10, sample=0.5, sample_evaluations=10, test_rows=64, vocabulary=4096),
+        "continual": Case(continual, share=0.1, updates=4, sample=0.5, sample_evaluations=6, test_rows=6),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------------- runs
+
 
 class Study:
     """The runs of one case and one seed under out/CASE/seed-N/METHOD, each with judged.json beside its own files."""
@@ -143,13 +159,21 @@ class Study:
         began = time.process_time()
         summary = run(config, self.folder / name, ReweightOptions(resume=True, checkpoint=100))
         test = judged(config, trained_engine(self.folder / name), self.case.test_rows)
-        kept = {"method": name, "seed": self.seed, "test": test, "mean": sum(test.values()) / len(test),
-                "heldout": summary["heldout"], "tokens": summary["tokens"], "epochs": summary["epochs"],
-                "average_weights": summary["static_weights"],
-                "weights": self._weights(name), "targets_from": self._targets(method)[1] if method.mixer in NEED_TARGET else None,
-                "cpu_seconds": time.process_time() - began}
+        kept = {
+            "method": name,
+            "seed": self.seed,
+            "test": test,
+            "mean": sum(test.values()) / len(test),
+            "heldout": summary["heldout"],
+            "tokens": summary["tokens"],
+            "epochs": summary["epochs"],
+            "average_weights": summary["static_weights"],
+            "weights": self._weights(name),
+            "targets_from": self._targets(method)[1] if method.mixer in NEED_TARGET else None,
+            "cpu_seconds": time.process_time() - began,
+        }
         write_json(self.folder / name / "judged.json", kept)
-        if name != "proportional":                            # the reference of DoReMi
+        if name != "proportional":  # the reference of DoReMi
             shutil.rmtree(self.folder / name / "checkpoint", ignore_errors=True)
         print(f"    seed {self.seed}  {name:22s} mean {kept['mean']:.4f}  {kept['cpu_seconds']:.0f} s", flush=True)
 
@@ -158,7 +182,7 @@ class Study:
         settings = dict(method.settings)
         if method.average:
             settings["run"] = str(self.folder / method.average)
-        if method.mixer == "ado":                # its published thousand steps, scaled to the run's length
+        if method.mixer == "ado":  # its published thousand steps, scaled to the run's length
             steps = self.base.steps
             settings = {"ignore": steps // 20, "start": steps // 5, "refit": steps // 20, "window": 2 * (steps // 40) + 1}
         evaluate = max(1, self.base.steps // self.case.updates) if method.mixer in READS_HELDOUT else self.base.steps
@@ -191,8 +215,12 @@ class Study:
     def flops(self, name: str) -> dict[str, int]:
         """FLOPs of the run (training, held-out losses, DoReMi's excess) and of the runs that had to be made first."""
         spent = read_json(self.folder / name / "summary.json")["flops"]
-        return {"training": sum(spent[phase] for phase in PHASES), "heldout": spent["heldout"], "excess": spent["excess"],
-                "made_first": sum(self._whole(needed) for needed in self._made_first(name))}
+        return {
+            "training": sum(spent[phase] for phase in PHASES),
+            "heldout": spent["heldout"],
+            "excess": spent["excess"],
+            "made_first": sum(self._whole(needed) for needed in self._made_first(name)),
+        }
 
     def _made_first(self, name: str) -> tuple[str, ...]:
         """Runs this one could not have been made without: `proportional` gives targets only where the fit refused."""
@@ -210,8 +238,10 @@ class Study:
         lines = [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
         steps = [line for line in lines if line["kind"] == "step"]
         kept = steps[:: max(1, len(steps) // 50)]
-        return {"tokens": [line["total_tokens"] for line in kept],
-                **{domain: [round(line["weights"][domain], 5) for line in kept] for domain in kept[0]["weights"]}}
+        return {
+            "tokens": [line["total_tokens"] for line in kept],
+            **{domain: [round(line["weights"][domain], 5) for line in kept] for domain in kept[0]["weights"]},
+        }
 
 
 def main() -> None:
@@ -219,19 +249,29 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="directory that `dynadapt corpus build` made")
     parser.add_argument("--out", type=Path, default=Path("runs/reweighting"))
     parser.add_argument("--case", nargs="+", default=["scratch", "continual"], choices=("scratch", "continual"))
-    parser.add_argument("--mixers", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME",
-                        help=f"only these, and what they need (of {', '.join(METHODS)})")
+    parser.add_argument(
+        "--mixers",
+        nargs="+",
+        default=list(METHODS),
+        choices=list(METHODS),
+        metavar="NAME",
+        help=f"only these, and what they need (of {', '.join(METHODS)})",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: 3)")
-    parser.add_argument("--first-seed", type=int, default=0, metavar="N",
-                        help="leave out the seeds before N; several processes may share the work, a seed or a case each")
+    parser.add_argument(
+        "--first-seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out the seeds before N; several processes may share the work, a seed or a case each",
+    )
     parser.add_argument("--steps", type=int, help="of each run (default: 300 from scratch, 20 continual)")
     parser.add_argument("--share", type=float, help="of the corpus's training text that is used (default: 0.1)")
     parser.add_argument("--scratch", default="4x128", help="size of the model from scratch (default: 4x128)")
     parser.add_argument("--report", action="store_true", help="only write the report of the runs that are there")
     arguments = parser.parse_args()
     if not 0 <= arguments.first_seed < arguments.seeds:
-        raise SystemExit(f"first-seed {arguments.first_seed}: give one from 0 to {arguments.seeds - 1}, under --seeds "
-                         f"{arguments.seeds}")
+        raise SystemExit(f"first-seed {arguments.first_seed}: give one from 0 to {arguments.seeds - 1}, under --seeds {arguments.seeds}")
     torch.set_num_threads(min(torch.get_num_threads(), 2))
     try:
         for name in arguments.case if not arguments.report else ():
@@ -275,9 +315,13 @@ def write_results(arguments) -> None:
         raise SystemExit(f"{arguments.out}: no run is finished yet")
     reports = {name: {**report(rows), "fits": fits(arguments.out / name)} for name, rows in found.items()}
     manifest = {key: value for key, value in read_json(arguments.corpus / "manifest.json").items() if key != "domains"}
-    results = {"environment": environment(), "corpus": manifest,
-               "settings": {name: _settings(arguments.out / name) for name in found},
-               "cases": reports, "runs": {name: [_short(row) for row in rows] for name, rows in found.items()}}
+    results = {
+        "environment": environment(),
+        "corpus": manifest,
+        "settings": {name: _settings(arguments.out / name) for name in found},
+        "cases": reports,
+        "runs": {name: [_short(row) for row in rows] for name, rows in found.items()},
+    }
     write_json(arguments.out / "results.json", rounded(results))
     (arguments.out / "results.md").write_text(markdown(results["cases"]))
     draw_comparison(results["cases"], arguments.out / "results.png")
@@ -293,9 +337,13 @@ def fits(folder: Path) -> dict:
             ended, found = read_json(whole)["heldout"], read_json(fitted)
             errors += [found["target"][domain] - loss for domain, loss in ended.items()]
             inside += sum(found["interval"][domain][0] <= loss <= found["interval"][domain][1] for domain, loss in ended.items())
-    return {"predictions": len(errors), "inside": inside, "refused_seeds": refused,
-            "mean_error": sum(errors) / len(errors) if errors else None,
-            "mean_absolute_error": sum(map(abs, errors)) / len(errors) if errors else None}
+    return {
+        "predictions": len(errors),
+        "inside": inside,
+        "refused_seeds": refused,
+        "mean_error": sum(errors) / len(errors) if errors else None,
+        "mean_absolute_error": sum(map(abs, errors)) / len(errors) if errors else None,
+    }
 
 
 def _short(row: dict) -> dict:

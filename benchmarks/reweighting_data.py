@@ -21,7 +21,7 @@ from dynadapt.model import random_model, tiny_config
 from dynadapt.model.convert import write_directory
 from dynadapt.model.tokenizer import Tokenizer as ModelTokenizer
 
-EXCERPT = 2000         # characters of each held-out document
+EXCERPT = 2000  # characters of each held-out document
 END = "<|endoftext|>"
 
 
@@ -60,8 +60,9 @@ def small_vocabulary(domains: dict[str, str], out: Path, size: int) -> str:
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=[END],
-                                      show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=[END], show_progress=False
+        )
         texts = (text for path in domains.values() for _, text in read_documents(Path(path) / "train.jsonl"))
         backend.train_from_iterator(texts, trainer)
         config = tiny_config("llama", vocab_size=backend.get_vocab_size(), layers=1, eos_token_id=backend.token_to_id(END))
@@ -79,7 +80,9 @@ def judged(config: ReweightConfig, engine, rows: int) -> dict[str, float]:
         texts = [text for _, text in read_documents(Path(path) / "test.jsonl")]
         found: Rows = encode_rows(texts, config.segment, engine.model)
         chosen = np.linspace(0, len(found) - 1, min(rows, len(found))).astype(int)
-        scores = [engine.score(torch.from_numpy(np.stack([found[row] for row in chosen[first : first + config.rows]])))
-                  for first in range(0, len(chosen), config.rows)]
+        scores = [
+            engine.score(torch.from_numpy(np.stack([found[row] for row in chosen[first : first + config.rows]])))
+            for first in range(0, len(chosen), config.rows)
+        ]
         losses[name] = float(torch.cat(scores).double().mean())
     return losses

@@ -16,9 +16,27 @@ from pathlib import Path
 
 from dynadapt.experiments.debian import debian_file, r_database
 
-CODE = ("argparse.py", "asyncio/base_events.py", "ast.py", "configparser.py", "dataclasses.py", "decimal.py", "difflib.py",
-        "doctest.py", "email/_header_value_parser.py", "ipaddress.py", "logging/__init__.py", "mailbox.py", "pathlib.py",
-        "pickle.py", "statistics.py", "subprocess.py", "tarfile.py", "typing.py", "zipfile.py")
+CODE = (
+    "argparse.py",
+    "asyncio/base_events.py",
+    "ast.py",
+    "configparser.py",
+    "dataclasses.py",
+    "decimal.py",
+    "difflib.py",
+    "doctest.py",
+    "email/_header_value_parser.py",
+    "ipaddress.py",
+    "logging/__init__.py",
+    "mailbox.py",
+    "pathlib.py",
+    "pickle.py",
+    "statistics.py",
+    "subprocess.py",
+    "tarfile.py",
+    "typing.py",
+    "zipfile.py",
+)
 
 
 def novel(title: str = "MANSFIELD PARK") -> str:

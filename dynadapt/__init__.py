@@ -17,17 +17,53 @@ if TYPE_CHECKING:
     from .runs.stopping import StopRun
 
 __version__ = "0.1.0"
-__all__ = ["RMS", "SGD", "Adam", "AdamW", "Engine", "Evaluation", "Full", "LoRA", "Overlap", "RowSparse", "SegmentMemory", "Server", "Session",
-           "StopRun", "attach", "evaluate", "load", "publish", "read_run"]
+__all__ = [
+    "RMS",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Engine",
+    "Evaluation",
+    "Full",
+    "LoRA",
+    "Overlap",
+    "RowSparse",
+    "SegmentMemory",
+    "Server",
+    "Session",
+    "StopRun",
+    "attach",
+    "evaluate",
+    "load",
+    "publish",
+    "read_run",
+]
 
 # Public name -> the module that has it. They are imported when they are asked for: torch takes seconds, and `dynadapt --help` needs none.
-_HOMES = {**dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "LoRA", "RowSparse"), "adapt"), "Engine": "engine",
-          "Evaluation": "experiments.evaluation", "evaluate": "experiments.evaluation",
-          "Server": "interop.publish", "publish": "interop.publish", "Overlap": "engine.memory", "SegmentMemory": "engine.memory",
-          "read_run": "runs.metrics",
-          "StopRun": "runs.stopping",
-          "load": "model", "Session": "interop.session", "attach": "interop.session"}
-_MODULES = ("adapt", "engine", "experiments", "memory", "model", "ops", "session")  # dynadapt.model.load and so on, without an import of its own
+_HOMES = {
+    **dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "LoRA", "RowSparse"), "adapt"),
+    "Engine": "engine",
+    "Evaluation": "experiments.evaluation",
+    "evaluate": "experiments.evaluation",
+    "Server": "interop.publish",
+    "publish": "interop.publish",
+    "Overlap": "engine.memory",
+    "SegmentMemory": "engine.memory",
+    "read_run": "runs.metrics",
+    "StopRun": "runs.stopping",
+    "load": "model",
+    "Session": "interop.session",
+    "attach": "interop.session",
+}
+_MODULES = (
+    "adapt",
+    "engine",
+    "experiments",
+    "memory",
+    "model",
+    "ops",
+    "session",
+)  # dynadapt.model.load and so on, without an import of its own
 
 
 def __getattr__(name: str):

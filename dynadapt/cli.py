@@ -58,7 +58,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "icl figures": Command("icl_figures", "draw what `icl eval` found, from its files alone"),
     },
     "this machine, and others": {
-        "info": Command("info", "print version, instruction set, threads, OpenMP runtimes, backends and cached models: put it into a bug report"),
+        "info": Command(
+            "info", "print version, instruction set, threads, OpenMP runtimes, backends and cached models: put it into a bug report"
+        ),
         "explain": Command("explain", "print which implementation each operation uses, and why"),
         "plan": Command("plan", "predict time, memory and the binding limit of a step, for a machine that need not be at hand"),
         "profile": Command("profile", "run one op or one step, checked, for a profiler or by itself"),
@@ -110,8 +112,13 @@ def command_parser(name: str) -> Parser:
 
 def top_parser() -> Parser:
     """What `dynadapt` by itself understands."""
-    parser = Parser(prog="dynadapt", usage="dynadapt COMMAND ...", description=DESCRIPTION, epilog=_overview(),
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="dynadapt",
+        usage="dynadapt COMMAND ...",
+        description=DESCRIPTION,
+        epilog=_overview(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=__version__)
     for name, (text, _) in linking.FLAGS.items():
         parser.add_argument(f"--{name}", dest="linking", action="append_const", const=name, help=f"for C and C++: print {text}")
@@ -124,7 +131,7 @@ def build_parser() -> Parser:
     commands, families = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser), {}
     for name, command in COMMANDS.items():
         first, _, second = name.partition(" ")
-        if second and first in COMMANDS:             # `runs diff` beside `runs DIR`: argparse has no such thing, `parse` has
+        if second and first in COMMANDS:  # `runs diff` beside `runs DIR`: argparse has no such thing, `parse` has
             _fill(commands.add_parser(name, description=_sentence(command.text)), name, command)
             continue
         if second and first not in families:
@@ -135,8 +142,13 @@ def build_parser() -> Parser:
 
 def _family_parser(family: str) -> Parser:
     under = {name.partition(" ")[2]: command.text for name, command in COMMANDS.items() if name.startswith(family + " ")}
-    return Parser(prog=f"dynadapt {family}", usage=f"dynadapt {family} WHAT ...", description=_sentence(FAMILIES[family]),
-                  epilog=f"WHAT is one of:\n{_listing(under)}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(
+        prog=f"dynadapt {family}",
+        usage=f"dynadapt {family} WHAT ...",
+        description=_sentence(FAMILIES[family]),
+        epilog=f"WHAT is one of:\n{_listing(under)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -204,7 +216,7 @@ def _guarded(arguments) -> int:
         return 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and streams.reader_left():
-            return 1                                 # as of `dynadapt ... | head`
+            return 1  # as of `dynadapt ... | head`
         if arguments.debug:
             raise
         expected = isinstance(error, (ValueError, OSError, ImportError)) or type(error).__module__.startswith("dynadapt")
@@ -212,7 +224,7 @@ def _guarded(arguments) -> int:
         if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
             message += "; file names have only such characters in this locale: set PYTHONUTF8=1"
         if type(error).__name__ == "ProcessError" and os.environ.get("RANK", "0") != "0":
-            return 2                                 # of several processes, the first one says it
+            return 2  # of several processes, the first one says it
         if expected:
             print(f"dynadapt: error: {message}{_see(error, arguments)}", file=sys.stderr)
             return 2

@@ -71,9 +71,7 @@ def dynadapt_activation_forward(h, y, N, F: tl.constexpr, KIND: tl.constexpr, RO
 
 
 @triton.jit(do_not_specialize=["N"])
-def dynadapt_activation_backward(
-    dy, h, dh, y, N, F: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def dynadapt_activation_backward(dy, h, dh, y, N, F: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row, column, inside = _tile(N, F, ROWS, COLUMNS)
     width: tl.constexpr = 2 * F if KIND == _SWIGLU else F
     x = tl.load(h + row * width + column, inside, other=0.0).to(tl.float32)  # [ROWS, COLUMNS]
@@ -121,12 +119,19 @@ def activation_backward(dy, h, kind, dh, y=None) -> None:
 def _variants():
     for kind, F in (("swiglu", 1536), ("swiglu", 8192), ("gelu_tanh", 3072), ("gelu", 3072)):
         sizes = {"F": F, "KIND": KINDS.index(kind), "ROWS": ROWS, "COLUMNS": COLUMNS}
-        yield Variant(f"{kind} {F}", dynadapt_activation_forward, {"h": "*bf16", "y": "*bf16", "N": "i32"}, sizes,
-                      num_warps=WARPS, aligned=("h", "y"))
+        yield Variant(
+            f"{kind} {F}", dynadapt_activation_forward, {"h": "*bf16", "y": "*bf16", "N": "i32"}, sizes, num_warps=WARPS, aligned=("h", "y")
+        )
         for again in (False, True):
             types = {"dy": "*bf16", "h": "*bf16", "dh": "*bf16", **({"y": "*bf16"} if again else {}), "N": "i32"}
-            yield Variant(f"{kind} {F}" + (" and y" if again else ""), dynadapt_activation_backward, types,
-                          sizes if again else {"y": None, **sizes}, num_warps=WARPS, aligned=tuple(types)[:-1])
+            yield Variant(
+                f"{kind} {F}" + (" and y" if again else ""),
+                dynadapt_activation_backward,
+                types,
+                sizes if again else {"y": None, **sizes},
+                num_warps=WARPS,
+                aligned=tuple(types)[:-1],
+            )
 
 
 VARIANTS = list(_variants())

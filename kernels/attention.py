@@ -119,9 +119,28 @@ def _stream(slots, mem_len, stream):
 
 
 @triton.jit(do_not_specialize=["segment"])
-def dynadapt_attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, scale, out, lse, segment, mem_slot, mem_row,
-                               HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr,
-                               BM: tl.constexpr, BN: tl.constexpr):
+def dynadapt_attention_forward(
+    qkv,
+    mem_k,
+    mem_v,
+    mem_len,
+    slots,
+    cos,
+    sin,
+    scale,
+    out,
+    lse,
+    segment,
+    mem_slot,
+    mem_row,
+    HQ: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    HP: tl.constexpr,
+    DP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
     stream, head = tl.program_id(0) // HQ, tl.program_id(0) % HQ
     kv_head = head // (HQ // HKV)
@@ -140,8 +159,7 @@ def dynadapt_attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, scal
         mem_k += slot * mem_slot + kv_head * D
         mem_v += slot * mem_slot + kv_head * D
     for n in range(0, memory_tiles + tl.cdiv(tl.minimum(first + BM, segment), BN)):
-        keys, exist, kn, vn, stride, position, last = _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows,
-                                                            WIDTH, BN)
+        keys, exist, kn, vn, stride, position, last = _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, WIDTH, BN)
         k1, k2 = _halves(kn, stride, keys, exist, cos, sin, position, D, HP)
         s = _scores(q1, q2, k1, k2, scale, keys, last)  # [BM, BN]
         highest = tl.maximum(m, tl.max(s, 1))
@@ -158,9 +176,33 @@ def dynadapt_attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, scal
 
 
 @triton.jit(do_not_specialize=["segment"])
-def dynadapt_attention_dq(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, scale, dqkv, delta,
-                          rotated_q, rotated_k, segment, mem_slot, mem_row, HQ: tl.constexpr, HKV: tl.constexpr,
-                          D: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+def dynadapt_attention_dq(
+    dout,
+    qkv,
+    out,
+    lse,
+    mem_k,
+    mem_v,
+    mem_len,
+    slots,
+    cos,
+    sin,
+    scale,
+    dqkv,
+    delta,
+    rotated_q,
+    rotated_k,
+    segment,
+    mem_slot,
+    mem_row,
+    HQ: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    HP: tl.constexpr,
+    DP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
     stream, head = tl.program_id(0) // HQ, tl.program_id(0) % HQ
     kv_head = head // (HQ // HKV)
@@ -191,8 +233,7 @@ def dynadapt_attention_dq(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos
         mem_k += slot * mem_slot + kv_head * D
         mem_v += slot * mem_slot + kv_head * D
     for n in range(0, memory_tiles + tl.cdiv(tl.minimum(first + BM, segment), BN)):
-        keys, exist, kn, vn, stride, position, last = _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows,
-                                                            WIDTH, BN)
+        keys, exist, kn, vn, stride, position, last = _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, WIDTH, BN)
         k1, k2 = _halves(kn, stride, keys, exist, cos, sin, position, D, HP)
         values = _rows(vn, stride, keys, exist, D, DP)
         p = tl.exp2(_scores(q1, q2, k1, k2, scale, keys, last) - lse2[:, None])  # [BM, BN]
@@ -203,9 +244,28 @@ def dynadapt_attention_dq(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos
 
 
 @triton.jit(do_not_specialize=["segment"])
-def dynadapt_attention_dkv(dout, qkv, lse, mem_len, slots, cos, sin, scale, dqkv, delta, rotated_q, rotated_k, segment,
-                           HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr,
-                           BM: tl.constexpr, BN: tl.constexpr):
+def dynadapt_attention_dkv(
+    dout,
+    qkv,
+    lse,
+    mem_len,
+    slots,
+    cos,
+    sin,
+    scale,
+    dqkv,
+    delta,
+    rotated_q,
+    rotated_k,
+    segment,
+    HQ: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    HP: tl.constexpr,
+    DP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
     GROUP: tl.constexpr = HQ // HKV
     stream, kv_head = tl.program_id(0) // HKV, tl.program_id(0) % HKV
@@ -277,8 +337,9 @@ def _check(op, qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, *contigu
     if len({mem_k is None, mem_v is None, mem_len is None}) > 1:
         raise ValueError(f"{op}: mem_k, mem_v, mem_len are only partly given")
     if mem_k is not None and (mem_k.stride() != mem_v.stride() or mem_k.stride(2) != 1):
-        raise ValueError(f"{op}: mem_k and mem_v have strides {mem_k.stride()} and {mem_v.stride()}, accepted are equal ones "
-                         "with contiguous rows")
+        raise ValueError(
+            f"{op}: mem_k and mem_v have strides {mem_k.stride()} and {mem_v.stride()}, accepted are equal ones with contiguous rows"
+        )
     if (cos is None) != (sin is None):
         raise ValueError(f"{op}: cos is given without sin, or sin without cos")
     if cos is not None and d % 2:
@@ -295,8 +356,8 @@ def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, s
     sizes, options = _blocks("forward", qkv.dtype, d, streams * hq * triton.cdiv(segment, 128) >= SMS, generation(qkv.device))
     strides = (0, 0) if mem_k is None else mem_k.stride()[:2]
     dynadapt_attention_forward[(streams * hq, triton.cdiv(segment, sizes["BM"]))](
-        qkv, mem_k, mem_v, mem_len, slots, cos, sin, scale, out, lse, segment, *strides,
-        **_geometry(hq, hkv, d), **sizes, **options)
+        qkv, mem_k, mem_v, mem_len, slots, cos, sin, scale, out, lse, segment, *strides, **_geometry(hq, hkv, d), **sizes, **options
+    )
 
 
 def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, dqkv) -> None:
@@ -306,26 +367,75 @@ def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, s
     segment = qkv.shape[0] // streams
     geometry = _geometry(hq, hkv, d)
     delta = scratch(qkv.device, "attention_delta", streams * hq, segment)
-    rotated = [scratch(qkv.device, f"attention_rotated_{name}", streams * heads, segment, 2 * geometry["HP"], dtype=qkv.dtype)
-               for name, heads in (("q", hq), ("k", hkv))]
+    rotated = [
+        scratch(qkv.device, f"attention_rotated_{name}", streams * heads, segment, 2 * geometry["HP"], dtype=qkv.dtype)
+        for name, heads in (("q", hq), ("k", hkv))
+    ]
     strides = (0, 0) if mem_k is None else mem_k.stride()[:2]
     sizes, options = _blocks("dq", qkv.dtype, d, streams * hq * triton.cdiv(segment, 128) >= SMS, generation(qkv.device))
     dynadapt_attention_dq[(streams * hq, triton.cdiv(segment, sizes["BM"]))](
-        dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, scale, dqkv, delta, *rotated,
-        segment, *strides, **geometry, **sizes, **options)
+        dout,
+        qkv,
+        out,
+        lse,
+        mem_k,
+        mem_v,
+        mem_len,
+        slots,
+        cos,
+        sin,
+        scale,
+        dqkv,
+        delta,
+        *rotated,
+        segment,
+        *strides,
+        **geometry,
+        **sizes,
+        **options,
+    )
     sizes, options = _blocks("dkv", qkv.dtype, d, streams * hkv * triton.cdiv(segment, 128) >= SMS, generation(qkv.device))
     dynadapt_attention_dkv[(streams * hkv, triton.cdiv(segment, sizes["BN"]))](
-        dout, qkv, lse, mem_len, slots, cos, sin, scale, dqkv, delta, *rotated, segment, **geometry, **sizes, **options)
+        dout, qkv, lse, mem_len, slots, cos, sin, scale, dqkv, delta, *rotated, segment, **geometry, **sizes, **options
+    )
 
 
 def reason(op: str) -> str:
     return "Triton, rotation on load, memory skipped by its fill"
 
 
-_TENSORS = ("dout", "qkv", "out", "lse", "mem_k", "mem_v", "mem_len", "slots", "cos", "sin", "scale", "dqkv", "delta",
-            "rotated_q", "rotated_k", "segment", "mem_slot", "mem_row")
-_WIDE = {"lse": "*fp32", "delta": "*fp32", "cos": "*fp32", "sin": "*fp32", "mem_len": "*i32", "slots": "*i32",
-         "scale": "fp32", "segment": "i32", "mem_slot": "i32", "mem_row": "i32"}
+_TENSORS = (
+    "dout",
+    "qkv",
+    "out",
+    "lse",
+    "mem_k",
+    "mem_v",
+    "mem_len",
+    "slots",
+    "cos",
+    "sin",
+    "scale",
+    "dqkv",
+    "delta",
+    "rotated_q",
+    "rotated_k",
+    "segment",
+    "mem_slot",
+    "mem_row",
+)
+_WIDE = {
+    "lse": "*fp32",
+    "delta": "*fp32",
+    "cos": "*fp32",
+    "sin": "*fp32",
+    "mem_len": "*i32",
+    "slots": "*i32",
+    "scale": "fp32",
+    "segment": "i32",
+    "mem_slot": "i32",
+    "mem_row": "i32",
+}
 
 
 def _variant(kernel, function, d, dtype, large, arch, absent=()):
@@ -336,8 +446,17 @@ def _variant(kernel, function, d, dtype, large, arch, absent=()):
     name = f"d {d}, {'bf16' if act == '*bf16' else 'fp32'}, {sizes['BM']} x {sizes['BN']}"
     name += "".join(f", no {what}" for what in ("mem_k", "cos") if what in absent)
     nothing = {name: None for name in absent if name in function.arg_names}
-    return Variant(name, function, signature, {**_geometry(32, 8, d), **sizes, **nothing}, options["num_warps"],
-                   options["num_stages"], tensor_core=dtype == torch.bfloat16, aligned=aligned, archs=(arch,))
+    return Variant(
+        name,
+        function,
+        signature,
+        {**_geometry(32, 8, d), **sizes, **nothing},
+        options["num_warps"],
+        options["num_stages"],
+        tensor_core=dtype == torch.bfloat16,
+        aligned=aligned,
+        archs=(arch,),
+    )
 
 
 _SMALL, _LARGE = [[(d, torch.bfloat16, large) for d in (64, 128)] for large in (False, True)]
@@ -347,5 +466,6 @@ _MEMORY, _ROTATION = ("mem_k", "mem_v", "mem_len"), ("cos", "sin")
 VARIANTS = [
     _variant(*kernel, *shape, arch)
     for shapes, arch in ((_HOPPER, 90), (_LARGE, 100), (_SMALL, 80))
-    for kernel in _KERNELS for shape in shapes
+    for kernel in _KERNELS
+    for shape in shapes
 ] + [_variant(*kernel, *_SMALL[0], 90, absent=absent) for kernel in _KERNELS for absent in (_MEMORY, _MEMORY + _ROTATION)]

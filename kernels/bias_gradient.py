@@ -47,8 +47,9 @@ def bias_gradient(dy, db) -> None:
     groups = min(triton.cdiv(N, ROWS), most)
     partials = scratch(dy.device, "bias_sums", most, O)
     dynadapt_bias_gradient[(tiles, groups)](dy, partials, N, dy.stride(0), O, COLUMNS=COLUMNS, ROWS=ROWS, num_warps=4, **FUSION)
-    dynadapt_norm_sums[(triton.cdiv(O, SUM_COLUMNS), 1)](partials, db, None, groups, most * O, O, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS,
-                                                         num_warps=4, **FUSION)
+    dynadapt_norm_sums[(triton.cdiv(O, SUM_COLUMNS), 1)](
+        partials, db, None, groups, most * O, O, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS, num_warps=4, **FUSION
+    )
 
 
 _TYPES = {"dy": "*bf16", "partials": "*fp32", "N": "i32", "stride_dy": "i32", "O": "i32"}
@@ -58,6 +59,11 @@ VARIANTS = [
     Variant("bf16", dynadapt_bias_gradient, _TYPES, _BLOCKS, aligned=("dy", "partials", "stride_dy", "O")),
     Variant("fp32", dynadapt_bias_gradient, {**_TYPES, "dy": "*fp32"}, _BLOCKS, aligned=("dy", "partials", "stride_dy", "O")),
     Variant("odd width", dynadapt_bias_gradient, _TYPES, _BLOCKS, aligned=("dy", "partials")),
-    Variant("of one bias", dynadapt_norm_sums, _SUMS, {"out1": None, "ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS},
-            aligned=("partials", "out0", "stride", "H")),
+    Variant(
+        "of one bias",
+        dynadapt_norm_sums,
+        _SUMS,
+        {"out1": None, "ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS},
+        aligned=("partials", "out0", "stride", "H"),
+    ),
 ]

@@ -41,7 +41,7 @@ def _measured(gpu: str) -> dict[tuple, dict[int, str]]:
 
 
 def choose(op: str, rows: int, k: int, o: int, rank: int) -> str:
-    """"fused" or "split" for ``rows`` rows of a k -> o layer with adapters of ``rank`` (0: none): the form of the nearest
+    """ "fused" or "split" for ``rows`` rows of a k -> o layer with adapters of ``rank`` (0: none): the form of the nearest
     measured number of rows of the same layer on this GPU; "split" where none was measured."""
     if _forced is not None:
         return _forced

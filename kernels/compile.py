@@ -126,8 +126,11 @@ def spilled(ptx: str, arch: int) -> int:
 
 def check(row: Row, variant: Variant, scratch: int) -> None:
     """Fill in what leaves the budget."""
-    budgets = [("spills", row.spills, variant.spills, "bytes"), ("registers", row.registers, variant.registers, "a thread"),
-               ("shared memory", row.shared, min(variant.shared, SHARED.get(row.arch, variant.shared)), "bytes")]
+    budgets = [
+        ("spills", row.spills, variant.spills, "bytes"),
+        ("registers", row.registers, variant.registers, "a thread"),
+        ("shared memory", row.shared, min(variant.shared, SHARED.get(row.arch, variant.shared)), "bytes"),
+    ]
     row.faults += [f"{what}: {used} {unit}, budget {budget}" for what, used, budget, unit in budgets if used > budget]
     if variant.tensor_core and row.tensor_core not in EXPECTED.get(row.arch, ("mma",)):
         row.faults.append(f"tensor core: {row.tensor_core}, expected {' or '.join(EXPECTED.get(row.arch, ('mma',)))}")
@@ -157,8 +160,12 @@ def examine(file: str, index: int, arch: int) -> Row:
 def selected(found: list[Variant], archs: list[int], quick: bool):
     """(index, architecture) of what is compiled; ``quick``: one variant of each kernel where it is not the main target."""
     first = {v.kernel: i for i, v in reversed(list(enumerate(found)))}
-    return [(i, arch) for i, v in enumerate(found) for arch in archs
-            if arch in v.archs and (arch == TARGET or not quick or first[v.kernel] == i)]
+    return [
+        (i, arch)
+        for i, v in enumerate(found)
+        for arch in archs
+        if arch in v.archs and (arch == TARGET or not quick or first[v.kernel] == i)
+    ]
 
 
 def examine_all(files: list[str], archs: list[int], jobs: int, quick: bool, show=lambda row: None) -> list[Row]:
@@ -182,13 +189,14 @@ def examine_all(files: list[str], archs: list[int], jobs: int, quick: bool, show
     return rows
 
 
-HEADER = (f"{'file':18} {'kernel':38} {'variant':26} {'arch':>6} {'regs':>4} {'spill':>6} {'stack':>6} {'KiB':>6} "
-          f"{'tensor':>8} {'s':>6}")
+HEADER = f"{'file':18} {'kernel':38} {'variant':26} {'arch':>6} {'regs':>4} {'spill':>6} {'stack':>6} {'KiB':>6} {'tensor':>8} {'s':>6}"
 
 
 def line(r: Row) -> str:
-    text = (f"{r.file:18} {r.kernel:38} {r.variant:26} sm_{r.arch:<3} {r.registers:4} {r.spills:6} {r.stack:6} "
-            f"{r.shared / 1024:6.1f} {r.tensor_core:>8} {r.seconds:6.1f}")
+    text = (
+        f"{r.file:18} {r.kernel:38} {r.variant:26} sm_{r.arch:<3} {r.registers:4} {r.spills:6} {r.stack:6} "
+        f"{r.shared / 1024:6.1f} {r.tensor_core:>8} {r.seconds:6.1f}"
+    )
     return text + "".join(f"\n    FAILS: {fault}" for fault in r.faults)
 
 

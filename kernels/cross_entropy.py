@@ -96,8 +96,9 @@ def dynadapt_cross_entropy_partials(logits, targets, maxima, sums, target_logits
 
 
 @triton.jit
-def dynadapt_cross_entropy_apply(logits, targets, weights, maxima, sums, target_logits, nll, lse, V, width, blocks,
-                                 BLOCK: tl.constexpr, GRADIENT: tl.constexpr):
+def dynadapt_cross_entropy_apply(
+    logits, targets, weights, maxima, sums, target_logits, nll, lse, V, width, blocks, BLOCK: tl.constexpr, GRADIENT: tl.constexpr
+):
     """One program a row and block: the gradient from the partials, or from a given lse when there are none."""
     row, b = tl.program_id(0), tl.program_id(1)
     logits += row.to(tl.int64) * width
@@ -118,8 +119,9 @@ def dynadapt_cross_entropy_apply(logits, targets, weights, maxima, sums, target_
 
 
 @triton.jit(do_not_specialize=["rows"])
-def dynadapt_cross_entropy_weight_gradient(d, h, dW, rows, V, width, stride_h, H: tl.constexpr, ACCUMULATE: tl.constexpr,
-                                           BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+def dynadapt_cross_entropy_weight_gradient(
+    d, h, dW, rows, V, width, stride_h, H: tl.constexpr, ACCUMULATE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+):
     """dW (+)= d^T h: d [rows, width], h [rows, H], dW [V, H] float32; one tile of dW a program."""
     hidden = tl.program_id(0) * BN + tl.arange(0, BN)
     first = tl.program_id(1) * BM
@@ -128,10 +130,12 @@ def dynadapt_cross_entropy_weight_gradient(d, h, dW, rows, V, width, stride_h, H
     acc = tl.zeros((BM, BN), tl.float32)
     for start in range(0, rows, BK):
         live = start + k < rows
-        a = tl.load(d + (start + k)[:, None] * width + first + tokens[None, :],
-                    mask=live[:, None] & (first + tokens < width)[None, :], other=0.0)  # [BK, BM]
-        b = tl.load(h + (start + k)[:, None] * stride_h + hidden[None, :],
-                    mask=live[:, None] & (hidden < H)[None, :], other=0.0)  # [BK, BN]
+        a = tl.load(
+            d + (start + k)[:, None] * width + first + tokens[None, :], mask=live[:, None] & (first + tokens < width)[None, :], other=0.0
+        )  # [BK, BM]
+        b = tl.load(
+            h + (start + k)[:, None] * stride_h + hidden[None, :], mask=live[:, None] & (hidden < H)[None, :], other=0.0
+        )  # [BK, BN]
         acc = dot(tl.trans(a), b, acc)
     out = dW + first.to(tl.int64) * H + tokens[:, None] * H + hidden[None, :]
     mask = (first + tokens < V)[:, None] & (hidden < H)[None, :]
@@ -182,11 +186,11 @@ def _score_rows(logits, targets, weights, nll, lse, V: int, gradient: bool, most
         return
     maxima, sums = scratch(logits.device, "cross_entropy partials", 2, most, blocks)
     target_logits = scratch(logits.device, "cross_entropy targets", most)
-    dynadapt_cross_entropy_partials[(rows, blocks)](logits, targets, maxima, sums, target_logits, V, width, blocks, size,
-                                                    **launch)
+    dynadapt_cross_entropy_partials[(rows, blocks)](logits, targets, maxima, sums, target_logits, V, width, blocks, size, **launch)
     grid = (rows, blocks if gradient else 1)
-    dynadapt_cross_entropy_apply[grid](logits, targets, weights, maxima, sums, target_logits, nll, lse, V, width, blocks,
-                                       size, gradient, **launch)
+    dynadapt_cross_entropy_apply[grid](
+        logits, targets, weights, maxima, sums, target_logits, nll, lse, V, width, blocks, size, gradient, **launch
+    )
 
 
 def cross_entropy_chunked(h, head, targets, weights, nll, lse, dh) -> None:
@@ -195,8 +199,7 @@ def cross_entropy_chunked(h, head, targets, weights, nll, lse, dh) -> None:
     most = padded_rows(len(h), V, h.dtype)
     for lo, hi in chunks(len(h), V, h.dtype):
         logits = _logits(h[lo:hi], head.weight, most)
-        _score_rows(logits, targets[lo:hi], None if weights is None else weights[lo:hi], nll[lo:hi], lse[lo:hi], V,
-                    dh is not None, most)
+        _score_rows(logits, targets[lo:hi], None if weights is None else weights[lo:hi], nll[lo:hi], lse[lo:hi], V, dh is not None, most)
         if dh is not None:
             torch.mm(logits[:, :V], head.weight, out=dh[lo:hi])
 
@@ -222,10 +225,25 @@ def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate
         rows, width = logits.shape
         size = block(width, BLOCK)
         dynadapt_cross_entropy_apply[(rows, triton.cdiv(width, size))](
-            logits, targets[lo:hi], None if weights is None else weights[lo:hi], None, None, None, None, lse[lo:hi], V, width, 1,
-            size, True, num_warps=WARPS, **FUSION)
-        dynadapt_cross_entropy_weight_gradient[grid](logits, h[lo:hi], dW, rows, V, width, h.stride(0), H, accumulate or lo > 0,
-                                                     **config, **FUSION)
+            logits,
+            targets[lo:hi],
+            None if weights is None else weights[lo:hi],
+            None,
+            None,
+            None,
+            None,
+            lse[lo:hi],
+            V,
+            width,
+            1,
+            size,
+            True,
+            num_warps=WARPS,
+            **FUSION,
+        )
+        dynadapt_cross_entropy_weight_gradient[grid](
+            logits, h[lo:hi], dW, rows, V, width, h.stride(0), H, accumulate or lo > 0, **config, **FUSION
+        )
 
 
 def _variants():
@@ -234,27 +252,65 @@ def _variants():
     product = {"d": "*bf16", "h": "*bf16", "dW": "*fp32", "rows": "i32", "V": "i32", "width": "i32", "stride_h": "i32"}
     aligned = tuple(n for n in rows if n not in ("V",))
     for gradient in (True, False):
-        yield Variant(f"bf16 gradient={gradient}", dynadapt_cross_entropy_rows, rows, {"BLOCK": BLOCK, "GRADIENT": gradient},
-                      num_warps=WARPS, aligned=aligned, registers=128)
+        yield Variant(
+            f"bf16 gradient={gradient}",
+            dynadapt_cross_entropy_rows,
+            rows,
+            {"BLOCK": BLOCK, "GRADIENT": gradient},
+            num_warps=WARPS,
+            aligned=aligned,
+            registers=128,
+        )
     unweighted = {n: t for n, t in rows.items() if n != "weights"}
-    yield Variant("bf16 weights=None", dynadapt_cross_entropy_rows, unweighted,
-                  {"BLOCK": BLOCK, "GRADIENT": True, "weights": None}, num_warps=WARPS, registers=128,
-                  aligned=tuple(n for n in aligned if n != "weights"))
-    yield Variant("bf16", dynadapt_cross_entropy_partials,
-                  {n: t for n, t in {**rows, **partials}.items() if n not in ("weights", "nll", "lse")}, {"BLOCK": BLOCK},
-                  num_warps=WARPS, aligned=("logits", "width", "maxima", "sums"), registers=128)
-    yield Variant("bf16", dynadapt_cross_entropy_apply, {**rows, **partials}, {"BLOCK": BLOCK, "GRADIENT": True},
-                  num_warps=WARPS, aligned=aligned, registers=128)
+    yield Variant(
+        "bf16 weights=None",
+        dynadapt_cross_entropy_rows,
+        unweighted,
+        {"BLOCK": BLOCK, "GRADIENT": True, "weights": None},
+        num_warps=WARPS,
+        registers=128,
+        aligned=tuple(n for n in aligned if n != "weights"),
+    )
+    yield Variant(
+        "bf16",
+        dynadapt_cross_entropy_partials,
+        {n: t for n, t in {**rows, **partials}.items() if n not in ("weights", "nll", "lse")},
+        {"BLOCK": BLOCK},
+        num_warps=WARPS,
+        aligned=("logits", "width", "maxima", "sums"),
+        registers=128,
+    )
+    yield Variant(
+        "bf16",
+        dynadapt_cross_entropy_apply,
+        {**rows, **partials},
+        {"BLOCK": BLOCK, "GRADIENT": True},
+        num_warps=WARPS,
+        aligned=aligned,
+        registers=128,
+    )
     given = dict.fromkeys(("maxima", "sums", "target_logits", "nll"))
-    yield Variant("bf16 lse given", dynadapt_cross_entropy_apply,
-                  {n: t for n, t in {**rows, **partials}.items() if n not in given}, {"BLOCK": BLOCK, "GRADIENT": True, **given},
-                  num_warps=WARPS, aligned=("logits", "width"), registers=128)
+    yield Variant(
+        "bf16 lse given",
+        dynadapt_cross_entropy_apply,
+        {n: t for n, t in {**rows, **partials}.items() if n not in given},
+        {"BLOCK": BLOCK, "GRADIENT": True, **given},
+        num_warps=WARPS,
+        aligned=("logits", "width"),
+        registers=128,
+    )
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         tiles = _product_config(dtype)
         launch = {n: tiles.pop(n) for n in ("num_warps", "num_stages")}
-        yield Variant(f"{name} H=2048", dynadapt_cross_entropy_weight_gradient,
-                      {**product, "d": f"*{name}", "h": f"*{name}"}, {"H": 2048, "ACCUMULATE": True, **tiles},
-                      tensor_core=name == "bf16", aligned=("d", "h", "dW", "width", "stride_h"), **launch)
+        yield Variant(
+            f"{name} H=2048",
+            dynadapt_cross_entropy_weight_gradient,
+            {**product, "d": f"*{name}", "h": f"*{name}"},
+            {"H": 2048, "ACCUMULATE": True, **tiles},
+            tensor_core=name == "bf16",
+            aligned=("d", "h", "dW", "width", "stride_h"),
+            **launch,
+        )
 
 
 VARIANTS = list(_variants())

@@ -33,8 +33,24 @@ SUM_BLOCK = 1024
 
 
 @triton.jit(do_not_specialize=["N"])
-def dynadapt_cross_entropy_logits(h, w, targets, p, tile_max, tile_sum, target_logits, N, V, stride_h, width, most,
-                                  H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+def dynadapt_cross_entropy_logits(
+    h,
+    w,
+    targets,
+    p,
+    tile_max,
+    tile_sum,
+    target_logits,
+    N,
+    V,
+    stride_h,
+    width,
+    most,
+    H: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
     """p [N, width] or None; tile_max, tile_sum [width / BN, most]; target_logits [N] in base 2. Row blocks run fastest: W
     comes from memory once."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -69,8 +85,25 @@ def dynadapt_cross_entropy_logits(h, w, targets, p, tile_max, tile_sum, target_l
 
 
 @triton.jit(do_not_specialize=["N"])
-def dynadapt_cross_entropy_score(tile_max, tile_sum, target_logits, targets, weights, nll, lse, p, factor, scale, coefficient,
-                                 N, width, most, tiles, ROWS: tl.constexpr, TILES: tl.constexpr):
+def dynadapt_cross_entropy_score(
+    tile_max,
+    tile_sum,
+    target_logits,
+    targets,
+    weights,
+    nll,
+    lse,
+    p,
+    factor,
+    scale,
+    coefficient,
+    N,
+    width,
+    most,
+    tiles,
+    ROWS: tl.constexpr,
+    TILES: tl.constexpr,
+):
     """nll, lse [N] from the tiles; with p [N, width]: factor [tiles, most], scale and coefficient [most], p at the target."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < N
@@ -105,9 +138,27 @@ def dynadapt_cross_entropy_score(tile_max, tile_sum, target_logits, targets, wei
 
 
 @triton.jit(do_not_specialize=["N"])
-def dynadapt_cross_entropy_hidden(p, factor, scale, coefficient, targets, w, out, N, V, width, most, stride_out, stride_part,
-                                  span, H: tl.constexpr, TILE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-                                  BK: tl.constexpr):
+def dynadapt_cross_entropy_hidden(
+    p,
+    factor,
+    scale,
+    coefficient,
+    targets,
+    w,
+    out,
+    N,
+    V,
+    width,
+    most,
+    stride_out,
+    stride_part,
+    span,
+    H: tl.constexpr,
+    TILE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
     """out [N, H], or float32 parts of it, one for each ``span`` columns of the vocabulary."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     col = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -136,8 +187,9 @@ def dynadapt_cross_entropy_hidden(p, factor, scale, coefficient, targets, w, out
         y = tl.load(w + tl.maximum(target, 0)[:, None] * H + col[None, :], mask=known, other=0.0)
         acc += tl.load(coefficient + safe)[:, None] * y.to(tl.float32)
     out += tl.program_id(2).to(tl.int64) * stride_part
-    tl.store(out + row.to(tl.int64)[:, None] * stride_out + col[None, :], acc.to(out.dtype.element_ty),
-             mask=live[:, None] & (col < H)[None, :])
+    tl.store(
+        out + row.to(tl.int64)[:, None] * stride_out + col[None, :], acc.to(out.dtype.element_ty), mask=live[:, None] & (col < H)[None, :]
+    )
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -191,8 +243,17 @@ def cross_entropy_fused(h, head, targets, weights, nll, lse, dh) -> None:
     tile = logits_config(h.dtype, h.shape[1])["BN"]
     width = triton.cdiv(head.weight.shape[0], tile) * tile
     for lo, hi in chunks(len(h), width, h.dtype):
-        _chunk(h[lo:hi], head.weight, targets[lo:hi], None if weights is None else weights[lo:hi], nll[lo:hi], lse[lo:hi],
-               None if dh is None else dh[lo:hi], width, padded_rows(len(h), width, h.dtype))
+        _chunk(
+            h[lo:hi],
+            head.weight,
+            targets[lo:hi],
+            None if weights is None else weights[lo:hi],
+            nll[lo:hi],
+            lse[lo:hi],
+            None if dh is None else dh[lo:hi],
+            width,
+            padded_rows(len(h), width, h.dtype),
+        )
 
 
 def _chunk(h, weight, targets, weights, nll, lse, dh, width: int, most: int) -> None:
@@ -204,10 +265,29 @@ def _chunk(h, weight, targets, weights, nll, lse, dh, width: int, most: int) -> 
     tile_max, tile_sum, factor = scratch(h.device, "cross_entropy tiles", 3, tiles, most)
     target_logits, scale, coefficient = scratch(h.device, "cross_entropy targets", 3, most)
     dynadapt_cross_entropy_logits[(triton.cdiv(N, config["BM"]), tiles)](
-        h, weight, targets, p, tile_max, tile_sum, target_logits, N, V, h.stride(0), width, most, H, **config, **FUSION)
+        h, weight, targets, p, tile_max, tile_sum, target_logits, N, V, h.stride(0), width, most, H, **config, **FUSION
+    )
     dynadapt_cross_entropy_score[(triton.cdiv(N, SCORE_ROWS),)](
-        tile_max, tile_sum, target_logits, targets, weights, nll, lse, p, factor, scale, coefficient, N, width, most, tiles,
-        SCORE_ROWS, block(tiles, 512), num_warps=4, **FUSION)
+        tile_max,
+        tile_sum,
+        target_logits,
+        targets,
+        weights,
+        nll,
+        lse,
+        p,
+        factor,
+        scale,
+        coefficient,
+        N,
+        width,
+        most,
+        tiles,
+        SCORE_ROWS,
+        block(tiles, 512),
+        num_warps=4,
+        **FUSION,
+    )
     if dh is not None:
         _hidden(p, factor, scale, coefficient, targets, weight, dh, tile, most)
 
@@ -222,23 +302,61 @@ def _hidden(p, factor, scale, coefficient, targets, weight, dh, tile: int, most:
     count = triton.cdiv(width, span)
     out = dh if count == 1 else scratch(dh.device, "cross_entropy parts", count, most, H)
     dynadapt_cross_entropy_hidden[(rows, cols, count)](
-        p, factor, scale, coefficient, targets, weight, out, N, V, width, most, out.stride(-2), most * H, span, H, tile, **config,
-        **FUSION)
+        p, factor, scale, coefficient, targets, weight, out, N, V, width, most, out.stride(-2), most * H, span, H, tile, **config, **FUSION
+    )
     if count > 1:
         size = block(H, SUM_BLOCK)
-        dynadapt_cross_entropy_sum[(N, triton.cdiv(H, size))](out, dh, count, most * H, dh.stride(0), H, size, num_warps=4,
-                                                              **FUSION)
+        dynadapt_cross_entropy_sum[(N, triton.cdiv(H, size))](out, dh, count, most * H, dh.stride(0), H, size, num_warps=4, **FUSION)
 
 
 def _variants():
-    logits = {"h": "*bf16", "w": "*bf16", "targets": "*i64", "p": "*bf16", "tile_max": "*fp32", "tile_sum": "*fp32",
-              "target_logits": "*fp32", "N": "i32", "V": "i32", "stride_h": "i32", "width": "i32", "most": "i32"}
-    score = {"tile_max": "*fp32", "tile_sum": "*fp32", "target_logits": "*fp32", "targets": "*i64", "weights": "*fp32",
-             "nll": "*fp32", "lse": "*fp32", "p": "*bf16", "factor": "*fp32", "scale": "*fp32", "coefficient": "*fp32",
-             "N": "i32", "width": "i32", "most": "i32", "tiles": "i32"}
-    hidden = {"p": "*bf16", "factor": "*fp32", "scale": "*fp32", "coefficient": "*fp32", "targets": "*i64", "w": "*bf16",
-              "out": "*bf16", "N": "i32", "V": "i32", "width": "i32", "most": "i32", "stride_out": "i32", "stride_part": "i32",
-              "span": "i32"}
+    logits = {
+        "h": "*bf16",
+        "w": "*bf16",
+        "targets": "*i64",
+        "p": "*bf16",
+        "tile_max": "*fp32",
+        "tile_sum": "*fp32",
+        "target_logits": "*fp32",
+        "N": "i32",
+        "V": "i32",
+        "stride_h": "i32",
+        "width": "i32",
+        "most": "i32",
+    }
+    score = {
+        "tile_max": "*fp32",
+        "tile_sum": "*fp32",
+        "target_logits": "*fp32",
+        "targets": "*i64",
+        "weights": "*fp32",
+        "nll": "*fp32",
+        "lse": "*fp32",
+        "p": "*bf16",
+        "factor": "*fp32",
+        "scale": "*fp32",
+        "coefficient": "*fp32",
+        "N": "i32",
+        "width": "i32",
+        "most": "i32",
+        "tiles": "i32",
+    }
+    hidden = {
+        "p": "*bf16",
+        "factor": "*fp32",
+        "scale": "*fp32",
+        "coefficient": "*fp32",
+        "targets": "*i64",
+        "w": "*bf16",
+        "out": "*bf16",
+        "N": "i32",
+        "V": "i32",
+        "width": "i32",
+        "most": "i32",
+        "stride_out": "i32",
+        "stride_part": "i32",
+        "span": "i32",
+    }
     parts = {"parts": "*fp32", "dh": "*bf16", "count": "i32", "stride_part": "i32", "stride_dh": "i32"}
     aligned = lambda s: tuple(n for n in s if n not in ("N", "tiles", "count"))  # noqa: E731
     typed = lambda s, name: {n: t.replace("bf16", name) for n, t in s.items()}  # noqa: E731
@@ -247,11 +365,18 @@ def _variants():
         for H in (576, 2048):
             config = logits_config(dtype, H)
             options = {**launch(config), "tensor_core": name == "bf16"}
-            yield Variant(f"{name} H={H}", dynadapt_cross_entropy_logits, typed(logits, name), {"H": H, **config},
-                          aligned=aligned(logits), **options)
+            yield Variant(
+                f"{name} H={H}", dynadapt_cross_entropy_logits, typed(logits, name), {"H": H, **config}, aligned=aligned(logits), **options
+            )
             alone = {n: t for n, t in typed(logits, name).items() if n != "p"}
-            yield Variant(f"{name} H={H} score alone", dynadapt_cross_entropy_logits, alone, {"H": H, "p": None, **config},
-                          aligned=aligned(alone), **options)
+            yield Variant(
+                f"{name} H={H} score alone",
+                dynadapt_cross_entropy_logits,
+                alone,
+                {"H": H, "p": None, **config},
+                aligned=aligned(alone),
+                **options,
+            )
         for H, archs in ((576, (80, 90, 100)), (2048, (80,)), (2048, (90, 100))):
             config = hidden_config(dtype, H, archs[-1])
             options = {**launch(config), "tensor_core": name == "bf16", "aligned": aligned(hidden), "archs": archs}
@@ -259,10 +384,8 @@ def _variants():
             yield Variant(f"{name} H={H}", dynadapt_cross_entropy_hidden, typed(hidden, name), constants, **options)
             in_parts = {**typed(hidden, name), "out": "*fp32"}
             yield Variant(f"{name} H={H} parts", dynadapt_cross_entropy_hidden, in_parts, constants, **options)
-    yield Variant("bf16", dynadapt_cross_entropy_score, score, {"ROWS": SCORE_ROWS, "TILES": 512},
-                  aligned=aligned(score))
-    yield Variant("bf16 H=2048", dynadapt_cross_entropy_sum, parts, {"H": 2048, "BLOCK": SUM_BLOCK}, aligned=aligned(parts),
-                  registers=64)
+    yield Variant("bf16", dynadapt_cross_entropy_score, score, {"ROWS": SCORE_ROWS, "TILES": 512}, aligned=aligned(score))
+    yield Variant("bf16 H=2048", dynadapt_cross_entropy_sum, parts, {"H": 2048, "BLOCK": SUM_BLOCK}, aligned=aligned(parts), registers=64)
 
 
 VARIANTS = list(_variants())

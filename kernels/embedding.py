@@ -31,8 +31,7 @@ def dynadapt_embedding_forward(tokens, table, position_table, positions, out, st
 
 
 @triton.jit(do_not_specialize=["N"])
-def dynadapt_embedding_backward(ordered, places, dout, dtable, N, stride_dout, H: tl.constexpr, BLOCK: tl.constexpr,
-                                PLACES: tl.constexpr):
+def dynadapt_embedding_backward(ordered, places, dout, dtable, N, stride_dout, H: tl.constexpr, BLOCK: tl.constexpr, PLACES: tl.constexpr):
     """``ordered`` int64 [N]: the tokens in order; ``places`` int64 [N]: their rows. A program that starts no run ends."""
     first = tl.program_id(0)
     token = tl.load(ordered + first)
@@ -46,8 +45,7 @@ def dynadapt_embedding_backward(ordered, places, dout, dtable, N, stride_dout, H
             at = first + tl.arange(0, PLACES)
             mine = tl.load(ordered + at, mask=at < N, other=-1) == token
             row = tl.load(places + at, mask=mine, other=0)
-            d = tl.load(dout + row[:, None] * stride_dout + cols[None, :],
-                        mask=mine[:, None] & live[None, :], other=0.0)  # [PLACES, BLOCK]
+            d = tl.load(dout + row[:, None] * stride_dout + cols[None, :], mask=mine[:, None] & live[None, :], other=0.0)  # [PLACES, BLOCK]
             acc += tl.sum(d.to(tl.float32), 0)
             length = tl.sum(mine.to(tl.int32), 0)
             first += PLACES
@@ -63,8 +61,9 @@ def embedding_forward(tokens, table, position_table, positions, out) -> None:
     if (position_table is None) != (positions is None):
         raise ValueError("embedding_forward: positions and position_table go together, one of them is None")
     size = block(H, FORWARD_BLOCK)
-    dynadapt_embedding_forward[(N, triton.cdiv(H, size))](tokens, table, position_table, positions, out, out.stride(0), H, size,
-                                                          num_warps=4, **FUSION)
+    dynadapt_embedding_forward[(N, triton.cdiv(H, size))](
+        tokens, table, position_table, positions, out, out.stride(0), H, size, num_warps=4, **FUSION
+    )
 
 
 def embedding_backward(tokens, dout, dtable) -> None:
@@ -76,23 +75,41 @@ def embedding_backward(tokens, dout, dtable) -> None:
     places = scratch(tokens.device, "embedding places", N, dtype=torch.int64)
     torch.sort(tokens, stable=True, dim=0, out=(ordered, places))
     size = block(H, BACKWARD_BLOCK)
-    dynadapt_embedding_backward[(N, triton.cdiv(H, size))](ordered, places, dout, dtable, N, dout.stride(0), H, size, PLACES,
-                                                           num_warps=4, **FUSION)
+    dynadapt_embedding_backward[(N, triton.cdiv(H, size))](
+        ordered, places, dout, dtable, N, dout.stride(0), H, size, PLACES, num_warps=4, **FUSION
+    )
 
 
 def reason(op: str) -> str:
     return "Triton gather" if op == "embedding_forward" else "torch's sort, then one Triton program a token"
 
 
-_FORWARD = {"tokens": "*i64", "table": "*bf16", "position_table": "*bf16", "positions": "*i64", "out": "*bf16",
-            "stride_out": "i32"}
+_FORWARD = {"tokens": "*i64", "table": "*bf16", "position_table": "*bf16", "positions": "*i64", "out": "*bf16", "stride_out": "i32"}
 _BACKWARD = {"ordered": "*i64", "places": "*i64", "dout": "*bf16", "dtable": "*fp32", "N": "i32", "stride_dout": "i32"}
 _ROPE = {n: t for n, t in _FORWARD.items() if not n.startswith("position")}
 VARIANTS = [
-    Variant("bf16 H=2048", dynadapt_embedding_forward, _ROPE,
-            {"H": 2048, "BLOCK": FORWARD_BLOCK, "position_table": None, "positions": None}, aligned=tuple(_ROPE), registers=64),
-    Variant("bf16 H=768 positions", dynadapt_embedding_forward, _FORWARD, {"H": 768, "BLOCK": FORWARD_BLOCK},
-            aligned=tuple(_FORWARD), registers=64),
-    Variant("bf16 H=2048", dynadapt_embedding_backward, _BACKWARD, {"H": 2048, "BLOCK": BACKWARD_BLOCK, "PLACES": PLACES},
-            aligned=("ordered", "places", "dout", "dtable", "stride_dout"), registers=128),
+    Variant(
+        "bf16 H=2048",
+        dynadapt_embedding_forward,
+        _ROPE,
+        {"H": 2048, "BLOCK": FORWARD_BLOCK, "position_table": None, "positions": None},
+        aligned=tuple(_ROPE),
+        registers=64,
+    ),
+    Variant(
+        "bf16 H=768 positions",
+        dynadapt_embedding_forward,
+        _FORWARD,
+        {"H": 768, "BLOCK": FORWARD_BLOCK},
+        aligned=tuple(_FORWARD),
+        registers=64,
+    ),
+    Variant(
+        "bf16 H=2048",
+        dynadapt_embedding_backward,
+        _BACKWARD,
+        {"H": 2048, "BLOCK": BACKWARD_BLOCK, "PLACES": PLACES},
+        aligned=("ordered", "places", "dout", "dtable", "stride_dout"),
+        registers=128,
+    ),
 ]

@@ -18,8 +18,23 @@ from .common import scratch
 
 
 @triton.jit
-def update_slice(g, offset0, work0, live0, start1, end1, stride1, state, lr, hyper,
-                 RMS: tl.constexpr, MOMENTUM: tl.constexpr, DECAY: tl.constexpr, RATE: tl.constexpr, WORKING: tl.constexpr):
+def update_slice(
+    g,
+    offset0,
+    work0,
+    live0,
+    start1,
+    end1,
+    stride1,
+    state,
+    lr,
+    hyper,
+    RMS: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    DECAY: tl.constexpr,
+    RATE: tl.constexpr,
+    WORKING: tl.constexpr,
+):
     """``apply_update`` of a slice that fits in registers together with its state."""
     master, first, prior, stat, prior_rate, working = state
     decay, momentum, eps = hyper
@@ -48,9 +63,24 @@ def update_slice(g, offset0, work0, live0, start1, end1, stride1, state, lr, hyp
 
 
 @triton.jit
-def apply_update(g, offset0, work0, live0, start1, end1, stride1, state, lr, hyper,
-                 RMS: tl.constexpr, MOMENTUM: tl.constexpr, DECAY: tl.constexpr, RATE: tl.constexpr, WORKING: tl.constexpr,
-                 ELEMENTS: tl.constexpr):
+def apply_update(
+    g,
+    offset0,
+    work0,
+    live0,
+    start1,
+    end1,
+    stride1,
+    state,
+    lr,
+    hyper,
+    RMS: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    DECAY: tl.constexpr,
+    RATE: tl.constexpr,
+    WORKING: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
     """Moves the elements of the gradient tile g [X, Y]; 1 if one was not finite (it keeps its state), else 0.
 
     Element (i, j) lies at offset0[i] + (start1 + j) stride1 of the state, at work0[i] + (start1 + j) stride1 of the
@@ -60,13 +90,14 @@ def apply_update(g, offset0, work0, live0, start1, end1, stride1, state, lr, hyp
     if g.shape[0] * g.shape[1] > ELEMENTS and g.shape[1] > 1:
         HALF: tl.constexpr = g.shape[1] // 2
         left, right = tl.split(tl.permute(tl.reshape(g, [g.shape[0], 2, HALF]), (0, 2, 1)))
-        bad = apply_update(left, offset0, work0, live0, start1, end1, stride1, state, lr, hyper,
-                           RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
-        return bad | apply_update(right, offset0, work0, live0, start1 + HALF, end1, stride1, state, lr, hyper,
-                                  RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+        bad = apply_update(
+            left, offset0, work0, live0, start1, end1, stride1, state, lr, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS
+        )
+        return bad | apply_update(
+            right, offset0, work0, live0, start1 + HALF, end1, stride1, state, lr, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS
+        )
     else:
-        return update_slice(g, offset0, work0, live0, start1, end1, stride1, state, lr, hyper,
-                            RMS, MOMENTUM, DECAY, RATE, WORKING)
+        return update_slice(g, offset0, work0, live0, start1, end1, stride1, state, lr, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING)
 
 
 @triton.jit
@@ -98,8 +129,13 @@ def hyper(rule) -> tuple[float, float, float]:
 def flags(rule, state, working) -> dict[str, bool]:
     """The rule as the kernels' constexprs."""
     decays = rule.decay > 0
-    return dict(RMS=rule.kind == "rms", MOMENTUM=rule.uses_first, DECAY=decays, RATE=decays and state.prior_rate is not None,
-                WORKING=working is not None)
+    return dict(
+        RMS=rule.kind == "rms",
+        MOMENTUM=rule.uses_first,
+        DECAY=decays,
+        RATE=decays and state.prior_rate is not None,
+        WORKING=working is not None,
+    )
 
 
 def check_layout(op: str, name: str, state, shape: tuple[int, ...], packed: bool) -> None:

@@ -95,9 +95,15 @@ def backward(dy, weights, A, Bt, slots, scale, dU, dx) -> None:
 
 def _variant(k: int) -> Variant:
     width = next_power_of_2(k)
-    return Variant(f"K={k}", dynadapt_quantize_rows,
-                   {"x": "*bf16", "q": "*fp8e4nv", "scale": "*fp32", "rows": "i32", "stride": "i32"}, {"K": k, "BK": width},
-                   num_warps=_warps(width), aligned=("x", "q", "stride"), archs=(90, 100))  # sm_80 has no float8
+    return Variant(
+        f"K={k}",
+        dynadapt_quantize_rows,
+        {"x": "*bf16", "q": "*fp8e4nv", "scale": "*fp32", "rows": "i32", "stride": "i32"},
+        {"K": k, "BK": width},
+        num_warps=_warps(width),
+        aligned=("x", "q", "stride"),
+        archs=(90, 100),
+    )  # sm_80 has no float8
 
 
 VARIANTS = [_variant(k) for k in (576, 1536, 4096, 14336)]

@@ -29,8 +29,9 @@ def _weights(q_weight, k_weight, head, HQ: tl.constexpr, D: tl.constexpr, DP: tl
 
 
 @triton.jit(do_not_specialize=["rows"])
-def dynadapt_head_norm_forward(qkv, q_weight, k_weight, eps, out, rstd, rows, HQ: tl.constexpr, HKV: tl.constexpr,
-                               D: tl.constexpr, DP: tl.constexpr, BR: tl.constexpr):
+def dynadapt_head_norm_forward(
+    qkv, q_weight, k_weight, eps, out, rstd, rows, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BR: tl.constexpr
+):
     HEADS: tl.constexpr = HQ + 2 * HKV
     row = tl.program_id(0) * BR + tl.arange(0, BR)  # token * HEADS + head
     token, head = row // HEADS, row % HEADS
@@ -46,8 +47,22 @@ def dynadapt_head_norm_forward(qkv, q_weight, k_weight, eps, out, rstd, rows, HQ
 
 
 @triton.jit(do_not_specialize=["rows"])
-def dynadapt_head_norm_backward(dout, qkv, q_weight, k_weight, rstd, dqkv, partial, rows, HQ: tl.constexpr, HKV: tl.constexpr,
-                                D: tl.constexpr, DP: tl.constexpr, BR: tl.constexpr, LEARNS: tl.constexpr):
+def dynadapt_head_norm_backward(
+    dout,
+    qkv,
+    q_weight,
+    k_weight,
+    rstd,
+    dqkv,
+    partial,
+    rows,
+    HQ: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BR: tl.constexpr,
+    LEARNS: tl.constexpr,
+):
     HEADS: tl.constexpr = HQ + 2 * HKV
     c = tl.arange(0, DP)
     dq, dk = tl.zeros([DP], tl.float32), tl.zeros([DP], tl.float32)
@@ -106,7 +121,8 @@ def head_norm_forward(qkv, q_weight, k_weight, eps, hq, hkv, d, out, rstd) -> No
     _check("head_norm_forward", qkv, hq, hkv, d, out, rstd)
     geometry, rows = _geometry(hq, hkv, d), qkv.shape[0] * (hq + 2 * hkv)
     dynadapt_head_norm_forward[(triton.cdiv(rows, geometry["BR"]),)](
-        qkv, q_weight, k_weight, eps, out, rstd, rows, **geometry, num_warps=4, num_stages=1, **FUSION)
+        qkv, q_weight, k_weight, eps, out, rstd, rows, **geometry, num_warps=4, num_stages=1, **FUSION
+    )
 
 
 def head_norm_backward(dout, qkv, q_weight, k_weight, rstd, hq, hkv, d, dqkv, dq_weight, dk_weight) -> None:
@@ -117,22 +133,34 @@ def head_norm_backward(dout, qkv, q_weight, k_weight, rstd, hq, hkv, d, dqkv, dq
     partial = scratch(qkv.device, "head_norm_partial", PROGRAMS, 2, geometry["DP"]) if learns else None
     tiles = triton.cdiv(rows, geometry["BR"])
     programs = min(tiles, PROGRAMS) if learns else tiles
-    dynadapt_head_norm_backward[(programs,)](dout, qkv, q_weight, k_weight, rstd, dqkv, partial, rows, LEARNS=learns,
-                                             **geometry, num_warps=4, num_stages=1, **FUSION)
+    dynadapt_head_norm_backward[(programs,)](
+        dout, qkv, q_weight, k_weight, rstd, dqkv, partial, rows, LEARNS=learns, **geometry, num_warps=4, num_stages=1, **FUSION
+    )
     if learns:
-        dynadapt_head_norm_weights[(1,)](partial, dq_weight, dk_weight, programs, D=d, DP=geometry["DP"], BP=16,
-                                         num_warps=4, num_stages=1, **FUSION)
+        dynadapt_head_norm_weights[(1,)](
+            partial, dq_weight, dk_weight, programs, D=d, DP=geometry["DP"], BP=16, num_warps=4, num_stages=1, **FUSION
+        )
 
 
 def _variants(d, dtype):
     acts = dict.fromkeys(("dout", "qkv", "q_weight", "k_weight", "out", "dqkv"), dtype)
-    types = {**acts, "eps": "fp32", "rstd": "*fp32", "partial": "*fp32", "rows": "i32", "programs": "i32",
-             "dq_weight": "*fp32", "dk_weight": "*fp32"}
+    types = {
+        **acts,
+        "eps": "fp32",
+        "rstd": "*fp32",
+        "partial": "*fp32",
+        "rows": "i32",
+        "programs": "i32",
+        "dq_weight": "*fp32",
+        "dk_weight": "*fp32",
+    }
     geometry = _geometry(32, 8, d)
-    for kernel, constexprs in ((dynadapt_head_norm_forward, geometry),
-                               (dynadapt_head_norm_backward, {**geometry, "LEARNS": False, "partial": None}),
-                               (dynadapt_head_norm_backward, {**geometry, "LEARNS": True}),
-                               (dynadapt_head_norm_weights, {"D": d, "DP": geometry["DP"], "BP": 16})):
+    for kernel, constexprs in (
+        (dynadapt_head_norm_forward, geometry),
+        (dynadapt_head_norm_backward, {**geometry, "LEARNS": False, "partial": None}),
+        (dynadapt_head_norm_backward, {**geometry, "LEARNS": True}),
+        (dynadapt_head_norm_weights, {"D": d, "DP": geometry["DP"], "BP": 16}),
+    ):
         signature = {name: types[name] for name in kernel.arg_names if name in types and name not in constexprs}
         learns = ", weights learn" if constexprs.get("LEARNS") else ""
         yield Variant(f"d {d}, {dtype[1:]}{learns}", kernel, signature, constexprs, num_warps=4, num_stages=1, registers=255)

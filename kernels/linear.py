@@ -135,8 +135,10 @@ def _check(op, rows, columns, parts, A, Bt, slots, low, forward: bool):
         _shape(op, names[1], columns, (N, widths[1]))
     for i, w in enumerate(weights):
         if w.shape[1] != K or not w.is_contiguous() or w.dtype != rows.dtype:
-            raise ValueError(f"{op}: parts[{i}] is {w.dtype} {tuple(w.shape)} with strides {w.stride()}, "
-                             f"accepted is {rows.dtype} [any, {K}] in row order")
+            raise ValueError(
+                f"{op}: parts[{i}] is {w.dtype} {tuple(w.shape)} with strides {w.stride()}, "
+                f"accepted is {rows.dtype} [any, {K}] in row order"
+            )
     if A is not None:
         rank = Bt.shape[1]
         _shape(op, "A", A, (A.shape[0], len(weights) * rank, K), rows=True)

@@ -36,9 +36,34 @@ def _tile(pointers, inside, EVEN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["streams", "T"])
 def dynadapt_linear_forward(
-    x, w0, w1, w2, bias, a, bt, slots, u, y, scale, streams, T, x_stride, a_stride, bt_stride, u_stride, y_stride,
-    K: tl.constexpr, O0: tl.constexpr, O1: tl.constexpr, O2: tl.constexpr, RANK: tl.constexpr, RP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+    x,
+    w0,
+    w1,
+    w2,
+    bias,
+    a,
+    bt,
+    slots,
+    u,
+    y,
+    scale,
+    streams,
+    T,
+    x_stride,
+    a_stride,
+    bt_stride,
+    u_stride,
+    y_stride,
+    K: tl.constexpr,
+    O0: tl.constexpr,
+    O1: tl.constexpr,
+    O2: tl.constexpr,
+    RANK: tl.constexpr,
+    RP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     TILES: tl.constexpr = (O0 + BN - 1) // BN + (O1 + BN - 1) // BN + (O2 + BN - 1) // BN
     EVEN: tl.constexpr = K % BK == 0
@@ -82,8 +107,7 @@ def dynadapt_linear_forward(
     if RANK > 0:
         rounded = low.to(y.dtype.element_ty)
         if first == 0:
-            tl.store(u + row * u_stride + m[:, None] * u_stride + part * RANK + r[None, :], rounded,
-                     mask=stored & (r < RANK)[None, :])
+            tl.store(u + row * u_stride + m[:, None] * u_stride + part * RANK + r[None, :], rounded, mask=stored & (r < RANK)[None, :])
         scaled = (rounded.to(tl.float32) * scale).to(y.dtype.element_ty)
         b_tile = bt + slot * bt_stride + r[:, None] * (O0 + O1 + O2) + (start + first) + n[None, :]  # [RP, BN]
         acc = dot(scaled, tl.load(b_tile, mask=(r < RANK)[:, None] & columns[None, :], other=0.0), acc)
@@ -95,9 +119,33 @@ def dynadapt_linear_forward(
 
 @triton.jit(do_not_specialize=["streams", "T"])
 def dynadapt_linear_backward(
-    dy, w0, w1, w2, a, bt, slots, dU, dx, scale, streams, T, dy_stride, a_stride, bt_stride, dU_stride, dx_stride,
-    K: tl.constexpr, O0: tl.constexpr, O1: tl.constexpr, O2: tl.constexpr, RANK: tl.constexpr, RP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BO: tl.constexpr, GROUP: tl.constexpr,
+    dy,
+    w0,
+    w1,
+    w2,
+    a,
+    bt,
+    slots,
+    dU,
+    dx,
+    scale,
+    streams,
+    T,
+    dy_stride,
+    a_stride,
+    bt_stride,
+    dU_stride,
+    dx_stride,
+    K: tl.constexpr,
+    O0: tl.constexpr,
+    O1: tl.constexpr,
+    O2: tl.constexpr,
+    RANK: tl.constexpr,
+    RP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BO: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     TOTAL: tl.constexpr = O0 + O1 + O2
     PARTS: tl.constexpr = 1 + (1 if O1 > 0 else 0) + (1 if O2 > 0 else 0)
@@ -141,8 +189,11 @@ def dynadapt_linear_backward(
         if RANK > 0:
             rounded = (low * scale).to(dx.dtype.element_ty)
             if tile == 0:
-                tl.store(dU + row * dU_stride + m[:, None] * dU_stride + part * RANK + r[None, :], rounded,
-                         mask=(m < T - within)[:, None] & (r < RANK)[None, :])
+                tl.store(
+                    dU + row * dU_stride + m[:, None] * dU_stride + part * RANK + r[None, :],
+                    rounded,
+                    mask=(m < T - within)[:, None] & (r < RANK)[None, :],
+                )
             a_tile = a + slot * a_stride + (part * RANK + r[:, None]) * K + n[None, :]  # [RP, BN]
             acc = dot(rounded, _tile(a_tile, (r < RANK)[:, None] & columns[None, :], RP == RANK and K % BN == 0), acc)
     dx_tile = dx + row * dx_stride + m[:, None] * dx_stride + n[None, :]
@@ -174,8 +225,7 @@ class Tile:
 # multiplication. The smaller ones are for calls with too few tiles to fill the GPU. wgmma takes 64 rows a group of 4 warps.
 # Blackwell keeps accumulators in tensor memory, where 128 x 256 leaves no room for the low-rank one. Ampere's
 # multiplications read their operands through registers, hence smaller tiles. float32 without TF32 runs on the plain cores.
-HOPPER = (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.85),
-          Tile(64, 128, 64, 4, 4, 0.65), Tile(64, 64, 64, 4, 4, 0.45))
+HOPPER = (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.85), Tile(64, 128, 64, 4, 4, 0.65), Tile(64, 64, 64, 4, 4, 0.45))
 AMPERE = (Tile(128, 128, 32, 8, 4, 1.0), Tile(64, 128, 32, 8, 4, 0.8), Tile(64, 64, 64, 4, 3, 0.6))
 BF16 = {80: AMPERE, 90: HOPPER, 100: HOPPER[1:]}
 FP32 = (Tile(64, 64, 32, 8, 3, 1.0),)
@@ -204,8 +254,27 @@ def launch_forward(x, weights, bias, A, Bt, slots, scale, u, y) -> None:
     grid = (streams * triton.cdiv(N // streams, tile.rows) * sum(triton.cdiv(o, tile.columns) for o in sizes),)
     strides = (0, 0, 0) if A is None else (A.stride(0), Bt.stride(0), u.stride(0))
     dynadapt_linear_forward[grid](
-        x, *_three(weights, weights[0]), bias, A, Bt, slots, u, y, float(scale), streams, N // streams,
-        x.stride(0), *strides, y.stride(0), K, *_three(sizes, 0), rank, *tile.constexprs(rank), **tile.options, **FUSION)
+        x,
+        *_three(weights, weights[0]),
+        bias,
+        A,
+        Bt,
+        slots,
+        u,
+        y,
+        float(scale),
+        streams,
+        N // streams,
+        x.stride(0),
+        *strides,
+        y.stride(0),
+        K,
+        *_three(sizes, 0),
+        rank,
+        *tile.constexprs(rank),
+        **tile.options,
+        **FUSION,
+    )
 
 
 def launch_backward(dy, weights, A, Bt, slots, scale, dU, dx) -> None:
@@ -215,8 +284,26 @@ def launch_backward(dy, weights, A, Bt, slots, scale, dU, dx) -> None:
     grid = (streams * triton.cdiv(N // streams, tile.rows) * triton.cdiv(K, tile.columns),)
     strides = (0, 0, 0) if A is None else (A.stride(0), Bt.stride(0), dU.stride(0))
     dynadapt_linear_backward[grid](
-        dy, *_three(weights, weights[0]), A, Bt, slots, dU, dx, float(scale), streams, N // streams,
-        dy.stride(0), *strides, dx.stride(0), K, *_three(sizes, 0), rank, *tile.constexprs(rank), **tile.options, **FUSION)
+        dy,
+        *_three(weights, weights[0]),
+        A,
+        Bt,
+        slots,
+        dU,
+        dx,
+        float(scale),
+        streams,
+        N // streams,
+        dy.stride(0),
+        *strides,
+        dx.stride(0),
+        K,
+        *_three(sizes, 0),
+        rank,
+        *tile.constexprs(rank),
+        **tile.options,
+        **FUSION,
+    )
 
 
 def _variant(kernel, arch: int, tile: Tile, dtype: str, sizes, K: int, rank: int) -> Variant:
@@ -232,8 +319,16 @@ def _variant(kernel, arch: int, tile: Tile, dtype: str, sizes, K: int, rank: int
             del signature[name]
             constexprs[name] = None
     aligned = tuple(name for name, kind in signature.items() if kind[0] == "*" or name in strides)
-    return Variant(f"{dtype} {tile.rows}x{tile.columns}x{tile.depth} rank {rank} parts {len(sizes)}", kernel, signature,
-                   constexprs, **tile.options, tensor_core=dtype == "bf16", aligned=aligned, archs=(arch,))
+    return Variant(
+        f"{dtype} {tile.rows}x{tile.columns}x{tile.depth} rank {rank} parts {len(sizes)}",
+        kernel,
+        signature,
+        constexprs,
+        **tile.options,
+        tensor_core=dtype == "bf16",
+        aligned=aligned,
+        archs=(arch,),
+    )
 
 
 def _variants():

@@ -18,8 +18,24 @@ SUM_ROWS, SUM_COLS = 64, 32  # partials summed at a time, a full 128-byte line w
 
 
 @triton.jit(do_not_specialize=["N"])
-def dynadapt_linear_mse(h, weight, bias, target, weights, pred, loss, dh, dweight, dbias, N, stride_h, stride_dh, H: tl.constexpr,
-                        ROWS: tl.constexpr, COLS: tl.constexpr):
+def dynadapt_linear_mse(
+    h,
+    weight,
+    bias,
+    target,
+    weights,
+    pred,
+    loss,
+    dh,
+    dweight,
+    dbias,
+    N,
+    stride_h,
+    stride_dh,
+    H: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
     """dweight [blocks, H] and dbias [blocks] are this block of rows' partial sums."""
     pid = tl.program_id(0)
     row = pid * ROWS + tl.arange(0, ROWS)
@@ -55,8 +71,7 @@ def dynadapt_linear_mse(h, weight, bias, target, weights, pred, loss, dh, dweigh
 
 
 @triton.jit(do_not_specialize=["blocks"])
-def dynadapt_linear_mse_sum(partial_weight, partial_bias, dweight, dbias, blocks, H: tl.constexpr, ROWS: tl.constexpr,
-                            COLS: tl.constexpr):
+def dynadapt_linear_mse_sum(partial_weight, partial_bias, dweight, dbias, blocks, H: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """dweight [H] += the sum of partial_weight [blocks, H]; the first program does the same for dbias."""
     pid = tl.program_id(0)
     if dweight is not None:
@@ -64,8 +79,11 @@ def dynadapt_linear_mse_sum(partial_weight, partial_bias, dweight, dbias, blocks
         total = tl.zeros((COLS,), tl.float32)
         for start in range(0, blocks, ROWS):
             row = start + tl.arange(0, ROWS)
-            x = tl.load(partial_weight + row.to(tl.int64)[:, None] * H + cols[None, :],
-                        mask=(row < blocks)[:, None] & (cols < H)[None, :], other=0.0)  # [ROWS, COLS]
+            x = tl.load(
+                partial_weight + row.to(tl.int64)[:, None] * H + cols[None, :],
+                mask=(row < blocks)[:, None] & (cols < H)[None, :],
+                other=0.0,
+            )  # [ROWS, COLS]
             total += tl.sum(x, 0)
         out = dweight + cols
         tl.store(out, tl.load(out, mask=cols < H, other=0.0) + total, mask=cols < H)
@@ -89,22 +107,63 @@ def linear_mse(h, weight, bias, target, weights, pred, loss, dh, dweight, dbias)
     blocks = triton.cdiv(N, ROWS)
     partial_weight = None if dweight is None else scratch(h.device, "linear_mse dweight", blocks, H)
     partial_bias = None if dbias is None else scratch(h.device, "linear_mse dbias", blocks)
-    dynadapt_linear_mse[(blocks,)](h, weight, bias, target, weights, pred, loss, dh, partial_weight, partial_bias, N, h.stride(0),
-                                   0 if dh is None else dh.stride(0), H, ROWS, block(H, COLS), num_warps=4, **FUSION)
+    dynadapt_linear_mse[(blocks,)](
+        h,
+        weight,
+        bias,
+        target,
+        weights,
+        pred,
+        loss,
+        dh,
+        partial_weight,
+        partial_bias,
+        N,
+        h.stride(0),
+        0 if dh is None else dh.stride(0),
+        H,
+        ROWS,
+        block(H, COLS),
+        num_warps=4,
+        **FUSION,
+    )
     if dweight is None and dbias is None:
         return
     grid = (1 if dweight is None else triton.cdiv(H, SUM_COLS),)
-    dynadapt_linear_mse_sum[grid](partial_weight, partial_bias, dweight, dbias, blocks, H, SUM_ROWS, SUM_COLS, num_warps=4,
-                                  **FUSION)
+    dynadapt_linear_mse_sum[grid](partial_weight, partial_bias, dweight, dbias, blocks, H, SUM_ROWS, SUM_COLS, num_warps=4, **FUSION)
 
 
-_ARGUMENTS = {"h": "*bf16", "weight": "*bf16", "bias": "*fp32", "target": "*fp32", "weights": "*fp32", "pred": "*fp32",
-              "loss": "*fp32", "dh": "*bf16", "dweight": "*fp32", "dbias": "*fp32", "N": "i32", "stride_h": "i32",
-              "stride_dh": "i32"}
+_ARGUMENTS = {
+    "h": "*bf16",
+    "weight": "*bf16",
+    "bias": "*fp32",
+    "target": "*fp32",
+    "weights": "*fp32",
+    "pred": "*fp32",
+    "loss": "*fp32",
+    "dh": "*bf16",
+    "dweight": "*fp32",
+    "dbias": "*fp32",
+    "N": "i32",
+    "stride_h": "i32",
+    "stride_dh": "i32",
+}
 _SUM = {"partial_weight": "*fp32", "partial_bias": "*fp32", "dweight": "*fp32", "dbias": "*fp32", "blocks": "i32"}
 VARIANTS = [
-    Variant("bf16 H=2048", dynadapt_linear_mse, _ARGUMENTS, {"H": 2048, "ROWS": ROWS, "COLS": COLS},
-            aligned=("h", "weight", "dh", "dweight", "stride_h", "stride_dh"), registers=168),
-    Variant("H=2048", dynadapt_linear_mse_sum, _SUM, {"H": 2048, "ROWS": SUM_ROWS, "COLS": SUM_COLS},
-            aligned=("partial_weight", "dweight"), registers=128),
+    Variant(
+        "bf16 H=2048",
+        dynadapt_linear_mse,
+        _ARGUMENTS,
+        {"H": 2048, "ROWS": ROWS, "COLS": COLS},
+        aligned=("h", "weight", "dh", "dweight", "stride_h", "stride_dh"),
+        registers=168,
+    ),
+    Variant(
+        "H=2048",
+        dynadapt_linear_mse_sum,
+        _SUM,
+        {"H": 2048, "ROWS": SUM_ROWS, "COLS": SUM_COLS},
+        aligned=("partial_weight", "dweight"),
+        registers=128,
+    ),
 ]

@@ -36,8 +36,24 @@ LENGTHS = ("T", "streams", "chunks")  # vary from call to call: never a reason t
 
 
 @triton.jit
-def tile_times_left(left, tile, row0, first, last, T, left_stride, tile_stride, left_lo, left_hi, lo, hi,
-                    BR: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr):
+def tile_times_left(
+    left,
+    tile,
+    row0,
+    first,
+    last,
+    T,
+    left_stride,
+    tile_stride,
+    left_lo,
+    left_hi,
+    lo,
+    hi,
+    BR: tl.constexpr,
+    BC: tl.constexpr,
+    BT: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """tile[:, lo:hi]^T left[:, left_lo:left_hi] over chunks first..last of the tokens row0..row0+T; [BC, BR]."""
     r = left_lo + tl.arange(0, BR)
     c = lo + tl.arange(0, BC)
@@ -69,9 +85,34 @@ def part_columns(tile, O0, O1, O2, BC: tl.constexpr):
 
 
 @triton.jit
-def gradient_tile(dy, x, u, dU, pid, s, first, last, scale, T, dy_stride, x_stride, u_stride, dU_stride, O0, O1, O2,
-                  K: tl.constexpr, R: tl.constexpr, W: tl.constexpr, BRA: tl.constexpr, BRB: tl.constexpr,
-                  BC: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr, ON_A: tl.constexpr):
+def gradient_tile(
+    dy,
+    x,
+    u,
+    dU,
+    pid,
+    s,
+    first,
+    last,
+    scale,
+    T,
+    dy_stride,
+    x_stride,
+    u_stride,
+    dU_stride,
+    O0,
+    O1,
+    O2,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+    BRA: tl.constexpr,
+    BRB: tl.constexpr,
+    BC: tl.constexpr,
+    BT: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ON_A: tl.constexpr,
+):
     """(gradient [BC, BR], its columns [BC, 1] in the stream's dA [W, K] or dBt [R, O] and which of them exist, its first
     row, where rows end, what is between two rows)."""
     row0 = s.to(tl.int64) * T
@@ -86,8 +127,9 @@ def gradient_tile(dy, x, u, dU, pid, s, first, last, scale, T, dy_stride, x_stri
         BLOCKS_B: tl.constexpr = (R + BRB - 1) // BRB
         r0 = pid % BLOCKS_B * BRB
         part, lo, hi = part_columns(pid // BLOCKS_B, O0, O1, O2, BC)
-        gradient = scale * tile_times_left(u, dy, row0, first, last, T, u_stride, dy_stride, part * R + r0, part * R + R,
-                                           lo, hi, BRB, BC, BT, CHUNK)
+        gradient = scale * tile_times_left(
+            u, dy, row0, first, last, T, u_stride, dy_stride, part * R + r0, part * R + R, lo, hi, BRB, BC, BT, CHUNK
+        )
         c = lo + tl.arange(0, BC)[:, None]
         return gradient, c, c < hi, r0, R, O0 + O1 + O2
 
@@ -102,11 +144,39 @@ def put(out, columns, live, r0, rows, stride, value, ACCUMULATE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=LENGTHS)
-def dynadapt_lora_gradient(dy, x, u, dU, slots, dA, dBt, partial, scale, T, streams, chunks,
-                           dy_stride, x_stride, u_stride, dU_stride, dA_stride, dBt_stride, O0, O1, O2,
-                           K: tl.constexpr, R: tl.constexpr, W: tl.constexpr, BRA: tl.constexpr, BRB: tl.constexpr,
-                           BC: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr, SPLIT: tl.constexpr,
-                           ACCUMULATE: tl.constexpr):
+def dynadapt_lora_gradient(
+    dy,
+    x,
+    u,
+    dU,
+    slots,
+    dA,
+    dBt,
+    partial,
+    scale,
+    T,
+    streams,
+    chunks,
+    dy_stride,
+    x_stride,
+    u_stride,
+    dU_stride,
+    dA_stride,
+    dBt_stride,
+    O0,
+    O1,
+    O2,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+    BRA: tl.constexpr,
+    BRB: tl.constexpr,
+    BC: tl.constexpr,
+    BT: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SPLIT: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+):
     """Grid (tiles of dA then of dBt, streams, chunks or 1). SPLIT: each chunk's share goes to partial [chunks, S, W K + R O]."""
     pid, s, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     PROGRAMS_A: tl.constexpr = (W + BRA - 1) // BRA * ((K + BC - 1) // BC)
@@ -121,13 +191,63 @@ def dynadapt_lora_gradient(dy, x, u, dU, slots, dA, dBt, partial, scale, T, stre
         a, b = dA + slot * dA_stride, dBt + slot * dBt_stride
     if pid < PROGRAMS_A:
         value, columns, live, r0, rows, stride = gradient_tile(
-            dy, x, u, dU, pid, s, first, last, scale, T, dy_stride, x_stride, u_stride, dU_stride, O0, O1, O2,
-            K, R, W, BRA, BRB, BC, BT, CHUNK, True)
+            dy,
+            x,
+            u,
+            dU,
+            pid,
+            s,
+            first,
+            last,
+            scale,
+            T,
+            dy_stride,
+            x_stride,
+            u_stride,
+            dU_stride,
+            O0,
+            O1,
+            O2,
+            K,
+            R,
+            W,
+            BRA,
+            BRB,
+            BC,
+            BT,
+            CHUNK,
+            True,
+        )
         put(a, columns, live, r0, rows, stride, value, ACCUMULATE)
     else:  # other names: the two tiles may differ in shape
         value_b, columns_b, live_b, r0_b, rows_b, stride_b = gradient_tile(
-            dy, x, u, dU, pid - PROGRAMS_A, s, first, last, scale, T, dy_stride, x_stride, u_stride, dU_stride, O0, O1, O2,
-            K, R, W, BRA, BRB, BC, BT, CHUNK, False)
+            dy,
+            x,
+            u,
+            dU,
+            pid - PROGRAMS_A,
+            s,
+            first,
+            last,
+            scale,
+            T,
+            dy_stride,
+            x_stride,
+            u_stride,
+            dU_stride,
+            O0,
+            O1,
+            O2,
+            K,
+            R,
+            W,
+            BRA,
+            BRB,
+            BC,
+            BT,
+            CHUNK,
+            False,
+        )
         put(b, columns_b, live_b, r0_b, rows_b, stride_b, value_b, ACCUMULATE)
 
 
@@ -140,8 +260,9 @@ def sum_of_chunks(partial, s, offset, mask, streams, chunks, size):
 
 
 @triton.jit(do_not_specialize=LENGTHS)
-def dynadapt_lora_gradient_sum(partial, slots, dA, dBt, streams, chunks, dA_stride, dBt_stride, size_a, size_b,
-                               BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr):
+def dynadapt_lora_gradient_sum(
+    partial, slots, dA, dBt, streams, chunks, dA_stride, dBt_stride, size_a, size_b, BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr
+):
     """Grid (blocks of dA then of dBt, streams)."""
     pid, s = tl.program_id(0), tl.program_id(1)
     slot = tl.load(slots + s).to(tl.int64)
@@ -158,13 +279,61 @@ def dynadapt_lora_gradient_sum(partial, slots, dA, dBt, streams, chunks, dA_stri
 
 @triton.jit(do_not_specialize=LENGTHS)
 def dynadapt_lora_gradient_update(
-        dy, x, u, dU, slots, moving, lr, skipped, counters,
-        a_master, a_first, a_prior, a_stat, a_rate, a_working, b_master, b_first, b_prior, b_stat, b_rate, b_working,
-        scale, decay, momentum, eps, T, chunks, dy_stride, x_stride, u_stride, dU_stride, O0, O1, O2,
-        a_master_stride, a_first_stride, a_working_stride, b_master_stride, b_first_stride, b_working_stride,
-        K: tl.constexpr, R: tl.constexpr, W: tl.constexpr, BRA: tl.constexpr, BRB: tl.constexpr, BC: tl.constexpr,
-        BT: tl.constexpr, CHUNK: tl.constexpr, RMS: tl.constexpr, MOMENTUM: tl.constexpr, DECAY: tl.constexpr,
-        RATE: tl.constexpr, WORKING: tl.constexpr, ELEMENTS: tl.constexpr):
+    dy,
+    x,
+    u,
+    dU,
+    slots,
+    moving,
+    lr,
+    skipped,
+    counters,
+    a_master,
+    a_first,
+    a_prior,
+    a_stat,
+    a_rate,
+    a_working,
+    b_master,
+    b_first,
+    b_prior,
+    b_stat,
+    b_rate,
+    b_working,
+    scale,
+    decay,
+    momentum,
+    eps,
+    T,
+    chunks,
+    dy_stride,
+    x_stride,
+    u_stride,
+    dU_stride,
+    O0,
+    O1,
+    O2,
+    a_master_stride,
+    a_first_stride,
+    a_working_stride,
+    b_master_stride,
+    b_first_stride,
+    b_working_stride,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+    BRA: tl.constexpr,
+    BRB: tl.constexpr,
+    BC: tl.constexpr,
+    BT: tl.constexpr,
+    CHUNK: tl.constexpr,
+    RMS: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    DECAY: tl.constexpr,
+    RATE: tl.constexpr,
+    WORKING: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
     """Grid (tiles of A then of Bt, streams)."""
     pid, s = tl.program_id(0), tl.program_id(1)
     PROGRAMS_A: tl.constexpr = (W + BRA - 1) // BRA * ((K + BC - 1) // BC)
@@ -172,54 +341,159 @@ def dynadapt_lora_gradient_update(
         slot = tl.load(slots + s).to(tl.int64)
         rate = tl.load(lr + slot)
         hyper = (decay, momentum, eps)
-        a = (a_master + slot * a_master_stride, a_first + slot * a_first_stride, a_prior, a_stat, a_rate,
-             a_working + slot * a_working_stride)
-        b = (b_master + slot * b_master_stride, b_first + slot * b_first_stride, b_prior, b_stat, b_rate,
-             b_working + slot * b_working_stride)
+        a = (
+            a_master + slot * a_master_stride,
+            a_first + slot * a_first_stride,
+            a_prior,
+            a_stat,
+            a_rate,
+            a_working + slot * a_working_stride,
+        )
+        b = (
+            b_master + slot * b_master_stride,
+            b_first + slot * b_first_stride,
+            b_prior,
+            b_stat,
+            b_rate,
+            b_working + slot * b_working_stride,
+        )
         if pid < PROGRAMS_A:
             g, columns, live, r0, rows, stride = gradient_tile(
-                dy, x, u, dU, pid, s, 0, chunks, scale, T, dy_stride, x_stride, u_stride, dU_stride, O0, O1, O2,
-                K, R, W, BRA, BRB, BC, BT, CHUNK, True)
-            bad = apply_update(g, columns, columns, live, r0, rows, stride, a, rate, hyper,
-                               RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+                dy,
+                x,
+                u,
+                dU,
+                pid,
+                s,
+                0,
+                chunks,
+                scale,
+                T,
+                dy_stride,
+                x_stride,
+                u_stride,
+                dU_stride,
+                O0,
+                O1,
+                O2,
+                K,
+                R,
+                W,
+                BRA,
+                BRB,
+                BC,
+                BT,
+                CHUNK,
+                True,
+            )
+            bad = apply_update(g, columns, columns, live, r0, rows, stride, a, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         else:
             g_b, columns_b, live_b, r0_b, rows_b, stride_b = gradient_tile(
-                dy, x, u, dU, pid - PROGRAMS_A, s, 0, chunks, scale, T, dy_stride, x_stride, u_stride, dU_stride, O0, O1, O2,
-                K, R, W, BRA, BRB, BC, BT, CHUNK, False)
-            bad = apply_update(g_b, columns_b, columns_b, live_b, r0_b, rows_b, stride_b, b, rate, hyper,
-                               RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+                dy,
+                x,
+                u,
+                dU,
+                pid - PROGRAMS_A,
+                s,
+                0,
+                chunks,
+                scale,
+                T,
+                dy_stride,
+                x_stride,
+                u_stride,
+                dU_stride,
+                O0,
+                O1,
+                O2,
+                K,
+                R,
+                W,
+                BRA,
+                BRB,
+                BC,
+                BT,
+                CHUNK,
+                False,
+            )
+            bad = apply_update(
+                g_b, columns_b, columns_b, live_b, r0_b, rows_b, stride_b, b, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS
+            )
         report(counters, skipped, s, bad)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
 def dynadapt_lora_gradient_update_sum(
-        partial, slots, moving, lr, skipped, counters,
-        a_master, a_first, a_prior, a_stat, a_rate, a_working, b_master, b_first, b_prior, b_stat, b_rate, b_working,
-        decay, momentum, eps, streams, chunks, size_a, size_b,
-        a_master_stride, a_first_stride, a_working_stride, b_master_stride, b_first_stride, b_working_stride,
-        BLOCK: tl.constexpr, RMS: tl.constexpr, MOMENTUM: tl.constexpr, DECAY: tl.constexpr, RATE: tl.constexpr,
-        WORKING: tl.constexpr, ELEMENTS: tl.constexpr):
+    partial,
+    slots,
+    moving,
+    lr,
+    skipped,
+    counters,
+    a_master,
+    a_first,
+    a_prior,
+    a_stat,
+    a_rate,
+    a_working,
+    b_master,
+    b_first,
+    b_prior,
+    b_stat,
+    b_rate,
+    b_working,
+    decay,
+    momentum,
+    eps,
+    streams,
+    chunks,
+    size_a,
+    size_b,
+    a_master_stride,
+    a_first_stride,
+    a_working_stride,
+    b_master_stride,
+    b_first_stride,
+    b_working_stride,
+    BLOCK: tl.constexpr,
+    RMS: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    DECAY: tl.constexpr,
+    RATE: tl.constexpr,
+    WORKING: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
     """Grid (blocks of A then of Bt, streams)."""
     pid, s = tl.program_id(0), tl.program_id(1)
     if (tl.load(moving + s) != 0) & (tl.load(skipped + s) == 0):
         slot = tl.load(slots + s).to(tl.int64)
         rate = tl.load(lr + slot)
         hyper = (decay, momentum, eps)
-        a = (a_master + slot * a_master_stride, a_first + slot * a_first_stride, a_prior, a_stat, a_rate,
-             a_working + slot * a_working_stride)
-        b = (b_master + slot * b_master_stride, b_first + slot * b_first_stride, b_prior, b_stat, b_rate,
-             b_working + slot * b_working_stride)
+        a = (
+            a_master + slot * a_master_stride,
+            a_first + slot * a_first_stride,
+            a_prior,
+            a_stat,
+            a_rate,
+            a_working + slot * a_working_stride,
+        )
+        b = (
+            b_master + slot * b_master_stride,
+            b_first + slot * b_first_stride,
+            b_prior,
+            b_stat,
+            b_rate,
+            b_working + slot * b_working_stride,
+        )
         blocks_a = tl.cdiv(size_a, BLOCK)
         if pid < blocks_a:
             offset = pid * BLOCK + tl.arange(0, BLOCK)[:, None]
             g = sum_of_chunks(partial, s, offset, offset < size_a, streams, chunks, size_a + size_b)
-            bad = apply_update(g, offset, offset, offset < size_a, 0, 1, 0, a, rate, hyper,
-                               RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+            bad = apply_update(g, offset, offset, offset < size_a, 0, 1, 0, a, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         else:
             offset = (pid - blocks_a) * BLOCK + tl.arange(0, BLOCK)[:, None]
             g = sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
-            bad = apply_update(g, offset, offset, offset < size_b, 0, 1, 0, b, rate, hyper,
-                               RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+            bad = apply_update(g, offset, offset, offset < size_b, 0, 1, 0, b, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         report(counters, skipped, s, bad)
 
 
@@ -265,8 +539,7 @@ def plan(dtype: torch.dtype, streams: int, T: int, K: int, part_sizes, rank: int
     width = len(part_sizes) * rank
     wide = dtype == torch.bfloat16
     rows = 128 if wide else 32
-    constexprs = dict(K=K, R=rank, W=width, BRA=block(width, rows), BRB=block(rank, rows), BC=64, BT=64 if wide else 16,
-                      CHUNK=CHUNK)
+    constexprs = dict(K=K, R=rank, W=width, BRA=block(width, rows), BRB=block(rank, rows), BC=64, BT=64 if wide else 16, CHUNK=CHUNK)
     if wide and streams * (triton.cdiv(K, 128) + sum(triton.cdiv(size, 128) for size in sizes)) >= 2 * SMS:
         constexprs["BC"] = 128
     warps = 8 if constexprs["BC"] * constexprs["BRA"] > 64 * 64 else 4
@@ -283,8 +556,13 @@ def checked_plan(op: str, dy, x, u, dU, part_sizes, slots, a, bt) -> Plan:
         raise ValueError(f"{op}: part_sizes add up to {sum(part_sizes)}, accepted is the width of dy, {out}")
     if streams == 0 or n % streams:
         raise ValueError(f"{op}: slots has {streams} entries for {n} rows, accepted is a divisor")
-    for name, tensor, shape in (("x", x, (n, k)), ("u", u, (n, width)), ("dU", dU, (n, width)),
-                                ("a", a, (a.shape[0], width, k)), ("bt", bt, (a.shape[0], rank, out))):
+    for name, tensor, shape in (
+        ("x", x, (n, k)),
+        ("u", u, (n, width)),
+        ("dU", dU, (n, width)),
+        ("a", a, (a.shape[0], width, k)),
+        ("bt", bt, (a.shape[0], rank, out)),
+    ):
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, accepted is {list(shape)}")
     for name, tensor in (("dy", dy), ("x", x), ("u", u), ("dU", dU)):
@@ -301,9 +579,31 @@ def launch_gradient(p: Plan, dy, x, u, dU, scale, slots, dA, dBt, partial, accum
     split = partial is not None
     a, b = (dA, dBt) if not split else (partial, partial)
     dynadapt_lora_gradient[(p.programs, p.streams, p.chunks if split else 1)](
-        dy, x, u, dU, slots, a, b, partial if split else a, scale, p.T, p.streams, p.chunks,
-        dy.stride(0), x.stride(0), u.stride(0), dU.stride(0), a.stride(0), b.stride(0), *p.sizes,
-        **p.constexprs, SPLIT=split, ACCUMULATE=accumulate and not split, **p.options, **FUSION)
+        dy,
+        x,
+        u,
+        dU,
+        slots,
+        a,
+        b,
+        partial if split else a,
+        scale,
+        p.T,
+        p.streams,
+        p.chunks,
+        dy.stride(0),
+        x.stride(0),
+        u.stride(0),
+        dU.stride(0),
+        a.stride(0),
+        b.stride(0),
+        *p.sizes,
+        **p.constexprs,
+        SPLIT=split,
+        ACCUMULATE=accumulate and not split,
+        **p.options,
+        **FUSION,
+    )
 
 
 def chunk_buffer(p: Plan, device) -> torch.Tensor:
@@ -322,8 +622,20 @@ def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -
     launch_gradient(p, dy, x, u, dU, scale, slots, dA, dBt, partial, accumulate)
     if partial is not None:
         dynadapt_lora_gradient_sum[p.sum_grid](
-            partial, slots, dA, dBt, p.streams, p.chunks, dA.stride(0), dBt.stride(0), *p.elements,
-            BLOCK=SUM_BLOCK, ACCUMULATE=accumulate, num_warps=4, **FUSION)
+            partial,
+            slots,
+            dA,
+            dBt,
+            p.streams,
+            p.chunks,
+            dA.stride(0),
+            dBt.stride(0),
+            *p.elements,
+            BLOCK=SUM_BLOCK,
+            ACCUMULATE=accumulate,
+            num_warps=4,
+            **FUSION,
+        )
 
 
 def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, rule, lr, skipped) -> None:
@@ -348,15 +660,46 @@ def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, 
     who = (slots, moving, lr, skipped, epilogue.counters(dy.device, p.streams))
     if not p.split:
         dynadapt_lora_gradient_update[(p.programs, p.streams)](
-            dy, x, u, dU, *who, *states, scale, *epilogue.hyper(rule), p.T, p.chunks, dy.stride(0), x.stride(0), u.stride(0),
-            dU.stride(0), *p.sizes, *strides, **p.constexprs, **flags,
-            ELEMENTS=epilogue.elements(p.options["num_warps"]), **p.options, **FUSION)
+            dy,
+            x,
+            u,
+            dU,
+            *who,
+            *states,
+            scale,
+            *epilogue.hyper(rule),
+            p.T,
+            p.chunks,
+            dy.stride(0),
+            x.stride(0),
+            u.stride(0),
+            dU.stride(0),
+            *p.sizes,
+            *strides,
+            **p.constexprs,
+            **flags,
+            ELEMENTS=epilogue.elements(p.options["num_warps"]),
+            **p.options,
+            **FUSION,
+        )
         return
     partial = chunk_buffer(p, dy.device)
     launch_gradient(p, dy, x, u, dU, scale, slots, None, None, partial, False)
     dynadapt_lora_gradient_update_sum[p.sum_grid](
-        partial, *who, *states, *epilogue.hyper(rule), p.streams, p.chunks, *p.elements, *strides, BLOCK=SUM_BLOCK, **flags,
-        ELEMENTS=SUM_BLOCK, num_warps=4, **FUSION)
+        partial,
+        *who,
+        *states,
+        *epilogue.hyper(rule),
+        p.streams,
+        p.chunks,
+        *p.elements,
+        *strides,
+        BLOCK=SUM_BLOCK,
+        **flags,
+        ELEMENTS=SUM_BLOCK,
+        num_warps=4,
+        **FUSION,
+    )
 
 
 def reason(op: str) -> str:
@@ -366,55 +709,103 @@ def reason(op: str) -> str:
 def _variants() -> list[Variant]:
     pointers = dict.fromkeys(("dy", "x", "u", "dU"), "*bf16")
     strides = ("dy_stride", "x_stride", "u_stride", "dU_stride", "dA_stride", "dBt_stride", "O0", "O1", "O2")
-    signature = {**pointers, "slots": "*i32", "dA": "*fp32", "dBt": "*fp32", "partial": "*fp32", "scale": "fp32",
-                 **dict.fromkeys(LENGTHS + strides, "i32")}
+    signature = {
+        **pointers,
+        "slots": "*i32",
+        "dA": "*fp32",
+        "dBt": "*fp32",
+        "partial": "*fp32",
+        "scale": "fp32",
+        **dict.fromkeys(LENGTHS + strides, "i32"),
+    }
     shapes = {  # streams, K, parts, rank
-        "one stream r16": (1, 2048, (2048, 512, 512), 16), "64 streams r16": (64, 2048, (2048, 512, 512), 16),
-        "64 streams r64": (64, 4096, (14336, 14336), 64), "64 streams r128": (64, 4096, (4096, 1024, 1024), 128),
+        "one stream r16": (1, 2048, (2048, 512, 512), 16),
+        "64 streams r16": (64, 2048, (2048, 512, 512), 16),
+        "64 streams r64": (64, 4096, (14336, 14336), 64),
+        "64 streams r128": (64, 4096, (4096, 1024, 1024), 128),
     }
     variants = []
     for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         for name, (streams, k, parts, rank) in shapes.items() if short == "bf16" else [("r64", shapes["64 streams r64"])]:
             p = plan(dtype, streams, 512, k, parts, rank)
             typed = {key: value.replace("bf16", short) for key, value in signature.items()}
-            variants.append(Variant(
-                f"{name} {short}", dynadapt_lora_gradient, typed, {**p.constexprs, "SPLIT": False, "ACCUMULATE": False},
-                tensor_core=short == "bf16", aligned=tuple(k for k in typed if k not in ("scale", *LENGTHS)), **p.options))
+            variants.append(
+                Variant(
+                    f"{name} {short}",
+                    dynadapt_lora_gradient,
+                    typed,
+                    {**p.constexprs, "SPLIT": False, "ACCUMULATE": False},
+                    tensor_core=short == "bf16",
+                    aligned=tuple(k for k in typed if k not in ("scale", *LENGTHS)),
+                    **p.options,
+                )
+            )
     variants += _split_variants(variants[0]) + _update_variants()
     # Tiles are chosen for sm_90; sm_80 spills six registers in one of them.
     return [replace(v, archs=(90, 100)) for v in variants] + [replace(v, archs=(80,), spills=24) for v in variants]
 
 
 def _split_variants(unsplit: Variant) -> list[Variant]:
-    typed = {"partial": "*fp32", "slots": "*i32", "dA": "*fp32", "dBt": "*fp32",
-             **dict.fromkeys(("streams", "chunks", "dA_stride", "dBt_stride", "size_a", "size_b"), "i32")}
+    typed = {
+        "partial": "*fp32",
+        "slots": "*i32",
+        "dA": "*fp32",
+        "dBt": "*fp32",
+        **dict.fromkeys(("streams", "chunks", "dA_stride", "dBt_stride", "size_a", "size_b"), "i32"),
+    }
     return [
         replace(unsplit, name="one stream r16 split bf16", constexprs={**unsplit.constexprs, "SPLIT": True}),
-        Variant("sum", dynadapt_lora_gradient_sum, typed, dict(BLOCK=SUM_BLOCK, ACCUMULATE=True),
-                aligned=tuple(k for k in typed if k not in LENGTHS)),
+        Variant(
+            "sum",
+            dynadapt_lora_gradient_sum,
+            typed,
+            dict(BLOCK=SUM_BLOCK, ACCUMULATE=True),
+            aligned=tuple(k for k in typed if k not in LENGTHS),
+        ),
     ]
 
 
 def _update_variants() -> list[Variant]:
-    types = {"slots": "*i32", "moving": "*i32", "lr": "*fp32", "skipped": "*i32", "counters": "*i64", "scale": "fp32",
-             "decay": "fp32", "momentum": "fp32", "eps": "fp32", "dy": "*bf16", "x": "*bf16", "u": "*bf16", "dU": "*bf16",
-             "partial": "*fp32", "a_working": "*bf16", "b_working": "*bf16"}
+    types = {
+        "slots": "*i32",
+        "moving": "*i32",
+        "lr": "*fp32",
+        "skipped": "*i32",
+        "counters": "*i64",
+        "scale": "fp32",
+        "decay": "fp32",
+        "momentum": "fp32",
+        "eps": "fp32",
+        "dy": "*bf16",
+        "x": "*bf16",
+        "u": "*bf16",
+        "dU": "*bf16",
+        "partial": "*fp32",
+        "a_working": "*bf16",
+        "b_working": "*bf16",
+    }
     tensors = ("master", "first", "prior", "stat", "rate")
     types |= {f"{t}_{name}": "*fp32" for t in "ab" for name in tensors}
     variants = []
     for rule, flags in epilogue.RULES.items():
         shapes = ((1, 16), (64, 64)) if rule == "momentum" else ((64, 16),)  # momentum reads most
         for kernel, name, constexprs, options in (
-            *((dynadapt_lora_gradient_update, f"{streams} streams r{r}", p.constexprs, p.options)
-              for streams, r in shapes for p in [plan(torch.bfloat16, streams, 512, 2048, (8192, 8192), r)]),
+            *(
+                (dynadapt_lora_gradient_update, f"{streams} streams r{r}", p.constexprs, p.options)
+                for streams, r in shapes
+                for p in [plan(torch.bfloat16, streams, 512, 2048, (8192, 8192), r)]
+            ),
             (dynadapt_lora_gradient_update_sum, "sum", dict(BLOCK=SUM_BLOCK), {}),
         ):
             fixed = {**constexprs, **flags, "ELEMENTS": epilogue.elements(options.get("num_warps", 4))}
             names = [n for n in kernel.arg_names if n not in fixed]
             typed = {n: types.get(n, "i32") for n in names}
             aligned = tuple(n for n in names if n not in LENGTHS and typed[n] != "fp32")
-            variants.append(Variant(f"{name} {rule}", kernel, typed, fixed, **options, aligned=aligned,
-                                    tensor_core=kernel is dynadapt_lora_gradient_update))
+            variants.append(
+                Variant(
+                    f"{name} {rule}", kernel, typed, fixed, **options, aligned=aligned, tensor_core=kernel is dynadapt_lora_gradient_update
+                )
+            )
     return variants
 
 

@@ -25,9 +25,26 @@ MAX_SPLITS = 8
 
 @triton.jit(do_not_specialize=["streams", "T", "splits"])
 def dynadapt_lora_shrink(
-    x, m, slots, out, scale, streams, T, splits, x_stride, m_stride, out_stride, split_stride, M_WIDTH,
-    C0: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, ROWS: tl.constexpr,
-    BM: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+    x,
+    m,
+    slots,
+    out,
+    scale,
+    streams,
+    T,
+    splits,
+    x_stride,
+    m_stride,
+    out_stride,
+    split_stride,
+    M_WIDTH,
+    C0: tl.constexpr,
+    C1: tl.constexpr,
+    C2: tl.constexpr,
+    ROWS: tl.constexpr,
+    BM: tl.constexpr,
+    BR: tl.constexpr,
+    BK: tl.constexpr,
 ):
     """out[split, row, p ROWS + r] = scale sum over the split's share of part p's columns of x[row, c] m[slot, r, c]."""
     EVEN: tl.constexpr = (C0 % BK == 0) and (C1 % BK == 0) and (C2 % BK == 0)
@@ -70,9 +87,30 @@ def dynadapt_lora_shrink(
 
 @triton.jit(do_not_specialize=["streams", "T", "splits"])
 def dynadapt_lora_expand(
-    u, partial, m, slots, bias, y, scale, streams, T, splits, u_stride, split_stride, m_stride, y_stride,
-    C0: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr, ONTO: tl.constexpr,
+    u,
+    partial,
+    m,
+    slots,
+    bias,
+    y,
+    scale,
+    streams,
+    T,
+    splits,
+    u_stride,
+    split_stride,
+    m_stride,
+    y_stride,
+    C0: tl.constexpr,
+    C1: tl.constexpr,
+    C2: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BR: tl.constexpr,
+    GROUP: tl.constexpr,
+    ONTO: tl.constexpr,
 ):
     """y_p = scale u_p m_p + bias (ONTO: + y_p). With ``partial`` [splits, N, WIDTH], u is their sum, and is also stored."""
     TILES: tl.constexpr = (C0 + BN - 1) // BN + (C1 + BN - 1) // BN + (C2 + BN - 1) // BN
@@ -157,9 +195,28 @@ def shrink(x, m, slots, scale, sizes, rows: int, out, may_split: bool):
         partial = target = scratch(x.device, "lora_shrink", next_power_of_2(config.splits * split_stride))
     grid = (streams * triton.cdiv(T, config.rows), len(sizes) * rank_tiles, config.splits)
     dynadapt_lora_shrink[grid](
-        x, m, slots, target, float(scale), streams, T, config.splits, x.stride(0), m.stride(0),
-        out.stride(0) if partial is None else len(sizes) * rows, split_stride, m.stride(1),
-        *_three(sizes), rows, config.rows, rank_tile, config.depth, num_warps=WARPS, num_stages=STAGES, **FUSION)
+        x,
+        m,
+        slots,
+        target,
+        float(scale),
+        streams,
+        T,
+        config.splits,
+        x.stride(0),
+        m.stride(0),
+        out.stride(0) if partial is None else len(sizes) * rows,
+        split_stride,
+        m.stride(1),
+        *_three(sizes),
+        rows,
+        config.rows,
+        rank_tile,
+        config.depth,
+        num_warps=WARPS,
+        num_stages=STAGES,
+        **FUSION,
+    )
     return partial, config.splits
 
 
@@ -169,25 +226,65 @@ def expand(u, partial, splits: int, m, slots, scale, bias, sizes, rows: int, y, 
     T, width = N // streams, len(sizes) * rows
     grid = (streams * triton.cdiv(T, BM) * sum(triton.cdiv(s, BN) for s in sizes),)
     dynadapt_lora_expand[grid](
-        u, partial, m, slots, bias, y, float(scale), streams, T, splits, u.stride(0), N * width, m.stride(0), y.stride(0),
-        *_three(sizes), rows, width, BM, BN, block(rows, MAX_RANK_TILE[y.element_size()]), GROUP, onto,
-        num_warps=WARPS, num_stages=2, **FUSION)
+        u,
+        partial,
+        m,
+        slots,
+        bias,
+        y,
+        float(scale),
+        streams,
+        T,
+        splits,
+        u.stride(0),
+        N * width,
+        m.stride(0),
+        y.stride(0),
+        *_three(sizes),
+        rows,
+        width,
+        BM,
+        BN,
+        block(rows, MAX_RANK_TILE[y.element_size()]),
+        GROUP,
+        onto,
+        num_warps=WARPS,
+        num_stages=2,
+        **FUSION,
+    )
 
 
 def _variant(kernel, name: str, signature, pointers, sizes, rows: int, stages: int, tensor_core: bool, **constexprs) -> Variant:
     strides = tuple(n for n in kernel.arg_names if n.endswith("_stride") or n == "M_WIDTH")
     signature |= {"slots": "*i32", "scale": "fp32", "streams": "i32", "T": "i32", "splits": "i32"} | dict.fromkeys(strides, "i32")
     constexprs |= dict(zip(("C0", "C1", "C2"), _three(sizes)), ROWS=rows)
-    return Variant(f"{name} rank {rows} parts {len(sizes)}", kernel, signature, constexprs, WARPS, stages, tensor_core,
-                   aligned=(*pointers, "slots", *strides))
+    return Variant(
+        f"{name} rank {rows} parts {len(sizes)}",
+        kernel,
+        signature,
+        constexprs,
+        WARPS,
+        stages,
+        tensor_core,
+        aligned=(*pointers, "slots", *strides),
+    )
 
 
 def _shrink_variant(dtype: str, sizes, rows: int, block_rows: int, out: str) -> Variant:
     itemsize, pointers = 2 if dtype == "bf16" else 4, ("x", "m", "out")
     return _variant(
-        dynadapt_lora_shrink, f"{dtype} -> {out} {block_rows} rows", dict(zip(pointers, (f"*{dtype}", f"*{dtype}", f"*{out}"))),
-        pointers, sizes, rows, STAGES, dtype == "bf16" and block_rows == 64,  # wgmma takes no fewer rows
-        BM=block_rows, BR=block(rows, MAX_RANK_TILE[itemsize]), BK=DEPTH[itemsize])
+        dynadapt_lora_shrink,
+        f"{dtype} -> {out} {block_rows} rows",
+        dict(zip(pointers, (f"*{dtype}", f"*{dtype}", f"*{out}"))),
+        pointers,
+        sizes,
+        rows,
+        STAGES,
+        dtype == "bf16" and block_rows == 64,  # wgmma takes no fewer rows
+        BM=block_rows,
+        BR=block(rows, MAX_RANK_TILE[itemsize]),
+        BK=DEPTH[itemsize],
+    )
 
 
 def _expand_variant(dtype: str, sizes, rows: int, split: bool, onto: bool = False) -> Variant:
@@ -195,16 +292,34 @@ def _expand_variant(dtype: str, sizes, rows: int, split: bool, onto: bool = Fals
     (BM, BN), partial = EXPAND[itemsize], {} if split else {"partial": None}
     signature = dict.fromkeys(pointers, f"*{dtype}") | ({"partial": "*fp32"} if split else {})
     return _variant(
-        dynadapt_lora_expand, f"{dtype}{' of partial sums' if split else ''}{' onto y' if onto else ''}", signature, tuple(signature), sizes, rows, 2,
-        dtype == "bf16", bias=None, WIDTH=len(sizes) * rows, BM=BM, BN=BN,
-        BR=block(rows, MAX_RANK_TILE[itemsize]), GROUP=GROUP, ONTO=onto, **partial)
+        dynadapt_lora_expand,
+        f"{dtype}{' of partial sums' if split else ''}{' onto y' if onto else ''}",
+        signature,
+        tuple(signature),
+        sizes,
+        rows,
+        2,
+        dtype == "bf16",
+        bias=None,
+        WIDTH=len(sizes) * rows,
+        BM=BM,
+        BN=BN,
+        BR=block(rows, MAX_RANK_TILE[itemsize]),
+        GROUP=GROUP,
+        ONTO=onto,
+        **partial,
+    )
 
 
 VARIANTS = [
     *(_shrink_variant("bf16", (2048,), 48, rows, out) for rows, out in ((64, "bf16"), (32, "fp32"), (16, "fp32"))),
-    _shrink_variant("bf16", (2048, 512, 512), 16, 16, "fp32"), _shrink_variant("bf16", (4096,), 64, 64, "bf16"),
+    _shrink_variant("bf16", (2048, 512, 512), 16, 16, "fp32"),
+    _shrink_variant("bf16", (4096,), 64, 64, "bf16"),
     _shrink_variant("fp32", (576,), 48, 64, "fp32"),
-    _expand_variant("bf16", (2048, 512, 512), 16, True), _expand_variant("bf16", (2048, 512, 512), 16, False),
-    _expand_variant("bf16", (2048,), 48, False), _expand_variant("bf16", (4096,), 192, True),
-    _expand_variant("bf16", (2048, 512, 512), 16, False, onto=True), _expand_variant("fp32", (576,), 48, True),
+    _expand_variant("bf16", (2048, 512, 512), 16, True),
+    _expand_variant("bf16", (2048, 512, 512), 16, False),
+    _expand_variant("bf16", (2048,), 48, False),
+    _expand_variant("bf16", (4096,), 192, True),
+    _expand_variant("bf16", (2048, 512, 512), 16, False, onto=True),
+    _expand_variant("fp32", (576,), 48, True),
 ]

@@ -25,8 +25,25 @@ PROGRAMS = 8192
 
 
 @triton.jit
-def _advance(source, store, mem_len, slots, counts, sinks, segment, capacity, width, source_layer_rows, source_row,
-             store_layer, store_slot, store_row, layer, BR: tl.constexpr, BC: tl.constexpr):
+def _advance(
+    source,
+    store,
+    mem_len,
+    slots,
+    counts,
+    sinks,
+    segment,
+    capacity,
+    width,
+    source_layer_rows,
+    source_row,
+    store_layer,
+    store_slot,
+    store_row,
+    layer,
+    BR: tl.constexpr,
+    BC: tl.constexpr,
+):
     blocks = tl.cdiv(width, BC)
     group, groups = tl.program_id(0) // blocks, tl.num_programs(0) // blocks
     stream = tl.program_id(1)
@@ -51,23 +68,79 @@ def _advance(source, store, mem_len, slots, counts, sinks, segment, capacity, wi
             valid = (owned & (to < last))[:, None] & in_columns  # [BR, BC]
             is_old = (origin < filled)[:, None]
             kept = tl.load(old + origin[:, None].to(tl.int64) * store_row + columns[None, :], mask=valid & is_old, other=0)
-            entering = tl.load(new + (origin - filled)[:, None].to(tl.int64) * source_row + columns[None, :],
-                               mask=valid & (origin >= filled)[:, None], other=0)
+            entering = tl.load(
+                new + (origin - filled)[:, None].to(tl.int64) * source_row + columns[None, :],
+                mask=valid & (origin >= filled)[:, None],
+                other=0,
+            )
             tl.store(old + to[:, None].to(tl.int64) * store_row + columns[None, :], tl.where(is_old, kept, entering), mask=valid)
 
 
 @triton.jit(do_not_specialize=["sinks", "segment", "capacity", "source_layer_rows"])
-def dynadapt_memory_advance(source, store0, store1, column0, column1, mem_len, slots, counts, sinks, segment, capacity, width,
-                            source_layer_rows, source_row, store_layer, store_slot, store_row,
-                            STORES: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr):
+def dynadapt_memory_advance(
+    source,
+    store0,
+    store1,
+    column0,
+    column1,
+    mem_len,
+    slots,
+    counts,
+    sinks,
+    segment,
+    capacity,
+    width,
+    source_layer_rows,
+    source_row,
+    store_layer,
+    store_slot,
+    store_row,
+    STORES: tl.constexpr,
+    BR: tl.constexpr,
+    BC: tl.constexpr,
+):
     layer = tl.program_id(2) // STORES
     # Two calls and not one with a chosen pointer: what is known of each pointer's alignment stays known.
     if tl.program_id(2) % STORES == 0:
-        _advance(source + column0, store0, mem_len, slots, counts, sinks, segment, capacity, width, source_layer_rows,
-                 source_row, store_layer, store_slot, store_row, layer, BR, BC)
+        _advance(
+            source + column0,
+            store0,
+            mem_len,
+            slots,
+            counts,
+            sinks,
+            segment,
+            capacity,
+            width,
+            source_layer_rows,
+            source_row,
+            store_layer,
+            store_slot,
+            store_row,
+            layer,
+            BR,
+            BC,
+        )
     else:
-        _advance(source + column1, store1, mem_len, slots, counts, sinks, segment, capacity, width, source_layer_rows,
-                 source_row, store_layer, store_slot, store_row, layer, BR, BC)
+        _advance(
+            source + column1,
+            store1,
+            mem_len,
+            slots,
+            counts,
+            sinks,
+            segment,
+            capacity,
+            width,
+            source_layer_rows,
+            source_row,
+            store_layer,
+            store_slot,
+            store_row,
+            layer,
+            BR,
+            BC,
+        )
 
 
 @triton.jit(do_not_specialize=["streams", "capacity"])
@@ -93,16 +166,16 @@ def _check(source, columns, stores, slots):
         raise ValueError(f"memory_advance: source has {source.shape[1]} rows, accepted is a multiple of the {len(slots)} streams")
     for column, store in zip(columns, stores):
         if store.shape != stores[0].shape or store.stride() != stores[0].stride() or store.stride(3) != 1:
-            raise ValueError(f"memory_advance: stores have shapes {[tuple(s.shape) for s in stores]} and strides "
-                             f"{[s.stride() for s in stores]}, accepted are equal ones with contiguous rows")
+            raise ValueError(
+                f"memory_advance: stores have shapes {[tuple(s.shape) for s in stores]} and strides "
+                f"{[s.stride() for s in stores]}, accepted are equal ones with contiguous rows"
+            )
         if store.shape[0] != source.shape[0]:
             raise ValueError(f"memory_advance: stores have {store.shape[0]} layers, source has {source.shape[0]}")
         if column < 0 or column + store.shape[3] > source.shape[2]:
-            raise ValueError(f"memory_advance: columns {column} to {column + store.shape[3]} are not within source's "
-                             f"{source.shape[2]}")
+            raise ValueError(f"memory_advance: columns {column} to {column + store.shape[3]} are not within source's {source.shape[2]}")
     if source.stride(2) != 1 or source.stride(0) % source.stride(1):
-        raise ValueError(f"memory_advance: source has strides {source.stride()}, accepted are contiguous rows and layers "
-                         "whole rows apart")
+        raise ValueError(f"memory_advance: source has strides {source.stride()}, accepted are contiguous rows and layers whole rows apart")
 
 
 def memory_advance(source, columns, stores, mem_len, slots, counts, sinks) -> None:
@@ -117,9 +190,28 @@ def memory_advance(source, columns, stores, mem_len, slots, counts, sinks) -> No
         blocks = triton.cdiv(width, bc)
         groups = max(1, min(triton.cdiv(capacity, br), PROGRAMS // (blocks * streams * layers * len(pair))))
         dynadapt_memory_advance[(groups * blocks, streams, layers * len(pair))](
-            source, pair[0], pair[-1], starts[0], starts[-1], mem_len, slots, counts, sinks, rows // streams, capacity, width,
-            source.stride(0) // source.stride(1), source.stride(1), *pair[0].stride()[:3],
-            STORES=len(pair), BR=br, BC=bc, num_warps=4, num_stages=1, **FUSION)
+            source,
+            pair[0],
+            pair[-1],
+            starts[0],
+            starts[-1],
+            mem_len,
+            slots,
+            counts,
+            sinks,
+            rows // streams,
+            capacity,
+            width,
+            source.stride(0) // source.stride(1),
+            source.stride(1),
+            *pair[0].stride()[:3],
+            STORES=len(pair),
+            BR=br,
+            BC=bc,
+            num_warps=4,
+            num_stages=1,
+            **FUSION,
+        )
 
 
 def memory_fill(mem_len, slots, counts, capacity) -> None:
@@ -127,22 +219,48 @@ def memory_fill(mem_len, slots, counts, capacity) -> None:
     dynadapt_memory_fill[(1,)](mem_len, slots, counts, len(slots), capacity, BS=128, num_warps=4, num_stages=1, **FUSION)
 
 
-_INTEGERS = dict.fromkeys(("sinks", "segment", "capacity", "width", "source_layer_rows", "source_row", "store_layer", "store_slot", "store_row"), "i32")
+_INTEGERS = dict.fromkeys(
+    ("sinks", "segment", "capacity", "width", "source_layer_rows", "source_row", "store_layer", "store_slot", "store_row"), "i32"
+)
 _STRIDES = ("width", "source_row", "store_layer", "store_slot", "store_row")
 
 
 def _variant(name, width, stores, dtype="*bf16"):
     br, bc = _tile(width)
-    tensors = {"source": dtype, "store0": dtype, "store1": dtype, "column0": "i32", "column1": "i32",
-               "mem_len": "*i32", "slots": "*i32", "counts": "*i32"}
-    return Variant(f"memory_advance {name}", dynadapt_memory_advance, {**tensors, **_INTEGERS},
-                   {"STORES": stores, "BR": br, "BC": bc}, num_warps=4, num_stages=1, registers=128,
-                   aligned=("source", "store0", "store1", "column0", "column1", *_STRIDES))
+    tensors = {
+        "source": dtype,
+        "store0": dtype,
+        "store1": dtype,
+        "column0": "i32",
+        "column1": "i32",
+        "mem_len": "*i32",
+        "slots": "*i32",
+        "counts": "*i32",
+    }
+    return Variant(
+        f"memory_advance {name}",
+        dynadapt_memory_advance,
+        {**tensors, **_INTEGERS},
+        {"STORES": stores, "BR": br, "BC": bc},
+        num_warps=4,
+        num_stages=1,
+        registers=128,
+        aligned=("source", "store0", "store1", "column0", "column1", *_STRIDES),
+    )
 
 
 VARIANTS = [
-    _variant("keys and values of 192", 192, 2), _variant("keys and values of 1024", 1024, 2),
-    _variant("inputs of 4096", 4096, 1), _variant("keys and values of 1024 fp32", 1024, 2, "*fp32"),
-    Variant("memory_fill", dynadapt_memory_fill, {"mem_len": "*i32", "slots": "*i32", "counts": "*i32", "streams": "i32",
-                                                  "capacity": "i32"}, {"BS": 128}, num_warps=4, num_stages=1, registers=64),
+    _variant("keys and values of 192", 192, 2),
+    _variant("keys and values of 1024", 1024, 2),
+    _variant("inputs of 4096", 4096, 1),
+    _variant("keys and values of 1024 fp32", 1024, 2, "*fp32"),
+    Variant(
+        "memory_fill",
+        dynadapt_memory_fill,
+        {"mem_len": "*i32", "slots": "*i32", "counts": "*i32", "streams": "i32", "capacity": "i32"},
+        {"BS": 128},
+        num_warps=4,
+        num_stages=1,
+        registers=64,
+    ),
 ]

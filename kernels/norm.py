@@ -121,8 +121,9 @@ def dynadapt_norm_sums(partials, out0, out1, groups, stride, H, ROWS: tl.constex
 def _check(op, shape, **tensors) -> None:
     for name, t in tensors.items():
         if t is not None and (tuple(t.shape) != tuple(shape) or not t.is_contiguous()):
-            raise ValueError(f"{op}: {name} has shape {list(t.shape)} and strides {list(t.stride())}, "
-                             f"accepted is {list(shape)}, contiguous")
+            raise ValueError(
+                f"{op}: {name} has shape {list(t.shape)} and strides {list(t.stride())}, accepted is {list(shape)}, contiguous"
+            )
 
 
 def norm_forward(x, delta, weight, bias, eps, kind, res, y, stat) -> None:
@@ -135,8 +136,9 @@ def norm_forward(x, delta, weight, bias, eps, kind, res, y, stat) -> None:
     if delta is not None and res is None:
         raise ValueError("norm_forward: res is missing, a tensor is needed where delta is given")
     if N:
-        dynadapt_norm_forward[(N,)](x, delta, weight, bias, eps, res, y, stat, H=H, LAYER=kind == "layer",
-                                    BLOCK=next_power_of_2(H), num_warps=_warps(H), **FUSION)
+        dynadapt_norm_forward[(N,)](
+            x, delta, weight, bias, eps, res, y, stat, H=H, LAYER=kind == "layer", BLOCK=next_power_of_2(H), num_warps=_warps(H), **FUSION
+        )
 
 
 def norm_backward(dy, res, weight, stat, kind, dres, dx, dweight, dbias, bias=None, y=None) -> None:
@@ -152,12 +154,27 @@ def norm_backward(dy, res, weight, stat, kind, dres, dx, dweight, dbias, bias=No
     programs = min(N, GROUPS) if learns else N
     partials = scratch(dy.device, "norm_sums", 2, GROUPS, H) if learns else None
     dynadapt_norm_backward[(programs,)](
-        dy, res, weight, bias, stat, dres, dx, y, None if dweight is None else partials[0], None if dbias is None else partials[1],
-        N, H=H, LAYER=kind == "layer", BLOCK=next_power_of_2(H), num_warps=_warps(H), **FUSION,
+        dy,
+        res,
+        weight,
+        bias,
+        stat,
+        dres,
+        dx,
+        y,
+        None if dweight is None else partials[0],
+        None if dbias is None else partials[1],
+        N,
+        H=H,
+        LAYER=kind == "layer",
+        BLOCK=next_power_of_2(H),
+        num_warps=_warps(H),
+        **FUSION,
     )
     if learns:
-        dynadapt_norm_sums[(triton.cdiv(H, COLUMNS), 2)](partials, dweight, dbias, programs, GROUPS * H, H, ROWS=SUM_ROWS,
-                                                         COLUMNS=COLUMNS, num_warps=4, **FUSION)
+        dynadapt_norm_sums[(triton.cdiv(H, COLUMNS), 2)](
+            partials, dweight, dbias, programs, GROUPS * H, H, ROWS=SUM_ROWS, COLUMNS=COLUMNS, num_warps=4, **FUSION
+        )
 
 
 def _variant(name, kernel, types, absent, H, layer=False):
@@ -178,8 +195,9 @@ def _variants():
     types |= dict.fromkeys(("stat", "dweight", "dbias"), "*fp32") | {"N": "i32"}
     yield _variant("layer 768, learning", dynadapt_norm_backward, types, (), 768, True)
     types = dict.fromkeys(("partials", "out0", "out1"), "*fp32") | dict.fromkeys(("groups", "stride", "H"), "i32")
-    yield Variant("768", dynadapt_norm_sums, types, {"ROWS": SUM_ROWS, "COLUMNS": COLUMNS},
-                  aligned=("partials", "out0", "out1", "stride", "H"))
+    yield Variant(
+        "768", dynadapt_norm_sums, types, {"ROWS": SUM_ROWS, "COLUMNS": COLUMNS}, aligned=("partials", "out0", "out1", "stride", "H")
+    )
 
 
 VARIANTS = list(_variants())

@@ -21,8 +21,23 @@ def _zero(buffer, at, inside, HAS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["size"])
-def dynadapt_reset(flags, slots, prior, master, working, grad, first, second, step, size,
-                   HAS_WORKING: tl.constexpr, HAS_GRAD: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_SECOND: tl.constexpr, BLOCK: tl.constexpr):
+def dynadapt_reset(
+    flags,
+    slots,
+    prior,
+    master,
+    working,
+    grad,
+    first,
+    second,
+    step,
+    size,
+    HAS_WORKING: tl.constexpr,
+    HAS_GRAD: tl.constexpr,
+    HAS_FIRST: tl.constexpr,
+    HAS_SECOND: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     part, stream = tl.program_id(0), tl.program_id(1)
     if tl.load(flags + stream) != 0:
         slot = tl.load(slots + stream).to(tl.int64)
@@ -45,14 +60,42 @@ def reset(flags, slots, prior, master, working, grad, first, second, step) -> No
     size = prior.shape[0]
     or_master = lambda t: master if t is None else t  # noqa: E731  (a pointer that is never used)
     dynadapt_reset[(triton.cdiv(size, BLOCK), len(slots))](  # only a grid's first axis goes beyond 65,535
-        flags, slots, prior, master, or_master(working), or_master(grad), or_master(first), or_master(second), step, size,
-        HAS_WORKING=working is not None, HAS_GRAD=grad is not None, HAS_FIRST=first is not None, HAS_SECOND=second is not None,
-        BLOCK=BLOCK, **FUSION)
+        flags,
+        slots,
+        prior,
+        master,
+        or_master(working),
+        or_master(grad),
+        or_master(first),
+        or_master(second),
+        step,
+        size,
+        HAS_WORKING=working is not None,
+        HAS_GRAD=grad is not None,
+        HAS_FIRST=first is not None,
+        HAS_SECOND=second is not None,
+        BLOCK=BLOCK,
+        **FUSION,
+    )
 
 
-VARIANTS = [Variant(
-    "adam, bf16", dynadapt_reset,
-    {"flags": "*i32", "slots": "*i32", "prior": "*fp32", "master": "*fp32", "working": "*bf16", "grad": "*fp32", "first": "*fp32",
-     "second": "*fp32", "step": "*i32", "size": "i32"},
-    {"HAS_WORKING": True, "HAS_GRAD": True, "HAS_FIRST": True, "HAS_SECOND": True, "BLOCK": BLOCK},
-    aligned=("prior", "master", "working", "grad", "first", "second"))]
+VARIANTS = [
+    Variant(
+        "adam, bf16",
+        dynadapt_reset,
+        {
+            "flags": "*i32",
+            "slots": "*i32",
+            "prior": "*fp32",
+            "master": "*fp32",
+            "working": "*bf16",
+            "grad": "*fp32",
+            "first": "*fp32",
+            "second": "*fp32",
+            "step": "*i32",
+            "size": "i32",
+        },
+        {"HAS_WORKING": True, "HAS_GRAD": True, "HAS_FIRST": True, "HAS_SECOND": True, "BLOCK": BLOCK},
+        aligned=("prior", "master", "working", "grad", "first", "second"),
+    )
+]

@@ -67,8 +67,21 @@ def _power(base, exponent):
 
 @triton.jit(do_not_specialize=["groups"])
 def dynadapt_update_begin(
-    partials, slots, lr, step, norms, skipped, scalars, groups, clip, rest1, rest2, weight_decay,
-    KIND: tl.constexpr, GROUPS: tl.constexpr, SCALARS: tl.constexpr,
+    partials,
+    slots,
+    lr,
+    step,
+    norms,
+    skipped,
+    scalars,
+    groups,
+    clip,
+    rest1,
+    rest2,
+    weight_decay,
+    KIND: tl.constexpr,
+    GROUPS: tl.constexpr,
+    SCALARS: tl.constexpr,
 ):
     """rest1, rest2: 1 - beta, which float32 holds to more digits of the corrections than it would beta."""
     stream = tl.program_id(0)
@@ -100,8 +113,27 @@ def dynadapt_update_begin(
 
 @triton.jit
 def dynadapt_update_apply(
-    master, grad, first, second, prior, prior_rate, stat, working, slots, scalars, P,
-    decay, beta1, beta2, rest1, rest2, eps, momentum, KIND: tl.constexpr, SCALARS: tl.constexpr, BLOCK: tl.constexpr,
+    master,
+    grad,
+    first,
+    second,
+    prior,
+    prior_rate,
+    stat,
+    working,
+    slots,
+    scalars,
+    P,
+    decay,
+    beta1,
+    beta2,
+    rest1,
+    rest2,
+    eps,
+    momentum,
+    KIND: tl.constexpr,
+    SCALARS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """``first`` and ``second`` are None where the kind keeps no such moment, ``prior`` where nothing decays, ``prior_rate``
     where all decay alike."""
@@ -159,13 +191,33 @@ def _check_kind(kind) -> None:
 def _check(shape, **tensors) -> None:
     for name, t in tensors.items():
         if t is not None and (tuple(t.shape) != shape or not t.is_contiguous()):
-            raise ValueError(f"update: {name} has shape {list(t.shape)} and strides {list(t.stride())}, "
-                             f"accepted is {list(shape)}, contiguous")
+            raise ValueError(
+                f"update: {name} has shape {list(t.shape)} and strides {list(t.stride())}, accepted is {list(shape)}, contiguous"
+            )
 
 
 def update(
-    kind, master, grad, first, second, prior, stat, working, slots, lr, step, decay, clip,
-    beta1, beta2, eps, weight_decay, momentum, norms, skipped, prior_rate=None,
+    kind,
+    master,
+    grad,
+    first,
+    second,
+    prior,
+    stat,
+    working,
+    slots,
+    lr,
+    step,
+    decay,
+    clip,
+    beta1,
+    beta2,
+    eps,
+    weight_decay,
+    momentum,
+    norms,
+    skipped,
+    prior_rate=None,
 ) -> None:
     """One optimizer step of several streams; see dynadapt.ops.update for the arguments, all contiguous."""
     count, P = master.shape
@@ -187,18 +239,50 @@ def update(
     partials = scratch(master.device, "update_squares", S, GROUPS, dtype=torch.float64)
     scalars = scratch(master.device, "update_scalars", S, SCALARS)
     number = KINDS.index(kind)
-    dynadapt_update_squares[(groups, S)](
-        grad, slots, partials, P, groups, GROUPS=GROUPS, BLOCK=SQUARES_BLOCK, num_warps=4, **FUSION,
-    )
+    dynadapt_update_squares[(groups, S)](grad, slots, partials, P, groups, GROUPS=GROUPS, BLOCK=SQUARES_BLOCK, num_warps=4, **FUSION)
     dynadapt_update_begin[(S,)](
-        partials, slots, lr, step, norms, skipped, scalars, groups, float(clip), 1.0 - beta1, 1.0 - beta2, float(weight_decay),
-        KIND=number, GROUPS=GROUPS, SCALARS=SCALARS, num_warps=4, **FUSION,
+        partials,
+        slots,
+        lr,
+        step,
+        norms,
+        skipped,
+        scalars,
+        groups,
+        float(clip),
+        1.0 - beta1,
+        1.0 - beta2,
+        float(weight_decay),
+        KIND=number,
+        GROUPS=GROUPS,
+        SCALARS=SCALARS,
+        num_warps=4,
+        **FUSION,
     )
     dynadapt_update_apply[(triton.cdiv(P, APPLY_BLOCK), S)](
-        master, grad, first if moving else None, second if adam else None, prior if decay else None,
-        prior_rate if decay else None, stat if kind == "rms" else None, working, slots, scalars, P, float(decay), float(beta1),
-        float(beta2), 1.0 - beta1, 1.0 - beta2, float(eps), float(momentum), KIND=number, SCALARS=SCALARS, BLOCK=APPLY_BLOCK,
-        num_warps=APPLY_WARPS, **FUSION,
+        master,
+        grad,
+        first if moving else None,
+        second if adam else None,
+        prior if decay else None,
+        prior_rate if decay else None,
+        stat if kind == "rms" else None,
+        working,
+        slots,
+        scalars,
+        P,
+        float(decay),
+        float(beta1),
+        float(beta2),
+        1.0 - beta1,
+        1.0 - beta2,
+        float(eps),
+        float(momentum),
+        KIND=number,
+        SCALARS=SCALARS,
+        BLOCK=APPLY_BLOCK,
+        num_warps=APPLY_WARPS,
+        **FUSION,
     )
 
 
@@ -210,11 +294,24 @@ def _variant(name, kernel, types, constants, warps=4):
 def _variants():
     squares = {"grad": "*fp32", "slots": "*i32", "partials": "*fp64", "P": "i32", "groups": "i32"}
     yield _variant("any", dynadapt_update_squares, squares, {"GROUPS": GROUPS, "BLOCK": SQUARES_BLOCK})
-    begin = {"partials": "*fp64", "slots": "*i32", "lr": "*fp32", "step": "*i32", "norms": "*fp32", "skipped": "*i32",
-             "scalars": "*fp32", "groups": "i32", **dict.fromkeys(("clip", "rest1", "rest2", "weight_decay"), "fp32")}
+    begin = {
+        "partials": "*fp64",
+        "slots": "*i32",
+        "lr": "*fp32",
+        "step": "*i32",
+        "norms": "*fp32",
+        "skipped": "*i32",
+        "scalars": "*fp32",
+        "groups": "i32",
+        **dict.fromkeys(("clip", "rest1", "rest2", "weight_decay"), "fp32"),
+    }
     yield _variant("adam", dynadapt_update_begin, begin, {"KIND": KINDS.index("adam"), "GROUPS": GROUPS, "SCALARS": SCALARS})
-    unused = {"sgd": ("second", "stat", "prior_rate"), "adam": ("prior", "prior_rate", "stat"), "adamw": ("stat",),
-              "rms": ("first", "second")}
+    unused = {
+        "sgd": ("second", "stat", "prior_rate"),
+        "adam": ("prior", "prior_rate", "stat"),
+        "adamw": ("stat",),
+        "rms": ("first", "second"),
+    }
     for kind in KINDS:
         types = dict.fromkeys(("master", "grad", "first", "second", "prior", "prior_rate", "stat"), "*fp32")
         types |= {"working": "*bf16", "slots": "*i32", "scalars": "*fp32", "P": "i32"}

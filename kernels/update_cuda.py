@@ -15,8 +15,27 @@ from .common import scratch
 
 
 def update(
-    kind, master, grad, first, second, prior, stat, working, slots, lr, step, decay, clip,
-    beta1, beta2, eps, weight_decay, momentum, norms, skipped, prior_rate=None,
+    kind,
+    master,
+    grad,
+    first,
+    second,
+    prior,
+    stat,
+    working,
+    slots,
+    lr,
+    step,
+    decay,
+    clip,
+    beta1,
+    beta2,
+    eps,
+    weight_decay,
+    momentum,
+    norms,
+    skipped,
+    prior_rate=None,
 ) -> None:
     """See ``dynadapt.ops.update``. An entry of slots that is neither -1 nor a slot is reported (skipped 1, norm NaN).
 
@@ -26,6 +45,28 @@ def update(
     native = native_module()
     elements = native.update_workspace(slots.shape[0], master.shape[1])
     workspace = scratch(master.device, "update_cuda", elements, dtype=torch.float64)
-    native.update(kind, master, grad, first, second, prior, stat, working, slots, lr, step, decay, clip, beta1, beta2, eps,
-                  weight_decay, momentum, norms, skipped, prior_rate, workspace,
-                  torch.cuda.current_stream(master.device).cuda_stream)
+    native.update(
+        kind,
+        master,
+        grad,
+        first,
+        second,
+        prior,
+        stat,
+        working,
+        slots,
+        lr,
+        step,
+        decay,
+        clip,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        momentum,
+        norms,
+        skipped,
+        prior_rate,
+        workspace,
+        torch.cuda.current_stream(master.device).cuda_stream,
+    )

@@ -51,8 +51,23 @@ def tile_of(pid, n, K, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
-def product_tile(dy, x, rows, m0, k0, begin, end, width, K, dy_stride, x_stride,
-                 GATHER: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr):
+def product_tile(
+    dy,
+    x,
+    rows,
+    m0,
+    k0,
+    begin,
+    end,
+    width,
+    K,
+    dy_stride,
+    x_stride,
+    GATHER: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BT: tl.constexpr,
+):
     """dy[begin:end, rows m0..]^T x[begin:end, k0..]; [BM, BN]. width: chosen rows, or columns that dy has."""
     m = m0 + tl.arange(0, BM)
     k = k0 + tl.arange(0, BN)
@@ -71,9 +86,26 @@ def product_tile(dy, x, rows, m0, k0, begin, end, width, K, dy_stride, x_stride,
 
 
 @triton.jit(do_not_specialize=LENGTHS)
-def dynadapt_weight_gradient(dy, x, rows, dW, N, n, width, K, share, dy_stride, x_stride, dW_stride,
-                             GATHER: tl.constexpr, ACCUMULATE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-                             BT: tl.constexpr, GROUP: tl.constexpr):
+def dynadapt_weight_gradient(
+    dy,
+    x,
+    rows,
+    dW,
+    N,
+    n,
+    width,
+    K,
+    share,
+    dy_stride,
+    x_stride,
+    dW_stride,
+    GATHER: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BT: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     """Grid (tiles, shares of the tokens). With several shares dW is [shares, n, K]."""
     split = tl.program_id(1)
     tile_m, tile_k = tile_of(tl.program_id(0), n, K, BM, BN, GROUP)
@@ -82,8 +114,9 @@ def dynadapt_weight_gradient(dy, x, rows, dW, N, n, width, K, share, dy_stride, 
     k = tile_k * BN + tl.arange(0, BN)
     mask = (m < n)[:, None] & (k < K)[None, :]
     out = dW + (split.to(tl.int64) * n + m)[:, None] * dW_stride + k[None, :]
-    value = product_tile(dy, x, rows, tile_m * BM, tile_k * BN, begin, tl.minimum(begin + share, N), width, K,
-                         dy_stride, x_stride, GATHER, BM, BN, BT)
+    value = product_tile(
+        dy, x, rows, tile_m * BM, tile_k * BN, begin, tl.minimum(begin + share, N), width, K, dy_stride, x_stride, GATHER, BM, BN, BT
+    )
     if ACCUMULATE:
         value += tl.load(out, mask=mask, other=0.0)
     tl.store(out, value, mask=mask)
@@ -112,10 +145,41 @@ def dynadapt_weight_gradient_sum(partial, dW, shares, n, K, dW_stride, BLOCK: tl
 
 @triton.jit(do_not_specialize=LENGTHS)
 def dynadapt_weight_gradient_update(
-        dy, x, rows, working, lr, skipped, counters, master, first, prior, stat, prior_rate, decay, momentum, eps,
-        N, n, width, K, dy_stride, x_stride, working_stride, GATHER: tl.constexpr, CHOSEN: tl.constexpr, BM: tl.constexpr,
-        BN: tl.constexpr, BT: tl.constexpr, GROUP: tl.constexpr, RMS: tl.constexpr, MOMENTUM: tl.constexpr,
-        DECAY: tl.constexpr, RATE: tl.constexpr, WORKING: tl.constexpr, ELEMENTS: tl.constexpr):
+    dy,
+    x,
+    rows,
+    working,
+    lr,
+    skipped,
+    counters,
+    master,
+    first,
+    prior,
+    stat,
+    prior_rate,
+    decay,
+    momentum,
+    eps,
+    N,
+    n,
+    width,
+    K,
+    dy_stride,
+    x_stride,
+    working_stride,
+    GATHER: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BT: tl.constexpr,
+    GROUP: tl.constexpr,
+    RMS: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    DECAY: tl.constexpr,
+    RATE: tl.constexpr,
+    WORKING: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
     """Grid (tiles,). The state is packed [n, K]; row rows[m] of the working copy belongs to its row m (CHOSEN)."""
     if tl.load(skipped) == 0:
         tile_m, tile_k = tile_of(tl.program_id(0), n, K, BM, BN, GROUP)
@@ -125,17 +189,56 @@ def dynadapt_weight_gradient_update(
         if CHOSEN:
             row = tl.load(rows + m, mask=m < n, other=0)
         offset, working_offset = m.to(tl.int64)[:, None] * K, row.to(tl.int64)[:, None] * working_stride
-        bad = apply_update(g, offset, working_offset, (m < n)[:, None], tile_k * BN, K, 1,
-                           (master, first, prior, stat, prior_rate, working), tl.load(lr), (decay, momentum, eps),
-                           RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+        bad = apply_update(
+            g,
+            offset,
+            working_offset,
+            (m < n)[:, None],
+            tile_k * BN,
+            K,
+            1,
+            (master, first, prior, stat, prior_rate, working),
+            tl.load(lr),
+            (decay, momentum, eps),
+            RMS,
+            MOMENTUM,
+            DECAY,
+            RATE,
+            WORKING,
+            ELEMENTS,
+        )
         report(counters, skipped, 0, bad)
 
 
 @triton.jit(do_not_specialize=("shares",))
 def dynadapt_weight_gradient_update_sum(
-        partial, rows, working, lr, skipped, counters, master, first, prior, stat, prior_rate, decay, momentum, eps,
-        shares, n, K, working_stride, CHOSEN: tl.constexpr, BLOCK: tl.constexpr, RMS: tl.constexpr,
-        MOMENTUM: tl.constexpr, DECAY: tl.constexpr, RATE: tl.constexpr, WORKING: tl.constexpr, ELEMENTS: tl.constexpr):
+    partial,
+    rows,
+    working,
+    lr,
+    skipped,
+    counters,
+    master,
+    first,
+    prior,
+    stat,
+    prior_rate,
+    decay,
+    momentum,
+    eps,
+    shares,
+    n,
+    K,
+    working_stride,
+    CHOSEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    RMS: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    DECAY: tl.constexpr,
+    RATE: tl.constexpr,
+    WORKING: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
     """Grid (blocks of [n, K],)."""
     if tl.load(skipped) == 0:
         size = tl.full([1], n, tl.int64) * K
@@ -145,9 +248,24 @@ def dynadapt_weight_gradient_update_sum(
         row = offset // K
         if CHOSEN:
             row = tl.load(rows + row, mask=mask, other=0).to(tl.int64)
-        bad = apply_update(g, offset, row * working_stride + offset % K, mask, 0, 1, 0,
-                           (master, first, prior, stat, prior_rate, working), tl.load(lr), (decay, momentum, eps),
-                           RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+        bad = apply_update(
+            g,
+            offset,
+            row * working_stride + offset % K,
+            mask,
+            0,
+            1,
+            0,
+            (master, first, prior, stat, prior_rate, working),
+            tl.load(lr),
+            (decay, momentum, eps),
+            RMS,
+            MOMENTUM,
+            DECAY,
+            RATE,
+            WORKING,
+            ELEMENTS,
+        )
         report(counters, skipped, 0, bad)
 
 
@@ -230,15 +348,32 @@ def checked_chosen(op: str, dy, x, rows, outputs) -> tuple[torch.Tensor, torch.T
     width = triton.cdiv(n, 64) * 64  # whole 16-byte loads whatever n is
     gathered = scratch(dy.device, "gathered columns", block(N * width, 1 << 62), dtype=dy.dtype)[: N * width].view(N, width)
     dynadapt_gather_columns[(triton.cdiv(N, GATHER["BT"]), triton.cdiv(width, GATHER["BM"]))](
-        dy, rows, gathered, N, n, width, dy.stride(0), **GATHER, num_warps=4, **FUSION)
+        dy, rows, gathered, N, n, width, dy.stride(0), **GATHER, num_warps=4, **FUSION
+    )
     return gathered, None
 
 
 def launch_product(p: Plan, dy, x, rows, dW, accumulate: bool) -> None:
     """dW [n, K], or [shares, n, K] packed when the tokens are split."""
     dynadapt_weight_gradient[(p.tiles, p.shares)](
-        dy, x, dW if rows is None else rows, dW, p.N, p.n, dy.shape[1] if rows is None else p.n, p.K, p.share, dy.stride(0),
-        x.stride(0), dW.stride(-2), GATHER=rows is not None, ACCUMULATE=accumulate, **p.constexprs, **p.options, **FUSION)
+        dy,
+        x,
+        dW if rows is None else rows,
+        dW,
+        p.N,
+        p.n,
+        dy.shape[1] if rows is None else p.n,
+        p.K,
+        p.share,
+        dy.stride(0),
+        x.stride(0),
+        dW.stride(-2),
+        GATHER=rows is not None,
+        ACCUMULATE=accumulate,
+        **p.constexprs,
+        **p.options,
+        **FUSION,
+    )
 
 
 def share_buffer(p: Plan, device) -> torch.Tensor:
@@ -263,7 +398,8 @@ def weight_gradient(dy, x, rows, dW, accumulate) -> None:
     partial = share_buffer(p, dy.device)
     launch_product(p, dy, x, rows, partial, False)
     dynadapt_weight_gradient_sum[(triton.cdiv(p.n * p.K, SUM_BLOCK),)](
-        partial, dW, p.shares, p.n, p.K, dW.stride(0), BLOCK=SUM_BLOCK, ACCUMULATE=accumulate, num_warps=4, **FUSION)
+        partial, dW, p.shares, p.n, p.K, dW.stride(0), BLOCK=SUM_BLOCK, ACCUMULATE=accumulate, num_warps=4, **FUSION
+    )
 
 
 def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> None:
@@ -276,8 +412,10 @@ def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> Non
     op = "weight_gradient_update"
     state.check(op, "state", rule)
     if tuple(weight.shape) != (dy.shape[1], x.shape[1]) or weight.stride(1) != 1:
-        raise ValueError(f"{op}: weight has shape {list(weight.shape)} and strides {weight.stride()}, accepted is "
-                         f"[{dy.shape[1]}, {x.shape[1]}], 1 along its columns")
+        raise ValueError(
+            f"{op}: weight has shape {list(weight.shape)} and strides {weight.stride()}, accepted is "
+            f"[{dy.shape[1]}, {x.shape[1]}], 1 along its columns"
+        )
     source, gathering = checked_chosen(op, dy, x, rows, {"state.master": state.master})
     epilogue.check_layout(op, "state", state, tuple(state.master.shape), packed=True)
     p = plan(dy.dtype, dy.shape[0], *state.master.shape, largest_tile(gathering, True))
@@ -288,14 +426,28 @@ def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> Non
     flags = dict(CHOSEN=rows is not None, **epilogue.flags(rule, state, weight), **FUSION)
     if p.shares == 1:
         dynadapt_weight_gradient_update[(p.tiles,)](
-            source, x, *rest, p.N, p.n, p.n if gathering is not None else source.shape[1], p.K, source.stride(0), x.stride(0),
-            weight.stride(0), GATHER=gathering is not None, ELEMENTS=epilogue.elements(p.options["num_warps"]),
-            **p.constexprs, **p.options, **flags)
+            source,
+            x,
+            *rest,
+            p.N,
+            p.n,
+            p.n if gathering is not None else source.shape[1],
+            p.K,
+            source.stride(0),
+            x.stride(0),
+            weight.stride(0),
+            GATHER=gathering is not None,
+            ELEMENTS=epilogue.elements(p.options["num_warps"]),
+            **p.constexprs,
+            **p.options,
+            **flags,
+        )
         return
     partial = share_buffer(p, dy.device)
     launch_product(p, source, x, gathering, partial, False)
     dynadapt_weight_gradient_update_sum[(triton.cdiv(p.n * p.K, SUM_BLOCK),)](
-        partial, *rest, p.shares, p.n, p.K, weight.stride(0), BLOCK=SUM_BLOCK, ELEMENTS=SUM_BLOCK, num_warps=4, **flags)
+        partial, *rest, p.shares, p.n, p.K, weight.stride(0), BLOCK=SUM_BLOCK, ELEMENTS=SUM_BLOCK, num_warps=4, **flags
+    )
 
 
 @triton.jit(do_not_specialize=("N",))
@@ -312,8 +464,7 @@ def dynadapt_row_squares(x, out, N, x_stride, K: tl.constexpr, BT: tl.constexpr,
 
 
 @triton.jit(do_not_specialize=("N",))
-def dynadapt_row_scores(dy, squares, out, N, O, dy_stride, ROOT: tl.constexpr, TOKENS: tl.constexpr, BT: tl.constexpr,
-                        BO: tl.constexpr):
+def dynadapt_row_scores(dy, squares, out, N, O, dy_stride, ROOT: tl.constexpr, TOKENS: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr):
     """out [blocks of tokens, O] = sum of dy^2 |x|^2, or its root. Grid (column blocks, blocks of TOKENS tokens)."""
     o = tl.program_id(0) * BO + tl.arange(0, BO)
     begin = tl.program_id(1) * TOKENS
@@ -361,8 +512,9 @@ def row_scores(dy, x, out) -> None:
     blocks, columns = triton.cdiv(N, SCORE_TOKENS), triton.cdiv(O, SCORES["BO"])
     single = blocks == 1
     sums = out if single else scratch(dy.device, "row score blocks", block(blocks * O, 1 << 62))
-    dynadapt_row_scores[(columns, blocks)](dy, squares, sums, N, O, dy.stride(0), ROOT=single, TOKENS=SCORE_TOKENS, **SCORES,
-                                           num_warps=4, **FUSION)
+    dynadapt_row_scores[(columns, blocks)](
+        dy, squares, sums, N, O, dy.stride(0), ROOT=single, TOKENS=SCORE_TOKENS, **SCORES, num_warps=4, **FUSION
+    )
     if not single:
         dynadapt_row_scores_sum[(triton.cdiv(O, 64),)](sums, out, blocks, O, BB=16, BO=64, num_warps=4, **FUSION)
 
@@ -374,44 +526,92 @@ def reason(op: str) -> str:
 
 
 def _variants() -> list[Variant]:
-    signature = {"dy": "*bf16", "x": "*bf16", "rows": "*i32", "dW": "*fp32",
-                 **dict.fromkeys(("N", "n", "width", "K", "share", "dy_stride", "x_stride", "dW_stride"), "i32")}
+    signature = {
+        "dy": "*bf16",
+        "x": "*bf16",
+        "rows": "*i32",
+        "dW": "*fp32",
+        **dict.fromkeys(("N", "n", "width", "K", "share", "dy_stride", "x_stride", "dW_stride"), "i32"),
+    }
     aligned = tuple(k for k in signature if k not in LENGTHS)
     variants = []
     for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         typed = {k: v.replace("bf16", short) for k, v in signature.items()}
         for (bm, bn, bt), warps, stages in TILES[dtype]:
             for gather in (False, True) if bm * bn == SMALLEST else (False,):
-                variants.append(Variant(
-                    f"{bm}x{bn} {'gathered ' if gather else ''}{short}", dynadapt_weight_gradient, typed,
-                    dict(GATHER=gather, ACCUMULATE=bm * bn <= LARGEST_READING, BM=bm, BN=bn, BT=bt, GROUP=GROUP), warps, stages,
-                    tensor_core=short == "bf16", aligned=aligned))
+                variants.append(
+                    Variant(
+                        f"{bm}x{bn} {'gathered ' if gather else ''}{short}",
+                        dynadapt_weight_gradient,
+                        typed,
+                        dict(GATHER=gather, ACCUMULATE=bm * bn <= LARGEST_READING, BM=bm, BN=bn, BT=bt, GROUP=GROUP),
+                        warps,
+                        stages,
+                        tensor_core=short == "bf16",
+                        aligned=aligned,
+                    )
+                )
     typed = {"partial": "*fp32", "dW": "*fp32", **dict.fromkeys(("shares", "n", "K", "dW_stride"), "i32")}
-    variants.append(Variant("sum", dynadapt_weight_gradient_sum, typed, dict(BLOCK=SUM_BLOCK, ACCUMULATE=True),
-                            aligned=("partial", "dW", "n", "K", "dW_stride")))
+    variants.append(
+        Variant(
+            "sum",
+            dynadapt_weight_gradient_sum,
+            typed,
+            dict(BLOCK=SUM_BLOCK, ACCUMULATE=True),
+            aligned=("partial", "dW", "n", "K", "dW_stride"),
+        )
+    )
     typed = {"dy": "*bf16", "rows": "*i32", "out": "*bf16", **dict.fromkeys(("N", "n", "width", "dy_stride"), "i32")}
-    variants.append(Variant("gather bf16", dynadapt_gather_columns, typed, GATHER,
-                            aligned=("dy", "rows", "out", "width", "dy_stride")))
+    variants.append(Variant("gather bf16", dynadapt_gather_columns, typed, GATHER, aligned=("dy", "rows", "out", "width", "dy_stride")))
     typed = {"partial": "*fp32", "out": "*fp32", "blocks": "i32", "O": "i32"}
     variants.append(Variant("sum of scores", dynadapt_row_scores_sum, typed, dict(BB=16, BO=64), aligned=("partial", "out", "O")))
     variants += _update_variants()
     typed = {"dy": "*bf16", "squares": "*fp32", "out": "*fp32", "N": "i32", "O": "i32", "dy_stride": "i32"}
-    variants.append(Variant("scores bf16", dynadapt_row_scores, typed, dict(ROOT=False, TOKENS=SCORE_TOKENS, **SCORES),
-                            aligned=("dy", "squares", "out", "O", "dy_stride")))
-    variants.append(Variant("squares bf16", dynadapt_row_squares, {"x": "*bf16", "out": "*fp32", "N": "i32", "x_stride": "i32"},
-                            dict(K=2048, **SQUARES), aligned=("x", "out", "x_stride")))
+    variants.append(
+        Variant(
+            "scores bf16",
+            dynadapt_row_scores,
+            typed,
+            dict(ROOT=False, TOKENS=SCORE_TOKENS, **SCORES),
+            aligned=("dy", "squares", "out", "O", "dy_stride"),
+        )
+    )
+    variants.append(
+        Variant(
+            "squares bf16",
+            dynadapt_row_squares,
+            {"x": "*bf16", "out": "*fp32", "N": "i32", "x_stride": "i32"},
+            dict(K=2048, **SQUARES),
+            aligned=("x", "out", "x_stride"),
+        )
+    )
     return variants
 
 
 def _update_variants() -> list[Variant]:
-    types = {"dy": "*bf16", "x": "*bf16", "rows": "*i32", "working": "*bf16", "lr": "*fp32", "skipped": "*i32",
-             "counters": "*i64", "partial": "*fp32", **dict.fromkeys(("master", "first", "prior", "stat", "prior_rate"), "*fp32"),
-             **dict.fromkeys(("decay", "momentum", "eps"), "fp32")}
-    configurations = [(dynadapt_weight_gradient_update, f"{bm}x{bn}{' chosen' if chosen else ''}",
-                       dict(GATHER=chosen, CHOSEN=chosen, BM=bm, BN=bn, BT=bt, GROUP=GROUP),
-                       dict(num_warps=warps, num_stages=stages))
-                      for (bm, bn, bt), warps, stages in TILES[torch.bfloat16] if bm * bn <= LARGEST_READING
-                      for chosen in ((False, True) if bm * bn == SMALLEST else (False,))]
+    types = {
+        "dy": "*bf16",
+        "x": "*bf16",
+        "rows": "*i32",
+        "working": "*bf16",
+        "lr": "*fp32",
+        "skipped": "*i32",
+        "counters": "*i64",
+        "partial": "*fp32",
+        **dict.fromkeys(("master", "first", "prior", "stat", "prior_rate"), "*fp32"),
+        **dict.fromkeys(("decay", "momentum", "eps"), "fp32"),
+    }
+    configurations = [
+        (
+            dynadapt_weight_gradient_update,
+            f"{bm}x{bn}{' chosen' if chosen else ''}",
+            dict(GATHER=chosen, CHOSEN=chosen, BM=bm, BN=bn, BT=bt, GROUP=GROUP),
+            dict(num_warps=warps, num_stages=stages),
+        )
+        for (bm, bn, bt), warps, stages in TILES[torch.bfloat16]
+        if bm * bn <= LARGEST_READING
+        for chosen in ((False, True) if bm * bn == SMALLEST else (False,))
+    ]
     configurations.append((dynadapt_weight_gradient_update_sum, "sum", dict(CHOSEN=True, BLOCK=SUM_BLOCK), {}))
     variants = []
     for kernel, name, constexprs, options in configurations:
@@ -420,8 +620,17 @@ def _update_variants() -> list[Variant]:
             names = [n for n in kernel.arg_names if n not in fixed]
             typed = {n: types.get(n, "i32") for n in names}
             aligned = tuple(n for n in names if n not in (*LENGTHS, "shares") and typed[n] != "fp32")
-            variants.append(Variant(f"{name} {rule}", kernel, typed, fixed, **options, aligned=aligned,
-                                    tensor_core=kernel is dynadapt_weight_gradient_update))
+            variants.append(
+                Variant(
+                    f"{name} {rule}",
+                    kernel,
+                    typed,
+                    fixed,
+                    **options,
+                    aligned=aligned,
+                    tensor_core=kernel is dynadapt_weight_gradient_update,
+                )
+            )
     return variants
 
 

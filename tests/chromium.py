@@ -1,4 +1,5 @@
 """Chromium without other packages: its debugging protocol over a pipe, so that a page is seen at any width, with mouse or touch."""
+
 import base64
 import itertools
 import json
@@ -21,10 +22,23 @@ class Page:
         read, self.write = os.pipe()
         self.read, write = os.pipe()
         self.profile = tempfile.mkdtemp(prefix="chromium-")
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars=false", "--remote-debugging-pipe", "--disable-background-networking",
-                 "--force-color-profile=srgb", f"--user-data-dir={self.profile}", "about:blank"]
-        self.process = subprocess.Popen(["bash", "-c", f"exec {shlex.join([PROGRAM, *flags])} 3<&{read} 4>&{write}"], pass_fds=(read, write),
-                                        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars=false",
+            "--remote-debugging-pipe",
+            "--disable-background-networking",
+            "--force-color-profile=srgb",
+            f"--user-data-dir={self.profile}",
+            "about:blank",
+        ]
+        self.process = subprocess.Popen(
+            ["bash", "-c", f"exec {shlex.join([PROGRAM, *flags])} 3<&{read} 4>&{write}"],
+            pass_fds=(read, write),
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
         os.close(read)
         os.close(write)
         self.session = None
@@ -54,7 +68,7 @@ class Page:
         message = {"id": number, "method": method, "params": parameters, **({"sessionId": self.session} if self.session else {})}
         data = json.dumps(message).encode() + b"\0"
         while data:
-            data = data[os.write(self.write, data):]
+            data = data[os.write(self.write, data) :]
         while True:
             answer = self._receive()
             if answer.get("id") == number:

@@ -6,12 +6,23 @@ standard streams, and its exit status, as if it had been started; only the secon
   python command_server.py SOCKET              serves until its standard input ends
   python -S command_server.py SOCKET NAME ...  a call: NAME is dynadapt or python
 """
+
 import json
 import os
 import socket
 import sys
 
-CAPS = {"--tokens": 600, "--steps": 4, "--evaluate": 2, "--rows": 4, "--iters": 2, "--warmup": 1, "--seeds": 1, "--minutes": 0.05, "--streams": 4}
+CAPS = {
+    "--tokens": 600,
+    "--steps": 4,
+    "--evaluate": 2,
+    "--rows": 4,
+    "--iters": 2,
+    "--warmup": 1,
+    "--seeds": 1,
+    "--minutes": 0.05,
+    "--streams": 4,
+}
 
 
 DEFAULTS = {("icl", "train"): ("--steps", "4"), ("reweight", "train"): ("--steps", "4"), ("eval",): ("--tokens", "600")}
@@ -58,9 +69,11 @@ def work(request: dict, streams: list[int]) -> None:
     name, *words = request["words"]
     if name == "dynadapt":
         from dynadapt.cli import main
+
         main(small(words))
     elif words[:1] == ["-m"]:
         import runpy
+
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
@@ -78,6 +91,7 @@ def serve(path: str) -> None:
 
     import dynadapt.cli  # noqa: F401
     import dynadapt.experiments.dyneval  # noqa: F401
+
     torch.set_num_threads(1)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
@@ -87,7 +101,7 @@ def serve(path: str) -> None:
             wait.register(source, selectors.EVENT_READ)
         while all(key.fileobj is server for key, _ in wait.select()):
             client, _ = server.accept()
-            if os.fork():                       # the answer is the child's; this process serves the next call, of a pipe perhaps
+            if os.fork():  # the answer is the child's; this process serves the next call, of a pipe perhaps
                 client.close()
                 continue
             request, streams = receive(client)

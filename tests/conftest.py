@@ -1,4 +1,5 @@
 """Fixtures that every test may use."""
+
 import os
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
 """The code blocks of the documents: where they are, what kind they are, and the commands in them."""
+
 from __future__ import annotations
 
 import re
@@ -13,7 +14,7 @@ SHELL, CODE, DATA, OUTPUT = ("", "bash", "sh", "console"), ("python", "c", "cpp"
 @dataclass(frozen=True)
 class Block:
     page: str
-    line: int          # of its fence, counted from 1
+    line: int  # of its fence, counted from 1
     language: str
     text: str
 

@@ -1,4 +1,5 @@
 """Help for tests: all that an engine's next calls depend on, as a copy to be compared bit for bit."""
+
 import torch
 
 from dynadapt.engine import state as engine_state
@@ -13,8 +14,13 @@ def state_of(engine) -> dict:
                     t[s, filled:] = 0
     working = [learner.state.working for learner in engine.learners if learner.state.working is not None]
     tensors.update({f"working.{i}": t.clone() for i, t in enumerate(working)})
-    plain = {"counts": engine_state.state_counts(engine), "flops": engine.flops, "last": engine.last, "describe": engine.describe(),
-             "filled": None if engine.decoder.memory is None else list(engine.decoder.memory.filled)}
+    plain = {
+        "counts": engine_state.state_counts(engine),
+        "flops": engine.flops,
+        "last": engine.last,
+        "describe": engine.describe(),
+        "filled": None if engine.decoder.memory is None else list(engine.decoder.memory.filled),
+    }
     return {"tensors": tensors, "plain": plain}
 
 
@@ -24,7 +30,9 @@ def assert_equal(a: dict, b: dict, but=()) -> None:
     for name, t in a["tensors"].items():
         other = b["tensors"][name]
         assert t.dtype == other.dtype and t.shape == other.shape, name
-        assert torch.equal(t.contiguous().view(torch.uint8) if t.dim() else t, other.contiguous().view(torch.uint8) if t.dim() else other), name
+        assert torch.equal(
+            t.contiguous().view(torch.uint8) if t.dim() else t, other.contiguous().view(torch.uint8) if t.dim() else other
+        ), name
     for name, value in a["plain"].items():
         if name not in but:
             assert value is b["plain"][name] or value == b["plain"][name], name

@@ -1,4 +1,5 @@
 """GGUF files for tests, written with the gguf package from one of our models."""
+
 from pathlib import Path
 
 import gguf
@@ -21,13 +22,23 @@ def write_gguf(model: Model, path: Path, kind: str = "F32", metadata: dict | Non
     drops one), `skip` drops tensors by GGUF name, `extra` adds float32 ones."""
     c = model.config
     writer = gguf.GGUFWriter(path, c.family)
-    keys = {"context_length": c.max_positions, "embedding_length": c.hidden_size, "block_count": c.layers,
-            "feed_forward_length": c.ffn_size, "attention.head_count": c.heads}
+    keys = {
+        "context_length": c.max_positions,
+        "embedding_length": c.hidden_size,
+        "block_count": c.layers,
+        "feed_forward_length": c.ffn_size,
+        "attention.head_count": c.heads,
+    }
     if c.norm == "layer":
         keys["attention.layer_norm_epsilon"] = c.norm_eps
     else:
-        keys |= {"attention.head_count_kv": c.kv_heads, "attention.layer_norm_rms_epsilon": c.norm_eps,
-                 "rope.freq_base": c.rope_theta, "attention.key_length": c.head_dim, "attention.value_length": c.head_dim}
+        keys |= {
+            "attention.head_count_kv": c.kv_heads,
+            "attention.layer_norm_rms_epsilon": c.norm_eps,
+            "rope.freq_base": c.rope_theta,
+            "attention.key_length": c.head_dim,
+            "attention.value_length": c.head_dim,
+        }
     keys = {f"{c.family}.{key}": value for key, value in keys.items()}
     keys |= {"tokenizer.ggml.bos_token_id": c.bos_token_id, "tokenizer.ggml.eos_token_id": c.eos_token_id}
     for key, value in (keys | (metadata or {})).items():

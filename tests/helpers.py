@@ -1,4 +1,5 @@
 """Help for tests: a transformers model with the weights of one of ours."""
+
 import torch
 
 from dynadapt.model import Model, hf_name

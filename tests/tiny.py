@@ -1,4 +1,5 @@
 """A tiny model directory with a tokenizer of its own, for tests that run the command line."""
+
 import json
 from pathlib import Path
 

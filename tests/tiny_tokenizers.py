@@ -1,10 +1,15 @@
 """Small trained tokenizers of each kind: byte-level BPE, BPE with spaces as marks and byte fallback, unigram, wordpiece."""
+
 import json
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-CORPUS = ["the cat sat on the mat, and 1234 other cats don't sit (at all)!", "naïve café déjà 漢字 🙂 e\u0301", "def f(x):\n\treturn x  # 99\r\n"] * 20
+CORPUS = [
+    "the cat sat on the mat, and 1234 other cats don't sit (at all)!",
+    "naïve café déjà 漢字 🙂 e\u0301",
+    "def f(x):\n\treturn x  # 99\r\n",
+] * 20
 
 
 def byte_level(**settings):

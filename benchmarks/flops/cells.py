@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 SEGMENT = 512
-REACH = 2048                                 # the longest context of the grid
+REACH = 2048  # the longest context of the grid
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,10 @@ def _cell(name: str, title: str, adapt: str = "none", tuned: bool = False, **set
 SHIFT = (_cell("static-512", "static, 512"), _cell("lora-512", "LoRA r16, 512", "lora"))
 
 # What the model learned from the domain's training text first, then the same two on the held-out text.
-TUNED = (_cell("tuned-static-512", "fine-tuned, static, 512", tuned=True),
-         _cell("tuned-lora-512", "fine-tuned, LoRA r16, 512", "lora", tuned=True))
+TUNED = (
+    _cell("tuned-static-512", "fine-tuned, static, 512", tuned=True),
+    _cell("tuned-lora-512", "fine-tuned, LoRA r16, 512", "lora", tuned=True),
+)
 
 
 def main_cells(ranks=(4, 64), densities=(0.02, 0.1, 0.5)) -> tuple[Cell, ...]:
@@ -40,14 +42,21 @@ def main_cells(ranks=(4, 64), densities=(0.02, 0.1, 0.5)) -> tuple[Cell, ...]:
     static += [_cell(f"static-memory-{m}", f"static, memory {m:,}", memory=m) for m in (SEGMENT, REACH - SEGMENT)]
     static += [_cell(f"static-overlap-{m}", f"static, overlap {m:,}", context=m) for m in (SEGMENT, REACH - SEGMENT)]
     static += [_cell("static-short", "static, 128, memory 512", segment=128, memory=SEGMENT)]
-    lora = [_cell("lora-256", "LoRA r16, 256", "lora", segment=256),
-            _cell("lora-memory-512", "LoRA r16, memory 512", "lora", memory=SEGMENT),
-            _cell("lora-memory-1536", "LoRA r16, memory 1,536", "lora", memory=REACH - SEGMENT),
-            _cell("lora-overlap-512", "LoRA r16, overlap 512", "lora", context=SEGMENT)]
-    lora += [_cell(f"lora-every-{k}", f"LoRA r16, 128, memory 512, every {k}", "lora", segment=128, memory=SEGMENT, every=k)
-             for k in (1, 2, 4, 8)]
+    lora = [
+        _cell("lora-256", "LoRA r16, 256", "lora", segment=256),
+        _cell("lora-memory-512", "LoRA r16, memory 512", "lora", memory=SEGMENT),
+        _cell("lora-memory-1536", "LoRA r16, memory 1,536", "lora", memory=REACH - SEGMENT),
+        _cell("lora-overlap-512", "LoRA r16, overlap 512", "lora", context=SEGMENT),
+    ]
+    lora += [
+        _cell(f"lora-every-{k}", f"LoRA r16, 128, memory 512, every {k}", "lora", segment=128, memory=SEGMENT, every=k)
+        for k in (1, 2, 4, 8)
+    ]
     kinds = [_cell(f"lora-rank-{r}", f"LoRA r{r}, 512", "lora", rank=r) for r in ranks]
     kinds += [_cell(f"rows-{d:g}", f"{d:.0%} of rows, 512", "rows", density=d) for d in densities]
-    kinds += [_cell("rows-0.1-memory-512", "10% of rows, memory 512", "rows", density=0.1, memory=SEGMENT),
-              _cell("full-512", "full, 512", "full"), _cell("full-memory-512", "full, memory 512", "full", memory=SEGMENT)]
+    kinds += [
+        _cell("rows-0.1-memory-512", "10% of rows, memory 512", "rows", density=0.1, memory=SEGMENT),
+        _cell("full-512", "full, 512", "full"),
+        _cell("full-memory-512", "full, memory 512", "full", memory=SEGMENT),
+    ]
     return (*SHIFT, *static, *lora, *kinds, *TUNED)

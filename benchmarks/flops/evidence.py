@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-BLOCK = 256                                  # tokens that the bootstrap draws together: neighbours are not independent
+BLOCK = 256  # tokens that the bootstrap draws together: neighbours are not independent
 DRAWS = 4000
 
 
@@ -39,8 +39,12 @@ def read_scored(run: Path, summary: dict) -> Scored:
     rows = rows[np.argsort(rows["position"], kind="stable")]
     if len(rows) != summary["tokens"] or (np.diff(rows["position"]) != 1).any():
         raise SystemExit(f"{run}: scores.npy does not hold {summary['tokens']} neighbouring tokens; remove {run} and run again")
-    return Scored(rows["nll"].astype(np.float64), summary["bytes"],
-                  {phase: flops / summary["tokens"] for phase, flops in summary["flops"].items()}, summary["learned_parameters"])
+    return Scored(
+        rows["nll"].astype(np.float64),
+        summary["bytes"],
+        {phase: flops / summary["tokens"] for phase, flops in summary["flops"].items()},
+        summary["learned_parameters"],
+    )
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:

@@ -16,7 +16,17 @@ KINDS = {"lora": ("LoRA", COLOURS["lora"]), "rows": ("10% of rows", COLOURS["row
 
 
 def draw_all(results: dict, folder: Path) -> list[Path]:
-    draw = {"1": _gains, "2": _memory, "3a": _frequency, "3b": _fronts, "4": _kinds, "5": _short_long, "6a": _shift, "6b": _tuned, "7": _memories}
+    draw = {
+        "1": _gains,
+        "2": _memory,
+        "3a": _frequency,
+        "3b": _fronts,
+        "4": _kinds,
+        "5": _short_long,
+        "6a": _shift,
+        "6b": _tuned,
+        "7": _memories,
+    }
     paths = []
     with matplotlib.rc_context({**STYLE, "font.size": 9}):
         for number, function in draw.items():
@@ -65,7 +75,10 @@ def _gains(figure, rows, results) -> None:
 def _memory(figure, rows, results) -> None:
     figure.set_size_inches(7.5, 3.6)
     axis = figure.subplots()
-    label = lambda r: ("LoRA" if r["memory"].startswith("lora") else "static") + f", reach {r['memory'].rsplit('-', 1)[1]} ({_ratio(rows, r)} of the FLOPs)"  # noqa: E731
+    label = lambda r: (
+        ("LoRA" if r["memory"].startswith("lora") else "static")
+        + f", reach {r['memory'].rsplit('-', 1)[1]} ({_ratio(rows, r)} of the FLOPs)"
+    )  # noqa: E731
     labels = list(dict.fromkeys(label(r) for r in rows))
     _bars(axis, rows, _texts(rows), labels, label, ["#9ca3af", "#6b7280", COLOURS["lora"]])
     axis.set(xlabel="memory less overlap (nats per token); below 0 memory is better")
@@ -97,9 +110,17 @@ def _cost_axis(axis) -> None:
 def _frequency(figure, rows, results) -> None:
     axes = _panels(figure, _texts(rows))
     for axis, row in zip(axes, rows):
-        axis.plot([s["cost"] for s in row["steps"]], [s["nll"] for s in row["steps"]], "o-", color=COLOURS["lora"], label="LoRA, an update every k segments of 128")
+        axis.plot(
+            [s["cost"] for s in row["steps"]],
+            [s["nll"] for s in row["steps"]],
+            "o-",
+            color=COLOURS["lora"],
+            label="LoRA, an update every k segments of 128",
+        )
         for step in row["steps"]:
-            axis.annotate(f"k={step['every']}", (step["cost"], step["nll"]), xytext=(4, 5), textcoords="offset points", color=COLOURS["lora"])
+            axis.annotate(
+                f"k={step['every']}", (step["cost"], step["nll"]), xytext=(4, 5), textcoords="offset points", color=COLOURS["lora"]
+            )
         axis.plot(row["static_cost"], row["static"], "s", color=COLOURS["none"], label="static, the same memory")
         axis.margins(0.2)
         _cost_axis(axis)
@@ -111,7 +132,10 @@ def _fronts(figure, rows, results) -> None:
     axes = _panels(figure, _texts(rows), 3.2)
     for axis, row in zip(axes, rows):
         cells = [c for c in results["cells"] if c["text"] == row["text"] and not c["tuned"]]
-        for online, colour, label in ((False, COLOURS["none"], "static: windows, memory, overlap"), (True, COLOURS["lora"], "online: LoRA, rows, full")):
+        for online, colour, label in (
+            (False, COLOURS["none"], "static: windows, memory, overlap"),
+            (True, COLOURS["lora"], "online: LoRA, rows, full"),
+        ):
             points = [(c["flops_per_token"], c["nll"]) for c in cells if c["online"] == online]
             front = [(s["cost"], s["online"]) for s in row["steps"]] if online else row["static_front"]
             axis.plot(*zip(*points), "o", markersize=4, color=colour, label=label)
@@ -169,7 +193,9 @@ def _shift(figure, rows, results) -> None:
 def _tuned(figure, rows, results) -> None:
     figure.set_size_inches(6.4, 3.4)
     axis = figure.subplots()
-    for i, (key, label, colour) in enumerate((("before", "the model as it is", COLOURS["lora"]), ("after", "fine-tuned on the domain first", COLOURS["full"]))):
+    for i, (key, label, colour) in enumerate(
+        (("before", "the model as it is", COLOURS["lora"]), ("after", "fine-tuned on the domain first", COLOURS["full"]))
+    ):
         axis.barh(np.arange(len(rows)) + (i - 0.5) * 0.38, [r[key] for r in rows], 0.36, color=colour, label=label)
     axis.set_yticks(range(len(rows)), _texts(rows))
     axis.invert_yaxis()
@@ -181,7 +207,11 @@ def _tuned(figure, rows, results) -> None:
 
 def _memories(figure, rows, results) -> None:
     axes = _panels(figure, _texts(rows), 3.2)
-    shades = {"weights": (COLOURS["lora"], "weights (LoRA)"), "activations": (COLOURS["rows"], "activations (memory 512)"), "both": (COLOURS["full"], "both")}
+    shades = {
+        "weights": (COLOURS["lora"], "weights (LoRA)"),
+        "activations": (COLOURS["rows"], "activations (memory 512)"),
+        "both": (COLOURS["full"], "both"),
+    }
     for axis, row in zip(axes, rows):
         classes = {"all tokens": {**row["gains"], "share": 1.0}, **row["classes"]}
         for i, (key, (colour, label)) in enumerate(shades.items()):

@@ -6,16 +6,32 @@ from __future__ import annotations
 def markdown(results: dict, pictures: str) -> str:
     """`pictures`: the folder of claim-*.png, relative to the page."""
     s = results["settings"]
-    lines = ["# FLOPs against loss: claims 1 to 7 of \"Revisiting Dynamic Evaluation\"", "",
-             f"{s['model']}, {s['dtype']}, the first {s['tokens'] - 1:,} scored tokens of held-out text of each domain "
-             f"({', '.join(s['texts'])}; one stream, no reset). Every run scores the same tokens; a difference is in nats per token with a 95% interval "
-             "from drawing blocks of 256 tokens. Learning rates are the defaults of docs/defaults.md (measured for rank 16, 10% of rows and full). "
-             "FLOPs are the ledger's. The rules were written before the runs (`benchmarks/flops/claims.py`).", "",
-             f"`{s['command']}`", "", "| claim | verdict |", "|---|---|"]
+    lines = [
+        '# FLOPs against loss: claims 1 to 7 of "Revisiting Dynamic Evaluation"',
+        "",
+        f"{s['model']}, {s['dtype']}, the first {s['tokens'] - 1:,} scored tokens of held-out text of each domain "
+        f"({', '.join(s['texts'])}; one stream, no reset). Every run scores the same tokens; a difference is in nats per token with a 95% interval "
+        "from drawing blocks of 256 tokens. Learning rates are the defaults of docs/defaults.md (measured for rank 16, 10% of rows and full). "
+        "FLOPs are the ledger's. The rules were written before the runs (`benchmarks/flops/claims.py`).",
+        "",
+        f"`{s['command']}`",
+        "",
+        "| claim | verdict |",
+        "|---|---|",
+    ]
     for number, found in results["claims"].items():
         lines.append(f"| {number}. {found['claim'].split(': ')[0]} | **{found['verdict']}** |")
     for number, found in results["claims"].items():
-        lines += ["", f"## {number}. {found['verdict']}", "", found["claim"], "", *ROWS[number](found), "", f"![claim {number}]({pictures}/claim-{number}.png)"]
+        lines += [
+            "",
+            f"## {number}. {found['verdict']}",
+            "",
+            found["claim"],
+            "",
+            *ROWS[number](found),
+            "",
+            f"![claim {number}]({pictures}/claim-{number}.png)",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -35,50 +51,122 @@ def _differences(first: str, second: str, ratio: str | None = None):
         table = []
         for a, b in pairs:
             ratios = [at[a, b, t]["flops_ratio"] for t in texts] if ratio else []
-            table.append([f"{a} less {b}", *(_d(at[a, b, t]) for t in texts), *([f"{min(ratios):.2f} to {max(ratios):.2f}"] if ratio else [])])
+            table.append(
+                [f"{a} less {b}", *(_d(at[a, b, t]) for t in texts), *([f"{min(ratios):.2f} to {max(ratios):.2f}"] if ratio else [])]
+            )
         return _table(["difference", *texts, *([ratio] if ratio else [])], table)
+
     return rows
 
 
 def _frequency(found: dict) -> list[str]:
-    return _table(["text", *(f"every {s['every']}: NLL (GFLOP)" for s in found["rows"][0]["steps"]), "static: NLL (GFLOP)", "every 8 less every 1"],
-                  [[r["text"], *(f"{s['nll']:.3f} ({s['cost'] / 1e9:.2f})" for s in r["steps"]), f"{r['static']:.3f} ({r['static_cost'] / 1e9:.2f})", _d(r)]
-                   for r in found["rows"]])
+    return _table(
+        ["text", *(f"every {s['every']}: NLL (GFLOP)" for s in found["rows"][0]["steps"]), "static: NLL (GFLOP)", "every 8 less every 1"],
+        [
+            [
+                r["text"],
+                *(f"{s['nll']:.3f} ({s['cost'] / 1e9:.2f})" for s in r["steps"]),
+                f"{r['static']:.3f} ({r['static_cost'] / 1e9:.2f})",
+                _d(r),
+            ]
+            for r in found["rows"]
+        ],
+    )
 
 
 def _fronts(found: dict) -> list[str]:
-    return _table(["text", "online front: GFLOP per token, NLL, and the best static NLL up to that cost"],
-                  [[r["text"], "; ".join(f"{s['cost'] / 1e9:.2f}: {s['online']:.3f} against {'none' if s['static'] is None else format(s['static'], '.3f')}"
-                                         for s in r["steps"])] for r in found["rows"]])
+    return _table(
+        ["text", "online front: GFLOP per token, NLL, and the best static NLL up to that cost"],
+        [
+            [
+                r["text"],
+                "; ".join(
+                    f"{s['cost'] / 1e9:.2f}: {s['online']:.3f} against {'none' if s['static'] is None else format(s['static'], '.3f')}"
+                    for s in r["steps"]
+                ),
+            ]
+            for r in found["rows"]
+        ],
+    )
 
 
 def _kinds(found: dict) -> list[str]:
     names = list(found["rows"][0]["kinds"])
-    table = [[name, f"{found['rows'][0]['kinds'][name]['learned_parameters'] / 1e6:.2f}", *(f"{r['kinds'][name]['nll']:.3f}" for r in found["rows"])] for name in names]
-    table += [["LoRA r16 less full", "", *(_d(r["against_full"]) for r in found["rows"])], ["LoRA r16 less static", "", *(_d(r["against_static"]) for r in found["rows"])]]
+    table = [
+        [
+            name,
+            f"{found['rows'][0]['kinds'][name]['learned_parameters'] / 1e6:.2f}",
+            *(f"{r['kinds'][name]['nll']:.3f}" for r in found["rows"]),
+        ]
+        for name in names
+    ]
+    table += [
+        ["LoRA r16 less full", "", *(_d(r["against_full"]) for r in found["rows"])],
+        ["LoRA r16 less static", "", *(_d(r["against_static"]) for r in found["rows"])],
+    ]
     return _table(["NLL", "learned (millions)", *(r["text"] for r in found["rows"])], table)
 
 
 def _shift(found: dict) -> list[str]:
-    said = f"Spearman {found['rho']:+.2f}, p = {found['p']:.3f}, {len(found['rows'])} domains." if found["rho"] is not None else "Too few domains for a correlation."
-    return [*_table(["domain", "static bits per byte", "gain of LoRA", "share of the loss"],
-                    [[r["text"], f"{r['bits_per_byte']:.3f}", _d(r), f"{r['share']:.1%}"] for r in sorted(found["rows"], key=lambda r: r["bits_per_byte"])]), "", said]
+    said = (
+        f"Spearman {found['rho']:+.2f}, p = {found['p']:.3f}, {len(found['rows'])} domains."
+        if found["rho"] is not None
+        else "Too few domains for a correlation."
+    )
+    return [
+        *_table(
+            ["domain", "static bits per byte", "gain of LoRA", "share of the loss"],
+            [
+                [r["text"], f"{r['bits_per_byte']:.3f}", _d(r), f"{r['share']:.1%}"]
+                for r in sorted(found["rows"], key=lambda r: r["bits_per_byte"])
+            ],
+        ),
+        "",
+        said,
+    ]
 
 
 def _tuned(found: dict) -> list[str]:
-    return _table(["text", "static", "LoRA", "fine-tuned, static", "fine-tuned, LoRA", "gain before", "gain after", "after less before"],
-                  [[r["text"], *(f"{r['nll'][c]:.3f}" for c in ("static-512", "lora-512", "tuned-static-512", "tuned-lora-512")), f"{r['before']:+.3f}", f"{r['after']:+.3f}", _d(r)]
-                   for r in found["rows"]])
+    return _table(
+        ["text", "static", "LoRA", "fine-tuned, static", "fine-tuned, LoRA", "gain before", "gain after", "after less before"],
+        [
+            [
+                r["text"],
+                *(f"{r['nll'][c]:.3f}" for c in ("static-512", "lora-512", "tuned-static-512", "tuned-lora-512")),
+                f"{r['before']:+.3f}",
+                f"{r['after']:+.3f}",
+                _d(r),
+            ]
+            for r in found["rows"]
+        ],
+    )
 
 
 def _memories(found: dict) -> list[str]:
     table = []
     for r in found["rows"]:
         parts = {"all tokens": {**r["gains"], "share": 1.0}, **r["classes"]}
-        table += [[r["text"] if name == "all tokens" else "", name, f"{c['share']:.0%}", *("-" if c[k] is None else f"{c[k]:+.3f}" for k in ("weights", "activations", "both")),
-                   f"{r['of_the_sum']:.0%}" if name == "all tokens" and r["of_the_sum"] is not None else ""] for name, c in parts.items()]
+        table += [
+            [
+                r["text"] if name == "all tokens" else "",
+                name,
+                f"{c['share']:.0%}",
+                *("-" if c[k] is None else f"{c[k]:+.3f}" for k in ("weights", "activations", "both")),
+                f"{r['of_the_sum']:.0%}" if name == "all tokens" and r["of_the_sum"] is not None else "",
+            ]
+            for name, c in parts.items()
+        ]
     return _table(["text", "tokens", "share", "gain of weights", "of activations", "of both", "both, of the sum"], table)
 
 
-ROWS = {"1": _differences("online", "static"), "2": _differences("memory", "overlap", "FLOPs of overlap over memory"), "3a": _frequency, "3b": _fronts, "4": _kinds,
-        "5": _differences("online", "static", "FLOPs of online over static"), "6a": _shift, "6b": _tuned, "7": _memories}
+ROWS = {
+    "1": _differences("online", "static"),
+    "2": _differences("memory", "overlap", "FLOPs of overlap over memory"),
+    "3a": _frequency,
+    "3b": _fronts,
+    "4": _kinds,
+    "5": _differences("online", "static", "FLOPs of online over static"),
+    "6a": _shift,
+    "6b": _tuned,
+    "7": _memories,
+}

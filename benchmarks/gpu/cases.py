@@ -53,33 +53,32 @@ def _linear_forward(z, case):
     dense = torch.cat([w.tensor for w in weights])
     widths, slots = [w.tensor.shape[0] for w in weights], z.slots.long()
     rank = bt.shape[1]
-    low = [(a[slots, i * rank : (i + 1) * rank].transpose(1, 2).contiguous(), t.contiguous())
-           for i, t in enumerate(bt[slots].split(widths, 2))]
+    low = [
+        (a[slots, i * rank : (i + 1) * rank].transpose(1, 2).contiguous(), t.contiguous()) for i, t in enumerate(bt[slots].split(widths, 2))
+    ]
 
     def bmm():
         xs = x.view(z.S, z.T, -1)
-        return (
-            lambda: F.linear(x, dense).view(z.S, z.T, -1).add_(torch.cat([(xs @ s) @ t for s, t in low], 2), alpha=2.0)
-        )
+        return lambda: F.linear(x, dense).view(z.S, z.T, -1).add_(torch.cat([(xs @ s) @ t for s, t in low], 2), alpha=2.0)
 
-    return {"torch, base product alone": lambda: (lambda: F.linear(x, dense)), "torch, stacked adapters and bmm": bmm}
+    return {"torch, base product alone": lambda: lambda: F.linear(x, dense), "torch, stacked adapters and bmm": bmm}
 
 
 def _linear_backward(z, case):
     dy, dense = case.arguments[0], torch.cat([w.tensor for w in case.arguments[1]])
-    return {"torch, base product alone": lambda: (lambda: torch.mm(dy, dense))}
+    return {"torch, base product alone": lambda: lambda: torch.mm(dy, dense)}
 
 
 def _lora_gradient(z, case):
     dy, x, u, du = (t.view(z.S, z.T, -1) for t in case.arguments[:4])
-    return {"torch bmm (all parts against all columns)": lambda: (lambda: (du.transpose(1, 2) @ x, u.transpose(1, 2) @ dy))}
+    return {"torch bmm (all parts against all columns)": lambda: lambda: (du.transpose(1, 2) @ x, u.transpose(1, 2) @ dy)}
 
 
 def _weight_gradient(z, case):
     dy, x, rows = case.arguments[:3]
     if rows is None:
-        return {"torch mm": lambda: (lambda: dy.t() @ x)}
-    return {"torch gather and mm": lambda: (lambda: dy[:, rows].t() @ x)}
+        return {"torch mm": lambda: lambda: dy.t() @ x}
+    return {"torch gather and mm": lambda: lambda: dy[:, rows].t() @ x}
 
 
 def _cross_entropy(z, case):
@@ -89,12 +88,12 @@ def _cross_entropy(z, case):
 
 def _norm_forward(z, case):
     x, delta, weight = case.arguments[:3]
-    return {"torch, eager": lambda: (lambda: F.rms_norm(x + delta, weight.shape, weight, 1e-5))}
+    return {"torch, eager": lambda: lambda: F.rms_norm(x + delta, weight.shape, weight, 1e-5)}
 
 
 def _activation_forward(z, case):
     gate, up = case.arguments[0].chunk(2, 1)
-    return {"torch, eager": lambda: (lambda: F.silu(gate) * up)}
+    return {"torch, eager": lambda: lambda: F.silu(gate) * up}
 
 
 def _memory_of(case):
@@ -127,6 +126,5 @@ def _with_peers(op: str):
 
 
 # Ops that the adapt step of the campaign does not call: `dynadapt profile` has them, and the stages keep their time.
-ELSEWHERE = ("cross_entropy_weight_gradient", "head_norm_backward", "bias_gradient", "row_scores", "linear_mse",
-             "embedding_backward")
+ELSEWHERE = ("cross_entropy_weight_gradient", "head_norm_backward", "bias_gradient", "row_scores", "linear_mse", "embedding_backward")
 OPS = {op: _with_peers(op) for op in cases.OPS if op not in ELSEWHERE}

@@ -64,8 +64,12 @@ def _pytest(campaign, files, seconds) -> dict:
     marks = "not slow and not model" if not campaign.tiny else "not gpu and not slow"  # a model: stage real has one
     command = [sys.executable, "-m", "pytest", *files, "-m", marks, "-q", "--tb=short", f"--junitxml={junit}", *workers]
     status, text = child(command, campaign.device, min(seconds, campaign.left), **({"OMP_NUM_THREADS": "2"} if workers else {}))
-    return {"file": " ".join(file.rsplit("/", 1)[-1] for file in files), "status": "stopped" if status is None else status,
-            **outcomes(junit), "said": text[-2500:] if status != 0 else ""}
+    return {
+        "file": " ".join(file.rsplit("/", 1)[-1] for file in files),
+        "status": "stopped" if status is None else status,
+        **outcomes(junit),
+        "said": text[-2500:] if status != 0 else "",
+    }
 
 
 NO_KERNELS = ("test_cuda_build.py", "test_choices.py")

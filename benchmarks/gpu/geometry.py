@@ -15,8 +15,18 @@ from dynadapt.ops import attention, cross_entropy, linear
 RANK = 16
 MODELS = {
     **{name: GEOMETRIES[name] for name in ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b")},
-    "tiny": llama(vocab_size=97, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=16, ffn_size=48, rope_theta=10000.0,
-                   max_positions=512, tied_head=True),
+    "tiny": llama(
+        vocab_size=97,
+        hidden_size=32,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        ffn_size=48,
+        rope_theta=10000.0,
+        max_positions=512,
+        tied_head=True,
+    ),
 }
 SHAPES = ((1, 512), (8, 512), (64, 512), (8, 2048))  # streams x segment
 TINY_SHAPES = ((2, 16),)

@@ -13,8 +13,22 @@ import torch
 SPARE = 40.0  # seconds for the last checkpoint and, at the end, for the errors of model and baselines
 ROW = 5000  # steps
 MIXTURE = ("dense-linear", "sparse-linear:2")
-TINY = dict(layers=1, hidden=32, heads=2, batch=4, dims=3, points=4, dims_start=2, dims_every=4, points_start=3, points_step=1,
-            points_every=4, steps=12, log=4, dtype="fp32")
+TINY = dict(
+    layers=1,
+    hidden=32,
+    heads=2,
+    batch=4,
+    dims=3,
+    points=4,
+    dims_start=2,
+    dims_every=4,
+    points_start=3,
+    points_step=1,
+    points_every=4,
+    steps=12,
+    log=4,
+    dtype="fp32",
+)
 
 
 def standard(campaign, record) -> None:
@@ -29,6 +43,7 @@ def mixture(campaign, record) -> None:
 
 def _config(campaign, **changes):
     from dynadapt.experiments.icl.config import from_preset
+
     sizes = TINY if campaign.tiny else {"dtype": "bf16"}
     return from_preset("garg-standard", device=campaign.device, **{**sizes, **changes})
 
@@ -36,6 +51,7 @@ def _config(campaign, **changes):
 def _train(campaign, record, stage: str, classes) -> None:
     from dynadapt.experiments.dyneval import Interrupted
     from dynadapt.experiments.icl.train import TrainOptions, train
+
     config = _config(campaign, classes=classes)
     folder = campaign.out / f"{stage}-run"
     options = TrainOptions(resume=True, checkpoint=config.steps // 10, minutes=max(0.1, (campaign.left - SPARE) / 60))
@@ -46,8 +62,12 @@ def _train(campaign, record, stage: str, classes) -> None:
     except Interrupted as stopped:
         record.note(status=f"out of time: {stopped}; call the stage again to go on")
     else:
-        record.note(**{key: summary[key] for key in ("steps", "seconds", "steps_per_second", "above_least_squares", "errors",
-                                                     "parameters", "peak_gpu_memory_bytes")})
+        record.note(
+            **{
+                key: summary[key]
+                for key in ("steps", "seconds", "steps_per_second", "above_least_squares", "errors", "parameters", "peak_gpu_memory_bytes")
+            }
+        )
     record.data["rows"] = []  # of all calls
     every = min(ROW, config.steps)
     for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
@@ -58,6 +78,7 @@ def _train(campaign, record, stage: str, classes) -> None:
 def bench(campaign, record) -> None:
     """A training step of garg-tiny and garg-standard beside Hugging Face's GPT-2, eager and compiled, on the same prompts."""
     from dynadapt.experiments.icl.bench import bench_config, run_icl
+
     peers = ["gpt2-eager"] if campaign.tiny else ["gpt2-eager", "gpt2-compile"]
     rounds, steps = (1, 2) if campaign.tiny else (10, 100)
     for preset in ("garg-tiny",) if campaign.tiny else ("garg-tiny", "garg-standard"):
@@ -66,11 +87,23 @@ def bench(campaign, record) -> None:
                 record.finish("out of time")
                 return
             sizes = {key: TINY[key] for key in ("layers", "hidden", "heads", "batch", "dims", "points")} if campaign.tiny else {}
-            result = run_icl(bench_config(preset, device=campaign.device, dtype=dtype, **sizes), peers, rounds, steps,
-                             say=lambda text: print(text, flush=True))
+            result = run_icl(
+                bench_config(preset, device=campaign.device, dtype=dtype, **sizes),
+                peers,
+                rounds,
+                steps,
+                say=lambda text: print(text, flush=True),
+            )
             for name, found in result["providers"].items():
-                record.add(preset=preset, dtype=dtype, provider=name, median_ms=1e3 * found["seconds"]["median"],
-                           steps_per_second=found["steps_per_second"], gflops=found["gflops"],
-                           dynadapt_is=found["speedup_of_dynadapt"], error=found["error"])
+                record.add(
+                    preset=preset,
+                    dtype=dtype,
+                    provider=name,
+                    median_ms=1e3 * found["seconds"]["median"],
+                    steps_per_second=found["steps_per_second"],
+                    gflops=found["gflops"],
+                    dynadapt_is=found["speedup_of_dynadapt"],
+                    error=found["error"],
+                )
             if campaign.device == "cuda":
                 torch.cuda.empty_cache()

@@ -44,8 +44,18 @@ def build(campaign, record) -> None:
 
     folder = ROOT / "build" / "gpu"
     cuda = "ON" if shutil.which("nvcc") else "AUTO"
-    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}",
-                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DDYNADAPT_CUDA={cuda}"]
+    configure = [
+        "cmake",
+        "-S",
+        str(ROOT),
+        "-B",
+        str(folder),
+        "-G",
+        "Ninja",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DDYNADAPT_CUDA={cuda}",
+    ]
     steps = {
         "configure": configure,
         "build": ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)],

@@ -120,8 +120,11 @@ def _time(record, timer, limits, base, case, error, function, dtype, with_peers)
 # ---- choices
 
 # the two forms of an op -> what its file calls them
-FORMS = {"linear_forward": {"fused": "fused", "split": "split"}, "linear_backward": {"fused": "fused", "split": "split"},
-         "cross_entropy": {"fused": "fused", "split": "chunked"}}
+FORMS = {
+    "linear_forward": {"fused": "fused", "split": "split"},
+    "linear_backward": {"fused": "fused", "split": "split"},
+    "cross_entropy": {"fused": "fused", "split": "chunked"},
+}
 
 
 def choices(campaign, record) -> None:

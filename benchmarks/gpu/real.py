@@ -73,5 +73,9 @@ def _beside(path, rows, digest) -> dict:
     common = [(r["nll"], other[r["step"]]) for r in rows if r["step"] in other]
     if not common:
         return {"curve": "no common steps"}
-    return {"curve": "compared", "points": len(common), "largest_difference": max(abs(a - b) for a, b in common),
-            "mean_difference": sum(a - b for a, b in common) / len(common)}
+    return {
+        "curve": "compared",
+        "points": len(common),
+        "largest_difference": max(abs(a - b) for a, b in common),
+        "mean_difference": sum(a - b for a, b in common) / len(common),
+    }

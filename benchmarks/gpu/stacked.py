@@ -139,8 +139,19 @@ class Stacked:
             )
             mask = causal_lower_right(self.T, k.shape[2]) if memory else None
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not memory, enable_gqa=c.heads != c.kv_heads)
-            x = f["after_attention"](x, out, self.weights[i, "o"], ab["o"], norm2, self.weights[i, "mlp_in"], ab["mlp_in"],
-                                     list(self.sizes[i, "mlp_in"][1]), self.weights[i, "down"], ab["down"], c.norm_eps)
+            x = f["after_attention"](
+                x,
+                out,
+                self.weights[i, "o"],
+                ab["o"],
+                norm2,
+                self.weights[i, "mlp_in"],
+                ab["mlp_in"],
+                list(self.sizes[i, "mlp_in"][1]),
+                self.weights[i, "down"],
+                ab["down"],
+                c.norm_eps,
+            )
             kept.append((new_k.detach(), new_v.detach()))
         return rms_norm(x, self.final, c.norm_eps), kept
 
@@ -148,8 +159,10 @@ class Stacked:
         hidden, kept = self._hidden(memory)
         with torch.no_grad():
             targets = self.tokens[:, 1:].reshape(-1)
-            pieces = [self.functions["head_chunk"](h, self.head, t, 1.0 / self.T)
-                      for h, t in zip(hidden.detach().reshape(-1, hidden.shape[2]).split(CHUNK), targets.split(CHUNK))]
+            pieces = [
+                self.functions["head_chunk"](h, self.head, t, 1.0 / self.T)
+                for h, t in zip(hidden.detach().reshape(-1, hidden.shape[2]).split(CHUNK), targets.split(CHUNK))
+            ]
             nll, dh = (torch.cat(p) for p in zip(*pieces))
         leaves = [leaf for pair in self.leaves.values() for leaf in pair]
         grads = torch.autograd.grad(hidden, leaves, dh.view_as(hidden))
@@ -177,9 +190,7 @@ class Stacked:
         return self.nll
 
     def _capture(self) -> None:
-        self.functions = {
-            n: torch.compile(f, mode="max-autotune-no-cudagraphs", dynamic=False) for n, f in self.functions.items()
-        }
+        self.functions = {n: torch.compile(f, mode="max-autotune-no-cudagraphs", dynamic=False) for n, f in self.functions.items()}
         state = [self.master, self.first, self.second, self.step_count, self.working, *self.mem]
         saved = [t.detach().clone() for t in state]
         stream = torch.cuda.Stream()

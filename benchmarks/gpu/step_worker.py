@@ -99,9 +99,7 @@ class Peft:
         if liger:  # rotary, norm and SwiGLU kernels; the loss stays torch's, because every token's score is needed
             from liger_kernel.transformers import apply_liger_kernel_to_llama
 
-            apply_liger_kernel_to_llama(
-                rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False
-            )
+            apply_liger_kernel_to_llama(rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False)
         transformers.logging.set_verbosity_error()
         self.o, self.dtype, self.T = o, dtype, o["segment"]
         base = _transformers(random_weights(o["model"], o["device"], dtype), dtype, o["device"])
@@ -175,9 +173,7 @@ def _transformers(model, dtype, device):
 
 
 PROVIDERS = {
-    "dynadapt-float8": lambda o, dtype: Dynadapt(
-        o, dtype, base="float8", backend="auto" if o["device"] == "cuda" else "reference"
-    ),
+    "dynadapt-float8": lambda o, dtype: Dynadapt(o, dtype, base="float8", backend="auto" if o["device"] == "cuda" else "reference"),
     "dynadapt": Dynadapt,
     "stacked-compile": StackedPeer,
     "peft-eager": Peft,
@@ -266,8 +262,11 @@ def launches(provider, block) -> dict:
             torch.cuda.synchronize()
         kernels = [e for e in found.key_averages() if getattr(e, "self_device_time_total", 0) > 0]
         top = sorted(kernels, key=lambda e: -e.self_device_time_total)[:25]
-        return {"launches": sum(e.count for e in kernels), "kernel_ms": 1e-3 * sum(e.self_device_time_total for e in kernels),
-                "longest": [{"kernel": e.key[:120], "count": e.count, "ms": 1e-3 * e.self_device_time_total} for e in top]}
+        return {
+            "launches": sum(e.count for e in kernels),
+            "kernel_ms": 1e-3 * sum(e.self_device_time_total for e in kernels),
+            "longest": [{"kernel": e.key[:120], "count": e.count, "ms": 1e-3 * e.self_device_time_total} for e in top],
+        }
     except RuntimeError as error:
         return {"launches": None, "profiler": str(error)[:200]}
 

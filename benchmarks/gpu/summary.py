@@ -75,24 +75,23 @@ def ops_table(rows) -> str:
     out = []
     for r in rows:
         if "median_ms" not in r:
-            out.append((r["op"], r["model"], f"{r['streams']}x{r['segment']}", r.get("label", ""), None, None, None,
-                        r.get("wrong") or r.get("skipped") or r.get("failed")))
+            out.append(
+                (
+                    r["op"],
+                    r["model"],
+                    f"{r['streams']}x{r['segment']}",
+                    r.get("label", ""),
+                    None,
+                    None,
+                    None,
+                    r.get("wrong") or r.get("skipped") or r.get("failed"),
+                )
+            )
             continue
         rate = f"{r['gb_per_s']:.0f} GB/s" if r["bound"] == "bytes" else f"{r['tflops']:.1f} TFLOP/s"
-        peers = "; ".join(
-            f"{n} {p['median_ms']:.4g}" if "median_ms" in p else f"{n}: {p['skipped'][:40]}" for n, p in r["peers"].items()
-        )
+        peers = "; ".join(f"{n} {p['median_ms']:.4g}" if "median_ms" in p else f"{n}: {p['skipped'][:40]}" for n, p in r["peers"].items())
         out.append(
-            (
-                r["op"],
-                r["model"],
-                f"{r['streams']}x{r['segment']}",
-                r["label"],
-                r["median_ms"],
-                rate,
-                f"{r['share_of_floor']:.0%}",
-                peers,
-            )
+            (r["op"], r["model"], f"{r['streams']}x{r['segment']}", r["label"], r["median_ms"], rate, f"{r['share_of_floor']:.0%}", peers)
         )
     return table(("op", "model", "shape", "case", "ms", "rate", "of floor", "peers, ms"), out)
 
@@ -121,20 +120,7 @@ def step_table(rows) -> str:
             )
         )
     return table(
-        (
-            "provider",
-            "shape",
-            "ms",
-            "20%",
-            "80%",
-            "tokens/s",
-            "TFLOP/s",
-            "dynadapt is",
-            "peak GiB",
-            "launches",
-            "first step s",
-            "failed",
-        ),
+        ("provider", "shape", "ms", "20%", "80%", "tokens/s", "TFLOP/s", "dynadapt is", "peak GiB", "launches", "first step s", "failed"),
         out,
     )
 
@@ -171,12 +157,7 @@ def goals(records) -> dict[str, tuple[str, str]]:
     records = {name: d for name, d in records.items() if d["device"] == "cuda"}
     rows = lambda prefix: [r for name, d in records.items() if name.startswith(prefix) for r in d["rows"]]  # noqa: E731
     whole = lambda prefix: all(d["status"] == "complete" for name, d in records.items() if name.startswith(prefix))  # noqa: E731
-    tests, checks, kernels, ops = (
-        rows("correctness"),
-        [r for r in rows("sanitizers") if "tool" in r],
-        rows("compile"),
-        rows("ops"),
-    )
+    tests, checks, kernels, ops = (rows("correctness"), [r for r in rows("sanitizers") if "tool" in r], rows("compile"), rows("ops"))
     timed = [r for r in ops if "median_ms" in r]
     wrong = [f"{r['op']} {r['model']}: {r['wrong'][:80]}" for r in ops if "wrong" in r]
     found = {
@@ -184,11 +165,7 @@ def goals(records) -> dict[str, tuple[str, str]]:
             [f"{r['file']}: status {r['status']}" for r in tests if r["status"] != 0] + wrong, len(tests), whole("correctness")
         ),
         "sanitizers": _verdict(
-            [
-                f"{r['tool']} {r['file']}: {r['errors']} errors, status {r['status']}"
-                for r in checks
-                if r["errors"] != 0 or r["status"]
-            ],
+            [f"{r['tool']} {r['file']}: {r['errors']} errors, status {r['status']}" for r in checks if r["errors"] != 0 or r["status"]],
             len(checks),
             whole("sanitizers"),
         ),
@@ -196,7 +173,10 @@ def goals(records) -> dict[str, tuple[str, str]]:
             [f"{r['kernel']} {r['variant']} sm_{r['arch']}: {r['faults'][0][:60]}" for r in kernels if r["faults"]], len(kernels)
         ),
     }
-    of_goal = {"memory-bound": lambda r: r["bound"] == "bytes" and r["median_ms"] >= 0.05, "cross-entropy": lambda r: r["op"] == "cross_entropy"}
+    of_goal = {
+        "memory-bound": lambda r: r["bound"] == "bytes" and r["median_ms"] >= 0.05,
+        "cross-entropy": lambda r: r["op"] == "cross_entropy",
+    }
     for goal, belongs in of_goal.items():
         large = [r for r in timed if belongs(r)]
         bad = [
@@ -214,15 +194,16 @@ def goals(records) -> dict[str, tuple[str, str]]:
             for n, p in r["peers"].items()
             if "median_ms" in p and "alone" not in n
         ]
-        bad = [f"{n} {p['median_ms']:.3g} ms, ours {r['median_ms']:.3g} ({r['model']} {r['streams']}x{r['segment']})"
-               for r, n, p in cases if p["median_ms"] <= r["median_ms"]]
+        bad = [
+            f"{n} {p['median_ms']:.3g} ms, ours {r['median_ms']:.3g} ({r['model']} {r['streams']}x{r['segment']})"
+            for r, n, p in cases
+            if p["median_ms"] <= r["median_ms"]
+        ]
         found[goal] = _verdict(bad, len(cases), whole("ops"))
     data = records.get("real", {})
     far = data.get("largest_difference")
     found["real"] = (
-        ("open", "no curve to compare with")
-        if far is None
-        else ("met" if far <= 0.02 else "missed", f"largest difference {far:.4f} nats")
+        ("open", "no curve to compare with") if far is None else ("met" if far <= 0.02 else "missed", f"largest difference {far:.4f} nats")
     )
     return found
 

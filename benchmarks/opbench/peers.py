@@ -28,6 +28,7 @@ def _compiled(function):
 
 def _eager_and_compiled(function, outputs) -> dict:
     """The same function as it is and through torch.compile; ``outputs``: where its results belong among the op's outputs."""
+
     def make(kind):
         def build():
             call = kind(function)
@@ -35,8 +36,11 @@ def _eager_and_compiled(function, outputs) -> dict:
             def run():
                 found = call()
                 return dict(zip(outputs, found if isinstance(found, tuple) else (found,)))
+
             return run
+
         return build
+
     return {"torch eager": make(lambda f: f), "torch.compile": make(_compiled)}
 
 
@@ -71,6 +75,7 @@ def lora_gradient(a, dtype):
     def gradient():
         dBt = [u[:, p * rank : (p + 1) * rank].t() @ d for p, d in enumerate(dy.split(parts, 1))]
         return (dU.t() @ x)[None], (scale * torch.cat(dBt, 1))[None]
+
     return _eager_and_compiled(gradient, (0, 1))
 
 
@@ -93,7 +98,9 @@ def cross_entropy(a, dtype):
                 leaf.grad = None
                 loss_of(leaf).backward()
                 return {2: leaf.grad}
+
             return run
+
         return build
 
     def logits_loss(x, reduction="mean"):
@@ -115,8 +122,12 @@ def cross_entropy(a, dtype):
             raise Absent("cut-cross-entropy is not installed") from error
         return with_loss(lambda x: linear_cross_entropy(x, W, targets, impl="torch_compile"), None)()
 
-    return {"torch eager": with_loss(logits_loss, lambda x: logits_loss(x, "none")), "torch.compile": compiled,
-            "torch linear_cross_entropy": torch_linear, "cut-cross-entropy (torch_compile)": cut}
+    return {
+        "torch eager": with_loss(logits_loss, lambda x: logits_loss(x, "none")),
+        "torch.compile": compiled,
+        "torch linear_cross_entropy": torch_linear,
+        "cut-cross-entropy (torch_compile)": cut,
+    }
 
 
 def norm_forward(a, dtype):
@@ -125,11 +136,13 @@ def norm_forward(a, dtype):
     def norm():
         total = x + delta
         return total, F.rms_norm(total, (x.shape[1],), weight, eps)
+
     return _eager_and_compiled(norm, (0, 1))
 
 
 def _gradients(function, inputs, dy, extra, index):
     """Eager and compiled backward alone: the forward is run once, its graph kept."""
+
     def make(kind):
         def build():
             leaves = [t.detach().clone().requires_grad_() for t in inputs]
@@ -138,8 +151,11 @@ def _gradients(function, inputs, dy, extra, index):
             def run():
                 found = torch.autograd.grad(y, leaves, dy, retain_graph=True)
                 return {index: extra(found)}
+
             return run
+
         return build
+
     return {"torch eager": make(lambda f: f), "torch.compile": make(_compiled)}
 
 
@@ -159,12 +175,14 @@ def activation_backward(a, dtype):
     def swiglu(x):
         gate, up = x.chunk(2, 1)
         return F.silu(gate) * up
+
     return _gradients(swiglu, [h], dy, lambda g: g[0], 0)
 
 
 def _rotated(qkv, mem_k, mem_v, cos, sin, hq, hkv, d):
     """q [1, hq, T, d] and k, v [1, hkv, M + T, d], keys and queries rotated (one stream, memory full)."""
     from dynadapt.ops.attention import rotate
+
     heads = qkv.view(qkv.shape[0], hq + 2 * hkv, d).transpose(0, 1)
     q, k, v = heads[:hq], heads[hq : hq + hkv], heads[hq + hkv :]
     if mem_k is not None:
@@ -178,6 +196,7 @@ def _rotated(qkv, mem_k, mem_v, cos, sin, hq, hkv, d):
 
 def _attend(q, k, v):
     from torch.nn.attention.bias import causal_lower_right
+
     segment, total = q.shape[2], k.shape[2]
     mask = None if segment == total else causal_lower_right(segment, total)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1])
@@ -193,11 +212,13 @@ def attention_forward(a, dtype):
 
     def flex():
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
         q, k, v = _rotated(qkv, mem_k, mem_v, cos, sin, hq, hkv, d)
         memory = k.shape[2] - q.shape[2]
         mask = create_block_mask(lambda b, h, i, j: i + memory >= j, None, None, q.shape[2], k.shape[2], device="cpu")
         function = torch.compile(flex_attention, dynamic=False)
         return lambda: {0: rows(function(q, k, v, block_mask=mask, enable_gqa=hq != hkv))}
+
     return {"torch SDPA": sdpa, "torch FlexAttention": flex}
 
 
@@ -212,7 +233,9 @@ def attention_backward(a, dtype):
         def run():
             dv = torch.autograd.grad(out, leaves, do, retain_graph=True)[2]
             return {"dv": dv[0, :, -qkv.shape[0] :].transpose(0, 1).reshape(qkv.shape[0], -1)}
+
         return run
+
     return {"torch SDPA": sdpa}
 
 
@@ -240,10 +263,26 @@ def update(a, dtype):
             p.grad.zero_()
             copy.copy_(p)
             return {0: p}
+
         return run
+
     return {"torch fused Adam alone": alone, "torch clip, fused Adam, zero, copy": whole}
 
 
-PEERS = {function.__name__: function for function in (
-    linear_forward, linear_backward, lora_gradient, weight_gradient, cross_entropy, norm_forward, norm_backward,
-    activation_forward, activation_backward, attention_forward, attention_backward, update)}
+PEERS = {
+    function.__name__: function
+    for function in (
+        linear_forward,
+        linear_backward,
+        lora_gradient,
+        weight_gradient,
+        cross_entropy,
+        norm_forward,
+        norm_backward,
+        activation_forward,
+        activation_backward,
+        attention_forward,
+        attention_backward,
+        update,
+    )
+}

@@ -31,8 +31,21 @@ peers = _of_this_tree("opbench_peers", "benchmarks/opbench/peers.py")
 Case, Out, Weight = cases.Case, cases.Out, cases.Weight
 
 FLUSH = 1 << 26  # bytes, more than two cores' share of a last-level cache
-TIMED = ("linear_forward", "linear_backward", "lora_gradient", "weight_gradient", "cross_entropy", "norm_forward", "norm_backward",
-         "activation_forward", "activation_backward", "attention_forward", "attention_backward", "update", "embedding_forward")
+TIMED = (
+    "linear_forward",
+    "linear_backward",
+    "lora_gradient",
+    "weight_gradient",
+    "cross_entropy",
+    "norm_forward",
+    "norm_backward",
+    "activation_forward",
+    "activation_backward",
+    "attention_forward",
+    "attention_backward",
+    "update",
+    "embedding_forward",
+)
 LIMIT = {torch.bfloat16: 0.03, torch.float32: 2e-4}  # relative 2-norm from float64
 LOOSE = {"attention_backward": LIMIT[torch.bfloat16]}  # its case holds the output and lse of a bf16 forward
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -40,6 +53,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 def sizes(options: dict):
     from dynadapt.model import ModelConfig
+
     return cases.Sizes(ModelConfig(**options["config"]), 1, options["rows"], "cpu")
 
 
@@ -76,11 +90,13 @@ def plain(value, dtype: torch.dtype, wide: torch.dtype):
 def truth(case: Case) -> list[torch.Tensor]:
     """The op's outputs in float64."""
     from dynadapt.ops import resolve
+
     return cases.run(case, resolve(case.op, "reference", torch.float64).function, "reference", torch.float64, "cpu")
 
 
 def our_calls(case: Case, dtype: torch.dtype) -> dict:
     from dynadapt.ops import resolve
+
     arguments = cases.materialise(case, "cpu", dtype, "cpu")
     function = resolve(case.op, "cpu", dtype).function
     outputs = [built for a, built in zip(case.arguments, arguments) if isinstance(a, Out)]
@@ -88,6 +104,7 @@ def our_calls(case: Case, dtype: torch.dtype) -> dict:
     def call():
         function(*arguments)
         return dict(enumerate(outputs))
+
     return {"dynadapt": lambda: call}
 
 
@@ -126,6 +143,7 @@ class Provider:
         """A call that pushes a buffer through the caches with the provider's own threads, so that they are as awake as in a step."""
         if self.options["provider"] == "dynadapt":
             from dynadapt.ops import resolve
+
             h, y = torch.zeros(FLUSH // 16384, 4096), torch.zeros(FLUSH // 16384, 2048)
             activation = resolve("activation_forward", "cpu", torch.float32).function
             return lambda: activation(h, "swiglu", y)
@@ -136,6 +154,7 @@ class Provider:
         torch.set_num_threads(count)
         if self.options["provider"] == "dynadapt":
             from dynadapt import _C
+
             _C.set_num_threads(count)
 
     def make(self, index: int) -> dict:
@@ -153,7 +172,10 @@ class Provider:
                     answers[name]["fatal"] = True
                 continue
             if error is not None and not error <= LOOSE.get(op, LIMIT[self.dtype]):
-                answers[name] = {"absent": f"its result is off by {error:.3g} (2-norm, relative to float64)", "fatal": self.options["provider"] == "dynadapt"}
+                answers[name] = {
+                    "absent": f"its result is off by {error:.3g} (2-norm, relative to float64)",
+                    "fatal": self.options["provider"] == "dynadapt",
+                }
                 continue
             self.calls[name] = call
             answers[name] = {"error": error}
@@ -173,6 +195,7 @@ class Provider:
     def ceiling(self, threads: int) -> dict:
         from dynadapt.bench.ceiling import gemm_ceiling
         from dynadapt.bench.plan.ceilings import copy_bandwidth
+
         return {**gemm_ceiling(self.dtype, threads), "gb_per_s": 1e-9 * copy_bandwidth(0.5)}
 
 
@@ -184,8 +207,11 @@ def main() -> None:
     for line in sys.stdin:
         command = json.loads(line)
         what = command.pop("do")
-        result = {"make": lambda: provider.make(command["case"]), "time": lambda: provider.time(**command),
-                  "ceiling": lambda: provider.ceiling(**command)}[what]()
+        result = {
+            "make": lambda: provider.make(command["case"]),
+            "time": lambda: provider.time(**command),
+            "ceiling": lambda: provider.ceiling(**command),
+        }[what]()
         print(json.dumps(result), file=answer, flush=True)
 
 

@@ -96,8 +96,8 @@ void bind_elementwise(py::module_& module) {
              arg("hq"), arg("hkv"), arg("d"), arg("dqkv"), arg("dq_weight"), arg("dk_weight"),
              "Gradient of head_norm_forward; see dynadapt.ops.head_norm");
   module.def("activation_forward", &activation_forward, arg("h"), arg("kind"), arg("y"), "See dynadapt.ops.activation");
-  module.def("activation_backward", &activation_backward, arg("dy"), arg("h"), arg("kind"), arg("dh"),
-             arg("y") = py::none(), "Gradient of activation_forward; see dynadapt.ops.activation");
+  module.def("activation_backward", &activation_backward, arg("dy"), arg("h"), arg("kind"), arg("dh"), arg("y") = py::none(),
+             "Gradient of activation_forward; see dynadapt.ops.activation");
   module.def("embedding_forward", &embedding_forward, arg("tokens"), arg("table"), arg("position_table"), arg("positions"),
              arg("out"), "See dynadapt.ops.embedding");
   module.def("embedding_backward", &embedding_backward, arg("tokens"), arg("dout"), arg("dtable"),

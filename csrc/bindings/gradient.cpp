@@ -8,13 +8,12 @@ namespace dynadapt::bindings {
 
 namespace {
 
-void lora_gradient(py::object dy, py::object x, py::object u, py::object dU, std::vector<int64_t> part_sizes,
-                   float scale, py::object slots, py::object dA, py::object dBt, bool accumulate) {
+void lora_gradient(py::object dy, py::object x, py::object u, py::object dU, std::vector<int64_t> part_sizes, float scale,
+                   py::object slots, py::object dA, py::object dBt, bool accumulate) {
   const char* op = "lora_gradient";
-  const Tensor tdy(op, "dy", dy), tx(op, "x", x), tu(op, "u", u), tdU(op, "dU", dU), ts(op, "slots", slots),
-      tdA(op, "dA", dA), tdBt(op, "dBt", dBt);
-  const dynadapt_lora_gradient_params params{sizeof params, scale, accumulate, int32_t(part_sizes.size()),
-                                             part_sizes.data()};
+  const Tensor tdy(op, "dy", dy), tx(op, "x", x), tu(op, "u", u), tdU(op, "dU", dU), ts(op, "slots", slots), tdA(op, "dA", dA),
+      tdBt(op, "dBt", dBt);
+  const dynadapt_lora_gradient_params params{sizeof params, scale, accumulate, int32_t(part_sizes.size()), part_sizes.data()};
   run([&] { return dynadapt_lora_gradient(tdy, tx, tu, tdU, ts, tdA, tdBt, &params, nullptr); });
 }
 

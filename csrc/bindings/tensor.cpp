@@ -41,8 +41,8 @@ Tensor::Tensor(const char* op, const char* argument, py::handle object) {
     throw py::value_error(std::string(op) + ": " + argument + " is a " + Py_TYPE(object.ptr())->tp_name +
                           ", accepted is a tensor that has __dlpack__");
   // -1: the library that made the tensor does not wait for it, the caller's stream orders the work.
-  const bool gpu = py::hasattr(object, "__dlpack_device__") &&
-                   object.attr("__dlpack_device__")().cast<std::pair<int, int>>().first == kDLCUDA;
+  const bool gpu =
+      py::hasattr(object, "__dlpack_device__") && object.attr("__dlpack_device__")().cast<std::pair<int, int>>().first == kDLCUDA;
   capsule_ = gpu ? object.attr("__dlpack__")(py::arg("stream") = -1) : object.attr("__dlpack__")();
   auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
   if (!managed) throw py::error_already_set();

@@ -14,11 +14,8 @@ void update(Object kind, Object master, Object grad, Object first, Object second
             double weight_decay, double momentum, Object norms, Object skipped, Object prior_rate, Object workspace,
             std::optional<uintptr_t> stream) {
   const char* op = "update";
-  const dynadapt_update_params params{sizeof params, kind_of(op, kind, {"sgd", "adam", "adamw", "rms"}),
-                                      decay,         clip,
-                                      beta1,         beta2,
-                                      eps,           weight_decay,
-                                      momentum};
+  const dynadapt_update_params params{
+      sizeof params, kind_of(op, kind, {"sgd", "adam", "adamw", "rms"}), decay, clip, beta1, beta2, eps, weight_decay, momentum};
   const Tensor tm(op, "master", master), tg(op, "grad", grad), tf(op, "first", first), ts(op, "second", second),
       tp(op, "prior", prior), tst(op, "stat", stat), tw(op, "working", working), tsl(op, "slots", slots), tlr(op, "lr", lr),
       tstep(op, "step", step), tn(op, "norms", norms), tsk(op, "skipped", skipped), tpr(op, "prior_rate", prior_rate),

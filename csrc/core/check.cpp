@@ -43,9 +43,12 @@ bool lies_as(const View& view, int ndim, Layout layout) {
 
 const char* layout_text(Layout layout) {
   switch (layout) {
-    case Layout::rows: return "contiguous rows (any row stride)";
-    case Layout::slots: return "contiguous inner dimensions (any stride between slots)";
-    default: return "a contiguous tensor";
+    case Layout::rows:
+      return "contiguous rows (any row stride)";
+    case Layout::slots:
+      return "contiguous inner dimensions (any stride between slots)";
+    default:
+      return "a contiguous tensor";
   }
 }
 
@@ -53,12 +56,18 @@ const char* layout_text(Layout layout) {
 
 const char* dtype_name(DType dtype) {
   switch (dtype) {
-    case kF32: return "float32";
-    case kBF16: return "bfloat16";
-    case kI32: return "int32";
-    case kI64: return "int64";
-    case kF64: return "float64";
-    default: return "another dtype";
+    case kF32:
+      return "float32";
+    case kBF16:
+      return "bfloat16";
+    case kI32:
+      return "int32";
+    case kI64:
+      return "int64";
+    case kF64:
+      return "float64";
+    default:
+      return "another dtype";
   }
 }
 
@@ -112,8 +121,8 @@ void Op::copy_params(const void* given, uint32_t first, void* known, uint32_t si
 }
 
 void Op::check_size(const char* argument, uint32_t size, uint32_t first) const {
-  require(size >= first && size <= kMostParams, "%s.struct_size is %u, accepted is sizeof(*%s): at least %u, at most %u", argument,
-          size, argument, first, kMostParams);
+  require(size >= first && size <= kMostParams, "%s.struct_size is %u, accepted is sizeof(*%s): at least %u, at most %u",
+          argument, size, argument, first, kMostParams);
 }
 
 double Op::number(const char* argument, double value, double low, double high) const {
@@ -166,8 +175,7 @@ View Op::view(const char* argument, const DLTensor* tensor, std::initializer_lis
           first_ ? ", like " : "", first_ ? first_ : "");
   View view;
   view.dtype = dtype_of(*tensor);
-  require(view.dtype & dtypes, "%s has dtype %s, accepted is %s", argument, dtype_name(view.dtype),
-          dtypes_text(dtypes).c_str());
+  require(view.dtype & dtypes, "%s has dtype %s, accepted is %s", argument, dtype_name(view.dtype), dtypes_text(dtypes).c_str());
 
   const int ndim = int(shape.size());
   require(tensor->shape != nullptr, "%s has shape NULL, accepted is %s", argument, shape_text(shape.begin(), ndim).c_str());
@@ -196,8 +204,8 @@ View Op::view(const char* argument, const DLTensor* tensor, std::initializer_lis
   if (ndim >= 1 && (view.size[0] <= 1 || !dense)) view.stride[0] = ndim == 1 ? 1 : view.size[1] * (ndim == 3 ? view.size[2] : 1);
   if (ndim == 3 && (view.size[1] <= 1 || !dense)) view.stride[1] = view.size[2];
   if (dense) holds = !__builtin_mul_overflow(view.size[0] - 1, view.stride[0], &span) && span <= kMostElements;
-  require(holds, "%s has strides %s for shape %s, accepted are up to %lld elements",
-          argument, shape_text(view.stride, ndim).c_str(), shape_text(view.size, ndim).c_str(), (long long)kMostElements);
+  require(holds, "%s has strides %s for shape %s, accepted are up to %lld elements", argument,
+          shape_text(view.stride, ndim).c_str(), shape_text(view.size, ndim).c_str(), (long long)kMostElements);
 
   static char empty[64];  // so that a view of no elements is still told from a missing one
   view.data = empty;

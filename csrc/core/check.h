@@ -10,7 +10,14 @@
 
 namespace dynadapt {
 
-enum DType : unsigned { kF32 = 1, kBF16 = 2, kI32 = 4, kI64 = 8, kF64 = 16, kAct = kF32 | kBF16 };
+enum DType : unsigned {
+  kF32 = 1,
+  kBF16 = 2,
+  kI32 = 4,
+  kI64 = 8,
+  kF64 = 16,
+  kAct = kF32 | kBF16
+};
 
 /// How the elements of a tensor may lie in memory.
 enum class Layout {
@@ -29,7 +36,9 @@ struct View {
   explicit operator bool() const { return data != nullptr; }
   int64_t ld() const { return stride[0]; }  // of a matrix: elements from a row to the next
   template <class T>
-  T* as() const { return static_cast<T*>(data); }
+  T* as() const {
+    return static_cast<T*>(data);
+  }
 };
 
 const char* dtype_name(DType dtype);
@@ -88,7 +97,9 @@ class Op {
 
   /// A number in low..high; NaN is outside.
   double number(const char* argument, double value, double low, double high) const;
-  float finite(const char* argument, float value) const { return float(number(argument, value, -3.402823466e38, 3.402823466e38)); }
+  float finite(const char* argument, float value) const {
+    return float(number(argument, value, -3.402823466e38, 3.402823466e38));
+  }
   int64_t whole(const char* argument, int64_t value, int64_t low, int64_t high) const;
 
   /// Every entry of `index` [n] lies in low..high-1.

@@ -33,8 +33,7 @@ Found find() {
   if (!library || library->abi_version != DYNADAPT_ABI_VERSION)
     return {nullptr, format("%s is of another version than libdynadapt.so; build both together", kLibraryFile)};
   char text[256] = "";
-  if (library->device_count(text, sizeof text) < 1)
-    return {nullptr, format("%s finds no CUDA device (%s)", kLibraryFile, text)};
+  if (library->device_count(text, sizeof text) < 1) return {nullptr, format("%s finds no CUDA device (%s)", kLibraryFile, text)};
   return {library, ""};
 }
 

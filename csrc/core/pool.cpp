@@ -60,7 +60,7 @@ int current_core() {
 
 /// What the team knows of one of its threads.
 struct Member {
-  alignas(64) Word ticket{0};    // raised by the caller: a job is there
+  alignas(64) Word ticket{0};  // raised by the caller: a job is there
   std::atomic<bool> asleep{false};
   std::atomic<int> core{-1};  // where it was last seen
 };

@@ -6,7 +6,12 @@
 
 namespace dynadapt {
 
-enum class UpdateKind { kSgd, kAdam, kAdamW, kRms };
+enum class UpdateKind {
+  kSgd,
+  kAdam,
+  kAdamW,
+  kRms
+};
 
 struct Update {
   UpdateKind kind;
@@ -16,15 +21,15 @@ struct Update {
   float* grad;
   float* first;
   float* second;
-  const float* prior;       // [parameters] or null
-  const float* prior_rate;  // [parameters] or null
-  const float* stat;        // [parameters], for kRms
-  void* working;            // activation type [slots, parameters] or null
-  const float* lr;          // [slots]
-  int32_t* step;            // [slots]
+  const float* prior;                                             // [parameters] or null
+  const float* prior_rate;                                        // [parameters] or null
+  const float* stat;                                              // [parameters], for kRms
+  void* working;                                                  // activation type [slots, parameters] or null
+  const float* lr;                                                // [slots]
+  int32_t* step;                                                  // [slots]
   double decay, clip, beta1, beta2, eps, weight_decay, momentum;  // clip 0: none
-  float* norms;      // [streams]
-  int32_t* skipped;  // [streams]
+  float* norms;                                                   // [streams]
+  int32_t* skipped;                                               // [streams]
 };
 
 }  // namespace dynadapt

@@ -9,7 +9,11 @@
 
 namespace dynadapt {
 
-enum class ActivationKind { kSwiglu, kGeluTanh, kGelu };
+enum class ActivationKind {
+  kSwiglu,
+  kGeluTanh,
+  kGelu
+};
 
 struct ActivationForward {
   size_t rows, width;  // width of y

@@ -12,7 +12,8 @@ struct WindowTensors {
 };
 
 void check_memory(const Op& op, const WindowTensors& t, DType dtype, int64_t kv_width, AttentionShape& s) {
-  op.require(!t.mem_k == !t.mem_v && !t.mem_k == !t.mem_len, "mem_k, mem_v, mem_len are only partly given, accepted are all or none");
+  op.require(!t.mem_k == !t.mem_v && !t.mem_k == !t.mem_len,
+             "mem_k, mem_v, mem_len are only partly given, accepted are all or none");
   if (!t.mem_k) return;
   const View k = op.tensor("mem_k", t.mem_k, {-1, -1, kv_width}, dtype);
   s.mem_k = k.data;
@@ -49,8 +50,8 @@ AttentionShape check_shape(const Op& op, const WindowTensors& t, const dynadapt_
   s.head_dim = p.head_dim;
   s.scale = op.finite("scale", p.scale);
   const View slots = op.tensor("slots", t.slots, {-1}, kI32);
-  op.require(slots.size[0] >= 1 && N % slots.size[0] == 0, "slots has %lld entries for %lld rows, accepted is a divisor of the rows",
-             (ll)slots.size[0], (ll)N);
+  op.require(slots.size[0] >= 1 && N % slots.size[0] == 0,
+             "slots has %lld entries for %lld rows, accepted is a divisor of the rows", (ll)slots.size[0], (ll)N);
   s.streams = slots.size[0];
   s.segment = N / slots.size[0];
   s.slots = slots.as<int32_t>();
@@ -63,7 +64,8 @@ int64_t qkv_width(const Op& op, const dynadapt_attention_params& p) {
   op.require(p.query_heads >= 1 && p.kv_heads >= 1 && p.head_dim >= 1,
              "hq, hkv, d are %d, %d, %d, accepted is at least 1 of each", p.query_heads, p.kv_heads, p.head_dim);
   op.require(p.query_heads <= kMostHeads && p.kv_heads <= kMostHeads && p.head_dim <= kMostHeads,
-             "hq, hkv, d are %d, %d, %d, accepted is at most %lld of each", p.query_heads, p.kv_heads, p.head_dim, (ll)kMostHeads);
+             "hq, hkv, d are %d, %d, %d, accepted is at most %lld of each", p.query_heads, p.kv_heads, p.head_dim,
+             (ll)kMostHeads);
   op.require(p.query_heads % p.kv_heads == 0, "hq is %d, accepted is a multiple of hkv, %d", p.query_heads, p.kv_heads);
   return (int64_t(p.query_heads) + 2 * int64_t(p.kv_heads)) * p.head_dim;
 }
@@ -72,9 +74,9 @@ int64_t qkv_width(const Op& op, const dynadapt_attention_params& p) {
 
 extern "C" {
 
-int dynadapt_attention_forward(const DLTensor* qkv, const DLTensor* mem_k, const DLTensor* mem_v,
-                               const DLTensor* mem_len, const DLTensor* slots, const DLTensor* cos, const DLTensor* sin,
-                               const DLTensor* out, const DLTensor* lse, const dynadapt_attention_params* params, void*) {
+int dynadapt_attention_forward(const DLTensor* qkv, const DLTensor* mem_k, const DLTensor* mem_v, const DLTensor* mem_len,
+                               const DLTensor* slots, const DLTensor* cos, const DLTensor* sin, const DLTensor* out,
+                               const DLTensor* lse, const dynadapt_attention_params* params, void*) {
   return guarded([&] {
     const Op op("attention_forward");
     const auto& p = op.params(params);
@@ -89,8 +91,8 @@ int dynadapt_attention_forward(const DLTensor* qkv, const DLTensor* mem_k, const
 }
 
 int dynadapt_attention_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* out, const DLTensor* lse,
-                                const DLTensor* mem_k, const DLTensor* mem_v, const DLTensor* mem_len,
-                                const DLTensor* slots, const DLTensor* cos, const DLTensor* sin, const DLTensor* dqkv,
+                                const DLTensor* mem_k, const DLTensor* mem_v, const DLTensor* mem_len, const DLTensor* slots,
+                                const DLTensor* cos, const DLTensor* sin, const DLTensor* dqkv,
                                 const dynadapt_attention_params* params, void*) {
   return guarded([&] {
     const Op op("attention_backward");

@@ -11,12 +11,12 @@ namespace dynadapt {
 
 struct AttentionShape {
   size_t streams, segment, query_heads, kv_heads, head_dim;
-  size_t memory_capacity;     // C
-  const void* mem_k;          // T [slots, C, kv_heads head_dim], keys before rotation; or null
-  const void* mem_v;          // T like mem_k
-  const int32_t* mem_len;     // [slots] or null
-  const int32_t* slots;       // [streams]
-  const float* cos;           // [positions, head_dim / 2] or null
+  size_t memory_capacity;  // C
+  const void* mem_k;       // T [slots, C, kv_heads head_dim], keys before rotation; or null
+  const void* mem_v;       // T like mem_k
+  const int32_t* mem_len;  // [slots] or null
+  const int32_t* slots;    // [streams]
+  const float* cos;        // [positions, head_dim / 2] or null
   const float* sin;
   float scale;
 };

@@ -26,9 +26,8 @@ struct Scored {
 
 extern "C" {
 
-int dynadapt_cross_entropy(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
-                           const DLTensor* weights, const DLTensor* nll, const DLTensor* lse, const DLTensor* dh,
-                           void*) {
+int dynadapt_cross_entropy(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets, const DLTensor* weights,
+                           const DLTensor* nll, const DLTensor* lse, const DLTensor* dh, void*) {
   return guarded([&] {
     const Op op("cross_entropy");
     const Scored s(op, h, head, targets, weights);
@@ -36,8 +35,8 @@ int dynadapt_cross_entropy(const DLTensor* h, const dynadapt_matrix* head, const
     const View out = op.output("nll", nll, {N}, kF32), norm = op.output("lse", lse, {N}, kF32);
     const View gradient = op.optional_output("dh", dh, {N, H}, s.h.dtype);
     if (N)
-      kernels<CrossEntropyKernels>().score({s.h.dtype, N, H, s.h.data, head, s.targets.as<int64_t>(),
-                                            s.weights.as<float>(), out.as<float>(), norm.as<float>(), gradient.data});
+      kernels<CrossEntropyKernels>().score({s.h.dtype, N, H, s.h.data, head, s.targets.as<int64_t>(), s.weights.as<float>(),
+                                            out.as<float>(), norm.as<float>(), gradient.data});
   });
 }
 

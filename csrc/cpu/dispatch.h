@@ -13,7 +13,12 @@
 
 namespace dynadapt {
 
-enum class Isa { portable, avx2, avx512, avx512_bf16 };
+enum class Isa {
+  portable,
+  avx2,
+  avx512,
+  avx512_bf16
+};
 
 /// The instruction set in use; throws Invalid where DYNADAPT_CPU_ISA can't be satisfied.
 Isa isa();
@@ -26,23 +31,39 @@ const Table& kernels();
 }  // namespace dynadapt
 
 #if DYN_X86
-#define DYN_TABLE(Table, name)                                           \
-  namespace portable { extern const Table name; }                        \
-  namespace avx2 { extern const Table name; }                            \
-  namespace avx512 { extern const Table name; }                          \
-  namespace avx512_bf16 { extern const Table name; }                     \
-  template <>                                                            \
-  inline const Table& kernels<Table>() {                                 \
-    switch (isa()) {                                                     \
-      case Isa::avx512_bf16: return avx512_bf16::name;                   \
-      case Isa::avx512: return avx512::name;                             \
-      case Isa::avx2: return avx2::name;                                 \
-      default: return portable::name;                                    \
-    }                                                                    \
+#define DYN_TABLE(Table, name)           \
+  namespace portable {                   \
+  extern const Table name;               \
+  }                                      \
+  namespace avx2 {                       \
+  extern const Table name;               \
+  }                                      \
+  namespace avx512 {                     \
+  extern const Table name;               \
+  }                                      \
+  namespace avx512_bf16 {                \
+  extern const Table name;               \
+  }                                      \
+  template <>                            \
+  inline const Table& kernels<Table>() { \
+    switch (isa()) {                     \
+      case Isa::avx512_bf16:             \
+        return avx512_bf16::name;        \
+      case Isa::avx512:                  \
+        return avx512::name;             \
+      case Isa::avx2:                    \
+        return avx2::name;               \
+      default:                           \
+        return portable::name;           \
+    }                                    \
   }
 #else
-#define DYN_TABLE(Table, name)                                           \
-  namespace portable { extern const Table name; }                        \
-  template <>                                                            \
-  inline const Table& kernels<Table>() { return portable::name; }
+#define DYN_TABLE(Table, name)           \
+  namespace portable {                   \
+  extern const Table name;               \
+  }                                      \
+  template <>                            \
+  inline const Table& kernels<Table>() { \
+    return portable::name;               \
+  }
 #endif

@@ -20,16 +20,16 @@ void check_own_slots(const Op& op, const View& slots, int64_t limit, int64_t N) 
   op.require(sorted.front() >= 0 && sorted.back() < limit, "slots has entries from %d to %d, accepted are 0 to %lld",
              sorted.front(), sorted.back(), (ll)limit - 1);
   const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
-  op.require(twice == sorted.end(), "slots has %d more than once, accepted are distinct slots", twice == sorted.end() ? 0 : *twice);
+  op.require(twice == sorted.end(), "slots has %d more than once, accepted are distinct slots",
+             twice == sorted.end() ? 0 : *twice);
 }
 
 }  // namespace
 
 extern "C" {
 
-int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor* u, const DLTensor* dU,
-                           const DLTensor* slots, const DLTensor* dA, const DLTensor* dBt,
-                           const dynadapt_lora_gradient_params* params, void*) {
+int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor* u, const DLTensor* dU, const DLTensor* slots,
+                           const DLTensor* dA, const DLTensor* dBt, const dynadapt_lora_gradient_params* params, void*) {
   return guarded([&] {
     const Op op("lora_gradient");
     const auto& p = op.params(params);
@@ -44,8 +44,8 @@ int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor
     op.array("part_sizes", p.part_sizes, p.part_count);
     int64_t total = 0;
     for (int i = 0; i < p.part_count; i++) {
-      op.require(p.part_sizes[i] >= 1 && p.part_sizes[i] <= c.O,
-                 "part_sizes[%d] is %lld, accepted is 1 to the width of dy, %lld", i, (ll)p.part_sizes[i], (ll)c.O);
+      op.require(p.part_sizes[i] >= 1 && p.part_sizes[i] <= c.O, "part_sizes[%d] is %lld, accepted is 1 to the width of dy, %lld",
+                 i, (ll)p.part_sizes[i], (ll)c.O);
       total += p.part_sizes[i];
     }
     op.require(total == c.O, "part_sizes add up to %lld, accepted is the width of dy, %lld", (ll)total, (ll)c.O);
@@ -87,8 +87,8 @@ int dynadapt_weight_gradient(const DLTensor* dy, const DLTensor* x, const DLTens
     if (r) op.indices32("rows", r, 0, y.size[1]);
     const View out = op.output("dW", dW, {count, in.size[1]}, kF32);
     if (count)
-      kernels<GradientKernels>().weight({y.dtype, y.size[0], in.size[1], y.size[1], y.data, y.ld(), in.data,
-                                         r.as<int32_t>(), count, out.as<float>(), bool(p.accumulate)});
+      kernels<GradientKernels>().weight({y.dtype, y.size[0], in.size[1], y.size[1], y.data, y.ld(), in.data, r.as<int32_t>(),
+                                         count, out.as<float>(), bool(p.accumulate)});
   });
 }
 
@@ -98,8 +98,7 @@ int dynadapt_row_scores(const DLTensor* dy, const DLTensor* x, const DLTensor* o
     const View y = op.tensor("dy", dy, {-1, -1}, kAct, Layout::rows);
     const View in = op.tensor("x", x, {y.size[0], -1}, y.dtype);
     const View o = op.output("out", out, {y.size[1]}, kF32);
-    kernels<GradientKernels>().row_scores(
-        {y.dtype, y.size[0], in.size[1], y.size[1], y.data, y.ld(), in.data, o.as<float>()});
+    kernels<GradientKernels>().row_scores({y.dtype, y.size[0], in.size[1], y.size[1], y.data, y.ld(), in.data, o.as<float>()});
   });
 }
 

@@ -38,8 +38,8 @@ struct AdapterTensors {
 };
 
 /// The adapter of a call, and its low-rank activations through `low`.
-Adapter check_adapter(const Op& op, const AdapterTensors& t, DType dtype, int64_t N, int64_t K, int64_t O, int parts,
-                      float scale, void** low) {
+Adapter check_adapter(const Op& op, const AdapterTensors& t, DType dtype, int64_t N, int64_t K, int64_t O, int parts, float scale,
+                      void** low) {
   Adapter adapter;
   op.require(!t.A == !t.Bt, "%s is given without %s, accepted are both or none", t.A ? "A" : "Bt", t.A ? "Bt" : "A");
   if (!t.A) return adapter;
@@ -64,9 +64,9 @@ Adapter check_adapter(const Op& op, const AdapterTensors& t, DType dtype, int64_
 
 extern "C" {
 
-int dynadapt_linear_forward(const DLTensor* x, const dynadapt_matrix* const* parts, int32_t part_count,
-                            const DLTensor* bias, const DLTensor* A, const DLTensor* Bt, const DLTensor* slots,
-                            const DLTensor* u, const DLTensor* y, const dynadapt_linear_params* params, void*) {
+int dynadapt_linear_forward(const DLTensor* x, const dynadapt_matrix* const* parts, int32_t part_count, const DLTensor* bias,
+                            const DLTensor* A, const DLTensor* Bt, const DLTensor* slots, const DLTensor* u, const DLTensor* y,
+                            const dynadapt_linear_params* params, void*) {
   return guarded([&] {
     const Op op("linear_forward");
     const auto& p = op.params(params);
@@ -87,9 +87,9 @@ int dynadapt_linear_forward(const DLTensor* x, const dynadapt_matrix* const* par
   });
 }
 
-int dynadapt_linear_backward(const DLTensor* dy, const dynadapt_matrix* const* parts, int32_t part_count,
-                             const DLTensor* A, const DLTensor* Bt, const DLTensor* slots, const DLTensor* dU,
-                             const DLTensor* dx, const dynadapt_linear_params* params, void*) {
+int dynadapt_linear_backward(const DLTensor* dy, const dynadapt_matrix* const* parts, int32_t part_count, const DLTensor* A,
+                             const DLTensor* Bt, const DLTensor* slots, const DLTensor* dU, const DLTensor* dx,
+                             const dynadapt_linear_params* params, void*) {
   return guarded([&] {
     const Op op("linear_backward");
     const auto& p = op.params(params);

@@ -7,8 +7,8 @@ namespace dynadapt {
 
 /// Low-rank adapters by slot. Rows i * N / streams.. of the call belong to slots[i].
 struct Adapter {
-  const void* A = nullptr;  // [slots][P * rank][K]; null: no adapter
-  int64_t A_stride = 0;     // elements between slots
+  const void* A = nullptr;   // [slots][P * rank][K]; null: no adapter
+  int64_t A_stride = 0;      // elements between slots
   const void* Bt = nullptr;  // [slots][rank][O]
   int64_t Bt_stride = 0;
   const int32_t* slots = nullptr;

@@ -3,10 +3,9 @@
 
 using namespace dynadapt;
 
-extern "C" int dynadapt_linear_mse(const DLTensor* h, const DLTensor* weight, const DLTensor* bias,
-                                   const DLTensor* target, const DLTensor* weights, const DLTensor* pred,
-                                   const DLTensor* loss, const DLTensor* dh, const DLTensor* dweight,
-                                   const DLTensor* dbias, void*) {
+extern "C" int dynadapt_linear_mse(const DLTensor* h, const DLTensor* weight, const DLTensor* bias, const DLTensor* target,
+                                   const DLTensor* weights, const DLTensor* pred, const DLTensor* loss, const DLTensor* dh,
+                                   const DLTensor* dweight, const DLTensor* dbias, void*) {
   return guarded([&] {
     const Op op("linear_mse");
     LinearMse c{};

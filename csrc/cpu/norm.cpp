@@ -31,8 +31,8 @@ int64_t qkv_width(const Op& op, const dynadapt_head_norm_params& p, Arguments& c
 extern "C" {
 
 int dynadapt_norm_forward(const DLTensor* x, const DLTensor* delta, const DLTensor* weight, const DLTensor* bias,
-                          const DLTensor* res, const DLTensor* y, const DLTensor* stat,
-                          const dynadapt_norm_params* params, void*) {
+                          const DLTensor* res, const DLTensor* y, const DLTensor* stat, const dynadapt_norm_params* params,
+                          void*) {
   return guarded([&] {
     const Op op("norm_forward");
     const auto& p = op.params(params);
@@ -83,8 +83,8 @@ int dynadapt_norm_backward(const DLTensor* dy, const DLTensor* res, const DLTens
   });
 }
 
-int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, const DLTensor* k_weight,
-                               const DLTensor* out, const DLTensor* rstd, const dynadapt_head_norm_params* params, void*) {
+int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, const DLTensor* k_weight, const DLTensor* out,
+                               const DLTensor* rstd, const dynadapt_head_norm_params* params, void*) {
   return guarded([&] {
     const Op op("head_norm_forward");
     const auto& p = op.params(params);
@@ -102,9 +102,8 @@ int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, co
   });
 }
 
-int dynadapt_head_norm_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* q_weight,
-                                const DLTensor* k_weight, const DLTensor* rstd, const DLTensor* dqkv,
-                                const DLTensor* dq_weight, const DLTensor* dk_weight,
+int dynadapt_head_norm_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* q_weight, const DLTensor* k_weight,
+                                const DLTensor* rstd, const DLTensor* dqkv, const DLTensor* dq_weight, const DLTensor* dk_weight,
                                 const dynadapt_head_norm_params* params, void*) {
   return guarded([&] {
     const Op op("head_norm_backward");

@@ -21,7 +21,8 @@ void check_slots(const Op& op, const View& slots, int64_t limit) {
 }
 
 UpdateKind kind_of(const Op& op, int32_t kind) {
-  op.require(kind >= DYNADAPT_SGD && kind <= DYNADAPT_RMS, "kind is %d, accepted is 0 (sgd), 1 (adam), 2 (adamw) or 3 (rms)", kind);
+  op.require(kind >= DYNADAPT_SGD && kind <= DYNADAPT_RMS, "kind is %d, accepted is 0 (sgd), 1 (adam), 2 (adamw) or 3 (rms)",
+             kind);
   return UpdateKind(kind);
 }
 
@@ -42,8 +43,8 @@ void check_state(const Op& op, const Update& c) {
   const bool adam = c.kind == UpdateKind::kAdam || c.kind == UpdateKind::kAdamW;
   op.require(!adam || c.second, "second is missing, a tensor is needed for adam and adamw");
   op.require(!adam || c.beta1 == 0 || c.first, "first is missing, a tensor is needed where beta1 is %g", c.beta1);
-  op.require(c.kind != UpdateKind::kSgd || c.momentum == 0 || c.first, "first is missing, a tensor is needed where momentum is %g",
-             c.momentum);
+  op.require(c.kind != UpdateKind::kSgd || c.momentum == 0 || c.first,
+             "first is missing, a tensor is needed where momentum is %g", c.momentum);
   op.require(c.kind != UpdateKind::kRms || c.stat, "stat is missing, a tensor is needed for rms");
   op.require(c.decay == 0 || c.prior, "prior is missing, a tensor is needed where decay is %g", c.decay);
 }
@@ -67,11 +68,11 @@ void update_on_gpu(const Op& op, const Update& c, int64_t slots, DType working, 
 
 }  // namespace
 
-extern "C" int dynadapt_update(const DLTensor* master, const DLTensor* grad, const DLTensor* first,
-                               const DLTensor* second, const DLTensor* prior, const DLTensor* stat,
-                               const DLTensor* working, const DLTensor* slots, const DLTensor* lr, const DLTensor* step,
-                               const DLTensor* norms, const DLTensor* skipped, const DLTensor* prior_rate,
-                               const DLTensor* workspace, const dynadapt_update_params* params, void* stream) {
+extern "C" int dynadapt_update(const DLTensor* master, const DLTensor* grad, const DLTensor* first, const DLTensor* second,
+                               const DLTensor* prior, const DLTensor* stat, const DLTensor* working, const DLTensor* slots,
+                               const DLTensor* lr, const DLTensor* step, const DLTensor* norms, const DLTensor* skipped,
+                               const DLTensor* prior_rate, const DLTensor* workspace, const dynadapt_update_params* params,
+                               void* stream) {
   return guarded([&] {
     const Op op("update", "master", master);
     const auto& p = op.params(params);

@@ -5,8 +5,8 @@
 
 #include <cuda_runtime_api.h>
 
-#include "dynadapt/dynadapt.h"
 #include "cuda/update.h"
+#include "dynadapt/dynadapt.h"
 
 namespace dynadapt::cuda {
 

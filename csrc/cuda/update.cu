@@ -31,8 +31,18 @@ constexpr int kUnroll = 2;  // accesses in flight per tensor and thread
 constexpr int kStride = kThreads * kWidth;
 static_assert(kStride * kUnroll == kChunkUnit);
 
-enum class Rule { kSgd, kMomentum, kAdam, kAdamNoFirst, kRms };
-enum class Copy { kNone, kF32, kBF16 };
+enum class Rule {
+  kSgd,
+  kMomentum,
+  kAdam,
+  kAdamNoFirst,
+  kRms
+};
+enum class Copy {
+  kNone,
+  kF32,
+  kBF16
+};
 
 /// The arguments of both kernels. Factors are rounded to float32 where elements are multiplied with them.
 struct Arguments {
@@ -76,8 +86,7 @@ __device__ __forceinline__ void store(__nv_bfloat16* row, int64_t i, int64_t end
     struct alignas(8) Pack {
       __nv_bfloat162 low, high;
     };
-    if (i < end)
-      *reinterpret_cast<Pack*>(row + i) = {__floats2bfloat162_rn(x[0], x[1]), __floats2bfloat162_rn(x[2], x[3])};
+    if (i < end) *reinterpret_cast<Pack*>(row + i) = {__floats2bfloat162_rn(x[0], x[1]), __floats2bfloat162_rn(x[2], x[3])};
   } else {
 #pragma unroll
     for (int k = 0; k < kWidth; ++k)
@@ -246,8 +255,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kRule, kDecay>) dynadapt_upd
       if constexpr (kFirst) store<kVector>(rows.first, at, end, e[u].first);
       if constexpr (kAdam) store<kVector>(rows.second, at, end, e[u].second);
       if constexpr (kCopy == Copy::kF32) store<kVector>(static_cast<float*>(a.op.working) + row, at, end, e[u].master);
-      if constexpr (kCopy == Copy::kBF16)
-        store<kVector>(static_cast<__nv_bfloat16*>(a.op.working) + row, at, end, e[u].master);
+      if constexpr (kCopy == Copy::kBF16) store<kVector>(static_cast<__nv_bfloat16*>(a.op.working) + row, at, end, e[u].master);
       store<kVector>(rows.grad, at, end, zeros);
     }
   }
@@ -263,9 +271,12 @@ Kernel apply_kernel(bool vector) {
 template <Rule kRule, bool kDecay>
 Kernel apply_kernel(Copy copy, bool vector) {
   switch (copy) {
-    case Copy::kNone: return apply_kernel<kRule, kDecay, Copy::kNone>(vector);
-    case Copy::kF32: return apply_kernel<kRule, kDecay, Copy::kF32>(vector);
-    default: return apply_kernel<kRule, kDecay, Copy::kBF16>(vector);
+    case Copy::kNone:
+      return apply_kernel<kRule, kDecay, Copy::kNone>(vector);
+    case Copy::kF32:
+      return apply_kernel<kRule, kDecay, Copy::kF32>(vector);
+    default:
+      return apply_kernel<kRule, kDecay, Copy::kBF16>(vector);
   }
 }
 
@@ -280,7 +291,8 @@ Kernel apply_kernel(const Update& op, Copy copy, bool vector) {
     case UpdateKind::kSgd:
       return op.momentum != 0 ? apply_kernel<Rule::kMomentum>(decay, copy, vector)
                               : apply_kernel<Rule::kSgd>(decay, copy, vector);
-    case UpdateKind::kRms: return apply_kernel<Rule::kRms>(decay, copy, vector);
+    case UpdateKind::kRms:
+      return apply_kernel<Rule::kRms>(decay, copy, vector);
     default:
       return op.beta1 != 0 ? apply_kernel<Rule::kAdam>(decay, copy, vector)
                            : apply_kernel<Rule::kAdamNoFirst>(decay, copy, vector);

@@ -15,11 +15,28 @@ struct dynadapt_engine {
 
 namespace {
 
-constexpr dynadapt_engine_params kDefaults = {
-    .struct_size = sizeof(dynadapt_engine_params), .dtype = DYNADAPT_BF16, .streams = 1, .segment = 512, .every = 1,
-    .memory_length = 0, .memory_sinks = 4, .rank = 16, .alpha = 0, .targets = "all", .first_layer = 0, .last_layer = -1,
-    .seed = 0, .optimizer = DYNADAPT_ADAM, .lr = 2e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .clip = 1, .decay = 0,
-    .weight_decay = 0, .momentum = 0};
+constexpr dynadapt_engine_params kDefaults = {.struct_size = sizeof(dynadapt_engine_params),
+                                              .dtype = DYNADAPT_BF16,
+                                              .streams = 1,
+                                              .segment = 512,
+                                              .every = 1,
+                                              .memory_length = 0,
+                                              .memory_sinks = 4,
+                                              .rank = 16,
+                                              .alpha = 0,
+                                              .targets = "all",
+                                              .first_layer = 0,
+                                              .last_layer = -1,
+                                              .seed = 0,
+                                              .optimizer = DYNADAPT_ADAM,
+                                              .lr = 2e-3,
+                                              .beta1 = 0.9,
+                                              .beta2 = 0.999,
+                                              .eps = 1e-8,
+                                              .clip = 1,
+                                              .decay = 0,
+                                              .weight_decay = 0,
+                                              .momentum = 0};
 
 LoraSettings lora_settings(const Op& op, const dynadapt_engine_params& p) {
   const double alpha = p.alpha == 0 ? 2.0 * p.rank : p.alpha;

@@ -67,10 +67,14 @@ void read_rope(const ConfigValues& keys, const std::string& where, ModelConfig& 
   const Json* kind = rope.value("rope_type");
   if (!kind) kind = rope.value("type");
   RopeScaling& s = c.rope_scaling;
-  if (!kind || kind->string == "default") s.kind = RopeScaling::kNone;
-  else if (kind->string == "linear") s.kind = RopeScaling::kLinear;
-  else if (kind->string == "llama3") s.kind = RopeScaling::kLlama3;
-  else keys.stop(place + " type " + kind->text() + " is not supported; accepted: default, linear, llama3");
+  if (!kind || kind->string == "default")
+    s.kind = RopeScaling::kNone;
+  else if (kind->string == "linear")
+    s.kind = RopeScaling::kLinear;
+  else if (kind->string == "llama3")
+    s.kind = RopeScaling::kLlama3;
+  else
+    keys.stop(place + " type " + kind->text() + " is not supported; accepted: default, linear, llama3");
   refuse_unread(object, "rope", where, place);
   if (s.kind == RopeScaling::kNone) return;
   s.factor = rope.number("factor", 0.01, 1e9);
@@ -109,8 +113,9 @@ void refuse_sliding(const ConfigValues& keys, const Kind& kind, const ModelConfi
                 ", each of full_attention, sliding_attention");
   }
   if (slides && !window)
-    keys.stop("layer_types has sliding_attention and there is no sliding_window (use_sliding_window false, or null): accepted: "
-              "full_attention in every layer");
+    keys.stop(
+        "layer_types has sliding_attention and there is no sliding_window (use_sliding_window false, or null): accepted: "
+        "full_attention in every layer");
   if (slides && window < c.max_positions)
     keys.stop("sliding-window attention (sliding_window = " + std::to_string(window) + ", context " +
               std::to_string(c.max_positions) + ") is not supported; accepted: full attention in every layer");

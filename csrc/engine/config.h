@@ -9,7 +9,11 @@
 namespace dynadapt {
 
 struct RopeScaling {
-  enum Kind { kNone, kLinear, kLlama3 };
+  enum Kind {
+    kNone,
+    kLinear,
+    kLlama3
+  };
   Kind kind = kNone;
   double factor = 1, low_freq_factor = 1, high_freq_factor = 1;
   int64_t original_positions = 0;
@@ -28,7 +32,13 @@ struct ModelConfig {
 };
 
 /// The linear groups of a layer, in the order of the forward pass. The parts of a group share their input.
-enum Group { kQkv, kO, kMlpIn, kDown, kGroups };
+enum Group {
+  kQkv,
+  kO,
+  kMlpIn,
+  kDown,
+  kGroups
+};
 
 /// A part of a group: a linear weight [size, K].
 struct Part {

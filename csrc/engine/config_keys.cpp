@@ -39,28 +39,14 @@ constexpr TypeKeys kTypeKeys[] = {
      "add_cross_attention=false embedding_multiplier=1.0 is_causal=true is_encoder_decoder=false logit_scale=1.0 "
      "logits_scaling=1.0 parallel_attn=false pruned_heads={} residual_multiplier=1.0 rope_interleaved=false rotary_pct=1.0 "
      "tie_encoder_decoder=false use_mrope=false use_parallel_residual=false"},
-    {"llama",
-     "attention_bias layer_types mlp_bias",
-     "max_window_layers",
-     "use_sliding_window=false"},
-    {"mistral",
-     "",
-     "",
-     "attention_bias=false mlp_bias=false"},
-    {"qwen2",
-     "layer_types max_window_layers use_sliding_window",
-     "attention_bias",
-     "mlp_bias=false"},
-    {"qwen3",
-     "attention_bias layer_types max_window_layers use_sliding_window",
-     "",
-     "mlp_bias=false"},
+    {"llama", "attention_bias layer_types mlp_bias", "max_window_layers", "use_sliding_window=false"},
+    {"mistral", "", "", "attention_bias=false mlp_bias=false"},
+    {"qwen2", "layer_types max_window_layers use_sliding_window", "attention_bias", "mlp_bias=false"},
+    {"qwen3", "attention_bias layer_types max_window_layers use_sliding_window", "", "mlp_bias=false"},
     {"rope",
      "factor high_freq_factor low_freq_factor original_max_position_embeddings partial_rotary_factor rope_theta rope_type "
      "type",
-     "attention_factor beta_fast beta_slow finetuned mscale mscale_all_dim truncate",
-     ""}
-};
+     "attention_factor beta_fast beta_slow finetuned mscale mscale_all_dim truncate", ""}};
 
 /// The rest of the word of `words` that begins with `begin`, up to a space; null where there is none.
 const char* find_word(std::string_view words, const std::string& begin, bool whole) {

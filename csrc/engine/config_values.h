@@ -60,7 +60,8 @@ class ConfigValues {
   /// A text, `absent` where there is no such key.
   std::string text(const char* key, const std::string& absent) const {
     const Json* found = value(key);
-    if (found && !found->is(Json::kString)) stop(std::string(key) + " = " + found->text() + " is not supported; accepted: a text");
+    if (found && !found->is(Json::kString))
+      stop(std::string(key) + " = " + found->text() + " is not supported; accepted: a text");
     return found ? found->string : absent;
   }
 

@@ -70,8 +70,10 @@ class Reader {
     space();
     Json out;
     switch (peek()) {
-      case '{': return object(depth);
-      case '[': return array(depth);
+      case '{':
+        return object(depth);
+      case '[':
+        return array(depth);
       case '"':
         out.kind = Json::kString;
         out.string = string();
@@ -178,14 +180,28 @@ class Reader {
     switch (c) {
       case '"':
       case '\\':
-      case '/': out.push_back(c); return;
-      case 'b': out.push_back('\b'); return;
-      case 'f': out.push_back('\f'); return;
-      case 'n': out.push_back('\n'); return;
-      case 'r': out.push_back('\r'); return;
-      case 't': out.push_back('\t'); return;
-      case 'u': break;
-      default: stop("an unknown escape");
+      case '/':
+        out.push_back(c);
+        return;
+      case 'b':
+        out.push_back('\b');
+        return;
+      case 'f':
+        out.push_back('\f');
+        return;
+      case 'n':
+        out.push_back('\n');
+        return;
+      case 'r':
+        out.push_back('\r');
+        return;
+      case 't':
+        out.push_back('\t');
+        return;
+      case 'u':
+        break;
+      default:
+        stop("an unknown escape");
     }
     uint32_t code = hex4();
     if (code >= 0xd800 && code < 0xe000) {
@@ -205,8 +221,10 @@ class Reader {
       if (static_cast<unsigned char>(c) < 0x20) stop("a control character in a string");
       at_++;
       if (c == '"') return out;
-      if (c == '\\') escape(out);
-      else out.push_back(c);
+      if (c == '\\')
+        escape(out);
+      else
+        out.push_back(c);
     }
   }
 
@@ -217,13 +235,17 @@ class Reader {
 
 std::string whole_text(const Json& value) {
   switch (value.kind) {
-    case Json::kNull: return "null";
-    case Json::kBool: return value.boolean ? "true" : "false";
+    case Json::kNull:
+      return "null";
+    case Json::kBool:
+      return value.boolean ? "true" : "false";
     case Json::kNumber:
       return value.number == std::floor(value.number) && std::fabs(value.number) < 1e15 ? std::to_string(int64_t(value.number))
                                                                                         : json_number(value.number);
-    case Json::kString: return json_string(value.string);
-    default: break;
+    case Json::kString:
+      return json_string(value.string);
+    default:
+      break;
   }
   const bool array = value.is(Json::kArray);
   std::string out = array ? "[" : "{";
@@ -264,9 +286,12 @@ Json parse_json(std::string_view text, const std::string& where, size_t most) { 
 std::string json_string(std::string_view text) {
   std::string out = "\"";
   for (const char c : text) {
-    if (c == '"' || c == '\\') out += '\\', out += c;
-    else if (static_cast<unsigned char>(c) < 0x20) out += format("\\u%04x", c);
-    else out += c;
+    if (c == '"' || c == '\\')
+      out += '\\', out += c;
+    else if (static_cast<unsigned char>(c) < 0x20)
+      out += format("\\u%04x", c);
+    else
+      out += c;
   }
   return out + "\"";
 }

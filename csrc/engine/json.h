@@ -11,7 +11,14 @@ namespace dynadapt {
 
 /// A JSON value. Numbers are doubles, which hold whole numbers up to 2^53 exactly.
 struct Json {
-  enum Kind { kNull, kBool, kNumber, kString, kArray, kObject };
+  enum Kind {
+    kNull,
+    kBool,
+    kNumber,
+    kString,
+    kArray,
+    kObject
+  };
 
   Kind kind = kNull;
   bool boolean = false;

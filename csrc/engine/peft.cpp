@@ -19,13 +19,11 @@ constexpr const char *kConfig = "adapter_config.json", *kTensors = "adapter_mode
 /// One adapted weight: its A is rows [row, row + R) of the group's A, its B the columns [column, column + size) of Bt.
 struct Adapted {
   std::string module;  // "model.layers.3.self_attn.q_proj"
-  float *A, *Bt;  // of the first row and of the first column
+  float *A, *Bt;       // of the first row and of the first column
   int64_t K, size, outputs;
 };
 
-std::string module_name(int64_t layer, const Part& part) {
-  return "model.layers." + std::to_string(layer) + "." + part.module;
-}
+std::string module_name(int64_t layer, const Part& part) { return "model.layers." + std::to_string(layer) + "." + part.module; }
 
 std::vector<Adapted> adapted_weights(Adapters& adapters, const Model& model, int64_t stream) {
   const int64_t rank = adapters.lora().rank;
@@ -45,9 +43,7 @@ std::vector<Adapted> adapted_weights(Adapters& adapters, const Model& model, int
   return out;
 }
 
-std::string key(const Adapted& weight, char which) {
-  return "base_model.model." + weight.module + ".lora_" + which + ".weight";
-}
+std::string key(const Adapted& weight, char which) { return "base_model.model." + weight.module + ".lora_" + which + ".weight"; }
 
 std::string settings_text(const Adapters& adapters, const Model& model) {
   const LoraSettings& lora = adapters.lora();
@@ -74,12 +70,18 @@ std::string settings_text(const Adapters& adapters, const Model& model) {
 /// Null, false or empty: what stands for a setting that is not used.
 bool is_off(const Json& value) {
   switch (value.kind) {
-    case Json::kNull: return true;
-    case Json::kBool: return !value.boolean;
-    case Json::kString: return value.string.empty();
-    case Json::kArray: return value.items.empty();
-    case Json::kObject: return value.members.empty();
-    default: return false;
+    case Json::kNull:
+      return true;
+    case Json::kBool:
+      return !value.boolean;
+    case Json::kString:
+      return value.string.empty();
+    case Json::kArray:
+      return value.items.empty();
+    case Json::kObject:
+      return value.members.empty();
+    default:
+      return false;
   }
 }
 
@@ -96,8 +98,8 @@ void check_field(const std::string& directory, const std::string& name, const Js
     const Json values = parse_json(accepts, name);
     if (std::any_of(values.items.begin(), values.items.end(), [&](const Json& one) { return equals(value, one); })) return;
   }
-  throw Invalid(directory + ": adapter has " + name + " = " + value.text() + ", which is not supported; accepted: " +
-                (accepts == "off" ? "null, false or empty" : accepts));
+  throw Invalid(directory + ": adapter has " + name + " = " + value.text() +
+                ", which is not supported; accepted: " + (accepts == "off" ? "null, false or empty" : accepts));
 }
 
 /// The modules that the settings name, as PEFT's check_target_module_exists finds them; regular expressions are refused.
@@ -111,7 +113,8 @@ class Targets {
       all_linear_ = lower == "all-linear";
     }
     if (!all_linear_) targets_ = words("target_modules", targets, false);
-    if (!all_linear_ && targets_.empty()) refuse("target_modules", targets, "a list of the adapted modules' names, or \"all-linear\"");
+    if (!all_linear_ && targets_.empty())
+      refuse("target_modules", targets, "a list of the adapted modules' names, or \"all-linear\"");
     excluded_ = words("exclude_modules", settings.find("exclude_modules"), false);
     patterns_ = words("layers_pattern", settings.find("layers_pattern"), true);
     for (const char* name : {"layers_to_transform", "layers_pattern"})
@@ -177,15 +180,18 @@ class Targets {
 };
 
 /// PEFT leaves tensors of modules that the settings do not name unread, and draws those of others at random.
-void check_targets(const std::string& directory, const Targets& targets, const std::vector<Adapted>& weights, const Model& model) {
+void check_targets(const std::string& directory, const Targets& targets, const std::vector<Adapted>& weights,
+                   const Model& model) {
   std::set<std::string> found;
   for (const Adapted& weight : weights) found.insert(weight.module);
   const auto check = [&](const std::string& module, int64_t layer) {
     const bool named = targets.has(module, layer);
     if (named == (found.count(module) > 0)) return;
-    throw Invalid(directory + ": adapter has " + (named ? "no tensors of " + module + ", which its target_modules name"
-                                                        : "tensors of " + module + ", which its target_modules, exclude_modules "
-                                                          "and layers_to_transform leave out"));
+    throw Invalid(directory + ": adapter has " +
+                  (named ? "no tensors of " + module + ", which its target_modules name"
+                         : "tensors of " + module +
+                               ", which its target_modules, exclude_modules "
+                               "and layers_to_transform leave out"));
   };
   for (int64_t layer = 0; layer < model.config.layers; layer++)
     for (const GroupShape& group : model.groups)

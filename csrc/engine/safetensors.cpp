@@ -34,7 +34,8 @@ const char* kind_of_file(mode_t mode) {
 /// An open regular file. Every failure names it. Opened without waiting: a pipe would wait for whoever writes to it.
 class File {
  public:
-  explicit File(const std::string& path) : path_(path), handle_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)) {
+  explicit File(const std::string& path)
+      : path_(path), handle_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)) {
     if (handle_.value < 0) stop();
     struct stat status;
     if (fstat(handle_.value, &status) != 0) stop();
@@ -125,8 +126,10 @@ bool convert(const void* from, int64_t count, DType dtype, void* out, float (*wi
   for (int64_t i = 0; i < count; i++) {
     const float value = widen(values[i]);
     finite &= std::isfinite(dtype == kBF16 ? from_bf16(to_bf16(value)) : value);
-    if (dtype == kBF16) static_cast<uint16_t*>(out)[i] = to_bf16(value);
-    else static_cast<float*>(out)[i] = value;
+    if (dtype == kBF16)
+      static_cast<uint16_t*>(out)[i] = to_bf16(value);
+    else
+      static_cast<float*>(out)[i] = value;
   }
   return finite;
 }
@@ -216,9 +219,12 @@ void SafetensorsFile::read(const std::string& name, DType dtype, void* out) cons
   void* from = same ? out : raw.data();
   file.read(stored.begin, from, stored.bytes);
   bool finite = true;
-  if (f32) finite = convert<float>(from, stored.bytes / 4, dtype, out, [](float value) { return value; });
-  else if (f64) finite = convert<double>(from, stored.bytes / 8, dtype, out, [](double value) { return float(value); });
-  else finite = convert<uint16_t>(from, stored.bytes / 2, dtype, out, bf16 ? from_bf16 : from_half);
+  if (f32)
+    finite = convert<float>(from, stored.bytes / 4, dtype, out, [](float value) { return value; });
+  else if (f64)
+    finite = convert<double>(from, stored.bytes / 8, dtype, out, [](double value) { return float(value); });
+  else
+    finite = convert<uint16_t>(from, stored.bytes / 2, dtype, out, bf16 ? from_bf16 : from_half);
   if (!finite) throw Invalid(path_ + ": tensor " + name + " holds a value that is NaN or infinite");
 }
 

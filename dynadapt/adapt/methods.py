@@ -62,8 +62,11 @@ class RowSparse:
     def __post_init__(self):
         _check_common(self.targets, self.layers)
         choice("select", self.select, ("gradient", "fixed"))
-        keep(self, density=number("density", self.density, "a number, 0 < density <= 1", lambda x: 0 < x <= 1),
-             every=integer("every", self.every))
+        keep(
+            self,
+            density=number("density", self.density, "a number, 0 < density <= 1", lambda x: 0 < x <= 1),
+            every=integer("every", self.every),
+        )
 
 
 @dataclass(frozen=True)

@@ -213,8 +213,21 @@ def lora_gradient_update(z, group):
 
     moving, skipped = torch.ones_like(slots), torch.zeros_like(slots)
     lr = torch.full((z.S,), 1e-3, device=z.device)
-    arguments = [dy, x, u, du, parts, scale, slots, moving, state(len(parts) * RANK, k), state(RANK, sum(parts)),
-                 UpdateRule("sgd", momentum=0.9), lr, skipped]
+    arguments = [
+        dy,
+        x,
+        u,
+        du,
+        parts,
+        scale,
+        slots,
+        moving,
+        state(len(parts) * RANK, k),
+        state(RANK, sum(parts)),
+        UpdateRule("sgd", momentum=0.9),
+        lr,
+        skipped,
+    ]
     # beside the gradient's reads: master and momentum read and written, the bf16 copy written
     learned = z.S * RANK * (len(parts) * k + sum(parts))
     moved = 2 * z.N * (sum(parts) + k + 2 * len(parts) * RANK) + 18 * learned
@@ -325,17 +338,7 @@ def attention_backward(z, memory):
 def head_norm_forward(z):
     c, n = z.c, z.N
     qkv, d = z.randn(n, (c.heads + 2 * c.kv_heads) * c.head_dim), c.head_dim
-    arguments = [
-        qkv,
-        z.randn(d),
-        z.randn(d),
-        1e-6,
-        c.heads,
-        c.kv_heads,
-        d,
-        z.out(*qkv.shape),
-        z.out(n, c.heads + c.kv_heads, wide=True),
-    ]
+    arguments = [qkv, z.randn(d), z.randn(d), 1e-6, c.heads, c.kv_heads, d, z.out(*qkv.shape), z.out(n, c.heads + c.kv_heads, wide=True)]
     return Case("head_norm_forward", "", arguments, 4 * qkv.numel())
 
 
@@ -362,8 +365,18 @@ def row_scores(z):
 def linear_mse_case(z):
     n, h = z.N, z.c.hidden_size
     target = z.randn(n, dtype=torch.float32)
-    arguments = [z.randn(n, h), z.randn(h, scale=h**-0.5), None, target, torch.full_like(target, 1 / n), z.out(n, wide=True),
-                 z.out(n, wide=True), z.out(n, h), z.sum(h), None]
+    arguments = [
+        z.randn(n, h),
+        z.randn(h, scale=h**-0.5),
+        None,
+        target,
+        torch.full_like(target, 1 / n),
+        z.out(n, wide=True),
+        z.out(n, wide=True),
+        z.out(n, h),
+        z.sum(h),
+        None,
+    ]
     return Case("linear_mse", "score and gradients", arguments, 4 * n * h + 16 * n, linear_mse.flops(n, h, True))
 
 
@@ -427,8 +440,12 @@ def update(z):
     return Case("update", "adam, clip", arguments, z.S * per * (4 * 5 + 4 * 4 + 2))
 
 
-LINEAR = {"linear_forward": linear_forward, "linear_backward": linear_backward, "lora_gradient": lora_gradient,
-          "lora_gradient_update": lora_gradient_update}
+LINEAR = {
+    "linear_forward": linear_forward,
+    "linear_backward": linear_backward,
+    "lora_gradient": lora_gradient,
+    "lora_gradient_update": lora_gradient_update,
+}
 OPS = {
     **{name: (lambda make: lambda z, memory: [make(z, g) for g in z.groups])(make) for name, make in LINEAR.items()},
     "weight_gradient": lambda z, memory: [weight_gradient_case(z, "mlp_in", share) for share in (0.1, 1)],

@@ -10,11 +10,11 @@ import os
 import statistics
 from dataclasses import dataclass, field
 
-PROBE = 3                # rounds before a setting may be dropped
-BEHIND = 1.25            # times the provider's best median: slower than this is dropped
-WIDE = 1.10              # 80% quantile over 20%: the rounds go on while a provider's are further apart, ...
-MOST = 3                 # ... up to so many times the rounds that were asked for
-BUSY = 0.05              # share of the machine that others may use before it is said
+PROBE = 3  # rounds before a setting may be dropped
+BEHIND = 1.25  # times the provider's best median: slower than this is dropped
+WIDE = 1.10  # 80% quantile over 20%: the rounds go on while a provider's are further apart, ...
+MOST = 3  # ... up to so many times the rounds that were asked for
+BUSY = 0.05  # share of the machine that others may use before it is said
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Runner:
         if self.worker.threads != self.threads:
             self.worker.ask(f"threads {self.threads}")
             self.worker.threads = self.threads
-            self.worker.time(1)                      # the new team's first step
+            self.worker.time(1)  # the new team's first step
         self.seconds += self.worker.time(steps)["seconds"]
 
     @property

@@ -36,8 +36,15 @@ class Child:
     def __init__(self, provider: str, threads: int, command: list[str], environment: dict[str, str], cwd: Path | None = None):
         self.provider, self.threads = provider, threads
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, encoding="utf-8",
-                                        env=children.environment(OMP_NUM_THREADS=str(threads), **environment), cwd=cwd)
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            encoding="utf-8",
+            env=children.environment(OMP_NUM_THREADS=str(threads), **environment),
+            cwd=cwd,
+        )
 
     def exchange(self, line: str) -> dict:
         """Sends a line, waits for the answer. Raises RuntimeError with the end of the process's errors when it has died."""
@@ -68,9 +75,18 @@ class Worker(Child):
     def __init__(self, provider: str, options: dict, threads: int, module: str = "dynadapt.bench.step_worker", **environment: str):
         self.compile_cache = tempfile.TemporaryDirectory()  # compiled code of earlier runs would hide what compiling costs
         started = time.time()
-        super().__init__(provider, threads, children.command(module), {
-            "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-            "TORCHINDUCTOR_CACHE_DIR": self.compile_cache.name, **environment})
+        super().__init__(
+            provider,
+            threads,
+            children.command(module),
+            {
+                "OMP_WAIT_POLICY": "passive",
+                "TOKENIZERS_PARALLELISM": "false",
+                "HF_HUB_OFFLINE": "1",
+                "TORCHINDUCTOR_CACHE_DIR": self.compile_cache.name,
+                **environment,
+            },
+        )
         self.dtype = options.get("dtype")
         first = self.exchange(json.dumps({**options, "provider": provider, "threads": threads}))
         self.first_step_seconds = first["first_step_at"] - started
@@ -149,9 +165,11 @@ def _start(name: str, options: dict, cores: int, say) -> list[Worker]:
 
 
 # What holds a process to an instruction set: our own variable, and those of torch, oneDNN and MKL for the peers.
-LIMITS = {"avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
-          "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "MKL_ENABLE_INSTRUCTIONS": "AVX512"},
-          "avx512_bf16": {}}
+LIMITS = {
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "MKL_ENABLE_INSTRUCTIONS": "AVX512"},
+    "avx512_bf16": {},
+}
 
 
 def limits(isa: str | None) -> dict[str, str]:
@@ -171,18 +189,36 @@ def _check(rows: dict[str, dict], yardsticks: dict[str, dict[str, float]]) -> No
         for measure, error in row["error"].items():
             bound = SLACK.get(row["provider"], 2.0) * yardsticks[row["dtype"]][measure] + FLOOR[measure]
             if not error <= bound:
-                raise RuntimeError(f"provider {name}: {measure} differs from float64 by {error:.3g}, more than {bound:.3g}; nothing was timed")
+                raise RuntimeError(
+                    f"provider {name}: {measure} differs from float64 by {error:.3g}, more than {bound:.3g}; nothing was timed"
+                )
 
 
-def run_step(model: str, against: list[str], dtypes: str | list[str], streams: int, segment: int, rank: int, rounds: int, say=print,
-             isa: str | None = None) -> dict:
+def run_step(
+    model: str,
+    against: list[str],
+    dtypes: str | list[str],
+    streams: int,
+    segment: int,
+    rank: int,
+    rounds: int,
+    say=print,
+    isa: str | None = None,
+) -> dict:
     """The whole benchmark on one instruction set (None: the processor's best); returns what ``--out`` writes."""
     from dynadapt.common.environment import environment
 
     dtypes = [dtypes] if isinstance(dtypes, str) else list(dtypes)
     say(f"loading {model}")
     cores = len(os.sched_getaffinity(0))
-    options = {"model": model, "streams": streams, "segment": segment, "rank": rank, "isa": isa, "tokens": _segments(model, streams, segment)}
+    options = {
+        "model": model,
+        "streams": streams,
+        "segment": segment,
+        "rank": rank,
+        "isa": isa,
+        "tokens": _segments(model, streams, segment),
+    }
     rows, runners, yardsticks, workers = {}, [], {}, []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -201,8 +237,13 @@ def run_step(model: str, against: list[str], dtypes: str | list[str], streams: i
                     warm = started[0].time(WARM)
                     for other in started[1:]:
                         other.time(WARM)
-                    rows[row] = {"provider": provider, "dtype": dtype, "first_step_seconds": started[0].first_step_seconds,
-                                 "peak_memory_bytes": warm["peak_memory_bytes"], "error": _measure_error(started[0], folder)}
+                    rows[row] = {
+                        "provider": provider,
+                        "dtype": dtype,
+                        "first_step_seconds": started[0].first_step_seconds,
+                        "peak_memory_bytes": warm["peak_memory_bytes"],
+                        "error": _measure_error(started[0], folder),
+                    }
                     runners += runners_of(row, started, tuple(dict.fromkeys((cores, 1))))
                     if provider == YARDSTICK:
                         yardsticks[dtype] = rows[row]["error"]
@@ -221,6 +262,7 @@ def run_step(model: str, against: list[str], dtypes: str | list[str], streams: i
                     ceilings[dtype].append(worker.ask("ceiling"))
                     peaks[dtype].append(worker.ask("peak")["gflops"])
                 say(f"round {turn}: " + ", ".join(f"{n} {1e3 * r.seconds[-1]:.0f} ms" for n, r in best_of(runners).items()))
+
             found = race(runners, rounds, after=after)
         finally:
             for worker in workers:
@@ -237,10 +279,22 @@ def run_step(model: str, against: list[str], dtypes: str | list[str], streams: i
         done = (1 - masked / flops) * row["gflops"]
         row["share_of_ceiling"], row["share_of_peak"] = done / ceiling[row["dtype"]]["gflops"], done / peak[row["dtype"]]
         row["speedup_of_dynadapt"] = row["seconds"]["median"] / fastest
-    return {"benchmark": "step", "model": model, "dtype": dtypes[0] if len(dtypes) == 1 else dtypes, "isa": isa, "streams": streams,
-            "segment": segment, "rank": rank, **found, "flops_per_step": flops, "masked_flops_per_step": masked,
-            "ceiling": ceiling[dtypes[0]] if len(dtypes) == 1 else ceiling, "peak_gflops": peak[dtypes[0]] if len(dtypes) == 1 else peak,
-            "providers": rows, "environment": environment()}
+    return {
+        "benchmark": "step",
+        "model": model,
+        "dtype": dtypes[0] if len(dtypes) == 1 else dtypes,
+        "isa": isa,
+        "streams": streams,
+        "segment": segment,
+        "rank": rank,
+        **found,
+        "flops_per_step": flops,
+        "masked_flops_per_step": masked,
+        "ceiling": ceiling[dtypes[0]] if len(dtypes) == 1 else ceiling,
+        "peak_gflops": peak[dtypes[0]] if len(dtypes) == 1 else peak,
+        "providers": rows,
+        "environment": environment(),
+    }
 
 
 def print_table(result: dict) -> None:
@@ -248,32 +302,48 @@ def print_table(result: dict) -> None:
     from rich.table import Table
 
     several = not isinstance(result["dtype"], str)
-    title = (f"one adapt step: {result['model']}, {' and '.join(result['dtype']) if several else result['dtype']}, LoRA rank {result['rank']}, "
-             f"{result['streams']} x {result['segment']} tokens" + (f", {result['isa']}" if result["isa"] else ""))
+    title = (
+        f"one adapt step: {result['model']}, {' and '.join(result['dtype']) if several else result['dtype']}, LoRA rank {result['rank']}, "
+        f"{result['streams']} x {result['segment']} tokens" + (f", {result['isa']}" if result["isa"] else "")
+    )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for heading in ("provider", "ms", "20..80%", "tokens/s", "of ceiling", "of peak", "dynadapt is", "peak MB", "first s", "threads: ms"):
         table.add_column(heading, justify="left" if heading == "provider" else "right", no_wrap=True)
     for name, row in result["providers"].items():
         s = row["seconds"]
         threads = ", ".join(f"{n}: {1e3 * each['median']:.0f}" for n, each in sorted(row["by_threads"].items()))
-        table.add_row(name, f"{1e3 * s['median']:.0f}", f"{1e3 * s['p20']:.0f}..{1e3 * s['p80']:.0f}", f"{row['tokens_per_second']:,.0f}",
-                      f"{row['share_of_ceiling']:.0%}", f"{row['share_of_peak']:.0%}",
-                      "" if row["provider"] == "dynadapt" else f"{row['speedup_of_dynadapt']:.2f}x",
-                      f"{row['peak_memory_bytes'] / 1e6:,.0f}", f"{row['first_step_seconds']:.1f}", threads)
+        table.add_row(
+            name,
+            f"{1e3 * s['median']:.0f}",
+            f"{1e3 * s['p20']:.0f}..{1e3 * s['p80']:.0f}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['share_of_ceiling']:.0%}",
+            f"{row['share_of_peak']:.0%}",
+            "" if row["provider"] == "dynadapt" else f"{row['speedup_of_dynadapt']:.2f}x",
+            f"{row['peak_memory_bytes'] / 1e6:,.0f}",
+            f"{row['first_step_seconds']:.1f}",
+            threads,
+        )
     console = Console(highlight=False)
     console = console if console.width >= 120 else Console(width=120, highlight=False)
     console.print(table)
     for dtype, c in (result["ceiling"] if several else {result["dtype"]: result["ceiling"]}).items():
         peak = result["peak_gflops"][dtype] if several else result["peak_gflops"]
-        console.print(f"{dtype}: ceiling {c['gflops']:.0f} GFLOP/s, the best matrix product of this run ({c['provider']}, "
-                      f"{'x'.join(map(str, c['shape']))}); peak {peak:.0f}, the same instructions on registers alone")
+        console.print(
+            f"{dtype}: ceiling {c['gflops']:.0f} GFLOP/s, the best matrix product of this run ({c['provider']}, "
+            f"{'x'.join(map(str, c['shape']))}); peak {peak:.0f}, the same instructions on registers alone"
+        )
     console.print("Shares leave out what the causal mask throws away. first s: from the start of the process to the end of its first step.")
-    console.print("error against float64, NLL and gradient: " + "; ".join(
-        f"{name} {row['error']['nll']:.1e}, {row['error']['gradient']:.1e}" for name, row in result["providers"].items()))
+    console.print(
+        "error against float64, NLL and gradient: "
+        + "; ".join(f"{name} {row['error']['nll']:.1e}, {row['error']['gradient']:.1e}" for name, row in result["providers"].items())
+    )
     if result["dropped"]:
         console.print(f"clearly slower, and dropped after the first rounds: {'; '.join(result['dropped'])}")
     if result["other_load"] is not None and result["other_load"] > BUSY:
-        console.print(f"warning: other processes used {result['other_load']:.0%} of this machine while this ran; a quiet machine gives other ratios")
+        console.print(
+            f"warning: other processes used {result['other_load']:.0%} of this machine while this ran; a quiet machine gives other ratios"
+        )
 
 
 def bench_step(arguments) -> int:
@@ -282,13 +352,25 @@ def bench_step(arguments) -> int:
     dtypes = _some("dtype", arguments.dtype, DTYPES)
     isas = _some("isa", arguments.isa, tuple(LIMITS)) or [None]
     from dynadapt.common.environment import need
+
     need("dynadapt bench step, which checks against float64 in transformers + peft,", ("transformers", "peft"), "bench")
     results = []
     for isa in isas:
         if isa:
             print(f"{isa}:", file=sys.stderr, flush=True)
-        results.append(run_step(arguments.model, against, dtypes, arguments.streams, arguments.segment, arguments.rank, arguments.rounds,
-                                say=lambda text: print(text, file=sys.stderr, flush=True), isa=isa))
+        results.append(
+            run_step(
+                arguments.model,
+                against,
+                dtypes,
+                arguments.streams,
+                arguments.segment,
+                arguments.rank,
+                arguments.rounds,
+                say=lambda text: print(text, file=sys.stderr, flush=True),
+                isa=isa,
+            )
+        )
         print_table(results[-1])
     if arguments.out:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)

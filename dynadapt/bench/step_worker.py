@@ -29,8 +29,15 @@ class Native:
         self.native = dynadapt.ops.dispatch.native_module()
         self.threads(o["threads"])
         self.o, self.model = o, dynadapt.load(o["model"])
-        self.engine = dynadapt.Engine(self.model, adapt=dynadapt.LoRA(o["rank"]), optimizer=dynadapt.Adam(lr=LR),
-                                      streams=o["streams"], segment=o["segment"], dtype=o["dtype"], backend="cpu")
+        self.engine = dynadapt.Engine(
+            self.model,
+            adapt=dynadapt.LoRA(o["rank"]),
+            optimizer=dynadapt.Adam(lr=LR),
+            streams=o["streams"],
+            segment=o["segment"],
+            dtype=o["dtype"],
+            backend="cpu",
+        )
 
     def threads(self, n: int) -> None:
         torch.set_num_threads(n)
@@ -86,7 +93,7 @@ class Peft:
         if compiled and o["isa"] == "avx2":
             from torch._inductor import config
 
-            config.cpp.simdlen = 256         # it looks at the processor, not at what ATen was told
+            config.cpp.simdlen = 256  # it looks at the processor, not at what ATen was told
         self.nll = torch.compile(self._nll, dynamic=False) if compiled else self._nll
 
     def threads(self, n: int) -> None:

@@ -24,16 +24,23 @@ def add_options(command) -> None:
     command.add_argument("--against", default="", metavar="A,B", help=f"providers to compare with: {', '.join(PEERS)} (default: none)")
     command.add_argument("--model", default=EvalConfig.model, metavar="NAME", help=f"(default: {EvalConfig.model})")
     command.add_argument("--dtype", default="bf16", metavar="A,B", help=f"arithmetic, of {', '.join(DTYPES)} (default: bf16)")
-    command.add_argument("--isa", default="", metavar="A,B", help=f"instruction sets to be held to in turn, of {', '.join(ISAS)} (default: what "
-                         "the processor has)")
+    command.add_argument(
+        "--isa",
+        default="",
+        metavar="A,B",
+        help=f"instruction sets to be held to in turn, of {', '.join(ISAS)} (default: what the processor has)",
+    )
     command.add_argument("--streams", type=at_least(1), default=1, metavar="S", help="(default: 1)")
     command.add_argument("--segment", type=at_least(1), default=512, metavar="T", help="tokens (default: 512)")
     command.add_argument("--rank", type=at_least(1), default=EvalConfig.rank, metavar="R", help=f"(default: {EvalConfig.rank})")
-    command.add_argument("--rounds", type=at_least(1), default=10, metavar="N", help="timed rounds, each of every provider in turn (default: 10)")
+    command.add_argument(
+        "--rounds", type=at_least(1), default=10, metavar="N", help="timed rounds, each of every provider in turn (default: 10)"
+    )
     command.add_argument("--out", metavar="FILE", help="write the results as JSON")
 
 
 def run(arguments) -> int:
     check_model(arguments.model)
     from dynadapt.bench.step import bench_step
+
     return bench_step(arguments)

@@ -28,12 +28,18 @@ def add_options(command) -> None:
 
 def run(arguments) -> int:
     import os
+
     for run in arguments.run:
         check_run(run)
     from dynadapt.experiments.compare import read_compared, summarise, write_page
     from dynadapt.experiments.compare.files import write_csv, write_summary
     from dynadapt.runs.products import check_product
-    out = Path(arguments.out) if arguments.out else Path(os.path.commonpath([Path(run).absolute().parent for run in arguments.run])) / "compare.html"
+
+    out = (
+        Path(arguments.out)
+        if arguments.out
+        else Path(os.path.commonpath([Path(run).absolute().parent for run in arguments.run])) / "compare.html"
+    )
     files = [path.absolute() for path in (out, *(Path(name) for name in (arguments.json, arguments.csv) if name))]
     if len(set(files)) < len(files):
         raise ValueError(f"out {out}, json {arguments.json}, csv {arguments.csv}: give each a name of its own")
@@ -62,6 +68,7 @@ def _print(summary: dict) -> None:
     from rich.table import Table
 
     from dynadapt.experiments.compare.tables import sentence
+
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for text in summary["notes"]:
         console.print(f"note: {text}")

@@ -33,15 +33,30 @@ def minutes(value: str) -> float:
 
 def add_options(command) -> None:
     from dynadapt.experiments.demo.variants import SEGMENT, TOKENS
-    command.add_argument("--out", default="runs/demo", metavar="DIR", help="where the runs, the table, the picture and the page go (default: runs/demo)")
-    command.add_argument("--minutes", type=minutes, default=3.0, metavar="M",
-                         help="work that it is to fit into, on this machine, by fewer tokens and fewer variants; 0: no clock (default: 3)")
-    command.add_argument("--tokens", type=at_least(2), metavar="N", help=f"exactly N tokens of text, without a clock (default: at most {TOKENS})")
+
+    command.add_argument(
+        "--out", default="runs/demo", metavar="DIR", help="where the runs, the table, the picture and the page go (default: runs/demo)"
+    )
+    command.add_argument(
+        "--minutes",
+        type=minutes,
+        default=3.0,
+        metavar="M",
+        help="work that it is to fit into, on this machine, by fewer tokens and fewer variants; 0: no clock (default: 3)",
+    )
+    command.add_argument(
+        "--tokens", type=at_least(2), metavar="N", help=f"exactly N tokens of text, without a clock (default: at most {TOKENS})"
+    )
     command.add_argument("--segment", type=at_least(1), default=SEGMENT, metavar="N", help=f"tokens in a segment (default: {SEGMENT})")
-    command.add_argument("--dtype", default=EvalConfig.dtype, choices=[dtype for dtype in CHOICES["dtype"] if dtype != "fp64"],
-                         help=f"arithmetic, as of dynadapt eval (default: {EvalConfig.dtype})")
+    command.add_argument(
+        "--dtype",
+        default=EvalConfig.dtype,
+        choices=[dtype for dtype in CHOICES["dtype"] if dtype != "fp64"],
+        help=f"arithmetic, as of dynadapt eval (default: {EvalConfig.dtype})",
+    )
 
 
 def run(arguments) -> int:
     from dynadapt.experiments.demo import run_demo
+
     return run_demo(arguments.out, arguments.tokens, arguments.segment, arguments.minutes, dtype=arguments.dtype)

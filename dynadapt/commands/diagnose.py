@@ -28,17 +28,41 @@ types.csv (every token type) and page.html (verdict, plots and tables in one fil
 
 def add_options(command) -> None:
     add_config_options(command, memory=0)
-    command.add_argument("--after", metavar="NAME", help="the model after: a name, a directory, a GGUF file, or a PEFT LoRA adapter of --model")
-    command.add_argument("--learn", nargs="+", default=[], metavar="FILE", help="make the model after now, by adapting --model to these texts")
+    command.add_argument(
+        "--after", metavar="NAME", help="the model after: a name, a directory, a GGUF file, or a PEFT LoRA adapter of --model"
+    )
+    command.add_argument(
+        "--learn", nargs="+", default=[], metavar="FILE", help="make the model after now, by adapting --model to these texts"
+    )
     command.add_argument("--learn-tokens", type=at_least(2), metavar="N", help="learn from the first N tokens only (default: all)")
-    command.add_argument("--reference", nargs="+", default=[], metavar="FILE",
-                         help="text to compare the held-out text with, for similarity and keywords: best a sample of what the model was trained on")
-    command.add_argument("--control", default="newlines", choices=CONTROLS,
-                         help="score the text in normal forms too: lines of paragraphs joined, documents packed into one stream (default: newlines)")
+    command.add_argument(
+        "--reference",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="text to compare the held-out text with, for similarity and keywords: best a sample of what the model was trained on",
+    )
+    command.add_argument(
+        "--control",
+        default="newlines",
+        choices=CONTROLS,
+        help="score the text in normal forms too: lines of paragraphs joined, documents packed into one stream (default: newlines)",
+    )
     command.add_argument("--embeddings", metavar="NAME", help="with --reference: also compare by this sentence-transformers model")
-    command.add_argument("--advise", nargs="+", default=[], metavar="FILE", help="instead: probe whether adapting to these texts would help (measured instead of predicted: dynadapt tune)")
-    command.add_argument("--windows", type=at_least(4), default=WINDOWS, metavar="N",
-                         help=f"with --advise: windows of --segment tokens that the probe reads (default: {WINDOWS})")
+    command.add_argument(
+        "--advise",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="instead: probe whether adapting to these texts would help (measured instead of predicted: dynadapt tune)",
+    )
+    command.add_argument(
+        "--windows",
+        type=at_least(4),
+        default=WINDOWS,
+        metavar="N",
+        help=f"with --advise: windows of --segment tokens that the probe reads (default: {WINDOWS})",
+    )
     command.add_argument("--out", metavar="runs/NAME", help="directory of the diagnosis (default: runs/diagnose-MODEL-TEXT)")
     command.add_argument("--resume", action="store_true", help="go on with a diagnosis that was stopped; finished scorings are kept")
     add_log_option(command)
@@ -49,13 +73,25 @@ def run(arguments) -> int:
     for name in ("after", "learn", "text") if arguments.advise else ():
         if getattr(arguments, name):
             raise ConfigError(f"{name} {getattr(arguments, name)!r}: not with --advise, which reads its own texts only")
-    chosen = None if arguments.advise else DiagnoseConfig(config, arguments.after, tuple(arguments.learn), arguments.learn_tokens,
-                                                          tuple(arguments.reference), arguments.control, arguments.embeddings)
+    chosen = (
+        None
+        if arguments.advise
+        else DiagnoseConfig(
+            config,
+            arguments.after,
+            tuple(arguments.learn),
+            arguments.learn_tokens,
+            tuple(arguments.reference),
+            arguments.control,
+            arguments.embeddings,
+        )
+    )
     check_files((*config.text, *arguments.learn, *arguments.reference, *arguments.advise))
     for model in (config.model, arguments.after) if arguments.after else (config.model,):
         check_model(model)
     say(f"loading {config.model}" + (f" and {arguments.after}" if arguments.after else ""))
     from dynadapt.experiments.dyneval import Interrupted
+
     out = Path(arguments.out) if arguments.out else _free_directory(arguments, config)
     progress = _Progress()
     try:
@@ -72,6 +108,7 @@ def run(arguments) -> int:
 def _diagnose(arguments, chosen: DiagnoseConfig, out: Path, progress) -> int:
     from dynadapt.experiments.diagnose.driver import run_diagnosis
     from dynadapt.experiments.diagnose.report import print_diagnosis
+
     summary = run_diagnosis(chosen, out, arguments.resume, progress, log=arguments.logs)
     progress.close()
     print_diagnosis(summary, out)
@@ -80,8 +117,17 @@ def _diagnose(arguments, chosen: DiagnoseConfig, out: Path, progress) -> int:
 
 def _advise(arguments, config: EvalConfig, out: Path, progress) -> int:
     from dynadapt.experiments.diagnose.advise import advise, print_advice
-    summary = advise(config, tuple(arguments.advise), tuple(arguments.reference), arguments.windows, out, arguments.embeddings,
-                     announce=progress, log=arguments.logs)
+
+    summary = advise(
+        config,
+        tuple(arguments.advise),
+        tuple(arguments.reference),
+        arguments.windows,
+        out,
+        arguments.embeddings,
+        announce=progress,
+        log=arguments.logs,
+    )
     progress.close()
     print_advice(summary, out)
     return 0
@@ -109,6 +155,7 @@ class _Progress:
         self.close()
         print(title, flush=True)
         from dynadapt.runs.progress import progress_for
+
         self.shown = progress_for()
         return self.shown.__enter__()
 

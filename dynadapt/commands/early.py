@@ -10,20 +10,23 @@ from dynadapt.runs.whole_files import RunError
 
 from .parsing import meant
 
-MODELS = ("smollm2-135m",)                           # dynadapt.model.fetch.KNOWN, by name
+MODELS = ("smollm2-135m",)  # dynadapt.model.fetch.KNOWN, by name
 
 
 def check_model(name: str) -> None:
     """Refuses a word, or a path from /, . or ~, that is no known model, file or directory. ORGANISATION/NAME is left to who loads it."""
     if name not in MODELS and ("/" not in name or name[0] in "/.~") and not Path(name).expanduser().exists():
-        raise ConfigError(f"model = {name!r} does not exist; accepted: {', '.join(MODELS)}, a model directory, a .gguf file, a .safetensors "
-                          f"file{meant(name, MODELS)}")
+        raise ConfigError(
+            f"model = {name!r} does not exist; accepted: {', '.join(MODELS)}, a model directory, a .gguf file, a .safetensors "
+            f"file{meant(name, MODELS)}"
+        )
 
 
 def check_files(texts: Iterable[str]) -> None:
     """Refuses a text that is nothing that is there."""
     from dynadapt.runs.texts import TextError
     from dynadapt.runs.texts.expanding import stands_for_something
+
     for text in texts:
         if not stands_for_something(text):
             raise TextError(f"text {text!r}: no such file")

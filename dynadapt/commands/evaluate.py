@@ -38,8 +38,14 @@ It writes config.json, env.json, metrics.jsonl (a line a segment) and summary.js
 def add_options(command) -> None:
     add_config_options(command)
     command.add_argument("--out", metavar="runs/NAME", help="directory of the run (default: one named after model, text and adapt)")
-    command.add_argument("--resume", action="store_true", help="go on with a run that was stopped; the remaining scores are the same, bit for bit")
-    command.add_argument("--scores", action="store_true", help="write every token's NLL, id and place in the text to scores.npy, which dynadapt compare reads")
+    command.add_argument(
+        "--resume", action="store_true", help="go on with a run that was stopped; the remaining scores are the same, bit for bit"
+    )
+    command.add_argument(
+        "--scores",
+        action="store_true",
+        help="write every token's NLL, id and place in the text to scores.npy, which dynadapt compare reads",
+    )
     command.add_argument("--checkpoint", type=at_least(0), default=64, metavar="N", help="save every N segments, 0 for never (default: 64)")
     add_log_option(command)
     command.add_argument("--quiet", action="store_true", help="end with one line instead of a table")
@@ -54,13 +60,15 @@ def run(arguments) -> int:
     from datetime import timedelta
 
     from dynadapt.distributed import join
-    with join(patience=timedelta(days=30)) as processes:          # documents of very different lengths
+
+    with join(patience=timedelta(days=30)) as processes:  # documents of very different lengths
         return _eval(arguments, config, processes)
 
 
 def _eval(arguments, config: EvalConfig, processes) -> int:
     from dynadapt.experiments import dyneval
     from dynadapt.runs.progress import progress_for
+
     out = processes.from_first(lambda: choose_out(config, arguments.out, arguments.resume))
     config = processes.from_first(lambda: _settled(config, out, arguments.resume))
     finished = (out / "summary.json").exists()
@@ -69,6 +77,7 @@ def _eval(arguments, config: EvalConfig, processes) -> int:
         with progress_for() if processes.first else nullcontext() as progress:
             if processes.world > 1:
                 from dynadapt.experiments.shared_documents import run_parts
+
                 summary = run_parts(config, out, options, processes, progress)
             else:
                 summary = dyneval.run(config, out, options, progress)
@@ -91,11 +100,13 @@ def _settled(asked: EvalConfig, out: Path, resume: bool) -> EvalConfig:
     """The configuration with nothing open; the first line of output says what it is."""
     import dynadapt.model
     from dynadapt.experiments.defaults import opening, settled
+
     loaded = []
 
     def model():
         loaded.append(dynadapt.model.load(asked.model))
         return loaded[0]
+
     config = settled(asked, out, resume, model)
     print(fit_width(opening(asked, config, loaded[0].config if loaded else None)), flush=True)
     return config
@@ -105,7 +116,12 @@ def fit_width(line: str) -> str:
     """Broken between words where a terminal is too narrow for it; elsewhere a line stays one."""
     import shutil
     import textwrap
-    return textwrap.fill(line, shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False) if sys.stdout.isatty() else line
+
+    return (
+        textwrap.fill(line, shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
+        if sys.stdout.isatty()
+        else line
+    )
 
 
 def check_texts(config: EvalConfig) -> None:
@@ -113,6 +129,7 @@ def check_texts(config: EvalConfig) -> None:
     if not config.text:
         raise ConfigError("text: none given; name files, - for standard input, or builtin:python-reference")
     from dynadapt.runs.texts import expand
+
     for source in expand(config.text, config.field):
         source.check()
 
@@ -120,6 +137,7 @@ def check_texts(config: EvalConfig) -> None:
 def choose_out(config: EvalConfig, out: str | None, resume: bool) -> Path:
     """--out, or a free directory under runs/ named after the run; with --resume the one that holds this configuration."""
     from dynadapt.runs.rundir import RunError, read_json
+
     if out:
         return Path(out)
     text = Path(config.text[0].removeprefix("builtin:")).stem if config.text and config.text[0] != "-" else "stdin"
@@ -137,6 +155,7 @@ def choose_out(config: EvalConfig, out: str | None, resume: bool) -> Path:
 def print_summary(out: Path, summary: dict) -> None:
     from rich.console import Console
     from rich.table import Table
+
     table = Table(box=None, show_header=False, pad_edge=False)
     bits = summary["bits_per_byte"]
     for name, value in (

@@ -21,6 +21,7 @@ def run(arguments) -> int:
     from dynadapt.experiments.dyneval import build_engine
 
     from .evaluate import fit_width
+
     model = dynadapt.model.load(asked.model)
     config = settle(asked, model.config)
     engine = build_engine(model, config)

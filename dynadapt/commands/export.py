@@ -41,6 +41,7 @@ def run(arguments) -> int:
         _tables(arguments)
     if arguments.out:
         from dynadapt.experiments.export import export_run
+
         print(export_run(Path(arguments.run), Path(arguments.out), arguments.stream or 0))
     return 0
 
@@ -49,6 +50,7 @@ def _tables(arguments) -> None:
     from dynadapt.runs.metrics import read_run
     from dynadapt.runs.products import check_product
     from dynadapt.runs.tables import write_csv, write_parquet
+
     found = read_run(arguments.run)
     for name in filter(None, (arguments.csv, arguments.parquet)):
         check_product(name, found.config.get("text") or ())

@@ -23,6 +23,7 @@ def run(arguments) -> int:
     if arguments.name not in MODELS:
         raise ConfigError(f"model {arguments.name!r} is not known; accepted: {', '.join(MODELS)}{meant(arguments.name, MODELS)}")
     from dynadapt.model.fetch import fetch
+
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731  (standard output is the directory alone)
     print(fetch(arguments.name, say, arguments.from_file))
     return 0

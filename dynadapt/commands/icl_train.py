@@ -31,22 +31,35 @@ number of examples for the model and for baselines, on each class. A run that wa
 HELP = {
     "per": "with several classes: a class for each prompt, or one for a whole batch",
     "inputs": "distribution of x: gaussian, uniform:low=-5,high=5, skewed, half_subspace",
-    "dims": "dimensions of x", "points": "examples of a prompt", "layers": "layers", "hidden": "width",
+    "dims": "dimensions of x",
+    "points": "examples of a prompt",
+    "layers": "layers",
+    "hidden": "width",
     "heads": "attention heads",
-    "positions": "learned positions; a prompt of n points needs 2n - 1", "batch": "prompts of a step", "steps": "steps to train",
-    "lr": "learning rate of Adam", "schedule": "of the rate after the warm-up",
+    "positions": "learned positions; a prompt of n points needs 2n - 1",
+    "batch": "prompts of a step",
+    "steps": "steps to train",
+    "lr": "learning rate of Adam",
+    "schedule": "of the rate after the warm-up",
     "warmup": "steps over which the rate rises from 0",
-    "clip": "largest gradient norm, 0 for no limit", "dims_start": "curriculum: dimensions at the start, 0 for all at once",
+    "clip": "largest gradient norm, 0 for no limit",
+    "dims_start": "curriculum: dimensions at the start, 0 for all at once",
     "dims_every": "curriculum: steps between one dimension and the next",
     "points_start": "curriculum: points at the start, 0 for all",
-    "points_step": "curriculum: points added at a time", "points_every": "curriculum: steps between additions",
+    "points_step": "curriculum: points added at a time",
+    "points_every": "curriculum: steps between additions",
     "log": "steps between lines of metrics; only then the host waits for the device",
     "dtype": "arithmetic; masters are float32",
     "backend": "native kernels on the CPU, Triton kernels on a GPU, or the plain reference",
-    "device": "cpu, cuda or cuda:N; auto takes the GPU where there is one", "seed": "of the weights and of the prompts",
+    "device": "cpu, cuda or cuda:N; auto takes the GPU where there is one",
+    "seed": "of the weights and of the prompts",
 }
-CHOICES = {"per": ("prompt", "batch"), "schedule": SCHEDULES, "dtype": ("bf16", "fp32", "fp64"),
-           "backend": ("auto", "cpu", "triton", "reference")}
+CHOICES = {
+    "per": ("prompt", "batch"),
+    "schedule": SCHEDULES,
+    "dtype": ("bf16", "fp32", "fp64"),
+    "backend": ("auto", "cpu", "triton", "reference"),
+}
 
 
 def add_options(part) -> None:
@@ -55,18 +68,20 @@ def add_options(part) -> None:
     part.add_argument("--mixture", metavar="W,W", help="weights of the classes, which sum to one (default: even)")
     for name, text in HELP.items():
         kind = type(getattr(TrainConfig, name))
-        part.add_argument(f"--{'log-every' if name == 'log' else name.replace('_', '-')}", dest=name, type=kind, choices=CHOICES.get(name), help=text,
-                          metavar=None if name in CHOICES else "X" if kind is float else "NAME" if kind is str else "N")
+        part.add_argument(
+            f"--{'log-every' if name == 'log' else name.replace('_', '-')}",
+            dest=name,
+            type=kind,
+            choices=CHOICES.get(name),
+            help=text,
+            metavar=None if name in CHOICES else "X" if kind is float else "NAME" if kind is str else "N",
+        )
     part.add_argument("--out", metavar="runs/NAME", help="directory of the run (default: runs/icl-PRESET)")
-    part.add_argument("--resume", action="store_true",
-                      help="go on with a run that was stopped: the same losses and weights, bit for bit")
-    part.add_argument("--checkpoint", type=int, default=5000, metavar="N",
-                      help="save every N steps, 0 for the end only (default: 5000)")
-    part.add_argument("--keep", type=int, default=0, metavar="N",
-                      help="keep the weights of every N-th step for good (default: none)")
+    part.add_argument("--resume", action="store_true", help="go on with a run that was stopped: the same losses and weights, bit for bit")
+    part.add_argument("--checkpoint", type=int, default=5000, metavar="N", help="save every N steps, 0 for the end only (default: 5000)")
+    part.add_argument("--keep", type=int, default=0, metavar="N", help="keep the weights of every N-th step for good (default: none)")
     add_log_option(part, _log_or_steps)
-    part.add_argument("--minutes", type=float, metavar="X",
-                      help="stop after so many minutes, with a checkpoint; --resume goes on")
+    part.add_argument("--minutes", type=float, metavar="X", help="stop after so many minutes, with a checkpoint; --resume goes on")
 
 
 def _log_or_steps(word: str) -> str | int:
@@ -93,6 +108,7 @@ def run(arguments) -> int:
     from dynadapt.experiments.dyneval import Interrupted
     from dynadapt.experiments.icl.progress import progress_for
     from dynadapt.experiments.icl.train import TrainOptions, train
+
     finished = (out / "summary.json").exists()
     options = TrainOptions(arguments.resume, arguments.checkpoint, arguments.keep, arguments.minutes, arguments.logs)
     try:
@@ -112,12 +128,12 @@ def print_summary(summary: dict) -> None:
     """Errors by number of examples, a table for each class."""
     from rich.console import Console
     from rich.table import Table
+
     console = Console(soft_wrap=True)
     for name, curves in summary["errors"].items():
         points = len(curves["model"]["mean"])
         shown = [k for k in range(points) if points <= 16 or k % (points // 10) == 0 or k == points - 1]
-        table = Table(box=None, pad_edge=False, title=f"{name}: squared error after k examples, 1 is predicting zero",
-                      title_justify="left")
+        table = Table(box=None, pad_edge=False, title=f"{name}: squared error after k examples, 1 is predicting zero", title_justify="left")
         table.add_column("k")
         for k in shown:
             table.add_column(str(k), justify="right")
@@ -126,5 +142,7 @@ def print_summary(summary: dict) -> None:
         console.print(table)
         console.print(f"above least squares by at most {summary['above_least_squares'][name]:.3f}")
     flops = sum(summary["flops_last_step"].values())
-    console.print(f"{summary['parameters']:,} parameters, {summary['steps']:,} steps, {summary['seconds']:.1f} s, "
-                  f"{summary['steps_per_second']:,.1f} steps/s, {flops / 1e9:,.4g} GFLOP a step")
+    console.print(
+        f"{summary['parameters']:,} parameters, {summary['steps']:,} steps, {summary['seconds']:.1f} s, "
+        f"{summary['steps_per_second']:,.1f} steps/s, {flops / 1e9:,.4g} GFLOP a step"
+    )

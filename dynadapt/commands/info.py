@@ -24,6 +24,7 @@ def facts() -> dict[str, str]:
     import torch
 
     from dynadapt.common.environment import environment, openmp_runtimes
+
     found = environment()
     native = found["native"]
     runtimes = openmp_runtimes()
@@ -50,6 +51,7 @@ def backends() -> list[str]:
     import torch
 
     from dynadapt.ops import UnsupportedOp, resolve
+
     usable = []
     for backend in ("cpu", "triton", "reference"):
         try:
@@ -63,6 +65,7 @@ def backends() -> list[str]:
 def hub_models() -> str:
     """What the Hugging Face cache has, under the names that --model takes."""
     from dynadapt.model import hub_cache
+
     names = hub_cache.hub_models()
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "no models"
 
@@ -71,6 +74,7 @@ def cached_models() -> str:
     """Their names, or why there are none."""
     from dynadapt.model import ModelError
     from dynadapt.model.fetch import KNOWN, cached
+
     try:
         return ", ".join(name for name in KNOWN if cached(name)) or "none in the cache (dynadapt fetch smollm2-135m)"
     except (OSError, ModelError) as error:

@@ -39,8 +39,9 @@ def meant(word: str, known) -> str:
 
 def subcommand(parts, name: str, function, text: str, epilog: str | None = None) -> Parser:
     """A command under a command: `dynadapt bench step`."""
-    part = parts.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    part = parts.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     part.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
     part.set_defaults(function=function)
     return part
@@ -48,6 +49,7 @@ def subcommand(parts, name: str, function, text: str, epilog: str | None = None)
 
 def at_least(least: int):
     """A whole number of at least `least`."""
+
     def parse(value):
         try:
             number = int(value)
@@ -56,4 +58,5 @@ def at_least(least: int):
         if number < least:
             raise argparse.ArgumentTypeError(f"{value!r}: give a whole number of at least {least}")
         return number
+
     return parse

@@ -23,15 +23,64 @@ if TYPE_CHECKING:
 
 # What dynadapt.model.geometries and dynadapt.plan.ceilings know, by name: help is printed without importing them.
 MODELS = (
-    "smollm2-135m", "smollm2-360m", "smollm2-1.7b", "llama-2-7b", "llama-2-13b", "llama-2-70b", "llama-3-8b", "llama-3-70b",
-    "llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b", "llama-3.2-1b", "llama-3.2-3b", "llama-3.3-70b", "mistral-7b-v0.2",
-    "mistral-7b-v0.3", "qwen2-0.5b", "qwen2-1.5b", "qwen2-7b", "qwen2-72b", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b",
-    "qwen2.5-7b", "qwen2.5-14b", "qwen2.5-32b", "qwen2.5-72b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b",
-    "qwen3-14b", "qwen3-32b", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
+    "smollm2-135m",
+    "smollm2-360m",
+    "smollm2-1.7b",
+    "llama-2-7b",
+    "llama-2-13b",
+    "llama-2-70b",
+    "llama-3-8b",
+    "llama-3-70b",
+    "llama-3.1-8b",
+    "llama-3.1-70b",
+    "llama-3.1-405b",
+    "llama-3.2-1b",
+    "llama-3.2-3b",
+    "llama-3.3-70b",
+    "mistral-7b-v0.2",
+    "mistral-7b-v0.3",
+    "qwen2-0.5b",
+    "qwen2-1.5b",
+    "qwen2-7b",
+    "qwen2-72b",
+    "qwen2.5-0.5b",
+    "qwen2.5-1.5b",
+    "qwen2.5-3b",
+    "qwen2.5-7b",
+    "qwen2.5-14b",
+    "qwen2.5-32b",
+    "qwen2.5-72b",
+    "qwen3-0.6b",
+    "qwen3-1.7b",
+    "qwen3-4b",
+    "qwen3-8b",
+    "qwen3-14b",
+    "qwen3-32b",
+    "gpt2",
+    "gpt2-medium",
+    "gpt2-large",
+    "gpt2-xl",
 )
 GPUS = (
-    "b200", "h200", "h200-nvl", "h100", "h100-nvl", "h100-pcie", "a100", "a100-pcie", "a100-40gb", "a100-pcie-40gb", "l40s",
-    "l4", "a40", "a10", "rtx-6000-ada", "rtx-a6000", "rtx-5090", "rtx-4090", "rtx-3090",
+    "b200",
+    "h200",
+    "h200-nvl",
+    "h100",
+    "h100-nvl",
+    "h100-pcie",
+    "a100",
+    "a100-pcie",
+    "a100-40gb",
+    "a100-pcie-40gb",
+    "l40s",
+    "l4",
+    "a40",
+    "a10",
+    "rtx-6000-ada",
+    "rtx-a6000",
+    "rtx-5090",
+    "rtx-4090",
+    "rtx-3090",
 )
 
 
@@ -65,10 +114,16 @@ LIMITS = {"products": "the rate of matrix products", "traffic": "memory bandwidt
 def add_options(command) -> None:
     add_config_options(command)
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--gpu", metavar="NAME", help="plan for this card, by its usual name, from the vendor's datasheet (default: this machine's CPU, measured)")
+    where.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="plan for this card, by its usual name, from the vendor's datasheet (default: this machine's CPU, measured)",
+    )
     where.add_argument("--ceilings", metavar="FILE", help="plan for the GPU whose ceilings `benchmarks/gpu_campaign.py ceilings` measured")
     command.add_argument("--gpus", type=int, default=1, metavar="N", help="shard the streams over N GPUs or processes (default: 1)")
-    command.add_argument("--fit", action="store_true", help="plan for the largest number of streams that the memory holds, in place of --streams")
+    command.add_argument(
+        "--fit", action="store_true", help="plan for the largest number of streams that the memory holds, in place of --streams"
+    )
     command.add_argument("--shared", action="store_true", help="the streams are rows of one set of weights")
     command.add_argument("--json", metavar="FILE", help="write the plan there as well")
 
@@ -79,7 +134,9 @@ def run(arguments) -> int:
     if arguments.gpus < 1:
         raise ConfigError(f"gpus {arguments.gpus}: give a whole number of at least 1")
     if arguments.shared and arguments.gpus > 1:
-        raise ConfigError(f"gpus {arguments.gpus} with shared: sharding streams needs weights of their own; rows of one model exchange gradients")
+        raise ConfigError(
+            f"gpus {arguments.gpus} with shared: sharding streams needs weights of their own; rows of one model exchange gradients"
+        )
     if config.dtype == "fp64":
         raise ConfigError(f"dtype {config.dtype!r}: a plan is for bf16 or fp32")
     if config.base != "same":
@@ -91,17 +148,22 @@ def run(arguments) -> int:
     from dynadapt.bench.plan.predict import predict
     from dynadapt.experiments.defaults import settle
     from dynadapt.model.geometries import geometry
+
     ceilings = datasheet(arguments.gpu) if arguments.gpu else from_campaign(arguments.ceilings) if arguments.ceilings else None
     if ceilings is not None and config.dtype == "auto":
         config = config.with_(dtype="bf16" if ceilings.kind == "gpu" else "fp32")
     config = settle(config.with_(device="cpu", backend="cpu"), geometry(config.model)).with_(device=config.device, backend=config.backend)
-    shard = -(-config.streams // arguments.gpus)                     # the fullest GPU sets the time
-    work = planned_work(config, shard, arguments.shared)             # what does not fit together is refused before anything is measured
+    shard = -(-config.streams // arguments.gpus)  # the fullest GPU sets the time
+    work = planned_work(config, shard, arguments.shared)  # what does not fit together is refused before anything is measured
     ceilings = ceilings or measured_here((config.dtype,))
     fit = fitting(config, ceilings, arguments.shared)
     if arguments.fit:
         if not fit:
-            said = f"not one stream of {config.segment} tokens of {config.model} fits in {_size(ceilings.memory)}" if fit == 0 else f"the memory of {ceilings.name} is not known"
+            said = (
+                f"not one stream of {config.segment} tokens of {config.model} fits in {_size(ceilings.memory)}"
+                if fit == 0
+                else f"the memory of {ceilings.name} is not known"
+            )
             raise ConfigError(f"fit: {said}; plan without --fit for what one step takes")
         shard, config = fit, config.with_(streams=fit * arguments.gpus)
         work = planned_work(config, shard, arguments.shared)
@@ -116,6 +178,7 @@ def run(arguments) -> int:
 def fitting(config: EvalConfig, ceilings: Ceilings, shared: bool) -> int | None:
     """The largest number of streams whose step fits on one such machine, 0 for none; None where its memory is not known."""
     from dynadapt.bench.plan.fit import most_streams
+
     return most_streams(lambda n: held_bytes(config.with_(streams=1), n, shared), ceilings.memory) if ceilings.memory else None
 
 
@@ -131,38 +194,69 @@ def planned_work(config: EvalConfig, streams: int, shared: bool, memory_only: bo
     from dynadapt.engine.memory import Overlap, SegmentMemory
     from dynadapt.experiments.dyneval import adapt_of, optimizer_of
     from dynadapt.model.geometries import geometry
-    memory = SegmentMemory(config.memory, config.sinks, config.refresh) if config.memory else Overlap(config.context) if config.context else None
+
+    memory = (
+        SegmentMemory(config.memory, config.sinks, config.refresh) if config.memory else Overlap(config.context) if config.context else None
+    )
     adapt = adapt_of(config)
     optimizer = optimizer_of(config) if adapt else Adam()
-    return step_work(geometry(config.model), adapt, optimizer, memory, streams, config.segment, shared, DTYPES[config.dtype],
-                     config.batch or None, config.recompute, memory_only=memory_only)
+    return step_work(
+        geometry(config.model),
+        adapt,
+        optimizer,
+        memory,
+        streams,
+        config.segment,
+        shared,
+        DTYPES[config.dtype],
+        config.batch or None,
+        config.recompute,
+        memory_only=memory_only,
+    )
 
 
-def show(console: Console, config: EvalConfig, p: Prediction, trust: list[Measured], gpus: int, shared: bool = False, fit: int | None = None) -> None:
+def show(
+    console: Console, config: EvalConfig, p: Prediction, trust: list[Measured], gpus: int, shared: bool = False, fit: int | None = None
+) -> None:
     w, c = p.work, p.ceilings
     per = "each of " + f"{gpus} GPUs" if gpus > 1 else "the step"
-    console.print(f"[bold]{config.model}[/], {config.adapt}, {config.streams} x {config.segment} tokens, {remembered(config)}, {config.dtype}, on {c.name} ({c.source}: "
-                  f"{c.product_rate(config.dtype) / 1e12:.3g} TFLOP/s, {c.bandwidth / 1e9:,.0f} GB/s)")
+    console.print(
+        f"[bold]{config.model}[/], {config.adapt}, {config.streams} x {config.segment} tokens, {remembered(config)}, {config.dtype}, on {c.name} ({c.source}: "
+        f"{c.product_rate(config.dtype) / 1e12:.3g} TFLOP/s, {c.bandwidth / 1e9:,.0f} GB/s)"
+    )
     if gpus > 1:
         console.print(f"{gpus} processes, at most {w.streams} streams each; streams exchange nothing but their scores")
     gflop = sum(n for phase, n in w.flops.items() if phase != "update") / 1e9
-    console.print(f"work    {gflop:,.1f} GFLOP for {per} ({', '.join(f'{k} {n / 1e9:,.1f}' for k, n in w.flops.items() if n)}), "
-                  f"{sum(op.bytes for op in w.ops.values()) / 1e9:,.2f} GB of traffic, {sum(op.calls for op in w.ops.values()):,} op calls")
+    console.print(
+        f"work    {gflop:,.1f} GFLOP for {per} ({', '.join(f'{k} {n / 1e9:,.1f}' for k, n in w.flops.items() if n)}), "
+        f"{sum(op.bytes for op in w.ops.values()) / 1e9:,.2f} GB of traffic, {sum(op.calls for op in w.ops.values()):,} op calls"
+    )
     tokens = config.streams * config.segment
-    console.print(f"floor   [bold]{_ms(p.floor)}[/] a step, {tokens / p.floor:,.0f} tokens/s: " + ", ".join(f"{share:.0%} {name}" for name, share in p.limits.items()))
+    console.print(
+        f"floor   [bold]{_ms(p.floor)}[/] a step, {tokens / p.floor:,.0f} tokens/s: "
+        + ", ".join(f"{share:.0%} {name}" for name, share in p.limits.items())
+    )
     if p.seconds:
         middle, low, high = p.seconds
-        console.print(f"expect  [bold]{_ms(middle)}[/] ({_ms(low)} to {_ms(high)}), {tokens / middle:,.0f} tokens/s, from the measured steps below")
+        console.print(
+            f"expect  [bold]{_ms(middle)}[/] ({_ms(low)} to {_ms(high)}), {tokens / middle:,.0f} tokens/s, from the measured steps below"
+        )
     else:
-        console.print(f"expect  no step has been measured on a {c.kind.upper()} yet, so how far above the floor is not known; each microsecond between ops adds "
-                      f"{sum(op.calls for op in w.ops.values()) / 1e3:.1f} ms")
+        console.print(
+            f"expect  no step has been measured on a {c.kind.upper()} yet, so how far above the floor is not known; each microsecond between ops adds "
+            f"{sum(op.calls for op in w.ops.values()) / 1e3:.1f} ms"
+        )
     room = f" of {c.memory / 1e9:,.0f} GB" if c.memory else ""
     console.print(f"memory  [bold]{_size(w.bytes_held)}[/]{room}: {', '.join(f'{name} {_size(n)}' for name, n in w.memory.items())}")
     if fit is not None:
         console.print(f"fits    {_fit_line(config, c, fit, gpus, shared)}")
     if trust:
-        console.print(f"        and {_size(min(m.beyond for m in trust))} to {_size(max(m.beyond for m in trust))} for the process and the loaded model, as measured below")
-    console.print(f"limit   {LIMITS[p.binding]}" + (f"; {said}" if p.binding == "memory" and (said := _what_fits(config, p, shared)) else ""))
+        console.print(
+            f"        and {_size(min(m.beyond for m in trust))} to {_size(max(m.beyond for m in trust))} for the process and the loaded model, as measured below"
+        )
+    console.print(
+        f"limit   {LIMITS[p.binding]}" + (f"; {said}" if p.binding == "memory" and (said := _what_fits(config, p, shared)) else "")
+    )
     console.print(_ops_table(p))
     if trust:
         console.print(_trust_table(trust))
@@ -177,8 +271,10 @@ def _fit_line(config: EvalConfig, c: Ceilings, fit: int, gpus: int, shared: bool
     if not fit:
         return f"not one stream of {config.segment} tokens in {_size(c.memory)}: one takes {held(1)}"
     each = f" on each of {gpus}, {fit * gpus:,} in all" if gpus > 1 else ""
-    return (f"[bold]{fit:,} stream{'s' * (fit > 1)}[/] of {config.segment} tokens in {_size(c.memory)}{each} ({held(fit)}; {fit + 1:,} would take {held(fit + 1)}), "
-            "beside what the driver and other programs hold")
+    return (
+        f"[bold]{fit:,} stream{'s' * (fit > 1)}[/] of {config.segment} tokens in {_size(c.memory)}{each} ({held(fit)}; {fit + 1:,} would take {held(fit + 1)}), "
+        "beside what the driver and other programs hold"
+    )
 
 
 def _what_fits(config: EvalConfig, p: Prediction, shared: bool) -> str:
@@ -203,6 +299,7 @@ def _size(count: float) -> str:
 
 def _table(*titles: str) -> Table:
     from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, title in enumerate(titles):
         table.add_column(title, justify="right" if i else "left", no_wrap=True)
@@ -213,26 +310,60 @@ def _ops_table(p: Prediction) -> Table:
     table = _table("op", "floor", "share", "limit", "calls", "GFLOP", "MB")
     for op in p.ops:
         work = p.work.ops[op.name]
-        table.add_row(op.name, _ms(op.seconds), f"{op.seconds / p.floor:.0%}", op.limit, f"{work.calls:,}", f"{(work.flops - work.skipped) / 1e9:,.1f}", f"{work.bytes / 1e6:,.0f}")
+        table.add_row(
+            op.name,
+            _ms(op.seconds),
+            f"{op.seconds / p.floor:.0%}",
+            op.limit,
+            f"{work.calls:,}",
+            f"{(work.flops - work.skipped) / 1e9:,.1f}",
+            f"{work.bytes / 1e6:,.0f}",
+        )
     return table
 
 
 def _trust_table(trust: list[Measured]) -> Table:
     middle = sorted(m.slowdown for m in trust)[len(trust) // 2]
     table = _table("measured", "floor", "took", "slower", "estimate", "held", "peak")
-    table.caption, table.caption_justify = "steps of LoRA r16 on other runs: floor, what it took, how much slower, how far off the estimate is, bytes planned and peak", "left"
+    table.caption, table.caption_justify = (
+        "steps of LoRA r16 on other runs: floor, what it took, how much slower, how far off the estimate is, bytes planned and peak",
+        "left",
+    )
     for m in trust:
         r = m.row
-        table.add_row(f"{r['model']}, {r['streams']} x {r['segment']}, {r['dtype']}", _ms(m.floor), _ms(r["seconds"]), f"{m.slowdown:.2f}x",
-                      f"{m.floor * middle / r['seconds'] - 1:+.0%}", _size(m.held), _size(r["peak_memory_bytes"]))
+        table.add_row(
+            f"{r['model']}, {r['streams']} x {r['segment']}, {r['dtype']}",
+            _ms(m.floor),
+            _ms(r["seconds"]),
+            f"{m.slowdown:.2f}x",
+            f"{m.floor * middle / r['seconds'] - 1:+.0%}",
+            _size(m.held),
+            _size(r["peak_memory_bytes"]),
+        )
     return table
 
 
 def as_dict(config: EvalConfig, p: Prediction, trust: list[Measured], gpus: int, fit: int | None) -> dict:
     w, c = p.work, p.ceilings
-    return {"settings": config.to_dict(), "gpus": gpus, "streams_a_gpu": w.streams,
-            "ceilings": {"name": c.name, "source": c.source, "flops_per_second": c.product_rate(config.dtype), "bytes_per_second": c.bandwidth, "memory_bytes": c.memory},
-            "flops": w.flops, "floor_seconds": p.floor, "expected_seconds": p.seconds and dict(zip(("median", "low", "high"), p.seconds)),
-            "streams_that_fit": fit, "limits": p.limits, "binding": p.binding, "memory_bytes": w.memory, "learned_parameters": w.learned_parameters,
-            "ops": {op.name: {"floor_seconds": op.seconds, "limit": op.limit, **vars(w.ops[op.name])} for op in p.ops},
-            "measured": [{**m.row, "floor_seconds": m.floor, "held_bytes": m.held} for m in trust]}
+    return {
+        "settings": config.to_dict(),
+        "gpus": gpus,
+        "streams_a_gpu": w.streams,
+        "ceilings": {
+            "name": c.name,
+            "source": c.source,
+            "flops_per_second": c.product_rate(config.dtype),
+            "bytes_per_second": c.bandwidth,
+            "memory_bytes": c.memory,
+        },
+        "flops": w.flops,
+        "floor_seconds": p.floor,
+        "expected_seconds": p.seconds and dict(zip(("median", "low", "high"), p.seconds)),
+        "streams_that_fit": fit,
+        "limits": p.limits,
+        "binding": p.binding,
+        "memory_bytes": w.memory,
+        "learned_parameters": w.learned_parameters,
+        "ops": {op.name: {"floor_seconds": op.seconds, "limit": op.limit, **vars(w.ops[op.name])} for op in p.ops},
+        "measured": [{**m.row, "floor_seconds": m.floor, "held_bytes": m.held} for m in trust],
+    }

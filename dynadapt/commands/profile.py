@@ -10,10 +10,30 @@ from pathlib import Path
 from dynadapt.runs.progress import say
 
 # The keys of dynadapt.bench.cases.OPS and the fields of measure.Runs: help is printed without importing them.
-OPS = ("linear_forward", "linear_backward", "lora_gradient", "lora_gradient_update", "weight_gradient", "cross_entropy",
-       "cross_entropy_weight_gradient", "norm_forward", "norm_backward", "activation_forward", "activation_backward",
-       "attention_forward", "attention_backward", "head_norm_forward", "head_norm_backward", "bias_gradient", "row_scores",
-       "linear_mse", "memory_advance", "embedding_forward", "embedding_backward", "update")
+OPS = (
+    "linear_forward",
+    "linear_backward",
+    "lora_gradient",
+    "lora_gradient_update",
+    "weight_gradient",
+    "cross_entropy",
+    "cross_entropy_weight_gradient",
+    "norm_forward",
+    "norm_backward",
+    "activation_forward",
+    "activation_backward",
+    "attention_forward",
+    "attention_backward",
+    "head_norm_forward",
+    "head_norm_backward",
+    "bias_gradient",
+    "row_scores",
+    "linear_mse",
+    "memory_advance",
+    "embedding_forward",
+    "embedding_backward",
+    "update",
+)
 WARMUP, ITERS = 3, 20
 
 EXAMPLES = """examples:
@@ -50,16 +70,22 @@ def add_options(command: argparse.ArgumentParser) -> None:
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--op", choices=OPS, metavar="NAME", help=f"one op: {', '.join(OPS)}")
     what.add_argument("--step", action="store_true", help="one adapt step: forward, score of each token, backward, update")
-    what.add_argument("--parse-ncu", metavar="FILE.csv",
-                      help="measure nothing; a table of the kernels in what ncu printed as CSV")
+    what.add_argument("--parse-ncu", metavar="FILE.csv", help="measure nothing; a table of the kernels in what ncu printed as CSV")
     for name, (kind, default, text) in MEASURED.items():
-        command.add_argument(f"--{name}", type=kind, default=default, choices=CHOICES.get(name),
-                             metavar=None if name in CHOICES else "N" if kind is int else "NAME",
-                             help=text + (f" (default: {default})" if default != "" else ""))
+        command.add_argument(
+            f"--{name}",
+            type=kind,
+            default=default,
+            choices=CHOICES.get(name),
+            metavar=None if name in CHOICES else "N" if kind is int else "NAME",
+            help=text + (f" (default: {default})" if default != "" else ""),
+        )
     command.add_argument("--json", metavar="FILE", help="write the results as JSON")
-    for tool, text in (("ncu", "the lines that measure this with Nsight Compute and make the CSV for --parse-ncu"),
-                       ("nsys", "the line that records this with Nsight Systems"),
-                       ("perf", "the line that counts the processor's events over the timed calls (CPU)")):
+    for tool, text in (
+        ("ncu", "the lines that measure this with Nsight Compute and make the CSV for --parse-ncu"),
+        ("nsys", "the line that records this with Nsight Systems"),
+        ("perf", "the line that counts the processor's events over the timed calls (CPU)"),
+    ):
         command.add_argument(f"--print-{tool}", action="store_true", help=f"measure nothing; print {text}")
     command.add_argument("--perf-control", metavar="CTL,ACK", help="pipes of `perf stat --control`: --print-perf uses it")
 
@@ -92,6 +118,7 @@ def _options(arguments, device: str) -> list[str]:
 
 def _print_lines(arguments) -> int:
     from dynadapt.bench.profile import lines
+
     name = "step" if arguments.step else arguments.op
     gpu = arguments.device if arguments.device.startswith("cuda") else "cuda"
     if arguments.print_ncu:
@@ -114,11 +141,13 @@ def _measure(arguments) -> int:
     from dynadapt.bench.profile.run import profile_op, profile_step
     from dynadapt.common.environment import environment
     from dynadapt.ops import profiler_ranges as ranges
+
     ranges.enable()
     pipes = arguments.perf_control and tuple(arguments.perf_control.split(","))
     if pipes and len(pipes) != 2:
         raise ValueError(f"--perf-control {arguments.perf_control}: expected two pipes, CTL,ACK")
     from dynadapt.bench.profile.measure import Runs
+
     runs = Runs(arguments.warmup, arguments.iters, pipes)
     what = {name: getattr(arguments, name) for name in MEASURED if name not in ("warmup", "iters")}
     found = environment()
@@ -127,8 +156,7 @@ def _measure(arguments) -> int:
     what_ran = "adapt step" if arguments.step else arguments.op
     _show(f"{what_ran}, {runs.iters} calls after {runs.warmup}, by the {rows[0]['clock']} clock", rows)
     if arguments.json:
-        content = {"environment": found, "what": "step" if arguments.step else arguments.op, **what, "runs": asdict(runs),
-                   "rows": rows}
+        content = {"environment": found, "what": "step" if arguments.step else arguments.op, **what, "runs": asdict(runs), "rows": rows}
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     return 0
 
@@ -136,16 +164,26 @@ def _measure(arguments) -> int:
 def _header(found: dict, ranges: dict) -> str:
     native = found["native"]
     packages = ", ".join(f"{name} {found['packages'][name]}" for name in ("torch", "triton") if name in found["packages"])
-    return (f"dynadapt {found['dynadapt']}, Python {found['python']}, {packages}\n"
-            f"{found['cpu']}, {found['cores']} cores; native kernels: "
-            + (f"{native['isa']}, {native['threads']} threads" if native else "not built") + f"; GPU: {found['gpu'] or 'none'}\n"
-            f"NVTX ranges: Python {ranges['python']}; native {ranges['native']}\n"
-            + " ".join(f"{name}={value}" for name, value in found["variables"].items()))
+    return (
+        f"dynadapt {found['dynadapt']}, Python {found['python']}, {packages}\n"
+        f"{found['cpu']}, {found['cores']} cores; native kernels: "
+        + (f"{native['isa']}, {native['threads']} threads" if native else "not built")
+        + f"; GPU: {found['gpu'] or 'none'}\n"
+        f"NVTX ranges: Python {ranges['python']}; native {ranges['native']}\n"
+        + " ".join(f"{name}={value}" for name, value in found["variables"].items())
+    )
 
 
-COLUMNS = {"ms": ("median_ms", "{:.3f}"), "20%": ("p20_ms", "{:.3f}"), "80%": ("p80_ms", "{:.3f}"), "GFLOP": ("gflop", "{:.4g}"),
-           "GFLOP/s": ("gflop_per_s", "{:,.0f}"), "GB/s": ("gb_per_s", "{:.1f}"), "tokens/s": ("tokens_per_s", "{:,.0f}"),
-           "error": ("error", "{:.1e}")}
+COLUMNS = {
+    "ms": ("median_ms", "{:.3f}"),
+    "20%": ("p20_ms", "{:.3f}"),
+    "80%": ("p80_ms", "{:.3f}"),
+    "GFLOP": ("gflop", "{:.4g}"),
+    "GFLOP/s": ("gflop_per_s", "{:,.0f}"),
+    "GB/s": ("gb_per_s", "{:.1f}"),
+    "tokens/s": ("tokens_per_s", "{:,.0f}"),
+    "error": ("error", "{:.1e}"),
+}
 
 
 def _show(title: str, rows: list[dict]) -> None:
@@ -156,6 +194,7 @@ def _table(title: str, columns: dict, rows: list[dict]) -> None:
     """Columns that no row has are left out."""
     from rich.console import Console
     from rich.table import Table
+
     print(f"\n{title}")
     columns = {head: entry for head, entry in columns.items() if any(row.get(entry[0]) is not None for row in rows)}
     table = Table(box=None, pad_edge=False)
@@ -170,15 +209,23 @@ def _table(title: str, columns: dict, rows: list[dict]) -> None:
 # ---- ncu's CSV
 
 
-NCU_COLUMNS = {"kernel": ("kernel", "{}"), "calls": ("launches", "{}"), "us": ("microseconds", "{:,.1f}"),
-               "GB/s": ("gb_per_s", "{:,.0f}"), "DRAM": ("dram_percent", "{:.0f}%"), "tensor": ("tensor_percent", "{:.0f}%"),
-               "SM": ("sm_percent", "{:.0f}%"), "roofline": ("roofline_percent", "{:.0f}%")}
+NCU_COLUMNS = {
+    "kernel": ("kernel", "{}"),
+    "calls": ("launches", "{}"),
+    "us": ("microseconds", "{:,.1f}"),
+    "GB/s": ("gb_per_s", "{:,.0f}"),
+    "DRAM": ("dram_percent", "{:.0f}%"),
+    "tensor": ("tensor_percent", "{:.0f}%"),
+    "SM": ("sm_percent", "{:.0f}%"),
+    "roofline": ("roofline_percent", "{:.0f}%"),
+}
 NCU_LEGEND = """us: all calls together; the rest: the median call. DRAM, tensor, SM: percent of the peak of the DRAM, the tensor
 cores, the multiprocessors; roofline: the larger of DRAM and tensor (--json also has registers, occupancy and the bound)"""
 
 
 def _parse_ncu(file: str, out: str | None) -> int:
     from dynadapt.bench.profile.ncu import read, summarise
+
     rows = summarise(read(Path(file)))
     _table(file, NCU_COLUMNS, rows)
     print(NCU_LEGEND)

@@ -69,7 +69,7 @@ HELP = {
     "heldout": "share of the documents held out, for domains without a held-out file",
     "heldout_rows": "most held-out rows scored of each domain",
     "dtype": "arithmetic; masters of what learns are float32 (auto: bf16 on GPUs and on processors with AVX512-BF16, else fp32, which is "
-             "faster there)",
+    "faster there)",
     "backend": "native kernels on the CPU, Triton and CUDA kernels on a GPU, or the plain reference",
     "device": "cpu, cuda or cuda:N; auto takes the GPU where there is one",
     "recompute": "make norm outputs and activations again in backward instead of keeping them",
@@ -77,21 +77,31 @@ HELP = {
     "powersgd_rank": "with --compress powersgd: rank of what is sent for a matrix",
     "seed": "of the rows' order, of what is held out and of random weights",
 }
-METAVAR = {"domains": "NAME=PATH", "settings": "KEY=VALUE", "weights": "NAME=WEIGHT", "target": "NAME=NATS",
-           "scratch": "LAYERSxHIDDEN",
-           "corpus": "DIR", "reference": "NAME", "lr": "X"}
+METAVAR = {
+    "domains": "NAME=PATH",
+    "settings": "KEY=VALUE",
+    "weights": "NAME=WEIGHT",
+    "target": "NAME=NATS",
+    "scratch": "LAYERSxHIDDEN",
+    "corpus": "DIR",
+    "reference": "NAME",
+    "lr": "X",
+}
 OPTIONS = {"settings": "--set", "heldout_rows": "--heldout-rows", "powersgd_rank": "--powersgd-rank"}
 LISTS = ("domains", "settings", "weights", "target")
 
 
 def add_options(command) -> None:
     """One option for each field of ReweightConfig, with its default, and how a run is kept."""
-    command.add_argument("what", choices=("train", "fit", "plot"),
-                         help="train; predict target losses from a finished run with static weights; draw a run's picture again")
+    command.add_argument(
+        "what",
+        choices=("train", "fit", "plot"),
+        help="train; predict target losses from a finished run with static weights; draw a run's picture again",
+    )
     command.add_argument("--out", required=True, metavar="runs/NAME", help="directory of the run")
     for field in fields(ReweightConfig):
         name, default = field.name, field.default
-        settings = {"help": HELP[name], "dest": name, "default": argparse.SUPPRESS}      # what was not given, a control takes from its run
+        settings = {"help": HELP[name], "dest": name, "default": argparse.SUPPRESS}  # what was not given, a control takes from its run
         if name in LISTS:
             settings.update(nargs="+", metavar=METAVAR[name])
         elif isinstance(default, bool):
@@ -104,26 +114,32 @@ def add_options(command) -> None:
             if default is not None:
                 settings["help"] += f" (default: {default})"
         command.add_argument(OPTIONS.get(name, f"--{name}"), **settings)
-    command.add_argument("--resume", action="store_true",
-                         help="go on with a run that was stopped: the same rows, losses and weights, bit for bit")
-    command.add_argument("--change", nargs="+", metavar="NAME=WEIGHT",
-                         help="with --resume: weights from here on, for all domains; no row is lost")
-    command.add_argument("--shard", action="store_true",
-                         help="with several processes and --adapt full: each keeps a part of the masters and moments")
-    command.add_argument("--checkpoint", type=int, default=50, metavar="N",
-                         help="save every N steps, 0 for the end only (default: 50)")
+    command.add_argument(
+        "--resume", action="store_true", help="go on with a run that was stopped: the same rows, losses and weights, bit for bit"
+    )
+    command.add_argument(
+        "--change", nargs="+", metavar="NAME=WEIGHT", help="with --resume: weights from here on, for all domains; no row is lost"
+    )
+    command.add_argument(
+        "--shard", action="store_true", help="with several processes and --adapt full: each keeps a part of the masters and moments"
+    )
+    command.add_argument("--checkpoint", type=int, default=50, metavar="N", help="save every N steps, 0 for the end only (default: 50)")
     add_log_option(command)
-    command.add_argument("--tokens", type=float, metavar="N",
-                         help="with fit: training tokens, of all domains, at which to predict")
+    command.add_argument("--tokens", type=float, metavar="N", help="with fit: training tokens, of all domains, at which to predict")
 
 
 def config_from(arguments) -> ReweightConfig:
     given = {field.name: getattr(arguments, field.name) for field in fields(ReweightConfig) if hasattr(arguments, field.name)}
-    make = {"domains": lambda words: named_values("domains", words), "settings": setting_values, "target": lambda words: named_numbers("target", words),
-            "weights": lambda words: words[0] if words in (["proportional"], ["uniform"]) else named_numbers("weights", words)}
+    make = {
+        "domains": lambda words: named_values("domains", words),
+        "settings": setting_values,
+        "target": lambda words: named_numbers("target", words),
+        "weights": lambda words: words[0] if words in (["proportional"], ["uniform"]) else named_numbers("weights", words),
+    }
     content = {name: make[name](value) if name in make else value for name, value in given.items()}
     if content.get("mixer") == "replay":
         from dynadapt.experiments.reweight.control import with_run
+
         content = with_run(content)
     return ReweightConfig(**content)
 
@@ -148,6 +164,7 @@ def _train(arguments) -> int:
     from dynadapt.experiments.reweight import ReweightOptions, draw
     from dynadapt.experiments.reweight import run as train
     from dynadapt.experiments.reweight.progress import progress_for
+
     options = ReweightOptions(arguments.resume, arguments.checkpoint, change, arguments.shard, arguments.logs)
     finished = (Path(arguments.out) / "summary.json").exists()
     with join() as processes:
@@ -171,21 +188,27 @@ def _train(arguments) -> int:
 def _print_summary(summary: dict) -> None:
     from rich.console import Console
     from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     table.add_column("domain")
     for name in ("tokens", "epochs", "weight", "mean weight", "held-out", "change"):
         table.add_column(name, justify="right")
     for domain, loss in summary["heldout"].items():
         of = lambda name: summary[name][domain]  # noqa: B023, E731
-        table.add_row(domain, f"{of('tokens_by_domain'):,}", f"{of('epochs'):.2f}", f"{of('weights'):.3f}",
-                      f"{of('static_weights'):.3f}",
-                      f"{loss:.4f}", f"{loss - of('heldout_start'):+.4f}")
+        table.add_row(
+            domain,
+            f"{of('tokens_by_domain'):,}",
+            f"{of('epochs'):.2f}",
+            f"{of('weights'):.3f}",
+            f"{of('static_weights'):.3f}",
+            f"{loss:.4f}",
+            f"{loss - of('heldout_start'):+.4f}",
+        )
     fall = summary["mean"] - summary["mean_start"]
     table.add_row("mean", f"{summary['tokens']:,}", "", "", "", f"{summary['mean']:.4f}", f"{fall:+.4f}")
     Console(soft_wrap=True).print(table)
     flops = summary["flops"]
-    costs = [f"{summary['flops_per_token'] / 1e9:,.4g} GFLOP/token to train",
-             f"{flops['heldout'] / 1e9:,.4g} GFLOP for held-out losses"]
+    costs = [f"{summary['flops_per_token'] / 1e9:,.4g} GFLOP/token to train", f"{flops['heldout'] / 1e9:,.4g} GFLOP for held-out losses"]
     if flops["excess"]:
         costs.append(f"{flops['excess'] / 1e9:,.4g} GFLOP for the excess over the reference")
     print(f"{summary['steps']} steps, {summary['ended']}; {summary['seconds']:.1f} s, {', '.join(costs)}")
@@ -196,11 +219,14 @@ def _fit(arguments) -> int:
         raise ConfigError("tokens: none given; say at how many training tokens the losses are to be predicted")
     check_run(arguments.out)
     from dynadapt.experiments.reweight import fit_run
+
     found = fit_run(arguments.out, arguments.tokens)
     for domain, loss in found["target"].items():
         low, high = found["interval"][domain]
-        print(f"{domain}: {loss:.4f} nats at {found['tokens']:,.0f} tokens, 90% interval {low:.4f} to {high:.4f}, "
-              f"residual {found['residual'][domain]:.4f}")
+        print(
+            f"{domain}: {loss:.4f} nats at {found['tokens']:,.0f} tokens, 90% interval {low:.4f} to {high:.4f}, "
+            f"residual {found['residual'][domain]:.4f}"
+        )
     print(f"written to {Path(arguments.out) / 'targets.json'}; picture: {Path(arguments.out) / 'targets.png'}")
     return 0
 
@@ -208,5 +234,6 @@ def _fit(arguments) -> int:
 def _plot(arguments) -> int:
     check_run(arguments.out)
     from dynadapt.experiments.reweight import draw
+
     print(draw(arguments.out))
     return 0

@@ -17,7 +17,9 @@ after the most training tokens at which both were evaluated. Runs of other domai
 
 def add_options(command) -> None:
     command.add_argument("run", nargs="+", metavar="RUN", help="directories of `dynadapt reweight train`")
-    command.add_argument("--out", metavar="FILE", help="picture to write, .png, .svg or .pdf (default: reweighting.png in the runs' common directory)")
+    command.add_argument(
+        "--out", metavar="FILE", help="picture to write, .png, .svg or .pdf (default: reweighting.png in the runs' common directory)"
+    )
     command.add_argument("--json", metavar="FILE", help="write the numbers there as JSON as well")
 
 
@@ -26,11 +28,13 @@ def run(arguments) -> int:
 
     from dynadapt.experiments.reweight.paired import compare_runs, draw_pairs
     from dynadapt.runs.whole_files import replace_file
+
     found = compare_runs(arguments.run)
     common = Path(os.path.commonpath([Path(run).absolute().parent for run in arguments.run]))
     out = draw_pairs(found, arguments.out or Path(os.path.relpath(common)) / "reweighting.png")
     if arguments.json:
         import json
+
         replace_file(Path(arguments.json), json.dumps(found, indent=2, allow_nan=False) + "\n")
     _print(found)
     for path in filter(None, (out, arguments.json)):
@@ -43,6 +47,7 @@ def _print(found: dict) -> None:
     from rich.table import Table
 
     from dynadapt.experiments.reweight.paired import over
+
     console = Console(highlight=False, markup=False, emoji=False)
     for text in found["notes"]:
         console.print(f"note: {text}", soft_wrap=True)
@@ -58,6 +63,11 @@ def _print(found: dict) -> None:
             table.add_column(name, justify="right", no_wrap=True)
         for name, value in [*pair["domains"].items(), ("mean", pair["mean"])]:
             interval = value["interval"]
-            table.add_row(name, f"{value['base']:.4f}", f"{value['loss']:.4f}", f"{value['difference']:+.4f}",
-                          f"[{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else "-")
+            table.add_row(
+                name,
+                f"{value['base']:.4f}",
+                f"{value['loss']:.4f}",
+                f"{value['difference']:+.4f}",
+                f"[{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else "-",
+            )
         console.print(table)

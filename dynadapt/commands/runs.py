@@ -25,9 +25,13 @@ SORT = ("date", "name", "kind", "state", "result", "tokens", "time", "size")
 
 def add_options(command) -> None:
     command.add_argument("dir", nargs="?", default="runs", metavar="DIR", help="where to look, in directories below too (default: runs)")
-    command.add_argument("--kind", nargs="+", choices=KINDS, default=[], metavar="KIND", help=f"only runs of these kinds: {', '.join(KINDS)}")
+    command.add_argument(
+        "--kind", nargs="+", choices=KINDS, default=[], metavar="KIND", help=f"only runs of these kinds: {', '.join(KINDS)}"
+    )
     command.add_argument("--unfinished", action="store_true", help="only runs that are not finished")
-    command.add_argument("--sort", choices=SORT, default="date", metavar="BY", help=f"order: {', '.join(SORT)} (default: date, the newest last)")
+    command.add_argument(
+        "--sort", choices=SORT, default="date", metavar="BY", help=f"order: {', '.join(SORT)} (default: date, the newest last)"
+    )
     command.add_argument("--reverse", action="store_true", help="the other way round")
     command.add_argument("--depth", type=at_least(0), default=6, metavar="N", help="directories to go down at most (default: 6)")
     command.add_argument("--json", action="store_true", help="print them as JSON, with whole numbers and times")
@@ -40,6 +44,7 @@ def run(arguments) -> int:
     from dynadapt.runs.found import find_runs
     from dynadapt.runs.listing import chosen, runs_table, sentence
     from dynadapt.runs.whole_files import RunError
+
     if not Path(arguments.dir).exists():
         hint = meant(arguments.dir, ("diff", "prune")).replace("mean ", "mean dynadapt runs ")
         raise RunError(f"{arguments.dir}: no such directory" + (hint or "; runs are made by dynadapt eval and others, with --out"))
@@ -52,6 +57,7 @@ def run(arguments) -> int:
         print(f"{arguments.dir}: no run here" if not rows else f"{arguments.dir}: none of its {len(rows)} runs")
         return 0
     from rich.console import Console
+
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(runs_table(kept, console.width))
     console.print(sentence(kept, len(rows)), soft_wrap=True)

@@ -18,10 +18,12 @@ def run(arguments) -> int:
     import json
 
     from dynadapt.runs.differ import differences, print_differences
+
     found = differences(arguments.run, arguments.other)
     if arguments.json:
         print(json.dumps(found, indent=2, allow_nan=False))
         return 0
     from rich.console import Console
+
     print_differences(found, Console(highlight=False, markup=False, emoji=False))
     return 0

@@ -29,6 +29,7 @@ def run(arguments) -> int:
     from dynadapt.runs.listing import disk, printable
     from dynadapt.runs.prune import removable, remove
     from dynadapt.runs.whole_files import RunError
+
     found, stays = removable(arguments.dir, arguments.checkpoints, arguments.depth)
     failed, freed = 0, 0
     for removal in found:

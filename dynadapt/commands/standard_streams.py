@@ -46,7 +46,7 @@ def reader_left() -> bool:
         return True
     except (OSError, ValueError):
         return False
-    if _broken():                                    # without a buffer the write that failed has left nothing to flush
+    if _broken():  # without a buffer the write that failed has left nothing to flush
         _discard()
         return True
     return False
@@ -69,7 +69,7 @@ def finish(code):
         sys.stdout.flush()
     except (OSError, ValueError) as error:
         _discard()
-        if code:                                     # it was said already
+        if code:  # it was said already
             return code
         print(f"dynadapt: error: standard output: {error}", file=sys.stderr)
         return 2

@@ -25,4 +25,5 @@ def add_options(command) -> None:
 
 def run(arguments) -> int:
     from dynadapt.experiments.sweep import run_sweep
+
     return run_sweep(arguments.config, arguments.scores, arguments.checkpoint, arguments.logs)

@@ -11,7 +11,7 @@ from dynadapt.experiments.config import CHOICES, EvalConfig
 from .evaluate import check_texts
 from .settings import HELP
 
-SETTINGS = ("model", "field", "segment", "dtype", "backend", "device", "seed")     # of EvalConfig, taken as they are
+SETTINGS = ("model", "field", "segment", "dtype", "backend", "device", "seed")  # of EvalConfig, taken as they are
 
 EXAMPLES = """\
 examples:
@@ -29,31 +29,43 @@ command it ends with scores the rest of the text, which is written to --out: not
 
 def add_options(command) -> None:
     command.add_argument("text", nargs="+", metavar="TEXT", help=HELP["text"])
-    command.add_argument("--minutes", type=float, default=5.0, metavar="M", help="wall time for all of it, loading the model included (default: 5)")
+    command.add_argument(
+        "--minutes", type=float, default=5.0, metavar="M", help="wall time for all of it, loading the model included (default: 5)"
+    )
     command.add_argument("--out", metavar="DIR", help="directory that does not exist yet (default: runs/tune-MODEL-TEXT)")
     for name in SETTINGS:
         default = EvalConfig.__dataclass_fields__[name].default
-        command.add_argument(f"--{name}", type=type(default), default=default, choices=CHOICES.get(name), help=f"{HELP[name]} (default: {default})",
-                             **({} if name in CHOICES else {"metavar": "NAME" if isinstance(default, str) else "N"}))
+        command.add_argument(
+            f"--{name}",
+            type=type(default),
+            default=default,
+            choices=CHOICES.get(name),
+            help=f"{HELP[name]} (default: {default})",
+            **({} if name in CHOICES else {"metavar": "NAME" if isinstance(default, str) else "N"}),
+        )
     command.add_argument("--quiet", action="store_true", help="print nothing but the recommendation's command")
 
 
 def run(arguments) -> int:
     from dynadapt.experiments.tune.checked import check_minutes, free_directory
+
     started = time.monotonic()
     config = EvalConfig(text=tuple(arguments.text), **{name: getattr(arguments, name) for name in SETTINGS})
     check_minutes(arguments.minutes)
     check_texts(config)
     out = free_directory(arguments.out or _free_directory(config))
     from dynadapt.experiments.tune.progress import progress_for
+
     with progress_for(sys.stdout, arguments.minutes, arguments.quiet) as progress:
         progress({"stage": "starting", "seconds": 0.0, "fraction": 0.0, "new": True})
         from dynadapt.experiments.tune import tune
+
         found = tune(config, arguments.minutes, out, progress, started=started)
     if arguments.quiet:
         print(found.command)
         return 0
     from dynadapt.experiments.tune.report import print_recommendation
+
     print_recommendation(found)
     return 0
 

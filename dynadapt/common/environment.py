@@ -13,6 +13,7 @@ VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "DYNADAPT_NUM_THREADS", "DYNA
 
 def environment() -> dict:
     import dynadapt
+
     return {
         "dynadapt": dynadapt.__version__,
         "python": platform.python_version(),
@@ -63,6 +64,7 @@ def native() -> dict | None:
 
 def gpu_name() -> str | None:
     import torch
+
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
@@ -73,7 +75,9 @@ def openmp_runtimes() -> list[str]:
             paths = {os.path.realpath(line.split()[-1]) for line in file if "/" in line}
     except OSError:
         return []
-    return sorted(os.path.basename(path) for path in paths if any(name in os.path.basename(path) for name in ("libgomp", "libomp", "libiomp")))
+    return sorted(
+        os.path.basename(path) for path in paths if any(name in os.path.basename(path) for name in ("libgomp", "libomp", "libiomp"))
+    )
 
 
 def peak_memory_bytes() -> int:
@@ -83,4 +87,5 @@ def peak_memory_bytes() -> int:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         import resource
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -3,6 +3,7 @@
 PARENT is the process that started this one and 0 for none: when it ends, however it ends, this one gets SIGTERM. children.py writes the
 command. This file is run by its path, so that the package it lies in is the one that is used, installed or not.
 """
+
 import sys
 
 HERE = __file__.rpartition("/")[0]
@@ -23,6 +24,7 @@ def end_with(parent: int) -> None:
     if not sys.platform.startswith("linux"):
         return
     import ctypes
+
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it went before this was asked for
         os.kill(os.getpid(), signal.SIGTERM)

@@ -67,8 +67,9 @@ class DataParallel:
         if compress == "bf16":
             self.parallel.register_comm_hook(None, _rounded)
         elif compress == "powersgd":
-            self.powersgd = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank,
-                                                        start_powerSGD_iter=max(start, POWERSGD_START))
+            self.powersgd = powerSGD_hook.PowerSGDState(
+                None, matrix_approximation_rank=rank, start_powerSGD_iter=max(start, POWERSGD_START)
+            )
             self.parallel.register_comm_hook(self.powersgd, powerSGD_hook.powerSGD_hook)
             self._settle()
 

@@ -20,8 +20,15 @@ COMPRESSION = "compression.safetensors"
 APART = "gradients are averaged over processes first"
 
 
-def connect(engine, processes: Processes, compress: str = "none", powersgd_rank: int = 4, powersgd_start: int = 2,
-            shard: bool = False, saved: str | Path | None = None) -> None:
+def connect(
+    engine,
+    processes: Processes,
+    compress: str = "none",
+    powersgd_rank: int = 4,
+    powersgd_start: int = 2,
+    shard: bool = False,
+    saved: str | Path | None = None,
+) -> None:
     """From now on ``engine.step`` on every process learns from the mean of all processes' gradients, so that weights stay equal.
 
     The engine has ``shared=True``, the same seed everywhere, and its state restored already, where there is one. ``compress`` and
@@ -32,11 +39,11 @@ def connect(engine, processes: Processes, compress: str = "none", powersgd_rank:
         ValueError: naming the argument that does not fit.
     """
     if not engine.shared or not engine.learners:
-        raise ValueError(f"shared={engine.shared!r}, adapt={engine.adapt!r}: only an engine with shared=True that learns can be "
-                         "connected")
+        raise ValueError(f"shared={engine.shared!r}, adapt={engine.adapt!r}: only an engine with shared=True that learns can be connected")
     if processes.world == 1:
         return
     from .data_parallel import DataParallel, row_scores_of_all  # torch's own machinery takes a while to import
+
     learner = engine.learners[0]
     if engine.static:
         engine.static.capture, engine.static.why_not_fused = False, APART
@@ -55,6 +62,7 @@ def connect(engine, processes: Processes, compress: str = "none", powersgd_rank:
 
 def _shard(engine, learner, processes: Processes, compress: str) -> None:
     from .sharded import REDUCE, ShardedState
+
     if not isinstance(engine.adapt, Full):
         raise ValueError(f"shard with adapt={type(engine.adapt).__name__}: only Full has masters and moments worth sharding")
     if compress not in REDUCE:

@@ -107,8 +107,10 @@ class Processes:
         for rank, theirs in enumerate(others, start=1):
             for name in first:
                 if theirs[name] != first[name]:
-                    raise ProcessError(f"{name} differs between processes: {first[name]!r} in process 0, {theirs[name]!r} in "
-                                       f"process {rank}; start all of them with the same arguments, data and version")
+                    raise ProcessError(
+                        f"{name} differs between processes: {first[name]!r} in process 0, {theirs[name]!r} in "
+                        f"process {rank}; start all of them with the same arguments, data and version"
+                    )
 
     def device(self, wanted: str) -> str:
         """The device of this process: of several on one machine each takes a GPU of its own.
@@ -121,8 +123,10 @@ class Processes:
         if wanted not in ("auto", "cuda"):
             raise ProcessError(f"device {wanted!r} with {self.world} processes: give cuda, and each takes a GPU of its own")
         if self.local_rank >= torch.cuda.device_count():
-            raise ProcessError(f"process {self.rank}: {torch.cuda.device_count()} GPUs are here and this is number "
-                               f"{self.local_rank + 1} of its machine; start fewer processes, or give --device cpu")
+            raise ProcessError(
+                f"process {self.rank}: {torch.cuda.device_count()} GPUs are here and this is number "
+                f"{self.local_rank + 1} of its machine; start fewer processes, or give --device cpu"
+            )
         return f"cuda:{self.local_rank}"
 
 

@@ -54,8 +54,7 @@ class ShardedState(FlatState):
 
     sharded = True
 
-    def __init__(self, state: FlatState, processes: Processes, write_back: Callable[[], None], reads_flat: bool,
-                 compress: str = "none"):
+    def __init__(self, state: FlatState, processes: Processes, write_back: Callable[[], None], reads_flat: bool, compress: str = "none"):
         if state.stat is not None or state.optimizer.uses_statistics:
             raise ValueError(f"optimizer={type(state.optimizer).__name__} with shard: its gradient statistics can't be sharded")
         self.layout, self.optimizer, self.grad, self.step = state.layout, state.optimizer, state.grad, state.step
@@ -70,8 +69,7 @@ class ShardedState(FlatState):
         self.module = _Flat(state.master[0], self.grad[0], self._follow)
         state.master = None
         mesh = init_device_mesh(self.grad.device.type, (processes.world,))
-        fully_shard(self.module, mesh=mesh, reshard_after_forward=True,
-                    mp_policy=MixedPrecisionPolicy(reduce_dtype=REDUCE[compress]))
+        fully_shard(self.module, mesh=mesh, reshard_after_forward=True, mp_policy=MixedPrecisionPolicy(reduce_dtype=REDUCE[compress]))
         self.module.set_unshard_in_backward(False)  # the gradient needs no weights: it is there already
         self.pending = None  # the forward that the next backward belongs to
 
@@ -91,8 +89,9 @@ class ShardedState(FlatState):
     def _whole_of(self, part: torch.Tensor) -> torch.Tensor:
         """[P] from every process's part."""
         master = self.module.master
-        return DTensor.from_local(part.view(-1), master.device_mesh, master.placements, run_check=False, shape=master.shape,
-                                  stride=master.stride()).full_tensor()
+        return DTensor.from_local(
+            part.view(-1), master.device_mesh, master.placements, run_check=False, shape=master.shape, stride=master.stride()
+        ).full_tensor()
 
     @property
     def updated(self) -> int:
@@ -144,9 +143,27 @@ class ShardedState(FlatState):
         norms, skipped = (torch.zeros(1, dtype=dtype, device=slots.device) for dtype in (torch.float32, torch.int32))
         prior = None if self.prior is None else self.prior[0]
         op(
-            o.kind, self.part, gradient, self.first, self.second, prior, None, None, slots.to(torch.int32), lr,
-            self.step, float(o.decay), 0.0, h["beta1"], h["beta2"], h["eps"], h["weight_decay"], h["momentum"],
-            norms, skipped, None,
+            o.kind,
+            self.part,
+            gradient,
+            self.first,
+            self.second,
+            prior,
+            None,
+            None,
+            slots.to(torch.int32),
+            lr,
+            self.step,
+            float(o.decay),
+            0.0,
+            h["beta1"],
+            h["beta2"],
+            h["eps"],
+            h["weight_decay"],
+            h["momentum"],
+            norms,
+            skipped,
+            None,
         )
 
     # ---- saving

@@ -94,7 +94,9 @@ class Arguments:
             setattr(self, name, flag(name, getattr(self, name)))
         self.seed = integer("seed", self.seed, -(2**63), 2**64 - 1)  # torch's own range
         self.static = None if self.static is None else flag("static", self.static)
-        self.batch = None if self.batch is None else integer("batch", self.batch, expected="an integer of at least 1, or None for all streams")
+        self.batch = (
+            None if self.batch is None else integer("batch", self.batch, expected="an integer of at least 1, or None for all streams")
+        )
         self.reset = check_reset(self.reset)
         self.adapt, self.optimizer, self.memory = as_adapt(self.adapt), as_optimizer(self.optimizer), as_memory(self.memory)
         self._check_together()
@@ -117,13 +119,17 @@ class Arguments:
         if self.adapt is not None and self.optimizer is None:
             self.optimizer = Adam()
         if self.shared and self.batch is not None and self.batch < self.streams:
-            raise ValueError(f"batch={self.batch} with shared=True and streams={self.streams}: one update sees all rows; "
-                             "use accumulate=True with fewer rows")
+            raise ValueError(
+                f"batch={self.batch} with shared=True and streams={self.streams}: one update sees all rows; "
+                "use accumulate=True with fewer rows"
+            )
         if self.window > MOST_POSITIONS:
             raise ValueError(f"segment={self.segment} with memory={self.memory!r}: expected a window of at most {MOST_POSITIONS} tokens")
         if self.streams * self.window > LARGEST:
-            raise ValueError(f"streams={self.streams} with a window of {self.window} tokens (segment and memory): expected at most "
-                             f"{LARGEST} tokens in all")
+            raise ValueError(
+                f"streams={self.streams} with a window of {self.window} tokens (segment and memory): expected at most "
+                f"{LARGEST} tokens in all"
+            )
 
     def _place(self) -> None:
         """Device, backend, and whether shapes are fixed."""
@@ -134,21 +140,29 @@ class Arguments:
         if self.static is None:
             self.static = self.device.type != "cpu" or self.backend == "triton"
         if self.static and self.reset == "auto" and isinstance(self.adapt, RowSparse):
-            raise ValueError("reset='auto' with adapt=RowSparse on a GPU: which rows go back is only known there; use LoRA or Full, "
-                             "or reset at documents or every N tokens")
+            raise ValueError(
+                "reset='auto' with adapt=RowSparse on a GPU: which rows go back is only known there; use LoRA or Full, "
+                "or reset at documents or every N tokens"
+            )
 
     def _check_base(self) -> None:
         choice("base", self.base, ("same", "float8"))
         if self.base == "same":
             return
         if self.backend == "cpu":
-            raise ValueError("base='float8' with backend='cpu': the native kernels have no float8 products; use backend='triton' on a "
-                             "GPU, or backend='reference'")
+            raise ValueError(
+                "base='float8' with backend='cpu': the native kernels have no float8 products; use backend='triton' on a "
+                "GPU, or backend='reference'"
+            )
         if self.dtype == "fp64" or self.dtype != "bf16" and self.device.type == "cuda":
-            raise ValueError(f"base='float8' with dtype={self.dtype!r}: on a GPU row-wise float8 products give bf16, on the CPU bf16 or fp32")
+            raise ValueError(
+                f"base='float8' with dtype={self.dtype!r}: on a GPU row-wise float8 products give bf16, on the CPU bf16 or fp32"
+            )
         if self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) < (8, 9):
-            raise ValueError(f"base='float8' with device={str(self.device)!r}: float8 products need compute capability 8.9, this GPU has "
-                             f"{'.'.join(map(str, torch.cuda.get_device_capability(self.device)))}; use base='same'")
+            raise ValueError(
+                f"base='float8' with device={str(self.device)!r}: float8 products need compute capability 8.9, this GPU has "
+                f"{'.'.join(map(str, torch.cuda.get_device_capability(self.device)))}; use base='same'"
+            )
 
     def check_model(self, config) -> None:
         """What depends on the model. Warns where the window exceeds the positions that it was made for."""
@@ -157,18 +171,24 @@ class Arguments:
         if self.base == "float8" and own and len(learning) == config.layers * len(GROUPS):
             raise ValueError(f"base='float8' with adapt={self.adapt!r}: every linear weight learns and none is frozen; use base='same'")
         if self.backend == "triton" and config.head_dim > kernel_module("attention").MAX_HEAD:
-            raise ValueError(f"backend='triton': its attention takes heads of up to {kernel_module('attention').MAX_HEAD}, this model's have "
-                             f"{config.head_dim}; use backend='cpu' or 'reference'")
+            raise ValueError(
+                f"backend='triton': its attention takes heads of up to {kernel_module('attention').MAX_HEAD}, this model's have "
+                f"{config.head_dim}; use backend='cpu' or 'reference'"
+            )
         if self.base == "float8" and self.backend == "triton":
             self._check_float8_sizes(config, set(learning) if own else set())
         learned_positions = config.rope_theta is None
         if isinstance(self.memory, SegmentMemory) and learned_positions:
-            raise ValueError(f"memory={self.memory!r}: {config.family} has learned absolute positions, which cannot "
-                             "count inside a moving window; use Overlap(context) instead")
+            raise ValueError(
+                f"memory={self.memory!r}: {config.family} has learned absolute positions, which cannot "
+                "count inside a moving window; use Overlap(context) instead"
+            )
         if self.window <= config.max_positions:
             return
-        text = (f"window of {self.window} tokens (segment={self.segment} and memory={self.memory!r}) exceeds the model's "
-                f"{config.max_positions} positions")
+        text = (
+            f"window of {self.window} tokens (segment={self.segment} and memory={self.memory!r}) exceeds the model's "
+            f"{config.max_positions} positions"
+        )
         if learned_positions:
             raise ValueError(text)
         warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=4)
@@ -178,8 +198,10 @@ class Arguments:
         for (layer, group), (k, parts) in group_sizes(config).items():
             o = sum(parts)
             if (layer, group) not in own and (k % 16 or o % 16 or max(k, o if self.adapt is not None else 0) > most):
-                raise ValueError(f"base='float8' with backend='triton': the weights {group} of layer {layer} are [{o}, {k}]; expected sizes "
-                                 f"divisible by 16 and at most {most}")
+                raise ValueError(
+                    f"base='float8' with backend='triton': the weights {group} of layer {layer} are [{o}, {k}]; expected sizes "
+                    f"divisible by 16 and at most {most}"
+                )
 
     def lowest(self, layers: int) -> tuple[int, str] | None:
         """(layer, group) down to which backward goes."""

@@ -51,15 +51,19 @@ class Calls:
             RuntimeError: another call runs; a failed one left its state half moved; the process was forked.
         """
         if os.getpid() != self._process:
-            raise RuntimeError(f"{name}: this engine was made in process {self._process} and this is process {os.getpid()}, which "
-                               "was forked from it: make an engine here")
+            raise RuntimeError(
+                f"{name}: this engine was made in process {self._process} and this is process {os.getpid()}, which "
+                "was forked from it: make an engine here"
+            )
         if not self._lock.acquire(blocking=False):
-            raise RuntimeError(f"{name}: the engine is in another call ({self._running or 'one that begins'}); calls on one engine "
-                               "must not overlap")
+            raise RuntimeError(
+                f"{name}: the engine is in another call ({self._running or 'one that begins'}); calls on one engine must not overlap"
+            )
         try:
             if self._damage is not None and not mends:
-                raise RuntimeError(f"{name}: a failed {self._damage} left this engine's weights half moved; restore() a saved "
-                                   "state, or make a new engine")
+                raise RuntimeError(
+                    f"{name}: a failed {self._damage} left this engine's weights half moved; restore() a saved state, or make a new engine"
+                )
             self._running, self._moving = f"{name} in thread {threading.current_thread().name!r}", False
             try:
                 with plain_torch():

@@ -37,8 +37,9 @@ class Continuation:
         return f"Continuation({text!r}, {counted(len(self.ids), 'token')}, ended={self.ended!r})"
 
 
-def continue_text(engine, prompt, limit, sampler: Sampler, stop, end, stream: int, repetition_penalty: float,
-                  on_text: Callable[[str], None] | None) -> Continuation:
+def continue_text(
+    engine, prompt, limit, sampler: Sampler, stop, end, stream: int, repetition_penalty: float, on_text: Callable[[str], None] | None
+) -> Continuation:
     """See ``Engine.generate``."""
     limit, tokenizer = integer("max_tokens", limit), engine.model.tokenizer
     stops = _stop_strings(stop)
@@ -46,7 +47,9 @@ def continue_text(engine, prompt, limit, sampler: Sampler, stop, end, stream: in
         raise wrong("on_text", on_text, "a function of the text as it comes, or None")
     if tokenizer is None and (isinstance(prompt, str) or stops or on_text is not None):
         what = "a prompt of text" if isinstance(prompt, str) else "stop strings" if stops else "on_text"
-        raise ValueError(f"prompt: model {engine.model.name!r} has no tokenizer, which {what} needs; give token ids, and stop=() with on_text=None")
+        raise ValueError(
+            f"prompt: model {engine.model.name!r} has no tokenizer, which {what} needs; give token ids, and stop=() with on_text=None"
+        )
     ids = _prompt_ids(prompt, tokenizer)
     check_ids(torch.tensor(ids), engine.config.vocab_size, "prompt")
     reader = _Reader(tokenizer, ids, stops, _end_ids(end, engine), on_text)
@@ -122,12 +125,12 @@ class _Reader:
 
     def _text(self, ids: list[int]) -> str:
         both = self.tokenizer.decode([*self.before, *ids], skip_special_tokens=True)
-        return both[len(self.known):] if both.startswith(self.known) else self.tokenizer.decode(ids, skip_special_tokens=True)
+        return both[len(self.known) :] if both.startswith(self.known) else self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _cut(self, text: str) -> int | None:
         return min((at for string in self.stops if (at := text.find(string)) >= 0), default=None)
 
     def _tell(self, text: str) -> None:
         if self.on_text is not None and len(text) > len(self.told) and text.startswith(self.told):
-            piece, self.told = text[len(self.told):], text
+            piece, self.told = text[len(self.told) :], text
             self.on_text(piece)

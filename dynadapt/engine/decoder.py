@@ -83,8 +83,19 @@ class Batch:
 class Decoder:
     """Forward and backward through the layers."""
 
-    def __init__(self, config: ModelConfig, weights: FrozenWeights | ModelTensors, ops: OpSet, workspace, ledger, rope,
-                 memory: MemoryState | None, scale: float, recompute: bool = False, static: bool = False):
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: FrozenWeights | ModelTensors,
+        ops: OpSet,
+        workspace,
+        ledger,
+        rope,
+        memory: MemoryState | None,
+        scale: float,
+        recompute: bool = False,
+        static: bool = False,
+    ):
         self.config, self.weights, self.ops, self.ws, self.ledger = config, weights, ops, workspace, ledger
         self.cos, self.sin = rope
         self.memory = memory
@@ -125,8 +136,9 @@ class Decoder:
         rank = 0 if A is None else Bt.shape[1]
         y = self._output(layer, group, key, x.shape[0], sum(parts))
         u = None if A is None else self.ws((group, "u", key), x.shape[0], len(parts) * rank)
-        self.ops.linear_forward(x, self._parts(learner, layer, group), self.active.bias.get((layer, group)), A, Bt,
-                                slots, self.lora_scale, u, y)
+        self.ops.linear_forward(
+            x, self._parts(learner, layer, group), self.active.bias.get((layer, group)), A, Bt, slots, self.lora_scale, u, y
+        )
         count(linear.forward_flops(x.shape[0], k, parts, rank))
         return y
 
@@ -144,8 +156,17 @@ class Decoder:
         n, h = x.shape
         res = x if delta is None else self.ws(("res", key), n, h)
         y = self.ws(("norm", key if y_key is None else y_key), n, h)
-        self.ops.norm_forward(x, delta, norm[0], norm[1], self.config.norm_eps, self.config.norm,
-                              None if delta is None else res, y, self._stat(("stat", key), n, 2))
+        self.ops.norm_forward(
+            x,
+            delta,
+            norm[0],
+            norm[1],
+            self.config.norm_eps,
+            self.config.norm,
+            None if delta is None else res,
+            y,
+            self._stat(("stat", key), n, 2),
+        )
         return res, y
 
     # ---- forward
@@ -204,8 +225,9 @@ class Decoder:
         y = self.ws(("act", again or key), batch.rows, c.ffn_size)
         self.ops.activation_forward(h, self.config.activation, y)
         down = self._linear(learner, i, "down", y, slots, key, count)
-        self.kept.append({"res1": res1, "n1": n1, "raw": raw, "qkv": qkv, "out": out, "res2": res2, "n2": n2, "h": h, "y": y,
-                          "input": inputs})
+        self.kept.append(
+            {"res1": res1, "n1": n1, "raw": raw, "qkv": qkv, "out": out, "res2": res2, "n2": n2, "h": h, "y": y, "input": inputs}
+        )
         return res2, down
 
     def _head_norm(self, i, raw, key):
@@ -228,8 +250,9 @@ class Decoder:
         c, (streams, segment) = self.config, batch.inputs.shape
         out = self.ws(("attention", key), batch.rows, c.heads * c.head_dim)
         lse = self._stat(("lse", key), streams, c.heads, segment)
-        self.ops.attention_forward(qkv, *self._window(i), batch.memory_slots, self.cos, self.sin, c.heads, c.kv_heads,
-                                   c.head_dim, self.attention_scale, out, lse)
+        self.ops.attention_forward(
+            qkv, *self._window(i), batch.memory_slots, self.cos, self.sin, c.heads, c.kv_heads, c.head_dim, self.attention_scale, out, lse
+        )
         count(streams * attention.forward_flops(segment, 0, c.heads, c.head_dim))
         return out
 
@@ -314,8 +337,7 @@ class Decoder:
             inputs = None if kept["input"] is None else kept["input"].view(streams, segment, -1)
             for s, slot in enumerate(batch.streams):
                 n = lengths[s]
-                self.memory.advance(slot, i, qkv[s, :n, q : q + kv], qkv[s, :n, q + kv :],
-                                    None if inputs is None else inputs[s, :n])
+                self.memory.advance(slot, i, qkv[s, :n, q : q + kv], qkv[s, :n, q + kv :], None if inputs is None else inputs[s, :n])
         for s, slot in enumerate(batch.streams):
             self.memory.fill(slot, lengths[s])
 
@@ -358,14 +380,16 @@ class Decoder:
     def _norm_backward(self, dy, res, norm, key, dres, y=None, grads=None):
         """d of the residual; ``y``: the norm's output is written there again; ``grads``: (dweight, dbias) where the norm learns."""
         dx = self.ws(("dres", key if key == "final" else key[0]), *dy.shape)  # never the buffer that dres is in
-        self.ops.norm_backward(dy, res, norm[0], self._stat(("stat", key), dy.shape[0], 2), self.config.norm, dres, dx,
-                               *(grads or (None, None)), norm[1], y)
+        self.ops.norm_backward(
+            dy, res, norm[0], self._stat(("stat", key), dy.shape[0], 2), self.config.norm, dres, dx, *(grads or (None, None)), norm[1], y
+        )
         return dx
 
     def _norm_again(self, res, norm, key, y):
         """The norm's output from its residual, where no backward of it is run."""
-        self.ops.norm_forward(res, None, norm[0], norm[1], self.config.norm_eps, self.config.norm, None, y,
-                              self._stat(("stat", key), res.shape[0], 2))
+        self.ops.norm_forward(
+            res, None, norm[0], norm[1], self.config.norm_eps, self.config.norm, None, y, self._stat(("stat", key), res.shape[0], 2)
+        )
 
     def _layer_backward(self, batch, learner, lowest, i, d, accumulate):
         """Gradient of the layer's input residual, or None when nothing below learns.
@@ -444,8 +468,21 @@ class Decoder:
         c, (streams, segment) = self.config, batch.inputs.shape
         dqkv = self.ws("dqkv", *kept["qkv"].shape)
         lse = self._stat(("lse", i), streams, c.heads, segment)
-        self.ops.attention_backward(dout, kept["qkv"], kept["out"], lse, *self._window(i), batch.memory_slots, self.cos,
-                                    self.sin, c.heads, c.kv_heads, c.head_dim, self.attention_scale, dqkv)
+        self.ops.attention_backward(
+            dout,
+            kept["qkv"],
+            kept["out"],
+            lse,
+            *self._window(i),
+            batch.memory_slots,
+            self.cos,
+            self.sin,
+            c.heads,
+            c.kv_heads,
+            c.head_dim,
+            self.attention_scale,
+            dqkv,
+        )
         again, back = attention.backward_flops(segment, 0, c.heads, c.head_dim)
         self.ledger.add("recompute", streams * again)
         self.ledger.add("backward", streams * back)
@@ -454,6 +491,7 @@ class Decoder:
             return dqkv
         draw = self.ws("draw", *dqkv.shape)
         rstd = self._stat(("head stat", i), dqkv.shape[0], c.heads + c.kv_heads)
-        self.ops.head_norm_backward(dqkv, kept["raw"], *self.active.head_norm[i], rstd, c.heads, c.kv_heads, c.head_dim,
-                                    draw, *(grads or (None, None)))
+        self.ops.head_norm_backward(
+            dqkv, kept["raw"], *self.active.head_norm[i], rstd, c.heads, c.kv_heads, c.head_dim, draw, *(grads or (None, None))
+        )
         return draw

@@ -67,8 +67,13 @@ class StepReport:
         what = [f"{sum(map(bool, flags))} {name}" for name, flags in (("skipped", self.skipped), ("reset", self.was_reset)) if any(flags)]
         if norms:
             what.append(f"gradient norm {min(norms):.3g}" + (f"..{max(norms):.3g}" if len(norms) > 1 else ""))
-        return ", ".join([f"StepReport({sum(map(bool, self.updated))} of {counted(len(self.updated), 'stream')} updated", *what,
-                          f"{sum(self.flops.values()) / 1e9:.4g} GFLOP)"])
+        return ", ".join(
+            [
+                f"StepReport({sum(map(bool, self.updated))} of {counted(len(self.updated), 'stream')} updated",
+                *what,
+                f"{sum(self.flops.values()) / 1e9:.4g} GFLOP)",
+            ]
+        )
 
 
 @dataclass
@@ -126,12 +131,46 @@ class Engine:
         UnsupportedOp: naming the ops of this configuration that the backend can't serve here, before any weight is read.
     """
 
-    def __init__(self, model, adapt=None, optimizer=None, memory=None, streams: int = 1, segment: int = 512,
-                 shared: bool = False, every: int = 1, accumulate: bool = False, reset="never", dtype: str = "bf16",
-                 backend: str = "auto", seed: int = 0, device: str = "auto", batch: int | None = None,
-                 recompute: bool = False, base: str = "same", static: bool | None = None):
-        given = Arguments(adapt, optimizer, memory, streams, segment, shared, every, accumulate, reset, dtype, backend, seed, device,
-                          batch, recompute, base, static)
+    def __init__(
+        self,
+        model,
+        adapt=None,
+        optimizer=None,
+        memory=None,
+        streams: int = 1,
+        segment: int = 512,
+        shared: bool = False,
+        every: int = 1,
+        accumulate: bool = False,
+        reset="never",
+        dtype: str = "bf16",
+        backend: str = "auto",
+        seed: int = 0,
+        device: str = "auto",
+        batch: int | None = None,
+        recompute: bool = False,
+        base: str = "same",
+        static: bool | None = None,
+    ):
+        given = Arguments(
+            adapt,
+            optimizer,
+            memory,
+            streams,
+            segment,
+            shared,
+            every,
+            accumulate,
+            reset,
+            dtype,
+            backend,
+            seed,
+            device,
+            batch,
+            recompute,
+            base,
+            static,
+        )
         with plain_torch():
             self._make(load(model), given)
 
@@ -187,20 +226,19 @@ class Engine:
         if whole_model(self.adapt):
             self.weights = self.learners[0].weights_view  # nothing is frozen
         else:
-            self.weights = FrozenWeights(self.model, self.backend, self.torch_dtype, set(learning) if own_weights else set(),
-                                         self.device, self.base)
+            self.weights = FrozenWeights(
+                self.model, self.backend, self.torch_dtype, set(learning) if own_weights else set(), self.device, self.base
+            )
         lr = 0.0 if self.optimizer is None else self.optimizer.lr
         self.lr = torch.full((slots,), lr, dtype=torch.float32, device=self.device)
         store = None
         if isinstance(self.memory, SegmentMemory):
-            store = MemoryState(self.memory, c.layers, self.streams, c.kv_heads * c.head_dim, c.hidden_size, self.torch_dtype,
-                                self.device)
+            store = MemoryState(self.memory, c.layers, self.streams, c.kv_heads * c.head_dim, c.hidden_size, self.torch_dtype, self.device)
         rope = (None, None) if c.rope_theta is None else rope_tables(c, self.window)
         if rope[0] is not None:
             rope = tuple(t.to(device=self.device, dtype=wide_dtype(self.torch_dtype)) for t in rope)
         scale = self.adapt.scale if isinstance(self.adapt, LoRA) else 0.0
-        self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, scale, self.recompute,
-                               self._static)
+        self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, scale, self.recompute, self._static)
         self.state = [StreamState() for _ in range(self.streams)]
         self._updates = self._skipped_updates = 0
         self._row_weights: list[float] | None = None  # of the step in progress
@@ -216,12 +254,15 @@ class Engine:
             return [LoraLearner(self.adapt, self.optimizer, sizes, slots, self.torch_dtype, self.seed, self.device, keep_grad)]
         keep_prior = self._static and self.reset_policy == "auto"
         if whole_model(self.adapt):
-            return [ModelLearner(self.adapt, self.optimizer, self.model, self.torch_dtype, self.backend, self.device, keep_prior)
-                    for _ in range(slots)]
+            return [
+                ModelLearner(self.adapt, self.optimizer, self.model, self.torch_dtype, self.backend, self.device, keep_prior)
+                for _ in range(slots)
+            ]
         source = lambda layer, group, part: source_weight(self.model, layer, group, part)  # noqa: E731
-        return [RowLearner(self.adapt, self.optimizer, sizes, self.torch_dtype, self.backend, source, self.device, keep_prior,
-                           keep_grad)
-                for _ in range(slots)]
+        return [
+            RowLearner(self.adapt, self.optimizer, sizes, self.torch_dtype, self.backend, source, self.device, keep_prior, keep_grad)
+            for _ in range(slots)
+        ]
 
     # ---- what it is
 
@@ -258,16 +299,34 @@ class Engine:
         learns = f"{self.adapt!r}, {self.optimizer!r}" if self.adapt is not None else "static"
         made = "" if self.static or self.adapt is None else f", {counted(self._updates, 'update')}"  # on a GPU the count is the device's
         damaged = ", DAMAGED by a failed call" if self.calls.damage else ""
-        return (f"Engine({self.model.name!r}, {learns}, {self.memory!r}, {counted(self.streams, 'stream')} of {self.segment}, {self.dtype}, "
-                f"{self.backend} on {self.device}{made}{damaged})").replace(", None,", ",")
+        return (
+            f"Engine({self.model.name!r}, {learns}, {self.memory!r}, {counted(self.streams, 'stream')} of {self.segment}, {self.dtype}, "
+            f"{self.backend} on {self.device}{made}{damaged})"
+        ).replace(", None,", ",")
 
     def describe(self) -> dict:
         """The configuration as plain data; two engines with equal descriptions can exchange saved states."""
-        plain = lambda part: None if part is None else {"kind": type(part).__name__, **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items()}}  # noqa: E731
-        return {"model": self.model.fingerprint(), "adapt": plain(self.adapt), "optimizer": plain(self.optimizer),
-                "memory": plain(self.memory), "streams": self.streams, "segment": self.segment, "shared": self.shared,
-                "every": self.every, "accumulate": self.accumulate, "reset": self.reset_policy, "dtype": self.dtype,
-                "backend": self.backend, "base": self.base, "seed": self.seed}
+        plain = lambda part: (
+            None
+            if part is None
+            else {"kind": type(part).__name__, **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items()}}
+        )  # noqa: E731
+        return {
+            "model": self.model.fingerprint(),
+            "adapt": plain(self.adapt),
+            "optimizer": plain(self.optimizer),
+            "memory": plain(self.memory),
+            "streams": self.streams,
+            "segment": self.segment,
+            "shared": self.shared,
+            "every": self.every,
+            "accumulate": self.accumulate,
+            "reset": self.reset_policy,
+            "dtype": self.dtype,
+            "backend": self.backend,
+            "base": self.base,
+            "seed": self.seed,
+        }
 
     def explain(self, time: bool = False) -> str:
         """Which implementation each op uses and why, what a step costs; with ``time`` where its seconds go."""
@@ -290,8 +349,7 @@ class Engine:
         stream, lr = self._check_stream(stream), None if lr is None else self._check_lr(lr)
         self.calls.moving()
         old = self.state[stream]
-        self.state[stream] = StreamState(segments=old.segments if self.accumulate else 0, since_reset=old.since_reset,
-                                         change=old.change)
+        self.state[stream] = StreamState(segments=old.segments if self.accumulate else 0, since_reset=old.since_reset, change=old.change)
         if self.decoder.memory is not None:
             self.decoder.memory.clear(stream)
         if self.reset_policy == "document":
@@ -400,9 +458,21 @@ class Engine:
             nll, _ = self.decoder.score(hidden, None, rows[:, 1:].reshape(-1), None)
         return nll.view(tokens.shape[0], -1).clone()
 
-    def generate(self, prompt, max_tokens: int = 128, *, temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
-                 seed: int | None = None, stop=(), end=True, stream: int = 0, repetition_penalty: float = 1.0,
-                 on_text=None) -> Continuation:
+    def generate(
+        self,
+        prompt,
+        max_tokens: int = 128,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop=(),
+        end=True,
+        stream: int = 0,
+        repetition_penalty: float = 1.0,
+        on_text=None,
+    ) -> Continuation:
         """Continue a text with one stream's weights as they are now. Nothing learns, and memory is neither read nor written.
 
         Args:
@@ -422,7 +492,9 @@ class Engine:
         Raises:
             ValueError: naming the argument that does not fit. RuntimeError: the engine is in another call, or a failed one damaged it.
         """
-        return continue_text(self, prompt, max_tokens, Sampler(temperature, top_k, top_p, seed), stop, end, stream, repetition_penalty, on_text)
+        return continue_text(
+            self, prompt, max_tokens, Sampler(temperature, top_k, top_p, seed), stop, end, stream, repetition_penalty, on_text
+        )
 
     def _weights_by_stream(self, weights: list[float], streams: list[int]) -> list[float]:
         """Of all streams, 1 for those that have no row."""

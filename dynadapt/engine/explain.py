@@ -14,8 +14,10 @@ def _how_it_runs(engine) -> list[str]:
     static = engine.static
     if static is None:
         return [f"the step runs op by op; rows that do the same work go together, at most {engine.batch}"]
-    lines = ["the step has fixed shapes and never waits for the device" + (
-        f"; {len(static.recordings)} kind(s) of step recorded" if static.cuda else "; op by op, since there is no GPU to capture it on")]
+    lines = [
+        "the step has fixed shapes and never waits for the device"
+        + (f"; {len(static.recordings)} kind(s) of step recorded" if static.cuda else "; op by op, since there is no GPU to capture it on")
+    ]
     for rec in static.recordings.values():
         if rec.graph is not None:
             work = "score, learn, update" if rec.kind.update else "score, learn" if rec.kind.learn else "score"
@@ -25,7 +27,9 @@ def _how_it_runs(engine) -> list[str]:
     if engine.batch < engine.streams:
         lines.append(f"        {engine.batch} streams go through the layers together, the others after them")
     if engine.learners:
-        lines.append("        update: " + ("in the gradient kernels" if static.fused else f"a launch of its own, because {static.why_not_fused}"))
+        lines.append(
+            "        update: " + ("in the gradient kernels" if static.fused else f"a launch of its own, because {static.why_not_fused}")
+        )
     return lines
 
 
@@ -33,9 +37,26 @@ def timed_steps(engine, steps: int = 3) -> tuple[float, dict[str, float], dict[s
     """(seconds a step, seconds by op, FLOPs of a step) over ``steps`` steps of random tokens on a fresh twin of the engine."""
     from .engine import Engine
 
-    twin = Engine(engine.model, engine.adapt, engine.optimizer, engine.memory, engine.streams, engine.segment, engine.shared,
-                  1, False, "never", engine.dtype, engine.backend, engine.seed, str(engine.device), engine.batch, engine.recompute, engine.base,
-                  engine.static is not None)
+    twin = Engine(
+        engine.model,
+        engine.adapt,
+        engine.optimizer,
+        engine.memory,
+        engine.streams,
+        engine.segment,
+        engine.shared,
+        1,
+        False,
+        "never",
+        engine.dtype,
+        engine.backend,
+        engine.seed,
+        str(engine.device),
+        engine.batch,
+        engine.recompute,
+        engine.base,
+        engine.static is not None,
+    )
     generator = torch.Generator().manual_seed(0)
     tokens = lambda: torch.randint(engine.config.vocab_size, (engine.streams, engine.segment + 1), generator=generator)  # noqa: E731
     if engine.optimizer is not None and engine.optimizer.uses_statistics:
@@ -54,15 +75,21 @@ def timed_steps(engine, steps: int = 3) -> tuple[float, dict[str, float], dict[s
 
 def explain(engine, time: bool = False) -> str:
     c = engine.config
-    lines = [f"{engine.model.name}: {c.family}, {c.layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size}",
-             f"learns: {engine.adapt or 'nothing (static)'}"]
+    lines = [
+        f"{engine.model.name}: {c.family}, {c.layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size}",
+        f"learns: {engine.adapt or 'nothing (static)'}",
+    ]
     if engine.learners:
         depth = "goes down to the embedding" if engine.lowest[0] < 0 else f"stops at layer {engine.lowest[0]}, {engine.lowest[1]}"
         where = f"{engine.learned_parameters:,} parameters per {'model' if engine.shared else 'stream'}; backward {depth}"
         lines += [f"        {where}", f"with:   {engine.optimizer}; update every {engine.every} segment(s); reset {engine.reset_policy}"]
-    lines += [f"remembers: {engine.memory or 'nothing'}",
-              f"streams {engine.streams} x segment {engine.segment}, {engine.dtype}, backend {engine.backend} on {engine.device}",
-              *_how_it_runs(engine), "", "op                    implementation"]
+    lines += [
+        f"remembers: {engine.memory or 'nothing'}",
+        f"streams {engine.streams} x segment {engine.segment}, {engine.dtype}, backend {engine.backend} on {engine.device}",
+        *_how_it_runs(engine),
+        "",
+        "op                    implementation",
+    ]
     for name in needed_ops(engine, engine.static is not None, engine.static is not None and engine.static.fused):
         choice = engine.ops.choices[name]
         lines.append(f"{name:<21} {choice.backend}: {choice.reason}")
@@ -75,8 +102,10 @@ def _time_table(engine) -> list[str]:
     total, seconds, flops = timed_steps(engine)
     work = sum(n for phase, n in flops.items() if phase != "update")
     tokens = engine.streams * engine.segment
-    rows = [f"one step: {1e3 * total:.1f} ms, {tokens / total:,.0f} tokens/s, {work / total / 1e9:,.0f} GFLOP/s "
-            f"({work / 1e9:.1f} GFLOP: " + ", ".join(f"{phase} {n / 1e9:.1f}" for phase, n in flops.items()) + ")"]
+    rows = [
+        f"one step: {1e3 * total:.1f} ms, {tokens / total:,.0f} tokens/s, {work / total / 1e9:,.0f} GFLOP/s "
+        f"({work / 1e9:.1f} GFLOP: " + ", ".join(f"{phase} {n / 1e9:.1f}" for phase, n in flops.items()) + ")"
+    ]
     for name, s in sorted(seconds.items(), key=lambda item: -item[1]):
         rows.append(f"{name:<28} {1e3 * s:8.2f} ms  {100 * s / total:5.1f} %")
     rest = total - sum(seconds.values())

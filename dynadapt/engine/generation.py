@@ -22,8 +22,9 @@ CHUNK = 256  # rows whose logits exist at a time
 
 
 @torch.no_grad()
-def score_continuations(engine, rows: Sequence[Sequence[int]], counts: Sequence[int],
-                        stream: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def score_continuations(
+    engine, rows: Sequence[Sequence[int]], counts: Sequence[int], stream: int = 0
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """For each row of tokens: the NLL [n] of its last n = ``counts[i]`` tokens, and whether each would be chosen greedily.
 
     Args:
@@ -46,8 +47,9 @@ def _checked_rows(engine, rows, counts) -> tuple[list[torch.Tensor], list[int]]:
         raise wrong("counts", counts, f"{len(rows)} numbers, as many as rows")
     for i, (row, count) in enumerate(zip(rows, counts)):
         if row.dim() != 1 or not 2 <= len(row) <= engine.window + 1 or not is_integer(count) or not 1 <= count < len(row):
-            raise ValueError(f"rows[{i}]: counts {count!r} of tokens of shape {tuple(row.shape)}; expected 1 or more, of "
-                             f"2..{engine.window + 1}")
+            raise ValueError(
+                f"rows[{i}]: counts {count!r} of tokens of shape {tuple(row.shape)}; expected 1 or more, of 2..{engine.window + 1}"
+            )
         check_ids(row, engine.config.vocab_size, f"rows[{i}]")
     return rows, counts
 
@@ -58,8 +60,9 @@ def _score_continuations(engine, rows, counts, stream: int) -> list[tuple[torch.
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
     tokens = tokens.to(engine.device)
-    index = torch.cat([torch.arange(len(row) - 1 - n, len(row) - 1) + i * (width - 1)
-                       for i, (row, n) in enumerate(zip(rows, counts))]).to(engine.device)
+    index = torch.cat([torch.arange(len(row) - 1 - n, len(row) - 1) + i * (width - 1) for i, (row, n) in enumerate(zip(rows, counts))]).to(
+        engine.device
+    )
     targets = tokens[:, 1:].reshape(-1)[index].contiguous()
     with _memory(engine, None):
         hidden = _forward(engine, tokens[:, :-1].contiguous(), stream)
@@ -69,8 +72,15 @@ def _score_continuations(engine, rows, counts, stream: int) -> list[tuple[torch.
 
 
 @torch.no_grad()
-def generate(engine, prompt: Sequence[int], limit: int, stop: Callable[[list[int]], bool] = lambda ids: False,
-             stream: int = 0, repetition_penalty: float = 1.0, choose: Callable[[torch.Tensor], int] | None = None) -> list[int]:
+def generate(
+    engine,
+    prompt: Sequence[int],
+    limit: int,
+    stop: Callable[[list[int]], bool] = lambda ids: False,
+    stream: int = 0,
+    repetition_penalty: float = 1.0,
+    choose: Callable[[torch.Tensor], int] | None = None,
+) -> list[int]:
     """Up to ``limit`` tokens after ``prompt``, each the most likely one; ends early when ``stop(all so far)``.
 
     Args:
@@ -94,8 +104,15 @@ def generate(engine, prompt: Sequence[int], limit: int, stop: Callable[[list[int
         if prompt.dim() != 1:
             raise ValueError(f"prompt has shape {tuple(prompt.shape)}: expected [tokens]")
         check_ids(prompt, engine.config.vocab_size, "prompt")
-        return _generate(engine, prompt.tolist()[-engine.window :], limit, stop, stream, repetition_penalty,
-                         choose or (lambda logits: int(logits.argmax())))
+        return _generate(
+            engine,
+            prompt.tolist()[-engine.window :],
+            limit,
+            stop,
+            stream,
+            repetition_penalty,
+            choose or (lambda logits: int(logits.argmax())),
+        )
 
 
 def _generate(engine, text: list[int], limit: int, stop, stream: int, repetition_penalty: float, choose) -> list[int]:
@@ -118,8 +135,9 @@ def _cache(engine, tokens: int) -> MemoryState:
     """Room for the text, or for as much of it as the window lets a further token see."""
     c, capacity = engine.config, min(tokens, engine.window - 1)
     sinks = min(SINKS, capacity - 1)
-    return MemoryState(SegmentMemory(capacity - sinks, sinks), c.layers, 1, c.kv_heads * c.head_dim, c.hidden_size,
-                       engine.torch_dtype, engine.device)
+    return MemoryState(
+        SegmentMemory(capacity - sinks, sinks), c.layers, 1, c.kv_heads * c.head_dim, c.hidden_size, engine.torch_dtype, engine.device
+    )
 
 
 @contextmanager

@@ -31,8 +31,11 @@ class SegmentMemory:
     refresh: str = "keep"
 
     def __post_init__(self):
-        keep(self, length=integer("length", self.length, expected="a number of tokens of at least 1 (memory=None for no memory)"),
-             sinks=integer("sinks", self.sinks, least=0))
+        keep(
+            self,
+            length=integer("length", self.length, expected="a number of tokens of at least 1 (memory=None for no memory)"),
+            sinks=integer("sinks", self.sinks, least=0),
+        )
         choice("refresh", self.refresh, ("keep", "reproject"), " (for recompute use Overlap)")
 
     @property

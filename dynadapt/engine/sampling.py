@@ -25,8 +25,12 @@ class Sampler:
     generator: torch.Generator = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        keep(self, temperature=number("temperature", self.temperature, "0 for the likeliest token, or a number above 0",
-                                      lambda x: x == 0 or x > 1e-6))
+        keep(
+            self,
+            temperature=number(
+                "temperature", self.temperature, "0 for the likeliest token, or a number above 0", lambda x: x == 0 or x > 1e-6
+            ),
+        )
         if self.top_k is not None:
             keep(self, top_k=integer("top_k", self.top_k, expected="a number of tokens of at least 1, or None for all"))
         if self.top_p is not None:

@@ -51,8 +51,7 @@ def state_tensors(engine) -> dict[str, torch.Tensor]:
 def state_counts(engine) -> dict:
     """What the engine counts, as plain data."""
     changes = (engine.static.change_points() if engine.static else None) or [s.change for s in engine.state]
-    streams = [{"segments": s.segments, "since_reset": s.since_reset, "change": asdict(change)}
-               for s, change in zip(engine.state, changes)]
+    streams = [{"segments": s.segments, "since_reset": s.since_reset, "change": asdict(change)} for s, change in zip(engine.state, changes)]
     return {"streams": streams, "updates": engine.updates, "skipped_updates": engine.skipped_updates}
 
 
@@ -71,7 +70,9 @@ def save(engine, directory) -> None:
         if engine.learners and not engine.learners[0].owns_weights:
             slots = engine.learners[0].state.master.shape[0]
             for slot in range(slots):
-                write_adapter(adapter_directory(new, slot, slots), engine.learners[0], engine.config, slot, engine.model.origin or engine.model.name)
+                write_adapter(
+                    adapter_directory(new, slot, slots), engine.learners[0], engine.config, slot, engine.model.origin or engine.model.name
+                )
         files = digests_under(new)
         record = {"format": FORMAT, "engine": engine.describe(), **state_counts(engine), "flops": engine.ledger.totals, "files": files}
         (new / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
@@ -115,15 +116,26 @@ def _check_record(engine, record, root: Path) -> None:
         if name not in saved or here[name] != saved[name]:
             raise ModelError(f"{root}: saved with {name}={saved.get(name)!r}; this engine has {here[name]!r}")
     is_count = lambda value: type(value) is int and 0 <= value < 2**63  # noqa: E731
-    is_change = lambda value: (isinstance(value, dict) and value.keys() == asdict(ChangePoint()).keys() and is_count(value["count"])  # noqa: E731
-                               and all(type(n) in (int, float) and abs(n) < 1e300 for n in value.values()))
-    is_stream = lambda value: (isinstance(value, dict) and value.keys() == {"segments", "since_reset", "change"}  # noqa: E731
-                               and is_count(value["segments"]) and is_count(value["since_reset"]) and is_change(value["change"]))
+    is_change = lambda value: (
+        isinstance(value, dict)
+        and value.keys() == asdict(ChangePoint()).keys()
+        and is_count(value["count"])  # noqa: E731
+        and all(type(n) in (int, float) and abs(n) < 1e300 for n in value.values())
+    )
+    is_stream = lambda value: (
+        isinstance(value, dict)
+        and value.keys() == {"segments", "since_reset", "change"}  # noqa: E731
+        and is_count(value["segments"])
+        and is_count(value["since_reset"])
+        and is_change(value["change"])
+    )
     streams, flops = get("streams"), get("flops")
-    checks = {"streams": isinstance(streams, list) and len(streams) == len(engine.state) and all(map(is_stream, streams)),
-              "flops": (isinstance(flops, dict) and flops.keys() == engine.ledger.totals.keys()
-                        and all(map(is_count, flops.values()))),
-              "updates": is_count(get("updates")), "skipped_updates": is_count(get("skipped_updates"))}
+    checks = {
+        "streams": isinstance(streams, list) and len(streams) == len(engine.state) and all(map(is_stream, streams)),
+        "flops": (isinstance(flops, dict) and flops.keys() == engine.ledger.totals.keys() and all(map(is_count, flops.values()))),
+        "updates": is_count(get("updates")),
+        "skipped_updates": is_count(get("skipped_updates")),
+    }
     for name, whole in checks.items():
         if not whole:
             raise ModelError(f"{where}: damaged: {name}={str(get(name))[:80]} is not what a saved engine has")
@@ -132,8 +144,12 @@ def _check_record(engine, record, root: Path) -> None:
 def _files_of(record, where: Path) -> dict[str, dict]:
     """The digests of the files beside a record; none in the format that has none."""
     files = record.get("files", {} if record["format"] == SAMPLED else None)
-    is_digest = lambda value: (isinstance(value, dict) and value.keys() == {"bytes", "sha256"} and type(value["bytes"]) is int  # noqa: E731
-                               and isinstance(value["sha256"], str))
+    is_digest = lambda value: (
+        isinstance(value, dict)
+        and value.keys() == {"bytes", "sha256"}
+        and type(value["bytes"]) is int  # noqa: E731
+        and isinstance(value["sha256"], str)
+    )
     inside = lambda name: not Path(name).is_absolute() and ".." not in Path(name).parts  # noqa: E731
     if not isinstance(files, dict) or not all(inside(name) and is_digest(value) for name, value in files.items()):
         raise ModelError(f"{where}: damaged: files={str(files)[:80]} is not what a saved engine has")
@@ -153,8 +169,9 @@ def _read_state(engine, path: Path) -> dict[str, torch.Tensor]:
             raise ModelError(f"{path}: tensor {name} has no place in this engine")
         dtype, shape = expected
         if file.dtype(name) != dtype or len(stored.shape) != len(shape) or any(n not in (m, -1) for m, n in zip(stored.shape, shape)):
-            raise ModelError(f"{path}: tensor {name} has dtype {stored.dtype} and shape {list(stored.shape)}; expected {dtype} "
-                             f"and {list(shape)}")
+            raise ModelError(
+                f"{path}: tensor {name} has dtype {stored.dtype} and shape {list(stored.shape)}; expected {dtype} and {list(shape)}"
+            )
         tensors[name] = file.read(name, accepted=(stored.dtype,))
     for name, value in tensors.items():
         _check_values(engine, path, name, value, tensors)
@@ -200,7 +217,7 @@ def set_state(engine, tensors: dict[str, torch.Tensor], counts: dict) -> None:
     """Put an engine of the same configuration where ``state_tensors`` and ``state_counts`` were taken. FLOPs stay counted."""
     engine.calls.moving()
     engine.lr.copy_(tensors["lr"])
-    pick = lambda prefix: {n[len(prefix):]: t for n, t in tensors.items() if n.startswith(prefix)}  # noqa: E731
+    pick = lambda prefix: {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}  # noqa: E731
     for i, learner in enumerate(engine.learners):
         learner.load(pick(f"learner.{i}."))
     if engine.decoder.memory is not None:

@@ -42,8 +42,10 @@ class Arena:
             self.size += -(-math.prod(shape) * dtype.itemsize // ALIGN) * ALIGN
 
     def views(self, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {name: buffer[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
-                for name, (dtype, shape, start) in self.fields.items()}
+        return {
+            name: buffer[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+            for name, (dtype, shape, start) in self.fields.items()
+        }
 
     def empty(self, device, pinned: bool = False) -> torch.Tensor:
         return torch.empty(self.size, dtype=torch.uint8, device=device, pin_memory=pinned)
@@ -71,8 +73,10 @@ class StaticReport:
         for streams, due, outcome in self.parts:
             host = {name: t.tolist() for name, t in outcome.items() if name != "nll"}
             if any(host["invalid"]):
-                raise ValueError(f"tokens of streams {[s for s, bad in zip(streams, host['invalid']) if bad]} hold ids outside the "
-                                 "vocabulary; their scores are NaN and they did not learn")
+                raise ValueError(
+                    f"tokens of streams {[s for s, bad in zip(streams, host['invalid']) if bad]} hold ids outside the "
+                    "vocabulary; their scores are NaN and they did not learn"
+                )
             for i, stream in enumerate(streams):
                 j = i if len(host["moving"]) > 1 else 0
                 known["was_reset"][stream] |= bool(host["reset"][i])
@@ -136,8 +140,10 @@ class StaticStep:
         self.why_not_fused = None if optimizer is None else why_not_fused(optimizer, engine.accumulate, whole_model(engine.adapt))
         self.auto = engine.reset_policy == "auto" and bool(engine.learners)
         if self.auto:
-            self.change = {name: torch.zeros(engine.streams, dtype=torch.float64, device=engine.device)
-                           for name in ("count", "mean", "squares", "statistic")}
+            self.change = {
+                name: torch.zeros(engine.streams, dtype=torch.float64, device=engine.device)
+                for name in ("count", "mean", "squares", "statistic")
+            }
         common = kernel_module("common") if engine.backend == "triton" else None
         scratch = common.Scratch() if common else None
         self.with_scratch = (lambda: common.scratch_of(scratch)) if common else nullcontext
@@ -257,13 +263,29 @@ class StaticStep:
         e, r, n = self.engine, kind.rows, kind.rows * kind.segment
         sets = 1 if e.shared or len(e.learners) > 1 or (e.learners and e.learners[0].owns_weights) else r
         i32, i64, wide = torch.int32, torch.int64, e.decoder.stat_dtype
-        fields = {"inputs": (i64, (r, self.context + kind.segment)), "targets": (i64, (n,)), "weights": (wide, (n,)),
-                  "slots": (i32, (r,)), "adapter": (i32, (sets,)), "counts": (i32, (r,)), "moving": (i32, (sets,))}
+        fields = {
+            "inputs": (i64, (r, self.context + kind.segment)),
+            "targets": (i64, (n,)),
+            "weights": (wide, (n,)),
+            "slots": (i32, (r,)),
+            "adapter": (i32, (sets,)),
+            "counts": (i32, (r,)),
+            "moving": (i32, (sets,)),
+        }
         if self.context:
             fields["rows"] = (i64, (n,))
         given = Arena(fields)
-        made = Arena({"nll": (wide, (n,)), "norms": (torch.float32, (sets,)), "skipped": (i32, (sets,)), "moving": (i32, (sets,)),
-                      "reset": (i32, (r,)), "invalid": (i32, (r,)), "no_norm": (i32, (1,))})
+        made = Arena(
+            {
+                "nll": (wide, (n,)),
+                "norms": (torch.float32, (sets,)),
+                "skipped": (i32, (sets,)),
+                "moving": (i32, (sets,)),
+                "reset": (i32, (r,)),
+                "invalid": (i32, (r,)),
+                "no_norm": (i32, (1,)),
+            }
+        )
         input_buffer, outcome_buffer = given.empty(e.device), made.empty(e.device)
         outcome_buffer.zero_()
         rec = Recording(kind, given.views(input_buffer), input_buffer, made.views(outcome_buffer), outcome_buffer)

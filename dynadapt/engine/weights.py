@@ -48,8 +48,14 @@ class ModelTensors:
     the head's rows serve the look-up.
     """
 
-    def __init__(self, config: ModelConfig, get: Callable[[str], torch.Tensor], bias: dict[tuple[int, str], torch.Tensor], head,
-                 table: torch.Tensor | None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        get: Callable[[str], torch.Tensor],
+        bias: dict[tuple[int, str], torch.Tensor],
+        head,
+        table: torch.Tensor | None,
+    ):
         """``get(name)`` gives the tensor of a canonical name."""
         names = tensor_shapes(config)
         optional = lambda name: get(name) if name in names else None  # noqa: E731
@@ -79,8 +85,10 @@ class FrozenWeights(ModelTensors):
             tensors = [source_weight(model, layer, group, p) for p in range(len(layout(c)[group]))]
             self.parts[layer, group] = Float8Weights(tensors, device) if base == "float8" else make_parts(tensors, backend, dtype, device)
         zeros = lambda n: torch.zeros(n, dtype=dtype, device=device)  # noqa: E731
-        bias = {key: torch.cat([zeros(n) if name is None else load(name) for name, n in zip(names, sizes[key][1])])
-                for key, names in biased_groups(c).items()}
+        bias = {
+            key: torch.cat([zeros(n) if name is None else load(name) for name, n in zip(names, sizes[key][1])])
+            for key, names in biased_groups(c).items()
+        }
         head = make_matrix(model.tensor("embed.weight" if c.tied_head else "head.weight"), backend, dtype, device)
         super().__init__(c, load, bias, head, look_up_table(c, head, load))
 

@@ -94,7 +94,7 @@ class EvalConfig:
         """JSON-ready; the learning rate is the one that is used. An alpha that changes nothing is left out."""
         content = asdict(self)
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
-        if self.field == "text":                     # as runs have it that were begun before there was another
+        if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
         return without_usual_alpha(content)
 
@@ -176,7 +176,17 @@ def _check(config: EvalConfig) -> None:
     for name, accepted in CHOICES.items():
         if getattr(config, name) not in accepted:
             raise ConfigError(f"{name} {getattr(config, name)!r}: give one of {', '.join(accepted)}")
-    for name, least in (("rank", 1), ("segment", 1), ("memory", 0), ("sinks", 0), ("context", 0), ("every", 1), ("streams", 1), ("batch", 0), ("seed", 0)):
+    for name, least in (
+        ("rank", 1),
+        ("segment", 1),
+        ("memory", 0),
+        ("sinks", 0),
+        ("context", 0),
+        ("every", 1),
+        ("streams", 1),
+        ("batch", 0),
+        ("seed", 0),
+    ):
         value = getattr(config, name)
         if name in config.open:
             continue
@@ -184,20 +194,35 @@ def _check(config: EvalConfig) -> None:
             raise ConfigError(f"{name} {value!r}: give a whole number of at least {least}")
     if config.tokens is not None and (isinstance(config.tokens, bool) or not isinstance(config.tokens, int) or config.tokens < 2):
         raise ConfigError(f"tokens {config.tokens!r}: give a whole number of at least 2 (the first token is not scored)")
-    for name, accepted in (("density", lambda x: 0 < x <= 1), ("decay", lambda x: 0 <= x <= 1), ("clip", lambda x: x >= 0),
-                           ("lr", lambda x: x is None or x >= 0)):
+    for name, accepted in (
+        ("density", lambda x: 0 < x <= 1),
+        ("decay", lambda x: 0 <= x <= 1),
+        ("clip", lambda x: x >= 0),
+        ("lr", lambda x: x is None or x >= 0),
+    ):
         value = getattr(config, name)
         number = isinstance(value, Real) and not isinstance(value, bool) or name == "lr" and value is None
         if not number or not accepted(value) or value == math.inf:
-            raise ConfigError(f"{name} {value!r}: give " + {"density": "a share of the rows, more than 0 and at most 1",
-                              "decay": "a number from 0 to 1", "clip": "a norm of at least 0 (0: no clipping)", "lr": "a finite rate of at least 0"}[name])
+            raise ConfigError(
+                f"{name} {value!r}: give "
+                + {
+                    "density": "a share of the rows, more than 0 and at most 1",
+                    "decay": "a number from 0 to 1",
+                    "clip": "a norm of at least 0 (0: no clipping)",
+                    "lr": "a finite rate of at least 0",
+                }[name]
+            )
     check_alpha(config.alpha)
     if config.memory and config.context:
-        raise ConfigError(f"memory {config.memory} and context {config.context}: give one of them (memory keeps keys and values, "
-                          "context runs the text again)")
+        raise ConfigError(
+            f"memory {config.memory} and context {config.context}: give one of them (memory keeps keys and values, "
+            "context runs the text again)"
+        )
     if config.adapt == "lora" and config.optimizer == "rms":
-        raise ConfigError("optimizer 'rms' with adapt 'lora': an adapter has no gradient statistics before it learns; "
-                          "give adam, adamw or sgd, or adapt rows or full")
+        raise ConfigError(
+            "optimizer 'rms' with adapt 'lora': an adapter has no gradient statistics before it learns; "
+            "give adam, adamw or sgd, or adapt rows or full"
+        )
     if config.targets == "model" and config.adapt in ("lora", "rows"):
         raise ConfigError(f"targets 'model' with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")
     if config.targets == "model" and config.layers:

@@ -29,10 +29,10 @@ from .corpus_sources import DOMAINS, Domain, Missing
 
 __all__ = ["CorpusError", "Deduplicator", "Settings", "build", "check_corpus", "part_files", "read_documents", "read_manifest", "split"]
 
-PARAGRAPH = 80           # characters, spaces squeezed: shorter ones (headings, "RETURN VALUE") may repeat
-SHORTEST = 200           # characters: shorter documents are left out
+PARAGRAPH = 80  # characters, spaces squeezed: shorter ones (headings, "RETURN VALUE") may repeat
+SHORTEST = 200  # characters: shorter documents are left out
 LEAST_BYTES = 1_000_000  # of a domain
-LEAST_DOMAINS = 5        # unless domains are named
+LEAST_DOMAINS = 5  # unless domains are named
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,13 @@ class Settings:
 
 # ------------------------------------------------------------------------------------------------------- duplicates
 
+
 @dataclass
 class Deduplicator:
     """Remembers paragraphs across documents and domains."""
 
     seen: set[bytes] = field(default_factory=set)
-    paragraphs: int = 0      # dropped
+    paragraphs: int = 0  # dropped
 
     def __call__(self, text: str) -> str | None:
         """The text without paragraphs that an earlier document (or this one) has; None if under half of it is left, or too little."""
@@ -89,6 +90,7 @@ def _key(paragraph: str) -> bytes | None:
 
 
 # ------------------------------------------------------------------------------------------------------------ build
+
 
 def build(out: str | Path, settings: Settings = Settings(), progress: Callable[[str], None] = lambda text: None) -> dict:
     """Makes the corpus in `out`, which must not exist or be empty; returns the manifest. CorpusError says which domain lacks what."""
@@ -121,9 +123,18 @@ def _build(folder: Path, settings: Settings, progress) -> dict:
             progress(f"{name}: left out: {reason}")
     wanted = len(settings.domains) or LEAST_DOMAINS
     if len(domains) < wanted:
-        raise CorpusError(f"{len(domains)} of {wanted} domains found; missing: " + "; ".join(f"{name}: {reason}" for name, reason in missing.items()))
-    manifest = {"format": FORMAT, "python": platform.python_version(), "seed": settings.seed, "megabytes": settings.megabytes,
-                "heldout": settings.heldout, "domains": domains, "missing": missing}
+        raise CorpusError(
+            f"{len(domains)} of {wanted} domains found; missing: " + "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        )
+    manifest = {
+        "format": FORMAT,
+        "python": platform.python_version(),
+        "seed": settings.seed,
+        "megabytes": settings.megabytes,
+        "heldout": settings.heldout,
+        "domains": domains,
+        "missing": missing,
+    }
     write_json(folder / "manifest.json", manifest)
     return manifest
 
@@ -139,9 +150,16 @@ def _domain(folder: Path, domain: Domain, settings: Settings, unique: Deduplicat
     if not heldout or sum(size[name] for name in heldout + train) < LEAST_BYTES:
         raise Missing(f"its {len(kept)} documents from {_named(sources)} are too long to be split")
     (folder / domain.name).mkdir()
-    return {"language": domain.language, "licence": domain.licence, "sources": sources, "documents_read": len(documents),
-            "documents_dropped": len(documents) - len(kept), "paragraphs_dropped": unique.paragraphs - dropped_before,
-            "train": _write(folder, domain.name, "train", train, kept), "heldout": _write(folder, domain.name, "heldout", heldout, kept)}
+    return {
+        "language": domain.language,
+        "licence": domain.licence,
+        "sources": sources,
+        "documents_read": len(documents),
+        "documents_dropped": len(documents) - len(kept),
+        "paragraphs_dropped": unique.paragraphs - dropped_before,
+        "train": _write(folder, domain.name, "train", train, kept),
+        "heldout": _write(folder, domain.name, "heldout", heldout, kept),
+    }
 
 
 def _read(domain: Domain, offline: bool) -> tuple[list[dict], dict[str, str]]:
@@ -184,5 +202,9 @@ def _write(folder: Path, domain: str, part: str, names: list[str], documents: di
     file = f"{domain}/{part}.jsonl"
     lines = "".join(json.dumps({"id": name, "text": documents[name]}, ensure_ascii=False) + "\n" for name in names)
     (folder / file).write_text(lines, "utf-8")
-    return {"file": file, "documents": len(names), "bytes": sum(len(documents[name].encode()) for name in names),
-            "sha256": hashlib.sha256(lines.encode()).hexdigest()}
+    return {
+        "file": file,
+        "documents": len(names),
+        "bytes": sum(len(documents[name].encode()) for name in names),
+        "sha256": hashlib.sha256(lines.encode()).hexdigest(),
+    }

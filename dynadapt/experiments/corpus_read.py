@@ -25,6 +25,7 @@ class CorpusError(ValueError):
 
 # ------------------------------------------------------------------------------------------------------- documents
 
+
 def read_documents(path: str | Path, field: str = "text") -> Iterator[tuple[str, str]]:
     """(id, text) of every document of a domain: what `dynadapt.text.expand` takes, so a file, a directory, or .jsonl with "id" where it has one.
 
@@ -46,6 +47,7 @@ def read_documents(path: str | Path, field: str = "text") -> Iterator[tuple[str,
 
 
 # -------------------------------------------------------------------------------------------------------- manifests
+
 
 def read_manifest(corpus: str | Path) -> dict:
     """manifest.json of a corpus, its form checked. CorpusError says what does not fit."""
@@ -79,8 +81,10 @@ def _check_entry(manifest: Path, name: str, entry) -> None:
             raise CorpusError(f"{manifest}: domain {name!r}: {part}.file is {found.get('file')!r}; expected {expected!r}")
         for key, kind in (("documents", int), ("bytes", int), ("sha256", str)):
             if type(found.get(key)) is not kind:
-                raise CorpusError(f"{manifest}: domain {name!r}: {part}.{key} is {found.get(key)!r}; expected "
-                                  + ("a whole number" if kind is int else "64 hexadecimal digits"))
+                raise CorpusError(
+                    f"{manifest}: domain {name!r}: {part}.{key} is {found.get(key)!r}; expected "
+                    + ("a whole number" if kind is int else "64 hexadecimal digits")
+                )
 
 
 def part_files(corpus: str | Path) -> dict[str, dict[str, Path]]:
@@ -92,7 +96,9 @@ def part_files(corpus: str | Path) -> dict[str, dict[str, Path]]:
         try:
             target = path.resolve(strict=True)
         except (OSError, RuntimeError) as error:
-            raise CorpusError(f"{path}: named by the corpus's manifest and not to be read ({getattr(error, 'strerror', None) or error})") from None
+            raise CorpusError(
+                f"{path}: named by the corpus's manifest and not to be read ({getattr(error, 'strerror', None) or error})"
+            ) from None
         if not target.is_relative_to(home):
             raise CorpusError(f"{path} leads out of the corpus, to {target}; copy the file into {corpus}")
         if not target.is_file():
@@ -108,8 +114,10 @@ def check_corpus(corpus: str | Path) -> None:
             expected, found = manifest["domains"][name][part], describe_part(file)
             for key, value in found.items():
                 if value != expected[key]:
-                    raise CorpusError(f"{file}: its {key} is {value}, the manifest says {expected[key]}: it was changed or damaged "
-                                      "after the corpus was built")
+                    raise CorpusError(
+                        f"{file}: its {key} is {value}, the manifest says {expected[key]}: it was changed or damaged "
+                        "after the corpus was built"
+                    )
 
 
 def describe_part(file: Path) -> dict:

@@ -43,6 +43,7 @@ class Domain:
 
 # ------------------------------------------------------------------------------------------------------------- readers
 
+
 def packages(names: Iterable[str], wanted: str, text: Callable[[str], str], any_of: bool = False) -> Reader:
     """The files of Debian packages whose path matches `wanted`: of all that the index has, or (any_of) of the first that it has."""
     pattern, names = re.compile(wanted), tuple(names)
@@ -142,31 +143,73 @@ def _austen() -> Found:
 
 # ------------------------------------------------------------------------------------------------------------- domains
 
+
 def _manual(language: str, code: str, names: tuple[str, ...]) -> Domain:
     """code: the folder under /usr/share/man, "" for English."""
     folder = f"/usr/share/man/{code}".rstrip("/")
     inside = rf"usr/share/man/{code}/" if code else "usr/share/man/"
-    return Domain(f"man-{language.lower()}", language, "per page (GPL, BSD, Linux-man-pages and others): see the packages' copyright files",
-                  (packages(names, inside + r"man\d\w*/[^/]+\.gz", man_to_text), files([folder], ["man[1-8]*/*"], man_to_text)))
+    return Domain(
+        f"man-{language.lower()}",
+        language,
+        "per page (GPL, BSD, Linux-man-pages and others): see the packages' copyright files",
+        (packages(names, inside + r"man\d\w*/[^/]+\.gz", man_to_text), files([folder], ["man[1-8]*/*"], man_to_text)),
+    )
 
 
 STDLIB = sysconfig.get_path("stdlib")
 GCC = ("GPL-3.0-or-later with the GCC Runtime Library Exception", r"usr/include/.*c\+\+/(?:.*/)?[^/.]+(?:\.(?:h|hpp|tcc))?")
-DOMAINS = {domain.name: domain for domain in (
-    Domain("python-code", f"Python (CPython {platform.python_version()})", "PSF-2.0",
-           (files([STDLIB], ["**/*.py"], _as_is, r"(^|/)(site-packages|dist-packages|test|tests|idlelib|pydoc_data|encodings|__pycache__)/"),)),
-    Domain("python-docs", "English", "PSF-2.0, code 0BSD",
-           (packages(("python3.14-doc", "python3.13-doc", "python3.12-doc", "python3.11-doc"), r".*/_sources/.*\.rst\.txt", _as_is, any_of=True),
-            files(["/usr/share/doc/python3*/html/_sources"], ["**/*.rst.txt"], _as_is))),
-    Domain("cpp-headers", "C++", GCC[0],
-           (packages(("libstdc++-14-dev", "libstdc++-13-dev", "libstdc++-12-dev"), GCC[1], _as_is, any_of=True),
-            files(["/usr/include/c++/*"], ["**/*"], _as_is, r"\.\w+$(?<!\.h)(?<!\.hpp)(?<!\.tcc)"))),
-    _manual("English", "", ("manpages", "manpages-dev")),
-    _manual("German", "de", ("manpages-de", "manpages-de-dev")),
-    _manual("French", "fr", ("manpages-fr", "manpages-fr-dev")),
-    _manual("Japanese", "ja", ("manpages-ja", "manpages-ja-dev")),
-    Domain("debian-handbook", "English", "GPL-2.0-or-later or CC-BY-SA-3.0",
-           (packages(("debian-handbook",), r".*/html/en-US/[^/]+\.html", _handbook_page),
-            files(["/usr/share/doc/debian-handbook/html/en-US"], ["*.html"], _handbook_page))),
-    Domain("novels", "English (Jane Austen, 1811 to 1818)", "public domain", (Reader(False, _austen),)),
-)}
+DOMAINS = {
+    domain.name: domain
+    for domain in (
+        Domain(
+            "python-code",
+            f"Python (CPython {platform.python_version()})",
+            "PSF-2.0",
+            (
+                files(
+                    [STDLIB],
+                    ["**/*.py"],
+                    _as_is,
+                    r"(^|/)(site-packages|dist-packages|test|tests|idlelib|pydoc_data|encodings|__pycache__)/",
+                ),
+            ),
+        ),
+        Domain(
+            "python-docs",
+            "English",
+            "PSF-2.0, code 0BSD",
+            (
+                packages(
+                    ("python3.14-doc", "python3.13-doc", "python3.12-doc", "python3.11-doc"),
+                    r".*/_sources/.*\.rst\.txt",
+                    _as_is,
+                    any_of=True,
+                ),
+                files(["/usr/share/doc/python3*/html/_sources"], ["**/*.rst.txt"], _as_is),
+            ),
+        ),
+        Domain(
+            "cpp-headers",
+            "C++",
+            GCC[0],
+            (
+                packages(("libstdc++-14-dev", "libstdc++-13-dev", "libstdc++-12-dev"), GCC[1], _as_is, any_of=True),
+                files(["/usr/include/c++/*"], ["**/*"], _as_is, r"\.\w+$(?<!\.h)(?<!\.hpp)(?<!\.tcc)"),
+            ),
+        ),
+        _manual("English", "", ("manpages", "manpages-dev")),
+        _manual("German", "de", ("manpages-de", "manpages-de-dev")),
+        _manual("French", "fr", ("manpages-fr", "manpages-fr-dev")),
+        _manual("Japanese", "ja", ("manpages-ja", "manpages-ja-dev")),
+        Domain(
+            "debian-handbook",
+            "English",
+            "GPL-2.0-or-later or CC-BY-SA-3.0",
+            (
+                packages(("debian-handbook",), r".*/html/en-US/[^/]+\.html", _handbook_page),
+                files(["/usr/share/doc/debian-handbook/html/en-US"], ["*.html"], _handbook_page),
+            ),
+        ),
+        Domain("novels", "English (Jane Austen, 1811 to 1818)", "public domain", (Reader(False, _austen),)),
+    )
+}

@@ -22,6 +22,7 @@ def settled(config: EvalConfig, out: str | Path | None, resume: bool, model: Cal
         return config
     if resume and out is not None and (Path(out) / "config.json").is_file():
         from dynadapt.runs.rundir import read_json
+
         begun = read_json(Path(out) / "config.json")
         if isinstance(begun, dict) and config.matches(begun):
             config = config.as_begun(begun)
@@ -44,6 +45,7 @@ def settled_dtype(config, out: str | Path, resume: bool) -> str:
         return config.dtype
     if resume and (Path(out) / "config.json").is_file():
         from dynadapt.runs.rundir import read_json
+
         begun = read_json(Path(out) / "config.json")
         if isinstance(begun, dict) and begun.get("dtype") in CHOICES["dtype"][1:]:
             return begun["dtype"]
@@ -62,6 +64,7 @@ def fastest(device: str = "auto", backend: str = "auto") -> tuple[str, str]:
     import torch
 
     from dynadapt.ops import choose_device
+
     if choose_device(device, backend, torch.bfloat16).type == "cuda":
         return "bf16", "what a GPU's products are made for"
     if backend == "reference":
@@ -71,8 +74,11 @@ def fastest(device: str = "auto", backend: str = "auto") -> tuple[str, str]:
     if importlib.util.find_spec("dynadapt._C") is None:
         return "fp32", "the native kernels are not built"
     from dynadapt import _C
-    return {"avx512_bf16": ("bf16", "about twice as fast here as fp32: AVX512-BF16"),
-            "portable": ("fp32", "more exact; the portable kernels were not timed")}.get(_C.isa(), ("fp32", "faster and more exact here: no AVX512-BF16"))
+
+    return {
+        "avx512_bf16": ("bf16", "about twice as fast here as fp32: AVX512-BF16"),
+        "portable": ("fp32", "more exact; the portable kernels were not timed"),
+    }.get(_C.isa(), ("fp32", "faster and more exact here: no AVX512-BF16"))
 
 
 def opening(asked: EvalConfig, config: EvalConfig, model_config=None) -> str:
@@ -91,8 +97,11 @@ def remembers(asked: EvalConfig, config: EvalConfig, model_config=None) -> str:
         return f"context {config.context}"
     if config.memory:
         limited = "memory" in asked.open and config.memory < MEMORY and model_config is not None
-        return f"memory {config.memory}" + (f" + {config.sinks} sinks" if config.sinks else "") + (
-            f" (what {model_config.max_positions} positions leave)" if limited else "")
+        return (
+            f"memory {config.memory}"
+            + (f" + {config.sinks} sinks" if config.sinks else "")
+            + (f" (what {model_config.max_positions} positions leave)" if limited else "")
+        )
     if "memory" not in asked.open or model_config is None:
         return "no memory"
     if model_config.rope_theta is None:

@@ -42,8 +42,14 @@ class RunOptions:
     log: tuple[str, ...] = ()
 
 
-def run(config: EvalConfig, out: str | Path | Unwritten, options: RunOptions = RunOptions(), progress: Callable[[dict], None] | None = None,
-        model=None, make_engine: Callable | None = None) -> dict:
+def run(
+    config: EvalConfig,
+    out: str | Path | Unwritten,
+    options: RunOptions = RunOptions(),
+    progress: Callable[[dict], None] | None = None,
+    model=None,
+    make_engine: Callable | None = None,
+) -> dict:
     """Runs to the end, or on to the end with options.resume, and returns the summary.
 
     1. Check the texts, settle what is open (defaults.py), look at the run directory (a finished one is returned as it is).
@@ -79,9 +85,9 @@ def run(config: EvalConfig, out: str | Path | Unwritten, options: RunOptions = R
             engine.gather_statistics(_statistics(statistics, config, tokenizer))
         run = _Run(config, options, directory, engine, sources, facts, tokenizer)
         run.baseline = find_baseline(directory.path, config)
-        directory.begin(folder=str(Path.cwd()))      # to which the names of texts are relative
+        directory.begin(folder=str(Path.cwd()))  # to which the names of texts are relative
         return run.finish(progress or (lambda event: None))
-    except (TextError, ConfigError):                 # a text that turns out empty, a log that can't be opened
+    except (TextError, ConfigError):  # a text that turns out empty, a log that can't be opened
         directory.abandon()
         raise
     finally:
@@ -95,8 +101,10 @@ def _sources(config: EvalConfig) -> tuple[list[Source], list[dict]]:
         raise ConfigError("text: - (standard input) can be given once only")
     sources = expand(config.text, config.field)
     if config.split and len(sources) > 1:
-        raise ConfigError(f"split: cuts one text into streams, but {', '.join(config.text)} holds {len(sources)} documents; give one of them, or "
-                          "leave --split out")
+        raise ConfigError(
+            f"split: cuts one text into streams, but {', '.join(config.text)} holds {len(sources)} documents; give one of them, or "
+            "leave --split out"
+        )
     facts = [source.check() for source in sources]
     most = min(config.tokens or math.inf, facts[0].get("bytes", math.inf)) // 2 if config.split else math.inf
     if config.streams > most:
@@ -116,8 +124,10 @@ def expect_files(directory: RunDirectory, files: dict[str, dict | None]) -> None
     """TextError for a file, of a directory too, that was changed, added or removed since the run began; names as inputs.json has them."""
     known = [name for name in directory.inputs or () if name.startswith("text ")]
     if known and (others := sorted(set(known) ^ set(files))):
-        raise TextError(f"{others[0]} was {'removed' if others[0] in known else 'added'} since this run began ({directory.path}); put the files "
-                        "back as they were, or choose another --out")
+        raise TextError(
+            f"{others[0]} was {'removed' if others[0] in known else 'added'} since this run began ({directory.path}); put the files "
+            "back as they were, or choose another --out"
+        )
     try:
         directory.expect(files)
     except RunError as error:
@@ -126,25 +136,30 @@ def expect_files(directory: RunDirectory, files: dict[str, dict | None]) -> None
 
 def _load(name: str):
     import dynadapt.model
+
     return dynadapt.model.load(name)
 
 
 def _checked(config: EvalConfig, model):
     model.check_finite()
     if model.tokenizer is None:
-        raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights (of a live model, give tokenizer), or take a GGUF file that holds "
-                       f"one{_or_fetched(config.model)}")
+        raise RunError(
+            f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights (of a live model, give tokenizer), or take a GGUF file that holds "
+            f"one{_or_fetched(config.model)}"
+        )
     return model
 
 
 def _or_fetched(name: str) -> str:
     from dynadapt.model.hub_cache import fetch_line, parse_id
+
     return f", or fetch it with: {fetch_line(name)}" if "/" in name and not Path(name).exists() and parse_id(name) else ""
 
 
 def optimizer_of(config: EvalConfig):
     """The optimizer that a configuration describes."""
     import dynadapt
+
     kinds = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD, "rms": dynadapt.RMS}
     return kinds[config.optimizer](lr=config.learning_rate, decay=config.decay, clip=config.clip)
 
@@ -152,6 +167,7 @@ def optimizer_of(config: EvalConfig):
 def adapt_of(config: EvalConfig):
     """What learns, as a configuration describes it; None for nothing."""
     import dynadapt
+
     targets = {"targets": config.targets, "layers": range(*config.layers) if config.layers else None}
     return {
         "none": lambda: None,
@@ -164,6 +180,7 @@ def adapt_of(config: EvalConfig):
 def build_engine(model, config: EvalConfig):
     """The engine that a configuration describes; what is open in it is settled here."""
     import dynadapt
+
     config = settle(config, model.config)
     adapt = adapt_of(config)
     memory = None
@@ -171,10 +188,23 @@ def build_engine(model, config: EvalConfig):
         memory = dynadapt.SegmentMemory(length=config.memory, sinks=config.sinks, refresh=config.refresh)
     elif config.context:
         memory = dynadapt.Overlap(context=config.context)
-    return dynadapt.Engine(model, adapt=adapt, optimizer=optimizer_of(config) if adapt else None, memory=memory,
-                           streams=config.streams, segment=config.segment, every=config.every, reset=config.reset,
-                           dtype=config.dtype, backend=config.backend, seed=config.seed, device=config.device,
-                           batch=config.batch or None, recompute=config.recompute, base=config.base)
+    return dynadapt.Engine(
+        model,
+        adapt=adapt,
+        optimizer=optimizer_of(config) if adapt else None,
+        memory=memory,
+        streams=config.streams,
+        segment=config.segment,
+        every=config.every,
+        reset=config.reset,
+        dtype=config.dtype,
+        backend=config.backend,
+        seed=config.seed,
+        device=config.device,
+        batch=config.batch or None,
+        recompute=config.recompute,
+        base=config.base,
+    )
 
 
 def _statistics_text(config: EvalConfig, facts: list[dict]) -> tuple[list[Source], dict]:
@@ -184,8 +214,9 @@ def _statistics_text(config: EvalConfig, facts: list[dict]) -> tuple[list[Source
     for source, fact in zip(sources, seen):
         if config.statistics in config.text or fact.get("sha256") in scored:
             which = "" if source.spec == config.statistics else f" ({source.spec})"
-            raise ConfigError(f"statistics {config.statistics!r} is the text to be scored{which}; give another one, or the scores would have "
-                              "seen it")
+            raise ConfigError(
+                f"statistics {config.statistics!r} is the text to be scored{which}; give another one, or the scores would have seen it"
+            )
     return sources, seen[0] if len(sources) == 1 else inputs(sources, seen)
 
 
@@ -193,7 +224,7 @@ def _statistics(sources: list[Source], config: EvalConfig, tokenizer, tokens: in
     """Segments [T + 1] of the statistics text."""
     feed = Feed([Document(source) for source in sources], tokenizer, 1, config.segment, tokens)
     while (segment := feed.next()) is not None:
-        yield torch.from_numpy(segment.tokens[0, :segment.lengths[0] + 1])
+        yield torch.from_numpy(segment.tokens[0, : segment.lengths[0] + 1])
 
 
 class _Run:
@@ -208,16 +239,31 @@ class _Run:
             engine.restore(directory.checkpoint / "engine")
             self.documents = _documents_from(saved.get("documents"), sources)
             self.totals = saved["totals"]
-            self.totals["documents"] += _no_totals(self.documents[len(self.totals["documents"]):])
+            self.totals["documents"] += _no_totals(self.documents[len(self.totals["documents"]) :])
         else:
             self.documents = self._documents(sources, tokenizer)
-            self.totals = {"segments": 0, "tokens": 0, "bytes": 0, "nll": 0.0, "seconds": 0.0, "updates": 0, "skipped_updates": 0,
-                           "resets": 0, "flops": dict.fromkeys(PHASES, 0),
-                           "documents": _no_totals(self.documents)}
+            self.totals = {
+                "segments": 0,
+                "tokens": 0,
+                "bytes": 0,
+                "nll": 0.0,
+                "seconds": 0.0,
+                "updates": 0,
+                "skipped_updates": 0,
+                "resets": 0,
+                "flops": dict.fromkeys(PHASES, 0),
+                "documents": _no_totals(self.documents),
+            }
         self.saved_at = self.totals["segments"] if saved else -1
-        self.feed = Feed(self.documents, tokenizer, config.streams, config.segment, None if config.split else config.tokens,
-                         state=saved["feed"] if saved else None)
-        self.position = self.feed.state()            # of the last whole segment
+        self.feed = Feed(
+            self.documents,
+            tokenizer,
+            config.streams,
+            config.segment,
+            None if config.split else config.tokens,
+            state=saved["feed"] if saved else None,
+        )
+        self.position = self.feed.state()  # of the last whole segment
 
     def _documents(self, sources: list[Source], tokenizer) -> list[Document]:
         if self.config.split:
@@ -230,7 +276,7 @@ class _Run:
         with interruptible() as stop:
             try:
                 self._loop(progress, stop)
-            except TextError:                        # found while reading the next segment: those before are whole
+            except TextError:  # found while reading the next segment: those before are whole
                 self._save()
                 raise
             if stop.signal:
@@ -270,9 +316,11 @@ class _Run:
     def _check_finite(self, segment: Segment, nll: np.ndarray) -> None:
         for stream, length in enumerate(segment.lengths):
             if not np.isfinite(nll[stream, :length]).all():
-                raise RunError(f"the scores of segment {self.totals['segments']}, stream {stream}, are not finite: adaptation diverged at "
-                               f"lr {self.config.learning_rate:g}; take a smaller --lr, a smaller --clip, or --dtype fp32"
-                               + (f". What was scored before is in {self.directory.path}" if self.directory.path else ""))
+                raise RunError(
+                    f"the scores of segment {self.totals['segments']}, stream {stream}, are not finite: adaptation diverged at "
+                    f"lr {self.config.learning_rate:g}; take a smaller --lr, a smaller --clip, or --dtype fp32"
+                    + (f". What was scored before is in {self.directory.path}" if self.directory.path else "")
+                )
 
     def _count(self, segment: Segment, nll: np.ndarray, seconds: float) -> dict:
         """Adds one segment to the totals and returns its line of metrics."""
@@ -284,7 +332,11 @@ class _Run:
                 of["tokens"] += int(segment.lengths[stream])
                 of["bytes"] += int(segment.sizes[stream])
                 of["nll"] += sums[stream]
-        tokens, size, flops = int(segment.lengths.sum()), int(segment.sizes.sum()), {phase: int(report.flops.get(phase, 0)) for phase in PHASES}
+        tokens, size, flops = (
+            int(segment.lengths.sum()),
+            int(segment.sizes.sum()),
+            {phase: int(report.flops.get(phase, 0)) for phase in PHASES},
+        )
         totals["tokens"] += tokens
         totals["bytes"] += size
         totals["nll"] += math.fsum(sums)
@@ -318,8 +370,8 @@ class _Run:
 
     def _save(self) -> None:
         if not self.options.checkpoint or self.saved_at == self.totals["segments"] or not self.totals["segments"]:
-            return                                   # where nothing was scored, nothing is kept: the directory can be begun anew
-        reached = self.totals["documents"][:self.position["queued"]]         # of very many, those to come have nothing to keep
+            return  # where nothing was scored, nothing is kept: the directory can be begun anew
+        reached = self.totals["documents"][: self.position["queued"]]  # of very many, those to come have nothing to keep
         state = {"segments": self.totals["segments"], "totals": {**self.totals, "documents": reached}, "feed": self.position}
         if self.config.split:
             state["documents"] = [{"text": 0, "start": d.start, "stop": d.stop, "state": d.state, "byte": d.byte} for d in self.documents]
@@ -344,9 +396,18 @@ class _Run:
     def _summary(self) -> dict:
         totals, engine = self.totals, self.engine
         mean = totals["nll"] / totals["tokens"]
-        documents = [{"name": d["name"], "number": number, "tokens": d["tokens"], "bytes": d["bytes"], "nll": d["nll"] / d["tokens"],
-                      "bits_per_byte": _bits_per_byte(d["nll"], d["bytes"])}
-                     for number, d in enumerate(totals["documents"]) if d["tokens"]]
+        documents = [
+            {
+                "name": d["name"],
+                "number": number,
+                "tokens": d["tokens"],
+                "bytes": d["bytes"],
+                "nll": d["nll"] / d["tokens"],
+                "bits_per_byte": _bits_per_byte(d["nll"], d["bytes"]),
+            }
+            for number, d in enumerate(totals["documents"])
+            if d["tokens"]
+        ]
         return {
             "nll": mean,
             "perplexity": math.exp(min(mean, 700.0)),
@@ -388,13 +449,13 @@ def _score_rows(segment: Segment, nll: np.ndarray) -> np.ndarray:
     rows = np.zeros(int(segment.lengths.sum()), SCORE)
     at = 0
     for stream, length in enumerate(segment.lengths):
-        part = rows[at:at + length]
+        part = rows[at : at + length]
         if length:
             part["document"] = segment.documents[stream]
             part["position"] = segment.positions[stream] + np.arange(length)
             part["nll"] = nll[stream, :length]
-            part["token"] = segment.tokens[stream, 1:length + 1]
-            part["start"], part["stop"] = segment.ends[stream, :length], segment.ends[stream, 1:length + 1]
+            part["token"] = segment.tokens[stream, 1 : length + 1]
+            part["start"], part["stop"] = segment.ends[stream, :length], segment.ends[stream, 1 : length + 1]
         at += length
     return rows
 
@@ -413,6 +474,7 @@ def find_baseline(path: Path | None, config: EvalConfig) -> dict[int, float]:
         return {}
     from dynadapt.runs.kinds import kind_of
     from dynadapt.runs.metrics import read_metrics
+
     keys = ("model", "text", "field", "tokens", "streams", "split", "segment", "memory", "sinks", "context")
     mine = config.to_dict()
     for other in sorted(path.parent.iterdir()):
@@ -425,6 +487,6 @@ def find_baseline(path: Path | None, config: EvalConfig) -> dict[int, float]:
         if kind_of(theirs) == "eval" and theirs.get("adapt") == "none" and all(theirs.get(key) == mine.get(key) for key in keys):
             try:
                 return {line["total_tokens"]: line["total_nll"] for line in read_metrics(other)}
-            except RunError:                         # another run's files: it says so itself
+            except RunError:  # another run's files: it says so itself
                 continue
     return {}

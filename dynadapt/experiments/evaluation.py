@@ -77,35 +77,64 @@ class Evaluation:
 
     def _rows(self) -> list[tuple[str, str]]:
         bits, summary = self.bits_per_byte, self.summary
-        return [("model", f"{self.config.model}, {_learning(self.config)}"), ("NLL", f"{self.nll:.4f} nats/token"),
-                ("perplexity", f"{self.perplexity:.2f}"), ("bits per byte", "-" if bits is None else f"{bits:.4f}"),
-                ("scored", f"{self.tokens:,} tokens, {self.bytes:,} bytes, {len(self.documents):,} document{'s' * (len(self.documents) != 1)}"),
-                ("time", f"{self.seconds:.1f} s, {self.tokens_per_second:,.0f} tokens/s"),
-                ("learned", f"{summary['learned_parameters']:,} parameters, {summary['updates']:,} updates"),
-                *([("written to", str(self.out))] if self.out else [])]
+        return [
+            ("model", f"{self.config.model}, {_learning(self.config)}"),
+            ("NLL", f"{self.nll:.4f} nats/token"),
+            ("perplexity", f"{self.perplexity:.2f}"),
+            ("bits per byte", "-" if bits is None else f"{bits:.4f}"),
+            ("scored", f"{self.tokens:,} tokens, {self.bytes:,} bytes, {len(self.documents):,} document{'s' * (len(self.documents) != 1)}"),
+            ("time", f"{self.seconds:.1f} s, {self.tokens_per_second:,.0f} tokens/s"),
+            ("learned", f"{summary['learned_parameters']:,} parameters, {summary['updates']:,} updates"),
+            *([("written to", str(self.out))] if self.out else []),
+        ]
 
     @safe
     def __repr__(self) -> str:
-        return "Evaluation(" + ", ".join([f"nll={self.nll:.4f}", f"bits_per_byte={self.bits_per_byte and round(self.bits_per_byte, 4)}",
-                                          f"tokens={self.tokens:,}", f"documents={len(self.documents):,}",
-                                          f"{self.tokens_per_second:,.0f} tokens/s", _learning(self.config)]) + ")"
+        return (
+            "Evaluation("
+            + ", ".join(
+                [
+                    f"nll={self.nll:.4f}",
+                    f"bits_per_byte={self.bits_per_byte and round(self.bits_per_byte, 4)}",
+                    f"tokens={self.tokens:,}",
+                    f"documents={len(self.documents):,}",
+                    f"{self.tokens_per_second:,.0f} tokens/s",
+                    _learning(self.config),
+                ]
+            )
+            + ")"
+        )
 
     @safe
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th style='text-align:left'>{html.escape(name)}</th><td style='text-align:left'>{html.escape(value)}</td></tr>"
-                       for name, value in self._rows())
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in self._rows()
+        )
         return f"<table>{rows}</table>"
 
 
 def _learning(config: EvalConfig) -> str:
-    how = {"none": "static", "lora": f"LoRA of rank {config.rank}", "rows": f"{config.density:g} of the rows", "full": "all weights"}[config.adapt]
+    how = {"none": "static", "lora": f"LoRA of rank {config.rank}", "rows": f"{config.density:g} of the rows", "full": "all weights"}[
+        config.adapt
+    ]
     return how + (f", memory {config.memory}" if config.memory else f", context {config.context}" if config.context else "")
 
 
-def evaluate(model="smollm2-135m", text: str | os.PathLike | Sequence[str | os.PathLike] | None = None, *,
-             string: str | Sequence[str] | None = None, out: str | os.PathLike | None = None, resume: bool = False, scores: bool = False,
-             checkpoint: int = 64, progress: bool = False, on_segment: Callable[[dict], Any] | None = None, tokenizer=None,
-             **settings) -> Evaluation:
+def evaluate(
+    model="smollm2-135m",
+    text: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    *,
+    string: str | Sequence[str] | None = None,
+    out: str | os.PathLike | None = None,
+    resume: bool = False,
+    scores: bool = False,
+    checkpoint: int = 64,
+    progress: bool = False,
+    on_segment: Callable[[dict], Any] | None = None,
+    tokenizer=None,
+    **settings,
+) -> Evaluation:
     """Score a text with a model and learn from each segment right after it is scored; the numbers are those of ``dynadapt eval``.
 
     Args:
@@ -130,7 +159,9 @@ def evaluate(model="smollm2-135m", text: str | os.PathLike | Sequence[str | os.P
     if on_segment is not None and not callable(on_segment):
         raise ConfigError(f"on_segment={shown(on_segment)}: expected a function of a segment's metrics, or None")
     if string is not None and out is not None:
-        raise ConfigError("string with out: a run's directory names its text, to read it again; write the string to a file and give that as text")
+        raise ConfigError(
+            "string with out: a run's directory names its text, to read it again; write the string to a file and give that as text"
+        )
     settings = settings_from(settings)
     with ExitStack() as stack:
         if string is None:
@@ -142,8 +173,15 @@ def evaluate(model="smollm2-135m", text: str | os.PathLike | Sequence[str | os.P
         config = EvalConfig.from_dict({**settings, "text": texts, "model": os.fspath(model) if given is None else _name(given)})
         if tokenizer is not None:
             given = _with_tokenizer(given or load(config.model), tokenizer)
-        return _run(config, given, out, RunOptions(resume=resume, scores=scores, checkpoint=checkpoint if out is not None else 0),
-                    progress, on_segment, names)
+        return _run(
+            config,
+            given,
+            out,
+            RunOptions(resume=resume, scores=scores, checkpoint=checkpoint if out is not None else 0),
+            progress,
+            on_segment,
+            names,
+        )
 
 
 def _run(config, model, out, options, progress, on_segment, names: Mapping[str, str]) -> Evaluation:
@@ -156,10 +194,12 @@ def _run(config, model, out, options, progress, on_segment, names: Mapping[str, 
     directory = Path(out) if out is not None else Unwritten(options.scores)
     try:
         with _shown(progress) as show:
+
             def tell(event):
                 for hear in (show, on_segment):
                     if hear is not None:
                         hear(event)
+
             summary = run(config, directory, options, tell, model, make)
     except Interrupted as stopped:
         raise KeyboardInterrupt(f"{stopped}{'' if out is None else f'; evaluate(..., out={str(out)!r}, resume=True) goes on'}") from None
@@ -170,14 +210,16 @@ def _run(config, model, out, options, progress, on_segment, names: Mapping[str, 
     rows = None if not options.scores else directory.rows if out is None else np.load(directory / "scores.npy")
     documents = [{**d, "name": _document_name(d["name"], names)} for d in summary["documents"]]
     same = {f.name: summary[f.name] for f in fields(Evaluation) if f.name in summary and f.name not in ("documents",)}
-    return Evaluation(**same, documents=documents, config=config, engine=engine, scores=rows,
-                      out=None if out is None else directory, summary=summary)
+    return Evaluation(
+        **same, documents=documents, config=config, engine=engine, scores=rows, out=None if out is None else directory, summary=summary
+    )
 
 
 def _shown(progress: bool):
     if not progress:
         return nullcontext()
     from dynadapt.runs.progress import progress_for
+
     return progress_for()
 
 
@@ -189,6 +231,7 @@ def _begun(config: EvalConfig, directory: Path) -> EvalConfig:
 def _finished_engine(config, model, directory: Path):
     """The engine that a run which was finished before ended with; as it began where its last state was not kept."""
     from dynadapt.runs.checkpoints import last_state, saved_states
+
     engine = build_engine(model or load(config.model), config)
     if engine.learners:
         if saved_states(directory):
@@ -200,13 +243,16 @@ def _finished_engine(config, model, directory: Path):
 
 # ---- texts
 
+
 def _texts(text) -> tuple[str, ...]:
     """The texts' names as the command line takes them; a string that is no file's name is refused here."""
     if text is None:
         raise ConfigError("text: none given; name a file as text, or give the text itself as string")
     specs = [text] if isinstance(text, (str, os.PathLike)) else text
     if isinstance(specs, (bytes, Mapping)) or not isinstance(specs, Sequence):
-        raise ConfigError(f"text={shown(text)}: expected a path, a list of paths, or builtin:python-reference; the text itself is given as string")
+        raise ConfigError(
+            f"text={shown(text)}: expected a path, a list of paths, or builtin:python-reference; the text itself is given as string"
+        )
     for spec in specs:
         if not isinstance(spec, (str, os.PathLike)) or isinstance(os.fspath(spec), bytes):
             raise ConfigError(f"text={shown(spec)}: expected a path; the text itself is given as string, token ids to Engine.step")
@@ -248,11 +294,12 @@ def _document_name(name: str, names: Mapping[str, str]) -> str:
     """The string's name where a document is one, or a part of one."""
     for path, called in names.items():
         if name.startswith(os.path.basename(path)):
-            return called + name[len(os.path.basename(path)):]
+            return called + name[len(os.path.basename(path)) :]
     return name
 
 
 # ---- models
+
 
 def _name(model: Model) -> str:
     return model.name if model.name in KNOWN else model.origin or model.name

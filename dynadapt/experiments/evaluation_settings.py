@@ -53,8 +53,10 @@ def _kind(name: str, value, kinds: dict):
             return word, instance
     if isinstance(value, str):
         return value, None
-    raise ConfigError(f"{name}={shown(value)}: expected one of {', '.join(map(repr, kinds))}, or one of "
-                      f"{', '.join(kind.__name__ + '(...)' for kind in kinds.values())}")
+    raise ConfigError(
+        f"{name}={shown(value)}: expected one of {', '.join(map(repr, kinds))}, or one of "
+        f"{', '.join(kind.__name__ + '(...)' for kind in kinds.values())}"
+    )
 
 
 def _adapt(value) -> dict:
@@ -70,7 +72,11 @@ def _adapt(value) -> dict:
 
 def _optimizer(value) -> dict:
     word, optimizer = _kind("optimizer", value, OPTIMIZERS)
-    return {"optimizer": word} if optimizer is None or isinstance(value, type) else {"optimizer": word, **_fields("optimizer", optimizer, ("lr", "decay", "clip"))}
+    return (
+        {"optimizer": word}
+        if optimizer is None or isinstance(value, type)
+        else {"optimizer": word, **_fields("optimizer", optimizer, ("lr", "decay", "clip"))}
+    )
 
 
 def _memory(value) -> dict:
@@ -87,5 +93,7 @@ def _fields(name: str, value, named: tuple[str, ...], also: tuple[str, ...] = ()
     """The fields that settings say; the others must have their defaults."""
     for field in fields(value):
         if field.name not in (*named, *also) and getattr(value, field.name) != field.default:
-            raise ConfigError(f"{name}={shown(value)}: {field.name} is no setting of a run, and stays {field.default!r}; an Engine takes it")
+            raise ConfigError(
+                f"{name}={shown(value)}: {field.name} is no setting of a run, and stays {field.default!r}; an Engine takes it"
+            )
     return {field.name: getattr(value, field.name) for field in fields(value) if field.name in named}

@@ -17,6 +17,7 @@ def export_run(run: Path, out: Path, stream: int = 0) -> Path:
     config = read_json(run / "config.json")
     if config.get("kind") == "reweight" and config["adapt"] != "lora":
         from .reweight.export import export_model
+
         return export_model(run, out)
     return export_adapter(run, out, stream)
 
@@ -28,7 +29,7 @@ def export_adapter(run: Path, out: Path, stream: int = 0) -> Path:
     saved adapter is damaged.
     """
     source = run_adapter(run, stream)
-    read_tensors(source, read_settings(source)["r"])     # a damaged one is refused here, by name
+    read_tensors(source, read_settings(source)["r"])  # a damaged one is refused here, by name
     with new_directory(out) as folder:
         for file in sorted(source.iterdir()):
             shutil.copyfile(file, folder / file.name)
@@ -40,7 +41,7 @@ def run_adapter(run: Path, stream: int = 0) -> Path:
     config = read_json(run / "config.json")
     if config.get("adapt") != "lora":
         raise RunError(f"{run} ran with --adapt {config.get('adapt')}; only a LoRA run has an adapter")
-    streams = config.get("streams", 1)               # the rows of a reweighting run share one adapter
+    streams = config.get("streams", 1)  # the rows of a reweighting run share one adapter
     if not 0 <= stream < streams:
         raise RunError(f"stream {stream}: {run} has streams 0 to {streams - 1}")
     return adapter_directory(last_state(run) / "engine", stream, streams)

@@ -10,18 +10,57 @@ from html.parser import HTMLParser
 
 # ------------------------------------------------------------------------------------------------------------- man pages
 
-CHARACTERS = {"aq": "'", "dq": '"', "lq": "“", "rq": "”", "oq": "‘", "cq": "’", "Fo": "«", "Fc": "»", "Bq": "„", "bu": "•", "em": "—",
-              "en": "–", "hy": "-", "ha": "^", "ti": "~", "rs": "\\", "co": "©", "rg": "®", "tm": "™", "mu": "×", "+-": "±", "->": "→", "<-": "←",
-              "ga": "`", "sl": "/", "ba": "|", "lB": "[", "rB": "]", "lC": "{", "rC": "}", "at": "@", "sh": "#", "Do": "$", "de": "°", "<=": "≤",
-              ">=": "≥", "!=": "≠", "..": ""}
-ESCAPE = re.compile(r"""\\(?:
+CHARACTERS = {
+    "aq": "'",
+    "dq": '"',
+    "lq": "“",
+    "rq": "”",
+    "oq": "‘",
+    "cq": "’",
+    "Fo": "«",
+    "Fc": "»",
+    "Bq": "„",
+    "bu": "•",
+    "em": "—",
+    "en": "–",
+    "hy": "-",
+    "ha": "^",
+    "ti": "~",
+    "rs": "\\",
+    "co": "©",
+    "rg": "®",
+    "tm": "™",
+    "mu": "×",
+    "+-": "±",
+    "->": "→",
+    "<-": "←",
+    "ga": "`",
+    "sl": "/",
+    "ba": "|",
+    "lB": "[",
+    "rB": "]",
+    "lC": "{",
+    "rC": "}",
+    "at": "@",
+    "sh": "#",
+    "Do": "$",
+    "de": "°",
+    "<=": "≤",
+    ">=": "≥",
+    "!=": "≠",
+    "..": "",
+}
+ESCAPE = re.compile(
+    r"""\\(?:
     f(?:\[[^]]*\]|\(..|.)                        # font
   | [mMFgkYVn](?:\[[^]]*\]|\(..|.)               # colours, registers
   | s(?:[+-]?\d{1,2}|\[[^]]*\]|\([+-]?..)        # size
   | \*(?:\[[^]]*\]|\(..|.)                       # strings
   | [hvwxZloLNXbDHSR]'[^']*'                     # motion, drawing
   | \[(?P<name>[^]]*)\] | \((?P<two>..)          # characters
-  | (?P<one>.) )""", re.VERBOSE)
+  | (?P<one>.) )""",
+    re.VERBOSE,
+)
 SINGLE = {"-": "-", "e": "\\", "\\": "\\", "~": " ", " ": " ", "0": " ", "'": "'", "`": "`", "t": "\t", ".": ".", "_": "_", '"': '"'}
 SPACED, JOINED = {"B", "I", "SM", "SB"}, {"BR", "RB", "BI", "IB", "IR", "RI"}
 BREAKS = {"PP", "P", "LP", "sp", "TP", "TQ", "IP", "HP", "RS", "RE", "SH", "SS", "nf", "fi", "EX", "EE", "br", "TS", "TE"}
@@ -33,7 +72,7 @@ def man_to_text(source: str) -> str:
     if any(line.startswith((".so ", ".Dd")) for line in lines):
         return ""
     page = _Page()
-    skipping = False                                             # a macro's definition, .de to ..
+    skipping = False  # a macro's definition, .de to ..
     for line in lines:
         if skipping or line.startswith((".de", ".ig")):
             skipping = not line.startswith("..")
@@ -53,7 +92,7 @@ class _Page:
         self.words: list[str] = []
         self.label = ""
         self.verbatim = self.tag = False
-        self.table = ""                                          # "format": between .TS and the line of formats that ends in "."; "rows"
+        self.table = ""  # "format": between .TS and the line of formats that ends in "."; "rows"
 
     def macro(self, line: str) -> None:
         name, _, rest = line.partition(" ")
@@ -102,7 +141,11 @@ class _Page:
 
     def close(self) -> None:
         if any(word.strip() for word in self.words):
-            block = "\n".join(word.rstrip() for word in self.words) if self.verbatim or self.table else " ".join(word.strip() for word in self.words)
+            block = (
+                "\n".join(word.rstrip() for word in self.words)
+                if self.verbatim or self.table
+                else " ".join(word.strip() for word in self.words)
+            )
             space = "" if not self.label else " " if len(self.label) <= 3 else "\n"
             self.blocks.append(self.label + space + block.strip("\n"))
             self.label = ""
@@ -135,7 +178,28 @@ def _plain(line: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------------------ HTML
 
-BLOCKS = {"p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "li", "ul", "ol", "dl", "dt", "dd", "table", "tr", "pre", "section", "blockquote", "br"}
+BLOCKS = {
+    "p",
+    "div",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "li",
+    "ul",
+    "ol",
+    "dl",
+    "dt",
+    "dd",
+    "table",
+    "tr",
+    "pre",
+    "section",
+    "blockquote",
+    "br",
+}
 UNREAD = {"script", "style", "head", "nav", "footer"}
 VOID = {"br", "img", "hr", "meta", "link", "input", "col", "area", "base"}
 

@@ -61,8 +61,10 @@ def _file_names(runs: list[Run]) -> dict[Path, str]:
     names = {run.path: run.path.name for run in runs}
     for depth in range(2, 2 + max((len(run.path.parts) for run in runs), default=0)):
         taken = list(names.values())
-        names = {path: "-".join(part for part in path.parts[-depth:] if part not in ("/", "..")) if taken.count(name) > 1 else name
-                 for path, name in names.items()}
+        names = {
+            path: "-".join(part for part in path.parts[-depth:] if part not in ("/", "..")) if taken.count(name) > 1 else name
+            for path, name in names.items()
+        }
     return names
 
 
@@ -78,7 +80,12 @@ def _read(path: Path) -> tuple[str, Run | None]:
         run = read_run(path)
     except RunError as error:
         return f"{path} is damaged ({error})", None
-    if run.kind in ("eval", "icl") and not run.metrics or run.kind == "reweight" and not any(line.get("kind") == "step" for line in run.metrics):
+    if (
+        run.kind in ("eval", "icl")
+        and not run.metrics
+        or run.kind == "reweight"
+        and not any(line.get("kind") == "step" for line in run.metrics)
+    ):
         return f"{path}: nothing scored yet, so nothing to draw", None
     if run.kind in ("diagnose", "advise") and run.summary is None:
         return f"{path} is not finished, so there is nothing to draw", None
@@ -88,11 +95,14 @@ def _read(path: Path) -> tuple[str, Run | None]:
 def _draw_one(run: Run, out: Path | None) -> list[Path]:
     if run.kind == "reweight":
         from .reweight.plot import draw
+
         return [draw(run.path, out)]
     if run.kind == "icl":
         from .icl.plot import draw_run
+
         return draw_run(run, out)
     from .diagnose.figures import draw_summary
+
     return draw_summary(run.summary, out or run.path / "figures.png", apart=out is None)
 
 
@@ -110,8 +120,10 @@ def plot_evaluations(runs: list[Run], path: Path) -> Path:
         figure = Figure(figsize=(14.5, 4.4), layout="constrained")
         axes = figure.subplots(1, 3)
         done = [i for i, run in enumerate(runs) if run.summary]
-        for axis, key, label, title in ((axes[0], "flops_per_token", "FLOPs per token", "Loss against computation"),
-                                        (axes[1], "seconds", "seconds", "Loss against time")):
+        for axis, key, label, title in (
+            (axes[0], "flops_per_token", "FLOPs per token", "Loss against computation"),
+            (axes[1], "seconds", "seconds", "Loss against time"),
+        ):
             _cost_panel(axis, runs, looks, done, key, label, title, len({same[runs[i].path] for i in done}) <= 1)
         _stream_panel(axes[2], runs, looks, same)
         handles = [matplotlib.lines.Line2D([], [], markersize=7, **look) for look in looks]
@@ -138,7 +150,9 @@ def plot_cost(runs: list[Run], path: Path, titles: dict[str, str]) -> Path:
         axis.margins(y=0.12)
         FigureCanvasAgg(figure).draw()
         shown = list(points)
-        unplaced = label_points(axis, list(points.values()), [fitted(labels[i], 2.6, 9.5) for i in shown], [looks[i]["color"] for i in shown], always=False)
+        unplaced = label_points(
+            axis, list(points.values()), [fitted(labels[i], 2.6, 9.5) for i in shown], [looks[i]["color"] for i in shown], always=False
+        )
         handles = [matplotlib.lines.Line2D([], [], markersize=7, **{**looks[shown[i]], "linestyle": ""}) for i in unplaced]
         legend_below(figure, handles, [labels[shown[i]] for i in unplaced])
         _save(figure, path)
@@ -157,8 +171,17 @@ def _cost_panel(axis, runs, looks, chosen, key: str, label: str, title: str, com
         front = _front([point for i, point in points.items() if (runs[i].config["adapt"] != "none") == learns])
         axis.plot(*zip(*front), color=colour, linewidth=1.2, alpha=0.35, zorder=1)
     for i, (cost, nll) in points.items():
-        axis.plot(cost, nll, linestyle="", marker=looks[i]["marker"], color=looks[i]["color"], markersize=9, markeredgecolor="white",
-                  markeredgewidth=1.2, zorder=3)
+        axis.plot(
+            cost,
+            nll,
+            linestyle="",
+            marker=looks[i]["marker"],
+            color=looks[i]["color"],
+            markersize=9,
+            markeredgecolor="white",
+            markeredgewidth=1.2,
+            zorder=3,
+        )
     log_axis(axis, [cost for cost, _ in points.values()])
     axis.set(xlabel=label, ylabel="NLL (nats per token)" if comparable else "NLL (nats per token), not of the same tokens")
     axis.margins(y=0.1)
@@ -180,7 +203,7 @@ def _front(points) -> list[tuple[float, float]]:
 
 def _stream_panel(axis, runs, looks, same: dict[Path, str]) -> None:
     """Mean loss so far; less that of the plain static run with the shortest segments, where all have one on their own tokens."""
-    curves = [np.array([(line["total_tokens"], line["total_nll"]) for line in run.metrics], float).T for run in runs]      # [2, lines]
+    curves = [np.array([(line["total_tokens"], line["total_nll"]) for line in run.metrics], float).T for run in runs]  # [2, lines]
     bases = []
     for run in runs:
         static = plain_static([other for other in runs if same[other.path] == same[run.path]])
@@ -188,12 +211,22 @@ def _stream_panel(axis, runs, looks, same: dict[Path, str]) -> None:
     less = [None if base is None else _less(curve, base) for curve, base in zip(curves, bases)]
     relative = all(curve is not None and curve.shape[1] for curve in less)
     for curve, look in zip(less if relative else curves, looks):
-        axis.plot(*curve, color=look["color"], linestyle=look["linestyle"], linewidth=1.8, marker=look["marker"], markersize=5,
-                  markevery=[curve.shape[1] - 1])
+        axis.plot(
+            *curve,
+            color=look["color"],
+            linestyle=look["linestyle"],
+            linewidth=1.8,
+            marker=look["marker"],
+            markersize=5,
+            markevery=[curve.shape[1] - 1],
+        )
     axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
     axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
-    axis.set(xlabel="tokens scored", ylabel="difference of the mean NLL so far" if relative else "mean NLL so far (nats per token)",
-             title="Over the stream, less static" if relative else "Over the stream")
+    axis.set(
+        xlabel="tokens scored",
+        ylabel="difference of the mean NLL so far" if relative else "mean NLL so far (nats per token)",
+        title="Over the stream, less static" if relative else "Over the stream",
+    )
 
 
 def _less(curve: np.ndarray, base: np.ndarray) -> np.ndarray:

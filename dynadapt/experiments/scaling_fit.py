@@ -24,11 +24,11 @@ from scipy.optimize import least_squares
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 
-POINTS = 6               # least number of evaluations: three parameters, and as many left to judge them by
-SPAN = 4.0               # the last evaluation has at least this many times the tokens of the first: else beta is anyone's guess
-REACH = 32.0             # largest extrapolation, in multiples of the tokens of the last evaluation
+POINTS = 6  # least number of evaluations: three parameters, and as many left to judge them by
+SPAN = 4.0  # the last evaluation has at least this many times the tokens of the first: else beta is anyone's guess
+REACH = 32.0  # largest extrapolation, in multiples of the tokens of the last evaluation
 EXPONENTS = (0.01, 2.0)  # bounds of beta
-WIDTH = 0.5              # widest interval, as a share of the whole fall from the first evaluation to the prediction
+WIDTH = 0.5  # widest interval, as a share of the whole fall from the first evaluation to the prediction
 DRAWS = 200
 LEVEL = 0.9
 
@@ -84,36 +84,46 @@ class ScalingFit:
             return f"tokens {tokens!r}: give a number above 0"
         first, last = self.tokens[0], self.tokens[-1]
         if tokens > REACH * last:
-            return (f"{tokens:,.0f} tokens are {tokens / last:.0f} times the {last:,.0f} that were trained on; at most {REACH:g} "
-                    "times is supported: train on a larger sub-sample")
+            return (
+                f"{tokens:,.0f} tokens are {tokens / last:.0f} times the {last:,.0f} that were trained on; at most {REACH:g} "
+                "times is supported: train on a larger sub-sample"
+            )
         fall = self.predict(first) - self.predict(last)
         if fall < 2 * self.residual:
-            return (f"the loss falls by {fall:.4f} nats over the sub-sample, less than twice the residual of "
-                    f"{self.residual:.4f}: there is no trend to extend; train longer, or evaluate on more held-out text")
+            return (
+                f"the loss falls by {fall:.4f} nats over the sub-sample, less than twice the residual of "
+                f"{self.residual:.4f}: there is no trend to extend; train longer, or evaluate on more held-out text"
+            )
         if self.exponent < 1.01 * EXPONENTS[0]:
-            return (f"the exponent {self.exponent:.3f} is at its bound: the loss doesn't level off yet; train on a larger "
-                    "sub-sample")
+            return f"the exponent {self.exponent:.3f} is at its bound: the loss doesn't level off yet; train on a larger sub-sample"
         low, high = self.interval(tokens)
         whole = self.predict(first) - self.predict(tokens)
         if high - low > WIDTH * whole:
-            return (f"the interval at {tokens:,.0f} tokens is {low:.4f} to {high:.4f}, wider than {WIDTH:.0%} of the "
-                    f"{whole:.4f} nats that are to be learned; train on a larger sub-sample, or evaluate more often")
+            return (
+                f"the interval at {tokens:,.0f} tokens is {low:.4f} to {high:.4f}, wider than {WIDTH:.0%} of the "
+                f"{whole:.4f} nats that are to be learned; train on a larger sub-sample, or evaluate more often"
+            )
         return None
 
     def to_dict(self) -> dict:
-        return {**vars(self), "tokens": list(self.tokens), "losses": list(self.losses),
-                "draws": [list(draw) for draw in self.draws]}
+        return {**vars(self), "tokens": list(self.tokens), "losses": list(self.losses), "draws": [list(draw) for draw in self.draws]}
 
     @classmethod
     def from_dict(cls, content: Mapping) -> ScalingFit:
-        return cls(**{**content, "tokens": tuple(content["tokens"]), "losses": tuple(content["losses"]),
-                      "draws": tuple(tuple(draw) for draw in content["draws"])})
+        return cls(
+            **{
+                **content,
+                "tokens": tuple(content["tokens"]),
+                "losses": tuple(content["losses"]),
+                "draws": tuple(tuple(draw) for draw in content["draws"]),
+            }
+        )
 
 
 def fit_curve(tokens: Sequence[float], losses: Sequence[float], draws: int = DRAWS, seed: int = 0) -> ScalingFit:
     """tokens [n] trained on at each evaluation, losses [n] nats. ScalingError for points that can't give three parameters."""
     tokens, losses = _points(tokens, losses)
-    scale = float(np.exp(np.log(tokens).mean()))                     # keeps B and beta from being one and the same direction
+    scale = float(np.exp(np.log(tokens).mean()))  # keeps B and beta from being one and the same direction
     relative = tokens / scale
     best = _best(relative, losses, _starts(losses))
     residuals = losses - _law(best, relative)
@@ -122,12 +132,17 @@ def fit_curve(tokens: Sequence[float], losses: Sequence[float], draws: int = DRA
     enlarged = (residuals - residuals.mean()) * wider
     generator = np.random.default_rng(seed)
     again = [_best(relative, _law(best, relative) + generator.choice(enlarged, len(tokens)), [best]) for _ in range(draws)]
-    return ScalingFit(*best.tolist(), scale, float(np.sqrt((residuals**2).mean())), tuple(tokens.tolist()),
-                      tuple(losses.tolist()), tuple(tuple(draw.tolist()) for draw in again))
+    return ScalingFit(
+        *best.tolist(),
+        scale,
+        float(np.sqrt((residuals**2).mean())),
+        tuple(tokens.tolist()),
+        tuple(losses.tolist()),
+        tuple(tuple(draw.tolist()) for draw in again),
+    )
 
 
-def fit_targets(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-                tokens: float) -> dict[str, tuple[ScalingFit, Prediction]]:
+def fit_targets(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], tokens: float) -> dict[str, tuple[ScalingFit, Prediction]]:
     """Fit and prediction of each domain's curve at `tokens`. One ScalingError names every domain that refuses, and why."""
     found, refused = {}, []
     for domain, (trained, losses) in curves.items():
@@ -150,11 +165,14 @@ def _points(tokens, losses) -> tuple[np.ndarray, np.ndarray]:
     if not (np.isfinite(tokens).all() and np.isfinite(losses).all() and (losses > 0).all()):
         raise ScalingError("token counts and losses must be finite, and losses above 0")
     if not (np.diff(tokens) > 0).all() or tokens[0] <= 0:
-        raise ScalingError(f"token counts must grow and start above 0, but are {tokens[0]:g}, {tokens[1]:g}, ...; "
-                           "the evaluation before training has no place on this curve")
+        raise ScalingError(
+            f"token counts must grow and start above 0, but are {tokens[0]:g}, {tokens[1]:g}, ...; "
+            "the evaluation before training has no place on this curve"
+        )
     if tokens[-1] < SPAN * tokens[0]:
-        raise ScalingError(f"evaluations from {tokens[0]:,.0f} to {tokens[-1]:,.0f} tokens; the last must have at least {SPAN:g} "
-                           "times the first")
+        raise ScalingError(
+            f"evaluations from {tokens[0]:,.0f} to {tokens[-1]:,.0f} tokens; the last must have at least {SPAN:g} times the first"
+        )
     return tokens, losses
 
 
@@ -166,8 +184,7 @@ def _law(parameters, relative):
 def _starts(losses: np.ndarray) -> list[tuple[float, float, float]]:
     """Asymptotes from 0 to just under the least loss, crossed with exponents."""
     least, mean = losses.min(), losses.mean()
-    return [(share * least, mean - share * least, exponent)
-            for share in (0.0, 0.5, 0.9, 0.99) for exponent in (0.1, 0.3, 0.6, 1.2)]
+    return [(share * least, mean - share * least, exponent) for share in (0.0, 0.5, 0.9, 0.99) for exponent in (0.1, 0.3, 0.6, 1.2)]
 
 
 def _best(relative: np.ndarray, losses: np.ndarray, starts) -> np.ndarray:
@@ -182,6 +199,8 @@ def _best(relative: np.ndarray, losses: np.ndarray, starts) -> np.ndarray:
         power = relative ** (-parameters[2])
         return np.stack([np.ones_like(power), power, -parameters[1] * power * log_relative], axis=1)
 
-    solutions = [least_squares(distance, np.clip(start, lower + 1e-9, upper - 1e-9), jacobian, (lower, upper),
-                               x_scale=(1.0, 1.0, 0.1), max_nfev=200) for start in starts]
+    solutions = [
+        least_squares(distance, np.clip(start, lower + 1e-9, upper - 1e-9), jacobian, (lower, upper), x_scale=(1.0, 1.0, 0.1), max_nfev=200)
+        for start in starts
+    ]
     return min(solutions, key=lambda solution: solution.cost).x

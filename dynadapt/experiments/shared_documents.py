@@ -29,8 +29,9 @@ from .dyneval import PHASES, RunOptions, _bits_per_byte, _load, expect_files, ru
 COUNTS = ("tokens", "bytes", "updates", "skipped_updates", "resets", "segments", "short_documents")
 
 
-def run_parts(config: EvalConfig, out: str | Path, options: RunOptions, processes: Processes,
-              progress: Callable[[dict], None] | None = None) -> dict:
+def run_parts(
+    config: EvalConfig, out: str | Path, options: RunOptions, processes: Processes, progress: Callable[[dict], None] | None = None
+) -> dict:
     """As dyneval.run, by all processes: returns the summary of all documents, and the first one writes OUT.
 
     progress is called with the lines of this process's own part; options.log get the lines of all of them, when they are merged.
@@ -61,8 +62,10 @@ def _check(config: EvalConfig, world: int) -> tuple[list[Source], list[dict]]:
     """The documents, and size and digest of each. ConfigError for what makes a document's score depend on other documents."""
     of = f"with {world} processes"
     if config.adapt != "none" and config.reset != "document":
-        raise ConfigError(f"reset {config.reset!r} {of}: a document would learn from those before it in its process; give "
-                          "--reset document, or --adapt none")
+        raise ConfigError(
+            f"reset {config.reset!r} {of}: a document would learn from those before it in its process; give "
+            "--reset document, or --adapt none"
+        )
     if config.tokens is not None:
         raise ConfigError(f"tokens {config.tokens} {of}: which are the first of all texts depends on who reads; leave it out")
     if config.split:
@@ -95,11 +98,13 @@ def _check_begun(folders: list[Path]) -> None:
     others = sorted(entry.name for entry in parent.iterdir() if entry not in folders) if parent.is_dir() else []
     if others:
         began = others[0].partition("-of-")[2]
-        raise RunError(f"{parent.parent} was begun with {began} processes, not with {len(folders)}; go on with as many, or choose "
-                       "another --out")
+        raise RunError(
+            f"{parent.parent} was begun with {began} processes, not with {len(folders)}; go on with as many, or choose another --out"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- merging
+
 
 def merge(directory: RunDirectory, folders: list[Path], shares: list[list[int]], scores: bool) -> dict:
     """Writes what one run of all documents would have; its lines of metrics take turns between the parts."""
@@ -125,11 +130,18 @@ def merged_summary(parts: list[dict], shares: list[list[int]]) -> dict:
     seconds = max(part["seconds"] for part in parts)
     gpu = [part["peak_gpu_memory_bytes"] for part in parts]
     summary.update(
-        nll=mean, perplexity=math.exp(min(mean, 700.0)), bits_per_byte=_bits_per_byte(mean * summary["tokens"], summary["bytes"]),
-        seconds=seconds, tokens_per_second=summary["tokens"] / seconds, flops=flops,
+        nll=mean,
+        perplexity=math.exp(min(mean, 700.0)),
+        bits_per_byte=_bits_per_byte(mean * summary["tokens"], summary["bytes"]),
+        seconds=seconds,
+        tokens_per_second=summary["tokens"] / seconds,
+        flops=flops,
         flops_per_token=sum(flops.values()) / summary["tokens"],
         peak_memory_bytes=max(part["peak_memory_bytes"] for part in parts),
-        peak_gpu_memory_bytes=None if None in gpu else max(gpu), processes=len(parts), documents=documents)
+        peak_gpu_memory_bytes=None if None in gpu else max(gpu),
+        processes=len(parts),
+        documents=documents,
+    )
     return summary
 
 
@@ -142,10 +154,18 @@ def merged_lines(parts: list[list[dict]], shares: list[list[int]]) -> list[dict]
         size += line["bytes"]
         tokens = sum(of["total_tokens"] for of in last.values())
         nll = math.fsum(of["total_nll"] * of["total_tokens"] for of in last.values())
-        lines.append({
-            **line, "segment": len(lines), "process": rank, "total_tokens": tokens, "total_nll": nll / tokens,
-            "total_bits_per_byte": _bits_per_byte(nll, size), "total_seconds": max(of["total_seconds"] for of in last.values()),
-            "documents": [None if i is None else shares[rank][i] for i in line["documents"]]})
+        lines.append(
+            {
+                **line,
+                "segment": len(lines),
+                "process": rank,
+                "total_tokens": tokens,
+                "total_nll": nll / tokens,
+                "total_bits_per_byte": _bits_per_byte(nll, size),
+                "total_seconds": max(of["total_seconds"] for of in last.values()),
+                "documents": [None if i is None else shares[rank][i] for i in line["documents"]],
+            }
+        )
     return lines
 
 

@@ -128,14 +128,16 @@ def _run_child(words: list[str]) -> tuple[int, str]:
 
     SIGTERM is handed on; SIGINT reaches the child from the terminal by itself.
     """
-    child = subprocess.Popen(children.command("dynadapt", *words), env=children.environment(), stderr=subprocess.PIPE, encoding="utf-8",
-                             errors="replace")
+    child = subprocess.Popen(
+        children.command("dynadapt", *words), env=children.environment(), stderr=subprocess.PIPE, encoding="utf-8", errors="replace"
+    )
     asked = []
 
     def stop(number, frame):
         asked.append(number)
         if number == signal.SIGTERM:
             child.send_signal(number)
+
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         last = ""
@@ -173,15 +175,34 @@ def results_table(runs: list[Run], names: dict[str, str] | None = None) -> Table
         table.add_column(title, justify="right", no_wrap=True, min_width=len(title))
     for run in runs:
         s = run.summary
-        table.add_row((names or {}).get(run.name, run.name), f"{s['nll']:.4f}", f"{s['bits_per_byte']:.4f}", f"{s['flops_per_token'] / 1e9:.3f}",
-                      f"{s['tokens_per_second']:,.0f}", f"{s['peak_memory_bytes'] / 1e6:,.0f} MB", style="bold" if s["nll"] == best else None)
+        table.add_row(
+            (names or {}).get(run.name, run.name),
+            f"{s['nll']:.4f}",
+            f"{s['bits_per_byte']:.4f}",
+            f"{s['flops_per_token'] / 1e9:.3f}",
+            f"{s['tokens_per_second']:,.0f}",
+            f"{s['peak_memory_bytes'] / 1e6:,.0f} MB",
+            style="bold" if s["nll"] == best else None,
+        )
     return table
 
 
 def write_results(runs: list[Run], json_path: Path, csv_path: Path) -> None:
     write_json(json_path, {"runs": [{"name": run.name, "config": run.config, "summary": run.summary} for run in runs]})
-    names = ["nll", "bits_per_byte", "perplexity", "tokens", "bytes", "seconds", "tokens_per_second", "flops_per_token", "peak_memory_bytes",
-             "learned_parameters", "updates", "skipped_updates"]
+    names = [
+        "nll",
+        "bits_per_byte",
+        "perplexity",
+        "tokens",
+        "bytes",
+        "seconds",
+        "tokens_per_second",
+        "flops_per_token",
+        "peak_memory_bytes",
+        "learned_parameters",
+        "updates",
+        "skipped_updates",
+    ]
     keys = list(runs[0].config) if runs else []
     with open(csv_path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

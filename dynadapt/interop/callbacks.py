@@ -53,8 +53,18 @@ class HeldOutScore(TrainerCallback):
         ModelError: with memory, a model that the engine can't compute.
     """
 
-    def __init__(self, text, *, steps: int | Collection[int] = 100, tokenizer=None, segment: int = 512, memory: int = 0, sinks: int = 4,
-                 rows: int = 8, dtype: str | None = None):
+    def __init__(
+        self,
+        text,
+        *,
+        steps: int | Collection[int] = 100,
+        tokenizer=None,
+        segment: int = 512,
+        memory: int = 0,
+        sinks: int = 4,
+        rows: int = 8,
+        dtype: str | None = None,
+    ):
         self.text = _content(text)
         self.steps = integer("steps", steps) if is_integer(steps) else frozenset(integer("steps", step, 0) for step in steps)
         self.segment, self.rows = integer("segment", segment), integer("rows", rows)
@@ -147,13 +157,13 @@ class HeldOutScore(TrainerCallback):
     def _segments(self) -> list[torch.Tensor]:
         """[1, T + 1] each, the last one shorter; the last token of one is the first of the next, so all but the first are scored."""
         last = len(self._tokens) - 1
-        return [self._tokens[start:start + self.segment + 1][None] for start in range(0, last, self.segment)]
+        return [self._tokens[start : start + self.segment + 1][None] for start in range(0, last, self.segment)]
 
     def _batches(self) -> list[torch.Tensor]:
         """[R, T + 1] each: whole segments, then the last shorter one."""
         segments = self._segments()
         whole = [row for row in segments if row.shape[1] == segments[0].shape[1]]
-        return [torch.cat(whole[i:i + self.rows]) for i in range(0, len(whole), self.rows)] + segments[len(whole):]
+        return [torch.cat(whole[i : i + self.rows]) for i in range(0, len(whole), self.rows)] + segments[len(whole) :]
 
     def _read(self, tokenizer) -> None:
         """Tokens [N] of the text, and how many bytes those that are scored have (None: not known)."""
@@ -169,7 +179,7 @@ class HeldOutScore(TrainerCallback):
             read = tokenizer(self.text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
             self._tokens = torch.tensor(read["input_ids"])
             if fast and len(self._tokens):
-                self._bytes = len(self.text[read["offset_mapping"][0][1]:].encode())
+                self._bytes = len(self.text[read["offset_mapping"][0][1] :].encode())
         if self._tokens.dim() != 1 or len(self._tokens) < 2:
             raise ValueError(f"text has {tuple(self._tokens.shape)} tokens: expected one row of at least 2")
 
@@ -186,8 +196,10 @@ def _content(text):
 def _refuse_spread(model) -> None:
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "ds_id") or type(parameter).__name__ == "DTensor" or type(parameter.data).__name__ == "DTensor":
-            raise ValueError(f"model: parameter {name} is spread over processes (DeepSpeed ZeRO-3, FSDP); held-out text is scored by one "
-                             "process, which needs all of it")
+            raise ValueError(
+                f"model: parameter {name} is spread over processes (DeepSpeed ZeRO-3, FSDP); held-out text is scored by one "
+                "process, which needs all of it"
+            )
 
 
 @contextmanager

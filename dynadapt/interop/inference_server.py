@@ -22,7 +22,7 @@ ENDPOINTS = {  # to load, to unload
     "vllm": ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
     "sglang": ("/load_lora_adapter", "/unload_lora_adapter"),
 }
-KEEP = 2                                             # versions of an adapter that stay, unless it is asked for otherwise
+KEEP = 2  # versions of an adapter that stay, unless it is asked for otherwise
 ANSWER_BYTES, SHOWN_CHARACTERS = 1 << 20, 1000  # SGLang's answer lists every adapter that it has
 
 
@@ -52,8 +52,9 @@ class Server:
         number = isinstance(self.seconds, (int, float)) and not isinstance(self.seconds, bool)
         if not number or not 0 < self.seconds <= threading.TIMEOUT_MAX:
             raise PublishError(f"seconds={self.seconds!r}: expected a number above 0")
-        if self.token is not None and (not isinstance(self.token, str) or not re.fullmatch(r"[ -~]+", self.token)
-                                       or self.token.strip() != self.token):
+        if self.token is not None and (
+            not isinstance(self.token, str) or not re.fullmatch(r"[ -~]+", self.token) or self.token.strip() != self.token
+        ):
             raise PublishError("token: expected ASCII characters without line ends or spaces around them (it is not shown here)")
 
     def load(self, name: str, path: Path) -> None:
@@ -116,8 +117,10 @@ class Server:
             raise result
         status, answer, location = result
         if 300 <= status < 400:
-            raise PublishError(f"{address} answered with a redirect (HTTP {status}) to {_host(address, location)}, which is not "
-                               "followed: give the address of the server itself")
+            raise PublishError(
+                f"{address} answered with a redirect (HTTP {status}) to {_host(address, location)}, which is not "
+                "followed: give the address of the server itself"
+            )
         return status, answer.replace(self.token, "***") if self.token else answer
 
     def _answer(self, request):
@@ -149,8 +152,10 @@ def _host(address: str, location: str) -> str:
 def _check_url(url) -> None:
     shown = re.sub(r"[?#].*", "?...", re.sub(r"//.*@", "//***@", url, flags=re.S), flags=re.S) if isinstance(url, str) else repr(url)
     if isinstance(url, str) and "@" in url:
-        raise PublishError(f"url={shown!r}: a user or password in an address ends in logs and records and is not used; "
-                           "give a token (--token-from) to a server that asks for one")
+        raise PublishError(
+            f"url={shown!r}: a user or password in an address ends in logs and records and is not used; "
+            "give a token (--token-from) to a server that asks for one"
+        )
     try:
         parts = urlsplit(url) if isinstance(url, str) else None
         fits = parts and parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)

@@ -10,7 +10,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 def _there(path: Path, holds: str) -> Path:
     if not (path / holds).exists():
-        raise FileNotFoundError(f"{path / holds} is missing: the native extension is not built; build it with `pip install -e .` in a checkout")
+        raise FileNotFoundError(
+            f"{path / holds} is missing: the native extension is not built; build it with `pip install -e .` in a checkout"
+        )
     return path
 
 
@@ -43,6 +45,8 @@ FLAGS = {
     "cmakedir": ("the directory of dynadaptConfig.cmake, for find_package", lambda: str(cmake_dir())),
     "pkgconfigdir": ("the directory of dynadapt.pc, for PKG_CONFIG_PATH", lambda: str(pkgconfig_dir())),
     "includes": ("compiler flags for dynadapt/dynadapt.h", lambda: _quoted("-I", include_dir())),
-    "libs": ("linker flags for libdynadapt.so, with its place in the rpath",
-             lambda: f"{_quoted('-L', library_dir())} {_quoted('-Wl,-rpath,', library_dir())} -ldynadapt"),
+    "libs": (
+        "linker flags for libdynadapt.so, with its place in the rpath",
+        lambda: f"{_quoted('-L', library_dir())} {_quoted('-Wl,-rpath,', library_dir())} -ldynadapt",
+    ),
 }

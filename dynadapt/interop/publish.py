@@ -31,8 +31,12 @@ from .inference_server import ENDPOINTS, KEEP, PublishError, Server
 __all__ = ["ENDPOINTS", "KEEP", "PublishError", "Published", "Server", "publish"]
 FILES = (SETTINGS, TENSORS)
 # what servers know a module by: with the base model's prefix in front, as in a causal language model
-MODULE = re.compile("|".join(rf"{re.escape(f.hf_layers)}\.\d+\.({'|'.join(re.escape(f.hf_modules[part]) for parts in f.groups.values() for part in parts)})"
-                             for f in FAMILIES.values()))
+MODULE = re.compile(
+    "|".join(
+        rf"{re.escape(f.hf_layers)}\.\d+\.({'|'.join(re.escape(f.hf_modules[part]) for parts in f.groups.values() for part in parts)})"
+        for f in FAMILIES.values()
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ class Published:
     left: tuple[tuple[str, str], ...] = ()
 
 
-def publish(source, to: str | Path, name: str, *, keep: int = KEEP, server: Server | None = None, max_rank: int | None = None,
-            stream: int = 0) -> Published:
+def publish(
+    source, to: str | Path, name: str, *, keep: int = KEEP, server: Server | None = None, max_rank: int | None = None, stream: int = 0
+) -> Published:
     """Publish an adapter as ``to``/NAME-vN, N one more than ever before, and have ``server`` load it.
 
     Args:
@@ -78,7 +83,7 @@ def publish(source, to: str | Path, name: str, *, keep: int = KEEP, server: Serv
 def _publish(source, to: Path, name: str, keep: int, server: Server | None, max_rank: int | None, stream: int) -> Published:
     record = _Record(to, name)
     temporary = to / f".{name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)         # of a publisher that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # of a publisher that was killed
     temporary.mkdir()
     try:
         _write(source, temporary, stream)
@@ -95,7 +100,7 @@ def _publish(source, to: Path, name: str, keep: int, server: Server | None, max_
 
 
 def _load(server: Server, version: str, path: Path, record: _Record) -> None:
-    record.add(server.url, version)                      # before the call: it may arrive though no answer does
+    record.add(server.url, version)  # before the call: it may arrive though no answer does
     try:
         server.load(version, path)
     except PublishError as error:
@@ -103,7 +108,7 @@ def _load(server: Server, version: str, path: Path, record: _Record) -> None:
             server.unload(version)
             record.remove(server.url, version)
         except PublishError:
-            pass                                         # remembered: the next publication unloads it
+            pass  # remembered: the next publication unloads it
         shutil.rmtree(path, ignore_errors=True)
         raise PublishError(f"{error}; {version} was taken back, what was served before is untouched") from error
 
@@ -126,7 +131,7 @@ def _retire(to: Path, name: str, keep: int, server: Server | None, record: _Reco
 
 
 def _write(source, to: Path, stream: int) -> None:
-    engine = getattr(source, "engine", source)           # a Session's, or itself
+    engine = getattr(source, "engine", source)  # a Session's, or itself
     if hasattr(engine, "learners"):
         learners = engine.learners
         if not learners or learners[0].owns_weights:
@@ -156,8 +161,10 @@ def _check(adapter: Path, max_rank: int | None) -> None:
     tensors = read_tensors(adapter, settings["r"])
     for module in tensors:
         if not MODULE.fullmatch(module):
-            raise ModelError(f"the adapter has tensors of {module}, which is no linear of a layer under the name that servers give "
-                             "it (model.layers.0.self_attn.q_proj, for example)")
+            raise ModelError(
+                f"the adapter has tensors of {module}, which is no linear of a layer under the name that servers give "
+                "it (model.layers.0.self_attn.q_proj, for example)"
+            )
     check_targets(settings, tensors, (), "the adapter")
     write_settings(adapter, settings)
 
@@ -180,7 +187,9 @@ class _Record:
     def _check(self) -> None:
         content = self.content if isinstance(self.content, dict) else {}
         last, loaded = content.get("last"), content.get("loaded")
-        words = isinstance(loaded, dict) and all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in loaded.values())
+        words = isinstance(loaded, dict) and all(
+            isinstance(names, list) and all(isinstance(n, str) for n in names) for names in loaded.values()
+        )
         if type(last) is not int or last < 0 or not words:
             raise PublishError(f"{self.path}: not a record of versions; remove it if no server has any of them loaded")
 

@@ -54,8 +54,7 @@ class Snapshot:
         return f"Snapshot({len(self.tensors)} tensors, {self.nbytes / 1e6:,.1f} MB)"
 
 
-def attach(model, adapt=LoRA(), *, dtype: str | None = None, device: str | None = None, history: int | None = None,
-           **engine) -> Session:
+def attach(model, adapt=LoRA(), *, dtype: str | None = None, device: str | None = None, history: int | None = None, **engine) -> Session:
     """Adapt a live transformers model in place until ``detach``, which the end of a ``with`` block calls too.
 
     Args:
@@ -189,8 +188,10 @@ class Session:
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"to={steps!r}: expected a number of steps of at least 1, or a snapshot")
         if steps > len(self._history):
-            raise ValueError(f"to={steps}: {len(self._history)} steps are kept (history={self._history.maxlen}); "
-                             "attach with a larger history, or keep a snapshot()")
+            raise ValueError(
+                f"to={steps}: {len(self._history)} steps are kept (history={self._history.maxlen}); "
+                "attach with a larger history, or keep a snapshot()"
+            )
         for _ in range(steps):
             target = self._history.pop()
         return target
@@ -234,8 +235,10 @@ class Session:
         engine.ledger.totals = counted
         narrow = {weight.dtype, DTYPES[engine.dtype]} - {torch.float32, torch.float64}
         if not (error := (found - expected).abs().mean().item()) <= (0.3 if narrow else 1e-3):
-            raise ModelError(f"{type(model).__name__}: its own forward and the decoder differ by {error:.3g} nats a token: the model "
-                             f"computes something that its config and weights do not say; found: {unlike(model)}")
+            raise ModelError(
+                f"{type(model).__name__}: its own forward and the decoder differ by {error:.3g} nats a token: the model "
+                f"computes something that its config and weights do not say; found: {unlike(model)}"
+            )
 
     def _check_unchanged(self) -> None:
         """Raise ModelError where the live model was changed since it was attached, which the engine has not seen."""
@@ -244,8 +247,10 @@ class Session:
         state = self.model.state_dict() if self._shared else {}
         for key, before in self._shared.items():
             if (state[key].data_ptr(), _version(state[key])) != before:
-                raise ModelError(f"{name}: tensor {key} was changed since attach, and the engine has its own copy; detach first, "
-                                 "then attach the changed model")
+                raise ModelError(
+                    f"{name}: tensor {key} was changed since attach, and the engine has its own copy; detach first, "
+                    "then attach the changed model"
+                )
 
     # ---- what the live model sees
 
@@ -300,11 +305,16 @@ class Session:
         """The tensors that will be written to, by canonical name and in canonical form; none for LoRA."""
         if adapt is None or isinstance(adapt, LoRA):
             return {}
-        names = self._places if whole_model(adapt) else [
-            f"layers.{i}.{part}.weight" for i, group in targeted(adapt, config.layers) for part in layout(config)[group]]
+        names = (
+            self._places
+            if whole_model(adapt)
+            else [f"layers.{i}.{part}.weight" for i, group in targeted(adapt, config.layers) for part in layout(config)[group]]
+        )
         values = {name: state[self._places[name][0]] for name in names}
-        return {name: (value.t() if hf_transposed(config, name) else value).clone(memory_format=torch.contiguous_format)
-                for name, value in values.items()}
+        return {
+            name: (value.t() if hf_transposed(config, name) else value).clone(memory_format=torch.contiguous_format)
+            for name, value in values.items()
+        }
 
     def _hook_linears(self) -> list:
         handles, config = [], self.engine.config
@@ -353,8 +363,10 @@ def _choose_dtype(dtype: str | None, adapt, own: torch.dtype, written: dict[str,
     kinds = {value.dtype for value in written.values()} or {own}
     if written and (len(kinds) > 1 or own not in names or dtype not in (None, names[own])):
         found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-        raise ValueError(f"dtype={dtype!r} with adapt={type(adapt).__name__} on a model of {found}: what is learned is written "
-                         "into it; convert the model to one of bfloat16, float32, float64 and leave dtype out")
+        raise ValueError(
+            f"dtype={dtype!r} with adapt={type(adapt).__name__} on a model of {found}: what is learned is written "
+            "into it; convert the model to one of bfloat16, float32, float64 and leave dtype out"
+        )
     if dtype is None and own not in names:
         raise ModelError(f"model is {str(own).removeprefix('torch.')}: give dtype='bf16' or 'fp32' for the engine's arithmetic")
     return dtype or names[own]

@@ -3,6 +3,7 @@
 What is read is float32 and rounded once, by whoever uses it; weights that the adapter leaves alone are the base's. So the merged
 model is a model like any other: it can be scored, adapted by anything, and attended to.
 """
+
 from __future__ import annotations
 
 import struct
@@ -33,18 +34,27 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
         ModelError: naming what can't be merged exactly, or the base that can't be loaded.
     """
     from dynadapt.engine.learners.peft import read_for_model
+
     whole = sorted(path.glob("model*.safetensors"))
     if (path / "config.json").is_file() and whole:
-        raise ModelError(f"{path}: holds an adapter ({SETTINGS}) and a whole model (config.json, {whole[0].name}), so that it does not "
-                         "say which is meant; put one of them into a directory of its own")
+        raise ModelError(
+            f"{path}: holds an adapter ({SETTINGS}) and a whole model (config.json, {whole[0].name}), so that it does not "
+            "say which is meant; put one of them into a directory of its own"
+        )
     if not (path / TENSORS).is_file():
-        other = " (adapter_model.bin is a pickle, which is not read: save it as safetensors)" if (path / "adapter_model.bin").is_file() else ""
+        other = (
+            " (adapter_model.bin is a pickle, which is not read: save it as safetensors)" if (path / "adapter_model.bin").is_file() else ""
+        )
         raise ModelError(f"{path}: an adapter without {TENSORS}{other}")
     base = _base(path, load)
     settings, tensors = read_for_model(path, base.config, convert_rslora=True)
     scale = settings["lora_alpha"] / settings["r"]
-    adapted = {f"layers.{layer}.{part}.weight": tensors[peft_name(base.config, layer, part)]
-               for layer in range(base.config.layers) for part in linear_shapes(base.config) if peft_name(base.config, layer, part) in tensors}
+    adapted = {
+        f"layers.{layer}.{part}.weight": tensors[peft_name(base.config, layer, part)]
+        for layer in range(base.config.layers)
+        for part in linear_shapes(base.config)
+        if peft_name(base.config, layer, part) in tensors
+    }
 
     def read(name: str) -> torch.Tensor:
         weight = base.tensor(name)
@@ -66,8 +76,10 @@ def base_of(path: Path) -> str | Path:
     settings = read_json(path / SETTINGS)
     name = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
     if not isinstance(name, str) or not name:
-        raise ModelError(f"{path / SETTINGS}: base_model_name_or_path is {name!r}, so the adapter does not say what it adapts; write the "
-                         "base's directory, known name or hub id there")
+        raise ModelError(
+            f"{path / SETTINGS}: base_model_name_or_path is {name!r}, so the adapter does not say what it adapts; write the "
+            "base's directory, known name or hub id there"
+        )
     beside = path / Path(name).expanduser()
     source = beside if not Path(name).expanduser().exists() and beside.exists() else name
     if is_adapter(Path(source).expanduser()):
@@ -80,4 +92,6 @@ def _base(path: Path, load) -> Model:
     try:
         return load(source)
     except ModelError as error:
-        raise ModelError(f"{path / SETTINGS}: the base that this adapter adapts, base_model_name_or_path {str(source)!r}: {error}") from error
+        raise ModelError(
+            f"{path / SETTINGS}: the base that this adapter adapts, base_model_name_or_path {str(source)!r}: {error}"
+        ) from error

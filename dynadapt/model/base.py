@@ -1,4 +1,5 @@
 """A model as the engine sees it: a config, and canonical tensors that are read when asked for."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,8 +28,16 @@ class Model:
     model's tensors are shared with it.
     """
 
-    def __init__(self, config: ModelConfig, name: str, read: Callable[[str], torch.Tensor],
-                 identity: Callable[[bool], bytes], tokenizer=None, dtype: torch.dtype | None = None, where: str | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        name: str,
+        read: Callable[[str], torch.Tensor],
+        identity: Callable[[bool], bytes],
+        tokenizer=None,
+        dtype: torch.dtype | None = None,
+        where: str | None = None,
+    ):
         """`tokenizer` is a Tokenizer, None, or a function that makes one at first use; `identity(sampled)` gives bytes that
         change with the stored weights: with any byte of them, or sampled, with some; `where` stands in front of what is wrong
         with a tensor (default: `name`)."""
@@ -108,8 +117,9 @@ def count_not_finite(tensor: torch.Tensor) -> int:
     return sum(int((~torch.isfinite(piece)).sum()) for piece in tensor.reshape(-1).split(1 << 22))
 
 
-def from_state(config: ModelConfig, state: Mapping[str, torch.Tensor], tokenizer=None, name: str = "model",
-               dtype: torch.dtype | None = None) -> Model:
+def from_state(
+    config: ModelConfig, state: Mapping[str, torch.Tensor], tokenizer=None, name: str = "model", dtype: torch.dtype | None = None
+) -> Model:
     """A Model over canonical tensors in memory, which it shares. Names, shapes and dtypes must be exactly the config's."""
     check_shapes(name, tensor_shapes(config), {key: tuple(value.shape) for key, value in state.items()})
     for key, value in state.items():
@@ -119,8 +129,7 @@ def from_state(config: ModelConfig, state: Mapping[str, torch.Tensor], tokenizer
     return Model(config, name, state.__getitem__, _StateIdentity(state), tokenizer, dtype)
 
 
-def random_model(config: ModelConfig, seed: int = 0, std: float = 0.02, dtype: torch.dtype = torch.float32,
-                 tokenizer=None) -> Model:
+def random_model(config: ModelConfig, seed: int = 0, std: float = 0.02, dtype: torch.dtype = torch.float32, tokenizer=None) -> Model:
     """A model with normal weights of deviation `std`, norm weights around 1 (none exactly), from `seed`."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
@@ -131,8 +140,9 @@ def random_model(config: ModelConfig, seed: int = 0, std: float = 0.02, dtype: t
     return from_state(config, state, tokenizer, name=f"random-{config.family}")
 
 
-def check_shapes(name: str, expected: Mapping[str, tuple], found: Mapping[str, tuple],
-                 ignored: Callable[[str], bool] = lambda key: False) -> None:
+def check_shapes(
+    name: str, expected: Mapping[str, tuple], found: Mapping[str, tuple], ignored: Callable[[str], bool] = lambda key: False
+) -> None:
     """Raise ModelError for the first tensor that is missing, has another shape, or is not expected and not `ignored`."""
     for key, shape in expected.items():
         if key not in found:

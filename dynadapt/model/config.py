@@ -1,4 +1,5 @@
 """What a decoder is: its sizes and the few choices in which the supported families differ."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
@@ -65,8 +66,10 @@ class ModelConfig:
 
     def _check_fused(self):
         if self.heads * self.head_dim != self.hidden_size or self.kv_heads != self.heads:
-            raise ModelError(f"family {self.family} needs heads * head_dim = hidden_size and kv_heads = heads, got "
-                             f"{self.heads} * {self.head_dim}, hidden_size {self.hidden_size}, kv_heads {self.kv_heads}")
+            raise ModelError(
+                f"family {self.family} needs heads * head_dim = hidden_size and kv_heads = heads, got "
+                f"{self.heads} * {self.head_dim}, hidden_size {self.hidden_size}, kv_heads {self.kv_heads}"
+            )
 
     def _check_rotary(self):
         check_number("rope_theta", self.rope_theta, *THETA_RANGE)

@@ -3,6 +3,7 @@
 transformers keeps every key that it does not know as an attribute and says nothing, so that a key which an unread one would
 silently change the computation must be told from one that is only kept there. csrc/engine/config_keys.h holds the same lists.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from .errors import ModelError
 
 # Bookkeeping, tokens, dtypes, training, classification heads, and the settings of generate() that old files keep here.
-IGNORED = frozenset("""
+IGNORED = frozenset(
+    """
     _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash _experts_implementation
     _experts_implementation_internal _flash_attn_2_enabled _name_or_path _num_labels architectures attn_implementation auto_map
     base_model_tp_plan chunk_size_feed_forward cross_attention_hidden_size dtype experts_implementation finetuning_task
@@ -31,13 +33,23 @@ IGNORED = frozenset("""
     min_length min_new_tokens min_p no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule
     num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values repetition_penalty
     return_dict_in_generate suppress_tokens target_lookbehind temperature top_k top_p typical_p
-""".split())
+""".split()
+)
 
 # Of related architectures, with the only value at which they do nothing. null is another value: `is_causal` shows why.
 NEUTRAL = {
-    "add_cross_attention": False, "embedding_multiplier": 1.0, "is_causal": True, "is_encoder_decoder": False,
-    "logit_scale": 1.0, "logits_scaling": 1.0, "parallel_attn": False, "pruned_heads": {}, "residual_multiplier": 1.0,
-    "rotary_pct": 1.0, "tie_encoder_decoder": False, "use_parallel_residual": False,
+    "add_cross_attention": False,
+    "embedding_multiplier": 1.0,
+    "is_causal": True,
+    "is_encoder_decoder": False,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "parallel_attn": False,
+    "pruned_heads": {},
+    "residual_multiplier": 1.0,
+    "rotary_pct": 1.0,
+    "tie_encoder_decoder": False,
+    "use_parallel_residual": False,
 }
 
 
@@ -59,8 +71,10 @@ def refuse_unread(raw: Mapping, model_type: str, keys: Keys) -> None:
         if key in neutral and not same_value(value, neutral[key]):
             raise ModelError(f"{key} = {value!r} is not supported; accepted: {neutral[key]!r} or absent")
         if key not in neutral and value is not None:
-            raise ModelError(f"{key} = {repr(value)[:80]} is not read for model_type {model_type} and not known to leave "
-                             f"scores as they are; accepted: null or absent")
+            raise ModelError(
+                f"{key} = {repr(value)[:80]} is not read for model_type {model_type} and not known to leave "
+                f"scores as they are; accepted: null or absent"
+            )
 
 
 def same_value(value, neutral) -> bool:

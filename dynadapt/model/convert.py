@@ -1,4 +1,5 @@
 """Write a Model as a Hugging Face directory that transformers loads too."""
+
 from __future__ import annotations
 
 import json
@@ -48,8 +49,12 @@ def _tokenizer_config(model):
     tokenizer = model.tokenizer
     ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, **tokenizer.special_ids}
     special = {key: tokenizer.backend.id_to_token(id) for key, id in ids.items() if id is not None}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.max_positions,
-            "clean_up_tokenization_spaces": tokenizer.clean_up, **special}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.config.max_positions,
+        "clean_up_tokenization_spaces": tokenizer.clean_up,
+        **special,
+    }
 
 
 def _write_json(path, content):

@@ -1,4 +1,5 @@
 """What a model is made of, for people: sizes, parameters by part, memory."""
+
 from __future__ import annotations
 
 import math
@@ -56,5 +57,8 @@ def _tokenizer(model):
         tokenizer = model.tokenizer
     except ModelError as error:
         return f"a tokenizer that is refused: {error}"
-    return ("no tokenizer" if tokenizer is None else
-            f"tokenizer of {tokenizer.vocab_size} ids, begin {tokenizer.bos_id}, end {tokenizer.eos_id}")
+    return (
+        "no tokenizer"
+        if tokenizer is None
+        else f"tokenizer of {tokenizer.vocab_size} ids, begin {tokenizer.bos_id}, end {tokenizer.eos_id}"
+    )

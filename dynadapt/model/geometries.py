@@ -11,13 +11,7 @@ from .errors import ModelError
 from .hf_config import config_from_hf
 from .json_file import read_json
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 LLAMA31 = {**LLAMA3, "factor": 8.0}
 
 
@@ -38,8 +32,16 @@ def llama(**sizes) -> ModelConfig:
 
 
 def _sizes(vocab: int, hidden: int, layers: int, heads: int, kv_heads: int, ffn: int, tied: bool, head_dim: int | None = None) -> dict:
-    return dict(vocab_size=vocab, hidden_size=hidden, layers=layers, heads=heads, kv_heads=kv_heads, ffn_size=ffn, tied_head=tied,
-                head_dim=head_dim or hidden // heads)
+    return dict(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        ffn_size=ffn,
+        tied_head=tied,
+        head_dim=head_dim or hidden // heads,
+    )
 
 
 def _llama2(*sizes) -> ModelConfig:
@@ -47,8 +49,14 @@ def _llama2(*sizes) -> ModelConfig:
 
 
 def _llama3(*sizes, scaling=None, tied=False) -> ModelConfig:
-    return llama(**_sizes(128256, *sizes, tied), rope_theta=500000.0, rope_scaling=scaling, max_positions=131072 if scaling else 8192,
-                 bos_token_id=128000, eos_token_id=128001)
+    return llama(
+        **_sizes(128256, *sizes, tied),
+        rope_theta=500000.0,
+        rope_scaling=scaling,
+        max_positions=131072 if scaling else 8192,
+        bos_token_id=128000,
+        eos_token_id=128001,
+    )
 
 
 def _mistral(vocab: int) -> ModelConfig:
@@ -60,19 +68,47 @@ def _smollm2(*sizes, theta=100000.0) -> ModelConfig:
 
 
 def _qwen2(vocab: int, *sizes, tied: bool, positions: int = 131072, eps: float = 1e-6) -> ModelConfig:
-    return llama(family="qwen2", **_sizes(vocab, *sizes, tied), rope_theta=1e6, max_positions=positions, norm_eps=eps, attention_bias=True,
-                 bos_token_id=151643, eos_token_id=151643)
+    return llama(
+        family="qwen2",
+        **_sizes(vocab, *sizes, tied),
+        rope_theta=1e6,
+        max_positions=positions,
+        norm_eps=eps,
+        attention_bias=True,
+        bos_token_id=151643,
+        eos_token_id=151643,
+    )
 
 
 def _qwen3(*sizes, tied: bool) -> ModelConfig:
-    return llama(family="qwen3", **_sizes(151936, *sizes, tied, head_dim=128), rope_theta=1e6, max_positions=40960, norm_eps=1e-6,
-                 qk_norm=True, bos_token_id=151643, eos_token_id=151645)
+    return llama(
+        family="qwen3",
+        **_sizes(151936, *sizes, tied, head_dim=128),
+        rope_theta=1e6,
+        max_positions=40960,
+        norm_eps=1e-6,
+        qk_norm=True,
+        bos_token_id=151643,
+        eos_token_id=151645,
+    )
 
 
 def _gpt2(hidden: int, layers: int, heads: int) -> ModelConfig:
-    return ModelConfig(family="gpt2", **_sizes(50257, hidden, layers, heads, heads, 4 * hidden, True), norm="layer", norm_eps=1e-5,
-                       activation="gelu_tanh", rope_theta=None, rope_scaling=None, max_positions=1024, attention_bias=True, mlp_bias=True,
-                       qk_norm=False, bos_token_id=50256, eos_token_id=50256)
+    return ModelConfig(
+        family="gpt2",
+        **_sizes(50257, hidden, layers, heads, heads, 4 * hidden, True),
+        norm="layer",
+        norm_eps=1e-5,
+        activation="gelu_tanh",
+        rope_theta=None,
+        rope_scaling=None,
+        max_positions=1024,
+        attention_bias=True,
+        mlp_bias=True,
+        qk_norm=False,
+        bos_token_id=50256,
+        eos_token_id=50256,
+    )
 
 
 # Sizes from the models' public config.json files: hidden size, layers, heads, key-value heads, feed-forward size.

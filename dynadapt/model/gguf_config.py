@@ -3,6 +3,7 @@
 Keys mean what llama.cpp, whose format it is, makes of them. A key `<architecture>.*` is read, known not to matter, or refused
 by name; `general.*` is bookkeeping, and what other programs keep under names of their own is theirs.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -14,18 +15,33 @@ from .gguf_file import can_read
 from .reading import FACTOR_RANGE, check_choice, check_number, check_size
 
 ROPE_FACTORS = "rope_freqs.weight"
-_READ = frozenset("""
+_READ = frozenset(
+    """
     attention.head_count attention.head_count_kv attention.key_length attention.sliding_window attention.value_length
     block_count context_length embedding_length feed_forward_length vocab_size
-""".split())
-_READ_ROTARY = frozenset("attention.layer_norm_rms_epsilon rope.dimension_count rope.freq_base rope.scale_linear "
-                         "rope.scaling.factor rope.scaling.type".split())
+""".split()
+)
+_READ_ROTARY = frozenset(
+    "attention.layer_norm_rms_epsilon rope.dimension_count rope.freq_base rope.scale_linear rope.scaling.factor rope.scaling.type".split()
+)
 _READ_LEARNED = frozenset(["attention.layer_norm_epsilon"])
 # Notes of converters, of yarn, and of mixtures of experts where there are none.
 _IGNORED = frozenset("expert_used_count rope.scaling.finetuned rope.scaling.original_context_length tensor_data_layout".split())
-_NEUTRAL = {"attention.causal": True, "attention.clamp_kqv": 0, "attention.max_alibi_bias": 0, "attention.scale": 0,
-            "attn_logit_softcapping": 0, "embedding_scale": 0, "expert_count": 0, "final_logit_softcapping": 0, "logit_scale": 0,
-            "pooling_type": 0, "residual_scale": 0, "rope.scaling.attn_factor": 1, "use_parallel_residual": False}
+_NEUTRAL = {
+    "attention.causal": True,
+    "attention.clamp_kqv": 0,
+    "attention.max_alibi_bias": 0,
+    "attention.scale": 0,
+    "attn_logit_softcapping": 0,
+    "embedding_scale": 0,
+    "expert_count": 0,
+    "final_logit_softcapping": 0,
+    "logit_scale": 0,
+    "pooling_type": 0,
+    "residual_scale": 0,
+    "rope.scaling.attn_factor": 1,
+    "use_parallel_residual": False,
+}
 
 
 def config_from_gguf(file) -> ModelConfig:
@@ -40,18 +56,30 @@ def config_from_gguf(file) -> ModelConfig:
     if embed is None or len(embed.shape) != 2:
         raise ModelError("tensor token_embd.weight [vocabulary, hidden] is missing")
     if get.size("vocab_size", embed.shape[0]) != embed.shape[0]:
-        raise ModelError(f"{architecture}.vocab_size = {get.size('vocab_size')} differs from the {embed.shape[0]} rows of "
-                         f"token_embd.weight")
+        raise ModelError(
+            f"{architecture}.vocab_size = {get.size('vocab_size')} differs from the {embed.shape[0]} rows of token_embd.weight"
+        )
     max_positions, head_dim = get.size("context_length"), _head_dim(get, hidden, heads)
     window = get.size("attention.sliding_window", 0)
     if 0 < window < max_positions:
-        raise ModelError(f"sliding-window attention ({architecture}.attention.sliding_window = {window}) is not "
-                         f"supported; accepted: full attention in every layer")
-    common = dict(family=architecture, vocab_size=embed.shape[0], hidden_size=hidden, layers=get.size("block_count"),
-                  heads=heads, kv_heads=get.size("attention.head_count_kv", heads), head_dim=head_dim,
-                  ffn_size=get.size("feed_forward_length"), max_positions=max_positions,
-                  tied_head="output.weight" not in file.tensors, bos_token_id=get.token("bos_token_id"),
-                  eos_token_id=get.token("eos_token_id"))
+        raise ModelError(
+            f"sliding-window attention ({architecture}.attention.sliding_window = {window}) is not "
+            f"supported; accepted: full attention in every layer"
+        )
+    common = dict(
+        family=architecture,
+        vocab_size=embed.shape[0],
+        hidden_size=hidden,
+        layers=get.size("block_count"),
+        heads=heads,
+        kv_heads=get.size("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        ffn_size=get.size("feed_forward_length"),
+        max_positions=max_positions,
+        tied_head="output.weight" not in file.tensors,
+        bos_token_id=get.token("bos_token_id"),
+        eos_token_id=get.token("eos_token_id"),
+    )
     return FAMILIES[architecture].from_gguf(get, common)
 
 
@@ -65,8 +93,10 @@ def _head_dim(get, hidden, heads):
     for key in ("attention.value_length", *rotary):
         other = get.size(key, length)
         if other != length:
-            raise ModelError(f"{get.architecture}.{key} = {other} differs from the head size {length}, which is not "
-                             f"supported (partial rotary, or values of another size); accepted: {length}")
+            raise ModelError(
+                f"{get.architecture}.{key} = {other} differs from the head size {length}, which is not "
+                f"supported (partial rotary, or values of another size); accepted: {length}"
+            )
     return length
 
 
@@ -123,6 +153,8 @@ class _Metadata:
             return linear
         stored = self.tensors[ROPE_FACTORS]
         if linear is not None or not can_read(stored.kind) or len(stored.shape) != 1 or stored.nbytes > 1 << 20:
-            raise ModelError(f"tensor {ROPE_FACTORS} of shape {list(stored.shape)} together with linear scaling = "
-                             f"{linear} is not supported; accepted: one number for each pair of a head, alone")
+            raise ModelError(
+                f"tensor {ROPE_FACTORS} of shape {list(stored.shape)} together with linear scaling = "
+                f"{linear} is not supported; accepted: one number for each pair of a head, alone"
+            )
         return {"rope_type": "factors", "factors": tuple(self.file.read(ROPE_FACTORS).double().tolist())}

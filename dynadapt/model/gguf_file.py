@@ -3,6 +3,7 @@
 The reader follows the format's specification (versions 2 and 3, little-endian) and bounds every length by what is left
 of the file, so that a damaged file is an error and never a huge allocation. Dequantising is the gguf package's.
 """
+
 from __future__ import annotations
 
 import math
@@ -101,8 +102,9 @@ class GGUFFile:
             if name in self.tensors:
                 raise _Damaged(f"tensor {name!r} appears twice")
             if offset % alignment or start + offset + nbytes > cursor.size:
-                raise _Damaged(f"tensor {name!r} ({nbytes} bytes at {start + offset}) lies outside the file of "
-                               f"{cursor.size} bytes: is it truncated?")
+                raise _Damaged(
+                    f"tensor {name!r} ({nbytes} bytes at {start + offset}) lies outside the file of {cursor.size} bytes: is it truncated?"
+                )
             self.tensors[name] = StoredTensor(kind, shape, start + offset, nbytes)
         end, last = start, "the header"
         for name, tensor in sorted(self.tensors.items(), key=lambda item: item[1].begin):

@@ -1,4 +1,5 @@
 """A GGUF file as a Model: its metadata as a config, its tensor names as canonical ones."""
+
 from __future__ import annotations
 
 import re
@@ -19,9 +20,20 @@ from .layout import tensor_shapes
 from .safetensors_file import hash_file, sample_file
 
 _NAMES = {"embed": "token_embd", "positions": "position_embd", "norm": "output_norm", "head": "output"}
-_LAYER_NAMES = {"attn_norm": "attn_norm", "mlp_norm": "ffn_norm", "q": "attn_q", "k": "attn_k", "v": "attn_v",
-                "qkv": "attn_qkv", "o": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
-                "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
+_LAYER_NAMES = {
+    "attn_norm": "attn_norm",
+    "mlp_norm": "ffn_norm",
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "qkv": "attn_qkv",
+    "o": "attn_output",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
 
 
 def load_gguf(path: str | Path, dtype: torch.dtype | None = None) -> Model:
@@ -34,13 +46,18 @@ def load_gguf(path: str | Path, dtype: torch.dtype | None = None) -> Model:
     except ModelError as error:
         raise ModelError(error if str(error).startswith(str(path)) else f"{path}: {error}") from error
     stored = {name: gguf_name(name) for name in tensor_shapes(config)}
-    check_shapes(str(path), {stored[name]: shape for name, shape in tensor_shapes(config).items()},
-                 {name: tensor.shape for name, tensor in file.tensors.items()},
-                 ignored=lambda name: _is_rope(name, config))
+    check_shapes(
+        str(path),
+        {stored[name]: shape for name, shape in tensor_shapes(config).items()},
+        {name: tensor.shape for name, tensor in file.tensors.items()},
+        ignored=lambda name: _is_rope(name, config),
+    )
     for kind in {file.tensors[name].kind for name in stored.values()}:
         if not can_read(kind):
-            raise ModelError(f"{path}: tensors of type {kind.name} are not supported; accepted: floats and the quantised "
-                             f"types that the gguf package dequantises, such as Q4_1, Q8_0, Q4_K, Q6_K")
+            raise ModelError(
+                f"{path}: tensors of type {kind.name} are not supported; accepted: floats and the quantised "
+                f"types that the gguf package dequantises, such as Q4_1, Q8_0, Q4_K, Q6_K"
+            )
 
     def read(name):
         tensor = file.read(stored[name])

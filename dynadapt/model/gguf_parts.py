@@ -1,4 +1,5 @@
 """A GGUF file, or the parts into which a large one was split, as one: the first part's metadata, the tensors of all."""
+
 from __future__ import annotations
 
 import re

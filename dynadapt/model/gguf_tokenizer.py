@@ -5,6 +5,7 @@ follow from its scores. Ids are those of transformers' AutoTokenizer for the fil
 tokenizer.json does and the GGUF cannot say (Qwen2's NFC normalisation, Llama 3's whole-word look-up, SmolLM's single
 digits), it is taken from the model.
 """
+
 from __future__ import annotations
 
 import math
@@ -24,8 +25,16 @@ _CONTROL, _USER_DEFINED = 3, 4
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _MOST_MERGES = 64  # characters of merges for each character of the tokens: many times what a trained vocabulary has
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_PRE_TOKENIZERS = {"gpt-2": "gpt-2", "gpt2": "gpt-2", "smollm": "smollm", "qwen2": "qwen2", "deepseek-r1-qwen": "qwen2",
-                   "llama-bpe": "llama-bpe", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}
+_PRE_TOKENIZERS = {
+    "gpt-2": "gpt-2",
+    "gpt2": "gpt-2",
+    "smollm": "smollm",
+    "qwen2": "qwen2",
+    "deepseek-r1-qwen": "qwen2",
+    "llama-bpe": "llama-bpe",
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
+}
 
 
 def gguf_tokenizer(path: Path, metadata: dict, config: ModelConfig) -> Tokenizer | None:
@@ -38,8 +47,9 @@ def gguf_tokenizer(path: Path, metadata: dict, config: ModelConfig) -> Tokenizer
             raise ModelError(f"tokenizer.ggml.model = {kind!r} is not supported; accepted: gpt2, llama")
         tokens = _strings(metadata, "tokens")
         if len(set(tokens)) != len(tokens) or len(tokens) > config.vocab_size:
-            raise ModelError(f"tokenizer.ggml.tokens has {len(tokens)} tokens ({len(set(tokens))} different) for a "
-                             f"vocabulary of {config.vocab_size}")
+            raise ModelError(
+                f"tokenizer.ggml.tokens has {len(tokens)} tokens ({len(set(tokens))} different) for a vocabulary of {config.vocab_size}"
+            )
         vocab = {token: i for i, token in enumerate(tokens)}
         backend = _byte_level(metadata, vocab) if kind == "gpt2" else _sentencepiece(metadata, vocab)
         special_ids = _add_special(backend, metadata, tokens)
@@ -92,8 +102,11 @@ def _pre_tokenizer(pre):
 
 def _sentencepiece(metadata, vocab):
     scores = metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(vocab) or not all(
-            isinstance(score, float) and math.isfinite(score) for score in scores):
+    if (
+        not isinstance(scores, list)
+        or len(scores) != len(vocab)
+        or not all(isinstance(score, float) and math.isfinite(score) for score in scores)
+    ):
         raise ModelError(f"tokenizer.ggml.scores must be {len(vocab)} finite numbers")
     for byte in range(256):
         if f"<0x{byte:02X}>" not in vocab:
@@ -124,8 +137,10 @@ def _merges(vocab, scores):
                 continue
             left_over -= len(token)
             if left_over < 0:
-                raise ModelError(f"tokenizer.ggml.tokens are made of each other in more ways than is supported: token {union} of "
-                                 f"{len(token)} characters; accepted: {_MOST_MERGES} times as many characters in merges as in tokens")
+                raise ModelError(
+                    f"tokenizer.ggml.tokens are made of each other in more ways than is supported: token {union} of "
+                    f"{len(token)} characters; accepted: {_MOST_MERGES} times as many characters in merges as in tokens"
+                )
             merges.append((-scores[union], -cut, cut - len(token), union, left, right))
     merges.sort()
     return [(tokens[left], tokens[right]) for *_, left, right in merges]
@@ -139,10 +154,10 @@ def _add_special(backend, metadata, tokens):
         raise ModelError(f"tokenizer.ggml.token_type must have a number for each of the {len(tokens)} tokens")
     ids = {name: _named(metadata, key, len(tokens)) for name, key in _NAMED.items()}
     ids = {name: token for name, token in ids.items() if token is not None}
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False)
-                                for token, kind in zip(tokens, kinds) if kind == _CONTROL])
-    backend.add_tokens([AddedToken(token, special=False, normalized=False)
-                        for token, kind in zip(tokens, kinds) if kind == _USER_DEFINED])
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token, kind in zip(tokens, kinds) if kind == _CONTROL]
+    )
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token, kind in zip(tokens, kinds) if kind == _USER_DEFINED])
     usual = CLASSES["LlamaTokenizer" if metadata["tokenizer.ggml.model"] == "llama" else "GPT2Tokenizer"].special.values()
     present = {token for token in usual if token is not None and backend.token_to_id(token) is not None}
     SpecialTokens({name: tokens[token] for name, token in ids.items()}, sorted(present), {}).add_to(backend)

@@ -2,6 +2,7 @@
 
 Read are the families of `dynadapt.model.families`. Every key is read, known not to change a score, or refused by name.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -29,8 +30,9 @@ def _family(raw) -> tuple[str, Family]:
     if model_type is None and isinstance(architectures, list):
         model_type = next((kind for kind, (architecture, _) in types.items() if architectures == [architecture]), None)
     if not isinstance(model_type, str) or model_type not in types:
-        raise ModelError(f"architecture {raw.get('model_type') or architectures!r} is not supported; "
-                         f"accepted model_type: {', '.join(types)}")
+        raise ModelError(
+            f"architecture {raw.get('model_type') or architectures!r} is not supported; accepted model_type: {', '.join(types)}"
+        )
     return model_type, types[model_type][1]
 
 
@@ -45,6 +47,12 @@ def config_to_hf(config: ModelConfig) -> dict:
     """The config.json content that transformers reads as this config (frequency factors have no such form)."""
     family = FAMILIES[config.family]
     model_type, architecture = next(iter(family.hf_types.items()))
-    return {"model_type": model_type, "architectures": [architecture], "vocab_size": config.vocab_size,
-            "tie_word_embeddings": config.tied_head, "bos_token_id": config.bos_token_id,
-            "eos_token_id": config.eos_token_id, **family.to_hf(config)}
+    return {
+        "model_type": model_type,
+        "architectures": [architecture],
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tied_head,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        **family.to_hf(config),
+    }

@@ -3,6 +3,7 @@
 tokenizer_config.json names them; where it has no `added_tokens_decoder`, special_tokens_map.json, added_tokens.json and
 tokenizer.json itself (older layouts) are read for them too.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -51,8 +52,9 @@ class SpecialTokens:
             backend.add_tokens([AddedToken(token, special=True) for token in every])
 
 
-def read_special_tokens(settings: Mapping, legacy: Mapping, added: Mapping, content: Mapping | None,
-                        defaults: Mapping[str, str | None], padding: str | None) -> SpecialTokens:
+def read_special_tokens(
+    settings: Mapping, legacy: Mapping, added: Mapping, content: Mapping | None, defaults: Mapping[str, str | None], padding: str | None
+) -> SpecialTokens:
     """The tokens that tokenizer_config.json `settings`, special_tokens_map.json `legacy`, added_tokens.json `added` and
     tokenizer.json `content` give. `defaults` are the class', `padding` the token of a padding section."""
     kept = dict(settings)
@@ -72,8 +74,11 @@ def read_special_tokens(settings: Mapping, legacy: Mapping, added: Mapping, cont
     else:
         _merge_legacy(kept, legacy)
         tokens = _legacy_tokens(kept, added, content)
-    kept = {key: _revive(value, key) for key, value in kept.items() if key in (*NAMED, _EXTRA, _SPECIFIC) or _is_specific(key)
-            or key == "additional_special_tokens"}
+    kept = {
+        key: _revive(value, key)
+        for key, value in kept.items()
+        if key in (*NAMED, _EXTRA, _SPECIFIC) or _is_specific(key) or key == "additional_special_tokens"
+    }
     contents = {str(token): token for token in tokens.values()}
     for key in NAMED:
         if kept.get(key) is not None:

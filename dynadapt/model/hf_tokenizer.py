@@ -6,6 +6,7 @@
 
 What transformers would read and this does not is refused, naming file and key.
 """
+
 from __future__ import annotations
 
 import json
@@ -31,17 +32,20 @@ def directory_tokenizer(path: Path, config: ModelConfig) -> Tokenizer | None:
     if not (path / TOKENIZER).is_file():
         for name in _CONVERTED:
             if (path / name).is_file():
-                raise ModelError(f"{path / name}: a tokenizer without {TOKENIZER} is not supported; accepted: {TOKENIZER} "
-                                 f"(AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it), or vocab.json with "
-                                 f"merges.txt")
+                raise ModelError(
+                    f"{path / name}: a tokenizer without {TOKENIZER} is not supported; accepted: {TOKENIZER} "
+                    f"(AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it), or vocab.json with "
+                    f"merges.txt"
+                )
         if not (path / "vocab.json").is_file():
             return None
     return _read(path, config)
 
 
 def _read(path, config):
-    settings, legacy, added, raw = (_object(path / name) for name in
-                                    (SETTINGS, "special_tokens_map.json", "added_tokens.json", "config.json"))
+    settings, legacy, added, raw = (
+        _object(path / name) for name in (SETTINGS, "special_tokens_map.json", "added_tokens.json", "config.json")
+    )
     text, content = _content(path / TOKENIZER)
     where = path / SETTINGS
     around = {key: settings.pop(key, None) for key in ("add_bos_token", "add_eos_token")}
@@ -61,8 +65,15 @@ def _read(path, config):
         wanted = {} if content else around
         put_around(backend, *(names.get(f"{part}_token") if wanted.get(f"add_{part}_token") else None for part in ("bos", "eos")))
     ids = {name: backend.token_to_id(token) for name, token in names.items()}
-    return Tokenizer(backend, config.bos_token_id, config.eos_token_id, limit=config.vocab_size, special_ids=ids,
-                     clean_up=_cleans_up(settings, backend), where=str(path / TOKENIZER))
+    return Tokenizer(
+        backend,
+        config.bos_token_id,
+        config.eos_token_id,
+        limit=config.vocab_size,
+        special_ids=ids,
+        clean_up=_cleans_up(settings, backend),
+        where=str(path / TOKENIZER),
+    )
 
 
 def _object(file):
@@ -112,8 +123,10 @@ def _backend(path, kind, settings, text, content):
         raise ModelError(f"{file}: not a tokenizer that the tokenizers package reads ({str(error)[:200]})") from error
     if kind.build is None:
         if stored is None:
-            raise ModelError(f"{path}: vocab.json without {TOKENIZER} is not supported for tokenizer_class = {kind.name}; accepted "
-                             f"for: {', '.join(name for name, other in CLASSES.items() if other.reads_vocab)}")
+            raise ModelError(
+                f"{path}: vocab.json without {TOKENIZER} is not supported for tokenizer_class = {kind.name}; accepted "
+                f"for: {', '.join(name for name, other in CLASSES.items() if other.reads_vocab)}"
+            )
         return stored
     try:
         backend = kind.build(*_vocabulary(path, kind, content), settings)
@@ -131,14 +144,15 @@ def _vocabulary(path, kind, content):
     if content is None:
         files = [path / "vocab.json", path / "merges.txt"]
         if not kind.reads_vocab or not files[1].is_file():
-            raise ModelError(f"{path}: vocab.json without {TOKENIZER} needs merges.txt and is read for tokenizer_class = "
-                             f"{', '.join(name for name, other in CLASSES.items() if other.reads_vocab)}, not {kind.name}")
+            raise ModelError(
+                f"{path}: vocab.json without {TOKENIZER} needs merges.txt and is read for tokenizer_class = "
+                f"{', '.join(name for name, other in CLASSES.items() if other.reads_vocab)}, not {kind.name}"
+            )
         return _object(files[0]), _merges(files[1])
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         found = model.get("type") if isinstance(model, dict) else model
-        raise ModelError(f"{path / TOKENIZER}: model.type = {found!r} is not supported for tokenizer_class = {kind.name}; "
-                         f"accepted: BPE")
+        raise ModelError(f"{path / TOKENIZER}: model.type = {found!r} is not supported for tokenizer_class = {kind.name}; accepted: BPE")
     merges = model.get("merges", [])
     return model["vocab"], [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
 
@@ -149,7 +163,9 @@ def _merges(file):
         lines = file.read_bytes().decode("utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise ModelError(f"{file}: cannot be read ({str(error)[:200]})") from error
-    merges = [tuple(line.removesuffix("\r").split(" ")) for line in lines[: len(lines) - (not lines[-1])] if not line.startswith("#version")]
+    merges = [
+        tuple(line.removesuffix("\r").split(" ")) for line in lines[: len(lines) - (not lines[-1])] if not line.startswith("#version")
+    ]
     for number, merge in enumerate(merges):
         if len(merge) != 2:
             raise ModelError(f"{file}: merge {number} is {' '.join(merge)!r}; accepted: two tokens with a space between them")
@@ -167,7 +183,8 @@ def put_around(backend: Backend, begin: str | None, end: str | None) -> None:
     single = " ".join([*([f"{begin}:0"] if begin else []), "$A:0", *([f"{end}:0"] if end else [])])
     around = dict.fromkeys(token for token in (begin, end) if token)
     backend.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[(token, backend.token_to_id(token)) for token in around])
+        single=single, special_tokens=[(token, backend.token_to_id(token)) for token in around]
+    )
 
 
 def _cleans_up(settings, backend):

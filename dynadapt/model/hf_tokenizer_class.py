@@ -3,6 +3,7 @@
 The general class takes tokenizer.json as it is. The others take its vocabulary, merges and post-processor, and put them
 into a pipeline of their own: a normalizer or pre-tokenizer that tokenizer.json has besides does not count.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ class TokenizerClass:
     build: Callable | None = None
     special: Mapping[str, str | None] = field(default_factory=dict)
     reads_vocab: bool = False
-    adds_special: bool = False          # once more, as special ones, even if they were added before
+    adds_special: bool = False  # once more, as special ones, even if they were added before
     drops_post_processor: bool = False
 
 
@@ -63,8 +64,9 @@ def _qwen2(vocab, merges, settings):
     backend = _byte_level(vocab, merges)
     backend.normalizer = normalizers.NFC()
     prefix = _flag(settings, "add_prefix_space", False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-                                                     pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(WORDS), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)]
+    )
     return backend
 
 
@@ -79,17 +81,29 @@ def _flag(settings, key, default, null=True):
 
 
 PLAIN = TokenizerClass("TokenizersBackend")
-CLASSES = {kind.name: kind for kind in (
-    PLAIN,
-    TokenizerClass("LlamaTokenizer", _llama, {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}),
-    TokenizerClass("GPT2Tokenizer", _gpt2, {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": None},
-                   reads_vocab=True),
-    TokenizerClass("GPTNeoXTokenizer", _gpt_neox,
-                   {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": "<|padding|>"},
-                   drops_post_processor=True),
-    TokenizerClass("Qwen2Tokenizer", _qwen2, {"unk_token": _END, "bos_token": None, "eos_token": _END, "pad_token": _END},
-                   reads_vocab=True, adds_special=True),
-)}
+CLASSES = {
+    kind.name: kind
+    for kind in (
+        PLAIN,
+        TokenizerClass("LlamaTokenizer", _llama, {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}),
+        TokenizerClass(
+            "GPT2Tokenizer", _gpt2, {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": None}, reads_vocab=True
+        ),
+        TokenizerClass(
+            "GPTNeoXTokenizer",
+            _gpt_neox,
+            {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": "<|padding|>"},
+            drops_post_processor=True,
+        ),
+        TokenizerClass(
+            "Qwen2Tokenizer",
+            _qwen2,
+            {"unk_token": _END, "bos_token": None, "eos_token": _END, "pad_token": _END},
+            reads_vocab=True,
+            adds_special=True,
+        ),
+    )
+}
 _GENERAL = ("TokenizersBackend", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "PythonBackend", "BloomTokenizer")
 _OF_MODEL = {"gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "mistral": "TokenizersBackend"}
 
@@ -103,8 +117,7 @@ def choose_class(settings: Mapping, raw: Mapping, text: str) -> TokenizerClass:
     if isinstance(automatic, dict):
         automatic = automatic.get("AutoTokenizer")
     if automatic is not None:
-        raise ModelError(f"auto_map = {automatic!r} is not supported (a tokenizer with code of its own); accepted: "
-                         f"{', '.join(CLASSES)}")
+        raise ModelError(f"auto_map = {automatic!r} is not supported (a tokenizer with code of its own); accepted: {', '.join(CLASSES)}")
     declared, model_type = settings.get("tokenizer_class"), raw.get("model_type")
     if declared is None:
         declared = raw.get("tokenizer_class")

@@ -1,4 +1,5 @@
 """Which stored tensor of a Hugging Face checkpoint is which canonical tensor."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -16,8 +17,9 @@ from .layout import hf_name, hf_transposed, tensor_shapes
 _BUFFER = re.compile(r"(^|\.)(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")
 
 
-def match_hf(config: ModelConfig, found: Mapping[str, tuple[int, ...]], where: str,
-             read: Callable[[str], torch.Tensor]) -> tuple[ModelConfig, dict[str, str]]:
+def match_hf(
+    config: ModelConfig, found: Mapping[str, tuple[int, ...]], where: str, read: Callable[[str], torch.Tensor]
+) -> tuple[ModelConfig, dict[str, str]]:
     """(config, canonical name -> stored name) for stored tensors `found` (name -> shape).
 
     Names may lack the base model's prefix ("transformer." for GPT-2, "model." elsewhere). A tied config whose
@@ -33,16 +35,14 @@ def match_hf(config: ModelConfig, found: Mapping[str, tuple[int, ...]], where: s
         if tuple(found[head]) != tuple(found[embed]) or not same(read(head), read(embed)):
             config = dataclasses.replace(config, tied_head=False)
             stored["head.weight"] = head
-    expected = {stored[name]: shape[::-1] if hf_transposed(config, name) else shape
-                for name, shape in tensor_shapes(config).items()}
-    check_shapes(where, expected, found,
-                 ignored=lambda key: bool(_BUFFER.search(key)) or (config.tied_head and key == head))
+    expected = {stored[name]: shape[::-1] if hf_transposed(config, name) else shape for name, shape in tensor_shapes(config).items()}
+    check_shapes(where, expected, found, ignored=lambda key: bool(_BUFFER.search(key)) or (config.tied_head and key == head))
     return config, stored
 
 
 def _stored_name(config, name, dropped_prefix):
     stored = hf_name(config, name)
-    return stored[len(dropped_prefix):] if dropped_prefix and stored.startswith(dropped_prefix) else stored
+    return stored[len(dropped_prefix) :] if dropped_prefix and stored.startswith(dropped_prefix) else stored
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -3,6 +3,7 @@
 The cache has a directory ``models--ORG--NAME`` a model: ``refs/REVISION`` holds a commit, ``snapshots/COMMIT`` its files, as links
 into ``blobs``.
 """
+
 from __future__ import annotations
 
 import os
@@ -62,8 +63,9 @@ def hub_snapshot(text: str) -> Path | None:
     if not snapshot.is_dir():
         known = sorted({*(entry.name for entry in (home / "refs").glob("*")), *(entry.name for entry in (home / "snapshots").glob("*"))})
         have = f"it has {', '.join(known)} (given as {repo}@REVISION)" if known else "it has none"
-        raise ModelError(f"model {text!r}: revision {revision} is not in the Hugging Face cache {home}; {have}. Fetch it with: "
-                         f"{fetch_line(text)}")
+        raise ModelError(
+            f"model {text!r}: revision {revision} is not in the Hugging Face cache {home}; {have}. Fetch it with: {fetch_line(text)}"
+        )
     _check_whole(text, home, snapshot)
     return snapshot
 
@@ -83,5 +85,7 @@ def _check_whole(text: str, home: Path, snapshot: Path) -> None:
         missing = missing if dangling else ""
     if missing:
         part = any((home / "blobs").glob("*.incomplete"))
-        raise ModelError(f"model {text!r} is in the Hugging Face cache ({snapshot}), but not wholly: {missing}"
-                         f"{' (a download was broken off)' if part else ''}. Fetch the rest with: {fetch_line(text)}")
+        raise ModelError(
+            f"model {text!r} is in the Hugging Face cache ({snapshot}), but not wholly: {missing}"
+            f"{' (a download was broken off)' if part else ''}. Fetch the rest with: {fetch_line(text)}"
+        )

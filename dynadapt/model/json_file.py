@@ -4,6 +4,7 @@ the other refuses.
 Names that occur twice in an object, NaN and Infinity, numbers beyond float64, half surrogate pairs and bytes that are not UTF-8
 are no valid document; its size, its depth and the number of its values are bounded before they cost memory.
 """
+
 from __future__ import annotations
 
 import json
@@ -15,7 +16,7 @@ from .regular_file import open_regular
 MAX_CONFIG_BYTES = 4 << 20  # many times the largest that is in use
 MAX_INDEX_BYTES = 64 << 20
 MAX_TOKENIZER_BYTES = 256 << 20  # vocabularies of a quarter of a million tokens take 35 MB
-MAX_VALUES = 1 << 17        # of a configuration
+MAX_VALUES = 1 << 17  # of a configuration
 MAX_TABLE_VALUES = 1 << 20  # of a table of tensors: a header, an index
 MAX_TOKENIZER_VALUES = 1 << 24
 MAX_DEPTH = 64

@@ -2,6 +2,7 @@
 
 Every linear weight is [out, in]. Shapes below: V vocabulary, H hidden, P positions, F feed-forward, d head size.
 """
+
 from __future__ import annotations
 
 from .config import ModelConfig
@@ -17,8 +18,7 @@ def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """part -> (out, in) of every linear of a layer, in the order of computation."""
     H, F = config.hidden_size, config.ffn_size
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    shapes = {"q": (q, H), "k": (kv, H), "v": (kv, H), "qkv": (q + 2 * kv, H), "o": (H, q),
-              "gate": (F, H), "up": (F, H), "down": (H, F)}
+    shapes = {"q": (q, H), "k": (kv, H), "v": (kv, H), "qkv": (q + 2 * kv, H), "o": (H, q), "gate": (F, H), "up": (F, H), "down": (H, F)}
     return {part: shapes[part] for group in layout(config).values() for part in group}
 
 
@@ -81,6 +81,5 @@ def hf_transposed(config: ModelConfig, name: str) -> bool:
 def peft_name(config: ModelConfig, layer: int, part: str) -> str:
     """The module that PEFT would adapt: "model.layers.3.self_attn.q_proj", "transformer.h.3.attn.c_attn"."""
     if part not in linear_shapes(config):
-        raise ValueError(f"part = {part!r} is not a linear of family {config.family}; "
-                         f"accepted: {', '.join(linear_shapes(config))}")
+        raise ValueError(f"part = {part!r} is not a linear of family {config.family}; accepted: {', '.join(linear_shapes(config))}")
     return hf_module(config, f"layers.{layer}.{part}")

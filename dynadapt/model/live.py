@@ -1,4 +1,5 @@
 """A live transformers model: its config and its own tensors, without importing transformers."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,5 @@
 """What a live model's modules hold beside tensors and config: refused by name where the decoder would compute something else."""
+
 from __future__ import annotations
 
 import math
@@ -11,8 +12,11 @@ from .rope import rope_frequencies
 
 # Attributes of linear layers whose weight is stored in another form: GPTQ and AWQ, bitsandbytes, HQQ, compressed tensors, torch.ao.
 _QUANTISED = ("qweight", "quant_state", "SCB", "W_q", "weight_packed", "_packed_params")
-_ACTIVATIONS = {"swiglu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu,
-                "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh")}
+_ACTIVATIONS = {
+    "swiglu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+}
 
 
 def refuse_modules(model, name: str) -> None:
@@ -20,16 +24,20 @@ def refuse_modules(model, name: str) -> None:
     for path, module in model.named_modules():
         where = f"{name}: module {path or 'itself'} is a {type(module).__name__}"
         if hasattr(module, "_orig_mod"):
-            raise ModelError(f"{where} made by torch.compile(module); accepted: the module it was made from (._orig_mod), or "
-                             "module.compile(), which is in place")
+            raise ModelError(
+                f"{where} made by torch.compile(module); accepted: the module it was made from (._orig_mod), or "
+                "module.compile(), which is in place"
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(f"{where}: its code can't be followed; accepted: the model before torch.jit")
         weight = getattr(module, "weight", None)
         forms = [a for a in _QUANTISED if getattr(module, a, None) is not None or getattr(weight, a, None) is not None]
         plain = weight is None or isinstance(weight, torch.Tensor) and type(weight.detach()) is torch.Tensor
         if forms or not plain or getattr(weight, "is_quantized", False):
-            raise ModelError(f"{where} with a weight of {type(weight).__name__}{''.join(f', {a}' for a in forms)}: quantised "
-                             "and wrapped weights are not supported; accepted: the model with plain floating-point weights")
+            raise ModelError(
+                f"{where} with a weight of {type(weight).__name__}{''.join(f', {a}' for a in forms)}: quantised "
+                "and wrapped weights are not supported; accepted: the model with plain floating-point weights"
+            )
 
 
 def refuse_changes(model, config: ModelConfig, name: str) -> None:
@@ -37,8 +45,10 @@ def refuse_changes(model, config: ModelConfig, name: str) -> None:
     for path, module in model.named_modules():
         for attribute, value, expected in _settings(module, config):
             if not math.isclose(value, expected, rel_tol=1e-6):
-                raise ModelError(f"{name}: {path}.{attribute} is {value!r}, the config gives {expected!r}: changed after the model "
-                                 "was made, which the decoder would not follow")
+                raise ModelError(
+                    f"{name}: {path}.{attribute} is {value!r}, the config gives {expected!r}: changed after the model "
+                    "was made, which the decoder would not follow"
+                )
         frequencies = getattr(module, "inv_freq", None)
         if isinstance(frequencies, torch.Tensor) and config.rope_theta is not None and not frequencies.is_meta:
             _check_frequencies(f"{name}: {path}.inv_freq", frequencies, config)
@@ -79,13 +89,16 @@ def _check_activation(what, function, config):
     expected = _ACTIVATIONS[config.activation](x)
     y = function(x)
     if not isinstance(y, torch.Tensor) or y.shape != x.shape or not torch.allclose(y, expected, atol=1e-5):
-        raise ModelError(f"{what} is a {type(function).__name__}, which is not the config's {config.activation}: changed after the "
-                         "model was made")
+        raise ModelError(
+            f"{what} is a {type(function).__name__}, which is not the config's {config.activation}: changed after the model was made"
+        )
 
 
 def unlike(model) -> str:
     """What in a model, beside all that is checked by name, may change its forward: for an error that has to guess."""
     hooked = [path or type(model).__name__ for path, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
     replaced = [path or type(model).__name__ for path, m in model.named_modules() if "forward" in vars(m)]
-    found = [f"{what} on {', '.join(paths[:3])}" for what, paths in (("forward hooks", hooked), ("a forward of its own", replaced)) if paths]
+    found = [
+        f"{what} on {', '.join(paths[:3])}" for what, paths in (("forward hooks", hooked), ("a forward of its own", replaced)) if paths
+    ]
     return " and ".join(found) or "no hooks, and no forward that was replaced; perhaps a module of another class"

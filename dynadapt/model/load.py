@@ -1,4 +1,5 @@
 """One entry for every kind of model."""
+
 from __future__ import annotations
 
 import difflib
@@ -49,8 +50,10 @@ def load(source, dtype: torch.dtype | None = None) -> Model:
         return _named(_load_file(path, dtype), None, str(path.absolute()))
     if isinstance(source, str) and (snapshot := hub_snapshot(name)):
         return _load_snapshot(name, snapshot, dtype)
-    raise ModelError(f"model = {name!r} does not exist{_advice(name)}; accepted: {', '.join(KNOWN)}, a model directory, a PEFT adapter's "
-                     "directory, a .gguf file, a .safetensors file, a hub id (org/name) that is in the Hugging Face cache")
+    raise ModelError(
+        f"model = {name!r} does not exist{_advice(name)}; accepted: {', '.join(KNOWN)}, a model directory, a PEFT adapter's "
+        "directory, a .gguf file, a .safetensors file, a hub id (org/name) that is in the Hugging Face cache"
+    )
 
 
 def directory_of(source) -> Path | None:
@@ -105,12 +108,16 @@ def _load_file(path: Path, dtype) -> Model:
     if path.suffix == ".safetensors":
         return load_directory(path.parent, dtype)
     if path.suffix in PICKLES:
-        raise ModelError(f"model = {str(path)!r} is a pickle, which is not read (it could run code): save the model as safetensors, "
-                         "for example with transformers' save_pretrained")
+        raise ModelError(
+            f"model = {str(path)!r} is a pickle, which is not read (it could run code): save the model as safetensors, "
+            "for example with transformers' save_pretrained"
+        )
     if path.name in ("config.json", "tokenizer.json", "adapter_config.json", "model.safetensors.index.json"):
         raise ModelError(f"model = {str(path)!r} is a part of a model; give its directory, {path.parent}")
-    raise ModelError(f"model = {str(path)!r} is neither .gguf nor .safetensors; accepted: {', '.join(KNOWN)}, a model directory, "
-                     "a .gguf file, a .safetensors file")
+    raise ModelError(
+        f"model = {str(path)!r} is neither .gguf nor .safetensors; accepted: {', '.join(KNOWN)}, a model directory, "
+        "a .gguf file, a .safetensors file"
+    )
 
 
 def _load_snapshot(name: str, snapshot: Path, dtype) -> Model:
@@ -118,8 +125,10 @@ def _load_snapshot(name: str, snapshot: Path, dtype) -> Model:
         return _named(_load_path(snapshot, dtype), name)
     except ModelError as error:
         absent = re.search(r"no model\.safetensors$|is missing$|no such file", str(error))
-        raise ModelError(f"model {name!r}, of the Hugging Face cache: {error}"
-                         + (f". If files are missing, fetch them with: {fetch_line(name)}" if absent else "")) from error
+        raise ModelError(
+            f"model {name!r}, of the Hugging Face cache: {error}"
+            + (f". If files are missing, fetch them with: {fetch_line(name)}" if absent else "")
+        ) from error
 
 
 def _advice(name: str) -> str:

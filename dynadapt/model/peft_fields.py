@@ -89,10 +89,14 @@ def check_fields(settings: Mapping, where: str) -> None:
             unknown = "" if name in FIELDS else " (a field unknown here)"
             raise ModelError(f"{where} has {name}={shown(value)}, which is not supported{unknown}; accepted: null, false or empty")
         if accepts != OFF and not any(value is one or isinstance(one, str) and value == one for one in accepts):
-            reason = ("; others also change the base model's weights or are more than LoRA: convert it to plain LoRA when "
-                      "saving it" if name == "init_lora_weights" else "")
-            raise ModelError(f"{where} has {name}={shown(value)}, which is not supported; accepted: "
-                             f"{', '.join(map(repr, accepts))}{reason}")
+            reason = (
+                "; others also change the base model's weights or are more than LoRA: convert it to plain LoRA when saving it"
+                if name == "init_lora_weights"
+                else ""
+            )
+            raise ModelError(
+                f"{where} has {name}={shown(value)}, which is not supported; accepted: {', '.join(map(repr, accepts))}{reason}"
+            )
     _check_read(settings, where)
 
 
@@ -142,6 +146,7 @@ def without_rslora(settings: Mapping) -> dict:
 
 # ---- which modules
 
+
 def is_target(settings: Mapping, module: str) -> bool:
     """Whether PEFT adapts the module of this name, as in its own check_target_module_exists."""
     excluded, targets = settings.get("exclude_modules"), settings["target_modules"]
@@ -167,8 +172,10 @@ def _in_layers(settings, module) -> bool:
     if not patterns:
         match = re.match(r".*?\.[^.]*\.(?P<idx>\d+)\.", module)
     else:
-        found = (re.match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", module)
-                 for pattern in ([patterns] if isinstance(patterns, str) else patterns))
+        found = (
+            re.match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", module)
+            for pattern in ([patterns] if isinstance(patterns, str) else patterns)
+        )
         match = next(filter(None, found), None)
     return match is not None and int(match["idx"]) in (layers if isinstance(layers, list) else [layers])
 
@@ -187,9 +194,10 @@ def check_targets(settings: Mapping, found: Iterable[str], candidates: Iterable[
     found = set(found)
     for module in sorted(found):
         if not is_target(settings, module):
-            raise ModelError(f"{where} has tensors of {module}, which its target_modules={shown(settings['target_modules'])}, "
-                             "exclude_modules and layers_to_transform leave out")
+            raise ModelError(
+                f"{where} has tensors of {module}, which its target_modules={shown(settings['target_modules'])}, "
+                "exclude_modules and layers_to_transform leave out"
+            )
     for module in candidates:
         if module not in found and is_target(settings, module):
-            raise ModelError(f"{where} has no tensors of {module}, which its "
-                             f"target_modules={shown(settings['target_modules'])} names")
+            raise ModelError(f"{where} has no tensors of {module}, which its target_modules={shown(settings['target_modules'])} names")

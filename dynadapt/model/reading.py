@@ -1,4 +1,5 @@
 """Values out of files: checked, and named when they are wrong."""
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,5 @@
 """Files that are files: opening a pipe would wait for whoever writes to it, and a device may never end."""
+
 from __future__ import annotations
 
 import os
@@ -13,8 +14,10 @@ def open_regular(path, buffering: int = -1):
     Raises:
         OSError: it can't be opened, or is a directory, a pipe, a socket or a device.
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_CLOEXEC", 0)
-                     | getattr(os, "O_BINARY", 0))
+    handle = os.open(
+        path,
+        os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0),
+    )
     try:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):

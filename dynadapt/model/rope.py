@@ -1,4 +1,5 @@
 """Rotary position tables: the cosines and sines that turn queries and keys (Su et al. 2021, arXiv:2104.09864)."""
+
 from __future__ import annotations
 
 import math
@@ -18,7 +19,7 @@ def rope_frequencies(config: ModelConfig) -> torch.Tensor:
     if config.rope_theta is None:
         raise ValueError(f"family {config.family} has learned positions and no rotary tables")
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim  # [head_dim/2]
-    frequency = config.rope_theta ** -exponent
+    frequency = config.rope_theta**-exponent
     scaling = config.rope_scaling
     if scaling is None:
         return frequency
@@ -26,8 +27,9 @@ def rope_frequencies(config: ModelConfig) -> torch.Tensor:
         return frequency / scaling["factor"]
     if scaling["rope_type"] == "factors":
         return frequency / torch.tensor(scaling["factors"], dtype=torch.float64)
-    return _llama3(frequency, **{k: scaling[k] for k in (
-        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")})
+    return _llama3(
+        frequency, **{k: scaling[k] for k in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
+    )
 
 
 def _llama3(frequency, factor, low_freq_factor, high_freq_factor, original_max_position_embeddings):

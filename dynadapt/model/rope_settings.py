@@ -5,6 +5,7 @@ A non-empty `rope_scaling`, the key of older files, wins over `rope_parameters`.
 `original_max_position_embeddings` at the top wins over the chosen one's, which wins over `max_position_embeddings`.
 Older transformers wrote and read the top-level keys alone. csrc/engine/config.cpp reads the same.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -14,8 +15,9 @@ from .errors import ModelError
 from .reading import BAND_RANGE, FACTOR_RANGE, THETA_RANGE, check_number, check_size
 
 PLACES = ("rope_scaling", "rope_parameters")
-READ = frozenset("factor high_freq_factor low_freq_factor original_max_position_embeddings partial_rotary_factor rope_theta "
-                 "rope_type type".split())
+READ = frozenset(
+    "factor high_freq_factor low_freq_factor original_max_position_embeddings partial_rotary_factor rope_theta rope_type type".split()
+)
 IGNORED = frozenset("attention_factor beta_fast beta_slow finetuned mscale mscale_all_dim truncate".split())  # yarn's alone
 
 
@@ -61,11 +63,15 @@ def _scaling(place, rope, raw, max_positions):
         raise ModelError(f"{place} type {kind!r} is not supported; accepted: default, linear, llama3")
     top = "original_max_position_embeddings"
     original = (top, raw[top]) if top in raw else (f"{place}.{top}", rope.get(top, max_positions))
-    scaling = {"rope_type": "llama3", "factor": check_number(f"{place}.factor", rope.get("factor"), *FACTOR_RANGE),
-               "low_freq_factor": check_number(f"{place}.low_freq_factor", rope.get("low_freq_factor"), *BAND_RANGE),
-               "high_freq_factor": check_number(f"{place}.high_freq_factor", rope.get("high_freq_factor"), *BAND_RANGE),
-               top: check_size(*original)}
+    scaling = {
+        "rope_type": "llama3",
+        "factor": check_number(f"{place}.factor", rope.get("factor"), *FACTOR_RANGE),
+        "low_freq_factor": check_number(f"{place}.low_freq_factor", rope.get("low_freq_factor"), *BAND_RANGE),
+        "high_freq_factor": check_number(f"{place}.high_freq_factor", rope.get("high_freq_factor"), *BAND_RANGE),
+        top: check_size(*original),
+    }
     if scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
-        raise ModelError(f"{place}.high_freq_factor = {scaling['high_freq_factor']} must be above low_freq_factor = "
-                         f"{scaling['low_freq_factor']}")
+        raise ModelError(
+            f"{place}.high_freq_factor = {scaling['high_freq_factor']} must be above low_freq_factor = {scaling['low_freq_factor']}"
+        )
     return scaling

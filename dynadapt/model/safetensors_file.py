@@ -4,6 +4,7 @@ Layout: 8 bytes little-endian header length, a JSON header `{name: {dtype, shape
 the tensors tile without gaps. Everything is checked against the size of the file before anything is allocated, and a
 tensor is read straight into its own memory: no mapping of the file stays behind.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -19,10 +20,32 @@ from .regular_file import open_regular
 
 MAX_HEADER_BYTES = 100_000_000
 FLOATS = ("F32", "F16", "BF16", "F64")
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64,
-           "I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool}
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4,
-               "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "BOOL": torch.bool,
+}
+_ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -87,8 +110,9 @@ class SafetensorsFile:
         if item is None:
             raise ModelError(f"{self.path}: tensor {name!r} has dtype {dtype!r}; accepted: {', '.join(FLOATS)}")
         if not whole or not begin <= end <= size - start or len(shape) > 8 or math.prod(shape) * item != end - begin:
-            raise ModelError(f"{self.path}: tensor {name!r} does not fit: {dtype} {str(shape)[:80]} in bytes {begin}..{end} "
-                             f"of {size - start}")
+            raise ModelError(
+                f"{self.path}: tensor {name!r} does not fit: {dtype} {str(shape)[:80]} in bytes {begin}..{end} of {size - start}"
+            )
         return StoredTensor(dtype, tuple(shape), start + begin, end - begin)
 
     def dtype(self, name: str) -> torch.dtype | None:

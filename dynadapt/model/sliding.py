@@ -3,6 +3,7 @@
 Only full attention is computed here: a window that some token within the model's context would notice is refused.
 csrc/engine/config.cpp decides the same.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -18,15 +19,20 @@ def refuse_sliding(raw: Mapping, window: int | None, slides: bool, layers: int, 
     kinds = raw.get("layer_types")
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in (*FULL, SLIDING) for kind in kinds):
-            raise ModelError(f"layer_types = {str(kinds)[:80]} must be a list of num_hidden_layers = {layers}, each "
-                             f"of full_attention, sliding_attention")
+            raise ModelError(
+                f"layer_types = {str(kinds)[:80]} must be a list of num_hidden_layers = {layers}, each of full_attention, sliding_attention"
+            )
         slides = slides or SLIDING in kinds
     if slides and window is None:
-        raise ModelError(f"layer_types has {SLIDING} and there is no sliding_window (use_sliding_window false, or null): accepted: "
-                         f"full_attention in every layer")
+        raise ModelError(
+            f"layer_types has {SLIDING} and there is no sliding_window (use_sliding_window false, or null): accepted: "
+            f"full_attention in every layer"
+        )
     if slides and window < max_positions:
-        raise ModelError(f"sliding-window attention (sliding_window = {window}, context {max_positions}) is not "
-                         f"supported; accepted: full attention in every layer")
+        raise ModelError(
+            f"sliding-window attention (sliding_window = {window}, context {max_positions}) is not "
+            f"supported; accepted: full attention in every layer"
+        )
 
 
 def read_window(raw: Mapping, absent: int | None) -> int | None:

@@ -1,4 +1,5 @@
 """Text to token ids and back, with the model's own tokenizer."""
+
 from __future__ import annotations
 
 import hashlib
@@ -12,8 +13,18 @@ from dynadapt.common.reprs import safe
 
 from .errors import ModelError
 
-_CLEAN = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
-          (" 've", "'ve"), (" 're", "'re"))
+_CLEAN = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
 
 
 def check_backend(backend: tokenizers.Tokenizer, where: str) -> None:
@@ -31,9 +42,16 @@ class Tokenizer:
     Special tokens that are spelled out in a text ("<|endoftext|>") are recognised, as transformers does.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, bos_id: int | None = None, eos_id: int | None = None,
-                 limit: int | None = None, special_ids: Mapping[str, int] | None = None, clean_up: bool = False,
-                 where: str = "the tokenizer"):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        bos_id: int | None = None,
+        eos_id: int | None = None,
+        limit: int | None = None,
+        special_ids: Mapping[str, int] | None = None,
+        clean_up: bool = False,
+        where: str = "the tokenizer",
+    ):
         """`limit` is the model's vocabulary size: a text that gives an id beyond it is refused.
 
         `special_ids` are the tokenizer's own names for its special tokens (bos_token, eos_token, pad_token, ...), which a
@@ -118,6 +136,7 @@ class Tokenizer:
             raise ValueError(f"text is not valid Unicode: {error}") from error
         if self.limit is not None and max(encoding.ids, default=-1) >= self.limit:
             worst = max(encoding.ids)
-            raise ModelError(f"the tokenizer gave id {worst} ({self.backend.id_to_token(worst)!r}), "
-                             f"the model's vocabulary ends at {self.limit - 1}")
+            raise ModelError(
+                f"the tokenizer gave id {worst} ({self.backend.id_to_token(worst)!r}), the model's vocabulary ends at {self.limit - 1}"
+            )
         return encoding

@@ -1,8 +1,8 @@
 """Feed-forward activations: SwiGLU (Shazeer 2020, arXiv 2002.05202) and GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415).
 
-    swiglu:     y = silu(h[:, :F]) * h[:, F:]
-    gelu:       y = h Phi(h)
-    gelu_tanh:  y = h/2 (1 + tanh(sqrt(2/pi) (h + 0.044715 h^3)))
+swiglu:     y = silu(h[:, :F]) * h[:, F:]
+gelu:       y = h Phi(h)
+gelu_tanh:  y = h/2 (1 + tanh(sqrt(2/pi) (h + 0.044715 h^3)))
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Gradient of a linear layer's bias: the sum of dy over the rows.
 
-    db_o = sum_n dy[n, o]                y = x W^T + b
+db_o = sum_n dy[n, o]                y = x W^T + b
 """
 
 from __future__ import annotations

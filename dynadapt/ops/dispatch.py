@@ -65,7 +65,7 @@ def kernel_module(name: str):
 
 
 def cuda_status() -> str:
-    """"available" where libdynadapt_cuda.so can serve tensors on a GPU, else why it can't."""
+    """ "available" where libdynadapt_cuda.so can serve tensors on a GPU, else why it can't."""
     try:
         return native_module().cuda_status()
     except UnsupportedOp:
@@ -139,8 +139,10 @@ def _triton(op: str, dtype: torch.dtype) -> Choice:
         raise UnsupportedOp(f"op {op!r}, backend 'triton', dtype {dtype}: no kernel file serves it")
     common = kernel_module("common")
     if not (torch.cuda.is_available() or common.INTERPRET):
-        raise UnsupportedOp(f"op {op!r}, backend 'triton': no CUDA device is there; set TRITON_INTERPRET=1 before dynadapt is "
-                            "imported to run the kernels in Triton's interpreter, or ask for backend='cpu'")
+        raise UnsupportedOp(
+            f"op {op!r}, backend 'triton': no CUDA device is there; set TRITON_INTERPRET=1 before dynadapt is "
+            "imported to run the kernels in Triton's interpreter, or ask for backend='cpu'"
+        )
     where = "in Triton's interpreter" if common.INTERPRET else f"on {torch.cuda.get_device_name()}"
     if op in _CUDA_OPS and not common.INTERPRET:
         status = cuda_status()

@@ -1,6 +1,6 @@
 """Token embedding, with learned positions where the family has them.
 
-    out_n = table[token_n] (+ position_table[position_n])
+out_n = table[token_n] (+ position_table[position_n])
 """
 
 from __future__ import annotations

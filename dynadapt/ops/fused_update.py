@@ -63,8 +63,11 @@ class TensorState:
 
     def check(self, op: str, name: str, rule: UpdateRule) -> None:
         """Raises ValueError when the rule needs a tensor that is not there."""
-        needed = {"first": (rule.uses_first, f"momentum is {rule.momentum}"), "stat": (rule.kind == "rms", "kind is rms"),
-                  "prior": (rule.decay > 0, f"decay is {rule.decay}")}
+        needed = {
+            "first": (rule.uses_first, f"momentum is {rule.momentum}"),
+            "stat": (rule.kind == "rms", "kind is rms"),
+            "prior": (rule.decay > 0, f"decay is {rule.decay}"),
+        }
         for field, (used, why) in needed.items():
             if used and getattr(self, field) is None:
                 raise ValueError(f"{op}: {name}.{field} is missing, a tensor is needed where {why}")

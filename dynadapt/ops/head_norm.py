@@ -1,6 +1,6 @@
 """RMSNorm of every query and key head before rotation (Qwen3's q_norm and k_norm); values pass through.
 
-    y_h = x_h / sqrt(mean(x_h^2) + eps) * weight        over the head dimension d
+y_h = x_h / sqrt(mean(x_h^2) + eps) * weight        over the head dimension d
 """
 
 from __future__ import annotations

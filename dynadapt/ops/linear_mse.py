@@ -1,6 +1,6 @@
 """Linear read-out with squared error, for regression in context.
 
-    pred = h . weight + bias,  loss = (pred - target)^2,  dh = 2 w (pred - target) weight
+pred = h . weight + bias,  loss = (pred - target)^2,  dh = 2 w (pred - target) weight
 """
 
 from __future__ import annotations

@@ -28,8 +28,9 @@ def enable() -> None:
     try:
         import nvtx
     except ImportError:
-        warnings.warn(f"{VARIABLE}=1 without the package nvtx: ranges of Python code show in torch.profiler only; install nvtx",
-                      stacklevel=2)
+        warnings.warn(
+            f"{VARIABLE}=1 without the package nvtx: ranges of Python code show in torch.profiler only; install nvtx", stacklevel=2
+        )
     else:
         _state["domain"] = nvtx.get_domain(DOMAIN)
     _state["on"] = True
@@ -42,6 +43,7 @@ def enabled() -> bool:
 def status() -> dict[str, str]:
     """What shows where: "python" and "native" ranges, each "on" or why not."""
     from .dispatch import native_module
+
     off = f"{VARIABLE} is not 1"
     python = "on" if _state["domain"] is not None else "in torch.profiler only: the package nvtx is not installed"
     return {"python": python if enabled() else off, "native": native_module().nvtx_status()}
@@ -75,6 +77,7 @@ def span(name: str, nvtx: bool = True):
 
 def ranged(name: str):
     """A function whose calls are ranges."""
+
     def decorate(function):
         @wraps(function)
         def call(*args, **kwargs):
@@ -82,7 +85,9 @@ def ranged(name: str):
                 return function(*args, **kwargs)
             with span(name):
                 return function(*args, **kwargs)
+
         return call
+
     return decorate
 
 
@@ -91,6 +96,7 @@ def named(choice):
     if not enabled():
         return choice
     from .dispatch import native_module
+
     own = choice.backend == "cpu" and native_module().nvtx_status() == "on"  # the native op opens its NVTX range itself
 
     @wraps(choice.function)

@@ -1,6 +1,6 @@
 """Streams whose scores changed for the worse go back to the prior, decided on the device.
 
-    flags[s] != 0:  master[slot] = working[slot] = prior;  grad, first, second, step [slot] = 0        slot = slots[s]
+flags[s] != 0:  master[slot] = working[slot] = prior;  grad, first, second, step [slot] = 0        slot = slots[s]
 """
 
 from __future__ import annotations

@@ -48,8 +48,27 @@ def direction(kind: str, flops: Callable):
 
 @reference
 def update(
-    kind, master, grad, first, second, prior, stat, working, slots, lr, step, decay, clip,
-    beta1, beta2, eps, weight_decay, momentum, norms, skipped, prior_rate=None,
+    kind,
+    master,
+    grad,
+    first,
+    second,
+    prior,
+    stat,
+    working,
+    slots,
+    lr,
+    step,
+    decay,
+    clip,
+    beta1,
+    beta2,
+    eps,
+    weight_decay,
+    momentum,
+    norms,
+    skipped,
+    prior_rate=None,
 ) -> None:
     """master, grad, first, second [slots, P]; prior, stat, prior_rate [P]; working [slots, P] or None when master serves.
 

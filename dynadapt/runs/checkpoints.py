@@ -111,8 +111,7 @@ def write_state(run: Path, segments: int, write: Callable[[Path], None], content
 
 def _free_name(folder: Path, segments: int) -> Path:
     """A name that comes after those of all states of the same step."""
-    taken = [int(match[2] or 0) for entry in folder.iterdir()
-             if (match := NAME.fullmatch(entry.name)) and int(match[1]) == segments]
+    taken = [int(match[2] or 0) for entry in folder.iterdir() if (match := NAME.fullmatch(entry.name)) and int(match[1]) == segments]
     return folder / (f"{segments:08d}-{max(taken) + 1}" if taken else f"{segments:08d}")
 
 
@@ -123,7 +122,7 @@ def keep_only(run: Path, state: Path) -> Path:
         if entry == state:
             continue
         aside = folder / f".{entry.name}.old" if NAME.fullmatch(entry.name) else entry
-        if aside != entry:                           # no half of a state bears a state's name
+        if aside != entry:  # no half of a state bears a state's name
             discard(aside)
             with suppress(OSError):
                 os.rename(entry, aside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-MOST = 256                   # columns that a list may become; longer ones stay lists, as JSON
+MOST = 256  # columns that a list may become; longer ones stay lists, as JSON
 
 
 def columns(lines: Sequence[Mapping]) -> dict[str, list]:

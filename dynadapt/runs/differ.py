@@ -11,9 +11,32 @@ from .whole_files import read_json
 
 ABSENT = "-"
 # Of a summary, what is compared first; the rest follows in the order of the first run.
-FIRST = ("nll", "bits_per_byte", "perplexity", "mean", "change", "tokens", "bytes", "seconds", "tokens_per_second", "flops_per_token",
-         "peak_memory_bytes")
-LEFT_OUT = ("files", "documents", "last", "top_types", "against", "classes", "types", "places", "concentration", "errors", "above_least_squares")
+FIRST = (
+    "nll",
+    "bits_per_byte",
+    "perplexity",
+    "mean",
+    "change",
+    "tokens",
+    "bytes",
+    "seconds",
+    "tokens_per_second",
+    "flops_per_token",
+    "peak_memory_bytes",
+)
+LEFT_OUT = (
+    "files",
+    "documents",
+    "last",
+    "top_types",
+    "against",
+    "classes",
+    "types",
+    "places",
+    "concentration",
+    "errors",
+    "above_least_squares",
+)
 
 
 def differences(one: str | Path, other: str | Path) -> dict:
@@ -23,8 +46,14 @@ def differences(one: str | Path, other: str | Path) -> dict:
     runs = [read_run(path) for path in (one, other)]
     settings, inputs, environment = (_differing(*(part(run) for run in runs)) for part in (_settings, _inputs, _environment))
     results = _results(*(run.summary or {} for run in runs))
-    return {"runs": [{"path": str(run.path), "name": run.name, "kind": run.kind, "state": run.state} for run in runs],
-            "settings": settings, "inputs": inputs, "environment": environment, "results": results, "notes": _notes(runs, inputs)}
+    return {
+        "runs": [{"path": str(run.path), "name": run.name, "kind": run.kind, "state": run.state} for run in runs],
+        "settings": settings,
+        "inputs": inputs,
+        "environment": environment,
+        "results": results,
+        "notes": _notes(runs, inputs),
+    }
 
 
 def flat(content, prefix: str = "") -> dict:
@@ -49,7 +78,11 @@ def _inputs(run: Run) -> dict:
     """The digests of what the numbers depend on, whole; a text under its name."""
     path = run.path / "inputs.json"
     content = read_json(path) if path.exists() else {}
-    return {name: value.get("sha256") if isinstance(value, dict) and "sha256" in value else value for name, value in content.items() if name != "scores"}
+    return {
+        name: value.get("sha256") if isinstance(value, dict) and "sha256" in value else value
+        for name, value in content.items()
+        if name != "scores"
+    }
 
 
 def _differing(mine: dict, theirs: dict) -> dict:
@@ -57,8 +90,10 @@ def _differing(mine: dict, theirs: dict) -> dict:
 
 
 def _results(mine: dict, theirs: dict) -> dict:
-    mine, theirs = ({name: value for name, value in flat({k: v for k, v in summary.items() if k not in LEFT_OUT}).items() if _is_number(value)}
-                    for summary in (mine, theirs))
+    mine, theirs = (
+        {name: value for name, value in flat({k: v for k, v in summary.items() if k not in LEFT_OUT}).items() if _is_number(value)}
+        for summary in (mine, theirs)
+    )
     names = [name for name in mine if name in theirs]
     names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     return {name: [mine[name], theirs[name], theirs[name] - mine[name]] for name in names}
@@ -96,11 +131,13 @@ def _texts(run: Run):
 
 # ---- to be read
 
+
 def print_differences(found: dict, console) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from .listing import printable
+
     names = [run["name"] for run in found["runs"]]
     if names[0] == names[1]:
         names = [run["path"] for run in found["runs"]]
@@ -135,7 +172,5 @@ def _shown(title: str, value) -> str:
     if value is None:
         return ABSENT
     if title == "inputs" and isinstance(value, str) and len(value) == 64:
-        return value[:12]                        # of a sha256; --json has all of it
+        return value[:12]  # of a sha256; --json has all of it
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-

@@ -14,12 +14,12 @@ from .text import Document, TextError, TokenReader
 class Segment:
     """What one step works on. S streams, T segment."""
 
-    tokens: np.ndarray                       # [S, T + 1] int64; zeros beyond lengths
-    lengths: np.ndarray                      # [S] scored targets
-    ends: np.ndarray                         # [S, T + 1] byte of its text at which each token ends; entry 0: where the first target begins
-    documents: list[int | None]              # [S] which document each stream reads
-    positions: list[int]                     # [S] position in its document of the first scored target
-    entered: list[int] = field(default_factory=list)     # streams that a new document has just entered
+    tokens: np.ndarray  # [S, T + 1] int64; zeros beyond lengths
+    lengths: np.ndarray  # [S] scored targets
+    ends: np.ndarray  # [S, T + 1] byte of its text at which each token ends; entry 0: where the first target begins
+    documents: list[int | None]  # [S] which document each stream reads
+    positions: list[int]  # [S] position in its document of the first scored target
+    entered: list[int] = field(default_factory=list)  # streams that a new document has just entered
 
     @property
     def sizes(self) -> np.ndarray:
@@ -31,9 +31,9 @@ class _Slot:
     def __init__(self):
         self.document: int | None = None
         self.reader: TokenReader | None = None
-        self.start = 0                       # reader position where the document begins
-        self.last: int | None = None         # the last token read: the next segment's first input
-        self.byte = 0                        # where in its text the reading stands
+        self.start = 0  # reader position where the document begins
+        self.last: int | None = None  # the last token read: the next segment's first input
+        self.byte = 0  # where in its text the reading stands
 
 
 class Feed:
@@ -43,20 +43,27 @@ class Feed:
     (from a directory or lines), else refused.
     """
 
-    def __init__(self, documents: list[Document], tokenizer: Tokenizer, streams: int, segment: int, limit: int | None, state: dict | None = None):
+    def __init__(
+        self, documents: list[Document], tokenizer: Tokenizer, streams: int, segment: int, limit: int | None, state: dict | None = None
+    ):
         self.documents, self.tokenizer, self.segment, self.limit = documents, tokenizer, segment, limit
         self.slots = [_Slot() for _ in range(streams)]
-        self.queued = 0                      # the next document to enter a slot
-        self.read = 0                        # tokens read so far
-        self.read_bytes = 0                  # and the bytes that they cover, those of tokens that are not scored included
-        self.short = 0                       # documents left out
+        self.queued = 0  # the next document to enter a slot
+        self.read = 0  # tokens read so far
+        self.read_bytes = 0  # and the bytes that they cover, those of tokens that are not scored included
+        self.short = 0  # documents left out
         if state:
             self._restore(state)
 
     def next(self) -> Segment | None:
         streams, length = len(self.slots), self.segment
-        segment = Segment(np.zeros((streams, length + 1), np.int64), np.zeros(streams, np.int64), np.zeros((streams, length + 1), np.int64),
-                          [None] * streams, [0] * streams)
+        segment = Segment(
+            np.zeros((streams, length + 1), np.int64),
+            np.zeros(streams, np.int64),
+            np.zeros((streams, length + 1), np.int64),
+            [None] * streams,
+            [0] * streams,
+        )
         for stream, slot in enumerate(self.slots):
             self._fill(segment, stream, slot)
         return segment if segment.lengths.any() else None
@@ -77,10 +84,10 @@ class Feed:
         if first:
             segment.entered.append(stream)
         row = ids if first else np.concatenate([[slot.last], ids])
-        segment.tokens[stream, :len(row)] = row
+        segment.tokens[stream, : len(row)] = row
         segment.lengths[stream] = len(row) - 1
         ends = slot.byte + np.cumsum(sizes)
-        segment.ends[stream, :len(row)] = ends if first else np.concatenate([[slot.byte], ends])
+        segment.ends[stream, : len(row)] = ends if first else np.concatenate([[slot.byte], ends])
         slot.byte = int(ends[-1])
         segment.documents[stream] = slot.document
         segment.positions[stream] = slot.reader.position - slot.start - len(row) + 1
@@ -107,23 +114,30 @@ class Feed:
         return ids, sizes
 
     def state(self) -> dict:
-        slots = [None if slot.reader is None else {"document": slot.document, "reader": slot.reader.state(), "last": slot.last, "byte": slot.byte} for slot in self.slots]
+        slots = [
+            None
+            if slot.reader is None
+            else {"document": slot.document, "reader": slot.reader.state(), "last": slot.last, "byte": slot.byte}
+            for slot in self.slots
+        ]
         return {"queued": self.queued, "read": self.read, "bytes": self.read_bytes, "short": self.short, "slots": slots}
 
     def _restore(self, state: dict) -> None:
         self.queued, self.read, self.short = state["queued"], state["read"], state.get("short", 0)
-        self.read_bytes = state.get("bytes", 0)      # absent in older states: only progress is told by it
+        self.read_bytes = state.get("bytes", 0)  # absent in older states: only progress is told by it
         for slot, saved in zip(self.slots, state["slots"], strict=True):
             if saved is not None:
                 document = self.documents[saved["document"]]
                 slot.document, slot.last, slot.start = saved["document"], saved["last"], document.start
-                slot.byte = saved.get("byte", 0)     # absent in states of versions whose scores say nothing of bytes
+                slot.byte = saved.get("byte", 0)  # absent in states of versions whose scores say nothing of bytes
                 slot.reader = TokenReader(document.source, self.tokenizer, state=saved["reader"])
 
 
 def too_short(document: Document, tokens: int) -> TextError:
-    return TextError(f"text {document.source.spec!r} has {tokens} token{'s' * (tokens != 1)}: too short to score anything "
-                     "(the first token is not scored, so at least 2 are needed)")
+    return TextError(
+        f"text {document.source.spec!r} has {tokens} token{'s' * (tokens != 1)}: too short to score anything "
+        "(the first token is not scored, so at least 2 are needed)"
+    )
 
 
 def check_lengths(documents: list[Document], tokenizer: Tokenizer) -> None:

@@ -18,20 +18,36 @@ COLOURS = {"none": "#6b7280", "lora": "#2563eb", "rows": "#d97706", "full": "#0f
 CYCLE = ["#2563eb", "#d97706", "#0f8a5f", "#b91c6b", "#7c3aed", "#0891b2", "#a16207", "#dc2626", "#4b5563", "#65a30d"]
 # Names of runs and texts may hold a $, so mathematics is off; an exponent over the axis would cover the title that stands there.
 STYLE = {
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9ca3af", "axes.grid": True,
-    "grid.color": "#e5e7eb", "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.titlesize": 11, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "xtick.color": "#4b5563", "ytick.color": "#4b5563", "axes.labelcolor": "#374151", "svg.hashsalt": "dynadapt",
-    "text.parse_math": False, "axes.formatter.useoffset": False, "axes.formatter.limits": (-12, 12),
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9ca3af",
+    "axes.grid": True,
+    "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.color": "#4b5563",
+    "ytick.color": "#4b5563",
+    "axes.labelcolor": "#374151",
+    "svg.hashsalt": "dynadapt",
+    "text.parse_math": False,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-12, 12),
 }
-ROW = 0.215                  # inches of a legend's row
-GAP = 0.65                   # inches beside a legend's text: its handle, and the space between columns
+ROW = 0.215  # inches of a legend's row
+GAP = 0.65  # inches beside a legend's text: its handle, and the space between columns
 
 
 # ---- text
 
+
 @lru_cache(maxsize=1)
 def _known() -> frozenset[int]:
     from matplotlib.font_manager import FontProperties, findfont, get_font
+
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
@@ -46,7 +62,7 @@ def shortened(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     head = (most - 1) * 2 // 3
-    return f"{text[:head]}\u2026{text[len(text) - (most - 1 - head):]}"
+    return f"{text[:head]}\u2026{text[len(text) - (most - 1 - head) :]}"
 
 
 def text_width(text: str, size: float = 10, weight: str = "normal") -> float:
@@ -77,6 +93,7 @@ def told_apart(labels: Sequence[str]) -> list[str]:
 
 # ---- legends
 
+
 def legend_rows(labels: Sequence[str], width: float, most_columns: int = 8, size: float = 10) -> tuple[list[str], int, int]:
     """(labels that fit, columns, rows) of a legend that is at most `width` inches wide."""
     labels = told_apart([fitted(label, min(width - GAP, max(3.0, width / 2 - GAP)), size) for label in labels])
@@ -89,16 +106,17 @@ def legend_below(figure: Figure, handles: Sequence, labels: Sequence[str], most_
     """A legend under the figure's axes, which are laid out above it: the figure becomes as much higher as the legend is."""
     if not handles:
         return
-    whole = isinstance(figure, Figure)                       # a part of a figure keeps its size, and its axes make room
+    whole = isinstance(figure, Figure)  # a part of a figure keeps its size, and its axes make room
     width, height = figure.get_size_inches() if whole else (figure.bbox.width / figure.dpi, 0)
     labels, columns, rows = legend_rows(labels, width - 0.4, most_columns, size)
-    labels = [f"\u2009{label}" if label.startswith("_") else label for label in labels]        # such labels are not shown otherwise
+    labels = [f"\u2009{label}" if label.startswith("_") else label for label in labels]  # such labels are not shown otherwise
     if whole:
         figure.set_size_inches(width, height + ROW * rows * size / 10)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=size)
 
 
 # ---- axes
+
 
 def log_axis(axis, values: Sequence[float]) -> None:
     """A logarithmic x axis around these values, with about four ticks at numbers that are round there; one value is enough."""
@@ -127,7 +145,7 @@ def _round_between(low: float, high: float, most: int = 5) -> list[float]:
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 3:
             break
-    return ticks[::-(-len(ticks) // most)]
+    return ticks[:: -(-len(ticks) // most)]
 
 
 def say_nothing_here(axis, why: str) -> None:
@@ -138,8 +156,11 @@ def say_nothing_here(axis, why: str) -> None:
 
 
 PLACES = [(11, 0), (-11, 0), (0, 11), (0, -11), (9, 10), (-9, 10), (9, -10), (-9, -10), (9, 22), (9, -22)]
-FAR = [(round(radius * math.cos(angle)), round(radius * math.sin(angle))) for radius in (26, 38, 52, 70, 92, 120)
-       for angle in (math.pi / 8 * k for k in range(16))]
+FAR = [
+    (round(radius * math.cos(angle)), round(radius * math.sin(angle)))
+    for radius in (26, 38, 52, 70, 92, 120)
+    for angle in (math.pi / 8 * k for k in range(16))
+]
 
 
 def label_points(axis, points, labels, colours, always: bool = True) -> list[int]:
@@ -149,18 +170,35 @@ def label_points(axis, points, labels, colours, always: bool = True) -> list[int
     renderer = FigureCanvasAgg(figure).get_renderer()
     frame = axis.get_window_extent(renderer)
     scale = figure.dpi / 72
-    taken = [matplotlib.transforms.Bbox.from_bounds(x - 6 * scale, y - 6 * scale, 12 * scale, 12 * scale) for x, y in axis.transData.transform(points)]
+    taken = [
+        matplotlib.transforms.Bbox.from_bounds(x - 6 * scale, y - 6 * scale, 12 * scale, 12 * scale)
+        for x, y in axis.transData.transform(points)
+    ]
     left = []
     for index, (point, label, colour) in enumerate(zip(points, labels, colours)):
         for place, (dx, dy) in enumerate(PLACES + FAR):
-            text = axis.annotate(label, point, xytext=(dx, dy), textcoords="offset points", ha="left" if dx > 3 else "right" if dx < -3 else "center",
-                                 va="center" if abs(dy) <= 3 else "bottom" if dy > 0 else "top", color=colour, fontsize=9.5)
+            text = axis.annotate(
+                label,
+                point,
+                xytext=(dx, dy),
+                textcoords="offset points",
+                ha="left" if dx > 3 else "right" if dx < -3 else "center",
+                va="center" if abs(dy) <= 3 else "bottom" if dy > 0 else "top",
+                color=colour,
+                fontsize=9.5,
+            )
             box = text.get_window_extent(renderer)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             if inside and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 if place >= len(PLACES):
-                    axis.annotate("", point, xytext=(dx, dy), textcoords="offset points", arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.5})
+                    axis.annotate(
+                        "",
+                        point,
+                        xytext=(dx, dy),
+                        textcoords="offset points",
+                        arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.5},
+                    )
                 break
             text.remove()
         else:

@@ -17,8 +17,8 @@ from .kinds import headline, kind_of, what
 from .rundir import locked, unscored
 from .whole_files import RunError, read_json
 
-DEPTH = 6                    # directories below the one that is asked about
-OWN = ("checkpoint", "weights", "texts")         # of a run, in which no other run is
+DEPTH = 6  # directories below the one that is asked about
+OWN = ("checkpoint", "weights", "texts")  # of a run, in which no other run is
 STATES = ("finished", "running", "stopped", "failed", "damaged")
 
 
@@ -33,22 +33,32 @@ class Row:
     kind: str
     what: str
     state: str
-    why: str = ""                                # what is damaged
+    why: str = ""  # what is damaged
     fraction: float | None = None
     result: tuple[str, float | None, str] = ("", None, "")
     tokens: int | None = None
     seconds: float | None = None
-    date: float = 0.0                            # of the last change, seconds since 1970
+    date: float = 0.0  # of the last change, seconds since 1970
     bytes: int = 0
     parts: tuple[Path, ...] = ()
 
     def to_dict(self) -> dict:
         """Ready for JSON; `date` as ISO 8601 in UTC."""
         name, value, unit = self.result
-        return {"path": str(self.path), "name": self.name, "kind": self.kind, "what": self.what, "state": self.state, "why": self.why,
-                "fraction": self.fraction, "result": {"name": name, "value": value, "unit": unit}, "tokens": self.tokens,
-                "seconds": self.seconds, "date": datetime.fromtimestamp(self.date, timezone.utc).isoformat(timespec="seconds"),
-                "bytes": self.bytes}
+        return {
+            "path": str(self.path),
+            "name": self.name,
+            "kind": self.kind,
+            "what": self.what,
+            "state": self.state,
+            "why": self.why,
+            "fraction": self.fraction,
+            "result": {"name": name, "value": value, "unit": unit},
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "date": datetime.fromtimestamp(self.date, timezone.utc).isoformat(timespec="seconds"),
+            "bytes": self.bytes,
+        }
 
 
 def find_runs(root: str | Path, depth: int = DEPTH) -> list[Row]:
@@ -63,7 +73,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
     ours = is_run(folder)
     if ours:
         yield folder
-    if depth < 1 or ours == "diagnose":          # whose runs are parts of it
+    if depth < 1 or ours == "diagnose":  # whose runs are parts of it
         return
     for entry in _entries(folder):
         if not entry.name.startswith(".") and not (ours and entry.name in OWN) and entry.is_dir(follow_symlinks=False):
@@ -103,9 +113,17 @@ def row_of(path: Path, root: Path | None = None) -> Row:
     kind = is_run(path)
     size, newest = disk_use(path)
     name = str(path.relative_to(root)) if root is not None and path != root else path.resolve().name
-    facts = {"path": path, "name": name, "kind": kind, "what": "", "date": newest, "bytes": size,
-             "parts": tuple(Path(entry.path) for entry in _entries(path) if entry.is_dir(follow_symlinks=False) and is_run(Path(entry.path)))
-             if kind == "diagnose" else ()}
+    facts = {
+        "path": path,
+        "name": name,
+        "kind": kind,
+        "what": "",
+        "date": newest,
+        "bytes": size,
+        "parts": tuple(Path(entry.path) for entry in _entries(path) if entry.is_dir(follow_symlinks=False) and is_run(Path(entry.path)))
+        if kind == "diagnose"
+        else (),
+    }
     try:
         if kind == "unknown" and not (path / "config.json").exists():
             return Row(**facts, state="running" if locked(path) else "failed")
@@ -126,14 +144,23 @@ def _progress(path: Path, kind: str, config: Mapping, parts: tuple[Path, ...]) -
             there = (path / name).stat().st_size if (path / name).exists() else -1
             if there < record["bytes"]:
                 raise RunError(f"{path / name} " + ("is missing" if there < 0 else f"is too short: {there:,} bytes of {record['bytes']:,}"))
-        return {"state": "finished", "result": headline(kind, summary), "tokens": _number(summary.get("tokens")),
-                "seconds": _number(summary.get("seconds"))}
+        return {
+            "state": "finished",
+            "result": headline(kind, summary),
+            "tokens": _number(summary.get("tokens")),
+            "seconds": _number(summary.get("seconds")),
+        }
     if unscored(path) and all(map(unscored, parts)):
         return {"state": "running" if locked(path) else "failed"}
     line = last_line(path / "metrics.jsonl")
     result = headline(kind, {"nll": line.get("total_nll"), "last": line, **({"mean": line["mean"]} if "mean" in line else {})})
-    return {"state": "running" if locked(path) else "stopped", "fraction": _fraction(path, kind, config, line), "result": result,
-            "tokens": _number(line.get("total_tokens")), "seconds": _number(line.get("total_seconds"))}
+    return {
+        "state": "running" if locked(path) else "stopped",
+        "fraction": _fraction(path, kind, config, line),
+        "result": result,
+        "tokens": _number(line.get("total_tokens")),
+        "seconds": _number(line.get("total_seconds")),
+    }
 
 
 def last_line(path: Path, block: int = 1 << 16) -> dict:
@@ -146,7 +173,7 @@ def last_line(path: Path, block: int = 1 << 16) -> dict:
             size -= step
             file.seek(size)
             read = file.read(step) + read
-    whole = read[:read.rfind(b"\n") + 1].splitlines()
+    whole = read[: read.rfind(b"\n") + 1].splitlines()
     if not whole:
         return {}
     try:

@@ -44,7 +44,7 @@ class Growing:
                 self.file.truncate(self.size)
                 self.file.seek(self.size)
             except OSError:
-                pass                                 # resuming cuts it off
+                pass  # resuming cuts it off
             raise
         self.size += len(record)
         self.digest.update(record)
@@ -71,10 +71,12 @@ def check_columns(path: Path) -> None:
     try:
         columns = np.load(path, mmap_mode="r").dtype
     except (OSError, ValueError):
-        return                                       # `verified` says what is wrong with it
+        return  # `verified` says what is wrong with it
     if columns != SCORE:
-        raise RunError(f"{path} was begun by a version that kept {', '.join(columns.names or ['nothing known'])} of each token; this one keeps "
-                       f"{', '.join(SCORE.names)}: go on with that version, or choose another --out")
+        raise RunError(
+            f"{path} was begun by a version that kept {', '.join(columns.names or ['nothing known'])} of each token; this one keeps "
+            f"{', '.join(SCORE.names)}: go on with that version, or choose another --out"
+        )
 
 
 def verified(path: Path, record: dict, header: int = 0):
@@ -92,8 +94,9 @@ def verified(path: Path, record: dict, header: int = 0):
     if digest is None:
         raise RunError(f"{path} is too short: {wanted}, and it has {max(0, size - header):,}")
     if record["sha256"] is not None and digest.hexdigest() != record["sha256"]:
-        raise RunError(f"{path} is damaged: {wanted}, and their sha256 is {digest.hexdigest()[:12]}... where "
-                       f"{record['sha256'][:12]}... was written")
+        raise RunError(
+            f"{path} is damaged: {wanted}, and their sha256 is {digest.hexdigest()[:12]}... where {record['sha256'][:12]}... was written"
+        )
     return digest
 
 

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 KINDS = ("eval", "reweight", "icl", "diagnose", "advise")
-MARKS = {                    # kind -> keys that the configurations of this kind alone have together
-    "reweight": ("mixer", "domains"), "icl": ("classes", "points", "steps"), "advise": ("advise", "windows"),
-    "diagnose": ("text", "adapt", "after", "control"), "eval": ("text", "adapt", "segment", "model"),
+MARKS = {  # kind -> keys that the configurations of this kind alone have together
+    "reweight": ("mixer", "domains"),
+    "icl": ("classes", "points", "steps"),
+    "advise": ("advise", "windows"),
+    "diagnose": ("text", "adapt", "after", "control"),
+    "eval": ("text", "adapt", "segment", "model"),
 }
 
 
@@ -25,7 +28,9 @@ def kind_of(config) -> str | None:
 def learns(config: Mapping) -> str:
     """static, LoRA r16, 10% of rows or full."""
     adapt = config.get("adapt")
-    return {"none": "static", "lora": f"LoRA r{config.get('rank')}", "rows": f"{config.get('density') or 0:.0%} of rows"}.get(adapt, str(adapt))
+    return {"none": "static", "lora": f"LoRA r{config.get('rank')}", "rows": f"{config.get('density') or 0:.0%} of rows"}.get(
+        adapt, str(adapt)
+    )
 
 
 def remembers(config: Mapping) -> list[str]:

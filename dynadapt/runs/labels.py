@@ -12,9 +12,9 @@ from .rundir import RunError, read_json
 
 MARKERS = {"window": "o", "overlap": "^", "memory": "s", "long window": "D"}
 DASHES = {"window": "-", "overlap": ":", "memory": "--", "long window": "-."}
-MANY = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*"]              # of runs beyond the first ten, one for every ten
+MANY = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*"]  # of runs beyond the first ten, one for every ten
 LINES = ["-", "--", ":", "-."]
-MOST = len(CYCLE) * len(MANY)                    # runs that a picture can tell apart
+MOST = len(CYCLE) * len(MANY)  # runs that a picture can tell apart
 
 
 def describe(config: dict, varied: set[str]) -> str:
@@ -29,7 +29,13 @@ def describe(config: dict, varied: set[str]) -> str:
         value = config.get(key)
         if value is None or value is False:
             continue
-        text = "+".join(Path(str(v).removeprefix("builtin:")).stem for v in value) if key == "text" else f"{value:g}" if isinstance(value, float) else value
+        text = (
+            "+".join(Path(str(v).removeprefix("builtin:")).stem for v in value)
+            if key == "text"
+            else f"{value:g}"
+            if isinstance(value, float)
+            else value
+        )
         parts.append(key if value is True else f"{key} {text}")
     return ", ".join(parts)
 
@@ -39,7 +45,7 @@ def labels_of(runs: list[Run], titles: dict[str, str] | None = None) -> list[str
     if titles:
         return [titles.get(run.name, run.name) for run in runs]
     varied = {key for run in runs for key in {**runs[0].config, **run.config} if run.config.get(key) != runs[0].config.get(key)}
-    rates = {}                                       # a rate that follows from what learns is not worth saying
+    rates = {}  # a rate that follows from what learns is not worth saying
     for run in runs:
         rates.setdefault((run.config.get("adapt"), run.config.get("optimizer")), set()).add(run.config.get("lr"))
     if all(len(values) == 1 for values in rates.values()):
@@ -56,7 +62,10 @@ def looks_of(runs: list[Run]) -> list[dict]:
     if len(set(kinds)) == len(kinds) and all(adapt in COLOURS for adapt, _ in kinds):
         return [{"color": COLOURS[adapt], "marker": MARKERS[how], "linestyle": DASHES[how]} for adapt, how in kinds]
     tens = [i // len(CYCLE) for i in range(len(runs))]
-    return [{"color": CYCLE[i % len(CYCLE)], "marker": MANY[ten % len(MANY)], "linestyle": LINES[ten % len(LINES)]} for i, ten in enumerate(tens)]
+    return [
+        {"color": CYCLE[i % len(CYCLE)], "marker": MANY[ten % len(MANY)], "linestyle": LINES[ten % len(LINES)]}
+        for i, ten in enumerate(tens)
+    ]
 
 
 def _remembers(config: dict) -> str:
@@ -73,7 +82,9 @@ def scored_the_same(run: Run) -> str:
     config = run.config
     texts = [(inputs.get(f"text {spec!r}") or {}).get("sha256", spec) for spec in config.get("text") or ()]
     parts = config.get("streams") if config.get("split") else 1
-    return json.dumps([texts, config.get("tokens"), config.get("field"), parts, inputs.get("the model", config.get("model")), inputs.get("the tokenizer")])
+    return json.dumps(
+        [texts, config.get("tokens"), config.get("field"), parts, inputs.get("the model", config.get("model")), inputs.get("the tokenizer")]
+    )
 
 
 def plain_static(runs: list[Run]) -> Run | None:

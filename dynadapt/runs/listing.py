@@ -8,13 +8,18 @@ from datetime import datetime
 
 from .found import Row
 
-WIDE = 120                   # columns from which on what a run did has a column of its own
+WIDE = 120  # columns from which on what a run did has a column of its own
 COLOURS = {"finished": "", "running": "cyan", "stopped": "yellow", "failed": "red", "damaged": "bold red"}
 LAST = math.inf
-SORT = {                     # rows whose number is not known come last
-    "date": lambda row: row.date, "name": lambda row: row.name, "kind": lambda row: (row.kind, row.name),
-    "state": lambda row: (row.state, row.name), "result": lambda row: (row.result[0] == "", row.result[0], _or_last(row.result[1])),
-    "tokens": lambda row: _or_last(row.tokens), "time": lambda row: _or_last(row.seconds), "size": lambda row: row.bytes,
+SORT = {  # rows whose number is not known come last
+    "date": lambda row: row.date,
+    "name": lambda row: row.name,
+    "kind": lambda row: (row.kind, row.name),
+    "state": lambda row: (row.state, row.name),
+    "result": lambda row: (row.result[0] == "", row.result[0], _or_last(row.result[1])),
+    "tokens": lambda row: _or_last(row.tokens),
+    "time": lambda row: _or_last(row.seconds),
+    "size": lambda row: row.bytes,
 }
 
 
@@ -22,7 +27,9 @@ def _or_last(value: float | None) -> float:
     return LAST if value is None else value
 
 
-def chosen(rows: Sequence[Row], kinds: Sequence[str] = (), unfinished: bool = False, sort: str = "date", reverse: bool = False) -> list[Row]:
+def chosen(
+    rows: Sequence[Row], kinds: Sequence[str] = (), unfinished: bool = False, sort: str = "date", reverse: bool = False
+) -> list[Row]:
     """Those of these kinds (none given: all), and not finished if `unfinished`, in order; the order among equals is by name."""
     kept = [row for row in rows if (not kinds or row.kind in kinds) and not (unfinished and row.state == "finished")]
     return sorted(sorted(kept, key=SORT["name"]), key=SORT[sort], reverse=reverse)
@@ -80,6 +87,7 @@ def runs_table(rows: Sequence[Row], width: int):
     """A rich Table. Narrow terminals get what a run did under its name, and fold names, never numbers."""
     from rich.table import Table
     from rich.text import Text
+
     wide = width >= WIDE
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2 if wide else 1, 0, 0))
     table.add_column("run", overflow="fold", ratio=None, min_width=12)
@@ -92,9 +100,20 @@ def runs_table(rows: Sequence[Row], width: int):
     for row in rows:
         said = row.why or row.what
         name, kind = printable(row.name), row.kind
-        first = [Text(name), kind, Text(printable(said))] if wide else [Text.assemble(name, "\n", (printable(f"{kind}: {said}" if said else kind), "dim"))]
-        table.add_row(*first, Text(state_words(row), style=COLOURS[row.state]), result_words(row), count(row.tokens), duration(row.seconds),
-                      day(row.date), disk(row.bytes))
+        first = (
+            [Text(name), kind, Text(printable(said))]
+            if wide
+            else [Text.assemble(name, "\n", (printable(f"{kind}: {said}" if said else kind), "dim"))]
+        )
+        table.add_row(
+            *first,
+            Text(state_words(row), style=COLOURS[row.state]),
+            result_words(row),
+            count(row.tokens),
+            duration(row.seconds),
+            day(row.date),
+            disk(row.bytes),
+        )
     return table
 
 
@@ -108,6 +127,6 @@ def sentence(rows: Sequence[Row], all_of: int) -> str:
     states = [row.state for row in rows]
     parts = [f"{states.count(state)} {state}" for state in COLOURS if state in states]
     paths = {row.path for row in rows}
-    size = sum(row.bytes for row in rows if not paths & set(row.path.parents))         # a run in another's directory is counted with it
+    size = sum(row.bytes for row in rows if not paths & set(row.path.parents))  # a run in another's directory is counted with it
     left = f" (of {all_of})" if all_of != len(rows) else ""
     return f"{len(rows)} run{'s' * (len(rows) != 1)}{left}: {', '.join(parts)}; {disk(size)}"

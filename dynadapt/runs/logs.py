@@ -26,9 +26,9 @@ from dynadapt.experiments.config import ConfigError
 
 from .whole_files import RunError, note, read_json, write_json
 
-IDS = "log.json"                                     # in a run's directory: what its logs know it by
+IDS = "log.json"  # in a run's directory: what its logs know it by
 LEFT_OUT = ("documents", "lengths", "segment", "step")
-MANY = 16                                            # of more numbers than this in a list, only the mean is shown
+MANY = 16  # of more numbers than this in a list, only the mean is shown
 PROJECT = "dynadapt"
 
 
@@ -59,6 +59,7 @@ class TensorBoard(Log):
 
     def open(self, path, config):
         from torch.utils.tensorboard import SummaryWriter
+
         folder = path / "tensorboard"
         for file in folder.glob("events.out.tfevents.*"):
             file.unlink()
@@ -84,8 +85,14 @@ class WandB(Log):
 
     def open(self, path, config):
         import wandb
-        ours = {"name": ("WANDB_NAME", path.name), "project": ("WANDB_PROJECT", PROJECT), "group": ("WANDB_RUN_GROUP", _group(path)),
-                "dir": ("WANDB_DIR", str(path)), "id": ("WANDB_RUN_ID", _run_id(path, "wandb"))}
+
+        ours = {
+            "name": ("WANDB_NAME", path.name),
+            "project": ("WANDB_PROJECT", PROJECT),
+            "group": ("WANDB_RUN_GROUP", _group(path)),
+            "dir": ("WANDB_DIR", str(path)),
+            "id": ("WANDB_RUN_ID", _run_id(path, "wandb")),
+        }
         ours = {key: value for key, (variable, value) in ours.items() if not os.environ.get(variable)}
         self.run = wandb.init(**ours, resume="allow", reinit="create_new", config=config, settings=wandb.Settings(console="off"))
         self.start = self.run.step if self.run.resumed and not self.run.offline else 0
@@ -108,13 +115,14 @@ class Trackio(Log):
 
     def open(self, path, config):
         import trackio
+
         remote = any(os.environ.get(name) for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"))
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
         name = f"{path.name}-{secrets.token_hex(4) if remote else _run_id(path, 'trackio')}"
-        with redirect_stdout(sys.stderr):            # what it says is no result of the command
+        with redirect_stdout(sys.stderr):  # what it says is no result of the command
             try:
                 before = [] if remote else [run for run in trackio.Api().runs(project) if run.name == name]
-            except ValueError:                       # no such project yet
+            except ValueError:  # no such project yet
                 before = []
             for run in before:
                 run.delete()
@@ -128,6 +136,7 @@ class Trackio(Log):
 
     def close(self, finished):
         import trackio
+
         with redirect_stdout(sys.stderr):
             trackio.finish()
 
@@ -142,7 +151,7 @@ def check_logs(names: Sequence[str]) -> tuple[str, ...]:
         if name not in LOGS:
             raise ConfigError(f"log {name!r}: give {', '.join(LOGS)}")
         found = importlib.util.find_spec(LOGS[name].package)
-        if found is None or found.origin is None:    # a folder of that name, such as ./wandb, is found as a package without one
+        if found is None or found.origin is None:  # a folder of that name, such as ./wandb, is found as a package without one
             raise ConfigError(f"log {name!r}: the package {LOGS[name].package} is not installed: pip install {LOGS[name].package}")
     return tuple(dict.fromkeys(names))
 
@@ -169,6 +178,7 @@ def open_logs(names: Sequence[str], path: Path, config: dict, earlier: Iterable[
 def show_finished(names: Sequence[str], path: Path, config: dict, summary: dict) -> None:
     """The lines and the summary of a run that is finished, to logs that may not have seen it."""
     from .metrics import read_metrics
+
     lines = read_metrics(path) if names and (Path(path) / "metrics.jsonl").exists() else []
     logs = open_logs(names, path, config, lines)
     logs.finish(summary)

@@ -63,7 +63,9 @@ class Run:
         """finished, running (a process writes there), stopped, or failed (nothing was scored), at this moment."""
         if self.summary is not None:
             return "finished"
-        return "running" if locked(self.path) else "failed" if self.kind in ("eval", "reweight", "icl") and unscored(self.path) else "stopped"
+        return (
+            "running" if locked(self.path) else "failed" if self.kind in ("eval", "reweight", "icl") and unscored(self.path) else "stopped"
+        )
 
     def frame(self):
         """The metrics as a pandas DataFrame, a row a line: what is nested has dotted names (flops.forward, heldout.code), lists with a
@@ -74,6 +76,7 @@ class Run:
     def columns(self) -> dict[str, list]:
         """The columns of `frame` as lists, without pandas."""
         from .columns import columns
+
         return columns(self.metrics)
 
     def scores(self) -> np.ndarray:
@@ -81,6 +84,7 @@ class Run:
         `position` (in its document, from 1), `nll` (nats), `token` (id), `start` and `stop` (bytes of the text that it covers).
         `pandas.DataFrame(run.scores())` is a table of it. RunError where the run kept none."""
         import numpy as np
+
         path = self.path / "scores.npy"
         if not path.exists():
             how = ": run it again with --scores" if self.kind == "eval" else f"; runs of {self.kind} keep none"
@@ -104,6 +108,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         from .notebook import html
+
         return html(self)
 
 

@@ -8,7 +8,7 @@ from html import escape
 from .kinds import what
 from .listing import count, duration, printable
 
-WIDTH, HEIGHT, MOST = 260, 48, 300               # pixels; points that are drawn
+WIDTH, HEIGHT, MOST = 260, 48, 300  # pixels; points that are drawn
 LOSSES = {"eval": ("nll", "NLL of each segment"), "reweight": ("loss", "training NLL of each step"), "icl": ("error", "normalised error")}
 
 
@@ -17,8 +17,12 @@ def html(run) -> str:
     summary = run.summary or {}
     last = run.metrics[-1] if run.metrics else {}
     tokens, seconds = summary.get("tokens", last.get("total_tokens")), summary.get("seconds", last.get("total_seconds"))
-    rows = [("kind", run.kind), ("what", what(run.kind, run.config)), ("state", run.state),
-            (name, "not known yet" if value is None else f"{value:.4f} {unit}")]
+    rows = [
+        ("kind", run.kind),
+        ("what", what(run.kind, run.config)),
+        ("state", run.state),
+        (name, "not known yet" if value is None else f"{value:.4f} {unit}"),
+    ]
     if run.config.get("model"):
         rows.insert(2, ("model", str(run.config["model"])))
     if summary.get("bits_per_byte") and run.kind == "eval":
@@ -28,10 +32,12 @@ def html(run) -> str:
     if seconds is not None:
         rows.append(("time", duration(seconds)))
     cell = 'style="text-align:left;padding:1px 10px 1px 0;border:0"'
-    body = "".join(f"<tr><th scope=\"row\" {cell}>{_safe(title)}</th><td {cell}>{_safe(text)}</td></tr>" for title, text in rows)
+    body = "".join(f'<tr><th scope="row" {cell}>{_safe(title)}</th><td {cell}>{_safe(text)}</td></tr>' for title, text in rows)
     drawn = sparkline(run)
-    return (f'<div class="dynadapt-run" style="font-family:sans-serif;font-size:13px;max-width:640px;overflow-wrap:anywhere">'
-            f"<strong>{_safe(str(run.path))}</strong><table style=\"border-collapse:collapse;margin:4px 0;font-size:inherit\">{body}</table>{drawn}</div>")
+    return (
+        f'<div class="dynadapt-run" style="font-family:sans-serif;font-size:13px;max-width:640px;overflow-wrap:anywhere">'
+        f'<strong>{_safe(str(run.path))}</strong><table style="border-collapse:collapse;margin:4px 0;font-size:inherit">{body}</table>{drawn}</div>'
+    )
 
 
 def _safe(text: str) -> str:
@@ -47,17 +53,19 @@ def sparkline(run) -> str:
     shown = thinned(values)
     low, high = min(shown), max(shown)
     if high == low:
-        high, low = high + 1, low - 1                # a level line in the middle
+        high, low = high + 1, low - 1  # a level line in the middle
     spread = high - low
     across, up = (WIDTH - 6) / (len(shown) - 1), HEIGHT - 8
     points = " ".join(f"{3 + i * across:.1f},{4 + up * (high - value) / spread:.1f}" for i, value in enumerate(shown))
     said = f"{title}: from {values[0]:.3f} to {values[-1]:.3f}, least {min(values):.3f}"
-    return (f'<svg role="img" aria-label="{escape(said)}" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}">'
-            f'<polyline points="{points}" fill="none" stroke="#2563eb" stroke-width="1.5" stroke-linejoin="round"/></svg>'
-            f'<div style="color:#6b7280;font-size:12px">{escape(said)}</div>')
+    return (
+        f'<svg role="img" aria-label="{escape(said)}" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}">'
+        f'<polyline points="{points}" fill="none" stroke="#2563eb" stroke-width="1.5" stroke-linejoin="round"/></svg>'
+        f'<div style="color:#6b7280;font-size:12px">{escape(said)}</div>'
+    )
 
 
 def thinned(values: list[float]) -> list[float]:
     """At most MOST means of neighbours."""
     every = -(-len(values) // MOST)
-    return [math.fsum(values[i:i + every]) / len(values[i:i + every]) for i in range(0, len(values), every)]
+    return [math.fsum(values[i : i + every]) / len(values[i : i + every]) for i in range(0, len(values), every)]

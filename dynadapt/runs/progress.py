@@ -29,8 +29,11 @@ class _Speed:
 
     def add(self, event: dict) -> None:
         if self.first is None:
-            self.first = {"tokens": event["total_tokens"] - event["tokens"], "seconds": event["total_seconds"] - event["seconds"],
-                          "fraction": None}
+            self.first = {
+                "tokens": event["total_tokens"] - event["tokens"],
+                "seconds": event["total_seconds"] - event["seconds"],
+                "fraction": None,
+            }
         seconds = event["total_seconds"] - self.first["seconds"]
         self.tokens_per_second = (event["total_tokens"] - self.first["tokens"]) / max(seconds, 1e-9)
         if event["fraction"]:
@@ -63,7 +66,7 @@ class Lines:
     def __init__(self, stream, every: float = 5.0):
         self.stream, self.every, self.speed = stream, every, _Speed()
         self.shown = -float("inf")
-        self.event: dict | None = None           # the last one
+        self.event: dict | None = None  # the last one
         self.unshown = False
 
     def __enter__(self):
@@ -85,20 +88,30 @@ class Lines:
 
     def _show(self, event: dict) -> None:
         share = "" if event["fraction"] is None else f"{event['fraction']:4.0%}  left {_clock(self.speed.left)}  "
-        print(f"segment {event['segment'] + 1}  {event['total_tokens']:,} tokens  {share}{_describe(event, self.speed)}",
-              file=self.stream, flush=True)
+        print(
+            f"segment {event['segment'] + 1}  {event['total_tokens']:,} tokens  {share}{_describe(event, self.speed)}",
+            file=self.stream,
+            flush=True,
+        )
 
 
 class Bar:
     def __init__(self, stream):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
+
         self.speed = _Speed()
-        self.progress = Progress(TextColumn("{task.fields[count]}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"),
-                                 TextColumn("{task.description}"), TextColumn("[dim]left {task.fields[left]}"),
-                                 console=Console(file=stream), transient=False)
+        self.progress = Progress(
+            TextColumn("{task.fields[count]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.description}"),
+            TextColumn("[dim]left {task.fields[left]}"),
+            console=Console(file=stream),
+            transient=False,
+        )
         self.task = None
-        self.event: dict | None = None           # the last one
+        self.event: dict | None = None  # the last one
 
     def __enter__(self):
         self.progress.start()
@@ -117,6 +130,11 @@ class Bar:
         self._show(event)
 
     def _show(self, event: dict) -> None:
-        self.progress.update(self.task, completed=event["fraction"] or 0.0, total=1.0 if event["fraction"] is not None else None,
-                             description=_describe(event, self.speed), left=_clock(self.speed.left),
-                             count=f"segment {event['segment'] + 1}")
+        self.progress.update(
+            self.task,
+            completed=event["fraction"] or 0.0,
+            total=1.0 if event["fraction"] is not None else None,
+            description=_describe(event, self.speed),
+            left=_clock(self.speed.left),
+            count=f"segment {event['segment'] + 1}",
+        )

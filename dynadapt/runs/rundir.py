@@ -31,13 +31,35 @@ from .growing import SCORE, Metrics, Scores, check_columns, header_bytes, verifi
 from .logs import Logs, check_logs, open_logs, show_finished
 from .whole_files import DiskError, RunError, RunNote, disk_error, note, os_error, read_json, write_json
 
-__all__ = ["SCORE", "DiskError", "Follower", "RunDirectory", "RunError", "RunNote", "Scores", "check_finished", "disk_error",
-           "open_directory", "read_json", "sync_tree", "write_json"]
+__all__ = [
+    "SCORE",
+    "DiskError",
+    "Follower",
+    "RunDirectory",
+    "RunError",
+    "RunNote",
+    "Scores",
+    "check_finished",
+    "disk_error",
+    "open_directory",
+    "read_json",
+    "sync_tree",
+    "write_json",
+]
 FIRST = ("env.json", "inputs.json", "config.json")
-BEGINNING = (".lock", *FIRST, *(f"{name}.tmp" for name in FIRST))       # what a run that is being begun may have
-UNSCORED = ("metrics.jsonl", "scores.npy", "checkpoint", "texts", "log.json", "log.json.tmp", "wandb", "tensorboard")      # and one in which nothing was scored
-ROW_BEFORE = 12                                      # bytes of a row of scores.npy in runs whose checkpoints have no digests
-VARYING = ("memory_bytes", "cores", "system", "folder")            # of env.json, on which no number depends
+BEGINNING = (".lock", *FIRST, *(f"{name}.tmp" for name in FIRST))  # what a run that is being begun may have
+UNSCORED = (
+    "metrics.jsonl",
+    "scores.npy",
+    "checkpoint",
+    "texts",
+    "log.json",
+    "log.json.tmp",
+    "wandb",
+    "tensorboard",
+)  # and one in which nothing was scored
+ROW_BEFORE = 12  # bytes of a row of scores.npy in runs whose checkpoints have no digests
+VARYING = ("memory_bytes", "cores", "system", "folder")  # of env.json, on which no number depends
 
 
 def differing(old: dict, new: dict) -> str:
@@ -118,9 +140,9 @@ class RunDirectory:
     def _look(self) -> None:
         if self._is_finished():
             return self._look_at_finished()
-        self._refuse_others()                        # before a lock is made in what is another's
+        self._refuse_others()  # before a lock is made in what is another's
         self._take_lock()
-        if self._is_finished():                      # in the meantime
+        if self._is_finished():  # in the meantime
             return self._look_at_finished()
         if self._refuse_others():
             return
@@ -180,8 +202,10 @@ class RunDirectory:
             raise RunError(f"{self.path} is being written by another process; wait for it, or choose another --out") from None
         except OSError as error:
             lock.close()
-            raise RunError(f"{self.path}: can't be locked ({error.strerror}), so that two processes might write there; choose an "
-                           "--out on another file system") from None
+            raise RunError(
+                f"{self.path}: can't be locked ({error.strerror}), so that two processes might write there; choose an "
+                "--out on another file system"
+            ) from None
 
     def _nothing_scored(self) -> bool:
         return nothing_scored(self.path)
@@ -219,7 +243,7 @@ class RunDirectory:
                 self._make()
             self._write_first(facts)
             if self.checkpoint == (saved_states(self.path) or [None])[-1] is not None:
-                self.checkpoint = keep_only(self.path, self.checkpoint)      # what a killed process had no time for
+                self.checkpoint = keep_only(self.path, self.checkpoint)  # what a killed process had no time for
             metrics, scores = _growing_records(self.state) if self.state else (None, None)
             self.metrics = Metrics(self.path / "metrics.jsonl", metrics)
             self.scores = Scores(self.path / "scores.npy", scores) if self.keep_scores else None
@@ -230,6 +254,7 @@ class RunDirectory:
 
     def _lines(self) -> list[dict]:
         from .metrics import read_metrics
+
         return read_metrics(self.path) if self._log_names else []
 
     def _expect_scores(self) -> None:
@@ -270,8 +295,9 @@ class RunDirectory:
         try:
             self.sync()
             seen = {"metrics": self.metrics.growing.record(), "scores": self.scores.growing.record() if self.scores else None}
-            self.checkpoint = write_state(self.path, state["segments"], lambda folder: engine.save(folder / "engine"),
-                                          {**state, "seen": seen})
+            self.checkpoint = write_state(
+                self.path, state["segments"], lambda folder: engine.save(folder / "engine"), {**state, "seen": seen}
+            )
         except Exception as error:
             cause = os_error(error, self.path)
             if cause is None:
@@ -343,15 +369,14 @@ def _growing_records(state: dict) -> tuple[dict, dict | None]:
     if "seen" in state:
         return state["seen"]["metrics"], state["seen"]["scores"]
     count = state.get("scores", 0)
-    return ({"bytes": state["metrics_bytes"], "sha256": None},
-            {"bytes": count * ROW_BEFORE, "sha256": None} if count else None)
+    return ({"bytes": state["metrics_bytes"], "sha256": None}, {"bytes": count * ROW_BEFORE, "sha256": None} if count else None)
 
 
 def _with_earlier(here: dict, before: dict, segments: int, path: Path) -> dict:
     """env.json of a run that goes on: with the records of other machines or installations that made a part of it."""
     earlier = before.pop("earlier", [])
     if earlier and earlier[-1]["until"] >= segments:
-        before = earlier.pop()                       # the process after that one made nothing that is kept
+        before = earlier.pop()  # the process after that one made nothing that is kept
         before.pop("until")
     changed = [key for key in {**before, **here} if key not in VARYING and before.get(key) != here.get(key)]
     if changed:
@@ -394,7 +419,9 @@ class Follower:
         pass
 
 
-def open_directory(processes, path: str | Path, config: dict, resume: bool, scores: bool, log: Sequence[str] = ()) -> RunDirectory | Follower:
+def open_directory(
+    processes, path: str | Path, config: dict, resume: bool, scores: bool, log: Sequence[str] = ()
+) -> RunDirectory | Follower:
     """The run directory on the first process, a Follower of it on the others, which raise ProcessError for its RunError."""
     directory = None
 
@@ -402,5 +429,6 @@ def open_directory(processes, path: str | Path, config: dict, resume: bool, scor
         nonlocal directory
         directory = RunDirectory(path, config, resume, scores, log)
         return directory.finished, directory.checkpoint, directory.state
+
     known = processes.from_first(open_it)
     return directory or Follower(Path(path), *known)

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 from .whole_files import RunError
 
-CALLBACK = 1 << 16                                   # no signal has this number
-ECHO = 0.2                                           # seconds in which SIGTERMs are one: a parent that ends sends SIGTERM once for each of its threads
+CALLBACK = 1 << 16  # no signal has this number
+ECHO = 0.2  # seconds in which SIGTERMs are one: a parent that ends sends SIGTERM once for each of its threads
 
 
 class Interrupted(RunError):
@@ -68,6 +68,7 @@ def interruptible():
             for each, handler in before.items():
                 signal.signal(each, handler)
             os.kill(os.getpid(), number)
+
     for number in before:
         signal.signal(number, ask)
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from .metrics import Run
 from .whole_files import RunError, replacing
 
-ROWS = 1 << 16               # of scores that are written at a time
+ROWS = 1 << 16  # of scores that are written at a time
 
 
 def write_csv(path: Path, run: Run, scores: bool = False) -> int:
@@ -20,7 +20,7 @@ def write_csv(path: Path, run: Run, scores: bool = False) -> int:
             rows = run.scores()
             writer.writerow(rows.dtype.names)
             for first in range(0, len(rows), ROWS):
-                writer.writerows(rows[first:first + ROWS].tolist())
+                writer.writerows(rows[first : first + ROWS].tolist())
             return len(rows)
         columns = _metrics(run)
         writer.writerow(columns)
@@ -36,7 +36,9 @@ def write_parquet(path: Path, run: Run, scores: bool = False) -> int:
     except ImportError:
         raise ImportError(f"parquet {path}: needs pyarrow: pip install pyarrow (--csv needs nothing)") from None
     rows = run.scores() if scores else None
-    content = {name: rows[name] for name in rows.dtype.names} if scores else {name: _one_type(values) for name, values in _metrics(run).items()}
+    content = (
+        {name: rows[name] for name in rows.dtype.names} if scores else {name: _one_type(values) for name, values in _metrics(run).items()}
+    )
     table = pyarrow.table(content)
     with replacing(path) as temporary:
         parquet.write_table(table, str(temporary))
@@ -45,7 +47,11 @@ def write_parquet(path: Path, run: Run, scores: bool = False) -> int:
 
 def _metrics(run: Run) -> dict[str, list]:
     if not run.metrics:
-        why = f"runs of {run.kind} keep none; their summary.json has what they found" if run.kind in ("diagnose", "advise") else "nothing was scored yet"
+        why = (
+            f"runs of {run.kind} keep none; their summary.json has what they found"
+            if run.kind in ("diagnose", "advise")
+            else "nothing was scored yet"
+        )
         raise RunError(f"{run.path} has no metrics: {why}")
     return run.columns()
 

@@ -26,15 +26,28 @@ from .texts.builtin import BUILTINS
 from .texts.expanding import expand, inputs
 from .texts.source import Decoder, Source, TextError, decoded
 
-__all__ = ["BUILTINS", "Decoder", "Document", "Seam", "Source", "TextError", "TokenReader", "expand", "inputs", "split", "streaming_tokenizer"]
+__all__ = [
+    "BUILTINS",
+    "Decoder",
+    "Document",
+    "Seam",
+    "Source",
+    "TextError",
+    "TokenReader",
+    "expand",
+    "inputs",
+    "split",
+    "streaming_tokenizer",
+]
 
-WINDOW = 1 << 15     # characters encoded at a time
-LOOKAHEAD = 2048     # characters that a seam must see to its right
-CONTEXT = 256        # characters encoded again to the left of a seam
-CANDIDATES = (0, 1, 2, 3, 5, 8, 13, 21, 34, 89, 233, 610, 1597)   # which boundaries to try, counted back from the last
+WINDOW = 1 << 15  # characters encoded at a time
+LOOKAHEAD = 2048  # characters that a seam must see to its right
+CONTEXT = 256  # characters encoded again to the left of a seam
+CANDIDATES = (0, 1, 2, 3, 5, 8, 13, 21, 34, 89, 233, 610, 1597)  # which boundaries to try, counted back from the last
 
 
 # ------------------------------------------------------------------------------------------------------------- tokenising
+
 
 def streaming_tokenizer(tokenizer) -> Tokenizer:
     """A copy that adds no special tokens, cuts and pads nothing, and reports untrimmed offsets.
@@ -43,11 +56,18 @@ def streaming_tokenizer(tokenizer) -> Tokenizer:
     """
     inner = tokenizer
     while not isinstance(inner, Tokenizer):
-        inner = next((getattr(inner, name) for name in ("backend", "backend_tokenizer", "tokenizer", "_tokenizer")
-                      if getattr(inner, name, None) is not None), None)
+        inner = next(
+            (
+                getattr(inner, name)
+                for name in ("backend", "backend_tokenizer", "tokenizer", "_tokenizer")
+                if getattr(inner, name, None) is not None
+            ),
+            None,
+        )
         if inner is None:
             raise TypeError(f"tokenizer: {type(tokenizer).__name__} holds no tokenizers.Tokenizer")
     from dynadapt.model.tokenizer import check_backend  # here: it takes torch, without which texts can be looked at
+
     check_backend(inner, "tokenizer")
     content = json.loads(inner.to_str())
     content.update(post_processor=None, truncation=None, padding=None)
@@ -86,10 +106,10 @@ class _Encoded:
         ends = self.ends[first:stop].copy()
         if not len(ends):
             return np.zeros(0, np.int64)
-        inside = np.flatnonzero(~self.boundary[first:stop - 1])      # a character over several tokens: all but the last stop before it
+        inside = np.flatnonzero(~self.boundary[first : stop - 1])  # a character over several tokens: all but the last stop before it
         ends[inside] = np.maximum(ends[inside] - 1, start)
         if last:
-            ends[-1] = len(text)                                     # what the normaliser dropped or joined
+            ends[-1] = len(text)  # what the normaliser dropped or joined
         ends = np.maximum.accumulate(ends)
         return np.diff(_byte_ends(text)[np.concatenate([[start], ends])])
 
@@ -116,7 +136,7 @@ class TokenReader:
         seam = Seam(state["byte"], state["context"], state["token"]) if source.seekable else Seam()
         self.position, self.crc = seam.token, 0
         self._blocks: deque[tuple[Seam, np.ndarray, np.ndarray]] = deque()
-        self._used = 0                               # tokens of the first block already read
+        self._used = 0  # tokens of the first block already read
         self._windows = self._tokenise(seam)
         if state["position"] > self.position:
             self._skip(state)
@@ -186,8 +206,10 @@ class TokenReader:
             encoded = _Encoded(self.tokenizer, text)
             first = encoded.after(seam.context)
             if first is None:
-                raise TextError(f"text {self.source.spec!r}: this tokenizer can't be streamed: the tokens before byte {seam.byte} "
-                                f"depend on text more than {LOOKAHEAD} characters later")
+                raise TextError(
+                    f"text {self.source.spec!r}: this tokenizer can't be streamed: the tokens before byte {seam.byte} "
+                    f"depend on text more than {LOOKAHEAD} characters later"
+                )
             stop = len(encoded.ids) if ended else _find_seam(self.tokenizer, text, encoded, seam.context)
             if stop is None:
                 want = 2 * len(text)
@@ -222,12 +244,13 @@ def _holds(tokenizer: Tokenizer, text: str, encoded: _Encoded, stop: int) -> boo
     left = again.after(cut - begin)
     if left is None or not np.array_equal(again.ids[left:], encoded.ids[stop:]):
         return False
-    nearer = _Encoded(tokenizer, text[begin:cut + LOOKAHEAD // 2])
+    nearer = _Encoded(tokenizer, text[begin : cut + LOOKAHEAD // 2])
     right = nearer.after(cut - begin)
     return right == left and np.array_equal(nearer.ids[:right], again.ids[:left])
 
 
 # -------------------------------------------------------------------------------------------------------------- documents
+
 
 @dataclass(frozen=True)
 class Document:
@@ -256,11 +279,12 @@ def split(source: Source, tokenizer: Tokenizer, parts: int, limit: int | None = 
         if not len(ids):
             break
         ends.append(ends[-1][-1] + np.cumsum(sizes))
-    begins = np.concatenate(ends)                    # byte at which each token begins
+    begins = np.concatenate(ends)  # byte at which each token begins
     total = reader.position
     if total < 2 * parts:
-        raise TextError(f"text {source.spec!r} has {total} token{'s' * (total != 1)}: too short to split into {parts} parts "
-                        "of at least two tokens")
+        raise TextError(
+            f"text {source.spec!r} has {total} token{'s' * (total != 1)}: too short to split into {parts} parts of at least two tokens"
+        )
     documents = []
     for part in range(parts):
         start, stop = total * part // parts, total * (part + 1) // parts

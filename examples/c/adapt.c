@@ -7,7 +7,14 @@
 
 #include "plain_loops.h"
 
-enum { N = 24, K = 20, H = 16, R = 4, V = 50, P = R * K + R * H };
+enum {
+  N = 24,
+  K = 20,
+  H = 16,
+  R = 4,
+  V = 50,
+  P = R * K + R * H
+};
 static const float kScale = 2, kLearningRate = 0.05f;
 
 /* Views of buffers: DLTensor points at its shape, so that lives as long as the view. */

@@ -70,8 +70,8 @@ void forward_and_backward(Layer& layer, const dynadapt::Matrix& weight, const dy
   auto linear = dynadapt::params<dynadapt_linear_params>();
   linear.scale = kScale;
   check(dynadapt_linear_forward(x, part, 1, nullptr, a, bt, slot, u, h, &linear, nullptr));
-  check(dynadapt_cross_entropy(h, head.get(), View(layer.targets, {N}), View(weights, {N}), View(r.nll, {N}),
-                               View(r.lse, {N}), dh, nullptr));
+  check(dynadapt_cross_entropy(h, head.get(), View(layer.targets, {N}), View(weights, {N}), View(r.nll, {N}), View(r.lse, {N}),
+                               dh, nullptr));
   check(dynadapt_linear_backward(dh, part, 1, a, bt, slot, du, nullptr, &linear, nullptr));  // nothing below learns: no dx
 
   const int64_t part_sizes[] = {H};

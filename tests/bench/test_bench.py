@@ -35,7 +35,10 @@ def test_step_is_checked_then_timed(directory, monkeypatch, dtype, streams):
     json.dumps(result)
     ours, theirs = result["providers"]["dynadapt"], result["providers"]["peft-eager"]
     for row in (ours, theirs):
-        assert 2 <= row["seconds"]["runs"] <= 2 * bench_race.MOST and row["seconds"]["p20"] <= row["seconds"]["median"] <= row["seconds"]["p80"]
+        assert (
+            2 <= row["seconds"]["runs"] <= 2 * bench_race.MOST
+            and row["seconds"]["p20"] <= row["seconds"]["median"] <= row["seconds"]["p80"]
+        )
         assert row["peak_memory_bytes"] > 5e7 and row["first_step_seconds"] > 0
         assert 0 < row["error"]["nll"] < 0.1 and 0 < row["error"]["gradient"] < 0.1
     assert result["flops_per_step"] > 0 and result["ceiling"]["gflops"] > 0
@@ -123,6 +126,7 @@ def test_the_load_of_others_is_seen():
 def test_the_peak_is_above_any_product():
     """Of our own: torch may use a higher instruction set than the one that was asked for."""
     from dynadapt.bench.ceiling import instruction_peak, native_product
+
     try:
         for dtype in (torch.float32, torch.bfloat16):
             _C.set_num_threads(1)
@@ -136,10 +140,17 @@ def test_the_peak_is_above_any_product():
         _C.set_num_threads(0)
 
 
-@pytest.mark.parametrize("options,said", [(["--isa", "sse"], "--isa sse: expected some of avx2"), (["--dtype", "bf16,int4"], "--dtype int4"),
-                                          (["--against", "jax"], "--against jax")])
+@pytest.mark.parametrize(
+    "options,said",
+    [
+        (["--isa", "sse"], "--isa sse: expected some of avx2"),
+        (["--dtype", "bf16,int4"], "--dtype int4"),
+        (["--against", "jax"], "--against jax"),
+    ],
+)
 def test_names_are_checked(options, said):
     from dynadapt.cli import build_parser
+
     arguments = build_parser().parse_args(["bench", "step", *options])
     with pytest.raises(ValueError, match=said):
         arguments.function(arguments)
@@ -147,4 +158,5 @@ def test_names_are_checked(options, said):
 
 def test_help_knows_what_the_benchmark_knows():
     from dynadapt.commands import bench_step
+
     assert (bench.PEERS, bench.DTYPES, tuple(bench.LIMITS)) == (bench_step.PEERS, bench_step.DTYPES, bench_step.ISAS)

@@ -1,4 +1,5 @@
 """benchmarks/harness.py: every case agrees with float64 in every provider, rows say what they should, output files are whole."""
+
 import csv
 import json
 import sys
@@ -16,9 +17,20 @@ CEILING = {"gflops": 100.0, "provider": "native", "shape": [1, 1, 1], "gb_per_s"
 
 
 def test_a_row_has_its_floor_and_its_best_peer():
-    row = {"op": "x", "label": "", "bytes": 10_000_000, "flops": 2_000_000_000, "note": "",
-           "calls": {"dynadapt": {"seconds": {"median": 0.04}}, "dynadapt@old": {"seconds": {"median": 0.01}}, "a": {"seconds": {"median": 0.08}},
-                     "b": {"seconds": {"median": 0.06}}, "c": {"absent": "not installed"}}}
+    row = {
+        "op": "x",
+        "label": "",
+        "bytes": 10_000_000,
+        "flops": 2_000_000_000,
+        "note": "",
+        "calls": {
+            "dynadapt": {"seconds": {"median": 0.04}},
+            "dynadapt@old": {"seconds": {"median": 0.01}},
+            "a": {"seconds": {"median": 0.08}},
+            "b": {"seconds": {"median": 0.06}},
+            "c": {"absent": "not installed"},
+        },
+    }
     found = harness.finish_row(row, CEILING)
     assert found["floor_seconds"] == pytest.approx(0.02) and found["bound"] == "FLOPs"
     assert found["best_peer"] == "b" and found["speedup"] == pytest.approx(1.5)
@@ -27,8 +39,26 @@ def test_a_row_has_its_floor_and_its_best_peer():
 
 def test_ops_against_torch(tmp_path, capsys):
     """Two cases at tiny sizes through the real processes, compiled torch among them."""
-    settings = harness.parse(["--model", "tiny", "--rows", "16", "--memory", "8", "--rounds", "2", "--dtype", "fp32", "--only", "activation",
-                              "--threads", "1", "--json", str(tmp_path / "o.json")])
+    settings = harness.parse(
+        [
+            "--model",
+            "tiny",
+            "--rows",
+            "16",
+            "--memory",
+            "8",
+            "--rounds",
+            "2",
+            "--dtype",
+            "fp32",
+            "--only",
+            "activation",
+            "--threads",
+            "1",
+            "--json",
+            str(tmp_path / "o.json"),
+        ]
+    )
     result = harness.run(settings)
     assert [row["op"] for row in result["rows"]] == ["activation_forward", "activation_backward"]
     for row in result["rows"]:
@@ -62,7 +92,9 @@ def test_every_case_is_right_in_eager_torch_and_ours():
 
 def test_a_wrong_result_is_not_timed(monkeypatch):
     made = worker.Provider({**TINY, "provider": "dynadapt", "only": "activation_forward"})
-    monkeypatch.setattr(made, "make_calls", lambda case, dtype: {"dynadapt": lambda: lambda: {0: case.arguments[-1].tensor.nan_to_num(0.0)}})
+    monkeypatch.setattr(
+        made, "make_calls", lambda case, dtype: {"dynadapt": lambda: lambda: {0: case.arguments[-1].tensor.nan_to_num(0.0)}}
+    )
     assert made.make(0)["calls"]["dynadapt"]["fatal"] and not made.calls
 
 

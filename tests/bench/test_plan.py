@@ -91,7 +91,17 @@ def test_the_plan_is_near_what_was_measured():
 
 def test_ceilings_of_a_campaign(tmp_path):
     path = tmp_path / "ceilings.json"
-    path.write_text(json.dumps({"rows": [{"what": "copy", "gb_per_s": 4000.0}, {"what": "matmul bf16", "tflops": 700.0}, {"what": "matmul bf16", "tflops": 800.0}]}))
+    path.write_text(
+        json.dumps(
+            {
+                "rows": [
+                    {"what": "copy", "gb_per_s": 4000.0},
+                    {"what": "matmul bf16", "tflops": 700.0},
+                    {"what": "matmul bf16", "tflops": 800.0},
+                ]
+            }
+        )
+    )
     found = from_campaign(path)
     assert found.product_rate("bf16") == 8e14 and found.bandwidth == 4e12
     with pytest.raises(ValueError, match="fp32"):
@@ -109,7 +119,9 @@ def _plan(capsys, *arguments) -> tuple[int, str]:
 
 
 def test_command(capsys, tmp_path):
-    code, said = _plan(capsys, "--model", "smollm2-135m", "--streams", "16", "--gpu", "h200", "--gpus", "4", "--json", str(tmp_path / "plan.json"))
+    code, said = _plan(
+        capsys, "--model", "smollm2-135m", "--streams", "16", "--gpu", "h200", "--gpus", "4", "--json", str(tmp_path / "plan.json")
+    )
     assert code == 0 and "at most 4 streams each" in said and "datasheet" in said and "no step has been measured on a GPU" in said
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["streams_a_gpu"] == 4 and plan["binding"] in ("products", "traffic") and plan["expected_seconds"] is None
@@ -120,9 +132,17 @@ def test_what_does_not_fit_says_what_would(capsys):
     assert code == 0 and "does not fit" in said and "--recompute" in said
 
 
-@pytest.mark.parametrize("arguments, named", [
-    (("--gpu", "h300"), "h300"), (("--gpu", "h200", "--gpus", "0"), "gpus 0"), (("--model", "nix", "--gpu", "h200"), "'nix'"),
-    (("--gpu", "h200", "--gpus", "2", "--shared"), "shared"), (("--gpu", "h200", "--dtype", "fp64"), "fp64"), (("--gpu", "h200", "--base", "float8"), "float8")])
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (("--gpu", "h300"), "h300"),
+        (("--gpu", "h200", "--gpus", "0"), "gpus 0"),
+        (("--model", "nix", "--gpu", "h200"), "'nix'"),
+        (("--gpu", "h200", "--gpus", "2", "--shared"), "shared"),
+        (("--gpu", "h200", "--dtype", "fp64"), "fp64"),
+        (("--gpu", "h200", "--base", "float8"), "float8"),
+    ],
+)
 def test_bad_input_is_refused_by_name(capsys, arguments, named):
     code, said = _plan(capsys, *arguments)
     assert code == 2 and named in said
@@ -134,6 +154,7 @@ def test_datasheet_names_what_there_is():
 
 
 # ---- how many streams fit
+
 
 @pytest.mark.parametrize("seed", range(20))
 def test_most_streams_is_the_largest_that_fits(seed):
@@ -160,7 +181,9 @@ def test_one_stream_more_does_not_fit(case):
     """The number is the sizes' arithmetic: at it the step's own buffers fit, with one stream more they do not."""
     settings = {k: v for k, v in CASES[case].items() if k not in ("streams", "shared")}
     shared = CASES[case].get("shared", False)
-    held = lambda n, only=True: step_work(tiny_config("llama"), **settings, streams=n, segment=8, shared=shared, memory_only=only).bytes_held  # noqa: E731
+    held = lambda n, only=True: (
+        step_work(tiny_config("llama"), **settings, streams=n, segment=8, shared=shared, memory_only=only).bytes_held
+    )  # noqa: E731
     assert all(held(n) == held(n, False) for n in (1, 2, 5))
     sizes = [held(n) for n in range(1, 12)]
     assert sizes == sorted(sizes)
@@ -177,7 +200,9 @@ def test_the_command_says_how_many_streams_fit(capsys, tmp_path):
     assert code == 0 and int(found[1]) == fit and int(found[3]) == fit + 1 and float(found[2]) <= 24.0 < float(found[4])
     code, said = _plan(capsys, "--model", "qwen3-0.6b", "--gpu", "l4", "--fit", "--gpus", "2", "--json", str(tmp_path / "fit.json"))
     at = json.loads((tmp_path / "fit.json").read_text())
-    assert code == 0 and at["settings"]["streams"] == 2 * fit and at["streams_a_gpu"] == fit and f"{fit} streams" in said and "in all" in said
+    assert (
+        code == 0 and at["settings"]["streams"] == 2 * fit and at["streams_a_gpu"] == fit and f"{fit} streams" in said and "in all" in said
+    )
     assert sum(at["memory_bytes"].values()) <= 24e9 and at["floor_seconds"] > plan["floor_seconds"]
     code, said = _plan(capsys, "--model", "qwen3-14b", "--gpu", "l4", "--segment", "8")
     assert code == 0 and "not one stream of 8 tokens in 24.00 GB" in said
@@ -194,12 +219,28 @@ def test_a_machines_memory_is_no_more_than_its_group_may_use(tmp_path):
 
 # ---- cards and models by name
 
-@pytest.mark.parametrize("said, card", [
-    ("h100", "NVIDIA H100 SXM"), ("NVIDIA H100 80GB HBM3", "NVIDIA H100 SXM"), ("NVIDIA H100 PCIe", "NVIDIA H100 PCIe"),
-    ("H100-NVL", "NVIDIA H100 NVL"), ("NVIDIA H200", "NVIDIA H200 SXM"), ("B200", "NVIDIA B200 SXM"), ("NVIDIA A100-SXM4-40GB", "NVIDIA A100 SXM 40GB"),
-    ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 SXM 80GB"), ("NVIDIA A100-PCIE-40GB", "NVIDIA A100 PCIe 40GB"), ("NVIDIA A100 80GB PCIe", "NVIDIA A100 PCIe 80GB"),
-    ("a100 40 GB", "NVIDIA A100 SXM 40GB"), ("L40S", "NVIDIA L40S"), ("4090", "NVIDIA GeForce RTX 4090"),
-    ("rtx5090", "NVIDIA GeForce RTX 5090"), ("NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 3090"), ("NVIDIA RTX 6000 Ada Generation", "NVIDIA RTX 6000 Ada")])
+
+@pytest.mark.parametrize(
+    "said, card",
+    [
+        ("h100", "NVIDIA H100 SXM"),
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 SXM"),
+        ("NVIDIA H100 PCIe", "NVIDIA H100 PCIe"),
+        ("H100-NVL", "NVIDIA H100 NVL"),
+        ("NVIDIA H200", "NVIDIA H200 SXM"),
+        ("B200", "NVIDIA B200 SXM"),
+        ("NVIDIA A100-SXM4-40GB", "NVIDIA A100 SXM 40GB"),
+        ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 SXM 80GB"),
+        ("NVIDIA A100-PCIE-40GB", "NVIDIA A100 PCIe 40GB"),
+        ("NVIDIA A100 80GB PCIe", "NVIDIA A100 PCIe 80GB"),
+        ("a100 40 GB", "NVIDIA A100 SXM 40GB"),
+        ("L40S", "NVIDIA L40S"),
+        ("4090", "NVIDIA GeForce RTX 4090"),
+        ("rtx5090", "NVIDIA GeForce RTX 5090"),
+        ("NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 3090"),
+        ("NVIDIA RTX 6000 Ada Generation", "NVIDIA RTX 6000 Ada"),
+    ],
+)
 def test_cards_by_their_usual_names(said, card):
     assert datasheet(said).name == card
 
@@ -219,15 +260,43 @@ def test_cards_are_what_they_are_sold_as():
 
 
 PARAMETERS = {  # as the published checkpoints have them
-    "smollm2-135m": 134_515_008, "smollm2-360m": 361_821_120, "smollm2-1.7b": 1_711_376_384, "llama-2-7b": 6_738_415_616,
-    "llama-2-13b": 13_015_864_320, "llama-2-70b": 68_976_648_192, "llama-3-8b": 8_030_261_248, "llama-3-70b": 70_553_706_496,
-    "llama-3.1-8b": 8_030_261_248, "llama-3.1-70b": 70_553_706_496, "llama-3.1-405b": 405_853_388_800, "llama-3.2-1b": 1_235_814_400,
-    "llama-3.2-3b": 3_212_749_824, "llama-3.3-70b": 70_553_706_496, "mistral-7b-v0.2": 7_241_732_096, "mistral-7b-v0.3": 7_248_023_552,
-    "qwen2-0.5b": 494_032_768, "qwen2-1.5b": 1_543_714_304, "qwen2-7b": 7_615_616_512, "qwen2-72b": 72_706_203_648,
-    "qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-3b": 3_085_938_688, "qwen2.5-7b": 7_615_616_512,
-    "qwen2.5-14b": 14_770_033_664, "qwen2.5-32b": 32_763_876_352, "qwen2.5-72b": 72_706_203_648, "qwen3-0.6b": 596_049_920,
-    "qwen3-1.7b": 1_720_574_976, "qwen3-4b": 4_022_468_096, "qwen3-8b": 8_190_735_360, "qwen3-14b": 14_768_307_200,
-    "qwen3-32b": 32_762_123_264, "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.3-70b": 70_553_706_496,
+    "mistral-7b-v0.2": 7_241_732_096,
+    "mistral-7b-v0.3": 7_248_023_552,
+    "qwen2-0.5b": 494_032_768,
+    "qwen2-1.5b": 1_543_714_304,
+    "qwen2-7b": 7_615_616_512,
+    "qwen2-72b": 72_706_203_648,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
 }
 
 
@@ -241,7 +310,7 @@ def test_geometries_are_models_of_transformers(name):
     raw = config_to_hf(GEOMETRIES[name])
     kind, architecture = raw.pop("model_type"), raw.pop("architectures")[0]
     config = transformers.CONFIG_MAPPING[kind](**raw)
-    if name in ("gpt2", "llama-2-7b"):                # whose sizes are the defaults
+    if name in ("gpt2", "llama-2-7b"):  # whose sizes are the defaults
         plain = type(config)()
         for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
             assert getattr(config, key) == getattr(plain, key)
@@ -250,11 +319,23 @@ def test_geometries_are_models_of_transformers(name):
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("said, name", [
-    ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"), ("meta-llama/Meta-Llama-3-8B-Instruct", "llama-3-8b"), ("llama3.2-1b", "llama-3.2-1b"),
-    ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b"), ("Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b"), ("Qwen/Qwen3-0.6B-Base", "qwen3-0.6b"),
-    ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m"), ("openai-community/gpt2-xl", "gpt2-xl"), ("gpt2-small", "gpt2"), ("GPT-2", "gpt2"),
-    ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"), ("mistral-7b", "mistral-7b-v0.3")])
+@pytest.mark.parametrize(
+    "said, name",
+    [
+        ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", "llama-3-8b"),
+        ("llama3.2-1b", "llama-3.2-1b"),
+        ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b"),
+        ("Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b"),
+        ("Qwen/Qwen3-0.6B-Base", "qwen3-0.6b"),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m"),
+        ("openai-community/gpt2-xl", "gpt2-xl"),
+        ("gpt2-small", "gpt2"),
+        ("GPT-2", "gpt2"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"),
+        ("mistral-7b", "mistral-7b-v0.3"),
+    ],
+)
 def test_models_by_their_usual_names(said, name):
     assert geometry(said) is GEOMETRIES[name]
 

@@ -1,4 +1,5 @@
 """dynadapt profile, the ranges that profilers see, and the reader of what ncu prints."""
+
 import importlib
 import json
 import os
@@ -70,6 +71,7 @@ def test_wrong_results_are_not_timed(tiny, monkeypatch, capsys, ranges_restored)
         def function(*arguments):
             choice.function(*arguments)
             arguments[6].mul_(1.1)
+
         return type(choice)(op, backend, function, "off by a tenth")
 
     monkeypatch.setattr(cases, "resolve", wrong)
@@ -94,23 +96,45 @@ def test_an_op_is_checked_timed_and_written(tiny, tmp_path, capsys, ranges_resto
 
 
 def test_a_step_is_checked_and_timed(tiny, tmp_path, ranges_restored):
-    profile("--step", "--model", tiny, "--segment", 16, "--memory", 8, "--streams", 2, "--iters", 2, "--warmup", 1,
-            "--dtype", "fp32", "--device", "cpu", "--json", tmp_path / "step.json")
+    profile(
+        "--step",
+        "--model",
+        tiny,
+        "--segment",
+        16,
+        "--memory",
+        8,
+        "--streams",
+        2,
+        "--iters",
+        2,
+        "--warmup",
+        1,
+        "--dtype",
+        "fp32",
+        "--device",
+        "cpu",
+        "--json",
+        tmp_path / "step.json",
+    )
     (row,) = json.loads((tmp_path / "step.json").read_text())["rows"]
     assert row["label"] == "2 x 16, memory 8" and row["error"] < 1e-4
     assert row["tokens_per_s"] == pytest.approx(32e3 / row["median_ms"])
 
 
-@pytest.mark.parametrize("options,said", [
-    (["--op", "norm_forward", "--iters", "0"], "--iters 0: expected at least 1"),
-    (["--op", "linear_forward", "--case", "head"], "--case head: linear_forward has qkv, o, mlp_in, down"),
-    (["--step", "--case", "o"], "--case o with --step"),
-    (["--op", "norm_forward", "--model", "gpt-9"], "model 'gpt-9' is no known geometry"),
-    (["--op", "memory_advance", "--backend", "cpu", "--device", "cpu"], "op 'memory_advance'"),
-    (["--op", "norm_forward", "--device", "cuda", "--print-perf"], "expected cpu"),
-    (["--op", "nrom"], "invalid choice: 'nrom'"),
-    ([], "one of the arguments --op --step --parse-ncu is required"),
-])
+@pytest.mark.parametrize(
+    "options,said",
+    [
+        (["--op", "norm_forward", "--iters", "0"], "--iters 0: expected at least 1"),
+        (["--op", "linear_forward", "--case", "head"], "--case head: linear_forward has qkv, o, mlp_in, down"),
+        (["--step", "--case", "o"], "--case o with --step"),
+        (["--op", "norm_forward", "--model", "gpt-9"], "model 'gpt-9' is no known geometry"),
+        (["--op", "memory_advance", "--backend", "cpu", "--device", "cpu"], "op 'memory_advance'"),
+        (["--op", "norm_forward", "--device", "cuda", "--print-perf"], "expected cpu"),
+        (["--op", "nrom"], "invalid choice: 'nrom'"),
+        ([], "one of the arguments --op --step --parse-ncu is required"),
+    ],
+)
 def test_bad_options_are_named(options, said, capsys, ranges_restored):
     profile(*options, code=2)
     assert said in capsys.readouterr().err
@@ -171,16 +195,41 @@ with profile() as seen:
 print(ranges.status()["native"])
 print(*sorted({event.key for event in seen.key_averages()}), sep="\\n")
 """
-NAMES = {"step", "forward", "score", "backward", "memory", "norm_forward", "linear_forward", "attention_forward", "cross_entropy",
-         "linear_backward", "lora_gradient", "update"}
+NAMES = {
+    "step",
+    "forward",
+    "score",
+    "backward",
+    "memory",
+    "norm_forward",
+    "linear_forward",
+    "attention_forward",
+    "cross_entropy",
+    "linear_backward",
+    "lora_gradient",
+    "update",
+}
 
 
 def nvtx_recorder(folder):
     """The recording profiler, compiled; None where the headers of NVTX are not."""
     for home in (os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"):
         if (Path(home) / "include" / "nvtx3" / "nvToolsExt.h").exists():
-            subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", f"-I{home}/include", "-o", folder / "recorder.so",
-                            ROOT / "tests" / "native" / "nvtx_recorder.c"], check=True, timeout=60)
+            subprocess.run(
+                [
+                    "g++",
+                    "-x",
+                    "c",
+                    "-shared",
+                    "-fPIC",
+                    f"-I{home}/include",
+                    "-o",
+                    folder / "recorder.so",
+                    ROOT / "tests" / "native" / "nvtx_recorder.c",
+                ],
+                check=True,
+                timeout=60,
+            )
             return folder / "recorder.so"
     return None
 
@@ -245,8 +294,10 @@ def test_other_values_of_the_variable_are_refused(monkeypatch):
     spec = importlib.util.find_spec("dynadapt.ops.profiler_ranges")
     with pytest.raises(ValueError, match="DYNADAPT_NVTX='yes': expected 0 or 1"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    program = ("import ctypes, sys; l = ctypes.CDLL(sys.argv[1]); l.dynadapt_last_error.restype = ctypes.c_char_p\n"
-               "print(l.dynadapt_bias_gradient(None, None, None), l.dynadapt_last_error().decode())")
+    program = (
+        "import ctypes, sys; l = ctypes.CDLL(sys.argv[1]); l.dynadapt_last_error.restype = ctypes.c_char_p\n"
+        "print(l.dynadapt_bias_gradient(None, None, None), l.dynadapt_last_error().decode())"
+    )
     library = Path(_C.__file__).parent / "libdynadapt.so"
     done = subprocess.run([sys.executable, "-c", program, library], capture_output=True, text=True, timeout=60)
     assert done.stdout == '1 DYNADAPT_NVTX is "yes", accepted is 0 or 1\n', done.stdout + done.stderr
@@ -255,7 +306,7 @@ def test_other_values_of_the_variable_are_refused(monkeypatch):
 # ---- what ncu prints
 
 
-NCU = '''==PROF== Connected to process 7
+NCU = """==PROF== Connected to process 7
 "ID","Kernel Name","gpu__time_duration.sum","dram__bytes.sum","dram__throughput.avg.pct_of_peak_sustained_elapsed",\
 "sm__throughput.avg.pct_of_peak_sustained_elapsed","sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active",\
 "sm__warps_active.avg.pct_of_peak_sustained_active","launch__registers_per_thread"
@@ -264,7 +315,7 @@ NCU = '''==PROF== Connected to process 7
 "1","void dynadapt_norm_forward(float*, int)","30.0","90.0","62.5","20.0","0.0","50.0","40"
 "2","dynadapt_linear_fused","1,000.0","500.0","12.0","70.0","66.0","12.5","168"
 "3","vendor_gemm<bf16>(x)","250.0","n/a","","55.0","n/a","25.0","255"
-'''
+"""
 
 
 def test_ncu_csv_becomes_a_row_a_kernel(tmp_path, capsys):
@@ -280,7 +331,8 @@ def test_ncu_csv_becomes_a_row_a_kernel(tmp_path, capsys):
     assert (vendor["gb_per_s"], vendor["roofline_percent"], vendor["bound"], vendor["sm_percent"]) == (None, None, None, 55.0)
     said = capsys.readouterr().out
     assert [line.split() for line in said.splitlines() if line.startswith("dynadapt_norm")] == [
-        ["dynadapt_norm_forward", "2", "40.0", "2,500", "62%", "0%", "20%", "62%"]]
+        ["dynadapt_norm_forward", "2", "40.0", "2,500", "62%", "0%", "20%", "62%"]
+    ]
 
 
 def test_a_file_without_kernels_is_named(tmp_path, capsys):

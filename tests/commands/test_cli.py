@@ -1,4 +1,5 @@
 """The command line: its options, its errors, its progress, pipes, export."""
+
 import io
 import json
 import re
@@ -38,8 +39,24 @@ def call(*words) -> int:
 
 
 def small(model_directory, text, out, *extra) -> list:
-    return ["eval", "--model", model_directory, "--text", text, "--segment", 16, "--rank", 2, "--backend", "reference", "--dtype", "fp32",
-            "--out", out, *extra]
+    return [
+        "eval",
+        "--model",
+        model_directory,
+        "--text",
+        text,
+        "--segment",
+        16,
+        "--rank",
+        2,
+        "--backend",
+        "reference",
+        "--dtype",
+        "fp32",
+        "--out",
+        out,
+        *extra,
+    ]
 
 
 def test_help_names_every_option_and_default(capsys):
@@ -50,10 +67,10 @@ def test_help_names_every_option_and_default(capsys):
     for field in fields(EvalConfig):
         if field.name in ("text", "tokens", "layers", "lr", "split", "recompute"):
             continue
-        if field.name == "memory":                   # settled when the model is known
+        if field.name == "memory":  # settled when the model is known
             assert re.search(r"--memory .*?\(default: 512; fewer or none where", text)
             continue
-        if field.name == "alpha":                    # follows the rank
+        if field.name == "alpha":  # follows the rank
             assert re.search(r"--alpha .*?twice the rank", text)
             continue
         assert re.search(rf"--{field.name} .*?\(default: {re.escape(str(field.default))}\)", text), field.name
@@ -66,9 +83,10 @@ def test_without_options_the_configuration_is_the_default():
     assert config_from(arguments) == EvalConfig(text=("a", "b"))
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"layers": (2, 5)}, {"reset": 4096}, {"reset": "auto", "split": True, "streams": 3}, {"lr": 1e-5, "clip": 0.0, "adapt": "full"},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"layers": (2, 5)}, {"reset": 4096}, {"reset": "auto", "split": True, "streams": 3}, {"lr": 1e-5, "clip": 0.0, "adapt": "full"}],
+)
 def test_a_configuration_survives_the_command_line_and_json(changes):
     config = EvalConfig(**{"text": ("a.txt",), **changes})
     assert config_from(build_parser().parse_args(["eval", *config.arguments()])) == config
@@ -76,28 +94,31 @@ def test_a_configuration_survives_the_command_line_and_json(changes):
     assert EvalConfig.from_dict(content).to_dict() == config.to_dict()
 
 
-@pytest.mark.parametrize("words, message", [
-    (["--memory", "8", "--context", "8"], "memory 8 and context 8"),
-    (["--layers", "7:3"], "layers '7:3'"),
-    (["--targets", "model"], "targets 'model' with adapt 'lora'"),
-    (["--reset", "often"], "never, document, auto or a number"),
-    (["--density", "0"], "density 0.0"),
-    (["--segment", "0"], "segment 0"),
-    (["--streams", "2", "--split", "--tokens", "3"], "streams 2 with split: the text has at most"),
-    (["--tokens", "1"], "at least 2"),
-    (["--lr", "-1"], "lr -1.0"),
-    (["--adapt", "prefix"], "invalid choice"),
-    (["--text", "/nowhere.txt"], "no such file"),
-    (["--text", "/"], "is a directory"),
-    (["--model", "/nowhere"], "/nowhere"),
-    (["--optimizer", "rms"], "adam, adamw or sgd"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--memory", "8", "--context", "8"], "memory 8 and context 8"),
+        (["--layers", "7:3"], "layers '7:3'"),
+        (["--targets", "model"], "targets 'model' with adapt 'lora'"),
+        (["--reset", "often"], "never, document, auto or a number"),
+        (["--density", "0"], "density 0.0"),
+        (["--segment", "0"], "segment 0"),
+        (["--streams", "2", "--split", "--tokens", "3"], "streams 2 with split: the text has at most"),
+        (["--tokens", "1"], "at least 2"),
+        (["--lr", "-1"], "lr -1.0"),
+        (["--adapt", "prefix"], "invalid choice"),
+        (["--text", "/nowhere.txt"], "no such file"),
+        (["--text", "/"], "is a directory"),
+        (["--model", "/nowhere"], "/nowhere"),
+        (["--optimizer", "rms"], "adam, adamw or sgd"),
+    ],
+)
 def test_errors_are_one_line_and_exit_2(words, message, model_directory, text, tmp_path, capsys):
     assert call(*small(model_directory, text, tmp_path / "run"), *words) == 2
     captured = capsys.readouterr()
     *before, error = captured.err.splitlines()
     assert error.startswith("dynadapt: error: ")
-    assert before == ([f"loading {model_directory}, to score {text}"] if "--split" in words else [])     # found only when tokens are known
+    assert before == ([f"loading {model_directory}, to score {text}"] if "--split" in words else [])  # found only when tokens are known
     assert message in captured.err and "Traceback" not in captured.err
 
 
@@ -118,7 +139,7 @@ def test_eval_prints_a_summary_and_names_its_directory(model_directory, text, tm
     monkeypatch.chdir(tmp_path)
     words = [word for word in small(model_directory, text, "x") if word not in ("--out", "x")]
     assert call(*words) == 0
-    assert call(*words) == 0                         # a second run of the same gets a directory of its own
+    assert call(*words) == 0  # a second run of the same gets a directory of its own
     output = capsys.readouterr().out
     assert "bits per byte" in output
     names = sorted(path.name for path in (tmp_path / "runs").iterdir())
@@ -139,8 +160,17 @@ def test_a_pipe_through_the_command_line(model_directory, text, tmp_path):
 
 def test_lines_of_progress():
     stream = io.StringIO()
-    event = {"segment": 0, "total_tokens": 100, "tokens": 100, "total_seconds": 0.5, "seconds": 0.5, "fraction": 0.25, "gain": None,
-             "total_nll": 3.0, "nll": 3.0}
+    event = {
+        "segment": 0,
+        "total_tokens": 100,
+        "tokens": 100,
+        "total_seconds": 0.5,
+        "seconds": 0.5,
+        "fraction": 0.25,
+        "gain": None,
+        "total_nll": 3.0,
+        "nll": 3.0,
+    }
     with Lines(stream, every=3600) as lines:
         lines(event)
         lines({**event, "segment": 1, "total_tokens": 200, "total_seconds": 1.0, "fraction": 0.5, "gain": 0.25})

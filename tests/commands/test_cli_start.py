@@ -1,4 +1,5 @@
 """The command line answers at once: help, typos and refusals come without torch, and say where to look."""
+
 import json
 import os
 import subprocess
@@ -25,14 +26,19 @@ print(json.dumps([status, sorted({{"torch", "transformers", "matplotlib", "scipy
 
 def start(*words):
     """(exit status, slow modules imported, output, errors) of a command line in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH.format(argv=["dynadapt", *words])], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH.format(argv=["dynadapt", *words])], capture_output=True, text=True, timeout=60
+    )
     *output, last = done.stdout.splitlines()
     status, slow = json.loads(last)
     return status, slow, "\n".join(output), done.stderr
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["evla"], ["icl", "--help"], ["bench", "setp"],
-                                   *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--help"], ["--version"], ["evla"], ["icl", "--help"], ["bench", "setp"], *([name, "--help"] for name in COMMANDS)],
+    ids=" ".join,
+)
 def test_help_and_typos_need_no_torch(words):
     status, slow, output, errors = start(*(part for word in words for part in word.split(" ")))
     assert not slow
@@ -42,26 +48,31 @@ def test_help_and_typos_need_no_torch(words):
 
 def test_help_takes_less_than_a_third_of_a_second():
     """The least of five runs: what it takes on a quiet machine."""
+
     def once() -> float:
         begun = time.perf_counter()
         subprocess.run([sys.executable, "-m", "dynadapt", "--help"], capture_output=True, timeout=60, check=True)
         return time.perf_counter() - begun
+
     assert min(once() for _ in range(5)) < 0.3
 
 
-@pytest.mark.parametrize("words, message", [
-    (["evla"], "unknown command 'evla'; did you mean eval? (see dynadapt --help)"),
-    (["frobnicate"], "unknown command 'frobnicate'; there are eval, "),
-    ([], "no command given; there are eval, "),
-    (["icl", "trian"], "unknown command 'trian'; did you mean train? (see dynadapt icl --help)"),
-    (["bench"], "no command given; there are step, icl (see dynadapt bench --help)"),
-    (["eval", "--txet", "a.txt"], "unrecognized arguments: --txet a.txt; did you mean --text? (see dynadapt eval --help)"),
-    (["eval", "--adapt", "lroa"], "did you mean lora? (see dynadapt eval --help)"),
-    (["bench", "step", "--agianst", "x"], "did you mean --against? (see dynadapt bench step --help)"),
-    (["eval", "--rank", "many"], "(see dynadapt eval --help)"),
-    (["eval", "--memory", "8", "--context", "8"], "memory 8 and context 8"),
-    (["eval", "--text", "/nowhere.txt"], "no such file"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["evla"], "unknown command 'evla'; did you mean eval? (see dynadapt --help)"),
+        (["frobnicate"], "unknown command 'frobnicate'; there are eval, "),
+        ([], "no command given; there are eval, "),
+        (["icl", "trian"], "unknown command 'trian'; did you mean train? (see dynadapt icl --help)"),
+        (["bench"], "no command given; there are step, icl (see dynadapt bench --help)"),
+        (["eval", "--txet", "a.txt"], "unrecognized arguments: --txet a.txt; did you mean --text? (see dynadapt eval --help)"),
+        (["eval", "--adapt", "lroa"], "did you mean lora? (see dynadapt eval --help)"),
+        (["bench", "step", "--agianst", "x"], "did you mean --against? (see dynadapt bench step --help)"),
+        (["eval", "--rank", "many"], "(see dynadapt eval --help)"),
+        (["eval", "--memory", "8", "--context", "8"], "memory 8 and context 8"),
+        (["eval", "--text", "/nowhere.txt"], "no such file"),
+    ],
+)
 def test_a_mistake_gets_one_line_that_helps(words, message, capsys):
     with pytest.raises(SystemExit) as end:
         main(words)
@@ -114,16 +125,19 @@ def test_a_refused_setting_or_name_needs_no_torch(words):
     assert errors.startswith("dynadapt: error: ") and errors.count("\n") == 1 and REFUSED[words] in errors
 
 
-@pytest.mark.parametrize("words, said", [
-    ("eval --model MODEL --text TEXT --out OUT", "loading MODEL, to score TEXT"),
-    ("diagnose --advise TEXT --model MODEL --out OUT", "loading MODEL"),
-    ("reweight train --domains a=TEXT --model MODEL --out OUT", "training MODEL on a, mixer stratified, 100 steps: loading it"),
-    ("icl train demo --out OUT", "training a transformer on dense-linear, 25,000 steps: making the model"),
-    ("sweep SWEEP", "[1/1] base"),
-    ("bench step --model MODEL", "loading MODEL"),
-    ("bench icl demo", "float64 truth: transformers"),
-    ("profile --op norm_forward", "preparing op norm_forward, 3 calls ahead of 20 that are measured"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("eval --model MODEL --text TEXT --out OUT", "loading MODEL, to score TEXT"),
+        ("diagnose --advise TEXT --model MODEL --out OUT", "loading MODEL"),
+        ("reweight train --domains a=TEXT --model MODEL --out OUT", "training MODEL on a, mixer stratified, 100 steps: loading it"),
+        ("icl train demo --out OUT", "training a transformer on dense-linear, 25,000 steps: making the model"),
+        ("sweep SWEEP", "[1/1] base"),
+        ("bench step --model MODEL", "loading MODEL"),
+        ("bench icl demo", "float64 truth: transformers"),
+        ("profile --op norm_forward", "preparing op norm_forward, 3 calls ahead of 20 that are measured"),
+    ],
+)
 def test_a_command_says_at_once_what_it_does(tmp_path, words, said):
     """Before torch is imported: here it can't be, and the line is there all the same."""
     (tmp_path / "torch.py").write_text("raise SystemExit('torch is asked for')")
@@ -133,8 +147,13 @@ def test_a_command_says_at_once_what_it_does(tmp_path, words, said):
     places = {"MODEL": tmp_path / "model", "TEXT": tmp_path / "a.txt", "OUT": tmp_path / "out", "SWEEP": tmp_path / "sweep.yaml"}
     for name, place in places.items():
         words, said = words.replace(name, str(place)), said.replace(name, str(place))
-    done = subprocess.run([sys.executable, "-m", "dynadapt", *words.split()], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, "-m", "dynadapt", *words.split()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     assert said in [text.splitlines()[0] for text in (done.stdout, done.stderr) if text]
     assert "torch is asked for" in done.stderr
 
@@ -143,6 +162,7 @@ def test_a_warning_is_a_line_without_source(capsys, monkeypatch):
     def warn(arguments):
         warnings.warn_explicit("an old\n  name", FutureWarning, "/some/library.py", 7)
         return 0
+
     monkeypatch.setattr(COMMANDS["info"].load(), "run", warn)
     with warnings.catch_warnings(), pytest.raises(SystemExit):
         warnings.simplefilter("always")
@@ -177,6 +197,7 @@ def test_names_that_help_shows_are_those_that_the_code_knows():
     from dynadapt.experiments.icl import config as icl
     from dynadapt.model.fetch import KNOWN
     from dynadapt.model.geometries import GEOMETRIES
+
     assert tuple(KNOWN) == early.MODELS and tuple(DTYPES) == icl.DTYPES
     assert tuple(GEOMETRIES) == plan.MODELS and plan.GPUS == GPUS
     assert tuple(OPS) == profile.OPS and (Runs.warmup, Runs.iters) == (profile.WARMUP, profile.ITERS)

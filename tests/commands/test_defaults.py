@@ -1,4 +1,5 @@
 """What `dynadapt eval` does without options: memory as far as positions go, arithmetic by what the processor does fastest, both said."""
+
 import io
 import json
 import os
@@ -43,6 +44,7 @@ def call(*words) -> int:
 
 # ---- what is chosen
 
+
 def test_memory_is_512_or_what_positions_leave():
     for seed in range(200):
         draw = random.Random(seed)
@@ -52,7 +54,9 @@ def test_memory_is_512_or_what_positions_leave():
         assert config.memory <= 512 and not config.open
         assert not config.memory or segment + config.memory + sinks <= positions
         assert config.memory == 512 or config.memory == max(0, positions - segment - sinks)
-        assert settle(EvalConfig(segment=segment, memory=700, dtype="fp32"), model).memory == 700        # asked for: the engine says what it thinks of it
+        assert (
+            settle(EvalConfig(segment=segment, memory=700, dtype="fp32"), model).memory == 700
+        )  # asked for: the engine says what it thinks of it
         assert settle(EvalConfig(segment=segment, context=64, dtype="fp32"), model).memory == 0
         said = opening(EvalConfig(segment=segment, sinks=sinks), config, model)
         assert "\n" not in said and (f"memory {config.memory}" in said if config.memory else "no memory" in said)
@@ -69,10 +73,18 @@ def test_a_memory_that_was_asked_for_and_does_not_fit_is_refused(folder, tmp_pat
     assert json.loads((tmp_path / "left" / "config.json").read_text())["memory"] == 0
 
 
-@pytest.mark.parametrize("isa, dtype, why", [("avx512_bf16", "bf16", "AVX512-BF16"), ("avx512", "fp32", "faster and more exact here: no AVX512-BF16"),
-                                             ("avx2", "fp32", "faster and more exact"), ("portable", "fp32", "not timed")])
+@pytest.mark.parametrize(
+    "isa, dtype, why",
+    [
+        ("avx512_bf16", "bf16", "AVX512-BF16"),
+        ("avx512", "fp32", "faster and more exact here: no AVX512-BF16"),
+        ("avx2", "fp32", "faster and more exact"),
+        ("portable", "fp32", "not timed"),
+    ],
+)
 def test_arithmetic_is_what_the_instruction_set_in_use_does_fastest(isa, dtype, why, monkeypatch):
     from dynadapt import _C
+
     monkeypatch.setattr(_C, "isa", lambda: isa)
     assert fastest("cpu")[0] == dtype and why in fastest("cpu")[1]
     said = opening(EvalConfig(device="cpu"), settle(EvalConfig(device="cpu"), tiny_config("llama")), tiny_config("llama"))
@@ -85,21 +97,30 @@ def test_a_gpu_takes_bf16(monkeypatch):
     import torch
 
     import dynadapt.ops
+
     monkeypatch.setattr(dynadapt.ops, "choose_device", lambda *of: torch.device("cuda"))
     assert fastest()[0] == "bf16"
 
 
 def test_the_environment_decides():
     """DYNADAPT_CPU_ISA is read once, so in processes of their own."""
+
     def chosen(**environment):
-        done = subprocess.run([sys.executable, "-c", "from dynadapt.experiments.defaults import fastest; print(fastest('cpu')[0])"],
-                              env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", "from dynadapt.experiments.defaults import fastest; print(fastest('cpu')[0])"],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         return done.stdout.strip() or done.stderr
+
     assert chosen(DYNADAPT_CPU_ISA="portable") == "fp32"
     assert "DYNADAPT_CPU_ISA" in chosen(DYNADAPT_CPU_ISA="sse2")
 
 
 # ---- where it is settled
+
 
 def test_what_was_settled_is_kept_and_gone_on_with(folder, tmp_path, monkeypatch):
     """A run is begun where bf16 is faster, and resumed where fp32 would be chosen: it goes on in bf16, to the same bits."""
@@ -115,7 +136,7 @@ def test_what_was_settled_is_kept_and_gone_on_with(folder, tmp_path, monkeypatch
         monkeypatch.setattr(defaults, "MEMORY", 8)
         assert config.matches(begun) and config.as_begun(begun).to_dict() == begun
         assert run(config, out, RunOptions(resume=True))["nll"] == whole["nll"]
-        assert run(config, out, RunOptions(resume=True))["dtype"] == first       # finished: the model is not asked for
+        assert run(config, out, RunOptions(resume=True))["dtype"] == first  # finished: the model is not asked for
         with pytest.raises(RunError, match=f"dtype is '{first}' there"):
             run(config.with_(dtype=other[first]), out, RunOptions(resume=True))
         monkeypatch.setattr(defaults, "MEMORY", 512)
@@ -127,6 +148,7 @@ def stop_after(config, out, segments):
     def progress(event):
         if event["segment"] == segments:
             signal.raise_signal(signal.SIGINT)
+
     with pytest.raises(Interrupted):
         run(config, out, RunOptions(), progress)
 
@@ -144,8 +166,11 @@ def test_open_settings_are_equal_to_what_they_became(folder, tmp_path):
 
 def test_a_sweep_knows_its_finished_cells(folder, tmp_path, monkeypatch):
     from dynadapt.experiments import sweep
+
     ran = []
-    monkeypatch.setattr(sweep, "_run_child", lambda words: (ran.append(words) or run(config, Path(words[words.index("--out") + 1]))) and (0, ""))
+    monkeypatch.setattr(
+        sweep, "_run_child", lambda words: (ran.append(words) or run(config, Path(words[words.index("--out") + 1]))) and (0, "")
+    )
     config = config_of(folder, adapt="none")
     for _ in range(2):
         assert not run_cells([Cell("one", config)], tmp_path)
@@ -159,6 +184,7 @@ def test_an_engine_of_an_open_configuration_has_memory(folder):
 
 
 # ---- what is said
+
 
 def test_the_first_line_says_what_was_chosen_and_how_to_choose(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -184,15 +210,18 @@ def test_plan_and_harness_settle_too(tmp_path, capsys):
     settings = json.loads((tmp_path / "plan.json").read_text())["settings"]
     assert (settings["memory"], settings["dtype"]) == (512, "bf16")
     from dynadapt.interop.lm_eval import _config
+
     config = _config("document", {})
-    assert config.memory == 0 and config.dtype in ("bf16", "fp32")       # as it scored before
+    assert config.memory == 0 and config.dtype in ("bf16", "fp32")  # as it scored before
     from dynadapt.experiments.diagnose.config import DiagnoseConfig
+
     assert DiagnoseConfig(EvalConfig(text=("a",)), after="b").eval.memory == 0
 
 
 def test_reweighting_settles_its_arithmetic_and_goes_on_in_it(tmp_path, monkeypatch):
     from dynadapt.experiments.defaults import settled_dtype
     from dynadapt.experiments.reweight.config import ReweightConfig
+
     config = ReweightConfig(domains={"a": "a"})
     monkeypatch.setattr(defaults, "fastest", lambda *of: ("fp32", "here"))
     assert settled_dtype(config, tmp_path, False) == "fp32"
@@ -203,10 +232,20 @@ def test_reweighting_settles_its_arithmetic_and_goes_on_in_it(tmp_path, monkeypa
 # ---- the last line of progress
 
 CASES = {
-    "whole": {}, "odd": {"segment": 17}, "first tokens": {"tokens": 100}, "beyond the end": {"tokens": 10**6}, "one token short": {"tokens": 34},
-    "split": {"split": True, "streams": 3}, "split beyond": {"split": True, "streams": 3, "tokens": 10**6}, "documents": {"documents": 4, "streams": 3},
-    "documents and tokens": {"documents": 3, "tokens": 150}, "a token left over": {"documents": 3, "rest": 1}, "pipe": {"pipe": True},
-    "pipe that ends early": {"pipe": True, "tokens": 10**6}, "unicode": {"text": "žluťoučký kůň 😀 " * 40 + "\u0301"}, "static": {"adapt": "none"},
+    "whole": {},
+    "odd": {"segment": 17},
+    "first tokens": {"tokens": 100},
+    "beyond the end": {"tokens": 10**6},
+    "one token short": {"tokens": 34},
+    "split": {"split": True, "streams": 3},
+    "split beyond": {"split": True, "streams": 3, "tokens": 10**6},
+    "documents": {"documents": 4, "streams": 3},
+    "documents and tokens": {"documents": 3, "tokens": 150},
+    "a token left over": {"documents": 3, "rest": 1},
+    "pipe": {"pipe": True},
+    "pipe that ends early": {"pipe": True, "tokens": 10**6},
+    "unicode": {"text": "žluťoučký kůň 😀 " * 40 + "\u0301"},
+    "static": {"adapt": "none"},
 }
 
 
@@ -219,7 +258,7 @@ def test_the_last_progress_line_says_100(case, folder, tmp_path):
         file.write_text(text)
     if settings.pop("rest", None):
         tokenizer = dynadapt.model.load(str(folder / "model")).tokenizer
-        settings["tokens"] = len(tokenizer.encode(texts[0])) + 1        # one token of the second document: too few to score
+        settings["tokens"] = len(tokenizer.encode(texts[0])) + 1  # one token of the second document: too few to score
     pipe = settings.pop("pipe", False)
     config = config_of(folder, **{"text": ("-",) if pipe else tuple(map(str, files)), **settings})
     events, stream = [], io.StringIO()
@@ -232,14 +271,23 @@ def test_the_last_progress_line_says_100(case, folder, tmp_path):
     assert "100%" in last and "left 0:00" in last and f"segment {len(events)} " in last
     fractions = [event["fraction"] for event in events if event["fraction"] is not None]
     assert fractions == sorted(fractions) and all(0 < fraction <= 1 for fraction in fractions)
-    assert all(fraction < 1 for fraction in fractions[:-1])              # 100% is never said before the last segment
+    assert all(fraction < 1 for fraction in fractions[:-1])  # 100% is never said before the last segment
     if not pipe and not settings.get("rest") and case != "a token left over":
         assert fractions[-1] == 1.0
 
 
 def test_a_run_that_stopped_does_not_say_100(folder, tmp_path):
-    event = {"segment": 0, "total_tokens": 100, "tokens": 100, "total_seconds": 0.5, "seconds": 0.5, "fraction": 0.25, "gain": None, "total_nll": 3.0,
-             "nll": 3.0}
+    event = {
+        "segment": 0,
+        "total_tokens": 100,
+        "tokens": 100,
+        "total_seconds": 0.5,
+        "seconds": 0.5,
+        "fraction": 0.25,
+        "gain": None,
+        "total_nll": 3.0,
+        "nll": 3.0,
+    }
     for kind in (Lines, Bar):
         stream = io.StringIO()
         with pytest.raises(Interrupted):

@@ -1,4 +1,5 @@
 """The main job on SmolLM2-135M and a text that needs no download."""
+
 import pytest
 import torch
 from helpers import to_transformers
@@ -36,7 +37,7 @@ def test_the_static_score_is_that_of_transformers(model, smollm2_directory, tmp_
     total = 0.0
     with torch.no_grad():
         for start in range(0, 1199, 512):
-            window = ids[start:start + 513]
+            window = ids[start : start + 513]
             total += torch.nn.functional.cross_entropy(live(window[None, :-1]).logits[0], window[1:], reduction="sum").item()
     assert summary["tokens"] == 1199
     assert summary["nll"] == pytest.approx(total / 1199, abs=0.002)

@@ -2,6 +2,7 @@
 
 Each works, or fails with one line that says why.
 """
+
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ EMPTY = {"PATH": os.environ.get("PATH", os.defpath), "OMP_WAIT_POLICY": "passive
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-def dynadapt(*words, flags=(), shell="exec \"$@\"", cwd=None, **variables) -> subprocess.CompletedProcess:
+def dynadapt(*words, flags=(), shell='exec "$@"', cwd=None, **variables) -> subprocess.CompletedProcess:
     """`dynadapt words...` by way of a line of shell, with these variables and few others."""
     command = ["sh", "-c", shell, "sh", sys.executable, *flags, "-m", "dynadapt", *map(str, words)]
     return subprocess.run(command, capture_output=True, env={**EMPTY, **variables}, cwd=cwd, stdin=subprocess.DEVNULL, timeout=300)
@@ -28,7 +29,7 @@ def dynadapt(*words, flags=(), shell="exec \"$@\"", cwd=None, **variables) -> su
 
 def one_line(done, *said: str, code: int = 2) -> None:
     error = done.stderr.decode()
-    lines = [line for line in error.splitlines() if not line.startswith("loading ")]       # what was begun is said at once
+    lines = [line for line in error.splitlines() if not line.startswith("loading ")]  # what was begun is said at once
     assert done.returncode == code and len(lines) == 1 and lines[0].startswith("dynadapt: error: ") and error.endswith("\n"), error
     assert all(words in error for words in said), error
 
@@ -43,8 +44,24 @@ def folder(tmp_path_factory) -> Path:
 
 
 def evaluation(folder: Path, out: Path, *more) -> list:
-    return ["eval", "--model", folder / "modèle", "--text", folder / "größe.txt", "--segment", 16, "--rank", 2, "--backend", "reference", "--dtype",
-            "fp32", "--out", out, *more]
+    return [
+        "eval",
+        "--model",
+        folder / "modèle",
+        "--text",
+        folder / "größe.txt",
+        "--segment",
+        16,
+        "--rank",
+        2,
+        "--backend",
+        "reference",
+        "--dtype",
+        "fp32",
+        "--out",
+        out,
+        *more,
+    ]
 
 
 @pytest.mark.parametrize("variables, flags", [(ASCII, ()), ({}, ("-I", "-O", "-W", "error"))])
@@ -63,8 +80,14 @@ def test_a_sweep_file_that_is_not_ascii(folder, tmp_path):
     (tmp_path / "a.txt").symlink_to(folder / "größe.txt")
     base = {"model": str(tmp_path / "model"), "segment": 16, "backend": "reference", "dtype": "fp32", "adapt": "none"}
     path = tmp_path / "s.yaml"
-    write = lambda out: path.write_text("# größer\n" + json.dumps({"out": str(tmp_path / out), "base": base, "cells": [{"text": str(tmp_path / "a.txt")}]},  # noqa: E731
-                                                                  ensure_ascii=False), "utf-8")
+    write = lambda out: path.write_text(
+        "# größer\n"
+        + json.dumps(
+            {"out": str(tmp_path / out), "base": base, "cells": [{"text": str(tmp_path / "a.txt")}]},  # noqa: E731
+            ensure_ascii=False,
+        ),
+        "utf-8",
+    )
     write("out")
     done = dynadapt("sweep", path, **ASCII)
     assert done.returncode == 0, done.stderr.decode()
@@ -99,8 +122,13 @@ def test_nobody_reads_what_is_not_buffered(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        done = subprocess.run([sys.executable, "-m", "dynadapt", "info"], stdout=writer, stderr=subprocess.PIPE,
-                              env={**EMPTY, "PYTHONUNBUFFERED": "1"}, timeout=300)
+        done = subprocess.run(
+            [sys.executable, "-m", "dynadapt", "info"],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            env={**EMPTY, "PYTHONUNBUFFERED": "1"},
+            timeout=300,
+        )
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
@@ -132,8 +160,10 @@ def test_without_a_home_the_cache_says_what_to_set(given, monkeypatch, capsys):
     if given:
         monkeypatch.setenv("DYNADAPT_CACHE", given)
     else:
+
         def no_home():
             raise RuntimeError("Could not determine home directory.")
+
         monkeypatch.setattr(cache.Path, "home", no_home)
     assert info.cached_models().startswith("the cache can't be read: ")
     with pytest.raises(SystemExit) as end:
@@ -155,8 +185,10 @@ def test_characters_that_an_encoding_lacks_are_printed_by_number():
 
 def test_a_pipe_of_another_kind_that_breaks_is_an_error(monkeypatch, capsys):
     """Such as a server's connection: only standard output may end without a word."""
+
     def broken():
         raise BrokenPipeError(32, "Broken pipe")
+
     monkeypatch.setattr(info, "print_info", broken)
     with pytest.raises(SystemExit) as end:
         main(["info"])

@@ -1,4 +1,5 @@
 """The arithmetic: a planted change is found again, the identity holds, and the verdict is the right one."""
+
 import sys
 import types
 
@@ -25,8 +26,15 @@ def scored_text(tokenizer, change, documents: int = 20, noise: float = 0.0) -> S
     tokens = np.concatenate([row[1:] for row in ids])
     before = random.gamma(2.0, 1.0, len(tokens))
     added = np.array([change(tokenizer.decode([token])) for token in tokens]) + noise * random.standard_normal(len(tokens))
-    return Scored(tokens, before, before + added, np.repeat(np.arange(documents), [len(row) - 1 for row in ids]),
-                  np.concatenate([np.arange(1, len(row)) for row in ids]), tuple(f"{i}.txt" for i in range(documents)), 16)
+    return Scored(
+        tokens,
+        before,
+        before + added,
+        np.repeat(np.arange(documents), [len(row) - 1 for row in ids]),
+        np.concatenate([np.arange(1, len(row)) for row in ids]),
+        tuple(f"{i}.txt" for i in range(documents)),
+        16,
+    )
 
 
 def test_a_change_planted_on_one_type_is_attributed_to_it_alone(tokenizer):
@@ -50,13 +58,16 @@ def test_a_change_planted_on_one_type_is_attributed_to_it_alone(tokenizer):
     assert summary["verdict"] == FEW_TYPES and any("'⏎'" in sentence for sentence in summary["evidence"])
 
 
-@pytest.mark.parametrize("change, noise, verdict", [
-    (lambda text: 0.2, 0.3, BROADLY),
-    (lambda text: -0.2, 0.3, HELPS),
-    (lambda text: 0.0, 0.3, INCONCLUSIVE),
-    (lambda text: 2.0 if text == "\n" else 0.0, 0.3, FEW_TYPES),
-    (lambda text: 2.0 if text == "\n" else 0.3, 0.3, BROADLY),
-])
+@pytest.mark.parametrize(
+    "change, noise, verdict",
+    [
+        (lambda text: 0.2, 0.3, BROADLY),
+        (lambda text: -0.2, 0.3, HELPS),
+        (lambda text: 0.0, 0.3, INCONCLUSIVE),
+        (lambda text: 2.0 if text == "\n" else 0.0, 0.3, FEW_TYPES),
+        (lambda text: 2.0 if text == "\n" else 0.3, 0.3, BROADLY),
+    ],
+)
 def test_verdicts(change, noise, verdict, tokenizer):
     summary, _, _ = diagnosis_of(scored_text(tokenizer, change, noise=noise), tokenizer, None)
     assert summary["verdict"] == verdict
@@ -88,7 +99,7 @@ def test_intervals_cover_and_are_wider_when_documents_differ():
         covered += low <= 0 <= high
         wide.append(high - low)
     assert 88 <= covered <= 99
-    assert np.mean(wide) == pytest.approx(2 * 1.96 / np.sqrt(40), rel=0.12)      # not 2 * 1.96 * sqrt(2 / 2000)
+    assert np.mean(wide) == pytest.approx(2 * 1.96 / np.sqrt(40), rel=0.12)  # not 2 * 1.96 * sqrt(2 / 2000)
 
 
 def test_few_documents_are_drawn_as_blocks_and_one_block_gives_no_interval(tokenizer):
@@ -100,8 +111,25 @@ def test_few_documents_are_drawn_as_blocks_and_one_block_gives_no_interval(token
 
 
 def test_every_token_is_in_the_class_that_fits_first():
-    cases = {"\n": 0, " ": 0, "\t\n": 0, "": 0, ",": 1, " --": 1, "?!": 1, " 42": 2, "3.14": 2, " the": 3, "The": 3, "'s": 1,
-             " enzyme": 4, " zygote": 5, " word": 6, "\ufffd": 6, "x1": 6}
+    cases = {
+        "\n": 0,
+        " ": 0,
+        "\t\n": 0,
+        "": 0,
+        ",": 1,
+        " --": 1,
+        "?!": 1,
+        " 42": 2,
+        "3.14": 2,
+        " the": 3,
+        "The": 3,
+        "'s": 1,
+        " enzyme": 4,
+        " zygote": 5,
+        " word": 6,
+        "\ufffd": 6,
+        "x1": 6,
+    }
     counts = np.array([1 if text == " zygote" else 9 for text in cases])
     keyword = np.array([text in (" enzyme", " the", ",") for text in cases])
     found = classify(list(cases), counts, keyword)
@@ -150,6 +178,7 @@ def test_embeddings_are_compared_where_the_package_is_and_refused_where_not(monk
 
         def encode(self, pieces, normalize_embeddings):
             return [[1.0, 0.0] if "a" in piece else [0.6, 0.8] for piece in pieces]
+
     monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=Fake))
     assert similarity.embedding_similarity("a" * 5000, "b" * 3000, "some-model") == pytest.approx(0.6)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)

@@ -1,4 +1,5 @@
 """`dynadapt diagnose` from texts and models to files, on a tiny model."""
+
 import csv
 import json
 import re
@@ -64,10 +65,28 @@ def call(*words) -> int:
 
 
 def words_for(base, texts, out, *extra) -> list:
-    return ["diagnose", "--model", base, "--text", texts, "--segment", 48, "--rank", 2, "--backend", "cpu", "--dtype", "fp32", "--out", out, *extra]
+    return [
+        "diagnose",
+        "--model",
+        base,
+        "--text",
+        texts,
+        "--segment",
+        48,
+        "--rank",
+        2,
+        "--backend",
+        "cpu",
+        "--dtype",
+        "fp32",
+        "--out",
+        out,
+        *extra,
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- whole runs
+
 
 def test_two_models_give_the_change_of_their_own_scores(base, texts, tmp_path):
     """A final norm scaled up makes every prediction more extreme: the change is that of two static runs."""
@@ -78,12 +97,15 @@ def test_two_models_give_the_change_of_their_own_scores(base, texts, tmp_path):
     files = tuple(sorted(str(path) for path in texts.iterdir()))
     nll = {}
     for name, model in (("before", base), ("after", after)):
-        nll[name] = run(EvalConfig(model=str(model), text=files, segment=48, adapt="none", memory=0, backend="cpu", dtype="fp32"), tmp_path / f"alone-{name}")["nll"]
+        nll[name] = run(
+            EvalConfig(model=str(model), text=files, segment=48, adapt="none", memory=0, backend="cpu", dtype="fp32"),
+            tmp_path / f"alone-{name}",
+        )["nll"]
     assert summary["nll"] == pytest.approx(nll, abs=1e-6)
     assert summary["change"] == pytest.approx(nll["after"] - nll["before"], abs=1e-6) and summary["identity_error"] < 1e-6
     assert summary["verdict"] == "hurts broadly" and summary["units"] == {"name": "document", "count": 12}
     assert len(titles) == 4 and "lines of each paragraph joined" in titles[2]
-    control, = summary["controls"]
+    (control,) = summary["controls"]
     assert control["name"] == "newlines" and control["change"] > 0
     assert summary["similarity"]["orders"][0]["divergence"] < 0.3 and summary["keywords_known"]
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -103,6 +125,7 @@ def test_a_shifted_head_row_is_found_as_the_token_it_belongs_to(base, texts, tmp
         weight = weight.clone()
         weight[newline] = 0.02 * weight[newline]
         return weight
+
     after = changed_model(base, tmp_path / "after", **{head: push})
     summary = run_diagnosis(config_for(base, texts, after=str(after), control="none"), tmp_path / "out")
     by_size = max(summary["top_types"], key=lambda record: abs(record["change"]))
@@ -117,9 +140,11 @@ def test_learning_now_is_the_run_of_eval_and_its_weights_score(base, texts, tmp_
     engine = build_engine(dynadapt.model.load(str(base)), config.learning([str(tmp_path / "train.txt")]))
     reader = torch.tensor(dynadapt.model.load(str(base)).tokenizer.encode((tmp_path / "train.txt").read_text()))
     for start in range(0, len(reader) - 1, 48):
-        engine.step(reader[None, start:start + 49])
+        engine.step(reader[None, start : start + 49])
     assert summary["learned"]["updates"] == engine.updates
-    adapter = load_file(str(next((tmp_path / "out" / "learn" / "checkpoint").iterdir()) / "engine" / "adapter" / "adapter_model.safetensors"))
+    adapter = load_file(
+        str(next((tmp_path / "out" / "learn" / "checkpoint").iterdir()) / "engine" / "adapter" / "adapter_model.safetensors")
+    )
     engine.save(tmp_path / "same")
     mine = load_file(str(tmp_path / "same" / "adapter" / "adapter_model.safetensors"))
     assert all(torch.equal(adapter[key], mine[key]) for key in mine)
@@ -141,9 +166,12 @@ def test_an_adapter_of_some_linears_is_scored_as_peft_does(base, texts, tmp_path
     """PEFT's usual targets, q and v: the others get zeros. Against the sum of weight and adapter in transformers."""
     peft = pytest.importorskip("peft")
     from helpers import to_transformers
+
     model = dynadapt.model.load(str(base))
     torch.manual_seed(0)
-    live = peft.get_peft_model(to_transformers(model), peft.LoraConfig(r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj", "v_proj"]))
+    live = peft.get_peft_model(
+        to_transformers(model), peft.LoraConfig(r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj", "v_proj"])
+    )
     for name, value in live.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(value, std=0.2)
@@ -153,7 +181,7 @@ def test_an_adapter_of_some_linears_is_scored_as_peft_does(base, texts, tmp_path
     total = 0.0
     with torch.no_grad():
         for start in range(0, len(ids) - 1, 48):
-            window = ids[start:start + 49]
+            window = ids[start : start + 49]
             total += torch.nn.functional.cross_entropy(live(window[None, :-1]).logits[0], window[1:], reduction="sum").item()
     assert summary["nll"]["after"] == pytest.approx(total / (len(ids) - 1), abs=1e-4)
     assert abs(summary["change"]) > 1e-3
@@ -170,6 +198,7 @@ def test_a_stopped_diagnosis_goes_on_and_a_finished_one_stays(base, texts, tmp_p
     def killed(title):
         if "after" in title:
             raise Killed
+
     with pytest.raises(Killed):
         run_diagnosis(config, tmp_path / "out", announce=killed)
     with pytest.raises(RunError, match="--resume"):
@@ -185,11 +214,16 @@ def test_a_stopped_diagnosis_goes_on_and_a_finished_one_stays(base, texts, tmp_p
 
 # -------------------------------------------------------------------------------------------------------------- the page
 
+
 def test_the_page_is_one_file_with_its_plots(base, texts, tmp_path):
     after = changed_model(base, tmp_path / "after", model__norm__weight=lambda weight: 1.5 * weight)
     (tmp_path / "odd.txt").write_text("<script>alert('&')</script> $x_1$ \\frac{a}{b} \u4e2d\u6587 the cat\n" * 12 + english(100))
-    run_diagnosis(config_for(base, texts, text=(str(tmp_path / "odd.txt"), str(texts)), after=str(after), control="all",
-                             reference=(str(texts / "03.txt"),)), tmp_path / "out")
+    run_diagnosis(
+        config_for(
+            base, texts, text=(str(tmp_path / "odd.txt"), str(texts)), after=str(after), control="all", reference=(str(texts / "03.txt"),)
+        ),
+        tmp_path / "out",
+    )
     page = (tmp_path / "out" / "page.html").read_text("utf-8")
     assert page.startswith("<!DOCTYPE html>") and page.count("<svg") == page.count("</svg>") == 6
     assert "<script" not in page and not re.findall(r"(?:src|href)=[\"'](?!#)", page.replace("xlink:href", "href"))
@@ -204,18 +238,22 @@ def test_the_page_is_one_file_with_its_plots(base, texts, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------ refusals
 
-@pytest.mark.parametrize("changes, message", [
-    ({}, "after None and learn"),
-    ({"after": "a", "learn": ("b",)}, "give one of them"),
-    ({"after": "a", "text": ()}, "text: none given"),
-    ({"after": "a", "text": ("-",)}, "text -"),
-    ({"after": "a", "streams": 2}, "streams 2"),
-    ({"after": "a", "control": "some"}, "control 'some'"),
-    ({"after": "a", "embeddings": "mini"}, "--reference"),
-    ({"after": "a", "learn_tokens": 5}, "only with --learn"),
-    ({"learn": ("b",), "adapt": "none"}, "adapt 'none'"),
-    ({"learn": ("b",), "reset": "document"}, "reset 'document'"),
-])
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({}, "after None and learn"),
+        ({"after": "a", "learn": ("b",)}, "give one of them"),
+        ({"after": "a", "text": ()}, "text: none given"),
+        ({"after": "a", "text": ("-",)}, "text -"),
+        ({"after": "a", "streams": 2}, "streams 2"),
+        ({"after": "a", "control": "some"}, "control 'some'"),
+        ({"after": "a", "embeddings": "mini"}, "--reference"),
+        ({"after": "a", "learn_tokens": 5}, "only with --learn"),
+        ({"learn": ("b",), "adapt": "none"}, "adapt 'none'"),
+        ({"learn": ("b",), "reset": "document"}, "reset 'document'"),
+    ],
+)
 def test_settings_that_can_not_be_are_refused(changes, message, base, texts):
     with pytest.raises(ConfigError, match=re.escape(message)):
         config_for(base, texts, **changes)
@@ -225,7 +263,12 @@ def test_texts_that_can_not_be_are_refused_before_anything_is_written(base, text
     (tmp_path / "nothing").mkdir()
     (tmp_path / "empty.txt").touch()
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"words": "b"}\n')
-    for text, message in (("nowhere.txt", "no such file"), ("nothing", "without text files"), ("empty.txt", "is empty"), ("bad.jsonl", "line 2")):
+    for text, message in (
+        ("nowhere.txt", "no such file"),
+        ("nothing", "without text files"),
+        ("empty.txt", "is empty"),
+        ("bad.jsonl", "line 2"),
+    ):
         with pytest.raises(TextError, match=message):
             run_diagnosis(config_for(base, tmp_path / text, after=str(base)), tmp_path / "out")
         assert not (tmp_path / "out").exists()
@@ -253,14 +296,20 @@ def test_tokenizers_that_differ_are_refused(base, texts, tmp_path):
         run_diagnosis(config_for(base, texts, after=str(other)), tmp_path / "out")
 
 
-@pytest.mark.parametrize("settings, tensors, message", [
-    ({"peft_type": "LOHA"}, {}, "type 'LOHA'"),
-    ({"use_dora": True}, {}, "use_dora=True"),
-    ({"r": None}, {}, "r=None"),
-    ({}, {"lm_head.lora_A": torch.zeros(2, 64), "lm_head.lora_B": torch.zeros(131, 2)}, "lm_head"),
-    ({}, {"model.layers.0.self_attn.q_proj.lora_A": torch.zeros(2, 3), "model.layers.0.self_attn.q_proj.lora_B": torch.zeros(64, 2)},
-     "shape"),
-])
+@pytest.mark.parametrize(
+    "settings, tensors, message",
+    [
+        ({"peft_type": "LOHA"}, {}, "type 'LOHA'"),
+        ({"use_dora": True}, {}, "use_dora=True"),
+        ({"r": None}, {}, "r=None"),
+        ({}, {"lm_head.lora_A": torch.zeros(2, 64), "lm_head.lora_B": torch.zeros(131, 2)}, "lm_head"),
+        (
+            {},
+            {"model.layers.0.self_attn.q_proj.lora_A": torch.zeros(2, 3), "model.layers.0.self_attn.q_proj.lora_B": torch.zeros(64, 2)},
+            "shape",
+        ),
+    ],
+)
 def test_adapters_that_can_not_be_run_exactly_are_refused(settings, tensors, message, base, tmp_path):
     config = dynadapt.model.load(str(base)).config
     content = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], **settings}
@@ -273,6 +322,7 @@ def test_adapters_that_can_not_be_run_exactly_are_refused(settings, tensors, mes
 
 
 # ---------------------------------------------------------------------------------------------------------------- texts
+
 
 def test_directories_and_lines_become_documents(tmp_path):
     (tmp_path / "b").mkdir()
@@ -295,12 +345,13 @@ def test_normal_forms(tmp_path):
     (tmp_path / "b").write_text("more\n")
     texts = gather((str(tmp_path / "a"), str(tmp_path / "b")))
     assert write_control("newlines", texts, tmp_path / "made", None) == []
-    packed, = write_control("packing", texts, tmp_path / "made", None)
+    (packed,) = write_control("packing", texts, tmp_path / "made", None)
     assert gather((packed,))[0].document()[1] == "A line and its rest.\n\nNew\tparagraph\n\nmore\n"
     assert write_control("packing", texts[:1], tmp_path / "made", None) == []
 
 
 # --------------------------------------------------------------------------------------------------- advice, command line
+
 
 def test_advice_follows_from_the_later_windows():
     random = np.random.default_rng(0)
@@ -308,7 +359,7 @@ def test_advice_follows_from_the_later_windows():
     steady = lambda mean: static + mean + 0.05 * random.standard_normal(40)  # noqa: E731
     assert advice(static, steady(-0.2))["advice"] == ADAPT
     assert advice(static, steady(0.2))["advice"] == LEAVE
-    assert advice(static, steady(0.0) - np.repeat([5.0, 0.0], 20))["advice"] == UNCLEAR          # early windows don't count
+    assert advice(static, steady(0.0) - np.repeat([5.0, 0.0], 20))["advice"] == UNCLEAR  # early windows don't count
     found = advice(static, steady(-0.2))
     assert found["interval"][0] < found["expected_change"] == pytest.approx(-0.2, abs=0.03)
 
@@ -339,16 +390,22 @@ def test_the_command_line_from_advice_to_diagnosis(base, texts, tmp_path, capsys
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["verdict"] == "helps" and "helps" in output and "function words" in output and "page.html" in output
     assert summary["change"] < 0 and advised["expected_change"] < 0
-    assert call(*words_for(base, texts, tmp_path / "run", "--lr", 0.01, "--learn", tmp_path / "train.txt", "--control", "none", "--resume")) == 0
+    assert (
+        call(*words_for(base, texts, tmp_path / "run", "--lr", 0.01, "--learn", tmp_path / "train.txt", "--control", "none", "--resume"))
+        == 0
+    )
 
 
-@pytest.mark.parametrize("words, message", [
-    ([], "give one of them"),
-    (["--after", "/nowhere"], "/nowhere"),
-    (["--learn", "/nowhere.txt"], "no such file"),
-    (["--advise", "/nowhere.txt"], "not with --advise"),
-    (["--after", "x", "--control", "most"], "invalid choice"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "give one of them"),
+        (["--after", "/nowhere"], "/nowhere"),
+        (["--learn", "/nowhere.txt"], "no such file"),
+        (["--advise", "/nowhere.txt"], "not with --advise"),
+        (["--after", "x", "--control", "most"], "invalid choice"),
+    ],
+)
 def test_errors_are_one_line(words, message, base, texts, tmp_path, capsys):
     assert call(*words_for(base, texts, tmp_path / "out", *words)) == 2
     error = capsys.readouterr().err
@@ -357,6 +414,7 @@ def test_errors_are_one_line(words, message, base, texts, tmp_path, capsys):
 
 def test_a_text_too_short_to_probe_is_refused(base, tmp_path):
     from dynadapt.experiments.diagnose.advise import advise
+
     (tmp_path / "short.txt").write_text("the cat")
     config = config_for(base, "x", after="y").eval
     with pytest.raises(TextError, match="too short for 4 windows"):
@@ -376,6 +434,7 @@ def test_no_advice_reaches_below_zero_nats():
 
 def test_advice_ends_with_the_next_command(base, texts, tmp_path, capsys):
     from dynadapt.cli import command_parser
+
     words = [word for word in words_for(base, "x", tmp_path / "advice", "--lr", 0.01) if word not in ("--text", "x")]
     (tmp_path / "a text.txt").write_text(" ".join((texts / f"{i:02d}.txt").read_text() for i in range(12)))
     assert call(*words, "--advise", tmp_path / "a text.txt", "--windows", 12) == 0

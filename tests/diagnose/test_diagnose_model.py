@@ -1,4 +1,5 @@
 """A diagnosis of SmolLM2-135M: adapted to a reference manual it gets better at other pages of it."""
+
 import json
 
 import pytest
@@ -17,13 +18,32 @@ def test_adapting_to_a_manual_helps_on_its_other_pages(smollm2_directory, tmp_pa
     (tmp_path / "held.jsonl").write_text("".join(json.dumps({"text": page[:1200]}) + "\n" for page in held))
     (tmp_path / "train.txt").write_text("\n\n\n".join(train))
     model = ["diagnose", "--model", str(smollm2_directory), "--segment", "256"]
-    for words in (["--advise", str(tmp_path / "train.txt"), "--windows", "10", "--out", str(tmp_path / "advice")],
-                  ["--learn", str(tmp_path / "train.txt"), "--learn-tokens", "2561", "--text", str(tmp_path / "held.jsonl"), "--reference",
-                   "builtin:python-source", "--control", "none", "--out", str(tmp_path / "run")]):
+    for words in (
+        ["--advise", str(tmp_path / "train.txt"), "--windows", "10", "--out", str(tmp_path / "advice")],
+        [
+            "--learn",
+            str(tmp_path / "train.txt"),
+            "--learn-tokens",
+            "2561",
+            "--text",
+            str(tmp_path / "held.jsonl"),
+            "--reference",
+            "builtin:python-source",
+            "--control",
+            "none",
+            "--out",
+            str(tmp_path / "run"),
+        ],
+    ):
         with pytest.raises(SystemExit) as end:
             main(model + words)
         assert not end.value.code
     advice, found = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("advice", "run"))
     assert found["verdict"] == "helps" and found["change"] < -0.03 and found["identity_error"] < 1e-6
     assert advice["expected_change"] < 0 and advice["advice"] == "adapt"
-    assert {record["class"] for record in found["classes"]} >= {"newline and whitespace", "punctuation", "function words", "domain keywords"}
+    assert {record["class"] for record in found["classes"]} >= {
+        "newline and whitespace",
+        "punctuation",
+        "function words",
+        "domain keywords",
+    }

@@ -1,4 +1,5 @@
 """What benchmarks/odyssey.py makes of domains: correlations, claims, the table."""
+
 import importlib.util
 import json
 from pathlib import Path
@@ -11,9 +12,19 @@ SPEC.loader.exec_module(odyssey)
 
 
 def row(i: int, change: float, verdict: str) -> dict:
-    return {"domain": f"d{i}", "change": change, "interval": [change - 0.01, change + 0.01], "verdict": verdict, "bits_per_byte": 1.0 - change,
-            "divergence": 0.5 + 0.01 * i, "top10": {"held_out": 0.8, "tokens": 0.1}, "largest": ["⏎"], "expected": change + 0.02,
-            "expected_interval": [change - 0.03, change + 0.07], "advice": "adapt" if change + 0.07 < 0 else "no clear gain"}
+    return {
+        "domain": f"d{i}",
+        "change": change,
+        "interval": [change - 0.01, change + 0.01],
+        "verdict": verdict,
+        "bits_per_byte": 1.0 - change,
+        "divergence": 0.5 + 0.01 * i,
+        "top10": {"held_out": 0.8, "tokens": 0.1},
+        "largest": ["⏎"],
+        "expected": change + 0.02,
+        "expected_interval": [change - 0.03, change + 0.07],
+        "advice": "adapt" if change + 0.07 < 0 else "no clear gain",
+    }
 
 
 def test_claims_count_what_got_worse_and_rank_what_it_goes_with():
@@ -26,12 +37,15 @@ def test_claims_count_what_got_worse_and_rank_what_it_goes_with():
     assert found["11"]["nearness by divergence"]["rho"] == pytest.approx(-1.0)
     assert found["advice"]["right"] == found["advice"]["decided"] == 3 and found["advice"]["covered"] == 5
     assert found["advice"]["mean_error"] == pytest.approx(-0.02) and found["advice"]["rank_correlation"]["rho"] == pytest.approx(1.0)
-    table = odyssey.markdown({"conditions": {"lora": {"rows": rows, "claims": found}, "few": {"rows": rows[:2], "claims": odyssey.claims(rows[:2])}}})
+    table = odyssey.markdown(
+        {"conditions": {"lora": {"rows": rows, "claims": found}, "few": {"rows": rows[:2], "claims": odyssey.claims(rows[:2])}}}
+    )
     assert "2 of 5 domains got worse (d3, d4)" in table and "in 2 of the 2 domains" in table and table.count("| d0 |") == 2
 
 
 def test_factors_of_the_advice_are_those_of_the_stored_runs():
     from dynadapt.experiments.diagnose.advise import GAIN_FACTOR, RISE_FACTOR
+
     stored = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "odyssey.json").read_text())["conditions"]
     for condition, factor in (("lora", GAIN_FACTOR), ("lora-hot", RISE_FACTOR)):
         found = odyssey.calibrated(stored[condition]["rows"])

@@ -1,4 +1,5 @@
 """alpha and rank mean the same wherever a LoRA is described: alone it is twice the rank, and what is given is used and kept."""
+
 import json
 from dataclasses import replace
 
@@ -21,7 +22,11 @@ from dynadapt.runs.rundir import RunError
 @pytest.mark.parametrize("rank", [1, 3, 16, 64])
 def test_alone_it_is_twice_the_rank(rank):
     assert type(LoRA(rank=rank).alpha) is float
-    scales = [LoRA(rank=rank).scale, adapt_of(EvalConfig(rank=rank)).scale, adapt_of(config_from(parse(["eval", "--rank", str(rank)]))).scale]
+    scales = [
+        LoRA(rank=rank).scale,
+        adapt_of(EvalConfig(rank=rank)).scale,
+        adapt_of(config_from(parse(["eval", "--rank", str(rank)]))).scale,
+    ]
     layer = nn.LoRALinear(8, 4, rank=rank)
     scales += [layer.alpha / layer.rank, (wrapped := nn.LoRALinear.from_linear(torch.nn.Linear(8, 4), rank=rank)).alpha / wrapped.rank]
     model = random_model(tiny_config("llama"), seed=0)
@@ -51,8 +56,9 @@ def test_nonsense_is_refused_by_name(alpha):
 
 def test_a_run_begun_before_there_was_an_alpha_goes_on(tmp_path):
     (tmp_path / "a.txt").write_text(english(300))
-    config = EvalConfig(model=str(tiny_directory(tmp_path / "model")), text=(str(tmp_path / "a.txt"),), segment=16, rank=2, dtype="fp32", lr=0.002,
-                        memory=0)
+    config = EvalConfig(
+        model=str(tiny_directory(tmp_path / "model")), text=(str(tmp_path / "a.txt"),), segment=16, rank=2, dtype="fp32", lr=0.002, memory=0
+    )
     run(config, tmp_path / "run")
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
     assert "alpha" not in recorded and EvalConfig.from_dict(recorded) == config

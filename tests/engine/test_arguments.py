@@ -1,4 +1,5 @@
 """Every public argument with every wrong kind of value: an error that names the argument and the value, and nothing else happens."""
+
 import inspect
 import re
 from dataclasses import dataclass, replace
@@ -35,8 +36,24 @@ BY_KIND = {
     "share": [*WRONG, None, True, -1, 1.001, "0.1", []],
     "positive": [*WRONG, None, True, 0, 0.0, -1, 1e39, 1e-60, "1", []],
     "positive or none": [*WRONG, True, 0, 0.0, -1, 1e39, 1e-60, "1", []],
-    "pair": [*WRONG, None, True, 0.9, [], [0.9], (0.9, 0.9, 0.9), (1, 0.9), (0.9, 1), (0.9, 0), (-0.1, 0.9), (NAN, 0.9), (0.9, INF),
-             ("0.9", 0.9), (True, 0.9), (0.9, 1 - 1e-12)],
+    "pair": [
+        *WRONG,
+        None,
+        True,
+        0.9,
+        [],
+        [0.9],
+        (0.9, 0.9, 0.9),
+        (1, 0.9),
+        (0.9, 1),
+        (0.9, 0),
+        (-0.1, 0.9),
+        (NAN, 0.9),
+        (0.9, INF),
+        ("0.9", 0.9),
+        (True, 0.9),
+        (0.9, 1 - 1e-12),
+    ],
     "flag": [*WRONG, None, 0, 1, 0.0, "True", [], [True]],
     "flag or none": [*WRONG, 0, 1, 0.0, "True", []],
     "word": [*WRONG, None, True, 0, "", "ALL", [], ["q_proj"], ("all",)],
@@ -57,9 +74,26 @@ FIELDS = {
     Adam: {"lr": "number", "betas": "pair", "eps": "positive", "decay": "share", "clip": "number"},
     AdamW: {"lr": "number", "betas": "pair", "eps": "positive", "decay": "share", "clip": "number", "weight_decay": "number"},
     RMS: {"lr": "number", "eps": "positive", "decay": "share", "clip": "number"},
-    Engine: {"model": "model", "adapt": "setting", "optimizer": "setting", "memory": "setting", "streams": "integer", "segment": "integer",
-             "shared": "flag", "every": "integer", "accumulate": "flag", "reset": "reset", "dtype": "word", "backend": "word",
-             "seed": "seed", "device": "word", "batch": "size or none", "recompute": "flag", "base": "word", "static": "flag or none"},
+    Engine: {
+        "model": "model",
+        "adapt": "setting",
+        "optimizer": "setting",
+        "memory": "setting",
+        "streams": "integer",
+        "segment": "integer",
+        "shared": "flag",
+        "every": "integer",
+        "accumulate": "flag",
+        "reset": "reset",
+        "dtype": "word",
+        "backend": "word",
+        "seed": "seed",
+        "device": "word",
+        "batch": "size or none",
+        "recompute": "flag",
+        "base": "word",
+        "static": "flag or none",
+    },
 }
 
 
@@ -80,7 +114,11 @@ def test_wrong_values_are_named(kind):
         for value in BY_KIND[values]:
             if accepted(kind, name, value):
                 continue
-            given = {name: value} if kind is not Engine else {"model": MODEL, "adapt": LoRA(2), "backend": "reference", "segment": 4, name: value}
+            given = (
+                {name: value}
+                if kind is not Engine
+                else {"model": MODEL, "adapt": LoRA(2), "backend": "reference", "segment": 4, name: value}
+            )
             with pytest.raises(ValueError) as caught:
                 kind(**given)
                 pytest.fail(f"{kind.__name__}({name}={value!r}) was accepted")
@@ -91,21 +129,35 @@ def test_wrong_values_are_named(kind):
                 assert shown(value) in said, (name, value, said)
 
 
-@pytest.mark.parametrize("options,message", [
-    ({"memory": 512}, r"memory=512: expected SegmentMemory\(512\), Overlap\(512\) or None"),
-    ({"adapt": "peft"}, "adapt='peft': expected LoRA.*'lora', 'rows', 'full'"),
-    ({"adapt": Adam()}, "adapt=Adam"), ({"optimizer": LoRA()}, "optimizer=LoRA"), ({"optimizer": "lion"}, "optimizer='lion': expected.*'adam'"),
-    ({"optimizer": torch.optim.SGD([torch.zeros(1, requires_grad=True)])}, r"optimizer=SGD[\s\S]*torch.optim makes"),
-    ({"segment": 2**40}, "segment=1099511627776"), ({"segment": 2**30}, "segment=1073741824.*at most 16777216"),
-    ({"streams": 2**30, "segment": 8}, "streams=1073741824"), ({"memory": SegmentMemory(2**30)}, "segment=.*memory=SegmentMemory"),
-    ({"dtype": "fp64", "backend": "cpu"}, "dtype='fp64' with backend='cpu'.*reference"),
-    ({"dtype": "fp64", "backend": "triton"}, "dtype='fp64' with backend='triton'"),
-    ({"adapt": None, "optimizer": "adam"}, "optimizer=Adam.*adapt=None"), ({"adapt": "none", "optimizer": Adam()}, "adapt=None"),
-    ({"base": "float8", "backend": "reference", "dtype": "fp32", "adapt": Full()}, "base='float8' with adapt=Full.*none is frozen"),
-    ({"base": "float8", "backend": "triton"}, r"base='float8' with backend='triton': the weights qkv of layer 0 are \[100, 60\]; .*divisible by 16"),
-    ({"device": "cpu:1"}, "device='cpu:1'"), ({"device": "meta"}, "device='meta'"), ({"device": "cuda:-1"}, "device='cuda:-1'"),
-    ({"device": torch.device("meta")}, "device=device"), ({"shared": True, "reset": 5}, "reset=5 with shared=True"),
-])
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"memory": 512}, r"memory=512: expected SegmentMemory\(512\), Overlap\(512\) or None"),
+        ({"adapt": "peft"}, "adapt='peft': expected LoRA.*'lora', 'rows', 'full'"),
+        ({"adapt": Adam()}, "adapt=Adam"),
+        ({"optimizer": LoRA()}, "optimizer=LoRA"),
+        ({"optimizer": "lion"}, "optimizer='lion': expected.*'adam'"),
+        ({"optimizer": torch.optim.SGD([torch.zeros(1, requires_grad=True)])}, r"optimizer=SGD[\s\S]*torch.optim makes"),
+        ({"segment": 2**40}, "segment=1099511627776"),
+        ({"segment": 2**30}, "segment=1073741824.*at most 16777216"),
+        ({"streams": 2**30, "segment": 8}, "streams=1073741824"),
+        ({"memory": SegmentMemory(2**30)}, "segment=.*memory=SegmentMemory"),
+        ({"dtype": "fp64", "backend": "cpu"}, "dtype='fp64' with backend='cpu'.*reference"),
+        ({"dtype": "fp64", "backend": "triton"}, "dtype='fp64' with backend='triton'"),
+        ({"adapt": None, "optimizer": "adam"}, "optimizer=Adam.*adapt=None"),
+        ({"adapt": "none", "optimizer": Adam()}, "adapt=None"),
+        ({"base": "float8", "backend": "reference", "dtype": "fp32", "adapt": Full()}, "base='float8' with adapt=Full.*none is frozen"),
+        (
+            {"base": "float8", "backend": "triton"},
+            r"base='float8' with backend='triton': the weights qkv of layer 0 are \[100, 60\]; .*divisible by 16",
+        ),
+        ({"device": "cpu:1"}, "device='cpu:1'"),
+        ({"device": "meta"}, "device='meta'"),
+        ({"device": "cuda:-1"}, "device='cuda:-1'"),
+        ({"device": torch.device("meta")}, "device=device"),
+        ({"shared": True, "reset": 5}, "reset=5 with shared=True"),
+    ],
+)
 def test_what_does_not_fit_is_named_with_a_remedy(options, message):
     with pytest.raises(ValueError, match=message):
         Engine(MODEL, **{"adapt": LoRA(2), **options})
@@ -121,13 +173,20 @@ def test_heads_that_no_gpu_kernel_holds_are_refused():
         attention(qkv, None, None, None, torch.zeros(1, dtype=torch.int32), None, None, 2, 1, 258, 1.0, out, lse)
 
 
-@pytest.mark.parametrize("options,ops", [
-    ({"memory": SegmentMemory(4)}, "memory_advance, memory_fill"), ({"reset": "auto"}, "reset"), ({"optimizer": SGD(clip=0)}, "lora_gradient_update"),
-    ({"adapt": Full(), "optimizer": SGD(clip=0), "memory": SegmentMemory(4)}, "weight_gradient_update, memory_advance, memory_fill"),
-])
+@pytest.mark.parametrize(
+    "options,ops",
+    [
+        ({"memory": SegmentMemory(4)}, "memory_advance, memory_fill"),
+        ({"reset": "auto"}, "reset"),
+        ({"optimizer": SGD(clip=0)}, "lora_gradient_update"),
+        ({"adapt": Full(), "optimizer": SGD(clip=0), "memory": SegmentMemory(4)}, "weight_gradient_update, memory_advance, memory_fill"),
+    ],
+)
 def test_ops_that_nothing_serves_are_named_when_the_engine_is_made(options, ops):
     given = {"adapt": LoRA(2), "backend": "cpu", "segment": 4, "dtype": "fp32", **options}
-    with pytest.raises(dynadapt.ops.UnsupportedOp, match=f"^backend='cpu' with dtype='fp32', static=True: nothing serves {ops}: .*use static=False"):
+    with pytest.raises(
+        dynadapt.ops.UnsupportedOp, match=f"^backend='cpu' with dtype='fp32', static=True: nothing serves {ops}: .*use static=False"
+    ):
         Engine(MODEL, static=True, **given)
     Engine(MODEL, static=False, **given)
 
@@ -158,14 +217,22 @@ def test_an_optimizer_of_ones_own_is_refused_where_no_kernel_knows_it():
 @pytest.mark.filterwarnings("ignore:window of")
 def test_plain_words_and_classes_are_their_defaults(tmp_path):
     from tiny import tiny_directory
+
     where = tiny_directory(tmp_path / "model")
     options = {"segment": 4, "backend": "reference", "dtype": "fp32"}
-    for words, settings in [({"adapt": "lora"}, {"adapt": LoRA()}), ({"adapt": LoRA}, {"adapt": LoRA()}), ({"adapt": "rows"}, {"adapt": RowSparse()}),
-                            ({"adapt": "full", "optimizer": "sgd"}, {"adapt": Full(), "optimizer": SGD()}), ({"adapt": "none"}, {}),
-                            ({"adapt": "lora", "optimizer": Adam}, {"adapt": LoRA(), "optimizer": Adam()}),
-                            ({"adapt": "rows", "optimizer": "rms"}, {"adapt": RowSparse(), "optimizer": RMS()}),
-                            ({"memory": SegmentMemory}, {"memory": SegmentMemory()}), ({"streams": np.int64(2)}, {"streams": 2}),
-                            ({"adapt": LoRA(np.int32(2), np.float32(4))}, {"adapt": LoRA(2, 4.0)}), ({"device": torch.device("cpu")}, {})]:
+    for words, settings in [
+        ({"adapt": "lora"}, {"adapt": LoRA()}),
+        ({"adapt": LoRA}, {"adapt": LoRA()}),
+        ({"adapt": "rows"}, {"adapt": RowSparse()}),
+        ({"adapt": "full", "optimizer": "sgd"}, {"adapt": Full(), "optimizer": SGD()}),
+        ({"adapt": "none"}, {}),
+        ({"adapt": "lora", "optimizer": Adam}, {"adapt": LoRA(), "optimizer": Adam()}),
+        ({"adapt": "rows", "optimizer": "rms"}, {"adapt": RowSparse(), "optimizer": RMS()}),
+        ({"memory": SegmentMemory}, {"memory": SegmentMemory()}),
+        ({"streams": np.int64(2)}, {"streams": 2}),
+        ({"adapt": LoRA(np.int32(2), np.float32(4))}, {"adapt": LoRA(2, 4.0)}),
+        ({"device": torch.device("cpu")}, {}),
+    ]:
         a, b = Engine(MODEL, **options, **words), Engine(MODEL, **options, **settings)
         assert a.describe() == b.describe() and (a.adapt, a.optimizer, a.memory) == (b.adapt, b.optimizer, b.memory)
     for model in (where, str(where), where / "model.safetensors"):
@@ -186,37 +253,151 @@ def test_a_known_name_is_a_model(smollm2_directory):
 
 
 def engine(**options):
-    return Engine(MODEL, **{"adapt": LoRA(2), "streams": 2, "segment": 6, "memory": SegmentMemory(8, 1), "backend": "reference", "dtype": "fp32", **options})
+    return Engine(
+        MODEL,
+        **{"adapt": LoRA(2), "streams": 2, "segment": 6, "memory": SegmentMemory(8, 1), "backend": "reference", "dtype": "fp32", **options},
+    )
 
 
 GOOD = torch.randint(VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(0))
-TOKENS = [None, 3, "text", b"text", NAN, [], [[]], [[1, 2], [3]], [["a", "b"], ["c", "d"]], [[1.0, 2.0], [3.0, 4.0]], GOOD.float(), GOOD.double(), GOOD > 3,
-          GOOD * 1j, GOOD.float() * NAN, GOOD.numpy().astype(float), GOOD.numpy() > 3, GOOD[:, :0], GOOD[:0], GOOD[:, :1], GOOD[:1], GOOD.repeat(2, 1),
-          GOOD.repeat(1, 2), GOOD[0], GOOD[None], -GOOD - 1, GOOD + VOCABULARY, [[2**70, 1, 2], [1, 2, 3]], GOOD.to("meta"), GOOD.to_sparse(),
-          np.array([[1, None], [2, 3]], dtype=object), {1: 2}, Thing(), GOOD.numpy().astype(np.uint64) + 2**63, np.full((2, 3), "a")]
-NUMBERS = [3, 1.5, "11", b"11", NAN, [1], [1, 2, 3], [1, -1], [1.0, 2.0], [True, False], [None, 1], ["1", "1"], [1, 2**40], [1, NAN], {0: 1, 1: 1}, {0, 1},
-           [[1, 1]], torch.tensor([1.0, 1.0]), torch.tensor([True, False]), torch.tensor(1), np.array([1.0, 1.0]), np.array([[1, 1]]), Thing(), [Thing(), 1]]
+TOKENS = [
+    None,
+    3,
+    "text",
+    b"text",
+    NAN,
+    [],
+    [[]],
+    [[1, 2], [3]],
+    [["a", "b"], ["c", "d"]],
+    [[1.0, 2.0], [3.0, 4.0]],
+    GOOD.float(),
+    GOOD.double(),
+    GOOD > 3,
+    GOOD * 1j,
+    GOOD.float() * NAN,
+    GOOD.numpy().astype(float),
+    GOOD.numpy() > 3,
+    GOOD[:, :0],
+    GOOD[:0],
+    GOOD[:, :1],
+    GOOD[:1],
+    GOOD.repeat(2, 1),
+    GOOD.repeat(1, 2),
+    GOOD[0],
+    GOOD[None],
+    -GOOD - 1,
+    GOOD + VOCABULARY,
+    [[2**70, 1, 2], [1, 2, 3]],
+    GOOD.to("meta"),
+    GOOD.to_sparse(),
+    np.array([[1, None], [2, 3]], dtype=object),
+    {1: 2},
+    Thing(),
+    GOOD.numpy().astype(np.uint64) + 2**63,
+    np.full((2, 3), "a"),
+]
+NUMBERS = [
+    3,
+    1.5,
+    "11",
+    b"11",
+    NAN,
+    [1],
+    [1, 2, 3],
+    [1, -1],
+    [1.0, 2.0],
+    [True, False],
+    [None, 1],
+    ["1", "1"],
+    [1, 2**40],
+    [1, NAN],
+    {0: 1, 1: 1},
+    {0, 1},
+    [[1, 1]],
+    torch.tensor([1.0, 1.0]),
+    torch.tensor([True, False]),
+    torch.tensor(1),
+    np.array([1.0, 1.0]),
+    np.array([[1, 1]]),
+    Thing(),
+    [Thing(), 1],
+]
 STREAM = [None, -1, 2, 0.0, 0.5, True, "0", [0], NAN, torch.tensor(0), torch.tensor(0.5), Thing(), 2**70]
 LR = [-1, NAN, INF, "0.1", True, [0.1], 1e39, torch.tensor(0.1), Thing()]
 PATHS = [None, 3, b"x", True, [], NAN, Thing(), ""]
 CALLS = {
-    "step": {"tokens": TOKENS, "lengths": [*NUMBERS, [7, 1]], "streams": [*[n for n in NUMBERS if type(n) is not list or n != [1]], [], [0, 0], [0, 2]],
-             "weights": [3, "11", NAN, [1], [1, 2, 3], [1, -1], [True, False], [None, 1], ["1", "1"], [1, NAN], [1, INF], [1, 1e39], {0: 1, 1: 1}, {0, 1},
-                         [[1, 1]], torch.tensor([True, False]), torch.tensor(1), np.array([[1, 1]]), Thing(), [Thing(), 1]]},
-    "score": {"tokens": [t for t in TOKENS if t is not None and not (isinstance(t, torch.Tensor) and t.shape in ((1, 7), (4, 7), (2, 14)) and t.dtype == torch.int64)],
-              "stream": STREAM},
-    "enter": {"stream": STREAM, "lr": LR}, "set_lr": {"stream": STREAM, "lr": [*LR, None]}, "reset": {"stream": STREAM},
-    "save": {"directory": PATHS}, "restore": {"directory": PATHS}, "load_adapter": {"directory": PATHS, "stream": STREAM},
-    "gather_statistics": {"segments": [None, 3, "text", [], GOOD[0], [[1]], [[1.0, 2.0]], [GOOD], [GOOD[0] + VOCABULARY], [GOOD[0], -GOOD[0] - 1], Thing()]},
-    "generate": {"prompt": [None, 3, "text", [], [1.0], [True], [-1], [VOCABULARY], [[1, 2]], GOOD.float()[0], Thing()], "limit": BY_KIND["integer"],
-                 "stop": [3, "stop", [1], None], "stream": STREAM, "repetition_penalty": [0, -1, NAN, INF, "1.5", True, None, Thing()],
-                 "choose": [3, "greedy", [1], True]},
-    "score_continuations": {"rows": [[[1]], [[1.0, 2.0]], [[1, VOCABULARY]], [[-1, 2]], ["text"], [list(range(99))], [[True, False]], [3]],
-                            "counts": [3, None, "1", [0], [3], [1.0], [True], [1, 1], []], "stream": STREAM},
+    "step": {
+        "tokens": TOKENS,
+        "lengths": [*NUMBERS, [7, 1]],
+        "streams": [*[n for n in NUMBERS if type(n) is not list or n != [1]], [], [0, 0], [0, 2]],
+        "weights": [
+            3,
+            "11",
+            NAN,
+            [1],
+            [1, 2, 3],
+            [1, -1],
+            [True, False],
+            [None, 1],
+            ["1", "1"],
+            [1, NAN],
+            [1, INF],
+            [1, 1e39],
+            {0: 1, 1: 1},
+            {0, 1},
+            [[1, 1]],
+            torch.tensor([True, False]),
+            torch.tensor(1),
+            np.array([[1, 1]]),
+            Thing(),
+            [Thing(), 1],
+        ],
+    },
+    "score": {
+        "tokens": [
+            t
+            for t in TOKENS
+            if t is not None and not (isinstance(t, torch.Tensor) and t.shape in ((1, 7), (4, 7), (2, 14)) and t.dtype == torch.int64)
+        ],
+        "stream": STREAM,
+    },
+    "enter": {"stream": STREAM, "lr": LR},
+    "set_lr": {"stream": STREAM, "lr": [*LR, None]},
+    "reset": {"stream": STREAM},
+    "save": {"directory": PATHS},
+    "restore": {"directory": PATHS},
+    "load_adapter": {"directory": PATHS, "stream": STREAM},
+    "gather_statistics": {
+        "segments": [None, 3, "text", [], GOOD[0], [[1]], [[1.0, 2.0]], [GOOD], [GOOD[0] + VOCABULARY], [GOOD[0], -GOOD[0] - 1], Thing()]
+    },
+    "generate": {
+        "prompt": [None, 3, "text", [], [1.0], [True], [-1], [VOCABULARY], [[1, 2]], GOOD.float()[0], Thing()],
+        "limit": BY_KIND["integer"],
+        "stop": [3, "stop", [1], None],
+        "stream": STREAM,
+        "repetition_penalty": [0, -1, NAN, INF, "1.5", True, None, Thing()],
+        "choose": [3, "greedy", [1], True],
+    },
+    "score_continuations": {
+        "rows": [[[1]], [[1.0, 2.0]], [[1, VOCABULARY]], [[-1, 2]], ["text"], [list(range(99))], [[True, False]], [3]],
+        "counts": [3, None, "1", [0], [3], [1.0], [True], [1, 1], []],
+        "stream": STREAM,
+    },
 }
-OTHERS = {"step": {"tokens": GOOD}, "score": {"tokens": GOOD}, "enter": {"stream": 0}, "set_lr": {"stream": 0, "lr": 0.1}, "reset": {}, "save": {}, "restore": {},
-          "load_adapter": {"directory": "no/such/place"}, "gather_statistics": {}, "generate": {"prompt": [1, 2], "limit": 2},
-          "score_continuations": {"rows": [[1, 2, 3]], "counts": [1]}}
+OTHERS = {
+    "step": {"tokens": GOOD},
+    "score": {"tokens": GOOD},
+    "enter": {"stream": 0},
+    "set_lr": {"stream": 0, "lr": 0.1},
+    "reset": {},
+    "save": {},
+    "restore": {},
+    "load_adapter": {"directory": "no/such/place"},
+    "gather_statistics": {},
+    "generate": {"prompt": [1, 2], "limit": 2},
+    "score_continuations": {"rows": [[1, 2, 3]], "counts": [1]},
+}
 FREE = {"generate": generate, "score_continuations": score_continuations}
 
 
@@ -235,7 +416,11 @@ def test_wrong_values_of_calls_are_named_and_change_nothing(call):
             with pytest.raises(ValueError) as caught:
                 function(**{**OTHERS[call], name: value})
                 pytest.fail(f"{call}({name}={value!r}) was accepted")
-            assert re.match(rf"{name}\b", str(caught.value)) or name == "counts" and str(caught.value).startswith("rows"), (name, value, str(caught.value))
+            assert re.match(rf"{name}\b", str(caught.value)) or name == "counts" and str(caught.value).startswith("rows"), (
+                name,
+                value,
+                str(caught.value),
+            )
     assert_equal(before, state_of(e))
     for each in (e, twin):
         if options:
@@ -245,9 +430,23 @@ def test_wrong_values_of_calls_are_named_and_change_nothing(call):
 
 
 @pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("tokens", [GOOD.int(), GOOD.to(torch.uint8), GOOD.to(torch.int16), GOOD.tolist(), GOOD.numpy(), GOOD.numpy().astype(np.int32),
-                                    GOOD.numpy()[:, ::-1][:, ::-1], torch.cat([GOOD, GOOD], 1)[:, ::2][:, [0, 4, 1, 5, 2, 6, 3]], GOOD.t().contiguous().t(),
-                                    GOOD.numpy().astype(np.uint64), tuple(map(tuple, GOOD.tolist()))], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        GOOD.int(),
+        GOOD.to(torch.uint8),
+        GOOD.to(torch.int16),
+        GOOD.tolist(),
+        GOOD.numpy(),
+        GOOD.numpy().astype(np.int32),
+        GOOD.numpy()[:, ::-1][:, ::-1],
+        torch.cat([GOOD, GOOD], 1)[:, ::2][:, [0, 4, 1, 5, 2, 6, 3]],
+        GOOD.t().contiguous().t(),
+        GOOD.numpy().astype(np.uint64),
+        tuple(map(tuple, GOOD.tolist())),
+    ],
+    ids=lambda t: type(t).__name__,
+)
 def test_whole_numbers_of_every_kind_are_tokens(static, tokens):
     assert torch.equal(engine(static=static).step(tokens), engine(static=static).step(GOOD))
 
@@ -289,8 +488,18 @@ def test_load_converts_a_model_that_is_loaded_already():
 
 def test_attach_takes_what_the_engine_takes():
     from helpers import to_transformers
+
     live = to_transformers(MODEL)
-    for name, value in [("adapt", 3), ("adapt", "peft"), ("dtype", 3), ("history", 1.5), ("history", True), ("segment", 0), ("optimizer", "lion"), ("memory", 512)]:
+    for name, value in [
+        ("adapt", 3),
+        ("adapt", "peft"),
+        ("dtype", 3),
+        ("history", 1.5),
+        ("history", True),
+        ("segment", 0),
+        ("optimizer", "lion"),
+        ("memory", 512),
+    ]:
         with pytest.raises(ValueError, match=f"^{name}="):
             dynadapt.attach(live, **{name: value})
     with dynadapt.attach(live, adapt="full", optimizer="sgd", segment=6, backend="reference") as session:

@@ -1,4 +1,5 @@
 """One call at a time on one engine; a call that fails half-way leaves an engine that says so and serves again once restored."""
+
 import copy
 import gc
 import os
@@ -28,10 +29,16 @@ def text(seed=0, rows=2, length=T):
 
 
 CALLS = {
-    "step": lambda e, to: e.step(text()), "score": lambda e, to: e.score(text()), "enter": lambda e, to: e.enter(0),
-    "reset": lambda e, to: e.reset(1), "set_lr": lambda e, to: e.set_lr(0, 0.1), "save": lambda e, to: e.save(to / "other"),
-    "restore": lambda e, to: e.restore(to / "saved"), "load_adapter": lambda e, to: e.load_adapter(to / "saved" / "adapter-0"),
-    "generate": lambda e, to: e.generate([1, 2], 2), "score_continuations": lambda e, to: score_continuations(e, [[1, 2, 3]], [1]),
+    "step": lambda e, to: e.step(text()),
+    "score": lambda e, to: e.score(text()),
+    "enter": lambda e, to: e.enter(0),
+    "reset": lambda e, to: e.reset(1),
+    "set_lr": lambda e, to: e.set_lr(0, 0.1),
+    "save": lambda e, to: e.save(to / "other"),
+    "restore": lambda e, to: e.restore(to / "saved"),
+    "load_adapter": lambda e, to: e.load_adapter(to / "saved" / "adapter-0"),
+    "generate": lambda e, to: e.generate([1, 2], 2),
+    "score_continuations": lambda e, to: score_continuations(e, [[1, 2, 3]], [1]),
     "gather_statistics": lambda e, to: e.gather_statistics(list(text())),
 }
 
@@ -114,6 +121,7 @@ def test_threads_may_take_turns():
 
 def test_engines_in_different_threads_keep_their_own_scratch_memory():
     from dynadapt.kernels import common
+
     seen = {}
 
     def look(name):
@@ -185,8 +193,17 @@ def failing(e, op, at):
 
 
 @pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("op,at,whole", [("attention_forward", 1, True), ("linear_forward", 7, True), ("cross_entropy", 1, True),
-                                         ("attention_backward", 2, False), ("lora_gradient", 3, False), ("update", 1, False)])
+@pytest.mark.parametrize(
+    "op,at,whole",
+    [
+        ("attention_forward", 1, True),
+        ("linear_forward", 7, True),
+        ("cross_entropy", 1, True),
+        ("attention_backward", 2, False),
+        ("lora_gradient", 3, False),
+        ("update", 1, False),
+    ],
+)
 def test_a_step_that_fails_has_changed_nothing_or_says_so(op, at, whole, static, tmp_path):
     e, twin = engine(static=static), engine(static=static)
     for each in (e, twin):
@@ -200,7 +217,9 @@ def test_a_step_that_fails_has_changed_nothing_or_says_so(op, at, whole, static,
         assert e.calls.damage is None
         assert_equal(before, state_of(e))
     else:
-        with pytest.raises(RuntimeError, match=r"^step: a failed step \(OSError: out of paper\) left this engine's weights half moved; restore"):
+        with pytest.raises(
+            RuntimeError, match=r"^step: a failed step \(OSError: out of paper\) left this engine's weights half moved; restore"
+        ):
             e.step(text(1))
         for name, call in CALLS.items():
             if name not in ("restore", "gather_statistics"):
@@ -292,6 +311,7 @@ def test_statistics_are_asked_for_before_anything_moves(static, backend, clip, a
 def test_an_engine_that_fails_late_leaves_nothing_behind(late, monkeypatch):
     from dynadapt.engine import engine as module
     from dynadapt.kernels import common
+
     threads, held, scratch = torch.get_num_threads(), [], dict(common._active.scratch.buffers)
 
     class Learner(module.LoraLearner):
@@ -314,7 +334,13 @@ def test_what_fails_is_refused_before_weights_are_read(monkeypatch):
     read = []
     model = copy.copy(MODEL)
     monkeypatch.setattr(model, "tensor", lambda name: read.append(name))
-    for options in ({"backend": "cpu", "static": True}, {"adapt": LoRA(layers=range(99))}, {"lr": 1}, {"batch": 0}, {"base": "float8", "backend": "cpu"}):
+    for options in (
+        {"backend": "cpu", "static": True},
+        {"adapt": LoRA(layers=range(99))},
+        {"lr": 1},
+        {"batch": 0},
+        {"base": "float8", "backend": "cpu"},
+    ):
         with pytest.raises((ValueError, RuntimeError, TypeError)):
             Engine(model, **{**BASE, **options})
     assert not read
@@ -323,8 +349,14 @@ def test_what_fails_is_refused_before_weights_are_read(monkeypatch):
 # ---- modes of torch that the caller is in
 
 
-MODES = {"inference": torch.inference_mode, "no_grad": torch.no_grad, "grad": torch.enable_grad, "meta": lambda: torch.device("meta"),
-         "autocast": lambda: torch.autocast("cpu", torch.bfloat16), "float64": lambda: default_dtype(torch.float64)}
+MODES = {
+    "inference": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "grad": torch.enable_grad,
+    "meta": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "float64": lambda: default_dtype(torch.float64),
+}
 
 
 @contextmanager
@@ -338,8 +370,16 @@ def default_dtype(dtype):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("options", [{"backend": "cpu"}, {"static": True, "reset": "auto"}, {"adapt": Full(targets="model"), "shared": True},
-                                     {"adapt": RowSparse(0.3), "optimizer": RMS(lr=1e-3, clip=1.0)}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backend": "cpu"},
+        {"static": True, "reset": "auto"},
+        {"adapt": Full(targets="model"), "shared": True},
+        {"adapt": RowSparse(0.3), "optimizer": RMS(lr=1e-3, clip=1.0)},
+    ],
+    ids=str,
+)
 def test_a_mode_of_the_caller_changes_nothing(mode, options):
     twin, tokens, segments, prompt = engine(**options), [text(seed).tolist() for seed in range(3)], text(9).tolist(), [1, 2]
     statistics = (lambda e: e.gather_statistics(segments)) if "optimizer" in options else (lambda e: None)

@@ -3,6 +3,7 @@
 Damage is drawn from a seed: bytes that flip, go or come, safetensors headers and JSON values that change type, value or place. A few
 hundred draws here; the long form is marked slow.
 """
+
 import copy
 import json
 import os
@@ -31,16 +32,74 @@ from fuzz_loaders import damage  # noqa: E402
 
 T = 8
 LONGEST = 20.0  # seconds that one read may take
-HOSTILE = [None, True, False, 0, 1, -1, 2, 0.5, 1e308, 2**31, 2**63, 10**40, float("nan"), float("inf"), "", "x", "LORA", "../x", "é", [],
-           {}, [[]], [None], [-1], {"a": 1}, "F32", "F64", "I8", "BOOL", "F8_E4M3", "a" * 5000, "(a+)+$", "("]
+HOSTILE = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    0.5,
+    1e308,
+    2**31,
+    2**63,
+    10**40,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "LORA",
+    "../x",
+    "é",
+    [],
+    {},
+    [[]],
+    [None],
+    [-1],
+    {"a": 1},
+    "F32",
+    "F64",
+    "I8",
+    "BOOL",
+    "F8_E4M3",
+    "a" * 5000,
+    "(a+)+$",
+    "(",
+]
 MODEL = random_model(tiny_config("llama", layers=2), seed=1, std=0.1)
 ENGINES = {
-    "lora": lambda: Engine(MODEL, adapt=LoRA(rank=2, alpha=4.0), optimizer=Adam(lr=1e-2), memory=SegmentMemory(12, 2), streams=2,
-                           segment=T, reset="auto", dtype="fp32", backend="cpu"),
-    "bf16": lambda: Engine(MODEL, adapt=LoRA(rank=2, alpha=4.0), optimizer=Adam(lr=1e-2), memory=SegmentMemory(12, 2, "reproject"),
-                           segment=T, dtype="bf16", backend="cpu"),
-    "rows": lambda: Engine(MODEL, adapt=RowSparse(0.2, every=1), optimizer=Adam(lr=1e-3, decay=1e-3), memory=Overlap(12), segment=T,
-                           accumulate=True, every=2, dtype="fp32", backend="cpu"),
+    "lora": lambda: Engine(
+        MODEL,
+        adapt=LoRA(rank=2, alpha=4.0),
+        optimizer=Adam(lr=1e-2),
+        memory=SegmentMemory(12, 2),
+        streams=2,
+        segment=T,
+        reset="auto",
+        dtype="fp32",
+        backend="cpu",
+    ),
+    "bf16": lambda: Engine(
+        MODEL,
+        adapt=LoRA(rank=2, alpha=4.0),
+        optimizer=Adam(lr=1e-2),
+        memory=SegmentMemory(12, 2, "reproject"),
+        segment=T,
+        dtype="bf16",
+        backend="cpu",
+    ),
+    "rows": lambda: Engine(
+        MODEL,
+        adapt=RowSparse(0.2, every=1),
+        optimizer=Adam(lr=1e-3, decay=1e-3),
+        memory=Overlap(12),
+        segment=T,
+        accumulate=True,
+        every=2,
+        dtype="fp32",
+        backend="cpu",
+    ),
     "full": lambda: Engine(MODEL, adapt=Full(targets="attn"), optimizer=RMS(lr=1e-4), segment=T, dtype="fp32", backend="cpu"),
 }
 
@@ -203,6 +262,7 @@ def test_damaged_states_for_long(tmp_path, seed):
 
 # ---- chosen damage
 
+
 def test_an_untouched_state_goes_on_bit_for_bit(tmp_path):
     for kind in ENGINES:
         whole = learn(make(kind))
@@ -214,19 +274,22 @@ def test_an_untouched_state_goes_on_bit_for_bit(tmp_path):
         assert torch.equal(whole.step(tokens), engine.step(tokens)) and same(everything(whole), everything(engine)), kind
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda t: t.pop("lr"), "no tensor lr"),
-    (lambda t: t.update(extra=torch.ones(1)), "extra has no place"),
-    (lambda t: t.update(lr=t["lr"].double()), "lr has dtype F64"),
-    (lambda t: t.update({"learner.0.master": t["learner.0.master"].to(torch.int32)}), "learner.0.master has dtype I32"),
-    (lambda t: t.update({"learner.0.master": t["learner.0.master"][:, :-1].contiguous()}), "learner.0.master has dtype F32 and shape"),
-    (lambda t: t["learner.0.second"].view(-1)[:1].fill_(float("nan")), "learner.0.second holds a NaN"),
-    (lambda t: t["memory.keys.1"][1, 0].fill_(float("inf")), "memory.keys.1 holds a NaN or an infinity"),
-    (lambda t: t["memory.length"].fill_(99), "memory.length holds 99..99; expected 0..14"),
-    (lambda t: t["lr"].fill_(-1), "lr holds a number below 0"),
-    (lambda t: t["learner.0.step"].fill_(-1), "learner.0.step holds -1"),
-    (lambda t: t.update({"history.0": torch.tensor([1])}), "history.0 has 1 tokens; this engine remembers 0"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop("lr"), "no tensor lr"),
+        (lambda t: t.update(extra=torch.ones(1)), "extra has no place"),
+        (lambda t: t.update(lr=t["lr"].double()), "lr has dtype F64"),
+        (lambda t: t.update({"learner.0.master": t["learner.0.master"].to(torch.int32)}), "learner.0.master has dtype I32"),
+        (lambda t: t.update({"learner.0.master": t["learner.0.master"][:, :-1].contiguous()}), "learner.0.master has dtype F32 and shape"),
+        (lambda t: t["learner.0.second"].view(-1)[:1].fill_(float("nan")), "learner.0.second holds a NaN"),
+        (lambda t: t["memory.keys.1"][1, 0].fill_(float("inf")), "memory.keys.1 holds a NaN or an infinity"),
+        (lambda t: t["memory.length"].fill_(99), "memory.length holds 99..99; expected 0..14"),
+        (lambda t: t["lr"].fill_(-1), "lr holds a number below 0"),
+        (lambda t: t["learner.0.step"].fill_(-1), "learner.0.step holds -1"),
+        (lambda t: t.update({"history.0": torch.tensor([1])}), "history.0 has 1 tokens; this engine remembers 0"),
+    ],
+)
 def test_a_damaged_tensor_is_named(tmp_path, change, message):
     learn(make("lora")).save(tmp_path)
     tensors = load_file(tmp_path / "state.safetensors")
@@ -253,12 +316,22 @@ def test_what_a_stream_has_forgotten_may_hold_anything(tmp_path):
     assert torch.equal(again.step(tokens), engine.step(tokens))
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(format=3), "state format 3; this version reads 1 and 2"), (dict(format="1"), "not the record of a saved engine"),
-    (dict(streams=[]), "damaged: streams="), (dict(updates=-1), "damaged: updates=-1"), (dict(updates=1.5), "damaged: updates=1.5"),
-    (dict(flops={}), "damaged: flops="), (dict(files=None), "damaged: files="), (dict(files={"../x": {"bytes": 1, "sha256": ""}}), "damaged: files="),
-    (dict(files={"state.safetensors": 3}), "damaged: files="), (dict(engine=None), "not the record"), (dict(skipped_updates=None), "skipped_updates=None"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(format=3), "state format 3; this version reads 1 and 2"),
+        (dict(format="1"), "not the record of a saved engine"),
+        (dict(streams=[]), "damaged: streams="),
+        (dict(updates=-1), "damaged: updates=-1"),
+        (dict(updates=1.5), "damaged: updates=1.5"),
+        (dict(flops={}), "damaged: flops="),
+        (dict(files=None), "damaged: files="),
+        (dict(files={"../x": {"bytes": 1, "sha256": ""}}), "damaged: files="),
+        (dict(files={"state.safetensors": 3}), "damaged: files="),
+        (dict(engine=None), "not the record"),
+        (dict(skipped_updates=None), "skipped_updates=None"),
+    ],
+)
 def test_a_damaged_record_is_named(tmp_path, changes, message):
     learn(make("lora")).save(tmp_path)
     record = json.loads((tmp_path / "engine.json").read_text())
@@ -267,10 +340,15 @@ def test_a_damaged_record_is_named(tmp_path, changes, message):
         make("lora").restore(tmp_path)
 
 
-@pytest.mark.parametrize("file, content, message", [
-    ("engine.json", b"", "not valid JSON"), ("engine.json", b"\xff", "not valid JSON"), ("engine.json", None, "cannot be read"),
-    ("state.safetensors", b"", "not a whole safetensors file"),
-])
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("engine.json", b"", "not valid JSON"),
+        ("engine.json", b"\xff", "not valid JSON"),
+        ("engine.json", None, "cannot be read"),
+        ("state.safetensors", b"", "not a whole safetensors file"),
+    ],
+)
 def test_a_broken_file_is_named(tmp_path, file, content, message):
     learn(make("lora")).save(tmp_path)
     (tmp_path / file).unlink()

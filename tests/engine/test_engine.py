@@ -21,43 +21,66 @@ def text(length, streams=1, seed=0):
     return torch.randint(VOCABULARY, (streams, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("options,message", [
-    ({"dtype": "fp16"}, "dtype='fp16'.*bf16"),
-    ({"streams": 0}, "streams=0"),
-    ({"segment": -1}, "segment=-1"),
-    ({"every": 0}, "every=0"),
-    ({"batch": 0}, "batch=0"),
-    ({"batch": 1, "streams": 2, "shared": True}, "batch=1 with shared=True"),
-    ({"reset": "sometimes"}, "reset='sometimes'"),
-    ({"reset": 0}, "reset=0"),
-    ({"shared": True, "reset": "auto"}, "shared=True"),
-    ({"optimizer": Adam()}, "adapt=None"),
-    ({"backend": "gpu"}, "backend='gpu'"),
-    ({"memory": 512}, "memory=512"),
-    ({"adapt": LoRA(layers=range(0, 99))}, "layers=0:99.*0:"),
-])
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"dtype": "fp16"}, "dtype='fp16'.*bf16"),
+        ({"streams": 0}, "streams=0"),
+        ({"segment": -1}, "segment=-1"),
+        ({"every": 0}, "every=0"),
+        ({"batch": 0}, "batch=0"),
+        ({"batch": 1, "streams": 2, "shared": True}, "batch=1 with shared=True"),
+        ({"reset": "sometimes"}, "reset='sometimes'"),
+        ({"reset": 0}, "reset=0"),
+        ({"shared": True, "reset": "auto"}, "shared=True"),
+        ({"optimizer": Adam()}, "adapt=None"),
+        ({"backend": "gpu"}, "backend='gpu'"),
+        ({"memory": 512}, "memory=512"),
+        ({"adapt": LoRA(layers=range(0, 99))}, "layers=0:99.*0:"),
+    ],
+)
 def test_wrong_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         engine(**options)
 
 
-@pytest.mark.parametrize("make,message", [
-    (lambda: LoRA(rank=0), "rank=0"), (lambda: LoRA(alpha=-1), "alpha=-1"), (lambda: LoRA(targets="q"), "targets='q'"),
-    (lambda: RowSparse(density=0), "density=0"), (lambda: RowSparse(select="best"), "select='best'"),
-    (lambda: Full(layers=range(3, 3)), "layers=range"), (lambda: Adam(lr=-1), "lr=-1"), (lambda: Adam(betas=(1, 1)), "betas"),
-    (lambda: SGD(momentum=1), "momentum=1"), (lambda: Adam(decay=2), "decay=2"), (lambda: SegmentMemory(0), "length=0"),
-    (lambda: SegmentMemory(4, -1), "sinks=-1"), (lambda: SegmentMemory(4, 1, "recompute"), "Overlap"), (lambda: Overlap(0), "context=0"),
-    (lambda: Adam(lr=float("nan")), "lr=nan"),
-])
+@pytest.mark.parametrize(
+    "make,message",
+    [
+        (lambda: LoRA(rank=0), "rank=0"),
+        (lambda: LoRA(alpha=-1), "alpha=-1"),
+        (lambda: LoRA(targets="q"), "targets='q'"),
+        (lambda: RowSparse(density=0), "density=0"),
+        (lambda: RowSparse(select="best"), "select='best'"),
+        (lambda: Full(layers=range(3, 3)), "layers=range"),
+        (lambda: Adam(lr=-1), "lr=-1"),
+        (lambda: Adam(betas=(1, 1)), "betas"),
+        (lambda: SGD(momentum=1), "momentum=1"),
+        (lambda: Adam(decay=2), "decay=2"),
+        (lambda: SegmentMemory(0), "length=0"),
+        (lambda: SegmentMemory(4, -1), "sinks=-1"),
+        (lambda: SegmentMemory(4, 1, "recompute"), "Overlap"),
+        (lambda: Overlap(0), "context=0"),
+        (lambda: Adam(lr=float("nan")), "lr=nan"),
+    ],
+)
 def test_wrong_settings_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-@pytest.mark.parametrize("tokens,lengths,message", [
-    (text(3, 2), None, "shape"), (text(99), None, "shape"), (text(1), None, "shape"), (text(5) + VOCABULARY, None, "ids"),
-    (text(5) - VOCABULARY, None, "ids"), (text(5), [5], "lengths"), (text(5), [1, 1], "lengths"),
-])
+@pytest.mark.parametrize(
+    "tokens,lengths,message",
+    [
+        (text(3, 2), None, "shape"),
+        (text(99), None, "shape"),
+        (text(1), None, "shape"),
+        (text(5) + VOCABULARY, None, "ids"),
+        (text(5) - VOCABULARY, None, "ids"),
+        (text(5), [5], "lengths"),
+        (text(5), [1, 1], "lengths"),
+    ],
+)
 def test_wrong_tokens_are_named(tokens, lengths, message):
     with pytest.raises(ValueError, match=message):
         engine().step(tokens, lengths)
@@ -70,8 +93,10 @@ def test_an_op_that_nothing_serves_is_an_error():
         resolve("softmax", "reference", torch.float32)
 
 
-@pytest.mark.parametrize("capacity,sinks,pieces", [(10, 3, [4, 4, 4, 4]), (10, 3, [2, 25, 1]), (10, 3, [1, 1, 30]), (5, 0, [3, 3, 7]),
-                                                   (6, 5, [1, 1, 1, 9]), (10, 3, [10, 1])])
+@pytest.mark.parametrize(
+    "capacity,sinks,pieces",
+    [(10, 3, [4, 4, 4, 4]), (10, 3, [2, 25, 1]), (10, 3, [1, 1, 30]), (5, 0, [3, 3, 7]), (6, 5, [1, 1, 1, 9]), (10, 3, [10, 1])],
+)
 def test_window_keeps_the_sinks_and_the_latest(capacity, sinks, pieces):
     store, filled, seen = WindowStore(torch.zeros(1, capacity, 1)), 0, []
     for count in pieces:

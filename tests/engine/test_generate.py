@@ -1,4 +1,5 @@
 """Engine.generate: the text that transformers generates, draws that follow the softmax, and nothing of the engine moved by it."""
+
 import pytest
 import torch
 from helpers import to_transformers
@@ -38,6 +39,7 @@ def learned(source=None, steps=4, **options):
 def hf_processed(logits, sampler):
     """The distribution that transformers' own sampling draws from."""
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
     scores = TemperatureLogitsWarper(sampler.temperature)(None, logits[None].double())
     if sampler.top_k is not None:
         scores = TopKLogitsWarper(sampler.top_k)(None, scores)
@@ -52,11 +54,11 @@ def test_the_likeliest_tokens_are_those_of_transformers(family):
     live, e = to_transformers(source), engine(source)
     live.generation_config.eos_token_id = live.generation_config.pad_token_id = None
     prompt = source.tokenizer.encode("the cat sat on")
-    expected = live.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, use_cache=True)[0, len(prompt):].tolist()
+    expected = live.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, use_cache=True)[0, len(prompt) :].tolist()
     assert e.generate(prompt, 20, end=False).ids == expected
     made = e.generate("the cat sat on", 20, end=False)
     assert (made.ids, made.prompt_ids, made.ended) == (expected, prompt, "length")
-    assert str(made) == made.text == source.tokenizer.decode(prompt + expected)[len("the cat sat on"):]
+    assert str(made) == made.text == source.tokenizer.decode(prompt + expected)[len("the cat sat on") :]
 
 
 def test_it_uses_what_was_learned_and_moves_nothing():
@@ -72,8 +74,18 @@ def test_it_uses_what_was_learned_and_moves_nothing():
     assert used.flops["forward"] > left.flops["forward"] and used.flops["update"] == left.flops["update"]
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"temperature": 0.6}, {"temperature": 1.3, "top_k": 5}, {"temperature": 1.0, "top_p": 0.7},
-                                      {"temperature": 0.8, "top_k": 9, "top_p": 0.5}, {"temperature": 1.0, "top_p": 1e-6}, {"temperature": 1.0, "top_k": 1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.6},
+        {"temperature": 1.3, "top_k": 5},
+        {"temperature": 1.0, "top_p": 0.7},
+        {"temperature": 0.8, "top_k": 9, "top_p": 0.5},
+        {"temperature": 1.0, "top_p": 1e-6},
+        {"temperature": 1.0, "top_k": 1},
+    ],
+)
 def test_the_distribution_is_that_of_transformers(settings):
     pytest.importorskip("transformers")
     for seed in range(20):
@@ -145,14 +157,32 @@ def test_a_model_without_tokenizer_takes_ids():
             e.generate(**given)
 
 
-@pytest.mark.parametrize("given,said", [
-    ({"prompt": ""}, "prompt='': expected text of at least 1 token"), ({"prompt": []}, "prompt: empty"), ({"prompt": [[1, 2]]}, "prompt has shape"),
-    ({"prompt": [10**6]}, "prompt"), ({"prompt": None}, "prompt"), ({"max_tokens": 0}, "max_tokens=0"), ({"temperature": -1}, "temperature=-1"),
-    ({"temperature": float("nan")}, "temperature=nan"), ({"top_k": 5}, "top_k=5: expected None with temperature=0"),
-    ({"seed": 5}, "seed=5: expected None with temperature=0"), ({"temperature": 1.0, "top_k": 0}, "top_k=0"), ({"temperature": 1.0, "top_p": 0}, "top_p=0"),
-    ({"temperature": 1.0, "top_p": 1.5}, "top_p=1.5"), ({"temperature": 1.0, "seed": -1}, "seed=-1"), ({"stop": [""]}, "stop="), ({"stop": 3}, "stop=3"),
-    ({"stop": [3]}, "stop="), ({"end": 5}, "end=5"), ({"end": [10**6]}, "end=1000000"), ({"stream": 1}, "stream=1"), ({"on_text": "x"}, "on_text='x'"),
-])
+@pytest.mark.parametrize(
+    "given,said",
+    [
+        ({"prompt": ""}, "prompt='': expected text of at least 1 token"),
+        ({"prompt": []}, "prompt: empty"),
+        ({"prompt": [[1, 2]]}, "prompt has shape"),
+        ({"prompt": [10**6]}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"max_tokens": 0}, "max_tokens=0"),
+        ({"temperature": -1}, "temperature=-1"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_k": 5}, "top_k=5: expected None with temperature=0"),
+        ({"seed": 5}, "seed=5: expected None with temperature=0"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k=0"),
+        ({"temperature": 1.0, "top_p": 0}, "top_p=0"),
+        ({"temperature": 1.0, "top_p": 1.5}, "top_p=1.5"),
+        ({"temperature": 1.0, "seed": -1}, "seed=-1"),
+        ({"stop": [""]}, "stop="),
+        ({"stop": 3}, "stop=3"),
+        ({"stop": [3]}, "stop="),
+        ({"end": 5}, "end=5"),
+        ({"end": [10**6]}, "end=1000000"),
+        ({"stream": 1}, "stream=1"),
+        ({"on_text": "x"}, "on_text='x'"),
+    ],
+)
 def test_what_does_not_fit_is_named(given, said):
     with pytest.raises(ValueError, match=said):
         engine().generate(**{"prompt": "the cat", "max_tokens": 3, **given})
@@ -173,7 +203,7 @@ def test_a_session_generates_what_its_model_does():
     with dynadapt.attach(live, adapt=LoRA(rank=2), optimizer=Adam(lr=0.05), segment=T, streams=2) as session:
         session.step(torch.tensor(source.tokenizer.encode(english(200)))[: T + 1].repeat(2, 1))
         session.stream = 1
-        expected = live.generate(prompt, max_new_tokens=10, do_sample=False)[0, prompt.shape[1]:].tolist()
+        expected = live.generate(prompt, max_new_tokens=10, do_sample=False)[0, prompt.shape[1] :].tolist()
         assert session.generate(prompt[0], 10, end=False).ids == expected
     with pytest.raises(RuntimeError, match="session is closed"):
         session.generate([1], 2)

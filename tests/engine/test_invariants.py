@@ -72,8 +72,11 @@ def test_lr_zero_is_static_evaluation_bit_for_bit(adapt, memory, backend, dtype)
 
 
 @pytest.mark.parametrize("adapt", ["lora", "rows", "full"])
-@pytest.mark.parametrize("optimizer", [SGD(lr=0.5, momentum=0.9), Adam(lr=5e-3), Adam(lr=5e-3, betas=(0.0, 0.99)),
-                                       AdamW(lr=5e-3, decay=0.01), RMS(lr=1e-4, decay=1e-3)], ids=lambda o: f"{o.kind}-{o.decay}")
+@pytest.mark.parametrize(
+    "optimizer",
+    [SGD(lr=0.5, momentum=0.9), Adam(lr=5e-3), Adam(lr=5e-3, betas=(0.0, 0.99)), AdamW(lr=5e-3, decay=0.01), RMS(lr=1e-4, decay=1e-3)],
+    ids=lambda o: f"{o.kind}-{o.decay}",
+)
 @pytest.mark.parametrize("backend,dtype", BACKENDS)
 def test_every_optimizer_learns_a_repeated_text(adapt, optimizer, backend, dtype):
     if optimizer.kind == "rms" and adapt == "lora":
@@ -254,8 +257,9 @@ def test_engine_gradient_equals_finite_differences(family, adapt, memory):
 LEDGER_OPTIONS = [{}, {"streams": 2}, {"every": 2}, {"every": 2, "accumulate": True}, {"streams": 2, "shared": True}]
 
 
-@pytest.mark.parametrize("family,adapt,memory,options", [(*c, o) for c in COMBINATIONS for o in LEDGER_OPTIONS
-                                                         if not ("every" in o and c[1] == "none")], ids=str)
+@pytest.mark.parametrize(
+    "family,adapt,memory,options", [(*c, o) for c in COMBINATIONS for o in LEDGER_OPTIONS if not ("every" in o and c[1] == "none")], ids=str
+)
 def test_ledger_equals_torchs_flop_counter(family, adapt, memory, options):
     e = engine(family, adapt, memory, **options)
     tokens = text(options.get("streams", 1), 3 * SEGMENT + 6, family=family)
@@ -266,8 +270,16 @@ def test_ledger_equals_torchs_flop_counter(family, adapt, memory, options):
     assert (flops["update"] > 0) == (adapt != "none")
 
 
-@pytest.mark.parametrize("what", [LoRA(rank=2, targets="mlp", layers=range(1, 2)), LoRA(rank=2, targets="attn", layers=range(0, 1)),
-                                  RowSparse(0.1, targets="mlp"), Full(targets="attn", layers=range(1, 2))], ids=str)
+@pytest.mark.parametrize(
+    "what",
+    [
+        LoRA(rank=2, targets="mlp", layers=range(1, 2)),
+        LoRA(rank=2, targets="attn", layers=range(0, 1)),
+        RowSparse(0.1, targets="mlp"),
+        Full(targets="attn", layers=range(1, 2)),
+    ],
+    ids=str,
+)
 def test_nothing_below_the_lowest_learner_is_computed(what):
     e, everything = engine(adapt=what), engine(adapt=type(what)(**({"rank": 2} if isinstance(what, LoRA) else {})))
     tokens = text()

@@ -1,4 +1,5 @@
 """What objects say of themselves: short, no tensor's values, and never an error, be they closed, damaged or half made."""
+
 import copy
 
 import pytest
@@ -78,14 +79,49 @@ def test_sessions_open_and_closed():
 def test_tokenizers_models_and_settings():
     assert said(Tokenizer(tiny_tokenizer(), bos_id=0, eos_id=1)) == "Tokenizer(BPE, 300 ids, bos 0, eos 1)"
     assert said(MODEL) == "Model('random-llama', family llama, 3 layers, hidden 60, vocabulary 131)"
-    for settings in (LoRA(), RowSparse(), Full(), Adam(), AdamW(), SGD(), RMS(), SegmentMemory(), Overlap(), Sampler(), LoRA(layers=range(3, 9))):
+    for settings in (
+        LoRA(),
+        RowSparse(),
+        Full(),
+        Adam(),
+        AdamW(),
+        SGD(),
+        RMS(),
+        SegmentMemory(),
+        Overlap(),
+        Sampler(),
+        LoRA(layers=range(3, 9)),
+    ):
         assert eval(said(settings)) == settings
-    assert said(Continuation("the " * 100, [1] * 100, [2] * 5000)) == f"Continuation({('the ' * 100)[:57] + '...'!r}, 100 tokens, ended='length')"
+    assert (
+        said(Continuation("the " * 100, [1] * 100, [2] * 5000))
+        == f"Continuation({('the ' * 100)[:57] + '...'!r}, 100 tokens, ended='length')"
+    )
     assert said(Continuation(None, [1], [2])) == str(Continuation(None, [1], [2])) == "Continuation(None, 1 token, ended='length')"
 
 
-KINDS = [Engine, Session, Snapshot, Tokenizer, Model, StepReport, StaticReport, Evaluation, Continuation, LoRA, RowSparse, Full, Adam, AdamW, SGD, RMS,
-         SegmentMemory, Overlap, Sampler, MemoryState]
+KINDS = [
+    Engine,
+    Session,
+    Snapshot,
+    Tokenizer,
+    Model,
+    StepReport,
+    StaticReport,
+    Evaluation,
+    Continuation,
+    LoRA,
+    RowSparse,
+    Full,
+    Adam,
+    AdamW,
+    SGD,
+    RMS,
+    SegmentMemory,
+    Overlap,
+    Sampler,
+    MemoryState,
+]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -1,4 +1,5 @@
 """Saving an engine: the old state, the new one, or a refusal that names the file, wherever it stops."""
+
 import json
 import os
 import shutil
@@ -40,6 +41,7 @@ def test_a_save_that_stops_leaves_the_old_state_or_one_that_is_refused(tmp_path,
         nonlocal renames
         renames += 1
         replace(*names)
+
     with monkeypatch.context() as patch:
         patch.setattr(engine_state.os, "replace", counted)
         learner.save(tmp_path / "new")
@@ -47,7 +49,7 @@ def test_a_save_that_stops_leaves_the_old_state_or_one_that_is_refused(tmp_path,
     learner = engine()
     learner.restore(tmp_path / "new")
     ends = []
-    for stop in range(renames + 2):                  # 0: while tensors are written; then before and after each renaming
+    for stop in range(renames + 2):  # 0: while tensors are written; then before and after each renaming
         out = shutil.copytree(tmp_path / "state", tmp_path / f"at{stop}")
         left = [stop]
 
@@ -56,6 +58,7 @@ def test_a_save_that_stops_leaves_the_old_state_or_one_that_is_refused(tmp_path,
             if left[0] < 0:
                 raise Stopped
             return real(*arguments)
+
         with monkeypatch.context() as patch:
             if stop == 0:
                 patch.setattr(engine_state, "save_file", lambda *a: dying(*a, real=None))
@@ -76,7 +79,7 @@ def test_a_save_that_stops_leaves_the_old_state_or_one_that_is_refused(tmp_path,
         else:
             scores = again.step(tokens(2))
             ends.append(next(name for name, value in expected.items() if torch.equal(value, scores)))
-    middle = "".join(end[0] for end in ends[2:-1])   # an adapter_config.json that stays the same leaves the old state whole
+    middle = "".join(end[0] for end in ends[2:-1])  # an adapter_config.json that stays the same leaves the old state whole
     assert ends[:2] == ["old", "old"] and ends[-1] == "new" and middle.lstrip("o") and set(middle.lstrip("o")) == {"r"}
 
 
@@ -103,7 +106,14 @@ def test_a_state_of_the_first_format_is_read(tmp_path):
     again = engine()
     again.restore(tmp_path)
     assert torch.equal(again.step(tokens(1)), learner.step(tokens(1)))
-    other = Engine(random_model(tiny_config("llama"), seed=1), adapt=LoRA(rank=2), optimizer=Adam(lr=0.01), streams=2, segment=8,
-                   backend="reference", dtype="fp32")
+    other = Engine(
+        random_model(tiny_config("llama"), seed=1),
+        adapt=LoRA(rank=2),
+        optimizer=Adam(lr=0.01),
+        streams=2,
+        segment=8,
+        backend="reference",
+        dtype="fp32",
+    )
     with pytest.raises(ValueError, match="saved with model="):
         other.restore(tmp_path)

@@ -1,4 +1,5 @@
 """The step with fixed shapes and no host decision does what the step of the CPU engine does, and never asks the device."""
+
 from contextlib import contextmanager
 
 import pytest
@@ -61,37 +62,67 @@ def compare(host, static, lengths=None, steps=4, family="llama", enter=()):
     assert not exact or host.flops == static.flops
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"memory": SegmentMemory(6, 2)}, {"memory": Overlap(5)},
-    {"adapt": LoRA(2), "optimizer": Adam(lr=0.01, decay=0.01)}, {"adapt": LoRA(2), "memory": SegmentMemory(6, 2)},
-    {"adapt": LoRA(2), "memory": SegmentMemory(20, 3)}, {"adapt": LoRA(2), "memory": Overlap(5)},
-    {"adapt": LoRA(2, layers=range(1, 2), targets="mlp"), "recompute": True}, {"adapt": LoRA(2), "recompute": True},
-    {"adapt": LoRA(2), "every": 2}, {"adapt": LoRA(2), "every": 2, "accumulate": True}, {"adapt": LoRA(2), "batch": 2},
-    {"memory": SegmentMemory(6, 2), "batch": 1},
-    {"adapt": LoRA(2), "shared": True}, {"adapt": LoRA(2), "shared": True, "every": 2, "accumulate": True},
-    {"adapt": Full(), "shared": True, "optimizer": Adam(lr=1e-3, decay=0.01)}, {"adapt": Full(targets="mlp")},
-    {"adapt": RowSparse(0.3, every=2), "optimizer": Adam(lr=1e-3, decay=0.01)}, {"adapt": RowSparse(0.3, select="fixed"), "every": 2},
-    {"adapt": Full(targets="model"), "shared": True}, {"adapt": Full(targets="model"), "every": 2, "accumulate": True, "recompute": True},
-    {"adapt": LoRA(2), "reset": 20}, {"adapt": LoRA(2), "reset": "document"}, {"adapt": RowSparse(0.3), "reset": 20},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"memory": SegmentMemory(6, 2)},
+        {"memory": Overlap(5)},
+        {"adapt": LoRA(2), "optimizer": Adam(lr=0.01, decay=0.01)},
+        {"adapt": LoRA(2), "memory": SegmentMemory(6, 2)},
+        {"adapt": LoRA(2), "memory": SegmentMemory(20, 3)},
+        {"adapt": LoRA(2), "memory": Overlap(5)},
+        {"adapt": LoRA(2, layers=range(1, 2), targets="mlp"), "recompute": True},
+        {"adapt": LoRA(2), "recompute": True},
+        {"adapt": LoRA(2), "every": 2},
+        {"adapt": LoRA(2), "every": 2, "accumulate": True},
+        {"adapt": LoRA(2), "batch": 2},
+        {"memory": SegmentMemory(6, 2), "batch": 1},
+        {"adapt": LoRA(2), "shared": True},
+        {"adapt": LoRA(2), "shared": True, "every": 2, "accumulate": True},
+        {"adapt": Full(), "shared": True, "optimizer": Adam(lr=1e-3, decay=0.01)},
+        {"adapt": Full(targets="mlp")},
+        {"adapt": RowSparse(0.3, every=2), "optimizer": Adam(lr=1e-3, decay=0.01)},
+        {"adapt": RowSparse(0.3, select="fixed"), "every": 2},
+        {"adapt": Full(targets="model"), "shared": True},
+        {"adapt": Full(targets="model"), "every": 2, "accumulate": True, "recompute": True},
+        {"adapt": LoRA(2), "reset": 20},
+        {"adapt": LoRA(2), "reset": "document"},
+        {"adapt": RowSparse(0.3), "reset": 20},
+    ],
+    ids=str,
+)
 def test_the_static_step_is_the_step(options):
     host, static = pair(**options)
     compare(host, static, enter=(1,))
 
 
-@pytest.mark.parametrize("options", [{"adapt": LoRA(2), "memory": SegmentMemory(6, 2)}, {"adapt": LoRA(2), "memory": Overlap(5), "every": 2},
-                                     {"adapt": Full(), "shared": True}, {"adapt": Full(targets="model"), "shared": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"adapt": LoRA(2), "memory": SegmentMemory(6, 2)},
+        {"adapt": LoRA(2), "memory": Overlap(5), "every": 2},
+        {"adapt": Full(), "shared": True},
+        {"adapt": Full(targets="model"), "shared": True},
+    ],
+    ids=str,
+)
 def test_ragged_and_resting_streams(options):
     host, static = pair(**options)
     compare(host, static, lengths=lambda step: [[8, 3, 0], [0, 8, 5], [1, 0, 0], [8, 8, 8]][step])
 
 
-@pytest.mark.parametrize("family,options", [
-    ("qwen3", {"adapt": LoRA(2), "memory": SegmentMemory(6, 2)}), ("gpt2", {"adapt": LoRA(2), "memory": Overlap(5)}),
-    ("qwen3", {"adapt": LoRA(2), "memory": SegmentMemory(6, 2, "reproject"), "recompute": True}),
-    ("gpt2", {"adapt": Full(), "shared": True, "recompute": True}), ("gpt2", {"adapt": Full(targets="model"), "memory": Overlap(5)}),
-    ("qwen3", {"adapt": Full(targets="model"), "shared": True, "memory": SegmentMemory(6, 2, "reproject")}),
-])
+@pytest.mark.parametrize(
+    "family,options",
+    [
+        ("qwen3", {"adapt": LoRA(2), "memory": SegmentMemory(6, 2)}),
+        ("gpt2", {"adapt": LoRA(2), "memory": Overlap(5)}),
+        ("qwen3", {"adapt": LoRA(2), "memory": SegmentMemory(6, 2, "reproject"), "recompute": True}),
+        ("gpt2", {"adapt": Full(), "shared": True, "recompute": True}),
+        ("gpt2", {"adapt": Full(targets="model"), "memory": Overlap(5)}),
+        ("qwen3", {"adapt": Full(targets="model"), "shared": True, "memory": SegmentMemory(6, 2, "reproject")}),
+    ],
+)
 def test_families(family, options):
     host, static = pair(family, **options)
     for step in range(3):
@@ -254,12 +285,21 @@ def nothing_asks(monkeypatch):
         yield
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"adapt": LoRA(2), "memory": SegmentMemory(6, 2)}, {"adapt": LoRA(2), "memory": Overlap(5)}, {"adapt": LoRA(2), "reset": "auto"},
-    {"adapt": LoRA(2), "memory": SegmentMemory(6, 2, "reproject")}, {"adapt": LoRA(2), "every": 2, "accumulate": True},
-    {"adapt": RowSparse(0.3, every=2), "shared": True}, {"adapt": Full(), "shared": True, "recompute": True},
-    {"adapt": Full(targets="model"), "shared": True, "every": 2, "accumulate": True},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"adapt": LoRA(2), "memory": SegmentMemory(6, 2)},
+        {"adapt": LoRA(2), "memory": Overlap(5)},
+        {"adapt": LoRA(2), "reset": "auto"},
+        {"adapt": LoRA(2), "memory": SegmentMemory(6, 2, "reproject")},
+        {"adapt": LoRA(2), "every": 2, "accumulate": True},
+        {"adapt": RowSparse(0.3, every=2), "shared": True},
+        {"adapt": Full(), "shared": True, "recompute": True},
+        {"adapt": Full(targets="model"), "shared": True, "every": 2, "accumulate": True},
+    ],
+    ids=str,
+)
 def test_the_step_never_asks_the_device(options, monkeypatch):
     e = engine(True, **options)
     body = e.static._body
@@ -280,14 +320,19 @@ def test_rows_that_learn_cannot_watch_for_changes():
         engine(True, adapt=RowSparse(0.3), reset="auto")
 
 
-@pytest.mark.parametrize("streams,message", [([0, 0], "streams=.*different"), ([0, 9], "expected different numbers in 0..2"), ([1], r"tokens has shape \(2, 9\)")])
+@pytest.mark.parametrize(
+    "streams,message",
+    [([0, 0], "streams=.*different"), ([0, 9], "expected different numbers in 0..2"), ([1], r"tokens has shape \(2, 9\)")],
+)
 def test_wrong_streams_are_named(streams, message):
     with pytest.raises(ValueError, match=message):
         engine(False).step(text(2), streams=streams)
 
 
-@pytest.mark.parametrize("options,message", [({"device": "tpu"}, "device='tpu'"), ({"device": "cuda:99"}, "device='cuda:99'"),
-                                             ({"device": "meta"}, "expected auto, cpu, cuda")])
+@pytest.mark.parametrize(
+    "options,message",
+    [({"device": "tpu"}, "device='tpu'"), ({"device": "cuda:99"}, "device='cuda:99'"), ({"device": "meta"}, "expected auto, cpu, cuda")],
+)
 def test_wrong_devices_are_named(options, message):
     if options["device"].startswith("cuda") and torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -301,7 +346,9 @@ def test_what_backward_does_not_read_is_not_kept_by_layer(static):
     e.step(text(3))
     names = [name for name, _ in e.workspace.buffers if isinstance(name, tuple) and len(name) == 2]
     assert {key for group, key in names if group in ("o", "down") and key not in ("dU", "dx")} == {"shared"}
-    assert {key for group, key in names if group == "mlp_in" and isinstance(key, int)} == set(range(MODELS["llama"].config.layers))  # and this one is
+    assert {key for group, key in names if group == "mlp_in" and isinstance(key, int)} == set(
+        range(MODELS["llama"].config.layers)
+    )  # and this one is
 
 
 def test_dropped_recordings_take_everything_with_them():

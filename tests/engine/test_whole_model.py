@@ -13,9 +13,15 @@ from dynadapt.model.layout import hf_transposed
 
 MODEL = Full(targets="model")
 T = 21
-CASES = {"llama, tied": {"tied_head": True}, "llama, untied": {"tied_head": False},
-         "llama, biases": {"attention_bias": True, "mlp_bias": True}, "qwen2": {}, "qwen3": {}, "gpt2": {},
-         "gpt2, untied": {"tied_head": False}}
+CASES = {
+    "llama, tied": {"tied_head": True},
+    "llama, untied": {"tied_head": False},
+    "llama, biases": {"attention_bias": True, "mlp_bias": True},
+    "qwen2": {},
+    "qwen3": {},
+    "gpt2": {},
+    "gpt2, untied": {"tied_head": False},
+}
 
 
 def model(case):
@@ -24,8 +30,17 @@ def model(case):
 
 def gradients(m, row, dtype, backend, **options):
     """The engine's gradient of every parameter by canonical name: what a step of SGD with lr 1 takes away."""
-    e = Engine(m, adapt=MODEL, optimizer=SGD(lr=1.0, clip=0.0), segment=row.shape[1] - 1, streams=len(row), shared=True, dtype=dtype,
-               backend=backend, **options)
+    e = Engine(
+        m,
+        adapt=MODEL,
+        optimizer=SGD(lr=1.0, clip=0.0),
+        segment=row.shape[1] - 1,
+        streams=len(row),
+        shared=True,
+        dtype=dtype,
+        backend=backend,
+        **options,
+    )
     before = e.learners[0].parameters()
     e.step(row)
     return {name: before[name] - value for name, value in e.learners[0].parameters().items()}
@@ -73,9 +88,18 @@ def test_gradient_equals_finite_differences(family, memory):
     assert (up - down) / (2 * h) == pytest.approx(float(gradient.norm()), rel=1e-5)
 
 
-@pytest.mark.parametrize("family,memory,options", [
-    ("llama", "nothing", {}), ("llama", "reproject", {"streams": 2}), ("qwen3", "keep", {"every": 2, "accumulate": True}),
-    ("gpt2", "overlap", {"streams": 2, "shared": True}), ("qwen2", "nothing", {"every": 2}), ("gpt2", "nothing", {"recompute": True})], ids=str)
+@pytest.mark.parametrize(
+    "family,memory,options",
+    [
+        ("llama", "nothing", {}),
+        ("llama", "reproject", {"streams": 2}),
+        ("qwen3", "keep", {"every": 2, "accumulate": True}),
+        ("gpt2", "overlap", {"streams": 2, "shared": True}),
+        ("qwen2", "nothing", {"every": 2}),
+        ("gpt2", "nothing", {"recompute": True}),
+    ],
+    ids=str,
+)
 def test_ledger_equals_torchs_flop_counter(family, memory, options):
     e = engine(family, MODEL, memory, **options)
     with FlopCounterMode(display=False) as counter:
@@ -110,8 +134,9 @@ def test_invariants(family, memory, backend, dtype, tmp_path):
     assert same(again[0], static[0, :SEGMENT])
 
 
-@pytest.mark.parametrize("optimizer", [SGD(lr=0.5, momentum=0.9), Adam(lr=5e-3), AdamW(lr=5e-3, decay=0.01), RMS(lr=1e-4, decay=1e-3)],
-                         ids=lambda o: o.kind)
+@pytest.mark.parametrize(
+    "optimizer", [SGD(lr=0.5, momentum=0.9), Adam(lr=5e-3), AdamW(lr=5e-3, decay=0.01), RMS(lr=1e-4, decay=1e-3)], ids=lambda o: o.kind
+)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_every_optimizer_moves_every_parameter(optimizer, family):
     e = engine(family, MODEL, optimizer=optimizer, backend="cpu")
@@ -191,5 +216,7 @@ def test_what_does_not_fit_is_named():
 
 def test_explain_says_so():
     said = engine("gpt2", MODEL).explain()
-    assert "down to the embedding" in said and all(op in said for op in ("bias_gradient", "embedding_backward", "cross_entropy_weight_gradient"))
+    assert "down to the embedding" in said and all(
+        op in said for op in ("bias_gradient", "embedding_backward", "cross_entropy_weight_gradient")
+    )
     assert "bias_gradient" not in engine("llama", MODEL).explain()

@@ -3,6 +3,7 @@
 Each one that is accepted is then given calls that are wrong, and ops that fail in the middle: after either its next steps are
 bit for bit those of a twin that never saw them.
 """
+
 import random
 import re
 import time
@@ -16,29 +17,74 @@ from dynadapt.model import random_model, tiny_config
 from dynadapt.ops import UnsupportedOp
 
 MODELS = {family: random_model(tiny_config(family), seed=0, std=0.1) for family in ("llama", "qwen2", "qwen3", "gpt2")}
-NAMES = ("adapt", "optimizer", "memory", "streams", "segment", "shared", "every", "accumulate", "reset", "dtype", "backend", "device", "batch", "base",
-         "static", "layers", "window of")
+NAMES = (
+    "adapt",
+    "optimizer",
+    "memory",
+    "streams",
+    "segment",
+    "shared",
+    "every",
+    "accumulate",
+    "reset",
+    "dtype",
+    "backend",
+    "device",
+    "batch",
+    "base",
+    "static",
+    "layers",
+    "window of",
+)
 
 
 def draw(rng: random.Random) -> tuple[str, dict]:
     """A family, and arguments of an engine; most fit together."""
     layers = rng.choice([None, None, range(0, 1), range(1, 3), range(2, 3), range(0, 9)])
     targets = rng.choice(["all", "attn", "mlp"])
-    adapt = rng.choice([None, LoRA(rng.choice([1, 2, 5]), rng.choice([1.0, 7]), targets, layers), LoRA(3), RowSparse(rng.choice([0.02, 0.3, 1.0]), rng.choice(
-        ["gradient", "fixed"]), rng.choice([1, 2]), targets, layers), Full(targets, layers), Full("model")])
+    adapt = rng.choice(
+        [
+            None,
+            LoRA(rng.choice([1, 2, 5]), rng.choice([1.0, 7]), targets, layers),
+            LoRA(3),
+            RowSparse(rng.choice([0.02, 0.3, 1.0]), rng.choice(["gradient", "fixed"]), rng.choice([1, 2]), targets, layers),
+            Full(targets, layers),
+            Full("model"),
+        ]
+    )
     common = {"lr": rng.choice([0.0, 1e-3, 0.1]), "clip": rng.choice([0.0, 0.0, 1.0])}
-    optimizer = rng.choice([None, Adam(decay=rng.choice([0.0, 0.1]), betas=rng.choice([(0.9, 0.99), (0.0, 0.5)]), **common), AdamW(**common),
-                            SGD(momentum=rng.choice([0.0, 0.9]), decay=rng.choice([0.0, 0.01]), **common), RMS(decay=rng.choice([0.0, 2e-3]), **common)])
+    optimizer = rng.choice(
+        [
+            None,
+            Adam(decay=rng.choice([0.0, 0.1]), betas=rng.choice([(0.9, 0.99), (0.0, 0.5)]), **common),
+            AdamW(**common),
+            SGD(momentum=rng.choice([0.0, 0.9]), decay=rng.choice([0.0, 0.01]), **common),
+            RMS(decay=rng.choice([0.0, 2e-3]), **common),
+        ]
+    )
     if adapt is None and rng.random() < 0.9:
         optimizer = None
-    memory = rng.choice([None, SegmentMemory(rng.choice([1, 5]), rng.choice([0, 2]), rng.choice(["keep", "reproject"])), Overlap(rng.choice([1, 4]))])
+    memory = rng.choice(
+        [None, SegmentMemory(rng.choice([1, 5]), rng.choice([0, 2]), rng.choice(["keep", "reproject"])), Overlap(rng.choice([1, 4]))]
+    )
     options = {
-        "adapt": adapt, "optimizer": optimizer, "memory": memory, "streams": rng.choice([1, 2, 3]), "segment": rng.choice([1, 4, 7, 7]),
-        "shared": rng.random() < 0.3, "every": rng.choice([1, 1, 2, 3]), "accumulate": rng.random() < 0.3,
-        "reset": rng.choice(["never", "never", "document", "auto", 5]), "dtype": rng.choice(["fp32", "fp32", "bf16", "fp64"]),
-        "backend": rng.choices(["reference", "cpu", "auto", "triton"], [5, 5, 1, 0.4])[0], "seed": rng.randrange(5), "device": rng.choices(
-            ["auto", "cpu", "cuda"], [5, 5, 0.3])[0], "batch": rng.choice([None, None, 1, 2]), "recompute": rng.random() < 0.3,
-        "base": rng.choices(["same", "float8"], [5, 1])[0], "static": rng.choice([None, True, False]),
+        "adapt": adapt,
+        "optimizer": optimizer,
+        "memory": memory,
+        "streams": rng.choice([1, 2, 3]),
+        "segment": rng.choice([1, 4, 7, 7]),
+        "shared": rng.random() < 0.3,
+        "every": rng.choice([1, 1, 2, 3]),
+        "accumulate": rng.random() < 0.3,
+        "reset": rng.choice(["never", "never", "document", "auto", 5]),
+        "dtype": rng.choice(["fp32", "fp32", "bf16", "fp64"]),
+        "backend": rng.choices(["reference", "cpu", "auto", "triton"], [5, 5, 1, 0.4])[0],
+        "seed": rng.randrange(5),
+        "device": rng.choices(["auto", "cpu", "cuda"], [5, 5, 0.3])[0],
+        "batch": rng.choice([None, None, 1, 2]),
+        "recompute": rng.random() < 0.3,
+        "base": rng.choices(["same", "float8"], [5, 1])[0],
+        "static": rng.choice([None, True, False]),
     }
     if options["shared"] and rng.random() < 0.8:
         options.update(reset="never", batch=None)
@@ -52,14 +98,28 @@ def good(e: Engine, seed: int) -> dict:
     width = rng.randint(1, e.segment)
     tokens = torch.randint(e.config.vocab_size, (len(streams), width + 1), generator=torch.Generator().manual_seed(seed))
     lengths = [rng.randint(0, width) for _ in streams]
-    return {"tokens": tokens, "streams": streams, "lengths": rng.choice([None, lengths]),
-            "weights": rng.choice([None, [rng.choice([0.0, 0.5, 2.0]) for _ in streams]])}
+    return {
+        "tokens": tokens,
+        "streams": streams,
+        "lengths": rng.choice([None, lengths]),
+        "weights": rng.choice([None, [rng.choice([0.0, 0.5, 2.0]) for _ in streams]]),
+    }
 
 
 def bad(e: Engine, fit: dict) -> list[dict]:
     """Arguments of steps that do not fit, each for one reason."""
     tokens, rows = fit["tokens"], len(fit["streams"])
-    wrong = [{"tokens": t} for t in (tokens + e.config.vocab_size, tokens - e.config.vocab_size, tokens.float(), tokens[:, :1], tokens.repeat(rows + 1, 1), None)]
+    wrong = [
+        {"tokens": t}
+        for t in (
+            tokens + e.config.vocab_size,
+            tokens - e.config.vocab_size,
+            tokens.float(),
+            tokens[:, :1],
+            tokens.repeat(rows + 1, 1),
+            None,
+        )
+    ]
     wrong += [{"lengths": n} for n in ([-1] * rows, [e.segment + 1] * rows, [0.5] * rows, [1] * (rows + 1))]
     wrong += [{"streams": s} for s in ([e.streams] * rows, [-1] * rows, [0.0] * rows, [])]
     wrong += [{"weights": w} for w in ([float("nan")] * rows, [-1.0] * rows, [float("inf")] * rows, [1.0] * (rows + 1))]

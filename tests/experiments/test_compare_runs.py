@@ -1,4 +1,5 @@
 """Runs over one text, token by token: what is joined, what is refused, the tables, the files and the page."""
+
 import csv
 import json
 import shutil
@@ -28,9 +29,14 @@ def folder(tmp_path_factory):
     (base / "b.txt").write_text(english(150, seed=5), encoding="utf-8")
     both = (str(base / "a.txt"), str(base / "b.txt"))
     common = dict(model=str(model), segment=16, rank=2, dtype="fp32", backend="cpu", lr=1e-2)
-    for name, changes in {"static": {"text": both, "adapt": "none"}, "lora": {"text": both}, "streams": {"text": both, "streams": 2},
-                          "short": {"text": both, "tokens": 100}, "split": {"text": both[:1], "split": True, "streams": 2},
-                          "split-static": {"text": both[:1], "split": True, "streams": 2, "adapt": "none"}}.items():
+    for name, changes in {
+        "static": {"text": both, "adapt": "none"},
+        "lora": {"text": both},
+        "streams": {"text": both, "streams": 2},
+        "short": {"text": both, "tokens": 100},
+        "split": {"text": both[:1], "split": True, "streams": 2},
+        "split-static": {"text": both[:1], "split": True, "streams": 2, "adapt": "none"},
+    }.items():
         run(EvalConfig(**{**common, **changes}), base / name, RunOptions(scores=name != "unscored"))
     run(EvalConfig(text=both, **common), base / "unscored", RunOptions())
     return base
@@ -43,7 +49,7 @@ def test_every_token_has_its_text(folder):
         start, stop = compared.start[inside], compared.stop[inside]
         assert stop[-1] == len(whole) and (start[1:] == stop[:-1]).all() and (start <= stop).all()
         text = "".join(piece for piece, one in zip(compared.pieces, inside) if one)
-        assert text == whole[start[0]:].decode() and len(text) > 100
+        assert text == whole[start[0] :].decode() and len(text) > 100
     assert "\U0001f642" in "".join(compared.pieces)
 
 
@@ -118,7 +124,7 @@ def test_the_same_text_under_another_name(folder, tmp_path, monkeypatch):
         run(EvalConfig(**common, text=(text,)), tmp_path / name, RunOptions(scores=True))
     assert len(read_compared([tmp_path / "one", tmp_path / "two"]).token) > 50
     monkeypatch.chdir(tmp_path)
-    assert len(read_compared([tmp_path / "one", tmp_path / "two"]).token) > 50         # found where the runs were made
+    assert len(read_compared([tmp_path / "one", tmp_path / "two"]).token) > 50  # found where the runs were made
     environment = json.loads((tmp_path / "one" / "env.json").read_text())
     (tmp_path / "one" / "env.json").write_text(json.dumps({**environment, "folder": "/nowhere"}))
     with pytest.raises(RunError, match="is not in .* or /nowhere: put it back, or run this where the run was made"):
@@ -133,6 +139,7 @@ def test_files_are_whole_and_have_names_of_their_own(folder, tmp_path, capsys):
         with pytest.raises(SystemExit) as end:
             main(["compare", str(folder / "static"), str(folder / "lora"), *map(str, words)])
         return end.value.code or 0, capsys.readouterr().err
+
     assert compare("--out", tmp_path / "a", "--json", tmp_path / "a")[0] == 2
     (tmp_path / "folder").mkdir()
     code, said = compare("--out", tmp_path / "folder")
@@ -154,6 +161,7 @@ def test_what_cannot_be_compared_is_refused_by_name(folder, tmp_path):
     def refused(words, *paths):
         with pytest.raises(RunError, match=words):
             read_compared(paths)
+
     refused("at least two runs", folder / "static")
     refused("unscored has no scores of single tokens .* --scores", folder / "static", folder / "unscored")
     refused("no such run directory", folder / "static", folder / "a.txt")
@@ -188,8 +196,18 @@ def test_a_text_that_has_changed_is_refused(folder, tmp_path):
 
 def test_the_command_writes_page_numbers_and_tokens(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        main(["compare", *(str(folder / name) for name in ("static", "lora", "streams")), "--out", str(tmp_path / "new" / "page.html"),
-              "--json", str(tmp_path / "numbers.json"), "--csv", str(tmp_path / "tokens.csv")])
+        main(
+            [
+                "compare",
+                *(str(folder / name) for name in ("static", "lora", "streams")),
+                "--out",
+                str(tmp_path / "new" / "page.html"),
+                "--json",
+                str(tmp_path / "numbers.json"),
+                "--csv",
+                str(tmp_path / "tokens.csv"),
+            ]
+        )
     assert not end.value.code
     said = capsys.readouterr().out
     assert "nats a token over static" in said and str(tmp_path / "tokens.csv") in said
@@ -199,7 +217,7 @@ def test_the_command_writes_page_numbers_and_tokens(folder, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == numbers["tokens"] and {"text", "class", "last_seen"} <= set(rows[0])
     page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
-    assert "@DATA@" not in page and page.count("</script>") == 2     # the text's own is data, not markup
+    assert "@DATA@" not in page and page.count("</script>") == 2  # the text's own is data, not markup
     assert "http://" not in page and "https://" not in page and "src=" not in page
 
 
@@ -241,8 +259,10 @@ def choose(page, name, value):
 
 def busy(page, action):
     """(what the action gives, seconds that the page's main thread computed for it): not what other programs take of the processor."""
+
     def spent() -> float:
         return next(metric["value"] for metric in page.call("Performance.getMetrics")["metrics"] if metric["name"] == "TaskDuration")
+
     page.settle()
     before = spent()
     found = action()
@@ -258,8 +278,12 @@ def expected_tip(compared, i):
     """What the tip of a token says, its text apart."""
     before, after, seen = compared.nll[0][i], compared.nll[1][i], compared.last_seen[i]
     signed = lambda x: ("" if round(abs(x), 3) == 0 else "+" if x > 0 else "\u2212") + f"{abs(x):.3f}"  # noqa: E731
-    return [f"before {before:.3f}, after {after:.3f} nats", f"gain {signed(before - after)} nats, {signed((before - after) / np.log(2))} bits",
-            f"last seen {seen:,} tokens ago" if seen else "new in its document", f"{CLASSES[compared.classes[i]]}; segment {compared.segment[i] + 1:,}"]
+    return [
+        f"before {before:.3f}, after {after:.3f} nats",
+        f"gain {signed(before - after)} nats, {signed((before - after) / np.log(2))} bits",
+        f"last seen {seen:,} tokens ago" if seen else "new in its document",
+        f"{CLASSES[compared.classes[i]]}; segment {compared.segment[i] + 1:,}",
+    ]
 
 
 @browser
@@ -307,7 +331,7 @@ def test_pointing_and_tapping(folder, tmp_path, width, touch):
             lines = tip["text"].split("\n")
             assert lines[1:5] == expected_tip(compared, at["i"]) and tip["inside"], (pick, lines)
             assert lines[0].replace("\u2423", " ").replace("\u21b5", "\n") == compared.pieces[at["i"]] or compared.partial[at["i"]]
-            assert not (tip["left"] <= at["x"] <= tip["right"] and tip["top"] <= at["y"] <= tip["bottom"])       # what it tells of stays in view
+            assert not (tip["left"] <= at["x"] <= tip["right"] and tip["top"] <= at["y"] <= tip["bottom"])  # what it tells of stays in view
             assert page.run("at") == (at["i"] if touch else -1)
         box = page.run("(b => [b.left, b.top])($('classes').previousElementSibling.getBoundingClientRect())") if touch else (5, 5)
         (page.tap if touch else page.hover)(max(2, box[0]), min(850, box[1]))
@@ -354,15 +378,17 @@ def test_a_page_of_100000_tokens_stays_fluent(big_page, width, touch):
     with chromium.Page(f"file://{big_page}", width, touch=touch) as page:
         seen = page.run(SEEN)
         assert seen["n"] >= 100_000 and page.run("rows.length") > 1500 and seen["overflow"] <= 0 and seen["fits"]
-        assert page.run("document.querySelectorAll('#tall span[data-i]').length") < 3000              # the lines in view, no others
+        assert page.run("document.querySelectorAll('#tall span[data-i]').length") < 3000  # the lines in view, no others
         for which in ("new", "repeated", "gains", "losses", "all"):
             tries = [busy(page, lambda: choose(page, "which", which)) for _ in range(3)]
             assert min(spent for _, spent in tries) < 0.15 and tries[0][0]["drawn"] < 3000, which
+
         def scroll(steps):
             for i in range(steps):
                 page.run(f"$('view').scrollTop = {i} / {steps} * $('view').scrollHeight")
                 page.settle()
-        assert min(busy(page, lambda: scroll(10))[1] for _ in range(2)) < 10 * 0.15                   # far jumps, each drawn
+
+        assert min(busy(page, lambda: scroll(10))[1] for _ in range(2)) < 10 * 0.15  # far jumps, each drawn
         assert page.run("$('tall').children.length") > 10
         assert min(busy(page, lambda: page.run("$('view').scrollTop -= 60"))[1] for _ in range(3)) < 0.1
         at = spot(page)
@@ -373,11 +399,21 @@ def test_a_page_of_100000_tokens_stays_fluent(big_page, width, touch):
 def _repeated(compared, times):
     """The same documents many times over, as one longer text each."""
     from dynadapt.experiments.compare import Compared
+
     part = np.flatnonzero(compared.document == 0)
     size, begin = int(compared.stop[part[-1]]), int(compared.start[part[0]])
     length, times = size - begin, -(-times * len(compared.token) // len(part))
     tile = lambda array: np.tile(array[..., part], times)  # noqa: E731
     shift = np.repeat(np.arange(times), len(part))
     text = compared.texts[0][:begin] + compared.texts[0][begin:size] * times
-    return Compared(compared.runs, compared.names[:1], tile(compared.document), np.arange(1, times * len(part) + 1), tile(compared.token),
-                    tile(compared.start) + shift * length, tile(compared.stop) + shift * length, tile(compared.nll), (text,))
+    return Compared(
+        compared.runs,
+        compared.names[:1],
+        tile(compared.document),
+        np.arange(1, times * len(part) + 1),
+        tile(compared.token),
+        tile(compared.start) + shift * length,
+        tile(compared.stop) + shift * length,
+        tile(compared.nll),
+        (text,),
+    )

@@ -1,4 +1,5 @@
 """The corpus builder: plain text from pages, packages, duplicates, the split by document, and what it refuses."""
+
 import json
 import os
 import re
@@ -56,7 +57,9 @@ b = 2
 
 
 def test_a_manual_page_becomes_paragraphs():
-    assert man_to_text(PAGE) == """\
+    assert (
+        man_to_text(PAGE)
+        == """\
 NAME
 
 shears - cuts wool, and “not” paper
@@ -82,6 +85,7 @@ a = 1
 
 b = 2
 """
+    )
 
 
 @pytest.mark.parametrize("alias", [".so man3/other.3\n", ".Dd today\n.Sh NAME\n"])
@@ -99,6 +103,7 @@ def test_html_keeps_what_a_person_reads():
 
 # -------------------------------------------------------------------------------------------------------------- duplicates
 
+
 def paragraph(*words) -> str:
     return " ".join(f"{word} {number}" for word in words for number in range(20))
 
@@ -107,10 +112,10 @@ def test_repeated_paragraphs_go_and_so_do_documents_made_of_them():
     unique, licence = Deduplicator(), paragraph("licence")
     first = unique(f"{licence}\n\n{paragraph('one')}\n\n{paragraph('two')}\n\nshort\n")
     assert licence in first
-    second = unique(f"{licence.replace(' ', '  ')}\n\n{paragraph('three')}\n \n{paragraph('four')}\n\nshort\n")   # spaces don't count
+    second = unique(f"{licence.replace(' ', '  ')}\n\n{paragraph('three')}\n \n{paragraph('four')}\n\nshort\n")  # spaces don't count
     assert second == f"{paragraph('three')}\n\n{paragraph('four')}\n\nshort\n" and unique.paragraphs == 1
     assert unique(f"{paragraph('one')}\n\n{paragraph('two')}\n\n{paragraph('five')}\n") is None
-    assert unique(f"{paragraph('five')}\n\n{paragraph('six')}\n") is not None        # a dropped document doesn't count as seen
+    assert unique(f"{paragraph('five')}\n\n{paragraph('six')}\n") is not None  # a dropped document doesn't count as seen
     assert unique("tiny\n") is None
 
 
@@ -120,10 +125,11 @@ def test_the_split_is_by_document_and_depends_on_names_and_seed_alone():
     assert len(heldout) == 5 and len(train) == 45 and not set(heldout) & set(train)
     assert split(dict(reversed(documents.items())), 50_000, 0.1, "0:a") == (heldout, train)
     assert split(documents, 50_000, 0.1, "1:a") != (heldout, train)
-    assert "large" not in split({**documents, "large": "x" * 3000}, 110_000, 0.1, "0:a")[0]     # a quarter of 10 kB is the most
+    assert "large" not in split({**documents, "large": "x" * 3000}, 110_000, 0.1, "0:a")[0]  # a quarter of 10 kB is the most
 
 
 # ----------------------------------------------------------------------------------------------------------------- build
+
 
 @pytest.fixture
 def domains(monkeypatch, tmp_path):
@@ -151,7 +157,7 @@ def test_a_corpus_is_built_with_its_manifest_and_without_overlap(domains):
     parts = {}
     for name, entry in manifest["domains"].items():
         assert entry["licence"] == "CC0-1.0" and entry["sources"] == [{"folder": str(domains / name), "files": 81}]
-        assert entry["documents_dropped"] == 1                        # the copy; the one that isn't UTF-8 was never read
+        assert entry["documents_dropped"] == 1  # the copy; the one that isn't UTF-8 was never read
         for part in ("train", "heldout"):
             documents = dict(read_documents(domains / "out" / entry[part]["file"]))
             assert len(documents) == entry[part]["documents"] > 0
@@ -169,7 +175,10 @@ def test_what_cannot_be_built_is_refused_and_nothing_is_left(domains):
     shutil.rmtree(domains / "pears" / "deep")
     (domains / "apples" / "novel.txt").write_text("\n\n".join(paragraph(f"p{number}") for number in range(300)))
     shutil.rmtree(domains / "apples" / "deep")
-    with pytest.raises(CorpusError, match="0 of 2 .*apples: its 2 documents from .* are too long to be split; pears: 672 bytes in 1 documents from .*pears; at least"):
+    with pytest.raises(
+        CorpusError,
+        match="0 of 2 .*apples: its 2 documents from .* are too long to be split; pears: 672 bytes in 1 documents from .*pears; at least",
+    ):
         build(domains / "out", Settings(megabytes=0.06))
     assert not list(domains.glob("*out*")) and not list(domains.glob(".out*"))
     (domains / "full").mkdir()
@@ -178,9 +187,15 @@ def test_what_cannot_be_built_is_refused_and_nothing_is_left(domains):
         build(domains / "full")
 
 
-@pytest.mark.parametrize("settings, message", [({"domains": ("plumz",)}, "unknown domain 'plumz'; there are python-code"),
-                                               ({"megabytes": 0.5}, "megabytes 0.5: give at least 1"), ({"heldout": 0}, "heldout 0"),
-                                               ({"heldout": 0.6}, "heldout 0.6")])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"domains": ("plumz",)}, "unknown domain 'plumz'; there are python-code"),
+        ({"megabytes": 0.5}, "megabytes 0.5: give at least 1"),
+        ({"heldout": 0}, "heldout 0"),
+        ({"heldout": 0.6}, "heldout 0.6"),
+    ],
+)
 def test_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(CorpusError, match=message):
         Settings(**settings)
@@ -217,6 +232,7 @@ def test_the_first_source_that_is_there_is_used(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------- packages
 
+
 @pytest.fixture
 def index(monkeypatch, tmp_path):
     """A package index of one package, sheep: apt-get is a script that copies it, dpkg-deb the real one."""
@@ -224,13 +240,17 @@ def index(monkeypatch, tmp_path):
         pytest.skip("dpkg-deb is not on this machine")
     root = tmp_path / "sheep"
     (root / "DEBIAN").mkdir(parents=True)
-    (root / "DEBIAN" / "control").write_text("Package: sheep\nVersion: 1:2.3-4\nArchitecture: all\nMaintainer: A <a@b.c>\nDescription: wool\n")
+    (root / "DEBIAN" / "control").write_text(
+        "Package: sheep\nVersion: 1:2.3-4\nArchitecture: all\nMaintainer: A <a@b.c>\nDescription: wool\n"
+    )
     (root / "usr/share/doc").mkdir(parents=True)
     (root / "usr/share/doc/a.txt").write_text("wool")
     (root / "usr/share/doc/link.txt").symlink_to("a.txt")
     subprocess.run(["dpkg-deb", "--build", root, tmp_path / "sheep.deb"], check=True, capture_output=True)
     (tmp_path / "bin").mkdir()
-    script = f'#!/bin/sh\nif [ "$3" = sheep ]; then cp {tmp_path}/sheep.deb .; else echo "E: Unable to locate package $3" >&2; exit 100; fi\n'
+    script = (
+        f'#!/bin/sh\nif [ "$3" = sheep ]; then cp {tmp_path}/sheep.deb .; else echo "E: Unable to locate package $3" >&2; exit 100; fi\n'
+    )
     (tmp_path / "bin" / "apt-get").write_text(script)
     (tmp_path / "bin" / "apt-get").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
@@ -243,7 +263,7 @@ def test_files_come_out_of_a_package(index):
         package_files("goat", lambda path: True)
     either = packages(("goat", "sheep"), r".*\.txt", str.upper, any_of=True)
     assert either.read()[1] == {"sheep/doc/a.txt": "WOOL"}
-    assert packages(("sheep", "goat"), r".*\.txt", str).read()[0] == [source]        # the manifest says which were there
+    assert packages(("sheep", "goat"), r".*\.txt", str).read()[0] == [source]  # the manifest says which were there
     with pytest.raises(Missing, match="package goat: Unable"):
         packages(("goat",), r".*\.txt", str).read()
     with pytest.raises(Missing, match="nothing readable in package sheep"):
@@ -263,6 +283,7 @@ def test_r_strings_are_found():
 
 # ------------------------------------------------------------------------------------------------------------------- read
 
+
 def test_a_domain_is_read_from_files_and_directories(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id": "one", "text": "1"}\n\n{"text": "2"}\n')
     (tmp_path / "b.txt").write_text("three")
@@ -271,8 +292,16 @@ def test_a_domain_is_read_from_files_and_directories(tmp_path):
     assert list(read_documents(tmp_path / "a.jsonl")) == [("one", "1"), ("a.jsonl:3", "2")]
 
 
-@pytest.mark.parametrize("content, message", [("", "is empty"), ('{"text": " "}\n', "is empty"), ('{"text": "a"}\n{', "line 2 is not JSON"),
-                                              ('{"txt": "a"}\n', 'line 1 has no "text"'), ("[1]\n", 'line 1 has no "text"')])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "is empty"),
+        ('{"text": " "}\n', "is empty"),
+        ('{"text": "a"}\n{', "line 2 is not JSON"),
+        ('{"txt": "a"}\n', 'line 1 has no "text"'),
+        ("[1]\n", 'line 1 has no "text"'),
+    ],
+)
 def test_a_domain_that_cannot_be_read_is_refused(content, message, tmp_path):
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(CorpusError, match=message):

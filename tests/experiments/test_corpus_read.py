@@ -1,4 +1,5 @@
 """Reading corpora: files that are damaged, manifests that lead elsewhere, and mutations of both."""
+
 import json
 import os
 import random
@@ -23,7 +24,10 @@ def corpus(tmp_path) -> Path:
     for name in DOMAINS:
         (folder / name).mkdir(parents=True)
         for part, count in (("train", 4), ("heldout", 2)):
-            lines = [json.dumps({"id": f"{name}{i}", "text": f"{i}\u2028{name}\x85{english(20, seed=i)}"}, ensure_ascii=False) + "\n" for i in range(count)]
+            lines = [
+                json.dumps({"id": f"{name}{i}", "text": f"{i}\u2028{name}\x85{english(20, seed=i)}"}, ensure_ascii=False) + "\n"
+                for i in range(count)
+            ]
             (folder / name / f"{part}.jsonl").write_text("".join(lines), "utf-8")
     write_manifest(folder)
     return folder
@@ -39,14 +43,24 @@ def test_a_whole_corpus_is_read_line_by_line(corpus):
     assert list(found) == list(DOMAINS)
     assert [len(found["pears"][part]) for part in ("train", "heldout")] == [4, 2]
     assert found["pears"]["train"][0] == ("pears0", f"0\u2028pears\x85{english(20, seed=0)}")
-    assert [source.document() for source in gather((str(corpus / "pears" / "train.jsonl"),))] == found["pears"]["train"]   # diagnose: the same
+    assert [source.document() for source in gather((str(corpus / "pears" / "train.jsonl"),))] == found["pears"][
+        "train"
+    ]  # diagnose: the same
 
 
-@pytest.mark.parametrize("line, said", [
-    (b'{"text": "a\xff"}', "line 2 is not UTF-8 at byte 11"), (b'{"text": "\\ud800"}', "line 2 has half of a surrogate pair at character 0"),
-    (b"[" * 5000, "line 2 is not JSON"), (b'{"text": ' + b"9" * 5000 + b"}", "line 2 is not JSON"), (b'{"text": 3}', 'line 2 has no "text"'),
-    (b'{"text": "a"', "line 2 is not JSON"), (b'{"text": "a"}{"text": "b"}', "line 2 is not JSON"), (b'{"text": "a\tb"}', "line 2 is not JSON"),
-])
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (b'{"text": "a\xff"}', "line 2 is not UTF-8 at byte 11"),
+        (b'{"text": "\\ud800"}', "line 2 has half of a surrogate pair at character 0"),
+        (b"[" * 5000, "line 2 is not JSON"),
+        (b'{"text": ' + b"9" * 5000 + b"}", "line 2 is not JSON"),
+        (b'{"text": 3}', 'line 2 has no "text"'),
+        (b'{"text": "a"', "line 2 is not JSON"),
+        (b'{"text": "a"}{"text": "b"}', "line 2 is not JSON"),
+        (b'{"text": "a\tb"}', "line 2 is not JSON"),
+    ],
+)
 def test_a_damaged_line_is_named(line, said, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "good"}\n' + line + b"\n")
@@ -77,7 +91,7 @@ def test_a_file_is_that_of_its_domain(file, corpus):
 def test_links_do_not_lead_out_of_the_corpus(corpus, tmp_path):
     shutil.copytree(corpus / "pears", tmp_path / "pears")
     (corpus / "linked").symlink_to(corpus)
-    assert everything(corpus / "linked") == everything(corpus)         # to the corpus itself they may
+    assert everything(corpus / "linked") == everything(corpus)  # to the corpus itself they may
     for path in (corpus / "pears", corpus / "pears" / "train.jsonl"):
         kept = tmp_path / "kept"
         path.rename(kept)
@@ -98,7 +112,9 @@ def test_links_do_not_lead_out_of_the_corpus(corpus, tmp_path):
         check_corpus(corpus)
 
 
-@pytest.mark.parametrize("key, value", [("documents", 5), ("bytes", 1), ("sha256", "0" * 64), ("documents", 4.0), ("bytes", True), ("sha256", None)])
+@pytest.mark.parametrize(
+    "key, value", [("documents", 5), ("bytes", 1), ("sha256", "0" * 64), ("documents", 4.0), ("bytes", True), ("sha256", None)]
+)
 def test_what_the_manifest_says_is_compared(key, value, corpus):
     content = json.loads((corpus / "manifest.json").read_text())
     content["domains"]["pears"]["train"][key] = value
@@ -107,9 +123,18 @@ def test_what_the_manifest_says_is_compared(key, value, corpus):
         check_corpus(corpus)
 
 
-@pytest.mark.parametrize("content, said", [("[]", r"format \[\]; this version reads 1"), ("3", "format 3"), ('{"format": 1}', "domains is None"),
-                                           ('{"format": 1, "domains": {}}', "domains is {}"), ("[" * 100_000, "nested too deeply|not readable"),
-                                           ('{"format": 1, "domains": {"a": 3}}', "domain 'a' has no 'train'"), ("", "not readable as JSON")])
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("[]", r"format \[\]; this version reads 1"),
+        ("3", "format 3"),
+        ('{"format": 1}', "domains is None"),
+        ('{"format": 1, "domains": {}}', "domains is {}"),
+        ("[" * 100_000, "nested too deeply|not readable"),
+        ('{"format": 1, "domains": {"a": 3}}', "domain 'a' has no 'train'"),
+        ("", "not readable as JSON"),
+    ],
+)
 def test_a_manifest_of_another_form_is_refused(content, said, tmp_path):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(CorpusError, match=f"manifest.json: {said}"):
@@ -118,8 +143,27 @@ def test_a_manifest_of_another_form_is_refused(content, said, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------ mutations
 
-TOKENS = ["-1", "0", "1e309", "NaN", "null", "true", '""', '"x"', "[]", "{}", "9" * 40, "9" * 5000, '"\\ud800"', '"\\u0000"', '"../../etc/passwd"',
-          '"/etc/passwd"', '"/dev/zero"', "[" * 2000, '"' + "x" * 10000 + '"']
+TOKENS = [
+    "-1",
+    "0",
+    "1e309",
+    "NaN",
+    "null",
+    "true",
+    '""',
+    '"x"',
+    "[]",
+    "{}",
+    "9" * 40,
+    "9" * 5000,
+    '"\\ud800"',
+    '"\\u0000"',
+    '"../../etc/passwd"',
+    '"/etc/passwd"',
+    '"/dev/zero"',
+    "[" * 2000,
+    '"' + "x" * 10000 + '"',
+]
 
 
 def mutated(content: bytes, generator: random.Random) -> bytes:
@@ -155,13 +199,13 @@ def check_mutations(corpus: Path, count: int, seed: int) -> dict[str, int]:
         try:
             found = everything(corpus)
         except CorpusError as error:
-            assert any(str(path) in str(error) for path in files)    # a digest that was changed names the file that it does not fit
+            assert any(str(path) in str(error) for path in files)  # a digest that was changed names the file that it does not fit
             tally["refused"] += 1
         else:
-            kept = {name: parts for name, parts in whole.items() if name in found}   # a manifest may name fewer domains
+            kept = {name: parts for name, parts in whole.items() if name in found}  # a manifest may name fewer domains
             assert found == kept and (changed == content or file.name == "manifest.json")
             tally["whole"] += 1
-        if file.suffix == ".jsonl":                                                  # and without a manifest
+        if file.suffix == ".jsonl":  # and without a manifest
             try:
                 list(read_documents(file))
                 tally["read"] += 1

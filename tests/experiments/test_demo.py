@@ -1,4 +1,5 @@
 """The demo: what it plans for fast and slow machines, that its table, picture and page come, and that it goes on after a stop."""
+
 import io
 import json
 import os
@@ -30,16 +31,23 @@ from dynadapt.runs.rundir import RunError
 def base(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("demo")
     (folder / "a.txt").write_text(english(300))
-    return {"model": str(tiny_directory(folder / "model")), "text": (str(folder / "a.txt"),), "rank": 2, "density": 0.5, "backend": "reference",
-            "dtype": "fp32"}
+    return {
+        "model": str(tiny_directory(folder / "model")),
+        "text": (str(folder / "a.txt"),),
+        "rank": 2,
+        "density": 0.5,
+        "backend": "reference",
+        "dtype": "fp32",
+    }
 
 
 # ---- the plan
 
+
 def test_tables_of_the_variants_fit_together():
     assert sorted(BY_WEIGHT) == sorted(VARIANTS) == sorted(COST) and set(COMPARED) <= set(BY_WEIGHT[:CORE])
     for cell in demo_cells(BY_WEIGHT, TOKENS, 512, dtype="fp32"):
-        assert not cell.config.open          # what README prints does not move with the defaults
+        assert not cell.config.open  # what README prints does not move with the defaults
 
 
 def test_a_plan_fits_the_time_or_says_that_it_does_not():
@@ -49,11 +57,11 @@ def test_a_plan_fits_the_time_or_says_that_it_does_not():
         pace, seconds = Pace(static, static * draw.uniform(1.5, 5), 10 ** draw.uniform(-0.5, 1)), draw.choice((60.0, 180.0, 600.0))
         plan = make_plan(pace, seconds, 512)
         segments = (plan.tokens - 1) // 512
-        assert plan.names == BY_WEIGHT[:len(plan.names)] and len(plan.names) >= CORE
+        assert plan.names == BY_WEIGHT[: len(plan.names)] and len(plan.names) >= CORE
         assert plan.tokens == segments * 512 + 1 and LEAST <= segments <= 24
         assert plan.seconds <= 0.81 * seconds or (len(plan.names) == CORE and segments == LEAST)
         faster = make_plan(Pace(pace.static / 2, pace.lora / 2, pace.start / 2), seconds, 512)
-        assert len(faster.names) >= len(plan.names)                          # and with as many variants, as much text
+        assert len(faster.names) >= len(plan.names)  # and with as many variants, as much text
         assert len(faster.names) > len(plan.names) or faster.tokens >= plan.tokens
 
 
@@ -72,12 +80,13 @@ def test_a_short_text_is_planned_as_it_is():
 
 # ---- the whole of it
 
+
 def test_the_demo_compares_and_draws(base, tmp_path, capfd, monkeypatch):
     out = tmp_path / "demo"
     assert run_demo(str(out), tokens=81, segment=16, **base) == 0
     output = capfd.readouterr().out
     for title, _ in VARIANTS.values():
-        assert output.count(f"\n{title}  ") == 2                            # as it comes, and in the table at the end
+        assert output.count(f"\n{title}  ") == 2  # as it comes, and in the table at the end
     runs = json.loads((out / "results.json").read_text())["runs"]
     assert [run["name"] for run in runs] == list(VARIANTS)
     assert {run["summary"]["tokens"] for run in runs} == {80}
@@ -113,14 +122,14 @@ def test_the_clock_shortens_and_leaves_out(base, tmp_path, capfd, monkeypatch):
     assert plan["pace"]["static"] > 0 and plan["pace"]["lora"] > 0
     assert run_demo(str(out), segment=16, minutes=0.001, **base) == 0
     assert "goes on with its plan" in capfd.readouterr().out
-    assert json.loads((out / "plan.json").read_text())["pace"] == plan["pace"]      # nothing was timed again
+    assert json.loads((out / "plan.json").read_text())["pace"] == plan["pace"]  # nothing was timed again
 
 
 def test_what_no_longer_fits_is_left_out_and_run_by_the_same_command(base, tmp_path, capfd, monkeypatch):
     out = tmp_path / "demo"
-    monkeypatch.setattr(plot, "plot_cost", lambda runs, path, titles: path)          # drawn and compared in the first test
+    monkeypatch.setattr(plot, "plot_cost", lambda runs, path, titles: path)  # drawn and compared in the first test
     monkeypatch.setattr(module._Demo, "_compare", lambda self, there: "")
-    monkeypatch.setattr(module, "make_plan", lambda *of: Plan(BY_WEIGHT[:CORE + 2], 65, 1.0))
+    monkeypatch.setattr(module, "make_plan", lambda *of: Plan(BY_WEIGHT[: CORE + 2], 65, 1.0))
     monkeypatch.setattr(module, "fits", lambda pace, name, *rest: name == "static-overlap")
     assert run_demo(str(out), segment=16, minutes=2, **base) == 0
     output = capfd.readouterr().out
@@ -137,14 +146,16 @@ def test_a_stopped_demo_goes_on(base, tmp_path):
     settings = {**base, "text": (str(tmp_path / "long.txt"),)}
     code = f"import sys; from dynadapt.experiments.demo import run_demo; sys.exit(run_demo({str(tmp_path / 'demo')!r}, tokens=6001, segment=16, **{settings!r}))"
     for number in (signal.SIGTERM, signal.SIGINT):
-        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         folder = tmp_path / "demo" / "6001-tokens-fp32-segment-16"
         begun, deadline = time.time(), time.monotonic() + 100
         while not any(path.stat().st_mtime > begun and path.stat().st_size for path in folder.glob("*/metrics.jsonl")):
             assert child.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         workers = psutil.Process(child.pid).children(recursive=True)
-        os.killpg(child.pid, number) if number == signal.SIGINT else child.send_signal(number)      # a terminal's goes to all
+        os.killpg(child.pid, number) if number == signal.SIGINT else child.send_signal(number)  # a terminal's goes to all
         output, errors = child.communicate(timeout=60)
         assert child.returncode == 130 and "the same command goes on" in errors, errors
         assert not psutil.wait_procs(workers, timeout=20)[1]
@@ -153,9 +164,11 @@ def test_a_stopped_demo_goes_on(base, tmp_path):
 
 def test_each_cell_is_a_process_of_its_own_and_a_failure_ends_only_itself(base, tmp_path):
     with Cells() as cells:
+
         def ask(**changes):
             config = EvalConfig(**{**base, "segment": 16, "memory": 0, "tokens": 100, **changes})
             cells.ask(what="cell", config=config.to_dict(), out=str(tmp_path / f"run-{len(list(tmp_path.iterdir()))}"))
+
         events = []
         ask(adapt="none")
         with pytest.raises(CellFailed, match="no such file"):
@@ -169,6 +182,7 @@ def test_each_cell_is_a_process_of_its_own_and_a_failure_ends_only_itself(base, 
                 events.append(event)
                 for child in psutil.Process(cells.process.pid).children():
                     child.kill()
+
         with pytest.raises(CellFailed, match="killed by SIGKILL"):
             cells.ask(killing, what="cell", config=kill.to_dict(), out=str(tmp_path / "killed"))
         assert events and 0 < events[0]["fraction"] < 1
@@ -183,6 +197,7 @@ def test_each_cell_is_a_process_of_its_own_and_a_failure_ends_only_itself(base, 
 def test_what_cannot_be_begun_is_said_in_the_cells_words(base, tmp_path, monkeypatch):
     def refuse(self, *of, **request):
         raise CellFailed("model 'smollm2-135m' is not in the cache yet: run `dynadapt fetch smollm2-135m`")
+
     monkeypatch.setattr(Cells, "ask", refuse)
     with pytest.raises(RunError, match="dynadapt fetch smollm2-135m"):
         run_demo(str(tmp_path / "demo"), tokens=81, segment=16)

@@ -1,4 +1,5 @@
 """The driver: what it scores, what it writes, and that a run can be stopped anywhere and goes on with the same numbers."""
+
 import errno
 import json
 import math
@@ -24,8 +25,23 @@ from dynadapt.runs.metrics import read_metrics
 from dynadapt.runs.rundir import DiskError, RunError
 from dynadapt.runs.text import Document, Source, TextError, streaming_tokenizer
 
-KEYS = {"nll", "perplexity", "bits_per_byte", "tokens", "bytes", "seconds", "tokens_per_second", "flops", "flops_per_token",
-        "peak_memory_bytes", "learned_parameters", "updates", "skipped_updates", "backend", "dtype"}
+KEYS = {
+    "nll",
+    "perplexity",
+    "bits_per_byte",
+    "tokens",
+    "bytes",
+    "seconds",
+    "tokens_per_second",
+    "flops",
+    "flops_per_token",
+    "peak_memory_bytes",
+    "learned_parameters",
+    "updates",
+    "skipped_updates",
+    "backend",
+    "dtype",
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +50,9 @@ def model_directory(tmp_path_factory) -> Path:
 
 
 def config_for(model_directory, texts, **changes) -> EvalConfig:
-    settings = dict(model=str(model_directory), text=tuple(map(str, texts)), segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01, memory=0)
+    settings = dict(
+        model=str(model_directory), text=tuple(map(str, texts)), segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01, memory=0
+    )
     return EvalConfig(**{**settings, **changes})
 
 
@@ -53,6 +71,7 @@ def without_time(lines: list[dict]) -> list[dict]:
 
 # ------------------------------------------------------------------------------------------------------------------- feed
 
+
 def gathered(feed: Feed, documents: int) -> list[list[int]]:
     """Each document's tokens as the segments hold them: the first input, then the targets."""
     read: list[list[int]] = [[] for _ in range(documents)]
@@ -62,7 +81,7 @@ def gathered(feed: Feed, documents: int) -> list[list[int]]:
                 assert segment.lengths[stream] == 0
                 continue
             length = int(segment.lengths[stream])
-            row = segment.tokens[stream, :length + 1].tolist()
+            row = segment.tokens[stream, : length + 1].tolist()
             if stream in segment.entered:
                 assert not read[document] and segment.positions[stream] == 1
                 read[document].append(row[0])
@@ -106,6 +125,7 @@ def test_a_document_that_ends_with_a_segment_makes_room_at_once(length, tmp_path
 
 # -------------------------------------------------------------------------------------------------------------------- run
 
+
 def test_a_static_run_scores_what_the_model_says(model_directory, tmp_path):
     text = english(200)
     config = config_for(model_directory, [write(tmp_path / "a.txt", text)], adapt="none")
@@ -115,7 +135,7 @@ def test_a_static_run_scores_what_the_model_says(model_directory, tmp_path):
     engine = build_engine(model, config)
     expected = []
     for start in range(0, len(ids) - 1, 16):
-        row = torch.tensor([ids[start:start + 17]])
+        row = torch.tensor([ids[start : start + 17]])
         expected += engine.step(row)[0].tolist()
     scores = scores_of(tmp_path / "run")
     assert scores["nll"].tolist() == expected
@@ -159,7 +179,7 @@ def test_documents_in_parallel_equal_documents_alone(model_directory, tmp_path):
 def test_split_makes_streams_of_one_text(model_directory, tmp_path):
     path = write(tmp_path / "a.txt", english(300))
     summary = run(config_for(model_directory, [path], streams=4, split=True, tokens=200), tmp_path / "run")
-    assert len(summary["documents"]) == 4 and summary["tokens"] == 196     # each part's first token is not scored
+    assert len(summary["documents"]) == 4 and summary["tokens"] == 196  # each part's first token is not scored
     assert {line["tokens"] for line in summary["documents"]} == {49}
 
 
@@ -172,6 +192,7 @@ def test_rms_takes_its_statistics_from_another_text(model_directory, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------- stopping and resuming
+
 
 def command(config: EvalConfig, out, *extra: str) -> list[str]:
     return [sys.executable, "-m", "dynadapt", "eval", *config.arguments(), "--out", str(out), "--scores", "--checkpoint", "3", *extra]
@@ -213,9 +234,9 @@ def test_a_killed_run_goes_on_with_the_same_scores(case, model_directory, tmp_pa
     assert resumed.returncode == 0, resumed.stderr
     expected = scores_of(tmp_path / "whole")
     assert np.array_equal(scores_of(out), expected)
-    assert np.array_equal(seen, expected["nll"][:len(seen)])
+    assert np.array_equal(seen, expected["nll"][: len(seen)])
     assert without_time(read_metrics(out)) == without_time(read_metrics(tmp_path / "whole"))
-    assert run(config, out, RunOptions(resume=True)) == json.loads((out / "summary.json").read_text())     # finished: stays as it is
+    assert run(config, out, RunOptions(resume=True)) == json.loads((out / "summary.json").read_text())  # finished: stays as it is
 
 
 @pytest.mark.parametrize("backend, dtype", [("reference", "fp32"), ("cpu", "bf16")])
@@ -231,6 +252,7 @@ def test_a_run_can_stop_at_every_segment(backend, dtype, model_directory, tmp_pa
         pass
 
     for at in range(segments):
+
         def make(model, config):
             engine = build_engine(model, config)
             step, count = engine.step, len(read_metrics(out)) if (out / "metrics.jsonl").exists() else 0
@@ -241,8 +263,10 @@ def test_a_run_can_stop_at_every_segment(backend, dtype, model_directory, tmp_pa
                 if count > at:
                     raise Killed
                 return step(*arguments)
+
             engine.step = stopping
             return engine
+
         out = tmp_path / f"killed-{at}"
         with pytest.raises(Killed):
             run(config, out, options, make_engine=make)
@@ -279,10 +303,12 @@ def _raise_at(segment: int):
     def progress(event):
         if event["segment"] == segment:
             raise RuntimeError("stop here")
+
     return progress
 
 
 # ------------------------------------------------------------------------------------------------------------------ trouble
+
 
 def test_a_full_disk_is_said_and_keeps_what_was_scored(model_directory, tmp_path, monkeypatch):
     config = config_for(model_directory, [write(tmp_path / "a.txt", english(400))])
@@ -296,11 +322,12 @@ def test_a_full_disk_is_said_and_keeps_what_was_scored(model_directory, tmp_path
 
                 def full(self, record):
                     if self.size > limit:
-                        self.file.write(record[:7])      # a part of the record had room
+                        self.file.write(record[:7])  # a part of the record had room
                         self.file.truncate(self.size)
                         self.file.seek(self.size)
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     append(self, record)
+
                 patch.setattr(Growing, "append", full)
             else:
                 fsync, calls = os.fsync, iter(range(1000))
@@ -309,12 +336,13 @@ def test_a_full_disk_is_said_and_keeps_what_was_scored(model_directory, tmp_path
                     if next(calls) > 30:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     fsync(descriptor)
+
                 patch.setattr(os, "fsync", full)
             with pytest.raises(DiskError, match="no space left.*--resume"):
                 run(config, out, options)
         expected = without_time(read_metrics(tmp_path / "whole"))
         kept = without_time(read_metrics(out))
-        assert kept and kept == expected[:len(kept)]
+        assert kept and kept == expected[: len(kept)]
         run(config, out, RunOptions(resume=True, scores=True, checkpoint=2))
         assert np.array_equal(scores_of(out), scores_of(tmp_path / "whole"))
 

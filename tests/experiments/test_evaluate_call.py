@@ -1,4 +1,5 @@
 """dynadapt.evaluate: the command line's numbers from one call, whatever the model and the text are given as; nothing kept unless asked."""
+
 import json
 import os
 import signal
@@ -47,8 +48,11 @@ def command_line(words):
 
 def numbers(summary: dict) -> dict:
     """What must not depend on how the run was asked for."""
-    return {name: value for name, value in summary.items()
-            if name not in ("seconds", "tokens_per_second", "files", "model", "documents") and "peak" not in name}
+    return {
+        name: value
+        for name, value in summary.items()
+        if name not in ("seconds", "tokens_per_second", "files", "model", "documents") and "peak" not in name
+    }
 
 
 def scored(documents):
@@ -57,21 +61,32 @@ def scored(documents):
 
 @pytest.mark.parametrize("how", ["lora", "full, two streams", "static with memory"])
 def test_the_numbers_are_the_command_lines_bit_for_bit(model, texts, tmp_path, how):
-    words, settings = {"lora": ([], {}), "full, two streams": (["--adapt", "full", "--streams", "2"], {"adapt": Full(), "streams": 2}),
-                       "static with memory": (["--adapt", "none", "--memory", "64"], {"adapt": None, "memory": SegmentMemory(64)})}[how]
-    command_line(["eval", "--model", str(model), "--text", *map(str, texts), *WORDS, *words, "--scores", "--out", str(tmp_path / "cli"), "--quiet"])
+    words, settings = {
+        "lora": ([], {}),
+        "full, two streams": (["--adapt", "full", "--streams", "2"], {"adapt": Full(), "streams": 2}),
+        "static with memory": (["--adapt", "none", "--memory", "64"], {"adapt": None, "memory": SegmentMemory(64)}),
+    }[how]
+    command_line(
+        ["eval", "--model", str(model), "--text", *map(str, texts), *WORDS, *words, "--scores", "--out", str(tmp_path / "cli"), "--quiet"]
+    )
     summary = json.loads((tmp_path / "cli" / "summary.json").read_text())
     rows = np.load(tmp_path / "cli" / "scores.npy")
     settings = {**FAST, **settings}
     if how == "full, two streams":
         settings["rank"] = 2
-    ways = {"paths": dict(model=model, text=texts), "strings": dict(model=str(model), string=[t.read_text() for t in texts]),
-            "a loaded model": dict(model=load(model), text=[str(t) for t in texts]), "a run directory": dict(model=model, text=texts, out=tmp_path / "api")}
+    ways = {
+        "paths": dict(model=model, text=texts),
+        "strings": dict(model=str(model), string=[t.read_text() for t in texts]),
+        "a loaded model": dict(model=load(model), text=[str(t) for t in texts]),
+        "a run directory": dict(model=model, text=texts, out=tmp_path / "api"),
+    }
     for way, given in ways.items():
         result = dynadapt.evaluate(**given, scores=True, **settings)
         assert numbers(result.summary) == numbers(summary), way
         assert scored(result.documents) == scored(summary["documents"]) and np.array_equal(result.scores, rows), way
-        assert (result.nll, result.bits_per_byte, result.tokens, result.bytes) == tuple(summary[k] for k in ("nll", "bits_per_byte", "tokens", "bytes"))
+        assert (result.nll, result.bits_per_byte, result.tokens, result.bytes) == tuple(
+            summary[k] for k in ("nll", "bits_per_byte", "tokens", "bytes")
+        )
         assert result.perplexity == summary["perplexity"] and result.flops == summary["flops"]
     config = [json.loads((tmp_path / run / "config.json").read_text()) for run in ("cli", "api")]
     assert config[0] == config[1]
@@ -112,8 +127,14 @@ def test_the_engine_goes_on_where_the_text_ended(model, texts, tmp_path):
 def test_a_stopped_run_goes_on(model, texts, tmp_path):
     whole = dynadapt.evaluate(model, texts, scores=True, **FAST)
     with pytest.raises(KeyboardInterrupt, match=r"evaluate\(..., out='.*run', resume=True\) goes on"):
-        dynadapt.evaluate(model, texts, out=tmp_path / "run", scores=True, **FAST,
-                          on_segment=lambda line: line["segment"] == 2 and os.kill(os.getpid(), signal.SIGINT))
+        dynadapt.evaluate(
+            model,
+            texts,
+            out=tmp_path / "run",
+            scores=True,
+            **FAST,
+            on_segment=lambda line: line["segment"] == 2 and os.kill(os.getpid(), signal.SIGINT),
+        )
     with pytest.raises(RunError, match="unfinished"):
         dynadapt.evaluate(model, texts, out=tmp_path / "run", scores=True, **FAST)
     result = dynadapt.evaluate(model, texts, out=tmp_path / "run", scores=True, resume=True, **FAST)
@@ -132,43 +153,89 @@ def test_every_segment_is_told(model, texts, tmp_path, capsys):
 
 
 def test_settings_may_be_what_an_engine_takes():
-    adapts = [LoRA(), LoRA(rank=3, alpha=5.0, targets="mlp", layers=range(1, 2)), RowSparse(density=0.3, targets="attn"), Full(), Full(targets="model"), LoRA, None]
+    adapts = [
+        LoRA(),
+        LoRA(rank=3, alpha=5.0, targets="mlp", layers=range(1, 2)),
+        RowSparse(density=0.3, targets="attn"),
+        Full(),
+        Full(targets="model"),
+        LoRA,
+        None,
+    ]
     for adapt in adapts:
         settings = settings_from({"adapt": adapt})
         assert adapt_of(EvalConfig.from_dict(settings)) == (adapt() if isinstance(adapt, type) else adapt)
-    for optimizer, adapt in ((Adam(lr=0.1, clip=0.5), "lora"), (SGD(lr=1.0, decay=0.1), "full"), (AdamW(), "rows"), (RMS(lr=1e-5), "full"), (SGD, "lora")):
+    for optimizer, adapt in (
+        (Adam(lr=0.1, clip=0.5), "lora"),
+        (SGD(lr=1.0, decay=0.1), "full"),
+        (AdamW(), "rows"),
+        (RMS(lr=1e-5), "full"),
+        (SGD, "lora"),
+    ):
         config = EvalConfig.from_dict(settings_from({"optimizer": optimizer, "adapt": adapt}))
-        assert optimizer_of(config) == (SGD(lr=LEARNING_RATES["lora"]["sgd"]) if optimizer is SGD else optimizer)      # a class is its word
-    for memory, said in ((SegmentMemory(100, 2, "reproject"), {"memory": 100, "sinks": 2, "refresh": "reproject"}), (Overlap(64), {"memory": 0, "context": 64}),
-                         (None, {"memory": 0}), (7, {"memory": 7})):
+        assert optimizer_of(config) == (SGD(lr=LEARNING_RATES["lora"]["sgd"]) if optimizer is SGD else optimizer)  # a class is its word
+    for memory, said in (
+        (SegmentMemory(100, 2, "reproject"), {"memory": 100, "sinks": 2, "refresh": "reproject"}),
+        (Overlap(64), {"memory": 0, "context": 64}),
+        (None, {"memory": 0}),
+        (7, {"memory": 7}),
+    ):
         assert settings_from({"memory": memory}) == said
 
 
-@pytest.mark.parametrize("given,said", [
-    ({"adapt": LoRA(rank=4), "rank": 8}, r"rank=8 with adapt=LoRA\(rank=4.*says rank=4: give one of them"),
-    ({"optimizer": Adam(lr=0.1), "lr": 0.2}, "lr=0.2 with optimizer=Adam"), ({"memory": SegmentMemory(8, 2), "sinks": 4}, "sinks=4 with memory=Segment"),
-    ({"adapt": RowSparse(select="fixed")}, "adapt=RowSparse.*select is no setting of a run, and stays 'gradient'; an Engine takes it"),
-    ({"optimizer": Adam(betas=(0.8, 0.9))}, "betas is no setting"), ({"optimizer": SGD(momentum=0.9)}, "momentum is no setting"),
-    ({"adapt": 5}, "adapt=5: expected one of 'lora'"), ({"adapt": Adam()}, "adapt=Adam"), ({"optimizer": None}, "optimizer=None"), ({"adapt": "peft"}, "adapt 'peft'"),
-    ({"memry": 5}, "unknown setting 'memry'; did you mean memory?"), ({"memory": "big"}, "memory 'big'"), ({"segment": 0}, "segment 0"),
-    ({"resume": True}, "resume=True without out"), ({"on_segment": 5}, "on_segment=5: expected a function"),
-])
+@pytest.mark.parametrize(
+    "given,said",
+    [
+        ({"adapt": LoRA(rank=4), "rank": 8}, r"rank=8 with adapt=LoRA\(rank=4.*says rank=4: give one of them"),
+        ({"optimizer": Adam(lr=0.1), "lr": 0.2}, "lr=0.2 with optimizer=Adam"),
+        ({"memory": SegmentMemory(8, 2), "sinks": 4}, "sinks=4 with memory=Segment"),
+        ({"adapt": RowSparse(select="fixed")}, "adapt=RowSparse.*select is no setting of a run, and stays 'gradient'; an Engine takes it"),
+        ({"optimizer": Adam(betas=(0.8, 0.9))}, "betas is no setting"),
+        ({"optimizer": SGD(momentum=0.9)}, "momentum is no setting"),
+        ({"adapt": 5}, "adapt=5: expected one of 'lora'"),
+        ({"adapt": Adam()}, "adapt=Adam"),
+        ({"optimizer": None}, "optimizer=None"),
+        ({"adapt": "peft"}, "adapt 'peft'"),
+        ({"memry": 5}, "unknown setting 'memry'; did you mean memory?"),
+        ({"memory": "big"}, "memory 'big'"),
+        ({"segment": 0}, "segment 0"),
+        ({"resume": True}, "resume=True without out"),
+        ({"on_segment": 5}, "on_segment=5: expected a function"),
+    ],
+)
 def test_settings_that_do_not_fit_are_named(model, given, said):
     with pytest.raises(ConfigError, match=said):
         dynadapt.evaluate(model, string="the cat sat", **given)
 
 
-@pytest.mark.parametrize("given,error,said", [
-    ({"text": "Once upon a time there was a cat"}, TextError, "no such file; if this is the text itself, give it as string=..."),
-    ({"text": "line\nline\n" * 1000}, TextError, "string=..."), ({"text": "a\0b"}, TextError, "string=..."), ({"text": ""}, TextError, "string=..."),
-    ({"text": Path("/no/such/file.txt")}, TextError, "no such file"), ({"text": ["/no/such/file.txt"]}, TextError, "no such file"),
-    ({"text": [[1, 2, 3]]}, ConfigError, "token ids to Engine.step"), ({"text": torch.arange(5)}, ConfigError, "expected a path"), ({"text": b"the cat"}, ConfigError, "string"),
-    ({"text": 5}, ConfigError, "text=5"), ({}, ConfigError, "text: none given"), ({"text": []}, ConfigError, "text: none given"), ({"string": []}, ConfigError, "text: none given"),
-    ({"text": "builtin:nothing"}, TextError, "no such built-in text"), ({"string": b"x"}, ConfigError, "string=b'x'"), ({"string": ["a", 3]}, ConfigError, "string="),
-    ({"string": {"a": "b"}}, ConfigError, "string="), ({"string": ""}, TextError, "^string is empty"), ({"string": ["the cat", ""]}, TextError, r"string\[1\] is empty"),
-    ({"string": "x"}, TextError, "^string has 1 token: too short"), ({"string": "\ud800"}, TextError, "string is not valid Unicode"),
-    ({"string": "a b", "text": "x"}, ConfigError, "text and string: give one"), ({"string": "a b", "out": "x"}, ConfigError, "string with out"),
-])
+@pytest.mark.parametrize(
+    "given,error,said",
+    [
+        ({"text": "Once upon a time there was a cat"}, TextError, "no such file; if this is the text itself, give it as string=..."),
+        ({"text": "line\nline\n" * 1000}, TextError, "string=..."),
+        ({"text": "a\0b"}, TextError, "string=..."),
+        ({"text": ""}, TextError, "string=..."),
+        ({"text": Path("/no/such/file.txt")}, TextError, "no such file"),
+        ({"text": ["/no/such/file.txt"]}, TextError, "no such file"),
+        ({"text": [[1, 2, 3]]}, ConfigError, "token ids to Engine.step"),
+        ({"text": torch.arange(5)}, ConfigError, "expected a path"),
+        ({"text": b"the cat"}, ConfigError, "string"),
+        ({"text": 5}, ConfigError, "text=5"),
+        ({}, ConfigError, "text: none given"),
+        ({"text": []}, ConfigError, "text: none given"),
+        ({"string": []}, ConfigError, "text: none given"),
+        ({"text": "builtin:nothing"}, TextError, "no such built-in text"),
+        ({"string": b"x"}, ConfigError, "string=b'x'"),
+        ({"string": ["a", 3]}, ConfigError, "string="),
+        ({"string": {"a": "b"}}, ConfigError, "string="),
+        ({"string": ""}, TextError, "^string is empty"),
+        ({"string": ["the cat", ""]}, TextError, r"string\[1\] is empty"),
+        ({"string": "x"}, TextError, "^string has 1 token: too short"),
+        ({"string": "\ud800"}, TextError, "string is not valid Unicode"),
+        ({"string": "a b", "text": "x"}, ConfigError, "text and string: give one"),
+        ({"string": "a b", "out": "x"}, ConfigError, "string with out"),
+    ],
+)
 def test_texts_that_are_none_are_refused_with_what_to_do(model, given, error, said):
     with pytest.raises(error, match=said):
         dynadapt.evaluate(model, **given, **FAST)
@@ -188,7 +255,10 @@ def test_a_run_that_diverges_says_so_without_a_directory(model):
 def test_gain_and_what_it_says_of_itself(model, texts):
     adapted, static = (dynadapt.evaluate(model, texts, scores=True, **{**FAST, "adapt": adapt}) for adapt in ("lora", "none"))
     assert adapted.gain_over(static) == static.nll - adapted.nll == -static.gain_over(adapted) > 0.1
-    for other, said in ((dynadapt.evaluate(model, texts[0], **FAST), "other scored other tokens"), (5, "other=5: expected what evaluate returned")):
+    for other, said in (
+        (dynadapt.evaluate(model, texts[0], **FAST), "other scored other tokens"),
+        (5, "other=5: expected what evaluate returned"),
+    ):
         with pytest.raises(ValueError, match=said):
             adapted.gain_over(other)
     assert f"nll={adapted.nll:.4f}" in repr(adapted) and "LoRA of rank 2" in repr(adapted) and len(repr(adapted)) < 200

@@ -1,4 +1,5 @@
 """benchmarks/flops_vs_loss.py: intervals, the claims' rules on made-up scores, and the whole grid on a tiny model."""
+
 import json
 import sys
 from pathlib import Path
@@ -114,7 +115,18 @@ def test_whole_grid_on_a_tiny_model(tmp_path, monkeypatch, capsys):
             (tmp_path / "corpus" / name / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
     small = flops_vs_loss.Grid(1100, 600, main_cells(ranks=(4,), densities=(0.1,)))
     monkeypatch.setitem(flops_vs_loss.GRIDS, "small", small)
-    arguments = ["flops_vs_loss.py", str(tmp_path / "corpus"), "--model", str(model), "--dtype", "fp32", "--texts", "one", "--out", str(tmp_path / "out")]
+    arguments = [
+        "flops_vs_loss.py",
+        str(tmp_path / "corpus"),
+        "--model",
+        str(model),
+        "--dtype",
+        "fp32",
+        "--texts",
+        "one",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     flops_vs_loss.main()
     results = json.loads((tmp_path / "out" / "results.json").read_text())

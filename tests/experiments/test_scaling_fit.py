@@ -1,4 +1,5 @@
 """The scaling-law fit on curves whose law is known, and what it refuses."""
+
 import json
 
 import numpy as np
@@ -30,8 +31,8 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
         held += low <= truth <= high
         widths.append(high - low)
         residuals.append(fit.residual)
-    assert 20 <= held <= 30                     # 27 expected of 30 at 90%
-    assert np.mean(np.square(residuals)) == pytest.approx(0.004**2 * 9 / 12, rel=0.3)      # three of twelve degrees are the law's
+    assert 20 <= held <= 30  # 27 expected of 30 at 90%
+    assert np.mean(np.square(residuals)) == pytest.approx(0.004**2 * 9 / 12, rel=0.3)  # three of twelve degrees are the law's
     wide = fit_curve(TOKENS, curve(*law, noise=0.016), draws=60).interval(at)
     assert wide[1] - wide[0] > 2 * np.median(widths)
 
@@ -43,14 +44,17 @@ def test_a_fit_is_reproducible_and_survives_json():
     assert ScalingFit.from_dict(json.loads(json.dumps(fit.to_dict()))) == fit
 
 
-@pytest.mark.parametrize("tokens, losses, message", [
-    (TOKENS[:5], curve(2, 60, 0.35)[:5], "5 evaluations; at least 6"),
-    (TOKENS, curve(2, 60, 0.35)[:-1], "12 token counts and 11 losses"),
-    (np.arange(0, 6e6, 5e5), curve(2, 60, 0.35), "start above 0"),
-    (TOKENS[::-1], curve(2, 60, 0.35), "must grow"),
-    (np.linspace(2e6, 5e6, 12), curve(2, 60, 0.35), "at least 4 times the first"),
-    (TOKENS, np.where(TOKENS > 1e6, np.nan, 3.0), "must be finite"),
-])
+@pytest.mark.parametrize(
+    "tokens, losses, message",
+    [
+        (TOKENS[:5], curve(2, 60, 0.35)[:5], "5 evaluations; at least 6"),
+        (TOKENS, curve(2, 60, 0.35)[:-1], "12 token counts and 11 losses"),
+        (np.arange(0, 6e6, 5e5), curve(2, 60, 0.35), "start above 0"),
+        (TOKENS[::-1], curve(2, 60, 0.35), "must grow"),
+        (np.linspace(2e6, 5e6, 12), curve(2, 60, 0.35), "at least 4 times the first"),
+        (TOKENS, np.where(TOKENS > 1e6, np.nan, 3.0), "must be finite"),
+    ],
+)
 def test_points_that_give_no_fit_are_refused(tokens, losses, message):
     with pytest.raises(ScalingError, match=message):
         fit_curve(tokens, losses)
@@ -66,9 +70,9 @@ def test_an_extrapolation_that_the_curve_cannot_support_is_refused():
     noise = np.random.default_rng(1).standard_normal(12)
     with pytest.raises(ScalingError, match="no trend to extend"):
         fit_curve(TOKENS, 3.0 + 0.01 * noise, draws=5).extrapolate(1e7)
-    with pytest.raises(ScalingError, match="no trend to extend"):       # a loss that rises
+    with pytest.raises(ScalingError, match="no trend to extend"):  # a loss that rises
         fit_curve(TOKENS, 3.0 + 1e-8 * TOKENS, draws=5).extrapolate(1e7)
-    with pytest.raises(ScalingError, match="at its bound"):             # a line in log D: falls on and on
+    with pytest.raises(ScalingError, match="at its bound"):  # a line in log D: falls on and on
         fit_curve(TOKENS, 3 - 0.01 * np.log(TOKENS / 1e5), draws=5).extrapolate(1e7)
     with pytest.raises(ScalingError, match="wider than 50% of"):
         fit_curve(TOKENS[:7], curve(2, 60, 0.35, noise=0.05)[:7], draws=60).extrapolate(2e7)

@@ -1,4 +1,5 @@
 """`dynadapt tune`: the plan, the windows, the statistics, and the whole of it on a tiny model."""
+
 import io
 import json
 import os
@@ -52,7 +53,9 @@ def texts(tmp_path_factory):
 
 
 def config_for(directory, texts, **changes) -> EvalConfig:
-    return EvalConfig(**{"model": str(directory), "text": texts, "segment": 16, "rank": 2, "dtype": "fp32", "backend": "cpu", "memory": 0, **changes})
+    return EvalConfig(
+        **{"model": str(directory), "text": texts, "segment": 16, "rank": 2, "dtype": "fp32", "backend": "cpu", "memory": 0, **changes}
+    )
 
 
 def costs_of(candidates, generator) -> dict:
@@ -60,6 +63,7 @@ def costs_of(candidates, generator) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------------------------- plan
+
 
 def test_the_grid_is_what_learns_times_memory_times_rates():
     whole, left_out = grids(KINDS, (0, 512, 1536), EvalConfig())[0]
@@ -86,15 +90,20 @@ def test_a_schedule_keeps_to_its_seconds_whoever_goes_on():
     generator = np.random.default_rng(0)
     for trial in range(200):
         candidates = grids(KINDS, (0, 512, 1536), EvalConfig())[trial % 5][0]
-        costs, seconds, segments, most = costs_of(candidates, generator), float(generator.uniform(1, 300)), int(generator.integers(2, 9)), int(generator.integers(2, 30))
+        costs, seconds, segments, most = (
+            costs_of(candidates, generator),
+            float(generator.uniform(1, 300)),
+            int(generator.integers(2, 9)),
+            int(generator.integers(2, 30)),
+        )
         rounds = schedule(candidates, costs, seconds, segments, most)
         if rounds is None:
             continue
         learners, spent = [each for each in candidates if each.adapt != "none"], 0.0
         for before, after in zip(rounds, rounds[1:]):
             assert after.windows == min(most, 2 * before.windows) and after.learners < before.learners
-        for each_round in rounds:                    # the dearest go on
-            going = sorted(learners, key=lambda each: -costs[each].of(1, segments))[:each_round.learners]
+        for each_round in rounds:  # the dearest go on
+            going = sorted(learners, key=lambda each: -costs[each].of(1, segments))[: each_round.learners]
             spent += sum(costs[each].of(each_round.windows, segments) for each in going)
         spent += sum(costs[each].of(rounds[-1].windows, segments) for each in candidates if each.adapt == "none")
         assert spent <= seconds and rounds[0].learners == len(learners) and rounds[-1].learners <= 2 and rounds[0].windows >= 2
@@ -120,7 +129,7 @@ def test_a_plan_fits_into_its_time_and_its_text():
     assert plan_for(cheap, 1000, 100_000).left_out == ""
     sizes = [len(plan_for(cheap, seconds, 100_000).candidates) for seconds in (1000, 20, 10, 5, 2, 1)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] == 30 and sizes[-1] < 13
-    for segment in (32, 128, 512):                   # windows are long enough for the memory that is tried in them
+    for segment in (32, 128, 512):  # windows are long enough for the memory that is tried in them
         for seconds in (1000, 20, 10, 5, 2, 1):
             plan = plan_for(cheap, seconds, 100_000, segment=segment)
             tried = {each.memory for each in plan.candidates}
@@ -143,8 +152,11 @@ def test_the_least_that_is_named_would_do():
 # ------------------------------------------------------------------------------------------------------------- statistics
 
 GROWTH = {
-    "none": lambda n: 1.0 + 0 * n, "saturating": lambda n: 1 - np.exp(-n / 20), "slowly": lambda n: 1 - np.exp(-n / 100),
-    "logarithm": lambda n: np.log1p(n / 4) / 6, "power": lambda n: 1 - (1 + n / 10) ** -0.5,
+    "none": lambda n: 1.0 + 0 * n,
+    "saturating": lambda n: 1 - np.exp(-n / 20),
+    "slowly": lambda n: 1 - np.exp(-n / 100),
+    "logarithm": lambda n: np.log1p(n / 4) / 6,
+    "power": lambda n: 1 - (1 + n / 10) ** -0.5,
 }
 
 
@@ -154,8 +166,8 @@ def simulated(growth, windows: int, generator, size: int = 2000, window: int = 4
     truth, seen, gains = (gain * growth(np.arange(size)) + topics).mean(), 0, []
     for part in generator.permutation(windows):
         start = size * part // windows + generator.integers(size // windows - window)
-        learned = np.arange(seen + 1, seen + window)             # the first segment is not counted
-        gains.append((gain * growth(learned) + topics[start + 1:start + window]).mean())
+        learned = np.arange(seen + 1, seen + window)  # the first segment is not counted
+        gains.append((gain * growth(learned) + topics[start + 1 : start + window]).mean())
         seen += window
     return estimate(gains, windows * window, size), truth
 
@@ -167,7 +179,7 @@ def test_the_interval_holds_the_gain_over_the_whole_stream(name, windows):
     found = [simulated(GROWTH[name], windows, generator) for _ in range(400)]
     assert np.mean([each.low <= truth <= each.high for each, truth in found]) >= 0.92
     assert np.mean([each.low <= truth for each, truth in found]) >= 0.95
-    assert np.mean([each.gain - truth for each, truth in found]) < 0.01          # never promises more than there is
+    assert np.mean([each.gain - truth for each, truth in found]) < 0.01  # never promises more than there is
 
 
 def test_where_learning_gains_nothing_static_is_kept():
@@ -180,7 +192,7 @@ def test_an_estimate_of_equal_windows_is_theirs_and_a_diverged_candidate_loses()
     found = estimate([0.25] * 8, 8, 1000)
     assert (found.gain, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25)) and found.windows == 8
     short, long = estimate([0.0] * 4 + [1.0] * 4, 800, 1600), estimate([0.0] * 4 + [1.0] * 4, 800, 1e9)
-    assert short.gain == pytest.approx(0.75) and long.gain == pytest.approx(1.0, abs=1e-6)         # of a long text little is its beginning
+    assert short.gain == pytest.approx(0.75) and long.gain == pytest.approx(1.0, abs=1e-6)  # of a long text little is its beginning
     assert late_mean([0.1, np.nan, 0.3], 3, 100) == -np.inf and late_mean([0.1], 1, 100) == pytest.approx(0.1)
     for wrong in ([0.1] * 3, [0.1, 0.2, 0.3, np.inf]):
         with pytest.raises(ValueError, match="at least 4 finite"):
@@ -188,6 +200,7 @@ def test_an_estimate_of_equal_windows_is_theirs_and_a_diverged_candidate_loses()
 
 
 # ---------------------------------------------------------------------------------------------------------------- windows
+
 
 @pytest.mark.parametrize("count", [1, 2, 7, 24, 64])
 def test_every_beginning_of_the_order_is_spread(count):
@@ -212,7 +225,7 @@ def test_windows_and_rest_are_the_text(model, texts, tmp_path):
         for window in windows:
             assert 32 < window.learned <= 64 and window.counted <= window.learned
             for piece in window.pieces:
-                covered = contents[piece.source][piece.start:piece.stop].decode()
+                covered = contents[piece.source][piece.start : piece.stop].decode()
                 assert tokenizer.decode(piece.ids.tolist()) == covered and piece.skip == (16 if piece.start else 0)
                 assert len(piece.ids) == len(piece.sizes) + 1
         folder = tmp_path / f"rest-{seed}"
@@ -224,7 +237,9 @@ def test_windows_and_rest_are_the_text(model, texts, tmp_path):
                 left.append(contents[number][at:start])
                 at = stop
             assert (folder / name).read_bytes() == b"".join(left) + contents[number][at:]
-    assert [w.pieces[0].start for w in draw(text, tokenizer, 20, 64, 16, 0)] == [w.pieces[0].start for w in draw(text, tokenizer, 20, 64, 16, 0)]
+    assert [w.pieces[0].start for w in draw(text, tokenizer, 20, 64, 16, 0)] == [
+        w.pieces[0].start for w in draw(text, tokenizer, 20, 64, 16, 0)
+    ]
 
 
 def test_short_documents_follow_one_another_in_a_window(model, tmp_path):
@@ -241,6 +256,7 @@ def test_short_documents_follow_one_another_in_a_window(model, tmp_path):
 
 def test_a_long_text_is_estimated_from_places_in_it(model, texts, tmp_path, monkeypatch):
     from dynadapt.experiments.tune import windows
+
     tokenizer = streaming_tokenizer(model.tokenizer)
     exact = read_text(texts, tokenizer, tmp_path)
     monkeypatch.setattr(windows, "COUNTED", 100)
@@ -249,6 +265,7 @@ def test_a_long_text_is_estimated_from_places_in_it(model, texts, tmp_path, monk
 
 
 # ---------------------------------------------------------------------------------------------------------------- measure
+
 
 def test_side_by_side_scores_what_each_scores_alone(directory, model, texts, tmp_path):
     tokenizer = streaming_tokenizer(model.tokenizer)
@@ -269,7 +286,7 @@ def test_side_by_side_scores_what_each_scores_alone(directory, model, texts, tmp
 def test_what_is_counted_is_what_an_evaluation_scores(directory, model, texts, tmp_path):
     """One window that is a whole document: the numbers of `dynadapt eval`."""
     tokenizer = streaming_tokenizer(model.tokenizer)
-    window, = draw(read_text(texts[1:2], tokenizer, tmp_path), tokenizer, 1, 10_000, 16, 0)
+    (window,) = draw(read_text(texts[1:2], tokenizer, tmp_path), tokenizer, 1, 10_000, 16, 0)
     bench = Bench(model, config_for(directory, ()))
     for candidate in (Candidate("none", 32), Candidate("lora", 32, 1e-2), Candidate("full", 0, 1e-3)):
         config = candidate.configure(config_for(directory, texts[1:2]))
@@ -281,7 +298,7 @@ def test_what_is_counted_is_what_an_evaluation_scores(directory, model, texts, t
 
 def test_memory_that_a_model_has_no_positions_for_is_left_out(directory, model):
     config = config_for(directory, ())
-    assert fitting_memories(model.config, config)[0] == (0,)                     # 512 positions in all
+    assert fitting_memories(model.config, config)[0] == (0,)  # 512 positions in all
     for memory, note in zip((512, 1536), fitting_memories(model.config, config)[1]):
         assert f"memory {memory:,} is left out" in note and "the model has 512" in note
     gpt2 = random_model(tiny_config("gpt2", vocab_size=300, layers=1), seed=0)
@@ -290,6 +307,7 @@ def test_memory_that_a_model_has_no_positions_for_is_left_out(directory, model):
 
 
 # ------------------------------------------------------------------------------------------------------------- whole runs
+
 
 def test_from_a_text_to_a_command_that_keeps_its_promise(directory, texts, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
@@ -305,8 +323,18 @@ def test_from_a_text_to_a_command_that_keeps_its_promise(directory, texts, tmp_p
     assert found["adapts"] and 0 < low < found["gain_nats"] < high <= found["static_nll"] and found["minutes"] > 0
     assert found["gain_bits_per_byte"] == pytest.approx(found["gain_nats"] * found["interval_bits_per_byte"][0] / low)
     assert found["machine"]["dtype"] == "fp32" and found["machine"]["instruction_set"] and found["seconds"] < 120
-    assert {row["adapt"] for row in found["tried"]} == set(KINDS) and all(row["seconds"] > 0 and row["flops_per_token"] > 0 for row in found["tried"])
-    for phrase in ("expected gain over static", "bits per byte", "95% interval", "price:", "set apart", "run, on the rest of the text:", "memory 512 is left out"):
+    assert {row["adapt"] for row in found["tried"]} == set(KINDS) and all(
+        row["seconds"] > 0 and row["flops_per_token"] > 0 for row in found["tried"]
+    )
+    for phrase in (
+        "expected gain over static",
+        "bits per byte",
+        "95% interval",
+        "price:",
+        "set apart",
+        "run, on the rest of the text:",
+        "memory 512 is left out",
+    ):
         assert phrase in said
     assert found["command"] in said.replace("\n", " ").replace("  ", " ") or found["command"] in said
 
@@ -323,7 +351,7 @@ def test_from_a_text_to_a_command_that_keeps_its_promise(directory, texts, tmp_p
     gain = nll["static_command"]["nll"] - nll["command"]["nll"]
     assert low <= gain <= high
     assert nll["command"]["tokens"] == pytest.approx(found["text"]["rest_tokens"], rel=0.05)
-    assert shlex.split(found["whole_text_command"])[shlex.split(found["whole_text_command"]).index("--text") + 1:][:3] == list(texts)
+    assert shlex.split(found["whole_text_command"])[shlex.split(found["whole_text_command"]).index("--text") + 1 :][:3] == list(texts)
 
 
 def test_where_every_rate_diverges_the_static_command_is_recommended(directory, model, texts, tmp_path, monkeypatch, capsys):
@@ -351,11 +379,22 @@ def test_a_pipe_is_tuned_on_and_its_rest_kept(directory, texts, tmp_path, monkey
     assert 0.4 * len(content) < len(rest) < len(content)
 
 
-@pytest.mark.parametrize("changes, minutes, message", [
-    ({}, 0, "minutes 0"), ({}, float("nan"), "minutes nan"), ({}, True, "minutes True"), ({"streams": 2}, 1, "streams 2"), ({"tokens": 99}, 1, "tokens 99"),
-    ({"context": 8}, 1, "context 8"), ({"optimizer": "rms", "adapt": "full"}, 1, "'rms'"), ({"segment": 400}, 1, "needs at least 12,800"),
-    ({"text": ()}, 1, "none given"), ({"text": ("/nowhere.txt",)}, 1, "no such file"), ({"text": ("-", "-")}, 1, "given twice"),
-])
+@pytest.mark.parametrize(
+    "changes, minutes, message",
+    [
+        ({}, 0, "minutes 0"),
+        ({}, float("nan"), "minutes nan"),
+        ({}, True, "minutes True"),
+        ({"streams": 2}, 1, "streams 2"),
+        ({"tokens": 99}, 1, "tokens 99"),
+        ({"context": 8}, 1, "context 8"),
+        ({"optimizer": "rms", "adapt": "full"}, 1, "'rms'"),
+        ({"segment": 400}, 1, "needs at least 12,800"),
+        ({"text": ()}, 1, "none given"),
+        ({"text": ("/nowhere.txt",)}, 1, "no such file"),
+        ({"text": ("-", "-")}, 1, "given twice"),
+    ],
+)
 def test_what_can_not_be_tuned_is_refused_by_name(changes, minutes, message, directory, model, texts, tmp_path):
     with pytest.raises((ConfigError, TextError), match=message.replace("(", r"\(")):
         tune(config_for(directory, texts, **changes), minutes, tmp_path / "out", model=model)
@@ -398,6 +437,6 @@ def test_a_real_model_on_a_real_text(tmp_path):
     config = EvalConfig(text=("builtin:python-reference",), segment=128, memory=0)
     try:
         found = tune(config, 4, tmp_path / "out")
-    except ConfigError as refused:                   # a machine on which much else runs: what it asks for
+    except ConfigError as refused:  # a machine on which much else runs: what it asks for
         found = tune(config, 1.5 * float(str(refused).rpartition(" ")[2]), tmp_path / "out")
     assert found.adapts and found.gain_nats > 0.05 and found.interval[0] > 0

@@ -6,6 +6,7 @@ A command runs whole once, which counts its operations. Then, for every (way to 
 forked copy of this process runs it into a fresh directory with that fault, and another goes on without one: to the same bits,
 or it is printed under "bad". Half of the time the one that goes on gets a fault of its own first. log: only what it does to files.
 """
+
 import ctypes
 import errno
 import json
@@ -26,9 +27,18 @@ import torch  # noqa: E402
 from tiny import english, tiny_directory  # noqa: E402
 
 KILL_BEFORE, KILL_AFTER, TORN, ONCE, FROM, SHORT, RAISE = range(7)
-WAYS = {"killed before": (KILL_BEFORE, 0), "killed after": (KILL_AFTER, 0), "torn write": (TORN, 0), "short write": (SHORT, 0),
-        "no space once": (ONCE, errno.ENOSPC), "no space from then on": (FROM, errno.ENOSPC), "input/output error": (ONCE, errno.EIO),
-        "read-only from then on": (FROM, errno.EROFS), "ctrl-C": (RAISE, signal.SIGINT), "SIGTERM": (RAISE, signal.SIGTERM)}
+WAYS = {
+    "killed before": (KILL_BEFORE, 0),
+    "killed after": (KILL_AFTER, 0),
+    "torn write": (TORN, 0),
+    "short write": (SHORT, 0),
+    "no space once": (ONCE, errno.ENOSPC),
+    "no space from then on": (FROM, errno.ENOSPC),
+    "input/output error": (ONCE, errno.EIO),
+    "read-only from then on": (FROM, errno.EROFS),
+    "ctrl-C": (RAISE, signal.SIGINT),
+    "SIGTERM": (RAISE, signal.SIGTERM),
+}
 shim = ctypes.CDLL(None)
 shim.faults_count.restype = ctypes.c_long
 NEVER = 1 << 60
@@ -41,13 +51,25 @@ def arm(point: int, way: str, directory: Path) -> None:
 
 # ---- commands: go(directory, resume) runs one to its end
 
+
 def evaluation(root: Path, **changes):
     from dynadapt.experiments.config import EvalConfig
     from dynadapt.experiments.dyneval import RunOptions, run
+
     for name, words in (("a.txt", 60), ("b.txt", 25)):
         (root / name).write_text(english(words))
-    settings = dict(model=str(tiny_directory(root / "model")), text=(str(root / "a.txt"), str(root / "b.txt")), segment=16, rank=2,
-                    dtype="fp32", backend="cpu", streams=2, memory=16, reset="document", lr=0.01)
+    settings = dict(
+        model=str(tiny_directory(root / "model")),
+        text=(str(root / "a.txt"), str(root / "b.txt")),
+        segment=16,
+        rank=2,
+        dtype="fp32",
+        backend="cpu",
+        streams=2,
+        memory=16,
+        reset="document",
+        lr=0.01,
+    )
     config = EvalConfig(**{**settings, **changes})
     return lambda out, resume: run(config, out, RunOptions(resume=resume, scores=True, checkpoint=2))
 
@@ -58,13 +80,27 @@ def rows(root: Path):
 
 def reweighting(root: Path, changed: bool = False):
     from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, run
+
     for number in range(2):
         (root / f"domain{number}").mkdir()
         for part in range(4):
             (root / f"domain{number}" / f"{part}.txt").write_text(english(60, seed=10 * number + part))
-    config = ReweightConfig(model=str(tiny_directory(root / "model")), domains={f"d{i}": str(root / f"domain{i}") for i in range(2)},
-                            segment=16, rows=2, steps=7, evaluate=3, heldout_rows=2, dtype="fp32", backend="cpu", mixer="odm",
-                            adapt="lora", rank=2, lr=0.01, policy="repeat")
+    config = ReweightConfig(
+        model=str(tiny_directory(root / "model")),
+        domains={f"d{i}": str(root / f"domain{i}") for i in range(2)},
+        segment=16,
+        rows=2,
+        steps=7,
+        evaluate=3,
+        heldout_rows=2,
+        dtype="fp32",
+        backend="cpu",
+        mixer="odm",
+        adapt="lora",
+        rank=2,
+        lr=0.01,
+        policy="repeat",
+    )
     if not changed:
         return lambda out, resume: run(config, out, ReweightOptions(checkpoint=2, resume=resume))
 
@@ -74,6 +110,7 @@ def reweighting(root: Path, changed: bool = False):
     def stop(line):
         if line["kind"] == "step" and line["step"] == 5:
             raise Stopped
+
     begun = root / "begun"
     try:
         run(config, begun, ReweightOptions(checkpoint=2), stop)
@@ -83,6 +120,7 @@ def reweighting(root: Path, changed: bool = False):
     def go(out, resume):
         """Goes on from step 4 with other weights."""
         return run(config, out, ReweightOptions(checkpoint=2, resume=True, change={"d0": 0.8, "d1": 0.2}))
+
     go.prepare = lambda out: shutil.copytree(begun, out)
     return go
 
@@ -91,9 +129,23 @@ def in_context(root: Path):
     from dynadapt.experiments.icl import train as module
     from dynadapt.experiments.icl.config import TrainConfig
     from dynadapt.experiments.icl.train import TrainOptions, train
-    module.curves = partial(module.curves, prompts=64)   # of the errors in the summary
-    config = TrainConfig(preset="test", dims=3, points=6, layers=1, hidden=16, heads=2, positions=12, batch=4, steps=12, log=3,
-                         lr=3e-3, device="cpu", clip=1.0)
+
+    module.curves = partial(module.curves, prompts=64)  # of the errors in the summary
+    config = TrainConfig(
+        preset="test",
+        dims=3,
+        points=6,
+        layers=1,
+        hidden=16,
+        heads=2,
+        positions=12,
+        batch=4,
+        steps=12,
+        log=3,
+        lr=3e-3,
+        device="cpu",
+        clip=1.0,
+    )
     return lambda out, resume: train(config, out, TrainOptions(resume=resume, checkpoint=6, keep=6))
 
 
@@ -101,6 +153,7 @@ def sweep(root: Path):
     """Two cells, each in this process."""
     from dynadapt import cli
     from dynadapt.experiments import sweep as module
+
     (root / "a.txt").write_text(english(40))
     tiny_directory(root / "model")
 
@@ -111,30 +164,56 @@ def sweep(root: Path):
             return ended.code or 0, ""
         except KeyboardInterrupt:
             return 130, ""
+
     module._run_child = child
 
     def go(out, resume):
         file = root / f"{out.name}.yaml"
-        file.write_text(json.dumps({"out": str(out), "base": {"model": str(root / "model"), "text": str(root / "a.txt"), "segment": 16,
-                                                              "rank": 2, "dtype": "fp32", "backend": "cpu", "adapt": "lora"},
-                                    "grid": {"lr": [0.001, 0.01]}}))
+        file.write_text(
+            json.dumps(
+                {
+                    "out": str(out),
+                    "base": {
+                        "model": str(root / "model"),
+                        "text": str(root / "a.txt"),
+                        "segment": 16,
+                        "rank": 2,
+                        "dtype": "fp32",
+                        "backend": "cpu",
+                        "adapt": "lora",
+                    },
+                    "grid": {"lr": [0.001, 0.01]},
+                }
+            )
+        )
         code = module.run_sweep(str(file))
         if code:
             raise RuntimeError(f"the sweep ended with {code}: can't write")
+
     return go
 
 
-COMMANDS = {"eval": evaluation, "rows": rows, "reweight": reweighting, "change": lambda root: reweighting(root, True),
-            "icl": in_context, "sweep": sweep}
+COMMANDS = {
+    "eval": evaluation,
+    "rows": rows,
+    "reweight": reweighting,
+    "change": lambda root: reweighting(root, True),
+    "icl": in_context,
+    "sweep": sweep,
+}
 
 
 # ---- what is compared
 
+
 def strip(content):
     """Without times and sizes of the process."""
     if isinstance(content, dict):
-        return {key: strip(value) for key, value in content.items()
-                if "second" not in key and "memory" not in key and key not in ("files", "until", "digest", "seen")}
+        return {
+            key: strip(value)
+            for key, value in content.items()
+            if "second" not in key and "memory" not in key and key not in ("files", "until", "digest", "seen")
+        }
     return [strip(value) for value in content] if isinstance(content, list) else content
 
 
@@ -173,7 +252,9 @@ def in_fork(work) -> tuple[str, str]:
                 work()
                 code, words = 0, ""
             except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001
-                known = isinstance(error, (RuntimeError, ValueError, OSError, KeyboardInterrupt)) and type(error).__module__ != "safetensors"
+                known = (
+                    isinstance(error, (RuntimeError, ValueError, OSError, KeyboardInterrupt)) and type(error).__module__ != "safetensors"
+                )
                 code, words = 3 if known else 4, f"{type(error).__name__}: {error}"
             os.write(writer, words.encode()[:4000])
         finally:
@@ -191,7 +272,7 @@ class Campaign:
     def __init__(self, name: str, root: Path):
         self.root, self.go = root, COMMANDS[name](root)
         self.bad, self.endings = [], Counter()
-        self.go(self._fresh("warm"), False)          # what is imported and compiled is so in every copy of this process
+        self.go(self._fresh("warm"), False)  # what is imported and compiled is so in every copy of this process
         self.whole = self._fresh("whole")
         self.operations = self._counted(self.whole)
         self.expected = left_by(self.whole)
@@ -212,6 +293,7 @@ class Campaign:
             arm(NEVER, "killed before", out)
             self.go(out, False)
             counted.write_text(str(shim.faults_count()))
+
         ended = in_fork(work)
         assert ended[0] == "done", ended
         return int(counted.read_text())
@@ -227,6 +309,7 @@ class Campaign:
         def faulty(way, point, resume):
             arm(point, way, out)
             self.go(out, resume)
+
         ended, words = in_fork(lambda: faulty(way, point, False))
         self.endings[f"{way}: {ended}"] += 1
         problems = [f"ended in {ended}: {words}"] if ended == "other" else []
@@ -241,8 +324,7 @@ class Campaign:
             problems.append(f"going on ended in {ended}: {words}")
         else:
             left = left_by(out)
-            problems += [f"{key} differs" for key in sorted({*left, *self.expected})
-                         if left.get(key) != self.expected.get(key)]
+            problems += [f"{key} differs" for key in sorted({*left, *self.expected}) if left.get(key) != self.expected.get(key)]
         if problems:
             self.bad.append({"way": way, "point": point, "second": second, "problems": problems})
 
@@ -255,8 +337,13 @@ class Campaign:
         for number, (way, point) in enumerate(points):
             kind = draws.choice(list(WAYS))
             self.try_at(way, point, (kind, draws.randrange(1, self.operations)) if number % 2 else None)
-        return {"operations": self.operations, "tried": len(points), "endings": dict(self.endings), "bad": self.bad,
-                "seconds": round(time.monotonic() - began, 1)}
+        return {
+            "operations": self.operations,
+            "tried": len(points),
+            "endings": dict(self.endings),
+            "bad": self.bad,
+            "seconds": round(time.monotonic() - began, 1),
+        }
 
 
 if __name__ == "__main__":

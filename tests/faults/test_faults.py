@@ -1,4 +1,5 @@
 """Commands that are killed, or whose disk fails, at any file operation go on to the same bits (campaign.py, file_faults.c)."""
+
 import json
 import os
 import shutil
@@ -18,17 +19,23 @@ pytestmark = pytest.mark.skipif(COMPILER is None or sys.platform != "linux", rea
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory) -> Path:
     library = tmp_path_factory.mktemp("shim") / "file_faults.so"
-    subprocess.run([COMPILER, "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(library), str(HERE / "file_faults.c"),
-                    "-ldl"], check=True)
+    subprocess.run(
+        [COMPILER, "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(library), str(HERE / "file_faults.c"), "-ldl"],
+        check=True,
+    )
     return library
 
 
 def campaign(shim: Path, command: str, *drawn) -> dict:
     one = {"OMP_NUM_THREADS": "1", "DYNADAPT_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None        # thousands of small files
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # thousands of small files
     with tempfile.TemporaryDirectory(dir=memory) as root:
-        done = subprocess.run([sys.executable, str(HERE / "campaign.py"), command, root, *map(str, drawn)], capture_output=True,
-                              text=True, env={**os.environ, **one, "LD_PRELOAD": str(shim)})
+        done = subprocess.run(
+            [sys.executable, str(HERE / "campaign.py"), command, root, *map(str, drawn)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **one, "LD_PRELOAD": str(shim)},
+        )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -62,7 +69,7 @@ def test_what_is_named_is_on_the_disk(command, shim):
         if what in ("write", "truncate", "open"):
             unsynced.add(path)
         elif what == "fsync":
-            passing = f"{Path(path).parent}/.tmp"    # what the writer of tensors renames, by a call that can't be seen
+            passing = f"{Path(path).parent}/.tmp"  # what the writer of tensors renames, by a call that can't be seen
             unsynced = {at for at in unsynced if at != path and not at.startswith(passing)}
         elif what == "rename" and name[0] != "." and str(Path(path).parent) in (".", "checkpoint", "weights"):
             renamed.append(name)

@@ -5,6 +5,7 @@ are cast to float32 first, see kernels/common.py, and stores round, see interpre
 and those marked ``gpu`` at real sizes. The rule is that of the native kernels: no further from the float64 truth than plain
 torch in the same dtype, plus a little.
 """
+
 import pytest
 import torch
 from native.compare import Out, Weight, poisoned

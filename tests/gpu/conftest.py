@@ -1,4 +1,5 @@
 """Kernel tests see the same inputs in every run."""
+
 import pytest
 import torch
 

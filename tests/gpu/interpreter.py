@@ -1,4 +1,5 @@
 """Triton's interpreter cuts float32 to bfloat16 where a GPU rounds to nearest. Here it rounds too, so that bfloat16 cases mean something."""
+
 import numpy as np
 import torch
 import triton.language as tl

@@ -1,4 +1,5 @@
 """SwiGLU and the GELUs on the GPU against their references: odd sizes, recreated outputs, rows alone and beside NaN."""
+
 import pytest
 import torch
 

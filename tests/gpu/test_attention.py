@@ -1,4 +1,5 @@
 """Attention kernels over [memory; segment] against the reference."""
+
 import pytest
 import torch
 
@@ -9,12 +10,20 @@ from .compare import DEVICE, DTYPES, Out, acts, check, poisoned, run, skip_witho
 
 # streams, segment, memory capacity (None: no memory), query heads, kv heads, head size, rotation
 CASES = [
-    (1, 1, None, 1, 1, 16, True), (2, 1, 5, 2, 1, 20, True), (2, 70, 37, 4, 2, 20, True),
-    (1, 70, 63, 3, 1, 64, True), (1, 65, 60, 2, 2, 80, True), (1, 50, 33, 2, 1, 96, True), (1, 100, None, 2, 2, 17, False),
-    (2, 33, 9, 3, 1, 24, False), (1, 40, 30, 1, 1, 128, True),
+    (1, 1, None, 1, 1, 16, True),
+    (2, 1, 5, 2, 1, 20, True),
+    (2, 70, 37, 4, 2, 20, True),
+    (1, 70, 63, 3, 1, 64, True),
+    (1, 65, 60, 2, 2, 80, True),
+    (1, 50, 33, 2, 1, 96, True),
+    (1, 100, None, 2, 2, 17, False),
+    (2, 33, 9, 3, 1, 24, False),
+    (1, 40, 30, 1, 1, 128, True),
 ]
 REAL = [  # SmolLM2-135M, Llama-3.2-1B, Llama-3.1-8B, the last with a segment that is no multiple of anything
-    (1, 512, 516, 9, 3, 64, True), (8, 512, 516, 32, 8, 64, True), (4, 1000, 516, 32, 8, 128, True),
+    (1, 512, 516, 9, 3, 64, True),
+    (8, 512, 516, 32, 8, 64, True),
+    (4, 1000, 516, 32, 8, 128, True),
     (2, 2048, None, 8, 4, 96, True),
 ]
 
@@ -34,8 +43,19 @@ def forward_arguments(case, dtype):
         memory = [stores[:, 0], stores[:, 1], lengths]
     cos, sin = tables(segment + (capacity or 0), d) if rotation else (None, None)
     rows = streams * segment
-    return [acts(rows, (hq + 2 * hkv) * d, dtype=dtype), *memory, slots, cos, sin, hq, hkv, d, d**-0.5,
-            Out(poisoned(rows, hq * d)), Out(poisoned(streams, hq, segment), wide=True)]
+    return [
+        acts(rows, (hq + 2 * hkv) * d, dtype=dtype),
+        *memory,
+        slots,
+        cos,
+        sin,
+        hq,
+        hkv,
+        d,
+        d**-0.5,
+        Out(poisoned(rows, hq * d)),
+        Out(poisoned(streams, hq, segment), wide=True),
+    ]
 
 
 def backward_arguments(case, dtype):
@@ -71,8 +91,9 @@ def test_blocks_of_bfloat16(large, arch, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", [(2, 1, None, 4, 2, 20, True), (2, 1, 5, 1, 1, 64, True), (1, 70, None, 3, 1, 17, False),
-                                  (1, 33, 9, 2, 1, 128, True)], ids=str)
+@pytest.mark.parametrize(
+    "case", [(2, 1, None, 4, 2, 20, True), (2, 1, 5, 1, 1, 64, True), (1, 70, None, 3, 1, 17, False), (1, 33, 9, 2, 1, 128, True)], ids=str
+)
 def test_one_key_has_no_gradient_in_query_and_key(case, dtype):
     streams, segment, capacity, hq, hkv, d, _ = case
     *inputs, out, lse = forward_arguments(case, dtype)
@@ -98,7 +119,7 @@ def test_large_scores(dtype):
     out, lse = out.tensor.to(dtype), lse.tensor
     attention.attention_forward(*inputs, out, lse)
     dout, dqkv = acts(*out.shape, dtype=dtype), Out(poisoned(*inputs[0].shape))
-    dqkv, = run("attention_backward", [dout, inputs[0], out, lse, *inputs[1:], dqkv], dtype)
+    (dqkv,) = run("attention_backward", [dout, inputs[0], out, lse, *inputs[1:], dqkv], dtype)
     assert torch.isfinite(dqkv).all()
 
 
@@ -172,9 +193,12 @@ def test_unused_memory_is_never_read(op):
 
 def test_errors_name_the_argument():
     arguments = forward_arguments((2, 6, 4, 4, 2, 8, True), torch.float32)
-    for i, value, text in [(7, 3, r"hq is 3, accepted is a multiple of hkv, 2"), (6, None, r"cos is given without sin"),
-                           (2, None, r"mem_k, mem_v, mem_len are only partly given"),
-                           (4, torch.zeros(5, dtype=torch.int32), r"slots has 5 entries for 12 rows")]:
+    for i, value, text in [
+        (7, 3, r"hq is 3, accepted is a multiple of hkv, 2"),
+        (6, None, r"cos is given without sin"),
+        (2, None, r"mem_k, mem_v, mem_len are only partly given"),
+        (4, torch.zeros(5, dtype=torch.int32), r"slots has 5 entries for 12 rows"),
+    ]:
         with pytest.raises(ValueError, match=text):
             run("attention_forward", [value if n == i else a for n, a in enumerate(arguments)], torch.float32)
 

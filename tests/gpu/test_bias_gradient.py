@@ -1,4 +1,5 @@
 """Bias gradients in Triton against their reference."""
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 """The campaign's own code, without a GPU: a dry run on tiny sizes, and the parts that read what other programs print."""
+
 import json
 import os
 import subprocess
@@ -32,8 +33,18 @@ def test_dry_run(tmp_path):
     model = tiny_directory(tmp_path / "model")
     (tmp_path / "text").write_text(english(4000))
     stages = ("ceilings", "choices", "ops-head", "step-135m", "real", "summary")
-    ran = campaign(tmp_path / "out", *stages, "--model", str(model), "--text", str(tmp_path / "text"), "--steps", "3",
-                   "--bundle", str(tmp_path / "all.tar.gz"))
+    ran = campaign(
+        tmp_path / "out",
+        *stages,
+        "--model",
+        str(model),
+        "--text",
+        str(tmp_path / "text"),
+        "--steps",
+        "3",
+        "--bundle",
+        str(tmp_path / "all.tar.gz"),
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     records = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in stages}
     assert all(r["status"] == "complete" and r["environment"]["packages"]["torch"] for r in records.values())
@@ -79,8 +90,15 @@ def test_a_failed_stage_says_why_and_keeps_its_rows(tmp_path):
 
 def test_flops_are_the_engines(monkeypatch):
     config, streams, segment = geometry.MODELS["tiny"], 2, 8
-    engine = Engine(random_model(config), adapt=LoRA(geometry.RANK), optimizer=Adam(), memory=SegmentMemory(segment, sinks=0),
-                    streams=streams, segment=segment, dtype="fp32")
+    engine = Engine(
+        random_model(config),
+        adapt=LoRA(geometry.RANK),
+        optimizer=Adam(),
+        memory=SegmentMemory(segment, sinks=0),
+        streams=streams,
+        segment=segment,
+        dtype="fp32",
+    )
     for _ in range(2):  # at the second step the memory is full
         engine.step(torch.randint(config.vocab_size, (streams, segment + 1)))
     ours = geometry.step_flops(config, streams, segment, segment)
@@ -129,39 +147,38 @@ def test_a_child_is_stopped_at_its_limit():
 
 
 def test_ncu_output_is_read():
-    text = ('==PROF== Connected\n"ID","Kernel Name","gpu__time_duration.sum","dram__bytes.sum","launch__registers_per_thread"\n'
-            '"","","us","Mbyte","register/thread"\n"0","dynadapt_norm_forward","12.5","1,024.5","40"\n')
-    assert checks.kernels_of(text) == [
-        {"kernel": "dynadapt_norm_forward", "ns": 12500.0, "dram_bytes": 1.0245e9, "registers": 40.0}
-    ]
+    text = (
+        '==PROF== Connected\n"ID","Kernel Name","gpu__time_duration.sum","dram__bytes.sum","launch__registers_per_thread"\n'
+        '"","","us","Mbyte","register/thread"\n"0","dynadapt_norm_forward","12.5","1,024.5","40"\n'
+    )
+    assert checks.kernels_of(text) == [{"kernel": "dynadapt_norm_forward", "ns": 12500.0, "dram_bytes": 1.0245e9, "registers": 40.0}]
     assert checks.kernels_of("==ERROR== no permission\n") == []
 
 
 def test_junit_file_is_read(tmp_path):
-    (tmp_path / "j.xml").write_text('<testsuites><testsuite><testcase name="a"/><testcase name="b"><skipped/></testcase>'
-                                    '<testcase name="c"><failure message="off by 3"/></testcase></testsuite></testsuites>')
+    (tmp_path / "j.xml").write_text(
+        '<testsuites><testsuite><testcase name="a"/><testcase name="b"><skipped/></testcase>'
+        '<testcase name="c"><failure message="off by 3"/></testcase></testsuite></testsuites>'
+    )
     found = checks.outcomes(tmp_path / "j.xml")
     assert found == {"tests": 3, "skipped": 1, "failed": 1, "failures": [{"test": "c", "message": "off by 3"}]}
 
 
 def step_record(ours, theirs, share=0.7, status="complete"):
-    row = lambda provider, ms: {
-        "provider": provider,
-        "streams": 64,
-        "segment": 512,
-        "median_ms": ms,
-        "share_of_ceiling": share,
-    }  # noqa: E731
+    row = lambda provider, ms: {"provider": provider, "streams": 64, "segment": 512, "median_ms": ms, "share_of_ceiling": share}  # noqa: E731
     return {"device": "cuda", "status": status, "rows": [row("dynadapt", ours), row("stacked-compile", theirs)]}
 
 
-@pytest.mark.parametrize("record,verdicts", [
-    (step_record(1.0, 2.0), ("met", "met")),
-    (step_record(2.0, 1.0, share=0.3), ("missed", "missed")),
-    (step_record(1.0, 1.29, share=0.65), ("missed", "met")),
-    (step_record(1.0, 2.0, status="cut short"), ("open", "open")),
-    ({**step_record(1.0, 2.0), "device": "cpu"}, ("open", "open")),
-])
+@pytest.mark.parametrize(
+    "record,verdicts",
+    [
+        (step_record(1.0, 2.0), ("met", "met")),
+        (step_record(2.0, 1.0, share=0.3), ("missed", "missed")),
+        (step_record(1.0, 1.29, share=0.65), ("missed", "met")),
+        (step_record(1.0, 2.0, status="cut short"), ("open", "open")),
+        ({**step_record(1.0, 2.0), "device": "cpu"}, ("open", "open")),
+    ],
+)
 def test_goals_are_judged(record, verdicts):
     found = summary.goals({"step-1b": record})
     assert (found["step beats peers"][0], found["step, large"][0]) == verdicts
@@ -172,8 +189,12 @@ def test_goals_are_judged(record, verdicts):
 def test_wrong_results_miss_the_goal():
     rows = [{"op": "update", "model": "m", "wrong": "off by 1"}]
     tests = [{"file": "tests/gpu/test_update.py", "status": 0}]
-    found = summary.goals({"ops-rest": {"device": "cuda", "status": "complete", "rows": rows},
-                           "correctness": {"device": "cuda", "status": "complete", "rows": tests}})
+    found = summary.goals(
+        {
+            "ops-rest": {"device": "cuda", "status": "complete", "rows": rows},
+            "correctness": {"device": "cuda", "status": "complete", "rows": tests},
+        }
+    )
     assert found["correct"][0] == "missed" and "off by 1" in found["correct"][1]
 
 
@@ -196,6 +217,7 @@ def test_files_of_a_failed_batch_run_alone(tmp_path, monkeypatch):
 def test_icl_claims_go_on_where_the_time_ended(tmp_path, monkeypatch):
     from benchmarks import icl
     from benchmarks.gpu import icl_claims
+
     monkeypatch.setattr(icl, "figures", SimpleNamespace(draw_figures=lambda results, out: []))
     monkeypatch.setattr(icl, "picture", lambda results: SimpleNamespace(savefig=lambda path, dpi: None))
 

@@ -1,4 +1,5 @@
 """The table that says which form serves a shape."""
+
 import json
 
 import pytest

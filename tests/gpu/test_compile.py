@@ -1,4 +1,5 @@
 """Every kernel compiles for every architecture and keeps its budget; no GPU is needed. And the checker can fail."""
+
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-PLANTED = '''
+PLANTED = """
 import triton
 import triton.language as tl
 from dynadapt.kernels.common import Variant, dot
@@ -37,7 +38,7 @@ def variant(name, size, core=True, **more):
 
 VARIANTS = [variant("good", 64), variant("spills", 256), variant("no core", 64, core=False),
             variant("crowded", 64, registers=32, shared=1024)]
-'''
+"""
 
 
 def compile_kernels(out: Path, *arguments: str, **variables: str):

@@ -1,4 +1,5 @@
 """The linear cross-entropy's Triton forms against the reference."""
+
 import pytest
 import torch
 
@@ -21,8 +22,15 @@ def arguments(case, dtype, gradient=True, weights=True, spread=1.0):
     if n > 3:
         targets[1], targets[2], targets[3] = 0, vocabulary - 1, vocabulary // 2
     head = (spread * torch.randn(vocabulary, hidden) / hidden**0.5).to(dtype)
-    return [acts(n, hidden, dtype=dtype), Weight(head), targets, torch.rand(n) if weights else None,
-            Out(poisoned(n), wide=True), Out(poisoned(n), wide=True), Out(poisoned(n, hidden)) if gradient else None]
+    return [
+        acts(n, hidden, dtype=dtype),
+        Weight(head),
+        targets,
+        torch.rand(n) if weights else None,
+        Out(poisoned(n), wide=True),
+        Out(poisoned(n), wide=True),
+        Out(poisoned(n, hidden)) if gradient else None,
+    ]
 
 
 @pytest.fixture(params=["chunked", "split rows", "fused", "fused split"])

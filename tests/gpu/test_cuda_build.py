@@ -1,4 +1,5 @@
 """The CUDA C++ library without a GPU: it compiles within its budgets, and arguments are checked before anything runs."""
+
 import ctypes
 import re
 import shutil
@@ -22,9 +23,25 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc was not found, so lib
 def resource_usage(source: Path, arch: str, folder: Path) -> dict[str, tuple[int, int, int]]:
     """Registers, stack bytes and spilled bytes of every kernel, from the compiler's own report."""
     done = subprocess.run(
-        [NVCC, "-std=c++17", "-O3", "-fmad=false", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}", "-cubin",
-         "--resource-usage", "-gencode", f"arch=compute_{arch},code=sm_{arch}", "-o", str(folder / "out.cubin"), str(source)],
-        capture_output=True, text=True, timeout=300)
+        [
+            NVCC,
+            "-std=c++17",
+            "-O3",
+            "-fmad=false",
+            f"-I{ROOT / 'csrc'}",
+            f"-I{ROOT / 'csrc' / 'include'}",
+            "-cubin",
+            "--resource-usage",
+            "-gencode",
+            f"arch=compute_{arch},code=sm_{arch}",
+            "-o",
+            str(folder / "out.cubin"),
+            str(source),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     found, name, stack, spilled = {}, "", 0, 0
     for line in (done.stdout + done.stderr).splitlines():
@@ -107,19 +124,40 @@ class DataType(ctypes.Structure):
 
 
 class DLTensor(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("device", Device), ("ndim", ctypes.c_int32), ("dtype", DataType),
-                ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
-                ("byte_offset", ctypes.c_uint64)]
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device", Device),
+        ("ndim", ctypes.c_int32),
+        ("dtype", DataType),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    ]
 
 
 class Params(ctypes.Structure):
     _fields_ = [("struct_size", ctypes.c_uint32), ("kind", ctypes.c_int32)] + [
-        (name, ctypes.c_double) for name in ("decay", "clip", "beta1", "beta2", "eps", "weight_decay", "momentum")]
+        (name, ctypes.c_double) for name in ("decay", "clip", "beta1", "beta2", "eps", "weight_decay", "momentum")
+    ]
 
 
 CODES = {torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16), torch.int32: (0, 32)}
-ORDER = ["master", "grad", "first", "second", "prior", "stat", "working", "slots", "lr", "step", "norms", "skipped", "prior_rate",
-         "workspace"]
+ORDER = [
+    "master",
+    "grad",
+    "first",
+    "second",
+    "prior",
+    "stat",
+    "working",
+    "slots",
+    "lr",
+    "step",
+    "norms",
+    "skipped",
+    "prior_rate",
+    "workspace",
+]
 CPU, CUDA = (1, 0), (2, 0)
 
 
@@ -137,10 +175,15 @@ def call(devices=None, slots=3, p=100, **change):
     library = ctypes.CDLL(str(LIBRARIES / "libdynadapt.so"))
     library.dynadapt_last_error.restype = ctypes.c_char_p
     values = {name: torch.zeros(slots, p) for name in ("master", "grad", "first", "second")}
-    values |= {"working": torch.zeros(slots, p, dtype=torch.bfloat16), "slots": torch.tensor([2, 0], dtype=torch.int32),
-               "lr": torch.zeros(slots), "step": torch.zeros(slots, dtype=torch.int32), "norms": torch.zeros(2),
-               "skipped": torch.zeros(2, dtype=torch.int32),
-               "workspace": torch.zeros(_C.update_workspace(2, p), dtype=torch.float64)}
+    values |= {
+        "working": torch.zeros(slots, p, dtype=torch.bfloat16),
+        "slots": torch.tensor([2, 0], dtype=torch.int32),
+        "lr": torch.zeros(slots),
+        "step": torch.zeros(slots, dtype=torch.int32),
+        "norms": torch.zeros(2),
+        "skipped": torch.zeros(2, dtype=torch.int32),
+        "workspace": torch.zeros(_C.update_workspace(2, p), dtype=torch.float64),
+    }
     values |= change
     tensors = [None if values.get(name) is None else dl(values[name], (devices or {}).get(name, CUDA)) for name in ORDER]
     params = Params(ctypes.sizeof(Params), 1, 0, 1.0, 0.9, 0.999, 1e-8, 0, 0)
@@ -153,17 +196,20 @@ def test_without_a_gpu_the_call_is_refused():
     assert call() == (1, f"update: master is on cuda:0, but {_C.cuda_status()}")
 
 
-@pytest.mark.parametrize("arguments, text", [
-    (dict(devices={"grad": CPU}), "update: grad is on the CPU, accepted is cuda:0, like master"),
-    (dict(devices={"slots": (2, 1)}), "update: slots is on cuda:1, accepted is cuda:0, like master"),
-    (dict(devices={"master": CPU}), "update: slots is on cuda:0, accepted is the CPU, like master"),
-    (dict(devices={"master": (10, 0)}), "update: master is on device type 10, accepted is the CPU or a CUDA device"),
-    (dict(master=None), "update: master is missing, a tensor is needed"),
-    (dict(workspace=None), "update: workspace is missing, a tensor is needed"),
-    (dict(workspace=torch.zeros(3, dtype=torch.float64)), "update: workspace has 3 elements, accepted is 8 or more"),
-    (dict(workspace=torch.zeros(100)), "update: workspace has dtype float32, accepted is float64"),
-    (dict(second=None), "update: second is missing, a tensor is needed for adam and adamw"),
-    (dict(lr=torch.zeros(2)), "update: lr has shape [2], accepted is [3]"),
-])
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (dict(devices={"grad": CPU}), "update: grad is on the CPU, accepted is cuda:0, like master"),
+        (dict(devices={"slots": (2, 1)}), "update: slots is on cuda:1, accepted is cuda:0, like master"),
+        (dict(devices={"master": CPU}), "update: slots is on cuda:0, accepted is the CPU, like master"),
+        (dict(devices={"master": (10, 0)}), "update: master is on device type 10, accepted is the CPU or a CUDA device"),
+        (dict(master=None), "update: master is missing, a tensor is needed"),
+        (dict(workspace=None), "update: workspace is missing, a tensor is needed"),
+        (dict(workspace=torch.zeros(3, dtype=torch.float64)), "update: workspace has 3 elements, accepted is 8 or more"),
+        (dict(workspace=torch.zeros(100)), "update: workspace has dtype float32, accepted is float64"),
+        (dict(second=None), "update: second is missing, a tensor is needed for adam and adamw"),
+        (dict(lr=torch.zeros(2)), "update: lr has shape [2], accepted is [3]"),
+    ],
+)
 def test_wrong_arguments_are_named_before_the_gpu_is_asked(arguments, text):
     assert call(**arguments) == (1, text)

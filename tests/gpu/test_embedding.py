@@ -1,4 +1,5 @@
 """Token embedding and the sum of its gradient in Triton against their references."""
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 """Quantised rows and the linear layer over a float8 base."""
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 """Gradient and update in one kernel against their references: every rule, whole and split, bad gradients, resting streams."""
+
 from dataclasses import fields, replace
 
 import pytest
@@ -11,10 +12,7 @@ from dynadapt.ops.fused_update import TensorState, UpdateRule
 
 from .compare import DEVICE, DTYPES, acts, skip_without_gpu
 
-RULES = {
-    "sgd": UpdateRule("sgd"), "momentum": UpdateRule("sgd", decay=0.1, momentum=0.9),
-    "rms": UpdateRule("rms", decay=0.1, eps=1e-2),
-}
+RULES = {"sgd": UpdateRule("sgd"), "momentum": UpdateRule("sgd", decay=0.1, momentum=0.9), "rms": UpdateRule("rms", decay=0.1, eps=1e-2)}
 NAMES = [f.name for f in fields(TensorState)]
 SMALL = (100, 2, 70, (40, 33), 5)  # rows N, streams S, inputs K, parts, rank
 WEIGHT = (70, 75, 40, 30)  # rows N, outputs O, inputs K, chosen rows
@@ -22,35 +20,62 @@ WEIGHT = (70, 75, 40, 30)  # rows N, outputs O, inputs K, chosen rows
 
 def tensor_state(slots, rows, columns, dtype, spare=3):
     """Every tensor; those of slots lie in a wider buffer, as the engine keeps them."""
+
     def owned(t):
         return torch.cat([t.flatten(1), t.new_zeros(slots, spare)], 1)[:, :-spare].unflatten(1, (rows, columns)) if slots else t
 
     lead = [slots] if slots else []
     shape = (rows, columns)
     master = torch.randn(*lead, *shape)
-    return TensorState(owned(master), owned(master.to(dtype)), owned(torch.randn(*lead, *shape)), torch.randn(shape),
-                       torch.rand(shape) + 0.1, torch.rand(shape))
+    return TensorState(
+        owned(master),
+        owned(master.to(dtype)),
+        owned(torch.randn(*lead, *shape)),
+        torch.randn(shape),
+        torch.rand(shape) + 0.1,
+        torch.rand(shape),
+    )
 
 
 def lora_call(case, dtype, rule):
     n, streams, k, parts, rank = case
     width, slots = len(parts) * rank, streams + 2
-    return [acts(n, sum(parts), dtype=dtype), acts(n, k, dtype=dtype), acts(n, width, dtype=dtype), acts(n, width, dtype=dtype),
-            list(parts), 0.5, torch.randperm(slots)[:streams].int(), torch.ones(streams, dtype=torch.int32),
-            tensor_state(slots, width, k, dtype), tensor_state(slots, rank, sum(parts), dtype), rule,
-            0.1 * torch.rand(slots) / n**0.5, torch.zeros(streams, dtype=torch.int32)]
+    return [
+        acts(n, sum(parts), dtype=dtype),
+        acts(n, k, dtype=dtype),
+        acts(n, width, dtype=dtype),
+        acts(n, width, dtype=dtype),
+        list(parts),
+        0.5,
+        torch.randperm(slots)[:streams].int(),
+        torch.ones(streams, dtype=torch.int32),
+        tensor_state(slots, width, k, dtype),
+        tensor_state(slots, rank, sum(parts), dtype),
+        rule,
+        0.1 * torch.rand(slots) / n**0.5,
+        torch.zeros(streams, dtype=torch.int32),
+    ]
 
 
 def weight_call(case, dtype, rule):
     n, out, k, chosen = case
     rows = None if chosen is None else torch.randperm(out)[:chosen].int()
     state = replace(tensor_state(0, chosen or out, k, dtype), working=None)
-    return [acts(n, out + 3, dtype=dtype)[:, :out], acts(n, k, dtype=dtype), rows, torch.randn(out, k).to(dtype), state, rule,
-            0.1 * torch.rand(1) / n**0.5, torch.zeros(1, dtype=torch.int32)]
+    return [
+        acts(n, out + 3, dtype=dtype)[:, :out],
+        acts(n, k, dtype=dtype),
+        rows,
+        torch.randn(out, k).to(dtype),
+        state,
+        rule,
+        0.1 * torch.rand(1) / n**0.5,
+        torch.zeros(1, dtype=torch.int32),
+    ]
 
 
 def run(op, call, dtype, backend="triton"):
     """The call's arguments after it, on copies; float64 is the truth (its working copies are compared after rounding)."""
+
     def copy(v):
         if isinstance(v, TensorState):
             return TensorState(*(copy(getattr(v, name)) for name in NAMES))

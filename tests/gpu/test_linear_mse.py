@@ -1,4 +1,5 @@
 """The linear read-out with squared error in Triton against its reference."""
+
 import pytest
 import torch
 
@@ -9,9 +10,18 @@ from .compare import DTYPES, Out, acts, check, poisoned, run, skip_without_gpu
 
 def arguments(n, h, dtype, every=True):
     wide = lambda *shape: Out(torch.randn(shape), wide=True)  # noqa: E731
-    return [acts(n, h, dtype=dtype), acts(h, dtype=dtype) / int(h**0.5), torch.randn(1) if every else None, torch.randn(n),
-            torch.rand(n) if every else None, Out(poisoned(n), wide=True), Out(poisoned(n), wide=True),
-            Out(poisoned(n, h)) if every else None, wide(h) if every else None, wide(1) if every else None]
+    return [
+        acts(n, h, dtype=dtype),
+        acts(h, dtype=dtype) / int(h**0.5),
+        torch.randn(1) if every else None,
+        torch.randn(n),
+        torch.rand(n) if every else None,
+        Out(poisoned(n), wide=True),
+        Out(poisoned(n), wide=True),
+        Out(poisoned(n, h)) if every else None,
+        wide(h) if every else None,
+        wide(1) if every else None,
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

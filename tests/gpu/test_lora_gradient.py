@@ -1,4 +1,5 @@
 """Adapter gradients in Triton against their reference: odd sizes, several parts, split tokens, streams that stay alone."""
+
 import pytest
 import torch
 
@@ -9,8 +10,12 @@ from .compare import DTYPES, Out, acts, check, run, skip_without_gpu
 # rows N, streams S, inputs K, parts, rank
 CASES = [(1, 1, 5, (3,), 1), (63, 1, 65, (33, 7, 7), 3), (100, 2, 96, (130,), 16), (126, 3, 77, (64, 31), 33)]
 REAL = [
-    (4096, 8, 2048, (2048, 512, 512), 16), (4096, 1, 2048, (8192, 8192), 16), (512, 1, 576, (576, 192, 192), 16),
-    (3000, 3, 1536, (576,), 8), (4096, 8, 4096, (14336, 14336), 64), (2048, 2, 4096, (4096, 1024, 1024), 128),
+    (4096, 8, 2048, (2048, 512, 512), 16),
+    (4096, 1, 2048, (8192, 8192), 16),
+    (512, 1, 576, (576, 192, 192), 16),
+    (3000, 3, 1536, (576,), 8),
+    (4096, 8, 4096, (14336, 14336), 64),
+    (2048, 2, 4096, (4096, 1024, 1024), 128),
     (32768, 64, 2048, (8192, 8192), 16),
 ]
 
@@ -22,8 +27,18 @@ def arguments(case, accumulate, dtype=torch.float32):
     dA = flat[:, : width * k].unflatten(1, (width, k))
     dBt = flat[:, width * k : -3].unflatten(1, (rank, out))
     u = acts(n, width, dtype=dtype)
-    return [acts(n, out + 5, dtype=dtype)[:, :out], acts(n, k + 3, dtype=dtype)[:, :k], u, acts(n, width, dtype=dtype) / n**0.5,
-            list(parts), 0.5, torch.randperm(count)[:streams].int(), Out(dA, wide=True), Out(dBt, wide=True), accumulate]
+    return [
+        acts(n, out + 5, dtype=dtype)[:, :out],
+        acts(n, k + 3, dtype=dtype)[:, :k],
+        u,
+        acts(n, width, dtype=dtype) / n**0.5,
+        list(parts),
+        0.5,
+        torch.randperm(count)[:streams].int(),
+        Out(dA, wide=True),
+        Out(dBt, wide=True),
+        accumulate,
+    ]
 
 
 @pytest.mark.parametrize("accumulate", [False, True])

@@ -1,4 +1,5 @@
 """Memory that takes in segments, bit for bit against ``WindowStore`` and against the op's reference."""
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 """RMSNorm and LayerNorm on the GPU against their references: odd sizes, optional arguments, rows alone and beside NaN."""
+
 import pytest
 import torch
 
@@ -11,9 +12,17 @@ SIZES = [(1, 1), (1, 576), (63, 17), (100, 65)]
 
 
 def forward_arguments(n, h, kind, dtype, delta=True):
-    return [acts(n, h, dtype=dtype) + 0.5, acts(n, h, dtype=dtype) if delta else None, acts(h, dtype=dtype),
-            acts(h, dtype=dtype) if kind == "layer" else None, 1e-5, kind, Out(poisoned(n, h)) if delta else None,
-            Out(poisoned(n, h)), Out(poisoned(n, 2), wide=True)]
+    return [
+        acts(n, h, dtype=dtype) + 0.5,
+        acts(n, h, dtype=dtype) if delta else None,
+        acts(h, dtype=dtype),
+        acts(h, dtype=dtype) if kind == "layer" else None,
+        1e-5,
+        kind,
+        Out(poisoned(n, h)) if delta else None,
+        Out(poisoned(n, h)),
+        Out(poisoned(n, 2), wide=True),
+    ]
 
 
 def backward_arguments(n, h, kind, dtype, dres=True, learns=True, again=True):
@@ -21,8 +30,18 @@ def backward_arguments(n, h, kind, dtype, dres=True, learns=True, again=True):
     weight, bias, stat = acts(h, dtype=dtype), acts(h, dtype=dtype) if kind == "layer" else None, torch.empty(n, 2)
     norm.norm_forward(x, None, weight, bias, 1e-5, kind, None, torch.empty_like(x), stat)
     sums = [Out(torch.randn(h), wide=True) if learns else None for _ in range(2)]
-    return [acts(n, h, dtype=dtype), x, weight, stat, kind, acts(n, h, dtype=dtype) if dres else None,
-            Out(poisoned(n, h)), *sums, bias, Out(poisoned(n, h)) if again else None]
+    return [
+        acts(n, h, dtype=dtype),
+        x,
+        weight,
+        stat,
+        kind,
+        acts(n, h, dtype=dtype) if dres else None,
+        Out(poisoned(n, h)),
+        *sums,
+        bias,
+        Out(poisoned(n, h)) if again else None,
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -73,7 +92,8 @@ def test_rows_stand_alone(kind):
 
 def test_gradient_may_overwrite_its_input():
     dy, res, weight, stat, kind, dres, _, dweight, dbias, _, _ = (
-        a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in backward_arguments(10, 70, "rms", torch.float32))
+        a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in backward_arguments(10, 70, "rms", torch.float32)
+    )
     apart = torch.empty_like(dy)
     kernels.norm_backward(dy, res, weight, stat, kind, dres, apart, None, None)
     kernels.norm_backward(dy, res, weight, stat, kind, dres, dres, None, None)

@@ -1,4 +1,5 @@
 """The reset kernel against its reference."""
+
 import pytest
 import torch
 
@@ -21,8 +22,16 @@ def test_flagged_streams_go_back(size, has):
         mine = {name: t.clone().to(device) if name in has | {"master"} else None for name, t in buffers.items()}
         counts = step.clone().to(device)
         resolve("reset", backend, torch.float32).function(
-            flags.to(device), slots.to(device), prior.to(device), mine["master"], mine["working"], mine["grad"], mine["first"],
-            mine["second"], counts)
+            flags.to(device),
+            slots.to(device),
+            prior.to(device),
+            mine["master"],
+            mine["working"],
+            mine["grad"],
+            mine["first"],
+            mine["second"],
+            counts,
+        )
         results[backend] = {**mine, "step": counts}
     for name, expected in results["reference"].items():
         if expected is not None:  # the interpreter cuts to bfloat16 instead of rounding

@@ -1,4 +1,5 @@
 """compute-sanitizer over the small cases: no bad access, no race. Minutes a tool, so `benchmarks/gpu_campaign.py sanitizers` runs it too."""
+
 import os
 import re
 import shutil
@@ -12,8 +13,11 @@ from .compare import skip_without_gpu
 
 ROOT = Path(__file__).parents[2]
 TOOL = shutil.which("compute-sanitizer")
-FILES = sorted(p.name for p in Path(__file__).parent.glob("test_*.py") if p.stem not in ("test_sanitized", "test_compile", "test_campaign",
-                                                                                      "test_cuda_build", "test_choices", "test_step"))
+FILES = sorted(
+    p.name
+    for p in Path(__file__).parent.glob("test_*.py")
+    if p.stem not in ("test_sanitized", "test_compile", "test_campaign", "test_cuda_build", "test_choices", "test_step")
+)
 
 
 @pytest.mark.gpu
@@ -27,8 +31,22 @@ def test_nothing_found(tool, file):
     cases = ["-m", "not gpu and not slow"]
     if file == "test_update_cuda.py":  # all of its cases need a GPU, the small ones too; a graph needs torch's allocator
         cases = ["-m", "not slow", "-k", "not real_sizes and not two_to_the_31 and not graph and not current_stream"]
-    command = [TOOL, "--tool", tool, "--kernel-regex", "kns=dynadapt", sys.executable, "-m", "pytest", f"tests/gpu/{file}",
-               *cases, "-q", "-x", "-p", "no:cacheprovider"]
+    command = [
+        TOOL,
+        "--tool",
+        tool,
+        "--kernel-regex",
+        "kns=dynadapt",
+        sys.executable,
+        "-m",
+        "pytest",
+        f"tests/gpu/{file}",
+        *cases,
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+    ]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     found = re.search(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (\d+)", ran.stdout)
     assert ran.returncode == 0 and found and found.group(1) == "0", (ran.stdout + ran.stderr)[-3000:]

@@ -1,4 +1,5 @@
 """Whole adapt steps with the GPU kernels: a tiny model against the CPU engine, and on a GPU graphs, races with the host, real sizes."""
+
 from dataclasses import replace
 
 import pytest
@@ -37,16 +38,20 @@ def follow(cpu, gpu, steps=3, family="llama", tolerance=2e-4, lengths=None):
     assert cpu.last.updated == gpu.last.updated and cpu.last.skipped == gpu.last.skipped
 
 
-@pytest.mark.parametrize("family,options", [
-    ("llama", {"adapt": LoRA(2), "optimizer": Adam(lr=0.01, decay=0.01), "memory": SegmentMemory(5, 2)}),
-    ("llama", {"adapt": LoRA(2), "optimizer": SGD(lr=0.1, momentum=0.5, clip=0), "memory": SegmentMemory(5, 2)}),
-    ("qwen3", {"adapt": LoRA(2), "recompute": True, "reset": "auto", "memory": SegmentMemory(5, 2)}),
-    ("gpt2", {"adapt": LoRA(2), "memory": Overlap(4)}),
-    ("llama", {"adapt": RowSparse(0.3), "optimizer": Adam(lr=1e-3), "shared": True}),
-    ("llama", {"adapt": Full(targets="mlp"), "optimizer": SGD(lr=0.1, clip=0), "shared": True}),
-    ("gpt2", {"adapt": Full(targets="model"), "optimizer": SGD(lr=0.1), "shared": True}),
-    ("qwen3", {"adapt": Full(targets="model"), "optimizer": SGD(lr=0.1, clip=0), "shared": True, "recompute": True}),
-], ids=str)
+@pytest.mark.parametrize(
+    "family,options",
+    [
+        ("llama", {"adapt": LoRA(2), "optimizer": Adam(lr=0.01, decay=0.01), "memory": SegmentMemory(5, 2)}),
+        ("llama", {"adapt": LoRA(2), "optimizer": SGD(lr=0.1, momentum=0.5, clip=0), "memory": SegmentMemory(5, 2)}),
+        ("qwen3", {"adapt": LoRA(2), "recompute": True, "reset": "auto", "memory": SegmentMemory(5, 2)}),
+        ("gpt2", {"adapt": LoRA(2), "memory": Overlap(4)}),
+        ("llama", {"adapt": RowSparse(0.3), "optimizer": Adam(lr=1e-3), "shared": True}),
+        ("llama", {"adapt": Full(targets="mlp"), "optimizer": SGD(lr=0.1, clip=0), "shared": True}),
+        ("gpt2", {"adapt": Full(targets="model"), "optimizer": SGD(lr=0.1), "shared": True}),
+        ("qwen3", {"adapt": Full(targets="model"), "optimizer": SGD(lr=0.1, clip=0), "shared": True, "recompute": True}),
+    ],
+    ids=str,
+)
 def test_a_tiny_models_steps_are_the_cpu_engines(family, options):
     follow(engine("cpu", family, **options), engine("triton", family, **options), steps=2, family=family)
 
@@ -157,11 +162,21 @@ def test_replays_allocate_only_their_scores():
 
 @pytest.mark.gpu
 @skip_without_gpu
-@pytest.mark.parametrize("options", [
-    SMALL, {**SMALL, "every": 2}, {**SMALL, "recompute": True}, {**SMALL, "reset": "auto"}, {"adapt": Full(), "shared": True, "streams": 3},
-    {"adapt": RowSparse(0.3), "shared": True, "streams": 3}, {**SMALL, "optimizer": SGD(lr=0.1, clip=0)},
-    {"adapt": Full(targets="model"), "shared": True, "streams": 3}, {"adapt": Full(targets="model"), "streams": 3, "every": 2, "accumulate": True},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        SMALL,
+        {**SMALL, "every": 2},
+        {**SMALL, "recompute": True},
+        {**SMALL, "reset": "auto"},
+        {"adapt": Full(), "shared": True, "streams": 3},
+        {"adapt": RowSparse(0.3), "shared": True, "streams": 3},
+        {**SMALL, "optimizer": SGD(lr=0.1, clip=0)},
+        {"adapt": Full(targets="model"), "shared": True, "streams": 3},
+        {"adapt": Full(targets="model"), "streams": 3, "every": 2, "accumulate": True},
+    ],
+    ids=str,
+)
 def test_a_graph_is_the_eager_step(options):
     graphs, eager = engine("triton", **options), engine("triton", **options)
     eager.static.capture = False

@@ -1,4 +1,5 @@
 """The optimizer step on the GPU against its reference: every kind and option, resting and skipped streams, clipping."""
+
 import pytest
 import torch
 from native.test_update import KINDS, NAMES, STATE, make
@@ -126,9 +127,14 @@ def test_a_stream_alone_has_the_same_bits(kind):
 
 def test_errors_name_the_argument():
     call = lambda **change: run(make(10, torch.float32, **{"kind": "adam", **change}))  # noqa: E731
-    for change, text in ((dict(kind="lion"), "kind='lion'"), (dict(second=None), "second is missing"),
-                         (dict(first=None), "first is missing"), (dict(prior=None, decay=0.1), "prior is missing"),
-                         (dict(kind="rms", stat=None), "stat is missing"), (dict(lr=torch.zeros(2)), r"lr has shape \[2\]")):
+    for change, text in (
+        (dict(kind="lion"), "kind='lion'"),
+        (dict(second=None), "second is missing"),
+        (dict(first=None), "first is missing"),
+        (dict(prior=None, decay=0.1), "prior is missing"),
+        (dict(kind="rms", stat=None), "stat is missing"),
+        (dict(lr=torch.zeros(2)), r"lr has shape \[2\]"),
+    ):
         with pytest.raises(ValueError, match=text):
             call(**change)
 

@@ -1,4 +1,5 @@
 """The optimizer step in CUDA C++, on a GPU: the cases of the Triton kernel, and what is particular to this one."""
+
 import pytest
 import torch
 from native.test_update import KINDS, NAMES, STATE, make
@@ -39,6 +40,7 @@ def in_cuda(monkeypatch):
 
 def on_device(values, offset=0):
     """Copies on the GPU; with an ``offset`` rows start where 16-byte accesses can't."""
+
     def copy(t):
         memory = torch.empty(t.numel() + offset, dtype=t.dtype, device=DEVICE)
         return memory[offset:].view(t.shape).copy_(t)
@@ -75,8 +77,20 @@ def test_more_than_two_to_the_31_elements():
     grad[2, -1] = 3
     small = {k: v.to(DEVICE) for k, v in values.items() if k in ("lr", "step", "norms", "skipped")}
     lr = float(small["lr"][2])
-    call({**values, **small, "master": master, "grad": grad, "first": None, "second": None, "prior": None, "stat": None,
-          "prior_rate": None, "slots": torch.tensor([2, -1], dtype=torch.int32, device=DEVICE)})
+    call(
+        {
+            **values,
+            **small,
+            "master": master,
+            "grad": grad,
+            "first": None,
+            "second": None,
+            "prior": None,
+            "stat": None,
+            "prior_rate": None,
+            "slots": torch.tensor([2, -1], dtype=torch.int32, device=DEVICE),
+        }
+    )
     assert small["norms"].tolist() == [3, 0]
     assert master[2, -1].item() == pytest.approx(-lr, rel=1e-5) and master.count_nonzero() == 1 and not grad.any()
 
@@ -124,8 +138,11 @@ def test_what_is_no_slot_is_reported_and_touches_nothing():
 
 def test_errors_name_the_argument():
     values = make(10, torch.float32, kind="adam")
-    for change, text in ((dict(kind="lion"), "kind is lion"), (dict(second=None), "second is missing"),
-                         (dict(grad=values["grad"]), "grad is on the CPU, accepted is cuda:0, like master"),
-                         (dict(lr=torch.zeros(2, device=DEVICE)), r"lr has shape \[2\]")):
+    for change, text in (
+        (dict(kind="lion"), "kind is lion"),
+        (dict(second=None), "second is missing"),
+        (dict(grad=values["grad"]), "grad is on the CPU, accepted is cuda:0, like master"),
+        (dict(lr=torch.zeros(2, device=DEVICE)), r"lr has shape \[2\]"),
+    ):
         with pytest.raises(ValueError, match=text):
             call({**on_device(values), **change})

@@ -1,4 +1,5 @@
 """Weight gradients and row scores in Triton against their references: odd sizes, chosen rows, split tokens, strides."""
+
 import pytest
 import torch
 
@@ -8,8 +9,14 @@ from .compare import DTYPES, Out, acts, check, poisoned, run, skip_without_gpu
 
 # rows N, outputs O, inputs K, chosen rows (None: all)
 CASES = [(1, 3, 5, None), (63, 70, 33, None), (100, 130, 65, 13), (77, 1, 31, 1), (130, 128, 64, 100)]
-REAL = [(4096, 8192, 2048, None), (4096, 8192, 2048, 820), (512, 576, 576, None), (512, 1536, 576, 154), (16384, 512, 2048, 52),
-        (3000, 2048, 8192, None)]
+REAL = [
+    (4096, 8192, 2048, None),
+    (4096, 8192, 2048, 820),
+    (512, 576, 576, None),
+    (512, 1536, 576, 154),
+    (16384, 512, 2048, 52),
+    (3000, 2048, 8192, None),
+]
 
 
 def arguments(case, accumulate, dtype=torch.float32):

@@ -1,4 +1,5 @@
 """A loopback server that speaks the load and unload endpoints of vLLM and SGLang, with faults on request."""
+
 import json
 import threading
 import time

@@ -1,4 +1,5 @@
 """A PEFT adapter's directory as the model: scores are those of PEFT's own model, whatever then adapts it."""
+
 import json
 from pathlib import Path
 
@@ -58,13 +59,18 @@ def test_scores_are_pefts_own(tmp_path, family):
     for name in model.names():
         from dynadapt.model import hf_name
         from dynadapt.model.layout import hf_transposed
+
         expected = merged[hf_name(model.config, name)]
-        assert torch.allclose(model.tensor(name), expected.t() if hf_transposed(model.config, name) else expected, rtol=1e-6, atol=1e-7), name
+        assert torch.allclose(model.tensor(name), expected.t() if hf_transposed(model.config, name) else expected, rtol=1e-6, atol=1e-7), (
+            name
+        )
     assert model.tokenizer.encode("the cat") == base.tokenizer.encode("the cat") and model.name == "adapter"
     assert model.fingerprint() != base.fingerprint() and model.fingerprint() == load(adapter / "adapter_model.safetensors").fingerprint()
 
 
-@pytest.mark.parametrize("settings", [{"target_modules": ["q_proj", "v_proj"]}, {"use_rslora": True}, {"layers_to_transform": [1]}, {"r": 8, "lora_alpha": 3}])
+@pytest.mark.parametrize(
+    "settings", [{"target_modules": ["q_proj", "v_proj"]}, {"use_rslora": True}, {"layers_to_transform": [1]}, {"r": 8, "lora_alpha": 3}]
+)
 def test_settings_that_peft_reads(tmp_path, settings):
     live, adapter = adapter_of(tiny_directory(tmp_path / "base"), tmp_path / "adapter", **settings)
     assert torch.allclose(Engine(load(adapter), segment=T, dtype="fp32").score(ids()).double(), nll_of(live, ids()), atol=5e-5)
@@ -96,8 +102,26 @@ def test_what_a_run_learned_is_a_model(tmp_path, capsys):
     for adapter in (tmp_path / "exported", tmp_path / "saved" / "adapter"):
         found = Engine(load(adapter), segment=32, dtype="fp32").score(ids())
         assert torch.allclose(found, expected, atol=5e-5) and torch.allclose(found.double(), nll_of(live, ids()), atol=5e-5)
-    main_ok(["eval", "--model", str(tmp_path / "exported"), "--text", str(text), "--adapt", "none", "--segment", "32", "--dtype", "fp32",
-             "--memory", "0", "--out", str(tmp_path / "again"), "--quiet"])
+    main_ok(
+        [
+            "eval",
+            "--model",
+            str(tmp_path / "exported"),
+            "--text",
+            str(text),
+            "--adapt",
+            "none",
+            "--segment",
+            "32",
+            "--dtype",
+            "fp32",
+            "--memory",
+            "0",
+            "--out",
+            str(tmp_path / "again"),
+            "--quiet",
+        ]
+    )
     static = dynadapt.evaluate(base, text, adapt=None, segment=32, dtype="fp32", memory=0)
     assert json.loads((tmp_path / "again" / "summary.json").read_text())["nll"] < static.nll - 0.05
 
@@ -114,10 +138,14 @@ def test_the_base_is_found_and_refused_by_name(tmp_path, monkeypatch):
     change(adapter, base_model_name_or_path="../base")  # as seen from the adapter
     monkeypatch.chdir("/")
     load(adapter)
-    for name, said in ((None, "base_model_name_or_path is None, so the adapter does not say"), ("", "base_model_name_or_path is ''"),
-                       ("org/model", "base_model_name_or_path 'org/model': .*hf download org/model"),
-                       (str(adapter), "is an adapter itself"), ("../absent", "base_model_name_or_path '../absent': .*does not exist"),
-                       ("smollm2-999m", "did you mean 'smollm2-135m'")):
+    for name, said in (
+        (None, "base_model_name_or_path is None, so the adapter does not say"),
+        ("", "base_model_name_or_path is ''"),
+        ("org/model", "base_model_name_or_path 'org/model': .*hf download org/model"),
+        (str(adapter), "is an adapter itself"),
+        ("../absent", "base_model_name_or_path '../absent': .*does not exist"),
+        ("smollm2-999m", "did you mean 'smollm2-135m'"),
+    ):
         change(adapter, base_model_name_or_path=name)
         with pytest.raises(ModelError, match=said):
             load(adapter)
@@ -126,9 +154,18 @@ def test_the_base_is_found_and_refused_by_name(tmp_path, monkeypatch):
         load(adapter)
 
 
-@pytest.mark.parametrize("fields,said", [({"use_dora": True}, "use_dora=True"), ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-                                         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"), ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
-                                         ({"bias": "all"}, "bias='all'"), ({"peft_type": "IA3"}, "type 'IA3'"), ({"r": 4}, "r=4")])
+@pytest.mark.parametrize(
+    "fields,said",
+    [
+        ({"use_dora": True}, "use_dora=True"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"peft_type": "IA3"}, "type 'IA3'"),
+        ({"r": 4}, "r=4"),
+    ],
+)
 def test_kinds_that_are_more_than_one_product_are_refused_by_name(tmp_path, fields, said):
     _, adapter = adapter_of(tiny_directory(tmp_path / "base"), tmp_path / "adapter")
     change(adapter, **fields)

@@ -1,4 +1,5 @@
 """add_lora: a live transformers model learns through dynadapt's layers and loss what it learns through PEFT's."""
+
 import copy
 import io
 import pickle
@@ -11,9 +12,7 @@ from dynadapt.interop.nn import Adapters, LoRALinear, add_lora
 from dynadapt.model import random_model, tiny_config
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]
-TARGETS = {
-    "all": {"llama": 7, "gpt2": 4}, "attn": {"llama": 4, "gpt2": 2}, "mlp": {"llama": 3, "gpt2": 2},
-}
+TARGETS = {"all": {"llama": 7, "gpt2": 4}, "attn": {"llama": 4, "gpt2": 2}, "mlp": {"llama": 3, "gpt2": 2}}
 EPS = {torch.float32: 1e-5, torch.float64: 1e-12}
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -46,8 +45,17 @@ def labelled(seed=0):
 def peft_like(model, adapters, dtype=torch.float32):
     """PEFT's model with the same A and B on the same layers, by its own code."""
     endings = adapters._settings(adapters.record, adapters.modules)["target_modules"]
-    theirs = peft.get_peft_model(model, peft.LoraConfig(r=adapters.record.rank, lora_alpha=adapters.record.alpha, target_modules=endings,
-                                                        fan_in_fan_out=type(model).__name__.startswith("GPT2"), task_type="CAUSAL_LM"), autocast_adapter_dtype=False)
+    theirs = peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            r=adapters.record.rank,
+            lora_alpha=adapters.record.alpha,
+            target_modules=endings,
+            fan_in_fan_out=type(model).__name__.startswith("GPT2"),
+            task_type="CAUSAL_LM",
+        ),
+        autocast_adapter_dtype=False,
+    )
     ours = dict(adapters.named_parameters())
     names = {}
     with torch.no_grad():
@@ -101,9 +109,16 @@ def test_every_argument_of_the_loss(family):
     tokens, labels = batch["input_ids"], batch["labels"]
     shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].contiguous()
     ninety = torch.where(labels == -100, 7, labels)
-    calls = [dict(labels=labels), dict(labels=labels, num_items_in_batch=5), dict(labels=labels, num_items_in_batch=torch.tensor(31)),
-             dict(labels=ninety, ignore_index=7), dict(labels=labels, shift_labels=shifted), dict(labels=torch.full_like(labels, -100)),
-             dict(labels=labels, attention_mask=torch.ones_like(tokens)), dict(labels=labels, output_hidden_states=True)]
+    calls = [
+        dict(labels=labels),
+        dict(labels=labels, num_items_in_batch=5),
+        dict(labels=labels, num_items_in_batch=torch.tensor(31)),
+        dict(labels=ninety, ignore_index=7),
+        dict(labels=labels, shift_labels=shifted),
+        dict(labels=torch.full_like(labels, -100)),
+        dict(labels=labels, attention_mask=torch.ones_like(tokens)),
+        dict(labels=labels, output_hidden_states=True),
+    ]
     for call in calls:
         ours, theirs = model(tokens, **call), plain(tokens, **call)
         torch.testing.assert_close(ours.loss, theirs.loss, equal_nan=True, rtol=1e-5, atol=1e-6)
@@ -116,7 +131,7 @@ def test_every_argument_of_the_loss(family):
     torch.testing.assert_close(model(tokens, logits_to_keep=3).logits, model(tokens).logits[:, -3:])
     with pytest.raises(ValueError, match="target"):
         model(tokens, labels=torch.full_like(labels, 5000))
-    assert model(tokens).logits.shape[-1] == model.config.vocab_size      # a call that failed leaves nothing behind
+    assert model(tokens).logits.shape[-1] == model.config.vocab_size  # a call that failed leaves nothing behind
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -124,7 +139,10 @@ def test_every_argument_of_the_loss(family):
 def test_targets(family, targets):
     model = live(family)
     layers = model.config.num_hidden_layers
-    named = {"llama": (["q_proj", "mlp.down_proj"], r".*\.0\.self_attn\.(q|v)_proj"), "gpt2": (["c_attn", "mlp.c_proj"], r"transformer\.h\.0\..*c_(attn|fc)")}
+    named = {
+        "llama": (["q_proj", "mlp.down_proj"], r".*\.0\.self_attn\.(q|v)_proj"),
+        "gpt2": (["c_attn", "mlp.c_proj"], r"transformer\.h\.0\..*c_(attn|fc)"),
+    }
     given = targets if targets in TARGETS else named[family][targets == "expression"]
     adapters = add_lora(model, rank=2, targets=given)
     expected = TARGETS[targets][family] * layers if targets in TARGETS else 2 * layers if targets == "endings" else 2
@@ -133,14 +151,24 @@ def test_targets(family, targets):
     assert len(adapters.parameters()) == 2 * expected
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (dict(targets=["q_proj", "nix"]), "'nix' matches no module.*model.layers.\\*.self_attn.q_proj"),
-    (dict(targets="q_proj"), "for all modules whose name ends so give \\['q_proj'\\]"),
-    (dict(targets=["embed_tokens"]), "names model.embed_tokens, a Embedding"),
-    (dict(targets="(q"), "no regular expression"), (dict(targets=[]), "matches no linear layer"), (dict(targets=None), "targets=None"),
-    (dict(targets=[3]), "targets="), (dict(targets=["lm_head"]), "names the head"), (dict(rank=0), "rank=0"), (dict(rank=2.5), "rank=2.5"),
-    (dict(alpha="x"), "alpha='x'"), (dict(alpha=float("nan")), "alpha=nan"), (dict(loss="mean"), "loss='mean': expected one of fused, model"),
-])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (dict(targets=["q_proj", "nix"]), "'nix' matches no module.*model.layers.\\*.self_attn.q_proj"),
+        (dict(targets="q_proj"), "for all modules whose name ends so give \\['q_proj'\\]"),
+        (dict(targets=["embed_tokens"]), "names model.embed_tokens, a Embedding"),
+        (dict(targets="(q"), "no regular expression"),
+        (dict(targets=[]), "matches no linear layer"),
+        (dict(targets=None), "targets=None"),
+        (dict(targets=[3]), "targets="),
+        (dict(targets=["lm_head"]), "names the head"),
+        (dict(rank=0), "rank=0"),
+        (dict(rank=2.5), "rank=2.5"),
+        (dict(alpha="x"), "alpha='x'"),
+        (dict(alpha=float("nan")), "alpha=nan"),
+        (dict(loss="mean"), "loss='mean': expected one of fused, model"),
+    ],
+)
 def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(arguments, said):
     model = live()
     before = {name: type(module) for name, module in model.named_modules()}
@@ -260,7 +288,10 @@ def test_copies_and_files(tmp_path, family):
     model.save_pretrained(tmp_path)
     assert type(model).__name__ in (tmp_path / "config.json").read_text()
     assert isinstance(model, type(live(family)))
-    assert torch.equal(model.generate(ids(1, 4), max_new_tokens=3, do_sample=False), copy.deepcopy(model).generate(ids(1, 4), max_new_tokens=3, do_sample=False))
+    assert torch.equal(
+        model.generate(ids(1, 4), max_new_tokens=3, do_sample=False),
+        copy.deepcopy(model).generate(ids(1, 4), max_new_tokens=3, do_sample=False),
+    )
 
 
 def test_a_tied_head_stays_tied():
@@ -332,11 +363,23 @@ def test_compiled(family):
 
 def test_trainer_learns_as_with_peft(tmp_path):
     from transformers import Trainer, TrainingArguments
+
     rows = [{"input_ids": ids(1, 9, seed)[0], "labels": ids(1, 9, seed)[0], "unused": 1} for seed in range(8)]
 
     def trained(model, name):
-        arguments = TrainingArguments(str(tmp_path / name), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=0.01,
-                                      report_to=[], logging_steps=1, save_strategy="no", use_cpu=True, seed=1, disable_tqdm=True)
+        arguments = TrainingArguments(
+            str(tmp_path / name),
+            max_steps=4,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            learning_rate=0.01,
+            report_to=[],
+            logging_steps=1,
+            save_strategy="no",
+            use_cpu=True,
+            seed=1,
+            disable_tqdm=True,
+        )
         trainer = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)
         trainer.train()
         return [line["loss"] for line in trainer.state.log_history if "loss" in line] + [trainer.evaluate()["eval_loss"]]

@@ -1,4 +1,5 @@
 """attach: a live transformers model sees what the engine learns, and is itself again after detach."""
+
 import copy
 
 import pytest
@@ -59,9 +60,13 @@ def merged_copy(model, session, stream=0):
 
 def record(model):
     """What detach must bring back: values, and the identity of parameters and modules."""
-    return ({n: p.detach().clone() for n, p in model.named_parameters()}, {n: id(p) for n, p in model.named_parameters()},
-            {n: p.data_ptr() for n, p in model.named_parameters()}, {n: id(m) for n, m in model.named_modules()},
-            [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()])
+    return (
+        {n: p.detach().clone() for n, p in model.named_parameters()},
+        {n: id(p) for n, p in model.named_parameters()},
+        {n: p.data_ptr() for n, p in model.named_parameters()},
+        {n: id(m) for n, m in model.named_modules()},
+        [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+    )
 
 
 def same_record(a, b):
@@ -269,8 +274,11 @@ def test_what_is_refused_by_name():
     import peft
     import transformers
 
-    opt = transformers.OPTForCausalLM(transformers.OPTConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, ffn_dim=16,
-                                                             num_attention_heads=2, word_embed_proj_dim=16))
+    opt = transformers.OPTForCausalLM(
+        transformers.OPTConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=1, ffn_dim=16, num_attention_heads=2, word_embed_proj_dim=16
+        )
+    )
     with pytest.raises(ModelError, match="opt"):
         dynadapt.attach(opt)
     with pytest.raises(ValueError, match="model is a str"):
@@ -379,14 +387,24 @@ def _wrapper(model):
 
 
 CHANGES = {
-    _scaling: r"layers\.1\.self_attn\.scaling is 0\.\d+, the config gives", _multiplied: "attention_multiplier = 0.5",
-    _hook: r"differ by .* forward hooks on model\.layers\.0\.mlp", _forward: r"a forward of its own on model\.layers\.0\.mlp",
-    _softcap: "forward hooks on lm_head", _activation: r"layers\.0\.mlp\.act_fn is a GELU",
-    _activation_hook: r"layers\.0\.mlp\.act_fn has forward hooks", _eps: r"model\.norm\.variance_epsilon is 0\.01",
-    _frequencies: r"rotary_emb\.inv_freq has other values", _dropout: r"self_attn\.attention_dropout is 0\.1",
-    _fewer_layers: "is missing", _reordered: "a forward of its own on model", _gptq: "q_proj is a Packed with a weight of NoneType, qweight",
-    _bitsandbytes: "q_proj is a Linear with a weight of Parameter, quant_state", _dynamic: "is a Linear with a weight of method",
-    _subclass: "up_proj is a Linear with a weight of Parameter|with a weight of Wrapped", _meta: "meta device", _wrapper: "made by torch.compile",
+    _scaling: r"layers\.1\.self_attn\.scaling is 0\.\d+, the config gives",
+    _multiplied: "attention_multiplier = 0.5",
+    _hook: r"differ by .* forward hooks on model\.layers\.0\.mlp",
+    _forward: r"a forward of its own on model\.layers\.0\.mlp",
+    _softcap: "forward hooks on lm_head",
+    _activation: r"layers\.0\.mlp\.act_fn is a GELU",
+    _activation_hook: r"layers\.0\.mlp\.act_fn has forward hooks",
+    _eps: r"model\.norm\.variance_epsilon is 0\.01",
+    _frequencies: r"rotary_emb\.inv_freq has other values",
+    _dropout: r"self_attn\.attention_dropout is 0\.1",
+    _fewer_layers: "is missing",
+    _reordered: "a forward of its own on model",
+    _gptq: "q_proj is a Packed with a weight of NoneType, qweight",
+    _bitsandbytes: "q_proj is a Linear with a weight of Parameter, quant_state",
+    _dynamic: "is a Linear with a weight of method",
+    _subclass: "up_proj is a Linear with a weight of Parameter|with a weight of Wrapped",
+    _meta: "meta device",
+    _wrapper: "made by torch.compile",
 }
 
 
@@ -419,8 +437,13 @@ def test_a_change_inside_the_session_is_refused_at_the_next_step():
     def replaced(model):
         model.model.norm.weight = torch.nn.Parameter(2 * model.model.norm.weight.detach())
 
-    for change, why in ((_scaling, "scaling is"), (_eps, "variance_epsilon"), (_frequencies, "inv_freq"),
-                        (weight, r"up_proj\.weight was changed since attach"), (replaced, r"norm\.weight was changed since attach")):
+    for change, why in (
+        (_scaling, "scaling is"),
+        (_eps, "variance_epsilon"),
+        (_frequencies, "inv_freq"),
+        (weight, r"up_proj\.weight was changed since attach"),
+        (replaced, r"norm\.weight was changed since attach"),
+    ):
         model = live_model()
         with dynadapt.attach(model, adapt=LoRA(rank=2), **FAST) as session:
             session.step(ids())
@@ -429,8 +452,22 @@ def test_a_change_inside_the_session_is_refused_at_the_next_step():
                 session.step(ids())
 
 
-@pytest.mark.parametrize("what,when", [("a part", "before"), *(pytest.param(what, when, marks=pytest.mark.slow) for what, when in (
-    ("a part", "inside"), ("the model", "before"), ("the model", "inside"), ("a function", "before"), ("a function", "inside")))])
+@pytest.mark.parametrize(
+    "what,when",
+    [
+        ("a part", "before"),
+        *(
+            pytest.param(what, when, marks=pytest.mark.slow)
+            for what, when in (
+                ("a part", "inside"),
+                ("the model", "before"),
+                ("the model", "inside"),
+                ("a function", "before"),
+                ("a function", "inside"),
+            )
+        ),
+    ],
+)
 def test_compiled_code_sees_the_adapter_come_learn_and_go(what, when):
     torch.compiler.reset()
     model = to_transformers(random_model(tiny_config("llama", layers=1), seed=1, std=0.2))

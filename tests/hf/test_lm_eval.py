@@ -1,4 +1,5 @@
 """The harness' model class: same numbers as its own for transformers, and scores that never saw what they score."""
+
 import json
 import math
 import sys
@@ -70,8 +71,15 @@ def test_rolling_scores_are_those_of_the_engine(tokenizer, reset):
     """Segment by segment, each scored before it is learned; documents start fresh, or where the last one ended."""
     lm = make(tokenizer, reset=reset, memory=8, sinks=2)
     scores = lm.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,) for text in TEXTS]), True)
-    engine = Engine(model(tokenizer), adapt=LoRA(rank=2, alpha=4), optimizer=Adam(lr=0.02), memory=SegmentMemory(8, 2),
-                    segment=SEGMENT, dtype="fp32", reset="document" if reset == "document" else "never")
+    engine = Engine(
+        model(tokenizer),
+        adapt=LoRA(rank=2, alpha=4),
+        optimizer=Adam(lr=0.02),
+        memory=SegmentMemory(8, 2),
+        segment=SEGMENT,
+        dtype="fp32",
+        reset="document" if reset == "document" else "never",
+    )
     for text, score in zip(TEXTS, scores):
         tokens = torch.tensor([[0, *tokenizer.encode(text)]])
         engine.enter(0)
@@ -132,8 +140,15 @@ def test_contexts_that_differ_are_learned_as_far_as_they_agree(tokenizer):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_generation_with_a_cache_equals_running_the_text_again(tokenizer, family):
-    engine = Engine(model(tokenizer, family), adapt=LoRA(rank=2), streams=2, segment=48, dtype="fp32", optimizer=Adam(lr=0.05),
-                    memory=SegmentMemory(8, 2) if family == "llama" else None)
+    engine = Engine(
+        model(tokenizer, family),
+        adapt=LoRA(rank=2),
+        streams=2,
+        segment=48,
+        dtype="fp32",
+        optimizer=Adam(lr=0.05),
+        memory=SegmentMemory(8, 2) if family == "llama" else None,
+    )
     for seed in range(3):
         engine.step(torch.randint(200, (2, 41), generator=torch.Generator().manual_seed(seed)))
     before = engine.learners[0].state.master.clone()
@@ -141,7 +156,7 @@ def test_generation_with_a_cache_equals_running_the_text_again(tokenizer, family
     made = {}
     for stream in (0, 1):
         made[stream] = generate(engine, prompt, 20, stream=stream)
-        (_, likeliest), = score_continuations(engine, [prompt + made[stream]], [20], stream)
+        ((_, likeliest),) = score_continuations(engine, [prompt + made[stream]], [20], stream)
         assert likeliest.all() and len(made[stream]) == 20
     assert made[0] != made[1]
     assert generate(engine, prompt, 20, lambda ids: ids[-1] == made[0][4]) == made[0][: made[0].index(made[0][4]) + 1]
@@ -153,21 +168,26 @@ def test_generation_with_a_cache_equals_running_the_text_again(tokenizer, family
 
 def write_tasks(folder):
     """A perplexity, a multiple-choice and a generation task over a local file."""
-    rows = [{"text": text, "question": "the cat sat on", "choices": ["a mat", "some food"], "answer": i % 2}
-            for i, text in enumerate(TEXTS)]
+    rows = [
+        {"text": text, "question": "the cat sat on", "choices": ["a mat", "some food"], "answer": i % 2} for i, text in enumerate(TEXTS)
+    ]
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     common = f"dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder / 'data.jsonl'}\ntest_split: test\n"
     metrics = lambda *names: "metric_list:\n" + "".join(f"  - metric: {name}\n" for name in names)  # noqa: E731
     (folder / "perplexity.yaml").write_text(
-        common + "task: local_perplexity\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
-        + metrics("word_perplexity", "byte_perplexity", "bits_per_byte"))
+        common
+        + "task: local_perplexity\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
+        + metrics("word_perplexity", "byte_perplexity", "bits_per_byte")
+    )
     (folder / "choice.yaml").write_text(
         common + "task: local_choice\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\n"
-        "doc_to_target: '{{answer}}'\n" + metrics("acc"))
+        "doc_to_target: '{{answer}}'\n" + metrics("acc")
+    )
     (folder / "generate.yaml").write_text(
         common + "task: local_generate\noutput_type: generate_until\ndoc_to_text: '{{question}}'\n"
         "doc_to_target: '{{choices[0]}}'\n"
-        "generation_kwargs:\n  until: ['.']\n  max_gen_toks: 5\n" + metrics("exact_match"))
+        "generation_kwargs:\n  until: ['.']\n  max_gen_toks: 5\n" + metrics("exact_match")
+    )
     return folder
 
 
@@ -198,15 +218,20 @@ def test_the_command_line_prints_the_policy_with_the_score(tmp_path, monkeypatch
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("lm_eval.tasks.TaskManager.__init__", partialmethod(TaskManager.__init__, include_defaults=False))
-    monkeypatch.setattr(sys, "argv", ["lm-eval", "--model", "dynadapt", "--include_path", str(tmp_path), "--tasks",
-                                      "local_choice", "--model_args", settings])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["lm-eval", "--model", "dynadapt", "--include_path", str(tmp_path), "--tasks", "local_choice", "--model_args", settings],
+    )
     monkeypatch.setattr(DynadaptLM, "made", [])
     main()
     scores = capsys.readouterr().out
     last = scores.strip().splitlines()[-1]
     assert "local_choice" in scores
-    assert last.startswith("dynadapt: reset policy document (learns within each document, which starts from the loaded weights; "
-                           "lora, adam, lr 0.002, segments of 16)")
+    assert last.startswith(
+        "dynadapt: reset policy document (learns within each document, which starts from the loaded weights; "
+        "lora, adam, lr 0.002, segments of 16)"
+    )
 
 
 def test_what_is_refused_by_name(tokenizer):

@@ -1,4 +1,5 @@
 """Without learning, the harness' scores are those of its own `hf` model on the same directory, whatever stands around a text."""
+
 import json
 import logging
 
@@ -28,8 +29,11 @@ def begin_token(backend, token):
 
 KINDS = {  # name -> family, tokenizer, tokenizer_config.json
     "llama2": ("llama", metaspace, {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "legacy": False}),
-    "llama3": ("llama", lambda: begin_token(byte_level(), "<|endoftext|>"),
-               {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>", "eos_token": "<|eot|>"}),
+    "llama3": (
+        "llama",
+        lambda: begin_token(byte_level(), "<|endoftext|>"),
+        {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>", "eos_token": "<|eot|>"},
+    ),
     "gpt2": ("gpt2", byte_level, {"tokenizer_class": "GPT2Tokenizer"}),
     "qwen2": ("qwen2", byte_level, {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|endoftext|>"}),
 }
@@ -55,9 +59,19 @@ def both(path, add_bos_token=None, **settings):
     from lm_eval.models.huggingface import HFLM
 
     # without its cache of logits, which takes the wrong ones for pairs that cut one text at different places
-    theirs = HFLM(str(path), device="cpu", dtype="float32", max_length=WINDOW, batch_size=1, add_bos_token=add_bos_token, logits_cache=False,
-                  **settings)
-    ours = DynadaptLM(str(path), reset="stateless", dtype="fp32", segment=WINDOW, max_length=WINDOW, add_bos_token=add_bos_token, **settings)
+    theirs = HFLM(
+        str(path),
+        device="cpu",
+        dtype="float32",
+        max_length=WINDOW,
+        batch_size=1,
+        add_bos_token=add_bos_token,
+        logits_cache=False,
+        **settings,
+    )
+    ours = DynadaptLM(
+        str(path), reset="stateless", dtype="fp32", segment=WINDOW, max_length=WINDOW, add_bos_token=add_bos_token, **settings
+    )
     return ours, theirs
 
 
@@ -85,11 +99,24 @@ def test_everything_equals_the_harness_own_model(directory, add_bos_token):
             assert ours.tok_encode(text, special) == theirs.tok_encode(text, special), (text, special)
         assert ours.tok_encode(text, left_truncate_len=3) == theirs.tok_encode(text, left_truncate_len=3)
 
-    pairs = requests("loglikelihood", [("the cat sat", " on a mat"), ("", "the cat"), ("", begin + "the cat"), ("the cat ", "sat"),
-                                       (longer, " near"), (begin + "the", " cat"), ("naïve", " 漢字 🙂"), ("a", "\n\nb")])
+    pairs = requests(
+        "loglikelihood",
+        [
+            ("the cat sat", " on a mat"),
+            ("", "the cat"),
+            ("", begin + "the cat"),
+            ("the cat ", "sat"),
+            (longer, " near"),
+            (begin + "the", " cat"),
+            ("naïve", " 漢字 🙂"),
+            ("a", "\n\nb"),
+        ],
+    )
     pairs = [pair for pair in pairs if not pair.args[0] or theirs._encode_pair(*pair.args)[1]]  # both refuse an empty continuation
     assert len(pairs) > 5
-    for request, (score, greedy), (expected, expected_greedy) in zip(pairs, ours.loglikelihood(pairs, True), theirs.loglikelihood(pairs, True)):
+    for request, (score, greedy), (expected, expected_greedy) in zip(
+        pairs, ours.loglikelihood(pairs, True), theirs.loglikelihood(pairs, True)
+    ):
         assert score == pytest.approx(expected, abs=3e-4) and greedy == expected_greedy, request.args
 
     whole = requests("loglikelihood_rolling", [(text,) for text in texts if text.strip()])
@@ -104,13 +131,16 @@ def test_everything_equals_the_harness_own_model(directory, add_bos_token):
 def test_a_prefix_token_of_ones_own(tmp_path):
     ours, theirs = both(make_directory(tmp_path / "lm", "llama2"), prefix_token_id=11)
     pairs = requests("loglikelihood", [("", "the cat sat"), ("the cat", " sat")])
-    assert [score for score, _ in ours.loglikelihood(pairs, True)] == pytest.approx([score for score, _ in theirs.loglikelihood(pairs, True)], abs=3e-4)
+    assert [score for score, _ in ours.loglikelihood(pairs, True)] == pytest.approx(
+        [score for score, _ in theirs.loglikelihood(pairs, True)], abs=3e-4
+    )
     whole = requests("loglikelihood_rolling", [("the cat sat",)])
     assert ours.loglikelihood_rolling(whole, True) == pytest.approx(theirs.loglikelihood_rolling(whole, True), abs=3e-4)
 
 
-@pytest.mark.parametrize("generation", [{"repetition_penalty": 1.3}, {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20},
-                                        {"eos_token_id": 5}])
+@pytest.mark.parametrize(
+    "generation", [{"repetition_penalty": 1.3}, {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20}, {"eos_token_id": 5}]
+)
 def test_generation_follows_the_models_own_settings(generation, tmp_path):
     ours, theirs = both(make_directory(tmp_path / "lm", "llama3", **generation))
     wanted = requests("generate_until", [(english(9, seed), {"until": ["\n"], "max_gen_toks": 20}) for seed in range(4)])
@@ -119,18 +149,29 @@ def test_generation_follows_the_models_own_settings(generation, tmp_path):
 
 def test_generation_settings_refused_by_name(tmp_path):
     ask = lambda lm, **settings: lm.generate_until(requests("generate_until", [("the", {"max_gen_toks": 3, **settings})]), True)  # noqa: E731
-    for settings, message in [({"num_beams": 4}, "num_beams = 4"), ({"max_new_tokens": 7}, "max_new_tokens = 7"), ({"suppress_tokens": [3]}, "suppress_tokens = .3.")]:
+    for settings, message in [
+        ({"num_beams": 4}, "num_beams = 4"),
+        ({"max_new_tokens": 7}, "max_new_tokens = 7"),
+        ({"suppress_tokens": [3]}, "suppress_tokens = .3."),
+    ]:
         path = make_directory(tmp_path / next(iter(settings)), "gpt2", **settings)
         with pytest.raises(ConfigError, match=f"generation_config.json: {message} is not supported"):
             ask(DynadaptLM(str(path), reset="stateless", dtype="fp32", segment=WINDOW, max_length=WINDOW))
     lm, _ = both(make_directory(tmp_path / "lm", "gpt2"))
     assert ask(lm, num_beams=1, top_p=0.3) == ask(lm)
-    for settings, message in [({"num_beams": 2}, "num_beams=2"), ({"frequency_penalty": 1}, "frequency_penalty=1"), ({"repetition_penalty": -1}, "repetition_penalty=-1")]:
+    for settings, message in [
+        ({"num_beams": 2}, "num_beams=2"),
+        ({"frequency_penalty": 1}, "frequency_penalty=1"),
+        ({"repetition_penalty": -1}, "repetition_penalty=-1"),
+    ]:
         with pytest.raises(ConfigError, match=message):
             ask(lm, **settings)
     with pytest.raises(ConfigError, match="chat templates are not supported"):
         lm.chat_template(True)
-    for settings, message in [({"add_bos_token": "yes"}, "add_bos_token='yes'"), ({"tokenizer": byte_level()}, "tokenizer is a Tokenizer; expected a dynadapt")]:
+    for settings, message in [
+        ({"add_bos_token": "yes"}, "add_bos_token='yes'"),
+        ({"tokenizer": byte_level()}, "tokenizer is a Tokenizer; expected a dynadapt"),
+    ]:
         with pytest.raises(ConfigError, match=message):
             DynadaptLM(str(tmp_path / "lm"), **settings)
 

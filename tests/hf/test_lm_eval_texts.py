@@ -1,4 +1,5 @@
 """One's own texts as a task: the same documents as everywhere, whole, and refusals by name."""
+
 import json
 import math
 
@@ -33,6 +34,10 @@ def test_texts_of_ones_own_are_a_task(tmp_path):
 
 def test_what_is_no_text_is_no_task(tmp_path):
     (tmp_path / "lines.jsonl").write_text('{"body": "a"}\n')
-    for texts, said in (([], "texts: none given"), ([str(tmp_path / "no.txt")], "no such file"), ([str(tmp_path / "lines.jsonl")], 'no "text"')):
+    for texts, said in (
+        ([], "texts: none given"),
+        ([str(tmp_path / "no.txt")], "no such file"),
+        ([str(tmp_path / "lines.jsonl")], 'no "text"'),
+    ):
         with pytest.raises(TextError, match=said):
             text_task(texts)

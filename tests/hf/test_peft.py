@@ -1,4 +1,5 @@
 """Adapters go into real peft and come back without loss; what this package can't run exactly is refused by name."""
+
 import pytest
 import torch
 from helpers import to_transformers
@@ -60,8 +61,11 @@ def test_from_peft_and_back_bit_for_bit(tmp_path, family):
     ours, expected = lora_tensors(again), lora_tensors(theirs)
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[n], expected[n]) for n in expected)
-    assert not any(t.any() for n, t in lora_tensors(peft.PeftModel.from_pretrained(
-        to_transformers(m), tmp_path / "ours" / "adapter-0")).items() if "lora_B" in n)  # the other stream's is its own
+    assert not any(
+        t.any()
+        for n, t in lora_tensors(peft.PeftModel.from_pretrained(to_transformers(m), tmp_path / "ours" / "adapter-0")).items()
+        if "lora_B" in n
+    )  # the other stream's is its own
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,20 +84,24 @@ def test_to_peft_and_back_bit_for_bit(tmp_path, family):
     assert e.learners[0].state.master.abs().max() > 0
 
 
-@pytest.mark.parametrize("settings, message", [
-    (dict(use_rslora=True), "use_rslora=True"),
-    (dict(use_dora=True), "use_dora=True"),
-    (dict(rank_pattern={"q_proj": 2}), "rank_pattern={'q_proj': 2}"),
-    (dict(alpha_pattern={"q_proj": 2}), "alpha_pattern={'q_proj': 2}"),
-    (dict(modules_to_save=["lm_head"]), "modules_to_save"),
-    (dict(bias="lora_only"), "bias='lora_only'"),
-    (dict(lora_bias=True), "lora_bias=True"),
-    (dict(init_lora_weights="pissa"), "init_lora_weights='pissa'"),
-    (dict(r=4), "r=4.*has 3"),
-    (dict(lora_alpha=7), "lora_alpha=7.*has 6"),
-    (dict(target_modules=["q_proj", "v_proj"]), "has no .*k_proj.*lora_A"),
-    (dict(target_modules=LINEARS + ["lm_head"]), "lm_head.base_layer.weight; accepted"),
-], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(use_rslora=True), "use_rslora=True"),
+        (dict(use_dora=True), "use_dora=True"),
+        (dict(rank_pattern={"q_proj": 2}), "rank_pattern={'q_proj': 2}"),
+        (dict(alpha_pattern={"q_proj": 2}), "alpha_pattern={'q_proj': 2}"),
+        (dict(modules_to_save=["lm_head"]), "modules_to_save"),
+        (dict(bias="lora_only"), "bias='lora_only'"),
+        (dict(lora_bias=True), "lora_bias=True"),
+        (dict(init_lora_weights="pissa"), "init_lora_weights='pissa'"),
+        (dict(r=4), "r=4.*has 3"),
+        (dict(lora_alpha=7), "lora_alpha=7.*has 6"),
+        (dict(target_modules=["q_proj", "v_proj"]), "has no .*k_proj.*lora_A"),
+        (dict(target_modules=LINEARS + ["lm_head"]), "lm_head.base_layer.weight; accepted"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
 def test_what_peft_wrote_and_the_engine_can_not_run(tmp_path, settings, message):
     family = "qwen2" if settings.get("bias") else "llama"
     peft_model(family, **settings).save_pretrained(tmp_path)

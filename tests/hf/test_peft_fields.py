@@ -1,5 +1,6 @@
 """Every field of PEFT's config, each with values that are not neutral, through each reader of adapters: scored as PEFT scores
 it, or refused with the field's name."""
+
 import dataclasses
 import json
 import re
@@ -29,30 +30,91 @@ CASES = [
     *({"task_type": value} for value in ("SEQ_CLS", "FEATURE_EXTRACTION", "SEQ_2_SEQ_LM", None)),
     *({"r": value} for value in (3, 0, "2", True, None)),
     *({"lora_alpha": value} for value in (5, "4", True, None)),
-    *({"target_modules": value} for value in (LINEARS[:2], LINEARS + ["lm_head"], LINEARS + ["embed_tokens"], LINEARS + ["no_such"],
-                                              "all-linear", "ALL-linear", REGEX, r".*q_proj", "(", [], None, LINEARS + [3])),
+    *(
+        {"target_modules": value}
+        for value in (
+            LINEARS[:2],
+            LINEARS + ["lm_head"],
+            LINEARS + ["embed_tokens"],
+            LINEARS + ["no_such"],
+            "all-linear",
+            "ALL-linear",
+            REGEX,
+            r".*q_proj",
+            "(",
+            [],
+            None,
+            LINEARS + [3],
+        )
+    ),
     *({"exclude_modules": value} for value in (["q_proj"], "q_proj", r".*q_proj", ["lm_head"], ["proj"], [], ")")),
     *({"layers_to_transform": value} for value in (0, [0], [0, 1, 2, 3], [], "0", [0.5])),
     *({"layers_pattern": value} for value in ("layers", ["layers"], [])),
-    {"layers_pattern": "layers", "layers_to_transform": [0, 1, 2, 3]}, {"layers_pattern": "h", "layers_to_transform": [0, 1, 2, 3]},
+    {"layers_pattern": "layers", "layers_to_transform": [0, 1, 2, 3]},
+    {"layers_pattern": "h", "layers_to_transform": [0, 1, 2, 3]},
     {"layers_pattern": ["h", "layers"], "layers_to_transform": [0, 1, 2, 3]},
     {"layers_pattern": "lay.*", "layers_to_transform": [0, 1, 2, 3]},
     {"layers_to_transform": [0, 1, 2, 3], "target_modules": "all-linear"},
     *({"bias": value} for value in ("all", "lora_only", None, "some")),
-    *({"init_lora_weights": value} for value in (False, None, "gaussian", "orthogonal", "eva", "pissa", "pissa_niter_4", "olora",
-                                                 "corda", "loftq", "lora_ga", "mica", "nonsense", 1)),
-    {"use_rslora": True}, {"use_rslora": "yes"}, {"use_dora": True}, {"rank_pattern": {"q_proj": 1}},
-    {"alpha_pattern": {"q_proj": 8}}, {"modules_to_save": ["lm_head"]}, {"lora_bias": True},
-    {"target_parameters": ["mlp.experts"]}, {"trainable_token_indices": [1]}, {"layer_replication": [[0, 2], [1, 2]]},
-    {"alora_invocation_tokens": [1]}, {"use_qalora": True}, {"qalora_group_size": 8}, {"use_bdlora": {"nblocks": 2}},
-    {"arrow_config": {"top_k": 2}}, {"kasa_config": {"beta": 1e-4}}, {"velora_config": {"num_groups": 1}},
-    {"monteclora_config": {"num_samples": 2}}, {"megatron_config": {"a": 1}}, {"megatron_core": "elsewhere"},
-    {"loftq_config": {"loftq_bits": 4}}, {"eva_config": {"rho": 2.0}}, {"eva_config": {"rho": 2.0}, "init_lora_weights": "eva"},
-    {"corda_config": {"corda_method": "kpm"}}, {"lora_ga_config": {"scale": "unit"}}, {"enable_lora": [True, False, True]},
-    {"auto_mapping": {"base_model_class": "LlamaForCausalLM"}}, {"peft_version": "0.1.0"}, {"revision": "abc"},
-    {"base_model_name_or_path": "elsewhere"}, {"inference_mode": False}, {"lora_dropout": 0.5}, {"merge_weights": True},
-    {"runtime_config": {"ephemeral_gpu_offload": True}}, {"fan_in_fan_out": True}, {"ensure_weight_tying": True},
-    {"some_later_option": True}, {"some_later_option": 1}, {"some_later_option": {"a": 1}}, {"some_later_option": None},
+    *(
+        {"init_lora_weights": value}
+        for value in (
+            False,
+            None,
+            "gaussian",
+            "orthogonal",
+            "eva",
+            "pissa",
+            "pissa_niter_4",
+            "olora",
+            "corda",
+            "loftq",
+            "lora_ga",
+            "mica",
+            "nonsense",
+            1,
+        )
+    ),
+    {"use_rslora": True},
+    {"use_rslora": "yes"},
+    {"use_dora": True},
+    {"rank_pattern": {"q_proj": 1}},
+    {"alpha_pattern": {"q_proj": 8}},
+    {"modules_to_save": ["lm_head"]},
+    {"lora_bias": True},
+    {"target_parameters": ["mlp.experts"]},
+    {"trainable_token_indices": [1]},
+    {"layer_replication": [[0, 2], [1, 2]]},
+    {"alora_invocation_tokens": [1]},
+    {"use_qalora": True},
+    {"qalora_group_size": 8},
+    {"use_bdlora": {"nblocks": 2}},
+    {"arrow_config": {"top_k": 2}},
+    {"kasa_config": {"beta": 1e-4}},
+    {"velora_config": {"num_groups": 1}},
+    {"monteclora_config": {"num_samples": 2}},
+    {"megatron_config": {"a": 1}},
+    {"megatron_core": "elsewhere"},
+    {"loftq_config": {"loftq_bits": 4}},
+    {"eva_config": {"rho": 2.0}},
+    {"eva_config": {"rho": 2.0}, "init_lora_weights": "eva"},
+    {"corda_config": {"corda_method": "kpm"}},
+    {"lora_ga_config": {"scale": "unit"}},
+    {"enable_lora": [True, False, True]},
+    {"auto_mapping": {"base_model_class": "LlamaForCausalLM"}},
+    {"peft_version": "0.1.0"},
+    {"revision": "abc"},
+    {"base_model_name_or_path": "elsewhere"},
+    {"inference_mode": False},
+    {"lora_dropout": 0.5},
+    {"merge_weights": True},
+    {"runtime_config": {"ephemeral_gpu_offload": True}},
+    {"fan_in_fan_out": True},
+    {"ensure_weight_tying": True},
+    {"some_later_option": True},
+    {"some_later_option": 1},
+    {"some_later_option": {"a": 1}},
+    {"some_later_option": None},
 ]
 
 
@@ -88,8 +150,7 @@ class Readers:
             from engine_c import EngineC
 
             write_directory(model, work / "model", torch.float32)
-            self.c = EngineC(work / "model", dtype=1, segment=T, rank=RANK, alpha=ALPHA, targets=b"all",
-                             last_layer=model.config.layers)
+            self.c = EngineC(work / "model", dtype=1, segment=T, rank=RANK, alpha=ALPHA, targets=b"all", last_layer=model.config.layers)
 
     def python(self, directory):
         self.engine.load_adapter(directory)
@@ -158,7 +219,9 @@ def outcomes(readers, directory, names):
 @pytest.mark.parametrize("changes", CASES, ids=lambda changes: ",".join(f"{k}={v}"[:40] for k, v in changes.items()))
 def test_each_field_is_scored_as_peft_does_or_refused_by_name(readers, adapter, tmp_path, changes):
     name, value = next(iter(changes.items()))
-    found = outcomes(readers, change(adapter, tmp_path / "adapter", changes), (f"{name}=", f"{name} =", "of type", f"for {name}=", "target_modules"))
+    found = outcomes(
+        readers, change(adapter, tmp_path / "adapter", changes), (f"{name}=", f"{name} =", "of type", f"for {name}=", "target_modules")
+    )
     accepts = FIELDS.get(name, "off")
     if accepts == "any" or not isinstance(accepts, str) and any(value is one or value == one and isinstance(one, str) for one in accepts):
         assert set(found.values()) == {"equal"}
@@ -168,8 +231,21 @@ def test_each_field_is_scored_as_peft_does_or_refused_by_name(readers, adapter, 
         assert "equal" not in found.values()
 
 
-@pytest.mark.parametrize("changes", [{"r": float(RANK)}, {"r": str(RANK)}, {"r": True}, {"r": None}, {"r": -RANK}, {"r": [RANK]},
-                                     {"lora_alpha": str(ALPHA)}, {"lora_alpha": None}, {"lora_alpha": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"r": float(RANK)},
+        {"r": str(RANK)},
+        {"r": True},
+        {"r": None},
+        {"r": -RANK},
+        {"r": [RANK]},
+        {"lora_alpha": str(ALPHA)},
+        {"lora_alpha": None},
+        {"lora_alpha": True},
+    ],
+    ids=str,
+)
 def test_numbers_of_another_kind_are_refused_by_every_reader(readers, adapter, tmp_path, changes):
     (name,) = changes
     found = outcomes(readers, change(adapter, tmp_path / "adapter", changes), (f"{name}=", f"{name} ="))
@@ -189,9 +265,16 @@ def test_the_c_engine_has_the_same_table():
     assert table == FIELDS and list(map(str, table.values())) == list(map(str, FIELDS.values()))
 
 
-@pytest.mark.parametrize("options", [dict(target_modules=["q_proj", "v_proj"]), dict(target_modules=LINEARS, exclude_modules=["down_proj"]),
-                                     dict(target_modules=LINEARS, layers_to_transform=[0], layers_pattern="layers"),
-                                     dict(target_modules=r".*\.layers\.[01]\.mlp\.up_proj")], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(target_modules=["q_proj", "v_proj"]),
+        dict(target_modules=LINEARS, exclude_modules=["down_proj"]),
+        dict(target_modules=LINEARS, layers_to_transform=[0], layers_pattern="layers"),
+        dict(target_modules=r".*\.layers\.[01]\.mlp\.up_proj"),
+    ],
+    ids=str,
+)
 def test_an_adapter_of_some_modules(readers, tmp_path, options):
     directory = save_adapter(readers.model, tmp_path / "adapter", **options)
     found = outcomes(readers, directory, ("has no", "target_modules"))
@@ -211,10 +294,15 @@ def test_a_transposed_weight(tmp_path, fan_in_fan_out):
 
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 TENSORS = {
-    "without the model's prefix": (lambda t: {key.replace("model.model.model.", "model.model."): value for key, value in t.items()},
-                                   r"tensors of layers\.0|base_model.model.layers.0|no linear|has no base_model"),
+    "without the model's prefix": (
+        lambda t: {key.replace("model.model.model.", "model.model."): value for key, value in t.items()},
+        r"tensors of layers\.0|base_model.model.layers.0|no linear|has no base_model",
+    ),
     "without PEFT's prefix": (lambda t: {key.replace("base_model.model.", ""): value for key, value in t.items()}, "lora_A|lora_B"),
-    "an adapter's name in the key": (lambda t: {key.replace(".weight", ".default.weight"): v for key, v in t.items()}, "default|has no base_model"),
+    "an adapter's name in the key": (
+        lambda t: {key.replace(".weight", ".default.weight"): v for key, v in t.items()},
+        "default|has no base_model",
+    ),
     "a magnitude": (lambda t: {**t, FIRST.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(64)}, "lora_magnitude_vector"),
     "an embedding": (lambda t: {**t, "base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(2, 131)}, "lora_embedding_A"),
     "a head": (lambda t: {**t, "base_model.model.lm_head.weight": torch.ones(131, 64)}, "lm_head.weight"),
@@ -223,8 +311,10 @@ TENSORS = {
     "a NaN": (lambda t: {**t, FIRST: torch.full_like(t[FIRST], float("nan"))}, f"{FIRST} holds"),
     "an infinity": (lambda t: {**t, FIRST: t[FIRST].index_fill(1, torch.tensor([3]), float("-inf"))}, f"{FIRST} holds"),
     "beyond float32": (lambda t: {**t, FIRST: t[FIRST].double() * 1e300}, f"{FIRST} holds"),
-    **{str(dtype): (lambda t, dtype=dtype: {**t, FIRST: t[FIRST].to(dtype)}, f"{FIRST} has dtype")
-       for dtype in (torch.int64, torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2)},
+    **{
+        str(dtype): (lambda t, dtype=dtype: {**t, FIRST: t[FIRST].to(dtype)}, f"{FIRST} has dtype")
+        for dtype in (torch.int64, torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2)
+    },
 }
 
 

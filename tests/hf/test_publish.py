@@ -1,4 +1,5 @@
 """publish: versions whole or not at all, and a server that always serves something."""
+
 import contextlib
 import http.server
 import json
@@ -104,8 +105,7 @@ def test_the_server_takes_the_new_and_gives_up_the_stale(adapter, tmp_path, kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("fault, message",
-                         [("refuse", "HTTP 400.*out of memory"), ("hang", "timed out"), ("drop", "was taken back")])
+@pytest.mark.parametrize("fault, message", [("refuse", "HTTP 400.*out of memory"), ("hang", "timed out"), ("drop", "was taken back")])
 def test_a_failure_leaves_the_old_one_served(adapter, tmp_path, kind, fault, message):
     to = tmp_path / "to"
     with AdapterServer(kind) as http:
@@ -250,8 +250,22 @@ def test_command_line(adapter, tmp_path, capsys, monkeypatch):
     assert call("publish", adapter, "--to", to, "--name", "novel") == 0
     assert capsys.readouterr().out.strip() == str(to / "novel-v1")
     with AdapterServer("sglang", token="word") as http:
-        words = ("publish", adapter, "--to", to, "--name", "novel", "--keep", 1, "--notify", http.url, "--server", "sglang",
-                 "--token-from", "THE_TOKEN")
+        words = (
+            "publish",
+            adapter,
+            "--to",
+            to,
+            "--name",
+            "novel",
+            "--keep",
+            1,
+            "--notify",
+            http.url,
+            "--server",
+            "sglang",
+            "--token-from",
+            "THE_TOKEN",
+        )
         assert call(*words) == 2
         assert "THE_TOKEN: this environment variable is not set" in capsys.readouterr().err
         monkeypatch.setenv("THE_TOKEN", "word")
@@ -264,6 +278,7 @@ def test_command_line(adapter, tmp_path, capsys, monkeypatch):
 
 
 # ---- what a server says, and who says it
+
 
 class Answers(http.server.BaseHTTPRequestHandler):
     """Answers every call with ``status``, ``headers`` and ``body``; ``seen``: (port, path, Authorization) of each."""
@@ -316,12 +331,21 @@ def test_a_redirect_is_refused_and_nothing_goes_elsewhere(adapter, tmp_path, kin
     assert names(tmp_path / "to") == ["novel.json"]
 
 
-@pytest.mark.parametrize("kind, body", [
-    ("vllm", b"<html>Welcome</html>"), ("vllm", b""), ("vllm", b"Success: LoRA adapter 'other-v1' added successfully."),
-    ("vllm", b'{"success": true}'), ("vllm", b"Bearer open sesame is not known"),
-    ("sglang", b"<html>Welcome</html>"), ("sglang", b"[true]"), ("sglang", b'{"success": "true"}'), ("sglang", b"[" * 3000),
-    ("sglang", b'{"success": true, "loaded_adapters": {"other-v1": "/x"}}'),
-])
+@pytest.mark.parametrize(
+    "kind, body",
+    [
+        ("vllm", b"<html>Welcome</html>"),
+        ("vllm", b""),
+        ("vllm", b"Success: LoRA adapter 'other-v1' added successfully."),
+        ("vllm", b'{"success": true}'),
+        ("vllm", b"Bearer open sesame is not known"),
+        ("sglang", b"<html>Welcome</html>"),
+        ("sglang", b"[true]"),
+        ("sglang", b'{"success": "true"}'),
+        ("sglang", b"[" * 3000),
+        ("sglang", b'{"success": true, "loaded_adapters": {"other-v1": "/x"}}'),
+    ],
+)
 def test_a_page_is_no_success(adapter, tmp_path, kind, body):
     with answering(body=body) as (url, _):
         with pytest.raises(PublishError, match=rf"did not load novel-v1: HTTP 200 \(not {kind}'s answer") as refused:
@@ -350,6 +374,7 @@ def test_an_answer_that_never_ends_times_out(tmp_path):
 
 def test_what_is_not_http_is_said(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
+
         def answer():
             call, _ = listener.accept()
             call.recv(1 << 16)
@@ -361,18 +386,46 @@ def test_what_is_not_http_is_said(tmp_path):
             Server(f"http://127.0.0.1:{listener.getsockname()[1]}").load("novel-v1", tmp_path)
 
 
-@pytest.mark.parametrize("url", [
-    "http://user:hunter2@127.0.0.1:1", "https://hunter2@host", "http://user:hunter2/x@host/path", "http://host/?key=hunter2",
-    "http://host/#hunter2", "http://host:port", "http://host:99999", "http://[::1", "http://", "http://ho st", "ftp://host",
-    "http://host/\nX: y", "http://hóst", None, 8000])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:hunter2@127.0.0.1:1",
+        "https://hunter2@host",
+        "http://user:hunter2/x@host/path",
+        "http://host/?key=hunter2",
+        "http://host/#hunter2",
+        "http://host:port",
+        "http://host:99999",
+        "http://[::1",
+        "http://",
+        "http://ho st",
+        "ftp://host",
+        "http://host/\nX: y",
+        "http://hóst",
+        None,
+        8000,
+    ],
+)
 def test_an_address_with_secrets_or_of_no_server_is_refused(url):
     with pytest.raises(PublishError, match="^url=") as refused:
         Server(url)
     assert "hunter2" not in str(refused.value)
 
 
-@pytest.mark.parametrize("options", [dict(token="hunter2\nX: y"), dict(token="hunter2 "), dict(token=""), dict(token="hunter2é"),
-                                     dict(seconds=0), dict(seconds=float("nan")), dict(seconds="1"), dict(seconds=float("inf"))], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(token="hunter2\nX: y"),
+        dict(token="hunter2 "),
+        dict(token=""),
+        dict(token="hunter2é"),
+        dict(seconds=0),
+        dict(seconds=float("nan")),
+        dict(seconds="1"),
+        dict(seconds=float("inf")),
+    ],
+    ids=str,
+)
 def test_settings_of_a_server_are_checked_without_showing_the_token(options):
     with pytest.raises(PublishError, match=f"^{next(iter(options))}") as refused:
         Server("http://localhost:8000", **options)

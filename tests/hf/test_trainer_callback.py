@@ -1,4 +1,5 @@
 """HeldOutScore in the real transformers.Trainer: the value is that of the weights before the update, and training does not notice."""
+
 import copy
 import math
 import warnings
@@ -59,15 +60,25 @@ def by_hand(model) -> float:
     """Segments of T tokens, each seen by itself."""
     model, scores = copy.deepcopy(model).eval(), []
     for start in range(0, len(HELD_OUT) - 1, T):
-        row = HELD_OUT[start:start + T + 1]
+        row = HELD_OUT[start : start + T + 1]
         scores.append(cross_entropy(model(row[None, :-1]).logits[0].double(), row[1:], reduction="none"))
     return float(torch.cat(scores).mean())
 
 
 def train(model, tmp_path, *callbacks, add=(), **settings):
-    arguments = transformers.TrainingArguments(str(tmp_path), max_steps=STEPS, per_device_train_batch_size=2, learning_rate=1e-2, seed=3,
-                                               logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
-                                               **settings)
+    arguments = transformers.TrainingArguments(
+        str(tmp_path),
+        max_steps=STEPS,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        seed=3,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        **settings,
+    )
     trainer = transformers.Trainer(model, arguments, train_dataset=Rows(), callbacks=list(callbacks))
     for callback in add:
         callback.add_to(trainer)
@@ -83,12 +94,14 @@ def values(trainer, key="dynadapt/heldout_nll"):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_value_is_the_loss_before_that_update(tmp_path, family, accumulate):
     watch = Watch()
-    trainer = train(live_model(family), tmp_path, watch, HeldOutScore(HELD_OUT, steps=1, segment=T, rows=2), gradient_accumulation_steps=accumulate)
+    trainer = train(
+        live_model(family), tmp_path, watch, HeldOutScore(HELD_OUT, steps=1, segment=T, rows=2), gradient_accumulation_steps=accumulate
+    )
     found = values(trainer)
     assert [step for step, _ in found] == [0, 1, 2, 3, 4, STEPS]
     wanted = [*watch.nll, by_hand(trainer.model)]
     assert [nll for _, nll in found] == pytest.approx(wanted, abs=1e-5)
-    assert max(wanted) - min(wanted) > 1e-2          # the weights did change
+    assert max(wanted) - min(wanted) > 1e-2  # the weights did change
 
 
 def test_training_does_not_notice(tmp_path):
@@ -105,13 +118,13 @@ def test_training_does_not_notice(tmp_path):
     assert modes == others[2] and any(modes[1])
     assert [[g is None for g in step] for step in grads] == [[g is None for g in step] for step in others[3]]
     assert torch.equal(rng, others[4])
-    assert losses != [entry["loss"] for entry in train(live_model(), tmp_path).state.log_history if "loss" in entry]   # dropout was on
+    assert losses != [entry["loss"] for entry in train(live_model(), tmp_path).state.log_history if "loss" in entry]  # dropout was on
 
 
 def test_memory_is_that_of_the_engine(tmp_path):
     model = live_model()
     expected = dynadapt.Engine(copy.deepcopy(model), memory=SegmentMemory(length=T, sinks=4), segment=T, dtype="fp32")
-    wanted = torch.cat([expected.step(HELD_OUT[start:start + T + 1][None])[0] for start in range(0, len(HELD_OUT) - 1, T)]).mean()
+    wanted = torch.cat([expected.step(HELD_OUT[start : start + T + 1][None])[0] for start in range(0, len(HELD_OUT) - 1, T)]).mean()
     trainer = train(model, tmp_path, HeldOutScore(HELD_OUT, steps=[0], segment=T, memory=T))
     assert values(trainer)[0] == (0, pytest.approx(float(wanted), abs=1e-6))
     assert [step for step, _ in values(trainer)] == [0, STEPS]
@@ -130,6 +143,7 @@ def test_a_model_that_the_engine_refuses_is_scored_by_its_own_forward(tmp_path):
 
 def test_bits_per_byte_and_what_the_trainer_reports_to(tmp_path):
     from tiny import english, tiny_tokenizer
+
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer())
     text = english(30, seed=4)
     (tmp_path / "held-out.txt").write_text(text)
@@ -140,6 +154,7 @@ def test_bits_per_byte_and_what_the_trainer_reports_to(tmp_path):
     class Reporter(transformers.TrainerCallback):
         def on_log(self, args, state, control, logs=None, **more):
             heard.append(dict(logs))
+
     callback = HeldOutScore(tmp_path / "held-out.txt", steps=2, tokenizer=tokenizer, segment=T)
     trainer = train(model, tmp_path / "out", Reporter(), add=[callback])
     size = len(text.encode()) - len(tokenizer.decode(tokens[:1]).encode())
@@ -151,7 +166,12 @@ def test_bits_per_byte_and_what_the_trainer_reports_to(tmp_path):
 
 
 def test_refused_by_name(tmp_path):
-    for settings, message in (({"steps": 0}, "steps"), ({"segment": 0}, "segment"), ({"dtype": "fp8"}, "dtype='fp8'"), ({"rows": 0}, "rows")):
+    for settings, message in (
+        ({"steps": 0}, "steps"),
+        ({"segment": 0}, "segment"),
+        ({"dtype": "fp8"}, "dtype='fp8'"),
+        ({"rows": 0}, "rows"),
+    ):
         with pytest.raises(ValueError, match=message):
             HeldOutScore(HELD_OUT, **settings)
     with pytest.raises(ValueError, match="at least 2"):

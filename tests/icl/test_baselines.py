@@ -30,8 +30,12 @@ from dynadapt.experiments.icl import (
 )
 from dynadapt.experiments.icl.lasso_path import lasso_weights
 
-SETTINGS = {"ridge": {"penalty": 0.3}, "network_gradient_descent": {"steps": 3}, "discrete_posterior": {"noise": 0.5},
-            "linear_mixture": {"nonzeros": (5, 1)}}
+SETTINGS = {
+    "ridge": {"penalty": 0.3},
+    "network_gradient_descent": {"steps": 3},
+    "discrete_posterior": {"noise": 0.5},
+    "linear_mixture": {"nonzeros": (5, 1)},
+}
 
 
 def seeded(seed=0):
@@ -95,8 +99,11 @@ def lasso_prompts(kind=SparseLinear(12, nonzeros=3), inputs="gaussian"):
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.1, 0.01, 1e-4])
-@pytest.mark.parametrize("kind, inputs", [(SparseLinear(12, nonzeros=3), "gaussian"), (NoisyLinear(12, noise=1.0), "gaussian"),
-                                          (DenseLinear(12), "half_subspace")], ids=["sparse", "noisy", "half_subspace"])
+@pytest.mark.parametrize(
+    "kind, inputs",
+    [(SparseLinear(12, nonzeros=3), "gaussian"), (NoisyLinear(12, noise=1.0), "gaussian"), (DenseLinear(12), "half_subspace")],
+    ids=["sparse", "noisy", "half_subspace"],
+)
 def test_lasso_meets_its_optimality_conditions(alpha, kind, inputs):
     x, y = lasso_prompts(kind, inputs)
     for k in (1, 2, 5, 11, 12, 13, 24):
@@ -139,8 +146,10 @@ def test_network_gradient_descent_against_torch():
     predictions = network_gradient_descent(p.x, p.y, hidden=6, steps=20, lr=0.05, seed=3)
     generator = seeded(3)
     for k in (1, 2):  # the networks of all prompts are drawn for one k after the other, layer by layer
-        drawn = [(torch.rand(2, *shape, generator=generator, dtype=torch.float64) * 2 - 1) / math.sqrt(fan)
-                 for shape, fan in (((3, 6), 3), ((1, 6), 3), ((6, 1), 6), ((1, 1), 6))]
+        drawn = [
+            (torch.rand(2, *shape, generator=generator, dtype=torch.float64) * 2 - 1) / math.sqrt(fan)
+            for shape, fan in (((3, 6), 3), ((1, 6), 3), ((6, 1), 6), ((1, 1), 6))
+        ]
         for b in range(2):
             network = [tensor[b].clone().requires_grad_() for tensor in drawn]
             w1, b1, w2, b2 = network
@@ -219,9 +228,14 @@ def test_three_nearest_neighbours():
     assert_curve(curve(nearest_neighbours, DenseLinear(20), prompts=2500), {10: 0.93, 20: 0.80, 30: 0.72, 40: 0.72}, 0.02)
 
 
-@pytest.mark.parametrize("alpha, nonzeros, anchors", [(0.01, 3, {5: 0.59, 10: 0.067, 15: 0.001, 20: 0.0005}),
-                                                      (0.01, 2, {5: 0.43, 10: 0.034}),
-                                                      (0.1, 3, {5: 0.57, 10: 0.12, 20: 0.027, 40: 0.013})])
+@pytest.mark.parametrize(
+    "alpha, nonzeros, anchors",
+    [
+        (0.01, 3, {5: 0.59, 10: 0.067, 15: 0.001, 20: 0.0005}),
+        (0.01, 2, {5: 0.43, 10: 0.034}),
+        (0.1, 3, {5: 0.57, 10: 0.12, 20: 0.027, 40: 0.013}),
+    ],
+)
 def test_lasso_on_sparse_functions(alpha, nonzeros, anchors):
     """The anchors are means of 600 prompts. With 2 non-zeros and 10 examples the error is that of the few prompts where the support is not
     found, so that such a mean says little: 6,000 prompts give 0.018 with a standard error of 0.003."""
@@ -243,8 +257,10 @@ def test_no_predictor_beats_bayes():
     for kind in (dense, sparse):
         p = draw(kind, 60, 28, seeded(7))
         optimal, chances = linear_mixture_posterior(p.x, p.y, nonzeros=(20, 2))
-        errors = {name: (predictions - p.y).square().mean() for name, predictions in
-                  {"bayes": optimal, "lasso": lasso(p.x, p.y), "least_squares": least_squares(p.x, p.y)}.items()}
+        errors = {
+            name: (predictions - p.y).square().mean()
+            for name, predictions in {"bayes": optimal, "lasso": lasso(p.x, p.y), "least_squares": least_squares(p.x, p.y)}.items()
+        }
         assert errors["bayes"] <= min(errors.values()) * (1 + 1e-2)
         assert float(chances[:, 4:, 0 if kind is dense else 1].mean()) > 0.99  # more than 2 examples tell the classes apart
         assert float(((optimal - p.y).square() / kind.normaliser)[:, 21:].max()) < 1e-3
@@ -258,22 +274,25 @@ def test_ridge_is_bayes_optimal_for_noisy_functions():
     torch.testing.assert_close(linear_mixture(p.x, p.y, nonzeros=(8,), noise=0.5), ridge(p.x, p.y, penalty=0.25), atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("build, message", [
-    (lambda x, y: make_baseline("lars"), "baseline 'lars': give one of zero, averaging"),
-    (lambda x, y: make_baseline("ridge"), "baseline 'ridge': setting 'penalty' is missing"),
-    (lambda x, y: make_baseline("lasso", penalty=1.0), "'lasso': unknown setting 'penalty'"),
-    (lambda x, y: ridge(x, y, penalty=0.0), "penalty 0.0"),
-    (lambda x, y: lasso(x, y, alpha=-1.0), "alpha -1.0"),
-    (lambda x, y: nearest_neighbours(x, y, neighbours=0), "neighbours 0"),
-    (lambda x, y: zero(x, y[:, :2]), r"y \(2, 2\)"),
-    (lambda x, y: zero(x, y, x[:, :2]), r"query \(2, 2, 4\)"),
-    (lambda x, y: discrete_posterior(x, y, tasks=torch.zeros(3, 5), noise=0.5), r"tasks have shape \(3, 5\); give \[tasks, 4\]"),
-    (lambda x, y: linear_mixture(x, y, nonzeros=(4, 5)), "nonzeros 5: give 1 to 4, since x has 4 dimensions"),
-    (lambda x, y: linear_mixture(x, y, nonzeros=(4, 1), weights=(0.5, 0.6)), "sum to one"),
-    (lambda x, y: linear_mixture(x, y, nonzeros=(4, 1), weights=(1.0,)), "2 classes and 1 weights"),
-    (lambda x, y: linear_mixture(x, y, nonzeros=()), "0 classes"),
-    (lambda x, y: linear_mixture(torch.zeros(1, 2, 20), torch.zeros(1, 2), nonzeros=(10,)), "184756 sets; at most 20000"),
-])
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda x, y: make_baseline("lars"), "baseline 'lars': give one of zero, averaging"),
+        (lambda x, y: make_baseline("ridge"), "baseline 'ridge': setting 'penalty' is missing"),
+        (lambda x, y: make_baseline("lasso", penalty=1.0), "'lasso': unknown setting 'penalty'"),
+        (lambda x, y: ridge(x, y, penalty=0.0), "penalty 0.0"),
+        (lambda x, y: lasso(x, y, alpha=-1.0), "alpha -1.0"),
+        (lambda x, y: nearest_neighbours(x, y, neighbours=0), "neighbours 0"),
+        (lambda x, y: zero(x, y[:, :2]), r"y \(2, 2\)"),
+        (lambda x, y: zero(x, y, x[:, :2]), r"query \(2, 2, 4\)"),
+        (lambda x, y: discrete_posterior(x, y, tasks=torch.zeros(3, 5), noise=0.5), r"tasks have shape \(3, 5\); give \[tasks, 4\]"),
+        (lambda x, y: linear_mixture(x, y, nonzeros=(4, 5)), "nonzeros 5: give 1 to 4, since x has 4 dimensions"),
+        (lambda x, y: linear_mixture(x, y, nonzeros=(4, 1), weights=(0.5, 0.6)), "sum to one"),
+        (lambda x, y: linear_mixture(x, y, nonzeros=(4, 1), weights=(1.0,)), "2 classes and 1 weights"),
+        (lambda x, y: linear_mixture(x, y, nonzeros=()), "0 classes"),
+        (lambda x, y: linear_mixture(torch.zeros(1, 2, 20), torch.zeros(1, 2), nonzeros=(10,)), "184756 sets; at most 20000"),
+    ],
+)
 def test_refusals(build, message):
     x = torch.randn(2, 3, 4, generator=seeded())
     with pytest.raises(IclError, match=message):

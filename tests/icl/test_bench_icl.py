@@ -28,8 +28,12 @@ def test_nothing_is_timed_when_the_step_is_wrong():
 
 def test_what_does_not_fit_is_named():
     from dynadapt.cli import build_parser
-    for options, message in ((["--against", "jax"], "--against jax: give some of"), (["--rounds", "0"], "--rounds 0"),
-                             (["gpt"], "preset 'gpt'")):
+
+    for options, message in (
+        (["--against", "jax"], "--against jax: give some of"),
+        (["--rounds", "0"], "--rounds 0"),
+        (["gpt"], "preset 'gpt'"),
+    ):
         arguments = build_parser().parse_args(["bench", "icl", *options])
         with pytest.raises(IclError, match=message):
             arguments.function(arguments)

@@ -102,7 +102,8 @@ def test_the_best_predictors_confirm_the_claims(linear, waves):
     assert "between the specialists at 2, 3 non-zeros" in found["sentence"]
     assert claim_13(linear)["numbers"]["other specialist"]["linear"]["mean"] > 0.1
     assert {claim: found["verdict"] for claim, found in icl_rules.judge(linear, *waves).items()} == dict.fromkeys(
-        ("13", "14", "15", "16"), "confirmed")
+        ("13", "14", "15", "16"), "confirmed"
+    )
 
 
 def test_a_mixture_that_learned_nothing_refutes_them(linear, waves):
@@ -164,8 +165,7 @@ def test_runs_of_a_family_differ_in_their_classes_alone():
 
 def test_table_and_picture(linear, waves):
     run = {"classes": ["dense-linear"], "step": 5, "steps": 10, "parameters": 1000}
-    results = {"linear": linear, "waves": waves[0], "faster": waves[1], "runs": {"dense": run},
-               "claims": icl_rules.judge(linear, *waves)}
+    results = {"linear": linear, "waves": waves[0], "faster": waves[1], "runs": {"dense": run}, "claims": icl_rules.judge(linear, *waves)}
     assert [len(row.axes) for row in icl.picture(results).subfigs] == [3, 3]
     kept = icl.shortened(results)
     assert kept["claims"] == results["claims"] and list(kept["waves"]["combinations"]) == ["0", "0.25", "0.5", "0.75", "1"]

@@ -80,10 +80,26 @@ def test_by_nonzeros():
 
 
 def test_out_of_distribution():
-    found = {name: curves({"least_squares": least_squares, "zero": zero}, case.kind, case.points, seeded(), inputs=case.inputs, prompts=600)
-             for name, case in out_of_distribution(6, 14).items()}
-    assert list(found) == ["random_quadrants", "orthogonal", "overlapping", "half_subspace", "skewed", "scale_x=0.333", "scale_y=0.333",
-                           "scale_x=0.5", "scale_y=0.5", "scale_x=2", "scale_y=2", "scale_x=3", "scale_y=3", "noisy"]
+    found = {
+        name: curves({"least_squares": least_squares, "zero": zero}, case.kind, case.points, seeded(), inputs=case.inputs, prompts=600)
+        for name, case in out_of_distribution(6, 14).items()
+    }
+    assert list(found) == [
+        "random_quadrants",
+        "orthogonal",
+        "overlapping",
+        "half_subspace",
+        "skewed",
+        "scale_x=0.333",
+        "scale_y=0.333",
+        "scale_x=0.5",
+        "scale_y=0.5",
+        "scale_x=2",
+        "scale_y=2",
+        "scale_x=3",
+        "scale_y=3",
+        "noisy",
+    ]
     last = {name: curve["least_squares"].mean[-1] for name, curve in found.items()}
     for name, curve in found.items():
         scale = float(name.split("=")[1]) if "=" in name else 1.0
@@ -97,15 +113,18 @@ def test_out_of_distribution():
     assert last["noisy"] == pytest.approx((1 + 6 / 6) / 7, abs=0.06)
 
 
-@pytest.mark.parametrize("build, message", [
-    (lambda: squared_errors({"a": lambda x, y, query: y[:, :1]}, DenseLinear(2), 3, seeded(), prompts=4), r"a: .* shape \(4, 1\)"),
-    (lambda: squared_errors({"zero": zero}, DenseLinear(2), 3, seeded(), normaliser=0.0), "normaliser 0.0"),
-    (lambda: squared_errors({"zero": zero}, DenseLinear(2), 3, seeded(), prompts=0), "prompts 0"),
-    (lambda: squared_errors({"zero": zero}, DenseLinear(2), 3, seeded(), batch=0), "batch 0"),
-    (lambda: summarise(torch.zeros(3, 2), level=1.0), "level 1.0"),
-    (lambda: summarise(torch.zeros(3, 2), draws=1), "draws 1"),
-    (lambda: by_nonzeros({"averaging": averaging}, 3, 2, nonzeros=(4,)), "nonzeros 4: give 1 to 3"),
-])
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: squared_errors({"a": lambda x, y, query: y[:, :1]}, DenseLinear(2), 3, seeded(), prompts=4), r"a: .* shape \(4, 1\)"),
+        (lambda: squared_errors({"zero": zero}, DenseLinear(2), 3, seeded(), normaliser=0.0), "normaliser 0.0"),
+        (lambda: squared_errors({"zero": zero}, DenseLinear(2), 3, seeded(), prompts=0), "prompts 0"),
+        (lambda: squared_errors({"zero": zero}, DenseLinear(2), 3, seeded(), batch=0), "batch 0"),
+        (lambda: summarise(torch.zeros(3, 2), level=1.0), "level 1.0"),
+        (lambda: summarise(torch.zeros(3, 2), draws=1), "draws 1"),
+        (lambda: by_nonzeros({"averaging": averaging}, 3, 2, nonzeros=(4,)), "nonzeros 4: give 1 to 3"),
+    ],
+)
 def test_refusals(build, message):
     with pytest.raises(IclError, match=message):
         build()

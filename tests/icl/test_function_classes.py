@@ -30,10 +30,19 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-KINDS = [DenseLinear(6), SparseLinear(6, nonzeros=2), NoisyLinear(6, noise=1.0, renormalise=True), Quadratic(6), ReluNetwork(6),
-         DecisionTree(6), Sinusoid(), FourierSeries(), ConvexCombination(DenseLinear(1), Sinusoid(), 0.3),
-         ConvexCombination(DenseLinear(2), Quadratic(2), (0.2, 1)),
-         Mixture([DenseLinear(6), SparseLinear(6)], [0.25, 0.75])]
+KINDS = [
+    DenseLinear(6),
+    SparseLinear(6, nonzeros=2),
+    NoisyLinear(6, noise=1.0, renormalise=True),
+    Quadratic(6),
+    ReluNetwork(6),
+    DecisionTree(6),
+    Sinusoid(),
+    FourierSeries(),
+    ConvexCombination(DenseLinear(1), Sinusoid(), 0.3),
+    ConvexCombination(DenseLinear(2), Quadratic(2), (0.2, 1)),
+    Mixture([DenseLinear(6), SparseLinear(6)], [0.25, 0.75]),
+]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -80,10 +89,17 @@ def test_values_against_the_formulas_of_one_prompt():
     for kind, formula in [
         (Quadratic(4), lambda f, b, v: sum(float(f["w"][b, i]) * float(v[i]) ** 2 for i in range(4)) / math.sqrt(3)),
         (ReluNetwork(4, hidden=7), lambda f, b, v: math.sqrt(2 / 7) * float(torch.relu(v @ f["w1"][b]) @ f["w2"][b])),
-        (Sinusoid(4, frequency=(0.5, 3)), lambda f, b, v: float(f["amplitude"][b]) * math.sin(float(f["frequency"][b]) * float(v[0])
-                                                                                              + float(f["phase"][b]))),
-        (FourierSeries(4), lambda f, b, v: sum(float(f["cosine"][b, n - 1]) * math.cos(n * math.pi * float(v[0]) / 5) for n in range(1, 11))
-                                           + sum(float(f["sine"][b, n - 1]) * math.sin(n * math.pi * float(v[0]) / 5) for n in range(1, 11))),
+        (
+            Sinusoid(4, frequency=(0.5, 3)),
+            lambda f, b, v: float(f["amplitude"][b]) * math.sin(float(f["frequency"][b]) * float(v[0]) + float(f["phase"][b])),
+        ),
+        (
+            FourierSeries(4),
+            lambda f, b, v: (
+                sum(float(f["cosine"][b, n - 1]) * math.cos(n * math.pi * float(v[0]) / 5) for n in range(1, 11))
+                + sum(float(f["sine"][b, n - 1]) * math.sin(n * math.pi * float(v[0]) / 5) for n in range(1, 11))
+            ),
+        ),
         (DecisionTree(4, depth=3), tree_by_hand),
     ]:
         functions = kind.sample(3, seeded(), dtype=torch.float64)
@@ -180,29 +196,32 @@ def test_interleaved():
     assert torch.equal(sequence[:, ::2], prompts.x) and torch.equal(sequence[:, 1::2, 0], prompts.y) and not sequence[:, 1::2, 1:].any()
 
 
-@pytest.mark.parametrize("build, message", [
-    (lambda: make_function_class("cubic", 4), "function class 'cubic': give one of linear, sparse_linear"),
-    (lambda: make_function_class("linear", 4, nonzeros=2), "'linear': unknown setting 'nonzeros'"),
-    (lambda: make_function_class("sparse_linear", 4, nonzeros=5), "nonzeros 5: give 1 to 4, since x has 4 dimensions"),
-    (lambda: make_function_class("mixture", 4), "'mixture': setting 'classes' is missing"),
-    (lambda: SparseLinear(4, nonzeros=0), "nonzeros 0"),
-    (lambda: DenseLinear(0), "dims 0"),
-    (lambda: Mixture([DenseLinear(4), Quadratic(4)], [0.5, 0.6]), r"weights \[0.5, 0.6\] sum to 1.1, not to one"),
-    (lambda: Mixture([DenseLinear(4), Quadratic(4)], [1.5, -0.5]), "weight of quadratic -0.5"),
-    (lambda: Mixture([DenseLinear(4), Quadratic(4)], [1.0]), "2 classes and 1 weights"),
-    (lambda: Mixture([DenseLinear(4), Quadratic(3)]), "quadratic has 3 dimensions and linear 4"),
-    (lambda: Mixture([]), "no classes"),
-    (lambda: Mixture([DenseLinear(4)], per="token"), "per 'token'"),
-    (lambda: ConvexCombination(DenseLinear(1), Sinusoid(), 1.5), "weight 1.5: give 0 to 1"),
-    (lambda: NoisyLinear(4, noise=math.nan), "noise nan"),
-    (lambda: Sinusoid(frequency=(2, 1)), r"frequency \(2, 1\): low is above high"),
-    (lambda: make_inputs("cauchy"), "inputs 'cauchy'"),
-    (lambda: make_inputs("gaussian", scale=0.0), "scale 0.0"),
-    (lambda: draw(DenseLinear(4), 2, 5, seeded(), inputs=make_inputs("orthogonal")), "orthogonal: 5 points"),
-    (lambda: draw(DenseLinear(4), 2, 5, seeded(), active=5), "active dimensions 5: give 1 to 4"),
-    (lambda: draw(DenseLinear(4), 2, 0, seeded()), "points 0"),
-    (lambda: DenseLinear(4).values(DenseLinear(4).sample(2, seeded()), torch.zeros(2, 3, 5)), r"shape \(2, 3, 5\)"),
-])
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: make_function_class("cubic", 4), "function class 'cubic': give one of linear, sparse_linear"),
+        (lambda: make_function_class("linear", 4, nonzeros=2), "'linear': unknown setting 'nonzeros'"),
+        (lambda: make_function_class("sparse_linear", 4, nonzeros=5), "nonzeros 5: give 1 to 4, since x has 4 dimensions"),
+        (lambda: make_function_class("mixture", 4), "'mixture': setting 'classes' is missing"),
+        (lambda: SparseLinear(4, nonzeros=0), "nonzeros 0"),
+        (lambda: DenseLinear(0), "dims 0"),
+        (lambda: Mixture([DenseLinear(4), Quadratic(4)], [0.5, 0.6]), r"weights \[0.5, 0.6\] sum to 1.1, not to one"),
+        (lambda: Mixture([DenseLinear(4), Quadratic(4)], [1.5, -0.5]), "weight of quadratic -0.5"),
+        (lambda: Mixture([DenseLinear(4), Quadratic(4)], [1.0]), "2 classes and 1 weights"),
+        (lambda: Mixture([DenseLinear(4), Quadratic(3)]), "quadratic has 3 dimensions and linear 4"),
+        (lambda: Mixture([]), "no classes"),
+        (lambda: Mixture([DenseLinear(4)], per="token"), "per 'token'"),
+        (lambda: ConvexCombination(DenseLinear(1), Sinusoid(), 1.5), "weight 1.5: give 0 to 1"),
+        (lambda: NoisyLinear(4, noise=math.nan), "noise nan"),
+        (lambda: Sinusoid(frequency=(2, 1)), r"frequency \(2, 1\): low is above high"),
+        (lambda: make_inputs("cauchy"), "inputs 'cauchy'"),
+        (lambda: make_inputs("gaussian", scale=0.0), "scale 0.0"),
+        (lambda: draw(DenseLinear(4), 2, 5, seeded(), inputs=make_inputs("orthogonal")), "orthogonal: 5 points"),
+        (lambda: draw(DenseLinear(4), 2, 5, seeded(), active=5), "active dimensions 5: give 1 to 4"),
+        (lambda: draw(DenseLinear(4), 2, 0, seeded()), "points 0"),
+        (lambda: DenseLinear(4).values(DenseLinear(4).sample(2, seeded()), torch.zeros(2, 3, 5)), r"shape \(2, 3, 5\)"),
+    ],
+)
 def test_refusals(build, message):
     with pytest.raises(IclError, match=message):
         build()

@@ -44,25 +44,43 @@ def subject(answer=least_squares, name="fake", kind=DenseLinear(4), points=9, **
     return Subject(name, answer, kind.dims, points, kind, **more)
 
 
-@pytest.mark.parametrize("kind, more", [
-    (DenseLinear(4), {"averaging"}), (SparseLinear(4, nonzeros=2), {"averaging", "lasso", "sparse_bayes"}),
-    (SparseLinear(4, nonzeros=2, scale=2.0), {"averaging", "lasso"}), (NoisyLinear(4, noise=0.5), {"averaging", "ridge"}),
-    (NoisyLinear(4, noise=0.5, pool=3), {"averaging", "ridge", "discrete_posterior"}), (NoisyLinear(4, noise=0.0), {"averaging"}),
-    (ReluNetwork(4), {"network_gradient_descent"}), (DecisionTree(4), set()), (Quadratic(4), {"basis_least_squares"}),
-    (WAVES, {"basis_least_squares"}), (Sinusoid(1, frequency=(1.0, 2.0)), set()), (FourierSeries(1), {"basis_least_squares"}),
-    (ConvexCombination(DenseLinear(1), WAVES), {"basis_least_squares"}),
-    (ConvexCombination(DenseLinear(4), DecisionTree(4)), set()),
-    (Mixture([DenseLinear(4), SparseLinear(4)]), {"mixture_bayes"}), (Mixture([DenseLinear(4), DecisionTree(4)]), set()),
-], ids=lambda value: value.name if hasattr(value, "name") else "")
+@pytest.mark.parametrize(
+    "kind, more",
+    [
+        (DenseLinear(4), {"averaging"}),
+        (SparseLinear(4, nonzeros=2), {"averaging", "lasso", "sparse_bayes"}),
+        (SparseLinear(4, nonzeros=2, scale=2.0), {"averaging", "lasso"}),
+        (NoisyLinear(4, noise=0.5), {"averaging", "ridge"}),
+        (NoisyLinear(4, noise=0.5, pool=3), {"averaging", "ridge", "discrete_posterior"}),
+        (NoisyLinear(4, noise=0.0), {"averaging"}),
+        (ReluNetwork(4), {"network_gradient_descent"}),
+        (DecisionTree(4), set()),
+        (Quadratic(4), {"basis_least_squares"}),
+        (WAVES, {"basis_least_squares"}),
+        (Sinusoid(1, frequency=(1.0, 2.0)), set()),
+        (FourierSeries(1), {"basis_least_squares"}),
+        (ConvexCombination(DenseLinear(1), WAVES), {"basis_least_squares"}),
+        (ConvexCombination(DenseLinear(4), DecisionTree(4)), set()),
+        (Mixture([DenseLinear(4), SparseLinear(4)]), {"mixture_bayes"}),
+        (Mixture([DenseLinear(4), DecisionTree(4)]), set()),
+    ],
+    ids=lambda value: value.name if hasattr(value, "name") else "",
+)
 def test_baselines_that_apply(kind, more):
     assert set(baselines_for(kind)) == ALWAYS | more
 
 
-@pytest.mark.parametrize("kind, best, from_k", [
-    (Quadratic(3), "basis_least_squares", 4), (WAVES, "basis_least_squares", 3),
-    (ConvexCombination(DenseLinear(1), WAVES), "basis_least_squares", 4), (SparseLinear(8, nonzeros=1), "sparse_bayes", 2),
-    (NoisyLinear(3, noise=0.5, pool=5, scale=2.0, renormalise=True), "discrete_posterior", 2),
-], ids=["quadratic", "sinusoid", "combination", "sparse", "pool"])
+@pytest.mark.parametrize(
+    "kind, best, from_k",
+    [
+        (Quadratic(3), "basis_least_squares", 4),
+        (WAVES, "basis_least_squares", 3),
+        (ConvexCombination(DenseLinear(1), WAVES), "basis_least_squares", 4),
+        (SparseLinear(8, nonzeros=1), "sparse_bayes", 2),
+        (NoisyLinear(3, noise=0.5, pool=5, scale=2.0, renormalise=True), "discrete_posterior", 2),
+    ],
+    ids=["quadratic", "sinusoid", "combination", "sparse", "pool"],
+)
 def test_the_informed_baseline_is_the_best(kind, best, from_k):
     found = curves(baselines_for(kind), kind, 12, seeded(), prompts=150, dtype=torch.float64)
     assert best in found
@@ -144,8 +162,7 @@ def test_figures_come_from_the_results_alone(tmp_path):
     assert results["nonzeros"]["1"]["curves"] == results["classes"]["sparse_linear:1"]["curves"]
     write_json(tmp_path / "eval.json", results)
     drawn = draw_figures([tmp_path / "eval.json"], tmp_path / "figures")
-    names = {"class-linear", "class-sparse_linear-1", "classes", "ood", "selection", "combination-linear-sinusoid", "gradient",
-             "training"}
+    names = {"class-linear", "class-sparse_linear-1", "classes", "ood", "selection", "combination-linear-sinusoid", "gradient", "training"}
     assert {path.stem for path in drawn} == names and all(path.stat().st_size > 10_000 for path in drawn)
     one = {**results, "classes": {"linear": results["classes"]["linear"]}, "subjects": {"dense": {}, "both": {}}}
     few = {key: value for key, value in one.items() if key not in ("ood", "nonzeros", "combinations", "gradient")}
@@ -160,21 +177,24 @@ def test_figures_come_from_the_results_alone(tmp_path):
         draw_figures([tmp_path / "else.json"], tmp_path)
 
 
-@pytest.mark.parametrize("build, message", [
-    (lambda: Study([]), "subjects: none"),
-    (lambda: Study([subject(), subject(name="b", kind=DenseLinear(3))]), "b has 3 dimensions and fake 4"),
-    (lambda: Study([subject(), subject()]), "two runs are called 'fake'"),
-    (lambda: Study([subject()], Settings(points=10)), "points 10: give 2 to 9, the prompt of the model"),
-    (lambda: Study([subject()], Settings(prompts=1)), "prompts 1"),
-    (lambda: Study([subject(name="zero")], SMALL).classes(), "a run is called 'zero', as a baseline is"),
-    (lambda: Study([subject()], SMALL).out_of_distribution(["scale_z"]), "test 'scale_z': give one of random_quadrants"),
-    (lambda: Study([subject(kind=DenseLinear(1))], SMALL).out_of_distribution(["half_subspace"]), "half_subspace: dims 1"),
-    (lambda: Study([subject()], SMALL).by_nonzeros([5]), "nonzeros 5: give 1 to 4"),
-    (lambda: Study([subject()], SMALL).line(DenseLinear(4), examples=9), "examples 9: give 1 to 8"),
-    (lambda: evaluate([subject()], Settings(baselines=("ols",))), "baseline 'ols': give any of zero"),
-    (lambda: class_of("sparse-linear:9", 4), "nonzeros 9"),
-    (lambda: class_of("tree", 4), "function class 'tree'"),
-])
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: Study([]), "subjects: none"),
+        (lambda: Study([subject(), subject(name="b", kind=DenseLinear(3))]), "b has 3 dimensions and fake 4"),
+        (lambda: Study([subject(), subject()]), "two runs are called 'fake'"),
+        (lambda: Study([subject()], Settings(points=10)), "points 10: give 2 to 9, the prompt of the model"),
+        (lambda: Study([subject()], Settings(prompts=1)), "prompts 1"),
+        (lambda: Study([subject(name="zero")], SMALL).classes(), "a run is called 'zero', as a baseline is"),
+        (lambda: Study([subject()], SMALL).out_of_distribution(["scale_z"]), "test 'scale_z': give one of random_quadrants"),
+        (lambda: Study([subject(kind=DenseLinear(1))], SMALL).out_of_distribution(["half_subspace"]), "half_subspace: dims 1"),
+        (lambda: Study([subject()], SMALL).by_nonzeros([5]), "nonzeros 5: give 1 to 4"),
+        (lambda: Study([subject()], SMALL).line(DenseLinear(4), examples=9), "examples 9: give 1 to 8"),
+        (lambda: evaluate([subject()], Settings(baselines=("ols",))), "baseline 'ols': give any of zero"),
+        (lambda: class_of("sparse-linear:9", 4), "nonzeros 9"),
+        (lambda: class_of("tree", 4), "function class 'tree'"),
+    ],
+)
 def test_refusals(build, message):
     with pytest.raises(IclError, match=message):
         build()
@@ -184,6 +204,7 @@ def test_command_line(tmp_path, capsys):
     """Two trained runs of three steps, evaluated together and drawn."""
     from dynadapt.experiments.icl.config import TrainConfig
     from dynadapt.experiments.icl.train import train
+
     small = dict(dims=3, points=4, layers=1, hidden=16, heads=2, positions=7, batch=4, steps=3, log=3, lr=1e-3, device="cpu")
     for name, classes in (("dense", ("dense-linear",)), ("both", ("dense-linear", "sparse-linear:1"))):
         train(TrainConfig(classes=classes, **small), tmp_path / name)
@@ -207,13 +228,15 @@ def test_command_line(tmp_path, capsys):
     assert again["both"] == results["classes"]["linear"]["curves"]["both"]
     code, said = run("figures", tmp_path / "again.json", "--out", tmp_path / "figures")
     assert code == 0 and "figures/class-linear.png" in said
-    for arguments, message in (((tmp_path / "dense", "--nonzeros", 4), "--nonzeros 4: give whole numbers from 1 to 3"),
-                               ((tmp_path / "dense", "--points", 5), "points 5: give 2 to 4"),
-                               ((tmp_path / "dense", "--points", 0), "points 0: give 2 to 4"),
-                               ((tmp_path / "no",), "no such file"),
-                               ((tmp_path / "dense", "--ood", "all", "skewed"), "--ood all skewed: give all, or names"),
-                               ((tmp_path / "dense", "--on", "sparse-linear:7"), "nonzeros 7"),
-                               ((tmp_path / "dense", "--out", tmp_path), "is a directory; --out names a file")):
+    for arguments, message in (
+        ((tmp_path / "dense", "--nonzeros", 4), "--nonzeros 4: give whole numbers from 1 to 3"),
+        ((tmp_path / "dense", "--points", 5), "points 5: give 2 to 4"),
+        ((tmp_path / "dense", "--points", 0), "points 0: give 2 to 4"),
+        ((tmp_path / "no",), "no such file"),
+        ((tmp_path / "dense", "--ood", "all", "skewed"), "--ood all skewed: give all, or names"),
+        ((tmp_path / "dense", "--on", "sparse-linear:7"), "nonzeros 7"),
+        ((tmp_path / "dense", "--out", tmp_path), "is a directory; --out names a file"),
+    ):
         code, said = run("eval", *arguments)
         assert code == 2 and message in said, said
 

@@ -20,8 +20,7 @@ from dynadapt.runs.checkpoints import state_digest
 from dynadapt.runs.rundir import RunError
 
 GEOMETRY = Geometry(dims=3, layers=2, hidden=36, heads=3, positions=15)
-SMALL = dict(preset="test", dims=3, points=6, layers=2, hidden=32, heads=2, positions=12, batch=8, steps=60, log=10, lr=3e-3,
-             device="cpu")
+SMALL = dict(preset="test", dims=3, points=6, layers=2, hidden=32, heads=2, positions=12, batch=8, steps=60, log=10, lr=3e-3, device="cpu")
 
 
 def prompts(count=5, points=7, seed=0):
@@ -114,21 +113,25 @@ def sign_again(state: Path) -> None:
 
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
-    config = TrainConfig(**SMALL, classes=("dense-linear", "sparse-linear:1"), clip=1.0, schedule="cosine", warmup=5,
-                         dims_start=2, dims_every=20)
+    config = TrainConfig(
+        **SMALL, classes=("dense-linear", "sparse-linear:1"), clip=1.0, schedule="cosine", warmup=5, dims_start=2, dims_every=20
+    )
     whole = train(config, tmp_path / "whole")
 
     def kill(line):
         if line["step"] == 40:
             raise Killed
+
     with pytest.raises(Killed):
         train(config, tmp_path / "cut", TrainOptions(checkpoint=25), kill)
     assert sorted(p.name for p in (tmp_path / "cut" / "checkpoint").iterdir()) == ["00000030"]
     with pytest.raises(RunError, match="add --resume"):
         train(config, tmp_path / "cut")
     resumed = train(config, tmp_path / "cut", TrainOptions(resume=True))
-    strip = lambda run: [{k: v for k, v in json.loads(line).items() if "seconds" not in k} for line in  # noqa: E731
-                         (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+    strip = lambda run: [
+        {k: v for k, v in json.loads(line).items() if "seconds" not in k}
+        for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()  # noqa: E731
+    ]
     assert strip("whole") == strip("cut") and len(strip("whole")) == 6
     assert whole["errors"] == resumed["errors"]
     ours, theirs = (icl.load_run(tmp_path / run) for run in ("whole", "cut"))
@@ -192,12 +195,15 @@ def test_a_run_that_diverges_stops_with_its_step(tmp_path):
 
     class Broken(BaseException):
         pass
+
     def stop(line):
         if line["step"] == 20:
             raise Broken
+
     with pytest.raises(Broken):
         train(fine, tmp_path / "late", TrainOptions(checkpoint=10), stop)
     from safetensors.torch import load_file, save_file
+
     path = tmp_path / "late" / "checkpoint" / "00000010" / "engine" / "state.safetensors"
     state = load_file(str(path))
     state["master"][0, 0] = float("nan")
@@ -208,23 +214,26 @@ def test_a_run_that_diverges_stops_with_its_step(tmp_path):
         train(fine, tmp_path / "late", TrainOptions(resume=True))
 
 
-@pytest.mark.parametrize("changes,message", [
-    ({"classes": ("cubic",)}, "function class 'cubic'"),
-    ({"classes": ("sparse-linear:4",)}, "nonzeros 4: give 1 to 3, since x has 3 dimensions"),
-    ({"classes": ("sparse-linear:x",)}, "value 'x' is no number"),
-    ({"classes": ("dense-linear:3",)}, "'3' names no setting"),
-    ({"classes": ("sparse-linear:1,2",)}, "is given twice"),
-    ({"classes": ("dense-linear", "sparse-linear:1"), "mixture": (0.5, 0.6)}, "sum to 1.1, not to one"),
-    ({"classes": ("dense-linear",), "mixture": (0.5, 0.5)}, "1 classes and 2 weights"),
-    ({"points": 7}, "points 7: such a prompt has 13 positions and the model 12"),
-    ({"heads": 5}, "heads 5: give a divisor of hidden, 32"),
-    ({"points_start": 7}, "points_start 7: give 0 to 6, the points of a prompt"),
-    ({"dims_start": 4}, "dims_start 4: give 0 to 3, the dimensions of x"),
-    ({"schedule": "square"}, "schedule 'square': give one of constant, triangle, cosine"),
-    ({"warmup": 61}, "warmup 61: give 0 to 60, the steps of the run"),
-    ({"inputs": "gauss"}, "inputs 'gauss'"),
-    ({"lr": 0.0}, "lr 0.0: give a number above 0"),
-])
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"classes": ("cubic",)}, "function class 'cubic'"),
+        ({"classes": ("sparse-linear:4",)}, "nonzeros 4: give 1 to 3, since x has 3 dimensions"),
+        ({"classes": ("sparse-linear:x",)}, "value 'x' is no number"),
+        ({"classes": ("dense-linear:3",)}, "'3' names no setting"),
+        ({"classes": ("sparse-linear:1,2",)}, "is given twice"),
+        ({"classes": ("dense-linear", "sparse-linear:1"), "mixture": (0.5, 0.6)}, "sum to 1.1, not to one"),
+        ({"classes": ("dense-linear",), "mixture": (0.5, 0.5)}, "1 classes and 2 weights"),
+        ({"points": 7}, "points 7: such a prompt has 13 positions and the model 12"),
+        ({"heads": 5}, "heads 5: give a divisor of hidden, 32"),
+        ({"points_start": 7}, "points_start 7: give 0 to 6, the points of a prompt"),
+        ({"dims_start": 4}, "dims_start 4: give 0 to 3, the dimensions of x"),
+        ({"schedule": "square"}, "schedule 'square': give one of constant, triangle, cosine"),
+        ({"warmup": 61}, "warmup 61: give 0 to 60, the steps of the run"),
+        ({"inputs": "gauss"}, "inputs 'gauss'"),
+        ({"lr": 0.0}, "lr 0.0: give a number above 0"),
+    ],
+)
 def test_what_does_not_fit_is_named(changes, message):
     with pytest.raises(IclError, match=message.replace("(", r"\(")):
         TrainConfig(**{**SMALL, **changes})
@@ -244,9 +253,11 @@ def test_what_does_not_fit_is_named_elsewhere(tmp_path):
 
 def test_the_command_line(tmp_path, capsys):
     from dynadapt.cli import main
+
     out = str(tmp_path / "run")
-    options = ("--classes dense-linear sparse-linear:1 --mixture 0.25,0.75 --steps 20 --log 10 --points 4 --layers 1 --hidden 32 "
-               "--device cpu")
+    options = (
+        "--classes dense-linear sparse-linear:1 --mixture 0.25,0.75 --steps 20 --log 10 --points 4 --layers 1 --hidden 32 --device cpu"
+    )
     with pytest.raises(SystemExit) as ended:
         main(["icl", "train", "demo", *options.split(), "--out", out])
     said = capsys.readouterr().out

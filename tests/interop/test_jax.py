@@ -1,4 +1,5 @@
 """dynadapt.jax: values and gradients against jax.numpy inside jit and grad, bits of the torch ops, in-place state, refusals."""
+
 import gc
 import os
 import subprocess
@@ -77,8 +78,13 @@ def plain_linear(x, weights, bias, A, Bt, slots, scale):
 
 def linear_arguments(dtype):
     weights = rand(4, 8, seed=1, dtype=dtype), rand(3, 8, seed=2, dtype=dtype)
-    return (rand(6, 8, dtype=dtype), weights, rand(7, seed=3, dtype=dtype),
-            rand(3, 4, 8, seed=4, dtype=dtype), rand(3, 2, 7, seed=5, dtype=dtype))
+    return (
+        rand(6, 8, dtype=dtype),
+        weights,
+        rand(7, seed=3, dtype=dtype),
+        rand(3, 4, 8, seed=4, dtype=dtype),
+        rand(3, 2, 7, seed=5, dtype=dtype),
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -107,8 +113,7 @@ def test_cross_entropy(dtype):
         return jnp.where(targets >= 0, nll, 0.0)
 
     agree(lambda h, head: dj.cross_entropy(h, head, targets), plain, (h, head), dtype)
-    same_bits(dj.cross_entropy(h, head, targets),
-              dn.cross_entropy(np.asarray(h), np.asarray(head), np.asarray(targets, np.int64)))
+    same_bits(dj.cross_entropy(h, head, targets), dn.cross_entropy(np.asarray(h), np.asarray(head), np.asarray(targets, np.int64)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -236,8 +241,14 @@ def test_a_compiled_function_whose_weight_is_gone_says_so():
 
 
 def state(dtype=None):
-    return dj.State(rand(2, 5), rand(2, 5, seed=1), jnp.zeros((2, 5)), jnp.zeros((2, 5)),
-                    None if dtype is None else rand(2, 5).astype(dtype), jnp.zeros(2, jnp.int32))
+    return dj.State(
+        rand(2, 5),
+        rand(2, 5, seed=1),
+        jnp.zeros((2, 5)),
+        jnp.zeros((2, 5)),
+        None if dtype is None else rand(2, 5).astype(dtype),
+        jnp.zeros(2, jnp.int32),
+    )
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
@@ -248,8 +259,22 @@ def test_update_is_the_torch_ops_and_leaves_the_old_state_alone(dtype):
     same_bits([t for t in before if t is not None], [t for t in kept if t is not None])
     master, grad, first, second, working, step = kept
     theirs = np.zeros(1, np.float32), np.zeros(1, np.int32)
-    dn.update("adam", master, grad, first, second, np.asarray(prior), None, working, np.asarray(slots), np.asarray(lr), step,
-              *theirs, clip=1.0, decay=0.1)
+    dn.update(
+        "adam",
+        master,
+        grad,
+        first,
+        second,
+        np.asarray(prior),
+        None,
+        working,
+        np.asarray(slots),
+        np.asarray(lr),
+        step,
+        *theirs,
+        clip=1.0,
+        decay=0.1,
+    )
     same_bits([t for t in new if t is not None], [t for t in kept if t is not None])
     same_bits([norms, skipped], list(theirs))
     assert not new.grad[1].any() and (new.grad[0] == before.grad[0]).all() and new.step.tolist() == [0, 1]
@@ -315,22 +340,31 @@ def test_gradients_through_shard_map_under_its_default_check(names):
 def test_forward_mode_and_second_derivatives_are_refused():
     x, w, targets = rand(6, 8), rand(5, 8), jnp.arange(6) % 5
     functions = {
-        "linear": lambda x: dj.linear(x, w), "cross_entropy": lambda x: dj.cross_entropy(x, w, targets),
-        "linear_mse": lambda x: dj.linear_mse(x, w[0], x[:, 0]), "norm": lambda x: dj.norm(x, w[0]),
-        "add_norm": lambda x: dj.add_norm(x, x, w[0])[1], "head_norm": lambda x: dj.head_norm(x, w[0, :2], w[0, :2], 2, 1, 2),
-        "activation": lambda x: dj.activation(x, "gelu"), "embedding": lambda x: dj.embedding(targets, x),
+        "linear": lambda x: dj.linear(x, w),
+        "cross_entropy": lambda x: dj.cross_entropy(x, w, targets),
+        "linear_mse": lambda x: dj.linear_mse(x, w[0], x[:, 0]),
+        "norm": lambda x: dj.norm(x, w[0]),
+        "add_norm": lambda x: dj.add_norm(x, x, w[0])[1],
+        "head_norm": lambda x: dj.head_norm(x, w[0, :2], w[0, :2], 2, 1, 2),
+        "activation": lambda x: dj.activation(x, "gelu"),
+        "embedding": lambda x: dj.embedding(targets, x),
         "attention": lambda x: dj.attention(x, 2, 1, 2),
     }
     for function in functions.values():
         value = lambda x: (function(x) ** 2).sum()  # noqa: B023, E731
-        for transform in (lambda f: jax.jvp(f, (x,), (x,)), lambda f: jax.jacfwd(f)(x), lambda f: jax.hessian(f)(x),
-                          lambda f: jax.grad(lambda y: (jax.grad(f)(y) ** 2).sum())(x)):
+        for transform in (
+            lambda f: jax.jvp(f, (x,), (x,)),
+            lambda f: jax.jacfwd(f)(x),
+            lambda f: jax.hessian(f)(x),
+            lambda f: jax.grad(lambda y: (jax.grad(f)(y) ** 2).sum())(x),
+        ):
             with pytest.raises((TypeError, ValueError), match="custom_vjp|cannot be differentiated"):
                 transform(value)
         same_bits(jax.vmap(function)(jnp.stack([x, 2 * x])), jnp.stack([function(x), function(2 * x)]))
     with pytest.raises(ValueError, match="dynadapt_update. cannot be differentiated"):
-        jax.grad(lambda m: dj.update("sgd", dj.State(m, m, step=jnp.zeros(1, jnp.int32)), jnp.zeros(1, jnp.int32),
-                                     jnp.ones(1))[0].master.sum())(rand(1, 5))
+        jax.grad(
+            lambda m: dj.update("sgd", dj.State(m, m, step=jnp.zeros(1, jnp.int32)), jnp.zeros(1, jnp.int32), jnp.ones(1))[0].master.sum()
+        )(rand(1, 5))
 
 
 def test_refusals_name_the_argument():

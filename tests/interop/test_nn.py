@@ -1,4 +1,5 @@
 """dynadapt.nn: the modules against torch's own, in eager mode and compiled; and when a frozen weight is packed anew."""
+
 import copy
 import io
 import math
@@ -50,7 +51,11 @@ def test_a_new_adapter_changes_nothing_and_the_state_dict_is_linears():
     assert layer.weight is linear.weight and not linear.weight.requires_grad
     torch.testing.assert_close(layer(x), linear(x))
     assert {n: tuple(t.shape) for n, t in layer.state_dict().items()} == {
-        "weight": (6, 8), "bias": (6,), "lora_A": (2, 8), "lora_B": (6, 2)}
+        "weight": (6, 8),
+        "bias": (6,),
+        "lora_A": (2, 8),
+        "lora_B": (6, 2),
+    }
     other = LoRALinear(8, 6, rank=2)
     missing = other.load_state_dict(torch.nn.Linear(8, 6).state_dict(), strict=False)
     assert missing.missing_keys == ["lora_A", "lora_B"] and not missing.unexpected_keys
@@ -156,7 +161,9 @@ MOVES = {
     "another parameter": lambda layer: _set(layer, lambda w: torch.nn.Parameter(2 * w, requires_grad=False)),
     "a transposed parameter": lambda layer: _set(layer, lambda w: torch.nn.Parameter(torch.randn(8, 6).t(), requires_grad=False)),
     "a parameter that learns": lambda layer: _set(layer, lambda w: torch.nn.Parameter(3 * w)),
-    "a flat parameter's view": lambda layer: _set(layer, lambda w: torch.nn.Parameter(torch.randn(100)[3:51].view(6, 8), requires_grad=False)),
+    "a flat parameter's view": lambda layer: _set(
+        layer, lambda w: torch.nn.Parameter(torch.randn(100)[3:51].view(6, 8), requires_grad=False)
+    ),
     "to_empty": lambda layer: layer.to_empty(device="cpu").load_state_dict(with_adapter().state_dict()) and layer,
 }
 

@@ -1,4 +1,5 @@
 """dynadapt.numpy: the bits of torch's results, the arrays' own memory, and refusals."""
+
 import numpy as np
 import pytest
 import torch
@@ -42,8 +43,10 @@ def test_same_bits_as_torch(name, dtype):
     pairs = [(a, b) for a, b in zip(flat(expected), flat(result), strict=True) if isinstance(a, torch.Tensor)]
     assert pairs
     for a, b in pairs:
-        assert isinstance(b, np.ndarray) and (bits(a) == bits(torch.from_numpy(b) if b.dtype.name != "bfloat16" else
-                                                          torch.from_numpy(b.view(np.int16)))).all()
+        assert (
+            isinstance(b, np.ndarray)
+            and (bits(a) == bits(torch.from_numpy(b) if b.dtype.name != "bfloat16" else torch.from_numpy(b.view(np.int16)))).all()
+        )
 
 
 def test_functions_read_arrays_where_they_are():

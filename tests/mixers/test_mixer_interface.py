@@ -1,4 +1,5 @@
 """What holds for every mixer: weights that sum to one, states that go on bit for bit, options that are off, and what is refused."""
+
 import json
 import math
 import random
@@ -16,9 +17,14 @@ START, TARGET = {"code": 3.0, "prose": 3.5, "manual": 2.5}, {"code": 2.0, "prose
 @pytest.fixture
 def settings(tmp_path):
     write_json(tmp_path / "summary.json", {"static_weights": INITIAL})
-    return {"velocitune": {"start": START, "target": TARGET}, "dynamic-batch-loading": {"target": TARGET},
-            "ado": {"sample_tokens": 8, "ignore": 2, "start": 32, "refit": 8, "window": 5, "starts": 2},
-            "proportional": {"sizes": {"code": 50, "prose": 30, "manual": 20}}, "replay": {"run": tmp_path}, "doremi": {"vocabulary": 100}}
+    return {
+        "velocitune": {"start": START, "target": TARGET},
+        "dynamic-batch-loading": {"target": TARGET},
+        "ado": {"sample_tokens": 8, "ignore": 2, "start": 32, "refit": 8, "window": 5, "starts": 2},
+        "proportional": {"sizes": {"code": 50, "prose": 30, "manual": 20}},
+        "replay": {"run": tmp_path},
+        "doremi": {"vocabulary": 100},
+    }
 
 
 def stream(seed: int, domains=DOMAINS):
@@ -56,11 +62,11 @@ def test_one_domain_has_all_the_weight(name, settings, tmp_path):
 def test_the_average_counts_tokens():
     mixer = Velocitune(["a", "b"], {"a": 0.5, "b": 0.5}, start={"a": 2.0, "b": 2.0}, target={"a": 1.0, "b": 1.0})
     assert mixer.average == {"a": 0.5, "b": 0.5}
-    second = mixer.update(1, {"a": 2.0, "b": 1.0}, {"a": 60, "b": 40})        # 100 tokens under the initial weights
-    mixer.update(2, {"a": 2.0, "b": 1.0}, {"a": 200, "b": 100})               # 300 under the second ones
+    second = mixer.update(1, {"a": 2.0, "b": 1.0}, {"a": 60, "b": 40})  # 100 tokens under the initial weights
+    mixer.update(2, {"a": 2.0, "b": 1.0}, {"a": 200, "b": 100})  # 300 under the second ones
     assert mixer.average["a"] == pytest.approx((100 * 0.5 + 300 * second["a"]) / 400)
     third = mixer.weights
-    mixer.finish({"a": 50, "b": 50})                                          # 100 more after the last update
+    mixer.finish({"a": 50, "b": 50})  # 100 more after the last update
     assert mixer.average["a"] == pytest.approx((100 * 0.5 + 300 * second["a"] + 100 * third["a"]) / 500)
     assert mixer.static_weights == mixer.average
 
@@ -78,6 +84,7 @@ def test_a_run_is_replayed_as_its_average(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------- a rule's bad days
+
 
 def velocitune(**options):
     return Velocitune(DOMAINS, INITIAL, start=START, target=TARGET, **options)
@@ -133,10 +140,11 @@ def test_doremi_without_a_vocabulary_refuses_a_domain_not_seen_yet():
 
 # ----------------------------------------------------------------------------------------------------------------- shaping
 
+
 def test_shaping_steps_smooths_and_floors():
-    losses = {"code": 2.0, "prose": 3.5, "manual": 1.5}                       # V = 0, 1, 0
+    losses = {"code": 2.0, "prose": 3.5, "manual": 1.5}  # V = 0, 1, 0
     full = velocitune().update(1, losses, {})
-    half = velocitune(shaping=Shaping(step=0.5)).update(1, losses, {})        # the same as eta = 0.5
+    half = velocitune(shaping=Shaping(step=0.5)).update(1, losses, {})  # the same as eta = 0.5
     assert half["prose"] / half["code"] == pytest.approx(0.3 / 0.5 * math.exp(0.5))
     smooth = velocitune(shaping=Shaping(smoothing=0.3)).update(1, losses, {})
     assert smooth["manual"] == pytest.approx(0.7 * full["manual"] + 0.1)
@@ -145,13 +153,19 @@ def test_shaping_steps_smooths_and_floors():
         weights = mixer.update(step, losses, {})
     assert weights == pytest.approx({"code": 0.15, "prose": 0.7, "manual": 0.15})
     back = mixer.update(40, {"code": 3.0, "prose": 3.0, "manual": 1.5}, {})
-    assert back["code"] > 0.3                                                 # comes back from the floor at once
+    assert back["code"] > 0.3  # comes back from the floor at once
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"floor": 0.4}, "floor 0.4: 3 domains can't all have it; give at most 0.3333"), ({"floor": -0.1}, "floor -0.1"),
-    ({"step": 0}, "step 0: give a number > 0"), ({"step": 2.0}, "step 2.0"), ({"smoothing": math.nan}, "smoothing nan"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"floor": 0.4}, "floor 0.4: 3 domains can't all have it; give at most 0.3333"),
+        ({"floor": -0.1}, "floor -0.1"),
+        ({"step": 0}, "step 0: give a number > 0"),
+        ({"step": 2.0}, "step 2.0"),
+        ({"smoothing": math.nan}, "smoothing nan"),
+    ],
+)
 def test_shaping_that_does_not_fit_is_refused(options, message):
     with pytest.raises(MixerError, match=message):
         velocitune(shaping=Shaping(**options))
@@ -159,49 +173,63 @@ def test_shaping_that_does_not_fit_is_refused(options, message):
 
 # ----------------------------------------------------------------------------------------------------------------- refused
 
-@pytest.mark.parametrize("initial, message", [
-    ({"code": 0.5, "prose": 0.3, "manual": 0.3}, "initial weights: they sum to 1.1, not to 1"),
-    ({"code": 0.5, "prose": 0.5}, "initial weights: domain 'manual' is missing"),
-    ({"code": 0.5, "prose": 0.3, "manual": 0.2, "novels": 0.0}, "initial weights: unknown domain 'novels'"),
-    ({"code": 1.2, "prose": -0.2, "manual": 0.0}, "initial weights: domain 'prose' has -0.2"),
-    ({"code": math.nan, "prose": 0.3, "manual": 0.2}, "initial weights: domain 'code' has nan"),
-    ([0.5, 0.3, 0.2], "initial weights: give a dictionary"),
-])
+
+@pytest.mark.parametrize(
+    "initial, message",
+    [
+        ({"code": 0.5, "prose": 0.3, "manual": 0.3}, "initial weights: they sum to 1.1, not to 1"),
+        ({"code": 0.5, "prose": 0.5}, "initial weights: domain 'manual' is missing"),
+        ({"code": 0.5, "prose": 0.3, "manual": 0.2, "novels": 0.0}, "initial weights: unknown domain 'novels'"),
+        ({"code": 1.2, "prose": -0.2, "manual": 0.0}, "initial weights: domain 'prose' has -0.2"),
+        ({"code": math.nan, "prose": 0.3, "manual": 0.2}, "initial weights: domain 'code' has nan"),
+        ([0.5, 0.3, 0.2], "initial weights: give a dictionary"),
+    ],
+)
 def test_weights_that_do_not_fit_are_refused_by_name(initial, message):
     with pytest.raises(MixerError, match=message):
         Fixed(DOMAINS, initial)
 
 
-@pytest.mark.parametrize("domains, message", [([], "none are given"), (["a", "a"], "'a' is given twice"), ("code", "give a list"),
-                                              ([""], "'' is not a name")])
+@pytest.mark.parametrize(
+    "domains, message", [([], "none are given"), (["a", "a"], "'a' is given twice"), ("code", "give a list"), ([""], "'' is not a name")]
+)
 def test_domains_that_do_not_fit_are_refused(domains, message):
     with pytest.raises(MixerError, match=message):
         Fixed(domains, {})
 
 
-@pytest.mark.parametrize("name, options, message", [
-    ("velocity", {}, "mixer 'velocity': give one of velocitune, doremi"),
-    ("velocitune", {"start": START}, "mixer 'velocitune': setting 'target' is missing"),
-    ("velocitune", {"start": START, "target": {"code": 2.0, "prose": 2.0}}, "target losses: domain 'manual' is missing"),
-    ("velocitune", {"start": START, "target": TARGET, "eta": 1.0}, "unknown setting 'eta'"),
-    ("velocitune", {"start": START, "target": TARGET, "rising": "stop"}, "rising 'stop': give one of clamp, zero, error"),
-    ("dynamic-batch-loading", {"target": {**TARGET, "novels": 1.0}}, "target losses: unknown domain 'novels'"),
-    ("proportional", {"sizes": {"code": 5, "prose": 0, "manual": 1}}, "sizes: domain 'prose' is empty"),
-    ("doremi", {"drawn": {"code": 1.0, "prose": 0.0, "manual": 0.0}}, "drawn: domain 'prose' has 0"),
-    ("skill-it", {"graph": {"novels": {"code": 1.0}}}, "graph: unknown domain 'novels'"),
-    ("ado", {"sample_tokens": 8, "start": 50}, "start 50: give a number >= 530"),
-    ("odm", {"rule": "softmax"}, "rule 'softmax'"),
-])
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("velocity", {}, "mixer 'velocity': give one of velocitune, doremi"),
+        ("velocitune", {"start": START}, "mixer 'velocitune': setting 'target' is missing"),
+        ("velocitune", {"start": START, "target": {"code": 2.0, "prose": 2.0}}, "target losses: domain 'manual' is missing"),
+        ("velocitune", {"start": START, "target": TARGET, "eta": 1.0}, "unknown setting 'eta'"),
+        ("velocitune", {"start": START, "target": TARGET, "rising": "stop"}, "rising 'stop': give one of clamp, zero, error"),
+        ("dynamic-batch-loading", {"target": {**TARGET, "novels": 1.0}}, "target losses: unknown domain 'novels'"),
+        ("proportional", {"sizes": {"code": 5, "prose": 0, "manual": 1}}, "sizes: domain 'prose' is empty"),
+        ("doremi", {"drawn": {"code": 1.0, "prose": 0.0, "manual": 0.0}}, "drawn: domain 'prose' has 0"),
+        ("skill-it", {"graph": {"novels": {"code": 1.0}}}, "graph: unknown domain 'novels'"),
+        ("ado", {"sample_tokens": 8, "start": 50}, "start 50: give a number >= 530"),
+        ("odm", {"rule": "softmax"}, "rule 'softmax'"),
+    ],
+)
 def test_settings_that_do_not_fit_are_refused(name, options, message):
     with pytest.raises(MixerError, match=message):
         make_mixer(name, DOMAINS, INITIAL, **options)
 
 
-@pytest.mark.parametrize("step, losses, tokens, message", [
-    (0, TARGET, {}, "step 0: give a whole number greater than 0"), (1.5, TARGET, {}, "step 1.5"),
-    (1, {"novels": 1.0}, {}, "losses: unknown domain 'novels'"), (1, {"code": math.nan}, {}, "losses: domain 'code' has nan"),
-    (1, {"code": -1.0}, {}, "losses: domain 'code' has -1.0"), (1, TARGET, {"code": -5}, "tokens: domain 'code' has -5"),
-])
+@pytest.mark.parametrize(
+    "step, losses, tokens, message",
+    [
+        (0, TARGET, {}, "step 0: give a whole number greater than 0"),
+        (1.5, TARGET, {}, "step 1.5"),
+        (1, {"novels": 1.0}, {}, "losses: unknown domain 'novels'"),
+        (1, {"code": math.nan}, {}, "losses: domain 'code' has nan"),
+        (1, {"code": -1.0}, {}, "losses: domain 'code' has -1.0"),
+        (1, TARGET, {"code": -5}, "tokens: domain 'code' has -5"),
+    ],
+)
 def test_an_update_that_does_not_fit_is_refused_and_changes_nothing(step, losses, tokens, message):
     mixer = velocitune()
     before = mixer.state_dict()
@@ -229,6 +257,7 @@ def test_a_state_of_another_mixer_is_refused():
 
 
 # ----------------------------------------------------------------------------------------------------------- out of data
+
 
 def test_supply_stops():
     supply = Supply(["a", "b"], {"a": 3, "b": 100})
@@ -259,8 +288,14 @@ def test_supply_renormalises_and_goes_on_after_a_resume():
         other.sampling(weights)
 
 
-@pytest.mark.parametrize("sizes, policy, message", [({"a": 0, "b": 1}, "stop", "domain 'a' is empty"), ({"a": 1}, "stop", "'b' is missing"),
-                                                    ({"a": 1, "b": 1}, "wait", "policy 'wait': give one of stop, repeat, renormalise")])
+@pytest.mark.parametrize(
+    "sizes, policy, message",
+    [
+        ({"a": 0, "b": 1}, "stop", "domain 'a' is empty"),
+        ({"a": 1}, "stop", "'b' is missing"),
+        ({"a": 1, "b": 1}, "wait", "policy 'wait': give one of stop, repeat, renormalise"),
+    ],
+)
 def test_a_supply_that_does_not_fit_is_refused(sizes, policy, message):
     with pytest.raises(MixerError, match=message):
         Supply(["a", "b"], sizes, policy)

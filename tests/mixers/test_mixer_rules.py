@@ -1,4 +1,5 @@
 """Each rule against its published equation: numbers of the papers where there are some, else the equation written out otherwise."""
+
 import math
 
 import numpy as np
@@ -27,9 +28,10 @@ def softmax(*values):
 
 # ------------------------------------------------------------------------------------------------------------- Velocitune
 
+
 def test_velocitune_gives_the_reference_weights():
     mixer = Velocitune(DOMAINS, EQUAL, start=named(3.0, 3.0, 3.0), target=named(2.0, 2.0, 2.0))
-    weights = mixer.update(1, named(3.0, 2.5, 2.0), NONE)          # V = 1, .5, 0
+    weights = mixer.update(1, named(3.0, 2.5, 2.0), NONE)  # V = 1, .5, 0
     close(weights, 0.506480, 0.307196, 0.186324, within=5e-7)
     assert mixer.velocity == named(1.0, 0.5, 0.0)
 
@@ -44,7 +46,7 @@ def test_velocitune_compounds_a_lasting_gap():
     mixer = Velocitune(["a", "b"], {"a": 0.5, "b": 0.5}, start={"a": 2.0, "b": 2.0}, target={"a": 1.0, "b": 1.0})
     for step in range(1, 21):
         weights = mixer.update(step, {"a": 1.7, "b": 1.5}, NONE)
-    assert weights["a"] / weights["b"] == pytest.approx(math.exp(4), rel=1e-9)     # 0.2 apart, 20 times: 55
+    assert weights["a"] / weights["b"] == pytest.approx(math.exp(4), rel=1e-9)  # 0.2 apart, 20 times: 55
 
 
 def test_velocitune_stays_between_zero_and_one():
@@ -55,10 +57,11 @@ def test_velocitune_stays_between_zero_and_one():
 
 # ----------------------------------------------------------------------------------------------------------------- DoReMi
 
+
 def test_doremi_moves_by_the_clipped_excess_of_tokens():
     proxy, reference, domain = np.array([2.0, 1.0, 5.0, 3.0]), np.array([1.0, 2.0, 3.0, 3.0]), np.array([0, 0, 1, 2])
     losses = excess(proxy, reference, domain, DOMAINS)
-    assert losses == named(0.5, 2.0, 0.0)                        # (1 + 0) / 2: clipped before the mean
+    assert losses == named(0.5, 2.0, 0.0)  # (1 + 0) / 2: clipped before the mean
     mixer = DoReMi(DOMAINS, EQUAL, eps=1e-3)
     expected = [0.999 * share + 0.001 / 3 for share in softmax(0.5, 2.0, 0.0)]
     close(mixer.update(1, losses, NONE), *expected)
@@ -86,9 +89,9 @@ def test_doremi_takes_ln_vocabulary_for_a_domain_not_seen_yet():
 # ------------------------------------------------------------------------------------------------- dynamic batch loading
 
 SHEARED = ["cc", "github", "book", "stackexchange", "wiki", "arxiv", "c4"]
-PROPORTIONS = named(.67, .045, .045, .02, .045, .025, .15, domains=SHEARED)
-TARGET = named(1.9643, .7459, 2.1393, 1.6117, 1.7590, 1.4449, 2.1251, domains=SHEARED)     # 1.3B
-AFTER_PRUNING = named(.2192, .0002, .0791, .0064, .0096, .0010, .6845, domains=SHEARED)
+PROPORTIONS = named(0.67, 0.045, 0.045, 0.02, 0.045, 0.025, 0.15, domains=SHEARED)
+TARGET = named(1.9643, 0.7459, 2.1393, 1.6117, 1.7590, 1.4449, 2.1251, domains=SHEARED)  # 1.3B
+AFTER_PRUNING = named(0.2192, 0.0002, 0.0791, 0.0064, 0.0096, 0.0010, 0.6845, domains=SHEARED)
 
 
 def test_dynamic_batch_loading_reaches_the_published_weights_from_the_published_start():
@@ -101,8 +104,9 @@ def test_dynamic_batch_loading_reaches_the_published_weights_from_the_published_
     assert mixer.distance == pytest.approx(distance)
 
 
-@pytest.mark.parametrize("rule, clip, exponent", [("doremi", False, (1.0, 0.5, -1.0)), ("doremi", True, (1.0, 0.5, 0.0)),
-                                                  ("bandit", False, (1.0, 0.5, -1.0))])
+@pytest.mark.parametrize(
+    "rule, clip, exponent", [("doremi", False, (1.0, 0.5, -1.0)), ("doremi", True, (1.0, 0.5, 0.0)), ("bandit", False, (1.0, 0.5, -1.0))]
+)
 def test_dynamic_batch_loading_rules(rule, clip, exponent):
     initial = (0.2, 0.3, 0.5)
     mixer = DynamicBatchLoading(DOMAINS, named(*initial), target=named(2.0, 2.0, 2.0), rule=rule, clip=clip)
@@ -118,13 +122,14 @@ def test_dynamic_batch_loading_can_stay():
 
 # -------------------------------------------------------------------------------------------------------------------- ODM
 
+
 def test_odm_linear_rule():
     mixer = ODM(DOMAINS, EQUAL)
     reward = [0.1 * math.exp(2.0), 0.1 * math.exp(1.0), 0.0]
     eps = min(1 / 3, math.sqrt(math.log(3) / (3 * 100)))
     close(mixer.update(100, {"code": 2.0, "prose": 1.0}, NONE), *[(1 - 3 * eps) * r / sum(reward) + eps for r in reward])
     reward = [0.9 * reward[0], 0.9 * reward[1] + 0.1 * math.exp(1.5), 0.0]
-    reward[0] = 0.1 * math.exp(2.0)                              # not in this step: stays
+    reward[0] = 0.1 * math.exp(2.0)  # not in this step: stays
     eps = math.sqrt(math.log(3) / (3 * 101))
     close(mixer.update(101, {"prose": 1.5}, NONE), *[(1 - 3 * eps) * r / sum(reward) + eps for r in reward])
 
@@ -149,24 +154,28 @@ def test_odm_explores_evenly_at_first_and_waits_for_its_warmup():
 
 # --------------------------------------------------------------------------------------------------------------- Skill-it
 
+
 def test_skill_it_sums_the_last_three_losses_over_the_graph():
     mixer = SkillIt(DOMAINS, EQUAL, graph={"code": {"manual": 0.5}})
     losses = [(3.0, 2.0, 4.0), (2.9, 2.0, 3.5), (2.8, 2.0, 3.0), (2.7, 2.0, 2.5)]
     for step, row in enumerate(losses, start=1):
         weights = mixer.update(step, named(*row), NONE)
-        window = losses[max(0, step - 3):step]
+        window = losses[max(0, step - 3) : step]
         code, prose, manual = (sum(row[index] for row in window) for index in range(3))
         close(weights, *softmax(0.2 * (code + 0.5 * manual), 0.2 * prose, 0.2 * manual))
 
 
 # -------------------------------------------------------------------------------------------------------------------- ADO
 
+
 def test_ado_law_gradient_is_that_of_its_error():
     log_n, log_loss = np.log(np.arange(100.0, 2000.0, 50.0)), np.log(np.linspace(3.5, 2.2, 38))
     for parameters in ([0.4, 0.7, 0.3], [7.0, -0.4, 0.9], [1.0, 0.6, -0.1]):
         _, gradient = law_error(np.array(parameters), log_n, log_loss)
-        numeric = [(law_error(np.array(parameters) + step, log_n, log_loss)[0] - law_error(np.array(parameters) - step, log_n, log_loss)[0]) / 2e-6
-                   for step in np.eye(3) * 1e-6]
+        numeric = [
+            (law_error(np.array(parameters) + step, log_n, log_loss)[0] - law_error(np.array(parameters) - step, log_n, log_loss)[0]) / 2e-6
+            for step in np.eye(3) * 1e-6
+        ]
         assert gradient == pytest.approx(numeric, abs=1e-6)
 
 
@@ -204,6 +213,7 @@ def test_ado_turns_to_the_domain_that_still_improves():
 
 
 # ----------------------------------------------------------------------------------------------------------------- static
+
 
 def test_static_mixes():
     close(Stratified(DOMAINS).update(1, NONE, NONE), 1 / 3, 1 / 3, 1 / 3)

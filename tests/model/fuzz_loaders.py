@@ -5,6 +5,7 @@
 Each copy must load, or raise ModelError naming the damaged file, within seconds. Prints a line of counts and exits 0, or
 the first failure and exits 1.
 """
+
 import random
 import resource
 import shutil
@@ -38,18 +39,18 @@ def damage(data: bytes, pick: random.Random) -> bytes:
         elif kind == 3:
             data += bytes(pick.randrange(256) for _ in range(pick.randrange(1, 200)))
         elif kind == 4:
-            data[at:at + 8] = struct.pack("<Q", pick.choice(HOSTILE))
+            data[at : at + 8] = struct.pack("<Q", pick.choice(HOSTILE))
         elif kind == 5:
-            del data[at:at + pick.randrange(1, 64)]
+            del data[at : at + pick.randrange(1, 64)]
         elif kind == 6:
-            data[at:at] = data[at:at + pick.randrange(1, 64)]
+            data[at:at] = data[at : at + pick.randrange(1, 64)]
         else:
-            data[at:at + 4] = b"-1e9" if pick.random() < 0.5 else b"9999"
+            data[at : at + 4] = b"-1e9" if pick.random() < 0.5 else b"9999"
     return bytes(data)
 
 
 def attempt(source: Path, damaged: Path) -> str:
-    """"loaded" or "refused"; AssertionError for anything else."""
+    """ "loaded" or "refused"; AssertionError for anything else."""
     start = time.monotonic()
     try:
         model = load(source)

@@ -5,6 +5,7 @@
 prints the edits on which they disagree. Every edit is drawn from a seed: keys are added, dropped, retyped, set to null and set
 against each other; the values are those of real files, and wrong ones.
 """
+
 import json
 import random
 import sys
@@ -32,38 +33,109 @@ DROP = object()
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 SCALINGS = (
-    None, {}, [], "linear", {"type": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 2}, {"rope_type": "linear"},
-    {"rope_type": "linear", "factor": 0.5}, {"rope_type": "linear", "factor": None}, {"rope_type": "linear", "factor": "2"},
-    {"rope_type": "linear", "factor": True}, {"factor": 4.0}, {"type": "default"}, {"rope_type": "default", "factor": 4.0},
-    {"rope_type": None, "factor": 4.0}, {"type": None}, {"rope_type": "linear", "type": "yarn", "factor": 4.0},
-    {"rope_type": "yarn", "type": "linear", "factor": 4.0}, {"type": "linear", "factor": 4.0, "rope_theta": 100.0},
-    {"rope_theta": 500.0}, {"rope_theta": None}, {"rope_type": "default", "rope_theta": "500"}, {"rope_theta": 0.5}, LLAMA3,
-    {"rope_type": "llama3", "factor": 8.0}, {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"},
-    LLAMA3 | {"high_freq_factor": 1.0}, LLAMA3 | {"original_max_position_embeddings": 16.0}, LLAMA3 | {"attention_factor": 2.0},
-    LLAMA3 | {"original_max_position_embeddings": None}, {"rope_type": "yarn", "factor": 4.0}, {"type": "dynamic", "factor": 2.0},
-    {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, {"rope_type": "proportional", "rope_theta": 1e4},
-    {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}, {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
-    {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 1.0}, {"rope_type": "default", "mrope_section": [1, 2, 2]},
-    {"full_attention": {"rope_type": "linear", "factor": 2.0}}, {"rope_type": "linear", "factor": 2.0, "beta_fast": 32},
+    None,
+    {},
+    [],
+    "linear",
+    {"type": "linear", "factor": 4.0},
+    {"rope_type": "linear", "factor": 2},
+    {"rope_type": "linear"},
+    {"rope_type": "linear", "factor": 0.5},
+    {"rope_type": "linear", "factor": None},
+    {"rope_type": "linear", "factor": "2"},
+    {"rope_type": "linear", "factor": True},
+    {"factor": 4.0},
+    {"type": "default"},
+    {"rope_type": "default", "factor": 4.0},
+    {"rope_type": None, "factor": 4.0},
+    {"type": None},
+    {"rope_type": "linear", "type": "yarn", "factor": 4.0},
+    {"rope_type": "yarn", "type": "linear", "factor": 4.0},
+    {"type": "linear", "factor": 4.0, "rope_theta": 100.0},
+    {"rope_theta": 500.0},
+    {"rope_theta": None},
+    {"rope_type": "default", "rope_theta": "500"},
+    {"rope_theta": 0.5},
+    LLAMA3,
+    {"rope_type": "llama3", "factor": 8.0},
+    {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"},
+    LLAMA3 | {"high_freq_factor": 1.0},
+    LLAMA3 | {"original_max_position_embeddings": 16.0},
+    LLAMA3 | {"attention_factor": 2.0},
+    LLAMA3 | {"original_max_position_embeddings": None},
+    {"rope_type": "yarn", "factor": 4.0},
+    {"type": "dynamic", "factor": 2.0},
+    {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]},
+    {"rope_type": "proportional", "rope_theta": 1e4},
+    {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5},
+    {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 1.0},
+    {"rope_type": "default", "mrope_section": [1, 2, 2]},
+    {"full_attention": {"rope_type": "linear", "factor": 2.0}},
+    {"rope_type": "linear", "factor": 2.0, "beta_fast": 32},
 )
 WINDOWS = (None, 4, 8, POSITIONS - 1, POSITIONS, 4096, 0, -1, 8.0, "8", True, DROP)
 KINDS = ("full_attention", "sliding_attention")
-NOTES = {"note": "mine", "sliding_window_pattern": 2, "attention_chunk_size": 4, "num_experts": 4, "quantization": {"bits": 4},
-         "quantization_config": {"quant_method": "gptq"}, "per_layer_config": {"0": {"attention_dropout": 0.5}}, "is_causal": None,
-         "attention_multiplier": 0.5, "final_logit_softcapping": 30.0, "clip_qkv": 1.0, "no_rope_layers": [0, 1], "foo": None,
-         "query_pre_attn_scalar": 4, "rope_interleaved": True, "use_mrope": False, "num_local_experts": None, "n_embd": 4,
-         "partial_rotary_factor": 0.5, "rotary_pct": 0.25, "transformers_weights": "other.safetensors", "qk_layernorm": True}
-PLAIN = (None, {"type": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 2.0, "rope_theta": 700.0}, {"rope_theta": 900.0},
-         {"rope_type": "default", "rope_theta": 400.0}, LLAMA3, LLAMA3 | {"factor": 4, "rope_theta": 250.0}, {},
-         {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"})
-VALID = (("rope_scaling", PLAIN), ("rope_parameters", PLAIN), ("rope_theta", (300.0, 1e6, 5000, DROP)), ("rms_norm_eps", (1e-3, 0.1)),
-         ("original_max_position_embeddings", (8, 20, 4096)), ("max_position_embeddings", (20, 32, 64, 512, 100000, DROP)),
-         ("sliding_window", (64, POSITIONS, None, DROP)), ("layer_types", ([KINDS[0]] * LAYERS, DROP)),
-         ("use_sliding_window", (True, False, DROP)), ("max_window_layers", (2, 5, 28, DROP)), ("hidden_act", ("silu", "swish", DROP)),
-         ("eos_token_id", ([1, 2], None, 3, DROP)), ("partial_rotary_factor", (1.0, DROP)))
-VALID_GPT2 = (("layer_norm_epsilon", (1e-3, 0.1)), ("activation_function", ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", DROP)),
-              ("reorder_and_upcast_attn", (True, False)), ("eos_token_id", ([1, 2], None, 3, DROP)), ("n_ctx", (7, DROP)),
-              ("num_hidden_layers", (LAYERS,)), ("max_position_embeddings", (POSITIONS,)), ("resid_pdrop", (0.0, 0.5)))
+NOTES = {
+    "note": "mine",
+    "sliding_window_pattern": 2,
+    "attention_chunk_size": 4,
+    "num_experts": 4,
+    "quantization": {"bits": 4},
+    "quantization_config": {"quant_method": "gptq"},
+    "per_layer_config": {"0": {"attention_dropout": 0.5}},
+    "is_causal": None,
+    "attention_multiplier": 0.5,
+    "final_logit_softcapping": 30.0,
+    "clip_qkv": 1.0,
+    "no_rope_layers": [0, 1],
+    "foo": None,
+    "query_pre_attn_scalar": 4,
+    "rope_interleaved": True,
+    "use_mrope": False,
+    "num_local_experts": None,
+    "n_embd": 4,
+    "partial_rotary_factor": 0.5,
+    "rotary_pct": 0.25,
+    "transformers_weights": "other.safetensors",
+    "qk_layernorm": True,
+}
+PLAIN = (
+    None,
+    {"type": "linear", "factor": 4.0},
+    {"rope_type": "linear", "factor": 2.0, "rope_theta": 700.0},
+    {"rope_theta": 900.0},
+    {"rope_type": "default", "rope_theta": 400.0},
+    LLAMA3,
+    LLAMA3 | {"factor": 4, "rope_theta": 250.0},
+    {},
+    {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"},
+)
+VALID = (
+    ("rope_scaling", PLAIN),
+    ("rope_parameters", PLAIN),
+    ("rope_theta", (300.0, 1e6, 5000, DROP)),
+    ("rms_norm_eps", (1e-3, 0.1)),
+    ("original_max_position_embeddings", (8, 20, 4096)),
+    ("max_position_embeddings", (20, 32, 64, 512, 100000, DROP)),
+    ("sliding_window", (64, POSITIONS, None, DROP)),
+    ("layer_types", ([KINDS[0]] * LAYERS, DROP)),
+    ("use_sliding_window", (True, False, DROP)),
+    ("max_window_layers", (2, 5, 28, DROP)),
+    ("hidden_act", ("silu", "swish", DROP)),
+    ("eos_token_id", ([1, 2], None, 3, DROP)),
+    ("partial_rotary_factor", (1.0, DROP)),
+)
+VALID_GPT2 = (
+    ("layer_norm_epsilon", (1e-3, 0.1)),
+    ("activation_function", ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", DROP)),
+    ("reorder_and_upcast_attn", (True, False)),
+    ("eos_token_id", ([1, 2], None, 3, DROP)),
+    ("n_ctx", (7, DROP)),
+    ("num_hidden_layers", (LAYERS,)),
+    ("max_position_embeddings", (POSITIONS,)),
+    ("resid_pdrop", (0.0, 0.5)),
+)
 OTHERS = (None, 0, 1, 2, -1, 1.0, 0.5, "", "x", True, False, [], [1], {}, {"a": 1}, 1e300, 2**40)
 
 
@@ -81,8 +153,24 @@ def put(raw, key, value):
 def edit(raw: dict, pick: random.Random) -> list[str]:
     """Changes `raw` in one way; the keys that it touched."""
     gpt2, layers = raw.get("model_type") == "gpt2", LAYERS
-    kind = pick.choice(("retype", "null", "drop", "other", "known", "note", "valid", "valid", "valid", *(("alias", "flags", "size") if gpt2 else (
-        "rope", "rope", "rope", "rope top", "window", "window", "layers", "flags", "size", "act", "type"))))
+    kind = pick.choice(
+        (
+            "retype",
+            "null",
+            "drop",
+            "other",
+            "known",
+            "note",
+            "valid",
+            "valid",
+            "valid",
+            *(
+                ("alias", "flags", "size")
+                if gpt2
+                else ("rope", "rope", "rope", "rope top", "window", "window", "layers", "flags", "size", "act", "type")
+            ),
+        )
+    )
     key = pick.choice(sorted(raw))
     value = raw[key]
     if kind == "valid":
@@ -119,21 +207,59 @@ def edit(raw: dict, pick: random.Random) -> list[str]:
         return ["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"]
     elif kind == "layers":
         key = "layer_types"
-        put(raw, key, pick.choice(([pick.choice(KINDS) for _ in range(layers)], [KINDS[0]] * layers, [KINDS[1]] * layers, None,
-                                   ["attention"] * layers, [KINDS[0]], ["chunked_attention"] * layers, "full_attention", [1, 2])))
+        put(
+            raw,
+            key,
+            pick.choice(
+                (
+                    [pick.choice(KINDS) for _ in range(layers)],
+                    [KINDS[0]] * layers,
+                    [KINDS[1]] * layers,
+                    None,
+                    ["attention"] * layers,
+                    [KINDS[0]],
+                    ["chunked_attention"] * layers,
+                    "full_attention",
+                    [1, 2],
+                )
+            ),
+        )
         return [key, "sliding_window"]
     elif kind == "flags":
-        key, default = pick.choice((("tie_word_embeddings", gpt2), ("attention_bias", False), ("mlp_bias", False),
-                                    ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False),
-                                    ("reorder_and_upcast_attn", False)))
+        key, default = pick.choice(
+            (
+                ("tie_word_embeddings", gpt2),
+                ("attention_bias", False),
+                ("mlp_bias", False),
+                ("scale_attn_weights", True),
+                ("scale_attn_by_inverse_layer_idx", False),
+                ("reorder_and_upcast_attn", False),
+            )
+        )
         flip(raw, key, default)
     elif kind == "size":
-        key = pick.choice(("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                           "head_dim", "max_position_embeddings", "intermediate_size"))
+        key = pick.choice(
+            (
+                "vocab_size",
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "num_key_value_heads",
+                "head_dim",
+                "max_position_embeddings",
+                "intermediate_size",
+            )
+        )
         put(raw, key, pick.choice((1, 2, 3, 4, 8, 10, 14, 16, 40, 48, 64, 2.0, "2", 0, 3000000000, None, DROP)))
     elif kind == "alias":
-        key, alias = pick.choice((("n_embd", "hidden_size"), ("n_head", "num_attention_heads"), ("n_layer", "num_hidden_layers"),
-                                  ("n_positions", "max_position_embeddings")))
+        key, alias = pick.choice(
+            (
+                ("n_embd", "hidden_size"),
+                ("n_head", "num_attention_heads"),
+                ("n_layer", "num_hidden_layers"),
+                ("n_positions", "max_position_embeddings"),
+            )
+        )
         put(raw, alias, pick.choice((raw.get(key), None, 2, 3, 48, "3", 2.0)))
         if pick.random() < 0.3:
             raw.pop(key, None)
@@ -174,8 +300,11 @@ class Readers:
         if model_type == "mistral":
             raw["sliding_window"] = None
         saved = transformers.CONFIG_MAPPING[model_type](**{key: value for key, value in raw.items() if key != "model_type"})
-        self.base = [raw, json.loads(json.dumps(json.loads(saved.to_json_string(use_diff=True)))),
-                     json.loads(saved.to_json_string(use_diff=False))]
+        self.base = [
+            raw,
+            json.loads(json.dumps(json.loads(saved.to_json_string(use_diff=True)))),
+            json.loads(saved.to_json_string(use_diff=False)),
+        ]
 
     def write(self, raw: dict) -> None:
         (self.directory / "config.json").write_text(json.dumps(raw), encoding="utf-8")
@@ -184,7 +313,8 @@ class Readers:
         """nll [TOKENS], or why transformers does not load or run it."""
         try:
             live, info = transformers.AutoModelForCausalLM.from_pretrained(
-                self.directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+                self.directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+            )
             if any(info.get(key) for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")):
                 return f"tensors: {info}"[:200]
             self.live = live

@@ -1,4 +1,5 @@
 """Every key of a config.json: the files that are about load, what is not known is refused, in Python and C alike."""
+
 import ast
 import json
 import re
@@ -75,27 +76,77 @@ def test_no_key_is_on_two_lists(model_type):
 
 
 REAL = {  # the keys of well-known files, at the sizes of the tiny models
-    "llama 1": ("llama", dict(max_sequence_length=POSITIONS, pad_token_id=0, use_cache=True, torch_dtype="float16",
-                              transformers_version="4.28.1", head_dim=..., attention_bias=..., mlp_bias=..., rope_theta=...,
-                              rope_scaling=...)),
+    "llama 1": (
+        "llama",
+        dict(
+            max_sequence_length=POSITIONS,
+            pad_token_id=0,
+            use_cache=True,
+            torch_dtype="float16",
+            transformers_version="4.28.1",
+            head_dim=...,
+            attention_bias=...,
+            mlp_bias=...,
+            rope_theta=...,
+            rope_scaling=...,
+        ),
+    ),
     "llama 2": ("llama", dict(_name_or_path="x/y", initializer_range=0.02, pretraining_tp=1, transformers_version="4.31.0.dev0")),
     "llama 3.2": ("llama", dict(attention_dropout=0.0, rope_theta=500000.0, rope_scaling=LLAMA3, eos_token_id=[1, 2, 3])),
     "smollm2": ("llama", {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}}),
     "unsloth": ("llama", dict(unsloth_fixed=True, unsloth_version="2024.9", _attn_implementation_autoset=True)),
-    "transformers 4.20": ("llama", dict(
-        output_hidden_states=False, torchscript=False, use_bfloat16=False, tf_legacy_loss=False, pruned_heads={}, is_decoder=False,
-        is_encoder_decoder=False, cross_attention_hidden_size=None, add_cross_attention=False, tie_encoder_decoder=False,
-        chunk_size_feed_forward=0, finetuning_task=None, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0}, prefix=None,
-        tokenizer_class=None, sep_token_id=None, task_specific_params=None, problem_type=None, max_length=20, do_sample=False,
-        exponential_decay_length_penalty=None, suppress_tokens=None, begin_suppress_tokens=None)),
+    "transformers 4.20": (
+        "llama",
+        dict(
+            output_hidden_states=False,
+            torchscript=False,
+            use_bfloat16=False,
+            tf_legacy_loss=False,
+            pruned_heads={},
+            is_decoder=False,
+            is_encoder_decoder=False,
+            cross_attention_hidden_size=None,
+            add_cross_attention=False,
+            tie_encoder_decoder=False,
+            chunk_size_feed_forward=0,
+            finetuning_task=None,
+            id2label={"0": "LABEL_0"},
+            label2id={"LABEL_0": 0},
+            prefix=None,
+            tokenizer_class=None,
+            sep_token_id=None,
+            task_specific_params=None,
+            problem_type=None,
+            max_length=20,
+            do_sample=False,
+            exponential_decay_length_penalty=None,
+            suppress_tokens=None,
+            begin_suppress_tokens=None,
+        ),
+    ),
     "mistral 0.3": ("mistral", dict(attention_dropout=0.0, sliding_window=None, rope_theta=1000000.0)),
-    "qwen 2.5": ("qwen2", dict(attention_dropout=0.0, max_window_layers=1, sliding_window=8, use_sliding_window=False,
-                               use_mrope=False, rope_theta=1000000.0)),
+    "qwen 2.5": (
+        "qwen2",
+        dict(attention_dropout=0.0, max_window_layers=1, sliding_window=8, use_sliding_window=False, use_mrope=False, rope_theta=1000000.0),
+    ),
     "qwen 3": ("qwen3", dict(attention_dropout=0.0, max_window_layers=1, sliding_window=None, use_sliding_window=False)),
-    "gpt2": ("gpt2", dict(
-        attn_pdrop=0.1, embd_pdrop=0.1, resid_pdrop=0.1, n_ctx=POSITIONS, summary_activation=None, summary_first_dropout=0.1,
-        summary_proj_to_labels=True, summary_type="cls_index", summary_use_proj=True, _num_labels=1, n_inner=100,
-        task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}})),
+    "gpt2": (
+        "gpt2",
+        dict(
+            attn_pdrop=0.1,
+            embd_pdrop=0.1,
+            resid_pdrop=0.1,
+            n_ctx=POSITIONS,
+            summary_activation=None,
+            summary_first_dropout=0.1,
+            summary_proj_to_labels=True,
+            summary_type="cls_index",
+            summary_use_proj=True,
+            _num_labels=1,
+            n_inner=100,
+            task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}},
+        ),
+    ),
 }
 
 
@@ -109,22 +160,30 @@ def test_real_files_load(name, readers):
 PRECEDENCE = {  # (keys), and keys that say the same in one place
     "rope_scaling wins over rope_parameters": (
         dict(rope_scaling=LINEAR, rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
-        dict(rope_theta=10000.0, rope_scaling=LINEAR)),
+        dict(rope_theta=10000.0, rope_scaling=LINEAR),
+    ),
     "an empty rope_scaling says nothing": (
-        dict(rope_scaling={}, rope_parameters={"rope_type": "linear", "factor": 4.0}), dict(rope_scaling=LINEAR)),
+        dict(rope_scaling={}, rope_parameters={"rope_type": "linear", "factor": 4.0}),
+        dict(rope_scaling=LINEAR),
+    ),
     "rope_theta of the object wins": (dict(rope_theta=7.0, rope_parameters={"rope_theta": 300.0}), dict(rope_theta=300.0)),
     "rope_theta at the top without one in the object": (
-        dict(rope_theta=300.0, rope_scaling=LINEAR), dict(rope_scaling=LINEAR | {"rope_theta": 300.0})),
+        dict(rope_theta=300.0, rope_scaling=LINEAR),
+        dict(rope_scaling=LINEAR | {"rope_theta": 300.0}),
+    ),
     "rope_theta of rope_parameters is not that of rope_scaling": (
-        dict(rope_theta=..., rope_scaling=LINEAR, rope_parameters={"rope_theta": 300.0}), dict(rope_theta=..., rope_scaling=LINEAR)),
-    "rope_type wins over type": (
-        dict(rope_scaling={"rope_type": "linear", "type": "yarn", "factor": 4.0}), dict(rope_scaling=LINEAR)),
+        dict(rope_theta=..., rope_scaling=LINEAR, rope_parameters={"rope_theta": 300.0}),
+        dict(rope_theta=..., rope_scaling=LINEAR),
+    ),
+    "rope_type wins over type": (dict(rope_scaling={"rope_type": "linear", "type": "yarn", "factor": 4.0}), dict(rope_scaling=LINEAR)),
     "the original length at the top wins": (
         dict(rope_scaling=LLAMA3, original_max_position_embeddings=30),
-        dict(rope_scaling=LLAMA3 | {"original_max_position_embeddings": 30})),
+        dict(rope_scaling=LLAMA3 | {"original_max_position_embeddings": 30}),
+    ),
     "the original length is the whole one by default": (
         dict(rope_scaling={key: value for key, value in LLAMA3.items() if not key.startswith("original")}),
-        dict(rope_scaling=LLAMA3 | {"original_max_position_embeddings": POSITIONS})),
+        dict(rope_scaling=LLAMA3 | {"original_max_position_embeddings": POSITIONS}),
+    ),
     "a factor of the default type is not applied": (dict(rope_scaling={"rope_type": "default", "factor": 4.0}), dict(rope_scaling=None)),
 }
 
@@ -137,22 +196,26 @@ def test_precedence_is_that_of_transformers(name, model_type, readers):
     assert torch.equal(nll, assert_alike(reader, changed(reader, **{"rope_theta": 10000.0, **same})))
 
 
-@pytest.mark.parametrize("changes, match", [
-    (dict(rope_scaling={"type": "yarn", "factor": 4.0}, rope_parameters={"rope_type": "default"}), "rope_scaling type .yarn. is not"),
-    (dict(rope_parameters={"rope_type": "yarn", "factor": 4.0}, rope_scaling=None), "rope_parameters type .yarn. is not supported"),
-    (dict(rope_scaling={"rope_type": None}), "rope_scaling type (None|null) is not supported"),
-    (dict(rope_scaling=None, rope_theta=None), "rope_theta = (None|null) must be a number"),
-    (dict(rope_scaling={"rope_theta": None}), "rope_scaling.rope_theta = (None|null) must be a number"),
-    (dict(rope_scaling={"mrope_section": [1, 1]}), "rope_scaling.mrope_section = .1, 1. is not read"),
-    (dict(rope_scaling="linear"), "rope_scaling = .linear. must be an object or null"),
-    (dict(layer_types=["full_attention"]), "layer_types = .* must be a list of num_hidden_layers = 2"),
-    (dict(some_new_scaling=2.0), "some_new_scaling = 2(.0)? is not read for model_type llama"),
-    (dict(is_causal=None), "is_causal = (None|null) is not supported; accepted: [Tt]rue or absent"),
-    (dict(quantization_config={}), "quantization_config"), (dict(sliding_window=8), "sliding-window attention"),
-    (dict(num_hidden_layers=2.0), "num_hidden_layers = 2(.0)? must be a whole number"),
-    (dict(attention_bias=None), "attention_bias = (None|null) must be true or false"),
-    (dict(hidden_act=None), "hidden_act = (None|null) is not supported"),
-])
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        (dict(rope_scaling={"type": "yarn", "factor": 4.0}, rope_parameters={"rope_type": "default"}), "rope_scaling type .yarn. is not"),
+        (dict(rope_parameters={"rope_type": "yarn", "factor": 4.0}, rope_scaling=None), "rope_parameters type .yarn. is not supported"),
+        (dict(rope_scaling={"rope_type": None}), "rope_scaling type (None|null) is not supported"),
+        (dict(rope_scaling=None, rope_theta=None), "rope_theta = (None|null) must be a number"),
+        (dict(rope_scaling={"rope_theta": None}), "rope_scaling.rope_theta = (None|null) must be a number"),
+        (dict(rope_scaling={"mrope_section": [1, 1]}), "rope_scaling.mrope_section = .1, 1. is not read"),
+        (dict(rope_scaling="linear"), "rope_scaling = .linear. must be an object or null"),
+        (dict(layer_types=["full_attention"]), "layer_types = .* must be a list of num_hidden_layers = 2"),
+        (dict(some_new_scaling=2.0), "some_new_scaling = 2(.0)? is not read for model_type llama"),
+        (dict(is_causal=None), "is_causal = (None|null) is not supported; accepted: [Tt]rue or absent"),
+        (dict(quantization_config={}), "quantization_config"),
+        (dict(sliding_window=8), "sliding-window attention"),
+        (dict(num_hidden_layers=2.0), "num_hidden_layers = 2(.0)? must be a whole number"),
+        (dict(attention_bias=None), "attention_bias = (None|null) must be true or false"),
+        (dict(hidden_act=None), "hidden_act = (None|null) is not supported"),
+    ],
+)
 def test_refused_by_name_in_both_engines(changes, match, readers):
     reader = readers("llama")
     assert_refused(reader, changed(reader, **changes), match)
@@ -160,19 +223,33 @@ def test_refused_by_name_in_both_engines(changes, match, readers):
 
 QWEN_SLIDES = dict(use_sliding_window=True, sliding_window=8, max_window_layers=0)
 WINDOWS = [  # model_type, keys, whether it loads
-    ("mistral", dict(sliding_window=None), True), ("mistral", dict(sliding_window=POSITIONS), True),
-    ("mistral", dict(sliding_window=8), False), ("mistral", dict(sliding_window=...), True),
+    ("mistral", dict(sliding_window=None), True),
+    ("mistral", dict(sliding_window=POSITIONS), True),
+    ("mistral", dict(sliding_window=8), False),
+    ("mistral", dict(sliding_window=...), True),
     ("mistral", dict(sliding_window=8, layer_types=["full_attention"] * 2), False),
     ("mistral", dict(sliding_window=..., max_position_embeddings=8192), False),
-    ("llama", dict(layer_types=["full_attention"] * 2), True), ("llama", dict(sliding_window=POSITIONS), True),
+    ("llama", dict(layer_types=["full_attention"] * 2), True),
+    ("llama", dict(sliding_window=POSITIONS), True),
     ("llama", dict(layer_types=["full_attention", "sliding_attention"]), False),
-    *((kind, QWEN_SLIDES | keys, loads) for kind in ("qwen2", "qwen3") for keys, loads in (
-        ({}, False), (dict(use_sliding_window=False), True), (dict(use_sliding_window=...), True), (dict(max_window_layers=2), True),
-        (dict(max_window_layers=1), False), (dict(max_window_layers=...), True), (dict(sliding_window=None), True),
-        (dict(sliding_window=...), True), (dict(sliding_window=..., max_position_embeddings=8192), False),
-        (dict(layer_types=["full_attention"] * 2), True),
-        (dict(max_window_layers=2, layer_types=["full_attention", "sliding_attention"]), False),
-        (dict(use_sliding_window=False, layer_types=["full_attention", "sliding_attention"]), False))),
+    *(
+        (kind, QWEN_SLIDES | keys, loads)
+        for kind in ("qwen2", "qwen3")
+        for keys, loads in (
+            ({}, False),
+            (dict(use_sliding_window=False), True),
+            (dict(use_sliding_window=...), True),
+            (dict(max_window_layers=2), True),
+            (dict(max_window_layers=1), False),
+            (dict(max_window_layers=...), True),
+            (dict(sliding_window=None), True),
+            (dict(sliding_window=...), True),
+            (dict(sliding_window=..., max_position_embeddings=8192), False),
+            (dict(layer_types=["full_attention"] * 2), True),
+            (dict(max_window_layers=2, layer_types=["full_attention", "sliding_attention"]), False),
+            (dict(use_sliding_window=False, layer_types=["full_attention", "sliding_attention"]), False),
+        )
+    ),
 ]
 
 
@@ -199,15 +276,25 @@ def test_every_type_of_every_key_alike_in_both_engines(model_type, readers):
                 assert key in python or "tensor" in python, (key, value, python)
 
 
-@pytest.mark.parametrize("keys", [dict(hidden_size=36), dict(num_attention_heads=3, n_head=7), dict(num_hidden_layers=2, n_layer=5),
-                                  dict(n_positions=7, max_position_embeddings=POSITIONS), dict(n_layer=..., num_hidden_layers=2)])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        dict(hidden_size=36),
+        dict(num_attention_heads=3, n_head=7),
+        dict(num_hidden_layers=2, n_layer=5),
+        dict(n_positions=7, max_position_embeddings=POSITIONS),
+        dict(n_layer=..., num_hidden_layers=2),
+    ],
+)
 def test_gpt2_aliases_win(keys, readers):
     reader = readers("gpt2")
     assert_alike(reader, changed(reader, **keys))
 
 
-@pytest.mark.parametrize("text, match", [('{"a": NaN', "NaN is no JSON number"), ('{"a": 1e999', "a number out of range: 1e999"),
-                                         ('{"a": "\\ud800"', "not valid JSON")])
+@pytest.mark.parametrize(
+    "text, match",
+    [('{"a": NaN', "NaN is no JSON number"), ('{"a": 1e999', "a number out of range: 1e999"), ('{"a": "\\ud800"', "not valid JSON")],
+)
 def test_json_that_the_c_engine_does_not_read(text, match, readers):
     reader = readers("llama")
     raw = json.dumps(reader.base[0])

@@ -1,4 +1,5 @@
 """Damaged files are refused by name, quickly: chosen cases here, many random ones by fuzz_loaders.py in a process of its own."""
+
 import json
 import struct
 import subprocess
@@ -52,7 +53,7 @@ BAD_SAFETENSORS = {
     "huge header length": safetensors_bytes({"a": F32}, bytes(8), 2**63),
     "header length past the end": safetensors_bytes({"a": F32}, b"", 500),
     "a list": safetensors_bytes([1]),
-    "not UTF-8": safetensors_bytes(b"{\"\xff\": 1}"),
+    "not UTF-8": safetensors_bytes(b'{"\xff": 1}'),
     "deep nesting": safetensors_bytes(b"[" * 100_000 + b"]" * 100_000),
     "an entry that is a number": safetensors_bytes({"a": 3}),
     "an entry without dtype": safetensors_bytes({"a": {"shape": [2], "data_offsets": [0, 8]}}, bytes(8)),
@@ -79,8 +80,18 @@ def test_safetensors(case, tmp_path):
         load(tmp_path / "tiny")
 
 
-@pytest.mark.parametrize("index", ("{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../x"}}',
-                                   '{"weight_map": {"a": "absent.safetensors"}}'))
+@pytest.mark.parametrize(
+    "index",
+    (
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": {"a": "../x"}}',
+        '{"weight_map": {"a": "absent.safetensors"}}',
+    ),
+)
 def test_index(index, tmp_path):
     write_directory(random_model(tiny_config("llama")), tmp_path / "tiny")
     (tmp_path / "tiny/model.safetensors").rename(tmp_path / "tiny/a.safetensors")
@@ -104,7 +115,9 @@ def gguf_bytes(keys=(), tensors=(), counts=None, data=b"", version=3):
 
 
 def tensor(name=b"token_embd.weight", dims=(4, 4), kind=0, offset=0, count=None):
-    return text(name) + number(len(dims) if count is None else count, "I") + b"".join(map(number, dims)) + number(kind, "I") + number(offset)
+    return (
+        text(name) + number(len(dims) if count is None else count, "I") + b"".join(map(number, dims)) + number(kind, "I") + number(offset)
+    )
 
 
 ARCH = text(b"general.architecture") + number(8, "I") + text(b"llama")

@@ -1,4 +1,5 @@
 """Hugging Face directories: shards, prefixes, dtypes, tying, and everything that is refused by name."""
+
 import json
 
 import pytest
@@ -130,8 +131,9 @@ REFUSED_CONFIGS = {
     "logits_scaling = 8": dict(logits_scaling=8.0),
     "num_experts = 4": dict(num_experts=4),
     "sliding-window attention .sliding_window = 64": dict(model_type="mistral", sliding_window=64),
-    "sliding-window attention .sliding_window = 128": dict(layer_types=["full_attention", "sliding_attention", "full_attention"],
-                                                           sliding_window=128),
+    "sliding-window attention .sliding_window = 128": dict(
+        layer_types=["full_attention", "sliding_attention", "full_attention"], sliding_window=128
+    ),
     "num_key_value_heads = 4 does not divide num_attention_heads = 6": dict(num_key_value_heads=4),
     "tie_word_embeddings = 'no'": dict(tie_word_embeddings="no"),
     "head_dim = 9 is odd": dict(head_dim=9),
@@ -164,8 +166,16 @@ def test_qwen2_sliding_window(tmp_path):
         load(tmp_path / "tiny")
 
 
-@pytest.mark.parametrize("change", (dict(scale_attn_by_inverse_layer_idx=True), dict(scale_attn_weights=False),
-                                    dict(add_cross_attention=True), dict(activation_function="relu"), dict(n_head=5)))
+@pytest.mark.parametrize(
+    "change",
+    (
+        dict(scale_attn_by_inverse_layer_idx=True),
+        dict(scale_attn_weights=False),
+        dict(add_cross_attention=True),
+        dict(activation_function="relu"),
+        dict(n_head=5),
+    ),
+)
 def test_gpt2_variants_refused(change, tmp_path):
     write_directory(random_model(tiny_config("gpt2")), tmp_path / "tiny")
     edit_config(tmp_path / "tiny", **change)
@@ -189,8 +199,12 @@ def test_weights_refused_by_name(saved):
 
 def test_nothing_to_load(tmp_path, saved):
     path, model = saved
-    for source, message in ((tmp_path / "absent", "does not exist; accepted: smollm2-135m"), (3, "model is a int"),
-                            (path / "config.json", "is a part of a model; give its directory"), (tmp_path, "config.json: cannot be read")):
+    for source, message in (
+        (tmp_path / "absent", "does not exist; accepted: smollm2-135m"),
+        (3, "model is a int"),
+        (path / "config.json", "is a part of a model; give its directory"),
+        (tmp_path, "config.json: cannot be read"),
+    ):
         with pytest.raises(ModelError, match=message):
             load(source)
     (path / "config.json").write_text("{")

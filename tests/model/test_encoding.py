@@ -1,4 +1,5 @@
 """Text is UTF-8 wherever it is read or written, whatever the locale says."""
+
 import ast
 import json
 import os
@@ -33,8 +34,13 @@ def test_ascii_locale(tmp_path):
     file = tmp_path / "tiny/config.json"
     raw = json.loads(file.read_bytes()) | {"_name_or_path": "modèle 漢字"}
     file.write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    )
     assert done.returncode == 0, done.stderr
 
 

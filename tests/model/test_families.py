@@ -1,4 +1,5 @@
 """Each family against transformers: names, transposes, tying and rotary scaling survive both directions."""
+
 import json
 from dataclasses import replace
 
@@ -9,11 +10,9 @@ from helpers import to_transformers
 from dynadapt.model import hf_name, layout, linear_shapes, load, peft_name, random_model, rope_tables, tensor_shapes, tiny_config
 from dynadapt.model.config import FAMILIES
 
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 64}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
-CASES = {f"{family}-{'tied' if tied else 'untied'}": tiny_config(family, tied_head=tied)
-         for family in FAMILIES for tied in (True, False)}
+CASES = {f"{family}-{'tied' if tied else 'untied'}": tiny_config(family, tied_head=tied) for family in FAMILIES for tied in (True, False)}
 CASES |= {
     "llama-llama3": tiny_config("llama", rope_scaling=LLAMA3, rope_theta=500000.0),
     "llama-linear": tiny_config("llama", rope_scaling=LINEAR),

@@ -1,4 +1,5 @@
 """Fetching: whole or not at all, whatever goes wrong. A tiny wheel stands in for the real one."""
+
 import errno
 import json
 import subprocess

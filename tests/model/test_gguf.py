@@ -1,4 +1,5 @@
 """GGUF files: every family and type, config from metadata, refusals by name."""
+
 from dataclasses import replace
 
 import gguf
@@ -16,8 +17,9 @@ from dynadapt.model.rope import rope_frequencies
 
 def wide_config(family, **changes):
     """A tiny config whose rows are multiples of 256, as block types need."""
-    return tiny_config(family, hidden_size=256, heads=4, kv_heads=4 if family == "gpt2" else 2, head_dim=64, ffn_size=256,
-                       layers=2, **changes)
+    return tiny_config(
+        family, hidden_size=256, heads=4, kv_heads=4 if family == "gpt2" else 2, head_dim=64, ffn_size=256, layers=2, **changes
+    )
 
 
 @pytest.mark.parametrize("tied", (True, False), ids=("tied", "untied"))
@@ -78,20 +80,35 @@ def scaling(**keys):
     return {f"llama.rope.{key.replace('__', '.')}": value for key, value in keys.items()}
 
 
-@pytest.mark.parametrize("keys, factor", [
-    (scaling(scaling__type="none", scaling__factor=4.0), None), (scaling(scaling__factor=4.0), 4.0), (scaling(scale_linear=4.0), 4.0),
-    (scaling(scaling__factor=2.0, scale_linear=4.0), 2.0), (scaling(scaling__factor=0.0, scale_linear=4.0), None),
-    (scaling(scaling__type="linear", scaling__factor=1.0), None), (scaling(scaling__type="linear"), None),
-    (scaling(scaling__factor=4.0, scaling__attn_factor=1.0, scaling__original_context_length=64, scaling__finetuned=False), 4.0),
-])
+@pytest.mark.parametrize(
+    "keys, factor",
+    [
+        (scaling(scaling__type="none", scaling__factor=4.0), None),
+        (scaling(scaling__factor=4.0), 4.0),
+        (scaling(scale_linear=4.0), 4.0),
+        (scaling(scaling__factor=2.0, scale_linear=4.0), 2.0),
+        (scaling(scaling__factor=0.0, scale_linear=4.0), None),
+        (scaling(scaling__type="linear", scaling__factor=1.0), None),
+        (scaling(scaling__type="linear"), None),
+        (scaling(scaling__factor=4.0, scaling__attn_factor=1.0, scaling__original_context_length=64, scaling__finetuned=False), 4.0),
+    ],
+)
 def test_rope_scaling_keys(keys, factor, tmp_path):
     loaded = load(write_gguf(random_model(tiny_config("llama")), tmp_path / "tiny.gguf", metadata=keys))
     assert loaded.config.rope_scaling == (factor and {"rope_type": "linear", "factor": factor})
 
 
 def test_rope_factors_are_llama3_scaling(tmp_path):
-    scaled = tiny_config("llama", rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-                                                "high_freq_factor": 4.0, "original_max_position_embeddings": 64})
+    scaled = tiny_config(
+        "llama",
+        rope_scaling={
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    )
     factors = rope_frequencies(replace(scaled, rope_scaling=None)) / rope_frequencies(scaled)
     path = write_gguf(random_model(scaled), tmp_path / "tiny.gguf", extra={"rope_freqs.weight": factors.float().numpy()})
     loaded = load(path)
@@ -141,17 +158,30 @@ def test_refused_by_name(message, tmp_path):
 
 def test_keys_that_do_not_matter(tmp_path):
     model = random_model(tiny_config("llama"))
-    keys = {"general.name": "näme", "general.file_type": 1, "llama.vocab_size": 131, "llama.expert_count": 0, "llama.expert_used_count": 0,
-            "llama.attention.causal": True, "llama.tensor_data_layout": "Meta AI original pth", "quantize.imatrix.entries_count": 3,
-            "someone.else": 5, "llama.logit_scale": 0.0}
+    keys = {
+        "general.name": "näme",
+        "general.file_type": 1,
+        "llama.vocab_size": 131,
+        "llama.expert_count": 0,
+        "llama.expert_used_count": 0,
+        "llama.attention.causal": True,
+        "llama.tensor_data_layout": "Meta AI original pth",
+        "quantize.imatrix.entries_count": 3,
+        "someone.else": 5,
+        "llama.logit_scale": 0.0,
+    }
     assert load(write_gguf(model, tmp_path / "tiny.gguf", metadata=keys)).config == model.config
 
 
-@pytest.mark.parametrize("family, metadata, extra, message", [
-    ("gpt2", {"gpt2.attention.head_count_kv": 1}, {}, "kv_heads = heads"), ("gpt2", {"gpt2.rope.freq_base": 1e4}, {}, "gpt2.rope.freq_base"),
-    ("qwen2", {}, {"rope_freqs.weight": np.ones(7)}, "rope_freqs.weight of shape .7. has no place"),
-    ("gpt2", {"gpt2.attention.value_length": 6}, {}, "gpt2.attention.value_length = 6 differs"),
-])
+@pytest.mark.parametrize(
+    "family, metadata, extra, message",
+    [
+        ("gpt2", {"gpt2.attention.head_count_kv": 1}, {}, "kv_heads = heads"),
+        ("gpt2", {"gpt2.rope.freq_base": 1e4}, {}, "gpt2.rope.freq_base"),
+        ("qwen2", {}, {"rope_freqs.weight": np.ones(7)}, "rope_freqs.weight of shape .7. has no place"),
+        ("gpt2", {"gpt2.attention.value_length": 6}, {}, "gpt2.attention.value_length = 6 differs"),
+    ],
+)
 def test_refused_by_name_in_other_families(family, metadata, extra, message, tmp_path):
     with pytest.raises(ModelError, match=message):
         load(write_gguf(random_model(tiny_config(family)), tmp_path / "tiny.gguf", metadata=metadata, extra=extra))
@@ -222,6 +252,7 @@ def test_fingerprint_follows_the_content_not_the_place(tmp_path):
 def test_smollm2_loads_in_transformers_with_our_tensors(smollm2_directory):
     """The fetched directory loads in transformers with our tensors."""
     import transformers
+
     live = transformers.AutoModelForCausalLM.from_pretrained(smollm2_directory, dtype=torch.bfloat16)
     ours, theirs = load("smollm2-135m"), load(live)
     assert ours.config == theirs.config

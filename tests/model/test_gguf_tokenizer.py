@@ -1,4 +1,5 @@
 """Tokenizers in GGUF files whose token types, names and scores vary: transformers' own ids, in memory in proportion to the file."""
+
 import json
 import random
 import subprocess
@@ -37,8 +38,9 @@ def mutated(pick, kind, backend):
             replaced, at = set(tokens), pick.randrange(len(tokens) - 60, len(tokens))
             replaced, tokens[at] = tokens[at], token
             if kind != "spm":
-                metadata[KEY + "merges"] = [merge for merge in metadata[KEY + "merges"]
-                                            if replaced not in (*merge.split(" "), merge.replace(" ", ""))]
+                metadata[KEY + "merges"] = [
+                    merge for merge in metadata[KEY + "merges"] if replaced not in (*merge.split(" "), merge.replace(" ", ""))
+                ]
         types[tokens.index(token)] = pick.choice([1, 2, 3, 4, 4, 5])
     for _ in range(pick.randrange(3)):
         metadata[f"{KEY}{pick.choice(['bos', 'eos', 'unknown', 'padding'])}_token_id"] = pick.randrange(len(tokens))
@@ -122,11 +124,17 @@ def test_no_space_prefix(stored, tmp_path):
     assert tokenizer.decode(tokenizer.encode(" the cat")) == " the cat"
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"add_space_prefix": 3}, "add_space_prefix = 3 must be true or false"), ({"add_bos_token": 1}, "add_bos_token = 1 must be true or false"),
-    ({"unknown_token_id": 10**6}, "unknown_token_id = 1000000 must be a token id"), ({"merges": ["abc"]}, "merges must be pairs"),
-    ({"scores": [0.0]}, "scores must be"), ({"scores": None}, "scores must be"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"add_space_prefix": 3}, "add_space_prefix = 3 must be true or false"),
+        ({"add_bos_token": 1}, "add_bos_token = 1 must be true or false"),
+        ({"unknown_token_id": 10**6}, "unknown_token_id = 1000000 must be a token id"),
+        ({"merges": ["abc"]}, "merges must be pairs"),
+        ({"scores": [0.0]}, "scores must be"),
+        ({"scores": None}, "scores must be"),
+    ],
+)
 def test_what_is_refused_by_name(change, message, stored, tmp_path):
     metadata = gguf_metadata("spm", stored["spm"]) | {KEY + key: value for key, value in change.items()}
     path = model_file(tmp_path / "tiny.gguf", "spm", metadata)
@@ -157,8 +165,11 @@ for model in models:
 
 def test_memory_is_in_proportion_to_the_file(stored, tmp_path):
     """Tokens of tens of thousands of characters, or made of each other in very many ways: some MB more, whatever they are."""
-    cases = [(["a" * 60_000], "tokens"), (["ab" * 30_000, "ab" * 15_000, "b" * 50_000], "tokens"),
-             (["q" * count for count in range(2, 1200)], "made of each other in more ways than is supported")]
+    cases = [
+        (["a" * 60_000], "tokens"),
+        (["ab" * 30_000, "ab" * 15_000, "b" * 50_000], "tokens"),
+        (["q" * count for count in range(2, 1200)], "made of each other in more ways than is supported"),
+    ]
     paths = []
     for number, (more, _) in enumerate(cases):
         metadata = gguf_metadata("spm", stored["spm"])

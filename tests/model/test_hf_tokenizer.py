@@ -1,4 +1,5 @@
 """Tokenizers of Hugging Face directories: transformers' own ids for any file that loads, or a refusal by name."""
+
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ def stored():
 
 # ---- seeded edits of the files
 
+
 def a_token(pick, flags=True):
     token = pick.choice(SPECIAL)
     if not flags or pick.random() < 0.4:
@@ -65,8 +67,14 @@ def edit_tokenizer(pick, content):
     elif edit == "truncation":
         content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     elif edit == "padding":
-        content["padding"] = {"strategy": {"Fixed": 12}, "direction": pick.choice(["Left", "Right"]), "pad_to_multiple_of": None,
-                              "pad_id": 0, "pad_type_id": 0, "pad_token": pick.choice(SPECIAL)}
+        content["padding"] = {
+            "strategy": {"Fixed": 12},
+            "direction": pick.choice(["Left", "Right"]),
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": pick.choice(SPECIAL),
+        }
     elif edit == "add":
         token = pick.choice(SPECIAL)
         known = {entry["content"] for entry in content["added_tokens"]}
@@ -76,20 +84,48 @@ def edit_tokenizer(pick, content):
     elif edit == "drop":
         content["added_tokens"] = content["added_tokens"][: pick.randrange(len(content["added_tokens"]) + 1)]
     elif edit == "flags" and content["added_tokens"]:
-        pick.choice(content["added_tokens"]).update({pick.choice(["lstrip", "rstrip", "normalized", "single_word", "special"]): pick.random() < 0.5})
+        pick.choice(content["added_tokens"]).update(
+            {pick.choice(["lstrip", "rstrip", "normalized", "single_word", "special"]): pick.random() < 0.5}
+        )
     elif edit == "post":
-        content["post_processor"] = pick.choice([None, {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-                                                 template(first_token(content), 0)])
+        content["post_processor"] = pick.choice(
+            [
+                None,
+                {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+                template(first_token(content), 0),
+            ]
+        )
     elif edit == "normalizer":
-        content["normalizer"] = pick.choice([None, {"type": "NFC"}, {"type": "Lowercase"}, {"type": "Prepend", "prepend": "▁"},
-                                             {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}])
+        content["normalizer"] = pick.choice(
+            [
+                None,
+                {"type": "NFC"},
+                {"type": "Lowercase"},
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ]
+        )
     elif edit == "pre":
-        content["pre_tokenizer"] = pick.choice([None, {"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "add_prefix_space": True,
-                                                "trim_offsets": True, "use_regex": True}, {"type": "Metaspace", "replacement": "▁",
-                                                                                           "prepend_scheme": "always", "split": True}])
+        content["pre_tokenizer"] = pick.choice(
+            [
+                None,
+                {"type": "Digits", "individual_digits": True},
+                {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+                {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+            ]
+        )
     elif edit == "model" and model["type"] == "BPE":
-        model.update(pick.choice([{"ignore_merges": True}, {"byte_fallback": True}, {"fuse_unk": True}, {"unk_token": None},
-                                  {"continuing_subword_prefix": ""}]))
+        model.update(
+            pick.choice(
+                [
+                    {"ignore_merges": True},
+                    {"byte_fallback": True},
+                    {"fuse_unk": True},
+                    {"unk_token": None},
+                    {"continuing_subword_prefix": ""},
+                ]
+            )
+        )
     elif edit == "merges" and model["type"] == "BPE":
         model["merges"] = [" ".join(merge) for merge in model["merges"]]
 
@@ -105,16 +141,44 @@ def id_of(content, token):
     return vocab.get(token, next_id(content))
 
 
-CLASSES = ["PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer", "LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer",
-           "GPT2TokenizerFast", "Qwen2Tokenizer", "Qwen2TokenizerFast", "GPTNeoXTokenizerFast", "BertTokenizer", "T5TokenizerFast", None, ""]
-READ = ["added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens", "bos_token", "image_token",
-        "add_prefix_space", "legacy", "tokenizer_class", "add_bos_token", "clean_up_tokenization_spaces", "split_special_tokens", "auto_map"]
+CLASSES = [
+    "PreTrainedTokenizerFast",
+    "TokenizersBackend",
+    "PreTrainedTokenizer",
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
+    "GPT2Tokenizer",
+    "GPT2TokenizerFast",
+    "Qwen2Tokenizer",
+    "Qwen2TokenizerFast",
+    "GPTNeoXTokenizerFast",
+    "BertTokenizer",
+    "T5TokenizerFast",
+    None,
+    "",
+]
+READ = [
+    "added_tokens_decoder",
+    "additional_special_tokens",
+    "extra_special_tokens",
+    "model_specific_special_tokens",
+    "bos_token",
+    "image_token",
+    "add_prefix_space",
+    "legacy",
+    "tokenizer_class",
+    "add_bos_token",
+    "clean_up_tokenization_spaces",
+    "split_special_tokens",
+    "auto_map",
+]
 NAMES = ["bos_token", "eos_token", "unk_token", "pad_token", "mask_token", "cls_token", "sep_token", "image_token", "eot_token"]
 
 
 def edit_settings(pick, settings, content):
-    edit = pick.choice(["class", "class", "named", "named", "named", "extra", "extra", "decoder", "decoder", "prefix", "legacy", "bos", "other",
-                        "retype"])
+    edit = pick.choice(
+        ["class", "class", "named", "named", "named", "extra", "extra", "decoder", "decoder", "prefix", "legacy", "bos", "other", "retype"]
+    )
     if edit == "class":
         settings["tokenizer_class"] = pick.choice(CLASSES)
     elif edit == "named":
@@ -137,16 +201,30 @@ def edit_settings(pick, settings, content):
     elif edit == "retype":
         settings[pick.choice(READ)] = pick.choice([3, "x", [], {}, True, None, [3], ["<|x|>"], {"a": 1}, {"a_token": "<|x|>"}])
     else:
-        settings.update(pick.choice([{"split_special_tokens": True}, {"clean_up_tokenization_spaces": True}, {"model_max_length": 3},
-                                     {"chat_template": "x"}, {"auto_map": {"AutoTokenizer": ["a.B", None]}}, {"padding_side": "left"},
-                                     {"truncation_side": "left"}, {"sp_model_kwargs": {}}, {"backend": "tokenizers"}, {"init_inputs": []},
-                                     {"clean_up_tokenization_spaces": True,
-                                      "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True}]))
+        settings.update(
+            pick.choice(
+                [
+                    {"split_special_tokens": True},
+                    {"clean_up_tokenization_spaces": True},
+                    {"model_max_length": 3},
+                    {"chat_template": "x"},
+                    {"auto_map": {"AutoTokenizer": ["a.B", None]}},
+                    {"padding_side": "left"},
+                    {"truncation_side": "left"},
+                    {"sp_model_kwargs": {}},
+                    {"backend": "tokenizers"},
+                    {"init_inputs": []},
+                    {"clean_up_tokenization_spaces": True, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True},
+                ]
+            )
+        )
 
 
 def edit_legacy(pick, files):
     if pick.random() < 0.05:
-        files.setdefault(pick.choice(["special_tokens_map.json", "added_tokens.json"]), {})[pick.choice(READ)] = pick.choice([3, [], {}, None, [3]])
+        files.setdefault(pick.choice(["special_tokens_map.json", "added_tokens.json"]), {})[pick.choice(READ)] = pick.choice(
+            [3, [], {}, None, [3]]
+        )
     elif pick.random() < 0.5:
         names = files.setdefault("special_tokens_map.json", {})
         token = pick.choice([a_token(pick, False), token_flags(pick, pick.choice(SPECIAL))])
@@ -154,8 +232,9 @@ def edit_legacy(pick, files):
         if pick.random() < 0.3:
             names["additional_special_tokens"] = some(pick, lambda: a_token(pick, False))
         if pick.random() < 0.2:
-            names["extra_special_tokens"] = pick.choice([some(pick, lambda: a_token(pick, False)), {"boi_token": a_token(pick, False)},
-                                                         [token_flags(pick, pick.choice(SPECIAL))]])
+            names["extra_special_tokens"] = pick.choice(
+                [some(pick, lambda: a_token(pick, False)), {"boi_token": a_token(pick, False)}, [token_flags(pick, pick.choice(SPECIAL))]]
+            )
     else:
         added = files.setdefault("added_tokens.json", {})
         for token in some(pick, lambda: pick.choice(SPECIAL)):
@@ -163,14 +242,18 @@ def edit_legacy(pick, files):
 
 
 def edit_config(pick, raw):
-    raw.update(pick.choice([{"tokenizer_class": pick.choice(CLASSES[:-2])}, {"transformers_version": "4.40.0"}, {"transformers_version": "5.1.0"}]))
+    raw.update(
+        pick.choice([{"tokenizer_class": pick.choice(CLASSES[:-2])}, {"transformers_version": "4.40.0"}, {"transformers_version": "5.1.0"}])
+    )
 
 
 def mutated(seed, stored):
     """The files of a directory with some edits."""
     pick = random.Random(seed)
     kind = pick.choice(["byte-level", "byte-level", "metaspace", "metaspace", *KINDS])
-    family = pick.choice(["llama", "llama", "gpt2", "qwen2", "qwen3", "mistral"] if "BPE" in stored[kind]["model"]["type"] else ["llama", "mistral"])
+    family = pick.choice(
+        ["llama", "llama", "gpt2", "qwen2", "qwen3", "mistral"] if "BPE" in stored[kind]["model"]["type"] else ["llama", "mistral"]
+    )
     raw = config_to_hf(tiny_config("llama" if family == "mistral" else family))
     if family == "mistral":
         raw = {**raw, "model_type": "mistral", "architectures": ["MistralForCausalLM"]}
@@ -199,7 +282,25 @@ def write(path, files):
     return path
 
 
-PIECES = [*SPECIAL, "the cat", " sat ", "don't", " 1984", "\n\n", "  ", "naïve", "é", "e\u0301", "漢字", "🙂👩‍👧", "\x00\x07", "\u200b", "▁", "The CAT", "x y,z . !"]
+PIECES = [
+    *SPECIAL,
+    "the cat",
+    " sat ",
+    "don't",
+    " 1984",
+    "\n\n",
+    "  ",
+    "naïve",
+    "é",
+    "e\u0301",
+    "漢字",
+    "🙂👩‍👧",
+    "\x00\x07",
+    "\u200b",
+    "▁",
+    "The CAT",
+    "x y,z . !",
+]
 
 
 def texts(seed, count=12):
@@ -303,25 +404,36 @@ def test_edited_files_at_length(stored, tmp_path):
 
 # ---- cases by name
 
+
 def read(path, files, vocab_size=10**6):
     write(path, files)
     return directory_tokenizer(path, tiny_config("llama", vocab_size=vocab_size))
 
 
 def plain_files(stored, kind="byte-level", family="llama", **settings):
-    return {"tokenizer.json": json.loads(json.dumps(stored[kind])), "config.json": config_to_hf(tiny_config(family)),
-            "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **settings}}
+    return {
+        "tokenizer.json": json.loads(json.dumps(stored[kind])),
+        "config.json": config_to_hf(tiny_config(family)),
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **settings},
+    }
 
 
 X = {"content": "<|x|>", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
 
 
-@pytest.mark.parametrize("files", [
-    {"tokenizer_config.json": {"added_tokens_decoder": {"400": X}}}, {"tokenizer_config.json": {"additional_special_tokens": ["<|x|>"]}},
-    {"tokenizer_config.json": {"extra_special_tokens": {"x_token": "<|x|>"}}}, {"tokenizer_config.json": {"eot_token": "<|x|>"}},
-    {"tokenizer_config.json": {"pad_token": "<|x|>"}}, {"added_tokens.json": {"<|x|>": 400}},
-    {"special_tokens_map.json": {"eos_token": "<|x|>"}}, {"special_tokens_map.json": {"additional_special_tokens": ["<|x|>"]}},
-])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config.json": {"added_tokens_decoder": {"400": X}}},
+        {"tokenizer_config.json": {"additional_special_tokens": ["<|x|>"]}},
+        {"tokenizer_config.json": {"extra_special_tokens": {"x_token": "<|x|>"}}},
+        {"tokenizer_config.json": {"eot_token": "<|x|>"}},
+        {"tokenizer_config.json": {"pad_token": "<|x|>"}},
+        {"added_tokens.json": {"<|x|>": 400}},
+        {"special_tokens_map.json": {"eos_token": "<|x|>"}},
+        {"special_tokens_map.json": {"additional_special_tokens": ["<|x|>"]}},
+    ],
+)
 def test_a_token_of_any_file_is_recognised_whole(files, stored, tmp_path):
     without = read(tmp_path / "without", plain_files(stored)).encode("the cat<|x|> sat")
     tokenizer = read(tmp_path / "with", plain_files(stored) | files)
@@ -373,24 +485,36 @@ def test_other_files_alone_are_refused_by_name(name, tmp_path):
         directory_tokenizer(tmp_path, tiny_config("llama"))
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"tokenizer_class": "BertTokenizer"}, "tokenizer_class = 'BertTokenizer'"), ({"auto_map": {"AutoTokenizer": ["a.B", None]}}, "auto_map"),
-    ({"split_special_tokens": True}, "split_special_tokens = True"), ({"eos_token": 3}, "eos_token = 3 must be a token"),
-    ({"additional_special_tokens": [1]}, "extra_special_tokens = .1. must be a list of tokens"), ({"init_inputs": ["a"]}, "init_inputs"),
-    ({"added_tokens_decoder": {"x": X}}, "added_tokens_decoder.'x'."), ({"added_tokens_decoder": {"7": {"name": "x"}}}, "added_tokens_decoder.'7'."),
-    ({"added_tokens_decoder": []}, "added_tokens_decoder = "), ({"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": 3}, "add_prefix_space = 3"),
-    ({"extra_special_tokens": {"x_token": 3}}, "x_token = 3 must be a token"),
-])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"tokenizer_class": "BertTokenizer"}, "tokenizer_class = 'BertTokenizer'"),
+        ({"auto_map": {"AutoTokenizer": ["a.B", None]}}, "auto_map"),
+        ({"split_special_tokens": True}, "split_special_tokens = True"),
+        ({"eos_token": 3}, "eos_token = 3 must be a token"),
+        ({"additional_special_tokens": [1]}, "extra_special_tokens = .1. must be a list of tokens"),
+        ({"init_inputs": ["a"]}, "init_inputs"),
+        ({"added_tokens_decoder": {"x": X}}, "added_tokens_decoder.'x'."),
+        ({"added_tokens_decoder": {"7": {"name": "x"}}}, "added_tokens_decoder.'7'."),
+        ({"added_tokens_decoder": []}, "added_tokens_decoder = "),
+        ({"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": 3}, "add_prefix_space = 3"),
+        ({"extra_special_tokens": {"x_token": 3}}, "x_token = 3 must be a token"),
+    ],
+)
 def test_settings_refused_by_name(settings, message, stored, tmp_path):
     with pytest.raises(ModelError, match=f"^{tmp_path}/tokenizer_config.json: .*{message}"):
         read(tmp_path, plain_files(stored, **settings))
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("special_tokens_map.json", {"additional_special_tokens": 3}, "additional_special_tokens = 3"),
-    ("special_tokens_map.json", {"bos_token": {"lstrip": True}}, "bos_token = "), ("added_tokens.json", {"<|x|>": "4"}, "'<.x.>' = '4'"),
-    ("special_tokens_map.json", {"add_bos_token": True}, "add_bos_token = True is not supported"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("special_tokens_map.json", {"additional_special_tokens": 3}, "additional_special_tokens = 3"),
+        ("special_tokens_map.json", {"bos_token": {"lstrip": True}}, "bos_token = "),
+        ("added_tokens.json", {"<|x|>": "4"}, "'<.x.>' = '4'"),
+        ("special_tokens_map.json", {"add_bos_token": True}, "add_bos_token = True is not supported"),
+    ],
+)
 def test_older_files_refused_by_name(name, content, message, stored, tmp_path):
     with pytest.raises(ModelError, match=f"^{tmp_path}/{name}: {message}"):
         read(tmp_path, plain_files(stored) | {name: content})
@@ -442,7 +566,11 @@ print(json.dumps(found))
 
 
 def test_an_ascii_locale_changes_nothing(stored, tmp_path):
-    added = {"added_tokens_decoder": {"7": {**X, "content": "\u00e9"}}, "additional_special_tokens": ["\u6f22\u5b57"], "bos_token": "\u2581the"}
+    added = {
+        "added_tokens_decoder": {"7": {**X, "content": "\u00e9"}},
+        "additional_special_tokens": ["\u6f22\u5b57"],
+        "bos_token": "\u2581the",
+    }
     files = plain_files(stored, tokenizer_class="GPT2Tokenizer", **added)
     one, two = write(tmp_path / "mod\u00e8le" / "one", files), write(tmp_path / "mod\u00e8le" / "two", files)
     (two / "tokenizer.json").unlink()

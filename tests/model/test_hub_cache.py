@@ -1,4 +1,5 @@
 """Hub ids are found in the Hugging Face cache as its own tools leave it: by name, by revision, whole; else the line that fetches them."""
+
 import shutil
 import sys
 
@@ -55,11 +56,14 @@ def test_an_id_is_loaded_through_links_without_the_hub_library(cache, tmp_path):
 def test_the_library_agrees_on_where_it_is(cache):
     hub = pytest.importorskip("huggingface_hub")
     from huggingface_hub.file_download import try_to_load_from_cache
+
     found = try_to_load_from_cache("org/small", "config.json", cache_dir=cache)
     assert isinstance(found, str) and hub_cache.hub_snapshot("org/small") / "config.json" == type(cache)(found), hub.__version__
 
 
-@pytest.mark.parametrize("variable,below", [("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")])
+@pytest.mark.parametrize(
+    "variable,below", [("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")]
+)
 def test_every_variable_that_moves_the_cache(tmp_path, monkeypatch, variable, below):
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -73,7 +77,9 @@ def test_revisions(cache):
     put(cache, "org/small", OLDER, "v1.0")
     for name, commit in (("org/small", COMMIT), ("org/small@main", COMMIT), ("org/small@v1.0", OLDER), (f"org/small@{OLDER}", OLDER)):
         assert hub_cache.hub_snapshot(name).name == commit
-    with pytest.raises(ModelError, match=r"revision v2 is not in the Hugging Face cache.*it has .*main, v1.0 .*hf download org/small --revision v2"):
+    with pytest.raises(
+        ModelError, match=r"revision v2 is not in the Hugging Face cache.*it has .*main, v1.0 .*hf download org/small --revision v2"
+    ):
         load("org/small@v2")
 
 
@@ -91,7 +97,10 @@ def test_what_is_not_whole_is_refused_with_the_line_that_fetches_it(cache):
     with pytest.raises(RunError, match="no tokenizer; .*or fetch it with: hf download org/small"):
         dynadapt.evaluate("org/small", string="the cat sat on the mat")
     weights.rename(weights.with_suffix(".incomplete"))
-    with pytest.raises(ModelError, match="not wholly: model.safetensors leads nowhere .a download was broken off.. Fetch the rest with: hf download org/small"):
+    with pytest.raises(
+        ModelError,
+        match="not wholly: model.safetensors leads nowhere .a download was broken off.. Fetch the rest with: hf download org/small",
+    ):
         load("org/small")
     (snapshot / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="no model.safetensors. If files are missing, fetch them with: hf download org/small"):
@@ -101,14 +110,24 @@ def test_what_is_not_whole_is_refused_with_the_line_that_fetches_it(cache):
         load("org/small")
 
 
-@pytest.mark.parametrize("given,said", [
-    ("org/other-thing", "has no model of this name: fetch it with: hf download org/other-thing"),
-    ("org/other-thing@v3", "hf download org/other-thing --revision v3"),
-    ("https://huggingface.co/org/small", "given as 'org/small'"), ("hf:org/small", "given as 'org/small'"),
-    ("org/smal", "did you mean 'org/small'.*hf download org/smal"), ("smollm2-135", "did you mean 'smollm2-135m'"),
-    ("SmolLM2-135M", "did you mean 'smollm2-135m'"), ("HuggingFaceTB/SmolLM2-135M", "did you mean 'smollm2-135m'.*hf download HuggingFaceTB/SmolLM2-135M"),
-    ("org/--", "does not exist"), ("../../x", "does not exist"), ("org/small/extra", "does not exist"), ("a b", "does not exist"), ("é/é", "does not exist"),
-])
+@pytest.mark.parametrize(
+    "given,said",
+    [
+        ("org/other-thing", "has no model of this name: fetch it with: hf download org/other-thing"),
+        ("org/other-thing@v3", "hf download org/other-thing --revision v3"),
+        ("https://huggingface.co/org/small", "given as 'org/small'"),
+        ("hf:org/small", "given as 'org/small'"),
+        ("org/smal", "did you mean 'org/small'.*hf download org/smal"),
+        ("smollm2-135", "did you mean 'smollm2-135m'"),
+        ("SmolLM2-135M", "did you mean 'smollm2-135m'"),
+        ("HuggingFaceTB/SmolLM2-135M", "did you mean 'smollm2-135m'.*hf download HuggingFaceTB/SmolLM2-135M"),
+        ("org/--", "does not exist"),
+        ("../../x", "does not exist"),
+        ("org/small/extra", "does not exist"),
+        ("a b", "does not exist"),
+        ("é/é", "does not exist"),
+    ],
+)
 def test_what_users_type(cache, given, said):
     with pytest.raises(ModelError, match=said):
         load(given)
@@ -118,9 +137,13 @@ def test_files_that_are_no_model(cache, tmp_path):
     model = tiny_directory(tmp_path / "models" / "tiny")
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     (tmp_path / "notes.txt").write_text("x")
-    for given, said in ((tmp_path / "pytorch_model.bin", "is a pickle.*save_pretrained"), (model / "config.json", "is a part of a model; give its directory"),
-                        (tmp_path / "notes.txt", "is neither .gguf nor .safetensors"), (tmp_path / "models", "tiny is a model: give that"),
-                        (tmp_path / "models" / "tinny", "did you mean '.*tiny'")):
+    for given, said in (
+        (tmp_path / "pytorch_model.bin", "is a pickle.*save_pretrained"),
+        (model / "config.json", "is a part of a model; give its directory"),
+        (tmp_path / "notes.txt", "is neither .gguf nor .safetensors"),
+        (tmp_path / "models", "tiny is a model: give that"),
+        (tmp_path / "models" / "tinny", "did you mean '.*tiny'"),
+    ):
         with pytest.raises(ModelError, match=said):
             load(given)
     (model / "metrics.jsonl").write_text("")

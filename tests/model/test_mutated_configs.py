@@ -1,4 +1,5 @@
 """Edited config.json files: what all three load they score alike, and what is refused is refused by name, in Python and in C."""
+
 import pytest
 
 pytest.importorskip("transformers")

@@ -1,4 +1,5 @@
 """The same ids as transformers, spans that tile the text, and tokenizers rebuilt from GGUF metadata."""
+
 import json
 import random
 
@@ -11,18 +12,47 @@ from dynadapt.model import ModelError, Tokenizer, load, random_model, tiny_confi
 from dynadapt.model.convert import write_directory
 
 TEXTS = [
-    "", " ", "a", "Hello world", "  two leading spaces", "trailing  ", "tabs\tand\t\ttabs", "line\nline\n\n\nline", "CRLF\r\nCRLF\r\n",
-    "digits 0 12 345 67890123456789", "3.14159e-10 1,000,000", "don't we'll I'd 'tis O'Neill's", "naïve café déjà", "e\u0301 combining a\u0308o\u0302",
-    "\u0301lone combining", "emoji 🙂👩‍👩‍👧‍👦🇩🇪", "汉字 漢字かな交じり文 한국어", "العربية עברית हिन्दी ไทย", "\x00\x01\x07\x1b\x7f control", "\u200b\u200d\ufeff\u2028\u2029",
-    "ﬁ ligature Å Å", "def f(x):\n    return x**2  # comment\n", "<|endoftext|> spelled out <s> </s>", "a<|endoftext|>b", "https://example.org/a?b=c&d=%20",
-    "ẞßſ İı", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𐍈", "\u00a0nbsp\u00a0", "x" * 300, "—dashes–and…dots", "½ ² Ⅷ ٣٤ ４２",
+    "",
+    " ",
+    "a",
+    "Hello world",
+    "  two leading spaces",
+    "trailing  ",
+    "tabs\tand\t\ttabs",
+    "line\nline\n\n\nline",
+    "CRLF\r\nCRLF\r\n",
+    "digits 0 12 345 67890123456789",
+    "3.14159e-10 1,000,000",
+    "don't we'll I'd 'tis O'Neill's",
+    "naïve café déjà",
+    "e\u0301 combining a\u0308o\u0302",
+    "\u0301lone combining",
+    "emoji 🙂👩‍👩‍👧‍👦🇩🇪",
+    "汉字 漢字かな交じり文 한국어",
+    "العربية עברית हिन्दी ไทย",
+    "\x00\x01\x07\x1b\x7f control",
+    "\u200b\u200d\ufeff\u2028\u2029",
+    "ﬁ ligature Å Å",
+    "def f(x):\n    return x**2  # comment\n",
+    "<|endoftext|> spelled out <s> </s>",
+    "a<|endoftext|>b",
+    "https://example.org/a?b=c&d=%20",
+    "ẞßſ İı",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𐍈",
+    "\u00a0nbsp\u00a0",
+    "x" * 300,
+    "—dashes–and…dots",
+    "½ ² Ⅷ ٣٤ ４２",
 ]
 BYTES = list(pre_tokenizers.ByteLevel.alphabet())
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def corpus():
-    return [text for text in TEXTS for _ in range(3)] + ["the quick brown fox jumps over the lazy dog, don't it? " * 4, "1234 5678 naïve 汉字 🙂"]
+    return [text for text in TEXTS for _ in range(3)] + [
+        "the quick brown fox jumps over the lazy dog, don't it? " * 4,
+        "1234 5678 naïve 汉字 🙂",
+    ]
 
 
 def byte_level(pre):
@@ -40,8 +70,10 @@ def byte_level(pre):
     if pre == "qwen2":
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=500, special_tokens=["<|endoftext|>", "<|im_start|>"],
-                                                              initial_alphabet=BYTES, show_progress=False))
+    backend.train_from_iterator(
+        corpus(),
+        trainers.BpeTrainer(vocab_size=500, special_tokens=["<|endoftext|>", "<|im_start|>"], initial_alphabet=BYTES, show_progress=False),
+    )
     return backend
 
 
@@ -52,15 +84,22 @@ def sentencepiece():
     backend = Backend(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", left=1)])
-    backend.train_from_iterator([line for text in corpus() for line in text.split("\n") if text.isascii()],
-                                trainers.BpeTrainer(vocab_size=500, special_tokens=first, show_progress=False))
+    backend.train_from_iterator(
+        [line for text in corpus() for line in text.split("\n") if text.isascii()],
+        trainers.BpeTrainer(vocab_size=500, special_tokens=first, show_progress=False),
+    )
     content = json.loads(backend.to_str())
     content["added_tokens"] = content["added_tokens"][:3]
     return Backend.from_str(json.dumps(content))
 
 
-KINDS = {"gpt-2": "GPT2Tokenizer", "smollm": "PreTrainedTokenizerFast", "qwen2": "Qwen2Tokenizer", "llama-bpe": "PreTrainedTokenizerFast",
-         "spm": "PreTrainedTokenizerFast"}
+KINDS = {
+    "gpt-2": "GPT2Tokenizer",
+    "smollm": "PreTrainedTokenizerFast",
+    "qwen2": "Qwen2Tokenizer",
+    "llama-bpe": "PreTrainedTokenizerFast",
+    "spm": "PreTrainedTokenizerFast",
+}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -109,6 +148,7 @@ def assert_tiles(tokenizer, text, ids):
 
 def test_same_ids_as_transformers(directory):
     import transformers
+
     tokenizer = load(directory).tokenizer
     check_against(tokenizer, transformers.AutoTokenizer.from_pretrained(directory), TEXTS + random_texts(300))
 
@@ -127,10 +167,17 @@ def gguf_metadata(kind, backend):
     special = {token.content for token in backend.get_added_tokens_decoder().values()}
     metadata = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [3 if token in special else 1 for token in tokens]}
     if kind == "spm":
-        return metadata | {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [-float(i) for i in range(len(tokens))],
-                           "tokenizer.ggml.unknown_token_id": 0}
+        return metadata | {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.scores": [-float(i) for i in range(len(tokens))],
+            "tokenizer.ggml.unknown_token_id": 0,
+        }
     merges = json.loads(backend.to_str())["model"]["merges"]
-    return metadata | {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": kind, "tokenizer.ggml.merges": [" ".join(merge) for merge in merges]}
+    return metadata | {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": kind,
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in merges],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +200,7 @@ def test_gguf_tokenizer_against_transformers_own(kind, gguf_file):
     It does not split digits for smollm, has no NFC for qwen2, and no whole-word look-up for llama-bpe.
     """
     import transformers
+
     reference = transformers.AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
     tokenizer = load(gguf_file).tokenizer
     texts = TEXTS + random_texts(100, seed=2)
@@ -172,16 +220,19 @@ def without_lookup(tokenizer):
     return Tokenizer(Backend.from_str(json.dumps(content)))
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model = 'bert' is not supported; accepted: gpt2, llama"),
-    ({"tokenizer.ggml.pre": "tekken"}, "tokenizer.ggml.pre = 'tekken' is not supported; accepted: gpt-2"),
-    ({"tokenizer.ggml.pre": None}, "tokenizer.ggml.pre = None"),
-    ({"tokenizer.ggml.tokens": ["a", "a"]}, "2 tokens .1 different."),
-    ({"tokenizer.ggml.tokens": [1, 2]}, "tokens must be a list of strings"),
-    ({"tokenizer.ggml.merges": ["ab"]}, "pairs of tokens"),
-    ({"tokenizer.ggml.merges": ["zz yy"]}, "cannot be built"),
-    ({"tokenizer.ggml.token_type": [1]}, "token_type must have a number"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model = 'bert' is not supported; accepted: gpt2, llama"),
+        ({"tokenizer.ggml.pre": "tekken"}, "tokenizer.ggml.pre = 'tekken' is not supported; accepted: gpt-2"),
+        ({"tokenizer.ggml.pre": None}, "tokenizer.ggml.pre = None"),
+        ({"tokenizer.ggml.tokens": ["a", "a"]}, "2 tokens .1 different."),
+        ({"tokenizer.ggml.tokens": [1, 2]}, "tokens must be a list of strings"),
+        ({"tokenizer.ggml.merges": ["ab"]}, "pairs of tokens"),
+        ({"tokenizer.ggml.merges": ["zz yy"]}, "cannot be built"),
+        ({"tokenizer.ggml.token_type": [1]}, "token_type must have a number"),
+    ],
+)
 def test_gguf_tokenizer_refused_by_name(change, message, tmp_path):
     backend = byte_level("qwen2")
     model = random_model(tiny_config("llama", vocab_size=500))
@@ -229,14 +280,25 @@ def test_a_fingerprint_is_of_what_decides_the_ids(backend):
     assert len(fingerprint) == 64 and int(fingerprint, 16)
     old = {"merges": [" ".join(merge) for merge in content["model"]["merges"]]}  # how older files write them
     padding = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
-    for same in (lambda other: None, reverse_keys, lambda other: other["model"].update(old), lambda other: other.update(decoder=None),
-                 lambda other: other.update(padding=padding), lambda other: other.update(post_processor=None)):
+    for same in (
+        lambda other: None,
+        reverse_keys,
+        lambda other: other["model"].update(old),
+        lambda other: other.update(decoder=None),
+        lambda other: other.update(padding=padding),
+        lambda other: other.update(post_processor=None),
+    ):
         assert changed(same) == fingerprint
     swap = lambda items: items[2:3] + items[:2] + items[3:]  # noqa: E731
-    others = [changed(lambda other: other["model"].update(merges=swap(content["model"]["merges"]))),
-              changed(lambda other: other["added_tokens"][1].update(rstrip=True)), changed(lambda other: other["added_tokens"].pop()),
-              changed(lambda other: other.update(normalizer={"type": "Lowercase"})), changed(lambda other: None, eos=2),
-              changed(lambda other: other.update(pre_tokenizer={"type": "Whitespace"})), changed(lambda other: None, bos=None)]
+    others = [
+        changed(lambda other: other["model"].update(merges=swap(content["model"]["merges"]))),
+        changed(lambda other: other["added_tokens"][1].update(rstrip=True)),
+        changed(lambda other: other["added_tokens"].pop()),
+        changed(lambda other: other.update(normalizer={"type": "Lowercase"})),
+        changed(lambda other: None, eos=2),
+        changed(lambda other: other.update(pre_tokenizer={"type": "Whitespace"})),
+        changed(lambda other: None, bos=None),
+    ]
     assert len({fingerprint, *others}) == 1 + len(others)
 
 
@@ -253,6 +315,7 @@ def test_smollm2_same_ids_as_transformers(smollm2_directory):
     from pydoc_data import topics
 
     import transformers
+
     tokenizer = load("smollm2-135m").tokenizer
     reference = transformers.AutoTokenizer.from_pretrained(smollm2_directory)
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (49152, 1, 2)

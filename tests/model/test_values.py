@@ -1,4 +1,5 @@
 """Weights that are no numbers, or of a dtype that holds none: refused by every way in, naming file or model and tensor."""
+
 import struct
 import sys
 from pathlib import Path
@@ -19,8 +20,15 @@ MARK = 1.2345678e-3  # a value that no other weight has
 CONFIG = tiny_config("qwen3", layers=1, tied_head=False)
 BAD = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 DTYPES = (torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2)
-NAMES = ["embed.weight", "layers.0.attn_norm.weight", "layers.0.k.weight", "layers.0.q_norm.weight", "layers.0.down.weight",
-         "norm.weight", "head.weight"]
+NAMES = [
+    "embed.weight",
+    "layers.0.attn_norm.weight",
+    "layers.0.k.weight",
+    "layers.0.q_norm.weight",
+    "layers.0.down.weight",
+    "norm.weight",
+    "head.weight",
+]
 
 
 def marked(name):

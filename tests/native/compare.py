@@ -1,4 +1,5 @@
 """How native ops are compared: no further from the float64 truth than plain torch is in the same dtype, plus a little."""
+
 import torch
 
 from dynadapt import _C

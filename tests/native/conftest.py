@@ -1,4 +1,5 @@
 """Native tests need the extension; their inputs are the same in every run."""
+
 import pytest
 import torch
 

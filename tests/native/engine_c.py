@@ -1,4 +1,5 @@
 """The engine of dynadapt.h through ctypes, for tests that hold it against dynadapt.Engine."""
+
 import ctypes as c
 import json
 from pathlib import Path
@@ -25,21 +26,38 @@ def fields(*runs):
 
 
 class Params(c.Structure):
-    _fields_ = fields((c.c_uint32, "struct_size"), (c.c_int32, "dtype streams segment every memory_length memory_sinks rank"),
-                      (c.c_double, "alpha"), (c.c_char_p, "targets"), (c.c_int32, "first_layer last_layer"), (c.c_uint64, "seed"),
-                      (c.c_int32, "optimizer"), (c.c_double, "lr beta1 beta2 eps clip decay weight_decay momentum"))
+    _fields_ = fields(
+        (c.c_uint32, "struct_size"),
+        (c.c_int32, "dtype streams segment every memory_length memory_sinks rank"),
+        (c.c_double, "alpha"),
+        (c.c_char_p, "targets"),
+        (c.c_int32, "first_layer last_layer"),
+        (c.c_uint64, "seed"),
+        (c.c_int32, "optimizer"),
+        (c.c_double, "lr beta1 beta2 eps clip decay weight_decay momentum"),
+    )
 
 
 class Report(c.Structure):
-    _fields_ = fields((c.c_uint32, "struct_size"), (c.c_int32, "updated skipped"), (c.c_int64, "scored"), (c.c_double, "nll_sum"),
-                      (c.c_int64, "forward_flops backward_flops update_flops recompute_flops"),
-                      (c.POINTER(c.c_int32), "outcome"), (c.POINTER(c.c_float), "grad_norm"))
+    _fields_ = fields(
+        (c.c_uint32, "struct_size"),
+        (c.c_int32, "updated skipped"),
+        (c.c_int64, "scored"),
+        (c.c_double, "nll_sum"),
+        (c.c_int64, "forward_flops backward_flops update_flops recompute_flops"),
+        (c.POINTER(c.c_int32), "outcome"),
+        (c.POINTER(c.c_float), "grad_norm"),
+    )
 
 
 class Info(c.Structure):
-    _fields_ = fields((c.c_uint32, "struct_size"), (c.c_int32, "streams segment window"),
-                      (c.c_int64, "layers hidden heads kv_heads head_dim ffn vocabulary max_positions"),
-                      (c.c_int64, "parameters learned_parameters bytes"), (c.c_char * 16, "family"))
+    _fields_ = fields(
+        (c.c_uint32, "struct_size"),
+        (c.c_int32, "streams segment window"),
+        (c.c_int64, "layers hidden heads kv_heads head_dim ffn vocabulary max_positions"),
+        (c.c_int64, "parameters learned_parameters bytes"),
+        (c.c_char * 16, "family"),
+    )
 
 
 class Refused(Exception):
@@ -77,8 +95,11 @@ class EngineC:
         self.outcome, self.grad_norm = (c.c_int32 * streams)(), (c.c_float * streams)()
         self.report = Report(struct_size=c.sizeof(Report), outcome=self.outcome, grad_norm=self.grad_norm)
         counts = None if lengths is None else (c.c_int32 * streams)(*lengths)
-        check(library.dynadapt_engine_step(self.handle, c.c_void_p(tokens.data_ptr()), width, counts, c.c_void_p(nll.data_ptr()),
-                                           c.byref(self.report)))
+        check(
+            library.dynadapt_engine_step(
+                self.handle, c.c_void_p(tokens.data_ptr()), width, counts, c.c_void_p(nll.data_ptr()), c.byref(self.report)
+            )
+        )
         return nll
 
     def enter(self, stream):
@@ -113,6 +134,7 @@ class EngineC:
 
 # ---- both engines
 
+
 def write(path, family="llama", dtype=torch.float32, seed=0, **changes):
     write_directory(random_model(tiny_config(family, **changes), seed=seed, std=0.1), path, dtype)
     return path
@@ -122,19 +144,37 @@ def text(streams, length, vocabulary, seed=0):
     return torch.randint(vocabulary, (streams, length), generator=torch.Generator().manual_seed(seed))
 
 
-def pair(directory, dtype="fp32", streams=1, memory=None, adapt=LoRA(rank=3, alpha=6.0), optimizer=Adam(lr=3e-3), every=1,
-         seed=5):
+def pair(directory, dtype="fp32", streams=1, memory=None, adapt=LoRA(rank=3, alpha=6.0), optimizer=Adam(lr=3e-3), every=1, seed=5):
     """(the C engine, the Python engine) of one configuration."""
-    python = Engine(load(str(directory)), adapt=adapt, optimizer=optimizer if adapt else None, memory=memory, streams=streams,
-                    segment=SEGMENT, every=every, dtype=dtype, backend="cpu", seed=seed)
+    python = Engine(
+        load(str(directory)),
+        adapt=adapt,
+        optimizer=optimizer if adapt else None,
+        memory=memory,
+        streams=streams,
+        segment=SEGMENT,
+        every=every,
+        dtype=dtype,
+        backend="cpu",
+        seed=seed,
+    )
     options = {"dtype": DTYPES[dtype], "streams": streams, "segment": SEGMENT, "every": every, "rank": 0}
     if memory:
         options |= {"memory_length": memory.length, "memory_sinks": memory.sinks}
     if adapt:
         span = adapt.layers or range(0, python.config.layers)
-        options |= {"rank": adapt.rank, "alpha": adapt.alpha, "targets": adapt.targets.encode(), "first_layer": span.start,
-                    "last_layer": span.stop, "seed": seed, "optimizer": OPTIMIZERS[optimizer.kind], "lr": optimizer.lr,
-                    "clip": optimizer.clip, "decay": optimizer.decay}
+        options |= {
+            "rank": adapt.rank,
+            "alpha": adapt.alpha,
+            "targets": adapt.targets.encode(),
+            "first_layer": span.start,
+            "last_layer": span.stop,
+            "seed": seed,
+            "optimizer": OPTIMIZERS[optimizer.kind],
+            "lr": optimizer.lr,
+            "clip": optimizer.clip,
+            "decay": optimizer.decay,
+        }
         hyper = optimizer.hyper()
         names = ("momentum",) if optimizer.kind == "sgd" else ("beta1", "beta2", "eps", "weight_decay")
         options |= {name: hyper[name] for name in names}

@@ -7,6 +7,7 @@ FOLDER has `model`, `shards` (a model with an index) and `adapter`; damaged copi
 formats: values of JSON texts are replaced, repeated, moved and nested, header lengths and bytes are changed. A file is accepted, and then steps, or refused with a
 text that names it; the last case stays in FOLDER/damaged, named on standard error. Prints what happened as JSON.
 """
+
 from __future__ import annotations
 
 import collections
@@ -22,11 +23,59 @@ import time
 from pathlib import Path
 
 VALUE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null')
-VALUES = [b"-1", b"0", b"1", b"2", b"3", b"7", b"1e308", b"1e309", b"1e-400", b"NaN", b"-Infinity", b"null", b"true", b"false", b'""',
-          b'"x"', b"[]", b"{}", b"[[]]", b"2147483647", b"2147483648", b"4294967296", b"9007199254740992", b"9007199254740993",
-          b"9223372036854775807", b"18446744073709551616", b"1" * 400, b"1.5", b"-0", b"64", b"2.0", b'"F32"', b'"BF16"', b'"F16"',
-          b'"F64"', b'"I8"', b'"BOOL"', b'"Q4"', b'"\\ud800"', b'"\\u0000"', b'"../../x"', b'"/dev/zero"', b'"gelu"', b'"llama3"', b'"linear"',
-          b'"qwen3"', b'"gpt2"', b"[" * 100, b"[" * 60 + b"]" * 60, b'{"a": 1, "a": 1}', b'"' + b"x" * 5000 + b'"']
+VALUES = [
+    b"-1",
+    b"0",
+    b"1",
+    b"2",
+    b"3",
+    b"7",
+    b"1e308",
+    b"1e309",
+    b"1e-400",
+    b"NaN",
+    b"-Infinity",
+    b"null",
+    b"true",
+    b"false",
+    b'""',
+    b'"x"',
+    b"[]",
+    b"{}",
+    b"[[]]",
+    b"2147483647",
+    b"2147483648",
+    b"4294967296",
+    b"9007199254740992",
+    b"9007199254740993",
+    b"9223372036854775807",
+    b"18446744073709551616",
+    b"1" * 400,
+    b"1.5",
+    b"-0",
+    b"64",
+    b"2.0",
+    b'"F32"',
+    b'"BF16"',
+    b'"F16"',
+    b'"F64"',
+    b'"I8"',
+    b'"BOOL"',
+    b'"Q4"',
+    b'"\\ud800"',
+    b'"\\u0000"',
+    b'"../../x"',
+    b'"/dev/zero"',
+    b'"gelu"',
+    b'"llama3"',
+    b'"linear"',
+    b'"qwen3"',
+    b'"gpt2"',
+    b"[" * 100,
+    b"[" * 60 + b"]" * 60,
+    b'{"a": 1, "a": 1}',
+    b'"' + b"x" * 5000 + b'"',
+]
 LENGTHS = (0, 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1, 100_000_000, 100_000_001)
 
 

@@ -1,4 +1,5 @@
 """The C ABI: every exported function, with each argument broken in each way, refuses by name and touches nothing."""
+
 import json
 import subprocess
 import sys
@@ -27,8 +28,9 @@ def test_wrong_arguments_are_refused_by_name(tmp_path):
     write(tmp_path / "model", layers=1)
     EngineC(tmp_path / "model", dtype=1, streams=2, segment=4, rank=2, alpha=4.0).save(0, tmp_path / "adapter")
     (tmp_path / "file").write_text("not a directory")
-    done = subprocess.run([sys.executable, str(BREAKING), str(LIBRARY), str(HEADER), str(tmp_path)], capture_output=True, text=True,
-                          timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(BREAKING), str(LIBRARY), str(HEADER), str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
     last = done.stderr[-3000:]
     assert done.returncode == 0, f"exit status {done.returncode}; the cases up to the last:\n{last}"
     result = json.loads(done.stdout)

@@ -1,4 +1,5 @@
 """SwiGLU and the two GELUs against their references, over the whole range of float32."""
+
 import pytest
 import torch
 

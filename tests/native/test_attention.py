@@ -1,4 +1,5 @@
 """Attention over [memory; segment] against its reference: odd sizes, grouped heads, memory, batching, threads, causality."""
+
 import pytest
 import torch
 
@@ -9,10 +10,20 @@ from .compare import DTYPES, Out, acts, assert_threads_change_nothing, check, po
 
 # streams, segment, memory capacity (None: no memory), query heads, kv heads, head size, rotation
 CASES = [
-    (1, 1, None, 1, 1, 16, True), (2, 1, 5, 2, 1, 20, True), (1, 63, None, 3, 1, 64, True), (3, 100, 37, 4, 2, 20, True),
-    (1, 130, 200, 9, 3, 64, True), (2, 97, 130, 2, 2, 128, True), (1, 150, None, 3, 3, 17, False), (1, 33, 9, 8, 1, 24, False),
-    (1, 300, None, 5, 1, 64, True), (1, 200, 129, 7, 1, 32, True),
-    (5, 21, None, 2, 2, 32, False), (3, 32, None, 6, 2, 20, True), (2, 96, None, 2, 2, 17, False), (7, 2, None, 3, 1, 8, True),  # short
+    (1, 1, None, 1, 1, 16, True),
+    (2, 1, 5, 2, 1, 20, True),
+    (1, 63, None, 3, 1, 64, True),
+    (3, 100, 37, 4, 2, 20, True),
+    (1, 130, 200, 9, 3, 64, True),
+    (2, 97, 130, 2, 2, 128, True),
+    (1, 150, None, 3, 3, 17, False),
+    (1, 33, 9, 8, 1, 24, False),
+    (1, 300, None, 5, 1, 64, True),
+    (1, 200, 129, 7, 1, 32, True),
+    (5, 21, None, 2, 2, 32, False),
+    (3, 32, None, 6, 2, 20, True),
+    (2, 96, None, 2, 2, 17, False),
+    (7, 2, None, 3, 1, 8, True),  # short
 ]
 
 
@@ -30,8 +41,19 @@ def forward_arguments(case, dtype):
         memory = [acts(streams + 2, capacity, hkv * d, dtype=dtype) for _ in range(2)] + [lengths]
     cos, sin = tables(segment + (capacity or 0), d) if rotation else (None, None)
     rows = streams * segment
-    return [acts(rows, (hq + 2 * hkv) * d, dtype=dtype), *memory, slots, cos, sin, hq, hkv, d, d**-0.5,
-            Out(poisoned(rows, hq * d)), Out(poisoned(streams, hq, segment), wide=True)]
+    return [
+        acts(rows, (hq + 2 * hkv) * d, dtype=dtype),
+        *memory,
+        slots,
+        cos,
+        sin,
+        hq,
+        hkv,
+        d,
+        d**-0.5,
+        Out(poisoned(rows, hq * d)),
+        Out(poisoned(streams, hq, segment), wide=True),
+    ]
 
 
 def backward_arguments(case, dtype):
@@ -55,8 +77,14 @@ def test_backward(case, dtype):
     check("attention_backward", backward_arguments(case, dtype), dtype, slack=4 if dtype == torch.bfloat16 else 1)
 
 
-LONE = [(1, 1, None, 1, 1, 16, True), (3, 1, None, 4, 2, 20, False), (2, 40, None, 3, 1, 64, True), (2, 150, None, 4, 1, 128, True),
-        (1, 100, 30, 9, 3, 17, False), (1, 1, 5, 2, 1, 64, True)]  # short and long forms, with and without a memory that is empty
+LONE = [
+    (1, 1, None, 1, 1, 16, True),
+    (3, 1, None, 4, 2, 20, False),
+    (2, 40, None, 3, 1, 64, True),
+    (2, 150, None, 4, 1, 128, True),
+    (1, 100, 30, 9, 3, 17, False),
+    (1, 1, 5, 2, 1, 64, True),
+]  # short and long forms, with and without a memory that is empty
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -100,6 +128,7 @@ def test_threads_change_no_bit(op, dtype):
 
 def of_stream(arguments, i, streams):
     """The arguments of stream ``i`` alone."""
+
     def part(value):
         if isinstance(value, Out):
             return Out(part(value.tensor), value.wide)
@@ -107,8 +136,13 @@ def of_stream(arguments, i, streams):
             return value
         size = value.shape[0] // streams
         return value[i * size : (i + 1) * size]
+
     place = {"cos", "sin"}
-    names = ["qkv", "k", "v", "len", "slots", "cos", "sin"] if len(arguments) == 13 else ["do", "qkv", "o", "lse", "k", "v", "len", "slots", "cos", "sin"]
+    names = (
+        ["qkv", "k", "v", "len", "slots", "cos", "sin"]
+        if len(arguments) == 13
+        else ["do", "qkv", "o", "lse", "k", "v", "len", "slots", "cos", "sin"]
+    )
     return [a if n < len(names) and names[n] in place else part(a) for n, a in enumerate(arguments)]
 
 

@@ -1,4 +1,5 @@
 """Bias gradients against their reference."""
+
 import pytest
 import torch
 

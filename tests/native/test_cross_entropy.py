@@ -1,4 +1,5 @@
 """The linear cross-entropy against its reference, and what may not change its result."""
+
 import pytest
 import torch
 
@@ -18,8 +19,15 @@ def arguments(case, dtype, gradient=True, weights=True, spread=1.0):
     if n > 3:
         targets[1], targets[2], targets[3] = 0, vocabulary - 1, vocabulary // 2
     head = spread * acts(vocabulary, hidden, dtype=dtype) / hidden**0.5
-    return [acts(n, hidden, dtype=dtype), Weight(head), targets, torch.rand(n) if weights else None,
-            Out(poisoned(n), wide=True), Out(poisoned(n), wide=True), Out(poisoned(n, hidden)) if gradient else None]
+    return [
+        acts(n, hidden, dtype=dtype),
+        Weight(head),
+        targets,
+        torch.rand(n) if weights else None,
+        Out(poisoned(n), wide=True),
+        Out(poisoned(n), wide=True),
+        Out(poisoned(n, hidden)) if gradient else None,
+    ]
 
 
 @pytest.mark.parametrize("spread", [1.0, 20.0])
@@ -87,8 +95,10 @@ def test_weight_gradient(case, dtype, accumulate):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_change_no_bit(dtype):
-    for op, call in (("cross_entropy", arguments((150, 65, 1111), dtype)),
-                     ("cross_entropy_weight_gradient", gradient_arguments((150, 65, 1111), dtype, False))):
+    for op, call in (
+        ("cross_entropy", arguments((150, 65, 1111), dtype)),
+        ("cross_entropy_weight_gradient", gradient_arguments((150, 65, 1111), dtype, False)),
+    ):
         threads_change_no_bit(op, call, dtype)
 
 
@@ -112,7 +122,9 @@ def test_a_common_part_of_the_head_does_not_drown_the_gradient(dtype):
     grown = [torch.empty(9), torch.empty(9), torch.empty(9, 64)]
 
     def gradient(op, kind, matrix):
-        nll, lse, dh = (t.to(kind) if i == 2 else t.to(torch.float64 if kind == torch.float64 else torch.float32) for i, t in enumerate(grown))
+        nll, lse, dh = (
+            t.to(kind) if i == 2 else t.to(torch.float64 if kind == torch.float64 else torch.float32) for i, t in enumerate(grown)
+        )
         op(h.to(kind), matrix(head.to(dtype).to(kind)), targets, None, nll, lse, dh)
         return dh.double()
 

@@ -1,4 +1,5 @@
 """What the compiler made of the products' inner loops: a line of C++ that looks free need not be."""
+
 import re
 import shutil
 import subprocess
@@ -35,4 +36,3 @@ def test_tiles_broadcast_without_arithmetic(tiles):
         for lines in functions:
             scalar = [line for line in lines if SCALAR.search(line)]
             assert not scalar, f"{isa}: {scalar[:3]}"
-

@@ -1,5 +1,6 @@
 """Files that anybody may have written, through both readers: what is no valid document is refused by name by both, whatever
 stands in a file's place nothing waits, and memory stays near the size of the file."""
+
 import json
 import os
 import socket
@@ -41,16 +42,31 @@ def copy(model, path):
 
 DEEP = b"[" * 70 + b"]" * 70
 CONFIGS = {  # what the key "extra" of a config.json is, and a word of the refusal
-    "a name twice": (b'1, "extra": 1', "extra"), "a name twice, deeper": (b'{"a": {"b": 1, "c": 2, "b": 3}}', r'\"b\"'),
-    "a name twice, escaped": (b'{"a": 1, "\\u0061": 1}', "a"), "NaN": (b"NaN", ""), "Infinity": (b"Infinity", ""),
-    "-Infinity": (b"-Infinity", ""), "too large": (b"1e400", "out of range"), "too small": (b"-1e-400", "out of range"),
-    "a whole number too large": (b"9" * 400, "out of range"), "5000 digits": (b"1" * 5000, "out of range"),
-    "half a pair": (b'"\\ud800"', "surrogate"), "half a pair as a name": (b'{"\\udc00": 1}', "surrogate"),
-    "not UTF-8": (b'"\xff"', ""), "an overlong form": (b'"\xc0\xaf"', ""), "a raw surrogate": (b'"\xed\xa0\x80"', ""),
-    "a raw control character": (b'"\x01"', "control character"), "deep": (DEEP, "nested too deeply"),
-    "many values": (b"[" + b"1," * 200_000 + b"1]", "too many values"), "many lists": (b"[" + b"[]," * 150_000 + b"1]", "too many values"),
-    "too long": (b'"' + b"x" * MAX_CONFIG_BYTES + b'"', "accepted are up to 4194304"), "a leading zero": (b"01", ""), "a comma": (b"[1,]", ""),
-    "a comment": (b"1 // one", ""), "single quotes": (b"'a'", ""), "more behind": (b"1} {", ""),
+    "a name twice": (b'1, "extra": 1', "extra"),
+    "a name twice, deeper": (b'{"a": {"b": 1, "c": 2, "b": 3}}', r"\"b\""),
+    "a name twice, escaped": (b'{"a": 1, "\\u0061": 1}', "a"),
+    "NaN": (b"NaN", ""),
+    "Infinity": (b"Infinity", ""),
+    "-Infinity": (b"-Infinity", ""),
+    "too large": (b"1e400", "out of range"),
+    "too small": (b"-1e-400", "out of range"),
+    "a whole number too large": (b"9" * 400, "out of range"),
+    "5000 digits": (b"1" * 5000, "out of range"),
+    "half a pair": (b'"\\ud800"', "surrogate"),
+    "half a pair as a name": (b'{"\\udc00": 1}', "surrogate"),
+    "not UTF-8": (b'"\xff"', ""),
+    "an overlong form": (b'"\xc0\xaf"', ""),
+    "a raw surrogate": (b'"\xed\xa0\x80"', ""),
+    "a raw control character": (b'"\x01"', "control character"),
+    "deep": (DEEP, "nested too deeply"),
+    "many values": (b"[" + b"1," * 200_000 + b"1]", "too many values"),
+    "many lists": (b"[" + b"[]," * 150_000 + b"1]", "too many values"),
+    "too long": (b'"' + b"x" * MAX_CONFIG_BYTES + b'"', "accepted are up to 4194304"),
+    "a leading zero": (b"01", ""),
+    "a comma": (b"[1,]", ""),
+    "a comment": (b"1 // one", ""),
+    "single quotes": (b"'a'", ""),
+    "more behind": (b"1} {", ""),
 }
 
 
@@ -187,15 +203,23 @@ def test_memory_stays_near_the_size_of_the_file(reader, content, model, tmp_path
     directory = copy(model, tmp_path / "model")
     filling = content * ((MAX_CONFIG_BYTES - 200) // len(content))
     (directory / "config.json").write_bytes(b'{"model_type": "llama", "a": [' + filling + b"1]}")
-    done = subprocess.run([sys.executable, "-c", MEMORY, reader, str(LIBRARY), str(directory)], capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, reader, str(LIBRARY), str(directory)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 25 * MAX_CONFIG_BYTES
 
 
 def test_what_is_valid_is_read(tmp_path):
     path = tmp_path / "a.json"
-    for text, value in (("[0, -0.0, 1e-300, 1.5e300, 9007199254740993]", [0, -0.0, 1e-300, 1.5e300, 9007199254740993]),
-                        ('{"\\ud83d\\ude00": "\\u0000é"}', {"😀": "\0é"}), ("[" * 60 + "]" * 60, json.loads("[" * 60 + "]" * 60))):
+    for text, value in (
+        ("[0, -0.0, 1e-300, 1.5e300, 9007199254740993]", [0, -0.0, 1e-300, 1.5e300, 9007199254740993]),
+        ('{"\\ud83d\\ude00": "\\u0000é"}', {"😀": "\0é"}),
+        ("[" * 60 + "]" * 60, json.loads("[" * 60 + "]" * 60)),
+    ):
         path.write_text(text, encoding="utf-8")
         assert read_json(path) == value

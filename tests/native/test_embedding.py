@@ -1,4 +1,5 @@
 """Token embedding and the scatter of its gradient against their references."""
+
 import pytest
 import torch
 

@@ -3,6 +3,7 @@
 Both call the same kernels in the same order. What each computes for itself, the adapters' first A and the rotary tables, comes
 out equal too: A is drawn from the same generator, and the tables are rounded once, from float64.
 """
+
 import ctypes
 import json
 
@@ -60,12 +61,29 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
     assert_same_adapters(c, python, tmp_path)
 
 
-@pytest.mark.parametrize("family,changes", [
-    ("llama", {"tied_head": True}), ("llama", {"attention_bias": True, "mlp_bias": True}), ("qwen2", {}), ("qwen3", {}),
-    ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
-    ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                                "original_max_position_embeddings": 32}}),
-], ids=["tied", "biases", "qwen2", "qwen3", "linear rope", "llama3 rope"])
+@pytest.mark.parametrize(
+    "family,changes",
+    [
+        ("llama", {"tied_head": True}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        (
+            "llama",
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 32,
+                }
+            },
+        ),
+    ],
+    ids=["tied", "biases", "qwen2", "qwen3", "linear rope", "llama3 rope"],
+)
 def test_equals_the_python_engine_for_every_family(tmp_path, family, changes):
     directory = write(tmp_path / "model", family, **changes)
     for dtype in DTYPES:
@@ -161,21 +179,37 @@ def test_a_head_beside_a_tied_embedding(tmp_path, differs):
 
 # ---- what is refused
 
-@pytest.mark.parametrize("options,message", [
-    ({"struct_size": 4}, r"params.struct_size is 4, accepted is sizeof\(\*params\)"),
-    ({"struct_size": 5000}, "params.struct_size is 5000"),
-    ({"dtype": 7}, "dtype is 7, accepted is 0 .bf16. or 1"), ({"streams": 0}, "streams is 0"), ({"segment": -2}, "segment is -2"),
-    ({"every": 0}, "every is 0"), ({"memory_length": -1}, "memory_length is -1"), ({"memory_sinks": -1}, "memory_sinks is -1"),
-    ({"rank": -1}, "rank is -1"), ({"alpha": -1.0}, "alpha is -1"), ({"alpha": float("nan")}, "alpha is -?nan"),
-    ({"targets": b"q"}, 'targets is "q", accepted is all, attn or mlp'), ({"targets": None}, 'targets is ""'),
-    ({"first_layer": 2, "last_layer": 2}, "first_layer and last_layer are 2 and 2"),
-    ({"last_layer": 9}, "the model's layers 0 to 3"), ({"optimizer": 3}, "optimizer is 3.*rms needs gradient statistics"),
-    ({"lr": -1.0}, "lr is -1"), ({"clip": -1.0}, "clip is -1"),
-    ({"decay": 2.0}, "decay is 2"), ({"beta1": 1.0}, "beta1 is 1"), ({"beta2": 0.0}, "beta2 is 0"), ({"eps": 0.0}, "eps is 0"),
-    ({"weight_decay": 0.1}, "weight_decay is 0.1, accepted is 0 to 0"),
-    ({"momentum": 0.9}, "momentum is 0.9, accepted is 0 to 0"),
-    ({"segment": 600}, "window of 600 tokens, the model has 512 positions"),
-])
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"struct_size": 4}, r"params.struct_size is 4, accepted is sizeof\(\*params\)"),
+        ({"struct_size": 5000}, "params.struct_size is 5000"),
+        ({"dtype": 7}, "dtype is 7, accepted is 0 .bf16. or 1"),
+        ({"streams": 0}, "streams is 0"),
+        ({"segment": -2}, "segment is -2"),
+        ({"every": 0}, "every is 0"),
+        ({"memory_length": -1}, "memory_length is -1"),
+        ({"memory_sinks": -1}, "memory_sinks is -1"),
+        ({"rank": -1}, "rank is -1"),
+        ({"alpha": -1.0}, "alpha is -1"),
+        ({"alpha": float("nan")}, "alpha is -?nan"),
+        ({"targets": b"q"}, 'targets is "q", accepted is all, attn or mlp'),
+        ({"targets": None}, 'targets is ""'),
+        ({"first_layer": 2, "last_layer": 2}, "first_layer and last_layer are 2 and 2"),
+        ({"last_layer": 9}, "the model's layers 0 to 3"),
+        ({"optimizer": 3}, "optimizer is 3.*rms needs gradient statistics"),
+        ({"lr": -1.0}, "lr is -1"),
+        ({"clip": -1.0}, "clip is -1"),
+        ({"decay": 2.0}, "decay is 2"),
+        ({"beta1": 1.0}, "beta1 is 1"),
+        ({"beta2": 0.0}, "beta2 is 0"),
+        ({"eps": 0.0}, "eps is 0"),
+        ({"weight_decay": 0.1}, "weight_decay is 0.1, accepted is 0 to 0"),
+        ({"momentum": 0.9}, "momentum is 0.9, accepted is 0 to 0"),
+        ({"segment": 600}, "window of 600 tokens, the model has 512 positions"),
+    ],
+)
 def test_wrong_arguments_are_named(tmp_path, options, message):
     directory = write(tmp_path / "model")
     with pytest.raises(Refused, match=message) as refused:
@@ -188,15 +222,20 @@ def test_wrong_calls_are_named(tmp_path):
     fine = text(2, SEGMENT + 1, 131)
     before = c.step(fine)
     for tokens, lengths, message in [
-            (text(2, SEGMENT + 2, 131), None, "T is 13, accepted is 1 to 12"), (fine + 131, None, r"tokens\[0\]\[0\] is "),
-            (fine - 131, None, "accepted is 0 to 130"), (fine, [13, 1], r"lengths\[0\] is 13"),
-            (fine, [1, -1], r"lengths\[1\] is -1")]:
+        (text(2, SEGMENT + 2, 131), None, "T is 13, accepted is 1 to 12"),
+        (fine + 131, None, r"tokens\[0\]\[0\] is "),
+        (fine - 131, None, "accepted is 0 to 130"),
+        (fine, [13, 1], r"lengths\[0\] is 13"),
+        (fine, [1, -1], r"lengths\[1\] is -1"),
+    ]:
         with pytest.raises(Refused, match=message):
             c.step(tokens, lengths)
     for call, message in [
-            (lambda: c.enter(2), "stream is 2, accepted is 0 to 1"), (lambda: c.reset(-1), "stream is -1"),
-            (lambda: c.set_lr(0, -1.0), "lr is -1"),
-            (lambda: c.load_adapter(0, tmp_path), "adapter_config.json: cannot be read")]:
+        (lambda: c.enter(2), "stream is 2, accepted is 0 to 1"),
+        (lambda: c.reset(-1), "stream is -1"),
+        (lambda: c.set_lr(0, -1.0), "lr is -1"),
+        (lambda: c.load_adapter(0, tmp_path), "adapter_config.json: cannot be read"),
+    ]:
         with pytest.raises(Refused, match=message):
             call()
     (tmp_path / "file").write_text("")
@@ -214,9 +253,11 @@ def test_wrong_calls_are_named(tmp_path):
 def test_an_adapter_that_does_not_fit_changes_nothing(tmp_path):
     directory = write(tmp_path / "model")
     c, python = pair(directory)
-    for name, adapt, message in [("rank", LoRA(rank=2, alpha=4.0), "r = 2; the engine's has 3"),
-                                 ("alpha", LoRA(rank=3, alpha=4.0), "lora_alpha = 4; the engine's has 6.0"),
-                                 ("targets", LoRA(rank=3, alpha=6.0, targets="attn"), "has no base_model.*targets = all needs")]:
+    for name, adapt, message in [
+        ("rank", LoRA(rank=2, alpha=4.0), "r = 2; the engine's has 3"),
+        ("alpha", LoRA(rank=3, alpha=4.0), "lora_alpha = 4; the engine's has 6.0"),
+        ("targets", LoRA(rank=3, alpha=6.0, targets="attn"), "has no base_model.*targets = all needs"),
+    ]:
         pair(directory, adapt=adapt)[1].save(tmp_path / name)
         with pytest.raises(Refused, match=message):
             c.load_adapter(0, tmp_path / name / "adapter")
@@ -253,19 +294,27 @@ def config_of(directory, **changes):
     (directory / "config.json").write_text(json.dumps({**config, **changes}))
 
 
-@pytest.mark.parametrize("changes,message", [
-    ({"model_type": "gpt2"}, 'model_type "gpt2" is not supported by this engine; accepted: llama, mistral, qwen2, qwen3'),
-    ({"model_type": "mistral", "sliding_window": 64}, "sliding_window = 64, context 512"),
-    ({"model_type": "mistral", "max_position_embeddings": 8192}, "sliding_window = 4096, context 8192"),
-    ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 64}, "sliding_window = 64"),
-    ({"hidden_act": "gelu"}, 'hidden_act = "gelu"'), ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50 is not"),
-    ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config = .*gptq"), ({"num_experts": 4}, "num_experts = 4"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 'type "yarn" is not supported'),
-    ({"hidden_size": "60"}, 'hidden_size = "60" must be'), ({"num_hidden_layers": 4}, "model.layers.3.* is missing"),
-    ({"num_hidden_layers": 2}, "model.layers.2.* has no place in this model"), ({"num_key_value_heads": 4}, "does not divide"),
-    ({"vocab_size": 130}, r"has shape \[131, 60\], the config expects \[130, 60\]"),
-    ({"rms_norm_eps": -1}, "rms_norm_eps = -1 must be a number"), ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
-])
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"model_type": "gpt2"}, 'model_type "gpt2" is not supported by this engine; accepted: llama, mistral, qwen2, qwen3'),
+        ({"model_type": "mistral", "sliding_window": 64}, "sliding_window = 64, context 512"),
+        ({"model_type": "mistral", "max_position_embeddings": 8192}, "sliding_window = 4096, context 8192"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 64}, "sliding_window = 64"),
+        ({"hidden_act": "gelu"}, 'hidden_act = "gelu"'),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50 is not"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config = .*gptq"),
+        ({"num_experts": 4}, "num_experts = 4"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 'type "yarn" is not supported'),
+        ({"hidden_size": "60"}, 'hidden_size = "60" must be'),
+        ({"num_hidden_layers": 4}, "model.layers.3.* is missing"),
+        ({"num_hidden_layers": 2}, "model.layers.2.* has no place in this model"),
+        ({"num_key_value_heads": 4}, "does not divide"),
+        ({"vocab_size": 130}, r"has shape \[131, 60\], the config expects \[130, 60\]"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps = -1 must be a number"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+    ],
+)
 def test_models_that_are_not_supported_are_named(tmp_path, changes, message):
     directory = write(tmp_path / "model")
     config_of(directory, **changes)
@@ -280,8 +329,9 @@ def test_models_that_are_not_supported_are_named(tmp_path, changes, message):
 def test_a_window_that_changes_nothing_is_served(tmp_path):
     directory = write(tmp_path / "model")
     for window, positions in ((None, 8192), (512, 512)):
-        config_of(directory, model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=window,
-                  max_position_embeddings=positions)
+        config_of(
+            directory, model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=window, max_position_embeddings=positions
+        )
         assert_same_steps(*pair(directory), steps=1)
 
 
@@ -291,9 +341,14 @@ def test_damaged_files_are_named(tmp_path):
     directory = write(tmp_path / "model")
     weights, config = directory / "model.safetensors", directory / "config.json"
     whole, text_of_config = weights.read_bytes(), config.read_text()
-    for content, message in [(whole[:-4], "does not fit: F32"), (whole[:5], "not a whole safetensors file"),
-                             (b"\xff" * 16, "not a whole"), (whole[:8] + b"[" + whole[9:], "not valid JSON"),
-                             (whole[:9] + b"\xff" + whole[10:], "not UTF-8"), (whole + b"x", "its header describes")]:
+    for content, message in [
+        (whole[:-4], "does not fit: F32"),
+        (whole[:5], "not a whole safetensors file"),
+        (b"\xff" * 16, "not a whole"),
+        (whole[:8] + b"[" + whole[9:], "not valid JSON"),
+        (whole[:9] + b"\xff" + whole[10:], "not UTF-8"),
+        (whole + b"x", "its header describes"),
+    ]:
         weights.write_bytes(content)
         with pytest.raises(Refused, match=message):
             EngineC(directory)
@@ -301,9 +356,15 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(Refused, match="no model.safetensors"):
         EngineC(directory)
     weights.write_bytes(whole)
-    for content, message in [("{", "a name was expected"), ("[1]", "must be a JSON object"), ("[" * 100, "nested too deeply"),
-                             (text_of_config + "x", "more after its value"), ('{"a": 1e999}', "out of range"),
-                             ('{"a": "\\x"}', "unknown escape"), ('{"a": "\\ud83d"}', "half of a surrogate pair")]:
+    for content, message in [
+        ("{", "a name was expected"),
+        ("[1]", "must be a JSON object"),
+        ("[" * 100, "nested too deeply"),
+        (text_of_config + "x", "more after its value"),
+        ('{"a": 1e999}', "out of range"),
+        ('{"a": "\\x"}', "unknown escape"),
+        ('{"a": "\\ud83d"}', "half of a surrogate pair"),
+    ]:
         config.write_text(content)
         with pytest.raises(Refused, match=message):
             EngineC(directory)

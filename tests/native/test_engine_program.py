@@ -1,4 +1,5 @@
 """The engine of the C ABI in other hands: a C++ program, peft, and a real model."""
+
 import os
 import shutil
 import subprocess
@@ -28,14 +29,32 @@ def test_example_program(tmp_path):
     tokens[0].int().numpy().tofile(tmp_path / "tokens.bin")
     program, where = tmp_path / "dynamic_evaluation", LIBRARY.resolve().parent
     run = lambda *command: subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)  # noqa: E731
-    built = run(compiler(), "-std=c++17", "-Wall", "-Wextra", "-Werror", ROOT / "examples/cpp/dynamic_evaluation.cpp",
-                f"-I{ROOT / 'csrc/include'}", f"-L{where}", "-ldynadapt", f"-Wl,-rpath,{where}", "-o", program)
+    built = run(
+        compiler(),
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        ROOT / "examples/cpp/dynamic_evaluation.cpp",
+        f"-I{ROOT / 'csrc/include'}",
+        f"-L{where}",
+        "-ldynadapt",
+        f"-Wl,-rpath,{where}",
+        "-o",
+        program,
+    )
     assert built.returncode == 0, built.stderr
-    done = run(program, directory, tmp_path / "tokens.bin", "segment=12", "memory=20", "rank=3", "lr=0.003",
-               f"out={tmp_path / 'adapter'}")
+    done = run(program, directory, tmp_path / "tokens.bin", "segment=12", "memory=20", "rank=3", "lr=0.003", f"out={tmp_path / 'adapter'}")
     assert done.returncode == 0, done.stderr
-    python = Engine(load(str(directory)), adapt=LoRA(rank=3), optimizer=Adam(lr=3e-3), memory=SegmentMemory(20, 4), segment=12,
-                    dtype="bf16", backend="cpu")
+    python = Engine(
+        load(str(directory)),
+        adapt=LoRA(rank=3),
+        optimizer=Adam(lr=3e-3),
+        memory=SegmentMemory(20, 4),
+        segment=12,
+        dtype="bf16",
+        backend="cpu",
+    )
     lines, total = done.stdout.splitlines(), 0.0
     for line, start in zip(lines, range(0, 59, 12)):
         nll = python.step(tokens[:, start : start + 13])

@@ -1,4 +1,5 @@
 """Damaged files through the C engine: loaded or refused with a text, and nothing else happens."""
+
 import json
 import subprocess
 import sys
@@ -26,8 +27,12 @@ def test_damaged_files_are_loaded_or_refused(seconds, seed, tmp_path):
     model = write(tmp_path / "model", layers=1)
     shards(model, tmp_path / "shards")
     EngineC(model, dtype=1, segment=8, rank=2, alpha=4.0).save(0, tmp_path / "adapter")
-    done = subprocess.run([sys.executable, str(PROGRAM), str(LIBRARY), str(tmp_path), str(seconds), str(seed)], capture_output=True,
-                          text=True, timeout=seconds + 240)
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(LIBRARY), str(tmp_path), str(seconds), str(seed)],
+        capture_output=True,
+        text=True,
+        timeout=seconds + 240,
+    )
     assert done.returncode == 0, f"exit status {done.returncode}; the last case: {done.stderr[-300:]}"
     result = json.loads(done.stdout)
     assert not result["failures"], "\n".join(result["failures"])

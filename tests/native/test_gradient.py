@@ -1,4 +1,5 @@
 """Weight gradients against their references, at odd sizes, and independent of batching and threads."""
+
 import pytest
 import torch
 
@@ -19,8 +20,18 @@ def lora_arguments(case, dtype, accumulate):
     flat = torch.randn(count, width * k + rank * out + 3)
     dA = flat[:, : width * k].unflatten(1, (width, k))
     dBt = flat[:, width * k : -3].unflatten(1, (rank, out))
-    return [acts(n, out, dtype=dtype), acts(n, k, dtype=dtype), acts(n, width, dtype=dtype), acts(n, width, dtype=dtype),
-            parts, 0.5, slots, Out(dA, wide=True), Out(dBt, wide=True), accumulate]
+    return [
+        acts(n, out, dtype=dtype),
+        acts(n, k, dtype=dtype),
+        acts(n, width, dtype=dtype),
+        acts(n, width, dtype=dtype),
+        parts,
+        0.5,
+        slots,
+        Out(dA, wide=True),
+        Out(dBt, wide=True),
+        accumulate,
+    ]
 
 
 def weight_arguments(case, dtype, accumulate):
@@ -79,8 +90,11 @@ def test_row_scores(case, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_change_no_bit(dtype):
-    calls = [("lora_gradient", lora_arguments(LORA[2], dtype, True)), ("weight_gradient", weight_arguments(WHOLE[5], dtype, True)),
-             ("row_scores", [acts(100, 300, dtype=dtype), acts(100, 33, dtype=dtype), Out(poisoned(300), wide=True)])]
+    calls = [
+        ("lora_gradient", lora_arguments(LORA[2], dtype, True)),
+        ("weight_gradient", weight_arguments(WHOLE[5], dtype, True)),
+        ("row_scores", [acts(100, 300, dtype=dtype), acts(100, 33, dtype=dtype), Out(poisoned(300), wide=True)]),
+    ]
     for op, arguments in calls:
         threads_change_no_bit(op, arguments, dtype)
 

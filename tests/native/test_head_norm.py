@@ -1,4 +1,5 @@
 """The norm of query and key heads against its reference."""
+
 import pytest
 import torch
 
@@ -12,8 +13,17 @@ CASES = [(1, 1, 1, 4), (63, 3, 1, 20), (100, 4, 2, 64), (40, 2, 2, 17)]  # rows,
 
 def forward_arguments(n, hq, hkv, d, dtype):
     width = (hq + 2 * hkv) * d
-    return [acts(n, width, dtype=dtype), acts(d, dtype=dtype), acts(d, dtype=dtype), 1e-6, hq, hkv, d,
-            Out(poisoned(n, width)), Out(poisoned(n, hq + hkv), wide=True)]
+    return [
+        acts(n, width, dtype=dtype),
+        acts(d, dtype=dtype),
+        acts(d, dtype=dtype),
+        1e-6,
+        hq,
+        hkv,
+        d,
+        Out(poisoned(n, width)),
+        Out(poisoned(n, hq + hkv), wide=True),
+    ]
 
 
 def backward_arguments(n, hq, hkv, d, dtype, learns=True):

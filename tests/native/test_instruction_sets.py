@@ -1,4 +1,5 @@
 """The native tests again under every lower instruction set that this processor can run, each in a process of its own."""
+
 import os
 import re
 import subprocess

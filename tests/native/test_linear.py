@@ -1,4 +1,5 @@
 """linear_forward and linear_backward against their references, at odd sizes, and independent of batching and threads."""
+
 import pytest
 import torch
 
@@ -8,8 +9,12 @@ from .compare import DTYPES, Out, Weight, acts, check, poisoned, run, threads_ch
 
 # rows N, streams S, inputs K, parts, rank (0: no adapter)
 CASES = [
-    (1, 1, 5, (3,), 0), (1, 1, 64, (32, 32), 4), (63, 1, 65, (33, 7, 7), 3), (100, 2, 96, (130,), 16),
-    (126, 3, 577, (64, 31), 33), (512, 1, 192, (96, 64, 64), 16),
+    (1, 1, 5, (3,), 0),
+    (1, 1, 64, (32, 32), 4),
+    (63, 1, 65, (33, 7, 7), 3),
+    (100, 2, 96, (130,), 16),
+    (126, 3, 577, (64, 31), 33),
+    (512, 1, 192, (96, 64, 64), 16),
 ]
 
 
@@ -99,7 +104,9 @@ def test_a_bad_row_stays_alone(op, dtype, bad):
 def test_errors_name_the_argument():
     weight = _C.PackedMatrix(torch.zeros(4, 6))
     x, y = torch.zeros(10, 6), torch.zeros(10, 4)
-    forward = lambda **change: _C.linear_forward(**{**dict(x=x, parts=[weight], bias=None, A=None, Bt=None, slots=None, scale=1.0, u=None, y=y), **change})  # noqa: E731
+    forward = lambda **change: _C.linear_forward(
+        **{**dict(x=x, parts=[weight], bias=None, A=None, Bt=None, slots=None, scale=1.0, u=None, y=y), **change}
+    )  # noqa: E731
     forward()
     with pytest.raises(ValueError, match=r"linear_forward: parts\[0\] has shape \[4, 6\], accepted is \[any, 5\]"):
         forward(x=torch.zeros(10, 5))

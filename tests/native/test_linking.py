@@ -1,4 +1,5 @@
 """The C library as other programs see it: installed, found by CMake and pkg-config, linked, called, and refusing what it must."""
+
 import ctypes
 import os
 import shlex
@@ -76,8 +77,15 @@ def found_in(where, prefix):
 
 def test_prefix_holds_the_c_library_and_nothing_of_python(prefix):
     files = {str(p.relative_to(prefix)) for p in prefix.rglob("*") if not p.is_dir()}
-    expected = {"lib/libdynadapt.a", "lib/libdynadapt.so", "lib/libdynadapt.so.1", f"lib/libdynadapt.so.{__version__}", "lib/pkgconfig/dynadapt.pc",
-                "include/dynadapt/dynadapt.h", "include/dynadapt/dlpack.h"}
+    expected = {
+        "lib/libdynadapt.a",
+        "lib/libdynadapt.so",
+        "lib/libdynadapt.so.1",
+        f"lib/libdynadapt.so.{__version__}",
+        "lib/pkgconfig/dynadapt.pc",
+        "include/dynadapt/dynadapt.h",
+        "include/dynadapt/dlpack.h",
+    }
     expected |= {f"lib/cmake/dynadapt/dynadapt{part}.cmake" for part in ("Config", "ConfigVersion", "Targets", "Targets-release")}
     assert files - {"lib/libdynadapt_cuda.so"} == expected
     assert (prefix / "lib" / "libdynadapt.so").resolve().name == f"libdynadapt.so.{__version__}"
@@ -173,14 +181,20 @@ def test_static_library_with_pkg_config(prefix, tmp_path):
 
 def test_static_library_shows_the_c_abi_alone(prefix):
     """The same functions as the shared one. Unique symbols (u) stay what they are: constants that a program has once."""
-    lines = [line.split()[-2:] for line in run(tool("nm"), "-g", "--defined-only", prefix / "lib" / "libdynadapt.a").splitlines() if len(line.split()) == 3]
+    lines = [
+        line.split()[-2:]
+        for line in run(tool("nm"), "-g", "--defined-only", prefix / "lib" / "libdynadapt.a").splitlines()
+        if len(line.split()) == 3
+    ]
     assert {name for kind, name in lines if kind != "u"} == functions(prefix / "lib" / "libdynadapt.so")
 
 
 def test_another_version_is_refused_by_cmake(prefix, tmp_path):
-    (tmp_path / "CMakeLists.txt").write_text("cmake_minimum_required(VERSION 3.25)\nproject(asks NONE)\n"
-                                             "find_package(dynadapt 0.1 REQUIRED)\nmessage(\"0.1: ${dynadapt_VERSION}\")\n"
-                                             "find_package(dynadapt 9.0 QUIET)\nmessage(\"9.0: ${dynadapt_FOUND}\")\n")
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.25)\nproject(asks NONE)\n"
+        'find_package(dynadapt 0.1 REQUIRED)\nmessage("0.1: ${dynadapt_VERSION}")\n'
+        'find_package(dynadapt 9.0 QUIET)\nmessage("9.0: ${dynadapt_FOUND}")\n'
+    )
     command = [tool("cmake"), "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -215,10 +229,22 @@ def library():
 
 
 # op -> arguments in front of params
-STRUCTS = {"linear_forward": 9, "linear_backward": 8, "lora_gradient": 7, "weight_gradient": 4,
-           "cross_entropy_weight_gradient": 6, "norm_forward": 7, "norm_backward": 10, "head_norm_forward": 5,
-           "head_norm_backward": 8, "activation_forward": 2, "activation_backward": 4, "attention_forward": 9,
-           "attention_backward": 11, "update": 14}
+STRUCTS = {
+    "linear_forward": 9,
+    "linear_backward": 8,
+    "lora_gradient": 7,
+    "weight_gradient": 4,
+    "cross_entropy_weight_gradient": 6,
+    "norm_forward": 7,
+    "norm_backward": 10,
+    "head_norm_forward": 5,
+    "head_norm_backward": 8,
+    "activation_forward": 2,
+    "activation_backward": 4,
+    "attention_forward": 9,
+    "attention_backward": 11,
+    "update": 14,
+}
 COUNTS = {"linear_forward": 2, "linear_backward": 2}  # where part_count stands among them
 
 

@@ -1,4 +1,5 @@
 """PackedMatrix: what goes in comes out, whole or by rows, and errors name what is wrong."""
+
 import pytest
 import torch
 

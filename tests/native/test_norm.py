@@ -1,4 +1,5 @@
 """RMSNorm and LayerNorm against their references: odd sizes, optional arguments, batching, threads, errors."""
+
 import pytest
 import torch
 
@@ -11,9 +12,17 @@ SIZES = [(1, 1), (1, 576), (63, 17), (100, 65), (512, 96)]
 
 
 def forward_arguments(n, h, kind, dtype, delta=True):
-    return [acts(n, h, dtype=dtype) + 0.5, acts(n, h, dtype=dtype) if delta else None, acts(h, dtype=dtype),
-            acts(h, dtype=dtype) if kind == "layer" else None, 1e-5, kind, Out(poisoned(n, h)) if delta else None,
-            Out(poisoned(n, h)), Out(poisoned(n, 2), wide=True)]
+    return [
+        acts(n, h, dtype=dtype) + 0.5,
+        acts(n, h, dtype=dtype) if delta else None,
+        acts(h, dtype=dtype),
+        acts(h, dtype=dtype) if kind == "layer" else None,
+        1e-5,
+        kind,
+        Out(poisoned(n, h)) if delta else None,
+        Out(poisoned(n, h)),
+        Out(poisoned(n, 2), wide=True),
+    ]
 
 
 def backward_arguments(n, h, kind, dtype, dres=True, learns=True):
@@ -22,8 +31,7 @@ def backward_arguments(n, h, kind, dtype, dres=True, learns=True):
     norm.norm_forward(x, None, weight, None, 1e-5, kind, None, torch.empty_like(x), stat)
     sums = [Out(torch.randn(h), wide=True) if learns else None for _ in range(2)]
     again = [acts(h, dtype=dtype) if kind == "layer" else None, Out(poisoned(n, h))] if learns else []
-    return [acts(n, h, dtype=dtype), x, weight, stat, kind, acts(n, h, dtype=dtype) if dres else None,
-            Out(poisoned(n, h)), *sums, *again]
+    return [acts(n, h, dtype=dtype), x, weight, stat, kind, acts(n, h, dtype=dtype) if dres else None, Out(poisoned(n, h)), *sums, *again]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

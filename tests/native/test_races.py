@@ -1,4 +1,5 @@
 """Threads: programs in which several callers use the library while its thread count changes and processes are forked."""
+
 import os
 import shutil
 import subprocess
@@ -18,15 +19,24 @@ def program(path, *arguments):
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("there is no C++ compiler")
-    done = subprocess.run([compiler, "-std=c++20", "-O1", "-g", f"-I{CSRC}", f"-I{CSRC / 'include'}", *map(str, arguments), "-o", path],
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [compiler, "-std=c++20", "-O1", "-g", f"-I{CSRC}", f"-I{CSRC / 'include'}", *map(str, arguments), "-o", path],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return path
 
 
 def run(path, *arguments):
-    done = subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "TSAN_OPTIONS": "halt_on_error=1:die_after_fork=0"})
+    done = subprocess.run(
+        [path, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "TSAN_OPTIONS": "halt_on_error=1:die_after_fork=0"},
+    )
     assert done.returncode == 0 and done.stdout == "done\n", done.stdout[-3000:] + done.stderr[-3000:]
     assert "ThreadSanitizer" not in done.stderr
 

@@ -1,4 +1,5 @@
 """One OpenMP runtime in the process: two would fight over the cores."""
+
 import os
 import subprocess
 import sys
@@ -15,8 +16,7 @@ print(*sorted(p for p in paths if p.rsplit("/", 1)[-1].startswith(names)), sep="
 
 def loaded(imports_first):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run([sys.executable, "-c", imports_first + PROGRAM], capture_output=True, text=True, timeout=120,
-                          env=environment)
+    done = subprocess.run([sys.executable, "-c", imports_first + PROGRAM], capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

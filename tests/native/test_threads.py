@@ -1,4 +1,5 @@
 """The thread pool: its size can change, callers may overlap, a forked process gets its own."""
+
 import os
 import subprocess
 import sys
@@ -42,10 +43,14 @@ def test_follows_torch_and_the_environment():
     assert _C.num_threads() == 1
     torch.set_num_threads(before)
     program = "from dynadapt import _C; print(_C.num_threads())"
-    run = lambda value: subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,  # noqa: E731
-                                       env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "DYNADAPT_NUM_THREADS": value})
+    run = lambda value: subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,  # noqa: E731
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "DYNADAPT_NUM_THREADS": value},
+    )
     assert run("3").stdout.strip() == "3"
-    assert "DYNADAPT_NUM_THREADS is \"many\", accepted is a whole number" in run("many").stderr
+    assert 'DYNADAPT_NUM_THREADS is "many", accepted is a whole number' in run("many").stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -63,6 +68,11 @@ if child == 0:
     os._exit(0 if z.numpy().min() == 96 == z.numpy().max() else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
     assert done.returncode == 0, done.stderr

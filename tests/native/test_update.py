@@ -1,4 +1,5 @@
 """The optimizer step against its reference: every kind with every option, skipped streams, clipping, threads, errors."""
+
 import pytest
 import torch
 
@@ -7,12 +8,36 @@ from dynadapt.ops import update as reference
 
 from .compare import DTYPES
 
-NAMES = ["kind", "master", "grad", "first", "second", "prior", "stat", "working", "slots", "lr", "step", "decay", "clip", "beta1",
-         "beta2", "eps", "weight_decay", "momentum", "norms", "skipped", "prior_rate"]
+NAMES = [
+    "kind",
+    "master",
+    "grad",
+    "first",
+    "second",
+    "prior",
+    "stat",
+    "working",
+    "slots",
+    "lr",
+    "step",
+    "decay",
+    "clip",
+    "beta1",
+    "beta2",
+    "eps",
+    "weight_decay",
+    "momentum",
+    "norms",
+    "skipped",
+    "prior_rate",
+]
 STATE = ["master", "grad", "first", "second", "working", "step", "norms", "skipped"]
 KINDS = {
-    "sgd": dict(kind="sgd"), "momentum": dict(kind="sgd", momentum=0.9), "adam": dict(kind="adam"),
-    "adam without first": dict(kind="adam", beta1=0.0, first=None), "adamw": dict(kind="adamw", weight_decay=0.01),
+    "sgd": dict(kind="sgd"),
+    "momentum": dict(kind="sgd", momentum=0.9),
+    "adam": dict(kind="adam"),
+    "adam without first": dict(kind="adam", beta1=0.0, first=None),
+    "adamw": dict(kind="adamw", weight_decay=0.01),
     "rms": dict(kind="rms", eps=1e-3),
 }
 
@@ -20,12 +45,27 @@ KINDS = {
 def make(p, dtype, streams=2, grad_scale=1.0, **change):
     slots = streams + 1
     values = dict(
-        master=torch.randn(slots, p), grad=torch.randn(slots, p) * grad_scale, first=0.1 * torch.randn(slots, p),
-        second=torch.rand(slots, p), prior=torch.randn(p), stat=torch.rand(p) + 0.1, prior_rate=torch.rand(p),
-        working=torch.full((slots, p), float("nan"), dtype=dtype), slots=torch.randperm(slots)[:streams].int(),
-        lr=torch.rand(slots) * 0.1, step=torch.arange(slots, dtype=torch.int32) * 3, decay=0.0, clip=0.0, beta1=0.9, beta2=0.999,
-        eps=1e-8, weight_decay=0.0, momentum=0.0, norms=torch.full((streams,), float("nan")),
-        skipped=torch.full((streams,), -1, dtype=torch.int32))
+        master=torch.randn(slots, p),
+        grad=torch.randn(slots, p) * grad_scale,
+        first=0.1 * torch.randn(slots, p),
+        second=torch.rand(slots, p),
+        prior=torch.randn(p),
+        stat=torch.rand(p) + 0.1,
+        prior_rate=torch.rand(p),
+        working=torch.full((slots, p), float("nan"), dtype=dtype),
+        slots=torch.randperm(slots)[:streams].int(),
+        lr=torch.rand(slots) * 0.1,
+        step=torch.arange(slots, dtype=torch.int32) * 3,
+        decay=0.0,
+        clip=0.0,
+        beta1=0.9,
+        beta2=0.999,
+        eps=1e-8,
+        weight_decay=0.0,
+        momentum=0.0,
+        norms=torch.full((streams,), float("nan")),
+        skipped=torch.full((streams,), -1, dtype=torch.int32),
+    )
     return {**values, **change}
 
 
@@ -67,7 +107,9 @@ def test_against_reference(kind, p, dtype):
 
 
 def test_first_step_needs_no_history():
-    values = make(100, torch.float32, kind="adam", first=torch.zeros(3, 100), second=torch.zeros(3, 100), step=torch.zeros(3, dtype=torch.int32))
+    values = make(
+        100, torch.float32, kind="adam", first=torch.zeros(3, 100), second=torch.zeros(3, 100), step=torch.zeros(3, dtype=torch.int32)
+    )
     compare(values)
 
 
@@ -111,7 +153,7 @@ def test_resting_streams_keep_everything(kind):
     assert ours["norms"][[1, 3]].tolist() == clean["norms"].tolist()
     assert ours["skipped"].tolist() == plain["skipped"].tolist() == [0, 0, 0, 0]
     for name in STATE[:6]:
-        for slot in (range(5) if ours[name] is not None else ()):
+        for slot in range(5) if ours[name] is not None else ():
             before = clean if slot in slots[[1, 3]] else values
             assert torch.equal(ours[name][slot].nan_to_num(7), before[name][slot].nan_to_num(7)), name
 

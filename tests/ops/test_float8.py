@@ -1,4 +1,5 @@
 """Row-wise float8: the quantised product is the scaled one, and a model in it still says nearly the same."""
+
 import pytest
 import torch
 
@@ -34,8 +35,10 @@ def test_the_scales_factor_out():
 
 def test_a_model_in_float8_scores_and_learns_nearly_the_same():
     model = random_model(tiny_config("llama"), seed=0, std=0.1)
-    engines = {base: Engine(model, adapt=LoRA(4), optimizer=Adam(lr=0.01), segment=16, dtype="fp32", backend="reference", base=base)
-               for base in ("same", "float8")}
+    engines = {
+        base: Engine(model, adapt=LoRA(4), optimizer=Adam(lr=0.01), segment=16, dtype="fp32", backend="reference", base=base)
+        for base in ("same", "float8")
+    }
     tokens = torch.randint(model.config.vocab_size, (1, 17), generator=torch.Generator().manual_seed(0))
     scores = {base: [float(e.step(tokens).mean()) for _ in range(6)] for base, e in engines.items()}
     assert scores["same"] != scores["float8"]
@@ -44,8 +47,14 @@ def test_a_model_in_float8_scores_and_learns_nearly_the_same():
         assert abs(a - b) < 0.1
 
 
-@pytest.mark.parametrize("options,message", [({"base": "int8"}, "base='int8'"), ({"base": "float8", "backend": "cpu"}, "no float8 products"),
-                                             ({"base": "float8", "dtype": "fp64"}, "dtype='fp64'")])
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"base": "int8"}, "base='int8'"),
+        ({"base": "float8", "backend": "cpu"}, "no float8 products"),
+        ({"base": "float8", "dtype": "fp64"}, "dtype='fp64'"),
+    ],
+)
 def test_what_float8_cannot_do_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         Engine(random_model(tiny_config("llama"), seed=0), **options)

@@ -1,4 +1,5 @@
 """The fused updates' references: a gradient op and then the update op, except where a gradient is not finite."""
+
 import pytest
 import torch
 
@@ -13,18 +14,43 @@ SLOTS, STREAMS, T, K, SIZES, RANK = 4, 3, 5, 6, [4, 3], 2
 
 def state(slots, *shape):
     lead = [slots] if slots else []
-    return TensorState(torch.randn(*lead, *shape), torch.randn(*lead, *shape).bfloat16(), torch.randn(*lead, *shape),
-                       torch.randn(shape), torch.rand(shape), torch.rand(shape))
+    return TensorState(
+        torch.randn(*lead, *shape),
+        torch.randn(*lead, *shape).bfloat16(),
+        torch.randn(*lead, *shape),
+        torch.randn(shape),
+        torch.rand(shape),
+        torch.rand(shape),
+    )
 
 
 def by_update_op(rule, tensors, gradient, slots, lr):
     """The same step by ops.update on flat copies; (master, first, working) [slots, P]."""
     flat = lambda t: t.reshape(gradient.shape[0], -1).clone()  # noqa: E731
     master, first, working, count = flat(tensors.master), flat(tensors.first), flat(tensors.working), len(slots)
-    update.update(rule.kind, master, flat(gradient), first if rule.uses_first else None, None, tensors.prior.flatten(),
-                  tensors.stat.flatten(), working, slots, lr, torch.zeros(gradient.shape[0], dtype=torch.int32), rule.decay,
-                  0.0, 0.0, 0.0, rule.eps, 0.0, rule.momentum, torch.zeros(count), torch.zeros(count, dtype=torch.int32),
-                  tensors.prior_rate.flatten())
+    update.update(
+        rule.kind,
+        master,
+        flat(gradient),
+        first if rule.uses_first else None,
+        None,
+        tensors.prior.flatten(),
+        tensors.stat.flatten(),
+        working,
+        slots,
+        lr,
+        torch.zeros(gradient.shape[0], dtype=torch.int32),
+        rule.decay,
+        0.0,
+        0.0,
+        0.0,
+        rule.eps,
+        0.0,
+        rule.momentum,
+        torch.zeros(count),
+        torch.zeros(count, dtype=torch.int32),
+        tensors.prior_rate.flatten(),
+    )
     return master, first, working
 
 
@@ -35,8 +61,15 @@ def expect(tensors, expected):
 
 def lora_call():
     n, width = STREAMS * T, len(SIZES) * RANK
-    return [torch.randn(n, sum(SIZES)), torch.randn(n, K), torch.randn(n, width), torch.randn(n, width), SIZES, 0.5,
-            torch.tensor([2, 0, 3], dtype=torch.int32)]
+    return [
+        torch.randn(n, sum(SIZES)),
+        torch.randn(n, K),
+        torch.randn(n, width),
+        torch.randn(n, width),
+        SIZES,
+        0.5,
+        torch.tensor([2, 0, 3], dtype=torch.int32),
+    ]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)

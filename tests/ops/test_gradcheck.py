@@ -159,7 +159,11 @@ def test_attention(memory, rotary):
     hq, hkv, d, T, C = 4, 2, 4, 3, 5
     qkv = rand(2 * T, (hq + 2 * hkv) * d).requires_grad_()
     slots = torch.tensor([1, 0], dtype=torch.int32)
-    mem = (None, None, None) if memory is None else (rand(2, C, hkv * d), rand(2, C, hkv * d, seed=5), torch.tensor(memory, dtype=torch.int32))
+    mem = (
+        (None, None, None)
+        if memory is None
+        else (rand(2, C, hkv * d), rand(2, C, hkv * d, seed=5), torch.tensor(memory, dtype=torch.int32))
+    )
     angles = torch.arange(C + T, dtype=F64)[:, None] * torch.tensor([1.0, 0.3], dtype=F64)
     rope = (angles.cos(), angles.sin()) if rotary else (None, None)
     common = (slots, *rope, hq, hkv, d, d**-0.5)
@@ -186,7 +190,7 @@ def test_attention_to_one_key_has_no_gradient_in_query_and_key(hq, hkv, d, backe
         qkv = rand(tokens, (hq + 2 * hkv) * d, seed=tokens).to(dtype).requires_grad_()
         dout, slots = rand(tokens, hq * d, seed=7).to(dtype), torch.zeros(1, dtype=torch.int32)
         if backend == "torch":
-            gradient, = torch.autograd.grad(torch_ops.attention(qkv, hq, hkv, d), qkv, dout)
+            (gradient,) = torch.autograd.grad(torch_ops.attention(qkv, hq, hkv, d), qkv, dout)
         else:
             wide = torch.promote_types(dtype, torch.float32)
             out, lse, gradient = torch.empty_like(dout), torch.empty(1, hq, tokens, dtype=wide), torch.empty_like(qkv)
@@ -253,11 +257,14 @@ def test_linear_mse():
         assert torch.allclose(ours, theirs)
 
 
-@pytest.mark.parametrize("kind,theirs", [
-    ("sgd", lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
-    ("adam", lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.8, 0.95), eps=1e-8)),
-    ("adamw", lambda p: torch.optim.AdamW(p, lr=0.1, betas=(0.8, 0.95), eps=1e-8, weight_decay=0.3)),
-])
+@pytest.mark.parametrize(
+    "kind,theirs",
+    [
+        ("sgd", lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+        ("adam", lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.8, 0.95), eps=1e-8)),
+        ("adamw", lambda p: torch.optim.AdamW(p, lr=0.1, betas=(0.8, 0.95), eps=1e-8, weight_decay=0.3)),
+    ],
+)
 def test_update_equals_torch_optim(kind, theirs):
     start = rand(7)
     parameter = torch.nn.Parameter(start.clone())
@@ -270,8 +277,9 @@ def test_update_equals_torch_optim(kind, theirs):
         torch.nn.utils.clip_grad_norm_([parameter], 1.5)
         optimizer.step()
         grad, norms, skipped = g[None].clone(), torch.empty(1), torch.empty(1, dtype=torch.int32)
-        op("update")(kind, master, grad, first, second, None, None, None, slots, lr, step, 0.0, 1.5, 0.8, 0.95, 1e-8,
-                     0.3, 0.9, norms, skipped)
+        op("update")(
+            kind, master, grad, first, second, None, None, None, slots, lr, step, 0.0, 1.5, 0.8, 0.95, 1e-8, 0.3, 0.9, norms, skipped
+        )
         assert torch.allclose(master[0], parameter.data, atol=1e-7) and not grad.any() and not skipped[0]
     assert int(step[0]) == 4
 
@@ -282,8 +290,28 @@ def test_update_decays_to_the_prior_and_skips_what_is_not_finite():
     grad[1, 1] = float("nan")
     before, step = master.clone(), torch.zeros(2, dtype=torch.int32)
     norms, skipped = torch.empty(2), torch.empty(2, dtype=torch.int32)
-    op("update")("sgd", master, grad, None, None, prior, None, None, torch.tensor([1, 0], dtype=torch.int32), torch.ones(2),
-                 step, 0.25, 0.0, 0, 0, 0, 0, 0.0, norms, skipped)
+    op("update")(
+        "sgd",
+        master,
+        grad,
+        None,
+        None,
+        prior,
+        None,
+        None,
+        torch.tensor([1, 0], dtype=torch.int32),
+        torch.ones(2),
+        step,
+        0.25,
+        0.0,
+        0,
+        0,
+        0,
+        0,
+        0.0,
+        norms,
+        skipped,
+    )
     assert torch.allclose(master[0], before[0] + 0.25 * (prior - before[0]))
     assert torch.equal(master[1], before[1]) and skipped.tolist() == [1, 0] and step.tolist() == [1, 0] and not grad.any()
 
@@ -294,7 +322,27 @@ def test_rms_is_krauses_rule():
     rate = (stat / stat.mean()).clamp(max=1 / lamb)
     expected = theta + lamb * rate * (prior - theta) - lr * g / (stat + eps)
     master = theta[None].clone()
-    op("update")("rms", master, g[None].clone(), None, None, prior, stat, None, torch.zeros(1, dtype=torch.int32),
-                 torch.tensor([lr], dtype=F64), torch.zeros(1, dtype=torch.int32), lamb, 0.0, 0, 0, eps, 0, 0, torch.empty(1),
-                 torch.empty(1, dtype=torch.int32), rate)
+    op("update")(
+        "rms",
+        master,
+        g[None].clone(),
+        None,
+        None,
+        prior,
+        stat,
+        None,
+        torch.zeros(1, dtype=torch.int32),
+        torch.tensor([lr], dtype=F64),
+        torch.zeros(1, dtype=torch.int32),
+        lamb,
+        0.0,
+        0,
+        0,
+        eps,
+        0,
+        0,
+        torch.empty(1),
+        torch.empty(1, dtype=torch.int32),
+        rate,
+    )
     assert torch.allclose(master[0], expected)

@@ -1,4 +1,5 @@
 """Which matrix a frozen weight is: views, edits, moves and reused memory, each time against torch's own product."""
+
 import gc
 import itertools
 import random
@@ -83,8 +84,21 @@ def _in_inference_mode(w):
 def _op(w):
     one = torch.zeros(1, dtype=torch.int32)
     slots, master = torch.arange(len(w), dtype=torch.int32), w.float().clone()
-    torch.ops.dynadapt.update("sgd", master, torch.randn(w.shape), None, None, None, None, w, slots, torch.ones(len(w)),
-                              one.repeat(len(w)), torch.empty(len(w)), one.repeat(len(w)))
+    torch.ops.dynadapt.update(
+        "sgd",
+        master,
+        torch.randn(w.shape),
+        None,
+        None,
+        None,
+        None,
+        w,
+        slots,
+        torch.ones(len(w)),
+        one.repeat(len(w)),
+        torch.empty(len(w)),
+        one.repeat(len(w)),
+    )
 
 
 def _optimizer(w):

@@ -1,4 +1,5 @@
 """Every op of torch.library: opcheck, gradients in float64, torch.compile without graph breaks, export, FLOPs, refusals."""
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,8 +11,7 @@ from dynadapt.ops import attention as op_attention
 from dynadapt.ops import cross_entropy as op_entropy
 from dynadapt.ops import linear as op_linear
 
-DIFFERENTIABLE = ("linear", "cross_entropy", "linear_mse", "norm", "add_norm", "head_norm", "activation", "embedding",
-                  "attention")
+DIFFERENTIABLE = ("linear", "cross_entropy", "linear_mse", "norm", "add_norm", "head_norm", "activation", "embedding", "attention")
 
 
 def op(name):
@@ -61,7 +61,7 @@ def test_a_gradient_that_was_not_foreseen_is_computed_in_backward():
 
 def test_second_derivatives_are_refused():
     h = rand(3, 4, grad=True)
-    grad, = torch.autograd.grad(torch_ops.activation(h, "gelu").sum(), h, create_graph=True)
+    (grad,) = torch.autograd.grad(torch_ops.activation(h, "gelu").sum(), h, create_graph=True)
     with pytest.raises(NotImplementedError, match="activation_backward is a gradient itself"):
         grad.sum().backward()
 
@@ -143,7 +143,7 @@ def test_second_derivatives_are_refused_wherever_a_gradient_depends_on_its_sourc
 
 def test_a_gradient_penalty_on_cross_entropy_is_refused():
     h = rand(6, 5, grad=True)
-    gradient, = torch.autograd.grad(torch_ops.cross_entropy(h, rand(11, 5), TARGETS).sum(), h, create_graph=True)
+    (gradient,) = torch.autograd.grad(torch_ops.cross_entropy(h, rand(11, 5), TARGETS).sum(), h, create_graph=True)
     with pytest.raises(NotImplementedError, match="gradient of dynadapt::cross_entropy has no derivative"):
         gradient.norm().backward()
 
@@ -153,8 +153,23 @@ class Everything(torch.nn.Module):
 
     def __init__(self, dtype=torch.float32):
         super().__init__()
-        names = {"table": (11, 8), "n1": (8,), "qkv": (16, 8), "qn": (4,), "kn": (4,), "A": (2, 8), "Bt": (2, 16), "o": (8, 8),
-                 "n2": (8,), "gate": (6, 8), "up": (6, 8), "down": (8, 6), "bias": (8,), "head": (11, 8), "readout": (8,)}
+        names = {
+            "table": (11, 8),
+            "n1": (8,),
+            "qkv": (16, 8),
+            "qn": (4,),
+            "kn": (4,),
+            "A": (2, 8),
+            "Bt": (2, 16),
+            "o": (8, 8),
+            "n2": (8,),
+            "gate": (6, 8),
+            "up": (6, 8),
+            "down": (8, 6),
+            "bias": (8,),
+            "head": (11, 8),
+            "readout": (8,),
+        }
         for i, (name, shape) in enumerate(names.items()):
             self.register_parameter(name, torch.nn.Parameter(rand(*shape, seed=i, dtype=dtype) / shape[-1] ** 0.5))
         angles = torch.arange(64)[:, None] * torch.tensor([1.0, 0.3])
@@ -258,8 +273,21 @@ def test_a_frozen_weight_follows_an_optimizer_step_on_it():
     weight, x = rand(2, 5), rand(3, 5, seed=7)
     torch_ops.linear(x, torch_ops.freeze(weight))
     one = torch.zeros(1, **I32)
-    op("update")("sgd", weight.clone(), rand(2, 5, seed=1), None, None, None, None, weight, torch.tensor([0, 1], **I32),
-                 torch.ones(2), torch.zeros(2, **I32), torch.empty(2), one.repeat(2))
+    op("update")(
+        "sgd",
+        weight.clone(),
+        rand(2, 5, seed=1),
+        None,
+        None,
+        None,
+        None,
+        weight,
+        torch.tensor([0, 1], **I32),
+        torch.ones(2),
+        torch.zeros(2, **I32),
+        torch.empty(2),
+        one.repeat(2),
+    )
     assert not torch.equal(weight, rand(2, 5))
     torch.testing.assert_close(torch_ops.linear(x, weight), x @ weight.t())
 

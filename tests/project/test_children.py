@@ -1,4 +1,5 @@
 """Processes that the package starts: which code they run, and when they end."""
+
 import os
 import subprocess
 import sys
@@ -16,14 +17,23 @@ def test_a_child_runs_this_package_and_keeps_off_the_working_directory(tmp_path,
     """Also what the child starts in its turn, on a Python that knows PYTHONSAFEPATH."""
     for name in ("dynadapt", "json", "numpy", "runpy", "ctypes"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the working directory')\n")
-    done = subprocess.run(children.command("dynadapt", "--version"), env=children.environment(), cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        children.command("dynadapt", "--version"), env=children.environment(), cwd=tmp_path, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (0, f"{dynadapt.__version__}\n"), done.stderr
     module = tmp_path / "module"
     module.mkdir()
-    (module / "shows.py").write_text("import subprocess, sys, dynadapt\nprint(sys.argv[1:], dynadapt.__file__, __name__)\n" +
-                                     "subprocess.run([sys.executable, '-m', 'json.tool', '--help'], check=True)\n" * (sys.version_info >= (3, 11)))
-    done = subprocess.run(children.command("shows", "a b", "--c"), env=children.environment(PYTHONPATH=str(module)), cwd=tmp_path,
-                          capture_output=True, text=True)
+    (module / "shows.py").write_text(
+        "import subprocess, sys, dynadapt\nprint(sys.argv[1:], dynadapt.__file__, __name__)\n"
+        + "subprocess.run([sys.executable, '-m', 'json.tool', '--help'], check=True)\n" * (sys.version_info >= (3, 11))
+    )
+    done = subprocess.run(
+        children.command("shows", "a b", "--c"),
+        env=children.environment(PYTHONPATH=str(module)),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == f"['a b', '--c'] {PACKAGE / '__init__.py'} __main__"
 
@@ -31,7 +41,7 @@ def test_a_child_runs_this_package_and_keeps_off_the_working_directory(tmp_path,
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of another system does not tell children")
 def test_a_child_whose_parent_has_gone_already_ends():
     command = children.command("dynadapt", "--version")
-    command[2] = str(os.getppid())                                     # of another parent than the one that starts it
+    command[2] = str(os.getppid())  # of another parent than the one that starts it
     done = subprocess.run(command, env=children.environment(), capture_output=True, text=True)
     assert done.returncode == -15 and not done.stdout
 

@@ -3,6 +3,7 @@
 The quick tests compile nothing: cmake's build step is left out, and what it would have made comes from the build tree that is there. The
 slow one builds for real, in isolation, twice (`make package`).
 """
+
 import json
 import os
 import re
@@ -47,6 +48,7 @@ def in_package(wheel: Path) -> set[str]:
 
 # ---------------------------------------------------------------------------------------------------------- source
 
+
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory) -> Path:
     """Of a copy of the checkout, so that nothing is written into it; the copy has what builds and runs leave behind."""
@@ -57,9 +59,17 @@ def sdist(tmp_path_factory) -> Path:
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
-    for name in ("dynadapt/libdynadapt.so", "dynadapt/_C.cpython-39-x86_64-linux-gnu.so", "dynadapt/include/dynadapt/dynadapt.h",
-                 "dynadapt/share/pkgconfig/dynadapt.pc", "dynadapt/__pycache__/cli.cpython-39.pyc", "build/old/CMakeCache.txt", "runs/a/config.json",
-                 "examples/c/adapt", "tests/__pycache__/tiny.cpython-39.pyc"):
+    for name in (
+        "dynadapt/libdynadapt.so",
+        "dynadapt/_C.cpython-39-x86_64-linux-gnu.so",
+        "dynadapt/include/dynadapt/dynadapt.h",
+        "dynadapt/share/pkgconfig/dynadapt.pc",
+        "dynadapt/__pycache__/cli.cpython-39.pyc",
+        "build/old/CMakeCache.txt",
+        "runs/a/config.json",
+        "examples/c/adapt",
+        "tests/__pycache__/tiny.cpython-39.pyc",
+    ):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes(b"left behind")
     run(sys.executable, "-c", "import setuptools.build_meta as b; b.build_sdist('dist')", cwd=copy)
@@ -93,12 +103,18 @@ def test_versions_agree():
 
 
 def test_constraints_name_a_version_of_everything_that_is_tested_with():
-    pinned = {line.split("==")[0].lower() for line in (ROOT / "requirements" / "constraints.txt").read_text("utf-8").splitlines() if "==" in line}
-    listed = re.findall(r'"([A-Za-z][\w.-]*)(?:[>=~]|")', (ROOT / "pyproject.toml").read_text("utf-8").partition("[project.scripts]")[0].partition("dependencies = ")[2])
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "requirements" / "constraints.txt").read_text("utf-8").splitlines() if "==" in line
+    }
+    listed = re.findall(
+        r'"([A-Za-z][\w.-]*)(?:[>=~]|")',
+        (ROOT / "pyproject.toml").read_text("utf-8").partition("[project.scripts]")[0].partition("dependencies = ")[2],
+    )
     assert {name.lower() for name in listed if name.lower() != "dynadapt"} <= pinned
 
 
 # ----------------------------------------------------------------------------------------------------------- wheel
+
 
 def built_tree() -> Path:
     if not (ROOT / "build" / TAG / "cmake_install.cmake").exists():
@@ -113,8 +129,9 @@ def without_compiling(folder: Path, ninja: Path | None = None) -> dict[str, str]
     if real is None:
         pytest.skip("cmake is not installed")
     configure = f'exec {real} "$@"' if ninja else "exit 0"
-    (folder / "cmake").write_text(f'#!/bin/sh\ncase $1 in --build) exit 0 ;; --install) shift 2; exec {real} --install {built_tree()} "$@" ;; esac\n'
-                                  f"{configure}\n")
+    (folder / "cmake").write_text(
+        f'#!/bin/sh\ncase $1 in --build) exit 0 ;; --install) shift 2; exec {real} --install {built_tree()} "$@" ;; esac\n{configure}\n'
+    )
     (folder / "cmake").chmod(0o755)
     if ninja:
         (folder / "ninja").symlink_to(ninja)
@@ -137,8 +154,13 @@ def test_a_wheel_has_every_module_and_what_modules_read(wheel, source):
     found = in_package(wheel)
     modules = {f"dynadapt/{path.relative_to(source / 'dynadapt')}" for path in (source / "dynadapt").rglob("*.py")}
     kernels = {f"dynadapt/kernels/{path.relative_to(source / 'kernels')}" for path in (source / "kernels").rglob("*.py")}
-    data = {"dynadapt/py.typed", "dynadapt/interop/jax/ffi.cpp", "dynadapt/kernels/choices.json", "dynadapt/bench/plan/measured.json",
-            "dynadapt/experiments/compare/page.html"}
+    data = {
+        "dynadapt/py.typed",
+        "dynadapt/interop/jax/ffi.cpp",
+        "dynadapt/kernels/choices.json",
+        "dynadapt/bench/plan/measured.json",
+        "dynadapt/experiments/compare/page.html",
+    }
     assert modules | kernels | data <= found
     rest = found - modules - kernels - data
     assert {name for name in rest if not re.fullmatch(r"dynadapt/(include|share)/.*|dynadapt/(lib\w+|_C\..*)\.so", name)} == set()
@@ -171,12 +193,13 @@ def test_a_build_goes_on_where_the_tools_of_the_last_one_are_gone(source, tmp_pa
         build_wheel(copy, tmp_path / f"{name}-out", environment)
         cache = (copy / "build" / TAG / "CMakeCache.txt").read_text("utf-8")
         assert f"CMAKE_MAKE_PROGRAM:FILEPATH={tmp_path / name / 'ninja'}" in cache
-        (copy / "build" / TAG / "CMakeFiles" / "kept.o").touch()               # objects stay: a second build is a short one
+        (copy / "build" / TAG / "CMakeFiles" / "kept.o").touch()  # objects stay: a second build is a short one
         shutil.rmtree(tmp_path / name)
     assert (copy / "build" / TAG / "CMakeFiles" / "kept.o").exists()
 
 
 # -------------------------------------------------------------------------------------------------------- installed
+
 
 def clean_environment(folder: Path) -> Path:
     run(sys.executable, "-m", "venv", "--without-pip", folder)
@@ -201,7 +224,22 @@ def check_installation(python: Path, model: Path, text: Path, folder: Path) -> N
     said = run(python.parent / "dynadapt", "info", cwd=folder, env=environment)
     assert "instruction set" in said and "not built" not in said
     assert float(run(python, "-c", PROGRAM, model, cwd=folder, env=environment)) > 0
-    words = ["eval", "--model", model, "--text", text, "--segment", "16", "--rank", "2", "--dtype", "fp32", "--out", folder / "run", "--quiet"]
+    words = [
+        "eval",
+        "--model",
+        model,
+        "--text",
+        text,
+        "--segment",
+        "16",
+        "--rank",
+        "2",
+        "--dtype",
+        "fp32",
+        "--out",
+        folder / "run",
+        "--quiet",
+    ]
     assert run(python.parent / "dynadapt", *words, cwd=folder, env=environment).splitlines()[-1].startswith("nll ")
     assert json.loads((folder / "run" / "summary.json").read_text())["nll"] > 0
 
@@ -229,6 +267,7 @@ def test_a_wheel_installs_runs_and_goes_without_a_trace(wheel, model, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------- for real
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)

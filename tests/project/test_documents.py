@@ -3,6 +3,7 @@
 A page is read from top to bottom in one directory that has the files its blocks name (`home`), with a tiny model in the cache under
 the real one's name. Nothing is skipped by being new: what no rule of NOT_RUN names is run.
 """
+
 from __future__ import annotations
 
 import gzip
@@ -48,7 +49,12 @@ NOT_RUN_PYTHON = {
     "lm_eval.simple_evaluate": "its tasks are on the network; tests/hf/test_lm_eval.py has some of its own",
     'dynadapt.Server("http': "asks a server that is not there; tests/hf/test_publish.py has one",
 }
-SLOW = {"docs/icl.md", "docs/icl-claims.md", "docs/jax.md", "docs/runs.md"}   # pages that train, compile or start processes: left out unless asked for with -m slow
+SLOW = {
+    "docs/icl.md",
+    "docs/icl-claims.md",
+    "docs/jax.md",
+    "docs/runs.md",
+}  # pages that train, compile or start processes: left out unless asked for with -m slow
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +73,7 @@ def made(tmp_path_factory) -> Path:
     tiny_directory(home / "cache" / "smollm2-135m")
     directory = home / "cache" / "smollm2-135m"
     config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))       # as the real one: rotary, no table
+    (directory / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))  # as the real one: rotary, no table
     files = {path.name: {"bytes": path.stat().st_size} for path in directory.iterdir()}
     (directory / "dynadapt.json").write_text(json.dumps({"format": 1, "name": "smollm2-135m", "files": files}))
     for place in ("path/to/hf-directory", "model"):
@@ -83,7 +89,7 @@ def made(tmp_path_factory) -> Path:
     shutil.copytree(ROOT / "examples", home / "examples", ignore=ignore)
     (home / "examples" / "cpp").mkdir(exist_ok=True)
     _gguf(home)
-    if (compiled := Path.home() / ".cache" / "dynadapt" / "xla").is_dir():     # what dynadapt.jax compiles at its first call
+    if (compiled := Path.home() / ".cache" / "dynadapt" / "xla").is_dir():  # what dynadapt.jax compiles at its first call
         shutil.copytree(compiled, home / "cache" / "xla")
     return home
 
@@ -93,11 +99,20 @@ def _gguf(home: Path) -> None:
     from gguf_files import write_gguf
 
     import dynadapt
+
     model = dynadapt.load(home / "model")
     bpe = json.loads((home / "model" / "tokenizer.json").read_text())["model"]
-    write_gguf(model, home / "model.gguf", metadata={
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": sorted(bpe["vocab"], key=bpe["vocab"].get),
-        "tokenizer.ggml.token_type": [1] * len(bpe["vocab"]), "tokenizer.ggml.merges": [" ".join(merge) for merge in bpe["merges"]]})
+    write_gguf(
+        model,
+        home / "model.gguf",
+        metadata={
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "gpt-2",
+            "tokenizer.ggml.tokens": sorted(bpe["vocab"], key=bpe["vocab"].get),
+            "tokenizer.ggml.token_type": [1] * len(bpe["vocab"]),
+            "tokenizer.ggml.merges": [" ".join(merge) for merge in bpe["merges"]],
+        },
+    )
     numpy.array(model.tokenizer.encode((home / "a.txt").read_text())[:1200], dtype="int32").tofile(home / "tokens.bin")
 
 
@@ -107,11 +122,18 @@ def shell(made, tmp_path_factory):
     tools, path = tmp_path_factory.mktemp("bin"), str(tmp_path_factory.mktemp("s") / "s")
     server = Path(__file__).parents[1] / "command_server.py"
     for name in ("dynadapt", "python"):
-        (tools / name).write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -S {server} {path} {name} \"$@\"\n")
+        (tools / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S {server} {path} {name} "$@"\n')
         (tools / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}", "COLUMNS": "100",
-                   "DYNADAPT_CACHE": str(made / "cache"), "DYNADAPT_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg",
-                   "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+        "COLUMNS": "100",
+        "DYNADAPT_CACHE": str(made / "cache"),
+        "DYNADAPT_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "agg",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+    }
     process = subprocess.Popen([sys.executable, server, path], stdin=subprocess.PIPE, env=environment)
     for _ in range(600):
         if os.path.exists(path) or process.poll() is not None:
@@ -131,6 +153,7 @@ def parsed(words: list[str]) -> None:
     """Arguments of dynadapt through its own parser, and the refusals that come before any work."""
     from dynadapt.cli import parse
     from dynadapt.commands.settings import config_from
+
     try:
         arguments = parse(words)
     except SystemExit as end:
@@ -159,17 +182,26 @@ def run_shell(block: Block, home: Path, environment: dict) -> None:
         if reason(command):
             checked_only(command)
             continue
-        done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=home, env=environment, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command], cwd=home, env=environment, capture_output=True, text=True, timeout=240
+        )
         assert done.returncode == 0, f"{block.page}:{block.line}: {command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
 
 def run_c(block: Block, home: Path) -> None:
     """A whole program, compiled as examples/README.md says; a command below it may run it."""
     from dynadapt.interop.linking import FLAGS
+
     source = home / (block.file or "block.c")
     source.write_text(block.text)
-    flags = shlex.split(FLAGS["includes"][1]()) + ["-Wall", "-Wextra", "-Werror", "-o", str(home / "block"), str(source)] + shlex.split(FLAGS["libs"][1]())
-    done = subprocess.run([os.environ.get("CC", "gcc" if block.language == "c" else "g++"), *flags], capture_output=True, text=True, timeout=120)
+    flags = (
+        shlex.split(FLAGS["includes"][1]())
+        + ["-Wall", "-Wextra", "-Werror", "-o", str(home / "block"), str(source)]
+        + shlex.split(FLAGS["libs"][1]())
+    )
+    done = subprocess.run(
+        [os.environ.get("CC", "gcc" if block.language == "c" else "g++"), *flags], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, f"{block.page}:{block.line}:\n{done.stderr}"
 
 
@@ -194,7 +226,7 @@ def test_the_blocks_of_a_page_run_as_they_stand(page, made, shell, tmp_path):
             compile(block.text, f"{page}:{block.line}", "exec")
             if any(words in block.text for words in NOT_RUN_PYTHON):
                 continue
-            program.append(block.text)           # a page is one session: later blocks have what earlier ones made
+            program.append(block.text)  # a page is one session: later blocks have what earlier ones made
             (home / "page.py").write_text("\n".join(program))
             if block.file:
                 (home / block.file).write_text(block.text)
@@ -211,7 +243,9 @@ def test_every_block_is_of_a_kind_that_is_run_or_is_output():
         for block in blocks(page):
             assert block.language in (*SHELL, *CODE, *DATA, *OUTPUT), f"{page}:{block.line}: ```{block.language}"
             if block.language in OUTPUT:
-                assert not re.search(r"(?m)^\$? ?(dynadapt|python|make|pip) [a-z-]", block.text), f"{page}:{block.line}: commands in a block of output"
+                assert not re.search(r"(?m)^\$? ?(dynadapt|python|make|pip) [a-z-]", block.text), (
+                    f"{page}:{block.line}: commands in a block of output"
+                )
             if block.language == "console":
                 assert block.commands(), f"{page}:{block.line}: no command in it"
 
@@ -229,7 +263,7 @@ def test_every_rule_of_what_is_not_run_is_needed():
 def test_commands_in_the_prose_are_accepted_by_the_parser(page):
     for command in re.findall(r"`(dynadapt [a-z][^`]*)`", " ".join(prose(page).split())):
         words = shlex.split(command)[1:]
-        if "..." in command or "<" in command or words[-1].startswith("--"):      # an option named, its value left to the reader
+        if "..." in command or "<" in command or words[-1].startswith("--"):  # an option named, its value left to the reader
             known = {word for word in words if word.startswith("--")}
             assert known <= set(re.findall(r"--[a-z-]+", _help(words))), command
         elif any(word.startswith("--") for word in words):
@@ -238,5 +272,6 @@ def test_commands_in_the_prose_are_accepted_by_the_parser(page):
 
 def _help(words: list[str]) -> str:
     from dynadapt.cli import COMMANDS, command_parser
+
     name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
     return command_parser(name).format_help()

@@ -1,4 +1,5 @@
 """A set-up with what the package itself needs, and no more: what works there, and what is refused by the name of what is absent."""
+
 import re
 import shutil
 import subprocess
@@ -10,7 +11,25 @@ from tiny import english, tiny_directory
 
 ROOT = Path(__file__).parents[2]
 # Everything that the extras of pyproject.toml bring, by import name.
-EXTRAS = ("transformers", "peft", "triton", "nvtx", "jax", "jaxlib", "lm_eval", "pytest", "psutil", "build", "mypy", "sklearn", "sentence_transformers", "pyarrow", "wandb", "trackio", "tensorboard")
+EXTRAS = (
+    "transformers",
+    "peft",
+    "triton",
+    "nvtx",
+    "jax",
+    "jaxlib",
+    "lm_eval",
+    "pytest",
+    "psutil",
+    "build",
+    "mypy",
+    "sklearn",
+    "sentence_transformers",
+    "pyarrow",
+    "wandb",
+    "trackio",
+    "tensorboard",
+)
 LIGHT = f"""
 import sys
 class Absent:
@@ -25,7 +44,9 @@ importlib.util.find_spec = lambda name, package=None: None if name.partition("."
 
 
 def light(code: str, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", LIGHT + f"sys.argv = {['dynadapt', *words]!r}\n" + code], capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-c", LIGHT + f"sys.argv = {['dynadapt', *words]!r}\n" + code], capture_output=True, text=True, timeout=300
+    )
 
 
 def command(*words) -> subprocess.CompletedProcess:
@@ -61,11 +82,14 @@ import dynadapt.model.fetch
     assert (tmp_path / "c.html").stat().st_size > 10_000 and (tmp_path / "p.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("words, message", [
-    (["bench", "step", "--rounds", "1"], "needs transformers and peft, not installed here; in a checkout: pip install -e '.[bench]'"),
-    (["bench", "icl", "garg-tiny"], "needs transformers, not installed here; in a checkout: pip install -e '.[bench]'"),
-    (["explain", "--model", "MODEL", "--backend", "triton", "--dtype", "fp32"], "backend='triton' needs Triton"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["bench", "step", "--rounds", "1"], "needs transformers and peft, not installed here; in a checkout: pip install -e '.[bench]'"),
+        (["bench", "icl", "garg-tiny"], "needs transformers, not installed here; in a checkout: pip install -e '.[bench]'"),
+        (["explain", "--model", "MODEL", "--backend", "triton", "--dtype", "fp32"], "backend='triton' needs Triton"),
+    ],
+)
 def test_what_an_absent_package_disables_is_refused_by_name(words, message, tmp_path):
     model = str(tiny_directory(tmp_path / "model"))
     done = command(*(model if word == "MODEL" else word for word in words))
@@ -87,10 +111,12 @@ def test_info_lists_what_is_there():
 @pytest.mark.skipif(not (ROOT / "Makefile").is_file() or not shutil.which("make"), reason="needs make and a checkout")
 def test_make_demo_installs_the_package_and_make_test_completes_it(tmp_path):
     """On a fresh checkout, by what make would run."""
+
     def would_run(target: str) -> list[str]:
         done = subprocess.run(["make", "-n", target, f"VENV={tmp_path / 'venv'}"], cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return [line for line in done.stdout.splitlines() if "pip install" in line or "-m pytest" in line or "dynadapt demo" in line]
+
     demo, test = would_run("demo"), would_run("test")
     assert demo[-1].endswith("dynadapt demo ") or demo[-1].endswith("dynadapt demo")
     assert not any("[test]" in line for line in demo) and any(line.endswith("-e .") for line in demo)
@@ -100,12 +126,14 @@ def test_make_demo_installs_the_package_and_make_test_completes_it(tmp_path):
     for stamp in ("base.stamp", "native.stamp"):
         (tmp_path / "venv" / stamp).touch()
     completed = would_run("test")
-    assert len([line for line in completed if "pip install" in line and "if [" not in line]) == 1 and any('".[test]"' in line for line in completed)
+    assert len([line for line in completed if "pip install" in line and "if [" not in line]) == 1 and any(
+        '".[test]"' in line for line in completed
+    )
     assert not any("pip install" in line and "if [" not in line for line in would_run("demo"))
 
 
 def test_every_extra_is_blocked_above():
-    tomllib = pytest.importorskip("tomllib")         # Python 3.11
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     named = {re.split(r"[\[>=]", word)[0] for words in extras.values() for word in words} - {"dynadapt", "pytest-timeout", "pytest-xdist"}
     assert {{"scikit-learn": "sklearn", "lm-eval": "lm_eval"}.get(name, name) for name in named} <= set(EXTRAS)

@@ -1,4 +1,5 @@
 """The pages hang together: docs/README.md lists all of them, every link and anchor leads somewhere, no install line asks an index for us."""
+
 import re
 import subprocess
 from pathlib import Path
@@ -7,7 +8,9 @@ import pytest
 from document_blocks import PAGES, ROOT, prose
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^()\s]+)\)")
-OF_AN_INDEX = re.compile(r"\b(?:pip|pipx|uv|conda|poetry|uvx)3?\s+(?:pip\s+)?(?:install|add|download|run)\s(?:[^\n`#(]*\s)?['\"]?dynadapt(?![\w./-])|\buvx dynadapt\b")
+OF_AN_INDEX = re.compile(
+    r"\b(?:pip|pipx|uv|conda|poetry|uvx)3?\s+(?:pip\s+)?(?:install|add|download|run)\s(?:[^\n`#(]*\s)?['\"]?dynadapt(?![\w./-])|\buvx dynadapt\b"
+)
 
 
 def anchors(page: Path) -> set[str]:
@@ -46,16 +49,25 @@ def test_no_install_line_asks_an_index_for_a_package_of_our_name():
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in filter(None, files):
         path = ROOT / name
-        if path == Path(__file__):          # it holds such lines, as cases
+        if path == Path(__file__):  # it holds such lines, as cases
             continue
         if path.suffix in (".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".cmake", ".h", ".cpp", ".cu", "") and path.is_file():
             assert not (found := OF_AN_INDEX.search(path.read_text(errors="replace"))), (name, found[0])
 
 
-@pytest.mark.parametrize("line, asks", [
-    ("pip install dynadapt", True), ("pip install 'dynadapt[plot]'", True), ("python -m pip install -q dynadapt==0.1", True), ("uv add dynadapt", True),
-    ("pip install -U \"dynadapt[hf]\"", True), ("pip install .", False), ("pip install -e '.[plot]'", False), ("pip install dist/dynadapt-0.1.whl", False),
-    ("pip install dynadapt-0.1.0.whl", False),
-])
+@pytest.mark.parametrize(
+    "line, asks",
+    [
+        ("pip install dynadapt", True),
+        ("pip install 'dynadapt[plot]'", True),
+        ("python -m pip install -q dynadapt==0.1", True),
+        ("uv add dynadapt", True),
+        ('pip install -U "dynadapt[hf]"', True),
+        ("pip install .", False),
+        ("pip install -e '.[plot]'", False),
+        ("pip install dist/dynadapt-0.1.whl", False),
+        ("pip install dynadapt-0.1.0.whl", False),
+    ],
+)
 def test_what_counts_as_such_a_line(line, asks):
     assert bool(OF_AN_INDEX.search(line)) == asks

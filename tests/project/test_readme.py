@@ -17,8 +17,14 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 def test_the_python_example_runs(tmp_path, smollm2_directory):
     code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
     (tmp_path / "novel.txt").write_text(BUILTINS["python-reference"]()[:6000])
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-                         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert len(ran.stdout.splitlines()) >= 2
     assert (tmp_path / "adapted" / "adapter" / "adapter_model.safetensors").exists()

@@ -1,4 +1,5 @@
 """The package is typed as it says it is (py.typed): a type checker resolves what a user's program calls, and finds what is wrong in it."""
+
 import os
 import re
 import subprocess
@@ -29,8 +30,11 @@ dynadapt.LoRA(rank="16")
 dynadapt.Engine(model, streems=8)
 """
 REVEALED = {7: "dynadapt.model.base.Model", 8: "str", 9: "int", 10: "list[str]", 12: "dynadapt.session.Session"}
-WRONG = {13: '"Engine" has no attribute "stepp"', 14: 'Argument "rank" to "LoRA" has incompatible type "str"; expected "int"',
-         15: 'Unexpected keyword argument "streems" for "Engine"'}
+WRONG = {
+    13: '"Engine" has no attribute "stepp"',
+    14: 'Argument "rank" to "LoRA" has incompatible type "str"; expected "int"',
+    15: 'Unexpected keyword argument "streems" for "Engine"',
+}
 # Other packages' types are not looked at: torch's alone take a minute to read.
 SETTINGS = """\
 [mypy]
@@ -46,10 +50,18 @@ def test_a_program_is_checked(tmp_path):
     (tmp_path / "mypy.ini").write_text(SETTINGS)
     home = Path(dynadapt.__file__).resolve().parent.parent
     assert (home / "dynadapt" / "py.typed").exists()
-    done = subprocess.run([sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", os.devnull, "--no-incremental", "program.py"],
-                          cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "MYPYPATH": str(home)})
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", os.devnull, "--no-incremental", "program.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "MYPYPATH": str(home)},
+    )
     lines = re.findall(r"^program\.py:(\d+): (note|error): (.*)$", done.stdout, re.M)
     revealed = {int(number): text.removeprefix('Revealed type is "').removesuffix('"') for number, kind, text in lines if kind == "note"}
     wrong = {int(number): text for number, kind, text in lines if kind == "error"}
-    assert {number: text.replace("builtins.", "") for number, text in revealed.items() if number in REVEALED} == REVEALED, done.stdout + done.stderr
+    assert {number: text.replace("builtins.", "") for number, text in revealed.items() if number in REVEALED} == REVEALED, (
+        done.stdout + done.stderr
+    )
     assert set(wrong) == set(WRONG) and all(wrong[number].startswith(text) for number, text in WRONG.items()), done.stdout

@@ -1,4 +1,5 @@
 """One of two processes that run the cases of test_distributed.py one after the other: processes_worker.py RANK FOLDER."""
+
 import faulthandler
 import json
 import os
@@ -24,9 +25,11 @@ class Killed(BaseException):
 
 def one(case: dict, rank: int) -> str:
     """How a case ended: "finished", "killed", or the words of the error."""
+
     def progress(line):
         if line["kind"] == "step" and line["step"] == case.get("kill"):
             raise Killed
+
     changes = {**case["config"], **(case.get("rank_1", {}) if rank == 1 else {})}
     try:
         run(ReweightConfig(**changes), case["out"], ReweightOptions(**{"checkpoint": 3, **case.get("options", {})}), progress)
@@ -44,10 +47,12 @@ def skip(rank: int, **how) -> list:
     connect(engine, Processes(rank, WORLD), **how)
     update, found = engine.learners[0].state.update, []
     for step in range(5):
+
         def poisoned(*arguments):
             if step == 2 and rank == 1:  # noqa: B023
                 engine.learners[0].state.grad[0, 7] = float("nan")
             return update(*arguments)
+
         engine.learners[0].state.update = poisoned
         before = engine.learners[0].weights()
         tokens = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(step))
@@ -64,8 +69,7 @@ def main() -> None:
     faulthandler.dump_traceback_later(390, exit=True)
     torch.set_num_threads(1)
     os.chdir(folder / f"place-{rank}")  # what is named by a relative path may differ
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=WORLD,
-                            timeout=timedelta(seconds=120))
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=120))
     ended = {name: one(case, rank) for name, case in json.loads((folder / "cases.json").read_text()).items()}
     for name, how in {"whole": {}, "sharded": {"shard": True}, "powersgd": {"compress": "powersgd", "powersgd_rank": 1}}.items():
         ended[f"skip, {name}"] = skip(rank, **how)

@@ -1,4 +1,5 @@
 """The comparison of mixers: paired intervals, Holm's adjustment, the rule for a verdict, and the benchmark, tiny."""
+
 import json
 import subprocess
 import sys
@@ -23,12 +24,24 @@ def rows(shifts: dict[str, float], seeds: int = 4, noise: float = 0.001, jitter:
     for method, shift in shifts.items():
         for seed in range(seeds):
             test = {domain: 3 + i + level[seed] + shift + noise * random.standard_normal() for i, domain in enumerate(DOMAINS)}
-            weights = {"tokens": [16, 32], **{domain: [0.5, 0.5 + (0.1 if i else -0.1) * (method == "velocitune")]
-                                              for i, domain in enumerate(DOMAINS)}}
-            found.append({"method": method, "seed": seed, "test": test, "mean": float(np.mean(list(test.values()))), "tokens": 32,
-                          "epochs": dict.fromkeys(DOMAINS, 0.5), "average_weights": dict.fromkeys(DOMAINS, 0.5),
-                          "flops": {"training": 10, "heldout": 1, "excess": 0, "made_first": 5}, "targets_from": None,
-                          "weights": weights})
+            weights = {
+                "tokens": [16, 32],
+                **{domain: [0.5, 0.5 + (0.1 if i else -0.1) * (method == "velocitune")] for i, domain in enumerate(DOMAINS)},
+            }
+            found.append(
+                {
+                    "method": method,
+                    "seed": seed,
+                    "test": test,
+                    "mean": float(np.mean(list(test.values()))),
+                    "tokens": 32,
+                    "epochs": dict.fromkeys(DOMAINS, 0.5),
+                    "average_weights": dict.fromkeys(DOMAINS, 0.5),
+                    "flops": {"training": 10, "heldout": 1, "excess": 0, "made_first": 5},
+                    "targets_from": None,
+                    "weights": weights,
+                }
+            )
     return found
 
 
@@ -115,7 +128,7 @@ def test_report_is_readable(tmp_path):
     json.dumps(cases, allow_nan=False)
     text = markdown(cases)
     assert "| velocitune | " in text and "- Claim 9: the average weights" in text and "worse" in text
-    assert text.count("*") >= 2                                  # both domains of velocitune, by their own intervals
+    assert text.count("*") >= 2  # both domains of velocitune, by their own intervals
     assert draw_comparison(cases, tmp_path / "all.png").stat().st_size > 10_000
 
 
@@ -138,10 +151,31 @@ def test_benchmark(tmp_path):
             (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
     write_manifest(tmp_path / "corpus")
     out = tmp_path / "study"
-    command = [sys.executable, str(ROOT / "benchmarks" / "reweighting.py"), "--corpus", str(tmp_path / "corpus"),
-               "--out", str(out), "--case", "scratch", "--seeds", "2", "--steps", "4", "--share", "1", "--scratch", "1x16",
-               "--mixers", "stratified", "velocitune", "velocitune-known", "velocitune-average", "doremi",
-               "ado"]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "reweighting.py"),
+        "--corpus",
+        str(tmp_path / "corpus"),
+        "--out",
+        str(out),
+        "--case",
+        "scratch",
+        "--seeds",
+        "2",
+        "--steps",
+        "4",
+        "--share",
+        "1",
+        "--scratch",
+        "1x16",
+        "--mixers",
+        "stratified",
+        "velocitune",
+        "velocitune-known",
+        "velocitune-average",
+        "doremi",
+        "ado",
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr
     results = json.loads((out / "results.json").read_text())["cases"]["scratch"]

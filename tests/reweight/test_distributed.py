@@ -2,6 +2,7 @@
 
 The two are started once (processes_worker.py) and run all cases one after the other: starting them costs more than the cases.
 """
+
 import json
 import os
 import re
@@ -30,20 +31,20 @@ ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
 # what learns, by which mixer, on which backend; with 3 rows the two have 1 and 2
 TRAINED = {
     "lora": dict(mixer="odm", adapt="lora", rank=2, backend="reference"),
-    "rows": dict(mixer="doremi", settings={"acts": "sampling"}, reference="model", adapt="rows", density=0.5,
-                 backend="reference"),
+    "rows": dict(mixer="doremi", settings={"acts": "sampling"}, reference="model", adapt="rows", density=0.5, backend="reference"),
     "model": dict(mixer="doremi", reference="model", targets="model", backend="cpu"),
 }
 COMPRESSED = {"bf16": dict(compress="bf16"), "powersgd": dict(compress="powersgd", powersgd_rank=4)}
 REFUSED = {
     "another rate": (dict(rank_1=dict(lr=0.02)), r"lr differs between processes: 0.01 in process 0, 0.02 in process 1"),
     "another text": (dict(config=dict(domains={"code": "text.jsonl"})), r"the text of domain 'code' differs between processes"),
-    "no text": (dict(config=dict(domains={"code": "only-here.jsonl"})),
-                r"process 1 of 2: domain 'code': only-here.jsonl: no such file"),
+    "no text": (dict(config=dict(domains={"code": "only-here.jsonl"})), r"process 1 of 2: domain 'code': only-here.jsonl: no such file"),
     "one row": (dict(config=dict(rows=1)), r"rows 1 with 2 processes: .* at least 2"),
     "adapters sharded": (dict(config=dict(adapt="lora"), options=dict(shard=True)), r"shard with adapt 'lora'"),
-    "shards and factors": (dict(config=dict(adapt="full", compress="powersgd"), options=dict(shard=True)),
-                           r"shard with compress 'powersgd'"),
+    "shards and factors": (
+        dict(config=dict(adapt="full", compress="powersgd"), options=dict(shard=True)),
+        r"shard with compress 'powersgd'",
+    ),
 }
 
 
@@ -53,8 +54,18 @@ def documents(path: Path, seed: int, count: int = 12) -> None:
 
 
 def config_of(root: Path, **changes) -> dict:
-    settings = dict(model=str(root / "model"), domains={name: str(root / f"{name}.jsonl") for name in ("code", "prose")},
-                    segment=16, rows=3, steps=8, evaluate=4, heldout_rows=3, dtype="fp32", lr=0.01, policy="repeat")
+    settings = dict(
+        model=str(root / "model"),
+        domains={name: str(root / f"{name}.jsonl") for name in ("code", "prose")},
+        segment=16,
+        rows=3,
+        steps=8,
+        evaluate=4,
+        heldout_rows=3,
+        dtype="fp32",
+        lr=0.01,
+        policy="repeat",
+    )
     settings.update(changes)
     if "reference" in settings:
         settings["reference"] = str(root / "model")
@@ -81,8 +92,11 @@ def cases_of(root: Path) -> dict[str, dict]:
     cases["kill for one"] = case("killed, for one", model, kill=5)
     cases["resume of one"] = case("killed by one", model, options={"resume": True, "shard": True})
     for name, (changes, _) in REFUSED.items():
-        cases[name] = case(f"refused, {name}", {**TRAINED["lora"], **changes.get("config", {})},
-                           **{key: value for key, value in changes.items() if key != "config"})
+        cases[name] = case(
+            f"refused, {name}",
+            {**TRAINED["lora"], **changes.get("config", {})},
+            **{key: value for key, value in changes.items() if key != "config"},
+        )
     return cases
 
 
@@ -119,12 +133,13 @@ def root(tmp_path_factory) -> Path:
 def two(root) -> dict[str, list[str]]:
     """How every case ended, by process; their run directories are in root/two."""
     with pytest.raises(Killed):
-        run(ReweightConfig(**config_of(root, **TRAINED["model"])), root / "two" / "killed by one", ReweightOptions(checkpoint=3),
-            kill_at_5)
+        run(ReweightConfig(**config_of(root, **TRAINED["model"])), root / "two" / "killed by one", ReweightOptions(checkpoint=3), kill_at_5)
     cases = cases_of(root)
     (root / "cases.json").write_text(json.dumps(cases))
-    workers = [subprocess.Popen([sys.executable, str(WORKER), str(rank), str(root)], env=ENVIRONMENT, stderr=subprocess.PIPE,
-                                text=True) for rank in range(2)]
+    workers = [
+        subprocess.Popen([sys.executable, str(WORKER), str(rank), str(root)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
     errors = [worker.communicate(timeout=400)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
     ended = [json.loads((root / f"ended-{rank}.json").read_text()) for rank in range(2)]
@@ -232,7 +247,7 @@ def test_processes_that_do_not_fit_are_refused_by_name(name, root, two):
 
 @pytest.mark.parametrize("how", ["whole", "sharded", "powersgd"])
 def test_a_gradient_that_is_not_finite_on_one_is_skipped_by_both(how, two):
-    updated, skipped = [True, False, True, True], [False, True, False, True]    # updated, skipped, weights moved, weights finite
+    updated, skipped = [True, False, True, True], [False, True, False, True]  # updated, skipped, weights moved, weights finite
     assert [found for found, _, _ in two[f"skip, {how}"]] == [[updated, updated, skipped, updated, updated]] * 2
 
 
@@ -242,8 +257,10 @@ def test_shards_hold_half_of_masters_and_moments(two):
     assert [gone for _, gone in held] == [True] * 2 and two["skip, whole"][0][1:] == [1, False]
 
 
-@pytest.mark.parametrize("changes, options, said", [(dict(compress="bf16"), {}, "compress 'bf16' with one process"),
-                                                    ({}, dict(shard=True), "shard with one process")])
+@pytest.mark.parametrize(
+    "changes, options, said",
+    [(dict(compress="bf16"), {}, "compress 'bf16' with one process"), ({}, dict(shard=True), "shard with one process")],
+)
 def test_one_process_has_nobody_to_send_to(changes, options, said, root, tmp_path):
     with pytest.raises(ConfigError, match=said):
         run(ReweightConfig(**config_of(root, **changes)), tmp_path / "run", ReweightOptions(**options))
@@ -252,8 +269,9 @@ def test_one_process_has_nobody_to_send_to(changes, options, said, root, tmp_pat
 def test_streams_of_their_own_are_not_averaged():
     model = random_model(tiny_config("llama"), seed=0)
     with pytest.raises(ValueError, match="shared=False"):
-        connect(Engine(model, adapt=LoRA(rank=2), optimizer=Adam(), streams=2, segment=8, dtype="fp32", backend="reference"),
-                Processes(0, 2))
+        connect(
+            Engine(model, adapt=LoRA(rank=2), optimizer=Adam(), streams=2, segment=8, dtype="fp32", backend="reference"), Processes(0, 2)
+        )
 
 
 @pytest.mark.parametrize("count, world", [(3, 2), (8, 4), (1, 1), (2, 3)])
@@ -269,8 +287,13 @@ def test_torchrun_stopped_and_gone_on_with_alone(root, tmp_path):
     domains = [f"{name}={path}" for name, path in config.pop("domains").items()]
     words = [word for name, value in config.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dynadapt"]
-    process = subprocess.Popen([*torchrun, "reweight", "train", *words, "--domains", *domains, "--out", str(tmp_path / "run"), "--checkpoint", "20"],
-                               env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*torchrun, "reweight", "train", *words, "--domains", *domains, "--out", str(tmp_path / "run"), "--checkpoint", "20"],
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     limit = time.monotonic() + 240
     while not list(tmp_path.glob("run/checkpoint/[0-9]*")) and time.monotonic() < limit and process.poll() is None:
         time.sleep(0.02)
@@ -283,6 +306,7 @@ def test_torchrun_stopped_and_gone_on_with_alone(root, tmp_path):
     def stop_soon_after(line):
         if line["kind"] == "step" and line["step"] == saved + 3:
             raise Killed
+
     for out, resume in (("run", True), ("whole", False)):
         with pytest.raises(Killed):
             run(ReweightConfig(**config_of(root, **changes)), tmp_path / out, ReweightOptions(resume=resume), stop_soon_after)

@@ -1,4 +1,5 @@
 """The driver: what it trains on, what it writes, that a run can be stopped anywhere, and what it refuses."""
+
 import json
 import os
 import signal
@@ -53,13 +54,26 @@ def root(tmp_path_factory) -> Path:
     (root / "prose.jsonl").write_text("\n".join(lines) + "\n")
     (root / "manual").mkdir()
     for part, count, seed in (("train", 6, 80), ("heldout", 3, 90)):
-        (root / "manual" / f"{part}.jsonl").write_text("".join(json.dumps({"text": english(100, seed=seed + i)}) + "\n" for i in range(count)))
+        (root / "manual" / f"{part}.jsonl").write_text(
+            "".join(json.dumps({"text": english(100, seed=seed + i)}) + "\n" for i in range(count))
+        )
     return root
 
 
 def config_for(root, **changes) -> ReweightConfig:
-    settings = dict(model=str(root / "model"), domains={"code": str(root / "code"), "prose": str(root / "prose.jsonl"), "manual": str(root / "manual")},
-                    segment=16, rows=3, steps=10, evaluate=4, heldout_rows=4, dtype="fp32", backend="reference", lr=0.01, policy="repeat")
+    settings = dict(
+        model=str(root / "model"),
+        domains={"code": str(root / "code"), "prose": str(root / "prose.jsonl"), "manual": str(root / "manual")},
+        segment=16,
+        rows=3,
+        steps=10,
+        evaluate=4,
+        heldout_rows=4,
+        dtype="fp32",
+        backend="reference",
+        lr=0.01,
+        policy="repeat",
+    )
     return ReweightConfig(**{**settings, **changes})
 
 
@@ -79,6 +93,7 @@ def kill_at(step: int):
     def progress(line):
         if line["kind"] == "step" and line["step"] == step:
             raise Killed
+
     return progress
 
 
@@ -86,11 +101,20 @@ def kill_at(step: int):
 
 RUNS = {
     "lora, weights from each step": dict(mixer="odm", adapt="lora", rank=2, optimizer="adam"),
-    "full, weights from evaluations": dict(mixer="velocitune", target={"code": 1.0, "prose": 1.5, "manual": 0.5}, smoothing=0.1, warmup=3, schedule="cosine"),
+    "full, weights from evaluations": dict(
+        mixer="velocitune", target={"code": 1.0, "prose": 1.5, "manual": 0.5}, smoothing=0.1, warmup=3, schedule="cosine"
+    ),
     "every parameter, the loss weighted": dict(mixer="doremi", targets="model", reference="model"),
     "rows, drawn by excess": dict(mixer="doremi", settings={"acts": "sampling"}, adapt="rows", density=0.5, reference="model"),
-    "from scratch, a domain runs out": dict(mixer="fixed", weights={"code": 0.05, "prose": 0.05, "manual": 0.9}, policy="renormalise", scratch="1x32",
-                                            targets="model", rows=4, steps=14),
+    "from scratch, a domain runs out": dict(
+        mixer="fixed",
+        weights={"code": 0.05, "prose": 0.05, "manual": 0.9},
+        policy="renormalise",
+        scratch="1x32",
+        targets="model",
+        rows=4,
+        steps=14,
+    ),
 }
 
 
@@ -119,8 +143,12 @@ def test_a_killed_run_goes_on_with_the_same_rows_losses_and_weights(name, root, 
 def test_every_mixer_trains(mixer, root, tmp_path):
     write_json(tmp_path / "summary.json", {"static_weights": dict.fromkeys(DOMAINS, 1 / 3)})
     write_json(tmp_path / "config.json", config_for(root, mixer="odm", steps=3).to_dict())
-    changes = {"velocitune": {"target": dict.fromkeys(DOMAINS, 1.0)}, "dynamic-batch-loading": {"target": dict.fromkeys(DOMAINS, 1.0)},
-               "doremi": {"reference": str(root / "model")}, "replay": {"settings": {"run": str(tmp_path)}}}
+    changes = {
+        "velocitune": {"target": dict.fromkeys(DOMAINS, 1.0)},
+        "dynamic-batch-loading": {"target": dict.fromkeys(DOMAINS, 1.0)},
+        "doremi": {"reference": str(root / "model")},
+        "replay": {"settings": {"run": str(tmp_path)}},
+    }
     summary = run(config_for(root, mixer=mixer, steps=3, evaluate=2, **changes.get(mixer, {})), tmp_path / "run")
     assert summary["mixer"] == mixer and sum(summary["static_weights"].values()) == pytest.approx(1) and summary["updates"] == 3
 
@@ -129,8 +157,19 @@ def test_a_reference_that_a_run_trained(root, tmp_path):
     """DoReMi against a reference that is the proxy as it starts: no token is behind, so the first weights stay."""
     trained = run(config_for(root, mixer="proportional", steps=1, lr=0.0, targets="model", scratch="1x32"), tmp_path / "reference")
     assert trained["heldout"] == trained["heldout_start"]
-    run(config_for(root, mixer="doremi", steps=1, rows=12, targets="model", scratch="1x32", reference=str(tmp_path / "reference"), weights="uniform"),
-        tmp_path / "run")
+    run(
+        config_for(
+            root,
+            mixer="doremi",
+            steps=1,
+            rows=12,
+            targets="model",
+            scratch="1x32",
+            reference=str(tmp_path / "reference"),
+            weights="uniform",
+        ),
+        tmp_path / "run",
+    )
     line = read_metrics(tmp_path / "run")[1]
     assert min(line["drawn"].values()) > 0 and line["weights"] == pytest.approx(dict.fromkeys(DOMAINS, 1 / 3), abs=1e-6)
 
@@ -142,8 +181,10 @@ def test_what_a_run_writes(root, tmp_path):
     lines = read_metrics(tmp_path / "run")
     assert lines == seen and [line["kind"] for line in lines] == ["evaluation"] + ["step", "step", "evaluation"] * 3
     steps, evaluations = ([line for line in lines if line["kind"] == kind] for kind in ("step", "evaluation"))
-    for line in steps:                               # a step's loss is the mean of its domains', by tokens
-        assert line["loss"] == pytest.approx(sum(line["drawn"][name] * loss for name, loss in line["losses"].items()) / config.rows, rel=1e-12)
+    for line in steps:  # a step's loss is the mean of its domains', by tokens
+        assert line["loss"] == pytest.approx(
+            sum(line["drawn"][name] * loss for name, loss in line["losses"].items()) / config.rows, rel=1e-12
+        )
         assert sum(line["drawn"].values()) == config.rows and len({tuple(pair) for pair in line["rows"]}) == config.rows
     assert summary["heldout"] == evaluations[-1]["heldout"] and summary["heldout_start"] == evaluations[0]["heldout"]
     assert sum(summary["tokens_by_domain"].values()) == summary["tokens"] == 6 * 3 * 16 == lines[-1]["total_tokens"]
@@ -164,6 +205,7 @@ def test_heldout_losses_are_those_of_the_model_as_it_is(root, tmp_path):
     run(config, tmp_path / "run")
     static, total = Engine(model, segment=16, dtype="fp32", backend="reference"), []
     from dynadapt.experiments.reweight.sampler import heldout_order
+
     for row in heldout_order(len(code.heldout), 4, 0, 0):
         total.append(float(static.step(torch.from_numpy(code.heldout[row])[None]).double().mean()))
     assert read_metrics(tmp_path / "run")[0]["heldout"]["code"] == pytest.approx(sum(total) / len(total), abs=1e-5)
@@ -186,7 +228,9 @@ def test_weights_changed_on_resume_hold_from_there_and_survive_another_kill(root
 
 
 def test_a_domain_that_runs_out_ends_the_run(root, tmp_path):
-    summary = run(config_for(root, policy="stop", weights={"code": 0.1, "prose": 0.1, "manual": 0.8}, mixer="fixed", steps=200), tmp_path / "run")
+    summary = run(
+        config_for(root, policy="stop", weights={"code": 0.1, "prose": 0.1, "manual": 0.8}, mixer="fixed", steps=200), tmp_path / "run"
+    )
     assert "'manual' is out of data" in summary["ended"] and summary["steps"] < 200 and max(summary["epochs"].values()) <= 1
     last = read_metrics(tmp_path / "run")[-1]
     assert last["kind"] == "evaluation" and last["step"] == summary["steps"]
@@ -202,6 +246,7 @@ def test_a_signal_while_processes_agree_is_not_lost(root, tmp_path, monkeypatch)
         if len(asked) == 4:
             signal.raise_signal(signal.SIGTERM)
         return found
+
     monkeypatch.setattr(Processes, "any", slow)
     with pytest.raises(Interrupted, match="stopped by SIGTERM after step 4"):
         run(config_for(root), tmp_path / "run", ReweightOptions(checkpoint=3))
@@ -209,11 +254,39 @@ def test_a_signal_while_processes_agree_is_not_lost(root, tmp_path, monkeypatch)
 
 
 def test_killed_for_real_on_the_command_line(root, tmp_path, capsys):
-    words = ["reweight", "train", "--model", root / "model", "--domains", f"code={root / 'code'}", f"prose={root / 'prose.jsonl'}", "--mixer", "odm",
-             "--segment", 16, "--rows", 2, "--steps", 400, "--evaluate", 200, "--checkpoint", 40, "--dtype", "fp32", "--policy", "repeat", "--targets", "mlp"]
+    words = [
+        "reweight",
+        "train",
+        "--model",
+        root / "model",
+        "--domains",
+        f"code={root / 'code'}",
+        f"prose={root / 'prose.jsonl'}",
+        "--mixer",
+        "odm",
+        "--segment",
+        16,
+        "--rows",
+        2,
+        "--steps",
+        400,
+        "--evaluate",
+        200,
+        "--checkpoint",
+        40,
+        "--dtype",
+        "fp32",
+        "--policy",
+        "repeat",
+        "--targets",
+        "mlp",
+    ]
     words = [str(word) for word in words]
-    process = subprocess.Popen([sys.executable, "-m", "dynadapt", *words, "--out", str(tmp_path / "run")], stdout=subprocess.DEVNULL,
-                               env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dynadapt", *words, "--out", str(tmp_path / "run")],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     saved = lambda: any(path.name.isdigit() and int(path.name) >= 80 for path in tmp_path.glob("run/checkpoint/*"))  # noqa: E731
     limit = time.monotonic() + 60
     while not saved() and time.monotonic() < limit and process.poll() is None:
@@ -230,7 +303,9 @@ def test_killed_for_real_on_the_command_line(root, tmp_path, capsys):
     assert "step 400/400" in shown and "held-out" in shown and (tmp_path / "whole" / "weights.png").exists()
 
 
-@pytest.mark.parametrize("changes", [dict(targets="model", scratch="1x32"), dict(adapt="full"), dict(adapt="rows", density=0.3), dict(adapt="lora", rank=2)])
+@pytest.mark.parametrize(
+    "changes", [dict(targets="model", scratch="1x32"), dict(adapt="full"), dict(adapt="rows", density=0.3), dict(adapt="lora", rank=2)]
+)
 def test_what_a_run_learned_leaves_it_as_files(changes, root, tmp_path, capsys):
     config = config_for(root, steps=4, **changes)
     summary = run(config, tmp_path / "run")
@@ -252,6 +327,7 @@ def test_what_a_run_learned_leaves_it_as_files(changes, root, tmp_path, capsys):
 
 
 # ------------------------------------------------------------------------------------------------------------ domains
+
 
 def test_a_corpus_and_its_manifest(root, tmp_path):
     corpus = tmp_path / "corpus"
@@ -295,28 +371,32 @@ def test_another_text_on_resume_is_refused(root, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------ refusals
 
-@pytest.mark.parametrize("changes, error, said", [
-    (dict(weights={"code": 0.5, "prose": 0.3, "manual": 0.1}), MixerError, "sum to 0.9"),
-    (dict(weights={"code": 0.5, "prosa": 0.5}), MixerError, "unknown domain 'prosa'"),
-    (dict(weights={"code": 0.5, "prose": 0.5}), MixerError, "'manual' is missing"),
-    (dict(mixer="velocitune"), MixerError, "target losses.*--target"),
-    (dict(mixer="velocitune", target={"code": 1.0, "prose": 1.0}), MixerError, "'manual' is missing"),
-    (dict(mixer="stratified", target={"code": 1.0}), MixerError, "uses none"),
-    (dict(mixer="velocitune", target=dict.fromkeys(DOMAINS, 9.0)), MixerError, "headroom"),
-    (dict(mixer="doremi"), ConfigError, "reference"),
-    (dict(mixer="odm", reference="x"), ConfigError, "uses none"),
-    (dict(mixer="best"), ConfigError, "mixer 'best'"),
-    (dict(mixer="odm", settings={"speed": 1}), MixerError, "unknown setting 'speed'"),
-    (dict(mixer="replay", settings={"run": "nowhere"}), MixerError, "not a finished run"),
-    (dict(floor=0.5), MixerError, "floor"),
-    (dict(domains={}), ConfigError, "none are given"),
-    (dict(domains={"code": "no/such"}), ConfigError, "domain 'code'.*no such"),
-    (dict(corpus="no/such", domains={}), CorpusError, "manifest"),
-    (dict(scratch="2x32"), ConfigError, "scratch"),
-    (dict(scratch="2by32", targets="model"), ConfigError, "LAYERSxHIDDEN"),
-    (dict(segment=4096), ConfigError, "domain 'code': its training text .* too few"),
-    (dict(steps=0), ConfigError, "steps 0"),
-])
+
+@pytest.mark.parametrize(
+    "changes, error, said",
+    [
+        (dict(weights={"code": 0.5, "prose": 0.3, "manual": 0.1}), MixerError, "sum to 0.9"),
+        (dict(weights={"code": 0.5, "prosa": 0.5}), MixerError, "unknown domain 'prosa'"),
+        (dict(weights={"code": 0.5, "prose": 0.5}), MixerError, "'manual' is missing"),
+        (dict(mixer="velocitune"), MixerError, "target losses.*--target"),
+        (dict(mixer="velocitune", target={"code": 1.0, "prose": 1.0}), MixerError, "'manual' is missing"),
+        (dict(mixer="stratified", target={"code": 1.0}), MixerError, "uses none"),
+        (dict(mixer="velocitune", target=dict.fromkeys(DOMAINS, 9.0)), MixerError, "headroom"),
+        (dict(mixer="doremi"), ConfigError, "reference"),
+        (dict(mixer="odm", reference="x"), ConfigError, "uses none"),
+        (dict(mixer="best"), ConfigError, "mixer 'best'"),
+        (dict(mixer="odm", settings={"speed": 1}), MixerError, "unknown setting 'speed'"),
+        (dict(mixer="replay", settings={"run": "nowhere"}), MixerError, "not a finished run"),
+        (dict(floor=0.5), MixerError, "floor"),
+        (dict(domains={}), ConfigError, "none are given"),
+        (dict(domains={"code": "no/such"}), ConfigError, "domain 'code'.*no such"),
+        (dict(corpus="no/such", domains={}), CorpusError, "manifest"),
+        (dict(scratch="2x32"), ConfigError, "scratch"),
+        (dict(scratch="2by32", targets="model"), ConfigError, "LAYERSxHIDDEN"),
+        (dict(segment=4096), ConfigError, "domain 'code': its training text .* too few"),
+        (dict(steps=0), ConfigError, "steps 0"),
+    ],
+)
 def test_what_does_not_fit_is_refused_by_name(changes, error, said, root, tmp_path):
     with pytest.raises(error, match=said):
         run(config_for(root, **changes), tmp_path / "run")
@@ -326,8 +406,22 @@ def test_what_does_not_fit_is_refused_by_name(changes, error, said, root, tmp_pa
 def velocitune(root, tmp_path_factory) -> Path:
     """A finished run with settings of its own, of which a control is made."""
     out = tmp_path_factory.mktemp("controlled") / "velocitune"
-    run(config_for(root, mixer="velocitune", target=dict.fromkeys(DOMAINS, 1.0), smoothing=0.2, steps=5, warmup=2, schedule="cosine", adapt="lora",
-                   rank=3, optimizer="adam", seed=7), out)
+    run(
+        config_for(
+            root,
+            mixer="velocitune",
+            target=dict.fromkeys(DOMAINS, 1.0),
+            smoothing=0.2,
+            steps=5,
+            warmup=2,
+            schedule="cosine",
+            adapt="lora",
+            rank=3,
+            optimizer="adam",
+            seed=7,
+        ),
+        out,
+    )
     return out
 
 
@@ -347,13 +441,20 @@ def test_a_control_takes_steps_rates_and_domains_from_the_run_that_it_controls(v
     assert [line["total_tokens"] for line in steps[0]] == [line["total_tokens"] for line in steps[1]]
     average = json.loads((velocitune / "summary.json").read_text())["static_weights"]
     assert all(line["weights"] == pytest.approx(average) for line in steps[1])
-    assert control_of(velocitune, root, tmp_path / "control", "--resume") == 0     # the same command goes on
+    assert control_of(velocitune, root, tmp_path / "control", "--resume") == 0  # the same command goes on
 
 
-@pytest.mark.parametrize("words, said", [
-    (["--steps", 9], "steps 9, there 5"), (["--lr", 0.5], "lr 0.5, there 0.01"), (["--rows", 1], "rows 1, there 3"), (["--seed", 0], "seed 0, there 7"),
-    (["--schedule", "constant", "--warmup", 0], "schedule 'constant', there 'cosine'"), (["--adapt", "full"], "adapt 'full', there 'lora'"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--steps", 9], "steps 9, there 5"),
+        (["--lr", 0.5], "lr 0.5, there 0.01"),
+        (["--rows", 1], "rows 1, there 3"),
+        (["--seed", 0], "seed 0, there 7"),
+        (["--schedule", "constant", "--warmup", 0], "schedule 'constant', there 'cosine'"),
+        (["--adapt", "full"], "adapt 'full', there 'lora'"),
+    ],
+)
 def test_a_control_that_differs_from_its_run_is_refused_by_name(words, said, velocitune, root, tmp_path, capsys):
     assert control_of(velocitune, root, tmp_path / "control", *words) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "control").exists()
@@ -362,7 +463,23 @@ def test_a_control_that_differs_from_its_run_is_refused_by_name(words, said, vel
 def test_every_setting_of_a_run_is_one_that_a_control_takes_over_or_may_choose():
     """A new field of ReweightConfig is compared, unless it is named here."""
     from dynadapt.experiments.reweight.control import BY_CONTENT, EQUAL, FREE, OF_THE_MIXER
-    assert {"steps", "rows", "segment", "lr", "decay", "clip", "warmup", "schedule", "optimizer", "adapt", "targets", "rank", "dtype", "seed"} < set(EQUAL)
+
+    assert {
+        "steps",
+        "rows",
+        "segment",
+        "lr",
+        "decay",
+        "clip",
+        "warmup",
+        "schedule",
+        "optimizer",
+        "adapt",
+        "targets",
+        "rank",
+        "dtype",
+        "seed",
+    } < set(EQUAL)
     names = [*EQUAL, *BY_CONTENT, *FREE, *OF_THE_MIXER]
     assert sorted(names) == sorted(field.name for field in fields(ReweightConfig))
 
@@ -377,7 +494,9 @@ def test_a_control_on_other_texts_is_refused(velocitune, root, tmp_path, capsys)
 
 
 def test_a_control_has_the_steps_that_a_run_made_which_ran_out_of_text(root, tmp_path, capsys):
-    changes = dict(mixer="fixed", weights={"code": 0.9, "prose": 0.05, "manual": 0.05}, policy="stop", steps=200, evaluate=200, segment=64, lr=1e-3)
+    changes = dict(
+        mixer="fixed", weights={"code": 0.9, "prose": 0.05, "manual": 0.05}, policy="stop", steps=200, evaluate=200, segment=64, lr=1e-3
+    )
     made = run(config_for(root, **changes), tmp_path / "run")["steps"]
     assert 1 <= made < 200
     assert control_of(tmp_path / "run", root, tmp_path / "control") == 0
@@ -396,15 +515,19 @@ def test_empty_and_single_documents_are_refused(root, tmp_path):
         run(config_for(root, domains={"one": str(tmp_path / "one.txt")}), tmp_path / "run2")
 
 
-@pytest.mark.parametrize("words, said", [
-    (["--domains", "code"], "NAME=PATH"),
-    (["--domains", "a=x", "a=y"], "given twice"),
-    (["--domains", "a=x", "--weights", "a=much"], "give a number"),
-    (["--domains", "a=x", "--target", "no/such.json"], "no such file"),
-    (["--domains", "a=x", "--checkpoint", "-1"], "checkpoint -1"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--domains", "code"], "NAME=PATH"),
+        (["--domains", "a=x", "a=y"], "given twice"),
+        (["--domains", "a=x", "--weights", "a=much"], "give a number"),
+        (["--domains", "a=x", "--target", "no/such.json"], "no such file"),
+        (["--domains", "a=x", "--checkpoint", "-1"], "checkpoint -1"),
+    ],
+)
 def test_bad_words_on_the_command_line(words, said, tmp_path, capsys):
     import re
+
     with pytest.raises(SystemExit) as end:
         main(["reweight", "train", "--out", str(tmp_path / "run"), *words])
     assert end.value.code == 2
@@ -413,6 +536,7 @@ def test_bad_words_on_the_command_line(words, said, tmp_path, capsys):
 
 
 # ------------------------------------------------------------------------------------------------------------ targets
+
 
 def recorded(path: Path, mixer: str, fall: float = 3.0) -> Path:
     """A run's files with held-out losses that follow the law, and a little noise."""
@@ -423,16 +547,26 @@ def recorded(path: Path, mixer: str, fall: float = 3.0) -> Path:
     for k in range(1, 13):
         n = 10_000 * k
         noise = 1e-3 * (-1) ** k
-        lines.append({"kind": "evaluation", "total_tokens": n, "heldout": {"a": 2.0 + fall * (n / 1e4) ** -0.5 + noise, "b": 1.0 + 2 * (n / 1e4) ** -0.3 - noise}})
+        lines.append(
+            {
+                "kind": "evaluation",
+                "total_tokens": n,
+                "heldout": {"a": 2.0 + fall * (n / 1e4) ** -0.5 + noise, "b": 1.0 + 2 * (n / 1e4) ** -0.3 - noise},
+            }
+        )
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 
 def test_targets_from_a_run(tmp_path, root, capsys):
     found = fit_run(recorded(tmp_path / "sample", "proportional"), 400_000)
-    assert found["target"]["a"] == pytest.approx(2.0 + 3.0 * 40**-0.5, abs=0.02) and (tmp_path / "sample" / "targets.png").stat().st_size > 10_000
+    assert (
+        found["target"]["a"] == pytest.approx(2.0 + 3.0 * 40**-0.5, abs=0.02)
+        and (tmp_path / "sample" / "targets.png").stat().st_size > 10_000
+    )
     assert found["interval"]["a"][0] < found["target"]["a"] < found["interval"]["a"][1]
     from dynadapt.experiments.reweight.config import named_numbers
+
     assert named_numbers("target", [str(tmp_path / "sample" / "targets.json")]) == found["target"]
     with pytest.raises(RunError, match="weights move"):
         fit_run(recorded(tmp_path / "dynamic", "odm"), 400_000)
@@ -443,6 +577,7 @@ def test_targets_from_a_run(tmp_path, root, capsys):
 
 
 # ------------------------------------------------------------------------------------------------------------ the engine's part
+
 
 def tiny_engine(**changes) -> Engine:
     settings = dict(adapt=Full(), optimizer=Adam(lr=1e-2), streams=2, segment=12, shared=True, dtype="fp64", backend="reference")
@@ -464,7 +599,9 @@ def test_row_weights_are_factors_of_the_rows_losses():
             plain.step(tokens, weights=bad)
 
 
-@pytest.mark.parametrize("adapt, shared", [(None, False), (LoRA(rank=2), True), (LoRA(rank=2), False), (Full(targets="model"), True), (Full(), False)])
+@pytest.mark.parametrize(
+    "adapt, shared", [(None, False), (LoRA(rank=2), True), (LoRA(rank=2), False), (Full(targets="model"), True), (Full(), False)]
+)
 def test_score_is_what_the_next_step_scores_and_leaves_no_trace(adapt, shared):
     tokens = torch.randint(0, 90, (2, 13), generator=torch.Generator().manual_seed(0))
     settings = dict(adapt=adapt, optimizer=Adam(lr=1e-2) if adapt else None, shared=shared)

@@ -1,4 +1,5 @@
 """Which rows come: the mixer's shares, every row once a pass, and the same rows after a stop."""
+
 import json
 
 import numpy as np
@@ -33,9 +34,9 @@ def test_every_row_is_read_once_before_any_is_read_again(policy):
             part = rows[first : first + SIZES[name]]
             assert len(set(part)) == len(part) and max(part) < SIZES[name]
     if policy == "repeat":
-        assert read["prose"][:30] != read["prose"][30:60] and len(read["prose"]) > 60      # another order in the second pass
+        assert read["prose"][:30] != read["prose"][30:60] and len(read["prose"]) > 60  # another order in the second pass
     elif policy == "renormalise":
-        assert sum(map(len, read.values())) == 100                                         # all there is
+        assert sum(map(len, read.values())) == 100  # all there is
     else:
         assert sum(map(len, read.values())) < 100
 
@@ -56,7 +57,11 @@ def test_a_resumed_sampler_draws_the_same_rows_and_changed_weights_lose_none():
     assert first + [resumed.draw(step, 5, WEIGHTS) for step in range(12, 30)] == expected
     changed = Sampler(SIZES, "repeat", 1)
     changed.supply.load_state_dict(stopped.supply.state_dict())
-    rows = [pair for draws in first + [changed.draw(step, 5, {"code": 1.0, "prose": 0.0, "manual": 0.0}) for step in range(12, 20)] for pair in draws]
+    rows = [
+        pair
+        for draws in first + [changed.draw(step, 5, {"code": 1.0, "prose": 0.0, "manual": 0.0}) for step in range(12, 20)]
+        for pair in draws
+    ]
     code = [row for name, row in rows if name == "code"]
     assert len(set(code[:50])) == len(code[:50]) > 40
 

@@ -1,4 +1,5 @@
 """Logs of other packages see what metrics.jsonl holds, whole, from whichever process; none of them can harm a run."""
+
 import json
 import os
 import subprocess
@@ -28,15 +29,16 @@ def root(tmp_path_factory) -> Path:
 
 
 def config_of(root: Path, **changes) -> EvalConfig:
-    settings = dict(model=str(root / "model"), text=(str(root / "a.txt"),), segment=16, rank=2, backend="reference", dtype="fp32",
-                    lr=0.01, memory=0)
+    settings = dict(
+        model=str(root / "model"), text=(str(root / "a.txt"),), segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01, memory=0
+    )
     return EvalConfig(**{**settings, **changes})
 
 
 class Recorded(Log):
     """A log that keeps what it is told, in order."""
 
-    package = "json"                                 # one that is installed
+    package = "json"  # one that is installed
     made: list["Recorded"] = []
     failing: str | None = None
 
@@ -98,7 +100,7 @@ def test_a_resumed_run_shows_its_log_the_earlier_lines_first(root, tmp_path, rec
     run(config_of(root), tmp_path / "run", RunOptions(resume=True, log=("recorded",)))
     [log] = recorded.made
     assert lines_of(log) == wanted_lines(tmp_path / "run") and len(lines_of(log)) > 5
-    run(config_of(root), tmp_path / "run", RunOptions(resume=True, log=("recorded",)))      # finished: it is shown all the same
+    run(config_of(root), tmp_path / "run", RunOptions(resume=True, log=("recorded",)))  # finished: it is shown all the same
     assert recorded.made[1].calls[1:] == log.calls[1:]
 
 
@@ -125,19 +127,22 @@ def test_a_log_that_cannot_be_opened_is_refused_before_anything_is_scored(root, 
     with pytest.raises(RunError, match="log 'recorded' can't be opened: no route to host"):
         run(config_of(root), tmp_path / "run", RunOptions(log=("recorded",)))
     monkeypatch.setattr(Recorded, "failing", None)
-    run(config_of(root), tmp_path / "run", RunOptions(log=("recorded",)))                   # begun anew
+    run(config_of(root), tmp_path / "run", RunOptions(log=("recorded",)))  # begun anew
 
 
 def test_a_log_is_refused_whose_package_is_not_installed(tmp_path, monkeypatch, capsys):
     class Absent(Log):
         package = "no_such_package_here"
+
     monkeypatch.setitem(LOGS, "absent", Absent)
-    with pytest.raises(ConfigError, match="log 'absent': the package no_such_package_here is not installed: pip install no_such_package_here"):
+    with pytest.raises(
+        ConfigError, match="log 'absent': the package no_such_package_here is not installed: pip install no_such_package_here"
+    ):
         check_logs(["absent"])
     with pytest.raises(SystemExit):
         main(["eval", "--text", "x", "--log", "absent"])
     assert "pip install no_such_package_here (see dynadapt eval --help)" in capsys.readouterr().err
-    (tmp_path / "no_such_package_here").mkdir()      # what such a log leaves in the working directory is not the package
+    (tmp_path / "no_such_package_here").mkdir()  # what such a log leaves in the working directory is not the package
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match="not installed"):
         check_logs(["absent"])
@@ -146,16 +151,43 @@ def test_a_log_is_refused_whose_package_is_not_installed(tmp_path, monkeypatch, 
 
 
 def test_series_of_a_line():
-    line = {"segment": 3, "total_tokens": 64, "nll": 1.5, "flops": {"forward": 8, "backward": 0}, "stream_nll": [1.0, None, 2.0],
-            "grad_norm": [0.5], "updated": [True, False, True], "documents": [0, None, 1], "lengths": [16, 0, 16], "kind": "step",
-            "rows": [["a", 1]], "notes": ["x"], "skipped": False, "velocity": None, "weights": {"a": 0.25}, "by_k": [1.0] * 17}
+    line = {
+        "segment": 3,
+        "total_tokens": 64,
+        "nll": 1.5,
+        "flops": {"forward": 8, "backward": 0},
+        "stream_nll": [1.0, None, 2.0],
+        "grad_norm": [0.5],
+        "updated": [True, False, True],
+        "documents": [0, None, 1],
+        "lengths": [16, 0, 16],
+        "kind": "step",
+        "rows": [["a", 1]],
+        "notes": ["x"],
+        "skipped": False,
+        "velocity": None,
+        "weights": {"a": 0.25},
+        "by_k": [1.0] * 17,
+    }
     assert series_of(line) == {
-        "total_tokens": 64, "nll": 1.5, "flops/forward": 8, "flops/backward": 0, "stream_nll": 1.5, "stream_nll/0": 1.0, "stream_nll/2": 2.0,
-        "grad_norm": 0.5, "updated": 2, "skipped": 0, "weights/a": 0.25, "by_k": 1.0}
+        "total_tokens": 64,
+        "nll": 1.5,
+        "flops/forward": 8,
+        "flops/backward": 0,
+        "stream_nll": 1.5,
+        "stream_nll/0": 1.0,
+        "stream_nll/2": 2.0,
+        "grad_norm": 0.5,
+        "updated": 2,
+        "skipped": 0,
+        "weights/a": 0.25,
+        "by_k": 1.0,
+    }
     assert step_of(line) == 64 and step_of({"step": 7}) == 7
 
 
 # -------------------------------------------------------------------------------------------------------------- the commands
+
 
 def call(*words) -> None:
     with pytest.raises(SystemExit) as end:
@@ -168,17 +200,48 @@ SMALL = ("--segment", 16, "--dtype", "fp32", "--backend", "reference")
 
 def test_reweighting_logs_steps_and_evaluations(root, tmp_path, recorded, capsys):
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"text": english(60, seed=i)}) + "\n" for i in range(12)))
-    call("reweight", "train", "--domains", f"a={tmp_path / 'lines.jsonl'}", "--model", root / "model", *SMALL, "--rows", 2, "--steps", 3,
-         "--evaluate", 2, "--heldout-rows", 2, "--adapt", "lora", "--optimizer", "adam", "--out", tmp_path / "run",
-         "--log", "recorded")
+    call(
+        "reweight",
+        "train",
+        "--domains",
+        f"a={tmp_path / 'lines.jsonl'}",
+        "--model",
+        root / "model",
+        *SMALL,
+        "--rows",
+        2,
+        "--steps",
+        3,
+        "--evaluate",
+        2,
+        "--heldout-rows",
+        2,
+        "--adapt",
+        "lora",
+        "--optimizer",
+        "adam",
+        "--out",
+        tmp_path / "run",
+        "--log",
+        "recorded",
+    )
     [log] = recorded.made
     assert lines_of(log) == wanted_lines(tmp_path / "run")
-    assert {"loss", "losses/a", "weights/a", "heldout/a", "mean", "flops/heldout"} <= {name for series, _ in lines_of(log) for name in series}
+    assert {"loss", "losses/a", "weights/a", "heldout/a", "mean", "flops/heldout"} <= {
+        name for series, _ in lines_of(log) for name in series
+    }
     assert log.calls[-2][1]["heldout/a"] == read_json(tmp_path / "run/summary.json")["heldout"]["a"]
 
 
 def test_icl_logs_by_step_and_a_number_is_still_the_steps_between_lines(tmp_path, recorded, capsys):
-    call("icl", "train", "demo", *"--steps 20 --points 4 --layers 1 --hidden 32 --device cpu --log 10 --log recorded".split(), "--out", tmp_path / "run")
+    call(
+        "icl",
+        "train",
+        "demo",
+        *"--steps 20 --points 4 --layers 1 --hidden 32 --device cpu --log 10 --log recorded".split(),
+        "--out",
+        tmp_path / "run",
+    )
     [log] = recorded.made
     assert [step for _, step in lines_of(log)] == [10, 20] and lines_of(log) == wanted_lines(tmp_path / "run")
     with pytest.raises(SystemExit):
@@ -188,8 +251,22 @@ def test_icl_logs_by_step_and_a_number_is_still_the_steps_between_lines(tmp_path
 
 def test_a_diagnosis_logs_its_scorings_and_then_its_summary(root, tmp_path, recorded, capsys):
     (tmp_path / "held-out.txt").write_text(english(80, seed=9))
-    call("diagnose", "--model", root / "model", "--text", tmp_path / "held-out.txt", "--learn", root / "a.txt", *SMALL, "--rank", 2,
-         "--out", tmp_path / "out", "--log", "recorded")
+    call(
+        "diagnose",
+        "--model",
+        root / "model",
+        "--text",
+        tmp_path / "held-out.txt",
+        "--learn",
+        root / "a.txt",
+        *SMALL,
+        "--rank",
+        2,
+        "--out",
+        tmp_path / "out",
+        "--log",
+        "recorded",
+    )
     opened = {log.calls[0][1].relative_to(tmp_path).as_posix(): log for log in recorded.made}
     assert list(opened)[:3] == ["out/learn", "out/before", "out/after"] and list(opened)[-1] == "out"
     for name in ("learn", "before", "after"):
@@ -201,6 +278,7 @@ def test_a_diagnosis_logs_its_scorings_and_then_its_summary(root, tmp_path, reco
 
 def test_a_sweep_hands_its_logs_to_its_cells(root, tmp_path, monkeypatch, recorded, capsys):
     from dynadapt.experiments import sweep
+
     asked = []
     monkeypatch.setattr(sweep, "_run_child", lambda words: (asked.append(words), (1, "no"))[1])
     (tmp_path / "sweep.yaml").write_text(f"out: {tmp_path}\nbase: {{text: {root / 'a.txt'}}}\ncells: [{{adapt: none}}]\n")
@@ -211,12 +289,15 @@ def test_a_sweep_hands_its_logs_to_its_cells(root, tmp_path, monkeypatch, record
 
 # ----------------------------------------------------------------------------------------------------- the packages themselves
 
-NAMES = [pytest.param(name, marks=pytest.mark.skipif(not __import__("importlib.util").util.find_spec(name), reason=f"needs {name}"))
-         for name in ("tensorboard", "wandb", "trackio")]
+NAMES = [
+    pytest.param(name, marks=pytest.mark.skipif(not __import__("importlib.util").util.find_spec(name), reason=f"needs {name}"))
+    for name in ("tensorboard", "wandb", "trackio")
+]
 
 
 def read_tensorboard(out: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     found = EventAccumulator(str(out / "tensorboard"), size_guidance={"scalars": 0})
     found.Reload()
     return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
@@ -229,10 +310,10 @@ def records(content: bytes, block: int = 32768):
         if block - at % block < 7:
             at += block - at % block
             continue
-        length, kind = int.from_bytes(content[at + 4:at + 6], "little"), content[at + 6]
-        whole += content[at + 7:at + 7 + length]
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        whole += content[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):                           # full, or the last part
+        if kind in (1, 4):  # full, or the last part
             yield whole
             whole = b""
 
@@ -240,6 +321,7 @@ def records(content: bytes, block: int = 32768):
 def read_wandb(out: Path) -> dict[str, list[tuple[int, float]]]:
     """Of the last process: its file has the whole run."""
     from wandb.proto import wandb_internal_pb2
+
     [*_, file] = sorted((out / "wandb").glob("offline-run-*/*.wandb"))
     series = {}
     for data in records(file.read_bytes()):
@@ -298,7 +380,7 @@ run(config_of(Path({str(root)!r})), {str(out)!r}, RunOptions(resume=True, scores
         assert [step for step, _ in series[key]] == [line["total_tokens"] for line in lines]
         np.testing.assert_allclose([value for _, value in series[key]], [line[key] for line in lines], rtol=1e-6)
     assert [value for _, value in series["flops/forward"]] == pytest.approx([line["flops"]["forward"] for line in lines])
-    if name != "wandb":                              # there it is the run's summary
+    if name != "wandb":  # there it is the run's summary
         assert series["summary/nll"][-1][1] == pytest.approx(read_json(out / "summary.json")["nll"])
     run(config_of(root), tmp_path / "plain", RunOptions(scores=True))
     assert (tmp_path / "plain/scores.npy").read_bytes() == (out / "scores.npy").read_bytes()
@@ -307,6 +389,7 @@ run(config_of(Path({str(root)!r})), {str(out)!r}, RunOptions(resume=True, scores
 
 # ------------------------------------------------------------------------------------------------------------------- callbacks
 
+
 def test_a_callback_comes_after_the_scores_of_its_segment_are_written(root, tmp_path):
     seen = []
 
@@ -314,6 +397,7 @@ def test_a_callback_comes_after_the_scores_of_its_segment_are_written(root, tmp_
         assert read_metrics(tmp_path / "run")[-1]["segment"] == event["segment"]
         assert len(np.load(tmp_path / "run/scores.npy")) == event["total_tokens"]
         seen.append(event)
+
     run(config_of(root), tmp_path / "run", RunOptions(scores=True), callback)
     assert [event["segment"] for event in seen] == list(range(len(seen)))
     assert {"segment", "tokens", "nll", "total_tokens", "total_nll", "total_bits_per_byte", "seconds", "fraction", "gain"} <= set(seen[0])
@@ -326,11 +410,13 @@ class Own(Exception):
 @pytest.mark.parametrize("raises, expected", [(StopRun, Interrupted), (None, Interrupted), (Own, Own), (KeyError, KeyError)])
 def test_a_callback_can_stop_a_run_that_then_goes_on(root, tmp_path, raises, expected):
     """Saved at the very segment, wherever the checkpoints are, and the same to the bit as a run that nobody stopped."""
+
     def callback(event):
         if event["segment"] == 2:
             if raises is None:
                 return False
             raise raises("enough")
+
     run(config_of(root), tmp_path / "whole", RunOptions(scores=True))
     with pytest.raises(expected, match="enough" if expected is not Interrupted else "stopped by its callback after segment 3"):
         run(config_of(root), tmp_path / "run", RunOptions(scores=True), callback)

@@ -1,4 +1,5 @@
 """Run directories: nothing is written before all is checked, nothing is lost, and nothing is accepted that is not whole."""
+
 import ast
 import json
 import os
@@ -35,12 +36,14 @@ def stop_at(segment: int):
     def progress(event):
         if event["segment"] == segment:
             raise Stopped
+
     return progress
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != ".lock"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"
+    }
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +60,9 @@ def base(tmp_path_factory) -> Path:
 
 
 def config_of(root: Path, **changes) -> EvalConfig:
-    settings = dict(model=str(root / "model"), text=(str(root / "a.txt"),), segment=16, rank=2, backend="reference", dtype="fp32",
-                    lr=0.01, memory=0)
+    settings = dict(
+        model=str(root / "model"), text=(str(root / "a.txt"),), segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01, memory=0
+    )
     return EvalConfig(**{**settings, **changes})
 
 
@@ -75,6 +79,7 @@ def goes_on(config: EvalConfig, out: Path, whole: Path) -> None:
 
 # ---- damage
 
+
 def shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
 
@@ -86,8 +91,14 @@ def flip(path: Path) -> None:
 
 
 STATE = "checkpoint/00000004/"
-FILES = ("metrics.jsonl", "scores.npy", STATE + "engine/state.safetensors", STATE + "engine/engine.json", STATE + "state.json",
-         STATE + "engine/adapter/adapter_model.safetensors")
+FILES = (
+    "metrics.jsonl",
+    "scores.npy",
+    STATE + "engine/state.safetensors",
+    STATE + "engine/engine.json",
+    STATE + "state.json",
+    STATE + "engine/adapter/adapter_model.safetensors",
+)
 
 
 @pytest.mark.parametrize("damage", [shorten, flip, Path.unlink], ids=["short", "flipped", "missing"])
@@ -146,7 +157,9 @@ def as_before_checksums(run: Path) -> None:
     if seen["scores"]:
         rows = np.load(run / "scores.npy")
         count = len(rows)
-        np.save(run / "scores.npy", rows[["document", "position", "nll"]].astype([("document", "<i4"), ("position", "<i4"), ("nll", "<f4")]))
+        np.save(
+            run / "scores.npy", rows[["document", "position", "nll"]].astype([("document", "<i4"), ("position", "<i4"), ("nll", "<f4")])
+        )
     path.write_text(json.dumps({**state, "metrics_bytes": seen["metrics"]["bytes"], "scores": count}))
     (run / "inputs.json").unlink()
 
@@ -191,6 +204,7 @@ def test_lost_checkpoints_are_said(base, stopped):
 
 # ---- what a run depends on
 
+
 def other_merges(root: Path) -> None:
     path = root / "model" / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -212,8 +226,10 @@ def other_text(root: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*has no checkpoint")
 @pytest.mark.parametrize("state", ["stopped", "before its first checkpoint"])
-@pytest.mark.parametrize("change, said", [(other_merges, "the tokenizer has changed"), (other_weight, "the model has changed"),
-                                          (other_text, "text '.*a.txt' has changed")])
+@pytest.mark.parametrize(
+    "change, said",
+    [(other_merges, "the tokenizer has changed"), (other_weight, "the model has changed"), (other_text, "text '.*a.txt' has changed")],
+)
 def test_what_a_run_depends_on_does_not_change(change, said, state, base, tmp_path):
     root = Path(shutil.copytree(base, tmp_path / "base", ignore=shutil.ignore_patterns("whole", "stopped")))
     with pytest.raises(Stopped):
@@ -255,6 +271,7 @@ def test_another_pipe_is_refused(base, tmp_path, monkeypatch):
         os.write(writer, words.encode())
         os.close(writer)
         monkeypatch.setattr(sys, "stdin", os.fdopen(reader, encoding="utf-8"))
+
     pipe(english(120))
     with pytest.raises(Stopped):
         run(config, tmp_path / "run", OPTIONS, stop_at(4))
@@ -275,20 +292,26 @@ def test_going_on_elsewhere_is_said_and_both_records_stay(base, stopped, monkeyp
             run(config_of(base), stopped, RESUME, stop_at(4))
         env = read_json(stopped / "env.json")
         assert env["native"] == {"isa": "another"} and [(e["native"], e["until"]) for e in env["earlier"]] == [(here["native"], 4)]
-    goes_on(config_of(base), stopped, base / "whole")          # back again: the other made nothing that was kept
+    goes_on(config_of(base), stopped, base / "whole")  # back again: the other made nothing that was kept
     assert "earlier" not in read_json(stopped / "env.json")
 
 
 # ---- beginning
+
 
 def test_a_failed_command_leaves_no_directory(base, tmp_path):
     bare = Path(shutil.copytree(base / "model", tmp_path / "bare"))
     (bare / "tokenizer.json").unlink()
     short = tmp_path / "short.txt"
     short.write_text("a")
-    for changes in (dict(model=str(bare)), dict(model=str(tmp_path / "none")), dict(text=(str(short),)),
-                    dict(layers=(5, 9)), dict(adapt="rows", optimizer="rms", statistics=str(tmp_path / "none.txt")),
-                    dict(streams=200, split=True)):
+    for changes in (
+        dict(model=str(bare)),
+        dict(model=str(tmp_path / "none")),
+        dict(text=(str(short),)),
+        dict(layers=(5, 9)),
+        dict(adapt="rows", optimizer="rms", statistics=str(tmp_path / "none.txt")),
+        dict(streams=200, split=True),
+    ):
         try:
             run(config_of(base, **changes), tmp_path / "run", OPTIONS)
         except (ValueError, RuntimeError):
@@ -303,14 +326,24 @@ def test_a_failed_command_leaves_no_directory(base, tmp_path):
 def test_nothing_scored_is_no_run(base, tmp_path):
     """What a command leaves that failed in its first segment, or was killed while it began, makes room for any other."""
     out = tmp_path / "run"
-    for number, names in enumerate([(), (".lock",), (".lock", "env.json.tmp"), (".lock", "env.json", "inputs.json", "config.json.tmp"),
-                                    (".lock", "env.json", "inputs.json", "config.json"),
-                                    ("config.json", "inputs.json", "env.json", "metrics.jsonl", "scores.npy")]):
+    for number, names in enumerate(
+        [
+            (),
+            (".lock",),
+            (".lock", "env.json.tmp"),
+            (".lock", "env.json", "inputs.json", "config.json.tmp"),
+            (".lock", "env.json", "inputs.json", "config.json"),
+            ("config.json", "inputs.json", "env.json", "metrics.jsonl", "scores.npy"),
+        ]
+    ):
         out = tmp_path / f"run{number}"
         out.mkdir()
         for name in names:
             (out / name).write_text('{"segment": 3}' if name.startswith("config") else "")
-        assert run(config_of(base), out, RESUME if number % 2 else OPTIONS)["segments"] == read_json(base / "whole" / "summary.json")["segments"]
+        assert (
+            run(config_of(base), out, RESUME if number % 2 else OPTIONS)["segments"]
+            == read_json(base / "whole" / "summary.json")["segments"]
+        )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "metrics.jsonl").write_text("mine\n")
     with pytest.raises(RunError, match="holds no run"):
@@ -351,12 +384,14 @@ def test_a_read_only_directory(base, stopped, tmp_path):
 
 # ---- stopping
 
+
 @pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
 def test_signals_stop_after_the_segment_and_twice_at_once(signals, base, tmp_path):
     def progress(event):
         if event["segment"] == 2:
             for number in signals:
                 signal.raise_signal(number)
+
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt if len(signals) == 2 else Interrupted):
         run(config_of(base), out, OPTIONS, progress)
@@ -371,6 +406,7 @@ def test_a_state_that_takes_the_place_of_another_is_named_before_that_one_goes(b
     def watched(source, target):
         rename(source, target)
         seen.append([state.name for state in saved_states(stopped)])
+
     directory = RunDirectory(stopped, config_of(base).to_dict(), True, True)
     directory.begin()
     monkeypatch.setattr(os, "rename", watched)
@@ -378,6 +414,7 @@ def test_a_state_that_takes_the_place_of_another_is_named_before_that_one_goes(b
     class Engine:
         def save(self, folder):
             shutil.copytree(stopped / STATE / "engine", folder)
+
     directory.save(Engine(), {"segments": 4, "anew": True})
     directory.close()
     assert seen == [["00000004", "00000004-1"], ["00000004-1"], ["00000004"]]
@@ -389,9 +426,22 @@ def test_changed_weights_need_a_run_to_go_on_with(base, tmp_path):
         (tmp_path / name).mkdir()
         for part in range(4):
             (tmp_path / name / f"{part}.txt").write_text(english(60, seed=part))
-    config = ReweightConfig(model=str(base / "model"), domains={name: str(tmp_path / name) for name in ("a", "b")}, segment=16, rows=2,
-                            steps=4, evaluate=4, heldout_rows=2, dtype="fp32", backend="reference", mixer="fixed", weights="uniform",
-                            lr=0.01, rank=2, policy="repeat")
+    config = ReweightConfig(
+        model=str(base / "model"),
+        domains={name: str(tmp_path / name) for name in ("a", "b")},
+        segment=16,
+        rows=2,
+        steps=4,
+        evaluate=4,
+        heldout_rows=2,
+        dtype="fp32",
+        backend="reference",
+        mixer="fixed",
+        weights="uniform",
+        lr=0.01,
+        rank=2,
+        policy="repeat",
+    )
     change = ReweightOptions(resume=True, checkpoint=2, change={"a": 0.9, "b": 0.1})
     with pytest.raises(RunError, match="has no checkpoint to go on from"):
         reweight(config, tmp_path / "run", change)
@@ -400,11 +450,12 @@ def test_changed_weights_need_a_run_to_go_on_with(base, tmp_path):
     def stop(line):
         if line["kind"] == "step" and line["step"] == 3:
             raise Stopped
+
     with pytest.raises(Stopped):
         reweight(config, tmp_path / "run", ReweightOptions(checkpoint=2), stop)
     with pytest.raises(Stopped):
         reweight(config, tmp_path / "run", change, stop)
-    assert len(reweight(config, tmp_path / "run", change)["changes"]) == 1        # asked for twice
+    assert len(reweight(config, tmp_path / "run", change)["changes"]) == 1  # asked for twice
     assert reweight(config, tmp_path / "run", change) == read_json(tmp_path / "run" / "summary.json")
     with pytest.raises(RunError, match="is finished"):
         reweight(config, tmp_path / "run", ReweightOptions(resume=True, change={"a": 0.1, "b": 0.9}))
@@ -436,9 +487,11 @@ def test_files_are_utf8_under_any_locale():
 
 def test_a_reader_that_leaves_stops_the_run_with_what_was_scored(base, tmp_path):
     """As `dynadapt eval | head -1`, or a sweep that is killed while its cell prints."""
+
     def gone(event):
         if event["segment"] == 2:
             raise BrokenPipeError
+
     with pytest.raises(BrokenPipeError):
         run(config_of(base), tmp_path / "run", RunOptions(scores=True, checkpoint=1000), gone)
     assert [state.name for state in saved_states(tmp_path / "run")] == ["00000003"]

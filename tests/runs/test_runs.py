@@ -1,4 +1,5 @@
 """dynadapt runs: what is listed, told apart and removed; dynadapt.read_run; tables of a run for other programs."""
+
 import csv
 import fcntl
 import json
@@ -59,10 +60,17 @@ def state(root: Path) -> dict[str, str]:
 def test_every_run_is_a_row_and_nothing_else_is(folder):
     rows = {row.name: row for row in find_runs(folder)}
     assert {name: (row.kind, row.state) for name, row in rows.items()} == {
-        "static": ("eval", "finished"), "sweep/lr=0.1/deep": ("eval", "finished"), "stopped": ("eval", "stopped"), "failed": ("eval", "failed"),
-        "even": ("reweight", "finished"), "odm": ("reweight", "stopped"), "icl": ("icl", "stopped"), "diagnosis": ("diagnose", "finished"),
-        "damaged": ("eval", "damaged")}
-    assert rows["stopped"].fraction == pytest.approx(3 / 10)        # of the text's bytes, which ends before 12 segments do
+        "static": ("eval", "finished"),
+        "sweep/lr=0.1/deep": ("eval", "finished"),
+        "stopped": ("eval", "stopped"),
+        "failed": ("eval", "failed"),
+        "even": ("reweight", "finished"),
+        "odm": ("reweight", "stopped"),
+        "icl": ("icl", "stopped"),
+        "diagnosis": ("diagnose", "finished"),
+        "damaged": ("eval", "damaged"),
+    }
+    assert rows["stopped"].fraction == pytest.approx(3 / 10)  # of the text's bytes, which ends before 12 segments do
     assert rows["icl"].fraction == pytest.approx(0.3) and rows["odm"].fraction == 1.0
     assert rows["static"].result == ("NLL", 3.0, "nats/token") and rows["static"].what == "static on a.txt"
     assert rows["odm"].result[:1] == ("held-out",) and rows["odm"].result[1] > 1
@@ -85,6 +93,7 @@ def test_looking_does_not_keep_a_run_from_going_on(folder):
     with open(folder / "failed" / ".lock", "rb") as look:
         fcntl.flock(look, fcntl.LOCK_SH)
         import threading
+
         threading.Timer(0.015, look.close).start()
         RunDirectory(folder / "failed", config, True, False).close()
 
@@ -92,10 +101,20 @@ def test_looking_does_not_keep_a_run_from_going_on(folder):
 def test_damage_of_any_kind_is_a_row(folder):
     """Files cut, filled with bytes or replaced, seeded: a row or no run, never an error."""
     random_, broken = random.Random(0), 0
-    files = [path for name in ("static", "odm", "icl", "diagnosis") for path in (folder / name).iterdir() if path.suffix in (".json", ".jsonl")]
+    files = [
+        path for name in ("static", "odm", "icl", "diagnosis") for path in (folder / name).iterdir() if path.suffix in (".json", ".jsonl")
+    ]
     for path in files:
         whole = path.read_bytes()
-        for content in (b"", whole[:random_.randrange(len(whole))] if whole else b"", random_.randbytes(50), b"[]", b"null", b"3\n", b'{"files": {"scores.npy": 3}}\n'):
+        for content in (
+            b"",
+            whole[: random_.randrange(len(whole))] if whole else b"",
+            random_.randbytes(50),
+            b"[]",
+            b"null",
+            b"3\n",
+            b'{"files": {"scores.npy": 3}}\n',
+        ):
             path.write_bytes(content)
             rows = find_runs(folder)
             broken += sum(row.state == "damaged" for row in rows) - 1
@@ -127,6 +146,7 @@ def test_filters_and_orders(folder, capsys):
     def names(*words):
         assert call("runs", folder, "--json", *words) == 0
         return [row["name"] for row in json.loads(capsys.readouterr().out)["runs"]]
+
     assert names("--sort", "name") == sorted(state(folder))
     assert names("--sort", "name", "--reverse") == sorted(state(folder), reverse=True)
     assert set(names("--unfinished")) == {"stopped", "failed", "odm", "icl", "damaged"}
@@ -145,12 +165,15 @@ def test_numbers_are_short():
     assert [disk(n) for n in (12, 999_999, 5_500_000, 2 * 10**9)] == ["12 B", "1 MB", "5.5 MB", "2 GB"]
 
 
-@pytest.mark.parametrize("words, message", [
-    (["runs", "/nowhere/at/all"], "no such directory"),
-    (["runs", "prun"], "did you mean dynadapt runs prune?"),
-    (["runs", "diff", "a"], "OTHER (see dynadapt runs diff --help)"),
-    (["runs", "--sort", "szie"], "did you mean size?"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["runs", "/nowhere/at/all"], "no such directory"),
+        (["runs", "prun"], "did you mean dynadapt runs prune?"),
+        (["runs", "diff", "a"], "OTHER (see dynadapt runs diff --help)"),
+        (["runs", "--sort", "szie"], "did you mean size?"),
+    ],
+)
 def test_mistakes_get_a_line_that_helps(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call(*words) == 2
@@ -163,6 +186,7 @@ def test_a_directory_may_have_the_name_of_a_command(tmp_path, monkeypatch):
 
 
 # ---- diff
+
 
 def test_what_differs_is_told(folder, capsys):
     eval_run(folder / "lora", nll=2.5, rank=8)
@@ -188,14 +212,19 @@ def test_what_differs_is_told(folder, capsys):
 
 # ---- prune
 
+
 def everything(root: Path) -> dict[str, bytes | None]:
-    return {str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in root.rglob("*") if "link" not in path.parts}
+    return {
+        str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in root.rglob("*") if "link" not in path.parts
+    }
 
 
 def test_pruning_shows_first_and_removes_what_failed_alone(folder, capsys):
     before = everything(folder)
     assert call("runs", "prune", folder) == 0
-    assert f"would remove {folder / 'failed'} (" in (said := capsys.readouterr().out) and "1 to remove" in said and "--yes removes it" in said
+    assert (
+        f"would remove {folder / 'failed'} (" in (said := capsys.readouterr().out) and "1 to remove" in said and "--yes removes it" in said
+    )
     assert everything(folder) == before
     assert call("runs", "prune", folder, "--yes") == 0
     assert everything(folder) == {name: content for name, content in before.items() if name.split("/")[0] != "failed"}
@@ -210,7 +239,7 @@ def test_what_is_locked_or_not_its_own_stays(folder, capsys):
         assert (folder / "failed").exists() and (folder / "mine" / "thesis.tex").exists()
         assert "it holds files of others" in capsys.readouterr().out
     found, _ = removable(folder)
-    (folder / "failed" / "metrics.jsonl").write_text("{}\n")        # it has begun in the meantime
+    (folder / "failed" / "metrics.jsonl").write_text("{}\n")  # it has begun in the meantime
     with pytest.raises(RunError, match="in the meantime"):
         remove(found[0])
     (folder / "failed" / "metrics.jsonl").write_text("")
@@ -220,10 +249,18 @@ def test_what_is_locked_or_not_its_own_stays(folder, capsys):
             remove(found[0])
 
 
-@pytest.mark.parametrize("files, begun", [
-    ({".lock": "", "env.json": '{"dynadapt": "0.1.0"}'}, True), ({".lock": ""}, False), ({".lock": "", "env.json": "{}"}, False), ({}, False),
-    ({"config.json": "{}"}, False), ({"config.json": '{"model_type": "llama"}', ".lock": ""}, False), ({"env.json": '{"dynadapt": "0.1.0"}'}, False),
-])
+@pytest.mark.parametrize(
+    "files, begun",
+    [
+        ({".lock": "", "env.json": '{"dynadapt": "0.1.0"}'}, True),
+        ({".lock": ""}, False),
+        ({".lock": "", "env.json": "{}"}, False),
+        ({}, False),
+        ({"config.json": "{}"}, False),
+        ({"config.json": '{"model_type": "llama"}', ".lock": ""}, False),
+        ({"env.json": '{"dynadapt": "0.1.0"}'}, False),
+    ],
+)
 def test_only_what_is_certainly_a_run_is_removed(files, begun, tmp_path):
     (tmp_path / "x").mkdir()
     for name, content in files.items():
@@ -259,14 +296,32 @@ def test_checkpoints_that_nothing_reads_go_and_the_run_stays_what_it_was(tmp_pat
 
 # ---- read_run and tables
 
+
 def test_a_real_run_is_read_as_it_was_written(tmp_path, capsys):
     (tmp_path / "a.txt").write_text(english(80))
-    words = ["--model", tiny_directory(tmp_path / "model"), "--text", tmp_path / "a.txt", "--segment", "16", "--rank", "2", "--backend", "reference",
-             "--dtype", "fp32", "--scores", "--out", tmp_path / "run"]
+    words = [
+        "--model",
+        tiny_directory(tmp_path / "model"),
+        "--text",
+        tmp_path / "a.txt",
+        "--segment",
+        "16",
+        "--rank",
+        "2",
+        "--backend",
+        "reference",
+        "--dtype",
+        "fp32",
+        "--scores",
+        "--out",
+        tmp_path / "run",
+    ]
     assert call("eval", *words) == 0
     run = dynadapt.read_run(tmp_path / "run")
     frame, scores = run.frame(), run.scores()
-    assert list(frame["nll"]) == [line["nll"] for line in run.metrics] and list(frame["flops.forward"]) == [line["flops"]["forward"] for line in run.metrics]
+    assert list(frame["nll"]) == [line["nll"] for line in run.metrics] and list(frame["flops.forward"]) == [
+        line["flops"]["forward"] for line in run.metrics
+    ]
     assert frame["stream_nll"].tolist() == [line["stream_nll"][0] for line in run.metrics]
     assert len(scores) == run.summary["tokens"] and scores["nll"].mean() == pytest.approx(run.summary["nll"], rel=1e-5)
     assert EvalConfig.from_dict(run.config).rank == 2 and run.kind == "eval" and run.state == "finished"
@@ -323,15 +378,32 @@ def test_a_run_in_a_notebook_is_escaped_and_fetches_nothing(tmp_path):
 
 
 def test_columns_of_uneven_lines():
-    found = columns([{"a": 1, "b": {"c": 2, "d": [1, 2]}, "e": [5], "f": ["x"]}, {"a": 2.5, "b": {"c": None, "d": [3]}, "e": [], "g": {}, "h": [[1]]}])
-    assert found == {"a": [1, 2.5], "b.c": [2, None], "b.d.0": [1, 3], "b.d.1": [2, None], "e": [5, None], "f": ['["x"]', None], "h": [None, "[[1]]"]}
+    found = columns(
+        [{"a": 1, "b": {"c": 2, "d": [1, 2]}, "e": [5], "f": ["x"]}, {"a": 2.5, "b": {"c": None, "d": [3]}, "e": [], "g": {}, "h": [[1]]}]
+    )
+    assert found == {
+        "a": [1, 2.5],
+        "b.c": [2, None],
+        "b.d.0": [1, 3],
+        "b.d.1": [2, None],
+        "e": [5, None],
+        "f": ['["x"]', None],
+        "h": [None, "[[1]]"],
+    }
     assert columns([]) == {}
 
 
-@pytest.mark.parametrize("words, message", [
-    ([], "nothing to write"), (["--scores"], "scores: with --csv"), (["--csv", "a", "--parquet", "a"], "a name of its own"),
-    (["--csv", "x.csv", "--stream", "1"], "stream 1"), (["--csv", "x.csv", "--scores"], "run it again with --scores"), (["--csv", "."], "is a directory"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "nothing to write"),
+        (["--scores"], "scores: with --csv"),
+        (["--csv", "a", "--parquet", "a"], "a name of its own"),
+        (["--csv", "x.csv", "--stream", "1"], "stream 1"),
+        (["--csv", "x.csv", "--scores"], "run it again with --scores"),
+        (["--csv", "."], "is a directory"),
+    ],
+)
 def test_exports_that_can_not_be_are_refused(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call("export", eval_run(tmp_path / "x"), *words) == 2
@@ -360,6 +432,7 @@ def test_a_diagnosis_is_not_taken_for_an_evaluation(tmp_path):
     """Its configuration has all that one of eval has, and no metrics of its own."""
     from dynadapt.experiments.compare import read_compared
     from dynadapt.experiments.dyneval import find_baseline
+
     other = diagnosis(tmp_path / "a")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "adapt": "none", "segment": 16}))
@@ -376,7 +449,11 @@ def test_products_are_neither_runs_nor_texts(tmp_path, capsys):
     content = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**content, "text": [str(text)]}))
     before = (run / "summary.json").read_bytes()
-    for name, said in ((run / "summary.json", "lies in a run's directory"), (run / "new.csv", "lies in a run's directory"), (text, "is the text that was scored")):
+    for name, said in (
+        (run / "summary.json", "lies in a run's directory"),
+        (run / "new.csv", "lies in a run's directory"),
+        (text, "is the text that was scored"),
+    ):
         with pytest.raises(SystemExit) as end:
             main(["export", str(run), "--csv", str(name)])
         assert end.value.code == 2 and said in capsys.readouterr().err

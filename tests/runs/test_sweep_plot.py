@@ -1,4 +1,5 @@
 """Sweeps (one directory a cell, finished cells kept), and pictures from files alone."""
+
 import csv
 import json
 import shutil
@@ -26,25 +27,41 @@ from dynadapt.runs.rundir import RunError, RunNote
 def base(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "a.txt").write_text(english(300))
-    return {"model": str(tiny_directory(folder / "model")), "text": str(folder / "a.txt"), "segment": 16, "rank": 2, "density": 0.5,
-            "backend": "reference", "dtype": "fp32"}
+    return {
+        "model": str(tiny_directory(folder / "model")),
+        "text": str(folder / "a.txt"),
+        "segment": 16,
+        "rank": 2,
+        "density": 0.5,
+        "backend": "reference",
+        "dtype": "fp32",
+    }
 
 
 def test_a_grid_is_every_combination_and_then_the_cells():
     cells = expand({"text": "a.txt"}, {"lr": [0.001, 0.002], "memory": [0, 512]}, [{"adapt": "none"}, {"lr": 0.001, "memory": 0}])
-    assert [cell.name for cell in cells] == ["lr=0.001,memory=0", "lr=0.001,memory=512", "lr=0.002,memory=0", "lr=0.002,memory=512", "adapt=none"]
+    assert [cell.name for cell in cells] == [
+        "lr=0.001,memory=0",
+        "lr=0.001,memory=512",
+        "lr=0.002,memory=0",
+        "lr=0.002,memory=512",
+        "adapt=none",
+    ]
     assert cells[1].config == EvalConfig(text=("a.txt",), lr=0.001, memory=512)
 
 
-@pytest.mark.parametrize("content, message", [
-    ("base: {}", "give base: and grid: or cells:"),
-    ("grid: {lr: 0.1}", "lr is 0.1"),
-    ("grid: {rnak: [1]}", "'rnak'"),
-    ("cells: [{memory: 8, context: 8}]", "memory 8 and context 8"),
-    ("cells: [3]", "list of settings"),
-    ("cells: []\nspeed: 3", "unknown key 'speed'"),
-    ("a: [", "not readable as YAML"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("base: {}", "give base: and grid: or cells:"),
+        ("grid: {lr: 0.1}", "lr is 0.1"),
+        ("grid: {rnak: [1]}", "'rnak'"),
+        ("cells: [{memory: 8, context: 8}]", "memory 8 and context 8"),
+        ("cells: [3]", "list of settings"),
+        ("cells: []\nspeed: 3", "unknown key 'speed'"),
+        ("a: [", "not readable as YAML"),
+    ],
+)
 def test_a_sweep_file_that_does_not_fit_is_refused(content, message, tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(content)
@@ -55,10 +72,12 @@ def test_a_sweep_file_that_does_not_fit_is_refused(content, message, tmp_path):
 @pytest.fixture
 def in_process(monkeypatch):
     """Cells run in this process: what starting one costs is of no interest here."""
+
     def run_child(words):
         with pytest.raises(SystemExit) as end:
             main(words)
         return end.value.code or 0, "it said so above"
+
     monkeypatch.setattr(sweep, "_run_child", run_child)
 
 
@@ -90,23 +109,30 @@ def test_cells_keep_scores_and_checkpoints_as_the_file_or_the_command_says(in_pr
         with pytest.raises(SystemExit) as end:
             main(["sweep", str(path), *options])
         return end.value.code or 0, capfd.readouterr().err
+
     assert swept({"out": str(tmp_path / "file"), "scores": True, "checkpoint": 2})[0] == 0
     assert (tmp_path / "file" / "adapt=none" / "scores.npy").exists() and said[-1][-3:] == ["--scores", "--checkpoint", "2"]
     assert swept({"out": str(tmp_path / "words"), "checkpoint": 2}, "--scores", "--checkpoint", "0")[0] == 0
     assert (tmp_path / "words" / "adapt=none" / "scores.npy").exists() and said[-1][-2:] == ["--checkpoint", "0"]
     assert swept({"out": str(tmp_path / "bare")})[0] == 0
     assert not (tmp_path / "bare" / "adapt=none" / "scores.npy").exists() and "--checkpoint" not in said[-1]
-    code, errors = swept({"out": str(tmp_path / "bare")}, "--scores")          # finished, and without what is asked for
+    code, errors = swept({"out": str(tmp_path / "bare")}, "--scores")  # finished, and without what is asked for
     assert code == 1 and "finished without scores" in errors
-    for content, message in (({"scores": "yes"}, "scores is 'yes'; give true or false"), ({"checkpoint": -1}, "checkpoint is -1"),
-                             ({"checkpoint": True}, "checkpoint is True"), ({"score": True}, "unknown key 'score'; there are out, scores, checkpoint")):
+    for content, message in (
+        ({"scores": "yes"}, "scores is 'yes'; give true or false"),
+        ({"checkpoint": -1}, "checkpoint is -1"),
+        ({"checkpoint": True}, "checkpoint is True"),
+        ({"score": True}, "unknown key 'score'; there are out, scores, checkpoint"),
+    ):
         code, errors = swept(content)
         assert code == 2 and message in errors
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(in_process, base, tmp_path, capfd):
     path = tmp_path / "s.yaml"
-    path.write_text(json.dumps({"out": str(tmp_path / "out"), "base": {**base, "tokens": 100}, "cells": [{"model": "/nowhere"}, {"adapt": "none"}]}))
+    path.write_text(
+        json.dumps({"out": str(tmp_path / "out"), "base": {**base, "tokens": 100}, "cells": [{"model": "/nowhere"}, {"adapt": "none"}]})
+    )
     assert run_sweep(str(path)) == 1
     assert "cell model=nowhere failed" in capfd.readouterr().err
     assert (tmp_path / "out" / "adapt=none" / "summary.json").exists()
@@ -128,6 +154,7 @@ def test_a_killed_cell_is_a_failed_one_and_goes_on_the_next_time(base, tmp_path,
         if any(word.endswith("adapt=lora") for word in command):
             child.kill()
         return child
+
     with monkeypatch.context() as patched:
         patched.setattr(sweep.subprocess, "Popen", killed_at_once)
         assert run_sweep(str(path)) == 1
@@ -166,7 +193,7 @@ def test_a_cell_ends_with_its_sweep(number, base, tmp_path):
     parent.wait(60)
     child.wait(60)
     assert not (tmp_path / "out" / "lr=0.002").exists()
-    assert (tmp_path / "out" / "lr=0.001" / "checkpoint").exists()             # it stopped in order, and saved
+    assert (tmp_path / "out" / "lr=0.001" / "checkpoint").exists()  # it stopped in order, and saved
 
 
 def test_cells_import_nothing_from_the_working_directory(base, tmp_path, monkeypatch):
@@ -180,8 +207,12 @@ def test_cells_import_nothing_from_the_working_directory(base, tmp_path, monkeyp
 def made_up_run(path, **config):
     """A run's files, without a run."""
     settings = EvalConfig(text=("a.txt",), **config)
-    gain = {"none": 0.0, "lora": 0.2, "rows": 0.1, "full": 0.25}[settings.adapt] + 0.1 * bool(settings.memory) + 0.05 * bool(settings.context)
-    cost = 3e8 * {"none": 1, "lora": 2.2, "rows": 2.1, "full": 3}[settings.adapt] * (2 if settings.context else 1.05 if settings.memory else 1)
+    gain = (
+        {"none": 0.0, "lora": 0.2, "rows": 0.1, "full": 0.25}[settings.adapt] + 0.1 * bool(settings.memory) + 0.05 * bool(settings.context)
+    )
+    cost = (
+        3e8 * {"none": 1, "lora": 2.2, "rows": 2.1, "full": 3}[settings.adapt] * (2 if settings.context else 1.05 if settings.memory else 1)
+    )
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(settings.to_dict()))
     lines = []
@@ -189,14 +220,19 @@ def made_up_run(path, **config):
         nll = 3.5 + 0.5 / i - gain * (1 - 1 / i)
         lines.append({"total_tokens": 512 * i, "total_nll": nll, "nll": nll, "total_seconds": i * cost / 1e9})
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (path / "summary.json").write_text(json.dumps({"nll": lines[-1]["total_nll"], "seconds": lines[-1]["total_seconds"], "tokens": 8192,
-                                                   "flops_per_token": cost}))
+    (path / "summary.json").write_text(
+        json.dumps({"nll": lines[-1]["total_nll"], "seconds": lines[-1]["total_seconds"], "tokens": 8192, "flops_per_token": cost})
+    )
     return str(path)
 
 
 def test_pictures_need_the_files_only(tmp_path):
-    paths = [made_up_run(tmp_path / "runs" / f"{adapt}-{memory}", adapt=adapt, memory=memory) for adapt in ("none", "lora") for memory in (0, 512)]
-    (tmp_path / "runs" / "lora-0" / "summary.json").unlink()      # unfinished: its stream is drawn all the same
+    paths = [
+        made_up_run(tmp_path / "runs" / f"{adapt}-{memory}", adapt=adapt, memory=memory)
+        for adapt in ("none", "lora")
+        for memory in (0, 512)
+    ]
+    (tmp_path / "runs" / "lora-0" / "summary.json").unlink()  # unfinished: its stream is drawn all the same
     assert plot_runs(paths) == [tmp_path / "runs" / "plot.png"]
     assert matplotlib.image.imread(tmp_path / "runs" / "plot.png").std() > 0.02
     for name in ("p.svg", "p.pdf"):
@@ -206,9 +242,12 @@ def test_pictures_need_the_files_only(tmp_path):
     with pytest.raises(RunError, match="no such run"):
         plot_runs([str(tmp_path / "missing")])
     (tmp_path / "runs" / "mine").mkdir()
-    with pytest.warns(RunNote) as said:                           # as the shell gives runs/*, with the picture of the last time
+    with pytest.warns(RunNote) as said:  # as the shell gives runs/*, with the picture of the last time
         plot_runs([*map(str, paths), str(tmp_path / "runs" / "plot.png"), str(tmp_path / "runs" / "mine")])
-    assert [str(note.message).rpartition("/")[2] for note in said] == ["plot.png is a file; left out", "mine is no run (no config.json); left out"]
+    assert [str(note.message).rpartition("/")[2] for note in said] == [
+        "plot.png is a file; left out",
+        "mine is no run (no config.json); left out",
+    ]
 
 
 def test_differences_are_to_the_plain_static_run_with_the_shortest_segments(tmp_path):

@@ -13,8 +13,11 @@ from dynadapt.runs import text as text_module
 from dynadapt.runs.text import BUILTINS, Source, TextError, TokenReader, split, streaming_tokenizer
 from dynadapt.runs.texts import source as source_module
 
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-CORPUS = [BUILTINS["python-reference"]()[:60000], "aaaa bbbb    cccc\n\n\n  1234567 Größe 東京は日本の首都です。😀👩‍👩‍👧‍👦 naïve\r\n\r\n\tfoo(bar);" * 20]
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CORPUS = [
+    BUILTINS["python-reference"]()[:60000],
+    "aaaa bbbb    cccc\n\n\n  1234567 Größe 東京は日本の首都です。😀👩‍👩‍👧‍👦 naïve\r\n\r\n\tfoo(bar);" * 20,
+]
 
 
 def _train(tokenizer: Tokenizer, **settings) -> Tokenizer:
@@ -32,16 +35,18 @@ def gpt2_like() -> Tokenizer:
 
 def digits_like() -> Tokenizer:
     tokenizer = gpt2_like()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
-                                                       pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     return tokenizer
 
 
 def llama3_like() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
-                                                       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(LLAMA3), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     return _train(tokenizer, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<s>"])
 
 
@@ -74,13 +79,28 @@ def nasty(kind: str, size: int = 9000) -> str:
         "emoji": lambda: "".join(rng.choice(["😀", "👩‍👩‍👧‍👦", "🇫🇷", "❤️", "👍🏽"]) for _ in range(size // 3)),
         "combining": lambda: "".join("e\u0301" if rng.random() < 0.5 else "é\u0323" for _ in range(size // 2)),
         "long lines": lambda: "\n".join("word " * (size // 15) for _ in range(3)),
-        "any": lambda: "".join(chr(rng.choice([rng.randrange(1, 0xD7FF), rng.randrange(0xE000, 0x10FFFF), rng.randrange(32, 127)]))
-                               for _ in range(size)),
+        "any": lambda: "".join(
+            chr(rng.choice([rng.randrange(1, 0xD7FF), rng.randrange(0xE000, 0x10FFFF), rng.randrange(32, 127)])) for _ in range(size)
+        ),
     }[kind]()
     return text
 
 
-KINDS = ["words", "spaces", "blanks", "newlines", "crlf", "one letter", "no blanks", "digits", "cjk", "emoji", "combining", "long lines", "any"]
+KINDS = [
+    "words",
+    "spaces",
+    "blanks",
+    "newlines",
+    "crlf",
+    "one letter",
+    "no blanks",
+    "digits",
+    "cjk",
+    "emoji",
+    "combining",
+    "long lines",
+    "any",
+]
 
 
 def write(tmp_path, text) -> Source:
@@ -124,6 +144,7 @@ def test_memory_of_a_window_stays_small_on_a_run_without_seams_for_words(tmp_pat
         nonlocal longest
         longest = max(longest, len(text))
         encode(self, tokenizer, text)
+
     monkeypatch.setattr(text_module._Encoded, "__init__", watched)
     for kind in ("spaces", "one letter", "no blanks", "cjk"):
         read_all(TokenReader(write(tmp_path, nasty(kind)), TOKENIZERS["gpt2_like"]))
@@ -135,10 +156,10 @@ def test_token_bytes_are_those_of_their_characters(tmp_path):
     text = "naïve words 😀 and\r\n東京"
     ids, sizes = read_all(TokenReader(write(tmp_path, text), tokenizer))
     pieces = [tokenizer.id_to_token(int(i)) for i in ids]
-    whole = [len(p) for p in pieces]                 # a byte-level token has one letter a byte
+    whole = [len(p) for p in pieces]  # a byte-level token has one letter a byte
     assert sizes.sum() == sum(whole) == len(text.encode())
     emoji = [i for i, (size, own) in enumerate(zip(sizes, whole)) if size != own]
-    assert emoji                                     # the emoji's bytes are counted at its last token
+    assert emoji  # the emoji's bytes are counted at its last token
     for i in range(len(ids)):
         if i not in emoji:
             assert sizes[i] == whole[i]
@@ -173,12 +194,15 @@ def test_split_parts_join_to_the_whole(limit, tmp_path, small_windows):
     assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", ["is empty"]),
-    (b"ok so far \xff not", ["not UTF-8", "0xff", "offset 10"]),
-    ("é".encode() * 300 + b"\xe2\x82", ["not UTF-8", "offset 600", "unexpected end"]),
-    (b"x" * 70000 + b"\xc3\x28", ["not UTF-8", "offset 70000"]),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", ["is empty"]),
+        (b"ok so far \xff not", ["not UTF-8", "0xff", "offset 10"]),
+        ("é".encode() * 300 + b"\xe2\x82", ["not UTF-8", "offset 600", "unexpected end"]),
+        (b"x" * 70000 + b"\xc3\x28", ["not UTF-8", "offset 70000"]),
+    ],
+)
 def test_bad_content_is_named(content, words, tmp_path):
     source = write(tmp_path, content)
     with pytest.raises(TextError) as error:
@@ -217,7 +241,9 @@ def test_a_pipe_streams_and_refuses_another_text_on_resume(tmp_path, small_windo
     tokenizer, text = TOKENIZERS["gpt2_like"], nasty("crlf")
 
     def reader_of(content: str, state=None):
-        writer = subprocess.Popen([sys.executable, "-c", "import sys; open(sys.argv[1], 'wb').write(sys.argv[2].encode())", str(fifo), content])
+        writer = subprocess.Popen(
+            [sys.executable, "-c", "import sys; open(sys.argv[1], 'wb').write(sys.argv[2].encode())", str(fifo), content]
+        )
         return TokenReader(Source(str(fifo)), tokenizer, state=state), writer
 
     reader, writer = reader_of(text)
@@ -253,6 +279,7 @@ print(total, early, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     blocks = 24_000_000 // len(block)
     import threading
+
     feeder = threading.Thread(target=lambda: ([process.stdin.write(block) for _ in range(blocks)], process.stdin.close()))
     feeder.start()
     output = process.stdout.read().split()

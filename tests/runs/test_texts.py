@@ -1,4 +1,5 @@
 """One loader for every command: the same documents however they are kept, refusals by name, runs that go on in the middle of a file."""
+
 import gzip
 import json
 import os
@@ -22,14 +23,17 @@ from dynadapt.runs.rundir import RunDirectory, RunError
 from dynadapt.runs.text import Source, TextError, TokenReader, expand, inputs, streaming_tokenizer
 from dynadapt.runs.texts.expanding import selection
 
-SPOILERS = ["größer ", "東京 ", "😀 ", "\r\n", "\n\n", "\t", "\"quoted\" ", "\\ ", "\u2028", "x" * 40]
+SPOILERS = ["größer ", "東京 ", "😀 ", "\r\n", "\n\n", "\t", '"quoted" ', "\\ ", "\u2028", "x" * 40]
 
 
 def documents_of(seed: int, count: int = 6) -> list[str]:
     """Texts of several lengths, in no order, with what JSON and line ends could spoil."""
     rng = random.Random(seed)
-    return ["".join(rng.choice([english(rng.randint(1, 25), rng.randrange(99)), rng.choice(SPOILERS)]) for _ in range(rng.randint(2, 8))) + "end"
-            for _ in range(count)]
+    return [
+        "".join(rng.choice([english(rng.randint(1, 25), rng.randrange(99)), rng.choice(SPOILERS)]) for _ in range(rng.randint(2, 8)))
+        + "end"
+        for _ in range(count)
+    ]
 
 
 def lines_of(documents, field="text") -> bytes:
@@ -48,6 +52,7 @@ def kept_as(form: str, documents: list[str], folder, field="text") -> list[str]:
     if form == "parquet":
         pyarrow = pytest.importorskip("pyarrow")
         from pyarrow import parquet
+
         parquet.write_table(pyarrow.table({"n": list(range(len(documents))), field: documents}), path, row_group_size=4)
     elif form == "json":
         path.write_text(json.dumps([text if i % 2 else {field: text} for i, text in enumerate(documents)]), "utf-8")
@@ -75,6 +80,7 @@ def scores_of(path) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------------------------- same documents
 
+
 @pytest.mark.parametrize("seed", range(6))
 def test_documents_are_the_same_however_they_are_kept(seed, tmp_path):
     documents, rng = documents_of(seed, 11), random.Random(seed)
@@ -83,7 +89,7 @@ def test_documents_are_the_same_however_they_are_kept(seed, tmp_path):
         sources = expand(kept_as(form, documents, tmp_path / form, field), field)
         assert [source.content().decode() for source in sources] == documents, form
         assert [source.check()["bytes"] for source in sources] == [len(text.encode()) for text in documents]
-        for i in rng.choices(range(11), k=8):                     # back and forth
+        for i in rng.choices(range(11), k=8):  # back and forth
             assert sources[i].document()[1] == documents[i] and sources[i].content(5) == documents[i].encode()[:5]
         ids = [TokenReader(source, streaming_tokenizer(tiny_tokenizer())).read(10)[0].tolist() for source in sources[:2]]
         assert ids == [tiny_tokenizer().encode(text).ids[:10] for text in documents[:2]]
@@ -102,19 +108,35 @@ def test_every_form_scores_the_same_and_every_command_reads_the_same(model, tmp_
         found[form] = scores_of(tmp_path / form)
         assert [document["number"] for document in summary["documents"]] == list(range(len(documents)))
         names = [document["name"] for document in summary["documents"]]
-        assert names == {"files": [f"{i:03d}.txt" for i in range(6)], "gz": [f"{i:03d}.txt.gz" for i in range(6)],
-                         "directory": [f"{i:03d}.txt" for i in range(6)]}.get(form, [f"all.{form}:{i + 1}" for i in range(6)])
-        assert [source.document()[1] for source in gather(texts)] == documents                         # diagnose
+        assert names == {
+            "files": [f"{i:03d}.txt" for i in range(6)],
+            "gz": [f"{i:03d}.txt.gz" for i in range(6)],
+            "directory": [f"{i:03d}.txt" for i in range(6)],
+        }.get(form, [f"all.{form}:{i + 1}" for i in range(6)])
+        assert [source.document()[1] for source in gather(texts)] == documents  # diagnose
         assert form in ("files", "gz") or [text for _, text in read_documents(texts[0])] == documents  # reweight
     assert all(np.array_equal(found["files"], other) for other in found.values())
-    with pytest.raises(RunError, match="they did not score the same text"):      # documents of the same content, but other files
+    with pytest.raises(RunError, match="they did not score the same text"):  # documents of the same content, but other files
         read_compared([tmp_path / "directory", tmp_path / "jsonl"])
 
 
 def test_a_directory_is_read_in_order_and_says_what_it_passes_over(tmp_path):
-    for name, content in {"b/two.py": b"2", "a.md": b"1", "b-c/three.rs": b"3", "lines.jsonl": b'{"text": "4"}\n\n{"text": " "}\n{"text": "5"}',
-                          "README": b"6", "z.tex.gz": gzip.compress(b"7"), ".git/x.txt": b"no", "picture.png": b"no", "empty.txt": b"",
-                          "blank.txt": b" \n", "program": b"\x7fELF\0", "latin": b"gr\xf6\xdfe", "x.txt": b"a\0b", "package.json": b"{}"}.items():
+    for name, content in {
+        "b/two.py": b"2",
+        "a.md": b"1",
+        "b-c/three.rs": b"3",
+        "lines.jsonl": b'{"text": "4"}\n\n{"text": " "}\n{"text": "5"}',
+        "README": b"6",
+        "z.tex.gz": gzip.compress(b"7"),
+        ".git/x.txt": b"no",
+        "picture.png": b"no",
+        "empty.txt": b"",
+        "blank.txt": b" \n",
+        "program": b"\x7fELF\0",
+        "latin": b"gr\xf6\xdfe",
+        "x.txt": b"a\0b",
+        "package.json": b"{}",
+    }.items():
         path = tmp_path / "texts" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -122,17 +144,30 @@ def test_a_directory_is_read_in_order_and_says_what_it_passes_over(tmp_path):
     with pytest.warns(RunNote) as notes:
         sources = expand([str(tmp_path / "texts")])
     assert [source.content() for source in sources] == [b"6", b"1", b"2", b"3", b"4", b"5", b"7"]
-    assert [source.name for source in sources] == ["README", "a.md", "b/two.py", "b-c/three.rs", "lines.jsonl:1", "lines.jsonl:4", "z.tex.gz"]
+    assert [source.name for source in sources] == [
+        "README",
+        "a.md",
+        "b/two.py",
+        "b-c/three.rs",
+        "lines.jsonl:1",
+        "lines.jsonl:4",
+        "z.tex.gz",
+    ]
     assert [note.category for note in notes] == [RunNote]
-    assert str(notes[0].message) == (f"texts passed over: in {tmp_path / 'texts'} 3 binary, 1 broken links, 2 empty, 1 hidden, 2 of other kinds "
-                                     f"(.json, .png); {tmp_path / 'texts' / 'lines.jsonl'}: 1 document of nothing but spaces")
+    assert str(notes[0].message) == (
+        f"texts passed over: in {tmp_path / 'texts'} 3 binary, 1 broken links, 2 empty, 1 hidden, 2 of other kinds "
+        f"(.json, .png); {tmp_path / 'texts' / 'lines.jsonl'}: 1 document of nothing but spaces"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- refusals
 
 REFUSED = {
     "bad.jsonl": (b'{"text": "a"}\n{"text": ', r"bad.jsonl: line 2 is not JSON"),
-    "key.jsonl": (b'\n{"body": "a", "id": 1}\n', r'key.jsonl: line 2 has no "text"; its keys are body, id: name the one that is the text with --field'),
+    "key.jsonl": (
+        b'\n{"body": "a", "id": 1}\n',
+        r'key.jsonl: line 2 has no "text"; its keys are body, id: name the one that is the text with --field',
+    ),
     "number.jsonl": (b'{"text": 5}\n', r'number.jsonl: line 1 has no "text" that is a string: it is 5'),
     "null.jsonl": (b'{"text": null}\n', r'line 1 has no "text" that is a string: it is null'),
     "string.jsonl": (b'"a"\n', r'line 1 has no "text": it is "a", not an object'),
@@ -174,10 +209,15 @@ def test_names_that_stand_for_nothing_or_for_one_thing_twice(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "l.jsonl").write_bytes(lines_of(["one", "two", "three"]))
     os.symlink("a.txt", tmp_path / "b.txt")
-    for texts, said in [(["empty"], "a directory without text files"), (["l.jsonl:4"], "l.jsonl:4': no document there; the last one is line 3"),
-                        (["a.txt:1"], "a.txt:1': no such file"), (["a.txt", "a.txt"], "a.txt' is given twice"),
-                        (["a.txt", "b.txt"], "b.txt' is given twice, also by .*a.txt"), (["l.jsonl", "l.jsonl:2"], "l.jsonl:2' is given twice, also by"),
-                        (["a.txt", "."], "a.txt' is given twice, also by")]:
+    for texts, said in [
+        (["empty"], "a directory without text files"),
+        (["l.jsonl:4"], "l.jsonl:4': no document there; the last one is line 3"),
+        (["a.txt:1"], "a.txt:1': no such file"),
+        (["a.txt", "a.txt"], "a.txt' is given twice"),
+        (["a.txt", "b.txt"], "b.txt' is given twice, also by .*a.txt"),
+        (["l.jsonl", "l.jsonl:2"], "l.jsonl:2' is given twice, also by"),
+        (["a.txt", "."], "a.txt' is given twice, also by"),
+    ]:
         with pytest.raises(TextError, match=said):
             expand([str(tmp_path / text) for text in texts])
     with pytest.raises(TextError, match="'/' is a directory with everything"):
@@ -193,10 +233,14 @@ def test_names_that_stand_for_nothing_or_for_one_thing_twice(tmp_path):
 def test_parquet_is_refused_with_what_is_missing(tmp_path, monkeypatch):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
+
     path = str(tmp_path / "a.parquet")
     parquet.write_table(pyarrow.table({"body": ["a", None], "n": [1, 2]}), path)
-    for field, said in (("text", 'no column "text"; its columns are body, n: .*--field'), ("n", 'row 1 has no "n" that is a string: it is 1'),
-                        ("body", 'row 2 has no "body" that is a string: it is null')):
+    for field, said in (
+        ("text", 'no column "text"; its columns are body, n: .*--field'),
+        ("n", 'row 1 has no "n" that is a string: it is 1'),
+        ("body", 'row 2 has no "body" that is a string: it is null'),
+    ):
         with pytest.raises(TextError, match=said):
             expand([path], field)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -206,13 +250,15 @@ def test_parquet_is_refused_with_what_is_missing(tmp_path, monkeypatch):
 
 def test_refusals_of_lines_need_no_torch(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "a"}\n')
-    script = ("import sys\nsys.modules['torch'] = None\nfrom dynadapt.cli import main\n"
-              f"main(['eval', '--text', {str(tmp_path / 'a.jsonl')!r}])")
+    script = (
+        f"import sys\nsys.modules['torch'] = None\nfrom dynadapt.cli import main\nmain(['eval', '--text', {str(tmp_path / 'a.jsonl')!r}])"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
     assert done.returncode == 2 and 'line 1 has no "text"; its keys are body' in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
+
 
 class Killed(Exception):
     pass
@@ -221,7 +267,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("form", ["gz", "jsonl", "ndjson.gz", "parquet"])
 def test_a_run_goes_on_in_the_middle_of_a_file_bit_for_bit(form, model, tmp_path):
     documents = [english(words, seed=words) for words in (60, 20, 90, 1, 45)]
-    documents.insert(3, "t")                                       # one token: nothing to score
+    documents.insert(3, "t")  # one token: nothing to score
     texts = kept_as(form, documents, tmp_path / "texts")
     if form == "gz":
         texts = [str(tmp_path / "texts")]
@@ -231,9 +277,11 @@ def test_a_run_goes_on_in_the_middle_of_a_file_bit_for_bit(form, model, tmp_path
     assert whole["short_documents"] == 1 and [document["number"] for document in whole["documents"]] == [0, 1, 2, 4, 5]
     out = tmp_path / "killed"
     for at in range(2, whole["segments"], 7):
+
         def stop(event):
             if event["segment"] == at:
                 raise Killed
+
         with pytest.raises(Killed):
             run(config, out, replace(options, resume=at > 2), stop)
     again = run(config, out, replace(options, resume=True))
@@ -250,6 +298,7 @@ def test_texts_that_changed_in_the_meantime_are_refused_by_name(change, model, t
     def stop(event):
         if event["segment"] == 2:
             raise Killed
+
     with pytest.raises(Killed):
         run(config, tmp_path / "run", RunOptions(checkpoint=1), stop)
     lines = tmp_path / "texts" / "lines" / "all.jsonl"
@@ -259,7 +308,11 @@ def test_texts_that_changed_in_the_meantime_are_refused_by_name(change, model, t
         (tmp_path / "texts" / "new.txt").write_text("new")
     else:
         (tmp_path / "texts" / "004.txt").unlink()
-    said = {"line": "all.jsonl' has changed since this run began", "added": "new.txt' was added since", "removed": "004.txt' was removed since"}
+    said = {
+        "line": "all.jsonl' has changed since this run began",
+        "added": "new.txt' was added since",
+        "removed": "004.txt' was removed since",
+    }
     with pytest.raises(TextError, match=said[change]):
         run(config, tmp_path / "run", RunOptions(resume=True, checkpoint=1))
 
@@ -318,10 +371,14 @@ def test_statistics_may_be_any_text_but_the_scored_one(model, tmp_path):
     documents = [english(200, seed=i) for i in range(4)]
     texts = kept_as("jsonl", documents[:2], tmp_path / "scored")
     settings = dict(adapt="rows", optimizer="rms", lr=1e-4)
-    found = [run(config_for(model, texts, statistics=kept_as(form, documents[2:], tmp_path / form)[0], **settings), tmp_path / f"run-{form}")["nll"]
-             for form in ("directory", "ndjson.gz")]
+    found = [
+        run(config_for(model, texts, statistics=kept_as(form, documents[2:], tmp_path / form)[0], **settings), tmp_path / f"run-{form}")[
+            "nll"
+        ]
+        for form in ("directory", "ndjson.gz")
+    ]
     assert found[0] == found[1]
-    for form in ("directory", "parquet"):                          # the same content under another name
+    for form in ("directory", "parquet"):  # the same content under another name
         same = kept_as(form, documents[1:3], tmp_path / f"seen-{form}")[0]
         with pytest.raises(ConfigError, match="statistics .* is the text to be scored"):
             run(config_for(model, texts, statistics=same, **settings), tmp_path / "never")
@@ -366,6 +423,7 @@ def test_what_is_no_text_or_no_range_is_said_before_anything_is_loaded(tmp_path)
 
 def test_every_command_takes_chosen_lines_by_one_rule(tmp_path):
     from dynadapt.commands.early import check_files
+
     (tmp_path / "a.jsonl").write_text('{"text": "line"}\n' * 3)
     check_files([f"{tmp_path}/a.jsonl:1-2", "-", "builtin:python-source"])
     for name in (f"{tmp_path}/b.jsonl:1-2", f"{tmp_path}/none.txt", "a\0b"):

@@ -63,9 +63,12 @@ void forward_swiglu(const ActivationForward& a) {
 template <class T>
 void forward(const ActivationForward& a) {
   switch (a.kind) {
-    case ActivationKind::kSwiglu: return forward_swiglu<T>(a);
-    case ActivationKind::kGeluTanh: return forward_elementwise<T, GeluTanh>(a);
-    case ActivationKind::kGelu: return forward_elementwise<T, Gelu>(a);
+    case ActivationKind::kSwiglu:
+      return forward_swiglu<T>(a);
+    case ActivationKind::kGeluTanh:
+      return forward_elementwise<T, GeluTanh>(a);
+    case ActivationKind::kGelu:
+      return forward_elementwise<T, Gelu>(a);
   }
 }
 
@@ -76,9 +79,7 @@ void backward_elementwise(const ActivationBackward& a) {
     const T* h = static_cast<const T*>(a.h) + n * a.width;
     T* dh = static_cast<T*>(a.dh) + n * a.width;
     if (a.y) elementwise_row<T, Kind>(h, static_cast<T*>(a.y) + n * a.width, a.width);
-    for_vectors(a.width, [&](size_t i, auto part) {
-      store(dh + i, load(dy + i, part) * Kind::slope(load(h + i, part)), part);
-    });
+    for_vectors(a.width, [&](size_t i, auto part) { store(dh + i, load(dy + i, part) * Kind::slope(load(h + i, part)), part); });
   });
 }
 
@@ -101,9 +102,12 @@ void backward_swiglu(const ActivationBackward& a) {
 template <class T>
 void backward(const ActivationBackward& a) {
   switch (a.kind) {
-    case ActivationKind::kSwiglu: return backward_swiglu<T>(a);
-    case ActivationKind::kGeluTanh: return backward_elementwise<T, GeluTanh>(a);
-    case ActivationKind::kGelu: return backward_elementwise<T, Gelu>(a);
+    case ActivationKind::kSwiglu:
+      return backward_swiglu<T>(a);
+    case ActivationKind::kGeluTanh:
+      return backward_elementwise<T, GeluTanh>(a);
+    case ActivationKind::kGelu:
+      return backward_elementwise<T, Gelu>(a);
   }
 }
 

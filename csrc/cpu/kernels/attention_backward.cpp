@@ -12,7 +12,7 @@
 namespace dynadapt::DYN_ISA {
 namespace {
 
-constexpr int64_t kKeys = 96;  // keys in a block; a multiple of kMR
+constexpr int64_t kKeys = 96;   // keys in a block; a multiple of kMR
 constexpr int64_t kAlign = 16;  // queries of a head are padded to a multiple of it
 constexpr int64_t kUnits = 6;   // units wanted for one stream, where there are blocks enough
 
@@ -38,7 +38,9 @@ struct KeyBlock {
 
 struct KeyBlocks {
   KeyBlocks(int64_t memory, int64_t segment)
-      : memory(memory), segment(segment), in_memory((memory + kKeys - 1) / kKeys),
+      : memory(memory),
+        segment(segment),
+        in_memory((memory + kKeys - 1) / kKeys),
         total(in_memory + (segment + kKeys - 1) / kKeys) {}
   KeyBlock operator[](int64_t b) const {
     if (b < in_memory) return {b * kKeys, smaller(kKeys, memory - b * kKeys), false, 0};
@@ -52,7 +54,8 @@ struct KeyBlocks {
 template <class T>
 struct HeadBuffers {
   HeadBuffers(Arena& arena, const AttentionPlan& p, int64_t window)
-      : keys(arena.take<T>(window * p.d)), transposed(arena.take<T>((window / kKeys + 2) * kKeys * p.d)),
+      : keys(arena.take<T>(window * p.d)),
+        transposed(arena.take<T>((window / kKeys + 2) * kKeys * p.d)),
         sums(arena.take<float>(units_per_head(p) * 2 * p.segment * p.d)) {}
 
   float* dk(int64_t unit, const AttentionPlan& p) const { return sums + 2 * unit * p.segment * p.d; }
@@ -67,26 +70,35 @@ struct HeadBuffers {
 template <class T>
 struct Buffers {
   Buffers(Arena& arena, const AttentionPlan& p)
-      : width(p.group * round_up(p.block, kAlign)), q(arena.take<T>(width * p.d)), dout(arena.take<T>(width * p.d)),
-        lse(arena.take<float>(width)), delta(arena.take<float>(width)),
-        q_nt(arena.take<char>(panels_bytes<T>(width, p.d))), dout_nt(arena.take<char>(panels_bytes<T>(width, p.d))),
-        q_nn(arena.take<char>(panels_bytes<T>(p.d, width))), dout_nn(arena.take<char>(panels_bytes<T>(p.d, width))),
-        ds_nn(arena.take<char>(panels_bytes<T>(width, kKeys))), scores(arena.take<float>(kKeys * width)),
-        dscores(arena.take<float>(kKeys * width)), probabilities(arena.take<T>(kKeys * width)), ds(arena.take<T>(kKeys * width)),
+      : width(p.group * round_up(p.block, kAlign)),
+        q(arena.take<T>(width * p.d)),
+        dout(arena.take<T>(width * p.d)),
+        lse(arena.take<float>(width)),
+        delta(arena.take<float>(width)),
+        q_nt(arena.take<char>(panels_bytes<T>(width, p.d))),
+        dout_nt(arena.take<char>(panels_bytes<T>(width, p.d))),
+        q_nn(arena.take<char>(panels_bytes<T>(p.d, width))),
+        dout_nn(arena.take<char>(panels_bytes<T>(p.d, width))),
+        ds_nn(arena.take<char>(panels_bytes<T>(width, kKeys))),
+        scores(arena.take<float>(kKeys * width)),
+        dscores(arena.take<float>(kKeys * width)),
+        probabilities(arena.take<T>(kKeys * width)),
+        ds(arena.take<T>(kKeys * width)),
         dq(arena.take<float>(p.d * width)),
-        dq_rows(arena.take<float>(p.d * width)), row(arena.take<float>(p.d)) {}
+        dq_rows(arena.take<float>(p.d * width)),
+        row(arena.take<float>(p.d)) {}
 
-  int64_t width;           // most columns: padded queries of all heads of the group
-  T *q, *dout;             // [columns, d]
-  float *lse, *delta;      // [columns]; lse in units of log2
-  char *q_nt, *dout_nt;    // packed, for S' and dP'
-  char *q_nn, *dout_nn;    // packed, for dK and dV
-  char* ds_nn;             // packed, for dQ'
-  float *scores, *dscores; // [kKeys, columns]
-  T *probabilities, *ds;   // [kKeys, columns]
-  float* dq;               // [d, columns]
-  float* dq_rows;          // [columns, d]
-  float* row;              // [d]
+  int64_t width;            // most columns: padded queries of all heads of the group
+  T *q, *dout;              // [columns, d]
+  float *lse, *delta;       // [columns]; lse in units of log2
+  char *q_nt, *dout_nt;     // packed, for S' and dP'
+  char *q_nn, *dout_nn;     // packed, for dK and dV
+  char* ds_nn;              // packed, for dQ'
+  float *scores, *dscores;  // [kKeys, columns]
+  T *probabilities, *ds;    // [kKeys, columns]
+  float* dq;                // [d, columns]
+  float* dq_rows;           // [columns, d]
+  float* row;               // [d]
 };
 
 template <class T>
@@ -189,8 +201,7 @@ void block_pair(const AttentionShape& s, const AttentionPlan& p, const Stream<T>
   const int64_t value_stride = keys.learns ? stream.qkv_stride : stream.memory_stride;
   gemm(count, columns, p.d, head.keys + keys.at * p.d, p.d, w.q_nt, w.scores, columns, false);
   gemm(count, columns, p.d, stream.value(p, kv, keys.at), value_stride, w.dout_nt, w.dscores, columns, false);
-  for (int64_t j = 0; j < count; j++)
-    softmax_row(queries, w, j, keys.learns ? keys.segment + j - queries.first : 0, s.scale);
+  for (int64_t j = 0; j < count; j++) softmax_row(queries, w, j, keys.learns ? keys.segment + j - queries.first : 0, s.scale);
   if (keys.at == 0 && stream.memory + queries.first == 0) clear_lone_key(queries, w);
   if (keys.learns) {
     const int64_t at = keys.segment * p.d;
@@ -203,8 +214,8 @@ void block_pair(const AttentionShape& s, const AttentionPlan& p, const Stream<T>
 
 /// dq of a block, rotated back.
 template <class T>
-void write_dq(const AttentionBackward& a, const AttentionPlan& p, const Stream<T>& stream, int64_t kv,
-              const Queries<T>& queries, const Buffers<T>& w) {
+void write_dq(const AttentionBackward& a, const AttentionPlan& p, const Stream<T>& stream, int64_t kv, const Queries<T>& queries,
+              const Buffers<T>& w) {
   transpose(w.dq, queries.columns, p.d, queries.columns, w.dq_rows, p.d);
   for (int64_t t = 0; t < queries.count; t++) {
     for (int64_t h = 0; h < p.group; h++)

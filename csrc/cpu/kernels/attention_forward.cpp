@@ -39,9 +39,13 @@ void pack_block(const AttentionShape& s, const AttentionPlan& p, const Stream<T>
 template <class T>
 struct Buffers {
   Buffers(Arena& arena, const AttentionPlan& p)
-      : q(arena.take<T>(larger(p.stacked, kKeys) * p.d)), scores(arena.take<float>(p.stacked * kKeys)),
-        probabilities(arena.take<T>(p.stacked * kKeys)), out(arena.take<float>(p.stacked * p.d)),
-        highest(arena.take<float>(p.stacked)), factor(arena.take<float>(p.stacked)), total(arena.take<float>(p.stacked * kWidth)) {}
+      : q(arena.take<T>(larger(p.stacked, kKeys) * p.d)),
+        scores(arena.take<float>(p.stacked * kKeys)),
+        probabilities(arena.take<T>(p.stacked * kKeys)),
+        out(arena.take<float>(p.stacked * p.d)),
+        highest(arena.take<float>(p.stacked)),
+        factor(arena.take<float>(p.stacked)),
+        total(arena.take<float>(p.stacked * kWidth)) {}
 
   T* q;              // [stacked, d], rotated; while packing, a block of keys
   float* scores;     // [stacked, kKeys]
@@ -86,8 +90,8 @@ void softmax(const AttentionPlan& p, const Visible& seen, float scale, bool firs
 
 /// One block of queries of one kv head: its output rows and their lse.
 template <class T>
-void query_block(const AttentionForward& a, const AttentionPlan& p, const Stream<T>& stream, int64_t index, int64_t kv,
-                 int64_t b, const PackedWindow<T>& window, const Buffers<T>& w) {
+void query_block(const AttentionForward& a, const AttentionPlan& p, const Stream<T>& stream, int64_t index, int64_t kv, int64_t b,
+                 const PackedWindow<T>& window, const Buffers<T>& w) {
   const AttentionShape& s = a.shape;
   const int64_t first = p.first_query(b), queries = p.queries(b), rows = p.group * queries;
   for (int64_t t = 0; t < queries; t++)
@@ -152,7 +156,8 @@ void forward(const AttentionForward& a) {
   char* buffers = static_cast<char*>(scratch(threads * buffer_bytes + streams * p.kv_heads * window_bytes));
   char* windows = buffers + threads * buffer_bytes;
   for (int64_t first = 0; first < int64_t(a.shape.streams); first += streams)
-    wave<T>(a, p, threads, first, smaller(streams, int64_t(a.shape.streams) - first), windows, window_bytes, buffers, buffer_bytes);
+    wave<T>(a, p, threads, first, smaller(streams, int64_t(a.shape.streams) - first), windows, window_bytes, buffers,
+            buffer_bytes);
 }
 
 }  // namespace

@@ -14,9 +14,9 @@ namespace dynadapt::DYN_ISA {
 
 namespace {
 
-constexpr int kBlock = 256;       // columns of the vocabulary at a time
-constexpr int kGroup = 4;         // tiles of rows at a time
-constexpr int kMaxRows = 1024;    // rows of a thread in one pass over the vocabulary
+constexpr int kBlock = 256;     // columns of the vocabulary at a time
+constexpr int kGroup = 4;       // tiles of rows at a time
+constexpr int kMaxRows = 1024;  // rows of a thread in one pass over the vocabulary
 constexpr int kGroupRows = kGroup * kMR;
 constexpr int kPanels = kBlock / kNR;
 static_assert(kBlock % kNR == 0 && kBlock % kWidth == 0);
@@ -55,8 +55,7 @@ struct HeadBlock {
       forward[i] = forward_panel<T>(*c.head, begin / kNR + i, room.wide + i * panel_size<T>(c.H));
     if (!c.dh) return;
     for (int64_t j = 0; j < panel_count(c.H); j++)
-      for (int r = 0; r < count; r += kNR)
-        backward_block<T>(*c.head, begin + r, j * kNR, room.turned + (j * kBlock + r) * kNR);
+      for (int r = 0; r < count; r += kNR) backward_block<T>(*c.head, begin + r, j * kNR, room.turned + (j * kBlock + r) * kNR);
   }
 };
 
@@ -83,8 +82,8 @@ float fold(float* logits, int count, float& maximum, float& total, P* probabilit
 
 /// One block of the vocabulary for the rows of a group of tiles; `rows` are in the pass, the first is `row` of the call.
 template <class T>
-void group_block(const CrossEntropy& c, const Room<T>& room, const HeadBlock<T>& head, const RowTiles& tiles,
-                 int64_t first_tile, int64_t last_tile, int64_t row) {
+void group_block(const CrossEntropy& c, const Room<T>& room, const HeadBlock<T>& head, const RowTiles& tiles, int64_t first_tile,
+                 int64_t last_tile, int64_t row) {
   const int64_t begin = tiles.begin(first_tile);
   const T* h = static_cast<const T*>(c.h) + row * c.H;
   for (int i = 0; i * kNR < head.count; i++)
@@ -97,17 +96,18 @@ void group_block(const CrossEntropy& c, const Room<T>& room, const HeadBlock<T>&
     float* logits = room.logits + (n - begin) * kBlock;
     const int64_t target = c.targets[row + n] - head.begin;
     if (target >= 0 && target < head.count) room.target[n] = logits[target];
-    const float factor = fold(logits, head.count, room.maximum[n], room.total[n],
-                              c.dh ? room.probability + (n - begin) * kBlock : nullptr);
+    const float factor =
+        fold(logits, head.count, room.maximum[n], room.total[n], c.dh ? room.probability + (n - begin) * kBlock : nullptr);
     if (c.dh && factor != 1.0f && head.begin > 0)
-      for (int64_t i = 0; i < room.ld; i += kWidth) store(room.sums + n * room.ld + i, load(room.sums + n * room.ld + i) * factor);
+      for (int64_t i = 0; i < room.ld; i += kWidth)
+        store(room.sums + n * room.ld + i, load(room.sums + n * room.ld + i) * factor);
   }
 
   if (!c.dh) return;
   for (int64_t j = 0; j < panel_count(c.H); j++)
     for (int64_t t = first_tile; t < last_tile; t++) {
-      const Term<Panel<T>> term{room.probability + (tiles.begin(t) - begin) * kBlock, kBlock,
-                                room.turned + j * kBlock * kNR, head.count, 1.0f};
+      const Term<Panel<T>> term{room.probability + (tiles.begin(t) - begin) * kBlock, kBlock, room.turned + j * kBlock * kNR,
+                                head.count, 1.0f};
       multiply_tile(tiles.size(t), kNR, &term, 1, room.sums + tiles.begin(t) * room.ld + j * kNR, room.ld,
                     head.begin > 0 ? Into::add : Into::write);
     }
@@ -129,8 +129,7 @@ void finish_row(const CrossEntropy& c, const Room<T>& room, int64_t n, int64_t i
   const float weight = c.weights ? c.weights[n] : 1.0f, scale = weight / room.total[i];
   const T* target = static_cast<const T*>(c.head->panels) + place<T>(*c.head, c.targets[n], 0);
   const float* sums = room.sums + i * room.ld;
-  for (int64_t k = 0; k < c.H; k++)
-    assign(dh[k], scale * sums[k] - weight * to_float(target[k / step * kNR * step + k % step]));
+  for (int64_t k = 0; k < c.H; k++) assign(dh[k], scale * sums[k] - weight * to_float(target[k / step * kNR * step + k % step]));
 }
 
 template <class T>
@@ -163,8 +162,8 @@ constexpr int kHeadPanels = 96 / kNR;  // of vocabulary columns at a time: enoug
 
 /// g[v][n] = weight * (exp(logit - lse) - onehot) for the rows of one tile and one panel of the head; 0 where not scored.
 template <class T>
-void probability_gradient(const CrossEntropyWeightGradient& c, const Panel<T>* panel, int64_t vocabulary, int64_t n,
-                          int rows, Panel<T>* g) {
+void probability_gradient(const CrossEntropyWeightGradient& c, const Panel<T>* panel, int64_t vocabulary, int64_t n, int rows,
+                          Panel<T>* g) {
   alignas(64) float logits[kMR * kNR];
   const Term<T> term{static_cast<const T*>(c.h) + n * c.H, c.H, panel, c.H, 1.0f};
   multiply_tile(rows, kNR, &term, 1, logits, kNR, Into::write);
@@ -180,7 +179,8 @@ void probability_gradient(const CrossEntropyWeightGradient& c, const Panel<T>* p
 
 template <class T>
 void weight_gradient(const CrossEntropyWeightGradient& c) {
-  const int64_t panels = panel_count(c.H), depth = panel_size<T>(c.N), blocks = (panel_count(c.head->rows) + kHeadPanels - 1) / kHeadPanels;
+  const int64_t panels = panel_count(c.H), depth = panel_size<T>(c.N),
+                blocks = (panel_count(c.head->rows) + kHeadPanels - 1) / kHeadPanels;
   constexpr int64_t kRows = kHeadPanels * kNR;
   const auto carve = [&](Arena arena, Panel<T>*& h, Panel<T>*& g, Panel<T>*& wide, int threads) {
     h = arena.take<Panel<T>>(panels * depth);

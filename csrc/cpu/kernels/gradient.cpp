@@ -4,8 +4,8 @@
 // panel's depth), the other is turned once so that the micro-kernel can read it as A.
 #include "cpu/kernels/lib/gemm.h"
 #include "cpu/kernels/lib/grid.h"
-#include "cpu/linear.h"
 #include "cpu/kernels/lib/transpose.h"
+#include "cpu/linear.h"
 
 namespace dynadapt::DYN_ISA {
 
@@ -124,8 +124,8 @@ void weight(const WeightGradient& c) {
       for (int64_t t = r.begin; t < r.end; t++) {
         const int64_t j = grid.panel(t), row = grid.row_begin(t);
         const Term<Panel<T>> term{dy + row * c.N, c.N, x + j * panel_size<T>(c.N), c.N, 1.0f};
-        multiply_panel(grid.row_end(t) - row, int(smaller<int64_t>(kNR, c.K - j * kNR)), term,
-                       c.dW + row * c.K + j * kNR, c.K, c.accumulate);
+        multiply_panel(grid.row_end(t) - row, int(smaller<int64_t>(kNR, c.K - j * kNR)), term, c.dW + row * c.K + j * kNR, c.K,
+                       c.accumulate);
       }
   });
 }

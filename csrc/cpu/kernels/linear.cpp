@@ -5,8 +5,8 @@
 // is needed by every column of y (dx), so it is computed first, rows shared out over the threads;
 // then threads share the columns. A panel of the weight is read (forward) or turned (backward)
 // once and used for all rows of all streams.
-#include "cpu/kernels/lib/grid.h"
 #include "cpu/linear.h"
+#include "cpu/kernels/lib/grid.h"
 #include "cpu/kernels/lib/matrix_panels.h"
 
 namespace dynadapt::DYN_ISA {
@@ -68,8 +68,8 @@ void forward_low(const LinearForward& c, const ForwardRoom<T>& room, int64_t& pa
       pack_nt(static_cast<const T*>(c.adapter.A) + c.adapter.slots[s] * c.adapter.A_stride, c.K, width, c.K, room.adapter);
     packed = s;
     for (int64_t n = 0; n < width; n += kNR) {
-      const Term<T> term{static_cast<const T*>(c.x) + from * c.ldx, c.ldx, room.adapter + n / kNR * panel_size<T>(c.K),
-                         c.K, 1.0f};
+      const Term<T> term{static_cast<const T*>(c.x) + from * c.ldx, c.ldx, room.adapter + n / kNR * panel_size<T>(c.K), c.K,
+                         1.0f};
       multiply_rounded<T>(to - from, int(smaller<int64_t>(kNR, width - n)), &term, 1, nullptr,
                           static_cast<T*>(c.u) + from * width + n, width);
     }
@@ -78,8 +78,8 @@ void forward_low(const LinearForward& c, const ForwardRoom<T>& room, int64_t& pa
 
 /// The columns of one panel of y for rows [begin, end).
 template <class T>
-void forward_panel_rows(const LinearForward& c, const ForwardRoom<T>& room, const Place& at, const Panel<T>* panel,
-                        int64_t begin, int64_t end) {
+void forward_panel_rows(const LinearForward& c, const ForwardRoom<T>& room, const Place& at, const Panel<T>* panel, int64_t begin,
+                        int64_t end) {
   const Adapter& low = c.adapter;
   const int64_t width = c.part_count * low.rank;
   const T* bias = c.bias ? static_cast<const T*>(c.bias) + at.column : nullptr;
@@ -89,8 +89,7 @@ void forward_panel_rows(const LinearForward& c, const ForwardRoom<T>& room, cons
     if (low.A) {
       pack_panel_nn(static_cast<const T*>(low.Bt) + low.slots[s] * low.Bt_stride + at.column, c.O, at.columns, low.rank,
                     room.low);
-      terms[count++] = {static_cast<const T*>(c.u) + from * width + at.part * low.rank, width, room.low, low.rank,
-                        low.scale};
+      terms[count++] = {static_cast<const T*>(c.u) + from * width + at.part * low.rank, width, room.low, low.rank, low.scale};
     }
     terms[count++] = {static_cast<const T*>(c.x) + from * c.ldx, c.ldx, panel, c.K, 1.0f};
     multiply_rounded<T>(to - from, at.columns, terms, count, bias, static_cast<T*>(c.y) + from * c.O + at.column, c.O);

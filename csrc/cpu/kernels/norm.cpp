@@ -89,8 +89,7 @@ void backward_row(const NormBackward& a, size_t n, float* dweight, float* dbias)
     if (dres) d += load(dres + i, part);
     store(dx + i, d, part);
   });
-  if (a.y)
-    output_row(res, weight, static_cast<const T*>(a.bias), a.stat + 2 * n, static_cast<T*>(a.y) + n * a.width, a.width);
+  if (a.y) output_row(res, weight, static_cast<const T*>(a.bias), a.stat + 2 * n, static_cast<T*>(a.y) + n * a.width, a.width);
 }
 
 template <class T>

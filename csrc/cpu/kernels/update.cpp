@@ -38,10 +38,10 @@ double squared_norm(const float* x, size_t n) {
 // A stream's scalars for this step.
 struct Step {
   bool skipped;
-  float gradient;     // factor that clips the gradient
-  float rate;         // learning rate, with the first moment's bias correction
-  float correction;   // the second moment's bias correction
-  float weight_rate;  // learning rate times weight decay
+  float gradient;                                          // factor that clips the gradient
+  float rate;                                              // learning rate, with the first moment's bias correction
+  float correction;                                        // the second moment's bias correction
+  float weight_rate;                                       // learning rate times weight decay
   float momentum, beta1, beta2, rest1, rest2, eps, decay;  // rest: 1 - beta
 };
 
@@ -164,10 +164,13 @@ void update_all(const Update& a) {
 template <class T>
 void update(const Update& a) {
   switch (a.kind) {
-    case UpdateKind::kSgd: return update_all<T, Sgd>(a);
+    case UpdateKind::kSgd:
+      return update_all<T, Sgd>(a);
     case UpdateKind::kAdam:
-    case UpdateKind::kAdamW: return update_all<T, Adam>(a);
-    case UpdateKind::kRms: return update_all<T, Rms>(a);
+    case UpdateKind::kAdamW:
+      return update_all<T, Adam>(a);
+    case UpdateKind::kRms:
+      return update_all<T, Rms>(a);
   }
 }
 

@@ -34,7 +34,7 @@ extern "C" {
 
 enum {
   DYNADAPT_OK = 0,
-  DYNADAPT_INVALID = 1,       /* an argument is wrong; the text names it, its value and what is accepted */
+  DYNADAPT_INVALID = 1, /* an argument is wrong; the text names it, its value and what is accepted */
   DYNADAPT_OUT_OF_MEMORY = 2,
   DYNADAPT_INTERNAL = 3,
   DYNADAPT_IO = 4 /* a file can't be written; the text names it and the reason */
@@ -82,11 +82,9 @@ DYNADAPT_API int64_t dynadapt_matrix_bytes(const dynadapt_matrix* matrix);
 DYNADAPT_API DLDataType dynadapt_matrix_dtype(const dynadapt_matrix* matrix);
 
 /* out[i] = weight[index[i]]: index i64 [n], out act [n, K] of the matrix's dtype. */
-DYNADAPT_API int dynadapt_matrix_gather_rows(const dynadapt_matrix* matrix, const DLTensor* index,
-                                             const DLTensor* out);
+DYNADAPT_API int dynadapt_matrix_gather_rows(const dynadapt_matrix* matrix, const DLTensor* index, const DLTensor* out);
 /* weight[rows[i]] = values[i], rounded to the matrix's dtype: rows i32 [n], each once, or NULL for all, values f32 [n, K]. */
-DYNADAPT_API int dynadapt_matrix_update_rows(dynadapt_matrix* matrix, const DLTensor* rows,
-                                             const DLTensor* values);
+DYNADAPT_API int dynadapt_matrix_update_rows(dynadapt_matrix* matrix, const DLTensor* rows, const DLTensor* values);
 /* out [N, K] = weight, of the matrix's dtype. */
 DYNADAPT_API int dynadapt_matrix_unpack(const dynadapt_matrix* matrix, const DLTensor* out);
 
@@ -101,20 +99,19 @@ typedef struct {
  * x act [N, K] strided; bias act [O] or NULL; A act [slots, P*R, K], Bt act [slots, R, O], slots i32 [S]
  * and u act [N, P*R] (out, = x A^T) all given or all NULL. Rows i*N/S .. of x belong to slots[i]. */
 DYNADAPT_API int dynadapt_linear_forward(const DLTensor* x, const dynadapt_matrix* const* parts, int32_t part_count,
-                                         const DLTensor* bias, const DLTensor* A, const DLTensor* Bt,
-                                         const DLTensor* slots, const DLTensor* u, const DLTensor* y,
-                                         const dynadapt_linear_params* params, void* stream);
+                                         const DLTensor* bias, const DLTensor* A, const DLTensor* Bt, const DLTensor* slots,
+                                         const DLTensor* u, const DLTensor* y, const dynadapt_linear_params* params,
+                                         void* stream);
 
 /* dU_p = scale * dy_p Bt_s,p^T (act [N, P*R], out) and dx = dy W + dU A_s (act [N, K], out). */
 DYNADAPT_API int dynadapt_linear_backward(const DLTensor* dy, const dynadapt_matrix* const* parts, int32_t part_count,
-                                          const DLTensor* A, const DLTensor* Bt, const DLTensor* slots,
-                                          const DLTensor* dU, const DLTensor* dx,
-                                          const dynadapt_linear_params* params, void* stream);
+                                          const DLTensor* A, const DLTensor* Bt, const DLTensor* slots, const DLTensor* dU,
+                                          const DLTensor* dx, const dynadapt_linear_params* params, void* stream);
 
 typedef struct {
   uint32_t struct_size;
   float scale;
-  int32_t accumulate;        /* add to what dA and dBt hold */
+  int32_t accumulate; /* add to what dA and dBt hold */
   int32_t part_count;
   const int64_t* part_sizes; /* columns of dy that belong to each part */
 } dynadapt_lora_gradient_params;
@@ -131,8 +128,8 @@ typedef struct {
 } dynadapt_gradient_params;
 
 /* dW = dy[:, rows]^T x: dy act [N, O] strided, x act [N, K], rows i32 [n] or NULL for all, dW f32 [n, K]. */
-DYNADAPT_API int dynadapt_weight_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor* rows,
-                                          const DLTensor* dW, const dynadapt_gradient_params* params, void* stream);
+DYNADAPT_API int dynadapt_weight_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor* rows, const DLTensor* dW,
+                                          const dynadapt_gradient_params* params, void* stream);
 
 /* out[o] = sqrt(sum_m dy[m, o]^2 |x_m|^2), f32 [O]: the norm each row of dW would have were the x_m orthogonal. */
 DYNADAPT_API int dynadapt_row_scores(const DLTensor* dy, const DLTensor* x, const DLTensor* out, void* stream);
@@ -146,18 +143,20 @@ DYNADAPT_API int dynadapt_bias_gradient(const DLTensor* dy, const DLTensor* db, 
  * h act [N, H], targets i64 [N] (negative: not scored, nll 0, dh 0), weights f32 [N] or NULL for ones,
  * nll f32 [N], lse f32 [N], dh act [N, H] or NULL. */
 DYNADAPT_API int dynadapt_cross_entropy(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
-                                        const DLTensor* weights, const DLTensor* nll, const DLTensor* lse,
-                                        const DLTensor* dh, void* stream);
+                                        const DLTensor* weights, const DLTensor* nll, const DLTensor* lse, const DLTensor* dh,
+                                        void* stream);
 
 /* dW = (weights * (softmax(h W^T) - onehot(targets)))^T h, f32 [V, H], with lse from dynadapt_cross_entropy. */
-DYNADAPT_API int dynadapt_cross_entropy_weight_gradient(const DLTensor* h, const dynadapt_matrix* head,
-                                                        const DLTensor* targets, const DLTensor* weights,
-                                                        const DLTensor* lse, const DLTensor* dW,
+DYNADAPT_API int dynadapt_cross_entropy_weight_gradient(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
+                                                        const DLTensor* weights, const DLTensor* lse, const DLTensor* dW,
                                                         const dynadapt_gradient_params* params, void* stream);
 
 /* ---- norms ----------------------------------------------------------------------------------- */
 
-enum { DYNADAPT_NORM_RMS = 0, DYNADAPT_NORM_LAYER = 1 };
+enum {
+  DYNADAPT_NORM_RMS = 0,
+  DYNADAPT_NORM_LAYER = 1
+};
 
 typedef struct {
   uint32_t struct_size;
@@ -168,17 +167,17 @@ typedef struct {
 /* res = x + delta, rounded to act; y = norm(res) * weight + bias; stat f32 [N, 2] = (mean or 0, 1 / deviation).
  * x, delta, res, y act [N, H], weight, bias act [H]; delta, bias may be NULL, and res where delta is. res or y may be the
  * memory of x or delta. eps is at least 0. */
-DYNADAPT_API int dynadapt_norm_forward(const DLTensor* x, const DLTensor* delta, const DLTensor* weight,
-                                       const DLTensor* bias, const DLTensor* res, const DLTensor* y,
-                                       const DLTensor* stat, const dynadapt_norm_params* params, void* stream);
+DYNADAPT_API int dynadapt_norm_forward(const DLTensor* x, const DLTensor* delta, const DLTensor* weight, const DLTensor* bias,
+                                       const DLTensor* res, const DLTensor* y, const DLTensor* stat,
+                                       const dynadapt_norm_params* params, void* stream);
 
 /* dx = gradient through the norm + dres (may be NULL); dweight and dbias f32 [H] are added to unless NULL. y act [N, H],
  * unless NULL, becomes the forward's output again, bit for bit; bias act [H] or NULL as in forward, read for that alone.
  * dx may be the memory of dy or dres. */
-DYNADAPT_API int dynadapt_norm_backward(const DLTensor* dy, const DLTensor* res, const DLTensor* weight,
-                                        const DLTensor* stat, const DLTensor* dres, const DLTensor* dx,
-                                        const DLTensor* dweight, const DLTensor* dbias, const DLTensor* bias,
-                                        const DLTensor* y, const dynadapt_norm_params* params, void* stream);
+DYNADAPT_API int dynadapt_norm_backward(const DLTensor* dy, const DLTensor* res, const DLTensor* weight, const DLTensor* stat,
+                                        const DLTensor* dres, const DLTensor* dx, const DLTensor* dweight, const DLTensor* dbias,
+                                        const DLTensor* bias, const DLTensor* y, const dynadapt_norm_params* params,
+                                        void* stream);
 
 typedef struct {
   uint32_t struct_size;
@@ -189,8 +188,8 @@ typedef struct {
 /* RMS norm of every query and key head of qkv act [N, (hq + 2 hkv) d]; values are copied. q_weight, k_weight act [d],
  * rstd f32 [N, hq + hkv]. out may be the memory of qkv. */
 DYNADAPT_API int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, const DLTensor* k_weight,
-                                            const DLTensor* out, const DLTensor* rstd,
-                                            const dynadapt_head_norm_params* params, void* stream);
+                                            const DLTensor* out, const DLTensor* rstd, const dynadapt_head_norm_params* params,
+                                            void* stream);
 /* dq_weight, dk_weight f32 [d] are added to unless NULL. dqkv may be the memory of dout or qkv. */
 DYNADAPT_API int dynadapt_head_norm_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* q_weight,
                                              const DLTensor* k_weight, const DLTensor* rstd, const DLTensor* dqkv,
@@ -199,7 +198,11 @@ DYNADAPT_API int dynadapt_head_norm_backward(const DLTensor* dout, const DLTenso
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
-enum { DYNADAPT_SWIGLU = 0, DYNADAPT_GELU_TANH = 1, DYNADAPT_GELU = 2 };
+enum {
+  DYNADAPT_SWIGLU = 0,
+  DYNADAPT_GELU_TANH = 1,
+  DYNADAPT_GELU = 2
+};
 
 typedef struct {
   uint32_t struct_size;
@@ -207,22 +210,20 @@ typedef struct {
 } dynadapt_activation_params;
 
 /* y act [N, F] from h act [N, 2F] (SwiGLU: silu(h[:, :F]) * h[:, F:]) or [N, F]. */
-DYNADAPT_API int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y,
-                                             const dynadapt_activation_params* params, void* stream);
+DYNADAPT_API int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y, const dynadapt_activation_params* params,
+                                             void* stream);
 /* dh like h, may be its memory or that of a dy of its shape; y act [N, F], unless NULL, becomes the forward's output again. */
-DYNADAPT_API int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DLTensor* dh,
-                                              const DLTensor* y, const dynadapt_activation_params* params, void* stream);
+DYNADAPT_API int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DLTensor* dh, const DLTensor* y,
+                                              const dynadapt_activation_params* params, void* stream);
 
 /* ---- embedding ------------------------------------------------------------------------------- */
 
 /* out[n] = table[tokens[n]] (+ position_table[positions[n]]): tokens, positions i64 [N], table act [V, H],
  * position_table act [P, H] and positions both given or both NULL, out act [N, H]. */
-DYNADAPT_API int dynadapt_embedding_forward(const DLTensor* tokens, const DLTensor* table,
-                                            const DLTensor* position_table, const DLTensor* positions,
-                                            const DLTensor* out, void* stream);
+DYNADAPT_API int dynadapt_embedding_forward(const DLTensor* tokens, const DLTensor* table, const DLTensor* position_table,
+                                            const DLTensor* positions, const DLTensor* out, void* stream);
 /* dtable f32 [V, H] += dout act [N, H], each row where its token stands. */
-DYNADAPT_API int dynadapt_embedding_backward(const DLTensor* tokens, const DLTensor* dout, const DLTensor* dtable,
-                                             void* stream);
+DYNADAPT_API int dynadapt_embedding_backward(const DLTensor* tokens, const DLTensor* dout, const DLTensor* dtable, void* stream);
 
 /* ---- attention over [memory; segment] -------------------------------------------------------- */
 
@@ -241,25 +242,28 @@ DYNADAPT_API int dynadapt_attention_forward(const DLTensor* qkv, const DLTensor*
                                             const DLTensor* sin, const DLTensor* out, const DLTensor* lse,
                                             const dynadapt_attention_params* params, void* stream);
 /* dqkv like qkv; memory gets no gradient. */
-DYNADAPT_API int dynadapt_attention_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* out,
-                                             const DLTensor* lse, const DLTensor* mem_k, const DLTensor* mem_v,
-                                             const DLTensor* mem_len, const DLTensor* slots, const DLTensor* cos,
-                                             const DLTensor* sin, const DLTensor* dqkv,
-                                             const dynadapt_attention_params* params, void* stream);
+DYNADAPT_API int dynadapt_attention_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* out, const DLTensor* lse,
+                                             const DLTensor* mem_k, const DLTensor* mem_v, const DLTensor* mem_len,
+                                             const DLTensor* slots, const DLTensor* cos, const DLTensor* sin,
+                                             const DLTensor* dqkv, const dynadapt_attention_params* params, void* stream);
 
 /* ---- linear read-out with squared error ------------------------------------------------------ */
 
 /* pred = h . weight + bias, loss = (pred - target)^2, dh = 2 weights (pred - target) weight. h act [N, H], weight act
  * [H], bias f32 [1] or NULL, target f32 [N], weights f32 [N] or NULL for ones, pred, loss f32 [N]; dh act [N, H],
  * dweight f32 [H], dbias f32 [1] may be NULL, the last two are added to. */
-DYNADAPT_API int dynadapt_linear_mse(const DLTensor* h, const DLTensor* weight, const DLTensor* bias,
-                                     const DLTensor* target, const DLTensor* weights, const DLTensor* pred,
-                                     const DLTensor* loss, const DLTensor* dh, const DLTensor* dweight,
-                                     const DLTensor* dbias, void* stream);
+DYNADAPT_API int dynadapt_linear_mse(const DLTensor* h, const DLTensor* weight, const DLTensor* bias, const DLTensor* target,
+                                     const DLTensor* weights, const DLTensor* pred, const DLTensor* loss, const DLTensor* dh,
+                                     const DLTensor* dweight, const DLTensor* dbias, void* stream);
 
 /* ---- optimizer step -------------------------------------------------------------------------- */
 
-enum { DYNADAPT_SGD = 0, DYNADAPT_ADAM = 1, DYNADAPT_ADAMW = 2, DYNADAPT_RMS = 3 };
+enum {
+  DYNADAPT_SGD = 0,
+  DYNADAPT_ADAM = 1,
+  DYNADAPT_ADAMW = 2,
+  DYNADAPT_RMS = 3
+};
 
 typedef struct {
   uint32_t struct_size;
@@ -283,12 +287,11 @@ typedef struct {
  * entry that is no slot touches nothing, and is reported by skipped 1 and a norm that is NaN. */
 /* -1 with a text in dynadapt_last_error() for negative sizes. */
 DYNADAPT_API int64_t dynadapt_cuda_update_workspace(int64_t streams, int64_t parameters);
-DYNADAPT_API int dynadapt_update(const DLTensor* master, const DLTensor* grad, const DLTensor* first,
-                                 const DLTensor* second, const DLTensor* prior, const DLTensor* stat,
-                                 const DLTensor* working, const DLTensor* slots, const DLTensor* lr,
-                                 const DLTensor* step, const DLTensor* norms, const DLTensor* skipped,
-                                 const DLTensor* prior_rate, const DLTensor* workspace,
-                                 const dynadapt_update_params* params, void* stream);
+DYNADAPT_API int dynadapt_update(const DLTensor* master, const DLTensor* grad, const DLTensor* first, const DLTensor* second,
+                                 const DLTensor* prior, const DLTensor* stat, const DLTensor* working, const DLTensor* slots,
+                                 const DLTensor* lr, const DLTensor* step, const DLTensor* norms, const DLTensor* skipped,
+                                 const DLTensor* prior_rate, const DLTensor* workspace, const dynadapt_update_params* params,
+                                 void* stream);
 
 /* ---- the whole step on a loaded model -------------------------------------------------------- */
 
@@ -297,30 +300,33 @@ DYNADAPT_API int dynadapt_update(const DLTensor* master, const DLTensor* grad, c
  * same kernels and, for the same seed, from the same adapters. Calls on one engine must not overlap. docs/c.md has examples. */
 typedef struct dynadapt_engine dynadapt_engine;
 
-enum { DYNADAPT_BF16 = 0, DYNADAPT_F32 = 1 };
+enum {
+  DYNADAPT_BF16 = 0,
+  DYNADAPT_F32 = 1
+};
 
 /* Start from dynadapt_engine_params_default and change what should differ. */
 typedef struct {
   uint32_t struct_size;
-  int32_t dtype;          /* DYNADAPT_BF16 or DYNADAPT_F32: of weights and activations; sums and masters are float32 */
-  int32_t streams;        /* S: independent texts, each with an adapter, optimizer state and memory of its own */
-  int32_t segment;        /* T: the most tokens that a step scores of a stream */
-  int32_t every;          /* an update at every k-th segment of a stream */
-  int32_t memory_length;  /* keys and values of this many tokens before the segment are kept; 0: no memory */
-  int32_t memory_sinks;   /* and of this many at the document's beginning, in front of them */
-  int32_t rank;           /* of the adapters; 0: nothing learns */
-  double alpha;           /* the low-rank product is scaled by alpha / rank; 0: alpha is twice the rank */
-  const char* targets;    /* the linears that get an adapter: "all", "attn" (q, k, v, o) or "mlp" (gate, up, down) */
-  int32_t first_layer;    /* layers first_layer..last_layer - 1 get adapters */
-  int32_t last_layer;     /* -1: up to the last */
-  uint64_t seed;          /* of the adapters' initial A */
-  int32_t optimizer;      /* DYNADAPT_ADAM, DYNADAPT_ADAMW or DYNADAPT_SGD */
+  int32_t dtype;         /* DYNADAPT_BF16 or DYNADAPT_F32: of weights and activations; sums and masters are float32 */
+  int32_t streams;       /* S: independent texts, each with an adapter, optimizer state and memory of its own */
+  int32_t segment;       /* T: the most tokens that a step scores of a stream */
+  int32_t every;         /* an update at every k-th segment of a stream */
+  int32_t memory_length; /* keys and values of this many tokens before the segment are kept; 0: no memory */
+  int32_t memory_sinks;  /* and of this many at the document's beginning, in front of them */
+  int32_t rank;          /* of the adapters; 0: nothing learns */
+  double alpha;          /* the low-rank product is scaled by alpha / rank; 0: alpha is twice the rank */
+  const char* targets;   /* the linears that get an adapter: "all", "attn" (q, k, v, o) or "mlp" (gate, up, down) */
+  int32_t first_layer;   /* layers first_layer..last_layer - 1 get adapters */
+  int32_t last_layer;    /* -1: up to the last */
+  uint64_t seed;         /* of the adapters' initial A */
+  int32_t optimizer;     /* DYNADAPT_ADAM, DYNADAPT_ADAMW or DYNADAPT_SGD */
   double lr;
   double beta1, beta2, eps; /* adam, adamw */
-  double clip;            /* largest norm of a stream's gradient; 0: none */
-  double decay;           /* the share of the way back to the start that each update goes; 0: none */
-  double weight_decay;    /* adamw */
-  double momentum;        /* sgd */
+  double clip;              /* largest norm of a stream's gradient; 0: none */
+  double decay;             /* the share of the way back to the start that each update goes; 0: none */
+  double weight_decay;      /* adamw */
+  double momentum;          /* sgd */
 } dynadapt_engine_params;
 
 /* Fills a struct of `struct_size` bytes (give sizeof) with the defaults: bf16, one stream, segment 512, no memory (sinks 4),
@@ -333,17 +339,21 @@ DYNADAPT_API int dynadapt_engine_create(const dynadapt_engine_params* params, co
 DYNADAPT_API void dynadapt_engine_destroy(dynadapt_engine* engine);
 
 /* What became of the update of a stream. */
-enum { DYNADAPT_NOT_DUE = 0, DYNADAPT_UPDATED = 1, DYNADAPT_SKIPPED = 2 /* its gradient was not finite: it stays as it was */ };
+enum {
+  DYNADAPT_NOT_DUE = 0,
+  DYNADAPT_UPDATED = 1,
+  DYNADAPT_SKIPPED = 2 /* its gradient was not finite: it stays as it was */
+};
 
 /* What a step did. Zero the struct and set struct_size; the arrays are the caller's, or NULL. */
 typedef struct {
   uint32_t struct_size;
-  int32_t updated, skipped;  /* out: streams */
-  int64_t scored;            /* out: tokens */
-  double nll_sum;            /* out: of their NLLs, in nats */
+  int32_t updated, skipped;                                             /* out: streams */
+  int64_t scored;                                                       /* out: tokens */
+  double nll_sum;                                                       /* out: of their NLLs, in nats */
   int64_t forward_flops, backward_flops, update_flops, recompute_flops; /* out: of this step */
-  int32_t* outcome;          /* [S] out: DYNADAPT_NOT_DUE, DYNADAPT_UPDATED or DYNADAPT_SKIPPED */
-  float* grad_norm;          /* [S] out: before clipping; -1 where no update was due */
+  int32_t* outcome; /* [S] out: DYNADAPT_NOT_DUE, DYNADAPT_UPDATED or DYNADAPT_SKIPPED */
+  float* grad_norm; /* [S] out: before clipping; -1 where no update was due */
 } dynadapt_engine_report;
 
 /* Scores each stream's tokens, then learns from them. tokens [S, T + 1], row by row, with 1 <= T <= segment: inputs are the
@@ -369,7 +379,7 @@ DYNADAPT_API int dynadapt_engine_load_adapter(dynadapt_engine* engine, int32_t s
 typedef struct {
   uint32_t struct_size;
   int32_t streams, segment;
-  int32_t window;             /* tokens that attention sees at most: sinks, memory and segment */
+  int32_t window; /* tokens that attention sees at most: sinks, memory and segment */
   int64_t layers, hidden, heads, kv_heads, head_dim, ffn, vocabulary, max_positions;
   int64_t parameters;         /* of the model */
   int64_t learned_parameters; /* per stream */

@@ -1,8 +1,8 @@
 """Adam (Kingma and Ba 2015, arXiv 1412.6980) and AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101).
 
-    first = beta1 first + (1 - beta1) g;  second = beta2 second + (1 - beta2) g^2
-    d = lr (first / (1 - beta1^t)) / (sqrt(second / (1 - beta2^t)) + eps)        beta1 = 0: no first moment, d uses g
-    AdamW:  d += lr weight_decay master
+first = beta1 first + (1 - beta1) g;  second = beta2 second + (1 - beta2) g^2
+d = lr (first / (1 - beta1^t)) / (sqrt(second / (1 - beta2^t)) + eps)        beta1 = 0: no first moment, d uses g
+AdamW:  d += lr weight_decay master
 """
 
 from __future__ import annotations
@@ -32,9 +32,14 @@ class Adam(Optimizer):
         betas = sequence("betas", self.betas, expected)
         if len(betas) != 2:
             raise wrong("betas", self.betas, expected)
-        keep(self, betas=(number("betas[0]", betas[0], "a number, 0 <= beta1 < 1", lambda x: 0 <= x < 1),
-                          number("betas[1]", betas[1], "a number, 0 < beta2 < 1", lambda x: 0 < x < 1)),
-             eps=number("eps", self.eps, "a positive number", lambda x: x > 0))
+        keep(
+            self,
+            betas=(
+                number("betas[0]", betas[0], "a number, 0 <= beta1 < 1", lambda x: 0 <= x < 1),
+                number("betas[1]", betas[1], "a number, 0 < beta2 < 1", lambda x: 0 < x < 1),
+            ),
+            eps=number("eps", self.eps, "a positive number", lambda x: x > 0),
+        )
 
     @property
     def moments(self) -> tuple[bool, bool]:

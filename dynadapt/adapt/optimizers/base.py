@@ -19,9 +19,12 @@ class Optimizer:
     uses_statistics: ClassVar[bool] = False
 
     def check(self) -> None:
-        keep(self, lr=number("lr", self.lr, "a finite number >= 0"),
-             decay=number("decay", self.decay, "a number in 0..1 (1 returns to the prior at every update)", lambda x: 0 <= x <= 1),
-             clip=number("clip", self.clip, "a finite number >= 0 (0: gradients are not clipped)"))
+        keep(
+            self,
+            lr=number("lr", self.lr, "a finite number >= 0"),
+            decay=number("decay", self.decay, "a number in 0..1 (1 returns to the prior at every update)", lambda x: 0 <= x <= 1),
+            clip=number("clip", self.clip, "a finite number >= 0 (0: gradients are not clipped)"),
+        )
 
     @property
     def moments(self) -> tuple[bool, bool]:

@@ -1,6 +1,6 @@
 """Stochastic gradient descent, with momentum.
 
-    first = momentum first + g;  d = lr first            (momentum 0: d = lr g)
+first = momentum first + g;  d = lr first            (momentum 0: d = lr g)
 """
 
 from __future__ import annotations

@@ -10,4 +10,16 @@ from .fit import most_streams
 from .predict import Prediction, predict
 from .work import OpWork, Work, step_work
 
-__all__ = ["GPUS", "Ceilings", "OpWork", "Prediction", "Work", "datasheet", "from_campaign", "measured_here", "most_streams", "predict", "step_work"]
+__all__ = [
+    "GPUS",
+    "Ceilings",
+    "OpWork",
+    "Prediction",
+    "Work",
+    "datasheet",
+    "from_campaign",
+    "measured_here",
+    "most_streams",
+    "predict",
+    "step_work",
+]

@@ -36,7 +36,9 @@ class Ceilings:
 def datasheet(gpu: str) -> Ceilings:
     """A GPU's ceilings as its vendor gives them, by any of its usual names. Raises ValueError naming the GPUs that are known."""
     name, bf16, fp32, bandwidth, memory = CARDS[card(gpu)]
-    return Ceilings(name, "gpu", "the vendor's datasheet, not measured", {"bf16": 1e12 * bf16, "fp32": 1e12 * fp32}, 1e9 * bandwidth, 1e9 * memory)
+    return Ceilings(
+        name, "gpu", "the vendor's datasheet, not measured", {"bf16": 1e12 * bf16, "fp32": 1e12 * fp32}, 1e9 * bandwidth, 1e9 * memory
+    )
 
 
 def from_campaign(path: str | Path) -> Ceilings:
@@ -46,16 +48,25 @@ def from_campaign(path: str | Path) -> Ceilings:
     copies = [row["gb_per_s"] for row in rows if row.get("what") == "copy"]
     products = [row["tflops"] for row in rows if row.get("what") == "matmul bf16"]
     if not copies or not products:
-        raise ValueError(f"ceilings={str(path)!r}: holds no rows 'copy' and 'matmul bf16'; expected the file of the campaign's stage ceilings")
+        raise ValueError(
+            f"ceilings={str(path)!r}: holds no rows 'copy' and 'matmul bf16'; expected the file of the campaign's stage ceilings"
+        )
     environment = record.get("environment", {})
-    return Ceilings(environment.get("gpu") or "GPU", "gpu", "measured by the campaign's stage ceilings", {"bf16": 1e12 * max(products)},
-                    1e9 * max(copies), environment.get("gpu_memory_bytes"))
+    return Ceilings(
+        environment.get("gpu") or "GPU",
+        "gpu",
+        "measured by the campaign's stage ceilings",
+        {"bf16": 1e12 * max(products)},
+        1e9 * max(copies),
+        environment.get("gpu_memory_bytes"),
+    )
 
 
 def measured_here(dtypes=("bf16", "fp32"), seconds: float = 1.0) -> Ceilings:
     """This machine's CPU, measured now: the best large product of either library, and a copy that no cache holds."""
     from dynadapt.common.environment import cpu_name
     from dynadapt.ops.dispatch import native_module
+
     threads = native_module().num_threads()
     kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
     flops = {name: 1e9 * gemm_ceiling(kinds[name], threads, seconds)["gflops"] for name in dtypes}

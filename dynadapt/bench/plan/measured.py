@@ -52,13 +52,17 @@ def comparisons(kind: str) -> list[Measured]:
     for row in rows():
         if row["kind"] == kind:
             work = _work(row)
-            ceilings = Ceilings(row["machine"], kind, "measured with the step", {row["dtype"]: 1e9 * row["product_gflops"]}, 1e9 * row["copy_gb_per_s"])
+            ceilings = Ceilings(
+                row["machine"], kind, "measured with the step", {row["dtype"]: 1e9 * row["product_gflops"]}, 1e9 * row["copy_gb_per_s"]
+            )
             found.append(Measured(row, predict(work, ceilings).floor, work.bytes_held))
     return found
 
 
 def _work(row: dict) -> Work:
-    return step_work(geometry(row["model"]), LoRA(rank=row["rank"]), streams=row["streams"], segment=row["segment"], dtype=DTYPES[row["dtype"]])
+    return step_work(
+        geometry(row["model"]), LoRA(rank=row["rank"]), streams=row["streams"], segment=row["segment"], dtype=DTYPES[row["dtype"]]
+    )
 
 
 def collect(results: Path, copy_gb_per_s: float) -> list[dict]:
@@ -67,8 +71,20 @@ def collect(results: Path, copy_gb_per_s: float) -> list[dict]:
     for name in STEPS:
         record = read_json(results / name)
         ours = record["providers"]["dynadapt"]
-        found.append({"file": name, "kind": "cpu", "machine": f"{record['environment']['cpu']}, {ours['threads']} threads", "model": record["model"],
-                      "dtype": record["dtype"], "streams": record["streams"], "segment": record["segment"], "rank": record["rank"],
-                      "seconds": ours["seconds"]["median"], "peak_memory_bytes": ours["peak_memory_bytes"],
-                      "product_gflops": record["ceiling"]["gflops"], "copy_gb_per_s": copy_gb_per_s})
+        found.append(
+            {
+                "file": name,
+                "kind": "cpu",
+                "machine": f"{record['environment']['cpu']}, {ours['threads']} threads",
+                "model": record["model"],
+                "dtype": record["dtype"],
+                "streams": record["streams"],
+                "segment": record["segment"],
+                "rank": record["rank"],
+                "seconds": ours["seconds"]["median"],
+                "peak_memory_bytes": ours["peak_memory_bytes"],
+                "product_gflops": record["ceiling"]["gflops"],
+                "copy_gb_per_s": copy_gb_per_s,
+            }
+        )
     return found

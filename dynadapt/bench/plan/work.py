@@ -80,6 +80,7 @@ class _Recorder:
                 arguments = (arguments[0], arguments[-1], arguments[-1])  # of the table, as many rows as are written
             moved = sum(map(_bytes, arguments))
             self.last.bytes += 2 * moved if name == "update" else moved  # state is read and written
+
         return call
 
     def settle(self) -> None:
@@ -98,8 +99,20 @@ def _bytes(argument) -> int:
     return sum(map(_bytes, argument)) if isinstance(argument, (list, tuple)) else 0
 
 
-def step_work(config: ModelConfig, adapt=None, optimizer=None, memory=None, streams: int = 1, segment: int = 512, shared: bool = False,
-              dtype: torch.dtype = torch.bfloat16, batch: int | None = None, recompute: bool = False, learn: bool = True, memory_only: bool = False) -> Work:
+def step_work(
+    config: ModelConfig,
+    adapt=None,
+    optimizer=None,
+    memory=None,
+    streams: int = 1,
+    segment: int = 512,
+    shared: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    batch: int | None = None,
+    recompute: bool = False,
+    learn: bool = True,
+    memory_only: bool = False,
+) -> Work:
     """The work of one step that scores, learns (where ``adapt`` is given and ``learn``) and updates, with its memory full.
 
     Arguments are ``Engine``'s. Streams with weights of their own run one by one, as they do there. With ``memory_only`` passes of
@@ -143,10 +156,21 @@ def step_work(config: ModelConfig, adapt=None, optimizer=None, memory=None, stre
         ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer))
     recorder.settle()
     _skip_masked(recorder.ops, config, streams, segment + context)
-    held = {"frozen weights": 0 if whole_model(adapt) else _held(weights), "what learns, with its optimizer state": turns * _held(learner),
-            "segment memory": _held(store), "activations and buffers": workspace.nbytes}
-    return Work(streams, segment, dtype, dict(ledger.totals), recorder.ops, {name: size for name, size in held.items() if size},
-                learner.learned_parameters if learner else 0)
+    held = {
+        "frozen weights": 0 if whole_model(adapt) else _held(weights),
+        "what learns, with its optimizer state": turns * _held(learner),
+        "segment memory": _held(store),
+        "activations and buffers": workspace.nbytes,
+    }
+    return Work(
+        streams,
+        segment,
+        dtype,
+        dict(ledger.totals),
+        recorder.ops,
+        {name: size for name, size in held.items() if size},
+        learner.learned_parameters if learner else 0,
+    )
 
 
 def _passes(streams: int, together: int) -> list[int]:
@@ -171,7 +195,9 @@ def _one_pass(decoder: Decoder, learner, lowest, rows: int, segment: int, contex
     batch = Batch(tokens, count(1 if slots == 1 else rows), count(rows), tuple(range(rows)), context / (context + segment))
     hidden = decoder.forward(batch, learner, lowest)
     scored = torch.empty(rows * segment, dtype=torch.int64, device=META)
-    _, dhidden = decoder.score(hidden, scored if context else None, scored, None if lowest is None else torch.empty(rows * segment, device=META))
+    _, dhidden = decoder.score(
+        hidden, scored if context else None, scored, None if lowest is None else torch.empty(rows * segment, device=META)
+    )
     if lowest is not None:
         decoder.backward(batch, learner, lowest, dhidden, False)
     if decoder.memory is not None:
@@ -215,8 +241,14 @@ def _held(owner) -> int:
         elif isinstance(value, (list, tuple)):
             for each in value:
                 visit(each, depth)
-        elif depth and hasattr(value, "__dict__") and type(value).__module__.startswith("dynadapt") and type(value).__name__ not in ("Model", "ModelConfig"):
+        elif (
+            depth
+            and hasattr(value, "__dict__")
+            and type(value).__module__.startswith("dynadapt")
+            and type(value).__name__ not in ("Model", "ModelConfig")
+        ):
             for each in vars(value).values():
                 visit(each, depth - 1)
+
     visit(owner, 3)
     return sum(storages.values())

@@ -32,11 +32,13 @@ def _perf_counts(pipes: tuple[str, str] | None):
         yield
         return
     with open(pipes[0], "w") as control, open(pipes[1]) as answers:
+
         def tell(word):
             control.write(word + "\n")
             control.flush()
             if "ack" not in answers.readline():
                 raise RuntimeError(f"perf did not acknowledge {word!r} on {pipes[1]}")
+
         tell("enable")
         yield
         tell("disable")
@@ -65,8 +67,14 @@ def timed(call, runs: Runs, device: torch.device) -> dict:
     with _perf_counts(runs.perf), _cuda_profiler(device), span("profile"):
         milliseconds = sorted(once(call) for _ in range(runs.iters))
     pick = lambda q: milliseconds[round(q * (len(milliseconds) - 1))]  # noqa: E731
-    return {"median_ms": statistics.median(milliseconds), "p20_ms": pick(0.2), "p80_ms": pick(0.8), "clock": clock,
-            "iters": runs.iters, "warmup": runs.warmup}
+    return {
+        "median_ms": statistics.median(milliseconds),
+        "p20_ms": pick(0.2),
+        "p80_ms": pick(0.8),
+        "clock": clock,
+        "iters": runs.iters,
+        "warmup": runs.warmup,
+    }
 
 
 def _clock(device: torch.device):

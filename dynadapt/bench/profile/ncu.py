@@ -13,14 +13,19 @@ from pathlib import Path
 
 # ncu's names -> ours. Where two metrics say the same on different GPUs, the larger counts.
 METRICS = {
-    "gpu__time_duration.sum": "ns", "dram__throughput.avg.pct_of_peak_sustained_elapsed": "dram_percent",
-    "dram__bytes.sum": "dram_bytes", "lts__throughput.avg.pct_of_peak_sustained_elapsed": "l2_percent",
+    "gpu__time_duration.sum": "ns",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "dram_percent",
+    "dram__bytes.sum": "dram_bytes",
+    "lts__throughput.avg.pct_of_peak_sustained_elapsed": "l2_percent",
     "sm__throughput.avg.pct_of_peak_sustained_elapsed": "sm_percent",
     "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active": "tensor_percent",
     "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active": "tensor_percent",
-    "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy_percent", "launch__registers_per_thread": "registers",
-    "launch__grid_size": "grid", "launch__block_size": "block",
-    "smsp__sass_inst_executed_op_local_ld.sum": "local_loads", "l1tex__data_bank_conflicts_pipe_lsu.sum": "bank_conflicts",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy_percent",
+    "launch__registers_per_thread": "registers",
+    "launch__grid_size": "grid",
+    "launch__block_size": "block",
+    "smsp__sass_inst_executed_op_local_ld.sum": "local_loads",
+    "l1tex__data_bank_conflicts_pipe_lsu.sum": "bank_conflicts",
 }
 UNITS = {"us": 1e3, "ms": 1e6, "s": 1e9, "usecond": 1e3, "msecond": 1e6, "second": 1e9, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
 
@@ -83,9 +88,16 @@ def _summary(name: str, group: list[dict]) -> dict:
     percents = {label: middle(label) for label in ("dram_percent", "tensor_percent", "sm_percent", "occupancy_percent")}
     roofs = {"DRAM": percents["dram_percent"], "tensor cores": percents["tensor_percent"]}
     bound = max((b for b in roofs if roofs[b] is not None), key=roofs.get, default=None)
-    return {"kernel": name, "launches": len(group), "microseconds": sum(g["ns"] for g in group if "ns" in g) / 1e3,
-            "gb_per_s": statistics.median(bandwidth) if bandwidth else None, **percents, "registers": middle("registers"),
-            "roofline_percent": roofs.get(bound), "bound": bound}
+    return {
+        "kernel": name,
+        "launches": len(group),
+        "microseconds": sum(g["ns"] for g in group if "ns" in g) / 1e3,
+        "gb_per_s": statistics.median(bandwidth) if bandwidth else None,
+        **percents,
+        "registers": middle("registers"),
+        "roofline_percent": roofs.get(bound),
+        "bound": bound,
+    }
 
 
 def read(path: Path) -> list[dict]:

@@ -35,6 +35,7 @@ def profile_op(op: str, what: dict, runs: Runs) -> list[dict]:
         WrongResult: naming the case and its error.
     """
     from dynadapt.model.geometries import geometry
+
     backend, device, dtype = _where(what)
     function = named(resolve(op, backend, dtype)).function
     config, memory = geometry(what["model"]), what["memory"]
@@ -57,10 +58,15 @@ def profile_op(op: str, what: dict, runs: Runs) -> list[dict]:
         arguments = cases.materialise(case, backend, dtype, str(device))
         times = timed(lambda: function(*arguments), runs, device)
         seconds = 1e-3 * times["median_ms"]
-        rows[case.label] = {"label": case.label or "-", **times, "gflop": 1e-9 * case.flops or None,
-                            "gflop_per_s": 1e-9 * case.flops / seconds or None,
-                            # bytes are counted with activations of two bytes
-                            "gb_per_s": 1e-9 * case.bytes / seconds if dtype == torch.bfloat16 else None, "error": error}
+        rows[case.label] = {
+            "label": case.label or "-",
+            **times,
+            "gflop": 1e-9 * case.flops or None,
+            "gflop_per_s": 1e-9 * case.flops / seconds or None,
+            # bytes are counted with activations of two bytes
+            "gb_per_s": 1e-9 * case.bytes / seconds if dtype == torch.bfloat16 else None,
+            "error": error,
+        }
     return list(rows.values())
 
 
@@ -68,6 +74,7 @@ def profile_step(what: dict, runs: Runs) -> list[dict]:
     """One row: times, GFLOP/s (without the update's) and tokens/s of an adapt step: LoRA of rank 16, Adam, clip 1."""
     from dynadapt.model import random_model
     from dynadapt.model.geometries import geometry
+
     backend, device, _ = _where(what)
     model = random_model(geometry(what["model"]), dtype=torch.bfloat16)
     engine = _engine(model, what, backend, device, what["streams"], what["segment"], what["dtype"])
@@ -78,15 +85,25 @@ def profile_step(what: dict, runs: Runs) -> list[dict]:
     seconds = 1e-3 * times["median_ms"]
     gflop = 1e-9 * sum(n for phase, n in engine.last.flops.items() if phase != "update")
     label = f"{what['streams']} x {what['segment']}, memory {what['memory']}"
-    return [{"label": label, **times, "gflop": gflop, "gflop_per_s": gflop / seconds,
-             "tokens_per_s": what["streams"] * what["segment"] / seconds, "error": error}]
+    return [
+        {
+            "label": label,
+            **times,
+            "gflop": gflop,
+            "gflop_per_s": gflop / seconds,
+            "tokens_per_s": what["streams"] * what["segment"] / seconds,
+            "error": error,
+        }
+    ]
 
 
 def _engine(model, what, backend, device, streams, segment, dtype):
     from dynadapt import Adam, Engine, LoRA, SegmentMemory
+
     memory = SegmentMemory(what["memory"]) if what["memory"] and model.config.rope_theta is not None else None
-    return Engine(model, LoRA(cases.RANK), Adam(lr=2e-3, clip=1.0), memory, streams, segment, dtype=dtype, backend=backend,
-                  device=str(device))
+    return Engine(
+        model, LoRA(cases.RANK), Adam(lr=2e-3, clip=1.0), memory, streams, segment, dtype=dtype, backend=backend, device=str(device)
+    )
 
 
 def _check_step(model, what, backend, device, segment: int = 32) -> float:
@@ -102,6 +119,7 @@ def _check_step(model, what, backend, device, segment: int = 32) -> float:
     error = torch.stack(differences).square().mean().sqrt().item()
     limit = STEP_TOLERANCE[what["dtype"]]
     if not error <= limit:
-        raise WrongResult(f"nothing is timed: the step's scores differ from the plain reference's by {error:.3g} nats, accepted "
-                          f"is {limit:g}")
+        raise WrongResult(
+            f"nothing is timed: the step's scores differ from the plain reference's by {error:.3g} nats, accepted is {limit:g}"
+        )
     return error

@@ -40,8 +40,9 @@ class FlatState:
 
     sharded = False  # distributed/sharded.py: an update there has the working weights follow the masters by itself
 
-    def __init__(self, layout: FlatLayout, slots: int, optimizer, dtype: torch.dtype, separate_working: bool, device="cpu",
-                 keep_grad: bool = True):
+    def __init__(
+        self, layout: FlatLayout, slots: int, optimizer, dtype: torch.dtype, separate_working: bool, device="cpu", keep_grad: bool = True
+    ):
         master_dtype = wide_dtype(dtype)
         zeros = lambda dtype=master_dtype: torch.zeros(slots, layout.size, dtype=dtype, device=device)  # noqa: E731
         has_first, has_second = optimizer.moments
@@ -80,7 +81,9 @@ class FlatState:
     def check_statistics(self) -> None:
         """Raises RuntimeError where the optimizer divides by statistics that nobody has gathered."""
         if self.optimizer.uses_statistics and self.stat is None:
-            raise RuntimeError(f"optimizer={self.optimizer!r} has no gradient statistics yet: call Engine.gather_statistics(segments) first")
+            raise RuntimeError(
+                f"optimizer={self.optimizer!r} has no gradient statistics yet: call Engine.gather_statistics(segments) first"
+            )
 
     def update(self, op, slots: torch.Tensor, lr: torch.Tensor, norms=None, skipped=None) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step for ``slots`` int32 [S] (-1: does not move); returns gradient norms [S] and skipped int32 [S]."""
@@ -92,9 +95,27 @@ class FlatState:
         if self.average is not None:
             self.average()
         op(
-            o.kind, self.master, self.grad, self.first, self.second, self.prior, self.stat, self.working, slots, lr,
-            self.step, float(o.decay), float(o.clip), h["beta1"], h["beta2"], h["eps"], h["weight_decay"], h["momentum"],
-            norms, skipped, self.prior_rate,
+            o.kind,
+            self.master,
+            self.grad,
+            self.first,
+            self.second,
+            self.prior,
+            self.stat,
+            self.working,
+            slots,
+            lr,
+            self.step,
+            float(o.decay),
+            float(o.clip),
+            h["beta1"],
+            h["beta2"],
+            h["eps"],
+            h["weight_decay"],
+            h["momentum"],
+            norms,
+            skipped,
+            self.prior_rate,
         )
         return norms, skipped
 
@@ -117,8 +138,16 @@ class FlatState:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that resuming exactly needs."""
-        named = {"master": self.master, "grad": self.grad, "first": self.first, "second": self.second,
-                 "prior": self.prior, "stat": self.stat, "prior_rate": self.prior_rate, "step": self.step}
+        named = {
+            "master": self.master,
+            "grad": self.grad,
+            "first": self.first,
+            "second": self.second,
+            "prior": self.prior,
+            "stat": self.stat,
+            "prior_rate": self.prior_rate,
+            "step": self.step,
+        }
         return {name: t for name, t in named.items() if t is not None}
 
     def load(self, saved: dict[str, torch.Tensor]) -> None:

@@ -43,4 +43,6 @@ def why_not_fused(optimizer, accumulate: bool, whole_model: bool = False) -> str
 def tensor_state(state, name: str) -> TensorState:
     """Views of one named tensor in all of a FlatState's buffers."""
     view = lambda buffer: None if buffer is None else state.layout.view(buffer, name)  # noqa: E731
-    return TensorState(view(state.master), view(state.working), view(state.first), view(state.prior), view(state.stat), view(state.prior_rate))
+    return TensorState(
+        view(state.master), view(state.working), view(state.first), view(state.prior), view(state.stat), view(state.prior_rate)
+    )

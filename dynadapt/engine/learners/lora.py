@@ -22,12 +22,13 @@ class LoraLearner:
     owns_weights = False
     weights_view = gradient_view = None
 
-    def __init__(self, adapt: LoRA, optimizer, groups, slots: int, dtype: torch.dtype, seed: int, device="cpu",
-                 keep_grad: bool = True):
+    def __init__(self, adapt: LoRA, optimizer, groups, slots: int, dtype: torch.dtype, seed: int, device="cpu", keep_grad: bool = True):
         """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model, in forward order."""
         if optimizer.uses_statistics:
-            raise ValueError(f"optimizer={type(optimizer).__name__} with adapt=LoRA: the gradient of A is zero at the prior (B = 0), so its frozen "
-                             "statistics are zero too; use RMS with RowSparse or Full, or Adam with LoRA")
+            raise ValueError(
+                f"optimizer={type(optimizer).__name__} with adapt=LoRA: the gradient of A is zero at the prior (B = 0), so its frozen "
+                "statistics are zero too; use RMS with RowSparse or Full, or Adam with LoRA"
+            )
         layers = 1 + max(layer for layer, _ in groups)
         self.adapt = adapt
         self.learning = targeted(adapt, layers)
@@ -74,8 +75,21 @@ class LoraLearner:
         """Write or add to the adapter gradients of ``slots`` for one group, or with ``fused`` set move the adapters at once."""
         if self.fused is not None:
             a, bt = (tensor_state(self.state, f"{layer}.{group}.{part}") for part in ("A", "Bt"))
-            ops.lora_gradient_update(dy, x, u, dU, list(self.sizes[layer, group][1]), self.adapt.scale, slots, self.fused.moving,
-                                     a, bt, self.fused.rule, self.fused.lr, self.fused.skipped)
+            ops.lora_gradient_update(
+                dy,
+                x,
+                u,
+                dU,
+                list(self.sizes[layer, group][1]),
+                self.adapt.scale,
+                slots,
+                self.fused.moving,
+                a,
+                bt,
+                self.fused.rule,
+                self.fused.lr,
+                self.fused.skipped,
+            )
             return
         dA, dBt = (self.layout.view(self.state.grad, f"{layer}.{group}.{part}") for part in ("A", "Bt"))
         ops.lora_gradient(dy, x, u, dU, list(self.sizes[layer, group][1]), self.adapt.scale, slots, dA, dBt, accumulate)

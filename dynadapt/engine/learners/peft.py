@@ -58,10 +58,22 @@ def settings_of(config, rank: int, alpha: float, base_model: str, modules, layer
     """adapter_config.json of plain LoRA on ``modules``, PEFT's names of linears of ``layers`` (None: all)."""
     names = {".".join(module.split(".")[-2 if config.family == "gpt2" else -1 :]) for module in modules}  # c_proj alone is two modules
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "r": rank,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "target_modules": sorted(names), "lora_dropout": 0.0, "bias": "none",
-        "fan_in_fan_out": config.family == "gpt2", "inference_mode": True, "init_lora_weights": True, "use_rslora": False,
-        "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "target_modules": sorted(names),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": config.family == "gpt2",
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "modules_to_save": None,
         "layers_to_transform": None if layers is None else list(layers),
         "layers_pattern": None if layers is None else ("h" if config.family == "gpt2" else "layers"),
     }
@@ -110,8 +122,10 @@ def read_tensors(directory, rank: int) -> dict[str, tuple[torch.Tensor, torch.Te
             raise ModelError(f"{where} has the tensor {key}; accepted: base_model.model.MODULE.lora_A.weight and lora_B.weight")
         value = file.read(key)
         if value.dim() != 2 or value.shape["AB".index(match[2])] != rank:
-            raise ModelError(f"{where}: {key} has shape {list(value.shape)}; expected "
-                             f"{f'[{rank}, in]' if match[2] == 'A' else f'[out, {rank}]'} for r={rank}")
+            raise ModelError(
+                f"{where}: {key} has shape {list(value.shape)}; expected "
+                f"{f'[{rank}, in]' if match[2] == 'A' else f'[out, {rank}]'} for r={rank}"
+            )
         if not value.numel() or count_not_finite(value.float()):  # as float32, in which adapters are used
             raise ModelError(f"{where}: {key} holds {'nothing' if not value.numel() else 'a NaN or an infinity'}")
         halves.setdefault(match[1], {})[match[2]] = value
@@ -163,8 +177,10 @@ def read_adapter(directory, learner, config, slot: int) -> None:
         A, Bt = _master(learner, slot, layer, group)
         values += zip((A[p * rank : (p + 1) * rank], Bt[:, lo:hi].t()), tensors.pop(module))
     if tensors:
-        raise ModelError(f"{directory}: adapter has {_key(min(tensors), 'A')} and {len(tensors) - 1} modules more that "
-                         f"targets={learner.adapt.targets!r} does not cover")
+        raise ModelError(
+            f"{directory}: adapter has {_key(min(tensors), 'A')} and {len(tensors) - 1} modules more that "
+            f"targets={learner.adapt.targets!r} does not cover"
+        )
     for target, value in values:
         target.copy_(value)
     if learner.state.working is not None:

@@ -29,8 +29,18 @@ class RowLearner:
     owns_weights = True
     weights_view = gradient_view = None  # what learns beside linear weights (whole_model.py)
 
-    def __init__(self, adapt: RowSparse | Full, optimizer, groups, dtype: torch.dtype, backend: str, source, device="cpu",
-                 keep_prior: bool = False, keep_grad: bool = True):
+    def __init__(
+        self,
+        adapt: RowSparse | Full,
+        optimizer,
+        groups,
+        dtype: torch.dtype,
+        backend: str,
+        source,
+        device="cpu",
+        keep_prior: bool = False,
+        keep_grad: bool = True,
+    ):
         layers = 1 + max(layer for layer, _ in groups)
         self.adapt, self.backend, self.dtype, self.source = adapt, backend, dtype, source
         self.device = torch.device(device)
@@ -40,8 +50,7 @@ class RowLearner:
         # plain tensors that learn whole need no copy of their own: the update writes the weights that products read
         self.in_place = self.full and backend != "cpu"
         self.layout = FlatLayout(self._shapes())
-        self.state = FlatState(self.layout, 1, optimizer, dtype, separate_working=self.in_place, device=device,
-                               keep_grad=keep_grad)
+        self.state = FlatState(self.layout, 1, optimizer, dtype, separate_working=self.in_place, device=device, keep_grad=keep_grad)
         self.keep_prior = keep_prior or optimizer.decay > 0
         self.matrices = {key: self._matrices(key) for key in self.sizes}
         self.rows: dict[str, torch.Tensor | None] = {}

@@ -48,8 +48,10 @@ class ModelLearner(RowLearner):
         shapes = {self.head_name: found.pop(self.head_name), **found}
         for key, names in self.biased.items():
             if None in names:
-                raise ValueError(f"targets='model': {self.config.family} has a bias on some of the linears of layer {key[0]}, {key[1]}, "
-                                 "not on all; expected all or none of them")
+                raise ValueError(
+                    f"targets='model': {self.config.family} has a bias on some of the linears of layer {key[0]}, {key[1]}, "
+                    "not on all; expected all or none of them"
+                )
             shapes[self._bias_name(key)] = (sum(group_sizes(self.config)[key][1]),)
         return shapes
 

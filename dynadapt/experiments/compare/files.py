@@ -19,12 +19,31 @@ def write_summary(path: Path, summary: dict) -> None:
 
 def write_csv(path: Path, compared: Compared, summary: dict) -> None:
     """A line a token: document, place in it, id, first and last byte, text, class, tokens since it stood there last, and NLLs."""
-    head = ["document", "position", "token", "start", "stop", "text", "class", "last_seen", *(f"nll {run['title']}" for run in summary["runs"])]
+    head = [
+        "document",
+        "position",
+        "token",
+        "start",
+        "stop",
+        "text",
+        "class",
+        "last_seen",
+        *(f"nll {run['title']}" for run in summary["runs"]),
+    ]
     text = io.StringIO(newline="")
     lines = csv.writer(text)
     lines.writerow(head)
-    columns = (compared.document, compared.position, compared.token, compared.start, compared.stop, compared.pieces, compared.classes,
-               compared.last_seen, *compared.nll)
+    columns = (
+        compared.document,
+        compared.position,
+        compared.token,
+        compared.start,
+        compared.stop,
+        compared.pieces,
+        compared.classes,
+        compared.last_seen,
+        *compared.nll,
+    )
     for document, position, token, start, stop, piece, kind, seen, *nll in zip(*columns):
         lines.writerow([compared.names[document], position, token, start, stop, piece, CLASSES[kind], seen, *(f"{x:.6f}" for x in nll)])
     replace_file(path, text.getvalue())

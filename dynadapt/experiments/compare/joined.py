@@ -15,8 +15,8 @@ from dynadapt.runs.metrics import Run, read_run
 from dynadapt.runs.rundir import RunError, read_json
 from dynadapt.runs.text import Source, TextError, expand, inputs
 
-PART = "\ufffd"               # what a token reads as that is some of a character's bytes
-SAME = ("text", "field", "split", "streams")              # settings that say which text document i is
+PART = "\ufffd"  # what a token reads as that is some of a character's bytes
+SAME = ("text", "field", "split", "streams")  # settings that say which text document i is
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Compared:
     """
 
     runs: tuple[Run, ...]
-    names: tuple[str, ...]       # of the documents
-    document: np.ndarray         # [N] index into names
-    position: np.ndarray         # [N] place of the token in its document, from 1
-    token: np.ndarray            # [N] id
-    start: np.ndarray            # [N] bytes
-    stop: np.ndarray             # [N]
-    nll: np.ndarray              # [R, N] float64
-    texts: tuple[bytes, ...]     # of each document
+    names: tuple[str, ...]  # of the documents
+    document: np.ndarray  # [N] index into names
+    position: np.ndarray  # [N] place of the token in its document, from 1
+    token: np.ndarray  # [N] id
+    start: np.ndarray  # [N] bytes
+    stop: np.ndarray  # [N]
+    nll: np.ndarray  # [R, N] float64
+    texts: tuple[bytes, ...]  # of each document
 
     @cached_property
     def pieces(self) -> list[str]:
@@ -90,11 +90,22 @@ def read_compared(paths: Sequence[str | Path]) -> Compared:
     rows = [row[np.searchsorted(key, common)] for row, key in zip(rows, keys)]
     for run, row in zip(runs[1:], rows[1:]):
         if any((row[name] != rows[0][name]).any() for name in ("token", "start", "stop")):
-            raise RunError(f"{run.path} cut the text into other tokens than {runs[0].path}: another tokenizer; score it again with the same one")
+            raise RunError(
+                f"{run.path} cut the text into other tokens than {runs[0].path}: another tokenizer; score it again with the same one"
+            )
     first = rows[0]
     names, texts = _documents(runs[0], first)
-    return Compared(runs, names, first["document"].astype(np.int64), first["position"].astype(np.int64),
-                    first["token"].astype(np.int64), first["start"], first["stop"], np.stack([row["nll"] for row in rows]).astype(np.float64), texts)
+    return Compared(
+        runs,
+        names,
+        first["document"].astype(np.int64),
+        first["position"].astype(np.int64),
+        first["token"].astype(np.int64),
+        first["start"],
+        first["stop"],
+        np.stack([row["nll"] for row in rows]).astype(np.float64),
+        texts,
+    )
 
 
 def _check(run: Run) -> None:
@@ -111,7 +122,9 @@ def _same(first: Run, other: Run) -> None:
             raise RunError(f"{other.path} has {name} {theirs!r}, {first.path} has {mine!r}: they did not score the same text")
     mine, theirs = _digests(first), _digests(other)
     if first.config["text"] == other.config["text"] and mine and theirs and (others := sorted(mine.keys() ^ theirs.keys())):
-        raise RunError(f"{other.path} scored other files of {' '.join(other.config['text'])} than {first.path}: {others[0]!r} is not in both")
+        raise RunError(
+            f"{other.path} scored other files of {' '.join(other.config['text'])} than {first.path}: {others[0]!r} is not in both"
+        )
     for spec, digest in mine.items():
         if theirs.get(spec, digest) != digest:
             raise RunError(f"{other.path} scored another version of {spec} than {first.path}: the text has changed in between")
@@ -129,8 +142,11 @@ def _inputs(run: Run) -> dict:
 
 def _digests(run: Run) -> dict[str, str]:
     """The sha256 of each file that could be read twice, by the name that the run had for it, in the order in which it read them."""
-    return {ast.literal_eval(name.removeprefix("text ")): facts["sha256"] for name, facts in _inputs(run).items()
-            if name.startswith("text ") and facts}
+    return {
+        ast.literal_eval(name.removeprefix("text ")): facts["sha256"]
+        for name, facts in _inputs(run).items()
+        if name.startswith("text ") and facts
+    }
 
 
 def _contents(run: Run) -> list[str] | None:
@@ -163,8 +179,10 @@ def _sources(run: Run) -> list[Source]:
     if gone:
         raise RunError(f"{gone[0]} ({run.path} scored it)")
     missing = next((spec for spec in specs if spec != "-" and not Path(spec).exists()), specs[0])
-    raise RunError(f"text {missing!r}, which {run.path} scored, is not in {' or '.join(map(str, places))}: put it back, or run this where the run "
-                   "was made")
+    raise RunError(
+        f"text {missing!r}, which {run.path} scored, is not in {' or '.join(map(str, places))}: put it back, or run this where the run "
+        "was made"
+    )
 
 
 def _verified(run: Run, sources: list[Source]) -> list[Source]:
@@ -188,5 +206,7 @@ def _documents(run: Run, rows: np.ndarray) -> tuple[tuple[str, ...], tuple[bytes
         return tuple(f"{sources[0].name}, part {i + 1}" for i in range(count)), (sources[0].content(),) * count
     if count > len(sources):
         raise RunError(f"{run.path} scored document {count}, and its text has {len(sources)}: it has changed since")
-    return (tuple(source.name for source in sources[:count]),
-            tuple(source.content() if number in scored else b"" for number, source in enumerate(sources[:count])))
+    return (
+        tuple(source.name for source in sources[:count]),
+        tuple(source.content() if number in scored else b"" for number, source in enumerate(sources[:count])),
+    )

@@ -22,7 +22,12 @@ def write_page(path: Path, compared: Compared, summary: dict) -> None:
     template = resources.files(__package__).joinpath("page.html").read_text("utf-8")
     title = f"{Path(summary['model']).stem} on {', '.join(compared.names[:3])}" + (" and more" if len(compared.names) > 3 else "")
     # No "<" reaches the page as itself, so that no text can end the element that holds it.
-    data = json.dumps(_data(compared, summary), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    data = (
+        json.dumps(_data(compared, summary), ensure_ascii=False, allow_nan=False)
+        .replace("<", "\\u003c")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )
     replace_file(path, template.replace("@TITLE@", escape(title)).replace("@DATA@", data))
 
 
@@ -32,11 +37,11 @@ def _pack(values: np.ndarray, kind: str) -> str:
 
 def _data(compared: Compared, summary: dict) -> dict:
     pieces = compared.pieces
-    units = [sum(2 if ord(c) > 0xFFFF else 1 for c in piece) for piece in pieces]       # JavaScript counts UTF-16 code units
+    units = [sum(2 if ord(c) > 0xFFFF else 1 for c in piece) for piece in pieces]  # JavaScript counts UTF-16 code units
     runs = summary["runs"]
     return {
         "what": f"{summary['tokens']:,} tokens, {summary['bytes']:,} bytes; before: {runs[0]['title']}"
-                + (f"; after: {runs[1]['title']}" if len(runs) == 2 else ""),
+        + (f"; after: {runs[1]['title']}" if len(runs) == 2 else ""),
         "notes": summary["notes"],
         "runs": [run["title"] for run in runs],
         "text": "".join(pieces),
@@ -48,13 +53,20 @@ def _data(compared: Compared, summary: dict) -> dict:
         "document": _pack(compared.document, "<u4"),
         "documents": [{"name": name} for name in compared.names],
         "nll": [_pack(nll, "<f4") for nll in compared.nll],
-        "pairs": [{"sentence": sentence(summary, pair), "classes": pair["classes"], "documents": pair["documents"]} for pair in summary["pairs"]],
+        "pairs": [
+            {"sentence": sentence(summary, pair), "classes": pair["classes"], "documents": pair["documents"]} for pair in summary["pairs"]
+        ],
         "costs": [["run", "NLL", "bits per byte", "GFLOP a token", "seconds", "peak MB"], *(_cost_row(run) for run in runs)],
     }
 
 
 def _cost_row(run: dict) -> list[str]:
     show = lambda value, form: "\u2013" if value is None else form(value)  # noqa: E731
-    return [run["title"] + ("" if run["finished"] else " (unfinished)"), f"{run['nll']:.4f}", show(run["bits_per_byte"], lambda x: f"{x:.4f}"),
-            show(run["flops_per_token"], lambda x: f"{x / 1e9:,.3f}"), show(run["seconds"], lambda x: f"{x:,.1f}"),
-            show(run["peak_memory_bytes"], lambda x: f"{x / 1e6:,.0f}")]
+    return [
+        run["title"] + ("" if run["finished"] else " (unfinished)"),
+        f"{run['nll']:.4f}",
+        show(run["bits_per_byte"], lambda x: f"{x:.4f}"),
+        show(run["flops_per_token"], lambda x: f"{x / 1e9:,.3f}"),
+        show(run["seconds"], lambda x: f"{x:,.1f}"),
+        show(run["peak_memory_bytes"], lambda x: f"{x / 1e6:,.0f}"),
+    ]

@@ -31,8 +31,10 @@ def summarise(compared: Compared) -> dict:
         "notes": notes(compared),
         "tokens": len(compared.token),
         "bytes": int((compared.stop - compared.start).sum()),
-        "runs": [{"path": str(run.path), "title": label, "nll": float(nll.mean()), "bits_per_byte": _bits(compared, nll), **_costs(run)}
-                 for run, label, nll in zip(compared.runs, labels, compared.nll)],
+        "runs": [
+            {"path": str(run.path), "title": label, "nll": float(nll.mean()), "bits_per_byte": _bits(compared, nll), **_costs(run)}
+            for run, label, nll in zip(compared.runs, labels, compared.nll)
+        ],
         "pairs": [_pair(compared, k, classes, labels) for k in range(1, len(compared.runs))],
     }
 
@@ -45,7 +47,9 @@ def notes(compared: Compared) -> list[str]:
         if run.config["model"] == first.config["model"] and None not in (mine, theirs) and mine != theirs:
             said.append(f"{run.path.name} and {first.path.name} name the same model, {run.config['model']}, but its weights were others")
         elif run.config["model"] != first.config["model"]:
-            said.append(f"{run.path.name} scored with another model, {run.config['model']}, than {first.path.name}, {first.config['model']}")
+            said.append(
+                f"{run.path.name} scored with another model, {run.config['model']}, than {first.path.name}, {first.config['model']}"
+            )
     for run in compared.runs:
         if run.summary is None:
             said.append(f"{run.path.name} is unfinished")
@@ -61,22 +65,37 @@ def _bits(compared: Compared, nll: np.ndarray) -> float | None:
 
 def _costs(run) -> dict:
     summary = run.summary or {}
-    return {"finished": run.summary is not None, **{name: summary.get(name) for name in ("flops_per_token", "seconds", "peak_memory_bytes")}}
+    return {
+        "finished": run.summary is not None,
+        **{name: summary.get(name) for name in ("flops_per_token", "seconds", "peak_memory_bytes")},
+    }
 
 
 def _pair(compared: Compared, k: int, classes: np.ndarray, labels: list[str]) -> dict:
-    scored = Scored(compared.token, compared.nll[0], compared.nll[k], compared.document, compared.position, compared.names,
-                    compared.runs[0].config["segment"])
+    scored = Scored(
+        compared.token,
+        compared.nll[0],
+        compared.nll[k],
+        compared.document,
+        compared.position,
+        compared.names,
+        compared.runs[0].config["segment"],
+    )
     gain, drawn = -scored.change, attribution.units(scored)
     low, high = attribution.mean_interval(gain, drawn)
     by_class = [_class(name, gain, classes == c, drawn) for c, name in enumerate(CLASSES) if (classes == c).any()]
     by_document = [_document(compared, k, number) for number in np.unique(compared.document).tolist()]
     first_seen = compared.last_seen == 0
     return {
-        "after": labels[k], "before": labels[0], "gain": float(gain.mean()), "interval": [_finite(low), _finite(high)],
+        "after": labels[k],
+        "before": labels[0],
+        "gain": float(gain.mean()),
+        "interval": [_finite(low), _finite(high)],
         "units": {"name": drawn.name, "count": drawn.count},
-        "new": _part(gain, first_seen), "repeated": _part(gain, ~first_seen),
-        "classes": by_class, "documents": by_document,
+        "new": _part(gain, first_seen),
+        "repeated": _part(gain, ~first_seen),
+        "classes": by_class,
+        "documents": by_document,
     }
 
 
@@ -86,17 +105,30 @@ def _part(gain: np.ndarray, inside: np.ndarray) -> dict:
 
 def _class(name: str, gain: np.ndarray, inside: np.ndarray, drawn) -> dict:
     low, high = attribution.mean_interval(np.where(inside, gain, 0.0), drawn)
-    return {"name": name, "tokens": int(inside.sum()), "gain": float(gain[inside].mean()), "part": float(gain[inside].sum() / len(gain)),
-            "interval": [_finite(low), _finite(high)]}
+    return {
+        "name": name,
+        "tokens": int(inside.sum()),
+        "gain": float(gain[inside].mean()),
+        "part": float(gain[inside].sum() / len(gain)),
+        "interval": [_finite(low), _finite(high)],
+    }
 
 
 def _document(compared: Compared, k: int, number: int) -> dict:
-    inside = slice(*np.searchsorted(compared.document, [number, number + 1]))      # tokens are sorted by document
-    alone = Scored(*(array[inside] for array in (compared.token, compared.nll[0], compared.nll[k], compared.document, compared.position)),
-                   compared.names)
+    inside = slice(*np.searchsorted(compared.document, [number, number + 1]))  # tokens are sorted by document
+    alone = Scored(
+        *(array[inside] for array in (compared.token, compared.nll[0], compared.nll[k], compared.document, compared.position)),
+        compared.names,
+    )
     low, high = attribution.mean_interval(-alone.change, attribution.units(alone))
-    return {"name": compared.names[number], "tokens": len(alone.tokens), "before": float(alone.before.mean()), "after": float(alone.after.mean()),
-            "gain": float(-alone.change.mean()), "interval": [_finite(low), _finite(high)]}
+    return {
+        "name": compared.names[number],
+        "tokens": len(alone.tokens),
+        "before": float(alone.before.mean()),
+        "after": float(alone.after.mean()),
+        "gain": float(-alone.change.mean()),
+        "interval": [_finite(low), _finite(high)],
+    }
 
 
 def _finite(value: float) -> float | None:
@@ -107,8 +139,11 @@ def sentence(summary: dict, pair: dict) -> str:
     """The outcome of one pair in words."""
     gain, (low, high) = pair["gain"], pair["interval"]
     after, before = ([run for run in summary["runs"] if run["title"] == pair[which]][0] for which in ("after", "before"))
-    bits = "" if None in (after["bits_per_byte"], before["bits_per_byte"]) else (
-        f", {before['bits_per_byte']:.3f} to {after['bits_per_byte']:.3f} bits per byte")
+    bits = (
+        ""
+        if None in (after["bits_per_byte"], before["bits_per_byte"])
+        else (f", {before['bits_per_byte']:.3f} to {after['bits_per_byte']:.3f} bits per byte")
+    )
     known = "" if low is None else f" (95% interval {low:+.4f} to {high:+.4f}, from {pair['units']['count']:,} {plural(pair['units'])})"
     sure = "; the interval holds 0: not told apart" if low is not None and low <= 0 <= high else ""
     return f"{pair['after']} gains {gain:+.4f} nats a token over {pair['before']}{known}{sure}{bits}."

@@ -6,7 +6,8 @@ __all__ = ["SEGMENT", "TOKENS", "VARIANTS", "run_demo"]
 
 
 def __getattr__(name: str):
-    if name == "run_demo":                           # with rich; the command's options need none
+    if name == "run_demo":  # with rich; the command's options need none
         from .run import run_demo
+
         return run_demo
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

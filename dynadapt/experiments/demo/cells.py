@@ -23,8 +23,13 @@ class Cells:
     """
 
     def __enter__(self):
-        self.process = subprocess.Popen(children.command("dynadapt.experiments.demo.worker"), env=children.environment(),
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+        self.process = subprocess.Popen(
+            children.command("dynadapt.experiments.demo.worker"),
+            env=children.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
         self.asked: list[int] = []
         self.before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -37,13 +42,13 @@ class Cells:
                 close()
             except OSError:
                 pass
-        self.process.terminate()             # it may still be importing; a cell that is left follows it
+        self.process.terminate()  # it may still be importing; a cell that is left follows it
         self.process.wait()
 
     def _stop(self, number, frame) -> None:
         self.asked.append(number)
         if number == signal.SIGTERM:
-            self.process.terminate()         # the cell follows it
+            self.process.terminate()  # the cell follows it
 
     def ask(self, on_event: Callable[[dict], None] = lambda event: None, **request):
         """The answer. Raises CellFailed, which says why there is none."""
@@ -52,7 +57,7 @@ class Cells:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
         except OSError:
-            pass                             # it has ended, and its last words are still to be read
+            pass  # it has ended, and its last words are still to be read
         for line in self.process.stdout:
             told = json.loads(line)
             if "fatal" in told:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from .variants import BY_WEIGHT, CORE, COST, TOKENS
 
-MARGIN = 0.8              # of the time that is planned with: a segment timed once says only about what hundreds will take
-COMFORT = 12              # segments below which variants are left out rather than text
-LEAST = 4                 # fewer segments show neither learning nor memory
+MARGIN = 0.8  # of the time that is planned with: a segment timed once says only about what hundreds will take
+COMFORT = 12  # segments below which variants are left out rather than text
+LEAST = 4  # fewer segments show neither learning nor memory
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Pace:
 
     @property
     def closing(self) -> float:
-        return 2 + 2 * self.start            # table, picture and page: loading what draws them is most of it
+        return 2 + 2 * self.start  # table, picture and page: loading what draws them is most of it
 
     def cell(self, name: str, segments: float) -> float:
         return self.start + segments * COST[name] * (self.static if name.startswith("static") else self.lora)
@@ -31,7 +31,7 @@ class Pace:
 class Plan:
     names: tuple[str, ...]
     tokens: int
-    seconds: float | None = None             # that it is expected to take, from where it was made
+    seconds: float | None = None  # that it is expected to take, from where it was made
 
 
 def whole_plan(tokens: int) -> Plan:
@@ -50,7 +50,7 @@ def make_plan(pace: Pace, seconds: float, segment: int, most: int = TOKENS) -> P
             break
     segments = max(min(fits, limit), min(LEAST, limit))
     if segments > 8:
-        segments -= segments % 4             # windows four times as long end where the others do
+        segments -= segments % 4  # windows four times as long end where the others do
     return Plan(names, min(most, segments * segment + 1), pace.closing + sum(pace.cell(name, segments) for name in names))
 
 

@@ -49,8 +49,12 @@ class _Demo:
         self.begun = time.monotonic()
         self.out, self.segment, self.base = out, segment, {"text": (TEXT,), **base}
         self.budget = None if tokens or not minutes else 60.0 * minutes
-        self.asked = {"tokens": tokens, "segment": segment, "minutes": minutes,
-                      **{name: list(value) if isinstance(value, tuple) else value for name, value in self.base.items()}}
+        self.asked = {
+            "tokens": tokens,
+            "segment": segment,
+            "minutes": minutes,
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in self.base.items()},
+        }
         self.most, self.console = tokens or TOKENS, Console(soft_wrap=True, highlight=False)
         self.pace: Pace | None = None
         self.plan: Plan | None = None
@@ -70,7 +74,11 @@ class _Demo:
         kept = read_json(self.out / "plan.json") if (self.out / "plan.json").is_file() else {}
         if isinstance(kept, dict) and kept.get("asked") == self.asked:
             self.pace = Pace(**kept["pace"]) if kept["pace"] else None
-            self.plan, self.dtype, self.worked_before = Plan(tuple(kept["variants"]), kept["tokens"], kept["seconds"]), kept["dtype"], kept["worked"]
+            self.plan, self.dtype, self.worked_before = (
+                Plan(tuple(kept["variants"]), kept["tokens"], kept["seconds"]),
+                kept["dtype"],
+                kept["worked"],
+            )
         else:
             self._make_plan()
         self.keep()
@@ -100,11 +108,17 @@ class _Demo:
             return say(f"all {len(plan.names)} variants, without a clock")
         rates = self.segment / self.pace.static, self.segment / self.pace.lora
         whole = plan.tokens >= self.most and len(plan.names) == len(VARIANTS)
-        what = ("goes on with its plan: " if kept else "") + f"{len(plan.names)} variants" + ("" if whole else f" of {len(VARIANTS)}") + (
-            "" if plan.tokens >= self.most else f", {plan.tokens / self.most:.0%} of the usual text")
-        say(f"a segment takes {self.pace.static:.2f} s static ({rates[0]:,.0f} tokens/s), {self.pace.lora:.2f} s learning ({rates[1]:,.0f}); "
-            f"{what}: about {_clock(plan.seconds)} of work" + ("" if plan.seconds <= self.budget else
-            f", more than the {_clock(self.budget)} asked for: the least that shows anything"))
+        what = (
+            ("goes on with its plan: " if kept else "")
+            + f"{len(plan.names)} variants"
+            + ("" if whole else f" of {len(VARIANTS)}")
+            + ("" if plan.tokens >= self.most else f", {plan.tokens / self.most:.0%} of the usual text")
+        )
+        say(
+            f"a segment takes {self.pace.static:.2f} s static ({rates[0]:,.0f} tokens/s), {self.pace.lora:.2f} s learning ({rates[1]:,.0f}); "
+            f"{what}: about {_clock(plan.seconds)} of work"
+            + ("" if plan.seconds <= self.budget else f", more than the {_clock(self.budget)} asked for: the least that shows anything")
+        )
 
     @property
     def folder(self) -> Path:
@@ -116,9 +130,18 @@ class _Demo:
 
     def keep(self) -> None:
         if self.plan is not None:
-            write_json(self.out / "plan.json", {
-                "asked": self.asked, "variants": list(self.plan.names), "tokens": self.plan.tokens, "seconds": self.plan.seconds,
-                "dtype": self.dtype, "pace": vars(self.pace) if self.pace else None, "worked": self.worked_before + self.worked})
+            write_json(
+                self.out / "plan.json",
+                {
+                    "asked": self.asked,
+                    "variants": list(self.plan.names),
+                    "tokens": self.plan.tokens,
+                    "seconds": self.plan.seconds,
+                    "dtype": self.dtype,
+                    "pace": vars(self.pace) if self.pace else None,
+                    "worked": self.worked_before + self.worked,
+                },
+            )
 
     # ---- running
 
@@ -129,8 +152,12 @@ class _Demo:
         with shown(self.plan.names, self.console) as table:
             for number, cell in enumerate(cells):
                 finished = self._finished(cell)
-                if finished is None and self.pace and number >= CORE and not fits(
-                        self.pace, cell.name, segments, self.budget - self.worked, max(1.0, spent / expected) if expected else 1.0):
+                if (
+                    finished is None
+                    and self.pace
+                    and number >= CORE
+                    and not fits(self.pace, cell.name, segments, self.budget - self.worked, max(1.0, spent / expected) if expected else 1.0)
+                ):
                     self.left_out.append(cell.name)
                     continue
                 if finished is None:
@@ -154,9 +181,12 @@ class _Demo:
     def _one(self, cell, table) -> None:
         def on_event(event: dict) -> None:
             share = "" if event["fraction"] is None else f"{event['fraction']:.0%}, "
-            table.status(f"{TITLES[cell.name]}: {share}NLL {event['total_nll']:.4f}, "
-                         f"{event['total_tokens'] / event['total_seconds']:,.0f} tokens/s; worked {_clock(self.worked)}"
-                         + (f" of {_clock(self.budget)}" if self.budget else ""))
+            table.status(
+                f"{TITLES[cell.name]}: {share}NLL {event['total_nll']:.4f}, "
+                f"{event['total_tokens'] / event['total_seconds']:,.0f} tokens/s; worked {_clock(self.worked)}"
+                + (f" of {_clock(self.budget)}" if self.budget else "")
+            )
+
         table.status(f"{TITLES[cell.name]}: loading")
         try:
             self.cells.ask(on_event, what="cell", config=cell.config.to_dict(), out=str(self.folder / cell.name))
@@ -168,12 +198,15 @@ class _Demo:
 
     def end(self) -> int:
         say = lambda text: self.console.print(text, markup=False)  # noqa: E731
-        runs = [read_run(self.folder / name) for name in VARIANTS if name in self.plan.names and (self.folder / name / "summary.json").is_file()]
+        runs = [
+            read_run(self.folder / name) for name in VARIANTS if name in self.plan.names and (self.folder / name / "summary.json").is_file()
+        ]
         if self.left_out:
             say(f"left out for want of time: {', '.join(TITLES[name] for name in self.left_out)}; the same command runs them")
         written = []
         if runs:
             from dynadapt.experiments.plot import plot_cost
+
             results = [{"name": r.name, "title": TITLES[r.name], "config": r.config, "summary": r.summary} for r in runs]
             write_json(self.out / "results.json", {"runs": results})
             written = [self.out / "results.json", plot_cost(runs, self.out / "loss_against_flops.png", TITLES)]
@@ -193,6 +226,7 @@ class _Demo:
             return ""
         from dynadapt.experiments.compare import read_compared, summarise, write_page
         from dynadapt.experiments.compare.tables import sentence
+
         compared = read_compared([str(self.folder / name) for name in COMPARED])
         summary = summarise(compared)
         path = self.out / "compare.html"

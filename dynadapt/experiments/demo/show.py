@@ -16,8 +16,13 @@ COLUMNS = ("NLL", "bits/byte", "GFLOPs/token", "tokens/s", "peak memory")
 
 def numbers(summary: dict) -> tuple[str, ...]:
     bits = summary["bits_per_byte"]
-    return (f"{summary['nll']:.4f}", "-" if bits is None else f"{bits:.4f}", f"{summary['flops_per_token'] / 1e9:.3f}",
-            f"{summary['tokens_per_second']:,.0f}", f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB")
+    return (
+        f"{summary['nll']:.4f}",
+        "-" if bits is None else f"{bits:.4f}",
+        f"{summary['flops_per_token'] / 1e9:.3f}",
+        f"{summary['tokens_per_second']:,.0f}",
+        f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB",
+    )
 
 
 def table_of(names, summaries: dict[str, dict]) -> Table:

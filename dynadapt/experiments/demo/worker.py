@@ -16,15 +16,15 @@ import warnings
 
 from dynadapt.common.launch import end_with
 
-WARM = 64                                    # tokens of the step before the one that is timed
-EVENTS = 0.2                                 # seconds between two events
+WARM = 64  # tokens of the step before the one that is timed
+EVENTS = 0.2  # seconds between two events
 
 
 def main() -> None:
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)                            # what a library prints is no answer
-    warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)        # the thread it finds is BLAS's, which minds forks itself
-    signal.signal(signal.SIGINT, signal.SIG_IGN)             # the cell, which gets it too, stops; then this one is told to end
+    os.dup2(2, 1)  # what a library prints is no answer
+    warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)  # the thread it finds is BLAS's, which minds forks itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the cell, which gets it too, stops; then this one is told to end
     try:
         import dynadapt.engine
         import dynadapt.experiments.dyneval
@@ -69,6 +69,7 @@ def serve(request: dict, wire) -> None:
 def cell(request: dict, wire) -> None:
     from dynadapt.experiments.config import EvalConfig
     from dynadapt.experiments.dyneval import RunOptions, run
+
     shown = 0.0
 
     def progress(event: dict) -> None:
@@ -76,6 +77,7 @@ def cell(request: dict, wire) -> None:
         if time.monotonic() - shown > EVENTS:
             shown = time.monotonic()
             tell(wire, event={key: event[key] for key in ("segment", "fraction", "total_nll", "total_tokens", "total_seconds")})
+
     run(EvalConfig.from_dict(request["config"]), request["out"], RunOptions(resume=True, scores=True, checkpoint=0), progress)
 
 
@@ -86,6 +88,7 @@ def look(request: dict, wire) -> dict:
     import dynadapt.model
     from dynadapt.experiments.config import EvalConfig
     from dynadapt.experiments.defaults import settle
+
     config = EvalConfig.from_dict(request["config"])
     model = dynadapt.model.load(config.model)
     config = settle(config, model.config)
@@ -105,23 +108,26 @@ def first_tokens(config, model):
 
     from dynadapt.runs.document_slots import Feed
     from dynadapt.runs.text import Document, Source, streaming_tokenizer
+
     source = Source(config.text[0])
     source.check()
     segment = Feed([Document(source)], streaming_tokenizer(model.tokenizer), 1, config.segment, None).next()
-    return torch.from_numpy(segment.tokens[:, :int(segment.lengths[0]) + 1])
+    return torch.from_numpy(segment.tokens[:, : int(segment.lengths[0]) + 1])
 
 
 def time_step(model, config, tokens) -> tuple[float, float]:
     """(seconds of all steps made, seconds of one segment)."""
     from dynadapt.experiments.dyneval import build_engine
+
     engine = build_engine(model, config)
-    gpu = engine.device.type == "cuda"       # where a new shape is compiled and captured first
+    gpu = engine.device.type == "cuda"  # where a new shape is compiled and captured first
     begun = time.perf_counter()
-    for row in (tokens if gpu else tokens[:, :WARM + 1], tokens):
+    for row in (tokens if gpu else tokens[:, : WARM + 1], tokens):
         start = time.perf_counter()
         engine.step(row).sum().item()
         if gpu:
             import torch
+
             torch.cuda.synchronize(engine.device)
     return time.perf_counter() - begun, time.perf_counter() - start
 

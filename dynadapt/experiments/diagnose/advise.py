@@ -36,14 +36,22 @@ from . import attribution, similarity
 from .driver import REFERENCE_TOKENS, _load, _plain
 from .texts import gather, read_text, read_tokens
 
-PROBE_TOKENS = 1 << 21       # of the text, among which the windows are spread
-GAIN_FACTOR, RISE_FACTOR = 2.9, 8.8      # size_factor of a foreseen gain and rise; benchmarks/results/odyssey.json, LoRA
+PROBE_TOKENS = 1 << 21  # of the text, among which the windows are spread
+GAIN_FACTOR, RISE_FACTOR = 2.9, 8.8  # size_factor of a foreseen gain and rise; benchmarks/results/odyssey.json, LoRA
 ADAPT, LEAVE, UNCLEAR = "adapt", "leave it alone", "no clear gain"
 
 
-def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...], windows: int, out: str | Path,
-           embeddings: str | None = None, announce: Callable[[str], Callable | None] | None = None, model=None,
-           log: Sequence[str] = ()) -> dict:
+def advise(
+    config: EvalConfig,
+    texts: tuple[str, ...],
+    reference: tuple[str, ...],
+    windows: int,
+    out: str | Path,
+    embeddings: str | None = None,
+    announce: Callable[[str], Callable | None] | None = None,
+    model=None,
+    log: Sequence[str] = (),
+) -> dict:
     """Runs the probe with the settings of `config` and returns its summary, which it writes to `out` with a page.
 
     1. Check the texts, load the model, choose the windows.
@@ -56,8 +64,10 @@ def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...
     if config.adapt == "none":
         raise ConfigError("adapt 'none' with --advise: there is nothing to probe; give lora, rows or full")
     if config.optimizer == "rms" or config.streams != 1 or config.split:
-        raise ConfigError(f"optimizer {config.optimizer!r}, streams {config.streams}, split {config.split}: a probe has one "
-                          "stream and no statistics text; give adam, adamw or sgd and one stream")
+        raise ConfigError(
+            f"optimizer {config.optimizer!r}, streams {config.streams}, split {config.split}: a probe has one "
+            "stream and no statistics text; give adam, adamw or sgd and one stream"
+        )
     announce, out = announce or (lambda what: None), Path(out)
     sources, others = gather(texts, config.field), gather(reference, config.field)
     model = _load(config.model) if model is None else model
@@ -76,14 +86,25 @@ def advise(config: EvalConfig, texts: tuple[str, ...], reference: tuple[str, ...
         static, _, _ = _score(model, config.with_(adapt="none", lr=None), chosen, announce("scoring with the model as it is"))
         adapted, flops, seconds = _score(model, config, chosen, announce("scoring, and learning from each window"))
         summary = advice(static, adapted)
-        summary.update(kind="advice", model=config.model, text=list(texts), windows=len(chosen), window=config.segment,
-                       probe_flops=flops, text_tokens=len(tokens), text_flops=flops / chosen[:, 1:].size * len(tokens),
-                       probe_minutes=seconds / 60, text_minutes=seconds / 60 / chosen[:, 1:].size * len(tokens),
-                       next_command=_command("eval", config, texts) if summary["advice"] == ADAPT else None, tune_command=_command("tune", config, texts),
-                       similarity=_compare(model, tokenizer, tokens, sources, others, reference, embeddings))
+        summary.update(
+            kind="advice",
+            model=config.model,
+            text=list(texts),
+            windows=len(chosen),
+            window=config.segment,
+            probe_flops=flops,
+            text_tokens=len(tokens),
+            text_flops=flops / chosen[:, 1:].size * len(tokens),
+            probe_minutes=seconds / 60,
+            text_minutes=seconds / 60 / chosen[:, 1:].size * len(tokens),
+            next_command=_command("eval", config, texts) if summary["advice"] == ADAPT else None,
+            tune_command=_command("tune", config, texts),
+            similarity=_compare(model, tokenizer, tokens, sources, others, reference, embeddings),
+        )
         summary = directory.finish(summary)
         show_finished(log, out, directory.config, summary)
         from .page import write_advice
+
         write_advice(out / "page.html", summary)
         return summary
     finally:
@@ -94,11 +115,12 @@ def choose_windows(tokens: np.ndarray, segment: int, windows: int, seed: int) ->
     """[W, T + 1] windows spread evenly over the text without overlap, in random order; fewer where the text is short."""
     count = min(windows, len(tokens) // (segment + 1))
     if count < 4:
-        raise TextError(f"the text to advise on has {len(tokens)} tokens: too short for 4 windows of {segment}; "
-                        "give more text or a smaller --segment")
+        raise TextError(
+            f"the text to advise on has {len(tokens)} tokens: too short for 4 windows of {segment}; give more text or a smaller --segment"
+        )
     starts = np.linspace(0, len(tokens) - segment - 1, count).astype(np.int64)
     starts = np.random.default_rng(seed).permutation(starts)
-    return np.stack([tokens[start:start + segment + 1] for start in starts])
+    return np.stack([tokens[start : start + segment + 1] for start in starts])
 
 
 def _command(name: str, config: EvalConfig, texts: tuple[str, ...]) -> str:
@@ -118,29 +140,48 @@ def _score(model, config: EvalConfig, windows: np.ndarray, progress) -> tuple[np
         nll = engine.step(torch.from_numpy(window)[None])
         means.append(float(nll.double().mean()))
         if not math.isfinite(means[-1]):
-            raise RunError(f"the scores of window {i} are not finite: adaptation diverged at lr {config.learning_rate:g}; "
-                           "take a smaller --lr")
+            raise RunError(
+                f"the scores of window {i} are not finite: adaptation diverged at lr {config.learning_rate:g}; take a smaller --lr"
+            )
         if progress:
             size, seconds = len(window) - 1, time.perf_counter() - started
-            progress({"segment": i, "tokens": size, "total_tokens": (i + 1) * size, "nll": means[-1],
-                      "total_nll": float(np.mean(means)), "seconds": seconds / (i + 1), "total_seconds": seconds,
-                      "fraction": (i + 1) / len(windows), "gain": None})
+            progress(
+                {
+                    "segment": i,
+                    "tokens": size,
+                    "total_tokens": (i + 1) * size,
+                    "nll": means[-1],
+                    "total_nll": float(np.mean(means)),
+                    "seconds": seconds / (i + 1),
+                    "total_seconds": seconds,
+                    "fraction": (i + 1) / len(windows),
+                    "gain": None,
+                }
+            )
     return np.array(means), sum(engine.flops.values()), time.perf_counter() - started
 
 
 def advice(static: np.ndarray, adapted: np.ndarray) -> dict:
     """What the NLLs of the windows [W], in the order in which they were learned from, say."""
     change = adapted - static
-    late = change[len(change) // 2:]
+    late = change[len(change) // 2 :]
     low, high = attribution.bootstrap(late, np.ones(len(late)))
     verdict = ADAPT if high < 0 else LEAVE if low > 0 else UNCLEAR
-    most = -float(static.mean())                     # all the nats there are
+    most = -float(static.mean())  # all the nats there are
     expected, low, high = (max(most, float(value)) for value in (late.mean(), low, high))
     outcome = outcome_interval(expected, (low, high), GAIN_FACTOR if expected < 0 else RISE_FACTOR, most)
-    return _plain({"advice": verdict, "expected_change": expected, "interval": [low, high],
-                   "outcome_interval": outcome,
-                   "base_nll": float(static.mean()), "change": change.tolist(), "static": static.tolist(),
-                   "adapted": adapted.tolist()})
+    return _plain(
+        {
+            "advice": verdict,
+            "expected_change": expected,
+            "interval": [low, high],
+            "outcome_interval": outcome,
+            "base_nll": float(static.mean()),
+            "change": change.tolist(),
+            "static": static.tolist(),
+            "adapted": adapted.tolist(),
+        }
+    )
 
 
 def size_factor(ratios: np.ndarray) -> float:
@@ -150,8 +191,10 @@ def size_factor(ratios: np.ndarray) -> float:
     """
     ratios = np.asarray(ratios, float)
     if not len(ratios) or not (np.isfinite(ratios) & (ratios > 0)).all():
-        raise ValueError(f"ratios {ratios.tolist()!r}: give at least one, all above 0; where estimate and outcome differ in "
-                         "sign, there is no factor between them")
+        raise ValueError(
+            f"ratios {ratios.tolist()!r}: give at least one, all above 0; where estimate and outcome differ in "
+            "sign, there is no factor between them"
+        )
     return float(np.exp(student.ppf(0.975, len(ratios)) * np.sqrt(np.mean(np.log(ratios) ** 2))))
 
 
@@ -176,15 +219,17 @@ def sentences(summary: dict) -> list[str]:
     low, high = summary["interval"]
     least, most = summary["outcome_interval"]
     base = summary["base_nll"]
-    said = [f"expected change on unseen text like it: {summary['expected_change']:+.4f} nats per token, 95% interval "
-            f"[{low:+.4f}, {high:+.4f}], after learning from {summary['windows'] // 2} to {summary['windows']} windows of "
-            f"{summary['window']} tokens",
-            f"an adaptation to much text may end anywhere from {least:+.4f} to {most:+.4f}: as far from the estimate, by a "
-            "factor, as the outcomes of nine domains were",
-            f"the model as it is scores the text at {base:.3f} nats per token; that makes {base + summary['expected_change']:.3f} expected, and "
-            f"from {base + least:.3f} to {base + most:.3f}",
-            f"learning from all {summary['text_tokens']:,} tokens once takes {_minutes(summary['text_minutes'])} here, {summary['text_flops'] / 1e12:,.3g} TFLOP; "
-            f"the probe took {_minutes(summary['probe_minutes'])}"]
+    said = [
+        f"expected change on unseen text like it: {summary['expected_change']:+.4f} nats per token, 95% interval "
+        f"[{low:+.4f}, {high:+.4f}], after learning from {summary['windows'] // 2} to {summary['windows']} windows of "
+        f"{summary['window']} tokens",
+        f"an adaptation to much text may end anywhere from {least:+.4f} to {most:+.4f}: as far from the estimate, by a "
+        "factor, as the outcomes of nine domains were",
+        f"the model as it is scores the text at {base:.3f} nats per token; that makes {base + summary['expected_change']:.3f} expected, and "
+        f"from {base + least:.3f} to {base + most:.3f}",
+        f"learning from all {summary['text_tokens']:,} tokens once takes {_minutes(summary['text_minutes'])} here, {summary['text_flops'] / 1e12:,.3g} TFLOP; "
+        f"the probe took {_minutes(summary['probe_minutes'])}",
+    ]
     if summary["next_command"]:
         said.append(f"next: {summary['next_command']}")
     return said + [f"measured instead of predicted: {summary['tune_command']}"]
@@ -198,6 +243,7 @@ def print_advice(summary: dict, out: Path) -> None:
     from rich.markup import escape
 
     from .report import SIMILARITY_HEAD, print_table, similarity_rows, wide_console
+
     console = wide_console()
     console.print(f"[bold]{summary['advice']}[/]")
     for sentence in sentences(summary):

@@ -20,8 +20,8 @@ from .scored import Scored
 TOPS = (1, 5, 10, 50)
 DRAWS = 2000
 LEVEL = 0.95
-DOCUMENTS = 10               # with fewer documents, the units of the bootstrap are blocks of text
-BLOCK = 256                  # tokens of such a block
+DOCUMENTS = 10  # with fewer documents, the units of the bootstrap are blocks of text
+BLOCK = 256  # tokens of such a block
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Types:
     """The token types of a text. All arrays are [types]; contributions add up to the mean change."""
 
     ids: np.ndarray
-    of: np.ndarray               # [N] which type each token is
+    of: np.ndarray  # [N] which type each token is
     counts: np.ndarray
-    before: np.ndarray           # mean NLL
+    before: np.ndarray  # mean NLL
     after: np.ndarray
-    contribution: np.ndarray     # f_v * mean(d | v), nats per token of the text
+    contribution: np.ndarray  # f_v * mean(d | v), nats per token of the text
 
     @property
     def change(self) -> np.ndarray:
@@ -52,6 +52,7 @@ def identity_error(scored: Scored, types: Types) -> float:
 
 
 # -------------------------------------------------------------------------------------------------------------- intervals
+
 
 @dataclass(frozen=True)
 class Units:
@@ -81,7 +82,7 @@ def bootstrap(sums: np.ndarray, counts: np.ndarray, seed: int = 0) -> tuple[np.n
         return np.full(sums.shape[1:], -np.inf), np.full(sums.shape[1:], np.inf)
     random = np.random.default_rng(seed)
     size = len(counts)
-    weights = random.multinomial(size, np.full(size, 1 / size), size=DRAWS).astype(np.float64)                        # [draws, U]
+    weights = random.multinomial(size, np.full(size, 1 / size), size=DRAWS).astype(np.float64)  # [draws, U]
     ratios = weights @ sums / (weights @ counts).reshape(-1, *[1] * (sums.ndim - 1))
     low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
@@ -95,6 +96,7 @@ def mean_interval(values: np.ndarray, drawn: Units) -> tuple[float, float]:
 
 
 # ---------------------------------------------------------------------------------------------------------- concentration
+
 
 def concentration(scored: Scored, types: Types, drawn: Units, seed: int = 0) -> list[dict]:
     """For the top 1, 5, 10 and 50 types, the share of the change that they explain:
@@ -110,21 +112,23 @@ def concentration(scored: Scored, types: Types, drawn: Units, seed: int = 0) -> 
     strong = types.contribution[np.argsort(-np.abs(types.contribution), kind="stable")]
     along = np.sort(np.maximum(sign * types.contribution, 0))[::-1]
     held_out = _held_out(scored, types, drawn, sign, seed)
-    return [{"types": k, "net": ratio(float(strong[:k].sum()), mean), "rise": ratio(float(along[:k].sum()), float(along.sum())),
-             **held_out[k]} for k in TOPS]
+    return [
+        {"types": k, "net": ratio(float(strong[:k].sum()), mean), "rise": ratio(float(along[:k].sum()), float(along.sum())), **held_out[k]}
+        for k in TOPS
+    ]
 
 
 def _held_out(scored: Scored, types: Types, drawn: Units, sign: float, seed: int) -> dict[int, dict]:
     if drawn.count < 2:
         return {k: {"held_out": None, "tokens": None} for k in TOPS}
-    half = np.random.default_rng(seed).permutation(drawn.count) < drawn.count // 2      # [U]
-    side, size = half[drawn.of].astype(np.int64), len(types.ids)                        # [N]
+    half = np.random.default_rng(seed).permutation(drawn.count) < drawn.count // 2  # [U]
+    side, size = half[drawn.of].astype(np.int64), len(types.ids)  # [N]
     sums = np.bincount(types.of + side * size, sign * scored.change, 2 * size).reshape(2, size)
     counts = np.bincount(types.of + side * size, minlength=2 * size).reshape(2, size)
     order = np.argsort(-sums, axis=1, kind="stable")
     found = {}
     for k in TOPS:
-        chosen = [order[s, :k][sums[s, order[s, :k]] > 0] for s in (0, 1)]              # rising types only
+        chosen = [order[s, :k][sums[s, order[s, :k]] > 0] for s in (0, 1)]  # rising types only
         explained = sum(float(sums[1 - s, chosen[s]].sum()) for s in (0, 1))
         covered = sum(int(counts[1 - s, chosen[s]].sum()) for s in (0, 1))
         found[k] = {"held_out": ratio(explained, float(sums.sum())), "tokens": covered / len(types.of)}
@@ -144,10 +148,11 @@ def leading_types(types: Types, k: int, against: bool = False) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------------------------- classes
 
+
 def by_class(scored: Scored, types: Types, classes: np.ndarray, drawn: Units) -> list[dict]:
     """One record a class that occurs: its part of the change, and perplexities of it alone and of all the rest."""
-    token_class = classes[types.of]                                                     # [N]
-    member = token_class[:, None] == np.arange(len(CLASSES))                            # [N, classes]
+    token_class = classes[types.of]  # [N]
+    member = token_class[:, None] == np.arange(len(CLASSES))  # [N, classes]
     per_unit = np.stack([np.bincount(drawn.of, scored.change * one, drawn.count) for one in member.T], axis=1)  # [U, classes]
     low, high = bootstrap(per_unit, np.bincount(drawn.of, minlength=drawn.count).astype(np.float64))
     records = []
@@ -155,18 +160,20 @@ def by_class(scored: Scored, types: Types, classes: np.ndarray, drawn: Units) ->
         inside = member[:, c]
         if not inside.any():
             continue
-        records.append({
-            "class": name,
-            "types": int((classes == c).sum()),
-            "tokens": int(inside.sum()),
-            "share_of_tokens": float(inside.mean()),
-            "change": float(scored.change[inside].mean()),
-            "contribution": float(scored.change[inside].sum() / len(inside)),
-            "contribution_interval": [float(low[c]), float(high[c])],
-            "share_of_change": ratio(float(scored.change[inside].sum()), float(scored.change.sum())),
-            "perplexity": _perplexities(scored, inside),
-            "perplexity_without": _perplexities(scored, ~inside),
-        })
+        records.append(
+            {
+                "class": name,
+                "types": int((classes == c).sum()),
+                "tokens": int(inside.sum()),
+                "share_of_tokens": float(inside.mean()),
+                "change": float(scored.change[inside].mean()),
+                "contribution": float(scored.change[inside].sum() / len(inside)),
+                "contribution_interval": [float(low[c]), float(high[c])],
+                "share_of_change": ratio(float(scored.change[inside].sum()), float(scored.change.sum())),
+                "perplexity": _perplexities(scored, inside),
+                "perplexity_without": _perplexities(scored, ~inside),
+            }
+        )
     return records
 
 
@@ -187,12 +194,18 @@ PLACES = ((1, 1), (2, 8), (9, 32), (33, 128), (129, 512), (513, None))
 
 def by_place(scored: Scored) -> list[dict]:
     """The change by how much of its window a token sees: a rise in the first places alone is one of packing, not of content."""
-    place = (scored.position - 1) % scored.segment + 1                                  # tokens seen within the window
+    place = (scored.position - 1) % scored.segment + 1  # tokens seen within the window
     records = []
     for first, last in PLACES:
         inside = (place >= first) & (place <= (last or place.max()))
         if inside.any():
-            records.append({"first": first, "last": last or int(place.max()), "tokens": int(inside.sum()),
-                            "change": float(scored.change[inside].mean()),
-                            "contribution": float(scored.change[inside].sum() / len(inside))})
+            records.append(
+                {
+                    "first": first,
+                    "last": last or int(place.max()),
+                    "tokens": int(inside.sum()),
+                    "change": float(scored.change[inside].mean()),
+                    "contribution": float(scored.change[inside].sum() / len(inside)),
+                }
+            )
     return records

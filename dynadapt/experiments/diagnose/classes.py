@@ -7,7 +7,8 @@ import numpy as np
 CLASSES = ("newline and whitespace", "punctuation", "digits", "function words", "domain keywords", "rare", "other")
 
 # English words that carry grammar rather than topic: articles, pronouns, prepositions, conjunctions, auxiliaries.
-FUNCTION_WORDS = frozenset("""
+FUNCTION_WORDS = frozenset(
+    """
 a an the this that these those some any no every each either neither both all such another other
 i me my mine myself you your yours yourself yourselves he him his himself she her hers herself it its itself we us our ours
 ourselves they them their theirs themselves who whom whose which what whoever whatever one oneself
@@ -18,12 +19,13 @@ towards under until up upon via with within without
 and or nor so yet if then else than because although though while whereas unless whether when whenever where wherever why how
 am is are was were be been being do does did doing done have has had having will would shall should can could may might must ought
 not n't 's 're 've 'll 'd 'm there here also too very just only even still again already more most less least much many few
-""".split())
+""".split()
+)
 
-KEYWORD_Z = 3.0              # standard errors that a keyword's log-odds must exceed
-KEYWORD_COUNT = 3            # times it must occur in the text
-KEYWORD_LETTERS = 3          # a shorter piece is no word
-RARE = 2                     # a type that occurs at most so often in the text is rare
+KEYWORD_Z = 3.0  # standard errors that a keyword's log-odds must exceed
+KEYWORD_COUNT = 3  # times it must occur in the text
+KEYWORD_LETTERS = 3  # a shorter piece is no word
+RARE = 2  # a type that occurs at most so often in the text is rare
 
 
 def token_texts(tokenizer, types: np.ndarray) -> list[str]:

@@ -8,9 +8,23 @@ from dataclasses import dataclass
 from dynadapt.experiments.config import ConfigError, EvalConfig
 
 CONTROLS = ("none", "newlines", "packing", "all")
-WINDOWS = 24                 # of a probe
-SCORING = ("model", "text", "field", "tokens", "segment", "memory", "sinks", "refresh", "context", "dtype", "backend", "device",
-           "recompute", "base")
+WINDOWS = 24  # of a probe
+SCORING = (
+    "model",
+    "text",
+    "field",
+    "tokens",
+    "segment",
+    "memory",
+    "sinks",
+    "refresh",
+    "context",
+    "dtype",
+    "backend",
+    "device",
+    "recompute",
+    "base",
+)
 
 
 @dataclass(frozen=True)
@@ -34,15 +48,18 @@ class DiagnoseConfig:
         if "memory" in self.eval.open:
             object.__setattr__(self, "eval", self.eval.with_(memory=0))
         if (self.after is None) == (not self.learn):
-            raise ConfigError(f"after {self.after!r} and learn {list(self.learn)}: give one of them, a second model (or adapter) "
-                              "with --after, or texts to adapt to now with --learn")
+            raise ConfigError(
+                f"after {self.after!r} and learn {list(self.learn)}: give one of them, a second model (or adapter) "
+                "with --after, or texts to adapt to now with --learn"
+            )
         if not self.eval.text:
             raise ConfigError("text: none given; name held-out files or directories, or builtin:python-reference")
         if "-" in (*self.eval.text, *self.learn, *self.reference):
             raise ConfigError("text -: a diagnosis reads its texts more than once, which a pipe does not allow; give files")
         if self.eval.streams != 1 or self.eval.split:
-            raise ConfigError(f"streams {self.eval.streams}, split {self.eval.split}: a diagnosis scores one set of weights; "
-                              "leave both out")
+            raise ConfigError(
+                f"streams {self.eval.streams}, split {self.eval.split}: a diagnosis scores one set of weights; leave both out"
+            )
         if self.control not in CONTROLS:
             raise ConfigError(f"control {self.control!r}: give one of {', '.join(CONTROLS)}")
         if self.embeddings is not None and not self.reference:
@@ -73,5 +90,12 @@ class DiagnoseConfig:
         return self.eval.with_(text=tuple(texts), tokens=self.learn_tokens)
 
     def to_dict(self) -> dict:
-        return {**self.eval.to_dict(), "after": self.after, "learn": list(self.learn), "learn_tokens": self.learn_tokens,
-                "reference": list(self.reference), "control": self.control, "embeddings": self.embeddings}
+        return {
+            **self.eval.to_dict(),
+            "after": self.after,
+            "learn": list(self.learn),
+            "learn_tokens": self.learn_tokens,
+            "reference": list(self.reference),
+            "control": self.control,
+            "embeddings": self.embeddings,
+        }

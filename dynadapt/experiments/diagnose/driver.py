@@ -25,14 +25,20 @@ from .texts import TITLES, gather, read_text, read_tokens, write_control
 from .verdict import evidence, judge
 
 LEARNED = ("tokens", "nll", "updates", "learned_parameters", "seconds")
-AGAINST = 15                 # of those that changed the other way
-SHOWN = 50                   # token types that the summary lists; types.csv has all of them
-SAMPLE = 100_000             # bytes of the text on which two tokenizers must agree
-REFERENCE_TOKENS = 1 << 20   # of the reference text that are compared at most
+AGAINST = 15  # of those that changed the other way
+SHOWN = 50  # token types that the summary lists; types.csv has all of them
+SAMPLE = 100_000  # bytes of the text on which two tokenizers must agree
+REFERENCE_TOKENS = 1 << 20  # of the reference text that are compared at most
 
 
-def run_diagnosis(config: DiagnoseConfig, out: str | Path, resume: bool = False,
-                  announce: Callable[[str], Callable | None] | None = None, model=None, log: Sequence[str] = ()) -> dict:
+def run_diagnosis(
+    config: DiagnoseConfig,
+    out: str | Path,
+    resume: bool = False,
+    announce: Callable[[str], Callable | None] | None = None,
+    model=None,
+    log: Sequence[str] = (),
+) -> dict:
     """Runs to the end, or on to the end with `resume`, and returns the summary.
 
     1. Check the texts, load the models, check that their tokenizers are the same, look at the run directory (a finished one is
@@ -81,6 +87,7 @@ def _adapter_files(path: str) -> dict[str, dict]:
 
 def _load(name: str):
     import dynadapt.model
+
     model = dynadapt.model.load(name)
     if model.tokenizer is None:
         raise RunError(f"model {name!r} has no tokenizer; put its tokenizer.json next to the weights, or take a GGUF file that holds one")
@@ -117,12 +124,19 @@ class _Stage:
         compared, keyword = self._compare(scored, texts, reference)
         summary, types, classes = diagnosis_of(scored, self.before.tokenizer.backend, keyword, [c for c in controls if c])
         summary.update(
-            kind="diagnosis", model=self.config.eval.model, after=self.config.after or "learned",
-            text=list(self.config.eval.text), bits_per_byte={name: r["bits_per_byte"] for name, r in runs.items()},
-            base_nll=runs["before"]["nll"], similarity=compared, learned=learned and {key: learned[key] for key in LEARNED},
-            flops=sum(sum(r["flops"].values()) for r in runs.values()))
+            kind="diagnosis",
+            model=self.config.eval.model,
+            after=self.config.after or "learned",
+            text=list(self.config.eval.text),
+            bits_per_byte={name: r["bits_per_byte"] for name, r in runs.items()},
+            base_nll=runs["before"]["nll"],
+            similarity=compared,
+            learned=learned and {key: learned[key] for key in LEARNED},
+            flops=sum(sum(r["flops"].values()) for r in runs.values()),
+        )
         from .page import write_page
         from .report import write_types
+
         write_types(self.out / "types.csv", types, classes, self.before.tokenizer.backend)
         write_page(self.out / "page.html", summary)
         return summary
@@ -135,8 +149,9 @@ class _Stage:
         suffix, of = (f"-{label}", f", {TITLES[label]}") if label else ("", "")
         runs = {"before": self._run(f"before{suffix}", f"scoring with the model before{of}", config, options, self.before)}
         second = config.with_(model=self.config.after) if self.kind == "model" else config
-        runs["after"] = self._run(f"after{suffix}", f"scoring with the model after{of}", second, options,
-                                  self.after or self.before, self.make_after)
+        runs["after"] = self._run(
+            f"after{suffix}", f"scoring with the model after{of}", second, options, self.after or self.before, self.make_after
+        )
         scored = read_scored(self.out / f"before{suffix}", self.out / f"after{suffix}", texts, self.tokenizer, config.segment)
         return scored, runs
 
@@ -146,8 +161,13 @@ class _Stage:
             return None
         scored, _ = self._score(self.config.scoring(files, field="text"), expand(files), name)
         low, high = attribution.mean_interval(scored.change, attribution.units(scored))
-        return {"name": name, "title": TITLES[name], "tokens": len(scored.tokens), "change": float(scored.change.mean()),
-                "interval": [low, high]}
+        return {
+            "name": name,
+            "title": TITLES[name],
+            "tokens": len(scored.tokens),
+            "change": float(scored.change.mean()),
+            "interval": [low, high],
+        }
 
     def _compare(self, scored: Scored, texts: list[Source], reference: list[Source]) -> tuple[dict | None, np.ndarray | None]:
         """Similarity to the reference text and the keywords against it, or (None, None) without one."""
@@ -162,8 +182,9 @@ class _Stage:
         return {"reference": list(self.config.reference), **compared}, keywords(scored.tokens, other, vocabulary)
 
 
-def diagnosis_of(scored: Scored, tokenizer, keyword: np.ndarray | None,
-                 controls: list[dict] = ()) -> tuple[dict, attribution.Types, np.ndarray]:
+def diagnosis_of(
+    scored: Scored, tokenizer, keyword: np.ndarray | None, controls: list[dict] = ()
+) -> tuple[dict, attribution.Types, np.ndarray]:
     """The summary of scored tokens, with their types and the class of each.
 
     tokenizer: a tokenizers.Tokenizer.   keyword: [V] bool, types that are keywords of the domain, or None if unknown.
@@ -182,8 +203,7 @@ def diagnosis_of(scored: Scored, tokenizer, keyword: np.ndarray | None,
         "tokens": len(scored.tokens),
         "types": len(types.ids),
         "nll": {"before": float(scored.before.mean()), "after": float(scored.after.mean())},
-        "perplexity": {"before": attribution.perplexity(scored.before.mean()),
-                       "after": attribution.perplexity(scored.after.mean())},
+        "perplexity": {"before": attribution.perplexity(scored.before.mean()), "after": attribution.perplexity(scored.after.mean())},
         "macro_change": float(types.change.mean()),
         "tokens_improved": float((scored.change < 0).mean()),
         "types_improved": float((types.change < 0).mean()),
@@ -202,17 +222,31 @@ def diagnosis_of(scored: Scored, tokenizer, keyword: np.ndarray | None,
 
 
 def _type_record(types: attribution.Types, i: int, text: str, c: int) -> dict:
-    return {"id": int(types.ids[i]), "text": text, "shown": visible(text), "class": CLASSES[c], "count": int(types.counts[i]),
-            "before": float(types.before[i]), "after": float(types.after[i]), "change": float(types.change[i]),
-            "contribution": float(types.contribution[i])}
+    return {
+        "id": int(types.ids[i]),
+        "text": text,
+        "shown": visible(text),
+        "class": CLASSES[c],
+        "count": int(types.counts[i]),
+        "before": float(types.before[i]),
+        "after": float(types.after[i]),
+        "change": float(types.change[i]),
+        "contribution": float(types.contribution[i]),
+    }
 
 
 def _documents(scored: Scored) -> list[dict]:
     records = []
     for number in np.unique(scored.document):
         inside = scored.document == number
-        records.append({"name": scored.names[number], "tokens": int(inside.sum()),
-                        "before": float(scored.before[inside].mean()), "after": float(scored.after[inside].mean())})
+        records.append(
+            {
+                "name": scored.names[number],
+                "tokens": int(inside.sum()),
+                "before": float(scored.before[inside].mean()),
+                "after": float(scored.after[inside].mean()),
+            }
+        )
     return records
 
 

@@ -24,6 +24,7 @@ def _styled(draw):
     def drawn(*arguments) -> Figure:
         with matplotlib.rc_context({**STYLE, "text.parse_math": False, "svg.fonttype": "path", "text.usetex": False}):
             return draw(*arguments)
+
     return drawn
 
 
@@ -43,8 +44,7 @@ def classes(summary: dict) -> Figure:
             axis.plot(record["contribution_interval"], [y, y], color="#111827", linewidth=1.4, solid_capstyle="butt")
     axis.axvline(0, color="#374151", linewidth=0.9)
     axis.grid(axis="y", visible=False)
-    axis.set(xlabel="part of the change (nats per token of the text); line: 95% interval",
-             title="Where the change comes from, by class")
+    axis.set(xlabel="part of the change (nats per token of the text); line: 95% interval", title="Where the change comes from, by class")
     return figure
 
 
@@ -66,6 +66,7 @@ def types(summary: dict, count: int = 20) -> Figure:
 def _drawable(text: str) -> str:
     """Characters that the plot's font has; others as their code point."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
+
     known = get_font(findfont(FontProperties(family="DejaVu Sans Mono"))).get_charmap()
     return "".join(c if ord(c) in known else f"U+{ord(c):04X}" for c in text)[:24]
 
@@ -76,8 +77,11 @@ def concentration(summary: dict) -> Figure:
     figure, axis = _figure(7.2, 3.3)
     records = summary["concentration"]
     rows = np.arange(len(records))
-    names = (("net", "of the change", "#2563eb"), ("held_out", "of the change, on the other half of the text", "#7c3aed"),
-             ("tokens", "their share of the tokens", "#9ca3af"))
+    names = (
+        ("net", "of the change", "#2563eb"),
+        ("held_out", "of the change, on the other half of the text", "#7c3aed"),
+        ("tokens", "their share of the tokens", "#9ca3af"),
+    )
     for i, (key, label, colour) in enumerate(names):
         values = [np.nan if r[key] is None else 100 * min(max(r[key], -2), 2) for r in records]
         bars = axis.bar(rows + 0.27 * (i - 1), values, 0.25, color=colour, label=label, alpha=0.9)
@@ -103,8 +107,9 @@ def documents(summary: dict) -> Figure:
     if low is not None:
         axis.axhspan(low, high, color="#fde68a", alpha=0.7, label="95% interval of the mean")
     axis.axhline(summary["change"], color="#a16207", linewidth=1.3, label="mean over tokens")
-    axis.scatter(range(1, len(values) + 1), values, s=12 + 90 * sizes / sizes.max(), color=_colours(values), alpha=0.7,
-                 linewidth=0, zorder=3)
+    axis.scatter(
+        range(1, len(values) + 1), values, s=12 + 90 * sizes / sizes.max(), color=_colours(values), alpha=0.7, linewidth=0, zorder=3
+    )
     axis.axhline(0, color="#374151", linewidth=0.9)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set(xlabel="documents, by their change (area: tokens)", ylabel="change (nats per token)", title="Which documents change")
@@ -153,14 +158,18 @@ def probe(summary: dict) -> Figure:
     half = len(change) // 2
     low, high = summary["interval"]
     if low is not None:
-        axis.fill_between([half + 0.5, len(change) + 0.5], low, high, color="#fde68a", alpha=0.7, linewidth=0,
-                          label="expected change, 95% interval")
+        axis.fill_between(
+            [half + 0.5, len(change) + 0.5], low, high, color="#fde68a", alpha=0.7, linewidth=0, label="expected change, 95% interval"
+        )
     axis.plot([half + 0.5, len(change) + 0.5], [summary["expected_change"]] * 2, color="#a16207", linewidth=1.3)
     axis.scatter(range(1, len(change) + 1), change, s=34, color=_colours(change), alpha=0.85, linewidth=0, zorder=3)
     axis.axhline(0, color="#374151", linewidth=0.9)
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set(xlabel="windows, in the order in which they were learned from", ylabel="adapted less static (nats per token)",
-             title="What learning gains on the next window")
+    axis.set(
+        xlabel="windows, in the order in which they were learned from",
+        ylabel="adapted less static (nats per token)",
+        title="What learning gains on the next window",
+    )
     axis.legend(frameon=False, fontsize=8.5)
     return figure
 

@@ -15,7 +15,7 @@ from dynadapt.model import linear_shapes, peft_name
 from dynadapt.model.errors import ModelError
 from dynadapt.runs.checkpoints import last_state
 
-NEVER = 2**31 - 1          # `every`: the engine scores and does not learn
+NEVER = 2**31 - 1  # `every`: the engine scores and does not learn
 
 
 def is_adapter(path: str) -> bool:
@@ -26,18 +26,21 @@ def check_tokenizers(before, after, sample: str) -> None:
     """Raises ModelError unless both tokenizers give the same ids: only then do the two models score the same tokens."""
     first, second = before.tokenizer, after.tokenizer
     if second is None:
-        raise ModelError(f"model {after.name!r} has no tokenizer; put the one of {before.name!r} next to its weights "
-                         "if it is the same")
+        raise ModelError(f"model {after.name!r} has no tokenizer; put the one of {before.name!r} next to its weights if it is the same")
     ours, theirs = (dict(t.backend.get_vocab(with_added_tokens=True)) for t in (first, second))
     if ours != theirs:
         differing = (t for t in {**ours, **theirs} if ours.get(t) != theirs.get(t))
         token = min(differing, key=lambda t: ours.get(t, theirs.get(t)))
-        raise ModelError(f"the tokenizers of {before.name!r} and {after.name!r} differ: token {token!r} is "
-                         f"{ours.get(token, 'absent')} there and {theirs.get(token, 'absent')} here; "
-                         "a diagnosis compares scores of the same tokens")
+        raise ModelError(
+            f"the tokenizers of {before.name!r} and {after.name!r} differ: token {token!r} is "
+            f"{ours.get(token, 'absent')} there and {theirs.get(token, 'absent')} here; "
+            "a diagnosis compares scores of the same tokens"
+        )
     if first.encode(sample) != second.encode(sample):
-        raise ModelError(f"the tokenizers of {before.name!r} and {after.name!r} have the same tokens but cut the text "
-                         "differently; a diagnosis compares scores of the same tokens")
+        raise ModelError(
+            f"the tokenizers of {before.name!r} and {after.name!r} have the same tokens but cut the text "
+            "differently; a diagnosis compares scores of the same tokens"
+        )
 
 
 def learned_engine(learning: EvalConfig, run: Path) -> Callable:
@@ -49,19 +52,32 @@ def learned_engine(learning: EvalConfig, run: Path) -> Callable:
         engine.restore(state / "engine")
         engine.every = NEVER
         return engine
+
     return make
 
 
 def adapter_engine(directory: str, completed: Path) -> Callable:
     """Makes an engine with a PEFT LoRA adapter on its base, which only scores. `completed` takes a copy of the adapter."""
+
     def make(model, config: EvalConfig):
         adapt = complete_adapter(Path(directory), model.config, completed)
         memory = SegmentMemory(config.memory, config.sinks, refresh=config.refresh) if config.memory else None
-        engine = Engine(model, adapt=adapt, optimizer=SGD(), memory=Overlap(config.context) if config.context else memory,
-                        segment=config.segment, every=NEVER, dtype=config.dtype, backend=config.backend, device=config.device,
-                        recompute=config.recompute, base=config.base)
+        engine = Engine(
+            model,
+            adapt=adapt,
+            optimizer=SGD(),
+            memory=Overlap(config.context) if config.context else memory,
+            segment=config.segment,
+            every=NEVER,
+            dtype=config.dtype,
+            backend=config.backend,
+            device=config.device,
+            recompute=config.recompute,
+            base=config.base,
+        )
         engine.load_adapter(completed)
         return engine
+
     return make
 
 
@@ -78,7 +94,10 @@ def complete_adapter(directory: Path, config, out: Path) -> LoRA:
             module = peft_name(config, layer, part)
             whole[module] = tensors[module] if module in tensors else (torch.zeros(rank, columns), torch.zeros(rows, rank))
     out.mkdir(parents=True, exist_ok=True)
-    named = {f"base_model.model.{module}.lora_{which}.weight": value.float().contiguous()
-             for module, pair in whole.items() for which, value in zip("AB", pair)}
+    named = {
+        f"base_model.model.{module}.lora_{which}.weight": value.float().contiguous()
+        for module, pair in whole.items()
+        for which, value in zip("AB", pair)
+    }
     write_files(out, named, settings_of(config, rank, alpha, str(settings.get("base_model_name_or_path") or ""), whole))
     return LoRA(rank=rank, alpha=alpha)

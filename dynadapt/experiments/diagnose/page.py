@@ -34,7 +34,7 @@ def svg(figure: Figure, prefix: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg"):]
+    text = text[text.index("<svg") :]
     text = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', text)
     return re.sub(r'(href="#|url\(#)([^")]+)', rf"\1{prefix}-\2", text)
 
@@ -47,8 +47,10 @@ def table(head, rows, token_column: bool = False) -> str:
 
 
 def page(title: str, body: list[str]) -> str:
-    return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
 
 
 def write_page(path: Path, summary: dict) -> None:
@@ -66,28 +68,35 @@ def _body(summary: dict) -> list[str]:
     body = [
         f"<h1>{escape(summary['model'])}, before and after</h1>",
         f'<p class="said">after: {escape(_after(summary))}; held-out text: {escape(named)}; {summary["tokens"]:,} tokens of '
-        f'{summary["types"]:,} types in {len(summary["documents"]):,} document{"s" * (len(summary["documents"]) != 1)}</p>',
+        f"{summary['types']:,} types in {len(summary['documents']):,} document{'s' * (len(summary['documents']) != 1)}</p>",
         f'<p><span class="verdict" style="background:{COLOURS[summary["verdict"]]}">{summary["verdict"]}</span></p>',
         "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in summary["evidence"]) + "</ul>",
         '<p class="note">Changes are after minus before, in nats per token: positive is worse. A part of the change is the '
         "share of tokens times their mean change; the parts of all types, and of all classes, add up to the change exactly "
         f"(here to {summary['identity_error']:.0e}).</p>",
-        "<h2>Classes</h2>", svg(figures.classes(summary), "classes"), table(report.CLASS_HEAD, report.class_rows(summary)),
+        "<h2>Classes</h2>",
+        svg(figures.classes(summary), "classes"),
+        table(report.CLASS_HEAD, report.class_rows(summary)),
     ]
     if not summary["keywords_known"]:
         body.append('<p class="note">Domain keywords are not told apart: they need a text to compare with (--reference).</p>')
     body += [
-        "<h2>Token types</h2>", svg(figures.types(summary), "types"), svg(figures.concentration(summary), "shares"),
+        "<h2>Token types</h2>",
+        svg(figures.types(summary), "types"),
+        svg(figures.concentration(summary), "shares"),
         table(report.share_head(summary), report.share_rows(summary)),
         '<p class="note">"On the other half": types are picked on one half of the documents and measured on the other, so that '
         "chance alone does not put types at the top.</p>",
         table(report.TYPE_HEAD, report.type_rows(summary, 30), token_column=True),
     ]
     if summary["against"]:
-        body += ['<p class="note">The types that moved the mean most the other way:</p>',
-                 table(report.TYPE_HEAD, report.type_rows(summary, 15, "against"), token_column=True)]
+        body += [
+            '<p class="note">The types that moved the mean most the other way:</p>',
+            table(report.TYPE_HEAD, report.type_rows(summary, 15, "against"), token_column=True),
+        ]
     body += [
-        "<h2>Documents</h2>", svg(figures.documents(summary), "documents"),
+        "<h2>Documents</h2>",
+        svg(figures.documents(summary), "documents"),
         f'<p class="note">Intervals draw {summary["units"]["count"]:,} {escape(plural(summary["units"]))} with replacement.</p>',
         "<h2>Format</h2>",
     ]
@@ -95,12 +104,15 @@ def _body(summary: dict) -> list[str]:
         body.append(svg(figures.controls(summary), "controls"))
     body.append(svg(figures.places(summary), "places"))
     if summary["similarity"]:
-        body += ["<h2>Similarity</h2>", table(report.SIMILARITY_HEAD, report.similarity_rows(summary["similarity"])),
-                 '<p class="note">Jensen-Shannon divergence of n-grams of tokens, samples of '
-                 f"{summary['similarity']['tokens']:,} tokens; reference: "
-                 f"{escape(', '.join(summary['similarity']['reference']))}. "
-                 '"Within the text" is what two samples of the text itself are apart. The model before scores the text at '
-                 f"{summary['base_nll']:.3f} nats per token.</p>"]
+        body += [
+            "<h2>Similarity</h2>",
+            table(report.SIMILARITY_HEAD, report.similarity_rows(summary["similarity"])),
+            '<p class="note">Jensen-Shannon divergence of n-grams of tokens, samples of '
+            f"{summary['similarity']['tokens']:,} tokens; reference: "
+            f"{escape(', '.join(summary['similarity']['reference']))}. "
+            '"Within the text" is what two samples of the text itself are apart. The model before scores the text at '
+            f"{summary['base_nll']:.3f} nats per token.</p>",
+        ]
     return body
 
 
@@ -113,12 +125,15 @@ def _after(summary: dict) -> str:
 def write_advice(path: Path, summary: dict) -> None:
     """Writes the page of a summary that `advise.advise` made."""
     from .advise import ADAPT, LEAVE, sentences
+
     colour = {ADAPT: COLOURS["helps"], LEAVE: COLOURS["hurts broadly"]}.get(summary["advice"], COLOURS["inconclusive"])
-    body = [f"<h1>Adapting {escape(summary['model'])} to {escape(', '.join(summary['text'][:3]))}</h1>",
-            f'<p><span class="verdict" style="background:{colour}">{summary["advice"]}</span></p>',
-            "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(summary)) + "</ul>",
-            svg(figures.probe(summary), "probe"),
-            '<p class="note">Windows are spread over the text, in random order, each scored before it is learned from.</p>']
+    body = [
+        f"<h1>Adapting {escape(summary['model'])} to {escape(', '.join(summary['text'][:3]))}</h1>",
+        f'<p><span class="verdict" style="background:{colour}">{summary["advice"]}</span></p>',
+        "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(summary)) + "</ul>",
+        svg(figures.probe(summary), "probe"),
+        '<p class="note">Windows are spread over the text, in random order, each scored before it is learned from.</p>',
+    ]
     if summary["similarity"]:
         body += ["<h2>Similarity</h2>", table(report.SIMILARITY_HEAD, report.similarity_rows(summary["similarity"]))]
     write_html(path, page("dynadapt diagnose --advise", body))

@@ -24,9 +24,18 @@ def both(perplexities: dict | None) -> str:
 
 
 def class_rows(summary: dict) -> list[tuple[str, ...]]:
-    return [(c["class"], f"{c['share_of_tokens']:.1%}", number(c["change"]), number(c["contribution"]),
-             interval(c["contribution_interval"]), both(c["perplexity"]), both(c["perplexity_without"]))
-            for c in summary["classes"]]
+    return [
+        (
+            c["class"],
+            f"{c['share_of_tokens']:.1%}",
+            number(c["change"]),
+            number(c["contribution"]),
+            interval(c["contribution_interval"]),
+            both(c["perplexity"]),
+            both(c["perplexity_without"]),
+        )
+        for c in summary["classes"]
+    ]
 
 
 CLASS_HEAD = ("class", "tokens", "change", "part of the change", "95%", "perplexity", "perplexity without it")
@@ -46,8 +55,10 @@ TYPE_HEAD = ("token", "class", "count", "before", "after", "part of the change")
 
 
 def type_rows(summary: dict, count: int, which: str = "top_types") -> list[tuple[str, ...]]:
-    return [(t["shown"], t["class"], f"{t['count']:,}", f"{t['before']:.3f}", f"{t['after']:.3f}", number(t["contribution"]))
-            for t in summary[which][:count]]
+    return [
+        (t["shown"], t["class"], f"{t['count']:,}", f"{t['before']:.3f}", f"{t['after']:.3f}", number(t["contribution"]))
+        for t in summary[which][:count]
+    ]
 
 
 def similarity_rows(similarity: dict) -> list[tuple[str, ...]]:
@@ -63,11 +74,13 @@ SIMILARITY_HEAD = ("against the reference", "divergence (bits)", "within the tex
 def wide_console():
     """As wide as the terminal; elsewhere wide enough for the tables."""
     from rich.console import Console
+
     return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 132)
 
 
 def print_diagnosis(summary: dict, out: Path) -> None:
     from rich.markup import escape
+
     console = wide_console()
     console.print(f"[bold {COLOURS[summary['verdict']]}]{summary['verdict']}[/]")
     for sentence in summary["evidence"]:
@@ -88,6 +101,7 @@ def print_diagnosis(summary: dict, out: Path) -> None:
 def print_table(console, head, rows) -> None:
     from rich.markup import escape
     from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     for i, name in enumerate(head):
         table.add_column(name, justify="right" if i else "left")
@@ -104,5 +118,14 @@ def write_types(path: Path, types, classes, tokenizer) -> None:
         writer = csv.writer(file)
         writer.writerow(("id", "text", "class", "count", "before", "after", "contribution"))
         for i in abs(types.contribution).argsort(kind="stable")[::-1]:
-            writer.writerow((int(types.ids[i]), visible(texts[i]), CLASSES[classes[i]], int(types.counts[i]),
-                             f"{types.before[i]:.6f}", f"{types.after[i]:.6f}", f"{types.contribution[i]:.9f}"))
+            writer.writerow(
+                (
+                    int(types.ids[i]),
+                    visible(texts[i]),
+                    CLASSES[classes[i]],
+                    int(types.counts[i]),
+                    f"{types.before[i]:.6f}",
+                    f"{types.after[i]:.6f}",
+                    f"{types.contribution[i]:.9f}",
+                )
+            )

@@ -15,13 +15,13 @@ from dynadapt.runs.text import Source, TokenReader
 class Scored:
     """N scored tokens, in reading order; NLLs in nats. The first token of a document is not scored."""
 
-    tokens: np.ndarray       # [N] int64, the token that was predicted
-    before: np.ndarray       # [N] float64
-    after: np.ndarray        # [N] float64
-    document: np.ndarray     # [N] index into names
-    position: np.ndarray     # [N] place of the token in its document, from 1
+    tokens: np.ndarray  # [N] int64, the token that was predicted
+    before: np.ndarray  # [N] float64
+    after: np.ndarray  # [N] float64
+    document: np.ndarray  # [N] index into names
+    position: np.ndarray  # [N] place of the token in its document, from 1
     names: tuple[str, ...]
-    segment: int = 512       # tokens of a window: position 1 of each sees one token
+    segment: int = 512  # tokens of a window: position 1 of each sees one token
 
     @property
     def change(self) -> np.ndarray:
@@ -45,5 +45,12 @@ def read_scored(before: Path, after: Path, texts: list[Source], tokenizer, segme
         if len(ids) <= positions.max():
             raise RunError(f"text {texts[number].spec!r} has changed since it was scored in {before}; choose another --out")
         tokens[chosen] = ids[positions]
-    return Scored(tokens, first["nll"].astype(np.float64), second["nll"].astype(np.float64), first["document"].astype(np.int64),
-                  first["position"].astype(np.int64), tuple(source.name for source in texts), segment)
+    return Scored(
+        tokens,
+        first["nll"].astype(np.float64),
+        second["nll"].astype(np.float64),
+        first["document"].astype(np.int64),
+        first["position"].astype(np.int64),
+        tuple(source.name for source in texts),
+        segment,
+    )

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-PIECE = 256                  # tokens that are drawn together
+PIECE = 256  # tokens that are drawn together
 ORDERS = (1, 2, 3)
 
 
 def jensen_shannon(first: np.ndarray, second: np.ndarray) -> float:
     """Divergence in bits, 0 (equal) to 1 (nothing in common), of two samples of keys [N] and [M]."""
     keys, of = np.unique(np.concatenate([first, second]), return_inverse=True)
-    p = np.bincount(of[:len(first)], minlength=len(keys)) / len(first)
-    q = np.bincount(of[len(first):], minlength=len(keys)) / len(second)
+    p = np.bincount(of[: len(first)], minlength=len(keys)) / len(first)
+    q = np.bincount(of[len(first) :], minlength=len(keys)) / len(second)
     mixed = (p + q) / 2
     relative = lambda x: float(np.sum(x[x > 0] * np.log2(x[x > 0] / mixed[x > 0])))  # noqa: E731
     return min(1.0, max(0.0, (relative(p) + relative(q)) / 2))
@@ -24,11 +24,11 @@ def jensen_shannon(first: np.ndarray, second: np.ndarray) -> float:
 
 def ngrams(tokens: np.ndarray, n: int, vocabulary: int) -> np.ndarray:
     """[N - n + 1] one key an n-gram; exact as long as vocabulary^n fits 63 bits."""
-    if vocabulary ** n >= 1 << 63:
+    if vocabulary**n >= 1 << 63:
         raise ValueError(f"n={n}: {n}-grams of {vocabulary} types do not fit 63 bits; give a smaller n")
     keys = np.zeros(len(tokens) - n + 1, np.int64)
     for i in range(n):
-        keys = keys * vocabulary + tokens[i:len(tokens) - n + 1 + i]
+        keys = keys * vocabulary + tokens[i : len(tokens) - n + 1 + i]
     return keys
 
 
@@ -37,8 +37,7 @@ def compare(text: np.ndarray, reference: np.ndarray, vocabulary: int) -> dict:
     halves = [_pieces(text, start) for start in (0, 1)]
     size = min(len(halves[0]), len(halves[1]), len(reference))
     if size <= max(ORDERS):
-        raise ValueError(f"text has {len(text)} tokens and the reference {len(reference)}: too short to compare; "
-                         "give longer ones")
+        raise ValueError(f"text has {len(text)} tokens and the reference {len(reference)}: too short to compare; give longer ones")
     spread = _spread(reference, size)
     orders = []
     for n in ORDERS:
@@ -52,7 +51,7 @@ def _pieces(tokens: np.ndarray, start: int) -> np.ndarray:
     """Every second piece, so that both halves come from all over the text."""
     length = min(PIECE, max(1, len(tokens) // 2))
     places = range(start * length, max(len(tokens), start * length + 1), 2 * length)
-    return np.concatenate([tokens[at:at + length] for at in places])
+    return np.concatenate([tokens[at : at + length] for at in places])
 
 
 def _spread(tokens: np.ndarray, size: int) -> np.ndarray:
@@ -62,7 +61,7 @@ def _spread(tokens: np.ndarray, size: int) -> np.ndarray:
     count = -(-size // PIECE)
     length = -(-size // count)
     starts = np.linspace(0, len(tokens) - length, count).astype(np.int64)
-    return np.concatenate([tokens[start:start + length] for start in starts])[:size]
+    return np.concatenate([tokens[start : start + length] for start in starts])[:size]
 
 
 def embedding_similarity(text: str, reference: str, name: str, chunk: int = 1000, chunks: int = 200) -> float:
@@ -70,11 +69,10 @@ def embedding_similarity(text: str, reference: str, name: str, chunk: int = 1000
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise ValueError(f"embeddings {name!r}: needs the package sentence-transformers; install it, or leave out --embeddings"
-                         ) from None
+        raise ValueError(f"embeddings {name!r}: needs the package sentence-transformers; install it, or leave out --embeddings") from None
     model, means = SentenceTransformer(name), []
     for whole in (text, reference):
-        pieces = [whole[at:at + chunk] for at in range(0, len(whole), chunk)]
+        pieces = [whole[at : at + chunk] for at in range(0, len(whole), chunk)]
         pieces = [pieces[i] for i in np.linspace(0, len(pieces) - 1, min(chunks, len(pieces))).astype(int)]
         means.append(np.asarray(model.encode(pieces, normalize_embeddings=True)).mean(axis=0))
     return float(means[0] @ means[1] / (np.linalg.norm(means[0]) * np.linalg.norm(means[1])))

@@ -12,7 +12,7 @@ import numpy as np
 from dynadapt.runs.text import Source, TextError, TokenReader, expand
 
 TITLES = {"newlines": "the lines of each paragraph joined", "packing": "all documents in one stream, a blank line between them"}
-BYTES_PER_TOKEN = 16         # more than any natural text has: how much of a text the first N tokens can need
+BYTES_PER_TOKEN = 16  # more than any natural text has: how much of a text the first N tokens can need
 
 
 def gather(specs: Sequence[str], field: str = "text") -> list[Source]:
@@ -43,6 +43,7 @@ def read_tokens(texts: list[Source], tokenizer, limit: int | None) -> np.ndarray
 
 
 # --------------------------------------------------------------------------------------------------------------- controls
+
 
 def joined_lines(text: str) -> str:
     """Paragraphs of one line each, a blank line between them: no hard wraps, no indentation, no trailing blanks."""

@@ -16,8 +16,12 @@ HELPS, BROADLY, FEW_TYPES, INCONCLUSIVE = "helps", "hurts broadly", "hurts on fe
 def few_types(shares: list[dict]) -> dict | None:
     """The first record of `attribution.concentration` by which few types explain the change."""
     for record in shares:
-        if (record["types"] <= FEW and record["held_out"] is not None and record["held_out"] >= HALF
-                and record["held_out"] >= CROWDED * record["tokens"]):
+        if (
+            record["types"] <= FEW
+            and record["held_out"] is not None
+            and record["held_out"] >= HALF
+            and record["held_out"] >= CROWDED * record["tokens"]
+        ):
             return record
     return None
 
@@ -35,10 +39,12 @@ def evidence(diagnosis: dict) -> list[str]:
     """Sentences that a person can check against the table."""
     change, low, high = diagnosis["change"], *diagnosis["interval"]
     perplexity, drawn = diagnosis["perplexity"], diagnosis["units"]
-    said = [f"mean change {change:+.4f} nats per token, 95% interval {_range(low, high)} over {drawn['count']} {plural(drawn)}; "
-            f"perplexity {perplexity['before']:.2f} to {perplexity['after']:.2f}",
-            f"{diagnosis['tokens_improved']:.0%} of tokens and {diagnosis['types_improved']:.0%} of types got better; "
-            f"every type weighted alike, the change is {diagnosis['macro_change']:+.4f}"]
+    said = [
+        f"mean change {change:+.4f} nats per token, 95% interval {_range(low, high)} over {drawn['count']} {plural(drawn)}; "
+        f"perplexity {perplexity['before']:.2f} to {perplexity['after']:.2f}",
+        f"{diagnosis['tokens_improved']:.0%} of tokens and {diagnosis['types_improved']:.0%} of types got better; "
+        f"every type weighted alike, the change is {diagnosis['macro_change']:+.4f}",
+    ]
     said += _of_types(diagnosis, "rise" if change > 0 else "fall")
     classes = sorted(diagnosis["classes"], key=lambda c: -abs(c["contribution"]))[:2]
     said.append("by class: " + ", ".join(f"{c['class']} {c['contribution']:+.4f}" for c in classes) + " nats per token")
@@ -50,11 +56,13 @@ def _of_types(diagnosis: dict, direction: str) -> list[str]:
     record = few or next(record for record in diagnosis["concentration"] if record["types"] == FEW)
     if record["held_out"] is None:
         return []
-    largest = ", ".join(repr(t["shown"]) for t in diagnosis["top_types"][:min(3, record["types"])])
+    largest = ", ".join(repr(t["shown"]) for t in diagnosis["top_types"][: min(3, record["types"])])
     one = record["types"] == 1
-    return [f"the {'type' if one else str(record['types']) + ' types'} with the largest part in the {direction} ({largest}"
-            f"{', ...' * (record['types'] > 3)}), picked on one half of the text, explain{'s' * one} {record['held_out']:.0%} of "
-            f"it on the other half, being {record['tokens']:.1%} of its tokens"]
+    return [
+        f"the {'type' if one else str(record['types']) + ' types'} with the largest part in the {direction} ({largest}"
+        f"{', ...' * (record['types'] > 3)}), picked on one half of the text, explain{'s' * one} {record['held_out']:.0%} of "
+        f"it on the other half, being {record['tokens']:.1%} of its tokens"
+    ]
 
 
 def _of_control(control: dict, change: float, hurts: bool) -> str:

@@ -31,19 +31,69 @@ FUNCTION_CLASSES: dict[str, type[FunctionClass]] = {
 _HOMES = {
     **dict.fromkeys(("averaging", "least_squares", "nearest_neighbours", "ridge", "zero"), "baselines"),
     **dict.fromkeys(("discrete_posterior", "linear_mixture", "linear_mixture_posterior"), "bayes"),
-    **dict.fromkeys(("Case", "Curve", "by_nonzeros", "curves", "out_of_distribution", "sequence_predictor", "squared_errors", "summarise"),
-                    "evaluate"),
-    "network_gradient_descent": "gradient_descent", "lasso": "lasso_path",
+    **dict.fromkeys(
+        ("Case", "Curve", "by_nonzeros", "curves", "out_of_distribution", "sequence_predictor", "squared_errors", "summarise"), "evaluate"
+    ),
+    "network_gradient_descent": "gradient_descent",
+    "lasso": "lasso_path",
     **dict.fromkeys(("Prompts", "draw", "interleaved"), "prompts"),
 }
-_BASELINES = ("zero", "averaging", "nearest_neighbours", "least_squares", "ridge", "lasso", "network_gradient_descent",
-              "discrete_posterior", "linear_mixture")
+_BASELINES = (
+    "zero",
+    "averaging",
+    "nearest_neighbours",
+    "least_squares",
+    "ridge",
+    "lasso",
+    "network_gradient_descent",
+    "discrete_posterior",
+    "linear_mixture",
+)
 
-__all__ = ["BASELINES", "FUNCTION_CLASSES", "INPUTS", "Case", "ConvexCombination", "Curve", "DecisionTree", "DenseLinear", "FourierSeries",
-           "FunctionClass", "Functions", "IclError", "Inputs", "Mixture", "NoisyLinear", "Prompts", "Quadratic", "ReluNetwork", "Sinusoid",
-           "SparseLinear", "averaging", "by_nonzeros", "curves", "discrete_posterior", "draw", "interleaved", "lasso", "least_squares",
-           "linear_mixture", "linear_mixture_posterior", "load_run", "make_baseline", "make_function_class", "make_inputs", "nearest_neighbours",
-           "network_gradient_descent", "out_of_distribution", "ridge", "sequence_predictor", "squared_errors", "summarise", "zero"]
+__all__ = [
+    "BASELINES",
+    "FUNCTION_CLASSES",
+    "INPUTS",
+    "Case",
+    "ConvexCombination",
+    "Curve",
+    "DecisionTree",
+    "DenseLinear",
+    "FourierSeries",
+    "FunctionClass",
+    "Functions",
+    "IclError",
+    "Inputs",
+    "Mixture",
+    "NoisyLinear",
+    "Prompts",
+    "Quadratic",
+    "ReluNetwork",
+    "Sinusoid",
+    "SparseLinear",
+    "averaging",
+    "by_nonzeros",
+    "curves",
+    "discrete_posterior",
+    "draw",
+    "interleaved",
+    "lasso",
+    "least_squares",
+    "linear_mixture",
+    "linear_mixture_posterior",
+    "load_run",
+    "make_baseline",
+    "make_function_class",
+    "make_inputs",
+    "nearest_neighbours",
+    "network_gradient_descent",
+    "out_of_distribution",
+    "ridge",
+    "sequence_predictor",
+    "squared_errors",
+    "summarise",
+    "zero",
+]
 
 
 def __getattr__(name: str):
@@ -60,8 +110,9 @@ def __getattr__(name: str):
 def _check_named(what: str, table: dict, name: str, settings: dict) -> None:
     if name not in table:
         raise IclError(f"{what} {name!r}: give one of {', '.join(table)}")
-    accepted = {key: parameter for key, parameter in inspect.signature(table[name]).parameters.items()
-                if parameter.kind is parameter.KEYWORD_ONLY}
+    accepted = {
+        key: parameter for key, parameter in inspect.signature(table[name]).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY
+    }
     for key in settings:
         if key not in accepted:
             raise IclError(f"{what} {name!r}: unknown setting {key!r}; it has {', '.join(accepted) or 'none'}")
@@ -103,4 +154,5 @@ def make_baseline(name: str, **settings):
 def load_run(path, step: int | None = None, **where):
     """The trained `Regressor` of a run directory (train.py)."""
     from .train import load_run as load  # the engine is loaded by those who train or read models, not by those who draw prompts
+
     return load(path, step, **where)

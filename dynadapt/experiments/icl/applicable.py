@@ -25,10 +25,17 @@ MOST_SETS = 2000  # of coordinates that a posterior over them is worth its time 
 Basis = Callable[[Tensor], Tensor]  # x [B, N, d] -> features [B, N, f]
 
 TITLES = {
-    "zero": "zero", "averaging": "averaging", "nearest_neighbours": "3 nearest neighbours", "least_squares": "least squares",
-    "ridge": "ridge (Bayes)", "lasso": "Lasso, alpha 0.01", "network_gradient_descent": "two-layer network, gradient descent",
-    "discrete_posterior": "posterior over the pool (Bayes)", "sparse_bayes": "Bayes, sparse prior",
-    "mixture_bayes": "Bayes, prior of the mixture", "basis_least_squares": "least squares in the class's own basis",
+    "zero": "zero",
+    "averaging": "averaging",
+    "nearest_neighbours": "3 nearest neighbours",
+    "least_squares": "least squares",
+    "ridge": "ridge (Bayes)",
+    "lasso": "Lasso, alpha 0.01",
+    "network_gradient_descent": "two-layer network, gradient descent",
+    "discrete_posterior": "posterior over the pool (Bayes)",
+    "sparse_bayes": "Bayes, sparse prior",
+    "mixture_bayes": "Bayes, prior of the mixture",
+    "basis_least_squares": "least squares in the class's own basis",
 }
 
 

@@ -27,8 +27,7 @@ def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype | None = 
     return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype or torch.float32)
 
 
-def uniform(generator: torch.Generator, *shape: int, low: float = 0.0, high: float = 1.0,
-            dtype: torch.dtype | None = None) -> Tensor:
+def uniform(generator: torch.Generator, *shape: int, low: float = 0.0, high: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
     return torch.rand(shape, generator=generator, device=generator.device, dtype=dtype or torch.float32) * (high - low) + low
 
 
@@ -50,8 +49,9 @@ class FunctionClass(ABC):
     def normaliser(self) -> float: ...
 
     @abstractmethod
-    def sample(self, prompts: int, generator: torch.Generator, *, active: int | Tensor | None = None,
-               dtype: torch.dtype | None = None) -> Functions:
+    def sample(
+        self, prompts: int, generator: torch.Generator, *, active: int | Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Functions:
         """Parameters of `prompts` functions. active: only the first so many coordinates of x are non-zero (a curriculum); an int or a
         0-d tensor on the device. Only classes that choose coordinates look at it."""
 

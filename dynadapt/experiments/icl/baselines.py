@@ -18,8 +18,9 @@ def check_prompts(x: Tensor, y: Tensor, query: Tensor | None) -> Tensor:
     """The queries; IclError unless the shapes fit."""
     query = x if query is None else query
     if x.ndim != 3 or y.shape != x.shape[:2] or query.shape != x.shape:
-        raise IclError(f"x has shape {tuple(x.shape)}, y {tuple(y.shape)} and query {tuple(query.shape)}; "
-                       "give [B, N, d], [B, N] and [B, N, d]")
+        raise IclError(
+            f"x has shape {tuple(x.shape)}, y {tuple(y.shape)} and query {tuple(query.shape)}; give [B, N, d], [B, N] and [B, N, d]"
+        )
     return query
 
 

@@ -34,8 +34,15 @@ def discrete_posterior(x: Tensor, y: Tensor, query: Tensor | None = None, *, tas
     return torch.cat(parts).to(y.dtype)
 
 
-def linear_mixture_posterior(x: Tensor, y: Tensor, query: Tensor | None = None, *, nonzeros: Sequence[int],
-                             weights: Sequence[float] | None = None, noise: float = 1e-3) -> tuple[Tensor, Tensor]:
+def linear_mixture_posterior(
+    x: Tensor,
+    y: Tensor,
+    query: Tensor | None = None,
+    *,
+    nonzeros: Sequence[int],
+    weights: Sequence[float] | None = None,
+    noise: float = 1e-3,
+) -> tuple[Tensor, Tensor]:
     """(posterior mean of the answer [B, N], probability of each class after k examples [B, N, classes]).
 
     Class i, of prior chance weights[i], is linear with nonzeros[i] weights N(0, 1) at uniformly random coordinates and the others zero;
@@ -56,8 +63,9 @@ def linear_mixture_posterior(x: Tensor, y: Tensor, query: Tensor | None = None, 
         raise IclError(f"linear_mixture_posterior: the weights {weights} are not chances that sum to one")
     for count in counts:
         if math.comb(dims, count) > MOST_SUPPORTS:
-            raise IclError(f"linear_mixture_posterior: {count} non-zeros of {dims} are {math.comb(dims, count)} sets; "
-                           f"at most {MOST_SUPPORTS}")
+            raise IclError(
+                f"linear_mixture_posterior: {count} non-zeros of {dims} are {math.comb(dims, count)} sets; at most {MOST_SUPPORTS}"
+            )
     supports = [torch.tensor(list(combinations(range(dims), count)), device=x.device) for count in counts]  # [M, s] each
     rows = max(1, CHUNK // max(chosen.numel() * chosen.shape[1] for chosen in supports))
     answers, chances = [], []
@@ -70,8 +78,15 @@ def linear_mixture_posterior(x: Tensor, y: Tensor, query: Tensor | None = None, 
     return torch.cat(answers).to(y.dtype), torch.cat(chances).to(y.dtype)
 
 
-def linear_mixture(x: Tensor, y: Tensor, query: Tensor | None = None, *, nonzeros: Sequence[int], weights: Sequence[float] | None = None,
-                   noise: float = 1e-3) -> Tensor:
+def linear_mixture(
+    x: Tensor,
+    y: Tensor,
+    query: Tensor | None = None,
+    *,
+    nonzeros: Sequence[int],
+    weights: Sequence[float] | None = None,
+    noise: float = 1e-3,
+) -> Tensor:
     """The posterior mean of linear_mixture_posterior alone, with baselines.py's signature."""
     return linear_mixture_posterior(x, y, query, nonzeros=nonzeros, weights=weights, noise=noise)[0]
 

@@ -28,6 +28,7 @@ class Native:
 
     def __init__(self, o: dict):
         from dynadapt.ops.dispatch import native_module
+
         self.config = TrainConfig.from_dict(o["config"])
         self.native = native_module() if self.config.device == "cpu" else None
         self.threads(o["threads"])
@@ -60,6 +61,7 @@ class HuggingFace:
 
     def __init__(self, o: dict, compiled: bool):
         import transformers
+
         transformers.logging.set_verbosity_error()
         self.config = config = TrainConfig.from_dict(o["config"])
         self.threads(o["threads"])
@@ -140,10 +142,12 @@ class Timed:
             return {}
         if command == "check":
             from safetensors.torch import save_file
+
             save_file({name: t.cpu().contiguous() for name, t in self.found.items()}, rest[0])
             return {}
         if command == "ceiling":
             from dynadapt.bench.ceiling import gemm_ceiling
+
             found = gemm_ceiling(self.dtype, threads, 1.0)
             self.provider.threads(self.threads)
             return found

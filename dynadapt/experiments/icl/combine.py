@@ -94,9 +94,11 @@ class ConvexCombination(FunctionClass):
 
     def sample(self, prompts, generator, *, active=None, dtype=None) -> Functions:
         low, high = self.weight
-        return {"weight": uniform(generator, prompts, 1, low=low, high=high, dtype=dtype),
-                "first": self.first.sample(prompts, generator, active=active, dtype=dtype),
-                "second": self.second.sample(prompts, generator, active=active, dtype=dtype)}
+        return {
+            "weight": uniform(generator, prompts, 1, low=low, high=high, dtype=dtype),
+            "first": self.first.sample(prompts, generator, active=active, dtype=dtype),
+            "second": self.second.sample(prompts, generator, active=active, dtype=dtype),
+        }
 
     def _values(self, functions, x):
         return torch.lerp(self.second.values(functions["second"], x), self.first.values(functions["first"], x), functions["weight"])

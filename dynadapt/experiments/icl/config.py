@@ -15,15 +15,20 @@ from .inputs import Inputs
 
 if TYPE_CHECKING:
     from dynadapt.adapt.optimizers import Adam
-DTYPES = ("bf16", "fp32", "fp64")                    # those of the engine
+DTYPES = ("bf16", "fp32", "fp64")  # those of the engine
 
 ALIASES = {"dense_linear": "linear"}
-MAIN = {"sparse_linear": "nonzeros", "noisy_linear": "noise", "decision_tree": "depth", "relu_network": "hidden",
-        "fourier_series": "max_frequency"}  # the setting that a bare value after the colon gives
+MAIN = {
+    "sparse_linear": "nonzeros",
+    "noisy_linear": "noise",
+    "decision_tree": "depth",
+    "relu_network": "hidden",
+    "fourier_series": "max_frequency",
+}  # the setting that a bare value after the colon gives
 
 
 def parse_spec(what: str, text: str) -> tuple[str, dict]:
-    """"sparse-linear:2" or "noisy-linear:noise=0.5,pool=64" -> (name, settings). Values are JSON, or [low;high] for a range."""
+    """ "sparse-linear:2" or "noisy-linear:noise=0.5,pool=64" -> (name, settings). Values are JSON, or [low;high] for a range."""
     name, _, rest = text.partition(":")
     name = name.strip().replace("-", "_")
     name, settings = ALIASES.get(name, name), {}
@@ -104,6 +109,7 @@ class TrainConfig:
     def classes_by_name(self) -> dict[str, FunctionClass]:
         """Each class under the words that name it."""
         from . import make_function_class
+
         if not self.classes:
             raise IclError("classes: none are given")
         named = {}
@@ -123,6 +129,7 @@ class TrainConfig:
 
     def distribution(self) -> Inputs:
         from . import make_inputs
+
         name, settings = parse_spec("inputs", self.inputs)
         return make_inputs(name, **settings)
 
@@ -131,6 +138,7 @@ class TrainConfig:
 
     def optimizer(self) -> Adam:
         from dynadapt.adapt.optimizers import Adam
+
         return Adam(lr=self.lr, betas=self.betas, clip=self.clip)
 
     def dims_ramp(self) -> Ramp:
@@ -156,6 +164,7 @@ def from_preset(name: str, **changes) -> TrainConfig:
     """The preset with other values for some settings; None changes nothing. With other steps and no warm-up given, the warm-up
     keeps its share of them. IclError for a name that doesn't exist."""
     from .presets import PRESETS
+
     if name not in PRESETS:
         raise IclError(f"preset {name!r}: give one of {', '.join(PRESETS)}")
     preset, changes = PRESETS[name], {key: value for key, value in changes.items() if value is not None}

@@ -39,35 +39,44 @@ the same prompts, and the same command writes the same numbers."""
 
 def add_eval_options(command) -> None:
     command.add_argument("run", nargs="+", metavar="RUN", help="directories of training runs, all of the same dimensions")
-    command.add_argument("--on", nargs="+", default=[], metavar="CLASS",
-                         help="function classes (default: those that the runs were trained on)")
-    command.add_argument("--ood", nargs="+", default=[], metavar="NAME",
-                         help="tests outside the training distribution, by name, or all")
-    command.add_argument("--nonzeros", nargs="+", default=[], metavar="N",
-                         help="sparse linear functions with N non-zeros, or all: 1 to the dimensions")
-    command.add_argument("--combine", nargs=2, action="append", default=[], metavar="CLASS",
-                         help="convex combinations of two classes")
-    command.add_argument("--weights", nargs="+", type=float, default=list(WEIGHTS), metavar="X",
-                         help=f"with --combine: weights of the first class (default: {' '.join(f'{w:g}' for w in WEIGHTS)})")
-    command.add_argument("--gradient", action="store_true",
-                         help="also how well the prediction's gradient in the query points along w")
+    command.add_argument(
+        "--on", nargs="+", default=[], metavar="CLASS", help="function classes (default: those that the runs were trained on)"
+    )
+    command.add_argument("--ood", nargs="+", default=[], metavar="NAME", help="tests outside the training distribution, by name, or all")
+    command.add_argument(
+        "--nonzeros", nargs="+", default=[], metavar="N", help="sparse linear functions with N non-zeros, or all: 1 to the dimensions"
+    )
+    command.add_argument("--combine", nargs=2, action="append", default=[], metavar="CLASS", help="convex combinations of two classes")
+    command.add_argument(
+        "--weights",
+        nargs="+",
+        type=float,
+        default=list(WEIGHTS),
+        metavar="X",
+        help=f"with --combine: weights of the first class (default: {' '.join(f'{w:g}' for w in WEIGHTS)})",
+    )
+    command.add_argument("--gradient", action="store_true", help="also how well the prediction's gradient in the query points along w")
     command.add_argument("--baselines", nargs="*", metavar="NAME", help="only these baselines (default: all that apply)")
     command.add_argument("--step", type=int, metavar="N", help="the checkpoint of this training step (default: the last)")
-    command.add_argument("--device", default="auto", metavar="NAME",
-                         help="where the models run: cpu, cuda or cuda:N; auto takes the GPU where there is one")
+    command.add_argument(
+        "--device", default="auto", metavar="NAME", help="where the models run: cpu, cuda or cuda:N; auto takes the GPU where there is one"
+    )
     command.add_argument("--prompts", type=int, default=PROMPTS, metavar="N", help=f"prompts of each test (default: {PROMPTS:,})")
     command.add_argument("--points", type=int, metavar="N", help="points of a prompt (default: what the runs were trained on)")
     command.add_argument("--batch", type=int, default=BATCH, metavar="N", help=f"prompts drawn at a time (default: {BATCH})")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and bands (default: 0)")
-    command.add_argument("--out", metavar="FILE",
-                         help="results file (default: RUN/eval.json; of several runs eval.json in their common directory)")
+    command.add_argument(
+        "--out", metavar="FILE", help="results file (default: RUN/eval.json; of several runs eval.json in their common directory)"
+    )
 
 
 def add_figures_options(command) -> None:
-    command.add_argument("results", nargs="+", type=Path, metavar="RESULTS",
-                         help="files of `dynadapt icl eval`, or run directories that hold eval.json")
-    command.add_argument("--out", required=True, type=Path, metavar="DIR",
-                         help="where the pictures go; of several files, a directory each in it")
+    command.add_argument(
+        "results", nargs="+", type=Path, metavar="RESULTS", help="files of `dynadapt icl eval`, or run directories that hold eval.json"
+    )
+    command.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="where the pictures go; of several files, a directory each in it"
+    )
 
 
 def run_eval(arguments) -> int:
@@ -78,8 +87,14 @@ def run_eval(arguments) -> int:
     wanted = asked(arguments, first.dims)
     say(f"loading {', '.join(arguments.run)}")
     from .study import Settings
-    settings = Settings(prompts=arguments.prompts, batch=arguments.batch, points=arguments.points, seed=arguments.seed,
-                        baselines=None if arguments.baselines is None else tuple(arguments.baselines))
+
+    settings = Settings(
+        prompts=arguments.prompts,
+        batch=arguments.batch,
+        points=arguments.points,
+        seed=arguments.seed,
+        baselines=None if arguments.baselines is None else tuple(arguments.baselines),
+    )
     subjects = [load_subject(path, arguments.step, arguments.device) for path in arguments.run]
     for subject in subjects:
         if subject.about["step"] < subject.about["steps"]:
@@ -87,6 +102,7 @@ def run_eval(arguments) -> int:
     announce = lambda text: print(f"  {text}", flush=True)  # noqa: E731
     results = evaluate(subjects, settings, announce=announce, **wanted)
     from rich.console import Console
+
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, results)
     console = Console(soft_wrap=True)
@@ -99,6 +115,7 @@ def run_eval(arguments) -> int:
 
 def run_figures(arguments) -> int:
     from .figures import draw_figures
+
     for path in draw_figures(arguments.results, arguments.out):
         print(path)
     return 0
@@ -112,11 +129,14 @@ def default_out(runs: list[str]) -> Path:
 
 def asked(arguments, dims: int) -> dict:
     """What the options ask to be evaluated, checked before anything is computed."""
-    return {"on": [class_of(text, dims) for text in arguments.on] or None,
-            "ood": _all_or(arguments.ood, "--ood"),
-            "nonzeros": _counts(_all_or(arguments.nonzeros, "--nonzeros"), dims),
-            "pairs": [tuple(class_of(text, dims) for text in pair) for pair in arguments.combine],
-            "weights": arguments.weights, "gradient": arguments.gradient}
+    return {
+        "on": [class_of(text, dims) for text in arguments.on] or None,
+        "ood": _all_or(arguments.ood, "--ood"),
+        "nonzeros": _counts(_all_or(arguments.nonzeros, "--nonzeros"), dims),
+        "pairs": [tuple(class_of(text, dims) for text in pair) for pair in arguments.combine],
+        "weights": arguments.weights,
+        "gradient": arguments.gradient,
+    }
 
 
 def _all_or(values: list[str], option: str):
@@ -140,16 +160,28 @@ def _counts(values: list[str] | None, dims: int) -> list[int] | None:
 def class_of(text: str, dims: int) -> FunctionClass:
     from . import make_function_class
     from .config import parse_spec
+
     name, settings = parse_spec("class", text)
     return make_function_class(name, dims, **settings)
 
 
-def evaluate(subjects: list[Subject], settings: Settings | None = None, *, on=None, ood=None, nonzeros=None, pairs=(),
-             weights=WEIGHTS, gradient: bool = False, announce=lambda text: None) -> dict:
+def evaluate(
+    subjects: list[Subject],
+    settings: Settings | None = None,
+    *,
+    on=None,
+    ood=None,
+    nonzeros=None,
+    pairs=(),
+    weights=WEIGHTS,
+    gradient: bool = False,
+    announce=lambda text: None,
+) -> dict:
     """The results file's content. on: classes (None: the trained ones). ood, nonzeros: names and numbers, [] for all, None for
     none. pairs: two classes each, combined with these weights."""
     from .applicable import TITLES
     from .study import Settings, Study
+
     settings = settings or Settings()
     for name in settings.baselines or ():
         if name not in TITLES:
@@ -179,14 +211,14 @@ def load_subject(path: str | Path, step: int | None = None, device: str = "auto"
     """A training run, ready to be asked."""
     from .study import Subject
     from .train import load_run
+
     path = Path(path)
     regressor = load_run(path, step, device=device)
     config = trained(path)
     about = {key: getattr(config, key) for key in ("preset", "layers", "hidden", "heads", "batch", "steps", "lr", "seed")}
     about |= {"parameters": regressor.parameters, "step": last_step(path) if step is None else step}
     about["training"] = training_curve(path)
-    return Subject(path.resolve().name, regressor.predict, config.dims, config.points, config.kind(), config.distribution(),
-                   about)
+    return Subject(path.resolve().name, regressor.predict, config.dims, config.points, config.kind(), config.distribution(), about)
 
 
 def last_step(run: Path) -> int:
@@ -200,6 +232,7 @@ def table_of(entries: dict[str, dict], subjects: list[str]):
     from rich.table import Table
 
     from .applicable import TITLES
+
     points = max(entry["points"] for entry in entries.values())
     chosen = sorted({0, *(round(share * (points - 1)) for share in (0.1, 0.25, 0.5, 0.75, 1))})
     table = Table(box=None, pad_edge=False, title="squared error, normalised, after k examples", title_justify="left")

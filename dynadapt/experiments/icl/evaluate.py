@@ -32,9 +32,18 @@ class Curve:
         return asdict(self)
 
 
-def squared_errors(predictors: Mapping[str, Predict], kind: FunctionClass, points: int, generator: torch.Generator, *,
-                   inputs: Inputs | None = None, prompts: int = PROMPTS, batch: int = BATCH, normaliser: float | None = None,
-                   dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def squared_errors(
+    predictors: Mapping[str, Predict],
+    kind: FunctionClass,
+    points: int,
+    generator: torch.Generator,
+    *,
+    inputs: Inputs | None = None,
+    prompts: int = PROMPTS,
+    batch: int = BATCH,
+    normaliser: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
     """[prompts, points] for each predictor, all on the same prompts: (prediction - target)^2 / normaliser (default: the class's own)."""
     normaliser = check_number("normaliser", kind.normaliser if normaliser is None else normaliser, 0.0, above=True)
     check_count("batch", batch)
@@ -71,8 +80,16 @@ def curves(predictors: Mapping[str, Predict], kind: FunctionClass, points: int, 
     return {name: summarise(errors) for name, errors in squared_errors(predictors, kind, points, generator, **settings).items()}
 
 
-def by_nonzeros(predictors: Mapping[str, Predict], dims: int, points: int, *, nonzeros: Iterable[int] | None = None, seed: int = 0,
-                device: torch.device | str = "cpu", **settings) -> dict[int, dict[str, Curve]]:
+def by_nonzeros(
+    predictors: Mapping[str, Predict],
+    dims: int,
+    points: int,
+    *,
+    nonzeros: Iterable[int] | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    **settings,
+) -> dict[int, dict[str, Curve]]:
     """Curves on linear functions with 1, 2, ... dims non-zeros: the model-selection picture of Yadlowsky et al. (arXiv 2311.00871). The
     errors of each number are divided by it. Settings as for squared_errors."""
     counts = range(1, dims + 1) if nonzeros is None else nonzeros
@@ -90,7 +107,7 @@ def asked_apart(answer: Callable[[Tensor, Tensor], Tensor]) -> Predict:
             return answer(x, y)
         answers = torch.zeros_like(y)
         for k in range(x.shape[1]):
-            asked = torch.cat([x[:, :k], query[:, k, None], x[:, k + 1:]], dim=1)
+            asked = torch.cat([x[:, :k], query[:, k, None], x[:, k + 1 :]], dim=1)
             answers[:, k] = answer(asked, y)[:, k]
         return answers
 

@@ -17,20 +17,37 @@ from dynadapt.runs.rundir import RunError, disk_error, read_json
 from .applicable import TITLES
 
 BASELINE_LOOKS = {
-    "zero": ("#9ca3af", ":"), "averaging": ("#a16207", ":"), "nearest_neighbours": ("#6b7280", "-."),
-    "least_squares": ("#111827", "--"), "ridge": ("#0891b2", "--"), "lasso": ("#dc2626", "--"),
-    "network_gradient_descent": ("#65a30d", "--"), "discrete_posterior": ("#0e7490", "-."),
-    "sparse_bayes": ("#0891b2", "--"), "mixture_bayes": ("#9d174d", "-."),
+    "zero": ("#9ca3af", ":"),
+    "averaging": ("#a16207", ":"),
+    "nearest_neighbours": ("#6b7280", "-."),
+    "least_squares": ("#111827", "--"),
+    "ridge": ("#0891b2", "--"),
+    "lasso": ("#dc2626", "--"),
+    "network_gradient_descent": ("#65a30d", "--"),
+    "discrete_posterior": ("#0e7490", "-."),
+    "sparse_bayes": ("#0891b2", "--"),
+    "mixture_bayes": ("#9d174d", "-."),
     "basis_least_squares": ("#4d7c0f", "--"),
 }
 SUBJECTS = [CYCLE[0], CYCLE[1], CYCLE[2], CYCLE[4], CYCLE[3], *CYCLE[5:]]
 HIGHEST = 2.0  # times the error of predicting zero: the top of a picture
 # classes whose names are not words
-NAMES = {"linear": "dense linear", "sparse_linear": "sparse linear", "noisy_linear": "noisy linear",
-         "relu_network": "ReLU network", "decision_tree": "decision tree", "fourier_series": "Fourier series"}
-TESTS = {"random_quadrants": "prompt in one orthant", "orthogonal": "query orthogonal to the examples",
-         "overlapping": "query among the examples", "half_subspace": "x in half the space", "skewed": "skewed spectrum",
-         "noisy": "noisy labels"}
+NAMES = {
+    "linear": "dense linear",
+    "sparse_linear": "sparse linear",
+    "noisy_linear": "noisy linear",
+    "relu_network": "ReLU network",
+    "decision_tree": "decision tree",
+    "fourier_series": "Fourier series",
+}
+TESTS = {
+    "random_quadrants": "prompt in one orthant",
+    "orthogonal": "query orthogonal to the examples",
+    "overlapping": "query among the examples",
+    "half_subspace": "x in half the space",
+    "skewed": "skewed spectrum",
+    "noisy": "noisy labels",
+}
 
 
 def draw_figures(results: list[Path], out: Path) -> list[Path]:
@@ -77,16 +94,24 @@ def figures_of(results: dict):
 def class_title(described: dict) -> str:
     """A class in words, from its settings."""
     name = NAMES.get(described["name"], described["name"])
-    said = {"sparse_linear": "{nonzeros} of {dims} non-zero", "linear": "d = {dims}", "relu_network": "{hidden} units",
-            "decision_tree": "depth {depth}", "noisy_linear": "noise {noise:g}", "sinusoid": "frequency {frequency[0]:g}",
-            "fourier_series": "up to frequency {max_frequency}"}
+    said = {
+        "sparse_linear": "{nonzeros} of {dims} non-zero",
+        "linear": "d = {dims}",
+        "relu_network": "{hidden} units",
+        "decision_tree": "depth {depth}",
+        "noisy_linear": "noise {noise:g}",
+        "sinusoid": "frequency {frequency[0]:g}",
+        "fourier_series": "up to frequency {max_frequency}",
+    }
     detail = said.get(described["name"], "").format(**described)
     return f"{name}, {detail}" if detail else name
 
 
 def looks_of(results: dict) -> dict[str, dict]:
-    found = {name: {"color": SUBJECTS[i % len(SUBJECTS)], "linestyle": "-", "linewidth": 2.2, "label": name, "zorder": 4}
-             for i, name in enumerate(results["subjects"])}
+    found = {
+        name: {"color": SUBJECTS[i % len(SUBJECTS)], "linestyle": "-", "linewidth": 2.2, "label": name, "zorder": 4}
+        for i, name in enumerate(results["subjects"])
+    }
     for name, (colour, dashes) in BASELINE_LOOKS.items():
         found.setdefault(name, {"color": colour, "linestyle": dashes, "linewidth": 1.4, "label": TITLES[name], "zorder": 3})
     return found
@@ -134,7 +159,7 @@ def grid_figure(entries: dict[str, dict], looks: dict, titles: dict[str, str]) -
     for axis, (case, entry) in zip(axes, entries.items()):
         draw_curves(axis, entry, looks)
         axis.set_title(titles[case], fontsize=10)
-    for axis in axes[len(entries):]:
+    for axis in axes[len(entries) :]:
         axis.set_visible(False)
     for i in range(len(entries)):
         axes[i].set_xlabel("in-context examples" if i + columns >= len(entries) else "")
@@ -216,8 +241,12 @@ def gradient_figure(gradient: dict, looks: dict) -> Figure:
         if name not in BASELINE_LOOKS:
             projected = {**look, "label": f"{look['label']}, with w in the examples' span", "linestyle": ":"}
             axis.plot(k[1:], found["projection"][1:], **projected)
-    axis.set(xlabel="in-context examples", ylabel="mean cosine", ylim=(0, 1.05),
-             title="Does the prediction's gradient in the query point along w?")
+    axis.set(
+        xlabel="in-context examples",
+        ylabel="mean cosine",
+        ylim=(0, 1.05),
+        title="Does the prediction's gradient in the query point along w?",
+    )
     axis.xaxis.get_major_locator().set_params(integer=True)
     legend(figure, [axis], 2)
     return figure

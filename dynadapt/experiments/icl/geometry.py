@@ -30,19 +30,42 @@ class Geometry:
     def check_points(self, points: int) -> int:
         """IclError for a prompt that is longer than the model's positions."""
         if check_count("points", points) * 2 - 1 > self.positions:
-            raise IclError(f"points {points}: such a prompt has {2 * points - 1} positions and the model {self.positions}; "
-                           f"give at most {(self.positions + 1) // 2} points, or more positions")
+            raise IclError(
+                f"points {points}: such a prompt has {2 * points - 1} positions and the model {self.positions}; "
+                f"give at most {(self.positions + 1) // 2} points, or more positions"
+            )
         return points
 
     def decoder(self) -> ModelConfig:
         """The blocks between read-in and read-out; of the vocabulary nothing is made."""
         from dynadapt.model import ModelConfig
-        return ModelConfig(family="gpt2", vocab_size=1, hidden_size=self.hidden, layers=self.layers, heads=self.heads,
-                           kv_heads=self.heads, head_dim=self.hidden // self.heads, ffn_size=4 * self.hidden, norm="layer",
-                           norm_eps=1e-5, activation="gelu_tanh", rope_theta=None, rope_scaling=None,
-                           max_positions=self.positions, tied_head=True, attention_bias=True, mlp_bias=True, qk_norm=False)
+
+        return ModelConfig(
+            family="gpt2",
+            vocab_size=1,
+            hidden_size=self.hidden,
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.heads,
+            head_dim=self.hidden // self.heads,
+            ffn_size=4 * self.hidden,
+            norm="layer",
+            norm_eps=1e-5,
+            activation="gelu_tanh",
+            rope_theta=None,
+            rope_scaling=None,
+            max_positions=self.positions,
+            tied_head=True,
+            attention_bias=True,
+            mlp_bias=True,
+            qk_norm=False,
+        )
 
     def ends(self) -> dict[str, tuple[int, ...]]:
         """Shapes of read-in and read-out."""
-        return {"read_in.weight": (self.hidden, self.dims), "read_in.bias": (self.hidden,), "read_out.weight": (self.hidden,),
-                "read_out.bias": (1,)}
+        return {
+            "read_in.weight": (self.hidden, self.dims),
+            "read_in.bias": (self.hidden,),
+            "read_out.weight": (self.hidden,),
+            "read_out.bias": (1,),
+        }

@@ -13,8 +13,9 @@ from .baselines import check_prompts
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
-def network_gradient_descent(x: Tensor, y: Tensor, query: Tensor | None = None, *, hidden: int = 100, steps: int = 100, lr: float = 5e-3,
-                             seed: int = 0) -> Tensor:
+def network_gradient_descent(
+    x: Tensor, y: Tensor, query: Tensor | None = None, *, hidden: int = 100, steps: int = 100, lr: float = 5e-3, seed: int = 0
+) -> Tensor:
     """For every prefix a new network w2 relu(W1 x + b1) + b2 (torch's default initialisation), `steps` steps of Adam on the squared error
     over all its examples; baselines.py's signature.
 

@@ -138,5 +138,6 @@ class Overlapping(Inputs):
         return x, x.gather(1, chosen[:, :, None].expand_as(x))
 
 
-INPUTS: dict[str, type[Inputs]] = {kind.name: kind for kind in (Inputs, Uniform, SkewedSpectrum, HalfSubspace, RandomQuadrants,
-                                                                OppositeQuadrants, Orthogonal, Overlapping)}
+INPUTS: dict[str, type[Inputs]] = {
+    kind.name: kind for kind in (Inputs, Uniform, SkewedSpectrum, HalfSubspace, RandomQuadrants, OppositeQuadrants, Orthogonal, Overlapping)
+}

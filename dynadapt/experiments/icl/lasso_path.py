@@ -72,9 +72,13 @@ def _follow_path(gram: Tensor, moment: Tensor, alpha: float) -> Tensor:
         support = signs != 0
         move = _direction(gram, support, signs)  # of w for each unit that the penalty falls
         fall = (gram @ move[:, :, None]).squeeze(2)  # of the gradient
-        candidates = torch.stack([torch.where(~support & (parted <= 0), (penalty - gradient) / (1 - fall), torch.inf),  # joins with sign +
-                                  torch.where(~support & (parted >= 0), (penalty + gradient) / (1 + fall), torch.inf),  # joins with sign -
-                                  torch.where(support, -weights / move, torch.inf)])  # reaches zero
+        candidates = torch.stack(
+            [
+                torch.where(~support & (parted <= 0), (penalty - gradient) / (1 - fall), torch.inf),  # joins with sign +
+                torch.where(~support & (parted >= 0), (penalty + gradient) / (1 + fall), torch.inf),  # joins with sign -
+                torch.where(support, -weights / move, torch.inf),
+            ]
+        )  # reaches zero
         candidates = torch.where(candidates > 0, candidates, torch.inf)
         step, event = candidates.permute(1, 0, 2).flatten(1).min(1, keepdim=True)  # of [P, 3 d]
         going = (step < penalty - alpha).squeeze(1)
@@ -87,7 +91,8 @@ def _follow_path(gram: Tensor, moment: Tensor, alpha: float) -> Tensor:
         weights = torch.where(parted != 0, 0.0, weights)
         signs = signs.scatter(1, coordinate, torch.where(kind == 0, 1.0, torch.where(kind == 1, -1.0, 0.0)).to(signs.dtype))
         index, gram, gradient, penalty, signs, weights, parted = (
-            tensor[going] for tensor in (index, gram, gradient, penalty, signs, weights, parted))
+            tensor[going] for tensor in (index, gram, gradient, penalty, signs, weights, parted)
+        )
     return solution
 
 

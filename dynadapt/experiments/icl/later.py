@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 else:
+
     class _Later:
         def __getattr__(self, name):
             import torch
+
             return getattr(torch, name)
 
     torch = _Later()

@@ -67,8 +67,9 @@ class NoisyLinear(DenseLinear):
 
     name = "noisy_linear"
 
-    def __init__(self, dims: int, *, noise: float = 1.0, renormalise: bool = False, pool: int | None = None, pool_seed: int = 0,
-                 scale: float = 1.0):
+    def __init__(
+        self, dims: int, *, noise: float = 1.0, renormalise: bool = False, pool: int | None = None, pool_seed: int = 0, scale: float = 1.0
+    ):
         super().__init__(dims, scale=scale)
         self.noise = check_number(f"{self.name}: noise", noise, 0.0)
         self.renormalise, self.pool_seed = renormalise, pool_seed

@@ -119,19 +119,30 @@ class Regressor:
         IclError, ValueError: naming the argument that does not fit.
     """
 
-    def __init__(self, geometry: Geometry, optimizer=Adam(lr=1e-4, clip=0.0), weights: Weights | None = None, *,
-                 dtype: str = "fp32", backend: str = "auto", device: str = "auto", seed: int = 0):
+    def __init__(
+        self,
+        geometry: Geometry,
+        optimizer=Adam(lr=1e-4, clip=0.0),
+        weights: Weights | None = None,
+        *,
+        dtype: str = "fp32",
+        backend: str = "auto",
+        device: str = "auto",
+        seed: int = 0,
+    ):
         if dtype not in DTYPES:
             raise IclError(f"dtype {dtype!r}: give one of {', '.join(DTYPES)}")
         self.geometry, self.optimizer, self.dtype, self.torch_dtype = geometry, optimizer, dtype, DTYPES[dtype]
         self.device = choose_device(device, backend, self.torch_dtype)
         self.backend = choose_backend(backend, self.torch_dtype, self.device.type)
-        self.learner = RegressionLearner(geometry, weights or initial_weights(geometry, seed), optimizer, self.torch_dtype,
-                                         self.backend, self.device)
+        self.learner = RegressionLearner(
+            geometry, weights or initial_weights(geometry, seed), optimizer, self.torch_dtype, self.backend, self.device
+        )
         self.ops, self.ledger = OpSet(self.backend, self.torch_dtype), Ledger()
         self.workspace = Workspace(self.torch_dtype, self.device, pinned=self.backend != "cpu")
-        self.decoder = Decoder(geometry.decoder(), self.learner.weights_view, self.ops, self.workspace, self.ledger, (None, None),
-                               None, 0.0)
+        self.decoder = Decoder(
+            geometry.decoder(), self.learner.weights_view, self.ops, self.workspace, self.ledger, (None, None), None, 0.0
+        )
         zeros = lambda n, dtype: torch.zeros(n, dtype=dtype, device=self.device)  # noqa: E731
         self.slot, self.lr = zeros(1, torch.int32), zeros(1, torch.float32) + optimizer.lr
         self.norm, self.skipped = zeros(1, torch.float32), zeros(1, torch.int32)  # of the last update
@@ -187,8 +198,18 @@ class Regressor:
         pred, loss = wide("pred"), wide("loss")
         learns = weights is not None
         dh = self.workspace("dhidden", *hidden.shape) if learns else None
-        self.ops.linear_mse(hidden, ends["read_out.weight"], ends["read_out.bias"], target, weights, pred, loss, dh,
-                            g["read_out.weight"] if learns else None, g["read_out.bias"] if learns else None)
+        self.ops.linear_mse(
+            hidden,
+            ends["read_out.weight"],
+            ends["read_out.bias"],
+            target,
+            weights,
+            pred,
+            loss,
+            dh,
+            g["read_out.weight"] if learns else None,
+            g["read_out.bias"] if learns else None,
+        )
         flops = linear_mse.flops(n, self.geometry.hidden, False)
         self.ledger.add("forward", flops)
         if learns:
@@ -231,8 +252,9 @@ class Regressor:
         ``batch``: prompts that go through the model together.
         """
         if xs.ndim != 3 or xs.shape[2] != self.geometry.dims or ys.shape != xs.shape[:2]:
-            raise IclError(f"predict: xs has shape {tuple(xs.shape)} and ys {tuple(ys.shape)}; "
-                           f"give [B, n, {self.geometry.dims}] and [B, n]")
+            raise IclError(
+                f"predict: xs has shape {tuple(xs.shape)} and ys {tuple(ys.shape)}; give [B, n, {self.geometry.dims}] and [B, n]"
+            )
         self.geometry.check_points(xs.shape[1])
         found = torch.empty(ys.shape, dtype=torch.float32, device=ys.device)
         for start in range(0, len(xs), batch):

@@ -22,8 +22,10 @@ class ReluNetwork(FunctionClass):
         return float(self.dims)
 
     def sample(self, prompts, generator, *, active=None, dtype=None) -> Functions:
-        return {"w1": normal(generator, prompts, self.dims, self.hidden, dtype=dtype),
-                "w2": normal(generator, prompts, self.hidden, 1, dtype=dtype)}
+        return {
+            "w1": normal(generator, prompts, self.dims, self.hidden, dtype=dtype),
+            "w2": normal(generator, prompts, self.hidden, 1, dtype=dtype),
+        }
 
     def _values(self, functions, x):
         hidden = torch.relu(x @ functions["w1"])  # [B, N, h]

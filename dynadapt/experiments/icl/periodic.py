@@ -18,8 +18,9 @@ class Sinusoid(FunctionClass):
 
     name = "sinusoid"
 
-    def __init__(self, dims: int = 1, *, amplitude: tuple[float, float] = (0.1, 5.0), frequency: tuple[float, float] = (1.0, 1.0),
-                 scale: float = 1.0):
+    def __init__(
+        self, dims: int = 1, *, amplitude: tuple[float, float] = (0.1, 5.0), frequency: tuple[float, float] = (1.0, 1.0), scale: float = 1.0
+    ):
         super().__init__(dims, scale=scale)
         self.amplitude = check_range(f"{self.name}: amplitude", amplitude, 0.0)
         self.frequency = check_range(f"{self.name}: frequency", frequency, 0.0)

@@ -12,7 +12,7 @@ from dynadapt.runs.rundir import read_json
 
 from .figures import figures_of, grid_figure, looks_of, training_figure
 
-POINTS = 400                 # of the training curve
+POINTS = 400  # of the training curve
 
 
 def draw_run(run: Run, out: Path | None = None) -> list[Path]:
@@ -21,7 +21,9 @@ def draw_run(run: Run, out: Path | None = None) -> list[Path]:
     drawn = []
     with matplotlib.rc_context(STYLE):
         for name, figure in _figures(run):
-            drawn.append(save(figure, out.with_stem(f"{out.stem}-{name.replace('/', '-')}") if out else run.path / "figures" / f"{name}.png"))
+            drawn.append(
+                save(figure, out.with_stem(f"{out.stem}-{name.replace('/', '-')}") if out else run.path / "figures" / f"{name}.png")
+            )
     return drawn
 
 

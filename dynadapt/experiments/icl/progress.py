@@ -57,10 +57,15 @@ class Bar:
     def __init__(self, steps: int, stream):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
+
         self.steps, self.speed = steps, _Speed(steps)
-        self.progress = Progress(TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"), BarColumn(bar_width=24),
-                                 TextColumn("{task.description}"), TextColumn("[dim]left {task.fields[left]}"),
-                                 console=Console(file=stream))
+        self.progress = Progress(
+            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TextColumn("[dim]left {task.fields[left]}"),
+            console=Console(file=stream),
+        )
 
     def __enter__(self):
         self.progress.start()

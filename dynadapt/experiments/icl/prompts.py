@@ -22,8 +22,16 @@ class Prompts:
     functions: Functions
 
 
-def draw(kind: FunctionClass, prompts: int, points: int, generator: torch.Generator, *, inputs: Inputs | None = None,
-         active: int | Tensor | None = None, dtype: torch.dtype = torch.float32) -> Prompts:
+def draw(
+    kind: FunctionClass,
+    prompts: int,
+    points: int,
+    generator: torch.Generator,
+    *,
+    inputs: Inputs | None = None,
+    active: int | Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Prompts:
     """New functions and new inputs (default N(0, I)) for `prompts` prompts of `points` points.
 
     active: the curriculum of Garg et al.: coordinates of x from `active` on are zero. An int, or a 0-d tensor on the generator's device,

@@ -17,15 +17,30 @@ class HuggingFaceRegressor(torch.nn.Module):
 
     def __init__(self, geometry: Geometry, weights: Weights):
         from transformers import GPT2Config, GPT2Model
+
         super().__init__()
         g, config = geometry, geometry.decoder()
         self.read_in, self.read_out = torch.nn.Linear(g.dims, g.hidden), torch.nn.Linear(g.hidden, 1)
-        self.backbone = GPT2Model(GPT2Config(
-            vocab_size=1, n_positions=g.positions, n_embd=g.hidden, n_layer=g.layers, n_head=g.heads, resid_pdrop=0.0,
-            embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, bos_token_id=0, eos_token_id=0))
+        self.backbone = GPT2Model(
+            GPT2Config(
+                vocab_size=1,
+                n_positions=g.positions,
+                n_embd=g.hidden,
+                n_layer=g.layers,
+                n_head=g.heads,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                use_cache=False,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        )
         del self.backbone.wte  # inputs are embedded already
-        theirs = {name: name if name.startswith("read") else hf_name(config, name).replace("transformer.", "backbone.")
-                  for name in weights.tensors}
+        theirs = {
+            name: name if name.startswith("read") else hf_name(config, name).replace("transformer.", "backbone.")
+            for name in weights.tensors
+        }
         self.theirs = {name: (found, hf_transposed(config, name)) for name, found in theirs.items()}
         own = dict(self.named_parameters())
         with torch.no_grad():

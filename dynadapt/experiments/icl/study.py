@@ -56,8 +56,7 @@ class Settings:
 class Study:
     """Subjects of one dimension, examined on the same prompts."""
 
-    def __init__(self, subjects: Sequence[Subject], settings: Settings = Settings(),
-                 announce: Callable[[str], None] = lambda text: None):
+    def __init__(self, subjects: Sequence[Subject], settings: Settings = Settings(), announce: Callable[[str], None] = lambda text: None):
         if not subjects:
             raise IclError("subjects: none are given")
         first = subjects[0]
@@ -107,14 +106,23 @@ class Study:
         same prompts (`excess`: mean of the subject's error less the other's, with its band)."""
         self.announce(title)
         s = self.settings
-        errors = squared_errors(self.predictors(case.kind), case.kind, case.points, self.generator(), inputs=case.inputs,
-                                prompts=s.prompts, batch=s.batch)
+        errors = squared_errors(
+            self.predictors(case.kind), case.kind, case.points, self.generator(), inputs=case.inputs, prompts=s.prompts, batch=s.batch
+        )
         band = {"draws": s.draws, "level": s.level, "seed": s.seed}
-        excess = {subject.name: {name: _with_total(errors[subject.name] - other, band)
-                                 for name, other in errors.items() if name != subject.name} for subject in self.subjects}
-        return {"title": title, "class": case.kind.describe(), "inputs": describe_inputs(case.inputs), "points": case.points,
-                "normaliser": case.kind.normaliser, "excess": excess,
-                "curves": {name: _with_total(found, band) for name, found in errors.items()}}
+        excess = {
+            subject.name: {name: _with_total(errors[subject.name] - other, band) for name, other in errors.items() if name != subject.name}
+            for subject in self.subjects
+        }
+        return {
+            "title": title,
+            "class": case.kind.describe(),
+            "inputs": describe_inputs(case.inputs),
+            "points": case.points,
+            "normaliser": case.kind.normaliser,
+            "excess": excess,
+            "curves": {name: _with_total(found, band) for name, found in errors.items()},
+        }
 
     def classes(self, kinds: Sequence[FunctionClass] | None = None) -> dict[str, dict]:
         """Error by number of examples (default: on the classes of the training mixtures)."""
@@ -165,9 +173,14 @@ class Study:
         if (basis := basis_of(kind)) is not None:
             answers["basis_least_squares"] = in_basis(basis)(x, y)[:, examples]
         truth = kind.values(prompt.functions, queries)[:, 0]
-        return {"examples": examples, "x": along.tolist(), "truth": truth.tolist(),
-                "shown_x": prompt.x[0, :examples, 0].tolist(), "shown_y": prompt.y[0, :examples].tolist(),
-                "predictions": {name: values.tolist() for name, values in answers.items()}}
+        return {
+            "examples": examples,
+            "x": along.tolist(),
+            "truth": truth.tolist(),
+            "shown_x": prompt.x[0, :examples, 0].tolist(),
+            "shown_y": prompt.y[0, :examples].tolist(),
+            "predictions": {name: values.tolist() for name, values in answers.items()},
+        }
 
     def gradient(self, prompts: int = 64) -> dict:
         """How well the gradient of the prediction in the query points along w, and along w's projection onto the span of the
@@ -185,15 +198,17 @@ class Study:
         found = {}
         for name, predict in predictors.items():
             gradient = central_differences(predict, prompt.x, prompt.y)  # [B, N, d]
-            found[name] = {"w": cosine(gradient, weights[:, None]).mean(0).tolist(),
-                           "projection": cosine(gradient, torch.stack(projected, dim=1)).mean(0).tolist()}
+            found[name] = {
+                "w": cosine(gradient, weights[:, None]).mean(0).tolist(),
+                "projection": cosine(gradient, torch.stack(projected, dim=1)).mean(0).tolist(),
+            }
         return {"prompts": prompts, "step": STEP, "cosine": found}
 
     def header(self) -> dict:
-        about = {s.name: {"class": s.kind.describe(), "inputs": describe_inputs(s.inputs), "points": s.points, **s.about}
-                 for s in self.subjects}
-        return {"kind": "icl-eval", "dims": self.dims, "points": self.points, "settings": asdict(self.settings),
-                "subjects": about}
+        about = {
+            s.name: {"class": s.kind.describe(), "inputs": describe_inputs(s.inputs), "points": s.points, **s.about} for s in self.subjects
+        }
+        return {"kind": "icl-eval", "dims": self.dims, "points": self.points, "settings": asdict(self.settings), "subjects": about}
 
 
 def _with_total(errors: Tensor, band: dict) -> dict:
@@ -220,8 +235,14 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def label(kind: FunctionClass) -> str:
     """A short name that tells classes of one evaluation apart."""
-    said = {"sparse_linear": ("nonzeros",), "noisy_linear": ("noise", "pool"), "sinusoid": ("amplitude", "frequency"),
-            "decision_tree": ("depth",), "relu_network": ("hidden",), "fourier_series": ("max_frequency",)}
+    said = {
+        "sparse_linear": ("nonzeros",),
+        "noisy_linear": ("noise", "pool"),
+        "sinusoid": ("amplitude", "frequency"),
+        "decision_tree": ("depth",),
+        "relu_network": ("hidden",),
+        "fourier_series": ("max_frequency",),
+    }
     settings = kind.describe()
     parts = [_plain(settings[key]) for key in said.get(kind.name, ()) if settings[key] is not None]
     if settings.get("scale", 1.0) != 1.0:
@@ -241,4 +262,3 @@ def _plain(value) -> str:
 
 def describe_inputs(inputs: Inputs) -> dict:
     return {"name": inputs.name, **{key: value for key, value in vars(inputs).items() if not key.startswith("_")}}
-

@@ -65,10 +65,10 @@ class Trainer:
     def __init__(self, config: TrainConfig):
         self.config, self.kind, self.inputs = config, config.kind(), config.distribution()
         if type(self.inputs).queries is not Inputs.queries:
-            raise IclError(f"inputs {config.inputs!r}: they ask at points of their own, which is a test and no way to train; "
-                           "give another")
-        self.regressor = Regressor(config.geometry(), config.optimizer(), dtype=config.dtype, backend=config.backend,
-                                   device=config.device, seed=config.seed)
+            raise IclError(f"inputs {config.inputs!r}: they ask at points of their own, which is a test and no way to train; give another")
+        self.regressor = Regressor(
+            config.geometry(), config.optimizer(), dtype=config.dtype, backend=config.backend, device=config.device, seed=config.seed
+        )
         device = self.regressor.device
         self.generator = torch.Generator(device).manual_seed(config.seed)
         zeros = lambda *shape, dtype=torch.float32: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731
@@ -142,8 +142,9 @@ class Trainer:
             getattr(self, name).copy_(value)
 
 
-def train(config: TrainConfig, out: str | Path, options: TrainOptions = TrainOptions(),
-          progress: Callable[[dict], None] | None = None) -> dict:
+def train(
+    config: TrainConfig, out: str | Path, options: TrainOptions = TrainOptions(), progress: Callable[[dict], None] | None = None
+) -> dict:
     """Trains to the end, or on to the end with options.resume; returns the summary.
 
     1. Look at the run directory (a finished one is returned as it is), make the model, go back to the last checkpoint. Nothing is
@@ -196,7 +197,7 @@ class _Run:
             if self.step % config.log == 0 or self.step == config.steps:
                 self._log(progress)
                 due = self.options.checkpoint and self.step // self.options.checkpoint > self.saved // self.options.checkpoint
-                self._keep()                         # before the checkpoint after which it would not be made again
+                self._keep()  # before the checkpoint after which it would not be made again
                 if due or self.step == config.steps:
                     self._save()
                 if time.perf_counter() - began > limit and self.step < config.steps:
@@ -224,8 +225,10 @@ class _Run:
             first = int((~sound).nonzero()[0])
             step, last = self.logged + first, self.directory.checkpoint
             kept = f"the last good checkpoint is {last}, of step {self.saved}" if last else "no checkpoint was written before"
-            raise RunError(f"training diverged at step {step}: squared error {float(losses[first]):g}, gradient norm "
-                           f"{float(rows[first, -1]):g}; {kept}. Take a smaller --lr, more --warmup or a --clip")
+            raise RunError(
+                f"training diverged at step {step}: squared error {float(losses[first]):g}, gradient norm "
+                f"{float(rows[first, -1]):g}; {kept}. Take a smaller --lr, more --warmup or a --clip"
+            )
         return losses
 
     def _log(self, progress) -> None:
@@ -239,10 +242,18 @@ class _Run:
         same = [i for i in range(steps) if self.trainer.points.at(self.logged + i) == points]
         by_k = (rows[same, :points].mean(0) / self.trainer.kind.normaliser).tolist()
         loss = float(losses.mean())
-        self.line = {"step": self.step, "loss": loss, "error": loss / self.trainer.kind.normaliser,
-                     "by_k": [round(value, 6) for value in by_k], "grad_norm": float(rows[:, -1].mean()),
-                     "dims": self.trainer.dims.at(last), "points": points, "lr": self.config.rate().at(last),
-                     "seconds": seconds, "total_seconds": self.seconds}
+        self.line = {
+            "step": self.step,
+            "loss": loss,
+            "error": loss / self.trainer.kind.normaliser,
+            "by_k": [round(value, 6) for value in by_k],
+            "grad_norm": float(rows[:, -1].mean()),
+            "dims": self.trainer.dims.at(last),
+            "points": points,
+            "lr": self.config.rate().at(last),
+            "seconds": seconds,
+            "total_seconds": self.seconds,
+        }
         self.directory.append(self.line)
         self.logged = self.step
         self.trainer.begin_interval(self.step)
@@ -251,8 +262,7 @@ class _Run:
     def _save(self) -> None:
         now = time.perf_counter()
         self.seconds, self.began = self.seconds + now - self.began, now
-        state = {"segments": self.step, "logged": self.logged, "seconds": self.seconds, "line": self.line,
-                 "flops": self.flops}
+        state = {"segments": self.step, "logged": self.logged, "seconds": self.seconds, "line": self.line, "flops": self.flops}
         self.directory.save(self.trainer, state)
         self.saved, self.began = self.step, time.perf_counter()
 
@@ -267,17 +277,29 @@ class _Run:
         errors = {name: evaluate_class(r, kind, config) for name, kind in config.classes_by_name().items()}
         means = {name: (found["model"]["mean"], found["least_squares"]["mean"]) for name, found in errors.items()}
         above = {name: max(model - best for model, best in zip(*both)) for name, both in means.items()}
-        return {"preset": config.preset, "steps": self.step, "prompts": self.step * config.batch, "errors": errors,
-                "above_least_squares": above, "last": self.line, "seconds": self.seconds,
-                "steps_per_second": self.step / self.seconds,
-                "flops_last_step": self.flops or {}, "parameters": r.parameters, "peak_memory_bytes": peak_memory_bytes(),
-                "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(r.device) if r.device.type == "cuda" else None,
-                "backend": r.backend, "device": str(r.device), "dtype": r.dtype}
+        return {
+            "preset": config.preset,
+            "steps": self.step,
+            "prompts": self.step * config.batch,
+            "errors": errors,
+            "above_least_squares": above,
+            "last": self.line,
+            "seconds": self.seconds,
+            "steps_per_second": self.step / self.seconds,
+            "flops_last_step": self.flops or {},
+            "parameters": r.parameters,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(r.device) if r.device.type == "cuda" else None,
+            "backend": r.backend,
+            "device": str(r.device),
+            "dtype": r.dtype,
+        }
 
 
 def evaluate_class(regressor: Regressor, kind: FunctionClass, config: TrainConfig) -> dict[str, dict]:
     """Normalised errors by number of examples of the model and of the baselines that fit the class, on the same new prompts."""
     from . import make_baseline
+
     predictors = {"model": lambda x, y, query: regressor.predict(x, y)}
     predictors.update({name: make_baseline(name) for name in ("zero", "averaging", "nearest_neighbours", "least_squares")})
     if kind.name == "sparse_linear":
@@ -290,6 +312,7 @@ def evaluate_class(regressor: Regressor, kind: FunctionClass, config: TrainConfi
 
 
 # ---- finished and kept runs
+
 
 def weights_path(run: str | Path, step: int) -> Path:
     return Path(run) / "weights" / f"{step:08d}.safetensors"
@@ -332,8 +355,7 @@ def load_run(path: str | Path, step: int | None = None, *, device: str = "cpu", 
         there = ", ".join(map(str, sorted({**checkpoints, **kept})))
         raise RunError(f"{path} has no weights of step {step}; it has those of {there}")
     weights = Weights(config.geometry(), _loaded(kept[wanted])) if wanted in kept else None
-    regressor = Regressor(config.geometry(), config.optimizer(), weights, dtype=dtype or config.dtype, device=device,
-                          seed=config.seed)
+    regressor = Regressor(config.geometry(), config.optimizer(), weights, dtype=dtype or config.dtype, device=device, seed=config.seed)
     if weights is None:
         read_state(checkpoints[wanted])
         regressor.load({"master": _loaded(checkpoints[wanted] / "engine" / "state.safetensors")["master"]})

@@ -20,7 +20,9 @@ import numpy as np
 from .base import Mixer, Shaping, check_number
 
 HUBER = 1e-3
-GRID = np.stack(np.meshgrid(np.arange(-2.0, 6.0), np.arange(-2.0, 2.0, 0.5), np.arange(8) / 10, indexing="ij"), -1).reshape(-1, 3)  # [512, 3]
+GRID = np.stack(np.meshgrid(np.arange(-2.0, 6.0), np.arange(-2.0, 2.0, 0.5), np.arange(8) / 10, indexing="ij"), -1).reshape(
+    -1, 3
+)  # [512, 3]
 
 STARTS = 16  # the code runs all 512, on an accelerator; the 16 that begin lowest end in the same minimum at a thirtieth of the time
 
@@ -34,7 +36,7 @@ def law_error(parameters: np.ndarray, log_n: np.ndarray, log_loss: np.ndarray) -
     size = np.abs(difference)
     error = np.where(size > HUBER, HUBER * (size - 0.5 * HUBER), 0.5 * difference**2).sum()
     slope = np.clip(difference, -HUBER, HUBER)
-    share = np.exp(power - predicted)                  # of the power term in the prediction
+    share = np.exp(power - predicted)  # of the power term in the prediction
     gradient = np.array([(slope * share).sum(), (slope * (1.0 - share)).sum(), -(slope * share * log_n).sum()])
     error += max(alpha - 0.8, 0.0) - min(alpha, 0.001) - min(e - 0.5, 0.0) + max(a - 6.5, 0.0)
     gradient += [float(a > 6.5), -float(e < 0.5), float(alpha > 0.8) - float(alpha < 0.001)]
@@ -48,6 +50,7 @@ def fit_law(n: np.ndarray, loss: np.ndarray, starts: int = STARTS) -> np.ndarray
     if starts < len(GRID):
         grid = GRID[np.argsort([law_error(start, log_n, log_loss)[0] for start in GRID], kind="stable")[:starts]]
     from scipy.optimize import minimize  # only here: every command's start would wait for it
+
     found = [minimize(law_error, start, (log_n, log_loss), "L-BFGS-B", jac=True, options={"maxiter": 200, "gtol": 1e-5}) for start in grid]
     return min(found, key=lambda result: result.fun if np.isfinite(result.fun) else np.inf).x
 
@@ -67,20 +70,31 @@ class ADO(Mixer):
 
     name, signal, cadence = "ado", "train", "step"
 
-    def __init__(self, domains: Sequence[str], initial: Mapping[str, float], *, sample_tokens: int, ignore: int = 500, start: int = 1000,
-                 refit: int = 1000, window: int = 101, starts: int = STARTS, shaping: Shaping = Shaping()):
+    def __init__(
+        self,
+        domains: Sequence[str],
+        initial: Mapping[str, float],
+        *,
+        sample_tokens: int,
+        ignore: int = 500,
+        start: int = 1000,
+        refit: int = 1000,
+        window: int = 101,
+        starts: int = STARTS,
+        shaping: Shaping = Shaping(),
+    ):
         super().__init__(domains, initial, shaping)
         self.sample_tokens = check_number("sample_tokens", sample_tokens, 1)
         self.ignore, self.refit = int(check_number("ignore", ignore, 0)), int(check_number("refit", refit, 1))
         self.window = int(check_number("window", window, 5))
-        self.start = int(check_number("start", start, max(self.window, self.ignore + 30)))   # enough steps for the filter and the fit
+        self.start = int(check_number("start", start, max(self.window, self.ignore + 30)))  # enough steps for the filter and the fit
         self.starts = int(check_number("starts", starts, 1, len(GRID)))
-        self._parameters: np.ndarray | None = None         # [K, 3]
-        self._losses: list[list[float]] = []               # [T][K]
-        self._samples: list[float] = []                    # [T], of all domains
-        self._seen = 0.0                                   # their sum, n
-        self._history = self.initial.copy()                # h
-        self._mean = self.initial.copy()                   # rhobar
+        self._parameters: np.ndarray | None = None  # [K, 3]
+        self._losses: list[list[float]] = []  # [T][K]
+        self._samples: list[float] = []  # [T], of all domains
+        self._seen = 0.0  # their sum, n
+        self._history = self.initial.copy()  # h
+        self._mean = self.initial.copy()  # rhobar
 
     @property
     def law(self) -> dict[str, tuple[float, float, float]]:
@@ -95,7 +109,7 @@ class ADO(Mixer):
     def _record(self, losses, tokens) -> None:
         known = ~np.isnan(losses)
         if not known.any() and not self._losses:
-            losses = self._carried(losses, losses, "loss")     # refuses, naming the domain
+            losses = self._carried(losses, losses, "loss")  # refuses, naming the domain
         absent = np.array(self._losses[-1]) if self._losses else np.full(len(self.domains), losses[known].mean())
         self._losses.append(np.where(known, losses, absent).tolist())
         self._samples.append(float(tokens.sum() / self.sample_tokens))
@@ -106,6 +120,7 @@ class ADO(Mixer):
     def _fit(self) -> None:
         n = np.cumsum(self._samples)[self.ignore :: 10]
         from scipy.signal import savgol_filter
+
         smooth = savgol_filter(np.array(self._losses), self.window, 3, axis=0)[self.ignore :: 10]
         usable = n > 0
         fits = np.array([fit_law(n[usable], np.maximum(column, 1e-6), self.starts) for column in smooth[usable].T])
@@ -124,8 +139,14 @@ class ADO(Mixer):
         return weights
 
     def _state(self):
-        return {"law": None if self._parameters is None else self._parameters.tolist(), "losses": [list(row) for row in self._losses],
-                "samples": list(self._samples), "seen": self._seen, "history": self._history.tolist(), "mean": self._mean.tolist()}
+        return {
+            "law": None if self._parameters is None else self._parameters.tolist(),
+            "losses": [list(row) for row in self._losses],
+            "samples": list(self._samples),
+            "seen": self._seen,
+            "history": self._history.tolist(),
+            "mean": self._mean.tolist(),
+        }
 
     def _load(self, state):
         self._parameters = None if state["law"] is None else np.array(state["law"], float)

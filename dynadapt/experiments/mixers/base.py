@@ -42,7 +42,9 @@ def check_domains(domains: Sequence[str]) -> tuple[str, ...]:
     return domains
 
 
-def by_domain(what: str, domains: Sequence[str], values: Mapping[str, float], least: float = -math.inf, partial: bool = False) -> np.ndarray:
+def by_domain(
+    what: str, domains: Sequence[str], values: Mapping[str, float], least: float = -math.inf, partial: bool = False
+) -> np.ndarray:
     """[K] float64 of values keyed by domain; NaN where absent, which only `partial` allows. MixerError names what doesn't fit."""
     if not isinstance(values, Mapping):
         raise MixerError(f"{what}: give a dictionary keyed by domain, not {type(values).__name__}")
@@ -144,8 +146,8 @@ class Mixer(ABC):
     """
 
     name: ClassVar[str]
-    signal: ClassVar[str]      # "heldout": held-out losses; "train": losses of the batch; "excess": see doremi.py; "none": losses are not read
-    cadence: ClassVar[str]     # "evaluation": update after each held-out evaluation; "step": after each training step; "never"
+    signal: ClassVar[str]  # "heldout": held-out losses; "train": losses of the batch; "excess": see doremi.py; "none": losses are not read
+    cadence: ClassVar[str]  # "evaluation": update after each held-out evaluation; "step": after each training step; "never"
 
     def __init__(self, domains: Sequence[str], initial: Mapping[str, float], shaping: Shaping = Shaping()):
         self.domains = check_domains(domains)
@@ -156,7 +158,7 @@ class Mixer(ABC):
         self._weights = self.initial.copy()
         self._step = 0
         self._tokens = 0
-        self._weighted = np.zeros(len(self.domains))       # sum over updates of weights in force * tokens trained under them
+        self._weighted = np.zeros(len(self.domains))  # sum over updates of weights in force * tokens trained under them
 
     # ------------------------------------------------------------------------------------------------ how weights act
 
@@ -238,8 +240,15 @@ class Mixer(ABC):
 
     def state_dict(self) -> dict:
         """Everything that moves, as JSON-able data; floats survive JSON bit for bit."""
-        return {"mixer": self.name, "domains": list(self.domains), "step": self._step, "tokens": self._tokens,
-                "weights": self._weights.tolist(), "weighted": self._weighted.tolist(), **self._state()}
+        return {
+            "mixer": self.name,
+            "domains": list(self.domains),
+            "step": self._step,
+            "tokens": self._tokens,
+            "weights": self._weights.tolist(),
+            "weighted": self._weighted.tolist(),
+            **self._state(),
+        }
 
     def load_state_dict(self, state: Mapping) -> None:
         """Goes on where `state_dict` was taken. MixerError if it is another mixer's or has other domains, before anything changes."""

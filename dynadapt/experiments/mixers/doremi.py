@@ -37,8 +37,18 @@ class DoReMi(Mixer):
 
     name, signal, cadence = "doremi", "excess", "step"
 
-    def __init__(self, domains: Sequence[str], initial: Mapping[str, float], *, vocabulary: int | None = None, eta: float = 1.0,
-                 eps: float = 1e-4, acts: str = "loss", drawn: Mapping[str, float] | None = None, shaping: Shaping = Shaping()):
+    def __init__(
+        self,
+        domains: Sequence[str],
+        initial: Mapping[str, float],
+        *,
+        vocabulary: int | None = None,
+        eta: float = 1.0,
+        eps: float = 1e-4,
+        acts: str = "loss",
+        drawn: Mapping[str, float] | None = None,
+        shaping: Shaping = Shaping(),
+    ):
         super().__init__(domains, initial, shaping)
         count = len(self.domains)
         self.eta = check_number("eta", eta, 0.0)
@@ -46,7 +56,9 @@ class DoReMi(Mixer):
         self.acts = check_choice("acts", acts, ("loss", "sampling"))
         self.drawn = np.full(count, 1.0 / count) if drawn is None else check_weights("drawn", self.domains, drawn)
         if self.acts == "loss" and (self.drawn == 0).any():
-            raise MixerError(f"drawn: domain {self.domains[int(np.argmin(self.drawn))]!r} has 0, so its loss can't be weighted; give a share above 0")
+            raise MixerError(
+                f"drawn: domain {self.domains[int(np.argmin(self.drawn))]!r} has 0, so its loss can't be weighted; give a share above 0"
+            )
         self._excess = np.full(count, math.nan if vocabulary is None else math.log(check_number("vocabulary", vocabulary, 1)))
         self._sum, self._count = self.initial.copy(), 1
 

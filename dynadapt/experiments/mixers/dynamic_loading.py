@@ -23,8 +23,18 @@ class DynamicBatchLoading(Mixer):
 
     name, signal, cadence = "dynamic-batch-loading", "heldout", "evaluation"
 
-    def __init__(self, domains: Sequence[str], initial: Mapping[str, float], *, target: Mapping[str, float], rule: str = "doremi",
-                 eta: float = 1.0, c: float = 1e-4, clip: bool = False, shaping: Shaping = Shaping()):
+    def __init__(
+        self,
+        domains: Sequence[str],
+        initial: Mapping[str, float],
+        *,
+        target: Mapping[str, float],
+        rule: str = "doremi",
+        eta: float = 1.0,
+        c: float = 1e-4,
+        clip: bool = False,
+        shaping: Shaping = Shaping(),
+    ):
         super().__init__(domains, initial, shaping)
         self.target = by_domain("target losses", self.domains, target, least=0.0)
         self.rule = check_choice("rule", rule, ("doremi", "bandit", "constant"))

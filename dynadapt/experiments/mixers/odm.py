@@ -24,8 +24,16 @@ class ODM(Mixer):
 
     name, signal, cadence = "odm", "train", "step"
 
-    def __init__(self, domains: Sequence[str], initial: Mapping[str, float], *, rule: str = "linear", smoothing: float = 0.9,
-                 warmup: int = 0, shaping: Shaping = Shaping()):
+    def __init__(
+        self,
+        domains: Sequence[str],
+        initial: Mapping[str, float],
+        *,
+        rule: str = "linear",
+        smoothing: float = 0.9,
+        warmup: int = 0,
+        shaping: Shaping = Shaping(),
+    ):
         super().__init__(domains, initial, shaping)
         self.rule = check_choice("rule", rule, ("linear", "exponential"))
         self.smoothing = check_number("smoothing", smoothing, 0.0, 1.0)

@@ -23,6 +23,12 @@ class Proportional(Fixed):
 
     name = "proportional"
 
-    def __init__(self, domains: Sequence[str], initial: Mapping[str, float] | None = None, *, sizes: Mapping[str, float],
-                 shaping: Shaping = Shaping()):
+    def __init__(
+        self,
+        domains: Sequence[str],
+        initial: Mapping[str, float] | None = None,
+        *,
+        sizes: Mapping[str, float],
+        shaping: Shaping = Shaping(),
+    ):
         super().__init__(domains, proportions(domains, sizes), shaping)

@@ -32,7 +32,9 @@ class Replay(Fixed):
 
     name = "replay"
 
-    def __init__(self, domains: Sequence[str], initial: Mapping[str, float] | None = None, *, run: str | Path, shaping: Shaping = Shaping()):
+    def __init__(
+        self, domains: Sequence[str], initial: Mapping[str, float] | None = None, *, run: str | Path, shaping: Shaping = Shaping()
+    ):
         self.run = str(run)
         weights, domains = static_weights_of(run), check_domains(domains)
         if set(weights) != set(domains):

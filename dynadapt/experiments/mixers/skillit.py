@@ -22,8 +22,16 @@ class SkillIt(Mixer):
 
     name, signal, cadence = "skill-it", "heldout", "evaluation"
 
-    def __init__(self, domains: Sequence[str], initial: Mapping[str, float], *, graph: Mapping[str, Mapping[str, float]] | None = None,
-                 eta: float = 0.2, window: int = 3, shaping: Shaping = Shaping()):
+    def __init__(
+        self,
+        domains: Sequence[str],
+        initial: Mapping[str, float],
+        *,
+        graph: Mapping[str, Mapping[str, float]] | None = None,
+        eta: float = 0.2,
+        window: int = 3,
+        shaping: Shaping = Shaping(),
+    ):
         super().__init__(domains, initial, shaping)
         self.eta = check_number("eta", eta, 0.0)
         self.window = int(check_number("window", window, 1))

@@ -1,8 +1,8 @@
 """What happens when a domain runs out of data: an explicit policy, because a rule that keeps asking for a small domain will get there.
 
-    "stop"          the run ends: `Exhausted`, before a sample is drawn twice (default; one epoch, as Velocitune trains)
-    "repeat"        the domain starts over; `epochs` says how often it has been read
-    "renormalise"   it is drawn no more, and the other domains share its weight in proportion
+"stop"          the run ends: `Exhausted`, before a sample is drawn twice (default; one epoch, as Velocitune trains)
+"repeat"        the domain starts over; `epochs` says how often it has been read
+"renormalise"   it is drawn no more, and the other domains share its weight in proportion
 """
 
 from __future__ import annotations
@@ -55,8 +55,10 @@ class Supply:
         """Counts samples as drawn. Exhausted, and nothing counted, when there are fewer and the policy doesn't repeat."""
         index = self._index(domain)
         if self.policy != "repeat" and self._drawn[index] + count > self.sizes[index]:
-            raise Exhausted(f"domain {domain!r} is out of data after {self._drawn[index]:,} of {int(self.sizes[index]):,}; "
-                            "policy 'repeat' reads it again, 'renormalise' goes on without it")
+            raise Exhausted(
+                f"domain {domain!r} is out of data after {self._drawn[index]:,} of {int(self.sizes[index]):,}; "
+                "policy 'repeat' reads it again, 'renormalise' goes on without it"
+            )
         self._drawn[index] += count
 
     def _index(self, domain: str) -> int:

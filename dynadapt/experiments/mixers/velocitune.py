@@ -28,8 +28,18 @@ class Velocitune(Mixer):
 
     name, signal, cadence = "velocitune", "heldout", "evaluation"
 
-    def __init__(self, domains: Sequence[str], initial: Mapping[str, float], *, start: Mapping[str, float], target: Mapping[str, float],
-                 rising: str = "clamp", flat: str = "error", least_headroom: float = 1e-3, shaping: Shaping = Shaping()):
+    def __init__(
+        self,
+        domains: Sequence[str],
+        initial: Mapping[str, float],
+        *,
+        start: Mapping[str, float],
+        target: Mapping[str, float],
+        rising: str = "clamp",
+        flat: str = "error",
+        least_headroom: float = 1e-3,
+        shaping: Shaping = Shaping(),
+    ):
         super().__init__(domains, initial, shaping)
         self.start = by_domain("start losses", self.domains, start, least=0.0)
         self.target = by_domain("target losses", self.domains, target, least=0.0)
@@ -39,9 +49,11 @@ class Velocitune(Mixer):
         headroom = self.start - self.target
         self.flat = headroom <= self.least_headroom
         for index in np.flatnonzero(self.flat) if flat == "error" else ():
-            raise MixerError(f"target losses: domain {self.domains[index]!r} starts at {self.start[index]:.4f} and has target "
-                             f"{self.target[index]:.4f}; its headroom must be above {self.least_headroom:g} nats. Give another target, "
-                             "leave the domain out, or flat='zero' to give it velocity 0")
+            raise MixerError(
+                f"target losses: domain {self.domains[index]!r} starts at {self.start[index]:.4f} and has target "
+                f"{self.target[index]:.4f}; its headroom must be above {self.least_headroom:g} nats. Give another target, "
+                "leave the domain out, or flat='zero' to give it velocity 0"
+            )
         self._headroom = np.where(self.flat, 1.0, headroom)
         self._velocity = np.where(self.flat, 0.0, 1.0)
 

@@ -32,11 +32,11 @@ from dynadapt.runs.drawing import CYCLE, STYLE
 from dynadapt.runs.drawing import save as _save
 
 LEVEL = 0.95
-NEAR = 0.2                  # up to this share of the largest difference, the picture's axis is linear; beyond, logarithmic
-PANELS = 6                  # of weights, in the picture of a case
+NEAR = 0.2  # up to this share of the largest difference, the picture's axis is linear; beyond, logarithmic
+PANELS = 6  # of weights, in the picture of a case
 BASE, CONTROLLED = "stratified", "-average"
 POINTS = 30
-ADDED = ("velocitune-known",)   # after the rule was fixed: outside its family, so that it changes no other verdict
+ADDED = ("velocitune-known",)  # after the rule was fixed: outside its family, so that it changes no other verdict
 CLAIM8 = ("stratified", "proportional", "dynamic-batch-loading")
 
 
@@ -81,11 +81,11 @@ def difference(rows: Sequence[Mapping], method: str, other: str) -> dict | None:
         return None
     for seed in seeds:
         if set(one[seed]["test"]) != set(two[seed]["test"]) or one[seed]["tokens"] != two[seed]["tokens"]:
-            raise CompareError(f"seed {seed}: {method} and {other} have other domains or other numbers of tokens; "
-                               "they can't be compared")
+            raise CompareError(f"seed {seed}: {method} and {other} have other domains or other numbers of tokens; they can't be compared")
     found = paired([one[seed]["mean"] - two[seed]["mean"] for seed in seeds])
-    found["domains"] = {domain: paired([one[seed]["test"][domain] - two[seed]["test"][domain] for seed in seeds])
-                        for domain in one[seeds[0]]["test"]}
+    found["domains"] = {
+        domain: paired([one[seed]["test"][domain] - two[seed]["test"][domain] for seed in seeds]) for domain in one[seeds[0]]["test"]
+    }
     return found
 
 
@@ -112,7 +112,7 @@ def report(rows: Sequence[Mapping]) -> dict:
     controls = {name: compared(rows, [(name, name + CONTROLLED)]) for name in methods if name + CONTROLLED in methods}
     claim8 = compared(rows, [("velocitune", other) for other in CLAIM8])
     for value in claim8.values():
-        del value["domains"]                                        # by domain, differences to stratified and controls are enough
+        del value["domains"]  # by domain, differences to stratified and controls are enough
     claim9 = controls.get("velocitune", {}).get("velocitune")
     return {
         "methods": {name: _summary([row for row in rows if row["method"] == name]) for name in methods},
@@ -134,9 +134,11 @@ def _summary(rows: Sequence[Mapping]) -> dict:
     mean = lambda values: float(np.mean(values))  # noqa: E731
     domains = rows[0]["test"]
     return {
-        "seeds": sorted(row["seed"] for row in rows), "mean": mean([row["mean"] for row in rows]),
+        "seeds": sorted(row["seed"] for row in rows),
+        "mean": mean([row["mean"] for row in rows]),
         "spread": float(np.std([row["mean"] for row in rows], ddof=1)) if len(rows) > 1 else None,
-        "test": {domain: mean([row["test"][domain] for row in rows]) for domain in domains}, "tokens": rows[0]["tokens"],
+        "test": {domain: mean([row["test"][domain] for row in rows]) for domain in domains},
+        "tokens": rows[0]["tokens"],
         "average_weights": {domain: mean([row["average_weights"][domain] for row in rows]) for domain in domains},
         "flops": {what: mean([row["flops"][what] for row in rows]) for what in rows[0]["flops"]},
         "most_epochs": max(max(row["epochs"].values()) for row in rows),
@@ -163,20 +165,26 @@ def _claim8(found: Mapping[str, Mapping]) -> str:
 def _claim9(found: Mapping | None) -> str:
     if found is None:
         return "not tested: velocitune and velocitune-average are needed"
-    word = {"better": "moving weights beat their average", "worse": "the average weights, held still, beat moving them",
-            "undecided": "not decided: moving weights and their average can't be told apart"}[found["says"]]
+    word = {
+        "better": "moving weights beat their average",
+        "worse": "the average weights, held still, beat moving them",
+        "undecided": "not decided: moving weights and their average can't be told apart",
+    }[found["says"]]
     return f"{word} at this scale ({_signed(found)})"
 
 
 def _verdict(found: Mapping[str, Mapping]) -> str:
     better, worse = ([name for name, value in found.items() if value["says"] == word] for word in ("better", "worse"))
-    lines = [f"better than stratified: {', '.join(better)}" if better else "no method beats stratified",
-             f"worse: {', '.join(worse)}" if worse else "none is worse"]
+    lines = [
+        f"better than stratified: {', '.join(better)}" if better else "no method beats stratified",
+        f"worse: {', '.join(worse)}" if worse else "none is worse",
+    ]
     left = [name for name, value in found.items() if value["says"] == "undecided"]
     return "; ".join(lines) + (f"; undecided: {', '.join(left)}" if left else "")
 
 
 # ------------------------------------------------------------------------------------------------------------ to be read
+
 
 def _signed(value: Mapping) -> str:
     if value["interval"] is None:
@@ -189,20 +197,39 @@ def markdown(cases: Mapping[str, Mapping]) -> str:
     lines = []
     for name, found in cases.items():
         tokens = next(iter(found["methods"].values()))["tokens"]
-        lines += [f"## {name}: {tokens:,} tokens", "",
-                  "| method | seeds | mean loss | less stratified (95%) | Holm p | | less its control (95%) "
-                  "| PFLOP to train | held-out, excess | made first |",
-                  "|---|---|---|---|---|---|---|---|---|---|"]
+        lines += [
+            f"## {name}: {tokens:,} tokens",
+            "",
+            "| method | seeds | mean loss | less stratified (95%) | Holm p | | less its control (95%) "
+            "| PFLOP to train | held-out, excess | made first |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
         for method, row in found["methods"].items():
             base, control = found["against_stratified"].get(method), found["against_control"].get(method)
             flops = row["flops"]
-            cells = [method, str(len(row["seeds"])), f"{row['mean']:.4f}", _signed(base) if base else "",
-                     _p(base), base["says"] if base else "", _signed(control) if control else "",
-                     f"{flops['training'] / 1e15:.4f}",
-                     f"{(flops['heldout'] + flops['excess']) / 1e15:.4f}", f"{flops['made_first'] / 1e15:.4f}"]
+            cells = [
+                method,
+                str(len(row["seeds"])),
+                f"{row['mean']:.4f}",
+                _signed(base) if base else "",
+                _p(base),
+                base["says"] if base else "",
+                _signed(control) if control else "",
+                f"{flops['training'] / 1e15:.4f}",
+                f"{(flops['heldout'] + flops['excess']) / 1e15:.4f}",
+                f"{flops['made_first'] / 1e15:.4f}",
+            ]
             lines.append("| " + " | ".join(cells) + " |")
-        lines += ["", f"- {found['verdict'][0].upper()}{found['verdict'][1:]}.", f"- Claim 8: {found['claim8']['verdict']}.",
-                  f"- Claim 9: {found['claim9']['verdict']}.", *_fits(found.get("fits")), "", *_by_domain(found), ""]
+        lines += [
+            "",
+            f"- {found['verdict'][0].upper()}{found['verdict'][1:]}.",
+            f"- Claim 8: {found['claim8']['verdict']}.",
+            f"- Claim 9: {found['claim9']['verdict']}.",
+            *_fits(found.get("fits")),
+            "",
+            *_by_domain(found),
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -213,8 +240,10 @@ def _fits(found: Mapping | None) -> list[str]:
     refused = f"Targets: the fit refused in {found['refused_seeds']} seeds" if found["refused_seeds"] else ""
     if not found["predictions"]:
         return [f"- {refused}."]
-    fitted = (f"fitted ones are {found['mean_error']:+.3f} nats (mean absolute {found['mean_absolute_error']:.3f}) from where "
-              f"the predicted runs ended; {found['inside']} of {found['predictions']} ends lie inside their 90% intervals")
+    fitted = (
+        f"fitted ones are {found['mean_error']:+.3f} nats (mean absolute {found['mean_absolute_error']:.3f}) from where "
+        f"the predicted runs ended; {found['inside']} of {found['predictions']} ends lie inside their 90% intervals"
+    )
     return [f"- {refused}; {fitted}." if refused else f"- Targets: {fitted}."]
 
 
@@ -272,7 +301,7 @@ def _forest(axis, name: str, found: Mapping) -> None:
     axis.set_yticks(range(len(methods)), methods)
     axis.invert_yaxis()
     reach = max(abs(end) for value in found["against_stratified"].values() for end in value["interval"] or (value["mean"],))
-    axis.set_xscale("symlog", linthresh=max(NEAR * reach, 1e-9))            # one method far away must not hide the others
+    axis.set_xscale("symlog", linthresh=max(NEAR * reach, 1e-9))  # one method far away must not hide the others
     axis.set(xlabel="test loss less stratified's (nats per token), 95%", title=name)
     axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
 
@@ -283,8 +312,10 @@ def _moves(weights: Mapping[str, Sequence[float]]) -> bool:
 
 def _weights(axis, method: str, weights: Mapping[str, Sequence[float]]) -> list:
     domains = [domain for domain in weights if domain != "tokens"]
-    handles = [axis.step(weights["tokens"], weights[domain], where="pre", color=CYCLE[index % len(CYCLE)], linewidth=1.4,
-                         label=domain)[0] for index, domain in enumerate(domains)]
+    handles = [
+        axis.step(weights["tokens"], weights[domain], where="pre", color=CYCLE[index % len(CYCLE)], linewidth=1.4, label=domain)[0]
+        for index, domain in enumerate(domains)
+    ]
     axis.set_title(method, fontsize=8)
     axis.set(ylim=(0, None))
     axis.tick_params(labelsize=8)

@@ -24,7 +24,7 @@ ACCEPTED = {
     "backend": CHOICES["backend"],
     "compress": ("none", "bf16", "powersgd"),
 }
-SCRATCH_RATE = 1e-3      # learning rate of a model from scratch when none is given; docs/defaults.md has what it was held against
+SCRATCH_RATE = 1e-3  # learning rate of a model from scratch when none is given; docs/defaults.md has what it was held against
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ class ReweightConfig:
         """JSON-ready; the learning rate is the one that is used. Compression's settings are left out without it, and so are an alpha that
         changes nothing and the field that every run had before there was a choice."""
         content = {**without_usual_alpha(asdict(self)), "kind": "reweight", "lr": self.learning_rate}
-        unused = {"none": ("compress", "powersgd_rank"), "bf16": ("powersgd_rank",)}.get(self.compress, ()) + ("field",) * (self.field == "text")
+        unused = {"none": ("compress", "powersgd_rank"), "bf16": ("powersgd_rank",)}.get(self.compress, ()) + ("field",) * (
+            self.field == "text"
+        )
         return {name: value for name, value in content.items() if name not in unused}
 
     @classmethod
@@ -129,6 +131,7 @@ def named_numbers(what: str, words: Iterable[str]) -> dict[str, float]:
     words = list(words)
     if len(words) == 1 and "=" not in words[0]:
         from dynadapt.runs.rundir import read_json
+
         content = read_json(Path(words[0]))
         content = content.get("target", content) if isinstance(content, dict) else content
         if not isinstance(content, dict):
@@ -167,17 +170,27 @@ def _check(config: ReweightConfig) -> None:
     for name, accepted in ACCEPTED.items():
         if getattr(config, name) not in accepted:
             raise ConfigError(f"{name} {getattr(config, name)!r}: give one of {', '.join(accepted)}")
-    for name, least in (("rank", 1), ("segment", 1), ("rows", 1), ("steps", 1), ("evaluate", 1), ("heldout_rows", 1),
-                        ("warmup", 0),
-                        ("powersgd_rank", 1), ("seed", 0)):
+    for name, least in (
+        ("rank", 1),
+        ("segment", 1),
+        ("rows", 1),
+        ("steps", 1),
+        ("evaluate", 1),
+        ("heldout_rows", 1),
+        ("warmup", 0),
+        ("powersgd_rank", 1),
+        ("seed", 0),
+    ):
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{name} {value!r}: give a whole number of at least {least}")
-    for name, fits, wanted in (("density", lambda x: 0 < x <= 1, "a share above 0 and at most 1"),
-                               ("decay", lambda x: 0 <= x <= 1, "a number from 0 to 1"),
-                               ("clip", lambda x: 0 <= x < float("inf"), "a norm of at least 0 (0: no clipping)"),
-                               ("lr", lambda x: x is None or 0 <= x < float("inf"), "a rate of at least 0"),
-                               ("heldout", lambda x: 0 < x <= 0.5, "a share above 0 and at most 0.5")):
+    for name, fits, wanted in (
+        ("density", lambda x: 0 < x <= 1, "a share above 0 and at most 1"),
+        ("decay", lambda x: 0 <= x <= 1, "a number from 0 to 1"),
+        ("clip", lambda x: 0 <= x < float("inf"), "a norm of at least 0 (0: no clipping)"),
+        ("lr", lambda x: x is None or 0 <= x < float("inf"), "a rate of at least 0"),
+        ("heldout", lambda x: 0 < x <= 0.5, "a share above 0 and at most 0.5"),
+    ):
         value = getattr(config, name)
         if isinstance(value, (bool, str)) or not fits(value):
             raise ConfigError(f"{name} {value!r}: give {wanted}")
@@ -185,10 +198,13 @@ def _check(config: ReweightConfig) -> None:
     if not isinstance(config.field, str) or not config.field:
         raise ConfigError(f"field {config.field!r}: give the name of the key or column that holds the text")
     if config.corpus and config.field != "text":
-        raise ConfigError(f"field {config.field!r} with a corpus: its lines have \"text\"; leave it out")
+        raise ConfigError(f'field {config.field!r} with a corpus: its lines have "text"; leave it out')
     if bool(config.domains) == bool(config.corpus):
-        raise ConfigError("domains: give them as NAME=PATH, or a corpus, and not both" if config.corpus else
-                          "domains: none are given; name them as NAME=PATH, or give a corpus")
+        raise ConfigError(
+            "domains: give them as NAME=PATH, or a corpus, and not both"
+            if config.corpus
+            else "domains: none are given; name them as NAME=PATH, or give a corpus"
+        )
     if isinstance(config.weights, str) and config.weights not in ("proportional", "uniform"):
         raise ConfigError(f"weights {config.weights!r}: give proportional, uniform, or NAME=WEIGHT for every domain")
     if config.targets == "model" and config.adapt != "full":
@@ -196,5 +212,7 @@ def _check(config: ReweightConfig) -> None:
     if config.scratch:
         scratch_size(config.scratch)
         if (config.adapt, config.targets) != ("full", "model"):
-            raise ConfigError(f"scratch {config.scratch!r} with adapt {config.adapt!r} and targets {config.targets!r}: a "
-                              "model from scratch learns all of itself; give adapt full and targets model")
+            raise ConfigError(
+                f"scratch {config.scratch!r} with adapt {config.adapt!r} and targets {config.targets!r}: a "
+                "model from scratch learns all of itself; give adapt full and targets model"
+            )

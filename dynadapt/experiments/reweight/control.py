@@ -19,7 +19,7 @@ from .config import ReweightConfig
 
 OF_THE_MIXER = ("mixer", "settings", "weights", "target", "reference", "pace", "smoothing", "floor")
 BY_CONTENT = ("model", "domains", "corpus")
-FREE = ("evaluate", "device", "backend", "recompute", "compress", "powersgd_rank")     # how it computes, and how often it looks
+FREE = ("evaluate", "device", "backend", "recompute", "compress", "powersgd_rank")  # how it computes, and how often it looks
 EQUAL = tuple(field.name for field in fields(ReweightConfig) if field.name not in (*OF_THE_MIXER, *BY_CONTENT, *FREE))
 
 
@@ -33,8 +33,10 @@ def controlled(run: str | Path) -> dict:
     settings = {name: value for name, value in content.items() if name != "kind"}
     made = read_json(path / "summary.json").get("steps", settings["steps"])
     if made < settings["steps"] and settings["schedule"] != "constant":
-        raise ConfigError(f"run {str(run)!r} ended after {made} of {settings['steps']} steps, with schedule {settings['schedule']!r}: a control "
-                          f"of {made} steps would have other rates; make that run again with --steps {made}")
+        raise ConfigError(
+            f"run {str(run)!r} ended after {made} of {settings['steps']} steps, with schedule {settings['schedule']!r}: a control "
+            f"of {made} steps would have other rates; make that run again with --steps {made}"
+        )
     return {**settings, "steps": made}
 
 
@@ -57,8 +59,10 @@ def check_control(config: ReweightConfig) -> None:
     run, own = controlled(name), json.loads(json.dumps(config.to_dict()))
     differing = [f"{key} {own[key]!r}, there {run[key]!r}" for key in EQUAL if key in run and own[key] != run[key]]
     if differing:
-        raise ConfigError(f"mixer 'replay' is the control of {name}, from which it differs: {'; '.join(differing)}; leave them out, and "
-                          "they are taken from there")
+        raise ConfigError(
+            f"mixer 'replay' is the control of {name}, from which it differs: {'; '.join(differing)}; leave them out, and "
+            "they are taken from there"
+        )
 
 
 def check_inputs(config: ReweightConfig, inputs: Mapping[str, str]) -> None:
@@ -69,5 +73,6 @@ def check_inputs(config: ReweightConfig, inputs: Mapping[str, str]) -> None:
     there = read_json(path)
     differing = [name for name, digest in inputs.items() if there.get(name, digest) != digest]
     if differing:
-        raise ConfigError(f"mixer 'replay' is the control of {config.settings['run']}, from which it differs: {', '.join(differing)}; give the "
-                          "same files")
+        raise ConfigError(
+            f"mixer 'replay' is the control of {config.settings['run']}, from which it differs: {', '.join(differing)}; give the same files"
+        )

@@ -69,8 +69,10 @@ def _read(name: str, path: Path, config: ReweightConfig, model) -> Domain:
     train, heldout = (encode_rows(texts, config.segment, model) for texts in _documents(name, path, config))
     for what, rows in (("training", train), ("held-out", heldout)):
         if len(rows) == 0:
-            raise ConfigError(f"domain {name!r}: its {what} text has {len(rows.tokens):,} tokens, too few for one row of "
-                              f"{config.segment} and the token before it; give more text, or a smaller segment ({path})")
+            raise ConfigError(
+                f"domain {name!r}: its {what} text has {len(rows.tokens):,} tokens, too few for one row of "
+                f"{config.segment} and the token before it; give more text, or a smaller segment ({path})"
+            )
     return Domain(name, train, heldout)
 
 
@@ -78,8 +80,10 @@ def _documents(name: str, path: Path, config: ReweightConfig) -> tuple[list[str]
     """(training, held-out) texts."""
     for train, heldout in ((path / "train.jsonl", path / "heldout.jsonl"), (path / "train", path / "heldout")):
         if train.exists() != heldout.exists():
-            raise ConfigError(f"domain {name!r}: {path} has {(train if train.exists() else heldout).name} but no "
-                              f"{(heldout if train.exists() else train).name}")
+            raise ConfigError(
+                f"domain {name!r}: {path} has {(train if train.exists() else heldout).name} but no "
+                f"{(heldout if train.exists() else train).name}"
+            )
         if train.exists():
             return tuple([text for _, text in read_documents(part, config.field)] for part in (train, heldout))
     return split_documents(name, list(read_documents(path, config.field)), config.heldout, config.seed)
@@ -88,8 +92,9 @@ def _documents(name: str, path: Path, config: ReweightConfig) -> tuple[list[str]
 def split_documents(name: str, documents: list[tuple[str, str]], share: float, seed: int) -> tuple[list[str], list[str]]:
     """(training, held-out) texts: in an order drawn by hash, documents are held out until they hold `share` of the characters."""
     if len(documents) < 2:
-        raise ConfigError(f"domain {name!r} has one document, so none can be held out; give several, or a directory "
-                          "with train.jsonl and heldout.jsonl")
+        raise ConfigError(
+            f"domain {name!r} has one document, so none can be held out; give several, or a directory with train.jsonl and heldout.jsonl"
+        )
     order = sorted(range(len(documents)), key=lambda i: hashlib.sha256(f"{seed}:{name}:{i}:{documents[i][0]}".encode()).digest())
     wanted, size, held = share * sum(len(text) for _, text in documents), 0, set()
     for index in order[:-1]:

@@ -29,9 +29,13 @@ from dynadapt.runs.rundir import RunError, read_json
 
 from .compare import LEVEL, holm, paired, said
 
-SAME = ("segment", "heldout", "heldout_rows")    # settings that say which rows are scored
+SAME = ("segment", "heldout", "heldout_rows")  # settings that say which rows are scored
 NOT_A_METHOD = ("seed", "device")
-OVER = {"seeds": "over {n} seeds", "rows": "over {n} held-out rows of seed {seed}; other seeds may differ", "none": "no interval: one seed, no losses of rows"}
+OVER = {
+    "seeds": "over {n} seeds",
+    "rows": "over {n} held-out rows of seed {seed}; other seeds may differ",
+    "none": "no interval: one seed, no losses of rows",
+}
 MEAN = "mean"
 
 
@@ -51,8 +55,14 @@ def compare_runs(paths: Sequence[str | Path]) -> dict:
     pairs = [_pair(methods[base], methods[name], base, name) for name in others]
     for pair, p in zip(pairs, holm([pair["mean"]["p"] for pair in pairs])):
         pair["mean"]["p_adjusted"], pair["says"] = p, said(pair["mean"]["difference"], p)
-    return {"base": base, "domains": list(_evaluations(runs[0])[0]["heldout"]), "level": LEVEL, "notes": _notes(runs, pairs),
-            "methods": {name: {str(seed): str(run.path) for seed, run in by_seed.items()} for name, by_seed in methods.items()}, "pairs": pairs}
+    return {
+        "base": base,
+        "domains": list(_evaluations(runs[0])[0]["heldout"]),
+        "level": LEVEL,
+        "notes": _notes(runs, pairs),
+        "methods": {name: {str(seed): str(run.path) for seed, run in by_seed.items()} for name, by_seed in methods.items()},
+        "pairs": pairs,
+    }
 
 
 def _evaluations(run: Run) -> list[dict]:
@@ -61,8 +71,10 @@ def _evaluations(run: Run) -> list[dict]:
 
 def _check(run: Run) -> None:
     if run.kind != "reweight":
-        raise RunError(f"{run.path} is a run of dynadapt {run.kind}; compare takes runs of dynadapt reweight train"
-                       + ("; runs of eval have dynadapt compare" if run.kind == "eval" else ""))
+        raise RunError(
+            f"{run.path} is a run of dynadapt {run.kind}; compare takes runs of dynadapt reweight train"
+            + ("; runs of eval have dynadapt compare" if run.kind == "eval" else "")
+        )
     if not any(line["total_tokens"] for line in _evaluations(run)):
         raise RunError(f"{run.path} has no held-out losses after its start yet")
 
@@ -74,12 +86,16 @@ def _same_text(first: Run, other: Run) -> None:
         raise RunError(f"{other.path} has the domains {', '.join(theirs)}, {first.path} has {', '.join(mine)}")
     for name in SAME:
         if first.config.get(name) != other.config.get(name):
-            raise RunError(f"{other.path} has {name} {other.config.get(name)!r}, {first.path} has {first.config.get(name)!r}: "
-                           "they did not score the same held-out text")
+            raise RunError(
+                f"{other.path} has {name} {other.config.get(name)!r}, {first.path} has {first.config.get(name)!r}: "
+                "they did not score the same held-out text"
+            )
     mine, theirs = (read_json(run.path / "inputs.json") if (run.path / "inputs.json").exists() else {} for run in (first, other))
     for name in ("the tokenizer", *(f"the text of domain {domain!r}" for domain in _evaluations(first)[0]["heldout"])):
         if None not in (mine.get(name), theirs.get(name)) and mine[name] != theirs[name]:
-            raise RunError(f"{other.path} has another version of {name.removeprefix('the ')} than {first.path}: losses are not of the same tokens")
+            raise RunError(
+                f"{other.path} has another version of {name.removeprefix('the ')} than {first.path}: losses are not of the same tokens"
+            )
 
 
 def _methods(runs: list[Run]) -> dict[str, dict[int, Run]]:
@@ -94,8 +110,11 @@ def _methods(runs: list[Run]) -> dict[str, dict[int, Run]]:
             found.append((key, group))
         group[seed] = run
     settings = [flat(next(iter(group.values())).config) for _, group in found]
-    varied = [name for name in {key: None for each in settings for key in each} if name not in (*NOT_A_METHOD, "mixer")
-              and any(each.get(name) != settings[0].get(name) for each in settings)]
+    varied = [
+        name
+        for name in {key: None for each in settings for key in each}
+        if name not in (*NOT_A_METHOD, "mixer") and any(each.get(name) != settings[0].get(name) for each in settings)
+    ]
     names = []
     for each, (_, group) in zip(settings, found):
         more = [f"{name.removeprefix('settings.')} {_short(each[name])}" for name in varied if each.get(name) not in (None, {}, [])]
@@ -113,22 +132,40 @@ def _pair(ones: dict[int, Run], others: dict[int, Run], base: str, name: str) ->
     """The differences of one method to the base."""
     seeds = sorted(set(ones) & set(others))
     if not seeds:
-        raise RunError(f"{name} has seeds {_listed(others)}, {base} has {_listed(ones)}: other seeds hold out other rows; "
-                       "run both with the same --seed")
+        raise RunError(
+            f"{name} has seeds {_listed(others)}, {base} has {_listed(ones)}: other seeds hold out other rows; "
+            "run both with the same --seed"
+        )
     lines = [_last_common(ones[seed], others[seed]) for seed in seeds]
     domains = list(lines[0][0]["heldout"])
     losses = {domain: ([a["heldout"][domain] for a, _ in lines], [b["heldout"][domain] for _, b in lines]) for domain in domains}
-    losses[MEAN] = ([float(np.mean(list(a["heldout"].values()))) for a, _ in lines], [float(np.mean(list(b["heldout"].values()))) for _, b in lines])
+    losses[MEAN] = (
+        [float(np.mean(list(a["heldout"].values()))) for a, _ in lines],
+        [float(np.mean(list(b["heldout"].values()))) for _, b in lines],
+    )
     if len(seeds) > 1:
         kind, n, found = "seeds", len(seeds), {key: paired(np.subtract(b, a)) for key, (a, b) in losses.items()}
     elif all(line.get("heldout_rows") for line in lines[0]):
         kind, (n, found) = "rows", _over_rows(*lines[0], domains)
     else:
         kind, n, found = "none", 1, {key: paired(np.subtract(b, a)) for key, (a, b) in losses.items()}
-    of = lambda key: {"base": float(np.mean(losses[key][0])), "loss": float(np.mean(losses[key][1])), "difference": found[key]["mean"],  # noqa: E731
-                      "interval": found[key]["interval"], "p": found[key]["p"]}
-    return {"of": name, "against": base, "seeds": seeds, "tokens": [line["total_tokens"] for line, _ in lines], "kind": kind, "n": n,
-            "mean": of(MEAN), "domains": {domain: of(domain) for domain in domains}}
+    of = lambda key: {
+        "base": float(np.mean(losses[key][0])),
+        "loss": float(np.mean(losses[key][1])),
+        "difference": found[key]["mean"],  # noqa: E731
+        "interval": found[key]["interval"],
+        "p": found[key]["p"],
+    }
+    return {
+        "of": name,
+        "against": base,
+        "seeds": seeds,
+        "tokens": [line["total_tokens"] for line, _ in lines],
+        "kind": kind,
+        "n": n,
+        "mean": of(MEAN),
+        "domains": {domain: of(domain) for domain in domains},
+    }
 
 
 def _listed(seeds) -> str:
@@ -140,8 +177,10 @@ def _last_common(one: Run, other: Run) -> tuple[dict, dict]:
     mine, theirs = ({line["total_tokens"]: line for line in _evaluations(run) if line["total_tokens"]} for run in (one, other))
     common = set(mine) & set(theirs)
     if not common:
-        raise RunError(f"{one.path} and {other.path} were never evaluated after the same number of training tokens (they have "
-                       f"{', '.join(f'{n:,}' for n in sorted(mine)[-3:])} and {', '.join(f'{n:,}' for n in sorted(theirs)[-3:])})")
+        raise RunError(
+            f"{one.path} and {other.path} were never evaluated after the same number of training tokens (they have "
+            f"{', '.join(f'{n:,}' for n in sorted(mine)[-3:])} and {', '.join(f'{n:,}' for n in sorted(theirs)[-3:])})"
+        )
     return mine[max(common)], theirs[max(common)]
 
 
@@ -154,7 +193,7 @@ def _over_rows(one: dict, other: dict, domains: list[str]) -> tuple[int, dict[st
         if mine.shape != theirs.shape:
             raise RunError(f"domain {domain!r}: {len(mine)} held-out rows and {len(theirs)}; they were not held out alike")
         found[domain] = paired(theirs - mine)
-        found[domain]["mean"] = other["heldout"][domain] - one["heldout"][domain]     # the rows are rounded
+        found[domain]["mean"] = other["heldout"][domain] - one["heldout"][domain]  # the rows are rounded
         count += len(mine)
         errors.append((np.var(theirs - mine, ddof=1) / len(mine) / len(domains) ** 2, len(mine) - 1) if len(mine) > 1 else None)
     mean = float(np.mean([found[domain]["mean"] for domain in domains]))
@@ -165,7 +204,11 @@ def _over_rows(one: dict, other: dict, domains: list[str]) -> tuple[int, dict[st
     else:
         freedom = total**2 / sum(error**2 / n for error, n in errors)
         reach = float(student.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(total)
-        found[MEAN] = {"mean": mean, "interval": [mean - reach, mean + reach], "p": 2 * float(student.sf(abs(mean) / math.sqrt(total), freedom))}
+        found[MEAN] = {
+            "mean": mean,
+            "interval": [mean - reach, mean + reach],
+            "p": 2 * float(student.sf(abs(mean) / math.sqrt(total), freedom)),
+        }
     return count, found
 
 
@@ -211,7 +254,10 @@ def draw_pairs(found: dict, path: str | Path) -> Path:
         axis.grid(axis="y", visible=False)
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
         axis.set_title(fitted(f"Held-out loss less that of {found['base']}", 5.8, 11, "bold"))
-        axis.set_xlabel("nats per token; left of 0 is better; 95% intervals" if any(pair["kind"] != "none" for pair in pairs)
-                        else "nats per token; left of 0 is better; no intervals")
+        axis.set_xlabel(
+            "nats per token; left of 0 is better; 95% intervals"
+            if any(pair["kind"] != "none" for pair in pairs)
+            else "nats per token; left of 0 is better; no intervals"
+        )
         legend_below(figure, handles, [f"{pair['of']} ({over(pair).partition(';')[0]})" for pair in pairs], most_columns=3)
         return save(figure, Path(path))

@@ -34,9 +34,18 @@ def draw(run: str | Path, out: str | Path | None = None) -> Path:
             line = LINES[index // len(CYCLE) % len(LINES)]
             handles += axes[0].step(*_weights(steps, domain), where="pre", color=colour, linestyle=line, linewidth=1.8)
             training = _training(steps, domain)
-            axes[1].plot(*training, color=colour, linestyle=line, linewidth=1.4, marker="o" if len(training[0]) == 1 else None, markersize=4)
-            axes[2].plot([line["total_tokens"] for line in evaluations], [line["heldout"][domain] for line in evaluations],
-                         color=colour, linestyle=line, linewidth=1.6, marker="o", markersize=4)
+            axes[1].plot(
+                *training, color=colour, linestyle=line, linewidth=1.4, marker="o" if len(training[0]) == 1 else None, markersize=4
+            )
+            axes[2].plot(
+                [line["total_tokens"] for line in evaluations],
+                [line["heldout"][domain] for line in evaluations],
+                color=colour,
+                linestyle=line,
+                linewidth=1.6,
+                marker="o",
+                markersize=4,
+            )
         largest = max(max(line["weights"].values()) for line in steps)
         axes[0].set(ylabel="weight", title=f"Weights: {run.config['mixer']}", ylim=(0, 1.05 * largest))
         axes[1].set(ylabel="NLL (nats per token)", title="Training loss, before each update")

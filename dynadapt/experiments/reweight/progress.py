@@ -25,9 +25,12 @@ class _Status:
         self.seconds = 0.0
 
     def add(self, line: dict) -> None:
-        if self.first is None:                       # a resumed run counts its speed anew
-            self.first = (line["step"] - (line["kind"] == "step"), line["total_tokens"] - line.get("tokens", 0),
-                          line["total_seconds"] - line["seconds"])
+        if self.first is None:  # a resumed run counts its speed anew
+            self.first = (
+                line["step"] - (line["kind"] == "step"),
+                line["total_tokens"] - line.get("tokens", 0),
+                line["total_seconds"] - line["seconds"],
+            )
         self.step, self.tokens, self.seconds = line["step"], line["total_tokens"], line["total_seconds"]
         self.weights = line["weights"]
         if line["notes"]:
@@ -49,8 +52,13 @@ class _Status:
     def cells(self, domain: str) -> tuple[str, str, str, str, str]:
         """weight, training loss, held-out loss, its change since the start, velocity."""
         show = lambda values, form: format(values[domain], form) if domain in values else "-"  # noqa: E731
-        return (show(self.weights, ".3f"), show(self.losses, ".4f"), show(self.heldout, ".4f"), show(self.change, "+.4f"),
-                show(self.velocity, ".3f"))
+        return (
+            show(self.weights, ".3f"),
+            show(self.losses, ".4f"),
+            show(self.heldout, ".4f"),
+            show(self.change, "+.4f"),
+            show(self.velocity, ".3f"),
+        )
 
 
 class Lines:
@@ -88,6 +96,7 @@ class Table:
     def __init__(self, steps: int, stream):
         from rich.console import Console
         from rich.live import Live
+
         self.status = _Status(steps)
         self.live = Live(console=Console(file=stream), refresh_per_second=4)
 
@@ -106,6 +115,7 @@ class Table:
         from rich.console import Group
         from rich.table import Table as Grid
         from rich.text import Text
+
         grid = Grid(box=None, pad_edge=False)
         grid.add_column("domain")
         for name in ("weight", "loss", "held-out", "change") + (("velocity",) if self.status.velocity else ()):

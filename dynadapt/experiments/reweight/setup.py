@@ -27,7 +27,9 @@ def load_model(config: ReweightConfig):
     """The model to train: as it is, or of the size of `scratch` with random weights and the tokenizer of the one named."""
     model = dynadapt.load(config.model)
     if model.tokenizer is None:
-        raise RunError(f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights, or take a GGUF file that holds one")
+        raise RunError(
+            f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights, or take a GGUF file that holds one"
+        )
     if not config.scratch:
         model.check_finite()
         return model
@@ -38,22 +40,51 @@ def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
     """A llama with tied head, heads of 64 (16 in the smallest), a feed-forward of 8/3 of its width and the other's vocabulary."""
     layers, hidden = scratch_size(config.scratch)
     head = next(size for size in (64, 32, 16) if hidden % size == 0)
-    return ModelConfig(family="llama", vocab_size=other.vocab_size, hidden_size=hidden, layers=layers, heads=hidden // head,
-                       kv_heads=hidden // head, head_dim=head, ffn_size=-(-8 * hidden // 3 // 32) * 32, norm="rms", norm_eps=1e-5,
-                       activation="swiglu", rope_theta=10000.0, rope_scaling=None, max_positions=max(2048, config.segment),
-                       tied_head=True, attention_bias=False, mlp_bias=False, qk_norm=False,
-                       bos_token_id=other.bos_token_id, eos_token_id=other.eos_token_id)
+    return ModelConfig(
+        family="llama",
+        vocab_size=other.vocab_size,
+        hidden_size=hidden,
+        layers=layers,
+        heads=hidden // head,
+        kv_heads=hidden // head,
+        head_dim=head,
+        ffn_size=-(-8 * hidden // 3 // 32) * 32,
+        norm="rms",
+        norm_eps=1e-5,
+        activation="swiglu",
+        rope_theta=10000.0,
+        rope_scaling=None,
+        max_positions=max(2048, config.segment),
+        tied_head=True,
+        attention_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        bos_token_id=other.bos_token_id,
+        eos_token_id=other.eos_token_id,
+    )
 
 
 def build_engine(model, config: ReweightConfig, device: str | None = None):
     """One set of weights for all rows of a step: ordinary training on their mean loss."""
-    adapt = {"lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=config.alpha, targets=config.targets),
-             "rows": lambda: dynadapt.RowSparse(density=config.density, targets=config.targets),
-             "full": lambda: dynadapt.Full(targets=config.targets)}[config.adapt]()
+    adapt = {
+        "lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=config.alpha, targets=config.targets),
+        "rows": lambda: dynadapt.RowSparse(density=config.density, targets=config.targets),
+        "full": lambda: dynadapt.Full(targets=config.targets),
+    }[config.adapt]()
     optimizer = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD}[config.optimizer]
-    return dynadapt.Engine(model, adapt=adapt, optimizer=optimizer(lr=config.learning_rate, decay=config.decay, clip=config.clip),
-                           shared=True, streams=config.rows, segment=config.segment, dtype=config.dtype, backend=config.backend,
-                           device=device or config.device, recompute=config.recompute, seed=config.seed)
+    return dynadapt.Engine(
+        model,
+        adapt=adapt,
+        optimizer=optimizer(lr=config.learning_rate, decay=config.decay, clip=config.clip),
+        shared=True,
+        streams=config.rows,
+        segment=config.segment,
+        dtype=config.dtype,
+        backend=config.backend,
+        device=device or config.device,
+        recompute=config.recompute,
+        seed=config.seed,
+    )
 
 
 def trained_engine(run: Path, **changes):
@@ -77,17 +108,26 @@ def learned_digest(engine) -> str:
 def build_reference(config: ReweightConfig, vocabulary: int, device: str | None = None):
     """What DoReMi's excess is measured against: a model as it is, or one that an earlier run trained."""
     if config.reference is None:
-        raise ConfigError(f"reference: mixer {config.mixer!r} compares with a reference model; name a model, or the directory "
-                          "of a run that trained one")
+        raise ConfigError(
+            f"reference: mixer {config.mixer!r} compares with a reference model; name a model, or the directory of a run that trained one"
+        )
     run, device = Path(config.reference), device or config.device
     if (run / "summary.json").is_file() and read_json(run / "config.json").get("kind") == "reweight":
         engine = trained_engine(run, backend=config.backend, device=device)
     else:
-        engine = dynadapt.Engine(dynadapt.load(config.reference), streams=config.rows, segment=config.segment, dtype=config.dtype,
-                                 backend=config.backend, device=device)
+        engine = dynadapt.Engine(
+            dynadapt.load(config.reference),
+            streams=config.rows,
+            segment=config.segment,
+            dtype=config.dtype,
+            backend=config.backend,
+            device=device,
+        )
     if engine.config.vocab_size != vocabulary:
-        raise ConfigError(f"reference {config.reference!r} has a vocabulary of {engine.config.vocab_size}, the model has "
-                          f"{vocabulary}; their tokenizers must be the same")
+        raise ConfigError(
+            f"reference {config.reference!r} has a vocabulary of {engine.config.vocab_size}, the model has "
+            f"{vocabulary}; their tokenizers must be the same"
+        )
     return engine
 
 
@@ -104,8 +144,10 @@ def check_mixer(config: ReweightConfig, sizes: Mapping[str, int]) -> None:
     """Everything about the mixer that can be refused before any work is."""
     if config.mixer in NEED_TARGET:
         if config.target is None:
-            raise MixerError(f"target losses: mixer {config.mixer!r} needs one for every domain ({', '.join(sizes)}): give "
-                             "--target NAME=NATS, or the file that `dynadapt reweight fit` writes")
+            raise MixerError(
+                f"target losses: mixer {config.mixer!r} needs one for every domain ({', '.join(sizes)}): give "
+                "--target NAME=NATS, or the file that `dynadapt reweight fit` writes"
+            )
         by_domain("target losses", tuple(sizes), config.target, least=0.0)
     elif config.target is not None:
         raise MixerError(f"target losses: mixer {config.mixer!r} uses none; {' and '.join(NEED_TARGET)} do")
@@ -118,8 +160,13 @@ def check_mixer(config: ReweightConfig, sizes: Mapping[str, int]) -> None:
 
 def build_mixer(config: ReweightConfig, sizes: Mapping[str, int], start: Mapping[str, float], vocabulary: int) -> Mixer:
     """The mixer with what it needs of the run; `settings` win. start: held-out losses before training."""
-    known = {"velocitune": {"start": start, "target": config.target}, "dynamic-batch-loading": {"target": config.target},
-             "proportional": {"sizes": sizes}, "ado": {"sample_tokens": config.segment}, "doremi": {"vocabulary": vocabulary}}
+    known = {
+        "velocitune": {"start": start, "target": config.target},
+        "dynamic-batch-loading": {"target": config.target},
+        "proportional": {"sizes": sizes},
+        "ado": {"sample_tokens": config.segment},
+        "doremi": {"vocabulary": vocabulary},
+    }
     shaping = Shaping(config.pace, config.smoothing, config.floor)
     settings = {**known.get(config.mixer, {}), **config.settings}
     return make_mixer(config.mixer, tuple(sizes), initial_weights(config, sizes), shaping, **settings)

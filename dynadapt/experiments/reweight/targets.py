@@ -25,18 +25,23 @@ def fit_run(run: str | Path, tokens: float) -> dict:
     if run.config.get("kind") != "reweight":
         raise RunError(f"{run.path} is not a run of `dynadapt reweight train`")
     if MIXERS[run.config["mixer"]].cadence != "never":
-        raise RunError(f"{run.path} ran with mixer {run.config['mixer']!r}, whose weights move; a fit needs static ones "
-                       "(--mixer proportional)")
+        raise RunError(
+            f"{run.path} ran with mixer {run.config['mixer']!r}, whose weights move; a fit needs static ones (--mixer proportional)"
+        )
     lines = [line for line in run.metrics if line["kind"] == "evaluation" and line["total_tokens"]]
     domains = tuple(lines[0]["heldout"]) if lines else ()
     if not domains:
         raise RunError(f"{run.path} has no evaluation after training began")
     trained = [line["total_tokens"] for line in lines]
     fits = fit_targets({domain: (trained, [line["heldout"][domain] for line in lines]) for domain in domains}, tokens)
-    found = {"run": run.name, "tokens": tokens, "target": {domain: prediction.loss for domain, (_, prediction) in fits.items()},
-             "interval": {domain: [prediction.low, prediction.high] for domain, (_, prediction) in fits.items()},
-             "residual": {domain: fit.residual for domain, (fit, _) in fits.items()},
-             "fit": {domain: fit.to_dict() for domain, (fit, _) in fits.items()}}
+    found = {
+        "run": run.name,
+        "tokens": tokens,
+        "target": {domain: prediction.loss for domain, (_, prediction) in fits.items()},
+        "interval": {domain: [prediction.low, prediction.high] for domain, (_, prediction) in fits.items()},
+        "residual": {domain: fit.residual for domain, (fit, _) in fits.items()},
+        "fit": {domain: fit.to_dict() for domain, (fit, _) in fits.items()},
+    }
     write_json(run.path / "targets.json", found)
     _draw(fits, run.path / "targets.png")
     return found
@@ -54,7 +59,10 @@ def _draw(fits: dict[str, tuple[ScalingFit, Prediction]], path: Path) -> None:
             axis.plot(grid, [fit.predict(n) for n in grid], color=colour, linewidth=1.5, label=f"{domain}: {prediction.loss:.3f}")
             axis.plot(fit.tokens, fit.losses, linestyle="", marker="o", color=colour, markersize=4)
         axis.set_xscale("log")
-        axis.set(xlabel="training tokens", ylabel="held-out NLL (nats per token)",
-                 title="Held-out losses, fitted and extrapolated, with 90% intervals")
+        axis.set(
+            xlabel="training tokens",
+            ylabel="held-out NLL (nats per token)",
+            title="Held-out losses, fitted and extrapolated, with 90% intervals",
+        )
         axis.legend(frameon=False)
         _save(figure, path)

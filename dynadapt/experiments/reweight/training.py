@@ -61,8 +61,9 @@ class ReweightOptions:
     log: tuple[str, ...] = ()
 
 
-def run(config: ReweightConfig, out: str | Path, options: ReweightOptions = ReweightOptions(),
-        progress: Callable[[dict], None] | None = None) -> dict:
+def run(
+    config: ReweightConfig, out: str | Path, options: ReweightOptions = ReweightOptions(), progress: Callable[[dict], None] | None = None
+) -> dict:
     """Trains to the end, or on to the end with options.resume; returns the summary.
 
     progress is called with each line of metrics.jsonl; it can stop the run as that of dyneval.run can. Raises ConfigError, MixerError, CorpusError, RunError, Interrupted; with
@@ -102,12 +103,10 @@ def _check_processes(config: ReweightConfig, options: ReweightOptions, processes
     """Settings that need several processes, or other ones."""
     processes.same({**config.to_dict(), **asdict(options), "version": dynadapt.__version__})
     if config.rows < processes.world:
-        raise ConfigError(f"rows {config.rows} with {processes.world} processes: each needs one of them; give at least "
-                          f"{processes.world}")
+        raise ConfigError(f"rows {config.rows} with {processes.world} processes: each needs one of them; give at least {processes.world}")
     if processes.world == 1 and (config.compress != "none" or options.shard):
         what = "shard" if options.shard else f"compress {config.compress!r}"
-        raise ConfigError(f"{what} with one process: there is nobody to send gradients to; start several with torchrun, or leave "
-                          "it out")
+        raise ConfigError(f"{what} with one process: there is nobody to send gradients to; start several with torchrun, or leave it out")
     if options.shard and config.adapt != "full":
         raise ConfigError(f"shard with adapt {config.adapt!r}: only --adapt full has masters and moments worth spreading")
     if options.shard and config.compress == "powersgd":
@@ -125,6 +124,7 @@ def _prepare(config: ReweightConfig, processes: Processes):
 def setup_paths(config: ReweightConfig) -> dict[str, str]:
     """Refuses paths and weights of domains that aren't there, before a run directory is made."""
     from .domains import domain_paths
+
     check_control(config)
     paths = domain_paths(config)
     for name, path in paths.items():
@@ -137,25 +137,33 @@ def setup_paths(config: ReweightConfig) -> dict[str, str]:
 class _Training:
     """One run between its checkpoints."""
 
-    def __init__(self, config: ReweightConfig, options: ReweightOptions, directory: RunDirectory | Follower, engine, domains,
-                 processes: Processes):
+    def __init__(
+        self, config: ReweightConfig, options: ReweightOptions, directory: RunDirectory | Follower, engine, domains, processes: Processes
+    ):
         self.config, self.options, self.directory, self.engine, self.processes = config, options, directory, engine, processes
         self.domains = {domain.name: domain for domain in domains}
         self.names = tuple(self.domains)
         self.sizes = {domain.name: len(domain.train) for domain in domains}
         self.sampler = Sampler(self.sizes, config.policy, config.seed)
-        self.heldout = [heldout_order(len(domain.heldout), config.heldout_rows, config.seed, index)
-                        for index, domain in enumerate(domains)]
+        self.heldout = [heldout_order(len(domain.heldout), config.heldout_rows, config.seed, index) for index, domain in enumerate(domains)]
         compares = MIXERS[config.mixer].signal == "excess"
-        self.reference = processes.together(lambda: setup.build_reference(config, engine.config.vocab_size, str(engine.device))
-                                            if compares else None)
+        self.reference = processes.together(
+            lambda: setup.build_reference(config, engine.config.vocab_size, str(engine.device)) if compares else None
+        )
         self.mixer, self.changing = None, False
         self.ended: str | None = None
-        self.step, self.start, self.last = 0, None, None      # held-out losses before training, and of the last evaluation
-        self.pending = dict.fromkeys(self.names, 0)           # tokens since the mixer's last update
-        self.totals = {"tokens": dict.fromkeys(self.names, 0), "seconds": 0.0, "updates": 0, "skipped_updates": 0,
-                       "evaluations": 0, "evaluated": 0,             # how many, and the step of the last
-                       "flops": {**dict.fromkeys(PHASES, 0), "heldout": 0, "excess": 0}, "changes": []}
+        self.step, self.start, self.last = 0, None, None  # held-out losses before training, and of the last evaluation
+        self.pending = dict.fromkeys(self.names, 0)  # tokens since the mixer's last update
+        self.totals = {
+            "tokens": dict.fromkeys(self.names, 0),
+            "seconds": 0.0,
+            "updates": 0,
+            "skipped_updates": 0,
+            "evaluations": 0,
+            "evaluated": 0,  # how many, and the step of the last
+            "flops": {**dict.fromkeys(PHASES, 0), "heldout": 0, "excess": 0},
+            "changes": [],
+        }
         self.digests = {name: domain.digest() for name, domain in self.domains.items()}
         texts = {f"the text of domain {name!r}": digest for name, digest in self.digests.items()}
         inputs = {"the model": engine.model.fingerprint(), "the tokenizer": engine.model.tokenizer.fingerprint(), **texts}
@@ -166,14 +174,21 @@ class _Training:
         processes.from_first(lambda: directory.expect(inputs))
         if directory.state:
             processes.together(lambda: self._restore(directory.state))
-        connect(engine, processes, config.compress, config.powersgd_rank, config.steps // 10, options.shard,
-                directory.checkpoint and directory.checkpoint / "engine")
+        connect(
+            engine,
+            processes,
+            config.compress,
+            config.powersgd_rank,
+            config.steps // 10,
+            options.shard,
+            directory.checkpoint and directory.checkpoint / "engine",
+        )
 
     # ------------------------------------------------------------------------------------------------------- states
 
     def _build_mixer(self) -> None:
         self.mixer = setup.build_mixer(self.config, self.sizes, self.start, self.engine.config.vocab_size)
-        self.ahead = getattr(self.mixer, "acts", "sampling") == "loss"       # weights act on the loss of the step they come from
+        self.ahead = getattr(self.mixer, "acts", "sampling") == "loss"  # weights act on the loss of the step they come from
 
     def _restore(self, state: dict) -> None:
         changed = [name for name in self.names if state["digests"].get(name) != self.digests[name]]
@@ -196,9 +211,19 @@ class _Training:
         if self.mixer is None or (not anew and self.directory.state and self.directory.state["segments"] == self.step):
             return
         with collected(self.engine) as state:
-            self.directory.save(state, {
-                "segments": self.step, "start": self.start, "last": self.last, "pending": self.pending, "totals": self.totals,
-                "mixer": self.mixer.state_dict(), "supply": self.sampler.supply.state_dict(), "digests": self.digests})
+            self.directory.save(
+                state,
+                {
+                    "segments": self.step,
+                    "start": self.start,
+                    "last": self.last,
+                    "pending": self.pending,
+                    "totals": self.totals,
+                    "mixer": self.mixer.state_dict(),
+                    "supply": self.sampler.supply.state_dict(),
+                    "digests": self.digests,
+                },
+            )
 
     def change(self) -> None:
         """Weights that were changed on the way here are part of the run from now on. The same command again, after a stop, goes on
@@ -283,10 +308,22 @@ class _Training:
         flops = self.processes.counts({**flops, **{phase: int(report.flops.get(phase, 0)) for phase in PHASES}})
         updated, skipped = bool(report.updated[own.start]), bool(report.skipped[own.start])
         self._count(count, flops, updated, skipped)
-        return {"kind": "step", "step": self.step, "tokens": int(nll.size), "total_tokens": sum(self.totals["tokens"].values()),
-                "loss": float(nll.mean()), "losses": losses, "drawn": {name: n // config.segment for name, n in count.items()},
-                "rows": [list(pair) for pair in drawn], "weights": in_force, "notes": list(self.mixer.notes), "lr": rate,
-                "grad_norm": _finite(report.grad_norm[own.start]), "skipped": skipped, "flops": flops}
+        return {
+            "kind": "step",
+            "step": self.step,
+            "tokens": int(nll.size),
+            "total_tokens": sum(self.totals["tokens"].values()),
+            "loss": float(nll.mean()),
+            "losses": losses,
+            "drawn": {name: n // config.segment for name, n in count.items()},
+            "rows": [list(pair) for pair in drawn],
+            "weights": in_force,
+            "notes": list(self.mixer.notes),
+            "lr": rate,
+            "grad_norm": _finite(report.grad_norm[own.start]),
+            "skipped": skipped,
+            "flops": flops,
+        }
 
     def _shares(self, factors: list[float] | None, own: range) -> list[float] | None:
         """What this process's rows count in its mean loss, so that the mean over processes is the mean over all rows."""
@@ -331,9 +368,11 @@ class _Training:
 
     def _check_finite(self, nll: np.ndarray) -> None:
         if not np.isfinite(nll).all():
-            raise RunError(f"the scores of step {self.step + 1} are not finite: training diverged at lr "
-                           f"{self.config.learning_rate:g}; take a smaller --lr, a smaller --clip, or --dtype fp32. "
-                           f"What was done before is in {self.directory.path}")
+            raise RunError(
+                f"the scores of step {self.step + 1} are not finite: training diverged at lr "
+                f"{self.config.learning_rate:g}; take a smaller --lr, a smaller --clip, or --dtype fp32. "
+                f"What was done before is in {self.directory.path}"
+            )
 
     # -------------------------------------------------------------------------------------------------- evaluations
 
@@ -346,12 +385,13 @@ class _Training:
                 tokens = torch.from_numpy(np.stack([rows[row] for row in chosen[first : first + self.config.rows]]))
                 scores = self._scores(self.engine, tokens, flops, "heldout")
                 total.append(scores.sum())
-                by_row[name] += [round(float(value), 6) for value in scores.mean(1)]          # reweight/paired.py reads them
+                by_row[name] += [round(float(value), 6) for value in scores.mean(1)]  # reweight/paired.py reads them
             losses[name] = float(math.fsum(total) / (len(chosen) * self.config.segment))
         flops = self.processes.counts(flops)
         if not all(map(math.isfinite, losses.values())):
-            raise RunError(f"held-out losses at step {self.step} are not finite ({losses}): training diverged; take a "
-                           "smaller --lr, or --dtype fp32")
+            raise RunError(
+                f"held-out losses at step {self.step} are not finite ({losses}): training diverged; take a smaller --lr, or --dtype fp32"
+            )
         self.last = losses
         if self.start is None:
             self.start = losses
@@ -363,11 +403,21 @@ class _Training:
         self.totals["flops"]["heldout"] += flops["heldout"]
         self.totals["evaluations"] += 1
         self.totals["evaluated"] = self.step
-        line = {"kind": "evaluation", "step": self.step, "total_tokens": sum(self.totals["tokens"].values()), "heldout": losses,
-                "heldout_rows": by_row, "mean": math.fsum(losses.values()) / len(losses),
-                "change": {name: losses[name] - self.start[name] for name in self.names},
-                "velocity": getattr(self.mixer, "velocity", None), "weights": self.mixer.weights, "notes": list(self.mixer.notes),
-                "seconds": seconds, "total_seconds": self.totals["seconds"], "flops": {"heldout": flops["heldout"]}}
+        line = {
+            "kind": "evaluation",
+            "step": self.step,
+            "total_tokens": sum(self.totals["tokens"].values()),
+            "heldout": losses,
+            "heldout_rows": by_row,
+            "mean": math.fsum(losses.values()) / len(losses),
+            "change": {name: losses[name] - self.start[name] for name in self.names},
+            "velocity": getattr(self.mixer, "velocity", None),
+            "weights": self.mixer.weights,
+            "notes": list(self.mixer.notes),
+            "seconds": seconds,
+            "total_seconds": self.totals["seconds"],
+            "flops": {"heldout": flops["heldout"]},
+        }
         self.directory.append(line)
         progress(line)
 
@@ -376,18 +426,33 @@ class _Training:
         tokens = sum(totals["tokens"].values())
         mean = lambda losses: math.fsum(losses.values()) / len(losses)  # noqa: E731
         return {
-            "mixer": mixer.name, "steps": self.step, "ended": self.ended or "all steps are made", "tokens": tokens,
-            "tokens_by_domain": totals["tokens"], "epochs": self.sampler.supply.epochs,
-            "heldout_start": self.start, "heldout": self.last,
-            "mean_start": mean(self.start), "mean": mean(self.last), "weights": mixer.weights, "average_weights": mixer.average,
-            "static_weights": mixer.static_weights, "changes": totals["changes"], "seconds": totals["seconds"],
-            "tokens_per_second": tokens / totals["seconds"], "flops": totals["flops"],
-            "flops_per_token": sum(totals["flops"][phase] for phase in PHASES) / tokens, "evaluations": totals["evaluations"],
-            "updates": totals["updates"], "skipped_updates": totals["skipped_updates"],
+            "mixer": mixer.name,
+            "steps": self.step,
+            "ended": self.ended or "all steps are made",
+            "tokens": tokens,
+            "tokens_by_domain": totals["tokens"],
+            "epochs": self.sampler.supply.epochs,
+            "heldout_start": self.start,
+            "heldout": self.last,
+            "mean_start": mean(self.start),
+            "mean": mean(self.last),
+            "weights": mixer.weights,
+            "average_weights": mixer.average,
+            "static_weights": mixer.static_weights,
+            "changes": totals["changes"],
+            "seconds": totals["seconds"],
+            "tokens_per_second": tokens / totals["seconds"],
+            "flops": totals["flops"],
+            "flops_per_token": sum(totals["flops"][phase] for phase in PHASES) / tokens,
+            "evaluations": totals["evaluations"],
+            "updates": totals["updates"],
+            "skipped_updates": totals["skipped_updates"],
             "learned_parameters": int(self.engine.learned_parameters),
             "peak_memory_bytes": peak_memory_bytes(),
-            "peak_gpu_memory_bytes": (torch.cuda.max_memory_allocated(self.engine.device) if self.engine.device.type == "cuda"
-                                      else None),
-            "processes": self.processes.world, "backend": self.engine.backend, "device": str(self.engine.device),
-            "dtype": self.engine.dtype, "model": self.engine.model.name,
+            "peak_gpu_memory_bytes": (torch.cuda.max_memory_allocated(self.engine.device) if self.engine.device.type == "cuda" else None),
+            "processes": self.processes.world,
+            "backend": self.engine.backend,
+            "device": str(self.engine.device),
+            "dtype": self.engine.dtype,
+            "model": self.engine.model.name,
         }

@@ -13,8 +13,10 @@ __all__ = ["Recommendation", "tune"]
 def __getattr__(name: str):
     if name == "tune":
         from .driver import tune
+
         return tune
     if name == "Recommendation":
         from .recommendation import Recommendation
+
         return Recommendation
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,6 +19,9 @@ def free_directory(out: str | Path | None) -> Path | None:
         return None
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} holds a recommendation; choose another --out" if (out / "recommendation.json").exists() else
-                       f"{out} is there and not empty; name a directory that does not exist")
+        raise RunError(
+            f"{out} holds a recommendation; choose another --out"
+            if (out / "recommendation.json").exists()
+            else f"{out} is there and not empty; name a directory that does not exist"
+        )
     return out

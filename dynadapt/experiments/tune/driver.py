@@ -22,8 +22,8 @@ from .plan import Candidate, Cost, Plan
 from .windows import Text, Window, draw, read_text
 
 KINDS = ("none", "lora", "rows", "full")
-WRITING = 4.0                    # seconds kept back for the picture and the files
-SAFETY = 0.85                    # of the time is planned for; the rest is for a machine that is slower than when it was timed
+WRITING = 4.0  # seconds kept back for the picture and the files
+SAFETY = 0.85  # of the time is planned for; the rest is for a machine that is slower than when it was timed
 LEAST_JUDGED = 4
 
 
@@ -33,7 +33,7 @@ class Tried:
 
     candidate: Candidate
     scored: Scored
-    round: int = 0               # the last one it took part in, from 1
+    round: int = 0  # the last one it took part in, from 1
     score: float = float("nan")  # gain over the best static one on the same windows, as it was chosen by
 
 
@@ -57,12 +57,20 @@ class Budget:
         """The refusal that names the minutes that would do, if `more` seconds are needed from here on."""
         need = time.monotonic() - self.started + more / SAFETY + WRITING
         need = max(need, more / SAFETY / 0.8)
-        return ConfigError(f"minutes {self.seconds / 60:g}: too few for this model and text on this machine; "
-                           f"give at least {np.ceil(need / 60 * 1.15 * 20) / 20:g}")
+        return ConfigError(
+            f"minutes {self.seconds / 60:g}: too few for this model and text on this machine; "
+            f"give at least {np.ceil(need / 60 * 1.15 * 20) / 20:g}"
+        )
 
 
-def tune(config: EvalConfig, minutes: float = 5.0, out: str | Path | None = None, progress: Callable[[dict], None] | None = None,
-         model=None, started: float | None = None):
+def tune(
+    config: EvalConfig,
+    minutes: float = 5.0,
+    out: str | Path | None = None,
+    progress: Callable[[dict], None] | None = None,
+    model=None,
+    started: float | None = None,
+):
     """Finds out how to score config.text, within `minutes` of wall time, and returns a `Recommendation`, written to `out` if given.
 
     1. Check the texts, load the model, time a segment of every kind of learning, plan.
@@ -74,13 +82,14 @@ def tune(config: EvalConfig, minutes: float = 5.0, out: str | Path | None = None
     config.adapt). started: time.monotonic() at which the minutes began, if before the call. Raises TextError, ConfigError, RunError.
     """
     from .recommendation import recommend, write  # with what draws: what is missing shows before the minutes are spent
+
     _check(config, minutes)
     out = free_directory(out)
     budget = Budget(minutes, progress, started)
     budget("reading the text and loading the model")
     with tempfile.TemporaryDirectory(prefix="dynadapt-tune-") as folder:
         for source in expand(config.text, config.field):
-            source.check()                           # a pipe says nothing yet
+            source.check()  # a pipe says nothing yet
         model = _model(config, model)
         config = settle(config, model.config, memory=0)
         tokenizer = streaming_tokenizer(model.tokenizer)
@@ -99,21 +108,26 @@ def _check(config: EvalConfig, minutes: float) -> None:
     check_minutes(minutes)
     for name, accepted in (("tokens", None), ("streams", 1), ("split", False), ("context", 0)):
         if getattr(config, name) != accepted:
-            raise ConfigError(f"{name} {getattr(config, name)!r}: tune reads the whole text as one stream with memory; leave it at {accepted}")
+            raise ConfigError(
+                f"{name} {getattr(config, name)!r}: tune reads the whole text as one stream with memory; leave it at {accepted}"
+            )
     if config.optimizer == "rms":
         raise ConfigError("optimizer 'rms': tune has no statistics text; give adam, adamw or sgd")
 
 
 def _model(config: EvalConfig, model):
     from dynadapt.experiments.dyneval import _checked, _load
+
     return _checked(config, _load(config.model) if model is None else model)
 
 
 def _check_length(text: Text, segment: int) -> None:
     need = planning.least_segments() * segment
     if text.tokens < need:
-        raise TextError(f"text: {text.tokens:,} tokens in all; tune needs at least {need:,} to set windows apart and leave as much; "
-                        f"give more text, or a --segment of at most {max(1, text.tokens // planning.least_segments())} tokens")
+        raise TextError(
+            f"text: {text.tokens:,} tokens in all; tune needs at least {need:,} to set windows apart and leave as much; "
+            f"give more text, or a --segment of at most {max(1, text.tokens // planning.least_segments())} tokens"
+        )
 
 
 def _search(text: Text, tokenizer, bench: Bench, budget: Budget, config: EvalConfig) -> dict:
@@ -129,15 +143,25 @@ def _search(text: Text, tokenizer, bench: Bench, budget: Budget, config: EvalCon
         with_time = planning.make_plan(kinds, memories, config, costs, 1e12, segments)
         notes.append(f"not tried, for want of {'text' if with_time.left_out == chosen.left_out else 'time'}: {chosen.left_out}")
     windows = draw(text, tokenizer, chosen.windows + chosen.judging, chosen.segments * config.segment, config.segment, config.seed)
-    choosing, judging = windows[:chosen.windows], windows[chosen.windows:]
+    choosing, judging = windows[: chosen.windows], windows[chosen.windows :]
     tried = _choose(chosen, choosing, bench, budget, costs, text)
     best, static = _best(tried)
     judged = _judge(best, static, judging, bench, budget, tried, chosen)
     used = len(judged[best].nll)
     if budget.left < 0:
         notes.append(f"it took {-budget.left / 60:.1f} minutes more than it was given: the machine became slower than when it was timed")
-    return {"plan": chosen, "tried": tried, "best": best, "static": static, "judged": judged, "notes": notes,
-            "choosing": choosing, "judging": judging[:used], "apart": choosing + judging[:used], "seconds": time.monotonic() - budget.started}
+    return {
+        "plan": chosen,
+        "tried": tried,
+        "best": best,
+        "static": static,
+        "judged": judged,
+        "notes": notes,
+        "choosing": choosing,
+        "judging": judging[:used],
+        "apart": choosing + judging[:used],
+        "seconds": time.monotonic() - budget.started,
+    }
 
 
 def fitting_memories(model_config, config: EvalConfig) -> tuple[tuple[int, ...], list[str]]:
@@ -146,20 +170,26 @@ def fitting_memories(model_config, config: EvalConfig) -> tuple[tuple[int, ...],
     for memory in planning.MEMORIES[1:]:
         window = config.segment + memory + config.sinks
         if model_config.rope_theta is None:
-            notes.append(f"memory {memory:,} is left out: {model_config.family} has learned absolute positions, which can't count in a moving window")
+            notes.append(
+                f"memory {memory:,} is left out: {model_config.family} has learned absolute positions, which can't count in a moving window"
+            )
         elif window > model_config.max_positions:
-            notes.append(f"memory {memory:,} is left out: with a segment of {config.segment} it makes {window:,} positions, the model has "
-                         f"{model_config.max_positions:,}")
+            notes.append(
+                f"memory {memory:,} is left out: with a segment of {config.segment} it makes {window:,} positions, the model has "
+                f"{model_config.max_positions:,}"
+            )
         else:
             fit.append(memory)
     return tuple(fit), notes
 
 
-def _time_kinds(text: Text, tokenizer, bench: Bench, budget: Budget, config: EvalConfig, memories, notes: list[str]) -> dict[Candidate, Cost]:
+def _time_kinds(
+    text: Text, tokenizer, bench: Bench, budget: Budget, config: EvalConfig, memories, notes: list[str]
+) -> dict[Candidate, Cost]:
     """Cost of every candidate there may be, by timing a segment of each kind with the largest memory; kinds for which there is no time are left out."""
     ids = np.concatenate([TokenReader(text.sources[0], tokenizer).read(bench.config.segment + 1)[0], [0, 0]])
     costs: dict[Candidate, Cost] = {}
-    timed = 0.0                                      # seconds that the last kind took; the next takes about as many
+    timed = 0.0  # seconds that the last kind took; the next takes about as many
     for kind in KINDS:
         if len(costs) > len(memories):
             least = planning.least_seconds(KINDS[:2], memories, config, costs)
@@ -182,24 +212,26 @@ def _choose(chosen: Plan, windows: list[Window], bench: Bench, budget: Budget, c
     for candidate in (each for each in chosen.candidates if each.adapt == "none"):
         budget(f"choosing: {candidate.label}, {len(windows)} windows")
         scored = bench.static(candidate, windows, deadline=deadline)
-        windows = windows[:len(scored.nll)]
+        windows = windows[: len(scored.nll)]
         tried[candidate] = Tried(candidate, scored, len(chosen.rounds))
     if len(windows) < planning.LEAST_FIRST:
         raise budget.too_small(budget.seconds)
     for each in tried.values():
-        del each.scored.nll[len(windows):]           # the same windows for all
+        del each.scored.nll[len(windows) :]  # the same windows for all
     base = np.array(min((each.scored.nll for each in tried.values()), key=np.mean))
     for each in tried.values():
         each.score = late_mean(base - each.scored.nll, each.scored.tokens, text.tokens)
     going = [each for each in chosen.candidates if each.adapt != "none"]
     for number, planned in enumerate(chosen.rounds, 1):
-        going = going[:planned.learners]
+        going = going[: planned.learners]
         for group in groups(going):
             what = group[0].label if len(group) == 1 else f"{Candidate(group[0].adapt, group[0].memory).label}, {len(group)} rates"
             budget(f"choosing, round {number} of {len(chosen.rounds)}: {what}, {planned.windows} windows")
-            for candidate, scored in bench.learning(group, windows[:planned.windows], deadline).items():
-                if len(scored.nll) >= planning.LEAST_FIRST and len(scored.nll) >= len(tried.get(candidate, Tried(candidate, Scored())).scored.nll):
-                    score = late_mean(base[:len(scored.nll)] - scored.nll, scored.tokens, text.tokens)
+            for candidate, scored in bench.learning(group, windows[: planned.windows], deadline).items():
+                if len(scored.nll) >= planning.LEAST_FIRST and len(scored.nll) >= len(
+                    tried.get(candidate, Tried(candidate, Scored())).scored.nll
+                ):
+                    score = late_mean(base[: len(scored.nll)] - scored.nll, scored.tokens, text.tokens)
                     tried[candidate] = Tried(candidate, scored, number, score)
         going = sorted((each for each in going if each in tried), key=lambda each: -tried[each].score)
         if not going:
@@ -224,18 +256,19 @@ def _best(tried: list[Tried]) -> tuple[Candidate, Candidate]:
     return best.candidate, static.candidate
 
 
-def _judge(best: Candidate, static: Candidate, windows, bench: Bench, budget: Budget, tried: list[Tried], chosen: Plan) -> dict[Candidate, Scored]:
+def _judge(
+    best: Candidate, static: Candidate, windows, bench: Bench, budget: Budget, tried: list[Tried], chosen: Plan
+) -> dict[Candidate, Scored]:
     """Both, one stream each as a run will have, over as many windows as there is time for."""
     ran = {each.candidate: each.scored for each in tried}
     alone = max(bench.alone["none"] * chosen.segments, ran[static].seconds / len(ran[static].nll))
     learning = ran[best].seconds / len(ran[best].nll) * (bench.alone[best.adapt] / bench.faster[best.adapt])
     setup = ran[best].setup + ran[static].setup
     count = int((budget.left * SAFETY - setup) / (alone + learning))
-    windows = windows[:max(LEAST_JUDGED, min(count, len(windows)))]
+    windows = windows[: max(LEAST_JUDGED, min(count, len(windows)))]
     budget(f"judging: {static.label}, {len(windows)} other windows")
     judged = {static: bench.static(static, windows, streams=1, deadline=time.monotonic() + budget.left / 2, least=LEAST_JUDGED)}
-    windows = windows[:len(judged[static].nll)]
+    windows = windows[: len(judged[static].nll)]
     budget(f"judging: {best.label}, {len(windows)} other windows")
     judged.update(bench.learning([best], windows, time.monotonic() + budget.left, LEAST_JUDGED))
     return judged
-

@@ -30,7 +30,7 @@ class Estimate:
     low: float
     high: float
     windows: int
-    early: float                     # weight of the first half
+    early: float  # weight of the first half
 
 
 def estimate(gains, learned: float, text: float, level: float = LEVEL) -> Estimate:
@@ -42,10 +42,10 @@ def estimate(gains, learned: float, text: float, level: float = LEVEL) -> Estima
     early = min(0.5, learned * half / len(gains) / max(text, 1.0))
     parts = [(early, gains[:half]), (1 - early, gains[half:])]
     mean = sum(weight * part.mean() for weight, part in parts)
-    errors = [weight ** 2 * part.var(ddof=1) / len(part) for weight, part in parts]
+    errors = [weight**2 * part.var(ddof=1) / len(part) for weight, part in parts]
     variance, reach = sum(errors), 0.0
     if variance > 0:
-        freedom = variance ** 2 / sum(error ** 2 / (len(part) - 1) for error, (_, part) in zip(errors, parts) if error)
+        freedom = variance**2 / sum(error**2 / (len(part) - 1) for error, (_, part) in zip(errors, parts) if error)
         reach = float(student.ppf(0.5 + level / 2, freedom) * np.sqrt(variance))
     trend = _trend(gains, early, len(gains) * text / max(learned, 1.0), level)
     return Estimate(float(mean), float(mean - reach + min(0.0, trend)), float(mean + reach + max(0.0, trend)), len(gains), early)

@@ -20,8 +20,8 @@ from dynadapt.experiments.dyneval import build_engine
 from .plan import Candidate, Cost
 from .windows import Piece, Window
 
-SIDE_BY_SIDE = {"none": 4, "lora": 3}        # streams that are timed; weights of one's own go through the layers one by one
-FASTER = 1.05                                # a batch must be so much faster, or streams go one by one
+SIDE_BY_SIDE = {"none": 4, "lora": 3}  # streams that are timed; weights of one's own go through the layers one by one
+FASTER = 1.05  # a batch must be so much faster, or streams go one by one
 
 
 @dataclass
@@ -30,8 +30,8 @@ class Scored:
 
     nll: list[float] = field(default_factory=list)
     counted: int = 0
-    tokens: int = 0                          # learned from, counted or not
-    seconds: float = 0.0                     # of the steps; candidates side by side share them
+    tokens: int = 0  # learned from, counted or not
+    seconds: float = 0.0  # of the steps; candidates side by side share them
     setup: float = 0.0
     flops: int = 0
 
@@ -41,8 +41,8 @@ class Bench:
 
     def __init__(self, model, config: EvalConfig, beat: Callable[[], None] = lambda: None):
         self.model, self.config, self.beat = model, config, beat
-        self.streams = {"none": 1, "lora": 1}    # side by side, where that was faster
-        self.alone: dict[str, float] = {}        # seconds a segment, by kind: one stream, and the way that is faster
+        self.streams = {"none": 1, "lora": 1}  # side by side, where that was faster
+        self.alone: dict[str, float] = {}  # seconds a segment, by kind: one stream, and the way that is faster
         self.faster: dict[str, float] = {}
         self.dtype = self.device = self.backend = self._last = None
 
@@ -64,9 +64,9 @@ class Bench:
         kind, wide = candidate.adapt, SIDE_BY_SIDE.get(candidate.adapt, 1)
         started = time.perf_counter()
         engine = self.engine(candidate, wide)
-        self._step(engine, ids, wide if engine.device.type != "cpu" else 1)        # packs weights, makes workspaces, records graphs
+        self._step(engine, ids, wide if engine.device.type != "cpu" else 1)  # packs weights, makes workspaces, records graphs
         setup = time.perf_counter() - started
-        if wide > 1 and engine.device.type != "cpu":                               # fixed shapes: rows that rest cost as much
+        if wide > 1 and engine.device.type != "cpu":  # fixed shapes: rows that rest cost as much
             batched = self._step(engine, ids, wide) / wide
             engine = self.engine(candidate, 1)
             self._step(engine, ids, 1)
@@ -89,8 +89,9 @@ class Bench:
         self.beat()
         return seconds
 
-    def static(self, candidate: Candidate, windows: list[Window], streams: int | None = None, deadline: float = float("inf"),
-               least: int = 0) -> Scored:
+    def static(
+        self, candidate: Candidate, windows: list[Window], streams: int | None = None, deadline: float = float("inf"), least: int = 0
+    ) -> Scored:
         """Scores the windows; nothing carries over, so their pieces may go side by side. Stops between pieces at the deadline,
         but not before `least` windows are whole."""
         streams = streams or self.streams["none"]
@@ -102,18 +103,20 @@ class Bench:
         for at in range(0, len(pieces), streams):
             if time.monotonic() > deadline and at >= sum(len(window.pieces) for window in windows[:least]):
                 break
-            found += self._pieces(engine, pieces[at:at + streams], streams)
+            found += self._pieces(engine, pieces[at : at + streams], streams)
         _add_up(scored, windows, found)
         scored.seconds, scored.flops = time.perf_counter() - between, sum(engine.flops.values()) - flops
         return scored
 
-    def learning(self, candidates: list[Candidate], windows: list[Window], deadline: float = float("inf"), least: int = 0) -> dict[Candidate, Scored]:
+    def learning(
+        self, candidates: list[Candidate], windows: list[Window], deadline: float = float("inf"), least: int = 0
+    ) -> dict[Candidate, Scored]:
         """Candidates that differ in the rate only, over the windows in order. Stops between windows at the deadline, but not
         before `least` of them."""
         wide = self.streams.get(candidates[0].adapt, 1)
         found = {}
         for at in range(0, len(candidates), wide):
-            found.update(self._learning(candidates[at:at + wide], windows, deadline, least))
+            found.update(self._learning(candidates[at : at + wide], windows, deadline, least))
         return found
 
     def _learning(self, candidates, windows, deadline, least) -> dict[Candidate, Scored]:
@@ -130,8 +133,11 @@ class Bench:
                     scores.append(sums)
         seconds, result = time.perf_counter() - between, {}
         for candidate, scores in zip(candidates, found):
-            scored = Scored(setup=(between - started) / len(candidates), seconds=seconds / len(candidates),
-                            flops=(sum(engine.flops.values()) - flops) // len(candidates))
+            scored = Scored(
+                setup=(between - started) / len(candidates),
+                seconds=seconds / len(candidates),
+                flops=(sum(engine.flops.values()) - flops) // len(candidates),
+            )
             _add_up(scored, windows, scores)
             result[candidate] = scored
         return result
@@ -145,12 +151,12 @@ class Bench:
         for at in range(0, max(len(piece.sizes) for piece in pieces), segment):
             tokens, lengths = np.zeros((streams, segment + 1), np.int64), np.zeros(streams, np.int64)
             for stream, piece in enumerate(pieces):
-                row = piece.ids[at:at + segment + 1]
+                row = piece.ids[at : at + segment + 1]
                 lengths[stream] = max(len(row) - 1, 0)
-                tokens[stream, :len(row)] = row
+                tokens[stream, : len(row)] = row
             nll = _fetch(engine.step(torch.from_numpy(tokens), torch.from_numpy(lengths)))
             for stream, piece in enumerate(pieces):
-                counted = nll[stream, max(piece.skip - at, 0):lengths[stream]] if piece.skip < at + lengths[stream] else nll[stream, :0]
+                counted = nll[stream, max(piece.skip - at, 0) : lengths[stream]] if piece.skip < at + lengths[stream] else nll[stream, :0]
                 sums[stream] += float(counted.sum())
             self.beat()
         return sums
@@ -166,7 +172,7 @@ def _add_up(scored: Scored, windows: list[Window], sums: list[float]) -> None:
     for window in windows:
         if at + len(window.pieces) > len(sums):
             break
-        total = sum(sums[at:at + len(window.pieces)])
+        total = sum(sums[at : at + len(window.pieces)])
         scored.nll.append(total / window.counted)
         scored.counted += window.counted
         scored.tokens += window.learned

@@ -13,15 +13,15 @@ from math import ceil
 from dynadapt.experiments.config import LEARNING_RATES, EvalConfig
 
 MEMORIES = (0, 512, 1536)
-FACTORS = (1 / 3, 1.0, 3.0)          # of the learning rate that is the default for what learns
-KEEP = 3                             # one of so many goes on to the next round
-LEAST_FIRST = 2                      # windows of the first round, at least
-MOST_CHOOSING = 24                   # windows of the last round, at most
+FACTORS = (1 / 3, 1.0, 3.0)  # of the learning rate that is the default for what learns
+KEEP = 3  # one of so many goes on to the next round
+LEAST_FIRST = 2  # windows of the first round, at least
+MOST_CHOOSING = 24  # windows of the last round, at most
 MOST_JUDGING = 64
-JUDGING_SHARE = 0.45                 # of the time that is left once everything is loaded and timed
-LONG = 512                           # tokens: a shorter segment makes windows of more segments
-APART = 0.5                          # of the text may be set apart, at most
-SIZES = ((8, 8), (6, 8), (4, 8), (3, 6), (2, 6))     # segments a window and the fewest windows to judge on, the best first
+JUDGING_SHARE = 0.45  # of the time that is left once everything is loaded and timed
+LONG = 512  # tokens: a shorter segment makes windows of more segments
+APART = 0.5  # of the text may be set apart, at most
+SIZES = ((8, 8), (6, 8), (4, 8), (3, 6), (2, 6))  # segments a window and the fewest windows to judge on, the best first
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class Cost:
 @dataclass(frozen=True)
 class Round:
     windows: int
-    learners: int                    # that learn and take part
+    learners: int  # that learn and take part
 
 
 @dataclass(frozen=True)
 class Plan:
     candidates: tuple[Candidate, ...]
-    segments: int                    # of a window
+    segments: int  # of a window
     rounds: tuple[Round, ...]
-    judging: int                     # windows, at most: time decides
-    left_out: str                    # "" or what the time or the text left out
+    judging: int  # windows, at most: time decides
+    left_out: str  # "" or what the time or the text left out
 
     @property
     def windows(self) -> int:
@@ -92,17 +92,33 @@ def grids(kinds, memories, config: EvalConfig) -> list[tuple[tuple[Candidate, ..
     found = [(static + grid(learning, memories, every), "")]
     if len(memories) > 1:
         found += [
-            (static + grid(learning, memories, lambda kind, memory: (every if memory == middle else default)(kind, memory)),
-             f"other rates than the default, except {with_middle}"),
+            (
+                static + grid(learning, memories, lambda kind, memory: (every if memory == middle else default)(kind, memory)),
+                f"other rates than the default, except {with_middle}",
+            ),
             (static + grid(learning, memories, default), "other rates than the default"),
         ]
-    if len(memories) > 1 and len(learning) > 1:          # the cheapest that learns with every memory, so that what it is held against it has too
-        found.append((static + grid(learning[:1], memories, default) + grid(learning[1:], [middle], default),
-                      f"other rates than the default; {' and '.join(learning[1:])} other than {with_middle}"))
-    found.append((static + grid(learning, [middle], default), "other rates than the default" + (f"; learning other than {with_middle}" if len(memories) > 1 else "")))
+    if len(memories) > 1 and len(learning) > 1:  # the cheapest that learns with every memory, so that what it is held against it has too
+        found.append(
+            (
+                static + grid(learning[:1], memories, default) + grid(learning[1:], [middle], default),
+                f"other rates than the default; {' and '.join(learning[1:])} other than {with_middle}",
+            )
+        )
+    found.append(
+        (
+            static + grid(learning, [middle], default),
+            "other rates than the default" + (f"; learning other than {with_middle}" if len(memories) > 1 else ""),
+        )
+    )
     if len(learning) > 1:
-        found.append(((Candidate("none", middle),) + grid(learning[:1], [middle], default),
-                      f"{', '.join(learning[1:])}; other rates than the default" + (f"; anything other than {with_middle}" if len(memories) > 1 else "")))
+        found.append(
+            (
+                (Candidate("none", middle),) + grid(learning[:1], [middle], default),
+                f"{', '.join(learning[1:])}; other rates than the default"
+                + (f"; anything other than {with_middle}" if len(memories) > 1 else ""),
+            )
+        )
     return found
 
 
@@ -138,10 +154,12 @@ def make_plan(kinds, memories, config: EvalConfig, costs: dict[Candidate, Cost],
 
 def _fit(candidates, left_out, costs, seconds, text_segments, segments, least_judged) -> Plan | None:
     available = int(text_segments * APART) // segments
-    most_judged = min(MOST_JUDGING, available - LEAST_FIRST)              # what the text has windows for needs no more time than that
+    most_judged = min(MOST_JUDGING, available - LEAST_FIRST)  # what the text has windows for needs no more time than that
     share = min(JUDGING_SHARE * seconds, judging_seconds(candidates, costs, max(most_judged, 0), segments))
     judged = max(judging_seconds(candidates, costs, least_judged, segments), share)
-    rounds = schedule(candidates, costs, seconds - judged, segments, min(MOST_CHOOSING, available - least_judged, max(LEAST_FIRST, available // 2)))
+    rounds = schedule(
+        candidates, costs, seconds - judged, segments, min(MOST_CHOOSING, available - least_judged, max(LEAST_FIRST, available // 2))
+    )
     if rounds is None:
         return None
     return Plan(candidates, segments, rounds, min(MOST_JUDGING, available - rounds[-1].windows), left_out)
@@ -149,7 +167,10 @@ def _fit(candidates, left_out, costs, seconds, text_segments, segments, least_ju
 
 def judging_seconds(candidates, costs: dict[Candidate, Cost], windows: int, segments: int) -> float:
     """Of the dearest one that learns beside the dearest static one, alone."""
-    dearest = [max((costs[each].of(windows, segments) for each in candidates if (each.adapt == "none") == static), default=0.0) for static in (True, False)]
+    dearest = [
+        max((costs[each].of(windows, segments) for each in candidates if (each.adapt == "none") == static), default=0.0)
+        for static in (True, False)
+    ]
     return sum(dearest)
 
 
@@ -165,10 +186,10 @@ def schedule(candidates, costs: dict[Candidate, Cost], seconds: float, segments:
         counts.append(max(2, ceil(counts[-1] / KEEP)))
 
     def rounds(first: int) -> tuple[Round, ...]:
-        return tuple(Round(min(most, first * 2 ** number), count) for number, count in enumerate(counts))
+        return tuple(Round(min(most, first * 2**number), count) for number, count in enumerate(counts))
 
     def price(some: tuple[Round, ...]) -> float:
-        learning = sum(sum(costs[each].of(each_round.windows, segments) for each in learners[:each_round.learners]) for each_round in some)
+        learning = sum(sum(costs[each].of(each_round.windows, segments) for each in learners[: each_round.learners]) for each_round in some)
         return learning + sum(costs[each].of(some[-1].windows, segments) for each in statics)
 
     best = None

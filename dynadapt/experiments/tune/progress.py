@@ -7,9 +7,15 @@ class Bar:
     def __init__(self, stream, minutes: float):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
+
         self.minutes = minutes
-        self.progress = Progress(TextColumn("{task.fields[clock]}"), BarColumn(bar_width=20), TextColumn("{task.description}"),
-                                 console=Console(file=stream), transient=True)
+        self.progress = Progress(
+            TextColumn("{task.fields[clock]}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            console=Console(file=stream),
+            transient=True,
+        )
         self.task = None
 
     def __enter__(self):

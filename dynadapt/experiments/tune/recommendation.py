@@ -17,7 +17,7 @@ from .estimate import KIND, LEVEL, Estimate, estimate
 from .picture import draw_picture
 from .plan import Candidate
 
-MOST_NAMED = 8                   # documents of the rest that a command names; of more, their directory, which is read in the same order
+MOST_NAMED = 8  # documents of the rest that a command names; of more, their directory, which is read in the same order
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,43 @@ class Recommendation:
     out: str | None = field(default=None)
 
     def to_dict(self) -> dict:
-        return {"kind": "tune", **asdict(self), "interval": list(self.interval), "interval_bits_per_byte": list(self.interval_bits_per_byte)}
+        return {
+            "kind": "tune",
+            **asdict(self),
+            "interval": list(self.interval),
+            "interval_bits_per_byte": list(self.interval_bits_per_byte),
+        }
 
 
-def recommend(config: EvalConfig, minutes: float, text, bench, out: Path | None, *, plan, tried, best, static, judged, notes, choosing, judging, apart,
-              seconds) -> Recommendation:
+def recommend(
+    config: EvalConfig,
+    minutes: float,
+    text,
+    bench,
+    out: Path | None,
+    *,
+    plan,
+    tried,
+    best,
+    static,
+    judged,
+    notes,
+    choosing,
+    judging,
+    apart,
+    seconds,
+) -> Recommendation:
     """From what was chosen and judged."""
     windows_tokens = sum(window.learned for window in apart)
     rest = text.tokens - windows_tokens
-    before, after = np.array(judged[static].nll[:len(judging)]), np.array(judged[best].nll)
+    before, after = np.array(judged[static].nll[: len(judging)]), np.array(judged[best].nll)
     finite = bool(np.isfinite(after).all())
-    found = estimate(before - after, sum(window.learned for window in judging), rest) if finite else Estimate(-math.inf, -math.inf, -math.inf, len(judging), 0.0)
-    found = replace(found, high=min(found.high, float(before.mean())))               # a loss can't fall below 0
+    found = (
+        estimate(before - after, sum(window.learned for window in judging), rest)
+        if finite
+        else Estimate(-math.inf, -math.inf, -math.inf, len(judging), 0.0)
+    )
+    found = replace(found, high=min(found.high, float(before.mean())))  # a loss can't fall below 0
     bits = sum(window.counted for window in judging) / (math.log(2) * sum(window.bytes for window in judging))
     adapts = finite and found.low > 0
     price = {each: rest * judged[each].seconds / max(1, judged[each].tokens) / 60 for each in (best, static)}
@@ -77,44 +102,80 @@ def recommend(config: EvalConfig, minutes: float, text, bench, out: Path | None,
         command=_command(config, chosen, bench, ["REST"], out, "run"),
         static_command=_command(config, static, bench, ["REST"], out, "static" if adapts else "run"),
         whole_text_command=None if "-" in config.text else _command(config, chosen, bench, list(config.text), out, "whole"),
-        adapts=adapts, judged=best.label, static=static.label,
-        gain_nats=finish(found.gain), interval=(finish(found.low), finish(found.high)),
-        gain_bits_per_byte=finish(found.gain * bits), interval_bits_per_byte=(finish(found.low * bits), finish(found.high * bits)),
-        level=LEVEL, interval_kind=KIND, estimate=_words(judging, rest, config),
-        minutes=price[chosen], static_minutes=price[static], static_nll=float(before.mean()),
-        text={"texts": list(config.text), "documents": len(text.sources), "bytes": text.bytes, "tokens": text.tokens, "counted": text.exact, "rest_tokens": rest},
-        windows={"choosing": len(choosing), "judging": len(judging), "segments": plan.segments, "segment": config.segment, "tokens": windows_tokens,
-                 "rounds": [asdict(each) for each in plan.rounds],
-                 "static_nll": before.tolist(), "judged_nll": [finish(value) for value in after]},
-        tried=_rows(tried, judged), notes=list(notes),
-        machine={"dtype": bench.dtype, "device": bench.device, "backend": bench.backend, "instruction_set": (native() or {}).get("isa"), "cpu": cpu_name(),
-                 "gpu": gpu_name() if bench.device != "cpu" else None, "streams": dict(bench.streams)},
-        settings={"model": config.model, "segment": config.segment, "seed": config.seed, "minutes": minutes}, seconds=seconds,
-        out=None if out is None else str(out))
+        adapts=adapts,
+        judged=best.label,
+        static=static.label,
+        gain_nats=finish(found.gain),
+        interval=(finish(found.low), finish(found.high)),
+        gain_bits_per_byte=finish(found.gain * bits),
+        interval_bits_per_byte=(finish(found.low * bits), finish(found.high * bits)),
+        level=LEVEL,
+        interval_kind=KIND,
+        estimate=_words(judging, rest, config),
+        minutes=price[chosen],
+        static_minutes=price[static],
+        static_nll=float(before.mean()),
+        text={
+            "texts": list(config.text),
+            "documents": len(text.sources),
+            "bytes": text.bytes,
+            "tokens": text.tokens,
+            "counted": text.exact,
+            "rest_tokens": rest,
+        },
+        windows={
+            "choosing": len(choosing),
+            "judging": len(judging),
+            "segments": plan.segments,
+            "segment": config.segment,
+            "tokens": windows_tokens,
+            "rounds": [asdict(each) for each in plan.rounds],
+            "static_nll": before.tolist(),
+            "judged_nll": [finish(value) for value in after],
+        },
+        tried=_rows(tried, judged),
+        notes=list(notes),
+        machine={
+            "dtype": bench.dtype,
+            "device": bench.device,
+            "backend": bench.backend,
+            "instruction_set": (native() or {}).get("isa"),
+            "cpu": cpu_name(),
+            "gpu": gpu_name() if bench.device != "cpu" else None,
+            "streams": dict(bench.streams),
+        },
+        settings={"model": config.model, "segment": config.segment, "seed": config.seed, "minutes": minutes},
+        seconds=seconds,
+        out=None if out is None else str(out),
+    )
 
 
 def _edge(best: Candidate, plan) -> list[str]:
     rates = sorted(each.lr for each in plan.candidates if (each.adapt, each.memory) == (best.adapt, best.memory))
     if len(rates) > 1 and best.lr in (rates[0], rates[-1]):
-        return [f"lr {best.lr:g} is the {'largest' if best.lr == rates[-1] else 'smallest'} that was tried with {best.adapt}: beyond it may be better"]
+        return [
+            f"lr {best.lr:g} is the {'largest' if best.lr == rates[-1] else 'smallest'} that was tried with {best.adapt}: beyond it may be better"
+        ]
     return []
 
 
 def _words(judging, rest: int, config: EvalConfig) -> str:
     learned = sum(window.learned for window in judging)
-    return (f"mean gain per token of the rest of the text ({rest:,} tokens), from {len(judging)} windows that played no part in the choice; "
-            f"by their end it had learned from {learned:,} tokens, and nothing is assumed to be gained by learning from more")
+    return (
+        f"mean gain per token of the rest of the text ({rest:,} tokens), from {len(judging)} windows that played no part in the choice; "
+        f"by their end it had learned from {learned:,} tokens, and nothing is assumed to be gained by learning from more"
+    )
 
 
 def _command(config: EvalConfig, candidate: Candidate, bench, texts: list[str], out: Path | None, name_of_run: str) -> str:
     """The line that scores `texts` with the candidate; what it tried out is always named."""
     run = candidate.configure(config).with_(text=tuple(texts), dtype=bench.dtype)
-    run = run.with_(field="text") if texts == ["REST"] else run      # the rest is written as plain text
+    run = run.with_(field="text") if texts == ["REST"] else run  # the rest is written as plain text
     words = run.arguments()
     for name in ("model", "adapt", "memory", "segment", "dtype"):
         if f"--{name}" not in words:
             words += [f"--{name}", str(getattr(run, name))]
-    words += ["--scores"]                            # which `dynadapt compare` asks for
+    words += ["--scores"]  # which `dynadapt compare` asks for
     words += ["--out", str(out / name_of_run)] if out else []
     return shlex.join(["dynadapt", "eval", *words])
 
@@ -124,20 +185,34 @@ def _rows(tried, judged) -> list[dict]:
     rows, base = [], min(float(np.mean(each.scored.nll)) for each in tried if each.candidate.adapt == "none")
     for each in sorted(tried, key=lambda each: (each.candidate.adapt != "none", -each.round, -each.score)):
         scored, finite = each.scored, bool(np.isfinite(each.score))
-        rows.append({
-            "label": each.candidate.label, "adapt": each.candidate.adapt, "memory": each.candidate.memory, "lr": each.candidate.lr, "round": each.round,
-            "windows": len(scored.nll), "gain": float(each.score) if finite else None, "nll": float(base - each.score) if finite else None, "diverged": not finite,
-            "seconds": scored.seconds, "setup_seconds": scored.setup, "tokens": scored.tokens, "seconds_per_token": scored.seconds / max(1, scored.tokens),
-            "flops_per_token": scored.flops / max(1, scored.tokens), "judged": each.candidate in judged,
-        })
+        rows.append(
+            {
+                "label": each.candidate.label,
+                "adapt": each.candidate.adapt,
+                "memory": each.candidate.memory,
+                "lr": each.candidate.lr,
+                "round": each.round,
+                "windows": len(scored.nll),
+                "gain": float(each.score) if finite else None,
+                "nll": float(base - each.score) if finite else None,
+                "diverged": not finite,
+                "seconds": scored.seconds,
+                "setup_seconds": scored.setup,
+                "tokens": scored.tokens,
+                "seconds_per_token": scored.seconds / max(1, scored.tokens),
+                "flops_per_token": scored.flops / max(1, scored.tokens),
+                "judged": each.candidate in judged,
+            }
+        )
     return rows
 
 
 def write(result: Recommendation, out: Path, text, apart, budget=None) -> Recommendation:
     """The rest of the text, the picture and recommendation.json, all of them or none."""
     from .windows import write_rest
+
     if out.exists():
-        out.rmdir()                                  # empty: free_directory has seen to that
+        out.rmdir()  # empty: free_directory has seen to that
     with new_directory(out) as folder:
         names = write_rest(text, apart, folder / "rest")
         rest = shlex.join(str(out / "rest" / name) for name in names) if len(names) <= MOST_NAMED else shlex.quote(str(out / "rest"))

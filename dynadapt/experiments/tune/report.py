@@ -14,14 +14,20 @@ def sentences(result) -> list[str]:
         said.append(f"{result.judged} diverged on the windows that it was judged on")
     else:
         (low, high), (low_bits, high_bits) = result.interval, result.interval_bits_per_byte
-        said.append(f"expected gain over {result.static}: {result.gain_nats:+.4f} nats per token [{low:+.4f}, {high:+.4f}], "
-                    f"{result.gain_bits_per_byte:+.4f} bits per byte [{low_bits:+.4f}, {high_bits:+.4f}]")
+        said.append(
+            f"expected gain over {result.static}: {result.gain_nats:+.4f} nats per token [{low:+.4f}, {high:+.4f}], "
+            f"{result.gain_bits_per_byte:+.4f} bits per byte [{low_bits:+.4f}, {high_bits:+.4f}]"
+        )
         said.append(f"{result.level:.0%} interval ({result.interval_kind}): {result.estimate}")
     about = "" if result.text["counted"] else "about "
-    said.append(f"price: {_minutes(result.minutes)} for the rest of the text, {about}{result.text['rest_tokens']:,} tokens"
-                + (f"; static takes {_minutes(result.static_minutes)}" if result.adapts else ""))
+    said.append(
+        f"price: {_minutes(result.minutes)} for the rest of the text, {about}{result.text['rest_tokens']:,} tokens"
+        + (f"; static takes {_minutes(result.static_minutes)}" if result.adapts else "")
+    )
     windows = result.windows
-    said.append(f"set apart: {windows['tokens']:,} of {about}{result.text['tokens']:,} tokens, {windows['choosing']} windows to choose on and {windows['judging']} to judge on")
+    said.append(
+        f"set apart: {windows['tokens']:,} of {about}{result.text['tokens']:,} tokens, {windows['choosing']} windows to choose on and {windows['judging']} to judge on"
+    )
     return said
 
 
@@ -30,7 +36,9 @@ def _minutes(value: float) -> str:
 
 
 def headline(result) -> str:
-    return f"adapt: {result.judged}" if result.adapts else f"stay static: nothing that learns beats {result.static} by more than its interval"
+    return (
+        f"adapt: {result.judged}" if result.adapts else f"stay static: nothing that learns beats {result.static} by more than its interval"
+    )
 
 
 def print_recommendation(result, console: Console | None = None) -> None:
@@ -41,9 +49,15 @@ def print_recommendation(result, console: Console | None = None) -> None:
     for head in ("windows", "NLL", "gain", "s/1k tok", "GFLOP/tok"):
         table.add_column(head, justify="right")
     for row in result.tried:
-        table.add_row(escape(row["label"]), f"{row['windows']}", "diverged" if row["diverged"] else f"{row['nll']:.4f}",
-                      "" if row["gain"] is None else f"{row['gain']:+.4f}", f"{1000 * row['seconds_per_token']:.2f}", f"{row['flops_per_token'] / 1e9:.2f}",
-                      style="bold" if row["judged"] else None)
+        table.add_row(
+            escape(row["label"]),
+            f"{row['windows']}",
+            "diverged" if row["diverged"] else f"{row['nll']:.4f}",
+            "" if row["gain"] is None else f"{row['gain']:+.4f}",
+            f"{1000 * row['seconds_per_token']:.2f}",
+            f"{row['flops_per_token'] / 1e9:.2f}",
+            style="bold" if row["judged"] else None,
+        )
     console.print(table)
     console.print("[dim]on the windows for choosing; gain over the best static one on the same of them[/]")
     for note in result.notes:

@@ -17,8 +17,8 @@ import numpy as np
 
 from dynadapt.runs.text import Source, TextError, TokenReader, expand
 
-COUNTED = 1 << 22            # bytes up to which the tokens of a text are counted; beyond, its windows tell how many a byte has
-LOOK = 4096                  # bytes that are searched for a line to begin with
+COUNTED = 1 << 22  # bytes up to which the tokens of a text are counted; beyond, its windows tell how many a byte has
+LOOK = 4096  # bytes that are searched for a line to begin with
 CHUNK = 1 << 20
 
 
@@ -28,7 +28,7 @@ class Piece:
 
     source: int
     start: int
-    stop: int                # bytes
+    stop: int  # bytes
     ids: np.ndarray
     sizes: np.ndarray
     skip: int
@@ -49,7 +49,7 @@ class Window:
     @property
     def bytes(self) -> int:
         """Of the counted targets."""
-        return sum(int(piece.sizes[piece.skip:].sum()) for piece in self.pieces)
+        return sum(int(piece.sizes[piece.skip :].sum()) for piece in self.pieces)
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Text:
     sources: list[Source]
     sizes: list[int]
     tokens: int
-    exact: bool              # whether tokens were counted, or estimated
+    exact: bool  # whether tokens were counted, or estimated
     names: list[str] = field(default_factory=list)
 
     @property
@@ -125,7 +125,7 @@ def _line(source: Source, byte: int, size: int) -> int:
     for mark in (b"\n", b" "):
         at = found.find(mark)
         if 0 <= at < len(found) - 1:
-            return byte + at + (mark == b"\n")       # a space belongs to the word behind it
+            return byte + at + (mark == b"\n")  # a space belongs to the word behind it
     return byte + next((i for i, value in enumerate(found) if value & 0xC0 != 0x80), 0)
 
 
@@ -137,7 +137,7 @@ def spread(count: int) -> list[int]:
 
 def draw(text: Text, tokenizer, count: int, tokens: int, segment: int, seed: int) -> list[Window]:
     """At most `count` windows of about `tokens` targets, in spread order, none sharing a byte with another."""
-    windows, free = [], 0                            # free: first byte, over all documents, behind the windows so far
+    windows, free = [], 0  # free: first byte, over all documents, behind the windows so far
     generator = np.random.default_rng(seed)
     need = int(tokens * text.bytes / max(text.tokens, 1))
     for part in range(count):
@@ -157,7 +157,9 @@ def _window(text: Text, tokenizer, begin: int, tokens: int, segment: int) -> tup
     while number < len(text.sources) and left >= min(segment, tokens) // 2 + 1:
         first = int(ends[number]) - text.sizes[number]
         start = _line(text.sources[number], max(0, begin - first), text.sizes[number])
-        ids, sizes = _reader(text.sources[number], tokenizer, start).read(left + 1) if start < text.sizes[number] else (np.zeros(0, np.int64),) * 2
+        ids, sizes = (
+            _reader(text.sources[number], tokenizer, start).read(left + 1) if start < text.sizes[number] else (np.zeros(0, np.int64),) * 2
+        )
         skip = min(warm, max(len(ids) - 1, 0)) if start else 0
         if len(ids) - 1 > skip:
             stop = start + int(sizes.sum())
@@ -186,7 +188,7 @@ def write_rest(text: Text, windows: list[Window], folder: Path) -> list[str]:
 
 def _copy_without(file, out, cuts, size: int) -> bool:
     """Whether more than blanks were left."""
-    at, solid = 0, 0 if cuts else 17                 # of a document without windows all is left
+    at, solid = 0, 0 if cuts else 17  # of a document without windows all is left
     for start, stop in cuts + [(size, size)]:
         while at < start and (data := file.read(min(CHUNK, start - at))):
             out.write(data)
@@ -194,7 +196,7 @@ def _copy_without(file, out, cuts, size: int) -> bool:
             at += len(data)
         while at < stop and (data := file.read(min(CHUNK, stop - at))):
             at += len(data)
-    return solid > 16                                # so that it has the two tokens that an evaluation asks for
+    return solid > 16  # so that it has the two tokens that an evaluation asks for
 
 
 def _plain(name: str) -> str:

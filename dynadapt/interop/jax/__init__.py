@@ -9,12 +9,27 @@ an error that says so. See docs/jax.md.
 try:
     import jax  # noqa: F401
 except ImportError as error:
-    raise ImportError("dynadapt.jax needs the package jax; install it with `pip install jax`, or `pip install -e '.[jax]'` in a checkout") from error
+    raise ImportError(
+        "dynadapt.jax needs the package jax; install it with `pip install jax`, or `pip install -e '.[jax]'` in a checkout"
+    ) from error
 
 from .call import Frozen, freeze
 from .layers import activation, add_norm, attention, embedding, head_norm, norm
 from .products import cross_entropy, linear, linear_mse
 from .update import State, update
 
-__all__ = ["Frozen", "State", "activation", "add_norm", "attention", "cross_entropy", "embedding", "freeze", "head_norm",
-           "linear", "linear_mse", "norm", "update"]
+__all__ = [
+    "Frozen",
+    "State",
+    "activation",
+    "add_norm",
+    "attention",
+    "cross_entropy",
+    "embedding",
+    "freeze",
+    "head_norm",
+    "linear",
+    "linear_mse",
+    "norm",
+    "update",
+]

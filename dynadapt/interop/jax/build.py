@@ -25,10 +25,25 @@ from dynadapt.ops.dispatch import UnsupportedOp, native_module
 
 SOURCE = Path(__file__).with_name("ffi.cpp")
 HANDLERS = (
-    "linear_forward", "linear_backward", "lora_gradient", "weight_gradient", "bias_gradient", "cross_entropy",
-    "cross_entropy_weight_gradient", "norm_forward", "norm_backward", "activation_forward", "activation_backward",
-    "attention_forward", "attention_backward", "head_norm_forward", "head_norm_backward", "embedding_forward",
-    "embedding_backward", "linear_mse", "update",
+    "linear_forward",
+    "linear_backward",
+    "lora_gradient",
+    "weight_gradient",
+    "bias_gradient",
+    "cross_entropy",
+    "cross_entropy_weight_gradient",
+    "norm_forward",
+    "norm_backward",
+    "activation_forward",
+    "activation_backward",
+    "attention_forward",
+    "attention_backward",
+    "head_norm_forward",
+    "head_norm_backward",
+    "embedding_forward",
+    "embedding_backward",
+    "linear_mse",
+    "update",
 )
 
 
@@ -68,8 +83,21 @@ def _include_directory() -> Path:
 def _built() -> Path:
     include, kernels = _include_directory(), library_dir()
     compiler = shlex.split(os.environ.get("CXX", "g++"))
-    command = [*compiler, "-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", f"-I{include}",
-               "-isystem", jax.ffi.include_dir(), str(SOURCE), f"-L{kernels}", "-ldynadapt", f"-Wl,-rpath,{kernels}"]
+    command = [
+        *compiler,
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+        f"-I{include}",
+        "-isystem",
+        jax.ffi.include_dir(),
+        str(SOURCE),
+        f"-L{kernels}",
+        "-ldynadapt",
+        f"-Wl,-rpath,{kernels}",
+    ]
     key = hashlib.sha256("\0".join([*command, jaxlib.__version__]).encode())
     for file in (SOURCE, include / "dynadapt" / "dynadapt.h"):
         key.update(file.read_bytes())

@@ -85,8 +85,9 @@ def call(op: str, results, inputs, weights=None, aliases=None, **attributes):
         arrays += [w for w in weights if not isinstance(w, Frozen)]
     order = lambda given, place: sum(value is not None for value in given[:place])  # noqa: E731
     shared = {order(inputs, p): order(results, p) for p in aliases or () if inputs[p] is not None}
-    target = jax.ffi.ffi_call(f"dynadapt_{op}", [r for r in results if r is not None], vmap_method="sequential",
-                              input_output_aliases=shared or None)
+    target = jax.ffi.ffi_call(
+        f"dynadapt_{op}", [r for r in results if r is not None], vmap_method="sequential", input_output_aliases=shared or None
+    )
     found = iter(target(*arrays, **attributes))
     if axes := _axes(arrays):  # XLA is told nothing of them
         found = iter([jax.lax.pcast(f, tuple(sorted(axes - _axes(f))), to="varying") for f in found])

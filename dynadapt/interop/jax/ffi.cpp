@@ -30,18 +30,28 @@ int64_t last_number = 0;
 
 DLDataType dtype_of(ffi::DataType type) {
   switch (type) {
-    case ffi::DataType::F32: return {kDLFloat, 32, 1};
-    case ffi::DataType::BF16: return {kDLBfloat, 16, 1};
-    case ffi::DataType::S32: return {kDLInt, 32, 1};
-    case ffi::DataType::S64: return {kDLInt, 64, 1};
-    default: return {kDLOpaqueHandle, 0, 1};  // which every op refuses by the argument's name
+    case ffi::DataType::F32:
+      return {kDLFloat, 32, 1};
+    case ffi::DataType::BF16:
+      return {kDLBfloat, 16, 1};
+    case ffi::DataType::S32:
+      return {kDLInt, 32, 1};
+    case ffi::DataType::S64:
+      return {kDLInt, 64, 1};
+    default:
+      return {kDLOpaqueHandle, 0, 1};  // which every op refuses by the argument's name
   }
 }
 
 DLTensor tensor_of(const ffi::AnyBuffer& buffer) {
   const auto shape = buffer.dimensions();
-  return {buffer.untyped_data(), {kDLCPU, 0}, int32_t(shape.size()), dtype_of(buffer.element_type()),
-          const_cast<int64_t*>(shape.begin()), nullptr, 0};
+  return {buffer.untyped_data(),
+          {kDLCPU, 0},
+          int32_t(shape.size()),
+          dtype_of(buffer.element_type()),
+          const_cast<int64_t*>(shape.begin()),
+          nullptr,
+          0};
 }
 
 Matrix packed(const DLTensor& weight) {
@@ -161,7 +171,7 @@ ffi::Error run(ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Dictionary
 }  // namespace
 
 // Everything but the handlers and the two functions at the end stays inside the library.
-#define EXPORTED(handler, function)                                                                       \
+#define EXPORTED(handler, function)                                                                        \
   extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* handler(XLA_FFI_CallFrame* call_frame); \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(handler, (function), ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs());
 
@@ -304,8 +314,8 @@ extern "C" {
 /// Packs weight [rows, columns] (bfloat16 or float32) and returns its number; 0 with the reason in dynadapt_last_error().
 __attribute__((visibility("default"))) int64_t dynadapt_xla_freeze(void* weight, int64_t rows, int64_t columns, int bfloat16) {
   int64_t shape[2] = {rows, columns};
-  const DLTensor tensor{weight, {kDLCPU, 0}, 2, bfloat16 ? DLDataType{kDLBfloat, 16, 1} : DLDataType{kDLFloat, 32, 1}, shape,
-                        nullptr, 0};
+  const DLTensor tensor{weight, {kDLCPU, 0}, 2, bfloat16 ? DLDataType{kDLBfloat, 16, 1} : DLDataType{kDLFloat, 32, 1},
+                        shape,  nullptr,     0};
   dynadapt_matrix* matrix = nullptr;
   if (dynadapt_matrix_create(&tensor, &matrix) != DYNADAPT_OK) return 0;
   const std::lock_guard<std::mutex> lock(frozen_mutex);

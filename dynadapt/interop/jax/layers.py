@@ -177,8 +177,9 @@ def _activation(kind, h):
     return call("activation_forward", [like(h, h.shape[0], width)], [h], kind=np.int32(kind))[0]
 
 
-_activation.defvjp(lambda kind, h: (_activation(kind, h), h),
-                   lambda kind, h, dy: call("activation_backward", [like(h)], [dy, h], kind=np.int32(kind)))
+_activation.defvjp(
+    lambda kind, h: (_activation(kind, h), h), lambda kind, h, dy: call("activation_backward", [like(h)], [dy, h], kind=np.int32(kind))
+)
 
 
 # ---- attention ----
@@ -192,8 +193,7 @@ def attention(qkv, hq: int, hkv: int, d: int, *, slots=None, memory=None, cos=No
     slots = jnp.zeros(1, jnp.int32) if slots is None else slots
     mem_k, mem_v, mem_len = (None, None, None) if memory is None else memory
     check_dtype("attention", qkv, mem_k=mem_k, mem_v=mem_v)
-    return _attention((hq, hkv, d, d**-0.5 if scale is None else float(scale)),
-                      *varied((qkv, (mem_k, mem_v, mem_len, slots, cos, sin))))
+    return _attention((hq, hkv, d, d**-0.5 if scale is None else float(scale)), *varied((qkv, (mem_k, mem_v, mem_len, slots, cos, sin))))
 
 
 def _sizes(sizes):

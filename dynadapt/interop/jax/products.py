@@ -66,14 +66,21 @@ def _linear_gradient(scale, kept, dy):
     sizes = [w.shape[0] for w in weights]
     dA = dBt = dbias = None
     if A is not None:
-        dA, dBt = call("lora_gradient", [f32(*A.shape), f32(*Bt.shape)], [dy, x, u, dU, slots], scale=np.float32(scale),
-                       part_sizes=np.array(sizes, np.int64))
+        dA, dBt = call(
+            "lora_gradient",
+            [f32(*A.shape), f32(*Bt.shape)],
+            [dy, x, u, dU, slots],
+            scale=np.float32(scale),
+            part_sizes=np.array(sizes, np.int64),
+        )
         dA, dBt = dA.astype(A.dtype), dBt.astype(Bt.dtype)
     if bias is not None:
         dbias = call("bias_gradient", [f32(*bias.shape)], [dy])[0].astype(bias.dtype)
     parts = jnp.split(dy, np.cumsum(sizes)[:-1], 1)
-    dweights = tuple(w if isinstance(w, Frozen) else call("weight_gradient", [f32(*w.shape)], [part, x])[0].astype(w.dtype)
-                     for w, part in zip(weights, parts))
+    dweights = tuple(
+        w if isinstance(w, Frozen) else call("weight_gradient", [f32(*w.shape)], [part, x])[0].astype(w.dtype)
+        for w, part in zip(weights, parts)
+    )
     return dx, dweights, dbias, dA, dBt, None
 
 
@@ -113,7 +120,7 @@ def _cross_entropy_gradient(kept, g):
     h, head, targets, lse, dh = kept
     dhead = head
     if not isinstance(head, Frozen):
-        dhead, = call("cross_entropy_weight_gradient", [f32(*head.shape)], [h, targets, g, lse], [head])
+        (dhead,) = call("cross_entropy_weight_gradient", [f32(*head.shape)], [h, targets, g, lse], [head])
         dhead = dhead.astype(head.dtype)
     return (dh * g[:, None]).astype(h.dtype), dhead, None
 

@@ -23,8 +23,23 @@ class State(NamedTuple):
     step: Any = None  # int32 [slots]
 
 
-def update(kind: str, state: State, slots, lr, *, prior=None, stat=None, prior_rate=None, decay: float = 0.0, clip: float = 0.0,
-           beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0, momentum: float = 0.0):
+def update(
+    kind: str,
+    state: State,
+    slots,
+    lr,
+    *,
+    prior=None,
+    stat=None,
+    prior_rate=None,
+    decay: float = 0.0,
+    clip: float = 0.0,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+):
     """(state, norms [S], skipped int32 [S]) after one step of the streams in ``slots`` int32 [S]; lr float32 [slots].
 
     XLA lets the new state take the memory of the old one. Inside jit with the state donated (``donate_argnums``) nothing is
@@ -41,8 +56,13 @@ def update(kind: str, state: State, slots, lr, *, prior=None, stat=None, prior_r
         raise ValueError("state.step is None: expected int32 [slots], zeros at the start")
     streams = slots.shape[0]
     results = [None if t is None else like(t) for t in state] + [f32(streams), like(slots, streams, dtype=jnp.int32)]
-    numbers = {"decay": decay, "clip": clip, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay,
-               "momentum": momentum}
-    *new, norms, skipped = call("update", results, [*state, prior, stat, slots, lr, prior_rate], aliases=range(6),
-                                kind=np.int32(KINDS.index(kind)), **{name: np.float64(v) for name, v in numbers.items()})
+    numbers = {"decay": decay, "clip": clip, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
+    *new, norms, skipped = call(
+        "update",
+        results,
+        [*state, prior, stat, slots, lr, prior_rate],
+        aliases=range(6),
+        kind=np.int32(KINDS.index(kind)),
+        **{name: np.float64(v) for name, v in numbers.items()},
+    )
     return State(*new), norms, skipped

@@ -83,9 +83,20 @@ class DynadaptLM(TemplateLM):
 
     made: list[DynadaptLM] = []  # for the command line, which prints their policies
 
-    def __init__(self, model="smollm2-135m", reset: str = "document", max_length: int | None = None, max_gen_toks: int = 256,
-                 add_bos_token: bool | None = None, prefix_token_id: int | None = None, tokenizer=None, device: str = "auto",
-                 batch_size=1, max_batch_size=None, **settings):
+    def __init__(
+        self,
+        model="smollm2-135m",
+        reset: str = "document",
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        add_bos_token: bool | None = None,
+        prefix_token_id: int | None = None,
+        tokenizer=None,
+        device: str = "auto",
+        batch_size=1,
+        max_batch_size=None,
+        **settings,
+    ):
         super().__init__()
         if reset not in POLICIES:
             raise ConfigError(f"reset={reset!r}: expected one of {', '.join(POLICIES)}")
@@ -136,14 +147,18 @@ class DynadaptLM(TemplateLM):
     def get_model_info(self) -> dict:
         """What the harness keeps with its results."""
         plain = {f.name: getattr(self.config, f.name) for f in fields(EvalConfig) if f.name not in ELSEWHERE}
-        return {"reset_policy": self.reset, "dynadapt": self.policy, "dynadapt_settings": plain,
-                "model_fingerprint": self.engine.model.fingerprint(), "tokenizer_fingerprint": self.tokenizer.fingerprint(),
-                "max_length": self.max_length}
+        return {
+            "reset_policy": self.reset,
+            "dynadapt": self.policy,
+            "dynadapt_settings": plain,
+            "model_fingerprint": self.engine.model.fingerprint(),
+            "tokenizer_fingerprint": self.tokenizer.fingerprint(),
+            "max_length": self.max_length,
+        }
 
     def set_cache_hook(self, cache_hook) -> None:
         if self.reset != "stateless":
-            raise ConfigError(f"use_cache with reset={self.reset!r}: a score depends on what was read before it; "
-                              "use reset='stateless'")
+            raise ConfigError(f"use_cache with reset={self.reset!r}: a score depends on what was read before it; use reset='stateless'")
         super().set_cache_hook(cache_hook)
 
     @property
@@ -170,8 +185,7 @@ class DynadaptLM(TemplateLM):
         begin = self.tokenizer.special_ids.get("bos_token")
         return self.eot_token_id if begin is None else begin
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None,
-                   **kwargs) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs) -> list[int]:
         """Token ids, at most the last ``left_truncate_len`` of them.
 
         Unless ``add_special_tokens`` says otherwise, with what the tokenizer puts around a text, or what ``add_bos_token``
@@ -226,8 +240,7 @@ class DynadaptLM(TemplateLM):
             row[0, : len(part)] = part
             nll = self.engine.step(row, [len(part) - 1])[0, : len(part) - 1].double().sum().item()
             if not math.isfinite(nll):
-                raise RuntimeError(f"a score is not finite: adaptation diverged at lr {self.config.learning_rate:g}; "
-                                   "take a smaller lr")
+                raise RuntimeError(f"a score is not finite: adaptation diverged at lr {self.config.learning_rate:g}; take a smaller lr")
             total += nll
         return total
 
@@ -242,8 +255,11 @@ class DynadaptLM(TemplateLM):
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods in nats of whole documents, each after the prefix token."""
         score = self._windows if self._one_window else lambda tokens: -self._read([self.prefix_token_id, *tokens])
-        return [self._kept("loglikelihood_rolling", request, score(self.tok_encode(request.args[0])))
-                for group in self._documents(requests, "documents", disable_tqdm) for request in group]
+        return [
+            self._kept("loglikelihood_rolling", request, score(self.tok_encode(request.args[0])))
+            for group in self._documents(requests, "documents", disable_tqdm)
+            for request in group
+        ]
 
     @property
     def _one_window(self) -> bool:
@@ -253,11 +269,11 @@ class DynadaptLM(TemplateLM):
 
     def _windows(self, tokens: list[int]) -> float:
         """The log-likelihood in windows of ``max_length``, the last of which has as much context as there is room for."""
-        windows = get_rolling_token_windows(token_list=tokens, prefix_token=self.prefix_token_id, max_seq_len=self.max_length,
-                                            context_len=1)
+        windows = get_rolling_token_windows(
+            token_list=tokens, prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+        )
         pairs = map(make_disjoint_window, windows)
-        return -sum(score_continuations(self.engine, [context + rest], [len(rest)])[0][0].double().sum().item()
-                    for context, rest in pairs)
+        return -sum(score_continuations(self.engine, [context + rest], [len(rest)])[0][0].double().sum().item() for context, rest in pairs)
 
     def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, would be generated greedily) of continuations after their contexts."""
@@ -284,8 +300,13 @@ class DynadaptLM(TemplateLM):
         """Both together, cut on the left to what can be scored at once."""
         row = (context or [self.prefix_token_id]) + continuation
         if len(row) > self.max_length + 1:
-            logger.warning("a context of %d tokens and a continuation of %d exceed max_length=%d; the first %d are left out",
-                           len(context), len(continuation), self.max_length, len(row) - self.max_length - 1)
+            logger.warning(
+                "a context of %d tokens and a continuation of %d exceed max_length=%d; the first %d are left out",
+                len(context),
+                len(continuation),
+                self.max_length,
+                len(row) - self.max_length - 1,
+            )
         return row[-self.max_length - 1 :]
 
     def _loglikelihood_tokens(self, requests, **kwargs):

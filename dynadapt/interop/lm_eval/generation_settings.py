@@ -1,4 +1,5 @@
 """What a model's generation_config.json and a task say about generating, for greedy generation as transformers does it."""
+
 from __future__ import annotations
 
 import os
@@ -11,17 +12,56 @@ from dynadapt.model.load import directory_of
 
 # What changes greedy generation, with the values that change nothing.
 _NEUTRAL = {
-    "num_beams": (1,), "num_return_sequences": (1,), "no_repeat_ngram_size": (0,), "encoder_repetition_penalty": (1,),
-    "encoder_no_repeat_ngram_size": (0,), "min_length": (0,), "diversity_penalty": (0,), "num_beam_groups": (1,),
-    "guidance_scale": (1,), "token_healing": (False,), **dict.fromkeys((
-        "min_new_tokens", "bad_words_ids", "force_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
-        "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "penalty_alpha", "dola_layers",
-        "stop_strings", "constraints", "max_time", "watermarking_config"), ()),
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "min_length": (0,),
+    "diversity_penalty": (0,),
+    "num_beam_groups": (1,),
+    "guidance_scale": (1,),
+    "token_healing": (False,),
+    **dict.fromkeys(
+        (
+            "min_new_tokens",
+            "bad_words_ids",
+            "force_words_ids",
+            "suppress_tokens",
+            "begin_suppress_tokens",
+            "sequence_bias",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "exponential_decay_length_penalty",
+            "penalty_alpha",
+            "dola_layers",
+            "stop_strings",
+            "constraints",
+            "max_time",
+            "watermarking_config",
+        ),
+        (),
+    ),
 }
 # Of no effect on greedy generation, or read elsewhere.
 _OF_NO_EFFECT = {
-    "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "use_cache",
-    "length_penalty", "early_stopping", "renormalize_logits", "remove_invalid_values", "repetition_penalty", "until", "max_gen_toks",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "top_h",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "use_cache",
+    "length_penalty",
+    "early_stopping",
+    "renormalize_logits",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "until",
+    "max_gen_toks",
 }
 
 
@@ -58,8 +98,9 @@ def check_defaults(defaults: Mapping) -> None:
     """ConfigError for what a model says of generating that greedy generation here would not do."""
     for key, neutral in {**_NEUTRAL, "max_new_tokens": ()}.items():
         if defaults.get(key) is not None and defaults[key] not in neutral:
-            raise ConfigError(f"generation_config.json: {key} = {defaults[key]!r} is not supported; accepted: "
-                              f"{', '.join(map(str, neutral)) or 'absent'}")
+            raise ConfigError(
+                f"generation_config.json: {key} = {defaults[key]!r} is not supported; accepted: {', '.join(map(str, neutral)) or 'absent'}"
+            )
 
 
 def check_request(settings: Mapping) -> None:

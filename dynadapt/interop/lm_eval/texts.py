@@ -23,6 +23,14 @@ def text_task(texts: Sequence[str], name: str = "text", field: str = "text") -> 
     if not sources:
         raise TextError("texts: none given; name files, directories or .jsonl files")
     documents = Dataset.from_list([{"name": source.name, "text": source.document()[1]} for source in sources])
-    return ConfigurableTask(config={
-        "task": name, "custom_dataset": lambda **settings: {"test": documents}, "test_split": "test", "output_type": "loglikelihood_rolling",
-        "doc_to_text": "", "doc_to_target": lambda document: document["text"], "metric_list": [{"metric": metric} for metric in METRICS]})
+    return ConfigurableTask(
+        config={
+            "task": name,
+            "custom_dataset": lambda **settings: {"test": documents},
+            "test_split": "test",
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": lambda document: document["text"],
+            "metric_list": [{"metric": metric} for metric in METRICS],
+        }
+    )

@@ -88,20 +88,36 @@ class Adapters:
             OSError: where it can't be written.
         """
         from dynadapt.engine.learners.peft import write_files
+
         directory, record, modules = path("directory", directory), self.record, self.modules
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = {f"base_model.model.{name}.lora_{which}.weight": getattr(module, f"lora_{which}").detach().cpu().contiguous().clone()
-                   for name, module in modules.items() for which in "AB"}
+        tensors = {
+            f"base_model.model.{name}.lora_{which}.weight": getattr(module, f"lora_{which}").detach().cpu().contiguous().clone()
+            for name, module in modules.items()
+            for which in "AB"
+        }
         write_files(Path(directory), tensors, self._settings(record, modules))
 
     def _settings(self, record: Record, modules) -> dict:
         everything = [name for name, _ in self.model.named_modules(remove_duplicate=False) if name]
         config = getattr(self.model, "config", None)
         return {
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": getattr(config, "_name_or_path", "") or None,
-            "r": record.rank, "lora_alpha": record.alpha, "target_modules": endings(modules, everything), "lora_dropout": 0.0, "bias": "none",
-            "fan_in_fan_out": any(isinstance(module, LoRAConv1D) for module in modules.values()), "inference_mode": True,
-            "init_lora_weights": True, "use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": getattr(config, "_name_or_path", "") or None,
+            "r": record.rank,
+            "lora_alpha": record.alpha,
+            "target_modules": endings(modules, everything),
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": any(isinstance(module, LoRAConv1D) for module in modules.values()),
+            "inference_mode": True,
+            "init_lora_weights": True,
+            "use_rslora": False,
+            "use_dora": False,
+            "rank_pattern": {},
+            "alpha_pattern": {},
+            "modules_to_save": None,
         }
 
     def __repr__(self) -> str:
@@ -110,8 +126,10 @@ class Adapters:
             return f"Adapters(of {type(self.model).__name__}, merged or removed)"
         count = sum(parameter.numel() for parameter in self.parameters())
         loss = "fused" if is_fused(self.model) else "model"
-        return (f"Adapters(of {type(self.model).__name__}, rank={record.rank}, alpha={record.alpha:g}, {len(record.modules)} layers, {count:,} "
-                f"parameters, loss={loss!r})")
+        return (
+            f"Adapters(of {type(self.model).__name__}, rank={record.rank}, alpha={record.alpha:g}, {len(record.modules)} layers, {count:,} "
+            f"parameters, loss={loss!r})"
+        )
 
 
 def add_lora(model: torch.nn.Module, rank: int = 16, targets="all", loss: str = "fused", alpha: float | None = None) -> Adapters:
@@ -166,8 +184,10 @@ def check_target(name: str, module: torch.nn.Module) -> None:
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if module.weight.dtype not in DTYPES or module.weight.is_inference():
-        raise ValueError(f"{name}: weight has dtype {module.weight.dtype}{', of inference mode' * module.weight.is_inference()}: expected "
-                         "float32, bfloat16 or float64, made outside inference mode")
+        raise ValueError(
+            f"{name}: weight has dtype {module.weight.dtype}{', of inference mode' * module.weight.is_inference()}: expected "
+            "float32, bfloat16 or float64, made outside inference mode"
+        )
 
 
 def replace_modules(model: torch.nn.Module, modules: dict[str, torch.nn.Module], made) -> None:

@@ -47,12 +47,23 @@ def check_fusable(model) -> torch.nn.Linear:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None or "labels" not in inspect.signature(kind.forward).parameters:
         raise ValueError(f"loss='fused': model is a {kind.__name__}, without a language-model head or without labels; {REMEDY}")
-    if type(head) is not torch.nn.Linear or head.bias is not None or head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head):
-        raise ValueError(f"loss='fused': the head of {kind.__name__} is a {type(head).__name__} with a bias, hooks or a forward of its own; "
-                         f"expected a plain torch.nn.Linear without bias; {REMEDY}")
+    if (
+        type(head) is not torch.nn.Linear
+        or head.bias is not None
+        or head._forward_hooks
+        or head._forward_pre_hooks
+        or "forward" in vars(head)
+    ):
+        raise ValueError(
+            f"loss='fused': the head of {kind.__name__} is a {type(head).__name__} with a bias, hooks or a forward of its own; "
+            f"expected a plain torch.nn.Linear without bias; {REMEDY}"
+        )
     from transformers.loss.loss_utils import ForCausalLMLoss
+
     if getattr(model, "loss_function", None) is not ForCausalLMLoss or "forward" in vars(model):
-        raise ValueError(f"loss='fused': {kind.__name__} has a loss or a forward of its own; expected transformers' ForCausalLMLoss; {REMEDY}")
+        raise ValueError(
+            f"loss='fused': {kind.__name__} has a loss or a forward of its own; expected transformers' ForCausalLMLoss; {REMEDY}"
+        )
     for name, plain in BETWEEN.items():
         value = getattr(model.config, name, plain)
         if value not in (None, plain):
@@ -108,8 +119,15 @@ def fused_class(base: type) -> type:
         def fused_loss(self, logits, labels, vocab_size=None, num_items_in_batch=None, ignore_index: int = -100, shift_labels=None, **_):
             head = self.get_output_embeddings()
             if not head.passing:
-                return super().loss_function(logits=logits, labels=labels, vocab_size=vocab_size, num_items_in_batch=num_items_in_batch,
-                                             ignore_index=ignore_index, shift_labels=shift_labels, **_)
+                return super().loss_function(
+                    logits=logits,
+                    labels=labels,
+                    vocab_size=vocab_size,
+                    num_items_in_batch=num_items_in_batch,
+                    ignore_index=ignore_index,
+                    shift_labels=shift_labels,
+                    **_,
+                )
             if logits is not head.given:
                 raise ValueError(f"loss='fused': {base.__name__} changes its logits between head and loss; {REMEDY}")
             return causal_loss(logits, head.weight, labels, num_items_in_batch, ignore_index, shift_labels)
@@ -132,8 +150,10 @@ def causal_loss(hidden, weight, labels, num_items_in_batch=None, ignore_index: i
     if shift_labels is None:
         shift_labels = torch.nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     if shift_labels.shape != hidden.shape[:-1]:
-        raise ValueError(f"labels has shape {tuple(shift_labels.shape)}: expected {tuple(hidden.shape[:-1])}, one for each scored position "
-                         "(logits_to_keep leaves positions out)")
+        raise ValueError(
+            f"labels has shape {tuple(shift_labels.shape)}: expected {tuple(hidden.shape[:-1])}, one for each scored position "
+            "(logits_to_keep leaves positions out)"
+        )
     shift_labels = shift_labels.to(hidden.device)
     loss = LinearCrossEntropy("mean" if num_items_in_batch is None else "sum", ignore_index)(hidden, weight, shift_labels)
     if num_items_in_batch is None:

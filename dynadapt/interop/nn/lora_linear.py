@@ -30,8 +30,9 @@ class LoRALinear(KeepsPacked, torch.nn.Linear):
     Source: Hu et al. 2021, LoRA (arXiv 2106.09685).
     """
 
-    def __init__(self, in_features: int, out_features: int, rank: int = 16, alpha: float | None = None, bias: bool = True,
-                 device=None, dtype=None):
+    def __init__(
+        self, in_features: int, out_features: int, rank: int = 16, alpha: float | None = None, bias: bool = True, device=None, dtype=None
+    ):
         super().__init__(in_features, out_features, bias, device, dtype)
         self._adapt(rank, alpha)
 
@@ -121,6 +122,7 @@ class LoRAConv1D(LoRALinear):
 
 def conv1d() -> type:
     from transformers.pytorch_utils import Conv1D
+
     return Conv1D
 
 
@@ -137,5 +139,7 @@ def check_plain(linear, accepted: type, name: str) -> None:
         raise ValueError(f"linear is a {kind.__module__}.{kind.__name__}: expected a {name} with a floating-point weight")
     hooks = "forward" in vars(linear) or linear._forward_hooks or linear._forward_pre_hooks
     if hooks or "weight" not in linear._parameters:
-        raise ValueError(f"linear {tuple(linear.weight.shape)} has hooks, a parametrized weight or a forward of its own, which "
-                         "the adapter would leave out: expected one without")
+        raise ValueError(
+            f"linear {tuple(linear.weight.shape)} has hooks, a parametrized weight or a forward of its own, which "
+            "the adapter would leave out: expected one without"
+        )

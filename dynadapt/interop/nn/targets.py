@@ -44,8 +44,15 @@ def targeted(model: torch.nn.Module, targets, head: torch.nn.Module | None) -> d
         for ending in endings:
             if not isinstance(ending, str) or not ending:
                 raise wrong("targets", targets, EXPECTED)
-            found.update(_linear(model, linears, [name for name, _ in model.named_modules(remove_duplicate=False)
-                                                  if name == ending or name.endswith("." + ending)], targets, ending))
+            found.update(
+                _linear(
+                    model,
+                    linears,
+                    [name for name, _ in model.named_modules(remove_duplicate=False) if name == ending or name.endswith("." + ending)],
+                    targets,
+                    ending,
+                )
+            )
     if not found:
         raise ValueError(f"targets={shown(targets)} matches no linear layer; there are {_there_are(linears)}")
     return {name: found[name] for name in linears if name in found}
@@ -60,7 +67,9 @@ def _by_expression(model, linears, expression: str) -> dict:
         names = [name for name, _ in model.named_modules(remove_duplicate=False) if name and re.fullmatch(expression, name)]
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"targets={expression!r} is no regular expression ({error}): expected {EXPECTED}") from None
-    hint = f"; for all modules whose name ends so give [{expression!r}]" if any(name.split(".")[-1] == expression for name in linears) else ""
+    hint = (
+        f"; for all modules whose name ends so give [{expression!r}]" if any(name.split(".")[-1] == expression for name in linears) else ""
+    )
     return _linear(model, linears, names, expression, expression, hint)
 
 
@@ -71,7 +80,9 @@ def _linear(model, linears, names, targets, one, hint="") -> dict:
     for name in names:
         if name not in linears:
             module = model.get_submodule(name)
-            raise ValueError(f"targets={shown(targets)} names {name}, a {type(module).__name__}: expected linear layers; there are {_there_are(linears)}")
+            raise ValueError(
+                f"targets={shown(targets)} names {name}, a {type(module).__name__}: expected linear layers; there are {_there_are(linears)}"
+            )
     return {name: linears[name] for name in names}
 
 

@@ -15,5 +15,16 @@ from .linear import linear
 from .packing import freeze
 from .registry import SCHEMAS
 
-__all__ = ["SCHEMAS", "activation", "add_norm", "attention", "cross_entropy", "embedding", "freeze", "head_norm", "linear",
-           "linear_mse", "norm"]
+__all__ = [
+    "SCHEMAS",
+    "activation",
+    "add_norm",
+    "attention",
+    "cross_entropy",
+    "embedding",
+    "freeze",
+    "head_norm",
+    "linear",
+    "linear_mse",
+    "norm",
+]

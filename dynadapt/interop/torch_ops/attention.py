@@ -24,8 +24,11 @@ def _backward_flops(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin,
     return streams * sum(op_attention.backward_flops(segment, memory, hq, d))
 
 
-@functional("attention(Tensor qkv, Tensor? mem_k, Tensor? mem_v, Tensor? mem_len, Tensor slots, Tensor? cos, Tensor? sin, "
-            "int hq, int hkv, int d, float scale) -> (Tensor out, Tensor lse)", _forward_flops)
+@functional(
+    "attention(Tensor qkv, Tensor? mem_k, Tensor? mem_v, Tensor? mem_len, Tensor slots, Tensor? cos, Tensor? sin, "
+    "int hq, int hkv, int d, float scale) -> (Tensor out, Tensor lse)",
+    _forward_flops,
+)
 def _attention(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale):
     streams = slots.shape[0]
     out, lse = qkv.new_empty(qkv.shape[0], hq * d), wide(qkv, streams, hq, qkv.shape[0] // streams)
@@ -34,8 +37,11 @@ def _attention(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale):
     kernel("attention_forward", qkv)(*tensors, hq, hkv, d, scale, out, lse)
 
 
-@functional("attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor lse, Tensor? mem_k, Tensor? mem_v, Tensor? mem_len, "
-            "Tensor slots, Tensor? cos, Tensor? sin, int hq, int hkv, int d, float scale) -> Tensor", _backward_flops)
+@functional(
+    "attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor lse, Tensor? mem_k, Tensor? mem_v, Tensor? mem_len, "
+    "Tensor slots, Tensor? cos, Tensor? sin, int hq, int hkv, int d, float scale) -> Tensor",
+    _backward_flops,
+)
 def _attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale):
     dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     yield dqkv
@@ -58,8 +64,7 @@ autograd(_attention, _setup, _gradient)
 no_second_derivative(_attention_backward)
 
 
-def attention(qkv, hq: int, hkv: int, d: int, *, slots=None, memory=None, cos=None, sin=None,
-              scale: float | None = None) -> torch.Tensor:
+def attention(qkv, hq: int, hkv: int, d: int, *, slots=None, memory=None, cos=None, sin=None, scale: float | None = None) -> torch.Tensor:
     """out [N, hq d] of qkv [N, (hq + 2 hkv) d]: causal within each stream's segment, full over its memory.
 
     Differentiable in qkv; by definition no gradient flows into memory (Dai et al. 2019, arXiv 1901.02860).

@@ -26,33 +26,42 @@ def _scored_targets(targets, vocabulary, ignore_index):
     scored, count = torch.empty_like(targets, memory_format=torch.contiguous_format), targets.new_empty(())
     yield scored, count
     ignored = targets == ignore_index
-    _check_targets("cross_entropy", targets, ignored | ((targets >= 0) & (targets < vocabulary)),
-                   f"0 to {vocabulary - 1}, or ignore_index={ignore_index}")
+    _check_targets(
+        "cross_entropy",
+        targets,
+        ignored | ((targets >= 0) & (targets < vocabulary)),
+        f"0 to {vocabulary - 1}, or ignore_index={ignore_index}",
+    )
     scored.copy_(targets.masked_fill(ignored, -1))
     count.copy_(ignored.logical_not().sum())
 
 
-@functional("cross_entropy(Tensor h, Tensor head, Tensor targets, bool gradient=False) -> (Tensor nll, Tensor lse, Tensor dh)",
-            lambda h, head, targets, gradient=False: op_entropy.flops(h[0], h[1], head[0], gradient))
+@functional(
+    "cross_entropy(Tensor h, Tensor head, Tensor targets, bool gradient=False) -> (Tensor nll, Tensor lse, Tensor dh)",
+    lambda h, head, targets, gradient=False: op_entropy.flops(h[0], h[1], head[0], gradient),
+)
 def _cross_entropy(h, head, targets, gradient=False):
     nll, lse = wide(h, h.shape[0]), wide(h, h.shape[0])
     dh = h.new_empty(h.shape[0] if gradient else 0, h.shape[1])  # of nll, row by row
     yield nll, lse, dh
     h, targets = contiguous(h, targets)
-    matrix, = matrices("cross_entropy", [head], h)
+    (matrix,) = matrices("cross_entropy", [head], h)
     _check_targets("cross_entropy", targets, targets < head.shape[0], f"up to {head.shape[0] - 1} (or negative: not scored)")
     kernel("cross_entropy", h)(h, matrix, targets, None, nll, lse, dh if gradient else None)
 
 
-@functional("cross_entropy_weight_gradient(Tensor h, Tensor head, Tensor targets, Tensor? weights, Tensor lse) -> Tensor",
-            lambda h, head, targets, weights, lse: sum(op_entropy.weight_gradient_flops(h[0], h[1], head[0])))
+@functional(
+    "cross_entropy_weight_gradient(Tensor h, Tensor head, Tensor targets, Tensor? weights, Tensor lse) -> Tensor",
+    lambda h, head, targets, weights, lse: sum(op_entropy.weight_gradient_flops(h[0], h[1], head[0])),
+)
 def _weight_gradient(h, head, targets, weights, lse):
     dW = wide(h, head.shape[0], head.shape[1])
     yield dW
     h, targets, weights, lse = contiguous(h, targets, weights, lse)
-    matrix, = matrices("cross_entropy_weight_gradient", [head], h)
-    _check_targets("cross_entropy_weight_gradient", targets, targets < head.shape[0],
-                   f"up to {head.shape[0] - 1} (or negative: not scored)")
+    (matrix,) = matrices("cross_entropy_weight_gradient", [head], h)
+    _check_targets(
+        "cross_entropy_weight_gradient", targets, targets < head.shape[0], f"up to {head.shape[0] - 1} (or negative: not scored)"
+    )
     kernel("cross_entropy_weight_gradient", h)(h, matrix, targets, weights, lse, dW, False)
 
 
@@ -102,8 +111,10 @@ def cross_entropy(h, head, targets) -> torch.Tensor:
     return nll.reshape(targets.shape)
 
 
-@functional("linear_mse(Tensor h, Tensor weight, Tensor? bias, Tensor target) -> (Tensor pred, Tensor loss)",
-            lambda h, weight, bias, target: op_mse.flops(h[0], h[1], False))
+@functional(
+    "linear_mse(Tensor h, Tensor weight, Tensor? bias, Tensor target) -> (Tensor pred, Tensor loss)",
+    lambda h, weight, bias, target: op_mse.flops(h[0], h[1], False),
+)
 def _linear_mse(h, weight, bias, target):
     pred, loss = wide(h, h.shape[0]), wide(h, h.shape[0])
     yield pred, loss
@@ -111,9 +122,10 @@ def _linear_mse(h, weight, bias, target):
     kernel("linear_mse", h)(h, weight, bias, target, None, pred, loss, None, None, None)
 
 
-@functional("linear_mse_backward(Tensor h, Tensor weight, Tensor? bias, Tensor target, Tensor g) -> "
-            "(Tensor dh, Tensor dweight, Tensor dbias)",
-            lambda h, weight, bias, target, g: op_mse.flops(h[0], h[1], True))
+@functional(
+    "linear_mse_backward(Tensor h, Tensor weight, Tensor? bias, Tensor target, Tensor g) -> (Tensor dh, Tensor dweight, Tensor dbias)",
+    lambda h, weight, bias, target, g: op_mse.flops(h[0], h[1], True),
+)
 def _linear_mse_backward(h, weight, bias, target, g):
     dh, dweight, dbias = torch.empty_like(h, memory_format=torch.contiguous_format), wide_zeros(h, h.shape[1]), wide_zeros(h, 1)
     yield dh, dweight, dbias
@@ -134,8 +146,12 @@ def _gradient_mse(ctx, _, g):
     dh = dweight = dbias = None
     if any(needs[:3]):
         dh, dweight, dbias = _linear_mse_backward(h, weight, bias, target, g)
-    return (dh if needs[0] else None, dweight.to(weight.dtype) if needs[1] else None, dbias if needs[2] else None,
-            once("linear_mse", -2 * g * (pred - target), h, weight, *[] if bias is None else [bias]) if needs[3] else None)
+    return (
+        dh if needs[0] else None,
+        dweight.to(weight.dtype) if needs[1] else None,
+        dbias if needs[2] else None,
+        once("linear_mse", -2 * g * (pred - target), h, weight, *[] if bias is None else [bias]) if needs[3] else None,
+    )
 
 
 autograd(_linear_mse, _setup_mse, _gradient_mse)

@@ -30,8 +30,7 @@ def _norm(x, weight, bias, eps, kind):
     kernel("norm_forward", x)(x, None, weight, bias, eps, kind, None, y, stat)
 
 
-@functional("add_norm(Tensor x, Tensor delta, Tensor weight, Tensor? bias, float eps, str kind) -> "
-            "(Tensor res, Tensor y, Tensor stat)")
+@functional("add_norm(Tensor x, Tensor delta, Tensor weight, Tensor? bias, float eps, str kind) -> (Tensor res, Tensor y, Tensor stat)")
 def _add_norm(x, delta, weight, bias, eps, kind):
     res, y, stat = _like(x), _like(x), wide(x, x.shape[0], 2)
     yield res, y, stat
@@ -39,8 +38,9 @@ def _add_norm(x, delta, weight, bias, eps, kind):
     kernel("norm_forward", x)(x, delta, weight, bias, eps, kind, res, y, stat)
 
 
-@functional("norm_backward(Tensor dy, Tensor res, Tensor weight, Tensor stat, str kind, Tensor? dres) -> "
-            "(Tensor dx, Tensor dweight, Tensor dbias)")
+@functional(
+    "norm_backward(Tensor dy, Tensor res, Tensor weight, Tensor stat, str kind, Tensor? dres) -> (Tensor dx, Tensor dweight, Tensor dbias)"
+)
 def _norm_backward(dy, res, weight, stat, kind, dres=None):
     dx, dweight, dbias = _like(dy), wide_zeros(dy, dy.shape[1]), wide_zeros(dy, dy.shape[1])
     yield dx, dweight, dbias
@@ -102,8 +102,7 @@ def add_norm(x, delta, weight, bias=None, eps: float = 1e-5, kind: str = "rms") 
 # ---- norm of query and key heads ----
 
 
-@functional("head_norm(Tensor qkv, Tensor q_weight, Tensor k_weight, float eps, int hq, int hkv, int d) -> "
-            "(Tensor out, Tensor rstd)")
+@functional("head_norm(Tensor qkv, Tensor q_weight, Tensor k_weight, float eps, int hq, int hkv, int d) -> (Tensor out, Tensor rstd)")
 def _head_norm(qkv, q_weight, k_weight, eps, hq, hkv, d):
     out, rstd = _like(qkv), wide(qkv, qkv.shape[0], hq + hkv)
     yield out, rstd
@@ -111,8 +110,10 @@ def _head_norm(qkv, q_weight, k_weight, eps, hq, hkv, d):
     kernel("head_norm_forward", qkv)(qkv, q_weight, k_weight, eps, hq, hkv, d, out, rstd)
 
 
-@functional("head_norm_backward(Tensor dout, Tensor qkv, Tensor q_weight, Tensor k_weight, Tensor rstd, int hq, int hkv, "
-            "int d) -> (Tensor dqkv, Tensor dq_weight, Tensor dk_weight)")
+@functional(
+    "head_norm_backward(Tensor dout, Tensor qkv, Tensor q_weight, Tensor k_weight, Tensor rstd, int hq, int hkv, "
+    "int d) -> (Tensor dqkv, Tensor dq_weight, Tensor dk_weight)"
+)
 def _head_norm_backward(dout, qkv, q_weight, k_weight, rstd, hq, hkv, d):
     dqkv, dq, dk = _like(dout), wide_zeros(dout, d), wide_zeros(dout, d)
     yield dqkv, dq, dk
@@ -215,8 +216,10 @@ def _setup_embedding(ctx, inputs, output):
 def _gradient_embedding(ctx, dout):
     tokens, positions = ctx.saved_tensors
     _, needs_table, needs_positions, _ = ctx.needs_input_grad
-    grads = [_embedding_backward(index, dout, rows).to(dout.dtype) if needed else None
-             for index, rows, needed in ((tokens, ctx.rows[0], needs_table), (positions, ctx.rows[1], needs_positions))]
+    grads = [
+        _embedding_backward(index, dout, rows).to(dout.dtype) if needed else None
+        for index, rows, needed in ((tokens, ctx.rows[0], needs_table), (positions, ctx.rows[1], needs_positions))
+    ]
     return None, *grads, None
 
 

@@ -20,9 +20,10 @@ def _linear_flops(x, weights, bias, A, Bt, slots, scale):
     return op_linear.forward_flops(x[0], x[1], [w[0] for w in weights], Bt[1] if Bt is not None else 0)
 
 
-@functional("linear(Tensor x, Tensor[] weights, Tensor? bias, Tensor? A, Tensor? Bt, Tensor? slots, float scale) -> "
-            "(Tensor y, Tensor u)",
-            _linear_flops)
+@functional(
+    "linear(Tensor x, Tensor[] weights, Tensor? bias, Tensor? A, Tensor? Bt, Tensor? slots, float scale) -> (Tensor y, Tensor u)",
+    _linear_flops,
+)
 def _linear(x, weights, bias, A, Bt, slots, scale):
     y = x.new_empty(x.shape[0], sum(w.shape[0] for w in weights))
     u = x.new_empty(x.shape[0], 0 if A is None else A.shape[1])  # x A^T, for backward
@@ -36,8 +37,11 @@ def _backward_flops(dy, weights, A, Bt, slots, scale, need_dx):
     return op_linear.backward_flops(dy[0], weights[0][1], [w[0] for w in weights], Bt[1] if Bt is not None else 0, need_dx)
 
 
-@functional("linear_backward(Tensor dy, Tensor[] weights, Tensor? A, Tensor? Bt, Tensor? slots, float scale, bool need_dx) -> "
-            "(Tensor dU, Tensor dx)", _backward_flops)
+@functional(
+    "linear_backward(Tensor dy, Tensor[] weights, Tensor? A, Tensor? Bt, Tensor? slots, float scale, bool need_dx) -> "
+    "(Tensor dU, Tensor dx)",
+    _backward_flops,
+)
 def _linear_backward(dy, weights, A, Bt, slots, scale, need_dx):
     dU = dy.new_empty(dy.shape[0], 0 if A is None else A.shape[1])
     dx = dy.new_empty(dy.shape[0] if need_dx else 0, weights[0].shape[1])
@@ -51,8 +55,11 @@ def _gradient_flops(dy, x, u, dU, part_sizes, scale, slots, slot_count):
     return op_linear.gradient_flops(x[0], x[1], part_sizes, u[1] // len(part_sizes))
 
 
-@functional("lora_gradient(Tensor dy, Tensor x, Tensor u, Tensor dU, int[] part_sizes, float scale, Tensor? slots, "
-            "int slot_count) -> (Tensor dA, Tensor dBt)", _gradient_flops)
+@functional(
+    "lora_gradient(Tensor dy, Tensor x, Tensor u, Tensor dU, int[] part_sizes, float scale, Tensor? slots, "
+    "int slot_count) -> (Tensor dA, Tensor dBt)",
+    _gradient_flops,
+)
 def _lora_gradient(dy, x, u, dU, part_sizes, scale, slots, slot_count):
     dA = wide_zeros(dy, slot_count, u.shape[1], x.shape[1])  # zero for slots that no row belongs to
     dBt = wide_zeros(dy, slot_count, u.shape[1] // len(part_sizes), dy.shape[1])
@@ -61,8 +68,10 @@ def _lora_gradient(dy, x, u, dU, part_sizes, scale, slots, slot_count):
     kernel("lora_gradient", dy)(dy, x, u, dU, list(part_sizes), scale, _slots(slots, dA), dA, dBt, False)
 
 
-@functional("weight_gradient(Tensor dy, Tensor x, Tensor? rows) -> Tensor",
-            lambda dy, x, chosen=None: op_weight.flops(x[0], dy[1] if chosen is None else chosen[0], x[1]))
+@functional(
+    "weight_gradient(Tensor dy, Tensor x, Tensor? rows) -> Tensor",
+    lambda dy, x, chosen=None: op_weight.flops(x[0], dy[1] if chosen is None else chosen[0], x[1]),
+)
 def _weight_gradient(dy, x, chosen=None):
     dW = wide(dy, dy.shape[1] if chosen is None else chosen.shape[0], x.shape[1])
     yield dW

@@ -60,8 +60,10 @@ def freeze(weight: torch.Tensor) -> torch.Tensor:
     if weight.requires_grad or weight.is_inference():
         raise ValueError(f"weight {tuple(weight.shape)}: expected a tensor with requires_grad=False, made outside inference mode")
     if weight.dim() != 2 or not (weight.is_contiguous() or weight.t().is_contiguous()):
-        raise ValueError(f"weight has shape {tuple(weight.shape)} and strides {weight.stride()}: expected a contiguous [O, K], or the "
-                         "transpose of a contiguous [K, O]")
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)} and strides {weight.stride()}: expected a contiguous [O, K], or the "
+            "transpose of a contiguous [K, O]"
+        )
     storage = weight.untyped_storage()
     if weight.numel() == 0 or storage.device.type != "cpu" or storage.data_ptr() == 0:
         return weight  # other devices multiply with the plain tensor; a fake tensor or one of other tensors has no memory itself
@@ -80,8 +82,9 @@ def matrices(op: str, weights: list[torch.Tensor], like: torch.Tensor) -> list:
     """
     for p, weight in enumerate(weights):
         if weight.dtype != like.dtype or weight.device != like.device:
-            raise ValueError(f"{op}: weight {p} is {weight.dtype} on {weight.device}, accepted is {like.dtype} on {like.device} "
-                             "as the activations are")
+            raise ValueError(
+                f"{op}: weight {p} is {weight.dtype} on {weight.device}, accepted is {like.dtype} on {like.device} as the activations are"
+            )
     if registry.backend_of(op, like.device.type, like.dtype) != "cpu":
         return [DenseMatrix(weight.contiguous(), copy=False) for weight in weights]
     return [_packed(weight) for weight in weights]

@@ -31,11 +31,15 @@ def _checked(name, kernel):
     def checked(keyset, *args, **kwargs):
         for t in _tensors(args):
             if torch.autograd.forward_ad.unpack_dual(t).tangent is not None:
-                raise NotImplementedError(f"dynadapt::{name} has no forward-mode derivative (jvp, jacfwd, hessian, dual numbers); "
-                                          "differentiate in reverse, by backward() or torch.autograd.grad")
+                raise NotImplementedError(
+                    f"dynadapt::{name} has no forward-mode derivative (jvp, jacfwd, hessian, dual numbers); "
+                    "differentiate in reverse, by backward() or torch.autograd.grad"
+                )
             if t.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(t):
-                raise NotImplementedError(f"dynadapt::{name} takes no part in the transforms of torch.func (grad, vjp, jacrev, "
-                                          "hessian); use backward() or torch.autograd.grad")
+                raise NotImplementedError(
+                    f"dynadapt::{name} takes no part in the transforms of torch.func (grad, vjp, jacrev, "
+                    "hessian); use backward() or torch.autograd.grad"
+                )
         return kernel(keyset, *args, **kwargs)
 
     return checked
@@ -108,8 +112,10 @@ def mutating(schema: str):
 
         def below_autograd(keyset, *args, **kwargs):
             if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
-                raise NotImplementedError(f"dynadapt::{name} changes its arguments in place and has no derivative; call it under "
-                                          "torch.no_grad(), or give it tensors that require no gradient")
+                raise NotImplementedError(
+                    f"dynadapt::{name} changes its arguments in place and has no derivative; call it under "
+                    "torch.no_grad(), or give it tensors that require no gradient"
+                )
             with torch._C._AutoDispatchBelowAutograd():
                 return op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
 
@@ -144,6 +150,7 @@ def autograd(op, setup_context, backward) -> None:
 def no_second_derivative(*ops) -> None:
     """Differentiating these is an error that says so, instead of a gradient that is silently missing."""
     for op in ops:
+
         def refuse(ctx, *grads, name=op._opname):
             raise NotImplementedError(f"dynadapt::{name} is a gradient itself and has no derivative; differentiate once only")
 

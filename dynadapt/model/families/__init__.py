@@ -1,4 +1,5 @@
 """The supported families, one file each: every module here is imported, and registers its Family."""
+
 import importlib
 import pkgutil
 

@@ -1,12 +1,15 @@
 """Llama, and what is a Llama in all but name: SmolLM2, Mistral without a sliding window."""
+
 from dynadapt.model.family import Family, register
 from dynadapt.model.reading import read_flag
 from dynadapt.model.sliding import read_window, refuse_sliding
 
 from . import rotary
 
-_KEYS = {"llama": rotary.hf_keys("attention_bias layer_types mlp_bias", "max_window_layers", use_sliding_window=False),
-         "mistral": rotary.hf_keys(attention_bias=False, mlp_bias=False)}
+_KEYS = {
+    "llama": rotary.hf_keys("attention_bias layer_types mlp_bias", "max_window_layers", use_sliding_window=False),
+    "mistral": rotary.hf_keys(attention_bias=False, mlp_bias=False),
+}
 
 
 def from_hf(raw, model_type):
@@ -14,16 +17,32 @@ def from_hf(raw, model_type):
         config = rotary.from_hf(raw, "llama", max_positions=131072, kv_heads=8, tokens=(1, 2), null=("head_dim",))
         window = read_window(raw, 4096)
     else:
-        config = rotary.from_hf(raw, "llama", max_positions=2048, tokens=(1, 2), null=("head_dim", "num_key_value_heads"),
-                                attention_bias=read_flag(raw, "attention_bias", False), mlp_bias=read_flag(raw, "mlp_bias", False))
+        config = rotary.from_hf(
+            raw,
+            "llama",
+            max_positions=2048,
+            tokens=(1, 2),
+            null=("head_dim", "num_key_value_heads"),
+            attention_bias=read_flag(raw, "attention_bias", False),
+            mlp_bias=read_flag(raw, "mlp_bias", False),
+        )
         window = read_window(raw, None)  # its attention does not slide, the cache that transformers gives it does
     refuse_sliding(raw, window, window is not None, config.layers, config.max_positions)
     return config
 
 
-register(Family(
-    name="llama", groups=rotary.GROUPS, hf_types={"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}, **rotary.HF,
-    hf_keys=_KEYS, from_hf=from_hf,
-    to_hf=lambda config: rotary.to_hf(config) | {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias},
-    from_gguf=rotary.from_gguf, gguf_permuted=("q", "k"), has_bias=rotary.has_bias,
-    tiny=rotary.TINY | dict(hidden_size=60, heads=6, kv_heads=2, head_dim=10, ffn_size=84, vocab_size=131, tied_head=False)))
+register(
+    Family(
+        name="llama",
+        groups=rotary.GROUPS,
+        hf_types={"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"},
+        **rotary.HF,
+        hf_keys=_KEYS,
+        from_hf=from_hf,
+        to_hf=lambda config: rotary.to_hf(config) | {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias},
+        from_gguf=rotary.from_gguf,
+        gguf_permuted=("q", "k"),
+        has_bias=rotary.has_bias,
+        tiny=rotary.TINY | dict(hidden_size=60, heads=6, kv_heads=2, head_dim=10, ffn_size=84, vocab_size=131, tied_head=False),
+    )
+)

@@ -1,4 +1,5 @@
 """Qwen2 and Qwen2.5: biases on queries, keys and values, none on the attention's output."""
+
 from dynadapt.model.family import Family, register
 from dynadapt.model.sliding import refuse_qwen_sliding
 
@@ -11,11 +12,18 @@ def from_hf(raw, _):
     return config
 
 
-register(Family(
-    name="qwen2", groups=rotary.GROUPS, hf_types={"qwen2": "Qwen2ForCausalLM"}, **rotary.HF,
-    hf_keys={"qwen2": rotary.hf_keys("layer_types max_window_layers use_sliding_window", "attention_bias", mlp_bias=False)},
-    from_hf=from_hf, to_hf=rotary.to_hf,
-    from_gguf=lambda metadata, common: rotary.from_gguf(metadata, common, attention_bias=True),
-    has_bias=lambda config, part: part != "o" and rotary.has_bias(config, part),
-    tiny=rotary.TINY | dict(hidden_size=56, heads=4, kv_heads=2, head_dim=14, ffn_size=76, vocab_size=101, tied_head=True,
-                            attention_bias=True)))
+register(
+    Family(
+        name="qwen2",
+        groups=rotary.GROUPS,
+        hf_types={"qwen2": "Qwen2ForCausalLM"},
+        **rotary.HF,
+        hf_keys={"qwen2": rotary.hf_keys("layer_types max_window_layers use_sliding_window", "attention_bias", mlp_bias=False)},
+        from_hf=from_hf,
+        to_hf=rotary.to_hf,
+        from_gguf=lambda metadata, common: rotary.from_gguf(metadata, common, attention_bias=True),
+        has_bias=lambda config, part: part != "o" and rotary.has_bias(config, part),
+        tiny=rotary.TINY
+        | dict(hidden_size=56, heads=4, kv_heads=2, head_dim=14, ffn_size=76, vocab_size=101, tied_head=True, attention_bias=True),
+    )
+)

@@ -1,4 +1,5 @@
 """What the families with rotary positions, RMSNorm and a gated feed-forward share."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -11,22 +12,45 @@ from dynadapt.model.rope_settings import PLACES, read_rope
 
 GROUPS = {"qkv": ("q", "k", "v"), "o": ("o",), "mlp_in": ("gate", "up"), "down": ("down",)}
 HF_MODULES = {
-    "embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head",
-    "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
-    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
-    "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
-    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
+    "embed": "model.embed_tokens",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "attn_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
 }
 HF = {"hf_base": "model.", "hf_layers": "model.layers", "hf_modules": HF_MODULES}
-_READ = frozenset("""
+_READ = frozenset(
+    """
     bos_token_id compression_config eos_token_id head_dim hidden_act hidden_size intermediate_size
     max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads original_max_position_embeddings
     partial_rotary_factor quantization_config rms_norm_eps rope_theta sliding_window tie_word_embeddings vocab_size
-""".split()) | set(PLACES)
+""".split()
+) | set(PLACES)
 _IGNORED = frozenset(["pretraining_tp"])
 _NEUTRAL = {"rope_interleaved": False, "use_mrope": False}
-TINY = {"layers": 3, "norm": "rms", "norm_eps": 1e-6, "activation": "swiglu", "rope_theta": 10000.0, "rope_scaling": None,
-        "max_positions": 512, "attention_bias": False, "mlp_bias": False, "qk_norm": False, "bos_token_id": 0, "eos_token_id": 1}
+TINY = {
+    "layers": 3,
+    "norm": "rms",
+    "norm_eps": 1e-6,
+    "activation": "swiglu",
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "max_positions": 512,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "qk_norm": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 
 
 def hf_keys(read: str = "", ignored: str = "", **neutral) -> Keys:
@@ -39,8 +63,16 @@ def has_bias(config: ModelConfig, part: str) -> bool:
     return config.mlp_bias if part in ("gate", "up", "down") else config.attention_bias
 
 
-def from_hf(raw: Mapping, family: str, max_positions: int, kv_heads: int | None = None, head_dim: int | None = None,
-            tokens: tuple[int | None, int | None] = (None, None), null: tuple[str, ...] = (), **choices) -> ModelConfig:
+def from_hf(
+    raw: Mapping,
+    family: str,
+    max_positions: int,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    tokens: tuple[int | None, int | None] = (None, None),
+    null: tuple[str, ...] = (),
+    **choices,
+) -> ModelConfig:
     """The config of a config.json, its sliding windows aside. Where the file has no such key, `max_positions`, `kv_heads`
     (None: as many as heads), `head_dim` (None: hidden_size / heads) and `tokens` (begin, end) are what transformers takes; keys
     in `null` may be null, which is None."""
@@ -59,13 +91,27 @@ def from_hf(raw: Mapping, family: str, max_positions: int, kv_heads: int | None 
     max_positions = read_size(raw, "max_position_embeddings", max_positions)
     theta, scaling = read_rope(raw, max_positions)
     fields = dict(
-        family=family, vocab_size=read_size(raw, "vocab_size"), hidden_size=hidden,
-        layers=read_size(raw, "num_hidden_layers", high=MAX_LAYERS), heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        ffn_size=read_size(raw, "intermediate_size"), norm="rms",
-        norm_eps=check_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6), 0.0, 1.0), activation="swiglu",
-        rope_theta=theta, rope_scaling=scaling, max_positions=max_positions,
-        tied_head=read_flag(raw, "tie_word_embeddings", False), attention_bias=False, mlp_bias=False, qk_norm=False,
-        bos_token_id=read_token(raw, "bos_token_id", tokens[0]), eos_token_id=read_token(raw, "eos_token_id", tokens[1]))
+        family=family,
+        vocab_size=read_size(raw, "vocab_size"),
+        hidden_size=hidden,
+        layers=read_size(raw, "num_hidden_layers", high=MAX_LAYERS),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn_size=read_size(raw, "intermediate_size"),
+        norm="rms",
+        norm_eps=check_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6), 0.0, 1.0),
+        activation="swiglu",
+        rope_theta=theta,
+        rope_scaling=scaling,
+        max_positions=max_positions,
+        tied_head=read_flag(raw, "tie_word_embeddings", False),
+        attention_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        bos_token_id=read_token(raw, "bos_token_id", tokens[0]),
+        eos_token_id=read_token(raw, "eos_token_id", tokens[1]),
+    )
     return ModelConfig(**{**fields, **choices})
 
 
@@ -79,17 +125,31 @@ def to_hf(config: ModelConfig) -> dict:
     scaling = config.rope_scaling
     if scaling is not None and scaling["rope_type"] == "factors":
         raise ModelError("rope_scaling of type factors has no Hugging Face form; accepted: none, linear, llama3")
-    return {"hidden_size": config.hidden_size, "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
-            "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "intermediate_size": config.ffn_size,
-            "rms_norm_eps": config.norm_eps, "hidden_act": "silu", "max_position_embeddings": config.max_positions,
-            "rope_theta": config.rope_theta, "rope_scaling": scaling and dict(scaling)}
+    return {
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn_size,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_positions,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling and dict(scaling),
+    }
 
 
 def from_gguf(metadata, common: dict, **choices) -> ModelConfig:
     """The config of a GGUF file whose architecture is a rotary family."""
-    fields = dict(norm="rms", activation="swiglu",
-                  norm_eps=metadata.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
-                  rope_theta=metadata.number("rope.freq_base", *THETA_RANGE, 10000.0), rope_scaling=metadata.rope_scaling(),
-                  attention_bias="blk.0.attn_output.bias" in metadata.tensors,
-                  mlp_bias="blk.0.ffn_up.bias" in metadata.tensors, qk_norm=False)
+    fields = dict(
+        norm="rms",
+        activation="swiglu",
+        norm_eps=metadata.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
+        rope_theta=metadata.number("rope.freq_base", *THETA_RANGE, 10000.0),
+        rope_scaling=metadata.rope_scaling(),
+        attention_bias="blk.0.attn_output.bias" in metadata.tensors,
+        mlp_bias="blk.0.ffn_up.bias" in metadata.tensors,
+        qk_norm=False,
+    )
     return ModelConfig(**{**common, **fields, **choices})

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 def _python_reference() -> str:
     from pydoc_data import topics
+
     return "\n\n".join(topics.topics[name].strip("\n") for name in sorted(topics.topics)) + "\n"
 
 
@@ -29,12 +30,33 @@ def _python_source() -> str:
     import optparse
     import pathlib
     import statistics
-    modules = [argparse, ast, collections, configparser, csv, datetime, decimal, difflib, email.message, fractions,
-               gettext, heapq, inspect, ipaddress, json.decoder, logging, mailbox, optparse, pathlib, statistics]
+
+    modules = [
+        argparse,
+        ast,
+        collections,
+        configparser,
+        csv,
+        datetime,
+        decimal,
+        difflib,
+        email.message,
+        fractions,
+        gettext,
+        heapq,
+        inspect,
+        ipaddress,
+        json.decoder,
+        logging,
+        mailbox,
+        optparse,
+        pathlib,
+        statistics,
+    ]
     return "\n\n".join(inspect.getsource(module) for module in modules)
 
 
 BUILTINS = {
-    "python-reference": _python_reference,   # the language reference that CPython carries for help(): English prose
-    "python-source": _python_source,         # modules of the standard library: code
+    "python-reference": _python_reference,  # the language reference that CPython carries for help(): English prose
+    "python-source": _python_source,  # modules of the standard library: code
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from .kinds import GATHERED, suffix_of
 from .source import TextError, named_errors, open_file
 
-HEAD = 4096          # bytes by which a binary file, or an empty one, is known
+HEAD = 4096  # bytes by which a binary file, or an empty one, is known
 
 
 def files_in(folder: str) -> tuple[list[str], str]:
@@ -34,8 +34,11 @@ def files_in(folder: str) -> tuple[list[str], str]:
                 suffixes.add(why)
             else:
                 skipped[why] += 1
-    said = ", ".join(f"{count} {why}" + (f" ({', '.join(sorted(suffixes)[:8])})" if why == "of other kinds" else "")
-                     for why, count in sorted(skipped.items()) if count)
+    said = ", ".join(
+        f"{count} {why}" + (f" ({', '.join(sorted(suffixes)[:8])})" if why == "of other kinds" else "")
+        for why, count in sorted(skipped.items())
+        if count
+    )
     if not found:
         raise TextError(f"text {folder!r} is empty: a directory without text files" + f" (passed over: {said})" * bool(said))
     return sorted(found, key=lambda path: Path(path).parts), said
@@ -71,5 +74,5 @@ def _is_utf8(head: bytes) -> bool:
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
-        return error.start > len(head) - 4 and len(head) == HEAD         # a character cut by the end of what was read
+        return error.start > len(head) - 4 and len(head) == HEAD  # a character cut by the end of what was read
     return True

@@ -15,7 +15,7 @@ from .kinds import records_of
 from .records import Record, Records, open_records
 from .source import Source, TextError
 
-SELECTED = re.compile(r"(.+):(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)")      # FILE:3 or FILE:1,4-9
+SELECTED = re.compile(r"(.+):(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)")  # FILE:3 or FILE:1,4-9
 
 
 def expand(specs: Sequence[str], field: str = "text") -> list[Source]:
@@ -41,7 +41,11 @@ def expand(specs: Sequence[str], field: str = "text") -> list[Source]:
                 raise TextError(f"text {source.spec!r} is given twice" + ("" if given[where] == spec else f", also by {given[where]!r}"))
             given[where] = spec
             sources.append(source)
-    said += [f"{records.path}: {records.blank} document{'s' * (records.blank != 1)} of nothing but spaces" for records in opened.values() if records.blank]
+    said += [
+        f"{records.path}: {records.blank} document{'s' * (records.blank != 1)} of nothing but spaces"
+        for records in opened.values()
+        if records.blank
+    ]
     if said:
         _say("texts passed over: " + "; ".join(said))
     return sources
@@ -58,7 +62,7 @@ def stands_for_something(spec: str) -> bool:
     chosen = SELECTED.fullmatch(spec)
     try:
         return spec == "-" or spec.startswith("builtin:") or os.path.exists(spec) or bool(chosen) and os.path.exists(chosen[1])
-    except ValueError:                               # a NUL
+    except ValueError:  # a NUL
         return False
 
 
@@ -98,7 +102,9 @@ def _selected(records: Records, numbers: str) -> Iterator[Record]:
             raise TextError(f"text '{records.path}:{numbers}': {part} goes backwards; write {last}-{first}")
         for number in range(int(first), int(last or first) + 1):
             if number not in by_number:
-                raise TextError(f"text '{records.path}:{number}': no document there; the last one is {records.unit} {records.entries[-1].number}")
+                raise TextError(
+                    f"text '{records.path}:{number}': no document there; the last one is {records.unit} {records.entries[-1].number}"
+                )
             yield by_number[number]
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 
 PROSE = frozenset("txt text md markdown rst tex adoc asciidoc org rtx pod wiki textile log srt vtt".split())
-CODE = frozenset("""
+CODE = frozenset(
+    """
     py pyi pyx c h cc cpp cxx hh hpp hxx tcc inl cu cuh m mm rs go java kt kts scala groovy js jsx mjs cjs ts tsx vue svelte cs fs fsx vb swift
     dart rb php pl pm t lua r jl hs lhs ml mli ex exs erl hrl clj cljs lisp el scm rkt f f77 f90 f95 f03 for ada adb ads pas d nim zig v sv vhd
     vhdl asm s sh bash zsh fish ps1 bat cmd sql html htm css scss sass less xml xsl proto thrift graphql gql cmake mk make gradle tf hcl nix
     yaml yml toml ini cfg conf properties awk sed vim tcl sol move diff patch
-    """.split())
+    """.split()
+)
 RECORDS = {"jsonl": "lines", "ndjson": "lines", "json": "array", "parquet": "parquet"}
-GATHERED = PROSE | CODE | {"jsonl", "ndjson", "parquet"}     # .json in a directory is configuration far more often than text
+GATHERED = PROSE | CODE | {"jsonl", "ndjson", "parquet"}  # .json in a directory is configuration far more often than text
 
 ARCHIVE = "an archive: unpack it and give the directory"
 REFUSED = {

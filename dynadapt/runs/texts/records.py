@@ -18,8 +18,8 @@ from functools import cached_property
 from .kinds import records_of, suffix_of
 from .source import TextError, named_errors, open_file
 
-BATCH = 256          # rows of Parquet held at a time
-SHOWN = 8            # keys or columns that an error lists
+BATCH = 256  # rows of Parquet held at a time
+SHOWN = 8  # keys or columns that an error lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +27,13 @@ class Record:
     """One document of a file: `number` is that of its line, item or row, from 1; `offset` and `length` those of its line, in bytes."""
 
     number: int
-    size: int            # UTF-8 bytes of the text
+    size: int  # UTF-8 bytes of the text
     sha256: str
     offset: int = 0
     length: int = 0
 
 
-Item = tuple[int, int, int, "str | None", str]       # number, offset, length, id, text
+Item = tuple[int, int, int, "str | None", str]  # number, offset, length, id, text
 
 
 class Records:
@@ -43,7 +43,7 @@ class Records:
 
     def __init__(self, path: str, field: str):
         self.path, self.field = path, field
-        self.blank = 0                               # documents of nothing but spaces, which are passed over
+        self.blank = 0  # documents of nothing but spaces, which are passed over
         self._forward: Iterator[Item] | None = None
         self._reached = 0
 
@@ -162,15 +162,19 @@ class JsonArray(Records):
         try:
             content = json.loads(raw.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
-            raise TextError(f"text {self.path!r} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start} ({error.reason})") from None
+            raise TextError(
+                f"text {self.path!r} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start} ({error.reason})"
+            ) from None
         except (ValueError, RecursionError) as error:
             if raw.strip() and str(error).startswith("Extra data"):
                 raise TextError(f"text {self.path!r} holds several JSON values: if each line is a document, name it .jsonl") from None
             raise TextError(f"text {self.path!r} is empty" if not raw.strip() else f"text {self.path!r} is not JSON ({error})") from None
         if not isinstance(content, list):
             kind = "one JSON object" if isinstance(content, dict) else f"the JSON value {_shown(content)}"
-            raise TextError(f"text {self.path!r} holds {kind}, not documents: give an array of strings or of objects with \"{self.field}\", "
-                            f"or a .jsonl file with an object a line; to score its characters as they are, pipe it: --text - < {self.path}")
+            raise TextError(
+                f'text {self.path!r} holds {kind}, not documents: give an array of strings or of objects with "{self.field}", '
+                f"or a .jsonl file with an object a line; to score its characters as they are, pipe it: --text - < {self.path}"
+            )
         return content
 
     def items(self, number: int = 1) -> Iterator[Item]:
@@ -193,7 +197,9 @@ class ParquetRows(Records):
             for batch in self._batches(file, groups):
                 for row, text in enumerate(batch.column(0).to_pylist(), before + 1):
                     if not isinstance(text, str):
-                        raise self.error(row, f'has no "{self.field}" that is a string: it is {"null" if text is None else repr(text)[:40]}')
+                        raise self.error(
+                            row, f'has no "{self.field}" that is a string: it is {"null" if text is None else repr(text)[:40]}'
+                        )
                     yield row, 0, 0, None, self.whole(row, text)
                 before += len(batch)
         finally:
@@ -205,6 +211,7 @@ class ParquetRows(Records):
         except ImportError:
             raise TextError(f"text {self.path!r}: Parquet is read with pyarrow, which is not installed: pip install pyarrow") from None
         from pyarrow import ArrowException
+
         try:
             file = parquet.ParquetFile(self.path)
         except (OSError, ArrowException) as error:
@@ -212,12 +219,15 @@ class ParquetRows(Records):
         names = file.schema_arrow.names
         if self.field not in names:
             file.close()
-            raise TextError(f'text {self.path!r} has no column "{self.field}"; its columns are {", ".join(names[:SHOWN])}: name the one that is '
-                            "the text with --field")
+            raise TextError(
+                f'text {self.path!r} has no column "{self.field}"; its columns are {", ".join(names[:SHOWN])}: name the one that is '
+                "the text with --field"
+            )
         return file
 
     def _batches(self, file, groups: list[int]) -> Iterator:
         from pyarrow import ArrowException
+
         batches = file.iter_batches(BATCH, row_groups=groups, columns=[self.field], use_threads=False)
         while True:
             try:

@@ -21,7 +21,7 @@ from .kinds import records_of, suffix_of, why_refused
 if TYPE_CHECKING:
     from .records import Record, Records
 
-CHUNK = 1 << 16      # bytes read at a time
+CHUNK = 1 << 16  # bytes read at a time
 
 
 class TextError(ValueError):
@@ -37,7 +37,7 @@ class Source:
     """
 
     spec: str
-    label: str | None = None                 # its name in results, where that isn't the file's own
+    label: str | None = None  # its name in results, where that isn't the file's own
     gathered: bool = False
     records: Records | None = field(default=None, compare=False, repr=False)
     record: Record | None = None
@@ -104,8 +104,10 @@ class Source:
         with contextlib.closing(self.open()) as file:
             for chunk in _checked(chunks(file, self.spec), self.spec):
                 if not size and b"\0" in chunk[:4096]:
-                    raise TextError(f"text {self.spec!r} has zero bytes: it is binary, or UTF-16; convert it first, for example with "
-                                    "iconv -f UTF-16LE -t UTF-8")
+                    raise TextError(
+                        f"text {self.spec!r} has zero bytes: it is binary, or UTF-16; convert it first, for example with "
+                        "iconv -f UTF-16LE -t UTF-8"
+                    )
                 digest.update(chunk)
                 size += len(chunk)
         if not size:
@@ -116,13 +118,16 @@ class Source:
         """TextError where this can't be one text, by its name alone."""
         if self.builtin:
             if self.spec.removeprefix("builtin:") not in BUILTINS:
-                raise TextError(f"text {self.spec!r}: no such built-in text; there are "
-                                + ", ".join(f"builtin:{name}" for name in BUILTINS))
+                raise TextError(
+                    f"text {self.spec!r}: no such built-in text; there are " + ", ".join(f"builtin:{name}" for name in BUILTINS)
+                )
         elif self.spec == "-":
             return
         elif os.path.isdir(self.spec):
-            raise TextError(f"text {self.spec!r} is a directory; give files, for example {os.path.join(self.spec, '*.txt')}, or what "
-                            "dynadapt.text.expand makes of it")
+            raise TextError(
+                f"text {self.spec!r} is a directory; give files, for example {os.path.join(self.spec, '*.txt')}, or what "
+                "dynadapt.text.expand makes of it"
+            )
         elif not os.path.exists(self.spec):
             raise TextError(f"text {self.spec!r}: no such file")
         elif records_of(self.spec):
@@ -148,7 +153,7 @@ def named_errors(spec: str) -> Iterator[None]:
 
 
 def chunks(file: BinaryIO, spec: str) -> Iterator[bytes]:
-    read = getattr(file, "read1", file.read)        # a pipe hands over what it has, without waiting for a full chunk
+    read = getattr(file, "read1", file.read)  # a pipe hands over what it has, without waiting for a full chunk
     while True:
         with named_errors(spec):
             chunk = read(CHUNK)
@@ -186,17 +191,19 @@ class Decoder:
     """Incremental strict UTF-8; an error names the text and the offset of the offending byte."""
 
     def __init__(self, spec: str, offset: int = 0):
-        self.spec, self.offset = spec, offset        # offset: of the first byte not yet fed
+        self.spec, self.offset = spec, offset  # offset: of the first byte not yet fed
         self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
 
     def feed(self, data: bytes, final: bool = False) -> str:
-        kept = len(self._decoder.getstate()[0])      # bytes of a character cut by the last chunk
+        kept = len(self._decoder.getstate()[0])  # bytes of a character cut by the last chunk
         try:
             text = self._decoder.decode(data, final)
         except UnicodeDecodeError as error:
             at = self.offset - kept + error.start
             value = f"byte 0x{error.object[error.start]:02x}"
-            raise TextError(f"text {self.spec!r} is not UTF-8: {value} at offset {at} ({error.reason}); "
-                            "convert it first, for example with iconv -t UTF-8") from None
+            raise TextError(
+                f"text {self.spec!r} is not UTF-8: {value} at offset {at} ({error.reason}); "
+                "convert it first, for example with iconv -t UTF-8"
+            ) from None
         self.offset += len(data)
         return text

@@ -5,6 +5,7 @@
 FOLDER has `model`, a model directory, and `adapter`. Each case is named on standard error before its call; the failures are
 printed as JSON at the end. A broken call must say DYNADAPT_INVALID, name the argument, and leave all memory as it was.
 """
+
 from __future__ import annotations
 
 import ctypes as c
@@ -42,7 +43,7 @@ class Memory:
         return self.buffer.raw
 
     def whole(self) -> bool:
-        return (c.string_at(self.address - 56, 56) == CANARY[:56] and c.string_at(self.address + self.size, len(CANARY)) == CANARY)
+        return c.string_at(self.address - 56, 56) == CANARY[:56] and c.string_at(self.address + self.size, len(CANARY)) == CANARY
 
 
 def pack(kind: str, values) -> bytes:
@@ -76,8 +77,9 @@ class Call:
     def make_t(self, argument, spec, shape=None):
         shape = shape or spec.shape
         memory = self.memory[argument] = Memory(self.bytes_of(spec, shape))
-        tensor = header.Tensor(memory.address, header.Device(CPU, 0), len(shape), header.DType(*TYPES[spec.dtype][0], 1),
-                               self.int64s(shape), None, 0)
+        tensor = header.Tensor(
+            memory.address, header.Device(CPU, 0), len(shape), header.DType(*TYPES[spec.dtype][0], 1), self.int64s(shape), None, 0
+        )
         self.tensors[argument] = tensor
         return c.addressof(tensor)
 
@@ -89,8 +91,9 @@ class Call:
     def make_matrix(self, argument, spec, dtype="f32"):
         out = c.c_void_p()
         memory = Memory(b"\0" * spec.rows * spec.columns * 4)
-        tensor = header.Tensor(memory.address, header.Device(CPU, 0), 2, header.DType(*TYPES[dtype][0], 1),
-                               self.int64s((spec.rows, spec.columns)), None, 0)
+        tensor = header.Tensor(
+            memory.address, header.Device(CPU, 0), 2, header.DType(*TYPES[dtype][0], 1), self.int64s((spec.rows, spec.columns)), None, 0
+        )
         assert self.library.dynadapt_matrix_create(c.byref(tensor), c.byref(out)) == OK
         return out.value
 
@@ -245,20 +248,34 @@ def break_t(call, argument, spec):
     yield "shape NULL", set_(shape=None), {}
     for ndim in (-1, -3, 0, len(shape) - 1, len(shape) + 1, 1_000_000, rows.INT_MAX, rows.INT_MIN):
         yield f"ndim {ndim}", set_(ndim=ndim), {}
-    for i, value in itertools.product(range(len(shape)), (-1, -4, -2**40, -2**63, 2**50, 2**62, 2**63 - 1)):
-        yield f"shape[{i}] = {value}", set_(shape=call.int64s((*shape[:i], value, *shape[i + 1:]))), {"names": everyone}
+    for i, value in itertools.product(range(len(shape)), (-1, -4, -(2**40), -(2**63), 2**50, 2**62, 2**63 - 1)):
+        yield f"shape[{i}] = {value}", set_(shape=call.int64s((*shape[:i], value, *shape[i + 1 :]))), {"names": everyone}
     if len(shape) > 1:
         yield "a shape whose product overflows", set_(shape=call.int64s((2**33,) * len(shape))), {}
         yield "a shape of nothing times much", set_(shape=call.int64s((0, *(2**62,) * (len(shape) - 1)))), {"names": everyone}
-    dense = [product(shape[i + 1:]) for i in range(len(shape))]
-    for i, (stride, value) in itertools.product(range(len(shape)), [("0", 0), ("-1", -1), ("2**62", 2**62), ("2**63-1", 2**63 - 1), ("half", None)]):
+    dense = [product(shape[i + 1 :]) for i in range(len(shape))]
+    for i, (stride, value) in itertools.product(
+        range(len(shape)), [("0", 0), ("-1", -1), ("2**62", 2**62), ("2**63-1", 2**63 - 1), ("half", None)]
+    ):
         value = dense[i] // 2 if value is None else value
         if shape[i] > 1 and value != dense[i]:
-            yield f"strides[{i}] = {stride}", set_(strides=call.int64s((*dense[:i], value, *dense[i + 1:]))), {}
+            yield f"strides[{i}] = {stride}", set_(strides=call.int64s((*dense[:i], value, *dense[i + 1 :]))), {}
     dtype = TYPES[spec.dtype][0]
-    for code, bits, lanes in ((*dtype, 0), (*dtype, 2), (3, dtype[1], 1), (255, 255, 65535), (dtype[0], 8, 1), (1, 32, 1), (6, 8, 1),
-                              *((*other, 1) for other, _ in TYPES.values() if other != dtype)):
-        yield f"dtype ({code}, {bits}, {lanes})", set_(dtype=header.DType(code, bits, lanes)), {"names": everyone, "may_pass": (code, bits, lanes) == (4, 16, 1)}
+    for code, bits, lanes in (
+        (*dtype, 0),
+        (*dtype, 2),
+        (3, dtype[1], 1),
+        (255, 255, 65535),
+        (dtype[0], 8, 1),
+        (1, 32, 1),
+        (6, 8, 1),
+        *((*other, 1) for other, _ in TYPES.values() if other != dtype),
+    ):
+        yield (
+            f"dtype ({code}, {bits}, {lanes})",
+            set_(dtype=header.DType(code, bits, lanes)),
+            {"names": everyone, "may_pass": (code, bits, lanes) == (4, 16, 1)},
+        )
     for device in (CUDA, 0, 99, -1):
         yield f"device {device}", set_(device=header.Device(device, 0)), {}
     yield "data off by a byte", set_(data=tensor.data + 1), {}
@@ -297,7 +314,7 @@ def break_parts(call, argument, spec):
     yield "NULL", lambda: Value(None), {}
     yield "off by a byte", lambda: Value(call.values[argument] + 1), {}
     for i in range(spec.count):
-        put_ = lambda handle, i=i: Value(call.pointers([*good[:i], handle, *good[i + 1:]]))  # noqa: E731
+        put_ = lambda handle, i=i: Value(call.pointers([*good[:i], handle, *good[i + 1 :]]))  # noqa: E731
         yield f"[{i}] NULL", lambda p=put_: p(None), {}
         yield f"[{i}] another dtype", lambda p=put_: p(call.make_matrix("", rows.Matrix(), "bf16")), {}
         yield f"[{i}] another width", lambda p=put_: p(call.make_matrix("", rows.Matrix(5, 9))), {}
@@ -363,7 +380,11 @@ def break_text(call, argument, spec):
     yield "NULL", lambda: Value(None), {}
     for value in spec.bad:
         named = str(call.world["folder"] / value) if value else "config.json"
-        yield repr(value), lambda v=value: Value(call.text(v)), {"names": (argument, named, value or "/adapter", "adapter_config.json"), "codes": (INVALID, IO)}
+        yield (
+            repr(value),
+            lambda v=value: Value(call.text(v)),
+            {"names": (argument, named, value or "/adapter", "adapter_config.json"), "codes": (INVALID, IO)},
+        )
 
 
 def break_slot(call, argument, spec):

@@ -1,10 +1,18 @@
 """dynadapt.h as Python sees it: functions with their arguments, structs with their fields, both from the header's text."""
+
 import ctypes as c
 import re
 from pathlib import Path
 
-SCALARS = {"int": c.c_int, "int32_t": c.c_int32, "uint32_t": c.c_uint32, "int64_t": c.c_int64, "uint64_t": c.c_uint64,
-           "float": c.c_float, "double": c.c_double}
+SCALARS = {
+    "int": c.c_int,
+    "int32_t": c.c_int32,
+    "uint32_t": c.c_uint32,
+    "int64_t": c.c_int64,
+    "uint64_t": c.c_uint64,
+    "float": c.c_float,
+    "double": c.c_double,
+}
 RETURNS = {**SCALARS, "void": None, "const char*": c.c_char_p}
 
 
@@ -17,8 +25,15 @@ class DType(c.Structure):
 
 
 class Tensor(c.Structure):
-    _fields_ = [("data", c.c_void_p), ("device", Device), ("ndim", c.c_int), ("dtype", DType), ("shape", c.c_void_p),
-                ("strides", c.c_void_p), ("byte_offset", c.c_uint64)]
+    _fields_ = [
+        ("data", c.c_void_p),
+        ("device", Device),
+        ("ndim", c.c_int),
+        ("dtype", DType),
+        ("shape", c.c_void_p),
+        ("strides", c.c_void_p),
+        ("byte_offset", c.c_uint64),
+    ]
 
 
 def read(path: Path):

@@ -169,15 +169,13 @@ struct Ops {
       return dynadapt_head_norm_backward(dqkv, qkv, q, q, rstd, d, dq, dk, &heads, nullptr);
     });
     add("activation_forward", [=, y = t.out({N, K})] { return dynadapt_activation_forward(h, y, &swiglu, nullptr); });
-    add("activation_backward", [=, dh = t.out({N, 2 * K}), y = t.out({N, K})] {
-      return dynadapt_activation_backward(dy, h, dh, y, &swiglu, nullptr);
-    });
+    add("activation_backward",
+        [=, dh = t.out({N, 2 * K}), y = t.out({N, K})] { return dynadapt_activation_backward(dy, h, dh, y, &swiglu, nullptr); });
     std::vector<int64_t> ids(N);
     for (int64_t n = 0; n < N; n++) ids[n] = n * 5 % 9;
     DLTensor *tokens = t.i64(ids), *table = t.f32({9, K}), *target = t.f32({N});
-    add("embedding_forward", [=, out = t.out({N, K})] {
-      return dynadapt_embedding_forward(tokens, table, nullptr, nullptr, out, nullptr);
-    });
+    add("embedding_forward",
+        [=, out = t.out({N, K})] { return dynadapt_embedding_forward(tokens, table, nullptr, nullptr, out, nullptr); });
     add("embedding_backward", [=, dtable = t.out({9, K})] { return dynadapt_embedding_backward(tokens, dy, dtable, nullptr); });
     add("linear_mse", [=, pred = t.out({N}), loss = t.out({N}), dh = t.out({N, K}), dw = t.out({K}), db = t.out({1})] {
       return dynadapt_linear_mse(x, weight, nullptr, target, nullptr, pred, loss, dh, dw, db, nullptr);
@@ -227,8 +225,8 @@ void fail_on_purpose(Ops& ops, int caller) {
   DLTensor* wrong = ops.t.f32({1, 1000 + caller});
   const std::string expected = "y has shape [1, " + std::to_string(1000 + caller) + "]";
   dynadapt_linear_params p{sizeof p, 1.0f};
-  const int code = dynadapt_linear_forward(ops.t.f32({1, 64}), ops.parts, 1, nullptr, nullptr, nullptr, nullptr, nullptr, wrong, &p,
-                                           nullptr);
+  const int code =
+      dynadapt_linear_forward(ops.t.f32({1, 64}), ops.parts, 1, nullptr, nullptr, nullptr, nullptr, nullptr, wrong, &p, nullptr);
   if (code != DYNADAPT_INVALID || std::string(dynadapt_last_error()).find(expected) == std::string::npos)
     fail("expected \"" + expected + "\"");
 }
@@ -271,8 +269,10 @@ void share_engine(const char* model, int rounds) {
     float nll[8];
     for (int i = 0; i < rounds; i++) {
       const int code = dynadapt_engine_step(shared, tokens, 8, nullptr, nll, nullptr);
-      if (code == DYNADAPT_OK) steps++;
-      else if (!std::strstr(dynadapt_last_error(), "the engine is in another call")) fail("engine_step");
+      if (code == DYNADAPT_OK)
+        steps++;
+      else if (!std::strstr(dynadapt_last_error(), "the engine is in another call"))
+        fail("engine_step");
       dynadapt_engine_info_t info{};
       info.struct_size = sizeof info;
       if (dynadapt_engine_info(shared, &info) != DYNADAPT_OK && !std::strstr(dynadapt_last_error(), "in another call"))

@@ -110,14 +110,14 @@ struct ShortBackward {
   }
 
   int64_t width;
-  T *keys, *queries;                        // [segment, d], rotated
-  char *keys_nn;                            // packed, for dQ
-  char *q_nt, *dout_nt, *q_nn, *dout_nn;    // packed, for S', dP', dK and dV
-  float *lse, *delta;                       // [width]; lse in units of log2
-  float *scores, *dscores;                  // [keys, width]
-  T *probabilities, *ds;                    // [keys, width]
-  Panel<T>* turned;                         // [queries, width]: ds transposed
-  float *dq, *dk, *dv;                      // [segment, d]
+  T *keys, *queries;                      // [segment, d], rotated
+  char* keys_nn;                          // packed, for dQ
+  char *q_nt, *dout_nt, *q_nn, *dout_nn;  // packed, for S', dP', dK and dV
+  float *lse, *delta;                     // [width]; lse in units of log2
+  float *scores, *dscores;                // [keys, width]
+  T *probabilities, *ds;                  // [keys, width]
+  Panel<T>* turned;                       // [queries, width]: ds transposed
+  float *dq, *dk, *dv;                    // [segment, d]
   size_t bytes;
 };
 

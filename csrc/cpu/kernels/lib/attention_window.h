@@ -18,9 +18,15 @@ constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 /// The sizes that decide how work is cut.
 struct AttentionPlan {
   explicit AttentionPlan(const AttentionShape& s)
-      : segment(s.segment), heads(s.query_heads), kv_heads(s.kv_heads), group(s.query_heads / s.kv_heads), d(s.head_dim),
-        qkv_width((heads + 2 * kv_heads) * d), block(larger<int64_t>(16, (kMostQueries / group + 8) / 16 * 16)),
-        stacked(group * block), blocks((segment + block - 1) / block) {}
+      : segment(s.segment),
+        heads(s.query_heads),
+        kv_heads(s.kv_heads),
+        group(s.query_heads / s.kv_heads),
+        d(s.head_dim),
+        qkv_width((heads + 2 * kv_heads) * d),
+        block(larger<int64_t>(16, (kMostQueries / group + 8) / 16 * 16)),
+        stacked(group * block),
+        blocks((segment + block - 1) / block) {}
 
   int64_t first_query(int64_t b) const { return b * block; }
   int64_t queries(int64_t b) const { return smaller(block, segment - b * block); }
@@ -35,8 +41,11 @@ struct AttentionPlan {
 template <class T>
 struct Stream {
   Stream(const AttentionShape& s, const AttentionPlan& plan, const void* qkv, int64_t index)
-      : row(index * plan.segment), slot(s.slots[index]), memory(s.mem_len ? s.mem_len[slot] : 0),
-        memory_stride(plan.kv_heads * plan.d), qkv_stride(plan.qkv_width),
+      : row(index * plan.segment),
+        slot(s.slots[index]),
+        memory(s.mem_len ? s.mem_len[slot] : 0),
+        memory_stride(plan.kv_heads * plan.d),
+        qkv_stride(plan.qkv_width),
         qkv(static_cast<const T*>(qkv) + row * plan.qkv_width) {
     if (!s.mem_k) return;
     mem_k = static_cast<const T*>(s.mem_k) + slot * s.memory_capacity * memory_stride;
@@ -48,8 +57,7 @@ struct Stream {
     return j < memory ? mem_k + j * memory_stride + h * p.d : qkv + (j - memory) * qkv_stride + (p.heads + h) * p.d;
   }
   const T* value(const AttentionPlan& p, int64_t h, int64_t j) const {
-    return j < memory ? mem_v + j * memory_stride + h * p.d
-                      : qkv + (j - memory) * qkv_stride + (p.heads + p.kv_heads + h) * p.d;
+    return j < memory ? mem_v + j * memory_stride + h * p.d : qkv + (j - memory) * qkv_stride + (p.heads + p.kv_heads + h) * p.d;
   }
   const T* query(const AttentionPlan& p, int64_t h, int64_t t) const { return qkv + t * qkv_stride + h * p.d; }
 
@@ -92,15 +100,15 @@ inline int64_t longest_window(const AttentionShape& s) {
 
 /// c [M, N] = a [M, K] B or +=, for the first K rows of a B that was packed with `packed` rows.
 template <class T>
-inline void gemm_first(int64_t M, int64_t N, int64_t K, int64_t packed, const T* a, int64_t lda, const void* panels,
-                       float* c, int64_t ldc, bool accumulate) {
+inline void gemm_first(int64_t M, int64_t N, int64_t K, int64_t packed, const T* a, int64_t lda, const void* panels, float* c,
+                       int64_t ldc, bool accumulate) {
   const RowTiles rows(M);
   for (int64_t n = 0; n < N; n += kNR) {
     const Panel<T>* panel = static_cast<const Panel<T>*>(panels) + n / kNR * panel_size<T>(packed);
     const Term<T> term{a, lda, panel, K, 1.0f};
     for (int64_t t = 0; t < rows.count; t++)
-      multiply_into(rows.size(t), int(smaller<int64_t>(kNR, N - n)), term.from_row(rows.begin(t)),
-                    c + rows.begin(t) * ldc + n, ldc, accumulate);
+      multiply_into(rows.size(t), int(smaller<int64_t>(kNR, N - n)), term.from_row(rows.begin(t)), c + rows.begin(t) * ldc + n,
+                    ldc, accumulate);
   }
 }
 

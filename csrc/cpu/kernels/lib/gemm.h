@@ -52,8 +52,7 @@ inline void gemm(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const
 /// out [M, columns] = sum of terms (+ bias), rounded to T; columns <= kNR, count <= kMaxTerms.
 constexpr int kMaxTerms = 17;
 template <class T>
-inline void multiply_rounded(int64_t M, int columns, const Term<T>* terms, int count, const T* bias, T* out,
-                             int64_t ldo) {
+inline void multiply_rounded(int64_t M, int columns, const Term<T>* terms, int count, const T* bias, T* out, int64_t ldo) {
   alignas(64) float sums[kMR * kNR];
   Term<T> here[kMaxTerms];
   const RowTiles tiles(M);

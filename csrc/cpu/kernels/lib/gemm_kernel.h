@@ -92,7 +92,11 @@ inline void accumulate_panel(vfloat (&sum)[M][NV], const bf16* a, int64_t lda, c
 
 /// What a tile does with c. `add` sums its own terms first and adds c once, so that a long product taken in blocks
 /// rounds against the growing total once a block instead of once a term; `extend` goes on with the chain in c.
-enum class Into { write, add, extend };
+enum class Into {
+  write,
+  add,
+  extend
+};
 
 /// c [M, NV * kWidth] = sum of terms, with c as `into` says.
 template <class P, int M, int NV>
@@ -134,10 +138,13 @@ template <class P, int M, int NV>
 template <class P, int NV>
 inline void tile_of(int rows, const Term<P>* terms, int count, float* c, int64_t ldc, Into into) {
   switch (rows) {
-#define DYN_ROWS(n) case n: return tile<P, n, NV>(terms, count, c, ldc, into);
-    DYN_ROWS(1) DYN_ROWS(2) DYN_ROWS(3) DYN_ROWS(4) DYN_ROWS(5) DYN_ROWS(6)
+#define DYN_ROWS(n) \
+  case n:           \
+    return tile<P, n, NV>(terms, count, c, ldc, into);
+    DYN_ROWS(1)
+    DYN_ROWS(2) DYN_ROWS(3) DYN_ROWS(4) DYN_ROWS(5) DYN_ROWS(6)
 #if defined(__AVX512F__)
-    DYN_ROWS(7) DYN_ROWS(8) DYN_ROWS(9) DYN_ROWS(10) DYN_ROWS(11) DYN_ROWS(12)
+        DYN_ROWS(7) DYN_ROWS(8) DYN_ROWS(9) DYN_ROWS(10) DYN_ROWS(11) DYN_ROWS(12)
 #endif
 #undef DYN_ROWS
   }
@@ -155,7 +162,8 @@ inline void multiply_tile(int rows, int columns, const Term<T>* terms, int count
     alignas(64) float local[kMR * kNR];
     multiply_tile(rows, columns, terms, count, local, kNR, Into::write);
     for (int i = 0; i < rows; i++)
-      for (int j = 0; j < (half ? kNR / 2 : kNR); j += kWidth) store(c + i * ldc + j, load(c + i * ldc + j) + load(local + i * kNR + j));
+      for (int j = 0; j < (half ? kNR / 2 : kNR); j += kWidth)
+        store(c + i * ldc + j, load(c + i * ldc + j) + load(local + i * kNR + j));
   } else {
     // Widen the rows of A in pieces; the sums wait in c between pieces, which changes none of their bits.
     constexpr int64_t kPiece = 256;

@@ -15,10 +15,14 @@ constexpr int kMR = 6, kNR = 8;
 
 /// Element type of a panel that the kernel reads, for activations of type T.
 template <class T>
-struct PanelOf { using type = float; };
+struct PanelOf {
+  using type = float;
+};
 #if defined(__AVX512BF16__)
 template <>
-struct PanelOf<bf16> { using type = bf16; };
+struct PanelOf<bf16> {
+  using type = bf16;
+};
 #endif
 template <class T>
 using Panel = typename PanelOf<T>::type;
@@ -29,7 +33,9 @@ constexpr int kInterleave = sizeof(P) == 2 ? 2 : 1;
 
 /// Elements of one panel of K rows.
 template <class T>
-inline int64_t panel_size(int64_t K) { return round_up(K, kInterleave<Panel<T>>) * kNR; }
+inline int64_t panel_size(int64_t K) {
+  return round_up(K, kInterleave<Panel<T>>) * kNR;
+}
 inline int64_t panel_count(int64_t N) { return (N + kNR - 1) / kNR; }
 
 /// Bytes that the panels of a [K, N] operand take.

@@ -52,8 +52,8 @@ inline void pack_panel_nt(const T* b, int64_t ldb, int columns, int64_t K, Panel
     constexpr int depth = 16 * step;  // rows of B in 16 elements of 32 bits
     for (; k + depth <= K; k += depth)
       for (int n = 0; n < kNR; n += 16)
-        transpose_16x16(b + smaller(n, columns) * ldb + k, ldb * int64_t(sizeof(T)), columns - n,
-                        panel + k * kNR + n * step, kNR * 4);
+        transpose_16x16(b + smaller(n, columns) * ldb + k, ldb * int64_t(sizeof(T)), columns - n, panel + k * kNR + n * step,
+                        kNR * 4);
   }
 #endif
   const int64_t padded = round_up(K, step);
@@ -71,8 +71,8 @@ inline void pack_panel_nn(const T* b, int64_t ldb, int columns, int64_t K, Panel
   if constexpr (kInterleave<Panel<T>> == 2) {
 #if defined(__AVX512BF16__)
     const __mmask32 mask = columns == 32 ? ~0u : (1u << columns) - 1;
-    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
-                                         5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
+                                         35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     for (int64_t k = 0; k < K; k += 2) {
       __builtin_prefetch(b + (k + kPackAhead) * ldb);

@@ -92,8 +92,7 @@ inline void backward_block(const Matrix& matrix, int64_t row, int64_t column, Pa
 #endif
     if constexpr (sizeof(T) == 4) {
       for (int r = 0; r < kNR; r += 16)
-        for (int n = 0; n < kNR; n += 16)
-          transpose_16x16(from + n * kNR + r, kNR * 4, 16, to + r * kNR + n, kNR * 4);
+        for (int n = 0; n < kNR; n += 16) transpose_16x16(from + n * kNR + r, kNR * 4, 16, to + r * kNR + n, kNR * 4);
       return;
     }
   }
@@ -108,7 +107,9 @@ inline void backward_block(const Matrix& matrix, int64_t row, int64_t column, Pa
 
 /// Elements that a backward panel of this weight takes in `room` below.
 template <class T>
-inline int64_t backward_panel_size(const Matrix& matrix) { return panel_count(matrix.rows) * kNR * kNR; }
+inline int64_t backward_panel_size(const Matrix& matrix) {
+  return panel_count(matrix.rows) * kNR * kNR;
+}
 
 /// Panel j for the backward product (columns kNR * j.. of W), over all rows of the weight.
 template <class T>

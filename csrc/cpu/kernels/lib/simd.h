@@ -36,9 +36,13 @@ typedef uint32_t vuint __attribute__((vector_size(kWidth * 4)));
 typedef uint16_t vhalf __attribute__((vector_size(kWidth * 2)));
 
 template <class T>
-inline T smaller(T a, T b) { return b < a ? b : a; }
+inline T smaller(T a, T b) {
+  return b < a ? b : a;
+}
 template <class T>
-inline T larger(T a, T b) { return a < b ? b : a; }
+inline T larger(T a, T b) {
+  return a < b ? b : a;
+}
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // ---- scalars ----

@@ -24,13 +24,21 @@ template <class Body>
 }
 
 template <class T>
-inline vfloat load(const T* from, Whole) { return load(from); }
+inline vfloat load(const T* from, Whole) {
+  return load(from);
+}
 template <class T>
-inline vfloat load(const T* from, Head head) { return load(from, head.n); }
+inline vfloat load(const T* from, Head head) {
+  return load(from, head.n);
+}
 template <class T>
-inline void store(T* to, vfloat value, Whole) { store(to, value); }
+inline void store(T* to, vfloat value, Whole) {
+  store(to, value);
+}
 template <class T>
-inline void store(T* to, vfloat value, Head head) { store(to, value, head.n); }
+inline void store(T* to, vfloat value, Head head) {
+  store(to, value, head.n);
+}
 
 /// 0, 1, 2, ...
 inline vint lane_numbers() {
