@@ -24,15 +24,18 @@ class Native:
     """dynadapt's own step."""
 
     def __init__(self, o):
-        import dynadapt
+        from dynadapt.adapt import Adam, LoRA
+        from dynadapt.engine import Engine
+        from dynadapt.model import load
+        from dynadapt.ops.dispatch import native_module
 
-        self.native = dynadapt.ops.dispatch.native_module()
+        self.native = native_module()
         self.threads(o["threads"])
-        self.o, self.model = o, dynadapt.load(o["model"])
-        self.engine = dynadapt.Engine(
+        self.o, self.model = o, load(o["model"])
+        self.engine = Engine(
             self.model,
-            adapt=dynadapt.LoRA(o["rank"]),
-            optimizer=dynadapt.Adam(lr=LR),
+            adapt=LoRA(o["rank"]),
+            optimizer=Adam(lr=LR),
             streams=o["streams"],
             segment=o["segment"],
             dtype=o["dtype"],

@@ -158,37 +158,38 @@ def _or_fetched(name: str) -> str:
 
 def optimizer_of(config: EvalConfig):
     """The optimizer that a configuration describes."""
-    import dynadapt
+    from dynadapt.adapt import RMS, SGD, Adam, AdamW
 
-    kinds = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD, "rms": dynadapt.RMS}
+    kinds = {"adam": Adam, "adamw": AdamW, "sgd": SGD, "rms": RMS}
     return kinds[config.optimizer](lr=config.learning_rate, decay=config.decay, clip=config.clip)
 
 
 def adapt_of(config: EvalConfig):
     """What learns, as a configuration describes it; None for nothing."""
-    import dynadapt
+    from dynadapt.adapt import Full, LoRA, RowSparse
 
     targets = {"targets": config.targets, "layers": range(*config.layers) if config.layers else None}
     return {
         "none": lambda: None,
-        "lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=config.alpha, **targets),
-        "rows": lambda: dynadapt.RowSparse(density=config.density, **targets),
-        "full": lambda: dynadapt.Full(**targets),
+        "lora": lambda: LoRA(rank=config.rank, alpha=config.alpha, **targets),
+        "rows": lambda: RowSparse(density=config.density, **targets),
+        "full": lambda: Full(**targets),
     }[config.adapt]()
 
 
 def build_engine(model, config: EvalConfig):
     """The engine that a configuration describes; what is open in it is settled here."""
-    import dynadapt
+    from dynadapt.engine import Engine
+    from dynadapt.engine.memory import Overlap, SegmentMemory
 
     config = settle(config, model.config)
     adapt = adapt_of(config)
     memory = None
     if config.memory:
-        memory = dynadapt.SegmentMemory(length=config.memory, sinks=config.sinks, refresh=config.refresh)
+        memory = SegmentMemory(length=config.memory, sinks=config.sinks, refresh=config.refresh)
     elif config.context:
-        memory = dynadapt.Overlap(context=config.context)
-    return dynadapt.Engine(
+        memory = Overlap(context=config.context)
+    return Engine(
         model,
         adapt=adapt,
         optimizer=optimizer_of(config) if adapt else None,

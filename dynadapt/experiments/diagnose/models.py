@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 
-from dynadapt import SGD, Engine, LoRA, Overlap, SegmentMemory
+from dynadapt.adapt import SGD, LoRA
+from dynadapt.engine import Engine
 from dynadapt.engine.learners.peft import read_for_model, settings_of, write_files
+from dynadapt.engine.memory import Overlap, SegmentMemory
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import build_engine
 from dynadapt.model import linear_shapes, peft_name

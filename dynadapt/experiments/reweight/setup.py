@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-import dynadapt
+from dynadapt.adapt import SGD, Adam, AdamW, Full, LoRA, RowSparse
+from dynadapt.engine import Engine
 from dynadapt.engine.state import state_tensors
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.mixers import MIXERS, Mixer, MixerError, Shaping, make_mixer, proportions
 from dynadapt.experiments.mixers.base import by_domain, check_weights
-from dynadapt.model import ModelConfig, random_model
+from dynadapt.model import ModelConfig, load, random_model
 from dynadapt.runs.checkpoints import last_state
 from dynadapt.runs.rundir import RunError, read_json
 
@@ -25,7 +26,7 @@ NEED_TARGET = ("velocitune", "dynamic-batch-loading")
 
 def load_model(config: ReweightConfig):
     """The model to train: as it is, or of the size of `scratch` with random weights and the tokenizer of the one named."""
-    model = dynadapt.load(config.model)
+    model = load(config.model)
     if model.tokenizer is None:
         raise RunError(
             f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights, or take a GGUF file that holds one"
@@ -67,12 +68,12 @@ def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
 def build_engine(model, config: ReweightConfig, device: str | None = None):
     """One set of weights for all rows of a step: ordinary training on their mean loss."""
     adapt = {
-        "lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=config.alpha, targets=config.targets),
-        "rows": lambda: dynadapt.RowSparse(density=config.density, targets=config.targets),
-        "full": lambda: dynadapt.Full(targets=config.targets),
+        "lora": lambda: LoRA(rank=config.rank, alpha=config.alpha, targets=config.targets),
+        "rows": lambda: RowSparse(density=config.density, targets=config.targets),
+        "full": lambda: Full(targets=config.targets),
     }[config.adapt]()
-    optimizer = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD}[config.optimizer]
-    return dynadapt.Engine(
+    optimizer = {"adam": Adam, "adamw": AdamW, "sgd": SGD}[config.optimizer]
+    return Engine(
         model,
         adapt=adapt,
         optimizer=optimizer(lr=config.learning_rate, decay=config.decay, clip=config.clip),
@@ -115,13 +116,8 @@ def build_reference(config: ReweightConfig, vocabulary: int, device: str | None 
     if (run / "summary.json").is_file() and read_json(run / "config.json").get("kind") == "reweight":
         engine = trained_engine(run, backend=config.backend, device=device)
     else:
-        engine = dynadapt.Engine(
-            dynadapt.load(config.reference),
-            streams=config.rows,
-            segment=config.segment,
-            dtype=config.dtype,
-            backend=config.backend,
-            device=device,
+        engine = Engine(
+            load(config.reference), streams=config.rows, segment=config.segment, dtype=config.dtype, backend=config.backend, device=device
         )
     if engine.config.vocab_size != vocabulary:
         raise ConfigError(

@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import dynadapt
 from dynadapt.common.environment import peak_memory_bytes
+from dynadapt.common.version import VERSION
 from dynadapt.distributed import Processes, join
 from dynadapt.distributed.learn import collected, connect
 from dynadapt.experiments.config import ConfigError
@@ -101,7 +101,7 @@ def _check_change(options: ReweightOptions, directory: RunDirectory | Follower) 
 
 def _check_processes(config: ReweightConfig, options: ReweightOptions, processes: Processes) -> None:
     """Settings that need several processes, or other ones."""
-    processes.same({**config.to_dict(), **asdict(options), "version": dynadapt.__version__})
+    processes.same({**config.to_dict(), **asdict(options), "version": VERSION})
     if config.rows < processes.world:
         raise ConfigError(f"rows {config.rows} with {processes.world} processes: each needs one of them; give at least {processes.world}")
     if processes.world == 1 and (config.compress != "none" or options.shard):
