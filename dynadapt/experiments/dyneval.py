@@ -473,8 +473,8 @@ def find_baseline(path: Path | None, config: EvalConfig) -> dict[int, float]:
     """Tokens scored -> mean NLL so far, of a static run on the same text in the same parent directory; {} if there is none."""
     if path is None or config.adapt == "none" or not path.parent.is_dir():
         return {}
+    from dynadapt.runs.growing import read_metrics
     from dynadapt.runs.kinds import kind_of
-    from dynadapt.runs.metrics import read_metrics
 
     keys = ("model", "text", "field", "tokens", "streams", "split", "segment", "memory", "sinks", "context")
     mine = config.to_dict()

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from dynadapt.experiments.config import ConfigError
 
+from .growing import read_metrics
 from .whole_files import RunError, note, read_json, write_json
 
 IDS = "log.json"  # in a run's directory: what its logs know it by
@@ -177,8 +178,6 @@ def open_logs(names: Sequence[str], path: Path, config: dict, earlier: Iterable[
 
 def show_finished(names: Sequence[str], path: Path, config: dict, summary: dict) -> None:
     """The lines and the summary of a run that is finished, to logs that may not have seen it."""
-    from .metrics import read_metrics
-
     lines = read_metrics(path) if names and (Path(path) / "metrics.jsonl").exists() else []
     logs = open_logs(names, path, config, lines)
     logs.finish(summary)

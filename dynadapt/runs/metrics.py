@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .growing import read_metrics
 from .kinds import headline, kind_of, what
 from .rundir import RunError, check_finished, locked, read_json, unscored
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-def read_metrics(path: str | Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl; a last line cut by a kill is left out."""
-    path = Path(path) / "metrics.jsonl"
-    lines = []
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    lines.append(json.loads(line))
-                except ValueError:
-                    raise RunError(f"{path}: line {number} is not JSON") from None
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file; {path.parent} is not a run's directory") from None
-    except OSError as error:
-        raise RunError(f"{path}: can't be read ({error.strerror})") from None
-    return lines
 
 
 @dataclass(frozen=True, repr=False)

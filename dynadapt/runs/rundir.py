@@ -27,7 +27,7 @@ from dynadapt.common.digests import sync_tree
 from dynadapt.common.environment import environment
 
 from .checkpoints import keep_only, newest_whole, saved_states, write_state
-from .growing import SCORE, Metrics, Scores, check_columns, header_bytes, verified
+from .growing import SCORE, Metrics, Scores, check_columns, header_bytes, read_metrics, verified
 from .logs import Logs, check_logs, open_logs, show_finished
 from .whole_files import DiskError, RunError, RunNote, disk_error, note, os_error, read_json, write_json
 
@@ -253,8 +253,6 @@ class RunDirectory:
         self._logs = open_logs(self._log_names, self.path, self.config, self._lines())
 
     def _lines(self) -> list[dict]:
-        from .metrics import read_metrics
-
         return read_metrics(self.path) if self._log_names else []
 
     def _expect_scores(self) -> None:

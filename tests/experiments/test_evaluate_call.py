@@ -20,7 +20,7 @@ from dynadapt.experiments.config import LEARNING_RATES, ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import adapt_of, optimizer_of
 from dynadapt.experiments.evaluation_settings import settings_from
 from dynadapt.model import ModelError, load
-from dynadapt.runs.metrics import read_metrics
+from dynadapt.runs.growing import read_metrics
 from dynadapt.runs.rundir import RunError
 from dynadapt.runs.text import TextError
 

@@ -16,7 +16,7 @@ from tiny import english, tiny_directory
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import RunOptions, run
 from dynadapt.experiments.shared_documents import _check, _check_begun, merged_lines, merged_scores, shared_out
-from dynadapt.runs.metrics import read_metrics
+from dynadapt.runs.growing import read_metrics
 from dynadapt.runs.rundir import SCORE, RunDirectory, RunError
 from dynadapt.runs.text import TextError
 

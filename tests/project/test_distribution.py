@@ -177,7 +177,10 @@ def test_a_wheel_has_every_module_and_what_modules_read(wheel, source):
 def test_a_wheel_and_the_library_in_it_say_the_version(wheel):
     assert wheel.name.split("-")[1] == dynadapt.__version__
     with zipfile.ZipFile(wheel) as archive:
-        told = archive.read("dynadapt/share/pkgconfig/dynadapt.pc").decode(), archive.read("dynadapt/share/cmake/dynadapt/dynadaptConfigVersion.cmake").decode()
+        told = (
+            archive.read("dynadapt/share/pkgconfig/dynadapt.pc").decode(),
+            archive.read("dynadapt/share/cmake/dynadapt/dynadaptConfigVersion.cmake").decode(),
+        )
     assert f"Version: {dynadapt.__version__}\n" in told[0] and f'set(PACKAGE_VERSION "{dynadapt.__version__}")' in told[1]
 
 

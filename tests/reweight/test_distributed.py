@@ -23,7 +23,7 @@ from dynadapt.distributed.learn import connect
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, run
 from dynadapt.model import random_model, tiny_config
-from dynadapt.runs.metrics import read_metrics
+from dynadapt.runs.growing import read_metrics
 
 WORKER = Path(__file__).with_name("processes_worker.py")
 ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}

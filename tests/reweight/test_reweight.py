@@ -27,7 +27,7 @@ from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, draw,
 from dynadapt.experiments.reweight.domains import read_domains
 from dynadapt.experiments.scaling_fit import ScalingError
 from dynadapt.model import random_model, tiny_config
-from dynadapt.runs.metrics import read_metrics
+from dynadapt.runs.growing import read_metrics
 from dynadapt.runs.rundir import RunError, write_json
 
 DOMAINS = ("code", "prose", "manual")

@@ -14,8 +14,8 @@ from dynadapt.cli import main
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import RunOptions, run
 from dynadapt.runs import logs
+from dynadapt.runs.growing import read_metrics
 from dynadapt.runs.logs import LOGS, Log, check_logs, series_of, step_of
-from dynadapt.runs.metrics import read_metrics
 from dynadapt.runs.rundir import RunDirectory, RunError, RunNote, read_json
 from dynadapt.runs.stopping import Interrupted, StopRun
 

@@ -19,7 +19,8 @@ from dynadapt.experiments import sweep
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.plot import _plain_static, plot_runs
 from dynadapt.experiments.sweep import expand, read_sweep, run_sweep
-from dynadapt.runs.metrics import read_metrics, read_run
+from dynadapt.runs.growing import read_metrics
+from dynadapt.runs.metrics import read_run
 from dynadapt.runs.rundir import RunError, RunNote
 
 
