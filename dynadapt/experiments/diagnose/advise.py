@@ -19,6 +19,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -103,8 +104,6 @@ def advise(
         )
         summary = directory.finish(summary)
         show_finished(log, out, directory.config, summary)
-        from .page import write_advice
-
         write_advice(out / "page.html", summary)
         return summary
     finally:
@@ -239,16 +238,34 @@ def _minutes(value: float) -> str:
     return "less than 0.1 minutes" if value < 0.05 else f"{value:.1f} minutes" if value < 10 else f"{value:,.0f} minutes"
 
 
+def write_advice(path: Path, summary: dict) -> None:
+    """Writes the page of a summary that `advise` made."""
+    from . import figures, report
+    from .page import COLOURS, page, svg, table, write_html
+
+    colour = {ADAPT: COLOURS["helps"], LEAVE: COLOURS["hurts broadly"]}.get(summary["advice"], COLOURS["inconclusive"])
+    body = [
+        f"<h1>Adapting {escape(summary['model'])} to {escape(', '.join(summary['text'][:3]))}</h1>",
+        f'<p><span class="verdict" style="background:{colour}">{summary["advice"]}</span></p>',
+        "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(summary)) + "</ul>",
+        svg(figures.probe(summary), "probe"),
+        '<p class="note">Windows are spread over the text, in random order, each scored before it is learned from.</p>',
+    ]
+    if summary["similarity"]:
+        body += ["<h2>Similarity</h2>", table(report.SIMILARITY_HEAD, report.similarity_rows(summary["similarity"]))]
+    write_html(path, page("dynadapt diagnose --advise", body))
+
+
 def print_advice(summary: dict, out: Path) -> None:
-    from rich.markup import escape
+    from rich.markup import escape as plain
 
     from .report import SIMILARITY_HEAD, print_table, similarity_rows, wide_console
 
     console = wide_console()
     console.print(f"[bold]{summary['advice']}[/]")
     for sentence in sentences(summary):
-        console.print(f"  {escape(sentence)}")
+        console.print(f"  {plain(sentence)}")
     if summary["similarity"]:
         console.print()
         print_table(console, SIMILARITY_HEAD, similarity_rows(summary["similarity"]))
-    console.print(f"written to {escape(str(out))}: summary.json, page.html")
+    console.print(f"written to {plain(str(out))}: summary.json, page.html")
