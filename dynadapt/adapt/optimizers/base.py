@@ -15,6 +15,9 @@ from dynadapt.common.checks import keep, number
 class Optimizer:
     """Checks of the common fields; subclasses are frozen dataclasses with ``kind`` and ``moments``."""
 
+    lr: float
+    decay: float
+    clip: float
     kind: ClassVar[str]
     uses_statistics: ClassVar[bool] = False
 
