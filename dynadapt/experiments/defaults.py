@@ -8,7 +8,9 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from .config import CHOICES, EvalConfig
+from dynadapt.common.options import choices
+
+from .config import EvalConfig
 
 MEMORY = 512
 
@@ -47,7 +49,7 @@ def settled_dtype(config, out: str | Path, resume: bool) -> str:
         from dynadapt.runs.rundir import read_json
 
         begun = read_json(Path(out) / "config.json")
-        if isinstance(begun, dict) and begun.get("dtype") in CHOICES["dtype"][1:]:
+        if isinstance(begun, dict) and begun.get("dtype") in choices(EvalConfig, "dtype")[1:]:
             return begun["dtype"]
     return fastest(config.device, config.backend)[0]
 
