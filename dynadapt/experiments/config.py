@@ -23,6 +23,15 @@ def without_usual_alpha(content: dict) -> dict:
     return {name: value for name, value in content.items() if name != "alpha" or not usual}
 
 
+def check_rank(config, width: int) -> None:
+    """ConfigError for adapters of a rank above the model's width, once that is known: each weight has it on one side, and no higher rank.
+
+    config: an EvalConfig or a ReweightConfig.
+    """
+    if config.adapt == "lora" and config.rank > width:
+        raise ConfigError(f"rank {config.rank}: give a whole number from 1 to {width}, the model's width")
+
+
 def parse_layers(value) -> tuple[int, int]:
     """ "A:B" or [A, B]: layers A..B-1."""
     try:

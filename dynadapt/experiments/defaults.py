@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dynadapt.common.options import choices
 
-from .config import EvalConfig
+from .config import EvalConfig, check_rank
 
 MEMORY = 512
 
@@ -32,7 +32,13 @@ def settled(config: EvalConfig, out: str | Path | None, resume: bool, model: Cal
 
 
 def settle(config: EvalConfig, model_config, memory: int | None = None) -> EvalConfig:
-    """`config` with nothing open, for a model of this ModelConfig. `memory`: what to take where it is open, instead of what fits."""
+    """`config` with nothing open, for a model of this ModelConfig. `memory`: what to take where it is open, instead of what fits.
+
+    Raises:
+        ConfigError: a rank above the model's width.
+    """
+    if model_config is not None:
+        check_rank(config, model_config.hidden_size)
     if "dtype" in config.open:
         config = config.with_(dtype=fastest(config.device, config.backend)[0])
     if "memory" in config.open:
