@@ -1,0 +1,95 @@
+"""Cases of the norms of rows and of query and key heads."""
+
+from __future__ import annotations
+
+from .base import Draw, Op, OpCase
+from .calls import after_reference
+
+NORM_FORWARD = Op(
+    "norm_forward",
+    "res y stat",
+    wide="stat",
+    rows="x delta res y stat",
+    gradients={"x": "dx", "delta": "dx", "weight": "dweight", "bias": "dbias"},
+    backward="norm_backward",
+)
+NORM_BACKWARD = Op("norm_backward", "dx dweight dbias y", changed="dweight dbias", wide="stat dweight dbias", rows="dy res stat dres dx y")
+HEAD_NORM_FORWARD = Op(
+    "head_norm_forward",
+    "out rstd",
+    wide="rstd",
+    rows="qkv out rstd",
+    gradients={"qkv": "dqkv", "q_weight": "dq_weight", "k_weight": "dk_weight"},
+    backward="head_norm_backward",
+)
+HEAD_NORM_BACKWARD = Op(
+    "head_norm_backward",
+    "dqkv dq_weight dk_weight",
+    changed="dq_weight dk_weight",
+    wide="rstd dq_weight dk_weight",
+    rows="dout qkv rstd dqkv",
+)
+
+
+def norm_forward(d: Draw, n: int, h: int, kind: str = "rms", delta: bool = True) -> OpCase:
+    """n rows of h; ``delta``: added before the norm, the sum written to ``res``."""
+    arguments = {
+        "x": d.acts(n, h) + 0.5,
+        "delta": d.acts(n, h) if delta else None,
+        "weight": d.acts(h),
+        "bias": d.acts(h) if kind == "layer" else None,
+        "eps": 1e-5,
+        "kind": kind,
+        "res": d.out(n, h) if delta else None,
+        "y": d.out(n, h),
+        "stat": d.out(n, 2, wide=True),
+    }
+    return OpCase(NORM_FORWARD, d.dtype, arguments, kind, bytes=(8 if delta else 4) * n * h)
+
+
+def norm_backward(d: Draw, n: int, h: int, kind: str = "rms", dres: bool = True, learns: bool = True, again: bool = True) -> OpCase:
+    """``dres``: a gradient that reaches the sum itself; ``learns``: weight and bias do; ``again``: the output is written once more."""
+    f = after_reference(norm_forward(d, n, h, kind, delta=False))
+    arguments = {
+        "dy": d.acts(n, h),
+        "res": f["x"],
+        "weight": f["weight"],
+        "stat": f["stat"],
+        "kind": kind,
+        "dres": d.acts(n, h) if dres else None,
+        "dx": d.out(n, h),
+        "dweight": d.wide(h) if learns else None,
+        "dbias": d.wide(h) if learns else None,
+        "bias": f["bias"],
+        "y": d.out(n, h) if again else None,
+    }
+    return OpCase(NORM_BACKWARD, d.dtype, arguments, kind, bytes=(8 if dres else 6) * n * h)
+
+
+def head_norm_forward(d: Draw, n: int, hq: int, hkv: int, head: int) -> OpCase:
+    """n rows of hq query heads and hkv key and value heads, each of ``head``."""
+    width = (hq + 2 * hkv) * head
+    arguments = {
+        "qkv": d.acts(n, width),
+        "q_weight": d.acts(head),
+        "k_weight": d.acts(head),
+        "eps": 1e-6,
+        "hq": hq,
+        "hkv": hkv,
+        "d": head,
+        "out": d.out(n, width),
+        "rstd": d.out(n, hq + hkv, wide=True),
+    }
+    return OpCase(HEAD_NORM_FORWARD, d.dtype, arguments, bytes=4 * n * width)
+
+
+def head_norm_backward(d: Draw, n: int, hq: int, hkv: int, head: int, learns: str = "qk") -> OpCase:
+    """``learns``: the weights whose gradients are asked for, of "qk"."""
+    f = after_reference(head_norm_forward(d, n, hq, hkv, head))
+    arguments = {
+        "dout": d.acts(*f["qkv"].shape),
+        **{name: f[name] for name in ("qkv", "q_weight", "k_weight", "rstd", "hq", "hkv", "d")},
+        "dqkv": d.out(*f["qkv"].shape),
+        **{f"d{name}_weight": d.wide(head) if name in learns else None for name in "qk"},
+    }
+    return OpCase(HEAD_NORM_BACKWARD, d.dtype, arguments, bytes=6 * f["qkv"].numel())
