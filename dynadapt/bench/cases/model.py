@@ -58,7 +58,8 @@ def _memory_advance(z: Sizes, memory: int) -> OpCase:
 def _update(z: Sizes, memory: int) -> OpCase:
     """Adam with clip over all adapters of every stream."""
     per = z.c.layers * sum(RANK * (len(parts) * k + sum(parts)) for k, parts in z.groups.values())
-    return update.update(z.draw, per, z.S, clip=1.0, prior=None, stat=None, prior_rate=None, label="adam, clip")
+    same = {"lr": torch.full((z.S,), 2e-3, device=z.device), "step": torch.full((z.S,), 3, dtype=torch.int32, device=z.device)}
+    return update.update(z.draw, per, z.S, clip=1.0, prior=None, stat=None, prior_rate=None, **same, label="adam, clip")
 
 
 _qkv = lambda z: sum(z.groups["qkv"][1])  # noqa: E731
