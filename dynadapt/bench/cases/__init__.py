@@ -4,29 +4,8 @@ A family of ops is a file of functions, one an op: ``norm.norm_forward(Draw(dtyp
 op of the step at a model's sizes.
 """
 
-from . import attention, head, layers, linear, norm, update
-from .base import Draw, Op, OpCase, convert, named_tensors, tensors
+from .base import Draw, Op, OpCase
 from .calls import agrees, check, materialise, run
 from .model import OPS, RANK, Sizes
 
-__all__ = [
-    "OPS",
-    "RANK",
-    "Draw",
-    "Op",
-    "OpCase",
-    "Sizes",
-    "agrees",
-    "attention",
-    "check",
-    "convert",
-    "head",
-    "layers",
-    "linear",
-    "materialise",
-    "named_tensors",
-    "norm",
-    "run",
-    "tensors",
-    "update",
-]
+__all__ = ["OPS", "RANK", "Draw", "Op", "OpCase", "Sizes", "agrees", "check", "materialise", "run"]

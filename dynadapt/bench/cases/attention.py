@@ -1,10 +1,10 @@
-"""Cases of attention over [memory; segment] and of the memory's own ops."""
+"""Cases of attention over [memory; segment]."""
 
 from __future__ import annotations
 
 import torch
 
-from dynadapt.ops import attention
+from dynadapt.ops import attention as ops
 
 from .base import Draw, Op, OpCase
 from .calls import after_reference
@@ -19,8 +19,6 @@ ATTENTION_FORWARD = Op(
     backward="attention_backward",
 )
 ATTENTION_BACKWARD = Op("attention_backward", "dqkv", wide="cos sin lse", rows="dout qkv out dqkv", streams="slots lse")
-MEMORY_ADVANCE = Op("memory_advance", "stores", changed="stores", streams="slots counts")
-MEMORY_FILL = Op("memory_fill", "mem_len", changed="mem_len", streams="slots counts")
 
 
 def attention_forward(
@@ -49,7 +47,7 @@ def attention_forward(
     }
     memory = capacity or 0
     moved = 2 * (n * (2 * hq * head + 2 * width) + 2 * streams * memory * width)
-    flops = streams * attention.forward_flops(segment, memory, hq, head) - 2 * streams * segment * (segment - 1) * hq * head  # causal
+    flops = streams * ops.forward_flops(segment, memory, hq, head) - 2 * streams * segment * (segment - 1) * hq * head  # causal
     return OpCase(ATTENTION_FORWARD, d.dtype, arguments, label, moved, flops)
 
 
@@ -73,24 +71,7 @@ def attention_backward_of(d: Draw, forward: OpCase) -> OpCase:
     streams, hq, segment = f["lse"].shape
     memory, width = 0 if f["mem_k"] is None else f["mem_k"].shape[1], f["hkv"] * f["d"]
     moved = 2 * (n * (4 * hq * f["d"] + 4 * width) + 2 * streams * memory * width)
-    flops = streams * sum(attention.backward_flops(segment, memory, hq, f["d"])) - 5 * streams * segment * (segment - 1) * hq * f["d"]
+    flops = streams * sum(ops.backward_flops(segment, memory, hq, f["d"])) - 5 * streams * segment * (segment - 1) * hq * f["d"]
     # P and dS are rounded on both sides, each in its own order: single elements differ by half of a rounding either way.
     slack = 4.0 if d.dtype == torch.bfloat16 else 1.0
     return OpCase(ATTENTION_BACKWARD, d.dtype, arguments, forward.label, moved, flops, slack)
-
-
-def memory_advance(d: Draw, layers: int, streams: int, segment: int, capacity: int, columns, width: int, sinks: int = 0, label: str = ""):
-    """A full memory takes in a segment, all layers at once: ``width`` columns of the source from each of ``columns``."""
-    n = streams * segment
-    full, counts = (torch.full((d.slot_count(streams),), m, dtype=torch.int32, device=d.device) for m in (capacity, segment))
-    arguments = {
-        "source": d.acts(layers, n, max(columns) + width),
-        "columns": tuple(columns),
-        "stores": [d.acts(layers, d.slot_count(streams), capacity, width) for _ in columns],
-        "mem_len": full,
-        "slots": d.slots(streams),
-        "counts": counts[:streams].clone(),
-        "sinks": sinks,
-    }
-    moved = 2 * 2 * len(columns) * layers * streams * min(capacity, segment) * width
-    return OpCase(MEMORY_ADVANCE, d.dtype, arguments, label, moved)

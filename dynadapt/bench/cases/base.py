@@ -55,6 +55,10 @@ class Draw:
         """From 0 to 1, float32."""
         return torch.rand(shape, generator=self.generator, device=self.device, dtype=self.wide_dtype)
 
+    def row_weights(self, n) -> Tensor:
+        """Of n rows in a loss; at a model's sizes the loss is their mean, as other packages have it."""
+        return self.uniform(n) if self.odd else torch.full((n,), 1 / n, dtype=self.wide_dtype, device=self.device)
+
     def integers(self, high, *shape) -> Tensor:
         return torch.randint(high, shape, generator=self.generator, device=self.device)
 

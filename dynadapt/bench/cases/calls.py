@@ -76,7 +76,7 @@ def check(case: OpCase, backend: str, device=None) -> tuple[dict[str, torch.Tens
         scale = t.abs().max().item()
         for kind, tolerance in _allowed(backend, case.dtype, t.numel()).items():
             error, bound = NORMS[kind](o.double() - t), NORMS[kind](p.double() - t) + case.slack * tolerance * scale
-            assert error <= bound, f"{of} is off: {kind} error {error:.3g}, plain torch allows {bound:.3g} (values to {scale:.3g})"
+            assert error <= bound, f"{of} is off by {error:.3g} ({kind}), plain torch allows {bound:.3g} (values to {scale:.3g})"
         worst = max(worst, ((o.double() - t).norm() / t.norm().clamp(min=1e-300)).item())
     return ours, worst
 

@@ -1,9 +1,8 @@
-"""Cases of the linear layer with a low-rank adapter, and of the gradients of what learns in it."""
+"""Cases of the linear layer with a low-rank adapter."""
 
 from __future__ import annotations
 
-from dynadapt.ops import linear
-from dynadapt.ops import weight_gradient as weight_op
+from dynadapt.ops import linear as ops
 
 from .base import Draw, Op, OpCase
 
@@ -17,10 +16,6 @@ LINEAR_FORWARD = Op(
     backward="linear_backward lora_gradient bias_gradient",
 )
 LINEAR_BACKWARD = Op("linear_backward", "dU dx", frozen="parts", rows="dy dU dx", streams="slots")
-LORA_GRADIENT = Op("lora_gradient", "dA dBt", wide="dA dBt", rows="dy x u dU", streams="slots")
-WEIGHT_GRADIENT = Op("weight_gradient", "dW", wide="dW", rows="dy x")
-ROW_SCORES = Op("row_scores", "out", wide="out", rows="dy x")
-BIAS_GRADIENT = Op("bias_gradient", "db", changed="db", wide="db", rows="dy")
 SCALE = 0.7  # of the adapters, in every case
 
 
@@ -49,7 +44,7 @@ def linear_forward(d: Draw, n: int, k: int, parts, rank: int, streams: int = 1, 
         "u": d.out(n, width) if rank else None,
         "y": d.out(n, sum(parts)),
     }
-    flops = linear.forward_flops(n, k, parts, rank)
+    flops = ops.forward_flops(n, k, parts, rank)
     return OpCase(LINEAR_FORWARD, d.dtype, arguments, label, _layer_bytes(streams, n, k, parts, rank), flops)
 
 
@@ -61,56 +56,5 @@ def linear_backward(d: Draw, n: int, k: int, parts, rank: int, streams: int = 1,
         "dU": d.out(n, len(parts) * rank) if rank else None,
         "dx": d.out(n, k),
     }
-    flops = linear.backward_flops(n, k, parts, rank)
+    flops = ops.backward_flops(n, k, parts, rank)
     return OpCase(LINEAR_BACKWARD, d.dtype, arguments, label, _layer_bytes(streams, n, k, parts, rank), flops)
-
-
-def lora_inputs(d: Draw, n: int, k: int, parts, rank: int, streams: int) -> dict:
-    """What both forms of the adapters' gradient read."""
-    width = len(parts) * rank
-    return {
-        "dy": d.rows(n, sum(parts)),
-        "x": d.rows(n, k),
-        "u": d.acts(n, width),
-        "dU": d.acts(n, width, scale=n**-0.5),
-        "part_sizes": list(parts),
-        "scale": SCALE,
-        "slots": d.slots(streams),
-    }
-
-
-def lora_gradient(d: Draw, n: int, k: int, parts, rank: int, streams: int = 1, accumulate: bool = False, label: str = "") -> OpCase:
-    """Slots of no stream hold numbers, which have to stay."""
-    inputs = lora_inputs(d, n, k, parts, rank, streams)
-    dA, dBt = d.per_slot(d.slot_count(streams), (len(parts) * rank, k), (rank, sum(parts)), wide=True)
-    if not accumulate:
-        dA[inputs["slots"].long()] = dBt[inputs["slots"].long()] = float("nan")
-    learned = streams * rank * (len(parts) * k + sum(parts))
-    moved = 2 * n * (sum(parts) + k + 2 * len(parts) * rank) + 4 * learned
-    flops = linear.gradient_flops(n, k, parts, rank)
-    return OpCase(LORA_GRADIENT, d.dtype, {**inputs, "dA": dA, "dBt": dBt, "accumulate": accumulate}, label, moved, flops)
-
-
-def weight_inputs(d: Draw, n: int, out: int, k: int, chosen: int | None) -> dict:
-    """dy, x and which rows of the weight [out, k] are asked for (None: all)."""
-    rows = None
-    if chosen is not None:
-        rows = d.permutation(out)[:chosen].int() if d.odd else d.permutation(out)[:chosen].sort().values.int()
-    return {"dy": d.rows(n, out), "x": d.rows(n, k), "rows": rows}
-
-
-def weight_gradient(d: Draw, n: int, out: int, k: int, chosen: int | None = None, accumulate: bool = False, label: str = "") -> OpCase:
-    count = chosen or out
-    dW = d.wide(count, k) if accumulate else d.out(count, k, wide=True)
-    arguments = {**weight_inputs(d, n, out, k, chosen), "dW": dW, "accumulate": accumulate}
-    moved = 2 * n * (count + k) + 4 * count * k
-    return OpCase(WEIGHT_GRADIENT, d.dtype, arguments, label, moved, weight_op.flops(n, count, k))
-
-
-def row_scores(d: Draw, n: int, out: int, k: int, label: str = "") -> OpCase:
-    arguments = {"dy": d.rows(n, out), "x": d.rows(n, k), "out": d.out(out, wide=True)}
-    return OpCase(ROW_SCORES, d.dtype, arguments, label, 2 * n * (k + out) + 4 * out)
-
-
-def bias_gradient(d: Draw, n: int, out: int, label: str = "") -> OpCase:
-    return OpCase(BIAS_GRADIENT, d.dtype, {"dy": d.rows(n, out), "db": d.wide(out)}, label, 2 * n * out + 8 * out)

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from dynadapt.ops import linear, weight_gradient
+from dynadapt.ops import lora_gradient, weight_gradient
 from dynadapt.ops.fused_update import TensorState, UpdateRule
 
 from .base import Draw, Op, OpCase
-from .linear import lora_inputs, weight_inputs
+from .lora_gradient import lora_inputs
+from .weight_gradient import weight_inputs
 
 UPDATE = Op(
     "update",
@@ -76,7 +77,7 @@ def lora_gradient_update(
     # beside the gradient's reads: master and momentum read and written, the bf16 copy written
     learned = streams * rank * (len(parts) * k + sum(parts))
     moved = 2 * n * (sum(parts) + k + 2 * len(parts) * rank) + 18 * learned
-    return OpCase(LORA_GRADIENT_UPDATE, d.dtype, arguments, label, moved, linear.gradient_flops(n, k, parts, rank))
+    return OpCase(LORA_GRADIENT_UPDATE, d.dtype, arguments, label, moved, lora_gradient.flops(n, k, parts, rank))
 
 
 def weight_gradient_update(

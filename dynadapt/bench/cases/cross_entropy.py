@@ -1,11 +1,10 @@
-"""Cases of what ends a model: the linear cross-entropy and the linear read-out with squared error."""
+"""Cases of the linear cross-entropy."""
 
 from __future__ import annotations
 
 import torch
 
-from dynadapt.ops import cross_entropy as entropy_op
-from dynadapt.ops import linear_mse as mse_op
+from dynadapt.ops import cross_entropy as ops
 
 from .base import Draw, Op, OpCase
 
@@ -13,18 +12,6 @@ CROSS_ENTROPY = Op("cross_entropy", "nll lse dh", wide="weights nll lse", frozen
 CROSS_ENTROPY_WEIGHT_GRADIENT = Op(
     "cross_entropy_weight_gradient", "dW", wide="weights lse dW", frozen="head", rows="h targets weights lse"
 )
-LINEAR_MSE = Op(
-    "linear_mse",
-    "pred loss dh dweight dbias",
-    changed="dweight dbias",
-    wide="bias target weights pred loss dweight dbias",
-    rows="h target weights pred loss dh",
-)
-
-
-def _weights(d: Draw, n: int) -> torch.Tensor:
-    """Of the rows in the loss; at a model's sizes the loss is the mean, as other packages have it."""
-    return d.uniform(n) if d.odd else torch.full((n,), 1 / n, dtype=d.wide_dtype, device=d.device)
 
 
 def _inputs(d: Draw, n, hidden, vocabulary, weights, spread) -> dict:
@@ -37,7 +24,7 @@ def _inputs(d: Draw, n, hidden, vocabulary, weights, spread) -> dict:
         "h": d.acts(n, hidden),
         "head": d.acts(vocabulary, hidden, scale=spread * hidden**-0.5),
         "targets": targets,
-        "weights": _weights(d, n) if weights else None,
+        "weights": d.row_weights(n) if weights else None,
     }
 
 
@@ -52,7 +39,7 @@ def cross_entropy(
         "dh": d.out(n, hidden) if gradient else None,
     }
     moved = 2 * (n * hidden * (2 if gradient else 1) + vocabulary * hidden) + 16 * n
-    flops = entropy_op.flops(n, hidden, vocabulary, gradient)
+    flops = ops.flops(n, hidden, vocabulary, gradient)
     # Logits of 20 standard deviations reach 80, where one float32 rounding moves a probability by 5e-6.
     return OpCase(CROSS_ENTROPY, d.dtype, arguments, label, moved, flops, max(1.0, spread / 4))
 
@@ -67,24 +54,5 @@ def cross_entropy_weight_gradient(d: Draw, n: int, hidden: int, vocabulary: int,
         "accumulate": accumulate,
     }
     moved = 2 * (n * hidden + vocabulary * hidden) + 4 * vocabulary * hidden + 16 * n
-    flops = sum(entropy_op.weight_gradient_flops(n, hidden, vocabulary))
+    flops = sum(ops.weight_gradient_flops(n, hidden, vocabulary))
     return OpCase(CROSS_ENTROPY_WEIGHT_GRADIENT, d.dtype, arguments, bytes=moved, flops=flops)
-
-
-def linear_mse(d: Draw, n: int, h: int, bias: bool = True, weights: bool = True, gradients: bool = True, label: str = "") -> OpCase:
-    """``gradients``: of the hidden states, the read-out and its bias (where it has one)."""
-    arguments = {
-        "h": d.acts(n, h),
-        "weight": d.acts(h, scale=h**-0.5),
-        "bias": d.wide(1) if bias else None,
-        "target": d.wide(n),
-        "weights": _weights(d, n) if weights else None,
-        "pred": d.out(n, wide=True),
-        "loss": d.out(n, wide=True),
-        "dh": d.out(n, h) if gradients else None,
-        "dweight": d.wide(h) if gradients else None,
-        "dbias": d.wide(1) if gradients and bias else None,
-    }
-    # dbias is one sum of terms that cancel: its error is that of the terms.
-    slack = 4.0 if arguments["dbias"] is not None else 1.0
-    return OpCase(LINEAR_MSE, d.dtype, arguments, label, 4 * n * h + 16 * n, mse_op.flops(n, h, gradients), slack)
