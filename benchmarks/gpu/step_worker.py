@@ -16,7 +16,7 @@ STARTED = time.time()
 import torch  # noqa: E402
 
 from .geometry import MODELS, RANK, random_weights  # noqa: E402
-from .timing import quantiles  # noqa: E402
+from .timing import spread  # noqa: E402
 
 CHECKED = 4  # steps whose scores are compared; the later ones depend on gradients, update and memory
 LR, ALPHA = 2e-3, 32.0
@@ -250,7 +250,7 @@ def _time(provider, blocks, count, device, sync) -> dict:
     sync()
     wall = time.perf_counter() - start
     gap = (lambda a, b: a.elapsed_time(b)) if device == "cuda" else (lambda a, b: 1e3 * (b - a))
-    return {**quantiles([gap(a, b) for a, b in zip(marks, marks[1:])]), "wall_ms": 1e3 * wall / count}
+    return {**spread([gap(a, b) for a, b in zip(marks, marks[1:])]), "wall_ms": 1e3 * wall / count}
 
 
 def launches(provider, block) -> dict:
