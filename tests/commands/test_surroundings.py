@@ -189,7 +189,7 @@ def test_a_pipe_of_another_kind_that_breaks_is_an_error(monkeypatch, capsys):
     def broken():
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr(info, "print_info", broken)
+    monkeypatch.setattr(info, "facts", broken)
     with pytest.raises(SystemExit) as end:
         main(["info"])
     assert end.value.code == 2 and capsys.readouterr().err == "dynadapt: error: [Errno 32] Broken pipe\n"

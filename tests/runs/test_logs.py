@@ -359,7 +359,7 @@ def test_the_package_itself_holds_the_whole_run_after_a_stop(root, tmp_path, mon
     """Offline. The command line, stopped in the middle by a kill and resumed, in processes of their own as a user's are."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1]))))
     out = tmp_path / "run"
     script = f"""
 import os, sys
