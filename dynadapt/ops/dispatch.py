@@ -144,7 +144,7 @@ def _triton(row: Op, dtype: torch.dtype) -> Choice:
         if status == "available":
             return Choice(op, "triton", getattr(kernel_module(_CUDA_OPS[op]), op), f"CUDA C++, csrc/cuda, {where}")
         where += f", not CUDA C++: {status}"
-    module = kernel_module(row.file)
+    module = kernel_module(row.family)
     reason = getattr(module, "reason", lambda op: "Triton")(op)
     return Choice(op, "triton", getattr(module, op), f"{reason}, {where}")
 

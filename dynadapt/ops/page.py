@@ -21,20 +21,20 @@ def _link(text: str, path: str) -> str:
 
 
 def _cells(row: Op) -> list[str]:
-    cpu = f"{_link('checks', f'csrc/cpu/{row.file}.cpp')}, {_link('kernel', f'csrc/cpu/kernels/{row.kernel or row.file}.cpp')}"
-    formula = "none" if row.flops is None else " ".join(row.flops.__doc__.split("\n\n")[0].split())
+    cpu = f"{_link('checks', f'csrc/cpu/{row.family}.cpp')}, {_link('kernel', f'csrc/cpu/kernels/{row.kernel or row.family}.cpp')}"
+    formula = " ".join((row.formula.__doc__ or "").split("\n\n")[0].split()) if row.formula else "none"
     torch_ops = ", ".join(f"`{name}`" for name in row.torch_names)
     return [
         f"`{row.name}`",
         row.says,
-        _link(f"`{row.file}.{row.name}`", f"dynadapt/ops/{row.file}.py"),
+        _link(f"`{row.family}.{row.name}`", f"dynadapt/ops/{row.family}.py"),
         cpu if row.native else "the reference",
-        _link("Triton", f"kernels/{row.file}.py") if row.triton else "none",
-        _link("case", "dynadapt/bench/cases.py"),
+        _link("Triton", f"kernels/{row.family}.py") if row.triton else "none",
+        _link("case", f"dynadapt/bench/cases/{row.family}.py"),
         formula,
         row.used,
         "; ".join(CONDITIONS[c] for c in row.when) or "always",
-        _link(torch_ops, f"dynadapt/interop/torch_ops/{row.file}.py") + (", differentiable" if row.derivative else ""),
+        _link(torch_ops, f"dynadapt/interop/torch_ops/{row.family}.py") + (", differentiable" if row.derivative else ""),
         f"`dynadapt_{row.name}`" if row.jax else "none",
     ]
 

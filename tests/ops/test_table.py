@@ -30,11 +30,11 @@ def bound_arguments(name):
 
 @rows
 def test_every_file_is_there(row):
-    places = [f"dynadapt/ops/{row.file}.py", f"dynadapt/interop/torch_ops/{row.file}.py"]
+    places = [f"dynadapt/ops/{row.family}.py", f"dynadapt/interop/torch_ops/{row.family}.py"]
     if row.native:
-        places += [f"csrc/cpu/{row.file}.cpp", f"csrc/cpu/kernels/{row.kernel or row.file}.cpp"]
+        places += [f"csrc/cpu/{row.family}.cpp", f"csrc/cpu/kernels/{row.kernel or row.family}.cpp"]
     if row.triton:
-        places.append(f"kernels/{row.file}.py")
+        places.append(f"kernels/{row.family}.py")
     assert [place for place in places if not (ROOT / place).is_file()] == []
 
 
@@ -45,15 +45,15 @@ def test_every_form_has_the_references_arguments(row):
     if row.native:
         assert [a for a in bound_arguments(row.name) if a not in OUR_OWN] == arguments
     if row.triton:
-        form = getattr(kernel_module(row.file), row.name)
+        form = getattr(kernel_module(row.family), row.name)
         assert list(inspect.signature(form).parameters) == arguments
 
 
 @rows
 def test_it_says_what_it_is(row):
     assert row.used in USED and set(row.when) <= set(CONDITIONS)
-    assert row.says and (row.flops is None or row.flops.__doc__)
-    assert row.reference.__doc__ and row.family.__doc__
+    assert row.says and (row.formula is None or row.formula.__doc__)
+    assert row.reference.__doc__ and row.module.__doc__
 
 
 @rows
