@@ -11,17 +11,14 @@ typedef const py::object& Object;
 
 void update(Object kind, Object master, Object grad, Object first, Object second, Object prior, Object stat, Object working,
             Object slots, Object lr, Object step, double decay, double clip, double beta1, double beta2, double eps,
-            double weight_decay, double momentum, Object norms, Object skipped, Object prior_rate, Object workspace,
-            std::optional<uintptr_t> stream) {
+            double weight_decay, double momentum, Object norms, Object skipped, Object prior_rate) {
   const char* op = "update";
   const dynadapt_update_params params{
       sizeof params, kind_of(op, kind, {"sgd", "adam", "adamw", "rms"}), decay, clip, beta1, beta2, eps, weight_decay, momentum};
   const Tensor tm(op, "master", master), tg(op, "grad", grad), tf(op, "first", first), ts(op, "second", second),
       tp(op, "prior", prior), tst(op, "stat", stat), tw(op, "working", working), tsl(op, "slots", slots), tlr(op, "lr", lr),
-      tstep(op, "step", step), tn(op, "norms", norms), tsk(op, "skipped", skipped), tpr(op, "prior_rate", prior_rate),
-      twork(op, "workspace", workspace);
-  void* queue = stream ? reinterpret_cast<void*>(*stream) : tm.stream();
-  run([&] { return dynadapt_update(tm, tg, tf, ts, tp, tst, tw, tsl, tlr, tstep, tn, tsk, tpr, twork, &params, queue); });
+      tstep(op, "step", step), tn(op, "norms", norms), tsk(op, "skipped", skipped), tpr(op, "prior_rate", prior_rate);
+  run([&] { return dynadapt_update(tm, tg, tf, ts, tp, tst, tw, tsl, tlr, tstep, tn, tsk, tpr, &params); });
 }
 
 }  // namespace
@@ -31,16 +28,7 @@ void bind_update(py::module_& module) {
   module.def("update", &update, arg("kind"), arg("master"), arg("grad"), arg("first"), arg("second"), arg("prior"), arg("stat"),
              arg("working"), arg("slots"), arg("lr"), arg("step"), arg("decay"), arg("clip"), arg("beta1"), arg("beta2"),
              arg("eps"), arg("weight_decay"), arg("momentum"), arg("norms"), arg("skipped"), arg("prior_rate") = py::none(),
-             arg("workspace") = py::none(), arg("stream") = py::none(),
-             "One optimizer step of several streams; see dynadapt.ops.update. On a GPU it needs a workspace, float64 on the\n"
-             "same device, and runs on stream, a cudaStream_t as an integer (None: the current one of the tensors' library).");
-  const auto workspace_elements = [](int64_t streams, int64_t parameters) {
-    const int64_t elements = dynadapt_cuda_update_workspace(streams, parameters);
-    if (elements < 0) check(DYNADAPT_INVALID);
-    return elements;
-  };
-  module.def("update_workspace", workspace_elements, arg("streams"), arg("parameters"),
-             "Elements that update's workspace needs on a GPU.");
+             "One optimizer step of several streams; see dynadapt.ops.update.");
 }
 
 }  // namespace dynadapt::bindings

@@ -1,4 +1,4 @@
-// What an optimizer step is given once its tensors have been checked, on the CPU and on a GPU.
+// What an optimizer step is given once its tensors have been checked.
 #pragma once
 
 #include <cstddef>

@@ -84,7 +84,7 @@ static void update(void) {
   check(dynadapt_update(FLOATS(vmaster, adapter, 2, 1, P, 1), FLOATS(vgradient, gradient, 2, 1, P, 1),
                         FLOATS(vfirst, first, 2, 1, P, 1), FLOATS(vsecond, second, 2, 1, P, 1), NULL, NULL, NULL,
                         INT32S(vslots, slot, 1), FLOATS(vlr, lr, 1, 1, 1, 1), INT32S(vstep, step, 1),
-                        FLOATS(vnorm, norm, 1, 1, 1, 1), INT32S(vskipped, skipped, 1), NULL, NULL, &adam, NULL));
+                        FLOATS(vnorm, norm, 1, 1, 1, 1), INT32S(vskipped, skipped, 1), NULL, &adam));
   if (skipped[0] || step[0] != 1) {
     fprintf(stderr, "the update was skipped\n");
     exit(1);

@@ -94,7 +94,7 @@ void update(Layer& layer, Results& r) {
   adam.eps = 1e-8;
   check(dynadapt_update(View(layer.adapters, {S, P}), View(r.gradients, {S, P}), View(first, {S, P}), View(second, {S, P}),
                         nullptr, nullptr, nullptr, View(slots, {S}), View(lr, {S}), View(step, {S}), View(norms, {S}),
-                        View(skipped, {S}), nullptr, nullptr, &adam, nullptr));
+                        View(skipped, {S}), nullptr, &adam));
 }
 
 /// One stream in plain loops: its output, scores and gradient, and the adapter after the update.

@@ -145,3 +145,42 @@ def test_errors_name_the_argument():
 @pytest.mark.parametrize("kind", KINDS)
 def test_real_sizes(kind, p):
     compare(make(p, torch.bfloat16, streams=4, **KINDS[kind], decay=0.01, clip=1.0))
+
+
+@pytest.mark.gpu
+@skip_without_gpu
+def test_more_than_two_to_the_31_elements():
+    p = 2**30 + 4  # the third slot begins behind 2^31
+    values = make(4, torch.bfloat16, kind="sgd", clip=1.0, working=None)
+    master, grad = (torch.zeros(3, p, device=DEVICE) for _ in range(2))
+    grad[2, -1] = 3
+    small = {k: v.to(DEVICE) for k, v in values.items() if k in ("lr", "step", "norms", "skipped")}
+    large = dict(master=master, grad=grad, slots=torch.tensor([2, -1], dtype=torch.int32, device=DEVICE))
+    unused = dict.fromkeys(("first", "second", "prior", "stat", "prior_rate"))
+    arguments = {**values, **small, **large, **unused}
+    kernels.update(*(arguments[name] for name in NAMES))
+    assert small["norms"].tolist() == [3, 0]
+    assert master[2, -1].item() == pytest.approx(-float(small["lr"][2]), rel=1e-5) and master.count_nonzero() == 1 and not grad.any()
+
+
+@pytest.mark.gpu
+@skip_without_gpu
+def test_a_captured_graph_replays_with_new_values():
+    values = make(50_000, torch.bfloat16, kind="adam", decay=0.01, clip=1.0)
+    eager, captured, first = (
+        {k: v.to(DEVICE, copy=True) if isinstance(v, torch.Tensor) else v for k, v in values.items()} for _ in range(3)
+    )
+    call = lambda values: kernels.update(*(values[name] for name in NAMES))  # noqa: E731
+    call(first)  # loads the kernels and makes the scratch
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call(captured)
+    for factor in (1, 3):
+        for one in (eager, captured):
+            one["grad"].copy_(values["grad"] * factor)
+            one["lr"].fill_(0.01 * factor)
+        graph.replay()
+        call(eager)
+    assert captured["step"].tolist() != values["step"].tolist()
+    for name in STATE:
+        assert torch.equal(captured[name].nan_to_num(7), eager[name].nan_to_num(7)), name

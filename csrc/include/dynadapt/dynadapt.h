@@ -26,7 +26,7 @@
 #define DYNADAPT_API __attribute__((visibility("default")))
 #endif
 
-#define DYNADAPT_ABI_VERSION 1
+#define DYNADAPT_ABI_VERSION 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -57,12 +57,6 @@ DYNADAPT_API int dynadapt_set_num_threads(int threads);
  * thread that a call may use. Returns the FLOPs made, for the caller to time: the peak of the instruction set in use; -1 for a wrong
  * argument. */
 DYNADAPT_API int64_t dynadapt_peak_flops(int bf16, int64_t repetitions);
-
-/* Whether calls can serve tensors on a CUDA GPU: 1, or 0 with the reason in dynadapt_last_error(). They need
- * libdynadapt_cuda.so beside libdynadapt.so, and a GPU; both are looked for once, at the first question. On a GPU a
- * call is queued on `stream` (a cudaStream_t, of the device that holds the tensors) and neither allocates nor waits, so
- * that a graph can capture it; call once before, because the first call loads the kernels. On the CPU `stream` is unused. */
-DYNADAPT_API int dynadapt_cuda_available(void);
 
 /* Whether calls show in NVIDIA's profilers, as NVTX ranges of the domain "dynadapt" with the names of the ops: 1 where the
  * environment variable DYNADAPT_NVTX is 1, or 0 with the reason in dynadapt_last_error(). Looked up once, at the first call. */
@@ -280,18 +274,11 @@ typedef struct {
  * norm 0, skipped 0, nothing else changes). master, grad, first, second f32 [slots, P]; prior,
  * stat, prior_rate f32 [P]; working act [slots, P]; lr f32 [slots]; step i32 [slots], counted up; norms f32 [S] and
  * skipped i32 [S] (1: the gradient was not finite, the stream stays as it was) out. grad is zero afterwards. NULL may
- * be: first (where momentum or beta1 is 0), second (sgd, rms), prior (decay 0), stat (all but rms), working, prior_rate.
- *
- * All tensors are on one device. workspace is memory for the call on a GPU, f64 with as many elements as
- * dynadapt_cuda_update_workspace tells or more, of any content; NULL on the CPU. There slots are read where they are: an
- * entry that is no slot touches nothing, and is reported by skipped 1 and a norm that is NaN. */
-/* -1 with a text in dynadapt_last_error() for negative sizes. */
-DYNADAPT_API int64_t dynadapt_cuda_update_workspace(int64_t streams, int64_t parameters);
+ * be: first (where momentum or beta1 is 0), second (sgd, rms), prior (decay 0), stat (all but rms), working, prior_rate. */
 DYNADAPT_API int dynadapt_update(const DLTensor* master, const DLTensor* grad, const DLTensor* first, const DLTensor* second,
                                  const DLTensor* prior, const DLTensor* stat, const DLTensor* working, const DLTensor* slots,
                                  const DLTensor* lr, const DLTensor* step, const DLTensor* norms, const DLTensor* skipped,
-                                 const DLTensor* prior_rate, const DLTensor* workspace, const dynadapt_update_params* params,
-                                 void* stream);
+                                 const DLTensor* prior_rate, const dynadapt_update_params* params);
 
 /* ---- the whole step on a loaded model -------------------------------------------------------- */
 

@@ -207,7 +207,7 @@ struct Ops {
     step->dtype = skipped->dtype = {kDLInt, 32, 1};
     add("update", [=] {
       return dynadapt_update(master, grad, first, second, nullptr, nullptr, nullptr, slots, lr, step, norms, skipped, nullptr,
-                             nullptr, &p, nullptr);
+                             &p);
     });
   }
 
@@ -300,7 +300,6 @@ int main(int argc, char** argv) {
     first.emplace_back([] {
       if (!dynadapt_isa() || dynadapt_num_threads() < 1) fail("isa");
       dynadapt_nvtx();
-      dynadapt_cuda_available();
       Ops().run();
     });
   for (std::thread& thread : first) thread.join();
