@@ -179,7 +179,7 @@ def _check(source, columns, stores, slots):
 
 
 def memory_advance(source, columns, stores, mem_len, slots, counts, sinks) -> None:
-    """Each stream's first ``counts`` rows of the segment enter its slot's windows; see ``dynadapt.ops.memory_advance``."""
+    """Each stream's first ``counts`` rows of the segment enter its slot's windows; see ``dynadapt.ops.memory``."""
     _check(source, columns, stores, slots)
     layers, rows, _ = source.shape
     capacity, width = stores[0].shape[2:]
@@ -215,7 +215,7 @@ def memory_advance(source, columns, stores, mem_len, slots, counts, sinks) -> No
 
 
 def memory_fill(mem_len, slots, counts, capacity) -> None:
-    """mem_len[slots] += counts, at most ``capacity``; see ``dynadapt.ops.memory_advance``."""
+    """mem_len[slots] += counts, at most ``capacity``; see ``dynadapt.ops.memory``."""
     dynadapt_memory_fill[(1,)](mem_len, slots, counts, len(slots), capacity, BS=128, num_warps=4, num_stages=1, **FUSION)
 
 

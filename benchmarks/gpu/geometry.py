@@ -10,7 +10,7 @@ from dynadapt.model import ModelConfig
 from dynadapt.model.base import from_state
 from dynadapt.model.geometries import GEOMETRIES, llama
 from dynadapt.model.layout import tensor_shapes
-from dynadapt.ops import attention, cross_entropy, linear
+from dynadapt.ops import attention, cross_entropy, linear, lora_gradient
 
 RANK = 16
 MODELS = {
@@ -58,7 +58,7 @@ def step_flops(c: ModelConfig, streams: int, segment: int, memory: int, rank: in
     for (layer, group), (k, parts) in group_sizes(c).items():
         lowest = layer == 0 and group == GROUPS[0]
         forward += linear.forward_flops(n, k, parts, rank)
-        backward += linear.backward_flops(n, k, parts, rank, not lowest) + linear.gradient_flops(n, k, parts, rank)
+        backward += linear.backward_flops(n, k, parts, rank, not lowest) + lora_gradient.flops(n, k, parts, rank)
     again, back = attention.backward_flops(segment, memory, c.heads, c.head_dim)
     forward += c.layers * streams * attention.forward_flops(segment, memory, c.heads, c.head_dim)
     backward += c.layers * streams * back

@@ -43,54 +43,10 @@ struct LinearBackward {
   void* dx;  // or null: only dU
 };
 
-struct LoraGradient {
-  DType dtype;
-  int64_t N, K, O;
-  const void *dy, *x, *u, *dU;
-  const int64_t* part_sizes;
-  int part_count;
-  const int32_t* slots;
-  int64_t streams, rank;
-  float scale;
-  float* dA;
-  int64_t dA_stride;
-  float* dBt;
-  int64_t dBt_stride;
-  bool accumulate;
-};
-
-struct WeightGradient {
-  DType dtype;
-  int64_t N, K, O;
-  const void* dy;
-  int64_t ldy;
-  const void* x;
-  const int32_t* rows;  // or null: all O
-  int64_t row_count;
-  float* dW;
-  bool accumulate;
-};
-
-struct RowScores {
-  DType dtype;
-  int64_t N, K, O;
-  const void* dy;
-  int64_t ldy;
-  const void* x;
-  float* out;
-};
-
 struct LinearKernels {
   void (*forward)(const LinearForward&);
   void (*backward)(const LinearBackward&);
 };
 DYN_TABLE(LinearKernels, linear_kernels)
-
-struct GradientKernels {
-  void (*lora)(const LoraGradient&);
-  void (*weight)(const WeightGradient&);
-  void (*row_scores)(const RowScores&);
-};
-DYN_TABLE(GradientKernels, gradient_kernels)
 
 }  // namespace dynadapt

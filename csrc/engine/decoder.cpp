@@ -6,6 +6,7 @@
 #include "cpu/cross_entropy.h"
 #include "cpu/embedding.h"
 #include "cpu/head_norm.h"
+#include "cpu/lora_gradient.h"
 #include "cpu/norm.h"
 
 namespace dynadapt {
@@ -189,7 +190,7 @@ void Decoder::learn(const Batch& batch, int64_t layer, int group, const void* dy
   a.dA = adapters_->gradient() + at->A;
   a.dBt = adapters_->gradient() + at->Bt;
   a.dA_stride = a.dBt_stride = adapters_->row();
-  kernels<GradientKernels>().lora(a);
+  kernels<LoraGradientKernels>().gradient(a);
   flops.lora_gradient(rows_, shape, a.rank);
 }
 

@@ -13,6 +13,7 @@ import torch
 
 from dynadapt.model import ModelConfig, rope_tables
 from dynadapt.ops import attention, cross_entropy, linear, linear_mse, make_matrix, make_parts, resolve, weight_gradient
+from dynadapt.ops import lora_gradient as op_lora
 from dynadapt.ops.fused_update import TensorState, UpdateRule
 
 RANK = 16
@@ -198,7 +199,7 @@ def lora_gradient(z, group):
     dy, x, u, du = z.randn(z.N, o), z.randn(z.N, k), z.randn(z.N, p * RANK), z.randn(z.N, p * RANK)
     moved = 2 * z.N * (o + k + 2 * p * RANK) + 2 * _adapter_bytes(z, k, parts)
     arguments = [dy, x, u, du, parts, 2.0, z.slots, z.out(z.S, p * RANK, k, wide=True), z.out(z.S, RANK, o, wide=True), False]
-    return Case("lora_gradient", group, arguments, moved, linear.gradient_flops(z.N, k, parts, RANK))
+    return Case("lora_gradient", group, arguments, moved, op_lora.flops(z.N, k, parts, RANK))
 
 
 def lora_gradient_update(z, group):

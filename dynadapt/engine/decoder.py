@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dynadapt.model import ModelConfig
-from dynadapt.ops import UnsupportedOp, attention, cross_entropy, linear, resolve, weight_gradient
+from dynadapt.ops import UnsupportedOp, attention, cross_entropy, linear, lora_gradient, resolve, weight_gradient
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.profiler_ranges import named, ranged
 
@@ -459,7 +459,7 @@ class Decoder:
         u = None if A is None else self.ws((group, "u", i), n, len(parts) * rank)
         dU = None if A is None else self.ws((group, "dU"), n, len(parts) * rank)
         chosen = learner.gradient(self.ops, i, group, dy, x, u, dU, batch.adapter_slots, accumulate)
-        flops = linear.gradient_flops(n, k, parts, rank) if A is not None else weight_gradient.flops(n, chosen, k)
+        flops = lora_gradient.flops(n, k, parts, rank) if A is not None else weight_gradient.flops(n, chosen, k)
         self.ledger.add("backward", flops)
         if learner.gradient_view is not None and (i, group) in learner.gradient_view.bias:
             self.ops.bias_gradient(dy, learner.gradient_view.bias[i, group])

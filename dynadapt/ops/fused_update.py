@@ -16,10 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .dispatch import reference
-from .linear import lora_gradient
 from .update import DIRECTIONS, Moments
-from .weight_gradient import weight_gradient
 
 KINDS = ("sgd", "rms")
 
@@ -78,7 +75,7 @@ class TensorState:
         return TensorState(row(self.master), row(self.working), row(self.first), self.prior, self.stat, self.prior_rate)
 
 
-def _apply(g, state: TensorState, rule: UpdateRule, lr: float) -> bool:
+def apply(g, state: TensorState, rule: UpdateRule, lr: float) -> bool:
     """Moves ``state`` by g where g is finite; whether it was everywhere."""
     finite = torch.isfinite(g)
     first = None if state.first is None else state.first.clone()
@@ -94,41 +91,3 @@ def _apply(g, state: TensorState, rule: UpdateRule, lr: float) -> bool:
     if state.working is not None:
         state.working.copy_(torch.where(finite, moved.to(state.working.dtype), state.working))
     return bool(finite.all())
-
-
-@reference
-def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, rule, lr, skipped) -> None:
-    """One step of every stream's adapter; inputs as in ``linear.lora_gradient``.
-
-    a: TensorState of [slots, P R, K]; bt: of [slots, R, O]; moving int32 [S], 0 for a stream that does not move;
-    lr float32 [slots]; skipped int32 [S], a stream with another value than 0 on entry is left untouched.
-    """
-    for name, state in (("a", a), ("bt", bt)):
-        state.check("lora_gradient_update", name, rule)
-    dA, dBt = torch.zeros_like(a.master), torch.zeros_like(bt.master)
-    lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, False)
-    for s, slot in enumerate(slots.tolist()):
-        if not moving[s] or skipped[s]:
-            continue
-        rate = float(lr[slot])
-        finite = [_apply(g[slot], state.of(slot), rule, rate) for g, state in ((dA, a), (dBt, bt))]
-        skipped[s] = int(not all(finite))
-
-
-@reference
-def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> None:
-    """One step of the rows ``rows`` (int32 [n]; None: all) of one weight; inputs as in ``weight_gradient``.
-
-    weight [O, K]: the working copy, of which only these rows are written; state: TensorState of [n, K] whose ``working``
-    is not used; lr float32 [1]; skipped int32 [1], nothing happens when it is not 0 on entry.
-    """
-    state.check("weight_gradient_update", "state", rule)
-    if skipped[0]:
-        return
-    gradient = torch.zeros_like(state.master)
-    weight_gradient(dy, x, rows, gradient, False)
-    index = slice(None) if rows is None else rows.long()
-    working = weight[index]
-    own = TensorState(state.master, working, state.first, state.prior, state.stat, state.prior_rate)
-    skipped[0] = int(not _apply(gradient, own, rule, float(lr[0])))
-    weight[index] = working

@@ -32,8 +32,9 @@ def _columns(parts):
         start += size
 
 
-def _by_stream(t: torch.Tensor, streams: int) -> torch.Tensor:
-    return t.reshape(streams, t.shape[0] // streams, t.shape[1])  # [S, T, width]
+def by_stream(t: torch.Tensor, streams: int) -> torch.Tensor:
+    """t [S T, width] as [S, T, width]."""
+    return t.reshape(streams, t.shape[0] // streams, t.shape[1])
 
 
 @reference
@@ -50,8 +51,8 @@ def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
         return
     streams, rank = len(slots), Bt.shape[1]
     index = slots.long()
-    u.copy_(torch.bmm(_by_stream(x, streams), A[index].transpose(1, 2)).reshape(u.shape))
-    us, b = _by_stream(u, streams), Bt[index]
+    u.copy_(torch.bmm(by_stream(x, streams), A[index].transpose(1, 2)).reshape(u.shape))
+    us, b = by_stream(u, streams), Bt[index]
     for p, (lo, hi) in enumerate(_columns(parts)):
         low_rank = torch.bmm(us[:, :, p * rank : (p + 1) * rank], b[:, :, lo:hi])
         y[:, lo:hi] += scale * low_rank.reshape(-1, hi - lo)
@@ -63,7 +64,7 @@ def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     if A is not None:
         streams, rank = len(slots), Bt.shape[1]
         index = slots.long()
-        dys, b = _by_stream(dy, streams), Bt[index]
+        dys, b = by_stream(dy, streams), Bt[index]
         for p, (lo, hi) in enumerate(_columns(parts)):
             d = torch.bmm(dys[:, :, lo:hi], b[:, :, lo:hi].transpose(1, 2))
             dU[:, p * rank : (p + 1) * rank] = scale * d.reshape(-1, rank)
@@ -76,28 +77,7 @@ def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
         for part, (lo, hi) in zip(parts, _columns(parts)):
             dx += dy[:, lo:hi] @ part.weight
     if A is not None:
-        dx += torch.bmm(_by_stream(dU, streams), A[index]).reshape(dx.shape)
-
-
-@reference
-def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -> None:
-    """dA = dU^T x [slots, P R, K]; dBt_p = scale u_p^T dy_p [slots, R, O]; only ``slots`` are touched."""
-    streams, rank = len(slots), dBt.shape[1]
-    dys, xs, us, dUs = (_by_stream(t, streams) for t in (dy, x, u, dU))
-    wide = dA.dtype
-    for i, slot in enumerate(slots.tolist()):
-        a = (dUs[i].t() @ xs[i]).to(wide)
-        lo, pieces = 0, []
-        for p, size in enumerate(part_sizes):
-            pieces.append(us[i][:, p * rank : (p + 1) * rank].t() @ dys[i][:, lo : lo + size])
-            lo += size
-        b = scale * torch.cat(pieces, 1).to(wide)
-        if accumulate:
-            dA[slot] += a
-            dBt[slot] += b
-        else:
-            dA[slot] = a
-            dBt[slot] = b
+        dx += torch.bmm(by_stream(dU, streams), A[index]).reshape(dx.shape)
 
 
 def forward_flops(rows: int, k: int, part_sizes, rank: int = 0) -> int:
@@ -111,8 +91,3 @@ def backward_flops(rows: int, k: int, part_sizes, rank: int = 0, need_dx: bool =
     out = sum(part_sizes)
     dx = k * out + len(part_sizes) * rank * k if need_dx else 0
     return 2 * rows * (rank * out + dx)
-
-
-def gradient_flops(rows: int, k: int, part_sizes, rank: int) -> int:
-    """Adapter gradients: 2 N P R K for dA, 2 N R O for dBt."""
-    return 2 * rows * (len(part_sizes) * rank * k + rank * sum(part_sizes))

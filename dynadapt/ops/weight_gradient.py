@@ -9,7 +9,10 @@ it costs O(N O) instead of 2 N O K.
 
 from __future__ import annotations
 
+import torch
+
 from .dispatch import reference
+from .fused_update import TensorState, apply
 
 
 @reference
@@ -29,6 +32,25 @@ def row_scores(dy, x, out) -> None:
     wide = out.dtype
     squares = x.to(wide).square().sum(1, keepdim=True)  # [N, 1]
     out.copy_((dy.to(wide).square() * squares).sum(0).sqrt())
+
+
+@reference
+def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> None:
+    """One step of the rows ``rows`` (int32 [n]; None: all) of one weight; inputs as in ``weight_gradient``.
+
+    weight [O, K]: the working copy, of which only these rows are written; state: TensorState of [n, K] whose ``working``
+    is not used; lr float32 [1]; skipped int32 [1], nothing happens when it is not 0 on entry.
+    """
+    state.check("weight_gradient_update", "state", rule)
+    if skipped[0]:
+        return
+    gradient = torch.zeros_like(state.master)
+    weight_gradient(dy, x, rows, gradient, False)
+    index = slice(None) if rows is None else rows.long()
+    working = weight[index]
+    own = TensorState(state.master, working, state.first, state.prior, state.stat, state.prior_rate)
+    skipped[0] = int(not apply(gradient, own, rule, float(lr[0])))
+    weight[index] = working
 
 
 def flops(rows: int, chosen: int, k: int) -> int:

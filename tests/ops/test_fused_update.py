@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dynadapt.ops import update
-from dynadapt.ops.fused_update import TensorState, UpdateRule, lora_gradient_update, weight_gradient_update
-from dynadapt.ops.linear import lora_gradient
-from dynadapt.ops.weight_gradient import weight_gradient
+from dynadapt.ops.fused_update import TensorState, UpdateRule
+from dynadapt.ops.lora_gradient import lora_gradient, lora_gradient_update
+from dynadapt.ops.weight_gradient import weight_gradient, weight_gradient_update
 
 RULES = [UpdateRule("sgd"), UpdateRule("sgd", decay=0.1, momentum=0.9), UpdateRule("rms", decay=0.1, eps=1e-2)]
 SLOTS, STREAMS, T, K, SIZES, RANK = 4, 3, 5, 6, [4, 3], 2

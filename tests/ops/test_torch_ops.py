@@ -10,6 +10,7 @@ from dynadapt.interop.torch_ops import registry
 from dynadapt.ops import attention as op_attention
 from dynadapt.ops import cross_entropy as op_entropy
 from dynadapt.ops import linear as op_linear
+from dynadapt.ops import lora_gradient as op_lora
 
 DIFFERENTIABLE = ("linear", "cross_entropy", "linear_mse", "norm", "add_norm", "head_norm", "activation", "embedding", "attention")
 
@@ -297,7 +298,7 @@ def test_flop_counter_uses_the_ops_formulas():
     with FlopCounterMode(display=False) as counter:
         torch_ops.linear(x, weights, bias, A, Bt, slots, scale).sum().backward()
     size = 6, 5, (4, 3), 2
-    expected = op_linear.forward_flops(*size) + op_linear.backward_flops(*size) + op_linear.gradient_flops(*size)
+    expected = op_linear.forward_flops(*size) + op_linear.backward_flops(*size) + op_lora.flops(*size)
     assert counter.get_total_flops() == expected + 2 * 6 * 5 * 7  # and both weights' gradients
     h, head = rand(6, 5, grad=True), rand(11, 5)
     with FlopCounterMode(display=False) as counter:

@@ -13,9 +13,15 @@ except ImportError as error:
         "dynadapt.jax needs the package jax; install it with `pip install jax`, or `pip install -e '.[jax]'` in a checkout"
     ) from error
 
+from .activation import activation
+from .attention import attention
 from .call import Frozen, freeze
-from .layers import activation, add_norm, attention, embedding, head_norm, norm
-from .products import cross_entropy, linear, linear_mse
+from .cross_entropy import cross_entropy
+from .embedding import embedding
+from .head_norm import head_norm
+from .linear import linear
+from .linear_mse import linear_mse
+from .norm import add_norm, norm
 from .update import State, update
 
 __all__ = [

@@ -54,6 +54,13 @@ def check_dtype(op: str, like, **tensors) -> None:
             raise ValueError(f"{op}: {name} has dtype {tensor.dtype}, accepted is {like.dtype} as the activations have")
 
 
+def number_of(kind: str, kinds: tuple[str, ...]) -> int:
+    """The number that the kernels know ``kind`` by."""
+    if kind not in kinds:
+        raise ValueError(f"kind={kind!r}: expected one of {', '.join(kinds)}")
+    return kinds.index(kind)
+
+
 def varied(tree):
     """The arrays of ``tree`` as varying over all mesh axes that one of them varies over.
 
@@ -101,3 +108,8 @@ def like(array, *shape, dtype=None):
 
 def f32(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def heads(hq: int, hkv: int, d: int) -> dict:
+    """Attributes of the ops that split rows into heads."""
+    return dict(zip(("hq", "hkv", "d"), np.array((hq, hkv, d), np.int32)))

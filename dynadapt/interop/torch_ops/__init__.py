@@ -7,11 +7,15 @@ work inside torch.compile and torch.export, and FlopCounterMode counts them by t
 served by the native kernels, GPU tensors by the Triton ones, float64 by the reference. See docs/torch.md.
 """
 
-from . import state  # noqa: F401  (registers the in-place ops)
+from . import memory, reset, update  # noqa: F401  (registers the in-place ops)
+from .activation import activation
 from .attention import attention
-from .cross_entropy import cross_entropy, linear_mse
-from .layers import activation, add_norm, embedding, head_norm, norm
+from .cross_entropy import cross_entropy
+from .embedding import embedding
+from .head_norm import head_norm
 from .linear import linear
+from .linear_mse import linear_mse
+from .norm import add_norm, norm
 from .packing import freeze
 from .registry import SCHEMAS
 

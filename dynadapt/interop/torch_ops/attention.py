@@ -6,7 +6,7 @@ import torch
 
 from dynadapt.ops import attention as op_attention
 
-from .registry import autograd, contiguous, functional, kernel, no_second_derivative, wide
+from .registry import autograd, contiguous, functional, kernel, like, no_second_derivative, wide
 
 
 def _rows_and_memory(qkv, mem_k, slots):
@@ -43,7 +43,7 @@ def _attention(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale):
     _backward_flops,
 )
 def _attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale):
-    dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    dqkv = like(qkv)
     yield dqkv
     tensors = contiguous(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin)
     kernel("attention_backward", qkv)(*tensors, hq, hkv, d, scale, dqkv)

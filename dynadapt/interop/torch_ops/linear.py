@@ -1,19 +1,16 @@
-"""Linear layers with per-stream adapters, and the gradients of weights (ops/linear, weight_gradient, bias_gradient)."""
+"""Linear layers with per-stream adapters (ops/linear.py)."""
 
 from __future__ import annotations
 
 import torch
 
 from dynadapt.ops import linear as op_linear
-from dynadapt.ops import weight_gradient as op_weight
 
+from .bias_gradient import bias_gradient
+from .lora_gradient import lora_gradient, slots_of
 from .packing import matrices
-from .registry import autograd, contiguous, functional, kernel, no_second_derivative, rows, wide, wide_zeros
-
-
-def _slots(slots, A):
-    """The slots of an adapter: one stream in slot 0 unless they are given."""
-    return torch.zeros(1, dtype=torch.int32, device=A.device) if slots is None and A is not None else slots
+from .registry import autograd, contiguous, functional, kernel, no_second_derivative, rows
+from .weight_gradient import weight_gradient
 
 
 def _linear_flops(x, weights, bias, A, Bt, slots, scale):
@@ -30,7 +27,7 @@ def _linear(x, weights, bias, A, Bt, slots, scale):
     yield y, u
     bias, A, Bt = contiguous(bias, A, Bt)
     parts = matrices("linear_forward", weights, x)
-    kernel("linear_forward", x)(rows(x), parts, bias, A, Bt, _slots(slots, A), scale, None if A is None else u, y)
+    kernel("linear_forward", x)(rows(x), parts, bias, A, Bt, slots_of(slots, A), scale, None if A is None else u, y)
 
 
 def _backward_flops(dy, weights, A, Bt, slots, scale, need_dx):
@@ -48,50 +45,7 @@ def _linear_backward(dy, weights, A, Bt, slots, scale, need_dx):
     yield dU, dx
     dy, A, Bt = contiguous(dy, A, Bt)
     parts = matrices("linear_backward", weights, dy)
-    kernel("linear_backward", dy)(dy, parts, A, Bt, _slots(slots, A), scale, None if A is None else dU, dx if need_dx else None)
-
-
-def _gradient_flops(dy, x, u, dU, part_sizes, scale, slots, slot_count):
-    return op_linear.gradient_flops(x[0], x[1], part_sizes, u[1] // len(part_sizes))
-
-
-@functional(
-    "lora_gradient(Tensor dy, Tensor x, Tensor u, Tensor dU, int[] part_sizes, float scale, Tensor? slots, "
-    "int slot_count) -> (Tensor dA, Tensor dBt)",
-    _gradient_flops,
-)
-def _lora_gradient(dy, x, u, dU, part_sizes, scale, slots, slot_count):
-    dA = wide_zeros(dy, slot_count, u.shape[1], x.shape[1])  # zero for slots that no row belongs to
-    dBt = wide_zeros(dy, slot_count, u.shape[1] // len(part_sizes), dy.shape[1])
-    yield dA, dBt
-    dy, x, u, dU = contiguous(dy, x, u, dU)
-    kernel("lora_gradient", dy)(dy, x, u, dU, list(part_sizes), scale, _slots(slots, dA), dA, dBt, False)
-
-
-@functional(
-    "weight_gradient(Tensor dy, Tensor x, Tensor? rows) -> Tensor",
-    lambda dy, x, chosen=None: op_weight.flops(x[0], dy[1] if chosen is None else chosen[0], x[1]),
-)
-def _weight_gradient(dy, x, chosen=None):
-    dW = wide(dy, dy.shape[1] if chosen is None else chosen.shape[0], x.shape[1])
-    yield dW
-    x, chosen = contiguous(x, chosen)
-    kernel("weight_gradient", dy)(rows(dy), x, chosen, dW, False)
-
-
-@functional("row_scores(Tensor dy, Tensor x) -> Tensor")
-def _row_scores(dy, x):
-    out = wide(dy, dy.shape[1])
-    yield out
-    dy, x = contiguous(dy, x)
-    kernel("row_scores", dy)(dy, x, out)
-
-
-@functional("bias_gradient(Tensor dy) -> Tensor")
-def _bias_gradient(dy):
-    db = wide_zeros(dy, dy.shape[1])
-    yield db
-    kernel("bias_gradient", dy)(rows(dy), db)
+    kernel("linear_backward", dy)(dy, parts, A, Bt, slots_of(slots, A), scale, None if A is None else dU, dx if need_dx else None)
 
 
 def _setup(ctx, inputs, output):
@@ -108,18 +62,18 @@ def _gradient(ctx, dy, _):
     dA = dBt = None
     sizes = [w.shape[0] for w in weights]
     if needs_A or needs_Bt:
-        dA, dBt = _lora_gradient(dy, x, u, dU, sizes, ctx.scale, slots, A.shape[0])
+        dA, dBt = lora_gradient(dy, x, u, dU, sizes, ctx.scale, slots, A.shape[0])
         dA, dBt = dA.to(A.dtype), dBt.to(Bt.dtype)
     dweights = [None] * len(weights)
     for p, (part, weight) in enumerate(zip(dy.split(sizes, 1), weights)):
         if needs_weights[p]:
-            dweights[p] = _weight_gradient(part, x, None).to(weight.dtype)
-    dbias = _bias_gradient(dy).to(ctx.bias_dtype) if needs_bias else None
+            dweights[p] = weight_gradient(part, x, None).to(weight.dtype)
+    dbias = bias_gradient(dy).to(ctx.bias_dtype) if needs_bias else None
     return dx if needs_x else None, dweights, dbias, dA, dBt, None, None
 
 
 autograd(_linear, _setup, _gradient)
-no_second_derivative(_linear_backward, _lora_gradient, _weight_gradient, _row_scores, _bias_gradient)
+no_second_derivative(_linear_backward)
 
 
 def linear(x, weights, bias=None, A=None, Bt=None, slots=None, scale: float = 1.0) -> torch.Tensor:

@@ -175,6 +175,17 @@ def once(name: str, gradient: torch.Tensor, *sources: torch.Tensor) -> torch.Ten
     return _Once.apply(name, gradient, *sources) if torch.is_grad_enabled() else gradient
 
 
+def like(t: torch.Tensor) -> torch.Tensor:
+    """A contiguous output of the shape and dtype of t."""
+    return torch.empty_like(t, memory_format=torch.contiguous_format)
+
+
+def check_kind(kind, kinds) -> None:
+    """Raises ValueError unless ``kind`` is one of ``kinds``."""
+    if kind not in kinds:
+        raise ValueError(f"kind={kind!r}: expected one of {', '.join(kinds)}")
+
+
 def wide(t: torch.Tensor, *shape) -> torch.Tensor:
     """An output of ``shape`` for statistics and scores: float32, or float64 for float64 activations."""
     return t.new_empty(shape, dtype=torch.float64 if t.dtype == torch.float64 else torch.float32)

@@ -1,4 +1,4 @@
-"""Linear layers with adapters, linear cross-entropy and the read-out with squared error for jax."""
+"""Linear layers with per-stream adapters for jax."""
 
 from __future__ import annotations
 
@@ -85,75 +85,3 @@ def _linear_gradient(scale, kept, dy):
 
 
 _linear.defvjp(_linear_kept, _linear_gradient)
-
-
-def cross_entropy(h, head, targets):
-    """nll [...], float32 in nats, of integer ``targets`` [...] under logits h [..., H] head^T, which never exist as a whole.
-
-    ``head`` [V, H] is an array or what ``freeze`` gives. Differentiable in h and an array head, token by token. A negative target
-    is not scored: nll 0, gradient 0; one that is not below V is an error.
-
-    Source: ``dynadapt.ops.cross_entropy``.
-    """
-    if targets.shape != h.shape[:-1]:
-        raise ValueError(f"targets has shape {targets.shape}: expected {h.shape[:-1]}, one for each row of h")
-    check_dtype("cross_entropy", h, head=head)
-    return _cross_entropy(*varied((h.reshape(-1, h.shape[-1]), head, targets.reshape(-1)))).reshape(targets.shape)
-
-
-def _scored(h, head, targets, gradient):
-    results = [f32(h.shape[0]), f32(h.shape[0]), like(h) if gradient else None]
-    return call("cross_entropy", results, [h, targets], [head])
-
-
-@jax.custom_vjp
-def _cross_entropy(h, head, targets):
-    return _scored(h, head, targets, False)[0]
-
-
-def _cross_entropy_kept(h, head, targets):
-    nll, lse, dh = _scored(h, head, targets, True)
-    return nll, (h, head, targets, lse, dh)
-
-
-def _cross_entropy_gradient(kept, g):
-    h, head, targets, lse, dh = kept
-    dhead = head
-    if not isinstance(head, Frozen):
-        (dhead,) = call("cross_entropy_weight_gradient", [f32(*head.shape)], [h, targets, g, lse], [head])
-        dhead = dhead.astype(head.dtype)
-    return (dh * g[:, None]).astype(h.dtype), dhead, None
-
-
-_cross_entropy.defvjp(_cross_entropy_kept, _cross_entropy_gradient)
-
-
-def linear_mse(h, weight, target, bias=None):
-    """loss [N], float32: (h . weight + bias - target)^2 of h [N, H], weight [H], target float32 [N], bias float32 [1] or None.
-
-    Source: ``dynadapt.ops.linear_mse``.
-    """
-    check_dtype("linear_mse", h, weight=weight)
-    return _linear_mse(*varied((h, weight, bias, target)))[0]
-
-
-@jax.custom_vjp
-def _linear_mse(h, weight, bias, target):
-    pred, loss = call("linear_mse", [f32(h.shape[0]), f32(h.shape[0])], [h, weight, bias, target])
-    return loss, pred
-
-
-def _linear_mse_kept(h, weight, bias, target):
-    loss, pred = _linear_mse(h, weight, bias, target)
-    return (loss, pred), (h, weight, bias, target, pred)
-
-
-def _linear_mse_gradient(kept, gradients):
-    h, weight, bias, target, pred = kept
-    g, _ = gradients  # the prediction is not a result of linear_mse
-    results = [f32(h.shape[0]), f32(h.shape[0]), like(h), f32(*weight.shape), None if bias is None else f32(1)]
-    _, _, dh, dweight, dbias = call("linear_mse", results, [h, weight, bias, target, g])
-    return dh, dweight.astype(weight.dtype), dbias, -2 * g * (pred - target)
-
-
-_linear_mse.defvjp(_linear_mse_kept, _linear_mse_gradient)

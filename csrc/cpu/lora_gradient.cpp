@@ -1,4 +1,6 @@
-// The C entry points of weight gradients.
+// The C entry point of the adapters' gradient: arguments are checked here, and nowhere below.
+#include "cpu/lora_gradient.h"
+
 #include <algorithm>
 #include <vector>
 
@@ -26,10 +28,9 @@ void check_own_slots(const Op& op, const View& slots, int64_t limit, int64_t N) 
 
 }  // namespace
 
-extern "C" {
-
-int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor* u, const DLTensor* dU, const DLTensor* slots,
-                           const DLTensor* dA, const DLTensor* dBt, const dynadapt_lora_gradient_params* params, void*) {
+extern "C" int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor* u, const DLTensor* dU,
+                                      const DLTensor* slots, const DLTensor* dA, const DLTensor* dBt,
+                                      const dynadapt_lora_gradient_params* params, void*) {
   return guarded([&] {
     const Op op("lora_gradient");
     const auto& p = op.params(params);
@@ -71,35 +72,6 @@ int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor
     c.dA_stride = A.stride[0];
     c.dBt = Bt.as<float>();
     c.dBt_stride = Bt.stride[0];
-    kernels<GradientKernels>().lora(c);
+    kernels<LoraGradientKernels>().gradient(c);
   });
 }
-
-int dynadapt_weight_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor* rows, const DLTensor* dW,
-                             const dynadapt_gradient_params* params, void*) {
-  return guarded([&] {
-    const Op op("weight_gradient");
-    const auto& p = op.params(params);
-    const View y = op.tensor("dy", dy, {-1, -1}, kAct, Layout::rows);
-    const View in = op.tensor("x", x, {y.size[0], -1}, y.dtype);
-    const View r = op.optional("rows", rows, {-1}, kI32);
-    const int64_t count = r ? r.size[0] : y.size[1];
-    if (r) op.indices32("rows", r, 0, y.size[1]);
-    const View out = op.output("dW", dW, {count, in.size[1]}, kF32);
-    if (count)
-      kernels<GradientKernels>().weight({y.dtype, y.size[0], in.size[1], y.size[1], y.data, y.ld(), in.data, r.as<int32_t>(),
-                                         count, out.as<float>(), bool(p.accumulate)});
-  });
-}
-
-int dynadapt_row_scores(const DLTensor* dy, const DLTensor* x, const DLTensor* out, void*) {
-  return guarded([&] {
-    const Op op("row_scores");
-    const View y = op.tensor("dy", dy, {-1, -1}, kAct, Layout::rows);
-    const View in = op.tensor("x", x, {y.size[0], -1}, y.dtype);
-    const View o = op.output("out", out, {y.size[1]}, kF32);
-    kernels<GradientKernels>().row_scores({y.dtype, y.size[0], in.size[1], y.size[1], y.data, y.ld(), in.data, o.as<float>()});
-  });
-}
-
-}  // extern "C"

@@ -1,85 +1,16 @@
-// Gradients of weights: products that sum over tokens.
+// Gradients of weights, whole or some of their rows: products that sum over tokens. And the scores that choose rows.
 //
 // Both operands have tokens as rows. The one with more columns is packed into panels (tokens are the
 // panel's depth), the other is turned once so that the micro-kernel can read it as A.
+#include "cpu/weight_gradient.h"
+
 #include "cpu/kernels/lib/gemm.h"
 #include "cpu/kernels/lib/grid.h"
 #include "cpu/kernels/lib/transpose.h"
-#include "cpu/linear.h"
 
 namespace dynadapt::DYN_ISA {
 
 namespace {
-
-// ---- low-rank adapters ----
-
-template <class T>
-struct LoraRoom {
-  Panel<T>*dU, *u, *panel;  // dU^T and u^T [P * rank, length] of one stream, and one panel
-  size_t bytes;
-  LoraRoom(const LoraGradient& c, void* base) {
-    Arena arena(base);
-    const int64_t length = c.N / c.streams, width = c.part_count * c.rank;
-    dU = arena.take<Panel<T>>(width * length);
-    u = arena.take<Panel<T>>(width * length);
-    panel = arena.take<Panel<T>>(panel_size<T>(length));
-    bytes = arena.used();
-  }
-};
-
-/// Columns kNR * j.. of dA of stream s.
-template <class T>
-void lora_dA(const LoraGradient& c, const LoraRoom<T>& room, int64_t s, int64_t j) {
-  const int64_t length = c.N / c.streams;
-  const int columns = int(smaller<int64_t>(kNR, c.K - j * kNR));
-  pack_panel_nn(static_cast<const T*>(c.x) + s * length * c.K + j * kNR, c.K, columns, length, room.panel);
-  const Term<Panel<T>> term{room.dU, length, room.panel, length, 1.0f};
-  multiply_panel(c.part_count * c.rank, columns, term, c.dA + c.slots[s] * c.dA_stride + j * kNR, c.K, c.accumulate);
-}
-
-/// Columns `column`.. of dBt of stream s, which belong to part p.
-template <class T>
-void lora_dBt(const LoraGradient& c, const LoraRoom<T>& room, int64_t s, int p, int64_t column, int columns) {
-  const int64_t length = c.N / c.streams;
-  pack_panel_nn(static_cast<const T*>(c.dy) + s * length * c.O + column, c.O, columns, length, room.panel);
-  const Term<Panel<T>> term{room.u + p * c.rank * length, length, room.panel, length, c.scale};
-  multiply_panel(c.rank, columns, term, c.dBt + c.slots[s] * c.dBt_stride + column, c.O, c.accumulate);
-}
-
-template <class T>
-void lora(const LoraGradient& c) {
-  const int64_t length = c.N / c.streams, width = c.part_count * c.rank;
-  const size_t bytes = LoraRoom<T>(c, nullptr).bytes;
-  const int threads = num_threads();
-  char* base = static_cast<char*>(scratch(bytes * threads));
-  int64_t panels = panel_count(c.K);
-  for (int p = 0; p < c.part_count; p++) panels += panel_count(c.part_sizes[p]);
-  TaskQueue queue(c.streams * panels);
-  parallel(threads, c.streams * panels, [&](Team team) {
-    const LoraRoom<T> room(c, base + bytes * team.rank);
-    int64_t task = 0, claimed = -1;
-    for (int64_t s = 0; s < c.streams; s++) {
-      bool turned = false;
-      const auto mine = [&] {
-        if (claimed < task) claimed = queue.take(team.size, 1).begin;
-        if (claimed != task++) return false;
-        if (!turned) {
-          transpose(static_cast<const T*>(c.dU) + s * length * width, width, length, width, room.dU, length);
-          transpose(static_cast<const T*>(c.u) + s * length * width, width, length, width, room.u, length);
-        }
-        return turned = true;
-      };
-      for (int64_t j = 0; j < panel_count(c.K); j++)
-        if (mine()) lora_dA(c, room, s, j);
-      int64_t column = 0;
-      for (int p = 0; p < c.part_count; column += c.part_sizes[p++])
-        for (int64_t n = 0; n < c.part_sizes[p]; n += kNR)
-          if (mine()) lora_dBt(c, room, s, p, column + n, int(smaller<int64_t>(kNR, c.part_sizes[p] - n)));
-    }
-  });
-}
-
-// ---- whole weights, or some of their rows ----
 
 /// Rows [begin, end) of dy^T (of its chosen columns) into `to` [row_count, N].
 template <class T>
@@ -100,7 +31,7 @@ void turn_chosen(const WeightGradient& c, int64_t begin, int64_t end, Panel<T>* 
 }
 
 template <class T>
-void weight(const WeightGradient& c) {
+void weight_gradient(const WeightGradient& c) {
   const int64_t panels = panel_count(c.K);
   const auto carve = [&](Arena arena, Panel<T>*& x, Panel<T>*& dy) {
     x = arena.take<Panel<T>>(panels * panel_size<T>(c.N));
@@ -170,9 +101,8 @@ void row_scores(const RowScores& c) {
 
 }  // namespace
 
-extern const GradientKernels gradient_kernels = {
-    [](const LoraGradient& c) { c.dtype == kF32 ? lora<float>(c) : lora<bf16>(c); },
-    [](const WeightGradient& c) { c.dtype == kF32 ? weight<float>(c) : weight<bf16>(c); },
+extern const WeightGradientKernels weight_gradient_kernels = {
+    [](const WeightGradient& c) { c.dtype == kF32 ? weight_gradient<float>(c) : weight_gradient<bf16>(c); },
     [](const RowScores& c) { c.dtype == kF32 ? row_scores<float>(c) : row_scores<bf16>(c); },
 };
 

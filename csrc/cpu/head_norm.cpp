@@ -1,0 +1,68 @@
+// The C entry points of the head norm: arguments are checked here, and nowhere below.
+#include "cpu/head_norm.h"
+
+using namespace dynadapt;
+
+namespace {
+
+/// Width of a qkv row; the head counts are checked and kept in `c`.
+template <class Arguments>
+int64_t qkv_width(const Op& op, const dynadapt_head_norm_params& p, Arguments& c) {
+  op.require(p.query_heads >= 1 && p.kv_heads >= 1 && p.head_dim >= 1,
+             "hq, hkv, d are %d, %d, %d, accepted is at least 1 of each", p.query_heads, p.kv_heads, p.head_dim);
+  op.require(p.query_heads <= kMostHeads && p.kv_heads <= kMostHeads && p.head_dim <= kMostHeads,
+             "hq, hkv, d are %d, %d, %d, accepted is at most %lld of each", p.query_heads, p.kv_heads, p.head_dim,
+             (long long)kMostHeads);
+  c.query_heads = p.query_heads;
+  c.kv_heads = p.kv_heads;
+  c.head_dim = p.head_dim;
+  return (int64_t(p.query_heads) + 2 * int64_t(p.kv_heads)) * p.head_dim;
+}
+
+}  // namespace
+
+extern "C" {
+
+int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, const DLTensor* k_weight, const DLTensor* out,
+                               const DLTensor* rstd, const dynadapt_head_norm_params* params, void*) {
+  return guarded([&] {
+    const Op op("head_norm_forward");
+    const auto& p = op.params(params);
+    HeadNormForward c{};
+    const int64_t width = qkv_width(op, p, c);
+    const View in = op.tensor("qkv", qkv, {-1, width}, kAct);
+    c.rows = in.size[0];
+    c.eps = float(op.number("eps", p.eps, 0, 1e30));
+    c.qkv = in.data;
+    c.q_weight = op.tensor("q_weight", q_weight, {p.head_dim}, in.dtype).data;
+    c.k_weight = op.tensor("k_weight", k_weight, {p.head_dim}, in.dtype).data;
+    c.out = op.output("out", out, {in.size[0], width}, in.dtype, Layout::contiguous, {"qkv"}).data;
+    c.rstd = op.output("rstd", rstd, {in.size[0], p.query_heads + p.kv_heads}, kF32).as<float>();
+    if (c.rows) kernels<ByType<HeadNormKernels>>().of(in.dtype).forward(c);
+  });
+}
+
+int dynadapt_head_norm_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* q_weight, const DLTensor* k_weight,
+                                const DLTensor* rstd, const DLTensor* dqkv, const DLTensor* dq_weight, const DLTensor* dk_weight,
+                                const dynadapt_head_norm_params* params, void*) {
+  return guarded([&] {
+    const Op op("head_norm_backward");
+    const auto& p = op.params(params);
+    HeadNormBackward c{};
+    const int64_t width = qkv_width(op, p, c);
+    const View in = op.tensor("dout", dout, {-1, width}, kAct);
+    const int64_t N = in.size[0];
+    c.rows = N;
+    c.dout = in.data;
+    c.qkv = op.tensor("qkv", qkv, {N, width}, in.dtype).data;
+    c.q_weight = op.tensor("q_weight", q_weight, {p.head_dim}, in.dtype).data;
+    c.k_weight = op.tensor("k_weight", k_weight, {p.head_dim}, in.dtype).data;
+    c.rstd = op.tensor("rstd", rstd, {N, p.query_heads + p.kv_heads}, kF32).as<float>();
+    c.dqkv = op.output("dqkv", dqkv, {N, width}, in.dtype, Layout::contiguous, {"dout", "qkv"}).data;
+    c.dq_weight = op.optional_output("dq_weight", dq_weight, {p.head_dim}, kF32).as<float>();
+    c.dk_weight = op.optional_output("dk_weight", dk_weight, {p.head_dim}, kF32).as<float>();
+    if (N) kernels<ByType<HeadNormKernels>>().of(in.dtype).backward(c);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,30 @@
+// Arguments of the adapters' gradient, checked, as the kernels take them.
+#pragma once
+
+#include "core/check.h"
+#include "cpu/dispatch.h"
+
+namespace dynadapt {
+
+struct LoraGradient {
+  DType dtype;
+  int64_t N, K, O;
+  const void *dy, *x, *u, *dU;
+  const int64_t* part_sizes;
+  int part_count;
+  const int32_t* slots;
+  int64_t streams, rank;
+  float scale;
+  float* dA;
+  int64_t dA_stride;
+  float* dBt;
+  int64_t dBt_stride;
+  bool accumulate;
+};
+
+struct LoraGradientKernels {
+  void (*gradient)(const LoraGradient&);
+};
+DYN_TABLE(LoraGradientKernels, lora_gradient_kernels)
+
+}  // namespace dynadapt

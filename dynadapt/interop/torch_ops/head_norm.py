@@ -1,0 +1,50 @@
+"""Norm of query and key heads (ops/head_norm.py)."""
+
+from __future__ import annotations
+
+import torch
+
+from .registry import autograd, contiguous, functional, kernel, like, no_second_derivative, wide, wide_zeros
+
+
+@functional("head_norm(Tensor qkv, Tensor q_weight, Tensor k_weight, float eps, int hq, int hkv, int d) -> (Tensor out, Tensor rstd)")
+def _head_norm(qkv, q_weight, k_weight, eps, hq, hkv, d):
+    out, rstd = like(qkv), wide(qkv, qkv.shape[0], hq + hkv)
+    yield out, rstd
+    qkv, q_weight, k_weight = contiguous(qkv, q_weight, k_weight)
+    kernel("head_norm_forward", qkv)(qkv, q_weight, k_weight, eps, hq, hkv, d, out, rstd)
+
+
+@functional(
+    "head_norm_backward(Tensor dout, Tensor qkv, Tensor q_weight, Tensor k_weight, Tensor rstd, int hq, int hkv, "
+    "int d) -> (Tensor dqkv, Tensor dq_weight, Tensor dk_weight)"
+)
+def _head_norm_backward(dout, qkv, q_weight, k_weight, rstd, hq, hkv, d):
+    dqkv, dq, dk = like(dout), wide_zeros(dout, d), wide_zeros(dout, d)
+    yield dqkv, dq, dk
+    dout, qkv, q_weight, k_weight, rstd = contiguous(dout, qkv, q_weight, k_weight, rstd)
+    kernel("head_norm_backward", dout)(dout, qkv, q_weight, k_weight, rstd, hq, hkv, d, dqkv, dq, dk)
+
+
+def _setup(ctx, inputs, output):
+    qkv, q_weight, k_weight, _, *ctx.sizes = inputs
+    ctx.save_for_backward(qkv, q_weight, k_weight, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradient(ctx, dout, _):
+    qkv, q_weight, k_weight, rstd = ctx.saved_tensors
+    dqkv, dq, dk = _head_norm_backward(dout, qkv, q_weight, k_weight, rstd, *ctx.sizes)
+    return dqkv, dq.to(q_weight.dtype), dk.to(k_weight.dtype), None, None, None, None
+
+
+autograd(_head_norm, _setup, _gradient)
+no_second_derivative(_head_norm_backward)
+
+
+def head_norm(qkv, q_weight, k_weight, hq: int, hkv: int, d: int, eps: float = 1e-6) -> torch.Tensor:
+    """qkv [N, (hq + 2 hkv) d] with every query and key head normalised (RMS); values pass through. q_weight, k_weight [d].
+
+    Source: ``dynadapt.ops.head_norm``.
+    """
+    return _head_norm(qkv, q_weight, k_weight, eps, hq, hkv, d)[0]

@@ -1,0 +1,61 @@
+"""One optimizer step, in place (ops/update.py)."""
+
+from __future__ import annotations
+
+from .registry import kernel, mutating
+
+
+@mutating(
+    "update(str kind, Tensor(a!) master, Tensor(b!) grad, Tensor(c!)? first, Tensor(d!)? second, Tensor? prior, "
+    "Tensor? stat, Tensor(e!)? working, Tensor slots, Tensor lr, Tensor(f!) step, Tensor(g!) norms, Tensor(h!) skipped, "
+    "Tensor? prior_rate=None, *, float decay=0, float clip=0, float beta1=0.9, float beta2=0.999, float eps=1e-8, "
+    "float weight_decay=0, float momentum=0) -> ()"
+)
+def update(
+    kind,
+    master,
+    grad,
+    first,
+    second,
+    prior,
+    stat,
+    working,
+    slots,
+    lr,
+    step,
+    norms,
+    skipped,
+    prior_rate=None,
+    *,
+    decay=0.0,
+    clip=0.0,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    momentum=0.0,
+):
+    # master's dtype, not working's: the kernels serve either in `working`
+    kernel("update", master)(
+        kind,
+        master,
+        grad,
+        first,
+        second,
+        prior,
+        stat,
+        working,
+        slots,
+        lr,
+        step,
+        decay,
+        clip,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        momentum,
+        norms,
+        skipped,
+        prior_rate,
+    )

@@ -1,0 +1,62 @@
+"""Gradient of the low-rank adapters of ``linear``, and the same with the optimizer's step in one.
+
+    dA_s = dU_s^T x_s
+    dBt_{s,p} = scale u_{s,p}^T dy_{s,p}
+
+u = x A^T and dU = scale dy Bt^T come from ``linear_forward`` and ``linear_backward``; streams, parts and slots are as there.
+
+Source: Hu et al. 2021, LoRA (arXiv 2106.09685), eq. 3, differentiated.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .dispatch import reference
+from .fused_update import apply
+from .linear import by_stream
+
+
+@reference
+def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -> None:
+    """dA = dU^T x [slots, P R, K]; dBt_p = scale u_p^T dy_p [slots, R, O]; only ``slots`` are touched."""
+    streams, rank = len(slots), dBt.shape[1]
+    dys, xs, us, dUs = (by_stream(t, streams) for t in (dy, x, u, dU))
+    wide = dA.dtype
+    for i, slot in enumerate(slots.tolist()):
+        a = (dUs[i].t() @ xs[i]).to(wide)
+        lo, pieces = 0, []
+        for p, size in enumerate(part_sizes):
+            pieces.append(us[i][:, p * rank : (p + 1) * rank].t() @ dys[i][:, lo : lo + size])
+            lo += size
+        b = scale * torch.cat(pieces, 1).to(wide)
+        if accumulate:
+            dA[slot] += a
+            dBt[slot] += b
+        else:
+            dA[slot] = a
+            dBt[slot] = b
+
+
+@reference
+def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, rule, lr, skipped) -> None:
+    """One step of every stream's adapter; inputs as in ``lora_gradient``.
+
+    a: TensorState of [slots, P R, K]; bt: of [slots, R, O]; moving int32 [S], 0 for a stream that does not move;
+    lr float32 [slots]; skipped int32 [S], a stream with another value than 0 on entry is left untouched.
+    """
+    for name, state in (("a", a), ("bt", bt)):
+        state.check("lora_gradient_update", name, rule)
+    dA, dBt = torch.zeros_like(a.master), torch.zeros_like(bt.master)
+    lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, False)
+    for s, slot in enumerate(slots.tolist()):
+        if not moving[s] or skipped[s]:
+            continue
+        rate = float(lr[slot])
+        finite = [apply(g[slot], state.of(slot), rule, rate) for g, state in ((dA, a), (dBt, bt))]
+        skipped[s] = int(not all(finite))
+
+
+def flops(rows: int, k: int, part_sizes, rank: int) -> int:
+    """2 N P R K for dA, 2 N R O for dBt."""
+    return 2 * rows * (len(part_sizes) * rank * k + rank * sum(part_sizes))
