@@ -240,7 +240,7 @@ def attention_backward(a, dtype):
 
 
 def update(a, dtype):
-    _, master, grad, first, second = a[:5]
+    master, grad, first, second = (getattr(a[0], name) for name in ("master", "grad", "first", "second"))
 
     def optimizer():
         p = master.clone()

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import sys
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ def _of_this_tree(name: str, path: str):
 
 cases = _of_this_tree("opbench_cases", "dynadapt/bench/cases.py")
 peers = _of_this_tree("opbench_peers", "benchmarks/opbench/peers.py")
-Case, Out, Weight = cases.Case, cases.Out, cases.Weight
+Case, Out, UpdateState, Weight = cases.Case, cases.Out, cases.UpdateState, cases.Weight
 
 FLUSH = 1 << 26  # bytes, more than two cores' share of a last-level cache
 TIMED = (
@@ -82,6 +83,8 @@ def plain(value, dtype: torch.dtype, wide: torch.dtype):
         return value.tensor.clone().to(wide if value.wide else dtype)
     if isinstance(value, list):
         return [plain(v, dtype, wide) for v in value]
+    if isinstance(value, UpdateState):
+        return replace(value, **{f.name: plain(getattr(value, f.name), dtype, wide) for f in fields(value)})
     if isinstance(value, torch.Tensor) and value.is_floating_point():
         return value.to(wide if value.dtype == torch.float32 else dtype)
     return value.clone() if isinstance(value, torch.Tensor) else value
@@ -99,7 +102,7 @@ def our_calls(case: Case, dtype: torch.dtype) -> dict:
 
     arguments = cases.materialise(case, "cpu", dtype, "cpu")
     function = resolve(case.op, "cpu", dtype).function
-    outputs = [built for a, built in zip(case.arguments, arguments) if isinstance(a, Out)]
+    outputs = [t for a, built in zip(case.arguments, arguments) for t in cases.outputs(a, built)]
 
     def call():
         function(*arguments)

@@ -19,8 +19,10 @@ void check_slots(const Op& op, const View& slots, int64_t limit) {
 }
 
 UpdateKind kind_of(const Op& op, int32_t kind) {
-  op.require(kind >= DYNADAPT_SGD && kind <= DYNADAPT_RMS, "kind is %d, accepted is 0 (sgd), 1 (adam), 2 (adamw) or 3 (rms)",
-             kind);
+  std::string accepted;
+  int32_t count = 0;
+  for (const char* name : kUpdateKinds) accepted += format("%s%d (%s)", count ? ", " : "", count, name), count++;
+  op.require(kind >= 0 && kind < count, "kind is %d, accepted is %s", kind, accepted.c_str());
   return UpdateKind(kind);
 }
 
@@ -38,11 +40,11 @@ void check_numbers(const Op& op, const dynadapt_update_params& p, Update& c) {
 
 /// The state that this kind of step reads must be there.
 void check_state(const Op& op, const Update& c) {
-  const bool adam = c.kind == UpdateKind::kAdam || c.kind == UpdateKind::kAdamW;
-  op.require(!adam || c.second, "second is missing, a tensor is needed for adam and adamw");
-  op.require(!adam || c.beta1 == 0 || c.first, "first is missing, a tensor is needed where beta1 is %g", c.beta1);
-  op.require(c.kind != UpdateKind::kSgd || c.momentum == 0 || c.first,
-             "first is missing, a tensor is needed where momentum is %g", c.momentum);
+  const UpdateState state = state_of(c.kind, c.beta1, c.momentum);
+  op.require(!state.second || c.second, "second is missing, a tensor is needed for adam and adamw");
+  const bool sgd = c.kind == UpdateKind::kSgd;
+  op.require(!state.first || c.first, "first is missing, a tensor is needed where %s is %g", sgd ? "momentum" : "beta1",
+             sgd ? c.momentum : c.beta1);
   op.require(c.kind != UpdateKind::kRms || c.stat, "stat is missing, a tensor is needed for rms");
   op.require(c.decay == 0 || c.prior, "prior is missing, a tensor is needed where decay is %g", c.decay);
 }

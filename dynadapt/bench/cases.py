@@ -11,10 +11,11 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from dynadapt.adapt.optimizers import SGD, Adam
 from dynadapt.model import ModelConfig, rope_tables
 from dynadapt.ops import attention, cross_entropy, linear, linear_mse, make_matrix, make_parts, resolve, weight_gradient
 from dynadapt.ops import lora_gradient as op_lora
-from dynadapt.ops.fused_update import TensorState, UpdateRule
+from dynadapt.ops.update import UpdateState
 
 RANK = 16
 BF16 = torch.bfloat16
@@ -79,7 +80,7 @@ class _Call:
         self.wide = torch.float64 if dtype == torch.float64 else torch.float32
 
     def __call__(self, value):
-        if isinstance(value, TensorState):
+        if isinstance(value, UpdateState):
             return replace(value, **{f.name: self(getattr(value, f.name)) for f in fields(value)})
         if isinstance(value, list) and value and isinstance(value[0], Weight):
             return make_parts([w.tensor for w in value], self.backend, self.dtype, self.device)
@@ -97,16 +98,16 @@ class _Call:
         return value
 
 
-def _outputs(argument, built):
+def outputs(argument, built):
     """The tensors of ``built`` that the op writes."""
     if isinstance(argument, Out):
         yield built
     elif isinstance(argument, list):
         for a, b in zip(argument, built):
-            yield from _outputs(a, b)
-    elif isinstance(argument, TensorState):
+            yield from outputs(a, b)
+    elif isinstance(argument, UpdateState):
         for f in fields(argument):
-            yield from _outputs(getattr(argument, f.name), getattr(built, f.name))
+            yield from outputs(getattr(argument, f.name), getattr(built, f.name))
 
 
 def materialise(case: Case, backend: str, dtype: torch.dtype, device: str) -> list:
@@ -119,7 +120,7 @@ def run(case: Case, function, backend: str, dtype: torch.dtype, device: str) -> 
     """The outputs of one call."""
     call = materialise(case, backend, dtype, device)
     function(*call)
-    return [out for a, built in zip(case.arguments, call) for out in _outputs(a, built)]
+    return [out for a, built in zip(case.arguments, call) for out in outputs(a, built)]
 
 
 def check(case: Case, backend: str, dtype: torch.dtype, device: str) -> float:
@@ -210,7 +211,7 @@ def lora_gradient_update(z, group):
 
     def state(*shape):
         master, first = (z.randn(z.S, *shape, scale=0.02, dtype=torch.float32) for _ in range(2))
-        return TensorState(Out(master, True), z.out(z.S, *shape), Out(first, True))
+        return UpdateState(Out(master, True), working=z.out(z.S, *shape), first=Out(first, True))
 
     moving, skipped = torch.ones_like(slots), torch.zeros_like(slots)
     lr = torch.full((z.S,), 1e-3, device=z.device)
@@ -225,7 +226,7 @@ def lora_gradient_update(z, group):
         moving,
         state(len(parts) * RANK, k),
         state(RANK, sum(parts)),
-        UpdateRule("sgd", momentum=0.9),
+        SGD(momentum=0.9, clip=0.0).rule(),
         lr,
         skipped,
     ]
@@ -414,29 +415,8 @@ def update(z):
     second = Out(f32(1e-3).square(), True)
     lr, step = torch.full((z.S,), 2e-3, device=dev), torch.full((z.S,), 3, dtype=torch.int32, device=dev)
     skipped = torch.zeros(z.S, dtype=torch.int32, device=dev)
-    arguments = [
-        "adam",
-        master,
-        grad,
-        first,
-        second,
-        None,
-        None,
-        z.out(*shape),
-        z.slots,
-        lr,
-        step,
-        0.0,
-        1.0,
-        0.9,
-        0.999,
-        1e-8,
-        0.0,
-        0.0,
-        z.out(z.S, wide=True),
-        skipped,
-        None,
-    ]
+    state = UpdateState(master, grad=grad, first=first, second=second, working=z.out(*shape), step=step)
+    arguments = [state, Adam(clip=1.0).rule(), z.slots, lr, z.out(z.S, wide=True), skipped]
     # read master, gradient twice (norm, then use), both moments; write master, moments, zero gradient, bf16 copy
     return Case("update", "adam, clip", arguments, z.S * per * (4 * 5 + 4 * 4 + 2))
 

@@ -69,17 +69,17 @@ void forward_and_backward(Layer& layer, const dynadapt::Matrix& weight, const dy
 
   auto linear = dynadapt::params<dynadapt_linear_params>();
   linear.scale = kScale;
-  check(dynadapt_linear_forward(x, part, 1, nullptr, a, bt, slot, u, h, &linear, nullptr));
+  check(dynadapt_linear_forward(x, part, 1, nullptr, a, bt, slot, u, h, &linear));
   check(dynadapt_cross_entropy(h, head.get(), View(layer.targets, {N}), View(weights, {N}), View(r.nll, {N}), View(r.lse, {N}),
-                               dh, nullptr));
-  check(dynadapt_linear_backward(dh, part, 1, a, bt, slot, du, nullptr, &linear, nullptr));  // nothing below learns: no dx
+                               dh));
+  check(dynadapt_linear_backward(dh, part, 1, a, bt, slot, du, nullptr, &linear));  // nothing below learns: no dx
 
   const int64_t part_sizes[] = {H};
   auto lora = dynadapt::params<dynadapt_lora_gradient_params>();
   lora.scale = kScale;
   lora.part_count = 1;
   lora.part_sizes = part_sizes;
-  check(dynadapt_lora_gradient(dh, x, u, du, slot, da, dbt, &lora, nullptr));
+  check(dynadapt_lora_gradient(dh, x, u, du, slot, da, dbt, &lora));
 }
 
 /// One Adam step of both streams, each clipped to a gradient norm of 1.
@@ -126,7 +126,7 @@ void show_refusal(const dynadapt::Matrix& weight, Layer& layer, Results& r) {
   const dynadapt_matrix* const part[] = {weight.get()};
   try {
     check(dynadapt_linear_forward(View(layer.x, {N, K}), part, 1, nullptr, nullptr, nullptr, nullptr, nullptr, View(r.h, {N, H}),
-                                  &linear, nullptr));
+                                  &linear));
   } catch (const dynadapt::Error& error) {
     if (error.status != DYNADAPT_INVALID || !std::strstr(error.what(), "struct_size")) throw;
     std::printf("refused, as it must be: %s\n", error.what());

@@ -92,10 +92,6 @@ class Slot:
     destroy: str
 
 
-class Unused:
-    """A stream of a call on the CPU: anything goes."""
-
-
 def out(*shape, **options):
     return T(shape, out=True, **options)
 
@@ -118,7 +114,6 @@ NUMBER = (NAN, INF, -INF)
 POSITIVE = (*NUMBER, -1.0)
 SIZE = (0, -1, INT_MIN, INT_MAX)
 HEADS = {"query_heads": (2, SIZE), "kv_heads": (1, SIZE), "head_dim": (4, SIZE)}  # [*, 16], out [*, 8]
-STREAM = Unused()
 SLOTS = indices((1, 0), 2)
 TARGETS = T((6,), "i64", values=(0, 4, -1, 2, 3, 1), bad=(5, 2**63 - 1))
 
@@ -131,7 +126,7 @@ ATTENTION = Struct("dynadapt_attention_params", {**HEADS, "scale": (0.5, NUMBER)
 UPDATE = Struct(
     "dynadapt_update_params",
     {
-        "kind": (2, (-1, 4, INT_MIN, INT_MAX)),
+        "kind": (2, (-1, 5, INT_MIN, INT_MAX)),
         "decay": (0.1, (*POSITIVE, 1.5)),
         "clip": (1.0, (NAN, -1.0, -INF)),
         "beta1": (0.9, (*POSITIVE, 1.5)),
@@ -197,7 +192,6 @@ ROWS = {
         "u": out(6, 4),
         "y": out(6, 10),
         "params": LINEAR,
-        "stream": STREAM,
     },
     "linear_backward": {
         "dy": T((6, 10)),
@@ -209,7 +203,6 @@ ROWS = {
         "dU": out(6, 4),
         "dx": may_out(6, 8),
         "params": LINEAR,
-        "stream": STREAM,
     },
     "lora_gradient": {
         "dy": T((6, 10)),
@@ -228,7 +221,6 @@ ROWS = {
                 "part_sizes": ((5, 5), ((0, 10), (-1, 11), (5, 6), (2**63 - 1, 2**63 - 1), None)),
             },
         ),
-        "stream": STREAM,
     },
     "weight_gradient": {
         "dy": T((6, 10)),
@@ -236,10 +228,9 @@ ROWS = {
         "rows": indices((9, 0, 9), 10, optional=True),
         "dW": out(3, 8),
         "params": GRADIENT,
-        "stream": STREAM,
     },
-    "row_scores": {"dy": T((6, 10)), "x": T((6, 8)), "out": out(10), "stream": STREAM},
-    "bias_gradient": {"dy": T((6, 10)), "db": out(10), "stream": STREAM},
+    "row_scores": {"dy": T((6, 10)), "x": T((6, 8)), "out": out(10)},
+    "bias_gradient": {"dy": T((6, 10)), "db": out(10)},
     "cross_entropy": {
         "h": T((6, 8)),
         "head": Matrix(),
@@ -248,7 +239,6 @@ ROWS = {
         "nll": out(6),
         "lse": out(6),
         "dh": may_out(6, 8),
-        "stream": STREAM,
     },
     "cross_entropy_weight_gradient": {
         "h": T((6, 8)),
@@ -258,7 +248,6 @@ ROWS = {
         "lse": T((6,)),
         "dW": out(5, 8),
         "params": GRADIENT,
-        "stream": STREAM,
     },
     "norm_forward": {
         "x": T((6, 8)),
@@ -269,7 +258,6 @@ ROWS = {
         "y": out(6, 8, in_place=("x", "delta")),
         "stat": out(6, 2),
         "params": Struct("dynadapt_norm_params", {"kind": (1, (-1, 2, INT_MIN, INT_MAX)), "eps": (1e-5, POSITIVE)}),
-        "stream": STREAM,
     },
     "norm_backward": {
         "dy": T((6, 8)),
@@ -283,7 +271,6 @@ ROWS = {
         "bias": may(8),
         "y": may_out(6, 8),
         "params": Struct("dynadapt_norm_params", {"kind": (1, (-1, 2, INT_MIN, INT_MAX)), "eps": (0.0, ANY)}),
-        "stream": STREAM,
     },
     "head_norm_forward": {
         "qkv": T((6, 16)),
@@ -292,7 +279,6 @@ ROWS = {
         "out": out(6, 16, in_place=("qkv",)),
         "rstd": out(6, 3),
         "params": Struct("dynadapt_head_norm_params", {**HEADS, "eps": (1e-5, POSITIVE)}),
-        "stream": STREAM,
     },
     "head_norm_backward": {
         "dout": T((6, 16)),
@@ -304,13 +290,11 @@ ROWS = {
         "dq_weight": may_out(4),
         "dk_weight": may_out(4),
         "params": Struct("dynadapt_head_norm_params", {**HEADS, "eps": (0.0, ANY)}),
-        "stream": STREAM,
     },
     "activation_forward": {
         "h": T((6, 16)),
         "y": out(6, 8),
         "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 3, INT_MIN, INT_MAX))}),
-        "stream": STREAM,
     },
     "activation_backward": {
         "dy": T((6, 8)),
@@ -318,7 +302,6 @@ ROWS = {
         "dh": out(6, 16, in_place=("h",)),
         "y": may_out(6, 8),
         "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 3, INT_MIN, INT_MAX))}),
-        "stream": STREAM,
     },
     "embedding_forward": {
         "tokens": indices((4, 0, 2), 5, dtype="i64"),
@@ -326,9 +309,8 @@ ROWS = {
         "position_table": T((7, 8)),
         "positions": indices((6, 0, 6), 7, dtype="i64"),
         "out": out(3, 8),
-        "stream": STREAM,
     },
-    "embedding_backward": {"tokens": indices((4, 0, 4), 5, dtype="i64"), "dout": T((3, 8)), "dtable": out(5, 8), "stream": STREAM},
+    "embedding_backward": {"tokens": indices((4, 0, 4), 5, dtype="i64"), "dout": T((3, 8)), "dtable": out(5, 8)},
     "attention_forward": {
         "qkv": T((6, 16)),
         **MEMORY,
@@ -337,7 +319,6 @@ ROWS = {
         "out": out(6, 8),
         "lse": out(2, 2, 3),
         "params": ATTENTION,
-        "stream": STREAM,
     },
     "attention_backward": {
         "dout": T((6, 8)),
@@ -349,7 +330,6 @@ ROWS = {
         **ROTATION,
         "dqkv": out(6, 16),
         "params": ATTENTION,
-        "stream": STREAM,
     },
     "linear_mse": {
         "h": T((6, 8)),
@@ -362,7 +342,6 @@ ROWS = {
         "dh": may_out(6, 8),
         "dweight": may_out(8),
         "dbias": may_out(1),
-        "stream": STREAM,
     },
     "update": {
         "master": out(3, 8),
