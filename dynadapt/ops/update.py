@@ -23,7 +23,7 @@ import torch
 
 from dynadapt.common.update_rule import KINDS, UpdateRule
 
-from .dispatch import kernel_module, native_module, reference
+from .dispatch import kernel_module, native_module
 
 
 @dataclass(eq=False, repr=False)
@@ -75,7 +75,6 @@ def _move(g: torch.Tensor, state: UpdateState, rule: UpdateRule, lr: float, step
     return moved - d
 
 
-@reference
 def update(state: UpdateState, rule: UpdateRule, slots, lr, norms, skipped) -> None:
     """One step of the streams in ``slots``; all of ``state`` but prior, stat and prior_rate changes.
 
