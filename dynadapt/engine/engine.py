@@ -30,7 +30,7 @@ from . import gradient_statistics
 from . import state as engine_state
 from .calls import Calls, one_call, plain_torch
 from .continuation import Continuation, continue_text
-from .decoder import Decoder, OpSet
+from .decoder import Decoder
 from .drivers import Captured, Eager
 from .learners.flat import FlatLayout, FlatState
 from .learners.make import make_learner
@@ -38,6 +38,7 @@ from .learners.peft import read_adapter
 from .ledger import Ledger
 from .memory import MemoryState, Overlap, SegmentMemory
 from .needed_ops import needed_ops
+from .op_set import OpSet
 from .plan import StreamState
 from .report import StepReport
 from .sampling import Sampler
@@ -353,6 +354,8 @@ class Engine:
             self.ledger.totals = totals
             self.ledger.begin_step()
             self.driver.drop_recordings()  # one may never have run to its end
+            if self.driver.step.undo():
+                self.calls.still()
             raise
 
     @one_call

@@ -40,7 +40,7 @@ def needed_ops(engine, static: bool, fused: bool) -> list[str]:
     """Names of the ops that ``engine``'s step, score and statistics call.
 
     Args:
-        static: whether the device alone moves memory and resets (static_step.py).
+        static: whether the device alone moves memory and resets (drivers.Captured).
         fused: whether the gradient kernels update.
     """
     config, adapt, learns = engine.config, engine.adapt, engine.adapt is not None

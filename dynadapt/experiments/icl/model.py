@@ -19,9 +19,10 @@ from torch import Tensor
 
 from dynadapt.adapt.methods import Full
 from dynadapt.adapt.optimizers import Adam
-from dynadapt.engine.decoder import Batch, Decoder, OpSet
+from dynadapt.engine.decoder import Batch, Decoder
 from dynadapt.engine.learners.whole_model import ModelLearner
 from dynadapt.engine.ledger import Ledger
+from dynadapt.engine.op_set import OpSet
 from dynadapt.engine.settings import DTYPES
 from dynadapt.engine.weights import ModelTensors
 from dynadapt.engine.workspace import Workspace
