@@ -148,10 +148,7 @@ class Provider(base.Worker):
                     answers[name]["fatal"] = True
                 continue
             if error is not None and not error <= LIMIT[case.dtype]:
-                answers[name] = {
-                    "absent": f"its result is off by {error:.3g} (2-norm, relative to float64)",
-                    "fatal": self.native,
-                }
+                answers[name] = {"absent": f"its result is off by {error:.3g} (2-norm, relative to float64)", "fatal": self.native}
                 continue
             self.calls[name] = call
             answers[name] = {"error": error}
