@@ -27,8 +27,9 @@ from benchmarks.icl_rules import CLAIMS, judge, last  # noqa: E402
 from dynadapt.common.environment import environment  # noqa: E402
 from dynadapt.experiments.dyneval import Interrupted  # noqa: E402
 from dynadapt.experiments.icl import figures  # noqa: E402
-from dynadapt.experiments.icl.config import TrainConfig, from_preset  # noqa: E402
+from dynadapt.experiments.icl.config import TrainConfig  # noqa: E402
 from dynadapt.experiments.icl.eval_command import class_of, evaluate, load_subject  # noqa: E402
+from dynadapt.experiments.icl.presets import from_preset  # noqa: E402
 from dynadapt.experiments.icl.progress import progress_for  # noqa: E402
 from dynadapt.experiments.icl.study import Settings, Study, Subject  # noqa: E402
 from dynadapt.experiments.icl.train import TrainOptions, train  # noqa: E402

@@ -10,10 +10,10 @@ from dynadapt.common.digests import digest_of
 from dynadapt.experiments import icl
 from dynadapt.experiments.dyneval import Interrupted
 from dynadapt.experiments.icl.base import IclError
-from dynadapt.experiments.icl.config import TrainConfig, from_preset
+from dynadapt.experiments.icl.config import TrainConfig
 from dynadapt.experiments.icl.curriculum import Ramp, Rate
 from dynadapt.experiments.icl.model import Geometry, Regressor, initial_weights
-from dynadapt.experiments.icl.presets import PRESETS
+from dynadapt.experiments.icl.presets import PRESETS, from_preset
 from dynadapt.experiments.icl.reference import HuggingFaceRegressor
 from dynadapt.experiments.icl.train import Trainer, TrainOptions, train
 from dynadapt.runs.checkpoints import state_digest

@@ -27,7 +27,7 @@ import sys, torch, dynadapt
 from dynadapt import Adam, Engine, LoRA
 assert dynadapt.__file__.startswith(sys.prefix), dynadapt.__file__
 engine = Engine(dynadapt.load(sys.argv[1]), adapt=LoRA(rank=2), optimizer=Adam(lr=1e-2), segment=8, dtype="fp32", backend="cpu")
-import dynadapt.kernels.choices, dynadapt.plan.measured
+import dynadapt.kernels.choices, dynadapt.bench.plan.measured
 print(float(engine.step(torch.arange(1, 10)[None]).sum()))
 """
 

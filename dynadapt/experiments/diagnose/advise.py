@@ -59,7 +59,7 @@ def advise(
     2. Score them with the model as it is, then with the model that learns as it goes.
     3. Compare the text with the reference, estimate the gain and the cost of adapting to all of the text.
 
-    log: names of logs (experiments/logs.py) that get the summary.
+    log: names of logs (runs/logs.py) that get the summary.
     """
     log = check_logs(log)
     if config.adapt == "none":

@@ -49,7 +49,7 @@ def run_diagnosis(
 
     announce(what) is called before each run with its name and may return a function for the run's progress events.
     Every run is a directory of its own inside `out` (before, after, learn, ...); finished ones are kept by a resumed diagnosis.
-    log: names of logs (experiments/logs.py) that see these runs, and then the summary.
+    log: names of logs (runs/logs.py) that see these runs, and then the summary.
     Raises TextError, ConfigError, ModelError, RunError, Interrupted.
     """
     out, log = Path(out), check_logs(log)

@@ -17,7 +17,8 @@ from dynadapt.bench.step import Worker
 from dynadapt.common.environment import need
 
 from .base import IclError
-from .config import TrainConfig, from_preset
+from .config import TrainConfig
+from .presets import from_preset
 
 PEERS = ("gpt2-eager", "gpt2-compile")
 MODULE = "dynadapt.experiments.icl.bench_worker"

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from dynadapt.common.environment import environment
 from dynadapt.runs.checkpoints import saved_states
 from dynadapt.runs.progress import say
-from dynadapt.runs.rundir import RunError, read_json, write_json
+from dynadapt.runs.rundir import RunError, write_json
 
 from .base import FunctionClass
+from .by_name import make_function_class
 from .checks import IclError
-from .config import TrainConfig
+from .config import parse_spec, trained_on
 from .defaults import BATCH, PROMPTS, WEIGHTS
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def run_eval(arguments) -> int:
     out = Path(arguments.out) if arguments.out else default_out(arguments.run)
     if out.is_dir():
         raise RunError(f"{out} is a directory; --out names a file, such as {out / 'eval.json'}")
-    first, *others = [trained(path) for path in arguments.run]
+    first, *others = [trained_on(path) for path in arguments.run]
     wanted = asked(arguments, first.dims)
     say(f"loading {', '.join(arguments.run)}")
     from .study import Settings
@@ -158,9 +159,6 @@ def _counts(values: list[str] | None, dims: int) -> list[int] | None:
 
 
 def class_of(text: str, dims: int) -> FunctionClass:
-    from . import make_function_class
-    from .config import parse_spec
-
     name, settings = parse_spec("class", text)
     return make_function_class(name, dims, **settings)
 
@@ -199,14 +197,6 @@ def evaluate(
     return results
 
 
-def trained(path: str | Path) -> TrainConfig:
-    """What a run directory's regressor was trained on. RunError for a directory that holds no such run."""
-    content = read_json(Path(path) / "config.json")
-    if "classes" not in content:
-        raise RunError(f"{path} holds a run of another kind, not one of `dynadapt icl train`")
-    return TrainConfig.from_dict(content)
-
-
 def load_subject(path: str | Path, step: int | None = None, device: str = "auto") -> Subject:
     """A training run, ready to be asked."""
     from .study import Subject
@@ -214,7 +204,7 @@ def load_subject(path: str | Path, step: int | None = None, device: str = "auto"
 
     path = Path(path)
     regressor = load_run(path, step, device=device)
-    config = trained(path)
+    config = trained_on(path)
     about = {key: getattr(config, key) for key in ("preset", "layers", "hidden", "heads", "batch", "steps", "lr", "seed")}
     about |= {"parameters": regressor.parameters, "step": last_step(path) if step is None else step}
     about["training"] = training_curve(path)

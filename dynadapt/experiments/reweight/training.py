@@ -51,7 +51,7 @@ class ReweightOptions:
 
     change: with resume, weights by domain that take the place of the mixer's from here on.
     shard: with several processes, each keeps a part of the masters and moments (distributed/sharded.py).
-    log: names of logs that see every line of metrics too (experiments/logs.py).
+    log: names of logs that see every line of metrics too (runs/logs.py).
     """
 
     resume: bool = False
