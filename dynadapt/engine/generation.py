@@ -13,7 +13,6 @@ import torch
 
 from dynadapt.common.checks import integer, is_integer, number, sequence, token_ids, wrong
 
-from .decoder import Batch
 from .memory import MemoryState, SegmentMemory
 from .step_arguments import check_ids, check_stream
 
@@ -155,12 +154,9 @@ def _memory(engine, memory: MemoryState | None):
 
 def _forward(engine, inputs: torch.Tensor, stream: int) -> torch.Tensor:
     """Hidden states [R T, H] of inputs [R, T] on the engine's device; the rows enter the memory where there is one."""
-    decoder, (rows, count) = engine.decoder, inputs.shape
-    stream = 0 if engine.shared else stream
-    one = lambda values: torch.tensor(values, dtype=torch.int32, device=engine.device)  # noqa: E731
-    slot = one([0 if len(engine.learners) > 1 else stream])
-    batch = Batch(inputs, slot, one(range(rows)), tuple(range(rows)))
-    hidden = decoder.forward(batch, engine._learner([stream]), None)
+    decoder, step, (rows, count) = engine.decoder, engine.driver.step, inputs.shape
+    batch = step.batch_of(stream, inputs)
+    hidden = decoder.forward(batch, step.learner(stream), None)
     decoder.count_memory(count, decoder.lengths)
     decoder.advance_memory(batch, [count] * rows)
     return hidden

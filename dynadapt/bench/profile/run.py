@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dynadapt.bench import cases
-from dynadapt.engine.engine import DTYPES
+from dynadapt.engine import DTYPES
 from dynadapt.ops import choose_backend, choose_device, resolve
 from dynadapt.ops.profiler_ranges import named
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from dynadapt.adapt.methods import Full
 from dynadapt.adapt.optimizers import Adam
 from dynadapt.engine.decoder import Batch, Decoder, OpSet
-from dynadapt.engine.engine import DTYPES
 from dynadapt.engine.learners.whole_model import ModelLearner
 from dynadapt.engine.ledger import Ledger
+from dynadapt.engine.settings import DTYPES
 from dynadapt.engine.weights import ModelTensors
 from dynadapt.engine.workspace import Workspace
 from dynadapt.model.layout import tensor_shapes
@@ -139,7 +139,7 @@ class Regressor:
             geometry, weights or initial_weights(geometry, seed), optimizer, self.torch_dtype, self.backend, self.device
         )
         self.ops, self.ledger = OpSet(self.backend, self.torch_dtype), Ledger()
-        self.workspace = Workspace(self.torch_dtype, self.device, pinned=self.backend != "cpu")
+        self.workspace = Workspace(self.torch_dtype, self.device)
         self.decoder = Decoder(
             geometry.decoder(), self.learner.weights_view, self.ops, self.workspace, self.ledger, (None, None), None, 0.0
         )
