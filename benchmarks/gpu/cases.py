@@ -19,7 +19,7 @@ DEVICE = "cpu" if INTERPRET else "cuda"
 
 
 @dataclass
-class Case(cases.Case):
+class Case(cases.OpCase):
     """``peers``: name -> function that makes a call to time."""
 
     peers: dict[str, Callable] = field(default_factory=dict)
@@ -28,78 +28,74 @@ class Case(cases.Case):
 class Sizes(cases.Sizes):
     """Of a model by its name."""
 
-    def __init__(self, model: str, streams: int, segment: int, device: str):
-        super().__init__(MODELS[model], streams, segment, device)
+    def __init__(self, model: str, streams: int, segment: int, device: str, dtype: torch.dtype = BF16):
+        super().__init__(MODELS[model], streams, segment, device, dtype)
         self.model = model
 
 
-def materialise(case: Case, dtype) -> list:
-    return cases.materialise(case, "triton", dtype, DEVICE)
+def materialise(case: Case) -> list:
+    return cases.materialise(case, "triton")
 
 
-def check(case: Case, dtype) -> float:
-    return cases.check(case, "triton", dtype, DEVICE)
+def check(case: Case) -> float:
+    return cases.check(case, "triton")[1]
 
 
-def agrees(case: Case, function, dtype) -> float | None:
-    return cases.agrees(case, function, "triton", dtype, DEVICE)
+def agrees(case: Case, function) -> float | None:
+    return cases.agrees(case, "triton", function=function)
 
 
 # ---- what others offer, from a case's own arguments
 
 
 def _linear_forward(z, case):
-    x, weights, _, a, bt = case.arguments[:5]
-    dense = torch.cat([w.tensor for w in weights])
-    widths, slots = [w.tensor.shape[0] for w in weights], z.slots.long()
-    rank = bt.shape[1]
+    x, weights, a, bt, scale = (case[name] for name in ("x", "parts", "A", "Bt", "scale"))
+    dense, widths, slots, rank = torch.cat(weights), [w.shape[0] for w in weights], case["slots"].long(), bt.shape[1]
     low = [
         (a[slots, i * rank : (i + 1) * rank].transpose(1, 2).contiguous(), t.contiguous()) for i, t in enumerate(bt[slots].split(widths, 2))
     ]
 
     def bmm():
         xs = x.view(z.S, z.T, -1)
-        return lambda: F.linear(x, dense).view(z.S, z.T, -1).add_(torch.cat([(xs @ s) @ t for s, t in low], 2), alpha=2.0)
+        return lambda: F.linear(x, dense).view(z.S, z.T, -1).add_(torch.cat([(xs @ s) @ t for s, t in low], 2), alpha=scale)
 
     return {"torch, base product alone": lambda: lambda: F.linear(x, dense), "torch, stacked adapters and bmm": bmm}
 
 
 def _linear_backward(z, case):
-    dy, dense = case.arguments[0], torch.cat([w.tensor for w in case.arguments[1]])
+    dy, dense = case["dy"], torch.cat(case["parts"])
     return {"torch, base product alone": lambda: lambda: torch.mm(dy, dense)}
 
 
 def _lora_gradient(z, case):
-    dy, x, u, du = (t.view(z.S, z.T, -1) for t in case.arguments[:4])
+    dy, x, u, du = (case[name].view(z.S, z.T, -1) for name in ("dy", "x", "u", "dU"))
     return {"torch bmm (all parts against all columns)": lambda: lambda: (du.transpose(1, 2) @ x, u.transpose(1, 2) @ dy)}
 
 
 def _weight_gradient(z, case):
-    dy, x, rows = case.arguments[:3]
+    dy, x, rows = case["dy"], case["x"], case["rows"]
     if rows is None:
         return {"torch mm": lambda: lambda: dy.t() @ x}
     return {"torch gather and mm": lambda: lambda: dy[:, rows].t() @ x}
 
 
 def _cross_entropy(z, case):
-    h, weight, targets, dh = case.arguments[0], case.arguments[1].tensor, case.arguments[2], case.arguments[6]
-    return head_peers(h, weight, targets, dh is not None)
+    return head_peers(case["h"], case["head"], case["targets"], case["dh"] is not None)
 
 
 def _norm_forward(z, case):
-    x, delta, weight = case.arguments[:3]
+    x, delta, weight = case["x"], case["delta"], case["weight"]
     return {"torch, eager": lambda: lambda: F.rms_norm(x + delta, weight.shape, weight, 1e-5)}
 
 
 def _activation_forward(z, case):
-    gate, up = case.arguments[0].chunk(2, 1)
+    gate, up = case["h"].chunk(2, 1)
     return {"torch, eager": lambda: lambda: F.silu(gate) * up}
 
 
 def _memory_of(case):
-    """Tokens remembered by each stream: the forward has its memory second, the backward fifth."""
-    store = case.arguments[1 if case.op == "attention_forward" else 4]
-    return 0 if store is None else store.shape[1]
+    """Tokens remembered by each stream."""
+    return 0 if case["mem_k"] is None else case["mem_k"].shape[1]
 
 
 PEERS = {
@@ -112,7 +108,7 @@ PEERS = {
     "activation_forward": _activation_forward,
     "attention_forward": lambda z, case: {"torch SDPA, keys rotated before": sdpa_forward(z, _memory_of(case))},
     "attention_backward": lambda z, case: {"torch SDPA (gradient of memory too)": sdpa_backward(z, _memory_of(case))},
-    "update": lambda z, case: fused_adam(z.S, case.arguments[1].tensor.shape[1], z.device),
+    "update": lambda z, case: fused_adam(z.S, case["master"].shape[1], z.device),
 }
 
 
@@ -120,7 +116,7 @@ def _with_peers(op: str):
     def make(z, memory):
         plain = cases.OPS[op](z, memory)
         peers = PEERS.get(op, lambda z, case: {})
-        return [Case(**{f.name: getattr(c, f.name) for f in fields(cases.Case)}, peers=peers(z, c)) for c in plain]
+        return [Case(**{f.name: getattr(c, f.name) for f in fields(cases.OpCase)}, peers=peers(z, c)) for c in plain]
 
     return make
 

@@ -67,14 +67,14 @@ def _one(campaign, record, timer, limits, model, streams, segment, op, dtype) ->
         return
     try:
         errors = _errors(op, model, min(streams, 2), min(segment, 128), campaign.device, dtype)
-        cases = OPS[op](Sizes(model, streams, segment, campaign.device), segment)
+        cases = OPS[op](Sizes(model, streams, segment, campaign.device, dtype), segment)
     except Exception as error:  # whatever it is, the other ops are still worth their time
         record.add(**base, wrong=f"{type(error).__name__}: {str(error)[:400]}")
         return check_device(error)
     with_peers = campaign.tiny or model == "llama-3.2-1b" or op == "update"
     for case, error in zip(cases, errors):
         try:
-            _time(record, timer, limits, base, case, error, function, dtype, with_peers)
+            _time(record, timer, limits, base, case, error, function, with_peers)
         except AssertionError as failure:
             record.add(**base, label=case.label, wrong=str(failure)[:300])
         except Exception as failure:
@@ -85,13 +85,13 @@ def _one(campaign, record, timer, limits, model, streams, segment, op, dtype) ->
 @cache
 def _errors(op, model, streams, segment, device, dtype) -> list[float]:
     """Relative errors of the op's cases against float64, at a few rows of the model's widths."""
-    few = Sizes(model, streams, segment, device)
-    return [check(case, dtype) for case in OPS[op](few, segment)]
+    few = Sizes(model, streams, segment, device, dtype)
+    return [check(case) for case in OPS[op](few, segment)]
 
 
-def _time(record, timer, limits, base, case, error, function, dtype, with_peers) -> None:
-    difference = agrees(case, function, dtype)  # at the timed size, where a kernel may split its work otherwise
-    arguments = materialise(case, dtype)
+def _time(record, timer, limits, base, case, error, function, with_peers) -> None:
+    difference = agrees(case, function)  # at the timed size, where a kernel may split its work otherwise
+    arguments = materialise(case)
     t = timer(lambda: function(*arguments))
     memory_ms, compute_ms = 1e-6 * case.bytes / limits["gb_per_s"], 1e-9 * case.flops / limits["tflops"]
     floor = max(memory_ms, compute_ms)
@@ -135,14 +135,14 @@ def choices(campaign, record) -> None:
     done = {(r["op"], r["model"], r["group"], r["tokens"]) for r in record.data["rows"] if "form" in r or RESTARTED in os.environ}
     for model in models(campaign.tiny):
         for streams, segment in shapes(campaign.tiny)[:3]:
-            z = Sizes(model, streams, segment, campaign.device)
+            z = Sizes(model, streams, segment, campaign.device, torch.float32 if campaign.tiny else BF16)
             for op, group in [(o, g) for o in ("linear_forward", "linear_backward") for g in z.groups] + [("cross_entropy", "")]:
                 if campaign.left < 10:
                     return record.finish("out of time")
                 key = (op, model, group, z.N)
                 if key in done:
                     continue
-                entry = _choice(timer, z, op, group, torch.float32 if campaign.tiny else BF16)
+                entry = _choice(timer, z, op, group)
                 record.add(model=model, group=group, tokens=z.N, **entry)
                 if "form" in entry:
                     entries.append(entry)
@@ -150,23 +150,23 @@ def choices(campaign, record) -> None:
                 check_device(RuntimeError(entry.get("skipped", "")))
 
 
-def _choice(timer, z, op, group, dtype) -> dict:
-    from dynadapt.kernels import OPS as files
+def _choice(timer, z, op, group) -> dict:
     from dynadapt.ops.dispatch import kernel_module
+    from dynadapt.ops.table import OPS as TABLE
 
     case = OPS[op](z, 0)[list(z.groups).index(group) if group else 0]
     k, o, rank = (z.groups[group][0], sum(z.groups[group][1]), 16) if group else (z.c.hidden_size, z.c.vocab_size, 0)
     short = op.removeprefix("linear_")
     entry = {"op": op, "rows": 1 << (z.N - 1).bit_length(), "k": k, "o": o, "rank": rank}
     try:
-        module = kernel_module(files[op])
+        module = kernel_module(TABLE[op].family)
         functions = {form: getattr(module, f"{short}_{name}", None) for form, name in FORMS[op].items()}
         absent = [FORMS[op][form] for form, function in functions.items() if function is None]
         if absent:
-            return {**entry, "skipped": f"kernels/{files[op]}.py has no {short}_{absent[0]}: there is nothing to choose"}
-        arguments = materialise(case, dtype)
+            return {**entry, "skipped": f"kernels/{TABLE[op].family}.py has no {short}_{absent[0]}: there is nothing to choose"}
+        arguments = materialise(case)
         for function in functions.values():
-            agrees(case, function, dtype)  # a wrong form must not win
+            agrees(case, function)  # a wrong form must not win
         times = {f"{form}_ms": timer(lambda: function(*arguments))["median_ms"] for form, function in functions.items()}
     except Exception as error:
         return {**entry, "skipped": f"{type(error).__name__}: {str(error)[:200]}"}

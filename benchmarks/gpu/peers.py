@@ -59,8 +59,8 @@ def head_peers(h, weight, targets, gradient: bool) -> dict:
 
 def _sdpa_inputs(z, memory):
     c = z.c
-    q = z.randn(z.S, c.heads, z.T, c.head_dim)
-    k, v = (z.randn(z.S, c.kv_heads, memory + z.T, c.head_dim) for _ in range(2))
+    q = z.draw.acts(z.S, c.heads, z.T, c.head_dim)
+    k, v = (z.draw.acts(z.S, c.kv_heads, memory + z.T, c.head_dim) for _ in range(2))
     from torch.nn.attention.bias import causal_lower_right
 
     mask = causal_lower_right(z.T, memory + z.T) if memory else None

@@ -11,7 +11,7 @@ def main(op: str) -> None:
     from dynadapt.ops import resolve
 
     function = resolve(op, "triton", BF16).function
-    calls = [materialise(case, BF16) for case in OPS[op](Sizes("llama-3.2-1b", 8, 512, "cuda"), 512)[:2]]
+    calls = [materialise(case) for case in OPS[op](Sizes("llama-3.2-1b", 8, 512, "cuda"), 512)[:2]]
     for arguments in calls:
         function(*arguments)  # compiles
     torch.cuda.synchronize()

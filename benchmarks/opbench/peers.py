@@ -1,7 +1,7 @@
 """What plain torch and other packages offer for single ops on a CPU, on the same numbers.
 
-``PEERS[op](arguments, dtype)`` -> {name: function that makes a call}. A call returns the outputs that it computes as
-{index of the op's output: tensor}, for the check. What a peer leaves out of the op's work is said in NOTES.
+``PEERS[op](case)`` -> {name: function that makes a call}. A call returns the outputs that it computes as
+{name of the op's output: tensor}, for the check. What a peer leaves out of the op's work is said in NOTES.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _compiled(function):
 
 
 def _eager_and_compiled(function, outputs) -> dict:
-    """The same function as it is and through torch.compile; ``outputs``: where its results belong among the op's outputs."""
+    """The same function as it is and through torch.compile; ``outputs``: the names of its results among the op's outputs."""
 
     def make(kind):
         def build():
@@ -54,50 +54,50 @@ def _low_rank(A, Bt, parts):
     return A, B
 
 
-def linear_forward(a, dtype):
-    x, weights, _, A, Bt, _, scale = a[:7]
+def linear_forward(case):
+    x, weights, A, Bt, scale = (case[name] for name in ("x", "parts", "A", "Bt", "scale"))
     W = torch.cat(weights)
     A, B = _low_rank(A, Bt, [w.shape[0] for w in weights])
-    return _eager_and_compiled(lambda: F.linear(x, W) + scale * (F.linear(x, A) @ B), (1,))
+    return _eager_and_compiled(lambda: F.linear(x, W) + scale * (F.linear(x, A) @ B), ("y",))
 
 
-def linear_backward(a, dtype):
-    dy, weights, A, Bt, _, scale = a[:6]
+def linear_backward(case):
+    dy, weights, A, Bt, scale = (case[name] for name in ("dy", "parts", "A", "Bt", "scale"))
     W = torch.cat(weights)
     A, B = _low_rank(A, Bt, [w.shape[0] for w in weights])
-    return _eager_and_compiled(lambda: dy @ W + scale * (F.linear(dy, B) @ A), (1,))
+    return _eager_and_compiled(lambda: dy @ W + scale * (F.linear(dy, B) @ A), ("dx",))
 
 
-def lora_gradient(a, dtype):
-    dy, x, u, dU, parts, scale = a[:6]
+def lora_gradient(case):
+    dy, x, u, dU, parts, scale = (case[name] for name in ("dy", "x", "u", "dU", "part_sizes", "scale"))
     rank = u.shape[1] // len(parts)
 
     def gradient():
         dBt = [u[:, p * rank : (p + 1) * rank].t() @ d for p, d in enumerate(dy.split(parts, 1))]
         return (dU.t() @ x)[None], (scale * torch.cat(dBt, 1))[None]
 
-    return _eager_and_compiled(gradient, (0, 1))
+    return _eager_and_compiled(gradient, ("dA", "dBt"))
 
 
-def weight_gradient(a, dtype):
-    dy, x, rows = a[:3]
+def weight_gradient(case):
+    dy, x, rows = case["dy"], case["x"], case["rows"]
     index = None if rows is None else rows.long()
-    return _eager_and_compiled(lambda: (dy if index is None else dy[:, index]).t() @ x, (0,))
+    return _eager_and_compiled(lambda: (dy if index is None else dy[:, index]).t() @ x, ("dW",))
 
 
-def cross_entropy(a, dtype):
-    h, W, targets = a[:3]
-    gradient = a[6] is not None
+def cross_entropy(case):
+    h, W, targets = case["h"], case["head"], case["targets"]
+    gradient = case["dh"] is not None
     leaf = h.detach().clone().requires_grad_(gradient)
 
     def with_loss(loss_of, nll_of):
         def build():
             def run():
                 if not gradient:
-                    return {0: nll_of(leaf)} if nll_of else {"mean": loss_of(leaf)}
+                    return {"nll": nll_of(leaf)} if nll_of else {"mean": loss_of(leaf)}
                 leaf.grad = None
                 loss_of(leaf).backward()
-                return {2: leaf.grad}
+                return {"dh": leaf.grad}
 
             return run
 
@@ -130,17 +130,17 @@ def cross_entropy(a, dtype):
     }
 
 
-def norm_forward(a, dtype):
-    x, delta, weight, _, eps = a[:5]
+def norm_forward(case):
+    x, delta, weight, eps = (case[name] for name in ("x", "delta", "weight", "eps"))
 
     def norm():
         total = x + delta
         return total, F.rms_norm(total, (x.shape[1],), weight, eps)
 
-    return _eager_and_compiled(norm, (0, 1))
+    return _eager_and_compiled(norm, ("res", "y"))
 
 
-def _gradients(function, inputs, dy, extra, index):
+def _gradients(function, inputs, dy, extra, output):
     """Eager and compiled backward alone: the forward is run once, its graph kept."""
 
     def make(kind):
@@ -150,7 +150,7 @@ def _gradients(function, inputs, dy, extra, index):
 
             def run():
                 found = torch.autograd.grad(y, leaves, dy, retain_graph=True)
-                return {index: extra(found)}
+                return {output: extra(found)}
 
             return run
 
@@ -159,24 +159,24 @@ def _gradients(function, inputs, dy, extra, index):
     return {"torch eager": make(lambda f: f), "torch.compile": make(_compiled)}
 
 
-def norm_backward(a, dtype):
-    dy, res, weight, _, _, dres = a[:6]
-    return _gradients(lambda x: F.rms_norm(x, (x.shape[1],), weight, 1e-5), [res], dy, lambda g: g[0] + dres, 0)
+def norm_backward(case):
+    dy, res, weight, dres = (case[name] for name in ("dy", "res", "weight", "dres"))
+    return _gradients(lambda x: F.rms_norm(x, (x.shape[1],), weight, 1e-5), [res], dy, lambda g: g[0] + dres, "dx")
 
 
-def activation_forward(a, dtype):
-    gate, up = a[0].chunk(2, 1)
-    return _eager_and_compiled(lambda: F.silu(gate) * up, (0,))
+def activation_forward(case):
+    gate, up = case["h"].chunk(2, 1)
+    return _eager_and_compiled(lambda: F.silu(gate) * up, ("y",))
 
 
-def activation_backward(a, dtype):
-    dy, h = a[:2]
+def activation_backward(case):
+    dy, h = case["dy"], case["h"]
 
     def swiglu(x):
         gate, up = x.chunk(2, 1)
         return F.silu(gate) * up
 
-    return _gradients(swiglu, [h], dy, lambda g: g[0], 0)
+    return _gradients(swiglu, [h], dy, lambda g: g[0], "dh")
 
 
 def _rotated(qkv, mem_k, mem_v, cos, sin, hq, hkv, d):
@@ -202,31 +202,34 @@ def _attend(q, k, v):
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def attention_forward(a, dtype):
-    qkv, mem_k, mem_v, _, _, cos, sin, hq, hkv, d = a[:10]
+ROTATED = ("qkv", "mem_k", "mem_v", "cos", "sin", "hq", "hkv", "d")
+
+
+def attention_forward(case):
+    qkv, *_, hq, hkv, _ = inputs = [case[name] for name in ROTATED]
     rows = lambda out: out[0].transpose(0, 1).reshape(qkv.shape[0], -1)  # noqa: E731
 
     def sdpa():
-        q, k, v = _rotated(qkv, mem_k, mem_v, cos, sin, hq, hkv, d)
-        return lambda: {0: rows(_attend(q, k, v))}
+        q, k, v = _rotated(*inputs)
+        return lambda: {"out": rows(_attend(q, k, v))}
 
     def flex():
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        q, k, v = _rotated(qkv, mem_k, mem_v, cos, sin, hq, hkv, d)
+        q, k, v = _rotated(*inputs)
         memory = k.shape[2] - q.shape[2]
         mask = create_block_mask(lambda b, h, i, j: i + memory >= j, None, None, q.shape[2], k.shape[2], device="cpu")
         function = torch.compile(flex_attention, dynamic=False)
-        return lambda: {0: rows(function(q, k, v, block_mask=mask, enable_gqa=hq != hkv))}
+        return lambda: {"out": rows(function(q, k, v, block_mask=mask, enable_gqa=hq != hkv))}
 
     return {"torch SDPA": sdpa, "torch FlexAttention": flex}
 
 
-def attention_backward(a, dtype):
-    dout, qkv, _, _, mem_k, mem_v, _, _, cos, sin, hq, hkv, d = a[:13]
+def attention_backward(case):
+    dout, qkv, hq, d = (case[name] for name in ("dout", "qkv", "hq", "d"))
 
     def sdpa():
-        leaves = [t.requires_grad_() for t in _rotated(qkv, mem_k, mem_v, cos, sin, hq, hkv, d)]
+        leaves = [t.requires_grad_() for t in _rotated(*(case[name] for name in ROTATED))]
         out = _attend(*leaves)
         do = dout.view(-1, hq, d).transpose(0, 1)[None]
 
@@ -239,8 +242,8 @@ def attention_backward(a, dtype):
     return {"torch SDPA": sdpa}
 
 
-def update(a, dtype):
-    _, master, grad, first, second = a[:5]
+def update(case):
+    master, grad, first, second = (case[name] for name in ("master", "grad", "first", "second"))
 
     def optimizer():
         p = master.clone()
@@ -262,7 +265,7 @@ def update(a, dtype):
             adam.step()
             p.grad.zero_()
             copy.copy_(p)
-            return {0: p}
+            return {"master": p}
 
         return run
 

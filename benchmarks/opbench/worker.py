@@ -20,15 +20,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def _of_this_tree(name: str, path: str):
     """A module of this file's own tree, on top of whichever dynadapt PYTHONPATH names: every provider gets the same cases."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    folder = [str((ROOT / path).parent)] if path.endswith("__init__.py") else None
+    spec = importlib.util.spec_from_file_location(name, ROOT / path, submodule_search_locations=folder)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-cases = _of_this_tree("opbench_cases", "dynadapt/bench/cases.py")
+cases = _of_this_tree("opbench_cases", "dynadapt/bench/cases/__init__.py")
 peers = _of_this_tree("opbench_peers", "benchmarks/opbench/peers.py")
-Case, Out, Weight = cases.Case, cases.Out, cases.Weight
+OpCase = cases.OpCase
 
 FLUSH = 1 << 26  # bytes, more than two cores' share of a last-level cache
 TIMED = (
@@ -47,14 +48,13 @@ TIMED = (
     "embedding_forward",
 )
 LIMIT = {torch.bfloat16: 0.03, torch.float32: 2e-4}  # relative 2-norm from float64
-LOOSE = {"attention_backward": LIMIT[torch.bfloat16]}  # its case holds the output and lse of a bf16 forward
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def sizes(options: dict):
+def sizes(options: dict, seed: int = 0):
     from dynadapt.model import ModelConfig
 
-    return cases.Sizes(ModelConfig(**options["config"]), 1, options["rows"], "cpu")
+    return cases.Sizes(ModelConfig(**options["config"]), 1, options["rows"], "cpu", DTYPES[options["dtype"]], seed)
 
 
 def all_cases(options: dict) -> list[tuple[str, int]]:
@@ -69,59 +69,39 @@ def _count(op: str, z) -> int:
     return {"weight_gradient": 2, "cross_entropy": 2, "attention_forward": 2}.get(op, 1)
 
 
-def make_case(op: str, index: int, options: dict) -> Case:
-    torch.manual_seed(1000 + index)
-    return cases.OPS[op](sizes(options), options["memory"])[index]
+def make_case(op: str, index: int, options: dict) -> OpCase:
+    return cases.OPS[op](sizes(options, 1000 + index), options["memory"])[index]
 
 
-def plain(value, dtype: torch.dtype, wide: torch.dtype):
-    """An argument as plain tensors of ``dtype``; outputs are copies."""
-    if isinstance(value, Weight):
-        return value.tensor.to(dtype)
-    if isinstance(value, Out):
-        return value.tensor.clone().to(wide if value.wide else dtype)
-    if isinstance(value, list):
-        return [plain(v, dtype, wide) for v in value]
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return value.to(wide if value.dtype == torch.float32 else dtype)
-    return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def truth(case: Case) -> list[torch.Tensor]:
-    """The op's outputs in float64."""
+def our_calls(case: OpCase) -> dict:
     from dynadapt.ops import resolve
 
-    return cases.run(case, resolve(case.op, "reference", torch.float64).function, "reference", torch.float64, "cpu")
-
-
-def our_calls(case: Case, dtype: torch.dtype) -> dict:
-    from dynadapt.ops import resolve
-
-    arguments = cases.materialise(case, "cpu", dtype, "cpu")
-    function = resolve(case.op, "cpu", dtype).function
-    outputs = [built for a, built in zip(case.arguments, arguments) if isinstance(a, Out)]
+    arguments = dict(zip(case.arguments, cases.materialise(case, "cpu")))
+    function, values = resolve(case.op, "cpu", case.dtype).function, list(arguments.values())
+    written = {name: arguments[name] for name in case.about.outputs}
+    outputs = {name: t for name, t in written.items() if t is not None and t.is_floating_point()}
 
     def call():
-        function(*arguments)
-        return dict(enumerate(outputs))
+        function(*values)
+        return outputs
 
     return {"dynadapt": lambda: call}
 
 
-def torch_calls(case: Case, dtype: torch.dtype) -> dict:
+def torch_calls(case: OpCase) -> dict:
     make = peers.PEERS.get(case.op)
-    return make([plain(a, dtype, torch.float32) for a in case.arguments], dtype) if make else {}
+    return make(case) if make else {}
 
 
-def error_of(found: dict, exact: list[torch.Tensor], op: str) -> float | None:
+def error_of(found: dict, exact: dict[str, torch.Tensor]) -> float | None:
     """Largest relative 2-norm distance of what a call returned from float64; None when it returned nothing to compare."""
     worst = None
     for key, value in found.items():
         if key == "mean":
-            want = exact[0].mean()
+            want = exact["nll"].mean()
         elif key == "dv":
             width = value.shape[1]
-            want = exact[0][:, -width:]
+            want = exact["dqkv"][:, -width:]
         else:
             want = exact[key]
         size = want.norm().item() or 1.0
@@ -132,7 +112,7 @@ def error_of(found: dict, exact: list[torch.Tensor], op: str) -> float | None:
 
 class Provider:
     def __init__(self, options: dict):
-        self.options, self.dtype = options, DTYPES[options["dtype"]]
+        self.options = options
         self.cases = all_cases(options)
         self.calls: dict = {}
         self.make_calls = our_calls if options["provider"] == "dynadapt" else torch_calls
@@ -160,18 +140,18 @@ class Provider:
     def make(self, index: int) -> dict:
         op, which = self.cases[index]
         case = make_case(op, which, self.options)
-        exact = truth(case)
+        exact = cases.run(case, "reference", torch.float64)
         self.calls, answers = {}, {}
-        for name, build in self.make_calls(case, self.dtype).items():
+        for name, build in self.make_calls(case).items():
             try:
                 call = build()
-                error = error_of(call(), exact, op)
+                error = error_of(call(), exact)
             except Exception as failure:  # a peer that can't run here is a row that says so
                 answers[name] = {"absent": f"{type(failure).__name__}: {' '.join(str(failure).split())[:160]}"}
                 if self.options["provider"] == "dynadapt":
                     answers[name]["fatal"] = True
                 continue
-            if error is not None and not error <= LOOSE.get(op, LIMIT[self.dtype]):
+            if error is not None and not error <= LIMIT[case.dtype]:
                 answers[name] = {
                     "absent": f"its result is off by {error:.3g} (2-norm, relative to float64)",
                     "fatal": self.options["provider"] == "dynadapt",
@@ -196,7 +176,7 @@ class Provider:
         from dynadapt.bench.ceiling import gemm_ceiling
         from dynadapt.bench.plan.ceilings import copy_bandwidth
 
-        return {**gemm_ceiling(self.dtype, threads), "gb_per_s": 1e-9 * copy_bandwidth(0.5)}
+        return {**gemm_ceiling(DTYPES[self.options["dtype"]], threads), "gb_per_s": 1e-9 * copy_bandwidth(0.5)}
 
 
 def main() -> None:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 
 import torch
 
-from .dispatch import reference
-
 
 @dataclass
 class Moments:
@@ -46,7 +44,6 @@ def direction(kind: str, flops: Callable):
     return register
 
 
-@reference
 def update(
     kind,
     master,

@@ -14,6 +14,7 @@ import torch
 
 from dynadapt import _C
 from dynadapt.bench import cases
+from dynadapt.bench.cases import calls
 from dynadapt.bench.profile import ncu
 from dynadapt.bench.profile import run as profiling_run
 from dynadapt.cli import build_parser, main
@@ -53,15 +54,14 @@ def profile(*options, code=0):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("op", [op for op in cases.OPS if hasattr(_C, op)])
 def test_cases_hold_on_the_native_kernels(op, dtype):
-    torch.manual_seed(0)
-    made = cases.OPS[op](cases.Sizes(tiny_config("llama"), 2, 7, "cpu"), 5)
+    made = cases.OPS[op](cases.Sizes(tiny_config("llama"), 2, 7, "cpu", dtype), 5)
     assert made and all(case.bytes > 0 for case in made)
     for case in made:
-        assert cases.check(case, "cpu", dtype, "cpu") < (1e-5 if dtype == torch.float32 else 0.02)
+        assert cases.check(case, "cpu")[1] < (1e-5 if dtype == torch.float32 else 0.02)
 
 
 def test_wrong_results_are_not_timed(tiny, monkeypatch, capsys, ranges_restored):
-    choose = cases.resolve
+    choose = calls.resolve
 
     def wrong(op, backend, dtype):
         choice = choose(op, backend, dtype)
@@ -74,10 +74,10 @@ def test_wrong_results_are_not_timed(tiny, monkeypatch, capsys, ranges_restored)
 
         return type(choice)(op, backend, function, "off by a tenth")
 
-    monkeypatch.setattr(cases, "resolve", wrong)
+    monkeypatch.setattr(calls, "resolve", wrong)
     monkeypatch.setattr(profiling_run, "timed", lambda *a: pytest.fail("it was timed"))
     profile("--op", "norm_forward", "--model", tiny, "--segment", 16, "--device", "cpu", code=2)
-    assert "nothing is timed: norm_forward rms: output 0 is off by" in capsys.readouterr().err
+    assert "nothing is timed: norm_forward rms: res is off by" in capsys.readouterr().err
 
 
 def test_an_op_is_checked_timed_and_written(tiny, tmp_path, capsys, ranges_restored):

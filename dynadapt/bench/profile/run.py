@@ -39,9 +39,8 @@ def profile_op(op: str, what: dict, runs: Runs) -> list[dict]:
     backend, device, dtype = _where(what)
     function = named(resolve(op, backend, dtype)).function
     config, memory = geometry(what["model"]), what["memory"]
-    torch.manual_seed(0)
     shape = (what["streams"], what["segment"])
-    few, full = (cases.OPS[op](cases.Sizes(config, *sizes, str(device)), memory) for sizes in (map(min, shape, CHECKED), shape))
+    few, full = (cases.OPS[op](cases.Sizes(config, *sizes, str(device), dtype), memory) for sizes in (map(min, shape, CHECKED), shape))
     labels = [case.label for case in full]
     if what["case"] and what["case"] not in labels:
         raise ValueError(f"--case {what['case']}: {op} has {', '.join(labels)}")
@@ -50,12 +49,12 @@ def profile_op(op: str, what: dict, runs: Runs) -> list[dict]:
         if case.label in rows or what["case"] not in ("", case.label):
             continue
         try:
-            error = cases.check(small, backend, dtype, str(device))
+            _, error = cases.check(small, backend)
             # at the timed size, where a kernel may split its work otherwise
-            cases.agrees(case, function, backend, dtype, str(device))
+            cases.agrees(case, backend, function=function)
         except AssertionError as failure:
             raise WrongResult(f"nothing is timed: {failure}") from None
-        arguments = cases.materialise(case, backend, dtype, str(device))
+        arguments = cases.materialise(case, backend)
         times = timed(lambda: function(*arguments), runs, device)
         seconds = 1e-3 * times["median_ms"]
         rows[case.label] = {

@@ -1,0 +1,58 @@
+"""Cases of the linear cross-entropy."""
+
+from __future__ import annotations
+
+import torch
+
+from dynadapt.ops import cross_entropy as ops
+
+from .base import Draw, Op, OpCase
+
+CROSS_ENTROPY = Op("cross_entropy", "nll lse dh", wide="weights nll lse", frozen="head", rows="h targets weights nll lse dh")
+CROSS_ENTROPY_WEIGHT_GRADIENT = Op(
+    "cross_entropy_weight_gradient", "dW", wide="weights lse dW", frozen="head", rows="h targets weights lse"
+)
+
+
+def _inputs(d: Draw, n, hidden, vocabulary, weights, spread) -> dict:
+    targets = d.integers(vocabulary, n)
+    if d.odd:
+        targets[::7] = -100
+        if n > 3:
+            targets[1], targets[2], targets[3] = 0, vocabulary - 1, vocabulary // 2
+    return {
+        "h": d.acts(n, hidden),
+        "head": d.acts(vocabulary, hidden, scale=spread * hidden**-0.5),
+        "targets": targets,
+        "weights": d.row_weights(n) if weights else None,
+    }
+
+
+def cross_entropy(
+    d: Draw, n: int, hidden: int, vocabulary: int, gradient: bool = True, weights: bool = True, spread: float = 1.0, label: str = ""
+) -> OpCase:
+    """``spread``: the standard deviation of the logits. In an odd case every seventh row is not scored."""
+    arguments = {
+        **_inputs(d, n, hidden, vocabulary, weights, spread),
+        "nll": d.out(n, wide=True),
+        "lse": d.out(n, wide=True),
+        "dh": d.out(n, hidden) if gradient else None,
+    }
+    moved = 2 * (n * hidden * (2 if gradient else 1) + vocabulary * hidden) + 16 * n
+    flops = ops.flops(n, hidden, vocabulary, gradient)
+    # Logits of 20 standard deviations reach 80, where one float32 rounding moves a probability by 5e-6.
+    return OpCase(CROSS_ENTROPY, d.dtype, arguments, label, moved, flops, max(1.0, spread / 4))
+
+
+def cross_entropy_weight_gradient(d: Draw, n: int, hidden: int, vocabulary: int, accumulate: bool = False) -> OpCase:
+    inputs = _inputs(d, n, hidden, vocabulary, True, 1.0)
+    exact = torch.float64 if n * vocabulary < 1 << 24 else torch.float32
+    arguments = {
+        **inputs,
+        "lse": torch.logsumexp(inputs["h"].to(exact) @ inputs["head"].to(exact).t(), 1).to(d.wide_dtype),
+        "dW": d.wide(vocabulary, hidden) if accumulate else d.out(vocabulary, hidden, wide=True),
+        "accumulate": accumulate,
+    }
+    moved = 2 * (n * hidden + vocabulary * hidden) + 4 * vocabulary * hidden + 16 * n
+    flops = sum(ops.weight_gradient_flops(n, hidden, vocabulary))
+    return OpCase(CROSS_ENTROPY_WEIGHT_GRADIENT, d.dtype, arguments, bytes=moved, flops=flops)

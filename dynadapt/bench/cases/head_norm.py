@@ -1,0 +1,51 @@
+"""Cases of the norm of query and key heads."""
+
+from __future__ import annotations
+
+from .base import Draw, Op, OpCase
+from .calls import after_reference
+
+HEAD_NORM_FORWARD = Op(
+    "head_norm_forward",
+    "out rstd",
+    wide="rstd",
+    rows="qkv out rstd",
+    gradients={"qkv": "dqkv", "q_weight": "dq_weight", "k_weight": "dk_weight"},
+    backward="head_norm_backward",
+)
+HEAD_NORM_BACKWARD = Op(
+    "head_norm_backward",
+    "dqkv dq_weight dk_weight",
+    changed="dq_weight dk_weight",
+    wide="rstd dq_weight dk_weight",
+    rows="dout qkv rstd dqkv",
+)
+
+
+def head_norm_forward(d: Draw, n: int, hq: int, hkv: int, head: int) -> OpCase:
+    """n rows of hq query heads and hkv key and value heads, each of ``head``."""
+    width = (hq + 2 * hkv) * head
+    arguments = {
+        "qkv": d.acts(n, width),
+        "q_weight": d.acts(head),
+        "k_weight": d.acts(head),
+        "eps": 1e-6,
+        "hq": hq,
+        "hkv": hkv,
+        "d": head,
+        "out": d.out(n, width),
+        "rstd": d.out(n, hq + hkv, wide=True),
+    }
+    return OpCase(HEAD_NORM_FORWARD, d.dtype, arguments, bytes=4 * n * width)
+
+
+def head_norm_backward(d: Draw, n: int, hq: int, hkv: int, head: int, learns: str = "qk") -> OpCase:
+    """``learns``: the weights whose gradients are asked for, of "qk"."""
+    f = after_reference(head_norm_forward(d, n, hq, hkv, head))
+    arguments = {
+        "dout": d.acts(*f["qkv"].shape),
+        **{name: f[name] for name in ("qkv", "q_weight", "k_weight", "rstd", "hq", "hkv", "d")},
+        "dqkv": d.out(*f["qkv"].shape),
+        **{f"d{name}_weight": d.wide(head) if name in learns else None for name in "qk"},
+    }
+    return OpCase(HEAD_NORM_BACKWARD, d.dtype, arguments, bytes=6 * f["qkv"].numel())

@@ -1,0 +1,60 @@
+"""Cases of the linear layer with a low-rank adapter."""
+
+from __future__ import annotations
+
+from dynadapt.ops import linear as ops
+
+from .base import Draw, Op, OpCase
+
+LINEAR_FORWARD = Op(
+    "linear_forward",
+    "u y",
+    frozen="parts",
+    rows="x u y",
+    streams="slots",
+    gradients={"x": "dx", "A": "dA", "Bt": "dBt", "bias": "db"},
+    backward="linear_backward lora_gradient bias_gradient",
+)
+LINEAR_BACKWARD = Op("linear_backward", "dU dx", frozen="parts", rows="dy dU dx", streams="slots")
+SCALE = 0.7  # of the adapters, in every case
+
+
+def _adapter(d: Draw, streams, k, parts, rank) -> dict:
+    """A, Bt and slots; without a rank slots alone."""
+    A = Bt = None
+    if rank:
+        A, Bt = d.per_slot(d.slot_count(streams), (len(parts) * rank, k), (rank, sum(parts)))
+        A, Bt = A.div_(k**0.5), Bt.mul_(0.3)  # in place: the strides stay
+    return {"A": A, "Bt": Bt, "slots": d.slots(streams), "scale": SCALE}
+
+
+def _layer_bytes(streams, n, k, parts, rank) -> int:
+    learned = streams * rank * (len(parts) * k + sum(parts))
+    return 2 * (n * (k + sum(parts) + len(parts) * rank) + sum(parts) * k + learned)
+
+
+def linear_forward(d: Draw, n: int, k: int, parts, rank: int, streams: int = 1, bias: bool = True, label: str = "") -> OpCase:
+    """n rows of k inputs through frozen weights [part, k] and adapters of ``rank`` (0: none), streams x n / streams rows."""
+    width = len(parts) * rank
+    arguments = {
+        "x": d.rows(n, k),
+        "parts": [d.acts(part, k, scale=k**-0.5) for part in parts],
+        "bias": d.acts(sum(parts)) if bias else None,
+        **_adapter(d, streams, k, parts, rank),
+        "u": d.out(n, width) if rank else None,
+        "y": d.out(n, sum(parts)),
+    }
+    flops = ops.forward_flops(n, k, parts, rank)
+    return OpCase(LINEAR_FORWARD, d.dtype, arguments, label, _layer_bytes(streams, n, k, parts, rank), flops)
+
+
+def linear_backward(d: Draw, n: int, k: int, parts, rank: int, streams: int = 1, label: str = "") -> OpCase:
+    arguments = {
+        "dy": d.acts(n, sum(parts)),
+        "parts": [d.acts(part, k, scale=k**-0.5) for part in parts],
+        **_adapter(d, streams, k, parts, rank),
+        "dU": d.out(n, len(parts) * rank) if rank else None,
+        "dx": d.out(n, k),
+    }
+    flops = ops.backward_flops(n, k, parts, rank)
+    return OpCase(LINEAR_BACKWARD, d.dtype, arguments, label, _layer_bytes(streams, n, k, parts, rank), flops)

@@ -1,0 +1,98 @@
+"""Every op of the step at a model's sizes."""
+
+from __future__ import annotations
+
+import torch
+
+from dynadapt.model import ModelConfig
+
+from .activation import activation_backward, activation_forward
+from .attention import attention_backward, attention_forward
+from .base import Draw, OpCase
+from .bias_gradient import bias_gradient
+from .cross_entropy import cross_entropy, cross_entropy_weight_gradient
+from .embedding import embedding_backward, embedding_forward
+from .head_norm import head_norm_backward, head_norm_forward
+from .linear import linear_backward, linear_forward
+from .linear_mse import linear_mse
+from .lora_gradient import lora_gradient
+from .memory import memory_advance
+from .norm import norm_backward, norm_forward
+from .update import lora_gradient_update, update
+from .weight_gradient import row_scores, weight_gradient
+
+RANK = 16
+
+
+class Sizes:
+    """One model's widths at S streams of T tokens, on one device, and values of one dtype."""
+
+    def __init__(self, config: ModelConfig, streams: int, segment: int, device: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0):
+        self.c = config
+        self.S, self.T, self.N, self.device = streams, segment, streams * segment, device
+        self.draw = Draw(dtype, seed, device, odd=False)
+        q, kv = self.c.heads * self.c.head_dim, self.c.kv_heads * self.c.head_dim
+        h, f = self.c.hidden_size, self.c.ffn_size
+        self.groups = {"qkv": (h, [q, kv, kv]), "o": (q, [h]), "mlp_in": (h, [f, f]), "down": (f, [h])}
+
+    def heads(self) -> tuple[int, int, int]:
+        return self.c.heads, self.c.kv_heads, self.c.head_dim
+
+
+def _of_groups(make, **options):
+    """A case for every group of weights that read the same input."""
+    return lambda z, m: [make(z.draw, z.N, k, parts, RANK, z.S, label=group, **options) for group, (k, parts) in z.groups.items()]
+
+
+def _weight_gradients(z: Sizes, m: int) -> list[OpCase]:
+    k, parts = z.groups["mlp_in"]
+    shares = ((max(1, sum(parts) // 10), "10%"), (None, "100%"))
+    return [weight_gradient(z.draw, z.N, sum(parts), k, count, label=f"mlp_in {share} of rows") for count, share in shares]
+
+
+def _cross_entropies(z: Sizes, m: int) -> list[OpCase]:
+    forms = ((True, "score and gradient"), (False, "score"))
+    return [cross_entropy(z.draw, z.N, z.c.hidden_size, z.c.vocab_size, gradient, label=label) for gradient, label in forms]
+
+
+def _attention(make, z: Sizes, m: int) -> OpCase:
+    return make(z.draw, z.S, z.T, m or None, *z.heads(), label=f"memory {m}")
+
+
+def _memory_advance(z: Sizes, m: int) -> list[OpCase]:
+    hq, hkv, d = z.heads()
+    return [memory_advance(z.draw, z.c.layers, z.S, z.T, m, (hq * d, (hq + hkv) * d), hkv * d, label=f"memory {m}")]
+
+
+def _update(z: Sizes, m: int) -> list[OpCase]:
+    """Adam with clip over all adapters of every stream."""
+    per = z.c.layers * sum(RANK * (len(parts) * k + sum(parts)) for k, parts in z.groups.values())
+    same = {"lr": torch.full((z.S,), 2e-3, device=z.device), "step": torch.full((z.S,), 3, dtype=torch.int32, device=z.device)}
+    return [update(z.draw, per, z.S, clip=1.0, prior=None, stat=None, prior_rate=None, **same, label="adam, clip")]
+
+
+# op -> its cases for sizes z and m tokens that a stream remembers
+OPS = {
+    "linear_forward": _of_groups(linear_forward, bias=False),
+    "linear_backward": _of_groups(linear_backward),
+    "lora_gradient": _of_groups(lora_gradient),
+    "lora_gradient_update": _of_groups(lora_gradient_update),
+    "weight_gradient": _weight_gradients,
+    "cross_entropy": _cross_entropies,
+    "cross_entropy_weight_gradient": lambda z, m: [cross_entropy_weight_gradient(z.draw, z.N, z.c.hidden_size, z.c.vocab_size)],
+    "norm_forward": lambda z, m: [norm_forward(z.draw, z.N, z.c.hidden_size)],
+    "norm_backward": lambda z, m: [norm_backward(z.draw, z.N, z.c.hidden_size, learns=False, again=False)],
+    "activation_forward": lambda z, m: [activation_forward(z.draw, z.N, z.c.ffn_size)],
+    "activation_backward": lambda z, m: [activation_backward(z.draw, z.N, z.c.ffn_size, again=False)],
+    "attention_forward": lambda z, m: [_attention(attention_forward, z, length) for length in (0, m)],
+    "attention_backward": lambda z, m: [_attention(attention_backward, z, m)],
+    "head_norm_forward": lambda z, m: [head_norm_forward(z.draw, z.N, *z.heads())],
+    "head_norm_backward": lambda z, m: [head_norm_backward(z.draw, z.N, *z.heads(), learns="")],
+    "bias_gradient": lambda z, m: [bias_gradient(z.draw, z.N, sum(z.groups["qkv"][1]), label="qkv")],
+    "row_scores": lambda z, m: [row_scores(z.draw, z.N, sum(z.groups["mlp_in"][1]), z.c.hidden_size, label="mlp_in")],
+    "linear_mse": lambda z, m: [linear_mse(z.draw, z.N, z.c.hidden_size, bias=False, label="score and gradients")],
+    "memory_advance": _memory_advance,
+    "embedding_forward": lambda z, m: [embedding_forward(z.draw, z.N, z.c.hidden_size, z.c.vocab_size)],
+    "embedding_backward": lambda z, m: [embedding_backward(z.draw, z.N, z.c.hidden_size, z.c.vocab_size)],
+    "update": _update,
+}
