@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 from dynadapt.common.errors import ConfigError
+from dynadapt.common.notes import note
 from dynadapt.common.options import add_settings, given
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.experiments.diagnose.config import WINDOWS, DiagnoseConfig
+from dynadapt.experiments.diagnose.config import SCORING, WINDOWS, DiagnoseConfig
 from dynadapt.runs.progress import say
 
 from .early import check_files, check_model
@@ -56,6 +57,9 @@ def run(arguments) -> int:
         if hasattr(arguments, name):
             raise ConfigError(f"{name} {getattr(arguments, name)!r}: not with --advise, which reads its own texts only")
     chosen = None if arguments.advise else DiagnoseConfig(config, **compared)
+    if chosen and chosen.after is not None:
+        for name in (name for name in given(EvalConfig, arguments) if name not in SCORING):
+            note(f"{name} {getattr(config, name)!r} has no effect with after {chosen.after!r}, since nothing is learned here")
     check_files((*config.text, *compared.get("learn", ()), *compared.get("reference", ()), *arguments.advise))
     models = (config.model, *filter(None, [compared.get("after")]))
     for model in models:

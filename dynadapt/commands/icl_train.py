@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dynadapt.common.options import add_settings, given
+from dynadapt.common.options import add_settings, given, note_idle
 from dynadapt.experiments.icl.checks import IclError
 from dynadapt.experiments.icl.config import TrainConfig
 from dynadapt.experiments.icl.presets import PRESETS, from_preset
@@ -45,7 +45,10 @@ def _log_or_steps(word: str) -> str | int:
 
 
 def config_from(arguments) -> TrainConfig:
-    return from_preset(arguments.preset, **given(TrainConfig, arguments))
+    settings = given(TrainConfig, arguments)
+    config = from_preset(arguments.preset, **settings)
+    note_idle(config, settings)
+    return config
 
 
 def run(arguments) -> int:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from dynadapt.common.errors import ConfigError
-from dynadapt.common.options import add_settings, given
+from dynadapt.common.options import add_settings, given, note_idle
 from dynadapt.experiments.reweight.config import ReweightConfig, named_numbers
 from dynadapt.runs.progress import say
 
@@ -60,12 +60,14 @@ def add_options(command) -> None:
 
 
 def config_from(arguments) -> ReweightConfig:
-    content = given(ReweightConfig, arguments)  # what was not given, a control takes from its run
+    content = settings = given(ReweightConfig, arguments)
     if content.get("mixer") == "replay":
         from dynadapt.experiments.reweight.control import with_run
 
-        content = with_run(content)
-    return ReweightConfig(**content)
+        content = with_run(settings)  # what was not given, a control takes from its run
+    config = ReweightConfig(**content)
+    note_idle(config, settings)
+    return config
 
 
 def run(arguments) -> int:

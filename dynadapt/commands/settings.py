@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 
 from dynadapt.common.errors import ConfigError
-from dynadapt.common.options import given
+from dynadapt.common.options import given, note_idle
 from dynadapt.experiments.config import EvalConfig
 
 
 def config_from(arguments, **defaults) -> EvalConfig:
-    """The configuration that a command line gives, with a command's own `defaults` for what it leaves out."""
-    return EvalConfig(**{**defaults, **given(EvalConfig, arguments)})
+    """The configuration that a command line gives, with a command's own `defaults` for what it leaves out; a note says which of what it
+    gives change nothing, unless it asks for quiet."""
+    settings = given(EvalConfig, arguments)
+    config = EvalConfig(**{**defaults, **settings})
+    if not getattr(arguments, "quiet", False):
+        note_idle(config, settings)
+    return config
 
 
 def log_name(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from numbers import Real
@@ -17,6 +17,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError, meant
+from .notes import note
 
 WORDS = tuple[str, ...]
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name", WORDS: "a list of names"}
@@ -32,6 +33,7 @@ class Setting:
     least, above, most   bounds of a number: from least, above `above`, up to most.
     what, why words before and after the bounds in a refusal, in place of the type's own.
     read      a value in another of its forms, such as the command line's words, to what the field holds; raises ConfigError.
+    needs     settings by name, and of each what makes this one count: some of its values, or a function of it.
     option, metavar, nargs   as argparse takes them, where the name and the type don't give them.
     """
 
@@ -43,6 +45,7 @@ class Setting:
     what: str = ""
     why: str = ""
     read: Callable[[Any], Any] | None = None
+    needs: Mapping[str, Any] = field(default_factory=dict)
     option: str = ""
     metavar: str | None = None
     nargs: str | None = None
@@ -177,5 +180,23 @@ def add_settings(parser, config: type, only: Collection[str] | None = None, say_
 
 def given(config: type, arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings that a command line gave, as the fields hold them."""
-    words = {said: getattr(arguments, name) for name, said in settings_of(config).items() if said.help and hasattr(arguments, name)}
-    return {said.name: said.read(value) if said.read else value for said, value in words.items()}
+    settings = {name: said for name, said in settings_of(config).items() if said.help and hasattr(arguments, name)}
+    words = {name: getattr(arguments, name) for name in settings}
+    return {name: said.read(words[name]) if said.read else words[name] for name, said in settings.items()}
+
+
+def idle(config, names: Iterable[str] | None = None) -> dict[str, str]:
+    """The settings (of `names`) that change nothing, each with the other setting that makes it so: {"rank": "adapt 'none'"}."""
+    said, found = settings_of(type(config)), {}
+    for name in said if names is None else names:
+        for other, counts in said[name].needs.items() if name in said else ():
+            value = getattr(config, other)
+            if not (counts(value) if callable(counts) else value in counts):
+                found.setdefault(name, f"{other} {value!r}")
+    return found
+
+
+def note_idle(config, names: Iterable[str]) -> None:
+    """A note for those of the settings `names`, which somebody gave, that change nothing."""
+    for name, reason in idle(config, names).items():
+        note(f"{name} {getattr(config, name)!r} has no effect with {reason}")

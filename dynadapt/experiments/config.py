@@ -14,6 +14,8 @@ LEARNING_RATES = {
     "full": {"adam": 1e-4, "adamw": 1e-4, "sgd": 1e-1, "rms": 2e-5},
 }
 USUAL_RATES = "; ".join(f"{adapt}: " + ", ".join(f"{key} {rate:g}" for key, rate in by.items()) for adapt, by in LEARNING_RATES.items())
+LEARNS = {"adapt": ("lora", "rows", "full")}
+REMEMBERS = {"memory": lambda tokens: tokens != 0, "context": (0,)}
 OPEN = {"memory": None, "dtype": "auto"}
 
 
@@ -89,18 +91,31 @@ class EvalConfig:
         "what learns: nothing, low-rank adapters, the rows with the largest gradients, or whole weights",
         choices=("none", "lora", "rows", "full"),
     )
-    rank: int = setting(16, "rank of the low-rank adapters", least=1)
+    rank: int = setting(16, "rank of the low-rank adapters", least=1, needs={"adapt": ("lora",)})
     alpha: float | None = setting(
         None,
         "the adapters are scaled by alpha / rank (default: twice the rank)",
         above=0,
         why="; the adapter is scaled by alpha / rank (default: twice the rank)",
+        needs={"adapt": ("lora",)},
     )
     targets: str = setting(
-        "all", "which linear weights learn; with --adapt full also model: every parameter there is", choices=("all", "attn", "mlp", "model")
+        "all",
+        "which linear weights learn; with --adapt full also model: every parameter there is",
+        choices=("all", "attn", "mlp", "model"),
+        needs=LEARNS,
     )
-    layers: tuple[int, int] | None = setting(None, "learn only in layers A to B-1 (default: all)", read=parse_layers, metavar="A:B")
-    density: float = setting(0.1, "with --adapt rows: share of each weight's rows that learn", above=0, most=1, what="a share of the rows")
+    layers: tuple[int, int] | None = setting(
+        None, "learn only in layers A to B-1 (default: all)", read=parse_layers, metavar="A:B", needs=LEARNS
+    )
+    density: float = setting(
+        0.1,
+        "with --adapt rows: share of each weight's rows that learn",
+        above=0,
+        most=1,
+        what="a share of the rows",
+        needs={"adapt": ("rows",)},
+    )
     segment: int = setting(512, "tokens scored, and then learned from, at a time", least=1)
     memory: int | None = setting(
         None,
@@ -108,29 +123,34 @@ class EvalConfig:
         "leave no room, or with --context)",
         least=0,
     )
-    sinks: int = setting(4, "with --memory: first tokens of the document that are never dropped", least=0)
+    sinks: int = setting(4, "with --memory: first tokens of the document that are never dropped", least=0, needs=REMEMBERS)
     refresh: str = setting(
         "keep",
         "with --memory: keep keys and values as they were, or project them again with the current weights",
         choices=("keep", "reproject"),
+        needs=REMEMBERS,
     )
     context: int = setting(0, "tokens of earlier segments run again in front of each segment, 0 for none (dearer than --memory)", least=0)
-    every: int = setting(1, "update at every K-th segment", least=1, metavar="K")
-    optimizer: str = setting("adam", "how the update is made", choices=("adam", "adamw", "sgd", "rms"))
+    every: int = setting(1, "update at every K-th segment", least=1, metavar="K", needs=LEARNS)
+    optimizer: str = setting("adam", "how the update is made", choices=("adam", "adamw", "sgd", "rms"), needs=LEARNS)
     statistics: str = setting(
         "builtin:python-reference",
         "with --optimizer rms: text whose first 16,384 tokens give the frozen gradient statistics",
         metavar="FILE",
         what="the name of a file",
+        needs={**LEARNS, "optimizer": ("rms",)},
     )
-    lr: float | None = setting(None, f"learning rate per update (default: {USUAL_RATES})", least=0, what="a finite rate")
-    decay: float = setting(0.0, "share by which weights go back to their first values at each update", least=0, most=1)
-    clip: float = setting(1.0, "largest gradient norm of a stream, 0 for no limit", least=0, what="a norm", why=" (0: no clipping)")
+    lr: float | None = setting(None, f"learning rate per update (default: {USUAL_RATES})", least=0, what="a finite rate", needs=LEARNS)
+    decay: float = setting(0.0, "share by which weights go back to their first values at each update", least=0, most=1, needs=LEARNS)
+    clip: float = setting(
+        1.0, "largest gradient norm of a stream, 0 for no limit", least=0, what="a norm", why=" (0: no clipping)", needs=LEARNS
+    )
     reset: str | int = setting(
         "never",
         "when the weights go back to their first values: never, at each document, every N tokens, or when the score jumps",
         read=parse_reset,
         metavar="never|document|N|auto",
+        needs=LEARNS,
     )
     streams: int = setting(1, "streams scored side by side, each with weights of its own", least=1)
     split: bool = setting(False, "cut the one text into --streams contiguous parts, each a stream")
@@ -148,7 +168,7 @@ class EvalConfig:
     device: str = setting("auto", "cpu, cuda or cuda:N; auto takes the GPU where there is one")
     batch: int = setting(0, "streams that go through the layers together, 0 for all; fewer take less memory and score the same", least=0)
     recompute: bool = setting(
-        False, "make norm outputs and activations again in backward instead of keeping them: less memory, a little more time"
+        False, "make norm outputs and activations again in backward instead of keeping them: less memory, a little more time", needs=LEARNS
     )
     base: str = setting(
         "same", "frozen linear weights in the arithmetic of --dtype, or in float8 with a scale per row", choices=("same", "float8")

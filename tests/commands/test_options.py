@@ -7,12 +7,14 @@ writes what there is now; its difference is then reviewed with the change that m
 
 import argparse
 import re
+import warnings
+from contextlib import nullcontext
 from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 
-from dynadapt.cli import COMMANDS, command_parser, top_parser
+from dynadapt.cli import COMMANDS, command_parser, parse, top_parser
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import WORDS, settings_of
 from dynadapt.experiments.config import EvalConfig
@@ -76,6 +78,51 @@ def test_every_field_refuses_what_it_does_not_accept(kind):
             with pytest.raises(ConfigError) as refused:
                 kind(**{**LEAST.get(kind, {}), name: value})
             assert str(refused.value) == f"{name} {value!r}: give {said.accepted}"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (
+            "eval --text TEXT --adapt none --rank 16 --lr 1",
+            ["rank 16 has no effect with adapt 'none'", "lr 1.0 has no effect with adapt 'none'"],
+        ),
+        ("eval --text TEXT --memory 0 --sinks 2", ["sinks 2 has no effect with memory 0"]),
+        ("eval --text TEXT --context 8 --refresh keep", ["refresh 'keep' has no effect with context 8"]),
+        (
+            "eval --text TEXT --density 0.2 --statistics x",
+            ["density 0.2 has no effect with adapt 'lora'", "statistics 'x' has no effect with optimizer 'adam'"],
+        ),
+        ("eval --text TEXT --adapt none --rank 16 --quiet", []),
+        ("eval --text TEXT --adapt rows --sinks 2 --density 0.5 --lr 0 --seed 1", []),
+        ("reweight train --out OUT --domains a=TEXT --rank 3 --steps 1", ["rank 3 has no effect with adapt 'full'"]),
+        ("reweight train --out OUT --domains a=TEXT --powersgd-rank 3", ["powersgd_rank 3 has no effect with compress 'none'"]),
+        (
+            "icl train demo --out OUT --per batch --dims-every 3",
+            ["per 'batch' has no effect with classes ('dense-linear',)", "dims_every 3 has no effect with dims_start 0"],
+        ),
+        ("icl train garg-small --out OUT --dims-every 3 --points-step 3", []),
+        (
+            "diagnose --text TEXT --after MODEL --rank 3 --segment 9",
+            ["rank 3 has no effect with after 'MODEL', since nothing is learned here"],
+        ),
+    ],
+)
+def test_a_setting_that_changes_nothing_is_said_in_a_note(words, said, tmp_path, monkeypatch):
+    """Where it was given; a default is never meant."""
+    places = {"MODEL": str(tmp_path / "model"), "TEXT": str(tmp_path / "a.txt"), "OUT": str(tmp_path / "out")}
+    (tmp_path / "a.txt").write_text("a text")
+    (tmp_path / "model").mkdir()
+    for place, name in places.items():
+        words, said = words.replace(place, name), [line.replace(place, name) for line in said]
+    arguments = parse(words.split())
+    module = COMMANDS[arguments.command].load()
+    monkeypatch.setattr(module, "say", lambda text: (_ for _ in ()).throw(KeyboardInterrupt))  # the work would begin here
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        with pytest.raises(KeyboardInterrupt) if "--quiet" not in words else nullcontext():
+            module.config_from(arguments) if "--quiet" in words else module.run(arguments)
+    assert [str(line.message) for line in notes] == said
 
 
 if __name__ == "__main__":

@@ -76,7 +76,12 @@ class TrainConfig:
     mixture: tuple[float, ...] | None = setting(
         None, "weights of the classes, which sum to one (default: even)", read=parse_mixture, metavar="W,W"
     )
-    per: str = setting("prompt", "with several classes: a class for each prompt, or one for a whole batch", choices=("prompt", "batch"))
+    per: str = setting(
+        "prompt",
+        "with several classes: a class for each prompt, or one for a whole batch",
+        choices=("prompt", "batch"),
+        needs={"classes": lambda classes: len(classes) > 1},
+    )
     inputs: str = setting("gaussian", "distribution of x: gaussian, uniform:low=-5,high=5, skewed, half_subspace")
     dims: int = setting(20, "dimensions of x", least=1)
     points: int = setting(41, "examples of a prompt", least=1)
@@ -92,10 +97,10 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = setting(0.0, "largest gradient norm, 0 for no limit", least=0)
     dims_start: int = setting(0, "curriculum: dimensions at the start, 0 for all at once", least=0)
-    dims_every: int = setting(2000, "curriculum: steps between one dimension and the next", least=1)
+    dims_every: int = setting(2000, "curriculum: steps between one dimension and the next", least=1, needs={"dims_start": bool})
     points_start: int = setting(0, "curriculum: points at the start, 0 for all", least=0)
-    points_step: int = setting(2, "curriculum: points added at a time", least=1)
-    points_every: int = setting(2000, "curriculum: steps between additions", least=1)
+    points_step: int = setting(2, "curriculum: points added at a time", least=1, needs={"points_start": bool})
+    points_every: int = setting(2000, "curriculum: steps between additions", least=1, needs={"points_start": bool})
     log: int = setting(500, "steps between lines of metrics; only then the host waits for the device", option="--log-every", least=1)
     dtype: str = setting("fp32", "arithmetic; masters are float32", choices=DTYPES)
     backend: str = like(EvalConfig, "backend")

@@ -186,7 +186,9 @@ class ReweightConfig:
         "with several processes: gradients on their way between them as they are, in bf16, or as products of low rank",
         choices=("none", "bf16", "powersgd"),
     )
-    powersgd_rank: int = setting(4, "with --compress powersgd: rank of what is sent for a matrix", least=1)
+    powersgd_rank: int = setting(
+        4, "with --compress powersgd: rank of what is sent for a matrix", least=1, needs={"compress": ("powersgd",)}
+    )
     seed: int = setting(0, "of the rows' order, of what is held out and of random weights", least=0)
 
     def __post_init__(self):
