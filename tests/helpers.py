@@ -4,7 +4,7 @@ import torch
 
 from dynadapt.model import Model, hf_name
 from dynadapt.model.hf_config import config_to_hf
-from dynadapt.model.layout import hf_transposed
+from dynadapt.model.layout import hf_tensor
 
 
 def to_transformers(model: Model, dtype: torch.dtype = torch.float32):
@@ -17,10 +17,7 @@ def to_transformers(model: Model, dtype: torch.dtype = torch.float32):
     config = transformers.CONFIG_MAPPING[kind](**raw)
     config._attn_implementation = "eager"
     live = architecture(config)
-    state = {}
-    for name in model.names():
-        value = model.tensor(name).to(dtype)
-        state[hf_name(model.config, name)] = (value.t() if hf_transposed(model.config, name) else value).clone()
+    state = {hf_name(model.config, name): hf_tensor(model.config, name, model.tensor(name).to(dtype)).clone() for name in model.names()}
     missing, unexpected = live.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= ({"lm_head.weight"} if model.config.tied_head else set()), (missing, unexpected)
     live.tie_weights()
