@@ -68,6 +68,11 @@ def duration(seconds: float | None) -> str:
     return f"{minutes}m" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}" if minutes < 6000 else f"{minutes // 1440}d"
 
 
+def minutes(value: float) -> str:
+    """How long something takes, in words."""
+    return "less than 0.1 minutes" if value < 0.05 else f"{value:.1f} minutes" if value < 10 else f"{value:,.0f} minutes"
+
+
 def disk(size: int) -> str:
     for limit, letter in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if size >= 0.9995 * limit:

@@ -17,8 +17,9 @@ from tiny import english, tiny_directory
 from dynadapt.cli import main
 from dynadapt.experiments import sweep
 from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.experiments.plot import _plain_static, plot_runs
+from dynadapt.experiments.plot import plot_runs
 from dynadapt.experiments.sweep import expand, read_sweep, run_sweep
+from dynadapt.runs.labels import plain_static
 from dynadapt.runs.metrics import read_metrics, read_run
 from dynadapt.runs.rundir import RunError, RunNote
 
@@ -253,8 +254,8 @@ def test_pictures_need_the_files_only(tmp_path):
 def test_differences_are_to_the_plain_static_run_with_the_shortest_segments(tmp_path):
     settings = [{"segment": 2048}, {"segment": 512, "memory": 512}, {"segment": 512}, {"segment": 512, "adapt": "lora"}]
     runs = [read_run(made_up_run(tmp_path / str(i), **{"adapt": "none", **changes})) for i, changes in enumerate(settings)]
-    assert _plain_static(runs) is runs[2]
-    assert _plain_static(runs[3:]) is None
+    assert plain_static(runs) is runs[2]
+    assert plain_static(runs[3:]) is None
 
 
 def test_a_cut_last_line_is_left_out(tmp_path):

@@ -55,11 +55,7 @@ def page(title: str, body: list[str]) -> str:
 
 def write_page(path: Path, summary: dict) -> None:
     """Writes the page of a summary that `driver.run_diagnosis` made."""
-    write_html(path, page("dynadapt diagnose", _body(summary)))
-
-
-def write_html(path: Path, text: str) -> None:
-    replace_file(path, text)
+    replace_file(path, page("dynadapt diagnose", _body(summary)))
 
 
 def _body(summary: dict) -> list[str]:
@@ -136,4 +132,4 @@ def write_advice(path: Path, summary: dict) -> None:
     ]
     if summary["similarity"]:
         body += ["<h2>Similarity</h2>", table(report.SIMILARITY_HEAD, report.similarity_rows(summary["similarity"]))]
-    write_html(path, page("dynadapt diagnose --advise", body))
+    replace_file(path, page("dynadapt diagnose --advise", body))

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from dynadapt.common.named import check_named
 
 from .base import FunctionClass, Functions
 from .checks import IclError
@@ -107,20 +108,6 @@ def __getattr__(name: str):
     return value
 
 
-def _check_named(what: str, table: dict, name: str, settings: dict) -> None:
-    if name not in table:
-        raise IclError(f"{what} {name!r}: give one of {', '.join(table)}")
-    accepted = {
-        key: parameter for key, parameter in inspect.signature(table[name]).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    for key in settings:
-        if key not in accepted:
-            raise IclError(f"{what} {name!r}: unknown setting {key!r}; it has {', '.join(accepted) or 'none'}")
-    for key, parameter in accepted.items():
-        if parameter.default is parameter.empty and key not in settings:
-            raise IclError(f"{what} {name!r}: setting {key!r} is missing")
-
-
 def make_function_class(name: str, dims: int, **settings) -> FunctionClass:
     """The function class of this name; also what `describe` wrote, of mixtures and combinations too (these are then given whole).
     IclError for a name or a setting that doesn't exist."""
@@ -133,13 +120,13 @@ def make_function_class(name: str, dims: int, **settings) -> FunctionClass:
     if name == ConvexCombination.name:
         parts = [make_function_class(**{"dims": dims, **settings[key]}) for key in ("first", "second")]
         return ConvexCombination(*parts, settings.get("weight", 0.5))
-    _check_named("function class", FUNCTION_CLASSES, name, settings)
+    check_named("function class", FUNCTION_CLASSES, name, settings, IclError)
     return FUNCTION_CLASSES[name](dims, **settings)
 
 
 def make_inputs(name: str, **settings) -> Inputs:
     """The distribution of x of this name. IclError for a name or a setting that doesn't exist."""
-    _check_named("inputs", INPUTS, name, settings)
+    check_named("inputs", INPUTS, name, settings, IclError)
     return INPUTS[name](**settings)
 
 
@@ -147,7 +134,7 @@ def make_baseline(name: str, **settings):
     """The baseline of this name as predict(x [B, N, d], y [B, N], query [B, N, d] or None) -> [B, N] (baselines.py). IclError for a name or
     a setting that doesn't exist, or one that is missing."""
     baselines = __getattr__("BASELINES")
-    _check_named("baseline", baselines, name, settings)
+    check_named("baseline", baselines, name, settings, IclError)
     return partial(baselines[name], **settings)
 
 

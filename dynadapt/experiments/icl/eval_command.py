@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynadapt.common.environment import environment
 from dynadapt.runs.checkpoints import saved_states
+from dynadapt.runs.metrics import read_metrics
 from dynadapt.runs.progress import say
 from dynadapt.runs.rundir import RunError, read_json, write_json
 
@@ -217,7 +217,7 @@ def load_subject(path: str | Path, step: int | None = None, device: str = "auto"
     config = trained(path)
     about = {key: getattr(config, key) for key in ("preset", "layers", "hidden", "heads", "batch", "steps", "lr", "seed")}
     about |= {"parameters": regressor.parameters, "step": last_step(path) if step is None else step}
-    about["training"] = training_curve(path)
+    about["training"] = training_curve(read_metrics(path)) if (path / "metrics.jsonl").exists() else None
     return Subject(path.resolve().name, regressor.predict, config.dims, config.points, config.kind(), config.distribution(), about)
 
 
@@ -249,9 +249,7 @@ def table_of(entries: dict[str, dict], subjects: list[str]):
     return table
 
 
-def training_curve(path: Path, most: int = 400) -> dict | None:
-    """Loss by step from the run's metrics, thinned to `most` points."""
-    metrics = path / "metrics.jsonl"
-    lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()] if metrics.exists() else []
+def training_curve(lines: list[dict], most: int = 400) -> dict | None:
+    """Loss by step of a run's metrics, thinned to `most` points; None without any."""
     taken = lines[:: max(1, -(-len(lines) // most))]
     return {"step": [line["step"] for line in taken], "loss": [line["loss"] for line in taken]} if taken else None
