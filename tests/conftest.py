@@ -21,3 +21,12 @@ def smollm2_directory() -> Path:
     from dynadapt.model.fetch import fetch
 
     return fetch("smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Where tensors are tiny, threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from run_files import Killed, scores_of, without_time
 from tiny import english, tiny_directory, tiny_tokenizer
 
 import dynadapt.model
@@ -59,14 +60,6 @@ def config_for(model_directory, texts, **changes) -> EvalConfig:
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
-
-
-def scores_of(out) -> np.ndarray:
-    return np.load(Path(out) / "scores.npy")
-
-
-def without_time(lines: list[dict]) -> list[dict]:
-    return [{key: value for key, value in line.items() if key not in ("seconds", "total_seconds")} for line in lines]
 
 
 # ------------------------------------------------------------------------------------------------------------------- feed
@@ -247,9 +240,6 @@ def test_a_run_can_stop_at_every_segment(backend, dtype, model_directory, tmp_pa
     options = RunOptions(scores=True, checkpoint=2)
     run(config, tmp_path / "whole", options)
     segments = len(read_metrics(tmp_path / "whole"))
-
-    class Killed(BaseException):
-        pass
 
     for at in range(segments):
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import call
 from helpers import to_transformers
 from tiny import english, tiny_directory
 
 import dynadapt
 from dynadapt import RMS, SGD, Adam, AdamW, Full, LoRA, Overlap, RowSparse, SegmentMemory
-from dynadapt.cli import main
 from dynadapt.experiments.config import LEARNING_RATES, ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import adapt_of, optimizer_of
 from dynadapt.experiments.evaluation_settings import settings_from
@@ -40,12 +40,6 @@ def texts(tmp_path):
     return [tmp_path / "a.txt", tmp_path / "b.txt"]
 
 
-def command_line(words):
-    with pytest.raises(SystemExit) as end:
-        main(words)
-    assert not end.value.code
-
-
 def numbers(summary: dict) -> dict:
     """What must not depend on how the run was asked for."""
     return {
@@ -66,9 +60,7 @@ def test_the_numbers_are_the_command_lines_bit_for_bit(model, texts, tmp_path, h
         "full, two streams": (["--adapt", "full", "--streams", "2"], {"adapt": Full(), "streams": 2}),
         "static with memory": (["--adapt", "none", "--memory", "64"], {"adapt": None, "memory": SegmentMemory(64)}),
     }[how]
-    command_line(
-        ["eval", "--model", str(model), "--text", *map(str, texts), *WORDS, *words, "--scores", "--out", str(tmp_path / "cli"), "--quiet"]
-    )
+    assert call("eval", "--model", model, "--text", *texts, *WORDS, *words, "--scores", "--out", tmp_path / "cli", "--quiet") == 0
     summary = json.loads((tmp_path / "cli" / "summary.json").read_text())
     rows = np.load(tmp_path / "cli" / "scores.npy")
     settings = {**FAST, **settings}

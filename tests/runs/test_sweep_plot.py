@@ -12,9 +12,9 @@ from pathlib import Path
 import matplotlib.image
 import psutil
 import pytest
+from command_line import call
 from tiny import english, tiny_directory
 
-from dynadapt.cli import main
 from dynadapt.experiments import sweep
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.plot import plot_runs
@@ -74,12 +74,7 @@ def test_a_sweep_file_that_does_not_fit_is_refused(content, message, tmp_path):
 def in_process(monkeypatch):
     """Cells run in this process: what starting one costs is of no interest here."""
 
-    def run_child(words):
-        with pytest.raises(SystemExit) as end:
-            main(words)
-        return end.value.code or 0, "it said so above"
-
-    monkeypatch.setattr(sweep, "_run_child", run_child)
+    monkeypatch.setattr(sweep, "_run_child", lambda words: (call(*words), "it said so above"))
 
 
 def test_a_sweep_runs_and_a_second_time_only_what_is_missing(base, tmp_path, capfd):
@@ -107,9 +102,7 @@ def test_cells_keep_scores_and_checkpoints_as_the_file_or_the_command_says(in_pr
     def swept(content, *options):
         path = tmp_path / "s.yaml"
         path.write_text(json.dumps({"base": {**base, "tokens": 100}, "cells": [{"adapt": "none"}], **content}))
-        with pytest.raises(SystemExit) as end:
-            main(["sweep", str(path), *options])
-        return end.value.code or 0, capfd.readouterr().err
+        return call("sweep", path, *options), capfd.readouterr().err
 
     assert swept({"out": str(tmp_path / "file"), "scores": True, "checkpoint": 2})[0] == 0
     assert (tmp_path / "file" / "adapt=none" / "scores.npy").exists() and said[-1][-3:] == ["--scores", "--checkpoint", "2"]
