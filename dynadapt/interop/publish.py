@@ -217,6 +217,6 @@ class _Record:
 @contextmanager
 def _turn(path: Path):
     """One publisher of a name at a time; the others wait."""
-    with open(path, "w") as file:
+    with open(path, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

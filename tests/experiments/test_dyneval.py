@@ -378,6 +378,6 @@ def test_a_text_shorter_than_a_segment_is_scored(model_directory, tmp_path):
 
 
 def test_a_text_that_turns_out_empty_leaves_no_directory(model_directory, tmp_path):
-    with pytest.raises(TextError):
+    with pytest.raises(TextError, match="text '/dev/null'"):
         run(config_for(model_directory, ["/dev/null"]), tmp_path / "made" / "run")
     assert not (tmp_path / "made" / "run").exists()

@@ -173,7 +173,7 @@ def test_scores_of_other_columns_are_refused_and_kept(base, stopped):
 
 
 def test_a_text_that_turns_out_empty_leaves_nothing_to_go_on_with(base, tmp_path):
-    with pytest.raises(TextError):
+    with pytest.raises(TextError, match="text '/dev/null'"):
         run(config_of(base, text=("/dev/null",)), tmp_path / "run", OPTIONS)
     run(config_of(base), tmp_path / "run", OPTIONS)
     assert read_run(tmp_path / "run").summary["nll"] == read_run(base / "whole").summary["nll"]
@@ -446,7 +446,7 @@ def test_changed_weights_need_a_run_to_go_on_with(base, tmp_path):
 
 # ---- locale
 
-OURS = ("common/*.py", "engine/state.py", "runs/*.py", "experiments/**/*.py", "distributed/*.py", "interop/publish.py")
+OURS = ("common/*.py", "model/**/*.py", "engine/state.py", "runs/**/*.py", "experiments/**/*.py", "distributed/*.py", "interop/publish.py")
 
 
 def test_files_are_utf8_under_any_locale():
