@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 
-from .found import Row
+from .find import Row
 
 WIDE = 120  # columns from which on what a run did has a column of its own
 COLOURS = {"finished": "", "running": "cyan", "stopped": "yellow", "failed": "red", "damaged": "bold red"}

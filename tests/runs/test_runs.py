@@ -21,7 +21,7 @@ from dynadapt.cli import parse
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.runs.columns import columns
 from dynadapt.runs.differ import differences
-from dynadapt.runs.found import find_runs, last_line
+from dynadapt.runs.find import find_runs, last_line
 from dynadapt.runs.listing import SORT, chosen, count, disk, duration
 from dynadapt.runs.prune import removable, remove
 from dynadapt.runs.rundir import RunDirectory, RunError, locked
