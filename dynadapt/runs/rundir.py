@@ -3,7 +3,7 @@
   config.json       what the run computes; written last of what begins a run, so a directory that has it was begun
   inputs.json       digests of what its numbers depend on: texts, model, tokenizer, ...
   env.json          machine and installation; under "earlier" those of the parts of it that were made elsewhere
-  metrics.jsonl     a line a segment or step          scores.npy  a row a scored token (growing.py)
+  metrics.jsonl     a line a segment or step          scores.npy  a row a scored token (append_only.py)
   checkpoint/       the last saved state (checkpoints.py)
   log.json, wandb/, tensorboard/   with --log: what its logs know it by, and what they keep here (logs.py)
   summary.json      written last: a run that has it is finished; the digests of the two files above are in it
@@ -26,8 +26,8 @@ import numpy as np
 from dynadapt.common.digests import sync_tree
 from dynadapt.common.environment import environment
 
+from .append_only import SCORE, Metrics, Scores, check_columns, header_bytes, verified
 from .checkpoints import keep_only, newest_whole, saved_states, write_state
-from .growing import SCORE, Metrics, Scores, check_columns, header_bytes, verified
 from .logs import Logs, check_logs, open_logs, show_finished
 from .whole_files import DiskError, RunError, RunNote, disk_error, note, os_error, read_json, read_json_or, write_json
 
