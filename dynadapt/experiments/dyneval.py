@@ -19,10 +19,10 @@ import torch
 from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.common.notes import note
 from dynadapt.runs.document_slots import Feed, Segment, check_lengths
+from dynadapt.runs.in_memory import Unwritten
 from dynadapt.runs.rundir import SCORE, RunDirectory, RunError, read_json
 from dynadapt.runs.stopping import Interrupted, StopRun, interruptible
 from dynadapt.runs.text import Document, Source, TextError, expand, inputs, split, streaming_tokenizer
-from dynadapt.runs.unwritten import Unwritten
 
 from .config import ConfigError, EvalConfig
 from .defaults import settle, settled
