@@ -18,7 +18,7 @@ import torch
 
 from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.common.notes import note
-from dynadapt.runs.document_slots import Feed, Segment, check_lengths
+from dynadapt.runs.document_streams import Feed, Segment, check_lengths
 from dynadapt.runs.in_memory import Unwritten
 from dynadapt.runs.rundir import SCORE, RunDirectory, RunError, read_json
 from dynadapt.runs.stopping import Interrupted, StopRun, interruptible

@@ -21,7 +21,7 @@ from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import RunOptions, build_engine, run
 from dynadapt.runs import rundir
 from dynadapt.runs.append_only import Growing
-from dynadapt.runs.document_slots import Feed
+from dynadapt.runs.document_streams import Feed
 from dynadapt.runs.metrics import read_metrics
 from dynadapt.runs.rundir import DiskError, RunError
 from dynadapt.runs.text import Document, Source, TextError, streaming_tokenizer
