@@ -13,7 +13,7 @@ from dynadapt.experiments.diagnose.verdict import plural
 from dynadapt.runs.labels import labels_of
 from dynadapt.runs.whole_files import finite_number
 
-from .joined import Compared
+from .joined_scores import Compared
 
 BITS = 1 / math.log(2)
 
