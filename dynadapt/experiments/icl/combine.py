@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .base import FunctionClass, Functions, IclError, check_number, check_range, uniform
-from .later import torch
+from .lazy_torch import torch
 
 SUM_TOLERANCE = 1e-6  # of given weights
 

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from .base import IclError, check_number, check_range, normal, uniform
-from .later import torch
+from .lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from .base import FunctionClass, Functions, IclError, check_count, check_number, normal, uniform
-from .later import torch
+from .lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from .base import FunctionClass, Functions, check_count, normal
-from .later import torch
+from .lazy_torch import torch
 
 
 class ReluNetwork(FunctionClass):
