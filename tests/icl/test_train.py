@@ -11,9 +11,9 @@ from run_files import Killed, kill_at
 from dynadapt.common.digests import digest_of
 from dynadapt.experiments import icl
 from dynadapt.experiments.dyneval import Interrupted
-from dynadapt.experiments.icl.base import IclError
 from dynadapt.experiments.icl.config import TrainConfig, from_preset
 from dynadapt.experiments.icl.curriculum import Ramp, Rate
+from dynadapt.experiments.icl.function_class import IclError
 from dynadapt.experiments.icl.model import Geometry, Regressor, initial_weights
 from dynadapt.experiments.icl.presets import PRESETS
 from dynadapt.experiments.icl.reference import HuggingFaceRegressor

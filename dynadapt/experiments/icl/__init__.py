@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from dynadapt.common.named import check_named
 
-from .base import FunctionClass, Functions
 from .checks import IclError
 from .combine import ConvexCombination, Mixture
+from .function_class import FunctionClass, Functions
 from .inputs import INPUTS, Inputs
 from .linear import DenseLinear, NoisyLinear, Quadratic, SparseLinear
 from .nonlinear import DecisionTree, ReluNetwork

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from dynadapt.common.options import check, check_names, like, setting
 from dynadapt.experiments.config import EvalConfig
 
-from .base import FunctionClass
 from .checks import IclError, check_count, check_number
 from .combine import Mixture
 from .curriculum import SCHEDULES, Ramp, Rate
+from .function_class import FunctionClass
 from .geometry import Geometry
 from .inputs import Inputs
 

@@ -12,10 +12,10 @@ from dynadapt.runs.metrics import read_metrics
 from dynadapt.runs.progress import say
 from dynadapt.runs.rundir import RunError, read_json, write_json
 
-from .base import FunctionClass
 from .checks import IclError
 from .config import TrainConfig
 from .defaults import BATCH, PROMPTS, WEIGHTS
+from .function_class import FunctionClass
 
 if TYPE_CHECKING:
     from .study import Settings, Subject

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from .base import IclError, check_number, check_range, normal, uniform
+from .function_class import IclError, check_number, check_range, normal, uniform
 from .lazy_torch import torch
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from .base import FunctionClass, Functions, IclError, check_count, check_number, normal, uniform
+from .function_class import FunctionClass, Functions, IclError, check_count, check_number, normal, uniform
 from .lazy_torch import torch
 
 if TYPE_CHECKING:

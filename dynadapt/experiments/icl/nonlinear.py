@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .base import FunctionClass, Functions, check_count, normal
+from .function_class import FunctionClass, Functions, check_count, normal
 from .lazy_torch import torch
 
 
