@@ -26,7 +26,7 @@ from dynadapt.experiments.icl import (
     least_squares,
     make_inputs,
 )
-from dynadapt.experiments.icl.applicable import TITLES, baselines_for
+from dynadapt.experiments.icl.applicable_baselines import TITLES, baselines_for
 from dynadapt.experiments.icl.eval_command import class_of, evaluate, table_of
 from dynadapt.experiments.icl.figures import draw_figures
 from dynadapt.experiments.icl.study import Settings, Study, Subject, cosine

@@ -179,7 +179,7 @@ def evaluate(
 ) -> dict:
     """The results file's content. on: classes (None: the trained ones). ood, nonzeros: names and numbers, [] for all, None for
     none. pairs: two classes each, combined with these weights."""
-    from .applicable import TITLES
+    from .applicable_baselines import TITLES
     from .study import Settings, Study
 
     settings = settings or Settings()
@@ -231,7 +231,7 @@ def table_of(entries: dict[str, dict], subjects: list[str]):
     """Each case: every predictor's error after a few numbers of examples, and its mean over the prompt."""
     from rich.table import Table
 
-    from .applicable import TITLES
+    from .applicable_baselines import TITLES
 
     points = max(entry["points"] for entry in entries.values())
     chosen = sorted({0, *(round(share * (points - 1)) for share in (0.1, 0.25, 0.5, 0.75, 1))})

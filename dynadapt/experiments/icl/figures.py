@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from dynadapt.runs.drawing import CYCLE, STYLE, legend_below, panels, save
 from dynadapt.runs.rundir import RunError, read_json
 
-from .applicable import TITLES
+from .applicable_baselines import TITLES
 
 BASELINE_LOOKS = {
     "zero": ("#9ca3af", ":"),

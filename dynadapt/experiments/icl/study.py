@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from .applicable import baselines_for, basis_of, in_basis
+from .applicable_baselines import baselines_for, basis_of, in_basis
 from .baselines import least_squares
 from .combine import ConvexCombination, Mixture
 from .defaults import BATCH, DRAWS, LEVEL, PROMPTS, WEIGHTS
