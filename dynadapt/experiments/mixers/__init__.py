@@ -1,4 +1,4 @@
-"""Mixers: rules that set the weights of training domains. base.py has the interface; each rule is one file that cites its source."""
+"""Mixers: rules that set the weights of training domains. mixer.py has the interface; each rule is one file that cites its source."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dynadapt.common.named import check_named
 
 from .ado import ADO
-from .base import Mixer, MixerError, Shaping
 from .doremi import DoReMi, excess
 from .dynamic_loading import DynamicBatchLoading
 from .fixed import Fixed
+from .mixer import Mixer, MixerError, Shaping
 from .odm import ODM
 from .proportional import Proportional, proportions
 from .replay import Replay, static_weights_of

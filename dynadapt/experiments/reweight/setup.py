@@ -13,7 +13,7 @@ import dynadapt
 from dynadapt.engine.state import state_tensors
 from dynadapt.experiments.config import ConfigError, check_rank
 from dynadapt.experiments.mixers import MIXERS, Mixer, MixerError, Shaping, make_mixer, proportions
-from dynadapt.experiments.mixers.base import by_domain, check_weights
+from dynadapt.experiments.mixers.mixer import by_domain, check_weights
 from dynadapt.model import ModelConfig, random_model
 from dynadapt.model.geometries import llama
 from dynadapt.runs.checkpoints import last_state
