@@ -14,8 +14,8 @@ from run_files import Killed, kill_at
 from tiny import english, tiny_directory
 
 from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.distributed_eval import _check, _check_begun, merged_lines, merged_scores, shared_out
 from dynadapt.experiments.dyneval import RunOptions, run
-from dynadapt.experiments.shared_documents import _check, _check_begun, merged_lines, merged_scores, shared_out
 from dynadapt.runs.metrics import read_metrics
 from dynadapt.runs.rundir import SCORE, RunDirectory, RunError
 from dynadapt.runs.text import TextError

@@ -18,8 +18,8 @@ from dynadapt.experiments.compare import read_compared
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.corpus_read import CorpusError, read_documents
 from dynadapt.experiments.diagnose.texts import gather
+from dynadapt.experiments.distributed_eval import _check, merge, shared_out
 from dynadapt.experiments.dyneval import RunOptions, run
-from dynadapt.experiments.shared_documents import _check, merge, shared_out
 from dynadapt.runs.rundir import RunDirectory, RunError
 from dynadapt.runs.text import Source, TextError, TokenReader, expand, inputs, streaming_tokenizer
 from dynadapt.runs.texts.expanding import selection
