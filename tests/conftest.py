@@ -34,3 +34,12 @@ def case(request):
     from op_cases import make_case
 
     return make_case(*request.param)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Where tensors are tiny, threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dynadapt.experiments.icl import bench
-from dynadapt.experiments.icl.base import IclError
+from dynadapt.experiments.icl.function_class import IclError
 
 
 def test_a_step_is_checked_then_timed():

@@ -6,10 +6,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .base import FunctionClass, Functions
 from .by_name import FUNCTION_CLASSES, baselines_by_name, make_baseline, make_function_class, make_inputs
 from .checks import IclError
 from .combine import ConvexCombination, Mixture
+from .function_class import FunctionClass, Functions
 from .inputs import INPUTS, Inputs
 from .linear import DenseLinear, NoisyLinear, Quadratic, SparseLinear
 from .nonlinear import DecisionTree, ReluNetwork

@@ -16,8 +16,8 @@ from dynadapt.bench.side_by_side import BUSY, best_of, quantiles, race, runners_
 from dynadapt.bench.step import Worker
 from dynadapt.common.environment import need
 
-from .base import IclError
 from .config import TrainConfig
+from .function_class import IclError
 from .presets import from_preset
 
 PEERS = ("gpt2-eager", "gpt2-compile")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import cache, partial
 
-from .base import FunctionClass
+from dynadapt.common.named import check_named
+
 from .checks import IclError
 from .combine import ConvexCombination, Mixture
+from .function_class import FunctionClass
 from .inputs import INPUTS, Inputs
 from .linear import DenseLinear, NoisyLinear, Quadratic, SparseLinear
 from .nonlinear import DecisionTree, ReluNetwork
@@ -17,20 +18,6 @@ from .periodic import FourierSeries, Sinusoid
 FUNCTION_CLASSES: dict[str, type[FunctionClass]] = {
     kind.name: kind for kind in (DenseLinear, SparseLinear, NoisyLinear, Quadratic, ReluNetwork, DecisionTree, Sinusoid, FourierSeries)
 }
-
-
-def _check_named(what: str, table: dict, name: str, settings: dict) -> None:
-    if name not in table:
-        raise IclError(f"{what} {name!r}: give one of {', '.join(table)}")
-    accepted = {
-        key: parameter for key, parameter in inspect.signature(table[name]).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    for key in settings:
-        if key not in accepted:
-            raise IclError(f"{what} {name!r}: unknown setting {key!r}; it has {', '.join(accepted) or 'none'}")
-    for key, parameter in accepted.items():
-        if parameter.default is parameter.empty and key not in settings:
-            raise IclError(f"{what} {name!r}: setting {key!r} is missing")
 
 
 def make_function_class(name: str, dims: int, **settings) -> FunctionClass:
@@ -45,13 +32,13 @@ def make_function_class(name: str, dims: int, **settings) -> FunctionClass:
     if name == ConvexCombination.name:
         parts = [make_function_class(**{"dims": dims, **settings[key]}) for key in ("first", "second")]
         return ConvexCombination(*parts, settings.get("weight", 0.5))
-    _check_named("function class", FUNCTION_CLASSES, name, settings)
+    check_named("function class", FUNCTION_CLASSES, name, settings, IclError)
     return FUNCTION_CLASSES[name](dims, **settings)
 
 
 def make_inputs(name: str, **settings) -> Inputs:
     """The distribution of x of this name. IclError for a name or a setting that doesn't exist."""
-    _check_named("inputs", INPUTS, name, settings)
+    check_named("inputs", INPUTS, name, settings, IclError)
     return INPUTS[name](**settings)
 
 
@@ -72,5 +59,5 @@ def make_baseline(name: str, **settings):
     """The baseline of this name as predict(x [B, N, d], y [B, N], query [B, N, d] or None) -> [B, N] (baselines.py). IclError for a name or
     a setting that doesn't exist, or one that is missing."""
     baselines = baselines_by_name()
-    _check_named("baseline", baselines, name, settings)
+    check_named("baseline", baselines, name, settings, IclError)
     return partial(baselines[name], **settings)

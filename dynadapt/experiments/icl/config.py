@@ -11,11 +11,11 @@ from dynadapt.common.options import check, check_names, like, setting
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.runs.whole_files import RunError, read_json
 
-from .base import FunctionClass
 from .by_name import make_function_class, make_inputs
 from .checks import IclError, check_count, check_number
 from .combine import Mixture
 from .curriculum import SCHEDULES, Ramp, Rate
+from .function_class import FunctionClass
 from .geometry import Geometry
 from .inputs import Inputs
 

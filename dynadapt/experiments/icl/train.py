@@ -28,10 +28,10 @@ from dynadapt.runs.checkpoints import read_state, saved_states
 from dynadapt.runs.rundir import RunDirectory, RunError, disk_error
 from dynadapt.runs.whole_files import discard, os_error
 
-from .base import FunctionClass, IclError
 from .by_name import make_baseline
 from .config import TrainConfig, trained_on
 from .evaluate import curves
+from .function_class import FunctionClass, IclError
 from .inputs import Inputs
 from .model import Regressor, Weights
 from .prompts import draw

@@ -35,7 +35,7 @@ from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.defaults import settled_dtype
 from dynadapt.experiments.dyneval import PHASES, _finite, interruptible
 from dynadapt.experiments.mixers import MIXERS, Exhausted, excess
-from dynadapt.experiments.mixers.base import check_weights
+from dynadapt.experiments.mixers.mixer import check_weights
 from dynadapt.runs.rundir import Follower, RunDirectory, RunError, open_directory
 
 from . import setup
