@@ -108,7 +108,7 @@ def measure_case(providers: dict[str, list[Worker]], index: int, settings, ceili
                 able.setdefault(name, []).append(process)
         for name, those in able.items():
             choices = (those[0].threads,) if provider == "torch" else tuple(sorted({1, settings.threads}))
-            runners += runners_of(provider if name == OURS else name, those, choices, name=name)
+            runners += runners_of(provider if name == OURS else name, those, choices, call=name)
     for runner in runners:
         runner.time(2)  # warm
         runner.seconds.clear()
