@@ -28,6 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # a source tree needs no installation
 
+from benchmarks.native_build import build_commands, link_kernels  # noqa: E402
 from dynadapt.bench.side_by_side import OURS, Worker, best_of, median_load, race, remarks, runners_of, spread, write  # noqa: E402
 
 
@@ -49,29 +50,10 @@ def revision(name: str | None):
         tree = Path(folder) / "tree"
         _run(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(tree), name], f"revision {name!r}")
         try:
-            import pybind11
-
-            build = Path(folder) / "build"
             say(f"building {name}")
-            _run(
-                [
-                    "cmake",
-                    "-S",
-                    str(tree),
-                    "-B",
-                    str(build),
-                    "-G",
-                    "Ninja",
-                    f"-DPython_EXECUTABLE={sys.executable}",
-                    f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-                    "-DDYNADAPT_CUDA=OFF",
-                ],
-                "cmake",
-            )
-            _run(["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1)], "build")
-            _run(["cmake", "--install", str(build), "--prefix", str(tree / "dynadapt"), "--component", "python"], "install")
-            if not (tree / "dynadapt" / "kernels").exists():
-                (tree / "dynadapt" / "kernels").symlink_to("../kernels")
+            for what, command in build_commands(tree, Path(folder) / "build", "OFF").items():
+                _run(command, what)
+            link_kernels(tree)
             yield tree
         finally:
             subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(tree)], check=False, capture_output=True)
