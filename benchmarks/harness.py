@@ -30,6 +30,7 @@ sys.path[:0] = [str(ROOT)]  # a source tree needs no installation
 
 from benchmarks.native_build import build_commands, link_kernels  # noqa: E402
 from dynadapt.bench.side_by_side import OURS, Worker, best_of, median_load, race, remarks, runners_of, spread, write  # noqa: E402
+from dynadapt.runs.progress import say  # noqa: E402
 
 
 def started(name: str, provider: str, options: dict, threads: int, tree: Path = ROOT) -> Worker:
@@ -114,10 +115,6 @@ def finish_row(row: dict, ceiling: dict) -> dict:
     row["best_peer"] = min(peers, key=peers.get) if peers else None
     row["speedup"] = peers[row["best_peer"]] / timed[OURS] if peers else None
     return row
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def config_of(model: str):
