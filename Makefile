@@ -71,7 +71,7 @@ demo: $(VENV)/native.stamp
 	$(BIN)/dynadapt demo $(ARGS)
 
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 package: venv
 	$(BIN)/python -m pytest tests/project/test_distribution.py -m slow

@@ -28,7 +28,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # a source tree needs no installation
 
+from benchmarks.native_build import build_commands, link_kernels  # noqa: E402
 from dynadapt.bench.side_by_side import OURS, Worker, best_of, median_load, race, remarks, runners_of, spread, write  # noqa: E402
+from dynadapt.runs.progress import say  # noqa: E402
 
 
 def started(name: str, provider: str, options: dict, threads: int, tree: Path = ROOT) -> Worker:
@@ -49,28 +51,10 @@ def revision(name: str | None):
         tree = Path(folder) / "tree"
         _run(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(tree), name], f"revision {name!r}")
         try:
-            import pybind11
-
-            build = Path(folder) / "build"
             say(f"building {name}")
-            _run(
-                [
-                    "cmake",
-                    "-S",
-                    str(tree),
-                    "-B",
-                    str(build),
-                    "-G",
-                    "Ninja",
-                    f"-DPython_EXECUTABLE={sys.executable}",
-                    f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-                ],
-                "cmake",
-            )
-            _run(["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1)], "build")
-            _run(["cmake", "--install", str(build), "--prefix", str(tree / "dynadapt"), "--component", "python"], "install")
-            if not (tree / "dynadapt" / "kernels").exists():
-                (tree / "dynadapt" / "kernels").symlink_to("../kernels")
+            for what, command in build_commands(tree, Path(folder) / "build").items():
+                _run(command, what)
+            link_kernels(tree)
             yield tree
         finally:
             subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(tree)], check=False, capture_output=True)
@@ -107,7 +91,7 @@ def measure_case(providers: dict[str, list[Worker]], index: int, settings, ceili
                 able.setdefault(name, []).append(process)
         for name, those in able.items():
             choices = (those[0].threads,) if provider == "torch" else tuple(sorted({1, settings.threads}))
-            runners += runners_of(provider if name == OURS else name, those, choices, name=name)
+            runners += runners_of(provider if name == OURS else name, those, choices, call=name)
     for runner in runners:
         runner.time(2)  # warm
         runner.seconds.clear()
@@ -131,10 +115,6 @@ def finish_row(row: dict, ceiling: dict) -> dict:
     row["best_peer"] = min(peers, key=peers.get) if peers else None
     row["speedup"] = peers[row["best_peer"]] / timed[OURS] if peers else None
     return row
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def config_of(model: str):

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from dynadapt.model import hf_name, random_model, tiny_config
 from dynadapt.model.hf_config import config_to_hf
-from dynadapt.model.layout import hf_transposed
+from dynadapt.model.layout import hf_tensor
 
 WORDS = "the cat sat on a mat and saw what the other cat had seen before it ran to find some food near an old house".split()
 
@@ -39,8 +39,7 @@ def tiny_directory(path: Path, family: str = "llama", **changes) -> Path:
     model = random_model(config, seed=1, std=0.1)
     state = {}
     for name in model.names():
-        value = changes.get(name, model.tensor(name))
-        state[hf_name(config, name)] = (value.t() if hf_transposed(config, name) else value).contiguous()
+        state[hf_name(config, name)] = hf_tensor(config, name, changes.get(name, model.tensor(name))).contiguous()
     save_file(state, str(path / "model.safetensors"))
     (path / "config.json").write_text(json.dumps(config_to_hf(config)))
     return path

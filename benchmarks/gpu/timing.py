@@ -16,13 +16,18 @@ def spread(milliseconds: list[float]) -> dict:
     return {**quantiles(milliseconds, "_ms"), "runs": len(milliseconds)}
 
 
+def evict(buffer: torch.Tensor) -> None:
+    """Pushes all else out of the caches by reading: overwriting would leave lines that the timed call then has to write back."""
+    buffer.sum()
+
+
 class Timer:
-    """``timer(call)`` -> its milliseconds (`spread`). On a GPU the call is captured in a CUDA graph where that is possible, as in the step
-    itself, so that the host's launch time does not count; between runs the L2 is overwritten."""
+    """``timer(call)`` -> its milliseconds (`spread`). On a GPU the call is captured in a CUDA graph where that is possible, as in
+    the step itself, so that the host's launch time does not count; before each run something else is read through the L2."""
 
     def __init__(self, device: str, seconds: float = 0.25):
         self.device, self.seconds = device, seconds
-        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device == "cuda" else None
+        self.flush = torch.zeros(FLUSH_BYTES // 4, device=device) if device == "cuda" else None
 
     def __call__(self, call, cold: bool = True) -> dict:
         if self.device == "cpu":
@@ -47,7 +52,7 @@ class Timer:
         pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)]
         for start, end in pairs:
             if cold:
-                self.flush.zero_()
+                evict(self.flush)
             torch.cuda._sleep(200_000)  # about 0.1 ms, in which the host gets ahead
             start.record()
             call()

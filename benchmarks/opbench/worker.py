@@ -1,6 +1,6 @@
 """One provider's process for harness.py: makes the cases from the same seeds, checks its results, times calls on demand.
 
-{"do": "make", "index": i} makes and checks the calls of a case, {"do": "time", "name": name, "runs": k} times one of them; the rest is
+{"do": "make", "index": i} makes and checks the calls of a case, {"do": "time", "call": name, "runs": k} times one of them; the rest is
 dynadapt/bench/worker.py's. Providers: "dynadapt" and "torch"; another revision of dynadapt is a "dynadapt" whose packages come from
 that revision's tree.
 """
@@ -154,9 +154,9 @@ class Provider(base.Worker):
             answers[name] = {"error": error}
         return {"op": op, "label": case.label, "bytes": case.bytes, "flops": case.flops, "note": peers.NOTES.get(op, ""), "calls": answers}
 
-    def time(self, name: str, runs: int) -> dict:
+    def time(self, call: str, runs: int) -> dict:
         """Wall seconds of ``runs`` calls, each after another buffer has gone through the caches."""
-        return {"seconds": base.timed(self.calls[name], runs, self.flush)}
+        return {"seconds": base.timed(self.calls[call], runs, self.flush)}
 
     def ceiling(self) -> dict:
         from dynadapt.bench.plan.ceilings import copy_bandwidth

@@ -55,71 +55,114 @@ def thread_choices() -> tuple[int, ...]:
 
 
 def compare(benchmark: Benchmark, rounds: int, steps: int, say: Callable[[str], None]) -> dict:
-    """Every provider loads and makes its first step; its memory is read after a few more; its results are checked; only then all
-    are timed, `steps` at a time.
+    """The whole benchmark, `steps` at a time in a round:
+
+    1. the truth is written;
+    2. every provider loads and makes its first step, its memory is read after a few more, and its results are held to the truth;
+    3. errors are held to the yardstick's;
+    4. all take turns, and the ceilings are measured between the rounds.
 
     Returns {"rounds", "other_load", "dropped", "flops_per_step", "ceiling" and "peak_gflops" by dtype, "providers": rows}.
 
     Raises:
         RuntimeError: a provider ended, or is too far from float64.
     """
-    rows, runners, workers, yardsticks = {}, [], [], {}
-    with tempfile.TemporaryDirectory() as name:
-        truth, found = (Path(name) / f"{what}.safetensors" for what in ("truth", "found"))
-
-        def start(provider: Provider, threads: int, **environment: str) -> ModuleWorker:
-            workers.append(ModuleWorker(provider.name, benchmark.module, provider.options, threads, **environment))
-            return workers[-1]
-
-        def error_of(worker: Worker) -> dict[str, float]:
-            worker.ask("check", out=str(found))
-            return difference(found, truth, next(iter(benchmark.floor)), benchmark.relative)
-
+    with tempfile.TemporaryDirectory() as folder:
+        field = _Field(benchmark, Path(folder), say)
         try:
-            say(f"float64 truth: {benchmark.truth.name}")
-            exact = start(benchmark.truth, benchmark.choices[0])
-            exact.ask("check", out=str(truth))
-            exact.close()
+            field.write_truth()
             for row, provider in benchmark.rows.items():
-                dtype, several = provider.options["dtype"], provider.compiled and len(benchmark.choices) > 1
-                settings = benchmark.choices if several else benchmark.choices[:1]
-                say(f"{provider.name}: starting in {dtype}" + f" with {' and '.join(map(str, settings))} threads" * several)
-                own = [start(provider, threads, **benchmark.environment) for threads in settings]
-                warm = [worker.ask("time", runs=WARM) for worker in own]
-                rows[row] = {
-                    "provider": provider.name,
-                    "dtype": dtype,
-                    "first_step_seconds": own[0].first_step_seconds,
-                    "peak_memory_bytes": warm[0]["peak_memory_bytes"],
-                    "error": error_of(own[0]),
-                }
-                runners += runners_of(row, own, benchmark.choices)
-                if provider.name == benchmark.yardstick:
-                    yardsticks[dtype] = rows[row]["error"]
-            ours = {r["dtype"]: next(x.worker for x in runners if x.name == row) for row, r in rows.items() if r["provider"] == OURS}
-            for dtype in [dtype for dtype in ours if dtype not in yardsticks]:
-                say(f"{benchmark.yardstick}: starting, for its error in {dtype} only")
-                options = next(p.options for p in benchmark.rows.values() if p.options["dtype"] == dtype)
-                plain = start(Provider(benchmark.yardstick, options), benchmark.choices[0], **benchmark.environment)
-                yardsticks[dtype] = error_of(plain)
-                plain.close()
-            check(rows, yardsticks, benchmark.floor)
-            flops = next(iter(ours.values())).ask("time", runs=1)["flops"]
-            ceilings: dict[str, list[dict]] = {dtype: [] for dtype in ours}
-
-            def after(turn: int) -> None:
-                for dtype, worker in ours.items() if benchmark.ceilings else ():
-                    ceilings[dtype].append(worker.ask("ceiling"))
-                say(f"round {turn}: " + ", ".join(f"{n} {milliseconds(r.seconds[-1])} ms" for n, r in best_of(runners).items()))
-
-            result = race(runners, rounds, steps, after)
+                field.enter(row, provider)
+            check(field.rows, field.yardsticks(), benchmark.floor)
+            result = field.race(rounds, steps)
         finally:
-            for worker in workers:
+            for worker in field.workers:
                 worker.close()
-    _put_times(rows, runners, flops)
-    peaks = {dtype: max(each.pop("peak_gflops") for each in seen) for dtype, seen in ceilings.items() if seen}
-    ceiling = {dtype: max(seen, key=lambda each: each["gflops"]) for dtype, seen in ceilings.items() if seen}
-    return {**result, "flops_per_step": flops, "ceiling": ceiling, "peak_gflops": peaks, "providers": rows}
+    return {**result, "providers": field.rows}
+
+
+class _Field:
+    """The providers of a benchmark, as far as they have come."""
+
+    def __init__(self, benchmark: Benchmark, folder: Path, say: Callable[[str], None]):
+        self.benchmark, self.say = benchmark, say
+        self.truth, self.found = folder / "truth.safetensors", folder / "found.safetensors"
+        self.rows: dict[str, dict] = {}
+        self.runners: list[Runner] = []
+        self.workers: list[ModuleWorker] = []
+        self.ours: dict[str, Worker] = {}  # by dtype
+
+    def _start(self, provider: Provider, threads: int, environment: dict[str, str]) -> ModuleWorker:
+        self.workers.append(ModuleWorker(provider.name, self.benchmark.module, provider.options, threads, **environment))
+        return self.workers[-1]
+
+    def _error(self, worker: Worker) -> dict[str, float]:
+        worker.ask("check", out=str(self.found))
+        return difference(self.found, self.truth, next(iter(self.benchmark.floor)), self.benchmark.relative)
+
+    def write_truth(self) -> None:
+        self.say(f"float64 truth: {self.benchmark.truth.name}")
+        exact = self._start(self.benchmark.truth, self.benchmark.choices[0], {})
+        exact.ask("check", out=str(self.truth))
+        exact.close()
+
+    def enter(self, row: str, provider: Provider) -> None:
+        choices, dtype = self.benchmark.choices, provider.options["dtype"]
+        settings = choices if provider.compiled else choices[:1]
+        threads = f" with {' and '.join(map(str, settings))} threads" if len(settings) > 1 else ""
+        self.say(f"{provider.name}: starting in {dtype}{threads}")
+        own = [self._start(provider, count, self.benchmark.environment) for count in settings]
+        warm = [worker.ask("time", runs=WARM) for worker in own]
+        self.rows[row] = {
+            "provider": provider.name,
+            "dtype": dtype,
+            "first_step_seconds": own[0].first_step_seconds,
+            "peak_memory_bytes": warm[0]["peak_memory_bytes"],
+            "error": self._error(own[0]),
+        }
+        self.runners += runners_of(row, own, choices)
+        if provider.name == OURS:
+            self.ours[dtype] = own[0]
+
+    def yardsticks(self) -> dict[str, dict[str, float]]:
+        """The yardstick's errors by dtype; it is started where it is not in the race."""
+        name, found = self.benchmark.yardstick, {}
+        for dtype in self.ours:
+            rows = [row for row in self.rows.values() if row["dtype"] == dtype]
+            racing = next((row for row in rows if row["provider"] == name), None)
+            if racing is None:
+                self.say(f"{name}: starting, for its error in {dtype} only")
+                options = next(p.options for p in self.benchmark.rows.values() if p.options["dtype"] == dtype)
+                plain = self._start(Provider(name, options), self.benchmark.choices[0], self.benchmark.environment)
+                racing = {"error": self._error(plain)}
+                plain.close()
+            found[dtype] = racing["error"]
+        return found
+
+    def race(self, rounds: int, steps: int) -> dict:
+        flops = next(iter(self.ours.values())).ask("time", runs=1)["flops"]
+        ceilings: dict[str, list[dict]] = {dtype: [] for dtype in self.ours} if self.benchmark.ceilings else {}
+
+        def after(turn: int) -> None:
+            for dtype, seen in ceilings.items():
+                seen.append(self.ours[dtype].ask("ceiling"))
+            times = (f"{name} {milliseconds(runner.seconds[-1])} ms" for name, runner in best_of(self.runners).items())
+            self.say(f"round {turn}: {', '.join(times)}")
+
+        result = race(self.runners, rounds, steps, after)
+        self._put_times(flops)
+        peaks = {dtype: max(each.pop("peak_gflops") for each in seen) for dtype, seen in ceilings.items()}
+        ceiling = {dtype: max(seen, key=lambda each: each["gflops"]) for dtype, seen in ceilings.items()}
+        return {**result, "flops_per_step": flops, "ceiling": ceiling, "peak_gflops": peaks}
+
+    def _put_times(self, flops: int) -> None:
+        best = best_of(self.runners)
+        fastest = min(best[name].median for name, row in self.rows.items() if row["provider"] == OURS)
+        for name, row in self.rows.items():
+            row["seconds"], row["all_seconds"], row["threads"] = spread(best[name].seconds), best[name].seconds, best[name].threads
+            row["by_threads"] = {str(r.threads): spread(r.seconds) for r in self.runners if r.name == name}
+            row["gflops"] = flops / row["seconds"]["median"] / 1e9
+            row["speedup_of_dynadapt"] = row["seconds"]["median"] / fastest
 
 
 def difference(found: Path, truth: Path, scores: str, relative: bool) -> dict[str, float]:
@@ -145,16 +188,6 @@ def check(rows: dict[str, dict], yardsticks: dict[str, dict[str, float]], floor:
                 raise RuntimeError(
                     f"provider {name}: {measure} differs from float64 by {error:.3g}, more than {bound:.3g}; nothing was timed"
                 )
-
-
-def _put_times(rows: dict[str, dict], runners: list[Runner], flops: int) -> None:
-    best = best_of(runners)
-    fastest = min(best[name].median for name, row in rows.items() if row["provider"] == OURS)
-    for name, row in rows.items():
-        row["seconds"], row["all_seconds"], row["threads"] = spread(best[name].seconds), best[name].seconds, best[name].threads
-        row["by_threads"] = {str(r.threads): spread(r.seconds) for r in runners if r.name == name}
-        row["gflops"] = flops / row["seconds"]["median"] / 1e9
-        row["speedup_of_dynadapt"] = row["seconds"]["median"] / fastest
 
 
 # ---- the table

@@ -6,11 +6,11 @@ each provider runs in each of them.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 
 from dynadapt.ops import attention
+from dynadapt.runs.progress import say
 
 from .compare import Benchmark, Provider, compare, errors_line, table, thread_choices
 from .side_by_side import OURS, remarks, write
@@ -78,7 +78,7 @@ def run_step(
     segment: int,
     rank: int,
     rounds: int,
-    say=print,
+    say=say,
     isa: str | None = None,
 ) -> dict:
     """The whole benchmark on one instruction set (None: the processor's best); returns what ``--out`` writes."""
@@ -162,19 +162,9 @@ def bench_step(arguments) -> int:
     results = []
     for isa in isas:
         if isa:
-            print(f"{isa}:", file=sys.stderr, flush=True)
+            say(f"{isa}:")
         results.append(
-            run_step(
-                arguments.model,
-                against,
-                dtypes,
-                arguments.streams,
-                arguments.segment,
-                arguments.rank,
-                arguments.rounds,
-                say=lambda text: print(text, file=sys.stderr, flush=True),
-                isa=isa,
-            )
+            run_step(arguments.model, against, dtypes, arguments.streams, arguments.segment, arguments.rank, arguments.rounds, isa=isa)
         )
         print_table(results[-1])
     if arguments.out:

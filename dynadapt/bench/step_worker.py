@@ -45,12 +45,14 @@ class Native(StepWorker):
 
     def __init__(self, o: dict):
         super().__init__(o, native=True)
-        import dynadapt
+        from dynadapt.adapt import Adam, LoRA
+        from dynadapt.engine import Engine
+        from dynadapt.model import load
 
-        self.engine = dynadapt.Engine(
-            dynadapt.load(o["model"]),
-            adapt=dynadapt.LoRA(o["rank"]),
-            optimizer=dynadapt.Adam(lr=LR),
+        self.engine = Engine(
+            load(o["model"]),
+            adapt=LoRA(o["rank"]),
+            optimizer=Adam(lr=LR),
             streams=o["streams"],
             segment=o["segment"],
             dtype=o["dtype"],

@@ -33,7 +33,7 @@ def run(arguments) -> int:
         check_run(run)
     from dynadapt.experiments.compare import read_compared, summarise, write_page
     from dynadapt.experiments.compare.files import write_csv, write_summary
-    from dynadapt.runs.products import check_product
+    from dynadapt.runs.output_paths import check_product
 
     out = (
         Path(arguments.out)

@@ -143,7 +143,8 @@ def check(config, error: type[ConfigError] = ConfigError) -> None:
     Raises:
         ConfigError: (or `error`) naming the first setting that does not fit, its value and what is accepted.
     """
-    for name, said in settings_of(type(config)).items():
+    kind: type = type(config)
+    for name, said in settings_of(kind).items():
         object.__setattr__(config, name, said.checked(getattr(config, name), error))
 
 
@@ -187,7 +188,8 @@ def given(config: type, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def idle(config, names: Iterable[str] | None = None) -> dict[str, str]:
     """The settings (of `names`) that change nothing, each with the other setting that makes it so: {"rank": "adapt 'none'"}."""
-    said, found = settings_of(type(config)), {}
+    kind: type = type(config)
+    said, found = settings_of(kind), dict[str, str]()
     for name in said if names is None else names:
         for other, counts in said[name].needs.items() if name in said else ():
             value = getattr(config, other)

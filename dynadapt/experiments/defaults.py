@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dynadapt.common.options import choices
+from dynadapt.runs.kinds import learns
 
 from .config import EvalConfig, check_rank
 
@@ -95,8 +96,7 @@ def opening(asked: EvalConfig, config: EvalConfig, model_config=None) -> str:
     if "dtype" in asked.open:
         chosen, why = fastest(config.device, config.backend)
         dtype += f" ({why})" if chosen == config.dtype else " (as it was begun)"
-    learns = {"none": "static", "lora": f"LoRA r{config.rank}", "rows": f"{config.density:.0%} of rows", "full": "full"}[config.adapt]
-    parts = [Path(config.model).name, dtype, learns, remembers(asked, config, model_config), f"segments of {config.segment}"]
+    parts = [Path(config.model).name, dtype, learns(vars(config)), remembers(asked, config, model_config), f"segments of {config.segment}"]
     return ", ".join(parts) + "; choose with --dtype, --adapt, --memory, --segment"
 
 

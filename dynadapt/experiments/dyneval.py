@@ -18,11 +18,11 @@ import torch
 
 from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.common.notes import note
-from dynadapt.runs.document_slots import Feed, Segment, check_lengths
+from dynadapt.runs.document_streams import Feed, Segment, check_lengths
+from dynadapt.runs.in_memory import Unwritten
 from dynadapt.runs.rundir import SCORE, RunDirectory, RunError, read_json
 from dynadapt.runs.stopping import Interrupted, StopRun, interruptible
 from dynadapt.runs.text import Document, Source, TextError, expand, inputs, split, streaming_tokenizer
-from dynadapt.runs.unwritten import Unwritten
 
 from .config import ConfigError, EvalConfig
 from .defaults import settle, settled
@@ -473,7 +473,7 @@ def find_baseline(path: Path | None, config: EvalConfig) -> dict[int, float]:
     """Tokens scored -> mean NLL so far, of a static run on the same text in the same parent directory; {} if there is none."""
     if path is None or config.adapt == "none" or not path.parent.is_dir():
         return {}
-    from dynadapt.runs.growing import read_metrics
+    from dynadapt.runs.append_only import read_metrics
     from dynadapt.runs.kinds import kind_of
 
     keys = ("model", "text", "field", "tokens", "streams", "split", "segment", "memory", "sinks", "context")

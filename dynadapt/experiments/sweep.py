@@ -11,7 +11,7 @@ import itertools
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -187,24 +187,31 @@ def finished_runs(cells: list[Cell], out: Path) -> list[Run]:
     return [read_run(out / cell.name) for cell in cells if (out / cell.name / "summary.json").exists()]
 
 
-def results_table(runs: list[Run], names: dict[str, str] | None = None) -> Table:
-    """One row a run; the best NLL is bold."""
-    best = min((run.summary["nll"] for run in runs), default=None)
+COLUMNS = ("NLL", "bits/byte", "GFLOPs/token", "tokens/s", "peak memory")
+
+
+def numbers(summary: dict) -> tuple[str, ...]:
+    """Of COLUMNS."""
+    bits = summary["bits_per_byte"]
+    return (
+        f"{summary['nll']:.4f}",
+        "-" if bits is None else f"{bits:.4f}",
+        f"{summary['flops_per_token'] / 1e9:.3f}",
+        f"{summary['tokens_per_second']:,.0f}",
+        f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB",
+    )
+
+
+def results_table(summaries: Mapping[str, dict | None]) -> Table:
+    """A row a run by its title; None: one to come, with dots. The best NLL is bold."""
+    best = min((summary["nll"] for summary in summaries.values() if summary), default=None)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", overflow="fold")  # a narrow terminal folds names, never numbers
-    for title in ("NLL", "bits/byte", "GFLOPs/token", "tokens/s", "peak memory"):
+    for title in COLUMNS:
         table.add_column(title, justify="right", no_wrap=True, min_width=len(title))
-    for run in runs:
-        s = run.summary
-        table.add_row(
-            (names or {}).get(run.name, run.name),
-            f"{s['nll']:.4f}",
-            f"{s['bits_per_byte']:.4f}",
-            f"{s['flops_per_token'] / 1e9:.3f}",
-            f"{s['tokens_per_second']:,.0f}",
-            f"{s['peak_memory_bytes'] / 1e6:,.0f} MB",
-            style="bold" if s["nll"] == best else None,
-        )
+    for title, summary in summaries.items():
+        cells = numbers(summary) if summary else ["\u00b7"] * len(COLUMNS)
+        table.add_row(title, *cells, style="dim" if not summary else "bold" if summary["nll"] == best else None)
     return table
 
 
@@ -247,7 +254,7 @@ def run_sweep(path: str, scores: bool = False, checkpoint: int | None = None, lo
     runs = finished_runs(cells, out)
     if runs:
         write_results(runs, out / "sweep.json", out / "sweep.csv")
-        Console(soft_wrap=True).print(results_table(runs))
+        Console(soft_wrap=True).print(results_table({run.name: run.summary for run in runs}))
         print(f"{out / 'sweep.json'}\n{out / 'sweep.csv'}")
     for name, message in failures.items():
         print(f"dynadapt: cell {name} failed: {message}", file=sys.stderr)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .growing import read_metrics
+from .append_only import read_metrics
 from .kinds import headline, kind_of, what
 from .rundir import RunError, check_finished, locked, read_json, unscored
+from .whole_files import read_json_or
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,6 +75,15 @@ class Run:
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: not readable as an array ({error})") from None
 
+    def inputs(self) -> dict:
+        """What inputs.json keeps of what the numbers depend on: digests of texts, model, tokenizer, by name; {} of an older run."""
+        return read_json_or(self.path / "inputs.json", {})
+
+    def texts(self) -> list[str]:
+        """The sha256 of each text's content, in the order given; the text's name where it is not known."""
+        inputs = self.inputs()
+        return [(inputs.get(f"text {spec!r}") or {}).get("sha256", spec) for spec in self.config.get("text") or ()]
+
     def result(self) -> tuple[str, float | None, str]:
         """(name, value, unit) of the number that this kind of run is about: ("NLL", 3.41, "nats/token"). None: not known yet."""
         last = self.metrics[-1] if self.metrics else {}
@@ -106,7 +116,7 @@ def read_run(path: str | Path) -> Run:
     path = Path(path)
     if not path.is_dir():
         raise RunError(f"{path}: no such run directory")
-    summary = read_json(path / "summary.json") if (path / "summary.json").exists() else None
+    summary = read_json_or(path / "summary.json")
     if summary is not None:
         if not isinstance(summary, dict):
             raise RunError(f"{path / 'summary.json'} is damaged: it holds no object")

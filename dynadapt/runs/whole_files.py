@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -29,6 +30,17 @@ def read_json(path: Path) -> dict:
         raise RunError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: not readable as JSON ({error})") from None
+
+
+def read_json_or(path: Path, absent=None):
+    """What a JSON file holds; `absent` where there is no such file."""
+    return read_json(path) if path.exists() else absent
+
+
+def finite_number(value) -> float | int | None:
+    """The value where it is a finite number, else None: JSON has no infinity, and True is no number."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if known else None
 
 
 def write_json(path: Path, content: dict) -> None:

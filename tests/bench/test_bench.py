@@ -14,6 +14,7 @@ from dynadapt import _C
 from dynadapt.bench import compare, side_by_side
 from dynadapt.bench import step as bench
 from dynadapt.model import random_model, tiny_config
+from dynadapt.ops import attention
 
 
 @pytest.fixture
@@ -139,6 +140,14 @@ def test_the_peak_is_above_any_product():
             assert instruction_peak(dtype, 1) > 0.7 * 2e-9 * 512**3 / min(seconds[1:]) > 0
     finally:
         _C.set_num_threads(0)
+
+
+def test_masked_flops_are_those_above_the_diagonal():
+    segment, heads, d = 5, 3, 4
+    product = 2 * heads * d * int(torch.ones(segment, segment).triu(1).sum())  # of one matrix product over what is masked
+    assert attention.masked_flops(segment, heads, d) == (2 * product, 5 * product)
+    on_and_below = 2 * heads * d * int(torch.ones(segment, segment).tril().sum())
+    assert attention.forward_flops(segment, 0, heads, d) - 2 * product == 2 * on_and_below
 
 
 @pytest.mark.parametrize(

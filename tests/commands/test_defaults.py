@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import EVENT, call
 from tiny import english, tiny_directory
 
 import dynadapt.model
-from dynadapt.cli import main
 from dynadapt.experiments import defaults
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.defaults import fastest, fitting_memory, opening, settle
@@ -34,12 +34,6 @@ def folder(tmp_path_factory) -> Path:
 
 def config_of(folder, **changes) -> EvalConfig:
     return EvalConfig(**{"model": str(folder / "model"), "text": (str(folder / "a.txt"),), "segment": 16, "rank": 2, **changes})
-
-
-def call(*words) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    return end.value.code or 0
 
 
 # ---- what is chosen
@@ -290,25 +284,14 @@ def test_the_last_progress_line_says_100(case, folder, tmp_path):
 
 
 def test_a_run_that_stopped_does_not_say_100(folder, tmp_path):
-    event = {
-        "segment": 0,
-        "total_tokens": 100,
-        "tokens": 100,
-        "total_seconds": 0.5,
-        "seconds": 0.5,
-        "fraction": 0.25,
-        "gain": None,
-        "total_nll": 3.0,
-        "nll": 3.0,
-    }
     for kind in (Lines, Bar):
         stream = io.StringIO()
         with pytest.raises(Interrupted):
             with kind(stream) as shown:
-                shown(event)
+                shown(EVENT)
                 raise Interrupted("stopped")
         assert "25%" in stream.getvalue() and "100%" not in stream.getvalue()
         stream = io.StringIO()
         with kind(stream) as shown:
-            shown(event)
+            shown(EVENT)
         assert "100%" in stream.getvalue().splitlines()[-1]

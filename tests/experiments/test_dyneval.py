@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from run_files import Killed, scores_of, without_time
 from tiny import english, tiny_directory, tiny_tokenizer
 
 import dynadapt.model
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import RunOptions, build_engine, run
 from dynadapt.runs import rundir
-from dynadapt.runs.document_slots import Feed
-from dynadapt.runs.growing import Growing, read_metrics
+from dynadapt.runs.append_only import Growing, read_metrics
+from dynadapt.runs.document_streams import Feed
 from dynadapt.runs.rundir import DiskError, RunError
 from dynadapt.runs.text import Document, Source, TextError, streaming_tokenizer
 
@@ -58,14 +59,6 @@ def config_for(model_directory, texts, **changes) -> EvalConfig:
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
-
-
-def scores_of(out) -> np.ndarray:
-    return np.load(Path(out) / "scores.npy")
-
-
-def without_time(lines: list[dict]) -> list[dict]:
-    return [{key: value for key, value in line.items() if key not in ("seconds", "total_seconds")} for line in lines]
 
 
 # ------------------------------------------------------------------------------------------------------------------- feed
@@ -247,9 +240,6 @@ def test_a_run_can_stop_at_every_segment(backend, dtype, model_directory, tmp_pa
     run(config, tmp_path / "whole", options)
     segments = len(read_metrics(tmp_path / "whole"))
 
-    class Killed(BaseException):
-        pass
-
     for at in range(segments):
 
         def make(model, config):
@@ -387,6 +377,6 @@ def test_a_text_shorter_than_a_segment_is_scored(model_directory, tmp_path):
 
 
 def test_a_text_that_turns_out_empty_leaves_no_directory(model_directory, tmp_path):
-    with pytest.raises(TextError):
+    with pytest.raises(TextError, match="text '/dev/null'"):
         run(config_for(model_directory, ["/dev/null"]), tmp_path / "made" / "run")
     assert not (tmp_path / "made" / "run").exists()

@@ -6,7 +6,7 @@ import pytest
 
 from dynadapt.bench import compare
 from dynadapt.experiments.icl import bench
-from dynadapt.experiments.icl.base import IclError
+from dynadapt.experiments.icl.function_class import IclError
 
 
 def test_a_step_is_checked_then_timed():

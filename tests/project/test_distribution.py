@@ -27,7 +27,7 @@ import sys, torch, dynadapt
 from dynadapt import Adam, Engine, LoRA
 assert dynadapt.__file__.startswith(sys.prefix), dynadapt.__file__
 engine = Engine(dynadapt.load(sys.argv[1]), adapt=LoRA(rank=2), optimizer=Adam(lr=1e-2), segment=8, dtype="fp32", backend="cpu")
-import dynadapt.kernels.choices, dynadapt.plan.measured
+import dynadapt.kernels.choices, dynadapt.bench.plan.measured
 print(float(engine.step(torch.arange(1, 10)[None]).sum()))
 """
 
@@ -103,8 +103,8 @@ def test_the_version_has_one_home():
     for name in ("pyproject.toml", "setup.py", "CMakeLists.txt", "dynadapt/__init__.py", "csrc/include/dynadapt/dynadapt.h"):
         assert not re.search(rf"(?<![\d.>=]){re.escape(version)}(?![\d.])", (ROOT / name).read_text("utf-8")), name
     assert f'VERSION = "{version}"' in (ROOT / "dynadapt" / "common" / "version.py").read_text("utf-8")
-    newest = re.search(r"^## (?:\[?)(\d+\.\d+\.\d+|Unreleased)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
-    assert newest, "CHANGELOG.md has no version"
+    newest = re.search(r"^## (.*)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)[1]
+    assert newest == "Unreleased" or newest.startswith(version)
 
 
 def test_constraints_name_a_version_of_everything_that_is_tested_with():

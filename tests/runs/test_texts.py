@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from run_files import scores_of
 from tiny import english, tiny_directory, tiny_tokenizer
 
 from dynadapt.common.notes import RunNote
@@ -17,8 +18,8 @@ from dynadapt.experiments.compare import read_compared
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.corpus_read import CorpusError, read_documents
 from dynadapt.experiments.diagnose.texts import gather
+from dynadapt.experiments.distributed_eval import _check, merge, shared_out
 from dynadapt.experiments.dyneval import RunOptions, run
-from dynadapt.experiments.shared_documents import _check, merge, shared_out
 from dynadapt.runs.rundir import RunDirectory, RunError
 from dynadapt.runs.text import Source, TextError, TokenReader, expand, inputs, streaming_tokenizer
 from dynadapt.runs.texts.expanding import selection
@@ -72,10 +73,6 @@ def model(tmp_path_factory):
 def config_for(model, texts, **changes) -> EvalConfig:
     settings = dict(model=str(model), text=tuple(map(str, texts)), segment=16, rank=2, backend="cpu", dtype="fp32", lr=0.01)
     return EvalConfig(**{**settings, **changes})
-
-
-def scores_of(path) -> np.ndarray:
-    return np.load(path / "scores.npy")
 
 
 # ---------------------------------------------------------------------------------------------------------------- same documents

@@ -10,7 +10,7 @@ from pathlib import Path
 from dynadapt.experiments.diagnose.classes import CLASSES
 from dynadapt.runs.whole_files import replace_file
 
-from .joined import Compared
+from .joined_scores import Compared
 
 
 def write_summary(path: Path, summary: dict) -> None:

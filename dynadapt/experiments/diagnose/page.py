@@ -55,11 +55,7 @@ def page(title: str, body: list[str]) -> str:
 
 def write_page(path: Path, summary: dict) -> None:
     """Writes the page of a summary that `driver.run_diagnosis` made."""
-    write_html(path, page("dynadapt diagnose", _body(summary)))
-
-
-def write_html(path: Path, text: str) -> None:
-    replace_file(path, text)
+    replace_file(path, page("dynadapt diagnose", _body(summary)))
 
 
 def _body(summary: dict) -> list[str]:

@@ -5,14 +5,14 @@ Errors and gradients at the same initial weights are held against Hugging Face's
 
 from __future__ import annotations
 
-import sys
-
 from dynadapt.bench.compare import Benchmark, Provider, compare, errors_line, table, thread_choices
 from dynadapt.bench.side_by_side import OURS, remarks, write
 from dynadapt.common.environment import need
+from dynadapt.runs.progress import say
 
-from .base import IclError
-from .config import TrainConfig, from_preset
+from .config import TrainConfig
+from .function_class import IclError
+from .presets import from_preset
 
 PEERS = ("gpt2-eager", "gpt2-compile")
 FLOOR = {"errors": 1e-4, "gradient": 1e-4}
@@ -23,7 +23,7 @@ def bench_config(preset: str, **changes) -> TrainConfig:
     return from_preset(preset, **changes, dims_start=0, points_start=0, log=1000, schedule="constant", warmup=0)
 
 
-def run_icl(config: TrainConfig, against: list[str], rounds: int, steps: int, say=print) -> dict:
+def run_icl(config: TrainConfig, against: list[str], rounds: int, steps: int, say=say) -> dict:
     """The whole benchmark; returns what ``--out`` writes. steps: of each provider in a round."""
     from dynadapt.common.environment import environment
 
@@ -95,8 +95,7 @@ def bench_icl(arguments) -> int:
         if getattr(arguments, name) < 1:
             raise IclError(f"--{name} {getattr(arguments, name)}: give at least 1")
     config = bench_config(arguments.preset, device=arguments.device, dtype=arguments.dtype, batch=arguments.batch)
-    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    result = run_icl(config, against, arguments.rounds, arguments.steps, say)
+    result = run_icl(config, against, arguments.rounds, arguments.steps)
     print_table(result)
     if arguments.out:
         write(arguments.out, result)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from dynadapt.model import hf_name, layout
 from dynadapt.model.hf_config import config_to_hf
-from dynadapt.model.layout import hf_transposed
+from dynadapt.model.layout import hf_tensor
 from dynadapt.runs.checkpoints import last_state
 from dynadapt.runs.rundir import RunError, read_json
 from dynadapt.runs.whole_files import new_directory
@@ -32,7 +32,7 @@ def export_model(run: Path, out: Path) -> Path:
         stored = {}
         for name, value in learned(model, engine).items():
             value = value.to("cpu", engine.torch_dtype)
-            stored[hf_name(model.config, name)] = (value.t() if hf_transposed(model.config, name) else value).contiguous()
+            stored[hf_name(model.config, name)] = hf_tensor(model.config, name, value).contiguous()
         save_file(stored, str(folder / "model.safetensors"), {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(config_to_hf(model.config), indent=2) + "\n", "utf-8")
         model.tokenizer.save(folder / "tokenizer.json")

@@ -14,8 +14,9 @@ from dynadapt.engine import Engine
 from dynadapt.engine.state import state_tensors
 from dynadapt.experiments.config import ConfigError, check_rank
 from dynadapt.experiments.mixers import MIXERS, Mixer, MixerError, Shaping, make_mixer, proportions
-from dynadapt.experiments.mixers.base import by_domain, check_weights
+from dynadapt.experiments.mixers.mixer import by_domain, check_weights
 from dynadapt.model import ModelConfig, load, random_model
+from dynadapt.model.geometries import llama
 from dynadapt.runs.checkpoints import last_state
 from dynadapt.runs.rundir import RunError, read_json
 
@@ -41,8 +42,7 @@ def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
     """A llama with tied head, heads of 64 (16 in the smallest), a feed-forward of 8/3 of its width and the other's vocabulary."""
     layers, hidden = scratch_size(config.scratch)
     head = next(size for size in (64, 32, 16) if hidden % size == 0)
-    return ModelConfig(
-        family="llama",
+    return llama(
         vocab_size=other.vocab_size,
         hidden_size=hidden,
         layers=layers,
@@ -50,16 +50,9 @@ def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
         kv_heads=hidden // head,
         head_dim=head,
         ffn_size=-(-8 * hidden // 3 // 32) * 32,
-        norm="rms",
-        norm_eps=1e-5,
-        activation="swiglu",
         rope_theta=10000.0,
-        rope_scaling=None,
         max_positions=max(2048, config.segment),
         tied_head=True,
-        attention_bias=False,
-        mlp_bias=False,
-        qk_norm=False,
         bos_token_id=other.bos_token_id,
         eos_token_id=other.eos_token_id,
     )

@@ -35,7 +35,7 @@ from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.defaults import settled_dtype
 from dynadapt.experiments.dyneval import PHASES, _finite, interruptible
 from dynadapt.experiments.mixers import MIXERS, Exhausted, excess
-from dynadapt.experiments.mixers.base import check_weights
+from dynadapt.experiments.mixers.mixer import check_weights
 from dynadapt.runs.rundir import Follower, RunDirectory, RunError, open_directory
 
 from . import setup
@@ -51,7 +51,7 @@ class ReweightOptions:
 
     change: with resume, weights by domain that take the place of the mixer's from here on.
     shard: with several processes, each keeps a part of the masters and moments (distributed/sharded.py).
-    log: names of logs that see every line of metrics too (experiments/logs.py).
+    log: names of logs that see every line of metrics too (runs/logs.py).
     """
 
     resume: bool = False

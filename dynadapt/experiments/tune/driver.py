@@ -15,7 +15,7 @@ from dynadapt.experiments.defaults import settle
 from dynadapt.runs.text import TextError, TokenReader, expand, streaming_tokenizer
 
 from . import plan as planning
-from .checked import check_minutes, free_directory
+from .checks import check_minutes, free_directory
 from .estimate import late_mean
 from .measure import Bench, Scored
 from .plan import Candidate, Cost, Plan

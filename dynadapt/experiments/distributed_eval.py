@@ -17,7 +17,7 @@ import numpy as np
 
 from dynadapt.common.version import VERSION
 from dynadapt.distributed import Processes
-from dynadapt.runs.growing import read_metrics
+from dynadapt.runs.append_only import read_metrics
 from dynadapt.runs.rundir import RunDirectory, RunError, check_finished, open_directory, read_json, write_json
 from dynadapt.runs.text import Source, expand, inputs
 from dynadapt.runs.texts.expanding import selection
