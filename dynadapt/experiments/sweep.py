@@ -24,6 +24,7 @@ from dynadapt.common.notes import note
 from dynadapt.common.options import idle, note_idle
 from dynadapt.runs.metrics import Run, read_run
 from dynadapt.runs.rundir import read_json, write_json
+from dynadapt.runs.stopping import signals_to
 
 from .config import ConfigError, EvalConfig
 
@@ -159,16 +160,12 @@ def _run_child(words: list[str]) -> tuple[int, str]:
         if number == signal.SIGTERM:
             child.send_signal(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_to(stop):
         last = ""
         for line in child.stderr:
             sys.stderr.write(line)
             last = line.strip() or last
         code = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if asked:
         raise KeyboardInterrupt
     return code, ended_by(-code) if code < 0 else last or f"exit status {code}"
