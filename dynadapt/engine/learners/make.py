@@ -1,4 +1,4 @@
-"""The learner of one way to adapt."""
+"""Learners, from what is to be learned and with which optimizer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from dynadapt.adapt.methods import LoRA, whole_model
 from dynadapt.engine.weights import group_sizes, source_weight
+from dynadapt.ops import update
 
 from .lora import LoraLearner
 from .rows import RowLearner
@@ -39,3 +40,29 @@ def make_learner(
         return ModelLearner(adapt, optimizer, model, dtype, backend, device, keep_prior)
     source = partial(source_weight, model)
     return RowLearner(adapt, optimizer, group_sizes(model.config), dtype, backend, source, device, keep_prior, keep_grad)
+
+
+def make_learners(settings, model) -> list:
+    """Of an engine: one LoRA learner serves every set of weights; weights of the model's own need a learner a set."""
+    if not settings.learns:
+        return []
+    make = partial(
+        make_learner,
+        settings.adapt,
+        settings.optimizer,
+        model,
+        settings.torch_dtype,
+        settings.backend,
+        settings.device,
+        seed=settings.seed,
+        keep_prior=settings.fixed and settings.reset == "auto",
+        keep_grad=settings.why_not_fused is not None,
+    )
+    return [make() for _ in range(settings.sets)] if settings.owns_weights else [make(slots=settings.sets)]
+
+
+def check_kind(optimizer, backend: str) -> None:
+    """Raises ValueError for an optimizer that the backend's update does not know."""
+    known = update.kinds_of(backend)
+    if optimizer.kind not in known:
+        raise ValueError(f"optimizer={optimizer!r} with backend={backend!r}: its update knows {', '.join(known)}, not {optimizer.kind}")
