@@ -18,12 +18,16 @@ keeps all its state, ``skipped`` becomes 1, and later calls leave the stream unt
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
 
 import torch
 
 from dynadapt.common.update_rule import KINDS, UpdateRule
 
 from .dispatch import kernel_module, native_module
+
+
+Buffer = Any  # a tensor, or None
 
 
 @dataclass(eq=False, repr=False)
@@ -36,14 +40,14 @@ class UpdateState:
 
     master: torch.Tensor
     _: KW_ONLY
-    grad: torch.Tensor | None = None
-    first: torch.Tensor | None = None
-    second: torch.Tensor | None = None
-    prior: torch.Tensor | None = None
-    stat: torch.Tensor | None = None
-    prior_rate: torch.Tensor | None = None
-    working: torch.Tensor | None = None
-    step: torch.Tensor | None = None
+    grad: Buffer = None
+    first: Buffer = None
+    second: Buffer = None
+    prior: Buffer = None
+    stat: Buffer = None
+    prior_rate: Buffer = None
+    working: Buffer = None
+    step: Buffer = None
 
     def of(self, slot: int) -> UpdateState:
         """One slot's share, as views; without the count."""

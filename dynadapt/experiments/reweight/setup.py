@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import dynadapt
+from dynadapt.adapt.optimizers import OPTIMIZERS
 from dynadapt.engine.state import state_tensors
 from dynadapt.experiments.config import ConfigError, check_rank
 from dynadapt.experiments.mixers import MIXERS, Mixer, MixerError, Shaping, make_mixer, proportions
@@ -72,11 +73,10 @@ def build_engine(model, config: ReweightConfig, device: str | None = None):
         "rows": lambda: dynadapt.RowSparse(density=config.density, targets=config.targets),
         "full": lambda: dynadapt.Full(targets=config.targets),
     }[config.adapt]()
-    optimizer = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD}[config.optimizer]
     return dynadapt.Engine(
         model,
         adapt=adapt,
-        optimizer=optimizer(lr=config.learning_rate, decay=config.decay, clip=config.clip),
+        optimizer=OPTIMIZERS[config.optimizer](lr=config.learning_rate, decay=config.decay, clip=config.clip),
         shared=True,
         streams=config.rows,
         segment=config.segment,
