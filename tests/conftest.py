@@ -21,3 +21,11 @@ def smollm2_directory() -> Path:
     from dynadapt.model.fetch import fetch
 
     return fetch("smollm2-135m")
+
+
+@pytest.fixture
+def case(request):
+    """A case of an op, made when the test runs: see ``op_cases.each``."""
+    from op_cases import make_case
+
+    return make_case(*request.param)

@@ -16,7 +16,7 @@ import torch
 
 from dynadapt.common.checks import choice, wrong
 
-from .table import OPS, Op
+from .table import OPS, Row
 
 BACKENDS = ("reference", "cpu", "triton")
 _FAST_DTYPES = (torch.float32, torch.bfloat16)
@@ -112,14 +112,14 @@ def resolve(op: str, backend: str, dtype: torch.dtype) -> Choice:
     return _triton(row, dtype) if backend == "triton" else _native(row, dtype)
 
 
-def _native(row: Op, dtype: torch.dtype) -> Choice:
+def _native(row: Row, dtype: torch.dtype) -> Choice:
     if not row.native:
         raise UnsupportedOp(f"op {row.name!r}, dtype {dtype}, device 'cpu': dynadapt._C has no such kernel")
     module = native_module()
     return Choice(row.name, "cpu", getattr(module, row.name), f"native kernels, {module.isa()}")
 
 
-def _triton(row: Op, dtype: torch.dtype) -> Choice:
+def _triton(row: Row, dtype: torch.dtype) -> Choice:
     op = row.name
     if not row.triton:
         raise UnsupportedOp(f"op {op!r}, backend 'triton', dtype {dtype}: no kernel file serves it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .table import CONDITIONS, OPS, Op
+from .table import CONDITIONS, OPS, Row
 
 HEAD = """# Every op
 
@@ -20,7 +20,7 @@ def _link(text: str, path: str) -> str:
     return f"[{text}](../{path})"
 
 
-def _cells(row: Op) -> list[str]:
+def _cells(row: Row) -> list[str]:
     cpu = f"{_link('checks', f'csrc/cpu/{row.family}.cpp')}, {_link('kernel', f'csrc/cpu/kernels/{row.kernel or row.family}.cpp')}"
     formula = " ".join((row.formula.__doc__ or "").split("\n\n")[0].split()) if row.formula else "none"
     torch_ops = ", ".join(f"`{name}`" for name in row.torch_names)

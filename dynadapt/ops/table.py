@@ -37,8 +37,8 @@ CONDITIONS = {
 
 
 @dataclass(frozen=True)
-class Op:
-    """One op.
+class Row:
+    """What the table says of one op.
 
     Args:
         name: of the reference, of the implementations and of ``dynadapt_<name>``.
@@ -87,10 +87,10 @@ class Op:
 
 
 _ROWS = (
-    Op("embedding_forward", "embedding", "rows of a table, plus learned positions", "forward", ("own table",), derivative=True),
-    Op("norm_forward", "norm", "RMSNorm or LayerNorm behind a residual add", "forward", torch=("norm", "add_norm"), derivative=True),
-    Op("norm_backward", "norm", "gradient of norm_forward, and its output again", "backward", ("learning",)),
-    Op(
+    Row("embedding_forward", "embedding", "rows of a table, plus learned positions", "forward", ("own table",), derivative=True),
+    Row("norm_forward", "norm", "RMSNorm or LayerNorm behind a residual add", "forward", torch=("norm", "add_norm"), derivative=True),
+    Row("norm_backward", "norm", "gradient of norm_forward, and its output again", "backward", ("learning",)),
+    Row(
         "linear_forward",
         "linear",
         "y = x Wᵀ + b + s (x Aᵀ) B, with a stream's own A and B",
@@ -98,10 +98,10 @@ _ROWS = (
         flops="forward_flops",
         derivative=True,
     ),
-    Op("linear_backward", "linear", "dx = dy W + dU A, dU = s dy Bᵀ", "backward", ("learning",), "backward_flops"),
-    Op("lora_gradient", "lora_gradient", "dA = dUᵀ x, dB = s uᵀ dy", "backward", ("adapters", "apart"), "flops"),
-    Op("weight_gradient", "weight_gradient", "dW = dyᵀ x, all or chosen rows", "backward", ("weights", "gradients kept"), "flops"),
-    Op(
+    Row("linear_backward", "linear", "dx = dy W + dU A, dU = s dy Bᵀ", "backward", ("learning",), "backward_flops"),
+    Row("lora_gradient", "lora_gradient", "dA = dUᵀ x, dB = s uᵀ dy", "backward", ("adapters", "apart"), "flops"),
+    Row("weight_gradient", "weight_gradient", "dW = dyᵀ x, all or chosen rows", "backward", ("weights", "gradients kept"), "flops"),
+    Row(
         "lora_gradient_update",
         "lora_gradient",
         "lora_gradient and the optimizer's step in one",
@@ -111,7 +111,7 @@ _ROWS = (
         native=False,
         jax=False,
     ),
-    Op(
+    Row(
         "weight_gradient_update",
         "weight_gradient",
         "weight_gradient and the optimizer's step in one",
@@ -121,12 +121,12 @@ _ROWS = (
         native=False,
         jax=False,
     ),
-    Op(
+    Row(
         "row_scores", "weight_gradient", "√Σ dy² ‖x‖², the norm of each row's gradient by estimate", "backward", ("scored rows",), jax=False
     ),
-    Op("head_norm_forward", "head_norm", "RMSNorm of every query and key head", "forward", ("head norms",), derivative=True),
-    Op("head_norm_backward", "head_norm", "gradient of head_norm_forward", "backward", ("head norms", "learning")),
-    Op(
+    Row("head_norm_forward", "head_norm", "RMSNorm of every query and key head", "forward", ("head norms",), derivative=True),
+    Row("head_norm_backward", "head_norm", "gradient of head_norm_forward", "backward", ("head norms", "learning")),
+    Row(
         "attention_forward",
         "attention",
         "causal softmax attention over sinks, memory and segment, rotated on load",
@@ -135,7 +135,7 @@ _ROWS = (
         kernel="attention_forward",
         derivative=True,
     ),
-    Op(
+    Row(
         "attention_backward",
         "attention",
         "gradient of attention_forward, none for memory",
@@ -144,9 +144,9 @@ _ROWS = (
         "backward_flops",
         kernel="attention_backward",
     ),
-    Op("activation_forward", "activation", "SwiGLU, GELU", "forward", derivative=True),
-    Op("activation_backward", "activation", "gradient of activation_forward, and its output again", "backward", ("learning",)),
-    Op(
+    Row("activation_forward", "activation", "SwiGLU, GELU", "forward", derivative=True),
+    Row("activation_backward", "activation", "gradient of activation_forward, and its output again", "backward", ("learning",)),
+    Row(
         "cross_entropy",
         "cross_entropy",
         "each token's NLL and dh in one pass, logits never whole",
@@ -155,10 +155,10 @@ _ROWS = (
         torch=("cross_entropy", "scored_targets"),
         derivative=True,
     ),
-    Op("cross_entropy_weight_gradient", "cross_entropy", "gradient of the head", "backward", ("whole",), "weight_gradient_flops"),
-    Op("embedding_backward", "embedding", "gradient of the table", "backward", ("whole",)),
-    Op("bias_gradient", "bias_gradient", "column sums of dy", "backward", ("whole", "biases")),
-    Op(
+    Row("cross_entropy_weight_gradient", "cross_entropy", "gradient of the head", "backward", ("whole",), "weight_gradient_flops"),
+    Row("embedding_backward", "embedding", "gradient of the table", "backward", ("whole",)),
+    Row("bias_gradient", "bias_gradient", "column sums of dy", "backward", ("whole", "biases")),
+    Row(
         "linear_mse",
         "linear_mse",
         "(h·w + b − target)² and its gradients",
@@ -167,9 +167,9 @@ _ROWS = (
         torch=("linear_mse", "linear_mse_backward"),
         derivative=True,
     ),
-    Op("update", "update", "clip, optimizer, decay to the prior, working copy", "update", ("learning", "apart"), "flops"),
-    Op("memory_advance", "memory", "a segment enters the memory, all layers", "memory", ("device memory",), native=False, jax=False),
-    Op("memory_fill", "memory", "how much of each memory is filled", "memory", ("device memory",), native=False, jax=False),
-    Op("reset", "reset", "streams go back to the prior", "update", ("learning", "device resets"), native=False, jax=False),
+    Row("update", "update", "clip, optimizer, decay to the prior, working copy", "update", ("learning", "apart"), "flops"),
+    Row("memory_advance", "memory", "a segment enters the memory, all layers", "memory", ("device memory",), native=False, jax=False),
+    Row("memory_fill", "memory", "how much of each memory is filled", "memory", ("device memory",), native=False, jax=False),
+    Row("reset", "reset", "streams go back to the prior", "update", ("learning", "device resets"), native=False, jax=False),
 )
-OPS: dict[str, Op] = {row.name: row for row in _ROWS}
+OPS: dict[str, Row] = {row.name: row for row in _ROWS}

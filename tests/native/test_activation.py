@@ -2,39 +2,27 @@
 
 import pytest
 import torch
+from op_cases import DTYPES, check, each, make_case, rows_stand_alone, same_bits_at_any_threads
 
 from dynadapt import _C
+from dynadapt.bench.cases.activation import activation_backward, activation_forward
 from dynadapt.ops import activation
 
-from .compare import DTYPES, Out, acts, assert_rows_stand_alone, assert_threads_change_nothing, check, poisoned
-
-SIZES = [(1, 35), (1, 1536), (63, 33), (100, 70)]
+SIZES = [(n, f, kind) for n, f in [(1, 35), (1, 1536), (63, 33), (100, 70)] for kind in activation.KINDS]
 
 
-def forward_arguments(n, f, kind, dtype, scale=3):
-    return [acts(n, f * (1 + (kind == "swiglu")), dtype=dtype) * scale, kind, Out(poisoned(n, f))]
+@each(activation_backward, SIZES)
+def test_both_ways(case):
+    h, kind = case["h"], case["kind"]
+    y = check(make_case(activation_forward, (*case["dy"].shape, kind), case.dtype).change(h=h))["y"]
+    assert torch.equal(check(case)["y"], y)
+    check(case.change(y=None))
 
 
-def backward_arguments(n, f, kind, dtype, scale=3):
-    h, *_ = forward_arguments(n, f, kind, dtype, scale)
-    return [acts(n, f, dtype=dtype), h, kind, Out(poisoned(*h.shape)), Out(poisoned(n, f))]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", activation.KINDS)
-@pytest.mark.parametrize("n, f", SIZES)
-def test_both_ways(n, f, kind, dtype):
-    arguments = backward_arguments(n, f, kind, dtype)
-    (y,) = check("activation_forward", [arguments[1], kind, Out(poisoned(n, f))], dtype)
-    _, again = check("activation_backward", arguments, dtype)
-    assert torch.equal(again, y)
-    check("activation_backward", arguments[:4], dtype)
-
-
-@pytest.mark.parametrize("kind", activation.KINDS)
-def test_gradient_may_overwrite_its_input(kind):
-    dy, h, _, _, y = backward_arguments(10, 70, kind, torch.float32)
-    apart, first, second = torch.empty_like(h), y.tensor, y.tensor.clone()
+@each(activation_backward, [(10, 70, kind) for kind in activation.KINDS], [torch.float32])
+def test_gradient_may_overwrite_its_input(case):
+    dy, h, kind, apart, first = case.arguments.values()
+    second = first.clone()
     _C.activation_backward(dy, h, kind, apart, first)
     _C.activation_backward(dy, h, kind, h, second)
     assert torch.equal(h, apart) and torch.equal(first, second)
@@ -73,13 +61,10 @@ def test_far_out_values(kind, dtype):
     assert torch.equal(dh[0, 5:8], torch.ones_like(dh[0, 5:8])) and (dh[0, 1:3] == 0).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", activation.KINDS)
-def test_threads_and_rows(kind, dtype):
-    for op, make in (("activation_forward", forward_arguments), ("activation_backward", backward_arguments)):
-        arguments = make(100, 37, kind, dtype)
-        assert_threads_change_nothing(op, arguments, dtype)
-        assert_rows_stand_alone(op, arguments, dtype, 100, 41)
+@each([activation_forward, activation_backward], [(100, 37, kind) for kind in activation.KINDS])
+def test_threads_and_rows(case):
+    same_bits_at_any_threads(case)
+    rows_stand_alone(case, whole=False)
 
 
 def test_errors_name_the_argument():

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from op_cases import a_bad_stream_stays_alone, check, each, make_case, run, same_bits, same_bits_at_any_threads, streams_stand_alone
 
 from dynadapt import _C
-from dynadapt.ops import attention
+from dynadapt.bench.cases import Draw
+from dynadapt.bench.cases.attention import attention_backward, attention_backward_of, attention_forward
 
-from .compare import DTYPES, Out, acts, assert_threads_change_nothing, check, poisoned, run
-
+OPS = [attention_forward, attention_backward]
 # streams, segment, memory capacity (None: no memory), query heads, kv heads, head size, rotation
-CASES = [
+SIZES = [
     (1, 1, None, 1, 1, 16, True),
     (2, 1, 5, 2, 1, 20, True),
     (1, 63, None, 3, 1, 64, True),
@@ -27,54 +28,9 @@ CASES = [
 ]
 
 
-def tables(length, d):
-    angle = torch.arange(length)[:, None] * 10000.0 ** (-torch.arange(d // 2) / (d // 2))
-    return angle.cos(), angle.sin()
-
-
-def forward_arguments(case, dtype):
-    streams, segment, capacity, hq, hkv, d, rotation = case
-    slots, memory = torch.randperm(streams + 2)[:streams].int(), [None, None, None]
-    if capacity is not None:
-        lengths = torch.randint(0, capacity + 1, (streams + 2,)).int()
-        lengths[slots[0]] = capacity
-        memory = [acts(streams + 2, capacity, hkv * d, dtype=dtype) for _ in range(2)] + [lengths]
-    cos, sin = tables(segment + (capacity or 0), d) if rotation else (None, None)
-    rows = streams * segment
-    return [
-        acts(rows, (hq + 2 * hkv) * d, dtype=dtype),
-        *memory,
-        slots,
-        cos,
-        sin,
-        hq,
-        hkv,
-        d,
-        d**-0.5,
-        Out(poisoned(rows, hq * d)),
-        Out(poisoned(streams, hq, segment), wide=True),
-    ]
-
-
-def backward_arguments(case, dtype):
-    *inputs, out, lse = forward_arguments(case, dtype)
-    out, lse = out.tensor.to(dtype), lse.tensor
-    attention.attention_forward(*inputs, out, lse)
-    qkv, *window = inputs
-    return [acts(*out.shape, dtype=dtype), qkv, out, lse, *window, Out(poisoned(*qkv.shape))]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_forward(case, dtype):
-    check("attention_forward", forward_arguments(case, dtype), dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_backward(case, dtype):
-    # P and dS are rounded on both sides, each in its own order: single elements differ by half of a rounding either way.
-    check("attention_backward", backward_arguments(case, dtype), dtype, slack=4 if dtype == torch.bfloat16 else 1)
+@each(OPS, SIZES)
+def test_against_reference(case):
+    check(case)
 
 
 LONE = [
@@ -87,121 +43,62 @@ LONE = [
 ]  # short and long forms, with and without a memory that is empty
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", LONE, ids=str)
-def test_one_key_has_no_gradient_in_query_and_key(case, dtype):
+@each(attention_forward, LONE)
+def test_one_key_has_no_gradient_in_query_and_key(case):
     """Its probability is 1 whatever q and k are: the gradient is 0 and not the rounding of a difference."""
-    streams, segment, capacity, hq, hkv, d, _ = case
-    *inputs, out, lse = forward_arguments(case, dtype)
-    if capacity is not None:
-        inputs[3].zero_()
-    out, lse = out.tensor.to(dtype), lse.tensor
-    attention.attention_forward(*inputs, out, lse)
-    arguments = [acts(*out.shape, dtype=dtype), inputs[0], out, lse, *inputs[1:], Out(poisoned(*inputs[0].shape))]
-    gradient = check("attention_backward", arguments, dtype, slack=4 if dtype == torch.bfloat16 else 1)[0].view(streams, segment, -1)
-    query, key, value = gradient.split([hq * d, hkv * d, hkv * d], 2)
+    empty = case if case["mem_len"] is None else case.change(mem_len=torch.zeros_like(case["mem_len"]))
+    backward = attention_backward_of(Draw(case.dtype, seed=1), empty)
+    hq, hkv, d, streams, segment = *(case[name] for name in ("hq", "hkv", "d")), case.stream_count, case["lse"].shape[2]
+    query, key, value = check(backward)["dqkv"].view(streams, segment, -1).split([hq * d, hkv * d, hkv * d], 2)
     assert not query[:, 0].any() and value[:, 0].any()
     assert not key.any() if segment == 1 else (query[:, 1:].any() and key.any())
-    arguments[0] = arguments[0].clone()
-    arguments[0][0] = float("nan")  # which an update must still see
-    assert run("attention_backward", arguments, dtype)[0][0, : hq * d].isnan().any()
+    assert run(backward.spoil("dout", 0))["dqkv"][0, : hq * d].isnan().any()  # which an update must still see
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", [(1, 140, 140, 2, 1, 32, True), (2, 40, None, 2, 2, 32, True)], ids=str)
-def test_large_scores(case, dtype):
+@each(attention_forward, [(1, 140, 140, 2, 1, 32, True), (2, 40, None, 2, 2, 32, True)])
+def test_large_scores(case):
     """Scores of several hundreds: the running maximum must carry them."""
-    arguments = forward_arguments(case, dtype)
-    arguments[0], arguments[1] = arguments[0] * 12, arguments[1] if arguments[1] is None else arguments[1] * 12
-    out, lse = run("attention_forward", arguments, dtype)
-    assert torch.isfinite(out).all() and torch.isfinite(lse).all()
-    check("attention_forward", arguments, dtype)
+    check(case.change(qkv=case["qkv"] * 12, mem_k=None if case["mem_k"] is None else case["mem_k"] * 12))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", ["attention_forward", "attention_backward"])
-def test_threads_change_no_bit(op, dtype):
-    make = forward_arguments if op == "attention_forward" else backward_arguments
-    for case in (CASES[3], CASES[4]):
-        assert_threads_change_nothing(op, make(case, dtype), dtype)
+@each(OPS, SIZES[3:5])
+def test_threads_change_no_bit(case):
+    same_bits_at_any_threads(case)
 
 
-def of_stream(arguments, i, streams):
-    """The arguments of stream ``i`` alone."""
-
-    def part(value):
-        if isinstance(value, Out):
-            return Out(part(value.tensor), value.wide)
-        if not isinstance(value, torch.Tensor) or value.shape[0] % streams or value.shape[0] == streams + 2:
-            return value
-        size = value.shape[0] // streams
-        return value[i * size : (i + 1) * size]
-
-    place = {"cos", "sin"}
-    names = (
-        ["qkv", "k", "v", "len", "slots", "cos", "sin"]
-        if len(arguments) == 13
-        else ["do", "qkv", "o", "lse", "k", "v", "len", "slots", "cos", "sin"]
-    )
-    return [a if n < len(names) and names[n] in place else part(a) for n, a in enumerate(arguments)]
+@each(OPS, [(5, 70, 50, 4, 2, 20, True), (7, 40, None, 3, 1, 64, True)])
+def test_streams_batched_equal_streams_alone(case):
+    streams_stand_alone(case)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", ["attention_forward", "attention_backward"])
-@pytest.mark.parametrize("case", [(5, 70, 50, 4, 2, 20, True), (7, 40, None, 3, 1, 64, True)], ids=str)
-def test_streams_batched_equal_streams_alone(case, op, dtype):
-    streams = case[0]
-    arguments = (forward_arguments if op == "attention_forward" else backward_arguments)(case, dtype)
-    together = run(op, arguments, dtype)
-    for i in range(streams):
-        for whole, alone in zip(together, run(op, of_stream(arguments, i, streams), dtype)):
-            size = whole.shape[0] // streams
-            assert torch.equal(whole[i * size : (i + 1) * size], alone)
+@each(OPS, [(3, 50, 20, 4, 2, 20, True)])
+def test_a_bad_stream_stays_alone(case):
+    a_bad_stream_stays_alone(case)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", ["attention_forward", "attention_backward"])
-def test_a_bad_stream_stays_alone(op, dtype):
-    case = (3, 50, 20, 4, 2, 20, True)
-    arguments = (forward_arguments if op == "attention_forward" else backward_arguments)(case, dtype)
-    clean = run(op, arguments, dtype)
-    arguments[0] = arguments[0].clone()
-    arguments[0][60] = float("nan")  # in stream 1
-    for a, b in zip(clean, run(op, arguments, dtype)):
-        size = a.shape[0] // 3
-        others = torch.ones(a.shape[0], dtype=torch.bool)
-        others[size : 2 * size] = False
-        assert torch.equal(a[others], b[others])
-        assert not torch.isfinite(b[size : 2 * size]).all()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("t", [0, 31, 63, 64, 127, 128])
-def test_later_tokens_change_no_bit(t, dtype):
-    arguments = forward_arguments((1, 200, 70, 3, 1, 20, True), dtype)
-    out, lse = run("attention_forward", arguments, dtype)
-    arguments[0] = arguments[0].clone()
-    arguments[0][t + 1 :] = 50 * acts(199 - t, arguments[0].shape[1], dtype=dtype)
-    out2, lse2 = run("attention_forward", arguments, dtype)
-    assert torch.equal(out[: t + 1], out2[: t + 1]) and torch.equal(lse[..., : t + 1], lse2[..., : t + 1])
+@each(attention_forward, [(1, 200, 70, 3, 1, 20, True)])
+def test_later_tokens_change_no_bit(case, t):
+    later = case["qkv"].clone()
+    later[t + 1 :] = 50 * Draw(case.dtype, seed=1).acts(199 - t, later.shape[1])
+    before, after = run(case), run(case.change(qkv=later))
+    assert torch.equal(before["out"][: t + 1], after["out"][: t + 1])
+    assert torch.equal(before["lse"][..., : t + 1], after["lse"][..., : t + 1])
 
 
-def test_unused_memory_is_never_read():
-    arguments = forward_arguments((2, 40, 33, 2, 1, 20, True), torch.float32)
-    lengths, slots = arguments[3], arguments[4]
-    lengths[slots.long()] = torch.tensor([7, 0], dtype=torch.int32)
-    out, lse = run("attention_forward", arguments, torch.float32)
-    for store in arguments[1:3]:
-        for slot in range(4):
-            store[slot, int(lengths[slot]) if slot in slots else 0 :] = float("nan")
-    out2, lse2 = run("attention_forward", arguments, torch.float32)
-    assert torch.equal(out, out2) and torch.equal(lse, lse2)
+@each(attention_forward, [(2, 40, 33, 2, 1, 20, True)], [torch.float32])
+def test_unused_memory_is_never_read(case):
+    lengths, slots = torch.zeros_like(case["mem_len"]), case["slots"].long()
+    lengths[slots] = torch.tensor([7, 0], dtype=torch.int32)
+    clean = case.change(mem_len=lengths)
+    dirty = clean
+    for slot, length in enumerate(lengths.tolist()):
+        dirty = dirty.spoil("mem_k", (slot, slice(length, None))).spoil("mem_v", (slot, slice(length, None)))
+    assert same_bits(run(clean), run(dirty))
 
 
 def test_errors_name_the_argument():
-    names = ["qkv", "mem_k", "mem_v", "mem_len", "slots", "cos", "sin", "hq", "hkv", "d", "scale", "out", "lse"]
-    good = dict(zip(names, forward_arguments((2, 6, 4, 4, 2, 8, True), torch.float32)))
-    good["out"], good["lse"] = good["out"].tensor, good["lse"].tensor
+    good = make_case(attention_forward, (2, 6, 4, 4, 2, 8, True)).arguments
     call = lambda **change: _C.attention_forward(**{**good, **change})  # noqa: E731
     call()
     with pytest.raises(ValueError, match=r"attention_forward: hq is 3, accepted is a multiple of hkv, 2"):

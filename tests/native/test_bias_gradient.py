@@ -2,26 +2,21 @@
 
 import pytest
 import torch
+from op_cases import check, each, same_bits_at_any_threads
 
 from dynadapt import _C
-
-from .compare import DTYPES, Out, acts, assert_threads_change_nothing, check
-
-
-def arguments_of(n, o, dtype):
-    return [acts(n, o + 5, dtype=dtype)[:, :o], Out(torch.randn(o), wide=True)]
+from dynadapt.bench.cases.bias_gradient import bias_gradient
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n, o", [(1, 1), (63, 17), (100, 577), (513, 40)])
-def test_against_reference(n, o, dtype):
-    check("bias_gradient", arguments_of(n, o, dtype), dtype)
-    check("bias_gradient", [acts(n, o, dtype=dtype), Out(torch.zeros(o), wide=True)], dtype)
+@each(bias_gradient, [(1, 1), (63, 17), (100, 577), (513, 40)])
+def test_against_reference(case):
+    check(case)
+    check(case.change(dy=case["dy"].contiguous(), db=torch.zeros_like(case["db"])))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_change_nothing(dtype):
-    assert_threads_change_nothing("bias_gradient", arguments_of(200, 65, dtype), dtype)
+@each(bias_gradient, [(200, 65)])
+def test_threads_change_nothing(case):
+    same_bits_at_any_threads(case)
 
 
 def test_a_bad_column_stays_alone():

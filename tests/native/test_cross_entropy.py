@@ -2,104 +2,55 @@
 
 import pytest
 import torch
+from op_cases import DTYPES, check, each, rows_stand_alone, run, same_bits_at_any_threads
 
 from dynadapt import _C
+from dynadapt.bench.cases.cross_entropy import cross_entropy, cross_entropy_weight_gradient
 from dynadapt.ops import DenseMatrix, resolve
 
-from .compare import DTYPES, Out, Weight, acts, check, poisoned, run, threads_change_no_bit
-
 # rows N, hidden H, vocabulary V
-CASES = [(1, 5, 3), (63, 33, 256), (100, 65, 257), (512, 96, 1000), (77, 130, 1283), (5, 64, 4999)]
+SIZES = [(1, 5, 3), (63, 33, 256), (100, 65, 257), (512, 96, 1000), (77, 130, 1283), (5, 64, 4999)]
 
 
-def arguments(case, dtype, gradient=True, weights=True, spread=1.0):
-    n, hidden, vocabulary = case
-    targets = torch.randint(0, vocabulary, (n,))
-    targets[::7] = -100
-    if n > 3:
-        targets[1], targets[2], targets[3] = 0, vocabulary - 1, vocabulary // 2
-    head = spread * acts(vocabulary, hidden, dtype=dtype) / hidden**0.5
-    return [
-        acts(n, hidden, dtype=dtype),
-        Weight(head),
-        targets,
-        torch.rand(n) if weights else None,
-        Out(poisoned(n), wide=True),
-        Out(poisoned(n), wide=True),
-        Out(poisoned(n, hidden)) if gradient else None,
-    ]
+@each(cross_entropy, [(*size, True, weights, spread) for size in SIZES for weights in (False, True) for spread in (1.0, 20.0)])
+def test_score_and_gradient(case):
+    check(case)
 
 
-@pytest.mark.parametrize("spread", [1.0, 20.0])
-@pytest.mark.parametrize("weights", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_score_and_gradient(case, dtype, weights, spread):
-    # Logits of 20 standard deviations reach 80, where one float32 rounding moves a probability by 5e-6.
-    check("cross_entropy", arguments(case, dtype, weights=weights, spread=spread), dtype, slack=max(1.0, spread / 4))
+@each(cross_entropy, SIZES[3:4])
+def test_score_alone_is_the_same_score(case):
+    both, alone = run(case), run(case.change(dh=None))
+    assert torch.equal(both["nll"], alone["nll"]) and torch.equal(both["lse"], alone["lse"])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_score_alone_is_the_same_score(dtype):
-    call = arguments(CASES[3], dtype)
-    nll, lse, _ = run("cross_entropy", call, dtype)
-    nll_alone, lse_alone = run("cross_entropy", call[:-1] + [None], dtype)
-    assert torch.equal(nll, nll_alone) and torch.equal(lse, lse_alone)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_unscored_rows_are_zero_and_rows_are_independent(dtype):
-    call = arguments((200, 65, 777), dtype)
-    together = run("cross_entropy", call, dtype)
-    assert (together[0][::7] == 0).all() and (together[2][::7] == 0).all()
-    for rows in (slice(0, 1), slice(13, 100), slice(100, 200)):
-        alone = [call[0][rows], call[1], call[2][rows], call[3][rows], *(Out(o.tensor[rows], o.wide) for o in call[4:])]
-        for whole, part in zip(together, run("cross_entropy", alone, dtype)):
-            assert torch.equal(whole[rows], part)
+@each(cross_entropy, [(200, 65, 777)])
+def test_unscored_rows_are_zero_and_rows_are_independent(case):
+    together = run(case)
+    assert (together["nll"][::7] == 0).all() and (together["dh"][::7] == 0).all()
+    rows_stand_alone(case)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_bad_row_stays_alone(dtype, bad):
-    call = arguments((60, 33, 600), dtype)
-    clean = run("cross_entropy", call, dtype)
-    call[0][17] = bad
-    dirty = run("cross_entropy", call, dtype)
-    others = torch.arange(60) != 17
-    for a, b in zip(clean, dirty):
-        assert torch.equal(a[others], b[others])
-        assert not torch.isfinite(b[17]).any()
+@each(cross_entropy, [(60, 33, 600)])
+def test_a_bad_row_stays_alone(case, bad):
+    rows_stand_alone(case, value=bad)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_large_logits_neither_overflow_nor_vanish(dtype):
-    call = arguments((50, 32, 500), dtype, spread=200.0)
-    nll, lse, dh = run("cross_entropy", call, dtype)
-    assert torch.isfinite(nll).all() and torch.isfinite(lse).all() and torch.isfinite(dh).all()
-    assert (nll >= -1e-3 * lse.abs()).all()
+@each(cross_entropy, [(50, 32, 500, True, True, 200.0)])
+def test_large_logits_neither_overflow_nor_vanish(case):
+    found = run(case)
+    assert all(torch.isfinite(t).all() for t in found.values())
+    assert (found["nll"] >= -1e-3 * found["lse"].abs()).all()
 
 
-def gradient_arguments(case, dtype, accumulate):
-    h, head, targets, weights, *_ = arguments(case, dtype)
-    lse = torch.logsumexp(h.double() @ head.tensor.double().t(), 1).float()
-    start = torch.randn(case[2], case[1]) if accumulate else poisoned(case[2], case[1])
-    return [h, head, targets, weights, lse, Out(start, wide=True), accumulate]
+@each(cross_entropy_weight_gradient, [(*size, accumulate) for size in SIZES for accumulate in (False, True)])
+def test_weight_gradient(case):
+    check(case)
 
 
-@pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_weight_gradient(case, dtype, accumulate):
-    check("cross_entropy_weight_gradient", gradient_arguments(case, dtype, accumulate), dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_change_no_bit(dtype):
-    for op, call in (
-        ("cross_entropy", arguments((150, 65, 1111), dtype)),
-        ("cross_entropy_weight_gradient", gradient_arguments((150, 65, 1111), dtype, False)),
-    ):
-        threads_change_no_bit(op, call, dtype)
+@each([cross_entropy, cross_entropy_weight_gradient], [(150, 65, 1111)])
+def test_threads_change_no_bit(case):
+    same_bits_at_any_threads(case)
 
 
 def test_errors_name_the_argument():

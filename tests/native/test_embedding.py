@@ -2,32 +2,25 @@
 
 import pytest
 import torch
+from op_cases import check, each, same_bits_at_any_threads
 
 from dynadapt import _C
-
-from .compare import DTYPES, Out, acts, assert_threads_change_nothing, check, poisoned
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n, h", [(1, 1), (63, 20), (100, 577)])
-def test_both_ways(n, h, dtype):
-    tokens = torch.randint(0, 50, (n,))
-    positions = torch.arange(n) % 9
-    table, position_table = acts(50, h, dtype=dtype), acts(9, h, dtype=dtype)
-    check("embedding_forward", [tokens, table, None, None, Out(poisoned(n, h))], dtype)
-    check("embedding_forward", [tokens, table, position_table, positions, Out(poisoned(n, h))], dtype)
-    check("embedding_backward", [tokens, acts(n, h, dtype=dtype), Out(torch.randn(50, h), wide=True)], dtype)
+from dynadapt.bench.cases.embedding import embedding_backward, embedding_forward
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_and_rows(dtype):
-    n, h = 100, 200
-    tokens = torch.randint(0, 7, (n,))
-    positions = torch.arange(n) % 9
-    backward = [tokens, acts(n, h, dtype=dtype), Out(torch.randn(50, h), wide=True)]
-    assert_threads_change_nothing("embedding_backward", backward, dtype)
-    forward = [tokens, acts(50, h, dtype=dtype), acts(9, h, dtype=dtype), positions, Out(poisoned(n, h))]
-    assert_threads_change_nothing("embedding_forward", forward, dtype)
+@each([embedding_forward, embedding_backward], [(1, 1, 50), (63, 20, 50), (100, 577, 50)])
+def test_both_ways(case):
+    check(case)
+
+
+@each(embedding_forward, [(1, 1, 50, 9), (63, 20, 50, 9), (100, 577, 50, 9)])
+def test_learned_positions(case):
+    check(case)
+
+
+@each([embedding_forward, embedding_backward], [(100, 200, 7)])
+def test_threads_change_nothing(case):
+    same_bits_at_any_threads(case)
 
 
 def test_errors_name_the_token():

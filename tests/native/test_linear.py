@@ -2,103 +2,47 @@
 
 import pytest
 import torch
+from op_cases import check, each, rows_stand_alone, run, same_bits_at_any_threads, streams_stand_alone
 
 from dynadapt import _C
+from dynadapt.bench.cases.linear import linear_backward, linear_forward
 
-from .compare import DTYPES, Out, Weight, acts, check, poisoned, run, threads_change_no_bit
-
-# rows N, streams S, inputs K, parts, rank (0: no adapter)
-CASES = [
-    (1, 1, 5, (3,), 0),
-    (1, 1, 64, (32, 32), 4),
-    (63, 1, 65, (33, 7, 7), 3),
-    (100, 2, 96, (130,), 16),
-    (126, 3, 577, (64, 31), 33),
-    (512, 1, 192, (96, 64, 64), 16),
+OPS = [linear_forward, linear_backward]
+# rows N, inputs K, parts, rank (0: no adapter), streams S
+SIZES = [
+    (1, 5, (3,), 0, 1),
+    (1, 64, (32, 32), 4, 1),
+    (63, 65, (33, 7, 7), 3, 1),
+    (100, 96, (130,), 16, 2),
+    (126, 577, (64, 31), 33, 3),
+    (512, 192, (96, 64, 64), 16, 1),
 ]
 
 
-def forward_arguments(case, dtype, bias=True, slots=None):
-    n, streams, k, parts, rank = case
-    out = sum(parts)
-    count = streams + 2
-    slots = torch.randperm(count)[:streams].int() if slots is None else slots
-    adapter = [None, None, slots, 0.5, None]
-    if rank:
-        flat = acts(count, len(parts) * rank * k + rank * out + 5, dtype=dtype)
-        A = flat[:, : len(parts) * rank * k].unflatten(1, (len(parts) * rank, k))
-        Bt = flat[:, len(parts) * rank * k : -5].unflatten(1, (rank, out))
-        adapter = [A, Bt, slots, 0.5, Out(poisoned(n, len(parts) * rank))]
-    x = acts(n, k + 3, dtype=dtype)[:, :k]
-    weights = [Weight(acts(p, k, dtype=dtype) / k**0.5) for p in parts]
-    return [x, weights, acts(out, dtype=dtype) if bias else None, *adapter, Out(poisoned(n, out))]
+@each(OPS, SIZES)
+def test_against_reference(case):
+    check(case)
 
 
-def backward_arguments(case, dtype):
-    n, streams, k, parts, rank = case
-    x, weights, _, A, Bt, slots, scale, u, y = forward_arguments(case, dtype)
-    return [acts(n, sum(parts), dtype=dtype), weights, A, Bt, slots, scale, u, Out(poisoned(n, k))]
+@each(linear_backward, SIZES[3:4])
+def test_backward_without_dx_gives_the_same_dU(case):
+    assert torch.equal(run(case)["dU"], run(case.change(dx=None))["dU"])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_forward(case, dtype):
-    check("linear_forward", forward_arguments(case, dtype), dtype)
+@each(OPS, [(111, 77, (65, 40), 5, 3)])
+def test_streams_batched_equal_streams_alone(case):
+    streams_stand_alone(case)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_backward(case, dtype):
-    check("linear_backward", backward_arguments(case, dtype), dtype)
+@each(OPS, [(100, 96, (130, 9), 16, 2)])
+def test_threads_change_no_bit(case):
+    same_bits_at_any_threads(case)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_backward_without_dx_gives_the_same_dU(dtype):
-    arguments = backward_arguments(CASES[3], dtype)
-    dU, _ = run("linear_backward", arguments, dtype)
-    (alone,) = run("linear_backward", arguments[:-1] + [None], dtype)
-    assert torch.equal(dU, alone)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", ["linear_forward", "linear_backward"])
-def test_streams_batched_equal_streams_alone(op, dtype):
-    case = n, streams, k, parts, rank = (111, 3, 77, (65, 40), 5)
-    make = forward_arguments if op == "linear_forward" else backward_arguments
-    arguments = make(case, dtype)
-    together = run(op, arguments, dtype)
-    place = [i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor) and a.dtype == torch.int32][0]
-    t = n // streams
-    for s in range(streams):
-        rows = slice(s * t, (s + 1) * t)
-        alone = list(arguments)
-        alone[0] = arguments[0][rows]
-        alone[place] = arguments[place][s : s + 1]
-        alone = [Out(a.tensor[rows]) if isinstance(a, Out) else a for a in alone]
-        for whole, single in zip(together, run(op, alone, dtype)):
-            assert torch.equal(whole[rows], single)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", ["linear_forward", "linear_backward"])
-def test_threads_change_no_bit(op, dtype):
-    arguments = (forward_arguments if op == "linear_forward" else backward_arguments)((100, 2, 96, (130, 9), 16), dtype)
-    threads_change_no_bit(op, arguments, dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", ["linear_forward", "linear_backward"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_bad_row_stays_alone(op, dtype, bad):
-    arguments = (forward_arguments if op == "linear_forward" else backward_arguments)((60, 2, 97, (33, 40), 8), dtype)
-    clean = run(op, arguments, dtype)
-    arguments[0] = arguments[0].clone()
-    arguments[0][17] = bad
-    dirty = run(op, arguments, dtype)
-    others = torch.arange(60) != 17
-    for a, b in zip(clean, dirty):
-        assert torch.equal(a[others], b[others])
-        assert not torch.isfinite(b[17]).any()
+@each(OPS, [(60, 97, (33, 40), 8, 2)])
+def test_a_bad_row_stays_alone(case, bad):
+    rows_stand_alone(case, value=bad, parts=False)
 
 
 def test_errors_name_the_argument():

@@ -2,40 +2,23 @@
 
 import pytest
 import torch
+from op_cases import check, each, rows_stand_alone, same_bits_at_any_threads
 
 from dynadapt import _C
+from dynadapt.bench.cases.linear_mse import linear_mse
 
-from .compare import DTYPES, Out, acts, assert_rows_stand_alone, assert_threads_change_nothing, check, poisoned
-
-
-def arguments_of(n, h, dtype, every=True):
-    wide = lambda *shape: Out(torch.randn(shape), wide=True)  # noqa: E731
-    return [
-        acts(n, h, dtype=dtype),
-        acts(h, dtype=dtype) / int(h**0.5),
-        torch.randn(1) if every else None,
-        torch.randn(n),
-        torch.rand(n) if every else None,
-        Out(poisoned(n), wide=True),
-        Out(poisoned(n), wide=True),
-        Out(poisoned(n, h)) if every else None,
-        wide(h) if every else None,
-        wide(1) if every else None,
-    ]
+SIZES = [(1, 1), (63, 17), (100, 576)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n, h", [(1, 1), (63, 17), (100, 576)])
-def test_against_reference(n, h, dtype):
-    # dbias is one sum of terms that cancel: its error is that of the terms.
-    check("linear_mse", arguments_of(n, h, dtype), dtype, slack=4)
-    check("linear_mse", arguments_of(n, h, dtype, every=False), dtype)
+@each(linear_mse, [*SIZES, *((*size, False, False, False) for size in SIZES)])
+def test_against_reference(case):
+    check(case)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_and_rows(dtype):
-    assert_threads_change_nothing("linear_mse", arguments_of(100, 65, dtype), dtype)
-    assert_rows_stand_alone("linear_mse", arguments_of(100, 65, dtype), dtype, 100, 41)
+@each(linear_mse, [(100, 65)])
+def test_threads_and_rows(case):
+    same_bits_at_any_threads(case)
+    rows_stand_alone(case)
 
 
 def test_errors_name_the_argument():

@@ -2,78 +2,44 @@
 
 import pytest
 import torch
+from op_cases import a_bad_stream_stays_alone, check, each, make_case, run, same_bits_at_any_threads, streams_stand_alone
 
 from dynadapt import _C
+from dynadapt.bench.cases.lora_gradient import lora_gradient
 
-from .compare import DTYPES, Out, acts, check, run, threads_change_no_bit
-
-# rows N, streams S, inputs K, parts, rank
-LORA = [(1, 1, 5, (3,), 1), (63, 1, 65, (33, 7, 7), 3), (100, 2, 96, (130,), 16), (126, 3, 77, (64, 31), 33), (512, 1, 64, (96, 32), 16)]
-
-
-def lora_arguments(case, dtype, accumulate):
-    n, streams, k, parts, rank = case
-    out, width, count = sum(parts), len(parts) * rank, streams + 2
-    slots = torch.randperm(count)[:streams].int()
-    flat = torch.randn(count, width * k + rank * out + 3)
-    dA = flat[:, : width * k].unflatten(1, (width, k))
-    dBt = flat[:, width * k : -3].unflatten(1, (rank, out))
-    return [
-        acts(n, out, dtype=dtype),
-        acts(n, k, dtype=dtype),
-        acts(n, width, dtype=dtype),
-        acts(n, width, dtype=dtype),
-        parts,
-        0.5,
-        slots,
-        Out(dA, wide=True),
-        Out(dBt, wide=True),
-        accumulate,
-    ]
+# rows N, inputs K, parts, rank, streams S
+SIZES = [(1, 5, (3,), 1, 1), (63, 65, (33, 7, 7), 3, 1), (100, 96, (130,), 16, 2), (126, 77, (64, 31), 33, 3), (512, 64, (96, 32), 16, 1)]
 
 
-@pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", LORA, ids=str)
-def test_lora_gradient(case, dtype, accumulate):
-    check("lora_gradient", lora_arguments(case, dtype, accumulate), dtype)
+@each(lora_gradient, [(*size, accumulate) for size in SIZES for accumulate in (False, True)])
+def test_against_reference(case):
+    check(case)
 
 
-def test_lora_gradient_writes_whole_slots_and_only_those():
-    arguments = lora_arguments(LORA[3], torch.float32, False)
-    slots, dA = arguments[6].long(), arguments[7].tensor
-    others = torch.tensor([s for s in range(dA.shape[0]) if s not in slots])
-    arguments[7].tensor = dA.clone()
-    arguments[7].tensor[slots] = float("nan")
-    out, _ = run("lora_gradient", arguments, torch.float32)
-    assert torch.isfinite(out).all()
-    assert torch.equal(out[others], dA[others])
+@each(lora_gradient, [SIZES[3]], [torch.float32])
+def test_whole_slots_are_written_and_only_those(case):
+    others = [s for s in range(len(case["dA"])) if s not in case["slots"]]
+    for name, out in run(case).items():
+        assert case[name][case["slots"].long()].isnan().all() and torch.isfinite(out).all()
+        assert torch.equal(out[others], case[name][others])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_lora_gradient_of_streams_batched_equals_streams_alone(dtype):
-    n, streams, k, parts, rank = case = (120, 3, 65, (40, 33), 7)
-    arguments = lora_arguments(case, dtype, False)
-    together = run("lora_gradient", arguments, dtype)
-    t = n // streams
-    arguments[0][0] = float("nan")  # and a bad row in the first stream is seen by no other
-    for s in range(1, streams):
-        rows, slot = slice(s * t, (s + 1) * t), arguments[6][s : s + 1]
-        alone = [a[rows] for a in arguments[:4]] + arguments[4:6] + [slot] + arguments[7:]
-        for whole, single in zip(together, run("lora_gradient", alone, dtype)):
-            assert torch.equal(whole[slot.long()], single[slot.long()])
+@each(lora_gradient, [(120, 65, (40, 33), 7, 3)])
+def test_streams_batched_equal_streams_alone(case):
+    streams_stand_alone(case)
+    a_bad_stream_stays_alone(case)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_change_no_bit(dtype):
-    threads_change_no_bit("lora_gradient", lora_arguments(LORA[2], dtype, True), dtype)
+@each(lora_gradient, [(*SIZES[2], True)])
+def test_threads_change_no_bit(case):
+    same_bits_at_any_threads(case)
 
 
 def test_errors_name_the_argument():
-    call = lora_arguments((10, 2, 6, (4,), 2), torch.float32, False)
-    call = [c.tensor if isinstance(c, Out) else c for c in call]
-    _C.lora_gradient(*call)
+    good = make_case(lora_gradient, (10, 6, (4,), 2, 2)).arguments
+    call = lambda **change: _C.lora_gradient(**{**good, **change})  # noqa: E731
+    call()
     with pytest.raises(ValueError, match=r"lora_gradient: slots has 1 more than once"):
-        _C.lora_gradient(*call[:6], torch.tensor([1, 1], dtype=torch.int32), *call[7:])
+        call(slots=torch.tensor([1, 1], dtype=torch.int32))
     with pytest.raises(ValueError, match=r"part_sizes add up to 5, accepted is the width of dy, 4"):
-        _C.lora_gradient(*call[:4], [2, 3], *call[5:])
+        call(part_sizes=[2, 3])

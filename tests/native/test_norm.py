@@ -2,78 +2,41 @@
 
 import pytest
 import torch
+from op_cases import check, each, rows_stand_alone, run, same_bits_at_any_threads
 
 from dynadapt import _C
+from dynadapt.bench.cases.norm import norm_backward, norm_forward
 from dynadapt.ops import norm
 
-from .compare import DTYPES, Out, acts, assert_rows_stand_alone, assert_threads_change_nothing, check, poisoned, run
-
-SIZES = [(1, 1), (1, 576), (63, 17), (100, 65), (512, 96)]
+SIZES = [(n, h, kind) for n, h in [(1, 1), (1, 576), (63, 17), (100, 65), (512, 96)] for kind in norm.KINDS]
 
 
-def forward_arguments(n, h, kind, dtype, delta=True):
-    return [
-        acts(n, h, dtype=dtype) + 0.5,
-        acts(n, h, dtype=dtype) if delta else None,
-        acts(h, dtype=dtype),
-        acts(h, dtype=dtype) if kind == "layer" else None,
-        1e-5,
-        kind,
-        Out(poisoned(n, h)) if delta else None,
-        Out(poisoned(n, h)),
-        Out(poisoned(n, 2), wide=True),
-    ]
+@each(norm_forward, [(*size, delta) for size in SIZES for delta in (True, False)])
+def test_forward(case):
+    check(case)
 
 
-def backward_arguments(n, h, kind, dtype, dres=True, learns=True):
-    x = acts(n, h, dtype=dtype) + 0.5
-    weight, stat = acts(h, dtype=dtype), torch.empty(n, 2)
-    norm.norm_forward(x, None, weight, None, 1e-5, kind, None, torch.empty_like(x), stat)
-    sums = [Out(torch.randn(h), wide=True) if learns else None for _ in range(2)]
-    again = [acts(h, dtype=dtype) if kind == "layer" else None, Out(poisoned(n, h))] if learns else []
-    return [acts(n, h, dtype=dtype), x, weight, stat, kind, acts(n, h, dtype=dtype) if dres else None, Out(poisoned(n, h)), *sums, *again]
+@each(norm_backward, [(*size, *all_or_none) for size in SIZES if size[1] > 1 for all_or_none in ((True,) * 3, (False,) * 3)])
+def test_backward(case):
+    check(case)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", norm.KINDS)
-@pytest.mark.parametrize("n, h", SIZES)
-def test_forward(n, h, kind, dtype):
-    check("norm_forward", forward_arguments(n, h, kind, dtype), dtype)
-    check("norm_forward", forward_arguments(n, h, kind, dtype, delta=False), dtype)
+@each(norm_forward, SIZES)
+def test_backward_writes_the_same_output_again(case):
+    found, again, dx = run(case), torch.full_like(case["y"], float("nan")), torch.empty_like(case["y"])
+    _C.norm_backward(case["x"], found["res"], case["weight"], found["stat"], case["kind"], None, dx, None, None, case["bias"], again)
+    assert torch.equal(again, found["y"])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", norm.KINDS)
-@pytest.mark.parametrize("n, h", [size for size in SIZES if size[1] > 1])
-def test_backward(n, h, kind, dtype):
-    check("norm_backward", backward_arguments(n, h, kind, dtype), dtype)
-    check("norm_backward", backward_arguments(n, h, kind, dtype, dres=False, learns=False), dtype)
+@each([norm_forward, norm_backward], [(100, 77, kind) for kind in norm.KINDS])
+def test_threads_and_rows(case):
+    same_bits_at_any_threads(case)
+    rows_stand_alone(case, whole=False)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", norm.KINDS)
-@pytest.mark.parametrize("n, h", SIZES)
-def test_backward_writes_the_same_output_again(n, h, kind, dtype):
-    arguments = forward_arguments(n, h, kind, dtype)
-    weight, bias, again, dx = arguments[2], arguments[3], poisoned(n, h, dtype=dtype), poisoned(n, h, dtype=dtype)
-    res, y, stat = run("norm_forward", arguments, dtype)
-    _C.norm_backward(acts(n, h, dtype=dtype), res, weight, stat, kind, None, dx, None, None, bias, again)
-    assert torch.equal(again, y)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", norm.KINDS)
-def test_threads_and_rows(kind, dtype):
-    forward, backward = (make(100, 77, kind, dtype) for make in (forward_arguments, backward_arguments))
-    for op, arguments in (("norm_forward", forward), ("norm_backward", backward)):
-        assert_threads_change_nothing(op, arguments, dtype)
-        assert_rows_stand_alone(op, arguments, dtype, 100, 41)
-
-
-def test_gradient_may_overwrite_its_input():
-    arguments = backward_arguments(10, 70, "rms", torch.float32)
-    dy, res, weight, stat, kind, dres = arguments[:6]
-    apart = torch.empty_like(dy)
+@each(norm_backward, [(10, 70)], [torch.float32])
+def test_gradient_may_overwrite_its_input(case):
+    dy, res, weight, stat, kind, dres, apart = list(case.arguments.values())[:7]
     _C.norm_backward(dy, res, weight, stat, kind, dres, apart, None, None)
     _C.norm_backward(dy, res, weight, stat, kind, dres, dres, None, None)
     assert torch.equal(dres, apart)

@@ -33,7 +33,7 @@ def attention_forward(
             lengths = d.integers(capacity + 1, count).int()
             lengths[slots[0]] = capacity
         stores = d.acts(count, 2, capacity, width)  # keys and values are views of one store
-        mem_k, mem_v = (stores[:, 0], stores[:, 1]) if d.odd else (stores[:, i].contiguous() for i in range(2))
+        mem_k, mem_v = (stores[:, 0], stores[:, 1]) if d.strided else (stores[:, i].contiguous() for i in range(2))
     if rotary:
         frequency = 10000.0 ** (-torch.arange(head // 2, device=d.device) / (head // 2))
         angle = torch.arange(segment + (capacity or 0), device=d.device)[:, None] * frequency

@@ -32,10 +32,11 @@ class Op:
 
 class Draw:
     """Random arguments of one dtype. ``odd``: rows lie in a wider buffer where the op allows it, slots are out of order, and there are
-    more of them than streams; without it everything is dense, as at a model's sizes."""
+    more of them than streams; without it everything is dense, as at a model's sizes. ``strided``: so do arguments whose rows the
+    native kernels want side by side and Triton's do not."""
 
-    def __init__(self, dtype=torch.float32, seed: int = 0, device="cpu", odd: bool = True):
-        self.dtype, self.device, self.odd = dtype, device, odd
+    def __init__(self, dtype=torch.float32, seed: int = 0, device="cpu", odd: bool = True, strided: bool = False):
+        self.dtype, self.device, self.odd, self.strided = dtype, device, odd, strided
         self.wide_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.generator = torch.Generator(device).manual_seed(seed)
 
@@ -47,9 +48,10 @@ class Draw:
         """Activations or weights: normal values in the case's dtype, so that all runs see the same numbers."""
         return self.wide(*shape, scale=scale).to(self.dtype)
 
-    def rows(self, n, width) -> Tensor:
-        """Activations [n, width], with another stride than their width where the case is odd."""
-        return self.acts(n, width + 3)[:, :width] if self.odd else self.acts(n, width)
+    def rows(self, n, width, dense=False) -> Tensor:
+        """Activations [n, width], with another stride than their width where the case is odd. ``dense``: in strided cases alone."""
+        wider = self.strided if dense else self.odd
+        return self.acts(n, width + 3)[:, :width] if wider else self.acts(n, width)
 
     def uniform(self, *shape) -> Tensor:
         """From 0 to 1, float32."""

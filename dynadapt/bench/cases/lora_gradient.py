@@ -14,8 +14,8 @@ def lora_inputs(d: Draw, n: int, k: int, parts, rank: int, streams: int) -> dict
     """What both forms of the adapters' gradient read."""
     width = len(parts) * rank
     return {
-        "dy": d.rows(n, sum(parts)),
-        "x": d.rows(n, k),
+        "dy": d.rows(n, sum(parts), dense=True),
+        "x": d.rows(n, k, dense=True),
         "u": d.acts(n, width),
         "dU": d.acts(n, width, scale=n**-0.5),
         "part_sizes": list(parts),

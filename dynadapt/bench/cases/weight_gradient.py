@@ -15,7 +15,7 @@ def weight_inputs(d: Draw, n: int, out: int, k: int, chosen: int | None) -> dict
     rows = None
     if chosen is not None:
         rows = d.permutation(out)[:chosen].int() if d.odd else d.permutation(out)[:chosen].sort().values.int()
-    return {"dy": d.rows(n, out), "x": d.rows(n, k), "rows": rows}
+    return {"dy": d.rows(n, out), "x": d.rows(n, k, dense=True), "rows": rows}
 
 
 def weight_gradient(d: Draw, n: int, out: int, k: int, chosen: int | None = None, accumulate: bool = False, label: str = "") -> OpCase:
@@ -27,5 +27,5 @@ def weight_gradient(d: Draw, n: int, out: int, k: int, chosen: int | None = None
 
 
 def row_scores(d: Draw, n: int, out: int, k: int, label: str = "") -> OpCase:
-    arguments = {"dy": d.rows(n, out), "x": d.rows(n, k), "out": d.out(out, wide=True)}
+    arguments = {"dy": d.rows(n, out), "x": d.rows(n, k, dense=True), "out": d.out(out, wide=True)}
     return OpCase(ROW_SCORES, d.dtype, arguments, label, 2 * n * (k + out) + 4 * out)
