@@ -51,9 +51,9 @@ class UpdateState:
 
     def of(self, slot: int) -> UpdateState:
         """One slot's share, as views; without the count."""
-        own = {name: getattr(self, name) for name in ("master", "grad", "first", "second", "working")}
+        own = {name: getattr(self, name) for name in ("grad", "first", "second", "working")}
         views = {name: None if t is None else t[slot] for name, t in own.items()}
-        return UpdateState(views.pop("master"), **views, prior=self.prior, stat=self.stat, prior_rate=self.prior_rate)
+        return UpdateState(self.master[slot], **views, prior=self.prior, stat=self.stat, prior_rate=self.prior_rate)
 
     def check(self, op: str, name: str, rule: UpdateRule) -> None:
         """Raises ValueError when the rule needs a tensor that is not there, naming the op and what it calls this state."""
