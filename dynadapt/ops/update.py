@@ -26,7 +26,6 @@ from dynadapt.common.update_rule import KINDS, UpdateRule
 
 from .dispatch import kernel_module, native_module
 
-
 Buffer = Any  # a tensor, or None
 
 
