@@ -192,7 +192,7 @@ def test_names_that_help_shows_are_those_that_the_code_knows():
     from dynadapt.bench.plan import GPUS
     from dynadapt.bench.profile.measure import Runs
     from dynadapt.commands import early, plan, profile
-    from dynadapt.engine.engine import DTYPES
+    from dynadapt.engine import DTYPES
     from dynadapt.experiments.icl import config as icl
     from dynadapt.model.fetch import KNOWN
     from dynadapt.model.geometries import GEOMETRIES

@@ -8,12 +8,12 @@ from helpers import to_transformers
 from tiny import tiny_tokenizer
 
 import dynadapt
-from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt.adapt.optimizers import OPTIMIZERS
+from dynadapt.engine import StepReport
 from dynadapt.engine.continuation import Continuation
-from dynadapt.engine.engine import StepReport
 from dynadapt.engine.memory import MemoryState
 from dynadapt.engine.sampling import Sampler
-from dynadapt.engine.static_step import StaticReport
 from dynadapt.experiments.evaluation import Evaluation
 from dynadapt.interop.session import Session, Snapshot
 from dynadapt.model import Model, Tokenizer, random_model, tiny_config
@@ -51,7 +51,7 @@ def test_a_static_step_is_not_waited_for():
     e = engine(static=True)
     e.step(ids())
     assert "not read from the device" in said(e.last) and e.last.known is None and "updates" not in said(e)
-    assert e.last.updated == [True] and "1 of 1 updated" in said(e.last)
+    assert e.last.updated == [True] and "1 of 1 stream updated" in said(e.last)
 
 
 def test_a_damaged_engine_says_so():
@@ -83,16 +83,13 @@ def test_tokenizers_models_and_settings():
         LoRA(),
         RowSparse(),
         Full(),
-        Adam(),
-        AdamW(),
-        SGD(),
-        RMS(),
+        *(kind() for kind in OPTIMIZERS.values()),
         SegmentMemory(),
         Overlap(),
         Sampler(),
         LoRA(layers=range(3, 9)),
     ):
-        assert eval(said(settings)) == settings
+        assert eval(said(settings), vars(dynadapt.adapt) | globals()) == settings
     assert (
         said(Continuation("the " * 100, [1] * 100, [2] * 5000))
         == f"Continuation({('the ' * 100)[:57] + '...'!r}, 100 tokens, ended='length')"
@@ -107,16 +104,12 @@ KINDS = [
     Tokenizer,
     Model,
     StepReport,
-    StaticReport,
     Evaluation,
     Continuation,
     LoRA,
     RowSparse,
     Full,
-    Adam,
-    AdamW,
-    SGD,
-    RMS,
+    *OPTIMIZERS.values(),
     SegmentMemory,
     Overlap,
     Sampler,
