@@ -32,7 +32,7 @@ from .calls import Calls, one_call, plain_torch
 from .continuation import Continuation, continue_text
 from .decoder import Decoder
 from .drivers import Captured, Eager
-from .learners.make import check_kind, make_learners
+from .learners.make import make_learners
 from .learners.peft import read_adapter
 from .ledger import Ledger
 from .memory import MemoryState, Overlap, SegmentMemory
@@ -155,8 +155,6 @@ class Engine:
 
     def _resolve_ops(self) -> None:
         """Every op that a call of this configuration may need, before anything is made for it."""
-        if self.settings.learns:
-            check_kind(self.optimizer, self.backend)
         self.ops, static = OpSet(self.backend, self.torch_dtype), self.settings.fixed
         try:
             self.ops.resolve(needed_ops(self, static, self.settings.why_not_fused is None))

@@ -14,6 +14,7 @@ from dynadapt.adapt.resets import check_reset
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
 from dynadapt.ops import choose_backend, choose_device
 from dynadapt.ops.dispatch import BACKENDS, kernel_module
+from dynadapt.ops.update import kinds_of
 
 from .learners.fused import why_not_fused
 from .memory import Overlap, SegmentMemory
@@ -108,6 +109,7 @@ class EngineSettings:
         )
         self._check_together()
         self._place()
+        self._check_kind()
         self._check_base()
 
     @property
@@ -197,6 +199,14 @@ class EngineSettings:
                 "reset='auto' with adapt=RowSparse on a GPU: which rows go back is only known there; use LoRA or Full, "
                 "or reset at documents or every N tokens"
             )
+
+    def _check_kind(self) -> None:
+        """Raises ValueError for an optimizer that the backend's update does not know."""
+        if not self.learns or self.optimizer.kind in (known := kinds_of(self.backend)):
+            return
+        raise ValueError(
+            f"optimizer={self.optimizer!r} with backend={self.backend!r}: its update knows {', '.join(known)}, not {self.optimizer.kind}"
+        )
 
     def _check_base(self) -> None:
         choice("base", self.base, ("same", "float8"))

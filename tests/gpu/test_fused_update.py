@@ -5,14 +5,15 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from dynadapt import RMS, SGD
 from dynadapt.kernels import epilogue, lora_gradient, weight_gradient
 from dynadapt.kernels.common import INTERPRET
 from dynadapt.ops.dispatch import resolve
-from dynadapt.ops.update import UpdateRule, UpdateState
+from dynadapt.ops.update import UpdateState
 
 from .compare import DEVICE, DTYPES, acts, skip_without_gpu
 
-RULES = {"sgd": UpdateRule("sgd"), "momentum": UpdateRule("sgd", decay=0.1, momentum=0.9), "rms": UpdateRule("rms", decay=0.1, eps=1e-2)}
+RULES = {"sgd": SGD(clip=0.0).rule(), "momentum": SGD(decay=0.1, momentum=0.9, clip=0.0).rule(), "rms": RMS(decay=0.1, eps=1e-2).rule()}
 NAMES = [f.name for f in fields(UpdateState)]
 SMALL = (100, 2, 70, (40, 33), 5)  # rows N, streams S, inputs K, parts, rank
 WEIGHT = (70, 75, 40, 30)  # rows N, outputs O, inputs K, chosen rows

@@ -33,6 +33,10 @@ class Optimizer:
     decay: float
     clip: float
     kind: ClassVar[str]
+    lr: float
+    decay: float
+    clip: float
+    rates: ClassVar[dict[str, float]]  # the command line's, where none is given, by what learns
 
     def check(self) -> None:
         keep(

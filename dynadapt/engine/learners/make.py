@@ -8,7 +8,6 @@ import torch
 
 from dynadapt.adapt.methods import LoRA, whole_model
 from dynadapt.engine.weights import group_sizes, source_weight
-from dynadapt.ops import update
 
 from .lora import LoraLearner
 from .rows import RowLearner
@@ -59,10 +58,3 @@ def make_learners(settings, model) -> list:
         keep_grad=settings.why_not_fused is not None,
     )
     return [make() for _ in range(settings.sets)] if settings.owns_weights else [make(slots=settings.sets)]
-
-
-def check_kind(optimizer, backend: str) -> None:
-    """Raises ValueError for an optimizer that the backend's update does not know."""
-    known = update.kinds_of(backend)
-    if optimizer.kind not in known:
-        raise ValueError(f"optimizer={optimizer!r} with backend={backend!r}: its update knows {', '.join(known)}, not {optimizer.kind}")
