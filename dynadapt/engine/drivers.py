@@ -8,17 +8,15 @@ pass of a kind runs eagerly, the second is captured in a CUDA graph, all later o
 from __future__ import annotations
 
 import ctypes
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
-
-from dynadapt.ops.dispatch import kernel_module
 
 from .buffers import Arena, Kind, fill, given_fields, made_fields
 from .plan import Pass, plan
 from .report import Outcome, StepReport
 from .step import Step
+from .workspace import KernelScratch
 
 MOST_RECORDINGS = 32  # of each learner: beyond it, segments have ever new lengths
 
@@ -30,8 +28,7 @@ class Eager:
 
     def __init__(self, step: Step):
         self.step = step
-        self.kernels = step.settings.backend == "triton"
-        self.scratch = kernel_module("common").Scratch() if self.kernels else None
+        self.with_scratch = KernelScratch(step.settings.backend)
 
     def run(self, tokens: torch.Tensor, lengths: list[int], streams: list[int], weights: list[float] | None):
         """(scores [R, T], report) of one step; see ``Engine.step``. Arguments are checked."""
@@ -96,10 +93,6 @@ class Eager:
             self.step.run(kind, p, given, made, again)
         return made
 
-    def with_scratch(self):
-        """Kernels inside use this engine's own scratch memory."""
-        return kernel_module("common").scratch_of(self.scratch) if self.kernels else nullcontext()
-
     def drop_recordings(self) -> None:
         """Nothing is recorded here."""
 
@@ -150,8 +143,7 @@ class Captured(Eager):
     def drop_recordings(self) -> None:
         """Passes are recorded anew: a buffer that they read has moved, or there are too many of them."""
         self.recordings.clear()
-        if self.kernels:
-            self.scratch = kernel_module("common").Scratch()
+        self.with_scratch.drop()
         if self.cuda:  # a pool whose graphs are all gone must not be used again
             self.pool = torch.cuda.graph_pool_handle()
 

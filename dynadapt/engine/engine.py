@@ -20,7 +20,7 @@ import torch
 from dynadapt.adapt.methods import LoRA, targeted, whole_model
 from dynadapt.common.checks import number, path
 from dynadapt.common.reprs import counted, safe
-from dynadapt.model import load, rope_tables
+from dynadapt.model import load
 from dynadapt.ops import UnsupportedOp
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.profiler_ranges import ranged
@@ -30,21 +30,21 @@ from . import gradient_statistics
 from . import state as engine_state
 from .calls import Calls, one_call, plain_torch
 from .continuation import Continuation, continue_text
-from .decoder import Decoder, OpSet
+from .decoder import Decoder
 from .drivers import Captured, Eager
-from .learners.flat import FlatLayout, FlatState
-from .learners.make import make_learner
+from .learners.make import make_learners, try_update
 from .learners.peft import read_adapter
 from .ledger import Ledger
 from .memory import MemoryState, Overlap, SegmentMemory
 from .needed_ops import needed_ops
+from .op_set import OpSet
 from .plan import StreamState
 from .report import StepReport
 from .sampling import Sampler
 from .settings import OPTIMIZERS, EngineSettings
 from .step import Step
 from .step_arguments import check_lengths, check_stream, check_streams, check_tokens, check_weights
-from .weights import FrozenWeights
+from .weights import FrozenWeights, rotations
 from .workspace import Workspace
 
 
@@ -116,23 +116,23 @@ class Engine:
         static: bool | None = None,
     ):
         settings = EngineSettings(
-            adapt=adapt,
-            optimizer=optimizer,
-            memory=memory,
-            streams=streams,
-            segment=segment,
-            shared=shared,
-            every=every,
-            accumulate=accumulate,
-            reset=reset,
-            dtype=dtype,
-            backend=backend,
-            seed=seed,
-            device=device,
-            batch=batch,
-            recompute=recompute,
-            base=base,
-            static=static,
+            adapt,
+            optimizer,
+            memory,
+            streams,
+            segment,
+            shared,
+            every,
+            accumulate,
+            reset,
+            dtype,
+            backend,
+            seed,
+            device,
+            batch,
+            recompute,
+            base,
+            static,
         )
         with plain_torch():
             self._make(load(model), settings)
@@ -145,12 +145,8 @@ class Engine:
         self.adapt, self.optimizer, self.memory = settings.adapt, settings.optimizer, settings.memory
         self.streams, self.segment, self.window = settings.streams, settings.segment, settings.window
         self.shared, self.every, self.accumulate, self.reset_policy = settings.shared, settings.every, settings.accumulate, settings.reset
-        self.seed, self.recompute, self.base, self.batch = (
-            settings.seed,
-            settings.recompute,
-            settings.base,
-            settings.batch or settings.streams,
-        )
+        self.seed, self.recompute, self.base = settings.seed, settings.recompute, settings.base
+        self.batch = settings.batch or settings.streams
         self.dtype, self.torch_dtype, self.device, self.backend = settings.dtype, settings.torch_dtype, settings.device, settings.backend
         self.lowest = settings.lowest(self.config.layers)
         self.calls = Calls()
@@ -166,60 +162,26 @@ class Engine:
             remedy = "; use static=False" if static and self.backend == "cpu" else ""
             raise UnsupportedOp(f"backend={self.backend!r} with dtype={self.dtype!r}, static={static}: {error}{remedy}") from error
         if self.settings.learns and self.optimizer.kind not in OPTIMIZERS:
-            self._try_update()
-
-    def _try_update(self) -> None:
-        """An optimizer from elsewhere: whether the backend's update knows its kind, asked for a stream that does not move."""
-        state = FlatState(FlatLayout({"nothing": (1,)}), 1, self.optimizer, self.torch_dtype, separate_working=False, device=self.device)
-        state.prior = torch.zeros_like(state.master[0])
-        if self.optimizer.uses_statistics:
-            state.set_statistics(torch.ones_like(state.master[0]))
-        try:
-            state.update(self.ops.update, torch.full((1,), -1, dtype=torch.int32, device=self.device), torch.zeros(1, device=self.device))
-        except ValueError as error:
-            raise ValueError(f"optimizer={self.optimizer!r} with backend={self.backend!r}: {error}") from error
+            try_update(self.optimizer, self.ops, self.device)
 
     def _build(self) -> None:
         c, given, dtype, device = self.config, self.settings, self.torch_dtype, self.device
         self.workspace, self.ledger = Workspace(dtype, device), Ledger()
-        self.learners = self._learners()
+        self.learners = make_learners(given, self.model)
         if whole_model(self.adapt):
             self.weights = self.learners[0].weights_view  # nothing is frozen
         else:
             own = set(targeted(self.adapt, c.layers)) if given.owns_weights else set()
             self.weights = FrozenWeights(self.model, self.backend, dtype, own, device, self.base)
         self.lr = torch.full((given.sets,), 0.0 if self.optimizer is None else self.optimizer.lr, dtype=torch.float32, device=device)
-        store = None
-        if isinstance(self.memory, SegmentMemory):
-            store = MemoryState(self.memory, c.layers, self.streams, c.kv_heads * c.head_dim, c.hidden_size, dtype, device)
-        rope = (None, None) if c.rope_theta is None else rope_tables(c, self.window)
-        if rope[0] is not None:
-            rope = tuple(t.to(device=device, dtype=wide_dtype(dtype)) for t in rope)
+        store = MemoryState.of(c, self.memory, self.streams, dtype, device) if isinstance(self.memory, SegmentMemory) else None
+        rope = rotations(c, self.window, wide_dtype(dtype), device)
         scale = self.adapt.scale if isinstance(self.adapt, LoRA) else 0.0
         self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, scale, self.recompute, given.static)
         step = Step(given, self.decoder, self.learners, self.lr, self.calls.moving, asks=not given.static)
         self.state = step.states
         self.driver = Captured(step) if given.static else Eager(step)
         self.last: StepReport | None = None
-
-    def _learners(self) -> list:
-        """One LoRA learner serves every slot; weights of one's own need a learner a slot."""
-        given = self.settings
-        if not given.learns:
-            return []
-        make = lambda slots: make_learner(  # noqa: E731
-            self.adapt,
-            self.optimizer,
-            self.model,
-            self.torch_dtype,
-            self.backend,
-            self.device,
-            slots=slots,
-            seed=self.seed,
-            keep_prior=given.static and given.reset == "auto",
-            keep_grad=given.why_not_fused is not None,
-        )
-        return [make(1) for _ in range(given.sets)] if given.owns_weights else [make(given.sets)]
 
     # ---- what it is
 
@@ -353,6 +315,8 @@ class Engine:
             self.ledger.totals = totals
             self.ledger.begin_step()
             self.driver.drop_recordings()  # one may never have run to its end
+            if self.driver.step.undo():
+                self.calls.still()
             raise
 
     @one_call

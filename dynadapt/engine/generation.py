@@ -132,11 +132,10 @@ def _generate(engine, text: list[int], limit: int, stop, stream: int, repetition
 
 def _cache(engine, tokens: int) -> MemoryState:
     """Room for the text, or for as much of it as the window lets a further token see."""
-    c, capacity = engine.config, min(tokens, engine.window - 1)
+    capacity = min(tokens, engine.window - 1)
     sinks = min(SINKS, capacity - 1)
-    return MemoryState(
-        SegmentMemory(capacity - sinks, sinks), c.layers, 1, c.kv_heads * c.head_dim, c.hidden_size, engine.torch_dtype, engine.device
-    )
+    memory = SegmentMemory(capacity - sinks, sinks)
+    return MemoryState.of(engine.config, memory, 1, engine.torch_dtype, engine.device)
 
 
 @contextmanager

@@ -90,6 +90,11 @@ class MemoryState:
         self.length = torch.zeros(slots, dtype=torch.int32, device=device)
         self.filled = [0] * slots
 
+    @classmethod
+    def of(cls, config, memory: SegmentMemory, slots: int, dtype: torch.dtype, device) -> MemoryState:
+        """For a model of this config."""
+        return cls(memory, config.layers, slots, config.kv_heads * config.head_dim, config.hidden_size, dtype, device)
+
     def advance(self, source: torch.Tensor, columns: Sequence[int], stores, slots: Sequence[int], counts: Sequence[int]) -> None:
         """``memory_advance`` and ``memory_fill`` (ops/memory_advance.py) where the host knows all numbers: slices, no index."""
         segments = source.view(source.shape[0], len(slots), -1, source.shape[2])  # [L, S, T, width]

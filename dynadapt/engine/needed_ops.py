@@ -13,7 +13,7 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
     """Which of the table's CONDITIONS hold for ``engine``.
 
     Args:
-        static: whether the device alone moves memory and resets (static_step.py).
+        static: whether the device alone moves memory and resets (drivers.Captured).
         fused: whether the gradient kernels update.
     """
     config, adapt, learns = engine.config, engine.adapt, engine.adapt is not None

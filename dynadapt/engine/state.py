@@ -227,6 +227,7 @@ def set_state(engine, tensors: dict[str, torch.Tensor], counts: dict) -> None:
         state.segments, state.since_reset = row["segments"], row["since_reset"]
         state.history = tensors[f"history.{s}"].tolist()
     step = engine.driver.step
+    step.fresh = False
     step.counters.copy_(torch.tensor([counts["updates"], counts["skipped_updates"]]))
     if step.changes is not None:
         step.changes.load([ChangePoint(**row["change"]) for row in counts["streams"]])

@@ -19,7 +19,7 @@ from functools import partial
 
 import torch
 
-from dynadapt.adapt.resets import ChangePoints
+from dynadapt.adapt.resets import ChangePoint, ChangePoints
 from dynadapt.ops import update as update_op
 
 from .buffers import Kind
@@ -47,6 +47,7 @@ class Step:
         self.counters = torch.zeros(2, dtype=torch.int64, device=settings.device)  # updates, skipped updates
         self.changes = ChangePoints(settings.streams, settings.device) if settings.learns and settings.reset == "auto" else None
         self.why_not_fused = settings.why_not_fused
+        self.fresh = True  # no weight has moved yet, no segment has been remembered, nothing was restored
         self.lowest = settings.lowest(decoder.config.layers)
         self.own_slots = bool(learners) and not settings.shared and not settings.owns_weights
 
@@ -77,6 +78,16 @@ class Step:
         if self.changes is not None:
             self.changes.forget(stream)
 
+    def undo(self) -> bool:
+        """Behind a failure: whether the engine is as it was before its first step. Later ones have gradients and scores to lose."""
+        if self.fresh:
+            for learner in self.learners:
+                if learner.state.grad is not None:
+                    learner.state.grad.zero_()
+            if self.changes is not None:
+                self.changes.load([ChangePoint()] * len(self.states))
+        return self.fresh
+
     # ---- the device's part
 
     def run(self, kind: Kind, p: Pass, given: Tensors, made: Tensors, again: float) -> None:
@@ -95,6 +106,7 @@ class Step:
         made["moving"].copy_(given["moving"])
         if kind.backward and not self.all_flagged(made):
             self._learn(kind, batch, dhidden, learner, given, made)
+        self.fresh = False
         if self.changes is not None and not self.asks:
             s = learner.state
             d.ops.reset(made["reset"], given["adapter"], s.prior, s.master, s.working, s.grad, s.first, s.second, s.step)
@@ -118,6 +130,7 @@ class Step:
         settings, d = self.settings, self.decoder
         backward = partial(d.backward, batch, learner, self.lowest, dhidden, settings.accumulate)
         own = settings.owns_weights and not settings.shared
+        self.fresh &= not (kind.choosing or kind.update and self.fused)  # a backward that moves more than gradients
         lr = self.lr[batch.streams[0] : batch.streams[0] + 1] if own else self.lr
         if not kind.update:
             backward()
@@ -126,6 +139,7 @@ class Step:
             self._backward_that_updates(backward, learner, lr, given, made)
         else:
             backward()
+            self.fresh = False
             learner.update(d.ops, given["moving"], lr, made["norms"], made["skipped"])
         moved = given["moving"] >= 0
         skipped = (made["skipped"] != 0) & moved

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
+
+from dynadapt.ops.dispatch import kernel_module
 
 MOST_VIEWS = 10_000
 
@@ -43,3 +46,18 @@ class Workspace:
     @property
     def nbytes(self) -> int:
         return sum(b.numel() * b.element_size() for b in self.buffers.values())
+
+
+class KernelScratch:
+    """Scratch memory of the GPU kernels that is one engine's own: they use it inside ``with scratch():``."""
+
+    def __init__(self, backend: str):
+        self.kernels = backend == "triton"
+        self.drop()
+
+    def drop(self) -> None:
+        """Begin anew; what was recorded with it must not be replayed."""
+        self.scratch = kernel_module("common").Scratch() if self.kernels else None
+
+    def __call__(self):
+        return kernel_module("common").scratch_of(self.scratch) if self.kernels else nullcontext()

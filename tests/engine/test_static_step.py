@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dynadapt import RMS, SGD, Adam, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
-from dynadapt.engine.decoder import OpSet
+from dynadapt.engine.op_set import OpSet
 from dynadapt.model import random_model, tiny_config
 
 MODELS = {family: random_model(tiny_config(family), seed=0, std=0.1) for family in ("llama", "qwen3", "gpt2")}

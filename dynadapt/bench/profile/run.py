@@ -103,7 +103,15 @@ def _engine(model, what, backend, device, streams, segment, dtype):
 
     memory = SegmentMemory(what["memory"]) if what["memory"] and model.config.rope_theta is not None else None
     return Engine(
-        model, LoRA(cases.RANK), Adam(lr=2e-3, clip=1.0), memory, streams, segment, dtype=dtype, backend=backend, device=str(device)
+        model,
+        LoRA(cases.RANK),
+        optimizer=Adam(lr=2e-3, clip=1.0),
+        memory=memory,
+        streams=streams,
+        segment=segment,
+        dtype=dtype,
+        backend=backend,
+        device=str(device),
     )
 
 
