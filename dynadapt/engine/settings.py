@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 
@@ -71,9 +72,9 @@ class EngineSettings:
     Words and classes have become settings, "auto" a device and a backend, and ``static`` True or False.
     """
 
-    adapt: object
-    optimizer: object
-    memory: object
+    adapt: Any
+    optimizer: Any
+    memory: Any
     streams: int
     segment: int
     shared: bool

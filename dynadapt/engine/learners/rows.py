@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -27,7 +28,8 @@ class RowLearner:
     """
 
     owns_weights = True
-    weights_view = gradient_view = None  # what learns beside linear weights (whole_model.py)
+    weights_view: Any = None  # what learns beside linear weights (whole_model.py), and its gradients
+    gradient_view: Any = None
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class RowLearner:
         return f"{key[0]}.{key[1]}.{p}"
 
     def _count(self, size: int) -> int:
-        return size if self.full else max(1, round(self.adapt.density * size))
+        return size if isinstance(self.adapt, Full) else max(1, round(self.adapt.density * size))
 
     def _parts(self):
         for key, (_, parts) in self.sizes.items():
@@ -99,10 +101,11 @@ class RowLearner:
 
     def _set_rows(self, name: str, rows: torch.Tensor | None) -> None:
         """In place where there are rows already: captured graphs hold their address."""
-        if rows is None or self.rows.get(name) is None:
+        known = self.rows.get(name)
+        if rows is None or known is None:
             self.rows[name] = None if rows is None else rows.clone()
         else:
-            self.rows[name].copy_(rows)
+            known.copy_(rows)
 
     def _take_masters(self) -> None:
         """Masters of the chosen rows from the current weights (the prior, for Full in place); the prior's rows when it is needed."""
@@ -121,8 +124,8 @@ class RowLearner:
 
     def _current_rows(self, key, p, name) -> torch.Tensor:
         """The chosen rows as the products read them, [n, K]."""
-        size, k = self.sizes[key][1][p], self.sizes[key][0]
-        index = torch.arange(size, device=self.device) if self.rows[name] is None else self.rows[name].long()
+        size, k, rows = self.sizes[key][1][p], self.sizes[key][0], self.rows[name]
+        index = torch.arange(size, device=self.device) if rows is None else rows.long()
         values = torch.empty(len(index), k, dtype=self.dtype, device=self.device)
         self.matrices[key][p].gather_rows(index, values)
         return values
@@ -135,7 +138,8 @@ class RowLearner:
             if name not in self.prior_weights:
                 self.prior_weights[name] = self.source(*key, p).to(device=self.device, dtype=self.dtype)
             prior = self.prior_weights[name]
-        return prior if self.rows[name] is None else prior[self.rows[name].long()]
+        rows = self.rows[name]
+        return prior if rows is None else prior[rows.long()]
 
     @property
     def choosing(self) -> bool:
@@ -157,6 +161,7 @@ class RowLearner:
         if self.scores_of_all is not None:
             self.scores_of_all(scores)
         rows = self.rows[name]
+        assert rows is not None  # RowSparse alone chooses
         chosen = scores.topk(self._count(size)).indices.sort().values.to(torch.int32)
         chosen = torch.where(torch.isfinite(scores).all(), chosen, rows)
         same = (chosen == rows).all()
@@ -197,6 +202,7 @@ class RowLearner:
         one = lambda t: None if t is None else t[0]  # noqa: E731
         state = replace(state, master=one(state.master), working=None, first=one(state.first))
         f = self.fused
+        assert f is not None
         ops.weight_gradient_update(dy, x, self.rows[name], self.matrices[key][p].weight, state, f.rule, f.lr, f.skipped)
 
     def update(self, ops, slots, lr, norms=None, skipped=None):
