@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dynadapt import _C, Engine, LoRA
+from dynadapt.bench import cases
 from dynadapt.engine.needed_ops import conditions
 from dynadapt.interop import torch_ops
 from dynadapt.model import random_model, tiny_config
@@ -30,7 +31,7 @@ def bound_arguments(name):
 
 @rows
 def test_every_file_is_there(row):
-    places = [f"dynadapt/ops/{row.family}.py", f"dynadapt/interop/torch_ops/{row.family}.py"]
+    places = [f"dynadapt/bench/cases/{row.family}.py", f"dynadapt/ops/{row.family}.py", f"dynadapt/interop/torch_ops/{row.family}.py"]
     if row.native:
         places += [f"csrc/cpu/{row.family}.cpp", f"csrc/cpu/kernels/{row.kernel or row.family}.cpp"]
     if row.triton:
@@ -79,6 +80,14 @@ def test_every_handler_of_jax_belongs_to_one_row():
     handlers = re.findall(r"^OP\((\w+)\)", (ROOT / "dynadapt" / "interop" / "jax" / "ffi.cpp").read_text(), re.M)
     assert sorted(handlers) == sorted(row.name for row in OPS.values() if row.jax)
     assert all(row.native for row in OPS.values() if row.jax)
+
+
+def test_every_op_has_a_case():
+    assert set(cases.OPS) == set(OPS)
+    sizes = cases.Sizes(tiny_config("llama"), 2, 7, "cpu")
+    for name, row in OPS.items():
+        for case in cases.OPS[name](sizes, 5):
+            assert list(case.arguments) == list(inspect.signature(row.reference).parameters)
 
 
 def test_an_engine_answers_every_condition():
