@@ -6,7 +6,6 @@ a failed cell; a sweep that is killed takes its cell with it.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import signal
 import subprocess
@@ -24,6 +23,8 @@ from dynadapt.common.notes import note
 from dynadapt.common.options import idle, note_idle
 from dynadapt.runs.metrics import Run, read_run
 from dynadapt.runs.rundir import read_json, write_json
+from dynadapt.runs.stopping import signals_to
+from dynadapt.runs.tables import write_rows
 
 from .config import ConfigError, EvalConfig
 
@@ -159,16 +160,12 @@ def _run_child(words: list[str]) -> tuple[int, str]:
         if number == signal.SIGTERM:
             child.send_signal(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_to(stop):
         last = ""
         for line in child.stderr:
             sys.stderr.write(line)
             last = line.strip() or last
         code = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if asked:
         raise KeyboardInterrupt
     return code, ended_by(-code) if code < 0 else last or f"exit status {code}"
@@ -232,11 +229,8 @@ def write_results(runs: list[Run], json_path: Path, csv_path: Path) -> None:
         "skipped_updates",
     ]
     keys = list(runs[0].config) if runs else []
-    with open(csv_path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", *keys, *names])
-        for run in runs:
-            writer.writerow([run.name, *(run.config[key] for key in keys), *(run.summary[name] for name in names)])
+    rows = ([run.name, *(run.config[key] for key in keys), *(run.summary[name] for name in names)] for run in runs)
+    write_rows(csv_path, ["name", *keys, *names], rows)
 
 
 def run_sweep(path: str, scores: bool = False, checkpoint: int | None = None, log: Sequence[str] = ()) -> int:

@@ -10,32 +10,12 @@ from .whole_files import finite_number, read_json_or
 
 ABSENT = "-"
 # Of a summary, what is compared first; the rest follows in the order of the first run.
-FIRST = (
-    "nll",
-    "bits_per_byte",
-    "perplexity",
-    "mean",
-    "change",
-    "tokens",
-    "bytes",
-    "seconds",
-    "tokens_per_second",
-    "flops_per_token",
-    "peak_memory_bytes",
-)
-LEFT_OUT = (
-    "files",
-    "documents",
-    "last",
-    "top_types",
-    "against",
-    "classes",
-    "types",
-    "places",
-    "concentration",
-    "errors",
-    "above_least_squares",
-)
+FIRST = """
+nll bits_per_byte perplexity mean change tokens bytes seconds tokens_per_second flops_per_token peak_memory_bytes
+""".split()
+LEFT_OUT = """
+files documents last top_types against classes types places concentration errors above_least_squares
+""".split()
 
 
 def differences(one: str | Path, other: str | Path) -> dict:

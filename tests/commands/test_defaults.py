@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from command_line import EVENT, call
-from tiny import english, tiny_directory
+from tiny import english, tiny_directory, tiny_root
 
 import dynadapt.model
 from dynadapt.experiments import defaults
@@ -25,10 +25,8 @@ from dynadapt.runs.rundir import RunError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    base = tmp_path_factory.mktemp("defaults")
-    tiny_directory(base / "model")
+    base = tiny_root(tmp_path_factory.mktemp("defaults"), 300)
     tiny_directory(base / "gpt2", "gpt2")
-    (base / "a.txt").write_text(english(300))
     return base
 
 

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 from command_line import call
-from tiny import english, tiny_directory
+from tiny import english, eval_config, tiny_directory
 
 import dynadapt
 from dynadapt.cli import command_parser
@@ -53,10 +54,7 @@ def texts(tmp_path_factory):
     return tuple(str(folder / f"{name}.txt") for name in "abc")
 
 
-def config_for(directory, texts, **changes) -> EvalConfig:
-    return EvalConfig(
-        **{"model": str(directory), "text": texts, "segment": 16, "rank": 2, "dtype": "fp32", "backend": "cpu", "memory": 0, **changes}
-    )
+config_for = partial(eval_config, backend="cpu", lr=None)
 
 
 def costs_of(candidates, generator) -> dict:

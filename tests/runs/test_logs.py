@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import call, words_of
-from tiny import english, tiny_directory
+from tiny import config_of, english, tiny_root
 
-from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.dyneval import RunOptions, run
 from dynadapt.runs import logs
 from dynadapt.runs.append_only import read_metrics
@@ -22,17 +22,7 @@ from dynadapt.runs.stopping import Interrupted, StopRun
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("logs")
-    tiny_directory(root / "model")
-    (root / "a.txt").write_text(english(60))
-    return root
-
-
-def config_of(root: Path, **changes) -> EvalConfig:
-    settings = dict(
-        model=str(root / "model"), text=(str(root / "a.txt"),), segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01, memory=0
-    )
-    return EvalConfig(**{**settings, **changes})
+    return tiny_root(tmp_path_factory.mktemp("logs"), 60)
 
 
 class Recorded(Log):
@@ -315,7 +305,7 @@ def test_the_package_itself_holds_the_whole_run_after_a_stop(root, tmp_path, mon
     script = f"""
 import os, sys
 from dynadapt.experiments.dyneval import RunOptions, run
-from test_logs import config_of
+from tiny import config_of
 from pathlib import Path
 def progress(event):
     if event["segment"] == 4 and sys.argv[1] == "kill":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from run_files import Killed, contents, kill_at
 from safetensors.torch import load_file, save_file
-from tiny import english, tiny_directory
+from tiny import config_of, english, tiny_root
 from tokenizers import Tokenizer
 
 from dynadapt.experiments.config import EvalConfig
@@ -32,21 +32,12 @@ RESUME = RunOptions(resume=True, scores=True, checkpoint=2)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     """A model, a text, a run of it that is whole, and one that was stopped with a checkpoint of segment 4."""
-    root = tmp_path_factory.mktemp("base")
-    tiny_directory(root / "model")
-    (root / "a.txt").write_text(english(120))
+    root = tiny_root(tmp_path_factory.mktemp("base"), 120)
     config = config_of(root)
     run(config, root / "whole", OPTIONS)
     with pytest.raises(Killed):
         run(config, root / "stopped", OPTIONS, kill_at(segment=4))
     return root
-
-
-def config_of(root: Path, **changes) -> EvalConfig:
-    settings = dict(
-        model=str(root / "model"), text=(str(root / "a.txt"),), segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01, memory=0
-    )
-    return EvalConfig(**{**settings, **changes})
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from run_files import scores_of
-from tiny import english, tiny_directory, tiny_tokenizer
+from tiny import english, eval_config, tiny_directory, tiny_tokenizer
 
 from dynadapt.common.notes import RunNote
 from dynadapt.experiments.compare import read_compared
@@ -70,9 +71,7 @@ def model(tmp_path_factory):
     return tiny_directory(tmp_path_factory.mktemp("model"))
 
 
-def config_for(model, texts, **changes) -> EvalConfig:
-    settings = dict(model=str(model), text=tuple(map(str, texts)), segment=16, rank=2, backend="cpu", dtype="fp32", lr=0.01)
-    return EvalConfig(**{**settings, **changes})
+config_for = partial(eval_config, backend="cpu", memory=None)
 
 
 # ---------------------------------------------------------------------------------------------------------------- same documents

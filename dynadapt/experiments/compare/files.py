@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 
 from dynadapt.experiments.diagnose.classes import CLASSES
+from dynadapt.runs.tables import write_rows
 from dynadapt.runs.whole_files import replace_file
 
 from .joined_scores import Compared
@@ -30,9 +29,6 @@ def write_csv(path: Path, compared: Compared, summary: dict) -> None:
         "last_seen",
         *(f"nll {run['title']}" for run in summary["runs"]),
     ]
-    text = io.StringIO(newline="")
-    lines = csv.writer(text)
-    lines.writerow(head)
     columns = (
         compared.document,
         compared.position,
@@ -44,6 +40,8 @@ def write_csv(path: Path, compared: Compared, summary: dict) -> None:
         compared.last_seen,
         *compared.nll,
     )
-    for document, position, token, start, stop, piece, kind, seen, *nll in zip(*columns):
-        lines.writerow([compared.names[document], position, token, start, stop, piece, CLASSES[kind], seen, *(f"{x:.6f}" for x in nll)])
-    replace_file(path, text.getvalue())
+    rows = (
+        [compared.names[document], position, token, start, stop, piece, CLASSES[kind], seen, *(f"{x:.6f}" for x in nll)]
+        for document, position, token, start, stop, piece, kind, seen, *nll in zip(*columns)
+    )
+    write_rows(path, head, rows)
