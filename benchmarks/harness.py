@@ -159,7 +159,6 @@ def run(settings) -> dict:
         "threads": settings.threads,
         "rounds": settings.rounds,
         "other_load": median_load([row["other_load"] for row in rows]),
-        "dropped": [f"{row['op']} {row['label']}: {what}" for row in rows for what in row["dropped"]],
         "ceiling": ceiling,
         "rows": rows,
         "environment": environment(),

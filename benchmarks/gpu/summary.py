@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 from .step import PEERS
@@ -75,58 +76,34 @@ def columns(*names):
     return lambda rows: table(names, [[r.get(n) for n in names] for r in rows])
 
 
+def shape(row) -> str:
+    return f"{row.get('streams')}x{row['segment']}"
+
+
 def ops_table(rows) -> str:
-    out = []
-    for r in rows:
+    def cells(r):
+        case = (r["op"], r["model"], shape(r), r.get("label", ""))
         if "median_ms" not in r:
-            out.append(
-                (
-                    r["op"],
-                    r["model"],
-                    f"{r['streams']}x{r['segment']}",
-                    r.get("label", ""),
-                    None,
-                    None,
-                    None,
-                    r.get("wrong") or r.get("skipped") or r.get("failed"),
-                )
-            )
-            continue
+            return (*case, None, None, None, r.get("wrong") or r.get("skipped") or r.get("failed"))
         rate = f"{r['gb_per_s']:.0f} GB/s" if r["bound"] == "bytes" else f"{r['tflops']:.1f} TFLOP/s"
         peers = "; ".join(f"{n} {p['median_ms']:.4g}" if "median_ms" in p else f"{n}: {p['skipped'][:40]}" for n, p in r["peers"].items())
-        out.append(
-            (r["op"], r["model"], f"{r['streams']}x{r['segment']}", r["label"], r["median_ms"], rate, f"{r['share_of_floor']:.0%}", peers)
-        )
-    return table(("op", "model", "shape", "case", "ms", "rate", "of floor", "peers, ms"), out)
+        return (*case, r["median_ms"], rate, f"{r['share_of_floor']:.0%}", peers)
+
+    return table(("op", "model", "shape", "case", "ms", "rate", "of floor", "peers, ms"), map(cells, rows))
 
 
 def step_table(rows) -> str:
-    ours = {(r.get("streams"), r["segment"]): r.get("median_ms") for r in rows if r["provider"] == "dynadapt"}
-    out = []
-    for r in rows:
-        mine, ms = ours.get((r.get("streams"), r["segment"])), r.get("median_ms")
+    ours = {shape(r): r.get("median_ms") for r in rows if r["provider"] == "dynadapt"}
+
+    def cells(r):
+        mine, ms = ours.get(shape(r)), r.get("median_ms")
         faster = f"{ms / mine:.2f}x" if ms and mine and r["provider"] != "dynadapt" else ""
         gib = r["peak_memory_bytes"] / 2**30 if "peak_memory_bytes" in r else None
-        out.append(
-            (
-                r["provider"],
-                f"{r.get('streams')}x{r['segment']}",
-                ms,
-                r.get("p20_ms"),
-                r.get("p80_ms"),
-                r.get("tokens_per_s"),
-                r.get("tflops"),
-                faster,
-                gib,
-                r.get("launches"),
-                r.get("first_step_seconds"),
-                r.get("failed", ""),
-            )
-        )
-    return table(
-        ("provider", "shape", "ms", "20%", "80%", "tokens/s", "TFLOP/s", "dynadapt is", "peak GiB", "launches", "first step s", "failed"),
-        out,
-    )
+        measured = (r.get(name) for name in ("p20_ms", "p80_ms", "tokens_per_s", "tflops"))
+        return (r["provider"], shape(r), ms, *measured, faster, gib, r.get("launches"), r.get("first_step_seconds"), r.get("failed", ""))
+
+    head = ("provider", "shape", "ms", "20%", "80%", "tokens/s", "TFLOP/s", "dynadapt is", "peak GiB", "launches", "first step s", "failed")
+    return table(head, map(cells, rows))
 
 
 TABLES = {
@@ -187,16 +164,12 @@ def goals(records) -> dict[str, tuple[str, str]]:
     }
     for goal, belongs in of_goal.items():
         large = [r for r in timed if belongs(r)]
-        bad = [
-            f"{r['op']} {r['label']} {r['model']} {r['streams']}x{r['segment']}: {r['share_of_floor']:.0%}"
-            for r in large
-            if r["share_of_floor"] < 0.75
-        ]
+        bad = [f"{r['op']} {r['label']} {r['model']} {shape(r)}: {r['share_of_floor']:.0%}" for r in large if r["share_of_floor"] < 0.75]
         found[goal] = _verdict(bad, len(large), whole("ops"))
     found |= _step_goals(records, whole("step"))
     for goal, op, label in (("update", "update", "adam, clip"), ("head", "cross_entropy", "score and gradient")):
         cases = [(r, n, p) for r in timed if r["op"] == op and r["label"] == label for n, p in r["peers"].items() if "alone" not in n]
-        where = lambda r: f"({r['model']} {r['streams']}x{r['segment']})"  # noqa: E731
+        where = lambda r: f"({r['model']} {shape(r)})"  # noqa: E731
         judged = [case for case in cases if "median_ms" in case[2]]
         bad = [
             f"{n} {p['median_ms']:.3g} ms, ours {r['median_ms']:.3g} {where(r)}" for r, n, p in judged if p["median_ms"] <= r["median_ms"]
@@ -235,17 +208,14 @@ def _step_goals(records, complete) -> dict[str, tuple[str, str]]:
                 judge("step, large", share >= 0.65, f"{what}: {share:.0%}")
             if name == "step-135m" and (streams, segment) == (1, 512):
                 judge("step, small", share >= 1 / 3, f"{what}: {1 / share:.1f} times")
-        peers = {(r["provider"], r["streams"], r["segment"]): r for r in rows}
-        for (streams, segment), mine in ours.items():
-            for peer in PEERS if "median_ms" in mine else ():
-                goals = ["step beats peers"]
-                if peer == "peft-eager" and (streams, segment) == (1, 512):
-                    goals.append("step beats eager")
-                r = peers.get((peer, streams, segment), {})
-                for goal in goals:
-                    if "median_ms" not in r:
-                        absent[goal].append(f"{peer}, {name} {streams}x{segment}: {r.get('failed', 'did not run')[:60]}")
-                        continue
-                    faster = r["median_ms"] / mine["median_ms"]
-                    judge(goal, faster >= FASTER[goal], f"{name} {streams}x{segment}: {peer} {faster:.2f}x")
+        found = {(r["provider"], r["streams"], r["segment"]): r for r in rows}
+        skipped = {r["provider"]: r for r in data["rows"] if not r.get("streams")}
+        for at, peer in product((at for at, r in ours.items() if "median_ms" in r), PEERS):
+            where, r = f"{name} {at[0]}x{at[1]}", found.get((peer, *at), skipped.get(peer, {}))
+            for goal in ["step beats peers"] + ["step beats eager"] * (peer == "peft-eager" and at == (1, 512)):
+                if "median_ms" not in r:
+                    absent[goal].append(f"{peer}, {where}: {r.get('failed', 'did not run')[:60]}")
+                    continue
+                faster = r["median_ms"] / ours[at]["median_ms"]
+                judge(goal, faster >= FASTER[goal], f"{where}: {peer} {faster:.2f}x")
     return {goal: _verdict(faults, count[goal], complete, absent[goal]) for goal, faults in bad.items()}

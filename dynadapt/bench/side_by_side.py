@@ -213,7 +213,7 @@ def milliseconds(seconds: float) -> str:
 def remarks(result: dict) -> list[str]:
     """What is to be known of a race besides its times: settings that were dropped, and that something else ran."""
     found = []
-    if result["dropped"]:
+    if result.get("dropped"):
         found.append(f"clearly slower, and dropped after the first rounds: {'; '.join(result['dropped'])}")
     if result["other_load"] is not None and result["other_load"] > BUSY:
         load = f"{result['other_load']:.0%}"

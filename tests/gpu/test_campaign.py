@@ -35,18 +35,8 @@ def test_dry_run(tmp_path):
     model = tiny_directory(tmp_path / "model")
     (tmp_path / "text").write_text(english(4000))
     stages = ("ceilings", "choices", "ops-head", "step-135m", "real", "summary")
-    ran = campaign(
-        tmp_path / "out",
-        *stages,
-        "--model",
-        str(model),
-        "--text",
-        str(tmp_path / "text"),
-        "--steps",
-        "3",
-        "--bundle",
-        str(tmp_path / "all.tar.gz"),
-    )
+    files = {"model": model, "text": tmp_path / "text", "bundle": tmp_path / "all.tar.gz", "steps": 3}
+    ran = campaign(tmp_path / "out", *stages, *(f"--{name}={value}" for name, value in files.items()))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     records = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in stages}
     assert all(r["status"] == "complete" and r["environment"]["packages"]["torch"] for r in records.values())
