@@ -52,7 +52,7 @@ def revision(name: str | None):
         _run(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(tree), name], f"revision {name!r}")
         try:
             say(f"building {name}")
-            for what, command in build_commands(tree, Path(folder) / "build", "OFF").items():
+            for what, command in build_commands(tree, Path(folder) / "build").items():
                 _run(command, what)
             link_kernels(tree)
             yield tree

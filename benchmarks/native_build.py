@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 
-def build_commands(tree: Path, folder: Path, cuda: str) -> dict[str, list[str]]:
-    """{"configure", "build", "install"}; into tree/dynadapt, by way of `folder`. cuda: ON, OFF or AUTO."""
+def build_commands(tree: Path, folder: Path) -> dict[str, list[str]]:
+    """{"configure", "build", "install"}; into tree/dynadapt, by way of `folder`."""
     import pybind11
 
-    settings = {"Python_EXECUTABLE": sys.executable, "pybind11_DIR": pybind11.get_cmake_dir(), "DYNADAPT_CUDA": cuda}
+    settings = {"Python_EXECUTABLE": sys.executable, "pybind11_DIR": pybind11.get_cmake_dir()}
     return {
         "configure": [
             "cmake",

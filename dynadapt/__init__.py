@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .common.version import VERSION
 
 if TYPE_CHECKING:
-    from .adapt import RMS, SGD, Adam, AdamW, Full, LoRA, RowSparse
+    from .adapt import RMS, SGD, Adam, AdamW, Full, Lion, LoRA, RowSparse
     from .engine.engine import Engine
     from .engine.memory import Overlap, SegmentMemory
     from .experiments.evaluation import Evaluation, evaluate
@@ -27,6 +27,7 @@ __all__ = [
     "Engine",
     "Evaluation",
     "Full",
+    "Lion",
     "LoRA",
     "Overlap",
     "RowSparse",
@@ -43,7 +44,7 @@ __all__ = [
 
 # Public name -> the module that has it. They are imported when they are asked for: torch takes seconds, and `dynadapt --help` needs none.
 _HOMES = {
-    **dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "LoRA", "RowSparse"), "adapt"),
+    **dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "Lion", "LoRA", "RowSparse"), "adapt"),
     "Engine": "engine",
     "Evaluation": "experiments.evaluation",
     "evaluate": "experiments.evaluation",

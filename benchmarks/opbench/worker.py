@@ -77,8 +77,8 @@ def our_calls(case: OpCase) -> dict:
 
     arguments = dict(zip(case.arguments, cases.materialise(case, "cpu")))
     function, values = resolve(case.op, "cpu", case.dtype).function, list(arguments.values())
-    written = {name: arguments[name] for name in case.about.outputs}
-    outputs = {name: t for name, t in written.items() if t is not None and t.is_floating_point()}
+    written = {key: t for name in case.about.outputs for key, t in cases.named_tensors(name, arguments[name]).items()}
+    outputs = {key: t for key, t in written.items() if t.is_floating_point()}
 
     def call():
         function(*values)

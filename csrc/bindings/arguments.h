@@ -65,7 +65,7 @@ class Arguments {
 /// Calls a function of the C ABI, whose last argument is the stream, without the GIL.
 template <class Function, class... Given>
 void call(Function function, Given... given) {
-  run([&] { return function(given..., nullptr); });
+  run([&] { return function(given...); });
 }
 
 template <size_t>

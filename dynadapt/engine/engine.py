@@ -32,7 +32,7 @@ from .calls import Calls, one_call, plain_torch
 from .continuation import Continuation, continue_text
 from .decoder import Decoder
 from .drivers import Captured, Eager
-from .learners.make import make_learners, try_update
+from .learners.make import make_learners
 from .learners.peft import read_adapter
 from .ledger import Ledger
 from .memory import MemoryState, Overlap, SegmentMemory
@@ -41,7 +41,7 @@ from .op_set import OpSet
 from .plan import StreamState
 from .report import StepReport
 from .sampling import Sampler
-from .settings import OPTIMIZERS, EngineSettings
+from .settings import EngineSettings
 from .step import Step
 from .step_arguments import check_lengths, check_stream, check_streams, check_tokens, check_weights
 from .weights import FrozenWeights, rotations
@@ -65,8 +65,8 @@ class Engine:
     Args:
         model: what ``dynadapt.load`` returns or takes: a known name, a path, a live transformers model.
         adapt: ``LoRA``, ``RowSparse``, ``Full`` or None (static evaluation); "lora", "rows", "full", "none" or a class for its defaults.
-        optimizer: ``Adam``, ``AdamW``, ``SGD`` or ``RMS``, or "adam", "adamw", "sgd", "rms" or a class for its defaults; None with
-            ``adapt`` given means ``Adam()``.
+        optimizer: ``Adam``, ``AdamW``, ``SGD``, ``RMS`` or ``Lion``, or its name ("adam", ...) or class for its defaults; None with ``adapt``
+            given means ``Adam()``.
         memory: ``SegmentMemory``, ``Overlap`` or None.
         streams: S independent streams, each with its own adapter, optimizer state, memory and position.
         segment: T, the largest number of tokens a step scores per stream.
@@ -161,8 +161,6 @@ class Engine:
         except UnsupportedOp as error:
             remedy = "; use static=False" if static and self.backend == "cpu" else ""
             raise UnsupportedOp(f"backend={self.backend!r} with dtype={self.dtype!r}, static={static}: {error}{remedy}") from error
-        if self.settings.learns and self.optimizer.kind not in OPTIMIZERS:
-            try_update(self.optimizer, self.ops, self.device)
 
     def _build(self) -> None:
         c, given, dtype, device = self.config, self.settings, self.torch_dtype, self.device

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from dynadapt.adapt.methods import GROUPS, Full, LoRA, RowSparse, targeted, whole_model
-from dynadapt.adapt.optimizers import RMS, SGD, Adam, AdamW, Optimizer
+from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.resets import check_reset
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
 from dynadapt.ops import choose_backend, choose_device
 from dynadapt.ops.dispatch import BACKENDS, kernel_module
+from dynadapt.ops.update import kinds_of
 
 from .learners.fused import why_not_fused
 from .memory import Overlap, SegmentMemory
@@ -21,7 +22,6 @@ from .weights import group_sizes
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 ADAPTS = {"lora": LoRA, "rows": RowSparse, "full": Full}  # "none" as well
-OPTIMIZERS = {kind.kind: kind for kind in (Adam, AdamW, SGD, RMS)}
 MOST_POSITIONS = 2**24  # beyond it float32 no longer tells neighbouring positions apart
 
 
@@ -37,7 +37,7 @@ def as_adapt(adapt):
 
 
 def as_optimizer(optimizer):
-    """An ``Optimizer`` or None, of one, its class, or its name ("adam", "adamw", "sgd", "rms")."""
+    """An ``Optimizer`` or None, of one, its class, or its name (a key of ``OPTIMIZERS``)."""
     if isinstance(optimizer, str) and optimizer in OPTIMIZERS:
         return OPTIMIZERS[optimizer]()
     if isinstance(optimizer, type) and issubclass(optimizer, Optimizer) and optimizer is not Optimizer:
@@ -109,6 +109,7 @@ class EngineSettings:
         )
         self._check_together()
         self._place()
+        self._check_kind()
         self._check_base()
 
     @property
@@ -193,6 +194,14 @@ class EngineSettings:
                 "reset='auto' with adapt=RowSparse on a GPU: which rows go back is only known there; use LoRA or Full, "
                 "or reset at documents or every N tokens"
             )
+
+    def _check_kind(self) -> None:
+        """Raises ValueError for an optimizer that the backend's update does not know."""
+        if not self.learns or self.optimizer.kind in (known := kinds_of(self.backend)):
+            return
+        raise ValueError(
+            f"optimizer={self.optimizer!r} with backend={self.backend!r}: its update knows {', '.join(known)}, not {self.optimizer.kind}"
+        )
 
     def _check_base(self) -> None:
         choice("base", self.base, ("same", "float8"))

@@ -24,7 +24,7 @@ from dynadapt.ops import update as update_op
 
 from .buffers import Kind
 from .decoder import Batch, Decoder
-from .learners.fused import Fused, update_rule
+from .learners.fused import Fused
 from .plan import Pass, StreamState
 from .settings import EngineSettings
 
@@ -151,7 +151,7 @@ class Step:
         moved = given["moving"] >= 0
         finite = torch.isfinite(made["nll"].view(len(moved), -1).sum(1))
         made["skipped"].copy_(~(finite & moved))
-        learner.fused = Fused(moved.to(torch.int32), update_rule(self.settings.optimizer), lr, made["skipped"])
+        learner.fused = Fused(moved.to(torch.int32), self.settings.optimizer.rule(), lr, made["skipped"])
         try:
             backward()
         finally:
@@ -193,4 +193,4 @@ class Step:
                 learner.count_update()
         if kind.update:
             sets = sum(moves and s not in flagged for moves, s in zip(p.moves, p.streams)) if self.own_slots else 1
-            self.decoder.ledger.add("update", sets * update_op.flops(learner.state.updated, settings.optimizer))
+            self.decoder.ledger.add("update", sets * update_op.flops(learner.state.updated, settings.optimizer.rule()))

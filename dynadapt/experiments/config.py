@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 
+from dynadapt.adapt.optimizers import IN_WORDS, OPTIMIZERS, WITH_STATISTICS
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, check_names, setting
 
 # Learning rates that are used when none is given, by what learns and by optimizer.
 LEARNING_RATES = {
-    "lora": {"adam": 2e-3, "adamw": 2e-3, "sgd": 1.0},
-    "rows": {"adam": 3e-4, "adamw": 3e-4, "sgd": 1e-1, "rms": 1e-4},
-    "full": {"adam": 1e-4, "adamw": 1e-4, "sgd": 1e-1, "rms": 2e-5},
+    adapt: {kind: optimizer.rates[adapt] for kind, optimizer in OPTIMIZERS.items() if adapt in optimizer.rates}
+    for adapt in ("lora", "rows", "full")
 }
 USUAL_RATES = "; ".join(f"{adapt}: " + ", ".join(f"{key} {rate:g}" for key, rate in by.items()) for adapt, by in LEARNING_RATES.items())
 LEARNS = {"adapt": ("lora", "rows", "full")}
@@ -133,13 +133,13 @@ class EvalConfig:
     )
     context: int = setting(0, "tokens of earlier segments run again in front of each segment, 0 for none (dearer than --memory)", least=0)
     every: int = setting(1, "update at every K-th segment", least=1, metavar="K", needs=LEARNS)
-    optimizer: str = setting("adam", "how the update is made", choices=("adam", "adamw", "sgd", "rms"), needs=LEARNS)
+    optimizer: str = setting("adam", "how the update is made", choices=tuple(OPTIMIZERS), needs=LEARNS)
     statistics: str = setting(
         "builtin:python-reference",
-        "with --optimizer rms: text whose first 16,384 tokens give the frozen gradient statistics",
+        f"with --optimizer {' or '.join(WITH_STATISTICS)}: text whose first 16,384 tokens give the frozen gradient statistics",
         metavar="FILE",
         what="the name of a file",
-        needs={**LEARNS, "optimizer": ("rms",)},
+        needs={**LEARNS, "optimizer": WITH_STATISTICS},
     )
     lr: float | None = setting(None, f"learning rate per update (default: {USUAL_RATES})", least=0, what="a finite rate", needs=LEARNS)
     decay: float = setting(0.0, "share by which weights go back to their first values at each update", least=0, most=1, needs=LEARNS)
@@ -234,10 +234,10 @@ def _check_together(config: EvalConfig) -> None:
             f"memory {config.memory} and context {config.context}: give one of them (memory keeps keys and values, "
             "context runs the text again)"
         )
-    if config.adapt == "lora" and config.optimizer == "rms":
+    if config.adapt == "lora" and config.optimizer in WITH_STATISTICS:
         raise ConfigError(
-            "optimizer 'rms' with adapt 'lora': an adapter has no gradient statistics before it learns; "
-            "give adam, adamw or sgd, or adapt rows or full"
+            f"optimizer {config.optimizer!r} with adapt 'lora': an adapter has no gradient statistics before it learns; "
+            f"give {IN_WORDS}, or adapt rows or full"
         )
     if config.targets == "model" and config.adapt in ("lora", "rows"):
         raise ConfigError(f"targets 'model' with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")

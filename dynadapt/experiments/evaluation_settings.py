@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from dynadapt.adapt import RMS, SGD, Adam, AdamW, Full, LoRA, RowSparse
+from dynadapt.adapt import Full, LoRA, RowSparse
+from dynadapt.adapt.optimizers import OPTIMIZERS
 from dynadapt.common.checks import shown
 from dynadapt.common.options import check_names
 from dynadapt.engine.memory import Overlap, SegmentMemory
@@ -12,7 +13,6 @@ from dynadapt.engine.memory import Overlap, SegmentMemory
 from .config import ConfigError, EvalConfig
 
 ADAPTS = {"lora": LoRA, "rows": RowSparse, "full": Full}
-OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "sgd": SGD, "rms": RMS}
 GIVEN_OTHERWISE = ("model", "text")
 
 

@@ -5,15 +5,16 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from dynadapt import RMS, SGD
 from dynadapt.kernels import epilogue, lora_gradient, weight_gradient
 from dynadapt.kernels.common import INTERPRET
 from dynadapt.ops.dispatch import resolve
-from dynadapt.ops.fused_update import TensorState, UpdateRule
+from dynadapt.ops.update import UpdateState
 
 from .compare import DEVICE, DTYPES, acts, skip_without_gpu
 
-RULES = {"sgd": UpdateRule("sgd"), "momentum": UpdateRule("sgd", decay=0.1, momentum=0.9), "rms": UpdateRule("rms", decay=0.1, eps=1e-2)}
-NAMES = [f.name for f in fields(TensorState)]
+RULES = {"sgd": SGD(clip=0.0).rule(), "momentum": SGD(decay=0.1, momentum=0.9, clip=0.0).rule(), "rms": RMS(decay=0.1, eps=1e-2).rule()}
+NAMES = [f.name for f in fields(UpdateState)]
 SMALL = (100, 2, 70, (40, 33), 5)  # rows N, streams S, inputs K, parts, rank
 WEIGHT = (70, 75, 40, 30)  # rows N, outputs O, inputs K, chosen rows
 
@@ -27,14 +28,9 @@ def tensor_state(slots, rows, columns, dtype, spare=3):
     lead = [slots] if slots else []
     shape = (rows, columns)
     master = torch.randn(*lead, *shape)
-    return TensorState(
-        owned(master),
-        owned(master.to(dtype)),
-        owned(torch.randn(*lead, *shape)),
-        torch.randn(shape),
-        torch.rand(shape) + 0.1,
-        torch.rand(shape),
-    )
+    own = dict(master=master, working=master.to(dtype), first=torch.randn(*lead, *shape))
+    shared = dict(prior=torch.randn(shape), stat=torch.rand(shape) + 0.1, prior_rate=torch.rand(shape))
+    return UpdateState(**{name: owned(t) for name, t in own.items()}, **shared)
 
 
 def lora_call(case, dtype, rule):
@@ -77,8 +73,8 @@ def run(op, call, dtype, backend="triton"):
     """The call's arguments after it, on copies; float64 is the truth (its working copies are compared after rounding)."""
 
     def copy(v):
-        if isinstance(v, TensorState):
-            return TensorState(*(copy(getattr(v, name)) for name in NAMES))
+        if isinstance(v, UpdateState):
+            return UpdateState(**{name: copy(getattr(v, name)) for name in NAMES})
         if not isinstance(v, torch.Tensor):
             return v
         kind = torch.float64 if dtype == torch.float64 and v.is_floating_point() else v.dtype
@@ -93,7 +89,7 @@ def flatten(call):
     """Named tensors that the op may write."""
     found = {"skipped": call[-1]}
     for i, v in enumerate(call):
-        if isinstance(v, TensorState):
+        if isinstance(v, UpdateState):
             found |= {f"{i}.{name}": getattr(v, name) for name in ("master", "first", "working") if getattr(v, name) is not None}
     if len(call) == 8:
         found["weight"] = call[3]
@@ -160,7 +156,7 @@ def test_tiles_move_in_slices(rule, monkeypatch):
 
 def test_nothing_that_the_rule_does_not_use_is_needed():
     call = lora_call(SMALL, torch.float32, RULES["sgd"])
-    call[8:10] = [TensorState(state.master) for state in call[8:10]]
+    call[8:10] = [UpdateState(state.master) for state in call[8:10]]
     check("lora_gradient_update", call, torch.float32)
 
 
@@ -208,7 +204,7 @@ def test_a_bad_row_of_a_weight_keeps_its_state(tokens):
 def test_errors_name_the_argument():
     call = lora_call(SMALL, torch.float32, RULES["rms"])
     call[8] = replace(call[8], stat=None)
-    with pytest.raises(ValueError, match=r"lora_gradient_update: a.stat is missing, a tensor is needed where kind is rms"):
+    with pytest.raises(ValueError, match=r"lora_gradient_update: a.stat is missing, a tensor is needed for rms with eps 0.01, decay 0.1"):
         run("lora_gradient_update", call, torch.float32)
     call = weight_call(WEIGHT, torch.float32, RULES["rms"])
     call[4] = replace(call[4], stat=torch.rand(3, 3))

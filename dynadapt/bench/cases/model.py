@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dynadapt.adapt.optimizers import Adam
 from dynadapt.model import ModelConfig
 
 from .activation import activation_backward, activation_forward
@@ -74,7 +75,7 @@ def _update(z: Sizes, m: int) -> list[OpCase]:
     """Adam with clip over all adapters of every stream."""
     per = _adapter_parameters(z)
     same = {"lr": torch.full((z.S,), 2e-3, device=z.device), "step": torch.full((z.S,), 3, dtype=torch.int32, device=z.device)}
-    return [update(z.draw, per, z.S, clip=1.0, prior=None, stat=None, prior_rate=None, **same, label="adam, clip")]
+    return [update(z.draw, per, z.S, Adam(clip=1.0).rule(), prior=None, stat=None, prior_rate=None, **same, label="adam, clip")]
 
 
 # op -> its cases for sizes z and m tokens that a stream remembers

@@ -9,7 +9,6 @@ import torch
 from dynadapt.adapt.methods import LoRA, whole_model
 from dynadapt.engine.weights import group_sizes, source_weight
 
-from .flat import FlatLayout, FlatState
 from .lora import LoraLearner
 from .rows import RowLearner
 from .whole_model import ModelLearner
@@ -59,15 +58,3 @@ def make_learners(settings, model) -> list:
         keep_grad=settings.why_not_fused is not None,
     )
     return [make() for _ in range(settings.sets)] if settings.owns_weights else [make(slots=settings.sets)]
-
-
-def try_update(optimizer, ops, device) -> None:
-    """Whether the backend's update knows the kind of an optimizer from elsewhere, asked for a stream that does not move."""
-    state = FlatState(FlatLayout({"nothing": (1,)}), 1, optimizer, ops.dtype, separate_working=False, device=device)
-    state.prior = torch.zeros_like(state.master[0])
-    if optimizer.uses_statistics:
-        state.set_statistics(torch.ones_like(state.master[0]))
-    try:
-        state.update(ops.update, torch.full((1,), -1, dtype=torch.int32, device=device), torch.zeros(1, device=device))
-    except ValueError as error:
-        raise ValueError(f"optimizer={optimizer!r} with backend={ops.backend!r}: {error}") from error

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dynadapt.adapt.optimizers import WITHOUT_STATISTICS
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, check_names, like, setting
 from dynadapt.experiments.config import LEARNING_RATES, EvalConfig, without_usual_alpha
@@ -152,7 +153,7 @@ class ReweightConfig:
     rank: int = like(EvalConfig, "rank")
     alpha: float | None = like(EvalConfig, "alpha")
     density: float = like(EvalConfig, "density")
-    optimizer: str = like(EvalConfig, "optimizer", "adamw", choices=("adam", "adamw", "sgd"))
+    optimizer: str = like(EvalConfig, "optimizer", "adamw", choices=WITHOUT_STATISTICS)
     lr: float | None = like(
         EvalConfig, "lr", help=f"learning rate per update (default: that of `dynadapt eval`; {SCRATCH_RATE:g} from scratch)"
     )

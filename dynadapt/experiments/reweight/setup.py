@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from dynadapt.adapt import SGD, Adam, AdamW, Full, LoRA, RowSparse
+from dynadapt.adapt import Full, LoRA, RowSparse
+from dynadapt.adapt.optimizers import OPTIMIZERS
 from dynadapt.engine import Engine
 from dynadapt.engine.state import state_tensors
 from dynadapt.experiments.config import ConfigError, check_rank
@@ -66,11 +67,10 @@ def build_engine(model, config: ReweightConfig, device: str | None = None):
         "rows": lambda: RowSparse(density=config.density, targets=config.targets),
         "full": lambda: Full(targets=config.targets),
     }[config.adapt]()
-    optimizer = {"adam": Adam, "adamw": AdamW, "sgd": SGD}[config.optimizer]
     return Engine(
         model,
         adapt=adapt,
-        optimizer=optimizer(lr=config.learning_rate, decay=config.decay, clip=config.clip),
+        optimizer=OPTIMIZERS[config.optimizer](lr=config.learning_rate, decay=config.decay, clip=config.clip),
         shared=True,
         streams=config.rows,
         segment=config.segment,
