@@ -55,7 +55,6 @@ class Decoder:
         self.config, self.weights, self.ops, self.ws, self.ledger = config, weights, ops, workspace, ledger
         self.cos, self.sin = rope
         self.memory = memory
-        self.scored: tuple | None = None
         self.lora_scale = scale
         self.recompute = recompute  # norm outputs and activations are made again in backward instead of kept
         self.static = static  # the host must not look at lengths: fixed shapes, memory moved by the device
@@ -83,7 +82,7 @@ class Decoder:
         """y [N, O] of one group; keeps u = x A^T under the same key for backward."""
         k, parts = self.sizes[layer, group]
         A, Bt = (None, None) if learner is None else learner.adapter(layer, group)
-        rank = 0 if Bt is None else Bt.shape[1]
+        rank = 0 if A is None else Bt.shape[1]
         y = self._output(layer, group, key, x.shape[0], sum(parts))
         u = None if A is None else self.ws((group, "u", key), x.shape[0], len(parts) * rank)
         self.ops.linear_forward(
@@ -132,7 +131,7 @@ class Decoder:
 
     def _places(self, batch: Batch) -> torch.Tensor | None:
         """Where each row stands in its stream's window, int64 [N], for families that learn a table of positions."""
-        if self.active.positions is None or self.count is None:
+        if self.active.positions is None:
             return None
         places = self.ws("places", *batch.inputs.shape, dtype=torch.int64)
         return places.copy_(self.count[: places.shape[1]]).view(-1)
@@ -149,8 +148,7 @@ class Decoder:
         self.active = self.weights if learner is None or learner.weights_view is None else learner.weights_view
         self.scored, self.embedded = None, embedded is not None
         x, delta = self.embed(batch) if embedded is None else embedded, None
-        self.kept: list[dict] = []
-        self.attended_back = 0
+        self.kept, self.attended_back = [], 0
         self.lengths = [0 if self.memory is None else self.memory.filled[s] for s in batch.streams]
         for i in range(self.config.layers):
             key = i if i >= first_kept else "shared"
@@ -219,7 +217,6 @@ class Decoder:
     def _reproject(self, batch, learner, i) -> None:
         """Memory keys and values of one layer from its kept inputs and the current weights (counted as recompute)."""
         c, m = self.config, self.memory
-        assert m is not None and m.inputs is not None  # of SegmentMemory(refresh="reproject")
         longest = m.memory.capacity if self.static else max(self.lengths)
         if not longest:
             return
@@ -273,7 +270,6 @@ class Decoder:
         if m is None:
             return
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        columns: tuple[int, ...]
         if m.input_stack is not None:
             source, columns, stores = self.ws("inputs of all layers", c.layers, batch.rows, c.hidden_size), (0,), [m.input_stack]
         else:

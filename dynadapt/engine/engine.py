@@ -155,7 +155,7 @@ class Engine:
 
     def _resolve_ops(self) -> None:
         """Every op that a call of this configuration may need, before anything is made for it."""
-        self.ops, static = OpSet(self.backend, self.torch_dtype), bool(self.settings.static)
+        self.ops, static = OpSet(self.backend, self.torch_dtype), self.settings.static
         try:
             self.ops.resolve(needed_ops(self, static, self.settings.why_not_fused is None))
         except UnsupportedOp as error:
@@ -175,9 +175,7 @@ class Engine:
         store = MemoryState.of(c, self.memory, self.streams, dtype, device) if isinstance(self.memory, SegmentMemory) else None
         rope = rotations(c, self.window, wide_dtype(dtype), device)
         scale = self.adapt.scale if isinstance(self.adapt, LoRA) else 0.0
-        self.decoder = Decoder(
-            c, self.weights, self.ops, self.workspace, self.ledger, rope, store, scale, self.recompute, bool(given.static)
-        )
+        self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, scale, self.recompute, given.static)
         step = Step(given, self.decoder, self.learners, self.lr, self.calls.moving, asks=not given.static)
         self.state = step.states
         self.driver = Captured(step) if given.static else Eager(step)

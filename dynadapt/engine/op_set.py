@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 
 from dynadapt.ops import UnsupportedOp, resolve
-from dynadapt.ops.dispatch import Choice
 from dynadapt.ops.profiler_ranges import named
 
 
@@ -17,7 +15,7 @@ class OpSet:
 
     def __init__(self, backend: str, dtype: torch.dtype):
         self.backend, self.dtype = backend, dtype
-        self.choices: dict[str, Choice] = {}
+        self.choices = {}
         self.seconds: dict[str, float] | None = None
 
     def resolve(self, names: list[str]) -> None:
@@ -26,8 +24,7 @@ class OpSet:
         Raises:
             UnsupportedOp: naming those that nothing serves, and why.
         """
-        missing: list[str] = []
-        why: UnsupportedOp | None = None
+        missing, why = [], None
         for name in names:
             try:
                 self._choice(name)
@@ -43,9 +40,9 @@ class OpSet:
         if name.startswith("_"):
             raise AttributeError(name)
         choice = self._choice(name)
-        return choice.function if self.seconds is None else self._timed(name, choice.function, self.seconds)
+        return choice.function if self.seconds is None else self._timed(name, choice.function)
 
-    def _timed(self, name: str, function: Callable, seconds: dict[str, float]):
+    def _timed(self, name, function):
         def call(*args):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
@@ -53,6 +50,6 @@ class OpSet:
             function(*args)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
         return call

@@ -98,5 +98,4 @@ def _pass(settings, states, rows, streams, counts, due, weights) -> Pass:
     if weights is not None:
         shares = [share * weight for share, weight in zip(shares, weights)]
     moves = any(d and s not in resets for d, s in zip(due, streams))
-    rows, streams, counts, due = tuple(rows), tuple(streams), tuple(counts), tuple(due)
-    return Pass(rows, streams, counts, due, tuple(resets), tuple(shares), learn, backward, backward and moves)
+    return Pass(*map(tuple, (rows, streams, counts, due, resets, shares)), learn, backward, backward and moves)

@@ -26,8 +26,6 @@ class StepReport:
     The report of a step that may still run (``pending``) is read when a field other than ``flops`` is first asked for, which waits.
     """
 
-    outcomes: list[Outcome]
-
     def __init__(
         self,
         updated: list[bool],
@@ -57,7 +55,7 @@ class StepReport:
 
     def _collect(self) -> dict[str, list]:
         flags = lambda: [False] * self.streams  # noqa: E731
-        known: dict[str, list] = {"updated": flags(), "skipped": flags(), "was_reset": flags(), "grad_norm": [None] * self.streams}
+        known = {"updated": flags(), "skipped": flags(), "was_reset": flags(), "grad_norm": [None] * self.streams}
         for outcome in self.outcomes:
             streams, host = outcome.plan.streams, {name: t.tolist() for name, t in outcome.made.items()}
             if any(host["invalid"]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import torch
 
@@ -72,9 +71,9 @@ class EngineSettings:
     Words and classes have become settings, "auto" a device and a backend, and ``static`` True or False.
     """
 
-    adapt: Any
-    optimizer: Any
-    memory: Any
+    adapt: object
+    optimizer: object
+    memory: object
     streams: int
     segment: int
     shared: bool

@@ -185,7 +185,7 @@ def _expected(here, name: str):
         return here[name].dtype, (-1,) if name.startswith("history.") else tuple(here[name].shape)
     match = _OPTIONAL.match(name)
     master = here.get(f"{name[: match.start(1)]}master") if match else None
-    if match is None or master is None:
+    if master is None:
         return None
     return master.dtype, tuple(master.shape if match[1] == "grad" else master.shape[1:])
 

@@ -122,7 +122,6 @@ class Step:
             means = torch.stack([row.mean() for row in made["nll"].split(p.counts)]).double()
         else:
             means = made["nll"].view(len(counts), -1).double().sum(1) / counts.clamp(min=1)
-        assert self.changes is not None
         flagged = self.changes.observe(given["slots"].long(), means, counts > 0)
         made["reset"].copy_(flagged)
         given["moving"].masked_fill_(flagged, -1)

@@ -45,10 +45,8 @@ class ModelTensors:
 
     ``attn_norm``, ``mlp_norm``: (weight, bias or None) by layer; ``final_norm``; ``head_norm``: (q, k weights) or None by layer;
     ``positions`` [P, H] or None; ``bias``: {(layer, group): [sum O_p]}; ``head``: a Matrix [V, H]; ``table`` [V, H], None where
-    the head's rows serve the look-up; ``parts``: {(layer, group): matrices, None where a learner holds them} of frozen linear weights.
+    the head's rows serve the look-up.
     """
-
-    parts: dict[tuple[int, str], Float8Weights | list | None] = {}
 
     def __init__(
         self,

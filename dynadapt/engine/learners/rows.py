@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -28,8 +27,7 @@ class RowLearner:
     """
 
     owns_weights = True
-    weights_view: Any = None  # what learns beside linear weights (whole_model.py), and its gradients
-    gradient_view: Any = None
+    weights_view = gradient_view = None  # what learns beside linear weights (whole_model.py)
 
     def __init__(
         self,
@@ -85,7 +83,7 @@ class RowLearner:
         return f"{key[0]}.{key[1]}.{p}"
 
     def _count(self, size: int) -> int:
-        return size if isinstance(self.adapt, Full) else max(1, round(self.adapt.density * size))
+        return size if self.full else max(1, round(self.adapt.density * size))
 
     def _parts(self):
         for key, (_, parts) in self.sizes.items():
@@ -101,11 +99,10 @@ class RowLearner:
 
     def _set_rows(self, name: str, rows: torch.Tensor | None) -> None:
         """In place where there are rows already: captured graphs hold their address."""
-        known = self.rows.get(name)
-        if rows is None or known is None:
+        if rows is None or self.rows.get(name) is None:
             self.rows[name] = None if rows is None else rows.clone()
         else:
-            known.copy_(rows)
+            self.rows[name].copy_(rows)
 
     def _take_masters(self) -> None:
         """Masters of the chosen rows from the current weights (the prior, for Full in place); the prior's rows when it is needed."""
@@ -124,8 +121,8 @@ class RowLearner:
 
     def _current_rows(self, key, p, name) -> torch.Tensor:
         """The chosen rows as the products read them, [n, K]."""
-        size, k, rows = self.sizes[key][1][p], self.sizes[key][0], self.rows[name]
-        index = torch.arange(size, device=self.device) if rows is None else rows.long()
+        size, k = self.sizes[key][1][p], self.sizes[key][0]
+        index = torch.arange(size, device=self.device) if self.rows[name] is None else self.rows[name].long()
         values = torch.empty(len(index), k, dtype=self.dtype, device=self.device)
         self.matrices[key][p].gather_rows(index, values)
         return values
@@ -138,8 +135,7 @@ class RowLearner:
             if name not in self.prior_weights:
                 self.prior_weights[name] = self.source(*key, p).to(device=self.device, dtype=self.dtype)
             prior = self.prior_weights[name]
-        rows = self.rows[name]
-        return prior if rows is None else prior[rows.long()]
+        return prior if self.rows[name] is None else prior[self.rows[name].long()]
 
     @property
     def choosing(self) -> bool:
@@ -161,7 +157,6 @@ class RowLearner:
         if self.scores_of_all is not None:
             self.scores_of_all(scores)
         rows = self.rows[name]
-        assert rows is not None  # RowSparse alone chooses
         chosen = scores.topk(self._count(size)).indices.sort().values.to(torch.int32)
         chosen = torch.where(torch.isfinite(scores).all(), chosen, rows)
         same = (chosen == rows).all()
@@ -200,7 +195,6 @@ class RowLearner:
     def _fused_update(self, ops, key, p, name, dy, x) -> None:
         state = replace(self.state.state_of(name).of(0), working=None)
         f = self.fused
-        assert f is not None
         ops.weight_gradient_update(dy, x, self.rows[name], self.matrices[key][p].weight, state, f.rule, f.lr, f.skipped)
 
     def update(self, ops, slots, lr, norms=None, skipped=None):

@@ -73,7 +73,6 @@ class ModelLearner(RowLearner):
         table = look_up_table(self.config, head, self._plain)
         self.weights_view = ModelTensors(self.config, self._plain, bias(self._plain), head, table)
         self.gradient_view = ModelTensors(self.config, grad, bias(grad), grad(self.head_name), grad("embed.weight"))
-        assert self.state.grad is not None
         added = [name for name in self.around if name != self.head_name]
         self.added_to = self.state.grad[0, self.layout.offsets[added[0]] :]
 
