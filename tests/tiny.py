@@ -53,7 +53,7 @@ def tiny_root(path: Path, words: int) -> Path:
     return path
 
 
-def eval_config(model, texts, **changes) -> EvalConfig:
+def eval_config(model, texts, /, **changes) -> EvalConfig:
     """LoRA on the plain reference, without memory."""
     settings = dict(segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01, memory=0)
     return EvalConfig(**{"model": str(model), "text": tuple(map(str, texts)), **settings, **changes})

@@ -185,7 +185,7 @@ class Engine:
 
     @property
     def flops(self) -> dict[str, int]:
-        """FLOPs by phase since the engine was made (see flops.py)."""
+        """FLOPs by phase since the engine was made (see ledger.py)."""
         return dict(self.ledger.totals)
 
     @property

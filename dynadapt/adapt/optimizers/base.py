@@ -29,9 +29,6 @@ def check_betas(given) -> tuple[float, float]:
 class Optimizer:
     """Checks of the common fields; subclasses are frozen dataclasses with a ``kind``."""
 
-    lr: float
-    decay: float
-    clip: float
     kind: ClassVar[str]
     lr: float
     decay: float
