@@ -177,22 +177,26 @@ def adapt_of(config: EvalConfig):
     }[config.adapt]()
 
 
+def memory_of(config: EvalConfig):
+    """What the engine remembers, as a configuration describes it; None for nothing."""
+    import dynadapt
+
+    if config.memory:
+        return dynadapt.SegmentMemory(length=config.memory, sinks=config.sinks, refresh=config.refresh)
+    return dynadapt.Overlap(context=config.context) if config.context else None
+
+
 def build_engine(model, config: EvalConfig):
     """The engine that a configuration describes; what is open in it is settled here."""
     import dynadapt
 
     config = settle(config, model.config)
     adapt = adapt_of(config)
-    memory = None
-    if config.memory:
-        memory = dynadapt.SegmentMemory(length=config.memory, sinks=config.sinks, refresh=config.refresh)
-    elif config.context:
-        memory = dynadapt.Overlap(context=config.context)
     return dynadapt.Engine(
         model,
         adapt=adapt,
         optimizer=optimizer_of(config) if adapt else None,
-        memory=memory,
+        memory=memory_of(config),
         streams=config.streams,
         segment=config.segment,
         every=config.every,

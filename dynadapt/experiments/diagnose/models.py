@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from dynadapt import SGD, Engine, LoRA, Overlap, SegmentMemory
+from dynadapt import SGD, Engine, LoRA
 from dynadapt.engine.learners.peft import read_for_model, settings_of, write_files
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.experiments.dyneval import build_engine
+from dynadapt.experiments.dyneval import build_engine, memory_of
 from dynadapt.model import linear_shapes, peft_name
 from dynadapt.model.errors import ModelError
 from dynadapt.runs.checkpoints import last_state
@@ -61,12 +61,11 @@ def adapter_engine(directory: str, completed: Path) -> Callable:
 
     def make(model, config: EvalConfig):
         adapt = complete_adapter(Path(directory), model.config, completed)
-        memory = SegmentMemory(config.memory, config.sinks, refresh=config.refresh) if config.memory else None
         engine = Engine(
             model,
             adapt=adapt,
             optimizer=SGD(),
-            memory=Overlap(config.context) if config.context else memory,
+            memory=memory_of(config),
             segment=config.segment,
             every=NEVER,
             dtype=config.dtype,
