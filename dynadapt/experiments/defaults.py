@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from dynadapt.common.options import choices
+from dynadapt.common.options import settings_of
 from dynadapt.runs.kinds import learns
 
 from .config import EvalConfig, check_rank
@@ -36,10 +36,10 @@ def settle(config: EvalConfig, model_config, memory: int | None = None) -> EvalC
     """`config` with nothing open, for a model of this ModelConfig. `memory`: what to take where it is open, instead of what fits.
 
     Raises:
-        ConfigError: a rank above the model's width.
+        ConfigError: a rank above the model's largest width.
     """
     if model_config is not None:
-        check_rank(config, model_config.hidden_size)
+        check_rank(config, model_config)
     if "dtype" in config.open:
         config = config.with_(dtype=fastest(config.device, config.backend)[0])
     if "memory" in config.open:
@@ -56,7 +56,7 @@ def settled_dtype(config, out: str | Path, resume: bool) -> str:
         from dynadapt.runs.rundir import read_json
 
         begun = read_json(Path(out) / "config.json")
-        if isinstance(begun, dict) and begun.get("dtype") in choices(EvalConfig, "dtype")[1:]:
+        if isinstance(begun, dict) and begun.get("dtype") in settings_of(EvalConfig)["dtype"].choices[1:]:
             return begun["dtype"]
     return fastest(config.device, config.backend)[0]
 

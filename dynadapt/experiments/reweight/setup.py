@@ -59,7 +59,7 @@ def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
 
 def build_engine(model, config: ReweightConfig, device: str | None = None):
     """One set of weights for all rows of a step: ordinary training on their mean loss."""
-    check_rank(config, model.config.hidden_size)
+    check_rank(config, model.config)
     adapt = {
         "lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=config.alpha, targets=config.targets),
         "rows": lambda: dynadapt.RowSparse(density=config.density, targets=config.targets),
