@@ -168,7 +168,8 @@ def adapt_of(config: EvalConfig):
     """What learns, as a configuration describes it; None for nothing."""
     import dynadapt
 
-    targets = {"targets": config.targets, "layers": range(*config.layers) if config.layers else None}
+    layers = getattr(config, "layers", None)  # which reweighting has none of
+    targets = {"targets": config.targets, "layers": range(*layers) if layers else None}
     return {
         "none": lambda: None,
         "lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=config.alpha, **targets),

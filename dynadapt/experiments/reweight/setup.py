@@ -12,6 +12,7 @@ import torch
 import dynadapt
 from dynadapt.engine.state import state_tensors
 from dynadapt.experiments.config import ConfigError, check_rank
+from dynadapt.experiments.dyneval import adapt_of, optimizer_of
 from dynadapt.experiments.mixers import MIXERS, Mixer, MixerError, Shaping, make_mixer, proportions
 from dynadapt.experiments.mixers.mixer import by_domain, check_weights
 from dynadapt.model import ModelConfig, random_model
@@ -60,16 +61,10 @@ def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
 def build_engine(model, config: ReweightConfig, device: str | None = None):
     """One set of weights for all rows of a step: ordinary training on their mean loss."""
     check_rank(config, model.config)
-    adapt = {
-        "lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=config.alpha, targets=config.targets),
-        "rows": lambda: dynadapt.RowSparse(density=config.density, targets=config.targets),
-        "full": lambda: dynadapt.Full(targets=config.targets),
-    }[config.adapt]()
-    optimizer = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD}[config.optimizer]
     return dynadapt.Engine(
         model,
-        adapt=adapt,
-        optimizer=optimizer(lr=config.learning_rate, decay=config.decay, clip=config.clip),
+        adapt=adapt_of(config),
+        optimizer=optimizer_of(config),
         shared=True,
         streams=config.rows,
         segment=config.segment,
