@@ -30,7 +30,7 @@ class Build(build):
 
 
 class CMakeBuild(build_ext):
-    """Installs dynadapt._C, libdynadapt.so, libdynadapt_cuda.so (where nvcc is found), the headers and the build files into the package."""
+    """Installs dynadapt._C, libdynadapt.so, the headers and the build files into the package."""
 
     def build_extension(self, extension):
         packages = [Path(self.get_ext_fullpath(extension.name)).parent.resolve()]
@@ -45,7 +45,6 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DDYNADAPT_SANITIZE={os.environ.get('DYNADAPT_SANITIZE', '')}",
-            f"-DDYNADAPT_CUDA={os.environ.get('DYNADAPT_CUDA', 'AUTO')}",
         ]
         # An isolated build brings its own ninja, cmake and pybind11, and the cache names them when they are gone. Objects are kept.
         (tree / "CMakeCache.txt").unlink(missing_ok=True)

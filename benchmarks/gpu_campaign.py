@@ -4,9 +4,9 @@
     python benchmarks/gpu_campaign.py --device cpu        # dry run of the campaign's own code on tiny sizes, no GPU
 
 Needs no network and no installation: torch, Triton, transformers, peft, pytest, CMake, ninja and a C++ compiler on the machine,
-the CUDA toolkit for the CUDA kernels, ncu and compute-sanitizer for the stages of that name. Optional peers (liger-kernel,
-cut-cross-entropy) are skipped by name where they are absent. Each stage is a process of its own with a time limit and writes
-DIR/STAGE.json as it goes, so that a killed stage keeps what it had; ``summary`` renders DIR/summary.md from all of them.
+ncu and compute-sanitizer for the stages of that name. Optional peers (liger-kernel, cut-cross-entropy) are skipped by name where
+they are absent. Each stage is a process of its own with a time limit and writes DIR/STAGE.json as it goes, so that a killed stage
+keeps what it had; ``summary`` renders DIR/summary.md from all of them.
 """
 
 from __future__ import annotations

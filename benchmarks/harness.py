@@ -72,7 +72,6 @@ def revision(name: str | None):
                     "Ninja",
                     f"-DPython_EXECUTABLE={sys.executable}",
                     f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-                    "-DDYNADAPT_CUDA=OFF",
                 ],
                 "cmake",
             )

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .adapt import RMS, SGD, Adam, AdamW, Full, LoRA, RowSparse
+    from .adapt import RMS, SGD, Adam, AdamW, Full, Lion, LoRA, RowSparse
     from .engine.engine import Engine
     from .engine.memory import Overlap, SegmentMemory
     from .experiments.evaluation import Evaluation, evaluate
@@ -25,6 +25,7 @@ __all__ = [
     "Engine",
     "Evaluation",
     "Full",
+    "Lion",
     "LoRA",
     "Overlap",
     "RowSparse",
@@ -41,7 +42,7 @@ __all__ = [
 
 # Public name -> the module that has it. They are imported when they are asked for: torch takes seconds, and `dynadapt --help` needs none.
 _HOMES = {
-    **dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "LoRA", "RowSparse"), "adapt"),
+    **dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "Lion", "LoRA", "RowSparse"), "adapt"),
     "Engine": "engine",
     "Evaluation": "experiments.evaluation",
     "evaluate": "experiments.evaluation",

@@ -1,4 +1,4 @@
-"""The optimizer step as the last lines of a gradient kernel: what dynadapt/ops/fused_update.py defines, on one tile.
+"""The optimizer step as the last lines of a gradient kernel: what dynadapt/ops/update.py defines, on one tile.
 
 A program holds a tile of the gradient in registers; ``apply_update`` moves the elements that it belongs to, some at a time
 because their state needs registers too, and ``report`` tells the stream. The flag that a stream is to be skipped is read
@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 
 from .common import scratch
+
+KINDS = ("sgd", "rms")
 
 
 @triton.jit
@@ -118,7 +120,7 @@ def counters(device, streams: int) -> torch.Tensor:
 
 
 def tensors(state) -> tuple[torch.Tensor, ...]:
-    """master, first, prior, stat, prior_rate of a TensorState; the master stands in for what is not there."""
+    """master, first, prior, stat, prior_rate of an UpdateState; the master stands in for what is not there."""
     return tuple(state.master if t is None else t for t in (state.master, state.first, state.prior, state.stat, state.prior_rate))
 
 
@@ -127,11 +129,13 @@ def hyper(rule) -> tuple[float, float, float]:
 
 
 def flags(rule, state, working) -> dict[str, bool]:
-    """The rule as the kernels' constexprs."""
+    """The rule as the kernels' constexprs. Raises ValueError for a kind that ``update_slice`` has no lines for."""
+    if rule.kind not in KINDS:
+        raise ValueError(f"kind={rule.kind!r}: the gradient kernels update by {' and '.join(KINDS)}")
     decays = rule.decay > 0
     return dict(
         RMS=rule.kind == "rms",
-        MOMENTUM=rule.uses_first,
+        MOMENTUM="first" in rule.uses,
         DECAY=decays,
         RATE=decays and state.prior_rate is not None,
         WORKING=working is not None,

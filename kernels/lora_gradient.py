@@ -646,6 +646,7 @@ def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, 
     """
     op = "lora_gradient_update"
     p = checked_plan(op, dy, x, u, dU, part_sizes, slots, a.master, bt.master)
+    rule.check_fused(op)
     for name, state in (("a", a), ("bt", bt)):
         state.check(op, name, rule)
         epilogue.check_layout(op, name, state, tuple(state.master.shape[1:]), packed=True)

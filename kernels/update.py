@@ -9,7 +9,7 @@ Three launches, whatever the number of tensors and streams:
 The gradient is read twice because clipping needs its norm first, all else once: Adam with a bf16 working copy costs
 38 bytes an element. Sums are float64, so that a gradient of 1e30 is clipped and not skipped, and their order depends on
 P alone, so that a stream's bits do not depend on the other streams. Not fused into the gradient kernels: those of
-``fused_update`` do that where there is nothing to clip.
+``lora_gradient`` and ``weight_gradient`` do that where there is nothing to clip.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import triton.language as tl
 
 from .common import FUSION, Variant, scratch
 
-KINDS = ("sgd", "adam", "adamw", "rms")
+KINDS = ("sgd", "adam", "adamw", "rms", "lion")
 GROUPS = 512  # programs a stream that add up squares: about four for each of the H200's 132 multiprocessors
 SQUARES_BLOCK = 4096  # 128 threads with eight 16-byte loads each
 # One 16-byte load a thread from each float32 tensor. With eight elements a thread Triton would give the bf16 copy a layout of
@@ -30,6 +30,7 @@ APPLY_BLOCK, APPLY_WARPS = 1024, 8
 _SGD: tl.constexpr = tl.constexpr(KINDS.index("sgd"))
 _ADAM: tl.constexpr = tl.constexpr(KINDS.index("adam"))
 _ADAMW: tl.constexpr = tl.constexpr(KINDS.index("adamw"))
+_LION: tl.constexpr = tl.constexpr(KINDS.index("lion"))
 # What ``begin`` hands to ``apply``, float32 each.
 _SKIPPED: tl.constexpr = tl.constexpr(0)
 _CLIP: tl.constexpr = tl.constexpr(1)  # factor of the gradient
@@ -168,6 +169,14 @@ def dynadapt_update_apply(
                 d = rate * mean / (tl.sqrt_rn(v * tl.load(scalars + stream * SCALARS + _CORRECTION)) + eps)
                 if KIND == _ADAMW:
                     d += tl.load(scalars + stream * SCALARS + _WEIGHT_RATE) * m
+            elif KIND == _LION:
+                c = g
+                if first is not None:
+                    old = tl.load(first + at + i, inside, other=0.0)
+                    c = beta1 * old + rest1 * g
+                    mean = beta2 * old + rest2 * g
+                d = tl.where(c > 0, rate, 0.0) - tl.where(c < 0, rate, 0.0)
+                d += tl.load(scalars + stream * SCALARS + _WEIGHT_RATE) * m
             else:
                 d = rate * g / (tl.load(stat + start + i, inside, other=1.0) + eps)
             if first is not None:
@@ -183,11 +192,6 @@ def dynadapt_update_apply(
         tl.store(grad + at + i, tl.zeros([BLOCK], tl.float32), inside)
 
 
-def _check_kind(kind) -> None:
-    if kind not in KINDS:
-        raise ValueError(f"update: kind={kind!r}, accepted is one of {', '.join(KINDS)}")
-
-
 def _check(shape, **tensors) -> None:
     for name, t in tensors.items():
         if t is not None and (tuple(t.shape) != shape or not t.is_contiguous()):
@@ -196,63 +200,36 @@ def _check(shape, **tensors) -> None:
             )
 
 
-def update(
-    kind,
-    master,
-    grad,
-    first,
-    second,
-    prior,
-    stat,
-    working,
-    slots,
-    lr,
-    step,
-    decay,
-    clip,
-    beta1,
-    beta2,
-    eps,
-    weight_decay,
-    momentum,
-    norms,
-    skipped,
-    prior_rate=None,
-) -> None:
+def update(state, rule, slots, lr, norms, skipped) -> None:
     """One optimizer step of several streams; see dynadapt.ops.update for the arguments, all contiguous."""
-    count, P = master.shape
-    S = slots.shape[0]
-    adam = kind in ("adam", "adamw")
-    moving = bool(beta1) if adam else kind == "sgd" and bool(momentum)  # keeps a first moment
-    _check_kind(kind)
-    _check((count, P), master=master, grad=grad, first=first, second=second, working=working)
-    _check((P,), prior=prior, prior_rate=prior_rate, stat=stat)
-    _check((count,), lr=lr, step=step)
+    if rule.kind not in KINDS:
+        raise ValueError(f"update: kind={rule.kind!r}, accepted is one of {', '.join(KINDS)}")
+    (count, P), S, uses = state.master.shape, slots.shape[0], rule.uses
+    _check((count, P), **{name: getattr(state, name) for name in ("master", "grad", "first", "second", "working")})
+    _check((P,), prior=state.prior, prior_rate=state.prior_rate, stat=state.stat)
+    _check((count,), lr=lr, step=state.step)
     _check((S,), norms=norms, skipped=skipped)
-    needed = {"second": (adam, second), "first": (moving, first), "prior": (decay, prior), "stat": (kind == "rms", stat)}
-    for name, (wanted, t) in needed.items():
-        if wanted and t is None:
-            raise ValueError(f"update: {name} is missing, a tensor is needed for kind={kind!r} with these settings")
+    state.check("update", "state", rule)
     if S == 0 or P == 0:
         return
     groups = min(GROUPS, triton.cdiv(P, SQUARES_BLOCK))
-    partials = scratch(master.device, "update_squares", S, GROUPS, dtype=torch.float64)
-    scalars = scratch(master.device, "update_scalars", S, SCALARS)
-    number = KINDS.index(kind)
-    dynadapt_update_squares[(groups, S)](grad, slots, partials, P, groups, GROUPS=GROUPS, BLOCK=SQUARES_BLOCK, num_warps=4, **FUSION)
+    partials = scratch(state.master.device, "update_squares", S, GROUPS, dtype=torch.float64)
+    scalars = scratch(state.master.device, "update_scalars", S, SCALARS)
+    number = KINDS.index(rule.kind)
+    dynadapt_update_squares[(groups, S)](state.grad, slots, partials, P, groups, GROUPS=GROUPS, BLOCK=SQUARES_BLOCK, num_warps=4, **FUSION)
     dynadapt_update_begin[(S,)](
         partials,
         slots,
         lr,
-        step,
+        state.step,
         norms,
         skipped,
         scalars,
         groups,
-        float(clip),
-        1.0 - beta1,
-        1.0 - beta2,
-        float(weight_decay),
+        float(rule.clip),
+        1.0 - rule.beta1,
+        1.0 - rule.beta2,
+        float(rule.weight_decay),
         KIND=number,
         GROUPS=GROUPS,
         SCALARS=SCALARS,
@@ -260,24 +237,24 @@ def update(
         **FUSION,
     )
     dynadapt_update_apply[(triton.cdiv(P, APPLY_BLOCK), S)](
-        master,
-        grad,
-        first if moving else None,
-        second if adam else None,
-        prior if decay else None,
-        prior_rate if decay else None,
-        stat if kind == "rms" else None,
-        working,
+        state.master,
+        state.grad,
+        state.first if "first" in uses else None,
+        state.second if "second" in uses else None,
+        state.prior if rule.decay else None,
+        state.prior_rate if rule.decay else None,
+        state.stat if "stat" in uses else None,
+        state.working,
         slots,
         scalars,
         P,
-        float(decay),
-        float(beta1),
-        float(beta2),
-        1.0 - beta1,
-        1.0 - beta2,
-        float(eps),
-        float(momentum),
+        float(rule.decay),
+        float(rule.beta1),
+        float(rule.beta2),
+        1.0 - rule.beta1,
+        1.0 - rule.beta2,
+        float(rule.eps),
+        float(rule.momentum),
         KIND=number,
         SCALARS=SCALARS,
         BLOCK=APPLY_BLOCK,
@@ -311,6 +288,7 @@ def _variants():
         "adam": ("prior", "prior_rate", "stat"),
         "adamw": ("stat",),
         "rms": ("first", "second"),
+        "lion": ("second", "stat", "prior_rate"),
     }
     for kind in KINDS:
         types = dict.fromkeys(("master", "grad", "first", "second", "prior", "prior_rate", "stat"), "*fp32")

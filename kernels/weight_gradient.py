@@ -410,6 +410,7 @@ def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> Non
         ValueError: a shape or stride that does not fit, or a tensor missing that the rule needs.
     """
     op = "weight_gradient_update"
+    rule.check_fused(op)
     state.check(op, "state", rule)
     if tuple(weight.shape) != (dy.shape[1], x.shape[1]) or weight.stride(1) != 1:
         raise ValueError(

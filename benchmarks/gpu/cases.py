@@ -108,7 +108,7 @@ PEERS = {
     "activation_forward": _activation_forward,
     "attention_forward": lambda z, case: {"torch SDPA, keys rotated before": sdpa_forward(z, _memory_of(case))},
     "attention_backward": lambda z, case: {"torch SDPA (gradient of memory too)": sdpa_backward(z, _memory_of(case))},
-    "update": lambda z, case: fused_adam(z.S, case["master"].shape[1], z.device),
+    "update": lambda z, case: fused_adam(z.S, case["state"].master.shape[1], z.device),
 }
 
 

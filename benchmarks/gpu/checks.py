@@ -72,23 +72,13 @@ def _pytest(campaign, files, seconds) -> dict:
     }
 
 
-NO_KERNELS = ("test_cuda_build.py", "test_choices.py")
-
-
-def _small_cases(file: str) -> list[str]:
-    """What pytest selects of a file for the sanitizers. All cases of the CUDA C++ update need a GPU, the small ones too."""
-    if file.endswith("test_update_cuda.py"):
-        return ["-m", "not slow", "-k", "not real_sizes and not two_to_the_31 and not graph and not current_stream"]
-    return ["-m", "not gpu and not slow"]
-
-
 def sanitizers(campaign, record) -> None:
     """compute-sanitizer over the small cases: memcheck everywhere first, then racecheck."""
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         record.add(skipped="compute-sanitizer is not installed")
         return
-    files = [f for f in test_files() if not f.endswith(NO_KERNELS)]
+    files = [f for f in test_files() if not f.endswith("test_choices.py")]
     for check in ("memcheck", "racecheck"):
         for file in files:
             if campaign.left < 25:
@@ -105,7 +95,8 @@ def sanitizers(campaign, record) -> None:
                 "-m",
                 "pytest",
                 file,
-                *_small_cases(file),
+                "-m",
+                "not gpu and not slow",
                 "-q",
                 "-x",
                 "--tb=line",

@@ -243,7 +243,7 @@ def attention_backward(case):
 
 
 def update(case):
-    master, grad, first, second = (case[name] for name in ("master", "grad", "first", "second"))
+    master, grad, first, second = (getattr(case["state"], name) for name in ("master", "grad", "first", "second"))
 
     def optimizer():
         p = master.clone()
@@ -265,7 +265,7 @@ def update(case):
             adam.step()
             p.grad.zero_()
             copy.copy_(p)
-            return {"master": p}
+            return {"state.master": p}
 
         return run
 

@@ -12,7 +12,7 @@ void attention_forward(Object qkv, Object mem_k, Object mem_v, Object mem_len, O
   const dynadapt_attention_params params{sizeof params, hq, hkv, d, scale};
   const Tensor tqkv(op, "qkv", qkv), tk(op, "mem_k", mem_k), tv(op, "mem_v", mem_v), tl(op, "mem_len", mem_len),
       ts(op, "slots", slots), tc(op, "cos", cos), tsin(op, "sin", sin), to(op, "out", out), tlse(op, "lse", lse);
-  run([&] { return dynadapt_attention_forward(tqkv, tk, tv, tl, ts, tc, tsin, to, tlse, &params, nullptr); });
+  run([&] { return dynadapt_attention_forward(tqkv, tk, tv, tl, ts, tc, tsin, to, tlse, &params); });
 }
 
 void attention_backward(Object dout, Object qkv, Object out, Object lse, Object mem_k, Object mem_v, Object mem_len, Object slots,
@@ -22,7 +22,7 @@ void attention_backward(Object dout, Object qkv, Object out, Object lse, Object 
   const Tensor tdo(op, "dout", dout), tqkv(op, "qkv", qkv), to(op, "out", out), tlse(op, "lse", lse), tk(op, "mem_k", mem_k),
       tv(op, "mem_v", mem_v), tl(op, "mem_len", mem_len), ts(op, "slots", slots), tc(op, "cos", cos), tsin(op, "sin", sin),
       td(op, "dqkv", dqkv);
-  run([&] { return dynadapt_attention_backward(tdo, tqkv, to, tlse, tk, tv, tl, ts, tc, tsin, td, &params, nullptr); });
+  run([&] { return dynadapt_attention_backward(tdo, tqkv, to, tlse, tk, tv, tl, ts, tc, tsin, td, &params); });
 }
 
 }  // namespace

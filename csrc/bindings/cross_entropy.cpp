@@ -9,7 +9,7 @@ void cross_entropy(py::object h, const PackedMatrix& head, py::object targets, p
   const char* op = "cross_entropy";
   const Tensor th(op, "h", h), tt(op, "targets", targets), tw(op, "weights", weights), tn(op, "nll", nll), tl(op, "lse", lse),
       td(op, "dh", dh);
-  run([&] { return dynadapt_cross_entropy(th, head.get(), tt, tw, tn, tl, td, nullptr); });
+  run([&] { return dynadapt_cross_entropy(th, head.get(), tt, tw, tn, tl, td); });
 }
 
 void cross_entropy_weight_gradient(py::object h, const PackedMatrix& head, py::object targets, py::object weights, py::object lse,
@@ -17,7 +17,7 @@ void cross_entropy_weight_gradient(py::object h, const PackedMatrix& head, py::o
   const char* op = "cross_entropy_weight_gradient";
   const Tensor th(op, "h", h), tt(op, "targets", targets), tw(op, "weights", weights), tl(op, "lse", lse), td(op, "dW", dW);
   const dynadapt_gradient_params params{sizeof params, accumulate};
-  run([&] { return dynadapt_cross_entropy_weight_gradient(th, head.get(), tt, tw, tl, td, &params, nullptr); });
+  run([&] { return dynadapt_cross_entropy_weight_gradient(th, head.get(), tt, tw, tl, td, &params); });
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ void norm_forward(Object x, Object delta, Object weight, Object bias, float eps,
   const dynadapt_norm_params params{sizeof params, norm_kind(op, kind), eps};
   const Tensor tx(op, "x", x), td(op, "delta", delta), tw(op, "weight", weight), tb(op, "bias", bias), tr(op, "res", res),
       ty(op, "y", y), ts(op, "stat", stat);
-  run([&] { return dynadapt_norm_forward(tx, td, tw, tb, tr, ty, ts, &params, nullptr); });
+  run([&] { return dynadapt_norm_forward(tx, td, tw, tb, tr, ty, ts, &params); });
 }
 
 void norm_backward(Object dy, Object res, Object weight, Object stat, Object kind, Object dres, Object dx, Object dweight,
@@ -25,7 +25,7 @@ void norm_backward(Object dy, Object res, Object weight, Object stat, Object kin
   const dynadapt_norm_params params{sizeof params, norm_kind(op, kind), 0.0f};
   const Tensor tdy(op, "dy", dy), tr(op, "res", res), tw(op, "weight", weight), ts(op, "stat", stat), td(op, "dres", dres),
       tdx(op, "dx", dx), tdw(op, "dweight", dweight), tdb(op, "dbias", dbias), tb(op, "bias", bias), ty(op, "y", y);
-  run([&] { return dynadapt_norm_backward(tdy, tr, tw, ts, td, tdx, tdw, tdb, tb, ty, &params, nullptr); });
+  run([&] { return dynadapt_norm_backward(tdy, tr, tw, ts, td, tdx, tdw, tdb, tb, ty, &params); });
 }
 
 void head_norm_forward(Object qkv, Object q_weight, Object k_weight, float eps, int hq, int hkv, int d, Object out, Object rstd) {
@@ -33,7 +33,7 @@ void head_norm_forward(Object qkv, Object q_weight, Object k_weight, float eps, 
   const dynadapt_head_norm_params params{sizeof params, hq, hkv, d, eps};
   const Tensor tqkv(op, "qkv", qkv), tq(op, "q_weight", q_weight), tk(op, "k_weight", k_weight), to(op, "out", out),
       tr(op, "rstd", rstd);
-  run([&] { return dynadapt_head_norm_forward(tqkv, tq, tk, to, tr, &params, nullptr); });
+  run([&] { return dynadapt_head_norm_forward(tqkv, tq, tk, to, tr, &params); });
 }
 
 void head_norm_backward(Object dout, Object qkv, Object q_weight, Object k_weight, Object rstd, int hq, int hkv, int d,
@@ -42,34 +42,34 @@ void head_norm_backward(Object dout, Object qkv, Object q_weight, Object k_weigh
   const dynadapt_head_norm_params params{sizeof params, hq, hkv, d, 0.0f};
   const Tensor tdo(op, "dout", dout), tqkv(op, "qkv", qkv), tq(op, "q_weight", q_weight), tk(op, "k_weight", k_weight),
       tr(op, "rstd", rstd), td(op, "dqkv", dqkv), tdq(op, "dq_weight", dq_weight), tdk(op, "dk_weight", dk_weight);
-  run([&] { return dynadapt_head_norm_backward(tdo, tqkv, tq, tk, tr, td, tdq, tdk, &params, nullptr); });
+  run([&] { return dynadapt_head_norm_backward(tdo, tqkv, tq, tk, tr, td, tdq, tdk, &params); });
 }
 
 void activation_forward(Object h, Object kind, Object y) {
   const char* op = "activation_forward";
   const dynadapt_activation_params params{sizeof params, activation_kind(op, kind)};
   const Tensor th(op, "h", h), ty(op, "y", y);
-  run([&] { return dynadapt_activation_forward(th, ty, &params, nullptr); });
+  run([&] { return dynadapt_activation_forward(th, ty, &params); });
 }
 
 void activation_backward(Object dy, Object h, Object kind, Object dh, Object y) {
   const char* op = "activation_backward";
   const dynadapt_activation_params params{sizeof params, activation_kind(op, kind)};
   const Tensor tdy(op, "dy", dy), th(op, "h", h), tdh(op, "dh", dh), ty(op, "y", y);
-  run([&] { return dynadapt_activation_backward(tdy, th, tdh, ty, &params, nullptr); });
+  run([&] { return dynadapt_activation_backward(tdy, th, tdh, ty, &params); });
 }
 
 void embedding_forward(Object tokens, Object table, Object position_table, Object positions, Object out) {
   const char* op = "embedding_forward";
   const Tensor tt(op, "tokens", tokens), ttab(op, "table", table), tpt(op, "position_table", position_table),
       tp(op, "positions", positions), to(op, "out", out);
-  run([&] { return dynadapt_embedding_forward(tt, ttab, tpt, tp, to, nullptr); });
+  run([&] { return dynadapt_embedding_forward(tt, ttab, tpt, tp, to); });
 }
 
 void embedding_backward(Object tokens, Object dout, Object dtable) {
   const char* op = "embedding_backward";
   const Tensor tt(op, "tokens", tokens), td(op, "dout", dout), tdt(op, "dtable", dtable);
-  run([&] { return dynadapt_embedding_backward(tt, td, tdt, nullptr); });
+  run([&] { return dynadapt_embedding_backward(tt, td, tdt); });
 }
 
 void linear_mse(Object h, Object weight, Object bias, Object target, Object weights, Object pred, Object loss, Object dh,
@@ -78,7 +78,7 @@ void linear_mse(Object h, Object weight, Object bias, Object target, Object weig
   const Tensor th(op, "h", h), tw(op, "weight", weight), tb(op, "bias", bias), tt(op, "target", target),
       tws(op, "weights", weights), tp(op, "pred", pred), tl(op, "loss", loss), tdh(op, "dh", dh), tdw(op, "dweight", dweight),
       tdb(op, "dbias", dbias);
-  run([&] { return dynadapt_linear_mse(th, tw, tb, tt, tws, tp, tl, tdh, tdw, tdb, nullptr); });
+  run([&] { return dynadapt_linear_mse(th, tw, tb, tt, tws, tp, tl, tdh, tdw, tdb); });
 }
 
 }  // namespace

@@ -14,26 +14,26 @@ void lora_gradient(py::object dy, py::object x, py::object u, py::object dU, std
   const Tensor tdy(op, "dy", dy), tx(op, "x", x), tu(op, "u", u), tdU(op, "dU", dU), ts(op, "slots", slots), tdA(op, "dA", dA),
       tdBt(op, "dBt", dBt);
   const dynadapt_lora_gradient_params params{sizeof params, scale, accumulate, int32_t(part_sizes.size()), part_sizes.data()};
-  run([&] { return dynadapt_lora_gradient(tdy, tx, tu, tdU, ts, tdA, tdBt, &params, nullptr); });
+  run([&] { return dynadapt_lora_gradient(tdy, tx, tu, tdU, ts, tdA, tdBt, &params); });
 }
 
 void weight_gradient(py::object dy, py::object x, py::object rows, py::object dW, bool accumulate) {
   const char* op = "weight_gradient";
   const Tensor tdy(op, "dy", dy), tx(op, "x", x), tr(op, "rows", rows), tdW(op, "dW", dW);
   const dynadapt_gradient_params params{sizeof params, accumulate};
-  run([&] { return dynadapt_weight_gradient(tdy, tx, tr, tdW, &params, nullptr); });
+  run([&] { return dynadapt_weight_gradient(tdy, tx, tr, tdW, &params); });
 }
 
 void row_scores(py::object dy, py::object x, py::object out) {
   const char* op = "row_scores";
   const Tensor tdy(op, "dy", dy), tx(op, "x", x), to(op, "out", out);
-  run([&] { return dynadapt_row_scores(tdy, tx, to, nullptr); });
+  run([&] { return dynadapt_row_scores(tdy, tx, to); });
 }
 
 void bias_gradient(py::object dy, py::object db) {
   const char* op = "bias_gradient";
   const Tensor tdy(op, "dy", dy), tdb(op, "db", db);
-  run([&] { return dynadapt_bias_gradient(tdy, tdb, nullptr); });
+  run([&] { return dynadapt_bias_gradient(tdy, tdb); });
 }
 
 }  // namespace

@@ -24,9 +24,7 @@ void linear_forward(py::object x, py::object parts, py::object bias, py::object 
   const Tensor tx(op, "x", x), tb(op, "bias", bias), tA(op, "A", A), tBt(op, "Bt", Bt), ts(op, "slots", slots), tu(op, "u", u),
       ty(op, "y", y);
   const dynadapt_linear_params params{sizeof params, scale};
-  run([&] {
-    return dynadapt_linear_forward(tx, handles.data(), int32_t(handles.size()), tb, tA, tBt, ts, tu, ty, &params, nullptr);
-  });
+  run([&] { return dynadapt_linear_forward(tx, handles.data(), int32_t(handles.size()), tb, tA, tBt, ts, tu, ty, &params); });
 }
 
 void linear_backward(py::object dy, py::object parts, py::object A, py::object Bt, py::object slots, float scale, py::object dU,
@@ -35,9 +33,7 @@ void linear_backward(py::object dy, py::object parts, py::object A, py::object B
   const auto handles = matrices(op, parts);
   const Tensor tdy(op, "dy", dy), tA(op, "A", A), tBt(op, "Bt", Bt), ts(op, "slots", slots), tdU(op, "dU", dU), tdx(op, "dx", dx);
   const dynadapt_linear_params params{sizeof params, scale};
-  run([&] {
-    return dynadapt_linear_backward(tdy, handles.data(), int32_t(handles.size()), tA, tBt, ts, tdU, tdx, &params, nullptr);
-  });
+  run([&] { return dynadapt_linear_backward(tdy, handles.data(), int32_t(handles.size()), tA, tBt, ts, tdU, tdx, &params); });
 }
 
 }  // namespace

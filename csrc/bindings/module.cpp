@@ -25,9 +25,6 @@ PYBIND11_MODULE(_C, module) {
       },
       py::arg("bf16"), py::arg("repetitions"), "A register-only loop of the products' instructions on all threads; its FLOPs.");
   module.def(
-      "cuda_status", [] { return std::string(dynadapt_cuda_available() ? "available" : dynadapt_last_error()); },
-      "\"available\" where tensors on a GPU can be served, else why they can't.");
-  module.def(
       "nvtx_status", [] { return std::string(dynadapt_nvtx() ? "on" : dynadapt_last_error()); },
       "\"on\" where native ops are NVTX ranges, else why they are not.");
   bind_matrix(module);

@@ -34,7 +34,6 @@ Tensor::Tensor(const char* op, const char* argument, py::handle object) {
   if (const DLPackExchangeAPI* api = exchange_of(Py_TYPE(object.ptr()))) {
     if (api->dltensor_from_py_object_no_sync(object.ptr(), &view_) != 0) throw py::error_already_set();
     tensor_ = &view_;
-    exchange_ = api;
     return;
   }
   if (!py::hasattr(object, "__dlpack__"))
@@ -50,16 +49,6 @@ Tensor::Tensor(const char* op, const char* argument, py::handle object) {
 }
 
 Tensor::~Tensor() = default;
-
-void* Tensor::stream() const {
-  if (!tensor_ || tensor_->device.device_type == kDLCPU) return nullptr;
-  if (!exchange_ || !exchange_->current_work_stream)
-    throw py::value_error("stream is missing; it is needed for GPU tensors of a library without DLPack's C exchange API");
-  void* stream = nullptr;
-  if (exchange_->current_work_stream(tensor_->device.device_type, tensor_->device.device_id, &stream) != 0)
-    throw py::error_already_set();
-  return stream;
-}
 
 void check(int code) {
   if (code == DYNADAPT_OK) return;

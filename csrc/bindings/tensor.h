@@ -24,13 +24,9 @@ class Tensor {
   const DLTensor* get() const { return tensor_; }
   operator const DLTensor*() const { return tensor_; }
 
-  /// The stream that work on this tensor belongs on: the current one of its library; NULL on the CPU.
-  void* stream() const;
-
  private:
   const DLTensor* tensor_ = nullptr;
   DLTensor view_{};
-  const DLPackExchangeAPI* exchange_ = nullptr;
   py::object capsule_;  // keeps what __dlpack__ gave alive
 };
 

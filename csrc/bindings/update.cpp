@@ -1,7 +1,6 @@
+#include "core/update.h"
 #include "bindings/kind.h"
 #include "bindings/tensor.h"
-
-#include <pybind11/stl.h>
 
 namespace dynadapt::bindings {
 
@@ -9,38 +8,39 @@ namespace {
 
 typedef const py::object& Object;
 
-void update(Object kind, Object master, Object grad, Object first, Object second, Object prior, Object stat, Object working,
-            Object slots, Object lr, Object step, double decay, double clip, double beta1, double beta2, double eps,
-            double weight_decay, double momentum, Object norms, Object skipped, Object prior_rate, Object workspace,
-            std::optional<uintptr_t> stream) {
+/// A tensor that is an attribute of the state, kept alive with its view.
+struct Field {
+  const py::object object;
+  const Tensor tensor;
+  Field(Object state, const char* name) : object(state.attr(name)), tensor("update", name, object) {}
+};
+
+void update(Object state, Object rule, Object slots, Object lr, Object norms, Object skipped) {
   const char* op = "update";
-  const dynadapt_update_params params{
-      sizeof params, kind_of(op, kind, {"sgd", "adam", "adamw", "rms"}), decay, clip, beta1, beta2, eps, weight_decay, momentum};
-  const Tensor tm(op, "master", master), tg(op, "grad", grad), tf(op, "first", first), ts(op, "second", second),
-      tp(op, "prior", prior), tst(op, "stat", stat), tw(op, "working", working), tsl(op, "slots", slots), tlr(op, "lr", lr),
-      tstep(op, "step", step), tn(op, "norms", norms), tsk(op, "skipped", skipped), tpr(op, "prior_rate", prior_rate),
-      twork(op, "workspace", workspace);
-  void* queue = stream ? reinterpret_cast<void*>(*stream) : tm.stream();
-  run([&] { return dynadapt_update(tm, tg, tf, ts, tp, tst, tw, tsl, tlr, tstep, tn, tsk, tpr, twork, &params, queue); });
+  const auto number = [&](const char* name) { return rule.attr(name).cast<double>(); };
+  const dynadapt_update_params params{sizeof params,     kind_of(op, rule.attr("kind"), kUpdateKinds),
+                                      number("decay"),   number("clip"),
+                                      number("beta1"),   number("beta2"),
+                                      number("eps"),     number("weight_decay"),
+                                      number("momentum")};
+  const Field master(state, "master"), grad(state, "grad"), first(state, "first"), second(state, "second"), prior(state, "prior"),
+      stat(state, "stat"), working(state, "working"), step(state, "step"), prior_rate(state, "prior_rate");
+  const Tensor tslots(op, "slots", slots), tlr(op, "lr", lr), tnorms(op, "norms", norms), tskipped(op, "skipped", skipped);
+  run([&] {
+    return dynadapt_update(master.tensor, grad.tensor, first.tensor, second.tensor, prior.tensor, stat.tensor, working.tensor,
+                           tslots, tlr, step.tensor, tnorms, tskipped, prior_rate.tensor, &params);
+  });
 }
 
 }  // namespace
 
 void bind_update(py::module_& module) {
   using py::arg;
-  module.def("update", &update, arg("kind"), arg("master"), arg("grad"), arg("first"), arg("second"), arg("prior"), arg("stat"),
-             arg("working"), arg("slots"), arg("lr"), arg("step"), arg("decay"), arg("clip"), arg("beta1"), arg("beta2"),
-             arg("eps"), arg("weight_decay"), arg("momentum"), arg("norms"), arg("skipped"), arg("prior_rate") = py::none(),
-             arg("workspace") = py::none(), arg("stream") = py::none(),
-             "One optimizer step of several streams; see dynadapt.ops.update. On a GPU it needs a workspace, float64 on the\n"
-             "same device, and runs on stream, a cudaStream_t as an integer (None: the current one of the tensors' library).");
-  const auto workspace_elements = [](int64_t streams, int64_t parameters) {
-    const int64_t elements = dynadapt_cuda_update_workspace(streams, parameters);
-    if (elements < 0) check(DYNADAPT_INVALID);
-    return elements;
-  };
-  module.def("update_workspace", workspace_elements, arg("streams"), arg("parameters"),
-             "Elements that update's workspace needs on a GPU.");
+  module.def("update", &update, arg("state"), arg("rule"), arg("slots"), arg("lr"), arg("norms"), arg("skipped"),
+             "One optimizer step of several streams; see dynadapt.ops.update.");
+  py::list kinds;
+  for (const char* name : kUpdateKinds) kinds.append(name);
+  module.attr("UPDATE_KINDS") = py::tuple(kinds);  // in the order of the C ABI's enumeration
 }
 
 }  // namespace dynadapt::bindings

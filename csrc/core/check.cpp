@@ -88,15 +88,6 @@ std::string device_text(DLDevice device) {
   return "device type " + std::to_string(int(device.device_type));
 }
 
-Op::Op(const char* name, const char* argument, const DLTensor* first) : Op(name) {
-  if (!first) return;  // the check of `first` itself says that it is missing
-  const DLDevice device = first->device;
-  require(device.device_type == kDLCPU || device.device_type == kDLCUDA, "%s is on %s, accepted is the CPU or a CUDA device",
-          argument, device_text(device).c_str());
-  first_ = argument;
-  device_ = device;
-}
-
 void Op::require(bool condition, const char* pattern, ...) const {
   if (condition) return;
   va_list args;
@@ -169,10 +160,8 @@ const int64_t* Op::indices64(const char* argument, const View& index, int64_t lo
 View Op::view(const char* argument, const DLTensor* tensor, std::initializer_list<int64_t> shape, unsigned dtypes, Layout layout,
               bool written, std::initializer_list<const char*> in_place) const {
   require(tensor != nullptr, "%s is missing, a tensor is needed", argument);
-  const bool there = tensor->device.device_type == device_.device_type &&
-                     (device_.device_type == kDLCPU || tensor->device.device_id == device_.device_id);
-  require(there, "%s is on %s, accepted is %s%s%s", argument, device_text(tensor->device).c_str(), device_text(device_).c_str(),
-          first_ ? ", like " : "", first_ ? first_ : "");
+  require(tensor->device.device_type == kDLCPU, "%s is on %s, accepted is the CPU", argument,
+          device_text(tensor->device).c_str());
   View view;
   view.dtype = dtype_of(*tensor);
   require(view.dtype & dtypes, "%s has dtype %s, accepted is %s", argument, dtype_name(view.dtype), dtypes_text(dtypes).c_str());

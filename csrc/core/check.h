@@ -50,11 +50,6 @@ class Op {
  public:
   explicit Op(const char* name) : name_(name), range_(name) {}
 
-  /// An op that takes the tensors of one device: that of `first`, which `argument` names.
-  Op(const char* name, const char* argument, const DLTensor* first);
-
-  DLDevice device() const { return device_; }
-
   /// `shape` gives each dimension's size, -1 for any; `dtypes` is a mask. Throws where `tensor` is null.
   View tensor(const char* argument, const DLTensor* tensor, std::initializer_list<int64_t> shape, unsigned dtypes,
               Layout layout = Layout::contiguous) const;
@@ -151,8 +146,6 @@ class Op {
 
   const char* name_;
   NamedRange range_;
-  const char* first_ = nullptr;  // the argument that decided the device
-  DLDevice device_{kDLCPU, 0};
   mutable Extent extents_[kMostExtents];
   mutable int extent_count_ = 0;
 };

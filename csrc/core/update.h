@@ -1,17 +1,42 @@
-// What an optimizer step is given once its tensors have been checked, on the CPU and on a GPU.
+// What an optimizer step is given once its tensors have been checked.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 
 namespace dynadapt {
 
+/// The optimizers, in the order of dynadapt.h, and their names in it and in dynadapt/adapt/optimizers.
 enum class UpdateKind {
   kSgd,
   kAdam,
   kAdamW,
-  kRms
+  kRms,
+  kLion
 };
+inline constexpr std::initializer_list<const char*> kUpdateKinds = {"sgd", "adam", "adamw", "rms", "lion"};
+
+/// Which moments a step of a kind reads and moves on; `decays`: whether it has a weight decay.
+struct UpdateState {
+  bool first, second, decays;
+};
+
+inline UpdateState state_of(UpdateKind kind, double beta1, double momentum) {
+  switch (kind) {
+    case UpdateKind::kSgd:
+      return {momentum > 0, false, false};
+    case UpdateKind::kAdam:
+      return {beta1 > 0, true, false};
+    case UpdateKind::kAdamW:
+      return {beta1 > 0, true, true};
+    case UpdateKind::kRms:
+      return {false, false, false};
+    case UpdateKind::kLion:
+      return {beta1 > 0, false, true};
+  }
+  return {};
+}
 
 struct Update {
   UpdateKind kind;

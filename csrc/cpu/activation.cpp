@@ -17,7 +17,7 @@ int64_t inputs(ActivationKind kind, int64_t F) { return kind == ActivationKind::
 
 extern "C" {
 
-int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y, const dynadapt_activation_params* params, void*) {
+int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y, const dynadapt_activation_params* params) {
   return guarded([&] {
     const Op op("activation_forward");
     ActivationForward c{};
@@ -32,7 +32,7 @@ int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y, const dyna
 }
 
 int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DLTensor* dh, const DLTensor* y,
-                                 const dynadapt_activation_params* params, void*) {
+                                 const dynadapt_activation_params* params) {
   return guarded([&] {
     const Op op("activation_backward");
     ActivationBackward c{};

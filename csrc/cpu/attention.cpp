@@ -76,7 +76,7 @@ extern "C" {
 
 int dynadapt_attention_forward(const DLTensor* qkv, const DLTensor* mem_k, const DLTensor* mem_v, const DLTensor* mem_len,
                                const DLTensor* slots, const DLTensor* cos, const DLTensor* sin, const DLTensor* out,
-                               const DLTensor* lse, const dynadapt_attention_params* params, void*) {
+                               const DLTensor* lse, const dynadapt_attention_params* params) {
   return guarded([&] {
     const Op op("attention_forward");
     const auto& p = op.params(params);
@@ -93,7 +93,7 @@ int dynadapt_attention_forward(const DLTensor* qkv, const DLTensor* mem_k, const
 int dynadapt_attention_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* out, const DLTensor* lse,
                                 const DLTensor* mem_k, const DLTensor* mem_v, const DLTensor* mem_len, const DLTensor* slots,
                                 const DLTensor* cos, const DLTensor* sin, const DLTensor* dqkv,
-                                const dynadapt_attention_params* params, void*) {
+                                const dynadapt_attention_params* params) {
   return guarded([&] {
     const Op op("attention_backward");
     const auto& p = op.params(params);

@@ -3,7 +3,7 @@
 
 using namespace dynadapt;
 
-extern "C" int dynadapt_bias_gradient(const DLTensor* dy, const DLTensor* db, void*) {
+extern "C" int dynadapt_bias_gradient(const DLTensor* dy, const DLTensor* db) {
   return guarded([&] {
     const Op op("bias_gradient");
     const View in = op.tensor("dy", dy, {-1, -1}, kAct, Layout::rows);

@@ -27,7 +27,7 @@ struct Scored {
 extern "C" {
 
 int dynadapt_cross_entropy(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets, const DLTensor* weights,
-                           const DLTensor* nll, const DLTensor* lse, const DLTensor* dh, void*) {
+                           const DLTensor* nll, const DLTensor* lse, const DLTensor* dh) {
   return guarded([&] {
     const Op op("cross_entropy");
     const Scored s(op, h, head, targets, weights);
@@ -42,7 +42,7 @@ int dynadapt_cross_entropy(const DLTensor* h, const dynadapt_matrix* head, const
 
 int dynadapt_cross_entropy_weight_gradient(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
                                            const DLTensor* weights, const DLTensor* lse, const DLTensor* dW,
-                                           const dynadapt_gradient_params* params, void*) {
+                                           const dynadapt_gradient_params* params) {
   return guarded([&] {
     const Op op("cross_entropy_weight_gradient");
     const auto& p = op.params(params);

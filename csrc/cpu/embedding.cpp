@@ -6,7 +6,7 @@ using namespace dynadapt;
 extern "C" {
 
 int dynadapt_embedding_forward(const DLTensor* tokens, const DLTensor* table, const DLTensor* position_table,
-                               const DLTensor* positions, const DLTensor* out, void*) {
+                               const DLTensor* positions, const DLTensor* out) {
   return guarded([&] {
     const Op op("embedding_forward");
     op.require(!position_table == !positions, "%s is given without %s, accepted are both or none",
@@ -29,7 +29,7 @@ int dynadapt_embedding_forward(const DLTensor* tokens, const DLTensor* table, co
   });
 }
 
-int dynadapt_embedding_backward(const DLTensor* tokens, const DLTensor* dout, const DLTensor* dtable, void*) {
+int dynadapt_embedding_backward(const DLTensor* tokens, const DLTensor* dout, const DLTensor* dtable) {
   return guarded([&] {
     const Op op("embedding_backward");
     EmbeddingBackward c{};

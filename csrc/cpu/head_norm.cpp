@@ -24,7 +24,7 @@ int64_t qkv_width(const Op& op, const dynadapt_head_norm_params& p, Arguments& c
 extern "C" {
 
 int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, const DLTensor* k_weight, const DLTensor* out,
-                               const DLTensor* rstd, const dynadapt_head_norm_params* params, void*) {
+                               const DLTensor* rstd, const dynadapt_head_norm_params* params) {
   return guarded([&] {
     const Op op("head_norm_forward");
     const auto& p = op.params(params);
@@ -44,7 +44,7 @@ int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, co
 
 int dynadapt_head_norm_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* q_weight, const DLTensor* k_weight,
                                 const DLTensor* rstd, const DLTensor* dqkv, const DLTensor* dq_weight, const DLTensor* dk_weight,
-                                const dynadapt_head_norm_params* params, void*) {
+                                const dynadapt_head_norm_params* params) {
   return guarded([&] {
     const Op op("head_norm_backward");
     const auto& p = op.params(params);

@@ -66,7 +66,7 @@ extern "C" {
 
 int dynadapt_linear_forward(const DLTensor* x, const dynadapt_matrix* const* parts, int32_t part_count, const DLTensor* bias,
                             const DLTensor* A, const DLTensor* Bt, const DLTensor* slots, const DLTensor* u, const DLTensor* y,
-                            const dynadapt_linear_params* params, void*) {
+                            const dynadapt_linear_params* params) {
   return guarded([&] {
     const Op op("linear_forward");
     const auto& p = op.params(params);
@@ -89,7 +89,7 @@ int dynadapt_linear_forward(const DLTensor* x, const dynadapt_matrix* const* par
 
 int dynadapt_linear_backward(const DLTensor* dy, const dynadapt_matrix* const* parts, int32_t part_count, const DLTensor* A,
                              const DLTensor* Bt, const DLTensor* slots, const DLTensor* dU, const DLTensor* dx,
-                             const dynadapt_linear_params* params, void*) {
+                             const dynadapt_linear_params* params) {
   return guarded([&] {
     const Op op("linear_backward");
     const auto& p = op.params(params);

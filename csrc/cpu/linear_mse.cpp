@@ -5,7 +5,7 @@ using namespace dynadapt;
 
 extern "C" int dynadapt_linear_mse(const DLTensor* h, const DLTensor* weight, const DLTensor* bias, const DLTensor* target,
                                    const DLTensor* weights, const DLTensor* pred, const DLTensor* loss, const DLTensor* dh,
-                                   const DLTensor* dweight, const DLTensor* dbias, void*) {
+                                   const DLTensor* dweight, const DLTensor* dbias) {
   return guarded([&] {
     const Op op("linear_mse");
     LinearMse c{};

@@ -30,7 +30,7 @@ void check_own_slots(const Op& op, const View& slots, int64_t limit, int64_t N) 
 
 extern "C" int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor* u, const DLTensor* dU,
                                       const DLTensor* slots, const DLTensor* dA, const DLTensor* dBt,
-                                      const dynadapt_lora_gradient_params* params, void*) {
+                                      const dynadapt_lora_gradient_params* params) {
   return guarded([&] {
     const Op op("lora_gradient");
     const auto& p = op.params(params);

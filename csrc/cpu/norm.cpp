@@ -15,8 +15,7 @@ bool is_layer(const Op& op, int32_t kind) {
 extern "C" {
 
 int dynadapt_norm_forward(const DLTensor* x, const DLTensor* delta, const DLTensor* weight, const DLTensor* bias,
-                          const DLTensor* res, const DLTensor* y, const DLTensor* stat, const dynadapt_norm_params* params,
-                          void*) {
+                          const DLTensor* res, const DLTensor* y, const DLTensor* stat, const dynadapt_norm_params* params) {
   return guarded([&] {
     const Op op("norm_forward");
     const auto& p = op.params(params);
@@ -42,7 +41,7 @@ int dynadapt_norm_forward(const DLTensor* x, const DLTensor* delta, const DLTens
 
 int dynadapt_norm_backward(const DLTensor* dy, const DLTensor* res, const DLTensor* weight, const DLTensor* stat,
                            const DLTensor* dres, const DLTensor* dx, const DLTensor* dweight, const DLTensor* dbias,
-                           const DLTensor* bias, const DLTensor* y, const dynadapt_norm_params* params, void*) {
+                           const DLTensor* bias, const DLTensor* y, const dynadapt_norm_params* params) {
   return guarded([&] {
     const Op op("norm_backward");
     const auto& p = op.params(params);

@@ -1,8 +1,6 @@
 // The C entry point of the optimizer step: arguments are checked here, and nowhere below.
 #include "cpu/update.h"
 
-#include "core/cuda.h"
-
 using namespace dynadapt;
 
 namespace {
@@ -21,8 +19,10 @@ void check_slots(const Op& op, const View& slots, int64_t limit) {
 }
 
 UpdateKind kind_of(const Op& op, int32_t kind) {
-  op.require(kind >= DYNADAPT_SGD && kind <= DYNADAPT_RMS, "kind is %d, accepted is 0 (sgd), 1 (adam), 2 (adamw) or 3 (rms)",
-             kind);
+  std::string accepted;
+  int32_t count = 0;
+  for (const char* name : kUpdateKinds) accepted += format("%s%d (%s)", count ? ", " : "", count, name), count++;
+  op.require(kind >= 0 && kind < count, "kind is %d, accepted is %s", kind, accepted.c_str());
   return UpdateKind(kind);
 }
 
@@ -40,30 +40,13 @@ void check_numbers(const Op& op, const dynadapt_update_params& p, Update& c) {
 
 /// The state that this kind of step reads must be there.
 void check_state(const Op& op, const Update& c) {
-  const bool adam = c.kind == UpdateKind::kAdam || c.kind == UpdateKind::kAdamW;
-  op.require(!adam || c.second, "second is missing, a tensor is needed for adam and adamw");
-  op.require(!adam || c.beta1 == 0 || c.first, "first is missing, a tensor is needed where beta1 is %g", c.beta1);
-  op.require(c.kind != UpdateKind::kSgd || c.momentum == 0 || c.first,
-             "first is missing, a tensor is needed where momentum is %g", c.momentum);
+  const UpdateState state = state_of(c.kind, c.beta1, c.momentum);
+  op.require(!state.second || c.second, "second is missing, a tensor is needed for adam and adamw");
+  const bool sgd = c.kind == UpdateKind::kSgd;
+  op.require(!state.first || c.first, "first is missing, a tensor is needed where %s is %g", sgd ? "momentum" : "beta1",
+             sgd ? c.momentum : c.beta1);
   op.require(c.kind != UpdateKind::kRms || c.stat, "stat is missing, a tensor is needed for rms");
   op.require(c.decay == 0 || c.prior, "prior is missing, a tensor is needed where decay is %g", c.decay);
-}
-
-/// The same step on the GPU that holds the tensors. Slots are in its memory: the kernels check them.
-void update_on_gpu(const Op& op, const Update& c, int64_t slots, DType working, const DLTensor* workspace, void* stream) {
-  op.require(c.streams <= 65535, "slots has %zu entries, accepted on a GPU is up to 65535", c.streams);
-  const View memory = op.output("workspace", workspace, {-1}, kF64);
-  const int64_t needed = dynadapt_cuda_update_workspace(c.streams, c.parameters);
-  op.require(memory.size[0] >= needed, "workspace has %lld elements, accepted is %lld or more", (long long)memory.size[0],
-             (long long)needed);
-  std::string why;
-  const cuda::Library* library = cuda::library(&why);
-  op.require(library != nullptr, "master is on %s, but %s", device_text(op.device()).c_str(), why.c_str());
-  if (!c.streams) return;
-  char text[256] = "";
-  const cuda::Launch launch{op.device().device_id, stream, memory.as<double>()};
-  if (!library->update(c, slots, working == kBF16, launch, text, sizeof text))
-    throw std::runtime_error(std::string("update: ") + text);
 }
 
 }  // namespace
@@ -71,18 +54,16 @@ void update_on_gpu(const Op& op, const Update& c, int64_t slots, DType working, 
 extern "C" int dynadapt_update(const DLTensor* master, const DLTensor* grad, const DLTensor* first, const DLTensor* second,
                                const DLTensor* prior, const DLTensor* stat, const DLTensor* working, const DLTensor* slots,
                                const DLTensor* lr, const DLTensor* step, const DLTensor* norms, const DLTensor* skipped,
-                               const DLTensor* prior_rate, const DLTensor* workspace, const dynadapt_update_params* params,
-                               void* stream) {
+                               const DLTensor* prior_rate, const dynadapt_update_params* params) {
   return guarded([&] {
-    const Op op("update", "master", master);
+    const Op op("update");
     const auto& p = op.params(params);
     Update c{};
     c.kind = kind_of(op, p.kind);
     const View main = op.output("master", master, {-1, -1}, kF32);
     const int64_t count = main.size[0], P = main.size[1];
     const View which = op.tensor("slots", slots, {-1}, kI32);
-    const bool gpu = op.device().device_type == kDLCUDA;
-    if (!gpu) check_slots(op, which, count);
+    check_slots(op, which, count);
     const int64_t S = which.size[0];
     const View copy = op.optional_output("working", working, {count, P}, kAct);
     c.streams = S;
@@ -100,11 +81,9 @@ extern "C" int dynadapt_update(const DLTensor* master, const DLTensor* grad, con
     c.step = op.output("step", step, {count}, kI32).as<int32_t>();
     c.norms = op.output("norms", norms, {S}, kF32).as<float>();
     c.skipped = op.output("skipped", skipped, {S}, kI32).as<int32_t>();
-    if (!gpu) op.optional("workspace", workspace, {-1}, kF64);
     check_numbers(op, p, c);
     check_state(op, c);
     const DType act = copy ? copy.dtype : kF32;
-    if (gpu) return update_on_gpu(op, c, count, act, workspace, stream);
     if (S) kernels<ByType<UpdateKernels>>().of(act).update(c);
   });
 }

@@ -6,7 +6,7 @@ using namespace dynadapt;
 extern "C" {
 
 int dynadapt_weight_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor* rows, const DLTensor* dW,
-                             const dynadapt_gradient_params* params, void*) {
+                             const dynadapt_gradient_params* params) {
   return guarded([&] {
     const Op op("weight_gradient");
     const auto& p = op.params(params);
@@ -22,7 +22,7 @@ int dynadapt_weight_gradient(const DLTensor* dy, const DLTensor* x, const DLTens
   });
 }
 
-int dynadapt_row_scores(const DLTensor* dy, const DLTensor* x, const DLTensor* out, void*) {
+int dynadapt_row_scores(const DLTensor* dy, const DLTensor* x, const DLTensor* out) {
   return guarded([&] {
     const Op op("row_scores");
     const View y = op.tensor("dy", dy, {-1, -1}, kAct, Layout::rows);

@@ -38,11 +38,11 @@ Adapters::Adapters(const LoraSettings& lora, const OptimizerSettings& optimizer,
       row_ += aligned(a) + aligned(b);
       parameters_ += a + b;
     }
-  const bool adam = optimizer.kind == UpdateKind::kAdam || optimizer.kind == UpdateKind::kAdamW;
+  const UpdateState state = state_of(optimizer.kind, optimizer.beta1, optimizer.momentum);
   master_ = zeros(kF32, streams * row_);
   gradient_ = zeros(kF32, streams * row_);
-  if (adam ? optimizer.beta1 > 0 : optimizer.momentum > 0) first_ = zeros(kF32, streams * row_);
-  if (adam) second_ = zeros(kF32, streams * row_);
+  if (state.first) first_ = zeros(kF32, streams * row_);
+  if (state.second) second_ = zeros(kF32, streams * row_);
   if (dtype == kBF16) working_ = zeros(kBF16, streams * row_);
   lr_ = Storage(kF32, streams);
   step_ = zeros(kI32, streams);

@@ -50,8 +50,8 @@ LoraSettings lora_settings(const Op& op, const dynadapt_engine_params& p) {
 }
 
 OptimizerSettings optimizer_settings(const Op& op, const dynadapt_engine_params& p) {
-  op.require(p.optimizer >= DYNADAPT_SGD && p.optimizer <= DYNADAPT_ADAMW,
-             "optimizer is %d, accepted is 0 (sgd), 1 (adam) or 2 (adamw)%s", p.optimizer,
+  op.require(p.optimizer >= DYNADAPT_SGD && p.optimizer <= DYNADAPT_LION && p.optimizer != DYNADAPT_RMS,
+             "optimizer is %d, accepted is 0 (sgd), 1 (adam), 2 (adamw) or 4 (lion)%s", p.optimizer,
              p.optimizer == DYNADAPT_RMS ? "; rms needs gradient statistics, which are zero for LoRA at its start" : "");
   constexpr double kLargest = 1e30, kBelowOne = 1 - 1e-15;
   const bool sgd = p.optimizer == DYNADAPT_SGD;
@@ -61,9 +61,9 @@ OptimizerSettings optimizer_settings(const Op& op, const dynadapt_engine_params&
   if (!sgd) {
     op.number("beta1", p.beta1, 0, kBelowOne);
     op.number("beta2", p.beta2, 1e-15, kBelowOne);
-    op.number("eps", p.eps, 1e-38, 1);
+    op.number("eps", p.eps, p.optimizer == DYNADAPT_LION ? 0 : 1e-38, 1);
   }
-  const bool decays = p.optimizer == DYNADAPT_ADAMW;
+  const bool decays = state_of(UpdateKind(p.optimizer), p.beta1, p.momentum).decays;
   op.number("weight_decay", p.weight_decay, 0, decays ? kLargest : 0);  // anything else would be ignored
   op.number("momentum", p.momentum, 0, sgd ? kBelowOne : 0);
   return {UpdateKind(p.optimizer), p.lr, p.beta1, p.beta2, p.eps, p.clip, p.decay, p.weight_decay, p.momentum};

@@ -33,8 +33,12 @@ struct Flops {
     if (gradient) backward += 2 * rows * c.hidden * c.vocabulary;
   }
   void optimizer(int64_t sets, int64_t parameters, const OptimizerSettings& o) {
-    const bool adam = o.kind == UpdateKind::kAdam || o.kind == UpdateKind::kAdamW;
-    const int64_t direction = adam ? 9 + (o.beta1 > 0 ? 4 : 0) + (o.kind == UpdateKind::kAdamW ? 2 : 0) : o.momentum > 0 ? 3 : 1;
+    const UpdateState state = state_of(o.kind, o.beta1, o.momentum);
+    const int64_t moment = o.kind == UpdateKind::kSgd ? 2 : o.kind == UpdateKind::kLion ? 6 : 4;
+    const int64_t direction = (state.second                  ? 9
+                               : o.kind == UpdateKind::kLion ? 2
+                                                             : 1) +
+                              (state.first ? moment : 0) + (state.decays ? 2 : 0);
     update += sets * parameters * (2 + (o.clip > 0 ? 1 : 0) + direction + (o.decay > 0 ? 3 : 0) + 1);
   }
 };

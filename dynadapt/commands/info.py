@@ -35,7 +35,6 @@ def facts() -> dict[str, str]:
         "cpu": f"{found['cpu']}, {found['cores']} cores, {found['memory_bytes'] / 2**30:.0f} GiB",
         "gpu": found["gpu"] or "none",
         "native": f"instruction set {native['isa']}, {native['threads']} threads, ABI {native['abi']}" if native else "not built",
-        "cuda kernels": native["cuda"] if native else "not built",
         "backends": ", ".join(backends()),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "OpenMP": ", ".join(runtimes) + (" (more than one: results and speed suffer)" if len(runtimes) > 1 else "") if runtimes else "none",

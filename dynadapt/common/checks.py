@@ -9,18 +9,27 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import sys
 from numbers import Integral, Real
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 LARGEST = 2**31 - 1  # of the int32 that counts rows, slots and positions
 
 
+def _is_tensor(value) -> bool:
+    torch = sys.modules.get("torch")  # whoever has a tensor has imported it; the command line starts without
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
 def shown(value) -> str:
     """A value as an error says it: tensors and arrays by what they are, the rest by repr, cut short where it is long."""
-    if isinstance(value, torch.Tensor) and value.numel() != 1:
+    if _is_tensor(value) and value.numel() != 1:
         return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, np.ndarray) and value.size != 1:
         return f"an array {value.shape} of {value.dtype}"
@@ -77,7 +86,7 @@ def path(name: str, value) -> Path:
 
 def sequence(name: str, values, expected: str) -> list:
     """The elements of a list, tuple, range, one-dimensional tensor or array, or other iterable in order."""
-    if isinstance(values, (torch.Tensor, np.ndarray)):
+    if _is_tensor(values) or isinstance(values, np.ndarray):
         if values.ndim != 1:
             raise wrong(name, values, expected)
         return values.tolist()
@@ -95,6 +104,8 @@ def token_ids(name: str, tokens) -> torch.Tensor:
     Raises:
         ValueError: other types: floats, bools, ragged lists, strings.
     """
+    import torch
+
     expected = "token ids: integers, in a tensor, an array or lists of equal length"
     given = tokens
     if not isinstance(tokens, torch.Tensor):

@@ -59,7 +59,7 @@ def native() -> dict | None:
         from dynadapt import _C
     except ImportError:
         return None
-    return {"isa": _C.isa(), "threads": _C.num_threads(), "abi": _C.abi_version(), "cuda": _C.cuda_status()}
+    return {"isa": _C.isa(), "threads": _C.num_threads(), "abi": _C.abi_version()}
 
 
 def gpu_name() -> str | None:

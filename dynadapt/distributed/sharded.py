@@ -14,6 +14,7 @@ write those: it is optimizer state and masters that are sharded.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from dynadapt.engine.learners.flat import FlatState
+from dynadapt.ops.update import UpdateState
 
 from .data_parallel import EngineGradient
 from .processes import Processes
@@ -139,32 +141,10 @@ class ShardedState(FlatState):
         return self.processes.sum(squares.cpu()).to(squares.device).sqrt()
 
     def _move(self, op, gradient, slots, lr) -> None:
-        o, h = self.optimizer, self.optimizer.hyper()
         norms, skipped = (torch.zeros(1, dtype=dtype, device=slots.device) for dtype in (torch.float32, torch.int32))
         prior = None if self.prior is None else self.prior[0]
-        op(
-            o.kind,
-            self.part,
-            gradient,
-            self.first,
-            self.second,
-            prior,
-            None,
-            None,
-            slots.to(torch.int32),
-            lr,
-            self.step,
-            float(o.decay),
-            0.0,
-            h["beta1"],
-            h["beta2"],
-            h["eps"],
-            h["weight_decay"],
-            h["momentum"],
-            norms,
-            skipped,
-            None,
-        )
+        state = UpdateState(self.part, grad=gradient, first=self.first, second=self.second, prior=prior, step=self.step)
+        op(state, replace(self.optimizer.rule(), clip=0.0), slots.to(torch.int32), lr, norms, skipped)
 
     # ---- saving
 

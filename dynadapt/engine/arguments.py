@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from dynadapt.adapt.methods import GROUPS, Full, LoRA, RowSparse, targeted, whole_model
-from dynadapt.adapt.optimizers import RMS, SGD, Adam, AdamW, Optimizer
+from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.resets import check_reset
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, wrong
 from dynadapt.ops import choose_backend, choose_device
@@ -19,7 +19,6 @@ from .weights import group_sizes
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 ADAPTS = {"lora": LoRA, "rows": RowSparse, "full": Full}  # "none" as well
-OPTIMIZERS = {kind.kind: kind for kind in (Adam, AdamW, SGD, RMS)}
 MOST_POSITIONS = 2**24  # beyond it float32 no longer tells neighbouring positions apart
 
 
@@ -35,7 +34,7 @@ def as_adapt(adapt):
 
 
 def as_optimizer(optimizer):
-    """An ``Optimizer`` or None, of one, its class, or its name ("adam", "adamw", "sgd", "rms")."""
+    """An ``Optimizer`` or None, of one, its class, or its name (a key of ``OPTIMIZERS``)."""
     if isinstance(optimizer, str) and optimizer in OPTIMIZERS:
         return OPTIMIZERS[optimizer]()
     if isinstance(optimizer, type) and issubclass(optimizer, Optimizer) and optimizer is not Optimizer:

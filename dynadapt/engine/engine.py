@@ -35,7 +35,6 @@ from .arguments import DTYPES, OPTIMIZERS, Arguments  # noqa: F401
 from .calls import Calls, one_call, plain_torch
 from .continuation import Continuation, continue_text
 from .decoder import Batch, Decoder, OpSet
-from .learners.flat import FlatLayout, FlatState
 from .learners.fused import why_not_fused
 from .learners.lora import LoraLearner
 from .learners.peft import read_adapter
@@ -103,8 +102,8 @@ class Engine:
     Args:
         model: what ``dynadapt.load`` returns or takes: a known name, a path, a live transformers model.
         adapt: ``LoRA``, ``RowSparse``, ``Full`` or None (static evaluation); "lora", "rows", "full", "none" or a class for its defaults.
-        optimizer: ``Adam``, ``AdamW``, ``SGD`` or ``RMS``, or "adam", "adamw", "sgd", "rms" or a class for its defaults; None with
-            ``adapt`` given means ``Adam()``.
+        optimizer: ``Adam``, ``AdamW``, ``SGD``, ``RMS`` or ``Lion``, or its name ("adam", ...) or class for its defaults; None with ``adapt``
+            given means ``Adam()``.
         memory: ``SegmentMemory``, ``Overlap`` or None.
         streams: S independent streams, each with its own adapter, optimizer state, memory and position.
         segment: T, the largest number of tokens a step scores per stream.
@@ -192,6 +191,7 @@ class Engine:
 
     def _resolve_ops(self) -> None:
         """Every op that a call of this configuration may need, before anything is made for it."""
+        self._check_kind()
         self.ops = OpSet(self.backend, self.torch_dtype)
         whole = whole_model(self.adapt)
         self._fused = self._static and self.adapt is not None and why_not_fused(self.optimizer, self.accumulate, whole) is None
@@ -200,19 +200,14 @@ class Engine:
         except UnsupportedOp as error:
             remedy = "; use static=False" if self._static and self.backend == "cpu" else ""
             raise UnsupportedOp(f"backend={self.backend!r} with dtype={self.dtype!r}, static={self._static}: {error}{remedy}") from error
-        if self.adapt is not None and self.optimizer.kind not in OPTIMIZERS:
-            self._try_update()
 
-    def _try_update(self) -> None:
-        """An optimizer from elsewhere: whether the backend's update knows its kind, asked for a stream that does not move."""
-        state = FlatState(FlatLayout({"nothing": (1,)}), 1, self.optimizer, self.torch_dtype, separate_working=False, device=self.device)
-        state.prior = torch.zeros_like(state.master[0])
-        if self.optimizer.uses_statistics:
-            state.set_statistics(torch.ones_like(state.master[0]))
-        try:
-            state.update(self.ops.update, torch.full((1,), -1, dtype=torch.int32, device=self.device), torch.zeros(1, device=self.device))
-        except ValueError as error:
-            raise ValueError(f"optimizer={self.optimizer!r} with backend={self.backend!r}: {error}") from error
+    def _check_kind(self) -> None:
+        """Raises ValueError for an optimizer that the backend's update does not know."""
+        if self.adapt is None or self.optimizer.kind in (known := update_op.kinds_of(self.backend)):
+            return
+        raise ValueError(
+            f"optimizer={self.optimizer!r} with backend={self.backend!r}: its update knows {', '.join(known)}, not {self.optimizer.kind}"
+        )
 
     def _build(self) -> None:
         c = self.config
@@ -635,7 +630,7 @@ class Engine:
             learner.count_update()
 
     def _count_update(self, sets: int, parameters: int) -> None:
-        self.ledger.add("update", sets * update_op.flops(parameters, self.optimizer))
+        self.ledger.add("update", sets * update_op.flops(parameters, self.optimizer.rule()))
 
     def _advance_streams(self, tokens, lengths, streams) -> None:
         for s in streams:

@@ -26,7 +26,7 @@ from dynadapt.common.reprs import safe
 from dynadapt.ops.dispatch import kernel_module
 
 from .decoder import Batch
-from .learners.fused import Fused, update_rule, why_not_fused
+from .learners.fused import Fused, why_not_fused
 from .memory import Overlap
 
 ALIGN = 16
@@ -447,7 +447,7 @@ class StaticStep:
         moved = given["moving"] >= 0
         finite = torch.isfinite(made["nll"].view(len(moved), -1).sum(1))
         made["skipped"].copy_(~(finite & moved))
-        learner.fused = Fused(moved.to(torch.int32), update_rule(self.engine.optimizer), lr, made["skipped"])
+        learner.fused = Fused(moved.to(torch.int32), self.engine.optimizer.rule(), lr, made["skipped"])
         try:
             backward()
         finally:

@@ -18,7 +18,6 @@ from dynadapt.common.checks import choice, wrong
 
 BACKENDS = ("reference", "cpu", "triton")
 _REFERENCE: dict[str, Callable] = {}
-_CUDA_OPS = {"update": "update_cuda"}  # op -> the kernel file that calls csrc/cuda
 _FAST_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -62,14 +61,6 @@ def kernel_module(name: str):
             f"backend='triton' needs Triton and dynadapt.kernels, which did not import ({error}); install `triton` "
             "beside a CUDA build of torch, or ask for backend='cpu' or 'reference'"
         ) from error
-
-
-def cuda_status() -> str:
-    """ "available" where libdynadapt_cuda.so can serve tensors on a GPU, else why it can't."""
-    try:
-        return native_module().cuda_status()
-    except UnsupportedOp:
-        return "dynadapt._C is not built"
 
 
 def choose_backend(backend: str, dtype: torch.dtype, device: str = "cpu") -> str:
@@ -144,11 +135,6 @@ def _triton(op: str, dtype: torch.dtype) -> Choice:
             "imported to run the kernels in Triton's interpreter, or ask for backend='cpu'"
         )
     where = "in Triton's interpreter" if common.INTERPRET else f"on {torch.cuda.get_device_name()}"
-    if op in _CUDA_OPS and not common.INTERPRET:
-        status = cuda_status()
-        if status == "available":
-            return Choice(op, "triton", getattr(kernel_module(_CUDA_OPS[op]), op), f"CUDA C++, csrc/cuda, {where}")
-        where += f", not CUDA C++: {status}"
     module = kernel_module(OPS[op])
     reason = getattr(module, "reason", lambda op: "Triton")(op)
     return Choice(op, "triton", getattr(module, op), f"{reason}, {where}")

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 
 from .dispatch import reference
-from .fused_update import apply
 from .linear import by_stream
+from .update import apply_gradient
 
 
 @reference
@@ -42,9 +42,10 @@ def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -
 def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, rule, lr, skipped) -> None:
     """One step of every stream's adapter; inputs as in ``lora_gradient``.
 
-    a: TensorState of [slots, P R, K]; bt: of [slots, R, O]; moving int32 [S], 0 for a stream that does not move;
+    a: UpdateState of [slots, P R, K]; bt: of [slots, R, O]; moving int32 [S], 0 for a stream that does not move;
     lr float32 [slots]; skipped int32 [S], a stream with another value than 0 on entry is left untouched.
     """
+    rule.check_fused("lora_gradient_update")
     for name, state in (("a", a), ("bt", bt)):
         state.check("lora_gradient_update", name, rule)
     dA, dBt = torch.zeros_like(a.master), torch.zeros_like(bt.master)
@@ -53,7 +54,7 @@ def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, 
         if not moving[s] or skipped[s]:
             continue
         rate = float(lr[slot])
-        finite = [apply(g[slot], state.of(slot), rule, rate) for g, state in ((dA, a), (dBt, bt))]
+        finite = [apply_gradient(g[slot], state.of(slot), rule, rate) for g, state in ((dA, a), (dBt, bt))]
         skipped[s] = int(not all(finite))
 
 

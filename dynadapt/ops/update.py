@@ -8,105 +8,114 @@ in adapt/optimizers), and element by element
     working = master rounded;  grad = 0
 
 lr [slots] and step [slots] are read from memory, so that a captured graph can replay the step.
+
+``lora_gradient_update`` and ``weight_gradient_update`` apply the gradient where it arises, so that it is never in memory: the same
+with clip 0, for the kinds whose step needs nothing but the element itself (a norm over the whole gradient does not exist before
+the last element does). There a gradient that is not finite can't keep its stream's other elements from moving: such an element
+keeps all its state, ``skipped`` becomes 1, and later calls leave the stream untouched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 
-from .dispatch import reference
+from dynadapt.common.update_rule import KINDS, UpdateRule
+
+from .dispatch import kernel_module, native_module, reference
 
 
-@dataclass
-class Moments:
-    """What a direction may read and change: one stream's rows, each [P]; ``step`` counts from 1."""
+@dataclass(eq=False, repr=False)
+class UpdateState:
+    """The tensors of a step. Those of streams have a leading dimension of slots; None where the rule has no use for one.
+
+    master, grad, first, second float32 (or wider), working the master rounded (None: the master serves), step int32 [slots]: all of
+    streams; prior, stat, prior_rate: of all streams together, in the master's dtype. The fused updates know no grad, second and step.
+    """
 
     master: torch.Tensor
-    first: torch.Tensor | None
-    second: torch.Tensor | None
-    stat: torch.Tensor | None
-    lr: float
-    step: int
+    _: KW_ONLY
+    grad: torch.Tensor | None = None
+    first: torch.Tensor | None = None
+    second: torch.Tensor | None = None
+    prior: torch.Tensor | None = None
+    stat: torch.Tensor | None = None
+    prior_rate: torch.Tensor | None = None
+    working: torch.Tensor | None = None
+    step: torch.Tensor | None = None
+
+    def of(self, slot: int) -> UpdateState:
+        """One slot's share, as views; without the count."""
+        own = {name: getattr(self, name) for name in ("master", "grad", "first", "second", "working")}
+        views = {name: None if t is None else t[slot] for name, t in own.items()}
+        return UpdateState(views.pop("master"), **views, prior=self.prior, stat=self.stat, prior_rate=self.prior_rate)
+
+    def check(self, op: str, name: str, rule: UpdateRule) -> None:
+        """Raises ValueError when the rule needs a tensor that is not there, naming the op and what it calls this state."""
+        for field in sorted(rule.uses):
+            if getattr(self, field) is None:
+                raise ValueError(f"{op}: {name}.{field} is missing, a tensor is needed for {rule}")
 
 
-DIRECTIONS: dict[str, Callable] = {}
-DIRECTION_FLOPS: dict[str, Callable] = {}
+def kinds_of(backend: str) -> tuple[str, ...]:
+    """The kinds that the update of a backend knows."""
+    if backend == "reference":
+        return tuple(KINDS)
+    return native_module().UPDATE_KINDS if backend == "cpu" else kernel_module("update").KINDS
 
 
-def direction(kind: str, flops: Callable):
-    """Register an optimizer's reference: ``function(g [P], Moments, hyper) -> d [P]``; ``flops(hyper)`` per element."""
-
-    def register(function):
-        DIRECTIONS[kind], DIRECTION_FLOPS[kind] = function, flops
-        return function
-
-    return register
+def _move(g: torch.Tensor, state: UpdateState, rule: UpdateRule, lr: float, step: int) -> torch.Tensor:
+    """The master of one slot after the step; moments change in place."""
+    d = rule.arithmetic.direction(g, state, rule, lr, step)
+    moved = state.master
+    if rule.decay:
+        rate = rule.decay if state.prior_rate is None else rule.decay * state.prior_rate
+        moved = moved + rate * (state.prior - moved)
+    return moved - d
 
 
 @reference
-def update(
-    kind,
-    master,
-    grad,
-    first,
-    second,
-    prior,
-    stat,
-    working,
-    slots,
-    lr,
-    step,
-    decay,
-    clip,
-    beta1,
-    beta2,
-    eps,
-    weight_decay,
-    momentum,
-    norms,
-    skipped,
-    prior_rate=None,
-) -> None:
-    """master, grad, first, second [slots, P]; prior, stat, prior_rate [P]; working [slots, P] or None when master serves.
+def update(state: UpdateState, rule: UpdateRule, slots, lr, norms, skipped) -> None:
+    """One step of the streams in ``slots``; all of ``state`` but prior, stat and prior_rate changes.
 
-    slots int32 [S], -1 for a stream that does not move (norm 0, not skipped, gradient kept); lr float32 [slots];
-    step int32 [slots], counted up for the streams that move.
+    state: of [slots, P]; slots int32 [S], -1 for a stream that does not move (norm 0, not skipped, gradient kept);
+    lr float32 [slots]; state.step is counted up for the streams that move.
     Writes norms [S] (before clipping) and skipped int32 [S].
     """
-    if kind not in DIRECTIONS:
-        raise ValueError(f"kind={kind!r}: expected one of {', '.join(sorted(DIRECTIONS))}")
-    hyper = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
-    row = lambda t, slot: None if t is None else t[slot]  # noqa: E731
+    state.check("update", "state", rule)
     for i, slot in enumerate(slots.tolist()):
         if slot < 0:
             norms[i], skipped[i] = 0, 0
             continue
-        g = grad[slot]
-        norm = g.double().square().sum().sqrt()
+        own = state.of(slot)
+        norm = own.grad.double().square().sum().sqrt()
         norms[i] = norm
         skipped[i] = int(not torch.isfinite(norm))
-        if skipped[i]:
-            g.zero_()
-            continue
-        step[slot] += 1
-        if clip:
-            g = g * min(1.0, clip / (norm.item() + 1e-6))
-        moments = Moments(master[slot], row(first, slot), row(second, slot), stat, float(lr[slot]), int(step[slot]))
-        d = DIRECTIONS[kind](g, moments, hyper)
-        if decay:
-            rate = decay if prior_rate is None else decay * prior_rate
-            master[slot] += rate * (prior - master[slot])
-        master[slot] -= d
-        if working is not None:
-            working[slot] = master[slot]
-        grad[slot].zero_()
+        if not skipped[i]:
+            state.step[slot] += 1
+            g = own.grad * min(1.0, rule.clip / (norm.item() + 1e-6)) if rule.clip else own.grad
+            own.master.copy_(_move(g, own, rule, float(lr[slot]), int(state.step[slot])))
+            if own.working is not None:
+                own.working.copy_(own.master)
+        own.grad.zero_()
 
 
-def flops(parameters: int, optimizer) -> int:
+def apply_gradient(g: torch.Tensor, state: UpdateState, rule: UpdateRule, lr: float) -> bool:
+    """Moves one slot's ``state`` by g where g is finite; whether it was everywhere."""
+    finite = torch.isfinite(g)
+    trial = replace(state, first=None if state.first is None else state.first.clone())
+    moved = _move(g, trial, rule, lr, 0)
+    state.master.copy_(torch.where(finite, moved, state.master))
+    if "first" in rule.uses:
+        state.first.copy_(torch.where(finite, trial.first, state.first))
+    if state.working is not None:
+        state.working.copy_(torch.where(finite, moved.to(state.working.dtype), state.working))
+    return bool(finite.all())
+
+
+def flops(parameters: int, rule: UpdateRule) -> int:
     """Arithmetic per element as written above and in the optimizer's file; torch's counter counts none of it."""
-    per = 2 + (1 if optimizer.clip else 0)  # squared norm, clip
-    per += DIRECTION_FLOPS[optimizer.kind](optimizer.hyper()) + (3 if optimizer.decay else 0) + 1
+    per = 2 + (1 if rule.clip else 0)  # squared norm, clip
+    per += rule.arithmetic.flops(rule) + (3 if rule.decay else 0) + 1
     return parameters * per

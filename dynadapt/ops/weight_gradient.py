@@ -9,10 +9,12 @@ it costs O(N O) instead of 2 N O K.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from .dispatch import reference
-from .fused_update import TensorState, apply
+from .update import apply_gradient
 
 
 @reference
@@ -38,9 +40,10 @@ def row_scores(dy, x, out) -> None:
 def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> None:
     """One step of the rows ``rows`` (int32 [n]; None: all) of one weight; inputs as in ``weight_gradient``.
 
-    weight [O, K]: the working copy, of which only these rows are written; state: TensorState of [n, K] whose ``working``
+    weight [O, K]: the working copy, of which only these rows are written; state: UpdateState of [n, K] whose ``working``
     is not used; lr float32 [1]; skipped int32 [1], nothing happens when it is not 0 on entry.
     """
+    rule.check_fused("weight_gradient_update")
     state.check("weight_gradient_update", "state", rule)
     if skipped[0]:
         return
@@ -48,8 +51,7 @@ def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> Non
     weight_gradient(dy, x, rows, gradient, False)
     index = slice(None) if rows is None else rows.long()
     working = weight[index]
-    own = TensorState(state.master, working, state.first, state.prior, state.stat, state.prior_rate)
-    skipped[0] = int(not apply(gradient, own, rule, float(lr[0])))
+    skipped[0] = int(not apply_gradient(gradient, replace(state, working=working), rule, float(lr[0])))
     weight[index] = working
 
 

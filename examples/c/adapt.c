@@ -56,21 +56,21 @@ static float library(const dynadapt_matrix* weight, const dynadapt_matrix* vocab
   const DLTensor *px = FLOATS(vx, x, 2, N, K, 1), *pu = FLOATS(vu, u, 2, N, R, 1), *ph = FLOATS(vh, h, 2, N, H, 1);
   const DLTensor* pslots = INT32S(vslots, slot, 1);
   const dynadapt_linear_params linear = {.struct_size = sizeof linear, .scale = kScale};
-  check(dynadapt_linear_forward(px, &weight, 1, NULL, pA, pBt, pslots, pu, ph, &linear, NULL));
+  check(dynadapt_linear_forward(px, &weight, 1, NULL, pA, pBt, pslots, pu, ph, &linear));
 
   const DLTensor* pdh = FLOATS(vdh, dh, 2, N, H, 1);
   check(dynadapt_cross_entropy(ph, vocabulary, INT64S(vtargets, targets, N), FLOATS(vweights, weights, 1, N, 1, 1),
-                               FLOATS(vnll, nll, 1, N, 1, 1), FLOATS(vlse, lse, 1, N, 1, 1), backward ? pdh : NULL, NULL));
+                               FLOATS(vnll, nll, 1, N, 1, 1), FLOATS(vlse, lse, 1, N, 1, 1), backward ? pdh : NULL));
   for (int i = 0; i < N; i++) mean += nll[i] / N;
   if (!backward) return mean;
 
   const DLTensor* pdU = FLOATS(vdU, dU, 2, N, R, 1);
-  check(dynadapt_linear_backward(pdh, &weight, 1, pA, pBt, pslots, pdU, FLOATS(vdx, dx, 2, N, K, 1), &linear, NULL));
+  check(dynadapt_linear_backward(pdh, &weight, 1, pA, pBt, pslots, pdU, FLOATS(vdx, dx, 2, N, K, 1), &linear));
   const int64_t part_sizes[1] = {H};
   const dynadapt_lora_gradient_params lora = {
       .struct_size = sizeof lora, .scale = kScale, .part_count = 1, .part_sizes = part_sizes};
   check(dynadapt_lora_gradient(pdh, px, pu, pdU, pslots, FLOATS(vdA, gradient, 3, 1, R, K),
-                               FLOATS(vdBt, gradient + R * K, 3, 1, R, H), &lora, NULL));
+                               FLOATS(vdBt, gradient + R * K, 3, 1, R, H), &lora));
   return mean;
 }
 
@@ -84,7 +84,7 @@ static void update(void) {
   check(dynadapt_update(FLOATS(vmaster, adapter, 2, 1, P, 1), FLOATS(vgradient, gradient, 2, 1, P, 1),
                         FLOATS(vfirst, first, 2, 1, P, 1), FLOATS(vsecond, second, 2, 1, P, 1), NULL, NULL, NULL,
                         INT32S(vslots, slot, 1), FLOATS(vlr, lr, 1, 1, 1, 1), INT32S(vstep, step, 1),
-                        FLOATS(vnorm, norm, 1, 1, 1, 1), INT32S(vskipped, skipped, 1), NULL, NULL, &adam, NULL));
+                        FLOATS(vnorm, norm, 1, 1, 1, 1), INT32S(vskipped, skipped, 1), NULL, &adam));
   if (skipped[0] || step[0] != 1) {
     fprintf(stderr, "the update was skipped\n");
     exit(1);

@@ -69,17 +69,17 @@ void forward_and_backward(Layer& layer, const dynadapt::Matrix& weight, const dy
 
   auto linear = dynadapt::params<dynadapt_linear_params>();
   linear.scale = kScale;
-  check(dynadapt_linear_forward(x, part, 1, nullptr, a, bt, slot, u, h, &linear, nullptr));
+  check(dynadapt_linear_forward(x, part, 1, nullptr, a, bt, slot, u, h, &linear));
   check(dynadapt_cross_entropy(h, head.get(), View(layer.targets, {N}), View(weights, {N}), View(r.nll, {N}), View(r.lse, {N}),
-                               dh, nullptr));
-  check(dynadapt_linear_backward(dh, part, 1, a, bt, slot, du, nullptr, &linear, nullptr));  // nothing below learns: no dx
+                               dh));
+  check(dynadapt_linear_backward(dh, part, 1, a, bt, slot, du, nullptr, &linear));  // nothing below learns: no dx
 
   const int64_t part_sizes[] = {H};
   auto lora = dynadapt::params<dynadapt_lora_gradient_params>();
   lora.scale = kScale;
   lora.part_count = 1;
   lora.part_sizes = part_sizes;
-  check(dynadapt_lora_gradient(dh, x, u, du, slot, da, dbt, &lora, nullptr));
+  check(dynadapt_lora_gradient(dh, x, u, du, slot, da, dbt, &lora));
 }
 
 /// One Adam step of both streams, each clipped to a gradient norm of 1.
@@ -94,7 +94,7 @@ void update(Layer& layer, Results& r) {
   adam.eps = 1e-8;
   check(dynadapt_update(View(layer.adapters, {S, P}), View(r.gradients, {S, P}), View(first, {S, P}), View(second, {S, P}),
                         nullptr, nullptr, nullptr, View(slots, {S}), View(lr, {S}), View(step, {S}), View(norms, {S}),
-                        View(skipped, {S}), nullptr, nullptr, &adam, nullptr));
+                        View(skipped, {S}), nullptr, &adam));
 }
 
 /// One stream in plain loops: its output, scores and gradient, and the adapter after the update.
@@ -126,7 +126,7 @@ void show_refusal(const dynadapt::Matrix& weight, Layer& layer, Results& r) {
   const dynadapt_matrix* const part[] = {weight.get()};
   try {
     check(dynadapt_linear_forward(View(layer.x, {N, K}), part, 1, nullptr, nullptr, nullptr, nullptr, nullptr, View(r.h, {N, H}),
-                                  &linear, nullptr));
+                                  &linear));
   } catch (const dynadapt::Error& error) {
     if (error.status != DYNADAPT_INVALID || !std::strstr(error.what(), "struct_size")) throw;
     std::printf("refused, as it must be: %s\n", error.what());

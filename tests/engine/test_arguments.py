@@ -10,13 +10,13 @@ import torch
 from engine_states import assert_equal, state_of
 
 import dynadapt
-from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.adapt.optimizers import Optimizer
 from dynadapt.common.checks import shown
+from dynadapt.common.update_rule import KINDS, direction
 from dynadapt.engine.generation import generate, score_continuations
 from dynadapt.model import ModelError, random_model, tiny_config
 from dynadapt.model.fetch import cached
-from dynadapt.ops.update import DIRECTION_FLOPS, DIRECTIONS, direction
 
 MODEL = random_model(tiny_config("llama"), seed=0, std=0.1)
 VOCABULARY = MODEL.config.vocab_size
@@ -74,6 +74,7 @@ FIELDS = {
     Adam: {"lr": "number", "betas": "pair", "eps": "positive", "decay": "share", "clip": "number"},
     AdamW: {"lr": "number", "betas": "pair", "eps": "positive", "decay": "share", "clip": "number", "weight_decay": "number"},
     RMS: {"lr": "number", "eps": "positive", "decay": "share", "clip": "number"},
+    Lion: {"lr": "number", "betas": "pair", "decay": "share", "clip": "number", "weight_decay": "number"},
     Engine: {
         "model": "model",
         "adapt": "setting",
@@ -136,7 +137,7 @@ def test_wrong_values_are_named(kind):
         ({"adapt": "peft"}, "adapt='peft': expected LoRA.*'lora', 'rows', 'full'"),
         ({"adapt": Adam()}, "adapt=Adam"),
         ({"optimizer": LoRA()}, "optimizer=LoRA"),
-        ({"optimizer": "lion"}, "optimizer='lion': expected.*'adam'"),
+        ({"optimizer": "adagrad"}, "optimizer='adagrad': expected.*'adam'"),
         ({"optimizer": torch.optim.SGD([torch.zeros(1, requires_grad=True)])}, r"optimizer=SGD[\s\S]*torch.optim makes"),
         ({"segment": 2**40}, "segment=1099511627776"),
         ({"segment": 2**30}, "segment=1073741824.*at most 16777216"),
@@ -203,7 +204,7 @@ def test_an_optimizer_of_ones_own_is_refused_where_no_kernel_knows_it():
     for backend in ("reference", "cpu", "triton"):
         with pytest.raises(ValueError, match=rf"^optimizer=.*Sign\(.*\) with backend='{backend}': .*sign"):
             Engine(MODEL, backend=backend, **options)
-    direction("sign", flops=lambda hyper: 2)(lambda g, m, hyper: m.lr * g.sign())
+    direction("sign", flops=lambda rule: 2)(lambda g, state, rule, lr, step: lr * g.sign())
     try:
         e = Engine(MODEL, backend="reference", **options)
         e.step(GOOD[:1, :5])
@@ -211,7 +212,7 @@ def test_an_optimizer_of_ones_own_is_refused_where_no_kernel_knows_it():
         with pytest.raises(ValueError, match=r"^optimizer=.*Sign\(.*\) with backend='cpu'"):
             Engine(MODEL, backend="cpu", **options)
     finally:
-        del DIRECTIONS["sign"], DIRECTION_FLOPS["sign"]
+        del KINDS["sign"]
 
 
 @pytest.mark.filterwarnings("ignore:window of")
@@ -497,7 +498,7 @@ def test_attach_takes_what_the_engine_takes():
         ("history", 1.5),
         ("history", True),
         ("segment", 0),
-        ("optimizer", "lion"),
+        ("optimizer", "adagrad"),
         ("memory", 512),
     ]:
         with pytest.raises(ValueError, match=f"^{name}="):

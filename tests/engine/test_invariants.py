@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.model import random_model, tiny_config
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]
@@ -74,7 +74,14 @@ def test_lr_zero_is_static_evaluation_bit_for_bit(adapt, memory, backend, dtype)
 @pytest.mark.parametrize("adapt", ["lora", "rows", "full"])
 @pytest.mark.parametrize(
     "optimizer",
-    [SGD(lr=0.5, momentum=0.9), Adam(lr=5e-3), Adam(lr=5e-3, betas=(0.0, 0.99)), AdamW(lr=5e-3, decay=0.01), RMS(lr=1e-4, decay=1e-3)],
+    [
+        SGD(lr=0.5, momentum=0.9),
+        Adam(lr=5e-3),
+        Adam(lr=5e-3, betas=(0.0, 0.99)),
+        AdamW(lr=5e-3, decay=0.01),
+        RMS(lr=1e-4, decay=1e-3),
+        Lion(lr=1e-3, weight_decay=0.01),
+    ],
     ids=lambda o: f"{o.kind}-{o.decay}",
 )
 @pytest.mark.parametrize("backend,dtype", BACKENDS)

@@ -8,7 +8,8 @@ from helpers import to_transformers
 from tiny import tiny_tokenizer
 
 import dynadapt
-from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt.adapt.optimizers import OPTIMIZERS
 from dynadapt.engine.continuation import Continuation
 from dynadapt.engine.engine import StepReport
 from dynadapt.engine.memory import MemoryState
@@ -83,16 +84,13 @@ def test_tokenizers_models_and_settings():
         LoRA(),
         RowSparse(),
         Full(),
-        Adam(),
-        AdamW(),
-        SGD(),
-        RMS(),
+        *(kind() for kind in OPTIMIZERS.values()),
         SegmentMemory(),
         Overlap(),
         Sampler(),
         LoRA(layers=range(3, 9)),
     ):
-        assert eval(said(settings)) == settings
+        assert eval(said(settings), vars(dynadapt.adapt) | globals()) == settings
     assert (
         said(Continuation("the " * 100, [1] * 100, [2] * 5000))
         == f"Continuation({('the ' * 100)[:57] + '...'!r}, 100 tokens, ended='length')"
@@ -113,10 +111,7 @@ KINDS = [
     LoRA,
     RowSparse,
     Full,
-    Adam,
-    AdamW,
-    SGD,
-    RMS,
+    *OPTIMIZERS.values(),
     SegmentMemory,
     Overlap,
     Sampler,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from engine_states import assert_equal, state_of
 
-from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.model import random_model, tiny_config
 from dynadapt.ops import UnsupportedOp
 
@@ -60,6 +60,7 @@ def draw(rng: random.Random) -> tuple[str, dict]:
             AdamW(**common),
             SGD(momentum=rng.choice([0.0, 0.9]), decay=rng.choice([0.0, 0.01]), **common),
             RMS(decay=rng.choice([0.0, 2e-3]), **common),
+            Lion(betas=rng.choice([(0.9, 0.99), (0.0, 0.5)]), **common),
         ]
     )
     if adapt is None and rng.random() < 0.9:

@@ -16,7 +16,7 @@ TOOL = shutil.which("compute-sanitizer")
 FILES = sorted(
     p.name
     for p in Path(__file__).parent.glob("test_*.py")
-    if p.stem not in ("test_sanitized", "test_compile", "test_campaign", "test_cuda_build", "test_choices", "test_step")
+    if p.stem not in ("test_sanitized", "test_compile", "test_campaign", "test_choices", "test_step")
 )
 
 
@@ -28,9 +28,6 @@ FILES = sorted(
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 @pytest.mark.parametrize("file", FILES)
 def test_nothing_found(tool, file):
-    cases = ["-m", "not gpu and not slow"]
-    if file == "test_update_cuda.py":  # all of its cases need a GPU, the small ones too; a graph needs torch's allocator
-        cases = ["-m", "not slow", "-k", "not real_sizes and not two_to_the_31 and not graph and not current_stream"]
     command = [
         TOOL,
         "--tool",
@@ -41,7 +38,8 @@ def test_nothing_found(tool, file):
         "-m",
         "pytest",
         f"tests/gpu/{file}",
-        *cases,
+        "-m",
+        "not gpu and not slow",
         "-q",
         "-x",
         "-p",

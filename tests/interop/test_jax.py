@@ -14,6 +14,7 @@ import dynadapt.interop.jax as dj
 import dynadapt.interop.numpy as dn
 from dynadapt.interop.jax import build
 from dynadapt.ops.dispatch import UnsupportedOp
+from dynadapt.ops.update import UpdateRule
 
 DTYPES = [jnp.float32, jnp.bfloat16]
 TOLERANCE = {jnp.float32: 3e-5, jnp.bfloat16: 4e-2}  # of the largest value
@@ -255,7 +256,7 @@ def state(dtype=None):
 def test_update_is_the_torch_ops_and_leaves_the_old_state_alone(dtype):
     slots, lr, prior = jnp.array([1], jnp.int32), jnp.full(2, 0.1), rand(5, seed=4)
     before, kept = state(dtype), [None if t is None else np.array(t) for t in state(dtype)]
-    new, norms, skipped = jax.jit(lambda s: dj.update("adam", s, slots, lr, prior=prior, clip=1.0, decay=0.1))(before)
+    new, norms, skipped = jax.jit(lambda s: dj.update(s, UpdateRule("adam", clip=1.0, decay=0.1), slots, lr, prior=prior))(before)
     same_bits([t for t in before if t is not None], [t for t in kept if t is not None])
     master, grad, first, second, working, step = kept
     theirs = np.zeros(1, np.float32), np.zeros(1, np.int32)
@@ -282,7 +283,7 @@ def test_update_is_the_torch_ops_and_leaves_the_old_state_alone(dtype):
 
 def test_a_donated_state_is_changed_in_place():
     slots, lr = jnp.array([0, 1], jnp.int32), jnp.full(2, 0.1)
-    step = jax.jit(lambda s: dj.update("sgd", s._replace(grad=s.grad + 1), slots, lr, momentum=0.9)[0], donate_argnums=0)
+    step = jax.jit(lambda s: dj.update(s._replace(grad=s.grad + 1), UpdateRule("sgd", momentum=0.9), slots, lr)[0], donate_argnums=0)
     old = dj.State(rand(2, 5000), rand(2, 5000, seed=1), jnp.zeros((2, 5000)), None, None, jnp.zeros(2, jnp.int32))
     master, first = np.array(old.master), np.array(old.grad) + 1
     addresses = [t.unsafe_buffer_pointer() for t in (old.master, old.first)]
@@ -363,7 +364,9 @@ def test_forward_mode_and_second_derivatives_are_refused():
         same_bits(jax.vmap(function)(jnp.stack([x, 2 * x])), jnp.stack([function(x), function(2 * x)]))
     with pytest.raises(ValueError, match="dynadapt_update. cannot be differentiated"):
         jax.grad(
-            lambda m: dj.update("sgd", dj.State(m, m, step=jnp.zeros(1, jnp.int32)), jnp.zeros(1, jnp.int32), jnp.ones(1))[0].master.sum()
+            lambda m: dj.update(dj.State(m, m, step=jnp.zeros(1, jnp.int32)), UpdateRule("sgd"), jnp.zeros(1, jnp.int32), jnp.ones(1))[
+                0
+            ].master.sum()
         )(rand(1, 5))
 
 
@@ -376,8 +379,8 @@ def test_refusals_name_the_argument():
         (lambda: dj.norm(x, x[0], kind="batch"), "kind='batch'"),
         (lambda: dj.activation(x[:, :7]), "expected an even last dimension"),
         (lambda: dj.cross_entropy(x, w, jnp.zeros((6, 1), jnp.int32)), r"targets has shape \(6, 1\)"),
-        (lambda: dj.update("lion", state(), jnp.zeros(1, jnp.int32), jnp.ones(2)), "kind='lion'"),
-        (lambda: dj.update("sgd", dj.State(x, x), jnp.zeros(1, jnp.int32), jnp.ones(2)), "state.step is None"),
+        (lambda: dj.update(state(), UpdateRule("adagrad"), jnp.zeros(1, jnp.int32), jnp.ones(2)), "kind='adagrad'"),
+        (lambda: dj.update(dj.State(x, x), UpdateRule("sgd"), jnp.zeros(1, jnp.int32), jnp.ones(2)), "state.step is None"),
     ):
         with pytest.raises(ValueError, match=why):
             wrong()

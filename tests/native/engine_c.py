@@ -15,7 +15,7 @@ from dynadapt.model.convert import write_directory
 LIBRARY = Path(_C.__file__).with_name("libdynadapt.so")
 DTYPES = {"bf16": 0, "fp32": 1}
 SEGMENT = 12
-OPTIMIZERS = {"sgd": 0, "adam": 1, "adamw": 2, "rms": 3}
+OPTIMIZERS = {"sgd": 0, "adam": 1, "adamw": 2, "rms": 3, "lion": 4}
 library = c.CDLL(str(LIBRARY))
 library.dynadapt_last_error.restype = c.c_char_p
 
@@ -175,9 +175,9 @@ def pair(directory, dtype="fp32", streams=1, memory=None, adapt=LoRA(rank=3, alp
             "clip": optimizer.clip,
             "decay": optimizer.decay,
         }
-        hyper = optimizer.hyper()
+        rule = optimizer.rule()
         names = ("momentum",) if optimizer.kind == "sgd" else ("beta1", "beta2", "eps", "weight_decay")
-        options |= {name: hyper[name] for name in names}
+        options |= {name: getattr(rule, name) for name in names}
     return EngineC(directory, **options), python
 
 

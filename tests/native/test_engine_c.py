@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dynadapt import SGD, Adam, AdamW, LoRA, SegmentMemory
+from dynadapt import SGD, Adam, AdamW, Lion, LoRA, SegmentMemory
 from dynadapt.model.directory import load_directory
 
 from .engine_c import (
@@ -49,6 +49,8 @@ CASES = {
     "adam without a first moment": {"optimizer": Adam(lr=1e-2, betas=(0.0, 0.99), clip=0.0)},
     "sgd with momentum": {"optimizer": SGD(lr=0.1, momentum=0.9)},
     "sgd": {"optimizer": SGD(lr=0.1)},
+    "lion": {"optimizer": Lion(lr=1e-3, weight_decay=0.1, decay=0.05)},
+    "lion without a moment": {"optimizer": Lion(lr=1e-3, betas=(0.0, 0.99))},
     "every third segment": {"every": 3, "memory": SegmentMemory(9, 2)},
 }
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+import dynadapt.adapt.optimizers  # noqa: F401  (registers the kinds)
 from dynadapt.ops import update
-from dynadapt.ops.fused_update import TensorState, UpdateRule
 from dynadapt.ops.lora_gradient import lora_gradient, lora_gradient_update
+from dynadapt.ops.update import UpdateRule, UpdateState
 from dynadapt.ops.weight_gradient import weight_gradient, weight_gradient_update
 
 RULES = [UpdateRule("sgd"), UpdateRule("sgd", decay=0.1, momentum=0.9), UpdateRule("rms", decay=0.1, eps=1e-2)]
@@ -14,43 +15,25 @@ SLOTS, STREAMS, T, K, SIZES, RANK = 4, 3, 5, 6, [4, 3], 2
 
 def state(slots, *shape):
     lead = [slots] if slots else []
-    return TensorState(
-        torch.randn(*lead, *shape),
-        torch.randn(*lead, *shape).bfloat16(),
-        torch.randn(*lead, *shape),
-        torch.randn(shape),
-        torch.rand(shape),
-        torch.rand(shape),
-    )
+    own = dict(master=torch.randn(*lead, *shape), working=torch.randn(*lead, *shape).bfloat16(), first=torch.randn(*lead, *shape))
+    return UpdateState(**own, prior=torch.randn(shape), stat=torch.rand(shape), prior_rate=torch.rand(shape))
 
 
 def by_update_op(rule, tensors, gradient, slots, lr):
     """The same step by ops.update on flat copies; (master, first, working) [slots, P]."""
     flat = lambda t: t.reshape(gradient.shape[0], -1).clone()  # noqa: E731
     master, first, working, count = flat(tensors.master), flat(tensors.first), flat(tensors.working), len(slots)
-    update.update(
-        rule.kind,
+    state = UpdateState(
         master,
-        flat(gradient),
-        first if rule.uses_first else None,
-        None,
-        tensors.prior.flatten(),
-        tensors.stat.flatten(),
-        working,
-        slots,
-        lr,
-        torch.zeros(gradient.shape[0], dtype=torch.int32),
-        rule.decay,
-        0.0,
-        0.0,
-        0.0,
-        rule.eps,
-        0.0,
-        rule.momentum,
-        torch.zeros(count),
-        torch.zeros(count, dtype=torch.int32),
-        tensors.prior_rate.flatten(),
+        grad=flat(gradient),
+        first=first if "first" in rule.uses else None,
+        prior=tensors.prior.flatten(),
+        stat=tensors.stat.flatten(),
+        prior_rate=tensors.prior_rate.flatten(),
+        working=working,
+        step=torch.zeros(gradient.shape[0], dtype=torch.int32),
     )
+    update.update(state, rule, slots, lr, torch.zeros(count), torch.zeros(count, dtype=torch.int32))
     return master, first, working
 
 
@@ -94,7 +77,7 @@ def test_weight_is_gradient_then_update(rule):
     expected = by_update_op(rule, tensors, gradient[None], torch.zeros(1, dtype=torch.int32), lr)
     skipped = torch.zeros(1, dtype=torch.int32)
     weight_gradient_update(dy, x, rows, weight, tensors, rule, lr, skipped)
-    expect(TensorState(tensors.master, weight[rows.long()], tensors.first), expected)
+    expect(UpdateState(tensors.master, working=weight[rows.long()], first=tensors.first), expected)
     others = [o for o in range(9) if o not in rows]
     assert torch.equal(weight[others], before[others])
     skipped[0] = 1
@@ -117,9 +100,16 @@ def test_an_element_without_a_finite_gradient_stays():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"kind='adam': a fused update serves sgd and rms"):
-        UpdateRule("adam")
-    with pytest.raises(ValueError, match=r"weight_gradient_update: state.first is missing, a tensor is needed where momentum"):
-        weight_gradient_update(None, None, None, None, TensorState(torch.zeros(1)), UpdateRule("sgd", momentum=0.9), None, None)
-    with pytest.raises(ValueError, match=r"lora_gradient_update: bt.stat is missing, a tensor is needed where kind is rms"):
-        lora_gradient_update(*[None] * 8, state(1, 2, 3), TensorState(torch.zeros(1)), UpdateRule("rms"), None, None)
+    one = UpdateState(torch.zeros(1))
+    for call in (
+        lambda rule: lora_gradient_update(*[None] * 8, one, one, rule, None, None),
+        lambda rule: weight_gradient_update(*[None] * 4, one, rule, None, None),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^(lora|weight)_gradient_update: kind='adam': a fused update serves .*(sgd and rms|rms and sgd)"
+        ):
+            call(UpdateRule("adam"))
+    with pytest.raises(ValueError, match=r"weight_gradient_update: state.first is missing, a tensor is needed for sgd with momentum 0.9"):
+        weight_gradient_update(None, None, None, None, UpdateState(torch.zeros(1)), UpdateRule("sgd", momentum=0.9), None, None)
+    with pytest.raises(ValueError, match=r"lora_gradient_update: bt.stat is missing, a tensor is needed for rms"):
+        lora_gradient_update(*[None] * 8, state(1, 2, 3), UpdateState(torch.zeros(1)), UpdateRule("rms"), None, None)

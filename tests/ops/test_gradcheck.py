@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-import dynadapt  # noqa: F401  (registers the optimizers' directions)
+from dynadapt import Lion
 from dynadapt.interop import torch_ops
 from dynadapt.ops import DenseMatrix, resolve
+from dynadapt.ops.update import UpdateRule, UpdateState
 
 F64 = torch.float64
 
@@ -269,6 +270,7 @@ def test_update_equals_torch_optim(kind, theirs):
     start = rand(7)
     parameter = torch.nn.Parameter(start.clone())
     optimizer = theirs([parameter])
+    rule = UpdateRule(kind, clip=1.5, beta1=0.8, beta2=0.95, eps=1e-8, weight_decay=0.3, momentum=0.9)
     master, first, second = start[None].clone(), torch.zeros(1, 7, dtype=F64), torch.zeros(1, 7, dtype=F64)
     slots, lr, step = torch.zeros(1, dtype=torch.int32), torch.tensor([0.1]), torch.zeros(1, dtype=torch.int32)
     for i in range(4):
@@ -277,9 +279,7 @@ def test_update_equals_torch_optim(kind, theirs):
         torch.nn.utils.clip_grad_norm_([parameter], 1.5)
         optimizer.step()
         grad, norms, skipped = g[None].clone(), torch.empty(1), torch.empty(1, dtype=torch.int32)
-        op("update")(
-            kind, master, grad, first, second, None, None, None, slots, lr, step, 0.0, 1.5, 0.8, 0.95, 1e-8, 0.3, 0.9, norms, skipped
-        )
+        op("update")(UpdateState(master, grad=grad, first=first, second=second, step=step), rule, slots, lr, norms, skipped)
         assert torch.allclose(master[0], parameter.data, atol=1e-7) and not grad.any() and not skipped[0]
     assert int(step[0]) == 4
 
@@ -290,28 +290,8 @@ def test_update_decays_to_the_prior_and_skips_what_is_not_finite():
     grad[1, 1] = float("nan")
     before, step = master.clone(), torch.zeros(2, dtype=torch.int32)
     norms, skipped = torch.empty(2), torch.empty(2, dtype=torch.int32)
-    op("update")(
-        "sgd",
-        master,
-        grad,
-        None,
-        None,
-        prior,
-        None,
-        None,
-        torch.tensor([1, 0], dtype=torch.int32),
-        torch.ones(2),
-        step,
-        0.25,
-        0.0,
-        0,
-        0,
-        0,
-        0,
-        0.0,
-        norms,
-        skipped,
-    )
+    state = UpdateState(master, grad=grad, prior=prior, step=step)
+    op("update")(state, UpdateRule("sgd", decay=0.25), torch.tensor([1, 0], dtype=torch.int32), torch.ones(2), norms, skipped)
     assert torch.allclose(master[0], before[0] + 0.25 * (prior - before[0]))
     assert torch.equal(master[1], before[1]) and skipped.tolist() == [1, 0] and step.tolist() == [1, 0] and not grad.any()
 
@@ -322,27 +302,27 @@ def test_rms_is_krauses_rule():
     rate = (stat / stat.mean()).clamp(max=1 / lamb)
     expected = theta + lamb * rate * (prior - theta) - lr * g / (stat + eps)
     master = theta[None].clone()
-    op("update")(
-        "rms",
-        master,
-        g[None].clone(),
-        None,
-        None,
-        prior,
-        stat,
-        None,
-        torch.zeros(1, dtype=torch.int32),
-        torch.tensor([lr], dtype=F64),
-        torch.zeros(1, dtype=torch.int32),
-        lamb,
-        0.0,
-        0,
-        0,
-        eps,
-        0,
-        0,
-        torch.empty(1),
-        torch.empty(1, dtype=torch.int32),
-        rate,
-    )
+    step, slots = (torch.zeros(1, dtype=torch.int32) for _ in range(2))
+    state = UpdateState(master, grad=g[None].clone(), prior=prior, stat=stat, prior_rate=rate, step=step)
+    norms, skipped = torch.empty(1), torch.empty(1, dtype=torch.int32)
+    op("update")(state, UpdateRule("rms", decay=lamb, eps=eps), slots, torch.tensor([lr], dtype=F64), norms, skipped)
     assert torch.allclose(master[0], expected)
+
+
+@pytest.mark.parametrize("beta1", [0.9, 0.0])
+def test_lion_is_chens_algorithm(beta1):
+    """Algorithm 2 of arXiv 2302.06675, element by element."""
+    optimizer = Lion(betas=(beta1, 0.99), weight_decay=0.3, clip=0.0)
+    theta, m, lr = rand(6).tolist(), [0.0] * 6, 0.05
+    state = UpdateState(rand(6)[None].clone(), first=torch.zeros(1, 6, dtype=F64), step=torch.zeros(1, dtype=torch.int32))
+    for t in range(4):
+        gradient = rand(6, seed=t)
+        gradient[t] = 0.0  # in the first step c is 0 here: the sign of nothing is 0
+        for i, g in enumerate(gradient.tolist()):
+            c = beta1 * m[i] + (1 - beta1) * g
+            theta[i] -= lr * ((c > 0) - (c < 0) + 0.3 * theta[i])
+            m[i] = 0.99 * m[i] + 0.01 * g if beta1 else 0.0
+        state.grad = gradient[None].clone()
+        slots, norms, skipped = torch.zeros(1, dtype=torch.int32), torch.empty(1), torch.empty(1, dtype=torch.int32)
+        op("update")(state, optimizer.rule(), slots, torch.tensor([lr], dtype=F64), norms, skipped)
+    assert torch.allclose(state.master[0], torch.tensor(theta, dtype=F64)) and torch.allclose(state.first[0], torch.tensor(m, dtype=F64))

@@ -135,7 +135,7 @@ def without_compiling(folder: Path, ninja: Path | None = None) -> dict[str, str]
     (folder / "cmake").chmod(0o755)
     if ninja:
         (folder / "ninja").symlink_to(ninja)
-    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "DYNADAPT_CUDA": "OFF"}
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
 
 def build_wheel(source: Path, out: Path, environment: dict[str, str]) -> Path:
@@ -276,7 +276,7 @@ def test_isolated_builds_one_after_the_other(sdist, model, tmp_path):
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     folder = tmp_path / sdist.name.removesuffix(".tar.gz")
-    environment = {**os.environ, "CMAKE_BUILD_TYPE": "Debug", "CXXFLAGS": "-O0", "DYNADAPT_CUDA": "OFF"}
+    environment = {**os.environ, "CMAKE_BUILD_TYPE": "Debug", "CXXFLAGS": "-O0"}
     for out in ("one", "two"):
         run(sys.executable, "-m", "build", "--sdist", "--wheel", "--outdir", tmp_path / out, folder, env=environment, timeout=900)
     names = [{path.name for path in (tmp_path / out).iterdir()} for out in ("one", "two")]

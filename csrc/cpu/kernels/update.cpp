@@ -69,7 +69,7 @@ Step begin(const Update& a, size_t stream, double norm) {
     out.rate = float(lr / (1 - std::pow(a.beta1, step)));
     out.correction = float(1 / (1 - std::pow(a.beta2, step)));
   }
-  if (a.kind == UpdateKind::kAdamW) out.weight_rate = float(lr * a.weight_decay);
+  if (state_of(a.kind, a.beta1, a.momentum).decays) out.weight_rate = float(lr * a.weight_decay);
   return out;
 }
 
@@ -94,6 +94,19 @@ struct Adam {
       store(a.first + at, g, part);
     }
     return s.rate * g / (square_root(second * s.correction) + s.eps) + s.weight_rate * load(a.master + at, part);
+  }
+};
+
+struct Lion {
+  template <class Part>
+  static inline vfloat direction(const Update& a, const Step& s, size_t at, size_t, vfloat g, Part part) {
+    vfloat c = g;
+    if (s.beta1 != 0) {
+      const vfloat first = load(a.first + at, part);
+      c = s.beta1 * first + s.rest1 * g;
+      store(a.first + at, s.beta2 * first + s.rest2 * g, part);
+    }
+    return (c > 0 ? splat(s.rate) : vfloat{}) - (c < 0 ? splat(s.rate) : vfloat{}) + s.weight_rate * load(a.master + at, part);
   }
 };
 
@@ -171,6 +184,8 @@ void update(const Update& a) {
       return update_all<T, Adam>(a);
     case UpdateKind::kRms:
       return update_all<T, Rms>(a);
+    case UpdateKind::kLion:
+      return update_all<T, Lion>(a);
   }
 }
 

@@ -26,7 +26,7 @@
 #define DYNADAPT_API __attribute__((visibility("default")))
 #endif
 
-#define DYNADAPT_ABI_VERSION 1
+#define DYNADAPT_ABI_VERSION 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -57,12 +57,6 @@ DYNADAPT_API int dynadapt_set_num_threads(int threads);
  * thread that a call may use. Returns the FLOPs made, for the caller to time: the peak of the instruction set in use; -1 for a wrong
  * argument. */
 DYNADAPT_API int64_t dynadapt_peak_flops(int bf16, int64_t repetitions);
-
-/* Whether calls can serve tensors on a CUDA GPU: 1, or 0 with the reason in dynadapt_last_error(). They need
- * libdynadapt_cuda.so beside libdynadapt.so, and a GPU; both are looked for once, at the first question. On a GPU a
- * call is queued on `stream` (a cudaStream_t, of the device that holds the tensors) and neither allocates nor waits, so
- * that a graph can capture it; call once before, because the first call loads the kernels. On the CPU `stream` is unused. */
-DYNADAPT_API int dynadapt_cuda_available(void);
 
 /* Whether calls show in NVIDIA's profilers, as NVTX ranges of the domain "dynadapt" with the names of the ops: 1 where the
  * environment variable DYNADAPT_NVTX is 1, or 0 with the reason in dynadapt_last_error(). Looked up once, at the first call. */
@@ -100,13 +94,12 @@ typedef struct {
  * and u act [N, P*R] (out, = x A^T) all given or all NULL. Rows i*N/S .. of x belong to slots[i]. */
 DYNADAPT_API int dynadapt_linear_forward(const DLTensor* x, const dynadapt_matrix* const* parts, int32_t part_count,
                                          const DLTensor* bias, const DLTensor* A, const DLTensor* Bt, const DLTensor* slots,
-                                         const DLTensor* u, const DLTensor* y, const dynadapt_linear_params* params,
-                                         void* stream);
+                                         const DLTensor* u, const DLTensor* y, const dynadapt_linear_params* params);
 
 /* dU_p = scale * dy_p Bt_s,p^T (act [N, P*R], out) and dx = dy W + dU A_s (act [N, K], out). */
 DYNADAPT_API int dynadapt_linear_backward(const DLTensor* dy, const dynadapt_matrix* const* parts, int32_t part_count,
                                           const DLTensor* A, const DLTensor* Bt, const DLTensor* slots, const DLTensor* dU,
-                                          const DLTensor* dx, const dynadapt_linear_params* params, void* stream);
+                                          const DLTensor* dx, const dynadapt_linear_params* params);
 
 typedef struct {
   uint32_t struct_size;
@@ -120,7 +113,7 @@ typedef struct {
  * occur once in slots, and slots that don't occur are left alone. */
 DYNADAPT_API int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor* u, const DLTensor* dU,
                                         const DLTensor* slots, const DLTensor* dA, const DLTensor* dBt,
-                                        const dynadapt_lora_gradient_params* params, void* stream);
+                                        const dynadapt_lora_gradient_params* params);
 
 typedef struct {
   uint32_t struct_size;
@@ -129,13 +122,13 @@ typedef struct {
 
 /* dW = dy[:, rows]^T x: dy act [N, O] strided, x act [N, K], rows i32 [n] or NULL for all, dW f32 [n, K]. */
 DYNADAPT_API int dynadapt_weight_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor* rows, const DLTensor* dW,
-                                          const dynadapt_gradient_params* params, void* stream);
+                                          const dynadapt_gradient_params* params);
 
 /* out[o] = sqrt(sum_m dy[m, o]^2 |x_m|^2), f32 [O]: the norm each row of dW would have were the x_m orthogonal. */
-DYNADAPT_API int dynadapt_row_scores(const DLTensor* dy, const DLTensor* x, const DLTensor* out, void* stream);
+DYNADAPT_API int dynadapt_row_scores(const DLTensor* dy, const DLTensor* x, const DLTensor* out);
 
 /* db f32 [O] += the column sums of dy act [N, O], strided: the gradient of a linear layer's bias. */
-DYNADAPT_API int dynadapt_bias_gradient(const DLTensor* dy, const DLTensor* db, void* stream);
+DYNADAPT_API int dynadapt_bias_gradient(const DLTensor* dy, const DLTensor* db);
 
 /* ---- linear cross-entropy -------------------------------------------------------------------- */
 
@@ -143,13 +136,12 @@ DYNADAPT_API int dynadapt_bias_gradient(const DLTensor* dy, const DLTensor* db, 
  * h act [N, H], targets i64 [N] (negative: not scored, nll 0, dh 0), weights f32 [N] or NULL for ones,
  * nll f32 [N], lse f32 [N], dh act [N, H] or NULL. */
 DYNADAPT_API int dynadapt_cross_entropy(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
-                                        const DLTensor* weights, const DLTensor* nll, const DLTensor* lse, const DLTensor* dh,
-                                        void* stream);
+                                        const DLTensor* weights, const DLTensor* nll, const DLTensor* lse, const DLTensor* dh);
 
 /* dW = (weights * (softmax(h W^T) - onehot(targets)))^T h, f32 [V, H], with lse from dynadapt_cross_entropy. */
 DYNADAPT_API int dynadapt_cross_entropy_weight_gradient(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
                                                         const DLTensor* weights, const DLTensor* lse, const DLTensor* dW,
-                                                        const dynadapt_gradient_params* params, void* stream);
+                                                        const dynadapt_gradient_params* params);
 
 /* ---- norms ----------------------------------------------------------------------------------- */
 
@@ -169,15 +161,14 @@ typedef struct {
  * memory of x or delta. eps is at least 0. */
 DYNADAPT_API int dynadapt_norm_forward(const DLTensor* x, const DLTensor* delta, const DLTensor* weight, const DLTensor* bias,
                                        const DLTensor* res, const DLTensor* y, const DLTensor* stat,
-                                       const dynadapt_norm_params* params, void* stream);
+                                       const dynadapt_norm_params* params);
 
 /* dx = gradient through the norm + dres (may be NULL); dweight and dbias f32 [H] are added to unless NULL. y act [N, H],
  * unless NULL, becomes the forward's output again, bit for bit; bias act [H] or NULL as in forward, read for that alone.
  * dx may be the memory of dy or dres. */
 DYNADAPT_API int dynadapt_norm_backward(const DLTensor* dy, const DLTensor* res, const DLTensor* weight, const DLTensor* stat,
                                         const DLTensor* dres, const DLTensor* dx, const DLTensor* dweight, const DLTensor* dbias,
-                                        const DLTensor* bias, const DLTensor* y, const dynadapt_norm_params* params,
-                                        void* stream);
+                                        const DLTensor* bias, const DLTensor* y, const dynadapt_norm_params* params);
 
 typedef struct {
   uint32_t struct_size;
@@ -188,13 +179,12 @@ typedef struct {
 /* RMS norm of every query and key head of qkv act [N, (hq + 2 hkv) d]; values are copied. q_weight, k_weight act [d],
  * rstd f32 [N, hq + hkv]. out may be the memory of qkv. */
 DYNADAPT_API int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, const DLTensor* k_weight,
-                                            const DLTensor* out, const DLTensor* rstd, const dynadapt_head_norm_params* params,
-                                            void* stream);
+                                            const DLTensor* out, const DLTensor* rstd, const dynadapt_head_norm_params* params);
 /* dq_weight, dk_weight f32 [d] are added to unless NULL. dqkv may be the memory of dout or qkv. */
 DYNADAPT_API int dynadapt_head_norm_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* q_weight,
                                              const DLTensor* k_weight, const DLTensor* rstd, const DLTensor* dqkv,
                                              const DLTensor* dq_weight, const DLTensor* dk_weight,
-                                             const dynadapt_head_norm_params* params, void* stream);
+                                             const dynadapt_head_norm_params* params);
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
@@ -210,20 +200,19 @@ typedef struct {
 } dynadapt_activation_params;
 
 /* y act [N, F] from h act [N, 2F] (SwiGLU: silu(h[:, :F]) * h[:, F:]) or [N, F]. */
-DYNADAPT_API int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y, const dynadapt_activation_params* params,
-                                             void* stream);
+DYNADAPT_API int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y, const dynadapt_activation_params* params);
 /* dh like h, may be its memory or that of a dy of its shape; y act [N, F], unless NULL, becomes the forward's output again. */
 DYNADAPT_API int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DLTensor* dh, const DLTensor* y,
-                                              const dynadapt_activation_params* params, void* stream);
+                                              const dynadapt_activation_params* params);
 
 /* ---- embedding ------------------------------------------------------------------------------- */
 
 /* out[n] = table[tokens[n]] (+ position_table[positions[n]]): tokens, positions i64 [N], table act [V, H],
  * position_table act [P, H] and positions both given or both NULL, out act [N, H]. */
 DYNADAPT_API int dynadapt_embedding_forward(const DLTensor* tokens, const DLTensor* table, const DLTensor* position_table,
-                                            const DLTensor* positions, const DLTensor* out, void* stream);
+                                            const DLTensor* positions, const DLTensor* out);
 /* dtable f32 [V, H] += dout act [N, H], each row where its token stands. */
-DYNADAPT_API int dynadapt_embedding_backward(const DLTensor* tokens, const DLTensor* dout, const DLTensor* dtable, void* stream);
+DYNADAPT_API int dynadapt_embedding_backward(const DLTensor* tokens, const DLTensor* dout, const DLTensor* dtable);
 
 /* ---- attention over [memory; segment] -------------------------------------------------------- */
 
@@ -240,12 +229,12 @@ typedef struct {
 DYNADAPT_API int dynadapt_attention_forward(const DLTensor* qkv, const DLTensor* mem_k, const DLTensor* mem_v,
                                             const DLTensor* mem_len, const DLTensor* slots, const DLTensor* cos,
                                             const DLTensor* sin, const DLTensor* out, const DLTensor* lse,
-                                            const dynadapt_attention_params* params, void* stream);
+                                            const dynadapt_attention_params* params);
 /* dqkv like qkv; memory gets no gradient. */
 DYNADAPT_API int dynadapt_attention_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* out, const DLTensor* lse,
                                              const DLTensor* mem_k, const DLTensor* mem_v, const DLTensor* mem_len,
                                              const DLTensor* slots, const DLTensor* cos, const DLTensor* sin,
-                                             const DLTensor* dqkv, const dynadapt_attention_params* params, void* stream);
+                                             const DLTensor* dqkv, const dynadapt_attention_params* params);
 
 /* ---- linear read-out with squared error ------------------------------------------------------ */
 
@@ -254,7 +243,7 @@ DYNADAPT_API int dynadapt_attention_backward(const DLTensor* dout, const DLTenso
  * dweight f32 [H], dbias f32 [1] may be NULL, the last two are added to. */
 DYNADAPT_API int dynadapt_linear_mse(const DLTensor* h, const DLTensor* weight, const DLTensor* bias, const DLTensor* target,
                                      const DLTensor* weights, const DLTensor* pred, const DLTensor* loss, const DLTensor* dh,
-                                     const DLTensor* dweight, const DLTensor* dbias, void* stream);
+                                     const DLTensor* dweight, const DLTensor* dbias);
 
 /* ---- optimizer step -------------------------------------------------------------------------- */
 
@@ -262,7 +251,8 @@ enum {
   DYNADAPT_SGD = 0,
   DYNADAPT_ADAM = 1,
   DYNADAPT_ADAMW = 2,
-  DYNADAPT_RMS = 3
+  DYNADAPT_RMS = 3,
+  DYNADAPT_LION = 4
 };
 
 typedef struct {
@@ -270,9 +260,9 @@ typedef struct {
   int32_t kind;
   double decay;        /* 0 to 1, towards the prior; 0: none */
   double clip;         /* largest norm of a stream's gradient, may be infinite; 0: none */
-  double beta1, beta2; /* 0 to 1: adam, adamw */
+  double beta1, beta2; /* 0 to 1: adam, adamw, lion */
   double eps;          /* at least 0: adam, adamw, rms */
-  double weight_decay; /* at least 0: adamw */
+  double weight_decay; /* at least 0: adamw, lion */
   double momentum;     /* 0 to 1: sgd */
 } dynadapt_update_params;
 
@@ -280,18 +270,11 @@ typedef struct {
  * norm 0, skipped 0, nothing else changes). master, grad, first, second f32 [slots, P]; prior,
  * stat, prior_rate f32 [P]; working act [slots, P]; lr f32 [slots]; step i32 [slots], counted up; norms f32 [S] and
  * skipped i32 [S] (1: the gradient was not finite, the stream stays as it was) out. grad is zero afterwards. NULL may
- * be: first (where momentum or beta1 is 0), second (sgd, rms), prior (decay 0), stat (all but rms), working, prior_rate.
- *
- * All tensors are on one device. workspace is memory for the call on a GPU, f64 with as many elements as
- * dynadapt_cuda_update_workspace tells or more, of any content; NULL on the CPU. There slots are read where they are: an
- * entry that is no slot touches nothing, and is reported by skipped 1 and a norm that is NaN. */
-/* -1 with a text in dynadapt_last_error() for negative sizes. */
-DYNADAPT_API int64_t dynadapt_cuda_update_workspace(int64_t streams, int64_t parameters);
+ * be: first (where momentum or beta1 is 0), second (all but adam, adamw), prior (decay 0), stat (all but rms), working, prior_rate. */
 DYNADAPT_API int dynadapt_update(const DLTensor* master, const DLTensor* grad, const DLTensor* first, const DLTensor* second,
                                  const DLTensor* prior, const DLTensor* stat, const DLTensor* working, const DLTensor* slots,
                                  const DLTensor* lr, const DLTensor* step, const DLTensor* norms, const DLTensor* skipped,
-                                 const DLTensor* prior_rate, const DLTensor* workspace, const dynadapt_update_params* params,
-                                 void* stream);
+                                 const DLTensor* prior_rate, const dynadapt_update_params* params);
 
 /* ---- the whole step on a loaded model -------------------------------------------------------- */
 
@@ -320,13 +303,14 @@ typedef struct {
   int32_t first_layer;   /* layers first_layer..last_layer - 1 get adapters */
   int32_t last_layer;    /* -1: up to the last */
   uint64_t seed;         /* of the adapters' initial A */
-  int32_t optimizer;     /* DYNADAPT_ADAM, DYNADAPT_ADAMW or DYNADAPT_SGD */
+  int32_t optimizer;     /* DYNADAPT_ADAM, DYNADAPT_ADAMW, DYNADAPT_LION or DYNADAPT_SGD */
   double lr;
-  double beta1, beta2, eps; /* adam, adamw */
-  double clip;              /* largest norm of a stream's gradient; 0: none */
-  double decay;             /* the share of the way back to the start that each update goes; 0: none */
-  double weight_decay;      /* adamw */
-  double momentum;          /* sgd */
+  double beta1, beta2; /* adam, adamw, lion */
+  double eps;          /* adam, adamw */
+  double clip;         /* largest norm of a stream's gradient; 0: none */
+  double decay;        /* the share of the way back to the start that each update goes; 0: none */
+  double weight_decay; /* adamw, lion */
+  double momentum;     /* sgd */
 } dynadapt_engine_params;
 
 /* Fills a struct of `struct_size` bytes (give sizeof) with the defaults: bf16, one stream, segment 512, no memory (sinks 4),

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dynadapt.common.checks import keep, number, sequence, wrong
-from dynadapt.ops.update import Moments, direction
+from dynadapt.common.checks import keep, number
+from dynadapt.common.update_rule import direction
 
-from .base import Optimizer
+from .base import Optimizer, check_betas
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,7 @@ class Adam(Optimizer):
 
     def __post_init__(self):
         self.check()
-        expected = "two numbers, 0 <= beta1 < 1 and 0 < beta2 < 1"
-        betas = sequence("betas", self.betas, expected)
-        if len(betas) != 2:
-            raise wrong("betas", self.betas, expected)
-        keep(
-            self,
-            betas=(
-                number("betas[0]", betas[0], "a number, 0 <= beta1 < 1", lambda x: 0 <= x < 1),
-                number("betas[1]", betas[1], "a number, 0 < beta2 < 1", lambda x: 0 < x < 1),
-            ),
-            eps=number("eps", self.eps, "a positive number", lambda x: x > 0),
-        )
-
-    @property
-    def moments(self) -> tuple[bool, bool]:
-        return self.betas[0] > 0, True
+        keep(self, betas=check_betas(self.betas), eps=number("eps", self.eps, "a positive number", lambda x: x > 0))
 
 
 @dataclass(frozen=True)
@@ -58,22 +43,25 @@ class AdamW(Adam):
         keep(self, weight_decay=number("weight_decay", self.weight_decay, "a finite number >= 0"))
 
 
-def _flops(hyper) -> int:
-    """second 4, first 4 unless beta1 is 0, direction 5 (square roots and divisions count one)."""
-    return 9 + (4 if hyper["beta1"] else 0)
+def _flops(rule) -> int:
+    """second 4, first 4 unless beta1 is 0, direction 5."""
+    return 9 + (4 if rule.beta1 else 0)
 
 
-@direction("adam", flops=_flops)
-def adam(g, m: Moments, hyper):
-    beta1, beta2 = hyper["beta1"], hyper["beta2"]
-    m.second.mul_(beta2).add_((1 - beta2) * g * g)
+def _uses(rule) -> tuple[str, ...]:
+    return ("first", "second") if rule.beta1 else ("second",)
+
+
+@direction("adam", uses=_uses, flops=_flops)
+def adam(g, state, rule, lr, step):
+    state.second.mul_(rule.beta2).add_((1 - rule.beta2) * g * g)
     mean = g
-    if beta1:
-        m.first.mul_(beta1).add_((1 - beta1) * g)
-        mean = m.first / (1 - beta1**m.step)
-    return m.lr * mean / ((m.second / (1 - beta2**m.step)).sqrt() + hyper["eps"])
+    if rule.beta1:
+        state.first.mul_(rule.beta1).add_((1 - rule.beta1) * g)
+        mean = state.first / (1 - rule.beta1**step)
+    return lr * mean / ((state.second / (1 - rule.beta2**step)).sqrt() + rule.eps)
 
 
-@direction("adamw", flops=lambda hyper: _flops(hyper) + 2)
-def adamw(g, m: Moments, hyper):
-    return adam(g, m, hyper) + m.lr * hyper["weight_decay"] * m.master
+@direction("adamw", uses=_uses, flops=lambda rule: _flops(rule) + 2)
+def adamw(g, state, rule, lr, step):
+    return adam(g, state, rule, lr, step) + lr * rule.weight_decay * state.master

@@ -1,4 +1,4 @@
-"""What every optimizer has: ``lr``, ``decay`` and ``clip``, and which moments it keeps.
+"""What every optimizer has: ``lr``, ``decay`` and ``clip``, and the rule that the update op follows.
 
 ``lr`` is the default of every stream (``Engine.enter`` can give a stream its own); ``decay`` is the share of the way
 back to the prior, the weights before adaptation, that each update goes; ``clip`` is the largest 2-norm of a stream's
@@ -7,16 +7,29 @@ gradient, 0 for none. An optimizer is one file: its dataclass, and its ``directi
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import ClassVar
 
-from dynadapt.common.checks import keep, number
+from dynadapt.common.checks import keep, number, sequence, wrong
+from dynadapt.common.update_rule import UpdateRule
+
+
+def check_betas(given) -> tuple[float, float]:
+    """A field ``betas``, checked."""
+    expected = "two numbers, 0 <= beta1 < 1 and 0 < beta2 < 1"
+    values = sequence("betas", given, expected)
+    if len(values) != 2:
+        raise wrong("betas", given, expected)
+    return (
+        number("betas[0]", values[0], "a number, 0 <= beta1 < 1", lambda x: 0 <= x < 1),
+        number("betas[1]", values[1], "a number, 0 < beta2 < 1", lambda x: 0 < x < 1),
+    )
 
 
 class Optimizer:
-    """Checks of the common fields; subclasses are frozen dataclasses with ``kind`` and ``moments``."""
+    """Checks of the common fields; subclasses are frozen dataclasses with a ``kind``."""
 
     kind: ClassVar[str]
-    uses_statistics: ClassVar[bool] = False
 
     def check(self) -> None:
         keep(
@@ -26,14 +39,14 @@ class Optimizer:
             clip=number("clip", self.clip, "a finite number >= 0 (0: gradients are not clipped)"),
         )
 
-    @property
-    def moments(self) -> tuple[bool, bool]:
-        """Whether a first and a second moment are kept."""
-        return False, False
+    def rule(self) -> UpdateRule:
+        """The numbers of a step, of the fields of the same names and of ``betas``."""
+        own = {f.name: getattr(self, f.name) for f in fields(UpdateRule) if hasattr(self, f.name)}
+        if hasattr(self, "betas"):
+            own["beta1"], own["beta2"] = self.betas
+        return UpdateRule(own.pop("kind"), **{name: float(value) for name, value in own.items()})
 
-    def hyper(self) -> dict[str, float]:
-        """beta1, beta2, eps, weight_decay, momentum as the update op takes them."""
-        beta1, beta2 = getattr(self, "betas", (0.0, 0.0))
-        values = {"beta1": beta1, "beta2": beta2}
-        values.update({name: getattr(self, name, 0.0) for name in ("eps", "weight_decay", "momentum")})
-        return {name: float(value) for name, value in values.items()}
+    @property
+    def uses_statistics(self) -> bool:
+        """Whether gradient statistics are to be gathered before the first step."""
+        return "stat" in self.rule().uses

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dynadapt.common.checks import keep, number
-from dynadapt.ops.update import Moments, direction
+from dynadapt.common.update_rule import direction
 
 from .base import Optimizer
 
@@ -25,13 +25,12 @@ class RMS(Optimizer):
     decay: float = 2e-3
     clip: float = 0.0
     kind = "rms"
-    uses_statistics = True
 
     def __post_init__(self):
         self.check()
         keep(self, eps=number("eps", self.eps, "a positive number", lambda x: x > 0))
 
 
-@direction("rms", flops=lambda hyper: 3)
-def rms(g, m: Moments, hyper):
-    return m.lr * g / (m.stat + hyper["eps"])
+@direction("rms", uses=lambda rule: ("stat",), flops=lambda rule: 3, fused=True)
+def rms(g, state, rule, lr, step):
+    return lr * g / (state.stat + rule.eps)

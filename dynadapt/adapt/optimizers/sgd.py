@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dynadapt.common.checks import keep, number
-from dynadapt.ops.update import Moments, direction
+from dynadapt.common.update_rule import direction
 
 from .base import Optimizer
 
@@ -27,18 +27,10 @@ class SGD(Optimizer):
         self.check()
         keep(self, momentum=number("momentum", self.momentum, "a number, 0 <= momentum < 1", lambda x: 0 <= x < 1))
 
-    @property
-    def moments(self) -> tuple[bool, bool]:
-        return self.momentum > 0, False
 
-
-def _flops(hyper) -> int:
-    return 3 if hyper["momentum"] else 1
-
-
-@direction("sgd", flops=_flops)
-def sgd(g, m: Moments, hyper):
-    if not hyper["momentum"]:
-        return m.lr * g
-    m.first.mul_(hyper["momentum"]).add_(g)
-    return m.lr * m.first
+@direction("sgd", uses=lambda rule: ("first",) if rule.momentum else (), flops=lambda rule: 3 if rule.momentum else 1, fused=True)
+def sgd(g, state, rule, lr, step):
+    if not rule.momentum:
+        return lr * g
+    state.first.mul_(rule.momentum).add_(g)
+    return lr * state.first

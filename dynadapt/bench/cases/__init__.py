@@ -5,7 +5,7 @@ op of the step at a model's sizes.
 """
 
 from .base import Draw, Op, OpCase
-from .calls import agrees, check, materialise, run
+from .calls import agrees, check, materialise, run, written
 from .model import OPS, RANK, Sizes
 
-__all__ = ["OPS", "RANK", "Draw", "Op", "OpCase", "Sizes", "agrees", "check", "materialise", "run"]
+__all__ = ["OPS", "RANK", "Draw", "Op", "OpCase", "Sizes", "agrees", "check", "materialise", "run", "written"]

@@ -67,8 +67,9 @@ def _memory_advance(z: Sizes, m: int) -> list[OpCase]:
 def _update(z: Sizes, m: int) -> list[OpCase]:
     """Adam with clip over all adapters of every stream."""
     per = z.c.layers * sum(RANK * (len(parts) * k + sum(parts)) for k, parts in z.groups.values())
-    same = {"lr": torch.full((z.S,), 2e-3, device=z.device), "step": torch.full((z.S,), 3, dtype=torch.int32, device=z.device)}
-    return [update(z.draw, per, z.S, clip=1.0, prior=None, stat=None, prior_rate=None, **same, label="adam, clip")]
+    step = torch.full((z.S,), 3, dtype=torch.int32, device=z.device)
+    case = update(z.draw, per, z.S, label="adam, clip", prior=None, stat=None, prior_rate=None, step=step)
+    return [case.change(lr=torch.full((z.S,), 2e-3, device=z.device))]
 
 
 # op -> its cases for sizes z and m tokens that a stream remembers

@@ -153,7 +153,7 @@ def step_work(
     if learn:
         for _ in range(1 if memory_only else turns):
             learner.state.update(recorder.update, torch.empty(slots, dtype=torch.int32, device=META), torch.empty(slots, device=META))
-        ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer))
+        ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer.rule()))
     recorder.settle()
     _skip_masked(recorder.ops, config, streams, segment + context)
     held = {

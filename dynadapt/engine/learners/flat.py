@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 
 import torch
 
 from dynadapt.ops.precision import wide_dtype
+from dynadapt.ops.update import UpdateState
 
 ALIGN = 32
 
@@ -35,7 +37,7 @@ class FlatLayout:
         return buffer[start:stop].view(shape) if buffer.dim() == 1 else buffer[:, start:stop].view(-1, *shape)
 
 
-class FlatState:
+class FlatState(UpdateState):
     """Master weights, gradients and optimizer state of ``slots`` streams over one layout."""
 
     sharded = False  # distributed/sharded.py: an update there has the working weights follow the masters by itself
@@ -45,14 +47,14 @@ class FlatState:
     ):
         master_dtype = wide_dtype(dtype)
         zeros = lambda dtype=master_dtype: torch.zeros(slots, layout.size, dtype=dtype, device=device)  # noqa: E731
-        has_first, has_second = optimizer.moments
+        uses = optimizer.rule().uses
         self.layout = layout
         self.optimizer = optimizer
         self.master = zeros()
         self.grad = zeros() if keep_grad else None  # None: the gradient kernels update, and no gradient is kept
         self.keep_grad = keep_grad
-        self.first = zeros() if has_first else None
-        self.second = zeros() if has_second else None
+        self.first = zeros() if "first" in uses else None
+        self.second = zeros() if "second" in uses else None
         self.working = zeros(dtype) if separate_working and dtype != master_dtype else None
         self.prior: torch.Tensor | None = None  # [P]
         self.stat: torch.Tensor | None = None  # [P], RMS only
@@ -88,36 +90,19 @@ class FlatState:
     def update(self, op, slots: torch.Tensor, lr: torch.Tensor, norms=None, skipped=None) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step for ``slots`` int32 [S] (-1: does not move); returns gradient norms [S] and skipped int32 [S]."""
         self.check_statistics()
-        o, h = self.optimizer, self.optimizer.hyper()
         if norms is None:
             norms = torch.zeros(len(slots), dtype=torch.float32, device=slots.device)
             skipped = torch.zeros(len(slots), dtype=torch.int32, device=slots.device)
         if self.average is not None:
             self.average()
-        op(
-            o.kind,
-            self.master,
-            self.grad,
-            self.first,
-            self.second,
-            self.prior,
-            self.stat,
-            self.working,
-            slots,
-            lr,
-            self.step,
-            float(o.decay),
-            float(o.clip),
-            h["beta1"],
-            h["beta2"],
-            h["eps"],
-            h["weight_decay"],
-            h["momentum"],
-            norms,
-            skipped,
-            self.prior_rate,
-        )
+        op(self, self.optimizer.rule(), slots, lr, norms, skipped)
         return norms, skipped
+
+    def state_of(self, name: str) -> UpdateState:
+        """Views of one named tensor in all buffers, without the count."""
+        views = {f.name: getattr(self, f.name) for f in fields(UpdateState) if f.name != "step"}
+        views = {field: None if t is None else self.layout.view(t, name) for field, t in views.items()}
+        return UpdateState(views.pop("master"), **views)
 
     def take_gradients(self) -> torch.Tensor:
         """``grad``, made for the moment where none is kept; ``release_gradients`` gives it back."""
@@ -138,16 +123,7 @@ class FlatState:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that resuming exactly needs."""
-        named = {
-            "master": self.master,
-            "grad": self.grad,
-            "first": self.first,
-            "second": self.second,
-            "prior": self.prior,
-            "stat": self.stat,
-            "prior_rate": self.prior_rate,
-            "step": self.step,
-        }
+        named = {f.name: getattr(self, f.name) for f in fields(UpdateState) if f.name != "working"}
         return {name: t for name, t in named.items() if t is not None}
 
     def load(self, saved: dict[str, torch.Tensor]) -> None:

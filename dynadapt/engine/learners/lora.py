@@ -9,7 +9,7 @@ import torch
 from dynadapt.adapt.methods import LoRA, targeted
 
 from .flat import FlatLayout, FlatState
-from .fused import Fused, tensor_state
+from .fused import Fused
 
 
 class LoraLearner:
@@ -74,7 +74,7 @@ class LoraLearner:
     def gradient(self, ops, layer, group, dy, x, u, dU, slots, accumulate) -> None:
         """Write or add to the adapter gradients of ``slots`` for one group, or with ``fused`` set move the adapters at once."""
         if self.fused is not None:
-            a, bt = (tensor_state(self.state, f"{layer}.{group}.{part}") for part in ("A", "Bt"))
+            a, bt = (self.state.state_of(f"{layer}.{group}.{part}") for part in ("A", "Bt"))
             ops.lora_gradient_update(
                 dy,
                 x,

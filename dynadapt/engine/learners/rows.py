@@ -15,7 +15,7 @@ from dynadapt.adapt.methods import Full, RowSparse, targeted
 from dynadapt.ops import DenseMatrix, make_parts
 
 from .flat import FlatLayout, FlatState
-from .fused import Fused, tensor_state
+from .fused import Fused
 
 
 class RowLearner:
@@ -193,9 +193,7 @@ class RowLearner:
         return chosen
 
     def _fused_update(self, ops, key, p, name, dy, x) -> None:
-        state = tensor_state(self.state, name)
-        one = lambda t: None if t is None else t[0]  # noqa: E731
-        state = replace(state, master=one(state.master), working=None, first=one(state.first))
+        state = replace(self.state.state_of(name).of(0), working=None)
         f = self.fused
         ops.weight_gradient_update(dy, x, self.rows[name], self.matrices[key][p].weight, state, f.rule, f.lr, f.skipped)
 

@@ -242,7 +242,7 @@ class Regressor:
         reuses."""
         loss = self.gradients(xs, ys)
         self.learner.update(self.ops, self.slot, self.lr, self.norm, self.skipped)
-        self.ledger.add("update", update_op.flops(self.learner.layout.parameters, self.optimizer))
+        self.ledger.add("update", update_op.flops(self.learner.layout.parameters, self.optimizer.rule()))
         return loss
 
     def predict(self, xs: Tensor, ys: Tensor, batch: int = 64) -> Tensor:

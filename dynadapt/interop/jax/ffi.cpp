@@ -185,62 +185,59 @@ OP(linear_forward) {
   const dynadapt_linear_params params{sizeof params, call.attr<float>("scale")};
   const auto parts = call.weights();
   return dynadapt_linear_forward(call.in(0), parts.data(), int32_t(parts.size()), call.in(1), call.in(2), call.in(3), call.in(4),
-                                 call.out(0), call.out(1), &params, nullptr);
+                                 call.out(0), call.out(1), &params);
 }
 
 OP(linear_backward) {
   const dynadapt_linear_params params{sizeof params, call.attr<float>("scale")};
   const auto parts = call.weights();
   return dynadapt_linear_backward(call.in(0), parts.data(), int32_t(parts.size()), call.in(1), call.in(2), call.in(3),
-                                  call.out(0), call.out(1), &params, nullptr);
+                                  call.out(0), call.out(1), &params);
 }
 
 OP(lora_gradient) {
   const auto sizes = call.attr<ffi::Span<const int64_t>>("part_sizes");
   // Slots that no row belongs to stay at zero.
   const dynadapt_lora_gradient_params params{sizeof params, call.attr<float>("scale"), 0, int32_t(sizes.size()), sizes.begin()};
-  return dynadapt_lora_gradient(call.in(0), call.in(1), call.in(2), call.in(3), call.in(4), call.sum(0), call.sum(1), &params,
-                                nullptr);
+  return dynadapt_lora_gradient(call.in(0), call.in(1), call.in(2), call.in(3), call.in(4), call.sum(0), call.sum(1), &params);
 }
 
 OP(weight_gradient) {
   const dynadapt_gradient_params params{sizeof params, 0};
-  return dynadapt_weight_gradient(call.in(0), call.in(1), nullptr, call.out(0), &params, nullptr);
+  return dynadapt_weight_gradient(call.in(0), call.in(1), nullptr, call.out(0), &params);
 }
 
-OP(bias_gradient) { return dynadapt_bias_gradient(call.in(0), call.sum(0), nullptr); }
+OP(bias_gradient) { return dynadapt_bias_gradient(call.in(0), call.sum(0)); }
 
 OP(cross_entropy) {
-  return dynadapt_cross_entropy(call.in(0), call.weights()[0], call.in_i64(1), nullptr, call.out(0), call.out(1), call.out(2),
-                                nullptr);
+  return dynadapt_cross_entropy(call.in(0), call.weights()[0], call.in_i64(1), nullptr, call.out(0), call.out(1), call.out(2));
 }
 
 OP(cross_entropy_weight_gradient) {
   const dynadapt_gradient_params params{sizeof params, 0};
   return dynadapt_cross_entropy_weight_gradient(call.in(0), call.weights()[0], call.in_i64(1), call.in(2), call.in(3),
-                                                call.out(0), &params, nullptr);
+                                                call.out(0), &params);
 }
 
 OP(norm_forward) {
   const dynadapt_norm_params params{sizeof params, call.attr<int32_t>("kind"), call.attr<float>("eps")};
-  return dynadapt_norm_forward(call.in(0), call.in(1), call.in(2), call.in(3), call.out(0), call.out(1), call.out(2), &params,
-                               nullptr);
+  return dynadapt_norm_forward(call.in(0), call.in(1), call.in(2), call.in(3), call.out(0), call.out(1), call.out(2), &params);
 }
 
 OP(norm_backward) {
   const dynadapt_norm_params params{sizeof params, call.attr<int32_t>("kind"), 0.0f};
   return dynadapt_norm_backward(call.in(0), call.in(1), call.in(2), call.in(3), call.in(4), call.out(0), call.sum(1), call.sum(2),
-                                nullptr, nullptr, &params, nullptr);
+                                nullptr, nullptr, &params);
 }
 
 OP(activation_forward) {
   const dynadapt_activation_params params{sizeof params, call.attr<int32_t>("kind")};
-  return dynadapt_activation_forward(call.in(0), call.out(0), &params, nullptr);
+  return dynadapt_activation_forward(call.in(0), call.out(0), &params);
 }
 
 OP(activation_backward) {
   const dynadapt_activation_params params{sizeof params, call.attr<int32_t>("kind")};
-  return dynadapt_activation_backward(call.in(0), call.in(1), call.out(0), nullptr, &params, nullptr);
+  return dynadapt_activation_backward(call.in(0), call.in(1), call.out(0), nullptr, &params);
 }
 
 static dynadapt_head_norm_params head_norm_params(const Call& call, float eps) {
@@ -249,25 +246,23 @@ static dynadapt_head_norm_params head_norm_params(const Call& call, float eps) {
 
 OP(head_norm_forward) {
   const dynadapt_head_norm_params params = head_norm_params(call, call.attr<float>("eps"));
-  return dynadapt_head_norm_forward(call.in(0), call.in(1), call.in(2), call.out(0), call.out(1), &params, nullptr);
+  return dynadapt_head_norm_forward(call.in(0), call.in(1), call.in(2), call.out(0), call.out(1), &params);
 }
 
 OP(head_norm_backward) {
   const dynadapt_head_norm_params params = head_norm_params(call, 0.0f);
   return dynadapt_head_norm_backward(call.in(0), call.in(1), call.in(2), call.in(3), call.in(4), call.out(0), call.sum(1),
-                                     call.sum(2), &params, nullptr);
+                                     call.sum(2), &params);
 }
 
-OP(embedding_forward) {
-  return dynadapt_embedding_forward(call.in_i64(0), call.in(1), call.in(2), call.in_i64(3), call.out(0), nullptr);
-}
+OP(embedding_forward) { return dynadapt_embedding_forward(call.in_i64(0), call.in(1), call.in(2), call.in_i64(3), call.out(0)); }
 
-OP(embedding_backward) { return dynadapt_embedding_backward(call.in_i64(0), call.in(1), call.sum(0), nullptr); }
+OP(embedding_backward) { return dynadapt_embedding_backward(call.in_i64(0), call.in(1), call.sum(0)); }
 
 // The forward has outputs 0 and 1 only; the backward has all, with the incoming gradient as input 4.
 OP(linear_mse) {
   return dynadapt_linear_mse(call.in(0), call.in(1), call.in(2), call.in(3), call.in(4), call.out(0), call.out(1), call.out(2),
-                             call.sum(3), call.sum(4), nullptr);
+                             call.sum(3), call.sum(4));
 }
 
 static dynadapt_attention_params attention_params(const Call& call) {
@@ -278,13 +273,13 @@ static dynadapt_attention_params attention_params(const Call& call) {
 OP(attention_forward) {
   const dynadapt_attention_params params = attention_params(call);
   return dynadapt_attention_forward(call.in(0), call.in(1), call.in(2), call.in(3), call.in(4), call.in(5), call.in(6),
-                                    call.out(0), call.out(1), &params, nullptr);
+                                    call.out(0), call.out(1), &params);
 }
 
 OP(attention_backward) {
   const dynadapt_attention_params params = attention_params(call);
   return dynadapt_attention_backward(call.in(0), call.in(1), call.in(2), call.in(3), call.in(4), call.in(5), call.in(6),
-                                     call.in(7), call.in(8), call.in(9), call.out(0), &params, nullptr);
+                                     call.in(7), call.in(8), call.in(9), call.out(0), &params);
 }
 
 // In place: outputs 0 to 5 are the memory of the inputs that XLA aliases with them (master, grad, first, second, working, step).
@@ -299,7 +294,7 @@ OP(update) {
                                       call.attr<double>("weight_decay"),
                                       call.attr<double>("momentum")};
   return dynadapt_update(call.out(0), call.out(1), call.out(2), call.out(3), call.in(6), call.in(7), call.out(4), call.in(8),
-                         call.in(9), call.out(5), call.out(6), call.out(7), call.in(10), nullptr, &params, nullptr);
+                         call.in(9), call.out(5), call.out(6), call.out(7), call.in(10), &params);
 }
 
 // What a GPU is told.

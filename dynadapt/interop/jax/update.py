@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from .call import call, f32, like
+from dynadapt.ops.update import UpdateRule, kinds_of
 
-KINDS = ("sgd", "adam", "adamw", "rms")
+from .call import call, f32, like
 
 
 class State(NamedTuple):
@@ -23,24 +24,10 @@ class State(NamedTuple):
     step: Any = None  # int32 [slots]
 
 
-def update(
-    kind: str,
-    state: State,
-    slots,
-    lr,
-    *,
-    prior=None,
-    stat=None,
-    prior_rate=None,
-    decay: float = 0.0,
-    clip: float = 0.0,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    momentum: float = 0.0,
-):
+def update(state: State, rule: UpdateRule, slots, lr, *, prior=None, stat=None, prior_rate=None):
     """(state, norms [S], skipped int32 [S]) after one step of the streams in ``slots`` int32 [S]; lr float32 [slots].
+
+    rule: what an optimizer's ``rule()`` gives, such as ``Adam(clip=1.0).rule()``; prior, stat, prior_rate float32 [P].
 
     XLA lets the new state take the memory of the old one. Inside jit with the state donated (``donate_argnums``) nothing is
     copied; otherwise XLA copies first, and the old state stays as it was. A stream whose gradient is not finite is skipped.
@@ -50,19 +37,19 @@ def update(
 
     Source: ``dynadapt.ops.update``.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
+    if rule.kind not in kinds_of("cpu"):
+        raise ValueError(f"kind={rule.kind!r}: expected one of {', '.join(kinds_of('cpu'))}")
     if state.step is None:
         raise ValueError("state.step is None: expected int32 [slots], zeros at the start")
     streams = slots.shape[0]
     results = [None if t is None else like(t) for t in state] + [f32(streams), like(slots, streams, dtype=jnp.int32)]
-    numbers = {"decay": decay, "clip": clip, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
+    numbers = asdict(rule)
     *new, norms, skipped = call(
         "update",
         results,
         [*state, prior, stat, slots, lr, prior_rate],
         aliases=range(6),
-        kind=np.int32(KINDS.index(kind)),
+        kind=np.int32(kinds_of("cpu").index(numbers.pop("kind"))),
         **{name: np.float64(v) for name, v in numbers.items()},
     )
     return State(*new), norms, skipped

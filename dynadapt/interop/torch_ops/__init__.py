@@ -4,7 +4,7 @@
 ``attention`` allocate their results and take part in autograd; the in-place ones are torch.ops.dynadapt.update, .reset,
 .memory_advance, .memory_fill, .lora_gradient_update and .weight_gradient_update. All of them
 work inside torch.compile and torch.export, and FlopCounterMode counts them by the formulas of ``dynadapt.ops``. CPU tensors are
-served by the native kernels, GPU tensors by the Triton and CUDA ones, float64 by the reference. See docs/torch.md.
+served by the native kernels, GPU tensors by the Triton ones, float64 by the reference. See docs/torch.md.
 """
 
 from . import memory, reset, update  # noqa: F401  (registers the in-place ops)

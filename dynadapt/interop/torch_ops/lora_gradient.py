@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from dynadapt.ops import lora_gradient as op_lora
-from dynadapt.ops.fused_update import TensorState, UpdateRule
+from dynadapt.ops.update import UpdateRule, UpdateState
 
 from .registry import contiguous, functional, kernel, mutating, no_second_derivative, wide_zeros
 
-# A TensorState and an UpdateRule are spelled out as their fields.
+# An UpdateState and an UpdateRule are spelled out as their fields.
 STATE = "Tensor({0}!) {p}master, Tensor({1}!)? {p}working, Tensor({2}!)? {p}first, Tensor? {p}prior, Tensor? {p}stat, Tensor? {p}prior_rate"
 RULE = "str kind, float decay=0, float momentum=0, float eps=0"
 
@@ -73,7 +73,7 @@ def lora_gradient_update(
     momentum=0.0,
     eps=0.0,
 ):
-    a = TensorState(a_master, a_working, a_first, a_prior, a_stat, a_prior_rate)
-    bt = TensorState(bt_master, bt_working, bt_first, bt_prior, bt_stat, bt_prior_rate)
-    rule = UpdateRule(kind, decay, momentum, eps)
+    a = UpdateState(a_master, working=a_working, first=a_first, prior=a_prior, stat=a_stat, prior_rate=a_prior_rate)
+    bt = UpdateState(bt_master, working=bt_working, first=bt_first, prior=bt_prior, stat=bt_stat, prior_rate=bt_prior_rate)
+    rule = UpdateRule(kind, decay=decay, momentum=momentum, eps=eps)
     kernel("lora_gradient_update", dy)(dy, x, u, dU, list(part_sizes), scale, slots, moving, a, bt, rule, lr, skipped)

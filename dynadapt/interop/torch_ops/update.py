@@ -1,6 +1,9 @@
-"""One optimizer step, in place (ops/update.py)."""
+"""One optimizer step, in place (ops/update.py): its state and rule are spelled out as their fields."""
 
 from __future__ import annotations
+
+import dynadapt.adapt.optimizers  # noqa: F401  (registers the kinds)
+from dynadapt.ops.update import UpdateRule, UpdateState
 
 from .registry import kernel, mutating
 
@@ -35,27 +38,9 @@ def update(
     weight_decay=0.0,
     momentum=0.0,
 ):
-    # master's dtype, not working's: the kernels serve either in `working`
-    kernel("update", master)(
-        kind,
-        master,
-        grad,
-        first,
-        second,
-        prior,
-        stat,
-        working,
-        slots,
-        lr,
-        step,
-        decay,
-        clip,
-        beta1,
-        beta2,
-        eps,
-        weight_decay,
-        momentum,
-        norms,
-        skipped,
-        prior_rate,
+    rule = UpdateRule(kind, decay=decay, clip=clip, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, momentum=momentum)
+    state = UpdateState(
+        master, grad=grad, first=first, second=second, prior=prior, stat=stat, prior_rate=prior_rate, working=working, step=step
     )
+    # master's dtype, not working's: the kernels serve either in `working`
+    kernel("update", master)(state, rule, slots, lr, norms, skipped)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dynadapt.ops import weight_gradient as op_weight
-from dynadapt.ops.fused_update import TensorState, UpdateRule
+from dynadapt.ops.update import UpdateRule, UpdateState
 
 from .lora_gradient import RULE, STATE
 from .registry import contiguous, functional, kernel, mutating, no_second_derivative, rows, wide
@@ -38,5 +38,6 @@ no_second_derivative(weight_gradient, row_scores)
 def weight_gradient_update(
     dy, x, rows, weight, master, working, first, prior, stat, prior_rate, lr, skipped, *, kind, decay=0.0, momentum=0.0, eps=0.0
 ):
-    state = TensorState(master, working, first, prior, stat, prior_rate)
-    kernel("weight_gradient_update", dy)(dy, x, rows, weight, state, UpdateRule(kind, decay, momentum, eps), lr, skipped)
+    state = UpdateState(master, working=working, first=first, prior=prior, stat=stat, prior_rate=prior_rate)
+    rule = UpdateRule(kind, decay=decay, momentum=momentum, eps=eps)
+    kernel("weight_gradient_update", dy)(dy, x, rows, weight, state, rule, lr, skipped)

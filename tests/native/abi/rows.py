@@ -92,10 +92,6 @@ class Slot:
     destroy: str
 
 
-class Unused:
-    """A stream of a call on the CPU: anything goes."""
-
-
 def out(*shape, **options):
     return T(shape, out=True, **options)
 
@@ -118,7 +114,6 @@ NUMBER = (NAN, INF, -INF)
 POSITIVE = (*NUMBER, -1.0)
 SIZE = (0, -1, INT_MIN, INT_MAX)
 HEADS = {"query_heads": (2, SIZE), "kv_heads": (1, SIZE), "head_dim": (4, SIZE)}  # [*, 16], out [*, 8]
-STREAM = Unused()
 SLOTS = indices((1, 0), 2)
 TARGETS = T((6,), "i64", values=(0, 4, -1, 2, 3, 1), bad=(5, 2**63 - 1))
 
@@ -131,7 +126,7 @@ ATTENTION = Struct("dynadapt_attention_params", {**HEADS, "scale": (0.5, NUMBER)
 UPDATE = Struct(
     "dynadapt_update_params",
     {
-        "kind": (2, (-1, 4, INT_MIN, INT_MAX)),
+        "kind": (2, (-1, 5, INT_MIN, INT_MAX)),
         "decay": (0.1, (*POSITIVE, 1.5)),
         "clip": (1.0, (NAN, -1.0, -INF)),
         "beta1": (0.9, (*POSITIVE, 1.5)),
@@ -174,7 +169,6 @@ ROWS = {
     "last_error": {},
     "isa": {},
     "num_threads": {},
-    "cuda_available": {},
     "nvtx": {},
     "peak_flops": {"bf16": Number(0, (2, -1, INT_MIN, INT_MAX)), "repetitions": Number(10, (0, -1, -(2**63), 2**63 - 1))},
     "set_num_threads": {"threads": Number(1, (-1, 4097, INT_MIN, INT_MAX))},
@@ -198,7 +192,6 @@ ROWS = {
         "u": out(6, 4),
         "y": out(6, 10),
         "params": LINEAR,
-        "stream": STREAM,
     },
     "linear_backward": {
         "dy": T((6, 10)),
@@ -210,7 +203,6 @@ ROWS = {
         "dU": out(6, 4),
         "dx": may_out(6, 8),
         "params": LINEAR,
-        "stream": STREAM,
     },
     "lora_gradient": {
         "dy": T((6, 10)),
@@ -229,7 +221,6 @@ ROWS = {
                 "part_sizes": ((5, 5), ((0, 10), (-1, 11), (5, 6), (2**63 - 1, 2**63 - 1), None)),
             },
         ),
-        "stream": STREAM,
     },
     "weight_gradient": {
         "dy": T((6, 10)),
@@ -237,10 +228,9 @@ ROWS = {
         "rows": indices((9, 0, 9), 10, optional=True),
         "dW": out(3, 8),
         "params": GRADIENT,
-        "stream": STREAM,
     },
-    "row_scores": {"dy": T((6, 10)), "x": T((6, 8)), "out": out(10), "stream": STREAM},
-    "bias_gradient": {"dy": T((6, 10)), "db": out(10), "stream": STREAM},
+    "row_scores": {"dy": T((6, 10)), "x": T((6, 8)), "out": out(10)},
+    "bias_gradient": {"dy": T((6, 10)), "db": out(10)},
     "cross_entropy": {
         "h": T((6, 8)),
         "head": Matrix(),
@@ -249,7 +239,6 @@ ROWS = {
         "nll": out(6),
         "lse": out(6),
         "dh": may_out(6, 8),
-        "stream": STREAM,
     },
     "cross_entropy_weight_gradient": {
         "h": T((6, 8)),
@@ -259,7 +248,6 @@ ROWS = {
         "lse": T((6,)),
         "dW": out(5, 8),
         "params": GRADIENT,
-        "stream": STREAM,
     },
     "norm_forward": {
         "x": T((6, 8)),
@@ -270,7 +258,6 @@ ROWS = {
         "y": out(6, 8, in_place=("x", "delta")),
         "stat": out(6, 2),
         "params": Struct("dynadapt_norm_params", {"kind": (1, (-1, 2, INT_MIN, INT_MAX)), "eps": (1e-5, POSITIVE)}),
-        "stream": STREAM,
     },
     "norm_backward": {
         "dy": T((6, 8)),
@@ -284,7 +271,6 @@ ROWS = {
         "bias": may(8),
         "y": may_out(6, 8),
         "params": Struct("dynadapt_norm_params", {"kind": (1, (-1, 2, INT_MIN, INT_MAX)), "eps": (0.0, ANY)}),
-        "stream": STREAM,
     },
     "head_norm_forward": {
         "qkv": T((6, 16)),
@@ -293,7 +279,6 @@ ROWS = {
         "out": out(6, 16, in_place=("qkv",)),
         "rstd": out(6, 3),
         "params": Struct("dynadapt_head_norm_params", {**HEADS, "eps": (1e-5, POSITIVE)}),
-        "stream": STREAM,
     },
     "head_norm_backward": {
         "dout": T((6, 16)),
@@ -305,13 +290,11 @@ ROWS = {
         "dq_weight": may_out(4),
         "dk_weight": may_out(4),
         "params": Struct("dynadapt_head_norm_params", {**HEADS, "eps": (0.0, ANY)}),
-        "stream": STREAM,
     },
     "activation_forward": {
         "h": T((6, 16)),
         "y": out(6, 8),
         "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 3, INT_MIN, INT_MAX))}),
-        "stream": STREAM,
     },
     "activation_backward": {
         "dy": T((6, 8)),
@@ -319,7 +302,6 @@ ROWS = {
         "dh": out(6, 16, in_place=("h",)),
         "y": may_out(6, 8),
         "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 3, INT_MIN, INT_MAX))}),
-        "stream": STREAM,
     },
     "embedding_forward": {
         "tokens": indices((4, 0, 2), 5, dtype="i64"),
@@ -327,9 +309,8 @@ ROWS = {
         "position_table": T((7, 8)),
         "positions": indices((6, 0, 6), 7, dtype="i64"),
         "out": out(3, 8),
-        "stream": STREAM,
     },
-    "embedding_backward": {"tokens": indices((4, 0, 4), 5, dtype="i64"), "dout": T((3, 8)), "dtable": out(5, 8), "stream": STREAM},
+    "embedding_backward": {"tokens": indices((4, 0, 4), 5, dtype="i64"), "dout": T((3, 8)), "dtable": out(5, 8)},
     "attention_forward": {
         "qkv": T((6, 16)),
         **MEMORY,
@@ -338,7 +319,6 @@ ROWS = {
         "out": out(6, 8),
         "lse": out(2, 2, 3),
         "params": ATTENTION,
-        "stream": STREAM,
     },
     "attention_backward": {
         "dout": T((6, 8)),
@@ -350,7 +330,6 @@ ROWS = {
         **ROTATION,
         "dqkv": out(6, 16),
         "params": ATTENTION,
-        "stream": STREAM,
     },
     "linear_mse": {
         "h": T((6, 8)),
@@ -363,9 +342,7 @@ ROWS = {
         "dh": may_out(6, 8),
         "dweight": may_out(8),
         "dbias": may_out(1),
-        "stream": STREAM,
     },
-    "cuda_update_workspace": {"streams": Number(2, (-1, -(2**63), 2**63 - 1)), "parameters": Number(8, (-1, -(2**63), 2**63 - 1))},
     "update": {
         "master": out(3, 8),
         "grad": out(3, 8),
@@ -380,9 +357,7 @@ ROWS = {
         "norms": out(3),
         "skipped": out(3, dtype="i32"),
         "prior_rate": may(8),
-        "workspace": may(4, dtype="f64"),
         "params": UPDATE,
-        "stream": STREAM,
     },
     "engine_params_default": {"params": Result("dynadapt_engine_params"), "struct_size": Number(0, (0, 4, 8, 4097, 2**32 - 1))},
     "engine_create": {"params": ENGINE, "model_dir": Text("model", ("", "missing", "file")), "out": Slot("dynadapt_engine_destroy")},

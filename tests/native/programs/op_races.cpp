@@ -113,26 +113,26 @@ struct Ops {
     static const dynadapt_linear_params linear{sizeof linear, 0.5f};
     static const dynadapt_gradient_params gradient{sizeof gradient, 0};
     add("linear_forward", [=, this, u1 = t.out({N, 2 * R}), y = t.out({N, O})] {
-      return dynadapt_linear_forward(x, parts, 2, nullptr, A, Bt, slots, u1, y, &linear, nullptr);
+      return dynadapt_linear_forward(x, parts, 2, nullptr, A, Bt, slots, u1, y, &linear);
     });
     add("linear_backward", [=, this, dU1 = t.out({N, 2 * R}), dx = t.out({N, K})] {
-      return dynadapt_linear_backward(dy, parts, 2, A, Bt, slots, dU1, dx, &linear, nullptr);
+      return dynadapt_linear_backward(dy, parts, 2, A, Bt, slots, dU1, dx, &linear);
     });
     add("lora_gradient", [=, this, dA = t.out({S, 2 * R, K}), dBt = t.out({S, R, O})] {
       const dynadapt_lora_gradient_params p{sizeof p, 0.5f, 0, 2, sizes};
-      return dynadapt_lora_gradient(dy, x, u, dU, slots, dA, dBt, &p, nullptr);
+      return dynadapt_lora_gradient(dy, x, u, dU, slots, dA, dBt, &p);
     });
-    add("weight_gradient", [=, dW = t.out({O, K})] { return dynadapt_weight_gradient(dy, x, nullptr, dW, &gradient, nullptr); });
-    add("row_scores", [=, out = t.out({O})] { return dynadapt_row_scores(dy, x, out, nullptr); });
-    add("bias_gradient", [=, db = t.out({O})] { return dynadapt_bias_gradient(dy, db, nullptr); });
+    add("weight_gradient", [=, dW = t.out({O, K})] { return dynadapt_weight_gradient(dy, x, nullptr, dW, &gradient); });
+    add("row_scores", [=, out = t.out({O})] { return dynadapt_row_scores(dy, x, out); });
+    add("bias_gradient", [=, db = t.out({O})] { return dynadapt_bias_gradient(dy, db); });
     std::vector<int64_t> ids(N);
     for (int64_t n = 0; n < N; n++) ids[n] = n * 7 % V;
     DLTensor *targets = t.i64(ids), *known = t.f32({N}, 0.1f);
     add("cross_entropy", [=, this, nll = t.out({N}), lse = t.out({N}), dh = t.out({N, K})] {
-      return dynadapt_cross_entropy(x, matrix, targets, nullptr, nll, lse, dh, nullptr);
+      return dynadapt_cross_entropy(x, matrix, targets, nullptr, nll, lse, dh);
     });
     add("cross_entropy_weight_gradient", [=, this, dW = t.out({V, K})] {
-      return dynadapt_cross_entropy_weight_gradient(x, matrix, targets, nullptr, known, dW, &gradient, nullptr);
+      return dynadapt_cross_entropy_weight_gradient(x, matrix, targets, nullptr, known, dW, &gradient);
     });
     add("matrix_gather_rows", [=, this, rows = t.out({N, K})] { return dynadapt_matrix_gather_rows(matrix, targets, rows); });
     add("matrix_unpack", [=, this, rows = t.out({V, K})] { return dynadapt_matrix_unpack(matrix, rows); });
@@ -156,29 +156,28 @@ struct Ops {
     static const dynadapt_activation_params swiglu{sizeof swiglu, DYNADAPT_SWIGLU};
     DLTensor *weight = t.f32({K}), *dy = t.f32({N, K}), *stat = t.f32({N, 2}), *h = t.f32({N, 2 * K});
     add("norm_forward", [=, y = t.out({N, K}), stat1 = t.out({N, 2})] {
-      return dynadapt_norm_forward(x, nullptr, weight, nullptr, nullptr, y, stat1, &norm, nullptr);
+      return dynadapt_norm_forward(x, nullptr, weight, nullptr, nullptr, y, stat1, &norm);
     });
     add("norm_backward", [=, dx = t.out({N, K}), dweight = t.out({K})] {
-      return dynadapt_norm_backward(dy, x, weight, stat, nullptr, dx, dweight, nullptr, nullptr, nullptr, &norm, nullptr);
+      return dynadapt_norm_backward(dy, x, weight, stat, nullptr, dx, dweight, nullptr, nullptr, nullptr, &norm);
     });
     DLTensor *qkv = t.f32({N, 64}), *dqkv = t.f32({N, 64}), *q = t.f32({8}), *rstd = t.f32({N, 6});
-    add("head_norm_forward", [=, out = t.out({N, 64}), rstd1 = t.out({N, 6})] {
-      return dynadapt_head_norm_forward(qkv, q, q, out, rstd1, &heads, nullptr);
-    });
+    add("head_norm_forward",
+        [=, out = t.out({N, 64}), rstd1 = t.out({N, 6})] { return dynadapt_head_norm_forward(qkv, q, q, out, rstd1, &heads); });
     add("head_norm_backward", [=, d = t.out({N, 64}), dq = t.out({8}), dk = t.out({8})] {
-      return dynadapt_head_norm_backward(dqkv, qkv, q, q, rstd, d, dq, dk, &heads, nullptr);
+      return dynadapt_head_norm_backward(dqkv, qkv, q, q, rstd, d, dq, dk, &heads);
     });
-    add("activation_forward", [=, y = t.out({N, K})] { return dynadapt_activation_forward(h, y, &swiglu, nullptr); });
+    add("activation_forward", [=, y = t.out({N, K})] { return dynadapt_activation_forward(h, y, &swiglu); });
     add("activation_backward",
-        [=, dh = t.out({N, 2 * K}), y = t.out({N, K})] { return dynadapt_activation_backward(dy, h, dh, y, &swiglu, nullptr); });
+        [=, dh = t.out({N, 2 * K}), y = t.out({N, K})] { return dynadapt_activation_backward(dy, h, dh, y, &swiglu); });
     std::vector<int64_t> ids(N);
     for (int64_t n = 0; n < N; n++) ids[n] = n * 5 % 9;
     DLTensor *tokens = t.i64(ids), *table = t.f32({9, K}), *target = t.f32({N});
     add("embedding_forward",
-        [=, out = t.out({N, K})] { return dynadapt_embedding_forward(tokens, table, nullptr, nullptr, out, nullptr); });
-    add("embedding_backward", [=, dtable = t.out({9, K})] { return dynadapt_embedding_backward(tokens, dy, dtable, nullptr); });
+        [=, out = t.out({N, K})] { return dynadapt_embedding_forward(tokens, table, nullptr, nullptr, out); });
+    add("embedding_backward", [=, dtable = t.out({9, K})] { return dynadapt_embedding_backward(tokens, dy, dtable); });
     add("linear_mse", [=, pred = t.out({N}), loss = t.out({N}), dh = t.out({N, K}), dw = t.out({K}), db = t.out({1})] {
-      return dynadapt_linear_mse(x, weight, nullptr, target, nullptr, pred, loss, dh, dw, db, nullptr);
+      return dynadapt_linear_mse(x, weight, nullptr, target, nullptr, pred, loss, dh, dw, db);
     });
   }
 
@@ -191,10 +190,10 @@ struct Ops {
       DLTensor *mk = memory ? t.f32({S, 40, 16}) : nullptr, *mv = memory ? t.f32({S, 40, 16}) : nullptr;
       DLTensor *length = memory ? t.i32({40, 13}) : nullptr, *cos = t.f32({200, 4}, 1.0f), *sin = t.f32({200, 4}, 1.0f);
       add("attention_forward", [=, out = t.out({N, 32}), lse = t.out({S, 4, T})] {
-        return dynadapt_attention_forward(qkv, mk, mv, length, slots, cos, sin, out, lse, &p, nullptr);
+        return dynadapt_attention_forward(qkv, mk, mv, length, slots, cos, sin, out, lse, &p);
       });
       add("attention_backward", [=, dqkv = t.out({N, 64})] {
-        return dynadapt_attention_backward(dout, qkv, o, l, mk, mv, length, slots, cos, sin, dqkv, &p, nullptr);
+        return dynadapt_attention_backward(dout, qkv, o, l, mk, mv, length, slots, cos, sin, dqkv, &p);
       });
     }
   }
@@ -207,7 +206,7 @@ struct Ops {
     step->dtype = skipped->dtype = {kDLInt, 32, 1};
     add("update", [=] {
       return dynadapt_update(master, grad, first, second, nullptr, nullptr, nullptr, slots, lr, step, norms, skipped, nullptr,
-                             nullptr, &p, nullptr);
+                             &p);
     });
   }
 
@@ -226,7 +225,7 @@ void fail_on_purpose(Ops& ops, int caller) {
   const std::string expected = "y has shape [1, " + std::to_string(1000 + caller) + "]";
   dynadapt_linear_params p{sizeof p, 1.0f};
   const int code =
-      dynadapt_linear_forward(ops.t.f32({1, 64}), ops.parts, 1, nullptr, nullptr, nullptr, nullptr, nullptr, wrong, &p, nullptr);
+      dynadapt_linear_forward(ops.t.f32({1, 64}), ops.parts, 1, nullptr, nullptr, nullptr, nullptr, nullptr, wrong, &p);
   if (code != DYNADAPT_INVALID || std::string(dynadapt_last_error()).find(expected) == std::string::npos)
     fail("expected \"" + expected + "\"");
 }
@@ -300,7 +299,6 @@ int main(int argc, char** argv) {
     first.emplace_back([] {
       if (!dynadapt_isa() || dynadapt_num_threads() < 1) fail("isa");
       dynadapt_nvtx();
-      dynadapt_cuda_available();
       Ops().run();
     });
   for (std::thread& thread : first) thread.join();
