@@ -166,7 +166,8 @@ def adapt_of(config: EvalConfig):
     """What learns, as a configuration describes it; None for nothing."""
     from dynadapt.adapt import Full, LoRA, RowSparse
 
-    targets = {"targets": config.targets, "layers": range(*config.layers) if config.layers else None}
+    layers = getattr(config, "layers", None)  # which reweighting has none of
+    targets = {"targets": config.targets, "layers": range(*layers) if layers else None}
     return {
         "none": lambda: None,
         "lora": lambda: LoRA(rank=config.rank, alpha=config.alpha, **targets),
@@ -175,23 +176,26 @@ def adapt_of(config: EvalConfig):
     }[config.adapt]()
 
 
+def memory_of(config: EvalConfig):
+    """What the engine remembers, as a configuration describes it; None for nothing."""
+    from dynadapt.engine.memory import Overlap, SegmentMemory
+
+    if config.memory:
+        return SegmentMemory(length=config.memory, sinks=config.sinks, refresh=config.refresh)
+    return Overlap(context=config.context) if config.context else None
+
+
 def build_engine(model, config: EvalConfig):
     """The engine that a configuration describes; what is open in it is settled here."""
     from dynadapt.engine import Engine
-    from dynadapt.engine.memory import Overlap, SegmentMemory
 
     config = settle(config, model.config)
     adapt = adapt_of(config)
-    memory = None
-    if config.memory:
-        memory = SegmentMemory(length=config.memory, sinks=config.sinks, refresh=config.refresh)
-    elif config.context:
-        memory = Overlap(context=config.context)
     return Engine(
         model,
         adapt=adapt,
         optimizer=optimizer_of(config) if adapt else None,
-        memory=memory,
+        memory=memory_of(config),
         streams=config.streams,
         segment=config.segment,
         every=config.every,

@@ -65,6 +65,11 @@ def replace_file(path: Path, text: str) -> None:
         temporary.write_text(text, "utf-8", newline="")
 
 
+def write_summary(path: Path, content: dict) -> None:
+    """JSON that a command was asked to write, as `replace_file` does it."""
+    replace_file(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
 @contextmanager
 def replacing(path: Path):
     """An empty file that nobody else has, to be filled, which takes the name `path` when all that is done inside has been done; else what

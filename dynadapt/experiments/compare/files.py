@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from dynadapt.experiments.diagnose.classes import CLASSES
 from dynadapt.runs.tables import write_rows
-from dynadapt.runs.whole_files import replace_file
 
 from .joined_scores import Compared
-
-
-def write_summary(path: Path, summary: dict) -> None:
-    replace_file(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, compared: Compared, summary: dict) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 
-from dynadapt.adapt import Full, LoRA, RowSparse
-from dynadapt.adapt.optimizers import OPTIMIZERS
 from dynadapt.engine import Engine
 from dynadapt.engine.state import state_tensors
 from dynadapt.experiments.config import ConfigError, check_rank
+from dynadapt.experiments.dyneval import adapt_of, optimizer_of
 from dynadapt.experiments.mixers import MIXERS, Mixer, MixerError, Shaping, make_mixer, proportions
 from dynadapt.experiments.mixers.mixer import by_domain, check_weights
 from dynadapt.model import ModelConfig, load, random_model
@@ -62,15 +61,10 @@ def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
 def build_engine(model, config: ReweightConfig, device: str | None = None):
     """One set of weights for all rows of a step: ordinary training on their mean loss."""
     check_rank(config, model.config)
-    adapt = {
-        "lora": lambda: LoRA(rank=config.rank, alpha=config.alpha, targets=config.targets),
-        "rows": lambda: RowSparse(density=config.density, targets=config.targets),
-        "full": lambda: Full(targets=config.targets),
-    }[config.adapt]()
     return Engine(
         model,
-        adapt=adapt,
-        optimizer=OPTIMIZERS[config.optimizer](lr=config.learning_rate, decay=config.decay, clip=config.clip),
+        adapt=adapt_of(config),
+        optimizer=optimizer_of(config),
         shared=True,
         streams=config.rows,
         segment=config.segment,

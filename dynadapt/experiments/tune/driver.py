@@ -101,7 +101,7 @@ def tune(
         result = recommend(config, minutes, text, bench, out, **found)
         budget("writing")
         if out is not None:
-            result = write(result, out, text, found["apart"], budget)
+            result = write(result, out, text, found["apart"])
     return result
 
 
