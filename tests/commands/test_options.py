@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from dynadapt.adapt.optimizers import OPTIMIZERS, WITH_STATISTICS
 from dynadapt.cli import COMMANDS, command_parser, parse, top_parser
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import WORDS, settings_of
-from dynadapt.experiments.config import EvalConfig
+from dynadapt.experiments.config import LEARNING_RATES, EvalConfig
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
 from dynadapt.experiments.icl.config import TrainConfig
 from dynadapt.experiments.reweight.config import ReweightConfig
@@ -123,6 +124,13 @@ def test_a_setting_that_changes_nothing_is_said_in_a_note(words, said, tmp_path,
         with pytest.raises(KeyboardInterrupt) if "--quiet" not in words else nullcontext():
             module.config_from(arguments) if "--quiet" in words else module.run(arguments)
     assert [str(line.message) for line in notes] == said
+
+
+def test_every_optimizer_has_usual_rates():
+    """Of whatever it can learn: an adapter has no statistics at its start."""
+    for kind, optimizer in OPTIMIZERS.items():
+        assert set(optimizer.rates) == {"rows", "full", *(() if kind in WITH_STATISTICS else ("lora",))}, kind
+        assert {LEARNING_RATES[adapt][kind] for adapt in optimizer.rates} == set(optimizer.rates.values())
 
 
 if __name__ == "__main__":
