@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .table import CONDITIONS, OPS, Row
+
+CASES = Path(__file__).resolve().parents[1] / "bench" / "cases"
 
 HEAD = """# Every op
 
@@ -20,6 +24,14 @@ def _link(text: str, path: str) -> str:
     return f"[{text}](../{path})"
 
 
+def _case(op: str) -> str:
+    """The file that makes the op's cases."""
+    for path in sorted(CASES.glob("*.py")):
+        if f"\ndef {op}(" in path.read_text():
+            return path.name
+    raise ValueError(f"op {op!r} has no case: expected a function of its name in {CASES}")
+
+
 def _cells(row: Row) -> list[str]:
     cpu = f"{_link('checks', f'csrc/cpu/{row.family}.cpp')}, {_link('kernel', f'csrc/cpu/kernels/{row.kernel or row.family}.cpp')}"
     formula = " ".join((row.formula.__doc__ or "").split("\n\n")[0].split()) if row.formula else "none"
@@ -30,7 +42,7 @@ def _cells(row: Row) -> list[str]:
         _link(f"`{row.family}.{row.name}`", f"dynadapt/ops/{row.family}.py"),
         cpu if row.native else "the reference",
         _link("Triton", f"kernels/{row.family}.py") if row.triton else "none",
-        _link("case", f"dynadapt/bench/cases/{row.family}.py"),
+        _link("case", f"dynadapt/bench/cases/{_case(row.name)}"),
         formula,
         row.used,
         "; ".join(CONDITIONS[c] for c in row.when) or "always",
