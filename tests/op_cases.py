@@ -33,8 +33,8 @@ def make_case(make, size, dtype=torch.float32, draw=None) -> OpCase:
     return make(drawn, **size) if isinstance(size, dict) else make(drawn, *size)
 
 
-def run(case: OpCase, backend="cpu", device="cpu", function=None) -> dict:
-    return {name: t.cpu() for name, t in cases.run(case, backend, device=device, function=function).items()}
+def run(case: OpCase, backend="cpu", dtype=None, device="cpu", function=None) -> dict:
+    return {name: t.cpu() for name, t in cases.run(case, backend, dtype, device, function).items()}
 
 
 def check(case: OpCase, backend="cpu", device="cpu") -> dict:

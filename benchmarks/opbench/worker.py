@@ -75,10 +75,9 @@ def make_case(op: str, index: int, options: dict) -> OpCase:
 def our_calls(case: OpCase) -> dict:
     from dynadapt.ops import resolve
 
-    arguments = dict(zip(case.arguments, cases.materialise(case, "cpu")))
-    function, values = resolve(case.op, "cpu", case.dtype).function, list(arguments.values())
-    written = {key: t for name in case.about.outputs for key, t in cases.named_tensors(name, arguments[name]).items()}
-    outputs = {key: t for key, t in written.items() if t.is_floating_point()}
+    values = cases.materialise(case, "cpu")
+    function = resolve(case.op, "cpu", case.dtype).function
+    outputs = {name: t for name, t in cases.written(case, values).items() if t.is_floating_point()}
 
     def call():
         function(*values)

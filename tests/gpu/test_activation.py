@@ -2,77 +2,56 @@
 
 import pytest
 import torch
+from op_cases import make_case, rows_stand_alone
 
+from dynadapt.bench.cases.activation import activation_backward, activation_forward
+from dynadapt.kernels import activation as kernels
 from dynadapt.ops.activation import KINDS
 
-from .compare import DEVICE, DTYPES, Out, acts, check, poisoned, run, skip_without_gpu
-
-SIZES = [(1, 1), (1, 35), (63, 33), (3, 600)]
+from .compare import DEVICE, check, each, real_sizes, run
 
 
-def backward_arguments(n, f, kind, dtype, again=True):
-    h = acts(n, f * (1 + (kind == "swiglu")), dtype=dtype) * 3
-    return [acts(n, f, dtype=dtype), h, kind, Out(poisoned(*h.shape)), Out(poisoned(n, f)) if again else None]
+def both_ways(case):
+    h, kind = case["h"], case["kind"]
+    y = check(make_case(activation_forward, (*case["dy"].shape, kind), case.dtype).change(h=h))["y"]
+    assert torch.equal(check(case)["y"], y)
 
 
-def check_both(n, f, kind, dtype):
-    arguments = backward_arguments(n, f, kind, dtype)
-    (y,) = check("activation_forward", [arguments[1], kind, Out(poisoned(n, f))], dtype)
-    _, again = check("activation_backward", arguments, dtype)
-    assert torch.equal(y, again)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n, f", SIZES)
-def test_both_ways(n, f, kind, dtype):
-    check_both(n, f, kind, dtype)
-    check("activation_backward", backward_arguments(n, f, kind, dtype, again=False), dtype)
+@each(activation_backward, [(n, f, kind) for n, f in [(1, 1), (1, 35), (63, 33), (3, 600)] for kind in KINDS])
+def test_both_ways(case):
+    both_ways(case)
+    check(case.change(y=None))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_far_out_values(kind):
     h = torch.tensor([[-3e38, -1e4, -200.0, -90.0, 0.0, 90.0, 200.0, 1e4, 1e18, 3e38]])
     full = torch.cat([h, torch.ones_like(h)], 1) if kind == "swiglu" else h
-    outputs = [Out(poisoned(*full.shape)), Out(poisoned(1, 10))]
-    dh, y = run("activation_backward", [torch.ones_like(h), full, kind, *outputs], h.dtype)
-    assert torch.equal(y[0, 4:].cpu(), h[0, 4:]) and (y[0, :3] == 0).all()
-    assert torch.equal(dh[0, 5:8].cpu(), torch.ones(3)) and (dh[0, 1:3] == 0).all()
+    dh, y = run(make_case(activation_backward, (1, 10, kind)).change(dy=torch.ones_like(h), h=full)).values()
+    assert torch.equal(y[0, 4:], h[0, 4:]) and (y[0, :3] == 0).all()
+    assert torch.equal(dh[0, 5:8], torch.ones(3)) and (dh[0, 1:3] == 0).all()
     assert torch.isfinite(dh[0, :10]).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_stand_alone(kind):
-    dy, h, _, dh, y = backward_arguments(10, 37, kind, torch.float32)
-    whole = run("activation_backward", [dy, h, kind, dh, y], torch.float32)
-    alone = run("activation_backward", [dy[6:7], h[6:7], kind, Out(dh.tensor[6:7]), Out(y.tensor[6:7])], torch.float32)
-    h[5] = float("nan")
-    dirty = run("activation_backward", [dy, h, kind, dh, y], torch.float32)
-    others = torch.arange(10) != 5
-    for w, a, d in zip(whole, alone, dirty):
-        assert torch.equal(w[6:7], a)
-        assert torch.equal(w[others], d[others]) and d[5].isnan().all()
+@each(activation_backward, [(10, 37, kind) for kind in KINDS], [torch.float32])
+def test_rows_stand_alone(case):
+    rows_stand_alone(case, run)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradient_may_overwrite_its_input(kind):
-    from dynadapt.kernels.activation import activation_backward
-
-    dy, h = (t.to(DEVICE) for t in backward_arguments(9, 70, kind, torch.float32)[:2])
+@each(activation_backward, [(9, 70, kind, False) for kind in KINDS], [torch.float32])
+def test_gradient_may_overwrite_its_input(case):
+    dy, h = case["dy"].to(DEVICE), case["h"].to(DEVICE)
     apart = torch.empty_like(h)
-    activation_backward(dy, h, kind, apart)
-    activation_backward(dy, h, kind, h)
+    kernels.activation_backward(dy, h, case["kind"], apart)
+    kernels.activation_backward(dy, h, case["kind"], h)
     assert torch.equal(h, apart)
 
 
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match=r"activation_forward: h has shape \[2, 4\], accepted is \[2, 8\]"):
-        run("activation_forward", [torch.zeros(2, 4), "swiglu", Out(torch.zeros(2, 4))], torch.float32)
+        run(make_case(activation_forward, (2, 4)).change(h=torch.zeros(2, 4)))
 
 
-@pytest.mark.gpu
-@skip_without_gpu
-@pytest.mark.parametrize("n, f", [(512, 1536), (4096, 8192)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_real_sizes(n, f, kind):
-    check_both(n, f, kind, torch.bfloat16)
+@real_sizes(activation_backward, [(n, f, kind) for n, f in [(512, 1536), (4096, 8192)] for kind in KINDS])
+def test_real_sizes(case):
+    both_ways(case)

@@ -2,94 +2,64 @@
 
 import pytest
 import torch
+from op_cases import make_case, rows_stand_alone, streams_stand_alone
 
+from dynadapt.bench.cases import materialise
+from dynadapt.bench.cases.linear import linear_backward, linear_forward
 from dynadapt.kernels import choices, linear, linear_fused
 from dynadapt.ops.dispatch import resolve
 from dynadapt.ops.matrix import DenseMatrix
 
-from . import compare
-from .compare import DEVICE, DTYPES, Out, Weight, acts, check, poisoned, run, skip_without_gpu
+from .compare import DEVICE, DTYPES, check, each, real_sizes, run
 
-# rows N, streams S, inputs K, parts, rank (0: no adapter)
-CASES = [
-    (1, 1, 5, (3,), 0),
-    (1, 1, 64, (32, 32), 4),
-    (63, 1, 65, (33, 7, 7), 3),
-    (100, 2, 96, (70,), 16),
-    (102, 3, 100, (64, 31), 33),
-    (128, 1, 128, (64, 64, 64), 16),
-    (70, 1, 64, (100,), 0),
+OPS = [linear_forward, linear_backward]
+# rows N, inputs K, parts, rank (0: no adapter), streams S
+SIZES = [
+    (1, 5, (3,), 0, 1),
+    (1, 64, (32, 32), 4, 1),
+    (63, 65, (33, 7, 7), 3, 1),
+    (100, 96, (70,), 16, 2),
+    (102, 100, (64, 31), 33, 3),
+    (128, 128, (64, 64, 64), 16, 1),
+    (70, 64, (100,), 0, 1),
 ]
 LARGE = [  # SmolLM2-135M and Llama-3.2-1B layers, and rows that are no multiple of any tile
-    (512, 1, 576, (576, 192, 192), 16),
-    (4096, 8, 2048, (8192, 8192), 16),
-    (4096, 8, 8192, (2048,), 16),
-    (2000, 4, 2048, (2048, 512, 512), 16),
-    (4095, 3, 1536, (577,), 64),
-    (512, 1, 4096, (4096,), 16),
-    (4096, 8, 2048, (8192,), 0),
+    (512, 576, (576, 192, 192), 16, 1),
+    (4096, 2048, (8192, 8192), 16, 8),
+    (4096, 8192, (2048,), 16, 8),
+    (2000, 2048, (2048, 512, 512), 16, 4),
+    (4095, 1536, (577,), 64, 3),
+    (512, 4096, (4096,), 16, 1),
+    (4096, 2048, (8192,), 0, 8),
 ]
-FORMS = ["fused", "split"]
 
 
-def forward_arguments(case, dtype, bias=True):
-    n, streams, k, parts, rank = case
-    out, count = sum(parts), streams + 2
-    adapter = [None, None, torch.randperm(count)[:streams].int(), 0.7, None]
-    if rank:
-        flat = acts(count, len(parts) * rank * k + rank * out + 5, dtype=dtype) / k**0.5  # strided over slots
-        A = flat[:, : len(parts) * rank * k].unflatten(1, (len(parts) * rank, k))
-        Bt = flat[:, len(parts) * rank * k : -5].unflatten(1, (rank, out))
-        adapter[:2], adapter[4] = [A, Bt], Out(poisoned(n, len(parts) * rank))
-    weights = [Weight(acts(p, k, dtype=dtype) / k**0.5) for p in parts]
-    x = acts(n, k + 3, dtype=dtype)[:, :k]
-    return [x, weights, acts(out, dtype=dtype) if bias else None, *adapter, Out(poisoned(n, out))]
+@pytest.fixture(params=["fused", "split"])
+def form(request):
+    with choices.force(request.param):
+        yield request.param
 
 
-def backward_arguments(case, dtype):
-    n, _, k, parts, _ = case
-    _, weights, _, A, Bt, slots, scale, u, _ = forward_arguments(case, dtype)
-    return [acts(n, sum(parts), dtype=dtype), weights, A, Bt, slots, scale, u, Out(poisoned(n, k))]
-
-
-def slack(form, dtype):
+def check_form(case, form):
     """The split form rounds what the adapter adds before the base product is added onto it: one rounding of bfloat16 more."""
-    return 2.0 if form == "split" and dtype == torch.bfloat16 else 1.0
+    case.slack = 2.0 if form == "split" and case.dtype == torch.bfloat16 else 1.0
+    check(case)
 
 
-ARGUMENTS = {"linear_forward": forward_arguments, "linear_backward": backward_arguments}
-OPS = pytest.mark.parametrize("op", list(ARGUMENTS))
-form_and_dtype = lambda f: pytest.mark.parametrize("form", FORMS)(pytest.mark.parametrize("dtype", DTYPES)(f))  # noqa: E731
+@each(OPS, SIZES)
+def test_against_the_reference(case, form):
+    check_form(case, form)
 
 
-@OPS
-@form_and_dtype
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_against_the_reference(op, case, form, dtype):
-    with choices.force(form):
-        check(op, ARGUMENTS[op](case, dtype), dtype, slack(form, dtype))
+@real_sizes(OPS, LARGE)
+def test_real_sizes(case, form):
+    check_form(case, form)
 
 
-@pytest.mark.gpu
-@skip_without_gpu
-@OPS
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("case", LARGE, ids=str)
-def test_real_sizes(op, case, form):
-    with choices.force(form):
-        check(op, ARGUMENTS[op](case, torch.bfloat16), torch.bfloat16, slack(form, torch.bfloat16))
-
-
-@pytest.mark.gpu
-@skip_without_gpu
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("op", ["forward", "backward"])
-def test_a_captured_call_reads_its_slots_from_the_device(op, form):
-    case = (1024, 2, 576, (576, 192, 192), 16)
-    make = forward_arguments if op == "forward" else backward_arguments
-    call = [compare._convert(a, torch.bfloat16, torch.float32, DEVICE) for a in make(case, torch.bfloat16)]
-    slots = next(a for a in call if isinstance(a, torch.Tensor) and a.dtype == torch.int32)
-    function = getattr(linear, f"{op}_{form}")
+@real_sizes(OPS, [(1024, 576, (576, 192, 192), 16, 2)])
+def test_a_captured_call_reads_its_slots_from_the_device(case, form):
+    call = materialise(case, "triton", device=DEVICE)
+    slots, function = call[list(case.arguments).index("slots")], getattr(linear, f"{case.op.removeprefix('linear_')}_{form}")
     function(*call)  # compiles, and takes its scratch memory
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -103,129 +73,83 @@ def test_a_captured_call_reads_its_slots_from_the_device(op, form):
     torch.testing.assert_close(replayed, call[-1])
 
 
+@pytest.mark.parametrize("make", OPS)
 @pytest.mark.parametrize("tile", linear_fused.BF16[90], ids=str)
-def test_every_tile(tile, monkeypatch):
+def test_every_tile(tile, make, monkeypatch):
     """Small calls take the smallest tile; the others, with more than one program of a group and parts of odd widths."""
     monkeypatch.setattr(linear_fused, "pick", lambda *_: tile)
     monkeypatch.setattr(linear_fused, "GROUP", 2)
-    dtype = DTYPES[-1]
-    case = (3 * tile.rows + 9, 3, 72, (tile.columns // 2 + 5, 17), 5)
+    case = make_case(make, (3 * tile.rows + 9, 72, (tile.columns // 2 + 5, 17), 5, 3), DTYPES[-1])
     with choices.force("fused"):
-        check("linear_forward", forward_arguments(case, dtype, bias=False), dtype)
-        check("linear_backward", backward_arguments(case, dtype), dtype)
+        check(case if make is linear_backward else case.change(bias=None))
 
 
-@form_and_dtype
-def test_a_split_contraction_is_added_up(form, dtype):
-    case = (20, 2, 2100, (40, 24), 6)
-    with choices.force(form):
-        check("linear_forward", forward_arguments(case, dtype), dtype, slack(form, dtype))
-        check("linear_backward", backward_arguments((20, 2, 24, (600, 530), 6), dtype), dtype, slack(form, dtype))
+@each(linear_forward, [(20, 2100, (40, 24), 6, 2)])
+def test_a_split_contraction_is_added_up(case, form):
+    check_form(case, form)
 
 
-@form_and_dtype
-def test_backward_without_dx_gives_the_same_dU(form, dtype):
-    arguments = backward_arguments(CASES[3], dtype)
-    with choices.force(form):
-        dU, _ = run("linear_backward", arguments, dtype)
-        (alone,) = run("linear_backward", arguments[:-1] + [None], dtype)
-    torch.testing.assert_close(dU, alone)
+@each(linear_backward, [(20, 24, (600, 530), 6, 2)])
+def test_a_split_contraction_of_the_backward_is_added_up(case, form):
+    check_form(case, form)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@each(linear_backward, SIZES[3:4])
+def test_backward_without_dx_gives_the_same_dU(case, form):
+    torch.testing.assert_close(run(case)["dU"], run(case.change(dx=None))["dU"])
+
+
 def test_stacked_parts_give_what_separate_ones_give(form):
-    case = n, _, k, sizes, _ = (40, 2, 48, (33, 16, 16), 4)
-    arguments = forward_arguments(case, torch.float32)
-    x, weights, bias, A, Bt, slots, scale, u, y = (a.tensor if isinstance(a, Out) else a for a in arguments)
-    whole = torch.cat([w.tensor for w in weights]).to(DEVICE)
-    separate, stacked = [DenseMatrix(p) for p in whole.split(sizes)], [DenseMatrix(p) for p in whole.split(sizes)]
-    for part, view in zip(stacked, whole.split(sizes)):
-        part.weight = view
+    forward = make_case(linear_forward, (40, 48, (33, 16, 16), 4, 2))
+    backward = make_case(linear_backward, (40, 48, (33, 16, 16), 4, 2)).change(parts=forward["parts"])
+    sizes, whole = [33, 16, 16], torch.cat(forward["parts"]).to(DEVICE)
+    separate = [DenseMatrix(p) for p in whole.split(sizes)]
+    stacked = [DenseMatrix(p, copy=False) for p in whole.split(sizes)]
     assert linear.stacked(separate) is None and linear.stacked(stacked[::2]) is None
     assert linear.stacked(stacked).data_ptr() == whole.data_ptr() and torch.equal(linear.stacked(stacked), whole)
-    forward = getattr(linear, f"forward_{form}")
-    backward = getattr(linear, f"backward_{form}")
-    results = []
-    for parts in (separate, stacked):
-        out = [t.to(DEVICE) for t in (u.clone(), y.clone(), torch.full_like(u, float("nan")), poisoned(n, k))]
-        adapter = [t.to(DEVICE) for t in (A, Bt, slots)]
-        forward(x.to(DEVICE), parts, bias.to(DEVICE), *adapter, scale, out[0], out[1])
-        backward(out[1], parts, *adapter, scale, out[2], out[3])
-        results.append(out)
-    for a, b in zip(*results):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    for case in (forward, backward):
+        function, results = getattr(linear, f"{case.op.removeprefix('linear_')}_{form}"), []
+        for parts in (separate, stacked):
+            call = materialise(case, "triton", device=DEVICE)
+            call[1] = parts
+            function(*call)
+            results.append(call[-2:])
+        for a, b in zip(*results):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def assert_close(a, b):
+def close(ours, theirs):
     """Up to the order of sums: in bfloat16 cuBLAS may round partial sums, whose size is that of the terms (about 1)."""
-    torch.testing.assert_close(a, b, **({"rtol": 2e-2, "atol": 2e-2} if a.dtype == torch.bfloat16 else {}))
+    for a, b in zip(ours.values(), theirs.values(), strict=True):
+        torch.testing.assert_close(a, b, **({"rtol": 2e-2, "atol": 2e-2} if a.dtype == torch.bfloat16 else {}))
+    return True
 
 
-def _rows(arguments, rows, slots):
-    cut = lambda t: t[rows] if t.shape[0] == arguments[0].shape[0] else t  # noqa: E731
-    place = next(i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor) and a.dtype == torch.int32)
-    some = [Out(cut(a.tensor)) if isinstance(a, Out) else a for a in arguments]
-    some[0], some[place] = arguments[0][rows], arguments[place][slots]
-    return some
-
-
-@OPS
-@form_and_dtype
-def test_streams_batched_equal_streams_alone(op, form, dtype):
+@each(OPS, [(111, 77, (65, 40), 5, 3)])
+def test_streams_batched_equal_streams_alone(case, form):
     """In the fused form bit for bit; cuBLAS may add in another order for another number of rows."""
-    arguments = ARGUMENTS[op]((111, 3, 77, (65, 40), 5), dtype)
-    with choices.force(form):
-        together = run(op, arguments, dtype)
-        for s in range(3):
-            rows = slice(s * 37, (s + 1) * 37)
-            for whole, single in zip(together, run(op, _rows(arguments, rows, slice(s, s + 1)), dtype)):
-                if form == "fused":
-                    assert torch.equal(whole[rows], single)
-                else:
-                    assert_close(whole[rows], single)
+    streams_stand_alone(case, run, **({} if form == "fused" else {"same": close}))
 
 
-@OPS
-@form_and_dtype
-def test_a_row_alone_equals_the_row_among_others(op, form, dtype):
-    arguments = ARGUMENTS[op]((80, 1, 77, (65, 40), 5), dtype)
-    with choices.force(form):
-        together = run(op, arguments, dtype)
-        for row in (0, 79):
-            for whole, single in zip(together, run(op, _rows(arguments, slice(row, row + 1), slice(0, 1)), dtype)):
-                assert_close(whole[row : row + 1], single)
+@each(OPS, [(80, 77, (65, 40), 5, 1)])
+def test_a_row_alone_equals_the_row_among_others(case, form):
+    together = run(case)
+    for row in (0, 79):
+        close({name: t[row : row + 1] for name, t in together.items()}, run(case.cut(slice(row, row + 1))))
 
 
-@OPS
-@form_and_dtype
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_bad_row_stays_alone(op, form, dtype, bad):
-    arguments = ARGUMENTS[op]((60, 2, 97, (33, 40), 8), dtype)
-    others = torch.arange(60) != 17
-    with choices.force(form):
-        clean = run(op, arguments, dtype)
-        arguments[0] = arguments[0].clone()
-        arguments[0][17] = bad
-        dirty = run(op, arguments, dtype)
-    for a, b in zip(clean, dirty):
-        assert torch.equal(a[others], b[others])
-        assert not torch.isfinite(b[17]).any()
+@each(OPS, [(60, 97, (33, 40), 8, 2)])
+def test_a_bad_row_stays_alone(case, form, bad):
+    rows_stand_alone(case, run, bad, parts=False)
 
 
-@OPS
-@pytest.mark.parametrize("form", FORMS)
-def test_a_bad_adapter_stays_in_its_stream(op, form):
-    arguments = ARGUMENTS[op]((60, 2, 64, (33, 40), 8), torch.float32)
-    place = 3 if op == "linear_forward" else 2
-    slots = arguments[place + 2]
-    with choices.force(form):
-        clean = run(op, arguments, torch.float32)
-        for t in (place, place + 1):
-            arguments[t] = arguments[t].clone()
-            arguments[t][[i for i in range(4) if i != slots[0]]] = float("nan")  # all slots but the first stream's
-        dirty = run(op, arguments, torch.float32)
-    for a, b in zip(clean, dirty):
-        assert torch.equal(a[:30], b[:30]) and not torch.isfinite(b[30:]).any()
+@each(OPS, [(60, 64, (33, 40), 8, 2)], [torch.float32])
+def test_a_bad_adapter_stays_in_its_stream(case, form):
+    others = [i for i in range(4) if i != case["slots"][0]]  # all slots but the first stream's
+    dirty = run(case.spoil("A", others).spoil("Bt", others))
+    for name, clean in run(case).items():
+        assert torch.equal(clean[:30], dirty[name][:30]) and not torch.isfinite(dirty[name][30:]).any()
 
 
 def test_errors_name_the_argument():

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from op_cases import make_case
 
+from dynadapt.bench.cases.weight_gradient import row_scores, weight_gradient
 from dynadapt.kernels import weight_gradient as kernels
 
-from .compare import DTYPES, Out, acts, check, poisoned, run, skip_without_gpu
+from .compare import DTYPES, check, each, real_sizes, run
 
 # rows N, outputs O, inputs K, chosen rows (None: all)
-CASES = [(1, 3, 5, None), (63, 70, 33, None), (100, 130, 65, 13), (77, 1, 31, 1), (130, 128, 64, 100)]
+SIZES = [(1, 3, 5, None), (63, 70, 33, None), (100, 130, 65, 13), (77, 1, 31, 1), (130, 128, 64, 100)]
 REAL = [
     (4096, 8192, 2048, None),
     (4096, 8192, 2048, 820),
@@ -19,66 +21,47 @@ REAL = [
 ]
 
 
-def arguments(case, accumulate, dtype=torch.float32):
-    n, out, k, chosen = case
-    rows = None if chosen is None else torch.randperm(out)[:chosen].int()
-    shape = (chosen or out, k)
-    dW = torch.randn(shape) if accumulate else poisoned(*shape)
-    return [acts(n, out + 7, dtype=dtype)[:, :out], acts(n, k + 3, dtype=dtype)[:, :k], rows, Out(dW, wide=True), accumulate]
+@each(weight_gradient, [(*size, accumulate) for size in SIZES for accumulate in (False, True)])
+def test_against_reference(case):
+    check(case)
 
 
-def score_arguments(case, dtype=torch.float32):
-    dy, x, *_ = arguments(case, False, dtype)
-    return [dy, x, Out(poisoned(case[1]), wide=True)]
-
-
-@pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_against_reference(case, dtype, accumulate):
-    check("weight_gradient", arguments(case, accumulate), dtype)
-
-
-@pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES[1:3], ids=str)
-def test_split_tokens_and_gathered_columns(case, dtype, accumulate, monkeypatch):
+@each(weight_gradient, [(*size, accumulate) for size in SIZES[1:3] for accumulate in (False, True)])
+def test_split_tokens_and_gathered_columns(case, monkeypatch):
     monkeypatch.setattr(kernels, "SPLIT_TOKENS", 16)
     monkeypatch.setattr(kernels, "GATHER_ELEMENTS", 1)
-    plan = kernels.plan(dtype, case[0], case[3] or case[1], case[2], kernels.SMALLEST)
-    assert plan.shares > 1 or case[0] <= plan.constexprs["BT"]
-    check("weight_gradient", arguments(case, accumulate), dtype)
+    plan = kernels.plan(case.dtype, case.row_count, *case["dW"].shape, kernels.SMALLEST)
+    assert plan.shares > 1 or case.row_count <= plan.constexprs["BT"]
+    check(case)
 
 
 @pytest.mark.parametrize("tiles", kernels.TILES[torch.bfloat16], ids=lambda c: str(c[0]))
-def test_every_tile(tiles, monkeypatch):
-    dtype = DTYPES[-1]  # bfloat16 on a GPU, where float32 would need twice the shared memory that there is
-    monkeypatch.setitem(kernels.TILES, dtype, [tiles])
-    check("weight_gradient", arguments((100, 130, 70, None), False), dtype)
+@each(weight_gradient, [(100, 130, 70)], DTYPES[-1:])  # bfloat16, where float32 would need twice the shared memory that there is
+def test_every_tile(case, tiles, monkeypatch):
+    monkeypatch.setitem(kernels.TILES, case.dtype, [tiles])
+    check(case)
 
 
-def test_more_row_tiles_than_a_group(monkeypatch):
+@each(weight_gradient, [(20, 75, 40)], [torch.float32])
+def test_more_row_tiles_than_a_group(case, monkeypatch):
     monkeypatch.setattr(kernels, "GROUP", 2)
     monkeypatch.setitem(kernels.TILES, torch.float32, [((16, 16, 16), 4, 2)])
-    check("weight_gradient", arguments((20, 75, 40, None), False), torch.float32)
+    check(case)
 
 
 def test_a_bad_column_stays_alone():
-    call = arguments((60, 70, 33, None), False)
-    (clean,) = run("weight_gradient", call, torch.float32)
-    call[0][17, 5] = float("nan")
-    (dirty,) = run("weight_gradient", call, torch.float32)
+    case = make_case(weight_gradient, (60, 70, 33))
+    clean, dirty = run(case)["dW"], run(case.spoil("dy", (17, 5)))["dW"]
     others = torch.arange(70) != 5
     assert torch.equal(clean[others], dirty[others])
     assert dirty[5].isnan().all()
 
 
 @pytest.mark.parametrize("tokens", [32, kernels.SCORE_TOKENS])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_row_scores(case, dtype, tokens, monkeypatch):
+@each(row_scores, [size[:3] for size in SIZES])
+def test_row_scores(case, tokens, monkeypatch):
     monkeypatch.setattr(kernels, "SCORE_TOKENS", tokens)
-    check("row_scores", score_arguments(case), dtype)
+    check(case)
 
 
 def test_errors_name_the_argument():
@@ -91,10 +74,11 @@ def test_errors_name_the_argument():
         kernels.row_scores(dy, x, torch.zeros(3))
 
 
-@pytest.mark.gpu
-@skip_without_gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", REAL, ids=str)
-def test_real_sizes(case, dtype):
-    check("weight_gradient", arguments(case, False, torch.bfloat16), dtype)
-    check("row_scores", score_arguments(case, torch.bfloat16), dtype)
+@real_sizes(weight_gradient, REAL, DTYPES)
+def test_real_sizes(case):
+    check(case)
+
+
+@real_sizes(row_scores, [size[:3] for size in REAL], DTYPES)
+def test_row_scores_at_real_sizes(case):
+    check(case)

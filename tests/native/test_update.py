@@ -4,13 +4,12 @@ from dataclasses import fields
 
 import pytest
 import torch
+from op_cases import DTYPES
 
 import dynadapt.adapt.optimizers  # noqa: F401  (registers the kinds)
 from dynadapt import _C
 from dynadapt.ops import update as reference
 from dynadapt.ops.update import UpdateRule, UpdateState
-
-from .compare import DTYPES
 
 TENSORS = [f.name for f in fields(UpdateState)]
 NUMBERS = [f.name for f in fields(UpdateRule)]

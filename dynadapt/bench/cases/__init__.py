@@ -4,8 +4,8 @@ A family of ops is a file of functions, one an op: ``norm.norm_forward(Draw(dtyp
 op of the step at a model's sizes.
 """
 
-from .base import Draw, Op, OpCase, named_tensors
-from .calls import agrees, check, materialise, run
+from .base import Draw, Op, OpCase
+from .calls import agrees, check, materialise, run, written
 from .model import OPS, RANK, Sizes
 
-__all__ = ["OPS", "RANK", "Draw", "Op", "OpCase", "Sizes", "agrees", "check", "materialise", "named_tensors", "run"]
+__all__ = ["OPS", "RANK", "Draw", "Op", "OpCase", "Sizes", "agrees", "check", "materialise", "run", "written"]

@@ -112,13 +112,13 @@ class OpCase:
     def __post_init__(self):
         wide = torch.promote_types(self.dtype, torch.float32)
         for name, value in self.arguments.items():
-            expected = wide if name in self.about.wide else self.dtype
-            for t in tensors(value) if not is_dataclass(value) else ():
+            for key, t in named_tensors(name, value).items():
+                expected = wide if name in self.about.wide and not key.endswith(".working") else self.dtype
                 if t.is_floating_point() and t.dtype != expected:
-                    raise ValueError(f"{self.op}: {name} is {t.dtype}, the case's is {expected}")
+                    raise ValueError(f"{self.op}: {key} is {t.dtype}, the case's is {expected}")
         unwritten = () if self.arguments.get("accumulate") else set(self.about.outputs) - set(self.about.changed)
         for name in unwritten:
-            for t in tensors(self.arguments[name]):
+            for t in named_tensors(name, self.arguments[name]).values():
                 if t.is_floating_point() and t.numel() and not t.isnan().any():
                     raise ValueError(f"{self.op}: {name} holds numbers before the call, accepted is NaN")
 
@@ -161,13 +161,8 @@ class OpCase:
         return len(self[self.about.streams[0]])
 
 
-def tensors(value):
-    """The tensors of an argument: itself, or those in its list or its fields."""
-    return list(named_tensors("", value).values())
-
-
 def named_tensors(name: str, value) -> dict[str, Tensor]:
-    """The same by ``name``, "name.0" or "name.field"."""
+    """The tensors of an argument by ``name``, "name.0" or "name.field"."""
     if isinstance(value, Tensor):
         return {name: value}
     inner = enumerate(value) if isinstance(value, (list, tuple)) else ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from dynadapt.adapt.optimizers import Adam
 from dynadapt.model import ModelConfig
 
 from .activation import activation_backward, activation_forward
@@ -74,8 +73,9 @@ def _adapter_parameters(z: Sizes) -> int:
 def _update(z: Sizes, m: int) -> list[OpCase]:
     """Adam with clip over all adapters of every stream."""
     per = _adapter_parameters(z)
-    same = {"lr": torch.full((z.S,), 2e-3, device=z.device), "step": torch.full((z.S,), 3, dtype=torch.int32, device=z.device)}
-    return [update(z.draw, per, z.S, Adam(clip=1.0).rule(), prior=None, stat=None, prior_rate=None, **same, label="adam, clip")]
+    step = torch.full((z.S,), 3, dtype=torch.int32, device=z.device)
+    case = update(z.draw, per, z.S, label="adam, clip", prior=None, stat=None, prior_rate=None, step=step)
+    return [case.change(lr=torch.full((z.S,), 2e-3, device=z.device))]
 
 
 # op -> its cases for sizes z and m tokens that a stream remembers
