@@ -17,6 +17,15 @@ PAGES = (
 SHELL, CODE, DATA, OUTPUT = ("", "bash", "sh", "console"), ("python", "c", "cpp"), ("yaml", "json"), ("text",)
 
 
+def script_source(name: str) -> str:
+    """The text of a script below the root and of what lies beside it that it imports, where options may be added."""
+    script = ROOT / name
+    text = script.read_text()
+    return text + "".join(
+        path.read_text() for path in script.parent.glob("*.py") if re.search(rf"(?m)^(?:from|import) (?:benchmarks\.)?{path.stem}\b", text)
+    )
+
+
 @dataclass(frozen=True)
 class Block:
     page: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from dynadapt.ops import attention
 from dynadapt.runs.progress import say
 
 from .compare import Benchmark, Provider, compare, errors_line, table, thread_choices
@@ -52,6 +51,7 @@ def _random_adapter(directory: Path, model_name: str, rank: int) -> None:
 def _masked_flops(model_name: str, streams: int, segment: int) -> int:
     """Of the ledger's count, what causal masking throws away: a kernel may skip it, so no provider's share of a ceiling has it."""
     from dynadapt.model import load
+    from dynadapt.ops import attention
 
     c = load(model_name).config
     return c.layers * streams * sum(attention.masked_flops(segment, c.heads, c.head_dim))

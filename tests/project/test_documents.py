@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import yaml
 from corpora import write_manifest
-from document_blocks import CODE, DATA, OUTPUT, PAGES, ROOT, SHELL, Block, blocks, prose
+from document_blocks import CODE, DATA, OUTPUT, PAGES, ROOT, SHELL, Block, blocks, prose, script_source
 from tiny import english, tiny_directory
 
 # Commands that are not run here -> why. Each is a pattern of the command's beginning; those of dynadapt still go through its parser.
@@ -170,7 +170,7 @@ def checked_only(command: str) -> None:
     if at is not None:
         parsed(words[at + 1 :])
     elif words[0] == "python" and words[1].startswith("benchmarks/"):
-        source = (ROOT / words[1]).read_text()
+        source = script_source(words[1])
         for option in (word for word in words if word.startswith("--")):
             assert f'"{option}"' in source, (command, option)
     elif words[0] == "make":

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from document_blocks import script_source
 
 from dynadapt.runs.text import BUILTINS
 
@@ -52,7 +53,7 @@ def test_every_benchmark_option_in_the_readme_exists():
     commands = re.findall(r"python (benchmarks/\w+\.py)([^`#\n]*)", README)
     assert any("--" in rest for _, rest in commands)
     for script, rest in commands:
-        source = (Path(__file__).parents[2] / script).read_text()
+        source = script_source(script)
         for option in re.findall(r"--[a-z]+", rest):
             assert f'"{option}"' in source, (script, option)
 
