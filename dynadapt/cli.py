@@ -15,7 +15,8 @@ from importlib import import_module
 from dynadapt import __version__
 
 from .commands import standard_streams as streams
-from .commands.parsing import Parser, meant
+from .commands.parsing import Parser
+from .common.errors import ConfigError, meant
 from .interop import linking
 
 
@@ -204,7 +205,7 @@ def _say_warning(message, category, *where, **more) -> None:
 
 def _see(error: Exception, arguments) -> str:
     """Where a setting that was refused is explained."""
-    return f" (see dynadapt {arguments.command} --help)" if type(error).__name__ in ("ConfigError", "IclError") else ""
+    return f" (see dynadapt {arguments.command} --help)" if isinstance(error, ConfigError) else ""
 
 
 def _guarded(arguments) -> int:

@@ -151,19 +151,19 @@ def choices(campaign, record) -> None:
 
 
 def _choice(timer, z, op, group) -> dict:
-    from dynadapt.kernels import OPS as files
     from dynadapt.ops.dispatch import kernel_module
+    from dynadapt.ops.table import OPS as TABLE
 
     case = OPS[op](z, 0)[list(z.groups).index(group) if group else 0]
     k, o, rank = (z.groups[group][0], sum(z.groups[group][1]), 16) if group else (z.c.hidden_size, z.c.vocab_size, 0)
     short = op.removeprefix("linear_")
     entry = {"op": op, "rows": 1 << (z.N - 1).bit_length(), "k": k, "o": o, "rank": rank}
     try:
-        module = kernel_module(files[op])
+        module = kernel_module(TABLE[op].family)
         functions = {form: getattr(module, f"{short}_{name}", None) for form, name in FORMS[op].items()}
         absent = [FORMS[op][form] for form, function in functions.items() if function is None]
         if absent:
-            return {**entry, "skipped": f"kernels/{files[op]}.py has no {short}_{absent[0]}: there is nothing to choose"}
+            return {**entry, "skipped": f"kernels/{TABLE[op].family}.py has no {short}_{absent[0]}: there is nothing to choose"}
         arguments = materialise(case)
         for function in functions.values():
             agrees(case, function)  # a wrong form must not win

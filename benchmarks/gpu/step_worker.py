@@ -114,14 +114,15 @@ class Peft:
 
     def _start(self, learner) -> list:
         """Adapter tensors in peft's modules set to dynadapt's initial ones."""
-        from dynadapt.engine.learners.peft import _key, _modules
+        from dynadapt.engine.learners.peft import adapted_modules
+        from dynadapt.model.peft import tensor_key
 
         named = {n.replace(".default", ""): p for n, p in self.live.named_parameters() if p.requires_grad}
-        for layer, group, p, lo, hi, module in _modules(learner, MODELS[self.o["model"]]):
+        for layer, group, p, lo, hi, module in adapted_modules(learner, MODELS[self.o["model"]]):
             a, b = (learner.layout.view(learner.state.prior, f"{layer}.{group}.{name}") for name in ("A", "Bt"))
             with torch.no_grad():
-                named[_key(module, "A")].copy_(a[p * RANK : (p + 1) * RANK])
-                named[_key(module, "B")].copy_(b[:, lo:hi].t())
+                named[tensor_key(module, "A")].copy_(a[p * RANK : (p + 1) * RANK])
+                named[tensor_key(module, "B")].copy_(b[:, lo:hi].t())
         return list(named.values())
 
     def step(self, tokens):

@@ -1,4 +1,4 @@
-// dynadapt._C: the C ABI for Python. Each family of ops binds itself.
+// dynadapt._C: the C ABI for Python.
 #include "bindings/tensor.h"
 
 namespace py = pybind11;
@@ -28,10 +28,6 @@ PYBIND11_MODULE(_C, module) {
       "nvtx_status", [] { return std::string(dynadapt_nvtx() ? "on" : dynadapt_last_error()); },
       "\"on\" where native ops are NVTX ranges, else why they are not.");
   bind_matrix(module);
-  bind_linear(module);
-  bind_gradient(module);
-  bind_cross_entropy(module);
-  bind_elementwise(module);
-  bind_attention(module);
+  bind_ops(module);
   bind_update(module);
 }

@@ -57,13 +57,9 @@ class PackedMatrix {
   dynadapt_matrix* matrix_ = nullptr;
 };
 
-// One function per family of ops; module.cpp calls them all.
+// What module.cpp calls.
 void bind_matrix(py::module_& module);
-void bind_linear(py::module_& module);
-void bind_gradient(py::module_& module);
-void bind_cross_entropy(py::module_& module);
-void bind_elementwise(py::module_& module);
-void bind_attention(py::module_& module);
+void bind_ops(py::module_& module);
 void bind_update(py::module_& module);
 
 }  // namespace dynadapt::bindings

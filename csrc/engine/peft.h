@@ -1,4 +1,4 @@
-// Adapters in PEFT's own files, adapter_config.json and adapter_model.safetensors, as dynadapt/engine/learners/peft.py has them.
+// Adapters in PEFT's own files, adapter_config.json and adapter_model.safetensors, as dynadapt/model/peft.py has them.
 #pragma once
 
 #include <string>

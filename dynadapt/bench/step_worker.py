@@ -51,7 +51,8 @@ class Native:
 
     def check(self, adapter: Path, tokens) -> dict[str, torch.Tensor]:
         """NLL of the first stream and its adapter's gradients, under PEFT's names."""
-        from dynadapt.engine.learners.peft import _key, _modules
+        from dynadapt.engine.learners.peft import adapted_modules
+        from dynadapt.model.peft import tensor_key
 
         learner, kept = self.engine.learners[0], {}
         self.engine.load_adapter(adapter)
@@ -60,10 +61,10 @@ class Native:
         nll = self.engine.step(tokens)[0]
         learner.update = update
         found, rank = {"nll": nll.double()}, self.o["rank"]
-        for layer, group, p, lo, hi, module in _modules(learner, self.engine.config):
+        for layer, group, p, lo, hi, module in adapted_modules(learner, self.engine.config):
             A, Bt = (learner.layout.view(kept["grad"], f"{layer}.{group}.{name}")[0] for name in ("A", "Bt"))
-            found[_key(module, "A")] = A[p * rank : (p + 1) * rank].double().contiguous()
-            found[_key(module, "B")] = Bt[:, lo:hi].t().double().contiguous()
+            found[tensor_key(module, "A")] = A[p * rank : (p + 1) * rank].double().contiguous()
+            found[tensor_key(module, "B")] = Bt[:, lo:hi].t().double().contiguous()
         for stream in range(self.engine.streams):
             self.engine.reset(stream)
         return found

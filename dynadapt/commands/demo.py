@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from dynadapt.experiments.config import CHOICES, EvalConfig
+from dynadapt.common.options import choices
+from dynadapt.experiments.config import EvalConfig
 
 from .parsing import at_least
 
@@ -51,7 +52,7 @@ def add_options(command) -> None:
     command.add_argument(
         "--dtype",
         default=EvalConfig.dtype,
-        choices=[dtype for dtype in CHOICES["dtype"] if dtype != "fp64"],
+        choices=[dtype for dtype in choices(EvalConfig, "dtype") if dtype != "fp64"],
         help=f"arithmetic, as of dynadapt eval (default: {EvalConfig.dtype})",
     )
 

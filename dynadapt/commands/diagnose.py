@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.experiments.diagnose.config import CONTROLS, WINDOWS, DiagnoseConfig
+from dynadapt.common.errors import ConfigError
+from dynadapt.common.notes import note
+from dynadapt.common.options import add_settings, given
+from dynadapt.experiments.config import EvalConfig
+from dynadapt.experiments.diagnose.config import SCORING, WINDOWS, DiagnoseConfig
 from dynadapt.runs.progress import say
 
 from .early import check_files, check_model
 from .parsing import at_least
-from .settings import add_config_options, add_log_option, config_from
+from .settings import add_log_option, config_from
 
 EXAMPLES = """\
 examples:
@@ -27,28 +30,8 @@ types.csv (every token type) and page.html (verdict, plots and tables in one fil
 
 
 def add_options(command) -> None:
-    add_config_options(command, memory=0)
-    command.add_argument(
-        "--after", metavar="NAME", help="the model after: a name, a directory, a GGUF file, or a PEFT LoRA adapter of --model"
-    )
-    command.add_argument(
-        "--learn", nargs="+", default=[], metavar="FILE", help="make the model after now, by adapting --model to these texts"
-    )
-    command.add_argument("--learn-tokens", type=at_least(2), metavar="N", help="learn from the first N tokens only (default: all)")
-    command.add_argument(
-        "--reference",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="text to compare the held-out text with, for similarity and keywords: best a sample of what the model was trained on",
-    )
-    command.add_argument(
-        "--control",
-        default="newlines",
-        choices=CONTROLS,
-        help="score the text in normal forms too: lines of paragraphs joined, documents packed into one stream (default: newlines)",
-    )
-    command.add_argument("--embeddings", metavar="NAME", help="with --reference: also compare by this sentence-transformers model")
+    add_settings(command, EvalConfig, memory=0)
+    add_settings(command, DiagnoseConfig)
     command.add_argument(
         "--advise",
         nargs="+",
@@ -69,34 +52,26 @@ def add_options(command) -> None:
 
 
 def run(arguments) -> int:
-    config = config_from(arguments)
+    config, compared = config_from(arguments, memory=0), given(DiagnoseConfig, arguments)
     for name in ("after", "learn", "text") if arguments.advise else ():
-        if getattr(arguments, name):
+        if hasattr(arguments, name):
             raise ConfigError(f"{name} {getattr(arguments, name)!r}: not with --advise, which reads its own texts only")
-    chosen = (
-        None
-        if arguments.advise
-        else DiagnoseConfig(
-            config,
-            arguments.after,
-            tuple(arguments.learn),
-            arguments.learn_tokens,
-            tuple(arguments.reference),
-            arguments.control,
-            arguments.embeddings,
-        )
-    )
-    check_files((*config.text, *arguments.learn, *arguments.reference, *arguments.advise))
-    for model in (config.model, arguments.after) if arguments.after else (config.model,):
+    chosen = None if arguments.advise else DiagnoseConfig(config, **compared)
+    if chosen and chosen.after is not None:
+        for name in (name for name in given(EvalConfig, arguments) if name not in SCORING):
+            note(f"{name} {getattr(config, name)!r} has no effect with after {chosen.after!r}, since nothing is learned here")
+    check_files((*config.text, *compared.get("learn", ()), *compared.get("reference", ()), *arguments.advise))
+    models = (config.model, *filter(None, [compared.get("after")]))
+    for model in models:
         check_model(model)
-    say(f"loading {config.model}" + (f" and {arguments.after}" if arguments.after else ""))
+    say(f"loading {' and '.join(models)}")
     from dynadapt.experiments.dyneval import Interrupted
 
     out = Path(arguments.out) if arguments.out else _free_directory(arguments, config)
     progress = _Progress()
     try:
         if arguments.advise:
-            return _advise(arguments, config, out, progress)
+            return _advise(arguments, config, compared, out, progress)
         return _diagnose(arguments, chosen, out, progress)
     except Interrupted as stopped:
         print(f"dynadapt: {stopped}; go on with the same command and --out {out} --resume", file=sys.stderr)
@@ -115,16 +90,16 @@ def _diagnose(arguments, chosen: DiagnoseConfig, out: Path, progress) -> int:
     return 0
 
 
-def _advise(arguments, config: EvalConfig, out: Path, progress) -> int:
+def _advise(arguments, config: EvalConfig, compared: dict, out: Path, progress) -> int:
     from dynadapt.experiments.diagnose.advise import advise, print_advice
 
     summary = advise(
         config,
         tuple(arguments.advise),
-        tuple(arguments.reference),
+        tuple(compared.get("reference", ())),
         arguments.windows,
         out,
-        arguments.embeddings,
+        compared.get("embeddings"),
         announce=progress,
         log=arguments.logs,
     )

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dynadapt.experiments.config import ConfigError
+from dynadapt.common.errors import ConfigError, meant
 from dynadapt.runs.whole_files import RunError
-
-from .parsing import meant
 
 MODELS = ("smollm2-135m",)  # dynadapt.model.fetch.KNOWN, by name
 

@@ -7,12 +7,13 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from dynadapt.common.options import add_settings
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.runs.progress import say
 
 from .early import check_model
 from .parsing import at_least
-from .settings import add_config_options, add_log_option, config_from
+from .settings import add_log_option, config_from
 
 EXAMPLES = """\
 examples:
@@ -36,7 +37,7 @@ It writes config.json, env.json, metrics.jsonl (a line a segment) and summary.js
 
 
 def add_options(command) -> None:
-    add_config_options(command)
+    add_settings(command, EvalConfig)
     command.add_argument("--out", metavar="runs/NAME", help="directory of the run (default: one named after model, text and adapt)")
     command.add_argument(
         "--resume", action="store_true", help="go on with a run that was stopped; the remaining scores are the same, bit for bit"

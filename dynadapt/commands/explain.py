@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dynadapt.common.options import add_settings
+from dynadapt.experiments.config import EvalConfig
+
 from .early import check_model
-from .settings import add_config_options, config_from
+from .settings import config_from
 
 EXAMPLES = None
 
 
 def add_options(command) -> None:
-    add_config_options(command)
+    add_settings(command, EvalConfig)
     command.add_argument("--time", action="store_true", help="also time each operation")
 
 

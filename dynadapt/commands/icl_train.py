@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from dynadapt.common.options import add_settings, given, note_idle
 from dynadapt.experiments.icl.checks import IclError
 from dynadapt.experiments.icl.config import TrainConfig, from_preset
-from dynadapt.experiments.icl.curriculum import SCHEDULES
 from dynadapt.experiments.icl.presets import PRESETS
 from dynadapt.runs.progress import say
 
@@ -28,54 +28,10 @@ a class is NAME or NAME:SETTING,...; a bare setting is the one that matters most
 The run directory gets config.json, env.json, metrics.jsonl (a line every --log-every steps), checkpoint/, and summary.json: error by
 number of examples for the model and for baselines, on each class. A run that was stopped goes on with --resume, bit for bit."""
 
-HELP = {
-    "per": "with several classes: a class for each prompt, or one for a whole batch",
-    "inputs": "distribution of x: gaussian, uniform:low=-5,high=5, skewed, half_subspace",
-    "dims": "dimensions of x",
-    "points": "examples of a prompt",
-    "layers": "layers",
-    "hidden": "width",
-    "heads": "attention heads",
-    "positions": "learned positions; a prompt of n points needs 2n - 1",
-    "batch": "prompts of a step",
-    "steps": "steps to train",
-    "lr": "learning rate of Adam",
-    "schedule": "of the rate after the warm-up",
-    "warmup": "steps over which the rate rises from 0",
-    "clip": "largest gradient norm, 0 for no limit",
-    "dims_start": "curriculum: dimensions at the start, 0 for all at once",
-    "dims_every": "curriculum: steps between one dimension and the next",
-    "points_start": "curriculum: points at the start, 0 for all",
-    "points_step": "curriculum: points added at a time",
-    "points_every": "curriculum: steps between additions",
-    "log": "steps between lines of metrics; only then the host waits for the device",
-    "dtype": "arithmetic; masters are float32",
-    "backend": "native kernels on the CPU, Triton kernels on a GPU, or the plain reference",
-    "device": "cpu, cuda or cuda:N; auto takes the GPU where there is one",
-    "seed": "of the weights and of the prompts",
-}
-CHOICES = {
-    "per": ("prompt", "batch"),
-    "schedule": SCHEDULES,
-    "dtype": ("bf16", "fp32", "fp64"),
-    "backend": ("auto", "cpu", "triton", "reference"),
-}
-
 
 def add_options(part) -> None:
     part.add_argument("preset", metavar="PRESET", help=f"one of {', '.join(PRESETS)}")
-    part.add_argument("--classes", nargs="+", metavar="CLASS", help="what functions are drawn from")
-    part.add_argument("--mixture", metavar="W,W", help="weights of the classes, which sum to one (default: even)")
-    for name, text in HELP.items():
-        kind = type(getattr(TrainConfig, name))
-        part.add_argument(
-            f"--{'log-every' if name == 'log' else name.replace('_', '-')}",
-            dest=name,
-            type=kind,
-            choices=CHOICES.get(name),
-            help=text,
-            metavar=None if name in CHOICES else "X" if kind is float else "NAME" if kind is str else "N",
-        )
+    add_settings(part, TrainConfig, say_defaults=False)
     part.add_argument("--out", metavar="runs/NAME", help="directory of the run (default: runs/icl-PRESET)")
     part.add_argument("--resume", action="store_true", help="go on with a run that was stopped: the same losses and weights, bit for bit")
     part.add_argument("--checkpoint", type=int, default=5000, metavar="N", help="save every N steps, 0 for the end only (default: 5000)")
@@ -89,13 +45,10 @@ def _log_or_steps(word: str) -> str | int:
 
 
 def config_from(arguments) -> TrainConfig:
-    changes = {name: getattr(arguments, name) for name in HELP}
-    if arguments.mixture is not None:
-        try:
-            changes["mixture"] = tuple(float(part) for part in arguments.mixture.split(","))
-        except ValueError:
-            raise IclError(f"mixture {arguments.mixture!r}: give numbers, as in 0.5,0.5") from None
-    return from_preset(arguments.preset, classes=arguments.classes, **changes)
+    settings = given(TrainConfig, arguments)
+    config = from_preset(arguments.preset, **settings)
+    note_idle(config, settings)
+    return config
 
 
 def run(arguments) -> int:

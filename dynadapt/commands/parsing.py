@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
+
+from dynadapt.common.errors import meant
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,12 +30,6 @@ class Parser(argparse.ArgumentParser):
         if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
             return meant(match[1], re.findall(r"[\w:.-]+", match[2]))
         return ""
-
-
-def meant(word: str, known) -> str:
-    """ "; did you mean X?", or "" where nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def subcommand(parts, name: str, function, text: str, epilog: str | None = None) -> Parser:

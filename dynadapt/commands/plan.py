@@ -8,9 +8,10 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dynadapt.common.options import add_settings
 from dynadapt.experiments.config import ConfigError, EvalConfig
 
-from .settings import add_config_options, config_from
+from .settings import config_from
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,7 +113,7 @@ LIMITS = {"products": "the rate of matrix products", "traffic": "memory bandwidt
 
 
 def add_options(command) -> None:
-    add_config_options(command)
+    add_settings(command, EvalConfig)
     where = command.add_mutually_exclusive_group()
     where.add_argument(
         "--gpu",

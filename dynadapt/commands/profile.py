@@ -7,33 +7,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from dynadapt.ops.table import OPS
 from dynadapt.runs.progress import say
 
-# The keys of dynadapt.bench.cases.OPS and the fields of measure.Runs: help is printed without importing them.
-OPS = (
-    "linear_forward",
-    "linear_backward",
-    "lora_gradient",
-    "lora_gradient_update",
-    "weight_gradient",
-    "cross_entropy",
-    "cross_entropy_weight_gradient",
-    "norm_forward",
-    "norm_backward",
-    "activation_forward",
-    "activation_backward",
-    "attention_forward",
-    "attention_backward",
-    "head_norm_forward",
-    "head_norm_backward",
-    "bias_gradient",
-    "row_scores",
-    "linear_mse",
-    "memory_advance",
-    "embedding_forward",
-    "embedding_backward",
-    "update",
-)
+# The fields of measure.Runs: help is printed without importing it.
 WARMUP, ITERS = 3, 20
 
 EXAMPLES = """examples:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 
-from dynadapt.experiments.config import ConfigError
-from dynadapt.experiments.reweight.config import ACCEPTED, ReweightConfig, named_numbers, named_values, setting_values
+from dynadapt.common.errors import ConfigError
+from dynadapt.common.options import add_settings, given, note_idle
+from dynadapt.experiments.reweight.config import ReweightConfig, named_numbers
 from dynadapt.runs.progress import say
 
 from .early import check_model, check_run
@@ -36,84 +35,16 @@ A domain is a directory with train.jsonl and heldout.jsonl (or train/ and heldou
 (a directory of files, a .jsonl or .parquet file, any of them as .gz), of which a tenth of the documents is held out. The run directory gets config.json, env.json,
 metrics.jsonl, summary.json, weights.png and the last state; a run that was stopped goes on with --resume."""
 
-HELP = {
-    "model": "a name that `dynadapt fetch` knows, a Hugging Face directory, a GGUF file, a PEFT adapter's directory, or a hub id in the cache",
-    "scratch": "train a llama of this size from random weights, with --model's tokenizer (needs --targets model)",
-    "domains": "the domains: files or directories by name",
-    "corpus": "in place of --domains: a directory that `dynadapt corpus build` made",
-    "field": "of .jsonl, .json and .parquet: the key or column that holds the text",
-    "mixer": "rule that sets the domains' weights",
-    "settings": "settings of the mixer, a value in JSON or a plain word (the mixers' files name them)",
-    "weights": "initial weights: proportional to the domains' rows, uniform, or given",
-    "target": "target loss of each domain in nats per token, or the file of `reweight fit` (velocitune, dynamic-batch-loading)",
-    "reference": "with --mixer doremi: the reference, a model or the directory of a run that trained one",
-    "policy": "what happens when a domain has no rows left",
-    "pace": "share of the way, in log weights, that an update goes; 1 is as published",
-    "smoothing": "share of the weight spread evenly over the domains",
-    "floor": "least weight of a domain",
-    "adapt": "what learns: low-rank adapters, the rows with the largest gradients, or whole weights",
-    "targets": "which linear weights learn; with --adapt full also model: every parameter there is",
-    "rank": "rank of the low-rank adapters",
-    "alpha": "the adapters are scaled by alpha / rank (default: twice the rank)",
-    "density": "with --adapt rows: share of each weight's rows that learn",
-    "optimizer": "how the update is made",
-    "lr": "learning rate per update (default: that of `dynadapt eval`; 0.001 from scratch)",
-    "decay": "share by which weights go back to their first values at each update",
-    "clip": "largest gradient norm, 0 for no limit",
-    "warmup": "steps over which the learning rate rises from 0",
-    "schedule": "learning rate after the warm-up: as it is, or along a cosine to a tenth",
-    "segment": "tokens of a row",
-    "rows": "rows of a step",
-    "steps": "steps to train",
-    "evaluate": "score the held-out rows every N steps",
-    "heldout": "share of the documents held out, for domains without a held-out file",
-    "heldout_rows": "most held-out rows scored of each domain",
-    "dtype": "arithmetic; masters of what learns are float32 (auto: bf16 on GPUs and on processors with AVX512-BF16, else fp32, which is "
-    "faster there)",
-    "backend": "native kernels on the CPU, Triton and CUDA kernels on a GPU, or the plain reference",
-    "device": "cpu, cuda or cuda:N; auto takes the GPU where there is one",
-    "recompute": "make norm outputs and activations again in backward instead of keeping them",
-    "compress": "with several processes: gradients on their way between them as they are, in bf16, or as products of low rank",
-    "powersgd_rank": "with --compress powersgd: rank of what is sent for a matrix",
-    "seed": "of the rows' order, of what is held out and of random weights",
-}
-METAVAR = {
-    "domains": "NAME=PATH",
-    "settings": "KEY=VALUE",
-    "weights": "NAME=WEIGHT",
-    "target": "NAME=NATS",
-    "scratch": "LAYERSxHIDDEN",
-    "corpus": "DIR",
-    "reference": "NAME",
-    "lr": "X",
-}
-OPTIONS = {"settings": "--set", "heldout_rows": "--heldout-rows", "powersgd_rank": "--powersgd-rank"}
-LISTS = ("domains", "settings", "weights", "target")
-
 
 def add_options(command) -> None:
-    """One option for each field of ReweightConfig, with its default, and how a run is kept."""
+    """The settings of ReweightConfig, and how a run is kept."""
     command.add_argument(
         "what",
         choices=("train", "fit", "plot"),
         help="train; predict target losses from a finished run with static weights; draw a run's picture again",
     )
     command.add_argument("--out", required=True, metavar="runs/NAME", help="directory of the run")
-    for field in fields(ReweightConfig):
-        name, default = field.name, field.default
-        settings = {"help": HELP[name], "dest": name, "default": argparse.SUPPRESS}  # what was not given, a control takes from its run
-        if name in LISTS:
-            settings.update(nargs="+", metavar=METAVAR[name])
-        elif isinstance(default, bool):
-            settings.update(action="store_true")
-        else:
-            kind = {"scratch": str, "corpus": str, "reference": str, "lr": float, "alpha": float}.get(name, type(default))
-            settings.update(type=kind, choices=ACCEPTED.get(name))
-            if name not in ACCEPTED:
-                settings["metavar"] = METAVAR.get(name, "X" if kind is float else "NAME" if kind is str else "N")
-            if default is not None:
-                settings["help"] += f" (default: {default})"
-        command.add_argument(OPTIONS.get(name, f"--{name}"), **settings)
+    add_settings(command, ReweightConfig)
     command.add_argument(
         "--resume", action="store_true", help="go on with a run that was stopped: the same rows, losses and weights, bit for bit"
     )
@@ -129,19 +60,14 @@ def add_options(command) -> None:
 
 
 def config_from(arguments) -> ReweightConfig:
-    given = {field.name: getattr(arguments, field.name) for field in fields(ReweightConfig) if hasattr(arguments, field.name)}
-    make = {
-        "domains": lambda words: named_values("domains", words),
-        "settings": setting_values,
-        "target": lambda words: named_numbers("target", words),
-        "weights": lambda words: words[0] if words in (["proportional"], ["uniform"]) else named_numbers("weights", words),
-    }
-    content = {name: make[name](value) if name in make else value for name, value in given.items()}
+    content = settings = given(ReweightConfig, arguments)
     if content.get("mixer") == "replay":
         from dynadapt.experiments.reweight.control import with_run
 
-        content = with_run(content)
-    return ReweightConfig(**content)
+        content = with_run(settings)  # what was not given, a control takes from its run
+    config = ReweightConfig(**content)
+    note_idle(config, settings)
+    return config
 
 
 def run(arguments) -> int:

@@ -6,10 +6,11 @@ import sys
 import time
 from pathlib import Path
 
-from dynadapt.experiments.config import CHOICES, EvalConfig
+from dynadapt.common.options import add_settings, settings_of
+from dynadapt.experiments.config import EvalConfig
 
 from .evaluate import check_texts
-from .settings import HELP
+from .settings import config_from
 
 SETTINGS = ("model", "field", "segment", "dtype", "backend", "device", "seed")  # of EvalConfig, taken as they are
 
@@ -28,21 +29,12 @@ command it ends with scores the rest of the text, which is written to --out: not
 
 
 def add_options(command) -> None:
-    command.add_argument("text", nargs="+", metavar="TEXT", help=HELP["text"])
+    command.add_argument("text", nargs="+", metavar="TEXT", help=settings_of(EvalConfig)["text"].help)
     command.add_argument(
         "--minutes", type=float, default=5.0, metavar="M", help="wall time for all of it, loading the model included (default: 5)"
     )
     command.add_argument("--out", metavar="DIR", help="directory that does not exist yet (default: runs/tune-MODEL-TEXT)")
-    for name in SETTINGS:
-        default = EvalConfig.__dataclass_fields__[name].default
-        command.add_argument(
-            f"--{name}",
-            type=type(default),
-            default=default,
-            choices=CHOICES.get(name),
-            help=f"{HELP[name]} (default: {default})",
-            **({} if name in CHOICES else {"metavar": "NAME" if isinstance(default, str) else "N"}),
-        )
+    add_settings(command, EvalConfig, SETTINGS)
     command.add_argument("--quiet", action="store_true", help="print nothing but the recommendation's command")
 
 
@@ -50,7 +42,7 @@ def run(arguments) -> int:
     from dynadapt.experiments.tune.checked import check_minutes, free_directory
 
     started = time.monotonic()
-    config = EvalConfig(text=tuple(arguments.text), **{name: getattr(arguments, name) for name in SETTINGS})
+    config = config_from(arguments)
     check_minutes(arguments.minutes)
     check_texts(config)
     out = free_directory(arguments.out or _free_directory(config))

@@ -63,9 +63,11 @@ class UpdateRule:
 
     @property
     def arithmetic(self) -> Kind:
-        """Raises ValueError for a kind that no optimizer has registered."""
+        """Raises ValueError for a kind that no optimizer has registered; dynadapt.adapt.optimizers registers those that there are."""
         if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r}: expected one of {', '.join(sorted(KINDS))}")
+            raise ValueError(
+                f"kind={self.kind!r}: expected one of {', '.join(KINDS) or 'those of dynadapt.adapt.optimizers, once it is imported'}"
+            )
         return KINDS[self.kind]
 
     def check_fused(self, op: str) -> None:

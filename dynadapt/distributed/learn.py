@@ -46,7 +46,7 @@ def connect(
 
     learner = engine.learners[0]
     if engine.static:
-        engine.static.capture, engine.static.why_not_fused = False, APART
+        engine.static.capture, engine.static.step.why_not_fused = False, APART
         learner.state.keep_grad = True
         learner.state.take_gradients()
         engine.ops.resolve(needed_ops(engine, static=True, fused=False))

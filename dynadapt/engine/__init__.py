@@ -2,7 +2,7 @@
 
 from dynadapt.model import load
 
-from .arguments import DTYPES, OPTIMIZERS
 from .engine import Engine, StepReport
+from .settings import DTYPES, OPTIMIZERS
 
 __all__ = ["DTYPES", "OPTIMIZERS", "Engine", "StepReport", "load"]

@@ -82,6 +82,10 @@ class Calls:
         """From here on the running call changes state."""
         self._moving = True
 
+    def still(self) -> None:
+        """All that the running call has changed is undone."""
+        self._moving = False
+
     @property
     def damage(self) -> str | None:
         """The call that left the engine damaged, and its error."""

@@ -6,63 +6,19 @@ document is or what a score is for. Activations that backward will read are kept
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from dynadapt.model import ModelConfig
-from dynadapt.ops import UnsupportedOp, attention, cross_entropy, linear, lora_gradient, resolve, weight_gradient
+from dynadapt.ops import attention, cross_entropy, linear, lora_gradient, weight_gradient
 from dynadapt.ops.precision import wide_dtype
-from dynadapt.ops.profiler_ranges import named, ranged
+from dynadapt.ops.profiler_ranges import ranged
 
 from .memory import MemoryState
+from .op_set import OpSet
 from .weights import FrozenWeights, ModelTensors, group_sizes
-
-
-class OpSet:
-    """The ops of one backend and dtype, resolved by ``resolve`` or when first used; with ``seconds`` set it adds up seconds by op."""
-
-    def __init__(self, backend: str, dtype: torch.dtype):
-        self.backend, self.dtype = backend, dtype
-        self.choices = {}
-        self.seconds: dict[str, float] | None = None
-
-    def resolve(self, names: list[str]) -> None:
-        """Finds the implementations of all ``names`` now.
-
-        Raises:
-            UnsupportedOp: naming those that nothing serves, and why.
-        """
-        missing, why = [], None
-        for name in names:
-            try:
-                self._choice(name)
-            except UnsupportedOp as error:
-                missing, why = [*missing, name], why or error
-        if missing:
-            raise UnsupportedOp(f"nothing serves {', '.join(missing)}: {why}") from why
-
-    def _choice(self, name: str):
-        return self.choices.get(name) or self.choices.setdefault(name, named(resolve(name, self.backend, self.dtype)))
-
-    def __getattr__(self, name: str):
-        if name.startswith("_"):
-            raise AttributeError(name)
-        choice = self._choice(name)
-        return choice.function if self.seconds is None else self._timed(name, choice.function)
-
-    def _timed(self, name, function):
-        def call(*args):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            function(*args)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-        return call
 
 
 @dataclass
@@ -103,7 +59,7 @@ class Decoder:
         self.recompute = recompute  # norm outputs and activations are made again in backward instead of kept
         self.static = static  # the host must not look at lengths: fixed shapes, memory moved by the device
         self.sizes = group_sizes(config)
-        self.indices: dict[tuple[int, int], torch.Tensor] = {}
+        self.count = None if weights.positions is None else torch.arange(len(weights.positions), device=workspace.device)
         self.stat_dtype = wide_dtype(ops.dtype)
         self.attention_scale = config.head_dim**-0.5
         self.active = weights  # of the current pass: the learner's own where the whole model learns
@@ -112,13 +68,6 @@ class Decoder:
 
     def _stat(self, name, *shape):
         return self.ws(name, *shape, dtype=self.stat_dtype)
-
-    def _index(self, count: int, repeats: int) -> torch.Tensor:
-        """0..count-1, ``repeats`` times over; made once."""
-        key = (count, repeats)
-        if key not in self.indices:
-            self.indices[key] = torch.arange(count, device=self.ws.device).repeat(repeats)
-        return self.indices[key]
 
     def _count_forward(self, batch: Batch, flops: int) -> None:
         again = round(flops * batch.recomputed)
@@ -182,7 +131,10 @@ class Decoder:
 
     def _places(self, batch: Batch) -> torch.Tensor | None:
         """Where each row stands in its stream's window, int64 [N], for families that learn a table of positions."""
-        return None if self.active.positions is None else self._index(batch.inputs.shape[1], batch.inputs.shape[0])
+        if self.active.positions is None:
+            return None
+        places = self.ws("places", *batch.inputs.shape, dtype=torch.int64)
+        return places.copy_(self.count[: places.shape[1]]).view(-1)
 
     @ranged("forward")
     def forward(self, batch: Batch, learner, lowest, embedded: torch.Tensor | None = None) -> torch.Tensor:
@@ -214,10 +166,9 @@ class Decoder:
         qkv_key = i if self.memory is not None else key
         raw = self._linear(learner, i, "qkv", n1, slots, qkv_key, count)
         qkv = self._head_norm(i, raw, qkv_key)
-        inputs = None
         if self.memory is not None and self.memory.inputs is not None:
             self._reproject(batch, learner, i)
-            inputs = self.ws("inputs of all layers", c.layers, *res1.shape)[i].copy_(res1)
+            self.ws("inputs of all layers", c.layers, *res1.shape)[i].copy_(res1)
         out = self._attention(batch, i, qkv, key, count)
         o = self._linear(learner, i, "o", out, slots, key, count)
         res2, n2 = self._norm(res1, o, w.mlp_norm[i], ("mlp", key), again)
@@ -225,9 +176,7 @@ class Decoder:
         y = self.ws(("act", again or key), batch.rows, c.ffn_size)
         self.ops.activation_forward(h, self.config.activation, y)
         down = self._linear(learner, i, "down", y, slots, key, count)
-        self.kept.append(
-            {"res1": res1, "n1": n1, "raw": raw, "qkv": qkv, "out": out, "res2": res2, "n2": n2, "h": h, "y": y, "input": inputs}
-        )
+        self.kept.append({"res1": res1, "n1": n1, "raw": raw, "qkv": qkv, "out": out, "res2": res2, "n2": n2, "h": h, "y": y})
         return res2, down
 
     def _head_norm(self, i, raw, key):
@@ -312,34 +261,26 @@ class Decoder:
     # ---- memory
 
     @ranged("memory")
-    def advance_memory_static(self, batch: Batch, counts: torch.Tensor) -> None:
-        """The first ``counts`` [S] int32 rows of each stream's segment enter its memory; the host does not look at them."""
-        c, m, rows = self.config, self.memory, batch.rows
+    def advance_memory(self, batch: Batch, counts: Sequence[int] | torch.Tensor) -> None:
+        """The first ``counts[s]`` rows of each stream's segment enter its memory, detached.
+
+        ``counts``: numbers, or int32 [S] on the device, which then does it without the host looking (``MemoryState.count`` follows).
+        """
+        c, m = self.config, self.memory
+        if m is None:
+            return
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         if m.input_stack is not None:
-            source, columns, stores = self.ws("inputs of all layers", c.layers, rows, c.hidden_size), (0,), [m.input_stack]
+            source, columns, stores = self.ws("inputs of all layers", c.layers, batch.rows, c.hidden_size), (0,), [m.input_stack]
         else:
             name = "normed" if c.qk_norm else "raw"
-            source = self.ws(f"{name} qkv of all layers", c.layers, rows, q + 2 * kv)
+            source = self.ws(f"{name} qkv of all layers", c.layers, batch.rows, q + 2 * kv)
             columns, stores = (q, q + kv), [m.key_stack, m.value_stack]
-        self.ops.memory_advance(source, columns, stores, m.length, batch.memory_slots, counts, m.memory.sinks)
-        self.ops.memory_fill(m.length, batch.memory_slots, counts, m.memory.capacity)
-
-    @ranged("memory")
-    def advance_memory(self, batch: Batch, lengths: list[int]) -> None:
-        """The segment's first ``lengths[s]`` rows of each stream enter its memory, detached."""
-        if self.memory is None:
-            return
-        c, (streams, segment) = self.config, batch.inputs.shape
-        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        for i, kept in enumerate(self.kept):
-            qkv = kept["qkv"].view(streams, segment, -1)
-            inputs = None if kept["input"] is None else kept["input"].view(streams, segment, -1)
-            for s, slot in enumerate(batch.streams):
-                n = lengths[s]
-                self.memory.advance(slot, i, qkv[s, :n, q : q + kv], qkv[s, :n, q + kv :], None if inputs is None else inputs[s, :n])
-        for s, slot in enumerate(batch.streams):
-            self.memory.fill(slot, lengths[s])
+        if isinstance(counts, torch.Tensor):
+            self.ops.memory_advance(source, columns, stores, m.length, batch.memory_slots, counts, m.memory.sinks)
+            self.ops.memory_fill(m.length, batch.memory_slots, counts, m.memory.capacity)
+        else:
+            m.advance(source, columns, stores, batch.streams, counts)
 
     # ---- backward
 

@@ -18,45 +18,25 @@ def _how_it_runs(engine) -> list[str]:
         "the step has fixed shapes and never waits for the device"
         + (f"; {len(static.recordings)} kind(s) of step recorded" if static.cuda else "; op by op, since there is no GPU to capture it on")
     ]
-    for rec in static.recordings.values():
+    for kind, rec in static.recordings.items():
         if rec.graph is not None:
-            work = "score, learn, update" if rec.kind.update else "score, learn" if rec.kind.learn else "score"
-            lines.append(f"        {rec.kind.rows} x {rec.kind.segment}, {work}: {static.launches(rec):,} launches in one CUDA graph")
+            work = "score, learn, update" if kind.update else "score, learn" if kind.learn else "score"
+            lines.append(f"        {kind.rows} x {kind.scored // kind.rows}, {work}: {rec.launches:,} launches in one CUDA graph")
     if static.cuda and not any(rec.graph for rec in static.recordings.values()):
         lines.append("        launches: known after the second step, which is captured")
     if engine.batch < engine.streams:
         lines.append(f"        {engine.batch} streams go through the layers together, the others after them")
     if engine.learners:
         lines.append(
-            "        update: " + ("in the gradient kernels" if static.fused else f"a launch of its own, because {static.why_not_fused}")
+            "        update: "
+            + ("in the gradient kernels" if static.step.fused else f"a launch of its own, because {static.step.why_not_fused}")
         )
     return lines
 
 
 def timed_steps(engine, steps: int = 3) -> tuple[float, dict[str, float], dict[str, int]]:
     """(seconds a step, seconds by op, FLOPs of a step) over ``steps`` steps of random tokens on a fresh twin of the engine."""
-    from .engine import Engine
-
-    twin = Engine(
-        engine.model,
-        engine.adapt,
-        engine.optimizer,
-        engine.memory,
-        engine.streams,
-        engine.segment,
-        engine.shared,
-        1,
-        False,
-        "never",
-        engine.dtype,
-        engine.backend,
-        engine.seed,
-        str(engine.device),
-        engine.batch,
-        engine.recompute,
-        engine.base,
-        engine.static is not None,
-    )
+    twin = type(engine)(engine.model, **{**engine.settings.arguments(), "every": 1, "accumulate": False, "reset": "never"})
     generator = torch.Generator().manual_seed(0)
     tokens = lambda: torch.randint(engine.config.vocab_size, (engine.streams, engine.segment + 1), generator=generator)  # noqa: E731
     if engine.optimizer is not None and engine.optimizer.uses_statistics:
@@ -90,7 +70,7 @@ def explain(engine, time: bool = False) -> str:
         "",
         "op                    implementation",
     ]
-    for name in needed_ops(engine, engine.static is not None, engine.static is not None and engine.static.fused):
+    for name in needed_ops(engine, engine.static is not None, engine.driver.step.fused):
         choice = engine.ops.choices[name]
         lines.append(f"{name:<21} {choice.backend}: {choice.reason}")
     if time:

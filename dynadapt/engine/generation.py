@@ -13,7 +13,6 @@ import torch
 
 from dynadapt.common.checks import integer, is_integer, number, sequence, token_ids, wrong
 
-from .decoder import Batch
 from .memory import MemoryState, SegmentMemory
 from .step_arguments import check_ids, check_stream
 
@@ -133,11 +132,10 @@ def _generate(engine, text: list[int], limit: int, stop, stream: int, repetition
 
 def _cache(engine, tokens: int) -> MemoryState:
     """Room for the text, or for as much of it as the window lets a further token see."""
-    c, capacity = engine.config, min(tokens, engine.window - 1)
+    capacity = min(tokens, engine.window - 1)
     sinks = min(SINKS, capacity - 1)
-    return MemoryState(
-        SegmentMemory(capacity - sinks, sinks), c.layers, 1, c.kv_heads * c.head_dim, c.hidden_size, engine.torch_dtype, engine.device
-    )
+    memory = SegmentMemory(capacity - sinks, sinks)
+    return MemoryState.of(engine.config, memory, 1, engine.torch_dtype, engine.device)
 
 
 @contextmanager
@@ -155,12 +153,9 @@ def _memory(engine, memory: MemoryState | None):
 
 def _forward(engine, inputs: torch.Tensor, stream: int) -> torch.Tensor:
     """Hidden states [R T, H] of inputs [R, T] on the engine's device; the rows enter the memory where there is one."""
-    decoder, (rows, count) = engine.decoder, inputs.shape
-    stream = 0 if engine.shared else stream
-    one = lambda values: torch.tensor(values, dtype=torch.int32, device=engine.device)  # noqa: E731
-    slot = one([0 if len(engine.learners) > 1 else stream])
-    batch = Batch(inputs, slot, one(range(rows)), tuple(range(rows)))
-    hidden = decoder.forward(batch, engine._learner([stream]), None)
+    decoder, step, (rows, count) = engine.decoder, engine.driver.step, inputs.shape
+    batch = step.batch_of(stream, inputs)
+    hidden = decoder.forward(batch, step.learner(stream), None)
     decoder.count_memory(count, decoder.lengths)
     decoder.advance_memory(batch, [count] * rows)
     return hidden

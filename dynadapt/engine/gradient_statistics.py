@@ -31,8 +31,7 @@ def gather(engine, segments) -> int:
         engine.ledger.totals = totals
     for other in engine.learners:
         other.take_statistics(squares / len(rows), learner)
-    if engine.static:
-        engine.static.drop_graphs()  # they hold the addresses of older statistics
+    engine.driver.drop_recordings()  # they hold the addresses of older statistics
     return len(rows)
 
 

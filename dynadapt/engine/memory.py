@@ -13,6 +13,7 @@ Weights move under the cache, and ``refresh`` says what then:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,26 +55,25 @@ class Overlap:
 
 
 class WindowStore:
-    """Rows [slots, C, width] of one kind (keys, values or layer inputs) of one layer, in window order."""
+    """Rows [slots, C, width], or [L, slots, C, width] of all layers, of one kind (keys, values or layer inputs), in window order."""
 
     def __init__(self, rows: torch.Tensor):
         self.rows = rows
 
     def advance(self, slot: int, filled: int, new: torch.Tensor, sinks: int) -> None:
-        """Append ``new`` [l, width] behind the ``filled`` entries; sinks stay, the oldest of the rest give way."""
-        rows, capacity, count = self.rows[slot], self.rows.shape[1], new.shape[0]
-        surplus = filled + count - capacity
-        if surplus <= 0:
-            rows[filled : filled + count] = new
+        """Append ``new`` [l, width] ([L, l, width]) behind the ``filled`` entries; sinks stay, the oldest of the rest give way."""
+        rows, capacity, count = self.rows.select(-3, slot), self.rows.shape[-2], new.shape[-2]
+        if filled + count <= capacity:
+            rows[..., filled : filled + count, :] = new
             return
-        joined = torch.cat([rows[min(sinks, filled) : filled], new])  # behind the sinks already there
         fixed = min(sinks, filled)
+        joined = torch.cat([rows[..., fixed:filled, :], new], -2)  # behind the sinks already there
         if fixed < sinks:  # the document's first tokens are only now arriving
             take = sinks - fixed
-            rows[fixed:sinks] = joined[:take]
-            joined = joined[take:]
+            rows[..., fixed:sinks, :] = joined[..., :take, :]
+            joined = joined[..., take:, :]
         keep = capacity - sinks
-        rows[sinks:] = joined[joined.shape[0] - keep :]
+        rows[..., sinks:, :] = joined[..., joined.shape[-2] - keep :, :]
 
 
 class MemoryState:
@@ -90,21 +90,24 @@ class MemoryState:
         self.length = torch.zeros(slots, dtype=torch.int32, device=device)
         self.filled = [0] * slots
 
-    def advance(self, slot: int, layer: int, keys, values, inputs) -> None:
-        """One layer of one slot takes the segment's rows [l, width]; call ``fill`` after the last layer."""
-        filled = self.filled[slot]
-        if self.inputs is not None:
-            self.inputs[layer].advance(slot, filled, inputs, self.memory.sinks)
-            return
-        self.keys[layer].advance(slot, filled, keys, self.memory.sinks)
-        self.values[layer].advance(slot, filled, values, self.memory.sinks)
+    @classmethod
+    def of(cls, config, memory: SegmentMemory, slots: int, dtype: torch.dtype, device) -> MemoryState:
+        """For a model of this config."""
+        return cls(memory, config.layers, slots, config.kv_heads * config.head_dim, config.hidden_size, dtype, device)
 
-    def fill(self, slot: int, count: int) -> None:
-        self.count(slot, count)
-        self.length[slot] = self.filled[slot]
+    def advance(self, source: torch.Tensor, columns: Sequence[int], stores, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """``memory_advance`` and ``memory_fill`` (ops/memory_advance.py) where the host knows all numbers: slices, no index."""
+        segments = source.view(source.shape[0], len(slots), -1, source.shape[2])  # [L, S, T, width]
+        for column, rows in zip(columns, stores):
+            store = WindowStore(rows)
+            for i, (slot, count) in enumerate(zip(slots, counts)):
+                store.advance(slot, self.filled[slot], segments[:, i, :count, column : column + rows.shape[-1]], self.memory.sinks)
+        for slot, count in zip(slots, counts):
+            self.count(slot, count)
+            self.length[slot] = self.filled[slot]
 
     def count(self, slot: int, count: int) -> None:
-        """The host's side of ``fill`` alone, where the device keeps ``length`` itself."""
+        """The host's side of the fill alone, where the device keeps ``length`` itself."""
         self.filled[slot] = min(self.filled[slot] + count, self.memory.capacity)
 
     def clear(self, slot: int) -> None:

@@ -3,65 +3,38 @@
 from __future__ import annotations
 
 from dynadapt.adapt.methods import LoRA, RowSparse, whole_model
+from dynadapt.ops.table import OPS
 
 from .memory import SegmentMemory
 from .weights import biased_groups, looks_up_in_head
 
-OPS = (
-    "embedding_forward",
-    "norm_forward",
-    "norm_backward",
-    "linear_forward",
-    "linear_backward",
-    "lora_gradient",
-    "weight_gradient",
-    "lora_gradient_update",
-    "weight_gradient_update",
-    "row_scores",
-    "head_norm_forward",
-    "head_norm_backward",
-    "attention_forward",
-    "attention_backward",
-    "activation_forward",
-    "activation_backward",
-    "cross_entropy",
-    "cross_entropy_weight_gradient",
-    "embedding_backward",
-    "bias_gradient",
-    "update",
-    "memory_advance",
-    "memory_fill",
-    "reset",
-)
-BACKWARD = {"norm_backward", "linear_backward", "head_norm_backward", "attention_backward", "activation_backward"}
 
-
-def needed_ops(engine, static: bool, fused: bool) -> list[str]:
-    """Names of the ops that ``engine``'s step, score and statistics call.
+def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
+    """Which of the table's CONDITIONS hold for ``engine``.
 
     Args:
-        static: whether the device alone moves memory and resets (static_step.py).
+        static: whether the device alone moves memory and resets (drivers.Captured).
         fused: whether the gradient kernels update.
     """
     config, adapt, learns = engine.config, engine.adapt, engine.adapt is not None
-    lora, whole = isinstance(adapt, LoRA), whole_model(adapt)
-    own = learns and not lora
-    moved_by_device = static and isinstance(engine.memory, SegmentMemory)
-    conditions = {
-        "embedding_forward": not looks_up_in_head(config, engine.backend),
-        "head_norm_forward": config.qk_norm,
-        "head_norm_backward": config.qk_norm and learns,
-        "lora_gradient": lora and not fused,
-        "lora_gradient_update": lora and fused,
-        "weight_gradient": own and (not fused or engine.optimizer.uses_statistics),
-        "weight_gradient_update": own and fused,
-        "cross_entropy_weight_gradient": whole,
-        "embedding_backward": whole,
-        "bias_gradient": whole and bool(biased_groups(config)),
-        "row_scores": isinstance(adapt, RowSparse) and adapt.select == "gradient",
-        "update": learns and not fused,
-        "reset": static and learns and engine.reset_policy == "auto",
-        "memory_advance": moved_by_device,
-        "memory_fill": moved_by_device,
+    return {
+        "learning": learns,
+        "adapters": isinstance(adapt, LoRA),
+        "weights": learns and not isinstance(adapt, LoRA),
+        "whole": whole_model(adapt),
+        "biases": bool(biased_groups(config)),
+        "scored rows": isinstance(adapt, RowSparse) and adapt.select == "gradient",
+        "apart": not fused,
+        "fused": fused,
+        "gradients kept": not fused or engine.optimizer.uses_statistics,
+        "head norms": config.qk_norm,
+        "own table": not looks_up_in_head(config, engine.backend),
+        "device memory": static and isinstance(engine.memory, SegmentMemory),
+        "device resets": static and engine.reset_policy == "auto",
     }
-    return [name for name in OPS if conditions.get(name, learns or name not in BACKWARD)]
+
+
+def needed_ops(engine, static: bool, fused: bool) -> list[str]:
+    """Names of the ops that ``engine``'s step, score and statistics call; arguments as for ``conditions``."""
+    holds = conditions(engine, static, fused)
+    return [row.name for row in OPS.values() if row.used != "training in context" and all(holds[c] for c in row.when)]

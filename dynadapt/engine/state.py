@@ -50,8 +50,9 @@ def state_tensors(engine) -> dict[str, torch.Tensor]:
 
 def state_counts(engine) -> dict:
     """What the engine counts, as plain data."""
-    changes = (engine.static.change_points() if engine.static else None) or [s.change for s in engine.state]
-    streams = [{"segments": s.segments, "since_reset": s.since_reset, "change": asdict(change)} for s, change in zip(engine.state, changes)]
+    changes = engine.driver.step.changes
+    points = [ChangePoint()] * engine.streams if changes is None else changes.points()
+    streams = [{"segments": s.segments, "since_reset": s.since_reset, "change": asdict(point)} for s, point in zip(engine.state, points)]
     return {"streams": streams, "updates": engine.updates, "skipped_updates": engine.skipped_updates}
 
 
@@ -224,6 +225,10 @@ def set_state(engine, tensors: dict[str, torch.Tensor], counts: dict) -> None:
         engine.decoder.memory.load(pick("memory."))
     for s, (state, row) in enumerate(zip(engine.state, counts["streams"])):
         state.segments, state.since_reset = row["segments"], row["since_reset"]
-        state.change = ChangePoint(**row["change"])
         state.history = tensors[f"history.{s}"].tolist()
-    engine.restore_counts(counts["updates"], counts["skipped_updates"])
+    step = engine.driver.step
+    step.fresh = False
+    step.counters.copy_(torch.tensor([counts["updates"], counts["skipped_updates"]]))
+    if step.changes is not None:
+        step.changes.load([ChangePoint(**row["change"]) for row in counts["streams"]])
+    engine.driver.drop_recordings()  # they may hold the addresses of buffers that were not there before

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from dynadapt.adapt.methods import GROUPS
-from dynadapt.model import ModelConfig, layout
+from dynadapt.model import ModelConfig, layout, rope_tables
 from dynadapt.model.layout import has_bias, tensor_shapes
 from dynadapt.ops import DenseMatrix, Float8Weights, make_matrix, make_parts
 
@@ -104,3 +104,10 @@ def look_up_table(config: ModelConfig, head, get) -> torch.Tensor | None:
     if config.tied_head and isinstance(head, DenseMatrix):
         return head.weight
     return None if config.tied_head and config.rope_theta is not None else get("embed.weight")
+
+
+def rotations(config: ModelConfig, window: int, dtype: torch.dtype, device) -> tuple:
+    """(cos, sin) of the positions of a window, or two Nones where positions are learned."""
+    if config.rope_theta is None:
+        return None, None
+    return tuple(t.to(device=device, dtype=dtype) for t in rope_tables(config, window))

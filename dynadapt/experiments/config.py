@@ -2,45 +2,60 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Real
 
-CHOICES = {
-    "adapt": ("none", "lora", "rows", "full"),
-    "targets": ("all", "attn", "mlp", "model"),
-    "refresh": ("keep", "reproject"),
-    "optimizer": ("adam", "adamw", "sgd", "rms"),
-    "dtype": ("auto", "bf16", "fp32", "fp64"),
-    "base": ("same", "float8"),
-    "backend": ("auto", "cpu", "triton", "reference"),
-}
+from dynadapt.adapt.optimizers import IN_WORDS, OPTIMIZERS, WITH_STATISTICS
+from dynadapt.common.errors import ConfigError
+from dynadapt.common.options import check, check_names, setting
 
 # Learning rates that are used when none is given, by what learns and by optimizer.
 LEARNING_RATES = {
-    "lora": {"adam": 2e-3, "adamw": 2e-3, "sgd": 1.0},
-    "rows": {"adam": 3e-4, "adamw": 3e-4, "sgd": 1e-1, "rms": 1e-4},
-    "full": {"adam": 1e-4, "adamw": 1e-4, "sgd": 1e-1, "rms": 2e-5},
+    adapt: {kind: optimizer.rates[adapt] for kind, optimizer in OPTIMIZERS.items() if adapt in optimizer.rates}
+    for adapt in ("lora", "rows", "full")
 }
-
-
+USUAL_RATES = "; ".join(f"{adapt}: " + ", ".join(f"{key} {rate:g}" for key, rate in by.items()) for adapt, by in LEARNING_RATES.items())
+LEARNS = {"adapt": ("lora", "rows", "full")}
+REMEMBERS = {"memory": lambda tokens: tokens != 0, "context": (0,)}
 OPEN = {"memory": None, "dtype": "auto"}
-
-
-class ConfigError(ValueError):
-    """A setting that can't be used; the message names it, its value and what is accepted."""
-
-
-def check_alpha(alpha) -> None:
-    """ConfigError unless it is None (twice the rank) or a number that can scale an adapter."""
-    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 1e-30 < alpha < 1e30):
-        raise ConfigError(f"alpha {alpha!r}: give a number above 0; the adapter is scaled by alpha / rank (default: twice the rank)")
 
 
 def without_usual_alpha(content: dict) -> dict:
     """A configuration's content without the alpha that every rank has by itself, so that runs begun before there was one go on."""
     usual = content["adapt"] != "lora" or content["alpha"] in (None, 2 * content["rank"])
     return {name: value for name, value in content.items() if name != "alpha" or not usual}
+
+
+def check_rank(config, width: int) -> None:
+    """ConfigError for adapters of a rank above the model's width, once that is known: each weight has it on one side, and no higher rank.
+
+    config: an EvalConfig or a ReweightConfig.
+    """
+    if config.adapt == "lora" and config.rank > width:
+        raise ConfigError(f"rank {config.rank}: give a whole number from 1 to {width}, the model's width")
+
+
+def parse_layers(value) -> tuple[int, int]:
+    """ "A:B" or [A, B]: layers A..B-1."""
+    try:
+        first, stop = value.split(":") if isinstance(value, str) else value
+        first, stop = int(first), int(stop)
+    except (ValueError, TypeError):
+        raise ConfigError(f"layers {value!r}: give A:B with A < B, for example 20:30 for layers 20 to 29") from None
+    if not 0 <= first < stop:
+        raise ConfigError(f"layers {value!r}: give A:B with 0 <= A < B")
+    return first, stop
+
+
+def parse_reset(value) -> str | int:
+    if value in ("never", "document", "auto"):
+        return value
+    try:
+        tokens = int(value) if isinstance(value, (int, str)) else 0
+    except ValueError:
+        tokens = 0
+    if tokens < 1 or isinstance(value, bool):
+        raise ConfigError(f"reset {value!r}: give never, document, auto or a number of tokens")
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -51,40 +66,118 @@ class EvalConfig:
     machine does fastest, and its config.json has what they became.
     """
 
-    model: str = "smollm2-135m"
-    text: tuple[str, ...] = ()
-    field: str = "text"
-    tokens: int | None = None
-    adapt: str = "lora"
-    rank: int = 16
-    alpha: float | None = None
-    targets: str = "all"
-    layers: tuple[int, int] | None = None
-    density: float = 0.1
-    segment: int = 512
-    memory: int | None = None
-    sinks: int = 4
-    refresh: str = "keep"
-    context: int = 0
-    every: int = 1
-    optimizer: str = "adam"
-    statistics: str = "builtin:python-reference"
-    lr: float | None = None
-    decay: float = 0.0
-    clip: float = 1.0
-    reset: str | int = "never"
-    streams: int = 1
-    split: bool = False
-    dtype: str = "auto"
-    backend: str = "auto"
-    device: str = "auto"
-    batch: int = 0
-    recompute: bool = False
-    base: str = "same"
-    seed: int = 0
+    model: str = setting(
+        "smollm2-135m",
+        "a name that `dynadapt fetch` knows, a Hugging Face directory, a GGUF file, a PEFT adapter's directory, or a hub id (org/name) in "
+        "the Hugging Face cache",
+    )
+    text: tuple[str, ...] = setting(
+        (),
+        "files (each a document), directories of them, .jsonl or .parquet (each line or row a document), any of them as .gz, "
+        "- for standard input, or builtin:python-reference, builtin:python-source",
+        metavar="FILE",
+        what="names of files",
+    )
+    field: str = setting(
+        "text",
+        "of .jsonl, .json and .parquet: the key or column that holds the text",
+        what="the name of the key or column that holds the text",
+    )
+    tokens: int | None = setting(
+        None, "read only the first N tokens, over all texts (default: all)", least=2, why=" (the first token is not scored)"
+    )
+    adapt: str = setting(
+        "lora",
+        "what learns: nothing, low-rank adapters, the rows with the largest gradients, or whole weights",
+        choices=("none", "lora", "rows", "full"),
+    )
+    rank: int = setting(16, "rank of the low-rank adapters", least=1, needs={"adapt": ("lora",)})
+    alpha: float | None = setting(
+        None,
+        "the adapters are scaled by alpha / rank (default: twice the rank)",
+        above=0,
+        why="; the adapter is scaled by alpha / rank (default: twice the rank)",
+        needs={"adapt": ("lora",)},
+    )
+    targets: str = setting(
+        "all",
+        "which linear weights learn; with --adapt full also model: every parameter there is",
+        choices=("all", "attn", "mlp", "model"),
+        needs=LEARNS,
+    )
+    layers: tuple[int, int] | None = setting(
+        None, "learn only in layers A to B-1 (default: all)", read=parse_layers, metavar="A:B", needs=LEARNS
+    )
+    density: float = setting(
+        0.1,
+        "with --adapt rows: share of each weight's rows that learn",
+        above=0,
+        most=1,
+        what="a share of the rows",
+        needs={"adapt": ("rows",)},
+    )
+    segment: int = setting(512, "tokens scored, and then learned from, at a time", least=1)
+    memory: int | None = setting(
+        None,
+        "tokens of earlier segments kept as keys and values, 0 for none (default: 512; fewer or none where the model's positions "
+        "leave no room, or with --context)",
+        least=0,
+    )
+    sinks: int = setting(4, "with --memory: first tokens of the document that are never dropped", least=0, needs=REMEMBERS)
+    refresh: str = setting(
+        "keep",
+        "with --memory: keep keys and values as they were, or project them again with the current weights",
+        choices=("keep", "reproject"),
+        needs=REMEMBERS,
+    )
+    context: int = setting(0, "tokens of earlier segments run again in front of each segment, 0 for none (dearer than --memory)", least=0)
+    every: int = setting(1, "update at every K-th segment", least=1, metavar="K", needs=LEARNS)
+    optimizer: str = setting("adam", "how the update is made", choices=tuple(OPTIMIZERS), needs=LEARNS)
+    statistics: str = setting(
+        "builtin:python-reference",
+        f"with --optimizer {' or '.join(WITH_STATISTICS)}: text whose first 16,384 tokens give the frozen gradient statistics",
+        metavar="FILE",
+        what="the name of a file",
+        needs={**LEARNS, "optimizer": WITH_STATISTICS},
+    )
+    lr: float | None = setting(None, f"learning rate per update (default: {USUAL_RATES})", least=0, what="a finite rate", needs=LEARNS)
+    decay: float = setting(0.0, "share by which weights go back to their first values at each update", least=0, most=1, needs=LEARNS)
+    clip: float = setting(
+        1.0, "largest gradient norm of a stream, 0 for no limit", least=0, what="a norm", why=" (0: no clipping)", needs=LEARNS
+    )
+    reset: str | int = setting(
+        "never",
+        "when the weights go back to their first values: never, at each document, every N tokens, or when the score jumps",
+        read=parse_reset,
+        metavar="never|document|N|auto",
+        needs=LEARNS,
+    )
+    streams: int = setting(1, "streams scored side by side, each with weights of its own", least=1)
+    split: bool = setting(False, "cut the one text into --streams contiguous parts, each a stream")
+    dtype: str = setting(
+        "auto",
+        "arithmetic; masters of what learns are float32 (fp64: on the reference backend, for checks; auto: bf16 on GPUs and on "
+        "processors with AVX512-BF16, else fp32, which is faster there)",
+        choices=("auto", "bf16", "fp32", "fp64"),
+    )
+    backend: str = setting(
+        "auto",
+        "native kernels on the CPU, Triton and CUDA kernels on a GPU, or the plain reference",
+        choices=("auto", "cpu", "triton", "reference"),
+    )
+    device: str = setting("auto", "cpu, cuda or cuda:N; auto takes the GPU where there is one")
+    batch: int = setting(0, "streams that go through the layers together, 0 for all; fewer take less memory and score the same", least=0)
+    recompute: bool = setting(
+        False, "make norm outputs and activations again in backward instead of keeping them: less memory, a little more time", needs=LEARNS
+    )
+    base: str = setting(
+        "same", "frozen linear weights in the arithmetic of --dtype, or in float8 with a scale per row", choices=("same", "float8")
+    )
+    seed: int = setting(0, "seed of the adapters' first values", least=0)
 
     def __post_init__(self):
-        _check(self)
+        check(self)
+        _check_together(self)
 
     @property
     def learning_rate(self) -> float:
@@ -100,19 +193,7 @@ class EvalConfig:
 
     @classmethod
     def from_dict(cls, content: dict) -> EvalConfig:
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(content) - known)
-        if unknown:
-            raise ConfigError(f"unknown setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
-        content = dict(content)
-        if isinstance(content.get("text"), str):
-            content["text"] = (content["text"],)
-        if "text" in content:
-            content["text"] = tuple(str(text) for text in content["text"])
-        if content.get("layers") is not None:
-            content["layers"] = parse_layers(content["layers"])
-        if "reset" in content:
-            content["reset"] = parse_reset(content["reset"])
+        check_names(cls, content)
         return cls(**content)
 
     @property
@@ -146,82 +227,16 @@ class EvalConfig:
         return words
 
 
-def parse_layers(value) -> tuple[int, int]:
-    """ "A:B" or [A, B]: layers A..B-1."""
-    try:
-        first, stop = value.split(":") if isinstance(value, str) else value
-        first, stop = int(first), int(stop)
-    except (ValueError, TypeError):
-        raise ConfigError(f"layers {value!r}: give A:B with A < B, for example 20:30 for layers 20 to 29") from None
-    if not 0 <= first < stop:
-        raise ConfigError(f"layers {value!r}: give A:B with 0 <= A < B")
-    return first, stop
-
-
-def parse_reset(value) -> str | int:
-    if value in ("never", "document", "auto"):
-        return value
-    try:
-        tokens = int(value)
-    except (ValueError, TypeError):
-        tokens = 0
-    if tokens < 1 or isinstance(value, bool):
-        raise ConfigError(f"reset {value!r}: give never, document, auto or a number of tokens")
-    return tokens
-
-
-def _check(config: EvalConfig) -> None:
-    if not isinstance(config.field, str) or not config.field:
-        raise ConfigError(f"field {config.field!r}: give the name of the key or column that holds the text")
-    for name, accepted in CHOICES.items():
-        if getattr(config, name) not in accepted:
-            raise ConfigError(f"{name} {getattr(config, name)!r}: give one of {', '.join(accepted)}")
-    for name, least in (
-        ("rank", 1),
-        ("segment", 1),
-        ("memory", 0),
-        ("sinks", 0),
-        ("context", 0),
-        ("every", 1),
-        ("streams", 1),
-        ("batch", 0),
-        ("seed", 0),
-    ):
-        value = getattr(config, name)
-        if name in config.open:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name} {value!r}: give a whole number of at least {least}")
-    if config.tokens is not None and (isinstance(config.tokens, bool) or not isinstance(config.tokens, int) or config.tokens < 2):
-        raise ConfigError(f"tokens {config.tokens!r}: give a whole number of at least 2 (the first token is not scored)")
-    for name, accepted in (
-        ("density", lambda x: 0 < x <= 1),
-        ("decay", lambda x: 0 <= x <= 1),
-        ("clip", lambda x: x >= 0),
-        ("lr", lambda x: x is None or x >= 0),
-    ):
-        value = getattr(config, name)
-        number = isinstance(value, Real) and not isinstance(value, bool) or name == "lr" and value is None
-        if not number or not accepted(value) or value == math.inf:
-            raise ConfigError(
-                f"{name} {value!r}: give "
-                + {
-                    "density": "a share of the rows, more than 0 and at most 1",
-                    "decay": "a number from 0 to 1",
-                    "clip": "a norm of at least 0 (0: no clipping)",
-                    "lr": "a finite rate of at least 0",
-                }[name]
-            )
-    check_alpha(config.alpha)
+def _check_together(config: EvalConfig) -> None:
     if config.memory and config.context:
         raise ConfigError(
             f"memory {config.memory} and context {config.context}: give one of them (memory keeps keys and values, "
             "context runs the text again)"
         )
-    if config.adapt == "lora" and config.optimizer == "rms":
+    if config.adapt == "lora" and config.optimizer in WITH_STATISTICS:
         raise ConfigError(
-            "optimizer 'rms' with adapt 'lora': an adapter has no gradient statistics before it learns; "
-            "give adam, adamw or sgd, or adapt rows or full"
+            f"optimizer {config.optimizer!r} with adapt 'lora': an adapter has no gradient statistics before it learns; "
+            f"give {IN_WORDS}, or adapt rows or full"
         )
     if config.targets == "model" and config.adapt in ("lora", "rows"):
         raise ConfigError(f"targets 'model' with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")
@@ -231,4 +246,3 @@ def _check(config: EvalConfig) -> None:
         raise ConfigError(f"split: cuts one text into streams, but {len(config.text)} texts are given")
     if config.split and config.streams < 2:
         raise ConfigError(f"streams {config.streams}: with split, give the number of parts, at least 2")
-    parse_reset(config.reset)

@@ -8,7 +8,9 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from .config import CHOICES, EvalConfig
+from dynadapt.common.options import choices
+
+from .config import EvalConfig, check_rank
 
 MEMORY = 512
 
@@ -30,7 +32,13 @@ def settled(config: EvalConfig, out: str | Path | None, resume: bool, model: Cal
 
 
 def settle(config: EvalConfig, model_config, memory: int | None = None) -> EvalConfig:
-    """`config` with nothing open, for a model of this ModelConfig. `memory`: what to take where it is open, instead of what fits."""
+    """`config` with nothing open, for a model of this ModelConfig. `memory`: what to take where it is open, instead of what fits.
+
+    Raises:
+        ConfigError: a rank above the model's width.
+    """
+    if model_config is not None:
+        check_rank(config, model_config.hidden_size)
     if "dtype" in config.open:
         config = config.with_(dtype=fastest(config.device, config.backend)[0])
     if "memory" in config.open:
@@ -47,7 +55,7 @@ def settled_dtype(config, out: str | Path, resume: bool) -> str:
         from dynadapt.runs.rundir import read_json
 
         begun = read_json(Path(out) / "config.json")
-        if isinstance(begun, dict) and begun.get("dtype") in CHOICES["dtype"][1:]:
+        if isinstance(begun, dict) and begun.get("dtype") in choices(EvalConfig, "dtype")[1:]:
             return begun["dtype"]
     return fastest(config.device, config.backend)[0]
 

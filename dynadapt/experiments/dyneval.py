@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dynadapt.adapt.optimizers import OPTIMIZERS, WITH_STATISTICS
 from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.common.notes import note
 from dynadapt.runs.document_slots import Feed, Segment, check_lengths
@@ -79,7 +80,7 @@ def run(
         directory.expect({"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint()})
         engine = (make_engine or build_engine)(model, config)
         tokenizer = streaming_tokenizer(model.tokenizer)
-        if config.adapt != "none" and config.optimizer == "rms":
+        if config.adapt != "none" and config.optimizer in WITH_STATISTICS:
             statistics, digest = _statistics_text(config, facts)
             directory.expect({f"statistics text {config.statistics!r}": digest})
             engine.gather_statistics(_statistics(statistics, config, tokenizer))
@@ -158,10 +159,7 @@ def _or_fetched(name: str) -> str:
 
 def optimizer_of(config: EvalConfig):
     """The optimizer that a configuration describes."""
-    import dynadapt
-
-    kinds = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD, "rms": dynadapt.RMS}
-    return kinds[config.optimizer](lr=config.learning_rate, decay=config.decay, clip=config.clip)
+    return OPTIMIZERS[config.optimizer](lr=config.learning_rate, decay=config.decay, clip=config.clip)
 
 
 def adapt_of(config: EvalConfig):

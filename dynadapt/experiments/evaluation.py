@@ -15,6 +15,7 @@ import numpy as np
 
 from dynadapt.common.checks import shown
 from dynadapt.common.notes import note
+from dynadapt.common.options import note_idle
 from dynadapt.common.reprs import safe
 from dynadapt.model.fetch import KNOWN
 from dynadapt.model.load import load
@@ -171,6 +172,7 @@ def evaluate(
             texts = tuple(names)
         given = None if isinstance(model, (str, os.PathLike)) else load(model)
         config = EvalConfig.from_dict({**settings, "text": texts, "model": os.fspath(model) if given is None else _name(given)})
+        note_idle(config, settings)
         if tokenizer is not None:
             given = _with_tokenizer(given or load(config.model), tokenizer)
         return _run(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from dynadapt.adapt import RMS, SGD, Adam, AdamW, Full, LoRA, RowSparse
-from dynadapt.commands.parsing import meant
+from dynadapt.adapt import Full, LoRA, RowSparse
+from dynadapt.adapt.optimizers import OPTIMIZERS
 from dynadapt.common.checks import shown
+from dynadapt.common.options import check_names
 from dynadapt.engine.memory import Overlap, SegmentMemory
 
 from .config import ConfigError, EvalConfig
 
 ADAPTS = {"lora": LoRA, "rows": RowSparse, "full": Full}
-OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "sgd": SGD, "rms": RMS}
 GIVEN_OTHERWISE = ("model", "text")
 
 
@@ -22,10 +22,7 @@ def settings_from(settings: dict) -> dict:
     Raises:
         ConfigError: a setting that there is none of, one that is given twice, or an object's field that no setting says.
     """
-    known = [f.name for f in fields(EvalConfig) if f.name not in GIVEN_OTHERWISE]
-    for name in settings:
-        if name not in known:
-            raise ConfigError(f"unknown setting {name!r}{meant(name, known)}; there are {', '.join(known)}")
+    check_names(EvalConfig, settings, without=GIVEN_OTHERWISE)
     plain = dict(settings)
     if "adapt" in plain:
         _replace(plain, "adapt", _adapt(plain["adapt"]))

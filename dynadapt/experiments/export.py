@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from dynadapt.engine.learners.peft import read_settings, read_tensors
 from dynadapt.engine.state import adapter_directory
+from dynadapt.model.peft import read_settings, read_tensors
 from dynadapt.runs.checkpoints import last_state
 from dynadapt.runs.rundir import RunError, read_json
 from dynadapt.runs.whole_files import new_directory

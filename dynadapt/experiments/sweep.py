@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dynadapt.common import children
+from dynadapt.common.notes import note
+from dynadapt.common.options import idle, note_idle
 from dynadapt.runs.metrics import Run, read_run
 from dynadapt.runs.rundir import read_json, write_json
 
@@ -85,12 +87,31 @@ def expand(base: dict, grid: dict, cells: list[dict]) -> list[Cell]:
     found: dict[EvalConfig, Cell] = {}
     for changes in combinations + list(cells):
         config = EvalConfig.from_dict({**base, **changes})
+        if changes in cells:
+            note_idle(config, changes)
         found.setdefault(config, Cell(cell_name(changes), config))
     names = [cell.name for cell in found.values()]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ConfigError(f"cells: two different cells would be named {twice[0]!r}")
+    _note_alike(list(found.values()))
     return list(found.values())
+
+
+def _note_alike(cells: list[Cell]) -> None:
+    """A note for cells that compute the same, since they differ only in settings that change nothing."""
+    alike: dict[EvalConfig, list[Cell]] = {}
+    for cell in cells:
+        usual = {name: getattr(EvalConfig, name) for name in idle(cell.config)}
+        alike.setdefault(cell.config.with_(**usual), []).append(cell)
+    for same in alike.values():
+        if len(same) > 1:
+            reasons = [
+                f"{name} with {reason}"
+                for name, reason in idle(same[0].config).items()
+                if len({getattr(cell.config, name) for cell in same}) > 1
+            ]
+            note(f"cells {', '.join(cell.name for cell in same)} compute the same: without effect are {', '.join(reasons)}")
 
 
 def cell_name(changes: dict) -> str:

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
 from dynadapt.common.checks import integer, is_integer, token_ids
-from dynadapt.engine.engine import DTYPES, Engine
+from dynadapt.engine import DTYPES, Engine
 from dynadapt.engine.memory import SegmentMemory
 from dynadapt.model import ModelError
 from dynadapt.model.live import load_live

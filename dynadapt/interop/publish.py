@@ -19,10 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynadapt.engine.learners.peft import SETTINGS, TENSORS, read_settings, read_tensors, write_adapter, write_settings
+from dynadapt.engine.learners.peft import write_adapter
 from dynadapt.experiments.export import run_adapter
 from dynadapt.model import ModelError
 from dynadapt.model.family import FAMILIES
+from dynadapt.model.peft import SETTINGS, TENSORS, read_settings, read_tensors, write_settings
 from dynadapt.model.peft_fields import check_targets
 from dynadapt.runs.rundir import read_json, sync_tree, write_json
 

@@ -22,9 +22,9 @@ import torch
 from dynadapt.adapt.methods import LoRA, RowSparse, targeted, whole_model
 from dynadapt.common.checks import token_ids
 from dynadapt.common.reprs import safe
+from dynadapt.engine import DTYPES, Engine
 from dynadapt.engine import state as engine_state
-from dynadapt.engine.arguments import as_adapt
-from dynadapt.engine.engine import DTYPES, Engine
+from dynadapt.engine.settings import as_adapt
 from dynadapt.model import ModelError, from_state, layout
 from dynadapt.model.layout import hf_transposed
 from dynadapt.model.live import is_live, load_live, match_live
@@ -272,7 +272,7 @@ class Session:
     def _show(self, every_row: bool) -> None:
         if not self._originals:
             return
-        learner, config = self.engine._learner([self._stream]), self.engine.config
+        learner, config = self.engine.driver.step.learner(self._stream), self.engine.config
         if whole_model(self.engine.adapt):
             for name, value in learner.parameters().items():
                 self._put(name, value)

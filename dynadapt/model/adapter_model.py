@@ -16,9 +16,8 @@ from .base import Model
 from .errors import ModelError
 from .json_file import read_json
 from .layout import linear_shapes, peft_name
+from .peft import SETTINGS, TENSORS, read_for_model
 from .safetensors_file import hash_file, sample_file
-
-SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_adapter(path: Path) -> bool:
@@ -33,8 +32,6 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
     Raises:
         ModelError: naming what can't be merged exactly, or the base that can't be loaded.
     """
-    from dynadapt.engine.learners.peft import read_for_model
-
     whole = sorted(path.glob("model*.safetensors"))
     if (path / "config.json").is_file() and whole:
         raise ModelError(

@@ -1,47 +1,34 @@
-"""Ops: one file each, with its contract, its reference, its FLOP formula and its dispatch."""
+"""Ops: a family a file, with its contract, its references and its FLOP formulas; table.py has a row an op, dispatch.py picks what serves it."""
 
-from . import (
-    activation,
-    attention,
-    bias_gradient,
-    cross_entropy,
-    embedding,
-    head_norm,
-    linear,
-    linear_mse,
-    lora_gradient,
-    memory,
-    norm,
-    reset,
-    update,
-    weight_gradient,
-)
-from .dispatch import UnsupportedOp, choose_backend, choose_device, defined_ops, resolve
-from .float8 import Float8Weights
-from .matrix import DenseMatrix, make_matrix, make_parts
+from importlib import import_module
+from typing import Any
+
+from .table import OPS
 
 __all__ = [
     "DenseMatrix",
     "Float8Weights",
     "UnsupportedOp",
-    "activation",
-    "attention",
-    "bias_gradient",
     "choose_backend",
     "choose_device",
-    "cross_entropy",
     "defined_ops",
-    "embedding",
-    "head_norm",
-    "linear",
-    "linear_mse",
-    "lora_gradient",
     "make_matrix",
     "make_parts",
-    "memory",
-    "norm",
-    "reset",
     "resolve",
-    "update",
-    "weight_gradient",
 ]
+
+# Public name -> the module that has it: the table is read without importing torch.
+_HOMES = {
+    **dict.fromkeys(("UnsupportedOp", "choose_backend", "choose_device", "defined_ops", "resolve"), "dispatch"),
+    **dict.fromkeys(("DenseMatrix", "make_matrix", "make_parts"), "matrix"),
+    "Float8Weights": "float8",
+}
+_MODULES = {"dispatch", *(row.family for row in OPS.values())}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

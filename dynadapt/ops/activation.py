@@ -11,7 +11,6 @@ import math
 
 import torch
 
-from .dispatch import reference
 from .precision import widen
 
 KINDS = ("swiglu", "gelu_tanh", "gelu")
@@ -22,7 +21,6 @@ def _check_kind(kind):
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
 
 
-@reference
 def activation_forward(h, kind, y) -> None:
     """y [N, F] from h [N, 2 F] (swiglu) or [N, F]."""
     _check_kind(kind)
@@ -34,7 +32,6 @@ def activation_forward(h, kind, y) -> None:
         y.copy_(torch.nn.functional.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none"))
 
 
-@reference
 def activation_backward(dy, h, kind, dh, y=None) -> None:
     """dh like h from dy [N, F]; y [N, F], when given, becomes the forward's output again, bit for bit, so that it need not
     be kept. dh may be h's memory."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import torch
 
-from .dispatch import reference
 from .precision import widen
 
 
@@ -58,7 +57,6 @@ def _streams(qkv, slots, mem_len):
         yield i, slot, slice(i * segment, (i + 1) * segment), 0 if mem_len is None else int(mem_len[slot])
 
 
-@reference
 def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, out, lse) -> None:
     """out [N, hq d] and lse [S, hq, T] from qkv [N, (hq + 2 hkv) d].
 
@@ -74,7 +72,6 @@ def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, s
         out[rows] = torch.bmm(p, v).transpose(0, 1).reshape(-1, hq * d)
 
 
-@reference
 def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, dqkv) -> None:
     """dqkv [N, (hq + 2 hkv) d]; probabilities are recomputed from lse, memory gets no gradient."""
     group = hq // hkv

@@ -5,10 +5,7 @@ db_o = sum_n dy[n, o]                y = x W^T + b
 
 from __future__ import annotations
 
-from .dispatch import reference
 
-
-@reference
 def bias_gradient(dy, db) -> None:
     """db [O] (float32 or wider) += the column sums of dy [N, O], whose rows may be strided.
 

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import torch
 
-from .dispatch import reference
 from .precision import widen
 
 
-@reference
 def cross_entropy(h, head, targets, weights, nll, lse, dh) -> None:
     """nll, lse [N] in nats; dh [N, H] scaled by weights [N], or None for the score alone.
 
@@ -37,7 +35,6 @@ def cross_entropy(h, head, targets, weights, nll, lse, dh) -> None:
     dh.copy_(d.to(h.dtype) @ head.weight)
 
 
-@reference
 def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate) -> None:
     """dW [V, H] = sum_n w_n (softmax_n - onehot_n) h_n^T, logits recomputed from h and lse."""
     scored = targets >= 0

@@ -16,8 +16,9 @@ import torch
 
 from dynadapt.common.checks import choice, wrong
 
+from .table import OPS, Row
+
 BACKENDS = ("reference", "cpu", "triton")
-_REFERENCE: dict[str, Callable] = {}
 _FAST_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -33,12 +34,6 @@ class Choice:
     backend: str
     function: Callable
     reason: str
-
-
-def reference(function: Callable) -> Callable:
-    """Register ``function`` as the definition of the op that carries its name."""
-    _REFERENCE[function.__name__] = function
-    return function
 
 
 def native_module():
@@ -107,26 +102,26 @@ def resolve(op: str, backend: str, dtype: torch.dtype) -> Choice:
     Raises:
         UnsupportedOp: when the backend has no implementation for this op and dtype.
     """
-    if op not in _REFERENCE:
-        raise UnsupportedOp(f"op {op!r} is not defined; known: {', '.join(sorted(_REFERENCE))}")
+    if op not in OPS:
+        raise UnsupportedOp(f"op {op!r} is not defined; known: {', '.join(sorted(OPS))}")
+    row = OPS[op]
     if backend == "reference":
-        return Choice(op, backend, _REFERENCE[op], "asked for" if dtype != torch.float64 else "float64 is served by the reference only")
+        return Choice(op, backend, row.reference, "asked for" if dtype != torch.float64 else "float64 is served by the reference only")
     if dtype not in _FAST_DTYPES:
         raise UnsupportedOp(f"op {op!r}, backend {backend!r}, dtype {dtype}: its kernels serve float32 and bfloat16")
-    return _triton(op, dtype) if backend == "triton" else _native(op, dtype)
+    return _triton(row, dtype) if backend == "triton" else _native(row, dtype)
 
 
-def _native(op: str, dtype: torch.dtype) -> Choice:
-    function = getattr(native_module(), op, None)
-    if function is None:
-        raise UnsupportedOp(f"op {op!r}, dtype {dtype}, device 'cpu': dynadapt._C has no such kernel")
-    return Choice(op, "cpu", function, f"native kernels, {native_module().isa()}")
+def _native(row: Row, dtype: torch.dtype) -> Choice:
+    if not row.native:
+        raise UnsupportedOp(f"op {row.name!r}, dtype {dtype}, device 'cpu': dynadapt._C has no such kernel")
+    module = native_module()
+    return Choice(row.name, "cpu", getattr(module, row.name), f"native kernels, {module.isa()}")
 
 
-def _triton(op: str, dtype: torch.dtype) -> Choice:
-    from dynadapt.kernels import OPS
-
-    if op not in OPS:
+def _triton(row: Row, dtype: torch.dtype) -> Choice:
+    op = row.name
+    if not row.triton:
         raise UnsupportedOp(f"op {op!r}, backend 'triton', dtype {dtype}: no kernel file serves it")
     common = kernel_module("common")
     if not (torch.cuda.is_available() or common.INTERPRET):
@@ -135,11 +130,11 @@ def _triton(op: str, dtype: torch.dtype) -> Choice:
             "imported to run the kernels in Triton's interpreter, or ask for backend='cpu'"
         )
     where = "in Triton's interpreter" if common.INTERPRET else f"on {torch.cuda.get_device_name()}"
-    module = kernel_module(OPS[op])
+    module = kernel_module(row.family)
     reason = getattr(module, "reason", lambda op: "Triton")(op)
     return Choice(op, "triton", getattr(module, op), f"{reason}, {where}")
 
 
 def defined_ops() -> tuple[str, ...]:
-    """Names of all ops that have a reference."""
-    return tuple(sorted(_REFERENCE))
+    """Names of all ops."""
+    return tuple(sorted(OPS))

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import torch
 
-from .dispatch import reference
-
 
 def _heads(qkv, hq, hkv, d):
     return qkv.view(qkv.shape[0], hq + 2 * hkv, d)
@@ -18,7 +16,6 @@ def _weights(q_weight, k_weight, hq, hkv, dtype):
     return torch.cat([q_weight.to(dtype).expand(hq, -1), k_weight.to(dtype).expand(hkv, -1)])  # [hq + hkv, d]
 
 
-@reference
 def head_norm_forward(qkv, q_weight, k_weight, eps, hq, hkv, d, out, rstd) -> None:
     """qkv, out [N, (hq + 2 hkv) d]; q_weight, k_weight [d]; rstd [N, hq + hkv] for backward."""
     x = _heads(qkv, hq, hkv, d)
@@ -29,7 +26,6 @@ def head_norm_forward(qkv, q_weight, k_weight, eps, hq, hkv, d, out, rstd) -> No
     y[:, hq + hkv :] = x[:, hq + hkv :]
 
 
-@reference
 def head_norm_backward(dout, qkv, q_weight, k_weight, rstd, hq, hkv, d, dqkv, dq_weight, dk_weight) -> None:
     """dqkv like qkv; dq_weight, dk_weight [d] are added to when given."""
     n = hq + hkv

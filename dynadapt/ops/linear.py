@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import torch
 
-from .dispatch import reference
 from .float8 import Float8Weights, product
 
 
@@ -37,7 +36,6 @@ def by_stream(t: torch.Tensor, streams: int) -> torch.Tensor:
     return t.reshape(streams, t.shape[0] // streams, t.shape[1])
 
 
-@reference
 def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """y [N, O] and u = x A^T [N, P R] from x [N, K]; bias [O] or None; A is None: no adapter."""
     if isinstance(parts, Float8Weights):
@@ -58,7 +56,6 @@ def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
         y[:, lo:hi] += scale * low_rank.reshape(-1, hi - lo)
 
 
-@reference
 def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     """dU_p = scale dy_p Bt_p^T [N, P R]; dx = dy W + dU A [N, K]; dx None: nothing below learns."""
     if A is not None:

@@ -5,10 +5,7 @@ pred = h . weight + bias,  loss = (pred - target)^2,  dh = 2 w (pred - target) w
 
 from __future__ import annotations
 
-from .dispatch import reference
 
-
-@reference
 def linear_mse(h, weight, bias, target, weights, pred, loss, dh, dweight, dbias) -> None:
     """pred, loss [N] from h [N, H], weight [H], bias [1] or None, target [N]; weights [N] scale the gradients.
 

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import torch
 
-from .dispatch import reference
 from .linear import by_stream
 from .update import apply_gradient
 
 
-@reference
 def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -> None:
     """dA = dU^T x [slots, P R, K]; dBt_p = scale u_p^T dy_p [slots, R, O]; only ``slots`` are touched."""
     streams, rank = len(slots), dBt.shape[1]
@@ -38,7 +36,6 @@ def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -
             dBt[slot] = b
 
 
-@reference
 def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, rule, lr, skipped) -> None:
     """One step of every stream's adapter; inputs as in ``lora_gradient``.
 

@@ -21,7 +21,7 @@ class DenseMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return tuple(self.weight.shape)
+        return self.weight.shape[0], self.weight.shape[1]
 
     @property
     def nbytes(self) -> int:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from .dispatch import reference
 
-
-@reference
 def memory_advance(source, columns, stores, mem_len, slots, counts, sinks) -> None:
     """Each stream's first ``counts`` rows of the segment enter its slot's windows, which are changed in place.
 
@@ -33,7 +30,6 @@ def memory_advance(source, columns, stores, mem_len, slots, counts, sinks) -> No
             store[:, slot, sinks : filled + count - surplus] = window[:, sinks + surplus :]
 
 
-@reference
 def memory_fill(mem_len, slots, counts, capacity) -> None:
     """mem_len[slots[i]] = min(mem_len[slots[i]] + counts[i], capacity), in place; after ``memory_advance``."""
     index = slots.long()

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import torch
 
-from .dispatch import reference
-
 KINDS = ("rms", "layer")
 
 
@@ -21,7 +19,6 @@ def _check_kind(kind: str) -> None:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
 
 
-@reference
 def norm_forward(x, delta, weight, bias, eps, kind, res, y, stat) -> None:
     """x, delta, res, y [N, H]; delta None: no add, and res may be None; weight, bias [H]."""
     _check_kind(kind)
@@ -37,7 +34,6 @@ def norm_forward(x, delta, weight, bias, eps, kind, res, y, stat) -> None:
     y.copy_(out if bias is None else out + bias.to(wide.dtype))
 
 
-@reference
 def norm_backward(dy, res, weight, stat, kind, dres, dx, dweight, dbias, bias=None, y=None) -> None:
     """dx [N, H] = gradient through the norm + dres (the gradient that reaches res past the norm).
 

@@ -13,12 +13,13 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
+from typing import Any
 
 from torch.profiler import record_function
 
 DOMAIN = "dynadapt"
 VARIABLE = "DYNADAPT_NVTX"
-_state = {"on": False, "domain": None}  # domain: of the package nvtx
+_state: dict[str, Any] = {"on": False, "domain": None}  # domain: of the package nvtx
 
 
 def enable() -> None:

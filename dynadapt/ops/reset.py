@@ -5,10 +5,7 @@ flags[s] != 0:  master[slot] = working[slot] = prior;  grad, first, second, step
 
 from __future__ import annotations
 
-from .dispatch import reference
 
-
-@reference
 def reset(flags, slots, prior, master, working, grad, first, second, step) -> None:
     """flags, slots int32 [S]; prior [P]; master [slots, P]; working, grad, first and second too, or None; step int32 [slots]."""
     for flag, slot in zip(flags.tolist(), slots.tolist()):

@@ -18,12 +18,15 @@ keeps all its state, ``skipped`` becomes 1, and later calls leave the stream unt
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
 
 import torch
 
 from dynadapt.common.update_rule import KINDS, UpdateRule
 
-from .dispatch import kernel_module, native_module, reference
+from .dispatch import kernel_module, native_module
+
+Buffer = Any  # a tensor, or None
 
 
 @dataclass(eq=False, repr=False)
@@ -36,20 +39,20 @@ class UpdateState:
 
     master: torch.Tensor
     _: KW_ONLY
-    grad: torch.Tensor | None = None
-    first: torch.Tensor | None = None
-    second: torch.Tensor | None = None
-    prior: torch.Tensor | None = None
-    stat: torch.Tensor | None = None
-    prior_rate: torch.Tensor | None = None
-    working: torch.Tensor | None = None
-    step: torch.Tensor | None = None
+    grad: Buffer = None
+    first: Buffer = None
+    second: Buffer = None
+    prior: Buffer = None
+    stat: Buffer = None
+    prior_rate: Buffer = None
+    working: Buffer = None
+    step: Buffer = None
 
     def of(self, slot: int) -> UpdateState:
         """One slot's share, as views; without the count."""
-        own = {name: getattr(self, name) for name in ("master", "grad", "first", "second", "working")}
+        own = {name: getattr(self, name) for name in ("grad", "first", "second", "working")}
         views = {name: None if t is None else t[slot] for name, t in own.items()}
-        return UpdateState(views.pop("master"), **views, prior=self.prior, stat=self.stat, prior_rate=self.prior_rate)
+        return UpdateState(self.master[slot], **views, prior=self.prior, stat=self.stat, prior_rate=self.prior_rate)
 
     def check(self, op: str, name: str, rule: UpdateRule) -> None:
         """Raises ValueError when the rule needs a tensor that is not there, naming the op and what it calls this state."""
@@ -75,7 +78,6 @@ def _move(g: torch.Tensor, state: UpdateState, rule: UpdateRule, lr: float, step
     return moved - d
 
 
-@reference
 def update(state: UpdateState, rule: UpdateRule, slots, lr, norms, skipped) -> None:
     """One step of the streams in ``slots``; all of ``state`` but prior, stat and prior_rate changes.
 

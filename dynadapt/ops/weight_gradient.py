@@ -13,11 +13,9 @@ from dataclasses import replace
 
 import torch
 
-from .dispatch import reference
 from .update import apply_gradient
 
 
-@reference
 def weight_gradient(dy, x, rows, dW, accumulate) -> None:
     """dW [n, K] (float32 or wider) from dy [N, O] (rows may be strided) and x [N, K]; rows int32 [n] or None for all O."""
     chosen = dy if rows is None else dy[:, rows.long()]
@@ -28,7 +26,6 @@ def weight_gradient(dy, x, rows, dW, accumulate) -> None:
         dW.copy_(gradient)
 
 
-@reference
 def row_scores(dy, x, out) -> None:
     """out [O]: the orthogonal estimate of each row's gradient norm."""
     wide = out.dtype
@@ -36,7 +33,6 @@ def row_scores(dy, x, out) -> None:
     out.copy_((dy.to(wide).square() * squares).sum(0).sqrt())
 
 
-@reference
 def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> None:
     """One step of the rows ``rows`` (int32 [n]; None: all) of one weight; inputs as in ``weight_gradient``.
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from dynadapt.experiments.config import ConfigError
+from dynadapt.common.errors import ConfigError
 
 from .whole_files import RunError, note, read_json, write_json
 

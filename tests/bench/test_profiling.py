@@ -18,7 +18,7 @@ from dynadapt.bench.cases import calls
 from dynadapt.bench.profile import ncu
 from dynadapt.bench.profile import run as profiling_run
 from dynadapt.cli import build_parser, main
-from dynadapt.engine.decoder import OpSet
+from dynadapt.engine.op_set import OpSet
 from dynadapt.model import tiny_config
 from dynadapt.model.hf_config import config_to_hf
 from dynadapt.ops import profiler_ranges as ranges

@@ -13,7 +13,8 @@ from tiny import english, tiny_directory
 
 from dynadapt.cli import build_parser, main
 from dynadapt.commands.settings import config_from
-from dynadapt.experiments.config import CHOICES, ConfigError, EvalConfig
+from dynadapt.common.options import settings_of
+from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.runs.progress import Lines
 
 CONTRACT = """--model --text --tokens --adapt --rank --targets --layers --density --segment --memory --sinks --refresh --context --every
@@ -110,7 +111,7 @@ def test_a_configuration_survives_the_command_line_and_json(changes):
         (["--text", "/nowhere.txt"], "no such file"),
         (["--text", "/"], "is a directory"),
         (["--model", "/nowhere"], "/nowhere"),
-        (["--optimizer", "rms"], "adam, adamw or sgd"),
+        (["--optimizer", "rms"], "adam, adamw, sgd or lion"),
     ],
 )
 def test_errors_are_one_line_and_exit_2(words, message, model_directory, text, tmp_path, capsys):
@@ -130,7 +131,7 @@ def test_debug_shows_the_traceback(model_directory, tmp_path):
 def test_unknown_settings_are_refused_by_name():
     with pytest.raises(ConfigError, match="'rnak'"):
         EvalConfig.from_dict({"rnak": 4})
-    for name, accepted in CHOICES.items():
+    for name, accepted in ((name, said.choices) for name, said in settings_of(EvalConfig).items() if said.choices):
         with pytest.raises(ConfigError, match=accepted[-1]):
             EvalConfig(**{name: "nonsense"})
 

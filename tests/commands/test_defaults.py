@@ -73,6 +73,19 @@ def test_a_memory_that_was_asked_for_and_does_not_fit_is_refused(folder, tmp_pat
     assert json.loads((tmp_path / "left" / "config.json").read_text())["memory"] == 0
 
 
+def test_a_rank_above_the_models_width_is_refused(folder, tmp_path, capsys):
+    width = dynadapt.model.load(str(folder / "model")).config.hidden_size
+    words = ["--model", folder / "model", "--segment", 16, "--rank", width + 1]
+    train = ["reweight", "train", "--domains", f"a={folder / 'a.jsonl'}", "--adapt", "lora", "--heldout", 0.5, "--steps", 1]
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": english(60, seed)}) + "\n" for seed in range(8)))
+    for command in (["eval", "--text", folder / "a.txt"], ["eval", "--text", folder / "a.txt", "--memory", 0], train):
+        assert call(*command, *words, "--out", tmp_path / "out") == 2
+        assert f"rank {width + 1}: give a whole number from 1 to {width}, the model's width" in capsys.readouterr().err
+        assert not list(tmp_path.glob("out/*"))
+    assert call("explain", *words) == call("plan", *words) == 2
+    assert capsys.readouterr().err.count("the model's width") == 2
+
+
 @pytest.mark.parametrize(
     "isa, dtype, why",
     [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dynadapt import SGD, Adam, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
-from dynadapt.adapt.resets import WARMUP, ChangePoint
+from dynadapt.adapt.resets import WARMUP, ChangePoints
 from dynadapt.engine.memory import WindowStore
 from dynadapt.model import random_model, tiny_config
 from dynadapt.ops import UnsupportedOp, resolve
@@ -124,15 +124,17 @@ def test_memory_with_sinks_equals_a_forward_over_that_window():
 def test_change_point_fires_on_a_jump_and_not_on_noise():
     generator = torch.Generator().manual_seed(0)
     noise = lambda n: (3 + 0.1 * torch.randn(n, generator=generator)).tolist()  # noqa: E731
-    steady = ChangePoint()
-    assert not any(steady.observe(x) for x in noise(150))
-    jump = ChangePoint()
-    assert not any(jump.observe(x) for x in noise(20))
-    fired = [jump.observe(x + 0.5) for x in noise(5)]
-    assert any(fired[:2]) and jump.count <= 5
-    early = ChangePoint()
-    assert not any(early.observe(3.0 + i) for i in range(WARMUP))
-    assert not ChangePoint().observe(float("nan"))
+    one, wide = torch.zeros(1, dtype=torch.int64), lambda x: torch.tensor([x], dtype=torch.float64)
+    observe = lambda points, x: bool(points.observe(one, wide(x), torch.tensor([True])))  # noqa: E731
+    steady = ChangePoints(1)
+    assert not any(observe(steady, x) for x in noise(150))
+    jump = ChangePoints(1)
+    assert not any(observe(jump, x) for x in noise(20))
+    fired = [observe(jump, x + 0.5) for x in noise(5)]
+    assert any(fired[:2]) and jump.points()[0].count <= 5
+    early = ChangePoints(1)
+    assert not any(observe(early, 3.0 + i) for i in range(WARMUP))
+    assert not observe(ChangePoints(1), float("nan"))
 
 
 def test_reset_every_n_tokens_returns_to_the_prior():

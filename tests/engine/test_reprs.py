@@ -10,11 +10,10 @@ from tiny import tiny_tokenizer
 import dynadapt
 from dynadapt import Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.adapt.optimizers import OPTIMIZERS
+from dynadapt.engine import StepReport
 from dynadapt.engine.continuation import Continuation
-from dynadapt.engine.engine import StepReport
 from dynadapt.engine.memory import MemoryState
 from dynadapt.engine.sampling import Sampler
-from dynadapt.engine.static_step import StaticReport
 from dynadapt.experiments.evaluation import Evaluation
 from dynadapt.interop.session import Session, Snapshot
 from dynadapt.model import Model, Tokenizer, random_model, tiny_config
@@ -52,7 +51,7 @@ def test_a_static_step_is_not_waited_for():
     e = engine(static=True)
     e.step(ids())
     assert "not read from the device" in said(e.last) and e.last.known is None and "updates" not in said(e)
-    assert e.last.updated == [True] and "1 of 1 updated" in said(e.last)
+    assert e.last.updated == [True] and "1 of 1 stream updated" in said(e.last)
 
 
 def test_a_damaged_engine_says_so():
@@ -105,7 +104,6 @@ KINDS = [
     Tokenizer,
     Model,
     StepReport,
-    StaticReport,
     Evaluation,
     Continuation,
     LoRA,

@@ -14,8 +14,9 @@ from helpers import to_transformers
 from tiny import english, tiny_directory
 
 import dynadapt
-from dynadapt import RMS, SGD, Adam, AdamW, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import RMS, SGD, Adam, AdamW, Full, Lion, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.cli import main
+from dynadapt.common.notes import RunNote
 from dynadapt.experiments.config import LEARNING_RATES, ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import adapt_of, optimizer_of
 from dynadapt.experiments.evaluation_settings import settings_from
@@ -170,6 +171,7 @@ def test_settings_may_be_what_an_engine_takes():
         (SGD(lr=1.0, decay=0.1), "full"),
         (AdamW(), "rows"),
         (RMS(lr=1e-5), "full"),
+        (Lion(lr=1e-4), "lora"),
         (SGD, "lora"),
     ):
         config = EvalConfig.from_dict(settings_from({"optimizer": optimizer, "adapt": adapt}))
@@ -206,6 +208,12 @@ def test_settings_may_be_what_an_engine_takes():
 def test_settings_that_do_not_fit_are_named(model, given, said):
     with pytest.raises(ConfigError, match=said):
         dynadapt.evaluate(model, string="the cat sat", **given)
+
+
+def test_settings_without_effect_are_named(model):
+    with pytest.warns(RunNote) as notes:
+        dynadapt.evaluate(model, string="the cat sat", adapt=None, rank=2, memory=SegmentMemory(8), segment=8)
+    assert [str(note.message) for note in notes if note.category is RunNote] == ["rank 2 has no effect with adapt 'none'"]
 
 
 @pytest.mark.parametrize(

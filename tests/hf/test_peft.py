@@ -5,8 +5,8 @@ import torch
 from helpers import to_transformers
 
 from dynadapt import Adam, Engine, LoRA
-from dynadapt.engine.learners.peft import read_settings
 from dynadapt.model import ModelError, random_model, tiny_config
+from dynadapt.model.peft import read_settings
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

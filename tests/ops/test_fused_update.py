@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-import dynadapt.adapt.optimizers  # noqa: F401  (registers the kinds)
+from dynadapt import RMS, SGD
 from dynadapt.ops import update
 from dynadapt.ops.lora_gradient import lora_gradient, lora_gradient_update
 from dynadapt.ops.update import UpdateRule, UpdateState
 from dynadapt.ops.weight_gradient import weight_gradient, weight_gradient_update
 
-RULES = [UpdateRule("sgd"), UpdateRule("sgd", decay=0.1, momentum=0.9), UpdateRule("rms", decay=0.1, eps=1e-2)]
+RULES = [SGD(clip=0.0).rule(), SGD(decay=0.1, momentum=0.9, clip=0.0).rule(), RMS(decay=0.1, eps=1e-2).rule()]
 SLOTS, STREAMS, T, K, SIZES, RANK = 4, 3, 5, 6, [4, 3], 2
 
 

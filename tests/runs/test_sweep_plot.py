@@ -69,6 +69,17 @@ def test_a_sweep_file_that_does_not_fit_is_refused(content, message, tmp_path):
         read_sweep(path)
 
 
+def test_cells_that_compute_the_same_are_told(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("base: {text: a.txt, rank: 4}\ngrid: {adapt: [none, lora], lr: [0.1, 0.2]}\ncells: [{adapt: rows, alpha: 3}]")
+    with pytest.warns(RunNote) as notes:
+        assert len(read_sweep(path).cells) == 5
+    assert [str(note.message) for note in notes] == [
+        "alpha 3 has no effect with adapt 'rows'",
+        "cells adapt=none,lr=0.1, adapt=none,lr=0.2 compute the same: without effect are lr with adapt 'none'",
+    ]
+
+
 @pytest.fixture
 def in_process(monkeypatch):
     """Cells run in this process: what starting one costs is of no interest here."""

@@ -25,6 +25,7 @@ class Adam(Optimizer):
     decay: float = 0.0
     clip: float = 1.0
     kind = "adam"
+    rates = {"lora": 2e-3, "rows": 3e-4, "full": 1e-4}
 
     def __post_init__(self):
         self.check()

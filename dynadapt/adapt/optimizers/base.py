@@ -30,6 +30,10 @@ class Optimizer:
     """Checks of the common fields; subclasses are frozen dataclasses with a ``kind``."""
 
     kind: ClassVar[str]
+    lr: float
+    decay: float
+    clip: float
+    rates: ClassVar[dict[str, float]]  # the command line's, where none is given, by what learns
 
     def check(self) -> None:
         keep(

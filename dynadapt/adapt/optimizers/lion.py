@@ -24,6 +24,7 @@ class Lion(Optimizer):
     decay: float = 0.0
     clip: float = 1.0
     kind = "lion"
+    rates = {"lora": 2e-4, "rows": 3e-5, "full": 1e-5}
 
     def __post_init__(self):
         self.check()

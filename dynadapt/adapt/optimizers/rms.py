@@ -25,6 +25,7 @@ class RMS(Optimizer):
     decay: float = 2e-3
     clip: float = 0.0
     kind = "rms"
+    rates = {"rows": 1e-4, "full": 2e-5}
 
     def __post_init__(self):
         self.check()

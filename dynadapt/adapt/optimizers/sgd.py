@@ -22,6 +22,7 @@ class SGD(Optimizer):
     decay: float = 0.0
     clip: float = 1.0
     kind = "sgd"
+    rates = {"lora": 1.0, "rows": 1e-1, "full": 1e-1}
 
     def __post_init__(self):
         self.check()

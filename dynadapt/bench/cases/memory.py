@@ -25,3 +25,14 @@ def memory_advance(d: Draw, layers: int, streams: int, segment: int, capacity: i
     }
     moved = 2 * 2 * len(columns) * layers * streams * min(capacity, segment) * width
     return OpCase(MEMORY_ADVANCE, d.dtype, arguments, label, moved)
+
+
+def memory_fill(d: Draw, streams: int, segment: int, capacity: int, label: str = "") -> OpCase:
+    """Memories that are nearly full take in a segment: what is filled is counted, none beyond the capacity."""
+    arguments = {
+        "mem_len": torch.full((d.slot_count(streams),), max(0, capacity - 1), dtype=torch.int32, device=d.device),
+        "slots": d.slots(streams),
+        "counts": torch.full((streams,), segment, dtype=torch.int32, device=d.device),
+        "capacity": capacity,
+    }
+    return OpCase(MEMORY_FILL, d.dtype, arguments, label, 4 * 4 * streams)

@@ -16,9 +16,10 @@ from .head_norm import head_norm_backward, head_norm_forward
 from .linear import linear_backward, linear_forward
 from .linear_mse import linear_mse
 from .lora_gradient import lora_gradient
-from .memory import memory_advance
+from .memory import memory_advance, memory_fill
 from .norm import norm_backward, norm_forward
-from .update import lora_gradient_update, update
+from .reset import reset
+from .update import lora_gradient_update, update, weight_gradient_update
 from .weight_gradient import row_scores, weight_gradient
 
 RANK = 16
@@ -44,10 +45,10 @@ def _of_groups(make, **options):
     return lambda z, m: [make(z.draw, z.N, k, parts, RANK, z.S, label=group, **options) for group, (k, parts) in z.groups.items()]
 
 
-def _weight_gradients(z: Sizes, m: int) -> list[OpCase]:
+def _weight_gradients(make, z: Sizes) -> list[OpCase]:
     k, parts = z.groups["mlp_in"]
     shares = ((max(1, sum(parts) // 10), "10%"), (None, "100%"))
-    return [weight_gradient(z.draw, z.N, sum(parts), k, count, label=f"mlp_in {share} of rows") for count, share in shares]
+    return [make(z.draw, z.N, sum(parts), k, count, label=f"mlp_in {share} of rows") for count, share in shares]
 
 
 def _cross_entropies(z: Sizes, m: int) -> list[OpCase]:
@@ -64,9 +65,14 @@ def _memory_advance(z: Sizes, m: int) -> list[OpCase]:
     return [memory_advance(z.draw, z.c.layers, z.S, z.T, m, (hq * d, (hq + hkv) * d), hkv * d, label=f"memory {m}")]
 
 
+def _adapter_parameters(z: Sizes) -> int:
+    """Of one stream."""
+    return z.c.layers * sum(RANK * (len(parts) * k + sum(parts)) for k, parts in z.groups.values())
+
+
 def _update(z: Sizes, m: int) -> list[OpCase]:
     """Adam with clip over all adapters of every stream."""
-    per = z.c.layers * sum(RANK * (len(parts) * k + sum(parts)) for k, parts in z.groups.values())
+    per = _adapter_parameters(z)
     step = torch.full((z.S,), 3, dtype=torch.int32, device=z.device)
     case = update(z.draw, per, z.S, label="adam, clip", prior=None, stat=None, prior_rate=None, step=step)
     return [case.change(lr=torch.full((z.S,), 2e-3, device=z.device))]
@@ -78,7 +84,8 @@ OPS = {
     "linear_backward": _of_groups(linear_backward),
     "lora_gradient": _of_groups(lora_gradient),
     "lora_gradient_update": _of_groups(lora_gradient_update),
-    "weight_gradient": _weight_gradients,
+    "weight_gradient": lambda z, m: _weight_gradients(weight_gradient, z),
+    "weight_gradient_update": lambda z, m: _weight_gradients(weight_gradient_update, z),
     "cross_entropy": _cross_entropies,
     "cross_entropy_weight_gradient": lambda z, m: [cross_entropy_weight_gradient(z.draw, z.N, z.c.hidden_size, z.c.vocab_size)],
     "norm_forward": lambda z, m: [norm_forward(z.draw, z.N, z.c.hidden_size)],
@@ -93,6 +100,8 @@ OPS = {
     "row_scores": lambda z, m: [row_scores(z.draw, z.N, sum(z.groups["mlp_in"][1]), z.c.hidden_size, label="mlp_in")],
     "linear_mse": lambda z, m: [linear_mse(z.draw, z.N, z.c.hidden_size, bias=False, label="score and gradients")],
     "memory_advance": _memory_advance,
+    "memory_fill": lambda z, m: [memory_fill(z.draw, z.S, z.T, m, label=f"memory {m}")],
+    "reset": lambda z, m: [reset(z.draw, _adapter_parameters(z), z.S)],
     "embedding_forward": lambda z, m: [embedding_forward(z.draw, z.N, z.c.hidden_size, z.c.vocab_size)],
     "embedding_backward": lambda z, m: [embedding_backward(z.draw, z.N, z.c.hidden_size, z.c.vocab_size)],
     "update": _update,

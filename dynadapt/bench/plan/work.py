@@ -14,18 +14,17 @@ import torch
 from dynadapt.adapt.methods import LoRA, targeted, whole_model
 from dynadapt.adapt.optimizers import Adam
 from dynadapt.engine.decoder import Batch, Decoder
-from dynadapt.engine.learners.lora import LoraLearner
-from dynadapt.engine.learners.rows import RowLearner
-from dynadapt.engine.learners.whole_model import ModelLearner
+from dynadapt.engine.learners.make import make_learner
 from dynadapt.engine.ledger import PHASES, Ledger
 from dynadapt.engine.memory import MemoryState, Overlap, SegmentMemory
-from dynadapt.engine.weights import FrozenWeights, group_sizes, source_weight
+from dynadapt.engine.weights import FrozenWeights, rotations
 from dynadapt.engine.workspace import Workspace
-from dynadapt.model import ModelConfig, rope_tables
+from dynadapt.model import ModelConfig
 from dynadapt.model.base import from_state
 from dynadapt.model.layout import tensor_shapes
 from dynadapt.ops import update as update_op
 from dynadapt.ops.matrix import DenseMatrix
+from dynadapt.ops.precision import wide_dtype
 
 META = torch.device("meta")
 
@@ -134,17 +133,17 @@ def step_work(
     own = adapt is not None and not isinstance(adapt, LoRA)
     slots = 1 if shared or own else streams
     turns = streams if own and not shared else 1  # streams with weights of their own take turns
-    learner = _learner(adapt, optimizer, model, slots, dtype)
+    learner = None if adapt is None else make_learner(adapt, optimizer, model, dtype, "meta", META, slots=slots)
     learning = targeted(adapt, config.layers)
     lowest = None if not learn else (-1, "embed") if whole_model(adapt) else learning[0]
     weights = learner.weights_view if whole_model(adapt) else FrozenWeights(model, "meta", dtype, set(learning) if own else set(), META)
     store = None
     if isinstance(memory, SegmentMemory):
-        store = MemoryState(memory, config.layers, streams, config.kv_heads * config.head_dim, config.hidden_size, dtype, META)
+        store = MemoryState.of(config, memory, streams, dtype, META)
         store.filled = [memory.capacity] * streams
     context = memory.context if isinstance(memory, Overlap) else 0
     length = segment + (context or (memory.capacity if store is not None else 0))
-    rope = (None, None) if config.rope_theta is None else tuple(t.to(META) for t in rope_tables(config, length))
+    rope = rotations(config, length, wide_dtype(dtype), META)
     decoder = Decoder(config, weights, recorder, workspace, ledger, rope, store, getattr(adapt, "scale", 0.0), recompute)
 
     passes = _passes(streams, 1 if turns > 1 else batch or streams)
@@ -175,17 +174,6 @@ def step_work(
 
 def _passes(streams: int, together: int) -> list[int]:
     return [min(together, streams - start) for start in range(0, streams, together)]
-
-
-def _learner(adapt, optimizer, model, slots: int, dtype):
-    if adapt is None:
-        return None
-    sizes = group_sizes(model.config)
-    if isinstance(adapt, LoRA):
-        return LoraLearner(adapt, optimizer, sizes, slots, dtype, 0, META)
-    if whole_model(adapt):
-        return ModelLearner(adapt, optimizer, model, dtype, "meta", META)
-    return RowLearner(adapt, optimizer, sizes, dtype, "meta", lambda *part: source_weight(model, *part), META)
 
 
 def _one_pass(decoder: Decoder, learner, lowest, rows: int, segment: int, context: int, slots: int) -> None:

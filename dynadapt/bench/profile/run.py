@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dynadapt.bench import cases
-from dynadapt.engine.engine import DTYPES
+from dynadapt.engine import DTYPES
 from dynadapt.ops import choose_backend, choose_device, resolve
 from dynadapt.ops.profiler_ranges import named
 
@@ -101,7 +101,15 @@ def _engine(model, what, backend, device, streams, segment, dtype):
 
     memory = SegmentMemory(what["memory"]) if what["memory"] and model.config.rope_theta is not None else None
     return Engine(
-        model, LoRA(cases.RANK), Adam(lr=2e-3, clip=1.0), memory, streams, segment, dtype=dtype, backend=backend, device=str(device)
+        model,
+        LoRA(cases.RANK),
+        optimizer=Adam(lr=2e-3, clip=1.0),
+        memory=memory,
+        streams=streams,
+        segment=segment,
+        dtype=dtype,
+        backend=backend,
+        device=str(device),
     )
 
 

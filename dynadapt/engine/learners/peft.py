@@ -1,39 +1,20 @@
-"""LoRA adapters in PEFT's own files: adapter_config.json and adapter_model.safetensors.
-
-Keys are ``base_model.model.<module>.lora_A.weight`` [R, in] and ``...lora_B.weight`` [out, R]; the scale is alpha / R.
-What the settings may hold is in peft_fields.py.
-"""
+"""A learner's adapters to and from PEFT's files (dynadapt/model/peft.py)."""
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
-from dynadapt.model import ModelError, layout, linear_shapes, peft_name
-from dynadapt.model.base import count_not_finite
-from dynadapt.model.json_file import read_json
-from dynadapt.model.peft_fields import check_fields, check_targets, model_modules, without_rslora
-from dynadapt.model.safetensors_file import SafetensorsFile
-
-SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+from dynadapt.model import ModelError, layout, peft_name
+from dynadapt.model.peft import read_for_model, settings_of, tensor_key, write_files
 
 
-def _modules(learner, config):
+def adapted_modules(learner, config):
     """(layer, group, part index, first column, last column, PEFT module name) of every adapted weight."""
     for (layer, group), (_, sizes) in learner.sizes.items():
         start = 0
         for p, (part, size) in enumerate(zip(layout(config)[group], sizes)):
             yield layer, group, p, start, start + size, peft_name(config, layer, part)
             start += size
-
-
-def _key(module: str, which: str) -> str:
-    return f"base_model.model.{module}.lora_{which}.weight"
 
 
 def _master(learner, slot, layer, group):
@@ -46,117 +27,12 @@ def write_adapter(directory, learner, config, slot: int, base_model: str) -> Non
     directory, rank = Path(directory), learner.adapt.rank
     directory.mkdir(parents=True, exist_ok=True)
     tensors, names = {}, set()
-    for layer, group, p, lo, hi, module in _modules(learner, config):
+    for layer, group, p, lo, hi, module in adapted_modules(learner, config):
         A, Bt = _master(learner, slot, layer, group)
-        tensors[_key(module, "A")] = A[p * rank : (p + 1) * rank].float().contiguous()
-        tensors[_key(module, "B")] = Bt[:, lo:hi].t().float().contiguous()
+        tensors[tensor_key(module, "A")] = A[p * rank : (p + 1) * rank].float().contiguous()
+        tensors[tensor_key(module, "B")] = Bt[:, lo:hi].t().float().contiguous()
         names.add(module)
     write_files(directory, tensors, settings_of(config, rank, learner.adapt.alpha, base_model, names, learner.adapt.layers))
-
-
-def settings_of(config, rank: int, alpha: float, base_model: str, modules, layers: range | None = None) -> dict:
-    """adapter_config.json of plain LoRA on ``modules``, PEFT's names of linears of ``layers`` (None: all)."""
-    names = {".".join(module.split(".")[-2 if config.family == "gpt2" else -1 :]) for module in modules}  # c_proj alone is two modules
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "r": rank,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "target_modules": sorted(names),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": config.family == "gpt2",
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "modules_to_save": None,
-        "layers_to_transform": None if layers is None else list(layers),
-        "layers_pattern": None if layers is None else ("h" if config.family == "gpt2" else "layers"),
-    }
-
-
-def write_files(directory: Path, tensors: dict[str, torch.Tensor], settings: dict) -> None:
-    save_file(tensors, str(directory / TENSORS), metadata={"format": "pt"})
-    write_settings(directory, settings)
-
-
-def write_settings(directory: Path, settings: dict) -> None:
-    (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def read_settings(directory, convert_rslora: bool = False) -> dict:
-    """adapter_config.json of an adapter that is B A times one scale, lora_alpha / r.
-
-    ``convert_rslora``: an adapter with use_rslora is taken too, and comes back with the lora_alpha that makes its scale.
-
-    Raises:
-        ModelError: naming the file that can't be read, or the field and value that make the adapter something else.
-    """
-    directory = Path(directory)
-    settings = read_json(directory / SETTINGS)
-    if not isinstance(settings, dict):
-        raise ModelError(f"{directory / SETTINGS}: not a JSON object")
-    if convert_rslora:
-        settings = without_rslora(settings)
-    check_fields(settings, f"adapter {str(directory)!r}")
-    return settings
-
-
-def read_tensors(directory, rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """{module: (A [rank, in], B [out, rank])} of adapter_model.safetensors, in their stored dtype.
-
-    Raises:
-        ModelError: naming the file that can't be read, or the tensor that is no A or B, stands alone, is of another rank, is
-            not floating point, or holds a NaN or an infinity.
-    """
-    directory = Path(directory)
-    where, file = f"adapter {str(directory)!r}", SafetensorsFile(directory / TENSORS)
-    halves: dict[str, dict[str, torch.Tensor]] = {}
-    for key in file.tensors:
-        match = _KEY.fullmatch(key)
-        if match is None:
-            raise ModelError(f"{where} has the tensor {key}; accepted: base_model.model.MODULE.lora_A.weight and lora_B.weight")
-        value = file.read(key)
-        if value.dim() != 2 or value.shape["AB".index(match[2])] != rank:
-            raise ModelError(
-                f"{where}: {key} has shape {list(value.shape)}; expected "
-                f"{f'[{rank}, in]' if match[2] == 'A' else f'[out, {rank}]'} for r={rank}"
-            )
-        if not value.numel() or count_not_finite(value.float()):  # as float32, in which adapters are used
-            raise ModelError(f"{where}: {key} holds {'nothing' if not value.numel() else 'a NaN or an infinity'}")
-        halves.setdefault(match[1], {})[match[2]] = value
-    for module, pair in halves.items():
-        if len(pair) < 2:
-            raise ModelError(f"{where} has {_key(module, *pair)} and no {_key(module, 'B' if 'A' in pair else 'A')}")
-    if not halves:
-        raise ModelError(f"{where} has no tensors")
-    return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
-
-
-def read_for_model(directory, config, convert_rslora: bool = False):
-    """(settings, {module: (A, B)}) of an adapter of a model of this config, on linears of its layers alone.
-
-    Raises:
-        ModelError: as ``read_settings`` and ``read_tensors``, for a module that is no linear of a layer or of another shape,
-            and where the settings say that other modules are adapted than the file has.
-    """
-    where = f"adapter {str(directory)!r}"
-    settings = read_settings(directory, convert_rslora)
-    tensors = read_tensors(directory, settings["r"])
-    shapes = {peft_name(config, layer, part): shape for layer in range(config.layers) for part, shape in linear_shapes(config).items()}
-    for module, (A, B) in tensors.items():
-        if module not in shapes:
-            raise ModelError(f"{where} has {_key(module, 'A')}, which is no linear weight of a layer of this model")
-        rows, columns = shapes[module]
-        for which, value, expected in (("A", A, (A.shape[0], columns)), ("B", B, (rows, B.shape[1]))):
-            if tuple(value.shape) != expected:
-                raise ModelError(f"{where}: {_key(module, which)} has shape {list(value.shape)}; expected {list(expected)}")
-    check_targets(settings, tensors, model_modules(config), where)
-    return settings, tensors
 
 
 def read_adapter(directory, learner, config, slot: int) -> None:
@@ -171,14 +47,14 @@ def read_adapter(directory, learner, config, slot: int) -> None:
         if settings[name] != expected:
             raise ModelError(f"{directory}: adapter has {name}={settings[name]}; the engine's LoRA has {expected}")
     values = []
-    for layer, group, p, lo, hi, module in _modules(learner, config):
+    for layer, group, p, lo, hi, module in adapted_modules(learner, config):
         if module not in tensors:
-            raise ModelError(f"{directory}: adapter has no {_key(module, 'A')}, which targets={learner.adapt.targets!r} needs")
+            raise ModelError(f"{directory}: adapter has no {tensor_key(module, 'A')}, which targets={learner.adapt.targets!r} needs")
         A, Bt = _master(learner, slot, layer, group)
         values += zip((A[p * rank : (p + 1) * rank], Bt[:, lo:hi].t()), tensors.pop(module))
     if tensors:
         raise ModelError(
-            f"{directory}: adapter has {_key(min(tensors), 'A')} and {len(tensors) - 1} modules more that "
+            f"{directory}: adapter has {tensor_key(min(tensors), 'A')} and {len(tensors) - 1} modules more that "
             f"targets={learner.adapt.targets!r} does not cover"
         )
     for target, value in values:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.common.errors import ConfigError
+from dynadapt.common.options import check, setting
+from dynadapt.experiments.config import EvalConfig
 
-CONTROLS = ("none", "newlines", "packing", "all")
 WINDOWS = 24  # of a probe
 SCORING = (
     "model",
@@ -37,14 +38,25 @@ class DiagnoseConfig:
     """
 
     eval: EvalConfig
-    after: str | None = None
-    learn: tuple[str, ...] = ()
-    learn_tokens: int | None = None
-    reference: tuple[str, ...] = ()
-    control: str = "newlines"
-    embeddings: str | None = None
+    after: str | None = setting(None, "the model after: a name, a directory, a GGUF file, or a PEFT LoRA adapter of --model")
+    learn: tuple[str, ...] = setting((), "make the model after now, by adapting --model to these texts", metavar="FILE")
+    learn_tokens: int | None = setting(
+        None, "learn from the first N tokens only (default: all)", least=2, why=" (the first token is not scored)"
+    )
+    reference: tuple[str, ...] = setting(
+        (),
+        "text to compare the held-out text with, for similarity and keywords: best a sample of what the model was trained on",
+        metavar="FILE",
+    )
+    control: str = setting(
+        "newlines",
+        "score the text in normal forms too: lines of paragraphs joined, documents packed into one stream",
+        choices=("none", "newlines", "packing", "all"),
+    )
+    embeddings: str | None = setting(None, "with --reference: also compare by this sentence-transformers model")
 
     def __post_init__(self):
+        check(self)
         if "memory" in self.eval.open:
             object.__setattr__(self, "eval", self.eval.with_(memory=0))
         if (self.after is None) == (not self.learn):
@@ -60,22 +72,18 @@ class DiagnoseConfig:
             raise ConfigError(
                 f"streams {self.eval.streams}, split {self.eval.split}: a diagnosis scores one set of weights; leave both out"
             )
-        if self.control not in CONTROLS:
-            raise ConfigError(f"control {self.control!r}: give one of {', '.join(CONTROLS)}")
         if self.embeddings is not None and not self.reference:
             raise ConfigError(f"embeddings {self.embeddings!r}: give --reference too, the text to compare with")
         if self.learn:
             self._check_learning()
         elif self.learn_tokens is not None:
-            raise ConfigError(f"learn-tokens {self.learn_tokens}: only with --learn")
+            raise ConfigError(f"learn_tokens {self.learn_tokens}: only with --learn")
 
     def _check_learning(self) -> None:
         if self.eval.adapt == "none":
             raise ConfigError("adapt 'none' with --learn: nothing would change; give lora, rows or full")
         if self.eval.reset != "never":
             raise ConfigError(f"reset {self.eval.reset!r} with --learn: what was learned must stay; leave --reset out")
-        if self.learn_tokens is not None and self.learn_tokens < 2:
-            raise ConfigError(f"learn-tokens {self.learn_tokens}: give at least 2 (the first token is not scored)")
 
     @property
     def control_names(self) -> tuple[str, ...]:

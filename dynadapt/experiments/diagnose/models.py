@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from dynadapt import SGD, Engine, LoRA, Overlap, SegmentMemory
-from dynadapt.engine.learners.peft import read_for_model, settings_of, write_files
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import build_engine
 from dynadapt.model import linear_shapes, peft_name
 from dynadapt.model.errors import ModelError
+from dynadapt.model.peft import read_for_model, settings_of, write_files
 from dynadapt.runs.checkpoints import last_state
 
 NEVER = 2**31 - 1  # `every`: the engine scores and does not learn

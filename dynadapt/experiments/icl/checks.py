@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+from dynadapt.common.errors import ConfigError
 
-class IclError(ValueError):
+
+class IclError(ConfigError):
     """A function class, a mixture, an input distribution or a baseline that can't be had; the message names the value."""
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
+
+from dynadapt.common.options import check, check_names, like, setting
+from dynadapt.experiments.config import EvalConfig
 
 from .base import FunctionClass
 from .checks import IclError, check_count, check_number
 from .combine import Mixture
-from .curriculum import Ramp, Rate
+from .curriculum import SCHEDULES, Ramp, Rate
 from .geometry import Geometry
 from .inputs import Inputs
 
@@ -48,6 +51,14 @@ def parse_spec(what: str, text: str) -> tuple[str, dict]:
     return name, settings
 
 
+def parse_mixture(value) -> tuple[float, ...]:
+    """ "0.5,0.5" or the numbers themselves."""
+    try:
+        return tuple(float(part) for part in value.split(",")) if isinstance(value, str) else tuple(value)
+    except (ValueError, TypeError):
+        raise IclError(f"mixture {value!r}: give numbers, as in 0.5,0.5") from None
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of one run.
@@ -57,47 +68,47 @@ class TrainConfig:
     0: none. lr and warmup (in steps) as in `Rate`; betas, clip (0: none) of Adam.
     """
 
-    preset: str = "custom"
-    classes: tuple[str, ...] = ("dense-linear",)
-    mixture: tuple[float, ...] | None = None
-    per: str = "prompt"
-    inputs: str = "gaussian"
-    dims: int = 20
-    points: int = 41
-    layers: int = 12
-    hidden: int = 256
-    heads: int = 8
-    positions: int = 202
-    batch: int = 64
-    steps: int = 500_000
-    lr: float = 1e-4
-    schedule: str = "constant"
-    warmup: int = 0
+    preset: str = setting("custom")
+    classes: tuple[str, ...] = setting(("dense-linear",), "what functions are drawn from", metavar="CLASS")
+    mixture: tuple[float, ...] | None = setting(
+        None, "weights of the classes, which sum to one (default: even)", read=parse_mixture, metavar="W,W"
+    )
+    per: str = setting(
+        "prompt",
+        "with several classes: a class for each prompt, or one for a whole batch",
+        choices=("prompt", "batch"),
+        needs={"classes": lambda classes: len(classes) > 1},
+    )
+    inputs: str = setting("gaussian", "distribution of x: gaussian, uniform:low=-5,high=5, skewed, half_subspace")
+    dims: int = setting(20, "dimensions of x", least=1)
+    points: int = setting(41, "examples of a prompt", least=1)
+    layers: int = setting(12, "layers", least=1)
+    hidden: int = setting(256, "width", least=1)
+    heads: int = setting(8, "attention heads", least=1)
+    positions: int = setting(202, "learned positions; a prompt of n points needs 2n - 1", least=1)
+    batch: int = setting(64, "prompts of a step", least=1)
+    steps: int = setting(500_000, "steps to train", least=1)
+    lr: float = setting(1e-4, "learning rate of Adam", above=0)
+    schedule: str = setting("constant", "of the rate after the warm-up", choices=SCHEDULES)
+    warmup: int = setting(0, "steps over which the rate rises from 0", least=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 0.0
-    dims_start: int = 0
-    dims_every: int = 2000
-    points_start: int = 0
-    points_step: int = 2
-    points_every: int = 2000
-    log: int = 500
-    dtype: str = "fp32"
-    backend: str = "auto"
-    device: str = "auto"
-    seed: int = 0
+    clip: float = setting(0.0, "largest gradient norm, 0 for no limit", least=0)
+    dims_start: int = setting(0, "curriculum: dimensions at the start, 0 for all at once", least=0)
+    dims_every: int = setting(2000, "curriculum: steps between one dimension and the next", least=1, needs={"dims_start": bool})
+    points_start: int = setting(0, "curriculum: points at the start, 0 for all", least=0)
+    points_step: int = setting(2, "curriculum: points added at a time", least=1, needs={"points_start": bool})
+    points_every: int = setting(2000, "curriculum: steps between additions", least=1, needs={"points_start": bool})
+    log: int = setting(500, "steps between lines of metrics; only then the host waits for the device", option="--log-every", least=1)
+    dtype: str = setting("fp32", "arithmetic; masters are float32", choices=DTYPES)
+    backend: str = like(EvalConfig, "backend")
+    device: str = like(EvalConfig, "device")
+    seed: int = setting(0, "of the weights and of the prompts", least=0)
 
     def __post_init__(self):
-        for name in ("classes", "mixture", "betas"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("dims", "points", "batch", "steps", "log"):
-            check_count(name, getattr(self, name))
-        check_count("seed", self.seed, 0)
+        check(self, IclError)
+        object.__setattr__(self, "betas", tuple(self.betas))
         check_count("dims_start", self.dims_start, 0, self.dims, ", the dimensions of x")
         check_count("points_start", self.points_start, 0, self.points, ", the points of a prompt")
-        if self.dtype not in DTYPES:
-            raise IclError(f"dtype {self.dtype!r}: give one of {', '.join(DTYPES)}")
-        check_number("clip", self.clip, 0.0)
         self.geometry().check_points(self.points)
         if len(self.betas) != 2 or not all(0 <= check_number("betas", beta) < 1 for beta in self.betas):
             raise IclError(f"betas {self.betas!r}: give two numbers, each at least 0 and below 1")
@@ -153,10 +164,7 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, content: dict) -> TrainConfig:
         """What `to_dict` gave. IclError for a key that doesn't exist."""
-        known = [field.name for field in fields(cls)]
-        for key in content:
-            if key not in known:
-                raise IclError(f"setting {key!r}: unknown; there are {', '.join(known)}")
+        check_names(cls, content, IclError)
         return cls(**content)
 
 

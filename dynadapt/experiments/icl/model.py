@@ -10,7 +10,6 @@ GPT2Model(inputs_embeds=...) between two linear layers, with the initial weights
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,16 +18,16 @@ from torch import Tensor
 
 from dynadapt.adapt.methods import Full
 from dynadapt.adapt.optimizers import Adam
-from dynadapt.engine.decoder import Batch, Decoder, OpSet
-from dynadapt.engine.engine import DTYPES
+from dynadapt.engine.decoder import Batch, Decoder
 from dynadapt.engine.learners.whole_model import ModelLearner
 from dynadapt.engine.ledger import Ledger
+from dynadapt.engine.op_set import OpSet
+from dynadapt.engine.settings import DTYPES
 from dynadapt.engine.weights import ModelTensors
-from dynadapt.engine.workspace import Workspace
+from dynadapt.engine.workspace import KernelScratch, Workspace
 from dynadapt.model.layout import tensor_shapes
 from dynadapt.ops import choose_backend, choose_device, linear_mse
 from dynadapt.ops import update as update_op
-from dynadapt.ops.dispatch import kernel_module
 
 from .checks import IclError
 from .geometry import Geometry
@@ -139,7 +138,7 @@ class Regressor:
             geometry, weights or initial_weights(geometry, seed), optimizer, self.torch_dtype, self.backend, self.device
         )
         self.ops, self.ledger = OpSet(self.backend, self.torch_dtype), Ledger()
-        self.workspace = Workspace(self.torch_dtype, self.device, pinned=self.backend != "cpu")
+        self.workspace = Workspace(self.torch_dtype, self.device)
         self.decoder = Decoder(
             geometry.decoder(), self.learner.weights_view, self.ops, self.workspace, self.ledger, (None, None), None, 0.0
         )
@@ -147,9 +146,7 @@ class Regressor:
         self.slot, self.lr = zeros(1, torch.int32), zeros(1, torch.float32) + optimizer.lr
         self.norm, self.skipped = zeros(1, torch.float32), zeros(1, torch.int32)  # of the last update
         self._batches: dict[tuple[int, int], tuple[Batch, Tensor]] = {}
-        common = kernel_module("common") if self.backend == "triton" else None
-        scratch = common.Scratch() if common else None
-        self.with_scratch = (lambda: common.scratch_of(scratch)) if common else nullcontext
+        self.with_scratch = KernelScratch(self.backend)
 
     @property
     def parameters(self) -> int:

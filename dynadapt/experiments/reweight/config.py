@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -10,21 +9,84 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dynadapt.experiments.config import CHOICES, LEARNING_RATES, ConfigError, check_alpha, without_usual_alpha
+from dynadapt.adapt.optimizers import WITHOUT_STATISTICS
+from dynadapt.common.errors import ConfigError
+from dynadapt.common.options import check, check_names, like, setting
+from dynadapt.experiments.config import LEARNING_RATES, EvalConfig, without_usual_alpha
 from dynadapt.experiments.mixers import MIXERS
 
-ACCEPTED = {
-    "mixer": tuple(MIXERS),
-    "policy": ("stop", "repeat", "renormalise"),
-    "adapt": ("lora", "rows", "full"),
-    "targets": CHOICES["targets"],
-    "optimizer": ("adam", "adamw", "sgd"),
-    "schedule": ("constant", "cosine"),
-    "dtype": ("auto", "bf16", "fp32"),
-    "backend": CHOICES["backend"],
-    "compress": ("none", "bf16", "powersgd"),
-}
 SCRATCH_RATE = 1e-3  # learning rate of a model from scratch when none is given; docs/defaults.md has what it was held against
+
+
+def named_values(what: str, words: Iterable[str] | Mapping) -> Mapping[str, str]:
+    """NAME=VALUE words as a dictionary, which stays one. ConfigError for a word without =, or a name given twice."""
+    if isinstance(words, Mapping):
+        return words
+    found: dict[str, str] = {}
+    form = {"domains": "NAME=PATH", "set": "KEY=VALUE"}.get(what, "NAME=NUMBER")
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not (name and sign and value):
+            raise ConfigError(f"{what} {word!r}: give {form}")
+        if name in found:
+            raise ConfigError(f"{what}: {name!r} is given twice")
+        found[name] = value
+    return found
+
+
+def named_numbers(what: str, words: Iterable[str] | Mapping) -> Mapping[str, float]:
+    """NAME=NUMBER words, or one JSON file that holds such a dictionary (by itself, or under "target", as of `reweight fit`), which
+    stays one."""
+    if isinstance(words, Mapping):
+        return words
+    words = list(words)
+    if len(words) == 1 and "=" not in words[0]:
+        from dynadapt.runs.rundir import read_json
+
+        content = read_json(Path(words[0]))
+        content = content.get("target", content) if isinstance(content, dict) else content
+        if not isinstance(content, dict):
+            raise ConfigError(f"{what}: {words[0]} holds no dictionary of numbers by domain")
+        return content
+    numbers = {}
+    for name, value in named_values(what, words).items():
+        try:
+            numbers[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"{what}: {name!r} has {value!r}; give a number") from None
+    return numbers
+
+
+def setting_values(words: Iterable[str] | Mapping) -> Mapping[str, object]:
+    """KEY=VALUE words as a dictionary, which stays one; a value is JSON where it reads as JSON, else a string."""
+    if isinstance(words, Mapping):
+        return words
+    found = {}
+    for name, value in named_values("set", words).items():
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def parse_weights(value) -> str | Mapping[str, float]:
+    """proportional, uniform, or NAME=WEIGHT words, as a dictionary, which stays one."""
+    word = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if word in ("proportional", "uniform"):
+        return word
+    if isinstance(value, str):
+        raise ConfigError(f"weights {value!r}: give proportional, uniform, or NAME=WEIGHT for every domain")
+    return named_numbers("weights", value)
+
+
+def scratch_size(text: str) -> tuple[int, int]:
+    """(layers, hidden) of "LAYERSxHIDDEN"."""
+    match = re.fullmatch(r"(\d+)x(\d+)", str(text))
+    layers, hidden = map(int, match.groups()) if match else (0, 0)
+    if layers < 1 or hidden < 16 or hidden % 16:
+        raise ConfigError(f"scratch {text!r}: give LAYERSxHIDDEN, for example 6x384; HIDDEN is a multiple of 16")
+    return layers, hidden
 
 
 @dataclass(frozen=True)
@@ -41,47 +103,98 @@ class ReweightConfig:
     compress  of gradients on their way between processes (dynadapt/distributed); powersgd_rank: of what is sent for a matrix.
     """
 
-    model: str = "smollm2-135m"
-    scratch: str | None = None
-    domains: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    corpus: str | None = None
-    field: str = "text"
-    mixer: str = "stratified"
-    settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    weights: str | Mapping[str, float] = "proportional"
-    target: Mapping[str, float] | None = None
-    reference: str | None = None
-    policy: str = "stop"
-    pace: float = 1.0
-    smoothing: float = 0.0
-    floor: float = 0.0
-    adapt: str = "full"
-    targets: str = "all"
-    rank: int = 16
-    alpha: float | None = None
-    density: float = 0.1
-    optimizer: str = "adamw"
-    lr: float | None = None
-    decay: float = 0.0
-    clip: float = 1.0
-    warmup: int = 0
-    schedule: str = "constant"
-    segment: int = 512
-    rows: int = 8
-    steps: int = 100
-    evaluate: int = 20
-    heldout: float = 0.1
-    heldout_rows: int = 16
-    dtype: str = "auto"
-    backend: str = "auto"
-    device: str = "auto"
-    recompute: bool = False
-    compress: str = "none"
-    powersgd_rank: int = 4
-    seed: int = 0
+    model: str = like(EvalConfig, "model")
+    scratch: str | None = setting(
+        None,
+        "train a llama of this size from random weights, with --model's tokenizer (needs --targets model)",
+        metavar="LAYERSxHIDDEN",
+        what="LAYERSxHIDDEN, for example 6x384",
+    )
+    domains: Mapping[str, str] = setting(
+        factory=dict,
+        help="the domains: files or directories by name",
+        read=lambda words: named_values("domains", words),
+        nargs="+",
+        metavar="NAME=PATH",
+    )
+    corpus: str | None = setting(
+        None, "in place of --domains: a directory that `dynadapt corpus build` made", metavar="DIR", what="the name of a directory"
+    )
+    field: str = like(EvalConfig, "field")
+    mixer: str = setting("stratified", "rule that sets the domains' weights", choices=tuple(MIXERS))
+    settings: Mapping[str, object] = setting(
+        factory=dict,
+        help="settings of the mixer, a value in JSON or a plain word (the mixers' files name them)",
+        read=setting_values,
+        nargs="+",
+        option="--set",
+        metavar="KEY=VALUE",
+    )
+    weights: str | Mapping[str, float] = setting(
+        "proportional",
+        "initial weights: proportional to the domains' rows, uniform, or given",
+        read=parse_weights,
+        nargs="+",
+        metavar="NAME=WEIGHT",
+    )
+    target: Mapping[str, float] | None = setting(
+        None,
+        "target loss of each domain in nats per token, or the file of `reweight fit` (velocitune, dynamic-batch-loading)",
+        read=lambda words: named_numbers("target", words),
+        nargs="+",
+        metavar="NAME=NATS",
+    )
+    reference: str | None = setting(None, "with --mixer doremi: the reference, a model or the directory of a run that trained one")
+    policy: str = setting("stop", "what happens when a domain has no rows left", choices=("stop", "repeat", "renormalise"))
+    pace: float = setting(1.0, "share of the way, in log weights, that an update goes; 1 is as published")
+    smoothing: float = setting(0.0, "share of the weight spread evenly over the domains")
+    floor: float = setting(0.0, "least weight of a domain")
+    adapt: str = setting(
+        "full", "what learns: low-rank adapters, the rows with the largest gradients, or whole weights", choices=("lora", "rows", "full")
+    )
+    targets: str = like(EvalConfig, "targets")
+    rank: int = like(EvalConfig, "rank")
+    alpha: float | None = like(EvalConfig, "alpha")
+    density: float = like(EvalConfig, "density")
+    optimizer: str = like(EvalConfig, "optimizer", "adamw", choices=WITHOUT_STATISTICS)
+    lr: float | None = like(
+        EvalConfig, "lr", help=f"learning rate per update (default: that of `dynadapt eval`; {SCRATCH_RATE:g} from scratch)"
+    )
+    decay: float = like(EvalConfig, "decay")
+    clip: float = like(EvalConfig, "clip", help="largest gradient norm, 0 for no limit")
+    warmup: int = setting(0, "steps over which the learning rate rises from 0", least=0)
+    schedule: str = setting(
+        "constant", "learning rate after the warm-up: as it is, or along a cosine to a tenth", choices=("constant", "cosine")
+    )
+    segment: int = setting(512, "tokens of a row", least=1)
+    rows: int = setting(8, "rows of a step", least=1)
+    steps: int = setting(100, "steps to train", least=1)
+    evaluate: int = setting(20, "score the held-out rows every N steps", least=1)
+    heldout: float = setting(0.1, "share of the documents held out, for domains without a held-out file", above=0, most=0.5, what="a share")
+    heldout_rows: int = setting(16, "most held-out rows scored of each domain", least=1)
+    dtype: str = like(
+        EvalConfig,
+        "dtype",
+        help="arithmetic; masters of what learns are float32 (auto: bf16 on GPUs and on processors with AVX512-BF16, else fp32, which is "
+        "faster there)",
+        choices=("auto", "bf16", "fp32"),
+    )
+    backend: str = like(EvalConfig, "backend")
+    device: str = like(EvalConfig, "device")
+    recompute: bool = like(EvalConfig, "recompute")
+    compress: str = setting(
+        "none",
+        "with several processes: gradients on their way between them as they are, in bf16, or as products of low rank",
+        choices=("none", "bf16", "powersgd"),
+    )
+    powersgd_rank: int = setting(
+        4, "with --compress powersgd: rank of what is sent for a matrix", least=1, needs={"compress": ("powersgd",)}
+    )
+    seed: int = setting(0, "of the rows' order, of what is held out and of random weights", least=0)
 
     def __post_init__(self):
-        _check(self)
+        check(self)
+        _check_together(self)
 
     @property
     def learning_rate(self) -> float:
@@ -109,94 +222,12 @@ class ReweightConfig:
 
     @classmethod
     def from_dict(cls, content: Mapping) -> ReweightConfig:
-        return cls(**{key: value for key, value in content.items() if key != "kind"})
+        content = {key: value for key, value in content.items() if key != "kind"}
+        check_names(cls, content)
+        return cls(**content)
 
 
-def named_values(what: str, words: Iterable[str]) -> dict[str, str]:
-    """NAME=VALUE words as a dictionary. ConfigError for a word without =, or a name given twice."""
-    found: dict[str, str] = {}
-    form = {"domains": "NAME=PATH", "set": "KEY=VALUE"}.get(what, "NAME=NUMBER")
-    for word in words:
-        name, sign, value = word.partition("=")
-        if not (name and sign and value):
-            raise ConfigError(f"{what} {word!r}: give {form}")
-        if name in found:
-            raise ConfigError(f"{what}: {name!r} is given twice")
-        found[name] = value
-    return found
-
-
-def named_numbers(what: str, words: Iterable[str]) -> dict[str, float]:
-    """NAME=NUMBER words, or one JSON file that holds such a dictionary (by itself, or under "target", as of `reweight fit`)."""
-    words = list(words)
-    if len(words) == 1 and "=" not in words[0]:
-        from dynadapt.runs.rundir import read_json
-
-        content = read_json(Path(words[0]))
-        content = content.get("target", content) if isinstance(content, dict) else content
-        if not isinstance(content, dict):
-            raise ConfigError(f"{what}: {words[0]} holds no dictionary of numbers by domain")
-        return content
-    numbers = {}
-    for name, value in named_values(what, words).items():
-        try:
-            numbers[name] = float(value)
-        except ValueError:
-            raise ConfigError(f"{what}: {name!r} has {value!r}; give a number") from None
-    return numbers
-
-
-def setting_values(words: Iterable[str]) -> dict[str, object]:
-    """KEY=VALUE words; a value is JSON where it reads as JSON, else a string."""
-    found = {}
-    for name, value in named_values("set", words).items():
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
-
-
-def scratch_size(text: str) -> tuple[int, int]:
-    """(layers, hidden) of "LAYERSxHIDDEN"."""
-    match = re.fullmatch(r"(\d+)x(\d+)", str(text))
-    layers, hidden = map(int, match.groups()) if match else (0, 0)
-    if layers < 1 or hidden < 16 or hidden % 16:
-        raise ConfigError(f"scratch {text!r}: give LAYERSxHIDDEN, for example 6x384; HIDDEN is a multiple of 16")
-    return layers, hidden
-
-
-def _check(config: ReweightConfig) -> None:
-    for name, accepted in ACCEPTED.items():
-        if getattr(config, name) not in accepted:
-            raise ConfigError(f"{name} {getattr(config, name)!r}: give one of {', '.join(accepted)}")
-    for name, least in (
-        ("rank", 1),
-        ("segment", 1),
-        ("rows", 1),
-        ("steps", 1),
-        ("evaluate", 1),
-        ("heldout_rows", 1),
-        ("warmup", 0),
-        ("powersgd_rank", 1),
-        ("seed", 0),
-    ):
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name} {value!r}: give a whole number of at least {least}")
-    for name, fits, wanted in (
-        ("density", lambda x: 0 < x <= 1, "a share above 0 and at most 1"),
-        ("decay", lambda x: 0 <= x <= 1, "a number from 0 to 1"),
-        ("clip", lambda x: 0 <= x < float("inf"), "a norm of at least 0 (0: no clipping)"),
-        ("lr", lambda x: x is None or 0 <= x < float("inf"), "a rate of at least 0"),
-        ("heldout", lambda x: 0 < x <= 0.5, "a share above 0 and at most 0.5"),
-    ):
-        value = getattr(config, name)
-        if isinstance(value, (bool, str)) or not fits(value):
-            raise ConfigError(f"{name} {value!r}: give {wanted}")
-    check_alpha(config.alpha)
-    if not isinstance(config.field, str) or not config.field:
-        raise ConfigError(f"field {config.field!r}: give the name of the key or column that holds the text")
+def _check_together(config: ReweightConfig) -> None:
     if config.corpus and config.field != "text":
         raise ConfigError(f'field {config.field!r} with a corpus: its lines have "text"; leave it out')
     if bool(config.domains) == bool(config.corpus):
@@ -205,8 +236,6 @@ def _check(config: ReweightConfig) -> None:
             if config.corpus
             else "domains: none are given; name them as NAME=PATH, or give a corpus"
         )
-    if isinstance(config.weights, str) and config.weights not in ("proportional", "uniform"):
-        raise ConfigError(f"weights {config.weights!r}: give proportional, uniform, or NAME=WEIGHT for every domain")
     if config.targets == "model" and config.adapt != "full":
         raise ConfigError(f"targets 'model' with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")
     if config.scratch:

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 import dynadapt
+from dynadapt.adapt.optimizers import OPTIMIZERS
 from dynadapt.engine.state import state_tensors
-from dynadapt.experiments.config import ConfigError
+from dynadapt.experiments.config import ConfigError, check_rank
 from dynadapt.experiments.mixers import MIXERS, Mixer, MixerError, Shaping, make_mixer, proportions
 from dynadapt.experiments.mixers.base import by_domain, check_weights
 from dynadapt.model import ModelConfig, random_model
@@ -66,16 +67,16 @@ def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
 
 def build_engine(model, config: ReweightConfig, device: str | None = None):
     """One set of weights for all rows of a step: ordinary training on their mean loss."""
+    check_rank(config, model.config.hidden_size)
     adapt = {
         "lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=config.alpha, targets=config.targets),
         "rows": lambda: dynadapt.RowSparse(density=config.density, targets=config.targets),
         "full": lambda: dynadapt.Full(targets=config.targets),
     }[config.adapt]()
-    optimizer = {"adam": dynadapt.Adam, "adamw": dynadapt.AdamW, "sgd": dynadapt.SGD}[config.optimizer]
     return dynadapt.Engine(
         model,
         adapt=adapt,
-        optimizer=optimizer(lr=config.learning_rate, decay=config.decay, clip=config.clip),
+        optimizer=OPTIMIZERS[config.optimizer](lr=config.learning_rate, decay=config.decay, clip=config.clip),
         shared=True,
         streams=config.rows,
         segment=config.segment,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dynadapt.adapt.optimizers import IN_WORDS, WITH_STATISTICS
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import settle
 from dynadapt.runs.text import TextError, TokenReader, expand, streaming_tokenizer
@@ -111,8 +112,8 @@ def _check(config: EvalConfig, minutes: float) -> None:
             raise ConfigError(
                 f"{name} {getattr(config, name)!r}: tune reads the whole text as one stream with memory; leave it at {accepted}"
             )
-    if config.optimizer == "rms":
-        raise ConfigError("optimizer 'rms': tune has no statistics text; give adam, adamw or sgd")
+    if config.optimizer in WITH_STATISTICS:
+        raise ConfigError(f"optimizer {config.optimizer!r}: tune has no statistics text; give {IN_WORDS}")
 
 
 def _model(config: EvalConfig, model):

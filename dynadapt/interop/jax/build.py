@@ -22,29 +22,9 @@ import jaxlib
 from dynadapt.common.cache import cache_root
 from dynadapt.interop.linking import PACKAGE, library_dir
 from dynadapt.ops.dispatch import UnsupportedOp, native_module
+from dynadapt.ops.table import OPS
 
 SOURCE = Path(__file__).with_name("ffi.cpp")
-HANDLERS = (
-    "linear_forward",
-    "linear_backward",
-    "lora_gradient",
-    "weight_gradient",
-    "bias_gradient",
-    "cross_entropy",
-    "cross_entropy_weight_gradient",
-    "norm_forward",
-    "norm_backward",
-    "activation_forward",
-    "activation_backward",
-    "attention_forward",
-    "attention_backward",
-    "head_norm_forward",
-    "head_norm_backward",
-    "embedding_forward",
-    "embedding_backward",
-    "linear_mse",
-    "update",
-)
 
 
 @functools.lru_cache(None)
@@ -59,7 +39,7 @@ def library() -> ctypes.CDLL:
     loaded.dynadapt_xla_freeze.restype = ctypes.c_int64
     loaded.dynadapt_xla_freeze.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
     loaded.dynadapt_xla_thaw.argtypes = [ctypes.c_int64]
-    for name in HANDLERS:
+    for name in (row.name for row in OPS.values() if row.jax):
         handler = jax.ffi.pycapsule(getattr(loaded, f"dynadapt_xla_{name}"))
         jax.ffi.register_ffi_target(f"dynadapt_{name}", handler, platform="cpu")
         jax.ffi.register_ffi_target(f"dynadapt_{name}", jax.ffi.pycapsule(loaded.dynadapt_xla_no_gpu), platform="CUDA")

@@ -39,8 +39,9 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from dynadapt.adapt.optimizers import IN_WORDS, WITH_STATISTICS
 from dynadapt.engine.generation import generate, score_continuations
-from dynadapt.experiments.config import ConfigError, EvalConfig, parse_layers
+from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import settle
 from dynadapt.experiments.dyneval import build_engine
 from dynadapt.model import Tokenizer, load
@@ -354,10 +355,8 @@ def _config(reset: str, settings: dict) -> EvalConfig:
         if name not in accepted:
             raise ConfigError(f"{name}={settings[name]!r}: expected one of {', '.join(accepted)}")
     settings = {**settings, "adapt": settings.get("adapt", "lora") or "none"}  # the harness reads "none" as None
-    if isinstance(settings.get("layers"), str):
-        settings["layers"] = parse_layers(settings["layers"])
-    if settings.get("optimizer") == "rms":
-        raise ConfigError("optimizer='rms' needs gradient statistics of a text of its own; expected adam, adamw or sgd")
+    if settings.get("optimizer") in WITH_STATISTICS:
+        raise ConfigError(f"optimizer={settings['optimizer']!r} needs gradient statistics of a text of its own; expected {IN_WORDS}")
     if reset == "stateless":
         settings["adapt"] = "none"
     return settle(EvalConfig(**settings, reset="document" if reset == "document" else "never"), None, memory=0)

@@ -87,7 +87,7 @@ class Adapters:
         Raises:
             OSError: where it can't be written.
         """
-        from dynadapt.engine.learners.peft import write_files
+        from dynadapt.model.peft import write_files
 
         directory, record, modules = path("directory", directory), self.record, self.modules
         directory.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,10 @@ work inside torch.compile and torch.export, and FlopCounterMode counts them by t
 served by the native kernels, GPU tensors by the Triton ones, float64 by the reference. See docs/torch.md.
 """
 
-from . import memory, reset, update  # noqa: F401  (registers the in-place ops)
+from importlib import import_module
+
+from dynadapt.ops.table import OPS
+
 from .activation import activation
 from .attention import attention
 from .cross_entropy import cross_entropy
@@ -32,3 +35,6 @@ __all__ = [
     "linear_mse",
     "norm",
 ]
+
+for _family in dict.fromkeys(row.family for row in OPS.values()):
+    import_module(f".{_family}", __name__)  # registers the ops that no function above stands for

@@ -36,7 +36,8 @@ class _Frozen:
         with torch.inference_mode(False):
             self.counter = weight.detach()
             self.counter.data = weight.new_empty(0)  # shares the weight's version counter and nothing else
-        self.stamp = self.matrix = None
+        self.stamp: tuple[int, int] | None = None
+        self.matrix = None
 
     def packed(self, weight: torch.Tensor):
         """The matrix of ``weight``, which has this identity; packed anew where what is kept is stale, or may be."""

@@ -15,6 +15,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from dynadapt.ops.dispatch import choose_backend, resolve
+from dynadapt.ops.table import OPS
 
 
 class _Library(torch.library.Library):
@@ -56,13 +57,13 @@ def _tensors(args):
 LIBRARY = _Library("dynadapt", "DEF")
 SCHEMAS: dict[str, str] = {}  # op -> its schema, in the order of registration
 
-# What has no kernel of its own on a CPU: these copy rows or serve a step that the CPU's engine takes in another form.
-PLAIN_ON_CPU = frozenset({"memory_advance", "memory_fill", "reset", "lora_gradient_update", "weight_gradient_update"})
-
 
 def backend_of(op: str, device: str, dtype: torch.dtype) -> str:
-    """The backend that serves tensors on ``device`` ("cpu", "cuda"): native kernels, Triton, and the reference for float64."""
-    return "reference" if device == "cpu" and op in PLAIN_ON_CPU else choose_backend("auto", dtype, device)
+    """The backend that serves tensors on ``device`` ("cpu", "cuda"): native kernels, Triton, and the reference for float64.
+
+    What has no kernel on a CPU copies rows, or serves a step that the CPU's engine takes in another form: the reference does there.
+    """
+    return "reference" if device == "cpu" and not OPS[op].native else choose_backend("auto", dtype, device)
 
 
 @functools.lru_cache(None)

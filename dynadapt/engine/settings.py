@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 
 from dynadapt.adapt.methods import GROUPS, Full, LoRA, RowSparse, targeted, whole_model
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.resets import check_reset
-from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, wrong
+from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
 from dynadapt.ops import choose_backend, choose_device
 from dynadapt.ops.dispatch import BACKENDS, kernel_module
+from dynadapt.ops.update import kinds_of
 
+from .learners.fused import why_not_fused
 from .memory import Overlap, SegmentMemory
 from .weights import group_sizes
 
@@ -62,9 +64,12 @@ def remembered(memory) -> int:
     return 0 if memory is None else memory.capacity if isinstance(memory, SegmentMemory) else memory.context
 
 
-@dataclass
-class Arguments:
-    """``Engine``'s arguments, checked: one by one, then together. See ``Engine`` for what they mean."""
+@dataclass(frozen=True)
+class EngineSettings:
+    """``Engine``'s arguments but the model, checked: one by one, then together. See ``Engine`` for what they mean.
+
+    Words and classes have become settings, "auto" a device and a backend, and ``static`` True or False.
+    """
 
     adapt: object
     optimizer: object
@@ -87,19 +92,23 @@ class Arguments:
     def __post_init__(self):
         choice("dtype", self.dtype, DTYPES)
         choice("backend", self.backend, ("auto", *BACKENDS))
-        for name in ("streams", "segment", "every"):
-            setattr(self, name, integer(name, getattr(self, name)))
-        for name in ("shared", "accumulate", "recompute"):
-            setattr(self, name, flag(name, getattr(self, name)))
-        self.seed = integer("seed", self.seed, -(2**63), 2**64 - 1)  # torch's own range
-        self.static = None if self.static is None else flag("static", self.static)
-        self.batch = (
-            None if self.batch is None else integer("batch", self.batch, expected="an integer of at least 1, or None for all streams")
+        keep(
+            self,
+            **{name: integer(name, getattr(self, name)) for name in ("streams", "segment", "every")},
+            **{name: flag(name, getattr(self, name)) for name in ("shared", "accumulate", "recompute")},
+            seed=integer("seed", self.seed, -(2**63), 2**64 - 1),  # torch's own range
+            static=None if self.static is None else flag("static", self.static),
+            batch=None
+            if self.batch is None
+            else integer("batch", self.batch, expected="an integer of at least 1, or None for all streams"),
+            reset=check_reset(self.reset),
+            adapt=as_adapt(self.adapt),
+            optimizer=as_optimizer(self.optimizer),
+            memory=as_memory(self.memory),
         )
-        self.reset = check_reset(self.reset)
-        self.adapt, self.optimizer, self.memory = as_adapt(self.adapt), as_optimizer(self.optimizer), as_memory(self.memory)
         self._check_together()
         self._place()
+        self._check_kind()
         self._check_base()
 
     @property
@@ -110,13 +119,54 @@ class Arguments:
     def window(self) -> int:
         return self.segment + remembered(self.memory)
 
+    @property
+    def context(self) -> int:
+        """Tokens that are run again in front of every segment."""
+        return self.memory.context if isinstance(self.memory, Overlap) else 0
+
+    @property
+    def learns(self) -> bool:
+        return self.adapt is not None
+
+    @property
+    def owns_weights(self) -> bool:
+        """Whether what learns are weights of the model, not adapters beside them."""
+        return self.learns and not isinstance(self.adapt, LoRA)
+
+    @property
+    def sets(self) -> int:
+        """Sets of weights: one a stream, or one that all share."""
+        return 1 if self.shared else self.streams
+
+    @property
+    def why_not_fused(self) -> str | None:
+        """None where the gradient kernels update, else the reason."""
+        if not self.static or not self.learns:
+            return "the update waits for the whole gradient" if self.learns else "nothing learns"
+        return why_not_fused(self.optimizer, self.accumulate, whole_model(self.adapt))
+
+    def arguments(self) -> dict:
+        """What ``Engine`` takes beside the model to be such an engine again."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def describe(self) -> dict:
+        """As plain data, all that two engines must have in common to exchange saved states (their model aside)."""
+        plain = lambda part: (  # noqa: E731
+            None
+            if part is None
+            else {"kind": type(part).__name__, **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items()}}
+        )
+        parts = {name: plain(getattr(self, name)) for name in ("adapt", "optimizer", "memory")}
+        names = ("streams", "segment", "shared", "every", "accumulate", "reset", "dtype", "backend", "base", "seed")
+        return {**parts, **{name: getattr(self, name) for name in names}}
+
     def _check_together(self) -> None:
         if self.shared and self.reset != "never":
             raise ValueError(f"reset={self.reset!r} with shared=True: one set of weights serves all rows; expected 'never'")
         if self.adapt is None and self.optimizer is not None:
             raise ValueError(f"optimizer={self.optimizer!r} with adapt=None: nothing learns; give adapt, or no optimizer")
         if self.adapt is not None and self.optimizer is None:
-            self.optimizer = Adam()
+            keep(self, optimizer=Adam())
         if self.shared and self.batch is not None and self.batch < self.streams:
             raise ValueError(
                 f"batch={self.batch} with shared=True and streams={self.streams}: one update sees all rows; "
@@ -132,17 +182,25 @@ class Arguments:
 
     def _place(self) -> None:
         """Device, backend, and whether shapes are fixed."""
-        self.device = choose_device(self.device, self.backend, self.torch_dtype)
-        self.backend = choose_backend(self.backend, self.torch_dtype, self.device.type)
+        device = choose_device(self.device, self.backend, self.torch_dtype)
+        keep(self, device=device, backend=choose_backend(self.backend, self.torch_dtype, device.type))
         if self.dtype == "fp64" and self.backend != "reference":
             raise ValueError(f"dtype='fp64' with backend={self.backend!r}: its kernels serve fp32 and bf16; use backend='reference'")
         if self.static is None:
-            self.static = self.device.type != "cpu" or self.backend == "triton"
+            keep(self, static=device.type != "cpu" or self.backend == "triton")
         if self.static and self.reset == "auto" and isinstance(self.adapt, RowSparse):
             raise ValueError(
                 "reset='auto' with adapt=RowSparse on a GPU: which rows go back is only known there; use LoRA or Full, "
                 "or reset at documents or every N tokens"
             )
+
+    def _check_kind(self) -> None:
+        """Raises ValueError for an optimizer that the backend's update does not know."""
+        if not self.learns or self.optimizer.kind in (known := kinds_of(self.backend)):
+            return
+        raise ValueError(
+            f"optimizer={self.optimizer!r} with backend={self.backend!r}: its update knows {', '.join(known)}, not {self.optimizer.kind}"
+        )
 
     def _check_base(self) -> None:
         choice("base", self.base, ("same", "float8"))
@@ -166,8 +224,7 @@ class Arguments:
     def check_model(self, config) -> None:
         """What depends on the model. Warns where the window exceeds the positions that it was made for."""
         learning = targeted(self.adapt, config.layers)
-        own = self.adapt is not None and not isinstance(self.adapt, LoRA)
-        if self.base == "float8" and own and len(learning) == config.layers * len(GROUPS):
+        if self.base == "float8" and self.owns_weights and len(learning) == config.layers * len(GROUPS):
             raise ValueError(f"base='float8' with adapt={self.adapt!r}: every linear weight learns and none is frozen; use base='same'")
         if self.backend == "triton" and config.head_dim > kernel_module("attention").MAX_HEAD:
             raise ValueError(
@@ -175,7 +232,7 @@ class Arguments:
                 f"{config.head_dim}; use backend='cpu' or 'reference'"
             )
         if self.base == "float8" and self.backend == "triton":
-            self._check_float8_sizes(config, set(learning) if own else set())
+            self._check_float8_sizes(config, set(learning) if self.owns_weights else set())
         learned_positions = config.rope_theta is None
         if isinstance(self.memory, SegmentMemory) and learned_positions:
             raise ValueError(

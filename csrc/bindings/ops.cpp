@@ -1,0 +1,138 @@
+// The ops for Python: the arguments of each in the order of its reference, and the call of its C function.
+#include "bindings/arguments.h"
+
+namespace dynadapt::bindings {
+
+size_t Arguments::place(std::string_view name) const {
+  for (size_t i = 0; i < count_; i++)
+    if (name == names_[i]) return i;
+  throw std::logic_error(std::string(op_) + " has no argument " + std::string(name));
+}
+
+std::vector<const dynadapt_matrix*> Arguments::matrices(const char* name) const {
+  std::vector<const dynadapt_matrix*> handles;
+  for (py::handle part : values_[place(name)]) {
+    if (!py::isinstance<PackedMatrix>(part))
+      throw py::value_error(std::string(op_) + ": " + name + " has a " + Py_TYPE(part.ptr())->tp_name +
+                            ", accepted is PackedMatrix");
+    handles.push_back(part.cast<const PackedMatrix&>().get());
+  }
+  return handles;
+}
+
+namespace {
+
+dynadapt_norm_params norm_params(Arguments& a, float eps) {
+  return {sizeof(dynadapt_norm_params), a.kind({"rms", "layer"}), eps};
+}
+
+dynadapt_head_norm_params head_norm_params(Arguments& a, float eps) {
+  return {sizeof(dynadapt_head_norm_params), a.whole("hq"), a.whole("hkv"), a.whole("d"), eps};
+}
+
+dynadapt_activation_params activation_params(Arguments& a) {
+  return {sizeof(dynadapt_activation_params), a.kind({"swiglu", "gelu_tanh", "gelu"})};
+}
+
+dynadapt_attention_params attention_params(Arguments& a) {
+  return {sizeof(dynadapt_attention_params), a.whole("hq"), a.whole("hkv"), a.whole("d"), a.number("scale")};
+}
+
+dynadapt_linear_params linear_params(Arguments& a) { return {sizeof(dynadapt_linear_params), a.number("scale")}; }
+
+dynadapt_gradient_params gradient_params(Arguments& a) { return {sizeof(dynadapt_gradient_params), a.flag("accumulate")}; }
+
+}  // namespace
+
+void bind_ops(py::module_& module) {
+  define(module, "linear_forward", {"x", "parts", "bias", "A", "Bt", "slots", "scale", "u", "y"}, [](Arguments& a) {
+    const auto params = linear_params(a);
+    const auto parts = a.matrices("parts");
+    call(dynadapt_linear_forward, a["x"], parts.data(), int32_t(parts.size()), a["bias"], a["A"], a["Bt"], a["slots"], a["u"],
+         a["y"], &params);
+  });
+  define(module, "linear_backward", {"dy", "parts", "A", "Bt", "slots", "scale", "dU", "dx"}, [](Arguments& a) {
+    const auto params = linear_params(a);
+    const auto parts = a.matrices("parts");
+    call(dynadapt_linear_backward, a["dy"], parts.data(), int32_t(parts.size()), a["A"], a["Bt"], a["slots"], a["dU"], a["dx"],
+         &params);
+  });
+  define(module, "lora_gradient", {"dy", "x", "u", "dU", "part_sizes", "scale", "slots", "dA", "dBt", "accumulate"},
+         [](Arguments& a) {
+           const auto sizes = a.sizes("part_sizes");
+           const dynadapt_lora_gradient_params params{sizeof params, a.number("scale"), a.flag("accumulate"),
+                                                      int32_t(sizes.size()), sizes.data()};
+           call(dynadapt_lora_gradient, a["dy"], a["x"], a["u"], a["dU"], a["slots"], a["dA"], a["dBt"], &params);
+         });
+  define(module, "weight_gradient", {"dy", "x", "rows", "dW", "accumulate"}, [](Arguments& a) {
+    const auto params = gradient_params(a);
+    call(dynadapt_weight_gradient, a["dy"], a["x"], a["rows"], a["dW"], &params);
+  });
+  define(module, "row_scores", {"dy", "x", "out"}, [](Arguments& a) { call(dynadapt_row_scores, a["dy"], a["x"], a["out"]); });
+  define(module, "bias_gradient", {"dy", "db"}, [](Arguments& a) { call(dynadapt_bias_gradient, a["dy"], a["db"]); });
+
+  define(module, "cross_entropy", {"h", "head", "targets", "weights", "nll", "lse", "dh"}, [](Arguments& a) {
+    call(dynadapt_cross_entropy, a["h"], a.matrix("head"), a["targets"], a["weights"], a["nll"], a["lse"], a["dh"]);
+  });
+  define(module, "cross_entropy_weight_gradient", {"h", "head", "targets", "weights", "lse", "dW", "accumulate"},
+         [](Arguments& a) {
+           const auto params = gradient_params(a);
+           call(dynadapt_cross_entropy_weight_gradient, a["h"], a.matrix("head"), a["targets"], a["weights"], a["lse"], a["dW"],
+                &params);
+         });
+  define(module, "linear_mse", {"h", "weight", "bias", "target", "weights", "pred", "loss", "dh", "dweight", "dbias"},
+         [](Arguments& a) {
+           call(dynadapt_linear_mse, a["h"], a["weight"], a["bias"], a["target"], a["weights"], a["pred"], a["loss"], a["dh"],
+                a["dweight"], a["dbias"]);
+         });
+
+  define(module, "norm_forward", {"x", "delta", "weight", "bias", "eps", "kind", "res", "y", "stat"}, [](Arguments& a) {
+    const auto params = norm_params(a, a.number("eps"));
+    call(dynadapt_norm_forward, a["x"], a["delta"], a["weight"], a["bias"], a["res"], a["y"], a["stat"], &params);
+  });
+  define<2>(module, "norm_backward", {"dy", "res", "weight", "stat", "kind", "dres", "dx", "dweight", "dbias", "bias", "y"},
+            [](Arguments& a) {
+              const auto params = norm_params(a, 0);
+              call(dynadapt_norm_backward, a["dy"], a["res"], a["weight"], a["stat"], a["dres"], a["dx"], a["dweight"],
+                   a["dbias"], a["bias"], a["y"], &params);
+            });
+  define(module, "head_norm_forward", {"qkv", "q_weight", "k_weight", "eps", "hq", "hkv", "d", "out", "rstd"}, [](Arguments& a) {
+    const auto params = head_norm_params(a, a.number("eps"));
+    call(dynadapt_head_norm_forward, a["qkv"], a["q_weight"], a["k_weight"], a["out"], a["rstd"], &params);
+  });
+  define(module, "head_norm_backward",
+         {"dout", "qkv", "q_weight", "k_weight", "rstd", "hq", "hkv", "d", "dqkv", "dq_weight", "dk_weight"}, [](Arguments& a) {
+           const auto params = head_norm_params(a, 0);
+           call(dynadapt_head_norm_backward, a["dout"], a["qkv"], a["q_weight"], a["k_weight"], a["rstd"], a["dqkv"],
+                a["dq_weight"], a["dk_weight"], &params);
+         });
+  define(module, "activation_forward", {"h", "kind", "y"}, [](Arguments& a) {
+    const auto params = activation_params(a);
+    call(dynadapt_activation_forward, a["h"], a["y"], &params);
+  });
+  define<1>(module, "activation_backward", {"dy", "h", "kind", "dh", "y"}, [](Arguments& a) {
+    const auto params = activation_params(a);
+    call(dynadapt_activation_backward, a["dy"], a["h"], a["dh"], a["y"], &params);
+  });
+  define(module, "embedding_forward", {"tokens", "table", "position_table", "positions", "out"}, [](Arguments& a) {
+    call(dynadapt_embedding_forward, a["tokens"], a["table"], a["position_table"], a["positions"], a["out"]);
+  });
+  define(module, "embedding_backward", {"tokens", "dout", "dtable"},
+         [](Arguments& a) { call(dynadapt_embedding_backward, a["tokens"], a["dout"], a["dtable"]); });
+
+  define(module, "attention_forward",
+         {"qkv", "mem_k", "mem_v", "mem_len", "slots", "cos", "sin", "hq", "hkv", "d", "scale", "out", "lse"}, [](Arguments& a) {
+           const auto params = attention_params(a);
+           call(dynadapt_attention_forward, a["qkv"], a["mem_k"], a["mem_v"], a["mem_len"], a["slots"], a["cos"], a["sin"],
+                a["out"], a["lse"], &params);
+         });
+  define(module, "attention_backward",
+         {"dout", "qkv", "out", "lse", "mem_k", "mem_v", "mem_len", "slots", "cos", "sin", "hq", "hkv", "d", "scale", "dqkv"},
+         [](Arguments& a) {
+           const auto params = attention_params(a);
+           call(dynadapt_attention_backward, a["dout"], a["qkv"], a["out"], a["lse"], a["mem_k"], a["mem_v"], a["mem_len"],
+                a["slots"], a["cos"], a["sin"], a["dqkv"], &params);
+         });
+}
+
+}  // namespace dynadapt::bindings

@@ -1,0 +1,60 @@
+"""Learners, from what is to be learned and with which optimizer."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from dynadapt.adapt.methods import LoRA, whole_model
+from dynadapt.engine.weights import group_sizes, source_weight
+
+from .lora import LoraLearner
+from .rows import RowLearner
+from .whole_model import ModelLearner
+
+
+def make_learner(
+    adapt,
+    optimizer,
+    model,
+    dtype: torch.dtype,
+    backend: str,
+    device,
+    *,
+    slots: int = 1,
+    seed: int = 0,
+    keep_prior: bool = False,
+    keep_grad: bool = True,
+):
+    """What ``adapt`` learns with.
+
+    Args:
+        slots: sets of adapters, for LoRA; weights of the model are one set a learner.
+        keep_prior: the prior of weights that learn is kept beside them. keep_grad: so is their gradient.
+    """
+    if isinstance(adapt, LoRA):
+        return LoraLearner(adapt, optimizer, group_sizes(model.config), slots, dtype, seed, device, keep_grad)
+    if whole_model(adapt):
+        return ModelLearner(adapt, optimizer, model, dtype, backend, device, keep_prior)
+    source = partial(source_weight, model)
+    return RowLearner(adapt, optimizer, group_sizes(model.config), dtype, backend, source, device, keep_prior, keep_grad)
+
+
+def make_learners(settings, model) -> list:
+    """Of an engine: one LoRA learner serves every set of weights; weights of the model's own need a learner a set."""
+    if not settings.learns:
+        return []
+    make = partial(
+        make_learner,
+        settings.adapt,
+        settings.optimizer,
+        model,
+        settings.torch_dtype,
+        settings.backend,
+        settings.device,
+        seed=settings.seed,
+        keep_prior=settings.static and settings.reset == "auto",
+        keep_grad=settings.why_not_fused is not None,
+    )
+    return [make() for _ in range(settings.sets)] if settings.owns_weights else [make(slots=settings.sets)]

@@ -1,0 +1,55 @@
+"""The ops that a decoder and its learners call, by name."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from dynadapt.ops import UnsupportedOp, resolve
+from dynadapt.ops.profiler_ranges import named
+
+
+class OpSet:
+    """The ops of one backend and dtype, resolved by ``resolve`` or when first used; with ``seconds`` set it adds up seconds by op."""
+
+    def __init__(self, backend: str, dtype: torch.dtype):
+        self.backend, self.dtype = backend, dtype
+        self.choices = {}
+        self.seconds: dict[str, float] | None = None
+
+    def resolve(self, names: list[str]) -> None:
+        """Finds the implementations of all ``names`` now.
+
+        Raises:
+            UnsupportedOp: naming those that nothing serves, and why.
+        """
+        missing, why = [], None
+        for name in names:
+            try:
+                self._choice(name)
+            except UnsupportedOp as error:
+                missing, why = [*missing, name], why or error
+        if missing:
+            raise UnsupportedOp(f"nothing serves {', '.join(missing)}: {why}") from why
+
+    def _choice(self, name: str):
+        return self.choices.get(name) or self.choices.setdefault(name, named(resolve(name, self.backend, self.dtype)))
+
+    def __getattr__(self, name: str):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        choice = self._choice(name)
+        return choice.function if self.seconds is None else self._timed(name, choice.function)
+
+    def _timed(self, name, function):
+        def call(*args):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            function(*args)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+        return call

@@ -1,0 +1,101 @@
+"""What a step does, decided by the host before anything runs: which rows go through the layers together, who learns, who updates,
+who goes back to the prior.
+
+``plan`` reads the settings, the streams' counters and the call's lengths and weights. It looks at no score and at no tensor, and
+changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class StreamState:
+    """What the host counts for one stream."""
+
+    segments: int = 0  # since the stream's document entered
+    since_reset: int = 0  # tokens learned from since the adapter was last the prior
+    history: list[int] = field(default_factory=list)  # Overlap: the last inputs
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Rows of a call that go through the layers together, and what becomes of them. Tuples hold one value a row."""
+
+    rows: tuple[int, ...]  # of the call
+    streams: tuple[int, ...]
+    counts: tuple[int, ...]  # tokens that are scored; 0: the row rests
+    due: tuple[bool, ...]  # whether its stream's update is
+    resets: tuple[int, ...]  # streams that go back to the prior behind this segment
+    shares: tuple[float, ...]  # what each token's NLL counts in the loss that is learned from
+    learn: bool  # the loss gets a gradient
+    backward: bool  # which goes back through the layers
+    update: bool
+
+    @property
+    def moves(self) -> tuple[bool, ...]:
+        """Whose weights an update moves, as far as the host can know it."""
+        return tuple(due and stream not in self.resets for due, stream in zip(self.due, self.streams))
+
+
+def plan(
+    settings,
+    states: Sequence[StreamState],
+    streams: Sequence[int],
+    lengths: Sequence[int],
+    weights: Sequence[float] | None = None,
+    fixed: bool = False,
+) -> list[Pass]:
+    """The passes of one step.
+
+    Args:
+        settings: ``EngineSettings``.
+        states: of all streams. streams, lengths, weights: one number a row of the call, as ``Engine.step`` takes them.
+        fixed: passes have the shape of the call, so that rows rest in place and those whose update is due go with the others. Else a
+            pass has active rows alone, in the order of their streams, and all or none of them are due: no row is padding only, and
+            none pays for a backward that it has no use for.
+    """
+    due = _due(settings, states, streams, lengths)
+    passes = []
+    for rows in _groups(settings, streams, lengths, due, fixed):
+        part = [lengths[row] for row in rows]
+        passes.append(
+            _pass(settings, states, rows, [streams[r] for r in rows], part, [due[r] for r in rows], weights and [weights[r] for r in rows])
+        )
+    return passes
+
+
+def _due(settings, states, streams, lengths) -> list[bool]:
+    """Whose update is due: every k-th segment of a stream. Where weights are shared, all rows' at once, when the first stream's is."""
+    due = [settings.learns and n > 0 and (states[s].segments + 1) % settings.every == 0 for s, n in zip(streams, lengths)]
+    if settings.shared and any(lengths):
+        first = min((s, i) for i, (s, n) in enumerate(zip(streams, lengths)) if n > 0)[1]
+        return [due[first] and n > 0 for n in lengths]
+    return due
+
+
+def _groups(settings, streams, lengths, due, fixed: bool) -> list[list[int]]:
+    """Rows that go together: ``batch`` at most, and one by one where streams have weights of their own."""
+    together = 1 if settings.owns_weights and not settings.shared else settings.batch or settings.streams
+    pieces = lambda rows: [rows[i : i + together] for i in range(0, len(rows), together)]  # noqa: E731
+    if fixed:
+        return [rows for rows in pieces(list(range(len(streams)))) if any(lengths[row] for row in rows)]
+    active = sorted((row for row, n in enumerate(lengths) if n > 0), key=lambda row: streams[row])
+    return [part for wanted in (True, False) for part in pieces([row for row in active if due[row] == wanted])]
+
+
+def _pass(settings, states, rows, streams, counts, due, weights) -> Pass:
+    resets = []
+    if settings.learns and isinstance(settings.reset, int):
+        resets = [s for s, n in zip(streams, counts) if n > 0 and states[s].since_reset + n >= settings.reset]
+    learning = [n > 0 and (d or settings.accumulate) for d, n in zip(due, counts)]
+    learn = settings.learns and any(learning)
+    backward = learn and any(learns and s not in resets for learns, s in zip(learning, streams))
+    total = sum(counts)
+    shares = [1.0 / (total if settings.shared else n) if learns else 0.0 for learns, n in zip(learning, counts)]
+    if weights is not None:
+        shares = [share * weight for share, weight in zip(shares, weights)]
+    moves = any(d and s not in resets for d, s in zip(due, streams))
+    return Pass(*map(tuple, (rows, streams, counts, due, resets, shares)), learn, backward, backward and moves)

@@ -1,0 +1,89 @@
+"""What a step did, by stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dynadapt.common.reprs import counted, safe
+
+from .plan import Pass
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One pass as it left the device: ``made`` has what buffers.py says, but for the scores."""
+
+    plan: Pass
+    made: dict[str, torch.Tensor]
+    has_norms: bool  # False where the gradient kernels updated: no gradient was ever whole
+
+
+class StepReport:
+    """What the last step did, by stream. ``flops``: phase -> FLOPs of this step.
+
+    The report of a step that may still run (``pending``) is read when a field other than ``flops`` is first asked for, which waits.
+    """
+
+    def __init__(
+        self,
+        updated: list[bool],
+        skipped: list[bool],
+        was_reset: list[bool],
+        grad_norm: list[float | None],
+        flops: dict[str, int] | None = None,
+    ):
+        self.streams, self.flops = len(updated), flops or {}
+        self.known: dict[str, list] | None = {"updated": updated, "skipped": skipped, "was_reset": was_reset, "grad_norm": grad_norm}
+
+    @classmethod
+    def pending(cls, streams: int, outcomes: list[Outcome], flops: dict[str, int]) -> StepReport:
+        report = cls.__new__(cls)
+        report.streams, report.flops, report.outcomes, report.known = streams, flops, outcomes, None
+        return report
+
+    def read(self) -> dict[str, list]:
+        """All fields but ``flops``.
+
+        Raises:
+            ValueError: naming the streams whose tokens, which were on the device, hold ids outside the vocabulary.
+        """
+        if self.known is None:
+            self.known, self.outcomes = self._collect(), []
+        return self.known
+
+    def _collect(self) -> dict[str, list]:
+        flags = lambda: [False] * self.streams  # noqa: E731
+        known = {"updated": flags(), "skipped": flags(), "was_reset": flags(), "grad_norm": [None] * self.streams}
+        for outcome in self.outcomes:
+            streams, host = outcome.plan.streams, {name: t.tolist() for name, t in outcome.made.items()}
+            if any(host["invalid"]):
+                raise ValueError(
+                    f"tokens of streams {[s for s, bad in zip(streams, host['invalid']) if bad]} hold ids outside the "
+                    "vocabulary; their scores are NaN and they did not learn"
+                )
+            for i, stream in enumerate(streams):
+                j = i if len(host["moving"]) > 1 else 0
+                known["was_reset"][stream] = stream in outcome.plan.resets or bool(host["reset"][i])
+                if outcome.plan.due[i] and host["moving"][j] >= 0:
+                    known["skipped"][stream] = bool(host["skipped"][j])
+                    known["updated"][stream] = not host["skipped"][j]
+                    known["grad_norm"][stream] = host["norms"][j] if outcome.has_norms else None
+        return known
+
+    updated = property(lambda self: self.read()["updated"])
+    skipped = property(lambda self: self.read()["skipped"])
+    was_reset = property(lambda self: self.read()["was_reset"])
+    grad_norm = property(lambda self: self.read()["grad_norm"])
+
+    @safe
+    def __repr__(self) -> str:
+        streams, work = counted(self.streams, "stream"), f"{sum(self.flops.values()) / 1e9:.4g} GFLOP)"
+        if self.known is None:  # asking would wait for the device
+            return f"StepReport({streams}, not read from the device, {work}"
+        norms = [norm for norm in self.grad_norm if norm is not None]
+        what = [f"{sum(map(bool, flags))} {name}" for name, flags in (("skipped", self.skipped), ("reset", self.was_reset)) if any(flags)]
+        if norms:
+            what.append(f"gradient norm {min(norms):.3g}" + (f"..{max(norms):.3g}" if len(norms) > 1 else ""))
+        return ", ".join([f"StepReport({sum(map(bool, self.updated))} of {streams} updated", *what, work])

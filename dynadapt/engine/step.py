@@ -1,0 +1,195 @@
+"""One pass of a step, from buffers whose numbers the host has filled and does not look at again.
+
+``Step.run``:
+
+1. forward, and the score, with the gradient of the loss where something is to be learned;
+2. the change detectors look at the scores; a stream that they flag does not move;
+3. backward, and the update of the streams that are due, in the gradient kernels or behind them;
+4. flagged streams go back to the prior;
+5. the segment enters memory.
+
+Everything is tensor arithmetic of fixed shapes, so that a CUDA graph can hold it. Where asking for a number costs nothing (the
+eager CPU), ``asks`` lets the host look once, behind 2: a pass whose streams are all flagged then saves its backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from dynadapt.adapt.resets import ChangePoint, ChangePoints
+from dynadapt.ops import update as update_op
+
+from .buffers import Kind
+from .decoder import Batch, Decoder
+from .learners.fused import Fused
+from .plan import Pass, StreamState
+from .settings import EngineSettings
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Step:
+    """What the passes of an engine's steps work on.
+
+    Args:
+        learners: one, or one a stream where streams have weights of their own; none where nothing learns.
+        lr: float32, one a set of weights.
+        moving: called when a pass begins to change state.
+        asks: whether the host may look at numbers. Else resets and memory are the device's work, by ops of their own.
+    """
+
+    def __init__(self, settings: EngineSettings, decoder: Decoder, learners: list, lr: torch.Tensor, moving: Callable, asks: bool):
+        self.settings, self.decoder, self.learners, self.lr, self.moving, self.asks = settings, decoder, learners, lr, moving, asks
+        self.states = [StreamState() for _ in range(settings.streams)]
+        self.counters = torch.zeros(2, dtype=torch.int64, device=settings.device)  # updates, skipped updates
+        self.changes = ChangePoints(settings.streams, settings.device) if settings.learns and settings.reset == "auto" else None
+        self.why_not_fused = settings.why_not_fused
+        self.fresh = True  # no weight has moved yet, no segment has been remembered, nothing was restored
+        self.lowest = settings.lowest(decoder.config.layers)
+        self.own_slots = bool(learners) and not settings.shared and not settings.owns_weights
+
+    @property
+    def fused(self) -> bool:
+        """Whether the gradient kernels update."""
+        return bool(self.learners) and self.why_not_fused is None
+
+    def learner(self, stream: int):
+        """What one stream learns with; None where nothing learns."""
+        return self.learners[stream if len(self.learners) > 1 else 0] if self.learners else None
+
+    def slot(self, stream: int) -> int:
+        """Where in its learner a stream's weights are."""
+        return stream if self.own_slots else 0
+
+    def batch_of(self, stream: int, inputs: torch.Tensor) -> Batch:
+        """A pass of inputs [rows, T] with one stream's weights, each row with a memory of its own."""
+        rows, one = inputs.shape[0], partial(torch.tensor, dtype=torch.int32, device=self.settings.device)
+        return Batch(inputs, one([self.slot(stream)]), one(list(range(rows))), tuple(range(rows)))
+
+    def put_back(self, stream: int) -> None:
+        """One stream's weights and optimizer state back to the prior."""
+        if not self.learners:
+            return
+        self.learner(stream).reset(self.slot(stream))
+        self.states[stream].since_reset = 0
+        if self.changes is not None:
+            self.changes.forget(stream)
+
+    def undo(self) -> bool:
+        """Behind a failure: whether the engine is as it was before its first step. Later ones have gradients and scores to lose."""
+        if self.fresh:
+            for learner in self.learners:
+                if learner.state.grad is not None:
+                    learner.state.grad.zero_()
+            if self.changes is not None:
+                self.changes.load([ChangePoint()] * len(self.states))
+        return self.fresh
+
+    # ---- the device's part
+
+    def run(self, kind: Kind, p: Pass, given: Tensors, made: Tensors, again: float) -> None:
+        """One pass. ``given`` and ``made`` are as in buffers.py; ``again`` is the share of the inputs that were scored before.
+
+        Of ``p`` only numbers are used that all passes of the kind have in common, unless ``asks``.
+        """
+        d, learner = self.decoder, self.learner(p.streams[0])
+        batch = Batch(given["inputs"], given["adapter"], given["slots"], p.streams, again)
+        hidden = d.forward(batch, learner, self.lowest if kind.learn else None)
+        nll, dhidden = d.score(hidden, given.get("rows"), given["targets"], given["weights"] if kind.learn else None)
+        made["nll"].copy_(nll)
+        self.moving()
+        if self.changes is not None:
+            self._watch(p, given, made)
+        made["moving"].copy_(given["moving"])
+        if kind.backward and not self.all_flagged(made):
+            self._learn(kind, batch, dhidden, learner, given, made)
+        self.fresh = False
+        if self.changes is not None and not self.asks:
+            s = learner.state
+            d.ops.reset(made["reset"], given["adapter"], s.prior, s.master, s.working, s.grad, s.first, s.second, s.step)
+        d.advance_memory(batch, p.counts if self.asks else given["counts"])
+
+    def all_flagged(self, made: Tensors) -> bool:
+        """Whether the host sees that no stream of a pass is left to learn."""
+        return self.asks and self.changes is not None and bool(made["reset"].all())
+
+    def _watch(self, p: Pass, given: Tensors, made: Tensors) -> None:
+        counts = given["counts"]
+        if self.asks:
+            means = torch.stack([row.mean() for row in made["nll"].split(p.counts)]).double()
+        else:
+            means = made["nll"].view(len(counts), -1).double().sum(1) / counts.clamp(min=1)
+        flagged = self.changes.observe(given["slots"].long(), means, counts > 0)
+        made["reset"].copy_(flagged)
+        given["moving"].masked_fill_(flagged, -1)
+
+    def _learn(self, kind: Kind, batch: Batch, dhidden, learner, given: Tensors, made: Tensors) -> None:
+        settings, d = self.settings, self.decoder
+        backward = partial(d.backward, batch, learner, self.lowest, dhidden, settings.accumulate)
+        own = settings.owns_weights and not settings.shared
+        self.fresh &= not (kind.choosing or kind.update and self.fused)  # a backward that moves more than gradients
+        lr = self.lr[batch.streams[0] : batch.streams[0] + 1] if own else self.lr
+        if not kind.update:
+            backward()
+            return
+        if self.fused:
+            self._backward_that_updates(backward, learner, lr, given, made)
+        else:
+            backward()
+            self.fresh = False
+            learner.update(d.ops, given["moving"], lr, made["norms"], made["skipped"])
+        moved = given["moving"] >= 0
+        skipped = (made["skipped"] != 0) & moved
+        self.counters += torch.stack([(moved & ~skipped).sum(), skipped.sum()])
+
+    def _backward_that_updates(self, backward, learner, lr, given: Tensors, made: Tensors) -> None:
+        """Gradient kernels update; a stream whose score is not finite is left out of it."""
+        moved = given["moving"] >= 0
+        finite = torch.isfinite(made["nll"].view(len(moved), -1).sum(1))
+        made["skipped"].copy_(~(finite & moved))
+        learner.fused = Fused(moved.to(torch.int32), self.settings.optimizer.rule(), lr, made["skipped"])
+        try:
+            backward()
+        finally:
+            learner.fused = None
+        stepped = moved & (made["skipped"] == 0)
+        made["skipped"].mul_(moved)
+        learner.state.step.index_add_(0, given["adapter"].long(), stepped.to(torch.int32))
+
+    # ---- the host's part
+
+    def move_on(self, kind: Kind, p: Pass, made: Tensors, tokens: torch.Tensor, memory_lengths: list[int]) -> None:
+        """Ledger, counters and the streams' positions behind a pass, and the resets that the host knows of.
+
+        ``memory_lengths``: of each row's memory before the pass.
+        """
+        d, settings, memory = self.decoder, self.settings, self.decoder.memory
+        d.count_memory(kind.width, memory_lengths)
+        flagged = [s for s, flag in zip(p.streams, made["reset"].tolist()) if flag] if self.asks and self.changes is not None else []
+        if kind.backward and not self.all_flagged(made):
+            self._count_learning(kind, p, flagged)
+        for row, stream, n in zip(p.rows, p.streams, p.counts):
+            if n:
+                state = self.states[stream]
+                state.segments += 1
+                if settings.learns and isinstance(settings.reset, int):
+                    state.since_reset += n
+                if settings.context:
+                    state.history = (state.history + tokens[row, :n].tolist())[-settings.context :]
+                if memory is not None and not self.asks:
+                    memory.count(stream, n)
+        for stream in (*p.resets, *flagged):
+            self.put_back(stream)
+
+    def _count_learning(self, kind: Kind, p: Pass, flagged: list[int]) -> None:
+        learner, settings = self.learner(p.streams[0]), self.settings
+        if settings.owns_weights:
+            learner.passes += settings.accumulate
+            if kind.update:
+                learner.count_update()
+        if kind.update:
+            sets = sum(moves and s not in flagged for moves, s in zip(p.moves, p.streams)) if self.own_slots else 1
+            self.decoder.ledger.add("update", sets * update_op.flops(learner.state.updated, settings.optimizer.rule()))

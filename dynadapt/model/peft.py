@@ -1,0 +1,133 @@
+"""LoRA adapters in PEFT's own files: adapter_config.json and adapter_model.safetensors.
+
+Keys are ``base_model.model.<module>.lora_A.weight`` [R, in] and ``...lora_B.weight`` [out, R]; the scale is alpha / R.
+What the settings may hold is in peft_fields.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from .base import count_not_finite
+from .errors import ModelError
+from .json_file import read_json
+from .layout import linear_shapes, peft_name
+from .peft_fields import check_fields, check_targets, model_modules, without_rslora
+from .safetensors_file import SafetensorsFile
+
+SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+
+
+def tensor_key(module: str, which: str) -> str:
+    return f"base_model.model.{module}.lora_{which}.weight"
+
+
+def settings_of(config, rank: int, alpha: float, base_model: str, modules, layers: range | None = None) -> dict:
+    """adapter_config.json of plain LoRA on ``modules``, PEFT's names of linears of ``layers`` (None: all)."""
+    names = {".".join(module.split(".")[-2 if config.family == "gpt2" else -1 :]) for module in modules}  # c_proj alone is two modules
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "target_modules": sorted(names),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": config.family == "gpt2",
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "modules_to_save": None,
+        "layers_to_transform": None if layers is None else list(layers),
+        "layers_pattern": None if layers is None else ("h" if config.family == "gpt2" else "layers"),
+    }
+
+
+def write_files(directory: Path, tensors: dict[str, torch.Tensor], settings: dict) -> None:
+    save_file(tensors, str(directory / TENSORS), metadata={"format": "pt"})
+    write_settings(directory, settings)
+
+
+def write_settings(directory: Path, settings: dict) -> None:
+    (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def read_settings(directory, convert_rslora: bool = False) -> dict:
+    """adapter_config.json of an adapter that is B A times one scale, lora_alpha / r.
+
+    ``convert_rslora``: an adapter with use_rslora is taken too, and comes back with the lora_alpha that makes its scale.
+
+    Raises:
+        ModelError: naming the file that can't be read, or the field and value that make the adapter something else.
+    """
+    directory = Path(directory)
+    settings = read_json(directory / SETTINGS)
+    if not isinstance(settings, dict):
+        raise ModelError(f"{directory / SETTINGS}: not a JSON object")
+    if convert_rslora:
+        settings = without_rslora(settings)
+    check_fields(settings, f"adapter {str(directory)!r}")
+    return settings
+
+
+def read_tensors(directory, rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """{module: (A [rank, in], B [out, rank])} of adapter_model.safetensors, in their stored dtype.
+
+    Raises:
+        ModelError: naming the file that can't be read, or the tensor that is no A or B, stands alone, is of another rank, is
+            not floating point, or holds a NaN or an infinity.
+    """
+    directory = Path(directory)
+    where, file = f"adapter {str(directory)!r}", SafetensorsFile(directory / TENSORS)
+    halves: dict[str, dict[str, torch.Tensor]] = {}
+    for key in file.tensors:
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise ModelError(f"{where} has the tensor {key}; accepted: base_model.model.MODULE.lora_A.weight and lora_B.weight")
+        value = file.read(key)
+        if value.dim() != 2 or value.shape["AB".index(match[2])] != rank:
+            raise ModelError(
+                f"{where}: {key} has shape {list(value.shape)}; expected "
+                f"{f'[{rank}, in]' if match[2] == 'A' else f'[out, {rank}]'} for r={rank}"
+            )
+        if not value.numel() or count_not_finite(value.float()):  # as float32, in which adapters are used
+            raise ModelError(f"{where}: {key} holds {'nothing' if not value.numel() else 'a NaN or an infinity'}")
+        halves.setdefault(match[1], {})[match[2]] = value
+    for module, pair in halves.items():
+        if len(pair) < 2:
+            raise ModelError(f"{where} has {tensor_key(module, *pair)} and no {tensor_key(module, 'B' if 'A' in pair else 'A')}")
+    if not halves:
+        raise ModelError(f"{where} has no tensors")
+    return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
+
+
+def read_for_model(directory, config, convert_rslora: bool = False):
+    """(settings, {module: (A, B)}) of an adapter of a model of this config, on linears of its layers alone.
+
+    Raises:
+        ModelError: as ``read_settings`` and ``read_tensors``, for a module that is no linear of a layer or of another shape,
+            and where the settings say that other modules are adapted than the file has.
+    """
+    where = f"adapter {str(directory)!r}"
+    settings = read_settings(directory, convert_rslora)
+    tensors = read_tensors(directory, settings["r"])
+    shapes = {peft_name(config, layer, part): shape for layer in range(config.layers) for part, shape in linear_shapes(config).items()}
+    for module, (A, B) in tensors.items():
+        if module not in shapes:
+            raise ModelError(f"{where} has {tensor_key(module, 'A')}, which is no linear weight of a layer of this model")
+        rows, columns = shapes[module]
+        for which, value, expected in (("A", A, (A.shape[0], columns)), ("B", B, (rows, B.shape[1]))):
+            if tuple(value.shape) != expected:
+                raise ModelError(f"{where}: {tensor_key(module, which)} has shape {list(value.shape)}; expected {list(expected)}")
+    check_targets(settings, tensors, model_modules(config), where)
+    return settings, tensors
