@@ -36,14 +36,13 @@ class ChangePoint:
 
 
 class ChangePoints:
-    """The detectors of all streams, float64 [streams] on their device, which alone decides: the host need not look."""
+    """The detectors of all streams, on their device, which alone decides: the host need not look.
+
+    ``table`` float64 [4, streams] has the fields of ``ChangePoint`` in their order.
+    """
 
     def __init__(self, streams: int, device="cpu"):
-        self.count, self.mean, self.squares, self.statistic = (torch.zeros(streams, dtype=torch.float64, device=device) for _ in range(4))
-
-    @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        return self.count, self.mean, self.squares, self.statistic
+        self.table = torch.zeros(4, streams, dtype=torch.float64, device=device)
 
     def observe(self, slots: torch.Tensor, scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """Flags bool [S] of the streams whose score has changed for the worse; their statistics start anew.
@@ -52,31 +51,30 @@ class ChangePoints:
             slots: int64 [S], different streams. scores: float64 [S], each one's mean NLL of a segment in nats.
             seen: bool [S], False where there was no segment. A score that is not finite counts as none.
         """
-        count, mean, squares, statistic = (t[slots] for t in self.tensors)
+        old = self.table[:, slots]
+        count, mean, squares, statistic = old
         seen = seen & torch.isfinite(scores)
         std = (squares / (count - 1).clamp(min=1)).sqrt().clamp(min=MIN_STD)
-        warm = count >= WARMUP
-        statistic = torch.where(warm, (statistic + (scores - mean) / std - DRIFT).clamp(min=0), statistic)
+        warm, step = count >= WARMUP, scores - mean
+        statistic = torch.where(warm, (statistic + step / std - DRIFT).clamp(min=0), statistic)
         flagged = seen & warm & (statistic > THRESHOLD)
-        new_mean = mean + (scores - mean) / (count + 1)
-        new = count + 1, new_mean, squares + (scores - mean) * (scores - new_mean), statistic
-        for t, value in zip(self.tensors, new):
-            t.index_copy_(0, slots, torch.where(flagged, 0.0, torch.where(seen, value, t[slots])))
+        new_count = count + 1
+        new_mean = mean + step / new_count
+        new = torch.stack([new_count, new_mean, squares + step * (scores - new_mean), statistic])
+        self.table.index_copy_(1, slots, torch.where(seen, new, old).masked_fill_(flagged, 0.0))
         return flagged
 
     def forget(self, stream: int) -> None:
         """One stream's statistics start anew."""
-        for t in self.tensors:
-            t[stream] = 0
+        self.table[:, stream] = 0
 
     def points(self) -> list[ChangePoint]:
         """Of all streams; waits for the device."""
-        return [ChangePoint(int(count), *rest) for count, *rest in zip(*(t.tolist() for t in self.tensors))]
+        return [ChangePoint(int(count), *rest) for count, *rest in self.table.t().tolist()]
 
     def load(self, points: Sequence[ChangePoint]) -> None:
         """Takes back what ``points`` gave."""
-        for t, values in zip(self.tensors, zip(*map(astuple, points))):
-            t.copy_(torch.tensor(values, dtype=torch.float64))
+        self.table.copy_(torch.tensor([astuple(point) for point in points], dtype=torch.float64).t())
 
 
 def check_reset(reset) -> str | int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -52,17 +53,18 @@ class Decoder:
         recompute: bool = False,
         static: bool = False,
     ):
-        self.config, self.weights, self.ops, self.ws, self.ledger = config, weights, ops, workspace, ledger
+        self.config, self.ops, self.ws, self.ledger = config, ops, workspace, ledger
+        self.weights: Any = weights
         self.cos, self.sin = rope
         self.memory = memory
         self.lora_scale = scale
         self.recompute = recompute  # norm outputs and activations are made again in backward instead of kept
         self.static = static  # the host must not look at lengths: fixed shapes, memory moved by the device
         self.sizes = group_sizes(config)
-        self.count = None if weights.positions is None else torch.arange(len(weights.positions), device=workspace.device)
+        self.count: Any = None if weights.positions is None else torch.arange(len(weights.positions), device=workspace.device)
         self.stat_dtype = wide_dtype(ops.dtype)
         self.attention_scale = config.head_dim**-0.5
-        self.active = weights  # of the current pass: the learner's own where the whole model learns
+        self.active: Any = weights  # of the current pass: the learner's own where the whole model learns
 
     # ---- helpers
 
@@ -82,7 +84,7 @@ class Decoder:
         """y [N, O] of one group; keeps u = x A^T under the same key for backward."""
         k, parts = self.sizes[layer, group]
         A, Bt = (None, None) if learner is None else learner.adapter(layer, group)
-        rank = 0 if A is None else Bt.shape[1]
+        rank = 0 if Bt is None else Bt.shape[1]
         y = self._output(layer, group, key, x.shape[0], sum(parts))
         u = None if A is None else self.ws((group, "u", key), x.shape[0], len(parts) * rank)
         self.ops.linear_forward(
@@ -146,9 +148,11 @@ class Decoder:
         """
         first_kept = self.config.layers if lowest is None else lowest[0]
         self.active = self.weights if learner is None or learner.weights_view is None else learner.weights_view
-        self.scored, self.embedded = None, embedded is not None
+        self.scored: tuple | None = None
+        self.embedded = embedded is not None
         x, delta = self.embed(batch) if embedded is None else embedded, None
-        self.kept, self.attended_back = [], 0
+        self.attended_back = 0
+        self.kept: list[dict[str, Any]] = []
         self.lengths = [0 if self.memory is None else self.memory.filled[s] for s in batch.streams]
         for i in range(self.config.layers):
             key = i if i >= first_kept else "shared"
@@ -167,7 +171,7 @@ class Decoder:
         raw = self._linear(learner, i, "qkv", n1, slots, qkv_key, count)
         qkv = self._head_norm(i, raw, qkv_key)
         if self.memory is not None and self.memory.inputs is not None:
-            self._reproject(batch, learner, i)
+            self._reproject(self.memory, batch, learner, i)
             self.ws("inputs of all layers", c.layers, *res1.shape)[i].copy_(res1)
         out = self._attention(batch, i, qkv, key, count)
         o = self._linear(learner, i, "o", out, slots, key, count)
@@ -214,14 +218,14 @@ class Decoder:
             self.ledger.add("backward", self.attended_back * flops["backward"])
             self.ledger.add("recompute", self.attended_back * flops["recompute"])
 
-    def _reproject(self, batch, learner, i) -> None:
+    def _reproject(self, m: MemoryState, batch, learner, i) -> None:
         """Memory keys and values of one layer from its kept inputs and the current weights (counted as recompute)."""
-        c, m = self.config, self.memory
+        c, inputs = self.config, m.inputs or []
         longest = m.memory.capacity if self.static else max(self.lengths)
         if not longest:
             return
         slots = batch.memory_slots.long()
-        x = m.inputs[i].rows[slots, :longest].reshape(-1, c.hidden_size)
+        x = inputs[i].rows[slots, :longest].reshape(-1, c.hidden_size)
         _, n = self._norm(x, None, self.active.attn_norm[i], "memory")
         again = lambda flops: self.ledger.add("recompute", flops)  # noqa: E731
         raw = self._linear(learner, i, "qkv", n, batch.adapter_slots, "memory", again)
@@ -271,13 +275,13 @@ class Decoder:
             return
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         if m.input_stack is not None:
-            source, columns, stores = self.ws("inputs of all layers", c.layers, batch.rows, c.hidden_size), (0,), [m.input_stack]
+            source, columns, stores = self.ws("inputs of all layers", c.layers, batch.rows, c.hidden_size), [0], [m.input_stack]
         else:
             name = "normed" if c.qk_norm else "raw"
             source = self.ws(f"{name} qkv of all layers", c.layers, batch.rows, q + 2 * kv)
-            columns, stores = (q, q + kv), [m.key_stack, m.value_stack]
+            columns, stores = [q, q + kv], [m.key_stack, m.value_stack]
         if isinstance(counts, torch.Tensor):
-            self.ops.memory_advance(source, columns, stores, m.length, batch.memory_slots, counts, m.memory.sinks)
+            self.ops.memory_advance(source, tuple(columns), stores, m.length, batch.memory_slots, counts, m.memory.sinks)
             self.ops.memory_fill(m.length, batch.memory_slots, counts, m.memory.capacity)
         else:
             m.advance(source, columns, stores, batch.streams, counts)

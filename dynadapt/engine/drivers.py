@@ -119,6 +119,7 @@ class Recording:
     @property
     def launches(self) -> int:
         """Nodes of the graph: kernels, copies and fills."""
+        assert self.graph is not None, "not captured yet"
         count = ctypes.c_size_t()
         status = ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(ctypes.c_void_p(self.graph.raw_cuda_graph()), None, ctypes.byref(count))
         if status:

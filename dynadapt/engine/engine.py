@@ -109,7 +109,7 @@ class Engine:
         dtype: str = "bf16",
         backend: str = "auto",
         seed: int = 0,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         batch: int | None = None,
         recompute: bool = False,
         base: str = "same",
@@ -155,7 +155,7 @@ class Engine:
 
     def _resolve_ops(self) -> None:
         """Every op that a call of this configuration may need, before anything is made for it."""
-        self.ops, static = OpSet(self.backend, self.torch_dtype), self.settings.static
+        self.ops, static = OpSet(self.backend, self.torch_dtype), self.settings.fixed
         try:
             self.ops.resolve(needed_ops(self, static, self.settings.why_not_fused is None))
         except UnsupportedOp as error:
@@ -175,10 +175,10 @@ class Engine:
         store = MemoryState.of(c, self.memory, self.streams, dtype, device) if isinstance(self.memory, SegmentMemory) else None
         rope = rotations(c, self.window, wide_dtype(dtype), device)
         scale = self.adapt.scale if isinstance(self.adapt, LoRA) else 0.0
-        self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, scale, self.recompute, given.static)
-        step = Step(given, self.decoder, self.learners, self.lr, self.calls.moving, asks=not given.static)
+        self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, scale, self.recompute, given.fixed)
+        step = Step(given, self.decoder, self.learners, self.lr, self.calls.moving, asks=not given.fixed)
         self.state = step.states
-        self.driver = Captured(step) if given.static else Eager(step)
+        self.driver = Captured(step) if given.fixed else Eager(step)
         self.last: StepReport | None = None
 
     # ---- what it is

@@ -99,23 +99,18 @@ def generate(
             raise wrong("stop", stop, "a function of the tokens so far")
         if choose is not None and not callable(choose):
             raise wrong("choose", choose, "a function of logits [V], or None for the most likely token")
-        prompt = token_ids("prompt", prompt).cpu()
-        if prompt.dim() != 1:
-            raise ValueError(f"prompt has shape {tuple(prompt.shape)}: expected [tokens]")
-        check_ids(prompt, engine.config.vocab_size, "prompt")
+        ids = token_ids("prompt", prompt).cpu()
+        if ids.dim() != 1:
+            raise ValueError(f"prompt has shape {tuple(ids.shape)}: expected [tokens]")
+        check_ids(ids, engine.config.vocab_size, "prompt")
         return _generate(
-            engine,
-            prompt.tolist()[-engine.window :],
-            limit,
-            stop,
-            stream,
-            repetition_penalty,
-            choose or (lambda logits: int(logits.argmax())),
+            engine, ids.tolist()[-engine.window :], limit, stop, stream, repetition_penalty, choose or (lambda logits: int(logits.argmax()))
         )
 
 
 def _generate(engine, text: list[int], limit: int, stop, stream: int, repetition_penalty: float, choose) -> list[int]:
-    cached, made = engine.config.rope_theta is not None, []
+    cached = engine.config.rope_theta is not None
+    made: list[int] = []
     with _memory(engine, _cache(engine, len(text) + limit) if cached else None):
         while True:
             row = text[-1:] if cached and made else text[-engine.window :]

@@ -7,6 +7,7 @@ import time
 import torch
 
 from dynadapt.ops import UnsupportedOp, resolve
+from dynadapt.ops.dispatch import Choice
 from dynadapt.ops.profiler_ranges import named
 
 
@@ -15,7 +16,7 @@ class OpSet:
 
     def __init__(self, backend: str, dtype: torch.dtype):
         self.backend, self.dtype = backend, dtype
-        self.choices = {}
+        self.choices: dict[str, Choice] = {}
         self.seconds: dict[str, float] | None = None
 
     def resolve(self, names: list[str]) -> None:
@@ -24,7 +25,8 @@ class OpSet:
         Raises:
             UnsupportedOp: naming those that nothing serves, and why.
         """
-        missing, why = [], None
+        missing: list[str] = []
+        why: UnsupportedOp | None = None
         for name in names:
             try:
                 self._choice(name)
@@ -40,9 +42,10 @@ class OpSet:
         if name.startswith("_"):
             raise AttributeError(name)
         choice = self._choice(name)
-        return choice.function if self.seconds is None else self._timed(name, choice.function)
+        return choice.function if self.seconds is None else self._timed(name, choice.function, self.seconds)
 
-    def _timed(self, name, function):
+    @staticmethod
+    def _timed(name: str, function, seconds: dict[str, float]):
         def call(*args):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
@@ -50,6 +53,6 @@ class OpSet:
             function(*args)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
         return call

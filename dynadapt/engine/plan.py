@@ -97,5 +97,5 @@ def _pass(settings, states, rows, streams, counts, due, weights) -> Pass:
     shares = [1.0 / (total if settings.shared else n) if learns else 0.0 for learns, n in zip(learning, counts)]
     if weights is not None:
         shares = [share * weight for share, weight in zip(shares, weights)]
-    moves = any(d and s not in resets for d, s in zip(due, streams))
-    return Pass(*map(tuple, (rows, streams, counts, due, resets, shares)), learn, backward, backward and moves)
+    update = backward and any(d and s not in resets for d, s in zip(due, streams))
+    return Pass(tuple(rows), tuple(streams), tuple(counts), tuple(due), tuple(resets), tuple(shares), learn, backward, update)

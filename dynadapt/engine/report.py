@@ -35,6 +35,7 @@ class StepReport:
         flops: dict[str, int] | None = None,
     ):
         self.streams, self.flops = len(updated), flops or {}
+        self.outcomes: list[Outcome] = []
         self.known: dict[str, list] | None = {"updated": updated, "skipped": skipped, "was_reset": was_reset, "grad_norm": grad_norm}
 
     @classmethod
@@ -54,8 +55,8 @@ class StepReport:
         return self.known
 
     def _collect(self) -> dict[str, list]:
-        flags = lambda: [False] * self.streams  # noqa: E731
-        known = {"updated": flags(), "skipped": flags(), "was_reset": flags(), "grad_norm": [None] * self.streams}
+        known: dict[str, list] = {name: [False] * self.streams for name in ("updated", "skipped", "was_reset")}
+        known["grad_norm"] = [None] * self.streams
         for outcome in self.outcomes:
             streams, host = outcome.plan.streams, {name: t.tolist() for name, t in outcome.made.items()}
             if any(host["invalid"]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 
@@ -71,9 +72,9 @@ class EngineSettings:
     Words and classes have become settings, "auto" a device and a backend, and ``static`` True or False.
     """
 
-    adapt: object
-    optimizer: object
-    memory: object
+    adapt: Any  # LoRA, RowSparse, Full or None
+    optimizer: Any  # an Optimizer, or None where nothing learns
+    memory: Any  # SegmentMemory, Overlap or None
     streams: int
     segment: int
     shared: bool
@@ -118,6 +119,11 @@ class EngineSettings:
     @property
     def window(self) -> int:
         return self.segment + remembered(self.memory)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether passes have the shape of the call, and the host decides nothing inside them."""
+        return bool(self.static)
 
     @property
     def context(self) -> int:

@@ -187,7 +187,7 @@ def _expected(here, name: str):
     master = here.get(f"{name[: match.start(1)]}master") if match else None
     if master is None:
         return None
-    return master.dtype, tuple(master.shape if match[1] == "grad" else master.shape[1:])
+    return master.dtype, tuple(master.shape if name.endswith(".grad") else master.shape[1:])
 
 
 def _check_values(engine, path: Path, name: str, value: torch.Tensor, tensors: dict) -> None:

@@ -102,7 +102,7 @@ class Step:
         made["nll"].copy_(nll)
         self.moving()
         if self.changes is not None:
-            self._watch(p, given, made)
+            self._watch(self.changes, p, given, made)
         made["moving"].copy_(given["moving"])
         if kind.backward and not self.all_flagged(made):
             self._learn(kind, batch, dhidden, learner, given, made)
@@ -116,13 +116,13 @@ class Step:
         """Whether the host sees that no stream of a pass is left to learn."""
         return self.asks and self.changes is not None and bool(made["reset"].all())
 
-    def _watch(self, p: Pass, given: Tensors, made: Tensors) -> None:
+    def _watch(self, changes: ChangePoints, p: Pass, given: Tensors, made: Tensors) -> None:
         counts = given["counts"]
         if self.asks:
             means = torch.stack([row.mean() for row in made["nll"].split(p.counts)]).double()
         else:
             means = made["nll"].view(len(counts), -1).double().sum(1) / counts.clamp(min=1)
-        flagged = self.changes.observe(given["slots"].long(), means, counts > 0)
+        flagged = changes.observe(given["slots"].long(), means, counts > 0)
         made["reset"].copy_(flagged)
         given["moving"].masked_fill_(flagged, -1)
 

@@ -77,7 +77,7 @@ class FrozenWeights(ModelTensors):
         c = model.config
         load = lambda name: model.tensor(name).to(device=device, dtype=dtype).contiguous()  # noqa: E731
         sizes = group_sizes(c)
-        self.parts = {}
+        self.parts: dict[tuple[int, str], list | Float8Weights | None] = {}
         for layer, group in sizes:
             if (layer, group) in own:
                 self.parts[layer, group] = None

@@ -216,7 +216,7 @@ def test_a_counter_that_is_not_the_weights():
 def test_numpy_arrays_on_a_frozen_weights_memory_are_read_at_every_call():
     import numpy as np
 
-    import dynadapt.interop.numpy
+    import dynadapt.numpy
 
     weight, x = torch_ops.freeze(torch.randn(N, N)), torch.randn(3, N)
     agrees(weight)

@@ -7,7 +7,7 @@ AdamW:  d += lr weight_decay master
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from dynadapt.common.checks import keep, number
 from dynadapt.common.update_rule import direction
@@ -21,6 +21,7 @@ class Adam(Optimizer):
 
     lr: float = 2e-3
     betas: tuple[float, float] = (0.9, 0.999)
+    _: KW_ONLY
     eps: float = 1e-8
     decay: float = 0.0
     clip: float = 1.0
@@ -36,6 +37,7 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay towards zero; ``decay`` to the prior is separate."""
 
+    _: KW_ONLY
     weight_decay: float = 0.01
     kind = "adamw"
 

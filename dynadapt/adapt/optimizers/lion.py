@@ -6,7 +6,7 @@ d = lr (sign(c) + weight_decay master)                                       sig
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from dynadapt.common.checks import keep, number
 from dynadapt.common.update_rule import direction
@@ -20,6 +20,7 @@ class Lion(Optimizer):
 
     lr: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.99)
+    _: KW_ONLY
     weight_decay: float = 0.0
     decay: float = 0.0
     clip: float = 1.0

@@ -8,7 +8,7 @@ This is the unit convention of the authors' LSTM code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from dynadapt.common.checks import keep, number
 from dynadapt.common.update_rule import direction
@@ -22,6 +22,7 @@ class RMS(Optimizer):
 
     lr: float = 5e-5
     eps: float = 2e-5
+    _: KW_ONLY
     decay: float = 2e-3
     clip: float = 0.0
     kind = "rms"

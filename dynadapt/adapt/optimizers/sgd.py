@@ -5,7 +5,7 @@ first = momentum first + g;  d = lr first            (momentum 0: d = lr g)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from dynadapt.common.checks import keep, number
 from dynadapt.common.update_rule import direction
@@ -19,6 +19,7 @@ class SGD(Optimizer):
 
     lr: float = 1e-2
     momentum: float = 0.0
+    _: KW_ONLY
     decay: float = 0.0
     clip: float = 1.0
     kind = "sgd"

@@ -33,7 +33,7 @@ class LoraLearner:
         self.adapt = adapt
         self.learning = targeted(adapt, layers)
         self.sizes = {key: groups[key] for key in self.learning}
-        shapes = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for (layer, group), (k, parts) in self.sizes.items():
             shapes[f"{layer}.{group}.A"] = (len(parts) * adapt.rank, k)
             shapes[f"{layer}.{group}.Bt"] = (adapt.rank, sum(parts))

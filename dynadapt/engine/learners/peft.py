@@ -46,7 +46,7 @@ def read_adapter(directory, learner, config, slot: int) -> None:
     for name, expected in (("r", rank), ("lora_alpha", learner.adapt.alpha)):
         if settings[name] != expected:
             raise ModelError(f"{directory}: adapter has {name}={settings[name]}; the engine's LoRA has {expected}")
-    values = []
+    values: list[tuple] = []
     for layer, group, p, lo, hi, module in adapted_modules(learner, config):
         if module not in tensors:
             raise ModelError(f"{directory}: adapter has no {tensor_key(module, 'A')}, which targets={learner.adapt.targets!r} needs")

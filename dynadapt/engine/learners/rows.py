@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from dynadapt.adapt.methods import Full, RowSparse, targeted
+from dynadapt.engine.weights import ModelTensors
 from dynadapt.ops import DenseMatrix, make_parts
 
 from .flat import FlatLayout, FlatState
@@ -27,7 +29,8 @@ class RowLearner:
     """
 
     owns_weights = True
-    weights_view = gradient_view = None  # what learns beside linear weights (whole_model.py)
+    weights_view: ModelTensors | None = None  # what learns beside linear weights (whole_model.py)
+    gradient_view: ModelTensors | None = None
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class RowLearner:
         self.state = FlatState(self.layout, 1, optimizer, dtype, separate_working=self.in_place, device=device, keep_grad=keep_grad)
         self.keep_prior = keep_prior or optimizer.decay > 0
         self.matrices = {key: self._matrices(key) for key in self.sizes}
-        self.rows: dict[str, torch.Tensor | None] = {}
+        self.rows: dict[str, Any] = {}  # int32 [n], None for all
         self.prior_weights: dict[str, torch.Tensor] = {}  # on a device, where chosen rows change and decay needs theirs
         self.updates = 0  # attempts, a skipped one included
         self.passes = 0  # gradients added up since the last update
@@ -83,7 +86,7 @@ class RowLearner:
         return f"{key[0]}.{key[1]}.{p}"
 
     def _count(self, size: int) -> int:
-        return size if self.full else max(1, round(self.adapt.density * size))
+        return max(1, round(self.adapt.density * size)) if isinstance(self.adapt, RowSparse) else size
 
     def _parts(self):
         for key, (_, parts) in self.sizes.items():
@@ -185,16 +188,15 @@ class RowLearner:
             if choosing:
                 self._choose(ops, key, p, size, name, part, x)
             if self.fused is not None:
-                self._fused_update(ops, key, p, name, part, x)
+                self._fused_update(self.fused, ops, key, p, name, part, x)
             else:
                 dW = self.layout.view(self.state.grad, name)[0]
                 ops.weight_gradient(part, x, self.rows[name], dW, accumulate)
             start, chosen = start + size, chosen + self._count(size)
         return chosen
 
-    def _fused_update(self, ops, key, p, name, dy, x) -> None:
+    def _fused_update(self, f: Fused, ops, key, p, name, dy, x) -> None:
         state = replace(self.state.state_of(name).of(0), working=None)
-        f = self.fused
         ops.weight_gradient_update(dy, x, self.rows[name], self.matrices[key][p].weight, state, f.rule, f.lr, f.skipped)
 
     def update(self, ops, slots, lr, norms=None, skipped=None):

@@ -7,6 +7,8 @@ update clips, moves and rounds everything together. The decoder reads it through
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from dynadapt.adapt.methods import Full
@@ -29,7 +31,7 @@ class ModelLearner(RowLearner):
         self.biased = biased_groups(self.config)
         self.around = self._shapes_around()
         self.copies: dict[str, torch.Tensor] = {}
-        self.packed_head = None
+        self.packed_head: Any = None  # a Matrix, where the head is one of its own
         source = lambda layer, group, part: source_weight(model, layer, group, part)  # noqa: E731
         super().__init__(adapt, optimizer, group_sizes(self.config), dtype, backend, source, device, keep_prior)
         self._bind()
@@ -74,7 +76,7 @@ class ModelLearner(RowLearner):
         self.weights_view = ModelTensors(self.config, self._plain, bias(self._plain), head, table)
         self.gradient_view = ModelTensors(self.config, grad, bias(grad), grad(self.head_name), grad("embed.weight"))
         added = [name for name in self.around if name != self.head_name]
-        self.added_to = self.state.grad[0, self.layout.offsets[added[0]] :]
+        self.added_to = self.state.take_gradients()[0, self.layout.offsets[added[0]] :]
 
     def _master(self, name: str) -> torch.Tensor:
         return self.layout.view(self.state.master, name)[0]
