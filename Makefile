@@ -12,7 +12,11 @@ INSTALL = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-bu
 
 NATIVE := CMakeLists.txt setup.py $(shell find csrc cmake -type f)
 
-.PHONY: demo test package venv sanitize bench clean
+# What `make check` looks with, and at; pyproject.toml and .clang-format have the rules.
+CHECKERS := clang-format mypy ruff
+C_SOURCES = $(shell find csrc dynadapt/interop examples tests -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu')
+
+.PHONY: bench check clean demo format package sanitize sanitize-quick test venv
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +26,7 @@ help:
 	@echo "make package    build the source distribution and the wheel in isolation, install and run it"
 	@echo "make venv       set up .venv with the native extension and all that the tests need, and nothing else"
 	@echo "make bench      time one adapt step against transformers + peft (about 20 minutes)"
+	@echo "make check      style, types and formatting of Python, C, C++ and CUDA, in seconds; make format applies the formatting"
 	@echo "make sanitize   native tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make clean      remove .venv and build/"
 
@@ -45,12 +50,28 @@ $(VENV)/test.stamp: $(VENV)/base.stamp | $(VENV)/native.stamp
 	$(INSTALL) -c requirements/constraints.txt -e ".[test]"
 	@touch $@
 
+$(VENV)/check.stamp: requirements/constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c requirements/constraints.txt $(CHECKERS)
+	@touch $@
+
+check: $(VENV)/check.stamp
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/check.stamp
+	$(BIN)/ruff check --quiet --fix .
+	$(BIN)/ruff format --quiet .
+	$(BIN)/clang-format -i $(C_SOURCES)
+
 demo: $(VENV)/native.stamp
 	$(BIN)/dynadapt fetch smollm2-135m
 	$(BIN)/dynadapt demo $(ARGS)
 
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 package: venv
 	$(BIN)/python -m pytest tests/project/test_distribution.py -m slow
@@ -61,6 +82,10 @@ bench: venv
 
 sanitize: venv
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/native/test_sanitized.py -m slow
+
+sanitize-quick: venv
+	for each in address,undefined thread; do \
+		PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=$(CURDIR)/$(BIN)/python tests/native/run_sanitized.sh --quick $$each || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dynadapt/*.so dynadapt/include dynadapt/share

@@ -11,14 +11,13 @@ started again it goes on. --out gets results.json, report.md and claim-*.png, a 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 from flops.cells import SHIFT, Cell, main_cells  # noqa: E402
 from flops.claims import all_claims  # noqa: E402
@@ -26,13 +25,12 @@ from flops.evidence import Scored, read_scored  # noqa: E402
 from flops.figures import draw_all  # noqa: E402
 from flops.report import markdown  # noqa: E402
 
-from dynadapt.common.environment import environment  # noqa: E402
+from benchmarks.script import corpus_facts, domains_of, going_on, parser_of, write_results  # noqa: E402
 from dynadapt.experiments.config import EvalConfig  # noqa: E402
-from dynadapt.experiments.corpus_read import check_corpus, read_documents  # noqa: E402
+from dynadapt.experiments.corpus_read import read_documents  # noqa: E402
 from dynadapt.experiments.diagnose.models import learned_engine  # noqa: E402
-from dynadapt.experiments.dyneval import Interrupted, RunOptions, build_engine, run  # noqa: E402
+from dynadapt.experiments.dyneval import RunOptions, build_engine, run  # noqa: E402
 from dynadapt.runs.progress import Lines  # noqa: E402
-from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
 
 MAIN = ("novels", "python-code", "man-german", "cpp-headers")
 
@@ -97,35 +95,25 @@ class Runner:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "runs/flops")
     parser.add_argument("corpus", type=Path, help="directory that `dynadapt corpus build` made")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--small", dest="size", action="store_const", const="small", default="small", help="4,096 tokens a text (default)")
     size.add_argument("--full", dest="size", action="store_const", const="full", help="65,536 tokens a text, more ranks and densities")
-    parser.add_argument("--out", type=Path, default=Path("runs/flops"))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--texts", nargs="+", default=list(MAIN), help=f"domains that get every cell (default: {' '.join(MAIN)})")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"))
     parser.add_argument("--tokens", type=int, help="of each text, in place of the grid's")
     arguments = parser.parse_args()
-    domains = sorted(path.parent.name for path in arguments.corpus.glob("*/heldout.jsonl"))
-    if unknown := [name for name in arguments.texts if name not in domains]:
-        raise SystemExit(
-            f"{arguments.corpus}: holds no domain {unknown[0]!r}; there are {', '.join(domains) or 'none'} "
-            "(make it with: dynadapt corpus build --out DIR)"
-        )
-    if (arguments.corpus / "manifest.json").exists():
-        check_corpus(arguments.corpus)
+    domains = domains_of(arguments.corpus, arguments.texts)
     grid = GRIDS[arguments.size]
     if arguments.tokens is not None:
         if arguments.tokens < 2:
             raise SystemExit(f"--tokens {arguments.tokens}: give at least 2 (the first token is not scored)")
         grid = Grid(arguments.tokens, grid.tune_tokens, grid.cells)
-    try:
+    with going_on(arguments.out):
         texts, others, tokens = run_grid(arguments, grid, domains)
-    except Interrupted:
-        raise SystemExit(f"stopped; the same command goes on in {arguments.out}") from None
     write_report(arguments, grid, texts, others, tokens)
 
 
@@ -163,7 +151,6 @@ def write_report(arguments, grid: Grid, texts: dict, others: dict, tokens: dict)
         for text, found in {**texts, **others}.items()
         for name, s in found.items()
     ]
-    manifest = arguments.corpus / "manifest.json"
     settings = {
         "model": arguments.model,
         "dtype": arguments.dtype,
@@ -174,15 +161,13 @@ def write_report(arguments, grid: Grid, texts: dict, others: dict, tokens: dict)
         "command": f"python benchmarks/flops_vs_loss.py corpus --{arguments.size}",
     }
     results = {
-        "environment": environment(),
         "settings": settings,
-        "corpus": {k: v for k, v in read_json(manifest).items() if k != "domains"} if manifest.exists() else None,
+        "corpus": corpus_facts(arguments.corpus),
         "claims": all_claims(texts, {**texts, **others}, tokens),
         "cells": cells,
     }
-    write_json(arguments.out / "results.json", results)
     draw_all(results, arguments.out)
-    (arguments.out / "report.md").write_text(markdown(results, "."))
+    write_results(arguments.out, results, markdown(results, "."), "report.md")
     for number, found in results["claims"].items():
         print(f"{number:3} {found['verdict']:12} {found['claim'].split(': ')[0]}")
     print(arguments.out / "report.md")

@@ -12,6 +12,7 @@ keeps what it had; ``summary`` renders DIR/summary.md from all of them.
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import sys
 import tarfile
@@ -66,7 +67,10 @@ def stage_function(name: str, device: str):
 def describe(name: str) -> str:
     if name in STEP_MODELS:
         return f"The whole adapt step at {STEP_MODELS[name]}'s sizes beside its peers."
-    return " ".join((stage_function(name, "cpu").__doc__ or "").split())
+    module, function = STAGES[name]  # read, not imported: before the build stage not everything can be
+    tree = ast.parse((ROOT / "benchmarks" / "gpu" / f"{module}.py").read_text("utf-8"))
+    found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    return " ".join((ast.get_docstring(found) or "").split())
 
 
 def inside(args, name: str) -> int:

@@ -7,7 +7,8 @@
 
 Each provider is a process of its own. A call is timed only after its result has been held against float64. In every round the calls
 of a case take turns, one run each, with a buffer pushed through the caches by the provider's own threads before each run; each runs
-with one thread and with all cores and the faster of the two counts. The table shows medians, the 20% and 80% quantiles, and the share
+with one thread and with all cores and the faster of the two counts. Rounds go on, up to three times --rounds, while a call's times
+are far apart. The table shows medians, the 20% and 80% quantiles, and the share
 of the floor: the larger of FLOPs at the rate of the best matrix product of this run, and bytes (every input read once, every output
 written once) at the rate of a copy. On a GPU, `benchmarks/gpu_campaign.py ops` times the same cases.
 """
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -28,23 +28,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # a source tree needs no installation
 
-from dynadapt.bench.step import Child, quantiles  # noqa: E402
+from benchmarks.native_build import build_commands, link_kernels  # noqa: E402
+from dynadapt.bench.side_by_side import OURS, Worker, best_of, median_load, race, remarks, runners_of, spread, write  # noqa: E402
+from dynadapt.runs.progress import say  # noqa: E402
 
-OURS = "dynadapt"
 
-
-class Process(Child):
-    """A provider: ``ask`` sends one command and waits for its answer."""
-
-    def __init__(self, name: str, provider: str, options: dict, threads: int, tree: Path = ROOT):
-        worker = Path(__file__).resolve().parent / "opbench" / "worker.py"
-        waiting = os.environ.get("OMP_WAIT_POLICY", "passive")
-        super().__init__(name, threads, [sys.executable, str(worker)], {"OMP_WAIT_POLICY": waiting, "PYTHONPATH": str(tree)}, cwd=tree)
-        self.name = name
-        self.cases = self.exchange(json.dumps({**options, "provider": provider, "threads": threads}))["cases"]
-
-    def ask(self, do: str, **arguments) -> dict:
-        return self.exchange(json.dumps({"do": do, **arguments}))
+def started(name: str, provider: str, options: dict, threads: int, tree: Path = ROOT) -> Worker:
+    """A provider's process, with the dynadapt of `tree`."""
+    program = Path(__file__).resolve().parent / "opbench" / "worker.py"
+    waiting = os.environ.get("OMP_WAIT_POLICY", "passive")
+    environment = {"OMP_WAIT_POLICY": waiting, "PYTHONPATH": str(tree)}
+    return Worker(name, [sys.executable, str(program)], {**options, "provider": provider}, threads, environment, tree)
 
 
 @contextmanager
@@ -57,28 +51,10 @@ def revision(name: str | None):
         tree = Path(folder) / "tree"
         _run(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(tree), name], f"revision {name!r}")
         try:
-            import pybind11
-
-            build = Path(folder) / "build"
             say(f"building {name}")
-            _run(
-                [
-                    "cmake",
-                    "-S",
-                    str(tree),
-                    "-B",
-                    str(build),
-                    "-G",
-                    "Ninja",
-                    f"-DPython_EXECUTABLE={sys.executable}",
-                    f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-                ],
-                "cmake",
-            )
-            _run(["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1)], "build")
-            _run(["cmake", "--install", str(build), "--prefix", str(tree / "dynadapt"), "--component", "python"], "install")
-            if not (tree / "dynadapt" / "kernels").exists():
-                (tree / "dynadapt" / "kernels").symlink_to("../kernels")
+            for what, command in build_commands(tree, Path(folder) / "build").items():
+                _run(command, what)
+            link_kernels(tree)
             yield tree
         finally:
             subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(tree)], check=False, capture_output=True)
@@ -93,37 +69,36 @@ def _run(command: list[str], what: str) -> None:
         )
 
 
-def measure_case(processes: list[Process], index: int, settings, ceiling: dict) -> dict:
-    """Checks every provider's calls of one case, then times them, taking turns."""
-    row, entries = None, []
-    for process in processes:
-        made = process.ask("make", case=index)
-        row = row or {key: made[key] for key in ("op", "label", "bytes", "flops", "note")} | {"calls": {}}
-        for name, found in made["calls"].items():
-            title = name if process.name in (OURS, "torch") or name != OURS else process.name
-            if found.get("fatal") and process.name == OURS:
-                raise SystemExit(f"{made['op']} {made['label']}: {found['absent']}: nothing is timed")
-            if "absent" in found:
-                row["calls"].setdefault(title, {"absent": found["absent"]})
-                continue
-            row["calls"][title] = {"error": found["error"]}
-            entries += [(process, name, title, threads, []) for threads in _thread_choices(process, settings.threads)]
-    for process, name, _, threads, _ in entries:
-        process.ask("time", name=name, threads=threads, runs=2)  # warm
-    for _ in range(settings.rounds):
-        for process, name, _, threads, seconds in entries:
-            seconds += process.ask("time", name=name, threads=threads, runs=1)["seconds"]
-    for _, _, title, threads, seconds in entries:
-        found = quantiles(seconds)
-        best = row["calls"][title].get("seconds")
-        if best is None or found["median"] < best["median"]:
-            row["calls"][title] |= {"seconds": found, "threads": threads}
+def measure_case(providers: dict[str, list[Worker]], index: int, settings, ceiling: dict) -> dict:
+    """Checks every provider's calls of one case, then times them, taking turns.
+
+    Compiled code fixes its threads when it is compiled, so torch has a process for each number; ours changes them at any time.
+    """
+    row, runners = None, []
+    for provider, processes in providers.items():
+        able: dict[str, list[Worker]] = {}  # the processes that can make a call, by its name
+        for process in processes:
+            made = process.ask("make", index=index)
+            row = row or {key: made[key] for key in ("op", "label", "bytes", "flops", "note")} | {"calls": {}}
+            for name, found in made["calls"].items():
+                title = provider if name == OURS else name
+                if found.get("fatal") and provider == OURS:
+                    raise SystemExit(f"{made['op']} {made['label']}: {found['absent']}: nothing is timed")
+                if "absent" in found:
+                    row["calls"].setdefault(title, {"absent": found["absent"]})
+                    continue
+                row["calls"][title] = {"error": found["error"]}
+                able.setdefault(name, []).append(process)
+        for name, those in able.items():
+            choices = (those[0].threads,) if provider == "torch" else tuple(sorted({1, settings.threads}))
+            runners += runners_of(provider if name == OURS else name, those, choices, call=name)
+    for runner in runners:
+        runner.time(2)  # warm
+        runner.seconds.clear()
+    row |= race(runners, settings.rounds)
+    for title, best in best_of(runners).items():
+        row["calls"][title] |= {"seconds": spread(best.seconds), "threads": best.threads}
     return finish_row(row, ceiling)
-
-
-def _thread_choices(process: Process, cores: int) -> list[int]:
-    """Compiled code fixes its threads when it is compiled, so torch has a process for each setting; ours changes them at any time."""
-    return sorted({1, cores}) if process.name != "torch" else [process.threads]
 
 
 def finish_row(row: dict, ceiling: dict) -> dict:
@@ -142,10 +117,6 @@ def finish_row(row: dict, ceiling: dict) -> dict:
     return row
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def config_of(model: str):
     from dynadapt.model.config import tiny_config
     from dynadapt.model.geometries import geometry
@@ -158,23 +129,27 @@ def run(settings) -> dict:
 
     options = {name: getattr(settings, name) for name in ("model", "rows", "memory", "dtype", "only")}
     sent = {**options, "config": asdict(config_of(settings.model))}
-    processes, rows = [], []
+    providers, rows = {}, []
     with revision(settings.base) as tree:
         try:
-            processes.append(Process(OURS, OURS, sent, settings.threads))
+            providers[OURS] = [started(OURS, OURS, sent, settings.threads)]
             if tree is not None:
-                processes.append(Process(f"{OURS}@{settings.base}", OURS, sent, settings.threads, tree))
+                other = f"{OURS}@{settings.base}"
+                providers[other] = [started(other, OURS, sent, settings.threads, tree)]
             if not settings.no_peers:
-                processes += [Process("torch", "torch", sent, threads) for threads in sorted({1, settings.threads})]
-            cases = processes[0].cases
+                providers["torch"] = []
+                for threads in sorted({1, settings.threads}):
+                    providers["torch"].append(started("torch", "torch", sent, threads))
+            ours = providers[OURS][0]
+            cases = ours.begun["cases"]
             if not cases:
                 raise SystemExit(f"--only {settings.only}: no op has this in its name")
-            ceiling = processes[0].ask("ceiling", threads=settings.threads)
-            for index, (_op, _which) in enumerate(cases):
-                rows.append(measure_case(processes, index, settings, ceiling))
+            ceiling = ours.ask("ceiling")
+            for index in range(len(cases)):
+                rows.append(measure_case(providers, index, settings, ceiling))
                 say(f"[{index + 1}/{len(cases)}] {line_of(rows[-1])}")
         finally:
-            for process in processes:
+            for process in sum(providers.values(), []):
                 process.close()
     return {
         "benchmark": "ops",
@@ -183,6 +158,7 @@ def run(settings) -> dict:
         "dtype": options["dtype"],
         "threads": settings.threads,
         "rounds": settings.rounds,
+        "other_load": median_load([row["other_load"] for row in rows]),
         "ceiling": ceiling,
         "rows": rows,
         "environment": environment(),
@@ -232,44 +208,22 @@ def print_table(result: dict) -> None:
     (console if console.width >= 140 else Console(width=140)).print(table)
     for name, why in absent.items():
         print(f"{name}: {why}")
+    for remark in remarks(result):
+        print(remark)
     for op, note in {row["op"]: row["note"] for row in result["rows"] if row["note"]}.items():
         print(f"{op}: {note}")
 
 
 def write_csv(result: dict, path: Path) -> None:
+    times, rest = ("median", "p20", "p80"), ("threads", "share_of_floor", "gflops", "gb_per_s", "error", "absent")
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            [
-                "op",
-                "label",
-                "provider",
-                "median_ms",
-                "p20_ms",
-                "p80_ms",
-                "runs",
-                "threads",
-                "share_of_floor",
-                "gflops",
-                "gb_per_s",
-                "error",
-                "absent",
-            ]
-        )
+        writer.writerow(["op", "label", "provider", *(f"{name}_ms" for name in times), "runs", *rest])
         for row in result["rows"]:
             for name, call in row["calls"].items():
                 s = call.get("seconds", {})
-                ms = [1e3 * s[key] if s else "" for key in ("median", "p20", "p80")]
-                writer.writerow(
-                    [
-                        row["op"],
-                        row["label"],
-                        name,
-                        *ms,
-                        s.get("runs", ""),
-                        *(call.get(key, "") for key in ("threads", "share_of_floor", "gflops", "gb_per_s", "error", "absent")),
-                    ]
-                )
+                ms = [1e3 * s[key] if s else "" for key in times]
+                writer.writerow([row["op"], row["label"], name, *ms, s.get("runs", ""), *(call.get(key, "") for key in rest)])
 
 
 def parse(argv: list[str] | None = None):
@@ -304,7 +258,7 @@ def main() -> None:
         raise SystemExit(str(error)) from None
     print_table(result)
     if settings.json:
-        settings.json.write_text(json.dumps(result, indent=1) + "\n")
+        write(settings.json, result)
     if settings.csv:
         write_csv(result, settings.csv)
 

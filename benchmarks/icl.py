@@ -10,7 +10,6 @@ and fails outside.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from dataclasses import asdict, replace
@@ -19,16 +18,14 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a source tree needs no installation
 
+from benchmarks import script  # noqa: E402
 from benchmarks.icl_rules import CLAIMS, judge, last  # noqa: E402
-from dynadapt.common.environment import environment  # noqa: E402
-from dynadapt.experiments.dyneval import Interrupted  # noqa: E402
 from dynadapt.experiments.icl import figures  # noqa: E402
-from dynadapt.experiments.icl.config import TrainConfig, from_preset  # noqa: E402
+from dynadapt.experiments.icl.config import TrainConfig  # noqa: E402
 from dynadapt.experiments.icl.eval_command import class_of, evaluate, load_subject  # noqa: E402
+from dynadapt.experiments.icl.presets import from_preset  # noqa: E402
 from dynadapt.experiments.icl.progress import progress_for  # noqa: E402
 from dynadapt.experiments.icl.study import Settings, Study, Subject  # noqa: E402
 from dynadapt.experiments.icl.train import TrainOptions, train  # noqa: E402
@@ -195,7 +192,6 @@ def results_of(configs: dict[str, TrainConfig], out: Path, settings: Settings = 
     waves, faster = evaluate_waves([subjects[name] for name in ("line", "wave", "waves")], settings, announce)
     runs = {name: described(config, subjects[name].about) for name, config in configs.items()}
     return {
-        "environment": environment(),
         "configs": {name: configs[name].to_dict() for name in ("mixture", "waves")},
         "settings": asdict(settings),
         "runs": runs,
@@ -218,8 +214,7 @@ def described(config: TrainConfig, about: dict) -> dict:
 
 
 def write_results(out: Path, results: dict) -> None:
-    write_json(out / "results.json", shortened(results))
-    (out / "results.md").write_text(markdown(results))
+    script.write_results(out, shortened(results), markdown(results))
     for family in ("linear", "waves"):
         write_json(out / f"{family}.json", results[family])
     figures.draw_figures([out / "linear.json", out / "waves.json"], out / "figures")
@@ -227,8 +222,7 @@ def write_results(out: Path, results: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/icl"))
+    parser = script.parser_of(__doc__, "runs/icl")
     parser.add_argument(
         "--scale",
         choices=list(SCALES),
@@ -247,10 +241,8 @@ def main() -> None:
     arguments = parser.parse_args()
     configs = runs_of(arguments.scale, arguments.steps, arguments.device, arguments.dtype)
     if not arguments.unfinished:
-        try:
+        with script.going_on(arguments.out):
             train_all({name: configs[name] for name in arguments.runs}, arguments.out, arguments.minutes)
-        except Interrupted as stopped:
-            raise SystemExit(f"{stopped}; the same command goes on in {arguments.out}") from None
     if len(arguments.runs) == len(configs):
         results = results_of(configs, arguments.out, Settings(prompts=arguments.prompts))
         write_results(arguments.out, results)

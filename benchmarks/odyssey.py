@@ -18,7 +18,6 @@ temperature 1 (needs transformers).
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from itertools import product
@@ -26,13 +25,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.common.environment import environment
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a source tree needs no installation
+
+from benchmarks.script import corpus_facts, domains_of, going_on, parser_of, write_results  # noqa: E402
 from dynadapt.experiments.config import LEARNING_RATES, EvalConfig
-from dynadapt.experiments.corpus_read import check_corpus, read_documents
+from dynadapt.experiments.corpus_read import read_documents
 from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, advise, outcome_interval, size_factor
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
 from dynadapt.experiments.diagnose.driver import run_diagnosis
-from dynadapt.experiments.dyneval import Interrupted
 from dynadapt.runs.progress import Lines
 from dynadapt.runs.rundir import RunError, read_json, write_json
 
@@ -251,9 +251,8 @@ def _said(found: dict) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "runs/odyssey")
     parser.add_argument("corpus", type=Path, nargs="?", default=Path("corpus"), help="directory that `dynadapt corpus build` made")
-    parser.add_argument("--out", type=Path, default=Path("runs/odyssey"))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--domains", nargs="+", help="only these")
     parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=list(CONDITIONS))
@@ -270,45 +269,32 @@ def main() -> None:
         write_json(arguments.report, results)
         print(markdown(results))
         return
-    there = sorted(path.parent.name for path in arguments.corpus.glob("*/heldout.jsonl"))
-    unknown = [name for name in arguments.domains or [] if name not in there]
-    if not there or unknown:
-        raise SystemExit(
-            f"{arguments.corpus}: holds no domain {unknown[0] if unknown else 'at all'}; there are "
-            f"{', '.join(there) or 'none'} (make it with: dynadapt corpus build --out DIR)"
-        )
-    if (arguments.corpus / "manifest.json").exists():
-        check_corpus(arguments.corpus)
+    there = domains_of(arguments.corpus, arguments.domains or [])
     reference = sampled(arguments.model, arguments.out / "texts" / "sampled.jsonl")
     done, failed = {condition: [] for condition in arguments.conditions}, []
     for condition, name in product(arguments.conditions, arguments.domains or there):
         print(f"{condition}, {name}", flush=True)
         try:
-            done[condition].append(run_domain(name, condition, arguments, reference))
-        except Interrupted:
-            raise SystemExit(f"stopped; the same command goes on in {arguments.out}") from None
+            with going_on(arguments.out):
+                done[condition].append(run_domain(name, condition, arguments, reference))
         except RunError as error:  # diverged: said, and the other domains go on
             print(f"    {error}", flush=True)
             failed.append({"domain": name, "condition": condition, "error": str(error)})
-        write_results(arguments, done, failed)
+        write_done(arguments, done, failed)
     print((arguments.out / "results.md").read_text())
 
 
-def write_results(arguments, done: dict[str, list[dict]], failed: list[dict]) -> None:
+def write_done(arguments, done: dict[str, list[dict]], failed: list[dict]) -> None:
     """results.json and results.md of what is done so far."""
     settings = {name: getattr(arguments, name) for name in ("model", "segment", "learn_tokens", "windows", "control")}
-    manifest = arguments.corpus / "manifest.json"
-    corpus = {key: value for key, value in read_json(manifest).items() if key != "domains"} if manifest.exists() else None
     settings["conditions"] = {condition: CONDITIONS[condition] for condition in done}
     results = {
-        "environment": environment(),
         "settings": settings,
-        "corpus": corpus,
+        "corpus": corpus_facts(arguments.corpus),
         "conditions": {c: {"rows": rows, "claims": claims(rows)} for c, rows in done.items() if rows},
         "failed": failed,
     }
-    write_json(arguments.out / "results.json", results)
-    (arguments.out / "results.md").write_text(markdown(results))
+    write_results(arguments.out, results, markdown(results))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ Controls (`X-average`) train on the average weights of run X; DoReMi's is what i
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -34,16 +33,16 @@ from pathlib import Path
 
 import torch
 
-from dynadapt.common.environment import environment
-from dynadapt.experiments.dyneval import PHASES, Interrupted
+from dynadapt.experiments.dyneval import PHASES
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, fit_run, run
 from dynadapt.experiments.reweight.compare import draw_comparison, markdown, report
 from dynadapt.experiments.reweight.setup import NEED_TARGET, trained_engine
 from dynadapt.experiments.scaling_fit import ScalingError
 from dynadapt.runs.rundir import read_json, write_json
 
-sys.path.insert(0, str(Path(__file__).parent))
-from reweighting_data import judged, small_vocabulary, subset  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.reweighting_data import judged, small_vocabulary, subset  # noqa: E402
+from benchmarks.script import corpus_facts, going_on, parser_of, write_results  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -245,9 +244,8 @@ class Study:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "runs/reweighting")
     parser.add_argument("--corpus", type=Path, required=True, help="directory that `dynadapt corpus build` made")
-    parser.add_argument("--out", type=Path, default=Path("runs/reweighting"))
     parser.add_argument("--case", nargs="+", default=["scratch", "continual"], choices=("scratch", "continual"))
     parser.add_argument(
         "--mixers",
@@ -273,12 +271,10 @@ def main() -> None:
     if not 0 <= arguments.first_seed < arguments.seeds:
         raise SystemExit(f"first-seed {arguments.first_seed}: give one from 0 to {arguments.seeds - 1}, under --seeds {arguments.seeds}")
     torch.set_num_threads(min(torch.get_num_threads(), 2))
-    try:
+    with going_on(arguments.out):
         for name in arguments.case if not arguments.report else ():
             train(name, arguments)
-    except Interrupted:
-        raise SystemExit(f"stopped; the same command goes on in {arguments.out}") from None
-    write_results(arguments)
+    write_done(arguments)
     print((arguments.out / "results.md").read_text())
 
 
@@ -303,7 +299,7 @@ def train(name: str, arguments) -> None:
                 study.finish(method)
 
 
-def write_results(arguments) -> None:
+def write_done(arguments) -> None:
     """results.json, results.md and results.png of what is done so far."""
     found = {}
     for folder in sorted(arguments.out.glob("*/seed-*")):
@@ -314,16 +310,13 @@ def write_results(arguments) -> None:
     if not found:
         raise SystemExit(f"{arguments.out}: no run is finished yet")
     reports = {name: {**report(rows), "fits": fits(arguments.out / name)} for name, rows in found.items()}
-    manifest = {key: value for key, value in read_json(arguments.corpus / "manifest.json").items() if key != "domains"}
     results = {
-        "environment": environment(),
-        "corpus": manifest,
+        "corpus": corpus_facts(arguments.corpus),
         "settings": {name: _settings(arguments.out / name) for name in found},
         "cases": reports,
         "runs": {name: [_short(row) for row in rows] for name, rows in found.items()},
     }
-    write_json(arguments.out / "results.json", rounded(results))
-    (arguments.out / "results.md").write_text(markdown(results["cases"]))
+    write_results(arguments.out, rounded(results), markdown(results["cases"]))
     draw_comparison(results["cases"], arguments.out / "results.png")
 
 

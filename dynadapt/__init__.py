@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .common.version import VERSION
+
 if TYPE_CHECKING:
     from .adapt import RMS, SGD, Adam, AdamW, Full, Lion, LoRA, RowSparse
     from .engine.engine import Engine
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from .runs.metrics import read_run
     from .runs.stopping import StopRun
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "RMS",
     "SGD",

@@ -15,6 +15,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent))  # tests/helpers.py
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """The longest file first: where files are shared out to processes, none is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_instruction_sets.py")
+
+
 @pytest.fixture(scope="session")
 def smollm2_directory() -> Path:
     """The directory of SmolLM2-135M, fetched into the cache once."""
@@ -29,3 +34,12 @@ def case(request):
     from op_cases import make_case
 
     return make_case(*request.param)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Where tensors are tiny, threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

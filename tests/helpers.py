@@ -1,10 +1,42 @@
-"""Help for tests: a transformers model with the weights of one of ours."""
+"""Help for tests: a transformers model with the weights of one of ours, PEFT's adapters on it, and what it scores."""
 
 import torch
 
 from dynadapt.model import Model, hf_name
 from dynadapt.model.hf_config import config_to_hf
-from dynadapt.model.layout import hf_transposed
+from dynadapt.model.layout import hf_tensor
+
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def token_rows(rows: int, count: int, seed: int = 0) -> torch.Tensor:
+    """[rows, count] ids that every tiny model has."""
+    return torch.randint(100, (rows, count), generator=seeded(seed))
+
+
+@torch.no_grad()
+def nll_of(live, rows: torch.Tensor) -> torch.Tensor:
+    """[S, T] nats, float64, of a transformers model on rows [S, T + 1]."""
+    scores = live(rows[:, :-1]).logits.double()
+    return torch.nn.functional.cross_entropy(scores.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view(rows.shape[0], -1)
+
+
+def peft_model(model: Model, std: float = 0.05, **settings):
+    """The transformers model with a LoRA adapter of PEFT's on all linears whose B is not zero; `settings` of LoraConfig."""
+    import peft
+
+    gpt2 = model.config.family == "gpt2"
+    options = dict(r=3, lora_alpha=6, target_modules=["c_attn", "c_proj", "c_fc"] if gpt2 else LINEARS, task_type="CAUSAL_LM")
+    live = peft.get_peft_model(to_transformers(model), peft.LoraConfig(**{**options, "fan_in_fan_out": gpt2, **settings}))
+    generator = seeded(5)
+    for name, p in live.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=std, generator=generator)
+    return live
 
 
 def to_transformers(model: Model, dtype: torch.dtype = torch.float32):
@@ -17,10 +49,7 @@ def to_transformers(model: Model, dtype: torch.dtype = torch.float32):
     config = transformers.CONFIG_MAPPING[kind](**raw)
     config._attn_implementation = "eager"
     live = architecture(config)
-    state = {}
-    for name in model.names():
-        value = model.tensor(name).to(dtype)
-        state[hf_name(model.config, name)] = (value.t() if hf_transposed(model.config, name) else value).clone()
+    state = {hf_name(model.config, name): hf_tensor(model.config, name, model.tensor(name).to(dtype)).clone() for name in model.names()}
     missing, unexpected = live.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= ({"lm_head.weight"} if model.config.tied_head else set()), (missing, unexpected)
     live.tie_weights()

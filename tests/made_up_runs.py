@@ -9,7 +9,7 @@ import numpy as np
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.icl.config import TrainConfig
 from dynadapt.experiments.reweight.config import ReweightConfig
-from dynadapt.runs.growing import SCORE
+from dynadapt.runs.append_only import SCORE
 
 ENV = {"dynadapt": "0.1.0", "python": "3.11", "packages": {"torch": "2.11"}, "cpu": "made up"}
 

@@ -1,4 +1,4 @@
-"""A tiny model directory with a tokenizer of its own, for tests that run the command line."""
+"""A tiny model directory with a tokenizer of its own, and runs with it that take no time."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from dynadapt.experiments.config import EvalConfig
 from dynadapt.model import hf_name, random_model, tiny_config
 from dynadapt.model.hf_config import config_to_hf
-from dynadapt.model.layout import hf_transposed
+from dynadapt.model.layout import hf_tensor
 
 WORDS = "the cat sat on a mat and saw what the other cat had seen before it ran to find some food near an old house".split()
 
@@ -39,8 +40,25 @@ def tiny_directory(path: Path, family: str = "llama", **changes) -> Path:
     model = random_model(config, seed=1, std=0.1)
     state = {}
     for name in model.names():
-        value = changes.get(name, model.tensor(name))
-        state[hf_name(config, name)] = (value.t() if hf_transposed(config, name) else value).contiguous()
+        state[hf_name(config, name)] = hf_tensor(config, name, changes.get(name, model.tensor(name))).contiguous()
     save_file(state, str(path / "model.safetensors"))
     (path / "config.json").write_text(json.dumps(config_to_hf(config)))
     return path
+
+
+def tiny_root(path: Path, words: int) -> Path:
+    """A directory with a tiny model and a text of so many words: model/ and a.txt."""
+    tiny_directory(path / "model")
+    (path / "a.txt").write_text(english(words))
+    return path
+
+
+def eval_config(model, texts, /, **changes) -> EvalConfig:
+    """LoRA on the plain reference, without memory."""
+    settings = dict(segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01, memory=0)
+    return EvalConfig(**{"model": str(model), "text": tuple(map(str, texts)), **settings, **changes})
+
+
+def config_of(root: Path, **changes) -> EvalConfig:
+    """Of what `tiny_root` made."""
+    return eval_config(root / "model", [root / "a.txt"], **changes)

@@ -1,4 +1,4 @@
-"""The cases of dynadapt/bench/cases at the sizes of the measured models, with what others offer for them."""
+"""The cases of dynadapt/bench/cases/ at the sizes of the measured models, with what others offer for them."""
 
 from __future__ import annotations
 

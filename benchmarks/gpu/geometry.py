@@ -64,7 +64,7 @@ def step_flops(c: ModelConfig, streams: int, segment: int, memory: int, rank: in
     backward += c.layers * streams * back
     recompute += c.layers * streams * again
     head = cross_entropy.flops(n, c.hidden_size, c.vocab_size, False)
-    masked = 7 * streams * segment * (segment - 1) * c.heads * c.head_dim * c.layers
+    masked = c.layers * streams * sum(attention.masked_flops(segment, c.heads, c.head_dim))
     return {"forward": forward + head, "backward": backward + head, "recompute": recompute, "masked": masked}
 
 

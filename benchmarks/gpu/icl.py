@@ -42,7 +42,7 @@ def mixture(campaign, record) -> None:
 
 
 def _config(campaign, **changes):
-    from dynadapt.experiments.icl.config import from_preset
+    from dynadapt.experiments.icl.presets import from_preset
 
     sizes = TINY if campaign.tiny else {"dtype": "bf16"}
     return from_preset("garg-standard", device=campaign.device, **{**sizes, **changes})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
+
+from benchmarks.native_build import build_commands, link_kernels
 
 from .campaign import ROOT, child, output
 from .timing import Timer
@@ -33,32 +34,11 @@ def environment(campaign, record) -> None:
 
 def build(campaign, record) -> None:
     """The native libraries into dynadapt/, in place, without pip; dynadapt/kernels becomes a link to kernels/."""
-    link = ROOT / "dynadapt" / "kernels"
-    if not link.exists():
-        link.symlink_to("../kernels")
+    link_kernels(ROOT)
     record.add(what="dynadapt/kernels", linked=True)
     if campaign.tiny:
         return
-    import pybind11
-
-    folder = ROOT / "build" / "gpu"
-    configure = [
-        "cmake",
-        "-S",
-        str(ROOT),
-        "-B",
-        str(folder),
-        "-G",
-        "Ninja",
-        f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-    ]
-    steps = {
-        "configure": configure,
-        "build": ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)],
-        "install": ["cmake", "--install", str(folder), "--prefix", str(ROOT / "dynadapt"), "--component", "python"],
-        "import": [sys.executable, "-c", "from dynadapt import _C; print(_C.isa())"],
-    }
+    steps = {**build_commands(ROOT, ROOT / "build" / "gpu"), "import": [sys.executable, "-c", "from dynadapt import _C; print(_C.isa())"]}
     for name, command in steps.items():
         start = time.monotonic()
         status, text = child(command, campaign.device, campaign.left)

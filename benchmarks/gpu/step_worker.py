@@ -15,11 +15,13 @@ STARTED = time.time()
 
 import torch  # noqa: E402
 
+from .campaign import write_json  # noqa: E402
 from .geometry import MODELS, RANK, random_weights  # noqa: E402
-from .timing import quantiles  # noqa: E402
+from .timing import spread  # noqa: E402
 
 CHECKED = 4  # steps whose scores are compared; the later ones depend on gradients, update and memory
 LR, ALPHA = 2e-3, 32.0
+FITS = 0.94  # of a GPU's memory; the rest is the driver's, the libraries' and lost between tensors
 SLACK = {"dynadapt": (2, 1e-3), "dynadapt-float8": (10, 0.1)}
 
 
@@ -44,6 +46,27 @@ def segments(config, streams, segment, device, count: int = 2):
     return blocks
 
 
+def batch_that_fits(model: str, streams: int, segment: int, memory: float) -> int | None:
+    """How many streams run together so that the step, as the plan counts what it holds, takes FITS of ``memory`` bytes at most:
+    None for all of them, else their number halved until it fits, or 1."""
+    from dynadapt import Adam, LoRA, SegmentMemory
+    from dynadapt.bench.plan.work import step_work
+
+    batch = streams
+    while batch > 1:
+        work = step_work(
+            MODELS[model], LoRA(RANK, ALPHA), Adam(lr=LR), SegmentMemory(segment, 0), streams, segment, batch=batch, memory_only=True
+        )
+        if work.bytes_held <= FITS * memory:
+            break
+        batch //= 2
+    return None if batch == streams else batch
+
+
+def _memory(device: str) -> float:
+    return torch.cuda.get_device_properties(device).total_memory if device == "cuda" else float("inf")
+
+
 class Dynadapt:
     def __init__(self, o, dtype, **options):
         from dynadapt import Adam, Engine, LoRA, SegmentMemory
@@ -58,15 +81,9 @@ class Dynadapt:
             segment=o["segment"],
             dtype=name,
             device=o["device"],
-            batch=self.batch(o),
+            batch=batch_that_fits(o["model"], o["streams"], o["segment"], _memory(o["device"])),
             **options,
         )
-
-    @staticmethod
-    def batch(o):
-        """All streams together, but 8,192 tokens at once where the activations of an 8B model would not fit beside 64 adapters."""
-        large = o["model"] == "llama-3.1-8b" and o["streams"] * o["segment"] > 16384
-        return max(1, 8192 // o["segment"]) if large else None
 
     def step(self, tokens):
         return self.engine.step(tokens)
@@ -250,7 +267,7 @@ def _time(provider, blocks, count, device, sync) -> dict:
     sync()
     wall = time.perf_counter() - start
     gap = (lambda a, b: a.elapsed_time(b)) if device == "cuda" else (lambda a, b: 1e3 * (b - a))
-    return {**quantiles([gap(a, b) for a, b in zip(marks, marks[1:])]), "wall_ms": 1e3 * wall / count}
+    return {**spread([gap(a, b) for a, b in zip(marks, marks[1:])]), "wall_ms": 1e3 * wall / count}
 
 
 def launches(provider, block) -> dict:
@@ -277,9 +294,7 @@ def main(options: str, out: str) -> None:
 
     def save(**more):
         found.update(more)
-        temporary = Path(out + ".tmp")
-        temporary.write_text(json.dumps(found))
-        temporary.rename(out)
+        write_json(Path(out), found)
 
     if o["provider"] == "truth":
         save(**truth(o))

@@ -7,22 +7,27 @@ import time
 
 import torch
 
+from dynadapt.bench.quantiles import quantiles
+
 FLUSH_BYTES = 512 << 20  # several times any L2
 
 
-def quantiles(milliseconds: list[float]) -> dict:
-    ordered = sorted(milliseconds)
-    pick = lambda q: ordered[round(q * (len(ordered) - 1))]  # noqa: E731
-    return {"median_ms": statistics.median(ordered), "p20_ms": pick(0.2), "p80_ms": pick(0.8), "runs": len(ordered)}
+def spread(milliseconds: list[float]) -> dict:
+    return {**quantiles(milliseconds, "_ms"), "runs": len(milliseconds)}
+
+
+def evict(buffer: torch.Tensor) -> None:
+    """Pushes all else out of the caches by reading: overwriting would leave lines that the timed call then has to write back."""
+    buffer.sum()
 
 
 class Timer:
-    """``timer(call)`` -> quantiles. On a GPU the call is captured in a CUDA graph where that is possible, as in the step
-    itself, so that the host's launch time does not count; between runs the L2 is overwritten."""
+    """``timer(call)`` -> its milliseconds (`spread`). On a GPU the call is captured in a CUDA graph where that is possible, as in
+    the step itself, so that the host's launch time does not count; before each run something else is read through the L2."""
 
     def __init__(self, device: str, seconds: float = 0.25):
         self.device, self.seconds = device, seconds
-        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device == "cuda" else None
+        self.flush = torch.zeros(FLUSH_BYTES // 4, device=device) if device == "cuda" else None
 
     def __call__(self, call, cold: bool = True) -> dict:
         if self.device == "cpu":
@@ -36,18 +41,18 @@ class Timer:
             start = time.perf_counter()
             call()
             times.append(1e3 * (time.perf_counter() - start))
-        return quantiles(times)
+        return spread(times)
 
     def _on_gpu(self, call, cold) -> dict:
         once = self._round(call, 3, cold)
         count = int(min(300, max(10, 1e3 * self.seconds / (statistics.median(once) + 0.3))))
-        return quantiles(self._round(call, count, cold))
+        return spread(self._round(call, count, cold))
 
     def _round(self, call, count, cold) -> list[float]:
         pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)]
         for start, end in pairs:
             if cold:
-                self.flush.zero_()
+                evict(self.flush)
             torch.cuda._sleep(200_000)  # about 0.1 ms, in which the host gets ahead
             start.record()
             call()

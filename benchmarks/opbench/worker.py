@@ -1,16 +1,14 @@
 """One provider's process for harness.py: makes the cases from the same seeds, checks its results, times calls on demand.
 
-Commands come as JSON lines on stdin, answers go to stdout: {"do": "make", "case": i}, {"do": "time", "name": name, "threads": n,
-"runs": k}, {"do": "ceiling", "threads": n}. Providers: "dynadapt" and "torch"; another revision of dynadapt is a "dynadapt" whose
-packages come from that revision's tree.
+{"do": "make", "index": i} makes and checks the calls of a case, {"do": "time", "call": name, "runs": k} times one of them; the rest is
+dynadapt/bench/worker.py's. Providers: "dynadapt" and "torch"; another revision of dynadapt is a "dynadapt" whose packages come from
+that revision's tree.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -28,6 +26,7 @@ def _of_this_tree(name: str, path: str):
 
 
 cases = _of_this_tree("opbench_cases", "dynadapt/bench/cases/__init__.py")
+base = _of_this_tree("bench_worker", "dynadapt/bench/worker.py")
 peers = _of_this_tree("opbench_peers", "benchmarks/opbench/peers.py")
 OpCase = cases.OpCase
 
@@ -109,18 +108,22 @@ def error_of(found: dict, exact: dict[str, torch.Tensor]) -> float | None:
     return worst
 
 
-class Provider:
+class Provider(base.Worker):
+    COMMANDS = (*base.Worker.COMMANDS, "make")
+
     def __init__(self, options: dict):
-        self.options = options
+        super().__init__(options, native=options["provider"] == "dynadapt")
         self.cases = all_cases(options)
         self.calls: dict = {}
-        self.make_calls = our_calls if options["provider"] == "dynadapt" else torch_calls
+        self.make_calls = our_calls if self.native else torch_calls
         self.flush = self._flush()
-        self.threads(options["threads"])
+
+    def begin(self) -> dict:
+        return {"cases": self.cases}
 
     def _flush(self):
         """A call that pushes a buffer through the caches with the provider's own threads, so that they are as awake as in a step."""
-        if self.options["provider"] == "dynadapt":
+        if self.native:
             from dynadapt.ops import resolve
 
             h, y = torch.zeros(FLUSH // 16384, 4096), torch.zeros(FLUSH // 16384, 2048)
@@ -128,13 +131,6 @@ class Provider:
             return lambda: activation(h, "swiglu", y)
         buffer = torch.zeros(FLUSH // 4)
         return lambda: buffer.add_(1)
-
-    def threads(self, count: int) -> None:
-        torch.set_num_threads(count)
-        if self.options["provider"] == "dynadapt":
-            from dynadapt import _C
-
-            _C.set_num_threads(count)
 
     def make(self, index: int) -> dict:
         op, which = self.cases[index]
@@ -147,52 +143,25 @@ class Provider:
                 error = error_of(call(), exact)
             except Exception as failure:  # a peer that can't run here is a row that says so
                 answers[name] = {"absent": f"{type(failure).__name__}: {' '.join(str(failure).split())[:160]}"}
-                if self.options["provider"] == "dynadapt":
+                if self.native:
                     answers[name]["fatal"] = True
                 continue
             if error is not None and not error <= LIMIT[case.dtype]:
-                answers[name] = {
-                    "absent": f"its result is off by {error:.3g} (2-norm, relative to float64)",
-                    "fatal": self.options["provider"] == "dynadapt",
-                }
+                answers[name] = {"absent": f"its result is off by {error:.3g} (2-norm, relative to float64)", "fatal": self.native}
                 continue
             self.calls[name] = call
             answers[name] = {"error": error}
         return {"op": op, "label": case.label, "bytes": case.bytes, "flops": case.flops, "note": peers.NOTES.get(op, ""), "calls": answers}
 
-    def time(self, name: str, threads: int, runs: int) -> dict:
+    def time(self, call: str, runs: int) -> dict:
         """Wall seconds of ``runs`` calls, each after another buffer has gone through the caches."""
-        self.threads(threads)
-        call, seconds = self.calls[name], []
-        for _ in range(runs):
-            self.flush()
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
-        return {"seconds": seconds}
+        return {"seconds": base.timed(self.calls[call], runs, self.flush)}
 
-    def ceiling(self, threads: int) -> dict:
-        from dynadapt.bench.ceiling import gemm_ceiling
+    def ceiling(self) -> dict:
         from dynadapt.bench.plan.ceilings import copy_bandwidth
 
-        return {**gemm_ceiling(DTYPES[self.options["dtype"]], threads), "gb_per_s": 1e-9 * copy_bandwidth(0.5)}
-
-
-def main() -> None:
-    answer = sys.stdout
-    sys.stdout = sys.stderr  # whatever a package prints
-    provider = Provider(json.loads(sys.stdin.readline()))
-    print(json.dumps({"cases": provider.cases}), file=answer, flush=True)
-    for line in sys.stdin:
-        command = json.loads(line)
-        what = command.pop("do")
-        result = {
-            "make": lambda: provider.make(command["case"]),
-            "time": lambda: provider.time(**command),
-            "ceiling": lambda: provider.ceiling(**command),
-        }[what]()
-        print(json.dumps(result), file=answer, flush=True)
+        return {**super().ceiling(), "gb_per_s": 1e-9 * copy_bandwidth(0.5)}
 
 
 if __name__ == "__main__":
-    main()
+    base.serve(Provider)

@@ -41,7 +41,7 @@ class LoRA:
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return alpha_of(self.rank, self.alpha) / self.rank
 
 
 @dataclass(frozen=True)

@@ -1,56 +1,71 @@
-"""One provider of ``dynadapt bench step``, in a process of its own.
+"""One provider of ``dynadapt bench step``, in a process of its own (worker.py).
 
-Reads a command a line from standard input and answers each with a line of JSON: ``check DIR``, ``threads N``, ``time N``,
-``ceiling``, ``peak``, ``quit``. A process waiting for its turn uses no processor, so providers take turns without disturbing each
-other, and each has its own peak memory and its own thread settings.
+{"do": "check", "out": FILE} writes NLL and adapter gradients of the first stream, under PEFT's names, with the adapter that the
+options name in place.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import resource
-import sys
-import time
 from pathlib import Path
 
 import torch
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+from .worker import Worker, serve
+
 LR = 2e-3
 
 
-class Native:
+class StepWorker(Worker):
+    """Steps over pieces of real text, the same order for all; a provider has `learn(tokens)` and `gradients(adapter, tokens)`."""
+
+    COMMANDS = (*Worker.COMMANDS, "check")
+
+    def __init__(self, o: dict, native: bool):
+        super().__init__(o, native)
+        self.generator = torch.Generator().manual_seed(1)
+        self.texts = [torch.tensor(t, dtype=torch.int64) for t in o["tokens"]]
+
+    def begin(self) -> dict:
+        if self.dtype != torch.float64:
+            self.step()
+        return {}
+
+    def step(self) -> None:
+        self.learn(self.texts[int(torch.randint(len(self.texts), (1,), generator=self.generator))])
+
+    def check(self, out: str) -> dict:
+        from safetensors.torch import save_file
+
+        save_file(self.gradients(Path(self.options["adapter"]), self.texts[0]), out)
+        return {}
+
+
+class Native(StepWorker):
     """dynadapt's own step."""
 
-    def __init__(self, o):
-        import dynadapt
+    def __init__(self, o: dict):
+        super().__init__(o, native=True)
+        from dynadapt.adapt import Adam, LoRA
+        from dynadapt.engine import Engine
+        from dynadapt.model import load
 
-        self.native = dynadapt.ops.dispatch.native_module()
-        self.threads(o["threads"])
-        self.o, self.model = o, dynadapt.load(o["model"])
-        self.engine = dynadapt.Engine(
-            self.model,
-            adapt=dynadapt.LoRA(o["rank"]),
-            optimizer=dynadapt.Adam(lr=LR),
+        self.engine = Engine(
+            load(o["model"]),
+            adapt=LoRA(o["rank"]),
+            optimizer=Adam(lr=LR),
             streams=o["streams"],
             segment=o["segment"],
             dtype=o["dtype"],
             backend="cpu",
         )
 
-    def threads(self, n: int) -> None:
-        torch.set_num_threads(n)
-        self.native.set_num_threads(n)
-
-    def step(self, tokens):
-        return self.engine.step(tokens)
+    def learn(self, tokens) -> None:
+        self.engine.step(tokens)
 
     def flops(self) -> int:
         return sum(n for phase, n in self.engine.last.flops.items() if phase != "update")
 
-    def check(self, adapter: Path, tokens) -> dict[str, torch.Tensor]:
-        """NLL of the first stream and its adapter's gradients, under PEFT's names."""
+    def gradients(self, adapter: Path, tokens) -> dict[str, torch.Tensor]:
         from dynadapt.engine.learners.peft import adapted_modules
         from dynadapt.model.peft import tensor_key
 
@@ -60,7 +75,7 @@ class Native:
         learner.update = lambda *a: (kept.update(grad=learner.state.grad.clone()), update(*a))[1]
         nll = self.engine.step(tokens)[0]
         learner.update = update
-        found, rank = {"nll": nll.double()}, self.o["rank"]
+        found, rank = {"nll": nll.double()}, self.options["rank"]
         for layer, group, p, lo, hi, module in adapted_modules(learner, self.engine.config):
             A, Bt = (learner.layout.view(kept["grad"], f"{layer}.{group}.{name}")[0] for name in ("A", "Bt"))
             found[tensor_key(module, "A")] = A[p * rank : (p + 1) * rank].double().contiguous()
@@ -70,16 +85,16 @@ class Native:
         return found
 
 
-class Peft:
+class Peft(StepWorker):
     """transformers + peft: forward, per-token NLL, backward, clip, Adam. Streams go one after the other."""
 
-    def __init__(self, o, compiled: bool):
+    def __init__(self, o: dict):
+        super().__init__(o, native=False)
         import peft
         import transformers
 
+        compiled = o["provider"] == "peft-compile"
         transformers.logging.set_verbosity_error()
-        self.o, self.dtype = o, DTYPES[o["dtype"]]
-        self.threads(o["threads"])
         from dynadapt.model.load import directory_of
 
         directory = directory_of(o["model"])
@@ -97,29 +112,19 @@ class Peft:
             config.cpp.simdlen = 256  # it looks at the processor, not at what ATen was told
         self.nll = torch.compile(self._nll, dynamic=False) if compiled else self._nll
 
-    def threads(self, n: int) -> None:
-        torch.set_num_threads(n)
-
     def _nll(self, row):
         logits = self.live(input_ids=row[:, :-1], use_cache=False).logits[0]
         wide = logits if self.dtype == torch.float64 else logits.float()
         return torch.nn.functional.cross_entropy(wide, row[0, 1:], reduction="none")
 
-    def step(self, tokens):
-        scores = []
+    def learn(self, tokens) -> None:
         for row in tokens.split(1):
-            nll = self.nll(row)
-            nll.mean().backward()
+            self.nll(row).mean().backward()
             torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            scores.append(nll.detach())
-        return torch.stack(scores)
 
-    def flops(self) -> int:
-        return 0  # the ledger is dynadapt's; rates of all providers use its count
-
-    def check(self, adapter: Path, tokens) -> dict[str, torch.Tensor]:
+    def gradients(self, adapter: Path, tokens) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
         named = {n.replace(".default", ""): p for n, p in self.live.named_parameters() if p.requires_grad}
@@ -137,68 +142,5 @@ class Peft:
         return found
 
 
-def make(o):
-    if o["provider"] == "dynadapt":
-        return Native(o)
-    return Peft(o, o["provider"] == "peft-compile")
-
-
-def peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def serve(o, answer) -> None:
-    """Load, make the first step, then obey."""
-    generator = torch.Generator().manual_seed(1)
-    texts = [torch.tensor(t, dtype=torch.int64) for t in o["tokens"]]
-    pick = lambda: texts[int(torch.randint(len(texts), (1,), generator=generator))]  # noqa: E731
-    provider = make(o)
-    if o["provider"] != "peft-fp64":
-        provider.step(pick())
-    answer({"first_step_at": time.time()})
-    threads = o["threads"]
-    for line in sys.stdin:
-        command, *rest = line.split()
-        if command == "time":
-            seconds = []
-            for _ in range(int(rest[0])):
-                start = time.perf_counter()
-                provider.step(pick())
-                seconds.append(time.perf_counter() - start)
-            answer({"seconds": seconds, "peak_memory_bytes": peak_memory(), "flops": provider.flops()})
-        elif command == "threads":
-            threads = int(rest[0])
-            provider.threads(threads)
-            answer({})
-        elif command == "check":
-            from safetensors.torch import save_file
-
-            save_file(provider.check(Path(rest[0]), texts[0]), rest[1])
-            answer({})
-        elif command == "ceiling":
-            from .ceiling import gemm_ceiling
-
-            answer(gemm_ceiling(DTYPES[o["dtype"]], o["threads"], 1.0))
-            provider.threads(threads)
-        elif command == "peak":
-            from .ceiling import instruction_peak
-
-            answer({"gflops": instruction_peak(DTYPES[o["dtype"]], o["threads"])})
-            provider.threads(threads)
-        else:
-            return
-
-
-def main() -> None:
-    options = json.loads(sys.stdin.readline())
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints goes to standard error
-
-    def answer(record):
-        print(json.dumps(record), file=channel, flush=True)
-
-    serve(options, answer)
-
-
 if __name__ == "__main__":
-    main()
+    serve(lambda o: Native(o) if o["provider"] == "dynadapt" else Peft(o))

@@ -32,8 +32,9 @@ def run(arguments) -> int:
     for run in arguments.run:
         check_run(run)
     from dynadapt.experiments.compare import read_compared, summarise, write_page
-    from dynadapt.experiments.compare.files import write_csv, write_summary
-    from dynadapt.runs.products import check_product
+    from dynadapt.experiments.compare.files import write_csv
+    from dynadapt.runs.output_paths import check_product
+    from dynadapt.runs.whole_files import write_summary
 
     out = (
         Path(arguments.out)

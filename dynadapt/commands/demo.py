@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dynadapt.common.options import choices
+from dynadapt.common.options import settings_of
 from dynadapt.experiments.config import EvalConfig
 
 from .parsing import at_least
@@ -52,7 +52,7 @@ def add_options(command) -> None:
     command.add_argument(
         "--dtype",
         default=EvalConfig.dtype,
-        choices=[dtype for dtype in choices(EvalConfig, "dtype") if dtype != "fp64"],
+        choices=[dtype for dtype in settings_of(EvalConfig)["dtype"].choices if dtype != "fp64"],
         help=f"arithmetic, as of dynadapt eval (default: {EvalConfig.dtype})",
     )
 

@@ -57,13 +57,13 @@ def run(arguments) -> int:
         if hasattr(arguments, name):
             raise ConfigError(f"{name} {getattr(arguments, name)!r}: not with --advise, which reads its own texts only")
     chosen = None if arguments.advise else DiagnoseConfig(config, **compared)
-    if chosen and chosen.after is not None:
-        for name in (name for name in given(EvalConfig, arguments) if name not in SCORING):
-            note(f"{name} {getattr(config, name)!r} has no effect with after {chosen.after!r}, since nothing is learned here")
     check_files((*config.text, *compared.get("learn", ()), *compared.get("reference", ()), *arguments.advise))
     models = (config.model, *filter(None, [compared.get("after")]))
     for model in models:
         check_model(model)
+    if chosen and chosen.after is not None:
+        for name in (name for name in given(EvalConfig, arguments) if name not in SCORING):
+            note(f"{name} {getattr(config, name)!r} has no effect with after {chosen.after!r}, since nothing is learned here")
     say(f"loading {' and '.join(models)}")
     from dynadapt.experiments.dyneval import Interrupted
 

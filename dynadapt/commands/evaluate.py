@@ -77,7 +77,7 @@ def _eval(arguments, config: EvalConfig, processes) -> int:
     try:
         with progress_for() if processes.first else nullcontext() as progress:
             if processes.world > 1:
-                from dynadapt.experiments.shared_documents import run_parts
+                from dynadapt.experiments.distributed_eval import run_parts
 
                 summary = run_parts(config, out, options, processes, progress)
             else:

@@ -48,7 +48,7 @@ def run(arguments) -> int:
 
 def _tables(arguments) -> None:
     from dynadapt.runs.metrics import read_run
-    from dynadapt.runs.products import check_product
+    from dynadapt.runs.output_paths import check_product
     from dynadapt.runs.tables import write_csv, write_parquet
 
     found = read_run(arguments.run)

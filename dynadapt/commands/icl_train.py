@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dynadapt.common.options import add_settings, given, note_idle
 from dynadapt.experiments.icl.checks import IclError
-from dynadapt.experiments.icl.config import TrainConfig, from_preset
-from dynadapt.experiments.icl.presets import PRESETS
+from dynadapt.experiments.icl.config import TrainConfig
+from dynadapt.experiments.icl.presets import PRESETS, from_preset
 from dynadapt.runs.progress import say
 
 from .settings import add_log_option, log_name

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dynadapt.bench.plan.predict import Prediction
     from dynadapt.bench.plan.work import Work
 
-# What dynadapt.model.geometries and dynadapt.plan.ceilings know, by name: help is printed without importing them.
+# What dynadapt.model.geometries and dynadapt.bench.plan.ceilings know, by name: help is printed without importing them.
 MODELS = (
     "smollm2-135m",
     "smollm2-360m",

@@ -27,15 +27,13 @@ def run(arguments) -> int:
     import os
 
     from dynadapt.experiments.reweight.paired import compare_runs, draw_pairs
-    from dynadapt.runs.whole_files import replace_file
+    from dynadapt.runs.whole_files import write_summary
 
     found = compare_runs(arguments.run)
     common = Path(os.path.commonpath([Path(run).absolute().parent for run in arguments.run]))
     out = draw_pairs(found, arguments.out or Path(os.path.relpath(common)) / "reweighting.png")
     if arguments.json:
-        import json
-
-        replace_file(Path(arguments.json), json.dumps(found, indent=2, allow_nan=False) + "\n")
+        write_summary(Path(arguments.json), found)
     _print(found)
     for path in filter(None, (out, arguments.json)):
         print(path)

@@ -41,7 +41,7 @@ def run(arguments) -> int:
     import json
     from pathlib import Path
 
-    from dynadapt.runs.found import find_runs
+    from dynadapt.runs.find import find_runs
     from dynadapt.runs.listing import chosen, runs_table, sentence
     from dynadapt.runs.whole_files import RunError
 

@@ -39,7 +39,7 @@ def add_options(command) -> None:
 
 
 def run(arguments) -> int:
-    from dynadapt.experiments.tune.checked import check_minutes, free_directory
+    from dynadapt.experiments.tune.checks import check_minutes, free_directory
 
     started = time.monotonic()
     config = config_from(arguments)

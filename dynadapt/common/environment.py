@@ -7,15 +7,15 @@ import os
 import platform
 from importlib import metadata
 
+from .version import VERSION
+
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "gguf", "transformers", "peft", "triton")
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "DYNADAPT_NUM_THREADS", "DYNADAPT_CPU_ISA", "DYNADAPT_NVTX", "CUDA_VISIBLE_DEVICES")
 
 
 def environment() -> dict:
-    import dynadapt
-
     return {
-        "dynadapt": dynadapt.__version__,
+        "dynadapt": VERSION,
         "python": platform.python_version(),
         "packages": package_versions(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",

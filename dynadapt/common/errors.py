@@ -12,5 +12,5 @@ class ConfigError(ValueError):
 
 def meant(word: str, known: Iterable[str]) -> str:
     """ "; did you mean X?", or "" where nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
     return f"; did you mean {near[0]}?" if near else ""

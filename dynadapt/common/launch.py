@@ -34,6 +34,7 @@ def load_package(folder: str) -> None:
     """`dynadapt` of this folder, whatever sys.path would find first."""
     name = os.path.basename(folder)
     spec = importlib.util.spec_from_file_location(name, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder])
+    assert spec is not None and spec.loader is not None  # as for every .py file
     package = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(package)
 

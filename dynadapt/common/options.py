@@ -90,16 +90,13 @@ class Setting:
         return value
 
     def _within(self, value) -> bool:
-        """Whether a number, and what float32 makes of it where it is none that counts, is finite and within the bounds."""
+        """Whether a number is finite and within the bounds, and still is as the float32 that kernels take."""
         try:
-            for number in (value,) if self.kind is int else (value, ctypes.c_float(float(value)).value):
-                if not math.isfinite(number) or self.least is not None and number < self.least:
-                    return False
-                if self.above is not None and number <= self.above or self.most is not None and number > self.most:
-                    return False
+            numbers = (value,) if self.kind is int else (value, ctypes.c_float(float(value)).value)
         except OverflowError:
             return False
-        return True
+        low = lambda x: (self.least is None or x >= self.least) and (self.above is None or x > self.above)  # noqa: E731
+        return all(math.isfinite(x) and low(x) and (self.most is None or x <= self.most) for x in numbers)
 
 
 def setting(default=MISSING, help: str = "", *, factory=MISSING, **said) -> Any:
@@ -132,24 +129,19 @@ def settings_of(config: type) -> dict[str, Setting]:
     return found
 
 
-def choices(config: type, name: str) -> tuple[str, ...]:
-    """The words that a setting accepts."""
-    return settings_of(config)[name].choices
-
-
 def check(config, error: type[ConfigError] = ConfigError) -> None:
     """Holds a configuration's values to what its fields say, for its __post_init__; values in another form get their own.
 
     Raises:
         ConfigError: (or `error`) naming the first setting that does not fit, its value and what is accepted.
     """
-    for name, said in settings_of(type(config)).items():
+    for name, said in settings_of(config.__class__).items():
         object.__setattr__(config, name, said.checked(getattr(config, name), error))
 
 
 def check_names(config: type, names: Iterable[str], error: type[ConfigError] = ConfigError, without: Collection[str] = ()) -> None:
     """An error for a name that is no field of a configuration, or one of those `without`."""
-    known = [each.name for each in fields(config) if each.name not in without]
+    known = sorted(each.name for each in fields(config) if each.name not in without)
     for name in names:
         if name not in known:
             raise error(f"unknown setting {name!r}{meant(str(name), known)}; there are {', '.join(known)}")
@@ -187,7 +179,8 @@ def given(config: type, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def idle(config, names: Iterable[str] | None = None) -> dict[str, str]:
     """The settings (of `names`) that change nothing, each with the other setting that makes it so: {"rank": "adapt 'none'"}."""
-    said, found = settings_of(type(config)), {}
+    said = settings_of(config.__class__)
+    found: dict[str, str] = {}
     for name in said if names is None else names:
         for other, counts in said[name].needs.items() if name in said else ():
             value = getattr(config, other)

@@ -171,7 +171,7 @@ class Decoder:
         raw = self._linear(learner, i, "qkv", n1, slots, qkv_key, count)
         qkv = self._head_norm(i, raw, qkv_key)
         if self.memory is not None and self.memory.inputs is not None:
-            self._reproject(self.memory, batch, learner, i)
+            self._reproject(batch, learner, i)
             self.ws("inputs of all layers", c.layers, *res1.shape)[i].copy_(res1)
         out = self._attention(batch, i, qkv, key, count)
         o = self._linear(learner, i, "o", out, slots, key, count)
@@ -218,14 +218,15 @@ class Decoder:
             self.ledger.add("backward", self.attended_back * flops["backward"])
             self.ledger.add("recompute", self.attended_back * flops["recompute"])
 
-    def _reproject(self, m: MemoryState, batch, learner, i) -> None:
+    def _reproject(self, batch, learner, i) -> None:
         """Memory keys and values of one layer from its kept inputs and the current weights (counted as recompute)."""
-        c, inputs = self.config, m.inputs or []
+        c, m = self.config, self.memory
+        assert m is not None and m.inputs is not None, "only a memory of inputs is projected anew"
         longest = m.memory.capacity if self.static else max(self.lengths)
         if not longest:
             return
         slots = batch.memory_slots.long()
-        x = inputs[i].rows[slots, :longest].reshape(-1, c.hidden_size)
+        x = m.inputs[i].rows[slots, :longest].reshape(-1, c.hidden_size)
         _, n = self._norm(x, None, self.active.attn_norm[i], "memory")
         again = lambda flops: self.ledger.add("recompute", flops)  # noqa: E731
         raw = self._linear(learner, i, "qkv", n, batch.adapter_slots, "memory", again)

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import wraps
 
 import torch
@@ -46,6 +47,8 @@ from .step import Step
 from .step_arguments import check_lengths, check_stream, check_streams, check_tokens, check_weights
 from .weights import FrozenWeights, rotations
 from .workspace import Workspace
+
+NEVER = 2**31 - 1  # `every` of an engine whose updates are never due
 
 
 def _on_device(method):
@@ -185,7 +188,7 @@ class Engine:
 
     @property
     def flops(self) -> dict[str, int]:
-        """FLOPs by phase since the engine was made (see flops.py)."""
+        """FLOPs by phase since the engine was made (see ledger.py)."""
         return dict(self.ledger.totals)
 
     @property
@@ -250,6 +253,12 @@ class Engine:
             self.driver.step.put_back(stream)
         if lr is not None:
             self.lr[0 if self.shared else stream] = lr
+
+    @one_call
+    def learn_no_more(self) -> None:
+        """Steps only score from now on: no update is due any more."""
+        self.every = NEVER
+        self.settings = self.driver.step.settings = replace(self.settings, every=NEVER)
 
     @one_call
     def set_lr(self, stream: int, lr: float) -> None:

@@ -96,7 +96,7 @@ class MemoryState:
         return cls(memory, config.layers, slots, config.kv_heads * config.head_dim, config.hidden_size, dtype, device)
 
     def advance(self, source: torch.Tensor, columns: Sequence[int], stores, slots: Sequence[int], counts: Sequence[int]) -> None:
-        """``memory_advance`` and ``memory_fill`` (ops/memory_advance.py) where the host knows all numbers: slices, no index."""
+        """``memory_advance`` and ``memory_fill`` (ops/memory.py) where the host knows all numbers: slices, no index."""
         segments = source.view(source.shape[0], len(slots), -1, source.shape[2])  # [L, S, T, width]
         for column, rows in zip(columns, stores):
             store = WindowStore(rows)

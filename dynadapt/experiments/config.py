@@ -25,13 +25,14 @@ def without_usual_alpha(content: dict) -> dict:
     return {name: value for name, value in content.items() if name != "alpha" or not usual}
 
 
-def check_rank(config, width: int) -> None:
-    """ConfigError for adapters of a rank above the model's width, once that is known: each weight has it on one side, and no higher rank.
+def check_rank(config, model_config) -> None:
+    """ConfigError for adapters of a higher rank than the model's largest width, once that is known: no weight's rank is as high.
 
-    config: an EvalConfig or a ReweightConfig.
+    config: an EvalConfig or a ReweightConfig. model_config: the ModelConfig.
     """
+    width = max(model_config.hidden_size, model_config.ffn_size)
     if config.adapt == "lora" and config.rank > width:
-        raise ConfigError(f"rank {config.rank}: give a whole number from 1 to {width}, the model's width")
+        raise ConfigError(f"rank {config.rank}: give a whole number from 1 to {width}, the model's largest width")
 
 
 def parse_layers(value) -> tuple[int, int]:
@@ -165,7 +166,7 @@ class EvalConfig:
         "native kernels on the CPU, Triton and CUDA kernels on a GPU, or the plain reference",
         choices=("auto", "cpu", "triton", "reference"),
     )
-    device: str = setting("auto", "cpu, cuda or cuda:N; auto takes the GPU where there is one")
+    device: str = setting("auto", "cpu, cuda or cuda:N; auto takes the GPU where there is one", read=str)
     batch: int = setting(0, "streams that go through the layers together, 0 for all; fewer take less memory and score the same", least=0)
     recompute: bool = setting(
         False, "make norm outputs and activations again in backward instead of keeping them: less memory, a little more time", needs=LEARNS

@@ -8,7 +8,8 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from dynadapt.common.options import choices
+from dynadapt.common.options import settings_of
+from dynadapt.runs.kinds import learns
 
 from .config import EvalConfig, check_rank
 
@@ -35,10 +36,10 @@ def settle(config: EvalConfig, model_config, memory: int | None = None) -> EvalC
     """`config` with nothing open, for a model of this ModelConfig. `memory`: what to take where it is open, instead of what fits.
 
     Raises:
-        ConfigError: a rank above the model's width.
+        ConfigError: a rank above the model's largest width.
     """
     if model_config is not None:
-        check_rank(config, model_config.hidden_size)
+        check_rank(config, model_config)
     if "dtype" in config.open:
         config = config.with_(dtype=fastest(config.device, config.backend)[0])
     if "memory" in config.open:
@@ -55,7 +56,7 @@ def settled_dtype(config, out: str | Path, resume: bool) -> str:
         from dynadapt.runs.rundir import read_json
 
         begun = read_json(Path(out) / "config.json")
-        if isinstance(begun, dict) and begun.get("dtype") in choices(EvalConfig, "dtype")[1:]:
+        if isinstance(begun, dict) and begun.get("dtype") in settings_of(EvalConfig)["dtype"].choices[1:]:
             return begun["dtype"]
     return fastest(config.device, config.backend)[0]
 
@@ -95,8 +96,7 @@ def opening(asked: EvalConfig, config: EvalConfig, model_config=None) -> str:
     if "dtype" in asked.open:
         chosen, why = fastest(config.device, config.backend)
         dtype += f" ({why})" if chosen == config.dtype else " (as it was begun)"
-    learns = {"none": "static", "lora": f"LoRA r{config.rank}", "rows": f"{config.density:.0%} of rows", "full": "full"}[config.adapt]
-    parts = [Path(config.model).name, dtype, learns, remembers(asked, config, model_config), f"segments of {config.segment}"]
+    parts = [Path(config.model).name, dtype, learns(vars(config)), remembers(asked, config, model_config), f"segments of {config.segment}"]
     return ", ".join(parts) + "; choose with --dtype, --adapt, --memory, --segment"
 
 

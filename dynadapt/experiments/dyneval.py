@@ -19,11 +19,11 @@ import torch
 from dynadapt.adapt.optimizers import OPTIMIZERS, WITH_STATISTICS
 from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.common.notes import note
-from dynadapt.runs.document_slots import Feed, Segment, check_lengths
+from dynadapt.runs.document_streams import Feed, Segment, check_lengths
+from dynadapt.runs.in_memory import Unwritten
 from dynadapt.runs.rundir import SCORE, RunDirectory, RunError, read_json
 from dynadapt.runs.stopping import Interrupted, StopRun, interruptible
 from dynadapt.runs.text import Document, Source, TextError, expand, inputs, split, streaming_tokenizer
-from dynadapt.runs.unwritten import Unwritten
 
 from .config import ConfigError, EvalConfig
 from .defaults import settle, settled
@@ -164,33 +164,38 @@ def optimizer_of(config: EvalConfig):
 
 def adapt_of(config: EvalConfig):
     """What learns, as a configuration describes it; None for nothing."""
-    import dynadapt
+    from dynadapt.adapt import Full, LoRA, RowSparse
 
-    targets = {"targets": config.targets, "layers": range(*config.layers) if config.layers else None}
+    layers = getattr(config, "layers", None)  # which reweighting has none of
+    targets = {"targets": config.targets, "layers": range(*layers) if layers else None}
     return {
         "none": lambda: None,
-        "lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=config.alpha, **targets),
-        "rows": lambda: dynadapt.RowSparse(density=config.density, **targets),
-        "full": lambda: dynadapt.Full(**targets),
+        "lora": lambda: LoRA(rank=config.rank, alpha=config.alpha, **targets),
+        "rows": lambda: RowSparse(density=config.density, **targets),
+        "full": lambda: Full(**targets),
     }[config.adapt]()
+
+
+def memory_of(config: EvalConfig):
+    """What the engine remembers, as a configuration describes it; None for nothing."""
+    from dynadapt.engine.memory import Overlap, SegmentMemory
+
+    if config.memory:
+        return SegmentMemory(length=config.memory, sinks=config.sinks, refresh=config.refresh)
+    return Overlap(context=config.context) if config.context else None
 
 
 def build_engine(model, config: EvalConfig):
     """The engine that a configuration describes; what is open in it is settled here."""
-    import dynadapt
+    from dynadapt.engine import Engine
 
     config = settle(config, model.config)
     adapt = adapt_of(config)
-    memory = None
-    if config.memory:
-        memory = dynadapt.SegmentMemory(length=config.memory, sinks=config.sinks, refresh=config.refresh)
-    elif config.context:
-        memory = dynadapt.Overlap(context=config.context)
-    return dynadapt.Engine(
+    return Engine(
         model,
         adapt=adapt,
         optimizer=optimizer_of(config) if adapt else None,
-        memory=memory,
+        memory=memory_of(config),
         streams=config.streams,
         segment=config.segment,
         every=config.every,
@@ -470,8 +475,8 @@ def find_baseline(path: Path | None, config: EvalConfig) -> dict[int, float]:
     """Tokens scored -> mean NLL so far, of a static run on the same text in the same parent directory; {} if there is none."""
     if path is None or config.adapt == "none" or not path.parent.is_dir():
         return {}
+    from dynadapt.runs.append_only import read_metrics
     from dynadapt.runs.kinds import kind_of
-    from dynadapt.runs.metrics import read_metrics
 
     keys = ("model", "text", "field", "tokens", "streams", "split", "segment", "memory", "sinks", "context")
     mine = config.to_dict()

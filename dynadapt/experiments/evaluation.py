@@ -20,10 +20,10 @@ from dynadapt.common.reprs import safe
 from dynadapt.model.fetch import KNOWN
 from dynadapt.model.load import load
 from dynadapt.model.tokenizer import Tokenizer
+from dynadapt.runs.in_memory import Unwritten
 from dynadapt.runs.rundir import read_json
 from dynadapt.runs.text import TextError
 from dynadapt.runs.texts.expanding import stands_for_something
-from dynadapt.runs.unwritten import Unwritten
 
 from .config import ConfigError, EvalConfig
 from .dyneval import Interrupted, RunOptions, build_engine, run

@@ -178,28 +178,7 @@ def _plain(line: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------------------ HTML
 
-BLOCKS = {
-    "p",
-    "div",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "h5",
-    "h6",
-    "li",
-    "ul",
-    "ol",
-    "dl",
-    "dt",
-    "dd",
-    "table",
-    "tr",
-    "pre",
-    "section",
-    "blockquote",
-    "br",
-}
+BLOCKS = set("p div h1 h2 h3 h4 h5 h6 li ul ol dl dt dd table tr pre section blockquote br".split())
 UNREAD = {"script", "style", "head", "nav", "footer"}
 VOID = {"br", "img", "hr", "meta", "link", "input", "col", "area", "base"}
 

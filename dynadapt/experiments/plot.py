@@ -3,27 +3,33 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib import ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from dynadapt.runs.drawing import COLOURS, CYCLE, STYLE, fitted, label_points, legend_below, log_axis, say_nothing_here
-from dynadapt.runs.drawing import save as _save
+from dynadapt.runs.drawing import (
+    COLOURS,
+    CYCLE,
+    STYLE,
+    fitted,
+    label_points,
+    legend_below,
+    log_axis,
+    panels,
+    save,
+    say_nothing_here,
+    token_axis,
+)
 from dynadapt.runs.kinds import kind_of
 from dynadapt.runs.labels import MOST, labels_of, looks_of, plain_static, scored_the_same
-from dynadapt.runs.labels import labels_of as _labels
-from dynadapt.runs.labels import plain_static as _plain_static
 from dynadapt.runs.metrics import Run, read_run
 from dynadapt.runs.rundir import RunError, read_json
-from dynadapt.runs.whole_files import note
+from dynadapt.runs.whole_files import finite_number, note
 
-__all__ = ["COLOURS", "CYCLE", "STYLE", "_labels", "_plain_static", "_save", "label_points", "plot_cost", "plot_runs"]
+__all__ = ["COLOURS", "CYCLE", "STYLE", "label_points", "plot_cost", "plot_runs"]
 
 
 def plot_runs(paths: list[str], out: str | None = None) -> list[Path]:
@@ -117,8 +123,7 @@ def plot_evaluations(runs: list[Run], path: Path) -> Path:
     labels, looks = labels_of(runs), looks_of(runs)
     same = {run.path: scored_the_same(run) for run in runs}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(14.5, 4.4), layout="constrained")
-        axes = figure.subplots(1, 3)
+        figure, axes = panels(14.5, 4.4, columns=3)
         done = [i for i, run in enumerate(runs) if run.summary]
         for axis, key, label, title in (
             (axes[0], "flops_per_token", "FLOPs per token", "Loss against computation"),
@@ -128,16 +133,14 @@ def plot_evaluations(runs: list[Run], path: Path) -> Path:
         _stream_panel(axes[2], runs, looks, same)
         handles = [matplotlib.lines.Line2D([], [], markersize=7, **look) for look in looks]
         legend_below(figure, handles, labels, most_columns=3)
-        _save(figure, path)
-    return path
+        return save(figure, path)
 
 
 def plot_cost(runs: list[Run], path: Path, titles: dict[str, str]) -> Path:
     """Loss against FLOPs per token, each run labelled at its point; where there is no room, in a legend."""
     looks, labels = looks_of(runs), labels_of(runs, titles)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.2, 5.0), layout="constrained")
-        axis = figure.subplots()
+        figure, axis = panels(8.2, 5.0)
         one = len({scored_the_same(run) for run in runs}) <= 1
         points = _cost_panel(axis, runs, looks, range(len(runs)), "flops_per_token", "FLOPs per token (log scale)", "", one)
         config, summary = runs[0].config, runs[0].summary
@@ -155,21 +158,20 @@ def plot_cost(runs: list[Run], path: Path, titles: dict[str, str]) -> Path:
         )
         handles = [matplotlib.lines.Line2D([], [], markersize=7, **{**looks[shown[i]], "linestyle": ""}) for i in unplaced]
         legend_below(figure, handles, [labels[shown[i]] for i in unplaced])
-        _save(figure, path)
-    return path
+        return save(figure, path)
 
 
 def _cost_panel(axis, runs, looks, chosen, key: str, label: str, title: str, comparable: bool) -> dict[int, tuple[float, float]]:
     """Draws the points {run's index: (cost, nll)} that there are and returns them; the fronts too, where the runs are `comparable`."""
     points = {i: (runs[i].summary.get(key), runs[i].summary.get("nll")) for i in chosen}
-    points = {i: point for i, point in points.items() if _sound(point[0]) and _sound(point[1]) and point[0] > 0}
+    points = {i: point for i, point in points.items() if None not in map(finite_number, point) and point[0] > 0}
     axis.set_title(title)
     if not points:
         say_nothing_here(axis, "no finished run")
         return {}
     for learns, colour in ((False, COLOURS["none"]), (True, COLOURS["lora"])) if comparable else ():
-        front = _front([point for i, point in points.items() if (runs[i].config["adapt"] != "none") == learns])
-        axis.plot(*zip(*front), color=colour, linewidth=1.2, alpha=0.35, zorder=1)
+        cheapest = front([point for i, point in points.items() if (runs[i].config["adapt"] != "none") == learns])
+        axis.plot(*zip(*cheapest), color=colour, linewidth=1.2, alpha=0.35, zorder=1)
     for i, (cost, nll) in points.items():
         axis.plot(
             cost,
@@ -188,17 +190,13 @@ def _cost_panel(axis, runs, looks, chosen, key: str, label: str, title: str, com
     return points
 
 
-def _sound(value) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _front(points) -> list[tuple[float, float]]:
+def front(points) -> list[tuple[float, float]]:
     """The points that no cheaper one beats, by cost."""
-    front = []
+    best = []
     for point in sorted(points):
-        if not front or point[1] < front[-1][1]:
-            front.append(point)
-    return front or [(np.nan, np.nan)]
+        if not best or point[1] < best[-1][1]:
+            best.append(point)
+    return best or [(np.nan, np.nan)]
 
 
 def _stream_panel(axis, runs, looks, same: dict[Path, str]) -> None:
@@ -220,8 +218,7 @@ def _stream_panel(axis, runs, looks, same: dict[Path, str]) -> None:
             markersize=5,
             markevery=[curve.shape[1] - 1],
         )
-    axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
-    axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    token_axis(axis)
     axis.set(
         xlabel="tokens scored",
         ylabel="difference of the mean NLL so far" if relative else "mean NLL so far (nats per token)",

@@ -6,12 +6,11 @@ a failed cell; a sweep that is killed takes its cell with it.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +23,8 @@ from dynadapt.common.notes import note
 from dynadapt.common.options import idle, note_idle
 from dynadapt.runs.metrics import Run, read_run
 from dynadapt.runs.rundir import read_json, write_json
+from dynadapt.runs.stopping import signals_to
+from dynadapt.runs.tables import write_rows
 
 from .config import ConfigError, EvalConfig
 
@@ -159,16 +160,12 @@ def _run_child(words: list[str]) -> tuple[int, str]:
         if number == signal.SIGTERM:
             child.send_signal(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_to(stop):
         last = ""
         for line in child.stderr:
             sys.stderr.write(line)
             last = line.strip() or last
         code = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if asked:
         raise KeyboardInterrupt
     return code, ended_by(-code) if code < 0 else last or f"exit status {code}"
@@ -187,24 +184,31 @@ def finished_runs(cells: list[Cell], out: Path) -> list[Run]:
     return [read_run(out / cell.name) for cell in cells if (out / cell.name / "summary.json").exists()]
 
 
-def results_table(runs: list[Run], names: dict[str, str] | None = None) -> Table:
-    """One row a run; the best NLL is bold."""
-    best = min((run.summary["nll"] for run in runs), default=None)
+COLUMNS = ("NLL", "bits/byte", "GFLOPs/token", "tokens/s", "peak memory")
+
+
+def numbers(summary: dict) -> tuple[str, ...]:
+    """Of COLUMNS."""
+    bits = summary["bits_per_byte"]
+    return (
+        f"{summary['nll']:.4f}",
+        "-" if bits is None else f"{bits:.4f}",
+        f"{summary['flops_per_token'] / 1e9:.3f}",
+        f"{summary['tokens_per_second']:,.0f}",
+        f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB",
+    )
+
+
+def results_table(summaries: Mapping[str, dict | None]) -> Table:
+    """A row a run by its title; None: one to come, with dots. The best NLL is bold."""
+    best = min((summary["nll"] for summary in summaries.values() if summary), default=None)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", overflow="fold")  # a narrow terminal folds names, never numbers
-    for title in ("NLL", "bits/byte", "GFLOPs/token", "tokens/s", "peak memory"):
+    for title in COLUMNS:
         table.add_column(title, justify="right", no_wrap=True, min_width=len(title))
-    for run in runs:
-        s = run.summary
-        table.add_row(
-            (names or {}).get(run.name, run.name),
-            f"{s['nll']:.4f}",
-            f"{s['bits_per_byte']:.4f}",
-            f"{s['flops_per_token'] / 1e9:.3f}",
-            f"{s['tokens_per_second']:,.0f}",
-            f"{s['peak_memory_bytes'] / 1e6:,.0f} MB",
-            style="bold" if s["nll"] == best else None,
-        )
+    for title, summary in summaries.items():
+        cells = numbers(summary) if summary else ["\u00b7"] * len(COLUMNS)
+        table.add_row(title, *cells, style="dim" if not summary else "bold" if summary["nll"] == best else None)
     return table
 
 
@@ -225,11 +229,8 @@ def write_results(runs: list[Run], json_path: Path, csv_path: Path) -> None:
         "skipped_updates",
     ]
     keys = list(runs[0].config) if runs else []
-    with open(csv_path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", *keys, *names])
-        for run in runs:
-            writer.writerow([run.name, *(run.config[key] for key in keys), *(run.summary[name] for name in names)])
+    rows = ([run.name, *(run.config[key] for key in keys), *(run.summary[name] for name in names)] for run in runs)
+    write_rows(csv_path, ["name", *keys, *names], rows)
 
 
 def run_sweep(path: str, scores: bool = False, checkpoint: int | None = None, log: Sequence[str] = ()) -> int:
@@ -247,7 +248,7 @@ def run_sweep(path: str, scores: bool = False, checkpoint: int | None = None, lo
     runs = finished_runs(cells, out)
     if runs:
         write_results(runs, out / "sweep.json", out / "sweep.csv")
-        Console(soft_wrap=True).print(results_table(runs))
+        Console(soft_wrap=True).print(results_table({run.name: run.summary for run in runs}))
         print(f"{out / 'sweep.json'}\n{out / 'sweep.csv'}")
     for name, message in failures.items():
         print(f"dynadapt: cell {name} failed: {message}", file=sys.stderr)

@@ -25,7 +25,8 @@ from dynadapt.model import ModelError
 from dynadapt.model.family import FAMILIES
 from dynadapt.model.peft import SETTINGS, TENSORS, read_settings, read_tensors, write_settings
 from dynadapt.model.peft_fields import check_targets
-from dynadapt.runs.rundir import read_json, sync_tree, write_json
+from dynadapt.runs.rundir import sync_tree, write_json
+from dynadapt.runs.whole_files import read_json_or
 
 from .inference_server import ENDPOINTS, KEEP, PublishError, Server
 
@@ -181,7 +182,7 @@ class _Record:
 
     def __init__(self, to: Path, name: str):
         self.path = to / f"{name}.json"
-        self.content = read_json(self.path) if self.path.exists() else {"last": 0, "loaded": {}}
+        self.content = read_json_or(self.path, {"last": 0, "loaded": {}})
         self._check()
         self.content["last"] = max([self.content["last"], *_versions(to, name).values()])
 
@@ -217,6 +218,6 @@ class _Record:
 @contextmanager
 def _turn(path: Path):
     """One publisher of a name at a time; the others wait."""
-    with open(path, "w") as file:
+    with open(path, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -26,7 +26,7 @@ from dynadapt.engine import DTYPES, Engine
 from dynadapt.engine import state as engine_state
 from dynadapt.engine.settings import as_adapt
 from dynadapt.model import ModelError, from_state, layout
-from dynadapt.model.layout import hf_transposed
+from dynadapt.model.layout import hf_tensor
 from dynadapt.model.live import is_live, load_live, match_live
 from dynadapt.model.live_state import refuse_changes, unlike
 
@@ -288,8 +288,7 @@ class Session:
     def _put(self, name: str, value: torch.Tensor, rows: torch.Tensor | None = None) -> None:
         """A canonical tensor, or ``rows`` of one, into the live model's parameters, which stay the same objects."""
         for place in self._places[name]:
-            parameter = self.model.get_parameter(place)
-            view = parameter.t() if hf_transposed(self.engine.config, name) else parameter
+            view = hf_tensor(self.engine.config, name, self.model.get_parameter(place))
             if rows is None:
                 view.copy_(value)
             else:
@@ -311,10 +310,7 @@ class Session:
             else [f"layers.{i}.{part}.weight" for i, group in targeted(adapt, config.layers) for part in layout(config)[group]]
         )
         values = {name: state[self._places[name][0]] for name in names}
-        return {
-            name: (value.t() if hf_transposed(config, name) else value).clone(memory_format=torch.contiguous_format)
-            for name, value in values.items()
-        }
+        return {name: hf_tensor(config, name, value).clone(memory_format=torch.contiguous_format) for name, value in values.items()}
 
     def _hook_linears(self) -> list:
         handles, config = [], self.engine.config

@@ -98,7 +98,7 @@ class Model:
         """Hex sha256 of the config and of every byte of the stored weights; the same after a copy to another place.
 
         Reads all of them, once for a model from files (about a second a gigabyte). `sampled` takes a fraction of them, which
-        is what states of format 1 hold (engine_state.py): two models may share it.
+        is what states of format 1 hold (engine/state.py): two models may share it.
         """
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
         digest.update(self._identity(sampled))

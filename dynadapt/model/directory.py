@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -11,9 +10,10 @@ from .base import Model
 from .errors import ModelError
 from .hf_config import config_from_hf
 from .hf_tokenizer import directory_tokenizer
-from .hf_weights import match_hf, to_canonical
+from .hf_weights import match_hf
 from .json_file import MAX_INDEX_BYTES, MAX_TABLE_VALUES, read_json
-from .safetensors_file import SafetensorsFile, hash_file, sample_file
+from .layout import hf_tensor
+from .safetensors_file import SafetensorsFile, identity_of
 
 INDEX = "model.safetensors.index.json"
 
@@ -42,15 +42,9 @@ def load_directory(path: str | Path, dtype: torch.dtype | None = None) -> Model:
 
     def read(name):
         key = stored[name]
-        return to_canonical(config, name, holder[key].read(key))
+        return hf_tensor(config, name, holder[key].read(key))
 
-    def identity(sampled):
-        return b"".join(sample_file(file.path) for file in files) if sampled else whole()
-
-    @cache
-    def whole():
-        return b"".join(hash_file(file.path) for file in files)
-
+    identity = identity_of([file.path for file in files])
     return Model(config, path.resolve().name, read, identity, lambda: directory_tokenizer(path, config), dtype, str(path))
 
 

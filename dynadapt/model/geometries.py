@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .config import ModelConfig
 from .errors import ModelError
+from .families import gpt2, rotary
 from .hf_config import config_from_hf
 from .json_file import read_json
 
@@ -16,19 +17,8 @@ LLAMA31 = {**LLAMA3, "factor": 8.0}
 
 
 def llama(**sizes) -> ModelConfig:
-    common = dict(
-        family="llama",
-        norm="rms",
-        norm_eps=1e-5,
-        activation="swiglu",
-        rope_scaling=None,
-        attention_bias=False,
-        mlp_bias=False,
-        qk_norm=False,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    return ModelConfig(**{**common, **sizes})
+    common = dict(family="llama", norm_eps=1e-5, rope_scaling=None, bos_token_id=0, eos_token_id=1)
+    return ModelConfig(**rotary.CHOICES | common | sizes)
 
 
 def _sizes(vocab: int, hidden: int, layers: int, heads: int, kv_heads: int, ffn: int, tied: bool, head_dim: int | None = None) -> dict:
@@ -96,16 +86,11 @@ def _qwen3(*sizes, tied: bool) -> ModelConfig:
 def _gpt2(hidden: int, layers: int, heads: int) -> ModelConfig:
     return ModelConfig(
         family="gpt2",
+        **gpt2.CHOICES,
         **_sizes(50257, hidden, layers, heads, heads, 4 * hidden, True),
-        norm="layer",
         norm_eps=1e-5,
         activation="gelu_tanh",
-        rope_theta=None,
-        rope_scaling=None,
         max_positions=1024,
-        attention_bias=True,
-        mlp_bias=True,
-        qk_norm=False,
         bos_token_id=50256,
         eos_token_id=50256,
     )

@@ -20,7 +20,7 @@ except ImportError:  # only GGUF files need it
     gguf = None
 
 from .errors import ModelError
-from .regular_file import open_regular
+from .regular_file import opened
 from .safetensors_file import read_into
 
 _SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
@@ -49,11 +49,8 @@ class GGUFFile:
         if gguf is None:
             raise ModelError(f"{self.path}: reading GGUF files needs the package gguf, which is not installed (pip install gguf)")
         try:
-            with open_regular(self.path) as file:
-                cursor = _Cursor(file)
-                self._read(cursor)
-        except OSError as error:
-            raise ModelError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+            with opened(self.path) as file:
+                self._read(_Cursor(file))
         except _Damaged as error:
             raise ModelError(f"{self.path}: {error}") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from .gguf_file import can_read
 from .gguf_parts import open_gguf
 from .gguf_tokenizer import gguf_tokenizer
 from .layout import tensor_shapes
-from .safetensors_file import hash_file, sample_file
+from .safetensors_file import identity_of
 
 _NAMES = {"embed": "token_embd", "positions": "position_embd", "norm": "output_norm", "head": "output"}
 _LAYER_NAMES = {
@@ -66,12 +65,7 @@ def load_gguf(path: str | Path, dtype: torch.dtype | None = None) -> Model:
     def tokenizer():
         return gguf_tokenizer(path, file.metadata, config)
 
-    whole = cache(lambda: b"".join(hash_file(part) for part in file.paths))
-
-    def identity(sampled):
-        return b"".join(sample_file(part) for part in file.paths) if sampled else whole()
-
-    return Model(config, file.name, read, identity, tokenizer, dtype, str(path))
+    return Model(config, file.name, read, identity_of(file.paths), tokenizer, dtype, str(path))
 
 
 def _is_rope(name, config):

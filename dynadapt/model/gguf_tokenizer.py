@@ -18,13 +18,12 @@ from .config import ModelConfig
 from .errors import ModelError
 from .hf_special_tokens import SpecialTokens
 from .hf_tokenizer import put_around
-from .hf_tokenizer_class import CLASSES
+from .hf_tokenizer_class import CLASSES, WORDS
 from .tokenizer import Tokenizer
 
 _CONTROL, _USER_DEFINED = 3, 4
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _MOST_MERGES = 64  # characters of merges for each character of the tokens: many times what a trained vocabulary has
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _PRE_TOKENIZERS = {
     "gpt-2": "gpt-2",
     "gpt2": "gpt-2",
@@ -96,7 +95,7 @@ def _pre_tokenizer(pre):
         return words
     if pre == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
-    split = pre_tokenizers.Split(Regex(_WORDS % ("" if pre == "qwen2" else "{1,3}")), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(WORDS % ("" if pre == "qwen2" else "{1,3}")), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 

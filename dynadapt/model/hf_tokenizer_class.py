@@ -15,7 +15,8 @@ from tokenizers import Tokenizer as Backend
 from .errors import ModelError
 from .reading import check_choice
 
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Words as Qwen2 and Llama 3 split them; %s: how many digits a number may have, "" for one.
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _END = "<|endoftext|>"
 
 
@@ -65,7 +66,7 @@ def _qwen2(vocab, merges, settings):
     backend.normalizer = normalizers.NFC()
     prefix = _flag(settings, "add_prefix_space", False)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)]
+        [pre_tokenizers.Split(Regex(WORDS % ""), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)]
     )
     return backend
 

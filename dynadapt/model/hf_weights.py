@@ -49,8 +49,3 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors of one shape are the same storage or hold the same values."""
     layouts = [(t.data_ptr(), t.dtype, t.stride()) for t in (a, b)]  # an address says nothing about a transposed one
     return layouts[0] == layouts[1] or torch.equal(a, b)
-
-
-def to_canonical(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A stored tensor as the canonical `name`: Conv1D weights are transposed."""
-    return tensor.t() if hf_transposed(config, name) else tensor

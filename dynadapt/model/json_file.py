@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from .errors import ModelError
-from .regular_file import open_regular
+from .regular_file import opened
 
 MAX_CONFIG_BYTES = 4 << 20  # many times the largest that is in use
 MAX_INDEX_BYTES = 64 << 20
@@ -28,15 +28,12 @@ def read_json(path: Path, most: int = MAX_CONFIG_BYTES, values: int = MAX_VALUES
     Raises:
         ModelError: naming the file, if it cannot be read or parsed.
     """
-    try:
-        with open_regular(path) as file:
-            size = file.seek(0, 2)
-            if size > most:
-                raise ModelError(f"{path}: has {size} bytes, accepted are up to {most}")
-            file.seek(0)
-            content = file.read(most)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+    with opened(path) as file:
+        size = file.seek(0, 2)
+        if size > most:
+            raise ModelError(f"{path}: has {size} bytes, accepted are up to {most}")
+        file.seek(0)
+        content = file.read(most)
     try:
         return parse_json(content, values)
     except ValueError as error:

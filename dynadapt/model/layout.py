@@ -5,6 +5,8 @@ Every linear weight is [out, in]. Shapes below: V vocabulary, H hidden, P positi
 
 from __future__ import annotations
 
+import torch
+
 from .config import ModelConfig
 from .family import FAMILIES
 
@@ -76,6 +78,11 @@ def hf_name(config: ModelConfig, name: str) -> str:
 def hf_transposed(config: ModelConfig, name: str) -> bool:
     """Whether Hugging Face stores the canonical tensor as [in, out] (GPT-2's Conv1D)."""
     return name.endswith(".weight") and name.split(".")[-2] in FAMILIES[config.family].hf_transposed
+
+
+def hf_tensor(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The canonical tensor `name` as Hugging Face stores it, or what it stores as the canonical one: the same step both ways."""
+    return tensor.t() if hf_transposed(config, name) else tensor
 
 
 def peft_name(config: ModelConfig, layer: int, part: str) -> str:

@@ -11,7 +11,8 @@ from .config import ModelConfig
 from .errors import ModelError
 from .hf_config import config_from_hf
 from .hf_tokenizer import directory_tokenizer
-from .hf_weights import match_hf, to_canonical
+from .hf_weights import match_hf
+from .layout import hf_tensor
 from .live_state import refuse_changes, refuse_modules
 
 
@@ -28,7 +29,7 @@ def load_live(model, dtype: torch.dtype | None = None) -> Model:
     """
     name = type(model).__name__
     config, stored, state = match_live(model)
-    canonical_state = {canonical: to_canonical(config, canonical, state[key]) for canonical, key in stored.items()}
+    canonical_state = {canonical: hf_tensor(config, canonical, state[key]) for canonical, key in stored.items()}
     origin = Path(str(getattr(model.config, "_name_or_path", "") or ""))
     tokenizer = (lambda: directory_tokenizer(origin, config)) if origin.name and origin.is_dir() else None
     return from_state(config, canonical_state, tokenizer, name=name, dtype=dtype)

@@ -17,9 +17,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
-from . import ModelError, linear_shapes, peft_name
+from .errors import ModelError
 from .family import FAMILIES
-from .layout import hf_module
+from .layout import hf_module, linear_shapes, peft_name
 
 ANY = "any"  # no value changes a loaded adapter's scores
 OFF = "off"  # null, false or empty: anything else makes the adapter more than B A times one scale, or moves the base

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .errors import ModelError
 
 _KINDS = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
@@ -27,3 +31,13 @@ def open_regular(path, buffering: int = -1):
     except BaseException:
         os.close(handle)
         raise
+
+
+@contextmanager
+def opened(path, buffering: int = -1) -> Iterator:
+    """`open_regular` for a block that reads the file. ModelError names it where it can't be opened or read."""
+    try:
+        with open_regular(path, buffering) as file:
+            yield file
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error

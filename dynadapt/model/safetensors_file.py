@@ -7,16 +7,19 @@ tensor is read straight into its own memory: no mapping of the file stays behind
 
 from __future__ import annotations
 
-import hashlib
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 
+from dynadapt.common.digests import prefix_digest
+
 from .errors import ModelError
 from .json_file import MAX_TABLE_VALUES, parse_json
-from .regular_file import open_regular
+from .regular_file import open_regular, opened
 
 MAX_HEADER_BYTES = 100_000_000
 FLOATS = ("F32", "F16", "BF16", "F64")
@@ -63,13 +66,10 @@ class SafetensorsFile:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        try:
-            with open_regular(self.path) as file:
-                size = file.seek(0, 2)
-                file.seek(0)
-                raw = self._read_header(file, size)
-        except OSError as error:
-            raise ModelError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+        with opened(self.path) as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            raw = self._read_header(file, size)
         self.header_bytes = raw
         self.tensors = self._parse(raw, size)
 
@@ -134,28 +134,19 @@ def read_into(path: Path, begin: int, tensor: torch.Tensor) -> None:
     """Fill a contiguous tensor from the bytes of `path` at `begin`; ModelError if the file ends too early."""
     buffer = memoryview(tensor.view(-1).view(torch.uint8).numpy())
     done = 0
-    try:
-        with open_regular(path, buffering=0) as file:
-            file.seek(begin)
-            while done < len(buffer):
-                count = file.readinto(buffer[done:])
-                if not count:
-                    raise ModelError(f"{path}: ended while a tensor was read (it changed since it was opened?)")
-                done += count
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+    with opened(path, buffering=0) as file:
+        file.seek(begin)
+        while done < len(buffer):
+            count = file.readinto(buffer[done:])
+            if not count:
+                raise ModelError(f"{path}: ended while a tensor was read (it changed since it was opened?)")
+            done += count
 
 
 def hash_file(path: Path) -> bytes:
     """sha256 of all of a file."""
-    try:
-        digest = hashlib.sha256()
-        with open_regular(path) as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return digest.digest()
+    with opened(path) as file:
+        return prefix_digest(file).digest()
 
 
 def sample_file(path: Path, pieces: int = 64, piece_bytes: int = 4096) -> bytes:
@@ -167,3 +158,9 @@ def sample_file(path: Path, pieces: int = 64, piece_bytes: int = 4096) -> bytes:
             file.seek(max(0, size - piece_bytes) * i // max(1, pieces - 1))
             parts.append(file.read(piece_bytes))
     return b"".join(parts)
+
+
+def identity_of(paths: Sequence[Path]) -> Callable[[bool], bytes]:
+    """What a Model takes for its `identity`: of these files' bytes, which are read once, or of a sample of them."""
+    whole = cache(lambda: b"".join(hash_file(path) for path in paths))
+    return lambda sampled: b"".join(sample_file(path) for path in paths) if sampled else whole()

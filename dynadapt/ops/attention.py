@@ -102,6 +102,13 @@ def forward_flops(segment: int, memory: int, heads: int, d: int) -> int:
     return 4 * segment * (memory + segment) * heads * d
 
 
+def masked_flops(segment: int, heads: int, d: int) -> tuple[int, int]:
+    """(forward, recompute and backward): the part of forward_flops and backward_flops that the causal mask throws away, which a
+    kernel may skip. The segment's own block above its diagonal, in 2 products forward and 5 backward."""
+    above = segment * (segment - 1) * heads * d
+    return 2 * above, 5 * above
+
+
 def memory_flops(segment: int, memory: int, heads: int, d: int) -> dict[str, int]:
     """What ``memory`` entries add to a stream's attention, by phase; forward_flops and backward_flops are linear in them."""
     again, back = (a - b for a, b in zip(backward_flops(segment, memory, heads, d), backward_flops(segment, 0, heads, d)))

@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from .metrics import Run, read_run
-from .whole_files import read_json
+from .whole_files import finite_number, read_json_or
 
 ABSENT = "-"
 # Of a summary, what is compared first; the rest follows in the order of the first run.
-FIRST = (
-    "nll",
-    "bits_per_byte",
-    "perplexity",
-    "mean",
-    "change",
-    "tokens",
-    "bytes",
-    "seconds",
-    "tokens_per_second",
-    "flops_per_token",
-    "peak_memory_bytes",
-)
-LEFT_OUT = (
-    "files",
-    "documents",
-    "last",
-    "top_types",
-    "against",
-    "classes",
-    "types",
-    "places",
-    "concentration",
-    "errors",
-    "above_least_squares",
-)
+FIRST = """
+nll bits_per_byte perplexity mean change tokens bytes seconds tokens_per_second flops_per_token peak_memory_bytes
+""".split()
+LEFT_OUT = """
+files documents last top_types against classes types places concentration errors above_least_squares
+""".split()
 
 
 def differences(one: str | Path, other: str | Path) -> dict:
@@ -70,17 +49,14 @@ def _settings(run: Run) -> dict:
 
 
 def _environment(run: Run) -> dict:
-    path = run.path / "env.json"
-    return flat(read_json(path)) if path.exists() else {}
+    return flat(read_json_or(run.path / "env.json", {}))
 
 
 def _inputs(run: Run) -> dict:
     """The digests of what the numbers depend on, whole; a text under its name."""
-    path = run.path / "inputs.json"
-    content = read_json(path) if path.exists() else {}
     return {
         name: value.get("sha256") if isinstance(value, dict) and "sha256" in value else value
-        for name, value in content.items()
+        for name, value in run.inputs().items()
         if name != "scores"
     }
 
@@ -91,16 +67,16 @@ def _differing(mine: dict, theirs: dict) -> dict:
 
 def _results(mine: dict, theirs: dict) -> dict:
     mine, theirs = (
-        {name: value for name, value in flat({k: v for k, v in summary.items() if k not in LEFT_OUT}).items() if _is_number(value)}
+        {
+            name: value
+            for name, value in flat({k: v for k, v in summary.items() if k not in LEFT_OUT}).items()
+            if finite_number(value) is not None
+        }
         for summary in (mine, theirs)
     )
     names = [name for name in mine if name in theirs]
     names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     return {name: [mine[name], theirs[name], theirs[name] - mine[name]] for name in names}
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _notes(runs: list[Run], inputs: dict) -> list[str]:
@@ -122,11 +98,9 @@ def _notes(runs: list[Run], inputs: dict) -> list[str]:
 
 
 def _texts(run: Run):
-    """What says which tokens were scored: the texts' contents where they are known, else their names."""
-    path = run.path / "inputs.json"
-    inputs = read_json(path) if path.exists() else {}
-    known = [(inputs.get(f"text {spec!r}") or {}).get("sha256", spec) for spec in run.config.get("text", ())]
-    return known, run.config.get("tokens"), run.config.get("split"), run.config.get("streams") if run.config.get("split") else 1
+    """What says which tokens were scored."""
+    config = run.config
+    return run.texts(), config.get("tokens"), config.get("split"), config.get("streams") if config.get("split") else 1
 
 
 # ---- to be read

@@ -118,6 +118,18 @@ def legend_below(figure: Figure, handles: Sequence, labels: Sequence[str], most_
 # ---- axes
 
 
+def panels(width: float, height: float, rows: int = 1, columns: int = 1, **options):
+    """(figure of this size in inches, its axes as `Figure.subplots` gives them)."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def token_axis(axis) -> None:
+    """About five ticks of the x axis, as 20k or 1M."""
+    axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
+    axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+
+
 def log_axis(axis, values: Sequence[float]) -> None:
     """A logarithmic x axis around these values, with about four ticks at numbers that are round there; one value is enough."""
     values = [value for value in values if math.isfinite(value) and value > 0]

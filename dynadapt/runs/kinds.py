@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
+
+from .whole_files import finite_number
 
 KINDS = ("eval", "reweight", "icl", "diagnose", "advise")
 MARKS = {  # kind -> keys that the configurations of this kind alone have together
@@ -77,5 +78,5 @@ def headline(kind: str, summary: Mapping) -> tuple[str, float | None, str]:
         "diagnose": ("change", summary.get("change"), "nats/token"),
         "advise": ("expected", summary.get("expected_change"), "nats/token"),
     }[kind]
-    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return name, float(value) if known else None, unit
+    known = finite_number(value)
+    return name, None if known is None else float(known), unit

@@ -8,7 +8,7 @@ from pathlib import Path
 from .drawing import COLOURS, CYCLE
 from .kinds import learns, remembers
 from .metrics import Run
-from .rundir import RunError, read_json
+from .whole_files import RunError
 
 MARKERS = {"window": "o", "overlap": "^", "memory": "s", "long window": "D"}
 DASHES = {"window": "-", "overlap": ":", "memory": "--", "long window": "-."}
@@ -76,11 +76,10 @@ def scored_the_same(run: Run) -> str:
     """Equal for two runs whose NLLs are of the same tokens, by the same model before it learned: texts by their contents where those are
     known, else by name."""
     try:
-        inputs = read_json(run.path / "inputs.json") if (run.path / "inputs.json").exists() else {}
+        inputs, texts = run.inputs(), run.texts()
     except RunError:
-        inputs = {}
+        inputs, texts = {}, list(run.config.get("text") or ())
     config = run.config
-    texts = [(inputs.get(f"text {spec!r}") or {}).get("sha256", spec) for spec in config.get("text") or ()]
     parts = config.get("streams") if config.get("split") else 1
     return json.dumps(
         [texts, config.get("tokens"), config.get("field"), parts, inputs.get("the model", config.get("model")), inputs.get("the tokenizer")]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 
-from .found import Row
+from .find import Row
 
 WIDE = 120  # columns from which on what a run did has a column of its own
 COLOURS = {"finished": "", "running": "cyan", "stopped": "yellow", "failed": "red", "damaged": "bold red"}
@@ -66,6 +66,11 @@ def duration(seconds: float | None) -> str:
         return f"{seconds}s"
     minutes = round(seconds / 60)
     return f"{minutes}m" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}" if minutes < 6000 else f"{minutes // 1440}d"
+
+
+def minutes(value: float) -> str:
+    """How long something takes, in words."""
+    return "less than 0.1 minutes" if value < 0.05 else f"{value:.1f} minutes" if value < 10 else f"{value:,.0f} minutes"
 
 
 def disk(size: int) -> str:

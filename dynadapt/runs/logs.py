@@ -24,7 +24,8 @@ from pathlib import Path
 
 from dynadapt.common.errors import ConfigError
 
-from .whole_files import RunError, note, read_json, write_json
+from .append_only import read_metrics
+from .whole_files import RunError, note, read_json, read_json_or, write_json
 
 IDS = "log.json"  # in a run's directory: what its logs know it by
 LEFT_OUT = ("documents", "lengths", "segment", "step")
@@ -177,8 +178,6 @@ def open_logs(names: Sequence[str], path: Path, config: dict, earlier: Iterable[
 
 def show_finished(names: Sequence[str], path: Path, config: dict, summary: dict) -> None:
     """The lines and the summary of a run that is finished, to logs that may not have seen it."""
-    from .metrics import read_metrics
-
     lines = read_metrics(path) if names and (Path(path) / "metrics.jsonl").exists() else []
     logs = open_logs(names, path, config, lines)
     logs.finish(summary)
@@ -257,7 +256,7 @@ def _group(path: Path) -> str | None:
 def _run_id(path: Path, name: str) -> str:
     """What this log knows the run by: the same for every process that goes on with it."""
     file = path / IDS
-    known = read_json(file) if file.exists() else {}
+    known = read_json_or(file, {})
     if name not in known:
         write_json(file, {**known, name: secrets.token_hex(4)})
         known = read_json(file)

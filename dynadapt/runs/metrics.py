@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .append_only import read_metrics
 from .kinds import headline, kind_of, what
 from .rundir import RunError, check_finished, locked, read_json, unscored
+from .whole_files import read_json_or
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-def read_metrics(path: str | Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl; a last line cut by a kill is left out."""
-    path = Path(path) / "metrics.jsonl"
-    lines = []
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    lines.append(json.loads(line))
-                except ValueError:
-                    raise RunError(f"{path}: line {number} is not JSON") from None
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file; {path.parent} is not a run's directory") from None
-    except OSError as error:
-        raise RunError(f"{path}: can't be read ({error.strerror})") from None
-    return lines
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,6 +75,15 @@ class Run:
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: not readable as an array ({error})") from None
 
+    def inputs(self) -> dict:
+        """What inputs.json keeps of what the numbers depend on: digests of texts, model, tokenizer, by name; {} of an older run."""
+        return read_json_or(self.path / "inputs.json", {})
+
+    def texts(self) -> list[str]:
+        """The sha256 of each text's content, in the order given; the text's name where it is not known."""
+        inputs = self.inputs()
+        return [(inputs.get(f"text {spec!r}") or {}).get("sha256", spec) for spec in self.config.get("text") or ()]
+
     def result(self) -> tuple[str, float | None, str]:
         """(name, value, unit) of the number that this kind of run is about: ("NLL", 3.41, "nats/token"). None: not known yet."""
         last = self.metrics[-1] if self.metrics else {}
@@ -126,7 +116,7 @@ def read_run(path: str | Path) -> Run:
     path = Path(path)
     if not path.is_dir():
         raise RunError(f"{path}: no such run directory")
-    summary = read_json(path / "summary.json") if (path / "summary.json").exists() else None
+    summary = read_json_or(path / "summary.json")
     if summary is not None:
         if not isinstance(summary, dict):
             raise RunError(f"{path / 'summary.json'} is damaged: it holds no object")

@@ -13,48 +13,93 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def progress_for(stream=None, every: float = 5.0):
-    """A Bar when the stream is a terminal, else Lines. Both are context managers and are called with events of a run."""
+def progress_for(stream=None, every: float = 5.0, status: Status | None = None):
+    """A Bar when the stream is a terminal, else Lines. Both are context managers and are called with events of a run.
+
+    status: of the run's kind; that of scoring a text when None.
+    """
     stream = stream or sys.stdout
-    return Bar(stream) if stream.isatty() else Lines(stream, every)
+    return Bar(stream, status) if stream.isatty() else Lines(stream, every, status)
 
 
-class _Speed:
-    """Tokens per second over this process's segments, and the seconds left; a resumed run starts counting anew."""
+class Pace:
+    """How fast a count grows in this process; a resumed run starts counting anew."""
 
     def __init__(self):
-        self.first: dict | None = None
-        self.tokens_per_second = 0.0
-        self.left: float | None = None
+        self.first: tuple[float, float] | None = None
 
-    def add(self, event: dict) -> None:
-        if self.first is None:
-            self.first = {
-                "tokens": event["total_tokens"] - event["tokens"],
-                "seconds": event["total_seconds"] - event["seconds"],
-                "fraction": None,
-            }
-        seconds = event["total_seconds"] - self.first["seconds"]
-        self.tokens_per_second = (event["total_tokens"] - self.first["tokens"]) / max(seconds, 1e-9)
-        if event["fraction"]:
-            share_here = event["fraction"] * (1 - self.first["tokens"] / event["total_tokens"])
-            self.left = (1 - event["fraction"]) * seconds / max(share_here, 1e-9)
+    def start(self, count: float, seconds: float) -> None:
+        """The run's count and seconds when this process began; what comes later changes nothing."""
+        self.first = self.first or (count, seconds)
 
-    def end(self, event: dict) -> dict:
-        """The last event of a run that came to its end: all of the text, of whatever size it turned out to be."""
-        self.left = 0.0
-        return {**event, "fraction": 1.0}
+    def rate(self, count: float, seconds: float) -> float:
+        """Per second; 0.0 before the count has grown."""
+        return (count - self.first[0]) / max(seconds - self.first[1], 1e-9)
 
 
-def _describe(event: dict, speed: _Speed) -> str:
-    parts = [f"nll {event['total_nll']:.4f}", f"last {event['nll']:.4f}"]
-    if event["gain"] is not None:
-        parts.append(f"gain {event['gain']:+.4f}")
-    parts.append(f"{speed.tokens_per_second:,.0f} tokens/s")
-    return "  ".join(parts)
+class Status:
+    """What is known of a run, from its events so far. A kind of run says what of it is shown: the attributes named in `fields` on a
+    terminal, `line()` anywhere else."""
+
+    fields: tuple[str, ...] = ("count", "bar", "share", "said", "left")
+    bar_width, transient = 24, False
+    count, said = "", ""
+    fraction: float | None = None  # done; None: of what is not known
+    seconds_left: float | None = None
+
+    @property
+    def share(self) -> str:
+        return f"{self.fraction or 0.0:4.0%}"
+
+    @property
+    def left(self) -> str:
+        return f"left {clock(self.seconds_left)}"
+
+    def add(self, event: dict) -> bool:
+        """Whether there is news for a line."""
+        raise NotImplementedError
+
+    def at_once(self, event: dict) -> bool:
+        """Whether this line does not wait for its time."""
+        return False
+
+    def end(self) -> bool:
+        """The run came to its end; whether that is news for a line."""
+        return False
+
+    def line(self) -> str:
+        raise NotImplementedError
 
 
-def _clock(seconds: float | None) -> str:
+class Scoring(Status):
+    """Of scoring a text."""
+
+    def __init__(self):
+        self.pace, self.tokens = Pace(), 0
+
+    def add(self, event: dict) -> bool:
+        self.pace.start(event["total_tokens"] - event["tokens"], event["total_seconds"] - event["seconds"])
+        self.tokens, self.fraction = event["total_tokens"], event["fraction"]
+        rate = self.pace.rate(self.tokens, event["total_seconds"])
+        if self.fraction and rate:
+            self.seconds_left = self.tokens * (1 - self.fraction) / self.fraction / rate
+        gain = "" if event["gain"] is None else f"gain {event['gain']:+.4f}  "
+        self.count = f"segment {event['segment'] + 1}"
+        self.said = f"nll {event['total_nll']:.4f}  last {event['nll']:.4f}  {gain}{rate:,.0f} tokens/s"
+        return True
+
+    def end(self) -> bool:
+        """All of the text was scored, of whatever size it turned out to be."""
+        news = bool(self.count) and self.fraction != 1.0
+        self.fraction, self.seconds_left = 1.0, 0.0
+        return news
+
+    def line(self) -> str:
+        share = "" if self.fraction is None else f"{self.share}  {self.left}  "
+        return f"{self.count}  {self.tokens:,} tokens  {share}{self.said}"
+
+
+def clock(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     minutes, seconds = divmod(int(seconds + 0.5), 60)
@@ -63,78 +108,62 @@ def _clock(seconds: float | None) -> str:
 
 
 class Lines:
-    def __init__(self, stream, every: float = 5.0):
-        self.stream, self.every, self.speed = stream, every, _Speed()
-        self.shown = -float("inf")
-        self.event: dict | None = None  # the last one
-        self.unshown = False
+    def __init__(self, stream, every: float = 5.0, status: Status | None = None):
+        self.stream, self.every, self.status = stream, every, status or Scoring()
+        self.shown, self.due = -float("inf"), False
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind=None, *exception):
-        if self.event is not None and kind is None:
-            self.event, self.unshown = self.speed.end(self.event), self.unshown or self.event["fraction"] != 1.0
-        if self.unshown:
-            self._show(self.event)
+        if kind is None and self.status.end():
+            self.due = True
+        if self.due:
+            self._show()
 
     def __call__(self, event: dict) -> None:
-        self.speed.add(event)
-        now = time.monotonic()
-        self.event, self.unshown = event, now - self.shown < self.every
-        if not self.unshown:
-            self.shown = now
-            self._show(event)
+        self.due = self.status.add(event) or self.due
+        if self.due and (self.status.at_once(event) or time.monotonic() - self.shown >= self.every):
+            self._show()
 
-    def _show(self, event: dict) -> None:
-        share = "" if event["fraction"] is None else f"{event['fraction']:4.0%}  left {_clock(self.speed.left)}  "
-        print(
-            f"segment {event['segment'] + 1}  {event['total_tokens']:,} tokens  {share}{_describe(event, self.speed)}",
-            file=self.stream,
-            flush=True,
-        )
+    def _show(self) -> None:
+        self.shown, self.due = time.monotonic(), False
+        print(self.status.line(), file=self.stream, flush=True)
 
 
 class Bar:
-    def __init__(self, stream):
+    def __init__(self, stream, status: Status | None = None):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self.speed = _Speed()
+        self.status, self.task = status or Scoring(), None
+        column = {"bar": BarColumn(bar_width=self.status.bar_width), "left": TextColumn("[dim]{task.fields[left]}")}
         self.progress = Progress(
-            TextColumn("{task.fields[count]}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.description}"),
-            TextColumn("[dim]left {task.fields[left]}"),
+            *(column.get(name) or TextColumn(f"{{task.fields[{name}]}}") for name in self.status.fields),
             console=Console(file=stream),
-            transient=False,
+            transient=self.status.transient,
         )
-        self.task = None
-        self.event: dict | None = None  # the last one
 
     def __enter__(self):
         self.progress.start()
+        if self.status.count:  # known before the first event
+            self._show()
         return self
 
     def __exit__(self, kind=None, *exception):
-        if self.event is not None and kind is None:
-            self._show(self.speed.end(self.event))
+        if kind is None and self.task is not None:
+            self.status.end()
+            self._show()
         self.progress.stop()
 
     def __call__(self, event: dict) -> None:
-        if self.task is None:
-            self.task = self.progress.add_task("", total=1.0, count="", left="-")
-        self.speed.add(event)
-        self.event = event
-        self._show(event)
+        self.status.add(event)
+        self._show()
 
-    def _show(self, event: dict) -> None:
-        self.progress.update(
-            self.task,
-            completed=event["fraction"] or 0.0,
-            total=1.0 if event["fraction"] is not None else None,
-            description=_describe(event, self.speed),
-            left=_clock(self.speed.left),
-            count=f"segment {event['segment'] + 1}",
-        )
+    def _show(self) -> None:
+        fraction = self.status.fraction
+        shown = {name: getattr(self.status, name) for name in self.status.fields if name != "bar"}
+        shown |= {"completed": fraction or 0.0, "total": None if fraction is None else 1.0}
+        if self.task is None:
+            self.task = self.progress.add_task("", **shown)
+        self.progress.update(self.task, **shown)

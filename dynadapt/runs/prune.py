@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoints import saved_states
-from .found import DEPTH, Row, disk_use, find_runs, row_of
+from .find import DEPTH, Row, disk_use, find_runs, row_of
 from .rundir import BEGINNING, UNSCORED, holds_only, nothing_scored, unscored
 from .whole_files import RunError, os_error, read_json
 

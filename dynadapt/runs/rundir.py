@@ -3,7 +3,7 @@
   config.json       what the run computes; written last of what begins a run, so a directory that has it was begun
   inputs.json       digests of what its numbers depend on: texts, model, tokenizer, ...
   env.json          machine and installation; under "earlier" those of the parts of it that were made elsewhere
-  metrics.jsonl     a line a segment or step          scores.npy  a row a scored token (growing.py)
+  metrics.jsonl     a line a segment or step          scores.npy  a row a scored token (append_only.py)
   checkpoint/       the last saved state (checkpoints.py)
   log.json, wandb/, tensorboard/   with --log: what its logs know it by, and what they keep here (logs.py)
   summary.json      written last: a run that has it is finished; the digests of the two files above are in it
@@ -26,10 +26,10 @@ import numpy as np
 from dynadapt.common.digests import sync_tree
 from dynadapt.common.environment import environment
 
+from .append_only import SCORE, Metrics, Scores, check_columns, header_bytes, read_metrics, verified
 from .checkpoints import keep_only, newest_whole, saved_states, write_state
-from .growing import SCORE, Metrics, Scores, check_columns, header_bytes, verified
 from .logs import Logs, check_logs, open_logs, show_finished
-from .whole_files import DiskError, RunError, RunNote, disk_error, note, os_error, read_json, write_json
+from .whole_files import DiskError, RunError, RunNote, disk_error, note, os_error, read_json, read_json_or, write_json
 
 __all__ = [
     "SCORE",
@@ -148,10 +148,10 @@ class RunDirectory:
             return
         if not self.resume:
             raise RunError(f"{self.path} holds this run, unfinished; add --resume to go on with it, or choose another --out")
-        self.inputs = self._known_inputs()
+        self.inputs = read_json_or(self.path / "inputs.json")
         self.checkpoint, self.state = newest_whole(self.path, also=self._check_growing)
         self._legacy = self.inputs is None
-        if self.state is None and self._size("metrics.jsonl"):
+        if self.state is None and size_of(self.path / "metrics.jsonl"):
             note(f"{self.path} has no checkpoint: it starts over")
         if self._legacy:
             note(f"{self.path} was begun by a version that kept no digests of texts and model: they are taken to be the same")
@@ -161,9 +161,9 @@ class RunDirectory:
 
     def _refuse_others(self) -> bool:
         """Whether nothing was scored here; RunError for another run, or what is none."""
-        if not (self.path / "config.json").exists() and not self._holds_only(BEGINNING):
+        if not (self.path / "config.json").exists() and not holds_only(self.path, BEGINNING):
             raise RunError(f"{self.path} is not empty and holds no run (no config.json); choose another --out")
-        if self._nothing_scored():
+        if nothing_scored(self.path):
             return True
         self._compare_configuration()
         return False
@@ -177,17 +177,13 @@ class RunDirectory:
         if not self.resume:
             raise RunError(f"{self.path} holds this run, finished; read {self.path / 'summary.json'}, or choose another --out")
         check_finished(self.path, self.finished)
-        self.inputs = self._known_inputs()
+        self.inputs = read_json_or(self.path / "inputs.json")
         if self.keep_scores and not (self.path / "scores.npy").exists():
             raise RunError(f"{self.path} holds this run, finished without scores; leave out --scores, or choose another --out")
 
     def _compare_configuration(self) -> None:
         if difference := differing(read_json(self.path / "config.json"), self.config):
             raise RunError(f"{self.path} holds a run with another configuration: {difference}; choose another --out")
-
-    def _known_inputs(self) -> dict | None:
-        path = self.path / "inputs.json"
-        return read_json(path) if path.exists() else None
 
     def _take_lock(self) -> None:
         try:
@@ -206,15 +202,6 @@ class RunDirectory:
                 f"{self.path}: can't be locked ({error.strerror}), so that two processes might write there; choose an "
                 "--out on another file system"
             ) from None
-
-    def _nothing_scored(self) -> bool:
-        return nothing_scored(self.path)
-
-    def _holds_only(self, names: tuple[str, ...]) -> bool:
-        return holds_only(self.path, names)
-
-    def _size(self, name: str) -> int:
-        return size_of(self.path / name)
 
     def _check_growing(self, state: dict) -> None:
         """RunError where metrics.jsonl or scores.npy is not what a checkpoint saw."""
@@ -253,8 +240,6 @@ class RunDirectory:
         self._logs = open_logs(self._log_names, self.path, self.config, self._lines())
 
     def _lines(self) -> list[dict]:
-        from .metrics import read_metrics
-
         return read_metrics(self.path) if self._log_names else []
 
     def _expect_scores(self) -> None:
@@ -275,7 +260,7 @@ class RunDirectory:
             sync_tree(made.parent, deep=False)
         self._made = bool(missing)
         self._take_lock()
-        if not self._nothing_scored():
+        if not nothing_scored(self.path):
             raise RunError(f"{self.path} was begun by another process in the meantime; choose another --out")
 
     def _write_first(self, facts: dict) -> None:

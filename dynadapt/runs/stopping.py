@@ -50,14 +50,23 @@ class Stop:
 
 
 @contextmanager
+def signals_to(handler: Callable):
+    """SIGINT and SIGTERM go to this handler in the block; gives {signal: the handler before}."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield before
+    finally:
+        for number, each in before.items():
+            signal.signal(number, each)
+
+
+@contextmanager
 def interruptible():
     """SIGINT and SIGTERM ask for a stop after the segment in progress; a second one stops at once (of SIGTERM one later than `ECHO`)."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
     asked = None
 
     def ask(number, frame):
@@ -69,10 +78,5 @@ def interruptible():
                 signal.signal(each, handler)
             os.kill(os.getpid(), number)
 
-    for number in before:
-        signal.signal(number, ask)
-    try:
+    with signals_to(ask) as before:
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .metrics import Run
@@ -14,18 +15,21 @@ ROWS = 1 << 16  # of scores that are written at a time
 def write_csv(path: Path, run: Run, scores: bool = False) -> int:
     """Writes the run's metrics (Run.columns), or with `scores` its tokens (Run.scores), and returns how many rows there are. What a line
     lacks is empty; true and false are words."""
+    if scores:
+        rows = run.scores()
+        write_rows(path, rows.dtype.names, (row for at in range(0, len(rows), ROWS) for row in rows[at : at + ROWS].tolist()))
+        return len(rows)
+    columns = _metrics(run)
+    write_rows(path, columns, zip(*columns.values()))
+    return len(run.metrics)
+
+
+def write_rows(path: Path, head: Iterable[str], rows: Iterable[Sequence]) -> None:
+    """A CSV file, whole or not at all. RunError when the disk fails."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        if scores:
-            rows = run.scores()
-            writer.writerow(rows.dtype.names)
-            for first in range(0, len(rows), ROWS):
-                writer.writerows(rows[first : first + ROWS].tolist())
-            return len(rows)
-        columns = _metrics(run)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values()))
-        return len(run.metrics)
+        writer.writerow(head)
+        writer.writerows(rows)
 
 
 def write_parquet(path: Path, run: Run, scores: bool = False) -> int:

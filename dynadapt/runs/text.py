@@ -1,6 +1,6 @@
 """Streamed text to tokens, in flat memory and with exactly the ids of encoding the whole text at once.
 
-A source (a document that dynadapt/texts found: a file, a line of one, a pipe, a built-in text) is read in bounded chunks, decoded
+A source (a document that dynadapt/runs/texts found: a file, a line of one, a pipe, a built-in text) is read in bounded chunks, decoded
 as UTF-8 incrementally and tokenised in windows.
 Two windows meet at a seam: a token boundary c, taken from the offsets, with these two properties checked before it is used:
   left   encoding again from a little before c gives the same tokens from c to the end of the window;

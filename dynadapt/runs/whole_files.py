@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -31,6 +32,17 @@ def read_json(path: Path) -> dict:
         raise RunError(f"{path}: not readable as JSON ({error})") from None
 
 
+def read_json_or(path: Path, absent=None):
+    """What a JSON file holds; `absent` where there is no such file."""
+    return read_json(path) if path.exists() else absent
+
+
+def finite_number(value) -> float | int | None:
+    """The value where it is a finite number, else None: JSON has no infinity, and True is no number."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if known else None
+
+
 def write_json(path: Path, content: dict) -> None:
     """Whole or not at all, and on the disk when this returns."""
     temporary = path.with_name(path.name + ".tmp")
@@ -51,6 +63,11 @@ def replace_file(path: Path, text: str) -> None:
     """`text` into a file beside it that nobody else has, which then takes its name: whole, or what was there before stays."""
     with replacing(path) as temporary:
         temporary.write_text(text, "utf-8", newline="")
+
+
+def write_summary(path: Path, content: dict) -> None:
+    """JSON that a command was asked to write, as `replace_file` does it."""
+    replace_file(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 @contextmanager

@@ -25,11 +25,17 @@ inline void check(int status) {
 template <class T>
 constexpr DLDataType dtype_of();
 template <>
-constexpr DLDataType dtype_of<float>() { return {kDLFloat, 32, 1}; }
+constexpr DLDataType dtype_of<float>() {
+  return {kDLFloat, 32, 1};
+}
 template <>
-constexpr DLDataType dtype_of<int32_t>() { return {kDLInt, 32, 1}; }
+constexpr DLDataType dtype_of<int32_t>() {
+  return {kDLInt, 32, 1};
+}
 template <>
-constexpr DLDataType dtype_of<int64_t>() { return {kDLInt, 64, 1}; }
+constexpr DLDataType dtype_of<int64_t>() {
+  return {kDLInt, 64, 1};
+}
 
 /// A contiguous view of memory that somebody else keeps, in the form that the library takes. Not copied, because the DLTensor
 /// points at the shape beside it.

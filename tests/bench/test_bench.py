@@ -11,9 +11,10 @@ import torch
 from helpers import to_transformers
 
 from dynadapt import _C
-from dynadapt.bench import side_by_side as bench_race
+from dynadapt.bench import compare, side_by_side
 from dynadapt.bench import step as bench
 from dynadapt.model import random_model, tiny_config
+from dynadapt.ops import attention
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_step_is_checked_then_timed(directory, monkeypatch, dtype, streams):
     ours, theirs = result["providers"]["dynadapt"], result["providers"]["peft-eager"]
     for row in (ours, theirs):
         assert (
-            2 <= row["seconds"]["runs"] <= 2 * bench_race.MOST
+            2 <= row["seconds"]["runs"] <= 2 * side_by_side.MOST
             and row["seconds"]["p20"] <= row["seconds"]["median"] <= row["seconds"]["p80"]
         )
         assert row["peak_memory_bytes"] > 5e7 and row["first_step_seconds"] > 0
@@ -48,13 +49,13 @@ def test_step_is_checked_then_timed(directory, monkeypatch, dtype, streams):
 def test_nothing_is_timed_when_the_step_is_wrong():
     row = {"provider": "dynadapt", "dtype": "bf16", "error": {"nll": 0.5, "gradient": 1e-6}}
     with pytest.raises(RuntimeError, match="dynadapt: nll differs"):
-        bench._check({"dynadapt": row}, {"bf16": {"nll": 0.1, "gradient": 1e-3}})
+        compare.check({"dynadapt": row}, {"bf16": {"nll": 0.1, "gradient": 1e-3}}, bench.FLOOR)
 
 
 def test_a_provider_that_dies_says_why(tmp_path):
     options = {"model": str(tmp_path / "absent"), "dtype": "fp32", "streams": 1, "segment": 8, "rank": 2, "isa": None, "tokens": []}
     with pytest.raises(RuntimeError, match="provider dynadapt ended with status 1(.|\n)*does not exist"):
-        bench.Worker("dynadapt", options, 1)
+        side_by_side.ModuleWorker("dynadapt", "dynadapt.bench.step_worker", options, 1)
 
 
 def test_several_dtypes_and_an_instruction_set(directory, monkeypatch):
@@ -78,48 +79,49 @@ class Stub:
         self.script, self.threads, self.noise, self.asked = script, threads, noise, []
         self.process = type("P", (), {"pid": os.getpid()})
 
-    def ask(self, line):
-        self.asked.append(line)
+    def ask(self, do, **arguments):
+        self.asked.append(do)
+        return {"threads": lambda count: {}, "time": self.time}[do](**arguments)
 
-    def time(self, steps):
+    def time(self, runs):
         self.noise -= 1
-        return {"seconds": [self.script[self.threads] * (10 if self.noise >= 0 else 1)] * steps}
+        return {"seconds": [self.script[self.threads] * (10 if self.noise >= 0 else 1)] * runs}
 
 
 def test_thread_settings_race_and_the_slower_one_is_dropped():
     fast, even = Stub({2: 1.0, 1: 1.9}, 2), Stub({2: 1.0, 1: 1.1}, 2)
-    runners = [*bench_race.runners_of("a", [fast], (2, 1)), *bench_race.runners_of("b", [even], (2, 1))]
-    found = bench_race.race(runners, 8)
+    runners = [*side_by_side.runners_of("a", [fast], (2, 1)), *side_by_side.runners_of("b", [even], (2, 1))]
+    found = side_by_side.race(runners, 8)
     assert found["rounds"] == 8 and found["dropped"] == ["a, 1 threads"]
-    assert [len(r.seconds) for r in runners] == [8, bench_race.PROBE, 8, 8]
-    assert {name: r.threads for name, r in bench_race.best_of(runners).items()} == {"a": 2, "b": 2}
+    assert [len(r.seconds) for r in runners] == [8, side_by_side.PROBE, 8, 8]
+    assert {name: r.threads for name, r in side_by_side.best_of(runners).items()} == {"a": 2, "b": 2}
 
 
 def test_one_noisy_start_decides_nothing():
     """Three slow steps at the start, as of a busy neighbour, used to choose the wrong number of threads for good."""
     noisy = Stub({2: 1.0, 1: 1.9}, 2, noise=2)
-    runners = bench_race.runners_of("a", [noisy], (2, 1))
-    found = bench_race.race(runners, 9)
-    assert bench_race.best_of(runners)["a"].threads == 2
+    runners = side_by_side.runners_of("a", [noisy], (2, 1))
+    found = side_by_side.race(runners, 9)
+    assert side_by_side.best_of(runners)["a"].threads == 2
     assert found["rounds"] >= 9
 
 
 def test_rounds_go_on_while_the_medians_are_unsure():
     class Wild(Stub):
-        def time(self, steps):
+        def time(self, runs):
             self.noise += 1
-            return {"seconds": [1.0 + self.noise % 2] * steps}
+            return {"seconds": [1.0 + self.noise % 2] * runs}
 
-    found = bench_race.race(bench_race.runners_of("a", [Wild({}, 1)], (1,)), 4)
-    assert found["rounds"] == 4 * bench_race.MOST
+    found = side_by_side.race(side_by_side.runners_of("a", [Wild({}, 1)], (1,)), 4)
+    assert found["rounds"] == 4 * side_by_side.MOST
 
 
 def test_the_load_of_others_is_seen():
-    meter = bench_race.Meter([])
+    meter = side_by_side.Meter([])
     busy = subprocess.Popen([sys.executable, "-c", "import time\nend = time.time() + 1.0\nwhile time.time() < end: pass"])
     busy.wait()
     assert meter.others() > 0.5 / (os.cpu_count() or 1)
-    mine = bench_race.Meter([])
+    mine = side_by_side.Meter([])
     assert mine.others() is None or 0 <= mine.others() <= 1
 
 
@@ -138,6 +140,14 @@ def test_the_peak_is_above_any_product():
             assert instruction_peak(dtype, 1) > 0.7 * 2e-9 * 512**3 / min(seconds[1:]) > 0
     finally:
         _C.set_num_threads(0)
+
+
+def test_masked_flops_are_those_above_the_diagonal():
+    segment, heads, d = 5, 3, 4
+    product = 2 * heads * d * int(torch.ones(segment, segment).triu(1).sum())  # of one matrix product over what is masked
+    assert attention.masked_flops(segment, heads, d) == (2 * product, 5 * product)
+    on_and_below = 2 * heads * d * int(torch.ones(segment, segment).tril().sum())
+    assert attention.forward_flops(segment, 0, heads, d) - 2 * product == 2 * on_and_below
 
 
 @pytest.mark.parametrize(

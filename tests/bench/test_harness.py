@@ -39,26 +39,8 @@ def test_a_row_has_its_floor_and_its_best_peer():
 
 def test_ops_against_torch(tmp_path, capsys):
     """Two cases at tiny sizes through the real processes, compiled torch among them."""
-    settings = harness.parse(
-        [
-            "--model",
-            "tiny",
-            "--rows",
-            "16",
-            "--memory",
-            "8",
-            "--rounds",
-            "2",
-            "--dtype",
-            "fp32",
-            "--only",
-            "activation",
-            "--threads",
-            "1",
-            "--json",
-            str(tmp_path / "o.json"),
-        ]
-    )
+    sizes = "--model tiny --rows 16 --memory 8 --rounds 2 --dtype fp32 --only activation --threads 1"
+    settings = harness.parse([*sizes.split(), "--json", str(tmp_path / "o.json")])
     result = harness.run(settings)
     assert [row["op"] for row in result["rows"]] == ["activation_forward", "activation_backward"]
     for row in result["rows"]:

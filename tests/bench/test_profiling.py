@@ -186,7 +186,7 @@ import torch
 from torch.profiler import profile
 import dynadapt
 from dynadapt.model import random_model, tiny_config
-from dynadapt import ranges
+from dynadapt.ops import profiler_ranges as ranges
 model = random_model(tiny_config("llama"))
 engine = dynadapt.Engine(model, dynadapt.LoRA(rank=2), memory=dynadapt.SegmentMemory(4, sinks=1), segment=8, device="cpu")
 tokens = torch.randint(model.config.vocab_size, (1, 9))

@@ -6,9 +6,11 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
+from command_line import EVENT, call, words_of
 from tiny import english, tiny_directory
 
 from dynadapt.cli import build_parser, main
@@ -21,6 +23,9 @@ CONTRACT = """--model --text --tokens --adapt --rank --targets --layers --densit
     --optimizer --lr --decay --clip --reset --streams --split --dtype --backend --seed --out --resume""".split()
 
 
+small = partial(words_of, "eval")
+
+
 @pytest.fixture(scope="module")
 def model_directory(tmp_path_factory) -> Path:
     return tiny_directory(tmp_path_factory.mktemp("model"))
@@ -31,33 +36,6 @@ def text(tmp_path) -> Path:
     path = tmp_path / "a.txt"
     path.write_text(english(200))
     return path
-
-
-def call(*words) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    return end.value.code or 0
-
-
-def small(model_directory, text, out, *extra) -> list:
-    return [
-        "eval",
-        "--model",
-        model_directory,
-        "--text",
-        text,
-        "--segment",
-        16,
-        "--rank",
-        2,
-        "--backend",
-        "reference",
-        "--dtype",
-        "fp32",
-        "--out",
-        out,
-        *extra,
-    ]
 
 
 def test_help_names_every_option_and_default(capsys):
@@ -161,20 +139,9 @@ def test_a_pipe_through_the_command_line(model_directory, text, tmp_path):
 
 def test_lines_of_progress():
     stream = io.StringIO()
-    event = {
-        "segment": 0,
-        "total_tokens": 100,
-        "tokens": 100,
-        "total_seconds": 0.5,
-        "seconds": 0.5,
-        "fraction": 0.25,
-        "gain": None,
-        "total_nll": 3.0,
-        "nll": 3.0,
-    }
     with Lines(stream, every=3600) as lines:
-        lines(event)
-        lines({**event, "segment": 1, "total_tokens": 200, "total_seconds": 1.0, "fraction": 0.5, "gain": 0.25})
+        lines(EVENT)
+        lines({**EVENT, "segment": 1, "total_tokens": 200, "total_seconds": 1.0, "fraction": 0.5, "gain": 0.25})
     first, last = stream.getvalue().splitlines()
     assert "segment 1" in first and "25%" in first and "200 tokens/s" in first and "left 0:02" in first
     assert "segment 2" in last and "gain +0.2500" in last and "100%" in last and "left 0:00" in last

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import english, tiny_directory
+from command_line import EVENT, call
+from tiny import english, tiny_directory, tiny_root
 
 import dynadapt.model
-from dynadapt.cli import main
 from dynadapt.experiments import defaults
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.defaults import fastest, fitting_memory, opening, settle
@@ -25,21 +25,13 @@ from dynadapt.runs.rundir import RunError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    base = tmp_path_factory.mktemp("defaults")
-    tiny_directory(base / "model")
+    base = tiny_root(tmp_path_factory.mktemp("defaults"), 300)
     tiny_directory(base / "gpt2", "gpt2")
-    (base / "a.txt").write_text(english(300))
     return base
 
 
 def config_of(folder, **changes) -> EvalConfig:
     return EvalConfig(**{"model": str(folder / "model"), "text": (str(folder / "a.txt"),), "segment": 16, "rank": 2, **changes})
-
-
-def call(*words) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    return end.value.code or 0
 
 
 # ---- what is chosen
@@ -74,16 +66,17 @@ def test_a_memory_that_was_asked_for_and_does_not_fit_is_refused(folder, tmp_pat
 
 
 def test_a_rank_above_the_models_width_is_refused(folder, tmp_path, capsys):
-    width = dynadapt.model.load(str(folder / "model")).config.hidden_size
+    sizes = dynadapt.model.load(str(folder / "model")).config
+    width = max(sizes.hidden_size, sizes.ffn_size)
     words = ["--model", folder / "model", "--segment", 16, "--rank", width + 1]
     train = ["reweight", "train", "--domains", f"a={folder / 'a.jsonl'}", "--adapt", "lora", "--heldout", 0.5, "--steps", 1]
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": english(60, seed)}) + "\n" for seed in range(8)))
     for command in (["eval", "--text", folder / "a.txt"], ["eval", "--text", folder / "a.txt", "--memory", 0], train):
         assert call(*command, *words, "--out", tmp_path / "out") == 2
-        assert f"rank {width + 1}: give a whole number from 1 to {width}, the model's width" in capsys.readouterr().err
+        assert f"rank {width + 1}: give a whole number from 1 to {width}, the model's largest width" in capsys.readouterr().err
         assert not list(tmp_path.glob("out/*"))
     assert call("explain", *words) == call("plan", *words) == 2
-    assert capsys.readouterr().err.count("the model's width") == 2
+    assert capsys.readouterr().err.count("the model's largest width") == 2
 
 
 @pytest.mark.parametrize(
@@ -290,25 +283,14 @@ def test_the_last_progress_line_says_100(case, folder, tmp_path):
 
 
 def test_a_run_that_stopped_does_not_say_100(folder, tmp_path):
-    event = {
-        "segment": 0,
-        "total_tokens": 100,
-        "tokens": 100,
-        "total_seconds": 0.5,
-        "seconds": 0.5,
-        "fraction": 0.25,
-        "gain": None,
-        "total_nll": 3.0,
-        "nll": 3.0,
-    }
     for kind in (Lines, Bar):
         stream = io.StringIO()
         with pytest.raises(Interrupted):
             with kind(stream) as shown:
-                shown(event)
+                shown(EVENT)
                 raise Interrupted("stopped")
         assert "25%" in stream.getvalue() and "100%" not in stream.getvalue()
         stream = io.StringIO()
         with kind(stream) as shown:
-            shown(event)
+            shown(EVENT)
         assert "100%" in stream.getvalue().splitlines()[-1]

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import call, words_of
 from tiny import english, tiny_directory
 
-from dynadapt.cli import main
 from dynadapt.commands import info
 from dynadapt.commands import standard_streams as streams
 from dynadapt.common import cache
@@ -43,31 +43,10 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-def evaluation(folder: Path, out: Path, *more) -> list:
-    return [
-        "eval",
-        "--model",
-        folder / "modèle",
-        "--text",
-        folder / "größe.txt",
-        "--segment",
-        16,
-        "--rank",
-        2,
-        "--backend",
-        "reference",
-        "--dtype",
-        "fp32",
-        "--out",
-        out,
-        *more,
-    ]
-
-
 @pytest.mark.parametrize("variables, flags", [(ASCII, ()), ({}, ("-I", "-O", "-W", "error"))])
 def test_a_run_with_few_characters_or_other_flags(variables, flags, folder, tmp_path):
     """No HOME either."""
-    done = dynadapt(*evaluation(folder, tmp_path / "größe"), flags=flags, **variables)
+    done = dynadapt(*words_of("eval", folder / "modèle", folder / "größe.txt", tmp_path / "größe"), flags=flags, **variables)
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr.decode()
     assert b"bits per byte" in done.stdout
     summary, config = (json.loads((tmp_path / "größe" / f"{name}.json").read_text("utf-8")) for name in ("summary", "config"))
@@ -98,7 +77,9 @@ def test_a_sweep_file_that_is_not_ascii(folder, tmp_path):
 
 def test_a_run_without_standard_output_and_error(folder, tmp_path):
     """What is opened next would have their numbers, and get what was meant for them."""
-    done = dynadapt(*evaluation(folder, tmp_path / "run", "--scores"), shell='exec "$@" >&- 2>&- <&-')
+    done = dynadapt(
+        *words_of("eval", folder / "modèle", folder / "größe.txt", tmp_path / "run", "--scores"), shell='exec "$@" >&- 2>&- <&-'
+    )
     assert done.returncode == 0 and not done.stdout + done.stderr
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"config.json", "metrics.jsonl", "scores.npy", "summary.json"}
     for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines():
@@ -150,7 +131,7 @@ def test_a_cache_that_cannot_be_made(place, tmp_path):
 
 
 def test_a_folder_where_nothing_can_be_made(folder):
-    words = evaluation(folder, "x")
+    words = words_of("eval", folder / "modèle", folder / "größe.txt", "x")
     one_line(dynadapt(*words[:-2], cwd="/proc"), "runs/")
 
 
@@ -166,9 +147,7 @@ def test_without_a_home_the_cache_says_what_to_set(given, monkeypatch, capsys):
 
         monkeypatch.setattr(cache.Path, "home", no_home)
     assert info.cached_models().startswith("the cache can't be read: ")
-    with pytest.raises(SystemExit) as end:
-        main(["fetch", "smollm2-135m"])
-    assert end.value.code == 2 and "Set DYNADAPT_CACHE" in capsys.readouterr().err
+    assert call("fetch", "smollm2-135m") == 2 and "Set DYNADAPT_CACHE" in capsys.readouterr().err
 
 
 def test_a_damaged_cache_does_not_keep_info_from_printing(tmp_path, monkeypatch):
@@ -189,7 +168,5 @@ def test_a_pipe_of_another_kind_that_breaks_is_an_error(monkeypatch, capsys):
     def broken():
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr(info, "print_info", broken)
-    with pytest.raises(SystemExit) as end:
-        main(["info"])
-    assert end.value.code == 2 and capsys.readouterr().err == "dynadapt: error: [Errno 32] Broken pipe\n"
+    monkeypatch.setattr(info, "facts", broken)
+    assert call("info") == 2 and capsys.readouterr().err == "dynadapt: error: [Errno 32] Broken pipe\n"

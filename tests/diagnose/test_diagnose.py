@@ -6,15 +6,17 @@ import re
 import shlex
 import shutil
 import xml.etree.ElementTree
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from command_line import call, words_of
+from run_files import Killed
 from safetensors.torch import load_file, save_file
 from tiny import english, tiny_directory
 
 import dynadapt.model
-from dynadapt.cli import main
 from dynadapt.common.notes import RunNote
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.diagnose import models
@@ -26,6 +28,8 @@ from dynadapt.experiments.dyneval import build_engine, run
 from dynadapt.model.errors import ModelError
 from dynadapt.runs.rundir import RunError
 from dynadapt.runs.text import TextError
+
+words_for = partial(words_of, "diagnose", segment=48, backend="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -56,33 +60,6 @@ def changed_model(base, folder, **tensors):
         state[key] = change(state[key]).contiguous()
     save_file(state, str(folder / "model.safetensors"))
     return folder
-
-
-def call(*words) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    return end.value.code or 0
-
-
-def words_for(base, texts, out, *extra) -> list:
-    return [
-        "diagnose",
-        "--model",
-        base,
-        "--text",
-        texts,
-        "--segment",
-        48,
-        "--rank",
-        2,
-        "--backend",
-        "cpu",
-        "--dtype",
-        "fp32",
-        "--out",
-        out,
-        *extra,
-    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- whole runs
@@ -191,9 +168,6 @@ def test_a_stopped_diagnosis_goes_on_and_a_finished_one_stays(base, texts, tmp_p
     after = changed_model(base, tmp_path / "after", model__norm__weight=lambda weight: 0.7 * weight)
     config = config_for(base, texts, after=str(after))
     whole = run_diagnosis(config, tmp_path / "whole")
-
-    class Killed(BaseException):
-        pass
 
     def killed(title):
         if "after" in title:

@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from command_line import call
 
-from dynadapt.cli import main
 from dynadapt.runs.text import BUILTINS
 
 pytestmark = pytest.mark.model
@@ -35,9 +35,7 @@ def test_adapting_to_a_manual_helps_on_its_other_pages(smollm2_directory, tmp_pa
             str(tmp_path / "run"),
         ],
     ):
-        with pytest.raises(SystemExit) as end:
-            main(model + words)
-        assert not end.value.code
+        assert call(*model + words) == 0
     advice, found = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("advice", "run"))
     assert found["verdict"] == "helps" and found["change"] < -0.03 and found["identity_error"] < 1e-6
     assert advice["expected_change"] < 0 and advice["advice"] == "adapt"

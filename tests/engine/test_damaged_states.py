@@ -369,7 +369,7 @@ def test_json_is_utf8_whatever_the_locale(tmp_path):
     vouch(tmp_path / "state")
     code = """if True:
         import locale, sys
-        sys.path[:0] = [%r]
+        sys.path[:0] = %r
         import test_damaged_states as t
         from dynadapt import publish
         assert locale.getpreferredencoding(False).upper() in ("ANSI_X3.4-1968", "US-ASCII", "ASCII")
@@ -381,7 +381,7 @@ def test_json_is_utf8_whatever_the_locale(tmp_path):
         engine.load_adapter(root / "whole")
         engine.load_adapter(publish(root / "state" / "adapter", root / "published", "a").path)
         engine.save(root / "again")
-        """ % (str(Path(__file__).parents[1]), str(tmp_path))
+        """ % ([str(Path(__file__).parent), str(Path(__file__).parents[1])], str(tmp_path))
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

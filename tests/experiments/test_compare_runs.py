@@ -7,10 +7,10 @@ import shutil
 import chromium
 import numpy as np
 import pytest
+from command_line import call
 from safetensors.torch import load_file, save_file
 from tiny import english, tiny_directory
 
-from dynadapt.cli import main
 from dynadapt.experiments.compare import read_compared, summarise, write_page
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.diagnose.classes import CLASSES
@@ -111,8 +111,7 @@ def test_other_weights_under_the_same_name_are_said(folder, tmp_path, capsys):
     tensors = load_file(model / "model.safetensors")
     save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, model / "model.safetensors", {"format": "pt"})
     run(config, tmp_path / "other", RunOptions(scores=True))
-    with pytest.raises(SystemExit):
-        main(["compare", str(tmp_path / "one"), str(tmp_path / "other")])
+    assert call("compare", tmp_path / "one", tmp_path / "other") == 0
     assert "its weights were others" in capsys.readouterr().out
     assert "its weights were others" in (tmp_path / "compare.html").read_text(encoding="utf-8")
 
@@ -136,9 +135,7 @@ def test_the_same_text_under_another_name(folder, tmp_path, monkeypatch):
 
 def test_files_are_whole_and_have_names_of_their_own(folder, tmp_path, capsys):
     def compare(*words):
-        with pytest.raises(SystemExit) as end:
-            main(["compare", str(folder / "static"), str(folder / "lora"), *map(str, words)])
-        return end.value.code or 0, capsys.readouterr().err
+        return call("compare", folder / "static", folder / "lora", *words), capsys.readouterr().err
 
     assert compare("--out", tmp_path / "a", "--json", tmp_path / "a")[0] == 2
     (tmp_path / "folder").mkdir()
@@ -195,20 +192,19 @@ def test_a_text_that_has_changed_is_refused(folder, tmp_path):
 
 
 def test_the_command_writes_page_numbers_and_tokens(folder, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(
-            [
-                "compare",
-                *(str(folder / name) for name in ("static", "lora", "streams")),
-                "--out",
-                str(tmp_path / "new" / "page.html"),
-                "--json",
-                str(tmp_path / "numbers.json"),
-                "--csv",
-                str(tmp_path / "tokens.csv"),
-            ]
+    assert (
+        call(
+            "compare",
+            *(str(folder / name) for name in ("static", "lora", "streams")),
+            "--out",
+            tmp_path / "new" / "page.html",
+            "--json",
+            tmp_path / "numbers.json",
+            "--csv",
+            tmp_path / "tokens.csv",
         )
-    assert not end.value.code
+        == 0
+    )
     said = capsys.readouterr().out
     assert "nats a token over static" in said and str(tmp_path / "tokens.csv") in said
     numbers = json.loads((tmp_path / "numbers.json").read_text())

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import english, tiny_directory, tiny_tokenizer
+from run_files import Killed, scores_of, without_time
+from tiny import english, eval_config, tiny_directory, tiny_tokenizer
 
 import dynadapt.model
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import RunOptions, build_engine, run
 from dynadapt.runs import rundir
-from dynadapt.runs.document_slots import Feed
-from dynadapt.runs.growing import Growing
-from dynadapt.runs.metrics import read_metrics
+from dynadapt.runs.append_only import Growing, read_metrics
+from dynadapt.runs.document_streams import Feed
 from dynadapt.runs.rundir import DiskError, RunError
 from dynadapt.runs.text import Document, Source, TextError, streaming_tokenizer
 
@@ -49,24 +49,9 @@ def model_directory(tmp_path_factory) -> Path:
     return tiny_directory(tmp_path_factory.mktemp("model"))
 
 
-def config_for(model_directory, texts, **changes) -> EvalConfig:
-    settings = dict(
-        model=str(model_directory), text=tuple(map(str, texts)), segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01, memory=0
-    )
-    return EvalConfig(**{**settings, **changes})
-
-
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
-
-
-def scores_of(out) -> np.ndarray:
-    return np.load(Path(out) / "scores.npy")
-
-
-def without_time(lines: list[dict]) -> list[dict]:
-    return [{key: value for key, value in line.items() if key not in ("seconds", "total_seconds")} for line in lines]
 
 
 # ------------------------------------------------------------------------------------------------------------------- feed
@@ -128,7 +113,7 @@ def test_a_document_that_ends_with_a_segment_makes_room_at_once(length, tmp_path
 
 def test_a_static_run_scores_what_the_model_says(model_directory, tmp_path):
     text = english(200)
-    config = config_for(model_directory, [write(tmp_path / "a.txt", text)], adapt="none")
+    config = eval_config(model_directory, [write(tmp_path / "a.txt", text)], adapt="none")
     summary = run(config, tmp_path / "run", RunOptions(scores=True))
     model = dynadapt.model.load(str(model_directory))
     ids = model.tokenizer.encode(text)
@@ -156,9 +141,9 @@ def test_a_static_run_scores_what_the_model_says(model_directory, tmp_path):
 @pytest.mark.parametrize("adapt, targets", [("lora", "all"), ("rows", "all"), ("full", "all"), ("full", "model")])
 def test_learning_lowers_the_loss_and_reports_the_gain(adapt, targets, model_directory, tmp_path):
     text = write(tmp_path / "a.txt", english(600))
-    static = run(config_for(model_directory, [text], adapt="none"), tmp_path / "static")
+    static = run(eval_config(model_directory, [text], adapt="none"), tmp_path / "static")
     events = []
-    learned = run(config_for(model_directory, [text], adapt=adapt, targets=targets, density=0.5), tmp_path / adapt, progress=events.append)
+    learned = run(eval_config(model_directory, [text], adapt=adapt, targets=targets, density=0.5), tmp_path / adapt, progress=events.append)
     assert learned["nll"] < static["nll"] - 0.1
     assert events[-1]["gain"] == pytest.approx(static["nll"] - learned["nll"])
     assert events[-1]["fraction"] == pytest.approx(1.0, abs=0.02)
@@ -167,25 +152,25 @@ def test_learning_lowers_the_loss_and_reports_the_gain(adapt, targets, model_dir
 
 def test_documents_in_parallel_equal_documents_alone(model_directory, tmp_path):
     paths = [write(tmp_path / f"{i}.txt", english(60 + 20 * i, seed=i)) for i in range(3)]
-    config = config_for(model_directory, paths, streams=3, reset="document")
+    config = eval_config(model_directory, paths, streams=3, reset="document")
     together = run(config, tmp_path / "together", RunOptions(scores=True))
     rows = scores_of(tmp_path / "together")
     for i, path in enumerate(paths):
-        alone = run(config_for(model_directory, [path]), tmp_path / str(i), RunOptions(scores=True))
+        alone = run(eval_config(model_directory, [path]), tmp_path / str(i), RunOptions(scores=True))
         np.testing.assert_allclose(rows["nll"][rows["document"] == i], scores_of(tmp_path / str(i))["nll"], rtol=1e-4)
         assert together["documents"][i]["tokens"] == alone["tokens"] and together["documents"][i]["bytes"] == alone["bytes"]
 
 
 def test_split_makes_streams_of_one_text(model_directory, tmp_path):
     path = write(tmp_path / "a.txt", english(300))
-    summary = run(config_for(model_directory, [path], streams=4, split=True, tokens=200), tmp_path / "run")
+    summary = run(eval_config(model_directory, [path], streams=4, split=True, tokens=200), tmp_path / "run")
     assert len(summary["documents"]) == 4 and summary["tokens"] == 196  # each part's first token is not scored
     assert {line["tokens"] for line in summary["documents"]} == {49}
 
 
 def test_rms_takes_its_statistics_from_another_text(model_directory, tmp_path):
     paths = [write(tmp_path / name, english(200, seed)) for seed, name in enumerate(["a.txt", "b.txt"])]
-    config = config_for(model_directory, paths[:1], adapt="full", optimizer="rms", statistics=str(paths[1]), lr=1e-3)
+    config = eval_config(model_directory, paths[:1], adapt="full", optimizer="rms", statistics=str(paths[1]), lr=1e-3)
     assert run(config, tmp_path / "run")["updates"] > 0
     with pytest.raises(ConfigError, match="statistics"):
         run(config.with_(statistics=str(paths[0])), tmp_path / "other")
@@ -221,7 +206,7 @@ def test_a_killed_run_goes_on_with_the_same_scores(case, model_directory, tmp_pa
     settings = dict(CASES[case])
     words, pipe = settings.pop("words"), settings.pop("pipe", False)
     paths = [write(tmp_path / f"{i}.txt", english(count, seed=i)) for i, count in enumerate(words)]
-    config = config_for(model_directory, ["-"] if pipe else paths, **settings)
+    config = eval_config(model_directory, ["-"] if pipe else paths, **settings)
     feed = (lambda: open(paths[0], "rb")) if pipe else (lambda: None)
     run(config.with_(text=tuple(map(str, paths))), tmp_path / "whole", RunOptions(scores=True))
     out = tmp_path / "killed"
@@ -243,13 +228,10 @@ def test_a_killed_run_goes_on_with_the_same_scores(case, model_directory, tmp_pa
 def test_a_run_can_stop_at_every_segment(backend, dtype, model_directory, tmp_path):
     """The same in one process, for every place to stop: an exception in the step stands for the kill."""
     texts = [write(tmp_path / "a.txt", english(70)), write(tmp_path / "b.txt", english(25))]
-    config = config_for(model_directory, texts, memory=16, streams=2, backend=backend, dtype=dtype)
+    config = eval_config(model_directory, texts, memory=16, streams=2, backend=backend, dtype=dtype)
     options = RunOptions(scores=True, checkpoint=2)
     run(config, tmp_path / "whole", options)
     segments = len(read_metrics(tmp_path / "whole"))
-
-    class Killed(BaseException):
-        pass
 
     for at in range(segments):
 
@@ -275,7 +257,7 @@ def test_a_run_can_stop_at_every_segment(backend, dtype, model_directory, tmp_pa
 
 
 def test_a_directory_with_another_configuration_is_refused(model_directory, tmp_path):
-    config = config_for(model_directory, [write(tmp_path / "a.txt", english(50))], adapt="none")
+    config = eval_config(model_directory, [write(tmp_path / "a.txt", english(50))], adapt="none")
     run(config, tmp_path / "run")
     for resume in (False, True):
         with pytest.raises(RunError, match="segment is 16 there and 8 here"):
@@ -290,7 +272,7 @@ def test_a_directory_with_another_configuration_is_refused(model_directory, tmp_
 
 def test_a_text_that_changed_is_refused_on_resume(model_directory, tmp_path):
     path = write(tmp_path / "a.txt", english(200))
-    config = config_for(model_directory, [path])
+    config = eval_config(model_directory, [path])
     write(tmp_path / "a.txt", english(200))
     with pytest.raises(RuntimeError, match="stop here"):
         run(config, tmp_path / "run", RunOptions(checkpoint=1), progress=_raise_at(3))
@@ -311,7 +293,7 @@ def _raise_at(segment: int):
 
 
 def test_a_full_disk_is_said_and_keeps_what_was_scored(model_directory, tmp_path, monkeypatch):
-    config = config_for(model_directory, [write(tmp_path / "a.txt", english(400))])
+    config = eval_config(model_directory, [write(tmp_path / "a.txt", english(400))])
     options = RunOptions(scores=True, checkpoint=2)
     run(config, tmp_path / "whole", options)
     for what, limit in (("metrics", 5000), ("checkpoint", 5)):
@@ -364,11 +346,11 @@ def test_weights_that_are_not_finite_are_named(value, tmp_path):
     weight[3, 5] = value
     broken = tiny_directory(tmp_path / "broken", **{"layers.1.up.weight": weight})
     with pytest.raises(ValueError, match="layers.1.up.weight"):
-        run(config_for(broken, [write(tmp_path / "a.txt", english(50))]), tmp_path / "run")
+        run(eval_config(broken, [write(tmp_path / "a.txt", english(50))]), tmp_path / "run")
 
 
 def test_divergence_is_said(model_directory, tmp_path):
-    config = config_for(model_directory, [write(tmp_path / "a.txt", english(300))], optimizer="sgd", lr=1e30, clip=0.0)
+    config = eval_config(model_directory, [write(tmp_path / "a.txt", english(300))], optimizer="sgd", lr=1e30, clip=0.0)
     with pytest.raises(RunError, match="diverged at lr 1e\\+30"):
         run(config, tmp_path / "run")
 
@@ -379,15 +361,15 @@ def test_a_text_with_nothing_to_score_is_refused_before_any_work(content, words,
     if content is not None:
         path.write_text(content)
     with pytest.raises(TextError, match=words):
-        run(config_for(model_directory, [path]), tmp_path / "run")
+        run(eval_config(model_directory, [path]), tmp_path / "run")
 
 
 def test_a_text_shorter_than_a_segment_is_scored(model_directory, tmp_path):
-    summary = run(config_for(model_directory, [write(tmp_path / "a.txt", "the cat sat")], segment=64), tmp_path / "run")
+    summary = run(eval_config(model_directory, [write(tmp_path / "a.txt", "the cat sat")], segment=64), tmp_path / "run")
     assert summary["segments"] == 1 and 1 <= summary["tokens"] < 16
 
 
 def test_a_text_that_turns_out_empty_leaves_no_directory(model_directory, tmp_path):
-    with pytest.raises(TextError):
-        run(config_for(model_directory, ["/dev/null"]), tmp_path / "made" / "run")
+    with pytest.raises(TextError, match="text '/dev/null'"):
+        run(eval_config(model_directory, ["/dev/null"]), tmp_path / "made" / "run")
     assert not (tmp_path / "made" / "run").exists()

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import call
 from helpers import to_transformers
 from tiny import english, tiny_directory
 
 import dynadapt
 from dynadapt import RMS, SGD, Adam, AdamW, Full, Lion, LoRA, Overlap, RowSparse, SegmentMemory
-from dynadapt.cli import main
 from dynadapt.common.notes import RunNote
 from dynadapt.experiments.config import LEARNING_RATES, ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import adapt_of, optimizer_of
 from dynadapt.experiments.evaluation_settings import settings_from
 from dynadapt.model import ModelError, load
-from dynadapt.runs.metrics import read_metrics
+from dynadapt.runs.append_only import read_metrics
 from dynadapt.runs.rundir import RunError
 from dynadapt.runs.text import TextError
 
@@ -39,12 +39,6 @@ def texts(tmp_path):
     for name, seed in (("a.txt", 1), ("b.txt", 2)):
         (tmp_path / name).write_text(english(150, seed))
     return [tmp_path / "a.txt", tmp_path / "b.txt"]
-
-
-def command_line(words):
-    with pytest.raises(SystemExit) as end:
-        main(words)
-    assert not end.value.code
 
 
 def numbers(summary: dict) -> dict:
@@ -67,9 +61,7 @@ def test_the_numbers_are_the_command_lines_bit_for_bit(model, texts, tmp_path, h
         "full, two streams": (["--adapt", "full", "--streams", "2"], {"adapt": Full(), "streams": 2}),
         "static with memory": (["--adapt", "none", "--memory", "64"], {"adapt": None, "memory": SegmentMemory(64)}),
     }[how]
-    command_line(
-        ["eval", "--model", str(model), "--text", *map(str, texts), *WORDS, *words, "--scores", "--out", str(tmp_path / "cli"), "--quiet"]
-    )
+    assert call("eval", "--model", model, "--text", *texts, *WORDS, *words, "--scores", "--out", tmp_path / "cli", "--quiet") == 0
     summary = json.loads((tmp_path / "cli" / "summary.json").read_text())
     rows = np.load(tmp_path / "cli" / "scores.npy")
     settings = {**FAST, **settings}

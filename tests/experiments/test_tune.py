@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
-from tiny import english, tiny_directory
+from command_line import call
+from tiny import english, eval_config, tiny_directory
 
 import dynadapt
-from dynadapt.cli import command_parser, main
+from dynadapt.cli import command_parser
 from dynadapt.experiments import config as settings
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import run
@@ -52,10 +54,7 @@ def texts(tmp_path_factory):
     return tuple(str(folder / f"{name}.txt") for name in "abc")
 
 
-def config_for(directory, texts, **changes) -> EvalConfig:
-    return EvalConfig(
-        **{"model": str(directory), "text": texts, "segment": 16, "rank": 2, "dtype": "fp32", "backend": "cpu", "memory": 0, **changes}
-    )
+config_for = partial(eval_config, backend="cpu", lr=None)
 
 
 def costs_of(candidates, generator) -> dict:
@@ -313,9 +312,10 @@ def test_from_a_text_to_a_command_that_keeps_its_promise(directory, texts, tmp_p
     monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "it is tuned"
     started = time.monotonic()
-    with pytest.raises(SystemExit) as end:
-        main(["tune", *texts, "--model", str(directory), "--segment", "16", "--dtype", "fp32", "--minutes", "2", "--out", str(out)])
-    assert not end.value.code and time.monotonic() - started < 120
+    assert (
+        call("tune", *texts, "--model", directory, "--segment", "16", "--dtype", "fp32", "--minutes", "2", "--out", out) == 0
+        and time.monotonic() - started < 120
+    )
     said = capsys.readouterr().out
     found = json.loads((out / "recommendation.json").read_text())
     assert (out / "picture.png").stat().st_size > 10_000 and sorted(os.listdir(out)) == ["picture.png", "recommendation.json", "rest"]
@@ -344,9 +344,7 @@ def test_from_a_text_to_a_command_that_keeps_its_promise(directory, texts, tmp_p
         assert (program, command) == ("dynadapt", "eval")
         arguments = command_parser("eval").parse_args(words)
         assert all(path.startswith(str(out / "rest")) for path in arguments.text) and arguments.dtype == "fp32"
-        with pytest.raises(SystemExit) as end:
-            main([command, *words, "--quiet"])
-        assert not end.value.code
+        assert call(command, *words, "--quiet") == 0
         nll[name] = json.loads((out / os.path.basename(arguments.out) / "summary.json").read_text())
     gain = nll["static_command"]["nll"] - nll["command"]["nll"]
     assert low <= gain <= high
@@ -369,9 +367,7 @@ def test_where_every_rate_diverges_the_static_command_is_recommended(directory, 
 def test_a_pipe_is_tuned_on_and_its_rest_kept(directory, texts, tmp_path, monkeypatch, capsys):
     content = open(texts[2], "rb").read()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    with pytest.raises(SystemExit) as end:
-        main(["tune", "-", "--model", str(directory), "--segment", "16", "--minutes", "2", "--out", str(tmp_path / "out"), "--quiet"])
-    assert not end.value.code
+    assert call("tune", "-", "--model", directory, "--segment", "16", "--minutes", "2", "--out", tmp_path / "out", "--quiet") == 0
     done = capsys.readouterr()
     found = json.loads((tmp_path / "out" / "recommendation.json").read_text())
     assert done.out.strip() == found["command"] and found["whole_text_command"] is None and not done.err

@@ -18,8 +18,10 @@ if str(ROOT) not in sys.path:
 
 from tiny import english, tiny_directory  # noqa: E402
 
-from benchmarks.gpu import checks, geometry, summary  # noqa: E402
+from benchmarks import gpu_campaign  # noqa: E402
+from benchmarks.gpu import checks, geometry, step_worker, summary, timing  # noqa: E402
 from benchmarks.gpu.campaign import Campaign, Record, child  # noqa: E402
+from benchmarks.gpu.step import PEERS  # noqa: E402
 from dynadapt import Adam, Engine, LoRA, SegmentMemory  # noqa: E402
 from dynadapt.model import random_model  # noqa: E402
 
@@ -33,18 +35,8 @@ def test_dry_run(tmp_path):
     model = tiny_directory(tmp_path / "model")
     (tmp_path / "text").write_text(english(4000))
     stages = ("ceilings", "choices", "ops-head", "step-135m", "real", "summary")
-    ran = campaign(
-        tmp_path / "out",
-        *stages,
-        "--model",
-        str(model),
-        "--text",
-        str(tmp_path / "text"),
-        "--steps",
-        "3",
-        "--bundle",
-        str(tmp_path / "all.tar.gz"),
-    )
+    files = {"model": model, "text": tmp_path / "text", "bundle": tmp_path / "all.tar.gz", "steps": 3}
+    ran = campaign(tmp_path / "out", *stages, *(f"--{name}={value}" for name, value in files.items()))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     records = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in stages}
     assert all(r["status"] == "complete" and r["environment"]["packages"]["torch"] for r in records.values())
@@ -165,8 +157,15 @@ def test_junit_file_is_read(tmp_path):
 
 
 def step_record(ours, theirs, share=0.7, status="complete"):
+    """Of one shape, at which all peers are as fast as one another; theirs: None for a strongest peer that failed to run."""
     row = lambda provider, ms: {"provider": provider, "streams": 64, "segment": 512, "median_ms": ms, "share_of_ceiling": share}  # noqa: E731
-    return {"device": "cuda", "status": status, "rows": [row("dynadapt", ours), row("stacked-compile", theirs)]}
+    failed = {"provider": PEERS[0], "streams": 64, "segment": 512, "failed": "OutOfMemoryError"}
+    rows = [row("dynadapt", ours), row(PEERS[0], theirs) if theirs else failed, *(row(peer, theirs or 9.0) for peer in PEERS[1:])]
+    return {"device": "cuda", "status": status, "rows": rows}
+
+
+def without(record, provider):
+    return {**record, "rows": [row for row in record["rows"] if row["provider"] != provider]}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +176,9 @@ def step_record(ours, theirs, share=0.7, status="complete"):
         (step_record(1.0, 1.29, share=0.65), ("missed", "met")),
         (step_record(1.0, 2.0, status="cut short"), ("open", "open")),
         ({**step_record(1.0, 2.0), "device": "cpu"}, ("open", "open")),
+        (step_record(1.0, None), ("open", "met")),
+        (without(step_record(1.0, 2.0), "peft-liger"), ("open", "met")),
+        (without(step_record(1.0, 1.1), "peft-liger"), ("missed", "met")),
     ],
 )
 def test_goals_are_judged(record, verdicts):
@@ -184,6 +186,57 @@ def test_goals_are_judged(record, verdicts):
     assert (found["step beats peers"][0], found["step, large"][0]) == verdicts
     assert found["step, small"][0] == found["step beats eager"][0] == "open"
     assert set(found) == set(summary.GOALS)
+
+
+def test_a_peer_without_a_number_leaves_the_goal_open():
+    eager = {"median_ms": 2.0}
+    row = {"op": "cross_entropy", "label": "score and gradient", "model": "m", "streams": 8, "segment": 512, "median_ms": 1.0}
+    row |= {"bound": "FLOPs", "share_of_floor": 0.9}
+
+    def verdict(**peers):
+        record = {"device": "cuda", "status": "complete", "rows": [{**row, "peers": {"eager": eager, **peers}}]}
+        return summary.goals({"ops-head": record})["head"]
+
+    assert verdict() == ("met", "1 measured")
+    open_, why = verdict(cce={"skipped": "cut-cross-entropy is not installed"})
+    assert open_ == "open" and "cce (m 8x512): cut-cross-entropy is not installed" in why
+
+
+def test_the_list_of_stages_needs_nothing_that_is_built():
+    ran = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.modules['dynadapt'] = sys.modules['torch'] = None\n" + LISTS, str(ROOT)],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert [line.split()[0] for line in ran.stdout.splitlines()] == list(gpu_campaign.STAGES)
+    assert "build        The native libraries into dynadapt/" in ran.stdout
+
+
+LISTS = """
+sys.path.insert(0, sys.argv.pop())
+from benchmarks import gpu_campaign
+gpu_campaign.main(["--list"])
+"""
+
+
+@pytest.mark.parametrize("streams,segment,gib,batch", [(64, 512, 78, 4), (8, 2048, 78, 4), (64, 512, 139, 16), (8, 2048, 139, None)])
+def test_a_step_of_8b_fits_the_card(streams, segment, gib, batch):
+    assert step_worker.batch_that_fits("llama-3.1-8b", streams, segment, gib * 2**30) == batch
+
+
+def test_caches_are_emptied_without_leaving_lines_to_write_back(monkeypatch):
+    """Of a buffer that was overwritten, the timed call would have to write back what is still in the cache."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: SimpleNamespace(record=lambda: None, elapsed_time=lambda end: 1.0))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    timer = timing.Timer("cpu")
+    timer.flush = torch.ones(1024)
+    read = timing.evict
+    monkeypatch.setattr(timing, "evict", lambda buffer: (calls.append("evict"), read(buffer)))
+    assert timer._round(lambda: calls.append("call"), 2, cold=True) == [1.0, 1.0]
+    assert calls == ["evict", "call"] * 2 and timer.flush._version == 0
 
 
 def test_wrong_results_miss_the_goal():

@@ -5,39 +5,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import to_transformers
+from command_line import call
+from helpers import nll_of, peft_model, to_transformers, token_rows
 from tiny import english, tiny_directory
 
 import dynadapt
 from dynadapt import Adam, Engine, Full, LoRA
-from dynadapt.cli import main
 from dynadapt.model import ModelError, load
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 T = 16
 
 
-def ids(rows=2, seed=2):
-    return torch.randint(100, (rows, T + 1), generator=torch.Generator().manual_seed(seed))
+def ids(rows=2):
+    return token_rows(rows, T + 1, seed=2)
 
 
-def nll_of(live, row):
-    with torch.no_grad():
-        scores = live(row[:, :-1]).logits.double()
-    return torch.nn.functional.cross_entropy(scores.flatten(0, 1), row[:, 1:].flatten(), reduction="none").view(row.shape[0], -1)
-
-
-def adapter_of(base: Path, to: Path, family="llama", **settings):
+def adapter_of(base: Path, to: Path, **settings):
     """(PEFT's model, its adapter's directory) of a trained-looking adapter of the model in ``base``."""
-    targets = ["c_attn", "c_proj", "c_fc"] if family == "gpt2" else LINEARS
-    options = dict(r=3, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=family == "gpt2")
-    live = peft.get_peft_model(to_transformers(load(base)), peft.LoraConfig(**{**options, **settings}))
-    generator = torch.Generator().manual_seed(5)
-    for name, p in live.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(p, std=0.05, generator=generator)
+    live = peft_model(load(base), **settings)
     live.save_pretrained(to)
     change(to, base_model_name_or_path=str(base))
     return live.eval(), to
@@ -50,7 +37,7 @@ def change(adapter: Path, **fields):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2"])
 def test_scores_are_pefts_own(tmp_path, family):
-    live, adapter = adapter_of(tiny_directory(tmp_path / "base", family), tmp_path / "adapter", family)
+    live, adapter = adapter_of(tiny_directory(tmp_path / "base", family), tmp_path / "adapter")
     model, base = load(adapter), load(tmp_path / "base")
     found = Engine(model, segment=T, dtype="fp32").score(ids()).double()
     assert torch.allclose(found, nll_of(live, ids()), atol=5e-5)
@@ -95,41 +82,17 @@ def test_what_a_run_learned_is_a_model(tmp_path, capsys):
     base, text = tiny_directory(tmp_path / "base"), tmp_path / "a.txt"
     text.write_text(english(400))
     result = dynadapt.evaluate(base, text, out=tmp_path / "run", rank=2, lr=0.01, segment=32, dtype="fp32", memory=0)
-    main_ok(["export", str(tmp_path / "run"), "--out", str(tmp_path / "exported")])
+    assert call("export", tmp_path / "run", "--out", tmp_path / "exported") == 0
     result.engine.save(tmp_path / "saved")
     expected = result.engine.score(ids())
     live = peft.PeftModel.from_pretrained(to_transformers(load(base)), tmp_path / "exported").eval()
     for adapter in (tmp_path / "exported", tmp_path / "saved" / "adapter"):
         found = Engine(load(adapter), segment=32, dtype="fp32").score(ids())
         assert torch.allclose(found, expected, atol=5e-5) and torch.allclose(found.double(), nll_of(live, ids()), atol=5e-5)
-    main_ok(
-        [
-            "eval",
-            "--model",
-            str(tmp_path / "exported"),
-            "--text",
-            str(text),
-            "--adapt",
-            "none",
-            "--segment",
-            "32",
-            "--dtype",
-            "fp32",
-            "--memory",
-            "0",
-            "--out",
-            str(tmp_path / "again"),
-            "--quiet",
-        ]
-    )
+    options = "--adapt none --segment 32 --dtype fp32 --memory 0 --quiet".split()
+    assert call("eval", "--model", tmp_path / "exported", "--text", text, *options, "--out", tmp_path / "again") == 0
     static = dynadapt.evaluate(base, text, adapt=None, segment=32, dtype="fp32", memory=0)
     assert json.loads((tmp_path / "again" / "summary.json").read_text())["nll"] < static.nll - 0.05
-
-
-def main_ok(words):
-    with pytest.raises(SystemExit) as end:
-        main(words)
-    assert not end.value.code
 
 
 def test_the_base_is_found_and_refused_by_name(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import to_transformers
+from helpers import to_transformers, token_rows
 
 from dynadapt.interop.nn import Adapters, LoRALinear, add_lora
 from dynadapt.model import random_model, tiny_config
@@ -24,7 +24,7 @@ def live(family="llama", dtype=torch.float32):
 
 
 def ids(rows=2, count=13, seed=0):
-    return torch.randint(100, (rows, count), generator=torch.Generator().manual_seed(seed))
+    return token_rows(rows, count, seed)
 
 
 def moved(model, seed=5):

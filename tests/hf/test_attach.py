@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import to_transformers
+from helpers import nll_of, to_transformers, token_rows
 
 import dynadapt
 from dynadapt import Adam, Full, LoRA, RowSparse, SegmentMemory
@@ -25,7 +25,7 @@ def live_model(family="llama", dtype=torch.float32):
 
 
 def ids(count=T + 1, seed=0, rows=1):
-    return torch.randint(100, (rows, count), generator=torch.Generator().manual_seed(seed))
+    return token_rows(rows, count, seed)
 
 
 def logits(model, seed=9):
@@ -35,12 +35,6 @@ def logits(model, seed=9):
 
 def generated(model):
     return model.generate(ids(5, seed=3), max_new_tokens=12, do_sample=False)
-
-
-def nll_of(model, row):
-    with torch.no_grad():
-        scores = model(row[:, :-1]).logits.double()
-    return torch.nn.functional.cross_entropy(scores.flatten(0, 1), row[:, 1:].flatten(), reduction="none").view(row.shape[0], -1)
 
 
 def merged_copy(model, session, stream=0):

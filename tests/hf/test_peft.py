@@ -1,15 +1,16 @@
 """Adapters go into real peft and come back without loss; what this package can't run exactly is refused by name."""
 
+from functools import partial
+
 import pytest
 import torch
-from helpers import to_transformers
+from helpers import LINEARS, nll_of, peft_model, to_transformers, token_rows
 
 from dynadapt import Adam, Engine, LoRA
 from dynadapt.model import ModelError, random_model, tiny_config
 from dynadapt.model.peft import read_settings
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 T = 16
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -19,39 +20,20 @@ def model(family="llama"):
     return random_model(tiny_config(family), seed=1, std=0.1)
 
 
+ids = partial(token_rows, 1, T + 1, seed=2)
+
+
 def engine(m, streams=1):
     return Engine(m, adapt=LoRA(rank=3, alpha=6), optimizer=Adam(lr=0.02), streams=streams, segment=T, dtype="fp32")
-
-
-def ids(rows=1):
-    return torch.randint(100, (rows, T + 1), generator=torch.Generator().manual_seed(2))
-
-
-def peft_model(family="llama", **settings):
-    """A transformers model with a PEFT adapter whose B is not zero."""
-    targets = ["c_attn", "c_proj", "c_fc"] if family == "gpt2" else LINEARS
-    options = dict(r=3, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=family == "gpt2")
-    live = peft.get_peft_model(to_transformers(model(family)), peft.LoraConfig(**{**options, **settings}))
-    generator = torch.Generator().manual_seed(5)
-    for name, p in live.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(p, std=0.05, generator=generator)
-    return live
 
 
 def lora_tensors(live):
     return {n: p.detach() for n, p in live.named_parameters() if "lora_" in n}
 
 
-def nll_of(live, row):
-    with torch.no_grad():
-        scores = live(row[:, :-1]).logits.double()
-    return torch.nn.functional.cross_entropy(scores.flatten(0, 1), row[:, 1:].flatten(), reduction="none").view(row.shape[0], -1)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_from_peft_and_back_bit_for_bit(tmp_path, family):
-    theirs, m = peft_model(family), model(family)
+    theirs, m = peft_model(model(family)), model(family)
     theirs.save_pretrained(tmp_path / "theirs")
     e = engine(m, streams=2)
     e.load_adapter(tmp_path / "theirs", stream=1)
@@ -104,7 +86,7 @@ def test_to_peft_and_back_bit_for_bit(tmp_path, family):
 )
 def test_what_peft_wrote_and_the_engine_can_not_run(tmp_path, settings, message):
     family = "qwen2" if settings.get("bias") else "llama"
-    peft_model(family, **settings).save_pretrained(tmp_path)
+    peft_model(model(family), **settings).save_pretrained(tmp_path)
     e = engine(model(family))
     before = e.learners[0].state.master.clone()
     with pytest.raises(ModelError, match=message):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import to_transformers
+from helpers import LINEARS, nll_of, peft_model, to_transformers, token_rows
 from safetensors.torch import load_file, save_file
 
 from dynadapt import SGD, Engine, LoRA, publish
@@ -22,7 +22,6 @@ from dynadapt.model.peft_fields import FIELDS
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")
 sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 REGEX = r".*\.(q|k|v|o|gate|up|down)_proj"
 RANK, ALPHA, T = 2, 4.0, 12
 CASES = [
@@ -118,23 +117,13 @@ CASES = [
 ]
 
 
-def ids(rows=1):
-    return torch.randint(100, (rows, T + 1), generator=torch.Generator().manual_seed(2))
-
-
-def nll_of(live):
-    with torch.no_grad():
-        scores = live.eval()(ids()[:, :-1]).logits.double()
-    return torch.nn.functional.cross_entropy(scores.flatten(0, 1), ids()[:, 1:].flatten(), reduction="none")[None]
+def ids():
+    return token_rows(1, T + 1, seed=2)
 
 
 def save_adapter(model, path, **options):
     """An adapter that PEFT has written, B not zero."""
-    live = peft.get_peft_model(to_transformers(model), peft.LoraConfig(r=RANK, lora_alpha=ALPHA, task_type="CAUSAL_LM", **options))
-    generator = torch.Generator().manual_seed(5)
-    for name, p in live.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(p, std=0.2, generator=generator)
+    live = peft_model(model, std=0.2, r=RANK, lora_alpha=ALPHA, **options)
     live.save_pretrained(path)
     return path
 
@@ -170,7 +159,7 @@ class Readers:
     def peft(self, directory):
         live, self.live = self.live or to_transformers(self.model), None  # one that PEFT has failed on is not used again
         adapted = peft.PeftModel.from_pretrained(live, directory)
-        scores = nll_of(adapted)
+        scores = nll_of(adapted.eval(), ids())
         self.live = adapted.unload()
         return scores
 

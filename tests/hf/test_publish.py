@@ -11,11 +11,11 @@ import time
 import pytest
 import torch
 from adapter_server import AdapterServer
+from command_line import call
 from safetensors.torch import load_file, save_file
 
 import dynadapt
 from dynadapt import LoRA, Server, publish
-from dynadapt.cli import main
 from dynadapt.interop import publish as module
 from dynadapt.interop.publish import PublishError
 from dynadapt.model import ModelError, random_model, tiny_config
@@ -237,12 +237,6 @@ def test_a_full_disk_is_said(adapter, tmp_path, monkeypatch):
     with pytest.raises(PublishError, match="No space left on device"):
         publish(adapter, tmp_path / "to", "novel")
     assert names(tmp_path / "to") == [] and not leftovers(tmp_path / "to")
-
-
-def call(*words):
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return stop.value.code
 
 
 def test_command_line(adapter, tmp_path, capsys, monkeypatch):

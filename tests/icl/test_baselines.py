@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import seeded
 from scipy.stats import multivariate_normal
 
 from dynadapt.experiments.icl import (
@@ -36,10 +37,6 @@ SETTINGS = {
     "discrete_posterior": {"noise": 0.5},
     "linear_mixture": {"nonzeros": (5, 1)},
 }
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def some_prompts(name="random_quadrants", dtype=torch.float64, prompts=6, points=9):

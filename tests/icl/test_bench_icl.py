@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from dynadapt.bench import compare
 from dynadapt.experiments.icl import bench
-from dynadapt.experiments.icl.base import IclError
+from dynadapt.experiments.icl.function_class import IclError
 
 
 def test_a_step_is_checked_then_timed():
@@ -23,7 +24,8 @@ def test_a_step_is_checked_then_timed():
 
 def test_nothing_is_timed_when_the_step_is_wrong():
     with pytest.raises(RuntimeError, match="provider dynadapt: gradient differ"):
-        bench.check({"dynadapt": {"error": {"errors": 1e-6, "gradient": 0.1}}}, {"errors": 1e-6, "gradient": 1e-6})
+        row = {"provider": "dynadapt", "dtype": "fp32", "error": {"errors": 1e-6, "gradient": 0.1}}
+        compare.check({"dynadapt": row}, {"fp32": {"errors": 1e-6, "gradient": 1e-6}}, bench.FLOOR)
 
 
 def test_what_does_not_fit_is_named():

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers import seeded
 
 from dynadapt.experiments.icl import (
     DenseLinear,
@@ -23,10 +24,6 @@ from dynadapt.experiments.icl import (
     summarise,
     zero,
 )
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def test_errors_are_normalised_and_on_the_same_prompts():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import seeded
 
 from dynadapt.experiments.icl import (
     FUNCTION_CLASSES,
@@ -24,11 +25,6 @@ from dynadapt.experiments.icl import (
     make_function_class,
     make_inputs,
 )
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
 
 KINDS = [
     DenseLinear(6),

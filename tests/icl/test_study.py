@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from command_line import call
+from helpers import seeded
 
-from dynadapt.cli import main
 from dynadapt.experiments.icl import (
     ConvexCombination,
     DecisionTree,
@@ -25,7 +26,7 @@ from dynadapt.experiments.icl import (
     least_squares,
     make_inputs,
 )
-from dynadapt.experiments.icl.applicable import TITLES, baselines_for
+from dynadapt.experiments.icl.applicable_baselines import TITLES, baselines_for
 from dynadapt.experiments.icl.eval_command import class_of, evaluate, table_of
 from dynadapt.experiments.icl.figures import draw_figures
 from dynadapt.experiments.icl.study import Settings, Study, Subject, cosine
@@ -34,10 +35,6 @@ from dynadapt.runs.rundir import RunError, write_json
 ALWAYS = {"zero", "nearest_neighbours", "least_squares"}
 SMALL = Settings(prompts=40, draws=50)
 WAVES = Sinusoid(1, amplitude=(0.5, 2.0), frequency=(2.0, 2.0))
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def subject(answer=least_squares, name="fake", kind=DenseLinear(4), points=9, **more):
@@ -210,10 +207,8 @@ def test_command_line(tmp_path, capsys):
         train(TrainConfig(classes=classes, **small), tmp_path / name)
 
     def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main(["icl", *map(str, arguments)])
-        said = capsys.readouterr()
-        return stopped.value.code, said.out + said.err
+        code, said = call("icl", *arguments), capsys.readouterr()
+        return code, said.out + said.err
 
     runs = ("eval", tmp_path / "dense", tmp_path / "both", "--prompts", 6)
     code, said = run(*runs, "--ood", "skewed", "--combine", "dense-linear", "decision-tree:2")

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import call
+from run_files import Killed, kill_at
 
 from dynadapt.common.digests import digest_of
 from dynadapt.experiments import icl
 from dynadapt.experiments.dyneval import Interrupted
-from dynadapt.experiments.icl.base import IclError
-from dynadapt.experiments.icl.config import TrainConfig, from_preset
+from dynadapt.experiments.icl.config import TrainConfig
 from dynadapt.experiments.icl.curriculum import Ramp, Rate
+from dynadapt.experiments.icl.function_class import IclError
 from dynadapt.experiments.icl.model import Geometry, Regressor, initial_weights
-from dynadapt.experiments.icl.presets import PRESETS
+from dynadapt.experiments.icl.presets import PRESETS, from_preset
 from dynadapt.experiments.icl.reference import HuggingFaceRegressor
 from dynadapt.experiments.icl.train import Trainer, TrainOptions, train
 from dynadapt.runs.checkpoints import state_digest
@@ -100,10 +102,6 @@ def test_a_run_with_a_curriculum_follows_it(tmp_path):
     assert summary["steps"] == 40 and len(summary["errors"]["dense-linear"]["model"]["mean"]) == 6
 
 
-class Killed(BaseException):
-    pass
-
-
 def sign_again(state: Path) -> None:
     """As if a saved state had been written the way it is now."""
     content = json.loads((state / "state.json").read_text())
@@ -117,13 +115,8 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
         **SMALL, classes=("dense-linear", "sparse-linear:1"), clip=1.0, schedule="cosine", warmup=5, dims_start=2, dims_every=20
     )
     whole = train(config, tmp_path / "whole")
-
-    def kill(line):
-        if line["step"] == 40:
-            raise Killed
-
     with pytest.raises(Killed):
-        train(config, tmp_path / "cut", TrainOptions(checkpoint=25), kill)
+        train(config, tmp_path / "cut", TrainOptions(checkpoint=25), kill_at(step=40))
     assert sorted(p.name for p in (tmp_path / "cut" / "checkpoint").iterdir()) == ["00000030"]
     with pytest.raises(RunError, match="add --resume"):
         train(config, tmp_path / "cut")
@@ -141,9 +134,9 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
 def test_a_run_stops_when_its_minutes_are_over_and_goes_on(tmp_path):
     config = TrainConfig(**{**SMALL, "steps": 30})
     whole = train(config, tmp_path / "whole")
-    for call, step in enumerate((10, 20)):
+    for number, step in enumerate((10, 20)):
         with pytest.raises(Interrupted, match=f"stopped after 0 minutes after step {step}"):
-            train(config, tmp_path / "cut", TrainOptions(resume=call > 0, minutes=0.0))
+            train(config, tmp_path / "cut", TrainOptions(resume=number > 0, minutes=0.0))
     assert train(config, tmp_path / "cut", TrainOptions(resume=True))["errors"] == whole["errors"]
 
 
@@ -252,21 +245,20 @@ def test_what_does_not_fit_is_named_elsewhere(tmp_path):
 
 
 def test_the_command_line(tmp_path, capsys):
-    from dynadapt.cli import main
 
     out = str(tmp_path / "run")
     options = (
         "--classes dense-linear sparse-linear:1 --mixture 0.25,0.75 --steps 20 --log 10 --points 4 --layers 1 --hidden 32 --device cpu"
     )
-    with pytest.raises(SystemExit) as ended:
-        main(["icl", "train", "demo", *options.split(), "--out", out])
+    assert call("icl", "train", "demo", *options.split(), "--out", out) == 0
     said = capsys.readouterr().out
-    assert ended.value.code == 0 and "sparse-linear:1: squared error after k examples" in said and "step 20/20" in said
+    assert "sparse-linear:1: squared error after k examples" in said and "step 20/20" in said
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["mixture"] == [0.25, 0.75] and config["preset"] == "demo" and config["points"] == 4
-    with pytest.raises(SystemExit) as ended:
-        main(["icl", "train", "demo", "--mixture", "0.5,0.6", "--classes", "dense-linear", "sinusoid", "--out", out])
-    assert ended.value.code == 2 and "sum to 1.1" in capsys.readouterr().err
+    assert (
+        call("icl", "train", "demo", "--mixture", "0.5,0.6", "--classes", "dense-linear", "sinusoid", "--out", out) == 2
+        and "sum to 1.1" in capsys.readouterr().err
+    )
 
 
 def test_the_gpus_kernels_train_alike():

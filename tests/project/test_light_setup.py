@@ -22,7 +22,9 @@ EXTRAS = (
     "pytest",
     "psutil",
     "build",
+    "clang_format",
     "mypy",
+    "ruff",
     "sklearn",
     "sentence_transformers",
     "pyarrow",
@@ -61,7 +63,7 @@ from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.demo import worker
 from dynadapt.experiments.demo.run import COMPARED, demo_cells
 from dynadapt.experiments.compare import read_compared, summarise, write_page
-from dynadapt.experiments.metrics import read_run
+from dynadapt.runs.metrics import read_run
 from dynadapt.experiments.plot import plot_cost
 from pathlib import Path
 out = Path(sys.argv[1])
@@ -136,4 +138,6 @@ def test_every_extra_is_blocked_above():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     named = {re.split(r"[\[>=]", word)[0] for words in extras.values() for word in words} - {"dynadapt", "pytest-timeout", "pytest-xdist"}
-    assert {{"scikit-learn": "sklearn", "lm-eval": "lm_eval"}.get(name, name) for name in named} <= set(EXTRAS)
+    assert {{"scikit-learn": "sklearn", "lm-eval": "lm_eval", "clang-format": "clang_format"}.get(name, name) for name in named} <= set(
+        EXTRAS
+    )

@@ -49,7 +49,9 @@ def test_every_option_in_the_readme_exists():
 
 
 def test_every_benchmark_option_in_the_readme_exists():
-    for script, rest in re.findall(r"python (benchmarks/\w+\.py)([^`#\n]*)", README):
+    commands = re.findall(r"python (benchmarks/\w+\.py)([^`#\n]*)", README)
+    assert any("--" in rest for _, rest in commands)
+    for script, rest in commands:
         source = (Path(__file__).parents[2] / script).read_text()
         for option in re.findall(r"--[a-z]+", rest):
             assert f'"{option}"' in source, (script, option)
@@ -57,5 +59,7 @@ def test_every_benchmark_option_in_the_readme_exists():
 
 def test_every_file_in_the_readme_exists():
     root = Path(__file__).parents[2]
-    for link in re.findall(r"\]\(([^)h][^)]*)\)", README) + re.findall(r"`((?:dynadapt|csrc|docs|benchmarks)/[\w./-]+)`", README):
+    links = re.findall(r"\]\(([^)h][^)]*)\)", README), re.findall(r"`((?:dynadapt|csrc|docs|benchmarks)/[\w./-]+)`", README)
+    assert all(links)
+    for link in sum(links, []):
         assert (root / link).exists(), link

@@ -28,8 +28,10 @@ with dynadapt.attach(model, history=2) as session:
 engine.stepp(nll)
 dynadapt.LoRA(rank="16")
 dynadapt.Engine(model, streems=8)
+from dynadapt.kernels.choices import rows_bucket
+reveal_type(rows_bucket(3))
 """
-REVEALED = {7: "dynadapt.model.base.Model", 8: "str", 9: "int", 10: "list[str]", 12: "dynadapt.session.Session"}
+REVEALED = {7: "dynadapt.model.base.Model", 8: "str", 9: "int", 10: "list[str]", 12: "dynadapt.interop.session.Session", 17: "int"}
 WRONG = {
     13: '"Engine" has no attribute "stepp"',
     14: 'Argument "rank" to "LoRA" has incompatible type "str"; expected "int"',

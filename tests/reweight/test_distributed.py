@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from run_files import Killed, final_state, kill_at, without_time
 from tiny import english, tiny_directory
 
 from dynadapt import Adam, Engine, LoRA
@@ -23,7 +23,9 @@ from dynadapt.distributed.learn import connect
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, run
 from dynadapt.model import random_model, tiny_config
-from dynadapt.runs.metrics import read_metrics
+from dynadapt.runs.append_only import read_metrics
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORKER = Path(__file__).with_name("processes_worker.py")
 ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -100,23 +102,6 @@ def cases_of(root: Path) -> dict[str, dict]:
     return cases
 
 
-class Killed(BaseException):
-    pass
-
-
-def kill_at_5(line) -> None:
-    if line["kind"] == "step" and line["step"] == 5:
-        raise Killed
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("distributed")
@@ -133,7 +118,12 @@ def root(tmp_path_factory) -> Path:
 def two(root) -> dict[str, list[str]]:
     """How every case ended, by process; their run directories are in root/two."""
     with pytest.raises(Killed):
-        run(ReweightConfig(**config_of(root, **TRAINED["model"])), root / "two" / "killed by one", ReweightOptions(checkpoint=3), kill_at_5)
+        run(
+            ReweightConfig(**config_of(root, **TRAINED["model"])),
+            root / "two" / "killed by one",
+            ReweightOptions(checkpoint=3),
+            kill_at(kind="step", step=5),
+        )
     cases = cases_of(root)
     (root / "cases.json").write_text(json.dumps(cases))
     workers = [
@@ -164,16 +154,8 @@ def furthest(out: Path, other: Path) -> float:
     return max(abs(a - b) for mine, theirs in zip(losses(out), losses(other)) for a, b in zip(mine, theirs, strict=True))
 
 
-def state(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(max((out / "checkpoint").iterdir()) / "engine" / "state.safetensors")
-
-
 def summary(out: Path) -> dict:
     return json.loads((out / "summary.json").read_text())
-
-
-def without_time(out: Path) -> list[dict]:
-    return [{key: value for key, value in line.items() if key not in ("seconds", "total_seconds")} for line in read_metrics(out)]
 
 
 def assert_same_run(out: Path, other: Path) -> None:
@@ -187,7 +169,7 @@ def assert_same_run(out: Path, other: Path) -> None:
         assert line["weights"] == pytest.approx(same["weights"], abs=2e-6)
         assert line.get("losses", {}) == pytest.approx(same.get("losses", {}), abs=2e-6)
         assert line.get("grad_norm", 0) == pytest.approx(same.get("grad_norm", 0), rel=1e-4)
-    a, b = state(out), state(other)
+    a, b = final_state(out), final_state(other)
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
@@ -229,8 +211,8 @@ def test_killed_and_gone_on_with(root, one, two):
     assert [two["kill powersgd"], two["resume powersgd"]] == [["killed"] * 2, ["finished"] * 2]
     for killed, whole in (("killed, powersgd", "powersgd"), ("killed", "model")):
         killed, whole = root / "two" / killed, root / "two" / whole
-        assert without_time(killed) == without_time(whole)
-        a, b = state(killed), state(whole)
+        assert without_time(read_metrics(killed)) == without_time(read_metrics(whole))
+        a, b = final_state(killed), final_state(whole)
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert_same_run(root / "two" / "killed, sharded", whole)
     assert_same_run(root / "two" / "killed by one", whole)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import call
 from corpora import write_manifest
-from safetensors.torch import load_file
+from run_files import Killed, final_state, kill_at, without_time
 from tiny import english, tiny_directory
 
 import dynadapt
 from dynadapt import Adam, Engine, Full, LoRA, SegmentMemory
-from dynadapt.cli import main
 from dynadapt.distributed import Processes
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.corpus import CorpusError
@@ -27,19 +27,12 @@ from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, draw,
 from dynadapt.experiments.reweight.domains import read_domains
 from dynadapt.experiments.scaling_fit import ScalingError
 from dynadapt.model import random_model, tiny_config
-from dynadapt.runs.metrics import read_metrics
+from dynadapt.runs.append_only import read_metrics
 from dynadapt.runs.rundir import RunError, write_json
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DOMAINS = ("code", "prose", "manual")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors are tiny here: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -77,26 +70,6 @@ def config_for(root, **changes) -> ReweightConfig:
     return ReweightConfig(**{**settings, **changes})
 
 
-def without_time(lines: list[dict]) -> list[dict]:
-    return [{key: value for key, value in line.items() if key not in ("seconds", "total_seconds")} for line in lines]
-
-
-def final_state(out) -> dict[str, torch.Tensor]:
-    return load_file(max((Path(out) / "checkpoint").iterdir()) / "engine" / "state.safetensors")
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill_at(step: int):
-    def progress(line):
-        if line["kind"] == "step" and line["step"] == step:
-            raise Killed
-
-    return progress
-
-
 # ------------------------------------------------------------------------------------------------------------ the run
 
 RUNS = {
@@ -126,7 +99,7 @@ def test_a_killed_run_goes_on_with_the_same_rows_losses_and_weights(name, root, 
     config = config_for(root, **changes)
     summary = run(config, tmp_path / "whole", ReweightOptions(checkpoint=3))
     with pytest.raises(Killed):
-        run(config, tmp_path / "killed", ReweightOptions(checkpoint=3), kill_at(8))
+        run(config, tmp_path / "killed", ReweightOptions(checkpoint=3), kill_at(kind="step", step=8))
     resumed = run(config, tmp_path / "killed", ReweightOptions(resume=True, checkpoint=3))
     assert without_time(read_metrics(tmp_path / "killed")) == without_time(read_metrics(tmp_path / "whole"))
     whole, again = final_state(tmp_path / "whole"), final_state(tmp_path / "killed")
@@ -215,10 +188,10 @@ def test_weights_changed_on_resume_hold_from_there_and_survive_another_kill(root
     config, change = config_for(root, mixer="fixed", weights="uniform"), {"code": 1.0, "prose": 0.0, "manual": 0.0}
     for name in ("once", "twice"):
         with pytest.raises(Killed):
-            run(config, tmp_path / name, ReweightOptions(checkpoint=2), kill_at(5))
+            run(config, tmp_path / name, ReweightOptions(checkpoint=2), kill_at(kind="step", step=5))
     summary = run(config, tmp_path / "once", ReweightOptions(resume=True, checkpoint=2, change=change))
     with pytest.raises(Killed):
-        run(config, tmp_path / "twice", ReweightOptions(resume=True, checkpoint=2, change=change), kill_at(8))
+        run(config, tmp_path / "twice", ReweightOptions(resume=True, checkpoint=2, change=change), kill_at(kind="step", step=8))
     run(config, tmp_path / "twice", ReweightOptions(resume=True, checkpoint=2))
     lines = [line for line in read_metrics(tmp_path / "once") if line["kind"] == "step"]
     assert [line["drawn"]["code"] == 3 for line in lines[4:]] == [True] * 6 and summary["changes"] == [{"step": 4, "weights": change}]
@@ -295,9 +268,7 @@ def test_killed_for_real_on_the_command_line(root, tmp_path, capsys):
     process.wait()
     assert process.returncode == -signal.SIGKILL and not (tmp_path / "run" / "summary.json").exists()
     for out, extra in (("run", ["--resume"]), ("whole", [])):
-        with pytest.raises(SystemExit) as end:
-            main([*words, "--out", str(tmp_path / out), *extra])
-        assert not end.value.code
+        assert call(*words, "--out", tmp_path / out, *extra) == 0
     assert without_time(read_metrics(tmp_path / "run")) == without_time(read_metrics(tmp_path / "whole"))
     shown = capsys.readouterr().out
     assert "step 400/400" in shown and "held-out" in shown and (tmp_path / "whole" / "weights.png").exists()
@@ -309,21 +280,15 @@ def test_killed_for_real_on_the_command_line(root, tmp_path, capsys):
 def test_what_a_run_learned_leaves_it_as_files(changes, root, tmp_path, capsys):
     config = config_for(root, steps=4, **changes)
     summary = run(config, tmp_path / "run")
-    with pytest.raises(SystemExit) as end:
-        main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
-    assert not end.value.code
+    assert call("export", tmp_path / "run", "--out", tmp_path / "out") == 0
     if config.adapt == "lora":
         assert (tmp_path / "out" / "adapter_model.safetensors").exists()
         return
     model = dynadapt.load(tmp_path / "out")
     again = run(config_for(root, model=str(tmp_path / "out"), steps=1, lr=0.0), tmp_path / "again")
     assert again["heldout_start"] == pytest.approx(summary["heldout"], abs=1e-5) and model.tokenizer is not None
-    with pytest.raises(SystemExit) as end:
-        main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
-    assert end.value.code == 2 and "exists" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as end:
-        main(["plot", str(tmp_path / "run")])
-    assert not end.value.code and (tmp_path / "run" / "weights.png").exists()
+    assert call("export", tmp_path / "run", "--out", tmp_path / "out") == 2 and "exists" in capsys.readouterr().err
+    assert call("plot", tmp_path / "run") == 0 and (tmp_path / "run" / "weights.png").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ domains
@@ -363,7 +328,7 @@ def test_another_text_on_resume_is_refused(root, tmp_path):
         (tmp_path / "text" / f"{i}.txt").write_text(english(100, seed=i))
     config = config_for(root, domains={"text": str(tmp_path / "text")})
     with pytest.raises(Killed):
-        run(config, tmp_path / "run", ReweightOptions(checkpoint=2), kill_at(5))
+        run(config, tmp_path / "run", ReweightOptions(checkpoint=2), kill_at(kind="step", step=5))
     (tmp_path / "text" / "0.txt").write_text(english(100, seed=9))
     with pytest.raises(RunError, match="domain 'text' has changed"):
         run(config, tmp_path / "run", ReweightOptions(resume=True, checkpoint=2))
@@ -402,6 +367,10 @@ def test_what_does_not_fit_is_refused_by_name(changes, error, said, root, tmp_pa
         run(config_for(root, **changes), tmp_path / "run")
 
 
+def control_of(run_directory, out, *words) -> int:
+    return call("reweight", "train", "--mixer", "replay", "--set", f"run={run_directory}", "--out", out, *words)
+
+
 @pytest.fixture(scope="module")
 def velocitune(root, tmp_path_factory) -> Path:
     """A finished run with settings of its own, of which a control is made."""
@@ -425,14 +394,8 @@ def velocitune(root, tmp_path_factory) -> Path:
     return out
 
 
-def control_of(run_directory, root, out, *words) -> int:
-    with pytest.raises(SystemExit) as end:
-        main(["reweight", "train", "--mixer", "replay", "--set", f"run={run_directory}", "--out", str(out), *map(str, words)])
-    return end.value.code or 0
-
-
 def test_a_control_takes_steps_rates_and_domains_from_the_run_that_it_controls(velocitune, root, tmp_path):
-    assert control_of(velocitune, root, tmp_path / "control") == 0
+    assert control_of(velocitune, tmp_path / "control") == 0
     there, here = (json.loads((path / "config.json").read_text()) for path in (velocitune, tmp_path / "control"))
     differing = {name for name in there if there[name] != here[name]}
     assert differing == {"mixer", "settings", "target", "smoothing"} and here["steps"] == 5
@@ -441,7 +404,7 @@ def test_a_control_takes_steps_rates_and_domains_from_the_run_that_it_controls(v
     assert [line["total_tokens"] for line in steps[0]] == [line["total_tokens"] for line in steps[1]]
     average = json.loads((velocitune / "summary.json").read_text())["static_weights"]
     assert all(line["weights"] == pytest.approx(average) for line in steps[1])
-    assert control_of(velocitune, root, tmp_path / "control", "--resume") == 0  # the same command goes on
+    assert control_of(velocitune, tmp_path / "control", "--resume") == 0  # the same command goes on
 
 
 @pytest.mark.parametrize(
@@ -456,7 +419,7 @@ def test_a_control_takes_steps_rates_and_domains_from_the_run_that_it_controls(v
     ],
 )
 def test_a_control_that_differs_from_its_run_is_refused_by_name(words, said, velocitune, root, tmp_path, capsys):
-    assert control_of(velocitune, root, tmp_path / "control", *words) == 2
+    assert control_of(velocitune, tmp_path / "control", *words) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "control").exists()
 
 
@@ -489,7 +452,7 @@ def test_a_control_on_other_texts_is_refused(velocitune, root, tmp_path, capsys)
     for i in range(8):
         (tmp_path / "code" / f"{i}.txt").write_text(english(120, seed=200 + i))
     domains = [f"code={tmp_path / 'code'}", f"prose={root / 'prose.jsonl'}", f"manual={root / 'manual'}"]
-    assert control_of(velocitune, root, tmp_path / "control", "--domains", *domains) == 2
+    assert control_of(velocitune, tmp_path / "control", "--domains", *domains) == 2
     assert "the text of domain 'code'" in capsys.readouterr().err and not (tmp_path / "control").exists()
 
 
@@ -499,10 +462,10 @@ def test_a_control_has_the_steps_that_a_run_made_which_ran_out_of_text(root, tmp
     )
     made = run(config_for(root, **changes), tmp_path / "run")["steps"]
     assert 1 <= made < 200
-    assert control_of(tmp_path / "run", root, tmp_path / "control") == 0
+    assert control_of(tmp_path / "run", tmp_path / "control") == 0
     assert json.loads((tmp_path / "control" / "config.json").read_text())["steps"] == made
     run(config_for(root, schedule="cosine", **changes), tmp_path / "cosine")
-    assert control_of(tmp_path / "cosine", root, tmp_path / "control-2") == 2
+    assert control_of(tmp_path / "cosine", tmp_path / "control-2") == 2
     assert f"make that run again with --steps {made}" in capsys.readouterr().err
 
 
@@ -528,9 +491,7 @@ def test_empty_and_single_documents_are_refused(root, tmp_path):
 def test_bad_words_on_the_command_line(words, said, tmp_path, capsys):
     import re
 
-    with pytest.raises(SystemExit) as end:
-        main(["reweight", "train", "--out", str(tmp_path / "run"), *words])
-    assert end.value.code == 2
+    assert call("reweight", "train", "--out", tmp_path / "run", *words) == 2
     error = capsys.readouterr().err
     assert re.search(said, error) and len(error.splitlines()) == 1
 

@@ -8,31 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import english, tiny_directory
+from command_line import call, words_of
+from tiny import config_of, english, tiny_root
 
-from dynadapt.cli import main
-from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.dyneval import RunOptions, run
 from dynadapt.runs import logs
+from dynadapt.runs.append_only import read_metrics
 from dynadapt.runs.logs import LOGS, Log, check_logs, series_of, step_of
-from dynadapt.runs.metrics import read_metrics
 from dynadapt.runs.rundir import RunDirectory, RunError, RunNote, read_json
 from dynadapt.runs.stopping import Interrupted, StopRun
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("logs")
-    tiny_directory(root / "model")
-    (root / "a.txt").write_text(english(60))
-    return root
-
-
-def config_of(root: Path, **changes) -> EvalConfig:
-    settings = dict(
-        model=str(root / "model"), text=(str(root / "a.txt"),), segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01, memory=0
-    )
-    return EvalConfig(**{**settings, **changes})
+    return tiny_root(tmp_path_factory.mktemp("logs"), 60)
 
 
 class Recorded(Log):
@@ -139,8 +129,7 @@ def test_a_log_is_refused_whose_package_is_not_installed(tmp_path, monkeypatch, 
         ConfigError, match="log 'absent': the package no_such_package_here is not installed: pip install no_such_package_here"
     ):
         check_logs(["absent"])
-    with pytest.raises(SystemExit):
-        main(["eval", "--text", "x", "--log", "absent"])
+    assert call("eval", "--text", "x", "--log", "absent") == 2
     assert "pip install no_such_package_here (see dynadapt eval --help)" in capsys.readouterr().err
     (tmp_path / "no_such_package_here").mkdir()  # what such a log leaves in the working directory is not the package
     monkeypatch.syspath_prepend(tmp_path)
@@ -189,42 +178,14 @@ def test_series_of_a_line():
 # -------------------------------------------------------------------------------------------------------------- the commands
 
 
-def call(*words) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    assert end.value.code == 0
-
-
 SMALL = ("--segment", 16, "--dtype", "fp32", "--backend", "reference")
 
 
 def test_reweighting_logs_steps_and_evaluations(root, tmp_path, recorded, capsys):
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"text": english(60, seed=i)}) + "\n" for i in range(12)))
-    call(
-        "reweight",
-        "train",
-        "--domains",
-        f"a={tmp_path / 'lines.jsonl'}",
-        "--model",
-        root / "model",
-        *SMALL,
-        "--rows",
-        2,
-        "--steps",
-        3,
-        "--evaluate",
-        2,
-        "--heldout-rows",
-        2,
-        "--adapt",
-        "lora",
-        "--optimizer",
-        "adam",
-        "--out",
-        tmp_path / "run",
-        "--log",
-        "recorded",
-    )
+    words = f"reweight train --domains a={tmp_path / 'lines.jsonl'} --model {root / 'model'}".split()
+    options = "--rows 2 --steps 3 --evaluate 2 --heldout-rows 2 --adapt lora --optimizer adam --log recorded".split()
+    assert call(*words, *SMALL, *options, "--out", tmp_path / "run") == 0
     [log] = recorded.made
     assert lines_of(log) == wanted_lines(tmp_path / "run")
     assert {"loss", "losses/a", "weights/a", "heldout/a", "mean", "flops/heldout"} <= {
@@ -234,39 +195,20 @@ def test_reweighting_logs_steps_and_evaluations(root, tmp_path, recorded, capsys
 
 
 def test_icl_logs_by_step_and_a_number_is_still_the_steps_between_lines(tmp_path, recorded, capsys):
-    call(
-        "icl",
-        "train",
-        "demo",
-        *"--steps 20 --points 4 --layers 1 --hidden 32 --device cpu --log 10 --log recorded".split(),
-        "--out",
-        tmp_path / "run",
-    )
+    options = "--steps 20 --points 4 --layers 1 --hidden 32 --device cpu --log 10 --log recorded".split()
+    assert call("icl", "train", "demo", *options, "--out", tmp_path / "run") == 0
     [log] = recorded.made
     assert [step for _, step in lines_of(log)] == [10, 20] and lines_of(log) == wanted_lines(tmp_path / "run")
-    with pytest.raises(SystemExit):
-        main(["icl", "train", "demo", "--log", "wnadb"])
+    assert call("icl", "train", "demo", "--log", "wnadb") == 2
     assert "log 'wnadb': give wandb" in capsys.readouterr().err
 
 
 def test_a_diagnosis_logs_its_scorings_and_then_its_summary(root, tmp_path, recorded, capsys):
     (tmp_path / "held-out.txt").write_text(english(80, seed=9))
-    call(
-        "diagnose",
-        "--model",
-        root / "model",
-        "--text",
-        tmp_path / "held-out.txt",
-        "--learn",
-        root / "a.txt",
-        *SMALL,
-        "--rank",
-        2,
-        "--out",
-        tmp_path / "out",
-        "--log",
-        "recorded",
+    words = words_of(
+        "diagnose", root / "model", tmp_path / "held-out.txt", tmp_path / "out", "--learn", root / "a.txt", "--log", "recorded"
     )
+    assert call(*words) == 0
     opened = {log.calls[0][1].relative_to(tmp_path).as_posix(): log for log in recorded.made}
     assert list(opened)[:3] == ["out/learn", "out/before", "out/after"] and list(opened)[-1] == "out"
     for name in ("learn", "before", "after"):
@@ -282,8 +224,7 @@ def test_a_sweep_hands_its_logs_to_its_cells(root, tmp_path, monkeypatch, record
     asked = []
     monkeypatch.setattr(sweep, "_run_child", lambda words: (asked.append(words), (1, "no"))[1])
     (tmp_path / "sweep.yaml").write_text(f"out: {tmp_path}\nbase: {{text: {root / 'a.txt'}}}\ncells: [{{adapt: none}}]\n")
-    with pytest.raises(SystemExit):
-        main(["sweep", str(tmp_path / "sweep.yaml"), "--log", "recorded", "--log", "recorded"])
+    assert call("sweep", tmp_path / "sweep.yaml", "--log", "recorded", "--log", "recorded") == 1
     assert asked[0][-2:] == ["--log", "recorded"] and asked[0].count("--log") == 1
 
 
@@ -359,12 +300,12 @@ def test_the_package_itself_holds_the_whole_run_after_a_stop(root, tmp_path, mon
     """Offline. The command line, stopped in the middle by a kill and resumed, in processes of their own as a user's are."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1]))))
     out = tmp_path / "run"
     script = f"""
 import os, sys
 from dynadapt.experiments.dyneval import RunOptions, run
-from test_logs import config_of
+from tiny import config_of
 from pathlib import Path
 def progress(event):
     if event["segment"] == 4 and sys.argv[1] == "kill":

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_files import Killed, contents, kill_at
 from safetensors.torch import load_file, save_file
-from tiny import english, tiny_directory
+from tiny import config_of, english, tiny_root
 from tokenizers import Tokenizer
 
 from dynadapt.experiments.config import EvalConfig
@@ -28,42 +29,15 @@ OPTIONS = RunOptions(scores=True, checkpoint=2)
 RESUME = RunOptions(resume=True, scores=True, checkpoint=2)
 
 
-class Stopped(BaseException):
-    pass
-
-
-def stop_at(segment: int):
-    def progress(event):
-        if event["segment"] == segment:
-            raise Stopped
-
-    return progress
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"
-    }
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     """A model, a text, a run of it that is whole, and one that was stopped with a checkpoint of segment 4."""
-    root = tmp_path_factory.mktemp("base")
-    tiny_directory(root / "model")
-    (root / "a.txt").write_text(english(120))
+    root = tiny_root(tmp_path_factory.mktemp("base"), 120)
     config = config_of(root)
     run(config, root / "whole", OPTIONS)
-    with pytest.raises(Stopped):
-        run(config, root / "stopped", OPTIONS, stop_at(4))
+    with pytest.raises(Killed):
+        run(config, root / "stopped", OPTIONS, kill_at(segment=4))
     return root
-
-
-def config_of(root: Path, **changes) -> EvalConfig:
-    settings = dict(
-        model=str(root / "model"), text=(str(root / "a.txt"),), segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01, memory=0
-    )
-    return EvalConfig(**{**settings, **changes})
 
 
 @pytest.fixture
@@ -116,12 +90,12 @@ def test_what_is_not_whole_is_refused_by_name_and_kept(name, damage, base, stopp
 
 def test_an_older_state_that_is_whole_is_used_and_that_is_said(base, tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(Stopped):
-        run(config_of(base), out, OPTIONS, stop_at(2))
+    with pytest.raises(Killed):
+        run(config_of(base), out, OPTIONS, kill_at(segment=2))
     older = tmp_path / "older"
     shutil.copytree(out / "checkpoint" / "00000002", older)
-    with pytest.raises(Stopped):
-        run(config_of(base), out, RESUME, stop_at(4))
+    with pytest.raises(Killed):
+        run(config_of(base), out, RESUME, kill_at(segment=4))
     shutil.copytree(older, out / "checkpoint" / "00000002")
     flip(out / "checkpoint" / "00000004" / "engine" / "state.safetensors")
     with pytest.warns(RunNote, match="state.safetensors is damaged.*going on from the older .*00000002"):
@@ -166,8 +140,8 @@ def as_before_checksums(run: Path) -> None:
 
 def test_runs_without_checksums_go_on_and_say_so(base, tmp_path):
     whole, out = run(config_of(base), tmp_path / "whole", RunOptions()), tmp_path / "run"
-    with pytest.raises(Stopped):
-        run(config_of(base), out, RunOptions(checkpoint=2), stop_at(4))
+    with pytest.raises(Killed):
+        run(config_of(base), out, RunOptions(checkpoint=2), kill_at(segment=4))
     as_before_checksums(out)
     short = Path(shutil.copytree(out, tmp_path / "short"))
     shorten(short / "metrics.jsonl")
@@ -190,7 +164,7 @@ def test_scores_of_other_columns_are_refused_and_kept(base, stopped):
 
 
 def test_a_text_that_turns_out_empty_leaves_nothing_to_go_on_with(base, tmp_path):
-    with pytest.raises(TextError):
+    with pytest.raises(TextError, match="text '/dev/null'"):
         run(config_of(base, text=("/dev/null",)), tmp_path / "run", OPTIONS)
     run(config_of(base), tmp_path / "run", OPTIONS)
     assert read_run(tmp_path / "run").summary["nll"] == read_run(base / "whole").summary["nll"]
@@ -232,8 +206,8 @@ def other_text(root: Path) -> None:
 )
 def test_what_a_run_depends_on_does_not_change(change, said, state, base, tmp_path):
     root = Path(shutil.copytree(base, tmp_path / "base", ignore=shutil.ignore_patterns("whole", "stopped")))
-    with pytest.raises(Stopped):
-        run(config_of(root), tmp_path / "run", OPTIONS, stop_at(4 if state == "stopped" else 0))
+    with pytest.raises(Killed):
+        run(config_of(root), tmp_path / "run", OPTIONS, kill_at(segment=4 if state == "stopped" else 0))
     before = contents(tmp_path / "run")
     change(root)
     with pytest.raises((RunError, TextError), match=said):
@@ -244,8 +218,8 @@ def test_what_a_run_depends_on_does_not_change(change, said, state, base, tmp_pa
 def test_scores_are_of_all_tokens_or_of_none(base, stopped, tmp_path):
     with pytest.raises(RunError, match="was begun with --scores; go on with it"):
         run(config_of(base), stopped, RunOptions(resume=True, checkpoint=2))
-    with pytest.raises(Stopped):
-        run(config_of(base), tmp_path / "none", RunOptions(checkpoint=2), progress=stop_at(3))
+    with pytest.raises(Killed):
+        run(config_of(base), tmp_path / "none", RunOptions(checkpoint=2), progress=kill_at(segment=3))
     with pytest.raises(RunError, match="was begun without --scores; go on without it"):
         run(config_of(base), tmp_path / "none", RESUME)
     run(config_of(base), tmp_path / "none", RunOptions(resume=True, checkpoint=2))
@@ -256,8 +230,8 @@ def test_scores_are_of_all_tokens_or_of_none(base, stopped, tmp_path):
 def test_the_statistics_text_is_one_of_them(base, tmp_path):
     (tmp_path / "other.txt").write_text(english(90, seed=7))
     config = config_of(base, adapt="rows", optimizer="rms", density=0.3, lr=1e-4, statistics=str(tmp_path / "other.txt"))
-    with pytest.raises(Stopped):
-        run(config, tmp_path / "run", OPTIONS, stop_at(4))
+    with pytest.raises(Killed):
+        run(config, tmp_path / "run", OPTIONS, kill_at(segment=4))
     (tmp_path / "other.txt").write_text(english(90, seed=8))
     with pytest.raises(RunError, match="statistics text '.*other.txt' has changed"):
         run(config, tmp_path / "run", RESUME)
@@ -273,8 +247,8 @@ def test_another_pipe_is_refused(base, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stdin", os.fdopen(reader, encoding="utf-8"))
 
     pipe(english(120))
-    with pytest.raises(Stopped):
-        run(config, tmp_path / "run", OPTIONS, stop_at(4))
+    with pytest.raises(Killed):
+        run(config, tmp_path / "run", OPTIONS, kill_at(segment=4))
     before = contents(tmp_path / "run")
     pipe(english(120, seed=3))
     with pytest.raises(TextError, match="text '-' is not the one the run began with"):
@@ -288,8 +262,8 @@ def test_going_on_elsewhere_is_said_and_both_records_stay(base, stopped, monkeyp
     here = rundir.environment()
     with monkeypatch.context() as patch:
         patch.setattr(rundir, "environment", lambda: {**here, "native": {"isa": "another"}, "memory_bytes": 1})
-        with pytest.warns(RunNote, match="goes on elsewhere.*native was .* and is .'isa': 'another'"), pytest.raises(Stopped):
-            run(config_of(base), stopped, RESUME, stop_at(4))
+        with pytest.warns(RunNote, match="goes on elsewhere.*native was .* and is .'isa': 'another'"), pytest.raises(Killed):
+            run(config_of(base), stopped, RESUME, kill_at(segment=4))
         env = read_json(stopped / "env.json")
         assert env["native"] == {"isa": "another"} and [(e["native"], e["until"]) for e in env["earlier"]] == [(here["native"], 4)]
     goes_on(config_of(base), stopped, base / "whole")  # back again: the other made nothing that was kept
@@ -449,11 +423,11 @@ def test_changed_weights_need_a_run_to_go_on_with(base, tmp_path):
 
     def stop(line):
         if line["kind"] == "step" and line["step"] == 3:
-            raise Stopped
+            raise Killed
 
-    with pytest.raises(Stopped):
+    with pytest.raises(Killed):
         reweight(config, tmp_path / "run", ReweightOptions(checkpoint=2), stop)
-    with pytest.raises(Stopped):
+    with pytest.raises(Killed):
         reweight(config, tmp_path / "run", change, stop)
     assert len(reweight(config, tmp_path / "run", change)["changes"]) == 1  # asked for twice
     assert reweight(config, tmp_path / "run", change) == read_json(tmp_path / "run" / "summary.json")
@@ -463,7 +437,7 @@ def test_changed_weights_need_a_run_to_go_on_with(base, tmp_path):
 
 # ---- locale
 
-OURS = ("common/*.py", "engine/state.py", "runs/*.py", "experiments/**/*.py", "distributed/*.py", "interop/publish.py")
+OURS = ("common/*.py", "model/**/*.py", "engine/state.py", "runs/**/*.py", "experiments/**/*.py", "distributed/*.py", "interop/publish.py")
 
 
 def test_files_are_utf8_under_any_locale():

@@ -12,24 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import call
 from made_up_runs import checkpoint, diagnosis, eval_run, icl_run, reweight_run, write
 from tiny import english, tiny_directory
 
 import dynadapt
-from dynadapt.cli import main, parse
+from dynadapt.cli import parse
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.runs.columns import columns
 from dynadapt.runs.differ import differences
-from dynadapt.runs.found import find_runs, last_line
+from dynadapt.runs.find import find_runs, last_line
 from dynadapt.runs.listing import SORT, chosen, count, disk, duration
 from dynadapt.runs.prune import removable, remove
 from dynadapt.runs.rundir import RunDirectory, RunError, locked
-
-
-def call(*words) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    return end.value.code or 0
 
 
 @pytest.fixture
@@ -454,7 +449,5 @@ def test_products_are_neither_runs_nor_texts(tmp_path, capsys):
         (run / "new.csv", "lies in a run's directory"),
         (text, "is the text that was scored"),
     ):
-        with pytest.raises(SystemExit) as end:
-            main(["export", str(run), "--csv", str(name)])
-        assert end.value.code == 2 and said in capsys.readouterr().err
+        assert call("export", run, "--csv", name) == 2 and said in capsys.readouterr().err
     assert (run / "summary.json").read_bytes() == before and text.read_text() == "words"

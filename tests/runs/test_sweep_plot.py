@@ -12,14 +12,16 @@ from pathlib import Path
 import matplotlib.image
 import psutil
 import pytest
+from command_line import call
 from tiny import english, tiny_directory
 
-from dynadapt.cli import main
 from dynadapt.experiments import sweep
 from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.experiments.plot import _plain_static, plot_runs
+from dynadapt.experiments.plot import plot_runs
 from dynadapt.experiments.sweep import expand, read_sweep, run_sweep
-from dynadapt.runs.metrics import read_metrics, read_run
+from dynadapt.runs.append_only import read_metrics
+from dynadapt.runs.labels import plain_static
+from dynadapt.runs.metrics import read_run
 from dynadapt.runs.rundir import RunError, RunNote
 
 
@@ -84,12 +86,7 @@ def test_cells_that_compute_the_same_are_told(tmp_path):
 def in_process(monkeypatch):
     """Cells run in this process: what starting one costs is of no interest here."""
 
-    def run_child(words):
-        with pytest.raises(SystemExit) as end:
-            main(words)
-        return end.value.code or 0, "it said so above"
-
-    monkeypatch.setattr(sweep, "_run_child", run_child)
+    monkeypatch.setattr(sweep, "_run_child", lambda words: (call(*words), "it said so above"))
 
 
 def test_a_sweep_runs_and_a_second_time_only_what_is_missing(base, tmp_path, capfd):
@@ -117,9 +114,7 @@ def test_cells_keep_scores_and_checkpoints_as_the_file_or_the_command_says(in_pr
     def swept(content, *options):
         path = tmp_path / "s.yaml"
         path.write_text(json.dumps({"base": {**base, "tokens": 100}, "cells": [{"adapt": "none"}], **content}))
-        with pytest.raises(SystemExit) as end:
-            main(["sweep", str(path), *options])
-        return end.value.code or 0, capfd.readouterr().err
+        return call("sweep", path, *options), capfd.readouterr().err
 
     assert swept({"out": str(tmp_path / "file"), "scores": True, "checkpoint": 2})[0] == 0
     assert (tmp_path / "file" / "adapt=none" / "scores.npy").exists() and said[-1][-3:] == ["--scores", "--checkpoint", "2"]
@@ -264,8 +259,8 @@ def test_pictures_need_the_files_only(tmp_path):
 def test_differences_are_to_the_plain_static_run_with_the_shortest_segments(tmp_path):
     settings = [{"segment": 2048}, {"segment": 512, "memory": 512}, {"segment": 512}, {"segment": 512, "adapt": "lora"}]
     runs = [read_run(made_up_run(tmp_path / str(i), **{"adapt": "none", **changes})) for i, changes in enumerate(settings)]
-    assert _plain_static(runs) is runs[2]
-    assert _plain_static(runs[3:]) is None
+    assert plain_static(runs) is runs[2]
+    assert plain_static(runs[3:]) is None
 
 
 def test_a_cut_last_line_is_left_out(tmp_path):

@@ -7,18 +7,20 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
-from tiny import english, tiny_directory, tiny_tokenizer
+from run_files import scores_of
+from tiny import english, eval_config, tiny_directory, tiny_tokenizer
 
 from dynadapt.common.notes import RunNote
 from dynadapt.experiments.compare import read_compared
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.corpus_read import CorpusError, read_documents
 from dynadapt.experiments.diagnose.texts import gather
+from dynadapt.experiments.distributed_eval import _check, merge, shared_out
 from dynadapt.experiments.dyneval import RunOptions, run
-from dynadapt.experiments.shared_documents import _check, merge, shared_out
 from dynadapt.runs.rundir import RunDirectory, RunError
 from dynadapt.runs.text import Source, TextError, TokenReader, expand, inputs, streaming_tokenizer
 from dynadapt.runs.texts.expanding import selection
@@ -69,13 +71,7 @@ def model(tmp_path_factory):
     return tiny_directory(tmp_path_factory.mktemp("model"))
 
 
-def config_for(model, texts, **changes) -> EvalConfig:
-    settings = dict(model=str(model), text=tuple(map(str, texts)), segment=16, rank=2, backend="cpu", dtype="fp32", lr=0.01)
-    return EvalConfig(**{**settings, **changes})
-
-
-def scores_of(path) -> np.ndarray:
-    return np.load(path / "scores.npy")
+config_for = partial(eval_config, backend="cpu", memory=None)
 
 
 # ---------------------------------------------------------------------------------------------------------------- same documents

@@ -22,6 +22,7 @@ from dynadapt.engine.workspace import Workspace
 from dynadapt.model import ModelConfig
 from dynadapt.model.base import from_state
 from dynadapt.model.layout import tensor_shapes
+from dynadapt.ops import attention
 from dynadapt.ops import update as update_op
 from dynadapt.ops.matrix import DenseMatrix
 from dynadapt.ops.precision import wide_dtype
@@ -206,11 +207,11 @@ def _attend_to_memory(decoder: Decoder, segment: int) -> None:
 
 
 def _skip_masked(ops: dict[str, OpWork], c: ModelConfig, streams: int, segment: int) -> None:
-    """The causal half of the segment's own block, which attention kernels never compute: 2 products forward, 5 backward."""
-    block = streams * segment * (segment - 1) * c.heads * c.head_dim * c.layers
-    for name, products in (("attention_forward", 2), ("attention_backward", 5)):
+    """What attention kernels never compute (attention.masked_flops)."""
+    forward, backward = attention.masked_flops(segment, c.heads, c.head_dim)
+    for name, flops in (("attention_forward", forward), ("attention_backward", backward)):
         if name in ops:
-            ops[name].skipped = min(products * block, ops[name].flops)
+            ops[name].skipped = min(c.layers * streams * flops, ops[name].flops)
 
 
 def _held(owner) -> int:

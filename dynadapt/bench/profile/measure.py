@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
+from dynadapt.bench.quantiles import quantiles
 from dynadapt.ops.dispatch import native_module
 from dynadapt.ops.profiler_ranges import span
 
@@ -65,16 +65,8 @@ def timed(call, runs: Runs, device: torch.device) -> dict:
         call()
     clock, once = _clock(device)
     with _perf_counts(runs.perf), _cuda_profiler(device), span("profile"):
-        milliseconds = sorted(once(call) for _ in range(runs.iters))
-    pick = lambda q: milliseconds[round(q * (len(milliseconds) - 1))]  # noqa: E731
-    return {
-        "median_ms": statistics.median(milliseconds),
-        "p20_ms": pick(0.2),
-        "p80_ms": pick(0.8),
-        "clock": clock,
-        "iters": runs.iters,
-        "warmup": runs.warmup,
-    }
+        milliseconds = [once(call) for _ in range(runs.iters)]
+    return {**quantiles(milliseconds, "_ms"), "clock": clock, "iters": runs.iters, "warmup": runs.warmup}
 
 
 def _clock(device: torch.device):

@@ -97,7 +97,9 @@ def profile_step(what: dict, runs: Runs) -> list[dict]:
 
 
 def _engine(model, what, backend, device, streams, segment, dtype):
-    from dynadapt import Adam, Engine, LoRA, SegmentMemory
+    from dynadapt.adapt import Adam, LoRA
+    from dynadapt.engine import Engine
+    from dynadapt.engine.memory import SegmentMemory
 
     memory = SegmentMemory(what["memory"]) if what["memory"] and model.config.rope_theta is not None else None
     return Engine(

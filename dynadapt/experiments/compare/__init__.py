@@ -3,7 +3,7 @@
 `read_compared` joins what two or more runs wrote, `summarise` makes the tables, `write_page` one HTML file that needs no other.
 """
 
-from .joined import Compared, read_compared
+from .joined_scores import Compared, read_compared
 from .page import write_page
 from .tables import summarise
 

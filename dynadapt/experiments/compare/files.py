@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from pathlib import Path
 
 from dynadapt.experiments.diagnose.classes import CLASSES
-from dynadapt.runs.whole_files import replace_file
+from dynadapt.runs.tables import write_rows
 
-from .joined import Compared
-
-
-def write_summary(path: Path, summary: dict) -> None:
-    replace_file(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+from .joined_scores import Compared
 
 
 def write_csv(path: Path, compared: Compared, summary: dict) -> None:
@@ -30,9 +23,6 @@ def write_csv(path: Path, compared: Compared, summary: dict) -> None:
         "last_seen",
         *(f"nll {run['title']}" for run in summary["runs"]),
     ]
-    text = io.StringIO(newline="")
-    lines = csv.writer(text)
-    lines.writerow(head)
     columns = (
         compared.document,
         compared.position,
@@ -44,6 +34,8 @@ def write_csv(path: Path, compared: Compared, summary: dict) -> None:
         compared.last_seen,
         *compared.nll,
     )
-    for document, position, token, start, stop, piece, kind, seen, *nll in zip(*columns):
-        lines.writerow([compared.names[document], position, token, start, stop, piece, CLASSES[kind], seen, *(f"{x:.6f}" for x in nll)])
-    replace_file(path, text.getvalue())
+    rows = (
+        [compared.names[document], position, token, start, stop, piece, CLASSES[kind], seen, *(f"{x:.6f}" for x in nll)]
+        for document, position, token, start, stop, piece, kind, seen, *nll in zip(*columns)
+    )
+    write_rows(path, head, rows)

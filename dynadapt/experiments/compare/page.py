@@ -13,7 +13,7 @@ import numpy as np
 from dynadapt.experiments.diagnose.classes import CLASSES
 from dynadapt.runs.whole_files import replace_file
 
-from .joined import Compared
+from .joined_scores import Compared
 from .tables import sentence
 
 

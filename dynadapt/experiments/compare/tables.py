@@ -10,21 +10,17 @@ from dynadapt.experiments.diagnose import attribution
 from dynadapt.experiments.diagnose.classes import CLASSES
 from dynadapt.experiments.diagnose.scored import Scored
 from dynadapt.experiments.diagnose.verdict import plural
-from dynadapt.experiments.plot import _labels
+from dynadapt.runs.labels import labels_of
+from dynadapt.runs.whole_files import finite_number
 
-from .joined import Compared, input_digest
+from .joined_scores import Compared
 
 BITS = 1 / math.log(2)
 
 
-def titles(compared: Compared) -> list[str]:
-    """What tells the runs apart."""
-    return _labels(list(compared.runs), None)
-
-
 def summarise(compared: Compared) -> dict:
     """Everything that the page shows, ready for JSON. The first run is the one that all others are held against."""
-    labels, classes = titles(compared), compared.classes
+    labels, classes = labels_of(list(compared.runs)), compared.classes
     return {
         "text": list(compared.runs[0].config["text"]),
         "model": compared.runs[0].config["model"],
@@ -43,7 +39,7 @@ def notes(compared: Compared) -> list[str]:
     """What a reader has to know before reading a difference as the settings'."""
     first, said = compared.runs[0], []
     for run in compared.runs[1:]:
-        mine, theirs = input_digest(first, "the model"), input_digest(run, "the model")
+        mine, theirs = (each.inputs().get("the model") for each in (first, run))
         if run.config["model"] == first.config["model"] and None not in (mine, theirs) and mine != theirs:
             said.append(f"{run.path.name} and {first.path.name} name the same model, {run.config['model']}, but its weights were others")
         elif run.config["model"] != first.config["model"]:
@@ -90,7 +86,7 @@ def _pair(compared: Compared, k: int, classes: np.ndarray, labels: list[str]) ->
         "after": labels[k],
         "before": labels[0],
         "gain": float(gain.mean()),
-        "interval": [_finite(low), _finite(high)],
+        "interval": [finite_number(low), finite_number(high)],
         "units": {"name": drawn.name, "count": drawn.count},
         "new": _part(gain, first_seen),
         "repeated": _part(gain, ~first_seen),
@@ -110,7 +106,7 @@ def _class(name: str, gain: np.ndarray, inside: np.ndarray, drawn) -> dict:
         "tokens": int(inside.sum()),
         "gain": float(gain[inside].mean()),
         "part": float(gain[inside].sum() / len(gain)),
-        "interval": [_finite(low), _finite(high)],
+        "interval": [finite_number(low), finite_number(high)],
     }
 
 
@@ -127,12 +123,8 @@ def _document(compared: Compared, k: int, number: int) -> dict:
         "before": float(alone.before.mean()),
         "after": float(alone.after.mean()),
         "gain": float(-alone.change.mean()),
-        "interval": [_finite(low), _finite(high)],
+        "interval": [finite_number(low), finite_number(high)],
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def sentence(summary: dict, pair: dict) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.runs.metrics import read_run
 from dynadapt.runs.rundir import RunError, read_json, write_json
+from dynadapt.runs.whole_files import read_json_or
 
 from .cells import CellFailed, Cells
 from .plan import Pace, Plan, fits, make_plan, whole_plan
@@ -71,7 +72,7 @@ class _Demo:
         self.out.mkdir(parents=True, exist_ok=True)
         if any(self.out.iterdir()) and not (self.out / "plan.json").is_file():
             raise RunError(f"{self.out} is not empty and holds no demo (no plan.json); choose another --out")
-        kept = read_json(self.out / "plan.json") if (self.out / "plan.json").is_file() else {}
+        kept = read_json_or(self.out / "plan.json", {})
         if isinstance(kept, dict) and kept.get("asked") == self.asked:
             self.pace = Pace(**kept["pace"]) if kept["pace"] else None
             self.plan, self.dtype, self.worked_before = (

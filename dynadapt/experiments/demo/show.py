@@ -9,34 +9,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dynadapt.experiments.sweep import COLUMNS, numbers, results_table
+
 from .variants import TITLES, VARIANTS
-
-COLUMNS = ("NLL", "bits/byte", "GFLOPs/token", "tokens/s", "peak memory")
-
-
-def numbers(summary: dict) -> tuple[str, ...]:
-    bits = summary["bits_per_byte"]
-    return (
-        f"{summary['nll']:.4f}",
-        "-" if bits is None else f"{bits:.4f}",
-        f"{summary['flops_per_token'] / 1e9:.3f}",
-        f"{summary['tokens_per_second']:,.0f}",
-        f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB",
-    )
 
 
 def table_of(names, summaries: dict[str, dict]) -> Table:
-    """Rows in the order of VARIANTS, those to come with dots; the best NLL is bold."""
-    best = min((summary["nll"] for summary in summaries.values()), default=None)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", overflow="fold")
-    for title in COLUMNS:
-        table.add_column(title, justify="right", no_wrap=True, min_width=len(title))
-    for name in (name for name in VARIANTS if name in names):
-        summary = summaries.get(name)
-        cells = numbers(summary) if summary else ["\u00b7"] * len(COLUMNS)
-        table.add_row(TITLES[name], *cells, style="dim" if not summary else "bold" if summary["nll"] == best else None)
-    return table
+    """Rows in the order of VARIANTS."""
+    return results_table({TITLES[name]: summaries.get(name) for name in VARIANTS if name in names})
 
 
 class Lines:

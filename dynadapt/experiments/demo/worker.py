@@ -106,7 +106,7 @@ def first_tokens(config, model):
     """[1, T + 1] of the text."""
     import torch
 
-    from dynadapt.runs.document_slots import Feed
+    from dynadapt.runs.document_streams import Feed
     from dynadapt.runs.text import Document, Source, streaming_tokenizer
 
     source = Source(config.text[0])

@@ -19,6 +19,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +30,15 @@ from dynadapt.adapt.optimizers import IN_WORDS, WITH_STATISTICS
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import settle
 from dynadapt.experiments.dyneval import build_engine
+from dynadapt.runs.listing import minutes
 from dynadapt.runs.logs import check_logs, show_finished
 from dynadapt.runs.rundir import RunDirectory, RunError
 from dynadapt.runs.text import TextError, streaming_tokenizer
+from dynadapt.runs.whole_files import replace_file
 
 from . import attribution, similarity
 from .driver import REFERENCE_TOKENS, _load, _plain
-from .texts import gather, read_text, read_tokens
+from .texts import gather, read_tokens
 
 PROBE_TOKENS = 1 << 21  # of the text, among which the windows are spread
 GAIN_FACTOR, RISE_FACTOR = 2.9, 8.8  # size_factor of a foreseen gain and rise; benchmarks/results/odyssey.json, LoRA
@@ -59,7 +62,7 @@ def advise(
     2. Score them with the model as it is, then with the model that learns as it goes.
     3. Compare the text with the reference, estimate the gain and the cost of adapting to all of the text.
 
-    log: names of logs (experiments/logs.py) that get the summary.
+    log: names of logs (runs/logs.py) that get the summary.
     """
     log = check_logs(log)
     if config.adapt == "none":
@@ -100,12 +103,15 @@ def advise(
             text_minutes=seconds / 60 / chosen[:, 1:].size * len(tokens),
             next_command=_command("eval", config, texts) if summary["advice"] == ADAPT else None,
             tune_command=_command("tune", config, texts),
-            similarity=_compare(model, tokenizer, tokens, sources, others, reference, embeddings),
+            similarity=None,
         )
+        if others:
+            other = read_tokens(others, tokenizer, REFERENCE_TOKENS)
+            summary["similarity"] = similarity.with_reference(
+                tokens, sources, other, others, reference, model.config.vocab_size, embeddings
+            )
         summary = directory.finish(summary)
         show_finished(log, out, directory.config, summary)
-        from .page import write_advice
-
         write_advice(out / "page.html", summary)
         return summary
     finally:
@@ -205,16 +211,6 @@ def outcome_interval(expected: float, interval: tuple[float, float], factor: flo
     return [max(most, float(min(ends))), max(most, float(max(ends)))]
 
 
-def _compare(model, tokenizer, tokens, sources, others, reference, embeddings) -> dict | None:
-    if not others:
-        return None
-    compared = similarity.compare(tokens, read_tokens(others, tokenizer, REFERENCE_TOKENS), model.config.vocab_size)
-    if embeddings:
-        words = ["\n".join(read_text(source, 1 << 20) for source in group[:200]) for group in (sources, others)]
-        compared["embedding_cosine"] = similarity.embedding_similarity(*words, embeddings)
-    return {"reference": list(reference), **compared}
-
-
 def sentences(summary: dict) -> list[str]:
     """The advice in words."""
     low, high = summary["interval"]
@@ -228,28 +224,42 @@ def sentences(summary: dict) -> list[str]:
         "factor, as the outcomes of nine domains were",
         f"the model as it is scores the text at {base:.3f} nats per token; that makes {base + summary['expected_change']:.3f} expected, and "
         f"from {base + least:.3f} to {base + most:.3f}",
-        f"learning from all {summary['text_tokens']:,} tokens once takes {_minutes(summary['text_minutes'])} here, {summary['text_flops'] / 1e12:,.3g} TFLOP; "
-        f"the probe took {_minutes(summary['probe_minutes'])}",
+        f"learning from all {summary['text_tokens']:,} tokens once takes {minutes(summary['text_minutes'])} here, {summary['text_flops'] / 1e12:,.3g} TFLOP; "
+        f"the probe took {minutes(summary['probe_minutes'])}",
     ]
     if summary["next_command"]:
         said.append(f"next: {summary['next_command']}")
     return said + [f"measured instead of predicted: {summary['tune_command']}"]
 
 
-def _minutes(value: float) -> str:
-    return "less than 0.1 minutes" if value < 0.05 else f"{value:.1f} minutes" if value < 10 else f"{value:,.0f} minutes"
+def write_advice(path: Path, summary: dict) -> None:
+    """Writes the page of a summary that `advise` made."""
+    from . import figures, report
+    from .page import COLOURS, page, svg, table
+
+    colour = {ADAPT: COLOURS["helps"], LEAVE: COLOURS["hurts broadly"]}.get(summary["advice"], COLOURS["inconclusive"])
+    body = [
+        f"<h1>Adapting {escape(summary['model'])} to {escape(', '.join(summary['text'][:3]))}</h1>",
+        f'<p><span class="verdict" style="background:{colour}">{summary["advice"]}</span></p>',
+        "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(summary)) + "</ul>",
+        svg(figures.probe(summary), "probe"),
+        '<p class="note">Windows are spread over the text, in random order, each scored before it is learned from.</p>',
+    ]
+    if summary["similarity"]:
+        body += ["<h2>Similarity</h2>", table(report.SIMILARITY_HEAD, report.similarity_rows(summary["similarity"]))]
+    replace_file(path, page("dynadapt diagnose --advise", body))
 
 
 def print_advice(summary: dict, out: Path) -> None:
-    from rich.markup import escape
+    from rich.markup import escape as plain
 
     from .report import SIMILARITY_HEAD, print_table, similarity_rows, wide_console
 
     console = wide_console()
     console.print(f"[bold]{summary['advice']}[/]")
     for sentence in sentences(summary):
-        console.print(f"  {escape(sentence)}")
+        console.print(f"  {plain(sentence)}")
     if summary["similarity"]:
         console.print()
         print_table(console, SIMILARITY_HEAD, similarity_rows(summary["similarity"]))
-    console.print(f"written to {escape(str(out))}: summary.json, page.html")
+    console.print(f"written to {plain(str(out))}: summary.json, page.html")

@@ -49,7 +49,7 @@ def run_diagnosis(
 
     announce(what) is called before each run with its name and may return a function for the run's progress events.
     Every run is a directory of its own inside `out` (before, after, learn, ...); finished ones are kept by a resumed diagnosis.
-    log: names of logs (experiments/logs.py) that see these runs, and then the summary.
+    log: names of logs (runs/logs.py) that see these runs, and then the summary.
     Raises TextError, ConfigError, ModelError, RunError, Interrupted.
     """
     out, log = Path(out), check_logs(log)
@@ -175,11 +175,10 @@ class _Stage:
             return None, None
         vocabulary = self.before.config.vocab_size
         other = read_tokens(reference, self.tokenizer, REFERENCE_TOKENS)
-        compared = similarity.compare(scored.tokens, other, vocabulary)
-        if self.config.embeddings:
-            words = ["\n".join(read_text(source, 1 << 20) for source in sources[:200]) for sources in (texts, reference)]
-            compared["embedding_cosine"] = similarity.embedding_similarity(*words, self.config.embeddings)
-        return {"reference": list(self.config.reference), **compared}, keywords(scored.tokens, other, vocabulary)
+        compared = similarity.with_reference(
+            scored.tokens, texts, other, reference, self.config.reference, vocabulary, self.config.embeddings
+        )
+        return compared, keywords(scored.tokens, other, vocabulary)
 
 
 def diagnosis_of(
@@ -196,7 +195,7 @@ def diagnosis_of(
     shares = attribution.concentration(scored, types, drawn)
     change = float(scored.change.mean())
     summary = {
-        "verdict": judge(change, (low, high), shares),
+        "verdict": judge((low, high), shares),
         "change": change,
         "interval": [low, high],
         "units": {"name": drawn.name, "count": drawn.count},

@@ -9,20 +9,15 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from dynadapt.runs.drawing import STYLE, save
+from dynadapt.runs.drawing import STYLE, panels, save
 
 WORSE, BETTER, NEUTRAL = "#b91c1c", "#0f8a5f", "#6b7280"
-
-
-def _figure(width: float, height: float):
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
 
 
 def _styled(draw):
     @wraps(draw)
     def drawn(*arguments) -> Figure:
-        with matplotlib.rc_context({**STYLE, "text.parse_math": False, "svg.fonttype": "path", "text.usetex": False}):
+        with matplotlib.rc_context({**STYLE, "svg.fonttype": "path", "text.usetex": False}):
             return draw(*arguments)
 
     return drawn
@@ -36,7 +31,7 @@ def _colours(values) -> list[str]:
 def classes(summary: dict) -> Figure:
     """Each class's part of the change, with its interval."""
     records = summary["classes"][::-1]
-    figure, axis = _figure(7.2, 0.9 + 0.42 * len(records))
+    figure, axis = panels(7.2, 0.9 + 0.42 * len(records))
     values = np.array([r["contribution"] for r in records])
     axis.barh([r["class"] for r in records], values, color=_colours(values), height=0.62, alpha=0.85)
     for y, record in enumerate(records):
@@ -52,7 +47,7 @@ def classes(summary: dict) -> Figure:
 def types(summary: dict, count: int = 20) -> Figure:
     """The token types with the largest part in the change."""
     records = summary["top_types"][:count][::-1]
-    figure, axis = _figure(7.2, 0.9 + 0.27 * len(records))
+    figure, axis = panels(7.2, 0.9 + 0.27 * len(records))
     values = [r["contribution"] for r in records]
     rows = range(len(records))
     axis.barh(rows, values, color=_colours(values), height=0.7, alpha=0.85)
@@ -74,7 +69,7 @@ def _drawable(text: str) -> str:
 @_styled
 def concentration(summary: dict) -> Figure:
     """Share of the change that the top types explain, in sample and on the other half."""
-    figure, axis = _figure(7.2, 3.3)
+    figure, axis = panels(7.2, 3.3)
     records = summary["concentration"]
     rows = np.arange(len(records))
     names = (
@@ -102,7 +97,7 @@ def documents(summary: dict) -> Figure:
     records = sorted(summary["documents"], key=lambda d: d["after"] - d["before"])
     values = np.array([d["after"] - d["before"] for d in records])
     sizes = np.array([d["tokens"] for d in records], dtype=float)
-    figure, axis = _figure(7.2, 3.0)
+    figure, axis = panels(7.2, 3.0)
     low, high = summary["interval"]
     if low is not None:
         axis.axhspan(low, high, color="#fde68a", alpha=0.7, label="95% interval of the mean")
@@ -121,7 +116,7 @@ def documents(summary: dict) -> Figure:
 def places(summary: dict) -> Figure:
     """The mean change by how many tokens of its window a token sees."""
     records = summary["places"]
-    figure, axis = _figure(7.2, 2.6)
+    figure, axis = panels(7.2, 2.6)
     values = [r["change"] for r in records]
     axis.bar(range(len(records)), values, color=_colours(values), width=0.6, alpha=0.85)
     labels = [str(r["first"]) if r["first"] == r["last"] else f"{r['first']} to {r['last']}" for r in records]
@@ -137,7 +132,7 @@ def controls(summary: dict) -> Figure:
     """The change as the text is, and in each normal form."""
     rows = [("as it is", summary["change"], summary["interval"])]
     rows += [(c["title"], c["change"], c["interval"]) for c in summary["controls"]]
-    figure, axis = _figure(7.2, 0.9 + 0.45 * len(rows))
+    figure, axis = panels(7.2, 0.9 + 0.45 * len(rows))
     for y, (_, change, ends) in enumerate(rows[::-1]):
         colour = WORSE if change > 0 else BETTER
         if None not in ends:
@@ -154,7 +149,7 @@ def controls(summary: dict) -> Figure:
 def probe(summary: dict) -> Figure:
     """The change of each window of a probe, in the order in which they were learned from."""
     change = np.array(summary["change"])
-    figure, axis = _figure(7.2, 3.0)
+    figure, axis = panels(7.2, 3.0)
     half = len(change) // 2
     low, high = summary["interval"]
     if low is not None:

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import torch
 
-from dynadapt import SGD, Engine, LoRA, Overlap, SegmentMemory
+from dynadapt.adapt import SGD, LoRA
+from dynadapt.engine.engine import NEVER, Engine
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.experiments.dyneval import build_engine
+from dynadapt.experiments.dyneval import build_engine, memory_of
 from dynadapt.model import linear_shapes, peft_name
 from dynadapt.model.errors import ModelError
 from dynadapt.model.peft import read_for_model, settings_of, write_files
 from dynadapt.runs.checkpoints import last_state
-
-NEVER = 2**31 - 1  # `every`: the engine scores and does not learn
 
 
 def is_adapter(path: str) -> bool:
@@ -50,7 +49,7 @@ def learned_engine(learning: EvalConfig, run: Path) -> Callable:
     def make(model, config: EvalConfig):
         engine = build_engine(model, learning)
         engine.restore(state / "engine")
-        engine.every = NEVER
+        engine.learn_no_more()
         return engine
 
     return make
@@ -61,12 +60,11 @@ def adapter_engine(directory: str, completed: Path) -> Callable:
 
     def make(model, config: EvalConfig):
         adapt = complete_adapter(Path(directory), model.config, completed)
-        memory = SegmentMemory(config.memory, config.sinks, refresh=config.refresh) if config.memory else None
         engine = Engine(
             model,
             adapt=adapt,
             optimizer=SGD(),
-            memory=Overlap(config.context) if config.context else memory,
+            memory=memory_of(config),
             segment=config.segment,
             every=NEVER,
             dtype=config.dtype,

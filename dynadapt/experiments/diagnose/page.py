@@ -55,11 +55,7 @@ def page(title: str, body: list[str]) -> str:
 
 def write_page(path: Path, summary: dict) -> None:
     """Writes the page of a summary that `driver.run_diagnosis` made."""
-    write_html(path, page("dynadapt diagnose", _body(summary)))
-
-
-def write_html(path: Path, text: str) -> None:
-    replace_file(path, text)
+    replace_file(path, page("dynadapt diagnose", _body(summary)))
 
 
 def _body(summary: dict) -> list[str]:
@@ -120,20 +116,3 @@ def _after(summary: dict) -> str:
     if summary["learned"]:
         return f"what it learned in {summary['learned']['updates']:,} updates on {summary['learned']['tokens']:,} tokens"
     return summary["after"]
-
-
-def write_advice(path: Path, summary: dict) -> None:
-    """Writes the page of a summary that `advise.advise` made."""
-    from .advise import ADAPT, LEAVE, sentences
-
-    colour = {ADAPT: COLOURS["helps"], LEAVE: COLOURS["hurts broadly"]}.get(summary["advice"], COLOURS["inconclusive"])
-    body = [
-        f"<h1>Adapting {escape(summary['model'])} to {escape(', '.join(summary['text'][:3]))}</h1>",
-        f'<p><span class="verdict" style="background:{colour}">{summary["advice"]}</span></p>',
-        "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(summary)) + "</ul>",
-        svg(figures.probe(summary), "probe"),
-        '<p class="note">Windows are spread over the text, in random order, each scored before it is learned from.</p>',
-    ]
-    if summary["similarity"]:
-        body += ["<h2>Similarity</h2>", table(report.SIMILARITY_HEAD, report.similarity_rows(summary["similarity"]))]
-    write_html(path, page("dynadapt diagnose --advise", body))

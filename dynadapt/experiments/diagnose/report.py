@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
+
+from dynadapt.runs.tables import write_rows
 
 from .classes import CLASSES, token_texts, visible
 
@@ -114,18 +115,16 @@ def print_table(console, head, rows) -> None:
 def write_types(path: Path, types, classes, tokenizer) -> None:
     """Every token type: id, text, class, count, NLL before and after, and its contribution."""
     texts = token_texts(tokenizer, types.ids)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("id", "text", "class", "count", "before", "after", "contribution"))
-        for i in abs(types.contribution).argsort(kind="stable")[::-1]:
-            writer.writerow(
-                (
-                    int(types.ids[i]),
-                    visible(texts[i]),
-                    CLASSES[classes[i]],
-                    int(types.counts[i]),
-                    f"{types.before[i]:.6f}",
-                    f"{types.after[i]:.6f}",
-                    f"{types.contribution[i]:.9f}",
-                )
-            )
+    rows = (
+        (
+            int(types.ids[i]),
+            visible(texts[i]),
+            CLASSES[classes[i]],
+            int(types.counts[i]),
+            f"{types.before[i]:.6f}",
+            f"{types.after[i]:.6f}",
+            f"{types.contribution[i]:.9f}",
+        )
+        for i in abs(types.contribution).argsort(kind="stable")[::-1]
+    )
+    write_rows(path, ("id", "text", "class", "count", "before", "after", "contribution"), rows)

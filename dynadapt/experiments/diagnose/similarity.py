@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .texts import read_text
+
 PIECE = 256  # tokens that are drawn together
 ORDERS = (1, 2, 3)
 
@@ -62,6 +64,16 @@ def _spread(tokens: np.ndarray, size: int) -> np.ndarray:
     length = -(-size // count)
     starts = np.linspace(0, len(tokens) - length, count).astype(np.int64)
     return np.concatenate([tokens[start : start + length] for start in starts])[:size]
+
+
+def with_reference(tokens: np.ndarray, texts, other: np.ndarray, reference, names, vocabulary: int, embeddings: str | None) -> dict:
+    """What a summary says of a text (its tokens and documents) and the reference text: names, divergences and, by the model
+    `embeddings`, the cosine of their beginnings."""
+    compared = compare(tokens, other, vocabulary)
+    if embeddings:
+        words = ["\n".join(read_text(source, 1 << 20) for source in sources[:200]) for sources in (texts, reference)]
+        compared["embedding_cosine"] = embedding_similarity(*words, embeddings)
+    return {"reference": list(names), **compared}
 
 
 def embedding_similarity(text: str, reference: str, name: str, chunk: int = 1000, chunks: int = 200) -> float:

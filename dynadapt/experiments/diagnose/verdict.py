@@ -26,7 +26,7 @@ def few_types(shares: list[dict]) -> dict | None:
     return None
 
 
-def judge(mean: float, interval: tuple[float, float], shares: list[dict]) -> str:
+def judge(interval: tuple[float, float], shares: list[dict]) -> str:
     low, high = interval
     if low <= 0 <= high:
         return INCONCLUSIVE

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import inspect
-from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .base import FunctionClass, Functions
+from .by_name import FUNCTION_CLASSES, baselines_by_name, make_baseline, make_function_class, make_inputs
 from .checks import IclError
 from .combine import ConvexCombination, Mixture
+from .function_class import FunctionClass, Functions
 from .inputs import INPUTS, Inputs
 from .linear import DenseLinear, NoisyLinear, Quadratic, SparseLinear
 from .nonlinear import DecisionTree, ReluNetwork
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from .lasso_path import lasso
     from .prompts import Prompts, draw, interleaved
 
-FUNCTION_CLASSES: dict[str, type[FunctionClass]] = {
-    kind.name: kind for kind in (DenseLinear, SparseLinear, NoisyLinear, Quadratic, ReluNetwork, DecisionTree, Sinusoid, FourierSeries)
-}
 # Name -> the module that has it, imported when it is asked for: these need torch, which takes seconds; to describe a class needs none.
 _HOMES = {
     **dict.fromkeys(("averaging", "least_squares", "nearest_neighbours", "ridge", "zero"), "baselines"),
@@ -38,17 +34,6 @@ _HOMES = {
     "lasso": "lasso_path",
     **dict.fromkeys(("Prompts", "draw", "interleaved"), "prompts"),
 }
-_BASELINES = (
-    "zero",
-    "averaging",
-    "nearest_neighbours",
-    "least_squares",
-    "ridge",
-    "lasso",
-    "network_gradient_descent",
-    "discrete_posterior",
-    "linear_mixture",
-)
 
 __all__ = [
     "BASELINES",
@@ -98,57 +83,13 @@ __all__ = [
 
 def __getattr__(name: str):
     if name == "BASELINES":
-        value = {baseline: getattr(import_module(f"{__name__}.{_HOMES[baseline]}"), baseline) for baseline in _BASELINES}
+        value = baselines_by_name()
     elif name in _HOMES:
         value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
     return value
-
-
-def _check_named(what: str, table: dict, name: str, settings: dict) -> None:
-    if name not in table:
-        raise IclError(f"{what} {name!r}: give one of {', '.join(table)}")
-    accepted = {
-        key: parameter for key, parameter in inspect.signature(table[name]).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    for key in settings:
-        if key not in accepted:
-            raise IclError(f"{what} {name!r}: unknown setting {key!r}; it has {', '.join(accepted) or 'none'}")
-    for key, parameter in accepted.items():
-        if parameter.default is parameter.empty and key not in settings:
-            raise IclError(f"{what} {name!r}: setting {key!r} is missing")
-
-
-def make_function_class(name: str, dims: int, **settings) -> FunctionClass:
-    """The function class of this name; also what `describe` wrote, of mixtures and combinations too (these are then given whole).
-    IclError for a name or a setting that doesn't exist."""
-    for key in {Mixture.name: ("classes",), ConvexCombination.name: ("first", "second")}.get(name, ()):
-        if key not in settings:
-            raise IclError(f"function class {name!r}: setting {key!r} is missing")
-    if name == Mixture.name:
-        parts = [make_function_class(**{"dims": dims, **part}) for part in settings["classes"]]
-        return Mixture(parts, settings.get("weights"), per=settings.get("per", "prompt"))
-    if name == ConvexCombination.name:
-        parts = [make_function_class(**{"dims": dims, **settings[key]}) for key in ("first", "second")]
-        return ConvexCombination(*parts, settings.get("weight", 0.5))
-    _check_named("function class", FUNCTION_CLASSES, name, settings)
-    return FUNCTION_CLASSES[name](dims, **settings)
-
-
-def make_inputs(name: str, **settings) -> Inputs:
-    """The distribution of x of this name. IclError for a name or a setting that doesn't exist."""
-    _check_named("inputs", INPUTS, name, settings)
-    return INPUTS[name](**settings)
-
-
-def make_baseline(name: str, **settings):
-    """The baseline of this name as predict(x [B, N, d], y [B, N], query [B, N, d] or None) -> [B, N] (baselines.py). IclError for a name or
-    a setting that doesn't exist, or one that is missing."""
-    baselines = __getattr__("BASELINES")
-    _check_named("baseline", baselines, name, settings)
-    return partial(baselines[name], **settings)
 
 
 def load_run(path, step: int | None = None, **where):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import IclError, check_count, check_number
+from .function_class import IclError, check_count, check_number
 
 
 def check_prompts(x: Tensor, y: Tensor, query: Tensor | None) -> Tensor:

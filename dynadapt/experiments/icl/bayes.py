@@ -9,9 +9,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from .base import IclError, check_count, check_number
 from .baselines import before, check_prompts
 from .combine import SUM_TOLERANCE
+from .function_class import IclError, check_count, check_number
 
 MOST_SUPPORTS = 20_000
 CHUNK = 1 << 24  # numbers in the largest temporary

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .base import FunctionClass, Functions, IclError, check_number, check_range, uniform
-from .later import torch
+from .function_class import FunctionClass, Functions, IclError, check_number, check_range, uniform
+from .lazy_torch import torch
 
 SUM_TOLERANCE = 1e-6  # of given weights
 

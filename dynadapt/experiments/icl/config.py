@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynadapt.common.options import check, check_names, like, setting
 from dynadapt.experiments.config import EvalConfig
+from dynadapt.runs.whole_files import RunError, read_json
 
-from .base import FunctionClass
+from .by_name import make_function_class, make_inputs
 from .checks import IclError, check_count, check_number
 from .combine import Mixture
 from .curriculum import SCHEDULES, Ramp, Rate
+from .function_class import FunctionClass
 from .geometry import Geometry
 from .inputs import Inputs
 
@@ -119,8 +122,6 @@ class TrainConfig:
 
     def classes_by_name(self) -> dict[str, FunctionClass]:
         """Each class under the words that name it."""
-        from . import make_function_class
-
         if not self.classes:
             raise IclError("classes: none are given")
         named = {}
@@ -139,8 +140,6 @@ class TrainConfig:
         return Mixture(parts, self.mixture, per=self.per)
 
     def distribution(self) -> Inputs:
-        from . import make_inputs
-
         name, settings = parse_spec("inputs", self.inputs)
         return make_inputs(name, **settings)
 
@@ -168,14 +167,9 @@ class TrainConfig:
         return cls(**content)
 
 
-def from_preset(name: str, **changes) -> TrainConfig:
-    """The preset with other values for some settings; None changes nothing. With other steps and no warm-up given, the warm-up
-    keeps its share of them. IclError for a name that doesn't exist."""
-    from .presets import PRESETS
-
-    if name not in PRESETS:
-        raise IclError(f"preset {name!r}: give one of {', '.join(PRESETS)}")
-    preset, changes = PRESETS[name], {key: value for key, value in changes.items() if value is not None}
-    if isinstance(changes.get("steps"), int):
-        changes.setdefault("warmup", preset.warmup * changes["steps"] // preset.steps)
-    return replace(preset, **changes)
+def trained_on(path: str | Path) -> TrainConfig:
+    """What a run directory's regressor was trained on. RunError for a directory that holds no such run."""
+    content = read_json(Path(path) / "config.json")
+    if "classes" not in content:
+        raise RunError(f"{path} holds a run of another kind, not one of `dynadapt icl train`")
+    return TrainConfig.from_dict(content)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynadapt.common.environment import environment
+from dynadapt.runs.append_only import read_metrics
 from dynadapt.runs.checkpoints import saved_states
 from dynadapt.runs.progress import say
-from dynadapt.runs.rundir import RunError, read_json, write_json
+from dynadapt.runs.rundir import RunError, write_json
 
-from .base import FunctionClass
+from .by_name import make_function_class
 from .checks import IclError
-from .config import TrainConfig
+from .config import parse_spec, trained_on
 from .defaults import BATCH, PROMPTS, WEIGHTS
+from .function_class import FunctionClass
 
 if TYPE_CHECKING:
     from .study import Settings, Subject
@@ -83,7 +84,7 @@ def run_eval(arguments) -> int:
     out = Path(arguments.out) if arguments.out else default_out(arguments.run)
     if out.is_dir():
         raise RunError(f"{out} is a directory; --out names a file, such as {out / 'eval.json'}")
-    first, *others = [trained(path) for path in arguments.run]
+    first, *others = [trained_on(path) for path in arguments.run]
     wanted = asked(arguments, first.dims)
     say(f"loading {', '.join(arguments.run)}")
     from .study import Settings
@@ -158,9 +159,6 @@ def _counts(values: list[str] | None, dims: int) -> list[int] | None:
 
 
 def class_of(text: str, dims: int) -> FunctionClass:
-    from . import make_function_class
-    from .config import parse_spec
-
     name, settings = parse_spec("class", text)
     return make_function_class(name, dims, **settings)
 
@@ -179,7 +177,7 @@ def evaluate(
 ) -> dict:
     """The results file's content. on: classes (None: the trained ones). ood, nonzeros: names and numbers, [] for all, None for
     none. pairs: two classes each, combined with these weights."""
-    from .applicable import TITLES
+    from .applicable_baselines import TITLES
     from .study import Settings, Study
 
     settings = settings or Settings()
@@ -199,14 +197,6 @@ def evaluate(
     return results
 
 
-def trained(path: str | Path) -> TrainConfig:
-    """What a run directory's regressor was trained on. RunError for a directory that holds no such run."""
-    content = read_json(Path(path) / "config.json")
-    if "classes" not in content:
-        raise RunError(f"{path} holds a run of another kind, not one of `dynadapt icl train`")
-    return TrainConfig.from_dict(content)
-
-
 def load_subject(path: str | Path, step: int | None = None, device: str = "auto") -> Subject:
     """A training run, ready to be asked."""
     from .study import Subject
@@ -214,10 +204,10 @@ def load_subject(path: str | Path, step: int | None = None, device: str = "auto"
 
     path = Path(path)
     regressor = load_run(path, step, device=device)
-    config = trained(path)
+    config = trained_on(path)
     about = {key: getattr(config, key) for key in ("preset", "layers", "hidden", "heads", "batch", "steps", "lr", "seed")}
     about |= {"parameters": regressor.parameters, "step": last_step(path) if step is None else step}
-    about["training"] = training_curve(path)
+    about["training"] = training_curve(read_metrics(path)) if (path / "metrics.jsonl").exists() else None
     return Subject(path.resolve().name, regressor.predict, config.dims, config.points, config.kind(), config.distribution(), about)
 
 
@@ -231,7 +221,7 @@ def table_of(entries: dict[str, dict], subjects: list[str]):
     """Each case: every predictor's error after a few numbers of examples, and its mean over the prompt."""
     from rich.table import Table
 
-    from .applicable import TITLES
+    from .applicable_baselines import TITLES
 
     points = max(entry["points"] for entry in entries.values())
     chosen = sorted({0, *(round(share * (points - 1)) for share in (0.1, 0.25, 0.5, 0.75, 1))})
@@ -249,9 +239,7 @@ def table_of(entries: dict[str, dict], subjects: list[str]):
     return table
 
 
-def training_curve(path: Path, most: int = 400) -> dict | None:
-    """Loss by step from the run's metrics, thinned to `most` points."""
-    metrics = path / "metrics.jsonl"
-    lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()] if metrics.exists() else []
+def training_curve(lines: list[dict], most: int = 400) -> dict | None:
+    """Loss by step of a run's metrics, thinned to `most` points; None without any."""
     taken = lines[:: max(1, -(-len(lines) // most))]
     return {"step": [line["step"] for line in taken], "loss": [line["loss"] for line in taken]} if taken else None

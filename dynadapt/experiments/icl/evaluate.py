@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from .base import FunctionClass, IclError, check_count, check_number
 from .defaults import BATCH, DRAWS, LEVEL, PROMPTS
+from .function_class import FunctionClass, IclError, check_count, check_number
 from .inputs import INPUTS, Inputs
 from .linear import DenseLinear, NoisyLinear, SparseLinear
 from .prompts import draw, interleaved

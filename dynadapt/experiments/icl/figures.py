@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from dynadapt.runs.drawing import CYCLE, STYLE, legend_below
-from dynadapt.runs.rundir import RunError, disk_error, read_json
+from dynadapt.runs.drawing import CYCLE, STYLE, legend_below, panels, save
+from dynadapt.runs.rundir import RunError, read_json
 
-from .applicable import TITLES
+from .applicable_baselines import TITLES
 
 BASELINE_LOOKS = {
     "zero": ("#9ca3af", ":"),
@@ -63,7 +63,7 @@ def draw_figures(results: list[Path], out: Path) -> list[Path]:
     for path, content in taken:
         folder = out if len(taken) == 1 else out / (path.parent.name if path.name == "eval.json" else path.stem)
         for name, figure in figures_of(content):
-            written.append(_save(figure, folder / f"{name}.png"))
+            written.append(save(figure, folder / f"{name}.png", dpi=130))
     if len(set(written)) < len(written):
         raise RunError(f"{out}: two results files have one name: draw them one by one")
     return written
@@ -71,7 +71,7 @@ def draw_figures(results: list[Path], out: Path) -> list[Path]:
 
 def figures_of(results: dict):
     """(name, Figure) of everything that the results hold."""
-    with matplotlib.rc_context({**STYLE, "text.parse_math": False}):
+    with matplotlib.rc_context(STYLE):
         looks = looks_of(results)
         for case, entry in results.get("classes", {}).items():
             yield f"class-{case.replace(':', '-')}", curve_figure(entry, looks)
@@ -142,8 +142,7 @@ def legend(figure: Figure, axes, columns: int) -> None:
 
 
 def curve_figure(entry: dict, looks: dict) -> Figure:
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = panels(6.4, 4.6)
     draw_curves(axis, entry, looks)
     axis.set(xlabel="in-context examples", ylabel="squared error, normalised", title=class_title(entry["class"]))
     legend(figure, [axis], 2)
@@ -154,8 +153,8 @@ def grid_figure(entries: dict[str, dict], looks: dict, titles: dict[str, str]) -
     """A panel for each case."""
     columns = min(len(entries), 3 if len(entries) < 7 else 4)
     rows = -(-len(entries) // columns)
-    figure = Figure(figsize=(3.7 * columns, 2.9 * rows + 0.7), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure, axes = panels(3.7 * columns, 2.9 * rows + 0.7, rows, columns, squeeze=False)
+    axes = axes.ravel()
     for axis, (case, entry) in zip(axes, entries.items()):
         draw_curves(axis, entry, looks)
         axis.set_title(titles[case], fontsize=10)
@@ -172,8 +171,7 @@ def selection_figure(entries: dict[str, dict], looks: dict) -> Figure:
     """Error against the number of non-zeros: averaged over the prompt, and after a few numbers of examples."""
     points = min(entry["points"] for entry in entries.values())
     chosen = sorted({max(1, round(share * (points - 1))) for share in (0.2, 0.4, 0.7)})
-    figure = Figure(figsize=(3.6 * (1 + len(chosen)), 4.0), layout="constrained")
-    axes = figure.subplots(1, 1 + len(chosen))
+    figure, axes = panels(3.6 * (1 + len(chosen)), 4.0, columns=1 + len(chosen))
     for axis, k in zip(axes, (None, *chosen)):
         draw_selection(axis, entries, looks, k)
         axis.set_title("mean over the prompt" if k is None else f"after {k} example{'s' * (k > 1)}")
@@ -206,8 +204,7 @@ def combination_figure(pair: dict, looks: dict) -> Figure:
     """Errors above, predictions along a line for one prompt below; a column for each weight."""
     entries = pair["weights"]
     names = [NAMES.get(pair[key]["name"], pair[key]["name"]) for key in ("first", "second")]
-    figure = Figure(figsize=(3.3 * len(entries), 6.2), layout="constrained")
-    axes = figure.subplots(2, len(entries), squeeze=False)
+    figure, axes = panels(3.3 * len(entries), 6.2, 2, len(entries), squeeze=False)
     for column, entry in enumerate(entries):
         above, below = axes[:, column]
         draw_curves(above, entry, looks)
@@ -232,8 +229,7 @@ def _line(axis, line: dict, looks: dict) -> None:
 
 
 def gradient_figure(gradient: dict, looks: dict) -> Figure:
-    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = panels(7.6, 4.6)
     for name, found in gradient["cosine"].items():
         k = np.arange(len(found["w"]))
         look = looks[name]
@@ -253,8 +249,7 @@ def gradient_figure(gradient: dict, looks: dict) -> Figure:
 
 
 def training_figure(subjects: dict[str, dict], looks: dict) -> Figure:
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = panels(6.4, 4.2)
     for name, subject in subjects.items():
         if subject.get("training"):
             steps, loss = subject["training"]["step"], subject["training"]["loss"]
@@ -273,12 +268,3 @@ def _plain(value: float, position=None) -> str:
 def _few_ticks(value: float, position=None) -> str:
     """2 and 5 of each decade."""
     return _plain(value) if f"{value:.0e}"[0] in "25" else ""
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise disk_error(error, path) from error
-    return path

@@ -39,9 +39,11 @@ class Geometry:
     def decoder(self) -> ModelConfig:
         """The blocks between read-in and read-out; of the vocabulary nothing is made."""
         from dynadapt.model import ModelConfig
+        from dynadapt.model.families.gpt2 import CHOICES
 
         return ModelConfig(
             family="gpt2",
+            **CHOICES,
             vocab_size=1,
             hidden_size=self.hidden,
             layers=self.layers,
@@ -49,16 +51,10 @@ class Geometry:
             kv_heads=self.heads,
             head_dim=self.hidden // self.heads,
             ffn_size=4 * self.hidden,
-            norm="layer",
             norm_eps=1e-5,
             activation="gelu_tanh",
-            rope_theta=None,
-            rope_scaling=None,
             max_positions=self.positions,
             tied_head=True,
-            attention_bias=True,
-            mlp_bias=True,
-            qk_norm=False,
         )
 
     def ends(self) -> dict[str, tuple[int, ...]]:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from .base import check_count, check_number, uniform
 from .baselines import check_prompts
+from .function_class import check_count, check_number, uniform
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from .base import IclError, check_number, check_range, normal, uniform
-from .later import torch
+from .function_class import IclError, check_number, check_range, normal, uniform
+from .lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

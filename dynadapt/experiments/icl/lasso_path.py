@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import IclError, check_number
 from .baselines import before, check_prompts
+from .function_class import IclError, check_number
 
 TOLERANCE = 1e-6  # of the optimality conditions, relative to alpha
 STEPS_PER_DIMENSION = 16  # of the path; about 2 are usual

@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from .base import FunctionClass, Functions, IclError, check_count, check_number, normal, uniform
-from .later import torch
+from .function_class import FunctionClass, Functions, IclError, check_count, check_number, normal, uniform
+from .lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from .base import FunctionClass, Functions, check_count, normal
-from .later import torch
+from .function_class import FunctionClass, Functions, check_count, normal
+from .lazy_torch import torch
 
 
 class ReluNetwork(FunctionClass):

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 
-from .base import FunctionClass, Functions, IclError, check_count, check_number, check_range, normal, uniform
-from .later import torch
+from .function_class import FunctionClass, Functions, IclError, check_count, check_number, check_range, normal, uniform
+from .lazy_torch import torch
 
 
 class Sinusoid(FunctionClass):

@@ -10,9 +10,8 @@ from dynadapt.runs.drawing import STYLE, save
 from dynadapt.runs.metrics import Run
 from dynadapt.runs.rundir import read_json
 
+from .eval_command import training_curve
 from .figures import figures_of, grid_figure, looks_of, training_figure
-
-POINTS = 400  # of the training curve
 
 
 def draw_run(run: Run, out: Path | None = None) -> list[Path]:
@@ -28,10 +27,7 @@ def draw_run(run: Run, out: Path | None = None) -> list[Path]:
 
 
 def _figures(run: Run):
-    every = -(-len(run.metrics) // POINTS)
-    lines = run.metrics[::every]
-    name = run.path.resolve().name
-    subjects = {name: {"training": {"step": [line["step"] for line in lines], "loss": [line["loss"] for line in lines]}}}
+    subjects = {run.path.resolve().name: {"training": training_curve(run.metrics)}}
     yield "training", training_figure(subjects, looks_of({"subjects": subjects}))
     if run.summary:
         entries = {case: {"curves": curves, "excess": ["model"]} for case, curves in run.summary["errors"].items()}

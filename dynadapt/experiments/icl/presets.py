@@ -10,6 +10,9 @@ noisy-linear:noise=0.5,pool=1024). demo: ours, found by trial for two CPU cores;
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from .checks import IclError
 from .config import TrainConfig
 
 _GARG = dict(classes=("dense-linear",), positions=202, batch=64, lr=1e-4)
@@ -50,3 +53,14 @@ PRESETS: dict[str, TrainConfig] = {
         warmup=250_000,
     ),
 }
+
+
+def from_preset(name: str, **changes) -> TrainConfig:
+    """The preset with other values for some settings; None changes nothing. With other steps and no warm-up given, the warm-up
+    keeps its share of them. IclError for a name that doesn't exist."""
+    if name not in PRESETS:
+        raise IclError(f"preset {name!r}: give one of {', '.join(PRESETS)}")
+    preset, changes = PRESETS[name], {key: value for key, value in changes.items() if value is not None}
+    if isinstance(changes.get("steps"), int):
+        changes.setdefault("warmup", preset.warmup * changes["steps"] // preset.steps)
+    return replace(preset, **changes)

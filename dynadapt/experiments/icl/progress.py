@@ -1,80 +1,30 @@
-"""Live progress of `dynadapt icl train`: a bar on a terminal, a plain line every few seconds anywhere else."""
+"""What `dynadapt icl train` shows while it trains."""
 
 from __future__ import annotations
 
-import sys
-import time
-
-from dynadapt.runs.progress import _clock
+from dynadapt.runs import progress
 
 
 def progress_for(steps: int, stream=None, every: float = 5.0):
     """Context managers that are called with a run's lines of metrics."""
-    stream = stream or sys.stdout
-    return Bar(steps, stream) if stream.isatty() else Lines(steps, stream, every)
+    return progress.progress_for(stream, every, Training(steps))
 
 
-class _Speed:
-    """Steps per second of this process; a resumed run starts counting anew."""
+class Training(progress.Status):
+    fields = ("count", "bar", "said", "left")
 
     def __init__(self, steps: int):
-        self.steps, self.first = steps, None
+        self.steps, self.pace, self.count, self.fraction = steps, progress.Pace(), f"step 0/{steps:,}", 0.0
 
-    def describe(self, line: dict) -> tuple[str, str]:
-        """(what is known, time left)."""
-        said = f"error {line['error']:.4f}  last point {line['by_k'][-1]:.4f}  {line['dims']} dims {line['points']} points"
-        if self.first is None:
-            self.first = (line["step"], line["total_seconds"])
-            return said, "-"
-        speed = (line["step"] - self.first[0]) / max(line["total_seconds"] - self.first[1], 1e-9)
-        return f"{said}  {speed:,.1f} steps/s", _clock((self.steps - line["step"]) / speed)
+    def add(self, line: dict) -> bool:
+        step, seconds = line["step"], line["total_seconds"]
+        self.pace.start(step, seconds)
+        rate = self.pace.rate(step, seconds)
+        self.count, self.fraction = f"step {step:,}/{self.steps:,}", step / self.steps
+        self.said = f"error {line['error']:.4f}  last point {line['by_k'][-1]:.4f}  {line['dims']} dims {line['points']} points"
+        if rate:
+            self.said, self.seconds_left = f"{self.said}  {rate:,.1f} steps/s", (self.steps - step) / rate
+        return True
 
-
-class Lines:
-    def __init__(self, steps: int, stream, every: float = 5.0):
-        self.steps, self.stream, self.every, self.speed = steps, stream, every, _Speed(steps)
-        self.shown, self.due = -float("inf"), None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        if self.due:
-            self._show(self.due)
-
-    def __call__(self, line: dict) -> None:
-        self.due = self.speed.describe(line), line["step"]
-        if time.monotonic() - self.shown >= self.every:
-            self._show(self.due)
-
-    def _show(self, due) -> None:
-        (said, left), step = due
-        self.shown, self.due = time.monotonic(), None
-        print(f"step {step:,}/{self.steps:,}  left {left}  {said}", file=self.stream, flush=True)
-
-
-class Bar:
-    def __init__(self, steps: int, stream):
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        self.steps, self.speed = steps, _Speed(steps)
-        self.progress = Progress(
-            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
-            TextColumn("[dim]left {task.fields[left]}"),
-            console=Console(file=stream),
-        )
-
-    def __enter__(self):
-        self.progress.start()
-        self.task = self.progress.add_task("", total=self.steps, left="-")
-        return self
-
-    def __exit__(self, *exception):
-        self.progress.stop()
-
-    def __call__(self, line: dict) -> None:
-        said, left = self.speed.describe(line)
-        self.progress.update(self.task, completed=line["step"], description=said, left=left)
+    def line(self) -> str:
+        return f"{self.count}  {self.left}  {self.said}"

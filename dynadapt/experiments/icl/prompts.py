@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import FunctionClass, Functions, IclError, check_count
+from .function_class import FunctionClass, Functions, IclError, check_count
 from .inputs import Inputs
 
 

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from .applicable import baselines_for, basis_of, in_basis
-from .base import FunctionClass, IclError, check_count
+from .applicable_baselines import baselines_for, basis_of, in_basis
 from .baselines import least_squares
 from .combine import ConvexCombination, Mixture
 from .defaults import BATCH, DRAWS, LEVEL, PROMPTS, WEIGHTS
 from .evaluate import Case, Predict, asked_apart, out_of_distribution, squared_errors, summarise
+from .function_class import FunctionClass, IclError, check_count
 from .inputs import Inputs
 from .linear import DenseLinear, SparseLinear
 from .prompts import draw

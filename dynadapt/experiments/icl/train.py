@@ -28,10 +28,10 @@ from dynadapt.runs.checkpoints import read_state, saved_states
 from dynadapt.runs.rundir import RunDirectory, RunError, disk_error
 from dynadapt.runs.whole_files import discard, os_error
 
-from .base import FunctionClass, IclError
-from .config import TrainConfig
-from .eval_command import trained
+from .by_name import make_baseline
+from .config import TrainConfig, trained_on
 from .evaluate import curves
+from .function_class import FunctionClass, IclError
 from .inputs import Inputs
 from .model import Regressor, Weights
 from .prompts import draw
@@ -45,7 +45,7 @@ class TrainOptions:
 
     checkpoint: steps between saves, 0 for none but the last; keep: steps between weights that stay (weights/STEP.safetensors),
     0: none; minutes: stop after so many, with a checkpoint, None: never; log: names of logs that see every line of metrics too
-    (experiments/logs.py).
+    (runs/logs.py).
     """
 
     resume: bool = False
@@ -298,8 +298,6 @@ class _Run:
 
 def evaluate_class(regressor: Regressor, kind: FunctionClass, config: TrainConfig) -> dict[str, dict]:
     """Normalised errors by number of examples of the model and of the baselines that fit the class, on the same new prompts."""
-    from . import make_baseline
-
     predictors = {"model": lambda x, y, query: regressor.predict(x, y)}
     predictors.update({name: make_baseline(name) for name in ("zero", "averaging", "nearest_neighbours", "least_squares")})
     if kind.name == "sparse_linear":
@@ -345,7 +343,7 @@ def load_run(path: str | Path, step: int | None = None, *, device: str = "cpu", 
     RunError for a directory that holds no such run or no such step.
     """
     path = Path(path)
-    config = trained(path)
+    config = trained_on(path)
     checkpoints = {int(p.name.partition("-")[0]): p for p in saved_states(path)}
     kept = {int(p.stem): p for p in (path / "weights").glob("*.safetensors")}
     if not checkpoints and not kept:

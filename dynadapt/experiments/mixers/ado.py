@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .base import Mixer, Shaping, check_number
+from .mixer import Mixer, Shaping, check_number
 
 HUBER = 1e-3
 GRID = np.stack(np.meshgrid(np.arange(-2.0, 6.0), np.arange(-2.0, 2.0, 0.5), np.arange(8) / 10, indexing="ij"), -1).reshape(

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .base import Mixer, MixerError, Shaping, array, by_domain, check_choice, check_number, check_weights, listed, reweighted
+from .mixer import Mixer, MixerError, Shaping, array, by_domain, check_choice, check_number, check_weights, listed, reweighted
 
 
 def excess(proxy: np.ndarray, reference: np.ndarray, domain: np.ndarray, domains: Sequence[str]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .base import Mixer, Shaping, array, by_domain, check_choice, check_number, listed, reweighted
+from .mixer import Mixer, Shaping, array, by_domain, check_choice, check_number, listed, reweighted
 
 
 class DynamicBatchLoading(Mixer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Mixer
+from .mixer import Mixer
 
 
 class Fixed(Mixer):

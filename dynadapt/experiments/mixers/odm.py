@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .base import Mixer, MixerError, Shaping, check_choice, check_number, reweighted
+from .mixer import Mixer, MixerError, Shaping, check_choice, check_number, reweighted
 
 
 class ODM(Mixer):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .base import MixerError, Shaping, by_domain, check_domains
 from .fixed import Fixed
+from .mixer import MixerError, Shaping, by_domain, check_domains
 
 
 def proportions(domains: Sequence[str], sizes: Mapping[str, float]) -> dict[str, float]:

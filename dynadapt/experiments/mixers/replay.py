@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dynadapt.runs.rundir import read_json
 
-from .base import MixerError, Shaping, check_domains
 from .fixed import Fixed
+from .mixer import MixerError, Shaping, check_domains
 
 
 def static_weights_of(run: str | Path) -> dict[str, float]:

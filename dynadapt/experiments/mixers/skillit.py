@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .base import Mixer, MixerError, Shaping, array, check_number, listed, reweighted
+from .mixer import Mixer, MixerError, Shaping, array, check_number, listed, reweighted
 
 
 class SkillIt(Mixer):

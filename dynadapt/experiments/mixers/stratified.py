@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .base import Shaping, check_domains
 from .fixed import Fixed
+from .mixer import Shaping, check_domains
 
 
 class Stratified(Fixed):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .base import MixerError, by_domain, check_choice, check_domains
+from .mixer import MixerError, by_domain, check_choice, check_domains
 
 
 class Exhausted(MixerError):

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .base import Mixer, MixerError, Shaping, by_domain, check_choice, check_number, reweighted
+from .mixer import Mixer, MixerError, Shaping, by_domain, check_choice, check_number, reweighted
 
 
 class Velocitune(Mixer):

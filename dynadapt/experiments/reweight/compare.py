@@ -28,8 +28,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-from dynadapt.runs.drawing import CYCLE, STYLE
-from dynadapt.runs.drawing import save as _save
+from dynadapt.runs.drawing import CYCLE, STYLE, save
 
 LEVEL = 0.95
 NEAR = 0.2  # up to this share of the largest difference, the picture's axis is linear; beyond, logarithmic
@@ -52,10 +51,14 @@ def paired(differences: Sequence[float]) -> dict:
     n, mean = len(values), float(values.mean())
     if n < 2:
         return {"seeds": n, "mean": mean, "interval": None, "p": None}
-    error = float(values.std(ddof=1)) / math.sqrt(n)
-    reach = float(student.ppf((1 + LEVEL) / 2, n - 1)) * error
-    p = 2 * float(student.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
-    return {"seeds": n, "mean": mean, "interval": [mean - reach, mean + reach], "p": p}
+    return {"seeds": n, **with_interval(mean, float(values.std(ddof=1)) / math.sqrt(n), n - 1)}
+
+
+def with_interval(mean: float, error: float, freedom: float) -> dict:
+    """Student's interval and two-sided p-value of a mean with this standard error."""
+    reach = float(student.ppf((1 + LEVEL) / 2, freedom)) * error
+    p = 2 * float(student.sf(abs(mean) / error, freedom)) if error > 0 else float(mean == 0)
+    return {"mean": mean, "interval": [mean - reach, mean + reach], "p": p}
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
@@ -284,9 +287,7 @@ def draw_comparison(cases: Mapping[str, Mapping], path: str | Path) -> Path:
                 handles = _weights(axis, method, found["methods"][method]["weights"])
             if handles:
                 part.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)
-        path = Path(path)
-        _save(figure, path)
-    return path
+        return save(figure, Path(path))
 
 
 def _forest(axis, name: str, found: Mapping) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,10 +18,8 @@ from dynadapt.experiments.mixers import MIXERS
 SCRATCH_RATE = 1e-3  # learning rate of a model from scratch when none is given; docs/defaults.md has what it was held against
 
 
-def named_values(what: str, words: Iterable[str] | Mapping) -> Mapping[str, str]:
-    """NAME=VALUE words as a dictionary, which stays one. ConfigError for a word without =, or a name given twice."""
-    if isinstance(words, Mapping):
-        return words
+def named_values(what: str, words: Iterable[str]) -> dict[str, str]:
+    """NAME=VALUE words as a dictionary. ConfigError for a word without =, or a name given twice."""
     found: dict[str, str] = {}
     form = {"domains": "NAME=PATH", "set": "KEY=VALUE"}.get(what, "NAME=NUMBER")
     for word in words:
@@ -34,11 +32,8 @@ def named_values(what: str, words: Iterable[str] | Mapping) -> Mapping[str, str]
     return found
 
 
-def named_numbers(what: str, words: Iterable[str] | Mapping) -> Mapping[str, float]:
-    """NAME=NUMBER words, or one JSON file that holds such a dictionary (by itself, or under "target", as of `reweight fit`), which
-    stays one."""
-    if isinstance(words, Mapping):
-        return words
+def named_numbers(what: str, words: Iterable[str]) -> dict[str, float]:
+    """NAME=NUMBER words, or one JSON file that holds such a dictionary (by itself, or under "target", as of `reweight fit`)."""
     words = list(words)
     if len(words) == 1 and "=" not in words[0]:
         from dynadapt.runs.rundir import read_json
@@ -57,10 +52,8 @@ def named_numbers(what: str, words: Iterable[str] | Mapping) -> Mapping[str, flo
     return numbers
 
 
-def setting_values(words: Iterable[str] | Mapping) -> Mapping[str, object]:
-    """KEY=VALUE words as a dictionary, which stays one; a value is JSON where it reads as JSON, else a string."""
-    if isinstance(words, Mapping):
-        return words
+def setting_values(words: Iterable[str]) -> dict[str, object]:
+    """KEY=VALUE words as a dictionary; a value is JSON where it reads as JSON, else a string."""
     found = {}
     for name, value in named_values("set", words).items():
         try:
@@ -70,14 +63,18 @@ def setting_values(words: Iterable[str] | Mapping) -> Mapping[str, object]:
     return found
 
 
-def parse_weights(value) -> str | Mapping[str, float]:
-    """proportional, uniform, or NAME=WEIGHT words, as a dictionary, which stays one."""
-    word = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if word in ("proportional", "uniform"):
-        return word
+def named_weights(value) -> str | dict[str, float]:
+    """proportional, uniform, or NAME=WEIGHT words as a dictionary."""
+    if value in ("proportional", "uniform", ["proportional"], ["uniform"]):
+        return value if isinstance(value, str) else value[0]
     if isinstance(value, str):
         raise ConfigError(f"weights {value!r}: give proportional, uniform, or NAME=WEIGHT for every domain")
     return named_numbers("weights", value)
+
+
+def unless_named(read: Callable) -> Callable:
+    """For words, as `read` does it; what is a dictionary already stays one."""
+    return lambda value: value if isinstance(value, Mapping) else read(value)
 
 
 def scratch_size(text: str) -> tuple[int, int]:
@@ -113,7 +110,7 @@ class ReweightConfig:
     domains: Mapping[str, str] = setting(
         factory=dict,
         help="the domains: files or directories by name",
-        read=lambda words: named_values("domains", words),
+        read=unless_named(lambda words: named_values("domains", words)),
         nargs="+",
         metavar="NAME=PATH",
     )
@@ -125,7 +122,7 @@ class ReweightConfig:
     settings: Mapping[str, object] = setting(
         factory=dict,
         help="settings of the mixer, a value in JSON or a plain word (the mixers' files name them)",
-        read=setting_values,
+        read=unless_named(setting_values),
         nargs="+",
         option="--set",
         metavar="KEY=VALUE",
@@ -133,14 +130,14 @@ class ReweightConfig:
     weights: str | Mapping[str, float] = setting(
         "proportional",
         "initial weights: proportional to the domains' rows, uniform, or given",
-        read=parse_weights,
+        read=unless_named(named_weights),
         nargs="+",
         metavar="NAME=WEIGHT",
     )
     target: Mapping[str, float] | None = setting(
         None,
         "target loss of each domain in nats per token, or the file of `reweight fit` (velocitune, dynamic-batch-loading)",
-        read=lambda words: named_numbers("target", words),
+        read=unless_named(lambda words: named_numbers("target", words)),
         nargs="+",
         metavar="NAME=NATS",
     )

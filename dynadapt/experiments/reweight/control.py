@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.mixers.replay import static_weights_of
-from dynadapt.runs.rundir import read_json
+from dynadapt.runs.whole_files import read_json, read_json_or
 
 from .config import ReweightConfig
 
@@ -27,7 +27,7 @@ def controlled(run: str | Path) -> dict:
     """The settings of the run that a control is for, with the steps that it made. ConfigError for what is no such run."""
     static_weights_of(run)
     path = Path(run)
-    content = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    content = read_json_or(path / "config.json", {})
     if content.get("kind") != "reweight":
         raise ConfigError(f"run {str(run)!r}: no config.json of a reweighting run in it; a control takes its steps and rates from there")
     settings = {name: value for name, value in content.items() if name != "kind"}

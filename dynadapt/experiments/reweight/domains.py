@@ -2,7 +2,7 @@
 
 A domain's path is one of
   a directory with train.jsonl and heldout.jsonl, or directories train/ and heldout/ (what `dynadapt corpus build` writes);
-  any other text that dynadapt/texts reads (directory, .jsonl, .parquet, ...), of which a share is held out, by document, in an order drawn by hash.
+  any other text that dynadapt/runs/texts reads (directory, .jsonl, .parquet, ...), of which a share is held out, by document, in an order drawn by hash.
 
 Documents of a domain are tokenised, put one after the other with the end-of-text token between them where the model has one,
 and cut into rows of T + 1 tokens, each of which starts with the last token of the row before; what is left at the end is dropped.

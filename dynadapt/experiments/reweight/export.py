@@ -10,29 +10,24 @@ from safetensors.torch import save_file
 
 from dynadapt.model import hf_name, layout
 from dynadapt.model.hf_config import config_to_hf
-from dynadapt.model.layout import hf_transposed
-from dynadapt.runs.checkpoints import last_state
-from dynadapt.runs.rundir import RunError, read_json
+from dynadapt.model.layout import hf_tensor
+from dynadapt.runs.rundir import RunError
 from dynadapt.runs.whole_files import new_directory
 
-from .config import ReweightConfig
-from .setup import build_engine, load_model
+from .setup import trained_engine
 
 
 def export_model(run: Path, out: Path) -> Path:
     """Writes `out`, which must not exist, with the weights of the last saved state. RunError without one."""
-    config = ReweightConfig.from_dict(read_json(run / "config.json"))
-    state = last_state(run)
     if out.exists():
         raise RunError(f"{out} exists; name a directory that does not")
-    model = load_model(config)
-    engine = build_engine(model, config)
-    engine.restore(state / "engine")
+    engine = trained_engine(run)
+    model = engine.model
     with new_directory(out) as folder:
         stored = {}
         for name, value in learned(model, engine).items():
             value = value.to("cpu", engine.torch_dtype)
-            stored[hf_name(model.config, name)] = (value.t() if hf_transposed(model.config, name) else value).contiguous()
+            stored[hf_name(model.config, name)] = hf_tensor(model.config, name, value).contiguous()
         save_file(stored, str(folder / "model.safetensors"), {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(config_to_hf(model.config), indent=2) + "\n", "utf-8")
         model.tokenizer.save(folder / "tokenizer.json")

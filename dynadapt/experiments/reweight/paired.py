@@ -19,15 +19,13 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from scipy.stats import t as student
 
 from dynadapt.runs.differ import flat
-from dynadapt.runs.drawing import CYCLE, STYLE, fitted, legend_below, save
+from dynadapt.runs.drawing import CYCLE, STYLE, fitted, legend_below, panels, save
 from dynadapt.runs.metrics import Run, read_run
-from dynadapt.runs.rundir import RunError, read_json
+from dynadapt.runs.rundir import RunError
 
-from .compare import LEVEL, holm, paired, said
+from .compare import LEVEL, holm, paired, said, with_interval
 
 SAME = ("segment", "heldout", "heldout_rows")  # settings that say which rows are scored
 NOT_A_METHOD = ("seed", "device")
@@ -90,7 +88,7 @@ def _same_text(first: Run, other: Run) -> None:
                 f"{other.path} has {name} {other.config.get(name)!r}, {first.path} has {first.config.get(name)!r}: "
                 "they did not score the same held-out text"
             )
-    mine, theirs = (read_json(run.path / "inputs.json") if (run.path / "inputs.json").exists() else {} for run in (first, other))
+    mine, theirs = first.inputs(), other.inputs()
     for name in ("the tokenizer", *(f"the text of domain {domain!r}" for domain in _evaluations(first)[0]["heldout"])):
         if None not in (mine.get(name), theirs.get(name)) and mine[name] != theirs[name]:
             raise RunError(
@@ -199,16 +197,10 @@ def _over_rows(one: dict, other: dict, domains: list[str]) -> tuple[int, dict[st
     mean = float(np.mean([found[domain]["mean"] for domain in domains]))
     if not all(errors):
         found[MEAN] = {"mean": mean, "interval": None, "p": None}
-    elif not (total := sum(error for error, _ in errors)):
-        found[MEAN] = {"mean": mean, "interval": [mean, mean], "p": float(mean == 0)}
     else:
-        freedom = total**2 / sum(error**2 / n for error, n in errors)
-        reach = float(student.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(total)
-        found[MEAN] = {
-            "mean": mean,
-            "interval": [mean - reach, mean + reach],
-            "p": 2 * float(student.sf(abs(mean) / math.sqrt(total), freedom)),
-        }
+        total = sum(error for error, _ in errors)
+        freedom = total**2 / sum(error**2 / n for error, n in errors) if total else 1
+        found[MEAN] = with_interval(mean, math.sqrt(total), freedom)
     return count, found
 
 
@@ -235,8 +227,7 @@ def draw_pairs(found: dict, path: str | Path) -> Path:
     rows = [*found["domains"], MEAN]
     pairs = found["pairs"]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 1.5 + 0.13 * len(rows) * (1.5 + len(pairs))), layout="constrained")
-        axis = figure.subplots()
+        figure, axis = panels(8.4, 1.5 + 0.13 * len(rows) * (1.5 + len(pairs)))
         handles = []
         for index, pair in enumerate(pairs):
             colour, marker = CYCLE[index % len(CYCLE)], "os^Dv"[index // len(CYCLE) % 5]

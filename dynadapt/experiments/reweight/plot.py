@@ -6,14 +6,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib import ticker
-from matplotlib.figure import Figure
 
-from dynadapt.runs.drawing import CYCLE, STYLE, legend_below, save
+from dynadapt.runs.drawing import CYCLE, STYLE, legend_below, panels, save, token_axis
+from dynadapt.runs.labels import LINES
 from dynadapt.runs.metrics import read_run
 from dynadapt.runs.rundir import RunError
 
-LINES = ("-", "--", ":", "-.")  # of the domains beyond the first ten, and so on
 SMOOTH = 20  # points that a training loss is averaged over, at most
 
 
@@ -26,8 +24,7 @@ def draw(run: str | Path, out: str | Path | None = None) -> Path:
         ours = run.config.get("kind") == "reweight"
         raise RunError(f"{run.path}: " + ("no step was made yet" if ours else "not a run of `dynadapt reweight train`"))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(14.5, 4.4), layout="constrained")
-        axes = figure.subplots(1, 3)
+        figure, axes = panels(14.5, 4.4, columns=3)
         handles = []
         for index, domain in enumerate(steps[0]["weights"]):
             colour = CYCLE[index % len(CYCLE)]
@@ -52,8 +49,7 @@ def draw(run: str | Path, out: str | Path | None = None) -> Path:
         axes[2].set(ylabel="NLL (nats per token)", title="Held-out loss")
         for axis in axes:
             axis.set_xlabel("training tokens")
-            axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
-            axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+            token_axis(axis)
         legend_below(figure, handles, list(steps[0]["weights"]))
         return save(figure, Path(out) if out else run.path / "weights.png")
 

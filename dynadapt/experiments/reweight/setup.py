@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-import dynadapt
-from dynadapt.adapt.optimizers import OPTIMIZERS
+from dynadapt.engine import Engine
 from dynadapt.engine.state import state_tensors
 from dynadapt.experiments.config import ConfigError, check_rank
+from dynadapt.experiments.dyneval import adapt_of, optimizer_of
 from dynadapt.experiments.mixers import MIXERS, Mixer, MixerError, Shaping, make_mixer, proportions
-from dynadapt.experiments.mixers.base import by_domain, check_weights
-from dynadapt.model import ModelConfig, random_model
+from dynadapt.experiments.mixers.mixer import by_domain, check_weights
+from dynadapt.model import ModelConfig, load, random_model
+from dynadapt.model.geometries import llama
 from dynadapt.runs.checkpoints import last_state
 from dynadapt.runs.rundir import RunError, read_json
 
@@ -26,7 +27,7 @@ NEED_TARGET = ("velocitune", "dynamic-batch-loading")
 
 def load_model(config: ReweightConfig):
     """The model to train: as it is, or of the size of `scratch` with random weights and the tokenizer of the one named."""
-    model = dynadapt.load(config.model)
+    model = load(config.model)
     if model.tokenizer is None:
         raise RunError(
             f"model {config.model!r} has no tokenizer; put its tokenizer.json next to the weights, or take a GGUF file that holds one"
@@ -41,8 +42,7 @@ def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
     """A llama with tied head, heads of 64 (16 in the smallest), a feed-forward of 8/3 of its width and the other's vocabulary."""
     layers, hidden = scratch_size(config.scratch)
     head = next(size for size in (64, 32, 16) if hidden % size == 0)
-    return ModelConfig(
-        family="llama",
+    return llama(
         vocab_size=other.vocab_size,
         hidden_size=hidden,
         layers=layers,
@@ -50,16 +50,9 @@ def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
         kv_heads=hidden // head,
         head_dim=head,
         ffn_size=-(-8 * hidden // 3 // 32) * 32,
-        norm="rms",
-        norm_eps=1e-5,
-        activation="swiglu",
         rope_theta=10000.0,
-        rope_scaling=None,
         max_positions=max(2048, config.segment),
         tied_head=True,
-        attention_bias=False,
-        mlp_bias=False,
-        qk_norm=False,
         bos_token_id=other.bos_token_id,
         eos_token_id=other.eos_token_id,
     )
@@ -67,16 +60,11 @@ def scratch_config(config: ReweightConfig, other: ModelConfig) -> ModelConfig:
 
 def build_engine(model, config: ReweightConfig, device: str | None = None):
     """One set of weights for all rows of a step: ordinary training on their mean loss."""
-    check_rank(config, model.config.hidden_size)
-    adapt = {
-        "lora": lambda: dynadapt.LoRA(rank=config.rank, alpha=config.alpha, targets=config.targets),
-        "rows": lambda: dynadapt.RowSparse(density=config.density, targets=config.targets),
-        "full": lambda: dynadapt.Full(targets=config.targets),
-    }[config.adapt]()
-    return dynadapt.Engine(
+    check_rank(config, model.config)
+    return Engine(
         model,
-        adapt=adapt,
-        optimizer=OPTIMIZERS[config.optimizer](lr=config.learning_rate, decay=config.decay, clip=config.clip),
+        adapt=adapt_of(config),
+        optimizer=optimizer_of(config),
         shared=True,
         streams=config.rows,
         segment=config.segment,
@@ -116,13 +104,8 @@ def build_reference(config: ReweightConfig, vocabulary: int, device: str | None 
     if (run / "summary.json").is_file() and read_json(run / "config.json").get("kind") == "reweight":
         engine = trained_engine(run, backend=config.backend, device=device)
     else:
-        engine = dynadapt.Engine(
-            dynadapt.load(config.reference),
-            streams=config.rows,
-            segment=config.segment,
-            dtype=config.dtype,
-            backend=config.backend,
-            device=device,
+        engine = Engine(
+            load(config.reference), streams=config.rows, segment=config.segment, dtype=config.dtype, backend=config.backend, device=device
         )
     if engine.config.vocab_size != vocabulary:
         raise ConfigError(

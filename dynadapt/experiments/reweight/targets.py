@@ -6,12 +6,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from dynadapt.experiments.mixers import MIXERS
 from dynadapt.experiments.scaling_fit import Prediction, ScalingFit, fit_targets
-from dynadapt.runs.drawing import CYCLE, STYLE
-from dynadapt.runs.drawing import save as _save
+from dynadapt.runs.drawing import CYCLE, STYLE, panels, save
 from dynadapt.runs.metrics import read_run
 from dynadapt.runs.rundir import RunError, write_json
 
@@ -49,8 +47,7 @@ def fit_run(run: str | Path, tokens: float) -> dict:
 
 def _draw(fits: dict[str, tuple[ScalingFit, Prediction]], path: Path) -> None:
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.2, 5.0), layout="constrained")
-        axis = figure.subplots()
+        figure, axis = panels(8.2, 5.0)
         for index, (domain, (fit, prediction)) in enumerate(fits.items()):
             colour = CYCLE[index % len(CYCLE)]
             grid = np.geomspace(fit.tokens[0], max(prediction.tokens, fit.tokens[-1]), 100)
@@ -65,4 +62,4 @@ def _draw(fits: dict[str, tuple[ScalingFit, Prediction]], path: Path) -> None:
             title="Held-out losses, fitted and extrapolated, with 90% intervals",
         )
         axis.legend(frameon=False)
-        _save(figure, path)
+        save(figure, path)

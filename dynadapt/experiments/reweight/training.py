@@ -27,15 +27,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import dynadapt
 from dynadapt.common.environment import peak_memory_bytes
+from dynadapt.common.version import VERSION
 from dynadapt.distributed import Processes, join
 from dynadapt.distributed.learn import collected, connect
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.defaults import settled_dtype
 from dynadapt.experiments.dyneval import PHASES, _finite, interruptible
 from dynadapt.experiments.mixers import MIXERS, Exhausted, excess
-from dynadapt.experiments.mixers.base import check_weights
+from dynadapt.experiments.mixers.mixer import check_weights
 from dynadapt.runs.rundir import Follower, RunDirectory, RunError, open_directory
 
 from . import setup
@@ -51,7 +51,7 @@ class ReweightOptions:
 
     change: with resume, weights by domain that take the place of the mixer's from here on.
     shard: with several processes, each keeps a part of the masters and moments (distributed/sharded.py).
-    log: names of logs that see every line of metrics too (experiments/logs.py).
+    log: names of logs that see every line of metrics too (runs/logs.py).
     """
 
     resume: bool = False
@@ -101,7 +101,7 @@ def _check_change(options: ReweightOptions, directory: RunDirectory | Follower) 
 
 def _check_processes(config: ReweightConfig, options: ReweightOptions, processes: Processes) -> None:
     """Settings that need several processes, or other ones."""
-    processes.same({**config.to_dict(), **asdict(options), "version": dynadapt.__version__})
+    processes.same({**config.to_dict(), **asdict(options), "version": VERSION})
     if config.rows < processes.world:
         raise ConfigError(f"rows {config.rows} with {processes.world} processes: each needs one of them; give at least {processes.world}")
     if processes.world == 1 and (config.compress != "none" or options.shard):

@@ -7,16 +7,7 @@
 Torch is loaded when they are asked for, so that refusals come without it.
 """
 
+from dynadapt.common.lazy import lazily
+
 __all__ = ["Recommendation", "tune"]
-
-
-def __getattr__(name: str):
-    if name == "tune":
-        from .driver import tune
-
-        return tune
-    if name == "Recommendation":
-        from .recommendation import Recommendation
-
-        return Recommendation
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, {"tune": "driver", "Recommendation": "recommendation"})

@@ -16,7 +16,7 @@ from dynadapt.experiments.defaults import settle
 from dynadapt.runs.text import TextError, TokenReader, expand, streaming_tokenizer
 
 from . import plan as planning
-from .checked import check_minutes, free_directory
+from .checks import check_minutes, free_directory
 from .estimate import late_mean
 from .measure import Bench, Scored
 from .plan import Candidate, Cost, Plan
@@ -101,7 +101,7 @@ def tune(
         result = recommend(config, minutes, text, bench, out, **found)
         budget("writing")
         if out is not None:
-            result = write(result, out, text, found["apart"], budget)
+            result = write(result, out, text, found["apart"])
     return result
 
 

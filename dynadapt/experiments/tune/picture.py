@@ -7,10 +7,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from dynadapt.experiments.plot import _front
-from dynadapt.runs.drawing import COLOURS, STYLE, label_points, log_axis, save
+from dynadapt.experiments.plot import front
+from dynadapt.runs.drawing import COLOURS, STYLE, label_points, log_axis, panels, save
 
 MARKERS = {0: "o", 512: "s", 1536: "D"}
 
@@ -18,18 +17,17 @@ MARKERS = {0: "o", 512: "s", 1536: "D"}
 def draw_picture(result, path: Path) -> None:
     """result: a Recommendation. Losses are those of its rows `tried`; candidates that were dropped early, on fewer windows, are hollow."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(14.5, 5.0), layout="constrained")
-        axes = figure.subplots(1, 3)
+        figure, axes = panels(14.5, 5.0, columns=3)
         rows = [row for row in result.tried if row["nll"] is not None]
         for axis, cost, label in (
             (axes[0], "seconds_per_token", "seconds per 1,000 tokens"),
             (axes[1], "flops_per_token", "FLOPs per token"),
         ):
-            _pareto(axis, result, rows, cost, label)
+            _pareto(axis, rows, cost, label)
         _windows(axes[2], result)
         _legend(figure, rows)
         FigureCanvasAgg(figure).draw()
-        for axis, points, labels, colours in axes_labels(axes, result, rows):
+        for axis, points, labels, colours in axes_labels(axes, rows):
             label_points(axis, points, labels, colours)
         save(figure, path)
 
@@ -38,10 +36,10 @@ def _x(row: dict, cost: str) -> float:
     return row[cost] * (1000 if cost == "seconds_per_token" else 1)
 
 
-def _pareto(axis, result, rows, cost: str, label: str) -> None:
+def _pareto(axis, rows, cost: str, label: str) -> None:
     values, most = [row["nll"] for row in rows], max(row["round"] for row in rows)
     axis.plot(
-        *zip(*_front([(_x(row, cost), value) for row, value in zip(rows, values)])),
+        *zip(*front([(_x(row, cost), value) for row, value in zip(rows, values)])),
         color=COLOURS["lora"],
         linewidth=1.2,
         alpha=0.35,
@@ -75,7 +73,7 @@ def _pareto(axis, result, rows, cost: str, label: str) -> None:
         )
 
 
-def axes_labels(axes, result, rows):
+def axes_labels(axes, rows):
     """What is judged is named, and the best of each other kind."""
     values, named = [row["nll"] for row in rows], {}
     for i, row in enumerate(rows):

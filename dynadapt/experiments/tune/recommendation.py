@@ -11,7 +11,7 @@ import numpy as np
 
 from dynadapt.common.environment import cpu_name, gpu_name, native
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.runs.whole_files import new_directory, write_json
+from dynadapt.runs.whole_files import finite_number, new_directory, write_json
 
 from .estimate import KIND, LEVEL, Estimate, estimate
 from .picture import draw_picture
@@ -96,7 +96,6 @@ def recommend(
     adapts = finite and found.low > 0
     price = {each: rest * judged[each].seconds / max(1, judged[each].tokens) / 60 for each in (best, static)}
     notes = notes + _edge(best, plan)
-    finish = lambda value: value if math.isfinite(value) else None  # noqa: E731
     chosen = best if adapts else static
     return Recommendation(
         command=_command(config, chosen, bench, ["REST"], out, "run"),
@@ -105,13 +104,13 @@ def recommend(
         adapts=adapts,
         judged=best.label,
         static=static.label,
-        gain_nats=finish(found.gain),
-        interval=(finish(found.low), finish(found.high)),
-        gain_bits_per_byte=finish(found.gain * bits),
-        interval_bits_per_byte=(finish(found.low * bits), finish(found.high * bits)),
+        gain_nats=finite_number(found.gain),
+        interval=(finite_number(found.low), finite_number(found.high)),
+        gain_bits_per_byte=finite_number(found.gain * bits),
+        interval_bits_per_byte=(finite_number(found.low * bits), finite_number(found.high * bits)),
         level=LEVEL,
         interval_kind=KIND,
-        estimate=_words(judging, rest, config),
+        estimate=_words(judging, rest),
         minutes=price[chosen],
         static_minutes=price[static],
         static_nll=float(before.mean()),
@@ -131,7 +130,7 @@ def recommend(
             "tokens": windows_tokens,
             "rounds": [asdict(each) for each in plan.rounds],
             "static_nll": before.tolist(),
-            "judged_nll": [finish(value) for value in after],
+            "judged_nll": [finite_number(value) for value in after],
         },
         tried=_rows(tried, judged),
         notes=list(notes),
@@ -159,7 +158,7 @@ def _edge(best: Candidate, plan) -> list[str]:
     return []
 
 
-def _words(judging, rest: int, config: EvalConfig) -> str:
+def _words(judging, rest: int) -> str:
     learned = sum(window.learned for window in judging)
     return (
         f"mean gain per token of the rest of the text ({rest:,} tokens), from {len(judging)} windows that played no part in the choice; "
@@ -207,7 +206,7 @@ def _rows(tried, judged) -> list[dict]:
     return rows
 
 
-def write(result: Recommendation, out: Path, text, apart, budget=None) -> Recommendation:
+def write(result: Recommendation, out: Path, text, apart) -> Recommendation:
     """The rest of the text, the picture and recommendation.json, all of them or none."""
     from .windows import write_rest
 

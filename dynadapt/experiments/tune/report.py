@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dynadapt.runs.listing import minutes
+
 
 def sentences(result) -> list[str]:
     """What was found, in words."""
@@ -21,18 +23,14 @@ def sentences(result) -> list[str]:
         said.append(f"{result.level:.0%} interval ({result.interval_kind}): {result.estimate}")
     about = "" if result.text["counted"] else "about "
     said.append(
-        f"price: {_minutes(result.minutes)} for the rest of the text, {about}{result.text['rest_tokens']:,} tokens"
-        + (f"; static takes {_minutes(result.static_minutes)}" if result.adapts else "")
+        f"price: {minutes(result.minutes)} for the rest of the text, {about}{result.text['rest_tokens']:,} tokens"
+        + (f"; static takes {minutes(result.static_minutes)}" if result.adapts else "")
     )
     windows = result.windows
     said.append(
         f"set apart: {windows['tokens']:,} of {about}{result.text['tokens']:,} tokens, {windows['choosing']} windows to choose on and {windows['judging']} to judge on"
     )
     return said
-
-
-def _minutes(value: float) -> str:
-    return "less than 0.1 minutes" if value < 0.05 else f"{value:.1f} minutes" if value < 10 else f"{value:,.0f} minutes"
 
 
 def headline(result) -> str:

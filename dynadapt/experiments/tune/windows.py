@@ -103,7 +103,7 @@ def _density(sources, sizes, tokenizer, samples: int = 16) -> float:
     total, ends, tokens, size = sum(sizes), np.cumsum(sizes), 0, 0
     for at in np.linspace(0, total, samples, endpoint=False).astype(np.int64):
         number = int(np.searchsorted(ends, at, side="right"))
-        begin = _line(sources[number], int(at - (ends[number] - sizes[number])), sizes[number])
+        begin = _line(sources[number], int(at - (ends[number] - sizes[number])))
         _, widths = _reader(sources[number], tokenizer, begin).read(4096)
         tokens, size = tokens + len(widths), size + int(widths.sum())
     return tokens / max(size, 1)
@@ -113,7 +113,7 @@ def _reader(source: Source, tokenizer, byte: int) -> TokenReader:
     return TokenReader(source, tokenizer, {"byte": byte, "context": 0, "token": 0, "position": 0, "crc": 0})
 
 
-def _line(source: Source, byte: int, size: int) -> int:
+def _line(source: Source, byte: int) -> int:
     """Where the next line begins, else the next word, else the next character."""
     if byte <= 0:
         return 0
@@ -156,7 +156,7 @@ def _window(text: Text, tokenizer, begin: int, tokens: int, segment: int) -> tup
     number = int(np.searchsorted(ends, begin, side="right"))
     while number < len(text.sources) and left >= min(segment, tokens) // 2 + 1:
         first = int(ends[number]) - text.sizes[number]
-        start = _line(text.sources[number], max(0, begin - first), text.sizes[number])
+        start = _line(text.sources[number], max(0, begin - first))
         ids, sizes = (
             _reader(text.sources[number], tokenizer, start).read(left + 1) if start < text.sizes[number] else (np.zeros(0, np.int64),) * 2
         )

@@ -23,46 +23,21 @@ _NEUTRAL = {
     "guidance_scale": (1,),
     "token_healing": (False,),
     **dict.fromkeys(
-        (
-            "min_new_tokens",
-            "bad_words_ids",
-            "force_words_ids",
-            "suppress_tokens",
-            "begin_suppress_tokens",
-            "sequence_bias",
-            "forced_bos_token_id",
-            "forced_eos_token_id",
-            "exponential_decay_length_penalty",
-            "penalty_alpha",
-            "dola_layers",
-            "stop_strings",
-            "constraints",
-            "max_time",
-            "watermarking_config",
-        ),
+        """
+        min_new_tokens bad_words_ids force_words_ids suppress_tokens begin_suppress_tokens sequence_bias forced_bos_token_id
+        forced_eos_token_id exponential_decay_length_penalty penalty_alpha dola_layers stop_strings constraints max_time
+        watermarking_config
+        """.split(),
         (),
     ),
 }
 # Of no effect on greedy generation, or read elsewhere.
-_OF_NO_EFFECT = {
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "top_h",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "use_cache",
-    "length_penalty",
-    "early_stopping",
-    "renormalize_logits",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "until",
-    "max_gen_toks",
-}
+_OF_NO_EFFECT = frozenset(
+    """
+    do_sample temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff use_cache length_penalty early_stopping
+    renormalize_logits remove_invalid_values repetition_penalty until max_gen_toks
+    """.split()
+)
 
 
 def model_defaults(model) -> dict:

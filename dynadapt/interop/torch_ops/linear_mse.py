@@ -46,7 +46,7 @@ def _gradient(ctx, _, g):
         dh, dweight, dbias = _linear_mse_backward(h, weight, bias, target, g)
     return (
         dh if needs[0] else None,
-        dweight.to(weight.dtype) if needs[1] else None,
+        dweight.to(weight.dtype) if needs[1] and dweight is not None else None,
         dbias if needs[2] else None,
         once("linear_mse", -2 * g * (pred - target), h, weight, *[] if bias is None else [bias]) if needs[3] else None,
     )

@@ -19,9 +19,7 @@ _HF_MODULES = {
     "up": "mlp.c_fc",
     "down": "mlp.c_proj",
 }
-_CHOICES = dict(family="gpt2", norm="layer", rope_theta=None, rope_scaling=None, attention_bias=True, mlp_bias=True, qk_norm=False)
-
-
+CHOICES = dict(norm="layer", rope_theta=None, rope_scaling=None, attention_bias=True, mlp_bias=True, qk_norm=False)
 _KEYS = Keys(
     read=frozenset(
         """activation_function bos_token_id compression_config eos_token_id hidden_size layer_norm_epsilon
@@ -45,7 +43,8 @@ def from_hf(raw, _):
         raise ModelError(f"n_head (num_attention_heads) = {heads} does not divide n_embd (hidden_size) = {hidden}")
     inner = raw.get("n_inner")
     return ModelConfig(
-        **_CHOICES,
+        family="gpt2",
+        **CHOICES,
         vocab_size=read_size(raw, "vocab_size"),
         hidden_size=hidden,
         layers=_size(raw, "n_layer", "num_hidden_layers", MAX_LAYERS),
@@ -82,7 +81,7 @@ def to_hf(config):
 
 
 def from_gguf(metadata, common):
-    return ModelConfig(**{**common, **_CHOICES}, activation="gelu_tanh", norm_eps=metadata.number("attention.layer_norm_epsilon", 0.0, 1.0))
+    return ModelConfig(**{**common, **CHOICES}, activation="gelu_tanh", norm_eps=metadata.number("attention.layer_norm_epsilon", 0.0, 1.0))
 
 
 register(
@@ -100,26 +99,8 @@ register(
         from_gguf=from_gguf,
         has_bias=lambda config, part: config.mlp_bias if part in ("up", "down") else config.attention_bias,
         learned_positions=True,
-        tiny=dict(
-            hidden_size=36,
-            layers=3,
-            heads=3,
-            kv_heads=3,
-            head_dim=12,
-            ffn_size=100,
-            vocab_size=109,
-            tied_head=True,
-            norm="layer",
-            norm_eps=1e-5,
-            activation="gelu_tanh",
-            rope_theta=None,
-            rope_scaling=None,
-            max_positions=128,
-            attention_bias=True,
-            mlp_bias=True,
-            qk_norm=False,
-            bos_token_id=0,
-            eos_token_id=1,
-        ),
+        tiny=CHOICES
+        | dict(hidden_size=36, layers=3, heads=3, kv_heads=3, head_dim=12, ffn_size=100, vocab_size=109, tied_head=True)
+        | dict(norm_eps=1e-5, activation="gelu_tanh", max_positions=128, bos_token_id=0, eos_token_id=1),
     )
 )

@@ -37,20 +37,8 @@ _READ = frozenset(
 ) | set(PLACES)
 _IGNORED = frozenset(["pretraining_tp"])
 _NEUTRAL = {"rope_interleaved": False, "use_mrope": False}
-TINY = {
-    "layers": 3,
-    "norm": "rms",
-    "norm_eps": 1e-6,
-    "activation": "swiglu",
-    "rope_theta": 10000.0,
-    "rope_scaling": None,
-    "max_positions": 512,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "qk_norm": False,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
+CHOICES = dict(norm="rms", activation="swiglu", attention_bias=False, mlp_bias=False, qk_norm=False)
+TINY = CHOICES | dict(layers=3, norm_eps=1e-6, rope_theta=10000.0, rope_scaling=None, max_positions=512, bos_token_id=0, eos_token_id=1)
 
 
 def hf_keys(read: str = "", ignored: str = "", **neutral) -> Keys:
@@ -90,7 +78,7 @@ def from_hf(
         raise ModelError(f"num_key_value_heads = {kv_heads} does not divide num_attention_heads = {heads}")
     max_positions = read_size(raw, "max_position_embeddings", max_positions)
     theta, scaling = read_rope(raw, max_positions)
-    fields = dict(
+    fields = CHOICES | dict(
         family=family,
         vocab_size=read_size(raw, "vocab_size"),
         hidden_size=hidden,
@@ -99,16 +87,11 @@ def from_hf(
         kv_heads=kv_heads,
         head_dim=head_dim,
         ffn_size=read_size(raw, "intermediate_size"),
-        norm="rms",
         norm_eps=check_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6), 0.0, 1.0),
-        activation="swiglu",
         rope_theta=theta,
         rope_scaling=scaling,
         max_positions=max_positions,
         tied_head=read_flag(raw, "tie_word_embeddings", False),
-        attention_bias=False,
-        mlp_bias=False,
-        qk_norm=False,
         bos_token_id=read_token(raw, "bos_token_id", tokens[0]),
         eos_token_id=read_token(raw, "eos_token_id", tokens[1]),
     )
@@ -142,14 +125,11 @@ def to_hf(config: ModelConfig) -> dict:
 
 def from_gguf(metadata, common: dict, **choices) -> ModelConfig:
     """The config of a GGUF file whose architecture is a rotary family."""
-    fields = dict(
-        norm="rms",
-        activation="swiglu",
+    fields = CHOICES | dict(
         norm_eps=metadata.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
         rope_theta=metadata.number("rope.freq_base", *THETA_RANGE, 10000.0),
         rope_scaling=metadata.rope_scaling(),
         attention_bias="blk.0.attn_output.bias" in metadata.tensors,
         mlp_bias="blk.0.ffn_up.bias" in metadata.tensors,
-        qk_norm=False,
     )
     return ModelConfig(**{**common, **fields, **choices})

@@ -9,51 +9,17 @@ def _python_reference() -> str:
     return "\n\n".join(topics.topics[name].strip("\n") for name in sorted(topics.topics)) + "\n"
 
 
-def _python_source() -> str:
-    import argparse  # noqa: E401
-    import ast
-    import collections
-    import configparser
-    import csv
-    import datetime
-    import decimal
-    import difflib
-    import email.message
-    import fractions
-    import gettext  # noqa: E401
-    import heapq
-    import inspect
-    import ipaddress
-    import json.decoder
-    import logging
-    import mailbox
-    import optparse
-    import pathlib
-    import statistics
+SOURCES = """
+argparse ast collections configparser csv datetime decimal difflib email.message fractions gettext heapq inspect ipaddress json.decoder
+logging mailbox optparse pathlib statistics
+""".split()
 
-    modules = [
-        argparse,
-        ast,
-        collections,
-        configparser,
-        csv,
-        datetime,
-        decimal,
-        difflib,
-        email.message,
-        fractions,
-        gettext,
-        heapq,
-        inspect,
-        ipaddress,
-        json.decoder,
-        logging,
-        mailbox,
-        optparse,
-        pathlib,
-        statistics,
-    ]
-    return "\n\n".join(inspect.getsource(module) for module in modules)
+
+def _python_source() -> str:
+    import inspect
+    from importlib import import_module
+
+    return "\n\n".join(inspect.getsource(import_module(name)) for name in SOURCES)
 
 
 BUILTINS = {

@@ -7,7 +7,7 @@ import stat
 from collections import Counter
 from pathlib import Path
 
-from .kinds import GATHERED, suffix_of
+from .file_kinds import GATHERED, suffix_of
 from .source import TextError, named_errors, open_file
 
 HEAD = 4096  # bytes by which a binary file, or an empty one, is known

@@ -11,7 +11,7 @@ from functools import lru_cache
 from dynadapt.common.notes import note
 
 from .directories import files_in
-from .kinds import records_of
+from .file_kinds import records_of
 from .records import Record, Records, open_records
 from .source import Source, TextError
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from .kinds import records_of, suffix_of
+from .file_kinds import records_of, suffix_of
 from .source import TextError, named_errors, open_file
 
 BATCH = 256  # rows of Parquet held at a time

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
 from .builtin import BUILTINS
-from .kinds import records_of, suffix_of, why_refused
+from .file_kinds import records_of, suffix_of, why_refused
 
 if TYPE_CHECKING:
     from .records import Record, Records

@@ -142,9 +142,18 @@ inline void tile_of(int rows, const Term<P>* terms, int count, float* c, int64_t
   case n:           \
     return tile<P, n, NV>(terms, count, c, ldc, into);
     DYN_ROWS(1)
-    DYN_ROWS(2) DYN_ROWS(3) DYN_ROWS(4) DYN_ROWS(5) DYN_ROWS(6)
+    DYN_ROWS(2)
+    DYN_ROWS(3)
+    DYN_ROWS(4)
+    DYN_ROWS(5)
+    DYN_ROWS(6)
 #if defined(__AVX512F__)
-        DYN_ROWS(7) DYN_ROWS(8) DYN_ROWS(9) DYN_ROWS(10) DYN_ROWS(11) DYN_ROWS(12)
+    DYN_ROWS(7)
+    DYN_ROWS(8)
+    DYN_ROWS(9)
+    DYN_ROWS(10)
+    DYN_ROWS(11)
+    DYN_ROWS(12)
 #endif
 #undef DYN_ROWS
   }

@@ -10,11 +10,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .base import FunctionClass
 from .baselines import averaging, least_squares, nearest_neighbours, ridge, zero
 from .bayes import discrete_posterior, linear_mixture
 from .combine import ConvexCombination, Mixture
 from .evaluate import Predict
+from .function_class import FunctionClass
 from .gradient_descent import network_gradient_descent
 from .lasso_path import lasso
 from .linear import DenseLinear, NoisyLinear, Quadratic, SparseLinear

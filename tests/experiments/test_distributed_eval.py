@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from run_files import Killed, kill_at
 from tiny import english, tiny_directory
 
 from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.distributed_eval import _check, _check_begun, merged_lines, merged_scores, shared_out
 from dynadapt.experiments.dyneval import RunOptions, run
-from dynadapt.experiments.shared_documents import _check, _check_begun, merged_lines, merged_scores, shared_out
-from dynadapt.runs.metrics import read_metrics
+from dynadapt.runs.append_only import read_metrics
 from dynadapt.runs.rundir import SCORE, RunDirectory, RunError
 from dynadapt.runs.text import TextError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHARES = [[0, 3], [1, 2, 4]]
 WORDS = (400, 90, 310, 30, 50)  # the two longest go to different processes
@@ -44,23 +46,6 @@ def config(tmp_path_factory) -> EvalConfig:
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill_after_3(event: dict) -> None:
-    if event["segment"] == 3:
-        raise Killed
-
-
 def torchrun(config: EvalConfig, *words: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dynadapt", "eval"]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -76,7 +61,7 @@ def test_two_processes_score_as_one_bit_for_bit(config, tmp_path):
     directory.close()
     second = replace(config, text=tuple(config.text[i] for i in SHARES[1]))
     with pytest.raises(Killed):
-        run(second, tmp_path / "two" / "parts" / "1-of-2", RunOptions(scores=True, checkpoint=2), kill_after_3)
+        run(second, tmp_path / "two" / "parts" / "1-of-2", RunOptions(scores=True, checkpoint=2), kill_at(segment=3))
     log = ("--log-to", "tensorboard") if find_spec("tensorboard") else ()
     done = torchrun(config, "--out", str(tmp_path / "two"), "--scores", "--resume", *log)
     assert done.returncode == 0, done.stderr

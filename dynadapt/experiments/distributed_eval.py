@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-import dynadapt
+from dynadapt.common.version import VERSION
 from dynadapt.distributed import Processes
-from dynadapt.runs.metrics import read_metrics
+from dynadapt.runs.append_only import read_metrics
 from dynadapt.runs.rundir import RunDirectory, RunError, check_finished, open_directory, read_json, write_json
 from dynadapt.runs.text import Source, expand, inputs
 from dynadapt.runs.texts.expanding import selection
@@ -38,7 +38,7 @@ def run_parts(
     Raises what dyneval.run does, and ProcessError.
     """
     config = processes.from_first(lambda: settled(config, out, options.resume, lambda: _load(config.model)))
-    processes.same({**config.to_dict(), **asdict(options), "version": dynadapt.__version__})
+    processes.same({**config.to_dict(), **asdict(options), "version": VERSION})
     sources, facts = processes.together(lambda: _check(config, processes.world))
     files = {f"text {path!r}": fact for path, fact in inputs(sources, facts).items()}
     processes.same({name: fact["sha256"] for name, fact in files.items()})

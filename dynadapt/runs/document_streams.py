@@ -1,4 +1,4 @@
-"""Documents into the engine's slots, a segment at a time: refilled as documents end, and able to go on from a saved state."""
+"""Documents into the engine's streams, a segment at a time: refilled as documents end, and able to go on from a saved state."""
 
 from __future__ import annotations
 

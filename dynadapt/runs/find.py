@@ -15,11 +15,10 @@ from pathlib import Path
 
 from .kinds import headline, kind_of, what
 from .rundir import locked, unscored
-from .whole_files import RunError, read_json
+from .whole_files import RunError, finite_number, read_json
 
 DEPTH = 6  # directories below the one that is asked about
 OWN = ("checkpoint", "weights", "texts")  # of a run, in which no other run is
-STATES = ("finished", "running", "stopped", "failed", "damaged")
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,8 @@ def _progress(path: Path, kind: str, config: Mapping, parts: tuple[Path, ...]) -
         return {
             "state": "finished",
             "result": headline(kind, summary),
-            "tokens": _number(summary.get("tokens")),
-            "seconds": _number(summary.get("seconds")),
+            "tokens": finite_number(summary.get("tokens")),
+            "seconds": finite_number(summary.get("seconds")),
         }
     if unscored(path) and all(map(unscored, parts)):
         return {"state": "running" if locked(path) else "failed"}
@@ -158,8 +157,8 @@ def _progress(path: Path, kind: str, config: Mapping, parts: tuple[Path, ...]) -
         "state": "running" if locked(path) else "stopped",
         "fraction": _fraction(path, kind, config, line),
         "result": result,
-        "tokens": _number(line.get("total_tokens")),
-        "seconds": _number(line.get("total_seconds")),
+        "tokens": finite_number(line.get("total_tokens")),
+        "seconds": finite_number(line.get("total_seconds")),
     }
 
 
@@ -207,11 +206,6 @@ def _bytes_of_texts(path: Path) -> int | None:
         return None
     sizes = [fact.get("bytes") if isinstance(fact, dict) else None for name, fact in inputs.items() if name.startswith("text ")]
     return sum(sizes) if sizes and all(sizes) else None
-
-
-def _number(value) -> float | int | None:
-    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if known else None
 
 
 def disk_use(folder: Path) -> tuple[int, float]:

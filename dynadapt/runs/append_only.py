@@ -17,6 +17,26 @@ from .whole_files import RunError
 SCORE = np.dtype([("document", "<i4"), ("position", "<i4"), ("nll", "<f4"), ("token", "<i4"), ("start", "<i8"), ("stop", "<i8")])
 
 
+def read_metrics(path: str | Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl; a last line cut by a kill is left out."""
+    path = Path(path) / "metrics.jsonl"
+    lines = []
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    lines.append(json.loads(line))
+                except ValueError:
+                    raise RunError(f"{path}: line {number} is not JSON") from None
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file; {path.parent} is not a run's directory") from None
+    except OSError as error:
+        raise RunError(f"{path}: can't be read ({error.strerror})") from None
+    return lines
+
+
 class Growing:
     """A file that is appended to in whole records; a record that doesn't fit is taken back.
 

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .checks import IclError, check_count, check_number, check_range
-from .later import torch
+from .lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ import numpy as np
 
 from dynadapt.experiments.diagnose.classes import classify
 from dynadapt.runs.metrics import Run, read_run
-from dynadapt.runs.rundir import RunError, read_json
 from dynadapt.runs.text import Source, TextError, expand, inputs
+from dynadapt.runs.whole_files import RunError, read_json_or
 
 PART = "\ufffd"  # what a token reads as that is some of a character's bytes
 SAME = ("text", "field", "split", "streams")  # settings that say which text document i is
@@ -130,28 +130,18 @@ def _same(first: Run, other: Run) -> None:
             raise RunError(f"{other.path} scored another version of {spec} than {first.path}: the text has changed in between")
 
 
-def input_digest(run: Run, name: str):
-    """What inputs.json keeps of something that the run's numbers depend on; None where it keeps nothing."""
-    return _inputs(run).get(name)
-
-
-def _inputs(run: Run) -> dict:
-    path = run.path / "inputs.json"
-    return read_json(path) if path.exists() else {}
-
-
 def _digests(run: Run) -> dict[str, str]:
     """The sha256 of each file that could be read twice, by the name that the run had for it, in the order in which it read them."""
     return {
         ast.literal_eval(name.removeprefix("text ")): facts["sha256"]
-        for name, facts in _inputs(run).items()
+        for name, facts in run.inputs().items()
         if name.startswith("text ") and facts
     }
 
 
 def _contents(run: Run) -> list[str] | None:
     """The sha256 of all files in order; None where one is not known."""
-    known = [facts for name, facts in _inputs(run).items() if name.startswith("text ")]
+    known = [facts for name, facts in run.inputs().items() if name.startswith("text ")]
     return [facts["sha256"] for facts in known] if known and all(known) else None
 
 
@@ -166,8 +156,7 @@ def _rows(run: Run) -> np.ndarray:
 def _sources(run: Run) -> list[Source]:
     """The documents of a run, found again from here or from where the run was made, and held against the digests that it kept."""
     specs, field, errors = run.config["text"], run.config.get("field", "text"), []
-    environment = run.path / "env.json"
-    made = read_json(environment).get("folder") if environment.exists() else None
+    made = read_json_or(run.path / "env.json", {}).get("folder")
     places = [Path.cwd()] + [Path(made)] * (made is not None and made != str(Path.cwd()))
     for place in places:
         here = [spec if spec == "-" or spec.startswith("builtin:") or place == Path.cwd() else str(place / spec) for spec in specs]
