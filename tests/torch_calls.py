@@ -1,8 +1,65 @@
-"""A call of every op of dynadapt.torch_ops, small, for the tests that go through all of them."""
+"""A call of every op of dynadapt.torch_ops, small, for the tests that go through all of them: the op's case by the schema's names."""
 
 import torch
 
+from dynadapt.adapt.optimizers import SGD, Adam
+from dynadapt.bench.cases import Draw, OpCase
+from dynadapt.bench.cases.activation import activation_backward, activation_forward
+from dynadapt.bench.cases.attention import attention_backward, attention_forward
+from dynadapt.bench.cases.base import convert
+from dynadapt.bench.cases.bias_gradient import bias_gradient
+from dynadapt.bench.cases.cross_entropy import cross_entropy, cross_entropy_weight_gradient
+from dynadapt.bench.cases.embedding import embedding_backward, embedding_forward
+from dynadapt.bench.cases.head_norm import head_norm_backward, head_norm_forward
+from dynadapt.bench.cases.linear import linear_backward, linear_forward
+from dynadapt.bench.cases.linear_mse import linear_mse
+from dynadapt.bench.cases.lora_gradient import lora_gradient
+from dynadapt.bench.cases.memory import memory_advance, memory_fill
+from dynadapt.bench.cases.norm import norm_backward, norm_forward
+from dynadapt.bench.cases.reset import reset
+from dynadapt.bench.cases.update import lora_gradient_update, update, weight_gradient_update
+from dynadapt.bench.cases.weight_gradient import row_scores, weight_gradient
+from dynadapt.interop import torch_ops  # noqa: F401  (registers the ops)
+
 I32 = {"dtype": torch.int32}
+TARGETS = torch.tensor([3, -1, 0, 10, 7, 2])
+LAYER = (6, 5, (4, 3), 2, 2)  # rows, inputs, parts, rank, streams
+ATTENTION = (2, 3, 4, 2, 1, 4)  # streams, tokens, memory, query heads, kv heads, head size
+WEIGHT = (6, 7, 5, 2)  # rows, outputs, inputs, chosen rows
+SGD_RULE, ADAM_RULE = SGD(clip=0.0).rule(), Adam(clip=1.0, decay=0.1).rule()
+# op -> (the function that makes its case, sizes, arguments of the schema that the case does not have)
+CALLS = {
+    "linear": (linear_forward, LAYER, {}),
+    "linear_backward": (linear_backward, LAYER, {"need_dx": True}),
+    "lora_gradient": (lora_gradient, LAYER, {"slot_count": 4}),
+    "weight_gradient": (weight_gradient, WEIGHT, {}),
+    "row_scores": (row_scores, WEIGHT[:3], {}),
+    "bias_gradient": (bias_gradient, (6, 7), {}),
+    "cross_entropy": (cross_entropy, (6, 5, 11), {}),
+    "cross_entropy_weight_gradient": (cross_entropy_weight_gradient, (6, 5, 11), {}),
+    "scored_targets": (cross_entropy, (6, 5, 11), {"vocabulary": 11, "ignore_index": -100}),
+    "linear_mse": (linear_mse, (6, 5), {}),
+    "linear_mse_backward": (linear_mse, (6, 5), {}),
+    "norm": (norm_forward, (6, 8, "layer", False), {}),
+    "add_norm": (norm_forward, (6, 8, "rms"), {}),
+    "norm_backward": (norm_backward, (6, 8, "rms"), {}),
+    "head_norm": (head_norm_forward, (6, 2, 1, 4), {}),
+    "head_norm_backward": (head_norm_backward, (6, 2, 1, 4), {}),
+    "activation": (activation_forward, (6, 4, "swiglu"), {}),
+    "activation_backward": (activation_backward, (6, 8, "gelu"), {}),
+    "embedding": (embedding_forward, (3, 3, 5, 4), {}),
+    "embedding_backward": (embedding_backward, (3, 3, 5), {"rows": 5}),
+    "attention": (attention_forward, ATTENTION, {}),
+    "attention_backward": (attention_backward, ATTENTION, {}),
+    "update": (update, (5, 1, ADAM_RULE), {}),
+    "reset": (reset, (5, 1), {}),
+    "memory_advance": (memory_advance, (2, 2, 3, 4, (0, 3), 2, 1), {}),
+    "memory_fill": (memory_fill, (2, 3, 4), {}),
+    "lora_gradient_update": (lora_gradient_update, (*LAYER, SGD_RULE), {}),
+    "weight_gradient_update": (weight_gradient_update, (*WEIGHT, SGD_RULE), {}),
+}
+NAMES = {"weights": "parts", "g": "weights"}  # where the schema's is not the case's
+NO_GRADIENT = ("mem_k", "mem_v", "cos", "sin")
 
 
 def rand(*shape, seed=0, dtype=torch.float32, grad=False):
@@ -11,145 +68,43 @@ def rand(*shape, seed=0, dtype=torch.float32, grad=False):
 
 
 def adapter(dtype, grad):
-    """Two parts, two of three slots, six rows of five."""
-    weights = [rand(4, 5, dtype=dtype, grad=grad), rand(3, 5, seed=1, dtype=dtype, grad=grad)]
-    A, Bt = rand(3, 4, 5, seed=3, dtype=dtype, grad=grad), rand(3, 2, 7, seed=4, dtype=dtype, grad=grad)
-    return rand(6, 5, dtype=dtype, grad=grad), weights, rand(7, dtype=dtype, grad=grad), A, Bt, torch.tensor([2, 0], **I32), 0.7
+    """Two parts, two of four slots, six rows of five."""
+    return call("linear", dtype, grad)
 
 
-def memory(dtype, rotary=True):
-    """Two streams of three tokens, two heads on one, a memory of four entries filled to 3 and 0."""
-    mem = rand(2, 4, 4, seed=5, dtype=dtype), rand(2, 4, 4, seed=6, dtype=dtype), torch.tensor([3, 0], **I32)
-    angles = torch.arange(8)[:, None] * torch.tensor([1.0, 0.3])
-    rope = (angles.cos(), angles.sin()) if rotary else (None, None)
-    if dtype == torch.float64:
-        rope = tuple(r if r is None else r.double() for r in rope)
-    return *mem, torch.tensor([1, 0], **I32), *rope, 2, 1, 4, 0.5
+def schema(name):
+    return getattr(torch.ops.dynadapt, name).default._schema.arguments
 
 
-TARGETS = torch.tensor([3, -1, 0, 10, 7, 2])
+def look_up(case: OpCase, name: str):
+    """An argument of the schema: one of the case's, of its rule or of its states (``a_master``: the master of ``a``)."""
+    for key in (NAMES.get(name), name):
+        if key in case.arguments:
+            return case[key]
+    prefix, _, field = name.partition("_")
+    if prefix in ("a", "bt"):
+        return getattr(case[prefix], field)
+    return getattr(case["rule"] if hasattr(case["rule"], name) else case["state"], name)
+
+
+def call(name, dtype, grad):
+    make, sizes, others = CALLS[name]
+    case, found = make(Draw(dtype), *sizes), {"gradient": grad, **others}
+    for argument in schema(name):
+        of = argument.name
+        leaf = lambda t, learns=grad and of not in NO_GRADIENT: t.detach().requires_grad_(learns and t.is_floating_point())  # noqa: E731
+        if not argument.kwarg_only and of not in found:
+            found[of] = convert(look_up(case, of), leaf)
+    return tuple(found[argument.name] for argument in schema(name) if not argument.kwarg_only)
 
 
 def calls(dtype, grad):
     """op -> its arguments; ``grad`` where the op has a gradient."""
-    g = {"dtype": dtype, "grad": grad}
-    wide = {"dtype": torch.float64 if dtype == torch.float64 else torch.float32}
-    linear = adapter(dtype, grad)
-    frozen = adapter(dtype, False)
-    dy, u, dU = rand(6, 7, seed=8, dtype=dtype), rand(6, 4, seed=9, dtype=dtype), rand(6, 4, seed=10, dtype=dtype)
-    stat = torch.stack([torch.zeros(6), rand(6).abs() + 0.5], 1).to(**wide)
-    slot = torch.zeros(1, **I32)
-    row = lambda *s: rand(*s, **wide)  # noqa: E731
-    return {
-        "linear": linear,
-        "linear_backward": (dy, *frozen[1:2], *frozen[3:], True),
-        "lora_gradient": (dy, frozen[0], u, dU, [4, 3], 0.7, frozen[5], 3),
-        "weight_gradient": (dy, frozen[0], torch.tensor([1, 4], **I32)),
-        "row_scores": (dy, frozen[0]),
-        "bias_gradient": (dy,),
-        "cross_entropy": (rand(6, 5, **g), rand(11, 5, seed=1, **g), TARGETS, grad),
-        "cross_entropy_weight_gradient": (rand(6, 5, dtype=dtype), rand(11, 5, dtype=dtype), TARGETS, None, row(6)),
-        "scored_targets": (TARGETS, 11, -1),
-        "linear_mse": (rand(6, 5, **g), rand(5, seed=1, **g), rand(1, seed=2, grad=grad, **wide), rand(6, seed=3, grad=grad, **wide)),
-        "linear_mse_backward": (rand(6, 5, dtype=dtype), rand(5, dtype=dtype), None, row(6), row(6)),
-        "norm": (rand(6, 8, **g), rand(8, seed=1, **g), rand(8, seed=2, **g), 1e-5, "layer"),
-        "add_norm": (rand(6, 8, **g), rand(6, 8, seed=3, **g), rand(8, seed=1, **g), None, 1e-5, "rms"),
-        "norm_backward": (
-            rand(6, 8, dtype=dtype),
-            rand(6, 8, seed=1, dtype=dtype),
-            rand(8, dtype=dtype),
-            stat,
-            "rms",
-            rand(6, 8, seed=4, dtype=dtype),
-        ),
-        "head_norm": (rand(6, 16, **g), rand(4, seed=1, **g), rand(4, seed=2, **g), 1e-6, 2, 1, 4),
-        "head_norm_backward": (
-            rand(6, 16, dtype=dtype),
-            rand(6, 16, dtype=dtype),
-            rand(4, dtype=dtype),
-            rand(4, dtype=dtype),
-            row(6, 3).abs(),
-            2,
-            1,
-            4,
-        ),
-        "activation": (rand(6, 8, **g), "swiglu"),
-        "activation_backward": (rand(6, 8, dtype=dtype), rand(6, 8, seed=1, dtype=dtype), "gelu"),
-        "embedding": (torch.tensor([1, 4, 1]), rand(5, 3, **g), rand(4, 3, seed=1, **g), torch.tensor([0, 1, 2])),
-        "embedding_backward": (torch.tensor([1, 4, 1]), rand(3, 3, dtype=dtype), 5),
-        "attention": (rand(6, 16, **g), *memory(dtype)),
-        "attention_backward": (
-            rand(6, 8, dtype=dtype),
-            rand(6, 16, dtype=dtype),
-            rand(6, 8, dtype=dtype),
-            row(2, 2, 3).abs() + 3,
-            *memory(dtype),
-        ),
-        "update": (
-            "adam",
-            row(2, 5),
-            row(2, 5),
-            row(2, 5),
-            row(2, 5).abs(),
-            row(5),
-            None,
-            rand(2, 5, dtype=dtype),
-            torch.tensor([1], **I32),
-            torch.full((2,), 0.1),
-            torch.zeros(2, **I32),
-            torch.zeros(1),
-            torch.zeros(1, **I32),
-        ),
-        "reset": (torch.ones(1, **I32), slot, row(5), row(2, 5), None, row(2, 5), None, None, torch.ones(2, **I32)),
-        "memory_advance": (
-            rand(2, 6, 5, dtype=dtype),
-            [0, 3],
-            [rand(2, 3, 4, 2, dtype=dtype), rand(2, 3, 4, 2, seed=1, dtype=dtype)],
-            torch.tensor([1, 0, 3], **I32),
-            torch.tensor([2, 0], **I32),
-            torch.tensor([3, 1], **I32),
-            1,
-        ),
-        "memory_fill": (torch.tensor([1, 0, 3], **I32), torch.tensor([2, 0], **I32), torch.tensor([3, 1], **I32), 4),
-        "lora_gradient_update": (
-            dy,
-            frozen[0],
-            u,
-            dU,
-            [4, 3],
-            0.7,
-            frozen[5],
-            torch.ones(2, **I32),
-            row(3, 4, 5),
-            rand(3, 4, 5, dtype=dtype),
-            None,
-            None,
-            None,
-            None,
-            row(3, 2, 7),
-            rand(3, 2, 7, dtype=dtype),
-            None,
-            None,
-            None,
-            None,
-            torch.full((3,), 0.1),
-            torch.zeros(2, **I32),
-        ),
-        "weight_gradient_update": (
-            dy,
-            frozen[0],
-            torch.tensor([1, 4], **I32),
-            rand(7, 5, dtype=dtype),
-            row(2, 5),
-            None,
-            None,
-            None,
-            None,
-            None,
-            torch.full((1,), 0.1),
-            torch.zeros(1, **I32),
-        ),
-    }
+    return {name: call(name, dtype, grad) for name in CALLS}
 
 
-KEYWORDS = {"lora_gradient_update": {"kind": "sgd"}, "weight_gradient_update": {"kind": "sgd"}, "update": {"clip": 1.0, "decay": 0.1}}
+KEYWORDS = {
+    name: {a.name: getattr(sizes[-1], a.name) for a in schema(name) if a.kwarg_only}
+    for name, (_, sizes, _) in CALLS.items()
+    if name.endswith("update")
+}

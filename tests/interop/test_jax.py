@@ -9,9 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import dynadapt.interop.jax as dj
 import dynadapt.interop.numpy as dn
+from dynadapt.bench.cases import Draw
+from dynadapt.bench.cases.activation import activation_forward
+from dynadapt.bench.cases.attention import attention_forward
+from dynadapt.bench.cases.cross_entropy import cross_entropy
+from dynadapt.bench.cases.embedding import embedding_forward
+from dynadapt.bench.cases.head_norm import head_norm_forward
+from dynadapt.bench.cases.linear import linear_forward
+from dynadapt.bench.cases.linear_mse import linear_mse
+from dynadapt.bench.cases.norm import norm_forward
 from dynadapt.interop.jax import build
 from dynadapt.ops.dispatch import UnsupportedOp
 from dynadapt.ops.update import UpdateRule
@@ -23,6 +33,13 @@ TOLERANCE = {jnp.float32: 3e-5, jnp.bfloat16: 4e-2}  # of the largest value
 def rand(*shape, seed=0, dtype=jnp.float32):
     """By numpy: jax would compile a program for each shape."""
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32).astype(dtype))
+
+
+def arrays(dtype, make, sizes, names):
+    """These arguments of an op's case."""
+    case = make(Draw(torch.bfloat16 if dtype == jnp.bfloat16 else torch.float32), *sizes)
+    narrow = lambda t: jnp.asarray(t.float().numpy()).astype(dtype) if t.dtype == torch.bfloat16 else jnp.asarray(t.numpy())  # noqa: E731
+    return [tuple(map(narrow, v)) if isinstance(v := case[name], list) else narrow(v) for name in names.split()]
 
 
 def close(ours, theirs, dtype):
@@ -77,22 +94,11 @@ def plain_linear(x, weights, bias, A, Bt, slots, scale):
     return y + scale * jnp.concatenate(streams)
 
 
-def linear_arguments(dtype):
-    weights = rand(4, 8, seed=1, dtype=dtype), rand(3, 8, seed=2, dtype=dtype)
-    return (
-        rand(6, 8, dtype=dtype),
-        weights,
-        rand(7, seed=3, dtype=dtype),
-        rand(3, 4, 8, seed=4, dtype=dtype),
-        rand(3, 2, 7, seed=5, dtype=dtype),
-    )
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_linear_with_two_parts_and_two_streams(dtype):
-    slots, arguments = jnp.array([2, 0], jnp.int32), linear_arguments(dtype)
-    ours = lambda *a: dj.linear(*a[:2], *a[2:], slots=slots, scale=0.7)  # noqa: E731
-    agree(ours, lambda *a: plain_linear(*a, [2, 0], 0.7), arguments, dtype)
+    *arguments, slots = arrays(dtype, linear_forward, (6, 8, (4, 3), 2, 2), "x parts bias A Bt slots")
+    ours = lambda *a: dj.linear(*a, slots=slots, scale=0.7)  # noqa: E731
+    agree(ours, lambda *a: plain_linear(*a, slots.tolist(), 0.7), tuple(arguments), dtype)
     numpy = [np.asarray(a) if not isinstance(a, tuple) else [np.asarray(w) for w in a] for a in arguments]
     same_bits(ours(*arguments), dn.linear(*numpy, slots=np.asarray(slots), scale=0.7))
 
@@ -106,7 +112,7 @@ def test_linear_alone_and_over_more_dimensions():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cross_entropy(dtype):
-    h, head, targets = rand(7, 16, dtype=dtype), rand(33, 16, seed=1, dtype=dtype), jnp.array([3, 0, 32, -1, 5, 5, 9])
+    h, head, targets = arrays(dtype, cross_entropy, (7, 16, 33), "h head targets")
 
     def plain(h, head):
         logits = (h @ head.T).astype(jnp.float32)
@@ -120,7 +126,8 @@ def test_cross_entropy(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_norms(kind, dtype):
-    x, delta, weight, bias = (rand(*s, seed=i, dtype=dtype) for i, s in enumerate([(2, 3, 16), (2, 3, 16), (16,), (16,)]))
+    x, delta, weight, bias = arrays(dtype, norm_forward, (6, 16, "layer"), "x delta weight bias")
+    x, delta = x.reshape(2, 3, 16), delta.reshape(2, 3, 16)
 
     def plain(x, weight, bias):
         wide = x.astype(jnp.float32)
@@ -142,14 +149,14 @@ def test_activations(kind, dtype):
             return (jax.nn.silu(wide[..., :8]) * wide[..., 8:]).astype(h.dtype)
         return jax.nn.gelu(wide, approximate=kind == "gelu_tanh").astype(h.dtype)
 
-    h = rand(2, 3, 16, dtype=dtype)
+    h = arrays(dtype, activation_forward, (6, 8 if kind == "swiglu" else 16, kind), "h")[0].reshape(2, 3, 16)
     agree(lambda h: dj.activation(h, kind), plain, (h,), dtype)
     same_bits(dj.activation(h, kind), dn.activation(np.asarray(h), kind))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_head_norm_embedding_and_read_out(dtype):
-    qkv, q_weight, k_weight = rand(6, 16, dtype=dtype), rand(4, seed=1, dtype=dtype), rand(4, seed=2, dtype=dtype)
+    qkv, q_weight, k_weight = arrays(dtype, head_norm_forward, (6, 2, 1, 4), "qkv q_weight k_weight")
 
     def plain_heads(qkv, q_weight, k_weight):
         heads = qkv.reshape(6, 4, 4).astype(jnp.float32)
@@ -159,11 +166,11 @@ def test_head_norm_embedding_and_read_out(dtype):
 
     agree(lambda *a: dj.head_norm(*a, 2, 1, 4), plain_heads, (qkv, q_weight, k_weight), dtype)
 
-    tokens, places = jnp.array([[1, 4, 1], [0, 2, 4]]), jnp.array([0, 1, 2])
-    table, positions = rand(5, 8, dtype=dtype), rand(4, 8, seed=1, dtype=dtype)
+    tokens, table, positions = arrays(dtype, embedding_forward, (6, 8, 5, 4), "tokens table position_table")
+    tokens, places = tokens.reshape(2, 3), jnp.array([0, 1, 2])
     agree(lambda t, p: dj.embedding(tokens, t, p, places), lambda t, p: t[tokens] + p[places], (table, positions), dtype)
 
-    h, weight, target, bias = rand(6, 8, dtype=dtype), rand(8, seed=1, dtype=dtype), rand(6, seed=2), rand(1, seed=3)
+    h, weight, target, bias = arrays(dtype, linear_mse, (6, 8), "h weight target bias")
     plain = lambda h, w, t, b: (h.astype(jnp.float32) @ w.astype(jnp.float32) + b - t) ** 2  # noqa: E731
     agree(dj.linear_mse, plain, (h, weight, target, bias), dtype)
     same_bits(dj.linear_mse(h, weight, target), dn.linear_mse(np.asarray(h), np.asarray(weight), np.asarray(target))[1])
@@ -172,11 +179,9 @@ def test_head_norm_embedding_and_read_out(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_attention_over_a_memory(dtype):
     hq, hkv, d, T = 4, 2, 8, 5
-    qkv = rand(T, (hq + 2 * hkv) * d, dtype=dtype)
-    mem_k, mem_v = rand(1, 6, hkv * d, seed=1, dtype=dtype), rand(1, 6, hkv * d, seed=2, dtype=dtype)
+    qkv, mem_k, mem_v, cos, sin = arrays(dtype, attention_forward, (1, T, 6, hq, hkv, d), "qkv mem_k mem_v cos sin")
+    mem_k, mem_v = mem_k[:1], mem_v[:1]
     memory = mem_k, mem_v, jnp.array([4], jnp.int32)
-    angles = jnp.arange(16)[:, None] * jnp.array([1.0, 0.3, 0.1, 0.03])
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
 
     def plain(qkv):
         heads = qkv.reshape(T, -1, d).swapaxes(0, 1)

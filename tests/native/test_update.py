@@ -8,6 +8,8 @@ from op_cases import DTYPES
 
 import dynadapt.adapt.optimizers  # noqa: F401  (registers the kinds)
 from dynadapt import _C
+from dynadapt.bench.cases import Draw
+from dynadapt.bench.cases.update import update
 from dynadapt.ops import update as reference
 from dynadapt.ops.update import UpdateRule, UpdateState
 
@@ -27,30 +29,10 @@ KINDS = {
 
 
 def make(p, dtype, streams=2, grad_scale=1.0, **change):
-    slots = streams + 1
-    values = dict(
-        master=torch.randn(slots, p),
-        grad=torch.randn(slots, p) * grad_scale,
-        first=0.1 * torch.randn(slots, p),
-        second=torch.rand(slots, p),
-        prior=torch.randn(p),
-        stat=torch.rand(p) + 0.1,
-        prior_rate=torch.rand(p),
-        working=torch.full((slots, p), float("nan"), dtype=dtype),
-        slots=torch.randperm(slots)[:streams].int(),
-        lr=torch.rand(slots) * 0.1,
-        step=torch.arange(slots, dtype=torch.int32) * 3,
-        decay=0.0,
-        clip=0.0,
-        beta1=0.9,
-        beta2=0.999,
-        eps=1e-8,
-        weight_decay=0.0,
-        momentum=0.0,
-        norms=torch.full((streams,), float("nan")),
-        skipped=torch.full((streams,), -1, dtype=torch.int32),
-    )
-    return {**values, **change}
+    """The op's case as one dict of its arguments and of the fields of its state and rule."""
+    case = update(Draw(dtype), p, streams, UpdateRule("sgd", beta1=0.9, beta2=0.999, eps=1e-8))
+    values = {**vars(case["state"]), **vars(case["rule"]), **case.arguments}
+    return {**values, "grad": values["grad"] * grad_scale, **change}
 
 
 def call(function, values):
@@ -59,12 +41,11 @@ def call(function, values):
     function(state, rule, values["slots"], values["lr"], values["norms"], values["skipped"])
 
 
-def run(function, values, wide=False):
+def run(values, backend="cpu", wide=False):
     """All arguments after the call, on copies; ``wide``: everything in float64."""
-    copies = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
-    if wide:
-        copies = {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in copies.items()}
-    call(function, copies)
+    cast = lambda t: t.double() if wide and t.is_floating_point() else t.clone()  # noqa: E731
+    copies = {k: cast(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+    call(_C.update if backend == "cpu" else reference.update, copies)
     return copies
 
 
@@ -78,24 +59,27 @@ def decided(values):
     return (g if first is None else values["beta1"] * first + (1 - values["beta1"]) * g).abs() > 1e-6
 
 
-def compare(values):
-    ours, plain, truth = run(_C.update, values), run(reference.update, values), run(reference.update, values, wide=True)
+def compare(values, run=run):
+    ours, plain, truth = run(values), run(values, "reference"), run(values, "reference", wide=True)
+    chosen = values["slots"][values["slots"] >= 0].long()
+    rest = [s for s in range(values["master"].shape[0]) if s not in chosen]
     for name in STATE:
         if ours[name] is None:
             continue
         if not ours[name].is_floating_point():
             assert torch.equal(ours[name], truth[name]), name
             continue
-        chosen = values["slots"].long() if ours[name].dim() == 2 else slice(None)
-        o, p, t = (x[name][chosen].double() for x in (ours, plain, truth))
-        if o.dim() == 2:
+        per_slot = ours[name].dim() == 2
+        o, p, t = (x[name][chosen if per_slot else slice(None)].double() for x in (ours, plain, truth))
+        if per_slot:
             o, p, t = (x[decided(values)[chosen]] for x in (o, p, t))
         assert torch.isfinite(o).all(), name
         bound = (p - t).abs().max() + 4 * 2.0**-24 * t.abs().max()  # a few roundings of float32 in another order
         assert (o - t).abs().max() <= bound, name
-        rest = [s for s in range(values["master"].shape[0]) if s not in values["slots"]]
-        if ours[name].dim() == 2 and name != "working":
-            assert torch.equal(ours[name][rest], values[name][rest]), name
+        if per_slot:
+            assert torch.equal(ours[name][rest].nan_to_num(7), values[name][rest].nan_to_num(7)), name
+    if ours["working"] is not None:
+        assert torch.equal(ours["working"][chosen], ours["master"][chosen].to(ours["working"].dtype))
     return ours
 
 
@@ -110,25 +94,25 @@ def test_against_reference(kind, p, dtype):
 
 def test_first_step_needs_no_history():
     values = make(
-        100, torch.float32, kind="adam", first=torch.zeros(3, 100), second=torch.zeros(3, 100), step=torch.zeros(3, dtype=torch.int32)
+        100, torch.float32, kind="adam", first=torch.zeros(4, 100), second=torch.zeros(4, 100), step=torch.zeros(4, dtype=torch.int32)
     )
     compare(values)
 
 
 def test_zero_learning_rate_changes_no_bit():
     for options in KINDS.values():
-        values = make(1000, torch.float32, lr=torch.zeros(3), **{**options, "weight_decay": 0.0})
-        assert torch.equal(run(_C.update, values)["master"], values["master"])
+        values = make(1000, torch.float32, lr=torch.zeros(4), **{**options, "weight_decay": 0.0})
+        assert torch.equal(run(values)["master"], values["master"])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stream_with_a_bad_gradient_is_skipped(kind, bad):
     values = make(20000, torch.bfloat16, streams=3, **KINDS[kind], decay=0.01, clip=1.0)
-    clean = run(_C.update, values)
+    clean = run(values)
     slot = int(values["slots"][1])
     values["grad"][slot, 17777] = bad
-    ours = run(_C.update, values)
+    ours = run(values)
     assert ours["skipped"].tolist() == [0, 1, 0]
     assert not torch.isfinite(ours["norms"][1])
     assert (ours["grad"][slot] == 0).all()
@@ -148,14 +132,14 @@ def test_resting_streams_keep_everything(kind):
     slots = values["slots"].clone()
     values["grad"][slots[0], 3] = float("nan")  # a gradient that nobody looks at
     moving = {"slots": slots[[1, 3]], "norms": torch.zeros(2), "skipped": torch.zeros(2, dtype=torch.int32)}
-    clean = run(_C.update, {**values, **moving})
+    clean = run({**values, **moving})
     values["slots"][[0, 2]] = -1
-    ours, plain = run(_C.update, values), run(reference.update, values)
+    ours, plain = run(values), run(values, "reference")
     assert ours["norms"][[0, 2]].tolist() == plain["norms"][[0, 2]].tolist() == [0, 0]
     assert ours["norms"][[1, 3]].tolist() == clean["norms"].tolist()
     assert ours["skipped"].tolist() == plain["skipped"].tolist() == [0, 0, 0, 0]
     for name in STATE[:6]:
-        for slot in range(5) if ours[name] is not None else ():
+        for slot in range(6) if ours[name] is not None else ():
             before = clean if slot in slots[[1, 3]] else values
             assert torch.equal(ours[name][slot].nan_to_num(7), before[name][slot].nan_to_num(7)), name
 
@@ -173,13 +157,13 @@ def test_threads_and_streams_change_no_bit(kind):
     try:
         for threads in (1, 2, 5):
             _C.set_num_threads(threads)
-            results.append(run(_C.update, values))
+            results.append(run(values))
     finally:
         _C.set_num_threads(0)
     alone = values
     for i in range(3):
         single = dict(alone, slots=values["slots"][i : i + 1], norms=torch.zeros(1), skipped=torch.zeros(1, dtype=torch.int32))
-        alone = {**single, **{k: v for k, v in run(_C.update, single).items() if k in STATE}}
+        alone = {**single, **{k: v for k, v in run(single).items() if k in STATE}}
     for other in results[1:] + [{**alone, "norms": results[0]["norms"], "skipped": results[0]["skipped"]}]:
         for name in STATE:
             if other[name] is not None:
@@ -187,12 +171,12 @@ def test_threads_and_streams_change_no_bit(kind):
 
 
 def test_errors_name_the_argument():
-    broken = lambda **change: run(_C.update, make(10, torch.float32, **{"kind": "adam", **change}))  # noqa: E731
+    broken = lambda **change: run(make(10, torch.float32, **{"kind": "adam", **change}))  # noqa: E731
     with pytest.raises(ValueError, match=r"update: kind is adagrad, accepted is sgd, adam, adamw, rms, lion"):
         broken(kind="adagrad")
     with pytest.raises(ValueError, match=r"update: slots\[0\] and slots\[1\] are both 1, accepted is each slot once"):
         broken(slots=torch.tensor([1, 1], dtype=torch.int32))
-    with pytest.raises(ValueError, match=r"update: slots\[1\] is -2, accepted is 0 to 2, or -1"):
+    with pytest.raises(ValueError, match=r"update: slots\[1\] is -2, accepted is 0 to 3, or -1"):
         broken(slots=torch.tensor([1, -2], dtype=torch.int32))
     with pytest.raises(ValueError, match=r"update: second is missing, a tensor is needed for adam and adamw"):
         broken(second=None)
@@ -202,5 +186,5 @@ def test_errors_name_the_argument():
         broken(prior=None, decay=0.1)
     with pytest.raises(ValueError, match=r"update: stat is missing"):
         broken(kind="rms", stat=None)
-    with pytest.raises(ValueError, match=r"update: lr has shape \[2\], accepted is \[3\]"):
+    with pytest.raises(ValueError, match=r"update: lr has shape \[2\], accepted is \[4\]"):
         broken(lr=torch.zeros(2))

@@ -1,15 +1,21 @@
 """The reference of every op with a backward passes float64 gradcheck (invariant 4)."""
 
+import inspect
+
 import pytest
 import torch
+from op_cases import each
 from torch.autograd import gradcheck
 
 from dynadapt import Lion
+from dynadapt.bench.cases import Op, activation, attention, bias_gradient, embedding, head_norm, linear, lora_gradient, materialise, norm
 from dynadapt.interop import torch_ops
 from dynadapt.ops import DenseMatrix, resolve
 from dynadapt.ops.update import UpdateRule, UpdateState
 
 F64 = torch.float64
+FAMILIES = (activation, attention, bias_gradient, embedding, head_norm, linear, lora_gradient, norm)
+ABOUT = {about.name: about for family in FAMILIES for about in vars(family).values() if isinstance(about, Op)}
 
 
 def op(name):
@@ -20,66 +26,87 @@ def rand(*shape, seed=0):
     return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
-def function(forward, backward):
-    """An autograd function from an op's explicit passes: forward(*x) -> (y, saved), backward(dy, saved, *x) -> gradients."""
+def backward_call(about, known, gradients):
+    """The arguments of a backward op, by their names: what the forward pass and the ops before it left, and outputs to be written."""
+    known = {**known, "accumulate": False, "part_sizes": [part.shape[0] for part in known.get("parts", ())]}
+    of = {gradient: known[name] for name, gradient in gradients.items()} | {"dU": known.get("u")}
+    again = {name: known[name] for name in about.outputs if name in known}  # what the forward pass wrote, written once more
+    call = {}
+    for name in inspect.signature(op(about.name)).parameters:
+        if name not in about.outputs:
+            call[name] = known[name]
+        elif name in again:
+            call[name] = torch.full_like(again[name], float("nan"))
+        else:  # zero where the op adds, or writes the slots of its streams alone
+            like = of.get(name)
+            call[name] = None if like is None else torch.full_like(like, 0.0 if name in about.changed or "slots" in call else float("nan"))
+    return call, again
 
-    class Op(torch.autograd.Function):
+
+def passes(case):
+    """A forward case as an autograd function of its differentiable inputs, with its explicit backward ops; and these inputs."""
+    learns = {name: gradient for name, gradient in case.about.gradients.items() if case[name] is not None}
+    chain = [ABOUT[name] for name in case.about.backward]
+    asked = {name for about in chain for name in inspect.signature(op(about.name)).parameters}
+    outputs = [name for name in case.about.outputs if f"d{name}" in asked and case[name] is not None]
+
+    class Passes(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *x):
-            y, ctx.rest = forward(*x)
-            ctx.save_for_backward(*x)
-            return y
+        def forward(ctx, *inputs):
+            known = dict(zip(case.arguments, materialise(case, "reference"))) | dict(zip(learns, inputs))
+            op(case.op)(*known.values())
+            if known.get("delta", 0) is None:  # nothing was added: the sum is the input itself
+                known["res"] = known["x"]
+            ctx.known = known
+            return tuple(known[name] for name in outputs)
 
         @staticmethod
-        def backward(ctx, dy):
-            return backward(dy.contiguous(), ctx.rest, *ctx.saved_tensors)
+        def backward(ctx, *upstream):
+            known = {"dres": None, **ctx.known, **{f"d{name}": g.contiguous() for name, g in zip(outputs, upstream)}}
+            for about in chain:
+                call, again = backward_call(about, known, learns)
+                op(about.name)(*call.values())
+                assert all(torch.equal(call[name], t) for name, t in again.items())
+                known |= {name: call[name] for name in about.outputs if name not in again}
+            return tuple(known[gradient] for gradient in learns.values())
 
-    return Op.apply
-
-
-@pytest.mark.parametrize("kind", ["rms", "layer"])
-def test_norm(kind):
-    x, delta, weight, bias = rand(5, 7), rand(5, 7, seed=1), rand(7), rand(7, seed=2)
-
-    def forward(x, delta, weight, bias):
-        res, y, stat = torch.empty_like(x), torch.empty_like(x), torch.empty(5, 2, dtype=F64)
-        op("norm_forward")(x, delta, weight, bias, 1e-5, kind, res, y, stat)
-        return torch.cat([y, res], 1), (res, stat)  # both leave the op
-
-    def backward(d, rest, x, delta, weight, bias):
-        res, stat = rest
-        dx, dw, db = torch.full_like(x, float("nan")), torch.zeros_like(weight), torch.zeros_like(weight)
-        again = torch.full_like(x, float("nan"))
-        op("norm_backward")(d[:, :7].contiguous(), res, weight, stat, kind, d[:, 7:].contiguous(), dx, dw, db, bias, again)
-        y = torch.empty_like(x)
-        op("norm_forward")(x, delta, weight, bias, 1e-5, kind, res, y, stat)
-        assert torch.equal(again, y)
-        return dx, dx, dw, db
-
-    leaves = [t.requires_grad_() for t in (x, delta, weight, bias)]
-    assert gradcheck(function(forward, backward), leaves)
+    return Passes.apply, [case[name].detach().clone().requires_grad_() for name in learns]
 
 
-@pytest.mark.parametrize("streams", [1, 2])
-def test_linear(streams):
-    x, sizes, rank = rand(6, 5), (4, 3), 2
-    A, Bt, bias = rand(3, 2 * rank, 5), rand(3, rank, 7, seed=3), rand(7)
-    parts = [DenseMatrix(rand(n, 5, seed=9)) for n in sizes]
-    slots = torch.tensor([2, 0][:streams], dtype=torch.int32)
+@each(norm.norm_forward, [(5, 7, kind, delta) for kind in ("rms", "layer") for delta in (True, False)], [F64])
+def test_norm(case):
+    assert gradcheck(*passes(case))
 
-    def forward(x, A, Bt):
-        u, y = torch.empty(6, 4, dtype=F64), torch.empty(6, 7, dtype=F64)
-        op("linear_forward")(x, parts, bias, A, Bt, slots, 1.5, u, y)
-        return y, u
 
-    def backward(dy, u, x, A, Bt):
-        dU, dx = torch.full_like(u, float("nan")), torch.full_like(x, float("nan"))
-        dA, dBt = torch.zeros_like(A), torch.zeros_like(Bt)
-        op("linear_backward")(dy, parts, A, Bt, slots, 1.5, dU, dx)
-        op("lora_gradient")(dy, x, u, dU, list(sizes), 1.5, slots, dA, dBt, False)
-        return dx, dA, dBt
+@each(linear.linear_forward, [(6, 5, (4, 3), 2, streams) for streams in (1, 2)], [F64])
+def test_linear(case):
+    assert gradcheck(*passes(case))
 
-    assert gradcheck(function(forward, backward), [t.requires_grad_() for t in (x, A, Bt)])
+
+@each([head_norm.head_norm_forward], [(3, 3, 2, 4)], [F64])
+def test_head_norm(case):
+    assert gradcheck(*passes(case))
+
+
+@each(activation.activation_forward, [(3, 4, kind) for kind in ("swiglu", "gelu_tanh", "gelu")], [F64])
+def test_activation(case):
+    assert gradcheck(*passes(case))
+
+
+@each(embedding.embedding_forward, [(3, 3, 5), (3, 3, 5, 4)], [F64])
+def test_embedding(case):
+    assert gradcheck(*passes(case))
+
+
+@each(attention.attention_forward, [(2, 3, None, 4, 2, 4, rotary) for rotary in (True, False)], [F64])
+def test_attention(case):
+    assert gradcheck(*passes(case))
+
+
+@pytest.mark.parametrize("filled", [(0, 3, 0, 5), (4, 2, 5, 1)])
+@each(attention.attention_forward, [(2, 3, 5, 4, 2, 4, rotary) for rotary in (True, False)], [F64])
+def test_attention_over_memory(case, filled):
+    assert gradcheck(*passes(case.change(mem_len=torch.tensor(filled, dtype=torch.int32))))
 
 
 def test_linear_backward_without_dx_still_gives_dU():
@@ -136,53 +163,6 @@ def test_cross_entropy_weight_gradient():
     assert torch.allclose(dW, W.grad + 1)
 
 
-@pytest.mark.parametrize("kind", ["swiglu", "gelu_tanh", "gelu"])
-def test_activation(kind):
-    def forward(h):
-        y = torch.empty(3, 4, dtype=F64)
-        op("activation_forward")(h, kind, y)
-        return y, None
-
-    def backward(dy, _, h):
-        dh = torch.full_like(h, float("nan"))
-        again, y = torch.full_like(dy, float("nan")), torch.empty_like(dy)
-        op("activation_backward")(dy, h, kind, dh, again)
-        op("activation_forward")(h, kind, y)
-        assert torch.equal(again, y)
-        return dh
-
-    assert gradcheck(function(forward, backward), [rand(3, 8 if kind == "swiglu" else 4).requires_grad_()])
-
-
-@pytest.mark.parametrize("memory", [None, (3, 0), (4, 2)])
-@pytest.mark.parametrize("rotary", [True, False])
-def test_attention(memory, rotary):
-    hq, hkv, d, T, C = 4, 2, 4, 3, 5
-    qkv = rand(2 * T, (hq + 2 * hkv) * d).requires_grad_()
-    slots = torch.tensor([1, 0], dtype=torch.int32)
-    mem = (
-        (None, None, None)
-        if memory is None
-        else (rand(2, C, hkv * d), rand(2, C, hkv * d, seed=5), torch.tensor(memory, dtype=torch.int32))
-    )
-    angles = torch.arange(C + T, dtype=F64)[:, None] * torch.tensor([1.0, 0.3], dtype=F64)
-    rope = (angles.cos(), angles.sin()) if rotary else (None, None)
-    common = (slots, *rope, hq, hkv, d, d**-0.5)
-
-    def forward(qkv):
-        out, lse = torch.empty(2 * T, hq * d, dtype=F64), torch.empty(2, hq, T, dtype=F64)
-        op("attention_forward")(qkv, *mem, *common, out, lse)
-        return out, lse
-
-    def backward(dout, lse, qkv):
-        out, _ = forward(qkv)
-        dqkv = torch.full_like(qkv, float("nan"))
-        op("attention_backward")(dout, qkv, out, lse, *mem, *common, dqkv)
-        return dqkv
-
-    assert gradcheck(function(forward, backward), [qkv])
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, F64], ids=str)
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("hq,hkv,d", [(1, 1, 4), (4, 2, 6), (3, 1, 64)])
@@ -200,51 +180,6 @@ def test_attention_to_one_key_has_no_gradient_in_query_and_key(hq, hkv, d, backe
             op("attention_backward")(dout, qkv.detach(), out, lse, *common, gradient)
         query, key, value = gradient.split([hq * d, hkv * d, hkv * d], 1)
         assert not query[0].any() and value[0].any() and bool(key.any()) == (tokens > 1)
-
-
-def test_head_norm():
-    hq, hkv, d = 3, 2, 4
-    qkv, qw, kw = rand(3, 7 * d), rand(d), rand(d, seed=4)
-
-    def forward(qkv, qw, kw):
-        out, rstd = torch.empty_like(qkv), torch.empty(3, 5, dtype=F64)
-        op("head_norm_forward")(qkv, qw, kw, 1e-6, hq, hkv, d, out, rstd)
-        return out, rstd
-
-    def backward(dout, rstd, qkv, qw, kw):
-        dqkv, dqw, dkw = torch.full_like(qkv, float("nan")), torch.zeros_like(qw), torch.zeros_like(kw)
-        op("head_norm_backward")(dout, qkv, qw, kw, rstd, hq, hkv, d, dqkv, dqw, dkw)
-        return dqkv, dqw, dkw
-
-    assert gradcheck(function(forward, backward), [t.requires_grad_() for t in (qkv, qw, kw)])
-
-
-def test_embedding():
-    table, positions = rand(5, 3).requires_grad_(), rand(4, 3)
-    tokens, place = torch.tensor([1, 4, 1]), torch.tensor([0, 1, 2])
-
-    def forward(table):
-        out = torch.empty(3, 3, dtype=F64)
-        op("embedding_forward")(tokens, table, positions, place, out)
-        return out, None
-
-    def backward(dout, _, table):
-        d = torch.zeros_like(table)
-        op("embedding_backward")(tokens, dout, d)
-        return d
-
-    assert gradcheck(function(forward, backward), [table])
-
-
-def test_bias():
-    x, bias = rand(5, 3), rand(3).requires_grad_()
-
-    def backward(dy, _, bias):
-        db = torch.zeros_like(bias)
-        op("bias_gradient")(dy, db)
-        return db
-
-    assert gradcheck(function(lambda bias: (x + bias, None), backward), [bias])
 
 
 def test_linear_mse():

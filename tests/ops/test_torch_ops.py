@@ -331,7 +331,7 @@ def test_refusals_name_the_argument():
         torch_ops.linear(x, [weights[0], weights[1].bfloat16()])
     with pytest.raises(ValueError, match="expected both or neither"):
         torch_ops.linear(x, weights, bias, A)
-    with pytest.raises(ValueError, match=r"A has shape \[3, 4, 5\]"):
+    with pytest.raises(ValueError, match=r"A has shape \[4, 4, 5\]"):
         torch_ops.linear(x, weights[0], None, A, Bt[:, :, :4], slots)
     with pytest.raises(ValueError, match=r"slots\[0\] is 5|slots"):
         torch_ops.linear(x, weights, bias, A, Bt, torch.tensor([5, 0], **I32), scale)
