@@ -197,10 +197,10 @@ class Captured(Eager):
         else:
             rec.flops = {phase: n - before[phase] for phase, n in ledger.step.items()}
             rec.attended_back = decoder.attended_back
+        rec.runs += 1  # those that completed: a first pass that failed has warmed nothing up
 
     def _replayed(self, rec: Recording, kind: Kind, p: Pass, again: float) -> bool:
         """Runs the pass; True where no Python did."""
-        rec.runs += 1
         workspace = self.step.decoder.ws
         if not (self.cuda and self.capture):
             with self.with_scratch():
@@ -211,7 +211,7 @@ class Captured(Eager):
             rec.graph.replay()
             return True
         current = torch.cuda.current_stream()
-        if rec.runs == 1:  # compiles kernels, makes buffers and scratch memory; a real step all the same
+        if rec.runs == 0:  # compiles kernels, makes buffers and scratch memory; a real step all the same
             self.stream.wait_stream(current)
             with torch.cuda.stream(self.stream), self.with_scratch():
                 self.step.run(kind, p, rec.given, rec.made, again)

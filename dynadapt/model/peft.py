@@ -28,19 +28,18 @@ def tensor_key(module: str, which: str) -> str:
     return f"base_model.model.{module}.lora_{which}.weight"
 
 
-def settings_of(config, rank: int, alpha: float, base_model: str, modules, layers: range | None = None) -> dict:
-    """adapter_config.json of plain LoRA on ``modules``, PEFT's names of linears of ``layers`` (None: all)."""
-    names = {".".join(module.split(".")[-2 if config.family == "gpt2" else -1 :]) for module in modules}  # c_proj alone is two modules
+def plain_lora(rank: int, alpha: float, base_model: str | None, target_modules, fan_in_fan_out: bool) -> dict:
+    """adapter_config.json of LoRA without any of PEFT's variants."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": rank,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "target_modules": sorted(names),
+        "lora_alpha": alpha,
+        "target_modules": target_modules,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": config.family == "gpt2",
+        "fan_in_fan_out": fan_in_fan_out,
         "inference_mode": True,
         "init_lora_weights": True,
         "use_rslora": False,
@@ -48,6 +47,15 @@ def settings_of(config, rank: int, alpha: float, base_model: str, modules, layer
         "rank_pattern": {},
         "alpha_pattern": {},
         "modules_to_save": None,
+    }
+
+
+def settings_of(config, rank: int, alpha: float, base_model: str, modules, layers: range | None = None) -> dict:
+    """adapter_config.json of plain LoRA on ``modules``, PEFT's names of linears of ``layers`` (None: all)."""
+    names = {".".join(module.split(".")[-2 if config.family == "gpt2" else -1 :]) for module in modules}  # c_proj alone is two modules
+    whole = int(alpha) if alpha == int(alpha) else alpha
+    return {
+        **plain_lora(rank, whole, base_model, sorted(names), config.family == "gpt2"),
         "layers_to_transform": None if layers is None else list(layers),
         "layers_pattern": None if layers is None else ("h" if config.family == "gpt2" else "layers"),
     }

@@ -47,7 +47,7 @@ def attention_forward(
     }
     memory = capacity or 0
     moved = 2 * (n * (2 * hq * head + 2 * width) + 2 * streams * memory * width)
-    flops = streams * ops.forward_flops(segment, memory, hq, head) - 2 * streams * segment * (segment - 1) * hq * head  # causal
+    flops = streams * (ops.forward_flops(segment, memory, hq, head) - ops.masked_flops(segment, hq, head)[0])
     return OpCase(ATTENTION_FORWARD, d.dtype, arguments, label, moved, flops)
 
 
@@ -71,7 +71,7 @@ def attention_backward_of(d: Draw, forward: OpCase) -> OpCase:
     streams, hq, segment = f["lse"].shape
     memory, width = 0 if f["mem_k"] is None else f["mem_k"].shape[1], f["hkv"] * f["d"]
     moved = 2 * (n * (4 * hq * f["d"] + 4 * width) + 2 * streams * memory * width)
-    flops = streams * sum(ops.backward_flops(segment, memory, hq, f["d"])) - 5 * streams * segment * (segment - 1) * hq * f["d"]
+    flops = streams * (sum(ops.backward_flops(segment, memory, hq, f["d"])) - ops.masked_flops(segment, hq, f["d"])[1])
     # P and dS are rounded on both sides, each in its own order: single elements differ by half of a rounding either way.
     slack = 4.0 if d.dtype == torch.bfloat16 else 1.0
     return OpCase(ATTENTION_BACKWARD, d.dtype, arguments, forward.label, moved, flops, slack)

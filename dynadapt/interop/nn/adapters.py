@@ -99,26 +99,13 @@ class Adapters:
         write_files(Path(directory), tensors, self._settings(record, modules))
 
     def _settings(self, record: Record, modules) -> dict:
+        from dynadapt.model.peft import plain_lora
+
         everything = [name for name, _ in self.model.named_modules(remove_duplicate=False) if name]
         config = getattr(self.model, "config", None)
-        return {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": getattr(config, "_name_or_path", "") or None,
-            "r": record.rank,
-            "lora_alpha": record.alpha,
-            "target_modules": endings(modules, everything),
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "fan_in_fan_out": any(isinstance(module, LoRAConv1D) for module in modules.values()),
-            "inference_mode": True,
-            "init_lora_weights": True,
-            "use_rslora": False,
-            "use_dora": False,
-            "rank_pattern": {},
-            "alpha_pattern": {},
-            "modules_to_save": None,
-        }
+        base = getattr(config, "_name_or_path", "") or None
+        conv1d = any(isinstance(module, LoRAConv1D) for module in modules.values())
+        return plain_lora(record.rank, record.alpha, base, endings(modules, everything), conv1d)
 
     def __repr__(self) -> str:
         record = getattr(self.model, RECORD, None)
