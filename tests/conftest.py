@@ -36,10 +36,18 @@ def case(request):
     return make_case(*request.param)
 
 
-@pytest.fixture(scope="module")
-def one_thread():
-    """Where tensors are tiny, threads would only wait for each other."""
+@pytest.fixture(scope="module", autouse=True)
+def threads_as_they_were():
+    """A file that sets the number of threads in this process leaves it to the next one as it was."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+    native = sys.modules.get("dynadapt._C")
+    if native is not None:
+        native.set_num_threads(0)
+
+
+@pytest.fixture(scope="module")
+def one_thread(threads_as_they_were):
+    """Where tensors are tiny, threads would only wait for each other."""
+    torch.set_num_threads(1)

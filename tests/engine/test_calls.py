@@ -34,6 +34,7 @@ CALLS = {
     "enter": lambda e, to: e.enter(0),
     "reset": lambda e, to: e.reset(1),
     "set_lr": lambda e, to: e.set_lr(0, 0.1),
+    "learn_no_more": lambda e, to: e.learn_no_more(),
     "save": lambda e, to: e.save(to / "other"),
     "restore": lambda e, to: e.restore(to / "saved"),
     "load_adapter": lambda e, to: e.load_adapter(to / "saved" / "adapter-0"),
