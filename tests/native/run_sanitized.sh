@@ -32,7 +32,7 @@ model=$build/model
 rm -rf "$model"
 (cd "$root" && "$python" -c "import sys; from tests.native.engine_c import write; write(__import__('pathlib').Path(sys.argv[1]), layers=1)" "$model")
 ${CXX:-g++} -std=c++20 -O1 -g -fsanitize=$sanitizers -I"$root/csrc/include" "$here/programs/op_races.cpp" -L"$build" -ldynadapt \
-  -Wl,-rpath,"$build" -o "$build/op_races"
+  -Xlinker -rpath -Xlinker "$build" -o "$build/op_races"  # not -Wl: the path has a comma
 for isa in "$@"; do
   echo "races, instruction set: ${isa:-the best}"
   DYNADAPT_CPU_ISA=$isa TSAN_OPTIONS=halt_on_error=1:die_after_fork=0 ASAN_OPTIONS=detect_leaks=0 \
