@@ -19,6 +19,7 @@ class Page:
 
     def __init__(self, url: str, width: int, height: int = 900, touch: bool = False, scheme: str = "light", seconds: float = 120):
         self.until, self.numbers, self.buffer, self.errors = time.monotonic() + seconds, itertools.count(1), b"", []
+        self.answers = {}
         read, self.write = os.pipe()
         self.read, write = os.pipe()
         self.profile = tempfile.mkdtemp(prefix="chromium-")
@@ -64,18 +65,26 @@ class Page:
         shutil.rmtree(self.profile, ignore_errors=True)
 
     def call(self, method: str, **parameters):
+        return self.answer(method, self.send(method, **parameters))
+
+    def send(self, method: str, **parameters) -> int:
         number = next(self.numbers)
         message = {"id": number, "method": method, "params": parameters, **({"sessionId": self.session} if self.session else {})}
         data = json.dumps(message).encode() + b"\0"
         while data:
             data = data[os.write(self.write, data) :]
-        while True:
+        return number
+
+    def answer(self, method: str, number: int):
+        while number not in self.answers:
             answer = self._receive()
-            if answer.get("id") == number:
-                assert "error" not in answer, (method, answer["error"])
-                return answer["result"]
+            if "id" in answer:
+                self.answers[answer["id"]] = answer
             if answer.get("method") == "Runtime.exceptionThrown":
                 self.errors.append(answer["params"]["exceptionDetails"])
+        answer = self.answers.pop(number)
+        assert "error" not in answer, (method, answer["error"])
+        return answer["result"]
 
     def _receive(self) -> dict:
         while b"\0" not in self.buffer:
@@ -112,8 +121,11 @@ class Page:
         self.settle()
 
     def tap(self, x: float, y: float) -> None:
-        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
-        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        """Both halves are sent before the first is answered: a finger that stays for half a second is a long press, which clicks nothing."""
+        method = "Input.dispatchTouchEvent"
+        down, up = self.send(method, type="touchStart", touchPoints=[{"x": x, "y": y}]), self.send(method, type="touchEnd", touchPoints=[])
+        self.answer(method, down)
+        self.answer(method, up)
         self.settle()
 
     def screenshot(self, path, whole: bool = False) -> None:

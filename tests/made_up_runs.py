@@ -2,6 +2,7 @@
 
 import json
 import random
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def reweight_run(
 ) -> Path:
     settings = ReweightConfig(domains={name: f"/somewhere/{name}" for name in domains}, steps=steps, seed=seed, **config)
     level = np.random.default_rng([seed, 7])  # what runs of one seed share
-    own = np.random.default_rng(abs(hash((settings.mixer, seed))) % 2**32)
+    own = np.random.default_rng([seed, zlib.crc32(settings.mixer.encode())])
     base = {name: level.normal(3.0, 0.5, rows) for name in domains}
     weights, lines = dict.fromkeys(domains, 1 / len(domains)), []
     for step in range(steps + 1):
