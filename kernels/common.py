@@ -29,6 +29,11 @@ def dot(a, b, acc):
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
+def launch(kernel, grid: tuple[int, ...], given: dict, **rest) -> None:
+    """Launches ``kernel`` with those of ``given``, its family's arguments by name, that it takes, and with the ``rest``."""
+    kernel[grid](**{name: given[name] for name in kernel.arg_names if name in given}, **rest, **FUSION)
+
+
 def next_power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
@@ -98,3 +103,13 @@ class Variant:
     registers: int = 255
     shared: int = 227 * 1024  # bytes; sm_80 has 163 KiB
     archs: tuple[int, ...] = (80, 90, 100)
+
+
+def variant(name: str, kernel, types: dict[str, str], constexprs: dict, *, loose=(), dtype="bf16", **budget) -> Variant:
+    """The ``Variant`` of one kernel of a family. ``types`` are the family's, by argument: what is no constexpr and has none
+    there is "i32"; ``dtype`` stands in for bf16. All pointers and integers are aligned, except those that launches do not
+    specialize and the ``loose`` ones."""
+    signature = {n: types.get(n, "i32").replace("bf16", dtype) for n in kernel.arg_names if n not in constexprs}
+    loose = (*loose, *getattr(kernel, "do_not_specialize", ()))  # the interpreter's functions, never compiled, have none
+    aligned = tuple(n for n, t in signature.items() if n not in loose and t != "fp32")
+    return Variant(name, kernel, signature, dict(constexprs), aligned=aligned, **budget)

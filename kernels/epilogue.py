@@ -17,62 +17,20 @@ import triton.language as tl
 from .common import scratch
 
 KINDS = ("sgd", "rms")
-
-
-@triton.jit
-def update_slice(
-    g,
-    offset0,
-    work0,
-    live0,
-    start1,
-    end1,
-    stride1,
-    state,
-    lr,
-    hyper,
-    RMS: tl.constexpr,
-    MOMENTUM: tl.constexpr,
-    DECAY: tl.constexpr,
-    RATE: tl.constexpr,
-    WORKING: tl.constexpr,
-):
-    """``apply_update`` of a slice that fits in registers together with its state."""
-    master, first, prior, stat, prior_rate, working = state
-    decay, momentum, eps = hyper
-    index1 = start1 + tl.arange(0, g.shape[1])[None, :]
-    offset = offset0 + index1 * stride1
-    mask = live0 & (index1 < end1)
-    write = mask & (tl.abs(g) < float("inf"))  # false for NaN too
-    value = tl.load(master + offset, mask=write, other=0.0)
-    if DECAY:
-        rate = decay
-        if RATE:
-            rate = decay * tl.load(prior_rate + offset, mask=write, other=0.0)
-        value += rate * (tl.load(prior + offset, mask=write, other=0.0) - value)
-    if RMS:
-        value -= lr * g / (tl.load(stat + offset, mask=write, other=1.0) + eps)
-    elif MOMENTUM:
-        m = momentum * tl.load(first + offset, mask=write, other=0.0) + g
-        tl.store(first + offset, m, mask=write)
-        value -= lr * m
-    else:
-        value -= lr * g
-    tl.store(master + offset, value, mask=write)
-    if WORKING:
-        tl.store(working + work0 + index1 * stride1, value.to(working.dtype.element_ty), mask=write)
-    return (tl.sum(mask.to(tl.int32) - write.to(tl.int32)) > 0).to(tl.int64)
+STATE = ("master", "first", "prior", "stat", "prior_rate")
+TYPES = {  # of the kernels' other arguments, for ahead-of-time compiles
+    "lr": "*fp32",
+    "skipped": "*i32",
+    "counters": "*i64",
+    **dict.fromkeys(("decay", "momentum", "eps"), "fp32"),
+}
 
 
 @triton.jit
 def apply_update(
     g,
-    offset0,
-    work0,
-    live0,
-    start1,
-    end1,
-    stride1,
+    rows,
+    columns,
     state,
     lr,
     hyper,
@@ -85,21 +43,44 @@ def apply_update(
 ):
     """Moves the elements of the gradient tile g [X, Y]; 1 if one was not finite (it keeps its state), else 0.
 
-    Element (i, j) lies at offset0[i] + (start1 + j) stride1 of the state, at work0[i] + (start1 + j) stride1 of the
-    working copy, and exists where live0[i] and start1 + j < end1. At most ELEMENTS at a time: the tile is halved along
+    rows: (offset0, work0, live0), each [X, 1]; columns: (start1, end1, stride1). Element (i, j) lies at
+    offset0[i] + (start1 + j) stride1 of the state, at work0[i] + (start1 + j) stride1 of the working copy, and exists where
+    live0[i] and start1 + j < end1. At most ELEMENTS at a time, whose state fits in registers too: the tile is halved along
     its second dimension, which the tensor cores keep within a thread.
     """
+    start1, end1, stride1 = columns
     if g.shape[0] * g.shape[1] > ELEMENTS and g.shape[1] > 1:
         HALF: tl.constexpr = g.shape[1] // 2
         left, right = tl.split(tl.permute(tl.reshape(g, [g.shape[0], 2, HALF]), (0, 2, 1)))
-        bad = apply_update(
-            left, offset0, work0, live0, start1, end1, stride1, state, lr, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS
-        )
-        return bad | apply_update(
-            right, offset0, work0, live0, start1 + HALF, end1, stride1, state, lr, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS
-        )
+        behind = (start1 + HALF, end1, stride1)
+        bad = apply_update(left, rows, columns, state, lr, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+        return bad | apply_update(right, rows, behind, state, lr, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
     else:
-        return update_slice(g, offset0, work0, live0, start1, end1, stride1, state, lr, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING)
+        offset0, work0, live0 = rows
+        master, first, prior, stat, prior_rate, working = state
+        decay, momentum, eps = hyper
+        index1 = start1 + tl.arange(0, g.shape[1])[None, :]
+        offset = offset0 + index1 * stride1
+        mask = live0 & (index1 < end1)
+        write = mask & (tl.abs(g) < float("inf"))  # false for NaN too
+        value = tl.load(master + offset, mask=write, other=0.0)
+        if DECAY:
+            rate = decay
+            if RATE:
+                rate = decay * tl.load(prior_rate + offset, mask=write, other=0.0)
+            value += rate * (tl.load(prior + offset, mask=write, other=0.0) - value)
+        if RMS:
+            value -= lr * g / (tl.load(stat + offset, mask=write, other=1.0) + eps)
+        elif MOMENTUM:
+            m = momentum * tl.load(first + offset, mask=write, other=0.0) + g
+            tl.store(first + offset, m, mask=write)
+            value -= lr * m
+        else:
+            value -= lr * g
+        tl.store(master + offset, value, mask=write)
+        if WORKING:
+            tl.store(working + work0 + index1 * stride1, value.to(working.dtype.element_ty), mask=write)
+        return (tl.sum(mask.to(tl.int32) - write.to(tl.int32)) > 0).to(tl.int64)
 
 
 @triton.jit
@@ -119,17 +100,18 @@ def counters(device, streams: int) -> torch.Tensor:
     return scratch(device, "programs done", streams, dtype=torch.int64)
 
 
-def tensors(state) -> tuple[torch.Tensor, ...]:
-    """master, first, prior, stat, prior_rate of an UpdateState; the master stands in for what is not there."""
-    return tuple(state.master if t is None else t for t in (state.master, state.first, state.prior, state.stat, state.prior_rate))
+def tensors(state) -> dict[str, torch.Tensor]:
+    """An UpdateState's tensors by the kernels' names; the master stands in for what is not there."""
+    given = {name: getattr(state, name) for name in STATE}
+    return {name: state.master if t is None else t for name, t in given.items()}
 
 
-def hyper(rule) -> tuple[float, float, float]:
-    return rule.decay, rule.momentum, rule.eps
+def hyper(rule) -> dict[str, float]:
+    return dict(decay=rule.decay, momentum=rule.momentum, eps=rule.eps)
 
 
 def flags(rule, state, working) -> dict[str, bool]:
-    """The rule as the kernels' constexprs. Raises ValueError for a kind that ``update_slice`` has no lines for."""
+    """The rule as the kernels' constexprs. Raises ValueError for a kind that ``apply_update`` has no lines for."""
     if rule.kind not in KINDS:
         raise ValueError(f"kind={rule.kind!r}: the gradient kernels update by {' and '.join(KINDS)}")
     decays = rule.decay > 0

@@ -25,8 +25,9 @@ import triton
 import triton.language as tl
 
 from . import epilogue
-from .common import FUSION, Variant, block, dot, scratch
+from .common import Variant, block, dot, launch, scratch, variant
 from .epilogue import apply_update, report
+from .tiles import locate
 
 SMS = 132  # multiprocessors of an H200; with fewer programs than this the tokens are split
 CHUNK = 512  # tokens of one partial sum
@@ -36,27 +37,15 @@ LENGTHS = ("T", "streams", "chunks")  # vary from call to call: never a reason t
 
 
 @triton.jit
-def tile_times_left(
-    left,
-    tile,
-    row0,
-    first,
-    last,
-    T,
-    left_stride,
-    tile_stride,
-    left_lo,
-    left_hi,
-    lo,
-    hi,
-    BR: tl.constexpr,
-    BC: tl.constexpr,
-    BT: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """tile[:, lo:hi]^T left[:, left_lo:left_hi] over chunks first..last of the tokens row0..row0+T; [BC, BR]."""
-    r = left_lo + tl.arange(0, BR)
-    c = lo + tl.arange(0, BC)
+def tile_times_left(left, tile, tokens, rows, columns, BR: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr):
+    """tile[:, columns]^T left[:, rows]; [BC, BR]. left, tile: (tensor, stride between its tokens); rows, columns: (first, end);
+    tokens: (the stream's first, how many it has, first and last chunk of them)."""
+    w_tensor, w_stride = left
+    z_tensor, z_stride = tile
+    row0, T, first, last = tokens
+    (r0, r_end), (c0, c_end) = rows, columns
+    r = r0 + tl.arange(0, BR)
+    c = c0 + tl.arange(0, BC)
     total = tl.zeros([BC, BR], tl.float32)
     for chunk in range(first, last):
         begin, end = chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, T)
@@ -65,79 +54,45 @@ def tile_times_left(
             t = t0 + tl.arange(0, BT)
             live = (t < end)[:, None]
             row = (row0 + t).to(tl.int64)[:, None]
-            z = tl.load(tile + row * tile_stride + c[None, :], mask=live & (c < hi)[None, :], other=0.0)  # [BT, BC]
-            w = tl.load(left + row * left_stride + r[None, :], mask=live & (r < left_hi)[None, :], other=0.0)  # [BT, BR]
+            z = tl.load(z_tensor + row * z_stride + c[None, :], mask=live & (c < c_end)[None, :], other=0.0)  # [BT, BC]
+            w = tl.load(w_tensor + row * w_stride + r[None, :], mask=live & (r < r_end)[None, :], other=0.0)  # [BT, BR]
             acc = dot(tl.trans(z), w, acc)
         total += acc
     return total
 
 
 @triton.jit
-def part_columns(tile, O0, O1, O2, BC: tl.constexpr):
-    """(part, first column, end of the part) of the tile-th column tile, none of which spans two parts."""
-    tiles0 = tl.cdiv(O0, BC)
-    tiles1 = tiles0 + tl.cdiv(O1, BC)
-    part = (tile >= tiles0).to(tl.int32) + (tile >= tiles1).to(tl.int32)
-    start = tl.where(part == 0, 0, tl.where(part == 1, O0, O0 + O1))
-    size = tl.where(part == 0, O0, tl.where(part == 1, O1, O2))
-    before = tl.where(part == 0, 0, tl.where(part == 1, tiles0, tiles1))
-    return part, start + (tile - before) * BC, start + size
-
-
-@triton.jit
-def gradient_tile(
-    dy,
-    x,
-    u,
-    dU,
-    pid,
-    s,
-    first,
-    last,
-    scale,
-    T,
-    dy_stride,
-    x_stride,
-    u_stride,
-    dU_stride,
-    O0,
-    O1,
-    O2,
-    K: tl.constexpr,
-    R: tl.constexpr,
-    W: tl.constexpr,
-    BRA: tl.constexpr,
-    BRB: tl.constexpr,
-    BC: tl.constexpr,
-    BT: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ON_A: tl.constexpr,
+def tile_of_a(
+    pid, x, dU, tokens, K: tl.constexpr, W: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """(gradient [BC, BR], its columns [BC, 1] in the stream's dA [W, K] or dBt [R, O] and which of them exist, its first
-    row, where rows end, what is between two rows)."""
-    row0 = s.to(tl.int64) * T
-    if ON_A:
-        BLOCKS_A: tl.constexpr = (W + BRA - 1) // BRA
-        r0 = pid % BLOCKS_A * BRA  # row blocks of one column tile are neighbours: x comes from L2 after the first
-        lo = pid // BLOCKS_A * BC
-        gradient = tile_times_left(dU, x, row0, first, last, T, dU_stride, x_stride, r0, W, lo, K, BRA, BC, BT, CHUNK)
-        c = lo + tl.arange(0, BC)[:, None]
-        return gradient, c, c < K, r0, W, K
-    else:
-        BLOCKS_B: tl.constexpr = (R + BRB - 1) // BRB
-        r0 = pid % BLOCKS_B * BRB
-        part, lo, hi = part_columns(pid // BLOCKS_B, O0, O1, O2, BC)
-        gradient = scale * tile_times_left(
-            u, dy, row0, first, last, T, u_stride, dy_stride, part * R + r0, part * R + R, lo, hi, BRB, BC, BT, CHUNK
-        )
-        c = lo + tl.arange(0, BC)[:, None]
-        return gradient, c, c < hi, r0, R, O0 + O1 + O2
+    """(gradient [BC, BR], its columns [BC, 1] in the stream's dA [W, K], which of them exist, (first row, where rows end, what
+    is between two rows))."""
+    BLOCKS: tl.constexpr = (W + BR - 1) // BR
+    r0 = pid % BLOCKS * BR  # row blocks of one column tile are neighbours: x comes from L2 after the first
+    c0 = pid // BLOCKS * BC
+    gradient = tile_times_left(dU, x, tokens, (r0, W), (c0, K), BR, BC, BT, CHUNK)
+    c = c0 + tl.arange(0, BC)[:, None]
+    return gradient, c, c < K, (r0, W, K)
 
 
 @triton.jit
-def put(out, columns, live, r0, rows, stride, value, ACCUMULATE: tl.constexpr):
+def tile_of_b(pid, dy, u, tokens, sizes, scale, R: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr):
+    """The same of the stream's dBt [R, O]; no tile spans two parts."""
+    O0, O1, O2 = sizes
+    BLOCKS: tl.constexpr = (R + BR - 1) // BR
+    r0 = pid % BLOCKS * BR
+    part, start, size, c0 = locate(pid // BLOCKS, O0, O1, O2, BC)
+    c0, c_end = start + c0, start + size
+    gradient = scale * tile_times_left(u, dy, tokens, (part * R + r0, part * R + R), (c0, c_end), BR, BC, BT, CHUNK)
+    c = c0 + tl.arange(0, BC)[:, None]
+    return gradient, c, c < c_end, (r0, R, O0 + O1 + O2)
+
+
+@triton.jit
+def put(out, columns, live, rows, value, ACCUMULATE: tl.constexpr):
+    r0, end, stride = rows
     r = r0 + tl.arange(0, value.shape[1])[None, :]
-    offset, mask = columns + r * stride, live & (r < rows)
+    offset, mask = columns + r * stride, live & (r < end)
     if ACCUMULATE:
         value += tl.load(out + offset, mask=mask, other=0.0)
     tl.store(out + offset, value, mask=mask)
@@ -189,66 +144,15 @@ def dynadapt_lora_gradient(
     else:
         slot = tl.load(slots + s).to(tl.int64)
         a, b = dA + slot * dA_stride, dBt + slot * dBt_stride
+    tokens = (s.to(tl.int64) * T, T, first, last)
     if pid < PROGRAMS_A:
-        value, columns, live, r0, rows, stride = gradient_tile(
-            dy,
-            x,
-            u,
-            dU,
-            pid,
-            s,
-            first,
-            last,
-            scale,
-            T,
-            dy_stride,
-            x_stride,
-            u_stride,
-            dU_stride,
-            O0,
-            O1,
-            O2,
-            K,
-            R,
-            W,
-            BRA,
-            BRB,
-            BC,
-            BT,
-            CHUNK,
-            True,
-        )
-        put(a, columns, live, r0, rows, stride, value, ACCUMULATE)
+        value, columns, live, rows = tile_of_a(pid, (x, x_stride), (dU, dU_stride), tokens, K, W, BRA, BC, BT, CHUNK)
+        put(a, columns, live, rows, value, ACCUMULATE)
     else:  # other names: the two tiles may differ in shape
-        value_b, columns_b, live_b, r0_b, rows_b, stride_b = gradient_tile(
-            dy,
-            x,
-            u,
-            dU,
-            pid - PROGRAMS_A,
-            s,
-            first,
-            last,
-            scale,
-            T,
-            dy_stride,
-            x_stride,
-            u_stride,
-            dU_stride,
-            O0,
-            O1,
-            O2,
-            K,
-            R,
-            W,
-            BRA,
-            BRB,
-            BC,
-            BT,
-            CHUNK,
-            False,
+        value_b, columns_b, live_b, rows_b = tile_of_b(
+            pid - PROGRAMS_A, (dy, dy_stride), (u, u_stride), tokens, (O0, O1, O2), scale, R, BRB, BC, BT, CHUNK
         )
-        put(b, columns_b, live_b, r0_b, rows_b, stride_b, value_b, ACCUMULATE)
+        put(b, columns_b, live_b, rows_b, value_b, ACCUMULATE)
 
 
 @triton.jit
@@ -270,11 +174,17 @@ def dynadapt_lora_gradient_sum(
     if pid < blocks_a:
         offset = pid * BLOCK + tl.arange(0, BLOCK)[:, None]
         value = sum_of_chunks(partial, s, offset, offset < size_a, streams, chunks, size_a + size_b)
-        put(dA + slot * dA_stride, offset, offset < size_a, 0, 1, 0, value, ACCUMULATE)
+        put(dA + slot * dA_stride, offset, offset < size_a, (0, 1, 0), value, ACCUMULATE)
     else:
         offset = (pid - blocks_a) * BLOCK + tl.arange(0, BLOCK)[:, None]
         value = sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
-        put(dBt + slot * dBt_stride, offset, offset < size_b, 0, 1, 0, value, ACCUMULATE)
+        put(dBt + slot * dBt_stride, offset, offset < size_b, (0, 1, 0), value, ACCUMULATE)
+
+
+@triton.jit
+def state_of(slot, master, first, prior, stat, prior_rate, working, master_stride, first_stride, working_stride):
+    """The state of ``apply_update`` of the adapter in ``slot``."""
+    return master + slot * master_stride, first + slot * first_stride, prior, stat, prior_rate, working + slot * working_stride
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -292,13 +202,13 @@ def dynadapt_lora_gradient_update(
     a_first,
     a_prior,
     a_stat,
-    a_rate,
+    a_prior_rate,
     a_working,
     b_master,
     b_first,
     b_prior,
     b_stat,
-    b_rate,
+    b_prior_rate,
     b_working,
     scale,
     decay,
@@ -341,84 +251,17 @@ def dynadapt_lora_gradient_update(
         slot = tl.load(slots + s).to(tl.int64)
         rate = tl.load(lr + slot)
         hyper = (decay, momentum, eps)
-        a = (
-            a_master + slot * a_master_stride,
-            a_first + slot * a_first_stride,
-            a_prior,
-            a_stat,
-            a_rate,
-            a_working + slot * a_working_stride,
-        )
-        b = (
-            b_master + slot * b_master_stride,
-            b_first + slot * b_first_stride,
-            b_prior,
-            b_stat,
-            b_rate,
-            b_working + slot * b_working_stride,
-        )
+        a = state_of(slot, a_master, a_first, a_prior, a_stat, a_prior_rate, a_working, a_master_stride, a_first_stride, a_working_stride)
+        b = state_of(slot, b_master, b_first, b_prior, b_stat, b_prior_rate, b_working, b_master_stride, b_first_stride, b_working_stride)
+        tokens = (s.to(tl.int64) * T, T, 0, chunks)
         if pid < PROGRAMS_A:
-            g, columns, live, r0, rows, stride = gradient_tile(
-                dy,
-                x,
-                u,
-                dU,
-                pid,
-                s,
-                0,
-                chunks,
-                scale,
-                T,
-                dy_stride,
-                x_stride,
-                u_stride,
-                dU_stride,
-                O0,
-                O1,
-                O2,
-                K,
-                R,
-                W,
-                BRA,
-                BRB,
-                BC,
-                BT,
-                CHUNK,
-                True,
-            )
-            bad = apply_update(g, columns, columns, live, r0, rows, stride, a, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+            g, columns, live, rows = tile_of_a(pid, (x, x_stride), (dU, dU_stride), tokens, K, W, BRA, BC, BT, CHUNK)
+            bad = apply_update(g, (columns, columns, live), rows, a, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         else:
-            g_b, columns_b, live_b, r0_b, rows_b, stride_b = gradient_tile(
-                dy,
-                x,
-                u,
-                dU,
-                pid - PROGRAMS_A,
-                s,
-                0,
-                chunks,
-                scale,
-                T,
-                dy_stride,
-                x_stride,
-                u_stride,
-                dU_stride,
-                O0,
-                O1,
-                O2,
-                K,
-                R,
-                W,
-                BRA,
-                BRB,
-                BC,
-                BT,
-                CHUNK,
-                False,
+            g_b, columns_b, live_b, rows_b = tile_of_b(
+                pid - PROGRAMS_A, (dy, dy_stride), (u, u_stride), tokens, (O0, O1, O2), scale, R, BRB, BC, BT, CHUNK
             )
-            bad = apply_update(
-                g_b, columns_b, columns_b, live_b, r0_b, rows_b, stride_b, b, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS
-            )
+            bad = apply_update(g_b, (columns_b, columns_b, live_b), rows_b, b, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         report(counters, skipped, s, bad)
 
 
@@ -434,13 +277,13 @@ def dynadapt_lora_gradient_update_sum(
     a_first,
     a_prior,
     a_stat,
-    a_rate,
+    a_prior_rate,
     a_working,
     b_master,
     b_first,
     b_prior,
     b_stat,
-    b_rate,
+    b_prior_rate,
     b_working,
     decay,
     momentum,
@@ -469,31 +312,19 @@ def dynadapt_lora_gradient_update_sum(
         slot = tl.load(slots + s).to(tl.int64)
         rate = tl.load(lr + slot)
         hyper = (decay, momentum, eps)
-        a = (
-            a_master + slot * a_master_stride,
-            a_first + slot * a_first_stride,
-            a_prior,
-            a_stat,
-            a_rate,
-            a_working + slot * a_working_stride,
-        )
-        b = (
-            b_master + slot * b_master_stride,
-            b_first + slot * b_first_stride,
-            b_prior,
-            b_stat,
-            b_rate,
-            b_working + slot * b_working_stride,
-        )
+        a = state_of(slot, a_master, a_first, a_prior, a_stat, a_prior_rate, a_working, a_master_stride, a_first_stride, a_working_stride)
+        b = state_of(slot, b_master, b_first, b_prior, b_stat, b_prior_rate, b_working, b_master_stride, b_first_stride, b_working_stride)
         blocks_a = tl.cdiv(size_a, BLOCK)
         if pid < blocks_a:
             offset = pid * BLOCK + tl.arange(0, BLOCK)[:, None]
+            rows = (offset, offset, offset < size_a)
             g = sum_of_chunks(partial, s, offset, offset < size_a, streams, chunks, size_a + size_b)
-            bad = apply_update(g, offset, offset, offset < size_a, 0, 1, 0, a, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+            bad = apply_update(g, rows, (0, 1, 0), a, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         else:
             offset = (pid - blocks_a) * BLOCK + tl.arange(0, BLOCK)[:, None]
+            rows = (offset, offset, offset < size_b)
             g = sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
-            bad = apply_update(g, offset, offset, offset < size_b, 0, 1, 0, b, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+            bad = apply_update(g, rows, (0, 1, 0), b, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         report(counters, skipped, s, bad)
 
 
@@ -574,36 +405,22 @@ def checked_plan(op: str, dy, x, u, dU, part_sizes, slots, a, bt) -> Plan:
     return plan(dy.dtype, streams, n // streams, k, part_sizes, rank)
 
 
-def launch_gradient(p: Plan, dy, x, u, dU, scale, slots, dA, dBt, partial, accumulate: bool) -> None:
+def family(p: Plan, dy, x, u, dU, scale, slots) -> dict:
+    """What the launches of a call take, by name."""
+    strides = dict(dy_stride=dy.stride(0), x_stride=x.stride(0), u_stride=u.stride(0), dU_stride=dU.stride(0))
+    lengths = dict(T=p.T, streams=p.streams, chunks=p.chunks)
+    sizes = dict(zip(("O0", "O1", "O2", "size_a", "size_b"), (*p.sizes, *p.elements)))
+    return dict(dy=dy, x=x, u=u, dU=dU, scale=scale, slots=slots, **lengths, **strides, **sizes, **p.constexprs)
+
+
+def launch_gradient(p: Plan, given: dict, dA, dBt, partial, accumulate: bool) -> None:
     """The token walk; with ``partial`` every chunk for itself."""
     split = partial is not None
-    a, b = (dA, dBt) if not split else (partial, partial)
-    dynadapt_lora_gradient[(p.programs, p.streams, p.chunks if split else 1)](
-        dy,
-        x,
-        u,
-        dU,
-        slots,
-        a,
-        b,
-        partial if split else a,
-        scale,
-        p.T,
-        p.streams,
-        p.chunks,
-        dy.stride(0),
-        x.stride(0),
-        u.stride(0),
-        dU.stride(0),
-        a.stride(0),
-        b.stride(0),
-        *p.sizes,
-        **p.constexprs,
-        SPLIT=split,
-        ACCUMULATE=accumulate and not split,
-        **p.options,
-        **FUSION,
-    )
+    if split:
+        dA, dBt, accumulate = partial, partial, False
+    tensors = dict(dA=dA, dBt=dBt, partial=partial if split else dA, dA_stride=dA.stride(0), dBt_stride=dBt.stride(0))
+    grid = (p.programs, p.streams, p.chunks if split else 1)
+    launch(dynadapt_lora_gradient, grid, given, **tensors, SPLIT=split, ACCUMULATE=accumulate, **p.options)
 
 
 def chunk_buffer(p: Plan, device) -> torch.Tensor:
@@ -618,24 +435,13 @@ def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -
         ValueError: a shape or stride that does not fit, or more than three parts.
     """
     p = checked_plan("lora_gradient", dy, x, u, dU, part_sizes, slots, dA, dBt)
+    given = family(p, dy, x, u, dU, scale, slots)
     partial = chunk_buffer(p, dy.device) if p.split else None
-    launch_gradient(p, dy, x, u, dU, scale, slots, dA, dBt, partial, accumulate)
+    launch_gradient(p, given, dA, dBt, partial, accumulate)
     if partial is not None:
-        dynadapt_lora_gradient_sum[p.sum_grid](
-            partial,
-            slots,
-            dA,
-            dBt,
-            p.streams,
-            p.chunks,
-            dA.stride(0),
-            dBt.stride(0),
-            *p.elements,
-            BLOCK=SUM_BLOCK,
-            ACCUMULATE=accumulate,
-            num_warps=4,
-            **FUSION,
-        )
+        out = dict(dA=dA, dBt=dBt, dA_stride=dA.stride(0), dBt_stride=dBt.stride(0))
+        sums = dict(partial=partial, BLOCK=SUM_BLOCK, ACCUMULATE=accumulate)
+        launch(dynadapt_lora_gradient_sum, p.sum_grid, given, **out, **sums, num_warps=4)
 
 
 def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, rule, lr, skipped) -> None:
@@ -653,161 +459,61 @@ def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, 
     flags = epilogue.flags(rule, a, a.working)
     if epilogue.flags(rule, bt, bt.working) != flags:
         raise ValueError(f"{op}: a and bt must both have working and prior_rate, or neither")
-    states, strides = [], []
-    for state in (a, bt):
-        working = state.master if state.working is None else state.working
-        states += [*epilogue.tensors(state), working]
-        strides += [state.master.stride(0), 0 if state.first is None else state.first.stride(0), working.stride(0)]
-    who = (slots, moving, lr, skipped, epilogue.counters(dy.device, p.streams))
+    who = dict(moving=moving, lr=lr, skipped=skipped, counters=epilogue.counters(dy.device, p.streams))
+    given = family(p, dy, x, u, dU, scale, slots) | who | epilogue.hyper(rule)
+    for prefix, state in (("a", a), ("b", bt)):
+        tensors = {**epilogue.tensors(state), "working": state.master if state.working is None else state.working}
+        given |= {f"{prefix}_{name}": tensor for name, tensor in tensors.items()}
+        given |= {f"{prefix}_{name}_stride": tensors[name].stride(0) for name in ("master", "working")}
+        given[f"{prefix}_first_stride"] = 0 if state.first is None else state.first.stride(0)
     if not p.split:
-        dynadapt_lora_gradient_update[(p.programs, p.streams)](
-            dy,
-            x,
-            u,
-            dU,
-            *who,
-            *states,
-            scale,
-            *epilogue.hyper(rule),
-            p.T,
-            p.chunks,
-            dy.stride(0),
-            x.stride(0),
-            u.stride(0),
-            dU.stride(0),
-            *p.sizes,
-            *strides,
-            **p.constexprs,
-            **flags,
-            ELEMENTS=epilogue.elements(p.options["num_warps"]),
-            **p.options,
-            **FUSION,
-        )
+        elements = epilogue.elements(p.options["num_warps"])
+        launch(dynadapt_lora_gradient_update, (p.programs, p.streams), given, **flags, ELEMENTS=elements, **p.options)
         return
     partial = chunk_buffer(p, dy.device)
-    launch_gradient(p, dy, x, u, dU, scale, slots, None, None, partial, False)
-    dynadapt_lora_gradient_update_sum[p.sum_grid](
-        partial,
-        *who,
-        *states,
-        *epilogue.hyper(rule),
-        p.streams,
-        p.chunks,
-        *p.elements,
-        *strides,
-        BLOCK=SUM_BLOCK,
-        **flags,
-        ELEMENTS=SUM_BLOCK,
-        num_warps=4,
-        **FUSION,
-    )
+    launch_gradient(p, given, None, None, partial, False)
+    sums = dict(partial=partial, BLOCK=SUM_BLOCK, ELEMENTS=SUM_BLOCK)
+    launch(dynadapt_lora_gradient_update_sum, p.sum_grid, given, **sums, **flags, num_warps=4)
 
 
 def reason(op: str) -> str:
     return f"Triton, all streams and parts in one launch; two where tokens are split to fill {SMS} multiprocessors"
 
 
-def _variants() -> list[Variant]:
-    pointers = dict.fromkeys(("dy", "x", "u", "dU"), "*bf16")
-    strides = ("dy_stride", "x_stride", "u_stride", "dU_stride", "dA_stride", "dBt_stride", "O0", "O1", "O2")
-    signature = {
-        **pointers,
-        "slots": "*i32",
-        "dA": "*fp32",
-        "dBt": "*fp32",
-        "partial": "*fp32",
-        "scale": "fp32",
-        **dict.fromkeys(LENGTHS + strides, "i32"),
-    }
-    shapes = {  # streams, K, parts, rank
-        "one stream r16": (1, 2048, (2048, 512, 512), 16),
-        "64 streams r16": (64, 2048, (2048, 512, 512), 16),
-        "64 streams r64": (64, 4096, (14336, 14336), 64),
-        "64 streams r128": (64, 4096, (4096, 1024, 1024), 128),
-    }
-    variants = []
-    for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
-        for name, (streams, k, parts, rank) in shapes.items() if short == "bf16" else [("r64", shapes["64 streams r64"])]:
-            p = plan(dtype, streams, 512, k, parts, rank)
-            typed = {key: value.replace("bf16", short) for key, value in signature.items()}
-            variants.append(
-                Variant(
-                    f"{name} {short}",
-                    dynadapt_lora_gradient,
-                    typed,
-                    {**p.constexprs, "SPLIT": False, "ACCUMULATE": False},
-                    tensor_core=short == "bf16",
-                    aligned=tuple(k for k in typed if k not in ("scale", *LENGTHS)),
-                    **p.options,
-                )
-            )
-    variants += _split_variants(variants[0]) + _update_variants()
-    # Tiles are chosen for sm_90; sm_80 spills six registers in one of them.
-    return [replace(v, archs=(90, 100)) for v in variants] + [replace(v, archs=(80,), spills=24) for v in variants]
+TYPES = {
+    **dict.fromkeys(("dy", "x", "u", "dU", "a_working", "b_working"), "*bf16"),
+    **dict.fromkeys(("dA", "dBt", "partial"), "*fp32"),
+    **{f"{prefix}_{name}": "*fp32" for prefix in "ab" for name in epilogue.STATE},
+    **{"slots": "*i32", "moving": "*i32", "scale": "fp32"},
+    **epilogue.TYPES,
+}
+SHAPES = {  # streams, K, parts, rank
+    "one stream r16": (1, 2048, (2048, 512, 512), 16),
+    "64 streams r16": (64, 2048, (2048, 512, 512), 16),
+    "64 streams r64": (64, 4096, (14336, 14336), 64),
+    "64 streams r128": (64, 4096, (4096, 1024, 1024), 128),
+}
 
 
-def _split_variants(unsplit: Variant) -> list[Variant]:
-    typed = {
-        "partial": "*fp32",
-        "slots": "*i32",
-        "dA": "*fp32",
-        "dBt": "*fp32",
-        **dict.fromkeys(("streams", "chunks", "dA_stride", "dBt_stride", "size_a", "size_b"), "i32"),
-    }
-    return [
-        replace(unsplit, name="one stream r16 split bf16", constexprs={**unsplit.constexprs, "SPLIT": True}),
-        Variant(
-            "sum",
-            dynadapt_lora_gradient_sum,
-            typed,
-            dict(BLOCK=SUM_BLOCK, ACCUMULATE=True),
-            aligned=tuple(k for k in typed if k not in LENGTHS),
-        ),
-    ]
-
-
-def _update_variants() -> list[Variant]:
-    types = {
-        "slots": "*i32",
-        "moving": "*i32",
-        "lr": "*fp32",
-        "skipped": "*i32",
-        "counters": "*i64",
-        "scale": "fp32",
-        "decay": "fp32",
-        "momentum": "fp32",
-        "eps": "fp32",
-        "dy": "*bf16",
-        "x": "*bf16",
-        "u": "*bf16",
-        "dU": "*bf16",
-        "partial": "*fp32",
-        "a_working": "*bf16",
-        "b_working": "*bf16",
-    }
-    tensors = ("master", "first", "prior", "stat", "rate")
-    types |= {f"{t}_{name}": "*fp32" for t in "ab" for name in tensors}
-    variants = []
+def _variants():
+    compiled = lambda name, kernel, constexprs, **more: variant(name, kernel, TYPES, constexprs, **more)  # noqa: E731
+    whole, fp32 = dict(SPLIT=False, ACCUMULATE=False), "64 streams r64"
+    for name, (streams, *sizes) in SHAPES.items():
+        p = plan(torch.bfloat16, streams, 512, *sizes)
+        yield compiled(f"{name} bf16", dynadapt_lora_gradient, {**p.constexprs, **whole}, tensor_core=True, **p.options)
+    p = plan(torch.float32, SHAPES[fp32][0], 512, *SHAPES[fp32][1:])
+    yield compiled("r64 fp32", dynadapt_lora_gradient, {**p.constexprs, **whole}, dtype="fp32", **p.options)
+    p = plan(torch.bfloat16, 1, 512, *SHAPES["one stream r16"][1:])
+    split = {**p.constexprs, **whole, "SPLIT": True}
+    yield compiled("one stream r16 split bf16", dynadapt_lora_gradient, split, tensor_core=True, **p.options)
+    yield compiled("sum", dynadapt_lora_gradient_sum, dict(BLOCK=SUM_BLOCK, ACCUMULATE=True))
     for rule, flags in epilogue.RULES.items():
-        shapes = ((1, 16), (64, 64)) if rule == "momentum" else ((64, 16),)  # momentum reads most
-        for kernel, name, constexprs, options in (
-            *(
-                (dynadapt_lora_gradient_update, f"{streams} streams r{r}", p.constexprs, p.options)
-                for streams, r in shapes
-                for p in [plan(torch.bfloat16, streams, 512, 2048, (8192, 8192), r)]
-            ),
-            (dynadapt_lora_gradient_update_sum, "sum", dict(BLOCK=SUM_BLOCK), {}),
-        ):
-            fixed = {**constexprs, **flags, "ELEMENTS": epilogue.elements(options.get("num_warps", 4))}
-            names = [n for n in kernel.arg_names if n not in fixed]
-            typed = {n: types.get(n, "i32") for n in names}
-            aligned = tuple(n for n in names if n not in LENGTHS and typed[n] != "fp32")
-            variants.append(
-                Variant(
-                    f"{name} {rule}", kernel, typed, fixed, **options, aligned=aligned, tensor_core=kernel is dynadapt_lora_gradient_update
-                )
-            )
-    return variants
+        for streams, rank in ((1, 16), (64, 64)) if rule == "momentum" else ((64, 16),):  # momentum reads most
+            p = plan(torch.bfloat16, streams, 512, 2048, (8192, 8192), rank)
+            fixed = {**p.constexprs, **flags, "ELEMENTS": epilogue.elements(p.options["num_warps"])}
+            yield compiled(f"{streams} streams r{rank} {rule}", dynadapt_lora_gradient_update, fixed, tensor_core=True, **p.options)
+        yield compiled(f"sum {rule}", dynadapt_lora_gradient_update_sum, {**flags, "BLOCK": SUM_BLOCK, "ELEMENTS": epilogue.elements(4)})
 
 
-VARIANTS = _variants()
+# Tiles are chosen for sm_90; sm_80 spills six registers in one of them.
+VARIANTS: list[Variant] = [replace(v, **target) for target in (dict(archs=(90, 100)), dict(archs=(80,), spills=24)) for v in _variants()]

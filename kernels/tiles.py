@@ -34,7 +34,7 @@ def grouped(program, row_blocks, column_tiles, GROUP: tl.constexpr):
 
 
 @triton.jit
-def part_columns(part, O0: tl.constexpr, O1: tl.constexpr, O2: tl.constexpr):
+def part_columns(part, O0, O1, O2):
     """(first column, number of columns) of part 0, 1 or 2."""
     start = tl.where(part == 0, 0, tl.where(part == 1, O0, O0 + O1))
     size = tl.where(part == 0, O0, tl.where(part == 1, O1, O2))
@@ -42,11 +42,10 @@ def part_columns(part, O0: tl.constexpr, O1: tl.constexpr, O2: tl.constexpr):
 
 
 @triton.jit
-def locate(tile, O0: tl.constexpr, O1: tl.constexpr, O2: tl.constexpr, BLOCK: tl.constexpr):
+def locate(tile, O0, O1, O2, BLOCK: tl.constexpr):
     """Column tile ``tile`` of parts with O0, O1, O2 columns, no tile across two parts: (part, the part's first column,
     its number of columns, the tile's first column within the part)."""
-    n0: tl.constexpr = (O0 + BLOCK - 1) // BLOCK
-    n1: tl.constexpr = (O1 + BLOCK - 1) // BLOCK
+    n0, n1 = tl.cdiv(O0, BLOCK), tl.cdiv(O1, BLOCK)
     part = (tile >= n0).to(tl.int32) + (tile >= n0 + n1).to(tl.int32)
     start, size = part_columns(part, O0, O1, O2)
     first_tile = tl.where(part == 0, 0, tl.where(part == 1, n0, n0 + n1))

@@ -27,8 +27,9 @@ import triton
 import triton.language as tl
 
 from . import epilogue
-from .common import FUSION, Variant, block, dot, scratch
+from .common import FUSION, Variant, block, dot, launch, scratch, variant
 from .epilogue import apply_update, report
+from .tiles import grouped
 
 SMS = 132  # multiprocessors of an H200
 SPLIT_TOKENS = 512  # a share of the tokens is at least this long
@@ -40,37 +41,21 @@ LENGTHS = ("N", "share")  # vary from call to call: never a reason to compile ag
 
 
 @triton.jit
-def tile_of(pid, n, K, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
-    """(row tile, column tile), in groups of GROUP row tiles."""
-    tiles_m, tiles_n = tl.cdiv(n, BM), tl.cdiv(K, BN)
-    group = pid // (GROUP * tiles_n)
-    first = group * GROUP
-    height = tl.minimum(tiles_m - first, GROUP)
-    inside = pid - group * GROUP * tiles_n
-    return first + inside % height, inside // height
+def corner_of(pid, n, K, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
+    """First row and column of a program's tile of [n, K]."""
+    tile_m, tile_k = grouped(pid, tl.cdiv(n, BM), tl.cdiv(K, BN), GROUP)
+    return tile_m * BM, tile_k * BN
 
 
 @triton.jit
-def product_tile(
-    dy,
-    x,
-    rows,
-    m0,
-    k0,
-    begin,
-    end,
-    width,
-    K,
-    dy_stride,
-    x_stride,
-    GATHER: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BT: tl.constexpr,
-):
-    """dy[begin:end, rows m0..]^T x[begin:end, k0..]; [BM, BN]. width: chosen rows, or columns that dy has."""
-    m = m0 + tl.arange(0, BM)
-    k = k0 + tl.arange(0, BN)
+def product_tile(dy, x, rows, corner, tokens, width, K, GATHER: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr):
+    """dy[tokens, rows m0..]^T x[tokens, k0..]; [BM, BN]. dy, x: (tensor, stride between its tokens); tokens: (first, end);
+    width: chosen rows, or columns that dy has."""
+    dy_tensor, dy_stride = dy
+    x_tensor, x_stride = x
+    begin, end = tokens
+    m = corner[0] + tl.arange(0, BM)
+    k = corner[1] + tl.arange(0, BN)
     column = m
     if GATHER:
         column = tl.load(rows + m, mask=m < width, other=0)
@@ -79,8 +64,8 @@ def product_tile(
         t = t0 + tl.arange(0, BT)
         live = (t < end)[:, None]
         row = t.to(tl.int64)[:, None]
-        a = tl.load(dy + row * dy_stride + column[None, :], mask=live & (m < width)[None, :], other=0.0)  # [BT, BM]
-        b = tl.load(x + row * x_stride + k[None, :], mask=live & (k < K)[None, :], other=0.0)  # [BT, BN]
+        a = tl.load(dy_tensor + row * dy_stride + column[None, :], mask=live & (m < width)[None, :], other=0.0)  # [BT, BM]
+        b = tl.load(x_tensor + row * x_stride + k[None, :], mask=live & (k < K)[None, :], other=0.0)  # [BT, BN]
         acc = dot(tl.trans(a), b, acc)
     return acc
 
@@ -108,15 +93,13 @@ def dynadapt_weight_gradient(
 ):
     """Grid (tiles, shares of the tokens). With several shares dW is [shares, n, K]."""
     split = tl.program_id(1)
-    tile_m, tile_k = tile_of(tl.program_id(0), n, K, BM, BN, GROUP)
-    begin = split * share
-    m = tile_m * BM + tl.arange(0, BM)
-    k = tile_k * BN + tl.arange(0, BN)
+    m0, k0 = corner_of(tl.program_id(0), n, K, BM, BN, GROUP)
+    tokens = (split * share, tl.minimum(split * share + share, N))
+    m = m0 + tl.arange(0, BM)
+    k = k0 + tl.arange(0, BN)
     mask = (m < n)[:, None] & (k < K)[None, :]
     out = dW + (split.to(tl.int64) * n + m)[:, None] * dW_stride + k[None, :]
-    value = product_tile(
-        dy, x, rows, tile_m * BM, tile_k * BN, begin, tl.minimum(begin + share, N), width, K, dy_stride, x_stride, GATHER, BM, BN, BT
-    )
+    value = product_tile((dy, dy_stride), (x, x_stride), rows, (m0, k0), tokens, width, K, GATHER, BM, BN, BT)
     if ACCUMULATE:
         value += tl.load(out, mask=mask, other=0.0)
     tl.store(out, value, mask=mask)
@@ -182,31 +165,15 @@ def dynadapt_weight_gradient_update(
 ):
     """Grid (tiles,). The state is packed [n, K]; row rows[m] of the working copy belongs to its row m (CHOSEN)."""
     if tl.load(skipped) == 0:
-        tile_m, tile_k = tile_of(tl.program_id(0), n, K, BM, BN, GROUP)
-        g = product_tile(dy, x, rows, tile_m * BM, tile_k * BN, 0, N, width, K, dy_stride, x_stride, GATHER, BM, BN, BT)
-        m = tile_m * BM + tl.arange(0, BM)
+        m0, k0 = corner_of(tl.program_id(0), n, K, BM, BN, GROUP)
+        g = product_tile((dy, dy_stride), (x, x_stride), rows, (m0, k0), (0, N), width, K, GATHER, BM, BN, BT)
+        m = m0 + tl.arange(0, BM)
         row = m
         if CHOSEN:
             row = tl.load(rows + m, mask=m < n, other=0)
-        offset, working_offset = m.to(tl.int64)[:, None] * K, row.to(tl.int64)[:, None] * working_stride
-        bad = apply_update(
-            g,
-            offset,
-            working_offset,
-            (m < n)[:, None],
-            tile_k * BN,
-            K,
-            1,
-            (master, first, prior, stat, prior_rate, working),
-            tl.load(lr),
-            (decay, momentum, eps),
-            RMS,
-            MOMENTUM,
-            DECAY,
-            RATE,
-            WORKING,
-            ELEMENTS,
-        )
+        at = (m.to(tl.int64)[:, None] * K, row.to(tl.int64)[:, None] * working_stride, (m < n)[:, None])
+        state, hyper = (master, first, prior, stat, prior_rate, working), (decay, momentum, eps)
+        bad = apply_update(g, at, (k0, K, 1), state, tl.load(lr), hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         report(counters, skipped, 0, bad)
 
 
@@ -248,24 +215,9 @@ def dynadapt_weight_gradient_update_sum(
         row = offset // K
         if CHOSEN:
             row = tl.load(rows + row, mask=mask, other=0).to(tl.int64)
-        bad = apply_update(
-            g,
-            offset,
-            row * working_stride + offset % K,
-            mask,
-            0,
-            1,
-            0,
-            (master, first, prior, stat, prior_rate, working),
-            tl.load(lr),
-            (decay, momentum, eps),
-            RMS,
-            MOMENTUM,
-            DECAY,
-            RATE,
-            WORKING,
-            ELEMENTS,
-        )
+        at = (offset, row * working_stride + offset % K, mask)
+        state, hyper = (master, first, prior, stat, prior_rate, working), (decay, momentum, eps)
+        bad = apply_update(g, at, (0, 1, 0), state, tl.load(lr), hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         report(counters, skipped, 0, bad)
 
 
@@ -309,6 +261,10 @@ class Plan:
     def shares(self) -> int:
         return max(1, triton.cdiv(self.N, self.share))
 
+    @property
+    def sum_grid(self) -> tuple[int]:
+        return (triton.cdiv(self.n * self.K, SUM_BLOCK),)
+
 
 TILES = {  # (BM, BN, BT), warps, stages. The accumulator takes 128, 64 and 32 registers a thread; 144, 128 and 64 KiB are staged
     torch.bfloat16: [((128, 256, 64), 8, 3), ((128, 128, 64), 8, 4), ((64, 64, 64), 4, 4)],
@@ -347,33 +303,23 @@ def checked_chosen(op: str, dy, x, rows, outputs) -> tuple[torch.Tensor, torch.T
         return dy, rows
     width = triton.cdiv(n, 64) * 64  # whole 16-byte loads whatever n is
     gathered = scratch(dy.device, "gathered columns", block(N * width, 1 << 62), dtype=dy.dtype)[: N * width].view(N, width)
-    dynadapt_gather_columns[(triton.cdiv(N, GATHER["BT"]), triton.cdiv(width, GATHER["BM"]))](
-        dy, rows, gathered, N, n, width, dy.stride(0), **GATHER, num_warps=4, **FUSION
-    )
+    grid = (triton.cdiv(N, GATHER["BT"]), triton.cdiv(width, GATHER["BM"]))
+    dynadapt_gather_columns[grid](dy, rows, gathered, N, n, width, dy.stride(0), **GATHER, num_warps=4, **FUSION)
     return gathered, None
 
 
-def launch_product(p: Plan, dy, x, rows, dW, accumulate: bool) -> None:
+def family(p: Plan, dy, x, rows) -> dict:
+    """What the launches of a call take, by name; ``dy`` and ``rows`` as the product reads them."""
+    lengths = dict(N=p.N, share=p.share, shares=p.shares)
+    sizes = dict(n=p.n, K=p.K, width=dy.shape[1] if rows is None else p.n, dy_stride=dy.stride(0), x_stride=x.stride(0))
+    return dict(dy=dy, x=x, rows=rows, **lengths, **sizes, GATHER=rows is not None, BLOCK=SUM_BLOCK, **p.constexprs)
+
+
+def launch_product(p: Plan, given: dict, dW, accumulate: bool) -> None:
     """dW [n, K], or [shares, n, K] packed when the tokens are split."""
-    dynadapt_weight_gradient[(p.tiles, p.shares)](
-        dy,
-        x,
-        dW if rows is None else rows,
-        dW,
-        p.N,
-        p.n,
-        dy.shape[1] if rows is None else p.n,
-        p.K,
-        p.share,
-        dy.stride(0),
-        x.stride(0),
-        dW.stride(-2),
-        GATHER=rows is not None,
-        ACCUMULATE=accumulate,
-        **p.constexprs,
-        **p.options,
-        **FUSION,
-    )
+    given = given if given["GATHER"] else {**given, "rows": dW}  # a pointer that is never used
+    out = dict(dW=dW, dW_stride=dW.stride(-2), ACCUMULATE=accumulate)
+    launch(dynadapt_weight_gradient, (p.tiles, p.shares), given, **out, **p.options)
 
 
 def share_buffer(p: Plan, device) -> torch.Tensor:
@@ -392,14 +338,14 @@ def weight_gradient(dy, x, rows, dW, accumulate) -> None:
     p = plan(dy.dtype, dy.shape[0], *dW.shape, largest_tile(rows, accumulate))
     if p.n == 0:
         return
+    given = family(p, dy, x, rows)
     if p.shares == 1:
-        launch_product(p, dy, x, rows, dW, accumulate)
+        launch_product(p, given, dW, accumulate)
         return
     partial = share_buffer(p, dy.device)
-    launch_product(p, dy, x, rows, partial, False)
-    dynadapt_weight_gradient_sum[(triton.cdiv(p.n * p.K, SUM_BLOCK),)](
-        partial, dW, p.shares, p.n, p.K, dW.stride(0), BLOCK=SUM_BLOCK, ACCUMULATE=accumulate, num_warps=4, **FUSION
-    )
+    launch_product(p, given, partial, False)
+    out = dict(dW=dW, dW_stride=dW.stride(0), ACCUMULATE=accumulate)
+    launch(dynadapt_weight_gradient_sum, p.sum_grid, given, partial=partial, **out, num_warps=4)
 
 
 def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> None:
@@ -422,33 +368,18 @@ def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> Non
     p = plan(dy.dtype, dy.shape[0], *state.master.shape, largest_tile(gathering, True))
     if p.n == 0:
         return
+    who = dict(working=weight, working_stride=weight.stride(0), lr=lr, skipped=skipped, counters=epilogue.counters(dy.device, 1))
+    given = family(p, source, x, gathering) | who | epilogue.tensors(state) | epilogue.hyper(rule)
+    flags = dict(CHOSEN=rows is not None, **epilogue.flags(rule, state, weight))
     chosen = weight if rows is None else rows
-    rest = (chosen, weight, lr, skipped, epilogue.counters(dy.device, 1), *epilogue.tensors(state), *epilogue.hyper(rule))
-    flags = dict(CHOSEN=rows is not None, **epilogue.flags(rule, state, weight), **FUSION)
     if p.shares == 1:
-        dynadapt_weight_gradient_update[(p.tiles,)](
-            source,
-            x,
-            *rest,
-            p.N,
-            p.n,
-            p.n if gathering is not None else source.shape[1],
-            p.K,
-            source.stride(0),
-            x.stride(0),
-            weight.stride(0),
-            GATHER=gathering is not None,
-            ELEMENTS=epilogue.elements(p.options["num_warps"]),
-            **p.constexprs,
-            **p.options,
-            **flags,
-        )
+        elements = epilogue.elements(p.options["num_warps"])
+        launch(dynadapt_weight_gradient_update, (p.tiles,), given | {"rows": chosen}, **flags, ELEMENTS=elements, **p.options)
         return
     partial = share_buffer(p, dy.device)
-    launch_product(p, source, x, gathering, partial, False)
-    dynadapt_weight_gradient_update_sum[(triton.cdiv(p.n * p.K, SUM_BLOCK),)](
-        partial, *rest, p.shares, p.n, p.K, weight.stride(0), BLOCK=SUM_BLOCK, ELEMENTS=SUM_BLOCK, num_warps=4, **flags
-    )
+    launch_product(p, given, partial, False)
+    given |= dict(rows=chosen, partial=partial)
+    launch(dynadapt_weight_gradient_update_sum, p.sum_grid, given, **flags, ELEMENTS=SUM_BLOCK, num_warps=4)
 
 
 @triton.jit(do_not_specialize=("N",))
@@ -526,113 +457,36 @@ def reason(op: str) -> str:
     return "Triton, float32 sums; tokens are split where tiles are few"
 
 
-def _variants() -> list[Variant]:
-    signature = {
-        "dy": "*bf16",
-        "x": "*bf16",
-        "rows": "*i32",
-        "dW": "*fp32",
-        **dict.fromkeys(("N", "n", "width", "K", "share", "dy_stride", "x_stride", "dW_stride"), "i32"),
-    }
-    aligned = tuple(k for k in signature if k not in LENGTHS)
-    variants = []
-    for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
-        typed = {k: v.replace("bf16", short) for k, v in signature.items()}
+TYPES = {
+    **dict.fromkeys(("dy", "x", "working"), "*bf16"),
+    **dict.fromkeys(("dW", "partial", "squares", "out", *epilogue.STATE), "*fp32"),
+    "rows": "*i32",
+    **epilogue.TYPES,
+}
+
+
+def _variants():
+    compiled = lambda name, kernel, constexprs, **more: variant(name, kernel, TYPES, constexprs, **more)  # noqa: E731
+    for short, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         for (bm, bn, bt), warps, stages in TILES[dtype]:
+            sizes, options = dict(BM=bm, BN=bn, BT=bt, GROUP=GROUP), dict(num_warps=warps, num_stages=stages, tensor_core=short == "bf16")
             for gather in (False, True) if bm * bn == SMALLEST else (False,):
-                variants.append(
-                    Variant(
-                        f"{bm}x{bn} {'gathered ' if gather else ''}{short}",
-                        dynadapt_weight_gradient,
-                        typed,
-                        dict(GATHER=gather, ACCUMULATE=bm * bn <= LARGEST_READING, BM=bm, BN=bn, BT=bt, GROUP=GROUP),
-                        warps,
-                        stages,
-                        tensor_core=short == "bf16",
-                        aligned=aligned,
-                    )
-                )
-    typed = {"partial": "*fp32", "dW": "*fp32", **dict.fromkeys(("shares", "n", "K", "dW_stride"), "i32")}
-    variants.append(
-        Variant(
-            "sum",
-            dynadapt_weight_gradient_sum,
-            typed,
-            dict(BLOCK=SUM_BLOCK, ACCUMULATE=True),
-            aligned=("partial", "dW", "n", "K", "dW_stride"),
-        )
-    )
-    typed = {"dy": "*bf16", "rows": "*i32", "out": "*bf16", **dict.fromkeys(("N", "n", "width", "dy_stride"), "i32")}
-    variants.append(Variant("gather bf16", dynadapt_gather_columns, typed, GATHER, aligned=("dy", "rows", "out", "width", "dy_stride")))
-    typed = {"partial": "*fp32", "out": "*fp32", "blocks": "i32", "O": "i32"}
-    variants.append(Variant("sum of scores", dynadapt_row_scores_sum, typed, dict(BB=16, BO=64), aligned=("partial", "out", "O")))
-    variants += _update_variants()
-    typed = {"dy": "*bf16", "squares": "*fp32", "out": "*fp32", "N": "i32", "O": "i32", "dy_stride": "i32"}
-    variants.append(
-        Variant(
-            "scores bf16",
-            dynadapt_row_scores,
-            typed,
-            dict(ROOT=False, TOKENS=SCORE_TOKENS, **SCORES),
-            aligned=("dy", "squares", "out", "O", "dy_stride"),
-        )
-    )
-    variants.append(
-        Variant(
-            "squares bf16",
-            dynadapt_row_squares,
-            {"x": "*bf16", "out": "*fp32", "N": "i32", "x_stride": "i32"},
-            dict(K=2048, **SQUARES),
-            aligned=("x", "out", "x_stride"),
-        )
-    )
-    return variants
+                fixed = dict(GATHER=gather, ACCUMULATE=bm * bn <= LARGEST_READING, **sizes)
+                name = f"{bm}x{bn} {'gathered ' if gather else ''}{short}"
+                yield compiled(name, dynadapt_weight_gradient, fixed, dtype=short, **options)
+                if bm * bn > LARGEST_READING or short != "bf16":
+                    continue
+                fixed = dict(GATHER=gather, CHOSEN=gather, ELEMENTS=epilogue.elements(warps), **sizes)
+                fixed |= epilogue.RULES["momentum"]  # it reads most
+                yield compiled(f"{bm}x{bn}{' chosen' if gather else ''} momentum", dynadapt_weight_gradient_update, fixed, **options)
+    for rule, flags in epilogue.RULES.items():
+        fixed = dict(CHOSEN=True, BLOCK=SUM_BLOCK, ELEMENTS=epilogue.elements(4), **flags)
+        yield compiled(f"sum {rule}", dynadapt_weight_gradient_update_sum, fixed)
+    yield compiled("sum", dynadapt_weight_gradient_sum, dict(BLOCK=SUM_BLOCK, ACCUMULATE=True))
+    yield variant("gather bf16", dynadapt_gather_columns, TYPES | {"out": "*bf16"}, GATHER, loose=("n",))
+    yield compiled("squares bf16", dynadapt_row_squares, dict(K=2048, **SQUARES))
+    yield compiled("scores bf16", dynadapt_row_scores, dict(ROOT=False, TOKENS=SCORE_TOKENS, **SCORES))
+    yield compiled("sum of scores", dynadapt_row_scores_sum, dict(BB=16, BO=64))
 
 
-def _update_variants() -> list[Variant]:
-    types = {
-        "dy": "*bf16",
-        "x": "*bf16",
-        "rows": "*i32",
-        "working": "*bf16",
-        "lr": "*fp32",
-        "skipped": "*i32",
-        "counters": "*i64",
-        "partial": "*fp32",
-        **dict.fromkeys(("master", "first", "prior", "stat", "prior_rate"), "*fp32"),
-        **dict.fromkeys(("decay", "momentum", "eps"), "fp32"),
-    }
-    configurations = [
-        (
-            dynadapt_weight_gradient_update,
-            f"{bm}x{bn}{' chosen' if chosen else ''}",
-            dict(GATHER=chosen, CHOSEN=chosen, BM=bm, BN=bn, BT=bt, GROUP=GROUP),
-            dict(num_warps=warps, num_stages=stages),
-        )
-        for (bm, bn, bt), warps, stages in TILES[torch.bfloat16]
-        if bm * bn <= LARGEST_READING
-        for chosen in ((False, True) if bm * bn == SMALLEST else (False,))
-    ]
-    configurations.append((dynadapt_weight_gradient_update_sum, "sum", dict(CHOSEN=True, BLOCK=SUM_BLOCK), {}))
-    variants = []
-    for kernel, name, constexprs, options in configurations:
-        for rule in ("momentum",) if "x" in name else epilogue.RULES:  # momentum reads most
-            fixed = {**constexprs, **epilogue.RULES[rule], "ELEMENTS": epilogue.elements(options.get("num_warps", 4))}
-            names = [n for n in kernel.arg_names if n not in fixed]
-            typed = {n: types.get(n, "i32") for n in names}
-            aligned = tuple(n for n in names if n not in (*LENGTHS, "shares") and typed[n] != "fp32")
-            variants.append(
-                Variant(
-                    f"{name} {rule}",
-                    kernel,
-                    typed,
-                    fixed,
-                    **options,
-                    aligned=aligned,
-                    tensor_core=kernel is dynadapt_weight_gradient_update,
-                )
-            )
-    return variants
-
-
-VARIANTS = _variants()
+VARIANTS: list[Variant] = list(_variants())
