@@ -72,7 +72,8 @@ def apply_update(
         if RMS:
             value -= lr * g / (tl.load(stat + offset, mask=write, other=1.0) + eps)
         elif MOMENTUM:
-            m = momentum * tl.load(first + offset, mask=write, other=0.0) + g
+            # Written out, because g may be a product itself, of which another kernel would contract the other one.
+            m = tl.fma(momentum, tl.load(first + offset, mask=write, other=0.0), g)
             tl.store(first + offset, m, mask=write)
             value -= lr * m
         else:

@@ -7,8 +7,9 @@ for loads: rows of 128 or 256 bytes, three stages in flight. The product is form
 side must be the one of at least 64 rows that wgmma takes; the narrow side is the rank, padded to 16.
 
 Tokens are summed in chunks of 512, chunk after chunk. Where streams times tiles leave multiprocessors idle, each chunk
-gets programs of its own and a second launch adds the chunks, in the same order: one or two launches, the same bits, so
-that a stream's gradient does not depend on how many others are in the call.
+gets programs of its own and a second launch adds the chunks, in the same order, and only then scales the sum, as the one
+launch does: one or two launches, the same bits, so that a stream's gradient does not depend on how many others are in the
+call.
 
 lora_gradient_update applies the gradient where it stands, in registers (epilogue.py): no gradient in memory, master and
 working copy are read and written once. Where the tokens are split, the launch that adds the chunks does it.
@@ -132,12 +133,13 @@ def dynadapt_lora_gradient(
     SPLIT: tl.constexpr,
     ACCUMULATE: tl.constexpr,
 ):
-    """Grid (tiles of dA then of dBt, streams, chunks or 1). SPLIT: each chunk's share goes to partial [chunks, S, W K + R O]."""
+    """Grid (tiles of dA then of dBt, streams, chunks or 1). SPLIT: each chunk's share, not scaled yet, goes to partial
+    [chunks, S, W K + R O]."""
     pid, s, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     PROGRAMS_A: tl.constexpr = (W + BRA - 1) // BRA * ((K + BC - 1) // BC)
     first, last = 0, chunks
     if SPLIT:
-        first, last = split, split + 1
+        first, last, scale = split, split + 1, 1.0
         size = W * K + R * (O0 + O1 + O2)
         share = partial + (split * streams + s).to(tl.int64) * size
         a, b = share, share + W * K
@@ -165,7 +167,7 @@ def sum_of_chunks(partial, s, offset, mask, streams, chunks, size):
 
 @triton.jit(do_not_specialize=LENGTHS)
 def dynadapt_lora_gradient_sum(
-    partial, slots, dA, dBt, streams, chunks, dA_stride, dBt_stride, size_a, size_b, BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr
+    partial, slots, dA, dBt, scale, streams, chunks, dA_stride, dBt_stride, size_a, size_b, BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr
 ):
     """Grid (blocks of dA then of dBt, streams)."""
     pid, s = tl.program_id(0), tl.program_id(1)
@@ -177,7 +179,7 @@ def dynadapt_lora_gradient_sum(
         put(dA + slot * dA_stride, offset, offset < size_a, (0, 1, 0), value, ACCUMULATE)
     else:
         offset = (pid - blocks_a) * BLOCK + tl.arange(0, BLOCK)[:, None]
-        value = sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
+        value = scale * sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
         put(dBt + slot * dBt_stride, offset, offset < size_b, (0, 1, 0), value, ACCUMULATE)
 
 
@@ -285,6 +287,7 @@ def dynadapt_lora_gradient_update_sum(
     b_stat,
     b_prior_rate,
     b_working,
+    scale,
     decay,
     momentum,
     eps,
@@ -323,7 +326,7 @@ def dynadapt_lora_gradient_update_sum(
         else:
             offset = (pid - blocks_a) * BLOCK + tl.arange(0, BLOCK)[:, None]
             rows = (offset, offset, offset < size_b)
-            g = sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
+            g = scale * sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
             bad = apply_update(g, rows, (0, 1, 0), b, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         report(counters, skipped, s, bad)
 

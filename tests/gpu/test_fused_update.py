@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import make_case
+from op_cases import make_case, same_bits
 
 from dynadapt.bench.cases.update import lora_gradient_update, weight_gradient_update
 from dynadapt.kernels import epilogue, lora_gradient, weight_gradient
@@ -39,6 +39,15 @@ def test_lora(case, tokens):
 def test_weight(case, gather, tokens, monkeypatch):
     monkeypatch.setattr(weight_gradient, "GATHER_ELEMENTS", gather)
     check(case)
+
+
+@each(lora_gradient_update, [(150, 70, (40, 33), 5, 2, rule) for rule in RULES])
+def test_tokens_split_or_not_move_to_the_same_bits(case, monkeypatch):
+    case = case.change(scale=0.625)
+    monkeypatch.setattr(lora_gradient, "CHUNK", 32)
+    split = check(case)
+    monkeypatch.setattr(lora_gradient, "SMS", 1)
+    assert same_bits(split, run(case))
 
 
 def test_working_copies_are_the_masters_rounded():

@@ -34,7 +34,7 @@ def chunks_of_32(monkeypatch):
 
 @each(lora_gradient, [(150, 70, (40, 33), 5, 2, accumulate) for accumulate in (False, True)])
 def test_tokens_split_or_not_give_the_same_bits(case, chunks_of_32, monkeypatch):
-    case = case.change(scale=0.5)  # a power of two: with others the split form rounds each part's product with the scale
+    case = case.change(scale=0.625)  # no power of two: it rounds, and has to where the sum is whole
     split = check(case)
     monkeypatch.setattr(kernels, "SMS", 1)
     assert same_bits(split, run(case))
