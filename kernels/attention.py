@@ -23,7 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import FUSION, Variant, block, dot, scratch
+from .common import Variant, block, dot, launch, scratch, variant
 from .tiles import generation
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -318,7 +318,7 @@ def _blocks(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int) -> 
     if dtype == torch.float32:
         own, walked = (32 if narrow else 16), 16
     sizes = {"BM": walked, "BN": own} if kernel == "dkv" else {"BM": own, "BN": walked}
-    return sizes, {"num_warps": 8 if own == 128 else 4, "num_stages": 2, **FUSION}
+    return sizes, {"num_warps": 8 if own == 128 else 4, "num_stages": 2}
 
 
 def _geometry(hq, hkv, d):
@@ -348,115 +348,59 @@ def _check(op, qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, *contigu
         raise ValueError(f"{op}: expected contiguous tensors (only mem_k and mem_v may have strides)")
 
 
+def _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale) -> dict:
+    """What the launches of a call take, by name."""
+    mem_slot, mem_row = (0, 0) if mem_k is None else mem_k.stride()[:2]
+    given = dict(qkv=qkv, mem_k=mem_k, mem_v=mem_v, mem_len=mem_len, slots=slots, cos=cos, sin=sin, scale=scale)
+    return dict(given, segment=qkv.shape[0] // len(slots), mem_slot=mem_slot, mem_row=mem_row, **_geometry(hq, hkv, d))
+
+
+def _launch(name: str, kernel, heads: int, given: dict, **more) -> None:
+    """``heads``: of all streams; a program owns a block of one's queries, or keys for "dkv"."""
+    qkv, segment = given["qkv"], given["segment"]
+    sizes, options = _blocks(name, qkv.dtype, given["D"], heads * triton.cdiv(segment, 128) >= SMS, generation(qkv.device))
+    own = sizes["BN" if name == "dkv" else "BM"]
+    launch(kernel, (heads, triton.cdiv(segment, own)), given, **more, **sizes, **options)
+
+
 def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, out, lse) -> None:
     """out [N, hq d] and lse [S, hq, T]; see ``dynadapt.ops.attention``."""
     _check("attention_forward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, out, lse)
-    streams = len(slots)
-    segment = qkv.shape[0] // streams
-    sizes, options = _blocks("forward", qkv.dtype, d, streams * hq * triton.cdiv(segment, 128) >= SMS, generation(qkv.device))
-    strides = (0, 0) if mem_k is None else mem_k.stride()[:2]
-    dynadapt_attention_forward[(streams * hq, triton.cdiv(segment, sizes["BM"]))](
-        qkv, mem_k, mem_v, mem_len, slots, cos, sin, scale, out, lse, segment, *strides, **_geometry(hq, hkv, d), **sizes, **options
-    )
+    given = _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale)
+    _launch("forward", dynadapt_attention_forward, len(slots) * hq, given, out=out, lse=lse)
 
 
 def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, dqkv) -> None:
     """dqkv [N, (hq + 2 hkv) d]; see ``dynadapt.ops.attention``."""
     _check("attention_backward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, dout, out, lse, dqkv)
-    streams = len(slots)
-    segment = qkv.shape[0] // streams
-    geometry = _geometry(hq, hkv, d)
-    delta = scratch(qkv.device, "attention_delta", streams * hq, segment)
-    rotated = [
-        scratch(qkv.device, f"attention_rotated_{name}", streams * heads, segment, 2 * geometry["HP"], dtype=qkv.dtype)
-        for name, heads in (("q", hq), ("k", hkv))
-    ]
-    strides = (0, 0) if mem_k is None else mem_k.stride()[:2]
-    sizes, options = _blocks("dq", qkv.dtype, d, streams * hq * triton.cdiv(segment, 128) >= SMS, generation(qkv.device))
-    dynadapt_attention_dq[(streams * hq, triton.cdiv(segment, sizes["BM"]))](
-        dout,
-        qkv,
-        out,
-        lse,
-        mem_k,
-        mem_v,
-        mem_len,
-        slots,
-        cos,
-        sin,
-        scale,
-        dqkv,
-        delta,
-        *rotated,
-        segment,
-        *strides,
-        **geometry,
-        **sizes,
-        **options,
-    )
-    sizes, options = _blocks("dkv", qkv.dtype, d, streams * hkv * triton.cdiv(segment, 128) >= SMS, generation(qkv.device))
-    dynadapt_attention_dkv[(streams * hkv, triton.cdiv(segment, sizes["BN"]))](
-        dout, qkv, lse, mem_len, slots, cos, sin, scale, dqkv, delta, *rotated, segment, **geometry, **sizes, **options
-    )
+    given = _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale)
+    streams, segment = len(slots), given["segment"]
+    given |= dict(dout=dout, out=out, lse=lse, dqkv=dqkv, delta=scratch(qkv.device, "attention_delta", streams * hq, segment))
+    for name, heads in (("rotated_q", hq), ("rotated_k", hkv)):
+        given[name] = scratch(qkv.device, f"attention_{name}", streams * heads, segment, 2 * given["HP"], dtype=qkv.dtype)
+    _launch("dq", dynadapt_attention_dq, streams * hq, given)
+    _launch("dkv", dynadapt_attention_dkv, streams * hkv, given)
 
 
 def reason(op: str) -> str:
     return "Triton, rotation on load, memory skipped by its fill"
 
 
-_TENSORS = (
-    "dout",
-    "qkv",
-    "out",
-    "lse",
-    "mem_k",
-    "mem_v",
-    "mem_len",
-    "slots",
-    "cos",
-    "sin",
-    "scale",
-    "dqkv",
-    "delta",
-    "rotated_q",
-    "rotated_k",
-    "segment",
-    "mem_slot",
-    "mem_row",
-)
-_WIDE = {
-    "lse": "*fp32",
-    "delta": "*fp32",
-    "cos": "*fp32",
-    "sin": "*fp32",
-    "mem_len": "*i32",
-    "slots": "*i32",
+_TYPES = {
+    **dict.fromkeys(("dout", "qkv", "out", "mem_k", "mem_v", "dqkv", "rotated_q", "rotated_k"), "*bf16"),
+    **dict.fromkeys(("lse", "delta", "cos", "sin"), "*fp32"),
+    **dict.fromkeys(("mem_len", "slots"), "*i32"),
     "scale": "fp32",
-    "segment": "i32",
-    "mem_slot": "i32",
-    "mem_row": "i32",
 }
 
 
-def _variant(kernel, function, d, dtype, large, arch, absent=()):
+def _variant(kernel, function, d, dtype, large, arch, absent=()) -> Variant:
     sizes, options = _blocks(kernel, dtype, d, large, arch)
-    act = "*bf16" if dtype == torch.bfloat16 else "*fp32"
-    signature = {name: _WIDE.get(name, act) for name in _TENSORS if name in function.arg_names and name not in absent}
-    aligned = tuple(name for name in signature if name not in ("scale", "segment"))
-    name = f"d {d}, {'bf16' if act == '*bf16' else 'fp32'}, {sizes['BM']} x {sizes['BN']}"
-    name += "".join(f", no {what}" for what in ("mem_k", "cos") if what in absent)
+    short = "bf16" if dtype == torch.bfloat16 else "fp32"
+    name = f"d {d}, {short}, {sizes['BM']} x {sizes['BN']}" + "".join(f", no {what}" for what in ("mem_k", "cos") if what in absent)
     nothing = {name: None for name in absent if name in function.arg_names}
-    return Variant(
-        name,
-        function,
-        signature,
-        {**_geometry(32, 8, d), **sizes, **nothing},
-        options["num_warps"],
-        options["num_stages"],
-        tensor_core=dtype == torch.bfloat16,
-        aligned=aligned,
-        archs=(arch,),
-    )
+    constexprs = {**_geometry(32, 8, d), **sizes, **nothing}
+    return variant(name, function, _TYPES, constexprs, dtype=short, tensor_core=short == "bf16", archs=(arch,), **options)
 
 
 _SMALL, _LARGE = [[(d, torch.bfloat16, large) for d in (64, 128)] for large in (False, True)]

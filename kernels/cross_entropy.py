@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from . import choices
-from .common import FUSION, Variant, block, dot, scratch
+from .common import FUSION, Variant, block, dot, launch, scratch, variant
 from .cross_entropy_fused import cross_entropy_fused
 from .row_chunks import chunks, padded_rows
 
@@ -176,21 +176,23 @@ def _logits(h, weight, most: int):
     return buffer
 
 
+def _family(logits, targets, weights, nll, lse, V: int, gradient: bool) -> dict:
+    """What the launches over a chunk's logits take, by name."""
+    width = logits.shape[1]
+    given = dict(logits=logits, targets=targets, weights=weights, nll=nll, lse=lse, V=V, width=width)
+    return dict(given, BLOCK=block(width, BLOCK), GRADIENT=gradient)
+
+
 def _score_rows(logits, targets, weights, nll, lse, V: int, gradient: bool, most: int) -> None:
-    rows, width = logits.shape
-    size = block(width, BLOCK)
-    blocks = triton.cdiv(width, size)
-    launch = {"num_warps": WARPS, **FUSION}
+    given, rows = _family(logits, targets, weights, nll, lse, V, gradient), len(logits)
+    blocks = triton.cdiv(given["width"], given["BLOCK"])
     if rows >= SPLIT_BELOW or blocks == 1:
-        dynadapt_cross_entropy_rows[(rows,)](logits, targets, weights, nll, lse, V, width, size, gradient, **launch)
+        launch(dynadapt_cross_entropy_rows, (rows,), given, num_warps=WARPS)
         return
-    maxima, sums = scratch(logits.device, "cross_entropy partials", 2, most, blocks)
-    target_logits = scratch(logits.device, "cross_entropy targets", most)
-    dynadapt_cross_entropy_partials[(rows, blocks)](logits, targets, maxima, sums, target_logits, V, width, blocks, size, **launch)
-    grid = (rows, blocks if gradient else 1)
-    dynadapt_cross_entropy_apply[grid](
-        logits, targets, weights, maxima, sums, target_logits, nll, lse, V, width, blocks, size, gradient, **launch
-    )
+    given["maxima"], given["sums"] = scratch(logits.device, "cross_entropy partials", 2, most, blocks)
+    given |= dict(target_logits=scratch(logits.device, "cross_entropy targets", most), blocks=blocks)
+    launch(dynadapt_cross_entropy_partials, (rows, blocks), given, num_warps=WARPS)
+    launch(dynadapt_cross_entropy_apply, (rows, blocks if gradient else 1), given, num_warps=WARPS)
 
 
 def cross_entropy_chunked(h, head, targets, weights, nll, lse, dh) -> None:
@@ -222,95 +224,38 @@ def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate
     grid = (triton.cdiv(H, config["BN"]), triton.cdiv(V, config["BM"]))
     for lo, hi in chunks(len(h), V, h.dtype):
         logits = _logits(h[lo:hi], head.weight, most)
+        given = _family(logits, targets[lo:hi], None if weights is None else weights[lo:hi], None, lse[lo:hi], V, True)
+        given |= dict.fromkeys(("maxima", "sums", "target_logits"), None) | {"blocks": 1}  # no partials: lse is given
         rows, width = logits.shape
-        size = block(width, BLOCK)
-        dynadapt_cross_entropy_apply[(rows, triton.cdiv(width, size))](
-            logits,
-            targets[lo:hi],
-            None if weights is None else weights[lo:hi],
-            None,
-            None,
-            None,
-            None,
-            lse[lo:hi],
-            V,
-            width,
-            1,
-            size,
-            True,
-            num_warps=WARPS,
-            **FUSION,
-        )
+        launch(dynadapt_cross_entropy_apply, (rows, triton.cdiv(width, given["BLOCK"])), given, num_warps=WARPS)
         dynadapt_cross_entropy_weight_gradient[grid](
             logits, h[lo:hi], dW, rows, V, width, h.stride(0), H, accumulate or lo > 0, **config, **FUSION
         )
 
 
+_TYPES = {
+    **dict.fromkeys(("logits", "d", "h"), "*bf16"),
+    "targets": "*i64",
+    **dict.fromkeys(("weights", "nll", "lse", "maxima", "sums", "target_logits", "dW"), "*fp32"),
+}
+
+
 def _variants():
-    rows = {"logits": "*bf16", "targets": "*i64", "weights": "*fp32", "nll": "*fp32", "lse": "*fp32", "V": "i32", "width": "i32"}
-    partials = {"maxima": "*fp32", "sums": "*fp32", "target_logits": "*fp32", "blocks": "i32"}
-    product = {"d": "*bf16", "h": "*bf16", "dW": "*fp32", "rows": "i32", "V": "i32", "width": "i32", "stride_h": "i32"}
-    aligned = tuple(n for n in rows if n not in ("V",))
+    sizes, budget = {"BLOCK": BLOCK, "GRADIENT": True}, {"num_warps": WARPS, "loose": ("V", "blocks"), "registers": 128}
+    compiled = lambda name, kernel, constexprs: variant(name, kernel, _TYPES, constexprs, **budget)  # noqa: E731
     for gradient in (True, False):
-        yield Variant(
-            f"bf16 gradient={gradient}",
-            dynadapt_cross_entropy_rows,
-            rows,
-            {"BLOCK": BLOCK, "GRADIENT": gradient},
-            num_warps=WARPS,
-            aligned=aligned,
-            registers=128,
-        )
-    unweighted = {n: t for n, t in rows.items() if n != "weights"}
-    yield Variant(
-        "bf16 weights=None",
-        dynadapt_cross_entropy_rows,
-        unweighted,
-        {"BLOCK": BLOCK, "GRADIENT": True, "weights": None},
-        num_warps=WARPS,
-        registers=128,
-        aligned=tuple(n for n in aligned if n != "weights"),
-    )
-    yield Variant(
-        "bf16",
-        dynadapt_cross_entropy_partials,
-        {n: t for n, t in {**rows, **partials}.items() if n not in ("weights", "nll", "lse")},
-        {"BLOCK": BLOCK},
-        num_warps=WARPS,
-        aligned=("logits", "width", "maxima", "sums"),
-        registers=128,
-    )
-    yield Variant(
-        "bf16",
-        dynadapt_cross_entropy_apply,
-        {**rows, **partials},
-        {"BLOCK": BLOCK, "GRADIENT": True},
-        num_warps=WARPS,
-        aligned=aligned,
-        registers=128,
-    )
+        yield compiled(f"bf16 gradient={gradient}", dynadapt_cross_entropy_rows, {**sizes, "GRADIENT": gradient})
+    yield compiled("bf16 weights=None", dynadapt_cross_entropy_rows, {**sizes, "weights": None})
+    yield compiled("bf16", dynadapt_cross_entropy_partials, {"BLOCK": BLOCK})
+    yield compiled("bf16", dynadapt_cross_entropy_apply, sizes)
     given = dict.fromkeys(("maxima", "sums", "target_logits", "nll"))
-    yield Variant(
-        "bf16 lse given",
-        dynadapt_cross_entropy_apply,
-        {n: t for n, t in {**rows, **partials}.items() if n not in given},
-        {"BLOCK": BLOCK, "GRADIENT": True, **given},
-        num_warps=WARPS,
-        aligned=("logits", "width"),
-        registers=128,
-    )
+    yield compiled("bf16 lse given", dynadapt_cross_entropy_apply, {**sizes, **given})
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         tiles = _product_config(dtype)
-        launch = {n: tiles.pop(n) for n in ("num_warps", "num_stages")}
-        yield Variant(
-            f"{name} H=2048",
-            dynadapt_cross_entropy_weight_gradient,
-            {**product, "d": f"*{name}", "h": f"*{name}"},
-            {"H": 2048, "ACCUMULATE": True, **tiles},
-            tensor_core=name == "bf16",
-            aligned=("d", "h", "dW", "width", "stride_h"),
-            **launch,
-        )
+        options = {n: tiles.pop(n) for n in ("num_warps", "num_stages")}
+        options |= {"tensor_core": name == "bf16", "loose": ("V",), "dtype": name}
+        tiles |= {"H": 2048, "ACCUMULATE": True}
+        yield variant(f"{name} H=2048", dynadapt_cross_entropy_weight_gradient, _TYPES, tiles, **options)
 
 
-VARIANTS = list(_variants())
+VARIANTS: list[Variant] = list(_variants())

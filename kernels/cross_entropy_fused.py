@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import FUSION, INTERPRET, Variant, block, dot, scratch
+from .common import FUSION, INTERPRET, Variant, block, dot, launch, scratch, variant
 from .row_chunks import chunks, padded_rows
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -264,36 +264,19 @@ def _chunk(h, weight, targets, weights, nll, lse, dh, width: int, most: int) -> 
     p = None if dh is None else scratch(h.device, "cross_entropy logits", most, width, dtype=h.dtype)
     tile_max, tile_sum, factor = scratch(h.device, "cross_entropy tiles", 3, tiles, most)
     target_logits, scale, coefficient = scratch(h.device, "cross_entropy targets", 3, most)
-    dynadapt_cross_entropy_logits[(triton.cdiv(N, config["BM"]), tiles)](
-        h, weight, targets, p, tile_max, tile_sum, target_logits, N, V, h.stride(0), width, most, H, **config, **FUSION
-    )
-    dynadapt_cross_entropy_score[(triton.cdiv(N, SCORE_ROWS),)](
-        tile_max,
-        tile_sum,
-        target_logits,
-        targets,
-        weights,
-        nll,
-        lse,
-        p,
-        factor,
-        scale,
-        coefficient,
-        N,
-        width,
-        most,
-        tiles,
-        SCORE_ROWS,
-        block(tiles, 512),
-        num_warps=4,
-        **FUSION,
-    )
+    given = dict(h=h, w=weight, targets=targets, weights=weights, nll=nll, lse=lse, p=p, tile_max=tile_max, tile_sum=tile_sum)
+    given |= dict(target_logits=target_logits, factor=factor, scale=scale, coefficient=coefficient)
+    given |= dict(N=N, V=V, H=H, stride_h=h.stride(0), width=width, most=most, tiles=tiles)
+    launch(dynadapt_cross_entropy_logits, (triton.cdiv(N, config["BM"]), tiles), given, **config)
+    grid = (triton.cdiv(N, SCORE_ROWS),)
+    launch(dynadapt_cross_entropy_score, grid, given, ROWS=SCORE_ROWS, TILES=block(tiles, 512), num_warps=4)
     if dh is not None:
-        _hidden(p, factor, scale, coefficient, targets, weight, dh, tile, most)
+        _hidden(given, dh, tile)
 
 
-def _hidden(p, factor, scale, coefficient, targets, weight, dh, tile: int, most: int) -> None:
-    (N, H), (V, _), width = dh.shape, weight.shape, p.shape[1]
+def _hidden(given: dict, dh, tile: int) -> None:
+    """dh from p, factor, scale and coefficient among ``given``, what the launches of a chunk take."""
+    (N, H), most, width = dh.shape, given["most"], given["width"]
     capability, multiprocessors = _gpu(dh.device)
     config = hidden_config(dh.dtype, H, capability)
     rows, cols, tiles = triton.cdiv(N, config["BM"]), triton.cdiv(H, config["BN"]), width // tile
@@ -301,91 +284,39 @@ def _hidden(p, factor, scale, coefficient, targets, weight, dh, tile: int, most:
     span = triton.cdiv(tiles, count) * tile
     count = triton.cdiv(width, span)
     out = dh if count == 1 else scratch(dh.device, "cross_entropy parts", count, most, H)
-    dynadapt_cross_entropy_hidden[(rows, cols, count)](
-        p, factor, scale, coefficient, targets, weight, out, N, V, width, most, out.stride(-2), most * H, span, H, tile, **config, **FUSION
-    )
+    target = dict(out=out, stride_out=out.stride(-2), stride_part=most * H, span=span, TILE=tile)
+    launch(dynadapt_cross_entropy_hidden, (rows, cols, count), given, **target, **config)
     if count > 1:
         size = block(H, SUM_BLOCK)
         dynadapt_cross_entropy_sum[(N, triton.cdiv(H, size))](out, dh, count, most * H, dh.stride(0), H, size, num_warps=4, **FUSION)
 
 
+_TYPES = {
+    **dict.fromkeys(("h", "w", "p", "out", "dh"), "*bf16"),
+    "targets": "*i64",
+    **dict.fromkeys(("tile_max", "tile_sum", "target_logits", "weights", "nll", "lse", "factor", "scale", "coefficient", "parts"), "*fp32"),
+}
+
+
 def _variants():
-    logits = {
-        "h": "*bf16",
-        "w": "*bf16",
-        "targets": "*i64",
-        "p": "*bf16",
-        "tile_max": "*fp32",
-        "tile_sum": "*fp32",
-        "target_logits": "*fp32",
-        "N": "i32",
-        "V": "i32",
-        "stride_h": "i32",
-        "width": "i32",
-        "most": "i32",
-    }
-    score = {
-        "tile_max": "*fp32",
-        "tile_sum": "*fp32",
-        "target_logits": "*fp32",
-        "targets": "*i64",
-        "weights": "*fp32",
-        "nll": "*fp32",
-        "lse": "*fp32",
-        "p": "*bf16",
-        "factor": "*fp32",
-        "scale": "*fp32",
-        "coefficient": "*fp32",
-        "N": "i32",
-        "width": "i32",
-        "most": "i32",
-        "tiles": "i32",
-    }
-    hidden = {
-        "p": "*bf16",
-        "factor": "*fp32",
-        "scale": "*fp32",
-        "coefficient": "*fp32",
-        "targets": "*i64",
-        "w": "*bf16",
-        "out": "*bf16",
-        "N": "i32",
-        "V": "i32",
-        "width": "i32",
-        "most": "i32",
-        "stride_out": "i32",
-        "stride_part": "i32",
-        "span": "i32",
-    }
-    parts = {"parts": "*fp32", "dh": "*bf16", "count": "i32", "stride_part": "i32", "stride_dh": "i32"}
-    aligned = lambda s: tuple(n for n in s if n not in ("N", "tiles", "count"))  # noqa: E731
-    typed = lambda s, name: {n: t.replace("bf16", name) for n, t in s.items()}  # noqa: E731
-    launch = lambda c: {n: c.pop(n) for n in ("num_warps", "num_stages")}  # noqa: E731
+    compiled = lambda name, kernel, constexprs, types=_TYPES, **more: variant(  # noqa: E731
+        name, kernel, types, constexprs, loose=("tiles",), **more
+    )
+    launched = lambda c: {n: c.pop(n) for n in ("num_warps", "num_stages")}  # noqa: E731
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         for H in (576, 2048):
             config = logits_config(dtype, H)
-            options = {**launch(config), "tensor_core": name == "bf16"}
-            yield Variant(
-                f"{name} H={H}", dynadapt_cross_entropy_logits, typed(logits, name), {"H": H, **config}, aligned=aligned(logits), **options
-            )
-            alone = {n: t for n, t in typed(logits, name).items() if n != "p"}
-            yield Variant(
-                f"{name} H={H} score alone",
-                dynadapt_cross_entropy_logits,
-                alone,
-                {"H": H, "p": None, **config},
-                aligned=aligned(alone),
-                **options,
-            )
+            options = {**launched(config), "dtype": name, "tensor_core": name == "bf16"}
+            yield compiled(f"{name} H={H}", dynadapt_cross_entropy_logits, {"H": H, **config}, **options)
+            yield compiled(f"{name} H={H} score alone", dynadapt_cross_entropy_logits, {"H": H, "p": None, **config}, **options)
         for H, archs in ((576, (80, 90, 100)), (2048, (80,)), (2048, (90, 100))):
             config = hidden_config(dtype, H, archs[-1])
-            options = {**launch(config), "tensor_core": name == "bf16", "aligned": aligned(hidden), "archs": archs}
+            options = {**launched(config), "dtype": name, "tensor_core": name == "bf16", "archs": archs}
             constants = {"H": H, "TILE": logits_config(dtype, H)["BN"], **config}
-            yield Variant(f"{name} H={H}", dynadapt_cross_entropy_hidden, typed(hidden, name), constants, **options)
-            in_parts = {**typed(hidden, name), "out": "*fp32"}
-            yield Variant(f"{name} H={H} parts", dynadapt_cross_entropy_hidden, in_parts, constants, **options)
-    yield Variant("bf16", dynadapt_cross_entropy_score, score, {"ROWS": SCORE_ROWS, "TILES": 512}, aligned=aligned(score))
-    yield Variant("bf16 H=2048", dynadapt_cross_entropy_sum, parts, {"H": 2048, "BLOCK": SUM_BLOCK}, aligned=aligned(parts), registers=64)
+            yield compiled(f"{name} H={H}", dynadapt_cross_entropy_hidden, constants, **options)
+            yield compiled(f"{name} H={H} parts", dynadapt_cross_entropy_hidden, constants, {**_TYPES, "out": "*fp32"}, **options)
+    yield compiled("bf16", dynadapt_cross_entropy_score, {"ROWS": SCORE_ROWS, "TILES": 512})
+    yield compiled("bf16 H=2048", dynadapt_cross_entropy_sum, {"H": 2048, "BLOCK": SUM_BLOCK}, registers=64)
 
 
-VARIANTS = list(_variants())
+VARIANTS: list[Variant] = list(_variants())

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import FUSION, Variant, block
+from .common import FUSION, Variant, block, variant
 
 # A tile of 4096 elements gives 128 threads four 16-byte loads of bfloat16 in flight each.
 TILE = 4096
@@ -25,25 +25,10 @@ PROGRAMS = 8192
 
 
 @triton.jit
-def _advance(
-    source,
-    store,
-    mem_len,
-    slots,
-    counts,
-    sinks,
-    segment,
-    capacity,
-    width,
-    source_layer_rows,
-    source_row,
-    store_layer,
-    store_slot,
-    store_row,
-    layer,
-    BR: tl.constexpr,
-    BC: tl.constexpr,
-):
+def _advance(source, store, who, sizes, strides, layer, BR: tl.constexpr, BC: tl.constexpr):
+    mem_len, slots, counts = who
+    sinks, segment, capacity, width = sizes
+    source_layer_rows, source_row, store_layer, store_slot, store_row = strides
     blocks = tl.cdiv(width, BC)
     group, groups = tl.program_id(0) // blocks, tl.num_programs(0) // blocks
     stream = tl.program_id(1)
@@ -100,47 +85,14 @@ def dynadapt_memory_advance(
     BC: tl.constexpr,
 ):
     layer = tl.program_id(2) // STORES
+    who = (mem_len, slots, counts)
+    sizes = (sinks, segment, capacity, width)
+    strides = (source_layer_rows, source_row, store_layer, store_slot, store_row)
     # Two calls and not one with a chosen pointer: what is known of each pointer's alignment stays known.
     if tl.program_id(2) % STORES == 0:
-        _advance(
-            source + column0,
-            store0,
-            mem_len,
-            slots,
-            counts,
-            sinks,
-            segment,
-            capacity,
-            width,
-            source_layer_rows,
-            source_row,
-            store_layer,
-            store_slot,
-            store_row,
-            layer,
-            BR,
-            BC,
-        )
+        _advance(source + column0, store0, who, sizes, strides, layer, BR, BC)
     else:
-        _advance(
-            source + column1,
-            store1,
-            mem_len,
-            slots,
-            counts,
-            sinks,
-            segment,
-            capacity,
-            width,
-            source_layer_rows,
-            source_row,
-            store_layer,
-            store_slot,
-            store_row,
-            layer,
-            BR,
-            BC,
-        )
+        _advance(source + column1, store1, who, sizes, strides, layer, BR, BC)
 
 
 @triton.jit(do_not_specialize=["streams", "capacity"])
@@ -219,48 +171,18 @@ def memory_fill(mem_len, slots, counts, capacity) -> None:
     dynadapt_memory_fill[(1,)](mem_len, slots, counts, len(slots), capacity, BS=128, num_warps=4, num_stages=1, **FUSION)
 
 
-_INTEGERS = dict.fromkeys(
-    ("sinks", "segment", "capacity", "width", "source_layer_rows", "source_row", "store_layer", "store_slot", "store_row"), "i32"
-)
-_STRIDES = ("width", "source_row", "store_layer", "store_slot", "store_row")
+_TYPES = dict.fromkeys(("source", "store0", "store1"), "*bf16") | dict.fromkeys(("mem_len", "slots", "counts"), "*i32")
 
 
-def _variant(name, width, stores, dtype="*bf16"):
-    br, bc = _tile(width)
-    tensors = {
-        "source": dtype,
-        "store0": dtype,
-        "store1": dtype,
-        "column0": "i32",
-        "column1": "i32",
-        "mem_len": "*i32",
-        "slots": "*i32",
-        "counts": "*i32",
-    }
-    return Variant(
-        f"memory_advance {name}",
-        dynadapt_memory_advance,
-        {**tensors, **_INTEGERS},
-        {"STORES": stores, "BR": br, "BC": bc},
-        num_warps=4,
-        num_stages=1,
-        registers=128,
-        aligned=("source", "store0", "store1", "column0", "column1", *_STRIDES),
-    )
+def _variant(name: str, width: int, stores: int, dtype: str = "bf16") -> Variant:
+    sizes = dict(zip(("BR", "BC"), _tile(width)), STORES=stores)
+    return variant(f"memory_advance {name}", dynadapt_memory_advance, _TYPES, sizes, dtype=dtype, num_stages=1, registers=128)
 
 
 VARIANTS = [
     _variant("keys and values of 192", 192, 2),
     _variant("keys and values of 1024", 1024, 2),
     _variant("inputs of 4096", 4096, 1),
-    _variant("keys and values of 1024 fp32", 1024, 2, "*fp32"),
-    Variant(
-        "memory_fill",
-        dynadapt_memory_fill,
-        {"mem_len": "*i32", "slots": "*i32", "counts": "*i32", "streams": "i32", "capacity": "i32"},
-        {"BS": 128},
-        num_warps=4,
-        num_stages=1,
-        registers=64,
-    ),
+    _variant("keys and values of 1024 fp32", 1024, 2, "fp32"),
+    variant("memory_fill", dynadapt_memory_fill, _TYPES, {"BS": 128}, num_stages=1, registers=64),
 ]
