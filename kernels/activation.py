@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ..ops.activation import KINDS, _check_kind
-from .common import FUSION, Variant, block
+from .common import FUSION, Variant, block, variant
 
 ROWS, COLUMNS, WARPS = 4, 512, 4
 _SWIGLU: tl.constexpr = tl.constexpr(KINDS.index("swiglu"))
@@ -116,22 +116,15 @@ def activation_backward(dy, h, kind, dh, y=None) -> None:
     _launch(dynadapt_activation_backward, "activation_backward", kind, dy, h, dy, h, dh, y)
 
 
+_TYPES = dict.fromkeys(("h", "y", "dy", "dh"), "*bf16")
+
+
 def _variants():
     for kind, F in (("swiglu", 1536), ("swiglu", 8192), ("gelu_tanh", 3072), ("gelu", 3072)):
         sizes = {"F": F, "KIND": KINDS.index(kind), "ROWS": ROWS, "COLUMNS": COLUMNS}
-        yield Variant(
-            f"{kind} {F}", dynadapt_activation_forward, {"h": "*bf16", "y": "*bf16", "N": "i32"}, sizes, num_warps=WARPS, aligned=("h", "y")
-        )
-        for again in (False, True):
-            types = {"dy": "*bf16", "h": "*bf16", "dh": "*bf16", **({"y": "*bf16"} if again else {}), "N": "i32"}
-            yield Variant(
-                f"{kind} {F}" + (" and y" if again else ""),
-                dynadapt_activation_backward,
-                types,
-                sizes if again else {"y": None, **sizes},
-                num_warps=WARPS,
-                aligned=tuple(types)[:-1],
-            )
+        yield variant(f"{kind} {F}", dynadapt_activation_forward, _TYPES, sizes, num_warps=WARPS)
+        yield variant(f"{kind} {F}", dynadapt_activation_backward, _TYPES, {"y": None, **sizes}, num_warps=WARPS)
+        yield variant(f"{kind} {F} and y", dynadapt_activation_backward, _TYPES, sizes, num_warps=WARPS)
 
 
-VARIANTS = list(_variants())
+VARIANTS: list[Variant] = list(_variants())

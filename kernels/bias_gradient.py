@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import FUSION, Variant, scratch
+from .common import FUSION, scratch, variant
 from .norm import COLUMNS as SUM_COLUMNS
 from .norm import SUM_ROWS, dynadapt_norm_sums
 
@@ -52,18 +52,12 @@ def bias_gradient(dy, db) -> None:
     )
 
 
-_TYPES = {"dy": "*bf16", "partials": "*fp32", "N": "i32", "stride_dy": "i32", "O": "i32"}
-_SUMS = {"partials": "*fp32", "out0": "*fp32", "groups": "i32", "stride": "i32", "H": "i32"}
+_TYPES = {"dy": "*bf16", "partials": "*fp32", "out0": "*fp32"}
 _BLOCKS = {"COLUMNS": COLUMNS, "ROWS": ROWS}
+_SUMS = {"out1": None, "ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS}
 VARIANTS = [
-    Variant("bf16", dynadapt_bias_gradient, _TYPES, _BLOCKS, aligned=("dy", "partials", "stride_dy", "O")),
-    Variant("fp32", dynadapt_bias_gradient, {**_TYPES, "dy": "*fp32"}, _BLOCKS, aligned=("dy", "partials", "stride_dy", "O")),
-    Variant("odd width", dynadapt_bias_gradient, _TYPES, _BLOCKS, aligned=("dy", "partials")),
-    Variant(
-        "of one bias",
-        dynadapt_norm_sums,
-        _SUMS,
-        {"out1": None, "ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS},
-        aligned=("partials", "out0", "stride", "H"),
-    ),
+    variant("bf16", dynadapt_bias_gradient, _TYPES, _BLOCKS),
+    variant("fp32", dynadapt_bias_gradient, _TYPES, _BLOCKS, dtype="fp32"),
+    variant("odd width", dynadapt_bias_gradient, _TYPES, _BLOCKS, loose=("stride_dy", "O")),
+    variant("of one bias", dynadapt_norm_sums, _TYPES, _SUMS),
 ]

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import FUSION, Variant, block, scratch
+from .common import FUSION, block, scratch, variant
 
 FORWARD_BLOCK = 1024  # columns: 8 values, one 16-byte access of bfloat16, for each of four warps' threads
 BACKWARD_BLOCK, PLACES = 128, 16  # 2,048 values in flight for each program: a long run is a chain of such steps
@@ -84,32 +84,12 @@ def reason(op: str) -> str:
     return "Triton gather" if op == "embedding_forward" else "torch's sort, then one Triton program a token"
 
 
-_FORWARD = {"tokens": "*i64", "table": "*bf16", "position_table": "*bf16", "positions": "*i64", "out": "*bf16", "stride_out": "i32"}
-_BACKWARD = {"ordered": "*i64", "places": "*i64", "dout": "*bf16", "dtable": "*fp32", "N": "i32", "stride_dout": "i32"}
-_ROPE = {n: t for n, t in _FORWARD.items() if not n.startswith("position")}
+_TYPES = dict.fromkeys(("tokens", "positions", "ordered", "places"), "*i64")
+_TYPES |= dict.fromkeys(("table", "position_table", "out", "dout"), "*bf16") | {"dtable": "*fp32"}
+_ROTARY, _LEARNED = {"H": 2048, "BLOCK": FORWARD_BLOCK, "position_table": None, "positions": None}, {"H": 768, "BLOCK": FORWARD_BLOCK}
+_BACKWARD = {"H": 2048, "BLOCK": BACKWARD_BLOCK, "PLACES": PLACES}
 VARIANTS = [
-    Variant(
-        "bf16 H=2048",
-        dynadapt_embedding_forward,
-        _ROPE,
-        {"H": 2048, "BLOCK": FORWARD_BLOCK, "position_table": None, "positions": None},
-        aligned=tuple(_ROPE),
-        registers=64,
-    ),
-    Variant(
-        "bf16 H=768 positions",
-        dynadapt_embedding_forward,
-        _FORWARD,
-        {"H": 768, "BLOCK": FORWARD_BLOCK},
-        aligned=tuple(_FORWARD),
-        registers=64,
-    ),
-    Variant(
-        "bf16 H=2048",
-        dynadapt_embedding_backward,
-        _BACKWARD,
-        {"H": 2048, "BLOCK": BACKWARD_BLOCK, "PLACES": PLACES},
-        aligned=("ordered", "places", "dout", "dtable", "stride_dout"),
-        registers=128,
-    ),
+    variant("bf16 H=2048", dynadapt_embedding_forward, _TYPES, _ROTARY, registers=64),
+    variant("bf16 H=768 positions", dynadapt_embedding_forward, _TYPES, _LEARNED, registers=64),
+    variant("bf16 H=2048", dynadapt_embedding_backward, _TYPES, _BACKWARD, registers=128),
 ]

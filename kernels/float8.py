@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import low_rank
-from .common import FUSION, INTERPRET, Variant, next_power_of_2, scratch
+from .common import FUSION, INTERPRET, Variant, next_power_of_2, scratch, variant
 
 FLOAT8 = torch.float8_e4m3fn
 MAX_COLUMNS = 32768  # a row is held in the registers of one program
@@ -93,17 +93,13 @@ def backward(dy, weights, A, Bt, slots, scale, dU, dx) -> None:
             low_rank.expand(dU, partial, splits, A, slots, 1.0, None, [dx.shape[1]], A.shape[1], dx, onto=True)
 
 
+_TYPES = {"x": "*bf16", "q": "*fp8e4nv", "scale": "*fp32"}
+
+
 def _variant(k: int) -> Variant:
     width = next_power_of_2(k)
-    return Variant(
-        f"K={k}",
-        dynadapt_quantize_rows,
-        {"x": "*bf16", "q": "*fp8e4nv", "scale": "*fp32", "rows": "i32", "stride": "i32"},
-        {"K": k, "BK": width},
-        num_warps=_warps(width),
-        aligned=("x", "q", "stride"),
-        archs=(90, 100),
-    )  # sm_80 has no float8
+    archs = (90, 100)  # sm_80 has no float8
+    return variant(f"K={k}", dynadapt_quantize_rows, _TYPES, {"K": k, "BK": width}, num_warps=_warps(width), archs=archs)
 
 
 VARIANTS = [_variant(k) for k in (576, 1536, 4096, 14336)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import FUSION, Variant, block, scratch
+from .common import FUSION, Variant, block, scratch, variant
 
 TILE = 2048  # elements: two 16-byte loads of bfloat16 in flight a thread and operand, and registers for many warps
 PROGRAMS = 264  # two for each SM where rows are summed
@@ -87,7 +87,7 @@ def dynadapt_head_norm_backward(
         tl.store(mine + DP, dk)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def dynadapt_head_norm_weights(partial, dq_weight, dk_weight, programs, D: tl.constexpr, DP: tl.constexpr, BP: tl.constexpr):
     c = tl.arange(0, DP)
     dq, dk = tl.zeros([DP], tl.float32), tl.zeros([DP], tl.float32)
@@ -142,28 +142,19 @@ def head_norm_backward(dout, qkv, q_weight, k_weight, rstd, hq, hkv, d, dqkv, dq
         )
 
 
-def _variants(d, dtype):
-    acts = dict.fromkeys(("dout", "qkv", "q_weight", "k_weight", "out", "dqkv"), dtype)
-    types = {
-        **acts,
-        "eps": "fp32",
-        "rstd": "*fp32",
-        "partial": "*fp32",
-        "rows": "i32",
-        "programs": "i32",
-        "dq_weight": "*fp32",
-        "dk_weight": "*fp32",
-    }
-    geometry = _geometry(32, 8, d)
-    for kernel, constexprs in (
-        (dynadapt_head_norm_forward, geometry),
-        (dynadapt_head_norm_backward, {**geometry, "LEARNS": False, "partial": None}),
-        (dynadapt_head_norm_backward, {**geometry, "LEARNS": True}),
-        (dynadapt_head_norm_weights, {"D": d, "DP": geometry["DP"], "BP": 16}),
+_TYPES = dict.fromkeys(("dout", "qkv", "q_weight", "k_weight", "out", "dqkv"), "*bf16") | {"eps": "fp32"}
+_TYPES |= dict.fromkeys(("rstd", "partial", "dq_weight", "dk_weight"), "*fp32")
+
+
+def _variants(d: int, dtype: str):
+    geometry, name = _geometry(32, 8, d), f"d {d}, {dtype}"
+    for suffix, kernel, constexprs in (
+        ("", dynadapt_head_norm_forward, geometry),
+        ("", dynadapt_head_norm_backward, {**geometry, "LEARNS": False, "partial": None}),
+        (", weights learn", dynadapt_head_norm_backward, {**geometry, "LEARNS": True}),
+        ("", dynadapt_head_norm_weights, {"D": d, "DP": geometry["DP"], "BP": 16}),
     ):
-        signature = {name: types[name] for name in kernel.arg_names if name in types and name not in constexprs}
-        learns = ", weights learn" if constexprs.get("LEARNS") else ""
-        yield Variant(f"d {d}, {dtype[1:]}{learns}", kernel, signature, constexprs, num_warps=4, num_stages=1, registers=255)
+        yield variant(name + suffix, kernel, _TYPES, constexprs, dtype=dtype, num_stages=1)
 
 
-VARIANTS = [*_variants(128, "*bf16"), *_variants(64, "*bf16"), *_variants(128, "*fp32")]
+VARIANTS: list[Variant] = [*_variants(128, "bf16"), *_variants(64, "bf16"), *_variants(128, "fp32")]

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from .common import FUSION, Variant, dot, next_power_of_2
-from .tiles import generation, grouped, locate, multiprocessors, part_columns
+from .common import Variant, dot, launch, next_power_of_2, variant
+from .tiles import generation, grouped, locate, multiprocessors, part_columns, three
 
 MAX_RANK = 64  # u of a tile stays in registers: BM RP / threads
 
@@ -212,10 +212,6 @@ class Tile:
     stages: int
     speed: float
 
-    def constexprs(self, rank: int) -> tuple[int, ...]:
-        """RP, BM, BN, BK or BO, GROUP; the low-rank dimension is padded to what a dot product takes."""
-        return max(16, next_power_of_2(rank)), self.rows, self.columns, self.depth, GROUP
-
     @property
     def options(self) -> dict[str, int]:
         return {"num_warps": self.warps, "num_stages": self.stages}
@@ -243,92 +239,51 @@ def pick(device, itemsize: int, streams: int, T: int, widths) -> Tile:
     return min(BF16[generation(device)] if itemsize == 2 else FP32, key=cost)
 
 
-def _three(values, missing):
-    return (*values, *[missing] * (3 - len(values)))
+def _names(kernel) -> tuple[str, str, str, str]:
+    """What a kernel calls its input, its rank-sized and its wide output, and the contracted length of a step."""
+    return ("x", "u", "y", "BK") if kernel is dynadapt_linear_forward else ("dy", "dU", "dx", "BO")
+
+
+def _constexprs(kernel, tile: Tile, K: int, sizes, rank: int) -> dict:
+    """By name; the low-rank dimension is padded to what a dot product takes."""
+    tiles = {"BM": tile.rows, "BN": tile.columns, _names(kernel)[3]: tile.depth, "GROUP": GROUP}
+    return dict(zip(("O0", "O1", "O2"), three(sizes)), K=K, RANK=rank, RP=max(16, next_power_of_2(rank)), **tiles)
+
+
+def _launch(kernel, rows, weights, columns, A, Bt, slots, scale, low, out, bias=None) -> None:
+    """rows [N, any] -> out [N, sum of ``columns``, those of each tiled part], and low [N, P R] on the way."""
+    wide, rank_sized, written, _ = _names(kernel)
+    streams, rank = (1, 0) if A is None else (len(slots), Bt.shape[1])
+    T = len(rows) // streams
+    tile = pick(rows.device, rows.element_size(), streams, T, columns)
+    tensors = dict(zip(("w0", "w1", "w2"), three(weights, weights[0])))
+    tensors |= {wide: rows, "a": A, "bt": Bt, rank_sized: low, written: out}
+    strides = {f"{name}_stride": 0 if t is None else t.stride(0) for name, t in tensors.items()}
+    given = tensors | strides | dict(bias=bias, slots=slots, scale=float(scale), streams=streams, T=T)
+    grid = (streams * triton.cdiv(T, tile.rows) * sum(triton.cdiv(c, tile.columns) for c in columns),)
+    constexprs = _constexprs(kernel, tile, weights[0].shape[1], [w.shape[0] for w in weights], rank)
+    launch(kernel, grid, given, **constexprs, **tile.options)
 
 
 def launch_forward(x, weights, bias, A, Bt, slots, scale, u, y) -> None:
-    (N, K), sizes = x.shape, [w.shape[0] for w in weights]
-    streams, rank = (1, 0) if A is None else (len(slots), Bt.shape[1])
-    tile = pick(x.device, x.element_size(), streams, N // streams, sizes)
-    grid = (streams * triton.cdiv(N // streams, tile.rows) * sum(triton.cdiv(o, tile.columns) for o in sizes),)
-    strides = (0, 0, 0) if A is None else (A.stride(0), Bt.stride(0), u.stride(0))
-    dynadapt_linear_forward[grid](
-        x,
-        *_three(weights, weights[0]),
-        bias,
-        A,
-        Bt,
-        slots,
-        u,
-        y,
-        float(scale),
-        streams,
-        N // streams,
-        x.stride(0),
-        *strides,
-        y.stride(0),
-        K,
-        *_three(sizes, 0),
-        rank,
-        *tile.constexprs(rank),
-        **tile.options,
-        **FUSION,
-    )
+    _launch(dynadapt_linear_forward, x, weights, [w.shape[0] for w in weights], A, Bt, slots, scale, u, y, bias)
 
 
 def launch_backward(dy, weights, A, Bt, slots, scale, dU, dx) -> None:
-    (N, K), sizes = dx.shape, [w.shape[0] for w in weights]
-    streams, rank = (1, 0) if A is None else (len(slots), Bt.shape[1])
-    tile = pick(dy.device, dy.element_size(), streams, N // streams, [K])
-    grid = (streams * triton.cdiv(N // streams, tile.rows) * triton.cdiv(K, tile.columns),)
-    strides = (0, 0, 0) if A is None else (A.stride(0), Bt.stride(0), dU.stride(0))
-    dynadapt_linear_backward[grid](
-        dy,
-        *_three(weights, weights[0]),
-        A,
-        Bt,
-        slots,
-        dU,
-        dx,
-        float(scale),
-        streams,
-        N // streams,
-        dy.stride(0),
-        *strides,
-        dx.stride(0),
-        K,
-        *_three(sizes, 0),
-        rank,
-        *tile.constexprs(rank),
-        **tile.options,
-        **FUSION,
-    )
+    _launch(dynadapt_linear_backward, dy, weights, [dx.shape[1]], A, Bt, slots, scale, dU, dx)
+
+
+_TYPES = dict.fromkeys(("x", "u", "y", "dy", "dU", "dx", "w0", "w1", "w2", "a", "bt", "bias"), "*bf16")
+_TYPES |= {"slots": "*i32", "scale": "fp32"}
 
 
 def _variant(kernel, arch: int, tile: Tile, dtype: str, sizes, K: int, rank: int) -> Variant:
-    forward = kernel is dynadapt_linear_forward
-    wide, low, out, depth = ("x", "u", "y", "BK") if forward else ("dy", "dU", "dx", "BO")
-    strides = [f"{name}_stride" for name in (wide, "a", "bt", low, out)]
-    signature = dict.fromkeys((wide, "w0", "w1", "w2", "a", "bt", low, out), f"*{dtype}") | dict.fromkeys(strides, "i32")
-    signature |= {"slots": "*i32", "scale": "fp32", "streams": "i32", "T": "i32"} | ({"bias": f"*{dtype}"} if forward else {})
-    constexprs = dict(zip(("O0", "O1", "O2"), _three(sizes, 0)), K=K, RANK=rank)
-    constexprs |= dict(zip(("RP", "BM", "BN", depth, "GROUP"), tile.constexprs(rank)))
+    constexprs = _constexprs(kernel, tile, K, sizes, rank)
     if rank == 0:
-        for name in ("a", "bt", "slots", low):
-            del signature[name]
-            constexprs[name] = None
-    aligned = tuple(name for name, kind in signature.items() if kind[0] == "*" or name in strides)
-    return Variant(
-        f"{dtype} {tile.rows}x{tile.columns}x{tile.depth} rank {rank} parts {len(sizes)}",
-        kernel,
-        signature,
-        constexprs,
-        **tile.options,
-        tensor_core=dtype == "bf16",
-        aligned=aligned,
-        archs=(arch,),
-    )
+        constexprs |= dict.fromkeys(("a", "bt", "slots", _names(kernel)[1]))
+    name = f"{dtype} {tile.rows}x{tile.columns}x{tile.depth} rank {rank} parts {len(sizes)}"
+    options = dict(dtype=dtype, tensor_core=dtype == "bf16", archs=(arch,), **tile.options)
+    return variant(name, kernel, _TYPES, constexprs, **options)
 
 
 def _variants():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import FUSION, Variant, block, scratch
+from .common import FUSION, block, launch, scratch, variant
 
 ROWS, COLS = 16, 256  # 4,096 values of h in four warps
 SUM_ROWS, SUM_COLS = 64, 32  # partials summed at a time, a full 128-byte line wide
@@ -107,63 +107,19 @@ def linear_mse(h, weight, bias, target, weights, pred, loss, dh, dweight, dbias)
     blocks = triton.cdiv(N, ROWS)
     partial_weight = None if dweight is None else scratch(h.device, "linear_mse dweight", blocks, H)
     partial_bias = None if dbias is None else scratch(h.device, "linear_mse dbias", blocks)
-    dynadapt_linear_mse[(blocks,)](
-        h,
-        weight,
-        bias,
-        target,
-        weights,
-        pred,
-        loss,
-        dh,
-        partial_weight,
-        partial_bias,
-        N,
-        h.stride(0),
-        0 if dh is None else dh.stride(0),
-        H,
-        ROWS,
-        block(H, COLS),
-        num_warps=4,
-        **FUSION,
-    )
+    sums = dict(dweight=partial_weight, dbias=partial_bias)
+    given = dict(h=h, weight=weight, bias=bias, target=target, weights=weights, pred=pred, loss=loss, dh=dh, **sums)
+    strides = dict(stride_h=h.stride(0), stride_dh=0 if dh is None else dh.stride(0))
+    launch(dynadapt_linear_mse, (blocks,), given, N=N, **strides, H=H, ROWS=ROWS, COLS=block(H, COLS), num_warps=4)
     if dweight is None and dbias is None:
         return
     grid = (1 if dweight is None else triton.cdiv(H, SUM_COLS),)
     dynadapt_linear_mse_sum[grid](partial_weight, partial_bias, dweight, dbias, blocks, H, SUM_ROWS, SUM_COLS, num_warps=4, **FUSION)
 
 
-_ARGUMENTS = {
-    "h": "*bf16",
-    "weight": "*bf16",
-    "bias": "*fp32",
-    "target": "*fp32",
-    "weights": "*fp32",
-    "pred": "*fp32",
-    "loss": "*fp32",
-    "dh": "*bf16",
-    "dweight": "*fp32",
-    "dbias": "*fp32",
-    "N": "i32",
-    "stride_h": "i32",
-    "stride_dh": "i32",
-}
-_SUM = {"partial_weight": "*fp32", "partial_bias": "*fp32", "dweight": "*fp32", "dbias": "*fp32", "blocks": "i32"}
+_TYPES = dict.fromkeys(("h", "weight", "dh"), "*bf16")
+_TYPES |= dict.fromkeys(("bias", "target", "weights", "pred", "loss", "dweight", "dbias", "partial_weight", "partial_bias"), "*fp32")
 VARIANTS = [
-    Variant(
-        "bf16 H=2048",
-        dynadapt_linear_mse,
-        _ARGUMENTS,
-        {"H": 2048, "ROWS": ROWS, "COLS": COLS},
-        aligned=("h", "weight", "dh", "dweight", "stride_h", "stride_dh"),
-        registers=168,
-    ),
-    Variant(
-        "H=2048",
-        dynadapt_linear_mse_sum,
-        _SUM,
-        {"H": 2048, "ROWS": SUM_ROWS, "COLS": SUM_COLS},
-        aligned=("partial_weight", "dweight"),
-        registers=128,
-    ),
+    variant("bf16 H=2048", dynadapt_linear_mse, _TYPES, {"H": 2048, "ROWS": ROWS, "COLS": COLS}, registers=168),
+    variant("H=2048", dynadapt_linear_mse_sum, _TYPES, {"H": 2048, "ROWS": SUM_ROWS, "COLS": SUM_COLS}, registers=128),
 ]

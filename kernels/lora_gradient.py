@@ -28,7 +28,7 @@ import triton.language as tl
 from . import epilogue
 from .common import Variant, block, dot, launch, scratch, variant
 from .epilogue import apply_update, report
-from .tiles import locate
+from .tiles import locate, three
 
 SMS = 132  # multiprocessors of an H200; with fewer programs than this the tokens are split
 CHUNK = 512  # tokens of one partial sum
@@ -369,7 +369,7 @@ class Plan:
 def plan(dtype: torch.dtype, streams: int, T: int, K: int, part_sizes, rank: int) -> Plan:
     """bfloat16: 128 columns where that gives every multiprocessor two programs, else 64; float32 (no tensor cores):
     small tiles that fit in registers."""
-    sizes = tuple(part_sizes) + (0,) * (MAX_PARTS - len(part_sizes))
+    sizes = three(part_sizes)
     width = len(part_sizes) * rank
     wide = dtype == torch.bfloat16
     rows = 128 if wide else 32

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from .common import FUSION, Variant, block, dot, next_power_of_2, scratch
-from .tiles import grouped, locate, multiprocessors, part_columns
+from .common import Variant, block, dot, launch, next_power_of_2, scratch, variant
+from .tiles import grouped, locate, multiprocessors, part_columns, three
 
 MAX_SPLITS = 8
 
@@ -178,8 +178,8 @@ def pick_shrink(device, itemsize: int, streams: int, T: int, sizes, rank_tiles: 
     return Shrink(rows, DEPTH[itemsize], 1 << splits.bit_length() - 1)  # a power of two: one, or an even number
 
 
-def _three(sizes):
-    return (*sizes, *[0] * (3 - len(sizes)))
+def _constexprs(itemsize: int, sizes, rows: int, **more) -> dict:
+    return dict(zip(("C0", "C1", "C2"), three(sizes)), ROWS=rows, BR=block(rows, MAX_RANK_TILE[itemsize]), **more)
 
 
 def shrink(x, m, slots, scale, sizes, rows: int, out, may_split: bool):
@@ -194,29 +194,11 @@ def shrink(x, m, slots, scale, sizes, rows: int, out, may_split: bool):
         split_stride = N * len(sizes) * rows
         partial = target = scratch(x.device, "lora_shrink", next_power_of_2(config.splits * split_stride))
     grid = (streams * triton.cdiv(T, config.rows), len(sizes) * rank_tiles, config.splits)
-    dynadapt_lora_shrink[grid](
-        x,
-        m,
-        slots,
-        target,
-        float(scale),
-        streams,
-        T,
-        config.splits,
-        x.stride(0),
-        m.stride(0),
-        out.stride(0) if partial is None else len(sizes) * rows,
-        split_stride,
-        m.stride(1),
-        *_three(sizes),
-        rows,
-        config.rows,
-        rank_tile,
-        config.depth,
-        num_warps=WARPS,
-        num_stages=STAGES,
-        **FUSION,
-    )
+    out_stride = out.stride(0) if partial is None else len(sizes) * rows
+    strides = dict(x_stride=x.stride(0), m_stride=m.stride(0), M_WIDTH=m.stride(1), out_stride=out_stride, split_stride=split_stride)
+    given = dict(x=x, m=m, slots=slots, out=target, scale=float(scale), streams=streams, T=T, splits=config.splits, **strides)
+    constexprs = _constexprs(x.element_size(), sizes, rows, BM=config.rows, BK=config.depth)
+    launch(dynadapt_lora_shrink, grid, given, **constexprs, num_warps=WARPS, num_stages=STAGES)
     return partial, config.splits
 
 
@@ -225,90 +207,29 @@ def expand(u, partial, splits: int, m, slots, scale, bias, sizes, rows: int, y, 
     N, streams, (BM, BN) = y.shape[0], len(slots), EXPAND[y.element_size()]
     T, width = N // streams, len(sizes) * rows
     grid = (streams * triton.cdiv(T, BM) * sum(triton.cdiv(s, BN) for s in sizes),)
-    dynadapt_lora_expand[grid](
-        u,
-        partial,
-        m,
-        slots,
-        bias,
-        y,
-        float(scale),
-        streams,
-        T,
-        splits,
-        u.stride(0),
-        N * width,
-        m.stride(0),
-        y.stride(0),
-        *_three(sizes),
-        rows,
-        width,
-        BM,
-        BN,
-        block(rows, MAX_RANK_TILE[y.element_size()]),
-        GROUP,
-        onto,
-        num_warps=WARPS,
-        num_stages=2,
-        **FUSION,
-    )
+    strides = dict(u_stride=u.stride(0), split_stride=N * width, m_stride=m.stride(0), y_stride=y.stride(0))
+    given = dict(u=u, partial=partial, m=m, slots=slots, bias=bias, y=y, scale=float(scale), streams=streams, T=T, splits=splits, **strides)
+    constexprs = _constexprs(y.element_size(), sizes, rows, WIDTH=width, BM=BM, BN=BN, GROUP=GROUP, ONTO=onto)
+    launch(dynadapt_lora_expand, grid, given, **constexprs, num_warps=WARPS, num_stages=2)
 
 
-def _variant(kernel, name: str, signature, pointers, sizes, rows: int, stages: int, tensor_core: bool, **constexprs) -> Variant:
-    strides = tuple(n for n in kernel.arg_names if n.endswith("_stride") or n == "M_WIDTH")
-    signature |= {"slots": "*i32", "scale": "fp32", "streams": "i32", "T": "i32", "splits": "i32"} | dict.fromkeys(strides, "i32")
-    constexprs |= dict(zip(("C0", "C1", "C2"), _three(sizes)), ROWS=rows)
-    return Variant(
-        f"{name} rank {rows} parts {len(sizes)}",
-        kernel,
-        signature,
-        constexprs,
-        WARPS,
-        stages,
-        tensor_core,
-        aligned=(*pointers, "slots", *strides),
-    )
+_TYPES = dict.fromkeys(("x", "u", "m", "y"), "*bf16") | {"partial": "*fp32", "slots": "*i32", "scale": "fp32"}
 
 
 def _shrink_variant(dtype: str, sizes, rows: int, block_rows: int, out: str) -> Variant:
-    itemsize, pointers = 2 if dtype == "bf16" else 4, ("x", "m", "out")
-    return _variant(
-        dynadapt_lora_shrink,
-        f"{dtype} -> {out} {block_rows} rows",
-        dict(zip(pointers, (f"*{dtype}", f"*{dtype}", f"*{out}"))),
-        pointers,
-        sizes,
-        rows,
-        STAGES,
-        dtype == "bf16" and block_rows == 64,  # wgmma takes no fewer rows
-        BM=block_rows,
-        BR=block(rows, MAX_RANK_TILE[itemsize]),
-        BK=DEPTH[itemsize],
-    )
+    itemsize = 2 if dtype == "bf16" else 4
+    constexprs = _constexprs(itemsize, sizes, rows, BM=block_rows, BK=DEPTH[itemsize])
+    name, types = f"{dtype} -> {out} {block_rows} rows rank {rows} parts {len(sizes)}", _TYPES | {"out": f"*{out}"}
+    core = dtype == "bf16" and block_rows == 64  # wgmma takes no fewer rows
+    return variant(name, dynadapt_lora_shrink, types, constexprs, dtype=dtype, num_stages=STAGES, tensor_core=core)
 
 
 def _expand_variant(dtype: str, sizes, rows: int, split: bool, onto: bool = False) -> Variant:
-    itemsize, pointers = 2 if dtype == "bf16" else 4, ("u", "m", "y")
-    (BM, BN), partial = EXPAND[itemsize], {} if split else {"partial": None}
-    signature = dict.fromkeys(pointers, f"*{dtype}") | ({"partial": "*fp32"} if split else {})
-    return _variant(
-        dynadapt_lora_expand,
-        f"{dtype}{' of partial sums' if split else ''}{' onto y' if onto else ''}",
-        signature,
-        tuple(signature),
-        sizes,
-        rows,
-        2,
-        dtype == "bf16",
-        bias=None,
-        WIDTH=len(sizes) * rows,
-        BM=BM,
-        BN=BN,
-        BR=block(rows, MAX_RANK_TILE[itemsize]),
-        GROUP=GROUP,
-        ONTO=onto,
-        **partial,
-    )
+    itemsize = 2 if dtype == "bf16" else 4
+    (BM, BN), absent = EXPAND[itemsize], dict.fromkeys(("bias",) if split else ("bias", "partial"))
+    constexprs = _constexprs(itemsize, sizes, rows, WIDTH=len(sizes) * rows, BM=BM, BN=BN, GROUP=GROUP, ONTO=onto, **absent)
+    name = f"{dtype}{' of partial sums' if split else ''}{' onto y' if onto else ''} rank {rows} parts {len(sizes)}"
+    return variant(name, dynadapt_lora_expand, _TYPES, constexprs, dtype=dtype, tensor_core=dtype == "bf16")
 
 
 VARIANTS = [

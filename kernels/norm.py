@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from ..ops.norm import _check_kind
-from .common import FUSION, Variant, next_power_of_2, scratch
+from .common import FUSION, Variant, launch, next_power_of_2, scratch, variant
 
 GROUPS = 264  # programs that add up dweight: two for each of the H200's 132 multiprocessors
 COLUMNS = 32  # of the second sum: 2048 / 32 = 64 programs, each reads 128-byte runs
@@ -153,51 +153,32 @@ def norm_backward(dy, res, weight, stat, kind, dres, dx, dweight, dbias, bias=No
     learns = dweight is not None or dbias is not None
     programs = min(N, GROUPS) if learns else N
     partials = scratch(dy.device, "norm_sums", 2, GROUPS, H) if learns else None
-    dynadapt_norm_backward[(programs,)](
-        dy,
-        res,
-        weight,
-        bias,
-        stat,
-        dres,
-        dx,
-        y,
-        None if dweight is None else partials[0],
-        None if dbias is None else partials[1],
-        N,
-        H=H,
-        LAYER=kind == "layer",
-        BLOCK=next_power_of_2(H),
-        num_warps=_warps(H),
-        **FUSION,
-    )
+    sums = dict(dweight=None if dweight is None else partials[0], dbias=None if dbias is None else partials[1])
+    given = dict(dy=dy, res=res, weight=weight, bias=bias, stat=stat, dres=dres, dx=dx, y=y, N=N, **sums)
+    sizes = dict(H=H, LAYER=kind == "layer", BLOCK=next_power_of_2(H))
+    launch(dynadapt_norm_backward, (programs,), given, **sizes, num_warps=_warps(H))
     if learns:
         dynadapt_norm_sums[(triton.cdiv(H, COLUMNS), 2)](
             partials, dweight, dbias, programs, GROUPS * H, H, ROWS=SUM_ROWS, COLUMNS=COLUMNS, num_warps=4, **FUSION
         )
 
 
-def _variant(name, kernel, types, absent, H, layer=False):
+_TYPES = dict.fromkeys(("x", "delta", "weight", "bias", "res", "y", "dy", "dres", "dx"), "*bf16")
+_TYPES |= dict.fromkeys(("stat", "dweight", "dbias", "partials", "out0", "out1"), "*fp32") | {"eps": "fp32"}
+
+
+def _variant(name: str, kernel, absent, H: int, layer: bool = False) -> Variant:
     constants = {**dict.fromkeys(absent), "H": H, "LAYER": layer, "BLOCK": next_power_of_2(H)}
-    pointers = tuple(n for n, t in types.items() if t.startswith("*"))
-    return Variant(name, kernel, types, constants, num_warps=_warps(H), aligned=pointers)
+    return variant(name, kernel, _TYPES, constants, num_warps=_warps(H))
 
 
 def _variants():
     for H in (576, 2048, 4096, 8192):
-        types = dict.fromkeys(("x", "delta", "weight", "res", "y"), "*bf16") | {"stat": "*fp32", "eps": "fp32"}
-        yield _variant(f"rms {H}", dynadapt_norm_forward, types, ("bias",), H)
-        types = dict.fromkeys(("dy", "res", "weight", "dres", "dx", "y"), "*bf16") | {"stat": "*fp32", "N": "i32"}
-        yield _variant(f"rms {H}", dynadapt_norm_backward, types, ("bias", "dweight", "dbias"), H)
-    types = dict.fromkeys(("x", "delta", "weight", "bias", "res", "y"), "*bf16") | {"stat": "*fp32", "eps": "fp32"}
-    yield _variant("layer 768", dynadapt_norm_forward, types, (), 768, True)
-    types = dict.fromkeys(("dy", "res", "weight", "bias", "dres", "dx", "y"), "*bf16")
-    types |= dict.fromkeys(("stat", "dweight", "dbias"), "*fp32") | {"N": "i32"}
-    yield _variant("layer 768, learning", dynadapt_norm_backward, types, (), 768, True)
-    types = dict.fromkeys(("partials", "out0", "out1"), "*fp32") | dict.fromkeys(("groups", "stride", "H"), "i32")
-    yield Variant(
-        "768", dynadapt_norm_sums, types, {"ROWS": SUM_ROWS, "COLUMNS": COLUMNS}, aligned=("partials", "out0", "out1", "stride", "H")
-    )
+        yield _variant(f"rms {H}", dynadapt_norm_forward, ("bias",), H)
+        yield _variant(f"rms {H}", dynadapt_norm_backward, ("bias", "dweight", "dbias"), H)
+    yield _variant("layer 768", dynadapt_norm_forward, (), 768, True)
+    yield _variant("layer 768, learning", dynadapt_norm_backward, (), 768, True)
+    yield variant("768", dynadapt_norm_sums, _TYPES, {"ROWS": SUM_ROWS, "COLUMNS": COLUMNS})
 
 
-VARIANTS = list(_variants())
+VARIANTS: list[Variant] = list(_variants())

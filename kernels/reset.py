@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import FUSION, Variant
+from .common import launch, variant
 
 BLOCK = 4096
 
@@ -58,44 +58,13 @@ def dynadapt_reset(
 def reset(flags, slots, prior, master, working, grad, first, second, step) -> None:
     """See ``dynadapt.ops.reset``."""
     size = prior.shape[0]
-    or_master = lambda t: master if t is None else t  # noqa: E731  (a pointer that is never used)
-    dynadapt_reset[(triton.cdiv(size, BLOCK), len(slots))](  # only a grid's first axis goes beyond 65,535
-        flags,
-        slots,
-        prior,
-        master,
-        or_master(working),
-        or_master(grad),
-        or_master(first),
-        or_master(second),
-        step,
-        size,
-        HAS_WORKING=working is not None,
-        HAS_GRAD=grad is not None,
-        HAS_FIRST=first is not None,
-        HAS_SECOND=second is not None,
-        BLOCK=BLOCK,
-        **FUSION,
-    )
+    given = dict(flags=flags, slots=slots, prior=prior, master=master, step=step, size=size, BLOCK=BLOCK)
+    for name, tensor in dict(working=working, grad=grad, first=first, second=second).items():
+        given |= {f"HAS_{name.upper()}": tensor is not None, name: master if tensor is None else tensor}  # a pointer that is never used
+    launch(dynadapt_reset, (triton.cdiv(size, BLOCK), len(slots)), given)  # only a grid's first axis goes beyond 65,535
 
 
-VARIANTS = [
-    Variant(
-        "adam, bf16",
-        dynadapt_reset,
-        {
-            "flags": "*i32",
-            "slots": "*i32",
-            "prior": "*fp32",
-            "master": "*fp32",
-            "working": "*bf16",
-            "grad": "*fp32",
-            "first": "*fp32",
-            "second": "*fp32",
-            "step": "*i32",
-            "size": "i32",
-        },
-        {"HAS_WORKING": True, "HAS_GRAD": True, "HAS_FIRST": True, "HAS_SECOND": True, "BLOCK": BLOCK},
-        aligned=("prior", "master", "working", "grad", "first", "second"),
-    )
-]
+_TYPES = dict.fromkeys(("prior", "master", "grad", "first", "second"), "*fp32") | {"working": "*bf16"}
+_TYPES |= dict.fromkeys(("flags", "slots", "step"), "*i32")
+_ALL = {"HAS_WORKING": True, "HAS_GRAD": True, "HAS_FIRST": True, "HAS_SECOND": True, "BLOCK": BLOCK}
+VARIANTS = [variant("adam, bf16", dynadapt_reset, _TYPES, _ALL)]

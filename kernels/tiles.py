@@ -22,6 +22,11 @@ def generation(device: torch.device) -> int:
     return {9: 90, 10: 100}.get(major, 80)
 
 
+def three(values, missing=0) -> tuple:
+    """``values`` of up to three parts, filled up to three."""
+    return (*values, *[missing] * (3 - len(values)))
+
+
 @triton.jit
 def grouped(program, row_blocks, column_tiles, GROUP: tl.constexpr):
     """(row block, column tile) of ``program``: GROUP row blocks go down one column tile before the next, so that the

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import FUSION, Variant, scratch
+from .common import Variant, launch, scratch, variant
 
 KINDS = ("sgd", "adam", "adamw", "rms", "lion")
 GROUPS = 512  # programs a stream that add up squares: about four for each of the H200's 132 multiprocessors
@@ -215,88 +215,38 @@ def update(state, rule, slots, lr, norms, skipped) -> None:
     groups = min(GROUPS, triton.cdiv(P, SQUARES_BLOCK))
     partials = scratch(state.master.device, "update_squares", S, GROUPS, dtype=torch.float64)
     scalars = scratch(state.master.device, "update_scalars", S, SCALARS)
-    number = KINDS.index(rule.kind)
-    dynadapt_update_squares[(groups, S)](state.grad, slots, partials, P, groups, GROUPS=GROUPS, BLOCK=SQUARES_BLOCK, num_warps=4, **FUSION)
-    dynadapt_update_begin[(S,)](
-        partials,
-        slots,
-        lr,
-        state.step,
-        norms,
-        skipped,
-        scalars,
-        groups,
-        float(rule.clip),
-        1.0 - rule.beta1,
-        1.0 - rule.beta2,
-        float(rule.weight_decay),
-        KIND=number,
-        GROUPS=GROUPS,
-        SCALARS=SCALARS,
-        num_warps=4,
-        **FUSION,
-    )
-    dynadapt_update_apply[(triton.cdiv(P, APPLY_BLOCK), S)](
-        state.master,
-        state.grad,
-        state.first if "first" in uses else None,
-        state.second if "second" in uses else None,
-        state.prior if rule.decay else None,
-        state.prior_rate if rule.decay else None,
-        state.stat if "stat" in uses else None,
-        state.working,
-        slots,
-        scalars,
-        P,
-        float(rule.decay),
-        float(rule.beta1),
-        float(rule.beta2),
-        1.0 - rule.beta1,
-        1.0 - rule.beta2,
-        float(rule.eps),
-        float(rule.momentum),
-        KIND=number,
-        SCALARS=SCALARS,
-        BLOCK=APPLY_BLOCK,
-        num_warps=APPLY_WARPS,
-        **FUSION,
-    )
+    tensors = {name: getattr(state, name) for name in ("master", "grad", "working", "step")}
+    tensors |= {name: getattr(state, name) if name in uses else None for name in ("first", "second", "stat")}
+    tensors |= {name: getattr(state, name) if rule.decay else None for name in ("prior", "prior_rate")}
+    tensors |= dict(slots=slots, lr=lr, norms=norms, skipped=skipped, partials=partials, scalars=scalars)
+    numbers = {name: float(getattr(rule, name)) for name in ("clip", "weight_decay", "decay", "beta1", "beta2", "eps", "momentum")}
+    numbers |= dict(rest1=1.0 - rule.beta1, rest2=1.0 - rule.beta2)
+    given = tensors | numbers | dict(P=P, groups=groups, KIND=KINDS.index(rule.kind), GROUPS=GROUPS, SCALARS=SCALARS)
+    launch(dynadapt_update_squares, (groups, S), given, BLOCK=SQUARES_BLOCK, num_warps=4)
+    launch(dynadapt_update_begin, (S,), given, num_warps=4)
+    launch(dynadapt_update_apply, (triton.cdiv(P, APPLY_BLOCK), S), given, BLOCK=APPLY_BLOCK, num_warps=APPLY_WARPS)
 
 
-def _variant(name, kernel, types, constants, warps=4):
-    aligned = tuple(n for n, t in types.items() if t.startswith("*") or n == "P")
-    return Variant(name, kernel, types, constants, num_warps=warps, aligned=aligned)
+_TYPES = {
+    **dict.fromkeys(("master", "grad", "first", "second", "prior", "prior_rate", "stat", "lr", "norms", "scalars"), "*fp32"),
+    **{"partials": "*fp64", "working": "*bf16", "slots": "*i32", "step": "*i32", "skipped": "*i32"},
+    **dict.fromkeys(("clip", "weight_decay", "decay", "beta1", "beta2", "rest1", "rest2", "eps", "momentum"), "fp32"),
+}
+_UNUSED = {
+    "sgd": ("second", "stat", "prior_rate"),
+    "adam": ("prior", "prior_rate", "stat"),
+    "adamw": ("stat",),
+    "rms": ("first", "second"),
+    "lion": ("second", "stat", "prior_rate"),
+}
 
 
 def _variants():
-    squares = {"grad": "*fp32", "slots": "*i32", "partials": "*fp64", "P": "i32", "groups": "i32"}
-    yield _variant("any", dynadapt_update_squares, squares, {"GROUPS": GROUPS, "BLOCK": SQUARES_BLOCK})
-    begin = {
-        "partials": "*fp64",
-        "slots": "*i32",
-        "lr": "*fp32",
-        "step": "*i32",
-        "norms": "*fp32",
-        "skipped": "*i32",
-        "scalars": "*fp32",
-        "groups": "i32",
-        **dict.fromkeys(("clip", "rest1", "rest2", "weight_decay"), "fp32"),
-    }
-    yield _variant("adam", dynadapt_update_begin, begin, {"KIND": KINDS.index("adam"), "GROUPS": GROUPS, "SCALARS": SCALARS})
-    unused = {
-        "sgd": ("second", "stat", "prior_rate"),
-        "adam": ("prior", "prior_rate", "stat"),
-        "adamw": ("stat",),
-        "rms": ("first", "second"),
-        "lion": ("second", "stat", "prior_rate"),
-    }
-    for kind in KINDS:
-        types = dict.fromkeys(("master", "grad", "first", "second", "prior", "prior_rate", "stat"), "*fp32")
-        types |= {"working": "*bf16", "slots": "*i32", "scalars": "*fp32", "P": "i32"}
-        types |= dict.fromkeys(("decay", "beta1", "beta2", "rest1", "rest2", "eps", "momentum"), "fp32")
-        types = {n: t for n, t in types.items() if n not in unused[kind]}
-        constants = {**dict.fromkeys(unused[kind]), "KIND": KINDS.index(kind), "SCALARS": SCALARS, "BLOCK": APPLY_BLOCK}
-        yield _variant(kind, dynadapt_update_apply, types, constants, APPLY_WARPS)
+    yield variant("any", dynadapt_update_squares, _TYPES, {"GROUPS": GROUPS, "BLOCK": SQUARES_BLOCK})
+    yield variant("adam", dynadapt_update_begin, _TYPES, {"KIND": KINDS.index("adam"), "GROUPS": GROUPS, "SCALARS": SCALARS})
+    for number, kind in enumerate(KINDS):
+        constants = {**dict.fromkeys(_UNUSED[kind]), "KIND": number, "SCALARS": SCALARS, "BLOCK": APPLY_BLOCK}
+        yield variant(kind, dynadapt_update_apply, _TYPES, constants, num_warps=APPLY_WARPS)
 
 
-VARIANTS = list(_variants())
+VARIANTS: list[Variant] = list(_variants())
