@@ -44,7 +44,8 @@ def tile_times_left(left, tile, tokens, rows, columns, BR: tl.constexpr, BC: tl.
     w_tensor, w_stride = left
     z_tensor, z_stride = tile
     row0, T, first, last = tokens
-    (r0, r_end), (c0, c_end) = rows, columns
+    r0, r_end = rows
+    c0, c_end = columns
     r = r0 + tl.arange(0, BR)
     c = c0 + tl.arange(0, BC)
     total = tl.zeros([BC, BR], tl.float32)

@@ -83,26 +83,8 @@ def sanitizers(campaign, record) -> None:
         for file in files:
             if campaign.left < 25:
                 return record.finish("out of time")
-            command = [
-                tool,
-                "--tool",
-                check,
-                "--kernel-regex",
-                "kns=dynadapt",
-                "--print-limit",
-                "5",
-                sys.executable,
-                "-m",
-                "pytest",
-                file,
-                "-m",
-                "not gpu and not slow",
-                "-q",
-                "-x",
-                "--tb=line",
-                "-p",
-                "no:cacheprovider",
-            ]
+            pytest = [sys.executable, "-m", "pytest", file, "-m", "not gpu and not slow", "-q", "-x", "--tb=line", "-p", "no:cacheprovider"]
+            command = [tool, "--tool", check, "--kernel-regex", "kns=dynadapt", "--print-limit", "5", *pytest]
             # a buffer of its own for each tensor, so that none is overrun unseen; a graph cannot be captured so
             alone = {} if file.endswith("test_step.py") else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
             status, text = child(command, campaign.device, min(campaign.left, 90.0), **alone)
@@ -128,26 +110,9 @@ def profiles(campaign, record) -> None:
         if campaign.left < 40:
             return record.finish("out of time")
         # an op launches at most a few kernels of ours; the first call compiles and is skipped by --profile-from-start
-        command = [
-            tool,
-            "--clock-control",
-            "none",
-            "--set",
-            "full",
-            "--profile-from-start",
-            "off",
-            "-k",
-            "regex:dynadapt",
-            "--launch-count",
-            "4",
-            "--csv",
-            "--page",
-            "raw",
-            sys.executable,
-            "-m",
-            "benchmarks.gpu.profile_op",
-            op,
-        ]
+        scope = ["--clock-control", "none", "--profile-from-start", "off", "-k", "regex:dynadapt", "--launch-count", "4"]
+        report = ["--set", "full", "--csv", "--page", "raw"]
+        command = [tool, *scope, *report, sys.executable, "-m", "benchmarks.gpu.profile_op", op]
         status, text = child(command, campaign.device, min(campaign.left, 120.0))
         rows = kernels_of(text)
         if not rows:

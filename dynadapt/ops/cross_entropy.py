@@ -28,21 +28,23 @@ def cross_entropy(h, head, targets, weights, nll, lse, dh) -> None:
     nll.copy_(torch.where(scored, lse - logits.gather(1, safe[:, None])[:, 0], 0.0))
     if dh is None:
         return
-    d = torch.softmax(logits, 1)
-    d[torch.arange(len(d), device=d.device), safe] -= 1
+    d = _of_logits(torch.softmax(logits, 1), targets, weights)
+    dh.copy_(d.to(h.dtype) @ head.weight)
+
+
+def _of_logits(d, targets, weights):
+    """The logits' gradient w (d - onehot) in the memory of the probabilities ``d`` [N, V]; nought where nothing is scored."""
+    scored = targets >= 0
+    d[torch.arange(len(d), device=d.device), targets.clamp(min=0)] -= 1
     d *= torch.where(scored, 1.0 if weights is None else weights.to(d.dtype), 0.0)[:, None]
     d[~scored] = 0
-    dh.copy_(d.to(h.dtype) @ head.weight)
+    return d
 
 
 def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate) -> None:
     """dW [V, H] = sum_n w_n (softmax_n - onehot_n) h_n^T, logits recomputed from h and lse."""
-    scored = targets >= 0
     logits = widen(h @ head.weight.t())
-    d = torch.exp(logits - lse[:, None].to(logits.dtype))
-    d[torch.arange(len(d), device=d.device), targets.clamp(min=0)] -= 1
-    d *= torch.where(scored, 1.0 if weights is None else weights.to(d.dtype), 0.0)[:, None]
-    d[~scored] = 0
+    d = _of_logits(torch.exp(logits - lse[:, None].to(logits.dtype)), targets, weights)
     gradient = (d.to(h.dtype).t() @ h).to(dW.dtype)
     if accumulate:
         dW += gradient
