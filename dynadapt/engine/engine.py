@@ -42,7 +42,7 @@ from .op_set import OpSet
 from .plan import StreamState
 from .report import StepReport
 from .sampling import Sampler
-from .settings import EngineSettings
+from .settings import FIXED, EngineSettings
 from .step import Step
 from .step_arguments import check_lengths, check_stream, check_streams, check_tokens, check_weights
 from .weights import FrozenWeights, rotations
@@ -184,6 +184,12 @@ class Engine:
         self.driver = Captured(step) if given.fixed else Eager(step)
         self.last: StepReport | None = None
 
+    def __setattr__(self, name: str, value) -> None:
+        """Settings are read when the engine is made: another one would be ignored, and is refused by AttributeError."""
+        if name in FIXED and hasattr(self, name):
+            raise AttributeError(f"engine.{name} = {value!r}: what an engine was made with stays as it is; {FIXED[name]}")
+        super().__setattr__(name, value)
+
     # ---- what it is
 
     @property
@@ -257,8 +263,9 @@ class Engine:
     @one_call
     def learn_no_more(self) -> None:
         """Steps only score from now on: no update is due any more."""
-        self.every = NEVER
-        self.settings = self.driver.step.settings = replace(self.settings, every=NEVER)
+        settings = replace(self.settings, every=NEVER)
+        vars(self).update(every=NEVER, settings=settings)  # set from outside, it would be refused
+        self.driver.step.settings = settings
 
     @one_call
     def set_lr(self, stream: int, lr: float) -> None:
