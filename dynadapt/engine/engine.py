@@ -345,7 +345,7 @@ class Engine:
         rows, step = tokens.to(self.device), self.driver.step
         with self._counted(), self.without_memory():
             hidden = self.decoder.forward(step.batch_of(stream, rows[:, :-1].contiguous()), step.learner(stream), None)
-            nll, _ = self.decoder.score(hidden, None, rows[:, 1:].reshape(-1), None)
+            nll, _ = self.decoder.score(hidden, None, rows[:, 1:].flatten().contiguous(), None)
         return nll.view(tokens.shape[0], -1).clone()
 
     def generate(

@@ -458,3 +458,9 @@ def test_a_setting_that_is_set_is_refused_by_name_and_changes_nothing():
     e.mine = "a caller's own"  # as on any object
     copied = copy.deepcopy(e)
     assert copied.mine == e.mine and copied.every == e.every
+
+
+def test_rows_of_one_target_are_scored():
+    e = engine(backend="cpu")
+    tokens = text(rows=5, length=1)
+    assert torch.equal(e.score(tokens), torch.cat([e.score(row[None]) for row in tokens]))
