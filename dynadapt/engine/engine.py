@@ -20,6 +20,7 @@ import torch
 
 from dynadapt.adapt.methods import LoRA, targeted, whole_model
 from dynadapt.common.checks import number, path
+from dynadapt.common.outdated import positional_before
 from dynadapt.common.reprs import counted, safe
 from dynadapt.model import load
 from dynadapt.ops import UnsupportedOp
@@ -96,6 +97,7 @@ class Engine:
         UnsupportedOp: naming the ops of this configuration that the backend can't serve here, before any weight is read.
     """
 
+    @positional_before
     def __init__(
         self,
         model,

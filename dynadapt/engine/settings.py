@@ -253,7 +253,7 @@ class EngineSettings:
         )
         if learned_positions:
             raise ValueError(text)
-        warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=4)
+        warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=5)
 
     def _check_float8_sizes(self, config, own: set) -> None:
         most = kernel_module("float8").MAX_COLUMNS

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import torch
 
 import dynadapt.interop.jax as dj
 import dynadapt.interop.numpy as dn
+from dynadapt import Adam
 from dynadapt.bench.cases import Draw
 from dynadapt.bench.cases.activation import activation_forward
 from dynadapt.bench.cases.attention import attention_forward
@@ -284,6 +286,29 @@ def test_update_is_the_torch_ops_and_leaves_the_old_state_alone(dtype):
     same_bits([t for t in new if t is not None], [t for t in kept if t is not None])
     same_bits([norms, skipped], list(theirs))
     assert not new.grad[1].any() and (new.grad[0] == before.grad[0]).all() and new.step.tolist() == [0, 1]
+
+
+def test_update_by_a_kind_and_its_numbers_is_update_by_their_rule():
+    slots, lr, prior = jnp.array([1], jnp.int32), jnp.full(2, 0.1), rand(5, seed=4)
+    expected = dj.update(state(), UpdateRule("adam", clip=1.0, beta1=0.5), slots, lr, prior=prior)
+    for call in (
+        lambda: dj.update("adam", state(), slots, lr, prior=prior, clip=1.0, beta1=0.5),
+        lambda: dj.update(lr=lr, kind="adam", slots=slots, state=state(), clip=1.0, beta1=0.5, prior=prior),
+        lambda: dj.update("adam", state(), slots, lr=lr, prior=prior, clip=1.0, beta1=0.5),
+    ):
+        with pytest.warns(
+            DeprecationWarning, match=r"update\(state, UpdateRule\('adam', ...\), slots, lr\).*adam with beta1 0.5, clip 1"
+        ) as caught:
+            found = call()
+        assert caught[0].filename == __file__
+        same_bits([t for t in (*found[0], *found[1:]) if t is not None], [t for t in (*expected[0], *expected[1:]) if t is not None])
+    for wrong in ("adam", Adam(), None):
+        with pytest.raises(ValueError, match=rf"rule={re.escape(repr(wrong))}: expected an UpdateRule, which is what an optimizer's rule"):
+            dj.update(state(), wrong, slots, lr)
+    with pytest.warns(DeprecationWarning), pytest.raises(TypeError, match="multiple values for argument 'rule'"):
+        dj.update("adam", state(), slots, lr, rule=UpdateRule("sgd"))
+    with pytest.warns(DeprecationWarning), pytest.raises(TypeError, match="unexpected keyword argument 'betas'"):
+        dj.update("adam", state(), slots, lr, betas=(0.9, 0.99))
 
 
 def test_a_donated_state_is_changed_in_place():
