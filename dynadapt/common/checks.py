@@ -61,7 +61,7 @@ def number(name: str, value, expected: str, accepts=lambda x: x >= 0) -> float:
     single = ctypes.c_float(value).value
     if not math.isfinite(single) or not accepts(single):
         raise wrong(name, value, f"{expected} that float32 holds (here it becomes {single:g})")
-    return value if type(value) in (int, float) else float(value)
+    return value if type(value) is int and abs(value) < 2**63 else float(value)  # torch takes no larger int
 
 
 def flag(name: str, value) -> bool:

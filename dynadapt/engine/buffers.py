@@ -26,7 +26,6 @@ class Kind:
     scored: int  # places for scored tokens, of all rows together
     gathers: bool  # whether the scored rows are only some of the inputs
     sets: int  # of weights, that an update may move
-    learn: bool
     backward: bool
     update: bool
     learner: int
@@ -112,7 +111,7 @@ def fill(
             given["targets"][at : at + n] = tokens[row, 1 : n + 1]
         if "rows" in given:
             given["rows"][at : at + room] = _scored_rows(len(past), n, room, width) + i * width
-        if p.learn:
+        if p.backward:
             given["weights"][at : at + n] = shares[i]
         at += room
     given["slots"].copy_(torch.tensor(p.streams))

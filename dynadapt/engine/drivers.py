@@ -75,7 +75,7 @@ class Eager:
             gathers, again = scored < r * width, sum(past) / (r * width)
         index = p.streams[0] if len(s.learners) > 1 else 0
         choosing = p.backward and s.settings.owns_weights and s.learners[index].choosing
-        return Kind(r, width, scored, gathers, r if s.own_slots else 1, p.learn, p.backward, p.update, index, choosing), again
+        return Kind(r, width, scored, gathers, r if s.own_slots else 1, p.backward, p.update, index, choosing), again
 
     def _fill(self, given: dict[str, torch.Tensor], p: Pass, tokens: torch.Tensor | None) -> None:
         s, places = self.step, p.counts

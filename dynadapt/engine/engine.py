@@ -20,6 +20,7 @@ import torch
 
 from dynadapt.adapt.methods import LoRA, targeted, whole_model
 from dynadapt.common.checks import number, path
+from dynadapt.common.outdated import positional_before
 from dynadapt.common.reprs import counted, safe
 from dynadapt.model import load
 from dynadapt.ops import UnsupportedOp
@@ -42,7 +43,7 @@ from .op_set import OpSet
 from .plan import StreamState
 from .report import StepReport
 from .sampling import Sampler
-from .settings import EngineSettings
+from .settings import FIXED, EngineSettings
 from .step import Step
 from .step_arguments import check_lengths, check_stream, check_streams, check_tokens, check_weights
 from .weights import FrozenWeights, rotations
@@ -96,6 +97,7 @@ class Engine:
         UnsupportedOp: naming the ops of this configuration that the backend can't serve here, before any weight is read.
     """
 
+    @positional_before
     def __init__(
         self,
         model,
@@ -184,6 +186,12 @@ class Engine:
         self.driver = Captured(step) if given.fixed else Eager(step)
         self.last: StepReport | None = None
 
+    def __setattr__(self, name: str, value) -> None:
+        """Settings are read when the engine is made: another one would be ignored, and is refused by AttributeError."""
+        if name in FIXED and hasattr(self, name):
+            raise AttributeError(f"engine.{name} = {value!r}: what an engine was made with stays as it is; {FIXED[name]}")
+        super().__setattr__(name, value)
+
     # ---- what it is
 
     @property
@@ -257,8 +265,9 @@ class Engine:
     @one_call
     def learn_no_more(self) -> None:
         """Steps only score from now on: no update is due any more."""
-        self.every = NEVER
-        self.settings = self.driver.step.settings = replace(self.settings, every=NEVER)
+        settings = replace(self.settings, every=NEVER)
+        vars(self).update(every=NEVER, settings=settings)  # set from outside, it would be refused
+        self.driver.step.settings = settings
 
     @one_call
     def set_lr(self, stream: int, lr: float) -> None:
@@ -338,7 +347,7 @@ class Engine:
         rows, step = tokens.to(self.device), self.driver.step
         with self._counted(), self.without_memory():
             hidden = self.decoder.forward(step.batch_of(stream, rows[:, :-1].contiguous()), step.learner(stream), None)
-            nll, _ = self.decoder.score(hidden, None, rows[:, 1:].reshape(-1), None)
+            nll, _ = self.decoder.score(hidden, None, rows[:, 1:].flatten().contiguous(), None)
         return nll.view(tokens.shape[0], -1).clone()
 
     def generate(

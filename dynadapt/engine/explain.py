@@ -20,7 +20,7 @@ def _how_it_runs(engine) -> list[str]:
     ]
     for kind, rec in static.recordings.items():
         if rec.graph is not None:
-            work = "score, learn, update" if kind.update else "score, learn" if kind.learn else "score"
+            work = "score, learn, update" if kind.update else "score, learn" if kind.backward else "score"
             lines.append(f"        {kind.rows} x {kind.scored // kind.rows}, {work}: {rec.launches:,} launches in one CUDA graph")
     if static.cuda and not any(rec.graph for rec in static.recordings.values()):
         lines.append("        launches: known after the second step, which is captured")

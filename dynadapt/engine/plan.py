@@ -30,8 +30,7 @@ class Pass:
     due: tuple[bool, ...]  # whether its stream's update is
     resets: tuple[int, ...]  # streams that go back to the prior behind this segment
     shares: tuple[float, ...]  # what each token's NLL counts in the loss that is learned from
-    learn: bool  # the loss gets a gradient
-    backward: bool  # which goes back through the layers
+    backward: bool  # the loss gets a gradient, which goes back through the layers
     update: bool
 
     @property
@@ -91,11 +90,10 @@ def _pass(settings, states, rows, streams, counts, due, weights) -> Pass:
     if settings.learns and isinstance(settings.reset, int):
         resets = [s for s, n in zip(streams, counts) if n > 0 and states[s].since_reset + n >= settings.reset]
     learning = [n > 0 and (d or settings.accumulate) for d, n in zip(due, counts)]
-    learn = settings.learns and any(learning)
-    backward = learn and any(learns and s not in resets for learns, s in zip(learning, streams))
+    backward = settings.learns and any(learns and s not in resets for learns, s in zip(learning, streams))
     total = sum(counts)
     shares = [1.0 / (total if settings.shared else n) if learns else 0.0 for learns, n in zip(learning, counts)]
     if weights is not None:
         shares = [share * weight for share, weight in zip(shares, weights)]
     update = backward and any(d and s not in resets for d, s in zip(due, streams))
-    return Pass(tuple(rows), tuple(streams), tuple(counts), tuple(due), tuple(resets), tuple(shares), learn, backward, update)
+    return Pass(tuple(rows), tuple(streams), tuple(counts), tuple(due), tuple(resets), tuple(shares), backward, update)

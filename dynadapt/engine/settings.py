@@ -253,7 +253,7 @@ class EngineSettings:
         )
         if learned_positions:
             raise ValueError(text)
-        warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=4)
+        warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=5)
 
     def _check_float8_sizes(self, config, own: set) -> None:
         most = kernel_module("float8").MAX_COLUMNS
@@ -269,3 +269,18 @@ class EngineSettings:
         """(layer, group) down to which backward goes."""
         learning = targeted(self.adapt, layers)
         return (-1, "embed") if whole_model(self.adapt) else learning[0] if learning else None
+
+
+# What an engine shows of its settings, none of which can be set -> what to do instead.
+FIXED = {
+    name: f"make a new Engine(..., {argument}=...)"
+    for name, argument in {
+        **{f.name: f.name for f in fields(EngineSettings)},
+        "reset_policy": "reset",
+        "window": "segment",
+        "torch_dtype": "dtype",
+    }.items()
+}
+FIXED["every"] = f"learn_no_more() ends learning, else {FIXED['every']}"
+FIXED["lr"] = "use set_lr(stream, lr)"
+FIXED["settings"] = "make a new Engine"

@@ -97,8 +97,8 @@ class Step:
         """
         d, learner = self.decoder, self.learner(p.streams[0])
         batch = Batch(given["inputs"], given["adapter"], given["slots"], p.streams, again)
-        hidden = d.forward(batch, learner, self.lowest if kind.learn else None)
-        nll, dhidden = d.score(hidden, given.get("rows"), given["targets"], given["weights"] if kind.learn else None)
+        hidden = d.forward(batch, learner, self.lowest if kind.backward else None)
+        nll, dhidden = d.score(hidden, given.get("rows"), given["targets"], given["weights"] if kind.backward else None)
         made["nll"].copy_(nll)
         self.moving()
         if self.changes is not None:

@@ -162,9 +162,7 @@ class EvalConfig:
         choices=("auto", "bf16", "fp32", "fp64"),
     )
     backend: str = setting(
-        "auto",
-        "native kernels on the CPU, Triton and CUDA kernels on a GPU, or the plain reference",
-        choices=("auto", "cpu", "triton", "reference"),
+        "auto", "native kernels on the CPU, Triton kernels on a GPU, or the plain reference", choices=("auto", "cpu", "triton", "reference")
     )
     device: str = setting("auto", "cpu, cuda or cuda:N; auto takes the GPU where there is one", read=str)
     batch: int = setting(0, "streams that go through the layers together, 0 for all; fewer take less memory and score the same", least=0)

@@ -63,6 +63,19 @@ def test_traffic_of_one_product():
     assert op.calls == 4 and op.bytes == 4 * (weights + rows) + 4 * slots
 
 
+@pytest.mark.parametrize("adapt", [LoRA(4), RowSparse(0.5), Full("model")])
+def test_traffic_of_an_update_is_all_that_it_keeps_read_and_written(adapt):
+    config, optimizer = tiny_config("llama"), AdamW()
+    op = step_work(config, adapt=adapt, optimizer=optimizer, dtype=torch.float32, streams=2, segment=7).ops["update"]
+    engine = Engine(random_model(config), adapt, optimizer=optimizer, dtype="fp32", backend="reference", streams=2, segment=7)
+    kept = sum(
+        t.nbytes
+        for learner in engine.learners
+        for t in (learner.state.master, learner.state.grad, learner.state.first, learner.state.second)
+    )
+    assert 2 * kept <= op.bytes < 3 * kept
+
+
 def test_a_prediction_is_the_sum_of_what_limits_each_op():
     work = step_work(tiny_config("llama"), LoRA(rank=4), segment=8)
     slow_memory = Ceilings("x", "cpu", "made up", {"bf16": 1e30}, 1e3)

@@ -458,6 +458,16 @@ def test_whole_numbers_of_every_kind_are_lengths_streams_and_weights():
         assert torch.equal(engine(streams=3).step(GOOD, make([3, 6]), make([2, 0]), make([0.5, 1.0])), expected)
 
 
+def test_whole_numbers_that_no_int64_holds_are_numbers():
+    huge = 10**30
+    e = Engine(MODEL, LoRA(2), optimizer=SGD(lr=huge), segment=4, streams=2, backend="cpu", dtype="fp32")
+    e.set_lr(0, huge)
+    e.enter(1, huge)
+    assert e.lr.tolist() == torch.full((2,), 1e30).tolist()
+    assert e.generate([1, 2], 3, repetition_penalty=huge).ids == e.generate([1, 2], 3, repetition_penalty=1e30).ids
+    assert e.generate([1, 2], 3, temperature=huge, seed=1).ids == e.generate([1, 2], 3, temperature=1e30, seed=1).ids
+
+
 def test_read_only_and_reversed_arrays_are_taken_as_they_are():
     tokens = GOOD.numpy().copy()[:, ::-1]
     tokens.flags.writeable = False

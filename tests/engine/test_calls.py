@@ -2,7 +2,9 @@
 
 import copy
 import gc
+import inspect
 import os
+import re
 import threading
 import weakref
 from contextlib import contextmanager
@@ -13,7 +15,9 @@ from engine_states import assert_equal, state_of
 
 from dynadapt import RMS, SGD, Adam, Engine, Full, LoRA, RowSparse, SegmentMemory, publish
 from dynadapt.engine.generation import generate, score_continuations
+from dynadapt.engine.settings import FIXED
 from dynadapt.model import random_model, tiny_config
+from dynadapt.ops import UnsupportedOp
 
 MODEL = random_model(tiny_config("llama"), seed=0, std=0.1)
 T = 6
@@ -336,14 +340,18 @@ def test_what_fails_is_refused_before_weights_are_read(monkeypatch):
     read = []
     model = copy.copy(MODEL)
     monkeypatch.setattr(model, "tensor", lambda name: read.append(name))
-    for options in (
-        {"backend": "cpu", "static": True},
-        {"adapt": LoRA(layers=range(99))},
-        {"lr": 1},
-        {"batch": 0},
-        {"base": "float8", "backend": "cpu"},
+    for error, message, options in (
+        (
+            UnsupportedOp,
+            "^backend='cpu' with dtype='fp32', static=True: nothing serves memory_advance, .*; use static=False$",
+            {"backend": "cpu", "static": True},
+        ),
+        (ValueError, "^layers=0:99: the model has layers 0:", {"adapt": LoRA(layers=range(99))}),
+        (TypeError, "unexpected keyword argument 'lr'$", {"lr": 1}),
+        (ValueError, "^batch=0: expected an integer of at least 1, or None for all streams$", {"batch": 0}),
+        (ValueError, "^base='float8' with backend='cpu': the native kernels have no float8 products", {"base": "float8", "backend": "cpu"}),
     ):
-        with pytest.raises((ValueError, RuntimeError, TypeError)):
+        with pytest.raises(error, match=message):
             Engine(model, **{**BASE, **options})
     assert not read
 
@@ -431,3 +439,28 @@ def test_a_row_of_length_zero_rests(optimizer):
     assert_equal(before, state_of(e), but=["last"])
     a = e.step(text(), lengths=[T, 0])
     assert not a[1].any() and e.last.updated == [True, False]
+
+
+# ---- what an engine was made with
+
+
+def test_a_setting_that_is_set_is_refused_by_name_and_changes_nothing():
+    e, twin = engine(), engine()
+    assert FIXED.keys() > set(inspect.signature(Engine).parameters) - {"model"}
+    before = repr(e), e.describe()
+    for name, instead in FIXED.items():
+        with pytest.raises(AttributeError, match=rf"^engine\.{name} = 5: what an engine was made with stays .*; {re.escape(instead)}$"):
+            setattr(e, name, 5)
+    assert (repr(e), e.describe()) == before and "learn_no_more()" in FIXED["every"] and "reset=" in FIXED["reset_policy"]
+    assert torch.equal(e.step(text()), twin.step(text()))
+    e.learn_no_more()
+    assert e.every == e.settings.every == e.describe()["every"] > 10**9
+    e.mine = "a caller's own"  # as on any object
+    copied = copy.deepcopy(e)
+    assert copied.mine == e.mine and copied.every == e.every
+
+
+def test_rows_of_one_target_are_scored():
+    e = engine(backend="cpu")
+    tokens = text(rows=5, length=1)
+    assert torch.equal(e.score(tokens), torch.cat([e.score(row[None]) for row in tokens]))

@@ -28,7 +28,7 @@ def made(lengths, streams=None, weights=None, fixed=False, states=None, **settin
     assert states == before
     for p in passes:
         assert len({len(p.rows), len(p.streams), len(p.counts), len(p.due), len(p.shares), len(p.moves)}) == 1
-        assert p.learn >= p.backward >= p.update
+        assert p.backward >= p.update
         with pytest.raises(dataclasses.FrozenInstanceError):
             p.update = True
     return passes
@@ -58,19 +58,19 @@ def test_passes_are_of_batch_rows_and_of_one_where_weights_are_the_streams_own(f
 def test_streams_at_different_segments_are_due_at_different_steps():
     states = [StreamState(segments=n) for n in (0, 1, 2, 3)]
     due, waiting = made([2, 2, 2, 2], states=states, every=2)
-    assert due.streams == (1, 3) and due.update and due.learn
-    assert waiting.streams == (0, 2) and not waiting.learn and waiting.shares == (0.0, 0.0)
+    assert due.streams == (1, 3) and due.update and due.backward
+    assert waiting.streams == (0, 2) and not waiting.backward and waiting.shares == (0.0, 0.0)
     (together,) = made([2, 2, 2, 2], states=states, every=2, fixed=True)
     assert together.due == (False, True, False, True) and together.shares == (0.0, 0.5, 0.0, 0.5)
     _, adding = made([2, 2, 2, 2], states=states, every=2, accumulate=True)
-    assert adding.learn and adding.backward and not adding.update and adding.shares == (0.5, 0.5)
+    assert adding.backward and not adding.update and adding.shares == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("fixed", [False, True])
 def test_shared_weights_are_due_when_the_first_active_stream_is(fixed):
     states = [StreamState(segments=n) for n in (1, 0, 1, 1)]
     (p,) = made([0, 2, 6], states=states, every=2, shared=True, fixed=fixed)
-    assert not any(p.due) and not p.learn
+    assert not any(p.due) and not p.backward
     (p,) = made([2, 6], [2, 1], states=states, every=1, shared=True, weights=[1.0, 3.0], fixed=fixed)
     assert all(p.due) and sorted(p.shares) == [1 / 8, 3 / 8]
 
@@ -81,7 +81,7 @@ def test_streams_go_back_behind_the_segment_that_fills_their_count(fixed):
     (p,) = made([3, 3, 3], states=states, reset=10, fixed=fixed)
     assert p.resets == (2,) and p.moves == (True, True, False) and p.update
     (alone,) = made([3], [2], states=states, reset=10, fixed=fixed)
-    assert alone.resets == (2,) and alone.learn and not alone.backward and not alone.update
+    assert alone.resets == (2,) and not alone.backward and not alone.update
     assert made([3], [2], states=states, reset=10, learns=False, fixed=fixed)[0].resets == ()
 
 

@@ -97,6 +97,13 @@ def test_the_static_step_is_the_step(options):
     compare(host, static, enter=(1,))
 
 
+def test_a_segment_behind_which_all_go_back_costs_what_scoring_does():
+    for static in (False, True):
+        learning, scoring = engine(static, adapt=Full(), reset=T, optimizer=SGD()), engine(static)
+        assert torch.equal(learning.step(text(3)), scoring.step(text(3)))
+        assert learning.last.flops == scoring.last.flops and learning.last.was_reset == [True] * 3
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -317,7 +317,7 @@ def test_tensors_that_are_no_adapter_are_refused_by_name(readers, adapter, tmp_p
     save_file({key: value.contiguous() for key, value in make(tensors).items()}, directory / "adapter_model.safetensors")
     before = readers.engine.learners[0].state.master.clone()
     for read in readers.all():
-        with pytest.raises((ModelError, Refused), match=message):
+        with pytest.raises(Refused if read == readers.native else ModelError, match=message):
             read(directory)
     assert torch.equal(readers.engine.learners[0].state.master, before)
 

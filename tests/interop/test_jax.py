@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import torch
 
 import dynadapt.interop.jax as dj
 import dynadapt.interop.numpy as dn
+from dynadapt import Adam
 from dynadapt.bench.cases import Draw
 from dynadapt.bench.cases.activation import activation_forward
 from dynadapt.bench.cases.attention import attention_forward
@@ -242,7 +244,7 @@ def test_a_compiled_function_whose_weight_is_gone_says_so():
     weights.clear()
     jax.clear_caches()
     gc.collect()
-    with pytest.raises(Exception, match="the frozen weight of this compiled function was deleted"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the frozen weight of this compiled function was deleted"):
         program(rand(6, 8)).block_until_ready()
 
 
@@ -284,6 +286,29 @@ def test_update_is_the_torch_ops_and_leaves_the_old_state_alone(dtype):
     same_bits([t for t in new if t is not None], [t for t in kept if t is not None])
     same_bits([norms, skipped], list(theirs))
     assert not new.grad[1].any() and (new.grad[0] == before.grad[0]).all() and new.step.tolist() == [0, 1]
+
+
+def test_update_by_a_kind_and_its_numbers_is_update_by_their_rule():
+    slots, lr, prior = jnp.array([1], jnp.int32), jnp.full(2, 0.1), rand(5, seed=4)
+    expected = dj.update(state(), UpdateRule("adam", clip=1.0, beta1=0.5), slots, lr, prior=prior)
+    for call in (
+        lambda: dj.update("adam", state(), slots, lr, prior=prior, clip=1.0, beta1=0.5),
+        lambda: dj.update(lr=lr, kind="adam", slots=slots, state=state(), clip=1.0, beta1=0.5, prior=prior),
+        lambda: dj.update("adam", state(), slots, lr=lr, prior=prior, clip=1.0, beta1=0.5),
+    ):
+        with pytest.warns(
+            DeprecationWarning, match=r"update\(state, UpdateRule\('adam', ...\), slots, lr\).*adam with beta1 0.5, clip 1"
+        ) as caught:
+            found = call()
+        assert caught[0].filename == __file__
+        same_bits([t for t in (*found[0], *found[1:]) if t is not None], [t for t in (*expected[0], *expected[1:]) if t is not None])
+    for wrong in ("adam", Adam(), None):
+        with pytest.raises(ValueError, match=rf"rule={re.escape(repr(wrong))}: expected an UpdateRule, which is what an optimizer's rule"):
+            dj.update(state(), wrong, slots, lr)
+    with pytest.warns(DeprecationWarning), pytest.raises(TypeError, match="multiple values for argument 'rule'"):
+        dj.update("adam", state(), slots, lr, rule=UpdateRule("sgd"))
+    with pytest.warns(DeprecationWarning), pytest.raises(TypeError, match="unexpected keyword argument 'betas'"):
+        dj.update("adam", state(), slots, lr, betas=(0.9, 0.99))
 
 
 def test_a_donated_state_is_changed_in_place():
@@ -358,13 +383,14 @@ def test_forward_mode_and_second_derivatives_are_refused():
     }
     for function in functions.values():
         value = lambda x: (function(x) ** 2).sum()  # noqa: B023, E731
-        for transform in (
-            lambda f: jax.jvp(f, (x,), (x,)),
-            lambda f: jax.jacfwd(f)(x),
-            lambda f: jax.hessian(f)(x),
-            lambda f: jax.grad(lambda y: (jax.grad(f)(y) ** 2).sum())(x),
+        forward, reverse = (TypeError, "custom_vjp"), (ValueError, "dynadapt_.* cannot be differentiated")
+        for transform, refusals in (
+            (lambda f: jax.jvp(f, (x,), (x,)), [forward]),
+            (lambda f: jax.jacfwd(f)(x), [forward]),
+            (lambda f: jax.hessian(f)(x), [forward, reverse]),  # forward over reverse: by whether the gradient is differentiable in turn
+            (lambda f: jax.grad(lambda y: (jax.grad(f)(y) ** 2).sum())(x), [reverse]),
         ):
-            with pytest.raises((TypeError, ValueError), match="custom_vjp|cannot be differentiated"):
+            with pytest.raises(tuple(error for error, _ in refusals), match="|".join(why for _, why in refusals)):
                 transform(value)
         same_bits(jax.vmap(function)(jnp.stack([x, 2 * x])), jnp.stack([function(x), function(2 * x)]))
     with pytest.raises(ValueError, match="dynadapt_update. cannot be differentiated"):
@@ -393,13 +419,13 @@ def test_refusals_name_the_argument():
         (lambda: dj.linear(x, rand(5, 7)), r"linear_forward: parts\[0\] has shape \[5, 7\]"),
         (lambda: dj.cross_entropy(x, w, jnp.full(6, 5)), r"cross_entropy: targets\[0\] is 5"),
     ):
-        with pytest.raises(Exception, match=why):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=why):
             jax.block_until_ready(wrong())
 
 
 def test_gpu_and_missing_compiler_are_said(monkeypatch, tmp_path):
     jax.ffi.register_ffi_target("dynadapt_test_no_gpu", jax.ffi.pycapsule(build.library().dynadapt_xla_no_gpu), platform="cpu")
-    with pytest.raises(Exception, match="serves arrays on the CPU only"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="serves arrays on the CPU only"):
         jax.ffi.ffi_call("dynadapt_test_no_gpu", jax.ShapeDtypeStruct((1,), jnp.float32))().block_until_ready()
     monkeypatch.setenv("DYNADAPT_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")

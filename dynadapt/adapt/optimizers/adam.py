@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 
 from dynadapt.common.checks import keep, number
+from dynadapt.common.outdated import positional_before
 from dynadapt.common.update_rule import direction
 
 from .base import Optimizer, check_betas
 
 
+@positional_before
 @dataclass(frozen=True)
 class Adam(Optimizer):
     """Adam; betas[0] = 0 keeps no first moment."""
@@ -33,6 +35,7 @@ class Adam(Optimizer):
         keep(self, betas=check_betas(self.betas), eps=number("eps", self.eps, "a positive number", lambda x: x > 0))
 
 
+@positional_before
 @dataclass(frozen=True)
 class AdamW(Adam):
     """Adam with decoupled weight decay towards zero; ``decay`` to the prior is separate."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 
 from dynadapt.common.checks import keep, number
+from dynadapt.common.outdated import positional_before
 from dynadapt.common.update_rule import direction
 
 from .base import Optimizer
 
 
+@positional_before
 @dataclass(frozen=True)
 class SGD(Optimizer):
     """Gradient descent; ``momentum`` m keeps first = m first + g."""

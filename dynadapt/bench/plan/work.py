@@ -96,6 +96,8 @@ def _bytes(argument) -> int:
         return argument.numel() * argument.element_size()
     if isinstance(argument, DenseMatrix):
         return argument.nbytes
+    if isinstance(argument, update_op.UpdateState):
+        argument = list(vars(argument).values())
     return sum(map(_bytes, argument)) if isinstance(argument, (list, tuple)) else 0
 
 
