@@ -14,6 +14,16 @@ STATE = "Tensor({0}!) {p}master, Tensor({1}!)? {p}working, Tensor({2}!)? {p}firs
 RULE = "str kind, float decay=0, float momentum=0, float eps=0"
 
 
+def fused_state(master, working, first, prior, stat, prior_rate) -> UpdateState:
+    """The arguments of STATE."""
+    return UpdateState(master, working=working, first=first, prior=prior, stat=stat, prior_rate=prior_rate)
+
+
+def fused_rule(kind, **numbers) -> UpdateRule:
+    """The arguments of RULE; torch leaves out what is as the schema has it."""
+    return UpdateRule(kind, **{"eps": 0.0, **numbers})
+
+
 def slots_of(slots, A):
     """The slots of an adapter: one stream in slot 0 unless they are given."""
     return torch.zeros(1, dtype=torch.int32, device=A.device) if slots is None and A is not None else slots
@@ -44,36 +54,7 @@ no_second_derivative(lora_gradient)
     f"Tensor moving, {STATE.format('a', 'b', 'c', p='a_')}, {STATE.format('d', 'e', 'f', p='bt_')}, Tensor lr, "
     f"Tensor(g!) skipped, *, {RULE}) -> ()"
 )
-def lora_gradient_update(
-    dy,
-    x,
-    u,
-    dU,
-    part_sizes,
-    scale,
-    slots,
-    moving,
-    a_master,
-    a_working,
-    a_first,
-    a_prior,
-    a_stat,
-    a_prior_rate,
-    bt_master,
-    bt_working,
-    bt_first,
-    bt_prior,
-    bt_stat,
-    bt_prior_rate,
-    lr,
-    skipped,
-    *,
-    kind,
-    decay=0.0,
-    momentum=0.0,
-    eps=0.0,
-):
-    a = UpdateState(a_master, working=a_working, first=a_first, prior=a_prior, stat=a_stat, prior_rate=a_prior_rate)
-    bt = UpdateState(bt_master, working=bt_working, first=bt_first, prior=bt_prior, stat=bt_stat, prior_rate=bt_prior_rate)
-    rule = UpdateRule(kind, decay=decay, momentum=momentum, eps=eps)
+def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, *states_lr_and_skipped, **numbers):
+    *states, lr, skipped = states_lr_and_skipped
+    a, bt, rule = fused_state(*states[:6]), fused_state(*states[6:]), fused_rule(**numbers)
     kernel("lora_gradient_update", dy)(dy, x, u, dU, list(part_sizes), scale, slots, moving, a, bt, rule, lr, skipped)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dynadapt.ops import weight_gradient as op_weight
-from dynadapt.ops.update import UpdateRule, UpdateState
 
-from .lora_gradient import RULE, STATE
+from .lora_gradient import RULE, STATE, fused_rule, fused_state
 from .registry import contiguous, functional, kernel, mutating, no_second_derivative, rows, wide
 
 
@@ -35,9 +34,6 @@ no_second_derivative(weight_gradient, row_scores)
     "weight_gradient_update(Tensor dy, Tensor x, Tensor? rows, Tensor(d!) weight, "
     f"{STATE.format('a', 'b', 'c', p='')}, Tensor lr, Tensor(e!) skipped, *, {RULE}) -> ()"
 )
-def weight_gradient_update(
-    dy, x, rows, weight, master, working, first, prior, stat, prior_rate, lr, skipped, *, kind, decay=0.0, momentum=0.0, eps=0.0
-):
-    state = UpdateState(master, working=working, first=first, prior=prior, stat=stat, prior_rate=prior_rate)
-    rule = UpdateRule(kind, decay=decay, momentum=momentum, eps=eps)
-    kernel("weight_gradient_update", dy)(dy, x, rows, weight, state, rule, lr, skipped)
+def weight_gradient_update(dy, x, rows, weight, *state_lr_and_skipped, **numbers):
+    *state, lr, skipped = state_lr_and_skipped
+    kernel("weight_gradient_update", dy)(dy, x, rows, weight, fused_state(*state), fused_rule(**numbers), lr, skipped)
