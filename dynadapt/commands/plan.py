@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dynadapt.bench.plan.datasheets import GPUS
 from dynadapt.common.options import add_settings
 from dynadapt.experiments.config import ConfigError, EvalConfig
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from dynadapt.bench.plan.predict import Prediction
     from dynadapt.bench.plan.work import Work
 
-# What dynadapt.model.geometries and dynadapt.bench.plan.ceilings know, by name: help is printed without importing them.
+# What dynadapt.model.geometries knows, by name: help is printed without importing it.
 MODELS = (
     "smollm2-135m",
     "smollm2-360m",
@@ -61,27 +62,6 @@ MODELS = (
     "gpt2-medium",
     "gpt2-large",
     "gpt2-xl",
-)
-GPUS = (
-    "b200",
-    "h200",
-    "h200-nvl",
-    "h100",
-    "h100-nvl",
-    "h100-pcie",
-    "a100",
-    "a100-pcie",
-    "a100-40gb",
-    "a100-pcie-40gb",
-    "l40s",
-    "l4",
-    "a40",
-    "a10",
-    "rtx-6000-ada",
-    "rtx-a6000",
-    "rtx-5090",
-    "rtx-4090",
-    "rtx-3090",
 )
 
 
@@ -192,20 +172,16 @@ def planned_work(config: EvalConfig, streams: int, shared: bool, memory_only: bo
     from dynadapt.adapt.optimizers import Adam
     from dynadapt.bench.plan.measured import DTYPES
     from dynadapt.bench.plan.work import step_work
-    from dynadapt.engine.memory import Overlap, SegmentMemory
-    from dynadapt.experiments.dyneval import adapt_of, optimizer_of
+    from dynadapt.experiments.dyneval import adapt_of, memory_of, optimizer_of
     from dynadapt.model.geometries import geometry
 
-    memory = (
-        SegmentMemory(config.memory, config.sinks, config.refresh) if config.memory else Overlap(config.context) if config.context else None
-    )
     adapt = adapt_of(config)
     optimizer = optimizer_of(config) if adapt else Adam()
     return step_work(
         geometry(config.model),
         adapt,
         optimizer,
-        memory,
+        memory_of(config),
         streams,
         config.segment,
         shared,
