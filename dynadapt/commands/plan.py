@@ -8,7 +8,6 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynadapt.bench.plan.datasheets import GPUS
 from dynadapt.common.options import add_settings
 from dynadapt.experiments.config import ConfigError, EvalConfig
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from dynadapt.bench.plan.predict import Prediction
     from dynadapt.bench.plan.work import Work
 
-# What dynadapt.model.geometries knows, by name: help is printed without importing it.
+# What dynadapt.model.geometries and dynadapt.bench.plan.ceilings know, by name: help is printed without importing them.
 MODELS = (
     "smollm2-135m",
     "smollm2-360m",
@@ -62,6 +61,27 @@ MODELS = (
     "gpt2-medium",
     "gpt2-large",
     "gpt2-xl",
+)
+GPUS = (
+    "b200",
+    "h200",
+    "h200-nvl",
+    "h100",
+    "h100-nvl",
+    "h100-pcie",
+    "a100",
+    "a100-pcie",
+    "a100-40gb",
+    "a100-pcie-40gb",
+    "l40s",
+    "l4",
+    "a40",
+    "a10",
+    "rtx-6000-ada",
+    "rtx-a6000",
+    "rtx-5090",
+    "rtx-4090",
+    "rtx-3090",
 )
 
 

@@ -10,12 +10,8 @@ import pytest
 import torch
 
 from dynadapt import AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
-from dynadapt.bench.plan import measured
-from dynadapt.bench.plan.ceilings import Ceilings, datasheet, from_campaign, machine_memory
-from dynadapt.bench.plan.datasheets import GPUS
-from dynadapt.bench.plan.fit import most_streams
-from dynadapt.bench.plan.predict import predict
-from dynadapt.bench.plan.work import step_work
+from dynadapt.bench.plan import GPUS, Ceilings, datasheet, from_campaign, measured, most_streams, predict, step_work
+from dynadapt.bench.plan.ceilings import machine_memory
 from dynadapt.cli import main
 from dynadapt.model import ModelError, random_model
 from dynadapt.model.config import tiny_config

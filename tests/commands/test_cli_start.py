@@ -188,6 +188,7 @@ def test_every_command_has_what_the_table_promises(name):
 
 
 def test_names_that_help_shows_are_those_that_the_code_knows():
+    from dynadapt.bench.plan import GPUS
     from dynadapt.bench.profile.measure import Runs
     from dynadapt.commands import early, plan, profile
     from dynadapt.engine import DTYPES
@@ -196,5 +197,5 @@ def test_names_that_help_shows_are_those_that_the_code_knows():
     from dynadapt.model.geometries import GEOMETRIES
 
     assert tuple(KNOWN) == early.MODELS and tuple(DTYPES) == icl.DTYPES
-    assert tuple(GEOMETRIES) == plan.MODELS
+    assert tuple(GEOMETRIES) == plan.MODELS and plan.GPUS == GPUS
     assert (Runs.warmup, Runs.iters) == (profile.Measured.warmup, profile.Measured.iters)

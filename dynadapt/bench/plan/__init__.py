@@ -3,3 +3,23 @@
 ``step_work`` runs the step's own code with ops that do nothing on tensors that hold nothing (work.py), ``predict`` holds each
 op against the ceilings of a machine (ceilings.py), and measured.py says how far measured steps were from that.
 """
+
+from .ceilings import Ceilings, datasheet, from_campaign, measured_here
+from .datasheets import GPUS
+from .fit import most_streams
+from .predict import Prediction, predict
+from .work import OpWork, Work, step_work
+
+__all__ = [
+    "GPUS",
+    "Ceilings",
+    "OpWork",
+    "Prediction",
+    "Work",
+    "datasheet",
+    "from_campaign",
+    "measured_here",
+    "most_streams",
+    "predict",
+    "step_work",
+]
