@@ -7,7 +7,7 @@ import torch
 from dynadapt.ops import lora_gradient as op_lora
 from dynadapt.ops.update import UpdateRule, UpdateState
 
-from .registry import contiguous, functional, kernel, mutating, no_second_derivative, wide_zeros
+from .registry import contiguous, functional, kernel, mutating, wide_zeros
 
 # An UpdateState and an UpdateRule are spelled out as their fields.
 STATE = "Tensor({0}!) {p}master, Tensor({1}!)? {p}working, Tensor({2}!)? {p}first, Tensor? {p}prior, Tensor? {p}stat, Tensor? {p}prior_rate"
@@ -37,6 +37,7 @@ def _flops(dy, x, u, dU, part_sizes, scale, slots, slot_count):
     "lora_gradient(Tensor dy, Tensor x, Tensor u, Tensor dU, int[] part_sizes, float scale, Tensor? slots, "
     "int slot_count) -> (Tensor dA, Tensor dBt)",
     _flops,
+    gradient=True,
 )
 def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, slot_count):
     dA = wide_zeros(dy, slot_count, u.shape[1], x.shape[1])  # zero for slots that no row belongs to
@@ -44,9 +45,6 @@ def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, slot_count):
     yield dA, dBt
     dy, x, u, dU = contiguous(dy, x, u, dU)
     kernel("lora_gradient", dy)(dy, x, u, dU, list(part_sizes), scale, slots_of(slots, dA), dA, dBt, False)
-
-
-no_second_derivative(lora_gradient)
 
 
 @mutating(

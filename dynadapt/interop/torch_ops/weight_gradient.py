@@ -5,12 +5,13 @@ from __future__ import annotations
 from dynadapt.ops import weight_gradient as op_weight
 
 from .lora_gradient import RULE, STATE, fused_rule, fused_state
-from .registry import contiguous, functional, kernel, mutating, no_second_derivative, rows, wide
+from .registry import contiguous, functional, kernel, mutating, rows, wide
 
 
 @functional(
     "weight_gradient(Tensor dy, Tensor x, Tensor? rows) -> Tensor",
     lambda dy, x, chosen=None: op_weight.flops(x[0], dy[1] if chosen is None else chosen[0], x[1]),
+    gradient=True,
 )
 def weight_gradient(dy, x, chosen=None):
     dW = wide(dy, dy.shape[1] if chosen is None else chosen.shape[0], x.shape[1])
@@ -19,15 +20,12 @@ def weight_gradient(dy, x, chosen=None):
     kernel("weight_gradient", dy)(rows(dy), x, chosen, dW, False)
 
 
-@functional("row_scores(Tensor dy, Tensor x) -> Tensor")
+@functional("row_scores(Tensor dy, Tensor x) -> Tensor", gradient=True)
 def row_scores(dy, x):
     out = wide(dy, dy.shape[1])
     yield out
     dy, x = contiguous(dy, x)
     kernel("row_scores", dy)(dy, x, out)
-
-
-no_second_derivative(weight_gradient, row_scores)
 
 
 @mutating(
