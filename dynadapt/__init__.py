@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .common.lazy import lazily
 from .common.version import VERSION
 
 if TYPE_CHECKING:
@@ -69,15 +69,7 @@ _MODULES = (
 )  # dynadapt.model.load and so on, without an import of its own
 
 
-def __getattr__(name: str):
-    if name in _HOMES:
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    elif name in _MODULES:
-        value = import_module(f"{__name__}.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _HOMES, _MODULES)
 
 
 def __dir__() -> list[str]:

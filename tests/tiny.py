@@ -53,6 +53,12 @@ def tiny_root(path: Path, words: int) -> Path:
     return path
 
 
+def reweight_settings(model, domains: dict, /, **changes) -> dict:
+    """A reweighting of a few small steps, on the plain reference."""
+    settings = dict(segment=16, rows=3, evaluate=4, backend="reference", dtype="fp32", lr=0.01, policy="repeat")
+    return {"model": str(model), "domains": {name: str(path) for name, path in domains.items()}, **settings, **changes}
+
+
 def eval_config(model, texts, /, **changes) -> EvalConfig:
     """LoRA on the plain reference, without memory."""
     settings = dict(segment=16, rank=2, backend="reference", dtype="fp32", lr=0.01, memory=0)

@@ -192,20 +192,16 @@ def planned_work(config: EvalConfig, streams: int, shared: bool, memory_only: bo
     from dynadapt.adapt.optimizers import Adam
     from dynadapt.bench.plan.measured import DTYPES
     from dynadapt.bench.plan.work import step_work
-    from dynadapt.engine.memory import Overlap, SegmentMemory
-    from dynadapt.experiments.dyneval import adapt_of, optimizer_of
+    from dynadapt.experiments.dyneval import adapt_of, memory_of, optimizer_of
     from dynadapt.model.geometries import geometry
 
-    memory = (
-        SegmentMemory(config.memory, config.sinks, config.refresh) if config.memory else Overlap(config.context) if config.context else None
-    )
     adapt = adapt_of(config)
     optimizer = optimizer_of(config) if adapt else Adam()
     return step_work(
         geometry(config.model),
         adapt,
         optimizer,
-        memory,
+        memory_of(config),
         streams,
         config.segment,
         shared,

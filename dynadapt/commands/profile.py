@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dynadapt.common.options import add_settings, given, like, setting, settings_of
+from dynadapt.experiments.config import EvalConfig
 from dynadapt.ops.table import OPS
 from dynadapt.runs.progress import say
-
-# The fields of measure.Runs: help is printed without importing it.
-WARMUP, ITERS = 3, 20
 
 EXAMPLES = """examples:
   dynadapt profile --op linear_forward --streams 1 --segment 512
@@ -26,21 +25,21 @@ EXAMPLES = """examples:
 Results are checked before anything is timed. Caches are warm: this is for profilers and for comparing a kernel with itself.
 docs/profiling.md walks through one kernel."""
 
-# option -> (type, default, what --help says), of what is measured
-MEASURED = {
-    "model": (str, "smollm2-135m", "sizes: a known geometry or a Hugging Face directory (weights are random)"),
-    "streams": (int, 1, "streams side by side"),
-    "segment": (int, 512, "tokens of each"),
-    "memory": (int, 512, "tokens that each stream remembers, where the op or step attends to them"),
-    "case": (str, "", "with --op: only the case of this label"),
-    "dtype": (str, "bf16", "bf16 or fp32"),
-    "backend": (str, "auto", "cpu, triton or reference; auto takes the device's own"),
-    "device": (str, "auto", "cpu, cuda or cuda:N"),
-    "warmup": (int, WARMUP, "calls before the timed ones"),
-    "iters": (int, ITERS, "timed calls"),
-}
-LEAST = {"streams": 1, "segment": 1, "memory": 0, "warmup": 0, "iters": 1}
-CHOICES = {"dtype": ("bf16", "fp32"), "backend": ("auto", "cpu", "triton", "reference")}
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured."""
+
+    model: str = like(EvalConfig, "model", help="sizes: a known geometry or a Hugging Face directory (weights are random)")
+    streams: int = setting(1, "streams side by side", least=1)
+    segment: int = setting(512, "tokens of each", least=1)
+    memory: int = setting(512, "tokens that each stream remembers, where the op or step attends to them", least=0)
+    case: str = setting("", "with --op: only the case of this label")
+    dtype: str = setting("bf16", "bf16 or fp32", choices=("bf16", "fp32"))
+    backend: str = like(EvalConfig, "backend", help="cpu, triton or reference; auto takes the device's own")
+    device: str = like(EvalConfig, "device", help="cpu, cuda or cuda:N")
+    warmup: int = setting(3, "calls before the timed ones", least=0)
+    iters: int = setting(20, "timed calls", least=1)
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -48,15 +47,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     what.add_argument("--op", choices=OPS, metavar="NAME", help=f"one op: {', '.join(OPS)}")
     what.add_argument("--step", action="store_true", help="one adapt step: forward, score of each token, backward, update")
     what.add_argument("--parse-ncu", metavar="FILE.csv", help="measure nothing; a table of the kernels in what ncu printed as CSV")
-    for name, (kind, default, text) in MEASURED.items():
-        command.add_argument(
-            f"--{name}",
-            type=kind,
-            default=default,
-            choices=CHOICES.get(name),
-            metavar=None if name in CHOICES else "N" if kind is int else "NAME",
-            help=text + (f" (default: {default})" if default != "" else ""),
-        )
+    add_settings(command, Measured)
     command.add_argument("--json", metavar="FILE", help="write the results as JSON")
     for tool, text in (
         ("ncu", "the lines that measure this with Nsight Compute and make the CSV for --parse-ncu"),
@@ -70,51 +61,51 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(arguments) -> int:
     if arguments.parse_ncu:
         return _parse_ncu(arguments.parse_ncu, arguments.json)
-    for name, least in LEAST.items():
-        if getattr(arguments, name) < least:
-            raise ValueError(f"--{name} {getattr(arguments, name)}: expected at least {least}")
-    if arguments.step and arguments.case:
-        raise ValueError(f"--case {arguments.case} with --step: cases are those of an op; leave it out")
+    measured = Measured(**given(Measured, arguments))
+    for name, said in settings_of(Measured).items():
+        if said.least is not None and getattr(measured, name) < said.least:
+            raise ValueError(f"--{name} {getattr(measured, name)}: expected at least {said.least}")
+    if arguments.step and measured.case:
+        raise ValueError(f"--case {measured.case} with --step: cases are those of an op; leave it out")
     if arguments.print_ncu or arguments.print_nsys or arguments.print_perf:
-        return _print_lines(arguments)
-    return _measure(arguments)
+        return _print_lines(arguments, measured)
+    return _measure(arguments, measured)
 
 
 # ---- lines
 
 
-def _options(arguments, device: str) -> list[str]:
+def _options(arguments, measured: Measured, device: str) -> list[str]:
     """This call's own options again, without those that are at their defaults."""
     options = ["--step"] if arguments.step else ["--op", arguments.op]
-    for name, (_, default, _) in MEASURED.items():
-        value = device if name == "device" else getattr(arguments, name)
-        if value != default:
+    for name, value in {**vars(measured), "device": device}.items():
+        if value != getattr(Measured, name):
             options += [f"--{name}", str(value)]
     return options
 
 
-def _print_lines(arguments) -> int:
+def _print_lines(arguments, measured: Measured) -> int:
     from dynadapt.bench.profile import lines
 
     name = "step" if arguments.step else arguments.op
-    gpu = arguments.device if arguments.device.startswith("cuda") else "cuda"
+    gpu = measured.device if measured.device.startswith("cuda") else "cuda"
     if arguments.print_ncu:
-        print(lines.ncu(_options(arguments, gpu), name, arguments.step))
+        print(lines.ncu(_options(arguments, measured, gpu), name, arguments.step))
     if arguments.print_nsys:
-        print(lines.nsys(_options(arguments, gpu), name))
+        print(lines.nsys(_options(arguments, measured, gpu), name))
     if arguments.print_perf:
-        if arguments.device.startswith("cuda"):
-            raise ValueError(f"--print-perf with --device {arguments.device}: perf counts what the processor does; expected cpu")
-        print(lines.perf(_options(arguments, "cpu")))
+        if measured.device.startswith("cuda"):
+            raise ValueError(f"--print-perf with --device {measured.device}: perf counts what the processor does; expected cpu")
+        print(lines.perf(_options(arguments, measured, "cpu")))
     return 0
 
 
 # ---- measuring
 
 
-def _measure(arguments) -> int:
+def _measure(arguments, measured: Measured) -> int:
     what_runs = "the adapt step" if arguments.step else f"op {arguments.op}"
-    say(f"preparing {what_runs}, {arguments.warmup} calls ahead of {arguments.iters} that are measured")
+    say(f"preparing {what_runs}, {measured.warmup} calls ahead of {measured.iters} that are measured")
     from dynadapt.bench.profile.run import profile_op, profile_step
     from dynadapt.common.environment import environment
     from dynadapt.ops import profiler_ranges as ranges
@@ -125,8 +116,8 @@ def _measure(arguments) -> int:
         raise ValueError(f"--perf-control {arguments.perf_control}: expected two pipes, CTL,ACK")
     from dynadapt.bench.profile.measure import Runs
 
-    runs = Runs(arguments.warmup, arguments.iters, pipes)
-    what = {name: getattr(arguments, name) for name in MEASURED if name not in ("warmup", "iters")}
+    runs = Runs(measured.warmup, measured.iters, pipes)
+    what = {name: value for name, value in asdict(measured).items() if name not in ("warmup", "iters")}
     found = environment()
     print(_header(found, ranges.status()))
     rows = profile_step(what, runs) if arguments.step else profile_op(arguments.op, what, runs)

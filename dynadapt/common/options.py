@@ -165,7 +165,7 @@ def add_settings(parser, config: type, only: Collection[str] | None = None, say_
             how["nargs"] = "+" if said.kind == WORDS else said.nargs
             how["choices"] = said.choices or None
             how["metavar"] = None if said.choices else said.metavar or METAVARS.get(said.kind, "NAME")
-            if say_defaults and default not in (None, ()):
+            if say_defaults and default not in (None, (), ""):
                 text += f" (default: {default})"
         parser.add_argument(said.option or "--" + name.replace("_", "-"), help=text, **how)
 

@@ -63,7 +63,8 @@ class Decoder:
         self.sizes = group_sizes(config)
         self.count: Any = None if weights.positions is None else torch.arange(len(weights.positions), device=workspace.device)
         self.stat_dtype = wide_dtype(ops.dtype)
-        self.attention_scale = config.head_dim**-0.5
+        self.heads = config.heads, config.kv_heads, config.head_dim
+        self.norm_kind = config.norm_eps, config.norm
         self.active: Any = weights  # of the current pass: the learner's own where the whole model learns
 
     # ---- helpers
@@ -87,9 +88,8 @@ class Decoder:
         rank = 0 if Bt is None else Bt.shape[1]
         y = self._output(layer, group, key, x.shape[0], sum(parts))
         u = None if A is None else self.ws((group, "u", key), x.shape[0], len(parts) * rank)
-        self.ops.linear_forward(
-            x, self._parts(learner, layer, group), self.active.bias.get((layer, group)), A, Bt, slots, self.lora_scale, u, y
-        )
+        bias = self.active.bias.get((layer, group))
+        self.ops.linear_forward(x, self._parts(learner, layer, group), bias, A, Bt, slots, self.lora_scale, u, y)
         count(linear.forward_flops(x.shape[0], k, parts, rank))
         return y
 
@@ -107,17 +107,8 @@ class Decoder:
         n, h = x.shape
         res = x if delta is None else self.ws(("res", key), n, h)
         y = self.ws(("norm", key if y_key is None else y_key), n, h)
-        self.ops.norm_forward(
-            x,
-            delta,
-            norm[0],
-            norm[1],
-            self.config.norm_eps,
-            self.config.norm,
-            None if delta is None else res,
-            y,
-            self._stat(("stat", key), n, 2),
-        )
+        stat, kind = self._stat(("stat", key), n, 2), self.norm_kind
+        self.ops.norm_forward(x, delta, *norm, *kind, None if delta is None else res, y, stat)
         return res, y
 
     # ---- forward
@@ -191,21 +182,20 @@ class Decoder:
         stacked = self.memory is not None and key == i
         qkv = self.ws("normed qkv of all layers", c.layers, *raw.shape)[i] if stacked else self.ws(("normed qkv", key), *raw.shape)
         rstd = self._stat(("head stat", key), raw.shape[0], c.heads + c.kv_heads)
-        self.ops.head_norm_forward(raw, *self.active.head_norm[i], c.norm_eps, c.heads, c.kv_heads, c.head_dim, qkv, rstd)
+        self.ops.head_norm_forward(raw, *self.active.head_norm[i], c.norm_eps, *self.heads, qkv, rstd)
         return qkv
 
-    def _window(self, i):
-        """(keys, values, lengths) of one layer's memory, or three Nones."""
+    def _window(self, batch, i):
+        """What attention is given beside its tensors: the layer's memory (or three Nones) and slots, rotations, heads, the scores' scale."""
         m = self.memory
-        return (None, None, None) if m is None else (m.keys[i].rows, m.values[i].rows, m.length)
+        memory = (None, None, None) if m is None else (m.keys[i].rows, m.values[i].rows, m.length)
+        return *memory, batch.memory_slots, self.cos, self.sin, *self.heads, self.config.head_dim**-0.5
 
     def _attention(self, batch, i, qkv, key, count):
         c, (streams, segment) = self.config, batch.inputs.shape
         out = self.ws(("attention", key), batch.rows, c.heads * c.head_dim)
         lse = self._stat(("lse", key), streams, c.heads, segment)
-        self.ops.attention_forward(
-            qkv, *self._window(i), batch.memory_slots, self.cos, self.sin, c.heads, c.kv_heads, c.head_dim, self.attention_scale, out, lse
-        )
+        self.ops.attention_forward(qkv, *self._window(batch, i), out, lse)
         count(streams * attention.forward_flops(segment, 0, c.heads, c.head_dim))
         return out
 
@@ -326,16 +316,13 @@ class Decoder:
     def _norm_backward(self, dy, res, norm, key, dres, y=None, grads=None):
         """d of the residual; ``y``: the norm's output is written there again; ``grads``: (dweight, dbias) where the norm learns."""
         dx = self.ws(("dres", key if key == "final" else key[0]), *dy.shape)  # never the buffer that dres is in
-        self.ops.norm_backward(
-            dy, res, norm[0], self._stat(("stat", key), dy.shape[0], 2), self.config.norm, dres, dx, *(grads or (None, None)), norm[1], y
-        )
+        stat, (weight, bias) = self._stat(("stat", key), dy.shape[0], 2), norm
+        self.ops.norm_backward(dy, res, weight, stat, self.config.norm, dres, dx, *(grads or (None, None)), bias, y)
         return dx
 
     def _norm_again(self, res, norm, key, y):
         """The norm's output from its residual, where no backward of it is run."""
-        self.ops.norm_forward(
-            res, None, norm[0], norm[1], self.config.norm_eps, self.config.norm, None, y, self._stat(("stat", key), res.shape[0], 2)
-        )
+        self.ops.norm_forward(res, None, *norm, *self.norm_kind, None, y, self._stat(("stat", key), res.shape[0], 2))
 
     def _layer_backward(self, batch, learner, lowest, i, d, accumulate):
         """Gradient of the layer's input residual, or None when nothing below learns.
@@ -414,21 +401,7 @@ class Decoder:
         c, (streams, segment) = self.config, batch.inputs.shape
         dqkv = self.ws("dqkv", *kept["qkv"].shape)
         lse = self._stat(("lse", i), streams, c.heads, segment)
-        self.ops.attention_backward(
-            dout,
-            kept["qkv"],
-            kept["out"],
-            lse,
-            *self._window(i),
-            batch.memory_slots,
-            self.cos,
-            self.sin,
-            c.heads,
-            c.kv_heads,
-            c.head_dim,
-            self.attention_scale,
-            dqkv,
-        )
+        self.ops.attention_backward(dout, kept["qkv"], kept["out"], lse, *self._window(batch, i), dqkv)
         again, back = attention.backward_flops(segment, 0, c.heads, c.head_dim)
         self.ledger.add("recompute", streams * again)
         self.ledger.add("backward", streams * back)
@@ -437,7 +410,5 @@ class Decoder:
             return dqkv
         draw = self.ws("draw", *dqkv.shape)
         rstd = self._stat(("head stat", i), dqkv.shape[0], c.heads + c.kv_heads)
-        self.ops.head_norm_backward(
-            dqkv, kept["raw"], *self.active.head_norm[i], rstd, c.heads, c.kv_heads, c.head_dim, draw, *(grads or (None, None))
-        )
+        self.ops.head_norm_backward(dqkv, kept["raw"], *self.active.head_norm[i], rstd, *self.heads, draw, *(grads or (None, None)))
         return draw

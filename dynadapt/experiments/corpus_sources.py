@@ -156,60 +156,40 @@ def _manual(language: str, code: str, names: tuple[str, ...]) -> Domain:
     )
 
 
-STDLIB = sysconfig.get_path("stdlib")
-GCC = ("GPL-3.0-or-later with the GCC Runtime Library Exception", r"usr/include/.*c\+\+/(?:.*/)?[^/.]+(?:\.(?:h|hpp|tcc))?")
-DOMAINS = {
-    domain.name: domain
-    for domain in (
-        Domain(
-            "python-code",
-            f"Python (CPython {platform.python_version()})",
-            "PSF-2.0",
-            (
-                files(
-                    [STDLIB],
-                    ["**/*.py"],
-                    _as_is,
-                    r"(^|/)(site-packages|dist-packages|test|tests|idlelib|pydoc_data|encodings|__pycache__)/",
-                ),
-            ),
-        ),
-        Domain(
-            "python-docs",
-            "English",
-            "PSF-2.0, code 0BSD",
-            (
-                packages(
-                    ("python3.14-doc", "python3.13-doc", "python3.12-doc", "python3.11-doc"),
-                    r".*/_sources/.*\.rst\.txt",
-                    _as_is,
-                    any_of=True,
-                ),
-                files(["/usr/share/doc/python3*/html/_sources"], ["**/*.rst.txt"], _as_is),
-            ),
-        ),
-        Domain(
-            "cpp-headers",
-            "C++",
-            GCC[0],
-            (
-                packages(("libstdc++-14-dev", "libstdc++-13-dev", "libstdc++-12-dev"), GCC[1], _as_is, any_of=True),
-                files(["/usr/include/c++/*"], ["**/*"], _as_is, r"\.\w+$(?<!\.h)(?<!\.hpp)(?<!\.tcc)"),
-            ),
-        ),
-        _manual("English", "", ("manpages", "manpages-dev")),
-        _manual("German", "de", ("manpages-de", "manpages-de-dev")),
-        _manual("French", "fr", ("manpages-fr", "manpages-fr-dev")),
-        _manual("Japanese", "ja", ("manpages-ja", "manpages-ja-dev")),
-        Domain(
-            "debian-handbook",
-            "English",
-            "GPL-2.0-or-later or CC-BY-SA-3.0",
-            (
-                packages(("debian-handbook",), r".*/html/en-US/[^/]+\.html", _handbook_page),
-                files(["/usr/share/doc/debian-handbook/html/en-US"], ["*.html"], _handbook_page),
-            ),
-        ),
-        Domain("novels", "English (Jane Austen, 1811 to 1818)", "public domain", (Reader(False, _austen),)),
-    )
-}
+CODE = files(
+    [sysconfig.get_path("stdlib")],
+    ["**/*.py"],
+    _as_is,
+    r"(^|/)(site-packages|dist-packages|test|tests|idlelib|pydoc_data|encodings|__pycache__)/",
+)
+PYTHON_DOCS = tuple(f"python3.{minor}-doc" for minor in (14, 13, 12, 11))
+PYTHON_PAGES = (
+    packages(PYTHON_DOCS, r".*/_sources/.*\.rst\.txt", _as_is, any_of=True),
+    files(["/usr/share/doc/python3*/html/_sources"], ["**/*.rst.txt"], _as_is),
+)
+GCC = "GPL-3.0-or-later with the GCC Runtime Library Exception"
+HEADERS = (
+    packages(
+        tuple(f"libstdc++-{major}-dev" for major in (14, 13, 12)),
+        r"usr/include/.*c\+\+/(?:.*/)?[^/.]+(?:\.(?:h|hpp|tcc))?",
+        _as_is,
+        any_of=True,
+    ),
+    files(["/usr/include/c++/*"], ["**/*"], _as_is, r"\.\w+$(?<!\.h)(?<!\.hpp)(?<!\.tcc)"),
+)
+HANDBOOK = (
+    packages(("debian-handbook",), r".*/html/en-US/[^/]+\.html", _handbook_page),
+    files(["/usr/share/doc/debian-handbook/html/en-US"], ["*.html"], _handbook_page),
+)
+_ALL = (
+    Domain("python-code", f"Python (CPython {platform.python_version()})", "PSF-2.0", (CODE,)),
+    Domain("python-docs", "English", "PSF-2.0, code 0BSD", PYTHON_PAGES),
+    Domain("cpp-headers", "C++", GCC, HEADERS),
+    _manual("English", "", ("manpages", "manpages-dev")),
+    _manual("German", "de", ("manpages-de", "manpages-de-dev")),
+    _manual("French", "fr", ("manpages-fr", "manpages-fr-dev")),
+    _manual("Japanese", "ja", ("manpages-ja", "manpages-ja-dev")),
+    Domain("debian-handbook", "English", "GPL-2.0-or-later or CC-BY-SA-3.0", HANDBOOK),
+    Domain("novels", "English (Jane Austen, 1811 to 1818)", "public domain", (Reader(False, _austen),)),
+)
+DOMAINS = {domain.name: domain for domain in _ALL}

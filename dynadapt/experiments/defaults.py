@@ -23,12 +23,9 @@ def settled(config: EvalConfig, out: str | Path | None, resume: bool, model: Cal
     """
     if not config.open:
         return config
-    if resume and out is not None and (Path(out) / "config.json").is_file():
-        from dynadapt.runs.rundir import read_json
-
-        begun = read_json(Path(out) / "config.json")
-        if isinstance(begun, dict) and config.matches(begun):
-            config = config.as_begun(begun)
+    begun = _begun(out, resume)
+    if begun is not None and config.matches(begun):
+        config = config.as_begun(begun)
     return settle(config, model().config if "memory" in config.open and not config.context else None)
 
 
@@ -52,13 +49,20 @@ def settled_dtype(config, out: str | Path, resume: bool) -> str:
     """The dtype of a configuration (it has device and backend) that is no run of `dynadapt eval`: a resumed one goes on in its own."""
     if config.dtype != "auto":
         return config.dtype
-    if resume and (Path(out) / "config.json").is_file():
-        from dynadapt.runs.rundir import read_json
-
-        begun = read_json(Path(out) / "config.json")
-        if isinstance(begun, dict) and begun.get("dtype") in settings_of(EvalConfig)["dtype"].choices[1:]:
-            return begun["dtype"]
+    begun = _begun(out, resume)
+    if begun is not None and begun.get("dtype") in settings_of(EvalConfig)["dtype"].choices[1:]:
+        return begun["dtype"]
     return fastest(config.device, config.backend)[0]
+
+
+def _begun(out: str | Path | None, resume: bool) -> dict | None:
+    """The config.json of the run that is resumed; None where there is none."""
+    if not resume or out is None or not (Path(out) / "config.json").is_file():
+        return None
+    from dynadapt.runs.rundir import read_json
+
+    begun = read_json(Path(out) / "config.json")
+    return begun if isinstance(begun, dict) else None
 
 
 def fitting_memory(config: EvalConfig, model_config) -> int:

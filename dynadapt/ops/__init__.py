@@ -1,7 +1,6 @@
 """Ops: a family a file, with its contract, its references and its FLOP formulas; table.py has a row an op, dispatch.py picks what serves it."""
 
-from importlib import import_module
-from typing import Any
+from dynadapt.common.lazy import lazily
 
 from .table import OPS
 
@@ -24,11 +23,4 @@ _HOMES = {
     "Float8Weights": "float8",
 }
 _MODULES = {"dispatch", *(row.family for row in OPS.values())}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, _HOMES, _MODULES)

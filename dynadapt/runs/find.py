@@ -43,21 +43,10 @@ class Row:
 
     def to_dict(self) -> dict:
         """Ready for JSON; `date` as ISO 8601 in UTC."""
-        name, value, unit = self.result
-        return {
-            "path": str(self.path),
-            "name": self.name,
-            "kind": self.kind,
-            "what": self.what,
-            "state": self.state,
-            "why": self.why,
-            "fraction": self.fraction,
-            "result": {"name": name, "value": value, "unit": unit},
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "date": datetime.fromtimestamp(self.date, timezone.utc).isoformat(timespec="seconds"),
-            "bytes": self.bytes,
-        }
+        date = datetime.fromtimestamp(self.date, timezone.utc).isoformat(timespec="seconds")
+        said = {**vars(self), "path": str(self.path), "result": dict(zip(("name", "value", "unit"), self.result)), "date": date}
+        del said["parts"]
+        return said
 
 
 def find_runs(root: str | Path, depth: int = DEPTH) -> list[Row]:

@@ -137,7 +137,7 @@ class TokenReader:
         self.position, self.crc = seam.token, 0
         self._blocks: deque[tuple[Seam, np.ndarray, np.ndarray]] = deque()
         self._used = 0  # tokens of the first block already read
-        self._windows = self._tokenise(seam)
+        self._next, self._windows = seam, self._tokenise(seam)
         if state["position"] > self.position:
             self._skip(state)
         self.crc = state["crc"]
@@ -188,10 +188,6 @@ class TokenReader:
 
     def _tokenise(self, seam: Seam) -> Iterator[tuple[Seam, np.ndarray, np.ndarray]]:
         """Yields (seam where the block starts, ids, bytes) for each window; self._next is the seam after the last one."""
-        self._next = seam
-        return self._run(seam)
-
-    def _run(self, seam: Seam) -> Iterator[tuple[Seam, np.ndarray, np.ndarray]]:
         pieces = decoded(self.source, seam.byte)
         text, ended, want = "", False, WINDOW
         while True:

@@ -18,6 +18,8 @@ from dynadapt.bench.cases import calls
 from dynadapt.bench.profile import ncu
 from dynadapt.bench.profile import run as profiling_run
 from dynadapt.cli import build_parser, main
+from dynadapt.commands.profile import Measured
+from dynadapt.common.options import given
 from dynadapt.engine.op_set import OpSet
 from dynadapt.model import tiny_config
 from dynadapt.model.hf_config import config_to_hf
@@ -158,7 +160,8 @@ def test_lines_repeat_the_call_itself(capsys):
     assert "--capture-range=cudaProfilerApi" in nsys
     for line in (measure, nsys):
         call = own_call(line)
-        assert (call.op, call.streams, call.iters, call.device, call.segment) == ("update", 8, 3, "cuda", 512)
+        measured = Measured(**given(Measured, call))
+        assert (call.op, measured.streams, measured.iters, call.device, measured.segment) == ("update", 8, 3, "cuda", 512)
         assert not (call.print_ncu or call.print_nsys)
     profile("--step", "--print-ncu")
     assert "regex:dynadapt" not in capsys.readouterr().out  # the library's own products are part of a step

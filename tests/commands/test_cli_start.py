@@ -198,4 +198,4 @@ def test_names_that_help_shows_are_those_that_the_code_knows():
 
     assert tuple(KNOWN) == early.MODELS and tuple(DTYPES) == icl.DTYPES
     assert tuple(GEOMETRIES) == plan.MODELS and plan.GPUS == GPUS
-    assert (Runs.warmup, Runs.iters) == (profile.WARMUP, profile.ITERS)
+    assert (Runs.warmup, Runs.iters) == (profile.Measured.warmup, profile.Measured.iters)

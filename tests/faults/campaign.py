@@ -18,13 +18,15 @@ import sys
 import time
 import warnings
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parents[2])]
 
 import torch  # noqa: E402
-from tiny import english, tiny_directory  # noqa: E402
+from run_files import Killed, kill_at  # noqa: E402
+from tiny import english, reweight_settings, tiny_directory  # noqa: E402
 
 KILL_BEFORE, KILL_AFTER, TORN, ONCE, FROM, SHORT, RAISE = range(7)
 WAYS = {
@@ -85,37 +87,15 @@ def reweighting(root: Path, changed: bool = False):
         (root / f"domain{number}").mkdir()
         for part in range(4):
             (root / f"domain{number}" / f"{part}.txt").write_text(english(60, seed=10 * number + part))
-    config = ReweightConfig(
-        model=str(tiny_directory(root / "model")),
-        domains={f"d{i}": str(root / f"domain{i}") for i in range(2)},
-        segment=16,
-        rows=2,
-        steps=7,
-        evaluate=3,
-        heldout_rows=2,
-        dtype="fp32",
-        backend="cpu",
-        mixer="odm",
-        adapt="lora",
-        rank=2,
-        lr=0.01,
-        policy="repeat",
-    )
+    changes = dict(rows=2, steps=7, evaluate=3, heldout_rows=2, backend="cpu", mixer="odm", adapt="lora", rank=2)
+    domains = {f"d{i}": root / f"domain{i}" for i in range(2)}
+    config = ReweightConfig(**reweight_settings(tiny_directory(root / "model"), domains, **changes))
     if not changed:
         return lambda out, resume: run(config, out, ReweightOptions(checkpoint=2, resume=resume))
 
-    class Stopped(BaseException):
-        pass
-
-    def stop(line):
-        if line["kind"] == "step" and line["step"] == 5:
-            raise Stopped
-
     begun = root / "begun"
-    try:
-        run(config, begun, ReweightOptions(checkpoint=2), stop)
-    except Stopped:
-        pass
+    with suppress(Killed):
+        run(config, begun, ReweightOptions(checkpoint=2), kill_at(kind="step", step=5))
 
     def go(out, resume):
         """Goes on from step 4 with other weights."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from run_files import Killed, kill_at
 
 from dynadapt import Adam, Engine, Full
 from dynadapt.distributed import Processes
@@ -19,17 +20,9 @@ from dynadapt.model import random_model, tiny_config
 WORLD = 2
 
 
-class Killed(BaseException):
-    pass
-
-
 def one(case: dict, rank: int) -> str:
     """How a case ended: "finished", "killed", or the words of the error."""
-
-    def progress(line):
-        if line["kind"] == "step" and line["step"] == case.get("kill"):
-            raise Killed
-
+    progress = kill_at(kind="step", step=case.get("kill"))
     changes = {**case["config"], **(case.get("rank_1", {}) if rank == 1 else {})}
     try:
         run(ReweightConfig(**changes), case["out"], ReweightOptions(**{"checkpoint": 3, **case.get("options", {})}), progress)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from run_files import Killed, final_state, kill_at, without_time
-from tiny import english, tiny_directory
+from tiny import english, reweight_settings, tiny_directory
 
 from dynadapt import Adam, Engine, LoRA
 from dynadapt.distributed import Processes
@@ -56,19 +56,8 @@ def documents(path: Path, seed: int, count: int = 12) -> None:
 
 
 def config_of(root: Path, **changes) -> dict:
-    settings = dict(
-        model=str(root / "model"),
-        domains={name: str(root / f"{name}.jsonl") for name in ("code", "prose")},
-        segment=16,
-        rows=3,
-        steps=8,
-        evaluate=4,
-        heldout_rows=3,
-        dtype="fp32",
-        lr=0.01,
-        policy="repeat",
-    )
-    settings.update(changes)
+    domains = {name: root / f"{name}.jsonl" for name in ("code", "prose")}
+    settings = reweight_settings(root / "model", domains, **{"steps": 8, "heldout_rows": 3, **changes})
     if "reference" in settings:
         settings["reference"] = str(root / "model")
     return settings
@@ -284,11 +273,7 @@ def test_torchrun_stopped_and_gone_on_with_alone(root, tmp_path):
     saved = int(max(path.name for path in tmp_path.glob("run/checkpoint/[0-9]*")))
     assert process.returncode and saved >= 20 and errors.count(f"stopped by SIGTERM after step {saved}") == 1, errors
     assert shown.count("step 0/100000") == 1, shown
-
-    def stop_soon_after(line):
-        if line["kind"] == "step" and line["step"] == saved + 3:
-            raise Killed
-
+    stop_soon_after = kill_at(kind="step", step=saved + 3)
     for out, resume in (("run", True), ("whole", False)):
         with pytest.raises(Killed):
             run(ReweightConfig(**config_of(root, **changes)), tmp_path / out, ReweightOptions(resume=resume), stop_soon_after)

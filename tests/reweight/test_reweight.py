@@ -14,7 +14,7 @@ import torch
 from command_line import call
 from corpora import write_manifest
 from run_files import Killed, final_state, kill_at, without_time
-from tiny import english, tiny_directory
+from tiny import english, reweight_settings, tiny_directory
 
 import dynadapt
 from dynadapt import Adam, Engine, Full, LoRA, SegmentMemory
@@ -54,20 +54,8 @@ def root(tmp_path_factory) -> Path:
 
 
 def config_for(root, **changes) -> ReweightConfig:
-    settings = dict(
-        model=str(root / "model"),
-        domains={"code": str(root / "code"), "prose": str(root / "prose.jsonl"), "manual": str(root / "manual")},
-        segment=16,
-        rows=3,
-        steps=10,
-        evaluate=4,
-        heldout_rows=4,
-        dtype="fp32",
-        backend="reference",
-        lr=0.01,
-        policy="repeat",
-    )
-    return ReweightConfig(**{**settings, **changes})
+    domains = {"code": root / "code", "prose": root / "prose.jsonl", "manual": root / "manual"}
+    return ReweightConfig(**reweight_settings(root / "model", domains, **{"steps": 10, "heldout_rows": 4, **changes}))
 
 
 # ------------------------------------------------------------------------------------------------------------ the run

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from run_files import Killed, contents, kill_at
 from safetensors.torch import load_file, save_file
-from tiny import config_of, english, tiny_root
+from tiny import config_of, english, reweight_settings, tiny_root
 from tokenizers import Tokenizer
 
 from dynadapt.experiments.config import EvalConfig
@@ -404,31 +404,14 @@ def test_changed_weights_need_a_run_to_go_on_with(base, tmp_path):
         (tmp_path / name).mkdir()
         for part in range(4):
             (tmp_path / name / f"{part}.txt").write_text(english(60, seed=part))
-    config = ReweightConfig(
-        model=str(base / "model"),
-        domains={name: str(tmp_path / name) for name in ("a", "b")},
-        segment=16,
-        rows=2,
-        steps=4,
-        evaluate=4,
-        heldout_rows=2,
-        dtype="fp32",
-        backend="reference",
-        mixer="fixed",
-        weights="uniform",
-        lr=0.01,
-        rank=2,
-        policy="repeat",
-    )
+    domains = {name: tmp_path / name for name in ("a", "b")}
+    changes = dict(rows=2, steps=4, heldout_rows=2, mixer="fixed", weights="uniform", rank=2)
+    config = ReweightConfig(**reweight_settings(base / "model", domains, **changes))
     change = ReweightOptions(resume=True, checkpoint=2, change={"a": 0.9, "b": 0.1})
     with pytest.raises(RunError, match="has no checkpoint to go on from"):
         reweight(config, tmp_path / "run", change)
     assert not (tmp_path / "run").exists()
-
-    def stop(line):
-        if line["kind"] == "step" and line["step"] == 3:
-            raise Killed
-
+    stop = kill_at(kind="step", step=3)
     with pytest.raises(Killed):
         reweight(config, tmp_path / "run", ReweightOptions(checkpoint=2), stop)
     with pytest.raises(Killed):

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from run_files import scores_of
+from run_files import Killed, kill_at, scores_of
 from tiny import english, eval_config, tiny_directory, tiny_tokenizer
 
 from dynadapt.common.notes import RunNote
@@ -256,10 +256,6 @@ def test_refusals_of_lines_need_no_torch(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------- runs
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("form", ["gz", "jsonl", "ndjson.gz", "parquet"])
 def test_a_run_goes_on_in_the_middle_of_a_file_bit_for_bit(form, model, tmp_path):
     documents = [english(words, seed=words) for words in (60, 20, 90, 1, 45)]
@@ -273,13 +269,8 @@ def test_a_run_goes_on_in_the_middle_of_a_file_bit_for_bit(form, model, tmp_path
     assert whole["short_documents"] == 1 and [document["number"] for document in whole["documents"]] == [0, 1, 2, 4, 5]
     out = tmp_path / "killed"
     for at in range(2, whole["segments"], 7):
-
-        def stop(event):
-            if event["segment"] == at:
-                raise Killed
-
         with pytest.raises(Killed):
-            run(config, out, replace(options, resume=at > 2), stop)
+            run(config, out, replace(options, resume=at > 2), kill_at(segment=at))
     again = run(config, out, replace(options, resume=True))
     assert np.array_equal(scores_of(out), scores_of(tmp_path / "whole")) and again["documents"] == whole["documents"]
     assert len(json.loads((out / "inputs.json").read_text())) < 10 + len(documents)
@@ -290,13 +281,8 @@ def test_texts_that_changed_in_the_meantime_are_refused_by_name(change, model, t
     kept_as("directory", documents_of(3), tmp_path / "texts")
     kept_as("jsonl", documents_of(4), tmp_path / "texts" / "lines")
     config = config_for(model, [tmp_path / "texts"])
-
-    def stop(event):
-        if event["segment"] == 2:
-            raise Killed
-
     with pytest.raises(Killed):
-        run(config, tmp_path / "run", RunOptions(checkpoint=1), stop)
+        run(config, tmp_path / "run", RunOptions(checkpoint=1), kill_at(segment=2))
     lines = tmp_path / "texts" / "lines" / "all.jsonl"
     if change == "line":
         lines.write_bytes(lines.read_bytes().replace(b"end", b"End", 1))

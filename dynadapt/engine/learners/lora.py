@@ -73,26 +73,12 @@ class LoraLearner:
 
     def gradient(self, ops, layer, group, dy, x, u, dU, slots, accumulate) -> None:
         """Write or add to the adapter gradients of ``slots`` for one group, or with ``fused`` set move the adapters at once."""
-        if self.fused is not None:
-            a, bt = (self.state.state_of(f"{layer}.{group}.{part}") for part in ("A", "Bt"))
-            ops.lora_gradient_update(
-                dy,
-                x,
-                u,
-                dU,
-                list(self.sizes[layer, group][1]),
-                self.adapt.scale,
-                slots,
-                self.fused.moving,
-                a,
-                bt,
-                self.fused.rule,
-                self.fused.lr,
-                self.fused.skipped,
-            )
-            return
-        dA, dBt = (self.layout.view(self.state.grad, f"{layer}.{group}.{part}") for part in ("A", "Bt"))
-        ops.lora_gradient(dy, x, u, dU, list(self.sizes[layer, group][1]), self.adapt.scale, slots, dA, dBt, accumulate)
+        given = (dy, x, u, dU, list(self.sizes[layer, group][1]), self.adapt.scale, slots)
+        f, names = self.fused, [f"{layer}.{group}.{part}" for part in ("A", "Bt")]
+        if f is not None:
+            ops.lora_gradient_update(*given, f.moving, *map(self.state.state_of, names), f.rule, f.lr, f.skipped)
+        else:
+            ops.lora_gradient(*given, *(self.layout.view(self.state.grad, name) for name in names), accumulate)
 
     def update(self, ops, slots, lr, norms=None, skipped=None):
         return self.state.update(ops.update, slots, lr, norms, skipped)

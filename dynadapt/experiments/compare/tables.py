@@ -78,7 +78,6 @@ def _pair(compared: Compared, k: int, classes: np.ndarray, labels: list[str]) ->
         compared.runs[0].config["segment"],
     )
     gain, drawn = -scored.change, attribution.units(scored)
-    low, high = attribution.mean_interval(gain, drawn)
     by_class = [_class(name, gain, classes == c, drawn) for c, name in enumerate(CLASSES) if (classes == c).any()]
     by_document = [_document(compared, k, number) for number in np.unique(compared.document).tolist()]
     first_seen = compared.last_seen == 0
@@ -86,7 +85,7 @@ def _pair(compared: Compared, k: int, classes: np.ndarray, labels: list[str]) ->
         "after": labels[k],
         "before": labels[0],
         "gain": float(gain.mean()),
-        "interval": [finite_number(low), finite_number(high)],
+        "interval": _interval(gain, drawn),
         "units": {"name": drawn.name, "count": drawn.count},
         "new": _part(gain, first_seen),
         "repeated": _part(gain, ~first_seen),
@@ -95,18 +94,21 @@ def _pair(compared: Compared, k: int, classes: np.ndarray, labels: list[str]) ->
     }
 
 
+def _interval(values: np.ndarray, drawn) -> list[float | None]:
+    return [finite_number(end) for end in attribution.mean_interval(values, drawn)]
+
+
 def _part(gain: np.ndarray, inside: np.ndarray) -> dict:
     return {"tokens": int(inside.sum()), "gain": float(gain[inside].mean()) if inside.any() else None}
 
 
 def _class(name: str, gain: np.ndarray, inside: np.ndarray, drawn) -> dict:
-    low, high = attribution.mean_interval(np.where(inside, gain, 0.0), drawn)
     return {
         "name": name,
         "tokens": int(inside.sum()),
         "gain": float(gain[inside].mean()),
         "part": float(gain[inside].sum() / len(gain)),
-        "interval": [finite_number(low), finite_number(high)],
+        "interval": _interval(np.where(inside, gain, 0.0), drawn),
     }
 
 
@@ -116,14 +118,13 @@ def _document(compared: Compared, k: int, number: int) -> dict:
         *(array[inside] for array in (compared.token, compared.nll[0], compared.nll[k], compared.document, compared.position)),
         compared.names,
     )
-    low, high = attribution.mean_interval(-alone.change, attribution.units(alone))
     return {
         "name": compared.names[number],
         "tokens": len(alone.tokens),
         "before": float(alone.before.mean()),
         "after": float(alone.after.mean()),
         "gain": float(-alone.change.mean()),
-        "interval": [finite_number(low), finite_number(high)],
+        "interval": _interval(-alone.change, attribution.units(alone)),
     }
 
 

@@ -98,12 +98,5 @@ class DiagnoseConfig:
         return self.eval.with_(text=tuple(texts), tokens=self.learn_tokens)
 
     def to_dict(self) -> dict:
-        return {
-            **self.eval.to_dict(),
-            "after": self.after,
-            "learn": list(self.learn),
-            "learn_tokens": self.learn_tokens,
-            "reference": list(self.reference),
-            "control": self.control,
-            "embeddings": self.embeddings,
-        }
+        own = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items() if name != "eval"}
+        return {**self.eval.to_dict(), **own}

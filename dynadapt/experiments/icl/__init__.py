@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .by_name import FUNCTION_CLASSES, baselines_by_name, make_baseline, make_function_class, make_inputs
+from dynadapt.common.lazy import lazily
+
+from .by_name import FUNCTION_CLASSES, make_baseline, make_function_class, make_inputs
 from .checks import IclError
 from .combine import ConvexCombination, Mixture
 from .function_class import FunctionClass, Functions
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # Name -> the module that has it, imported when it is asked for: these need torch, which takes seconds; to describe a class needs none.
 _HOMES = {
+    "BASELINES": "applicable_baselines",
     **dict.fromkeys(("averaging", "least_squares", "nearest_neighbours", "ridge", "zero"), "baselines"),
     **dict.fromkeys(("discrete_posterior", "linear_mixture", "linear_mixture_posterior"), "bayes"),
     **dict.fromkeys(
@@ -81,15 +83,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name == "BASELINES":
-        value = baselines_by_name()
-    elif name in _HOMES:
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _HOMES)
 
 
 def load_run(path, step: int | None = None, **where):

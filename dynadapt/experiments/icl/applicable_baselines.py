@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .baselines import averaging, least_squares, nearest_neighbours, ridge, zero
 from .bayes import discrete_posterior, linear_mixture
+from .by_name import baselines_by_name
 from .combine import ConvexCombination, Mixture
 from .evaluate import Predict
 from .function_class import FunctionClass
@@ -24,6 +25,7 @@ from .periodic import FourierSeries, Sinusoid
 MOST_SETS = 2000  # of coordinates that a posterior over them is worth its time for: 3 non-zeros of 20 are 1,140
 Basis = Callable[[Tensor], Tensor]  # x [B, N, d] -> features [B, N, f]
 
+BASELINES = baselines_by_name()
 TITLES = {
     "zero": "zero",
     "averaging": "averaging",

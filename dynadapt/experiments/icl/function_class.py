@@ -9,6 +9,7 @@ waits for the device, so prompts can be made inside a training loop without the 
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -72,7 +73,7 @@ class FunctionClass(ABC):
 
     def describe(self) -> dict:
         """The settings as JSON-able data, enough for `make_function_class` to make the same class."""
-        return {"name": self.name, "dims": self.dims, "scale": self.scale, **self._settings()}
-
-    def _settings(self) -> dict:
-        return {}
+        names = [name for name, of in inspect.signature(type(self)).parameters.items() if of.kind is of.KEYWORD_ONLY and name != "scale"]
+        own = {name: getattr(self, name) for name in names}
+        own = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
+        return {"name": self.name, "dims": self.dims, "scale": self.scale, **own}

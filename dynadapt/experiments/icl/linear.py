@@ -54,9 +54,6 @@ class SparseLinear(DenseLinear):
         mask = torch.zeros_like(order, dtype=dtype or torch.float32).scatter_(1, chosen, 1.0)
         return {"w": normal(generator, prompts, self.dims, dtype=dtype) * mask * (order < 2.0)}
 
-    def _settings(self):
-        return {"nonzeros": self.nonzeros}
-
 
 class NoisyLinear(DenseLinear):
     """y = w x + noise * N(0, 1), w ~ N(0, I), or one of `pool` tasks drawn once from N(0, I) with `pool_seed` (Raventós et al.).
@@ -97,9 +94,6 @@ class NoisyLinear(DenseLinear):
         values = self.values(functions, x)
         noisy = values + self.noise * normal(generator, *values.shape, dtype=values.dtype)
         return noisy * math.sqrt(self.dims / (self.dims + self.noise**2)) if self.renormalise else noisy
-
-    def _settings(self):
-        return {"noise": self.noise, "renormalise": self.renormalise, "pool": self.pool, "pool_seed": self.pool_seed}
 
 
 class Quadratic(DenseLinear):

@@ -31,23 +31,16 @@ class ReluNetwork(FunctionClass):
         hidden = torch.relu(x @ functions["w1"])  # [B, N, h]
         return (hidden @ functions["w2"]).squeeze(2) * math.sqrt(2 / self.hidden)
 
-    def _settings(self):
-        return {"hidden": self.hidden}
-
 
 class DecisionTree(FunctionClass):
     """A full binary tree of `depth` levels: node n asks whether a random coordinate of x is positive and goes on to 2n+1 (no) or
     2n+2 (yes); the leaves hold N(0, 1). A coordinate may be asked twice on a path, as in the source."""
 
-    name = "decision_tree"
+    name, normaliser = "decision_tree", 1.0
 
     def __init__(self, dims: int, *, depth: int = 4, scale: float = 1.0):
         super().__init__(dims, scale=scale)
         self.depth = check_count(f"{self.name}: depth", depth, 1, 16)
-
-    @property
-    def normaliser(self) -> float:
-        return 1.0
 
     def sample(self, prompts, generator, *, active=None, dtype=None) -> Functions:
         inner = 2**self.depth - 1
@@ -63,6 +56,3 @@ class DecisionTree(FunctionClass):
             coordinate = asked.gather(1, node)  # [B, N]
             node = 2 * node + 1 + positive.gather(2, coordinate[:, :, None]).squeeze(2)
         return leaves.gather(1, node - (2**self.depth - 1))
-
-    def _settings(self):
-        return {"depth": self.depth}

@@ -39,9 +39,6 @@ class Sinusoid(FunctionClass):
     def _values(self, functions, x):
         return functions["amplitude"] * torch.sin(functions["frequency"] * x[:, :, 0] + functions["phase"])
 
-    def _settings(self):
-        return {"amplitude": list(self.amplitude), "frequency": list(self.frequency)}
-
 
 class FourierSeries(FunctionClass):
     """y = sum over n = 1..F of (a_n cos(n pi x / L) + b_n sin(n pi x / L)) / sqrt(F), a and b ~ N(0, 1), F uniform in 1..max_frequency.
@@ -49,16 +46,12 @@ class FourierSeries(FunctionClass):
     Panwar et al. (mdrpanwar/icl-bayesian-prism src/tasks.py, `standardize`): L = `period` = 5, max_frequency 10, x ~ U(-5, 5).
     """
 
-    name = "fourier_series"
+    name, normaliser = "fourier_series", 1.0
 
     def __init__(self, dims: int = 1, *, max_frequency: int = 10, period: float = 5.0, scale: float = 1.0):
         super().__init__(dims, scale=scale)
         self.max_frequency = check_count(f"{self.name}: max_frequency", max_frequency)
         self.period = check_number(f"{self.name}: period", period, 0.0, above=True)
-
-    @property
-    def normaliser(self) -> float:
-        return 1.0
 
     def sample(self, prompts, generator, *, active=None, dtype=None) -> Functions:
         terms = torch.randint(1, self.max_frequency + 1, (prompts, 1), generator=generator, device=generator.device)  # F
@@ -71,6 +64,3 @@ class FourierSeries(FunctionClass):
         angle = x[:, :, :1] * orders * (math.pi / self.period)  # [B, N, max_frequency]
         summed = torch.cos(angle) @ functions["cosine"][:, :, None] + torch.sin(angle) @ functions["sine"][:, :, None]
         return summed.squeeze(2)
-
-    def _settings(self):
-        return {"max_frequency": self.max_frequency, "period": self.period}

@@ -17,42 +17,17 @@ from .config import TrainConfig
 
 _GARG = dict(classes=("dense-linear",), positions=202, batch=64, lr=1e-4)
 _CURRICULUM = dict(dims=20, dims_start=5, points=41, points_start=11, points_step=2, steps=500_000)
+_DEMO = dict(batch=64, steps=25_000, lr=2e-3, schedule="cosine", warmup=625, clip=1.0)
+_RAVENTOS = dict(classes=("noisy-linear:noise=0.5",), batch=256, steps=500_000, lr=1e-3, schedule="triangle", warmup=250_000)
 
-PRESETS: dict[str, TrainConfig] = {
-    "demo": TrainConfig(
-        "demo",
-        dims=2,
-        points=6,
-        layers=4,
-        hidden=64,
-        heads=2,
-        positions=20,
-        batch=64,
-        steps=25_000,
-        lr=2e-3,
-        schedule="cosine",
-        warmup=625,
-        clip=1.0,
-    ),
-    "garg-tiny": TrainConfig("garg-tiny", **_GARG, dims=5, points=11, layers=3, hidden=64, heads=2, steps=5000),
-    "garg-small": TrainConfig("garg-small", **_GARG, **_CURRICULUM, layers=6, hidden=128, heads=4),
-    "garg-standard": TrainConfig("garg-standard", **_GARG, **_CURRICULUM, layers=12, hidden=256, heads=8),
-    "raventos": TrainConfig(
-        "raventos",
-        classes=("noisy-linear:noise=0.5",),
-        dims=8,
-        points=16,
-        layers=8,
-        hidden=128,
-        heads=2,
-        positions=32,
-        batch=256,
-        steps=500_000,
-        lr=1e-3,
-        schedule="triangle",
-        warmup=250_000,
-    ),
-}
+_ALL = (
+    TrainConfig("demo", **_DEMO, dims=2, points=6, layers=4, hidden=64, heads=2, positions=20),
+    TrainConfig("garg-tiny", **_GARG, dims=5, points=11, layers=3, hidden=64, heads=2, steps=5000),
+    TrainConfig("garg-small", **_GARG, **_CURRICULUM, layers=6, hidden=128, heads=4),
+    TrainConfig("garg-standard", **_GARG, **_CURRICULUM, layers=12, hidden=256, heads=8),
+    TrainConfig("raventos", **_RAVENTOS, dims=8, points=16, layers=8, hidden=128, heads=2, positions=32),
+)
+PRESETS: dict[str, TrainConfig] = {config.preset: config for config in _ALL}
 
 
 def from_preset(name: str, **changes) -> TrainConfig:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .mixer import Mixer, MixerError, Shaping, array, by_domain, check_choice, check_number, check_weights, listed, reweighted
+from .mixer import Mixer, MixerError, Shaping, by_domain, check_choice, check_number, check_weights, reweighted
 
 
 def excess(proxy: np.ndarray, reference: np.ndarray, domain: np.ndarray, domains: Sequence[str]) -> dict[str, float]:
@@ -36,6 +36,7 @@ class DoReMi(Mixer):
     """vocabulary: size of the tokenizer's, for domains not seen yet. drawn: the static mix of acts="loss" (default: uniform)."""
 
     name, signal, cadence = "doremi", "excess", "step"
+    _kept = ("excess", "sum", "count")
 
     def __init__(
         self,
@@ -87,9 +88,3 @@ class DoReMi(Mixer):
         new = (1.0 - self.eps) * moved + self.eps / len(self.domains)
         self._sum, self._count = self._sum + self.shaping(self._weights, new), self._count + 1
         return new
-
-    def _state(self):
-        return {"excess": listed(self._excess), "sum": self._sum.tolist(), "count": self._count}
-
-    def _load(self, state):
-        self._excess, self._sum, self._count = array(state["excess"]), np.array(state["sum"], float), int(state["count"])

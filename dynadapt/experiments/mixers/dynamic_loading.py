@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .mixer import Mixer, Shaping, array, by_domain, check_choice, check_number, listed, reweighted
+from .mixer import Mixer, Shaping, by_domain, check_choice, check_number, reweighted
 
 
 class DynamicBatchLoading(Mixer):
     """target: nats per token by domain. `distance` are the last d, by domain; empty before any."""
 
     name, signal, cadence = "dynamic-batch-loading", "heldout", "evaluation"
+    _kept = ("distance",)
 
     def __init__(
         self,
@@ -55,9 +56,3 @@ class DynamicBatchLoading(Mixer):
         ones = np.ones(len(self.domains))
         moved = reweighted(self._weights, exponent) if self.rule == "doremi" else reweighted(ones, self._weights + exponent)
         return (1.0 - self.c) * moved + self.c / len(self.domains)
-
-    def _state(self):
-        return {"distance": listed(self._distance)}
-
-    def _load(self, state):
-        self._distance = array(state["distance"])

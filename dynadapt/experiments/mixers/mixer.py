@@ -139,7 +139,7 @@ def with_floor(weights: np.ndarray, floor: float) -> np.ndarray:
 
 
 class Mixer(ABC):
-    """Weights of K domains, and the rule that moves them. Derived classes give `_rule`, and `_state`/`_load` if they keep more.
+    """Weights of K domains, and the rule that moves them. Derived classes give `_rule`, and `_kept` (or `_state`/`_load`) if they keep more.
 
     domains   names; all arrays have this order.      initial   weights before the first update, by domain.
     notes     what the last update has to say (a domain whose loss rises, a loss used again), for people to read.
@@ -147,6 +147,7 @@ class Mixer(ABC):
 
     name: ClassVar[str]
     signal: ClassVar[str]  # "heldout": held-out losses; "train": losses of the batch; "excess": see doremi.py; "none": losses are not read
+    _kept: ClassVar[tuple[str, ...]] = ()  # arrays [K] and numbers of the state; each is the attribute of its name behind an underscore
     cadence: ClassVar[str]  # "evaluation": update after each held-out evaluation; "step": after each training step; "never"
 
     def __init__(self, domains: Sequence[str], initial: Mapping[str, float], shaping: Shaping = Shaping()):
@@ -265,10 +266,13 @@ class Mixer(ABC):
         self.notes = ()
 
     def _state(self) -> dict:
-        return {}
+        kept = {name: getattr(self, f"_{name}") for name in self._kept}
+        return {name: listed(value) if isinstance(value, np.ndarray) else value for name, value in kept.items()}
 
     def _load(self, state: Mapping) -> None:
-        pass
+        for name in self._kept:
+            kind = type(getattr(self, f"_{name}"))
+            setattr(self, f"_{name}", array(state[name]) if kind is np.ndarray else kind(state[name]))
 
 
 def listed(values: np.ndarray) -> list[float | None]:

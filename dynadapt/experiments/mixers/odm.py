@@ -23,6 +23,7 @@ class ODM(Mixer):
     """smoothing: share of R that stays. `reward` are the R, by domain."""
 
     name, signal, cadence = "odm", "train", "step"
+    _kept = ("reward", "eps")
 
     def __init__(
         self,
@@ -63,9 +64,3 @@ class ODM(Mixer):
         else:
             share = reweighted(np.ones(count), before * self._reward)
         return (1.0 - count * self._eps) * share + self._eps
-
-    def _state(self):
-        return {"reward": self._reward.tolist(), "eps": self._eps}
-
-    def _load(self, state):
-        self._reward, self._eps = np.array(state["reward"], float), float(state["eps"])

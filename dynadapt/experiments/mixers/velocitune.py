@@ -27,6 +27,7 @@ class Velocitune(Mixer):
     """start, target: nats per token by domain. least_headroom: nats. `velocity` are the last V, by domain; 1 before any."""
 
     name, signal, cadence = "velocitune", "heldout", "evaluation"
+    _kept = ("velocity",)
 
     def __init__(
         self,
@@ -76,9 +77,3 @@ class Velocitune(Mixer):
             if self.rising == "zero":
                 velocity[index] = 0.0
             self._note(f"{what}; velocity {velocity[index]:g}" + (", so its weight keeps growing" if self.rising == "clamp" else ""))
-
-    def _state(self):
-        return {"velocity": self._velocity.tolist()}
-
-    def _load(self, state):
-        self._velocity = np.array(state["velocity"], float)

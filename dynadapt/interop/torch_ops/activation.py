@@ -6,7 +6,7 @@ import torch
 
 from dynadapt.ops import activation as op_activation
 
-from .registry import autograd, check_kind, contiguous, functional, kernel, like, no_second_derivative
+from .registry import autograd, check_kind, contiguous, functional, kernel, like
 
 
 @functional("activation(Tensor h, str kind) -> Tensor")
@@ -16,7 +16,7 @@ def _activation(h, kind):
     kernel("activation_forward", h)(h.contiguous(), kind, y)
 
 
-@functional("activation_backward(Tensor dy, Tensor h, str kind) -> Tensor")
+@functional("activation_backward(Tensor dy, Tensor h, str kind) -> Tensor", gradient=True)
 def _activation_backward(dy, h, kind):
     dh = like(h)
     yield dh
@@ -34,7 +34,6 @@ def _gradient(ctx, dy):
 
 
 autograd(_activation, _setup, _gradient)
-no_second_derivative(_activation_backward)
 
 
 def activation(h, kind: str = "swiglu") -> torch.Tensor:

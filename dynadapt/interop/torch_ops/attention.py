@@ -6,7 +6,7 @@ import torch
 
 from dynadapt.ops import attention as op_attention
 
-from .registry import autograd, contiguous, functional, kernel, like, no_second_derivative, wide
+from .registry import autograd, contiguous, functional, kernel, like, wide
 
 
 def _rows_and_memory(qkv, mem_k, slots):
@@ -41,6 +41,7 @@ def _attention(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale):
     "attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor lse, Tensor? mem_k, Tensor? mem_v, Tensor? mem_len, "
     "Tensor slots, Tensor? cos, Tensor? sin, int hq, int hkv, int d, float scale) -> Tensor",
     _backward_flops,
+    gradient=True,
 )
 def _attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale):
     dqkv = like(qkv)
@@ -61,7 +62,6 @@ def _gradient(ctx, dout, _):
 
 
 autograd(_attention, _setup, _gradient)
-no_second_derivative(_attention_backward)
 
 
 def attention(qkv, hq: int, hkv: int, d: int, *, slots=None, memory=None, cos=None, sin=None, scale: float | None = None) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from dynadapt.ops import cross_entropy as op_entropy
 
 from .packing import matrices
-from .registry import autograd, contiguous, functional, kernel, no_second_derivative, once, wide
+from .registry import autograd, contiguous, functional, kernel, once, wide
 
 
 def _check_targets(op, targets, fit, accepted):
@@ -52,6 +52,7 @@ def _cross_entropy(h, head, targets, gradient=False):
 @functional(
     "cross_entropy_weight_gradient(Tensor h, Tensor head, Tensor targets, Tensor? weights, Tensor lse) -> Tensor",
     lambda h, head, targets, weights, lse: sum(op_entropy.weight_gradient_flops(h[0], h[1], head[0])),
+    gradient=True,
 )
 def _weight_gradient(h, head, targets, weights, lse):
     dW = wide(h, head.shape[0], head.shape[1])
@@ -86,7 +87,6 @@ def _gradient(ctx, g, *_):
 
 
 autograd(_cross_entropy, _setup, _gradient)
-no_second_derivative(_weight_gradient)
 
 
 def cross_entropy(h, head, targets) -> torch.Tensor:

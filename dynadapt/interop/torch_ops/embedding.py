@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .registry import autograd, contiguous, functional, kernel, no_second_derivative, wide_zeros
+from .registry import autograd, contiguous, functional, kernel, wide_zeros
 
 
 @functional("embedding(Tensor tokens, Tensor table, Tensor? position_table, Tensor? positions) -> Tensor")
@@ -15,7 +15,7 @@ def _embedding(tokens, table, position_table=None, positions=None):
     kernel("embedding_forward", table)(tokens, table, position_table, positions, out)
 
 
-@functional("embedding_backward(Tensor tokens, Tensor dout, SymInt rows) -> Tensor")
+@functional("embedding_backward(Tensor tokens, Tensor dout, SymInt rows) -> Tensor", gradient=True)
 def _embedding_backward(tokens, dout, rows):
     dtable = wide_zeros(dout, rows, dout.shape[1])
     yield dtable
@@ -40,7 +40,6 @@ def _gradient(ctx, dout):
 
 
 autograd(_embedding, _setup, _gradient)
-no_second_derivative(_embedding_backward)
 
 
 def embedding(tokens, table, position_table=None, positions=None) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .registry import autograd, contiguous, functional, kernel, like, no_second_derivative, wide, wide_zeros
+from .registry import autograd, contiguous, functional, kernel, like, wide, wide_zeros
 
 
 @functional("head_norm(Tensor qkv, Tensor q_weight, Tensor k_weight, float eps, int hq, int hkv, int d) -> (Tensor out, Tensor rstd)")
@@ -17,7 +17,8 @@ def _head_norm(qkv, q_weight, k_weight, eps, hq, hkv, d):
 
 @functional(
     "head_norm_backward(Tensor dout, Tensor qkv, Tensor q_weight, Tensor k_weight, Tensor rstd, int hq, int hkv, "
-    "int d) -> (Tensor dqkv, Tensor dq_weight, Tensor dk_weight)"
+    "int d) -> (Tensor dqkv, Tensor dq_weight, Tensor dk_weight)",
+    gradient=True,
 )
 def _head_norm_backward(dout, qkv, q_weight, k_weight, rstd, hq, hkv, d):
     dqkv, dq, dk = like(dout), wide_zeros(dout, d), wide_zeros(dout, d)
@@ -39,7 +40,6 @@ def _gradient(ctx, dout, _):
 
 
 autograd(_head_norm, _setup, _gradient)
-no_second_derivative(_head_norm_backward)
 
 
 def head_norm(qkv, q_weight, k_weight, hq: int, hkv: int, d: int, eps: float = 1e-6) -> torch.Tensor:

@@ -9,7 +9,7 @@ from dynadapt.ops import linear as op_linear
 from .bias_gradient import bias_gradient
 from .lora_gradient import lora_gradient, slots_of
 from .packing import matrices
-from .registry import autograd, contiguous, functional, kernel, no_second_derivative, rows
+from .registry import autograd, contiguous, functional, kernel, rows
 from .weight_gradient import weight_gradient
 
 
@@ -38,6 +38,7 @@ def _backward_flops(dy, weights, A, Bt, slots, scale, need_dx):
     "linear_backward(Tensor dy, Tensor[] weights, Tensor? A, Tensor? Bt, Tensor? slots, float scale, bool need_dx) -> "
     "(Tensor dU, Tensor dx)",
     _backward_flops,
+    gradient=True,
 )
 def _linear_backward(dy, weights, A, Bt, slots, scale, need_dx):
     dU = dy.new_empty(dy.shape[0], 0 if A is None else A.shape[1])
@@ -73,7 +74,6 @@ def _gradient(ctx, dy, _):
 
 
 autograd(_linear, _setup, _gradient)
-no_second_derivative(_linear_backward)
 
 
 def linear(x, weights, bias=None, A=None, Bt=None, slots=None, scale: float = 1.0) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from dynadapt.ops import linear_mse as op_mse
 
-from .registry import autograd, contiguous, functional, kernel, no_second_derivative, once, wide, wide_zeros
+from .registry import autograd, contiguous, functional, kernel, once, wide, wide_zeros
 
 
 @functional(
@@ -23,6 +23,7 @@ def _linear_mse(h, weight, bias, target):
 @functional(
     "linear_mse_backward(Tensor h, Tensor weight, Tensor? bias, Tensor target, Tensor g) -> (Tensor dh, Tensor dweight, Tensor dbias)",
     lambda h, weight, bias, target, g: op_mse.flops(h[0], h[1], True),
+    gradient=True,
 )
 def _linear_mse_backward(h, weight, bias, target, g):
     dh, dweight, dbias = torch.empty_like(h, memory_format=torch.contiguous_format), wide_zeros(h, h.shape[1]), wide_zeros(h, 1)
@@ -53,7 +54,6 @@ def _gradient(ctx, _, g):
 
 
 autograd(_linear_mse, _setup, _gradient)
-no_second_derivative(_linear_mse_backward)
 
 
 def linear_mse(h, weight, target, bias=None) -> tuple[torch.Tensor, torch.Tensor]:

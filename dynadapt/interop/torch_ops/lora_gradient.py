@@ -7,11 +7,21 @@ import torch
 from dynadapt.ops import lora_gradient as op_lora
 from dynadapt.ops.update import UpdateRule, UpdateState
 
-from .registry import contiguous, functional, kernel, mutating, no_second_derivative, wide_zeros
+from .registry import contiguous, functional, kernel, mutating, wide_zeros
 
 # An UpdateState and an UpdateRule are spelled out as their fields.
 STATE = "Tensor({0}!) {p}master, Tensor({1}!)? {p}working, Tensor({2}!)? {p}first, Tensor? {p}prior, Tensor? {p}stat, Tensor? {p}prior_rate"
 RULE = "str kind, float decay=0, float momentum=0, float eps=0"
+
+
+def fused_state(master, working, first, prior, stat, prior_rate) -> UpdateState:
+    """The arguments of STATE."""
+    return UpdateState(master, working=working, first=first, prior=prior, stat=stat, prior_rate=prior_rate)
+
+
+def fused_rule(kind, **numbers) -> UpdateRule:
+    """The arguments of RULE; torch leaves out what is as the schema has it."""
+    return UpdateRule(kind, **{"eps": 0.0, **numbers})
 
 
 def slots_of(slots, A):
@@ -27,6 +37,7 @@ def _flops(dy, x, u, dU, part_sizes, scale, slots, slot_count):
     "lora_gradient(Tensor dy, Tensor x, Tensor u, Tensor dU, int[] part_sizes, float scale, Tensor? slots, "
     "int slot_count) -> (Tensor dA, Tensor dBt)",
     _flops,
+    gradient=True,
 )
 def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, slot_count):
     dA = wide_zeros(dy, slot_count, u.shape[1], x.shape[1])  # zero for slots that no row belongs to
@@ -36,44 +47,12 @@ def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, slot_count):
     kernel("lora_gradient", dy)(dy, x, u, dU, list(part_sizes), scale, slots_of(slots, dA), dA, dBt, False)
 
 
-no_second_derivative(lora_gradient)
-
-
 @mutating(
     "lora_gradient_update(Tensor dy, Tensor x, Tensor u, Tensor dU, int[] part_sizes, float scale, Tensor slots, "
     f"Tensor moving, {STATE.format('a', 'b', 'c', p='a_')}, {STATE.format('d', 'e', 'f', p='bt_')}, Tensor lr, "
     f"Tensor(g!) skipped, *, {RULE}) -> ()"
 )
-def lora_gradient_update(
-    dy,
-    x,
-    u,
-    dU,
-    part_sizes,
-    scale,
-    slots,
-    moving,
-    a_master,
-    a_working,
-    a_first,
-    a_prior,
-    a_stat,
-    a_prior_rate,
-    bt_master,
-    bt_working,
-    bt_first,
-    bt_prior,
-    bt_stat,
-    bt_prior_rate,
-    lr,
-    skipped,
-    *,
-    kind,
-    decay=0.0,
-    momentum=0.0,
-    eps=0.0,
-):
-    a = UpdateState(a_master, working=a_working, first=a_first, prior=a_prior, stat=a_stat, prior_rate=a_prior_rate)
-    bt = UpdateState(bt_master, working=bt_working, first=bt_first, prior=bt_prior, stat=bt_stat, prior_rate=bt_prior_rate)
-    rule = UpdateRule(kind, decay=decay, momentum=momentum, eps=eps)
+def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, *states_lr_and_skipped, **numbers):
+    *states, lr, skipped = states_lr_and_skipped
+    a, bt, rule = fused_state(*states[:6]), fused_state(*states[6:]), fused_rule(**numbers)
     kernel("lora_gradient_update", dy)(dy, x, u, dU, list(part_sizes), scale, slots, moving, a, bt, rule, lr, skipped)

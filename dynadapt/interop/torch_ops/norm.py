@@ -6,7 +6,7 @@ import torch
 
 from dynadapt.ops import norm as op_norm
 
-from .registry import autograd, check_kind, contiguous, functional, kernel, like, no_second_derivative, wide, wide_zeros
+from .registry import autograd, check_kind, contiguous, functional, kernel, like, wide, wide_zeros
 
 
 @functional("norm(Tensor x, Tensor weight, Tensor? bias, float eps, str kind) -> (Tensor y, Tensor stat)")
@@ -26,7 +26,8 @@ def _add_norm(x, delta, weight, bias, eps, kind):
 
 
 @functional(
-    "norm_backward(Tensor dy, Tensor res, Tensor weight, Tensor stat, str kind, Tensor? dres) -> (Tensor dx, Tensor dweight, Tensor dbias)"
+    "norm_backward(Tensor dy, Tensor res, Tensor weight, Tensor stat, str kind, Tensor? dres) -> (Tensor dx, Tensor dweight, Tensor dbias)",
+    gradient=True,
 )
 def _norm_backward(dy, res, weight, stat, kind, dres=None):
     dx, dweight, dbias = like(dy), wide_zeros(dy, dy.shape[1]), wide_zeros(dy, dy.shape[1])
@@ -66,7 +67,6 @@ def _gradient_add_norm(ctx, dres, dy, _):
 
 autograd(_norm, _setup_norm, _gradient_norm)
 autograd(_add_norm, _setup_add_norm, _gradient_add_norm)
-no_second_derivative(_norm_backward)
 
 
 def norm(x, weight, bias=None, eps: float = 1e-5, kind: str = "rms") -> torch.Tensor:

@@ -80,8 +80,9 @@ def kernel(op: str, like: torch.Tensor):
     return _function(op, backend_of(op, like.device.type, like.dtype), like.dtype)
 
 
-def functional(schema: str, flops=None):
-    """Register a generator as the op of ``schema``; ``flops(*shapes and other arguments)`` counts its multiply-adds twice."""
+def functional(schema: str, flops=None, gradient: bool = False):
+    """Register a generator as the op of ``schema``; ``flops(*shapes and other arguments)`` counts its multiply-adds twice. To
+    differentiate a ``gradient`` is an error that says so, instead of a gradient that is silently missing."""
 
     def register(outputs_then_kernel):
         def run(*args, **kwargs):
@@ -94,10 +95,16 @@ def functional(schema: str, flops=None):
         def fake(*args, **kwargs):
             return next(outputs_then_kernel(*args, **kwargs))
 
+        def refuse(ctx, *grads):
+            raise NotImplementedError(f"dynadapt::{name} is a gradient itself and has no derivative; differentiate once only")
+
         name = _define(schema, run, fake)
         if flops is not None:
             _register_flops(name, flops)
-        return getattr(torch.ops.dynadapt, name).default
+        op = getattr(torch.ops.dynadapt, name).default
+        if gradient:
+            autograd(op, lambda ctx, inputs, output: None, refuse)
+        return op
 
     return register
 
@@ -146,16 +153,6 @@ def _register_flops(name, flops) -> None:
 
 def autograd(op, setup_context, backward) -> None:
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)
-
-
-def no_second_derivative(*ops) -> None:
-    """Differentiating these is an error that says so, instead of a gradient that is silently missing."""
-    for op in ops:
-
-        def refuse(ctx, *grads, name=op._opname):
-            raise NotImplementedError(f"dynadapt::{name} is a gradient itself and has no derivative; differentiate once only")
-
-        autograd(op, lambda ctx, inputs, output: None, refuse)
 
 
 class _Once(torch.autograd.Function):

@@ -14,33 +14,9 @@ from .registry import kernel, mutating
     "Tensor? prior_rate=None, *, float decay=0, float clip=0, float beta1=0.9, float beta2=0.999, float eps=1e-8, "
     "float weight_decay=0, float momentum=0) -> ()"
 )
-def update(
-    kind,
-    master,
-    grad,
-    first,
-    second,
-    prior,
-    stat,
-    working,
-    slots,
-    lr,
-    step,
-    norms,
-    skipped,
-    prior_rate=None,
-    *,
-    decay=0.0,
-    clip=0.0,
-    beta1=0.9,
-    beta2=0.999,
-    eps=1e-8,
-    weight_decay=0.0,
-    momentum=0.0,
-):
-    rule = UpdateRule(kind, decay=decay, clip=clip, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, momentum=momentum)
+def update(kind, master, grad, first, second, prior, stat, working, slots, lr, step, norms, skipped, prior_rate=None, **numbers):
     state = UpdateState(
         master, grad=grad, first=first, second=second, prior=prior, stat=stat, prior_rate=prior_rate, working=working, step=step
     )
     # master's dtype, not working's: the kernels serve either in `working`
-    kernel("update", master)(state, rule, slots, lr, norms, skipped)
+    kernel("update", master)(state, UpdateRule(kind, **numbers), slots, lr, norms, skipped)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dynadapt.ops import weight_gradient as op_weight
-from dynadapt.ops.update import UpdateRule, UpdateState
 
-from .lora_gradient import RULE, STATE
-from .registry import contiguous, functional, kernel, mutating, no_second_derivative, rows, wide
+from .lora_gradient import RULE, STATE, fused_rule, fused_state
+from .registry import contiguous, functional, kernel, mutating, rows, wide
 
 
 @functional(
     "weight_gradient(Tensor dy, Tensor x, Tensor? rows) -> Tensor",
     lambda dy, x, chosen=None: op_weight.flops(x[0], dy[1] if chosen is None else chosen[0], x[1]),
+    gradient=True,
 )
 def weight_gradient(dy, x, chosen=None):
     dW = wide(dy, dy.shape[1] if chosen is None else chosen.shape[0], x.shape[1])
@@ -20,7 +20,7 @@ def weight_gradient(dy, x, chosen=None):
     kernel("weight_gradient", dy)(rows(dy), x, chosen, dW, False)
 
 
-@functional("row_scores(Tensor dy, Tensor x) -> Tensor")
+@functional("row_scores(Tensor dy, Tensor x) -> Tensor", gradient=True)
 def row_scores(dy, x):
     out = wide(dy, dy.shape[1])
     yield out
@@ -28,16 +28,10 @@ def row_scores(dy, x):
     kernel("row_scores", dy)(dy, x, out)
 
 
-no_second_derivative(weight_gradient, row_scores)
-
-
 @mutating(
     "weight_gradient_update(Tensor dy, Tensor x, Tensor? rows, Tensor(d!) weight, "
     f"{STATE.format('a', 'b', 'c', p='')}, Tensor lr, Tensor(e!) skipped, *, {RULE}) -> ()"
 )
-def weight_gradient_update(
-    dy, x, rows, weight, master, working, first, prior, stat, prior_rate, lr, skipped, *, kind, decay=0.0, momentum=0.0, eps=0.0
-):
-    state = UpdateState(master, working=working, first=first, prior=prior, stat=stat, prior_rate=prior_rate)
-    rule = UpdateRule(kind, decay=decay, momentum=momentum, eps=eps)
-    kernel("weight_gradient_update", dy)(dy, x, rows, weight, state, rule, lr, skipped)
+def weight_gradient_update(dy, x, rows, weight, *state_lr_and_skipped, **numbers):
+    *state, lr, skipped = state_lr_and_skipped
+    kernel("weight_gradient_update", dy)(dy, x, rows, weight, fused_state(*state), fused_rule(**numbers), lr, skipped)
