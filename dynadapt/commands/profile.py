@@ -33,14 +33,14 @@ MEASURED = {
     "segment": (int, 512, "tokens of each"),
     "memory": (int, 512, "tokens that each stream remembers, where the op or step attends to them"),
     "case": (str, "", "with --op: only the case of this label"),
-    "dtype": (str, "bf16", "bf16 or fp32"),
+    "dtype": (str, "auto", "bf16 or fp32; auto: what is fastest where this runs"),
     "backend": (str, "auto", "cpu, triton or reference; auto takes the device's own"),
     "device": (str, "auto", "cpu, cuda or cuda:N"),
     "warmup": (int, WARMUP, "calls before the timed ones"),
     "iters": (int, ITERS, "timed calls"),
 }
 LEAST = {"streams": 1, "segment": 1, "memory": 0, "warmup": 0, "iters": 1}
-CHOICES = {"dtype": ("bf16", "fp32"), "backend": ("auto", "cpu", "triton", "reference")}
+CHOICES = {"dtype": ("auto", "bf16", "fp32"), "backend": ("auto", "cpu", "triton", "reference")}
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -127,6 +127,10 @@ def _measure(arguments) -> int:
 
     runs = Runs(arguments.warmup, arguments.iters, pipes)
     what = {name: getattr(arguments, name) for name in MEASURED if name not in ("warmup", "iters")}
+    if what["dtype"] == "auto":
+        from dynadapt.engine.arithmetic import fastest
+
+        what["dtype"] = fastest(what["device"], what["backend"])[0]
     found = environment()
     print(_header(found, ranges.status()))
     rows = profile_step(what, runs) if arguments.step else profile_op(arguments.op, what, runs)
