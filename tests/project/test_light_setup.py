@@ -28,6 +28,7 @@ EXTRAS = (
     "sklearn",
     "sentence_transformers",
     "pyarrow",
+    "llama_cpp",
     "wandb",
     "trackio",
     "tensorboard",
