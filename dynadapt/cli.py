@@ -66,11 +66,13 @@ GROUPS: dict[str, dict[str, Command]] = {
         "plan": Command("plan", "predict time, memory and the binding limit of a step, for a machine that need not be at hand"),
         "profile": Command("profile", "run one op or one step, checked, for a profiler or by itself"),
         "bench step": Command("bench_step", "time one adapt step against transformers + peft"),
+        "bench score": Command("bench_score", "time scoring a text, nothing learning, against llama.cpp and transformers"),
+        "bench products": Command("bench_products", "time a step's matrix products by themselves, against MKL and oneDNN"),
         "bench icl": Command("bench_icl", "time one training step of a preset against the same model in Hugging Face's GPT-2"),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
-FAMILIES = {"icl": "in-context learning of function classes", "bench": "a step side by side with the same step in other libraries"}
+FAMILIES = {"icl": "in-context learning of function classes", "bench": "a step, or scoring, side by side with the same in other libraries"}
 DESCRIPTION = "Score a text with a language model and learn from each segment right after scoring it."
 START = "start with: dynadapt fetch smollm2-135m, then dynadapt eval --text builtin:python-reference --tokens 8192"
 

@@ -11,31 +11,41 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .side_by_side import OURS, ModuleWorker, Runner, Worker, best_of, milliseconds, race, runners_of, spread
+from . import neighbour
+from .side_by_side import BUSY, OURS, ModuleWorker, Runner, Worker, best_of, milliseconds, race, runners_of, spread
 
 WARM = 3  # steps between the first one and the reading of the peak memory
 
 
 @dataclass(frozen=True)
 class Provider:
-    """What a process is told. compiled: it fixes its number of threads when it compiles, so it gets a process for each."""
+    """What a process is told.
+
+    compiled: it fixes its number of threads when it compiles, so it gets a process for each. settings: arguments of its "time", which
+    race each other as numbers of threads do. bounds: how far from float64 it may be, by measure, whose arithmetic is coarser than its
+    dtype says; None: the yardstick's rule.
+    """
 
     name: str
     options: dict
     compiled: bool = False
+    settings: tuple[dict, ...] = ({},)
+    bounds: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """What is compared, and how its results are checked.
 
-    module: run as every provider's process; its worker also answers {"do": "check", "out": FILE} with a file of tensors.
+    module: run as every provider's process; its worker also answers {"do": "check", "out": FILE} with a file of tensors, and what it
+        answers beside that goes into the provider's row.
     rows: what is timed, by its name in the results; rows of OURS first.
     truth: the provider in float64 that all are held against.
     yardstick: a name; nothing is timed unless dynadapt is no further from the truth than this provider in the same dtype is, and
         the others at most twice as far. floor: how far they may be anyway, by measure: the tensor whose root mean square is
         measured (relative to its mean, with `relative`), and "gradient", the relative 2-norm over all others.
     choices: numbers of threads, the largest first. ceilings: measure them, which is for CPUs.
+    busy: all is timed once more beside a process that keeps a core busy, as rows of their own.
     """
 
     module: str
@@ -47,6 +57,7 @@ class Benchmark:
     relative: bool = False
     ceilings: bool = True
     environment: dict[str, str] = field(default_factory=dict)
+    busy: bool = False
 
 
 def thread_choices() -> tuple[int, ...]:
@@ -60,9 +71,10 @@ def compare(benchmark: Benchmark, rounds: int, steps: int, say: Callable[[str], 
     1. the truth is written;
     2. every provider loads and makes its first step, its memory is read after a few more, and its results are held to the truth;
     3. errors are held to the yardstick's;
-    4. all take turns, and the ceilings are measured between the rounds.
+    4. all take turns, and the ceilings are measured between the rounds; then all take turns again, with a core busy.
 
-    Returns {"rounds", "other_load", "dropped", "flops_per_step", "ceiling" and "peak_gflops" by dtype, "providers": rows}.
+    Returns what race() does, {"flops_per_step", "ceiling" and "peak_gflops" by dtype, "providers": rows} and, of the second race,
+    "busy_neighbour".
 
     Raises:
         RuntimeError: a provider ended, or is too far from float64.
@@ -75,6 +87,8 @@ def compare(benchmark: Benchmark, rounds: int, steps: int, say: Callable[[str], 
                 field.enter(row, provider)
             check(field.rows, field.yardsticks(), benchmark.floor)
             result = field.race(rounds, steps)
+            if benchmark.busy:
+                result["busy_neighbour"] = field.race_beside(rounds, steps)
         finally:
             for worker in field.workers:
                 worker.close()
@@ -91,14 +105,16 @@ class _Field:
         self.runners: list[Runner] = []
         self.workers: list[ModuleWorker] = []
         self.ours: dict[str, Worker] = {}  # by dtype
+        self.flops = 0  # of one step
 
     def _start(self, provider: Provider, threads: int, environment: dict[str, str]) -> ModuleWorker:
         self.workers.append(ModuleWorker(provider.name, self.benchmark.module, provider.options, threads, **environment))
         return self.workers[-1]
 
-    def _error(self, worker: Worker) -> dict[str, float]:
-        worker.ask("check", out=str(self.found))
-        return difference(self.found, self.truth, next(iter(self.benchmark.floor)), self.benchmark.relative)
+    def _checked(self, worker: Worker) -> dict:
+        """{"error": by measure} and what else the worker says of its results."""
+        said = worker.ask("check", out=str(self.found))
+        return {**said, "error": difference(self.found, self.truth, next(iter(self.benchmark.floor)), self.benchmark.relative)}
 
     def write_truth(self) -> None:
         self.say("float64 truth: transformers")
@@ -112,17 +128,20 @@ class _Field:
         threads = f" with {' and '.join(map(str, settings))} threads" if len(settings) > 1 else ""
         self.say(f"{provider.name}: starting in {dtype}{threads}")
         own = [self._start(provider, count, self.benchmark.environment) for count in settings]
-        warm = [worker.ask("time", runs=WARM) for worker in own]
+        warm = [worker.ask("time", runs=WARM, **provider.settings[0]) for worker in own]
         self.rows[row] = {
             "provider": provider.name,
             "dtype": dtype,
             "first_step_seconds": own[0].first_step_seconds,
             "peak_memory_bytes": warm[0]["peak_memory_bytes"],
-            "error": self._error(own[0]),
+            **self._checked(own[0]),
         }
-        self.runners += runners_of(row, own, choices)
+        if provider.bounds is not None:
+            self.rows[row]["bounds"] = provider.bounds
+        for what in provider.settings:
+            self.runners += runners_of(row, own, choices, **what)
         if provider.name == OURS:
-            self.ours[dtype] = own[0]
+            self.ours.setdefault(dtype, own[0])
 
     def yardsticks(self) -> dict[str, dict[str, float]]:
         """The yardstick's errors by dtype; it is started where it is not in the race."""
@@ -134,39 +153,62 @@ class _Field:
                 self.say(f"{name}: starting, for its error in {dtype} only")
                 options = next(p.options for p in self.benchmark.rows.values() if p.options["dtype"] == dtype)
                 plain = self._start(Provider(name, options), self.benchmark.choices[0], self.benchmark.environment)
-                racing = {"error": self._error(plain)}
+                racing = self._checked(plain)
                 plain.close()
             found[dtype] = racing["error"]
         return found
 
     def race(self, rounds: int, steps: int) -> dict:
-        flops = next(iter(self.ours.values())).ask("time", runs=1)["flops"]
+        self.flops = next(iter(self.ours.values())).ask("time", runs=1)["flops"]
         ceilings: dict[str, list[dict]] = {dtype: [] for dtype in self.ours} if self.benchmark.ceilings else {}
 
-        def after(turn: int) -> None:
+        def after(turn: int, load: float | None) -> None:
             for dtype, seen in ceilings.items():
                 seen.append(self.ours[dtype].ask("ceiling"))
-            times = (f"{name} {milliseconds(runner.seconds[-1])} ms" for name, runner in best_of(self.runners).items())
-            self.say(f"round {turn}: {', '.join(times)}")
+            self._tell(turn, load, self.runners)
 
         result = race(self.runners, rounds, steps, after)
-        self._put_times(flops)
+        self._put_times(self.runners, self.rows, self.flops)
         peaks = {dtype: max(each.pop("peak_gflops") for each in seen) for dtype, seen in ceilings.items()}
         ceiling = {dtype: max(seen, key=lambda each: each["gflops"]) for dtype, seen in ceilings.items()}
-        return {**result, "flops_per_step": flops, "ceiling": ceiling, "peak_gflops": peaks}
+        return {**result, "flops_per_step": self.flops, "ceiling": ceiling, "peak_gflops": peaks}
 
-    def _put_times(self, flops: int) -> None:
-        best = best_of(self.runners)
-        fastest = min(best[name].median for name, row in self.rows.items() if row["provider"] == OURS)
-        for name, row in self.rows.items():
+    def race_beside(self, rounds: int, steps: int) -> dict:
+        """The same once more beside a busy core; its rows follow the others."""
+        self.say("once more, beside a process of our own that keeps a core busy")
+        beside = lambda name: f"{name}, {neighbour.NAME}"  # noqa: E731
+        runners = [Runner(beside(r.name), r.worker, r.threads, r.what) for r in self.runners]
+        rows = {beside(name): {**row, "busy_neighbour": True} for name, row in self.rows.items()}
+        with neighbour.busy_core() as pid:
+            result = race(runners, rounds, steps, lambda turn, load: self._tell(turn, load, runners), own=(pid,))
+        self._put_times(runners, rows, self.flops)
+        self.rows |= rows
+        return result
+
+    def _tell(self, turn: int, load: float | None, runners: list[Runner]) -> None:
+        times = (f"{name} {milliseconds(runner.seconds[-1])} ms" for name, runner in best_of(runners).items())
+        others = f" (others used {load:.0%} of the machine)" if load is not None and load > BUSY else ""
+        self.say(f"round {turn}: {', '.join(times)}{others}")
+
+    @staticmethod
+    def _put_times(runners: list[Runner], rows: dict[str, dict], flops: int) -> None:
+        best = best_of(runners)
+        fastest = min(best[name].median for name, row in rows.items() if row["provider"] == OURS)
+        for name, row in rows.items():
+            own = [r for r in runners if r.name == name]
             row["seconds"], row["all_seconds"], row["threads"] = spread(best[name].seconds), best[name].seconds, best[name].threads
-            row["by_threads"] = {str(r.threads): spread(r.seconds) for r in self.runners if r.name == name}
+            row["by_threads"] = {
+                str(n): spread(min((r for r in own if r.threads == n), key=lambda r: r.median).seconds) for n in {r.threads for r in own}
+            }
+            if best[name].what:
+                row["setting"], row["by_setting"] = best[name].what, {r.setting: spread(r.seconds) for r in own}
             row["gflops"] = flops / row["seconds"]["median"] / 1e9
             row["speedup_of_dynadapt"] = row["seconds"]["median"] / fastest
 
 
 def difference(found: Path, truth: Path, scores: str, relative: bool) -> dict[str, float]:
-    """How far two files of tensors are apart: `scores` by root mean square (over their mean, with `relative`), all others by 2-norm."""
+    """How far two files of tensors are apart: `scores` by root mean square (over their mean, with `relative`), all others, where there
+    are any, by 2-norm."""
     from safetensors.torch import load_file
 
     a, b = load_file(str(found)), load_file(str(truth))
@@ -174,6 +216,8 @@ def difference(found: Path, truth: Path, scores: str, relative: bool) -> dict[st
         raise RuntimeError(f"check: tensors differ: {sorted(set(a) ^ set(b))[:3]}")
     exact = b.pop(scores)
     error = (a.pop(scores) - exact).square().mean().sqrt() / (exact.mean() if relative else 1.0)
+    if not b:
+        return {scores: float(error)}
     wrong = sum((a[name].view_as(t) - t).square().sum() for name, t in b.items())
     return {scores: float(error), "gradient": float((wrong / sum(t.square().sum() for t in b.values())).sqrt())}
 
@@ -183,7 +227,7 @@ def check(rows: dict[str, dict], yardsticks: dict[str, dict[str, float]], floor:
     for name, row in rows.items():
         for measure, error in row["error"].items():
             slack = 1.0 if row["provider"] == OURS else 2.0
-            bound = slack * yardsticks[row["dtype"]][measure] + floor[measure]
+            bound = row["bounds"][measure] if "bounds" in row else slack * yardsticks[row["dtype"]][measure] + floor[measure]
             if not error <= bound:
                 raise RuntimeError(
                     f"provider {name}: {measure} differs from float64 by {error:.3g}, more than {bound:.3g}; nothing was timed"
@@ -212,7 +256,8 @@ def table(title: str, columns: dict[str, Callable[[str, dict], str]], rows: dict
     for heading in columns:
         shown.add_column(heading, justify="left" if heading == "provider" else "right", no_wrap=True)
     for name, row in rows.items():
-        shown.add_row(*(cell(name, row) for cell in columns.values()))
+        loses = "bold red" if row["speedup_of_dynadapt"] < 1 else None
+        shown.add_row(*(cell(name, row) for cell in columns.values()), style=loses)
     console = Console(highlight=False)
     console = console if console.width >= width else Console(width=width, highlight=False)
     console.print(shown)

@@ -1,7 +1,10 @@
 """Providers side by side: each a process of its own (worker.py is its other end), timed in turn until the medians are sure.
 
 Every setting of a provider (its numbers of threads) is timed in the same rounds as everything else, because a choice made
-beforehand, in a few steps on a noisy machine, has moved a ratio by a factor of two. One that is clearly behind is dropped.
+beforehand, in a few steps on a noisy machine, has moved a ratio by a factor of two. One that is clearly behind rests, and is looked at
+again every few rounds: what a neighbour made slow comes back when the neighbour has gone.
+
+Rounds go on until every provider's median is sure to 5% either way, or there were three times as many as were asked for.
 """
 
 from __future__ import annotations
@@ -17,14 +20,16 @@ from pathlib import Path
 
 from dynadapt.common import children
 
-from .quantiles import quantiles
+from .quantiles import median_interval, quantiles
 
 OURS = "dynadapt"
-PROBE = 3  # rounds before a setting may be dropped
-BEHIND = 1.25  # times the provider's best median: slower than this is dropped
-WIDE = 1.10  # 80% quantile over 20%: the rounds go on while a provider's are further apart, ...
+PROBE = 3  # rounds before a setting may rest, and its last runs that are looked at
+BEHIND = 1.25  # times the provider's best median: where its last runs are all slower than this, a setting rests, ...
+AGAIN = 4  # ... but for every so many rounds
+SURE = 0.10  # width of the 95% interval of a median, in medians: the rounds go on while a provider's is wider, ...
 MOST = 3  # ... up to so many times the rounds that were asked for
 BUSY = 0.05  # share of the machine that others may use before it is said
+OFTEN = 0.25  # share of the rounds that others may be busy in before it is said, however idle they are in the others
 
 
 class Worker:
@@ -117,37 +122,55 @@ class Runner:
         return found
 
     @property
+    def setting(self) -> str:
+        return ", ".join([f"{self.threads} thread{'s' * (self.threads > 1)}", *(f"{key} {value}" for key, value in self.what.items())])
+
+    @property
     def median(self) -> float:
         return statistics.median(self.seconds)
 
 
 def runners_of(name: str, workers: list[Worker], choices: tuple[int, ...], **what) -> list[Runner]:
-    """One a number of threads: of several processes each has its own, a single one can be set to any of `choices`."""
+    """One a number of threads: of several processes each has its own, a single one can be set to any of `choices`. what: arguments of
+    the worker's "time"."""
     if len(workers) > 1:
         return [Runner(name, worker, worker.threads, what) for worker in workers]
     return [Runner(name, workers[0], threads, what) for threads in choices]
 
 
-def race(runners: list[Runner], rounds: int, steps: int = 1, after=lambda turn: None) -> dict:
-    """Times them in turn and returns {"rounds", "other_load", "dropped"}; `after(turn)` is called after each round.
+def race(runners: list[Runner], rounds: int, steps: int = 1, after=lambda turn, load: None, own: tuple[int, ...] = ()) -> dict:
+    """Times them in turn; `after(turn, load)` is called after each round, `own` are further processes that are not others.
 
-    Odd rounds go backwards, so that nobody always follows the same one. other_load: the median share of the machine's time, over
-    the rounds, that went to processes that are not the providers'.
+    Odd rounds go backwards, so that nobody always follows the same one. Returns {"rounds", "settled", "other_load", "busy_rounds",
+    "resting"}. settled: the rounds ended because every median was sure. other_load: the median share of the machine's time, over the
+    rounds, that went to processes that are not the providers'; busy_rounds: in how many it was more than BUSY. resting: settings that
+    were behind at the end.
     """
-    racing, loads, dropped, turn = list(runners), [], [], 0
-    while turn < rounds or (turn < MOST * rounds and any(wide(r.seconds) for r in best_of(racing).values())):
-        meter = Meter([r.worker.process.pid for r in racing])
+    resting: list[Runner] = []
+    loads, turn = [], 0
+    while turn < rounds or (turn < MOST * rounds and not settled(runners)):
+        meter = Meter([*(r.worker.process.pid for r in runners), *own])
+        racing = runners if turn % AGAIN == AGAIN - 1 else [r for r in runners if r not in resting]
         for runner in racing[:: -1 if turn % 2 else 1]:
             runner.time(steps)
         loads.append(meter.others())
         turn += 1
-        if turn == PROBE:
-            best = best_of(racing)
-            behind = [r for r in racing if r.median > BEHIND * best[r.name].median]
-            racing = [r for r in racing if r not in behind]
-            dropped = [f"{r.name}, {r.threads} threads" for r in behind]
-        after(turn)
-    return {"rounds": turn, "other_load": median_load(loads), "dropped": dropped}
+        if turn >= PROBE:
+            best = best_of(runners)
+            resting = [r for r in runners if r is not best[r.name] and min(r.seconds[-PROBE:]) > BEHIND * best[r.name].median]
+        after(turn, loads[-1])
+    return {
+        "rounds": turn,
+        "settled": settled(runners),
+        "other_load": median_load(loads),
+        "busy_rounds": sum(load is not None and load > BUSY for load in loads),
+        "resting": [f"{r.name}, {r.setting}" for r in resting],
+    }
+
+
+def settled(runners: list[Runner]) -> bool:
+    """Whether the median of each provider's best setting is sure."""
+    return not any(unsure(best.seconds) for best in best_of(runners).values())
 
 
 def median_load(loads: list[float | None]) -> float | None:
@@ -168,9 +191,9 @@ def spread(seconds: list[float]) -> dict[str, float]:
     return {**quantiles(seconds), "best": min(seconds), "runs": len(seconds)}
 
 
-def wide(seconds: list[float]) -> bool:
-    q = quantiles(seconds)
-    return q["p80"] > WIDE * q["p20"]
+def unsure(seconds: list[float]) -> bool:
+    low, high = median_interval(seconds)
+    return high - low > SURE * statistics.median(seconds)
 
 
 class Meter:
@@ -211,17 +234,25 @@ def milliseconds(seconds: float) -> str:
 
 
 def remarks(result: dict) -> list[str]:
-    """What is to be known of a race besides its times: settings that were dropped, and that something else ran."""
+    """What is to be known of a race besides its times: settings that were behind, medians that are not sure, and that something else ran."""
     found = []
-    if result.get("dropped"):
-        found.append(f"clearly slower, and dropped after the first rounds: {'; '.join(result['dropped'])}")
-    if result["other_load"] is not None and result["other_load"] > BUSY:
-        load = f"{result['other_load']:.0%}"
-        found.append(f"warning: other processes used {load} of this machine while this ran; a quiet machine gives other ratios")
+    if result.get("resting"):
+        found.append(f"clearly slower, and timed in every {AGAIN}th round only: {'; '.join(result['resting'])}")
+    if result.get("settled") is False:
+        found.append(
+            f"warning: after {result['rounds']} rounds not every median is sure to {SURE / 2:.0%} either way; take more --rounds, or a "
+            "quieter machine"
+        )
+    load, busy = result["other_load"] or 0.0, result.get("busy_rounds", 0)
+    if load > BUSY or busy > OFTEN * result["rounds"]:
+        often = f", more than {BUSY:.0%} of it in {busy} of {result['rounds']} rounds" if busy else ""
+        found.append(f"warning: other processes used {load:.0%} of this machine while this ran{often}; a quiet machine gives other ratios")
     return found
 
 
 def write(path: str | Path, result: dict) -> None:
-    """The results file, its folder made where it isn't there."""
+    """The results file, whole or not at all; its folder is made where it isn't there."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    part = Path(path).with_name(Path(path).name + ".part")
+    part.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    os.replace(part, path)

@@ -56,6 +56,7 @@ class Native(StepWorker):
             streams=o["streams"],
             segment=o["segment"],
             dtype=o["dtype"],
+            base=o["base"],
             backend="cpu",
         )
 

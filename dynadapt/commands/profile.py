@@ -35,7 +35,7 @@ class Measured:
     segment: int = setting(512, "tokens of each", least=1)
     memory: int = setting(512, "tokens that each stream remembers, where the op or step attends to them", least=0)
     case: str = setting("", "with --op: only the case of this label")
-    dtype: str = setting("bf16", "bf16 or fp32", choices=("bf16", "fp32"))
+    dtype: str = setting("auto", "bf16 or fp32; auto: what is fastest where this runs", choices=("auto", "bf16", "fp32"))
     backend: str = like(EvalConfig, "backend", help="cpu, triton or reference; auto takes the device's own")
     device: str = like(EvalConfig, "device", help="cpu, cuda or cuda:N")
     warmup: int = setting(3, "calls before the timed ones", least=0)
@@ -118,6 +118,10 @@ def _measure(arguments, measured: Measured) -> int:
 
     runs = Runs(measured.warmup, measured.iters, pipes)
     what = {name: value for name, value in asdict(measured).items() if name not in ("warmup", "iters")}
+    if what["dtype"] == "auto":
+        from dynadapt.engine.arithmetic import fastest
+
+        what["dtype"] = fastest(what["device"], what["backend"])[0]
     found = environment()
     print(_header(found, ranges.status()))
     rows = profile_step(what, runs) if arguments.step else profile_op(arguments.op, what, runs)

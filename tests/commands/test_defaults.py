@@ -108,21 +108,83 @@ def test_a_gpu_takes_bf16(monkeypatch):
     assert fastest()[0] == "bf16"
 
 
-def test_the_environment_decides():
-    """DYNADAPT_CPU_ISA is read once, so in processes of their own."""
+EVERYWHERE = """
+import json
+from dynadapt.bench.step import dtypes_of
+from dynadapt.engine import Engine
+from dynadapt.engine.arithmetic import fastest
+from dynadapt.experiments.config import EvalConfig
+from dynadapt.experiments.defaults import opening, settle, settled_dtype
+from dynadapt.experiments.dyneval import build_engine
+from dynadapt.experiments.reweight.config import ReweightConfig
+from dynadapt.model import random_model, tiny_config
+model = random_model(tiny_config("llama"))
+asked = EvalConfig(device="cpu", segment=8, memory=0, adapt="none")
+engine = Engine(model, segment=8, device="cpu")
+narrow = Engine(model, segment=8, device="cpu", dtype="bf16")
+print(json.dumps({
+    "chosen": fastest("cpu"),
+    "engine": engine.dtype,
+    "eval": settle(asked, model.config).dtype,
+    "demo, tune, sweep": build_engine(model, asked).dtype,
+    "reweight": settled_dtype(ReweightConfig(domains={"a": "a"}, device="cpu"), "nowhere", False),
+    "diagnose": settled_dtype(asked, "nowhere", False),
+    "bench": dtypes_of("auto", None)[0],
+    "explain": engine.explain(),
+    "explain bf16": narrow.explain(),
+    "first line": opening(asked, settle(asked, model.config), model.config),
+    "first line bf16": opening(asked.with_(dtype="bf16"), asked.with_(dtype="bf16"), model.config),
+}))
+"""
 
-    def chosen(**environment):
-        done = subprocess.run(
-            [sys.executable, "-c", "from dynadapt.experiments.defaults import fastest; print(fastest('cpu')[0])"],
-            env={**os.environ, **environment},
+
+def test_every_command_chooses_the_same_on_every_instruction_set():
+    """DYNADAPT_CPU_ISA is read once, so in processes of their own, which run side by side."""
+    from dynadapt.bench.machine import instruction_sets, limits
+
+    environments = {isa: limits(isa) for isa in instruction_sets()} | {"portable": {"DYNADAPT_CPU_ISA": "portable"}}
+    started = {
+        isa: subprocess.Popen(
+            [sys.executable, "-c", EVERYWHERE], env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for isa, own in environments.items()
+    }
+    for isa, process in started.items():
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        found = json.loads(output)
+        dtype, why = found["chosen"]
+        assert dtype == ("bf16" if isa == "avx512_bf16" else "fp32")
+        for name in ("engine", "eval", "demo, tune, sweep", "reweight", "diagnose", "bench"):
+            assert found[name] == dtype, (isa, name)
+        assert f"{dtype} ({why})" in found["explain"] and f"{dtype} ({why})" in found["first line"]
+        stored = "bf16 (stored in bf16, multiplied in float32: half the memory of weights"
+        for name in ("explain bf16", "first line bf16"):
+            assert (stored in found[name]) == (isa != "avx512_bf16"), (isa, name)
+            assert ("slower than fp32" in found[name]) == (isa in ("avx2", "avx512"))
+    assert "DYNADAPT_CPU_ISA" in (
+        subprocess.run(
+            [sys.executable, "-c", "from dynadapt import _C"],
+            env={**os.environ, "DYNADAPT_CPU_ISA": "sse2"},
             capture_output=True,
             text=True,
             timeout=120,
-        )
-        return done.stdout.strip() or done.stderr
+        ).stderr
+    )
 
-    assert chosen(DYNADAPT_CPU_ISA="portable") == "fp32"
-    assert "DYNADAPT_CPU_ISA" in chosen(DYNADAPT_CPU_ISA="sse2")
+
+def test_bf16_is_stored_and_multiplied_where_there_is_no_instruction_for_it(monkeypatch):
+    """bf16 stays to be had everywhere; what it is there is said, and no speed is claimed for it."""
+    from dynadapt import _C
+    from dynadapt.engine.arithmetic import why
+
+    for isa in ("avx2", "avx512", "portable"):
+        monkeypatch.setattr(_C, "isa", lambda: isa)
+        said = why("bf16", "cpu")
+        assert said.startswith("stored in bf16, multiplied in float32: half the memory of weights") and "faster" not in said
+        assert said.endswith("slower than fp32") == (isa != "portable") and why("fp32", "cpu") == fastest("cpu")[1]
+    monkeypatch.setattr(_C, "isa", lambda: "avx512_bf16")
+    assert "AVX512-BF16" in why("bf16", "cpu") and why("fp32", "cpu") == why("bf16", "cpu", "reference") == ""
 
 
 # ---- where it is settled

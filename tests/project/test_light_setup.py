@@ -28,6 +28,7 @@ EXTRAS = (
     "sklearn",
     "sentence_transformers",
     "pyarrow",
+    "llama_cpp",
     "wandb",
     "trackio",
     "tensorboard",
@@ -138,6 +139,5 @@ def test_every_extra_is_blocked_above():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     named = {re.split(r"[\[>=]", word)[0] for words in extras.values() for word in words} - {"dynadapt", "pytest-timeout", "pytest-xdist"}
-    assert {{"scikit-learn": "sklearn", "lm-eval": "lm_eval", "clang-format": "clang_format"}.get(name, name) for name in named} <= set(
-        EXTRAS
-    )
+    modules = {"scikit-learn": "sklearn", "lm-eval": "lm_eval", "clang-format": "clang_format", "llama-cpp-python": "llama_cpp"}
+    assert {modules.get(name, name) for name in named} <= set(EXTRAS)

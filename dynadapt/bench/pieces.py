@@ -1,0 +1,20 @@
+"""The text that steps are timed on."""
+
+from __future__ import annotations
+
+
+def pieces(model: str, streams: int, segment: int) -> list[list[list[int]]]:
+    """Four [S, T+1] pieces of real text, as ids.
+
+    Raises:
+        ValueError: the text has not even one of this size.
+    """
+    from dynadapt.model import load
+    from dynadapt.runs.text import BUILTINS
+
+    ids = load(model).tokenizer.encode(BUILTINS["python-reference"]()[: 40 * streams * (segment + 1)])
+    size = streams * (segment + 1)
+    found = [ids[i * size : (i + 1) * size] for i in range(4) if len(ids) >= (i + 1) * size]
+    if not found:
+        raise ValueError(f"{streams} x {segment} tokens: the text that is timed has {len(ids)}; take fewer streams or a shorter segment")
+    return [[piece[s * (segment + 1) : (s + 1) * (segment + 1)] for s in range(streams)] for piece in found]
