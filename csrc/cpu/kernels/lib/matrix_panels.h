@@ -82,21 +82,20 @@ template <class T>
 inline void backward_block(const Matrix& matrix, int64_t row, int64_t column, Panel<T>* to) {
   constexpr int step = kInterleave<Panel<T>>;
   const T* from = stored_panel<T>(matrix, row / kNR) + column * kNR;
-#if defined(__AVX512F__)
-  if (sizeof(T) == sizeof(Panel<T>) && column + kNR <= matrix.columns) {
+  if (column + kNR <= matrix.columns) {
 #if defined(__AVX512BF16__)
     if constexpr (step == 2) {
       for (int r = 0; r < kNR; r += 16) turn_block(from + r * 2, to + r * kNR);
       return;
     }
 #endif
-    if constexpr (sizeof(T) == 4) {
-      for (int r = 0; r < kNR; r += 16)
-        for (int n = 0; n < kNR; n += 16) transpose_16x16(from + n * kNR + r, kNR * 4, 16, to + r * kNR + n, kNR * 4);
+    if constexpr (step == 1) {
+      for (int r = 0; r < kNR; r += kWidth)
+        for (int n = 0; n < kNR; n += kWidth)
+          transpose_tile<T>(from + n * kNR + r, kNR * int64_t(sizeof(T)), kWidth, to + r * kNR + n, kNR * 4);
       return;
     }
   }
-#endif
   for (int r = 0; r < kNR; r++)
     for (int n = 0; n < kNR; n++) {
       const bool inside = column + n < matrix.columns;
