@@ -6,7 +6,7 @@
 namespace dynadapt::DYN_ISA {
 
 /// Turns kWidth x kWidth elements of 32 bits that stand in r, one row each.
-inline void turn(vfloat (&r)[kWidth]) {
+inline void turn_registers(vfloat (&r)[kWidth]) {
 #if defined(__AVX512F__)
   __m512i s[16], t[16];
 #pragma GCC unroll 8
@@ -70,7 +70,7 @@ inline void transpose_tile(const void* from, int64_t from_stride, int rows, void
 #pragma GCC unroll 16
   for (int i = 0; i < kWidth; i++)
     r[i] = i < rows ? load(reinterpret_cast<const T*>(static_cast<const char*>(from) + i * from_stride)) : vfloat{};
-  turn(r);
+  turn_registers(r);
 #pragma GCC unroll 16
   for (int i = 0; i < kWidth; i++) store(reinterpret_cast<float*>(static_cast<char*>(to) + i * to_stride), r[i]);
 }
