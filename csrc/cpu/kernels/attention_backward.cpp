@@ -55,15 +55,15 @@ template <class T>
 struct HeadBuffers {
   HeadBuffers(Arena& arena, const AttentionPlan& p, int64_t window)
       : keys(arena.take<T>(window * p.d)),
-        transposed(arena.take<T>((window / kKeys + 2) * kKeys * p.d)),
+        transposed(arena.take<Panel<T>>((window / kKeys + 2) * kKeys * p.d)),
         sums(arena.take<float>(units_per_head(p) * 2 * p.segment * p.d)) {}
 
   float* dk(int64_t unit, const AttentionPlan& p) const { return sums + 2 * unit * p.segment * p.d; }
   float* dv(int64_t unit, const AttentionPlan& p) const { return dk(unit, p) + p.segment * p.d; }
 
-  T* keys;        // [window, d], rotated
-  T* transposed;  // [blocks, d, kKeys], rotated
-  float* sums;    // [units, dk and dv, segment, d]
+  T* keys;               // [window, d], rotated
+  Panel<T>* transposed;  // [blocks, d, kKeys], rotated
+  float* sums;           // [units, dk and dv, segment, d]
 };
 
 /// What one thread works in.
@@ -106,11 +106,8 @@ void prepare_block(const AttentionShape& s, const AttentionPlan& p, const Stream
                    const HeadBuffers<T>& head) {
   const KeyBlock block = KeyBlocks(stream.memory, p.segment)[b];
   T* keys = head.keys + block.at * p.d;
-  T* transposed = head.transposed + b * kKeys * p.d;
-  for (int64_t j = 0; j < block.count; j++) {
-    rotate(s, stream.key(p, kv, block.at + j), block.at + j, 1.0f, p.d, keys + j * p.d);
-    for (int64_t i = 0; i < p.d; i++) transposed[i * kKeys + j] = keys[j * p.d + i];
-  }
+  for (int64_t j = 0; j < block.count; j++) rotate(s, stream.key(p, kv, block.at + j), block.at + j, 1.0f, p.d, keys + j * p.d);
+  transpose(keys, p.d, block.count, p.d, head.transposed + b * kKeys * p.d, kKeys);
 }
 
 /// One block of queries of one kv head, as the products need it.
@@ -180,18 +177,6 @@ void clear_lone_key(const Queries<T>& queries, const Buffers<T>& w) {
   for (int64_t c = 0; c < queries.columns; c += queries.padded) assign(w.ds[c], 0.0f * to_float(w.ds[c]));
 }
 
-/// to [columns, rows] = from [rows, columns] transposed.
-inline void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
-  int64_t i = 0;
-#if defined(__AVX512F__)
-  for (; i + 16 <= rows; i += 16)  // columns are a multiple of 16 here
-    for (int64_t j = 0; j < columns; j += 16)
-      transpose_16x16(from + i * from_stride + j, from_stride * 4, 16, to + j * to_stride + i, to_stride * 4);
-#endif
-  for (; i < rows; i++)
-    for (int64_t j = 0; j < columns; j++) to[j * to_stride + i] = from[i * from_stride + j];
-}
-
 /// All products of one block of queries with one block of keys.
 template <class T>
 void block_pair(const AttentionShape& s, const AttentionPlan& p, const Stream<T>& stream, int64_t kv, int64_t b,
@@ -209,7 +194,7 @@ void block_pair(const AttentionShape& s, const AttentionPlan& p, const Stream<T>
     gemm(count, p.d, columns, w.ds, columns, w.q_nn, head.dk(unit, p) + at, p.d, true);
   }
   pack_nn(w.ds, columns, count, columns, w.ds_nn);
-  gemm(p.d, columns, count, head.transposed + b * kKeys * p.d, kKeys, w.ds_nn, w.dq, columns, b > 0);
+  gemm<Panel<T>>(p.d, columns, count, head.transposed + b * kKeys * p.d, kKeys, w.ds_nn, w.dq, columns, b > 0);
 }
 
 /// dq of a block, rotated back.

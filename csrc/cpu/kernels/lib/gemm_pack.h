@@ -5,57 +5,97 @@
 
 namespace dynadapt::DYN_ISA {
 
+/// Turns kWidth x kWidth elements of 32 bits that stand in r, one row each.
+inline void turn_registers(vfloat (&r)[kWidth]) {
 #if defined(__AVX512F__)
-/// to[j][i] = from[i][j] for 16 x 16 elements of 32 bits; rows `from_stride` and `to_stride` bytes apart.
-/// Only the first `rows` rows of `from` are read, the others count as zero.
-inline void transpose_16x16(const void* from, int64_t from_stride, int rows, void* to, int64_t to_stride) {
-  __m512i r[16], s[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i++)
-    r[i] = i < rows ? _mm512_loadu_si512(static_cast<const char*>(from) + i * from_stride) : _mm512_setzero_si512();
+  __m512i s[16], t[16];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; i++) {
-    s[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    s[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    s[2 * i] = _mm512_unpacklo_epi32((__m512i)r[2 * i], (__m512i)r[2 * i + 1]);
+    s[2 * i + 1] = _mm512_unpackhi_epi32((__m512i)r[2 * i], (__m512i)r[2 * i + 1]);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
-    r[4 * i] = _mm512_unpacklo_epi64(s[4 * i], s[4 * i + 2]);
-    r[4 * i + 1] = _mm512_unpackhi_epi64(s[4 * i], s[4 * i + 2]);
-    r[4 * i + 2] = _mm512_unpacklo_epi64(s[4 * i + 1], s[4 * i + 3]);
-    r[4 * i + 3] = _mm512_unpackhi_epi64(s[4 * i + 1], s[4 * i + 3]);
+    t[4 * i] = _mm512_unpacklo_epi64(s[4 * i], s[4 * i + 2]);
+    t[4 * i + 1] = _mm512_unpackhi_epi64(s[4 * i], s[4 * i + 2]);
+    t[4 * i + 2] = _mm512_unpacklo_epi64(s[4 * i + 1], s[4 * i + 3]);
+    t[4 * i + 3] = _mm512_unpackhi_epi64(s[4 * i + 1], s[4 * i + 3]);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
-    s[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    s[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    s[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    s[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    s[i] = _mm512_shuffle_i32x4(t[i], t[i + 4], 0x88);
+    s[i + 4] = _mm512_shuffle_i32x4(t[i], t[i + 4], 0xdd);
+    s[i + 8] = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0x88);
+    s[i + 12] = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0xdd);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < 8; i++) {
-    r[i] = _mm512_shuffle_i32x4(s[i], s[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(s[i], s[i + 8], 0xdd);
+    r[i] = (vfloat)_mm512_shuffle_i32x4(s[i], s[i + 8], 0x88);
+    r[i + 8] = (vfloat)_mm512_shuffle_i32x4(s[i], s[i + 8], 0xdd);
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i++) _mm512_storeu_si512(static_cast<char*>(to) + i * to_stride, r[i]);
+#elif defined(__AVX2__)
+  __m256 s[8], t[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    s[2 * i] = _mm256_unpacklo_ps((__m256)r[2 * i], (__m256)r[2 * i + 1]);
+    s[2 * i + 1] = _mm256_unpackhi_ps((__m256)r[2 * i], (__m256)r[2 * i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++) {
+    t[4 * i] = _mm256_shuffle_ps(s[4 * i], s[4 * i + 2], 0x44);
+    t[4 * i + 1] = _mm256_shuffle_ps(s[4 * i], s[4 * i + 2], 0xee);
+    t[4 * i + 2] = _mm256_shuffle_ps(s[4 * i + 1], s[4 * i + 3], 0x44);
+    t[4 * i + 3] = _mm256_shuffle_ps(s[4 * i + 1], s[4 * i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    r[i] = (vfloat)_mm256_permute2f128_ps(t[i], t[i + 4], 0x20);
+    r[i + 4] = (vfloat)_mm256_permute2f128_ps(t[i], t[i + 4], 0x31);
+  }
+#else
+  const vfloat low = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), high = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+  const vfloat low2 = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5), high2 = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+  r[0] = __builtin_shufflevector(low, low2, 0, 1, 4, 5);
+  r[1] = __builtin_shufflevector(low, low2, 2, 3, 6, 7);
+  r[2] = __builtin_shufflevector(high, high2, 0, 1, 4, 5);
+  r[3] = __builtin_shufflevector(high, high2, 2, 3, 6, 7);
+#endif
 }
+
+/// to[j][i] = from[i][j] for kWidth x kWidth elements T as float (T = float: any 32 bits); rows `from_stride` and `to_stride`
+/// bytes apart. Only the first `rows` rows of `from` are read, the others count as zero.
+template <class T>
+inline void transpose_tile(const void* from, int64_t from_stride, int rows, void* to, int64_t to_stride) {
+  vfloat r[kWidth];
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; i++)
+    r[i] = i < rows ? load(reinterpret_cast<const T*>(static_cast<const char*>(from) + i * from_stride)) : vfloat{};
+  turn_registers(r);
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; i++) store(reinterpret_cast<float*>(static_cast<char*>(to) + i * to_stride), r[i]);
+}
+
+/// What one element of 32 bits of a Panel<T> is made of: two elements of T that stay side by side, or one that may be widened.
+template <class T>
+struct TileUnit {
+  using type = T;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct TileUnit<bf16> {
+  using type = float;
+};
 #endif
 
 /// One panel of B from its transpose: b row-major [columns, K], columns <= kNR; missing columns are zero.
 template <class T>
 inline void pack_panel_nt(const T* b, int64_t ldb, int columns, int64_t K, Panel<T>* panel) {
-  constexpr int step = kInterleave<Panel<T>>;
+  constexpr int step = kInterleave<Panel<T>>, depth = kWidth * step;
   int64_t k = 0;
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == sizeof(Panel<T>)) {
-    constexpr int depth = 16 * step;  // rows of B in 16 elements of 32 bits
-    for (; k + depth <= K; k += depth)
-      for (int n = 0; n < kNR; n += 16)
-        transpose_16x16(b + smaller(n, columns) * ldb + k, ldb * int64_t(sizeof(T)), columns - n, panel + k * kNR + n * step,
-                        kNR * 4);
-  }
-#endif
+  for (; k + depth <= K; k += depth)
+    for (int n = 0; n < kNR; n += kWidth)
+      transpose_tile<typename TileUnit<T>::type>(b + smaller(n, columns) * ldb + k, ldb * int64_t(sizeof(T)), columns - n,
+                                                 panel + k * kNR + n * step, kNR * 4);
   const int64_t padded = round_up(K, step);
   for (; k < padded; k++)
     for (int n = 0; n < kNR; n++)
