@@ -15,8 +15,6 @@ from pathlib import Path
 
 from dynadapt.common.environment import environment, peak_memory_bytes
 
-HEADS = {"q4_k": "q6_k", "q4_0": "q6_k", "q4_1": "q6_k"}  # what quantisers keep embedding and head in beside these
-
 
 def arguments(argv=None) -> argparse.Namespace:
     from dynadapt.ops.quants import BLOCK_FORMATS
@@ -70,12 +68,13 @@ def main() -> None:
         return
     from dynadapt.bench.made_up_quants import write_made_up
     from dynadapt.model.geometries import geometry
+    from dynadapt.ops.quants import HEAD_FORMATS
 
     config = geometry(options.geometry)
     with tempfile.TemporaryDirectory() as folder:
         path = options.file or Path(folder) / f"{options.geometry}-{options.format}.gguf"
         if not path.exists():
-            write_made_up(config, path, options.format, HEADS.get(options.format, options.format))
+            write_made_up(config, path, options.format, HEAD_FORMATS.get(options.format, options.format))
         rows = [run(options, path, base) for base in options.base]
         size = path.stat().st_size
     results = {
@@ -83,7 +82,7 @@ def main() -> None:
         "command": " ".join(["python benchmarks/quants_memory.py", *sys.argv[1:]]),
         "geometry": options.geometry,
         "format": options.format,
-        "embedding_and_head": HEADS.get(options.format, options.format),
+        "embedding_and_head": HEAD_FORMATS.get(options.format, options.format),
         "file_bytes": size,
         "step": {"streams": 1, "segment": options.segment, "adapt": f"LoRA(rank={options.rank})", "dtype": options.dtype},
         "steps": options.steps,

@@ -90,6 +90,10 @@ BLOCK_FORMATS = {
 }
 
 
+# What quantisers keep embedding and head in, where that differs from the format of a file's linear weights.
+HEAD_FORMATS = {"q4_k": "q6_k", "q4_0": "q6_k", "q4_1": "q6_k"}
+
+
 @dataclass(frozen=True)
 class QuantisedWeight:
     """A weight [N, K] as blocks: uint8 [N, K / columns * size], of the BLOCK_FORMATS' ``name``."""
