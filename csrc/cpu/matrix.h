@@ -3,7 +3,7 @@
 // A matrix has values of one dtype, that of the activations it is multiplied with, and a storage they are made from. Panel j
 // holds rows kNR * j.. of the weight. Stored plainly, its elements lie as in gemm_layout.h, in their dtype also where
 // the kernels compute in float: such panels are widened when they are used. Any other storage is expanded when it is
-// used (kernels/lib/storage.h). The backward product reads the weight transposed; its panels are made from the same
+// used (cpu/kernels/lib/storage.h). The backward product reads the weight transposed; its panels are made from the same
 // ones, block by block, each used for all rows of the call.
 #pragma once
 
