@@ -17,8 +17,8 @@ def permute(value: torch.Tensor, heads: int) -> torch.Tensor:
     return halves.transpose(1, 2).reshape(value.shape).contiguous()
 
 
-def write_gguf(model: Model, path: Path, kind: str = "F32", metadata: dict | None = None, skip=(), extra=None) -> Path:
-    """Write `model` with matrices quantised to `kind` (norms and biases F32). `metadata` adds or replaces keys (None
+def write_gguf(model: Model, path: Path, kind: str = "F32", metadata: dict | None = None, skip=(), extra=None, kinds=()) -> Path:
+    """Write `model` with matrices quantised to `kind` (norms and biases F32), or to what `kinds` has for a GGUF name. `metadata` adds or replaces keys (None
     drops one), `skip` drops tensors by GGUF name, `extra` adds float32 ones."""
     c = model.config
     writer = gguf.GGUFWriter(path, c.family)
@@ -43,7 +43,6 @@ def write_gguf(model: Model, path: Path, kind: str = "F32", metadata: dict | Non
     keys |= {"tokenizer.ggml.bos_token_id": c.bos_token_id, "tokenizer.ggml.eos_token_id": c.eos_token_id}
     for key, value in (keys | (metadata or {})).items():
         _add(writer, key, value)
-    quantised = gguf.GGMLQuantizationType[kind]
     for name in model.names():
         value = model.tensor(name)
         if name.split(".")[-2] in FAMILIES[c.family].gguf_permuted:
@@ -53,6 +52,7 @@ def write_gguf(model: Model, path: Path, kind: str = "F32", metadata: dict | Non
         if value.ndim == 1:
             writer.add_tensor(gguf_name(name), value.float().numpy())
         else:
+            quantised = gguf.GGMLQuantizationType[dict(kinds).get(gguf_name(name), kind)]
             writer.add_tensor(gguf_name(name), gguf.quants.quantize(value.float().numpy(), quantised), raw_dtype=quantised)
     for name, value in (extra or {}).items():
         writer.add_tensor(name, np.asarray(value, dtype=np.float32))

@@ -5,6 +5,9 @@ namespace dynadapt::bindings {
 void bind_matrix(py::module_& module) {
   py::class_<PackedMatrix>(module, "PackedMatrix", "A weight [N, K] in the panel order of the kernels: the only copy of it.")
       .def(py::init<py::handle>(), py::arg("weight"))
+      .def(py::init<const std::string&, const py::buffer&, int64_t, int64_t, const std::string&>(), py::arg("storage"),
+           py::arg("blocks"), py::arg("rows"), py::arg("columns"), py::arg("dtype"))
+      .def_property_readonly("storage", [](const PackedMatrix& m) { return dynadapt_matrix_storage(m.get()); })
       .def_property_readonly(
           "shape",
           [](const PackedMatrix& m) { return py::make_tuple(dynadapt_matrix_rows(m.get()), dynadapt_matrix_columns(m.get())); })

@@ -63,4 +63,17 @@ PackedMatrix::PackedMatrix(py::handle weight) {
   run([&] { return dynadapt_matrix_create(tensor, &matrix_); });
 }
 
+PackedMatrix::PackedMatrix(const std::string& storage, const py::buffer& blocks, int64_t rows, int64_t columns,
+                           const std::string& dtype) {
+  if (dtype != "float32" && dtype != "bfloat16")
+    throw py::value_error("PackedMatrix: dtype is " + dtype + ", accepted is float32 or bfloat16");
+  const py::buffer_info memory = blocks.request();
+  if (memory.ndim != 1 || memory.strides[0] != memory.itemsize)
+    throw py::value_error("PackedMatrix: blocks has " + std::to_string(memory.ndim) + " dimensions, accepted is one, contiguous");
+  run([&] {
+    return dynadapt_matrix_create_quantised(storage.c_str(), rows, columns, static_cast<const uint16_t*>(memory.ptr),
+                                            memory.size * memory.itemsize, dtype == "bfloat16", &matrix_);
+  });
+}
+
 }  // namespace dynadapt::bindings

@@ -48,6 +48,8 @@ void run(Call&& call) {
 class PackedMatrix {
  public:
   explicit PackedMatrix(py::handle weight);
+  /// From quantised blocks in contiguous memory, to values of `dtype`.
+  PackedMatrix(const std::string& storage, const py::buffer& blocks, int64_t rows, int64_t columns, const std::string& dtype);
   ~PackedMatrix() { dynadapt_matrix_destroy(matrix_); }
   PackedMatrix(const PackedMatrix&) = delete;
   PackedMatrix& operator=(const PackedMatrix&) = delete;

@@ -3,11 +3,15 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
+#include <string>
 #include <vector>
 
 using namespace dynadapt;
 
 namespace {
+
+constexpr int64_t kMostRows = int64_t(1) << 31;  // and columns: the bytes of as many blocks can be counted
 
 /// Rows that are written at once, by different threads.
 void check_distinct(const Op& op, const int32_t* rows, int64_t count) {
@@ -17,6 +21,18 @@ void check_distinct(const Op& op, const int32_t* rows, int64_t count) {
   op.require(twice == sorted.end(), "rows has %d more than once, accepted are distinct rows", twice == sorted.end() ? 0 : *twice);
 }
 
+/// The blocks of a storage's name; throws where there are none.
+BlockSize blocks_named(const Op& op, const char* name) {
+  op.held("storage", name);
+  std::string accepted;
+  for (const BlockSize& block : kBlockSizes) {
+    if (!std::strcmp(block.name, name)) return block;
+    accepted += (accepted.empty() ? "" : ", ") + std::string(block.name);
+  }
+  op.require(false, "storage is \"%.40s\", accepted are %s", name, accepted.c_str());
+  return {};
+}
+
 }  // namespace
 
 dynadapt_matrix::~dynadapt_matrix() { std::free(panels); }
@@ -24,12 +40,9 @@ dynadapt_matrix::~dynadapt_matrix() { std::free(panels); }
 namespace dynadapt {
 
 const char* storage_name(MatrixStorage storage) {
-  switch (storage) {
-    case MatrixStorage::bf16:
-      return "bfloat16";
-    default:
-      return "float32";
-  }
+  for (const BlockSize& block : kBlockSizes)
+    if (block.storage == storage) return block.name;
+  return storage == MatrixStorage::bf16 ? "bfloat16" : "float32";
 }
 
 std::unique_ptr<Matrix> make_matrix(int64_t rows, int64_t columns, DType dtype, MatrixStorage storage, const void* weight) {
@@ -60,6 +73,25 @@ int dynadapt_matrix_create(const DLTensor* weight, dynadapt_matrix** out) {
   });
 }
 
+int dynadapt_matrix_create_quantised(const char* storage, int64_t rows, int64_t columns, const uint16_t* blocks, int64_t bytes,
+                                     int bf16, dynadapt_matrix** out) {
+  return guarded([&] {
+    const Op op("PackedMatrix");
+    const BlockSize block = blocks_named(op, storage);
+    op.whole("rows", rows, 1, kMostRows);
+    op.whole("columns", columns, 1, kMostRows);
+    op.require(columns % block.columns == 0, "columns is %lld, accepted are multiples of %d, the columns of a block of %s",
+               (long long)columns, block.columns, storage);
+    const int64_t needed = rows * (columns / block.columns) * block.bytes;
+    op.require(bytes == needed, "bytes is %lld, accepted is %lld, that of %lld rows of %lld columns in %s", (long long)bytes,
+               (long long)needed, (long long)rows, (long long)columns, storage);
+    op.whole("bf16", bf16, 0, 1);
+    op.array("blocks", blocks, bytes / 2);
+    op.output_array("out", out, 1);
+    *out = make_matrix(rows, columns, bf16 ? kBF16 : kF32, block.storage, blocks).release();
+  });
+}
+
 void dynadapt_matrix_destroy(dynadapt_matrix* matrix) { delete matrix; }
 
 int64_t dynadapt_matrix_rows(const dynadapt_matrix* matrix) {
@@ -87,6 +119,12 @@ DLDataType dynadapt_matrix_dtype(const dynadapt_matrix* matrix) {
     dtype = f32 ? DLDataType{kDLFloat, 32, 1} : DLDataType{kDLBfloat, 16, 1};
   });
   return dtype;
+}
+
+const char* dynadapt_matrix_storage(const dynadapt_matrix* matrix) {
+  const char* name = nullptr;
+  guarded([&] { name = storage_name(Op("PackedMatrix.storage").held("matrix", matrix).storage); });
+  return name;
 }
 
 int dynadapt_matrix_gather_rows(const dynadapt_matrix* matrix, const DLTensor* index, const DLTensor* out) {

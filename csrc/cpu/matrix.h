@@ -3,7 +3,7 @@
 // A matrix has values of one dtype, that of the activations it is multiplied with, and a storage they are made from. Panel j
 // holds rows kNR * j.. of the weight. Stored plainly, its elements lie as in gemm_layout.h, in their dtype also where
 // the kernels compute in float: such panels are widened when they are used. Any other storage is expanded when it is
-// used (kernels/lib/storage.h). The backward product reads the weight transposed; its panels are made from the same
+// used (cpu/kernels/lib/storage.h). The backward product reads the weight transposed; its panels are made from the same
 // ones, block by block, each used for all rows of the call.
 #pragma once
 
@@ -18,8 +18,24 @@ namespace dynadapt {
 enum class MatrixStorage {
   f32,
   bf16,
+  q8_0,  // blocks of integers, as GGUF files have them
+  q4_0,
+  q4_1,
+  q4_k,
+  q6_k,
 };
 const char* storage_name(MatrixStorage storage);
+
+/// A storage of quantised blocks: `bytes` hold `columns` columns of a row.
+struct BlockSize {
+  MatrixStorage storage;
+  const char* name;
+  int columns, bytes;
+};
+constexpr BlockSize kBlockSizes[] = {
+    {MatrixStorage::q8_0, "q8_0", 32, 34},   {MatrixStorage::q4_0, "q4_0", 32, 18},   {MatrixStorage::q4_1, "q4_1", 32, 20},
+    {MatrixStorage::q4_k, "q4_k", 256, 144}, {MatrixStorage::q6_k, "q6_k", 256, 210},
+};
 
 }  // namespace dynadapt
 
@@ -45,7 +61,7 @@ using Matrix = dynadapt_matrix;
 
 inline MatrixStorage plain_storage(DType dtype) { return dtype == kF32 ? MatrixStorage::f32 : MatrixStorage::bf16; }
 
-/// A matrix from `weight`, row-major elements of the storage.
+/// A matrix from `weight`: row-major elements, or the rows' blocks one after the other.
 std::unique_ptr<Matrix> make_matrix(int64_t rows, int64_t columns, DType dtype, MatrixStorage storage, const void* weight);
 
 struct MatrixKernels {

@@ -109,7 +109,7 @@ def _settled(asked: EvalConfig, out: Path, resume: bool) -> EvalConfig:
         return loaded[0]
 
     config = settled(asked, out, resume, model)
-    print(fit_width(opening(asked, config, loaded[0].config if loaded else None)), flush=True)
+    print(fit_width(opening(asked, config, *((loaded[0].config, loaded[0]) if loaded else ()))), flush=True)
     return config
 
 

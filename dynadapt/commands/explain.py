@@ -28,6 +28,6 @@ def run(arguments) -> int:
     model = dynadapt.model.load(asked.model)
     config = settle(asked, model.config)
     engine = build_engine(model, config)
-    print(fit_width(opening(asked, config, model.config)))
+    print(fit_width(opening(asked, config, model.config, model)))
     print(engine.explain(time=arguments.time))
     return 0

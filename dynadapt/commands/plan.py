@@ -97,6 +97,8 @@ examples:
       the same with the streams sharded over eight GPUs, one process each
   dynadapt plan --model smollm2-135m --memory 512
       on this machine's CPU, whose ceilings are measured first (a few seconds)
+  dynadapt plan --model llama-3.2-1b --base quants
+      the same with the weights in the integers of a Q4_K file, its embedding and head in Q6_K
 
   dynadapt plan --model Qwen/Qwen3-8B --memory 512 --gpu "RTX 4090" --fit
       how many streams fit, and the plan for that number
@@ -140,8 +142,12 @@ def run(arguments) -> int:
         )
     if config.dtype == "fp64":
         raise ConfigError(f"dtype {config.dtype!r}: a plan is for bf16 or fp32")
-    if config.base != "same":
-        raise ConfigError(f"base {config.base!r}: plans are made for weights in the arithmetic of --dtype")
+    if config.base == "float8":
+        raise ConfigError(f"base {config.base!r}: plans are made for weights in the arithmetic of --dtype, or --base quants")
+    if config.base == "quants" and (arguments.gpu or arguments.ceilings or config.adapt not in ("none", "lora")):
+        raise ConfigError(
+            f"base {config.base!r}: kept by native kernels on the CPU, beside adapters; leave --gpu out, take --adapt lora or none"
+        )
     from rich.console import Console
 
     from dynadapt.bench.plan.ceilings import datasheet, from_campaign, measured_here
@@ -209,6 +215,7 @@ def planned_work(config: EvalConfig, streams: int, shared: bool, memory_only: bo
         config.batch or None,
         config.recompute,
         memory_only=memory_only,
+        quants="q4_k" if config.base == "quants" else None,
     )
 
 

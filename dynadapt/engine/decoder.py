@@ -117,7 +117,7 @@ class Decoder:
         c, w, tokens = self.config, self.active, batch.inputs.reshape(-1)
         x = self.ws("embedded", batch.rows, c.hidden_size)
         if w.table is None:
-            w.head.gather_rows(tokens, x)
+            w.embedding.gather_rows(tokens, x)
             return x
         self.ops.embedding_forward(tokens, w.table, w.positions, self._places(batch), x)
         return x

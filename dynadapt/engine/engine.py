@@ -46,7 +46,7 @@ from .sampling import Sampler
 from .settings import FIXED, EngineSettings
 from .step import Step
 from .step_arguments import check_lengths, check_stream, check_streams, check_tokens, check_weights
-from .weights import FrozenWeights, rotations
+from .weights import FrozenWeights, check_quantised, rotations
 from .workspace import Workspace
 
 NEVER = 2**31 - 1  # `every` of an engine whose updates are never due
@@ -86,7 +86,8 @@ class Engine:
         batch: streams that go through the layers together; the others follow in further passes of the same step, which costs
             less memory and changes no result. None: all. Streams with weights of their own always go one by one.
         recompute: norm outputs and activations are made again in backward instead of kept for it.
-        base: "same" (``dtype``), or "float8": frozen linear weights in float8 with a scale per row (ops/float8.py).
+        base: "same" (``dtype``); "float8": frozen linear weights in float8 with a scale per row (ops/float8.py); or "quants": those
+            of a quantised GGUF file in the file's own blocks of integers (ops/quants.py), which scores the same in less memory.
         static: fixed shapes and no host decision inside a step, as a CUDA graph needs; None: on a GPU only.
 
     A call runs alone: one that begins while another runs, in a thread or a callback, is refused, and so are calls in a forked
@@ -148,6 +149,8 @@ class Engine:
     def _make(self, model, settings: EngineSettings) -> None:
         self.model, self.config, self.settings = model, model.config, settings
         settings.check_model(self.config)
+        if settings.base == "quants":
+            check_quantised(model)
         self.adapt, self.optimizer, self.memory = settings.adapt, settings.optimizer, settings.memory
         self.streams, self.segment, self.window = settings.streams, settings.segment, settings.window
         self.shared, self.every, self.accumulate, self.reset_policy = settings.shared, settings.every, settings.accumulate, settings.reset

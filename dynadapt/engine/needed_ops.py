@@ -6,7 +6,7 @@ from dynadapt.adapt.methods import LoRA, RowSparse, whole_model
 from dynadapt.ops.table import OPS
 
 from .memory import SegmentMemory
-from .weights import biased_groups, looks_up_in_head
+from .weights import biased_groups, looks_up_by_rows
 
 
 def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
@@ -28,7 +28,7 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
         "fused": fused,
         "gradients kept": not fused or engine.optimizer.uses_statistics,
         "head norms": config.qk_norm,
-        "own table": not looks_up_in_head(config, engine.backend),
+        "own table": not looks_up_by_rows(config, engine.backend, engine.base),
         "device memory": static and isinstance(engine.memory, SegmentMemory),
         "device resets": static and engine.reset_policy == "auto",
     }

@@ -164,8 +164,9 @@ class EngineSettings:
             else {"kind": type(part).__name__, **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items()}}
         )
         parts = {name: plain(getattr(self, name)) for name in ("adapt", "optimizer", "memory")}
-        names = ("streams", "segment", "shared", "every", "accumulate", "reset", "dtype", "backend", "base", "seed")
-        return {**parts, **{name: getattr(self, name) for name in names}}
+        base = "same" if self.base == "quants" else self.base  # the same values, to the bit
+        names = ("streams", "segment", "shared", "every", "accumulate", "reset", "dtype", "backend", "seed")
+        return {**parts, **{name: getattr(self, name) for name in names}, "base": base}
 
     def _check_together(self) -> None:
         if self.shared and self.reset != "never":
@@ -212,8 +213,10 @@ class EngineSettings:
         )
 
     def _check_base(self) -> None:
-        choice("base", self.base, ("same", "float8"))
-        if self.base == "same":
+        choice("base", self.base, ("same", "float8", "quants"))
+        if self.base == "quants":
+            self._check_quants()
+        if self.base != "float8":
             return
         if self.backend == "cpu":
             raise ValueError(
@@ -228,6 +231,18 @@ class EngineSettings:
             raise ValueError(
                 f"base='float8' with device={str(self.device)!r}: float8 products need compute capability 8.9, this GPU has "
                 f"{'.'.join(map(str, torch.cuda.get_device_capability(self.device)))}; use base='same'"
+            )
+
+    def _check_quants(self) -> None:
+        if self.backend != "cpu":
+            raise ValueError(
+                f"base='quants' with backend={self.backend!r}: the native kernels of backend='cpu' multiply with the blocks of a file; "
+                "use base='same', whose values are the same"
+            )
+        if self.owns_weights:
+            raise ValueError(
+                f"base='quants' with adapt={self.adapt!r}: it changes the weights themselves, and blocks of integers can't hold what it "
+                "learns; use adapt=LoRA(...), or base='same'"
             )
 
     def check_model(self, config) -> None:

@@ -9,7 +9,8 @@ import torch
 from dynadapt.adapt.methods import GROUPS
 from dynadapt.model import ModelConfig, layout, rope_tables
 from dynadapt.model.layout import has_bias, tensor_shapes
-from dynadapt.ops import DenseMatrix, Float8Weights, make_matrix, make_parts
+from dynadapt.ops import DenseMatrix, Float8Weights, make_matrix, make_parts, make_quantised
+from dynadapt.ops.quants import BLOCK_FORMATS
 
 
 def group_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[int, ...]]]:
@@ -45,7 +46,7 @@ class ModelTensors:
 
     ``attn_norm``, ``mlp_norm``: (weight, bias or None) by layer; ``final_norm``; ``head_norm``: (q, k weights) or None by layer;
     ``positions`` [P, H] or None; ``bias``: {(layer, group): [sum O_p]}; ``head``: a Matrix [V, H]; ``table`` [V, H], None where
-    the head's rows serve the look-up.
+    the rows of a Matrix serve the look-up: ``embedding``, the head where it is tied.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ModelTensors:
         bias: dict[tuple[int, str], torch.Tensor],
         head,
         table: torch.Tensor | None,
+        embedding=None,
     ):
         """``get(name)`` gives the tensor of a canonical name."""
         names = tensor_shapes(config)
@@ -68,19 +70,28 @@ class ModelTensors:
         self.head_norm = [head_norm(i) if config.qk_norm else None for i in layers]
         self.positions = optional("positions.weight")
         self.bias, self.head, self.table = bias, head, table
+        self.embedding = head if embedding is None else embedding
 
 
 class FrozenWeights(ModelTensors):
-    """The model's weights in the backend's form; ``own`` are the groups that a learner holds itself."""
+    """The model's weights in the backend's form; ``own`` are the groups that a learner holds itself.
+
+    ``kept``: with ``base="quants"``, the number of weights by the storage they are in, as ``Engine.explain`` says it.
+    """
 
     def __init__(self, model, backend: str, dtype: torch.dtype, own: set[tuple[int, str]], device="cpu", base: str = "same"):
         c = model.config
+        self.kept: dict[str, int] = {}
         load = lambda name: model.tensor(name).to(device=device, dtype=dtype).contiguous()  # noqa: E731
         sizes = group_sizes(c)
         self.parts: dict[tuple[int, str], list | Float8Weights | None] = {}
         for layer, group in sizes:
             if (layer, group) in own:
                 self.parts[layer, group] = None
+                continue
+            if base == "quants":
+                names = [f"layers.{layer}.{part}.weight" for part in layout(c)[group]]
+                self.parts[layer, group] = [self._as_stored(model, name, dtype) for name in names]
                 continue
             tensors = [source_weight(model, layer, group, p) for p in range(len(layout(c)[group]))]
             self.parts[layer, group] = Float8Weights(tensors, device) if base == "float8" else make_parts(tensors, backend, dtype, device)
@@ -89,13 +100,26 @@ class FrozenWeights(ModelTensors):
             key: torch.cat([zeros(n) if name is None else load(name) for name, n in zip(names, sizes[key][1])])
             for key, names in biased_groups(c).items()
         }
-        head = make_matrix(model.tensor("embed.weight" if c.tied_head else "head.weight"), backend, dtype, device)
-        super().__init__(c, load, bias, head, look_up_table(c, head, load))
+        name, embedding = "embed.weight" if c.tied_head else "head.weight", None
+        if base == "quants":
+            head = self._as_stored(model, name, dtype)
+            if looks_up_by_rows(c, backend, base) and not c.tied_head:
+                embedding = self._as_stored(model, "embed.weight", dtype)
+        else:
+            head = make_matrix(model.tensor(name), backend, dtype, device)
+        super().__init__(c, load, bias, head, look_up_table(c, head, load) if embedding is None else None, embedding)
+
+    def _as_stored(self, model, name: str, dtype: torch.dtype):
+        """A weight in its file's blocks; in ``dtype`` where it is not stored in such as can be kept."""
+        weight = model.quantised(name)
+        stored = f"{model.kinds[name].lower()} as floats" if weight is None else weight.name
+        self.kept[stored] = self.kept.get(stored, 0) + 1
+        return make_matrix(model.tensor(name), "cpu", dtype) if weight is None else make_quantised(weight, dtype)
 
 
-def looks_up_in_head(config: ModelConfig, backend: str) -> bool:
-    """Whether the token embedding is read from the packed head, row by row, so that it needs no table and no op of its own."""
-    return config.tied_head and config.rope_theta is not None and backend == "cpu"
+def looks_up_by_rows(config: ModelConfig, backend: str, base: str) -> bool:
+    """Whether the token embedding is read from a packed matrix, row by row, so that it needs no table and no op of its own."""
+    return (config.tied_head or base == "quants") and config.rope_theta is not None and backend == "cpu"
 
 
 def look_up_table(config: ModelConfig, head, get) -> torch.Tensor | None:
@@ -111,3 +135,17 @@ def rotations(config: ModelConfig, window: int, dtype: torch.dtype, device) -> t
     if config.rope_theta is None:
         return None, None
     return tuple(t.to(device=device, dtype=dtype) for t in rope_tables(config, window))
+
+
+def check_quantised(model) -> None:
+    """ValueError for a model with no weight that ``base="quants"`` could keep as it is."""
+    if model.block_names():
+        return
+    kinds = sorted({kind for name, kind in model.kinds.items() if len(model.shape(name)) == 2})
+    stored = f"its weights are {', '.join(kinds)}" if kinds else "it is not from a GGUF file"
+    if model.dtype is not None:
+        stored += f", loaded with dtype={model.dtype}"
+    raise ValueError(
+        f"base='quants' with model {model.name!r}: {stored}; accepted are GGUF files in {', '.join(BLOCK_FORMATS)}, loaded without a "
+        "dtype; use base='same'"
+    )

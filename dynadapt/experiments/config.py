@@ -170,7 +170,10 @@ class EvalConfig:
         False, "make norm outputs and activations again in backward instead of keeping them: less memory, a little more time", needs=LEARNS
     )
     base: str = setting(
-        "same", "frozen linear weights in the arithmetic of --dtype, or in float8 with a scale per row", choices=("same", "float8")
+        "same",
+        "frozen weights in the arithmetic of --dtype, linear ones in float8 with a scale per row, or those of a quantised GGUF file in its "
+        "own integers (the same scores, in the file's memory)",
+        choices=("same", "float8", "quants"),
     )
     seed: int = setting(0, "seed of the adapters' first values", least=0)
 

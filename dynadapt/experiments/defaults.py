@@ -72,16 +72,43 @@ def fitting_memory(config: EvalConfig, model_config) -> int:
     return max(0, min(MEMORY, model_config.max_positions - config.segment - config.sinks))
 
 
-def opening(asked: EvalConfig, config: EvalConfig, model_config=None) -> str:
-    """A line that says what a run will do and how to choose otherwise: `asked` as the user wrote it, `config` with nothing open."""
+def opening(asked: EvalConfig, config: EvalConfig, model_config=None, model=None) -> str:
+    """A line that says what a run will do and how to choose otherwise: `asked` as the user wrote it, `config` with nothing open; of a
+    `model` whose file is quantised, also what becomes of its integers."""
     dtype = config.dtype
     if "dtype" in asked.open:
         chosen, why = fastest(config.device, config.backend)
         dtype += f" ({why})" if chosen == config.dtype else " (as it was begun)"
     elif what := stored(config.dtype, config.device, config.backend):
         dtype += f" ({what})"
-    parts = [Path(config.model).name, dtype, learns(vars(config)), remembers(asked, config, model_config), f"segments of {config.segment}"]
+    kept = [kept_as(config, model)] if model is not None and model.block_names() else []
+    parts = [
+        Path(config.model).name,
+        dtype,
+        *kept,
+        learns(vars(config)),
+        remembers(asked, config, model_config),
+        f"segments of {config.segment}",
+    ]
     return ", ".join(parts) + "; choose with --dtype, --adapt, --memory, --segment"
+
+
+def kept_as(config: EvalConfig, model) -> str:
+    """What a run multiplies with, of a file that holds integers."""
+    kinds = "/".join(dict.fromkeys(model.kinds[name].lower() for name in model.block_names()))
+    if config.base != "same":
+        return f"{kinds} as in the file" if config.base == "quants" else f"{kinds} made {config.base}"
+    return f"{kinds} made {config.dtype} (--base quants: as in the file)" if keeps_quants(config) else f"{kinds} made {config.dtype}"
+
+
+def keeps_quants(config: EvalConfig) -> bool:
+    """Whether --base quants would serve this configuration."""
+    import torch
+
+    from dynadapt.ops import choose_device
+
+    device = choose_device(config.device, config.backend, torch.bfloat16).type
+    return device == "cpu" and config.backend in ("auto", "cpu") and config.dtype != "fp64" and config.adapt in ("none", "lora")
 
 
 def remembers(asked: EvalConfig, config: EvalConfig, model_config=None) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from dynadapt.common.reprs import safe
+from dynadapt.ops.quants import BLOCK_FORMATS, QuantisedWeight
 
 from .config import ModelConfig
 from .errors import ModelError
@@ -37,10 +38,13 @@ class Model:
         tokenizer=None,
         dtype: torch.dtype | None = None,
         where: str | None = None,
+        kinds: Mapping[str, str] | None = None,
+        blocks: Callable[[str], QuantisedWeight | None] | None = None,
     ):
         """`tokenizer` is a Tokenizer, None, or a function that makes one at first use; `identity(sampled)` gives bytes that
         change with the stored weights: with any byte of them, or sampled, with some; `where` stands in front of what is wrong
-        with a tensor (default: `name`)."""
+        with a tensor (default: `name`); `kinds` are the types that a GGUF file stores its tensors in, and `blocks` reads one
+        quantised as it is stored, None where it can't be kept so."""
         if dtype is not None and dtype not in MODEL_DTYPES:
             raise ModelError(f"dtype = {dtype!r} is not a dtype of weights; accepted: {', '.join(map(str, MODEL_DTYPES))}")
         self.config = config
@@ -52,10 +56,14 @@ class Model:
         self._identity = identity
         self._tokenizer = tokenizer
         self._shapes = tensor_shapes(config)
+        self.kinds: Mapping[str, str] = kinds or {}
+        self._blocks = blocks
 
     def converted(self, dtype: torch.dtype) -> Model:
         """The same model, its tensors in ``dtype`` when they are read."""
-        other = Model(self.config, self.name, self._read, self._identity, lambda: self.tokenizer, dtype, self._where)
+        other = Model(
+            self.config, self.name, self._read, self._identity, lambda: self.tokenizer, dtype, self._where, self.kinds, self._blocks
+        )
         other.origin = self.origin
         return other
 
@@ -87,6 +95,21 @@ class Model:
             raise ModelError(f"{self._where}: tensor {name} holds {bad} values that are NaN or infinite")
         return tensor
 
+    def block_names(self) -> list[str]:
+        """The names for which `quantised` gives something, without reading any."""
+        exact = self.dtype in (None, torch.float32, torch.float64)
+        return [n for n, kind in self.kinds.items() if exact and kind.lower() in BLOCK_FORMATS and len(self._shapes[n]) == 2]
+
+    def quantised(self, name: str) -> QuantisedWeight | None:
+        """The canonical matrix `name` in the blocks that a GGUF file stores it in, read now; None for one that is stored otherwise, or
+        in a format that `dynadapt.ops.quants` does not have, and of a model that `dtype` rounds. Errors are those of `tensor`, whose
+        values these are."""
+        self.shape(name)
+        weight = self._blocks(name) if self._blocks and name in self.block_names() else None
+        if weight is not None and not weight.finite():
+            self.tensor(name)  # says how many values are not
+        return weight
+
     @property
     def tokenizer(self):
         """The model's own Tokenizer, or None if it came without one. Read at first use."""
@@ -107,7 +130,8 @@ class Model:
     def check_finite(self) -> None:
         """Raise ModelError naming the first tensor that holds a NaN or an infinity. Reads every tensor once."""
         for name in self.names():
-            self.tensor(name)
+            if self.quantised(name) is None:
+                self.tensor(name)
 
 
 def count_not_finite(tensor: torch.Tensor) -> int:

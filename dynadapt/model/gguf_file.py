@@ -19,6 +19,8 @@ try:
 except ImportError:  # only GGUF files need it
     gguf = None
 
+from dynadapt.ops.quants import BLOCK_FORMATS, QuantisedWeight
+
 from .errors import ModelError
 from .regular_file import opened
 from .safetensors_file import read_into
@@ -116,11 +118,23 @@ class GGUFFile:
             tensor = torch.empty(stored.shape, dtype=_PLAIN[stored.kind.name])
             read_into(self.path, stored.begin, tensor)
             return tensor
-        raw = torch.empty(stored.nbytes, dtype=torch.uint8)
-        read_into(self.path, stored.begin, raw)
+        raw = self._bytes(stored)
         with np.errstate(all="ignore"):  # damaged scales are found by check_finite, not by a warning
             values = gguf.quants.dequantize(raw.numpy().reshape(*stored.shape[:-1], -1), stored.kind)
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).view(stored.shape)
+
+    def blocks(self, name: str) -> QuantisedWeight | None:
+        """The matrix as it is stored, read now; None for a tensor that is no matrix, or of a type that ops/quants.py does not have."""
+        stored = self.tensors[name]
+        kind = stored.kind.name.lower()
+        if kind not in BLOCK_FORMATS or len(stored.shape) != 2:
+            return None
+        return QuantisedWeight(kind, (stored.shape[0], stored.shape[1]), self._bytes(stored).view(stored.shape[0], -1))
+
+    def _bytes(self, stored: StoredTensor) -> torch.Tensor:
+        raw = torch.empty(stored.nbytes, dtype=torch.uint8)
+        read_into(self.path, stored.begin, raw)
+        return raw
 
 
 def can_read(kind: gguf.GGMLQuantizationType) -> bool:

@@ -62,10 +62,15 @@ def load_gguf(path: str | Path, dtype: torch.dtype | None = None) -> Model:
         tensor = file.read(stored[name])
         return _unpermute(config, name, tensor) if _is_permuted(config, name) else tensor
 
+    def blocks(name):
+        weight = file.blocks(stored[name])
+        return weight and weight.rows(_plain_order(config, name)) if _is_permuted(config, name) else weight
+
     def tokenizer():
         return gguf_tokenizer(path, file.metadata, config)
 
-    return Model(config, file.name, read, identity_of(file.paths), tokenizer, dtype, str(path))
+    kinds = {name: file.tensors[stored[name]].kind.name for name in stored}
+    return Model(config, file.name, read, identity_of(file.paths), tokenizer, dtype, str(path), kinds, blocks)
 
 
 def _is_rope(name, config):
@@ -90,3 +95,9 @@ def _unpermute(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Te
     heads = config.heads if name.split(".")[-2] == "q" else config.kv_heads
     pairs = tensor.view(heads, config.head_dim // 2, 2, *tensor.shape[1:])
     return pairs.transpose(1, 2).reshape(tensor.shape)
+
+
+def _plain_order(config: ModelConfig, name: str) -> torch.Tensor:
+    """The stored row that each row is: rows move whole, quantised or not."""
+    heads = config.heads if name.split(".")[-2] == "q" else config.kv_heads
+    return _unpermute(config, name, torch.arange(heads * config.head_dim))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from dynadapt.ops.quants import QuantisedWeight
+
 from .errors import ModelError
 from .gguf_file import GGUFFile, StoredTensor
 
@@ -16,7 +18,7 @@ MAX_TENSORS = 2**31 - 1
 
 
 class GGUFParts:
-    """`files` as one: `.metadata` of the first, `.tensors` (name -> StoredTensor) and `read` of all, `.name`, `.paths`."""
+    """`files` as one: `.metadata` of the first, `.tensors` (name -> StoredTensor) and `read` and `blocks` of all, `.name`, `.paths`."""
 
     def __init__(self, name: str, files: list[GGUFFile]):
         self.name, self.paths = name, [file.path for file in files]
@@ -32,6 +34,10 @@ class GGUFParts:
     def read(self, name: str) -> torch.Tensor:
         """The tensor, read now from the part that holds it."""
         return self._holder[name].read(name)
+
+    def blocks(self, name: str) -> QuantisedWeight | None:
+        """The matrix as it is stored, read now from the part that holds it; None as for ``GGUFFile.blocks``."""
+        return self._holder[name].blocks(name)
 
 
 def open_gguf(path: Path) -> GGUFParts:

@@ -7,12 +7,14 @@ from .table import OPS
 __all__ = [
     "DenseMatrix",
     "Float8Weights",
+    "QuantisedWeight",
     "UnsupportedOp",
     "choose_backend",
     "choose_device",
     "defined_ops",
     "make_matrix",
     "make_parts",
+    "make_quantised",
     "resolve",
 ]
 
@@ -21,6 +23,7 @@ _HOMES = {
     **dict.fromkeys(("UnsupportedOp", "choose_backend", "choose_device", "defined_ops", "resolve"), "dispatch"),
     **dict.fromkeys(("DenseMatrix", "make_matrix", "make_parts"), "matrix"),
     "Float8Weights": "float8",
+    **dict.fromkeys(("QuantisedWeight", "make_quantised"), "quants"),
 }
 _MODULES = {"dispatch", *(row.family for row in OPS.values())}
 __getattr__ = lazily(__name__, _HOMES, _MODULES)

@@ -7,7 +7,8 @@ to the stream that a row belongs to: of N = S T rows, rows i T .. (i+1) T - 1 ar
 sits in slot ``slots[i]``. Part p owns rows p R .. (p+1) R - 1 of A [slots, P R, K] and its own columns of
 Bt [slots, R, O]; Bt is the transpose of LoRA's B, so that both products stream it row by row.
 
-``parts`` may be one ``Float8Weights`` that holds them all; the base product is then the quantised one (ops/float8.py).
+``parts`` may be one ``Float8Weights`` that holds them all; the base product is then the quantised one (ops/float8.py). Native ones may be
+kept in blocks of integers (ops/quants.py): the product is the one with their values.
 
 Source: Hu et al. 2021, LoRA (arXiv 2106.09685), eq. 3; scale = alpha / R.
 """

@@ -1,7 +1,7 @@
 """Matrix: a weight [N, K] in the form its backend multiplies with.
 
 ``DenseMatrix`` is the reference: the plain tensor. The native ``PackedMatrix`` keeps the same values
-packed in panels and offers the same methods.
+packed in panels, or the blocks of integers that they are made from (quants.py), and offers the same methods.
 """
 
 from __future__ import annotations

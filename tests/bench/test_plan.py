@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dynadapt import AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt.bench.made_up_quants import write_made_up
 from dynadapt.bench.plan import GPUS, Ceilings, datasheet, from_campaign, measured, most_streams, predict, step_work
 from dynadapt.bench.plan.ceilings import machine_memory
 from dynadapt.cli import main
@@ -51,6 +52,24 @@ def test_flops_and_buffers_are_the_engines(case, family):
     products = sum(n for phase, n in work.flops.items() if phase != "update")
     assert sum(op.flops for op in work.ops.values()) == products
     assert all(0 <= op.skipped <= op.flops for op in work.ops.values())
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_quantised_file_takes_the_bytes_that_the_engine_keeps(tied, tmp_path):
+    config = tiny_config("llama", vocab_size=160, hidden_size=256, heads=4, kv_heads=2, head_dim=64, ffn_size=512, layers=2, tied_head=tied)
+    engine = Engine(write_made_up(config, tmp_path / "a.gguf", "q4_k", "q6_k"), LoRA(rank=4), segment=8, dtype="fp32", base="quants")
+    engine.step(torch.zeros(1, 9, dtype=torch.int64))
+    work = step_work(config, LoRA(rank=4), segment=8, dtype=torch.float32, quants="q4_k")
+    plain = step_work(config, LoRA(rank=4), segment=8, dtype=torch.float32)
+    matrices = {id(m): m.nbytes for parts in engine.weights.parts.values() for m in parts}
+    matrices |= {id(m): m.nbytes for m in (engine.weights.head, engine.weights.embedding)}
+    norms = 4 * 256 * (2 * config.layers + 1)
+    assert work.memory["frozen weights"] == sum(matrices.values()) + norms
+    assert work.flops == plain.flops == {**plain.flops, **engine.last.flops}
+    saved = sum(4 * m.shape[0] * m.shape[1] - m.nbytes for parts in engine.weights.parts.values() for m in parts)
+    assert plain.ops["linear_forward"].bytes - work.ops["linear_forward"].bytes == saved
+    with pytest.raises(ValueError, match="quants='q4_k' with adapt=Full"):
+        step_work(config, Full(), quants="q4_k")
 
 
 def test_traffic_of_one_product():
@@ -154,6 +173,8 @@ def test_what_does_not_fit_says_what_would(capsys):
         (("--gpu", "h200", "--gpus", "2", "--shared"), "shared"),
         (("--gpu", "h200", "--dtype", "fp64"), "fp64"),
         (("--gpu", "h200", "--base", "float8"), "float8"),
+        (("--gpu", "h200", "--base", "quants"), "quants"),
+        (("--base", "quants", "--adapt", "full"), "quants"),
     ],
 )
 def test_bad_input_is_refused_by_name(capsys, arguments, named):

@@ -57,7 +57,8 @@ struct HeadBlock {
       forward[i] = forward_panel<T>(*c.head, begin / kNR + i, room.wide + i * panel_size<T>(c.H));
     if (!c.dh) return;
     for (int64_t j = 0; j < panel_count(c.H); j++)
-      for (int r = 0; r < count; r += kNR) backward_block<T>(*c.head, begin + r, j * kNR, room.turned + (j * kBlock + r) * kNR);
+      for (int i = 0; i * kNR < count; i++)
+        turn<T>(forward[i] + j * kNR * kNR, smaller<int64_t>(kNR, c.H - j * kNR), room.turned + (j * kBlock + i * kNR) * kNR);
   }
 };
 

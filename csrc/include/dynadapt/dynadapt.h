@@ -64,20 +64,29 @@ DYNADAPT_API int dynadapt_nvtx(void);
 
 /* ---- packed matrices ------------------------------------------------------------------------- */
 
-/* A weight [N, K] in the panel order of the kernels, in its own dtype: the only copy a model needs. */
+/* A weight [N, K] in the panel order of the kernels: the only copy a model needs. Its values have a dtype, that of the activations it
+ * is multiplied with; what they are stored as is that dtype, or blocks of integers that are expanded where they are used. */
 typedef struct dynadapt_matrix dynadapt_matrix;
 
 DYNADAPT_API int dynadapt_matrix_create(const DLTensor* weight, dynadapt_matrix** out);
+/* From the blocks of a GGUF tensor, kept as they are: storage "q8_0", "q4_0", "q4_1", "q4_k" or "q6_k", `blocks` the file's `bytes`
+ * bytes, rows one after the other, columns a multiple of a block's 32 or 256. The values are those of the format's definition in
+ * float32, to the bit, or with bf16 = 1 these rounded to bfloat16. Rows can be read and not changed. */
+DYNADAPT_API int dynadapt_matrix_create_quantised(const char* storage, int64_t rows, int64_t columns, const uint16_t* blocks,
+                                                  int64_t bytes, int bf16, dynadapt_matrix** out);
 DYNADAPT_API void dynadapt_matrix_destroy(dynadapt_matrix* matrix);
-/* Of NULL: -1, and a dtype of 0 bits, with a text in dynadapt_last_error(). */
+/* Of NULL: -1, NULL, and a dtype of 0 bits, with a text in dynadapt_last_error(). */
 DYNADAPT_API int64_t dynadapt_matrix_rows(const dynadapt_matrix* matrix);
 DYNADAPT_API int64_t dynadapt_matrix_columns(const dynadapt_matrix* matrix);
 DYNADAPT_API int64_t dynadapt_matrix_bytes(const dynadapt_matrix* matrix);
 DYNADAPT_API DLDataType dynadapt_matrix_dtype(const dynadapt_matrix* matrix);
+/* What the values are stored as: "float32", "bfloat16" or the name of a format of blocks. */
+DYNADAPT_API const char* dynadapt_matrix_storage(const dynadapt_matrix* matrix);
 
 /* out[i] = weight[index[i]]: index i64 [n], out act [n, K] of the matrix's dtype. */
 DYNADAPT_API int dynadapt_matrix_gather_rows(const dynadapt_matrix* matrix, const DLTensor* index, const DLTensor* out);
-/* weight[rows[i]] = values[i], rounded to the matrix's dtype: rows i32 [n], each once, or NULL for all, values f32 [n, K]. */
+/* weight[rows[i]] = values[i], rounded to the matrix's dtype: rows i32 [n], each once, or NULL for all, values f32 [n, K].
+ * A matrix of blocks is refused. */
 DYNADAPT_API int dynadapt_matrix_update_rows(dynadapt_matrix* matrix, const DLTensor* rows, const DLTensor* values);
 /* out [N, K] = weight, of the matrix's dtype. */
 DYNADAPT_API int dynadapt_matrix_unpack(const dynadapt_matrix* matrix, const DLTensor* out);

@@ -26,6 +26,7 @@ from dynadapt.ops import attention
 from dynadapt.ops import update as update_op
 from dynadapt.ops.matrix import DenseMatrix
 from dynadapt.ops.precision import wide_dtype
+from dynadapt.ops.quants import BLOCK_FORMATS, HEAD_FORMATS
 
 META = torch.device("meta")
 
@@ -91,6 +92,27 @@ class _Recorder:
         self.seen = total
 
 
+class _Blocks(DenseMatrix):
+    """A weight kept in blocks of integers: the sizes of the plain one, the bytes of a format."""
+
+    def __init__(self, weight: torch.Tensor, name: str):
+        super().__init__(weight, copy=False)
+        self.form = BLOCK_FORMATS[name]
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.numel() // self.form.columns * self.form.size
+
+
+def _in_blocks(weights: FrozenWeights, name: str) -> None:
+    """Keeps the weights as a file in this format has them, which has another format, here none, for rows that are no whole blocks."""
+    as_blocks = lambda matrix, form: matrix if matrix.shape[1] % BLOCK_FORMATS[form].columns else _Blocks(matrix.weight, form)  # noqa: E731
+    weights.parts = {key: [as_blocks(part, name) for part in parts] for key, parts in weights.parts.items()}
+    weights.head = as_blocks(weights.head, HEAD_FORMATS.get(name, name))
+    weights.embedding = as_blocks(DenseMatrix(weights.table, copy=False), HEAD_FORMATS.get(name, name))
+    weights.table = weights.table if weights.positions is not None else None
+
+
 def _bytes(argument) -> int:
     if isinstance(argument, torch.Tensor):
         return argument.numel() * argument.element_size()
@@ -114,11 +136,13 @@ def step_work(
     recompute: bool = False,
     learn: bool = True,
     memory_only: bool = False,
+    quants: str | None = None,
 ) -> Work:
     """The work of one step that scores, learns (where ``adapt`` is given and ``learn``) and updates, with its memory full.
 
     Arguments are ``Engine``'s. Streams with weights of their own run one by one, as they do there. With ``memory_only`` passes of
-    equal size run once, which is all that what is held depends on: FLOPs and ops are not the step's then.
+    equal size run once, which is all that what is held depends on: FLOPs and ops are not the step's then. ``quants``: the format
+    (ops/quants.py) of the file whose blocks are kept, as ``base="quants"`` does; what learns is an adapter then.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -128,6 +152,8 @@ def step_work(
             raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
     if config.rope_theta is None and isinstance(memory, SegmentMemory):
         raise ValueError(f"memory={memory!r}: {config.family} has learned positions; use Overlap(context) instead")
+    if quants is not None and not (adapt is None or isinstance(adapt, LoRA)):
+        raise ValueError(f"quants={quants!r} with adapt={adapt!r}: blocks of integers stay as they are; expected LoRA, or None")
     learn = learn and adapt is not None
     optimizer = Adam() if optimizer is None else optimizer
     model = from_state(config, {name: torch.empty(shape, dtype=dtype, device=META) for name, shape in tensor_shapes(config).items()})
@@ -140,6 +166,8 @@ def step_work(
     learning = targeted(adapt, config.layers)
     lowest = None if not learn else (-1, "embed") if whole_model(adapt) else learning[0]
     weights = learner.weights_view if whole_model(adapt) else FrozenWeights(model, "meta", dtype, set(learning) if own else set(), META)
+    if quants is not None:
+        _in_blocks(weights, quants)
     store = None
     if isinstance(memory, SegmentMemory):
         store = MemoryState.of(config, memory, streams, dtype, META)
@@ -219,11 +247,14 @@ def _skip_masked(ops: dict[str, OpWork], c: ModelConfig, streams: int, segment: 
 def _held(owner) -> int:
     """Bytes of the tensors that an object holds, each storage once."""
     storages: dict[int, int] = {}
+    blocks: dict[tuple[int, int], int] = {}  # by the weight that they stand for
 
     def visit(value, depth: int) -> None:
         if isinstance(value, torch.Tensor):
             storage = value.untyped_storage()
             storages[storage._cdata] = storage.nbytes()
+        elif isinstance(value, _Blocks):
+            blocks[value.weight.untyped_storage()._cdata, value.weight.storage_offset()] = value.nbytes
         elif isinstance(value, DenseMatrix):
             visit(value.weight, depth)
         elif isinstance(value, dict):
@@ -242,4 +273,4 @@ def _held(owner) -> int:
                 visit(each, depth - 1)
 
     visit(owner, 3)
-    return sum(storages.values())
+    return sum(storages.values()) + sum(blocks.values())

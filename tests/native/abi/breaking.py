@@ -25,7 +25,7 @@ TYPES = {"f32": ((2, 32), "f"), "f64": ((2, 64), "d"), "bf16": ((4, 16), "H"), "
 CPU, CUDA = 1, 2
 CANARY = b"\xa5" * 64
 ALIASES = {"query_heads": "hq", "kv_heads": "hkv", "head_dim": "d"}
-NO_CODE = {"int64_t": -1, "DLDataType": 0}  # what a wrong argument gives where there is no code
+NO_CODE = {"int64_t": -1, "DLDataType": 0, "const char*": None}  # what a wrong argument gives where there is no code
 
 
 class Memory:
@@ -148,6 +148,9 @@ class Call:
 
     def text(self, value):
         return self.field(str(self.world["folder"] / value) if value else "")
+
+    def make_word(self, argument, spec):
+        return self.field(spec.value)
 
     def make_slot(self, argument, spec):
         memory = self.memory[argument] = Memory(b"\0" * 8)
@@ -380,6 +383,12 @@ def break_text(call, argument, spec):
             lambda v=value: Value(call.text(v)),
             {"names": (argument, named, value or "/adapter", "adapter_config.json"), "codes": (INVALID, IO)},
         )
+
+
+def break_word(call, argument, spec):
+    yield "NULL", lambda: Value(None), {}
+    for value in spec.bad:
+        yield repr(value[:20]), lambda v=value: Value(call.field(v)), {}
 
 
 def break_slot(call, argument, spec):

@@ -53,7 +53,7 @@ class Struct:
 
 @dataclass
 class Array:
-    """Plain memory, of int32 or float32."""
+    """Plain memory, of int32, float32 or 16 bits."""
 
     count: int
     dtype: str = "i32"
@@ -80,6 +80,14 @@ class Handle:
 @dataclass
 class Text:
     """A path; ``bad``: what is there and is not what the call needs."""
+
+    value: str
+    bad: tuple = ()
+
+
+@dataclass
+class Word:
+    """One of some words; ``bad``: others."""
 
     value: str
     bad: tuple = ()
@@ -173,11 +181,21 @@ ROWS = {
     "peak_flops": {"bf16": Number(0, (2, -1, INT_MIN, INT_MAX)), "repetitions": Number(10, (0, -1, -(2**63), 2**63 - 1))},
     "set_num_threads": {"threads": Number(1, (-1, 4097, INT_MIN, INT_MAX))},
     "matrix_create": {"weight": T((5, 8)), "out": Slot("dynadapt_matrix_destroy")},
+    "matrix_create_quantised": {
+        "storage": Word("q4_0", ("", "q5_0", "Q4_0", "float32", "x" * 1000)),
+        "rows": Number(5, (0, -1, 6, 2**46, 2**62, -(2**63), 2**63 - 1)),
+        "columns": Number(32, (0, -1, 8, 33, 64, 2**46, -(2**63), 2**63 - 1)),
+        "blocks": Array(45, "bf16"),
+        "bytes": Number(90, (0, -1, 89, 91, 2**62, -(2**63), 2**63 - 1)),
+        "bf16": Number(0, (2, -1, INT_MIN, INT_MAX)),
+        "out": Slot("dynadapt_matrix_destroy"),
+    },
     "matrix_destroy": {"matrix": Matrix(optional=True)},
     "matrix_rows": {"matrix": Matrix()},
     "matrix_columns": {"matrix": Matrix()},
     "matrix_bytes": {"matrix": Matrix()},
     "matrix_dtype": {"matrix": Matrix()},
+    "matrix_storage": {"matrix": Matrix()},
     "matrix_gather_rows": {"matrix": Matrix(), "index": indices((4, 0, 4), 5, dtype="i64"), "out": out(3, 8)},
     "matrix_update_rows": {"matrix": Matrix(), "rows": indices((4, 1), 5, optional=True), "values": T((2, 8))},
     "matrix_unpack": {"matrix": Matrix(), "out": out(5, 8)},

@@ -17,9 +17,21 @@ struct StorageForm {
   void (*expand_bf16)(const Matrix& matrix, int64_t j, int64_t column, int64_t count, Panel<bf16>* to);
 };
 
+extern const StorageForm q8_0_form, q4_0_form, q4_1_form, q4_k_form, q6_k_form;
+
 /// Of a matrix that is not plain.
 inline const StorageForm& storage_form(const Matrix& matrix) {
   switch (matrix.storage) {
+    case MatrixStorage::q8_0:
+      return q8_0_form;
+    case MatrixStorage::q4_0:
+      return q4_0_form;
+    case MatrixStorage::q4_1:
+      return q4_1_form;
+    case MatrixStorage::q4_k:
+      return q4_k_form;
+    case MatrixStorage::q6_k:
+      return q6_k_form;
     default:
       __builtin_unreachable();
   }
