@@ -82,7 +82,8 @@ class Engine:
         seed: of the adapters' initial A.
         device: "cpu", "cuda", "cuda:1"...; "auto": the GPU where torch sees one and the backend can use it.
         batch: streams that go through the layers together; the others follow in further passes of the same step, which costs
-            less memory and changes no result. None: all. Streams with weights of their own always go one by one.
+            less memory and changes no result. None: all, but with the native kernels only as many as keep the threads at work (256
+            tokens each). Streams with weights of their own always go one by one.
         recompute: norm outputs and activations are made again in backward instead of kept for it.
         base: "same" (``dtype``), or "float8": frozen linear weights in float8 with a scale per row (ops/float8.py).
         static: fixed shapes and no host decision inside a step, as a CUDA graph needs; None: on a GPU only.

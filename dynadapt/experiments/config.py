@@ -167,7 +167,12 @@ class EvalConfig:
         choices=("auto", "cpu", "triton", "reference"),
     )
     device: str = setting("auto", "cpu, cuda or cuda:N; auto takes the GPU where there is one", read=str)
-    batch: int = setting(0, "streams that go through the layers together, 0 for all; fewer take less memory and score the same", least=0)
+    batch: int = setting(
+        0,
+        "streams that go through the layers together; fewer take less memory and score the same (0: on a GPU all, on a CPU as many as "
+        "keep its threads at work)",
+        least=0,
+    )
     recompute: bool = setting(
         False, "make norm outputs and activations again in backward instead of keeping them: less memory, a little more time", needs=LEARNS
     )
