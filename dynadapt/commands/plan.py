@@ -216,7 +216,7 @@ def planned_work(config: EvalConfig, streams: int, shared: bool, threads: int | 
         shared,
         DTYPES[config.dtype],
         batch,
-        config.recompute,
+        config.recompute or threads is not None,
         memory_only=memory_only,
     )
 

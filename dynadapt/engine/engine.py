@@ -84,7 +84,8 @@ class Engine:
         batch: streams that go through the layers together; the others follow in further passes of the same step, which costs
             less memory and changes no result. None: all, but with the native kernels only as many as keep the threads at work (256
             tokens each). Streams with weights of their own always go one by one.
-        recompute: norm outputs and activations are made again in backward instead of kept for it.
+        recompute: norm outputs and activations are made again in backward instead of kept for it, with the same bits. None: with the
+            native kernels, which make them on the way.
         base: "same" (``dtype``), or "float8": frozen linear weights in float8 with a scale per row (ops/float8.py).
         static: fixed shapes and no host decision inside a step, as a CUDA graph needs; None: on a GPU only.
 
@@ -115,7 +116,7 @@ class Engine:
         seed: int = 0,
         device: str | torch.device = "auto",
         batch: int | None = None,
-        recompute: bool = False,
+        recompute: bool | None = None,
         base: str = "same",
         static: bool | None = None,
     ):

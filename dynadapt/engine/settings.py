@@ -93,7 +93,7 @@ class EngineSettings:
     seed: int
     device: torch.device
     batch: int | None
-    recompute: bool
+    recompute: bool | None
     base: str
     static: bool | None
 
@@ -103,8 +103,9 @@ class EngineSettings:
         keep(
             self,
             **{name: integer(name, getattr(self, name)) for name in ("streams", "segment", "every")},
-            **{name: flag(name, getattr(self, name)) for name in ("shared", "accumulate", "recompute")},
+            **{name: flag(name, getattr(self, name)) for name in ("shared", "accumulate")},
             seed=integer("seed", self.seed, -(2**63), 2**64 - 1),  # torch's own range
+            recompute=None if self.recompute is None else flag("recompute", self.recompute),
             static=None if self.static is None else flag("static", self.static),
             batch=None
             if self.batch is None
@@ -201,6 +202,8 @@ class EngineSettings:
             raise ValueError(f"dtype='fp64' with backend={self.backend!r}: its kernels serve fp32 and bf16; use backend='reference'")
         if self.batch is None and self.backend == "cpu" and not self.shared:
             keep(self, batch=cpu_batch(self.streams, self.context + self.segment, native_module().num_threads()))
+        if self.recompute is None:
+            keep(self, recompute=self.backend == "cpu")
         if self.static is None:
             keep(self, static=device.type != "cpu" or self.backend == "triton")
         if self.static and self.reset == "auto" and isinstance(self.adapt, RowSparse):

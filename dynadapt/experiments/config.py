@@ -174,7 +174,10 @@ class EvalConfig:
         least=0,
     )
     recompute: bool = setting(
-        False, "make norm outputs and activations again in backward instead of keeping them: less memory, a little more time", needs=LEARNS
+        False,
+        "make norm outputs and activations again in backward instead of keeping them: less memory, a little more time (the CPU's kernels "
+        "make them on the way: always so there)",
+        needs=LEARNS,
     )
     base: str = setting(
         "same", "frozen linear weights in the arithmetic of --dtype, or in float8 with a scale per row", choices=("same", "float8")

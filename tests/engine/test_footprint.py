@@ -13,7 +13,7 @@ from dynadapt.engine.settings import ROWS_A_THREAD, cpu_batch
 from dynadapt.engine.workspace import Workspace
 from dynadapt.model import random_model, tiny_config
 
-MODELS = {family: random_model(tiny_config(family), seed=0, std=0.1) for family in ("llama", "gpt2")}
+MODELS = {family: random_model(tiny_config(family), seed=0, std=0.1) for family in ("llama", "qwen3", "gpt2")}
 T = 12
 
 
@@ -94,6 +94,29 @@ def test_streams_beyond_that_take_no_buffers():
         assert torch.equal(few.step(text(segment, 3, seed)), all_together.step(text(segment, 3, seed)))
     assert_equal(state_of(few), state_of(all_together), but=["last"])
     assert few.workspace.nbytes == alone.workspace.nbytes < all_together.workspace.nbytes / 2
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"adapt": LoRA(2)},
+        {"adapt": LoRA(2, layers=range(1, 2), targets="mlp"), "memory": Overlap(3)},
+        {"adapt": RowSparse(0.3)},
+        {"adapt": Full(targets="model"), "shared": True},
+    ],
+    ids=str,
+)
+def test_native_kernels_make_again_what_was_not_kept_to_the_bit(family, options, dtype):
+    pytest.importorskip("dynadapt._C")
+    options = {**options, "backend": "cpu", "dtype": dtype}
+    again, kept = engine(family, **options), engine(family, **options, recompute=False)
+    assert again.recompute and not engine(family, **{**options, "backend": "reference", "dtype": "fp32"}).recompute
+    for seed in range(2):
+        assert torch.equal(again.step(text(seed=seed)), kept.step(text(seed=seed)))
+    assert_equal(state_of(again), state_of(kept), but=["last"])
+    assert again.workspace.nbytes < kept.workspace.nbytes
 
 
 def test_recordings_are_bounded_for_each_set_of_weights(monkeypatch):

@@ -69,6 +69,7 @@ def _work(row: dict) -> Work:
         segment=row["segment"],
         dtype=DTYPES[row["dtype"]],
         batch=cpu_batch(row["streams"], row["segment"], threads) if row["kind"] == "cpu" else None,
+        recompute=row["kind"] == "cpu",
     )
 
 
