@@ -65,6 +65,8 @@ class LoraLearner:
         for layer, group in self.learning:
             a, b = f"{layer}.{group}.A", f"{layer}.{group}.Bt"
             self.views[layer, group] = view(self.state.compute, a), view(self.state.compute, b)
+        self.gradient_views: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.viewed: torch.Tensor | None = None  # the gradients that these are of
         self.fused: Fused | None = None  # set while the gradient kernels of a step update
 
     def adapter(self, layer: int, group: str):
@@ -91,8 +93,18 @@ class LoraLearner:
                 self.fused.skipped,
             )
             return
-        dA, dBt = (self.layout.view(self.state.grad, f"{layer}.{group}.{part}") for part in ("A", "Bt"))
+        dA, dBt = self._gradients(layer, group)
         ops.lora_gradient(dy, x, u, dU, list(self.sizes[layer, group][1]), self.adapt.scale, slots, dA, dBt, accumulate)
+
+    def _gradients(self, layer: int, group: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where (dA, dBt) of one group lie; kept, since a step asks for those of every group and the host makes them slowly."""
+        if self.viewed is not self.state.grad:
+            self.viewed, self.gradient_views = self.state.grad, {}
+        views = self.gradient_views.get((layer, group))
+        if views is None:
+            a, b = (self.layout.view(self.state.grad, f"{layer}.{group}.{part}") for part in ("A", "Bt"))
+            views = self.gradient_views[layer, group] = (a, b)
+        return views
 
     def update(self, ops, slots, lr, norms=None, skipped=None):
         return self.state.update(ops.update, slots, lr, norms, skipped)
