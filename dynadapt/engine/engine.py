@@ -150,7 +150,7 @@ class Engine:
         self.adapt, self.optimizer, self.memory = settings.adapt, settings.optimizer, settings.memory
         self.streams, self.segment, self.window = settings.streams, settings.segment, settings.window
         self.shared, self.every, self.accumulate, self.reset_policy = settings.shared, settings.every, settings.accumulate, settings.reset
-        self.seed, self.recompute, self.base = settings.seed, settings.recompute, settings.base
+        self.seed, self.recompute, self.base = settings.seed, bool(settings.recompute), settings.base
         self.batch = settings.batch or settings.streams
         self.dtype, self.torch_dtype, self.device, self.backend = settings.dtype, settings.torch_dtype, settings.device, settings.backend
         self.lowest = settings.lowest(self.config.layers)
