@@ -73,7 +73,7 @@ class Native(StepWorker):
         learner, kept = self.engine.learners[0], {}
         self.engine.load_adapter(adapter)
         update = learner.update
-        learner.update = lambda *a: (kept.update(grad=learner.state.grad.clone()), update(*a))[1]
+        learner.update = lambda *a: (kept.update(grad=learner.state.grad[:1].clone()), update(*a))[1]
         nll = self.engine.step(tokens)[0]
         learner.update = update
         found, rank = {"nll": nll.double()}, self.options["rank"]

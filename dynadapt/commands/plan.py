@@ -155,15 +155,17 @@ def run(arguments) -> int:
     from dynadapt.bench.plan.predict import predict
     from dynadapt.experiments.defaults import settle
     from dynadapt.model.geometries import geometry
+    from dynadapt.ops.dispatch import native_module
 
     ceilings = datasheet(arguments.gpu) if arguments.gpu else from_campaign(arguments.ceilings) if arguments.ceilings else None
     if ceilings is not None and config.dtype == "auto":
         config = config.with_(dtype="bf16" if ceilings.kind == "gpu" else "fp32")
     config = settle(config.with_(device="cpu", backend="cpu"), geometry(config.model)).with_(device=config.device, backend=config.backend)
     shard = -(-config.streams // arguments.gpus)  # the fullest GPU sets the time
-    work = planned_work(config, shard, arguments.shared)  # what does not fit together is refused before anything is measured
+    threads = None if ceilings else native_module().num_threads()  # of a plan for this CPU
+    work = planned_work(config, shard, arguments.shared, threads)  # what does not fit together is refused before anything is measured
     ceilings = ceilings or measured_here((config.dtype,))
-    fit = fitting(config, ceilings, arguments.shared)
+    fit = fitting(config, ceilings, arguments.shared, threads)
     if arguments.fit:
         if not fit:
             said = (
@@ -173,36 +175,39 @@ def run(arguments) -> int:
             )
             raise ConfigError(f"fit: {said}; plan without --fit for what one step takes")
         shard, config = fit, config.with_(streams=fit * arguments.gpus)
-        work = planned_work(config, shard, arguments.shared)
+        work = planned_work(config, shard, arguments.shared, threads)
     trust = comparisons(ceilings.kind)
     prediction = predict(work, ceilings, [m.slowdown for m in trust])
-    show(Console(soft_wrap=True, highlight=False), config, prediction, trust, arguments.gpus, arguments.shared, fit)
+    show(Console(soft_wrap=True, highlight=False), config, prediction, trust, arguments.gpus, arguments.shared, fit, threads)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(as_dict(config, prediction, trust, arguments.gpus, fit), indent=2) + "\n", "utf-8")
     return 0
 
 
-def fitting(config: EvalConfig, ceilings: Ceilings, shared: bool) -> int | None:
+def fitting(config: EvalConfig, ceilings: Ceilings, shared: bool, threads: int | None) -> int | None:
     """The largest number of streams whose step fits on one such machine, 0 for none; None where its memory is not known."""
     from dynadapt.bench.plan.fit import most_streams
 
-    return most_streams(lambda n: held_bytes(config.with_(streams=1), n, shared), ceilings.memory) if ceilings.memory else None
+    return most_streams(lambda n: held_bytes(config.with_(streams=1), n, shared, threads), ceilings.memory) if ceilings.memory else None
 
 
 @functools.lru_cache(64)
-def held_bytes(config: EvalConfig, streams: int, shared: bool) -> int:
-    return planned_work(config, streams, shared, memory_only=True).bytes_held
+def held_bytes(config: EvalConfig, streams: int, shared: bool, threads: int | None) -> int:
+    return planned_work(config, streams, shared, threads, memory_only=True).bytes_held
 
 
-def planned_work(config: EvalConfig, streams: int, shared: bool, memory_only: bool = False) -> Work:
+def planned_work(config: EvalConfig, streams: int, shared: bool, threads: int | None, memory_only: bool = False) -> Work:
+    """``threads``: of the CPU that it is for; None: it is for a GPU."""
     from dynadapt.adapt.optimizers import Adam
     from dynadapt.bench.plan.measured import DTYPES
     from dynadapt.bench.plan.work import step_work
+    from dynadapt.engine.settings import cpu_batch
     from dynadapt.experiments.dyneval import adapt_of, memory_of, optimizer_of
     from dynadapt.model.geometries import geometry
 
     adapt = adapt_of(config)
     optimizer = optimizer_of(config) if adapt else Adam()
+    batch = config.batch or (None if threads is None or shared else cpu_batch(streams, config.context + config.segment, threads))
     return step_work(
         geometry(config.model),
         adapt,
@@ -212,15 +217,22 @@ def planned_work(config: EvalConfig, streams: int, shared: bool, memory_only: bo
         config.segment,
         shared,
         DTYPES[config.dtype],
-        config.batch or None,
-        config.recompute,
+        batch,
+        config.recompute or threads is not None,
         memory_only=memory_only,
         quants="q4_k" if config.base == "quants" else None,
     )
 
 
 def show(
-    console: Console, config: EvalConfig, p: Prediction, trust: list[Measured], gpus: int, shared: bool = False, fit: int | None = None
+    console: Console,
+    config: EvalConfig,
+    p: Prediction,
+    trust: list[Measured],
+    gpus: int,
+    shared: bool,
+    fit: int | None,
+    threads: int | None,
 ) -> None:
     w, c = p.work, p.ceilings
     per = "each of " + f"{gpus} GPUs" if gpus > 1 else "the step"
@@ -253,13 +265,13 @@ def show(
     room = f" of {c.memory / 1e9:,.0f} GB" if c.memory else ""
     console.print(f"memory  [bold]{_size(w.bytes_held)}[/]{room}: {', '.join(f'{name} {_size(n)}' for name, n in w.memory.items())}")
     if fit is not None:
-        console.print(f"fits    {_fit_line(config, c, fit, gpus, shared)}")
+        console.print(f"fits    {_fit_line(config, c, fit, gpus, shared, threads)}")
     if trust:
         console.print(
             f"        and {_size(min(m.beyond for m in trust))} to {_size(max(m.beyond for m in trust))} for the process and the loaded model, as measured below"
         )
     console.print(
-        f"limit   {LIMITS[p.binding]}" + (f"; {said}" if p.binding == "memory" and (said := _what_fits(config, p, shared)) else "")
+        f"limit   {LIMITS[p.binding]}" + (f"; {said}" if p.binding == "memory" and (said := _what_fits(config, p, shared, threads)) else "")
     )
     console.print(_ops_table(p))
     if trust:
@@ -270,8 +282,8 @@ def remembered(config: EvalConfig) -> str:
     return f"memory {config.memory}" if config.memory else f"context {config.context}" if config.context else "no memory"
 
 
-def _fit_line(config: EvalConfig, c: Ceilings, fit: int, gpus: int, shared: bool) -> str:
-    held = lambda n: _size(held_bytes(config.with_(streams=1), n, shared))  # noqa: E731
+def _fit_line(config: EvalConfig, c: Ceilings, fit: int, gpus: int, shared: bool, threads: int | None) -> str:
+    held = lambda n: _size(held_bytes(config.with_(streams=1), n, shared, threads))  # noqa: E731
     if not fit:
         return f"not one stream of {config.segment} tokens in {_size(c.memory)}: one takes {held(1)}"
     each = f" on each of {gpus}, {fit * gpus:,} in all" if gpus > 1 else ""
@@ -281,13 +293,13 @@ def _fit_line(config: EvalConfig, c: Ceilings, fit: int, gpus: int, shared: bool
     )
 
 
-def _what_fits(config: EvalConfig, p: Prediction, shared: bool) -> str:
+def _what_fits(config: EvalConfig, p: Prediction, shared: bool, threads: int | None) -> str:
     """Options with which the step fits, the least costly first; empty when none of those tried does."""
     streams, batches = p.work.streams, []
     while not shared and (batch := (batches[-1] if batches else streams) // 2):
         batches.append(batch)
     for changes in [{"recompute": True}, *({"recompute": True, "batch": batch} for batch in batches)]:
-        held = planned_work(config.with_(**changes), streams, shared).bytes_held
+        held = planned_work(config.with_(**changes), streams, shared, threads).bytes_held
         if held <= p.ceilings.memory:
             return f"with {' '.join(f'--{name}' + ('' if value is True else f' {value}') for name, value in changes.items())} it takes {_size(held)}"
     return ""

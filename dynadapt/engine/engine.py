@@ -84,8 +84,10 @@ class Engine:
         seed: of the adapters' initial A.
         device: "cpu", "cuda", "cuda:1"...; "auto": the GPU where torch sees one and the backend can use it.
         batch: streams that go through the layers together; the others follow in further passes of the same step, which costs
-            less memory and changes no result. None: all. Streams with weights of their own always go one by one.
-        recompute: norm outputs and activations are made again in backward instead of kept for it.
+            less memory and changes no result. None: all, but with the native kernels only as many as keep the threads at work (256
+            tokens each). Streams with weights of their own always go one by one.
+        recompute: norm outputs and activations are made again in backward instead of kept for it, with the same bits. None: with the
+            native kernels, which make them on the way.
         base: "same" (``dtype``); "float8": frozen linear weights in float8 with a scale per row (ops/float8.py); or "quants": those
             of a quantised GGUF file in the file's own blocks of integers (ops/quants.py), which scores the same in less memory.
         static: fixed shapes and no host decision inside a step, as a CUDA graph needs; None: on a GPU only.
@@ -118,7 +120,7 @@ class Engine:
         seed: int = 0,
         device: str | torch.device = "auto",
         batch: int | None = None,
-        recompute: bool = False,
+        recompute: bool | None = None,
         base: str = "same",
         static: bool | None = None,
     ):
@@ -154,7 +156,7 @@ class Engine:
         self.adapt, self.optimizer, self.memory = settings.adapt, settings.optimizer, settings.memory
         self.streams, self.segment, self.window = settings.streams, settings.segment, settings.window
         self.shared, self.every, self.accumulate, self.reset_policy = settings.shared, settings.every, settings.accumulate, settings.reset
-        self.seed, self.recompute, self.base = settings.seed, settings.recompute, settings.base
+        self.seed, self.recompute, self.base = settings.seed, bool(settings.recompute), settings.base
         self.batch = settings.batch or settings.streams
         self.dtype, self.torch_dtype, self.device, self.backend = settings.dtype, settings.torch_dtype, settings.device, settings.backend
         self.lowest = settings.lowest(self.config.layers)

@@ -7,6 +7,7 @@ import time as clock
 import torch
 
 from .arithmetic import why
+from .footprint import footprint_line
 from .needed_ops import needed_ops
 
 
@@ -35,8 +36,8 @@ def _how_it_runs(engine) -> list[str]:
     return lines
 
 
-def timed_steps(engine, steps: int = 3) -> tuple[float, dict[str, float], dict[str, int]]:
-    """(seconds a step, seconds by op, FLOPs of a step) over ``steps`` steps of random tokens on a fresh twin of the engine."""
+def timed_steps(engine, steps: int = 3):
+    """(a fresh twin of the engine, seconds a step, seconds by op) over ``steps`` steps of random tokens on the twin."""
     twin = type(engine)(engine.model, **{**engine.settings.arguments(), "every": 1, "accumulate": False, "reset": "never"})
     generator = torch.Generator().manual_seed(0)
     tokens = lambda: torch.randint(engine.config.vocab_size, (engine.streams, engine.segment + 1), generator=generator)  # noqa: E731
@@ -51,7 +52,7 @@ def timed_steps(engine, steps: int = 3) -> tuple[float, dict[str, float], dict[s
     for _ in range(steps):
         twin.step(tokens())
     total = (clock.perf_counter() - start) / steps
-    return total, {name: s / steps for name, s in twin.ops.seconds.items()}, twin.last.flops
+    return twin, total, {name: s / steps for name, s in twin.ops.seconds.items()}
 
 
 def _base(engine) -> list[str]:
@@ -85,18 +86,19 @@ def explain(engine, time: bool = False) -> str:
     for name in needed_ops(engine, engine.static is not None, engine.driver.step.fused):
         choice = engine.ops.choices[name]
         lines.append(f"{name:<21} {choice.backend}: {choice.reason}")
-    if time:
-        lines += ["", *_time_table(engine)]
+    lines += ["", *_time_table(engine)] if time else ["", footprint_line(engine)]
     return "\n".join(lines)
 
 
 def _time_table(engine) -> list[str]:
-    total, seconds, flops = timed_steps(engine)
+    twin, total, seconds = timed_steps(engine)
+    flops = twin.last.flops
     work = sum(n for phase, n in flops.items() if phase != "update")
     tokens = engine.streams * engine.segment
     rows = [
         f"one step: {1e3 * total:.1f} ms, {tokens / total:,.0f} tokens/s, {work / total / 1e9:,.0f} GFLOP/s "
-        f"({work / 1e9:.1f} GFLOP: " + ", ".join(f"{phase} {n / 1e9:.1f}" for phase, n in flops.items()) + ")"
+        f"({work / 1e9:.1f} GFLOP: " + ", ".join(f"{phase} {n / 1e9:.1f}" for phase, n in flops.items()) + ")",
+        footprint_line(twin),
     ]
     for name, s in sorted(seconds.items(), key=lambda item: -item[1]):
         rows.append(f"{name:<28} {1e3 * s:8.2f} ms  {100 * s / total:5.1f} %")

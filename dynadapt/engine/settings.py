@@ -13,7 +13,7 @@ from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.resets import check_reset
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
 from dynadapt.ops import choose_backend, choose_device
-from dynadapt.ops.dispatch import BACKENDS, kernel_module
+from dynadapt.ops.dispatch import BACKENDS, kernel_module, native_module
 from dynadapt.ops.update import kinds_of
 
 from .arithmetic import fastest
@@ -23,6 +23,7 @@ from .weights import group_sizes
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 ADAPTS = {"lora": LoRA, "rows": RowSparse, "full": Full}  # "none" as well
+ROWS_A_THREAD = 256  # that go through the layers together on the CPU: with fewer, weights are turned and read too often
 MOST_POSITIONS = 2**24  # beyond it float32 no longer tells neighbouring positions apart
 
 
@@ -66,6 +67,12 @@ def remembered(memory) -> int:
     return 0 if memory is None else memory.capacity if isinstance(memory, SegmentMemory) else memory.context
 
 
+def cpu_batch(streams: int, width: int, threads: int) -> int:
+    """How many streams of ``width`` inputs go through the layers together on a CPU: enough to keep its threads at work. More would
+    take memory and save no time."""
+    return min(streams, -(-ROWS_A_THREAD * threads // width))
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """``Engine``'s arguments but the model, checked: one by one, then together. See ``Engine`` for what they mean.
@@ -87,7 +94,7 @@ class EngineSettings:
     seed: int
     device: torch.device
     batch: int | None
-    recompute: bool
+    recompute: bool | None
     base: str
     static: bool | None
 
@@ -97,12 +104,13 @@ class EngineSettings:
         keep(
             self,
             **{name: integer(name, getattr(self, name)) for name in ("streams", "segment", "every")},
-            **{name: flag(name, getattr(self, name)) for name in ("shared", "accumulate", "recompute")},
+            **{name: flag(name, getattr(self, name)) for name in ("shared", "accumulate")},
             seed=integer("seed", self.seed, -(2**63), 2**64 - 1),  # torch's own range
+            recompute=None if self.recompute is None else flag("recompute", self.recompute),
             static=None if self.static is None else flag("static", self.static),
             batch=None
             if self.batch is None
-            else integer("batch", self.batch, expected="an integer of at least 1, or None for all streams"),
+            else integer("batch", self.batch, expected="an integer of at least 1, or None for as many as are worth it"),
             reset=check_reset(self.reset),
             adapt=as_adapt(self.adapt),
             optimizer=as_optimizer(self.optimizer),
@@ -196,6 +204,10 @@ class EngineSettings:
         keep(self, device=device, backend=choose_backend(self.backend, self.torch_dtype, device.type))
         if self.dtype == "fp64" and self.backend != "reference":
             raise ValueError(f"dtype='fp64' with backend={self.backend!r}: its kernels serve fp32 and bf16; use backend='reference'")
+        if self.batch is None and self.backend == "cpu" and not self.shared:
+            keep(self, batch=cpu_batch(self.streams, self.context + self.segment, native_module().num_threads()))
+        if self.recompute is None:
+            keep(self, recompute=self.backend == "cpu")
         if self.static is None:
             keep(self, static=device.type != "cpu" or self.backend == "triton")
         if self.static and self.reset == "auto" and isinstance(self.adapt, RowSparse):

@@ -165,9 +165,17 @@ class EvalConfig:
         "auto", "native kernels on the CPU, Triton kernels on a GPU, or the plain reference", choices=("auto", "cpu", "triton", "reference")
     )
     device: str = setting("auto", "cpu, cuda or cuda:N; auto takes the GPU where there is one", read=str)
-    batch: int = setting(0, "streams that go through the layers together, 0 for all; fewer take less memory and score the same", least=0)
+    batch: int = setting(
+        0,
+        "streams that go through the layers together; fewer take less memory and score the same (0: on a GPU all, on a CPU as many as "
+        "keep its threads at work)",
+        least=0,
+    )
     recompute: bool = setting(
-        False, "make norm outputs and activations again in backward instead of keeping them: less memory, a little more time", needs=LEARNS
+        False,
+        "make norm outputs and activations again in backward instead of keeping them: less memory, a little more time (the CPU's kernels "
+        "make them on the way: always so there)",
+        needs=LEARNS,
     )
     base: str = setting(
         "same",

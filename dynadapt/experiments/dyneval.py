@@ -205,7 +205,7 @@ def build_engine(model, config: EvalConfig):
         seed=config.seed,
         device=config.device,
         batch=config.batch or None,
-        recompute=config.recompute,
+        recompute=config.recompute or None,
         base=config.base,
     )
 

@@ -9,7 +9,6 @@ import torch
 from .base import Model
 from .errors import ModelError
 from .hf_config import config_from_hf
-from .hf_tokenizer import directory_tokenizer
 from .hf_weights import match_hf
 from .json_file import MAX_INDEX_BYTES, MAX_TABLE_VALUES, read_json
 from .layout import hf_tensor
@@ -44,8 +43,12 @@ def load_directory(path: str | Path, dtype: torch.dtype | None = None) -> Model:
         key = stored[name]
         return hf_tensor(config, name, holder[key].read(key))
 
-    identity = identity_of([file.path for file in files])
-    return Model(config, path.resolve().name, read, identity, lambda: directory_tokenizer(path, config), dtype, str(path))
+    def tokenizer():
+        from .hf_tokenizer import directory_tokenizer  # here: a step needs no text, and the tokenizers package takes a while
+
+        return directory_tokenizer(path, config)
+
+    return Model(config, path.resolve().name, read, identity_of([file.path for file in files]), tokenizer, dtype, str(path))
 
 
 def _holders(files):

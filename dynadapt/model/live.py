@@ -10,7 +10,6 @@ from .base import MODEL_DTYPES, Model, from_state
 from .config import ModelConfig
 from .errors import ModelError
 from .hf_config import config_from_hf
-from .hf_tokenizer import directory_tokenizer
 from .hf_weights import match_hf
 from .layout import hf_tensor
 from .live_state import refuse_changes, refuse_modules
@@ -31,8 +30,13 @@ def load_live(model, dtype: torch.dtype | None = None) -> Model:
     config, stored, state = match_live(model)
     canonical_state = {canonical: hf_tensor(config, canonical, state[key]) for canonical, key in stored.items()}
     origin = Path(str(getattr(model.config, "_name_or_path", "") or ""))
-    tokenizer = (lambda: directory_tokenizer(origin, config)) if origin.name and origin.is_dir() else None
-    return from_state(config, canonical_state, tokenizer, name=name, dtype=dtype)
+
+    def tokenizer():
+        from .hf_tokenizer import directory_tokenizer  # here: a step needs no text
+
+        return directory_tokenizer(origin, config)
+
+    return from_state(config, canonical_state, tokenizer if origin.name and origin.is_dir() else None, name=name, dtype=dtype)
 
 
 def match_live(model) -> tuple[ModelConfig, dict[str, str], dict[str, torch.Tensor]]:

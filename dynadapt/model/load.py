@@ -14,7 +14,6 @@ from .base import Model
 from .directory import load_directory
 from .errors import ModelError
 from .fetch import KNOWN, cached
-from .gguf_model import load_gguf
 from .hub_cache import fetch_line, hub_directory, hub_models, hub_snapshot, parse_id
 from .live import is_live, load_live
 
@@ -102,6 +101,8 @@ def _inside(path: Path) -> str:
 
 def _load_file(path: Path, dtype) -> Model:
     if path.suffix == ".gguf":
+        from .gguf_model import load_gguf  # here: other files need neither the gguf package nor tokenizers
+
         return load_gguf(path, dtype)
     if path.name == "adapter_model.safetensors" and is_adapter(path.parent):
         return load_adapter_model(path.parent, load, dtype)

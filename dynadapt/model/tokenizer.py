@@ -6,12 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-
-import tokenizers
+from typing import TYPE_CHECKING
 
 from dynadapt.common.reprs import safe
 
 from .errors import ModelError
+
+if TYPE_CHECKING:  # a step needs no text
+    import tokenizers
 
 _CLEAN = (
     (" .", "."),

@@ -91,7 +91,7 @@ FIELDS = {
         "seed": "seed",
         "device": "word",
         "batch": "size or none",
-        "recompute": "flag",
+        "recompute": "flag or none",
         "base": "word",
         "static": "flag or none",
     },

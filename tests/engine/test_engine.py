@@ -216,6 +216,14 @@ def test_fixed_rows_are_evenly_spaced_and_full_density_is_full():
 
 def test_explain_names_every_op_and_the_costs():
     said = engine(adapt=LoRA(rank=2), memory=SegmentMemory(8, 1)).explain(time=True)
-    for word in ("lora_gradient", "attention_backward", "reference: asked for", "LoRA(rank=2", "tokens/s", "outside the ops"):
+    for word in (
+        "lora_gradient",
+        "attention_backward",
+        "reference: asked for",
+        "LoRA(rank=2",
+        "tokens/s",
+        "outside the ops",
+        "kept for backward",
+    ):
         assert word in said
-    assert "lora_gradient" not in engine().explain()
+    assert "lora_gradient" not in engine().explain() and "the first step makes its buffers" in engine().explain()

@@ -9,10 +9,11 @@ from engine_states import assert_equal, state_of
 
 from dynadapt import RMS, SGD, Adam, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.engine import drivers
+from dynadapt.engine.settings import ROWS_A_THREAD, cpu_batch
 from dynadapt.engine.workspace import Workspace
 from dynadapt.model import random_model, tiny_config
 
-MODELS = {family: random_model(tiny_config(family), seed=0, std=0.1) for family in ("llama", "gpt2")}
+MODELS = {family: random_model(tiny_config(family), seed=0, std=0.1) for family in ("llama", "qwen3", "gpt2")}
 T = 12
 
 
@@ -71,6 +72,51 @@ def test_buffers_are_those_of_the_longest_segment(family, options, static, monke
         assert not static or len(many.static.recordings) <= 5
     assert many.workspace.buffers.keys() == one.workspace.buffers.keys()
     assert many.workspace.nbytes == one.workspace.nbytes
+
+
+@pytest.mark.parametrize("streams,width,threads,batch", [(4, 512, 2, 1), (4, 512, 3, 2), (64, 12, 1, 22), (5, 12, 1, 5), (3, 2048, 2, 1)])
+def test_as_many_streams_go_together_as_keep_the_threads_at_work(streams, width, threads, batch):
+    assert cpu_batch(streams, width, threads) == batch
+    assert batch == streams or (batch - 1) * width < ROWS_A_THREAD * threads <= batch * width
+
+
+def test_streams_beyond_that_take_no_buffers():
+    """And score and learn the same to the bit."""
+    _C = pytest.importorskip("dynadapt._C")
+    segment = ROWS_A_THREAD * _C.num_threads()
+    options = {"adapt": LoRA(2), "segment": segment, "streams": 3, "backend": "cpu", "dtype": "bf16"}
+    alone = engine(**{**options, "streams": 1})
+    few, all_together = engine(**options), engine(**options, batch=3)
+    shared = engine(**options, shared=True)  # one update sees all rows
+    assert (few.batch, all_together.batch, shared.batch, engine(**{**options, "backend": "reference"}).batch) == (1, 3, 3, 3)
+    alone.step(text(segment, 1))
+    for seed in range(2):
+        assert torch.equal(few.step(text(segment, 3, seed)), all_together.step(text(segment, 3, seed)))
+    assert_equal(state_of(few), state_of(all_together), but=["last"])
+    assert few.workspace.nbytes == alone.workspace.nbytes < all_together.workspace.nbytes / 2
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"adapt": LoRA(2)},
+        {"adapt": LoRA(2, layers=range(1, 2), targets="mlp"), "memory": Overlap(3)},
+        {"adapt": RowSparse(0.3)},
+        {"adapt": Full(targets="model"), "shared": True},
+    ],
+    ids=str,
+)
+def test_native_kernels_make_again_what_was_not_kept_to_the_bit(family, options, dtype):
+    pytest.importorskip("dynadapt._C")
+    options = {**options, "backend": "cpu", "dtype": dtype}
+    again, kept = engine(family, **options), engine(family, **options, recompute=False)
+    assert again.recompute and not engine(family, **{**options, "backend": "reference", "dtype": "fp32"}).recompute
+    for seed in range(2):
+        assert torch.equal(again.step(text(seed=seed)), kept.step(text(seed=seed)))
+    assert_equal(state_of(again), state_of(kept), but=["last"])
+    assert again.workspace.nbytes < kept.workspace.nbytes
 
 
 def test_recordings_are_bounded_for_each_set_of_weights(monkeypatch):

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from dynadapt.adapt.methods import LoRA
+from dynadapt.engine.settings import cpu_batch
 from dynadapt.model.geometries import geometry
 from dynadapt.runs.rundir import read_json
 
@@ -60,8 +61,15 @@ def comparisons(kind: str) -> list[Measured]:
 
 
 def _work(row: dict) -> Work:
+    threads = int(row["machine"].split()[-2])  # "..., 2 threads"
     return step_work(
-        geometry(row["model"]), LoRA(rank=row["rank"]), streams=row["streams"], segment=row["segment"], dtype=DTYPES[row["dtype"]]
+        geometry(row["model"]),
+        LoRA(rank=row["rank"]),
+        streams=row["streams"],
+        segment=row["segment"],
+        dtype=DTYPES[row["dtype"]],
+        batch=cpu_batch(row["streams"], row["segment"], threads) if row["kind"] == "cpu" else None,
+        recompute=row["kind"] == "cpu",
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from dynadapt.adapt.methods import LoRA, targeted, whole_model
 from dynadapt.adapt.optimizers import Adam
 from dynadapt.engine.decoder import Batch, Decoder
+from dynadapt.engine.footprint import bytes_held
 from dynadapt.engine.learners.make import make_learner
 from dynadapt.engine.ledger import PHASES, Ledger
 from dynadapt.engine.memory import MemoryState, Overlap, SegmentMemory
@@ -187,9 +188,9 @@ def step_work(
     recorder.settle()
     _skip_masked(recorder.ops, config, streams, segment + context)
     held = {
-        "frozen weights": 0 if whole_model(adapt) else _held(weights),
-        "what learns, with its optimizer state": turns * _held(learner),
-        "segment memory": _held(store),
+        "frozen weights": 0 if whole_model(adapt) else bytes_held(weights),
+        "what learns, with its optimizer state": turns * bytes_held(learner),
+        "segment memory": bytes_held(store),
         "activations and buffers": workspace.nbytes,
     }
     return Work(
@@ -242,35 +243,3 @@ def _skip_masked(ops: dict[str, OpWork], c: ModelConfig, streams: int, segment: 
     for name, flops in (("attention_forward", forward), ("attention_backward", backward)):
         if name in ops:
             ops[name].skipped = min(c.layers * streams * flops, ops[name].flops)
-
-
-def _held(owner) -> int:
-    """Bytes of the tensors that an object holds, each storage once."""
-    storages: dict[int, int] = {}
-    blocks: dict[tuple[int, int], int] = {}  # by the weight that they stand for
-
-    def visit(value, depth: int) -> None:
-        if isinstance(value, torch.Tensor):
-            storage = value.untyped_storage()
-            storages[storage._cdata] = storage.nbytes()
-        elif isinstance(value, _Blocks):
-            blocks[value.weight.untyped_storage()._cdata, value.weight.storage_offset()] = value.nbytes
-        elif isinstance(value, DenseMatrix):
-            visit(value.weight, depth)
-        elif isinstance(value, dict):
-            for each in value.values():
-                visit(each, depth)
-        elif isinstance(value, (list, tuple)):
-            for each in value:
-                visit(each, depth)
-        elif (
-            depth
-            and hasattr(value, "__dict__")
-            and type(value).__module__.startswith("dynadapt")
-            and type(value).__name__ not in ("Model", "ModelConfig")
-        ):
-            for each in vars(value).values():
-                visit(each, depth - 1)
-
-    visit(owner, 3)
-    return sum(storages.values()) + sum(blocks.values())

@@ -65,6 +65,8 @@ class LoraLearner:
         for layer, group in self.learning:
             a, b = f"{layer}.{group}.A", f"{layer}.{group}.Bt"
             self.views[layer, group] = view(self.state.compute, a), view(self.state.compute, b)
+        self.gradient_views: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.viewed: torch.Tensor | None = None  # the gradients that these are of
         self.fused: Fused | None = None  # set while the gradient kernels of a step update
 
     def adapter(self, layer: int, group: str):
@@ -74,11 +76,22 @@ class LoraLearner:
     def gradient(self, ops, layer, group, dy, x, u, dU, slots, accumulate) -> None:
         """Write or add to the adapter gradients of ``slots`` for one group, or with ``fused`` set move the adapters at once."""
         given = (dy, x, u, dU, list(self.sizes[layer, group][1]), self.adapt.scale, slots)
-        f, names = self.fused, [f"{layer}.{group}.{part}" for part in ("A", "Bt")]
+        f = self.fused
         if f is not None:
-            ops.lora_gradient_update(*given, f.moving, *map(self.state.state_of, names), f.rule, f.lr, f.skipped)
+            states = (self.state.state_of(f"{layer}.{group}.{part}") for part in ("A", "Bt"))
+            ops.lora_gradient_update(*given, f.moving, *states, f.rule, f.lr, f.skipped)
         else:
-            ops.lora_gradient(*given, *(self.layout.view(self.state.grad, name) for name in names), accumulate)
+            ops.lora_gradient(*given, *self._gradients(layer, group), accumulate)
+
+    def _gradients(self, layer: int, group: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where (dA, dBt) of one group lie; kept, since a step asks for those of every group and the host makes them slowly."""
+        if self.viewed is not self.state.grad:
+            self.viewed, self.gradient_views = self.state.grad, {}
+        views = self.gradient_views.get((layer, group))
+        if views is None:
+            a, b = (self.layout.view(self.state.grad, f"{layer}.{group}.{part}") for part in ("A", "Bt"))
+            views = self.gradient_views[layer, group] = (a, b)
+        return views
 
     def update(self, ops, slots, lr, norms=None, skipped=None):
         return self.state.update(ops.update, slots, lr, norms, skipped)

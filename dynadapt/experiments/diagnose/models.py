@@ -70,7 +70,7 @@ def adapter_engine(directory: str, completed: Path) -> Callable:
             dtype=config.dtype,
             backend=config.backend,
             device=config.device,
-            recompute=config.recompute,
+            recompute=config.recompute or None,
             base=config.base,
         )
         engine.load_adapter(completed)

@@ -71,7 +71,7 @@ def build_engine(model, config: ReweightConfig, device: str | None = None):
         dtype=config.dtype,
         backend=config.backend,
         device=device or config.device,
-        recompute=config.recompute,
+        recompute=config.recompute or None,
         seed=config.seed,
     )
 
