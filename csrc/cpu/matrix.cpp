@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <memory>
 #include <vector>
 
 using namespace dynadapt;
@@ -22,6 +21,32 @@ void check_distinct(const Op& op, const int32_t* rows, int64_t count) {
 
 dynadapt_matrix::~dynadapt_matrix() { std::free(panels); }
 
+namespace dynadapt {
+
+const char* storage_name(MatrixStorage storage) {
+  switch (storage) {
+    case MatrixStorage::bf16:
+      return "bfloat16";
+    default:
+      return "float32";
+  }
+}
+
+std::unique_ptr<Matrix> make_matrix(int64_t rows, int64_t columns, DType dtype, MatrixStorage storage, const void* weight) {
+  auto matrix = std::make_unique<Matrix>();
+  matrix->rows = rows;
+  matrix->columns = columns;
+  matrix->dtype = dtype;
+  matrix->storage = storage;
+  matrix->bytes = kernels<MatrixKernels>().bytes(*matrix);
+  matrix->panels = std::aligned_alloc(64, (matrix->bytes + 63) / 64 * 64);
+  if (!matrix->panels) throw std::bad_alloc();
+  kernels<MatrixKernels>().pack(*matrix, weight);
+  return matrix;
+}
+
+}  // namespace dynadapt
+
 extern "C" {
 
 int dynadapt_matrix_create(const DLTensor* weight, dynadapt_matrix** out) {
@@ -31,15 +56,7 @@ int dynadapt_matrix_create(const DLTensor* weight, dynadapt_matrix** out) {
     op.require(w.size[0] > 0 && w.size[1] > 0, "weight has shape [%lld, %lld], accepted are sizes of at least 1",
                (long long)w.size[0], (long long)w.size[1]);
     op.output_array("out", out, 1);
-    auto matrix = std::make_unique<dynadapt_matrix>();
-    matrix->rows = w.size[0];
-    matrix->columns = w.size[1];
-    matrix->dtype = w.dtype;
-    matrix->bytes = kernels<MatrixKernels>().bytes(w.dtype, w.size[0], w.size[1]);
-    matrix->panels = std::aligned_alloc(64, (matrix->bytes + 63) / 64 * 64);
-    if (!matrix->panels) throw std::bad_alloc();
-    kernels<MatrixKernels>().pack(*matrix, w.data);
-    *out = matrix.release();
+    *out = make_matrix(w.size[0], w.size[1], w.dtype, plain_storage(w.dtype), w.data).release();
   });
 }
 
@@ -87,6 +104,7 @@ int dynadapt_matrix_update_rows(dynadapt_matrix* matrix, const DLTensor* rows, c
   return guarded([&] {
     const Op op("PackedMatrix.update_rows");
     op.held("matrix", matrix);
+    op.require(matrix->plain(), "matrix is stored as %s, accepted are float32 and bfloat16", storage_name(matrix->storage));
     const View r = op.optional("rows", rows, {-1}, kI32);
     const int64_t count = r ? r.size[0] : matrix->rows;
     const View v = op.tensor("values", values, {count, matrix->columns}, kF32);

@@ -117,15 +117,7 @@ class Checkpoint {
 
   MatrixPtr matrix(const std::string& name, int64_t rows, int64_t columns) const {
     const Storage plain = vector(name, rows * columns);
-    auto out = std::make_unique<Matrix>();
-    out->rows = rows;
-    out->columns = columns;
-    out->dtype = dtype_;
-    out->bytes = kernels<MatrixKernels>().bytes(dtype_, rows, columns);
-    out->panels = std::aligned_alloc(64, (out->bytes + 63) / 64 * 64);
-    if (!out->panels) throw std::bad_alloc();
-    kernels<MatrixKernels>().pack(*out, plain.data());
-    return out;
+    return make_matrix(rows, columns, dtype_, plain_storage(dtype_), plain.data());
   }
 
  private:

@@ -25,6 +25,7 @@ template <class T>
 struct Room {
   float *logits, *sums, *maximum, *total, *target;  // sums [rows, ld]: of exp(logit - maximum) W
   Panel<T>*probability, *wide, *turned;
+  T* target_row;
   int64_t ld;
   size_t bytes;
   Room(const CrossEntropy& c, void* base) {
@@ -37,8 +38,9 @@ struct Room {
     maximum = arena.take<float>(rows);
     total = arena.take<float>(rows);
     target = arena.take<float>(rows);
-    wide = arena.take<Panel<T>>(sizeof(T) == sizeof(Panel<T>) ? 0 : kPanels * panel_size<T>(c.H));
+    wide = arena.take<Panel<T>>(kPanels * forward_room<T>(*c.head));
     turned = arena.take<Panel<T>>(c.dh ? panel_count(c.H) * kBlock * kNR : 0);
+    target_row = arena.take<T>(c.dh ? c.H : 0);
     bytes = arena.used();
   }
 };
@@ -116,7 +118,6 @@ void group_block(const CrossEntropy& c, const Room<T>& room, const HeadBlock<T>&
 /// nll, lse and dh of row n of the call, which is row i of the pass.
 template <class T>
 void finish_row(const CrossEntropy& c, const Room<T>& room, int64_t n, int64_t i) {
-  constexpr int step = kInterleave<Panel<T>>;
   const bool scored = c.targets[n] >= 0;
   c.lse[n] = room.maximum[i] + __builtin_logf(room.total[i]);
   c.nll[n] = scored ? c.lse[n] - room.target[i] : 0.0f;
@@ -127,9 +128,9 @@ void finish_row(const CrossEntropy& c, const Room<T>& room, int64_t n, int64_t i
     return;
   }
   const float weight = c.weights ? c.weights[n] : 1.0f, scale = weight / room.total[i];
-  const T* target = static_cast<const T*>(c.head->panels) + place<T>(*c.head, c.targets[n], 0);
+  read_row(*c.head, c.targets[n], room.target_row);
   const float* sums = room.sums + i * room.ld;
-  for (int64_t k = 0; k < c.H; k++) assign(dh[k], scale * sums[k] - weight * to_float(target[k / step * kNR * step + k % step]));
+  for (int64_t k = 0; k < c.H; k++) assign(dh[k], scale * sums[k] - weight * to_float(room.target_row[k]));
 }
 
 template <class T>
@@ -185,7 +186,7 @@ void weight_gradient(const CrossEntropyWeightGradient& c) {
   const auto carve = [&](Arena arena, Panel<T>*& h, Panel<T>*& g, Panel<T>*& wide, int threads) {
     h = arena.take<Panel<T>>(panels * depth);
     g = arena.take<Panel<T>>(threads * kRows * c.N);
-    wide = arena.take<Panel<T>>(sizeof(T) == sizeof(Panel<T>) ? 0 : threads * panel_size<T>(c.H));
+    wide = arena.take<Panel<T>>(threads * forward_room<T>(*c.head));
     return arena.used();
   };
   Panel<T>*h, *all_g, *all_wide;
@@ -193,7 +194,7 @@ void weight_gradient(const CrossEntropyWeightGradient& c) {
   carve(Arena(scratch(carve(Arena(), h, all_g, all_wide, threads))), h, all_g, all_wide, threads);
   TaskQueue queue(blocks);
   parallel(threads, blocks, [&](Team team) {
-    Panel<T>*g = all_g + team.rank * kRows * c.N, *wide = all_wide + team.rank * panel_size<T>(c.H);
+    Panel<T>*g = all_g + team.rank * kRows * c.N, *wide = all_wide + team.rank * forward_room<T>(*c.head);
     const auto packed = team.share(panels);
     const int64_t begin = packed.begin * kNR, end = smaller(packed.end * kNR, c.H);
     if (begin < end) pack_nn(static_cast<const T*>(c.h) + begin, c.H, c.N, end - begin, h + packed.begin * depth);

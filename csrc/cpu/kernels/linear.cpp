@@ -19,7 +19,9 @@ struct ForwardRoom {
   size_t bytes;
   ForwardRoom(const LinearForward& c, void* base) {
     Arena arena(base);
-    wide = arena.take<Panel<T>>(sizeof(T) == sizeof(Panel<T>) ? 0 : panel_size<T>(c.K));
+    int64_t widest = 0;
+    for (int p = 0; p < c.part_count; p++) widest = larger(widest, forward_room<T>(*c.parts[p]));
+    wide = arena.take<Panel<T>>(widest);
     low = arena.take<Panel<T>>(panel_size<T>(c.adapter.rank));
     adapter = arena.take<Panel<T>>(forward_low_size<T>(c));
     bytes = arena.used();

@@ -6,9 +6,11 @@ namespace dynadapt::DYN_ISA {
 
 namespace {
 
-size_t bytes(DType dtype, int64_t rows, int64_t columns) {
-  return dtype == kF32 ? size_t(panel_count(rows) * panel_size<float>(columns)) * 4
-                       : size_t(panel_count(rows) * panel_size<bf16>(columns)) * 2;
+size_t bytes(const Matrix& matrix) {
+  if (!matrix.plain()) return storage_form(matrix).bytes(matrix.rows, matrix.columns);
+  const int64_t panels = panel_count(matrix.rows);
+  return matrix.dtype == kF32 ? size_t(panels * panel_size<float>(matrix.columns)) * 4
+                              : size_t(panels * panel_size<bf16>(matrix.columns)) * 2;
 }
 
 /// Panel j from the `rows` rows of the weight that it holds.
@@ -57,15 +59,9 @@ void update_all(Matrix& matrix, const float* values) {
 
 template <class T>
 void gather(const Matrix& matrix, const int64_t* index, int64_t count, T* out) {
-  constexpr int step = kInterleave<Panel<T>>;
-  const int64_t K = matrix.columns;
   parallel(num_threads(), count / 16 + 1, [&](Team team) {
     const auto rows = team.share(count);
-    for (int64_t i = rows.begin; i < rows.end; i++) {
-      const int64_t row = index ? index[i] : i;
-      const T* from = static_cast<const T*>(matrix.panels) + place<T>(matrix, row, 0);
-      for (int64_t k = 0; k < K; k++) out[i * K + k] = from[k / step * kNR * step + k % step];
-    }
+    for (int64_t i = rows.begin; i < rows.end; i++) read_row(matrix, index ? index[i] : i, out + i * matrix.columns);
   });
 }
 
@@ -83,6 +79,7 @@ void update(Matrix& matrix, const int32_t* rows, int64_t count, const float* val
 }
 
 void pack_any(Matrix& matrix, const void* weight) {
+  if (!matrix.plain()) return storage_form(matrix).pack(matrix, weight);
   if (matrix.dtype == kF32) return pack(matrix, static_cast<const float*>(weight));
   pack(matrix, static_cast<const bf16*>(weight));
 }

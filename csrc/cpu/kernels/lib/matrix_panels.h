@@ -1,27 +1,38 @@
-// Reading a packed weight panel by panel, for the forward and for the backward product.
+// Reading a packed weight panel by panel, for the forward and for the backward product, and row by row: the one place where
+// a storage matters.
 #pragma once
 
 #include "cpu/kernels/lib/gemm.h"
-#include "cpu/matrix.h"
+#include "cpu/kernels/lib/storage.h"
 
 namespace dynadapt::DYN_ISA {
 
-/// Panel j as stored: elements of T in the places of a Panel<T>.
+/// Panel j of a plain matrix: elements of T in the places of a Panel<T>.
 template <class T>
 inline T* stored_panel(const Matrix& matrix, int64_t j) {
   return static_cast<T*>(matrix.panels) + j * panel_size<T>(matrix.columns);
 }
 
-/// Place of weight[row][column] in the panels.
+/// Place of weight[row][column] in the panels of a plain matrix.
 template <class T>
 inline int64_t place(const Matrix& matrix, int64_t row, int64_t column) {
   constexpr int step = kInterleave<Panel<T>>;
   return row / kNR * panel_size<T>(matrix.columns) + (column / step * kNR + row % kNR) * step + column % step;
 }
 
-/// Panel j for the forward product (columns of W^T): as stored, or widened into `room` (panel_size elements).
+/// Elements of room that `forward_panel` needs.
+template <class T>
+inline int64_t forward_room(const Matrix& matrix) {
+  return sizeof(T) == sizeof(Panel<T>) && matrix.plain() ? 0 : panel_size<T>(matrix.columns);
+}
+
+/// Panel j for the forward product (columns of W^T): as stored, or made in `room`.
 template <class T>
 inline const Panel<T>* forward_panel(const Matrix& matrix, int64_t j, Panel<T>* room) {
+  if (!matrix.plain()) {
+    expand<T>(matrix, j, 0, matrix.columns, room);
+    return room;
+  }
   const T* stored = stored_panel<T>(matrix, j);
   if constexpr (sizeof(T) == sizeof(Panel<T>)) {
     (void)room;
@@ -76,21 +87,20 @@ inline void turn_block(const bf16* from, bf16* to) {
 }
 #endif
 
-/// Rows `row`.. (kNR of them: stored panel row / kNR) and columns `column`.. of the weight as a piece of a
-/// backward panel: to[r][n] = weight[row + r][column + n], zero outside the weight.
-template <class T>
-inline void backward_block(const Matrix& matrix, int64_t row, int64_t column, Panel<T>* to) {
+/// to[r][n] = the element at [n][r] of `columns` columns of a panel that lie at `from` (E: T, or what they are widened to), as a
+/// piece of a backward panel; zero for further columns.
+template <class T, class E>
+inline void turn(const E* from, int64_t columns, Panel<T>* to) {
   constexpr int step = kInterleave<Panel<T>>;
-  const T* from = stored_panel<T>(matrix, row / kNR) + column * kNR;
 #if defined(__AVX512F__)
-  if (sizeof(T) == sizeof(Panel<T>) && column + kNR <= matrix.columns) {
+  if (sizeof(E) == sizeof(Panel<T>) && columns >= kNR) {
 #if defined(__AVX512BF16__)
     if constexpr (step == 2) {
       for (int r = 0; r < kNR; r += 16) turn_block(from + r * 2, to + r * kNR);
       return;
     }
 #endif
-    if constexpr (sizeof(T) == 4) {
+    if constexpr (sizeof(E) == 4) {
       for (int r = 0; r < kNR; r += 16)
         for (int n = 0; n < kNR; n += 16) transpose_16x16(from + n * kNR + r, kNR * 4, 16, to + r * kNR + n, kNR * 4);
       return;
@@ -99,10 +109,39 @@ inline void backward_block(const Matrix& matrix, int64_t row, int64_t column, Pa
 #endif
   for (int r = 0; r < kNR; r++)
     for (int n = 0; n < kNR; n++) {
-      const bool inside = column + n < matrix.columns;
-      const float value = inside ? to_float(from[(n / step * kNR + r) * step + n % step]) : 0.0f;
+      const float value = n < columns ? to_float(from[(n / step * kNR + r) * step + n % step]) : 0.0f;
       assign(to[(r / step * kNR + n) * step + r % step], value);
     }
+}
+
+/// Rows `row`.. (kNR of them: stored panel row / kNR) and columns `column`.. of the weight as a piece of a
+/// backward panel: to[r][n] = weight[row + r][column + n], zero outside the weight.
+template <class T>
+inline void backward_block(const Matrix& matrix, int64_t row, int64_t column, Panel<T>* to) {
+  const int64_t columns = smaller<int64_t>(kNR, matrix.columns - column);
+  if (matrix.plain()) return turn<T>(stored_panel<T>(matrix, row / kNR) + column * kNR, columns, to);
+  alignas(64) Panel<T> piece[kNR * kNR];
+  expand<T>(matrix, row / kNR, column, columns, piece);
+  turn<T>(piece, columns, to);
+}
+
+/// out [K] = one row of the weight.
+template <class T>
+inline void read_row(const Matrix& matrix, int64_t row, T* out) {
+  constexpr int step = kInterleave<Panel<T>>;
+  const int64_t K = matrix.columns;
+  if (matrix.plain()) {
+    const T* from = static_cast<const T*>(matrix.panels) + place<T>(matrix, row, 0);
+    for (int64_t k = 0; k < K; k++) out[k] = from[k / step * kNR * step + k % step];
+    return;
+  }
+  alignas(64) Panel<T> piece[kNR * kNR];
+  for (int64_t column = 0; column < K; column += kNR) {
+    const int64_t columns = smaller<int64_t>(kNR, K - column);
+    expand<T>(matrix, row / kNR, column, columns, piece);
+    for (int64_t k = 0; k < columns; k++)
+      assign(out[column + k], to_float(piece[(k / step * kNR + row % kNR) * step + k % step]));
+  }
 }
 
 /// Elements that a backward panel of this weight takes in `room` below.
