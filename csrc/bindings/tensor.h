@@ -48,6 +48,7 @@ void run(Call&& call) {
 class PackedMatrix {
  public:
   explicit PackedMatrix(py::handle weight);
+  explicit PackedMatrix(dynadapt_matrix* matrix) : matrix_(matrix) {}
   ~PackedMatrix() { dynadapt_matrix_destroy(matrix_); }
   PackedMatrix(const PackedMatrix&) = delete;
   PackedMatrix& operator=(const PackedMatrix&) = delete;

@@ -18,6 +18,7 @@ namespace dynadapt {
 enum class MatrixStorage {
   f32,
   bf16,
+  int8,  // with a scale per row and group of 64 columns; made from float32
 };
 const char* storage_name(MatrixStorage storage);
 

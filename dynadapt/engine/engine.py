@@ -84,7 +84,8 @@ class Engine:
         batch: streams that go through the layers together; the others follow in further passes of the same step, which costs
             less memory and changes no result. None: all. Streams with weights of their own always go one by one.
         recompute: norm outputs and activations are made again in backward instead of kept for it.
-        base: "same" (``dtype``), or "float8": frozen linear weights in float8 with a scale per row (ops/float8.py).
+        base: "same" (``dtype``); "float8": frozen linear weights in float8 with a scale per row (ops/float8.py); "int8": these and the
+            head in int8 with a scale per row and group of 64, multiplied as whole numbers (ops/int8.py), where adapters or nothing learn.
         static: fixed shapes and no host decision inside a step, as a CUDA graph needs; None: on a GPU only.
 
     A call runs alone: one that begins while another runs, in a thread or a callback, is refused, and so are calls in a forked

@@ -9,7 +9,7 @@ import torch
 from dynadapt.adapt.methods import GROUPS
 from dynadapt.model import ModelConfig, layout, rope_tables
 from dynadapt.model.layout import has_bias, tensor_shapes
-from dynadapt.ops import DenseMatrix, Float8Weights, make_matrix, make_parts
+from dynadapt.ops import DenseMatrix, Float8Weights, make_int8_matrix, make_matrix, make_parts
 
 
 def group_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[int, ...]]]:
@@ -83,19 +83,26 @@ class FrozenWeights(ModelTensors):
                 self.parts[layer, group] = None
                 continue
             tensors = [source_weight(model, layer, group, p) for p in range(len(layout(c)[group]))]
-            self.parts[layer, group] = Float8Weights(tensors, device) if base == "float8" else make_parts(tensors, backend, dtype, device)
+            if base == "float8":
+                self.parts[layer, group] = Float8Weights(tensors, device)
+            elif base == "int8":
+                self.parts[layer, group] = [make_int8_matrix(w, backend, dtype) for w in tensors]
+            else:
+                self.parts[layer, group] = make_parts(tensors, backend, dtype, device)
         zeros = lambda n: torch.zeros(n, dtype=dtype, device=device)  # noqa: E731
         bias = {
             key: torch.cat([zeros(n) if name is None else load(name) for name, n in zip(names, sizes[key][1])])
             for key, names in biased_groups(c).items()
         }
-        head = make_matrix(model.tensor("embed.weight" if c.tied_head else "head.weight"), backend, dtype, device)
+        head_weight = model.tensor("embed.weight" if c.tied_head else "head.weight")
+        int8 = base == "int8"
+        head = make_int8_matrix(head_weight, backend, dtype) if int8 else make_matrix(head_weight, backend, dtype, device)
         super().__init__(c, load, bias, head, look_up_table(c, head, load))
 
 
-def looks_up_in_head(config: ModelConfig, backend: str) -> bool:
+def looks_up_in_head(config: ModelConfig, backend: str, base: str = "same") -> bool:
     """Whether the token embedding is read from the packed head, row by row, so that it needs no table and no op of its own."""
-    return config.tied_head and config.rope_theta is not None and backend == "cpu"
+    return config.tied_head and config.rope_theta is not None and (backend == "cpu" or base == "int8")
 
 
 def look_up_table(config: ModelConfig, head, get) -> torch.Tensor | None:

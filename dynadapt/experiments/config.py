@@ -172,7 +172,10 @@ class EvalConfig:
         False, "make norm outputs and activations again in backward instead of keeping them: less memory, a little more time", needs=LEARNS
     )
     base: str = setting(
-        "same", "frozen linear weights in the arithmetic of --dtype, or in float8 with a scale per row", choices=("same", "float8")
+        "same",
+        "frozen weights in the arithmetic of --dtype; float8: linear weights with a scale per row (GPU); int8: linear weights and head "
+        "with a scale per row and group of 64 (CPU, nothing or LoRA learns)",
+        choices=("same", "float8", "int8"),
     )
     seed: int = setting(0, "seed of the adapters' first values", least=0)
 

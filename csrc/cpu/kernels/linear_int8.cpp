@@ -6,7 +6,6 @@
 // again with scales that stand still along the contraction, once for all rows of the call.
 #include "cpu/kernels/lib/gemm_int8.h"
 #include "cpu/kernels/lib/linear_low.h"
-#include "cpu/linear_int8.h"
 
 namespace dynadapt::DYN_ISA {
 
@@ -113,15 +112,16 @@ void turn_parts(const LinearBackward& c, const BackwardRoom<Form, T>& room, int6
   for (int p = 0; p < c.part_count; p++) {
     const Matrix& part = *c.parts[p];
     for (int64_t g = 0; g < group_count(part.rows); g++, to += kBlockBytes<Form>) {
+      alignas(64) int32_t most[kNR] = {};
       for (int i = 0; i < kScaleGroup / kNR; i++) {
         const int64_t panel = g * (kScaleGroup / kNR) + i;
         float* square = room.wide + i * kNR * kNR;
         if (panel < panel_count(part.rows))
-          dequantize_square(stored_panel(part, panel), j * kNR, square);
+          dequantize_square(stored_panel(part, panel), j * kNR, square, most);
         else
           memset(square, 0, sizeof(float) * kNR * kNR);
       }
-      quantize_columns<Form>(room.wide, to);
+      quantize_columns<Form>(room.wide, most, to);
     }
   }
 }
@@ -206,9 +206,9 @@ void backward_of(const LinearBackward& c) {
 
 }  // namespace
 
-extern const Int8LinearKernels int8_linear_kernels = {
+extern const Int8LinearKernels int8_linear_kernels = {{
     [](const LinearForward& c) { vnni() ? forward_of<Bytes>(c) : forward_of<Words>(c); },
     [](const LinearBackward& c) { vnni() ? backward_of<Bytes>(c) : backward_of<Words>(c); },
-};
+}};
 
 }  // namespace dynadapt::DYN_ISA

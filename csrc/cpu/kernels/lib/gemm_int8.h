@@ -19,6 +19,7 @@
 namespace dynadapt::DYN_ISA {
 
 constexpr int kScaleGroup = 64;  // values that share a scale
+constexpr int kIntegerRows = 6;  // of a tile: whole and float sums of all its columns stay in the 32 registers of AVX-512
 constexpr float kSmallestScale = 0x1p-100f;
 
 inline int64_t group_count(int64_t size) { return (size + kScaleGroup - 1) / kScaleGroup; }
@@ -55,12 +56,28 @@ inline vint nearest(vfloat value) {
 #endif
 }
 
+/// In two steps: the compiler makes one of eight bits to 32 value by value.
+inline vint load(const uint8_t* from) {
+  typedef uint8_t bytes __attribute__((vector_size(kWidth)));
+  bytes value;
+  memcpy(&value, from, sizeof value);
+  return __builtin_convertvector(__builtin_convertvector(value, vhalf), vint);
+}
+inline void store(int16_t* to, vint value) {
+  const vhalf half = __builtin_convertvector(value, vhalf);
+  memcpy(to, &half, sizeof half);
+}
+inline void store(int8_t* to, vint value) {
+  typedef uint8_t bytes __attribute__((vector_size(kWidth)));
+  const bytes narrow = __builtin_convertvector(__builtin_convertvector(value, vhalf), bytes);
+  memcpy(to, &narrow, sizeof narrow);
+}
+
 struct Words {
   static constexpr bool kInteger = true;
   using Value = int16_t;
-  static constexpr int kStep = 2;     // values in 32 bits
+  static constexpr int kStep = 2;      // values in 32 bits
   static constexpr int32_t kBias = 0;  // of a panel's values
-  static constexpr int kVectors = kNR / kWidth;
 
   /// sum + a b by pairs, in each lane; `a` is the same 32 bits for all lanes.
   static vint multiply(vint sum, const char* a, vint b) {
@@ -83,18 +100,13 @@ struct Bytes {
   using Value = int8_t;
   static constexpr int kStep = 4;
   static constexpr int32_t kBias = 128;
-#if defined(__AVX512F__)
-  static constexpr int kVectors = 1;  // integer and float sums of 12 rows stay in registers
-#else
-  static constexpr int kVectors = 2;
-#endif
 
   /// As above, by fours. In assembler, because the other kernels of this instruction set must run without it.
   static vint multiply(vint sum, const char* a, vint b) {
-    typedef int32_t unaligned [[gnu::aligned(1), gnu::may_alias]];
-    const unaligned& four = *reinterpret_cast<const unaligned*>(a);
+    int32_t four;
+    memcpy(&four, a, 4);
 #if defined(__AVX512F__)
-    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(four));
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(b), "v"(_mm512_set1_epi32(four)));
 #else
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(b), "x"(_mm256_set1_epi32(four)));
 #endif
@@ -130,25 +142,28 @@ inline float scale_of(int32_t bits) {
 inline vint absolute_bits(vfloat value) { return (vint)value & 0x7fffffff; }
 inline vint larger_bits(vint a, vint b) { return a > b ? a : b; }
 
-/// Rows of A in groups. Row r has its values at values + r stride 64 and its scales at scale + r stride.
+/// Rows of A in groups: group g of row r has its values at values + (g stride + r) 64, its scale at scale + g stride + r. A group's
+/// rows lie side by side, so that a tile reads them all from one address.
 template <class Form>
 struct IntegerRows {
   typename Form::Value* values;
   float* scale;
   int32_t* offset;  // what the sum of a group starts at
-  int64_t stride;   // groups from a row to the next
+  int64_t stride;   // rows from a group to the next
 
   IntegerRows from(int64_t row, int64_t group) const {
-    const int64_t at = row * stride + group;
+    const int64_t at = group * stride + row;
     return {values + at * kScaleGroup, scale + at, offset + at, stride};
   }
   /// Room for `rows` rows; fields stay null where the arena only measures.
   static IntegerRows take(Arena& arena, int64_t rows, int64_t groups) {
+    // Groups a power of two apart would push a tile's rows out of the cache between them.
+    const int64_t stride = rows < 64 ? rows : round_up(rows, 64) + 16;
     IntegerRows out;
-    out.values = arena.take<typename Form::Value>(rows * groups * kScaleGroup);
-    out.scale = arena.take<float>(rows * groups);
-    out.offset = arena.take<int32_t>(rows * groups);
-    out.stride = groups;
+    out.values = arena.take<typename Form::Value>(stride * groups * kScaleGroup);
+    out.scale = arena.take<float>(stride * groups);
+    out.offset = arena.take<int32_t>(stride * groups);
+    out.stride = stride;
     return out;
   }
 };
@@ -156,7 +171,6 @@ struct IntegerRows {
 /// One group of up to 64 values: returns its scale, writes all 64 places of q and the sum of them.
 template <class Value, class T>
 inline float quantize_group(const T* x, int count, Value* q, int32_t& total) {
-  typedef Value values __attribute__((vector_size(kWidth * sizeof(Value))));
   alignas(64) float wide[kScaleGroup];
   vint most{};
   for (int i = 0; i < kScaleGroup; i += kWidth) {
@@ -177,8 +191,7 @@ inline float quantize_group(const T* x, int count, Value* q, int32_t& total) {
   for (int i = 0; i < kScaleGroup; i += kWidth) {
     const vint n = nearest(load(wide + i) * inverse);
     sums += n;
-    const values narrow = __builtin_convertvector(n, values);
-    memcpy(q + i, &narrow, sizeof narrow);
+    store(q + i, n);
   }
   for (int i = 0; i < kWidth; i++) total += sums[i];
   return scale;
@@ -188,10 +201,11 @@ inline float quantize_group(const T* x, int count, Value* q, int32_t& total) {
 template <class Form, class T>
 inline void quantize_row(const T* x, int64_t size, const IntegerRows<Form>& to) {
   for (int64_t g = 0; g < group_count(size); g++) {
+    const IntegerRows<Form> here = to.from(0, g);
     int32_t total;
-    to.scale[g] = quantize_group(x + g * kScaleGroup, int(smaller<int64_t>(kScaleGroup, size - g * kScaleGroup)),
-                                 to.values + g * kScaleGroup, total);
-    to.offset[g] = -Form::kBias * total;
+    *here.scale =
+        quantize_group(x + g * kScaleGroup, int(smaller<int64_t>(kScaleGroup, size - g * kScaleGroup)), here.values, total);
+    *here.offset = -Form::kBias * total;
   }
 }
 
@@ -219,8 +233,9 @@ inline const char* integer_panel(const char* stored, int64_t depth, char* room) 
   }
 }
 
-/// wide[r][n] = the weight's value in row r of a stored panel and column `column` + n, for kNR rows and columns.
-inline void dequantize_square(const char* stored, int64_t column, float* wide) {
+/// wide[r][n] = the weight's value in row r of a stored panel and column `column` + n, for kNR rows and columns; `most` [kNR] grows to
+/// the bits of each column's largest absolute value.
+inline void dequantize_square(const char* stored, int64_t column, float* wide, int32_t* most) {
   const char* block = stored + column / kScaleGroup * kStoredBlock;
   const uint8_t* values = reinterpret_cast<const uint8_t*>(block) + column % kScaleGroup * kNR;
   alignas(64) uint8_t turned[kNR * 64];  // row r at 64 r
@@ -230,39 +245,39 @@ inline void dequantize_square(const char* stored, int64_t column, float* wide) {
   for (int r = 0; r < kNR; r++)
     for (int n = 0; n < kNR; n += 4) memcpy(turned + 64 * r + n, values + n * kNR + 4 * r, 4);
 #endif
-  typedef uint8_t bytes __attribute__((vector_size(kWidth)));
-  for (int r = 0; r < kNR; r++) {
-    float scale;
-    memcpy(&scale, block + kNR * kScaleGroup + 4 * r, 4);
-    const vfloat s = splat(scale);
-    for (int n = 0; n < kNR; n += kWidth) {
-      bytes q;
-      memcpy(&q, turned + 64 * r + n, sizeof q);
-      store(wide + r * kNR + n, __builtin_convertvector(__builtin_convertvector(q, vint) - 128, vfloat) * s);
+  float scales[kNR];
+  memcpy(scales, block + kNR * kScaleGroup, sizeof scales);
+  for (int n = 0; n < kNR; n += kWidth) {
+    vint largest;
+    memcpy(&largest, most + n, sizeof largest);
+    for (int r = 0; r < kNR; r++) {
+      const vfloat value = __builtin_convertvector(load(turned + 64 * r + n) - 128, vfloat) * splat(scales[r]);
+      store(wide + r * kNR + n, value);
+      largest = larger_bits(largest, absolute_bits(value));
     }
+    memcpy(most + n, &largest, sizeof largest);
   }
 }
 
-/// One block of a backward panel from wide [64][kNR]: columns quantised, 64 rows to a group.
+/// One block of a backward panel from wide [64][kNR] and the bits of its columns' largest: a group is 64 rows of a column.
 template <class Form>
-inline void quantize_columns(const float* wide, char* block) {
+inline void quantize_columns(const float* wide, const int32_t* most, char* block) {
   for (int n = 0; n < kNR; n += kWidth) {
-    vint most{};
-    for (int r = 0; r < kScaleGroup; r++) most = larger_bits(most, absolute_bits(load(wide + r * kNR + n)));
-    const vfloat bound = (vfloat)most / splat(127.0f);
-    vfloat scale = maximum(splat(kSmallestScale), bound);
-    scale = most >= kInfinityBits ? splat(__builtin_nanf("")) : scale;
+    vint bits;
+    memcpy(&bits, most + n, sizeof bits);
+    vfloat scale = maximum(splat(kSmallestScale), (vfloat)bits / splat(127.0f));
+    scale = bits >= kInfinityBits ? splat(__builtin_nanf("")) : scale;  // whatever the values, what they reach is NaN
     const vfloat inverse = splat(1.0f) / scale;
     memcpy(block + kScalesAt<Form> + 4 * n, &scale, sizeof scale);
-    constexpr int bits = 32 / Form::kStep;
-    for (int r = 0; r < kScaleGroup; r += Form::kStep) {
-      vint packed{};
-#pragma GCC unroll 4
-      for (int i = 0; i < Form::kStep; i++) {
-        const vint q = (nearest(load(wide + (r + i) * kNR + n) * inverse) + Form::kBias) & ((1 << bits) - 1);
-        packed |= q << (i * bits);
-      }
-      memcpy(block + (r / Form::kStep * kNR + n) * 4, &packed, sizeof packed);
+    const float* from = wide + n;
+    for (char* to = block + 4 * n; to < block + kScalesAt<Form>; to += 4 * kNR, from += Form::kStep * kNR) {
+      const auto q = [&](int r) { return nearest(load(from + r * kNR) * inverse); };
+      vint packed;
+      if constexpr (Form::kStep == 4)
+        packed = q(0) + (q(1) << 8) + (q(2) << 16) + (q(3) << 24) + int32_t(0x80808080);  // 128 more in each byte
+      else
+        packed = (q(0) & 0xffff) | (q(1) << 16);
+      memcpy(to, &packed, sizeof packed);
     }
   }
 }
@@ -273,19 +288,21 @@ inline void quantize_columns(const float* wide, char* block) {
 template <class Form, int M, int NV>
 [[gnu::noinline]] void integer_tile(const IntegerRows<Form>& a, const char* panel, int64_t groups, float* c, int64_t ldc) {
   constexpr int kUnits = kScaleGroup / Form::kStep;
-  const int64_t lda = a.stride * kScaleGroup * int64_t(sizeof(typename Form::Value));
+  constexpr int64_t kRow = kScaleGroup * int64_t(sizeof(typename Form::Value));
   const char* values = reinterpret_cast<const char*>(a.values);
+  const float* row_scale = a.scale;
+  const int32_t* offset = a.offset;
   vfloat sum[M][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) sum[i][j] = load(c + i * ldc + j * kWidth);
-  for (int64_t g = 0; g < groups; g++, panel += 4 * kNR) {
+  for (; groups > 0; groups--, panel += 4 * kNR, values += (a.stride - 1) * kRow, row_scale += a.stride, offset += a.stride) {
     vint whole[M][NV];
 #pragma GCC unroll 16
     for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) whole[i][j] = Form::kBias ? a.offset[i * a.stride + g] - vint{} : vint{};
+      for (int j = 0; j < NV; j++) whole[i][j] = Form::kBias ? offset[i] - vint{} : vint{};
 #pragma GCC unroll 4
     for (int u = 0; u < kUnits; u++, panel += 4 * kNR, values += 4) {
       vint b[NV];
@@ -297,14 +314,14 @@ template <class Form, int M, int NV>
 #pragma GCC unroll 16
       for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < NV; j++) whole[i][j] = Form::multiply(whole[i][j], values + i * lda, b[j]);
+        for (int j = 0; j < NV; j++) whole[i][j] = Form::multiply(whole[i][j], values + i * kRow, b[j]);
     }
     vfloat scale[NV];
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) memcpy(&scale[j], panel + j * kWidth * 4, sizeof scale[j]);
 #pragma GCC unroll 16
     for (int i = 0; i < M; i++) {
-      const vfloat row = splat(a.scale[i * a.stride + g]);
+      const vfloat row = splat(row_scale[i]);
 #pragma GCC unroll 4
       for (int j = 0; j < NV; j++)
         sum[i][j] = multiply_add(__builtin_convertvector(whole[i][j], vfloat), row * scale[j], sum[i][j]);
@@ -328,14 +345,6 @@ inline void integer_tile_of(int rows, const IntegerRows<Form>& a, const char* pa
     DYN_ROWS(4)
     DYN_ROWS(5)
     DYN_ROWS(6)
-#if defined(__AVX512F__)
-    DYN_ROWS(7)
-    DYN_ROWS(8)
-    DYN_ROWS(9)
-    DYN_ROWS(10)
-    DYN_ROWS(11)
-    DYN_ROWS(12)
-#endif
 #undef DYN_ROWS
   }
 }
@@ -352,11 +361,14 @@ struct IntegerTerm {
 template <class Form>
 inline void integer_multiply(int rows, int columns, const IntegerRows<Form>& a, const char* panel, int64_t groups, float* c,
                              int64_t ldc) {
-  for (int j = 0; j < columns; j += Form::kVectors * kWidth)
-    if (columns - j <= kWidth)
-      integer_tile_of<Form, 1>(rows, a, panel + 4 * j, groups, c + j, ldc);
+  constexpr int kVectors = kNR / kWidth;
+  for (int i = 0; i < rows; i += kIntegerRows) {
+    const int here = smaller(kIntegerRows, rows - i);
+    if (columns <= kNR / 2)
+      integer_tile_of<Form, kVectors / 2>(here, a.from(i, 0), panel, groups, c + i * ldc, ldc);
     else
-      integer_tile_of<Form, Form::kVectors>(rows, a, panel + 4 * j, groups, c + j, ldc);
+      integer_tile_of<Form, kVectors>(here, a.from(i, 0), panel, groups, c + i * ldc, ldc);
+  }
 }
 
 /// out [M, columns] = the low-rank term (or null), then the integer ones, then the bias (or null), rounded to T.

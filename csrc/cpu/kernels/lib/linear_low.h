@@ -55,8 +55,7 @@ inline void forward_low(const LinearForward& c, Panel<T>* panels, int64_t& packe
       pack_nt(static_cast<const T*>(c.adapter.A) + c.adapter.slots[s] * c.adapter.A_stride, c.K, width, c.K, panels);
     packed = s;
     for (int64_t n = 0; n < width; n += kNR) {
-      const Term<T> term{static_cast<const T*>(c.x) + from * c.ldx, c.ldx, panels + n / kNR * panel_size<T>(c.K), c.K,
-                         1.0f};
+      const Term<T> term{static_cast<const T*>(c.x) + from * c.ldx, c.ldx, panels + n / kNR * panel_size<T>(c.K), c.K, 1.0f};
       multiply_rounded<T>(to - from, int(smaller<int64_t>(kNR, width - n)), &term, 1, nullptr,
                           static_cast<T*>(c.u) + from * width + n, width);
     }

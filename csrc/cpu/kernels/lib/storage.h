@@ -17,9 +17,13 @@ struct StorageForm {
   void (*expand_bf16)(const Matrix& matrix, int64_t j, int64_t column, int64_t count, Panel<bf16>* to);
 };
 
+extern const StorageForm int8_storage;
+
 /// Of a matrix that is not plain.
 inline const StorageForm& storage_form(const Matrix& matrix) {
   switch (matrix.storage) {
+    case MatrixStorage::int8:
+      return int8_storage;
     default:
       __builtin_unreachable();
   }
