@@ -1,3 +1,5 @@
+#include <memory>
+
 #include "bindings/tensor.h"
 
 namespace dynadapt::bindings {
@@ -8,6 +10,24 @@ void bind_matrix(py::module_& module) {
       .def(py::init<const std::string&, const py::buffer&, int64_t, int64_t, const std::string&>(), py::arg("storage"),
            py::arg("blocks"), py::arg("rows"), py::arg("columns"), py::arg("dtype"))
       .def_property_readonly("storage", [](const PackedMatrix& m) { return dynadapt_matrix_storage(m.get()); })
+      .def_static(
+          "int8",
+          [](py::object weight, const std::string& dtype) {
+            const char* op = "PackedMatrix.int8";
+            const bool f32 = dtype == "float32";
+            if (!f32 && dtype != "bfloat16")
+              throw py::value_error(std::string(op) + ": dtype is " + dtype + ", accepted is float32, bfloat16");
+            const Tensor w(op, "weight", weight);
+            dynadapt_matrix* matrix = nullptr;
+            run([&] {
+              const DLDataType of = f32 ? DLDataType{kDLFloat, 32, 1} : DLDataType{kDLBfloat, 16, 1};
+              return dynadapt_matrix_create_int8(w, of, &matrix);
+            });
+            return std::make_unique<PackedMatrix>(matrix);
+          },
+          py::arg("weight"), py::arg("dtype"),
+          "One that keeps int8 with a scale per row and group of 64 columns, from weight float32 [N, K]; dtype, \"float32\" or "
+          "\"bfloat16\", is that of the activations")
       .def_property_readonly(
           "shape",
           [](const PackedMatrix& m) { return py::make_tuple(dynadapt_matrix_rows(m.get()), dynadapt_matrix_columns(m.get())); })

@@ -7,9 +7,11 @@ using namespace dynadapt::bindings;
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of dynadapt.";
   if (!dynadapt_isa()) throw py::import_error(dynadapt_last_error());
+  if (dynadapt_vnni() < 0) throw py::import_error(dynadapt_last_error());
   if (dynadapt_num_threads() < 0) throw py::import_error(dynadapt_last_error());
 
   module.def("isa", &dynadapt_isa, "The instruction set in use.");
+  module.def("vnni", [] { return dynadapt_vnni() == 1; }, "Whether products of int8 use VNNI.");
   module.def("abi_version", &dynadapt_abi_version);
   module.def("num_threads", &dynadapt_num_threads, "Threads a call may use.");
   module.def(

@@ -50,6 +50,7 @@ class PackedMatrix {
   explicit PackedMatrix(py::handle weight);
   /// From quantised blocks in contiguous memory, to values of `dtype`.
   PackedMatrix(const std::string& storage, const py::buffer& blocks, int64_t rows, int64_t columns, const std::string& dtype);
+  explicit PackedMatrix(dynadapt_matrix* matrix) : matrix_(matrix) {}
   ~PackedMatrix() { dynadapt_matrix_destroy(matrix_); }
   PackedMatrix(const PackedMatrix&) = delete;
   PackedMatrix& operator=(const PackedMatrix&) = delete;

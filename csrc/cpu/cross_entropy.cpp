@@ -47,6 +47,8 @@ int dynadapt_cross_entropy_weight_gradient(const DLTensor* h, const dynadapt_mat
     const Op op("cross_entropy_weight_gradient");
     const auto& p = op.params(params);
     const Scored s(op, h, head, targets, weights);
+    op.require(head->storage != MatrixStorage::int8,
+               "head is stored as int8, which does not learn; accepted are float32 and bfloat16");
     const int64_t N = s.h.size[0], H = head->columns;
     const View norm = op.tensor("lse", lse, {N}, kF32);
     const View out = op.output("dW", dW, {head->rows, H}, kF32);

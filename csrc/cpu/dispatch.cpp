@@ -34,6 +34,25 @@ Isa choose() {
   throw Invalid(format("DYNADAPT_CPU_ISA is \"%s\", this processor accepts %s", wish, choices.c_str()));
 }
 
+bool has_vnni() {
+#if DYN_X86
+  __builtin_cpu_init();
+  if (isa() == Isa::avx512_bf16 || isa() == Isa::avx512) return __builtin_cpu_supports("avx512vnni");
+  if (isa() == Isa::avx2) return __builtin_cpu_supports("avxvnni");
+#endif
+  return false;
+}
+
+bool choose_vnni() {
+  const char* wish = std::getenv("DYNADAPT_CPU_VNNI");
+  const bool there = has_vnni();
+  if (!wish || !*wish) return there;
+  if (!std::strcmp(wish, "0")) return false;
+  if (!std::strcmp(wish, "1") && there) return true;
+  throw Invalid(
+      format("DYNADAPT_CPU_VNNI is \"%s\", this processor and %s accept %s", wish, isa_name(isa()), there ? "0, 1" : "0"));
+}
+
 }  // namespace
 
 const char* isa_name(Isa isa) {
@@ -54,7 +73,18 @@ Isa isa() {
   return chosen;
 }
 
+bool vnni() {
+  static const bool chosen = choose_vnni();
+  return chosen;
+}
+
 }  // namespace dynadapt
+
+extern "C" int dynadapt_vnni(void) {
+  int uses = -1;
+  dynadapt::guarded([&] { uses = dynadapt::vnni(); });
+  return uses;
+}
 
 extern "C" const char* dynadapt_isa(void) {
   const char* name = nullptr;

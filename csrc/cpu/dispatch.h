@@ -24,6 +24,10 @@ enum class Isa {
 Isa isa();
 const char* isa_name(Isa isa);
 
+/// Whether products of int8 use VNNI: the processor has the form of it that goes with the instruction set in use, and
+/// DYNADAPT_CPU_VNNI is not 0. Throws Invalid where that variable is neither 0 nor 1, or 1 without VNNI.
+bool vnni();
+
 /// The table of this type for the instruction set in use.
 template <class Table>
 const Table& kernels();

@@ -19,6 +19,9 @@ int64_t check_parts(const Op& op, const dynadapt_matrix* const* parts, int32_t c
                (ll)parts[p]->rows, (ll)parts[p]->columns, (ll)K);
     op.require(parts[p]->dtype == dtype, "parts[%d] has dtype %s, accepted is that of the activations, %s", p,
                dtype_name(parts[p]->dtype), dtype_name(dtype));
+    op.require(is_int8(*parts[p]) == is_int8(*parts[0]),
+               "parts[%d] is stored as %s and parts[0] as %s, accepted is int8 for all or none", p,
+               storage_name(parts[p]->storage), storage_name(parts[0]->storage));
     K = parts[p]->columns;
     O += parts[p]->rows;
   }
@@ -83,7 +86,7 @@ int dynadapt_linear_forward(const DLTensor* x, const dynadapt_matrix* const* par
     c.bias = op.optional("bias", bias, {c.O}, c.dtype).data;
     c.adapter = check_adapter(op, {A, Bt, slots, u, "u"}, c.dtype, c.N, c.K, c.O, part_count, p.scale, &c.u);
     c.y = op.output("y", y, {c.N, c.O}, c.dtype).data;
-    if (c.N) kernels<LinearKernels>().forward(c);
+    if (c.N) linear_kernels_of(*parts[0]).forward(c);
   });
 }
 
@@ -105,7 +108,7 @@ int dynadapt_linear_backward(const DLTensor* dy, const dynadapt_matrix* const* p
     c.part_count = part_count;
     c.adapter = check_adapter(op, {A, Bt, slots, dU, "dU"}, c.dtype, c.N, c.K, c.O, part_count, p.scale, &c.dU);
     c.dx = op.optional_output("dx", dx, {c.N, c.K}, c.dtype).data;
-    if (c.N && (c.dx || c.adapter.A)) kernels<LinearKernels>().backward(c);
+    if (c.N && (c.dx || c.adapter.A)) linear_kernels_of(*parts[0]).backward(c);
   });
 }
 

@@ -49,4 +49,17 @@ struct LinearKernels {
 };
 DYN_TABLE(LinearKernels, linear_kernels)
 
+/// The same over parts that are all stored as int8.
+struct Int8LinearKernels {
+  LinearKernels linear;
+};
+DYN_TABLE(Int8LinearKernels, int8_linear_kernels)
+
+inline bool is_int8(const Matrix& matrix) { return matrix.storage == MatrixStorage::int8; }
+
+/// The kernels of a layer that has this part.
+inline const LinearKernels& linear_kernels_of(const Matrix& part) {
+  return is_int8(part) ? kernels<Int8LinearKernels>().linear : kernels<LinearKernels>();
+}
+
 }  // namespace dynadapt

@@ -42,7 +42,14 @@ namespace dynadapt {
 const char* storage_name(MatrixStorage storage) {
   for (const BlockSize& block : kBlockSizes)
     if (block.storage == storage) return block.name;
-  return storage == MatrixStorage::bf16 ? "bfloat16" : "float32";
+  switch (storage) {
+    case MatrixStorage::bf16:
+      return "bfloat16";
+    case MatrixStorage::int8:
+      return "int8";
+    default:
+      return "float32";
+  }
 }
 
 std::unique_ptr<Matrix> make_matrix(int64_t rows, int64_t columns, DType dtype, MatrixStorage storage, const void* weight) {
@@ -89,6 +96,20 @@ int dynadapt_matrix_create_quantised(const char* storage, int64_t rows, int64_t 
     op.array("blocks", blocks, bytes / 2);
     op.output_array("out", out, 1);
     *out = make_matrix(rows, columns, bf16 ? kBF16 : kF32, block.storage, blocks).release();
+  });
+}
+
+int dynadapt_matrix_create_int8(const DLTensor* weight, DLDataType dtype, dynadapt_matrix** out) {
+  return guarded([&] {
+    const Op op("PackedMatrix.int8");
+    const View w = op.tensor("weight", weight, {-1, -1}, kF32);
+    op.require(w.size[0] > 0 && w.size[1] > 0, "weight has shape [%lld, %lld], accepted are sizes of at least 1",
+               (long long)w.size[0], (long long)w.size[1]);
+    const bool f32 = dtype.code == kDLFloat && dtype.bits == 32 && dtype.lanes == 1;
+    op.require(f32 || (dtype.code == kDLBfloat && dtype.bits == 16 && dtype.lanes == 1),
+               "dtype has code %d, %d bits and %d lanes, accepted are float32 and bfloat16", dtype.code, dtype.bits, dtype.lanes);
+    op.output_array("out", out, 1);
+    *out = make_matrix(w.size[0], w.size[1], f32 ? kF32 : kBF16, MatrixStorage::int8, w.data).release();
   });
 }
 

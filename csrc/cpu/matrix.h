@@ -23,6 +23,7 @@ enum class MatrixStorage {
   q4_1,
   q4_k,
   q6_k,
+  int8,  // with a scale per row and group of 64 columns; made from float32
 };
 const char* storage_name(MatrixStorage storage);
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 
 #include "engine/engine.h"
 #include "engine/peft.h"
@@ -14,6 +15,8 @@ struct dynadapt_engine {
 };
 
 namespace {
+
+constexpr uint32_t kFirstParams = offsetof(dynadapt_engine_params, base);  // of the struct's first version
 
 constexpr dynadapt_engine_params kDefaults = {.struct_size = sizeof(dynadapt_engine_params),
                                               .dtype = DYNADAPT_BF16,
@@ -36,7 +39,8 @@ constexpr dynadapt_engine_params kDefaults = {.struct_size = sizeof(dynadapt_eng
                                               .clip = 1,
                                               .decay = 0,
                                               .weight_decay = 0,
-                                              .momentum = 0};
+                                              .momentum = 0,
+                                              .base = DYNADAPT_SAME};
 
 LoraSettings lora_settings(const Op& op, const dynadapt_engine_params& p) {
   const double alpha = p.alpha == 0 ? 2.0 * p.rank : p.alpha;
@@ -71,7 +75,9 @@ OptimizerSettings optimizer_settings(const Op& op, const dynadapt_engine_params&
 
 EngineSettings settings_of(const Op& op, const dynadapt_engine_params& p) {
   op.require(p.dtype == DYNADAPT_BF16 || p.dtype == DYNADAPT_F32, "dtype is %d, accepted is 0 (bf16) or 1 (f32)", p.dtype);
+  op.require(p.base == DYNADAPT_SAME || p.base == DYNADAPT_INT8, "base is %d, accepted is 0 (same) or 1 (int8)", p.base);
   EngineSettings s{};
+  s.int8 = p.base == DYNADAPT_INT8;
   s.dtype = p.dtype == DYNADAPT_BF16 ? kBF16 : kF32;
   op.whole("streams", s.streams = p.streams, 1, 65535);
   op.whole("segment", s.segment = p.segment, 1, 1 << 24);
@@ -160,7 +166,7 @@ extern "C" {
 int dynadapt_engine_params_default(dynadapt_engine_params* params, uint32_t struct_size) {
   return guarded([&] {
     const Op op("engine_params_default");
-    op.check_size("params", struct_size, sizeof *params);
+    op.check_size("params", struct_size, kFirstParams);
     op.output_array("params", params, 1);
     std::memset(static_cast<void*>(params), 0, struct_size);
     std::memcpy(static_cast<void*>(params), &kDefaults, std::min<size_t>(struct_size, sizeof kDefaults));
@@ -173,7 +179,7 @@ int dynadapt_engine_create(const dynadapt_engine_params* params, const char* mod
     const Op op("engine_create");
     *op.output_array("out", out, 1) = nullptr;
     op.path("model_dir", model_dir);
-    *out = new dynadapt_engine{Engine(model_dir, settings_of(op, op.params(params)))};
+    *out = new dynadapt_engine{Engine(model_dir, settings_of(op, op.params(params, kFirstParams)))};
   });
 }
 

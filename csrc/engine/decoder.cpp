@@ -140,7 +140,7 @@ void Decoder::linear(const Batch& batch, int64_t layer, int group, const void* x
   a.adapter = adapter(batch, layer, group);
   a.u = u;
   a.y = y;
-  kernels<LinearKernels>().forward(a);
+  linear_kernels_of(*a.parts[0]).forward(a);
   flops.linear_forward(rows_, shape, a.adapter.rank);
 }
 
@@ -160,7 +160,7 @@ bool Decoder::linear_backward(const Batch& batch, int64_t layer, int group, cons
   a.adapter = adapter(batch, layer, group);
   a.dU = dU_[group].data();
   a.dx = below ? dx : nullptr;
-  kernels<LinearKernels>().backward(a);
+  linear_kernels_of(*a.parts[0]).backward(a);
   flops.linear_backward(rows_, shape, a.adapter.rank, below);
   return below;
 }

@@ -23,7 +23,7 @@ void check_against(const ModelConfig& c, EngineSettings& s) {
 }  // namespace
 
 Engine::Engine(const std::string& directory, const EngineSettings& settings)
-    : settings_(settings), model_(load_model(directory, settings.dtype)), segments_(size_t(settings.streams), 0) {
+    : settings_(settings), model_(load_model(directory, settings.dtype, settings.int8)), segments_(size_t(settings.streams), 0) {
   check_against(model_.config, settings_);
   const EngineSettings& s = settings_;
   if (s.learns) adapters_ = std::make_unique<Adapters>(s.lora, s.optimizer, model_.config, model_.groups, s.streams, s.dtype);

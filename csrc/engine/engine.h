@@ -11,6 +11,7 @@ namespace dynadapt {
 
 struct EngineSettings {
   DType dtype;
+  bool int8;  // linear weights and head
   int64_t streams, segment, every, memory_length, memory_sinks;
   bool learns;
   LoraSettings lora;

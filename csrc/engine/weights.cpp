@@ -62,7 +62,7 @@ bool ends_with(const std::string& text, const std::string& end) {
 /// The tensors of a checkpoint under the names that a config expects.
 class Checkpoint {
  public:
-  Checkpoint(const fs::path& directory, DType dtype) : where_(directory.string()), dtype_(dtype) {
+  Checkpoint(const fs::path& directory, DType dtype, bool int8) : where_(directory.string()), dtype_(dtype), int8_(int8) {
     for (const fs::path& path : weight_files(directory)) files_.emplace_back(path.string());
     for (const SafetensorsFile& file : files_)
       for (const auto& [name, tensor] : file.tensors()) {
@@ -104,10 +104,7 @@ class Checkpoint {
     }
   }
 
-  void read(const std::string& name, void* out) const {
-    const std::string key = stored(name);
-    holder_.at(key)->read(key, dtype_, out);
-  }
+  void read(const std::string& name, void* out) const { read_as(name, dtype_, out); }
 
   Storage vector(const std::string& name, int64_t size) const {
     Storage out(dtype_, size);
@@ -116,13 +113,21 @@ class Checkpoint {
   }
 
   MatrixPtr matrix(const std::string& name, int64_t rows, int64_t columns) const {
-    const Storage plain = vector(name, rows * columns);
-    return make_matrix(rows, columns, dtype_, plain_storage(dtype_), plain.data());
+    const DType source = int8_ ? kF32 : dtype_;
+    const Storage plain(source, rows * columns);
+    read_as(name, source, plain.data());
+    return make_matrix(rows, columns, dtype_, int8_ ? MatrixStorage::int8 : plain_storage(dtype_), plain.data());
   }
 
  private:
+  void read_as(const std::string& name, DType dtype, void* out) const {
+    const std::string key = stored(name);
+    holder_.at(key)->read(key, dtype, out);
+  }
+
   std::string where_;
   DType dtype_;
+  bool int8_;
   std::vector<SafetensorsFile> files_;
   std::map<std::string, const SafetensorsFile*> holder_;
   std::set<std::string> expected_;
@@ -203,7 +208,7 @@ size_t Weights::bytes() const {
   return total;
 }
 
-Model load_model(const std::string& directory, DType dtype) {
+Model load_model(const std::string& directory, DType dtype, bool int8) {
   std::error_code error;
   const fs::path path = fs::canonical(directory, error);
   if (error || !fs::is_directory(path)) throw Invalid("model_dir \"" + directory + "\" is not a directory that can be read");
@@ -212,7 +217,7 @@ Model load_model(const std::string& directory, DType dtype) {
   model.name = path.string();  // of adapters' base_model_name_or_path: they load from anywhere on this machine
   model.config = read_config(parse_json(read_file(where), where), where);
   model.groups = group_shapes(model.config);
-  Checkpoint files(path, dtype);
+  Checkpoint files(path, dtype, int8);
   ModelConfig& c = model.config;
   c.tied_head = head_is_tied(files, c);
   expect_all(files, c, model.groups);

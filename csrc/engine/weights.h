@@ -34,8 +34,8 @@ struct Model {
   Weights weights;
 };
 
-/// Loads config.json and the safetensors files of `directory`, weights rounded to `dtype`. Throws Invalid naming the file, the
-/// tensor or the key that does not fit.
-Model load_model(const std::string& directory, DType dtype);
+/// Loads config.json and the safetensors files of `directory`, weights rounded to `dtype`, or linear weights and head to int8 with
+/// scales. Throws Invalid naming the file, the tensor or the key that does not fit.
+Model load_model(const std::string& directory, DType dtype, bool int8);
 
 }  // namespace dynadapt

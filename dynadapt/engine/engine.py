@@ -88,8 +88,10 @@ class Engine:
             tokens each). Streams with weights of their own always go one by one.
         recompute: norm outputs and activations are made again in backward instead of kept for it, with the same bits. None: with the
             native kernels, which make them on the way.
-        base: "same" (``dtype``); "float8": frozen linear weights in float8 with a scale per row (ops/float8.py); or "quants": those
-            of a quantised GGUF file in the file's own blocks of integers (ops/quants.py), which scores the same in less memory.
+        base: "same" (``dtype``); "float8": frozen linear weights in float8 with a scale per row (ops/float8.py); "int8": these and the
+            head in int8 with a scale per row and group of 64, multiplied as whole numbers (ops/int8.py), where adapters or nothing
+            learn; or "quants": those of a quantised GGUF file in the file's own blocks of integers (ops/quants.py), which scores the
+            same in less memory.
         static: fixed shapes and no host decision inside a step, as a CUDA graph needs; None: on a GPU only.
 
     A call runs alone: one that begins while another runs, in a thread or a callback, is refused, and so are calls in a forked

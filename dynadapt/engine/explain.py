@@ -6,6 +6,8 @@ import time as clock
 
 import torch
 
+from dynadapt.ops.dispatch import native_module
+
 from .arithmetic import why
 from .footprint import footprint_line
 from .needed_ops import needed_ops
@@ -34,6 +36,26 @@ def _how_it_runs(engine) -> list[str]:
             + ("in the gradient kernels" if static.step.fused else f"a launch of its own, because {static.step.why_not_fused}")
         )
     return lines
+
+
+def _base(engine) -> list[str]:
+    """What frozen weights are kept in, where that is not the arithmetic's dtype."""
+    weights = engine.weights
+    if engine.base == "same":
+        return []
+    if engine.base == "quants":
+        kept = ", ".join(f"{count} x {name}" for name, count in weights.kept.items())
+        rounded = ", expanded and rounded where a product reads them" if engine.dtype == "bf16" else ", expanded where a product reads them"
+        return [f"frozen weights as the file has them: {kept}{rounded}; scores are those of base='same' to the bit"]
+    held = [part for parts in weights.parts.values() if parts is not None for part in (parts if isinstance(parts, list) else [parts])]
+    of = "linear weights"
+    if engine.base == "int8":
+        held, of = [*held, weights.head], "linear weights and head"
+    size, count = sum(m.nbytes for m in held), sum(m.shape[0] * m.shape[1] for m in held)
+    line = f"base {engine.base}: {size / 1e6:,.1f} MB for the {count:,} {of}, {size / (2 * count):.0%} of bf16"
+    if engine.base == "int8" and engine.backend == "cpu":
+        line += f"; products of whole numbers {'by VNNI' if native_module().vnni() else 'in int16, without VNNI'}"
+    return [line]
 
 
 def timed_steps(engine, steps: int = 3):

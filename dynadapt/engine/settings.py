@@ -21,6 +21,7 @@ from .learners.fused import why_not_fused
 from .memory import Overlap, SegmentMemory
 from .weights import group_sizes
 
+BASES = ("same", "float8", "int8", "quants")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 ADAPTS = {"lora": LoRA, "rows": RowSparse, "full": Full}  # "none" as well
 ROWS_A_THREAD = 256  # that go through the layers together on the CPU: with fewer, weights are turned and read too often
@@ -225,11 +226,25 @@ class EngineSettings:
         )
 
     def _check_base(self) -> None:
-        choice("base", self.base, ("same", "float8", "quants"))
+        choice("base", self.base, BASES)
         if self.base == "quants":
             self._check_quants()
-        if self.base != "float8":
-            return
+        elif self.base == "int8":
+            self._check_int8()
+        elif self.base == "float8":
+            self._check_float8()
+
+    def _check_int8(self) -> None:
+        if self.backend == "triton":
+            raise ValueError("base='int8' with backend='triton': its kernels have no int8 products; use backend='cpu' or base='float8'")
+        if self.device.type != "cpu":
+            raise ValueError(f"base='int8' with device={str(self.device)!r}: its products are the CPU's; use device='cpu' or base='float8'")
+        if self.dtype == "fp64":
+            raise ValueError("base='int8' with dtype='fp64': its products are summed in float32; use dtype='fp32' or 'bf16'")
+        if self.owns_weights:
+            raise ValueError(f"base='int8' with adapt={self.adapt!r}: weights in int8 don't learn; use adapt=LoRA(...), or base='same'")
+
+    def _check_float8(self) -> None:
         if self.backend == "cpu":
             raise ValueError(
                 "base='float8' with backend='cpu': the native kernels have no float8 products; use backend='triton' on a "

@@ -9,7 +9,7 @@ import torch
 from dynadapt.adapt.methods import GROUPS
 from dynadapt.model import ModelConfig, layout, rope_tables
 from dynadapt.model.layout import has_bias, tensor_shapes
-from dynadapt.ops import DenseMatrix, Float8Weights, make_matrix, make_parts, make_quantised
+from dynadapt.ops import DenseMatrix, Float8Weights, make_int8_matrix, make_matrix, make_parts, make_quantised
 from dynadapt.ops.quants import BLOCK_FORMATS
 
 
@@ -94,7 +94,12 @@ class FrozenWeights(ModelTensors):
                 self.parts[layer, group] = [self._as_stored(model, name, dtype) for name in names]
                 continue
             tensors = [source_weight(model, layer, group, p) for p in range(len(layout(c)[group]))]
-            self.parts[layer, group] = Float8Weights(tensors, device) if base == "float8" else make_parts(tensors, backend, dtype, device)
+            if base == "float8":
+                self.parts[layer, group] = Float8Weights(tensors, device)
+            elif base == "int8":
+                self.parts[layer, group] = [make_int8_matrix(w, backend, dtype) for w in tensors]
+            else:
+                self.parts[layer, group] = make_parts(tensors, backend, dtype, device)
         zeros = lambda n: torch.zeros(n, dtype=dtype, device=device)  # noqa: E731
         bias = {
             key: torch.cat([zeros(n) if name is None else load(name) for name, n in zip(names, sizes[key][1])])
@@ -105,6 +110,8 @@ class FrozenWeights(ModelTensors):
             head = self._as_stored(model, name, dtype)
             if looks_up_by_rows(c, backend, base) and not c.tied_head:
                 embedding = self._as_stored(model, "embed.weight", dtype)
+        elif base == "int8":
+            head = make_int8_matrix(model.tensor(name), backend, dtype)
         else:
             head = make_matrix(model.tensor(name), backend, dtype, device)
         super().__init__(c, load, bias, head, look_up_table(c, head, load) if embedding is None else None, embedding)
@@ -119,7 +126,8 @@ class FrozenWeights(ModelTensors):
 
 def looks_up_by_rows(config: ModelConfig, backend: str, base: str) -> bool:
     """Whether the token embedding is read from a packed matrix, row by row, so that it needs no table and no op of its own."""
-    return (config.tied_head or base == "quants") and config.rope_theta is not None and backend == "cpu"
+    packed = backend == "cpu" or base == "int8"
+    return (config.tied_head or base == "quants") and config.rope_theta is not None and packed
 
 
 def look_up_table(config: ModelConfig, head, get) -> torch.Tensor | None:

@@ -179,9 +179,10 @@ class EvalConfig:
     )
     base: str = setting(
         "same",
-        "frozen weights in the arithmetic of --dtype, linear ones in float8 with a scale per row, or those of a quantised GGUF file in its "
-        "own integers (the same scores, in the file's memory)",
-        choices=("same", "float8", "quants"),
+        "frozen weights in the arithmetic of --dtype; float8: linear weights with a scale per row (GPU); int8: linear weights and head "
+        "with a scale per row and group of 64 (CPU, nothing or LoRA learns); quants: those of a quantised GGUF file in its own integers "
+        "(CPU; the same scores, in the file's memory)",
+        choices=("same", "float8", "int8", "quants"),
     )
     seed: int = setting(0, "seed of the adapters' first values", least=0)
 

@@ -7,11 +7,13 @@ from .table import OPS
 __all__ = [
     "DenseMatrix",
     "Float8Weights",
+    "Int8Matrix",
     "QuantisedWeight",
     "UnsupportedOp",
     "choose_backend",
     "choose_device",
     "defined_ops",
+    "make_int8_matrix",
     "make_matrix",
     "make_parts",
     "make_quantised",
@@ -21,8 +23,9 @@ __all__ = [
 # Public name -> the module that has it: the table is read without importing torch.
 _HOMES = {
     **dict.fromkeys(("UnsupportedOp", "choose_backend", "choose_device", "defined_ops", "resolve"), "dispatch"),
-    **dict.fromkeys(("DenseMatrix", "make_matrix", "make_parts"), "matrix"),
+    **dict.fromkeys(("DenseMatrix", "make_int8_matrix", "make_matrix", "make_parts"), "matrix"),
     "Float8Weights": "float8",
+    "Int8Matrix": "int8",
     **dict.fromkeys(("QuantisedWeight", "make_quantised"), "quants"),
 }
 _MODULES = {"dispatch", *(row.family for row in OPS.values())}

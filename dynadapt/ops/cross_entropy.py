@@ -6,7 +6,8 @@
 The reference keeps logits whole; the fast forms never do. They walk the vocabulary once in blocks and carry a
 running maximum, sum and an accumulator of exp(l - max) W, as online-softmax attention does with keys and values
 both equal to W (Milakov and Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135). A frozen head
-costs 4 H V per token with the gradient and 2 H V without.
+costs 4 H V per token with the gradient and 2 H V without. Of a head in int8 the logits are the quantised product (ops/int8.py), and W
+in dh is what it stands for; it has no gradient.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def cross_entropy(h, head, targets, weights, nll, lse, dh) -> None:
     """
     scored = targets >= 0
     safe = targets.clamp(min=0)
-    logits = widen(h @ head.weight.t())  # [N, V]
+    logits = widen(head.times(h))  # [N, V]
     lse.copy_(torch.logsumexp(logits, 1))
     nll.copy_(torch.where(scored, lse - logits.gather(1, safe[:, None])[:, 0], 0.0))
     if dh is None:

@@ -7,8 +7,9 @@ to the stream that a row belongs to: of N = S T rows, rows i T .. (i+1) T - 1 ar
 sits in slot ``slots[i]``. Part p owns rows p R .. (p+1) R - 1 of A [slots, P R, K] and its own columns of
 Bt [slots, R, O]; Bt is the transpose of LoRA's B, so that both products stream it row by row.
 
-``parts`` may be one ``Float8Weights`` that holds them all; the base product is then the quantised one (ops/float8.py). Native ones may be
-kept in blocks of integers (ops/quants.py): the product is the one with their values.
+``parts`` may be one ``Float8Weights`` that holds them all, or each an ``Int8Matrix``; the base product is then the quantised one
+(ops/float8.py, ops/int8.py). Native ones may be kept in a file's blocks of integers (ops/quants.py): the product is the one with
+their values.
 
 Source: Hu et al. 2021, LoRA (arXiv 2106.09685), eq. 3; scale = alpha / R.
 """
@@ -43,7 +44,7 @@ def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
         y.copy_(product(x, parts.q, parts.scale))
     else:
         for part, (lo, hi) in zip(parts, _columns(parts)):
-            y[:, lo:hi] = x @ part.weight.t()
+            y[:, lo:hi] = part.times(x)
     if bias is not None:
         y += bias
     if A is None:
@@ -73,7 +74,7 @@ def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     else:
         dx.zero_()
         for part, (lo, hi) in zip(parts, _columns(parts)):
-            dx += dy[:, lo:hi] @ part.weight
+            dx += part.times_transposed(dy[:, lo:hi])
     if A is not None:
         dx += torch.bmm(by_stream(dU, streams), A[index]).reshape(dx.shape)
 

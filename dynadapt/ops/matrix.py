@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from .dispatch import native_module
+from .int8 import Int8Matrix
 
 
 class DenseMatrix:
@@ -26,6 +27,14 @@ class DenseMatrix:
     @property
     def nbytes(self) -> int:
         return self.weight.numel() * self.weight.element_size()
+
+    def times(self, x: torch.Tensor) -> torch.Tensor:
+        """x W^T [n, N], x [n, K]."""
+        return x @ self.weight.t()
+
+    def times_transposed(self, dy: torch.Tensor) -> torch.Tensor:
+        """dy W [n, K], dy [n, N]."""
+        return dy @ self.weight
 
     def gather_rows(self, index: torch.Tensor, out: torch.Tensor) -> None:
         """out [n, K] = weight[index], index int64 [n]."""
@@ -51,6 +60,14 @@ def make_matrix(weight: torch.Tensor, backend: str, dtype: torch.dtype, device="
     if weight.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"weight has dtype {weight.dtype}: the CPU kernels take torch.float32 or torch.bfloat16")
     return native_module().PackedMatrix(weight)
+
+
+def make_int8_matrix(weight: torch.Tensor, backend: str, dtype: torch.dtype):
+    """The backend's matrix holding ``weight`` [N, K] in int8, for activations in ``dtype`` (ops/int8.py)."""
+    weight = weight.detach().float().contiguous()
+    if backend != "cpu":
+        return Int8Matrix(weight, dtype)
+    return native_module().PackedMatrix.int8(weight, str(dtype).removeprefix("torch."))
 
 
 def make_parts(weights, backend: str, dtype: torch.dtype, device="cpu") -> list:

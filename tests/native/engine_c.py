@@ -35,6 +35,7 @@ class Params(c.Structure):
         (c.c_uint64, "seed"),
         (c.c_int32, "optimizer"),
         (c.c_double, "lr beta1 beta2 eps clip decay weight_decay momentum"),
+        (c.c_int32, "base"),
     )
 
 

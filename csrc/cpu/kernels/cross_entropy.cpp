@@ -7,6 +7,7 @@
 // blocks at about the same time, so that the head comes from memory once.
 #include "cpu/cross_entropy.h"
 
+#include "cpu/kernels/lib/gemm_int8.h"
 #include "cpu/kernels/lib/grid.h"
 #include "cpu/kernels/lib/matrix_panels.h"
 
@@ -21,10 +22,17 @@ constexpr int kGroupRows = kGroup * kMR;
 constexpr int kPanels = kBlock / kNR;
 static_assert(kBlock % kNR == 0 && kBlock % kWidth == 0);
 
-template <class T>
+/// How logits are made, beside Bytes and Words of a head in int8: from its values.
+struct Floats : Words {
+  static constexpr bool kInteger = false;
+};
+
+template <class Form, class T>
 struct Room {
   float *logits, *sums, *maximum, *total, *target;  // sums [rows, ld]: of exp(logit - maximum) W
   Panel<T>*probability, *wide, *turned;
+  IntegerRows<Form> quantised;  // rows of h
+  char* integers;               // panels of a block
   T* target_row;
   int64_t ld;
   size_t bytes;
@@ -38,7 +46,9 @@ struct Room {
     maximum = arena.take<float>(rows);
     total = arena.take<float>(rows);
     target = arena.take<float>(rows);
-    wide = arena.take<Panel<T>>(kPanels * forward_room<T>(*c.head));
+    wide = arena.take<Panel<T>>(Form::kInteger ? 0 : kPanels * forward_room<T>(*c.head));
+    quantised = IntegerRows<Form>::take(arena, Form::kInteger ? rows : 0, group_count(c.H));
+    integers = arena.take<char>(Form::kInteger && Form::kStep < 4 ? kPanels * integer_panel_bytes<Form>(c.H) : 0);
     turned = arena.take<Panel<T>>(c.dh ? panel_count(c.H) * kBlock * kNR : 0);
     target_row = arena.take<T>(c.dh ? c.H : 0);
     bytes = arena.used();
@@ -46,15 +56,20 @@ struct Room {
 };
 
 /// The head's rows [begin, begin + count), ready for both products.
-template <class T>
+template <class Form, class T>
 struct HeadBlock {
   int64_t begin;
   int count;
   const Panel<T>* forward[kPanels];
-  HeadBlock(const CrossEntropy& c, const Room<T>& room, int64_t begin)
+  const char* integers[kPanels];
+  HeadBlock(const CrossEntropy& c, const Room<Form, T>& room, int64_t begin)
       : begin(begin), count(int(smaller<int64_t>(kBlock, c.head->rows - begin))) {
     for (int i = 0; i * kNR < count; i++)
-      forward[i] = forward_panel<T>(*c.head, begin / kNR + i, room.wide + i * panel_size<T>(c.H));
+      if constexpr (Form::kInteger)
+        integers[i] = integer_panel<Form>(static_cast<const char*>(c.head->panels) + (begin / kNR + i) * stored_panel_bytes(c.H),
+                                          c.H, room.integers + i * integer_panel_bytes<Form>(c.H));
+      else
+        forward[i] = forward_panel<T>(*c.head, begin / kNR + i, room.wide + i * panel_size<T>(c.H));
     if (!c.dh) return;
     for (int64_t j = 0; j < panel_count(c.H); j++)
       for (int i = 0; i * kNR < count; i++)
@@ -84,15 +99,22 @@ float fold(float* logits, int count, float& maximum, float& total, P* probabilit
 }
 
 /// One block of the vocabulary for the rows of a group of tiles; `rows` are in the pass, the first is `row` of the call.
-template <class T>
-void group_block(const CrossEntropy& c, const Room<T>& room, const HeadBlock<T>& head, const RowTiles& tiles, int64_t first_tile,
-                 int64_t last_tile, int64_t row) {
+template <class Form, class T>
+void group_block(const CrossEntropy& c, const Room<Form, T>& room, const HeadBlock<Form, T>& head, const RowTiles& tiles,
+                 int64_t first_tile, int64_t last_tile, int64_t row) {
   const int64_t begin = tiles.begin(first_tile);
-  const T* h = static_cast<const T*>(c.h) + row * c.H;
+  [[maybe_unused]] const T* h = static_cast<const T*>(c.h) + row * c.H;
   for (int i = 0; i * kNR < head.count; i++)
     for (int64_t t = first_tile; t < last_tile; t++) {
-      const Term<T> term{h + tiles.begin(t) * c.H, c.H, head.forward[i], c.H, 1.0f};
-      multiply_tile(tiles.size(t), kNR, &term, 1, room.logits + (tiles.begin(t) - begin) * kBlock + i * kNR, kBlock, Into::write);
+      float* logits = room.logits + (tiles.begin(t) - begin) * kBlock + i * kNR;
+      if constexpr (Form::kInteger) {
+        for (int row = 0; row < tiles.size(t); row++) memset(logits + row * kBlock, 0, sizeof(float) * kNR);
+        integer_multiply(tiles.size(t), kNR, room.quantised.from(tiles.begin(t), 0), head.integers[i], group_count(c.H), logits,
+                         kBlock);
+      } else {
+        const Term<T> term{h + tiles.begin(t) * c.H, c.H, head.forward[i], c.H, 1.0f};
+        multiply_tile(tiles.size(t), kNR, &term, 1, logits, kBlock, Into::write);
+      }
     }
 
   for (int64_t n = begin; n < tiles.begin(last_tile); n++) {
@@ -117,8 +139,8 @@ void group_block(const CrossEntropy& c, const Room<T>& room, const HeadBlock<T>&
 }
 
 /// nll, lse and dh of row n of the call, which is row i of the pass.
-template <class T>
-void finish_row(const CrossEntropy& c, const Room<T>& room, int64_t n, int64_t i) {
+template <class Form, class T>
+void finish_row(const CrossEntropy& c, const Room<Form, T>& room, int64_t n, int64_t i) {
   const bool scored = c.targets[n] >= 0;
   c.lse[n] = room.maximum[i] + __builtin_logf(room.total[i]);
   c.nll[n] = scored ? c.lse[n] - room.target[i] : 0.0f;
@@ -134,28 +156,34 @@ void finish_row(const CrossEntropy& c, const Room<T>& room, int64_t n, int64_t i
   for (int64_t k = 0; k < c.H; k++) assign(dh[k], scale * sums[k] - weight * to_float(room.target_row[k]));
 }
 
-template <class T>
+template <class Form, class T>
 void score(const CrossEntropy& c) {
-  const size_t bytes = Room<T>(c, nullptr).bytes;
+  const size_t bytes = Room<Form, T>(c, nullptr).bytes;
   const int threads = num_threads();
   char* base = static_cast<char*>(scratch(bytes * threads));
   parallel(threads, (c.N + kMR - 1) / kMR, [&](Team team) {
-    const Room<T> room(c, base + bytes * team.rank);
+    const Room<Form, T> room(c, base + bytes * team.rank);
     const auto share = team.share(c.N);
     for (int64_t row = share.begin; row < share.end; row += kMaxRows) {
       const RowTiles tiles(smaller<int64_t>(kMaxRows, share.end - row));
       for (int64_t i = 0; i < tiles.rows; i++) {
         room.maximum[i] = -__builtin_inff();
         room.total[i] = 0;
+        if constexpr (Form::kInteger) quantize_row(static_cast<const T*>(c.h) + (row + i) * c.H, c.H, room.quantised.from(i, 0));
       }
       for (int64_t v = 0; v < c.head->rows; v += kBlock) {
-        const HeadBlock<T> head(c, room, v);
+        const HeadBlock<Form, T> head(c, room, v);
         for (int64_t t = 0; t < tiles.count; t += kGroup)
           group_block(c, room, head, tiles, t, smaller<int64_t>(t + kGroup, tiles.count), row);
       }
       for (int64_t i = 0; i < tiles.rows; i++) finish_row(c, room, row + i, i);
     }
   });
+}
+
+template <class Form>
+void score_of(const CrossEntropy& c) {
+  c.dtype == kF32 ? score<Form, float>(c) : score<Form, bf16>(c);
 }
 
 // ---- gradient of the head ----
@@ -221,7 +249,12 @@ void weight_gradient(const CrossEntropyWeightGradient& c) {
 }  // namespace
 
 extern const CrossEntropyKernels cross_entropy_kernels = {
-    [](const CrossEntropy& c) { c.dtype == kF32 ? score<float>(c) : score<bf16>(c); },
+    [](const CrossEntropy& c) {
+      if (c.head->storage != MatrixStorage::int8)
+        score_of<Floats>(c);
+      else
+        vnni() ? score_of<Bytes>(c) : score_of<Words>(c);
+    },
     [](const CrossEntropyWeightGradient& c) { c.dtype == kF32 ? weight_gradient<float>(c) : weight_gradient<bf16>(c); },
 };
 

@@ -6,45 +6,12 @@
 // then threads share the columns. A panel of the weight is read (forward) or turned (backward)
 // once and used for all rows of all streams.
 #include "cpu/linear.h"
-#include "cpu/kernels/lib/grid.h"
+#include "cpu/kernels/lib/linear_low.h"
 #include "cpu/kernels/lib/matrix_panels.h"
 
 namespace dynadapt::DYN_ISA {
 
 namespace {
-
-/// Rows of u or dU that are computed at a time.
-constexpr int64_t kRowBlock = 8 * kMR;
-int64_t row_blocks(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
-
-/// Where panel `g` of the concatenated parts lies.
-struct Place {
-  int part = 0;
-  int64_t panel = 0;   // in the part
-  int64_t column = 0;  // of the output, first of the panel
-  int columns = 0;
-};
-
-Place locate(const Matrix* const* parts, int64_t g) {
-  Place place;
-  for (int64_t before = 0;; place.part++) {
-    const int64_t rows = parts[place.part]->rows;
-    if (g < panel_count(rows)) {
-      place.panel = g;
-      place.column = before + g * kNR;
-      place.columns = int(smaller<int64_t>(kNR, rows - g * kNR));
-      return place;
-    }
-    g -= panel_count(rows);
-    before += rows;
-  }
-}
-
-int64_t total_panels(const Matrix* const* parts, int count) {
-  int64_t total = 0;
-  for (int p = 0; p < count; p++) total += panel_count(parts[p]->rows);
-  return total;
-}
 
 template <class T>
 struct ForwardRoom {
@@ -56,27 +23,10 @@ struct ForwardRoom {
     for (int p = 0; p < c.part_count; p++) widest = larger(widest, forward_room<T>(*c.parts[p]));
     wide = arena.take<Panel<T>>(widest);
     low = arena.take<Panel<T>>(panel_size<T>(c.adapter.rank));
-    adapter = arena.take<Panel<T>>(panel_count(c.part_count * c.adapter.rank) * panel_size<T>(c.K));
+    adapter = arena.take<Panel<T>>(forward_low_size<T>(c));
     bytes = arena.used();
   }
 };
-
-/// u = x A^T for rows [begin, end); `packed` is the stream whose A stands in the room.
-template <class T>
-void forward_low(const LinearForward& c, const ForwardRoom<T>& room, int64_t& packed, int64_t begin, int64_t end) {
-  const int64_t width = c.part_count * c.adapter.rank;
-  for_streams(c.N, c.adapter.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
-    if (s != packed)
-      pack_nt(static_cast<const T*>(c.adapter.A) + c.adapter.slots[s] * c.adapter.A_stride, c.K, width, c.K, room.adapter);
-    packed = s;
-    for (int64_t n = 0; n < width; n += kNR) {
-      const Term<T> term{static_cast<const T*>(c.x) + from * c.ldx, c.ldx, room.adapter + n / kNR * panel_size<T>(c.K), c.K,
-                         1.0f};
-      multiply_rounded<T>(to - from, int(smaller<int64_t>(kNR, width - n)), &term, 1, nullptr,
-                          static_cast<T*>(c.u) + from * width + n, width);
-    }
-  });
-}
 
 /// The columns of one panel of y for rows [begin, end).
 template <class T>
@@ -105,13 +55,13 @@ void forward(const LinearForward& c) {
   const int threads = num_threads();
   char* base = static_cast<char*>(scratch(bytes * threads));
   const Grid grid(panels, c.N, threads);
-  TaskQueue low_queue(row_blocks(c.N)), queue(grid.tasks());
+  TaskQueue low_queue(row_block_count(c.N)), queue(grid.tasks());
   parallel(threads, panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
     const ForwardRoom<T> room(c, base + bytes * team.rank);
     if (c.adapter.A) {
       int64_t packed = -1;
       for (Range r = low_queue.take(team.size); r.begin < r.end; r = low_queue.take(team.size))
-        forward_low<T>(c, room, packed, r.begin * kRowBlock, smaller(r.end * kRowBlock, c.N));
+        forward_low<T>(c, room.adapter, packed, r.begin * kRowBlock, smaller(r.end * kRowBlock, c.N));
       team.barrier();
     }
     int64_t last = -1;
@@ -132,37 +82,14 @@ struct BackwardRoom {
   size_t bytes;
   BackwardRoom(const LinearBackward& c, void* base) {
     Arena arena(base);
-    int64_t turned_size = 0, adapter_size = 0;
-    for (int p = 0; p < c.part_count; p++) {
-      turned_size += backward_panel_size<T>(*c.parts[p]);
-      adapter_size += panel_count(c.adapter.rank) * panel_size<T>(c.parts[p]->rows);
-    }
+    int64_t turned_size = 0;
+    for (int p = 0; p < c.part_count; p++) turned_size += backward_panel_size<T>(*c.parts[p]);
     turned = arena.take<Panel<T>>(turned_size);
     low = arena.take<Panel<T>>(panel_size<T>(c.part_count * c.adapter.rank));
-    adapter = arena.take<Panel<T>>(adapter_size);
+    adapter = arena.take<Panel<T>>(backward_low_size<T>(c));
     bytes = arena.used();
   }
 };
-
-/// dU_p = scale * dy_p Bt_p^T for rows [begin, end); `packed` is the stream whose Bt stands in the room.
-template <class T>
-void backward_low(const LinearBackward& c, const BackwardRoom<T>& room, int64_t& packed, int64_t begin, int64_t end) {
-  const int64_t rank = c.adapter.rank, width = c.part_count * rank;
-  for_streams(c.N, c.adapter.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
-    const T* Bt = static_cast<const T*>(c.adapter.Bt) + c.adapter.slots[s] * c.adapter.Bt_stride;
-    Panel<T>* panel = room.adapter;
-    for (int64_t p = 0, column = 0; p < c.part_count; column += c.parts[p++]->rows) {
-      const int64_t depth = c.parts[p]->rows;
-      if (s != packed) pack_nt(Bt + column, c.O, rank, depth, panel);
-      for (int64_t n = 0; n < rank; n += kNR, panel += panel_size<T>(depth)) {
-        const Term<T> term{static_cast<const T*>(c.dy) + from * c.O + column, c.O, panel, depth, c.adapter.scale};
-        multiply_rounded<T>(to - from, int(smaller<int64_t>(kNR, rank - n)), &term, 1, nullptr,
-                            static_cast<T*>(c.dU) + from * width + p * rank + n, width);
-      }
-    }
-    packed = s;
-  });
-}
 
 /// Columns kNR * j.. of dx for rows [begin, end), from the turned panels of all parts.
 template <class T>
@@ -202,13 +129,13 @@ void backward(const LinearBackward& c) {
   const int threads = num_threads();
   char* base = static_cast<char*>(scratch(bytes * threads));
   const Grid grid(panels, c.N, threads);
-  TaskQueue low_queue(row_blocks(c.N)), queue(grid.tasks());
+  TaskQueue low_queue(row_block_count(c.N)), queue(grid.tasks());
   parallel(threads, panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
     const BackwardRoom<T> room(c, base + bytes * team.rank);
     if (c.adapter.A) {
       int64_t packed = -1;
       for (Range r = low_queue.take(team.size); r.begin < r.end; r = low_queue.take(team.size))
-        backward_low<T>(c, room, packed, r.begin * kRowBlock, smaller(r.end * kRowBlock, c.N));
+        backward_low<T>(c, room.adapter, packed, r.begin * kRowBlock, smaller(r.end * kRowBlock, c.N));
       if (!c.dx) return;
       team.barrier();
     }

@@ -48,6 +48,9 @@ DYNADAPT_API const char* dynadapt_last_error(void);
 /* The instruction set in use: "avx512_bf16", "avx512", "avx2" or "portable". The environment variable
  * DYNADAPT_CPU_ISA asks for one of them; NULL (and an error text) where it can't be had. */
 DYNADAPT_API const char* dynadapt_isa(void);
+/* Whether products of int8 use VNNI: 1 or 0, with the same bits. DYNADAPT_CPU_VNNI=0 leaves it; -1 (and an error text) where that
+ * variable can't be satisfied. */
+DYNADAPT_API int dynadapt_vnni(void);
 
 /* Threads a call may use: what was set, else DYNADAPT_NUM_THREADS, else OpenMP's own choice. 0 unsets. */
 DYNADAPT_API int dynadapt_num_threads(void);
@@ -74,6 +77,10 @@ DYNADAPT_API int dynadapt_matrix_create(const DLTensor* weight, dynadapt_matrix*
  * float32, to the bit, or with bf16 = 1 these rounded to bfloat16. Rows can be read and not changed. */
 DYNADAPT_API int dynadapt_matrix_create_quantised(const char* storage, int64_t rows, int64_t columns, const uint16_t* blocks,
                                                   int64_t bytes, int bf16, dynadapt_matrix** out);
+/* One that keeps int8 with a scale per row and group of 64 columns, rounded from weight f32 [N, K]; `dtype`, float32 or bfloat16,
+ * is that of the activations it is multiplied with and of rows read from it. Linear layers over such matrices (all parts, or
+ * none) quantise their activations in groups of 64 as well, and so does the cross-entropy for its logits. It can't be updated. */
+DYNADAPT_API int dynadapt_matrix_create_int8(const DLTensor* weight, DLDataType dtype, dynadapt_matrix** out);
 DYNADAPT_API void dynadapt_matrix_destroy(dynadapt_matrix* matrix);
 /* Of NULL: -1, NULL, and a dtype of 0 bits, with a text in dynadapt_last_error(). */
 DYNADAPT_API int64_t dynadapt_matrix_rows(const dynadapt_matrix* matrix);
@@ -297,6 +304,11 @@ enum {
   DYNADAPT_F32 = 1
 };
 
+enum {
+  DYNADAPT_SAME = 0,
+  DYNADAPT_INT8 = 1
+};
+
 /* Start from dynadapt_engine_params_default and change what should differ. */
 typedef struct {
   uint32_t struct_size;
@@ -320,6 +332,7 @@ typedef struct {
   double decay;        /* the share of the way back to the start that each update goes; 0: none */
   double weight_decay; /* adamw, lion */
   double momentum;     /* sgd */
+  int32_t base;        /* DYNADAPT_SAME, or DYNADAPT_INT8: linear weights and head as dynadapt_matrix_create_int8 keeps them */
 } dynadapt_engine_params;
 
 /* Fills a struct of `struct_size` bytes (give sizeof) with the defaults: bf16, one stream, segment 512, no memory (sinks 4),

@@ -95,7 +95,8 @@ class OpCase:
     """``arguments`` by name in the op's order. Outputs hold NaN, where the op does not change them.
 
     bytes: each input read once and each output written once; flops: the op's own formula; slack multiplies the tolerance where
-    more rounding than torch's is due to the op's own order of sums.
+    more rounding than torch's is due to the op's own order of sums. base: what frozen weights are kept in, their dtype ("same") or
+    "int8".
 
     Raises:
         ValueError: an argument is not of the case's dtype, or an output could hide that nobody wrote to it.
@@ -108,6 +109,7 @@ class OpCase:
     bytes: int = 0
     flops: int = 0
     slack: float = 1.0
+    base: str = "same"
 
     def __post_init__(self):
         wide = torch.promote_types(self.dtype, torch.float32)
@@ -169,6 +171,11 @@ def named_tensors(name: str, value) -> dict[str, Tensor]:
     if is_dataclass(value):
         inner = ((f.name, getattr(value, f.name)) for f in fields(value))
     return {key: t for part, v in inner for key, t in named_tensors(f"{name}.{part}", v).items()}
+
+
+def weight_bytes(elements: int, base: str) -> float:
+    """That frozen weights take: two each, or one and a scale of four for every 64 (ops/int8.py)."""
+    return elements * (1 + 4 / 64 if base == "int8" else 2)
 
 
 def convert(value, function):

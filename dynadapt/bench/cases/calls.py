@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dynadapt.ops import make_matrix, make_parts, resolve
+from dynadapt.ops import make_int8_matrix, make_matrix, make_parts, resolve
 
 from .base import OpCase, convert, copy, named_tensors
 
@@ -24,6 +24,9 @@ def materialise(case: OpCase, backend: str, dtype: torch.dtype | None = None, de
         return copy(t, torch.float64 if wanted == torch.float64 and t.is_floating_point() else t.dtype, device)
 
     def frozen(weights):
+        if case.base == "int8":
+            each = lambda w: make_int8_matrix(w, backend, wanted)  # noqa: E731
+            return each(weights) if isinstance(weights, torch.Tensor) else [each(w) for w in weights]
         if isinstance(weights, torch.Tensor):
             return make_matrix(weights, backend, wanted, device or weights.device)
         return make_parts(weights, backend, wanted, device or weights[0].device)

@@ -6,7 +6,7 @@ import torch
 
 from dynadapt.ops import cross_entropy as ops
 
-from .base import Draw, Op, OpCase
+from .base import Draw, Op, OpCase, weight_bytes
 
 CROSS_ENTROPY = Op("cross_entropy", "nll lse dh", wide="weights nll lse", frozen="head", rows="h targets weights nll lse dh")
 CROSS_ENTROPY_WEIGHT_GRADIENT = Op(
@@ -29,7 +29,15 @@ def _inputs(d: Draw, n, hidden, vocabulary, weights, spread) -> dict:
 
 
 def cross_entropy(
-    d: Draw, n: int, hidden: int, vocabulary: int, gradient: bool = True, weights: bool = True, spread: float = 1.0, label: str = ""
+    d: Draw,
+    n: int,
+    hidden: int,
+    vocabulary: int,
+    gradient: bool = True,
+    weights: bool = True,
+    spread: float = 1.0,
+    label: str = "",
+    base: str = "same",
 ) -> OpCase:
     """``spread``: the standard deviation of the logits. In an odd case every seventh row is not scored."""
     arguments = {
@@ -38,10 +46,10 @@ def cross_entropy(
         "lse": d.out(n, wide=True),
         "dh": d.out(n, hidden) if gradient else None,
     }
-    moved = 2 * (n * hidden * (2 if gradient else 1) + vocabulary * hidden) + 16 * n
+    moved = 2 * n * hidden * (2 if gradient else 1) + int(weight_bytes(vocabulary * hidden, base)) + 16 * n
     flops = ops.flops(n, hidden, vocabulary, gradient)
     # Logits of 20 standard deviations reach 80, where one float32 rounding moves a probability by 5e-6.
-    return OpCase(CROSS_ENTROPY, d.dtype, arguments, label, moved, flops, max(1.0, spread / 4))
+    return OpCase(CROSS_ENTROPY, d.dtype, arguments, label, moved, flops, max(1.0, spread / 4), base)
 
 
 def cross_entropy_weight_gradient(d: Draw, n: int, hidden: int, vocabulary: int, accumulate: bool = False) -> OpCase:

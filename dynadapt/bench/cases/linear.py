@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dynadapt.ops import linear as ops
 
-from .base import Draw, Op, OpCase
+from .base import Draw, Op, OpCase, weight_bytes
 
 LINEAR_FORWARD = Op(
     "linear_forward",
@@ -28,12 +28,14 @@ def _adapter(d: Draw, streams, k, parts, rank) -> dict:
     return {"A": A, "Bt": Bt, "slots": d.slots(streams), "scale": SCALE}
 
 
-def _layer_bytes(streams, n, k, parts, rank) -> int:
+def _layer_bytes(streams, n, k, parts, rank, base) -> int:
     learned = streams * rank * (len(parts) * k + sum(parts))
-    return 2 * (n * (k + sum(parts) + len(parts) * rank) + sum(parts) * k + learned)
+    return 2 * (n * (k + sum(parts) + len(parts) * rank) + learned) + int(weight_bytes(sum(parts) * k, base))
 
 
-def linear_forward(d: Draw, n: int, k: int, parts, rank: int, streams: int = 1, bias: bool = True, label: str = "") -> OpCase:
+def linear_forward(
+    d: Draw, n: int, k: int, parts, rank: int, streams: int = 1, bias: bool = True, label: str = "", base: str = "same"
+) -> OpCase:
     """n rows of k inputs through frozen weights [part, k] and adapters of ``rank`` (0: none), streams x n / streams rows."""
     width = len(parts) * rank
     arguments = {
@@ -45,10 +47,10 @@ def linear_forward(d: Draw, n: int, k: int, parts, rank: int, streams: int = 1, 
         "y": d.out(n, sum(parts)),
     }
     flops = ops.forward_flops(n, k, parts, rank)
-    return OpCase(LINEAR_FORWARD, d.dtype, arguments, label, _layer_bytes(streams, n, k, parts, rank), flops)
+    return OpCase(LINEAR_FORWARD, d.dtype, arguments, label, _layer_bytes(streams, n, k, parts, rank, base), flops, base=base)
 
 
-def linear_backward(d: Draw, n: int, k: int, parts, rank: int, streams: int = 1, label: str = "") -> OpCase:
+def linear_backward(d: Draw, n: int, k: int, parts, rank: int, streams: int = 1, label: str = "", base: str = "same") -> OpCase:
     arguments = {
         "dy": d.acts(n, sum(parts)),
         "parts": [d.acts(part, k, scale=k**-0.5) for part in parts],
@@ -57,4 +59,4 @@ def linear_backward(d: Draw, n: int, k: int, parts, rank: int, streams: int = 1,
         "dx": d.out(n, k),
     }
     flops = ops.backward_flops(n, k, parts, rank)
-    return OpCase(LINEAR_BACKWARD, d.dtype, arguments, label, _layer_bytes(streams, n, k, parts, rank), flops)
+    return OpCase(LINEAR_BACKWARD, d.dtype, arguments, label, _layer_bytes(streams, n, k, parts, rank, base), flops, base=base)

@@ -109,6 +109,9 @@ class Call:
     def make_number(self, argument, spec):
         return spec.value
 
+    def make_dtype(self, argument, spec):
+        return header.DType(*spec.value)
+
     def make_struct(self, argument, spec, size=None, tail=b"", **changed):
         kind = self.structs[spec.name]
         assert [name for name, _ in kind._fields_] == ["struct_size", *spec.fields], f"{spec.name}: rows.py lists other fields"
@@ -322,6 +325,11 @@ def break_parts(call, argument, spec):
 def break_number(call, argument, spec):
     for value in spec.bad:
         yield str(value), lambda v=value: Value(v), {}
+
+
+def break_dtype(call, argument, spec):
+    for value in spec.bad:
+        yield f"{value}", lambda v=value: Value(header.DType(*v)), {}
 
 
 def break_struct(call, argument, spec):

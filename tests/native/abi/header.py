@@ -69,5 +69,5 @@ def load(library: str, functions):
     for name, (returns, arguments) in functions.items():
         function = getattr(loaded, name)
         function.restype = RETURNS.get(returns, DType)
-        function.argtypes = [SCALARS.get(kind, c.c_void_p) for kind in arguments.values()]
+        function.argtypes = [{**SCALARS, "DLDataType": DType}.get(kind, c.c_void_p) for kind in arguments.values()]
     return loaded

@@ -44,6 +44,14 @@ class Number:
 
 
 @dataclass
+class DType:
+    """A DLDataType, as (code, bits, lanes)."""
+
+    value: tuple
+    bad: tuple = ()
+
+
+@dataclass
 class Struct:
     """Parameters. ``fields``: name -> (value, wrong values), of all but struct_size; ``sizes``: of arrays that a field points to."""
 
@@ -168,6 +176,7 @@ ENGINE = Struct(
         "decay": (0.0, (*POSITIVE, 1.5)),
         "weight_decay": (0.0, (*POSITIVE, 0.5)),
         "momentum": (0.0, (*POSITIVE, 0.5)),
+        "base": (0, (-1, 2, INT_MIN, INT_MAX)),
     },
 )
 OF_ENGINE = {"engine": Handle(), "stream": Number(1, (-1, 2, INT_MIN, INT_MAX))}
@@ -177,10 +186,16 @@ ROWS = {
     "last_error": {},
     "isa": {},
     "num_threads": {},
+    "vnni": {},
     "nvtx": {},
     "peak_flops": {"bf16": Number(0, (2, -1, INT_MIN, INT_MAX)), "repetitions": Number(10, (0, -1, -(2**63), 2**63 - 1))},
     "set_num_threads": {"threads": Number(1, (-1, 4097, INT_MIN, INT_MAX))},
     "matrix_create": {"weight": T((5, 8)), "out": Slot("dynadapt_matrix_destroy")},
+    "matrix_create_int8": {
+        "weight": T((5, 8)),
+        "dtype": DType((2, 32, 1), bad=((2, 64, 1), (2, 16, 1), (4, 32, 1), (0, 32, 1), (2, 32, 2), (0, 0, 0), (255, 255, 65535))),
+        "out": Slot("dynadapt_matrix_destroy"),
+    },
     "matrix_create_quantised": {
         "storage": Word("q4_0", ("", "q5_0", "Q4_0", "float32", "x" * 1000)),
         "rows": Number(5, (0, -1, 6, 2**46, 2**62, -(2**63), 2**63 - 1)),

@@ -49,6 +49,19 @@ inline void gemm(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const
     multiply_panel<T>(M, int(smaller<int64_t>(kNR, N - n)), {a, lda, panel, K, 1.0f}, c + n, ldc, accumulate);
 }
 
+/// out [rows, columns] = sums [rows, kNR] (+ bias), rounded to T.
+template <class T>
+inline void store_rounded(int rows, int columns, const float* sums, const T* bias, T* out, int64_t ldo) {
+  for (int j = 0; j < columns; j += kWidth) {
+    const int width = smaller(kWidth, columns - j);
+    const vfloat shift = !bias ? vfloat{} : width == kWidth ? load(bias + j) : load(bias + j, width);
+    if (width == kWidth)
+      for (int i = 0; i < rows; i++) store(out + i * ldo + j, load(sums + i * kNR + j) + shift);
+    else
+      for (int i = 0; i < rows; i++) store(out + i * ldo + j, load(sums + i * kNR + j) + shift, width);
+  }
+}
+
 /// out [M, columns] = sum of terms (+ bias), rounded to T; columns <= kNR, count <= kMaxTerms.
 constexpr int kMaxTerms = 17;
 template <class T>
@@ -62,14 +75,7 @@ inline void multiply_rounded(int64_t M, int columns, const Term<T>* terms, int c
     for (int i = 0; i < rows; i++) __builtin_prefetch(to + i * ldo, 1);
     for (int i = 0; i < count; i++) here[i] = terms[i].from_row(tiles.begin(t));
     multiply_tile(rows, columns, here, count, sums, kNR, Into::write);
-    for (int j = 0; j < columns; j += kWidth) {
-      const int width = smaller(kWidth, columns - j);
-      const vfloat shift = !bias ? vfloat{} : width == kWidth ? load(bias + j) : load(bias + j, width);
-      if (width == kWidth)
-        for (int i = 0; i < rows; i++) store(to + i * ldo + j, load(sums + i * kNR + j) + shift);
-      else
-        for (int i = 0; i < rows; i++) store(to + i * ldo + j, load(sums + i * kNR + j) + shift, width);
-    }
+    store_rounded(rows, columns, sums, bias, to, ldo);
   }
 }
 
