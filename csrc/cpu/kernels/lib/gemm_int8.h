@@ -240,7 +240,7 @@ inline void dequantize_square(const char* stored, int64_t column, float* wide, i
   const uint8_t* values = reinterpret_cast<const uint8_t*>(block) + column % kScaleGroup * kNR;
   alignas(64) uint8_t turned[kNR * 64];  // row r at 64 r
 #if defined(__AVX512F__)
-  for (int r = 0; r < kNR; r += 16) transpose_16x16(values + 4 * r, 4 * kNR, kNR / 4, turned + 64 * r, 64);
+  for (int r = 0; r < kNR; r += 16) transpose_tile<float>(values + 4 * r, 4 * kNR, kNR / 4, turned + 64 * r, 64);
 #else
   for (int r = 0; r < kNR; r++)
     for (int n = 0; n < kNR; n += 4) memcpy(turned + 64 * r + n, values + n * kNR + 4 * r, 4);
