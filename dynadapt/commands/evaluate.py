@@ -109,6 +109,8 @@ def _settled(asked: EvalConfig, out: Path, resume: bool) -> EvalConfig:
         return loaded[0]
 
     config = settled(asked, out, resume, model)
+    if not loaded and config.model.endswith(".gguf") and Path(config.model).is_file():
+        model()  # the line says what becomes of its integers
     print(fit_width(opening(asked, config, *((loaded[0].config, loaded[0]) if loaded else ()))), flush=True)
     return config
 

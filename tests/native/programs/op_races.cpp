@@ -99,8 +99,8 @@ struct Case {
 /// One caller's ops.
 struct Ops {
   Tensors t;
-  dynadapt_matrix* matrix = nullptr;
-  const dynadapt_matrix* parts[2] = {};
+  dynadapt_matrix *matrix = nullptr, *quantised = nullptr;
+  const dynadapt_matrix *parts[2] = {}, *quants[2] = {};
   int64_t sizes[2] = {96, 96};
   std::vector<Case> cases;
 
@@ -108,6 +108,10 @@ struct Ops {
     constexpr int64_t N = 48, K = 64, O = 192, V = 96, R = 4, S = 2;
     check(dynadapt_matrix_create(t.f32({V, K}), &matrix), "matrix_create");
     parts[0] = parts[1] = matrix;
+    static const std::vector<uint16_t> blocks(V * (K / 32) * 9, 0x2c3c);  // Q4_0: every scale 1 / 15.1
+    check(dynadapt_matrix_create_quantised("q4_0", V, K, blocks.data(), int64_t(2 * blocks.size()), 0, &quantised),
+          "matrix_create_quantised");
+    quants[0] = quants[1] = quantised;
     DLTensor *x = t.f32({N, K}), *dy = t.f32({N, O}), *A = t.f32({S, 2 * R, K}), *Bt = t.f32({S, R, O}), *slots = t.i32({1, 0});
     DLTensor *u = t.f32({N, 2 * R}), *dU = t.f32({N, 2 * R});
     static const dynadapt_linear_params linear{sizeof linear, 0.5f};
@@ -117,6 +121,12 @@ struct Ops {
     });
     add("linear_backward", [=, this, dU1 = t.out({N, 2 * R}), dx = t.out({N, K})] {
       return dynadapt_linear_backward(dy, parts, 2, A, Bt, slots, dU1, dx, &linear);
+    });
+    add("linear_forward", [=, this, u1 = t.out({N, 2 * R}), y = t.out({N, O})] {
+      return dynadapt_linear_forward(x, quants, 2, nullptr, A, Bt, slots, u1, y, &linear);
+    });
+    add("linear_backward", [=, this, dU1 = t.out({N, 2 * R}), dx = t.out({N, K})] {
+      return dynadapt_linear_backward(dy, quants, 2, A, Bt, slots, dU1, dx, &linear);
     });
     add("lora_gradient", [=, this, dA = t.out({S, 2 * R, K}), dBt = t.out({S, R, O})] {
       const dynadapt_lora_gradient_params p{sizeof p, 0.5f, 0, 2, sizes};
@@ -131,11 +141,15 @@ struct Ops {
     add("cross_entropy", [=, this, nll = t.out({N}), lse = t.out({N}), dh = t.out({N, K})] {
       return dynadapt_cross_entropy(x, matrix, targets, nullptr, nll, lse, dh);
     });
+    add("cross_entropy", [=, this, nll = t.out({N}), lse = t.out({N}), dh = t.out({N, K})] {
+      return dynadapt_cross_entropy(x, quantised, targets, nullptr, nll, lse, dh);
+    });
     add("cross_entropy_weight_gradient", [=, this, dW = t.out({V, K})] {
       return dynadapt_cross_entropy_weight_gradient(x, matrix, targets, nullptr, known, dW, &gradient);
     });
     add("matrix_gather_rows", [=, this, rows = t.out({N, K})] { return dynadapt_matrix_gather_rows(matrix, targets, rows); });
     add("matrix_unpack", [=, this, rows = t.out({V, K})] { return dynadapt_matrix_unpack(matrix, rows); });
+    add("matrix_unpack", [=, this, rows = t.out({V, K})] { return dynadapt_matrix_unpack(quantised, rows); });
     add("matrix_create", [weight = t.f32({V, K})] {
       dynadapt_matrix* made = nullptr;
       const int code = dynadapt_matrix_create(weight, &made);
@@ -147,7 +161,10 @@ struct Ops {
     update();
     t.keep_start();
   }
-  ~Ops() { dynadapt_matrix_destroy(matrix); }
+  ~Ops() {
+    dynadapt_matrix_destroy(matrix);
+    dynadapt_matrix_destroy(quantised);
+  }
   Ops(const Ops&) = delete;
 
   void elementwise(int64_t N, int64_t K, DLTensor* x) {
