@@ -84,7 +84,7 @@ def draw(rng: random.Random) -> tuple[str, dict]:
         "device": rng.choices(["auto", "cpu", "cuda"], [5, 5, 0.3])[0],
         "batch": rng.choice([None, None, 1, 2]),
         "recompute": rng.random() < 0.3,
-        "base": rng.choices(["same", "float8"], [5, 1])[0],
+        "base": rng.choices(["same", "float8", "int8"], [5, 1, 2])[0],
         "static": rng.choice([None, True, False]),
     }
     if options["shared"] and rng.random() < 0.8:

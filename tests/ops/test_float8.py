@@ -50,7 +50,7 @@ def test_a_model_in_float8_scores_and_learns_nearly_the_same():
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"base": "int8"}, "base='int8'"),
+        ({"base": "int4"}, "base='int4'"),
         ({"base": "float8", "backend": "cpu"}, "no float8 products"),
         ({"base": "float8", "dtype": "fp64"}, "dtype='fp64'"),
     ],
