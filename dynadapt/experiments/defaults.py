@@ -86,6 +86,7 @@ def fastest(device: str = "auto", backend: str = "auto") -> tuple[str, str]:
 
     return {
         "avx512_bf16": ("bf16", "about twice as fast here as fp32: AVX512-BF16"),
+        "neon": ("fp32", "more exact; no 64-bit Arm processor was timed"),
         "portable": ("fp32", "more exact; the portable kernels were not timed"),
     }.get(_C.isa(), ("fp32", "faster and more exact here: no AVX512-BF16"))
 
