@@ -4,7 +4,8 @@
 // logits are computed, folded into each row's running maximum and sum, turned into exp(logit - maximum) and
 // multiplied by the same block of the head, all in cache: attention whose keys and values are both W. When
 // a row's maximum grows, what it has summed so far is scaled down. Threads share the rows and meet the same
-// blocks at about the same time, so that the head comes from memory once.
+// blocks at about the same time, so that the head comes from memory once. Where each has few rows, making a block
+// ready costs as much as multiplying with it: then each makes one ready for all of them.
 #include "cpu/cross_entropy.h"
 
 #include "cpu/kernels/lib/grid.h"
@@ -18,6 +19,9 @@ constexpr int kBlock = 256;     // columns of the vocabulary at a time
 constexpr int kGroup = 4;       // tiles of rows at a time
 constexpr int kMaxRows = 1024;  // rows of a thread in one pass over the vocabulary
 constexpr int kGroupRows = kGroup * kMR;
+constexpr int kFewestRows = kMR > 8 ? kMR / 2 : 4;  // that are worth a thread
+constexpr int kTogether = 48;  // rows of a thread, up to which the team makes blocks ready together: one pass of each
+static_assert(kTogether < kMaxRows);
 constexpr int kPanels = kBlock / kNR;
 static_assert(kBlock % kNR == 0 && kBlock % kWidth == 0);
 
@@ -43,19 +47,27 @@ struct Room {
   }
 };
 
-/// The head's rows [begin, begin + count), ready for both products.
+/// The head's rows [begin, begin + count), for both products, in the room where they are made ready.
 template <class T>
 struct HeadBlock {
   int64_t begin;
   int count;
   const Panel<T>* forward[kPanels];
+  Panel<T>*wide, *turned;
   HeadBlock(const CrossEntropy& c, const Room<T>& room, int64_t begin)
-      : begin(begin), count(int(smaller<int64_t>(kBlock, c.head->rows - begin))) {
-    for (int i = 0; i * kNR < count; i++)
-      forward[i] = forward_panel<T>(*c.head, begin / kNR + i, room.wide + i * panel_size<T>(c.H));
+      : begin(begin), count(int(smaller<int64_t>(kBlock, c.head->rows - begin))), wide(room.wide), turned(room.turned) {
+    for (int i = 0; i * kNR < count; i++) {
+      if constexpr (sizeof(T) == sizeof(Panel<T>))
+        forward[i] = stored_panel<T>(*c.head, begin / kNR + i);
+      else
+        forward[i] = wide + i * panel_size<T>(c.H);
+    }
+  }
+  void make_ready(const CrossEntropy& c) const {
+    for (int i = 0; i * kNR < count; i++) forward_panel<T>(*c.head, begin / kNR + i, wide + i * panel_size<T>(c.H));
     if (!c.dh) return;
     for (int64_t j = 0; j < panel_count(c.H); j++)
-      for (int r = 0; r < count; r += kNR) backward_block<T>(*c.head, begin + r, j * kNR, room.turned + (j * kBlock + r) * kNR);
+      for (int r = 0; r < count; r += kNR) backward_block<T>(*c.head, begin + r, j * kNR, turned + (j * kBlock + r) * kNR);
   }
 };
 
@@ -106,11 +118,32 @@ void group_block(const CrossEntropy& c, const Room<T>& room, const HeadBlock<T>&
   if (!c.dh) return;
   for (int64_t j = 0; j < panel_count(c.H); j++)
     for (int64_t t = first_tile; t < last_tile; t++) {
-      const Term<Panel<T>> term{room.probability + (tiles.begin(t) - begin) * kBlock, kBlock, room.turned + j * kBlock * kNR,
+      const Term<Panel<T>> term{room.probability + (tiles.begin(t) - begin) * kBlock, kBlock, head.turned + j * kBlock * kNR,
                                 head.count, 1.0f};
       multiply_tile(tiles.size(t), kNR, &term, 1, room.sums + tiles.begin(t) * room.ld + j * kNR, room.ld,
                     head.begin > 0 ? Into::add : Into::write);
     }
+}
+
+/// Calls block(HeadBlock) for all of the vocabulary, in its order; `base` has the rooms of the team, `bytes` apart.
+template <class T, class Block>
+void for_head_blocks(const CrossEntropy& c, Team team, char* base, size_t bytes, const Block& block) {
+  const int64_t vocabulary = c.head->rows;
+  const auto of = [&](int64_t v, int rank) { return HeadBlock<T>(c, Room<T>(c, base + bytes * rank), v); };
+  if (team.size == 1 || c.N > kTogether * team.size) {
+    for (int64_t v = 0; v < vocabulary; v += kBlock) {
+      const HeadBlock<T> head = of(v, team.rank);
+      head.make_ready(c);
+      block(head);
+    }
+    return;
+  }
+  for (int64_t v = 0; v < vocabulary; v += kBlock * team.size) {
+    if (v + kBlock * team.rank < vocabulary) of(v + kBlock * team.rank, team.rank).make_ready(c);
+    team.barrier();
+    for (int i = 0; i < team.size && v + kBlock * i < vocabulary; i++) block(of(v + kBlock * i, i));
+    team.barrier();
+  }
 }
 
 /// nll, lse and dh of row n of the call, which is row i of the pass.
@@ -137,7 +170,7 @@ void score(const CrossEntropy& c) {
   const size_t bytes = Room<T>(c, nullptr).bytes;
   const int threads = num_threads();
   char* base = static_cast<char*>(scratch(bytes * threads));
-  parallel(threads, (c.N + kMR - 1) / kMR, [&](Team team) {
+  parallel(threads, (c.N + kFewestRows - 1) / kFewestRows, [&](Team team) {
     const Room<T> room(c, base + bytes * team.rank);
     const auto share = team.share(c.N);
     for (int64_t row = share.begin; row < share.end; row += kMaxRows) {
@@ -146,11 +179,10 @@ void score(const CrossEntropy& c) {
         room.maximum[i] = -__builtin_inff();
         room.total[i] = 0;
       }
-      for (int64_t v = 0; v < c.head->rows; v += kBlock) {
-        const HeadBlock<T> head(c, room, v);
+      for_head_blocks<T>(c, team, base, bytes, [&](const HeadBlock<T>& head) {
         for (int64_t t = 0; t < tiles.count; t += kGroup)
           group_block(c, room, head, tiles, t, smaller<int64_t>(t + kGroup, tiles.count), row);
-      }
+      });
       for (int64_t i = 0; i < tiles.rows; i++) finish_row(c, room, row + i, i);
     }
   });
