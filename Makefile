@@ -14,9 +14,9 @@ NATIVE := CMakeLists.txt setup.py $(shell find csrc cmake -type f)
 
 # What `make check` looks with, and at; pyproject.toml and .clang-format have the rules.
 CHECKERS := clang-format mypy ruff
-C_SOURCES = $(shell find csrc dynadapt/interop examples tests -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu')
+C_SOURCES = $(shell find benchmarks csrc dynadapt/interop examples tests -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu')
 
-.PHONY: bench check clean demo format package sanitize sanitize-quick test venv
+.PHONY: aarch64 bench check clean demo format package sanitize sanitize-quick test venv
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make bench      time one adapt step against transformers + peft (about 20 minutes)"
 	@echo "make check      style, types and formatting of Python, C, C++ and CUDA, in seconds; make format applies the formatting"
 	@echo "make sanitize   native tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
+	@echo "make aarch64    cross-compile the C library for 64-bit Arm and run every op and the engine of it in an emulator"
 	@echo "make clean      remove .venv and build/"
 
 # What of .venv is there: base, what the package itself needs (the demo needs no more); native, the extension made from these sources;
@@ -86,6 +87,10 @@ sanitize: venv
 sanitize-quick: venv
 	for each in address,undefined thread; do \
 		PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=$(CURDIR)/$(BIN)/python tests/native/run_sanitized.sh --quick $$each || exit 1; done
+
+# Debian's packages g++-aarch64-linux-gnu and qemu-user; the library is then in build/aarch64.
+aarch64: venv
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/native/test_aarch64.py -m slow
 
 clean:
 	rm -rf $(VENV) build dynadapt/*.so dynadapt/include dynadapt/share

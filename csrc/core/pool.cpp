@@ -31,6 +31,8 @@ constexpr int kMaxThreads = 1024;
 void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");  // yield does nothing on most of them; this waits about as long as x86's pause
 #endif
 }
 

@@ -7,7 +7,7 @@ namespace dynadapt {
 
 namespace {
 
-constexpr Isa kAll[] = {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::portable};
+constexpr Isa kAll[] = {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::neon, Isa::portable};
 
 bool supported(Isa isa) {
   if (isa == Isa::portable) return true;
@@ -18,7 +18,9 @@ bool supported(Isa isa) {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (isa == Isa::avx2) return avx2;
   if (isa == Isa::avx512) return avx512;
-  return avx512 && __builtin_cpu_supports("avx512bf16");
+  return isa == Isa::avx512_bf16 && avx512 && __builtin_cpu_supports("avx512bf16");
+#elif DYN_AARCH64
+  return isa == Isa::neon;  // every 64-bit Arm processor has it
 #else
   return false;
 #endif
@@ -63,6 +65,8 @@ const char* isa_name(Isa isa) {
       return "avx512";
     case Isa::avx2:
       return "avx2";
+    case Isa::neon:
+      return "neon";
     default:
       return "portable";
   }

@@ -17,7 +17,8 @@ enum class Isa {
   portable,
   avx2,
   avx512,
-  avx512_bf16
+  avx512_bf16,
+  neon
 };
 
 /// The instruction set in use; throws Invalid where DYNADAPT_CPU_ISA can't be satisfied.
@@ -60,6 +61,18 @@ const Table& kernels();
       default:                           \
         return portable::name;           \
     }                                    \
+  }
+#elif DYN_AARCH64
+#define DYN_TABLE(Table, name)                               \
+  namespace portable {                                       \
+  extern const Table name;                                   \
+  }                                                          \
+  namespace neon {                                           \
+  extern const Table name;                                   \
+  }                                                          \
+  template <>                                                \
+  inline const Table& kernels<Table>() {                     \
+    return isa() == Isa::neon ? neon::name : portable::name; \
   }
 #else
 #define DYN_TABLE(Table, name)           \

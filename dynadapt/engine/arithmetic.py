@@ -15,6 +15,7 @@ from dynadapt.ops import choose_device
 # multiplied, which takes longer and is less exact, and only halves the memory of frozen weights.
 ON_A_CPU = {
     "avx512_bf16": ("bf16", "about twice as fast here as fp32: AVX512-BF16"),
+    "neon": ("fp32", "more exact; no 64-bit Arm processor was timed"),
     "portable": ("fp32", "more exact; the portable kernels were not timed"),
 }
 WITHOUT_BF16 = ("fp32", "faster and more exact here: no AVX512-BF16")

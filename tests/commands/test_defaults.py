@@ -85,6 +85,7 @@ def test_a_rank_above_the_models_width_is_refused(folder, tmp_path, capsys):
         ("avx512_bf16", "bf16", "AVX512-BF16"),
         ("avx512", "fp32", "faster and more exact here: no AVX512-BF16"),
         ("avx2", "fp32", "faster and more exact"),
+        ("neon", "fp32", "no 64-bit Arm processor was timed"),
         ("portable", "fp32", "not timed"),
     ],
 )

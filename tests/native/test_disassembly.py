@@ -11,7 +11,7 @@ import dynadapt
 
 LIBRARY = Path(dynadapt.__file__).parent / "libdynadapt.so"
 SCALAR = re.compile(r"\tv?(add|sub|mul|div)s[sd]\b")
-SYMBOL = re.compile(r"^[0-9a-f]+ <_ZN8dynadapt(?:11(avx512_bf16)|6(avx512)|4(avx2)|8(portable))4tileI")
+SYMBOL = re.compile(r"^[0-9a-f]+ <_ZN8dynadapt(?:11(avx512_bf16)|6(avx512)|4(avx2)|4(neon)|8(portable))4tileI")
 
 
 @pytest.fixture(scope="module")

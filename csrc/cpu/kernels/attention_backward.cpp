@@ -254,7 +254,7 @@ void wave(const AttentionBackward& a, const AttentionPlan& p, int threads, int64
     Arena arena(heads_base + head * head_bytes);
     return HeadBuffers<T>(arena, p, window);
   };
-  Queue queue;
+  TaskQueue queue(heads * units);
   parallel(threads, heads * units, [&](Team team) {
     Arena arena(buffers + team.rank * buffer_bytes);
     const Buffers<T> mine(arena, p);
@@ -266,9 +266,9 @@ void wave(const AttentionBackward& a, const AttentionPlan& p, int threads, int64
         prepare_block(a.shape, p, stream, head % p.kv_heads, b, head_buffers(head));
     }
     team.barrier();
-    for (int64_t item = queue.next(); item < heads * units; item = queue.next()) {
-      const int64_t head = item / units;
-      run_unit(a, p, first + head / p.kv_heads, head % p.kv_heads, item % units, head_buffers(head), mine);
+    for (Range r = queue.take(team.size, 1); r.begin < r.end; r = queue.take(team.size, 1)) {
+      const int64_t head = r.begin / units;
+      run_unit(a, p, first + head / p.kv_heads, head % p.kv_heads, r.begin % units, head_buffers(head), mine);
     }
     team.barrier();
     const auto rows = team.share(heads * p.segment);

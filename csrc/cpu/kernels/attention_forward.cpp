@@ -124,7 +124,7 @@ template <class T>
 void wave(const AttentionForward& a, const AttentionPlan& p, int threads, int64_t first, int64_t count, char* windows,
           size_t window_bytes, char* buffers, size_t buffer_bytes) {
   const int64_t heads = count * p.kv_heads, window_blocks = window_bytes / PackedWindow<T>::bytes(kKeys, p.d);
-  Queue blocks;
+  TaskQueue blocks(heads * p.blocks);
   parallel(threads, heads * p.blocks, [&](Team team) {
     Arena arena(buffers + team.rank * buffer_bytes);
     const Buffers<T> mine(arena, p);
@@ -136,8 +136,8 @@ void wave(const AttentionForward& a, const AttentionPlan& p, int threads, int64_
       pack_block(a.shape, p, stream, head % p.kv_heads, b, mine.q, PackedWindow<T>(windows + head * window_bytes, p.d));
     }
     team.barrier();
-    for (int64_t item = blocks.next(); item < heads * p.blocks; item = blocks.next()) {
-      const int64_t b = p.blocks - 1 - item / heads, head = item % heads, index = first + head / p.kv_heads;
+    for (Range r = blocks.take(team.size, 1); r.begin < r.end; r = blocks.take(team.size, 1)) {
+      const int64_t item = r.begin, b = p.blocks - 1 - item / heads, head = item % heads, index = first + head / p.kv_heads;
       const Stream<T> stream(a.shape, p, a.qkv, index);
       query_block(a, p, stream, index, head % p.kv_heads, b, PackedWindow<T>(windows + head * window_bytes, p.d), mine);
     }

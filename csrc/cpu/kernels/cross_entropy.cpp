@@ -4,7 +4,8 @@
 // logits are computed, folded into each row's running maximum and sum, turned into exp(logit - maximum) and
 // multiplied by the same block of the head, all in cache: attention whose keys and values are both W. When
 // a row's maximum grows, what it has summed so far is scaled down. Threads share the rows and meet the same
-// blocks at about the same time, so that the head comes from memory once.
+// blocks at about the same time, so that the head comes from memory once. Where each has few rows, making a block
+// ready costs as much as multiplying with it: then each makes one ready for all of them.
 #include "cpu/cross_entropy.h"
 
 #include "cpu/kernels/lib/gemm_int8.h"
@@ -19,6 +20,9 @@ constexpr int kBlock = 256;     // columns of the vocabulary at a time
 constexpr int kGroup = 4;       // tiles of rows at a time
 constexpr int kMaxRows = 1024;  // rows of a thread in one pass over the vocabulary
 constexpr int kGroupRows = kGroup * kMR;
+constexpr int kFewestRows = kMR > 8 ? kMR / 2 : 4;  // that are worth a thread
+constexpr int kTogether = 48;  // rows of a thread, up to which the team makes blocks ready together: one pass of each
+static_assert(kTogether < kMaxRows);
 constexpr int kPanels = kBlock / kNR;
 static_assert(kBlock % kNR == 0 && kBlock % kWidth == 0);
 
@@ -55,25 +59,45 @@ struct Room {
   }
 };
 
-/// The head's rows [begin, begin + count), ready for both products.
+/// The head's rows [begin, begin + count), for both products, in the room where they are made ready.
 template <class Form, class T>
 struct HeadBlock {
   int64_t begin;
   int count;
   const Panel<T>* forward[kPanels];
   const char* integers[kPanels];
+  char* integer_room;
+  Panel<T>*wide, *turned;
   HeadBlock(const CrossEntropy& c, const Room<Form, T>& room, int64_t begin)
-      : begin(begin), count(int(smaller<int64_t>(kBlock, c.head->rows - begin))) {
+      : begin(begin),
+        count(int(smaller<int64_t>(kBlock, c.head->rows - begin))),
+        integer_room(room.integers),
+        wide(room.wide),
+        turned(room.turned) {
     for (int i = 0; i * kNR < count; i++)
       if constexpr (Form::kInteger)
-        integers[i] = integer_panel<Form>(static_cast<const char*>(c.head->panels) + (begin / kNR + i) * stored_panel_bytes(c.H),
-                                          c.H, room.integers + i * integer_panel_bytes<Form>(c.H));
+        integers[i] = Form::kStep == 4 ? stored_integers(c, i) : integer_room + i * integer_panel_bytes<Form>(c.H);
       else
-        forward[i] = forward_panel<T>(*c.head, begin / kNR + i, room.wide + i * panel_size<T>(c.H));
+        forward[i] = forward_room<T>(*c.head) ? wide + i * panel_size<T>(c.H) : stored_panel<T>(*c.head, begin / kNR + i);
+  }
+  const char* stored_integers(const CrossEntropy& c, int i) const {
+    return static_cast<const char*>(c.head->panels) + (begin / kNR + i) * stored_panel_bytes(c.H);
+  }
+  void make_ready(const CrossEntropy& c) const {
+    for (int i = 0; i * kNR < count; i++)
+      if constexpr (Form::kInteger)
+        integer_panel<Form>(stored_integers(c, i), c.H, integer_room + i * integer_panel_bytes<Form>(c.H));
+      else
+        forward_panel<T>(*c.head, begin / kNR + i, wide + i * panel_size<T>(c.H));
     if (!c.dh) return;
     for (int64_t j = 0; j < panel_count(c.H); j++)
-      for (int i = 0; i * kNR < count; i++)
-        turn<T>(forward[i] + j * kNR * kNR, smaller<int64_t>(kNR, c.H - j * kNR), room.turned + (j * kBlock + i * kNR) * kNR);
+      for (int i = 0; i * kNR < count; i++) {
+        Panel<T>* to = turned + (j * kBlock + i * kNR) * kNR;
+        if constexpr (Form::kInteger)
+          backward_block<T>(*c.head, begin + i * kNR, j * kNR, to);
+        else
+          turn<T>(forward[i] + j * kNR * kNR, smaller<int64_t>(kNR, c.H - j * kNR), to);
+      }
   }
 };
 
@@ -131,11 +155,32 @@ void group_block(const CrossEntropy& c, const Room<Form, T>& room, const HeadBlo
   if (!c.dh) return;
   for (int64_t j = 0; j < panel_count(c.H); j++)
     for (int64_t t = first_tile; t < last_tile; t++) {
-      const Term<Panel<T>> term{room.probability + (tiles.begin(t) - begin) * kBlock, kBlock, room.turned + j * kBlock * kNR,
+      const Term<Panel<T>> term{room.probability + (tiles.begin(t) - begin) * kBlock, kBlock, head.turned + j * kBlock * kNR,
                                 head.count, 1.0f};
       multiply_tile(tiles.size(t), kNR, &term, 1, room.sums + tiles.begin(t) * room.ld + j * kNR, room.ld,
                     head.begin > 0 ? Into::add : Into::write);
     }
+}
+
+/// Calls block(HeadBlock) for all of the vocabulary, in its order; `base` has the rooms of the team, `bytes` apart.
+template <class Form, class T, class Block>
+void for_head_blocks(const CrossEntropy& c, Team team, char* base, size_t bytes, const Block& block) {
+  const int64_t vocabulary = c.head->rows;
+  const auto of = [&](int64_t v, int rank) { return HeadBlock<Form, T>(c, Room<Form, T>(c, base + bytes * rank), v); };
+  if (team.size == 1 || c.N > kTogether * team.size) {
+    for (int64_t v = 0; v < vocabulary; v += kBlock) {
+      const HeadBlock<Form, T> head = of(v, team.rank);
+      head.make_ready(c);
+      block(head);
+    }
+    return;
+  }
+  for (int64_t v = 0; v < vocabulary; v += kBlock * team.size) {
+    if (v + kBlock * team.rank < vocabulary) of(v + kBlock * team.rank, team.rank).make_ready(c);
+    team.barrier();
+    for (int i = 0; i < team.size && v + kBlock * i < vocabulary; i++) block(of(v + kBlock * i, i));
+    team.barrier();
+  }
 }
 
 /// nll, lse and dh of row n of the call, which is row i of the pass.
@@ -161,7 +206,7 @@ void score(const CrossEntropy& c) {
   const size_t bytes = Room<Form, T>(c, nullptr).bytes;
   const int threads = num_threads();
   char* base = static_cast<char*>(scratch(bytes * threads));
-  parallel(threads, (c.N + kMR - 1) / kMR, [&](Team team) {
+  parallel(threads, (c.N + kFewestRows - 1) / kFewestRows, [&](Team team) {
     const Room<Form, T> room(c, base + bytes * team.rank);
     const auto share = team.share(c.N);
     for (int64_t row = share.begin; row < share.end; row += kMaxRows) {
@@ -171,11 +216,10 @@ void score(const CrossEntropy& c) {
         room.total[i] = 0;
         if constexpr (Form::kInteger) quantize_row(static_cast<const T*>(c.h) + (row + i) * c.H, c.H, room.quantised.from(i, 0));
       }
-      for (int64_t v = 0; v < c.head->rows; v += kBlock) {
-        const HeadBlock<Form, T> head(c, room, v);
+      for_head_blocks<Form, T>(c, team, base, bytes, [&](const HeadBlock<Form, T>& head) {
         for (int64_t t = 0; t < tiles.count; t += kGroup)
           group_block(c, room, head, tiles, t, smaller<int64_t>(t + kGroup, tiles.count), row);
-      }
+      });
       for (int64_t i = 0; i < tiles.rows; i++) finish_row(c, room, row + i, i);
     }
   });

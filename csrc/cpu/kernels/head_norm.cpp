@@ -60,7 +60,8 @@ void backward_row(const HeadNormBackward& a, size_t n, float* dq_weight, float* 
 
 template <class T>
 void backward(const HeadNormBackward& a) {
-  const size_t floats = a.dq_weight || a.dk_weight ? BlockSums::floats(a.rows, a.head_dim) : 0;
+  if (!a.dq_weight && !a.dk_weight) return for_rows(a.rows, [&](int64_t n) { backward_row<T>(a, n, nullptr, nullptr); });
+  const size_t floats = BlockSums::floats(a.rows, a.head_dim);
   float* storage = static_cast<float*>(scratch(2 * floats * sizeof(float)));
   const BlockSums dq_weight(storage, a.head_dim, a.dq_weight), dk_weight(storage + floats, a.head_dim, a.dk_weight);
   for_row_blocks(a.rows, [&](int64_t b, int64_t first, int64_t end) {

@@ -55,13 +55,14 @@ void forward(const LinearForward& c) {
   const int threads = num_threads();
   char* base = static_cast<char*>(scratch(bytes * threads));
   const Grid grid(panels, c.N, threads);
-  TaskQueue low_queue(row_block_count(c.N)), queue(grid.tasks());
+  const RowTasks low(c.N, threads);
+  TaskQueue low_queue(low.tasks()), queue(grid.tasks());
   parallel(threads, panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
     const ForwardRoom<T> room(c, base + bytes * team.rank);
     if (c.adapter.A) {
       int64_t packed = -1;
       for (Range r = low_queue.take(team.size); r.begin < r.end; r = low_queue.take(team.size))
-        forward_low<T>(c, room.adapter, packed, r.begin * kRowBlock, smaller(r.end * kRowBlock, c.N));
+        forward_low<T>(c, room.adapter, packed, low.begin(r.begin), low.begin(r.end));
       team.barrier();
     }
     int64_t last = -1;
@@ -93,7 +94,8 @@ struct BackwardRoom {
 
 /// Columns kNR * j.. of dx for rows [begin, end), from the turned panels of all parts.
 template <class T>
-void backward_panel_rows(const LinearBackward& c, const BackwardRoom<T>& room, int64_t j, int64_t begin, int64_t end) {
+void backward_panel_rows(const LinearBackward& c, const BackwardRoom<T>& room, const Panel<T>* turned, int64_t j, int64_t begin,
+                         int64_t end) {
   const Adapter& low = c.adapter;
   const int64_t width = c.part_count * low.rank;
   const int columns = int(smaller<int64_t>(kNR, c.K - j * kNR));
@@ -105,7 +107,7 @@ void backward_panel_rows(const LinearBackward& c, const BackwardRoom<T>& room, i
       terms[count++] = {static_cast<const T*>(c.dU) + from * width, width, room.low, width, 1.0f};
     }
     const T* dy = static_cast<const T*>(c.dy) + from * c.O;
-    const Panel<T>* panel = room.turned;
+    const Panel<T>* panel = turned;
     for (int p = 0; p < c.part_count; p++) {
       terms[count++] = {dy, c.O, panel, c.parts[p]->rows, 1.0f};
       dy += c.parts[p]->rows;
@@ -122,30 +124,50 @@ void turn_parts(const LinearBackward& c, const BackwardRoom<T>& room, int64_t j)
   for (int p = 0; p < c.part_count; to += backward_panel_size<T>(*c.parts[p++])) backward_panel<T>(*c.parts[p], j, to);
 }
 
+/// Pieces [begin, end) of all panels of dx: as many of each as the parts have stored panels.
+template <class T>
+void turn_pieces(const LinearBackward& c, int64_t pieces, int64_t begin, int64_t end, Panel<T>* to) {
+  for (int64_t i = begin; i < end; i++) {
+    const Place at = locate(c.parts, i % pieces);
+    backward_block<T>(*c.parts[at.part], at.panel * kNR, i / pieces * kNR, to + i * kNR * kNR);
+  }
+}
+
+/// Where threads need parts of a panel, all are turned before, each once, if they take no more than this.
+constexpr size_t kMostTurned = size_t(32) << 20;
+
 template <class T>
 void backward(const LinearBackward& c) {
-  const int64_t panels = panel_count(c.K);
-  const size_t bytes = BackwardRoom<T>(c, nullptr).bytes;
+  const int64_t panels = panel_count(c.K), pieces = total_panels(c.parts, c.part_count);
+  const size_t bytes = BackwardRoom<T>(c, nullptr).bytes, whole = size_t(panels * pieces) * kNR * kNR * sizeof(Panel<T>);
   const int threads = num_threads();
-  char* base = static_cast<char*>(scratch(bytes * threads));
+  const bool before = c.dx && panels < 4 * threads && threads > 2 && whole <= kMostTurned;
+  char* base = static_cast<char*>(scratch(bytes * threads + (before ? whole : 0)));
+  Panel<T>* all = reinterpret_cast<Panel<T>*>(base + bytes * threads);
   const Grid grid(panels, c.N, threads);
-  TaskQueue low_queue(row_block_count(c.N)), queue(grid.tasks());
+  const RowTasks low(c.N, threads);
+  TaskQueue low_queue(low.tasks()), queue(grid.tasks());
   parallel(threads, panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
     const BackwardRoom<T> room(c, base + bytes * team.rank);
+    if (before) {
+      const auto share = team.share(panels * pieces);
+      turn_pieces<T>(c, pieces, share.begin, share.end, all);
+    }
     if (c.adapter.A) {
       int64_t packed = -1;
       for (Range r = low_queue.take(team.size); r.begin < r.end; r = low_queue.take(team.size))
-        backward_low<T>(c, room.adapter, packed, r.begin * kRowBlock, smaller(r.end * kRowBlock, c.N));
+        backward_low<T>(c, room.adapter, packed, low.begin(r.begin), low.begin(r.end));
       if (!c.dx) return;
-      team.barrier();
     }
+    if (before || c.adapter.A) team.barrier();
     int64_t last = -1;
     for (Range r = queue.take(team.size); r.begin < r.end; r = queue.take(team.size))
       for (int64_t t = r.begin; t < r.end; t++) {
         const int64_t j = grid.panel(t);
-        if (j != last) turn_parts(c, room, j);
+        if (!before && j != last) turn_parts(c, room, j);
         last = j;
-        backward_panel_rows<T>(c, room, j, grid.row_begin(t), grid.row_end(t));
+        backward_panel_rows<T>(c, room, before ? all + j * pieces * kNR * kNR : room.turned, j, grid.row_begin(t),
+                               grid.row_end(t));
       }
   });
 }

@@ -61,12 +61,13 @@ void forward(const LinearForward& c) {
   const auto x = IntegerRows<Form>::take(arena, c.N, group_count(c.K));
   base += measure.used();
   const Grid grid(panels, c.N, threads);
-  TaskQueue row_queue(row_block_count(c.N)), queue(grid.tasks());
+  const RowTasks low(c.N, threads);
+  TaskQueue row_queue(low.tasks()), queue(grid.tasks());
   parallel(threads, panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
     const ForwardRoom<Form, T> room(c, base + bytes * team.rank);
     int64_t packed = -1;
     for (Range r = row_queue.take(team.size); r.begin < r.end; r = row_queue.take(team.size)) {
-      const int64_t begin = r.begin * kRowBlock, end = smaller(r.end * kRowBlock, c.N);
+      const int64_t begin = low.begin(r.begin), end = low.begin(r.end);
       for (int64_t n = begin; n < end; n++) quantize_row(static_cast<const T*>(c.x) + n * c.ldx, c.K, x.from(n, 0));
       if (c.adapter.A) forward_low<T>(c, room.adapter, packed, begin, end);
     }
@@ -173,12 +174,13 @@ void backward(const LinearBackward& c) {
   const auto dy = IntegerRows<Form>::take(arena, c.dx ? c.N : 0, output_groups(c));
   base += measure.used();
   const Grid grid(panels, c.N, threads);
-  TaskQueue row_queue(row_block_count(c.N)), queue(grid.tasks());
+  const RowTasks low(c.N, threads);
+  TaskQueue row_queue(low.tasks()), queue(grid.tasks());
   parallel(threads, panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
     const BackwardRoom<Form, T> room(c, base + bytes * team.rank);
     int64_t packed = -1;
     for (Range r = row_queue.take(team.size); r.begin < r.end; r = row_queue.take(team.size)) {
-      const int64_t begin = r.begin * kRowBlock, end = smaller(r.end * kRowBlock, c.N);
+      const int64_t begin = low.begin(r.begin), end = low.begin(r.end);
       if (c.adapter.A) backward_low<T>(c, room.adapter, packed, begin, end);
       for (int64_t n = begin; c.dx && n < end; n++) quantize_parts(c, static_cast<const T*>(c.dy) + n * c.O, dy.from(n, 0));
     }

@@ -94,7 +94,8 @@ void backward_row(const NormBackward& a, size_t n, float* dweight, float* dbias)
 
 template <class T>
 void backward(const NormBackward& a) {
-  const size_t floats = a.dweight || a.dbias ? BlockSums::floats(a.rows, a.width) : 0;
+  if (!a.dweight && !a.dbias) return for_rows(a.rows, [&](int64_t n) { backward_row<T>(a, n, nullptr, nullptr); });
+  const size_t floats = BlockSums::floats(a.rows, a.width);
   float* storage = static_cast<float*>(scratch(2 * floats * sizeof(float)));
   const BlockSums dweight(storage, a.width, a.dweight), dbias(storage + floats, a.width, a.dbias);
   for_row_blocks(a.rows, [&](int64_t b, int64_t first, int64_t end) {

@@ -45,7 +45,7 @@ DYNADAPT_API int dynadapt_abi_version(void);
 /* Text of the last error of this thread; never NULL. */
 DYNADAPT_API const char* dynadapt_last_error(void);
 
-/* The instruction set in use: "avx512_bf16", "avx512", "avx2" or "portable". The environment variable
+/* The instruction set in use: "avx512_bf16", "avx512", "avx2", "neon" or "portable". The environment variable
  * DYNADAPT_CPU_ISA asks for one of them; NULL (and an error text) where it can't be had. */
 DYNADAPT_API const char* dynadapt_isa(void);
 /* Whether products of int8 use VNNI: 1 or 0, with the same bits. DYNADAPT_CPU_VNNI=0 leaves it; -1 (and an error text) where that

@@ -145,13 +145,4 @@ inline void exponentials(const float* scores, int64_t seen, int64_t width, float
   store(total, sums);
 }
 
-/// Hands out 0, 1, 2, ... to whichever thread asks next.
-class Queue {
- public:
-  int64_t next() { return __atomic_fetch_add(&taken_, 1, __ATOMIC_RELAXED); }
-
- private:
-  int64_t taken_ = 0;
-};
-
 }  // namespace dynadapt::DYN_ISA

@@ -9,6 +9,8 @@ namespace dynadapt::DYN_ISA {
 constexpr int kMR = 12, kNR = 32;
 #elif defined(__AVX2__)
 constexpr int kMR = 6, kNR = 16;
+#elif DYN_NEON
+constexpr int kMR = 6, kNR = 16;  // 24 of 32 registers hold sums, 4 the panel's row, the rest one element of A at a time
 #else
 constexpr int kMR = 6, kNR = 8;
 #endif

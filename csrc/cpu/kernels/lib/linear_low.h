@@ -7,10 +7,6 @@
 
 namespace dynadapt::DYN_ISA {
 
-/// Rows of u or dU that are computed at a time.
-constexpr int64_t kRowBlock = 8 * kMR;
-inline int64_t row_block_count(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
-
 /// Where panel `g` of the concatenated parts lies.
 struct Place {
   int part = 0;

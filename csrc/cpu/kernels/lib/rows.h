@@ -8,13 +8,14 @@
 namespace dynadapt::DYN_ISA {
 
 constexpr int64_t kBlockRows = 32;
+constexpr int64_t kFewRows = 4;  // that are worth a thread
 
 inline int64_t row_blocks(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; }
 
 // Calls row(n) for n in 0..rows-1.
 template <class Row>
 inline void for_rows(int64_t rows, const Row& row) {
-  parallel(num_threads(), row_blocks(rows), [&](Team team) {
+  parallel(num_threads(), (rows + kFewRows - 1) / kFewRows, [&](Team team) {
     const auto share = team.share(rows);
     for (int64_t n = share.begin; n < share.end; ++n) row(n);
   });

@@ -11,6 +11,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif DYN_NEON
+#include <arm_neon.h>
 #endif
 
 #include "cpu/bf16.h"

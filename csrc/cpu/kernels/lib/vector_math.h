@@ -57,6 +57,8 @@ inline vfloat fast_maximum(vfloat a, vfloat b) {
   return (vfloat)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
 #elif defined(__AVX2__)
   return (vfloat)_mm256_max_ps((__m256)a, (__m256)b);
+#elif DYN_NEON
+  return (vfloat)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
 #else
   return maximum(a, b);
 #endif
@@ -74,6 +76,8 @@ inline vfloat square_root(vfloat value) {
   return (vfloat)_mm512_maskz_sqrt_ps(0xffff, (__m512)value);
 #elif defined(__AVX2__)
   return (vfloat)_mm256_sqrt_ps((__m256)value);
+#elif DYN_NEON
+  return (vfloat)vsqrtq_f32((float32x4_t)value);
 #else
   for (int i = 0; i < kWidth; i++) value[i] = __builtin_sqrtf(value[i]);
   return value;
