@@ -78,7 +78,7 @@ struct HeadBlock {
       if constexpr (Form::kInteger)
         integers[i] = Form::kStep == 4 ? stored_integers(c, i) : integer_room + i * integer_panel_bytes<Form>(c.H);
       else
-        forward[i] = forward_room<T>(*c.head) ? wide + i * panel_size<T>(c.H) : stored_panel<T>(*c.head, begin / kNR + i);
+        forward[i] = forward_place<T>(*c.head, begin / kNR + i, wide + i * panel_size<T>(c.H));
   }
   const char* stored_integers(const CrossEntropy& c, int i) const {
     return static_cast<const char*>(c.head->panels) + (begin / kNR + i) * stored_panel_bytes(c.H);

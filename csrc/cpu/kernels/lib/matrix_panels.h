@@ -26,6 +26,14 @@ inline int64_t forward_room(const Matrix& matrix) {
   return sizeof(T) == sizeof(Panel<T>) && matrix.plain() ? 0 : panel_size<T>(matrix.columns);
 }
 
+/// Where `forward_panel` leaves panel j: where it is stored, or in `room`.
+template <class T>
+inline const Panel<T>* forward_place(const Matrix& matrix, int64_t j, Panel<T>* room) {
+  if constexpr (sizeof(T) == sizeof(Panel<T>))
+    if (matrix.plain()) return stored_panel<T>(matrix, j);
+  return room;
+}
+
 /// Panel j for the forward product (columns of W^T): as stored, or made in `room`.
 template <class T>
 inline const Panel<T>* forward_panel(const Matrix& matrix, int64_t j, Panel<T>* room) {
