@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,20 +102,20 @@ def _gguf(home: Path) -> None:
     from gguf_files import write_gguf
 
     import dynadapt
+    from dynadapt.model import random_model
 
     model = dynadapt.load(home / "model")
+    whole_blocks = dict(hidden_size=64, heads=4, kv_heads=2, head_dim=16, ffn_size=96)
     bpe = json.loads((home / "model" / "tokenizer.json").read_text())["model"]
-    write_gguf(
-        model,
-        home / "model.gguf",
-        metadata={
-            "tokenizer.ggml.model": "gpt2",
-            "tokenizer.ggml.pre": "gpt-2",
-            "tokenizer.ggml.tokens": sorted(bpe["vocab"], key=bpe["vocab"].get),
-            "tokenizer.ggml.token_type": [1] * len(bpe["vocab"]),
-            "tokenizer.ggml.merges": [" ".join(merge) for merge in bpe["merges"]],
-        },
-    )
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": sorted(bpe["vocab"], key=bpe["vocab"].get),
+        "tokenizer.ggml.token_type": [1] * len(bpe["vocab"]),
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in bpe["merges"]],
+    }
+    write_gguf(model, home / "model.gguf", metadata=metadata)
+    write_gguf(random_model(replace(model.config, **whole_blocks)), home / "model-Q4_0.gguf", "Q4_0", metadata=metadata)
     numpy.array(model.tokenizer.encode((home / "a.txt").read_text())[:1200], dtype="int32").tofile(home / "tokens.bin")
 
 
