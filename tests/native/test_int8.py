@@ -15,7 +15,7 @@ from dynadapt.bench.cases.linear import linear_backward, linear_forward
 from dynadapt.ops.int8 import Int8Matrix
 
 from .engine_c import DTYPES as C_DTYPES
-from .engine_c import SEGMENT, EngineC, Refused, text, write
+from .engine_c import SEGMENT, EngineC, Params, Refused, text, write
 
 LAYERS = [linear_forward, linear_backward]
 
@@ -205,3 +205,11 @@ def test_the_c_engine_scores_as_the_python_engine(tmp_path, family, dtype):
 def test_a_wrong_base_of_the_c_engine_is_named(tmp_path):
     with pytest.raises(Refused, match=r"base is 2, accepted is 0 \(same\) or 1 \(int8\)"):
         EngineC(tmp_path, base=2)
+
+
+def test_callers_that_do_not_know_the_base_go_on(tmp_path):
+    directory = write(tmp_path / "model")
+    options = dict(dtype=C_DTYPES["fp32"], segment=SEGMENT, rank=0)
+    older, now = EngineC(directory, struct_size=Params.base.offset, **options), EngineC(directory, **options)
+    tokens = text(1, SEGMENT + 1, now.info.vocabulary)
+    assert torch.equal(older.step(tokens), now.step(tokens))
