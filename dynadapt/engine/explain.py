@@ -77,15 +77,6 @@ def timed_steps(engine, steps: int = 3):
     return twin, total, {name: s / steps for name, s in twin.ops.seconds.items()}
 
 
-def _base(engine) -> list[str]:
-    """What frozen weights are stored as, where that is not the dtype."""
-    if engine.base != "quants":
-        return []
-    kept = ", ".join(f"{count} x {name}" for name, count in engine.weights.kept.items())
-    rounded = ", expanded and rounded where a product reads them" if engine.dtype == "bf16" else ", expanded where a product reads them"
-    return [f"frozen weights as the file has them: {kept}{rounded}; scores are those of base='same' to the bit"]
-
-
 def explain(engine, time: bool = False) -> str:
     c = engine.config
     lines = [
