@@ -6,8 +6,9 @@ import importlib.util
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
+
+from dynadapt.common import children
 
 VERSION = "0.3.36"  # of llama-cpp-python, whose calls score_worker.py makes
 # An instruction set -> CMake options that compile for it and nothing above. It can't be held to one when it runs.
@@ -48,9 +49,8 @@ def check_llama_cpp(template: str | None, isa: str | None) -> dict:
             f"--against llama.cpp: llama-cpp-python is not installed{where}; it is compiled when it is installed, which takes "
             f"some minutes: {install_line(isa, folder)}"
         )
-    ask = "import llama_cpp; print(llama_cpp.__version__); print(llama_cpp.llama_print_system_info().decode())"
-    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))}
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, errors="replace", env=environment)
+    environment = children.environment(PYTHONPATH=os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")])))
+    done = subprocess.run(children.command(__name__), capture_output=True, text=True, errors="replace", env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise PeerError(f"--against llama.cpp: llama_cpp does not start: {last}; {install_line(isa, folder)}")
@@ -62,3 +62,10 @@ def check_llama_cpp(template: str | None, isa: str | None) -> dict:
             f"instruction set: {install_line(isa, 'builds/' + isa)}, then --llama-cpp builds/{{isa}}"
         )
     return {"version": version.strip(), "built_for": built}
+
+
+if __name__ == "__main__":
+    import llama_cpp
+
+    print(llama_cpp.__version__)
+    print(llama_cpp.llama_print_system_info().decode())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
+
+from dynadapt.common import children
 
 # By instruction set, the variables of torch, oneDNN and MKL that hold peers to it; our own is DYNADAPT_CPU_ISA.
 LIMITS = {
@@ -21,8 +21,8 @@ def limits(isa: str | None) -> dict[str, str]:
 
 def instruction_sets() -> list[str]:
     """Those of LIMITS that this processor has, the lowest first. DYNADAPT_CPU_ISA is read once, so in a process each."""
-    load = [sys.executable, "-c", "from dynadapt import _C"]
-    tried = {isa: subprocess.Popen(load, env={**os.environ, **limits(isa)}, stderr=subprocess.DEVNULL) for isa in LIMITS}
+    load = children.command(__name__)
+    tried = {isa: subprocess.Popen(load, env=children.environment(**limits(isa)), stderr=subprocess.DEVNULL) for isa in LIMITS}
     return [isa for isa, process in tried.items() if process.wait() == 0]
 
 
@@ -41,3 +41,7 @@ def some(option: str, value: str, known: tuple[str, ...], everything=None) -> li
                 f"--{option} {name}: expected some of {', '.join(known)}, with commas between{' (or all)' if everything else ''}"
             )
     return list(dict.fromkeys(names))
+
+
+if __name__ == "__main__":  # fails where the processor has not what DYNADAPT_CPU_ISA asks for
+    from dynadapt import _C  # noqa: F401
