@@ -1,6 +1,6 @@
 """What int8 costs: the error of every product, layer by layer, and the score of texts, without learning and with LoRA.
 
-    python benchmarks/texts.py texts/
+    python benchmarks/texts.py texts/ --more
     python benchmarks/int8_error.py texts/ --out int8-error
     python benchmarks/int8_error.py texts/ --tokens 1024 --layers-alone --out int8-error       # the quick part
 
