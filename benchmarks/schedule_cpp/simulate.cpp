@@ -38,7 +38,8 @@ MatrixPtr matrix(int64_t rows, int64_t columns) {
   made->rows = rows;
   made->columns = columns;
   made->dtype = dtype();
-  made->bytes = kernels<MatrixKernels>().bytes(dtype(), rows, columns);
+  made->storage = dtype() == kBF16 ? MatrixStorage::bf16 : MatrixStorage::f32;
+  made->bytes = kernels<MatrixKernels>().bytes(*made);
   made->panels = std::aligned_alloc(64, (made->bytes + 63) / 64 * 64);
   return made;
 }

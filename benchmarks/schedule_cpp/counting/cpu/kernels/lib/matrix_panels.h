@@ -4,10 +4,12 @@
 #include "work.h"
 
 #define forward_panel plain_forward_panel
+#define turn plain_turn
 #define backward_block plain_backward_block
 #define backward_panel plain_backward_panel
 #include_next "cpu/kernels/lib/matrix_panels.h"
 #undef forward_panel
+#undef turn
 #undef backward_block
 #undef backward_panel
 
@@ -17,6 +19,11 @@ template <class T>
 inline const Panel<T>* forward_panel(const Matrix& matrix, int64_t, Panel<T>* room) {
   if constexpr (sizeof(T) != sizeof(Panel<T>)) counting::mine->accesses += 2.0 * double(panel_size<T>(matrix.columns));
   return room;
+}
+
+template <class T, class E>
+inline void turn(const E*, int64_t, Panel<T>*) {
+  counting::mine->accesses += 2 * kNR * kNR;
 }
 
 template <class T>
