@@ -142,7 +142,7 @@ def run(arguments) -> int:
         )
     if config.dtype == "fp64":
         raise ConfigError(f"dtype {config.dtype!r}: a plan is for bf16 or fp32")
-    if config.base == "float8":
+    if config.base not in ("same", "quants"):
         raise ConfigError(f"base {config.base!r}: plans are made for weights in the arithmetic of --dtype, or --base quants")
     if config.base == "quants" and (arguments.gpu or arguments.ceilings or config.adapt not in ("none", "lora")):
         raise ConfigError(

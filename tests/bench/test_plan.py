@@ -173,6 +173,7 @@ def test_what_does_not_fit_says_what_would(capsys):
         (("--gpu", "h200", "--gpus", "2", "--shared"), "shared"),
         (("--gpu", "h200", "--dtype", "fp64"), "fp64"),
         (("--gpu", "h200", "--base", "float8"), "float8"),
+        (("--base", "int8"), "int8"),
         (("--gpu", "h200", "--base", "quants"), "quants"),
         (("--base", "quants", "--adapt", "full"), "quants"),
     ],
