@@ -18,7 +18,7 @@ class Page:
     """One page at ``width`` x ``height`` CSS pixels; ``touch``: a phone, whose taps make no mouse events of their own before."""
 
     def __init__(self, url: str, width: int, height: int = 900, touch: bool = False, scheme: str = "light", seconds: float = 120):
-        self.until, self.numbers, self.buffer, self.errors = time.monotonic() + seconds, itertools.count(1), b"", []
+        self.end, self.numbers, self.buffer, self.errors = time.monotonic() + seconds, itertools.count(1), b"", []
         self.answers = {}
         read, self.write = os.pipe()
         self.read, write = os.pipe()
@@ -88,7 +88,7 @@ class Page:
 
     def _receive(self) -> dict:
         while b"\0" not in self.buffer:
-            ready, _, _ = select.select([self.read], [], [], max(0, self.until - time.monotonic()))
+            ready, _, _ = select.select([self.read], [], [], max(0, self.end - time.monotonic()))
             assert ready, "Chromium gave no answer in time"
             part = os.read(self.read, 1 << 20)
             assert part, "Chromium ended"
@@ -104,15 +104,30 @@ class Page:
 
     def wait(self, script: str) -> None:
         while not self.run(script):
-            assert time.monotonic() < self.until, script
+            assert time.monotonic() < self.end, script
             time.sleep(0.02)
+
+    def until(self, script: str, act, x: float, y: float) -> None:
+        """``act`` at a place until ``script`` holds: on a machine that is busy elsewhere Chromium loses a tap now and then, as a screen does."""
+        while True:
+            act(x, y)
+            again = time.monotonic() + 5
+            while not self.run(script):
+                assert time.monotonic() < self.end, script
+                if time.monotonic() > again:
+                    break
+                time.sleep(0.02)
+            else:
+                return
 
     def settle(self) -> None:
         """Until what was asked for has been drawn."""
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
     def hover(self, x: float, y: float) -> None:
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        """From beside it: a pointer that stands still is no news."""
+        for beside in (1, 0):
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + beside, y=y)
         self.settle()
 
     def click(self, x: float, y: float) -> None:

@@ -321,8 +321,8 @@ def test_pointing_and_tapping(folder, tmp_path, width, touch):
         page.settle()
         for pick in (3, 12, 40):
             at = spot(page, pick)
-            (page.tap if touch else page.hover)(at["x"], at["y"])
-            page.wait("$('tip').style.display === 'block'")
+            page.run("hide()")
+            page.until("$('tip').style.display === 'block'", page.tap if touch else page.hover, at["x"], at["y"])
             tip = page.run(TIP)
             lines = tip["text"].split("\n")
             assert lines[1:5] == expected_tip(compared, at["i"]) and tip["inside"], (pick, lines)
@@ -330,11 +330,9 @@ def test_pointing_and_tapping(folder, tmp_path, width, touch):
             assert not (tip["left"] <= at["x"] <= tip["right"] and tip["top"] <= at["y"] <= tip["bottom"])  # what it tells of stays in view
             assert page.run("at") == (at["i"] if touch else -1)
         box = page.run("(b => [b.left, b.top])($('classes').previousElementSibling.getBoundingClientRect())") if touch else (5, 5)
-        (page.tap if touch else page.hover)(max(2, box[0]), min(850, box[1]))
-        page.wait("$('tip').style.display === 'none'")
+        page.until("$('tip').style.display === 'none'", page.tap if touch else page.hover, max(2, box[0]), min(850, box[1]))
         at = spot(page)
-        (page.tap if touch else page.click)(at["x"], at["y"])
-        page.wait(f"at === {at['i']} && $('tip').style.display === 'block'")
+        page.until(f"at === {at['i']} && $('tip').style.display === 'block'", page.tap if touch else page.click, at["x"], at["y"])
         page.run("$('view').focus(); $('view').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}))")
         assert page.run("at") == at["i"] + 1
         page.run("new Promise(done => setTimeout(done, 120))")
