@@ -1,6 +1,7 @@
 """Chromium without other packages: its debugging protocol over a pipe, so that a page is seen at any width, with mouse or touch."""
 
 import base64
+import functools
 import itertools
 import json
 import os
@@ -11,7 +12,28 @@ import subprocess
 import tempfile
 import time
 
+import pytest
+
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class NoAnswer(AssertionError):
+    """Chromium itself ended, or did not come to what was asked of it in time."""
+
+
+def browser(test):
+    """A test that needs Chromium. One that ends or hangs, as it does on a machine without memory to spare, is started again once;
+    whatever a page shows or says is judged at once."""
+
+    @functools.wraps(test)
+    def twice(*args, **kwargs):
+        try:
+            return test(*args, **kwargs)
+        except NoAnswer as first:
+            print(f"Chromium is started again: {first}")
+        return test(*args, **kwargs)
+
+    return pytest.mark.skipif(not PROGRAM, reason="Chromium is not installed")(twice)
 
 
 class Page:
@@ -59,7 +81,11 @@ class Page:
 
     def __exit__(self, *_):
         self.process.terminate()
-        self.process.wait(30)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         os.close(self.read)
         os.close(self.write)
         shutil.rmtree(self.profile, ignore_errors=True)
@@ -71,8 +97,11 @@ class Page:
         number = next(self.numbers)
         message = {"id": number, "method": method, "params": parameters, **({"sessionId": self.session} if self.session else {})}
         data = json.dumps(message).encode() + b"\0"
-        while data:
-            data = data[os.write(self.write, data) :]
+        try:
+            while data:
+                data = data[os.write(self.write, data) :]
+        except BrokenPipeError:
+            raise NoAnswer("Chromium ended") from None
         return number
 
     def answer(self, method: str, number: int):
@@ -89,12 +118,18 @@ class Page:
     def _receive(self) -> dict:
         while b"\0" not in self.buffer:
             ready, _, _ = select.select([self.read], [], [], max(0, self.end - time.monotonic()))
-            assert ready, "Chromium gave no answer in time"
+            if not ready:
+                raise NoAnswer("Chromium gave no answer in time")
             part = os.read(self.read, 1 << 20)
-            assert part, "Chromium ended"
+            if not part:
+                raise NoAnswer("Chromium ended")
             self.buffer += part
         message, _, self.buffer = self.buffer.partition(b"\0")
         return json.loads(message)
+
+    def _in_time(self, script: str) -> None:
+        if time.monotonic() > self.end:
+            raise NoAnswer(f"in time it did not become true that {script}")
 
     def run(self, script: str):
         """The value of a JavaScript expression, awaited where it is a promise."""
@@ -104,7 +139,7 @@ class Page:
 
     def wait(self, script: str) -> None:
         while not self.run(script):
-            assert time.monotonic() < self.end, script
+            self._in_time(script)
             time.sleep(0.02)
 
     def until(self, script: str, act, x: float, y: float) -> None:
@@ -113,7 +148,7 @@ class Page:
             act(x, y)
             again = time.monotonic() + 5
             while not self.run(script):
-                assert time.monotonic() < self.end, script
+                self._in_time(script)
                 if time.monotonic() > again:
                     break
                 time.sleep(0.02)

@@ -245,7 +245,6 @@ CHOSEN = """(() => {
   return {matches: matches.length, ms: performance.now() - begun, count: $("count").textContent,
           faint: document.querySelectorAll("#tall .faint").length, drawn: document.querySelectorAll("#tall span[data-i]").length};
 })()"""
-browser = pytest.mark.skipif(not chromium.PROGRAM, reason="Chromium is not installed")
 SIZES = pytest.mark.parametrize("width, touch", [(1300, False), (420, True)])
 
 
@@ -282,7 +281,7 @@ def expected_tip(compared, i):
     ]
 
 
-@browser
+@chromium.browser
 @SIZES
 def test_the_page_in_a_browser(folder, tmp_path, width, touch):
     compared = read_compared([folder / "static", folder / "lora", folder / "streams"])
@@ -310,7 +309,7 @@ def test_the_page_in_a_browser(folder, tmp_path, width, touch):
         assert page.run("$('verdict').textContent") != said and not page.errors
 
 
-@browser
+@chromium.browser
 @SIZES
 def test_pointing_and_tapping(folder, tmp_path, width, touch):
     """With real input: a mouse over a token, or a finger on it, and what hides the tip again."""
@@ -341,7 +340,7 @@ def test_pointing_and_tapping(folder, tmp_path, width, touch):
         assert not page.errors
 
 
-@browser
+@chromium.browser
 def test_in_the_dark_and_on_paper(folder, tmp_path):
     compared = read_compared([folder / "static", folder / "lora"])
     write_page(tmp_path / "page.html", compared, summarise(compared))
@@ -366,7 +365,7 @@ def big_page(folder):
     return folder / "big.html"
 
 
-@browser
+@chromium.browser
 @SIZES
 def test_a_page_of_100000_tokens_stays_fluent(big_page, width, touch):
     with chromium.Page(f"file://{big_page}", width, touch=touch) as page:
