@@ -7,6 +7,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from dynadapt.common.collection import uncollected
 from dynadapt.common.options import add_settings
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.runs.progress import say
@@ -99,8 +100,9 @@ def _eval(arguments, config: EvalConfig, processes) -> int:
 
 def _settled(asked: EvalConfig, out: Path, resume: bool) -> EvalConfig:
     """The configuration with nothing open; the first line of output says what it is."""
-    import dynadapt.model
-    from dynadapt.experiments.defaults import opening, settled
+    with uncollected():
+        import dynadapt.model
+        from dynadapt.experiments.defaults import opening, settled
 
     loaded = []
 

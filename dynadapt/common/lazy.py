@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
+
+from .collection import uncollected
 
 
 def lazily(package: str, homes: Mapping[str, str], modules: Collection[str] = ()) -> Callable[[str], Any]:
@@ -12,9 +16,16 @@ def lazily(package: str, homes: Mapping[str, str], modules: Collection[str] = ()
 
     def get(name: str):
         if name in homes:
-            return getattr(import_module(f"{package}.{homes[name]}"), name)
+            return getattr(_imported(f"{package}.{homes[name]}"), name)
         if name in modules:
-            return import_module(f"{package}.{name}")
+            return _imported(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return get
+
+
+def _imported(module: str) -> ModuleType:
+    if module in sys.modules:
+        return import_module(module)  # waits for a thread that is still at it
+    with uncollected():
+        return import_module(module)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -11,6 +15,8 @@ from dynadapt.model import ModelConfig, layout, rope_tables
 from dynadapt.model.layout import has_bias, tensor_shapes
 from dynadapt.ops import DenseMatrix, Float8Weights, make_int8_matrix, make_matrix, make_parts, make_quantised
 from dynadapt.ops.quants import BLOCK_FORMATS
+
+T = TypeVar("T")
 
 
 def group_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[int, ...]]]:
@@ -29,6 +35,23 @@ def group_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[i
 def source_weight(model, layer: int, group: str, part: int) -> torch.Tensor:
     """The prior weight [O, K] of one part of a linear group."""
     return model.tensor(f"layers.{layer}.{layout(model.config)[group][part]}.weight")
+
+
+def _source_weights(model, layer: int, group: str) -> list[torch.Tensor]:
+    return [source_weight(model, layer, group, part) for part in range(len(layout(model.config)[group]))]
+
+
+def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """What each of ``reads`` gives, in order, or raises. A thread makes the next one while the caller uses the last: files come in
+    while weights are packed, and no more than one is waiting."""
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(1, "dynadapt-read") as reader:
+        for read in reads:
+            waiting.append(reader.submit(read))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        if waiting:
+            yield waiting.popleft().result()
 
 
 def biased_groups(config: ModelConfig) -> dict[tuple[int, str], list[str | None]]:
@@ -84,6 +107,8 @@ class FrozenWeights(ModelTensors):
         self.kept: dict[str, int] = {}
         load = lambda name: model.tensor(name).to(device=device, dtype=dtype).contiguous()  # noqa: E731
         sizes = group_sizes(c)
+        frozen = [] if base == "quants" else [key for key in sizes if key not in own]
+        read = read_ahead(partial(_source_weights, model, *key) for key in frozen)
         self.parts: dict[tuple[int, str], list | Float8Weights | None] = {}
         for layer, group in sizes:
             if (layer, group) in own:
@@ -93,13 +118,14 @@ class FrozenWeights(ModelTensors):
                 names = [f"layers.{layer}.{part}.weight" for part in layout(c)[group]]
                 self.parts[layer, group] = [self._as_stored(model, name, dtype) for name in names]
                 continue
-            tensors = [source_weight(model, layer, group, p) for p in range(len(layout(c)[group]))]
+            tensors = next(read)
             if base == "float8":
                 self.parts[layer, group] = Float8Weights(tensors, device)
             elif base == "int8":
                 self.parts[layer, group] = [make_int8_matrix(w, backend, dtype) for w in tensors]
             else:
                 self.parts[layer, group] = make_parts(tensors, backend, dtype, device)
+            del tensors  # before the next are waited for
         zeros = lambda n: torch.zeros(n, dtype=dtype, device=device)  # noqa: E731
         bias = {
             key: torch.cat([zeros(n) if name is None else load(name) for name, n in zip(names, sizes[key][1])])

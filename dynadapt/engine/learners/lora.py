@@ -30,7 +30,7 @@ class LoraLearner:
                 "statistics are zero too; use RMS with RowSparse or Full, or Adam with LoRA"
             )
         layers = 1 + max(layer for layer, _ in groups)
-        self.adapt = adapt
+        self.adapt, self.scale = adapt, adapt.scale
         self.learning = targeted(adapt, layers)
         self.sizes = {key: groups[key] for key in self.learning}
         shapes: dict[str, tuple[int, ...]] = {}
@@ -75,7 +75,7 @@ class LoraLearner:
 
     def gradient(self, ops, layer, group, dy, x, u, dU, slots, accumulate) -> None:
         """Write or add to the adapter gradients of ``slots`` for one group, or with ``fused`` set move the adapters at once."""
-        given = (dy, x, u, dU, list(self.sizes[layer, group][1]), self.adapt.scale, slots)
+        given = (dy, x, u, dU, list(self.sizes[layer, group][1]), self.scale, slots)
         f = self.fused
         if f is not None:
             states = (self.state.state_of(f"{layer}.{group}.{part}") for part in ("A", "Bt"))
