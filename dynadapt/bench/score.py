@@ -107,7 +107,7 @@ def print_table(result: dict) -> None:
         f", {result['isa']}" if result["isa"] else ""
     )
     columns = {**COLUMNS, "nats/token": lambda name, row: f"{row['nats_per_token']:.4f}"}
-    console = table(title, columns, result["providers"], 130)
+    console = table(title, columns, result["providers"])
     for line in ceiling_lines(result["ceiling"], result["peak_gflops"]):
         console.print(line)
     console.print("Shares leave out what the causal mask throws away. first s: from the start of the process to the end of its first step.")

@@ -254,7 +254,7 @@ def remarks(result: dict) -> list[str]:
     return found
 
 
-def check_out(path: str | Path | None) -> None:
+def check_out(path: str | Path | None, option: str = "out") -> None:
     """What `write` would refuse only after everything was measured; the folder is made where it isn't there. None: nothing is written.
 
     Raises:
@@ -266,10 +266,10 @@ def check_out(path: str | Path | None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out {path}: expected a file that can be written; {folder}: {error.strerror}") from error
+        raise ValueError(f"--{option} {path}: expected a file that can be written; {folder}: {error.strerror}") from error
     if not path or Path(path).is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         why = "it is no file's name" if not path else "it is a directory" if Path(path).is_dir() else f"{folder} is not writable"
-        raise ValueError(f"--out {path}: expected a file that can be written; {why}")
+        raise ValueError(f"--{option} {path}: expected a file that can be written; {why}")
 
 
 def write(path: str | Path, result: dict) -> None:

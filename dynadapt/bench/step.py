@@ -143,7 +143,7 @@ def print_table(result: dict) -> None:
         f"one adapt step: {result['model']}, {' and '.join(result['dtype']) if several else result['dtype']}, LoRA rank {result['rank']}, "
         f"{result['streams']} x {result['segment']} tokens" + (f", {result['isa']}" if result["isa"] else "")
     )
-    console = table(title, COLUMNS, result["providers"], 120)
+    console = table(title, COLUMNS, result["providers"])
     ceilings = result["ceiling"] if several else {result["dtype"]: result["ceiling"]}
     for line in ceiling_lines(ceilings, result["peak_gflops"] if several else {result["dtype"]: result["peak_gflops"]}):
         console.print(line)

@@ -60,7 +60,7 @@ def print_table(result: dict) -> None:
         f"{c['layers']} layers of {c['hidden']}, {c['dtype']}, {c['device']}"
     )
     columns = {"steps/s": lambda name, row: f"{row['steps_per_second']:,.1f}", "GFLOP/s": lambda name, row: f"{row['gflops']:,.0f}"}
-    console = table(title, columns, result["providers"], 110)
+    console = table(title, columns, result["providers"])
     if result["ceiling"]:
         console.print(f"ceiling: {result['ceiling']['gflops']:.0f} GFLOP/s, the best matrix product of this run")
     for line in (errors_line(result["providers"], "errors and gradient"), *remarks(result)):
