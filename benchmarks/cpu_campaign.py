@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # a source tree needs no installation
 
 from dynadapt.bench.machine import instruction_sets, limits  # noqa: E402
-from dynadapt.bench.side_by_side import write  # noqa: E402
+from dynadapt.bench.side_by_side import check_out, write  # noqa: E402
+from dynadapt.commands.parsing import at_least  # noqa: E402
 from dynadapt.common import children  # noqa: E402
 from dynadapt.runs.progress import clock, say  # noqa: E402
 
@@ -100,11 +101,24 @@ def launch(words: tuple[str, ...]) -> int:
 
 def done_before(folder: Path) -> dict[str, list[str]]:
     path = folder / DONE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise SystemExit(f"{path}: damaged: {error}; --again measures anew, and writes it anew") from error
+    if not isinstance(found, dict):
+        raise SystemExit(f"{path}: damaged: expected the commands by file; --again measures anew, and writes it anew")
+    return found
 
 
 def is_done(task: Task, folder: Path, before: dict[str, list[str]]) -> bool:
-    return before.get(task.file) == list(task.words) and (folder / task.file).is_file()
+    """Whether the same command made a file that is whole."""
+    if before.get(task.file) != list(task.words):
+        return False
+    try:
+        json.loads((folder / task.file).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def run(todo: list[Task], folder: Path, estimates: dict[str, float], before: dict[str, list[str]]) -> list[str]:
@@ -114,7 +128,10 @@ def run(todo: list[Task], folder: Path, estimates: dict[str, float], before: dic
         left = sum(estimates[t.file] for t in todo[number - 1 :]) * (spent / expected if expected else 1.0)
         say(f"[{number}/{len(todo)}] {task.file}; about {clock(left)} left in all")
         start = time.monotonic()
-        status = launch((*task.words, "--out", str(folder / task.file)))
+        try:
+            status = launch((*task.words, "--out", str(folder / task.file)))
+        except KeyboardInterrupt:
+            status = 130
         spent, expected = spent + time.monotonic() - start, expected + estimates[task.file]
         if status in (130, -2):
             raise SystemExit(f"stopped; the same command goes on in {folder}")
@@ -133,12 +150,14 @@ def parse(argv: list[str] | None):
     parser.add_argument("--again", action="store_true", help="measure what is there once more")
     parser.add_argument("--only", default="", metavar="WORD", help="files whose name contains this: step, score, products, avx2-, ...")
     parser.add_argument("--isa", default="", metavar="A,B", help="instruction sets (default: all that the processor has)")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=at_least(1), default=10)
     parser.add_argument("--base", default="same", metavar="A,B", help="how dynadapt keeps frozen weights, as dynadapt bench step --base")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--gguf", metavar="FILE", help="a .gguf file to score; without it llama.cpp is left out")
     parser.add_argument("--llama-cpp", metavar="DIR", help="as of dynadapt bench score: 'builds/{isa}'")
     settings = parser.parse_args(argv)
+    if settings.gguf and not Path(settings.gguf).is_file():
+        parser.error(f"--gguf {settings.gguf}: there is no such file")
     settings.out = settings.out.resolve()
     for name in ("gguf", "llama_cpp"):  # the commands run in the project's directory
         if getattr(settings, name):
@@ -166,6 +185,10 @@ def main(argv: list[str] | None = None) -> int:
     say(f"{len(todo)} of {len(every)} to measure, about {clock(sum(estimates.values()))}; up to three times that on a noisy machine")
     if settings.list:
         return 0
+    try:
+        check_out(settings.out / DONE)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     failed = run(todo, settings.out, estimates, before)
     if failed:
         say(f"failed: {', '.join(failed)}; the same command tries them again")

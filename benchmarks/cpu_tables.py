@@ -51,9 +51,19 @@ class Row:
 
 
 def results(folder: Path) -> Iterator[tuple[str, dict]]:
-    """(instruction set, result) of each, also of files that hold several."""
-    for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text())
+    """(instruction set, result) of each, also of files that hold several.
+
+    Raises:
+        SystemExit: there are none, or one is damaged: the tables would say that nothing was measured.
+    """
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise SystemExit(f"--results {folder}: expected a folder of results files (.json)")
+    for path in paths:
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise SystemExit(f"{path}: damaged: {error}") from error
         for result in content.get("results", [content]):
             isa = result.get("isa") or (result.get("environment", {}).get("native") or {}).get("isa")
             if "benchmark" in result and isa in ISAS:

@@ -10,17 +10,21 @@ import inspect
 COARSE = {"nll": 0.25, "gradient": 0.25}
 
 
-def known_bases(value: str) -> tuple[str, ...]:
-    """The names of a list with commas, of what the engine can keep frozen weights as on a CPU.
+def known_bases(value: str, model: str) -> tuple[str, ...]:
+    """The names of a list with commas, of what the engine can keep the frozen weights of `model` as on a CPU.
 
     Raises:
         ValueError: as the engine says it.
     """
     from dynadapt.engine import Engine
     from dynadapt.engine.settings import EngineSettings
+    from dynadapt.engine.weights import check_quantised
+    from dynadapt.model import load
 
     plain = {name: field.default for name, field in inspect.signature(Engine).parameters.items() if name != "model"}
     names = tuple(dict.fromkeys(name for name in value.split(",") if name)) or ("same",)
     for base in names:
         EngineSettings(**{**plain, "backend": "cpu", "device": "cpu", "base": base})
+    if "quants" in names:
+        check_quantised(load(model))
     return names

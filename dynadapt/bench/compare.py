@@ -237,8 +237,8 @@ def check(rows: dict[str, dict], yardsticks: dict[str, dict[str, float]], floor:
 # ---- the table
 
 
-def table(title: str, columns: dict[str, Callable[[str, dict], str]], rows: dict[str, dict], width: int):
-    """Prints the rows' name, times and peers' ratio, with a benchmark's own `columns` between; returns the console."""
+def table(title: str, columns: dict[str, Callable[[str, dict], str]], rows: dict[str, dict]):
+    """Prints the rows' name, times and peers' ratio, with a benchmark's own `columns` between and no cell cut; returns the console."""
     from rich.console import Console
     from rich.table import Table
 
@@ -258,7 +258,7 @@ def table(title: str, columns: dict[str, Callable[[str, dict], str]], rows: dict
     for name, row in rows.items():
         loses = "bold red" if row["speedup_of_dynadapt"] < 1 else None
         shown.add_row(*(cell(name, row) for cell in columns.values()), style=loses)
-    console = Console(highlight=False)
+    console, width = Console(highlight=False), Console(width=1000).measure(shown).maximum
     console = console if console.width >= width else Console(width=width, highlight=False)
     console.print(shown)
     return console

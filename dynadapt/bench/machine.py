@@ -27,20 +27,34 @@ def instruction_sets() -> list[str]:
 
 
 def some(option: str, value: str, known: tuple[str, ...], everything=None) -> list[str]:
-    """The names of a list with commas; "all", where `everything()` gives what it stands for.
+    """The names of a list with commas, none of an empty one; "all", where `everything()` gives what it stands for.
 
     Raises:
-        ValueError: a name that is not known.
+        ValueError: a name that is not known, or commas without one.
     """
     if everything is not None and value == "all":
         return list(everything())
     names = [name for name in (value or "").split(",") if name]
-    for name in names:
+    for name in names or [value] * bool(value):
         if name not in known:
             raise ValueError(
                 f"--{option} {name}: expected some of {', '.join(known)}, with commas between{' (or all)' if everything else ''}"
             )
     return list(dict.fromkeys(names))
+
+
+def held_to(value: str) -> list[str | None]:
+    """The instruction sets that --isa names, to be held to in turn; [None] of an empty one: once, with whatever the processor has.
+
+    Raises:
+        ValueError: a name that is not known, or one that the processor has not.
+    """
+    names = some("isa", value, tuple(LIMITS), instruction_sets)
+    here = names if value in ("", "all") else instruction_sets()
+    for name in names:
+        if name not in here:
+            raise ValueError(f"--isa {name}: this processor has {', '.join(here) or 'none of them'}")
+    return names or [None]
 
 
 if __name__ == "__main__":  # fails where the processor has not what DYNADAPT_CPU_ISA asks for

@@ -7,12 +7,15 @@ def pieces(model: str, streams: int, segment: int) -> list[list[list[int]]]:
     """Four [S, T+1] pieces of real text, as ids.
 
     Raises:
-        ValueError: the text has not even one of this size.
+        ValueError: the model has no tokenizer, or the text not even one piece of this size.
     """
     from dynadapt.model import load
     from dynadapt.runs.text import BUILTINS
 
-    ids = load(model).tokenizer.encode(BUILTINS["python-reference"]()[: 40 * streams * (segment + 1)])
+    tokenizer = load(model).tokenizer
+    if tokenizer is None:
+        raise ValueError(f"model {model!r} has no tokenizer, which the text that is timed needs; expected one with its tokenizer.json")
+    ids = tokenizer.encode(BUILTINS["python-reference"]()[: 40 * streams * (segment + 1)])
     size = streams * (segment + 1)
     found = [ids[i * size : (i + 1) * size] for i in range(4) if len(ids) >= (i + 1) * size]
     if not found:

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dynadapt.runs.progress import say
 
 from .compare import thread_choices
-from .machine import LIMITS, instruction_sets, limits, some
-from .side_by_side import OURS, ModuleWorker, best_of, median_load, race, remarks, runners_of, spread, write
+from .machine import held_to, limits
+from .side_by_side import OURS, ModuleWorker, best_of, check_out, median_load, race, remarks, runners_of, spread, write
 from .step import dtypes_of, opening_line
 
 PEERS = ("torch.mm", "oneDNN packed", "MKL packed")
@@ -138,7 +138,8 @@ def bench_products(arguments) -> int:
     a, results = arguments, []
     if a.dtype != "auto":
         dtypes_of(a.dtype, None)
-    for isa in some("isa", a.isa, tuple(LIMITS), instruction_sets) or [None]:
+    check_out(a.out)
+    for isa in held_to(a.isa):
         dtypes = dtypes_of(a.dtype, isa)
         say(opening_line(a.dtype, dtypes, isa))
         results.append(run_products(a.model, a.rows, dtypes, a.rounds, isa))

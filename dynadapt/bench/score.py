@@ -14,10 +14,11 @@ from dynadapt.runs.progress import say
 from .bases import COARSE, known_bases
 from .compare import Benchmark, Provider, compare, errors_line, table, thread_choices
 from .llama_cpp import PeerError, check_llama_cpp, folder_for
-from .machine import LIMITS, instruction_sets, limits, some
+from .machine import held_to, limits, some
 from .pieces import pieces
+from .plain_directory import plain_directory
 from .rates import COLUMNS, ceiling_lines, put_rates
-from .side_by_side import OURS, remarks, write
+from .side_by_side import OURS, check_out, remarks, write
 from .step import dtypes_of, opening_line
 
 PEERS = ("llama.cpp", "torch-eager", "torch-compile")
@@ -26,38 +27,24 @@ FLOOR = {"nll": 1e-5}
 FILE = "gguf"  # the dtype of a row that multiplies what the file holds
 
 
-def _directory(model: str, work: Path) -> str:
-    """A Hugging Face directory with the model's numbers: its own, or one made here of a file, in float32."""
-    import torch
-
-    from dynadapt.model import load
-    from dynadapt.model.convert import write_directory
-    from dynadapt.model.load import directory_of
-
-    own = directory_of(model)
-    if own is not None and own.is_dir() and (own / "config.json").is_file():
-        return str(own)
-    write_directory(load(model), work / "model", torch.float32)
-    return str(work / "model")
-
-
-def _masked_flops(model: str, segment: int) -> int:
+def _masked_flops(model: str, streams: int, segment: int) -> int:
     from dynadapt.model import load
     from dynadapt.ops import attention
 
     c = load(model).config
-    return c.layers * attention.masked_flops(segment, c.heads, c.head_dim)[0]
+    return c.layers * streams * attention.masked_flops(segment, c.heads, c.head_dim)[0]
 
 
 def score_rows(against: list[str], dtypes: list[str], bases: tuple[str, ...], options: dict) -> dict[str, Provider]:
     """What is timed, by its name in the results: ours with each base and torch in each dtype, and llama.cpp once."""
+    together = tuple({"together": value} for value in (False, True)) if options["streams"] > 1 else ({},)
     rows = {}
     for dtype in dtypes:
         for base in bases:
             kept, bounds = ("", None) if base == "same" else (f" {base}", {"nll": COARSE["nll"]})
             rows[f"{OURS} {dtype}{kept}"] = Provider(OURS, {**options, "dtype": dtype, "base": base}, bounds=bounds)
         for name in (name for name in against if name != "llama.cpp"):
-            rows[f"{name} {dtype}"] = Provider(name, {**options, "dtype": dtype}, name == "torch-compile")
+            rows[f"{name} {dtype}"] = Provider(name, {**options, "dtype": dtype}, name == "torch-compile", together)
     if "llama.cpp" in against:
         sizes = dict.fromkeys(min(size, options["segment"]) for size in (512, 128))
         settings = tuple({"n_ubatch": size, "flash": flash} for size in sizes for flash in (True, False))
@@ -69,6 +56,7 @@ def run_score(
     model: str,
     against: list[str],
     dtypes: list[str],
+    streams: int,
     segment: int,
     rounds: int,
     say=say,
@@ -84,12 +72,13 @@ def run_score(
     with tempfile.TemporaryDirectory() as work:
         options = {
             "model": model,
-            "directory": _directory(model, Path(work)),
+            "directory": plain_directory(model, Path(work)),
+            "streams": streams,
             "segment": segment,
             "isa": isa,
             "base": "same",
             "llama_cpp": folder_for(llama_cpp, isa),
-            "tokens": pieces(model, 1, segment),
+            "tokens": pieces(model, streams, segment),
         }
         rows = score_rows(against, dtypes, bases, options)
         truth = Provider("torch-fp64", {**options, "dtype": "fp64"})
@@ -97,13 +86,14 @@ def run_score(
             "dynadapt.bench.score_worker", rows, truth, "torch-eager", FLOOR, thread_choices(), environment=limits(isa), busy=busy
         )
         found = compare(benchmark, rounds, 1, say)
-    masked = _masked_flops(model, segment)
-    put_rates(found, segment, masked)
+    masked = _masked_flops(model, streams, segment)
+    put_rates(found, streams * segment, masked)
     return {
         "benchmark": "score",
         "model": Path(model).name,
         "dtype": dtypes,
         "isa": isa,
+        "streams": streams,
         "segment": segment,
         "masked_flops_per_step": masked,
         **peer,
@@ -113,9 +103,11 @@ def run_score(
 
 
 def print_table(result: dict) -> None:
-    title = f"scoring: {result['model']}, {result['segment']} tokens, nothing learns" + (f", {result['isa']}" if result["isa"] else "")
+    title = f"scoring: {result['model']}, {result['streams']} x {result['segment']} tokens, nothing learns" + (
+        f", {result['isa']}" if result["isa"] else ""
+    )
     columns = {**COLUMNS, "nats/token": lambda name, row: f"{row['nats_per_token']:.4f}"}
-    console = table(title, columns, result["providers"], 130)
+    console = table(title, columns, result["providers"])
     for line in ceiling_lines(result["ceiling"], result["peak_gflops"]):
         console.print(line)
     console.print("Shares leave out what the causal mask throws away. first s: from the start of the process to the end of its first step.")
@@ -135,7 +127,8 @@ def bench_score(arguments) -> int:
     a = arguments
     named = some("against", a.against, (*PEERS, *GROUPS))
     against = list(dict.fromkeys(peer for name in named for peer in GROUPS.get(name, (name,))))
-    isas = some("isa", a.isa, tuple(LIMITS), instruction_sets) or [None]
+    check_out(a.out)
+    isas = held_to(a.isa)
     if a.dtype != "auto":
         dtypes_of(a.dtype, None)
     if "llama.cpp" in against:
@@ -150,12 +143,12 @@ def bench_score(arguments) -> int:
 
     need("dynadapt bench score, which checks against float64 in transformers,", ("transformers",), "bench")
     say(f"loading {a.model}")
-    bases = known_bases(a.base)
+    bases = known_bases(a.base, a.model)
     results = []
     for isa in isas:
         dtypes = dtypes_of(a.dtype, isa)
         say(opening_line(a.dtype, dtypes, isa))
-        results.append(run_score(a.model, against, dtypes, a.segment, a.rounds, say, isa, bases, a.busy_neighbour, a.llama_cpp))
+        results.append(run_score(a.model, against, dtypes, a.streams, a.segment, a.rounds, say, isa, bases, a.busy_neighbour, a.llama_cpp))
         print_table(results[-1])
     if a.out:
         write(a.out, results[0] if len(results) == 1 else {"benchmark": "scores", "results": results})

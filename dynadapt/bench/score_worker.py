@@ -15,13 +15,13 @@ from .worker import Worker, serve, timed
 
 
 class ScoreWorker(Worker):
-    """Scores pieces of real text, each by itself, the same order for all; a provider has `score(row) -> nll [T]` for ids [T+1]."""
+    """Scores pieces of real text, each by itself, the same order for all; a provider has `score(rows) -> nll [S, T]` for ids [S, T+1]."""
 
     COMMANDS = (*Worker.COMMANDS, "check")
 
     def __init__(self, o: dict, native: bool):
         super().__init__(o, native)
-        self.texts, self.turn = [torch.tensor(piece[0], dtype=torch.int64) for piece in o["tokens"]], 0
+        self.texts, self.turn = [torch.tensor(piece, dtype=torch.int64) for piece in o["tokens"]], 0
 
     def begin(self) -> dict:
         if self.dtype != torch.float64:
@@ -48,21 +48,25 @@ class Native(ScoreWorker):
         from dynadapt.engine import Engine
         from dynadapt.model import load
 
-        self.engine = Engine(load(o["model"]), segment=o["segment"], dtype=o["dtype"], base=o["base"], backend="cpu")
+        sizes = {"streams": o["streams"], "segment": o["segment"]}
+        self.engine = Engine(load(o["model"]), **sizes, dtype=o["dtype"], base=o["base"], backend="cpu")
 
-    def score(self, row: torch.Tensor) -> torch.Tensor:
-        self.engine.reset(0)
-        return self.engine.step(row[None])[0]
+    def score(self, rows: torch.Tensor) -> torch.Tensor:
+        for stream in range(len(rows)):
+            self.engine.reset(stream)
+        return self.engine.step(rows)
 
     def flops(self) -> int:
         return sum(self.engine.last.flops.values())
 
 
 class Torch(ScoreWorker):
-    """transformers without gradients: forward, per-token NLL of float32 logits."""
+    """transformers without gradients: forward, per-token NLL of float32 logits. Streams go one after the other or, with `together`, as
+    one batch."""
 
     def __init__(self, o: dict):
         super().__init__(o, native=False)
+        self.together, self.warm = False, {False}
         import transformers
 
         transformers.logging.set_verbosity_error()
@@ -79,18 +83,26 @@ class Torch(ScoreWorker):
         self.nll = torch.compile(self._nll, dynamic=False) if compiled else self._nll
 
     def _nll(self, inputs, targets):
-        logits = self.live(input_ids=inputs, use_cache=False).logits[0]
-        return F.cross_entropy(logits if self.dtype == torch.float64 else logits.float(), targets, reduction="none")
+        logits = self.live(input_ids=inputs, use_cache=False).logits.flatten(0, 1)
+        nll = F.cross_entropy(logits if self.dtype == torch.float64 else logits.float(), targets.flatten(), reduction="none")
+        return nll.view(targets.shape)
 
     @torch.no_grad()
-    def score(self, row: torch.Tensor) -> torch.Tensor:
-        return self.nll(row[None, :-1], row[1:])
+    def score(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.nll(part[:, :-1], part[:, 1:]) for part in rows.split(len(rows) if self.together else 1)])
+
+    def time(self, runs: int, together: bool = False) -> dict:
+        self.together = together
+        if together not in self.warm:
+            self.warm.add(together)
+            timed(self.step, 1)  # the first one of a shape compiles
+        return super().time(runs)
 
 
 class LlamaCpp(ScoreWorker):
     """llama.cpp on the .gguf file itself: one llama_decode that keeps the logits of all tokens, then their NLL by torch where they lie.
 
-    A context for each setting: tokens that go through the layers together (n_ubatch), and its fused attention or the plain one.
+    Streams go one after the other. A context for each setting: tokens that go through the layers together (n_ubatch), and its fused attention or the plain one.
     """
 
     def __init__(self, o: dict):
@@ -126,7 +138,10 @@ class LlamaCpp(ScoreWorker):
                 raise RuntimeError(f"llama.cpp makes no context with n_ubatch={ubatch}, flash attention {flash}")
         return self.contexts[self.setting]
 
-    def score(self, row: torch.Tensor) -> torch.Tensor:
+    def score(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self._score(row) for row in rows])
+
+    def _score(self, row: torch.Tensor) -> torch.Tensor:
         api, context, batch, count = self.library, self._context(), self.batch, len(row) - 1
         for i, token in enumerate(row[:-1].tolist()):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, i, 1, 0, 1

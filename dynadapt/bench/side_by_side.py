@@ -9,6 +9,7 @@ Rounds go on until every provider's median is sure to 5% either way, or there we
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -61,9 +62,11 @@ class Worker:
 
     def _exchange(self, line: dict) -> dict:
         """Raises RuntimeError with the end of the process's errors when it has died."""
-        self.process.stdin.write(json.dumps(line) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
+        answer = ""
+        with contextlib.suppress(BrokenPipeError):  # it died after its last answer
+            self.process.stdin.write(json.dumps(line) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
         if not answer:
             self.process.wait()
             self.log.seek(0)
@@ -75,8 +78,9 @@ class Worker:
         return self._exchange({"do": do, **arguments})
 
     def close(self) -> None:
-        if self.process.poll() is None:
+        with contextlib.suppress(BrokenPipeError):  # what a dead one was not told
             self.process.stdin.close()
+        if self.process.poll() is None:
             try:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
@@ -248,6 +252,24 @@ def remarks(result: dict) -> list[str]:
         often = f", more than {BUSY:.0%} of it in {busy} of {result['rounds']} rounds" if busy else ""
         found.append(f"warning: other processes used {load:.0%} of this machine while this ran{often}; a quiet machine gives other ratios")
     return found
+
+
+def check_out(path: str | Path | None, option: str = "out") -> None:
+    """What `write` would refuse only after everything was measured; the folder is made where it isn't there. None: nothing is written.
+
+    Raises:
+        ValueError: no file can be written there.
+    """
+    if path is None:
+        return
+    folder = Path(path).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--{option} {path}: expected a file that can be written; {folder}: {error.strerror}") from error
+    if not path or Path(path).is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        why = "it is no file's name" if not path else "it is a directory" if Path(path).is_dir() else f"{folder} is not writable"
+        raise ValueError(f"--{option} {path}: expected a file that can be written; {why}")
 
 
 def write(path: str | Path, result: dict) -> None:

@@ -13,10 +13,11 @@ from dynadapt.runs.progress import say
 
 from .bases import COARSE, known_bases
 from .compare import Benchmark, Provider, compare, errors_line, table, thread_choices
-from .machine import LIMITS, instruction_sets, limits, some
+from .machine import held_to, limits, some
 from .pieces import pieces
+from .plain_directory import plain_directory
 from .rates import COLUMNS, ceiling_lines, put_rates
-from .side_by_side import OURS, remarks, write
+from .side_by_side import OURS, check_out, remarks, write
 
 PEERS = ("peft-eager", "peft-compile")
 DTYPES = ("bf16", "fp32")
@@ -67,16 +68,18 @@ def run_step(
     from dynadapt.common.environment import environment
 
     dtypes = [dtypes] if isinstance(dtypes, str) else list(dtypes)
-    with tempfile.TemporaryDirectory() as adapter:
-        _random_adapter(Path(adapter), model, rank)
+    with tempfile.TemporaryDirectory() as work:
+        adapter = Path(work) / "adapter"
+        _random_adapter(adapter, model, rank)
         options = {
             "model": model,
+            "directory": plain_directory(model, Path(work)),
             "streams": streams,
             "segment": segment,
             "rank": rank,
             "isa": isa,
             "tokens": pieces(model, streams, segment),
-            "adapter": adapter,
+            "adapter": str(adapter),
         }
         rows = step_rows(against, dtypes, bases, options)
         truth = Provider("peft-fp64", {**options, "dtype": "fp64"})
@@ -105,7 +108,7 @@ def run_step(
 def dtypes_of(value: str, isa: str | None) -> list[str]:
     """The dtypes that --dtype names; "auto" is what is fastest on `isa`, as everywhere."""
     if value != "auto":
-        return some("dtype", value, DTYPES, lambda: DTYPES) or list(DTYPES[:1])
+        return some("dtype", value or ",", DTYPES, lambda: DTYPES)
     from dynadapt.engine.arithmetic import fastest
 
     return [fastest("cpu", isa=isa)[0]]
@@ -140,7 +143,7 @@ def print_table(result: dict) -> None:
         f"one adapt step: {result['model']}, {' and '.join(result['dtype']) if several else result['dtype']}, LoRA rank {result['rank']}, "
         f"{result['streams']} x {result['segment']} tokens" + (f", {result['isa']}" if result["isa"] else "")
     )
-    console = table(title, COLUMNS, result["providers"], 120)
+    console = table(title, COLUMNS, result["providers"])
     ceilings = result["ceiling"] if several else {result["dtype"]: result["ceiling"]}
     for line in ceiling_lines(ceilings, result["peak_gflops"] if several else {result["dtype"]: result["peak_gflops"]}):
         console.print(line)
@@ -153,14 +156,15 @@ def print_table(result: dict) -> None:
 def bench_step(arguments) -> int:
     """The command: ``arguments`` as cli.py parses them."""
     against = some("against", arguments.against, PEERS)
-    isas = some("isa", arguments.isa, tuple(LIMITS), instruction_sets) or [None]
+    check_out(arguments.out)
+    isas = held_to(arguments.isa)
     if arguments.dtype != "auto":
         dtypes_of(arguments.dtype, None)
     from dynadapt.common.environment import need
 
     need("dynadapt bench step, which checks against float64 in transformers + peft,", ("transformers", "peft"), "bench")
     say(f"loading {arguments.model}")
-    bases = known_bases(arguments.base)
+    bases = known_bases(arguments.base, arguments.model)
     results = []
     for isa in isas:
         a, dtypes = arguments, dtypes_of(arguments.dtype, isa)

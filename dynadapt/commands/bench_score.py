@@ -6,6 +6,7 @@ from dynadapt.experiments.config import EvalConfig
 
 from .bench_step import add_arithmetic, add_rounds
 from .early import check_model
+from .parsing import at_least
 
 # What dynadapt.bench knows, by name: help is printed without importing it.
 PEERS, GROUPS = ("llama.cpp", "torch-eager", "torch-compile"), ("torch",)
@@ -19,7 +20,8 @@ EXAMPLES = """examples:
 A text is scored in segments of --segment tokens; nothing learns, nothing is remembered. Scores are checked against float64 before
 anything is timed. Every provider runs in a process of its own, takes turns with the others and is timed with one thread and with all;
 llama.cpp with several settings too (tokens that go through the layers together, fused attention or not), of which its best counts;
-torch is transformers in eager mode and under torch.compile with frozen weights. Rounds go on as in dynadapt bench step.
+torch is transformers in eager mode and under torch.compile with frozen weights. With several --streams llama.cpp takes one after the
+other, torch that or all as one batch, whichever is faster. Rounds go on as in dynadapt bench step.
 
 llama.cpp is compiled when it is installed, which takes some minutes:
   pip install llama-cpp-python==0.3.36
@@ -39,6 +41,7 @@ def add_options(command) -> None:
     command.add_argument(
         "--llama-cpp", metavar="DIR", help="a folder that llama-cpp-python was installed into; {isa} in it is the instruction set"
     )
+    command.add_argument("--streams", type=at_least(1), default=1, metavar="S", help="texts that are scored at a time (default: 1)")
     add_arithmetic(command)
     add_rounds(command)
 

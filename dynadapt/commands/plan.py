@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynadapt.common.options import add_settings
@@ -143,13 +141,19 @@ def run(arguments) -> int:
     if config.dtype == "fp64":
         raise ConfigError(f"dtype {config.dtype!r}: a plan is for bf16 or fp32")
     if config.base not in ("same", "quants"):
-        raise ConfigError(f"base {config.base!r}: plans are made for weights in the arithmetic of --dtype, or --base quants")
+        raise ConfigError(
+            f"base {config.base!r}: no ceiling says how fast its products are, and those of --dtype would not be theirs; plans are for "
+            "--base same or quants"
+        )
     if config.base == "quants" and (arguments.gpu or arguments.ceilings or config.adapt not in ("none", "lora")):
         raise ConfigError(
             f"base {config.base!r}: kept by native kernels on the CPU, beside adapters; leave --gpu out, take --adapt lora or none"
         )
     from rich.console import Console
 
+    from dynadapt.bench.side_by_side import check_out, write
+
+    check_out(arguments.json, "json")
     from dynadapt.bench.plan.ceilings import datasheet, from_campaign, measured_here
     from dynadapt.bench.plan.measured import comparisons
     from dynadapt.bench.plan.predict import predict
@@ -180,7 +184,7 @@ def run(arguments) -> int:
     prediction = predict(work, ceilings, [m.slowdown for m in trust])
     show(Console(soft_wrap=True, highlight=False), config, prediction, trust, arguments.gpus, arguments.shared, fit, threads)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(as_dict(config, prediction, trust, arguments.gpus, fit), indent=2) + "\n", "utf-8")
+        write(arguments.json, as_dict(config, prediction, trust, arguments.gpus, fit))
     return 0
 
 

@@ -109,7 +109,7 @@ def generate(
 
 
 def _generate(engine, text: list[int], limit: int, stop, stream: int, repetition_penalty: float, choose) -> list[int]:
-    cached = engine.config.rope_theta is not None
+    cached = engine.config.rope_theta is not None and engine.window > 1  # a window of one token sees no other
     made: list[int] = []
     with _memory(engine, _cache(engine, len(text) + limit) if cached else None):
         while True:

@@ -55,15 +55,19 @@ def load(source, dtype: torch.dtype | None = None) -> Model:
     )
 
 
-def directory_of(source) -> Path | None:
-    """The directory or file that a name stands for, as `load` finds it, an adapter's base in place of the adapter; None for one that is
-    nowhere, or no name."""
+def place_of(source) -> Path | None:
+    """The directory or file that a name stands for, as `load` finds it; None for one that is nowhere, or no name."""
     if not isinstance(source, (str, os.PathLike)):
         return None
     if str(source) in KNOWN:
         return cached(str(source))
     path = Path(source).expanduser()
-    path = path if path.exists() else hub_snapshot(str(source))
+    return path if path.exists() else hub_snapshot(str(source))
+
+
+def directory_of(source) -> Path | None:
+    """As `place_of`, an adapter's base in place of the adapter."""
+    path = place_of(source)
     return directory_of(base_of(path)) if path is not None and is_adapter(path) else path
 
 

@@ -14,10 +14,11 @@ import torch
 from helpers import to_transformers
 
 from dynadapt import _C
-from dynadapt.bench import compare, neighbour, side_by_side, worker
+from dynadapt.bench import compare, machine, neighbour, side_by_side, worker
 from dynadapt.bench import step as bench
+from dynadapt.bench.plain_directory import plain_directory
 from dynadapt.bench.quantiles import median_interval
-from dynadapt.model import random_model, tiny_config
+from dynadapt.model import load, random_model, tiny_config
 from dynadapt.ops import attention
 
 
@@ -69,6 +70,15 @@ def test_a_provider_that_dies_says_why(tmp_path):
     }
     with pytest.raises(RuntimeError, match="provider dynadapt ended with status 1(.|\n)*does not exist"):
         side_by_side.ModuleWorker("dynadapt", "dynadapt.bench.step_worker", options, 1)
+
+
+def test_a_provider_that_is_killed_between_two_steps_is_named():
+    worker = side_by_side.Worker("slow", [sys.executable, "-c", "input(); print('{\"ready_at\": 0}')"], {}, 1)
+    worker.process.wait()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="provider slow ended with status 0"):
+            worker.ask("time", runs=1)
+    worker.close()
 
 
 def test_several_dtypes_and_an_instruction_set(directory, monkeypatch):
@@ -248,19 +258,57 @@ def test_masked_flops_are_those_above_the_diagonal():
     "options,said",
     [
         (["--isa", "sse"], "--isa sse: expected some of avx2"),
+        (["--isa", "avx512"], "--isa avx512: this processor has avx2$"),
+        (["--isa", ","], "--isa ,: expected some of avx2"),
         (["--dtype", "bf16,int4"], "--dtype int4"),
-        (["--against", "jax"], "--against jax"),
+        (["--dtype", ""], "--dtype ,: expected some of bf16, fp32"),
+        (["--out", "."], "--out .: expected a file that can be written; it is a directory"),
+        (["--out", f"{__file__}/x.json"], "--out .*x.json: expected a file that can be written; .*: (Not a directory|File exists)"),
     ],
 )
-def test_names_are_checked(options, said):
+@pytest.mark.parametrize("command", ["step", "score", "products"])
+def test_names_are_checked(command, options, said, monkeypatch):
     from dynadapt.cli import build_parser
 
-    arguments = build_parser().parse_args(["bench", "step", *options])
+    monkeypatch.setattr(machine, "instruction_sets", lambda: ["avx2"])
+    arguments = build_parser().parse_args(["bench", command, *options])
     with pytest.raises(ValueError, match=said):
         arguments.function(arguments)
+
+
+def test_a_peer_that_is_not_known_is_named():
+    from dynadapt.cli import build_parser
+
+    arguments = build_parser().parse_args(["bench", "step", "--against", "jax"])
+    with pytest.raises(ValueError, match="--against jax: expected some of peft-eager, peft-compile"):
+        arguments.function(arguments)
+
+
+@pytest.mark.parametrize("command", ["step", "score"])
+def test_a_model_that_can_not_take_part_is_refused_before_anything_starts(command, directory, monkeypatch):
+    from dynadapt.cli import build_parser
+
+    monkeypatch.setattr(side_by_side, "ModuleWorker", None)
+    for options, said in (
+        ([], f"model '{directory}' has no tokenizer"),
+        (["--base", "quants"], "base='quants' with model 'tiny': it is not"),
+    ):
+        arguments = build_parser().parse_args(["bench", command, "--model", directory, *options])
+        with pytest.raises(ValueError, match=said):
+            arguments.function(arguments)
+
+
+def test_peers_have_the_numbers_of_the_model_that_is_timed(directory, tmp_path):
+    """Of a directory itself; of an adapter, not those of its base alone."""
+    assert plain_directory(directory, tmp_path) == directory
+    bench._random_adapter(tmp_path / "adapter", directory, 3)
+    merged = load(plain_directory(str(tmp_path / "adapter"), tmp_path))
+    expected, base = load(tmp_path / "adapter"), load(directory)
+    name = "layers.0.q.weight"
+    assert torch.equal(merged.tensor(name), expected.tensor(name)) and not torch.equal(merged.tensor(name), base.tensor(name))
 
 
 def test_help_knows_what_the_benchmark_knows():
     from dynadapt.commands import bench_step
 
-    assert (bench.PEERS, bench.DTYPES, tuple(bench.LIMITS)) == (bench_step.PEERS, bench_step.DTYPES, bench_step.ISAS)
+    assert (bench.PEERS, bench.DTYPES, tuple(machine.LIMITS)) == (bench_step.PEERS, bench_step.DTYPES, bench_step.ISAS)

@@ -1,6 +1,7 @@
 """The campaign goes on where it was stopped, and the pages' tables are what the files say."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def test_a_campaign_measures_all_and_says_how_long_it_takes(machine, tmp_path, c
     assert cpu_campaign.main(["--list", "--out", str(tmp_path)]) == 0 and not ran
     said = capsys.readouterr().err
     assert "8 of 8 to measure, about " in said and "llama.cpp is left out" in said and "step-avx512.json" in said
-    assert cpu_campaign.main(["--out", str(tmp_path), "--gguf", "m.gguf", "--llama-cpp", "b/{isa}"]) == 0
+    (model := tmp_path / "m.gguf").touch()
+    assert cpu_campaign.main(["--out", str(tmp_path), "--gguf", str(model), "--llama-cpp", "b/{isa}"]) == 0
     files = {
         f"{what}-{isa}{end}.json"
         for isa in ("avx2", "avx512")
@@ -71,6 +73,47 @@ def test_a_campaign_that_was_stopped_goes_on(machine, tmp_path, capsys):
     )
     with pytest.raises(SystemExit, match="--isa sse: this processor has avx2, avx512"):
         cpu_campaign.main(["--isa", "sse", "--out", str(tmp_path)])
+
+
+def test_what_an_interruption_leaves_is_measured_again(machine, tmp_path, monkeypatch):
+    ran, _ = machine
+    options = ["--out", str(tmp_path), "--isa", "avx2"]
+    assert cpu_campaign.main(options) == 0 and len(ran) == 4
+    (tmp_path / "step-avx2.json").write_text('{"benchmark": "st')
+    (tmp_path / "products-avx2.json").unlink()
+    ran.clear()
+    assert cpu_campaign.main(options) == 0 and [words[1] for words in ran] == ["step", "products"]
+
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cpu_campaign, "launch", interrupted)
+    with pytest.raises(SystemExit, match="stopped; the same command goes on in"):
+        cpu_campaign.main([*options, "--again"])
+
+
+@pytest.mark.parametrize("content", ['{"step-avx2.json": ["ben', "[]"])
+def test_a_damaged_record_of_a_campaign_is_named(machine, tmp_path, content):
+    ran, _ = machine
+    (tmp_path / cpu_campaign.DONE).write_text(content)
+    with pytest.raises(SystemExit, match=r"campaign\.json: damaged: .*--again measures anew"):
+        cpu_campaign.main(["--out", str(tmp_path)])
+    assert not ran and cpu_campaign.main(["--out", str(tmp_path), "--isa", "avx2", "--again"]) == 0 and len(ran) == 4
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--gguf", "nowhere.gguf"], "--gguf nowhere.gguf: there is no such file"),
+        (["--rounds", "0"], "--rounds: '0': give a whole number of at least 1"),
+        (["--out", __file__], "--out .*: expected a file that can be written; .*Not a directory|File exists"),
+    ],
+)
+def test_a_campaign_refuses_before_it_measures(machine, options, said, capsys):
+    ran, _ = machine
+    with pytest.raises(SystemExit) as refused:
+        cpu_campaign.main(options)
+    assert re.search(said, f"{refused.value}{capsys.readouterr().err}") and not ran
 
 
 def test_an_estimate_grows_with_the_work():
@@ -162,6 +205,15 @@ def test_rows_that_lose_stay(measured):
     assert cpu_tables.rendered(new, rows, products) == new and new.endswith("<!-- end -->\nb")
     with pytest.raises(KeyError, match="steps"):
         cpu_tables.rendered("<!-- cpu_tables.py: steps -->\n<!-- end -->", rows, products)
+
+
+def test_no_table_is_made_of_damaged_files_or_none(measured, monkeypatch):
+    folder, *_ = measured
+    monkeypatch.setattr(cpu_tables, "ROOT", folder)  # where nothing could be written
+    (folder / "more.json").write_text('{"benchmark": "st')
+    for results, said in ((folder, r"more\.json: damaged: "), (folder / "nowhere", "--results .*nowhere: expected a folder of results")):
+        with pytest.raises(SystemExit, match=said):
+            cpu_tables.main(["--results", str(results)])
 
 
 def test_a_row_in_two_files_is_refused(measured):

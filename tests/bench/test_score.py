@@ -6,39 +6,38 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gguf_files import write_gguf
-from helpers import to_transformers
+from helpers import nll_of, to_transformers
 
 from dynadapt.bench import compare, llama_cpp, score, score_worker
 from dynadapt.bench.llama_cpp import PeerError, check_llama_cpp
+from dynadapt.bench.plain_directory import plain_directory
 from dynadapt.cli import build_parser
 from dynadapt.model import random_model, tiny_config
 
 SEGMENT = 12
-OPTIONS = {"segment": SEGMENT, "isa": None, "base": "same", "threads": 1, "llama_cpp": None}
+STREAMS = 2
+OPTIONS = {"streams": STREAMS, "segment": SEGMENT, "isa": None, "base": "same", "threads": 1, "llama_cpp": None}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A tiny model as a .gguf file and as the directory that `_directory` makes of it."""
+    """A tiny model as a .gguf file and as the directory that is made of it for transformers."""
     folder = tmp_path_factory.mktemp("score")
     made = random_model(tiny_config("llama"), seed=0, std=0.1)
     path = str(write_gguf(made, folder / "tiny.gguf"))
-    return path, score._directory(path, folder), made
+    return path, plain_directory(path, folder), made
 
 
 def pieces_of(vocabulary):
     generator = torch.Generator().manual_seed(3)
-    return [torch.randint(vocabulary, (1, SEGMENT + 1), generator=generator).tolist() for _ in range(3)]
+    return [torch.randint(vocabulary, (STREAMS, SEGMENT + 1), generator=generator).tolist() for _ in range(3)]
 
 
 def test_ours_and_torch_score_what_transformers_does_in_float64(model, tmp_path):
     path, directory, made = model
     tokens = pieces_of(made.config.vocab_size)
     options = {**OPTIONS, "model": path, "directory": directory, "tokens": tokens}
-    row = torch.tensor(tokens[0])
-    with torch.no_grad():
-        logits = to_transformers(made).double()(input_ids=row[:, :-1]).logits[0]
-    exact = torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="none")
+    exact = nll_of(to_transformers(made).double(), torch.tensor(tokens[0]))
     threads = torch.get_num_threads()
     try:
         for name, dtype, bound in (("torch-fp64", "fp64", 1e-6), ("torch-eager", "fp32", 1e-5), ("dynadapt", "fp32", 1e-5)):
@@ -53,17 +52,23 @@ def test_ours_and_torch_score_what_transformers_does_in_float64(model, tmp_path)
             assert torch.equal(again, worker.score(worker.texts[0])), "nothing learns and nothing is remembered"
             if name == "dynadapt":
                 assert worker.time(1)["flops"] > 0
+            else:
+                worker.time(1, together=True)
+                assert worker.together and (worker.score(worker.texts[0]) - exact).abs().max() < bound, "as one batch"
     finally:
         worker.threads(threads)
 
 
 def test_rows_are_named_by_what_they_are():
-    options = {"segment": 200, "base": "same"}
+    options = {"streams": 1, "segment": 200, "base": "same"}
     rows = score.score_rows(["llama.cpp", "torch-eager", "torch-compile"], ["bf16", "fp32"], ("same", "int8"), options)
     ours = [f"dynadapt {dtype}{base}" for dtype in ("bf16", "fp32") for base in ("", " int8")]
     assert set(rows) == {*ours, *(f"torch-{kind} {dtype}" for kind in ("eager", "compile") for dtype in ("bf16", "fp32")), "llama.cpp"}
     assert rows["dynadapt bf16"].bounds is None and rows["dynadapt bf16 int8"].bounds == rows["llama.cpp"].bounds == {"nll": 0.25}
     assert rows["torch-compile fp32"].compiled and not rows["torch-eager fp32"].compiled
+    assert rows["torch-eager fp32"].settings == ({},)
+    several = score.score_rows(["llama.cpp", "torch-eager"], ["bf16"], ("same",), {**options, "streams": 3})
+    assert several["torch-eager bf16"].settings == ({"together": False}, {"together": True}) and several["dynadapt bf16"].settings == ({},)
     tried = [(setting["n_ubatch"], setting["flash"]) for setting in rows["llama.cpp"].settings]
     assert tried == [(200, True), (200, False), (128, True), (128, False)]  # no more than the segment has
 
@@ -157,12 +162,15 @@ def test_llama_cpp_is_asked_for_the_logits_of_every_token(model, monkeypatch):
     tokens, before = pieces_of(vocabulary), torch.get_num_threads()
     try:
         worker = score_worker.LlamaCpp({**OPTIONS, "provider": "llama.cpp", "dtype": "gguf", "model": path, "tokens": tokens})
-        row = worker.texts[0]
-        found = worker.score(row)
-        assert torch.equal(found, torch.nn.functional.cross_entropy(logits, row[1:], reduction="none"))
+        rows = worker.texts[0]
+        found = worker.score(rows)
+        row = rows[-1]
+        expected = [torch.nn.functional.cross_entropy(logits, each[1:], reduction="none") for each in rows]
+        assert torch.equal(found, torch.stack(expected))
+        assert [given[1] for given in seen] == rows[:, :-1].tolist()
         assert seen[-1] == ((SEGMENT, 1, 1, SEGMENT), row[:-1].tolist(), list(range(SEGMENT)), [1] * SEGMENT, SEGMENT)
         assert len(worker.time(2, n_ubatch=4, flash=False)["seconds"]) == 2 and seen[-1][0] == (4, 0, 1, SEGMENT)
-        assert sum(context == (4, 0, 1, SEGMENT) for context, *_ in seen) == 3  # one that is not timed
+        assert sum(context == (4, 0, 1, SEGMENT) for context, *_ in seen) == 3 * STREAMS  # one that is not timed
         worker.threads(1)
         assert seen[-2:] == [("threads", 1, 1)] * 2
     finally:

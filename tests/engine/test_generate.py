@@ -61,6 +61,18 @@ def test_the_likeliest_tokens_are_those_of_transformers(family):
     assert str(made) == made.text == source.tokenizer.decode(prompt + expected)[len("the cat sat on") :]
 
 
+def test_a_window_of_one_token_sees_no_other():
+    source = model()
+    live, ids = to_transformers(source), [5]
+    with torch.no_grad():
+        for _ in range(6):
+            ids.append(int(live(torch.tensor([ids[-1:]])).logits[0, -1].argmax()))
+    e = Engine(source, segment=1, dtype="fp32")
+    assert e.generate([9, 3, 5], 6, end=False).ids == ids[1:]
+    e.step(torch.tensor([[3, 5]]))
+    assert e.generate([5], 6, end=False).ids == ids[1:]
+
+
 def test_it_uses_what_was_learned_and_moves_nothing():
     used, left = learned(streams=2), learned(streams=2)
     assert used.generate("the cat", 12, end=False).ids != engine(streams=2).generate("the cat", 12, end=False).ids

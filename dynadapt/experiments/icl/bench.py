@@ -6,7 +6,7 @@ Errors and gradients at the same initial weights are held against Hugging Face's
 from __future__ import annotations
 
 from dynadapt.bench.compare import Benchmark, Provider, compare, errors_line, table, thread_choices
-from dynadapt.bench.side_by_side import OURS, remarks, write
+from dynadapt.bench.side_by_side import OURS, check_out, remarks, write
 from dynadapt.common.environment import need
 from dynadapt.runs.progress import say
 
@@ -60,7 +60,7 @@ def print_table(result: dict) -> None:
         f"{c['layers']} layers of {c['hidden']}, {c['dtype']}, {c['device']}"
     )
     columns = {"steps/s": lambda name, row: f"{row['steps_per_second']:,.1f}", "GFLOP/s": lambda name, row: f"{row['gflops']:,.0f}"}
-    console = table(title, columns, result["providers"], 110)
+    console = table(title, columns, result["providers"])
     if result["ceiling"]:
         console.print(f"ceiling: {result['ceiling']['gflops']:.0f} GFLOP/s, the best matrix product of this run")
     for line in (errors_line(result["providers"], "errors and gradient"), *remarks(result)):
@@ -90,6 +90,7 @@ def bench_icl(arguments) -> int:
     for name in against:
         if name not in PEERS:
             raise IclError(f"--against {name}: give some of {', '.join(PEERS)}")
+    check_out(arguments.out)
     need("dynadapt bench icl, which checks against float64 in transformers,", ("transformers",), "bench")
     for name in ("rounds", "steps"):
         if getattr(arguments, name) < 1:
