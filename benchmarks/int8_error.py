@@ -77,7 +77,7 @@ def head_errors(model, h: torch.Tensor, targets: torch.Tensor) -> dict[str, floa
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         nll, lse, dh = torch.empty(len(x), dtype=wide), torch.empty(len(x), dtype=wide), torch.empty_like(x)
         cross_entropy.cross_entropy(x, matrix, targets, None, nll, lse, dh)
-        return matrix.times(x), dh, nll
+        return matrix.logits(x), dh, nll
 
     truth = run(DenseMatrix(weight.double()), torch.float64)
     found = {}

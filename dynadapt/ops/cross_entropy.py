@@ -24,7 +24,7 @@ def cross_entropy(h, head, targets, weights, nll, lse, dh) -> None:
     """
     scored = targets >= 0
     safe = targets.clamp(min=0)
-    logits = widen(head.times(h))  # [N, V]
+    logits = widen(head.logits(h))  # [N, V]
     lse.copy_(torch.logsumexp(logits, 1))
     nll.copy_(torch.where(scored, lse - logits.gather(1, safe[:, None])[:, 0], 0.0))
     if dh is None:

@@ -12,8 +12,9 @@ quantised once more, with groups of 64 rows of each part, and so is dy:
 
     (dy W)_ij = sum_g s^dy_ig s^W'_gj sum_{o in g} q^dy_io q^W'_oj
 
-The linear cross-entropy has its logits from the first product; its d-hidden, whose probabilities span too many powers of two for seven
-bits, takes W' rounded to the activations' dtype. Adapters, norms, attention and updates stay in that dtype.
+The linear cross-entropy has its logits from the first product, with activations of fifteen bits: s_ig = max |x_ij| / 32512. Its d-hidden,
+whose probabilities span too many powers of two for seven bits, takes W' rounded to the activations' dtype. Adapters, norms, attention
+and updates stay in that dtype.
 
 A group with a value that is not finite makes what it reaches NaN; scales are at least 2^-100.
 
@@ -29,6 +30,7 @@ from .precision import wide_dtype
 
 GROUP = 64
 LARGEST = 127.0
+LARGEST_OF_HEAD = 127.0 * 256  # of the activations that logits are made from: two digits of base 256, each in eight bits
 SMALLEST_SCALE = 2.0**-100  # of a group of zeros
 
 
@@ -37,14 +39,17 @@ def group_count(size: int) -> int:
     return -(-size // GROUP)
 
 
-def quantize_groups(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(q int8 [N, K], scale float32 [N, groups]) of x [N, K]. A group that is not finite has q = 0 and a scale of NaN."""
+def quantize_groups(x: torch.Tensor, largest: float = LARGEST) -> tuple[torch.Tensor, torch.Tensor]:
+    """(q [N, K], scale float32 [N, groups]) of x [N, K]; q is int8 within +-127, or int16 within a ``largest`` beyond that.
+
+    A group that is not finite has q = 0 and a scale of NaN.
+    """
     n, k = x.shape
     wide = torch.nn.functional.pad(x.float(), (0, group_count(k) * GROUP - k)).view(n, -1, GROUP)
-    scale = (wide.abs().amax(2) / LARGEST).clamp(min=SMALLEST_SCALE)
+    scale = (wide.abs().amax(2) / largest).clamp(min=SMALLEST_SCALE)
     q = (wide * (1.0 / scale)[:, :, None]).round()
     finite = torch.isfinite(scale)
-    q = torch.where(finite[:, :, None], q, 0.0).to(torch.int8).reshape(n, -1)[:, :k]
+    q = torch.where(finite[:, :, None], q, 0.0).to(torch.int8 if largest <= LARGEST else torch.int16).reshape(n, -1)[:, :k]
     return q, torch.where(finite, scale, float("nan"))
 
 
@@ -53,10 +58,10 @@ def dequantize(q: torch.Tensor, scale: torch.Tensor, dtype=torch.float32) -> tor
     return q.to(dtype) * scale.to(dtype).repeat_interleave(GROUP, 1)[:, : q.shape[1]]
 
 
-def product(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def product(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, largest: float = LARGEST) -> torch.Tensor:
     """x W^T [N, O] in float32, or in float64 where x is, as the quantised product gives it."""
     wide = wide_dtype(x.dtype)
-    return dequantize(*quantize_groups(x), wide) @ dequantize(q, scale, wide).t()
+    return dequantize(*quantize_groups(x, largest), wide) @ dequantize(q, scale, wide).t()
 
 
 class Int8Matrix:
@@ -87,6 +92,10 @@ class Int8Matrix:
     def times(self, x: torch.Tensor) -> torch.Tensor:
         """x W^T [n, N] in float32 or wider, x [n, K]."""
         return product(x, self.q, self.scale)
+
+    def logits(self, h: torch.Tensor) -> torch.Tensor:
+        """h W^T [n, N] as the cross-entropy has it, h [n, K] in fifteen bits."""
+        return product(h, self.q, self.scale, LARGEST_OF_HEAD)
 
     def times_transposed(self, dy: torch.Tensor) -> torch.Tensor:
         """dy W [n, K] in float32 or wider, dy [n, N]."""

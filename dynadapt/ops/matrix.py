@@ -32,6 +32,10 @@ class DenseMatrix:
         """x W^T [n, N], x [n, K]."""
         return x @ self.weight.t()
 
+    def logits(self, h: torch.Tensor) -> torch.Tensor:
+        """h W^T [n, N] as the cross-entropy has it."""
+        return self.times(h)
+
     def times_transposed(self, dy: torch.Tensor) -> torch.Tensor:
         """dy W [n, K], dy [n, N]."""
         return dy @ self.weight

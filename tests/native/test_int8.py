@@ -1,6 +1,7 @@
 """Matrices in int8: what goes in comes out as the reference rounds it, products are as near to float64 as the reference's, and the same
 to the bit whatever the instruction set, VNNI or not, the threads, the rows and the streams."""
 
+import math
 import os
 import subprocess
 import sys
@@ -100,6 +101,9 @@ def test_no_sum_saturates(sign):
     dx = torch.empty(7, 192)
     _C.linear_backward(sign * extremes(7, 40), [_C.PackedMatrix.int8(w, "float32")], None, None, None, 1.0, None, dx)
     assert (dx == sign * 40 * 127 * 127).all()
+    nll, lse = torch.empty(7), torch.empty(7)
+    _C.cross_entropy(x, _C.PackedMatrix.int8(w, "float32"), torch.zeros(7, dtype=torch.int64), None, nll, lse, None)
+    torch.testing.assert_close(lse, torch.full((7,), sign * 192 * 127 * 127 + math.log(40)), rtol=1e-6, atol=0)
 
 
 # ---- the matrix
@@ -158,6 +162,9 @@ for n, k, parts in ((1, 5, (3,)), (63, 65, (33, 7)), (70, 192, (130, 64)), (13, 
     _C.linear_forward(x, held, None, None, None, None, 1.0, None, y)
     _C.linear_backward(dy, held, None, None, None, 1.0, None, dx)
     found.update(y.tobytes() + dx.tobytes())
+    nll, lse, targets = np.empty(n, np.float32), np.empty(n, np.float32), draw.integers(0, parts[0], n)
+    _C.cross_entropy(x * np.float32(1e6), held[0], targets, None, nll, lse, None)  # one logit is all there is of the sum
+    found.update(nll.tobytes() + lse.tobytes())
 print(_C.isa(), int(_C.vnni()), found.hexdigest())
 """
 

@@ -26,7 +26,7 @@ static_assert(kTogether < kMaxRows);
 constexpr int kPanels = kBlock / kNR;
 static_assert(kBlock % kNR == 0 && kBlock % kWidth == 0);
 
-/// How logits are made, beside Bytes and Words of a head in int8: from its values.
+/// How logits are made, beside WideBytes and WideWords of a head in int8: from its values.
 struct Floats : Words {
   static constexpr bool kInteger = false;
 };
@@ -297,7 +297,7 @@ extern const CrossEntropyKernels cross_entropy_kernels = {
       if (c.head->storage != MatrixStorage::int8)
         score_of<Floats>(c);
       else
-        vnni() ? score_of<Bytes>(c) : score_of<Words>(c);
+        vnni() ? score_of<WideBytes>(c) : score_of<WideWords>(c);
     },
     [](const CrossEntropyWeightGradient& c) { c.dtype == kF32 ? weight_gradient<float>(c) : weight_gradient<bf16>(c); },
 };

@@ -15,6 +15,25 @@ inline const char* stored_panel(const Matrix& matrix, int64_t j) {
   return static_cast<const char*>(matrix.panels) + j * stored_panel_bytes(matrix.columns);
 }
 
+/// The memory of a call: quantised rows, which all threads share, and a Room for each thread.
+template <class Form, class Room, class Call>
+struct Memory {
+  Memory(const Call& call, int threads, int64_t count, int64_t groups) : call(call), room_bytes(Room(call, nullptr).bytes) {
+    Arena measure;
+    IntegerRows<Form>::take(measure, count, groups);
+    char* base = static_cast<char*>(scratch(measure.used() + room_bytes * threads));
+    Arena arena(base);
+    rows = IntegerRows<Form>::take(arena, count, groups);
+    rooms = base + measure.used();
+  }
+  Room room(int rank) const { return Room(call, rooms + room_bytes * rank); }
+
+  const Call& call;
+  IntegerRows<Form> rows;
+  char* rooms;
+  size_t room_bytes;
+};
+
 template <class Form, class T>
 struct ForwardRoom {
   char* panel;
@@ -52,19 +71,14 @@ void forward_panel_rows(const LinearForward& c, const ForwardRoom<Form, T>& room
 template <class Form, class T>
 void forward(const LinearForward& c) {
   const int64_t panels = total_panels(c.parts, c.part_count);
-  const size_t bytes = ForwardRoom<Form, T>(c, nullptr).bytes;
   const int threads = num_threads();
-  Arena measure;
-  IntegerRows<Form>::take(measure, c.N, group_count(c.K));
-  char* base = static_cast<char*>(scratch(measure.used() + bytes * threads));
-  Arena arena(base);
-  const auto x = IntegerRows<Form>::take(arena, c.N, group_count(c.K));
-  base += measure.used();
+  const Memory<Form, ForwardRoom<Form, T>, LinearForward> memory(c, threads, c.N, group_count(c.K));
+  const IntegerRows<Form>& x = memory.rows;
   const Grid grid(panels, c.N, threads);
   const RowTasks low(c.N, threads);
   TaskQueue row_queue(low.tasks()), queue(grid.tasks());
   parallel(threads, panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
-    const ForwardRoom<Form, T> room(c, base + bytes * team.rank);
+    const auto room = memory.room(team.rank);
     int64_t packed = -1;
     for (Range r = row_queue.take(team.size); r.begin < r.end; r = row_queue.take(team.size)) {
       const int64_t begin = low.begin(r.begin), end = low.begin(r.end);
@@ -165,19 +179,14 @@ void quantize_parts(const LinearBackward& c, const T* row, IntegerRows<Form> to)
 template <class Form, class T>
 void backward(const LinearBackward& c) {
   const int64_t panels = panel_count(c.K);
-  const size_t bytes = BackwardRoom<Form, T>(c, nullptr).bytes;
   const int threads = num_threads();
-  Arena measure;
-  IntegerRows<Form>::take(measure, c.dx ? c.N : 0, output_groups(c));
-  char* base = static_cast<char*>(scratch(measure.used() + bytes * threads));
-  Arena arena(base);
-  const auto dy = IntegerRows<Form>::take(arena, c.dx ? c.N : 0, output_groups(c));
-  base += measure.used();
+  const Memory<Form, BackwardRoom<Form, T>, LinearBackward> memory(c, threads, c.dx ? c.N : 0, output_groups(c));
+  const IntegerRows<Form>& dy = memory.rows;
   const Grid grid(panels, c.N, threads);
   const RowTasks low(c.N, threads);
   TaskQueue row_queue(low.tasks()), queue(grid.tasks());
   parallel(threads, panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
-    const BackwardRoom<Form, T> room(c, base + bytes * team.rank);
+    const auto room = memory.room(team.rank);
     int64_t packed = -1;
     for (Range r = row_queue.take(team.size); r.begin < r.end; r = row_queue.take(team.size)) {
       const int64_t begin = low.begin(r.begin), end = low.begin(r.end);

@@ -23,7 +23,7 @@ void pack(Matrix& matrix, const void* weight) {
           const int count = row < matrix.rows ? int(smaller<int64_t>(kScaleGroup, K - g * kScaleGroup)) : 0;
           alignas(64) int8_t q[kScaleGroup];
           int32_t total;
-          const float scale = quantize_group(from + (count ? row * K + g * kScaleGroup : 0), count, q, total);
+          const float scale = quantize_group(from + (count ? row * K + g * kScaleGroup : 0), count, Bytes::kLargest, q, total);
           for (int k = 0; k < kScaleGroup; k++) block[(k / 4 * kNR + n) * 4 + k % 4] = char(uint8_t(q[k] + 128));
           memcpy(block + kNR * kScaleGroup + 4 * n, &scale, 4);
         }

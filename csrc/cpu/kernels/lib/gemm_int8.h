@@ -11,6 +11,9 @@
 //          starts at -128 times the sum of A's group. This is also how a matrix is stored.
 //   Words  vpmaddwd and plain C: [32][kNR][2] int16, made from the stored panel once a call, for all rows. As fast as
 //          vpmaddubsw, which needs the sign moved from one side to the other and a second multiplication to widen its sums.
+//
+// Logits take activations of fifteen bits, because few large ones would leave the others of their group too few steps: WideWords
+// have them in 16 bits at no cost, WideBytes as two digits of base 256, one after the other.
 #pragma once
 
 #include "core/threads.h"
@@ -78,6 +81,8 @@ struct Words {
   using Value = int16_t;
   static constexpr int kStep = 2;      // values in 32 bits
   static constexpr int32_t kBias = 0;  // of a panel's values
+  static constexpr int kDigits = 1;    // of an activation
+  static constexpr int kLargest = 127;
 
   /// sum + a b by pairs, in each lane; `a` is the same 32 bits for all lanes.
   static vint multiply(vint sum, const char* a, vint b) {
@@ -100,6 +105,8 @@ struct Bytes {
   using Value = int8_t;
   static constexpr int kStep = 4;
   static constexpr int32_t kBias = 128;
+  static constexpr int kDigits = 1;
+  static constexpr int kLargest = 127;
 
   /// As above, by fours. In assembler, because the other kernels of this instruction set must run without it.
   static vint multiply(vint sum, const char* a, vint b) {
@@ -113,8 +120,18 @@ struct Bytes {
     return sum;
   }
 };
+struct WideBytes : Bytes {
+  static constexpr int kDigits = 2;  // the high one of 64 values first
+  static constexpr int kLargest = 127 * 256;
+};
 #else
 using Bytes = Words;  // never asked for
+#endif
+struct WideWords : Words {
+  static constexpr int kLargest = 127 * 256;
+};
+#if !defined(__AVX2__)
+using WideBytes = WideWords;
 #endif
 
 /// Bytes of one group of a panel: its values, then its scales.
@@ -132,11 +149,11 @@ inline int64_t integer_panel_bytes(int64_t depth) {
 
 constexpr int32_t kInfinityBits = 0x7f800000;
 
-/// The scale of values whose largest absolute value has these bits; NaN where that is not finite.
-inline float scale_of(int32_t bits) {
+/// The scale of values whose largest absolute value has these bits and is to be `steps`; NaN where it is not finite.
+inline float scale_of(int32_t bits, int steps) {
   float most;
   memcpy(&most, &bits, 4);
-  return bits >= kInfinityBits ? __builtin_nanf("") : larger(most / 127.0f, kSmallestScale);
+  return bits >= kInfinityBits ? __builtin_nanf("") : larger(most / float(steps), kSmallestScale);
 }
 
 inline vint absolute_bits(vfloat value) { return (vint)value & 0x7fffffff; }
@@ -153,14 +170,14 @@ struct IntegerRows {
 
   IntegerRows from(int64_t row, int64_t group) const {
     const int64_t at = group * stride + row;
-    return {values + at * kScaleGroup, scale + at, offset + at, stride};
+    return {values + at * kScaleGroup * Form::kDigits, scale + at, offset + at, stride};
   }
   /// Room for `rows` rows; fields stay null where the arena only measures.
   static IntegerRows take(Arena& arena, int64_t rows, int64_t groups) {
     // Groups a power of two apart would push a tile's rows out of the cache between them.
     const int64_t stride = rows < 64 ? rows : round_up(rows, 64) + 16;
     IntegerRows out;
-    out.values = arena.take<typename Form::Value>(stride * groups * kScaleGroup);
+    out.values = arena.take<typename Form::Value>(stride * groups * kScaleGroup * Form::kDigits);
     out.scale = arena.take<float>(stride * groups);
     out.offset = arena.take<int32_t>(stride * groups);
     out.stride = stride;
@@ -168,9 +185,9 @@ struct IntegerRows {
   }
 };
 
-/// One group of up to 64 values: returns its scale, writes all 64 places of q and the sum of them.
+/// One group of up to 64 values, the largest to be `steps`: returns its scale, writes all 64 places of q and the sum of them.
 template <class Value, class T>
-inline float quantize_group(const T* x, int count, Value* q, int32_t& total) {
+inline float quantize_group(const T* x, int count, int steps, Value* q, int32_t& total) {
   alignas(64) float wide[kScaleGroup];
   vint most{};
   for (int i = 0; i < kScaleGroup; i += kWidth) {
@@ -180,7 +197,7 @@ inline float quantize_group(const T* x, int count, Value* q, int32_t& total) {
   }
   int32_t bits = 0;
   for (int i = 0; i < kWidth; i++) bits = larger(bits, most[i]);
-  const float scale = scale_of(bits);
+  const float scale = scale_of(bits, steps);
   total = 0;
   if (scale != scale) {
     memset(q, 0, kScaleGroup * sizeof(Value));
@@ -202,9 +219,18 @@ template <class Form, class T>
 inline void quantize_row(const T* x, int64_t size, const IntegerRows<Form>& to) {
   for (int64_t g = 0; g < group_count(size); g++) {
     const IntegerRows<Form> here = to.from(0, g);
+    const int count = int(smaller<int64_t>(kScaleGroup, size - g * kScaleGroup));
     int32_t total;
-    *here.scale =
-        quantize_group(x + g * kScaleGroup, int(smaller<int64_t>(kScaleGroup, size - g * kScaleGroup)), here.values, total);
+    if constexpr (Form::kDigits == 2) {
+      int16_t q[kScaleGroup];
+      *here.scale = quantize_group(x + g * kScaleGroup, count, Form::kLargest, q, total);
+      for (int k = 0; k < kScaleGroup; k++) {
+        here.values[k] = int8_t((q[k] + 128) >> 8);
+        here.values[kScaleGroup + k] = int8_t(q[k]);  // q - 256 high
+      }
+    } else {
+      *here.scale = quantize_group(x + g * kScaleGroup, count, Form::kLargest, here.values, total);
+    }
     *here.offset = -Form::kBias * total;
   }
 }
@@ -288,7 +314,7 @@ inline void quantize_columns(const float* wide, const int32_t* most, char* block
 template <class Form, int M, int NV>
 [[gnu::noinline]] void integer_tile(const IntegerRows<Form>& a, const char* panel, int64_t groups, float* c, int64_t ldc) {
   constexpr int kUnits = kScaleGroup / Form::kStep;
-  constexpr int64_t kRow = kScaleGroup * int64_t(sizeof(typename Form::Value));
+  constexpr int64_t kRow = 4 * kUnits * Form::kDigits;
   const char* values = reinterpret_cast<const char*>(a.values);
   const float* row_scale = a.scale;
   const int32_t* offset = a.offset;
@@ -297,25 +323,37 @@ template <class Form, int M, int NV>
   for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) sum[i][j] = load(c + i * ldc + j * kWidth);
-  for (; groups > 0; groups--, panel += 4 * kNR, values += (a.stride - 1) * kRow, row_scale += a.stride, offset += a.stride) {
+  for (; groups > 0; groups--, panel += 4 * kNR, values += a.stride * kRow, row_scale += a.stride, offset += a.stride) {
     vint whole[M][NV];
 #pragma GCC unroll 16
     for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) whole[i][j] = Form::kBias ? offset[i] - vint{} : vint{};
+      for (int j = 0; j < NV; j++) whole[i][j] = Form::kBias && Form::kDigits == 1 ? offset[i] - vint{} : vint{};
+    const auto add_products = [&](const char* digit) {
+      const char* b_at = panel;
+#pragma GCC unroll 1  // more would not fit the registers
+      for (int u = 0; u < kUnits; u++, b_at += 4 * kNR, digit += 4) {
+        vint b[NV];
 #pragma GCC unroll 4
-    for (int u = 0; u < kUnits; u++, panel += 4 * kNR, values += 4) {
-      vint b[NV];
+        for (int j = 0; j < NV; j++) {
+          memcpy(&b[j], b_at + j * kWidth * 4, sizeof b[j]);
+          if (j * kWidth % 16 == 0) __builtin_prefetch(b_at + j * kWidth * 4 + kPanelAhead);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) {
-        memcpy(&b[j], panel + j * kWidth * 4, sizeof b[j]);
-        if (j * kWidth % 16 == 0) __builtin_prefetch(panel + j * kWidth * 4 + kPanelAhead);
+          for (int j = 0; j < NV; j++) whole[i][j] = Form::multiply(whole[i][j], digit + i * kRow, b[j]);
       }
+    };
+    add_products(values);
+    if constexpr (Form::kDigits == 2) {
 #pragma GCC unroll 16
       for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < NV; j++) whole[i][j] = Form::multiply(whole[i][j], values + i * kRow, b[j]);
+        for (int j = 0; j < NV; j++) whole[i][j] = (whole[i][j] << 8) + offset[i];
+      add_products(values + 4 * kUnits);
     }
+    panel += kUnits * 4 * kNR;
     vfloat scale[NV];
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) memcpy(&scale[j], panel + j * kWidth * 4, sizeof scale[j]);
