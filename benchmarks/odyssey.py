@@ -33,10 +33,12 @@ from dynadapt.experiments.corpus_read import read_documents
 from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, advise, outcome_interval, size_factor
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
 from dynadapt.experiments.diagnose.driver import run_diagnosis
+from dynadapt.experiments.diagnose.verdict import DIVERGED
 from dynadapt.runs.progress import Lines
 from dynadapt.runs.rundir import RunError, read_json, write_json
 
 CONDITIONS = {"lora": {}, "lora-hot": {"lr": 5 * LEARNING_RATES["lora"]["adam"]}}
+VOCABULARY = 49152  # of SmolLM2: a perplexity above it is worse than a uniform guess
 HELD_OUT, EXCERPT = 24, 1600  # documents of a domain that are scored, and characters of each
 TRAIN_EXCERPT = 4000  # characters of each training document
 
@@ -108,6 +110,7 @@ def row_of(name: str, condition: str, advised: dict, found: dict) -> dict:
         "change": found["change"],
         "interval": found["interval"],
         "verdict": found["verdict"],
+        "ceiling": found["ceiling"],
         "perplexity": found["perplexity"],
         "bits_per_byte": found["bits_per_byte"]["before"],
         "divergence": found["similarity"]["orders"][0]["divergence"],
@@ -131,35 +134,48 @@ def said(title: str):
 
 def spearman(x, y, draws: int = 2000) -> dict:
     """Rank correlation over domains with a percentile interval from drawing domains, and a two-sided permutation p-value."""
-    from scipy.stats import rankdata
-
     x, y, random = np.asarray(x, float), np.asarray(y, float), np.random.default_rng(0)
-    rho = lambda i, j: float(np.corrcoef(rankdata(x[i]), rankdata(y[j]))[0, 1])  # noqa: E731
-    whole = np.arange(len(x))
-    value, found = rho(whole, whole), []
-    while len(found) < draws and len(x) > 2:
+    value = float(_rank_correlation(x[None], y[None])[0])
+    drawn = []
+    while len(drawn) < draws and len(x) > 2:
         chosen = random.integers(0, len(x), len(x))
         if len(set(x[chosen])) > 2 and len(set(y[chosen])) > 2:
-            found.append(rho(chosen, chosen))
-    by_chance = [abs(rho(whole, random.permutation(len(x)))) >= abs(value) - 1e-12 for _ in range(draws)]
-    return {"rho": value, "interval": np.quantile(found, [0.025, 0.975]).tolist(), "p": float(np.mean(by_chance)), "domains": len(x)}
+            drawn.append(chosen)
+    permuted = np.stack([random.permutation(len(x)) for _ in range(draws)])
+    by_chance = abs(_rank_correlation(x[None], y[permuted])) >= abs(value) - 1e-12
+    found = _rank_correlation(x[drawn], y[drawn])
+    return {"rho": value, "interval": np.quantile(found, [0.025, 0.975]).tolist(), "p": float(by_chance.mean()), "domains": len(x)}
+
+
+def _rank_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """[draws] Spearman's correlation of each row of x [draws or 1, n] with that of y [draws, n]."""
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(values, axis=1) for values in (x, y))
+    a, b = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (a, b))
+    return (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
 
 
 def claims(rows: list[dict]) -> dict:
     """What the domains of one condition say about claims 10 to 12 and about the advice."""
     change = [row["change"] for row in rows]
-    hurt = [row for row in rows if row["verdict"].startswith("hurts")]
+    whole = [row for row in rows if not _diverged(row)]  # adaptation that broke the model says nothing of the domain
+    hurt = [row for row in whole if row["verdict"].startswith("hurts")]
     expected = [row["expected"] for row in rows]
     apart = np.array(change) - np.array(expected)
-    decided = [row for row in rows if row["advice"] in (ADAPT, LEAVE)]
+    decided = [row for row in rows if row["advice"] in (ADAPT, LEAVE, DIVERGED)]
     right = [row for row in decided if (row["change"] < 0) == (row["advice"] == ADAPT)]
     enough = len(rows) > 3
     return {
-        "10": {"domains": len(rows), "worse": [row["domain"] for row in hurt]},
-        "11": enough
+        "10": {
+            "domains": len(rows),
+            "worse": [row["domain"] for row in hurt],
+            "diverged": [row["domain"] for row in rows if row not in whole],
+        },
+        "11": len(whole) > 3
         and {
-            "nearness by bits per byte": spearman([-row["bits_per_byte"] for row in rows], change),
-            "nearness by divergence": spearman([-row["divergence"] for row in rows], change),
+            "nearness by bits per byte": spearman([-row["bits_per_byte"] for row in whole], [row["change"] for row in whole]),
+            "nearness by divergence": spearman([-row["divergence"] for row in whole], [row["change"] for row in whole]),
         },
         "12": {
             row["domain"]: {
@@ -173,6 +189,8 @@ def claims(rows: list[dict]) -> dict:
         "advice": {
             "decided": len(decided),
             "right": len(right),
+            "always_adapting_right": sum(row["change"] < 0 for row in decided),
+            "never_adapting_right": sum(row["change"] >= 0 for row in decided),
             "mean_error": float(apart.mean()),
             "mean_absolute_error": float(abs(apart).mean()),
             "covered": sum(row["expected_interval"][0] <= row["change"] <= row["expected_interval"][1] for row in rows),
@@ -180,6 +198,11 @@ def claims(rows: list[dict]) -> dict:
             "calibrated": calibrated(rows),
         },
     }
+
+
+def _diverged(row: dict) -> bool:
+    """By its verdict, or, in rows from before there was one, by a perplexity above the size of SmolLM2's vocabulary."""
+    return row["verdict"] == DIVERGED or "ceiling" not in row and row["perplexity"]["after"] > VOCABULARY
 
 
 def calibrated(rows: list[dict]) -> dict:
@@ -214,7 +237,7 @@ def markdown(results: dict) -> str:
                 f"{row['bits_per_byte']:.3f}",
                 f"{row['divergence']:.3f}",
                 f"{row['change']:+.3f} {ends(row['interval'])}",
-                row["verdict"],
+                DIVERGED if _diverged(row) else row["verdict"],
                 share,
                 f"{row['expected']:+.3f} {ends(row['expected_interval'])}",
                 row["advice"],
@@ -229,15 +252,18 @@ def _said(found: dict) -> list[str]:
     domains, named = found["10"]["domains"], f" ({', '.join(worse)})" * bool(worse)
     correlation = lambda rho: f"{rho['rho']:+.2f} [{rho['interval'][0]:+.2f}, {rho['interval'][1]:+.2f}]"  # noqa: E731
     lines = [f"- Claim 10: {len(worse)} of {domains} domains got worse{named}."]
+    if found["10"]["diverged"]:
+        lines.append(f"- Diverged (above ln V), and judged by no claim: {', '.join(found['10']['diverged'])}.")
     for name, rho in (found["11"] or {}).items():
-        lines.append(f"- Claim 11, {name}: Spearman {correlation(rho)} with the change, p = {rho['p']:.3f}, {domains} domains.")
+        lines.append(f"- Claim 11, {name}: Spearman {correlation(rho)} with the change, p = {rho['p']:.3f}, {rho['domains']} domains.")
     few = [name for name, row in found["12"].items() if row["verdict"] == "hurts on few types"]
     lines.append(
         f"- Claim 12: in {len(few)} of the {len(worse)} domains that got worse, at most 10 token types explain at least half of it."
     )
     rho = advice["rank_correlation"]
     lines.append(
-        f"- Advice: right in {advice['right']} of {advice['decided']} domains that it decided; measured less foreseen "
+        f"- Advice: right in {advice['right']} of {advice['decided']} domains that it decided (always adapting: "
+        f"{advice['always_adapting_right']}, never: {advice['never_adapting_right']}); measured less foreseen "
         f"{advice['mean_error']:+.3f} (mean absolute {advice['mean_absolute_error']:.3f}); {advice['covered']} of {domains} "
         "inside the interval" + (f"; rank correlation {correlation(rho)}." if rho else ".")
     )

@@ -35,7 +35,8 @@ import torch
 
 from dynadapt.experiments.dyneval import PHASES
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, fit_run, run
-from dynadapt.experiments.reweight.compare import draw_comparison, markdown, report
+from dynadapt.experiments.reweight.compare import WANTS_LARGE_BATCHES, draw_comparison, markdown, report
+from dynadapt.experiments.reweight.compare import judged as verdicts
 from dynadapt.experiments.reweight.setup import NEED_TARGET, trained_engine
 from dynadapt.experiments.scaling_fit import ScalingError
 from dynadapt.runs.rundir import read_json, write_json
@@ -141,6 +142,8 @@ class Study:
         method = METHODS[name]
         if self.base.steps < method.least_steps:
             return f"its rule needs {method.least_steps} steps"
+        if name in WANTS_LARGE_BATCHES and self.base.rows < len(self.base.domains):
+            return f"its batches would have {self.base.rows} rows for {len(self.base.domains)} domains; give --rows"
         if method.known and (self.folder / "sample" / "refused.txt").exists():
             return f"{method.mixer} has those targets already, because the fit refused"
         return None
@@ -245,7 +248,9 @@ class Study:
 
 def main() -> None:
     parser = parser_of(__doc__, "runs/reweighting")
-    parser.add_argument("--corpus", type=Path, required=True, help="directory that `dynadapt corpus build` made")
+    parser.add_argument("--judge", type=Path, metavar="FILE", help="run nothing: judge the runs of a results file anew, in place")
+    parser.add_argument("--rows", type=int, help="of a step (default: 8 from scratch, 4 continual)")
+    parser.add_argument("--corpus", type=Path, help="directory that `dynadapt corpus build` made")
     parser.add_argument("--case", nargs="+", default=["scratch", "continual"], choices=("scratch", "continual"))
     parser.add_argument(
         "--mixers",
@@ -268,6 +273,11 @@ def main() -> None:
     parser.add_argument("--scratch", default="4x128", help="size of the model from scratch (default: 4x128)")
     parser.add_argument("--report", action="store_true", help="only write the report of the runs that are there")
     arguments = parser.parse_args()
+    if arguments.judge:
+        print(markdown(judge_again(arguments.judge)))
+        return
+    if arguments.corpus is None:
+        parser.error("--corpus: give the directory that `dynadapt corpus build` made")
     if not 0 <= arguments.first_seed < arguments.seeds:
         raise SystemExit(f"first-seed {arguments.first_seed}: give one from 0 to {arguments.seeds - 1}, under --seeds {arguments.seeds}")
     torch.set_num_threads(min(torch.get_num_threads(), 2))
@@ -283,6 +293,7 @@ def prepared(name: str, arguments) -> Case:
     domains = subset(arguments.corpus, arguments.out / "texts", arguments.share or case.share)
     model = small_vocabulary(domains, arguments.out / "vocabulary", case.vocabulary) if case.vocabulary else case.config.model
     changes = {"scratch": arguments.scratch} if case.config.scratch else {}
+    changes |= {"rows": arguments.rows} if arguments.rows else {}
     return replace(case, config=replace(case.config, domains=domains, model=model, **changes))
 
 
@@ -309,15 +320,25 @@ def write_done(arguments) -> None:
             found.setdefault(folder.parent.name, []).append({**row, "flops": study.flops(row["method"])})
     if not found:
         raise SystemExit(f"{arguments.out}: no run is finished yet")
-    reports = {name: {**report(rows), "fits": fits(arguments.out / name)} for name, rows in found.items()}
+    settings = {name: _settings(arguments.out / name) for name in found}
+    reports = {name: {**report(rows, settings[name]["rows"]), "fits": fits(arguments.out / name)} for name, rows in found.items()}
     results = {
         "corpus": corpus_facts(arguments.corpus),
-        "settings": {name: _settings(arguments.out / name) for name in found},
+        "settings": settings,
         "cases": reports,
         "runs": {name: [_short(row) for row in rows] for name, rows in found.items()},
     }
     write_results(arguments.out, rounded(results), markdown(results["cases"]))
     draw_comparison(results["cases"], arguments.out / "results.png")
+
+
+def judge_again(path: Path) -> dict:
+    """The cases of a results file, their comparisons and verdicts made anew from its runs and kept there."""
+    results = read_json(path)
+    for name, case in results["cases"].items():
+        case.update(rounded(verdicts(results["runs"][name], results["settings"][name]["rows"])))
+    write_json(path, results)
+    return results["cases"]
 
 
 def fits(folder: Path) -> dict:

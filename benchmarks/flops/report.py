@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .scope import KEPT, LEAD, SCOPE, VERDICTS
+
 
 def markdown(results: dict, pictures: str) -> str:
     """`pictures`: the folder of claim-*.png, relative to the page."""
@@ -20,19 +22,30 @@ def markdown(results: dict, pictures: str) -> str:
         "|---|---|",
     ]
     for number, found in results["claims"].items():
-        lines.append(f"| {number}. {found['claim'].split(': ')[0]} | **{found['verdict']}** |")
+        lines.append(f"| {number}. {found['claim'].split(': ')[0]} | **{_verdict(number, found, results)}** |")
+    lines += ["", LEAD.strip()] if _is_kept(results) else []
     for number, found in results["claims"].items():
         lines += [
             "",
-            f"## {number}. {found['verdict']}",
+            f"## {number}. {_verdict(number, found, results)}",
             "",
             found["claim"],
             "",
+            *([f"**What this is about.** {SCOPE[number]}", ""] if _is_kept(results) else []),
             *ROWS[number](found),
             "",
             f"![claim {number}]({pictures}/claim-{number}.png)",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _is_kept(results: dict) -> bool:
+    """Whether these are the results that scope.py is written about, and not those of another model, size or choice of texts."""
+    return (results["settings"]["model"], results["settings"]["tokens"] - 1) == KEPT
+
+
+def _verdict(number: str, found: dict, results: dict) -> str:
+    return VERDICTS.get(number, found["verdict"]) if _is_kept(results) else found["verdict"]
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> list[str]:

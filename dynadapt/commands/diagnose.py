@@ -92,6 +92,7 @@ def _diagnose(arguments, chosen: DiagnoseConfig, out: Path, progress) -> int:
 
 def _advise(arguments, config: EvalConfig, compared: dict, out: Path, progress) -> int:
     from dynadapt.experiments.diagnose.advise import advise, print_advice
+    from dynadapt.experiments.diagnose.verdict import MARGIN
 
     summary = advise(
         config,
@@ -102,6 +103,7 @@ def _advise(arguments, config: EvalConfig, compared: dict, out: Path, progress) 
         compared.get("embeddings"),
         announce=progress,
         log=arguments.logs,
+        margin=compared.get("margin", MARGIN),
     )
     progress.close()
     print_advice(summary, out)

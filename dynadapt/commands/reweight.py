@@ -151,7 +151,7 @@ def _fit(arguments) -> int:
         low, high = found["interval"][domain]
         print(
             f"{domain}: {loss:.4f} nats at {found['tokens']:,.0f} tokens, 90% interval {low:.4f} to {high:.4f}, "
-            f"residual {found['residual'][domain]:.4f}"
+            f"{found['form'][domain]}, residual {found['residual'][domain]:.4f}, last third foreseen within {found['backtest'][domain]:.4f}"
         )
     print(f"written to {Path(arguments.out) / 'targets.json'}; picture: {Path(arguments.out) / 'targets.png'}")
     return 0

@@ -54,7 +54,10 @@ def _print(found: dict) -> None:
         after = f"{tokens[0]:,}" if len(tokens) == 1 else f"{tokens[0]:,} to {tokens[-1]:,}"
         p = pair["mean"]["p_adjusted"]
         certain = "" if p is None else f" (p {p:.3f}{', adjusted by Holm' if len(found['pairs']) > 1 else ''})"
-        console.print(f"{pair['of']} less {pair['against']}, after {after} tokens: {pair['says']}{certain}; {over(pair)}", soft_wrap=True)
+        power = "" if pair["sees"] is None else f"; a true difference of {pair['sees']:.3f} would be called 4 times of 5"
+        console.print(
+            f"{pair['of']} less {pair['against']}, after {after} tokens: {pair['says']}{certain}; {over(pair)}{power}", soft_wrap=True
+        )
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("domain", overflow="fold")
         for name in ("first", "this", "difference", "95% interval"):

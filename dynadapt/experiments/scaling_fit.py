@@ -1,16 +1,25 @@
-"""Target losses: L(D) = E + B / D^beta, fitted to a domain's held-out losses on a sub-sample and extrapolated to all tokens.
+"""Target losses: a form L(D) fitted to a domain's held-out losses on a sub-sample and extrapolated to all tokens.
 
-The model's size is constant here, so of Chinchilla's law only these three are identifiable: E nats that stay, and B / D^beta that
-training takes away. D is tokens trained on; the evaluation before training (D = 0) doesn't belong in the fit.
-
-    fit = fit_curve(tokens, losses)              # least squares with bounds, from several starts
-    fit.residual                                 # root mean square, nats
+    fit = fit_curve(tokens, losses)              # every form of scaling_forms.py; the one that foresees best
+    fit.residual, fit.backtest                   # root mean square, nats: on all points, and on the last third, foreseen from those before
     fit.extrapolate(1e9).loss, .low, .high       # with a 90% interval, or ScalingError: why this curve can't support it
 
-The interval is a residual bootstrap: residuals are drawn with replacement onto the fitted curve, which is fitted again `DRAWS`
-times. They are enlarged by sqrt(n / (n - 3)) for the three parameters, and by Student's t over the normal quantile for few
-points; still, intervals of 90% hold the truth of synthetic curves of 12 points only 83 to 87% of the time. The law is held to be
-right: they say what noise does to the prediction, not what a wrong law would. Numbers are the same on every run (fixed seed).
+D is tokens trained on; the evaluation before training (D = 0) doesn't belong in the fit. What a form has to pass:
+
+1. None of its numbers is at a bound: it would want to be another form.
+2. What it leaves is noise: a cubic in ln D, which is free to bend anywhere, does not fit better by an F-test at MISFIT (or the residual is under
+   EXACT of the fall).
+3. It foresees the last third of the points from those before about as well as it fits: an error at the last one below FORESEEN of the fall
+   between, or below three times what noise in the points would do to it.
+
+A curve that a line in ln D fits as well shows no sign of levelling off, and where it will do so is not in these points: refused. Of the forms
+that pass, the one with the least backtest error is taken, and the interval reaches to the predictions of the others that foresee
+about as well: where forms disagree by more than WIDTH of the whole fall, the curve does not say which is right, and is refused.
+
+The interval of one form is a residual bootstrap: residuals are drawn with replacement onto the fitted curve, which is fitted again `DRAWS`
+times. They are enlarged by sqrt(n / (n - p)) for its p parameters, and by Student's t over the normal quantile for few
+points. Numbers are the same on every run (fixed seed). No check sees what happens after the last point: a loss that stops falling there is foreseen
+by none of these forms.
 """
 
 from __future__ import annotations
@@ -20,17 +29,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import least_squares
+from scipy.stats import f as fisher
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 
-POINTS = 6  # least number of evaluations: three parameters, and as many left to judge them by
-SPAN = 4.0  # the last evaluation has at least this many times the tokens of the first: else beta is anyone's guess
+from .scaling_forms import FORMS, Form, best_parameters
+
+POINTS = 8  # least number of evaluations: three parameters, and enough left to tell whether what they leave is noise
+SPAN = 4.0  # the last evaluation has at least this many times the tokens of the first: else the exponent is anyone's guess
 REACH = 32.0  # largest extrapolation, in multiples of the tokens of the last evaluation
-EXPONENTS = (0.01, 2.0)  # bounds of beta
+MISFIT = 0.02
+EXACT = 1e-4  # a residual of this share of the fall is none
+FORESEEN = 0.05
+PLAUSIBLE = 2.0  # a form whose backtest error is within this of the best one's foresees about as well
 WIDTH = 0.5  # widest interval, as a share of the whole fall from the first evaluation to the prediction
 DRAWS = 200
 LEVEL = 0.9
+Parameters = tuple[float, float, float]
 
 
 class ScalingError(ValueError):
@@ -49,9 +64,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ScalingFit:
-    """L(D) = irreducible + amplitude (D / scale)^-exponent; B = amplitude scale^exponent. Losses in nats, D in tokens.
+    """One form with irreducible (E), amplitude (B) and exponent (k) at tokens / scale (scaling_forms.py). Losses in nats, D in tokens.
 
-    tokens, losses are the points; residual is their root mean square distance; draws [n][3] are the bootstrap's parameters.
+    tokens, losses are the points; residual is their root mean square distance, backtest that of the last third from what those before
+    foresee; draws [n][3] are the bootstrap's parameters; others are forms that foresee about as well; misfit says why no form fits.
     """
 
     irreducible: float
@@ -61,16 +77,21 @@ class ScalingFit:
     residual: float
     tokens: tuple[float, ...]
     losses: tuple[float, ...]
-    draws: tuple[tuple[float, float, float], ...]
+    draws: tuple[Parameters, ...]
+    form: str = "power"
+    backtest: float | None = None
+    others: tuple[tuple[str, Parameters], ...] = ()
+    misfit: str | None = None
 
     def predict(self, tokens: float) -> float:
-        return float(_law((self.irreducible, self.amplitude, self.exponent), tokens / self.scale))
+        return float(FORMS[self.form]((self.irreducible, self.amplitude, self.exponent), tokens / self.scale))
 
     def interval(self, tokens: float, level: float = LEVEL) -> tuple[float, float]:
-        """Percentiles of the bootstrap's predictions."""
-        predictions = _law(np.array(self.draws).T, tokens / self.scale)
+        """Percentiles of the bootstrap's predictions, and as far as other forms reach that foresee about as well."""
+        predictions = FORMS[self.form](np.array(self.draws).T, tokens / self.scale)
         low, high = np.quantile(predictions, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
+        others = [float(FORMS[name](parameters, tokens / self.scale)) for name, parameters in self.others]
+        return min(float(low), *others, math.inf), max(float(high), *others, -math.inf)
 
     def extrapolate(self, tokens: float) -> Prediction:
         """The prediction at `tokens`, or ScalingError if this curve can't support it: see `unsupported`."""
@@ -94,8 +115,8 @@ class ScalingFit:
                 f"the loss falls by {fall:.4f} nats over the sub-sample, less than twice the residual of "
                 f"{self.residual:.4f}: there is no trend to extend; train longer, or evaluate on more held-out text"
             )
-        if self.exponent < 1.01 * EXPONENTS[0]:
-            return f"the exponent {self.exponent:.3f} is at its bound: the loss doesn't level off yet; train on a larger sub-sample"
+        if self.misfit:
+            return self.misfit
         low, high = self.interval(tokens)
         whole = self.predict(first) - self.predict(tokens)
         if high - low > WIDTH * whole:
@@ -106,7 +127,8 @@ class ScalingFit:
         return None
 
     def to_dict(self) -> dict:
-        return {**vars(self), "tokens": list(self.tokens), "losses": list(self.losses), "draws": [list(draw) for draw in self.draws]}
+        listed = {"tokens": list(self.tokens), "losses": list(self.losses), "draws": [list(draw) for draw in self.draws]}
+        return {**vars(self), **listed, "others": [[name, list(parameters)] for name, parameters in self.others]}
 
     @classmethod
     def from_dict(cls, content: Mapping) -> ScalingFit:
@@ -116,30 +138,101 @@ class ScalingFit:
                 "tokens": tuple(content["tokens"]),
                 "losses": tuple(content["losses"]),
                 "draws": tuple(tuple(draw) for draw in content["draws"]),
+                "others": tuple((name, tuple(parameters)) for name, parameters in content.get("others", ())),
             }
         )
 
 
+@dataclass(frozen=True)
+class _Tried:
+    """A form on one curve. backtest: root mean square error of the held-out points; why: it does not pass, or None."""
+
+    form: Form
+    parameters: np.ndarray
+    residual: float
+    backtest: float
+    why: str | None
+
+
 def fit_curve(tokens: Sequence[float], losses: Sequence[float], draws: int = DRAWS, seed: int = 0) -> ScalingFit:
-    """tokens [n] trained on at each evaluation, losses [n] nats. ScalingError for points that can't give three parameters."""
+    """tokens [n] trained on at each evaluation, losses [n] nats. ScalingError for points that can't give three parameters; a curve that
+    no form fits gives the one with the least residual, whose `misfit` says so."""
     tokens, losses = _points(tokens, losses)
-    scale = float(np.exp(np.log(tokens).mean()))  # keeps B and beta from being one and the same direction
-    relative = tokens / scale
-    best = _best(relative, losses, _starts(losses))
-    residuals = losses - _law(best, relative)
-    freedom, quantile = len(tokens) - 3, (1 + LEVEL) / 2
-    wider = math.sqrt(len(tokens) / freedom) * student.ppf(quantile, freedom) / normal.ppf(quantile)
+    scale = float(np.exp(np.log(tokens).mean()))  # keeps B and k from being one and the same direction
+    x = tokens / scale
+    tried = {name: _try(form, x, losses) for name, form in FORMS.items()}
+    passed = [each for each in tried.values() if not each.why]
+    misfit = None
+    if not tried["line"].why:
+        misfit = (
+            f"a line in ln(tokens) fits as well as anything (residual {tried['line'].residual:.4f}): the loss doesn't level off yet, and where "
+            "it will is not in these points; train on a larger sub-sample"
+        )
+    elif not passed:
+        misfit = (
+            "no form fits: " + "; ".join(f"{name}: {each.why}" for name, each in tried.items()) + "; train longer, or evaluate more often"
+        )
+    chosen = min(tried.values(), key=lambda each: each.residual) if misfit else min(passed, key=lambda each: each.backtest)
+    near = [each for each in passed if each is not chosen and each.backtest <= PLAUSIBLE * max(chosen.backtest, chosen.residual)]
+    fitted, count = chosen.form(chosen.parameters, x), len(tokens)
+    freedom, quantile = count - chosen.form.parameters, (1 + LEVEL) / 2
+    wider = math.sqrt(count / freedom) * student.ppf(quantile, freedom) / normal.ppf(quantile)
+    residuals = losses - fitted
     enlarged = (residuals - residuals.mean()) * wider
-    generator = np.random.default_rng(seed)
-    again = [_best(relative, _law(best, relative) + generator.choice(enlarged, len(tokens)), [best]) for _ in range(draws)]
+    again = best_parameters(chosen.form, x, fitted + np.random.default_rng(seed).choice(enlarged, (draws, count)))
     return ScalingFit(
-        *best.tolist(),
+        *chosen.parameters.tolist(),
         scale,
-        float(np.sqrt((residuals**2).mean())),
+        chosen.residual,
         tuple(tokens.tolist()),
         tuple(losses.tolist()),
-        tuple(tuple(draw.tolist()) for draw in again),
+        tuple(tuple(draw) for draw in again.tolist()),
+        chosen.form.name,
+        chosen.backtest,
+        tuple((each.form.name, tuple(each.parameters.tolist())) for each in near),
+        misfit,
     )
+
+
+def _try(form: Form, x: np.ndarray, losses: np.ndarray) -> _Tried:
+    """The form on all points, and on the first two thirds, from which it foresees the rest."""
+    count = len(x)
+    (parameters,) = best_parameters(form, x, losses)
+    apart = form(parameters, x) - losses
+    residual, fall = _root_mean_square(apart), float(losses[0] - losses[-1])
+    early = count - max(2, count // 3)
+    (earlier,) = best_parameters(form, x[:early], losses[:early])
+    missed = form(earlier, x[early:]) - losses[early:]
+    backtest = _root_mean_square(missed)
+    why = form.at_bound(parameters)
+    if not why and residual > EXACT * abs(fall) and (p := _misfit(form, x, losses, residual)) < MISFIT:
+        why = f"what it leaves (residual {residual:.4f}) bends and is not noise (p = {p:.4f})"
+    allowed = FORESEEN * abs(float(losses[early - 1] - losses[-1])) + 3 * _carried(form, x, early, earlier, residual)
+    if not why and abs(missed[-1]) > allowed:
+        why = f"from the first {early} points it foresees the last one {missed[-1]:+.4f} nats off, more than the {allowed:.4f} that noise explains"
+    return _Tried(form, parameters, residual, backtest, why)
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    return float(np.sqrt((values**2).mean()))
+
+
+def _misfit(form: Form, x: np.ndarray, losses: np.ndarray, residual: float) -> float:
+    """p-value of the F-test of the form against a cubic in ln x; 1 where the cubic is no better."""
+    logs = np.log(x)
+    cubic = np.polynomial.polynomial.polyval(logs, np.polynomial.polynomial.polyfit(logs, losses, 3)) - losses
+    left, bent, freedom = len(x) * residual**2, float((cubic**2).sum()), len(x) - 4
+    more = 4 - form.parameters
+    return float(fisher.sf(max(0.0, left - bent) / more / max(bent / freedom, 1e-300), more, freedom))
+
+
+def _carried(form: Form, x: np.ndarray, early: int, parameters: np.ndarray, noise: float) -> float:
+    """Standard deviation of the prediction at the last point, fitted to the first `early`, for this noise in each point; its own included."""
+    step = 1e-4 * np.maximum(np.abs(parameters), 1e-6)
+    free = [i for i in range(3) if not (i == 2 and form.exponents is None or i == 0 and not form.asymptote)]
+    slopes = np.stack([(form(parameters + step * (np.arange(3) == i), x) - form(parameters, x)) / step[i] for i in free], axis=1)
+    spread = slopes[-1] @ np.linalg.pinv(slopes[:early].T @ slopes[:early]) @ slopes[-1]
+    return noise * math.sqrt(1 + max(0.0, float(spread)))
 
 
 def fit_targets(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], tokens: float) -> dict[str, tuple[ScalingFit, Prediction]]:
@@ -174,33 +267,3 @@ def _points(tokens, losses) -> tuple[np.ndarray, np.ndarray]:
             f"evaluations from {tokens[0]:,.0f} to {tokens[-1]:,.0f} tokens; the last must have at least {SPAN:g} times the first"
         )
     return tokens, losses
-
-
-def _law(parameters, relative):
-    irreducible, amplitude, exponent = parameters
-    return irreducible + amplitude * relative ** (-exponent)
-
-
-def _starts(losses: np.ndarray) -> list[tuple[float, float, float]]:
-    """Asymptotes from 0 to just under the least loss, crossed with exponents."""
-    least, mean = losses.min(), losses.mean()
-    return [(share * least, mean - share * least, exponent) for share in (0.0, 0.5, 0.9, 0.99) for exponent in (0.1, 0.3, 0.6, 1.2)]
-
-
-def _best(relative: np.ndarray, losses: np.ndarray, starts) -> np.ndarray:
-    """[3] the least squares solution with 0 <= E, 0 <= B and beta within EXPONENTS."""
-    lower, upper = np.array([0.0, 0.0, EXPONENTS[0]]), np.array([np.inf, np.inf, EXPONENTS[1]])
-    log_relative = np.log(relative)
-
-    def distance(parameters):
-        return _law(parameters, relative) - losses
-
-    def jacobian(parameters):
-        power = relative ** (-parameters[2])
-        return np.stack([np.ones_like(power), power, -parameters[1] * power * log_relative], axis=1)
-
-    solutions = [
-        least_squares(distance, np.clip(start, lower + 1e-9, upper - 1e-9), jacobian, (lower, upper), x_scale=(1.0, 1.0, 0.1), max_nfev=200)
-        for start in starts
-    ]
-    return min(solutions, key=lambda solution: solution.cost).x

@@ -10,8 +10,9 @@ from tiny import english, tiny_tokenizer
 from dynadapt.experiments.diagnose import attribution, similarity
 from dynadapt.experiments.diagnose.classes import CLASSES, classify, keywords, visible
 from dynadapt.experiments.diagnose.driver import diagnosis_of
+from dynadapt.experiments.diagnose.repeats import find_repeats
 from dynadapt.experiments.diagnose.scored import Scored
-from dynadapt.experiments.diagnose.verdict import BROADLY, FEW_TYPES, HELPS, INCONCLUSIVE, goes_away
+from dynadapt.experiments.diagnose.verdict import BROADLY, DIVERGED, FEW_TYPES, HELPS, INCONCLUSIVE, MARGIN, UNCHANGED, goes_away, judge
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +103,109 @@ def test_intervals_cover_and_are_wider_when_documents_differ():
     assert np.mean(wide) == pytest.approx(2 * 1.96 / np.sqrt(40), rel=0.12)  # not 2 * 1.96 * sqrt(2 / 2000)
 
 
-def test_few_documents_are_drawn_as_blocks_and_one_block_gives_no_interval(tokenizer):
-    scored = scored_text(tokenizer, lambda text: 1.0, documents=9)
-    assert attribution.units(scored).name == "block of 256 tokens"
-    assert attribution.units(scored_text(tokenizer, lambda text: 1.0, documents=10)).name == "document"
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("count", [2, 4, 10])
+def test_intervals_of_few_units_hold_the_truth_as_often_as_they_say(count, uneven):
+    """Units that differ, of equal size and of very different ones."""
+    random, held, trials = np.random.default_rng(3), 0, 1500
+    for _ in range(trials):
+        counts = random.lognormal(5, 1, count) if uneven else np.full(count, 256.0)
+        means = random.normal(0.1, 0.2, count) + random.standard_normal(count) / np.sqrt(counts)
+        low, high = attribution.ratio_interval(counts * means, counts)
+        held += low <= 0.1 <= high
+    assert 0.935 < held / trials < 0.98
+
+
+def test_percentiles_of_a_bootstrap_would_not():
+    random, held = np.random.default_rng(3), 0
+    for _ in range(600):
+        means = random.standard_normal(4)
+        low, high = np.quantile(random.choice(means, (400, 4)).mean(axis=1), [0.025, 0.975])
+        held += low <= 0 <= high
+    assert 0.74 < held / 600 < 0.86
+
+
+def test_an_interval_is_students_where_units_are_of_one_size():
+    from scipy.stats import ttest_1samp
+
+    values = np.random.default_rng(4).standard_normal((7, 3))
+    low, high = attribution.ratio_interval(50 * values, np.full(7, 50.0))
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert low == pytest.approx(expected.low) and high == pytest.approx(expected.high)
+
+
+def test_a_verdict_needs_a_change_worth_naming():
+    judged = lambda low, high: judge((low, high), [], MARGIN)  # noqa: E731
+    assert judged(-0.009, -0.001) == judged(0.001, 0.009) == judged(-0.01, 0.01) == UNCHANGED
+    assert judged(-0.02, -0.001) == HELPS and judged(0.001, 0.02) == BROADLY
+    assert judged(-0.02, 0.001) == judged(-0.001, 0.02) == judged(-np.inf, np.inf) == INCONCLUSIVE
+
+
+def test_above_a_uniform_guess_it_is_diverged_and_not_harm(tokenizer):
+    summary, _, _ = diagnosis_of(scored_text(tokenizer, lambda text: 9.0), tokenizer, None)
+    assert summary["verdict"] == DIVERGED and any("diverged" in sentence for sentence in summary["evidence"])
+    scored = scored_text(tokenizer, lambda text: 1.0)
+    lost = Scored(scored.tokens, scored.before + 9.0, scored.after + 9.0, scored.document, scored.position, scored.names, 16)
+    assert diagnosis_of(lost, tokenizer, None)[0]["verdict"] == BROADLY  # the model before knew nothing either
+
+
+def test_no_change_worth_naming_is_said(tokenizer):
+    summary, _, _ = diagnosis_of(scored_text(tokenizer, lambda text: 0.004, noise=0.02), tokenizer, None)
+    assert summary["verdict"] == UNCHANGED and any("worth naming" in sentence for sentence in summary["evidence"])
+    assert diagnosis_of(scored_text(tokenizer, lambda text: 0.004, noise=0.02), tokenizer, None, margin=0.001)[0]["verdict"] == BROADLY
+
+
+def test_few_units_are_said(tokenizer):
+    said = lambda documents: " ".join(  # noqa: E731
+        diagnosis_of(scored_text(tokenizer, lambda text: 0.2, documents=documents, noise=0.3), tokenizer, None)[0]["evidence"]
+    )
+    assert "5 documents are few" in said(5) and "blocks" not in said(5)
+    assert "the blocks are of 3 documents" in said(3) and "few" not in said(20)
+
+
+def test_repeated_paragraphs_are_found_however_their_lines_break(tokenizer):
+    random = np.random.default_rng(0)
+    words = lambda count: " ".join("".join(random.choice(list("abcdefghij"), 6)) for _ in range(count))  # noqa: E731
+    own, copied, near, half = words(40), words(40), words(40), words(40)
+    held = f"# Head\n\n{own}\n\n{copied}\n\n{near}\n\n{half}\n"
+    changed = near.split()
+    changed[5] = changed[25] = "zzzzzz"  # an edit here and there
+    learned = [words(30) + "\n" + copied.upper().replace(" ", "\n  ", 7), " ".join(changed) + words(9), " ".join(half.split()[:12])]
+    tokens = tokenizer.encode(held).tokens
+    texts = [tokenizer.decode([tokenizer.token_to_id(token)]) for token in tokens]
+    assert "".join(texts) == held
+    begins = np.cumsum([0, *map(len, texts)])[:-1]
+    inside = (begins >= held.index(copied)) & (begins < held.index(half) - 2)
+    found = find_repeats([texts], np.where(inside, -1.0, 0.5), learned)
+    assert (found["paragraphs"], found["repeated"]) == (4, 2)
+    assert [copied.startswith(found["examples"][0][:50]), near.startswith(found["examples"][1][:50])] == [True, True]
+    assert found["share_of_tokens"] == pytest.approx(inside.mean(), abs=0.05) and found["change_without"] == pytest.approx(0.5, abs=0.05)
+    nothing = find_repeats([texts], np.zeros(len(texts)), [words(100)])
+    assert nothing["repeated"] == 0 and nothing["share_of_tokens"] == 0.0 and nothing["examples"] == []
+    assert find_repeats([texts], np.zeros(len(texts)), [held])["repeated"] == 4
+
+
+def test_paragraphs_without_spaces_are_compared_too():
+    random = np.random.default_rng(1)
+    text = "".join(chr(0x3042 + n) for n in random.integers(0, 80, 300))
+    found = find_repeats([list(text)], np.arange(300.0), [text[:120] + "\n" + text[120:]])
+    assert found["repeated"] == found["paragraphs"] == 1 and found["change_without"] is None
+    assert find_repeats([list(text)], np.arange(300.0), [text[:100]])["repeated"] == 0
+
+
+def test_a_long_text_is_looked_up_whole(monkeypatch):
+    """Runs across the borders of what is looked up together are not lost."""
+    from dynadapt.experiments.diagnose import repeats
+
+    random = np.random.default_rng(2)
+    text = "".join(random.choice(list("abcdefghijklmnop"), 500))
+    monkeypatch.setattr(repeats, "CHUNK", 64)
+    assert sum(len(repeats._hashes(part)) for part in repeats._chunks(repeats._letters(text))) == 500 - repeats.SHINGLE + 1
+
+
+def test_few_documents_become_blocks_and_one_block_gives_no_interval(tokenizer):
+    assert attribution.units(scored_text(tokenizer, lambda text: 1.0, documents=3)).name == "block of 256 tokens"
+    assert attribution.units(scored_text(tokenizer, lambda text: 1.0, documents=4)).name == "document"
     summary, _, _ = diagnosis_of(scored_text(tokenizer, lambda text: 1.0, documents=1), tokenizer, None)
     assert summary["interval"] == [None, None] and summary["verdict"] == INCONCLUSIVE
 

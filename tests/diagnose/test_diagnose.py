@@ -24,6 +24,7 @@ from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, UNCLEAR, advice, 
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
 from dynadapt.experiments.diagnose.driver import run_diagnosis
 from dynadapt.experiments.diagnose.texts import gather, joined_lines, write_control
+from dynadapt.experiments.diagnose.verdict import DIVERGED, UNCHANGED
 from dynadapt.experiments.dyneval import build_engine, run
 from dynadapt.model.errors import ModelError
 from dynadapt.runs.rundir import RunError
@@ -113,7 +114,7 @@ def test_learning_now_is_the_run_of_eval_and_its_weights_score(base, texts, tmp_
     (tmp_path / "train.txt").write_text(english(600, seed=99))
     config = config_for(base, texts, learn=(str(tmp_path / "train.txt"),), control="none")
     summary = run_diagnosis(config, tmp_path / "out")
-    assert summary["verdict"] == "helps" and summary["change"] < -0.1
+    assert summary["verdict"] == "helps" and summary["change"] < -0.1 and summary["repeats"]["paragraphs"] == 12
     engine = build_engine(dynadapt.model.load(str(base)), config.learning([str(tmp_path / "train.txt")]))
     reader = torch.tensor(dynadapt.model.load(str(base)).tokenizer.encode((tmp_path / "train.txt").read_text()))
     for start in range(0, len(reader) - 1, 48):
@@ -336,6 +337,16 @@ def test_advice_follows_from_the_later_windows():
     assert advice(static, steady(0.0) - np.repeat([5.0, 0.0], 20))["advice"] == UNCLEAR  # early windows don't count
     found = advice(static, steady(-0.2))
     assert found["interval"][0] < found["expected_change"] == pytest.approx(-0.2, abs=0.03)
+
+
+def test_advice_names_what_is_no_change_and_what_diverged():
+    random = np.random.default_rng(0)
+    static = random.normal(3, 0.3, 40)
+    found = advice(static, static - 0.004 + 0.005 * random.standard_normal(40))
+    assert found["advice"] == UNCHANGED and advice(static, static - 0.004, margin=0.001)["advice"] == ADAPT
+    late = static + np.repeat([0.1, 9.0], 20)
+    assert advice(static, late, ceiling=np.log(50000))["advice"] == DIVERGED
+    assert advice(static, late)["advice"] == LEAVE
 
 
 def test_an_outcome_is_foreseen_within_a_factor():

@@ -17,6 +17,7 @@ def row(i: int, change: float, verdict: str) -> dict:
         "change": change,
         "interval": [change - 0.01, change + 0.01],
         "verdict": verdict,
+        "perplexity": {"before": 10.0, "after": 10.0},
         "bits_per_byte": 1.0 - change,
         "divergence": 0.5 + 0.01 * i,
         "top10": {"held_out": 0.8, "tokens": 0.1},
@@ -31,16 +32,37 @@ def test_claims_count_what_got_worse_and_rank_what_it_goes_with():
     changes = [-0.3, -0.2, -0.1, 0.05, 0.1]
     rows = [row(i, change, "helps" if change < 0 else "hurts on few types") for i, change in enumerate(changes)]
     found = odyssey.claims(rows)
-    assert found["10"] == {"domains": 5, "worse": ["d3", "d4"]} and set(found["12"]) == {"d3", "d4"}
+    assert found["10"] == {"domains": 5, "worse": ["d3", "d4"], "diverged": []} and set(found["12"]) == {"d3", "d4"}
     near = found["11"]["nearness by bits per byte"]
     assert near["rho"] == pytest.approx(1.0) and near["interval"][1] == pytest.approx(1.0) and near["p"] < 0.05
     assert found["11"]["nearness by divergence"]["rho"] == pytest.approx(-1.0)
-    assert found["advice"]["right"] == found["advice"]["decided"] == 3 and found["advice"]["covered"] == 5
+    assert found["advice"]["right"] == found["advice"]["decided"] == found["advice"]["always_adapting_right"] == 3
+    assert found["advice"]["never_adapting_right"] == 0 and found["advice"]["covered"] == 5
     assert found["advice"]["mean_error"] == pytest.approx(-0.02) and found["advice"]["rank_correlation"]["rho"] == pytest.approx(1.0)
     table = odyssey.markdown(
         {"conditions": {"lora": {"rows": rows, "claims": found}, "few": {"rows": rows[:2], "claims": odyssey.claims(rows[:2])}}}
     )
     assert "2 of 5 domains got worse (d3, d4)" in table and "in 2 of the 2 domains" in table and table.count("| d0 |") == 2
+
+
+def test_what_diverged_is_no_harm_and_takes_part_in_no_claim():
+    """Above ln V: by its verdict, or, in rows without one, by its perplexity."""
+    rows = [row(i, 0.1 + 0.1 * i, "hurts broadly") for i in range(4)]
+    without = odyssey.claims(rows)
+    rows += [row(4, 9.0, "diverged"), {**row(5, 14.8, "hurts broadly"), "perplexity": {"before": 27.0, "after": 7e7}}]
+    found = odyssey.claims(rows)
+    assert found["10"] == {"domains": 6, "worse": ["d0", "d1", "d2", "d3"], "diverged": ["d4", "d5"]}
+    assert (found["11"], found["12"]) == (without["11"], without["12"])
+    lines = odyssey.markdown({"conditions": {"hot": {"rows": rows, "claims": found}}})
+    assert "4 of 6 domains got worse" in lines and "Diverged (above ln V), and judged by no claim: d4, d5" in lines
+
+
+def test_claims_of_the_results_file_are_those_of_its_rows():
+    stored = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "odyssey.json").read_text())["conditions"]
+    plain = lambda content: json.loads(json.dumps(content), parse_float=lambda digits: round(float(digits), 6))  # noqa: E731
+    for found in stored.values():
+        assert plain(found["claims"]) == plain(odyssey.claims(found["rows"]))
+    assert stored["lora-hot"]["claims"]["10"]["diverged"] == ["man-german"]
 
 
 def test_factors_of_the_advice_are_those_of_the_stored_runs():

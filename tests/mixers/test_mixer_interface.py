@@ -133,9 +133,11 @@ def test_a_domain_absent_from_the_start_is_refused(name, settings):
         make_mixer(name, DOMAINS, INITIAL, **settings.get(name, {})).update(1, {"code": 2.0, "manual": 2.0}, {})
 
 
-def test_doremi_without_a_vocabulary_refuses_a_domain_not_seen_yet():
-    with pytest.raises(MixerError, match="'prose' is missing"):
-        DoReMi(DOMAINS, INITIAL).update(1, {"code": 0.1, "manual": 0.1}, {})
+def test_doremi_refuses_batches_smaller_than_the_domains_unless_told():
+    with pytest.raises(MixerError, match="rows 2: fewer than the 3 domains.*small_batches=true"):
+        DoReMi(DOMAINS, INITIAL, rows=2)
+    DoReMi(DOMAINS, INITIAL, rows=2, small_batches=True)
+    DoReMi(DOMAINS, INITIAL, rows=3)
 
 
 # ----------------------------------------------------------------------------------------------------------------- shaping
@@ -208,6 +210,9 @@ def test_domains_that_do_not_fit_are_refused(domains, message):
         ("velocitune", {"start": START, "target": TARGET, "rising": "stop"}, "rising 'stop': give one of clamp, zero, error"),
         ("dynamic-batch-loading", {"target": {**TARGET, "novels": 1.0}}, "target losses: unknown domain 'novels'"),
         ("proportional", {"sizes": {"code": 5, "prose": 0, "manual": 1}}, "sizes: domain 'prose' is empty"),
+        ("doremi", {"unseen": "zero"}, "unseen 'zero'"),
+        ("doremi", {"unseen": "vocabulary"}, "unseen 'vocabulary': needs vocabulary"),
+        ("doremi", {"small_batches": 1}, "small_batches 1: give true or false"),
         ("doremi", {"drawn": {"code": 1.0, "prose": 0.0, "manual": 0.0}}, "drawn: domain 'prose' has 0"),
         ("skill-it", {"graph": {"novels": {"code": 1.0}}}, "graph: unknown domain 'novels'"),
         ("ado", {"sample_tokens": 8, "start": 50}, "start 50: give a number >= 530"),

@@ -81,9 +81,37 @@ def test_doremi_weights_the_loss_and_draws_evenly():
 
 
 def test_doremi_takes_ln_vocabulary_for_a_domain_not_seen_yet():
-    mixer = DoReMi(["a", "b"], {"a": 0.5, "b": 0.5}, vocabulary=100, eps=0.0)
+    mixer = DoReMi(["a", "b"], {"a": 0.5, "b": 0.5}, vocabulary=100, eps=0.0, unseen="vocabulary")
     weights = mixer.update(1, {"a": 0.5}, NONE)
     close(weights, *softmax(0.5, math.log(100)))
+
+
+def test_doremi_gives_a_domain_not_seen_yet_the_mean_of_the_others():
+    mixer = DoReMi(DOMAINS, EQUAL, eps=0.0)
+    weights = mixer.update(1, {"code": 0.5, "prose": 0.1}, NONE)
+    close(weights, *softmax(0.5, 0.1, 0.3))
+    assert mixer.notes == ("manual: in no batch yet, the mean excess of the others 0.3000 is used",)
+    weights = mixer.update(2, {"code": 0.7, "manual": 0.2}, NONE)  # prose keeps its own
+    close(weights, *softmax(0.5 + 0.7, 0.1 + 0.1, 0.3 + 0.2))
+    assert len(mixer.notes) == 1 and mixer.notes[0].startswith("prose: absent, its last excess 0.1000")
+    close(DoReMi(DOMAINS, EQUAL, eps=0.0).update(1, {}, NONE), 1 / 3, 1 / 3, 1 / 3)
+
+
+@pytest.mark.parametrize("rows, unseen, most", [(4, "mean", 1 / 9), (4, "vocabulary", None), (64, "mean", 1 / 9)])
+def test_equal_excesses_move_no_doremi_weight_whatever_the_batch_holds(rows, unseen, most):
+    """Nine domains, equally far behind. As published one of them, which small batches happened to leave out, takes most of the weight."""
+    from dynadapt.experiments.reweight.sampler import Sampler
+
+    domains = [f"d{i}" for i in range(9)]
+    equal, largest = dict.fromkeys(domains, 1 / 9), []
+    for seed in range(5):
+        sampler = Sampler(dict.fromkeys(domains, 10_000), "repeat", seed)
+        mixer = DoReMi(domains, equal, vocabulary=4096, unseen=unseen, rows=rows, small_batches=True)
+        for step in range(1, 31):
+            present = {name for name, _ in sampler.draw(step, rows, mixer.sampling)}
+            weights = mixer.update(step, dict.fromkeys(present, 0.3), NONE)
+        largest.append(max(weights.values()))
+    assert max(largest) == pytest.approx(most) if most else np.mean(largest) > 0.8
 
 
 # ------------------------------------------------------------------------------------------------- dynamic batch loading

@@ -1,6 +1,8 @@
 """The comparison of mixers: paired intervals, Holm's adjustment, the rule for a verdict, and the benchmark, tiny."""
 
+import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from scipy import stats
 from tiny import english
 
 from dynadapt.experiments.reweight.compare import CompareError, difference, draw_comparison, holm, markdown, paired, report
+from dynadapt.experiments.reweight.power import power, seen
 
 ROOT = Path(__file__).resolve().parents[2]
 DOMAINS = ("code", "prose")
@@ -74,6 +77,51 @@ def test_seeds_are_paired():
     shuffled = [{**row, "seed": (row["seed"] + 1) % 4} if row["method"] == "odm" else row for row in found]
     assert report(shuffled)["against_stratified"]["odm"]["says"] == "undecided"
     assert difference(found, "odm", "ado") is None
+
+
+def test_what_a_rule_sees_is_what_it_calls_four_times_of_five():
+    """Simulated: the true difference that `seen` names, with the level of Holm's first of ten, is called with probability 0.8."""
+    for seeds, level in ((3, 0.005), (5, 0.05), (5, 0.005)):
+        error = 0.1 / np.sqrt(seeds)
+        difference = seen(error, seeds - 1, level)
+        values = difference + 0.1 * np.random.default_rng(seeds).standard_normal((20_000, seeds))
+        called = np.mean(stats.ttest_1samp(values, 0, axis=1).pvalue < level)
+        assert called == pytest.approx(0.8, abs=0.012)
+    assert power(0.0, 1.0, 4, 0.05) == pytest.approx(0.05, abs=1e-3) and seen(0.0, 4, 0.05) == 0.0
+
+
+def test_every_comparison_says_what_it_sees():
+    """Ten methods leave a smaller level than one, so that one comparison alone sees more."""
+    found = report(rows({"stratified": 0.0, "odm": 0.0, "velocitune": 0.0, **{f"m{i}": 0.0 for i in range(8)}}))
+    alone = report(rows({"stratified": 0.0, "odm": 0.0}))
+    assert 0 < alone["against_stratified"]["odm"]["sees"] < found["against_stratified"]["odm"]["sees"]
+    text = markdown({"scratch": found})
+    assert "- Power: true differences of" in text and "| sees |" in text
+    claim = report(
+        rows({"stratified": 0.0, "proportional": 0.0, "dynamic-batch-loading": 0.0, "velocitune": 0.0, "velocitune-average": 0.0})
+    )
+    assert claim["claim8"]["verdict"].count("sees 0.0") == 3 and "sees 0.0" in claim["claim9"]["verdict"]
+    assert report(rows({"stratified": 0.0, "odm": 0.1}, seeds=1))["against_stratified"]["odm"]["sees"] is None
+
+
+def test_doremi_in_batches_smaller_than_the_domains_is_not_tested():
+    found = rows({"stratified": 0.0, "odm": 0.1, "doremi": 0.8, "doremi-average": 0.1})
+    small, large = report(found, batch=1), report(found, batch=2)
+    assert small["against_stratified"]["doremi"]["says"] == small["against_control"]["doremi"]["says"] == "not tested"
+    assert small["verdict"] == "no method beats stratified; worse: odm; not tested: doremi, doremi-average"
+    assert large["against_stratified"]["doremi"]["says"] == report(found)["against_stratified"]["doremi"]["says"] == "worse"
+    assert small["against_stratified"]["odm"] == large["against_stratified"]["odm"]  # they stay in the family
+
+
+def test_verdicts_of_the_results_file_are_those_of_its_runs(tmp_path):
+    path = tmp_path / "results.json"
+    shutil.copy(ROOT / "benchmarks" / "results" / "reweighting.json", path)
+    benchmark = importlib.import_module("benchmarks.reweighting")
+    text = markdown(benchmark.judge_again(path))
+    assert path.read_text() == (ROOT / "benchmarks" / "results" / "reweighting.json").read_text()
+    page = (ROOT / "docs" / "reweight.md").read_text()
+    tables = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| method", "| loss"))]
+    assert len(tables) > 40 and [line for line in tables if line not in page] == []
 
 
 def test_only_seeds_of_both():

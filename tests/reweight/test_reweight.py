@@ -514,6 +514,7 @@ def test_targets_from_a_run(tmp_path, root, capsys):
         and (tmp_path / "sample" / "targets.png").stat().st_size > 10_000
     )
     assert found["interval"]["a"][0] < found["target"]["a"] < found["interval"]["a"][1]
+    assert found["form"]["a"] == "power" and 0 < found["backtest"]["a"] < 0.01
     from dynadapt.experiments.reweight.config import named_numbers
 
     assert named_numbers("target", [str(tmp_path / "sample" / "targets.json")]) == found["target"]

@@ -3,10 +3,11 @@
 The probe is dynamic evaluation over windows spread over the text and read in random order: each is scored by the model as it
 is and by the model adapted to the windows before, then learned from. Neighbouring windows are not neighbours in the text, and
 nothing is remembered between them, so each is held-out text of the same domain for what was learned so far. The expected gain
-is the mean over the second half of the windows, with an interval from drawing windows with replacement: what adapting to
+is the mean over the second half of the windows, with Student's interval over them: what adapting to
 about that much text gains on unseen text. A longer adaptation may gain more, or begin to hurt; the probe does not see that.
 
-That interval says which windows were drawn by chance, no more, and held 6 of the 16 outcomes of benchmarks/odyssey.py. What an
+That interval says which windows were drawn by chance, no more: bootstrapped from 8 windows, it held 6 of the 16 outcomes of
+benchmarks/odyssey.py, in whose results it is narrower than Student's. What an
 adaptation ends with has a wider one (`outcome_interval`): a factor up and down from the estimate, as large as outcomes of other
 domains were away from theirs. No text ends below 0 nats: no expectation and no interval reaches further down than that.
 
@@ -39,6 +40,7 @@ from dynadapt.runs.whole_files import replace_file
 from . import attribution, similarity
 from .driver import REFERENCE_TOKENS, _load, _plain
 from .texts import gather, read_tokens
+from .verdict import DIVERGED, MARGIN, UNCHANGED, diverged
 
 PROBE_TOKENS = 1 << 21  # of the text, among which the windows are spread
 GAIN_FACTOR, RISE_FACTOR = 2.9, 8.8  # size_factor of a foreseen gain and rise; benchmarks/results/odyssey.json, LoRA
@@ -55,6 +57,7 @@ def advise(
     announce: Callable[[str], Callable | None] | None = None,
     model=None,
     log: Sequence[str] = (),
+    margin: float = MARGIN,
 ) -> dict:
     """Runs the probe with the settings of `config` and returns its summary, which it writes to `out` with a page.
 
@@ -62,7 +65,7 @@ def advise(
     2. Score them with the model as it is, then with the model that learns as it goes.
     3. Compare the text with the reference, estimate the gain and the cost of adapting to all of the text.
 
-    log: names of logs (runs/logs.py) that get the summary.
+    log: names of logs (runs/logs.py) that get the summary.   margin: nats below which no change is worth naming.
     """
     log = check_logs(log)
     if config.adapt == "none":
@@ -78,6 +81,7 @@ def advise(
     model.check_finite()
     config = settle(config, model.config, memory=0)
     settings = {**config.with_(text=texts).to_dict(), "advise": list(texts), "reference": list(reference), "windows": windows}
+    settings.update({"margin": margin} if margin != MARGIN else {})
     directory = RunDirectory(out, settings, True, scores=False)
     try:
         if directory.finished:
@@ -89,7 +93,7 @@ def advise(
         config = config.with_(memory=0, context=0, reset="never")
         static, _, _ = _score(model, config.with_(adapt="none", lr=None), chosen, announce("scoring with the model as it is"))
         adapted, flops, seconds = _score(model, config, chosen, announce("scoring, and learning from each window"))
-        summary = advice(static, adapted)
+        summary = advice(static, adapted, math.log(model.config.vocab_size), margin)
         summary.update(
             kind="advice",
             model=config.model,
@@ -168,12 +172,14 @@ def _score(model, config: EvalConfig, windows: np.ndarray, progress) -> tuple[np
     return np.array(means), sum(engine.flops.values()), time.perf_counter() - started
 
 
-def advice(static: np.ndarray, adapted: np.ndarray) -> dict:
-    """What the NLLs of the windows [W], in the order in which they were learned from, say."""
+def advice(static: np.ndarray, adapted: np.ndarray, ceiling: float = math.inf, margin: float = MARGIN) -> dict:
+    """What the NLLs of the windows [W], in the order in which they were learned from, say. ceiling: ln V, above which they diverged."""
     change = adapted - static
     late = change[len(change) // 2 :]
-    low, high = attribution.bootstrap(late, np.ones(len(late)))
-    verdict = ADAPT if high < 0 else LEAVE if low > 0 else UNCLEAR
+    low, high = attribution.ratio_interval(late, np.ones(len(late)))
+    verdict = UNCHANGED if -margin <= low and high <= margin else ADAPT if high < 0 else LEAVE if low > 0 else UNCLEAR
+    if diverged(float(static.mean()), float(adapted[len(change) // 2 :].mean()), ceiling):
+        verdict = DIVERGED
     most = -float(static.mean())  # all the nats there are
     expected, low, high = (max(most, float(value)) for value in (late.mean(), low, high))
     outcome = outcome_interval(expected, (low, high), GAIN_FACTOR if expected < 0 else RISE_FACTOR, most)
@@ -184,6 +190,7 @@ def advice(static: np.ndarray, adapted: np.ndarray) -> dict:
             "interval": [low, high],
             "outcome_interval": outcome,
             "base_nll": float(static.mean()),
+            "margin": margin,
             "change": change.tolist(),
             "static": static.tolist(),
             "adapted": adapted.tolist(),
@@ -227,6 +234,10 @@ def sentences(summary: dict) -> list[str]:
         f"learning from all {summary['text_tokens']:,} tokens once takes {minutes(summary['text_minutes'])} here, {summary['text_flops'] / 1e12:,.3g} TFLOP; "
         f"the probe took {minutes(summary['probe_minutes'])}",
     ]
+    if summary["advice"] == DIVERGED:
+        said.append("the windows were scored worse than by a uniform guess: this rate diverges here; probe again with a smaller --lr")
+    elif summary["advice"] == UNCHANGED:
+        said.append(f"the whole interval lies within {summary['margin']:g} nats of 0: no change worth naming, nor worth the compute")
     if summary["next_command"]:
         said.append(f"next: {summary['next_command']}")
     return said + [f"measured instead of predicted: {summary['tune_command']}"]
@@ -237,7 +248,9 @@ def write_advice(path: Path, summary: dict) -> None:
     from . import figures, report
     from .page import COLOURS, page, svg, table
 
-    colour = {ADAPT: COLOURS["helps"], LEAVE: COLOURS["hurts broadly"]}.get(summary["advice"], COLOURS["inconclusive"])
+    colour = {ADAPT: COLOURS["helps"], LEAVE: COLOURS["hurts broadly"], DIVERGED: COLOURS["diverged"]}.get(
+        summary["advice"], COLOURS["inconclusive"]
+    )
     body = [
         f"<h1>Adapting {escape(summary['model'])} to {escape(', '.join(summary['text'][:3]))}</h1>",
         f'<p><span class="verdict" style="background:{colour}">{summary["advice"]}</span></p>',

@@ -9,6 +9,8 @@ from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, setting
 from dynadapt.experiments.config import EvalConfig
 
+from .verdict import MARGIN
+
 WINDOWS = 24  # of a probe
 SCORING = (
     "model",
@@ -52,6 +54,9 @@ class DiagnoseConfig:
         "newlines",
         "score the text in normal forms too: lines of paragraphs joined, documents packed into one stream",
         choices=("none", "newlines", "packing", "all"),
+    )
+    margin: float = setting(
+        MARGIN, "nats per token: a change whose interval lies within this on both sides of 0 is not worth naming", least=0.0
     )
     embeddings: str | None = setting(None, "with --reference: also compare by this sentence-transformers model")
 
@@ -98,5 +103,6 @@ class DiagnoseConfig:
         return self.eval.with_(text=tuple(texts), tokens=self.learn_tokens)
 
     def to_dict(self) -> dict:
-        own = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items() if name != "eval"}
+        left_out = ("eval",) + ("margin",) * (self.margin == MARGIN)  # every run had the usual one before there was a choice
+        own = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items() if name not in left_out}
         return {**self.eval.to_dict(), **own}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from . import attribution, similarity
 from .classes import CLASSES, classify, keywords, token_texts, visible
 from .config import DiagnoseConfig
 from .models import adapter_engine, check_tokenizers, is_adapter, learned_engine
+from .repeats import find_repeats
 from .scored import Scored, read_scored
 from .texts import TITLES, gather, read_text, read_tokens, write_control
-from .verdict import evidence, judge
+from .verdict import DIVERGED, MARGIN, diverged, evidence, judge
 
 LEARNED = ("tokens", "nll", "updates", "learned_parameters", "seconds")
 AGAINST = 15  # of those that changed the other way
@@ -45,7 +46,7 @@ def run_diagnosis(
        returned as it is) and begin it.
     2. Make the model after, where it is to learn from the texts to learn.
     3. Score the held-out text with both, and the normal forms of the controls with both.
-    4. Attribute the change, compare the text with the reference, judge; write summary.json, types.csv and page.html.
+    4. Attribute the change, look for learned paragraphs, compare the text with the reference, judge; write summary.json, types.csv and page.html.
 
     announce(what) is called before each run with its name and may return a function for the run's progress events.
     Every run is a directory of its own inside `out` (before, after, learn, ...); finished ones are kept by a resumed diagnosis.
@@ -73,7 +74,7 @@ def run_diagnosis(
             return directory.finished
         directory.begin()
         stage = _Stage(config, out, before, after, kind, announce or (lambda what: None), log)
-        summary = directory.finish(stage.finish(texts, reference))
+        summary = directory.finish(stage.finish(texts, learn, reference))
         show_finished(log, out, directory.config, summary)
         return summary
     finally:
@@ -110,7 +111,7 @@ class _Stage:
         self.tokenizer = streaming_tokenizer(before.tokenizer)
         self.make_after = None
 
-    def finish(self, texts: list[Source], reference: list[Source]) -> dict:
+    def finish(self, texts: list[Source], learn: list[Source], reference: list[Source]) -> dict:
         learned = None
         if self.kind == "learned":
             learning = self.config.learning(self.config.learn)
@@ -122,7 +123,10 @@ class _Stage:
         scored, runs = self._score(self.config.scoring(self.config.eval.text), texts, "")
         controls = [self._control(name, texts) for name in self.config.control_names]
         compared, keyword = self._compare(scored, texts, reference)
-        summary, types, classes = diagnosis_of(scored, self.before.tokenizer.backend, keyword, [c for c in controls if c])
+        read = self._learned_texts(learn) if learn else None
+        summary, types, classes = diagnosis_of(
+            scored, self.before.tokenizer.backend, keyword, [c for c in controls if c], self.config.margin, read
+        )
         summary.update(
             kind="diagnosis",
             model=self.config.eval.model,
@@ -169,6 +173,17 @@ class _Stage:
             "interval": [low, high],
         }
 
+    def _learned_texts(self, learn: list[Source]) -> Iterator[str]:
+        """The documents that were learned from, as far as they were, in the words of their tokens."""
+        left = self.config.learn_tokens
+        for source in learn:
+            if left == 0:
+                return
+            ids, of = np.unique(read_tokens([source], self.tokenizer, left), return_inverse=True)
+            left = None if left is None else left - len(of)
+            texts = token_texts(self.before.tokenizer.backend, ids)
+            yield "".join(texts[i] for i in of)
+
     def _compare(self, scored: Scored, texts: list[Source], reference: list[Source]) -> tuple[dict | None, np.ndarray | None]:
         """Similarity to the reference text and the keywords against it, or (None, None) without one."""
         if not reference:
@@ -182,20 +197,29 @@ class _Stage:
 
 
 def diagnosis_of(
-    scored: Scored, tokenizer, keyword: np.ndarray | None, controls: list[dict] = ()
+    scored: Scored,
+    tokenizer,
+    keyword: np.ndarray | None,
+    controls: list[dict] = (),
+    margin: float = MARGIN,
+    learned: Iterable[str] | None = None,
 ) -> tuple[dict, attribution.Types, np.ndarray]:
     """The summary of scored tokens, with their types and the class of each.
 
     tokenizer: a tokenizers.Tokenizer.   keyword: [V] bool, types that are keywords of the domain, or None if unknown.
+    margin: nats below which no change is worth naming.   learned: the documents that were learned from, or None if unknown.
     """
     types, drawn = attribution.by_type(scored), attribution.units(scored)
     texts = token_texts(tokenizer, types.ids)
     classes = classify(texts, types.counts, None if keyword is None else keyword[types.ids])
     low, high = attribution.mean_interval(scored.change, drawn)
     shares = attribution.concentration(scored, types, drawn)
-    change = float(scored.change.mean())
+    change, ceiling = float(scored.change.mean()), float(np.log(tokenizer.get_vocab_size()))
+    lost = diverged(float(scored.before.mean()), float(scored.after.mean()), ceiling)
     summary = {
-        "verdict": judge((low, high), shares),
+        "verdict": DIVERGED if lost else judge((low, high), shares, margin),
+        "margin": margin,
+        "ceiling": ceiling,
         "change": change,
         "interval": [low, high],
         "units": {"name": drawn.name, "count": drawn.count},
@@ -214,6 +238,7 @@ def diagnosis_of(
         "against": [_type_record(types, i, texts[i], classes[i]) for i in attribution.leading_types(types, AGAINST, True)],
         "places": attribution.by_place(scored),
         "documents": _documents(scored),
+        "repeats": None if learned is None else _repeats(scored, types, texts, learned),
         "controls": list(controls),
     }
     summary["evidence"] = evidence(summary)
@@ -232,6 +257,13 @@ def _type_record(types: attribution.Types, i: int, text: str, c: int) -> dict:
         "change": float(types.change[i]),
         "contribution": float(types.contribution[i]),
     }
+
+
+def _repeats(scored: Scored, types: attribution.Types, texts: list[str], learned: Iterable[str]) -> dict:
+    order = np.argsort(scored.document, kind="stable")
+    of, begins = types.of[order], np.unique(scored.document[order], return_index=True)[1]
+    documents = [[texts[i] for i in part] for part in np.split(of, begins[1:])]
+    return find_repeats(documents, scored.change[order], learned)
 
 
 def _documents(scored: Scored) -> list[dict]:

@@ -14,7 +14,14 @@ from dynadapt.runs.whole_files import replace_file
 from . import figures, report
 from .verdict import plural
 
-COLOURS = {"helps": "#0f8a5f", "hurts broadly": "#b91c1c", "hurts on few types": "#b45309", "inconclusive": "#4b5563"}
+COLOURS = {
+    "helps": "#0f8a5f",
+    "hurts broadly": "#b91c1c",
+    "hurts on few types": "#b45309",
+    "inconclusive": "#4b5563",
+    "no change worth naming": "#4b5563",
+    "diverged": "#7f1d1d",
+}
 
 STYLE = """
 body { font: 15px/1.55 system-ui, sans-serif; color: #1f2937; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -93,7 +100,7 @@ def _body(summary: dict) -> list[str]:
     body += [
         "<h2>Documents</h2>",
         svg(figures.documents(summary), "documents"),
-        f'<p class="note">Intervals draw {summary["units"]["count"]:,} {escape(plural(summary["units"]))} with replacement.</p>',
+        f'<p class="note">Intervals are Student\'s over {summary["units"]["count"]:,} {escape(plural(summary["units"]))}.</p>',
         "<h2>Format</h2>",
     ]
     if summary["controls"]:

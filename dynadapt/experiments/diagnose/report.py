@@ -9,7 +9,14 @@ from dynadapt.runs.tables import write_rows
 
 from .classes import CLASSES, token_texts, visible
 
-COLOURS = {"helps": "green", "hurts broadly": "red", "hurts on few types": "yellow", "inconclusive": "cyan"}
+COLOURS = {
+    "helps": "green",
+    "hurts broadly": "red",
+    "hurts on few types": "yellow",
+    "inconclusive": "cyan",
+    "no change worth naming": "cyan",
+    "diverged": "red",
+}
 
 
 def number(value: float | None, form: str = "+.4f") -> str:

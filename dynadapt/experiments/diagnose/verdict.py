@@ -1,16 +1,21 @@
-"""What a diagnosis concludes, and the numbers it stands on.
+"""What a diagnosis concludes, and the numbers it stands on. The first that holds:
 
-helps               the interval of the mean change lies below 0;
-inconclusive        it holds 0;
-hurts on few types  it lies above 0, and at most FEW token types, picked on one half of the documents, explain at least
-                    HALF of the rise on the other half, and at least CROWDED times their share of the tokens;
-hurts broadly       it lies above 0 otherwise.
+diverged                 the mean NLL after is above ln V, that of knowing nothing, where the one before was not;
+no change worth naming   the interval of the mean change lies within the margin on both sides of 0;
+helps                    it lies below 0;
+inconclusive             it holds 0;
+hurts on few types       it lies above 0, and at most FEW token types, picked on one half of the documents, explain at least
+                         HALF of the rise on the other half, and at least CROWDED times their share of the tokens;
+hurts broadly            it lies above 0 otherwise.
 """
 
 from __future__ import annotations
 
 FEW, HALF, CROWDED = 10, 0.5, 2.0
+FEW_UNITS = 10  # documents or blocks: fewer are said to be few
+MARGIN = 0.01  # nats per token, 1% of perplexity
 HELPS, BROADLY, FEW_TYPES, INCONCLUSIVE = "helps", "hurts broadly", "hurts on few types", "inconclusive"
+UNCHANGED, DIVERGED = "no change worth naming", "diverged"
 
 
 def few_types(shares: list[dict]) -> dict | None:
@@ -26,12 +31,20 @@ def few_types(shares: list[dict]) -> dict | None:
     return None
 
 
-def judge(interval: tuple[float, float], shares: list[dict]) -> str:
+def diverged(before: float, after: float, ceiling: float) -> bool:
+    """Whether mean NLLs say so. ceiling: ln V, the NLL of a uniform guess."""
+    return before <= ceiling < after
+
+
+def judge(interval: tuple[float, float], shares: list[dict], margin: float) -> str:
+    """The verdict on a change that did not diverge."""
     low, high = interval
-    if low <= 0 <= high:
-        return INCONCLUSIVE
+    if -margin <= low and high <= margin:
+        return UNCHANGED
     if high < 0:
         return HELPS
+    if low <= 0:
+        return INCONCLUSIVE
     return FEW_TYPES if few_types(shares) else BROADLY
 
 
@@ -45,10 +58,46 @@ def evidence(diagnosis: dict) -> list[str]:
         f"{diagnosis['tokens_improved']:.0%} of tokens and {diagnosis['types_improved']:.0%} of types got better; "
         f"every type weighted alike, the change is {diagnosis['macro_change']:+.4f}",
     ]
+    said += _of_verdict(diagnosis) + _of_units(drawn, len(diagnosis["documents"])) + _of_repeats(diagnosis["repeats"])
     said += _of_types(diagnosis, "rise" if change > 0 else "fall")
     classes = sorted(diagnosis["classes"], key=lambda c: -abs(c["contribution"]))[:2]
     said.append("by class: " + ", ".join(f"{c['class']} {c['contribution']:+.4f}" for c in classes) + " nats per token")
     return said + [_of_control(control, change, low > 0) for control in diagnosis["controls"]]
+
+
+def _of_verdict(diagnosis: dict) -> list[str]:
+    if diagnosis["verdict"] == DIVERGED:
+        return [
+            f"the NLL after, {diagnosis['nll']['after']:.2f} nats, is above the {diagnosis['ceiling']:.2f} of a uniform guess: the "
+            "adaptation diverged, which says nothing of whether adapting hurts; take a smaller rate"
+        ]
+    if diagnosis["verdict"] == UNCHANGED:
+        return [f"the whole interval lies within {diagnosis['margin']:g} nats of 0, the margin below which no change is worth naming"]
+    return []
+
+
+def _of_units(drawn: dict, documents: int) -> list[str]:
+    """What the number of units keeps an interval from saying."""
+    said = []
+    if drawn["count"] < FEW_UNITS:
+        said.append(
+            f"{drawn['count']} {plural(drawn)} are few: the interval is Student's, wide for that reason; more held-out text narrows it"
+        )
+    if drawn["name"] != "document":
+        of = "one document" if documents == 1 else f"{documents} documents"
+        said.append(f"the blocks are of {of}: the interval is about these, other documents may differ by more")
+    return said
+
+
+def _of_repeats(repeats: dict | None) -> list[str]:
+    if not repeats or not repeats["repeated"]:
+        return []
+    without = repeats["change_without"]
+    return [
+        f"{repeats['repeated']} of {repeats['paragraphs']} paragraphs of the held-out text, {repeats['share_of_tokens']:.1%} of its tokens, "
+        f"are in the learned text too, word for word or nearly (first: {repeats['examples'][0]!r}); "
+        + ("nothing is left without them" if without is None else f"without them the change is {without:+.4f}")
+    ]
 
 
 def _of_types(diagnosis: dict, direction: str) -> list[str]:

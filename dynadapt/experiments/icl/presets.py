@@ -2,8 +2,8 @@
 
 garg-*: Garg et al., arXiv 2208.01066, dtsip/in-context-learning src/conf at 3383371: Adam at 1e-4, no decay, clipping or
 warm-up, batches of 64 fresh prompts; dimensions 5 to 20, one more every 2,000 steps, and points 11 to 41, two more (the classes
-of 101 points: 26 to 101, five more). 202 positions. Their smallest, "tiny", has 5 dimensions, 11 points, 5,001 steps and no
-curriculum. raventos: Raventós et al., arXiv 2306.15063, mansheej/icl-task-diversity: noisy linear functions of 8 dimensions, 16
+of 101 points: 26 to 101, five more). 202 positions. garg-tiny is no configuration of theirs: it puts the sizes of their smallest model
+(models/tiny) on the data of their conf/toy (5 dimensions, 11 points, 5,001 steps, no curriculum), which trains the standard one. raventos: Raventós et al., arXiv 2306.15063, mansheej/icl-task-diversity: noisy linear functions of 8 dimensions, 16
 points, Adam up to 1e-3 and down again. The pool of tasks, which their experiments vary, is a setting of the class (--classes
 noisy-linear:noise=0.5,pool=1024). demo: ours, found by trial for two CPU cores; docs/icl.md says how.
 """

@@ -5,8 +5,13 @@
 
 As published, samples are drawn from a static mix (uniform) and the LOSS is reweighted: a token of domain i counts a_i / drawn_i,
 renormalised over the global batch. The weights used are the new ones, of the step itself. With acts="sampling" samples are drawn with
-a instead. A domain that is not in the batch keeps its last e; before its first, the code takes ln(vocabulary). The mix that a run
-yields is the mean of a over its steps, the initial one included (`static_weights`).
+a instead. A domain that is not in the batch keeps its last e. The mix that a run yields is the mean of a over its steps, the initial one
+included (`static_weights`).
+
+Before a domain was in any batch the code takes ln(vocabulary), which batches of the paper's size never show. In small batches it decides
+everything: with 8 rows for 9 domains and equal excesses, the domain that comes last takes most of the weight. So here such a domain has the mean of
+those seen (unseen="vocabulary" is the code's), and batches with fewer rows than domains are refused unless small_batches says
+that they are meant: even so most of what moves the weights then is which domains a batch happens to hold.
 
 Users of the code report weights close to one-hot; what helped them: a reference trained on the data's own proportions, a larger
 batch, eta = 0.1.
@@ -33,7 +38,8 @@ def excess(proxy: np.ndarray, reference: np.ndarray, domain: np.ndarray, domains
 
 
 class DoReMi(Mixer):
-    """vocabulary: size of the tokenizer's, for domains not seen yet. drawn: the static mix of acts="loss" (default: uniform)."""
+    """drawn: the static mix of acts="loss" (default: uniform). unseen: excess of a domain that was in no batch yet, the "mean" of those that
+    were or, as published, ln of the "vocabulary", whose size it needs. rows: of a batch; fewer than domains need small_batches."""
 
     name, signal, cadence = "doremi", "excess", "step"
     _kept = ("excess", "sum", "count")
@@ -48,6 +54,9 @@ class DoReMi(Mixer):
         eps: float = 1e-4,
         acts: str = "loss",
         drawn: Mapping[str, float] | None = None,
+        unseen: str = "mean",
+        rows: int | None = None,
+        small_batches: bool = False,
         shaping: Shaping = Shaping(),
     ):
         super().__init__(domains, initial, shaping)
@@ -60,7 +69,18 @@ class DoReMi(Mixer):
             raise MixerError(
                 f"drawn: domain {self.domains[int(np.argmin(self.drawn))]!r} has 0, so its loss can't be weighted; give a share above 0"
             )
-        self._excess = np.full(count, math.nan if vocabulary is None else math.log(check_number("vocabulary", vocabulary, 1)))
+        check_choice("unseen", unseen, ("mean", "vocabulary"))
+        if unseen == "vocabulary" and vocabulary is None:
+            raise MixerError("unseen 'vocabulary': needs vocabulary, the size of the tokenizer's; or give unseen='mean'")
+        if not isinstance(small_batches, bool):
+            raise MixerError(f"small_batches {small_batches!r}: give true or false")
+        if rows is not None and rows < count and not small_batches:
+            raise MixerError(
+                f"rows {rows}: fewer than the {count} domains, so that every batch leaves some out and their excess is an old one; give at "
+                f"least {count}, better several times as many, or small_batches=true (--set small_batches=true)"
+            )
+        unknown = math.log(check_number("vocabulary", vocabulary, 1)) if unseen == "vocabulary" else math.nan
+        self._excess = np.full(count, unknown)
         self._sum, self._count = self.initial.copy(), 1
 
     @property
@@ -83,8 +103,17 @@ class DoReMi(Mixer):
         return self._named(self._sum / self._count)
 
     def _rule(self, step, losses, tokens):
-        self._excess = self._carried(losses, self._excess, "excess")
-        moved = reweighted(self._weights, self.eta * self._excess)
+        moved = reweighted(self._weights, self.eta * self._known(losses))
         new = (1.0 - self.eps) * moved + self.eps / len(self.domains)
         self._sum, self._count = self._sum + self.shaping(self._weights, new), self._count + 1
         return new
+
+    def _known(self, losses: np.ndarray) -> np.ndarray:
+        """[K] excesses: of the batch, the last known ones, and for domains in no batch so far the mean of the others (0 where there are none)."""
+        never = np.isnan(losses) & np.isnan(self._excess)
+        self._excess = np.where(np.isnan(losses), self._excess, losses)
+        mean = float(self._excess[~never].mean()) if not never.all() else 0.0
+        last = np.where(never, mean, self._excess)
+        for domain in np.flatnonzero(never):
+            self._note(f"{self.domains[domain]}: in no batch yet, the mean excess of the others {mean:.4f} is used")
+        return self._carried(np.where(never, mean, losses), last, "excess")

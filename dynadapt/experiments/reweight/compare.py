@@ -13,6 +13,10 @@ The rule, fixed before any run was looked at:
   dynamic-batch-loading, three comparisons with Holm's adjustment. Confirmed if it is better in all three; refuted if it is
   worse in any; else not decided.
 - Claim 9 (moving weights against their average): velocitune against velocitune-average, one comparison, p below 0.05 decides.
+Added since, changing no number of the rule:
+- Beside each comparison stands the difference that it sees (power.py): the true one that it would call with probability 0.8, at the spread
+  between seeds that was found and the level that its family leaves the first to be called.
+- DoReMi in batches with fewer rows than domains is "not tested": mixers/doremi.py says why. It stays in its family.
 Intervals of single domains are not adjusted: of twenty of them, one leaves out zero by chance.
 """
 
@@ -30,6 +34,8 @@ from scipy.stats import t as student
 
 from dynadapt.runs.drawing import CYCLE, STYLE, save
 
+from .power import POWER, seen
+
 LEVEL = 0.95
 NEAR = 0.2  # up to this share of the largest difference, the picture's axis is linear; beyond, logarithmic
 PANELS = 6  # of weights, in the picture of a case
@@ -37,6 +43,8 @@ BASE, CONTROLLED = "stratified", "-average"
 POINTS = 30
 ADDED = ("velocitune-known",)  # after the rule was fixed: outside its family, so that it changes no other verdict
 CLAIM8 = ("stratified", "proportional", "dynamic-batch-loading")
+WANTS_LARGE_BATCHES = ("doremi", "doremi-average", "doremi-sampling")
+UNTESTED = "not tested"
 
 
 class CompareError(ValueError):
@@ -99,26 +107,50 @@ def compared(rows: Sequence[Mapping], pairs: Sequence[tuple[str, str]]) -> dict[
     found = {pair: value for pair, value in found.items() if value}
     for value, p in zip(found.values(), holm([value["p"] for value in found.values()])):
         value["p_adjusted"], value["says"] = p, said(value["mean"], p)
+        value["sees"] = sees(value, (1 - LEVEL) / len(found))
     same = len({one for one, _ in pairs}) == 1
     return {two if same and len(pairs) > 1 else one: value for (one, two), value in found.items()}
 
 
-def report(rows: Sequence[Mapping]) -> dict:
-    """All of one case: methods in a table, comparisons, verdicts. JSON-ready."""
+def sees(value: Mapping, level: float) -> float | None:
+    """The true difference that a comparison calls at this level with probability POWER; None of one seed."""
+    if value["interval"] is None:
+        return None
+    freedom = value["seeds"] - 1
+    error = (value["interval"][1] - value["mean"]) / float(student.ppf((1 + LEVEL) / 2, freedom))
+    return seen(error, freedom, level)
+
+
+def report(rows: Sequence[Mapping], batch: int | None = None) -> dict:
+    """All of one case: methods in a table, comparisons, verdicts. JSON-ready. batch: rows of a step, where it is known."""
     if not rows:
         raise CompareError("no finished run to compare")
-    methods = list(dict.fromkeys(row["method"] for row in sorted(rows, key=lambda row: (row["seed"], _order(row["method"])))))
+    methods = _methods(rows)
+    return {"methods": {name: _summary([row for row in rows if row["method"] == name]) for name in methods}, **judged(rows, batch)}
+
+
+def _methods(rows: Sequence[Mapping]) -> list[str]:
+    return list(dict.fromkeys(row["method"] for row in sorted(rows, key=lambda row: (row["seed"], _order(row["method"])))))
+
+
+def judged(rows: Sequence[Mapping], batch: int | None = None) -> dict:
+    """Comparisons and verdicts of one case, from what each run ended with alone."""
+    methods = _methods(rows)
     others = [name for name in methods if name != BASE]
+    untested = WANTS_LARGE_BATCHES if batch is not None and batch < len(rows[0]["test"]) else ()
     against_base = compared(rows, [(name, BASE) for name in others if name not in ADDED])
     for name in ADDED:
         against_base.update(compared(rows, [(name, BASE)]) if name in others else {})
+    for name in set(untested) & set(against_base):
+        against_base[name]["says"] = UNTESTED
     controls = {name: compared(rows, [(name, name + CONTROLLED)]) for name in methods if name + CONTROLLED in methods}
     claim8 = compared(rows, [("velocitune", other) for other in CLAIM8])
     for value in claim8.values():
         del value["domains"]  # by domain, differences to stratified and controls are enough
     claim9 = controls.get("velocitune", {}).get("velocitune")
+    for name in set(untested) & set(controls):
+        controls[name][name]["says"] = UNTESTED
     return {
-        "methods": {name: _summary([row for row in rows if row["method"] == name]) for name in methods},
         "against_stratified": against_base,
         "against_control": {name: value[name] for name, value in controls.items() if value},
         "claim8": {"comparisons": claim8, "verdict": _claim8(claim8)},
@@ -160,7 +192,7 @@ def _claim8(found: Mapping[str, Mapping]) -> str:
     if set(found) != set(CLAIM8):
         return "not tested: velocitune, stratified, proportional and dynamic-batch-loading are needed"
     words = [value["says"] for value in found.values()]
-    parts = ", ".join(f"{value['says']} against {other} ({_signed(value)})" for other, value in found.items())
+    parts = ", ".join(f"{value['says']} against {other} ({_signed(value)}, sees {_nats(value['sees'])})" for other, value in found.items())
     verdict = "confirmed" if set(words) == {"better"} else "refuted" if "worse" in words else "not decided"
     return f"{verdict} at this scale: velocitune is {parts}"
 
@@ -173,7 +205,7 @@ def _claim9(found: Mapping | None) -> str:
         "worse": "the average weights, held still, beat moving them",
         "undecided": "not decided: moving weights and their average can't be told apart",
     }[found["says"]]
-    return f"{word} at this scale ({_signed(found)})"
+    return f"{word} at this scale ({_signed(found)}, sees {_nats(found['sees'])})"
 
 
 def _verdict(found: Mapping[str, Mapping]) -> str:
@@ -182,11 +214,17 @@ def _verdict(found: Mapping[str, Mapping]) -> str:
         f"better than stratified: {', '.join(better)}" if better else "no method beats stratified",
         f"worse: {', '.join(worse)}" if worse else "none is worse",
     ]
-    left = [name for name, value in found.items() if value["says"] == "undecided"]
-    return "; ".join(lines) + (f"; undecided: {', '.join(left)}" if left else "")
+    for word in ("undecided", UNTESTED):
+        left = [name for name, value in found.items() if value["says"] == word]
+        lines += [f"{word}: {', '.join(left)}"] if left else []
+    return "; ".join(lines)
 
 
 # ------------------------------------------------------------------------------------------------------------ to be read
+
+
+def _nats(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:.3f}"
 
 
 def _signed(value: Mapping) -> str:
@@ -203,9 +241,9 @@ def markdown(cases: Mapping[str, Mapping]) -> str:
         lines += [
             f"## {name}: {tokens:,} tokens",
             "",
-            "| method | seeds | mean loss | less stratified (95%) | Holm p | | less its control (95%) "
+            "| method | seeds | mean loss | less stratified (95%) | Holm p | sees | | less its control (95%) "
             "| PFLOP to train | held-out, excess | made first |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for method, row in found["methods"].items():
             base, control = found["against_stratified"].get(method), found["against_control"].get(method)
@@ -216,6 +254,7 @@ def markdown(cases: Mapping[str, Mapping]) -> str:
                 f"{row['mean']:.4f}",
                 _signed(base) if base else "",
                 _p(base),
+                f"{base['sees']:.3f}" if base and base["sees"] is not None else "",
                 base["says"] if base else "",
                 _signed(control) if control else "",
                 f"{flops['training'] / 1e15:.4f}",
@@ -226,6 +265,7 @@ def markdown(cases: Mapping[str, Mapping]) -> str:
         lines += [
             "",
             f"- {found['verdict'][0].upper()}{found['verdict'][1:]}.",
+            *_powers(found["against_stratified"]),
             f"- Claim 8: {found['claim8']['verdict']}.",
             f"- Claim 9: {found['claim9']['verdict']}.",
             *_fits(found.get("fits")),
@@ -234,6 +274,19 @@ def markdown(cases: Mapping[str, Mapping]) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def _powers(found: Mapping[str, Mapping]) -> list[str]:
+    """What the comparisons with stratified could see, the least and the most of them."""
+    differences = sorted(
+        value["sees"] for name, value in found.items() if value["sees"] is not None and name not in ADDED and value["says"] != UNTESTED
+    )
+    if not differences:
+        return []
+    return [
+        f"- Power: true differences of {differences[0]:.3f} to {differences[-1]:.3f} nats (median {float(np.median(differences)):.3f}) would have been called with "
+        f"probability {POWER:g}, at the spread between seeds that was found."
+    ]
 
 
 def _fits(found: Mapping | None) -> list[str]:
@@ -295,7 +348,7 @@ def _forest(axis, name: str, found: Mapping) -> None:
     for place, method in enumerate(methods):
         value = found["against_stratified"][method]
         low, high = value["interval"] or (value["mean"], value["mean"])
-        colour = {"better": CYCLE[2], "worse": CYCLE[7], "undecided": CYCLE[8]}[value["says"]]
+        colour = {"better": CYCLE[2], "worse": CYCLE[7], "undecided": CYCLE[8], UNTESTED: CYCLE[8]}[value["says"]]
         axis.plot([low, high], [place, place], color=colour, linewidth=1.6)
         axis.plot(value["mean"], place, marker="o", color=colour, markersize=5)
     axis.axvline(0, color="#374151", linewidth=1)

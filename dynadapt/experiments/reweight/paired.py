@@ -25,7 +25,7 @@ from dynadapt.runs.drawing import CYCLE, STYLE, fitted, legend_below, panels, sa
 from dynadapt.runs.metrics import Run, read_run
 from dynadapt.runs.rundir import RunError
 
-from .compare import LEVEL, holm, paired, said, with_interval
+from .compare import LEVEL, holm, paired, said, sees, with_interval
 
 SAME = ("segment", "heldout", "heldout_rows")  # settings that say which rows are scored
 NOT_A_METHOD = ("seed", "device")
@@ -53,6 +53,8 @@ def compare_runs(paths: Sequence[str | Path]) -> dict:
     pairs = [_pair(methods[base], methods[name], base, name) for name in others]
     for pair, p in zip(pairs, holm([pair["mean"]["p"] for pair in pairs])):
         pair["mean"]["p_adjusted"], pair["says"] = p, said(pair["mean"]["difference"], p)
+        over_seeds = {"mean": pair["mean"]["difference"], "interval": pair["mean"]["interval"], "seeds": pair["n"]}
+        pair["sees"] = sees(over_seeds, (1 - LEVEL) / len(pairs)) if pair["kind"] == "seeds" else None  # rows know nothing of other seeds
     return {
         "base": base,
         "domains": list(_evaluations(runs[0])[0]["heldout"]),

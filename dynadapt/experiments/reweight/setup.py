@@ -149,7 +149,7 @@ def build_mixer(config: ReweightConfig, sizes: Mapping[str, int], start: Mapping
         "dynamic-batch-loading": {"target": config.target},
         "proportional": {"sizes": sizes},
         "ado": {"sample_tokens": config.segment},
-        "doremi": {"vocabulary": vocabulary},
+        "doremi": {"vocabulary": vocabulary, "rows": config.rows},
     }
     shaping = Shaping(config.pace, config.smoothing, config.floor)
     settings = {**known.get(config.mixer, {}), **config.settings}

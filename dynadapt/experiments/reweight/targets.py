@@ -38,6 +38,8 @@ def fit_run(run: str | Path, tokens: float) -> dict:
         "target": {domain: prediction.loss for domain, (_, prediction) in fits.items()},
         "interval": {domain: [prediction.low, prediction.high] for domain, (_, prediction) in fits.items()},
         "residual": {domain: fit.residual for domain, (fit, _) in fits.items()},
+        "form": {domain: fit.form for domain, (fit, _) in fits.items()},
+        "backtest": {domain: fit.backtest for domain, (fit, _) in fits.items()},
         "fit": {domain: fit.to_dict() for domain, (fit, _) in fits.items()},
     }
     write_json(run.path / "targets.json", found)
