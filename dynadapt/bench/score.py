@@ -11,10 +11,11 @@ from pathlib import Path
 
 from dynadapt.runs.progress import say
 
-from .bases import COARSE, known_bases
+from .bases import COARSE, bounds_of, known_bases
 from .compare import Benchmark, Provider, compare, errors_line, table, thread_choices
 from .llama_cpp import PeerError, check_llama_cpp, folder_for
 from .machine import LIMITS, instruction_sets, limits, some
+from .peer_model import peer_directory
 from .pieces import pieces
 from .rates import COLUMNS, ceiling_lines, put_rates
 from .side_by_side import OURS, remarks, write
@@ -24,21 +25,6 @@ PEERS = ("llama.cpp", "torch-eager", "torch-compile")
 GROUPS = {"torch": ("torch-eager", "torch-compile")}
 FLOOR = {"nll": 1e-5}
 FILE = "gguf"  # the dtype of a row that multiplies what the file holds
-
-
-def _directory(model: str, work: Path) -> str:
-    """A Hugging Face directory with the model's numbers: its own, or one made here of a file, in float32."""
-    import torch
-
-    from dynadapt.model import load
-    from dynadapt.model.convert import write_directory
-    from dynadapt.model.load import directory_of
-
-    own = directory_of(model)
-    if own is not None and own.is_dir() and (own / "config.json").is_file():
-        return str(own)
-    write_directory(load(model), work / "model", torch.float32)
-    return str(work / "model")
 
 
 def _masked_flops(model: str, segment: int) -> int:
@@ -54,8 +40,8 @@ def score_rows(against: list[str], dtypes: list[str], bases: tuple[str, ...], op
     rows = {}
     for dtype in dtypes:
         for base in bases:
-            kept, bounds = ("", None) if base == "same" else (f" {base}", {"nll": COARSE["nll"]})
-            rows[f"{OURS} {dtype}{kept}"] = Provider(OURS, {**options, "dtype": dtype, "base": base}, bounds=bounds)
+            kept = "" if base == "same" else f" {base}"
+            rows[f"{OURS} {dtype}{kept}"] = Provider(OURS, {**options, "dtype": dtype, "base": base}, bounds=bounds_of(base, *FLOOR))
         for name in (name for name in against if name != "llama.cpp"):
             rows[f"{name} {dtype}"] = Provider(name, {**options, "dtype": dtype}, name == "torch-compile")
     if "llama.cpp" in against:
@@ -84,7 +70,7 @@ def run_score(
     with tempfile.TemporaryDirectory() as work:
         options = {
             "model": model,
-            "directory": _directory(model, Path(work)),
+            "directory": peer_directory(model, Path(work)),
             "segment": segment,
             "isa": isa,
             "base": "same",

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from dynadapt.runs.progress import say
 
-from .bases import COARSE, known_bases
+from .bases import bounds_of, known_bases
 from .compare import Benchmark, Provider, compare, errors_line, table, thread_choices
 from .machine import LIMITS, instruction_sets, limits, some
+from .peer_model import peer_directory
 from .pieces import pieces
 from .rates import COLUMNS, ceiling_lines, put_rates
 from .side_by_side import OURS, remarks, write
@@ -67,16 +68,18 @@ def run_step(
     from dynadapt.common.environment import environment
 
     dtypes = [dtypes] if isinstance(dtypes, str) else list(dtypes)
-    with tempfile.TemporaryDirectory() as adapter:
-        _random_adapter(Path(adapter), model, rank)
+    with tempfile.TemporaryDirectory() as work:
+        adapter = Path(work) / "adapter"
+        _random_adapter(adapter, model, rank)
         options = {
             "model": model,
+            "directory": peer_directory(model, Path(work)),
             "streams": streams,
             "segment": segment,
             "rank": rank,
             "isa": isa,
             "tokens": pieces(model, streams, segment),
-            "adapter": adapter,
+            "adapter": str(adapter),
         }
         rows = step_rows(against, dtypes, bases, options)
         truth = Provider("peft-fp64", {**options, "dtype": "fp64"})
@@ -90,7 +93,7 @@ def run_step(
         found |= {"ceiling": found["ceiling"][dtypes[0]], "peak_gflops": found["peak_gflops"][dtypes[0]]}
     return {
         "benchmark": "step",
-        "model": model,
+        "model": Path(model).name,
         "dtype": dtypes[0] if len(dtypes) == 1 else dtypes,
         "isa": isa,
         "streams": streams,
@@ -126,9 +129,8 @@ def step_rows(against: list[str], dtypes: list[str], bases: tuple[str, ...], opt
     for dtype in dtypes:
         end = f" {dtype}" if len(dtypes) > 1 else ""
         for base in bases:
-            bounds = None if base == "same" else COARSE
             kept = "" if base == "same" else f" {base}"
-            rows[f"{OURS}{end}{kept}"] = Provider(OURS, {**options, "dtype": dtype, "base": base}, bounds=bounds)
+            rows[f"{OURS}{end}{kept}"] = Provider(OURS, {**options, "dtype": dtype, "base": base}, bounds=bounds_of(base, *FLOOR))
         for name in against:
             rows[f"{name}{end}"] = Provider(name, {**options, "dtype": dtype}, name == "peft-compile")
     return rows

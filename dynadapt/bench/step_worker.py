@@ -96,10 +96,7 @@ class Peft(StepWorker):
 
         compiled = o["provider"] == "peft-compile"
         transformers.logging.set_verbosity_error()
-        from dynadapt.model.load import directory_of
-
-        directory = directory_of(o["model"])
-        base = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=self.dtype, attn_implementation="sdpa")
+        base = transformers.AutoModelForCausalLM.from_pretrained(o["directory"], dtype=self.dtype, attn_implementation="sdpa")
         target = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         settings = peft.LoraConfig(r=o["rank"], lora_alpha=2 * o["rank"], target_modules=target, task_type="CAUSAL_LM")
         # adapters in the working precision: less work than peft's default of float32 adapters in a bf16 model

@@ -23,7 +23,7 @@ torch is transformers in eager mode and under torch.compile with frozen weights.
 
 llama.cpp is compiled when it is installed, which takes some minutes:
   pip install llama-cpp-python==0.3.36
-  CMAKE_ARGS='-DGGML_NATIVE=OFF' pip install --target builds/avx2 --no-deps llama-cpp-python==0.3.36 diskcache     # for --isa avx2"""
+  CMAKE_ARGS='-DGGML_NATIVE=OFF' pip install --no-cache-dir --target builds/avx2 --no-deps llama-cpp-python==0.3.36 diskcache     # for --isa avx2"""
 
 
 def add_options(command) -> None:

@@ -10,6 +10,7 @@ from helpers import to_transformers
 
 from dynadapt.bench import compare, llama_cpp, score, score_worker
 from dynadapt.bench.llama_cpp import PeerError, check_llama_cpp
+from dynadapt.bench.peer_model import peer_directory
 from dynadapt.cli import build_parser
 from dynadapt.model import random_model, tiny_config
 
@@ -19,11 +20,11 @@ OPTIONS = {"segment": SEGMENT, "isa": None, "base": "same", "threads": 1, "llama
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A tiny model as a .gguf file and as the directory that `_directory` makes of it."""
+    """A tiny model as a .gguf file and as the directory that peers read in its place."""
     folder = tmp_path_factory.mktemp("score")
     made = random_model(tiny_config("llama"), seed=0, std=0.1)
     path = str(write_gguf(made, folder / "tiny.gguf"))
-    return path, score._directory(path, folder), made
+    return path, peer_directory(path, folder), made
 
 
 def pieces_of(vocabulary):
@@ -59,11 +60,12 @@ def test_ours_and_torch_score_what_transformers_does_in_float64(model, tmp_path)
 
 def test_rows_are_named_by_what_they_are():
     options = {"segment": 200, "base": "same"}
-    rows = score.score_rows(["llama.cpp", "torch-eager", "torch-compile"], ["bf16", "fp32"], ("same", "int8"), options)
-    ours = [f"dynadapt {dtype}{base}" for dtype in ("bf16", "fp32") for base in ("", " int8")]
+    rows = score.score_rows(["llama.cpp", "torch-eager", "torch-compile"], ["bf16", "fp32"], ("same", "int8", "quants"), options)
+    ours = [f"dynadapt {dtype}{base}" for dtype in ("bf16", "fp32") for base in ("", " int8", " quants")]
     assert set(rows) == {*ours, *(f"torch-{kind} {dtype}" for kind in ("eager", "compile") for dtype in ("bf16", "fp32")), "llama.cpp"}
     assert rows["dynadapt bf16"].bounds is None and rows["dynadapt bf16 int8"].bounds == rows["llama.cpp"].bounds == {"nll": 0.25}
     assert rows["torch-compile fp32"].compiled and not rows["torch-eager fp32"].compiled
+    assert rows["dynadapt bf16 quants"].bounds is None, "its numbers are those of bf16"
     tried = [(setting["n_ubatch"], setting["flash"]) for setting in rows["llama.cpp"].settings]
     assert tried == [(200, True), (200, False), (128, True), (128, False)]  # no more than the segment has
 
@@ -84,11 +86,11 @@ def installed(folder, info: str):
 
 def test_llama_cpp_is_refused_by_name_with_the_line_that_mends_it(tmp_path, monkeypatch):
     monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(PeerError, match=r"llama-cpp-python is not installed; .*: pip install llama-cpp-python==0\.3\.36$"):
+    with pytest.raises(PeerError, match=r"llama-cpp-python is not installed; .*: pip install --no-cache-dir llama-cpp-python==0\.3\.36$"):
         check_llama_cpp(None, None)
     template = str(tmp_path / "{isa}")
     with pytest.raises(
-        PeerError, match=r"not installed in .*/avx2; .*CMAKE_ARGS='-DGGML_NATIVE=OFF' pip install --target .*/avx2 --no-deps"
+        PeerError, match=r"not installed in .*/avx2; .*CMAKE_ARGS='-DGGML_NATIVE=OFF' pip install --no-cache-dir --target .*/avx2 --no-deps"
     ):
         check_llama_cpp(template, "avx2")
     installed(tmp_path / "avx2", "CPU : AVX = 1 | AVX2 = 1 | AVX512 = 0 | REPACK = 1 | ")
