@@ -96,7 +96,7 @@ def peaks_of(isa: str) -> dict[str, float]:
 def launch(words: tuple[str, ...]) -> int:
     """`dynadapt words...` as a process of its own; its exit status."""
     environment = children.environment(OMP_WAIT_POLICY=os.environ.get("OMP_WAIT_POLICY", "passive"))
-    return subprocess.run(children.command("dynadapt.cli", *words), cwd=ROOT, env=environment).returncode
+    return subprocess.run(children.command("dynadapt", *words), cwd=ROOT, env=environment).returncode
 
 
 def done_before(folder: Path) -> dict[str, list[str]]:
@@ -121,13 +121,18 @@ def is_done(task: Task, folder: Path, before: dict[str, list[str]]) -> bool:
     return True
 
 
+def written(path: Path) -> int | None:
+    """When a file was last written to, None where there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
 def run(todo: list[Task], folder: Path, estimates: dict[str, float], before: dict[str, list[str]]) -> list[str]:
     """Runs them in turn; the files that could not be made. What is done is written down after each."""
     failed, spent, expected = [], 0.0, 0.0
     for number, task in enumerate(todo, 1):
         left = sum(estimates[t.file] for t in todo[number - 1 :]) * (spent / expected if expected else 1.0)
         say(f"[{number}/{len(todo)}] {task.file}; about {clock(left)} left in all")
-        start = time.monotonic()
+        start, old = time.monotonic(), written(folder / task.file)
         try:
             status = launch((*task.words, "--out", str(folder / task.file)))
         except KeyboardInterrupt:
@@ -135,7 +140,7 @@ def run(todo: list[Task], folder: Path, estimates: dict[str, float], before: dic
         spent, expected = spent + time.monotonic() - start, expected + estimates[task.file]
         if status in (130, -2):
             raise SystemExit(f"stopped; the same command goes on in {folder}")
-        if status:
+        if status or written(folder / task.file) == old:
             failed.append(task.file)
             continue
         before[task.file] = list(task.words)

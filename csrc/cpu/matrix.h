@@ -21,6 +21,7 @@ enum class MatrixStorage {
   q8_0,  // blocks of integers, as GGUF files have them
   q4_0,
   q4_1,
+  q5_0,
   q4_k,
   q6_k,
   int8,  // with a scale per row and group of 64 columns; made from float32
@@ -34,8 +35,8 @@ struct BlockSize {
   int columns, bytes;
 };
 constexpr BlockSize kBlockSizes[] = {
-    {MatrixStorage::q8_0, "q8_0", 32, 34},   {MatrixStorage::q4_0, "q4_0", 32, 18},   {MatrixStorage::q4_1, "q4_1", 32, 20},
-    {MatrixStorage::q4_k, "q4_k", 256, 144}, {MatrixStorage::q6_k, "q6_k", 256, 210},
+    {MatrixStorage::q8_0, "q8_0", 32, 34}, {MatrixStorage::q4_0, "q4_0", 32, 18},   {MatrixStorage::q4_1, "q4_1", 32, 20},
+    {MatrixStorage::q5_0, "q5_0", 32, 22}, {MatrixStorage::q4_k, "q4_k", 256, 144}, {MatrixStorage::q6_k, "q6_k", 256, 210},
 };
 
 }  // namespace dynadapt

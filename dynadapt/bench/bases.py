@@ -8,6 +8,12 @@ import inspect
 # than its dtype: integers in place of weights and activations. llama.cpp on a Q4_1 file is 0.10 nats off; other tokens, other weights
 # or a shifted target are nats off.
 COARSE = {"nll": 0.25, "gradient": 0.25}
+EXACT = ("same", "quants")  # their products are the dtype's own; a file's integers are expanded to the values that "same" has
+
+
+def bounds_of(base: str, *measures: str) -> dict[str, float] | None:
+    """Of a row with this base, by measure; None: those of its dtype."""
+    return None if base in EXACT else {measure: COARSE[measure] for measure in measures}
 
 
 def known_bases(value: str, model: str) -> tuple[str, ...]:

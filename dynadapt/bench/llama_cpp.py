@@ -30,9 +30,10 @@ def folder_for(template: str | None, isa: str | None) -> str | None:
 
 
 def install_line(isa: str | None = None, folder: str | None = None) -> str:
+    """``--no-cache-dir``: pip would install again what it compiled before, with whatever options that was."""
     options = f"CMAKE_ARGS='{BUILDS[isa]}' " if isa else ""
     where = f"--target {folder} " if folder else ""
-    return f"{options}pip install {where}{'--no-deps ' if folder else ''}llama-cpp-python=={VERSION}{' diskcache' if folder else ''}"
+    return f"{options}pip install --no-cache-dir {where}{'--no-deps ' if folder else ''}llama-cpp-python=={VERSION}{' diskcache' if folder else ''}"
 
 
 def check_llama_cpp(template: str | None, isa: str | None) -> dict:

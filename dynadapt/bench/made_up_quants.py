@@ -13,12 +13,25 @@ from dynadapt.model.layout import tensor_shapes
 from dynadapt.ops.quants import BLOCK_FORMATS, QuantisedWeight
 
 # By format: the deviation of a weight whose scale is 1 and whose integers are uniform, and a minimum that makes its mean 0.
-_SPREAD = {"q8_0": (74.0, None), "q4_0": (4.6, None), "q4_1": (4.6, -7.5), "q4_k": (258.0, 7.5), "q6_k": (1366.0, None)}
+_SPREAD = {
+    "q8_0": (74.0, None),
+    "q4_0": (4.6, None),
+    "q4_1": (4.6, -7.5),
+    "q5_0": (9.2, None),
+    "q4_k": (258.0, 7.5),
+    "q6_k": (1366.0, None),
+}
 
 
 def random_blocks(name: str, rows: int, columns: int, std: float = 0.02, seed: int = 0) -> QuantisedWeight:
-    """A weight [rows, columns] of uniform integers, its values around 0 with a deviation of about ``std``."""
+    """A weight [rows, columns] of uniform integers, its values around 0 with a deviation of about ``std``.
+
+    Raises:
+        ValueError: a row is no number of whole blocks.
+    """
     form, (spread, least) = BLOCK_FORMATS[name], _SPREAD[name]
+    if columns % form.columns:
+        raise ValueError(f"{name}: a weight of {columns} columns; a block of it has {form.columns}, take a format whose blocks fill a row")
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.randint(0, 256, (rows * columns // form.columns, form.size), dtype=torch.uint8, generator=generator)
     scales = torch.rand(len(blocks), generator=generator).add_(0.5).mul_(std / spread)

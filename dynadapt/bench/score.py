@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dynadapt.runs.progress import say
 
-from .bases import COARSE, known_bases
+from .bases import COARSE, bounds_of, known_bases
 from .compare import Benchmark, Provider, compare, errors_line, table, thread_choices
 from .llama_cpp import PeerError, check_llama_cpp, folder_for
 from .machine import held_to, limits, some
@@ -41,8 +41,8 @@ def score_rows(against: list[str], dtypes: list[str], bases: tuple[str, ...], op
     rows = {}
     for dtype in dtypes:
         for base in bases:
-            kept, bounds = ("", None) if base == "same" else (f" {base}", {"nll": COARSE["nll"]})
-            rows[f"{OURS} {dtype}{kept}"] = Provider(OURS, {**options, "dtype": dtype, "base": base}, bounds=bounds)
+            kept = "" if base == "same" else f" {base}"
+            rows[f"{OURS} {dtype}{kept}"] = Provider(OURS, {**options, "dtype": dtype, "base": base}, bounds=bounds_of(base, *FLOOR))
         for name in (name for name in against if name != "llama.cpp"):
             rows[f"{name} {dtype}"] = Provider(name, {**options, "dtype": dtype}, name == "torch-compile", together)
     if "llama.cpp" in against:

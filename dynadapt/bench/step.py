@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dynadapt.runs.progress import say
 
-from .bases import COARSE, known_bases
+from .bases import bounds_of, known_bases
 from .compare import Benchmark, Provider, compare, errors_line, table, thread_choices
 from .machine import held_to, limits, some
 from .pieces import pieces
@@ -93,7 +93,7 @@ def run_step(
         found |= {"ceiling": found["ceiling"][dtypes[0]], "peak_gflops": found["peak_gflops"][dtypes[0]]}
     return {
         "benchmark": "step",
-        "model": model,
+        "model": Path(model).name,
         "dtype": dtypes[0] if len(dtypes) == 1 else dtypes,
         "isa": isa,
         "streams": streams,
@@ -129,9 +129,8 @@ def step_rows(against: list[str], dtypes: list[str], bases: tuple[str, ...], opt
     for dtype in dtypes:
         end = f" {dtype}" if len(dtypes) > 1 else ""
         for base in bases:
-            bounds = None if base == "same" else COARSE
             kept = "" if base == "same" else f" {base}"
-            rows[f"{OURS}{end}{kept}"] = Provider(OURS, {**options, "dtype": dtype, "base": base}, bounds=bounds)
+            rows[f"{OURS}{end}{kept}"] = Provider(OURS, {**options, "dtype": dtype, "base": base}, bounds=bounds_of(base, *FLOOR))
         for name in against:
             rows[f"{name}{end}"] = Provider(name, {**options, "dtype": dtype}, name == "peft-compile")
     return rows

@@ -25,7 +25,7 @@ other, torch that or all as one batch, whichever is faster. Rounds go on as in d
 
 llama.cpp is compiled when it is installed, which takes some minutes:
   pip install llama-cpp-python==0.3.36
-  CMAKE_ARGS='-DGGML_NATIVE=OFF' pip install --target builds/avx2 --no-deps llama-cpp-python==0.3.36 diskcache     # for --isa avx2"""
+  CMAKE_ARGS='-DGGML_NATIVE=OFF' pip install --no-cache-dir --target builds/avx2 --no-deps llama-cpp-python==0.3.36 diskcache     # for --isa avx2"""
 
 
 def add_options(command) -> None:

@@ -17,6 +17,8 @@ EXAMPLES = """examples:
       each linear group of SmolLM2-135M: time, GFLOP/s and GB/s, after a check against float64
   dynadapt profile --step --iters 10 --json step.json
       whole adapt steps (LoRA) of a model of that size with random weights
+  dynadapt profile --op linear_forward --base q4_k --model llama-3.2-1b --segment 128
+      with weights in the blocks of a quantised file: GB/s counts the bytes that are read
   eval "$(dynadapt profile --op cross_entropy --print-perf)"
       the processor's counters over the timed calls alone
   dynadapt profile --op update --model llama-3.2-1b --streams 8 --print-ncu
@@ -36,6 +38,11 @@ class Measured:
     memory: int = setting(512, "tokens that each stream remembers, where the op or step attends to them", least=0)
     case: str = setting("", "with --op: only the case of this label")
     dtype: str = setting("auto", "bf16 or fp32; auto: what is fastest where this runs", choices=("auto", "bf16", "fp32"))
+    base: str = setting(
+        "same",
+        "what frozen weights are kept in: the arithmetic's own dtype, int8, or the blocks of a GGUF format (CPU)",
+        choices=("same", "int8", "q8_0", "q4_0", "q4_1", "q5_0", "q4_k", "q6_k"),
+    )
     backend: str = like(EvalConfig, "backend", help="cpu, triton or reference; auto takes the device's own")
     device: str = like(EvalConfig, "device", help="cpu, cuda or cuda:N")
     warmup: int = setting(3, "calls before the timed ones", least=0)

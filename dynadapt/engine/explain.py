@@ -44,7 +44,7 @@ def _base(engine) -> list[str]:
     if engine.base == "same":
         return []
     if engine.base == "quants":
-        kept = ", ".join(f"{count} x {name}" for name, count in weights.kept.items())
+        kept = ", ".join(f"{count} x {name}" for name, count in sorted(weights.kept.items(), key=lambda item: -item[1]))
         rounded = ", expanded and rounded where a product reads them" if engine.dtype == "bf16" else ", expanded where a product reads them"
         return [f"frozen weights as the file has them: {kept}{rounded}; scores are those of base='same' to the bit"]
     held = [part for parts in weights.parts.values() if parts is not None for part in (parts if isinstance(parts, list) else [parts])]

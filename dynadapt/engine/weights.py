@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import TypeVar
+from collections.abc import Callable
 
 import torch
 
 from dynadapt.adapt.methods import GROUPS
 from dynadapt.model import ModelConfig, layout, rope_tables
 from dynadapt.model.layout import has_bias, tensor_shapes
-from dynadapt.ops import DenseMatrix, Float8Weights, make_int8_matrix, make_matrix, make_parts, make_quantised
+from dynadapt.ops import DenseMatrix, Float8Weights, expand, make_int8_matrix, make_matrix, make_parts, make_quantised
 from dynadapt.ops.quants import BLOCK_FORMATS
-
-T = TypeVar("T")
 
 
 def group_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[int, ...]]]:
@@ -35,23 +29,6 @@ def group_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[i
 def source_weight(model, layer: int, group: str, part: int) -> torch.Tensor:
     """The prior weight [O, K] of one part of a linear group."""
     return model.tensor(f"layers.{layer}.{layout(model.config)[group][part]}.weight")
-
-
-def _source_weights(model, layer: int, group: str) -> list[torch.Tensor]:
-    return [source_weight(model, layer, group, part) for part in range(len(layout(model.config)[group]))]
-
-
-def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """What each of ``reads`` gives, in order, or raises. A thread makes the next one while the caller uses the last: files come in
-    while weights are packed, and no more than one is waiting."""
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(1, "dynadapt-read") as reader:
-        for read in reads:
-            waiting.append(reader.submit(read))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        if waiting:
-            yield waiting.popleft().result()
 
 
 def biased_groups(config: ModelConfig) -> dict[tuple[int, str], list[str | None]]:
@@ -99,38 +76,18 @@ class ModelTensors:
 class FrozenWeights(ModelTensors):
     """The model's weights in the backend's form; ``own`` are the groups that a learner holds itself.
 
+    The head, the largest of them, is made first: what it takes beside itself while it is made lies where the others come to be.
     ``kept``: with ``base="quants"``, the number of weights by the storage they are in, as ``Engine.explain`` says it.
     """
 
     def __init__(self, model, backend: str, dtype: torch.dtype, own: set[tuple[int, str]], device="cpu", base: str = "same"):
         c = model.config
         self.kept: dict[str, int] = {}
-        load = lambda name: model.tensor(name).to(device=device, dtype=dtype).contiguous()  # noqa: E731
-        sizes = group_sizes(c)
-        frozen = [] if base == "quants" else [key for key in sizes if key not in own]
-        read = read_ahead(partial(_source_weights, model, *key) for key in frozen)
-        self.parts: dict[tuple[int, str], list | Float8Weights | None] = {}
-        for layer, group in sizes:
-            if (layer, group) in own:
-                self.parts[layer, group] = None
-                continue
-            if base == "quants":
-                names = [f"layers.{layer}.{part}.weight" for part in layout(c)[group]]
-                self.parts[layer, group] = [self._as_stored(model, name, dtype) for name in names]
-                continue
-            tensors = next(read)
-            if base == "float8":
-                self.parts[layer, group] = Float8Weights(tensors, device)
-            elif base == "int8":
-                self.parts[layer, group] = [make_int8_matrix(w, backend, dtype) for w in tensors]
-            else:
-                self.parts[layer, group] = make_parts(tensors, backend, dtype, device)
-            del tensors  # before the next are waited for
-        zeros = lambda n: torch.zeros(n, dtype=dtype, device=device)  # noqa: E731
-        bias = {
-            key: torch.cat([zeros(n) if name is None else load(name) for name, n in zip(names, sizes[key][1])])
-            for key, names in biased_groups(c).items()
-        }
+
+        def load(name):
+            blocks = model.quantised(name) if backend == "cpu" else None
+            return model.tensor(name).to(device=device, dtype=dtype).contiguous() if blocks is None else expand(blocks, dtype)
+
         name, embedding = "embed.weight" if c.tied_head else "head.weight", None
         if base == "quants":
             head = self._as_stored(model, name, dtype)
@@ -139,8 +96,30 @@ class FrozenWeights(ModelTensors):
         elif base == "int8":
             head = make_int8_matrix(model.tensor(name), backend, dtype)
         else:
-            head = make_matrix(model.tensor(name), backend, dtype, device)
-        super().__init__(c, load, bias, head, look_up_table(c, head, load) if embedding is None else None, embedding)
+            head = make_matrix(load(name), backend, dtype, device)
+        table = look_up_table(c, head, load) if embedding is None else None
+        sizes = group_sizes(c)
+        self.parts: dict[tuple[int, str], list | Float8Weights | None] = {}
+        for layer, group in sizes:
+            if (layer, group) in own:
+                self.parts[layer, group] = None
+                continue
+            names = [f"layers.{layer}.{part}.weight" for part in layout(c)[group]]
+            if base == "quants":
+                self.parts[layer, group] = [self._as_stored(model, name, dtype) for name in names]
+                continue
+            if base == "float8":
+                self.parts[layer, group] = Float8Weights([model.tensor(name) for name in names], device)
+            elif base == "int8":
+                self.parts[layer, group] = [make_int8_matrix(model.tensor(name), backend, dtype) for name in names]
+            else:
+                self.parts[layer, group] = make_parts([load(name) for name in names], backend, dtype, device)
+        zeros = lambda n: torch.zeros(n, dtype=dtype, device=device)  # noqa: E731
+        bias = {
+            key: torch.cat([zeros(n) if name is None else load(name) for name, n in zip(names, sizes[key][1])])
+            for key, names in biased_groups(c).items()
+        }
+        super().__init__(c, load, bias, head, table, embedding)
 
     def _as_stored(self, model, name: str, dtype: torch.dtype):
         """A weight in its file's blocks; in ``dtype`` where it is not stored in such as can be kept."""

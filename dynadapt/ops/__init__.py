@@ -13,6 +13,7 @@ __all__ = [
     "choose_backend",
     "choose_device",
     "defined_ops",
+    "expand",
     "make_int8_matrix",
     "make_matrix",
     "make_parts",
@@ -26,7 +27,7 @@ _HOMES = {
     **dict.fromkeys(("DenseMatrix", "make_int8_matrix", "make_matrix", "make_parts"), "matrix"),
     "Float8Weights": "float8",
     "Int8Matrix": "int8",
-    **dict.fromkeys(("QuantisedWeight", "make_quantised"), "quants"),
+    **dict.fromkeys(("QuantisedWeight", "expand", "make_quantised"), "quants"),
 }
 _MODULES = {"dispatch", *(row.family for row in OPS.values())}
 __getattr__ = lazily(__name__, _HOMES, _MODULES)

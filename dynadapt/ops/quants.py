@@ -5,6 +5,7 @@ A block holds a few numbers in float16 and an integer for each of its 32 or 256 
     Q8_0   w = d q                    q in -128..127, d for 32 columns
     Q4_0   w = d (q - 8)              q in 0..15, d for 32 columns
     Q4_1   w = d q + m                q in 0..15, d and m for 32 columns
+    Q5_0   w = d (q - 16)             q in 0..31, d for 32 columns
     Q4_K   w = (d s) q - (e t)        q in 0..15, s and t in 0..63 for 32 columns, d and e for 256
     Q6_K   w = (d s) (q - 32)         q in 0..63, s in -128..127 for 16 columns, d for 256
 
@@ -64,6 +65,11 @@ def _q4_1(blocks):
     return _half(blocks, 0) * _nibbles(blocks[:, 4:].contiguous(), 16).float() + _half(blocks, 2)
 
 
+def _q5_0(blocks):
+    fifth = (blocks[:, 2:6, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten(1)
+    return _half(blocks, 0) * ((_nibbles(blocks[:, 6:].contiguous(), 16) | fifth << 4).float() - 16)
+
+
 def _q4_k(blocks):
     low, least, high = blocks[:, 4:16].view(-1, 3, 4).unbind(1)
     scale = torch.cat([low & 63, (high & 15) | low >> 6 << 4], dim=1).float()
@@ -85,6 +91,7 @@ BLOCK_FORMATS = {
     "q8_0": BlockFormat(32, 34, (0,), _q8_0),
     "q4_0": BlockFormat(32, 18, (0,), _q4_0),
     "q4_1": BlockFormat(32, 20, (0, 2), _q4_1),
+    "q5_0": BlockFormat(32, 22, (0,), _q5_0),
     "q4_k": BlockFormat(256, 144, (0, 2), _q4_k),
     "q6_k": BlockFormat(256, 210, (208,), _q6_k),
 }
@@ -128,3 +135,11 @@ def make_quantised(weight: QuantisedWeight, dtype: torch.dtype):
     """The native matrix that keeps ``weight``'s blocks and has its values in ``dtype``, float32 or bfloat16."""
     blocks = weight.blocks.contiguous().view(-1).numpy()
     return native_module().PackedMatrix(weight.name, blocks, *weight.shape, str(dtype).removeprefix("torch."))
+
+
+def expand(weight: QuantisedWeight, dtype: torch.dtype) -> torch.Tensor:
+    """``weight.dequantise().to(dtype)``, to the bit, of float32 or bfloat16, by the native kernels: at no time is it in memory in a wider
+    dtype."""
+    values = torch.empty(weight.shape, dtype=dtype)
+    make_quantised(weight, dtype).unpack(values)
+    return values

@@ -116,6 +116,18 @@ def test_a_campaign_refuses_before_it_measures(machine, options, said, capsys):
     assert re.search(said, f"{refused.value}{capsys.readouterr().err}") and not ran
 
 
+def test_what_is_launched_is_the_command_line(capfd):
+    assert cpu_campaign.launch(("bench", "step", "--isa", "sse")) == 2
+    assert "--isa sse: expected some of avx2" in capfd.readouterr().err
+
+
+def test_a_command_that_writes_nothing_has_failed(machine, tmp_path, monkeypatch, capsys):
+    (tmp_path / "products-avx2.json").write_text("{}")  # of an earlier campaign
+    monkeypatch.setattr(cpu_campaign, "launch", lambda words: 0)
+    assert cpu_campaign.main(["--out", str(tmp_path), "--isa", "avx2", "--only", "products"]) == 1
+    assert "failed: products-avx2.json" in capsys.readouterr().err and not (tmp_path / cpu_campaign.DONE).is_file()
+
+
 def test_an_estimate_grows_with_the_work():
     task = cpu_campaign.Task("a", "avx2", (), ("dynadapt", "peft-eager"), 2.0)
     fast, slow = (task.seconds({"fp32": peak}, 10, 2) for peak in (1000.0, 100.0))

@@ -19,11 +19,12 @@ from dynadapt.bench.profile import ncu
 from dynadapt.bench.profile import run as profiling_run
 from dynadapt.cli import build_parser, main
 from dynadapt.commands.profile import Measured
-from dynadapt.common.options import given
+from dynadapt.common.options import given, settings_of
 from dynadapt.engine.op_set import OpSet
 from dynadapt.model import tiny_config
 from dynadapt.model.hf_config import config_to_hf
 from dynadapt.ops import profiler_ranges as ranges
+from dynadapt.ops.quants import BLOCK_FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -124,12 +125,35 @@ def test_a_step_is_checked_and_timed(tiny, tmp_path, ranges_restored):
     assert row["tokens_per_s"] == pytest.approx(32e3 / row["median_ms"])
 
 
+@pytest.mark.parametrize("base", ["int8", "q8_0"])
+def test_frozen_weights_are_kept_as_asked(base, tmp_path, ranges_restored):
+    config = tiny_config("llama", hidden_size=64, heads=2, kv_heads=1, head_dim=32, ffn_size=96)  # whole blocks
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(config)))
+    options = ["--model", tmp_path, "--segment", 16, "--iters", 1, "--warmup", 0, "--dtype", "bf16", "--device", "cpu", "--base", base]
+    profile("--op", "linear_forward", *options, "--json", tmp_path / "op.json")
+    (row, *_) = json.loads((tmp_path / "op.json").read_text())["rows"]
+    qkv = cases.OPS["linear_forward"](cases.Sizes(config, 1, 16, "cpu", base=base), 0)[0]
+    assert row["gb_per_s"] == pytest.approx(1e-6 * qkv.bytes / row["median_ms"]) and qkv.base == base
+    made, engine = [], profiling_run._engine
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(profiling_run, "_engine", lambda *a, **changes: made.append(engine(*a, **changes)) or made[-1])
+        profile("--step", *options)
+    assert [e.base for e in made] == ["int8" if base == "int8" else "quants"] * 2 + ["same"]
+
+
+def test_the_bases_offered_are_all_there_are():
+    assert settings_of(Measured)["base"].choices == ("same", "int8", *BLOCK_FORMATS)
+
+
 @pytest.mark.parametrize(
     "options,said",
     [
         (["--op", "norm_forward", "--iters", "0"], "--iters 0: expected at least 1"),
         (["--op", "linear_forward", "--case", "head"], "--case head: linear_forward has qkv, o, mlp_in, down"),
         (["--step", "--case", "o"], "--case o with --step"),
+        (["--op", "norm_forward", "--base", "int8", "--device", "cpu"], "--base int8 with --op norm_forward: it reads no frozen weights"),
+        (["--op", "linear_forward", "--base", "q4_1", "--backend", "reference"], "--base q4_1 with --backend reference: the native"),
+        (["--op", "linear_forward", "--base", "q4_k", "--device", "cpu"], "q4_k: a weight of 576 columns; a block of it has 256"),
         (["--op", "norm_forward", "--model", "gpt-9"], "model 'gpt-9' is no known geometry"),
         (["--op", "memory_advance", "--backend", "cpu", "--device", "cpu"], "op 'memory_advance'"),
         (["--op", "norm_forward", "--device", "cuda", "--print-perf"], "expected cpu"),

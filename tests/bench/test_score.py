@@ -61,10 +61,11 @@ def test_ours_and_torch_score_what_transformers_does_in_float64(model, tmp_path)
 
 def test_rows_are_named_by_what_they_are():
     options = {"streams": 1, "segment": 200, "base": "same"}
-    rows = score.score_rows(["llama.cpp", "torch-eager", "torch-compile"], ["bf16", "fp32"], ("same", "int8"), options)
-    ours = [f"dynadapt {dtype}{base}" for dtype in ("bf16", "fp32") for base in ("", " int8")]
+    rows = score.score_rows(["llama.cpp", "torch-eager", "torch-compile"], ["bf16", "fp32"], ("same", "int8", "quants"), options)
+    ours = [f"dynadapt {dtype}{base}" for dtype in ("bf16", "fp32") for base in ("", " int8", " quants")]
     assert set(rows) == {*ours, *(f"torch-{kind} {dtype}" for kind in ("eager", "compile") for dtype in ("bf16", "fp32")), "llama.cpp"}
     assert rows["dynadapt bf16"].bounds is None and rows["dynadapt bf16 int8"].bounds == rows["llama.cpp"].bounds == {"nll": 0.25}
+    assert rows["dynadapt bf16 quants"].bounds is None, "its numbers are those of bf16"
     assert rows["torch-compile fp32"].compiled and not rows["torch-eager fp32"].compiled
     assert rows["torch-eager fp32"].settings == ({},)
     several = score.score_rows(["llama.cpp", "torch-eager"], ["bf16"], ("same",), {**options, "streams": 3})
@@ -89,11 +90,11 @@ def installed(folder, info: str):
 
 def test_llama_cpp_is_refused_by_name_with_the_line_that_mends_it(tmp_path, monkeypatch):
     monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(PeerError, match=r"llama-cpp-python is not installed; .*: pip install llama-cpp-python==0\.3\.36$"):
+    with pytest.raises(PeerError, match=r"llama-cpp-python is not installed; .*: pip install --no-cache-dir llama-cpp-python==0\.3\.36$"):
         check_llama_cpp(None, None)
     template = str(tmp_path / "{isa}")
     with pytest.raises(
-        PeerError, match=r"not installed in .*/avx2; .*CMAKE_ARGS='-DGGML_NATIVE=OFF' pip install --target .*/avx2 --no-deps"
+        PeerError, match=r"not installed in .*/avx2; .*CMAKE_ARGS='-DGGML_NATIVE=OFF' pip install --no-cache-dir --target .*/avx2 --no-deps"
     ):
         check_llama_cpp(template, "avx2")
     installed(tmp_path / "avx2", "CPU : AVX = 1 | AVX2 = 1 | AVX512 = 0 | REPACK = 1 | ")

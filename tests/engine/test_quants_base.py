@@ -11,7 +11,7 @@ from dynadapt import Adam, Engine, Full, LoRA, RowSparse, SegmentMemory
 from dynadapt.bench.made_up_quants import write_made_up
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.defaults import opening, settle
-from dynadapt.model import ModelError, load, random_model, tiny_config
+from dynadapt.model import ModelError, from_state, load, random_model, tiny_config
 from dynadapt.model.gguf_file import GGUFFile
 from dynadapt.ops.quants import BLOCK_FORMATS
 
@@ -35,8 +35,15 @@ def tokens(seed):
     return torch.randint(100, (2, 17), generator=torch.Generator().manual_seed(seed))
 
 
+def package(path):
+    """The model of a file whose tensors the gguf package dequantises, all of them."""
+    model = load(path)
+    return from_state(model.config, {name: model.tensor(name) for name in model.names()})
+
+
 def both(path, **settings):
-    return [Engine(load(path), **{**LEARNS, **settings}, base=base) for base in ("quants", "same")]
+    """The engine that keeps a file's integers, and the one that is given the package's values."""
+    return [Engine(model, **{**LEARNS, **settings}, base=base) for model, base in ((load(path), "quants"), (package(path), "same"))]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -49,7 +56,7 @@ def test_scores_and_what_is_learned_are_the_dequantised_ones(name, dtype, files,
     assert ours.flops == plain.flops
     assert ours.generate([1, 2, 3], 5).ids == plain.generate([1, 2, 3], 5).ids
     ours.save(tmp_path / "state")
-    plain.step(tokens(9))
+    plain = Engine(load(files[name]), **LEARNS, dtype=dtype)
     plain.restore(tmp_path / "state")  # a state of the one goes on in the other
     assert torch.equal(ours.step(tokens(4)), plain.step(tokens(4)))
 
@@ -57,12 +64,25 @@ def test_scores_and_what_is_learned_are_the_dequantised_ones(name, dtype, files,
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2"])
 @pytest.mark.parametrize("tied", (True, False), ids=("tied", "untied"))
 def test_every_family(family, tied, tmp_path):
-    """With biases and head norms, permuted rows and learned positions."""
+    """With biases and head norms, permuted rows and learned positions; base="same" of the file, too."""
     sizes = {**WIDE, "kv_heads": 4 if family == "gpt2" else 2}
     path = write_gguf(random_model(tiny_config(family, **sizes, tied_head=tied), seed=3), tmp_path / "a.gguf", "Q8_0")
     ours, plain = both(path, dtype="fp32", memory=None)
+    same = Engine(load(path), **{**LEARNS, "dtype": "fp32", "memory": None})
     for seed in range(2):
-        assert torch.equal(ours.step(tokens(seed)), plain.step(tokens(seed)))
+        scores = ours.step(tokens(seed))
+        assert torch.equal(scores, plain.step(tokens(seed))) and torch.equal(scores, same.step(tokens(seed)))
+
+
+def test_base_same_makes_no_float32_of_a_whole_weight(files, monkeypatch):
+    model = load(files["q4_k"])
+    expected = package(files["q4_k"])
+    monkeypatch.setattr(gguf.quants, "dequantize", lambda *arguments: pytest.fail("a tensor was dequantised"))
+    engine = Engine(model, **LEARNS, dtype="bf16")
+    weight = torch.empty(512, 256, dtype=torch.bfloat16)
+    engine.weights.parts[1, "mlp_in"][0].unpack(weight)
+    assert torch.equal(weight, expected.tensor("layers.1.gate.weight").bfloat16())
+    assert engine.weights.parts[1, "mlp_in"][0].storage == engine.weights.head.storage == "bfloat16"
 
 
 def test_no_weight_is_ever_dequantised_whole(files, monkeypatch):

@@ -123,7 +123,7 @@ def test_errors_name_the_argument():
     make = lambda storage="q4_k", blocks=blocks, rows=3, columns=512, dtype="float32": _C.PackedMatrix(
         storage, blocks, rows, columns, dtype
     )  # noqa: E731
-    with pytest.raises(ValueError, match=r'storage is "q5_k", accepted are q8_0, q4_0, q4_1, q4_k, q6_k'):
+    with pytest.raises(ValueError, match=r'storage is "q5_k", accepted are q8_0, q4_0, q4_1, q5_0, q4_k, q6_k'):
         make("q5_k")
     with pytest.raises(ValueError, match=r"columns is 500, accepted are multiples of 256, the columns of a block of q4_k"):
         make(columns=500)

@@ -72,9 +72,9 @@ DYNADAPT_API int dynadapt_nvtx(void);
 typedef struct dynadapt_matrix dynadapt_matrix;
 
 DYNADAPT_API int dynadapt_matrix_create(const DLTensor* weight, dynadapt_matrix** out);
-/* From the blocks of a GGUF tensor, kept as they are: storage "q8_0", "q4_0", "q4_1", "q4_k" or "q6_k", `blocks` the file's `bytes`
- * bytes, rows one after the other, columns a multiple of a block's 32 or 256. The values are those of the format's definition in
- * float32, to the bit, or with bf16 = 1 these rounded to bfloat16. Rows can be read and not changed. */
+/* From the blocks of a GGUF tensor, kept as they are: storage "q8_0", "q4_0", "q4_1", "q5_0", "q4_k" or "q6_k", `blocks` the file's
+ * `bytes` bytes, rows one after the other, columns a multiple of a block's 32 or 256. The values are those of the format's definition
+ * in float32, to the bit, or with bf16 = 1 these rounded to bfloat16. Rows can be read and not changed. */
 DYNADAPT_API int dynadapt_matrix_create_quantised(const char* storage, int64_t rows, int64_t columns, const uint16_t* blocks,
                                                   int64_t bytes, int bf16, dynadapt_matrix** out);
 /* One that keeps int8 with a scale per row and group of 64 columns, rounded from weight f32 [N, K]; `dtype`, float32 or bfloat16,

@@ -9,6 +9,9 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
 
+from dynadapt.bench.made_up_quants import random_blocks
+from dynadapt.ops.quants import BLOCK_FORMATS, QuantisedWeight
+
 Tensor = torch.Tensor
 
 
@@ -47,6 +50,13 @@ class Draw:
     def acts(self, *shape, scale=1.0) -> Tensor:
         """Activations or weights: normal values in the case's dtype, so that all runs see the same numbers."""
         return self.wide(*shape, scale=scale).to(self.dtype)
+
+    def weight(self, n, k, base: str = "same", scale=None) -> Tensor | QuantisedWeight:
+        """A frozen weight [n, k] whose deviation is ``scale`` (k^-1/2): of the case's dtype, or of a format's blocks."""
+        scale = k**-0.5 if scale is None else scale
+        if base in BLOCK_FORMATS:
+            return random_blocks(base, n, k, scale, int(self.integers(1 << 31, 1)))
+        return self.acts(n, k, scale=scale)
 
     def rows(self, n, width, dense=False) -> Tensor:
         """Activations [n, width], with another stride than their width where the case is odd. ``dense``: in strided cases alone."""
@@ -95,8 +105,8 @@ class OpCase:
     """``arguments`` by name in the op's order. Outputs hold NaN, where the op does not change them.
 
     bytes: each input read once and each output written once; flops: the op's own formula; slack multiplies the tolerance where
-    more rounding than torch's is due to the op's own order of sums. base: what frozen weights are kept in, their dtype ("same") or
-    "int8".
+    more rounding than torch's is due to the op's own order of sums. base: what frozen weights are kept in, their dtype ("same"),
+    "int8" or a format of ops/quants.py.
 
     Raises:
         ValueError: an argument is not of the case's dtype, or an output could hide that nobody wrote to it.
@@ -174,7 +184,9 @@ def named_tensors(name: str, value) -> dict[str, Tensor]:
 
 
 def weight_bytes(elements: int, base: str) -> float:
-    """That frozen weights take: two each, or one and a scale of four for every 64 (ops/int8.py)."""
+    """That frozen weights take: two each, one and a scale of four for every 64 (ops/int8.py), or those of their blocks."""
+    if form := BLOCK_FORMATS.get(base):
+        return elements * form.size / form.columns
     return elements * (1 + 4 / 64 if base == "int8" else 2)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dynadapt.ops import make_int8_matrix, make_matrix, make_parts, resolve
+from dynadapt.ops import QuantisedWeight, make_int8_matrix, make_matrix, make_parts, make_quantised, resolve
 
 from .base import OpCase, convert, copy, named_tensors
 
@@ -23,10 +23,15 @@ def materialise(case: OpCase, backend: str, dtype: torch.dtype | None = None, de
     def make(t):
         return copy(t, torch.float64 if wanted == torch.float64 and t.is_floating_point() else t.dtype, device)
 
+    def kept(weight):
+        if not isinstance(weight, QuantisedWeight):
+            return make_int8_matrix(weight, backend, wanted)
+        # in float64, too, a product sees the values that the case's dtype has
+        return make_quantised(weight, wanted) if backend == "cpu" else make_matrix(weight.dequantise().to(case.dtype), backend, wanted)
+
     def frozen(weights):
-        if case.base == "int8":
-            each = lambda w: make_int8_matrix(w, backend, wanted)  # noqa: E731
-            return each(weights) if isinstance(weights, torch.Tensor) else [each(w) for w in weights]
+        if case.base != "same":
+            return [kept(w) for w in weights] if isinstance(weights, list) else kept(weights)
         if isinstance(weights, torch.Tensor):
             return make_matrix(weights, backend, wanted, device or weights.device)
         return make_parts(weights, backend, wanted, device or weights[0].device)

@@ -14,7 +14,7 @@ CROSS_ENTROPY_WEIGHT_GRADIENT = Op(
 )
 
 
-def _inputs(d: Draw, n, hidden, vocabulary, weights, spread) -> dict:
+def _inputs(d: Draw, n, hidden, vocabulary, weights, spread, base="same") -> dict:
     targets = d.integers(vocabulary, n)
     if d.odd:
         targets[::7] = -100
@@ -22,7 +22,7 @@ def _inputs(d: Draw, n, hidden, vocabulary, weights, spread) -> dict:
             targets[1], targets[2], targets[3] = 0, vocabulary - 1, vocabulary // 2
     return {
         "h": d.acts(n, hidden),
-        "head": d.acts(vocabulary, hidden, scale=spread * hidden**-0.5),
+        "head": d.weight(vocabulary, hidden, base, spread * hidden**-0.5),
         "targets": targets,
         "weights": d.row_weights(n) if weights else None,
     }
@@ -41,7 +41,7 @@ def cross_entropy(
 ) -> OpCase:
     """``spread``: the standard deviation of the logits. In an odd case every seventh row is not scored."""
     arguments = {
-        **_inputs(d, n, hidden, vocabulary, weights, spread),
+        **_inputs(d, n, hidden, vocabulary, weights, spread, base),
         "nll": d.out(n, wide=True),
         "lse": d.out(n, wide=True),
         "dh": d.out(n, hidden) if gradient else None,

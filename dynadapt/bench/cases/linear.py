@@ -40,7 +40,7 @@ def linear_forward(
     width = len(parts) * rank
     arguments = {
         "x": d.rows(n, k),
-        "parts": [d.acts(part, k, scale=k**-0.5) for part in parts],
+        "parts": [d.weight(part, k, base) for part in parts],
         "bias": d.acts(sum(parts)) if bias else None,
         **_adapter(d, streams, k, parts, rank),
         "u": d.out(n, width) if rank else None,
@@ -53,7 +53,7 @@ def linear_forward(
 def linear_backward(d: Draw, n: int, k: int, parts, rank: int, streams: int = 1, label: str = "", base: str = "same") -> OpCase:
     arguments = {
         "dy": d.acts(n, sum(parts)),
-        "parts": [d.acts(part, k, scale=k**-0.5) for part in parts],
+        "parts": [d.weight(part, k, base) for part in parts],
         **_adapter(d, streams, k, parts, rank),
         "dU": d.out(n, len(parts) * rank) if rank else None,
         "dx": d.out(n, k),

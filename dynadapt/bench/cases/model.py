@@ -26,10 +26,19 @@ RANK = 16
 
 
 class Sizes:
-    """One model's widths at S streams of T tokens, on one device, and values of one dtype."""
+    """One model's widths at S streams of T tokens, on one device, values of one dtype, and what its frozen weights are kept in."""
 
-    def __init__(self, config: ModelConfig, streams: int, segment: int, device: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0):
-        self.c = config
+    def __init__(
+        self,
+        config: ModelConfig,
+        streams: int,
+        segment: int,
+        device: str,
+        dtype: torch.dtype = torch.bfloat16,
+        seed: int = 0,
+        base: str = "same",
+    ):
+        self.c, self.base = config, base
         self.S, self.T, self.N, self.device = streams, segment, streams * segment, device
         self.draw = Draw(dtype, seed, device, odd=False)
         q, kv = self.c.heads * self.c.head_dim, self.c.kv_heads * self.c.head_dim
@@ -40,9 +49,9 @@ class Sizes:
         return self.c.heads, self.c.kv_heads, self.c.head_dim
 
 
-def _of_groups(make, **options):
+def _of_groups(make):
     """A case for every group of weights that read the same input."""
-    return lambda z, m: [make(z.draw, z.N, k, parts, RANK, z.S, label=group, **options) for group, (k, parts) in z.groups.items()]
+    return lambda z, m: [make(z.draw, z.N, k, parts, RANK, z.S, label=group) for group, (k, parts) in z.groups.items()]
 
 
 def _weight_gradients(make, z: Sizes) -> list[OpCase]:
@@ -53,7 +62,11 @@ def _weight_gradients(make, z: Sizes) -> list[OpCase]:
 
 def _cross_entropies(z: Sizes, m: int) -> list[OpCase]:
     forms = ((True, "score and gradient"), (False, "score"))
-    return [cross_entropy(z.draw, z.N, z.c.hidden_size, z.c.vocab_size, gradient, label=label) for gradient, label in forms]
+    return [cross_entropy(z.draw, z.N, z.c.hidden_size, z.c.vocab_size, gradient, label=label, base=z.base) for gradient, label in forms]
+
+
+def _linears(make, z: Sizes, **options) -> list[OpCase]:
+    return [make(z.draw, z.N, k, parts, RANK, z.S, label=group, base=z.base, **options) for group, (k, parts) in z.groups.items()]
 
 
 def _attention(make, z: Sizes, m: int) -> OpCase:
@@ -80,8 +93,8 @@ def _update(z: Sizes, m: int) -> list[OpCase]:
 
 # op -> its cases for sizes z and m tokens that a stream remembers
 OPS = {
-    "linear_forward": _of_groups(linear_forward, bias=False),
-    "linear_backward": _of_groups(linear_backward),
+    "linear_forward": lambda z, m: _linears(linear_forward, z, bias=False),
+    "linear_backward": lambda z, m: _linears(linear_backward, z),
     "lora_gradient": _of_groups(lora_gradient),
     "lora_gradient_update": _of_groups(lora_gradient_update),
     "weight_gradient": lambda z, m: _weight_gradients(weight_gradient, z),

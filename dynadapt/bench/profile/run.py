@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import torch
 
 from dynadapt.bench import cases
+from dynadapt.bench.bases import COARSE
 from dynadapt.engine import DTYPES
 from dynadapt.ops import choose_backend, choose_device, resolve
 from dynadapt.ops.profiler_ranges import named
+from dynadapt.ops.quants import BLOCK_FORMATS
 
 from .measure import Runs, timed
 
@@ -24,14 +29,17 @@ STEP_TOLERANCE = {"bf16": 0.05, "fp32": 1e-3}
 def _where(what: dict) -> tuple[str, torch.device, torch.dtype]:
     dtype = DTYPES[what["dtype"]]
     device = choose_device(what["device"], what["backend"], dtype)
-    return choose_backend(what["backend"], dtype, device.type), device, dtype
+    backend = choose_backend(what["backend"], dtype, device.type)
+    if what["base"] != "same" and backend != "cpu":
+        raise ValueError(f"--base {what['base']} with --backend {backend}: the native kernels of --backend cpu keep weights so")
+    return backend, device, dtype
 
 
 def profile_op(op: str, what: dict, runs: Runs) -> list[dict]:
     """A row a case: label, times, GFLOP/s, GB/s, relative error against float64.
 
     Raises:
-        ValueError: no case has the label that was asked for.
+        ValueError: no case has the label that was asked for, or the frozen weights can't be kept so.
         WrongResult: naming the case and its error.
     """
     from dynadapt.model.geometries import geometry
@@ -40,7 +48,10 @@ def profile_op(op: str, what: dict, runs: Runs) -> list[dict]:
     function = named(resolve(op, backend, dtype)).function
     config, memory = geometry(what["model"]), what["memory"]
     shape = (what["streams"], what["segment"])
-    few, full = (cases.OPS[op](cases.Sizes(config, *sizes, str(device), dtype), memory) for sizes in (map(min, shape, CHECKED), shape))
+    sizes = ((*map(min, shape, CHECKED),), shape)
+    few, full = (cases.OPS[op](cases.Sizes(config, *size, str(device), dtype, base=what["base"]), memory) for size in sizes)
+    if what["base"] not in {case.base for case in full}:
+        raise ValueError(f"--base {what['base']} with --op {op}: it reads no frozen weights")
     labels = [case.label for case in full]
     if what["case"] and what["case"] not in labels:
         raise ValueError(f"--case {what['case']}: {op} has {', '.join(labels)}")
@@ -71,13 +82,19 @@ def profile_op(op: str, what: dict, runs: Runs) -> list[dict]:
 
 def profile_step(what: dict, runs: Runs) -> list[dict]:
     """One row: times, GFLOP/s (without the update's) and tokens/s of an adapt step: LoRA of rank 16, Adam, clip 1."""
-    from dynadapt.model import random_model
+    from dynadapt.bench.made_up_quants import write_made_up
+    from dynadapt.model import load, random_model
     from dynadapt.model.geometries import geometry
 
     backend, device, _ = _where(what)
-    model = random_model(geometry(what["model"]), dtype=torch.bfloat16)
-    engine = _engine(model, what, backend, device, what["streams"], what["segment"], what["dtype"])
-    error = _check_step(model, what, backend, device)
+    with TemporaryDirectory() as folder:
+        config, kept = geometry(what["model"]), what["base"]
+        if kept in BLOCK_FORMATS:
+            model = load(write_made_up(config, Path(folder) / "model.gguf", kept, kept))
+        else:
+            model = random_model(config, dtype=torch.bfloat16)
+        engine = _engine(model, what, backend, device, what["streams"], what["segment"])
+        error = _check_step(model, what, backend, device)
     shape = (what["streams"], what["segment"] + 1)
     tokens = torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(1))
     times = timed(lambda: engine.step(tokens), runs, device)
@@ -96,23 +113,22 @@ def profile_step(what: dict, runs: Runs) -> list[dict]:
     ]
 
 
-def _engine(model, what, backend, device, streams, segment, dtype):
+def _engine(model, what, backend, device, streams, segment, **changes):
     from dynadapt.adapt import Adam, LoRA
     from dynadapt.engine import Engine
     from dynadapt.engine.memory import SegmentMemory
 
     memory = SegmentMemory(what["memory"]) if what["memory"] and model.config.rope_theta is not None else None
-    return Engine(
-        model,
-        LoRA(cases.RANK),
-        optimizer=Adam(lr=2e-3, clip=1.0),
-        memory=memory,
-        streams=streams,
-        segment=segment,
-        dtype=dtype,
-        backend=backend,
-        device=str(device),
-    )
+    settings = {
+        "memory": memory,
+        "streams": streams,
+        "segment": segment,
+        "dtype": what["dtype"],
+        "backend": backend,
+        "device": str(device),
+        "base": "quants" if what["base"] in BLOCK_FORMATS else what["base"],
+    }
+    return Engine(model, LoRA(cases.RANK), optimizer=Adam(lr=2e-3, clip=1.0), **{**settings, **changes})
 
 
 def _check_step(model, what, backend, device, segment: int = 32) -> float:
@@ -122,11 +138,11 @@ def _check_step(model, what, backend, device, segment: int = 32) -> float:
         WrongResult: it is more than rounding.
     """
     tokens = torch.randint(model.config.vocab_size, (2, 1, segment + 1), generator=torch.Generator().manual_seed(2))
-    ours = _engine(model, what, backend, device, 1, segment, what["dtype"])
-    truth = _engine(model, what, "reference", torch.device("cpu"), 1, segment, "fp32")
+    ours = _engine(model, what, backend, device, 1, segment)
+    truth = _engine(model, what, "reference", torch.device("cpu"), 1, segment, dtype="fp32", base="same")
     differences = [ours.step(part).float().cpu() - truth.step(part).float() for part in tokens]
     error = torch.stack(differences).square().mean().sqrt().item()
-    limit = STEP_TOLERANCE[what["dtype"]]
+    limit = COARSE["nll"] if what["base"] == "int8" else STEP_TOLERANCE[what["dtype"]]
     if not error <= limit:
         raise WrongResult(
             f"nothing is timed: the step's scores differ from the plain reference's by {error:.3g} nats, accepted is {limit:g}"

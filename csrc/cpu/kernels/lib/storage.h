@@ -17,7 +17,7 @@ struct StorageForm {
   void (*expand_bf16)(const Matrix& matrix, int64_t j, int64_t column, int64_t count, Panel<bf16>* to);
 };
 
-extern const StorageForm int8_storage, q8_0_form, q4_0_form, q4_1_form, q4_k_form, q6_k_form;
+extern const StorageForm int8_storage, q8_0_form, q4_0_form, q4_1_form, q5_0_form, q4_k_form, q6_k_form;
 
 /// Of a matrix that is not plain.
 inline const StorageForm& storage_form(const Matrix& matrix) {
@@ -28,6 +28,8 @@ inline const StorageForm& storage_form(const Matrix& matrix) {
       return q4_0_form;
     case MatrixStorage::q4_1:
       return q4_1_form;
+    case MatrixStorage::q5_0:
+      return q5_0_form;
     case MatrixStorage::q4_k:
       return q4_k_form;
     case MatrixStorage::q6_k:
