@@ -31,7 +31,7 @@ NOT_RUN = {
     r"vllm\b": "a server that is not installed",
     r"tensorboard\b": "a server that runs until it is stopped; tests/runs/test_logs.py reads what it shows",
     r"cmake\b": "builds the library; tests/native/test_linking.py installs and links it",
-    r"pip install .*llama-cpp-python": "compiles for minutes",
+    r"(CMAKE_ARGS=\S+ )?pip install .*llama-cpp-python": "compiles for minutes",
     r"dynadapt fetch .*--gguf": "downloads; tests/model/test_fetch.py has a wheel of its own",
     r"dynadapt publish .*--notify": "asks a server that is not there; tests/hf/test_publish.py has one",
     r"dynadapt corpus build\b": "reads Debian packages from an index",
