@@ -11,7 +11,7 @@ from dynadapt import Adam, Full, LoRA, RowSparse, SegmentMemory
 from dynadapt.engine.generation import generate
 from dynadapt.model import ModelError, layout, peft_name, random_model, tiny_config
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3"]
 T = 12
 FAST = dict(optimizer=Adam(lr=0.02), segment=T)
 WRITTEN = {"rows": RowSparse(density=0.3, every=2), "full": Full(), "model": Full(targets="model")}
