@@ -339,16 +339,20 @@ def _blocks(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int) -> 
     bfloat16: each warp owns 16 rows of the accumulators, which wgmma wants, 8 warps where there is work for all SMs. What is
     walked over comes in 64s, in 32s where accumulators have 128 columns; it does not depend on ``large``, so that a stream's
     results do not depend on how many others there are. float32 has no tensor cores here and keeps whole rows in registers.
+    Heads of more than 128 have two accumulators each that wide in backward, over 8 warps with 16 rows walked at a time.
     On sm_80 (``arch`` 80) a product's operands are registers too, so its blocks are smaller, those of dq most.
     """
     narrow = d <= 64
     own, walked = (128 if large and arch != 80 else 64), (64 if narrow else 32)
     if arch == 80 and kernel == "dq":
         own, walked = (64 if narrow else 32), 32
+    wide = d > 128 and kernel != "forward" and dtype != torch.float32
+    if wide:
+        own, walked = 64, 16
     if dtype == torch.float32:
         own, walked = (32 if narrow else 16), 16
     sizes = {"BM": walked, "BN": own} if kernel == "dkv" else {"BM": own, "BN": walked}
-    return sizes, {"num_warps": 8 if own == 128 else 4, "num_stages": 2}
+    return sizes, {"num_warps": 8 if own == 128 or wide else 4, "num_stages": 2}
 
 
 def _geometry(hq, hkv, d):
@@ -441,10 +445,11 @@ _SMALL, _LARGE = [[(d, torch.bfloat16, large) for d in (64, 128)] for large in (
 _HOPPER = [*_SMALL, *_LARGE, (96, torch.bfloat16, True), (64, torch.float32, False), (128, torch.float32, False)]
 _KERNELS = (("forward", dynadapt_attention_forward), ("dq", dynadapt_attention_dq), ("dkv", dynadapt_attention_dkv))
 _MEMORY, _ROTATION = ("window", "mem_k", "mem_v", "mem_len"), ("cos", "sin")
-_WINDOWED = [(d, torch.bfloat16, True) for d in (128, 256)]
+_GEMMA = (256, torch.bfloat16, True)
 VARIANTS = [
     _variant(*kernel, *shape, arch)
     for shapes, arch in ((_HOPPER, 90), (_LARGE, 100), (_SMALL, 80))
     for kernel in _KERNELS
     for shape in shapes
 ] + [_variant(*kernel, *_SMALL[0], 90, absent=absent) for kernel in _KERNELS for absent in (_MEMORY, _MEMORY + _ROTATION)]
+VARIANTS += [_variant(*kernel, *_GEMMA, 90, absent=()) for kernel in _KERNELS]
