@@ -1,6 +1,6 @@
-"""SwiGLU and the two GELUs, forward and backward, one launch each.
+"""SwiGLU, GEGLU and the two GELUs, forward and backward, one launch each.
 
-Bound by memory: SwiGLU reads 4 and writes 2 bytes an element of y in bf16, its backward reads 6 and writes 4. The backward can
+Bound by memory: a gated one reads 4 and writes 2 bytes an element of y in bf16, its backward reads 6 and writes 4. The backward can
 write y as well (2 bytes more), which saves keeping y from forward to backward. Not fused into the matrix products around
 them: those write and read the same elements once, whoever computes on them.
 
@@ -13,12 +13,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..ops.activation import KINDS, _check_kind
+from ..ops.activation import GATED, KINDS, _check_kind
 from .common import FUSION, Variant, block, variant
 
 ROWS, COLUMNS, WARPS = 4, 512, 4
 _SWIGLU: tl.constexpr = tl.constexpr(KINDS.index("swiglu"))
 _GELU_TANH: tl.constexpr = tl.constexpr(KINDS.index("gelu_tanh"))
+_GELU: tl.constexpr = tl.constexpr(KINDS.index("gelu"))
 _TWO_SQRT_TWO_OVER_PI: tl.constexpr = tl.constexpr(1.5957691216057308)
 _CUBIC: tl.constexpr = tl.constexpr(0.044715)
 _SQRT_HALF: tl.constexpr = tl.constexpr(0.7071067811865476)
@@ -36,9 +37,9 @@ def _gate(h, KIND: tl.constexpr):
     written out, so that forward and backward give the same bits."""
     if KIND == _SWIGLU:
         return _sigmoid(h)
-    if KIND == _GELU_TANH:
-        return _sigmoid(tl.fma(_TWO_SQRT_TWO_OVER_PI * _CUBIC * h * h, h, _TWO_SQRT_TWO_OVER_PI * h))
-    return 0.5 * (1.0 + tl.erf(h * _SQRT_HALF))
+    if KIND == _GELU:
+        return 0.5 * (1.0 + tl.erf(h * _SQRT_HALF))
+    return _sigmoid(tl.fma(_TWO_SQRT_TWO_OVER_PI * _CUBIC * h * h, h, _TWO_SQRT_TWO_OVER_PI * h))
 
 
 @triton.jit
@@ -46,10 +47,10 @@ def _slope(h, gate, KIND: tl.constexpr):
     """Derivative of h gate(h)."""
     if KIND == _SWIGLU:
         return gate * (1.0 + h * (1.0 - gate))
-    if KIND == _GELU_TANH:
-        small = tl.where(tl.abs(h) > 15.0, 0.0, h)  # beyond, gate (1 - gate) is 0 and h^2 may be infinite
-        return gate + h * gate * (1.0 - gate) * _TWO_SQRT_TWO_OVER_PI * (1.0 + 3.0 * _CUBIC * small * small)
-    return gate + h * tl.exp(-0.5 * h * h) * _DENSITY
+    if KIND == _GELU:
+        return gate + h * tl.exp(-0.5 * h * h) * _DENSITY
+    small = tl.where(tl.abs(h) > 15.0, 0.0, h)  # beyond, gate (1 - gate) is 0 and h^2 may be infinite
+    return gate + h * gate * (1.0 - gate) * _TWO_SQRT_TWO_OVER_PI * (1.0 + 3.0 * _CUBIC * small * small)
 
 
 @triton.jit
@@ -62,10 +63,11 @@ def _tile(N, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit(do_not_specialize=["N"])
 def dynadapt_activation_forward(h, y, N, F: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row, column, inside = _tile(N, F, ROWS, COLUMNS)
-    width: tl.constexpr = 2 * F if KIND == _SWIGLU else F
+    GATED_KIND: tl.constexpr = KIND != _GELU and KIND != _GELU_TANH
+    width: tl.constexpr = 2 * F if GATED_KIND else F
     x = tl.load(h + row * width + column, inside, other=0.0).to(tl.float32)  # [ROWS, COLUMNS]
     out = x * _gate(x, KIND)
-    if KIND == _SWIGLU:
+    if GATED_KIND:
         out *= tl.load(h + row * width + F + column, inside, other=0.0).to(tl.float32)
     tl.store(y + row * F + column, out.to(y.dtype.element_ty), inside)
 
@@ -73,13 +75,14 @@ def dynadapt_activation_forward(h, y, N, F: tl.constexpr, KIND: tl.constexpr, RO
 @triton.jit(do_not_specialize=["N"])
 def dynadapt_activation_backward(dy, h, dh, y, N, F: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row, column, inside = _tile(N, F, ROWS, COLUMNS)
-    width: tl.constexpr = 2 * F if KIND == _SWIGLU else F
+    GATED_KIND: tl.constexpr = KIND != _GELU and KIND != _GELU_TANH
+    width: tl.constexpr = 2 * F if GATED_KIND else F
     x = tl.load(h + row * width + column, inside, other=0.0).to(tl.float32)  # [ROWS, COLUMNS]
     g = tl.load(dy + row * F + column, inside, other=0.0).to(tl.float32)
     gate = _gate(x, KIND)
     out = x * gate
     slope = _slope(x, gate, KIND)
-    if KIND == _SWIGLU:
+    if GATED_KIND:
         up = tl.load(h + row * width + F + column, inside, other=0.0).to(tl.float32)
         tl.store(dh + row * width + F + column, (g * out).to(dh.dtype.element_ty), inside)
         slope *= up
@@ -93,7 +96,7 @@ def _launch(kernel, op, kind, y_like, h_like, *tensors):
     """``y_like`` [N, F] and ``h_like`` [N, F or 2 F] give the sizes."""
     _check_kind(kind)
     N, F = y_like.shape
-    expected = (N, 2 * F if kind == "swiglu" else F)
+    expected = (N, 2 * F if kind in GATED else F)
     if tuple(h_like.shape) != expected:
         raise ValueError(f"{op}: h has shape {list(h_like.shape)}, accepted is {list(expected)}")
     for t in tensors:
@@ -107,7 +110,7 @@ def _launch(kernel, op, kind, y_like, h_like, *tensors):
 
 
 def activation_forward(h, kind, y) -> None:
-    """y [N, F] from h [N, 2 F] (swiglu) or [N, F]; see dynadapt.ops.activation."""
+    """y [N, F] from h [N, 2 F] (swiglu, geglu_tanh) or [N, F]; see dynadapt.ops.activation."""
     _launch(dynadapt_activation_forward, "activation_forward", kind, y, h, h, y)
 
 
@@ -120,7 +123,7 @@ _TYPES = dict.fromkeys(("h", "y", "dy", "dh"), "*bf16")
 
 
 def _variants():
-    for kind, F in (("swiglu", 1536), ("swiglu", 8192), ("gelu_tanh", 3072), ("gelu", 3072)):
+    for kind, F in (("swiglu", 1536), ("swiglu", 8192), ("geglu_tanh", 2048), ("gelu_tanh", 3072), ("gelu", 3072)):
         sizes = {"F": F, "KIND": KINDS.index(kind), "ROWS": ROWS, "COLUMNS": COLUMNS}
         yield variant(f"{kind} {F}", dynadapt_activation_forward, _TYPES, sizes, num_warps=WARPS)
         yield variant(f"{kind} {F}", dynadapt_activation_backward, _TYPES, {"y": None, **sizes}, num_warps=WARPS)

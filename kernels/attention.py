@@ -14,6 +14,9 @@ program walking the queries behind its keys for all query heads of its group, in
 to rotate. Memory gets no gradient, so its keys cost three products and not five. Rotation is undone on the accumulators. The
 two are not fused: the programs of one would wait for the other's.
 
+With a window, tiles that lie before it are not visited: a program's walk starts at the first key that its first query sees, and
+dk and dv end at the last query that sees their last key.
+
 Traffic: qkv and out once each per block that reads them, almost all from L2; nothing of size T x L is in memory.
 """
 
@@ -29,6 +32,8 @@ from .tiles import generation
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 SMS = 132  # blocks are halved when larger ones would leave multiprocessors without work
+# Where a running maximum starts: not at -inf, as a row may see no key of a first tile, and a difference of two infinities is none.
+LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)
 MAX_HEAD = 256  # a head lies in the registers of one program
 
 
@@ -81,7 +86,7 @@ def _rows(base, row_stride, rows, valid, D: tl.constexpr, DP: tl.constexpr):
 
 @triton.jit
 def _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, WIDTH: tl.constexpr, BN: tl.constexpr):
-    """Tile n of the window: its keys [BN] counted in their part, which of them exist, both parts' address, row stride and
+    """Tile n of [memory; segment]: its keys [BN] counted in their part, which of them exist, both parts' address, row stride and
     position, and the last key that each row sees [BM]."""
     end, stride, position, last = segment, WIDTH, length, rows
     if mem_k is not None:
@@ -95,11 +100,24 @@ def _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, W
 
 
 @triton.jit
-def _scores(q1, q2, k1, k2, scale, keys, last):
-    """scale log2(e) q k^T [BM, BN] of keys up to each row's last one."""
+def _first_tile(memory_tiles, length, first, window, BN: tl.constexpr):
+    """The tile of [memory; segment] with the first key that query ``first`` sees."""
+    if window is None:
+        return 0
+    oldest = length + first - window + 1  # counted from the memory's start
+    return tl.where(oldest < length, tl.maximum(oldest, 0) // BN, memory_tiles + tl.maximum(oldest - length, 0) // BN)
+
+
+@triton.jit
+def _scores(q1, q2, k1, k2, scale, keys, position, last, place, window):
+    """scale log2(e) q k^T [BM, BN] of keys up to each row's last one, and within the window that ends at the row's place [BM];
+    ``position``: of the keys' part."""
     s = tl.zeros([q1.shape[0], k1.shape[0]], tl.float32)
     s = dot(q2, tl.trans(k2), dot(q1, tl.trans(k1), s)) * (scale * LOG2E)
-    return tl.where(keys[None, :] <= last[:, None], s, float("-inf"))
+    seen = keys[None, :] <= last[:, None]
+    if window is not None:
+        seen &= place[:, None] - (position + keys)[None, :] < window
+    return tl.where(seen, s, float("-inf"))
 
 
 @triton.jit
@@ -118,7 +136,7 @@ def _stream(slots, mem_len, stream):
     return slot, length
 
 
-@triton.jit(do_not_specialize=["segment"])
+@triton.jit(do_not_specialize=["segment", "window"])
 def dynadapt_attention_forward(
     qkv,
     mem_k,
@@ -128,6 +146,7 @@ def dynadapt_attention_forward(
     cos,
     sin,
     scale,
+    window,
     out,
     lse,
     segment,
@@ -152,16 +171,17 @@ def dynadapt_attention_forward(
     q1, q2 = _halves(x + head * D, WIDTH, rows, rows < segment, cos, sin, length, D, HP)
 
     acc = tl.zeros([BM, DP], tl.float32)
-    m = tl.full([BM], float("-inf"), tl.float32)
+    m = tl.full([BM], LOWEST, tl.float32)
     l = tl.zeros([BM], tl.float32)
     memory_tiles = tl.cdiv(length, BN)
     if mem_k is not None:
         mem_k += slot * mem_slot + kv_head * D
         mem_v += slot * mem_slot + kv_head * D
-    for n in range(0, memory_tiles + tl.cdiv(tl.minimum(first + BM, segment), BN)):
+    begin = _first_tile(memory_tiles, length, first, window, BN)
+    for n in range(begin, memory_tiles + tl.cdiv(tl.minimum(first + BM, segment), BN)):
         keys, exist, kn, vn, stride, position, last = _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, WIDTH, BN)
         k1, k2 = _halves(kn, stride, keys, exist, cos, sin, position, D, HP)
-        s = _scores(q1, q2, k1, k2, scale, keys, last)  # [BM, BN]
+        s = _scores(q1, q2, k1, k2, scale, keys, position, last, length + rows, window)  # [BM, BN]
         highest = tl.maximum(m, tl.max(s, 1))
         p, fade = tl.exp2(s - highest[:, None]), tl.exp2(m - highest)
         values = _rows(vn, stride, keys, exist, D, DP)
@@ -175,7 +195,7 @@ def dynadapt_attention_forward(
     tl.store(lse + tl.program_id(0).to(tl.int64) * segment + rows, m * LN2 + tl.log(l), mask=rows < segment)
 
 
-@triton.jit(do_not_specialize=["segment"])
+@triton.jit(do_not_specialize=["segment", "window"])
 def dynadapt_attention_dq(
     dout,
     qkv,
@@ -188,6 +208,7 @@ def dynadapt_attention_dq(
     cos,
     sin,
     scale,
+    window,
     dqkv,
     delta,
     rotated_q,
@@ -232,18 +253,20 @@ def dynadapt_attention_dq(
     if mem_k is not None:
         mem_k += slot * mem_slot + kv_head * D
         mem_v += slot * mem_slot + kv_head * D
-    for n in range(0, memory_tiles + tl.cdiv(tl.minimum(first + BM, segment), BN)):
+    begin = _first_tile(memory_tiles, length, first, window, BN)
+    for n in range(begin, memory_tiles + tl.cdiv(tl.minimum(first + BM, segment), BN)):
         keys, exist, kn, vn, stride, position, last = _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, WIDTH, BN)
         k1, k2 = _halves(kn, stride, keys, exist, cos, sin, position, D, HP)
         values = _rows(vn, stride, keys, exist, D, DP)
-        p = tl.exp2(_scores(q1, q2, k1, k2, scale, keys, last) - lse2[:, None])  # [BM, BN]
+        s = _scores(q1, q2, k1, k2, scale, keys, position, last, length + rows, window)
+        p = tl.exp2(s - lse2[:, None])  # [BM, BN]
         dp = dot(do, tl.trans(values), tl.zeros([BM, BN], tl.float32))
         ds = (p * (dp - drop[:, None]) * slope[:, None]).to(k1.dtype)
         dq1, dq2 = dot(ds, k1, dq1), dot(ds, k2, dq2)
     _put_rotated_back(dqkv + row0 * WIDTH + head * D, WIDTH, rows, valid, dq1, dq2, cos, sin, length, D, HP)
 
 
-@triton.jit(do_not_specialize=["segment"])
+@triton.jit(do_not_specialize=["segment", "window"])
 def dynadapt_attention_dkv(
     dout,
     qkv,
@@ -253,6 +276,7 @@ def dynadapt_attention_dkv(
     cos,
     sin,
     scale,
+    window,
     dqkv,
     delta,
     rotated_q,
@@ -278,7 +302,10 @@ def dynadapt_attention_dkv(
     v = _rows(qkv + row0 * WIDTH + (HQ + HKV + kv_head) * D, WIDTH, keys, valid, D, DP)
 
     dk, dv = tl.zeros([BN, 2 * HP], tl.float32), tl.zeros([BN, DP], tl.float32)
-    steps = tl.cdiv(segment - first, BM)
+    end = segment
+    if window is not None:
+        end = tl.minimum(segment, first + BN + window - 1)
+    steps = tl.cdiv(end - first, BM)
     for step in range(0, GROUP * steps):  # one loop over heads and queries: two nested ones cost registers
         head = kv_head * GROUP + step // steps
         rows = first + step % steps * BM + tl.arange(0, BM)
@@ -290,7 +317,10 @@ def dynadapt_attention_dkv(
         drop = tl.load(delta + statistic + rows, mask=exist, other=0)
         # Transposed scores [BN, BM]: the products below need no other transpose.
         s = dot(k, tl.trans(q), tl.zeros([BN, BM], tl.float32)) * (scale * LOG2E)
-        p = tl.exp2(tl.where(keys[:, None] <= rows[None, :], s, float("-inf")) - lse2[None, :])
+        seen = keys[:, None] <= rows[None, :]
+        if window is not None:
+            seen &= rows[None, :] - keys[:, None] < window
+        p = tl.exp2(tl.where(seen, s, float("-inf")) - lse2[None, :])
         dv = dot(p.to(do.dtype), do, dv)
         dp = dot(v, tl.trans(do), tl.zeros([BN, BM], tl.float32))
         ds = (p * (dp - drop[None, :]) * _slope(scale, length + rows)[None, :]).to(q.dtype)
@@ -309,23 +339,29 @@ def _blocks(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int) -> 
     bfloat16: each warp owns 16 rows of the accumulators, which wgmma wants, 8 warps where there is work for all SMs. What is
     walked over comes in 64s, in 32s where accumulators have 128 columns; it does not depend on ``large``, so that a stream's
     results do not depend on how many others there are. float32 has no tensor cores here and keeps whole rows in registers.
+    Heads of more than 128 have two accumulators each that wide in backward, over 8 warps with 16 rows walked at a time.
     On sm_80 (``arch`` 80) a product's operands are registers too, so its blocks are smaller, those of dq most.
     """
     narrow = d <= 64
     own, walked = (128 if large and arch != 80 else 64), (64 if narrow else 32)
     if arch == 80 and kernel == "dq":
         own, walked = (64 if narrow else 32), 32
+    wide = d > 128 and kernel != "forward" and dtype != torch.float32
+    if wide:
+        own, walked = 64, 16
     if dtype == torch.float32:
         own, walked = (32 if narrow else 16), 16
     sizes = {"BM": walked, "BN": own} if kernel == "dkv" else {"BM": own, "BN": walked}
-    return sizes, {"num_warps": 8 if own == 128 else 4, "num_stages": 2}
+    return sizes, {"num_warps": 8 if own == 128 or wide else 4, "num_stages": 2}
 
 
 def _geometry(hq, hkv, d):
     return {"HQ": hq, "HKV": hkv, "D": d, "HP": block((d + 1) // 2, MAX_HEAD), "DP": block(d, MAX_HEAD)}
 
 
-def _check(op, qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, *contiguous):
+def _check(op, qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, window, *contiguous):
+    if window is not None and window < 2:
+        raise ValueError(f"{op}: window is {window}, accepted is None or at least 2")
     if d > MAX_HEAD:
         raise ValueError(f"{op}: d is {d}, accepted is up to {MAX_HEAD}")
     if hq % hkv:
@@ -348,10 +384,10 @@ def _check(op, qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, *contigu
         raise ValueError(f"{op}: expected contiguous tensors (only mem_k and mem_v may have strides)")
 
 
-def _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale) -> dict:
+def _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window) -> dict:
     """What the launches of a call take, by name."""
     mem_slot, mem_row = (0, 0) if mem_k is None else mem_k.stride()[:2]
-    given = dict(qkv=qkv, mem_k=mem_k, mem_v=mem_v, mem_len=mem_len, slots=slots, cos=cos, sin=sin, scale=scale)
+    given = dict(qkv=qkv, mem_k=mem_k, mem_v=mem_v, mem_len=mem_len, slots=slots, cos=cos, sin=sin, scale=scale, window=window)
     return dict(given, segment=qkv.shape[0] // len(slots), mem_slot=mem_slot, mem_row=mem_row, **_geometry(hq, hkv, d))
 
 
@@ -363,17 +399,17 @@ def _launch(name: str, kernel, heads: int, given: dict, **more) -> None:
     launch(kernel, (heads, triton.cdiv(segment, own)), given, **more, **sizes, **options)
 
 
-def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, out, lse) -> None:
+def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, out, lse, window=None) -> None:
     """out [N, hq d] and lse [S, hq, T]; see ``dynadapt.ops.attention``."""
-    _check("attention_forward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, out, lse)
-    given = _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale)
+    _check("attention_forward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, window, out, lse)
+    given = _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window)
     _launch("forward", dynadapt_attention_forward, len(slots) * hq, given, out=out, lse=lse)
 
 
-def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, dqkv) -> None:
+def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, dqkv, window=None) -> None:
     """dqkv [N, (hq + 2 hkv) d]; see ``dynadapt.ops.attention``."""
-    _check("attention_backward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, dout, out, lse, dqkv)
-    given = _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale)
+    _check("attention_backward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, window, dout, out, lse, dqkv)
+    given = _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window)
     streams, segment = len(slots), given["segment"]
     given |= dict(dout=dout, out=out, lse=lse, dqkv=dqkv, delta=scratch(qkv.device, "attention_delta", streams * hq, segment))
     for name, heads in (("rotated_q", hq), ("rotated_k", hkv)):
@@ -391,13 +427,15 @@ _TYPES = {
     **dict.fromkeys(("lse", "delta", "cos", "sin"), "*fp32"),
     **dict.fromkeys(("mem_len", "slots"), "*i32"),
     "scale": "fp32",
+    "window": "i32",
 }
 
 
-def _variant(kernel, function, d, dtype, large, arch, absent=()) -> Variant:
+def _variant(kernel, function, d, dtype, large, arch, absent=("window",)) -> Variant:
     sizes, options = _blocks(kernel, dtype, d, large, arch)
     short = "bf16" if dtype == torch.bfloat16 else "fp32"
     name = f"d {d}, {short}, {sizes['BM']} x {sizes['BN']}" + "".join(f", no {what}" for what in ("mem_k", "cos") if what in absent)
+    name += "" if "window" in absent else ", a window"
     nothing = {name: None for name in absent if name in function.arg_names}
     constexprs = {**_geometry(32, 8, d), **sizes, **nothing}
     return variant(name, function, _TYPES, constexprs, dtype=short, tensor_core=short == "bf16", archs=(arch,), **options)
@@ -406,10 +444,12 @@ def _variant(kernel, function, d, dtype, large, arch, absent=()) -> Variant:
 _SMALL, _LARGE = [[(d, torch.bfloat16, large) for d in (64, 128)] for large in (False, True)]
 _HOPPER = [*_SMALL, *_LARGE, (96, torch.bfloat16, True), (64, torch.float32, False), (128, torch.float32, False)]
 _KERNELS = (("forward", dynadapt_attention_forward), ("dq", dynadapt_attention_dq), ("dkv", dynadapt_attention_dkv))
-_MEMORY, _ROTATION = ("mem_k", "mem_v", "mem_len"), ("cos", "sin")
+_MEMORY, _ROTATION = ("window", "mem_k", "mem_v", "mem_len"), ("cos", "sin")
+_GEMMA = (256, torch.bfloat16, True)
 VARIANTS = [
     _variant(*kernel, *shape, arch)
     for shapes, arch in ((_HOPPER, 90), (_LARGE, 100), (_SMALL, 80))
     for kernel in _KERNELS
     for shape in shapes
 ] + [_variant(*kernel, *_SMALL[0], 90, absent=absent) for kernel in _KERNELS for absent in (_MEMORY, _MEMORY + _ROTATION)]
+VARIANTS += [_variant(*kernel, *_GEMMA, 90, absent=()) for kernel in _KERNELS]

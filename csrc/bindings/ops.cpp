@@ -31,11 +31,12 @@ dynadapt_head_norm_params head_norm_params(Arguments& a, float eps) {
 }
 
 dynadapt_activation_params activation_params(Arguments& a) {
-  return {sizeof(dynadapt_activation_params), a.kind({"swiglu", "gelu_tanh", "gelu"})};
+  return {sizeof(dynadapt_activation_params), a.kind({"swiglu", "gelu_tanh", "gelu", "geglu_tanh"})};
 }
 
 dynadapt_attention_params attention_params(Arguments& a) {
-  return {sizeof(dynadapt_attention_params), a.whole("hq"), a.whole("hkv"), a.whole("d"), a.number("scale")};
+  return {
+      sizeof(dynadapt_attention_params), a.whole("hq"), a.whole("hkv"), a.whole("d"), a.number("scale"), a.whole_or("window", 0)};
 }
 
 dynadapt_linear_params linear_params(Arguments& a) { return {sizeof(dynadapt_linear_params), a.number("scale")}; }
@@ -120,19 +121,21 @@ void bind_ops(py::module_& module) {
   define(module, "embedding_backward", {"tokens", "dout", "dtable"},
          [](Arguments& a) { call(dynadapt_embedding_backward, a["tokens"], a["dout"], a["dtable"]); });
 
-  define(module, "attention_forward",
-         {"qkv", "mem_k", "mem_v", "mem_len", "slots", "cos", "sin", "hq", "hkv", "d", "scale", "out", "lse"}, [](Arguments& a) {
-           const auto params = attention_params(a);
-           call(dynadapt_attention_forward, a["qkv"], a["mem_k"], a["mem_v"], a["mem_len"], a["slots"], a["cos"], a["sin"],
-                a["out"], a["lse"], &params);
-         });
-  define(module, "attention_backward",
-         {"dout", "qkv", "out", "lse", "mem_k", "mem_v", "mem_len", "slots", "cos", "sin", "hq", "hkv", "d", "scale", "dqkv"},
-         [](Arguments& a) {
-           const auto params = attention_params(a);
-           call(dynadapt_attention_backward, a["dout"], a["qkv"], a["out"], a["lse"], a["mem_k"], a["mem_v"], a["mem_len"],
-                a["slots"], a["cos"], a["sin"], a["dqkv"], &params);
-         });
+  define<1>(module, "attention_forward",
+            {"qkv", "mem_k", "mem_v", "mem_len", "slots", "cos", "sin", "hq", "hkv", "d", "scale", "out", "lse", "window"},
+            [](Arguments& a) {
+              const auto params = attention_params(a);
+              call(dynadapt_attention_forward, a["qkv"], a["mem_k"], a["mem_v"], a["mem_len"], a["slots"], a["cos"], a["sin"],
+                   a["out"], a["lse"], &params);
+            });
+  define<1>(module, "attention_backward",
+            {"dout", "qkv", "out", "lse", "mem_k", "mem_v", "mem_len", "slots", "cos", "sin", "hq", "hkv", "d", "scale", "dqkv",
+             "window"},
+            [](Arguments& a) {
+              const auto params = attention_params(a);
+              call(dynadapt_attention_backward, a["dout"], a["qkv"], a["out"], a["lse"], a["mem_k"], a["mem_v"], a["mem_len"],
+                   a["slots"], a["cos"], a["sin"], a["dqkv"], &params);
+            });
 }
 
 }  // namespace dynadapt::bindings

@@ -6,12 +6,12 @@ using namespace dynadapt;
 namespace {
 
 ActivationKind kind_of(const Op& op, int32_t kind) {
-  op.require(kind >= DYNADAPT_SWIGLU && kind <= DYNADAPT_GELU, "kind is %d, accepted is 0 (swiglu), 1 (gelu_tanh) or 2 (gelu)",
-             kind);
+  op.require(kind >= DYNADAPT_SWIGLU && kind <= DYNADAPT_GEGLU_TANH,
+             "kind is %d, accepted is 0 (swiglu), 1 (gelu_tanh), 2 (gelu) or 3 (geglu_tanh)", kind);
   return ActivationKind(kind);
 }
 
-int64_t inputs(ActivationKind kind, int64_t F) { return kind == ActivationKind::kSwiglu ? 2 * F : F; }
+int64_t inputs(ActivationKind kind, int64_t F) { return is_gated(kind) ? 2 * F : F; }
 
 }  // namespace
 

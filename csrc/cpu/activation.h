@@ -12,13 +12,17 @@ namespace dynadapt {
 enum class ActivationKind {
   kSwiglu,
   kGeluTanh,
-  kGelu
+  kGelu,
+  kGegluTanh
 };
+
+/// Whether h is gate and up side by side.
+inline bool is_gated(ActivationKind kind) { return kind == ActivationKind::kSwiglu || kind == ActivationKind::kGegluTanh; }
 
 struct ActivationForward {
   size_t rows, width;  // width of y
   ActivationKind kind;
-  const void* h;  // T [rows, 2 width] (swiglu) or [rows, width]
+  const void* h;  // T [rows, 2 width] (gated) or [rows, width]
   void* y;        // T [rows, width]
 };
 

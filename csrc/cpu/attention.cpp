@@ -7,6 +7,8 @@ namespace {
 
 typedef long long ll;
 
+constexpr uint32_t kFirstParams = offsetof(dynadapt_attention_params, window);  // before windows
+
 struct WindowTensors {
   const DLTensor *mem_k, *mem_v, *mem_len, *slots, *cos, *sin;
 };
@@ -49,6 +51,7 @@ AttentionShape check_shape(const Op& op, const WindowTensors& t, const dynadapt_
   s.kv_heads = p.kv_heads;
   s.head_dim = p.head_dim;
   s.scale = op.finite("scale", p.scale);
+  if (p.window) s.window = op.whole("window", p.window, 2, INT32_MAX);
   const View slots = op.tensor("slots", t.slots, {-1}, kI32);
   op.require(slots.size[0] >= 1 && N % slots.size[0] == 0,
              "slots has %lld entries for %lld rows, accepted is a divisor of the rows", (ll)slots.size[0], (ll)N);
@@ -79,7 +82,7 @@ int dynadapt_attention_forward(const DLTensor* qkv, const DLTensor* mem_k, const
                                const DLTensor* lse, const dynadapt_attention_params* params) {
   return guarded([&] {
     const Op op("attention_forward");
-    const auto& p = op.params(params);
+    const auto& p = op.params(params, kFirstParams);
     AttentionForward c{};
     const View in = op.tensor("qkv", qkv, {-1, qkv_width(op, p)}, kAct);
     c.shape = check_shape(op, {mem_k, mem_v, mem_len, slots, cos, sin}, p, in.dtype, in.size[0]);
@@ -96,7 +99,7 @@ int dynadapt_attention_backward(const DLTensor* dout, const DLTensor* qkv, const
                                 const dynadapt_attention_params* params) {
   return guarded([&] {
     const Op op("attention_backward");
-    const auto& p = op.params(params);
+    const auto& p = op.params(params, kFirstParams);
     AttentionBackward c{};
     const int64_t width = qkv_width(op, p), out_width = int64_t(p.query_heads) * p.head_dim;
     const View in = op.tensor("qkv", qkv, {-1, width}, kAct);

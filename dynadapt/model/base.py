@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -123,7 +122,7 @@ class Model:
         Reads all of them, once for a model from files (about a second a gigabyte). `sampled` takes a fraction of them, which
         is what states of format 1 hold (engine/state.py): two models may share it.
         """
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.config.told(), sort_keys=True).encode())
         digest.update(self._identity(sampled))
         return digest.hexdigest()
 

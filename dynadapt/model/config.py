@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 
 from .errors import ModelError
 from .family import FAMILIES
-from .reading import BAND_RANGE, FACTOR_RANGE, THETA_RANGE, check_choice, check_number, check_size
+from .reading import BAND_RANGE, FACTOR_RANGE, SCALE_RANGE, THETA_RANGE, check_choice, check_number, check_size
 
 NORMS = ("rms", "layer")
-ACTIVATIONS = ("swiglu", "gelu_tanh", "gelu")
+ACTIVATIONS = ("swiglu", "geglu_tanh", "gelu_tanh", "gelu")
+NORM_PLACES = ("before", "both")
 ROPE_TYPES = ("linear", "llama3", "factors")
 MAX_LAYERS = 10_000  # a larger number can only be a damaged file
 
@@ -22,6 +23,12 @@ class ModelConfig:
     `{"rope_type": "linear", "factor"}`, `{"rope_type": "llama3", "factor", "low_freq_factor", "high_freq_factor",
     "original_max_position_embeddings"}`, `{"rope_type": "factors", "factors": (head_dim/2 numbers)}`, the last being
     the frequency divisors that GGUF files carry. `max_positions` is the context the model was made for, in tokens.
+
+    `norm_place`: norms stand before attention and feed-forward, or on both sides of them ("both": their output is normalised
+    before it is added). `embedding_scale` multiplies the token embeddings once they are looked up, `attention_scale` the scores
+    (None: head_dim^-0.5). `windows`: of each layer, how many tokens a token attends to, itself included, or None for all;
+    () where no layer has a window. `window_rope_theta`: the base of the rotations of the layers with a window, which are not
+    scaled then (None: theirs are the same as all others').
     A value that does not fit raises ModelError naming the field.
     """
 
@@ -45,11 +52,17 @@ class ModelConfig:
     qk_norm: bool
     bos_token_id: int | None = None
     eos_token_id: int | None = None
+    norm_place: str = "before"
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    windows: tuple[int | None, ...] = ()
+    window_rope_theta: float | None = None
 
     def __post_init__(self):
         check_choice("family", self.family, FAMILIES)
         check_choice("norm", self.norm, NORMS)
         check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("norm_place", self.norm_place, NORM_PLACES)
         for name in ("vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "ffn_size", "max_positions"):
             check_size(name, getattr(self, name))
         check_size("layers", self.layers, high=MAX_LAYERS)
@@ -63,6 +76,33 @@ class ModelConfig:
                 raise ModelError(f"family {self.family} has learned positions: rope_theta and rope_scaling must be None")
         else:
             self._check_rotary()
+        self._check_scales()
+        self._check_windows()
+
+    @property
+    def scores_scale(self) -> float:
+        """What the products of queries and keys are multiplied with."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a token of `layer` attends to, itself included; None: all before it."""
+        return self.windows[layer] if self.windows else None
+
+    def _check_scales(self):
+        check_number("embedding_scale", self.embedding_scale, *SCALE_RANGE)
+        if self.attention_scale is not None:
+            check_number("attention_scale", self.attention_scale, *SCALE_RANGE)
+        if self.embedding_scale != 1.0 and FAMILIES[self.family].learned_positions:
+            raise ModelError(f"embedding_scale = {self.embedding_scale} with learned positions is not supported; accepted: 1.0")
+
+    def _check_windows(self):
+        if self.windows and len(self.windows) != self.layers:
+            raise ModelError(f"windows has {len(self.windows)} entries, accepted is () or one for each of layers = {self.layers}")
+        for window in self.windows:
+            if window is not None and check_size("windows", window) < 2:
+                raise ModelError("windows has 1, accepted is None or at least 2: a token that attends to itself alone is not supported")
+        if self.window_rope_theta is not None:
+            check_number("window_rope_theta", self.window_rope_theta, *THETA_RANGE)
 
     def _check_fused(self):
         if self.heads * self.head_dim != self.hidden_size or self.kv_heads != self.heads:
@@ -76,6 +116,13 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ModelError(f"head_dim = {self.head_dim} is odd: rotary positions need an even one")
         check_rope_scaling(self.rope_scaling, self.head_dim)
+
+    def told(self) -> dict:
+        """The fields that say something: those with a default are left out where they have it, so that a config reads the same as
+        before such a field was there."""
+        always = {f.name for f in fields(self) if f.default is MISSING or f.name in ("bos_token_id", "eos_token_id")}
+        default = {f.name: f.default for f in fields(self)}
+        return {name: value for name, value in asdict(self).items() if name in always or value != default[name]}
 
 
 def check_rope_scaling(scaling: dict | None, head_dim: int) -> None:
@@ -101,6 +148,9 @@ def check_rope_scaling(scaling: dict | None, head_dim: int) -> None:
 
 
 def tiny_config(family: str, **changes) -> ModelConfig:
-    """A small config of `family` with awkward sizes for tests (none a multiple of 32); `changes` replace fields."""
+    """A small config of `family` with awkward sizes for tests (none a multiple of 32); `changes` replace fields. Of other layers the
+    first windows are kept, and more follow in their order."""
     check_choice("family", family, FAMILIES)
-    return replace(ModelConfig(family=family, **FAMILIES[family].tiny), **changes)
+    tiny = ModelConfig(family=family, **FAMILIES[family].tiny)
+    layers = changes.get("layers", tiny.layers)
+    return replace(tiny, **{"windows": (tiny.windows * layers)[:layers], **changes})

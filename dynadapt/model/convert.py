@@ -37,7 +37,7 @@ def write_directory(model: Model, path: str | Path, dtype: torch.dtype = torch.b
 def _save(model, file, dtype):
     state = {}
     for name in model.names():
-        state[hf_name(model.config, name)] = hf_tensor(model.config, name, model.tensor(name).to(dtype)).contiguous()
+        state[hf_name(model.config, name)] = hf_tensor(model.config, name, model.tensor(name)).to(dtype).contiguous()
     try:
         save_file(state, file, metadata={"format": "pt"})
     except SafetensorError as error:

@@ -11,7 +11,7 @@ from .errors import ModelError
 from .hf_config import config_from_hf
 from .hf_weights import match_hf
 from .json_file import MAX_INDEX_BYTES, MAX_TABLE_VALUES, read_json
-from .layout import hf_tensor
+from .layout import canonical_tensor
 from .safetensors_file import SafetensorsFile, identity_of
 
 INDEX = "model.safetensors.index.json"
@@ -41,7 +41,7 @@ def load_directory(path: str | Path, dtype: torch.dtype | None = None) -> Model:
 
     def read(name):
         key = stored[name]
-        return hf_tensor(config, name, holder[key].read(key))
+        return canonical_tensor(config, name, holder[key].read(key))
 
     def tokenizer():
         from .hf_tokenizer import directory_tokenizer  # here: a step needs no text, and the tokenizers package takes a while

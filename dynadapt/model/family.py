@@ -20,11 +20,12 @@ class Family:
     `hf_types`: model_type -> architecture of the config.json files read as this family, the one that is written first.
     `hf_base`: the prefix of the base model's tensors, absent from checkpoints of the base model alone.
     `hf_layers`: where the layers are. `hf_modules`: canonical module -> Hugging Face's, layers' modules relative to a layer.
-    `hf_transposed`: linears stored as [in, out].
+    `hf_transposed`: linears stored as [in, out]. `hf_norm_offset`: what a stored norm weight lacks of the one that multiplies.
     `hf_keys`: model_type -> which keys of its config.json are read and which do not matter.
     `from_hf(raw, model_type)`: the config of a config.json. `to_hf(config)`: its config.json, type and architecture aside.
     `from_gguf(metadata, common)`: the config of a GGUF file of this architecture; `common` are fields that all have.
-    `gguf_permuted`: linears whose rows a GGUF file keeps as pairs of a head instead of halves.
+    `gguf_permuted`: linears whose rows a GGUF file keeps as pairs of a head instead of halves. `gguf_keys`: metadata keys that are read
+    beside those that all have. `windowed`: its layers may have windows; elsewhere one within the context is refused.
     `has_bias(config, part)`: whether a linear has a bias. `tiny`: fields of `tiny_config`.
     """
 
@@ -42,7 +43,10 @@ class Family:
     tiny: dict
     learned_positions: bool = False
     hf_transposed: tuple[str, ...] = field(default=())
+    hf_norm_offset: float = 0.0
     gguf_permuted: tuple[str, ...] = field(default=())
+    gguf_keys: frozenset[str] = frozenset()
+    windowed: bool = False
 
 
 FAMILIES: dict[str, Family] = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .config import ModelConfig
 from .errors import ModelError
-from .families import gpt2, rotary
+from .families import gemma3, gpt2, rotary
 from .hf_config import config_from_hf
 from .json_file import read_json
 
@@ -83,6 +83,22 @@ def _qwen3(*sizes, tied: bool) -> ModelConfig:
     )
 
 
+def _gemma3(*sizes) -> ModelConfig:
+    both = _sizes(262144, *sizes, True, head_dim=256)
+    return llama(
+        family="gemma3",
+        **both,
+        **gemma3.choices(both["hidden_size"], 256),
+        rope_theta=gemma3.THETAS[0],
+        window_rope_theta=gemma3.THETAS[1],
+        windows=gemma3.windows(512, both["layers"]),
+        max_positions=32768,
+        norm_eps=1e-6,
+        bos_token_id=2,
+        eos_token_id=1,
+    )
+
+
 def _gpt2(hidden: int, layers: int, heads: int) -> ModelConfig:
     return ModelConfig(
         family="gpt2",
@@ -131,6 +147,8 @@ GEOMETRIES = {
     "qwen3-8b": _qwen3(4096, 36, 32, 8, 12288, tied=False),
     "qwen3-14b": _qwen3(5120, 40, 40, 8, 17408, tied=False),
     "qwen3-32b": _qwen3(5120, 64, 64, 8, 25600, tied=False),
+    "gemma-3-270m": _gemma3(640, 18, 4, 1, 2048),
+    "gemma-3-1b": _gemma3(1152, 26, 4, 1, 6912),
     "gpt2": _gpt2(768, 12, 12),
     "gpt2-medium": _gpt2(1024, 24, 16),
     "gpt2-large": _gpt2(1280, 36, 20),

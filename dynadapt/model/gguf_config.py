@@ -61,7 +61,7 @@ def config_from_gguf(file) -> ModelConfig:
         )
     max_positions, head_dim = get.size("context_length"), _head_dim(get, hidden, heads)
     window = get.size("attention.sliding_window", 0)
-    if 0 < window < max_positions:
+    if 0 < window < max_positions and not FAMILIES[architecture].windowed:
         raise ModelError(
             f"sliding-window attention ({architecture}.attention.sliding_window = {window}) is not "
             f"supported; accepted: full attention in every layer"
@@ -130,7 +130,7 @@ class _Metadata:
     def refuse_unread(self):
         """ModelError for a key of this architecture that is neither read nor known not to matter."""
         learned = FAMILIES[self.architecture].learned_positions
-        known = _READ | _IGNORED | (_READ_LEARNED if learned else _READ_ROTARY)
+        known = _READ | _IGNORED | (_READ_LEARNED if learned else _READ_ROTARY) | FAMILIES[self.architecture].gguf_keys
         for name, value in self.metadata.items():
             key = name.removeprefix(f"{self.architecture}.")
             if key == name or key in known or key in _NEUTRAL and value == _NEUTRAL[key]:

@@ -21,7 +21,9 @@ from .safetensors_file import identity_of
 _NAMES = {"embed": "token_embd", "positions": "position_embd", "norm": "output_norm", "head": "output"}
 _LAYER_NAMES = {
     "attn_norm": "attn_norm",
+    "attn_post_norm": "post_attention_norm",
     "mlp_norm": "ffn_norm",
+    "mlp_post_norm": "post_ffw_norm",
     "q": "attn_q",
     "k": "attn_k",
     "v": "attn_v",

@@ -114,7 +114,18 @@ def _sentencepiece(metadata, vocab):
     prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
     if not isinstance(prefix, bool):
         raise ModelError(f"tokenizer.ggml.add_space_prefix = {prefix!r} must be true or false")
+    if _class_of(metadata) == "GemmaTokenizer":
+        if prefix:
+            raise ModelError("tokenizer.ggml.add_space_prefix = True (or absent) is not supported for gemma3; accepted: False")
+        return CLASSES["GemmaTokenizer"].build(vocab, merges, {})
     return CLASSES["LlamaTokenizer"].build(vocab, merges, {"add_prefix_space": prefix})
+
+
+def _class_of(metadata):
+    """The transformers class that the file's kind of tokenizer is."""
+    if metadata["tokenizer.ggml.model"] == "gpt2":
+        return "GPT2Tokenizer"
+    return "GemmaTokenizer" if metadata.get("general.architecture") == "gemma3" else "LlamaTokenizer"
 
 
 def _merges(vocab, scores):
@@ -157,7 +168,7 @@ def _add_special(backend, metadata, tokens):
         [AddedToken(token, special=True, normalized=False) for token, kind in zip(tokens, kinds) if kind == _CONTROL]
     )
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token, kind in zip(tokens, kinds) if kind == _USER_DEFINED])
-    usual = CLASSES["LlamaTokenizer" if metadata["tokenizer.ggml.model"] == "llama" else "GPT2Tokenizer"].special.values()
+    usual = CLASSES[_class_of(metadata)].special.values()
     present = {token for token in usual if token is not None and backend.token_to_id(token) is not None}
     SpecialTokens({name: tokens[token] for name, token in ids.items()}, sorted(present), {}).add_to(backend)
     return ids

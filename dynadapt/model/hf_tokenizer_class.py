@@ -43,6 +43,16 @@ def _llama(vocab, merges, settings):
     return backend
 
 
+def _gemma(vocab, merges, settings):
+    backend = Backend(
+        models.BPE(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True, unk_token=settings.get("unk_token", "<unk>"))
+    )
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return backend
+
+
 def _byte_level(vocab, merges):
     backend = Backend(models.BPE(vocab=vocab, merges=merges, continuing_subword_prefix="", end_of_word_suffix=""))
     backend.decoder = decoders.ByteLevel()
@@ -88,6 +98,11 @@ CLASSES = {
         PLAIN,
         TokenizerClass("LlamaTokenizer", _llama, {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}),
         TokenizerClass(
+            "GemmaTokenizer",
+            _gemma,
+            {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "mask_token": "<mask>"},
+        ),
+        TokenizerClass(
             "GPT2Tokenizer", _gpt2, {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": None}, reads_vocab=True
         ),
         TokenizerClass(
@@ -106,7 +121,13 @@ CLASSES = {
     )
 }
 _GENERAL = ("TokenizersBackend", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "PythonBackend", "BloomTokenizer")
-_OF_MODEL = {"gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "mistral": "TokenizersBackend"}
+_OF_MODEL = {
+    "gemma3_text": "GemmaTokenizer",
+    "gpt2": "GPT2Tokenizer",
+    "qwen2": "Qwen2Tokenizer",
+    "qwen3": "Qwen2Tokenizer",
+    "mistral": "TokenizersBackend",
+}
 
 
 def choose_class(settings: Mapping, raw: Mapping, text: str) -> TokenizerClass:

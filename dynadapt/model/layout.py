@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from dynadapt.ops.precision import widen
+
 from .config import ModelConfig
 from .family import FAMILIES
 
@@ -39,6 +41,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     for i in range(config.layers):
         layer = f"layers.{i}"
         _add_norm(shapes, config, f"{layer}.attn_norm")
+        behind = {"o": "attn_post_norm", "down": "mlp_post_norm"} if config.norm_place == "both" else {}
         for group, parts in layout(config).items():
             if group == "mlp_in":
                 _add_norm(shapes, config, f"{layer}.mlp_norm")
@@ -48,6 +51,8 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
                     shapes[f"{layer}.{part}.bias"] = linears[part][:1]
             if group == "qkv" and config.qk_norm:
                 shapes[f"{layer}.q_norm.weight"] = shapes[f"{layer}.k_norm.weight"] = (d,)
+            if group in behind:
+                _add_norm(shapes, config, f"{layer}.{behind[group]}")
     _add_norm(shapes, config, "norm")
     if not config.tied_head:
         shapes["head.weight"] = (V, H)
@@ -80,9 +85,35 @@ def hf_transposed(config: ModelConfig, name: str) -> bool:
     return name.endswith(".weight") and name.split(".")[-2] in FAMILIES[config.family].hf_transposed
 
 
-def hf_tensor(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The canonical tensor `name` as Hugging Face stores it, or what it stores as the canonical one: the same step both ways."""
+def hf_order(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A view of `tensor` with its axes as Hugging Face stores the canonical tensor `name`, or back: the same step both ways."""
     return tensor.t() if hf_transposed(config, name) else tensor
+
+
+def hf_value(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """What Hugging Face stores for the values of the canonical tensor `name`, axes aside. To be taken before values are rounded:
+    of a norm weight 1 + w that was rounded, w is not the one that was."""
+    return tensor - FAMILIES[config.family].hf_norm_offset if _offset(config, name) else tensor
+
+
+def hf_tensor(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The canonical tensor `name` as Hugging Face stores it."""
+    return hf_order(config, name, hf_value(config, name, tensor))
+
+
+def canonical_tensor(config: ModelConfig, name: str, stored: torch.Tensor) -> torch.Tensor:
+    """What Hugging Face stores as the canonical tensor `name`: a view, or of a norm weight w that stands for 1 + w a new tensor in
+    float32 or wider, where that sum is not rounded to w's dtype."""
+    return canonical_value(config, name, hf_order(config, name, stored))
+
+
+def canonical_value(config: ModelConfig, name: str, stored: torch.Tensor) -> torch.Tensor:
+    """`canonical_tensor` of one whose axes are in order already."""
+    return widen(stored) + FAMILIES[config.family].hf_norm_offset if _offset(config, name) else stored
+
+
+def _offset(config, name):
+    return FAMILIES[config.family].hf_norm_offset and name.endswith("norm.weight")
 
 
 def peft_name(config: ModelConfig, layer: int, part: str) -> str:

@@ -11,7 +11,7 @@ from .config import ModelConfig
 from .errors import ModelError
 from .hf_config import config_from_hf
 from .hf_weights import match_hf
-from .layout import hf_tensor
+from .layout import canonical_tensor
 from .live_state import refuse_changes, refuse_modules
 
 
@@ -23,12 +23,13 @@ def is_live(model) -> bool:
 def load_live(model, dtype: torch.dtype | None = None) -> Model:
     """A Model that shares the tensors of a live transformers model, wherever they are.
 
-    Conv1D weights (GPT-2) are copied when read, since they are stored transposed. The tokenizer is that of the
+    Conv1D weights (GPT-2) are copied when read, since they are stored transposed, and norm weights that are stored as w of 1 + w
+    are added up here. The tokenizer is that of the
     directory the model was loaded from, if there is one.
     """
     name = type(model).__name__
     config, stored, state = match_live(model)
-    canonical_state = {canonical: hf_tensor(config, canonical, state[key]) for canonical, key in stored.items()}
+    canonical_state = {canonical: canonical_tensor(config, canonical, state[key]) for canonical, key in stored.items()}
     origin = Path(str(getattr(model.config, "_name_or_path", "") or ""))
 
     def tokenizer():

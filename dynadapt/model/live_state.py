@@ -14,6 +14,7 @@ from .rope import rope_frequencies
 _QUANTISED = ("qweight", "quant_state", "SCB", "W_q", "weight_packed", "_packed_params")
 _ACTIVATIONS = {
     "swiglu": torch.nn.functional.silu,
+    "geglu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
 }
@@ -49,9 +50,13 @@ def refuse_changes(model, config: ModelConfig, name: str) -> None:
                     f"{name}: {path}.{attribute} is {value!r}, the config gives {expected!r}: changed after the model "
                     "was made, which the decoder would not follow"
                 )
-        frequencies = getattr(module, "inv_freq", None)
-        if isinstance(frequencies, torch.Tensor) and config.rope_theta is not None and not frequencies.is_meta:
-            _check_frequencies(f"{name}: {path}.inv_freq", frequencies, config)
+        for buffer, windowed in (("inv_freq", False), ("full_attention_inv_freq", False), ("sliding_attention_inv_freq", True)):
+            frequencies = getattr(module, buffer, None)
+            if isinstance(frequencies, torch.Tensor) and config.rope_theta is not None and not frequencies.is_meta:
+                _check_frequencies(f"{name}: {path}.{buffer}", frequencies, config, windowed)
+        scale = getattr(module, "embed_scale", None)
+        if isinstance(scale, torch.Tensor) and not scale.is_meta:
+            _check_scale(f"{name}: {path}.embed_scale", scale, config)
         for attribute in ("act_fn", "act"):
             if callable(getattr(module, attribute, None)):
                 _check_activation(f"{name}: {path}.{attribute}", getattr(module, attribute), config)
@@ -59,10 +64,13 @@ def refuse_changes(model, config: ModelConfig, name: str) -> None:
 
 def _settings(module, config):
     """(attribute, its value, the config's) of what one module computes with."""
-    numbers = {"variance_epsilon": config.norm_eps, "attention_scaling": 1.0}
+    numbers = dict.fromkeys(("attention_scaling", "full_attention_attention_scaling", "sliding_attention_attention_scaling"), 1.0)
+    numbers["variance_epsilon"] = config.norm_eps
     if hasattr(module, "layer_idx"):  # an attention
-        numbers["scaling"] = config.head_dim**-0.5
-    if isinstance(module, torch.nn.LayerNorm):
+        numbers["scaling"] = config.scores_scale
+        if (window := config.window(module.layer_idx)) is not None:
+            numbers["sliding_window"] = window
+    if isinstance(module, torch.nn.LayerNorm) or type(module).__name__ == "Gemma3RMSNorm":  # others call it variance_epsilon
         numbers["eps"] = config.norm_eps
     if getattr(module, "training", False):
         numbers["attention_dropout"] = 0.0
@@ -74,8 +82,14 @@ def _settings(module, config):
             yield attribute, value, expected
 
 
-def _check_frequencies(what, found, config):
-    expected = rope_frequencies(config)
+def _check_scale(what, found, config):
+    rounding = max(1e-6, torch.finfo(found.dtype).eps)
+    if not math.isclose(float(found), config.embedding_scale, rel_tol=rounding):
+        raise ModelError(f"{what} is {float(found)!r}, the config gives {config.embedding_scale!r}: changed after the model was made")
+
+
+def _check_frequencies(what, found, config, windowed):
+    expected = rope_frequencies(config, windowed)
     rounding = max(1e-5, 2 * torch.finfo(found.dtype).eps)  # model.to(bfloat16) rounds the buffer too
     if found.shape != expected.shape or not torch.allclose(found.detach().double().cpu(), expected, rtol=rounding, atol=0):
         raise ModelError(f"{what} has other values than the config gives: changed after the model was made")

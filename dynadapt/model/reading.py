@@ -9,6 +9,7 @@ from .errors import ModelError
 
 # What a rotary base and the divisors of its frequencies may be: below, float32 angles would no longer tell positions apart.
 THETA_RANGE, FACTOR_RANGE, BAND_RANGE = (1.0, 1e15), (0.01, 1e9), (1e-6, 1e9)
+SCALE_RANGE = (1e-6, 1e6)
 
 
 def check_choice(name: str, value, choices) -> None:

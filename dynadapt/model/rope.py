@@ -9,8 +9,8 @@ import torch
 from .config import ModelConfig
 
 
-def rope_frequencies(config: ModelConfig) -> torch.Tensor:
-    """Angle per position of each pair of dimensions, float64 [head_dim/2], scaling applied.
+def rope_frequencies(config: ModelConfig, windowed: bool = False) -> torch.Tensor:
+    """Angle per position of each pair of dimensions, float64 [head_dim/2], scaling applied; ``windowed``: in layers with a window.
 
     "linear" divides every frequency by `factor` (Chen et al. 2023, arXiv:2306.15595); "llama3" divides those whose
     wavelength exceeds `original_max_position_embeddings / low_freq_factor`, leaves those shorter than
@@ -19,6 +19,8 @@ def rope_frequencies(config: ModelConfig) -> torch.Tensor:
     if config.rope_theta is None:
         raise ValueError(f"family {config.family} has learned positions and no rotary tables")
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim  # [head_dim/2]
+    if windowed and config.window_rope_theta is not None:
+        return config.window_rope_theta**-exponent
     frequency = config.rope_theta**-exponent
     scaling = config.rope_scaling
     if scaling is None:
@@ -38,12 +40,12 @@ def _llama3(frequency, factor, low_freq_factor, high_freq_factor, original_max_p
     return keep * frequency + (1 - keep) * frequency / factor
 
 
-def rope_tables(config: ModelConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(cos, sin), each float32 [length, head_dim/2], for positions 0..length-1.
+def rope_tables(config: ModelConfig, length: int, windowed: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """(cos, sin), each float32 [length, head_dim/2], for positions 0..length-1; ``windowed``: in layers with a window.
 
     Halves convention: with x1, x2 the two halves of a head, the rotated head is
     (x1 * cos - x2 * sin, x2 * cos + x1 * sin). Computed in float64, then rounded once.
     """
     position = torch.arange(length, dtype=torch.float64)
-    angle = position[:, None] * rope_frequencies(config)[None, :]  # [length, head_dim/2]
+    angle = position[:, None] * rope_frequencies(config, windowed)[None, :]  # [length, head_dim/2]
     return angle.cos().float(), angle.sin().float()

@@ -24,10 +24,37 @@ IGNORED = frozenset("attention_factor beta_fast beta_slow finetuned mscale mscal
 def read_rope(raw: Mapping, max_positions: int) -> tuple[float, dict | None]:
     """(theta, scaling) of a config.json, scaling in ModelConfig's form; ModelError naming what is not supported."""
     place, rope = _chosen(raw)
+    return _read_set(place, rope, raw, max_positions, "rope_theta", 10000.0)
+
+
+def read_rope_by_kind(raw: Mapping, max_positions: int, thetas: tuple[float, float]) -> tuple[float, dict | None, float]:
+    """(theta, scaling, theta of the layers with a window) of a config.json whose layers with a window have rotations of their own:
+    `rope_parameters` by kind of layer, or older files' `rope_theta`, `rope_scaling` (of layers without a window) and
+    `rope_local_base_freq`. `thetas`: what transformers takes where there is none, likewise."""
+    for place in PLACES:
+        if raw.get(place) is not None and not isinstance(raw[place], Mapping):
+            raise ModelError(f"{place} = {raw[place]!r} must be an object or null")
+    kinds, older = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
+    names = ("full_attention", "sliding_attention")
+    for name, value in kinds.items():
+        if name not in names or not isinstance(value, Mapping | None):
+            raise ModelError(f"rope_parameters.{name} = {repr(value)[:80]} is not supported; accepted: {', '.join(names)}, an object each")
+    rope = {**(kinds.get("full_attention") or {}), **older}
+    place = "rope_scaling" if older else "rope_parameters.full_attention"
+    theta, scaling = _read_set(place, rope, raw, max_positions, "rope_theta", thetas[0])
+    place, rope = "rope_parameters.sliding_attention", kinds.get("sliding_attention") or {}
+    local, scaled = _read_set(place, rope, raw, max_positions, "rope_local_base_freq", thetas[1])
+    if scaled is not None:
+        raise ModelError(f"{place} of type {scaled['rope_type']} is not supported; accepted: default")
+    return theta, scaling, local
+
+
+def _read_set(place, rope, raw, max_positions, top, absent) -> tuple[float, dict | None]:
+    """(theta, scaling) of one set; without a theta of its own it is the key `top` of the file, or `absent`."""
     if raw.get("partial_rotary_factor") is not None:
         _refuse_partial("partial_rotary_factor", raw)
     _refuse_partial(f"{place}.partial_rotary_factor", rope)
-    theta = (f"{place}.rope_theta", rope["rope_theta"]) if "rope_theta" in rope else ("rope_theta", raw.get("rope_theta", 10000.0))
+    theta = (f"{place}.rope_theta", rope["rope_theta"]) if "rope_theta" in rope else (top, raw.get(top, absent))
     check_number(*theta, *THETA_RANGE)
     scaling = _scaling(place, rope, raw, max_positions)
     for key, value in rope.items():

@@ -1,6 +1,6 @@
 """Sliding windows of a config.json, decided as transformers' modelling code of each family decides them.
 
-Only full attention is computed here: a window that some token within the model's context would notice is refused.
+Only Gemma's are computed: elsewhere a window that some token within the model's context would notice is refused.
 csrc/engine/config.cpp decides the same.
 """
 
@@ -14,15 +14,19 @@ from .reading import check_size, read_flag
 FULL, SLIDING = ("full_attention", "attention"), "sliding_attention"
 
 
+def layer_kinds(raw: Mapping, layers: int) -> list[str] | None:
+    """`layer_types`, one of FULL or SLIDING for each layer, or None where the file has none."""
+    kinds = raw.get("layer_types")
+    if kinds is not None and (not isinstance(kinds, list) or len(kinds) != layers or any(kind not in (*FULL, SLIDING) for kind in kinds)):
+        raise ModelError(
+            f"layer_types = {str(kinds)[:80]} must be a list of num_hidden_layers = {layers}, each of full_attention, sliding_attention"
+        )
+    return kinds
+
+
 def refuse_sliding(raw: Mapping, window: int | None, slides: bool, layers: int, max_positions: int) -> None:
     """Refuse a `window` below `max_positions` if any layer `slides`: as `layer_types` says, where it is given."""
-    kinds = raw.get("layer_types")
-    if kinds is not None:
-        if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in (*FULL, SLIDING) for kind in kinds):
-            raise ModelError(
-                f"layer_types = {str(kinds)[:80]} must be a list of num_hidden_layers = {layers}, each of full_attention, sliding_attention"
-            )
-        slides = slides or SLIDING in kinds
+    slides = slides or SLIDING in (layer_kinds(raw, layers) or ())
     if slides and window is None:
         raise ModelError(
             f"layer_types has {SLIDING} and there is no sliding_window (use_sliding_window false, or null): accepted: "

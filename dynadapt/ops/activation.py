@@ -1,8 +1,9 @@
-"""Feed-forward activations: SwiGLU (Shazeer 2020, arXiv 2002.05202) and GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415).
+"""Feed-forward activations: SwiGLU and GEGLU (Shazeer 2020, arXiv 2002.05202), GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415).
 
 swiglu:     y = silu(h[:, :F]) * h[:, F:]
 gelu:       y = h Phi(h)
 gelu_tanh:  y = h/2 (1 + tanh(sqrt(2/pi) (h + 0.044715 h^3)))
+geglu_tanh: y = gelu_tanh(h[:, :F]) * h[:, F:]
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch
 
 from .precision import widen
 
-KINDS = ("swiglu", "gelu_tanh", "gelu")
+KINDS = ("swiglu", "gelu_tanh", "gelu", "geglu_tanh")  # numbered as in dynadapt.h
+GATED = ("swiglu", "geglu_tanh")  # h is gate and up side by side
 
 
 def _check_kind(kind):
@@ -22,14 +24,10 @@ def _check_kind(kind):
 
 
 def activation_forward(h, kind, y) -> None:
-    """y [N, F] from h [N, 2 F] (swiglu) or [N, F]."""
+    """y [N, F] from h [N, 2 F] (GATED) or [N, F]."""
     _check_kind(kind)
-    x = widen(h)
-    if kind == "swiglu":
-        gate, up = x.chunk(2, 1)
-        y.copy_(torch.nn.functional.silu(gate) * up)
-    else:
-        y.copy_(torch.nn.functional.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none"))
+    x, up = widen(h).chunk(2, 1) if kind in GATED else (widen(h), None)
+    y.copy_(_value(x, kind) if up is None else _value(x, kind) * up)
 
 
 def activation_backward(dy, h, kind, dh, y=None) -> None:
@@ -38,15 +36,24 @@ def activation_backward(dy, h, kind, dh, y=None) -> None:
     _check_kind(kind)
     if y is not None:
         activation_forward(h, kind, y)
-    x, g = widen(h), widen(dy)
+    x, up = widen(h).chunk(2, 1) if kind in GATED else (widen(h), None)
+    g, slope = widen(dy), _slope(x, kind)
+    dh.copy_(g * slope if up is None else torch.cat([g * up * slope, g * _value(x, kind)], 1))
+
+
+def _value(x, kind):
     if kind == "swiglu":
-        gate, up = x.chunk(2, 1)
-        s = torch.sigmoid(gate)
-        dh.copy_(torch.cat([g * up * s * (1 + gate * (1 - s)), g * gate * s], 1))
-    elif kind == "gelu":
-        phi = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-        dh.copy_(g * (0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * phi))
-    else:
-        c = math.sqrt(2 / math.pi)
-        t = torch.tanh(c * (x + 0.044715 * x**3))
-        dh.copy_(g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)))
+        return torch.nn.functional.silu(x)
+    return torch.nn.functional.gelu(x, approximate="none" if kind == "gelu" else "tanh")
+
+
+def _slope(x, kind):
+    """The derivative of _value."""
+    if kind == "swiglu":
+        s = torch.sigmoid(x)
+        return s * (1 + x * (1 - s))
+    if kind == "gelu":
+        return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    c = math.sqrt(2 / math.pi)
+    t = torch.tanh(c * (x + 0.044715 * x**3))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)

@@ -7,6 +7,10 @@ sinks are the document's first entries, kept in front (Xiao et al. 2023, arXiv 2
 
     o = softmax(scale rot(q) rot([k_mem; k])^T + causal) [v_mem; v]
 
+With a ``window`` W (Beltagy et al. 2020, arXiv 2004.05150) the query at position p sees the keys at positions p - W + 1 to p
+alone, of memory and segment alike: sinks where the positions that they have here are among those. Memory entries before the
+first query's window are seen by none, and count nowhere.
+
 Rotation (Su et al. 2021, arXiv 2104.09864) is the half-split form: (x1 cos - x2 sin, x2 cos + x1 sin).
 """
 
@@ -29,25 +33,37 @@ def _split(qkv, hq, hkv, d):
     return heads[:hq], heads[hq : hq + hkv], heads[hq + hkv :]
 
 
-def _window(qkv, mem_k, mem_v, length, cos, sin, hq, hkv, d):
-    """Rotated q [hq, T, d], rotated keys and values [hq, L, d] of one stream, in the working dtype."""
+def seen_memory(memory: int, window: int | None) -> int:
+    """How many of ``memory`` entries some query sees: all, or those within the window of the segment's first."""
+    return memory if window is None else min(memory, window - 1)
+
+
+def _check_window(window):
+    if window is not None and window < 2:
+        raise ValueError(f"window={window!r}: expected None or at least 2")
+
+
+def _window(qkv, mem_k, mem_v, length, cos, sin, hq, hkv, d, seen):
+    """Rotated q [hq, T, d], rotated keys and values [hq, seen + T, d] of one stream, in the working dtype."""
     q, k, v = _split(qkv, hq, hkv, d)
-    if length:
-        k = torch.cat([mem_k[:length].view(length, hkv, d).transpose(0, 1), k], 1)
-        v = torch.cat([mem_v[:length].view(length, hkv, d).transpose(0, 1), v], 1)
+    first, total = length - seen, length + k.shape[1]
+    if seen:
+        k = torch.cat([mem_k[first:length].view(seen, hkv, d).transpose(0, 1), k], 1)
+        v = torch.cat([mem_v[first:length].view(seen, hkv, d).transpose(0, 1), v], 1)
     if cos is not None:
-        total = k.shape[1]
-        k = rotate(widen(k), cos[:total], sin[:total]).to(qkv.dtype)
+        k = rotate(widen(k), cos[first:total], sin[first:total]).to(qkv.dtype)
         q = rotate(widen(q), cos[length:total], sin[length:total]).to(qkv.dtype)
     group = hq // hkv
     return q, k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
 
 
-def _scores(q, k, scale, length):
-    """Masked scores [hq, T, L], float32 or wider."""
+def _scores(q, k, scale, seen, window):
+    """Masked scores [hq, T, seen + T], float32 or wider."""
     s = widen(torch.bmm(q, k.transpose(1, 2))) * scale
-    t = s.shape[1]
-    hidden = torch.ones(t, s.shape[2], dtype=torch.bool, device=s.device).triu(length + 1)
+    every = torch.ones(s.shape[1:], dtype=torch.bool, device=s.device)
+    hidden = every.triu(seen + 1)
+    if window is not None:
+        hidden |= every.tril(seen - window)
     return s.masked_fill_(hidden, float("-inf"))
 
 
@@ -57,28 +73,33 @@ def _streams(qkv, slots, mem_len):
         yield i, slot, slice(i * segment, (i + 1) * segment), 0 if mem_len is None else int(mem_len[slot])
 
 
-def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, out, lse) -> None:
+def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, out, lse, window=None) -> None:
     """out [N, hq d] and lse [S, hq, T] from qkv [N, (hq + 2 hkv) d].
 
-    mem_k, mem_v [slots, C, hkv d] or None; mem_len int32 [slots]; slots int32 [S]; cos, sin float32 [P, d/2] or None.
+    mem_k, mem_v [slots, C, hkv d] or None; mem_len int32 [slots]; slots int32 [S]; cos, sin float32 [P, d/2] or None;
+    window: None, or at least 2.
     """
+    _check_window(window)
     for i, slot, rows, length in _streams(qkv, slots, mem_len):
         mk, mv = (None, None) if mem_k is None else (mem_k[slot], mem_v[slot])
-        q, k, v = _window(qkv[rows], mk, mv, length, cos, sin, hq, hkv, d)
-        s = _scores(q, k, scale, length)
+        seen = seen_memory(length, window)
+        q, k, v = _window(qkv[rows], mk, mv, length, cos, sin, hq, hkv, d, seen)
+        s = _scores(q, k, scale, seen, window)
         l = torch.logsumexp(s, 2)
         lse[i] = l
         p = torch.exp(s - l[..., None]).to(qkv.dtype)
         out[rows] = torch.bmm(p, v).transpose(0, 1).reshape(-1, hq * d)
 
 
-def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, dqkv) -> None:
+def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, dqkv, window=None) -> None:
     """dqkv [N, (hq + 2 hkv) d]; probabilities are recomputed from lse, memory gets no gradient."""
+    _check_window(window)
     group = hq // hkv
     for i, slot, rows, length in _streams(qkv, slots, mem_len):
         mk, mv = (None, None) if mem_k is None else (mem_k[slot], mem_v[slot])
-        q, k, v = _window(qkv[rows], mk, mv, length, cos, sin, hq, hkv, d)
-        p = torch.exp(_scores(q, k, scale, length) - lse[i][..., None].to(widen(q).dtype))  # [hq, T, L]
+        seen = seen_memory(length, window)
+        q, k, v = _window(qkv[rows], mk, mv, length, cos, sin, hq, hkv, d, seen)
+        p = torch.exp(_scores(q, k, scale, seen, window) - lse[i][..., None].to(widen(q).dtype))  # [hq, T, seen + T]
         do = dout[rows].view(-1, hq, d).transpose(0, 1)  # [hq, T, d]
         o = out[rows].view(-1, hq, d).transpose(0, 1)
         delta = (widen(do) * widen(o)).sum(2, keepdim=True)
@@ -87,8 +108,8 @@ def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, s
         if length == 0:
             ds[:, 0] *= 0  # one key: its probability is 1 whatever q and k are, and dp - delta only rounding
         dq = widen(torch.bmm(ds, k))
-        dk = widen(torch.bmm(ds[:, :, length:].transpose(1, 2), q))
-        dv = widen(torch.bmm(p[:, :, length:].to(q.dtype).transpose(1, 2), do))
+        dk = widen(torch.bmm(ds[:, :, seen:].transpose(1, 2), q))
+        dv = widen(torch.bmm(p[:, :, seen:].to(q.dtype).transpose(1, 2), do))
         t = dq.shape[1]
         if cos is not None:
             back = cos[length : length + t], -sin[length : length + t]
@@ -98,15 +119,25 @@ def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, s
 
 
 def forward_flops(segment: int, memory: int, heads: int, d: int) -> int:
-    """One stream: scores and values over the whole T x (M + T) rectangle, the causal half included."""
+    """One stream: scores and values over the whole T x (M + T) rectangle, the causal half included.
+
+    ``memory``, here and below: what ``seen_memory`` makes of it.
+    """
     return 4 * segment * (memory + segment) * heads * d
 
 
-def masked_flops(segment: int, heads: int, d: int) -> tuple[int, int]:
-    """(forward, recompute and backward): the part of forward_flops and backward_flops that the causal mask throws away, which a
-    kernel may skip. The segment's own block above its diagonal, in 2 products forward and 5 backward."""
-    above = segment * (segment - 1) * heads * d
-    return 2 * above, 5 * above
+def masked_flops(segment: int, heads: int, d: int, memory: int = 0, window: int | None = None) -> tuple[int, int]:
+    """(forward, recompute and backward): the part of forward_flops and backward_flops that the masks throw away, which a
+    kernel may skip. The segment's own block above its diagonal and before the window, in 2 products forward and 5 backward; of
+    memory what is before the window, in 2 and 3."""
+    own = segment * (segment - 1)
+    before = 0
+    if window is not None:
+        left = max(0, segment - window)  # the last query misses so many of the segment, the one before it one less
+        own += left * (left + 1)
+        missed = max(0, segment + memory - window)  # of memory and segment
+        before = missed * (missed + 1) - left * (left + 1)
+    return 2 * (own + before) * heads * d, (5 * own + 3 * before) * heads * d
 
 
 def memory_flops(segment: int, memory: int, heads: int, d: int) -> dict[str, int]:

@@ -144,7 +144,7 @@ _ROWS = (
         "backward_flops",
         kernel="attention_backward",
     ),
-    Row("activation_forward", "activation", "SwiGLU, GELU", "forward", derivative=True),
+    Row("activation_forward", "activation", "SwiGLU, GEGLU, GELU", "forward", derivative=True),
     Row("activation_backward", "activation", "gradient of activation_forward, and its output again", "backward", ("learning",)),
     Row(
         "cross_entropy",

@@ -254,6 +254,16 @@ def test_masked_flops_are_those_above_the_diagonal():
     assert attention.forward_flops(segment, 0, heads, d) - 2 * product == 2 * on_and_below
 
 
+@pytest.mark.parametrize("memory,window", [(0, 3), (4, 5), (4, 7), (2, 20)])
+def test_masked_flops_are_those_before_a_window(memory, window):
+    segment, heads, d = 6, 3, 4
+    seen = attention.seen_memory(memory, window)
+    key, query = torch.arange(seen + segment), seen + torch.arange(segment)[:, None]
+    hidden = (key > query) | (key <= query - window)
+    inside, outside = (2 * heads * d * int(part.sum()) for part in (hidden[:, seen:], hidden[:, :seen]))
+    assert attention.masked_flops(segment, heads, d, seen, window) == (2 * (inside + outside), 5 * inside + 3 * outside)
+
+
 @pytest.mark.parametrize(
     "options,said",
     [

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.model import random_model, tiny_config
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3"]
 ADAPTS = {"none": None, "lora": LoRA(rank=3), "rows": RowSparse(density=0.2, every=2), "full": Full()}
 MEMORIES = {"nothing": None, "keep": SegmentMemory(20, 2), "reproject": SegmentMemory(20, 2, "reproject"), "overlap": Overlap(9)}
 LR = {"lora": 0.05, "rows": 0.02, "full": 0.005}
@@ -49,7 +49,7 @@ COMBINATIONS = [(f, a, m) for f in FAMILIES for a in ADAPTS for m in MEMORIES if
 # 1. score before learning
 
 
-@pytest.mark.parametrize("family,adapt,memory", [c for c in COMBINATIONS if c[0] in ("llama", "qwen3") or c[2] == "overlap"])
+@pytest.mark.parametrize("family,adapt,memory", [c for c in COMBINATIONS if c[0] in ("llama", "qwen3", "gemma3") or c[2] == "overlap"])
 @pytest.mark.parametrize("backend,dtype", BACKENDS)
 def test_later_tokens_never_change_a_score(family, adapt, memory, backend, dtype):
     tokens = text(family=family)

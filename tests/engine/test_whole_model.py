@@ -21,6 +21,8 @@ CASES = {
     "qwen3": {},
     "gpt2": {},
     "gpt2, untied": {"tied_head": False},
+    "gemma3": {},
+    "gemma3, untied": {"tied_head": False},
 }
 
 
@@ -48,6 +50,7 @@ def gradients(m, row, dtype, backend, **options):
 
 def expected_gradients(m, row, dtype):
     live = to_transformers(m, dtype)
+    live.get_input_embeddings().padding_idx = None  # Gemma's has one, whose row would get no gradient
     logits = live(row[:, :-1]).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), row[:, 1:].flatten()).backward()
     parameters = dict(live.named_parameters())
@@ -72,14 +75,23 @@ def test_every_gradient_equals_autograd(case, backend, dtype, tolerance):
         assert (ours[name].double() - value).abs().max() < tolerance * max(1, scale), name
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_memory_saving_backward_gives_the_same_gradients(family):
     m, row = model(family), text(2, T + 1, family=family)
     plain, again = (gradients(m, row, "fp64", "reference", recompute=recompute) for recompute in (False, True))
     assert all(torch.equal(plain[name], again[name]) for name in plain)
 
 
-@pytest.mark.parametrize("family,memory", [("llama", "keep"), ("qwen2", "reproject"), ("qwen3", "reproject"), ("gpt2", "overlap")])
+def test_norms_of_one_and_w_do_not_decay_to_zero():
+    with pytest.raises(ValueError, match="gemma3 multiplies with 1 . w .* use weight_decay=0, or decay"):
+        Engine(model("gemma3"), adapt=MODEL, optimizer=AdamW(lr=1e-3), segment=T)
+    Engine(model("gemma3"), adapt=MODEL, optimizer=AdamW(lr=1e-3, decay=0.1, weight_decay=0), segment=T)
+    Engine(model("gemma3"), adapt=Full(), optimizer=AdamW(lr=1e-3), segment=T)
+
+
+@pytest.mark.parametrize(
+    "family,memory", [("llama", "keep"), ("qwen2", "reproject"), ("qwen3", "reproject"), ("gpt2", "overlap"), ("gemma3", "reproject")]
+)
 def test_gradient_equals_finite_differences(family, memory):
     tokens, h = text(family=family), 1e-5
     _, gradient, window = learned_step(family, MODEL, memory, tokens)
@@ -97,6 +109,7 @@ def test_gradient_equals_finite_differences(family, memory):
         ("gpt2", "overlap", {"streams": 2, "shared": True}),
         ("qwen2", "nothing", {"every": 2}),
         ("gpt2", "nothing", {"recompute": True}),
+        ("gemma3", "keep", {}),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""SwiGLU and the GELUs on the GPU against their references: odd sizes, recreated outputs, rows alone and beside NaN."""
+"""SwiGLU, GEGLU and the GELUs on the GPU against their references: odd sizes, recreated outputs, rows alone and beside NaN."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from op_cases import make_case, rows_stand_alone
 
 from dynadapt.bench.cases.activation import activation_backward, activation_forward
 from dynadapt.kernels import activation as kernels
-from dynadapt.ops.activation import KINDS
+from dynadapt.ops.activation import GATED, KINDS
 
 from .compare import DEVICE, check, each, real_sizes, run
 
@@ -26,7 +26,7 @@ def test_both_ways(case):
 @pytest.mark.parametrize("kind", KINDS)
 def test_far_out_values(kind):
     h = torch.tensor([[-3e38, -1e4, -200.0, -90.0, 0.0, 90.0, 200.0, 1e4, 1e18, 3e38]])
-    full = torch.cat([h, torch.ones_like(h)], 1) if kind == "swiglu" else h
+    full = torch.cat([h, torch.ones_like(h)], 1) if kind in GATED else h
     dh, y = run(make_case(activation_backward, (1, 10, kind)).change(dy=torch.ones_like(h), h=full)).values()
     assert torch.equal(y[0, 4:], h[0, 4:]) and (y[0, :3] == 0).all()
     assert torch.equal(dh[0, 5:8], torch.ones(3)) and (dh[0, 1:3] == 0).all()

@@ -22,12 +22,17 @@ SIZES = [
     (1, 100, None, 2, 2, 17, False),
     (2, 33, 9, 3, 1, 24, False),
     (1, 40, 30, 1, 1, 128, True),
+    # label, window
+    (1, 100, None, 3, 1, 20, True, "", 17),
+    (2, 70, 90, 2, 1, 24, True, "", 2),
+    (1, 40, 130, 2, 2, 17, False, "", 60),
 ]
 REAL = [  # SmolLM2-135M, Llama-3.2-1B, Llama-3.1-8B, the last with a segment that is no multiple of anything
     (1, 512, 516, 9, 3, 64, True),
     (8, 512, 516, 32, 8, 64, True),
     (4, 1000, 516, 32, 8, 128, True),
     (2, 2048, None, 8, 4, 96, True),
+    (4, 512, 516, 4, 1, 256, True, "", 512),  # Gemma 3 270M
 ]
 
 

@@ -25,6 +25,7 @@ from dynadapt.bench.cases.linear import linear_forward
 from dynadapt.bench.cases.linear_mse import linear_mse
 from dynadapt.bench.cases.norm import norm_forward
 from dynadapt.interop.jax import build
+from dynadapt.ops.activation import GATED
 from dynadapt.ops.dispatch import UnsupportedOp
 from dynadapt.ops.update import UpdateRule
 
@@ -143,15 +144,17 @@ def test_norms(kind, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", ["swiglu", "gelu_tanh", "gelu"])
+@pytest.mark.parametrize("kind", ["swiglu", "gelu_tanh", "gelu", "geglu_tanh"])
 def test_activations(kind, dtype):
     def plain(h):
         wide = h.astype(jnp.float32)
         if kind == "swiglu":
             return (jax.nn.silu(wide[..., :8]) * wide[..., 8:]).astype(h.dtype)
+        if kind == "geglu_tanh":
+            return (jax.nn.gelu(wide[..., :8], approximate=True) * wide[..., 8:]).astype(h.dtype)
         return jax.nn.gelu(wide, approximate=kind == "gelu_tanh").astype(h.dtype)
 
-    h = arrays(dtype, activation_forward, (6, 8 if kind == "swiglu" else 16, kind), "h")[0].reshape(2, 3, 16)
+    h = arrays(dtype, activation_forward, (6, 8 if kind in GATED else 16, kind), "h")[0].reshape(2, 3, 16)
     agree(lambda h: dj.activation(h, kind), plain, (h,), dtype)
     same_bits(dj.activation(h, kind), dn.activation(np.asarray(h), kind))
 
@@ -178,8 +181,9 @@ def test_head_norm_embedding_and_read_out(dtype):
     same_bits(dj.linear_mse(h, weight, target), dn.linear_mse(np.asarray(h), np.asarray(weight), np.asarray(target))[1])
 
 
+@pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_attention_over_a_memory(dtype):
+def test_attention_over_a_memory(dtype, window):
     hq, hkv, d, T = 4, 2, 8, 5
     qkv, mem_k, mem_v, cos, sin = arrays(dtype, attention_forward, (1, T, 6, hq, hkv, d), "qkv mem_k mem_v cos sin")
     mem_k, mem_v = mem_k[:1], mem_v[:1]
@@ -197,10 +201,11 @@ def test_attention_over_a_memory(dtype):
 
         q, k = rotate(heads[:hq], 4), rotate(k, 0)
         scores = jnp.einsum("htd,hld->htl", q, k.repeat(2, 0)).astype(jnp.float32) * d**-0.5
-        scores = jnp.where(jnp.arange(9)[None] <= jnp.arange(T)[:, None] + 4, scores, -jnp.inf)
+        key, query = jnp.arange(9)[None], jnp.arange(T)[:, None] + 4
+        scores = jnp.where((key <= query) & (key > query - (window or 9)), scores, -jnp.inf)
         return jnp.einsum("htl,hld->thd", jax.nn.softmax(scores).astype(dtype), v.repeat(2, 0)).reshape(T, hq * d)
 
-    ours = lambda qkv: dj.attention(qkv, hq, hkv, d, memory=memory, cos=cos, sin=sin)  # noqa: E731
+    ours = lambda qkv: dj.attention(qkv, hq, hkv, d, memory=memory, cos=cos, sin=sin, window=window)  # noqa: E731
     agree(ours, plain, (qkv,), dtype)
     # Gradients reach nothing but qkv, also where the memory is what is asked about.
     zero = jax.grad(lambda m: jnp.sum(dj.attention(qkv, hq, hkv, d, memory=(m, mem_v, memory[2]), cos=cos, sin=sin)))(mem_k)

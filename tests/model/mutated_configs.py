@@ -28,7 +28,9 @@ from dynadapt.model.family import FAMILIES  # noqa: E402
 
 TOKENS, POSITIONS, LAYERS = 20, 48, 2
 TOLERANCE = 1e-4  # nats
-TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
+TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma3_text")
+FAMILY = {"mistral": "llama", "gemma3_text": "gemma3"}  # where it is not the model_type
+NOT_IN_C = ("gpt2", "gemma3_text")
 DROP = object()
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
@@ -286,7 +288,7 @@ class Readers:
     """A tiny model of one type in a directory, and the three that score it."""
 
     def __init__(self, model_type: str, directory: Path):
-        family = "llama" if model_type == "mistral" else model_type
+        family = FAMILY.get(model_type, model_type)
         self.directory = directory
         self.config = tiny_config(family, layers=LAYERS, max_positions=POSITIONS)
         write_directory(random_model(self.config, seed=7, std=0.2), directory, torch.float32)
@@ -294,11 +296,8 @@ class Readers:
         self.tokens = torch.randint(self.config.vocab_size, (1, TOKENS + 1), generator=generator)
         self.model_type, self.gpt2 = model_type, model_type == "gpt2"
         raw = json.loads((directory / "config.json").read_bytes())
-        raw |= {"model_type": model_type, "architectures": [f"{transformers.CONFIG_MAPPING[model_type].__name__[:-6]}ForCausalLM"]}
-        if self.gpt2:
-            raw["architectures"] = ["GPT2LMHeadModel"]
         if model_type == "mistral":
-            raw["sliding_window"] = None
+            raw |= {"model_type": model_type, "architectures": ["MistralForCausalLM"], "sliding_window": None}
         saved = transformers.CONFIG_MAPPING[model_type](**{key: value for key, value in raw.items() if key != "model_type"})
         self.base = [
             raw,
@@ -346,7 +345,7 @@ class Readers:
 def plain(raw: dict, model_type: str) -> dict:
     """The same model without what transformers refuses and no score depends on: settings and nulls that are not read, a
     number without a fraction, a list of begin tokens, a file without a model_type."""
-    keys = FAMILIES["llama" if model_type == "mistral" else model_type].hf_keys[model_type]
+    keys = FAMILIES[FAMILY.get(model_type, model_type)].hf_keys[model_type]
     raw = {key: value for key, value in raw.items() if key in keys.read or key in NEUTRAL or key in keys.neutral}
     raw["model_type"] = model_type
     for key in ("rms_norm_eps", "layer_norm_epsilon"):
@@ -365,9 +364,9 @@ def disagreement(readers: Readers, raw: dict, touched: list[str]) -> tuple[str, 
     except Exception as error:
         return f"unexpected {type(error).__name__}: {error}", ""
     loads = not isinstance(python, str)
-    if readers.gpt2 or raw.get("model_type") == "gpt2":
+    if readers.model_type in NOT_IN_C or raw.get("model_type") in NOT_IN_C:
         if not isinstance(c, str):
-            return "the C engine scores a gpt2", ""
+            return f"the C engine scores a {readers.model_type}", ""
     elif loads != (not isinstance(c, str)):
         return f"python {python if isinstance(python, str) else 'scores'} | C {c if isinstance(c, str) else 'scores'}", ""
     elif loads and not torch.allclose(python, c, atol=1e-6):

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from mutated_configs import LLAMA3, POSITIONS, TYPES, Readers, off  # noqa: E402
+from mutated_configs import LLAMA3, NOT_IN_C, POSITIONS, TYPES, Readers, off  # noqa: E402
 
 from dynadapt.model import ModelError, load  # noqa: E402
 from dynadapt.model.config_keys import IGNORED, NEUTRAL  # noqa: E402
@@ -42,13 +42,13 @@ def assert_alike(reader, raw):
     assert not isinstance(ours, str), ours
     assert not isinstance(theirs, str), theirs
     assert off(ours, theirs) < 1e-4
-    assert isinstance(c, str) if reader.gpt2 else torch.equal(c, ours)
+    assert isinstance(c, str) if reader.model_type in NOT_IN_C else torch.equal(c, ours)
     return ours
 
 
 def assert_refused(reader, raw, match):
     reader.write(raw)
-    for text in (reader.python(), *([] if reader.gpt2 else [reader.c()])):
+    for text in (reader.python(), *([] if reader.model_type in NOT_IN_C else [reader.c()])):
         assert isinstance(text, str) and re.search(match, text), text
 
 
@@ -62,7 +62,7 @@ def test_the_c_engine_has_the_same_lists():
     found = {row[0]: [set(words.split()) for words in row[1:]] for row in ast.literal_eval(f"[{rows}]")}
     assert found.pop("rope") == [ROPE_READ, ROPE_IGNORED, set()]
     common = found.pop("")
-    assert set(found) == set(KEYS) - {"gpt2"}
+    assert set(found) == set(KEYS) - set(NOT_IN_C)
     for model_type, row in found.items():
         keys = KEYS[model_type]
         neutral = {f"{key}={json.dumps(value)}" for key, value in (NEUTRAL | keys.neutral).items()}
@@ -260,7 +260,7 @@ def test_windows_are_decided_as_the_family_decides(model_type, keys, loads, read
     assert_alike(reader, raw) if loads else assert_refused(reader, raw, "sliding|layer_types")
 
 
-@pytest.mark.parametrize("model_type", [kind for kind in TYPES if kind != "gpt2"])
+@pytest.mark.parametrize("model_type", [kind for kind in TYPES if kind not in NOT_IN_C])
 def test_every_type_of_every_key_alike_in_both_engines(model_type, readers):
     reader = readers(model_type)
     values = (None, 2.0, "2", True, 0, -1, [1], {}, 2**31, ...)

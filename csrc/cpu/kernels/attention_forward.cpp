@@ -1,6 +1,6 @@
 // Attention forward, flash style: blocks of queries against blocks of keys, a running maximum and a rescaled sum, so
 // that scores are never whole in memory. Keys are rotated and packed once per stream and kv head; blocks of keys that
-// no query of the block may see are not multiplied.
+// no query of the block may see, behind it or before its window, are not multiplied.
 #include "cpu/kernels/lib/attention_short.h"
 
 namespace dynadapt::DYN_ISA {
@@ -61,7 +61,9 @@ struct Visible {
   int64_t queries;  // rows of one head
   int64_t first;    // keys of the block that the first query sees; one more for each further query
   int64_t count;    // keys that the last one sees, at most the block
+  int64_t window;
   int64_t of(int64_t query) const { return larger<int64_t>(0, smaller(count, first + query)); }
+  int64_t from(int64_t query) const { return larger<int64_t>(0, first + query - window); }
 };
 
 /// Probabilities of a block of keys from its scores. Where a row's maximum grows, what was summed before shrinks.
@@ -69,7 +71,7 @@ template <class T>
 void softmax(const AttentionPlan& p, const Visible& seen, float scale, bool first_block, const Buffers<T>& w) {
   const int64_t rows = p.group * seen.queries, width = round_up(seen.count, kWidth);
   for (int64_t h = 0, r = 0; h < p.group; h++)
-    for (int64_t t = 0; t < seen.queries; t++, r++) w.factor[r] = row_maximum(w.scores + r * kKeys, seen.of(t))[0];
+    for (int64_t t = 0; t < seen.queries; t++, r++) w.factor[r] = row_maximum(w.scores + r * kKeys, seen.from(t), seen.of(t))[0];
   for (int64_t r = 0; r < rows; r += kWidth) {
     const vfloat before = load(w.highest + r), now = fast_maximum(before, load(w.factor + r) * scale);
     store(w.highest + r, now);
@@ -83,7 +85,8 @@ void softmax(const AttentionPlan& p, const Visible& seen, float scale, bool firs
         float* out = w.out + r * p.d;
         for_vectors(p.d, [&](size_t i, auto part) { store(out + i, load(out + i, part) * w.factor[r], part); });
       }
-      exponentials(w.scores + r * kKeys, seen.of(t), width, scale, w.highest[r], w.probabilities + r * kKeys, total);
+      exponentials(w.scores + r * kKeys, seen.from(t), seen.of(t), width, scale, w.highest[r], w.probabilities + r * kKeys,
+                   total);
     }
   }
 }
@@ -99,13 +102,15 @@ void query_block(const AttentionForward& a, const AttentionPlan& p, const Stream
       rotate(s, stream.query(p, kv * p.group + h, first + t), stream.memory + first + t, 1.0f, p.d,
              w.q + (h * queries + t) * p.d);
   for (int64_t r = 0; r < rows; r++) store(w.total + r * kWidth, vfloat{});
-  for (int64_t r = 0; r < p.stacked; r++) w.highest[r] = w.factor[r] = -__builtin_inff();
+  // The lowest number and not -inf: a row may see no key of the first block, and a difference of two infinities is none.
+  for (int64_t r = 0; r < p.stacked; r++) w.highest[r] = w.factor[r] = -__FLT_MAX__;
   const int64_t visible = stream.memory + first + queries;  // to the block's last query
-  for (int64_t key = 0; key < visible; key += kKeys) {
+  const int64_t first_key = first_seen(s, stream.memory + first) / kKeys * kKeys;
+  for (int64_t key = first_key; key < visible; key += kKeys) {
     const int64_t count = smaller(kKeys, visible - key), packed = smaller(kKeys, stream.memory + p.segment - key);
     gemm(rows, round_up(count, kNR), p.d, w.q, p.d, window.keys(key / kKeys), w.scores, kKeys, false);
-    softmax(p, {queries, stream.memory + first + 1 - key, count}, s.scale * kLog2E, key == 0, w);
-    gemm_first(rows, p.d, count, packed, w.probabilities, kKeys, window.values(key / kKeys), w.out, p.d, key > 0);
+    softmax(p, {queries, stream.memory + first + 1 - key, count, s.window}, s.scale * kLog2E, key == first_key, w);
+    gemm_first(rows, p.d, count, packed, w.probabilities, kKeys, window.values(key / kKeys), w.out, p.d, key > first_key);
   }
   for (int64_t t = 0; t < queries; t++) {
     for (int64_t h = 0; h < p.group; h++) {
@@ -132,7 +137,7 @@ void wave(const AttentionForward& a, const AttentionPlan& p, int threads, int64_
     for (int64_t item = share.begin; item < share.end; item++) {
       const int64_t head = item / window_blocks, b = item % window_blocks;
       const Stream<T> stream(a.shape, p, a.qkv, first + head / p.kv_heads);
-      if (b * kKeys >= stream.memory + p.segment) continue;
+      if (b * kKeys >= stream.memory + p.segment || (b + 1) * kKeys <= first_seen(a.shape, stream.memory)) continue;
       pack_block(a.shape, p, stream, head % p.kv_heads, b, mine.q, PackedWindow<T>(windows + head * window_bytes, p.d));
     }
     team.barrier();

@@ -207,7 +207,8 @@ DYNADAPT_API int dynadapt_head_norm_backward(const DLTensor* dout, const DLTenso
 enum {
   DYNADAPT_SWIGLU = 0,
   DYNADAPT_GELU_TANH = 1,
-  DYNADAPT_GELU = 2
+  DYNADAPT_GELU = 2,
+  DYNADAPT_GEGLU_TANH = 3
 };
 
 typedef struct {
@@ -215,7 +216,7 @@ typedef struct {
   int32_t kind;
 } dynadapt_activation_params;
 
-/* y act [N, F] from h act [N, 2F] (SwiGLU: silu(h[:, :F]) * h[:, F:]) or [N, F]. */
+/* y act [N, F] from h act [N, 2F] (SwiGLU: silu(h[:, :F]) * h[:, F:]; GEGLU: GELU in its place) or [N, F]. */
 DYNADAPT_API int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y, const dynadapt_activation_params* params);
 /* dh like h, may be its memory or that of a dy of its shape; y act [N, F], unless NULL, becomes the forward's output again. */
 DYNADAPT_API int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DLTensor* dh, const DLTensor* y,
@@ -236,11 +237,12 @@ typedef struct {
   uint32_t struct_size;
   int32_t query_heads, kv_heads, head_dim;
   float scale;
+  int32_t window; /* a query sees its own position and the window - 1 before it; 0: all before it. 1 is refused. */
 } dynadapt_attention_params;
 
 /* Causal attention of the S streams' segments, N = S T rows. qkv act [N, (hq + 2 hkv) d], keys before rotation;
  * mem_k, mem_v act [slots, C, hkv d] and mem_len i32 [slots] all given or all NULL: entry j of a slot has window
- * position j and every query sees it; segment token t has position mem_len + t; slots i32 [S]; cos, sin f32 [P, d/2]
+ * position j and every query sees it, unless a window ends before; segment token t has position mem_len + t; slots i32 [S]; cos, sin f32 [P, d/2]
  * or both NULL; out act [N, hq d]; lse f32 [S, hq, T]. */
 DYNADAPT_API int dynadapt_attention_forward(const DLTensor* qkv, const DLTensor* mem_k, const DLTensor* mem_v,
                                             const DLTensor* mem_len, const DLTensor* slots, const DLTensor* cos,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dynadapt.ops.activation import GATED
+
 from .base import Draw, Op, OpCase
 
 ACTIVATION_FORWARD = Op("activation_forward", "y", rows="h y", gradients={"h": "dh"}, backward="activation_backward")
@@ -9,8 +11,8 @@ ACTIVATION_BACKWARD = Op("activation_backward", "dh y", rows="dy h dh y")
 
 
 def activation_forward(d: Draw, n: int, f: int, kind: str = "swiglu") -> OpCase:
-    """n rows of f outputs; swiglu reads 2 f inputs."""
-    width = 2 * f if kind == "swiglu" else f
+    """n rows of f outputs; swiglu and geglu_tanh read 2 f inputs."""
+    width = 2 * f if kind in GATED else f
     return OpCase(ACTIVATION_FORWARD, d.dtype, {"h": d.acts(n, width, scale=3), "kind": kind, "y": d.out(n, f)}, kind, 2 * n * (width + f))
 
 

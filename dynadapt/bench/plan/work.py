@@ -186,7 +186,7 @@ def step_work(
             learner.state.update(recorder.update, torch.empty(slots, dtype=torch.int32, device=META), torch.empty(slots, device=META))
         ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer.rule()))
     recorder.settle()
-    _skip_masked(recorder.ops, config, streams, segment + context)
+    _skip_masked(recorder.ops, config, streams, segment + context, 0 if store is None else memory.capacity)
     held = {
         "frozen weights": 0 if whole_model(adapt) else bytes_held(weights),
         "what learns, with its optimizer state": turns * bytes_held(learner),
@@ -237,9 +237,13 @@ def _attend_to_memory(decoder: Decoder, segment: int) -> None:
     recorder.seen += added["forward"] + added["backward"] + added["recompute"]
 
 
-def _skip_masked(ops: dict[str, OpWork], c: ModelConfig, streams: int, segment: int) -> None:
+def _skip_masked(ops: dict[str, OpWork], c: ModelConfig, streams: int, segment: int, memory: int) -> None:
     """What attention kernels never compute (attention.masked_flops)."""
-    forward, backward = attention.masked_flops(segment, c.heads, c.head_dim)
+    layers = [
+        attention.masked_flops(segment, c.heads, c.head_dim, attention.seen_memory(memory, c.window(i)), c.window(i))
+        for i in range(c.layers)
+    ]
+    forward, backward = (sum(flops) for flops in zip(*layers))
     for name, flops in (("attention_forward", forward), ("attention_backward", backward)):
         if name in ops:
-            ops[name].skipped = min(c.layers * streams * flops, ops[name].flops)
+            ops[name].skipped = min(streams * flops, ops[name].flops)

@@ -26,8 +26,8 @@ def export_model(run: Path, out: Path) -> Path:
     with new_directory(out) as folder:
         stored = {}
         for name, value in learned(model, engine).items():
-            value = value.to("cpu", engine.torch_dtype)
-            stored[hf_name(model.config, name)] = hf_tensor(model.config, name, value).contiguous()
+            value = hf_tensor(model.config, name, value.to("cpu"))
+            stored[hf_name(model.config, name)] = value.to(engine.torch_dtype).contiguous()
         save_file(stored, str(folder / "model.safetensors"), {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(config_to_hf(model.config), indent=2) + "\n", "utf-8")
         model.tokenizer.save(folder / "tokenizer.json")

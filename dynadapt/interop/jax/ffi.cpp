@@ -266,8 +266,8 @@ OP(linear_mse) {
 }
 
 static dynadapt_attention_params attention_params(const Call& call) {
-  return {sizeof(dynadapt_attention_params), call.attr<int32_t>("hq"), call.attr<int32_t>("hkv"), call.attr<int32_t>("d"),
-          call.attr<float>("scale")};
+  return {sizeof(dynadapt_attention_params), call.attr<int32_t>("hq"),  call.attr<int32_t>("hkv"),
+          call.attr<int32_t>("d"),           call.attr<float>("scale"), call.attr<int32_t>("window")};
 }
 
 OP(attention_forward) {

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 
 from dynadapt.ops import activation as op_activation
+from dynadapt.ops.activation import GATED
 
 from .registry import autograd, check_kind, contiguous, functional, kernel, like
 
 
 @functional("activation(Tensor h, str kind) -> Tensor")
 def _activation(h, kind):
-    y = h.new_empty(h.shape[0], h.shape[1] // 2 if kind == "swiglu" else h.shape[1])
+    y = h.new_empty(h.shape[0], h.shape[1] // 2 if kind in GATED else h.shape[1])
     yield y
     kernel("activation_forward", h)(h.contiguous(), kind, y)
 
@@ -37,12 +38,12 @@ autograd(_activation, _setup, _gradient)
 
 
 def activation(h, kind: str = "swiglu") -> torch.Tensor:
-    """y [..., F] from h [..., 2 F] (swiglu: silu(h[..., :F]) h[..., F:]) or [..., F] (gelu, gelu_tanh).
+    """y [..., F] from h [..., 2 F] (swiglu: silu(h[..., :F]) h[..., F:]; geglu_tanh: gelu_tanh in silu's place) or [..., F] (gelu, gelu_tanh).
 
     Source: ``dynadapt.ops.activation``.
     """
     check_kind(kind, op_activation.KINDS)
-    if kind == "swiglu" and h.shape[-1] % 2:
+    if kind in GATED and h.shape[-1] % 2:
         raise ValueError(f"h has shape {tuple(h.shape)}: expected an even last dimension, gate and up side by side")
     y = _activation(h.reshape(-1, h.shape[-1]), kind)
     return y.reshape(*h.shape[:-1], y.shape[1])

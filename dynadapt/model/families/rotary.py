@@ -59,14 +59,19 @@ def from_hf(
     head_dim: int | None = None,
     tokens: tuple[int | None, int | None] = (None, None),
     null: tuple[str, ...] = (),
+    tied: bool = False,
+    activations: tuple[str, dict[str, str]] = ("hidden_act", {"silu": "swiglu", "swish": "swiglu"}),
+    rope: tuple[float, dict | None] | None = None,
     **choices,
 ) -> ModelConfig:
     """The config of a config.json, its sliding windows aside. Where the file has no such key, `max_positions`, `kv_heads`
-    (None: as many as heads), `head_dim` (None: hidden_size / heads) and `tokens` (begin, end) are what transformers takes; keys
-    in `null` may be null, which is None."""
-    act = raw.get("hidden_act", "silu")
-    if act not in ("silu", "swish"):
-        raise ModelError(f"hidden_act = {act!r} is not supported for {family}; accepted: silu")
+    (None: as many as heads), `head_dim` (None: hidden_size / heads), `tied` and `tokens` (begin, end) are what transformers takes,
+    and the first of `activations`: the key, and what its values are called here. Keys in `null` may be null, which is None.
+    `rope`: (theta, scaling), where the family reads them otherwise."""
+    key, known = activations
+    act = raw.get(key, next(iter(known)))
+    if not isinstance(act, str) or act not in known:
+        raise ModelError(f"{key} = {act!r} is not supported for {family}; accepted: {next(iter(known))}")
     heads, hidden = read_size(raw, "num_attention_heads"), read_size(raw, "hidden_size")
     head_dim = _or_null(raw, "head_dim", head_dim, null)
     if head_dim is None:
@@ -77,7 +82,7 @@ def from_hf(
     if heads % kv_heads:
         raise ModelError(f"num_key_value_heads = {kv_heads} does not divide num_attention_heads = {heads}")
     max_positions = read_size(raw, "max_position_embeddings", max_positions)
-    theta, scaling = read_rope(raw, max_positions)
+    theta, scaling = rope or read_rope(raw, max_positions)
     fields = CHOICES | dict(
         family=family,
         vocab_size=read_size(raw, "vocab_size"),
@@ -87,11 +92,12 @@ def from_hf(
         kv_heads=kv_heads,
         head_dim=head_dim,
         ffn_size=read_size(raw, "intermediate_size"),
+        activation=known[act],
         norm_eps=check_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6), 0.0, 1.0),
         rope_theta=theta,
         rope_scaling=scaling,
         max_positions=max_positions,
-        tied_head=read_flag(raw, "tie_word_embeddings", False),
+        tied_head=read_flag(raw, "tie_word_embeddings", tied),
         bos_token_id=read_token(raw, "bos_token_id", tokens[0]),
         eos_token_id=read_token(raw, "eos_token_id", tokens[1]),
     )

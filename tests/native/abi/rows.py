@@ -138,7 +138,7 @@ GRADIENT = Struct("dynadapt_gradient_params", {"accumulate": (0, ANY)})
 COUNT = Number(2, (0, -1, 1000, INT_MIN, INT_MAX))
 MEMORY = {"mem_k": may(2, 3, 4), "mem_v": may(2, 3, 4), "mem_len": may(2, dtype="i32", values=(3, 0), bad=(-1, 4, INT_MIN, INT_MAX))}
 ROTATION = {"cos": may(6, 2), "sin": may(6, 2)}
-ATTENTION = Struct("dynadapt_attention_params", {**HEADS, "scale": (0.5, NUMBER)})
+ATTENTION = Struct("dynadapt_attention_params", {**HEADS, "scale": (0.5, NUMBER), "window": (2, (1, -1, INT_MIN))})
 UPDATE = Struct(
     "dynadapt_update_params",
     {
@@ -327,14 +327,14 @@ ROWS = {
     "activation_forward": {
         "h": T((6, 16)),
         "y": out(6, 8),
-        "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 3, INT_MIN, INT_MAX))}),
+        "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 4, INT_MIN, INT_MAX))}),
     },
     "activation_backward": {
         "dy": T((6, 8)),
         "h": T((6, 16)),
         "dh": out(6, 16, in_place=("h",)),
         "y": may_out(6, 8),
-        "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 3, INT_MIN, INT_MAX))}),
+        "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 4, INT_MIN, INT_MAX))}),
     },
     "embedding_forward": {
         "tokens": indices((4, 0, 2), 5, dtype="i64"),

@@ -1,5 +1,5 @@
 // Attention over short streams without memory, such as the prompts of in-context learning: where all queries of a stream
-// are one block, a kv head is one task. Its thread packs what it needs, multiplies and writes, all in its first-level
+// are one block and no window ends within it, a kv head is one task. Its thread packs what it needs, multiplies and writes, all in its first-level
 // cache, and nothing is handed from one thread to another. Which streams go this way depends on the sizes of one stream.
 #pragma once
 
@@ -8,7 +8,9 @@
 
 namespace dynadapt::DYN_ISA {
 
-inline bool is_short(const AttentionShape& s, const AttentionPlan& p) { return !s.mem_k && p.blocks == 1; }
+inline bool is_short(const AttentionShape& s, const AttentionPlan& p) {
+  return !s.mem_k && p.blocks == 1 && s.window >= p.segment;
+}
 
 /// Calls task(item, room) for each kv head of each stream; `bytes` of 64-byte aligned room for each thread.
 template <class Task>
@@ -57,9 +59,9 @@ inline void short_forward_head(const AttentionForward& a, const AttentionPlan& p
   alignas(64) float inverse[kMostQueries];
   for (int64_t t = 0; t < p.segment; t++) {
     const float* scores = w.scores + t * w.width;
-    const float highest = row_maximum(scores, t + 1)[0] * scale;
+    const float highest = row_maximum(scores, 0, t + 1)[0] * scale;
     store(total, vfloat{});
-    exponentials(scores, t + 1, round_up(p.segment, kWidth), scale, highest, w.probabilities + t * w.width, total);
+    exponentials(scores, 0, t + 1, round_up(p.segment, kWidth), scale, highest, w.probabilities + t * w.width, total);
     const float sums = sum(load(total));
     inverse[t] = 1.0f / sums;
     lse[t] = highest * kLn2 + __builtin_logf(sums);

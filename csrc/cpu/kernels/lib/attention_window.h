@@ -112,11 +112,19 @@ inline void gemm_first(int64_t M, int64_t N, int64_t K, int64_t packed, const T*
   }
 }
 
-/// The largest of one row's first `seen` scores, in every lane.
-inline vfloat row_maximum(const float* scores, int64_t seen) {
+/// The first window position that a query at position `p` sees.
+inline int64_t first_seen(const AttentionShape& s, int64_t p) { return larger<int64_t>(0, p - s.window + 1); }
+
+/// The largest of one row's scores `from`..seen-1, in every lane; -inf where there are none.
+inline vfloat row_maximum(const float* scores, int64_t from, int64_t seen) {
   const vfloat lowest = splat(-__builtin_inff());
   vfloat top[4] = {lowest, lowest, lowest, lowest};
-  int64_t j = 0;
+  int64_t j = from / int64_t(kWidth) * int64_t(kWidth);
+  if (j < from && j < seen) {
+    const vfloat inside = lane_numbers() < int(smaller<int64_t>(kWidth, seen - j)) ? load(scores + j) : lowest;
+    top[3] = lane_numbers() < int(from - j) ? lowest : inside;
+    j += kWidth;
+  }
   for (; j + 4 * kWidth <= seen; j += 4 * kWidth)
     for (int i = 0; i < 4; i++) top[i] = fast_maximum(top[i], load(scores + j + i * kWidth));
   for (; j + kWidth <= seen; j += kWidth) top[0] = fast_maximum(top[0], load(scores + j));
@@ -124,13 +132,22 @@ inline vfloat row_maximum(const float* scores, int64_t seen) {
   return largest_everywhere(fast_maximum(fast_maximum(top[0], top[1]), fast_maximum(top[2], top[3])));
 }
 
-/// 2^(score - highest) of one row's first `seen` keys, zero beyond, up to `width`; added to `total` [kWidth].
+/// 2^(score - highest) of one row's keys `from`..seen-1, zero before and beyond, up to `width`; added to `total` [kWidth].
 template <class T>
-inline void exponentials(const float* scores, int64_t seen, int64_t width, float scale, float highest, T* probabilities,
-                         float* total) {
+inline void exponentials(const float* scores, int64_t from, int64_t seen, int64_t width, float scale, float highest,
+                         T* probabilities, float* total) {
   const int64_t whole = seen / kWidth * kWidth;
   vfloat sums = load(total);
   int64_t j = 0;
+  for (; j + int64_t(kWidth) <= from && j < width; j += kWidth) store(probabilities + j, vfloat{});
+  if (j < from && j < width) {
+    const vfloat e = exp2_nonpositive(load(scores + j) * scale - highest);
+    const vfloat inside = lane_numbers() < int(smaller<int64_t>(kWidth, seen - j)) ? e : vfloat{};
+    const vfloat kept = lane_numbers() < int(from - j) ? vfloat{} : inside;
+    store(probabilities + j, kept);
+    sums += kept;
+    j += kWidth;
+  }
   for (; j < whole; j += kWidth) {
     const vfloat e = exp2_nonpositive(load(scores + j) * scale - highest);
     store(probabilities + j, e);
