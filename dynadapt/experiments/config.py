@@ -8,7 +8,7 @@ from dynadapt.adapt.optimizers import IN_WORDS, OPTIMIZERS, WITH_STATISTICS
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, check_names, setting
 
-from .adapter_words import WORDS, parse_alphas, parse_ranks, parse_targets
+from .adapter_words import WORDS, parse_alphas, parse_ranks, parse_targets, pattern_of
 
 # Learning rates that are used when none is given, by what learns and by optimizer.
 LEARNING_RATES = {
@@ -33,8 +33,13 @@ def check_rank(config, model_config) -> None:
     config: an EvalConfig or a ReweightConfig. model_config: the ModelConfig.
     """
     width = max(model_config.hidden_size, model_config.ffn_size)
-    if config.adapt == "lora" and config.rank > width:
+    if config.adapt != "lora":
+        return
+    if config.rank > width:
         raise ConfigError(f"rank {config.rank}: give a whole number from 1 to {width}, the model's largest width")
+    own = getattr(config, "rank_pattern", None)  # which reweighting has none of
+    if max(pattern_of(own, int).values(), default=0) > width:
+        raise ConfigError(f"rank_pattern {own!r}: give ranks from 1 to {width}, the model's largest width")
 
 
 def parse_layers(value) -> tuple[int, int]:

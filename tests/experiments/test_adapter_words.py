@@ -81,3 +81,5 @@ def test_eval_learns_with_them_and_exports_what_peft_reads(tmp_path, capsys):
     assert dynadapt.load(tmp_path / "adapter").config.layers
     assert call("eval", *words, "--targets", "q,w", "--out", str(tmp_path / "other")) != 0
     assert "names no linear: the linears of llama are q, k, v, o, gate, up, down" in capsys.readouterr().err
+    assert call("eval", *words, "--rank-pattern", "q=5000", "--out", str(tmp_path / "other")) != 0
+    assert "rank_pattern 'q=5000': give ranks from 1 to" in capsys.readouterr().err
