@@ -77,8 +77,7 @@ def forward(x, weights, bias, A, Bt, slots, scale, u, y) -> None:
     """``linear_forward`` over ``Float8Weights``."""
     product(x, weights.q, weights.scale, y)
     if A is not None:
-        partial, splits = low_rank.shrink(x, A, slots, 1.0, [x.shape[1]], A.shape[1], u, may_split=True)
-        low_rank.expand(u, partial, splits, Bt, slots, scale, bias, list(weights.part_sizes), Bt.shape[1], y, onto=True)
+        low_rank.forward(x, A, Bt, slots, scale, bias, list(weights.part_sizes), u, y, onto=True)
     elif bias is not None:
         y.add_(bias)
 
@@ -88,9 +87,7 @@ def backward(dy, weights, A, Bt, slots, scale, dU, dx) -> None:
     if dx is not None:
         product(dy, weights.q_transposed, weights.scale_transposed, dx)
     if A is not None:
-        partial, splits = low_rank.shrink(dy, Bt, slots, scale, list(weights.part_sizes), Bt.shape[1], dU, may_split=dx is not None)
-        if dx is not None:
-            low_rank.expand(dU, partial, splits, A, slots, 1.0, None, [dx.shape[1]], A.shape[1], dx, onto=True)
+        low_rank.backward(dy, A, Bt, slots, scale, list(weights.part_sizes), dU, dx, onto=True)
 
 
 _TYPES = {"x": "*bf16", "q": "*fp8e4nv", "scale": "*fp32"}

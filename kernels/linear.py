@@ -4,7 +4,7 @@ fused   one launch: base product and adapter in one Triton kernel (linear_fused.
 split   shrink and expand (low_rank.py), then cuBLAS adds the base product onto the result: one product for all parts
         whose weights lie next to each other in memory. Three launches; reads x, writes y and reads it once more.
 
-A base in float8 has its own form (float8.py).
+A base in float8 has its own form (float8.py). Parts with ranks and scales of their own take the split form, with a launch a part.
 
 Without an adapter "split" is cuBLAS alone. One stream takes the same path as many: with its slot known only on the device
 there is no cheaper one. cuBLAS chooses its algorithm and shrink its splits by the number of rows, so in the split form a
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import torch
 
+from dynadapt.ops.linear import each_part
+
 from . import choices, float8, linear_fused, low_rank
 
 
@@ -23,7 +25,7 @@ def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """See ``dynadapt.ops.linear.linear_forward``. x, u and y may have padded rows; A and Bt may be strided over slots."""
     if hasattr(parts, "q_transposed"):
         return float8.forward(x, parts, bias, A, Bt, slots, scale, u, y)
-    form = _choose("linear_forward", x.shape[0], x.shape[1], y.shape[1], Bt)
+    form = _choose("linear_forward", x.shape[0], x.shape[1], y.shape[1], Bt, scale)
     (forward_fused if form == "fused" else forward_split)(x, parts, bias, A, Bt, slots, scale, u, y)
 
 
@@ -31,37 +33,35 @@ def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     """See ``dynadapt.ops.linear.linear_backward``. dy, dU and dx may have padded rows; A and Bt may be strided over slots."""
     if hasattr(parts, "q_transposed"):
         return float8.backward(dy, parts, A, Bt, slots, scale, dU, dx)
-    form = _choose("linear_backward", dy.shape[0], parts[0].shape[1], dy.shape[1], Bt)
+    form = _choose("linear_backward", dy.shape[0], parts[0].shape[1], dy.shape[1], Bt, scale)
     (backward_fused if form == "fused" else backward_split)(dy, parts, A, Bt, slots, scale, dU, dx)
 
 
 def forward_fused(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """``linear_forward`` in one launch; rank up to ``linear_fused.MAX_RANK``."""
-    weights = _check("linear_forward", x, y, parts, A, Bt, slots, u, forward=True)
+    weights = _check("linear_forward", x, y, parts, A, Bt, slots, scale, u, forward=True)
     if x.shape[0]:
         linear_fused.launch_forward(x, weights, bias, A, Bt, slots, scale, u, y)
 
 
 def backward_fused(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     """``linear_backward`` in one launch; rank up to ``linear_fused.MAX_RANK``."""
-    weights = _check("linear_backward", dy, dx, parts, A, Bt, slots, dU, forward=False)
+    weights = _check("linear_backward", dy, dx, parts, A, Bt, slots, scale, dU, forward=False)
     if not dy.shape[0]:
         return
     if dx is not None:
         linear_fused.launch_backward(dy, weights, A, Bt, slots, scale, dU, dx)
     elif A is not None:
-        low_rank.shrink(dy, Bt, slots, scale, [w.shape[0] for w in weights], Bt.shape[1], dU, may_split=False)
+        low_rank.backward(dy, A, Bt, slots, scale, [w.shape[0] for w in weights], dU, None)
 
 
 def forward_split(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """``linear_forward`` with the base product by cuBLAS."""
-    weights = _check("linear_forward", x, y, parts, A, Bt, slots, u, forward=True)
+    weights = _check("linear_forward", x, y, parts, A, Bt, slots, scale, u, forward=True)
     if not x.shape[0]:
         return
     if A is not None:
-        sizes = [w.shape[0] for w in weights]
-        partial, splits = low_rank.shrink(x, A, slots, 1.0, [x.shape[1]], A.shape[1], u, may_split=True)
-        low_rank.expand(u, partial, splits, Bt, slots, scale, bias, sizes, Bt.shape[1], y)
+        low_rank.forward(x, A, Bt, slots, scale, bias, [w.shape[0] for w in weights], u, y)
     for w, lo, hi in _products(weights):
         if A is not None:
             y[:, lo:hi].addmm_(x, w.t())
@@ -73,14 +73,11 @@ def forward_split(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
 
 def backward_split(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     """``linear_backward`` with the base product by cuBLAS."""
-    weights = _check("linear_backward", dy, dx, parts, A, Bt, slots, dU, forward=False)
+    weights = _check("linear_backward", dy, dx, parts, A, Bt, slots, scale, dU, forward=False)
     if not dy.shape[0]:
         return
     if A is not None:
-        sizes = [w.shape[0] for w in weights]
-        partial, splits = low_rank.shrink(dy, Bt, slots, scale, sizes, Bt.shape[1], dU, may_split=dx is not None)
-        if dx is not None:
-            low_rank.expand(dU, partial, splits, A, slots, 1.0, None, [dx.shape[1]], A.shape[1], dx)
+        low_rank.backward(dy, A, Bt, slots, scale, [w.shape[0] for w in weights], dU, dx)
     if dx is None:
         return
     for w, lo, hi in _products(weights):
@@ -109,9 +106,10 @@ def reason(op: str) -> str:
     return f"Triton, {choices.reason(op)}"
 
 
-def _choose(op, rows, k, o, Bt) -> str:
+def _choose(op, rows, k, o, Bt, scale) -> str:
+    """Parts with ranks of their own are for "split" alone."""
     rank = 0 if Bt is None else Bt.shape[1]
-    return "split" if rank > linear_fused.MAX_RANK else choices.choose(op, rows, k, o, rank)
+    return "split" if rank > linear_fused.MAX_RANK or isinstance(scale, (list, tuple)) else choices.choose(op, rows, k, o, rank)
 
 
 def _products(weights):
@@ -123,7 +121,7 @@ def _products(weights):
         start += w.shape[0]
 
 
-def _check(op, rows, columns, parts, A, Bt, slots, low, forward: bool):
+def _check(op, rows, columns, parts, A, Bt, slots, scale, low, forward: bool):
     """The weights of ``parts``, after checking the shapes that decide which memory is touched."""
     weights = [p.weight for p in parts]
     if not 1 <= len(weights) <= 3:
@@ -141,9 +139,10 @@ def _check(op, rows, columns, parts, A, Bt, slots, low, forward: bool):
             )
     if A is not None:
         rank = Bt.shape[1]
-        _shape(op, "A", A, (A.shape[0], len(weights) * rank, K), rows=True)
+        width = sum(own for _, _, own, _ in each_part(scale, [w.shape[0] for w in weights], rank))
+        _shape(op, "A", A, (A.shape[0], width, K), rows=True)
         _shape(op, "Bt", Bt, (A.shape[0], rank, O), rows=True)
-        _shape(op, "u" if forward else "dU", low, (N, len(weights) * rank))
+        _shape(op, "u" if forward else "dU", low, (N, width))
         if N % len(slots):
             raise ValueError(f"{op}: slots has {len(slots)} entries for {N} rows, accepted is a divisor")
     return weights

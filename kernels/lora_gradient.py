@@ -14,6 +14,9 @@ call.
 lora_gradient_update applies the gradient where it stands, in registers (epilogue.py): no gradient in memory, master and
 working copy are read and written once. Where the tokens are split, the launch that adds the chunks does it.
 
+Where parts have ranks and scales of their own (EQUAL is false), a tile of dBt looks up its part's; rows beyond its rank get the
+gradient zero.
+
 Not fused: dU, which the backward of the layer's input needs anyway (linear_backward writes it).
 """
 
@@ -25,10 +28,12 @@ import torch
 import triton
 import triton.language as tl
 
+from dynadapt.ops.linear import each_part
+
 from . import epilogue
 from .common import Variant, block, dot, launch, scratch, variant
 from .epilogue import apply_update, report
-from .tiles import locate, three
+from .tiles import locate, part_columns, three
 
 SMS = 132  # multiprocessors of an H200; with fewer programs than this the tokens are split
 CHUNK = 512  # tokens of one partial sum
@@ -78,14 +83,52 @@ def tile_of_a(
 
 
 @triton.jit
-def tile_of_b(pid, dy, u, tokens, sizes, scale, R: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr):
+def scale_of(part, scales):
+    """The scale of part 0, 1 or 2, or of a block of such numbers."""
+    s0, s1, s2 = scales
+    return tl.where(part == 0, s0, tl.where(part == 1, s1, s2))
+
+
+@triton.jit
+def scaled(total, offset, scales, sizes, EQUAL: tl.constexpr):
+    """Sums at ``offset`` of a dBt [R, O], times the scales of their parts."""
+    if EQUAL:
+        return total * scales[0]
+    O0, O1, O2 = sizes
+    column = offset % (O0 + O1 + O2)
+    return total * scale_of((column >= O0).to(tl.int32) + (column >= O0 + O1).to(tl.int32), scales)
+
+
+@triton.jit
+def tile_of_b(
+    pid,
+    dy,
+    u,
+    tokens,
+    sizes,
+    scales,
+    R: tl.constexpr,
+    R0: tl.constexpr,
+    R1: tl.constexpr,
+    R2: tl.constexpr,
+    EQUAL: tl.constexpr,
+    BR: tl.constexpr,
+    BC: tl.constexpr,
+    BT: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """The same of the stream's dBt [R, O]; no tile spans two parts."""
     O0, O1, O2 = sizes
     BLOCKS: tl.constexpr = (R + BR - 1) // BR
     r0 = pid % BLOCKS * BR
     part, start, size, c0 = locate(pid // BLOCKS, O0, O1, O2, BC)
     c0, c_end = start + c0, start + size
-    gradient = scale * tile_times_left(u, dy, tokens, (part * R + r0, part * R + R), (c0, c_end), BR, BC, BT, CHUNK)
+    if EQUAL:
+        gradient = scales[0] * tile_times_left(u, dy, tokens, (part * R + r0, part * R + R), (c0, c_end), BR, BC, BT, CHUNK)
+    else:
+        row, rank = part_columns(part, R0, R1, R2)
+        times = tile_times_left(u, dy, tokens, (row + r0, row + rank), (c0, c_end), BR, BC, BT, CHUNK)
+        gradient = scale_of(part, scales) * times
     c = c0 + tl.arange(0, BC)[:, None]
     return gradient, c, c < c_end, (r0, R, O0 + O1 + O2)
 
@@ -110,7 +153,9 @@ def dynadapt_lora_gradient(
     dA,
     dBt,
     partial,
-    scale,
+    scale0,
+    scale1,
+    scale2,
     T,
     streams,
     chunks,
@@ -125,6 +170,10 @@ def dynadapt_lora_gradient(
     O2,
     K: tl.constexpr,
     R: tl.constexpr,
+    R0: tl.constexpr,
+    R1: tl.constexpr,
+    R2: tl.constexpr,
+    EQUAL: tl.constexpr,
     W: tl.constexpr,
     BRA: tl.constexpr,
     BRB: tl.constexpr,
@@ -138,9 +187,9 @@ def dynadapt_lora_gradient(
     [chunks, S, W K + R O]."""
     pid, s, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     PROGRAMS_A: tl.constexpr = (W + BRA - 1) // BRA * ((K + BC - 1) // BC)
-    first, last = 0, chunks
+    first, last, scales = 0, chunks, (scale0, scale1, scale2)
     if SPLIT:
-        first, last, scale = split, split + 1, 1.0
+        first, last, scales = split, split + 1, (1.0, 1.0, 1.0)
         size = W * K + R * (O0 + O1 + O2)
         share = partial + (split * streams + s).to(tl.int64) * size
         a, b = share, share + W * K
@@ -153,7 +202,7 @@ def dynadapt_lora_gradient(
         put(a, columns, live, rows, value, ACCUMULATE)
     else:  # other names: the two tiles may differ in shape
         value_b, columns_b, live_b, rows_b = tile_of_b(
-            pid - PROGRAMS_A, (dy, dy_stride), (u, u_stride), tokens, (O0, O1, O2), scale, R, BRB, BC, BT, CHUNK
+            pid - PROGRAMS_A, (dy, dy_stride), (u, u_stride), tokens, (O0, O1, O2), scales, R, R0, R1, R2, EQUAL, BRB, BC, BT, CHUNK
         )
         put(b, columns_b, live_b, rows_b, value_b, ACCUMULATE)
 
@@ -168,7 +217,25 @@ def sum_of_chunks(partial, s, offset, mask, streams, chunks, size):
 
 @triton.jit(do_not_specialize=LENGTHS)
 def dynadapt_lora_gradient_sum(
-    partial, slots, dA, dBt, scale, streams, chunks, dA_stride, dBt_stride, size_a, size_b, BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr
+    partial,
+    slots,
+    dA,
+    dBt,
+    scale0,
+    scale1,
+    scale2,
+    streams,
+    chunks,
+    dA_stride,
+    dBt_stride,
+    size_a,
+    size_b,
+    O0,
+    O1,
+    O2,
+    EQUAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
 ):
     """Grid (blocks of dA then of dBt, streams)."""
     pid, s = tl.program_id(0), tl.program_id(1)
@@ -180,7 +247,8 @@ def dynadapt_lora_gradient_sum(
         put(dA + slot * dA_stride, offset, offset < size_a, (0, 1, 0), value, ACCUMULATE)
     else:
         offset = (pid - blocks_a) * BLOCK + tl.arange(0, BLOCK)[:, None]
-        value = scale * sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
+        value = sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
+        value = scaled(value, offset, (scale0, scale1, scale2), (O0, O1, O2), EQUAL)
         put(dBt + slot * dBt_stride, offset, offset < size_b, (0, 1, 0), value, ACCUMULATE)
 
 
@@ -213,7 +281,9 @@ def dynadapt_lora_gradient_update(
     b_stat,
     b_prior_rate,
     b_working,
-    scale,
+    scale0,
+    scale1,
+    scale2,
     decay,
     momentum,
     eps,
@@ -234,6 +304,10 @@ def dynadapt_lora_gradient_update(
     b_working_stride,
     K: tl.constexpr,
     R: tl.constexpr,
+    R0: tl.constexpr,
+    R1: tl.constexpr,
+    R2: tl.constexpr,
+    EQUAL: tl.constexpr,
     W: tl.constexpr,
     BRA: tl.constexpr,
     BRB: tl.constexpr,
@@ -261,8 +335,9 @@ def dynadapt_lora_gradient_update(
             g, columns, live, rows = tile_of_a(pid, (x, x_stride), (dU, dU_stride), tokens, K, W, BRA, BC, BT, CHUNK)
             bad = apply_update(g, (columns, columns, live), rows, a, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         else:
+            scales = (scale0, scale1, scale2)
             g_b, columns_b, live_b, rows_b = tile_of_b(
-                pid - PROGRAMS_A, (dy, dy_stride), (u, u_stride), tokens, (O0, O1, O2), scale, R, BRB, BC, BT, CHUNK
+                pid - PROGRAMS_A, (dy, dy_stride), (u, u_stride), tokens, (O0, O1, O2), scales, R, R0, R1, R2, EQUAL, BRB, BC, BT, CHUNK
             )
             bad = apply_update(g_b, (columns_b, columns_b, live_b), rows_b, b, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         report(counters, skipped, s, bad)
@@ -288,7 +363,9 @@ def dynadapt_lora_gradient_update_sum(
     b_stat,
     b_prior_rate,
     b_working,
-    scale,
+    scale0,
+    scale1,
+    scale2,
     decay,
     momentum,
     eps,
@@ -296,12 +373,16 @@ def dynadapt_lora_gradient_update_sum(
     chunks,
     size_a,
     size_b,
+    O0,
+    O1,
+    O2,
     a_master_stride,
     a_first_stride,
     a_working_stride,
     b_master_stride,
     b_first_stride,
     b_working_stride,
+    EQUAL: tl.constexpr,
     BLOCK: tl.constexpr,
     RMS: tl.constexpr,
     MOMENTUM: tl.constexpr,
@@ -327,7 +408,8 @@ def dynadapt_lora_gradient_update_sum(
         else:
             offset = (pid - blocks_a) * BLOCK + tl.arange(0, BLOCK)[:, None]
             rows = (offset, offset, offset < size_b)
-            g = scale * sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
+            g = sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
+            g = scaled(g, offset, (scale0, scale1, scale2), (O0, O1, O2), EQUAL)
             bad = apply_update(g, rows, (0, 1, 0), b, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         report(counters, skipped, s, bad)
 
@@ -367,24 +449,27 @@ class Plan:
         return sum(triton.cdiv(n, SUM_BLOCK) for n in self.elements), self.streams
 
 
-def plan(dtype: torch.dtype, streams: int, T: int, K: int, part_sizes, rank: int) -> Plan:
+def plan(dtype: torch.dtype, streams: int, T: int, K: int, part_sizes, ranks, equal: bool = True) -> Plan:
     """bfloat16: 128 columns where that gives every multiprocessor two programs, else 64; float32 (no tensor cores):
-    small tiles that fit in registers."""
+    small tiles that fit in registers. ``ranks``: every part's, or each one's; ``equal``: so are their scales."""
     sizes = three(part_sizes)
-    width = len(part_sizes) * rank
+    ranks = [ranks] * len(part_sizes) if isinstance(ranks, int) else ranks
+    width, rank = sum(ranks), max(ranks)
     wide = dtype == torch.bfloat16
     rows = 128 if wide else 32
-    constexprs = dict(K=K, R=rank, W=width, BRA=block(width, rows), BRB=block(rank, rows), BC=64, BT=64 if wide else 16, CHUNK=CHUNK)
+    own = dict(zip(("R0", "R1", "R2"), three(ranks)), EQUAL=equal)
+    constexprs = dict(K=K, R=rank, **own, W=width, BRA=block(width, rows), BRB=block(rank, rows), BC=64, BT=64 if wide else 16, CHUNK=CHUNK)
     if wide and streams * (triton.cdiv(K, 128) + sum(triton.cdiv(size, 128) for size in sizes)) >= 2 * SMS:
         constexprs["BC"] = 128
     warps = 8 if constexprs["BC"] * constexprs["BRA"] > 64 * 64 else 4
     return Plan(streams, T, sizes, constexprs, dict(num_warps=warps, num_stages=3 if wide else 2))
 
 
-def checked_plan(op: str, dy, x, u, dU, part_sizes, slots, a, bt) -> Plan:
-    """The plan of a call whose adapter tensors are ``a`` [slots, P R, K] and ``bt`` [slots, R, O], packed within a slot."""
+def checked_plan(op: str, dy, x, u, dU, part_sizes, scale, slots, a, bt) -> Plan:
+    """The plan of a call whose adapter tensors are ``a`` [slots, sum R_p, K] and ``bt`` [slots, R, O], packed within a slot."""
     (n, out), k, rank, streams = dy.shape, x.shape[1], bt.shape[1], slots.shape[0]
-    width = len(part_sizes) * rank
+    ranks = [own for _, _, own, _ in each_part(scale, part_sizes, rank)]
+    width = sum(ranks)
     if not 1 <= len(part_sizes) <= MAX_PARTS:
         raise ValueError(f"{op}: part_sizes has {len(part_sizes)} entries, accepted is 1 to {MAX_PARTS}")
     if sum(part_sizes) != out:
@@ -406,7 +491,7 @@ def checked_plan(op: str, dy, x, u, dU, part_sizes, slots, a, bt) -> Plan:
     for name, tensor in (("a", a), ("bt", bt)):
         if tensor.stride()[1:] != (tensor.shape[2], 1):
             raise ValueError(f"{op}: {name} has strides {tensor.stride()}, accepted is packed within a slot")
-    return plan(dy.dtype, streams, n // streams, k, part_sizes, rank)
+    return plan(dy.dtype, streams, n // streams, k, part_sizes, ranks, not isinstance(scale, (list, tuple)))
 
 
 def family(p: Plan, dy, x, u, dU, scale, slots) -> dict:
@@ -414,7 +499,9 @@ def family(p: Plan, dy, x, u, dU, scale, slots) -> dict:
     strides = dict(dy_stride=dy.stride(0), x_stride=x.stride(0), u_stride=u.stride(0), dU_stride=dU.stride(0))
     lengths = dict(T=p.T, streams=p.streams, chunks=p.chunks)
     sizes = dict(zip(("O0", "O1", "O2", "size_a", "size_b"), (*p.sizes, *p.elements)))
-    return dict(dy=dy, x=x, u=u, dU=dU, scale=scale, slots=slots, **lengths, **strides, **sizes, **p.constexprs)
+    scales = [pair[1] for pair in scale] if isinstance(scale, (list, tuple)) else [scale]
+    own = dict(zip(("scale0", "scale1", "scale2"), map(float, three(scales))))
+    return dict(dy=dy, x=x, u=u, dU=dU, slots=slots, **own, **lengths, **strides, **sizes, **p.constexprs)
 
 
 def launch_gradient(p: Plan, given: dict, dA, dBt, partial, accumulate: bool) -> None:
@@ -433,12 +520,13 @@ def chunk_buffer(p: Plan, device) -> torch.Tensor:
 
 
 def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -> None:
-    """dA = dU^T x [slots, P R, K]; dBt_p = scale u_p^T dy_p [slots, R, O]; only ``slots`` are touched.
+    """dA = dU^T x [slots, P R, K]; dBt_p = scale u_p^T dy_p [slots, R, O]; only ``slots`` are touched. See
+    ``dynadapt.ops.lora_gradient`` for a ``scale`` of pairs.
 
     Raises:
         ValueError: a shape or stride that does not fit, or more than three parts.
     """
-    p = checked_plan("lora_gradient", dy, x, u, dU, part_sizes, slots, dA, dBt)
+    p = checked_plan("lora_gradient", dy, x, u, dU, part_sizes, scale, slots, dA, dBt)
     given = family(p, dy, x, u, dU, scale, slots)
     partial = chunk_buffer(p, dy.device) if p.split else None
     launch_gradient(p, given, dA, dBt, partial, accumulate)
@@ -455,7 +543,7 @@ def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, 
         ValueError: a shape or stride that does not fit, more than three parts, or a tensor missing that the rule needs.
     """
     op = "lora_gradient_update"
-    p = checked_plan(op, dy, x, u, dU, part_sizes, slots, a.master, bt.master)
+    p = checked_plan(op, dy, x, u, dU, part_sizes, scale, slots, a.master, bt.master)
     rule.check_fused(op)
     for name, state in (("a", a), ("bt", bt)):
         state.check(op, name, rule)
@@ -488,7 +576,7 @@ TYPES = {
     **dict.fromkeys(("dy", "x", "u", "dU", "a_working", "b_working"), "*bf16"),
     **dict.fromkeys(("dA", "dBt", "partial"), "*fp32"),
     **{f"{prefix}_{name}": "*fp32" for prefix in "ab" for name in epilogue.STATE},
-    **{"slots": "*i32", "moving": "*i32", "scale": "fp32"},
+    **{"slots": "*i32", "moving": "*i32", **dict.fromkeys(("scale0", "scale1", "scale2"), "fp32")},
     **epilogue.TYPES,
 }
 SHAPES = {  # streams, K, parts, rank
@@ -509,14 +597,18 @@ def _variants():
     yield compiled("r64 fp32", dynadapt_lora_gradient, {**p.constexprs, **whole}, dtype="fp32", **p.options)
     p = plan(torch.bfloat16, 1, 512, *SHAPES["one stream r16"][1:])
     split = {**p.constexprs, **whole, "SPLIT": True}
+    own = plan(torch.bfloat16, 64, 512, 2048, (2048, 512, 512), (16, 0, 64), equal=False)
+    yield compiled("64 streams ranks 16 0 64 bf16", dynadapt_lora_gradient, {**own.constexprs, **whole}, tensor_core=True, **own.options)
     yield compiled("one stream r16 split bf16", dynadapt_lora_gradient, split, tensor_core=True, **p.options)
-    yield compiled("sum", dynadapt_lora_gradient_sum, dict(BLOCK=SUM_BLOCK, ACCUMULATE=True))
+    yield compiled("sum", dynadapt_lora_gradient_sum, dict(BLOCK=SUM_BLOCK, ACCUMULATE=True, EQUAL=True))
     for rule, flags in epilogue.RULES.items():
         for streams, rank in ((1, 16), (64, 64)) if rule == "momentum" else ((64, 16),):  # momentum reads most
             p = plan(torch.bfloat16, streams, 512, 2048, (8192, 8192), rank)
             fixed = {**p.constexprs, **flags, "ELEMENTS": epilogue.elements(p.options["num_warps"])}
             yield compiled(f"{streams} streams r{rank} {rule}", dynadapt_lora_gradient_update, fixed, tensor_core=True, **p.options)
-        yield compiled(f"sum {rule}", dynadapt_lora_gradient_update_sum, {**flags, "BLOCK": SUM_BLOCK, "ELEMENTS": epilogue.elements(4)})
+        yield compiled(
+            f"sum {rule}", dynadapt_lora_gradient_update_sum, {**flags, "BLOCK": SUM_BLOCK, "ELEMENTS": epilogue.elements(4), "EQUAL": True}
+        )
 
 
 # Tiles are chosen for sm_90; sm_80 spills six registers in one of them.

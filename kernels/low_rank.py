@@ -14,8 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
+
+from dynadapt.ops.linear import each_part
 
 from .common import Variant, block, dot, launch, next_power_of_2, scratch, variant
 from .tiles import grouped, locate, multiprocessors, part_columns, three
@@ -101,6 +104,7 @@ def dynadapt_lora_expand(
     split_stride,
     m_stride,
     y_stride,
+    M_WIDTH: tl.constexpr,
     C0: tl.constexpr,
     C1: tl.constexpr,
     C2: tl.constexpr,
@@ -142,7 +146,7 @@ def dynadapt_lora_expand(
                 tl.store(u_tile, us, mask=valid)
         else:
             us = tl.load(u_tile, mask=valid, other=0.0)
-        m_tile = m + slot * m_stride + r[:, None] * (C0 + C1 + C2) + (start + first) + n[None, :]  # [BR, BN]
+        m_tile = m + slot * m_stride + r[:, None] * M_WIDTH + (start + first) + n[None, :]  # [BR, BN]
         acc = dot(us, tl.load(m_tile, mask=(r < ROWS)[:, None] & columns, other=0.0), acc)
     acc = acc * scale
     if bias is not None:
@@ -209,8 +213,40 @@ def expand(u, partial, splits: int, m, slots, scale, bias, sizes, rows: int, y, 
     grid = (streams * triton.cdiv(T, BM) * sum(triton.cdiv(s, BN) for s in sizes),)
     strides = dict(u_stride=u.stride(0), split_stride=N * width, m_stride=m.stride(0), y_stride=y.stride(0))
     given = dict(u=u, partial=partial, m=m, slots=slots, bias=bias, y=y, scale=float(scale), streams=streams, T=T, splits=splits, **strides)
-    constexprs = _constexprs(y.element_size(), sizes, rows, WIDTH=width, BM=BM, BN=BN, GROUP=GROUP, ONTO=onto)
+    constexprs = _constexprs(y.element_size(), sizes, rows, M_WIDTH=m.stride(1), WIDTH=width, BM=BM, BN=BN, GROUP=GROUP, ONTO=onto)
     launch(dynadapt_lora_expand, grid, given, **constexprs, num_warps=WARPS, num_stages=2)
+
+
+def forward(x, A, Bt, slots, scale, bias, sizes, u, y, onto: bool = False) -> None:
+    """u = x A^T, and y_p = scale u_p Bt_p + bias, added to y where ``onto`` is set. With a ``scale`` of pairs (ops/linear.py) the parts
+    have a launch each, and one of rank 0 gets its bias alone."""
+    own = isinstance(scale, (list, tuple))
+    partial, splits = shrink(x, A, slots, 1.0, [x.shape[1]], A.shape[1], u, may_split=not own)
+    if not own:
+        return expand(u, partial, splits, Bt, slots, scale, bias, sizes, Bt.shape[1], y, onto)
+    for rows, columns, rank, factor in each_part(scale, sizes, Bt.shape[1]):
+        mine, part = y[:, columns], None if bias is None else bias[columns]
+        if rank:
+            expand(u[:, rows], None, 1, Bt[:, :rank, columns], slots, factor, part, [mine.shape[1]], rank, mine, onto)
+        elif onto:
+            mine.add_(0.0 if part is None else part)
+        else:
+            mine.copy_(torch.zeros((), dtype=y.dtype, device=y.device) if part is None else part)
+    return None
+
+
+def backward(dy, A, Bt, slots, scale, sizes, dU, dx, onto: bool = False) -> None:
+    """dU_p = scale dy_p Bt_p^T, and dx = dU A unless it is None, added to it where ``onto`` is set."""
+    partial, splits = None, 1
+    if isinstance(scale, (list, tuple)):
+        for rows, columns, rank, factor in each_part(scale, sizes, Bt.shape[1]):
+            if rank:
+                mine = dy[:, columns]
+                shrink(mine, Bt[:, :rank, columns], slots, factor, [mine.shape[1]], rank, dU[:, rows], may_split=False)
+    else:
+        partial, splits = shrink(dy, Bt, slots, scale, sizes, Bt.shape[1], dU, may_split=dx is not None)
+    if dx is not None:
+        expand(dU, partial, splits, A, slots, 1.0, None, [dx.shape[1]], A.shape[1], dx, onto)
 
 
 _TYPES = dict.fromkeys(("x", "u", "m", "y"), "*bf16") | {"partial": "*fp32", "slots": "*i32", "scale": "fp32"}
@@ -227,7 +263,9 @@ def _shrink_variant(dtype: str, sizes, rows: int, block_rows: int, out: str) -> 
 def _expand_variant(dtype: str, sizes, rows: int, split: bool, onto: bool = False) -> Variant:
     itemsize = 2 if dtype == "bf16" else 4
     (BM, BN), absent = EXPAND[itemsize], dict.fromkeys(("bias",) if split else ("bias", "partial"))
-    constexprs = _constexprs(itemsize, sizes, rows, WIDTH=len(sizes) * rows, BM=BM, BN=BN, GROUP=GROUP, ONTO=onto, **absent)
+    constexprs = _constexprs(
+        itemsize, sizes, rows, M_WIDTH=sum(sizes), WIDTH=len(sizes) * rows, BM=BM, BN=BN, GROUP=GROUP, ONTO=onto, **absent
+    )
     name = f"{dtype}{' of partial sums' if split else ''}{' onto y' if onto else ''} rank {rows} parts {len(sizes)}"
     return variant(name, dynadapt_lora_expand, _TYPES, constexprs, dtype=dtype, tensor_core=dtype == "bf16")
 

@@ -135,11 +135,12 @@ class Peft:
         from dynadapt.model.peft import tensor_key
 
         named = {n.replace(".default", ""): p for n, p in self.live.named_parameters() if p.requires_grad}
-        for layer, group, p, lo, hi, module in adapted_modules(learner, MODELS[self.o["model"]]):
-            a, b = (learner.layout.view(learner.state.prior, f"{layer}.{group}.{name}") for name in ("A", "Bt"))
+        for adapted in adapted_modules(learner, MODELS[self.o["model"]]):
+            a, b = (learner.layout.view(learner.state.prior, f"{adapted.layer}.{adapted.group}.{name}") for name in ("A", "Bt"))
+            a, b = adapted.halves(a, b)
             with torch.no_grad():
-                named[tensor_key(module, "A")].copy_(a[p * RANK : (p + 1) * RANK])
-                named[tensor_key(module, "B")].copy_(b[:, lo:hi].t())
+                named[tensor_key(adapted.module, "A")].copy_(a)
+                named[tensor_key(adapted.module, "B")].copy_(b.t())
         return list(named.values())
 
     def step(self, tokens):

@@ -36,6 +36,12 @@ class Arguments {
   int32_t kind(std::initializer_list<const char*> names) const {
     return kind_of(op_, py::reinterpret_borrow<py::object>(values_[place("kind")]), names);
   }
+  bool is_list(const char* name) const {
+    return py::isinstance<py::list>(values_[place(name)]) || py::isinstance<py::tuple>(values_[place(name)]);
+  }
+  std::vector<std::pair<int64_t, float>> pairs(const char* name) const {
+    return get<std::vector<std::pair<int64_t, float>>>(name, "a number or a list of (rank, scale)");
+  }
   std::vector<int64_t> sizes(const char* name) const { return get<std::vector<int64_t>>(name, "a list of whole numbers"); }
 
   const dynadapt_matrix* matrix(const char* name) const { return get<const PackedMatrix&>(name, "a PackedMatrix").get(); }

@@ -39,7 +39,36 @@ dynadapt_attention_params attention_params(Arguments& a) {
       sizeof(dynadapt_attention_params), a.whole("hq"), a.whole("hkv"), a.whole("d"), a.number("scale"), a.whole_or("window", 0)};
 }
 
-dynadapt_linear_params linear_params(Arguments& a) { return {sizeof(dynadapt_linear_params), a.number("scale")}; }
+/// The scale of the low-rank products: a number for all parts, or (rank, scale) of each.
+struct Scales {
+  std::vector<int64_t> ranks;
+  std::vector<float> scales;
+  float scale = 0;
+
+  explicit Scales(Arguments& a) {
+    if (!a.is_list("scale")) {
+      scale = a.number("scale");
+      return;
+    }
+    for (const auto& [rank, own] : a.pairs("scale")) {
+      ranks.push_back(rank);
+      scales.push_back(own);
+    }
+  }
+  const int64_t* part_ranks() const { return ranks.empty() ? nullptr : ranks.data(); }
+  const float* part_scales() const { return scales.empty() ? nullptr : scales.data(); }
+};
+
+/// As many pairs as parts, where there are pairs.
+void check_count(const char* op, const Scales& scales, size_t parts) {
+  if (!scales.ranks.empty() && scales.ranks.size() != parts)
+    throw py::value_error(std::string(op) + ": scale has " + std::to_string(scales.ranks.size()) +
+                          " pairs, accepted is one for each of " + std::to_string(parts) + " parts");
+}
+
+dynadapt_linear_params linear_params(const Scales& s) {
+  return {sizeof(dynadapt_linear_params), s.scale, s.part_ranks(), s.part_scales()};
+}
 
 dynadapt_gradient_params gradient_params(Arguments& a) { return {sizeof(dynadapt_gradient_params), a.flag("accumulate")}; }
 
@@ -47,22 +76,29 @@ dynadapt_gradient_params gradient_params(Arguments& a) { return {sizeof(dynadapt
 
 void bind_ops(py::module_& module) {
   define(module, "linear_forward", {"x", "parts", "bias", "A", "Bt", "slots", "scale", "u", "y"}, [](Arguments& a) {
-    const auto params = linear_params(a);
+    const Scales scales(a);
+    const auto params = linear_params(scales);
     const auto parts = a.matrices("parts");
+    check_count("linear_forward", scales, parts.size());
     call(dynadapt_linear_forward, a["x"], parts.data(), int32_t(parts.size()), a["bias"], a["A"], a["Bt"], a["slots"], a["u"],
          a["y"], &params);
   });
   define(module, "linear_backward", {"dy", "parts", "A", "Bt", "slots", "scale", "dU", "dx"}, [](Arguments& a) {
-    const auto params = linear_params(a);
+    const Scales scales(a);
+    const auto params = linear_params(scales);
     const auto parts = a.matrices("parts");
+    check_count("linear_backward", scales, parts.size());
     call(dynadapt_linear_backward, a["dy"], parts.data(), int32_t(parts.size()), a["A"], a["Bt"], a["slots"], a["dU"], a["dx"],
          &params);
   });
   define(module, "lora_gradient", {"dy", "x", "u", "dU", "part_sizes", "scale", "slots", "dA", "dBt", "accumulate"},
          [](Arguments& a) {
            const auto sizes = a.sizes("part_sizes");
-           const dynadapt_lora_gradient_params params{sizeof params, a.number("scale"), a.flag("accumulate"),
-                                                      int32_t(sizes.size()), sizes.data()};
+           const Scales scales(a);
+           check_count("lora_gradient", scales, sizes.size());
+           const dynadapt_lora_gradient_params params{sizeof params,         scales.scale, a.flag("accumulate"),
+                                                      int32_t(sizes.size()), sizes.data(), scales.part_ranks(),
+                                                      scales.part_scales()};
            call(dynadapt_lora_gradient, a["dy"], a["x"], a["u"], a["dU"], a["slots"], a["dA"], a["dBt"], &params);
          });
   define(module, "weight_gradient", {"dy", "x", "rows", "dW", "accumulate"}, [](Arguments& a) {

@@ -1,6 +1,8 @@
 // The C entry points of the linear family: arguments are checked here, and nowhere below.
 #include "cpu/linear.h"
 
+#include <cstddef>
+
 using namespace dynadapt;
 
 namespace {
@@ -41,25 +43,24 @@ struct AdapterTensors {
 };
 
 /// The adapter of a call, and its low-rank activations through `low`.
-Adapter check_adapter(const Op& op, const AdapterTensors& t, DType dtype, int64_t N, int64_t K, int64_t O, int parts, float scale,
-                      void** low) {
+Adapter check_adapter(const Op& op, const AdapterTensors& t, DType dtype, int64_t N, int64_t K, int64_t O, int parts,
+                      const dynadapt_linear_params& p, void** low) {
   Adapter adapter;
   op.require(!t.A == !t.Bt, "%s is given without %s, accepted are both or none", t.A ? "A" : "Bt", t.A ? "Bt" : "A");
   if (!t.A) return adapter;
   const View Bt = op.tensor("Bt", t.Bt, {-1, -1, O}, dtype, Layout::slots);
   adapter.rank = Bt.size[1];
-  op.require(adapter.rank >= 1, "Bt has rank 0, accepted is at least 1");
-  const View A = op.tensor("A", t.A, {Bt.size[0], parts * adapter.rank, K}, dtype, Layout::slots);
+  adapter.ranks = check_ranks(op, p.part_ranks, p.part_scales, p.scale, parts, adapter.rank);
+  const View A = op.tensor("A", t.A, {Bt.size[0], adapter.ranks.width, K}, dtype, Layout::slots);
   const View slots = op.tensor("slots", t.slots, {-1}, kI32);
   check_slots(op, slots, Bt.size[0], N);
-  *low = op.output(t.low_name, t.low, {N, parts * adapter.rank}, dtype).data;
+  *low = op.output(t.low_name, t.low, {N, adapter.ranks.width}, dtype).data;
   adapter.A = A.data;
   adapter.A_stride = A.stride[0];
   adapter.Bt = Bt.data;
   adapter.Bt_stride = Bt.stride[0];
   adapter.slots = slots.as<int32_t>();
   adapter.streams = slots.size[0];
-  adapter.scale = op.finite("scale", scale);
   return adapter;
 }
 
@@ -72,7 +73,7 @@ int dynadapt_linear_forward(const DLTensor* x, const dynadapt_matrix* const* par
                             const dynadapt_linear_params* params) {
   return guarded([&] {
     const Op op("linear_forward");
-    const auto& p = op.params(params);
+    const auto& p = op.params(params, offsetof(dynadapt_linear_params, part_ranks));
     LinearForward c{};
     const View in = op.tensor("x", x, {-1, -1}, kAct, Layout::rows);
     c.dtype = in.dtype;
@@ -84,7 +85,7 @@ int dynadapt_linear_forward(const DLTensor* x, const dynadapt_matrix* const* par
     c.parts = parts;
     c.part_count = part_count;
     c.bias = op.optional("bias", bias, {c.O}, c.dtype).data;
-    c.adapter = check_adapter(op, {A, Bt, slots, u, "u"}, c.dtype, c.N, c.K, c.O, part_count, p.scale, &c.u);
+    c.adapter = check_adapter(op, {A, Bt, slots, u, "u"}, c.dtype, c.N, c.K, c.O, part_count, p, &c.u);
     c.y = op.output("y", y, {c.N, c.O}, c.dtype).data;
     if (c.N) linear_kernels_of(*parts[0]).forward(c);
   });
@@ -95,7 +96,7 @@ int dynadapt_linear_backward(const DLTensor* dy, const dynadapt_matrix* const* p
                              const dynadapt_linear_params* params) {
   return guarded([&] {
     const Op op("linear_backward");
-    const auto& p = op.params(params);
+    const auto& p = op.params(params, offsetof(dynadapt_linear_params, part_ranks));
     LinearBackward c{};
     const View in = op.tensor("dy", dy, {-1, -1}, kAct);
     c.dtype = in.dtype;
@@ -106,7 +107,7 @@ int dynadapt_linear_backward(const DLTensor* dy, const dynadapt_matrix* const* p
     c.K = parts[0]->columns;
     c.parts = parts;
     c.part_count = part_count;
-    c.adapter = check_adapter(op, {A, Bt, slots, dU, "dU"}, c.dtype, c.N, c.K, c.O, part_count, p.scale, &c.dU);
+    c.adapter = check_adapter(op, {A, Bt, slots, dU, "dU"}, c.dtype, c.N, c.K, c.O, part_count, p, &c.dU);
     c.dx = op.optional_output("dx", dx, {c.N, c.K}, c.dtype).data;
     if (c.N && (c.dx || c.adapter.A)) linear_kernels_of(*parts[0]).backward(c);
   });

@@ -1,23 +1,22 @@
 // Arguments of the linear family, checked, as the kernels take them.
 #pragma once
 
+#include "cpu/low_rank.h"
 #include "cpu/matrix.h"
 
 namespace dynadapt {
 
 /// Low-rank adapters by slot. Rows i * N / streams.. of the call belong to slots[i].
 struct Adapter {
-  const void* A = nullptr;   // [slots][P * rank][K]; null: no adapter
+  const void* A = nullptr;   // [slots][ranks.width][K]; null: no adapter
   int64_t A_stride = 0;      // elements between slots
   const void* Bt = nullptr;  // [slots][rank][O]
   int64_t Bt_stride = 0;
   const int32_t* slots = nullptr;
   int64_t streams = 1;
-  int64_t rank = 0;
-  float scale = 1;
+  int64_t rank = 0;  // of Bt: the largest of the parts
+  Ranks ranks;
 };
-
-constexpr int kMaxParts = 16;
 
 struct LinearForward {
   DType dtype;

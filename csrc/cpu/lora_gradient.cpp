@@ -2,6 +2,7 @@
 #include "cpu/lora_gradient.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <vector>
 
 #include "cpu/linear.h"
@@ -33,7 +34,7 @@ extern "C" int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, con
                                       const dynadapt_lora_gradient_params* params) {
   return guarded([&] {
     const Op op("lora_gradient");
-    const auto& p = op.params(params);
+    const auto& p = op.params(params, offsetof(dynadapt_lora_gradient_params, part_ranks));
     LoraGradient c{};
     const View y = op.tensor("dy", dy, {-1, -1}, kAct);
     c.dtype = y.dtype;
@@ -53,8 +54,8 @@ extern "C" int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, con
 
     const View Bt = op.output("dBt", dBt, {-1, -1, c.O}, kF32, Layout::slots);
     c.rank = Bt.size[1];
-    op.require(c.rank >= 1, "dBt has rank 0, accepted is at least 1");
-    const int64_t width = p.part_count * c.rank;
+    c.ranks = check_ranks(op, p.part_ranks, p.part_scales, p.scale, p.part_count, c.rank);
+    const int64_t width = c.ranks.width;
     const View A = op.output("dA", dA, {Bt.size[0], width, c.K}, kF32, Layout::slots);
     const View s = op.tensor("slots", slots, {-1}, kI32);
     check_own_slots(op, s, Bt.size[0], c.N);
@@ -66,7 +67,6 @@ extern "C" int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, con
     c.part_count = p.part_count;
     c.slots = s.as<int32_t>();
     c.streams = s.size[0];
-    c.scale = op.finite("scale", p.scale);
     c.accumulate = p.accumulate;
     c.dA = A.as<float>();
     c.dA_stride = A.stride[0];

@@ -3,6 +3,7 @@
 
 #include "core/check.h"
 #include "cpu/dispatch.h"
+#include "cpu/low_rank.h"
 
 namespace dynadapt {
 
@@ -13,8 +14,8 @@ struct LoraGradient {
   const int64_t* part_sizes;
   int part_count;
   const int32_t* slots;
-  int64_t streams, rank;
-  float scale;
+  int64_t streams, rank;  // of dBt: the largest of the parts
+  Ranks ranks;
   float* dA;
   int64_t dA_stride;
   float* dBt;

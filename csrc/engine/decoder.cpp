@@ -115,7 +115,7 @@ Adapter Decoder::adapter(const Batch& batch, int64_t layer, int group) const {
   out.slots = batch.streams.data();
   out.streams = int64_t(batch.streams.size());
   out.rank = adapters_->lora().rank;
-  out.scale = adapters_->lora().scale();
+  out.ranks = equal_ranks(int(model_.groups[group].parts.size()), out.rank, adapters_->lora().scale());
   return out;
 }
 
@@ -186,7 +186,7 @@ void Decoder::learn(const Batch& batch, int64_t layer, int group, const void* dy
   a.slots = batch.streams.data();
   a.streams = int64_t(batch.streams.size());
   a.rank = adapters_->lora().rank;
-  a.scale = adapters_->lora().scale();
+  a.ranks = equal_ranks(a.part_count, a.rank, adapters_->lora().scale());
   a.dA = adapters_->gradient() + at->A;
   a.dBt = adapters_->gradient() + at->Bt;
   a.dA_stride = a.dBt_stride = adapters_->row();

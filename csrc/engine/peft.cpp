@@ -214,6 +214,10 @@ Json read_settings(const std::string& directory, const LoraSettings& lora) {
   };
   if (const Json* rank = settings.find("r"); rank && rank->is(Json::kNumber) && !rank->is_count())
     throw Invalid(directory + ": adapter has r = " + rank->text() + "; expected a whole number of at least 1");
+  for (const char* name : {"use_rslora", "rank_pattern", "alpha_pattern"})  // this engine has one rank and one scale
+    if (const Json* value = settings.find(name); value && !is_off(*value))
+      throw Invalid(directory + ": adapter has " + name + " = " + value->text() +
+                    ", which is not supported; accepted: null, false or empty");
   same("r", double(lora.rank));
   same("lora_alpha", lora.alpha);
   return settings;

@@ -1,22 +1,36 @@
 """What learns: LoRA adapters, chosen output rows, or whole weights.
 
 ``targets`` names the linear groups of each layer: ``attn`` (q, k, v, o), ``mlp`` (gate, up, down) or ``all``; with ``Full``
-also ``model``: every parameter there is. ``layers`` is a ``range`` of layers, None for every one.
+also ``model``: every parameter there is; with ``LoRA`` also single linears. ``layers`` is a ``range`` of layers, None for every one.
+Which linears of a model these are: targets.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
-from dynadapt.common.checks import choice, integer, keep, number, wrong
+from dynadapt.common.checks import choice, flag, integer, keep, number, sequence, wrong
 
 GROUPS = ("qkv", "o", "mlp_in", "down")  # in the order of the forward pass
 LINEAR = {"all": GROUPS, "attn": ("qkv", "o"), "mlp": ("mlp_in", "down")}
 TARGETS = {**LINEAR, "model": GROUPS}
+PARTS = ("q", "k", "v", "qkv", "o", "gate", "up", "down")  # linears of a layer, as dynadapt.model.layout names them
+NO_ADAPTER = ("head", "embed")
+EXPECTED = (
+    f"one of {', '.join(LINEAR)}, a list of linears ({', '.join(PARTS)}, or endings of PEFT's module names), or a regular expression "
+    "over these names"
+)
 
 
 def _check_common(targets: str, layers: range | None, known=LINEAR) -> None:
     choice("targets", targets, known, " (attn: q, k, v and o; mlp: gate, up and down)")
+    _check_layers(layers)
+
+
+def _check_layers(layers: range | None) -> None:
     if layers is not None and (not isinstance(layers, range) or len(layers) == 0 or layers.step != 1 or layers.start < 0):
         raise wrong("layers", layers, "a non-empty range with step 1, e.g. range(5, 20), or None for all")
 
@@ -27,21 +41,79 @@ class LoRA:
 
     ``alpha`` None: twice the rank, so that the scale is 2 at every rank; the field then holds that number. A starts uniform in
     +-1/sqrt(in) as PEFT's does, the same for every stream; B starts at zero.
+
+    ``targets``: all, attn or mlp; a list of linears (q, k, v, o, gate, up, down; qkv and up in GPT-2; or endings of PEFT's module
+    names, such as q_proj); or a regular expression that a whole module name of PEFT's matches. ``rank_pattern``, ``alpha_pattern``:
+    the rank and alpha of some of them, {linear or PEFT's pattern: number}, of which the first that fits counts, as in PEFT; others
+    have ``rank`` and ``alpha``. ``rslora``: the scale is alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732).
+
+    Raises:
+        ValueError: naming the argument; what a model lacks is refused by the engine of that model.
     """
 
     rank: int = 16
     alpha: float | None = None
-    targets: str = "all"
+    targets: str | tuple[str, ...] = "all"
     layers: range | None = None
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    rslora: bool = False
 
     def __post_init__(self):
-        _check_common(self.targets, self.layers)
-        keep(self, rank=integer("rank", self.rank))
+        _check_layers(self.layers)
+        keep(self, rank=integer("rank", self.rank), targets=_targets(self.targets), rslora=flag("rslora", self.rslora))
         keep(self, alpha=alpha_of(self.rank, self.alpha))
+        ranks, alphas = (_pattern(name, getattr(self, name)) for name in ("rank_pattern", "alpha_pattern"))
+        keep(self, rank_pattern=tuple((key, integer(f"rank_pattern[{key!r}]", value)) for key, value in ranks))
+        positive = lambda key, value: number(f"alpha_pattern[{key!r}]", value, "a positive number", lambda x: x > 0)  # noqa: E731
+        keep(self, alpha_pattern=tuple((key, positive(key, value)) for key, value in alphas))
+
+    def __repr__(self) -> str:
+        new = {"rank_pattern": (), "alpha_pattern": (), "rslora": False}  # said where they are used
+        said = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return f"LoRA({', '.join(f'{name}={value!r}' for name, value in said if name not in new or value != new[name])})"
 
     @property
     def scale(self) -> float:
-        return alpha_of(self.rank, self.alpha) / self.rank
+        """Of linears whose rank and alpha no pattern gives."""
+        return scale_of(self, self.rank, alpha_of(self.rank, self.alpha))
+
+
+def _targets(given) -> str | tuple[str, ...]:
+    """A word, a regular expression, or names."""
+    if isinstance(given, str) and given in LINEAR:
+        return given
+    if isinstance(given, str) and given not in (*PARTS, *NO_ADAPTER):
+        if not given or given.isidentifier():  # a plain word matches no whole module name
+            raise wrong("targets", given, EXPECTED)
+        _check_expression("targets", given, EXPECTED)
+        return given
+    names = tuple([given] if isinstance(given, str) else sequence("targets", given, EXPECTED))
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise wrong("targets", given, EXPECTED)
+    for name in names:
+        if name in NO_ADAPTER:
+            raise ValueError(
+                f"targets has {name!r}: adapters are for the linears of the layers, not for the head or the embedding; expected {EXPECTED}"
+            )
+    return names
+
+
+def _pattern(name: str, given) -> list[tuple[str, object]]:
+    expected = f"{{linear ({', '.join(PARTS)}) or PEFT's pattern of module names: number}}"
+    pairs = list(given.items()) if isinstance(given, Mapping) else list(given) if isinstance(given, (list, tuple)) else None
+    if pairs is None or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        raise wrong(name, given, expected)
+    for key, _ in pairs:
+        _check_expression(name, key, expected)
+    return [(key, value) for key, value in pairs]
+
+
+def _check_expression(name: str, expression: str, expected: str) -> None:
+    try:
+        re.compile(expression)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{name} has {expression!r}, which is no regular expression ({error}): expected {expected}") from None
 
 
 @dataclass(frozen=True)
@@ -93,20 +165,11 @@ def alpha_of(rank: int, alpha: float | None) -> float:
     return float(number("alpha", alpha, "a positive number, or None for twice the rank", lambda x: x > 0))
 
 
+def scale_of(adapt: LoRA, rank: int, alpha: float) -> float:
+    """Of a linear with this rank and alpha."""
+    return alpha / (math.sqrt(rank) if adapt.rslora else rank)
+
+
 def whole_model(adapt) -> bool:
     """Whether every parameter learns."""
     return isinstance(adapt, Full) and adapt.targets == "model"
-
-
-def targeted(adapt, layers: int) -> list[tuple[int, str]]:
-    """(layer, group) pairs that learn, in forward order.
-
-    Raises:
-        ValueError: when ``adapt.layers`` leaves the model's 0..layers-1.
-    """
-    if adapt is None:
-        return []
-    span = adapt.layers if adapt.layers is not None else range(layers)
-    if span.stop > layers:
-        raise ValueError(f"layers={span.start}:{span.stop}: the model has layers 0:{layers}")
-    return [(i, group) for i in span for group in GROUPS if group in TARGETS[adapt.targets]]

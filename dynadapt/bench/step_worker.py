@@ -76,11 +76,12 @@ class Native(StepWorker):
         learner.update = lambda *a: (kept.update(grad=learner.state.grad[:1].clone()), update(*a))[1]
         nll = self.engine.step(tokens)[0]
         learner.update = update
-        found, rank = {"nll": nll.double()}, self.options["rank"]
-        for layer, group, p, lo, hi, module in adapted_modules(learner, self.engine.config):
-            A, Bt = (learner.layout.view(kept["grad"], f"{layer}.{group}.{name}")[0] for name in ("A", "Bt"))
-            found[tensor_key(module, "A")] = A[p * rank : (p + 1) * rank].double().contiguous()
-            found[tensor_key(module, "B")] = Bt[:, lo:hi].t().double().contiguous()
+        found = {"nll": nll.double()}
+        for adapted in adapted_modules(learner, self.engine.config):
+            A, Bt = (learner.layout.view(kept["grad"], f"{adapted.layer}.{adapted.group}.{name}")[0] for name in ("A", "Bt"))
+            A, Bt = adapted.halves(A, Bt)
+            found[tensor_key(adapted.module, "A")] = A.double().contiguous()
+            found[tensor_key(adapted.module, "B")] = Bt.t().double().contiguous()
         for stream in range(self.engine.streams):
             self.engine.reset(stream)
         return found

@@ -37,6 +37,12 @@ class Batch:
         return self.inputs.numel()
 
 
+def _adapter(learner, layer: int, group: str):
+    """(A, Bt, the ops' scale, each part's rank) of one group; None twice where it has no adapter."""
+    A, Bt = (None, None) if learner is None else learner.adapter(layer, group)
+    return (None, None, 0.0, 0) if A is None else (A, Bt, learner.scales[layer, group], learner.ranks[layer, group])
+
+
 class Decoder:
     """Forward and backward through the layers."""
 
@@ -49,7 +55,6 @@ class Decoder:
         ledger,
         rope,
         memory: MemoryState | None,
-        scale: float,
         recompute: bool = False,
         static: bool = False,
     ):
@@ -57,7 +62,6 @@ class Decoder:
         self.weights: Any = weights
         self.rope = rope  # (cos, sin) by layer
         self.memory = memory
-        self.lora_scale = scale
         self.recompute = recompute  # norm outputs and activations are made again in backward instead of kept
         self.static = static  # the host must not look at lengths: fixed shapes, memory moved by the device
         self.sizes = group_sizes(config)
@@ -84,12 +88,11 @@ class Decoder:
     def _linear(self, learner, layer, group, x, slots, key, count):
         """y [N, O] of one group; keeps u = x A^T under the same key for backward."""
         k, parts = self.sizes[layer, group]
-        A, Bt = (None, None) if learner is None else learner.adapter(layer, group)
-        rank = 0 if Bt is None else Bt.shape[1]
+        A, Bt, scale, rank = _adapter(learner, layer, group)
         y = self._output(layer, group, key, x.shape[0], sum(parts))
-        u = None if A is None else self.ws((group, "u", key), x.shape[0], len(parts) * rank)
+        u = None if A is None else self.ws((group, "u", key), x.shape[0], A.shape[1])
         bias = self.active.bias.get((layer, group))
-        self.ops.linear_forward(x, self._parts(learner, layer, group), bias, A, Bt, slots, self.lora_scale, u, y)
+        self.ops.linear_forward(x, self._parts(learner, layer, group), bias, A, Bt, slots, scale, u, y)
         count(linear.forward_flops(x.shape[0], k, parts, rank))
         return y
 
@@ -390,13 +393,13 @@ class Decoder:
     def _input_gradient(self, batch, learner, lowest, i, group, dy):
         """d-input of one group, None at ``lowest``; what the adapter's own gradient needs of it stays in "dU"."""
         k, parts = self.sizes[i, group]
-        A, Bt = learner.adapter(i, group)
-        n, rank = dy.shape[0], 0 if A is None else Bt.shape[1]
+        A, Bt, scale, rank = _adapter(learner, i, group)
+        n = dy.shape[0]
         need_dx = (i, group) != lowest
-        dU = None if A is None else self.ws((group, "dU"), n, len(parts) * rank)
+        dU = None if A is None else self.ws((group, "dU"), n, A.shape[1])
         dx = self.ws((group, "dx"), n, k) if need_dx else None
         if need_dx or A is not None:
-            self.ops.linear_backward(dy, self._parts(learner, i, group), A, Bt, batch.adapter_slots, self.lora_scale, dU, dx)
+            self.ops.linear_backward(dy, self._parts(learner, i, group), A, Bt, batch.adapter_slots, scale, dU, dx)
             self.ledger.add("backward", linear.backward_flops(n, k, parts, rank, need_dx))
         return dx
 
@@ -405,10 +408,10 @@ class Decoder:
         if (i, group) not in learner.sizes:
             return
         k, parts = self.sizes[i, group]
-        A, Bt = learner.adapter(i, group)
-        n, rank = dy.shape[0], 0 if A is None else Bt.shape[1]
-        u = None if A is None else self.ws((group, "u", i), n, len(parts) * rank)
-        dU = None if A is None else self.ws((group, "dU"), n, len(parts) * rank)
+        A, Bt, scale, rank = _adapter(learner, i, group)
+        n = dy.shape[0]
+        u = None if A is None else self.ws((group, "u", i), n, A.shape[1])
+        dU = None if A is None else self.ws((group, "dU"), n, A.shape[1])
         chosen = learner.gradient(self.ops, i, group, dy, x, u, dU, batch.adapter_slots, accumulate)
         flops = lora_gradient.flops(n, k, parts, rank) if A is not None else weight_gradient.flops(n, chosen, k)
         self.ledger.add("backward", flops)

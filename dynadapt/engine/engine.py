@@ -18,7 +18,8 @@ from functools import wraps
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, targeted, whole_model
+from dynadapt.adapt.methods import LoRA, whole_model
+from dynadapt.adapt.targets import targeted
 from dynadapt.common.checks import number, path
 from dynadapt.common.outdated import positional_before
 from dynadapt.common.reprs import counted, safe
@@ -161,7 +162,7 @@ class Engine:
         self.seed, self.recompute, self.base = settings.seed, bool(settings.recompute), settings.base
         self.batch = settings.batch or settings.streams
         self.dtype, self.torch_dtype, self.device, self.backend = settings.dtype, settings.torch_dtype, settings.device, settings.backend
-        self.lowest = settings.lowest(self.config.layers)
+        self.lowest = settings.lowest(self.config)
         self.calls = Calls()
         self._resolve_ops()
         self._build()
@@ -182,13 +183,12 @@ class Engine:
         if whole_model(self.adapt):
             self.weights = self.learners[0].weights_view  # nothing is frozen
         else:
-            own = set(targeted(self.adapt, c.layers)) if given.owns_weights else set()
+            own = set(targeted(self.adapt, c)) if given.owns_weights else set()
             self.weights = FrozenWeights(self.model, self.backend, dtype, own, device, self.base)
         self.lr = torch.full((given.sets,), 0.0 if self.optimizer is None else self.optimizer.lr, dtype=torch.float32, device=device)
         store = MemoryState.of(c, self.memory, self.streams, dtype, device) if isinstance(self.memory, SegmentMemory) else None
         rope = rotations(c, self.window, wide_dtype(dtype), device)
-        scale = self.adapt.scale if isinstance(self.adapt, LoRA) else 0.0
-        self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, scale, self.recompute, given.fixed)
+        self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, self.recompute, given.fixed)
         step = Step(given, self.decoder, self.learners, self.lr, self.calls.moving, asks=not given.fixed)
         self.state = step.states
         self.driver = Captured(step) if given.fixed else Eager(step)

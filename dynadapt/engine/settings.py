@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from dynadapt.adapt.methods import GROUPS, Full, LoRA, RowSparse, targeted, whole_model
+from dynadapt.adapt.methods import GROUPS, Full, LoRA, RowSparse, whole_model
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.resets import check_reset
+from dynadapt.adapt.targets import targeted
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
 from dynadapt.model.family import FAMILIES
 from dynadapt.ops import choose_backend, choose_device
@@ -168,10 +169,14 @@ class EngineSettings:
 
     def describe(self) -> dict:
         """As plain data, all that two engines must have in common to exchange saved states (their model aside)."""
+        later = {"rank_pattern": (), "alpha_pattern": (), "rslora": False}  # said where used: states from before there were any are read
         plain = lambda part: (  # noqa: E731
             None
             if part is None
-            else {"kind": type(part).__name__, **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items()}}
+            else {
+                "kind": type(part).__name__,
+                **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items() if k not in later or v != later[k]},
+            }
         )
         parts = {name: plain(getattr(self, name)) for name in ("adapt", "optimizer", "memory")}
         base = "same" if self.base == "quants" else self.base  # the same values, to the bit
@@ -275,7 +280,7 @@ class EngineSettings:
 
     def check_model(self, config) -> None:
         """What depends on the model. Warns where the window exceeds the positions that it was made for."""
-        learning = targeted(self.adapt, config.layers)
+        learning = targeted(self.adapt, config)
         if self.base == "float8" and self.owns_weights and len(learning) == config.layers * len(GROUPS):
             raise ValueError(f"base='float8' with adapt={self.adapt!r}: every linear weight learns and none is frozen; use base='same'")
         if self.backend == "triton" and config.head_dim > kernel_module("attention").MAX_HEAD:
@@ -316,9 +321,9 @@ class EngineSettings:
                     f"divisible by 16 and at most {most}"
                 )
 
-    def lowest(self, layers: int) -> tuple[int, str] | None:
+    def lowest(self, config) -> tuple[int, str] | None:
         """(layer, group) down to which backward goes."""
-        learning = targeted(self.adapt, layers)
+        learning = targeted(self.adapt, config)
         return (-1, "embed") if whole_model(self.adapt) else learning[0] if learning else None
 
 

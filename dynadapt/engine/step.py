@@ -48,7 +48,7 @@ class Step:
         self.changes = ChangePoints(settings.streams, settings.device) if settings.learns and settings.reset == "auto" else None
         self.why_not_fused = settings.why_not_fused
         self.fresh = True  # no weight has moved yet, no segment has been remembered, nothing was restored
-        self.lowest = settings.lowest(decoder.config.layers)
+        self.lowest = settings.lowest(decoder.config)
         self.own_slots = bool(learners) and not settings.shared and not settings.owns_weights
 
     @property

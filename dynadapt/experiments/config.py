@@ -8,6 +8,8 @@ from dynadapt.adapt.optimizers import IN_WORDS, OPTIMIZERS, WITH_STATISTICS
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, check_names, setting
 
+from .adapter_words import WORDS, parse_alphas, parse_ranks, parse_targets, pattern_of
+
 # Learning rates that are used when none is given, by what learns and by optimizer.
 LEARNING_RATES = {
     adapt: {kind: optimizer.rates[adapt] for kind, optimizer in OPTIMIZERS.items() if adapt in optimizer.rates}
@@ -31,8 +33,13 @@ def check_rank(config, model_config) -> None:
     config: an EvalConfig or a ReweightConfig. model_config: the ModelConfig.
     """
     width = max(model_config.hidden_size, model_config.ffn_size)
-    if config.adapt == "lora" and config.rank > width:
+    if config.adapt != "lora":
+        return
+    if config.rank > width:
         raise ConfigError(f"rank {config.rank}: give a whole number from 1 to {width}, the model's largest width")
+    own = getattr(config, "rank_pattern", None)  # which reweighting has none of
+    if max(pattern_of(own, int).values(), default=0) > width:
+        raise ConfigError(f"rank_pattern {own!r}: give ranks from 1 to {width}, the model's largest width")
 
 
 def parse_layers(value) -> tuple[int, int]:
@@ -102,10 +109,27 @@ class EvalConfig:
     )
     targets: str = setting(
         "all",
-        "which linear weights learn; with --adapt full also model: every parameter there is",
-        choices=("all", "attn", "mlp", "model"),
+        "which linear weights learn: all, attn or mlp; with --adapt lora also some of q,k,v,o,gate,up,down or a regular expression over "
+        "PEFT's module names; with --adapt full also model: every parameter there is",
+        read=parse_targets,
+        metavar="WHICH",
         needs=LEARNS,
     )
+    rank_pattern: str | None = setting(
+        None,
+        "ranks of some of the linears, for example q=4,down=32; the others have --rank",
+        read=parse_ranks,
+        metavar="LINEAR=R,...",
+        needs={"adapt": ("lora",)},
+    )
+    alpha_pattern: str | None = setting(
+        None,
+        "alphas of some of the linears; the others have --alpha",
+        read=parse_alphas,
+        metavar="LINEAR=A,...",
+        needs={"adapt": ("lora",)},
+    )
+    rslora: bool = setting(False, "the adapters are scaled by alpha / sqrt(rank)", needs={"adapt": ("lora",)})
     layers: tuple[int, int] | None = setting(
         None, "learn only in layers A to B-1 (default: all)", read=parse_layers, metavar="A:B", needs=LEARNS
     )
@@ -200,6 +224,9 @@ class EvalConfig:
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
         if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
+        for name in ("rank_pattern", "alpha_pattern", "rslora"):
+            if not content[name]:
+                del content[name]
         return without_usual_alpha(content)
 
     @classmethod
@@ -234,7 +261,7 @@ class EvalConfig:
             elif isinstance(field.default, bool):
                 words += [f"--{field.name}"] * value
             elif value != field.default:
-                words += [f"--{field.name}", ":".join(map(str, value)) if field.name == "layers" else str(value)]
+                words += [f"--{field.name.replace('_', '-')}", ":".join(map(str, value)) if field.name == "layers" else str(value)]
         return words
 
 
@@ -248,6 +275,10 @@ def _check_together(config: EvalConfig) -> None:
         raise ConfigError(
             f"optimizer {config.optimizer!r} with adapt 'lora': an adapter has no gradient statistics before it learns; "
             f"give {IN_WORDS}, or adapt rows or full"
+        )
+    if config.targets not in WORDS and config.adapt in ("rows", "full"):
+        raise ConfigError(
+            f"targets {config.targets!r} with adapt {config.adapt!r}: give adapt lora, or targets all, attn or mlp (with full also model)"
         )
     if config.targets == "model" and config.adapt in ("lora", "rows"):
         raise ConfigError(f"targets 'model' with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")

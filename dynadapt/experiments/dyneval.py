@@ -25,6 +25,7 @@ from dynadapt.runs.rundir import SCORE, RunDirectory, RunError, read_json
 from dynadapt.runs.stopping import Interrupted, StopRun, interruptible
 from dynadapt.runs.text import Document, Source, TextError, expand, inputs, split, streaming_tokenizer
 
+from .adapter_words import pattern_of, targets_of
 from .config import ConfigError, EvalConfig
 from .defaults import settle, settled
 
@@ -167,10 +168,11 @@ def adapt_of(config: EvalConfig):
     from dynadapt.adapt import Full, LoRA, RowSparse
 
     layers = getattr(config, "layers", None)  # which reweighting has none of
-    targets = {"targets": config.targets, "layers": range(*layers) if layers else None}
+    targets = {"targets": targets_of(config.targets), "layers": range(*layers) if layers else None}
+    own = {name: pattern_of(getattr(config, name, None), kind) for name, kind in (("rank_pattern", int), ("alpha_pattern", float))}
     return {
         "none": lambda: None,
-        "lora": lambda: LoRA(rank=config.rank, alpha=config.alpha, **targets),
+        "lora": lambda: LoRA(rank=config.rank, alpha=config.alpha, rslora=getattr(config, "rslora", False), **own, **targets),
         "rows": lambda: RowSparse(density=config.density, **targets),
         "full": lambda: Full(**targets),
     }[config.adapt]()

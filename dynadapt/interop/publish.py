@@ -23,7 +23,7 @@ from dynadapt.engine.learners.peft import write_adapter
 from dynadapt.experiments.export import run_adapter
 from dynadapt.model import ModelError
 from dynadapt.model.family import FAMILIES
-from dynadapt.model.peft import SETTINGS, TENSORS, read_settings, read_tensors, write_settings
+from dynadapt.model.peft import SETTINGS, TENSORS, one_scale, read_settings, read_tensors, tensor_key, write_files, write_settings
 from dynadapt.model.peft_fields import check_targets
 from dynadapt.runs.rundir import sync_tree, write_json
 from dynadapt.runs.whole_files import read_json_or
@@ -154,13 +154,14 @@ def _write(source, to: Path, stream: int) -> None:
 def _check(adapter: Path, max_rank: int | None) -> None:
     """A server that fails on an adapter says so late, or not at all: what can be seen here is refused here.
 
-    Servers read the rank, lora_alpha and the tensors and little else, and not all of them know use_rslora: it becomes a
-    lora_alpha of the same scale.
+    Servers read the rank, lora_alpha and the tensors and little else, and not all of them know use_rslora or patterns: these
+    become one rank and one scale that mean the same.
     """
-    settings = read_settings(adapter, convert_rslora=True)
+    read = read_settings(adapter)
+    there = read_tensors(adapter, read)
+    settings, tensors = one_scale(read, there)
     if max_rank is not None and settings["r"] > max_rank:
         raise PublishError(f"the adapter's rank {settings['r']} exceeds max_rank={max_rank}, the largest that the server takes")
-    tensors = read_tensors(adapter, settings["r"])
     for module in tensors:
         if not MODULE.fullmatch(module):
             raise ModelError(
@@ -168,7 +169,11 @@ def _check(adapter: Path, max_rank: int | None) -> None:
                 "it (model.layers.0.self_attn.q_proj, for example)"
             )
     check_targets(settings, tensors, (), "the adapter")
-    write_settings(adapter, settings)
+    if tensors is there:
+        write_settings(adapter, settings)
+    else:
+        named = {tensor_key(module, which): half.contiguous() for module, pair in tensors.items() for which, half in zip("AB", pair)}
+        write_files(adapter, named, settings)
 
 
 def _versions(to: Path, name: str) -> dict[str, int]:

@@ -19,11 +19,13 @@ from weakref import WeakSet
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, RowSparse, targeted, whole_model
+from dynadapt.adapt.methods import LoRA, RowSparse, whole_model
+from dynadapt.adapt.targets import targeted
 from dynadapt.common.checks import token_ids
 from dynadapt.common.reprs import safe
 from dynadapt.engine import DTYPES, Engine
 from dynadapt.engine import state as engine_state
+from dynadapt.engine.learners.peft import adapted_modules
 from dynadapt.engine.settings import as_adapt
 from dynadapt.model import ModelError, from_state, layout
 from dynadapt.model.layout import canonical_value, hf_order, hf_value
@@ -312,31 +314,27 @@ class Session:
         names = (
             self._places
             if whole_model(adapt)
-            else [f"layers.{i}.{part}.weight" for i, group in targeted(adapt, config.layers) for part in layout(config)[group]]
+            else [f"layers.{i}.{part}.weight" for i, group in targeted(adapt, config) for part in layout(config)[group]]
         )
         values = {name: state[self._places[name][0]] for name in names}
         return {name: hf_order(config, name, value).clone(memory_format=torch.contiguous_format) for name, value in values.items()}
 
     def _hook_linears(self) -> list:
         handles, config = [], self.engine.config
-        for (layer, group), (_, sizes) in self.engine.learners[0].sizes.items():
-            stop = 0
-            for p, (part, size) in enumerate(zip(layout(config)[group], sizes)):
-                place = self._places[f"layers.{layer}.{part}.weight"][0].removesuffix(".weight")
-                hook = self._low_rank((layer, group), p, slice(stop, stop + size))
-                handles.append(self.model.get_submodule(place).register_forward_hook(hook))
-                stop += size
+        for adapted in adapted_modules(self.engine.learners[0], config):
+            place = self._places[f"layers.{adapted.layer}.{adapted.part}.weight"][0].removesuffix(".weight")
+            handles.append(self.model.get_submodule(place).register_forward_hook(self._low_rank(adapted)))
         return handles
 
-    def _low_rank(self, key, p: int, columns: slice):
+    def _low_rank(self, adapted):
         """A forward hook that adds the adapter of one linear to its output [..., O]."""
-        engine, learner, rank = self.engine, self.engine.learners[0], self.engine.adapt.rank
+        engine, learner = self.engine, self.engine.learners[0]
 
         def add(module, inputs, output):
-            A, Bt = learner.adapter(*key)  # [slots, P R, K], [slots, R, sum O]
+            A, Bt = learner.adapter(adapted.layer, adapted.group)
             slot = 0 if engine.shared else self._stream
-            a, bt = A[slot, p * rank : (p + 1) * rank].to(output), Bt[slot, :, columns].to(output)
-            return output + engine.adapt.scale * (inputs[0].to(output.dtype) @ a.t() @ bt)
+            a, bt = (half.to(output) for half in adapted.halves(A[slot], Bt[slot]))
+            return output + adapted.scale * (inputs[0].to(output.dtype) @ a.t() @ bt)
 
         return add
 

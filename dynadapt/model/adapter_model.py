@@ -17,6 +17,7 @@ from .errors import ModelError
 from .json_file import read_json
 from .layout import linear_shapes, peft_name
 from .peft import SETTINGS, TENSORS, read_for_model
+from .peft_fields import module_scale
 from .safetensors_file import hash_file, sample_file
 
 
@@ -44,26 +45,31 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
         )
         raise ModelError(f"{path}: an adapter without {TENSORS}{other}")
     base = _base(path, load)
-    settings, tensors = read_for_model(path, base.config, convert_rslora=True)
-    scale = settings["lora_alpha"] / settings["r"]
+    settings, tensors = read_for_model(path, base.config)
+    scales = {module: module_scale(settings, module) for module in tensors}
     adapted = {
-        f"layers.{layer}.{part}.weight": tensors[peft_name(base.config, layer, part)]
+        f"layers.{layer}.{part}.weight": (*tensors[module], scales[module])
         for layer in range(base.config.layers)
         for part in linear_shapes(base.config)
-        if peft_name(base.config, layer, part) in tensors
+        if (module := peft_name(base.config, layer, part)) in tensors
     }
 
     def read(name: str) -> torch.Tensor:
         weight = base.tensor(name)
         if name not in adapted:
             return weight
-        A, B = (half.to(device=weight.device, dtype=torch.promote_types(half.dtype, torch.float32)) for half in adapted[name])
+        *halves, scale = adapted[name]
+        A, B = (half.to(device=weight.device, dtype=torch.promote_types(half.dtype, torch.float32)) for half in halves)
         wide = torch.promote_types(weight.dtype, A.dtype)
         return torch.add(weight.to(wide), B.to(wide) @ A.to(wide), alpha=scale)
 
+    distinct = set(scales.values())
+    ordered = list(distinct) if len(distinct) == 1 else [scales[module] for module in sorted(scales)]
+    said = struct.pack(f"<{len(ordered)}d", *ordered)
+
     def identity(sampled: bool) -> bytes:
         file = path / TENSORS
-        return base.fingerprint(sampled).encode() + (sample_file(file) if sampled else hash_file(file)) + struct.pack("<d", scale)
+        return base.fingerprint(sampled).encode() + (sample_file(file) if sampled else hash_file(file)) + said
 
     return Model(base.config, path.resolve().name, read, identity, lambda: base.tokenizer, dtype, str(path))
 

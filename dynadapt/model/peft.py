@@ -1,6 +1,7 @@
 """LoRA adapters in PEFT's own files: adapter_config.json and adapter_model.safetensors.
 
-Keys are ``base_model.model.<module>.lora_A.weight`` [R, in] and ``...lora_B.weight`` [out, R]; the scale is alpha / R.
+Keys are ``base_model.model.<module>.lora_A.weight`` [R, in] and ``...lora_B.weight`` [out, R]; the scale is alpha / R, or
+alpha / sqrt(R) with use_rslora.
 What the settings may hold is in peft_fields.py.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from .base import count_not_finite
 from .errors import ModelError
 from .json_file import read_json
 from .layout import linear_shapes, peft_name
-from .peft_fields import check_fields, check_targets, model_modules, without_rslora
+from .peft_fields import check_fields, check_targets, model_modules, module_rank, module_scale, shown
 from .safetensors_file import SafetensorsFile
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -50,15 +52,50 @@ def plain_lora(rank: int, alpha: float, base_model: str | None, target_modules, 
     }
 
 
-def settings_of(config, rank: int, alpha: float, base_model: str, modules, layers: range | None = None) -> dict:
-    """adapter_config.json of plain LoRA on ``modules``, PEFT's names of linears of ``layers`` (None: all)."""
-    names = {".".join(module.split(".")[-2 if config.family == "gpt2" else -1 :]) for module in modules}  # c_proj alone is two modules
-    whole = int(alpha) if alpha == int(alpha) else alpha
-    return {
-        **plain_lora(rank, whole, base_model, sorted(names), config.family == "gpt2"),
+def settings_of(
+    config,
+    rank: int,
+    alpha: float,
+    base_model: str,
+    modules: Mapping[str, tuple[int, float]],
+    layers: range | None = None,
+    rslora: bool = False,
+) -> dict:
+    """adapter_config.json of LoRA on ``modules``: {PEFT's name of a linear of ``layers`` (None: all): (rank, alpha)}.
+
+    Where they differ from ``rank`` and ``alpha``, patterns say so; modules that are not the same ones in each of the layers are named
+    in full.
+    """
+    ending = lambda module: ".".join(module.split(".")[-2 if config.family == "gpt2" else -1 :])  # noqa: E731  c_proj alone is two modules
+    names = sorted(set(map(ending, modules)))
+    everywhere = len(modules) == len(names) * len(range(config.layers) if layers is None else layers)
+    layers = layers if everywhere else None
+    named = {
+        **plain_lora(rank, _whole(alpha), base_model, names if everywhere else sorted(modules), config.family == "gpt2"),
+        "use_rslora": rslora,
         "layers_to_transform": None if layers is None else list(layers),
         "layers_pattern": None if layers is None else ("h" if config.family == "gpt2" else "layers"),
     }
+    for name, usual, place in (("rank_pattern", rank, 0), ("alpha_pattern", alpha, 1)):
+        values = {module: _whole(pair[place]) for module, pair in modules.items()}
+        named[name] = _pattern(values, usual, ending)
+    return named
+
+
+def _whole(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+def _pattern(values: dict[str, float], usual: float, ending) -> dict[str, float]:
+    """{ending or whole name of a module: value} for those of another value than ``usual``."""
+    by_ending: dict[str, set[float]] = {}
+    for module, value in values.items():
+        by_ending.setdefault(ending(module), set()).add(value)
+    said = {}
+    for module, value in values.items():
+        if value != usual:
+            said[ending(module) if len(by_ending[ending(module)]) == 1 else module] = value
+    return said
 
 
 def write_files(directory: Path, tensors: dict[str, torch.Tensor], settings: dict) -> None:
@@ -70,10 +107,8 @@ def write_settings(directory: Path, settings: dict) -> None:
     (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def read_settings(directory, convert_rslora: bool = False) -> dict:
-    """adapter_config.json of an adapter that is B A times one scale, lora_alpha / r.
-
-    ``convert_rslora``: an adapter with use_rslora is taken too, and comes back with the lora_alpha that makes its scale.
+def read_settings(directory) -> dict:
+    """adapter_config.json of an adapter that is B A times a scale on each of its modules (peft_fields.module_scale).
 
     Raises:
         ModelError: naming the file that can't be read, or the field and value that make the adapter something else.
@@ -82,14 +117,12 @@ def read_settings(directory, convert_rslora: bool = False) -> dict:
     settings = read_json(directory / SETTINGS)
     if not isinstance(settings, dict):
         raise ModelError(f"{directory / SETTINGS}: not a JSON object")
-    if convert_rslora:
-        settings = without_rslora(settings)
     check_fields(settings, f"adapter {str(directory)!r}")
     return settings
 
 
-def read_tensors(directory, rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """{module: (A [rank, in], B [out, rank])} of adapter_model.safetensors, in their stored dtype.
+def read_tensors(directory, settings: Mapping) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """{module: (A [rank, in], B [out, rank])} of adapter_model.safetensors, in their stored dtype; ranks are those of ``settings``.
 
     Raises:
         ModelError: naming the file that can't be read, or the tensor that is no A or B, stands alone, is of another rank, is
@@ -102,11 +135,12 @@ def read_tensors(directory, rank: int) -> dict[str, tuple[torch.Tensor, torch.Te
         match = _KEY.fullmatch(key)
         if match is None:
             raise ModelError(f"{where} has the tensor {key}; accepted: base_model.model.MODULE.lora_A.weight and lora_B.weight")
-        value = file.read(key)
+        value, rank = file.read(key), module_rank(settings, match[1])
         if value.dim() != 2 or value.shape["AB".index(match[2])] != rank:
             raise ModelError(
                 f"{where}: {key} has shape {list(value.shape)}; expected "
-                f"{f'[{rank}, in]' if match[2] == 'A' else f'[out, {rank}]'} for r={rank}"
+                f"{f'[{rank}, in]' if match[2] == 'A' else f'[out, {rank}]'} for "
+                + (f"rank_pattern={shown(settings['rank_pattern'])}" if settings.get("rank_pattern") else f"r={rank}")
             )
         if not value.numel() or count_not_finite(value.float()):  # as float32, in which adapters are used
             raise ModelError(f"{where}: {key} holds {'nothing' if not value.numel() else 'a NaN or an infinity'}")
@@ -119,7 +153,7 @@ def read_tensors(directory, rank: int) -> dict[str, tuple[torch.Tensor, torch.Te
     return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
 
 
-def read_for_model(directory, config, convert_rslora: bool = False):
+def read_for_model(directory, config):
     """(settings, {module: (A, B)}) of an adapter of a model of this config, on linears of its layers alone.
 
     Raises:
@@ -127,8 +161,8 @@ def read_for_model(directory, config, convert_rslora: bool = False):
             and where the settings say that other modules are adapted than the file has.
     """
     where = f"adapter {str(directory)!r}"
-    settings = read_settings(directory, convert_rslora)
-    tensors = read_tensors(directory, settings["r"])
+    settings = read_settings(directory)
+    tensors = read_tensors(directory, settings)
     shapes = {peft_name(config, layer, part): shape for layer in range(config.layers) for part, shape in linear_shapes(config).items()}
     for module, (A, B) in tensors.items():
         if module not in shapes:
@@ -139,3 +173,23 @@ def read_for_model(directory, config, convert_rslora: bool = False):
                 raise ModelError(f"{where}: {tensor_key(module, which)} has shape {list(value.shape)}; expected {list(expected)}")
     check_targets(settings, tensors, model_modules(config), where)
     return settings, tensors
+
+
+def one_scale(settings: Mapping, tensors: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> tuple[dict, dict]:
+    """(settings, tensors) of the same adapter with one r and the scale lora_alpha / r, for readers of no more than these.
+
+    use_rslora becomes a lora_alpha. Modules of a smaller rank get zeros, and those of another scale a B that makes up for it, in
+    float32 or wider.
+    """
+    if not any(settings.get(name) for name in ("use_rslora", "rank_pattern", "alpha_pattern")):
+        return dict(settings), tensors
+    rank = max(A.shape[0] for A, _ in tensors.values())
+    scale = max((module_scale(settings, module) for module in tensors), key=abs)
+    found = {}
+    for module, (A, B) in tensors.items():
+        more, own = rank - A.shape[0], module_scale(settings, module)
+        if own != scale:
+            B = B.to(torch.promote_types(B.dtype, torch.float32)) * (own / scale)
+        found[module] = (torch.nn.functional.pad(A, (0, 0, 0, more)), torch.nn.functional.pad(B, (0, more)))
+    plain = {"r": rank, "lora_alpha": _whole(scale * rank), "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    return {**settings, **plain}, found

@@ -6,9 +6,9 @@ same rows (csrc/engine/peft_fields.h).
 
 | consumer | beyond ``check_fields`` |
 |---|---|
-| ``Engine.load_adapter``, C's ``load_adapter`` | r, lora_alpha and the modules must be the engine's |
-| C's ``load_adapter`` | target_modules and exclude_modules as a regular expression, layers_pattern other than words: refused |
-| ``diagnose``, ``publish`` | use_rslora becomes a lora_alpha of the same scale |
+| ``Engine.load_adapter``, C's ``load_adapter`` | the rank, the scale and the modules must be the engine's |
+| C's ``load_adapter`` | use_rslora, rank_pattern and alpha_pattern must be off; target_modules and exclude_modules as a regular expression, layers_pattern other than words: refused |
+| ``diagnose``, ``publish`` | use_rslora and the patterns become one r and one lora_alpha that mean the same (peft.one_scale) |
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ FIELDS = {  # name: ANY, OFF, READ, or the values that are accepted
     "bias": ("none",),
     # how A and B began. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA move the base as well, and MiCA is a layer of its own
     "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
-    "use_rslora": OFF,
+    "use_rslora": READ,
     "use_dora": OFF,
-    "rank_pattern": OFF,
-    "alpha_pattern": OFF,
+    "rank_pattern": READ,
+    "alpha_pattern": READ,
     "modules_to_save": OFF,
     "lora_bias": OFF,
     "target_parameters": OFF,
@@ -102,10 +102,14 @@ def check_fields(settings: Mapping, where: str) -> None:
 
 def _check_read(settings, where) -> None:
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+    if not _is_rank(rank):
         raise ModelError(f"{where} has r={shown(rank)}; expected a whole number of at least 1")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not abs(alpha) < 1e30:
+    if not _is_alpha(alpha):
         raise ModelError(f"{where} has lora_alpha={shown(alpha)}; expected a number")
+    if settings.get("use_rslora") not in (None, False, True):
+        raise ModelError(f"{where} has use_rslora={shown(settings['use_rslora'])}; expected true or false")
+    for name, numbers in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
+        _check_pattern(name, settings.get(name), numbers, where)
     for name in LISTS:
         value = settings.get(name)
         words = value if isinstance(value, list) else [value]
@@ -130,18 +134,51 @@ def _check_read(settings, where) -> None:
         raise ModelError(f"{where} has layers_pattern={shown(settings['layers_pattern'])} without layers_to_transform, which PEFT refuses")
 
 
+def _is_rank(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_alpha(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _check_pattern(name: str, pattern, accepts, where: str) -> None:
+    if pattern is None or pattern == {}:
+        return
+    if not isinstance(pattern, Mapping) or not all(map(accepts, pattern.values())):
+        kind = "whole numbers of at least 1" if accepts is _is_rank else "numbers"
+        raise ModelError(f"{where} has {name}={shown(pattern)}; expected patterns of module names with {kind}")
+    for key in pattern:
+        try:
+            re.compile(key)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ModelError(f"{where} has {name}={shown(pattern)}, in which {key!r} is no regular expression ({error})") from None
+
+
 def shown(value) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def without_rslora(settings: Mapping) -> dict:
-    """The same adapter with lora_alpha / r as its scale, where use_rslora made it lora_alpha / sqrt(r)."""
-    if settings.get("use_rslora") is not True:
-        return dict(settings)
-    alpha, rank = settings.get("lora_alpha"), settings.get("r")
-    numbers = all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in (alpha, rank)) and rank > 0
-    return {**settings, "use_rslora": False, "lora_alpha": alpha * math.sqrt(rank) if numbers else alpha}
+# ---- each module's rank and scale
+
+
+def module_rank(settings: Mapping, module: str) -> int:
+    return _of_pattern(settings.get("rank_pattern"), module, settings["r"])
+
+
+def module_alpha(settings: Mapping, module: str) -> float:
+    return _of_pattern(settings.get("alpha_pattern"), module, settings["lora_alpha"])
+
+
+def module_scale(settings: Mapping, module: str) -> float:
+    rank = module_rank(settings, module)
+    return module_alpha(settings, module) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _of_pattern(pattern: Mapping | None, module: str, otherwise):
+    """The value of the first key that fits the module's name, as PEFT's get_pattern_key finds it."""
+    return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module)), otherwise)
 
 
 # ---- which modules

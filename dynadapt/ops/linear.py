@@ -7,14 +7,21 @@ to the stream that a row belongs to: of N = S T rows, rows i T .. (i+1) T - 1 ar
 sits in slot ``slots[i]``. Part p owns rows p R .. (p+1) R - 1 of A [slots, P R, K] and its own columns of
 Bt [slots, R, O]; Bt is the transpose of LoRA's B, so that both products stream it row by row.
 
+Where parts differ, ``scale`` is a list of (rank, scale), one a part; R is then the largest rank. A holds the parts' rows one behind
+the other, [slots, sum R_p, K], and u and dU have as many columns; of Bt a part has the upper R_p rows of its columns, and those
+below them are not read. A part of rank 0 has no adapter, and costs what one without costs.
+
 ``parts`` may be one ``Float8Weights`` that holds them all, or each an ``Int8Matrix``; the base product is then the quantised one
 (ops/float8.py, ops/int8.py). Native ones may be kept in a file's blocks of integers (ops/quants.py): the product is the one with
 their values.
 
-Source: Hu et al. 2021, LoRA (arXiv 2106.09685), eq. 3; scale = alpha / R.
+Source: Hu et al. 2021, LoRA (arXiv 2106.09685), eq. 3; scale = alpha / R (Kalajdzievski 2023, rsLoRA, arXiv 2312.03732:
+alpha / sqrt(R)).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -31,6 +38,25 @@ def _columns(parts):
     for size in part_sizes(parts):
         yield start, start + size
         start += size
+
+
+def each_part(scale, sizes: Sequence[int], rank: int) -> Iterator[tuple[slice, slice, int, float]]:
+    """(rows of A, columns of y, rank, scale) of each part; ``rank`` is Bt's, which all have where ``scale`` is one number.
+
+    Raises:
+        ValueError: pairs that are not one for each part.
+    """
+    pairs = scale if isinstance(scale, (list, tuple)) else [(rank, scale)] * len(sizes)
+    if len(pairs) != len(sizes):
+        raise ValueError(f"scale has {len(pairs)} pairs, accepted is one for each of {len(sizes)} parts")
+    row = column = 0
+    for (own, factor), size in zip(pairs, sizes):
+        yield slice(row, row + own), slice(column, column + size), own, factor
+        row, column = row + own, column + size
+
+
+def _ranks(rank: int | Sequence[int], part_sizes) -> list[int]:
+    return [rank] * len(part_sizes) if isinstance(rank, int) else list(rank)
 
 
 def by_stream(t: torch.Tensor, streams: int) -> torch.Tensor:
@@ -53,9 +79,10 @@ def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     index = slots.long()
     u.copy_(torch.bmm(by_stream(x, streams), A[index].transpose(1, 2)).reshape(u.shape))
     us, b = by_stream(u, streams), Bt[index]
-    for p, (lo, hi) in enumerate(_columns(parts)):
-        low_rank = torch.bmm(us[:, :, p * rank : (p + 1) * rank], b[:, :, lo:hi])
-        y[:, lo:hi] += scale * low_rank.reshape(-1, hi - lo)
+    for rows, columns, own, factor in each_part(scale, part_sizes(parts), rank):
+        if own:
+            low_rank = torch.bmm(us[:, :, rows], b[:, :own, columns])
+            y[:, columns] += factor * low_rank.reshape(len(y), -1)
 
 
 def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
@@ -64,9 +91,10 @@ def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
         streams, rank = len(slots), Bt.shape[1]
         index = slots.long()
         dys, b = by_stream(dy, streams), Bt[index]
-        for p, (lo, hi) in enumerate(_columns(parts)):
-            d = torch.bmm(dys[:, :, lo:hi], b[:, :, lo:hi].transpose(1, 2))
-            dU[:, p * rank : (p + 1) * rank] = scale * d.reshape(-1, rank)
+        for rows, columns, own, factor in each_part(scale, part_sizes(parts), rank):
+            if own:
+                d = torch.bmm(dys[:, :, columns], b[:, :own, columns].transpose(1, 2))
+                dU[:, rows] = factor * d.reshape(-1, own)
     if dx is None:
         return
     if isinstance(parts, Float8Weights):
@@ -79,14 +107,18 @@ def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
         dx += torch.bmm(by_stream(dU, streams), A[index]).reshape(dx.shape)
 
 
-def forward_flops(rows: int, k: int, part_sizes, rank: int = 0) -> int:
-    """Multiply-adds count two. Base 2 N K O; adapter 2 N K P R + 2 N R O."""
-    out = sum(part_sizes)
-    return 2 * rows * (k * out + k * len(part_sizes) * rank + rank * out)
+def low_rank_size(k: int, part_sizes, rank: int | Sequence[int]) -> tuple[int, int]:
+    """(elements of A, those of Bt that are used): K sum R_p, sum R_p O_p. ``rank``: every part's, or each one's."""
+    ranks = _ranks(rank, part_sizes)
+    return k * sum(ranks), sum(r * size for r, size in zip(ranks, part_sizes))
 
 
-def backward_flops(rows: int, k: int, part_sizes, rank: int = 0, need_dx: bool = True) -> int:
-    """d-input: 2 N R O for dU, then 2 N K O + 2 N P R K unless nothing below learns."""
-    out = sum(part_sizes)
-    dx = k * out + len(part_sizes) * rank * k if need_dx else 0
-    return 2 * rows * (rank * out + dx)
+def forward_flops(rows: int, k: int, part_sizes, rank: int | Sequence[int] = 0) -> int:
+    """Multiply-adds count two. Base 2 N K O; adapter 2 N K sum R_p + 2 N sum R_p O_p. ``rank``: every part's, or each one's."""
+    return 2 * rows * (k * sum(part_sizes) + sum(low_rank_size(k, part_sizes, rank)))
+
+
+def backward_flops(rows: int, k: int, part_sizes, rank: int | Sequence[int] = 0, need_dx: bool = True) -> int:
+    """d-input: 2 N sum R_p O_p for dU, then 2 N K O + 2 N K sum R_p unless nothing below learns."""
+    a, b = low_rank_size(k, part_sizes, rank)
+    return 2 * rows * (b + (k * sum(part_sizes) + a if need_dx else 0))

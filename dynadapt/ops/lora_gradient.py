@@ -3,16 +3,19 @@
     dA_s = dU_s^T x_s
     dBt_{s,p} = scale u_{s,p}^T dy_{s,p}
 
-u = x A^T and dU = scale dy Bt^T come from ``linear_forward`` and ``linear_backward``; streams, parts and slots are as there.
+u = x A^T and dU = scale dy Bt^T come from ``linear_forward`` and ``linear_backward``; streams, parts, slots and a ``scale`` of pairs are
+as there. Rows of dBt beyond a part's rank become zero.
 
 Source: Hu et al. 2021, LoRA (arXiv 2106.09685), eq. 3, differentiated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from .linear import by_stream
+from .linear import by_stream, each_part, low_rank_size
 from .update import apply_gradient
 
 
@@ -23,11 +26,9 @@ def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -
     wide = dA.dtype
     for i, slot in enumerate(slots.tolist()):
         a = (dUs[i].t() @ xs[i]).to(wide)
-        lo, pieces = 0, []
-        for p, size in enumerate(part_sizes):
-            pieces.append(us[i][:, p * rank : (p + 1) * rank].t() @ dys[i][:, lo : lo + size])
-            lo += size
-        b = scale * torch.cat(pieces, 1).to(wide)
+        b = torch.zeros_like(dBt[slot])
+        for rows, columns, own, factor in each_part(scale, part_sizes, rank):
+            b[:own, columns] = factor * (us[i][:, rows].t() @ dys[i][:, columns]).to(wide)
         if accumulate:
             dA[slot] += a
             dBt[slot] += b
@@ -55,6 +56,6 @@ def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, 
         skipped[s] = int(not all(finite))
 
 
-def flops(rows: int, k: int, part_sizes, rank: int) -> int:
-    """2 N P R K for dA, 2 N R O for dBt."""
-    return 2 * rows * (len(part_sizes) * rank * k + rank * sum(part_sizes))
+def flops(rows: int, k: int, part_sizes, rank: int | Sequence[int]) -> int:
+    """2 N K sum R_p for dA, 2 N sum R_p O_p for dBt. ``rank``: every part's, or each one's."""
+    return 2 * rows * sum(low_rank_size(k, part_sizes, rank))

@@ -57,6 +57,8 @@ BY_KIND = {
     "flag": [*WRONG, None, 0, 1, 0.0, "True", [], [True]],
     "flag or none": [*WRONG, 0, 1, 0.0, "True", []],
     "word": [*WRONG, None, True, 0, "", "ALL", [], ["q_proj"], ("all",)],
+    "linears": [*WRONG[:-1], None, True, 0, "", "ALL", [], ["q", 3], ("",)],  # the last may be an expression
+    "pattern": [*(value for value in WRONG if not isinstance(value, dict)), None, True, 0, "q=2", ["q"], [("q",)], {3: 2}],
     "layers": [*WRONG, True, 0, 3, (0, 2), [0, 1], range(0), range(-1, 2), range(0, 4, 2), slice(0, 2)],
     "reset": [*WRONG, None, True, 0, -5, 1.5, [], ["never"], "Never"],
     "seed": [*WRONG, None, True, 0.0, 2**70, -(2**64), "0", []],
@@ -65,7 +67,15 @@ BY_KIND = {
     "least 0": [*WRONG, None, True, -1, 1.0, 2**70, "1", []],
 }
 FIELDS = {
-    LoRA: {"rank": "integer", "alpha": "positive or none", "targets": "word", "layers": "layers"},
+    LoRA: {
+        "rank": "integer",
+        "alpha": "positive or none",
+        "targets": "linears",
+        "layers": "layers",
+        "rank_pattern": "pattern",
+        "alpha_pattern": "pattern",
+        "rslora": "flag",
+    },
     RowSparse: {"density": "positive", "select": "word", "every": "integer", "targets": "word", "layers": "layers"},
     Full: {"targets": "word", "layers": "layers"},
     SegmentMemory: {"length": "integer", "sinks": "least 0", "refresh": "word"},

@@ -10,7 +10,13 @@ from dynadapt.kernels import lora_gradient as kernels
 from .compare import DTYPES, check, each, real_sizes, run
 
 # rows N, inputs K, parts, rank, streams S
-SIZES = [(1, 5, (3,), 1, 1), (63, 65, (33, 7, 7), 3, 1), (100, 96, (130,), 16, 2), (126, 77, (64, 31), 33, 3)]
+SIZES = [
+    (1, 5, (3,), 1, 1),
+    (63, 65, (33, 7, 7), 3, 1),
+    (100, 96, (130,), 16, 2),
+    (126, 77, (64, 31), 33, 3),
+    (90, 65, (40, 33, 7), (5, 0, 17), 2),
+]
 REAL = [
     (4096, 2048, (2048, 512, 512), 16, 8),
     (4096, 2048, (8192, 8192), 16, 1),
@@ -35,6 +41,13 @@ def chunks_of_32(monkeypatch):
 @each(lora_gradient, [(150, 70, (40, 33), 5, 2, accumulate) for accumulate in (False, True)])
 def test_tokens_split_or_not_give_the_same_bits(case, chunks_of_32, monkeypatch):
     case = case.change(scale=0.625)  # no power of two: it rounds, and has to where the sum is whole
+    split = check(case)
+    monkeypatch.setattr(kernels, "SMS", 1)
+    assert same_bits(split, run(case))
+
+
+@each(lora_gradient, [(150, 70, (40, 33, 9), (5, 0, 17), 2, accumulate) for accumulate in (False, True)])
+def test_parts_with_ranks_of_their_own_have_their_scales_when_tokens_are_split(case, chunks_of_32, monkeypatch):
     split = check(case)
     monkeypatch.setattr(kernels, "SMS", 1)
     assert same_bits(split, run(case))

@@ -44,6 +44,7 @@ def follow(cpu, gpu, steps=3, family="llama", tolerance=2e-4, lengths=None):
         ("llama", {"adapt": LoRA(2), "optimizer": Adam(lr=0.01, decay=0.01), "memory": SegmentMemory(5, 2)}),
         ("llama", {"adapt": LoRA(2), "optimizer": SGD(lr=0.1, momentum=0.5, clip=0), "memory": SegmentMemory(5, 2)}),
         ("qwen3", {"adapt": LoRA(2), "recompute": True, "reset": "auto", "memory": SegmentMemory(5, 2)}),
+        ("llama", {"adapt": LoRA(2, targets=["q", "v", "up", "down"], rank_pattern={"q": 3}, alpha_pattern={"v": 1}, rslora=True)}),
         ("gpt2", {"adapt": LoRA(2), "memory": Overlap(4)}),
         ("llama", {"adapt": RowSparse(0.3), "optimizer": Adam(lr=1e-3), "shared": True}),
         ("llama", {"adapt": Full(targets="mlp"), "optimizer": SGD(lr=0.1, clip=0), "shared": True}),

@@ -56,7 +56,9 @@ def test_scores_are_pefts_own(tmp_path, family):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"target_modules": ["q_proj", "v_proj"]}, {"use_rslora": True}, {"layers_to_transform": [1]}, {"r": 8, "lora_alpha": 3}]
+    "settings",
+    [{"target_modules": ["q_proj", "v_proj"]}, {"use_rslora": True}, {"layers_to_transform": [1]}, {"r": 8, "lora_alpha": 3}]
+    + [{"alpha_pattern": {"q_proj": 2, "layers.1.mlp.*": 9}}, {"rank_pattern": {"q_proj": 1, "down_proj": 5}, "use_rslora": True}],
 )
 def test_settings_that_peft_reads(tmp_path, settings):
     live, adapter = adapter_of(tiny_directory(tmp_path / "base"), tmp_path / "adapter", **settings)
@@ -123,7 +125,6 @@ def test_the_base_is_found_and_refused_by_name(tmp_path, monkeypatch):
         ({"use_dora": True}, "use_dora=True"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
         ({"bias": "all"}, "bias='all'"),
         ({"peft_type": "IA3"}, "type 'IA3'"),
         ({"r": 4}, "r=4"),

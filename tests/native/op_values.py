@@ -64,7 +64,7 @@ class Call:
                 made.kind = next(kinds for op, kinds in KINDS.items() if self.op.startswith(op)).index(self.values["kind"])
             elif field == "part_count":
                 made.part_count = len(sizes)
-            elif field != "part_sizes" and not (field == "eps" and "eps" not in self.values):  # eps: of the forward only
+            elif not field.startswith("part_") and not (field == "eps" and "eps" not in self.values):  # eps: of the forward only
                 setattr(made, field, self.values[SHORT.get(field, field)])
         raw = bytes(made)
         return struct.pack("<q", len(raw)) + raw + (struct.pack(f"<{len(sizes)}q", *sizes) if sizes is not None else b"")

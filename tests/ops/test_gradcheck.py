@@ -78,7 +78,7 @@ def test_norm(case):
     assert gradcheck(*passes(case))
 
 
-@each(linear.linear_forward, [(6, 5, (4, 3), 2, streams) for streams in (1, 2)], [F64])
+@each(linear.linear_forward, [(6, 5, (4, 3), 2, streams) for streams in (1, 2)] + [(6, 5, (4, 3, 2), (2, 0, 1), 2)], [F64])
 def test_linear(case):
     assert gradcheck(*passes(case))
 

@@ -33,15 +33,16 @@ template <class T>
 void forward_panel_rows(const LinearForward& c, const ForwardRoom<T>& room, const Place& at, const Panel<T>* panel, int64_t begin,
                         int64_t end) {
   const Adapter& low = c.adapter;
-  const int64_t width = c.part_count * low.rank;
+  const PartRank own = low.ranks.part[at.part];
+  const int64_t width = low.ranks.width;
   const T* bias = c.bias ? static_cast<const T*>(c.bias) + at.column : nullptr;
   for_streams(c.N, low.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
     Term<T> terms[2];
     int count = 0;
-    if (low.A) {
-      pack_panel_nn(static_cast<const T*>(low.Bt) + low.slots[s] * low.Bt_stride + at.column, c.O, at.columns, low.rank,
+    if (own.rank) {
+      pack_panel_nn(static_cast<const T*>(low.Bt) + low.slots[s] * low.Bt_stride + at.column, c.O, at.columns, own.rank,
                     room.low);
-      terms[count++] = {static_cast<const T*>(c.u) + from * width + at.part * low.rank, width, room.low, low.rank, low.scale};
+      terms[count++] = {static_cast<const T*>(c.u) + from * width + own.first, width, room.low, own.rank, own.scale};
     }
     terms[count++] = {static_cast<const T*>(c.x) + from * c.ldx, c.ldx, panel, c.K, 1.0f};
     multiply_rounded<T>(to - from, at.columns, terms, count, bias, static_cast<T*>(c.y) + from * c.O + at.column, c.O);
@@ -86,7 +87,7 @@ struct BackwardRoom {
     int64_t turned_size = 0;
     for (int p = 0; p < c.part_count; p++) turned_size += backward_panel_size<T>(*c.parts[p]);
     turned = arena.take<Panel<T>>(turned_size);
-    low = arena.take<Panel<T>>(panel_size<T>(c.part_count * c.adapter.rank));
+    low = arena.take<Panel<T>>(panel_size<T>(c.adapter.ranks.width));
     adapter = arena.take<Panel<T>>(backward_low_size<T>(c));
     bytes = arena.used();
   }
@@ -97,7 +98,7 @@ template <class T>
 void backward_panel_rows(const LinearBackward& c, const BackwardRoom<T>& room, const Panel<T>* turned, int64_t j, int64_t begin,
                          int64_t end) {
   const Adapter& low = c.adapter;
-  const int64_t width = c.part_count * low.rank;
+  const int64_t width = low.ranks.width;
   const int columns = int(smaller<int64_t>(kNR, c.K - j * kNR));
   for_streams(c.N, low.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
     Term<T> terms[kMaxParts + 1];

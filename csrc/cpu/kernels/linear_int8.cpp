@@ -53,17 +53,18 @@ template <class Form, class T>
 void forward_panel_rows(const LinearForward& c, const ForwardRoom<Form, T>& room, const IntegerRows<Form>& x, const Place& at,
                         const char* panel, int64_t begin, int64_t end) {
   const Adapter& low = c.adapter;
-  const int64_t width = c.part_count * low.rank;
+  const PartRank own = low.ranks.part[at.part];
+  const int64_t width = low.ranks.width;
   const T* bias = c.bias ? static_cast<const T*>(c.bias) + at.column : nullptr;
   for_streams(c.N, low.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
     Term<T> low_rank;
-    if (low.A) {
-      pack_panel_nn(static_cast<const T*>(low.Bt) + low.slots[s] * low.Bt_stride + at.column, c.O, at.columns, low.rank,
+    if (own.rank) {
+      pack_panel_nn(static_cast<const T*>(low.Bt) + low.slots[s] * low.Bt_stride + at.column, c.O, at.columns, own.rank,
                     room.low);
-      low_rank = {static_cast<const T*>(c.u) + from * width + at.part * low.rank, width, room.low, low.rank, low.scale};
+      low_rank = {static_cast<const T*>(c.u) + from * width + own.first, width, room.low, own.rank, own.scale};
     }
     const IntegerTerm<Form> term{x.from(from, 0), panel, group_count(c.K)};
-    integer_rounded(to - from, at.columns, low.A ? &low_rank : nullptr, &term, 1, bias,
+    integer_rounded(to - from, at.columns, own.rank ? &low_rank : nullptr, &term, 1, bias,
                     static_cast<T*>(c.y) + from * c.O + at.column, c.O);
   });
 }
@@ -114,7 +115,7 @@ struct BackwardRoom {
     Arena arena(base);
     turned = arena.take<char>(output_groups(c) * kBlockBytes<Form>);
     wide = arena.take<float>(kScaleGroup * kNR);
-    low = arena.take<Panel<T>>(panel_size<T>(c.part_count * c.adapter.rank));
+    low = arena.take<Panel<T>>(panel_size<T>(c.adapter.ranks.width));
     adapter = arena.take<Panel<T>>(backward_low_size<T>(c));
     bytes = arena.used();
   }
@@ -146,7 +147,7 @@ template <class Form, class T>
 void backward_panel_rows(const LinearBackward& c, const BackwardRoom<Form, T>& room, const IntegerRows<Form>& dy, int64_t j,
                          int64_t begin, int64_t end) {
   const Adapter& low = c.adapter;
-  const int64_t width = c.part_count * low.rank;
+  const int64_t width = low.ranks.width;
   const int columns = int(smaller<int64_t>(kNR, c.K - j * kNR));
   for_streams(c.N, low.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
     Term<T> low_rank;

@@ -14,11 +14,11 @@ namespace {
 
 template <class T>
 struct LoraRoom {
-  Panel<T>*dU, *u, *panel;  // dU^T and u^T [P * rank, length] of one stream, and one panel
+  Panel<T>*dU, *u, *panel;  // dU^T and u^T [width, length] of one stream, and one panel
   size_t bytes;
   LoraRoom(const LoraGradient& c, void* base) {
     Arena arena(base);
-    const int64_t length = c.N / c.streams, width = c.part_count * c.rank;
+    const int64_t length = c.N / c.streams, width = c.ranks.width;
     dU = arena.take<Panel<T>>(width * length);
     u = arena.take<Panel<T>>(width * length);
     panel = arena.take<Panel<T>>(panel_size<T>(length));
@@ -33,21 +33,26 @@ void lora_dA(const LoraGradient& c, const LoraRoom<T>& room, int64_t s, int64_t 
   const int columns = int(smaller<int64_t>(kNR, c.K - j * kNR));
   pack_panel_nn(static_cast<const T*>(c.x) + s * length * c.K + j * kNR, c.K, columns, length, room.panel);
   const Term<Panel<T>> term{room.dU, length, room.panel, length, 1.0f};
-  multiply_panel(c.part_count * c.rank, columns, term, c.dA + c.slots[s] * c.dA_stride + j * kNR, c.K, c.accumulate);
+  multiply_panel(c.ranks.width, columns, term, c.dA + c.slots[s] * c.dA_stride + j * kNR, c.K, c.accumulate);
 }
 
-/// Columns `column`.. of dBt of stream s, which belong to part p.
+/// Columns `column`.. of dBt of stream s, which belong to part p; rows beyond the part's rank are zero.
 template <class T>
 void lora_dBt(const LoraGradient& c, const LoraRoom<T>& room, int64_t s, int p, int64_t column, int columns) {
   const int64_t length = c.N / c.streams;
-  pack_panel_nn(static_cast<const T*>(c.dy) + s * length * c.O + column, c.O, columns, length, room.panel);
-  const Term<Panel<T>> term{room.u + p * c.rank * length, length, room.panel, length, c.scale};
-  multiply_panel(c.rank, columns, term, c.dBt + c.slots[s] * c.dBt_stride + column, c.O, c.accumulate);
+  const PartRank own = c.ranks.part[p];
+  float* out = c.dBt + c.slots[s] * c.dBt_stride + column;
+  if (own.rank) {
+    pack_panel_nn(static_cast<const T*>(c.dy) + s * length * c.O + column, c.O, columns, length, room.panel);
+    const Term<Panel<T>> term{room.u + own.first * length, length, room.panel, length, own.scale};
+    multiply_panel(own.rank, columns, term, out, c.O, c.accumulate);
+  }
+  for (int64_t r = own.rank; !c.accumulate && r < c.rank; r++) memset(out + r * c.O, 0, sizeof(float) * size_t(columns));
 }
 
 template <class T>
 void lora_gradient(const LoraGradient& c) {
-  const int64_t length = c.N / c.streams, width = c.part_count * c.rank;
+  const int64_t length = c.N / c.streams, width = c.ranks.width;
   const size_t bytes = LoraRoom<T>(c, nullptr).bytes;
   const int threads = num_threads();
   char* base = static_cast<char*>(scratch(bytes * threads));

@@ -103,6 +103,11 @@ DYNADAPT_API int dynadapt_matrix_unpack(const dynadapt_matrix* matrix, const DLT
 typedef struct {
   uint32_t struct_size;
   float scale; /* of the low-rank product */
+  /* Where the parts differ (else both NULL): the rank of each, from 0 (no adapter) to R, the largest, and the scale of each. A
+   * then has sum(part_ranks) rows, those of the parts one behind the other, and u and dU as many columns; of Bt, a part has the
+   * upper rows of its columns. `scale` is not read. */
+  const int64_t* part_ranks;
+  const float* part_scales;
 } dynadapt_linear_params;
 
 /* y = x W^T + bias + scale * (x A_s,p^T) Bt_s,p. The P parts' outputs stand side by side in y [N, O].
@@ -123,6 +128,8 @@ typedef struct {
   int32_t accumulate; /* add to what dA and dBt hold */
   int32_t part_count;
   const int64_t* part_sizes; /* columns of dy that belong to each part */
+  const int64_t* part_ranks; /* as in dynadapt_linear_params; rows of dBt beyond a part's rank become zero */
+  const float* part_scales;
 } dynadapt_lora_gradient_params;
 
 /* dA_s = dU^T x (f32 [slots, P*R, K]) and dBt_s,p = scale * u_p^T dy_p (f32 [slots, R, O]); each slot may

@@ -8,9 +8,11 @@ import torch
 
 from dynadapt.adapt.optimizers import SGD, Adam
 from dynadapt.ops import lora_gradient, weight_gradient
+from dynadapt.ops.linear import low_rank_size
 from dynadapt.ops.update import UpdateRule, UpdateState
 
 from .base import Draw, Op, OpCase
+from .linear import widths
 from .lora_gradient import lora_inputs
 from .weight_gradient import weight_inputs
 
@@ -58,21 +60,21 @@ def _state(d: Draw, count: int, *shape) -> UpdateState:
 
 
 def lora_gradient_update(
-    d: Draw, n: int, k: int, parts, rank: int, streams: int = 1, rule: UpdateRule = MOMENTUM, label: str = ""
+    d: Draw, n: int, k: int, parts, rank: int | tuple, streams: int = 1, rule: UpdateRule = MOMENTUM, label: str = ""
 ) -> OpCase:
-    count = d.slot_count(streams)
+    count, (width, most, _) = d.slot_count(streams), widths(parts, rank)
     arguments = {
         **lora_inputs(d, n, k, parts, rank, streams),
         "moving": torch.ones(streams, dtype=torch.int32, device=d.device),
-        "a": _state(d, count, len(parts) * rank, k),
-        "bt": _state(d, count, rank, sum(parts)),
+        "a": _state(d, count, width, k),
+        "bt": _state(d, count, most, sum(parts)),
         "rule": rule,
         "lr": 0.1 * d.uniform(count) / n**0.5,
         "skipped": torch.zeros(streams, dtype=torch.int32, device=d.device),
     }
     # beside the gradient's reads: master and momentum read and written, the bf16 copy written
-    learned = streams * rank * (len(parts) * k + sum(parts))
-    moved = 2 * n * (sum(parts) + k + 2 * len(parts) * rank) + 18 * learned
+    learned = streams * sum(low_rank_size(k, parts, rank))
+    moved = 2 * n * (sum(parts) + k + 2 * width) + 18 * learned
     return OpCase(LORA_GRADIENT_UPDATE, d.dtype, arguments, label, moved, lora_gradient.flops(n, k, parts, rank))
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, targeted, whole_model
+from dynadapt.adapt.methods import LoRA, whole_model
 from dynadapt.adapt.optimizers import Adam
+from dynadapt.adapt.targets import targeted
 from dynadapt.engine.decoder import Batch, Decoder
 from dynadapt.engine.footprint import bytes_held
 from dynadapt.engine.learners.make import make_learner
@@ -164,7 +165,7 @@ def step_work(
     slots = 1 if shared or own else streams
     turns = streams if own and not shared else 1  # streams with weights of their own take turns
     learner = None if adapt is None else make_learner(adapt, optimizer, model, dtype, "meta", META, slots=slots)
-    learning = targeted(adapt, config.layers)
+    learning = targeted(adapt, config)
     lowest = None if not learn else (-1, "embed") if whole_model(adapt) else learning[0]
     weights = learner.weights_view if whole_model(adapt) else FrozenWeights(model, "meta", dtype, set(learning) if own else set(), META)
     if quants is not None:
@@ -176,7 +177,7 @@ def step_work(
     context = memory.context if isinstance(memory, Overlap) else 0
     length = segment + (context or (memory.capacity if store is not None else 0))
     rope = rotations(config, length, wide_dtype(dtype), META)
-    decoder = Decoder(config, weights, recorder, workspace, ledger, rope, store, getattr(adapt, "scale", 0.0), recompute)
+    decoder = Decoder(config, weights, recorder, workspace, ledger, rope, store, recompute)
 
     passes = _passes(streams, 1 if turns > 1 else batch or streams)
     for rows in dict.fromkeys(passes) if memory_only else passes:

@@ -21,14 +21,15 @@ ALIGN = 32
 class FlatLayout:
     """Where each named tensor lies in a row of P elements."""
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]]):
+    def __init__(self, shapes: dict[str, tuple[int, ...]], unused: int = 0):
+        """``unused``: elements of the tensors that stay zero, which are no parameters."""
         self.shapes = dict(shapes)
         self.offsets: dict[str, int] = {}
         self.size = 0
         for name, shape in shapes.items():
             self.offsets[name] = self.size
             self.size += -(-math.prod(shape) // ALIGN) * ALIGN
-        self.parameters = sum(math.prod(s) for s in shapes.values())
+        self.parameters = sum(math.prod(s) for s in shapes.values()) - unused
 
     def view(self, buffer: torch.Tensor, name: str) -> torch.Tensor:
         """[slots, *shape] into ``buffer`` [slots, P] (or [*shape] into [P])."""

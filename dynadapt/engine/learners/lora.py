@@ -6,43 +6,56 @@ import math
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, targeted
+from dynadapt.adapt.methods import LoRA, scale_of
+from dynadapt.ops.linear import low_rank_size
 
 from .flat import FlatLayout, FlatState
 from .fused import Fused
 
 
 class LoraLearner:
-    """Adapters for the (layer, group) pairs that ``adapt`` targets.
+    """Adapters for the parts of groups that ``adapt`` targets.
 
-    A [slots, P R, K] stacks the P parts of a group, Bt [slots, R, O] lays their outputs side by side
-    (see ops/linear.py).
+    A [slots, sum R_p, K] stacks the P parts of a group, Bt [slots, R, O] lays their outputs side by side, R being the largest R_p
+    (see ops/linear.py). What of Bt lies beyond a part's rank is neither read nor learned, and stays zero.
     """
 
     owns_weights = False
     weights_view = gradient_view = None
 
-    def __init__(self, adapt: LoRA, optimizer, groups, slots: int, dtype: torch.dtype, seed: int, device="cpu", keep_grad: bool = True):
-        """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model, in forward order."""
+    def __init__(
+        self, adapt: LoRA, optimizer, groups, parts, slots: int, dtype: torch.dtype, seed: int, device="cpu", keep_grad: bool = True
+    ):
+        """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model; ``parts``: {(layer, group): (rank, alpha)
+        of each part} of those that learn, in forward order (adapt/targets.py)."""
         if optimizer.uses_statistics:
             raise ValueError(
                 f"optimizer={type(optimizer).__name__} with adapt=LoRA: the gradient of A is zero at the prior (B = 0), so its frozen "
                 "statistics are zero too; use RMS with RowSparse or Full, or Adam with LoRA"
             )
-        layers = 1 + max(layer for layer, _ in groups)
-        self.adapt, self.scale = adapt, adapt.scale
-        self.learning = targeted(adapt, layers)
+        self.adapt, self.parts_of = adapt, parts
+        self.learning = list(parts)
         self.sizes = {key: groups[key] for key in self.learning}
+        self.ranks = {key: tuple(rank for rank, _ in own) for key, own in parts.items()}
+        self.scales = {key: self._scale(own) for key, own in parts.items()}
         shapes: dict[str, tuple[int, ...]] = {}
-        for (layer, group), (k, parts) in self.sizes.items():
-            shapes[f"{layer}.{group}.A"] = (len(parts) * adapt.rank, k)
-            shapes[f"{layer}.{group}.Bt"] = (adapt.rank, sum(parts))
-        self.layout = FlatLayout(shapes)
+        unused = 0
+        for (layer, group), (k, sizes) in self.sizes.items():
+            ranks = self.ranks[layer, group]
+            shapes[f"{layer}.{group}.A"] = (sum(ranks), k)
+            shapes[f"{layer}.{group}.Bt"] = (max(ranks), sum(sizes))
+            unused += max(ranks) * sum(sizes) - low_rank_size(k, sizes, ranks)[1]
+        self.layout = FlatLayout(shapes, unused)
         self.state = FlatState(self.layout, slots, optimizer, dtype, separate_working=True, device=device, keep_grad=keep_grad)
         self.state.prior = self._initial(seed).to(device)
         self._bind()
         for slot in range(slots):
             self.reset(slot)
+
+    def _scale(self, parts: list[tuple[int, float]]) -> float | list[tuple[int, float]]:
+        """The ``scale`` of the ops for one group: a number where its parts are alike."""
+        own = [(rank, scale_of(self.adapt, rank, alpha) if rank else 0.0) for rank, alpha in parts]
+        return own[0][1] if len(set(own)) == 1 else own
 
     @property
     def learned_parameters(self) -> int:
@@ -75,7 +88,7 @@ class LoraLearner:
 
     def gradient(self, ops, layer, group, dy, x, u, dU, slots, accumulate) -> None:
         """Write or add to the adapter gradients of ``slots`` for one group, or with ``fused`` set move the adapters at once."""
-        given = (dy, x, u, dU, list(self.sizes[layer, group][1]), self.scale, slots)
+        given = (dy, x, u, dU, list(self.sizes[layer, group][1]), self.scales[layer, group], slots)
         f = self.fused
         if f is not None:
             states = (self.state.state_of(f"{layer}.{group}.{part}") for part in ("A", "Bt"))

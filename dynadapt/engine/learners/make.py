@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from dynadapt.adapt.methods import LoRA, whole_model
+from dynadapt.adapt.targets import adapted_parts, targeted
 from dynadapt.engine.weights import group_sizes, source_weight
 
 from .lora import LoraLearner
@@ -34,11 +35,13 @@ def make_learner(
         keep_prior: the prior of weights that learn is kept beside them. keep_grad: so is their gradient.
     """
     if isinstance(adapt, LoRA):
-        return LoraLearner(adapt, optimizer, group_sizes(model.config), slots, dtype, seed, device, keep_grad)
+        parts = adapted_parts(adapt, model.config)
+        return LoraLearner(adapt, optimizer, group_sizes(model.config), parts, slots, dtype, seed, device, keep_grad)
     if whole_model(adapt):
         return ModelLearner(adapt, optimizer, model, dtype, backend, device, keep_prior)
     source = partial(source_weight, model)
-    return RowLearner(adapt, optimizer, group_sizes(model.config), dtype, backend, source, device, keep_prior, keep_grad)
+    groups, learning = group_sizes(model.config), targeted(adapt, model.config)
+    return RowLearner(adapt, optimizer, groups, learning, dtype, backend, source, device, keep_prior, keep_grad)
 
 
 def make_learners(settings, model) -> list:

@@ -2,56 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from dynadapt.model import ModelError, layout, peft_name
 from dynadapt.model.peft import read_for_model, settings_of, tensor_key, write_files
+from dynadapt.model.peft_fields import module_alpha, module_rank, module_scale, shown
+from dynadapt.ops.linear import each_part
 
 
-def adapted_modules(learner, config):
-    """(layer, group, part index, first column, last column, PEFT module name) of every adapted weight."""
-    for (layer, group), (_, sizes) in learner.sizes.items():
-        start = 0
-        for p, (part, size) in enumerate(zip(layout(config)[group], sizes)):
-            yield layer, group, p, start, start + size, peft_name(config, layer, part)
-            start += size
+@dataclass(frozen=True)
+class Adapted:
+    """One adapted linear: its rows of the group's A, its columns of Bt (of which it has the upper ``rank`` rows)."""
+
+    layer: int
+    group: str
+    part: str
+    module: str  # PEFT's name
+    rows: slice
+    columns: slice
+    rank: int
+    alpha: float
+    scale: float
+
+    def halves(self, A: torch.Tensor, Bt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views [rank, K] and [rank, O] into a slot's A [sum R_p, K] and Bt [R, sum O]."""
+        return A[self.rows], Bt[: self.rank, self.columns]
 
 
-def _master(learner, slot, layer, group):
+def adapted_modules(learner, config) -> Iterator[Adapted]:
+    """Every adapted linear, in forward order."""
+    for key, (_, sizes) in learner.sizes.items():
+        parts = zip(layout(config)[key[1]], learner.parts_of[key], each_part(learner.scales[key], sizes, max(learner.ranks[key])))
+        for part, (rank, alpha), (rows, columns, _, scale) in parts:
+            if rank:
+                yield Adapted(key[0], key[1], part, peft_name(config, key[0], part), rows, columns, rank, alpha, scale)
+
+
+def _master(learner, slot, adapted: Adapted):
     view = learner.layout.view
-    return (view(learner.state.master, f"{layer}.{group}.A")[slot], view(learner.state.master, f"{layer}.{group}.Bt")[slot])
+    A, Bt = (view(learner.state.master, f"{adapted.layer}.{adapted.group}.{half}")[slot] for half in ("A", "Bt"))
+    return adapted.halves(A, Bt)
 
 
 def write_adapter(directory, learner, config, slot: int, base_model: str) -> None:
     """Write the adapter of one slot, float32 masters, as a PEFT directory."""
-    directory, rank = Path(directory), learner.adapt.rank
+    directory, adapt = Path(directory), learner.adapt
     directory.mkdir(parents=True, exist_ok=True)
-    tensors, names = {}, set()
-    for layer, group, p, lo, hi, module in adapted_modules(learner, config):
-        A, Bt = _master(learner, slot, layer, group)
-        tensors[tensor_key(module, "A")] = A[p * rank : (p + 1) * rank].float().contiguous()
-        tensors[tensor_key(module, "B")] = Bt[:, lo:hi].t().float().contiguous()
-        names.add(module)
-    write_files(directory, tensors, settings_of(config, rank, learner.adapt.alpha, base_model, names, learner.adapt.layers))
+    tensors, modules = {}, {}
+    for adapted in adapted_modules(learner, config):
+        A, Bt = _master(learner, slot, adapted)
+        tensors[tensor_key(adapted.module, "A")] = A.float().contiguous()
+        tensors[tensor_key(adapted.module, "B")] = Bt.t().float().contiguous()
+        modules[adapted.module] = (adapted.rank, adapted.alpha)
+    write_files(directory, tensors, settings_of(config, adapt.rank, adapt.alpha, base_model, modules, adapt.layers, adapt.rslora))
 
 
 def read_adapter(directory, learner, config, slot: int) -> None:
-    """Load a PEFT adapter of the same rank, alpha and targets into one slot's masters, or change nothing.
+    """Load a PEFT adapter of the same ranks, scales and targets into one slot's masters, or change nothing.
 
     Raises:
-        ModelError: naming what the adapter has that this engine does not (rank, alpha, DoRA, patterns, modules).
+        ModelError: naming what the adapter has that this engine does not (rank, alpha, DoRA, modules).
     """
-    directory, rank = Path(directory), learner.adapt.rank
+    directory = Path(directory)
     settings, tensors = read_for_model(directory, config)
-    for name, expected in (("r", rank), ("lora_alpha", learner.adapt.alpha)):
-        if settings[name] != expected:
-            raise ModelError(f"{directory}: adapter has {name}={settings[name]}; the engine's LoRA has {expected}")
     values: list[tuple] = []
-    for layer, group, p, lo, hi, module in adapted_modules(learner, config):
+    for adapted in adapted_modules(learner, config):
+        module = adapted.module
+        _check_alike(settings, adapted, learner.adapt.rslora, directory)
         if module not in tensors:
             raise ModelError(f"{directory}: adapter has no {tensor_key(module, 'A')}, which targets={learner.adapt.targets!r} needs")
-        A, Bt = _master(learner, slot, layer, group)
-        values += zip((A[p * rank : (p + 1) * rank], Bt[:, lo:hi].t()), tensors.pop(module))
+        A, Bt = _master(learner, slot, adapted)
+        values += zip((A, Bt.t()), tensors.pop(module))
     if tensors:
         raise ModelError(
             f"{directory}: adapter has {tensor_key(min(tensors), 'A')} and {len(tensors) - 1} modules more that "
@@ -61,3 +86,23 @@ def read_adapter(directory, learner, config, slot: int) -> None:
         target.copy_(value)
     if learner.state.working is not None:
         learner.state.working[slot] = learner.state.master[slot].to(learner.state.working.dtype)
+
+
+def _check_alike(settings, adapted: Adapted, rslora: bool, directory: Path) -> None:
+    """The rank and scale of one module are those of the engine."""
+    has = lambda pattern, otherwise: pattern if settings.get(pattern) else otherwise  # noqa: E731
+    name: str
+    found: float
+    ours: float
+    rank, alpha = module_rank(settings, adapted.module), module_alpha(settings, adapted.module)
+    if rank != adapted.rank:
+        name, found, ours = has("rank_pattern", "r"), rank, adapted.rank
+    elif module_scale(settings, adapted.module) == adapted.scale:
+        return
+    elif bool(settings.get("use_rslora")) != rslora:
+        name, found, ours = "use_rslora", bool(settings.get("use_rslora")), rslora
+    else:
+        name, found, ours = has("alpha_pattern", "lora_alpha"), alpha, adapted.alpha
+    raise ModelError(
+        f"{directory}: adapter has {name}={shown(settings.get(name))}, which is {found} for {adapted.module}; the engine's LoRA has {ours}"
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dynadapt.adapt.methods import Full, RowSparse, targeted
+from dynadapt.adapt.methods import Full, RowSparse
 from dynadapt.engine.weights import ModelTensors
 from dynadapt.ops import DenseMatrix, make_parts
 
@@ -37,6 +37,7 @@ class RowLearner:
         adapt: RowSparse | Full,
         optimizer,
         groups,
+        learning: list[tuple[int, str]],
         dtype: torch.dtype,
         backend: str,
         source,
@@ -44,10 +45,9 @@ class RowLearner:
         keep_prior: bool = False,
         keep_grad: bool = True,
     ):
-        layers = 1 + max(layer for layer, _ in groups)
         self.adapt, self.backend, self.dtype, self.source = adapt, backend, dtype, source
         self.device = torch.device(device)
-        self.learning = targeted(adapt, layers)
+        self.learning = learning
         self.sizes = {key: groups[key] for key in self.learning}
         self.full = isinstance(adapt, Full)
         # plain tensors that learn whole need no copy of their own: the update writes the weights that products read

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dynadapt.adapt.methods import Full
+from dynadapt.adapt.targets import targeted
 from dynadapt.engine.weights import ModelTensors, biased_groups, group_sizes, look_up_table, source_weight
 from dynadapt.model.layout import layout, tensor_shapes
 from dynadapt.ops import DenseMatrix, make_matrix
@@ -33,7 +34,9 @@ class ModelLearner(RowLearner):
         self.copies: dict[str, torch.Tensor] = {}
         self.packed_head: Any = None  # a Matrix, where the head is one of its own
         source = lambda layer, group, part: source_weight(model, layer, group, part)  # noqa: E731
-        super().__init__(adapt, optimizer, group_sizes(self.config), dtype, backend, source, device, keep_prior)
+        super().__init__(
+            adapt, optimizer, group_sizes(self.config), targeted(adapt, self.config), dtype, backend, source, device, keep_prior
+        )
         self._bind()
 
     # ---- where everything lies

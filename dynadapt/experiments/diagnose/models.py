@@ -13,7 +13,7 @@ from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import build_engine, memory_of
 from dynadapt.model import linear_shapes, peft_name
 from dynadapt.model.errors import ModelError
-from dynadapt.model.peft import read_for_model, settings_of, write_files
+from dynadapt.model.peft import one_scale, read_for_model, settings_of, write_files
 from dynadapt.runs.checkpoints import last_state
 
 
@@ -82,10 +82,10 @@ def adapter_engine(directory: str, completed: Path) -> Callable:
 def complete_adapter(directory: Path, config, out: Path) -> LoRA:
     """Writes the adapter to `out` with zeros for the linears that it leaves alone, so that it covers all of them.
 
-    Raises ModelError, naming it, for what can't be run exactly: DoRA, patterns of ranks, modules other than the layers' linears,
+    Raises ModelError, naming it, for what can't be run exactly: DoRA, modules other than the layers' linears,
     values that are not finite.
     """
-    settings, tensors = read_for_model(directory, config, convert_rslora=True)
+    settings, tensors = one_scale(*read_for_model(directory, config))
     rank, alpha, whole = settings["r"], settings["lora_alpha"], {}
     for layer in range(config.layers):
         for part, (rows, columns) in linear_shapes(config).items():
@@ -97,5 +97,9 @@ def complete_adapter(directory: Path, config, out: Path) -> LoRA:
         for module, pair in whole.items()
         for which, value in zip("AB", pair)
     }
-    write_files(out, named, settings_of(config, rank, alpha, str(settings.get("base_model_name_or_path") or ""), whole))
+    write_files(
+        out,
+        named,
+        settings_of(config, rank, alpha, str(settings.get("base_model_name_or_path") or ""), dict.fromkeys(whole, (rank, alpha))),
+    )
     return LoRA(rank=rank, alpha=alpha)

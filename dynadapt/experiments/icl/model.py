@@ -140,14 +140,7 @@ class Regressor:
         self.ops, self.ledger = OpSet(self.backend, self.torch_dtype), Ledger()
         self.workspace = Workspace(self.torch_dtype, self.device)
         self.decoder = Decoder(
-            geometry.decoder(),
-            self.learner.weights_view,
-            self.ops,
-            self.workspace,
-            self.ledger,
-            [(None, None)] * geometry.layers,
-            None,
-            0.0,
+            geometry.decoder(), self.learner.weights_view, self.ops, self.workspace, self.ledger, [(None, None)] * geometry.layers, None
         )
         zeros = lambda n, dtype: torch.zeros(n, dtype=dtype, device=self.device)  # noqa: E731
         self.slot, self.lr = zeros(1, torch.int32), zeros(1, torch.float32) + optimizer.lr

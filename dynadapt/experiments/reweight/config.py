@@ -12,6 +12,7 @@ from pathlib import Path
 from dynadapt.adapt.optimizers import WITHOUT_STATISTICS
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, check_names, like, setting
+from dynadapt.experiments.adapter_words import WORDS
 from dynadapt.experiments.config import LEARNING_RATES, EvalConfig, without_usual_alpha
 from dynadapt.experiments.mixers import MIXERS
 
@@ -233,6 +234,8 @@ def _check_together(config: ReweightConfig) -> None:
             if config.corpus
             else "domains: none are given; name them as NAME=PATH, or give a corpus"
         )
+    if config.targets not in WORDS and config.adapt != "lora":
+        raise ConfigError(f"targets {config.targets!r} with adapt {config.adapt!r}: give adapt lora, or targets all, attn or mlp")
     if config.targets == "model" and config.adapt != "full":
         raise ConfigError(f"targets 'model' with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")
     if config.scratch:

@@ -182,14 +182,14 @@ ffi::Error run(ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Dictionary
   static int op(Call& call)
 
 OP(linear_forward) {
-  const dynadapt_linear_params params{sizeof params, call.attr<float>("scale")};
+  const dynadapt_linear_params params{sizeof params, call.attr<float>("scale"), nullptr, nullptr};
   const auto parts = call.weights();
   return dynadapt_linear_forward(call.in(0), parts.data(), int32_t(parts.size()), call.in(1), call.in(2), call.in(3), call.in(4),
                                  call.out(0), call.out(1), &params);
 }
 
 OP(linear_backward) {
-  const dynadapt_linear_params params{sizeof params, call.attr<float>("scale")};
+  const dynadapt_linear_params params{sizeof params, call.attr<float>("scale"), nullptr, nullptr};
   const auto parts = call.weights();
   return dynadapt_linear_backward(call.in(0), parts.data(), int32_t(parts.size()), call.in(1), call.in(2), call.in(3),
                                   call.out(0), call.out(1), &params);
@@ -198,7 +198,8 @@ OP(linear_backward) {
 OP(lora_gradient) {
   const auto sizes = call.attr<ffi::Span<const int64_t>>("part_sizes");
   // Slots that no row belongs to stay at zero.
-  const dynadapt_lora_gradient_params params{sizeof params, call.attr<float>("scale"), 0, int32_t(sizes.size()), sizes.begin()};
+  const dynadapt_lora_gradient_params params{
+      sizeof params, call.attr<float>("scale"), 0, int32_t(sizes.size()), sizes.begin(), nullptr, nullptr};
   return dynadapt_lora_gradient(call.in(0), call.in(1), call.in(2), call.in(3), call.in(4), call.sum(0), call.sum(1), &params);
 }
 

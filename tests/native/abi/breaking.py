@@ -122,6 +122,10 @@ class Call:
         return memory.address
 
     def field(self, value):
+        if isinstance(value, tuple) and all(isinstance(n, float) for n in value):
+            array = (c.c_float * len(value))(*value)
+            self.keep.append(array)
+            return c.addressof(array)
         if isinstance(value, tuple):
             return self.int64s(value)
         if isinstance(value, str):

@@ -133,7 +133,11 @@ HEADS = {"query_heads": (2, SIZE), "kv_heads": (1, SIZE), "head_dim": (4, SIZE)}
 SLOTS = indices((1, 0), 2)
 TARGETS = T((6,), "i64", values=(0, 4, -1, 2, 3, 1), bad=(5, 2**63 - 1))
 
-LINEAR = Struct("dynadapt_linear_params", {"scale": (0.5, NUMBER)})
+PART_RANKS = {
+    "part_ranks": ((2, 2), (None, (3, 1), (-1, 2), (2, INT_MAX), (2**63 - 1, 2), (1, 1), (0, 0))),
+    "part_scales": ((0.5, 2.0), (None, (NAN, 0.5), (0.5, INF))),
+}
+LINEAR = Struct("dynadapt_linear_params", {"scale": (0.5, NUMBER), **PART_RANKS})
 GRADIENT = Struct("dynadapt_gradient_params", {"accumulate": (0, ANY)})
 COUNT = Number(2, (0, -1, 1000, INT_MIN, INT_MAX))
 MEMORY = {"mem_k": may(2, 3, 4), "mem_v": may(2, 3, 4), "mem_len": may(2, dtype="i32", values=(3, 0), bad=(-1, 4, INT_MIN, INT_MAX))}
@@ -252,6 +256,7 @@ ROWS = {
                 "accumulate": (0, ANY),
                 "part_count": (2, COUNT.bad),
                 "part_sizes": ((5, 5), ((0, 10), (-1, 11), (5, 6), (2**63 - 1, 2**63 - 1), None)),
+                **PART_RANKS,
             },
         ),
     },

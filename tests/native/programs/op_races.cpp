@@ -114,7 +114,7 @@ struct Ops {
     quants[0] = quants[1] = quantised;
     DLTensor *x = t.f32({N, K}), *dy = t.f32({N, O}), *A = t.f32({S, 2 * R, K}), *Bt = t.f32({S, R, O}), *slots = t.i32({1, 0});
     DLTensor *u = t.f32({N, 2 * R}), *dU = t.f32({N, 2 * R});
-    static const dynadapt_linear_params linear{sizeof linear, 0.5f};
+    static const dynadapt_linear_params linear{sizeof linear, 0.5f, nullptr, nullptr};
     static const dynadapt_gradient_params gradient{sizeof gradient, 0};
     add("linear_forward", [=, this, u1 = t.out({N, 2 * R}), y = t.out({N, O})] {
       return dynadapt_linear_forward(x, parts, 2, nullptr, A, Bt, slots, u1, y, &linear);
@@ -129,7 +129,7 @@ struct Ops {
       return dynadapt_linear_backward(dy, quants, 2, A, Bt, slots, dU1, dx, &linear);
     });
     add("lora_gradient", [=, this, dA = t.out({S, 2 * R, K}), dBt = t.out({S, R, O})] {
-      const dynadapt_lora_gradient_params p{sizeof p, 0.5f, 0, 2, sizes};
+      const dynadapt_lora_gradient_params p{sizeof p, 0.5f, 0, 2, sizes, nullptr, nullptr};
       return dynadapt_lora_gradient(dy, x, u, dU, slots, dA, dBt, &p);
     });
     add("weight_gradient", [=, dW = t.out({O, K})] { return dynadapt_weight_gradient(dy, x, nullptr, dW, &gradient); });
@@ -240,7 +240,7 @@ struct Ops {
 void fail_on_purpose(Ops& ops, int caller) {
   DLTensor* wrong = ops.t.f32({1, 1000 + caller});
   const std::string expected = "y has shape [1, " + std::to_string(1000 + caller) + "]";
-  dynadapt_linear_params p{sizeof p, 1.0f};
+  dynadapt_linear_params p{sizeof p, 1.0f, nullptr, nullptr};
   const int code =
       dynadapt_linear_forward(ops.t.f32({1, 64}), ops.parts, 1, nullptr, nullptr, nullptr, nullptr, nullptr, wrong, &p);
   if (code != DYNADAPT_INVALID || std::string(dynadapt_last_error()).find(expected) == std::string::npos)

@@ -1,0 +1,100 @@
+"""Which linears of a model learn, by layer and group: what ``targets``, ``layers`` and the patterns of methods.py come to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from dynadapt.model import ModelConfig, layout, peft_name
+from dynadapt.model.family import FAMILIES
+from dynadapt.model.layout import hf_module
+
+from .methods import GROUPS, NO_ADAPTER, TARGETS, LoRA, alpha_of
+
+AROUND = ("embed", "positions", "head")  # modules that PEFT could adapt, around the layers
+Key = tuple[int, str]
+
+
+def targeted(adapt, config: ModelConfig) -> list[Key]:
+    """(layer, group) pairs of which something learns, in forward order.
+
+    Raises:
+        ValueError: for layers, names or patterns that the model does not have.
+    """
+    if isinstance(adapt, LoRA):
+        return list(adapted_parts(adapt, config))
+    return [] if adapt is None else [(i, group) for i in _span(adapt, config) for group in GROUPS if group in TARGETS[adapt.targets]]
+
+
+def adapted_parts(adapt: LoRA, config: ModelConfig) -> dict[Key, list[tuple[int, float]]]:
+    """{(layer, group): (rank, alpha) of each part of the group, rank 0 for one that has no adapter}, in forward order.
+
+    Raises:
+        ValueError: for layers, names or patterns that the model does not have.
+    """
+    span, groups = _span(adapt, config), layout(config)
+    linears = [(i, group, part) for i in span for group in GROUPS for part in groups[group]]
+    chosen = {linear for linear in linears if _is_target(adapt.targets, *linear[1:], peft_name(config, linear[0], linear[2]))}
+    _check_names(adapt, config, linears, chosen)
+    found: dict[Key, list[tuple[int, float]]] = {}
+    for i, group, part in linears:
+        module = peft_name(config, i, part)
+        rank, alpha = 0, alpha_of(adapt.rank, adapt.alpha)
+        if (i, group, part) in chosen:
+            rank = _first(adapt.rank_pattern, part, module, adapt.rank)
+            alpha = float(_first(adapt.alpha_pattern, part, module, alpha))
+        found.setdefault((i, group), []).append((rank, alpha))
+    return {key: parts for key, parts in found.items() if any(rank for rank, _ in parts)}
+
+
+def _span(adapt, config: ModelConfig) -> range:
+    span = adapt.layers if adapt.layers is not None else range(config.layers)
+    if span.stop > config.layers:
+        raise ValueError(f"layers={span.start}:{span.stop}: the model has layers 0:{config.layers}")
+    return span
+
+
+def _is_target(targets: str | tuple[str, ...], group: str, part: str, module: str) -> bool:
+    if not isinstance(targets, str):
+        return any(_is_named(name, part, module) for name in targets)
+    return group in TARGETS[targets] if targets in TARGETS else re.fullmatch(targets, module) is not None
+
+
+def _is_named(name: str, part: str, module: str) -> bool:
+    return name == part or module == name or module.endswith(f".{name}")
+
+
+def _fits(pattern: str, part: str, module: str) -> bool:
+    """As PEFT's get_pattern_key finds it, or the linear's own name."""
+    return pattern == part or re.match(rf"(.*\.)?({pattern})$", module) is not None
+
+
+def _first(pattern: Iterable[tuple[str, float]], part: str, module: str, otherwise):
+    return next((value for key, value in pattern if _fits(key, part, module)), otherwise)
+
+
+def _check_names(adapt: LoRA, config: ModelConfig, linears, chosen) -> None:
+    """Every name and pattern is of something that is there."""
+    there = f"the linears of {config.family} are {', '.join(dict.fromkeys(part for *_, part in linears))} ({_endings(config, linears)})"
+    if not isinstance(adapt.targets, str):
+        for name in adapt.targets:
+            if not any(_is_named(name, part, peft_name(config, i, part)) for i, _, part in linears):
+                raise ValueError(f"targets has {name!r}, which names no linear: {there}")
+    elif adapt.targets not in TARGETS:
+        for module in (hf_module(config, name) for name in AROUND if name in FAMILIES[config.family].hf_modules):
+            if re.fullmatch(adapt.targets, module):
+                raise ValueError(f"targets={adapt.targets!r} matches {module}, which has no adapter: {there}")
+    if not chosen:
+        raise ValueError(f"targets={adapt.targets!r} matches no linear: {there}")
+    for name, pattern in (("rank_pattern", adapt.rank_pattern), ("alpha_pattern", adapt.alpha_pattern)):
+        for key, _ in pattern:
+            if not any(_fits(key, part, peft_name(config, i, part)) for i, _, part in chosen):
+                hint = " (the head and the embedding have no adapters)" if key in NO_ADAPTER else ""
+                raise ValueError(f"{name} has {key!r}, which fits no linear that learns{hint}: {there}")
+
+
+def _endings(config: ModelConfig, linears) -> str:
+    """PEFT's names of the linears, as they end in every layer."""
+    prefix = peft_name(config, *linears[0][::2]).split(f".{linears[0][0]}.")[0]
+    modules = (peft_name(config, i, part).removeprefix(f"{prefix}.{i}.") for i, _, part in linears)
+    return ", ".join(dict.fromkeys(modules))
