@@ -153,7 +153,6 @@ _ROWS = (
         ("delta layers",),
         derivative=True,
         jax=False,
-        triton=False,
     ),
     Row(
         "short_convolution_backward",
@@ -162,7 +161,6 @@ _ROWS = (
         "backward",
         ("delta layers", "learning"),
         jax=False,
-        triton=False,
     ),
     Row(
         "delta_rule_forward",
@@ -193,7 +191,6 @@ _ROWS = (
         ("delta layers",),
         derivative=True,
         jax=False,
-        triton=False,
     ),
     Row("gated_norm_backward", "gated_norm", "gradient of gated_norm_forward", "backward", ("delta layers", "learning"), jax=False),
     Row("activation_forward", "activation", "SwiGLU, GELU", "forward", derivative=True),
