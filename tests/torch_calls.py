@@ -9,7 +9,9 @@ from dynadapt.bench.cases.attention import attention_backward, attention_forward
 from dynadapt.bench.cases.base import convert
 from dynadapt.bench.cases.bias_gradient import bias_gradient
 from dynadapt.bench.cases.cross_entropy import cross_entropy, cross_entropy_weight_gradient
+from dynadapt.bench.cases.delta_rule import delta_rule_backward, delta_rule_forward
 from dynadapt.bench.cases.embedding import embedding_backward, embedding_forward
+from dynadapt.bench.cases.gated_norm import gated_norm_backward, gated_norm_forward
 from dynadapt.bench.cases.head_norm import head_norm_backward, head_norm_forward
 from dynadapt.bench.cases.linear import linear_backward, linear_forward
 from dynadapt.bench.cases.linear_mse import linear_mse
@@ -17,6 +19,7 @@ from dynadapt.bench.cases.lora_gradient import lora_gradient
 from dynadapt.bench.cases.memory import memory_advance, memory_fill
 from dynadapt.bench.cases.norm import norm_backward, norm_forward
 from dynadapt.bench.cases.reset import reset
+from dynadapt.bench.cases.short_convolution import short_convolution_backward, short_convolution_forward
 from dynadapt.bench.cases.update import lora_gradient_update, update, weight_gradient_update
 from dynadapt.bench.cases.weight_gradient import row_scores, weight_gradient
 from dynadapt.interop import torch_ops  # noqa: F401  (registers the ops)
@@ -25,6 +28,7 @@ I32 = {"dtype": torch.int32}
 TARGETS = torch.tensor([3, -1, 0, 10, 7, 2])
 LAYER = (6, 5, (4, 3), 2, 2)  # rows, inputs, parts, rank, streams
 ATTENTION = (2, 3, 4, 2, 1, 4)  # streams, tokens, memory, query heads, kv heads, head size
+DELTA = (2, 3, 1, 2, 3, 4)  # streams, tokens, key heads, value heads, key size, value size
 WEIGHT = (6, 7, 5, 2)  # rows, outputs, inputs, chosen rows
 SGD_RULE, ADAM_RULE = SGD(clip=0.0).rule(), Adam(clip=1.0, decay=0.1).rule()
 # op -> (the function that makes its case, sizes, arguments of the schema that the case does not have)
@@ -51,6 +55,12 @@ CALLS = {
     "embedding_backward": (embedding_backward, (3, 3, 5), {"rows": 5}),
     "attention": (attention_forward, ATTENTION, {}),
     "attention_backward": (attention_backward, ATTENTION, {}),
+    "short_convolution": (short_convolution_forward, (2, 3, 5), {}),
+    "short_convolution_backward": (short_convolution_backward, (2, 3, 5), {}),
+    "delta_rule": (delta_rule_forward, DELTA, {}),
+    "delta_rule_backward": (delta_rule_backward, DELTA, {}),
+    "gated_norm": (gated_norm_forward, (6, 2, 4), {}),
+    "gated_norm_backward": (gated_norm_backward, (6, 2, 4), {}),
     "update": (update, (5, 1, ADAM_RULE), {}),
     "reset": (reset, (5, 1), {}),
     "memory_advance": (memory_advance, (2, 2, 3, 4, (0, 3), 2, 1), {}),
@@ -59,7 +69,7 @@ CALLS = {
     "weight_gradient_update": (weight_gradient_update, (*WEIGHT, SGD_RULE), {}),
 }
 NAMES = {"weights": "parts", "g": "weights"}  # where the schema's is not the case's
-NO_GRADIENT = ("mem_k", "mem_v", "cos", "sin")
+NO_GRADIENT = ("mem_k", "mem_v", "cos", "sin", "state")
 
 
 def rand(*shape, seed=0, dtype=torch.float32, grad=False):

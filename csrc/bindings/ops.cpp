@@ -70,6 +70,16 @@ dynadapt_linear_params linear_params(const Scales& s) {
   return {sizeof(dynadapt_linear_params), s.scale, s.part_ranks(), s.part_scales()};
 }
 
+dynadapt_delta_rule_params delta_rule_params(Arguments& a) {
+  return {sizeof(dynadapt_delta_rule_params),
+          a.whole("hk"),
+          a.whole("hv"),
+          a.whole("dk"),
+          a.whole("dv"),
+          a.number("scale"),
+          a.number("eps")};
+}
+
 dynadapt_gradient_params gradient_params(Arguments& a) { return {sizeof(dynadapt_gradient_params), a.flag("accumulate")}; }
 
 }  // namespace
@@ -172,6 +182,38 @@ void bind_ops(py::module_& module) {
               call(dynadapt_attention_backward, a["dout"], a["qkv"], a["out"], a["lse"], a["mem_k"], a["mem_v"], a["mem_len"],
                    a["slots"], a["cos"], a["sin"], a["dqkv"], &params);
             });
+
+  define(module, "short_convolution_forward", {"x", "weight", "state", "slots", "lengths", "y", "final"}, [](Arguments& a) {
+    call(dynadapt_short_convolution_forward, a["x"], a["weight"], a["state"], a["slots"], a["lengths"], a["y"], a["final"]);
+  });
+  define(module, "short_convolution_backward", {"dy", "x", "weight", "state", "slots", "lengths", "dx", "dweight"},
+         [](Arguments& a) {
+           call(dynadapt_short_convolution_backward, a["dy"], a["x"], a["weight"], a["state"], a["slots"], a["lengths"], a["dx"],
+                a["dweight"]);
+         });
+  define(module, "delta_rule_forward",
+         {"qkv", "g", "beta", "state", "slots", "lengths", "hk", "hv", "dk", "dv", "scale", "eps", "out", "final"},
+         [](Arguments& a) {
+           const auto params = delta_rule_params(a);
+           call(dynadapt_delta_rule_forward, a["qkv"], a["g"], a["beta"], a["state"], a["slots"], a["lengths"], a["out"],
+                a["final"], &params);
+         });
+  define(module, "delta_rule_backward",
+         {"dout", "qkv", "g", "beta", "state", "slots", "lengths", "hk", "hv", "dk", "dv", "scale", "eps", "dqkv", "dg", "dbeta"},
+         [](Arguments& a) {
+           const auto params = delta_rule_params(a);
+           call(dynadapt_delta_rule_backward, a["dout"], a["qkv"], a["g"], a["beta"], a["state"], a["slots"], a["lengths"],
+                a["dqkv"], a["dg"], a["dbeta"], &params);
+         });
+  define(module, "gated_norm_forward", {"x", "gate", "weight", "eps", "d", "y", "rstd"}, [](Arguments& a) {
+    const dynadapt_gated_norm_params params{sizeof params, a.whole("d"), a.number("eps")};
+    call(dynadapt_gated_norm_forward, a["x"], a["gate"], a["weight"], a["y"], a["rstd"], &params);
+  });
+  define(module, "gated_norm_backward", {"dy", "x", "gate", "weight", "rstd", "d", "dx", "dgate", "dweight"}, [](Arguments& a) {
+    const dynadapt_gated_norm_params params{sizeof params, a.whole("d"), 0};
+    call(dynadapt_gated_norm_backward, a["dy"], a["x"], a["gate"], a["weight"], a["rstd"], a["dx"], a["dgate"], a["dweight"],
+         &params);
+  });
 }
 
 }  // namespace dynadapt::bindings

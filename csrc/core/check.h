@@ -29,8 +29,8 @@ enum class Layout {
 /// A tensor that passed the checks. Strides are in elements.
 struct View {
   void* data = nullptr;
-  int64_t size[3] = {1, 1, 1};
-  int64_t stride[3] = {0, 0, 0};
+  int64_t size[4] = {1, 1, 1, 1};
+  int64_t stride[4] = {0, 0, 0, 0};
   DType dtype = kF32;
 
   explicit operator bool() const { return data != nullptr; }

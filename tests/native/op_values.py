@@ -17,7 +17,15 @@ from .abi import header
 HERE = Path(__file__).parent
 FUNCTIONS, STRUCTS = header.read(HERE.parents[1] / "csrc" / "include" / "dynadapt" / "dynadapt.h")
 CODES = {torch.float32: (2, 32), torch.bfloat16: (4, 16), torch.int32: (0, 32), torch.int64: (0, 64)}
-SHORT = {"query_heads": "hq", "kv_heads": "hkv", "head_dim": "d"}  # as the references name them
+SHORT = {
+    "query_heads": "hq",
+    "kv_heads": "hkv",
+    "head_dim": "d",
+    "key_heads": "hk",
+    "value_heads": "hv",
+    "key_dim": "dk",
+    "value_dim": "dv",
+}  # as the references name them
 KINDS = {"norm": ("rms", "layer"), "activation": ("swiglu", "gelu_tanh", "gelu", "geglu_tanh"), "update": _C.UPDATE_KINDS}
 
 

@@ -243,6 +243,10 @@ STRUCTS = {
     "activation_backward": 4,
     "attention_forward": 9,
     "attention_backward": 11,
+    "delta_rule_forward": 8,
+    "delta_rule_backward": 10,
+    "gated_norm_forward": 5,
+    "gated_norm_backward": 8,
     "update": 13,
 }
 COUNTS = {"linear_forward": 2, "linear_backward": 2}  # where part_count stands among them

@@ -8,13 +8,30 @@ from op_cases import each
 from torch.autograd import gradcheck
 
 from dynadapt import Lion
-from dynadapt.bench.cases import Op, activation, attention, bias_gradient, embedding, head_norm, linear, lora_gradient, materialise, norm
+from dynadapt.bench.cases import (
+    Op,
+    activation,
+    attention,
+    bias_gradient,
+    delta_rule,
+    embedding,
+    gated_norm,
+    head_norm,
+    linear,
+    lora_gradient,
+    materialise,
+    norm,
+    short_convolution,
+)
 from dynadapt.interop import torch_ops
 from dynadapt.ops import DenseMatrix, resolve
 from dynadapt.ops.update import UpdateRule, UpdateState
 
 F64 = torch.float64
-FAMILIES = (activation, attention, bias_gradient, embedding, head_norm, linear, lora_gradient, norm)
+FAMILIES = (
+    *(activation, attention, bias_gradient, delta_rule, embedding, gated_norm, head_norm, linear, lora_gradient, norm),
+    short_convolution,
+)
 ABOUT = {about.name: about for family in FAMILIES for about in vars(family).values() if isinstance(about, Op)}
 
 
@@ -107,6 +124,21 @@ def test_attention(case):
 @each(attention.attention_forward, [(2, 3, 5, 4, 2, 4, rotary, "", window) for rotary in (True, False) for window in (None, 4)], [F64])
 def test_attention_over_memory(case, filled):
     assert gradcheck(*passes(case.change(mem_len=torch.tensor(filled, dtype=torch.int32))))
+
+
+@each(delta_rule.delta_rule_forward, [(2, 4, 2, 4, 3, 2), (1, 5, 1, 1, 2, 3, False)], [F64])
+def test_delta_rule(case):
+    assert gradcheck(*passes(case))
+
+
+@each(short_convolution.short_convolution_forward, [(2, 4, 3), (2, 2, 3, 4), (1, 3, 2, 3, False), (1, 2, 2, 1)], [F64])
+def test_short_convolution(case):
+    assert gradcheck(*passes(case))
+
+
+@each(gated_norm.gated_norm_forward, [(3, 2, 4)], [F64])
+def test_gated_norm(case):
+    assert gradcheck(*passes(case))
 
 
 def test_linear_backward_without_dx_still_gives_dU():

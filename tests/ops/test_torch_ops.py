@@ -11,8 +11,11 @@ from dynadapt.ops import attention as op_attention
 from dynadapt.ops import cross_entropy as op_entropy
 from dynadapt.ops import linear as op_linear
 from dynadapt.ops import lora_gradient as op_lora
+from dynadapt.ops.table import OPS
 
-DIFFERENTIABLE = ("linear", "cross_entropy", "linear_mse", "norm", "add_norm", "head_norm", "activation", "embedding", "attention")
+DECODER = ("linear", "cross_entropy", "linear_mse", "norm", "add_norm", "head_norm", "activation", "embedding", "attention")
+DELTA_LAYER = ("short_convolution", "delta_rule", "gated_norm")
+DIFFERENTIABLE = DECODER + DELTA_LAYER
 
 
 def op(name):
@@ -150,7 +153,7 @@ def test_a_gradient_penalty_on_cross_entropy_is_refused():
 
 
 class Everything(torch.nn.Module):
-    """Each differentiable op once, in the order of a small decoder."""
+    """Each op of DECODER once, in the order of a small one."""
 
     def __init__(self, dtype=torch.float32):
         super().__init__()
@@ -235,7 +238,7 @@ def test_exported_program_holds_the_ops_and_runs_at_another_length():
     model, length = Everything(), torch.export.Dim("length", min=2, max=60)
     program = torch.export.export(model, (TOKENS, NEXT), dynamic_shapes=({0: length}, {0: length}))
     inside = {str(node.target).split(".")[1] for node in program.graph.nodes if "dynadapt" in str(node.target)}
-    assert inside == set(DIFFERENTIABLE)
+    assert inside == set(DECODER)
     tokens, targets = TOKENS.repeat(4), NEXT.repeat(4)
     for a, b in zip(program.module()(tokens, targets), model(tokens, targets), strict=True):
         assert torch.equal(a, b)
@@ -310,7 +313,7 @@ def test_flop_counter_uses_the_ops_formulas():
     assert counter.get_total_flops() == op_attention.forward_flops(6, 0, 2, 4) + sum(op_attention.backward_flops(6, 0, 2, 4))
 
 
-@pytest.mark.parametrize("name", list(torch_ops.SCHEMAS))
+@pytest.mark.parametrize("name", [name for row in OPS.values() if row.triton for name in row.torch_names])
 def test_triton_serves_the_same_ops(name, monkeypatch):
     """What runs for CUDA tensors, here in Triton's interpreter, against the reference."""
     results = []

@@ -261,6 +261,54 @@ DYNADAPT_API int dynadapt_attention_backward(const DLTensor* dout, const DLTenso
                                              const DLTensor* slots, const DLTensor* cos, const DLTensor* sin,
                                              const DLTensor* dqkv, const dynadapt_attention_params* params);
 
+/* ---- layers of the gated delta rule ---------------------------------------------------------- */
+
+/* y = silu(z), z[t, c] = sum_w weight[c, w] x[t - W + 1 + w, c], of the S streams' segments, N = S T rows. x, y act [N, C], their
+ * rows may be apart; weight act [C, W]; state act [slots, W - 1, C] the rows before each slot's segment, or NULL: zeros; slots
+ * i32 [S]; lengths i32 [S] the rows of each stream that count, or NULL: all T. y is 0 in the others. final act [S, W - 1, C], or
+ * NULL, becomes the last rows that count. */
+DYNADAPT_API int dynadapt_short_convolution_forward(const DLTensor* x, const DLTensor* weight, const DLTensor* state,
+                                                    const DLTensor* slots, const DLTensor* lengths, const DLTensor* y,
+                                                    const DLTensor* final);
+/* dx like x; dweight f32 [C, W] is added to unless NULL; the state gets no gradient. Rows of dy, x, dx may be apart. */
+DYNADAPT_API int dynadapt_short_convolution_backward(const DLTensor* dy, const DLTensor* x, const DLTensor* weight,
+                                                     const DLTensor* state, const DLTensor* slots, const DLTensor* lengths,
+                                                     const DLTensor* dx, const DLTensor* dweight);
+
+typedef struct {
+  uint32_t struct_size;
+  int32_t key_heads, value_heads, key_dim, value_dim;
+  float scale, eps;
+} dynadapt_delta_rule_params;
+
+/* S_t = e^g_t S_{t-1} + k_t (beta_t (v_t - e^g_t S_{t-1}' k_t))', o_t = S_t' q_t, with k = k / sqrt(|k|^2 + eps) and q likewise,
+ * times scale. qkv act [N, 2 hk dk + hv dv], N = S T rows; g, beta f32 [N, hv]; state f32 [slots, hv, dk, dv] or NULL: zeros;
+ * slots i32 [S]; lengths i32 [S] the rows of each stream that count, or NULL: all T. out act [N, hv dv], 0 in the others; final
+ * f32 [S, hv, dk, dv], or NULL, becomes the state behind the last row that counts. hv is a multiple of hk. */
+DYNADAPT_API int dynadapt_delta_rule_forward(const DLTensor* qkv, const DLTensor* g, const DLTensor* beta, const DLTensor* state,
+                                             const DLTensor* slots, const DLTensor* lengths, const DLTensor* out,
+                                             const DLTensor* final, const dynadapt_delta_rule_params* params);
+/* dqkv like qkv, dg and dbeta f32 [N, hv]; states get no gradient. */
+DYNADAPT_API int dynadapt_delta_rule_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* g, const DLTensor* beta,
+                                              const DLTensor* state, const DLTensor* slots, const DLTensor* lengths,
+                                              const DLTensor* dqkv, const DLTensor* dg, const DLTensor* dbeta,
+                                              const dynadapt_delta_rule_params* params);
+
+typedef struct {
+  uint32_t struct_size;
+  int32_t head_dim;
+  float eps; /* forward only */
+} dynadapt_gated_norm_params;
+
+/* y = rms_norm(x) * weight * silu(gate), each head of d normalised: x, gate, y act [N, H d], their rows may be apart; weight act
+ * [d]; rstd f32 [N, H]. eps is at least 0. */
+DYNADAPT_API int dynadapt_gated_norm_forward(const DLTensor* x, const DLTensor* gate, const DLTensor* weight, const DLTensor* y,
+                                             const DLTensor* rstd, const dynadapt_gated_norm_params* params);
+/* dx, dgate like x; dweight f32 [d] is added to unless NULL. dx may be the memory of dy or x, dgate that of gate. */
+DYNADAPT_API int dynadapt_gated_norm_backward(const DLTensor* dy, const DLTensor* x, const DLTensor* gate, const DLTensor* weight,
+                                              const DLTensor* rstd, const DLTensor* dx, const DLTensor* dgate,
+                                              const DLTensor* dweight, const dynadapt_gated_norm_params* params);
+
 /* ---- linear read-out with squared error ------------------------------------------------------ */
 
 /* pred = h . weight + bias, loss = (pred - target)^2, dh = 2 weights (pred - target) weight. h act [N, H], weight act

@@ -11,7 +11,9 @@ from .attention import attention_backward, attention_forward
 from .base import Draw, OpCase
 from .bias_gradient import bias_gradient
 from .cross_entropy import cross_entropy, cross_entropy_weight_gradient
+from .delta_rule import delta_rule_backward, delta_rule_forward
 from .embedding import embedding_backward, embedding_forward
+from .gated_norm import gated_norm_backward, gated_norm_forward
 from .head_norm import head_norm_backward, head_norm_forward
 from .linear import linear_backward, linear_forward
 from .linear_mse import linear_mse
@@ -19,6 +21,7 @@ from .lora_gradient import lora_gradient
 from .memory import memory_advance, memory_fill
 from .norm import norm_backward, norm_forward
 from .reset import reset
+from .short_convolution import short_convolution_backward, short_convolution_forward
 from .update import lora_gradient_update, update, weight_gradient_update
 from .weight_gradient import row_scores, weight_gradient
 
@@ -73,6 +76,17 @@ def _attention(make, z: Sizes, m: int) -> OpCase:
     return make(z.draw, z.S, z.T, m or None, *z.heads(), label=f"memory {m}")
 
 
+def _delta_rule(make, z: Sizes) -> OpCase:
+    """A layer of the gated delta rule with attention's query heads, each of a square state."""
+    hq, _, d = z.heads()
+    return make(z.draw, z.S, z.T, hq, hq, d, d)
+
+
+def _short_convolution(make, z: Sizes, **options) -> OpCase:
+    hq, _, d = z.heads()
+    return make(z.draw, z.S, z.T, 3 * hq * d, **options)
+
+
 def _memory_advance(z: Sizes, m: int) -> list[OpCase]:
     hq, hkv, d = z.heads()
     return [memory_advance(z.draw, z.c.layers, z.S, z.T, m, (hq * d, (hq + hkv) * d), hkv * d, label=f"memory {m}")]
@@ -109,6 +123,12 @@ OPS = {
     "attention_backward": lambda z, m: [_attention(attention_backward, z, m)],
     "head_norm_forward": lambda z, m: [head_norm_forward(z.draw, z.N, *z.heads())],
     "head_norm_backward": lambda z, m: [head_norm_backward(z.draw, z.N, *z.heads(), learns="")],
+    "short_convolution_forward": lambda z, m: [_short_convolution(short_convolution_forward, z)],
+    "short_convolution_backward": lambda z, m: [_short_convolution(short_convolution_backward, z, learns=False)],
+    "delta_rule_forward": lambda z, m: [_delta_rule(delta_rule_forward, z)],
+    "delta_rule_backward": lambda z, m: [_delta_rule(delta_rule_backward, z)],
+    "gated_norm_forward": lambda z, m: [gated_norm_forward(z.draw, z.N, z.heads()[0], z.heads()[2])],
+    "gated_norm_backward": lambda z, m: [gated_norm_backward(z.draw, z.N, z.heads()[0], z.heads()[2], learns=False)],
     "bias_gradient": lambda z, m: [bias_gradient(z.draw, z.N, sum(z.groups["qkv"][1]), label="qkv")],
     "row_scores": lambda z, m: [row_scores(z.draw, z.N, sum(z.groups["mlp_in"][1]), z.c.hidden_size, label="mlp_in")],
     "linear_mse": lambda z, m: [linear_mse(z.draw, z.N, z.c.hidden_size, bias=False, label="score and gradients")],

@@ -24,7 +24,15 @@ OK, INVALID, IO = 0, 1, 4
 TYPES = {"f32": ((2, 32), "f"), "f64": ((2, 64), "d"), "bf16": ((4, 16), "H"), "i32": ((0, 32), "i"), "i64": ((0, 64), "q")}
 CPU, CUDA = 1, 2
 CANARY = b"\xa5" * 64
-ALIASES = {"query_heads": "hq", "kv_heads": "hkv", "head_dim": "d"}
+ALIASES = {
+    "query_heads": "hq",
+    "kv_heads": "hkv",
+    "head_dim": "d",
+    "key_heads": "hk",
+    "value_heads": "hv",
+    "key_dim": "dk",
+    "value_dim": "dv",
+}
 NO_CODE = {"int64_t": -1, "DLDataType": 0, "const char*": None}  # what a wrong argument gives where there is no code
 
 

@@ -143,6 +143,20 @@ COUNT = Number(2, (0, -1, 1000, INT_MIN, INT_MAX))
 MEMORY = {"mem_k": may(2, 3, 4), "mem_v": may(2, 3, 4), "mem_len": may(2, dtype="i32", values=(3, 0), bad=(-1, 4, INT_MIN, INT_MAX))}
 ROTATION = {"cos": may(6, 2), "sin": may(6, 2)}
 ATTENTION = Struct("dynadapt_attention_params", {**HEADS, "scale": (0.5, NUMBER), "window": (2, (1, -1, INT_MIN))})
+LENGTHS = {"slots": SLOTS, "lengths": T((2,), "i32", optional=True, values=(3, 0), bad=(-1, 4, INT_MIN, INT_MAX))}
+CONVOLUTION = {"weight": T((8, 3)), "state": may(2, 2, 8), **LENGTHS}
+DELTA_RULE = {"qkv": T((6, 10)), "g": T((6, 2)), "beta": T((6, 2)), "state": may(2, 2, 3, 2), **LENGTHS}
+DELTA_PARAMS = Struct(
+    "dynadapt_delta_rule_params",
+    {
+        "key_heads": (1, SIZE),
+        "value_heads": (2, SIZE),
+        "key_dim": (3, SIZE),
+        "value_dim": (2, SIZE),
+        "scale": (0.5, NUMBER),
+        "eps": (1e-6, POSITIVE),
+    },
+)
 UPDATE = Struct(
     "dynadapt_update_params",
     {
@@ -368,6 +382,36 @@ ROWS = {
         **ROTATION,
         "dqkv": out(6, 16),
         "params": ATTENTION,
+    },
+    "short_convolution_forward": {"x": T((6, 8)), **CONVOLUTION, "y": out(6, 8), "final": may_out(2, 2, 8)},
+    "short_convolution_backward": {"dy": T((6, 8)), "x": T((6, 8)), **CONVOLUTION, "dx": out(6, 8), "dweight": may_out(8, 3)},
+    "delta_rule_forward": {**DELTA_RULE, "out": out(6, 4), "final": may_out(2, 2, 3, 2), "params": DELTA_PARAMS},
+    "delta_rule_backward": {
+        "dout": T((6, 4)),
+        **DELTA_RULE,
+        "dqkv": out(6, 10),
+        "dg": out(6, 2),
+        "dbeta": out(6, 2),
+        "params": DELTA_PARAMS,
+    },
+    "gated_norm_forward": {
+        "x": T((6, 8)),
+        "gate": T((6, 8)),
+        "weight": T((4,)),
+        "y": out(6, 8),
+        "rstd": out(6, 2),
+        "params": Struct("dynadapt_gated_norm_params", {"head_dim": (4, SIZE), "eps": (1e-5, POSITIVE)}),
+    },
+    "gated_norm_backward": {
+        "dy": T((6, 8)),
+        "x": T((6, 8)),
+        "gate": T((6, 8)),
+        "weight": T((4,)),
+        "rstd": T((6, 2)),
+        "dx": out(6, 8, in_place=("dy", "x")),
+        "dgate": out(6, 8, in_place=("gate",)),
+        "dweight": may_out(4),
+        "params": Struct("dynadapt_gated_norm_params", {"head_dim": (4, SIZE), "eps": (0.0, ANY)}),
     },
     "linear_mse": {
         "h": T((6, 8)),

@@ -158,6 +158,7 @@ struct Ops {
     });
     elementwise(N, K, x);
     attention();
+    delta_layer();
     update();
     t.keep_start();
   }
@@ -213,6 +214,34 @@ struct Ops {
         return dynadapt_attention_backward(dout, qkv, o, l, mk, mv, length, slots, cos, sin, dqkv, &p);
       });
     }
+  }
+
+  void delta_layer() {
+    static const dynadapt_delta_rule_params rule{sizeof rule, 2, 4, 8, 12, 0.35f, 1e-6f};
+    static const dynadapt_gated_norm_params norm{sizeof norm, 12, 1e-6f};
+    constexpr int64_t S = 2, T = 90, N = S * T, C = 2 * 16 + 48;
+    DLTensor *x = t.f32({N, C}), *dx = t.f32({N, C}), *taps = t.f32({C, 4}), *rows = t.f32({S, 3, C});
+    DLTensor *slots = t.i32({1, 0}), *lengths = t.i32({90, 70}), *state = t.f32({S, 4, 8, 12});
+    DLTensor *g = t.f32({N, 4}, -0.1f), *beta = t.f32({N, 4}, 0.5f), *o = t.f32({N, 48}), *gate = t.f32({N, 48});
+    DLTensor *weight = t.f32({12}), *rstd = t.f32({N, 4});
+    add("short_convolution_forward", [=, y = t.out({N, C}), final = t.out({S, 3, C})] {
+      return dynadapt_short_convolution_forward(x, taps, rows, slots, lengths, y, final);
+    });
+    add("short_convolution_backward", [=, to = t.out({N, C}), dtaps = t.out({C, 4})] {
+      return dynadapt_short_convolution_backward(dx, x, taps, rows, slots, lengths, to, dtaps);
+    });
+    add("delta_rule_forward", [=, out = t.out({N, 48}), final = t.out({S, 4, 8, 12})] {
+      return dynadapt_delta_rule_forward(x, g, beta, state, slots, lengths, out, final, &rule);
+    });
+    add("delta_rule_backward", [=, to = t.out({N, C}), dg = t.out({N, 4}), dbeta = t.out({N, 4})] {
+      return dynadapt_delta_rule_backward(o, x, g, beta, state, slots, lengths, to, dg, dbeta, &rule);
+    });
+    add("gated_norm_forward", [=, y = t.out({N, 48}), inverse = t.out({N, 4})] {
+      return dynadapt_gated_norm_forward(o, gate, weight, y, inverse, &norm);
+    });
+    add("gated_norm_backward", [=, to = t.out({N, 48}), dgate = t.out({N, 48}), dweight = t.out({12})] {
+      return dynadapt_gated_norm_backward(gate, o, gate, weight, rstd, to, dgate, dweight, &norm);
+    });
   }
 
   void update() {
