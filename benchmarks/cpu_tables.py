@@ -18,6 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]  # a source tree needs no installation
+
+from dynadapt.bench.bases import EXACT  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 PAGES = ("README.md", "docs/speed.md")
 BLOCK = re.compile(r"(<!-- cpu_tables\.py: ([\w ]+) -->\n)(.*?)(<!-- end -->)", re.S)
@@ -172,7 +176,7 @@ def _race(rows: list[Row], kind: str) -> str:
             loses = "" if row.provider == "dynadapt" or not ours else f"{times:.2f}x" if times >= 1 else f"**{times:.2f}x**"
             spread = "..".join(f"{1e3 * f['seconds'][q]:.0f}" for q in ("p20", "p80"))
             threads = ", ".join(f"{n}: {1e3 * s['median']:.0f}" for n, s in sorted(f.get("by_threads", {}).items()))
-            exact = row.base in ("same", "quants")  # whole numbers are multiplied faster than the products and peaks that were measured
+            exact = row.base in EXACT  # whole numbers are multiplied faster than the products and peaks that were measured
             shares = [_share(f.get(share) if exact else None) for share in ("share_of_ceiling", "share_of_peak")]
             cells = [f"{1e3 * row.seconds:.0f}", spread, f"{f['tokens_per_second']:.0f}", *shares, loses]
             lines.append([isa, row.name if row.dtype in row.name.replace(",", "").split() else f"{row.name} {row.dtype}", *cells, threads])
