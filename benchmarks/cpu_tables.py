@@ -18,6 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]  # a source tree needs no installation
+
+from dynadapt.bench.bases import EXACT  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 PAGES = ("README.md", "docs/speed.md")
 BLOCK = re.compile(r"(<!-- cpu_tables\.py: ([\w ]+) -->\n)(.*?)(<!-- end -->)", re.S)
@@ -167,14 +171,15 @@ def _race(rows: list[Row], kind: str) -> str:
     lines, several = [], any(row.provider != "dynadapt" for row in rows if row.kind == kind)
     for isa in ISAS:
         for row in [r for busy in (False, True) for r in pick(rows, kind, isa=isa, busy=busy)]:
-            f = row.found
-            times = f["speedup_of_dynadapt"]
-            loses = "" if row.provider == "dynadapt" else f"{times:.2f}x" if times >= 1 else f"**{times:.2f}x**"
+            f, ours = row.found, _ours(rows, isa, kind=kind, busy=row.busy)
+            times = row.seconds / ours.seconds if ours else 0.0
+            loses = "" if row.provider == "dynadapt" or not ours else f"{times:.2f}x" if times >= 1 else f"**{times:.2f}x**"
             spread = "..".join(f"{1e3 * f['seconds'][q]:.0f}" for q in ("p20", "p80"))
             threads = ", ".join(f"{n}: {1e3 * s['median']:.0f}" for n, s in sorted(f.get("by_threads", {}).items()))
-            shares = [_share(f.get("share_of_ceiling")), _share(f.get("share_of_peak"))]
+            exact = row.base in EXACT  # whole numbers are multiplied faster than the products and peaks that were measured
+            shares = [_share(f.get(share) if exact else None) for share in ("share_of_ceiling", "share_of_peak")]
             cells = [f"{1e3 * row.seconds:.0f}", spread, f"{f['tokens_per_second']:.0f}", *shares, loses]
-            lines.append([isa, row.name if row.dtype in row.name.split() else f"{row.name} {row.dtype}", *cells, threads])
+            lines.append([isa, row.name if row.dtype in row.name.replace(",", "").split() else f"{row.name} {row.dtype}", *cells, threads])
     if not lines or not several:
         return f"Peers were {ABSENT} yet.\n"
     headings = ["instruction set", "", "ms", "20..80%", "tokens/s", "of the best product", "of the peak", "dynadapt is", "ms by threads"]
@@ -230,11 +235,11 @@ class Goal:
 
 
 def _faster(isa: str, peer: str | tuple[str, ...], dtype: str | None = None, kind: str = "step"):
-    """How many times our fastest is as fast as the fastest of these peers, both in `dtype` or in any."""
+    """How many times our fastest, its weights as they are, is as fast as the fastest of these peers, both in `dtype` or in any."""
 
     def measured(rows, products):
         of = {"dtype": dtype} if dtype else {}
-        ours = pick(rows, kind, isa=isa, provider="dynadapt", **of)
+        ours = pick(rows, kind, isa=isa, provider="dynadapt", base="same", **of)
         theirs = [r for name in ((peer,) if isinstance(peer, str) else peer) for r in pick(rows, kind, isa=isa, provider=name, **of)]
         return min(r.seconds for r in theirs) / ours[0].seconds if ours and theirs else None
 

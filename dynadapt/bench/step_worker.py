@@ -73,7 +73,13 @@ class Native(StepWorker):
         learner, kept = self.engine.learners[0], {}
         self.engine.load_adapter(adapter)
         update = learner.update
-        learner.update = lambda *a: (kept.update(grad=learner.state.grad[:1].clone()), update(*a))[1]
+
+        def looking(*a):
+            if not kept:  # the first stream's pass; those of others follow where not all go together
+                kept["grad"] = learner.state.grad[:1].clone()
+            return update(*a)
+
+        learner.update = looking
         nll = self.engine.step(tokens)[0]
         learner.update = update
         found = {"nll": nll.double()}

@@ -322,3 +322,22 @@ def test_help_knows_what_the_benchmark_knows():
     from dynadapt.commands import bench_step
 
     assert (bench.PEERS, bench.DTYPES, tuple(machine.LIMITS)) == (bench_step.PEERS, bench_step.DTYPES, bench_step.ISAS)
+
+
+def test_gradients_are_the_first_streams_however_many_go_together(directory, tmp_path, monkeypatch):
+    """Streams beyond those that keep the threads busy go through the layers in passes of their own, each with its update."""
+    from dynadapt.bench.step_worker import Native
+
+    bench._random_adapter(tmp_path / "adapter", directory, 3)
+    tokens, found = torch.tensor(segments(tiny_config("llama").vocab_size, 3, 24)[0]), []
+    options = {"model": directory, "rank": 3, "streams": 3, "segment": 24, "dtype": "fp32", "base": "same", "tokens": []}
+    threads = _C.num_threads(), torch.get_num_threads()
+    try:
+        for rows, together in ((256, 3), (1, 1)):
+            monkeypatch.setattr("dynadapt.engine.settings.ROWS_A_THREAD", rows)
+            native = Native({**options, "threads": 1})
+            assert native.engine.batch == together
+            found.append(native.gradients(tmp_path / "adapter", tokens))
+    finally:
+        _C.set_num_threads(threads[0]), torch.set_num_threads(threads[1])
+    assert all(torch.equal(found[0][name], found[1][name]) and found[0][name].abs().max() > 0 for name in found[0])

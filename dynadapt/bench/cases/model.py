@@ -52,9 +52,9 @@ class Sizes:
         return self.c.heads, self.c.kv_heads, self.c.head_dim
 
 
-def _of_groups(make):
+def _of_groups(make, z: Sizes, **options) -> list[OpCase]:
     """A case for every group of weights that read the same input."""
-    return lambda z, m: [make(z.draw, z.N, k, parts, RANK, z.S, label=group) for group, (k, parts) in z.groups.items()]
+    return [make(z.draw, z.N, k, parts, RANK, z.S, label=group, **options) for group, (k, parts) in z.groups.items()]
 
 
 def _weight_gradients(make, z: Sizes) -> list[OpCase]:
@@ -66,10 +66,6 @@ def _weight_gradients(make, z: Sizes) -> list[OpCase]:
 def _cross_entropies(z: Sizes, m: int) -> list[OpCase]:
     forms = ((True, "score and gradient"), (False, "score"))
     return [cross_entropy(z.draw, z.N, z.c.hidden_size, z.c.vocab_size, gradient, label=label, base=z.base) for gradient, label in forms]
-
-
-def _linears(make, z: Sizes, **options) -> list[OpCase]:
-    return [make(z.draw, z.N, k, parts, RANK, z.S, label=group, base=z.base, **options) for group, (k, parts) in z.groups.items()]
 
 
 def _attention(make, z: Sizes, m: int) -> OpCase:
@@ -107,10 +103,10 @@ def _update(z: Sizes, m: int) -> list[OpCase]:
 
 # op -> its cases for sizes z and m tokens that a stream remembers
 OPS = {
-    "linear_forward": lambda z, m: _linears(linear_forward, z, bias=False),
-    "linear_backward": lambda z, m: _linears(linear_backward, z),
-    "lora_gradient": _of_groups(lora_gradient),
-    "lora_gradient_update": _of_groups(lora_gradient_update),
+    "linear_forward": lambda z, m: _of_groups(linear_forward, z, base=z.base, bias=False),
+    "linear_backward": lambda z, m: _of_groups(linear_backward, z, base=z.base),
+    "lora_gradient": lambda z, m: _of_groups(lora_gradient, z),
+    "lora_gradient_update": lambda z, m: _of_groups(lora_gradient_update, z),
     "weight_gradient": lambda z, m: _weight_gradients(weight_gradient, z),
     "weight_gradient_update": lambda z, m: _weight_gradients(weight_gradient_update, z),
     "cross_entropy": _cross_entropies,

@@ -215,7 +215,7 @@ ROWS = {
         "out": Slot("dynadapt_matrix_destroy"),
     },
     "matrix_create_quantised": {
-        "storage": Word("q4_0", ("", "q5_0", "Q4_0", "float32", "x" * 1000)),
+        "storage": Word("q4_0", ("", "q5_1", "Q4_0", "float32", "x" * 1000)),
         "rows": Number(5, (0, -1, 6, 2**46, 2**62, -(2**63), 2**63 - 1)),
         "columns": Number(32, (0, -1, 8, 33, 64, 2**46, -(2**63), 2**63 - 1)),
         "blocks": Array(45, "bf16"),
