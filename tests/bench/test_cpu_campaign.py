@@ -137,11 +137,11 @@ def test_a_command_that_writes_nothing_has_failed(machine, tmp_path, monkeypatch
 
 
 def test_an_estimate_grows_with_the_work():
-    task = cpu_campaign.Task("a", "avx2", (), ("dynadapt", "peft-eager"), 2.0)
+    task = cpu_campaign.Task("a", "avx2", (), ("dynadapt", "peft-eager"), 2.0, ("fp32",))
     fast, slow = (task.seconds({"fp32": peak}, 10, 2) for peak in (1000.0, 100.0))
     assert slow > fast > 0 and task.seconds({"fp32": 100.0}, 20, 2) > slow
     once = 2 * 2 * cpu_campaign.PARAMETERS * cpu_campaign.TOKENS / (1e9 * 100.0 * 0.7)
-    alone = cpu_campaign.Task("a", "avx2", (), ("dynadapt",), 2.0).seconds({"fp32": 100.0}, 10, 2)
+    alone = cpu_campaign.Task("a", "avx2", (), ("dynadapt",), 2.0, ("fp32",)).seconds({"fp32": 100.0}, 10, 2)
     assert alone == pytest.approx(3 * cpu_campaign.START + 10 * once * 1.8)
 
 
