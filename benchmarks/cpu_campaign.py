@@ -5,7 +5,8 @@
     python benchmarks/cpu_tables.py                               # README.md and docs/speed.md from the files
 
 For each instruction set: the adapt step beside transformers + peft (alone and beside a busy core), four streams of it, scoring beside
-llama.cpp and torch, and the products of a step beside MKL and oneDNN, in bf16 and fp32. What has been measured is not measured again,
+llama.cpp and torch, and the products of a step beside MKL and oneDNN. All in bf16 and fp32 where the set multiplies bf16 itself; else in
+fp32, and our own step in bf16 too: torch without such instructions takes minutes for one. What has been measured is not measured again,
 so a campaign that was stopped goes on with the same command; --again begins anew. Close what else runs on the machine.
 """
 
@@ -31,6 +32,7 @@ from dynadapt.runs.progress import clock, say  # noqa: E402
 
 DONE = "campaign.json"  # by file, the command that made it
 DTYPES = ("bf16", "fp32")
+MULTIPLIED = {"avx512_bf16": DTYPES}  # by instruction set, what it has products of; the others fp32 alone
 # For the estimate alone: of an instruction set's peak, what a provider reaches, and seconds that it takes to start.
 SHARES = {"dynadapt": 0.7, "peft-eager": 0.2, "peft-compile": 0.3, "torch-eager": 0.25, "torch-compile": 0.35, "llama.cpp": 0.25}
 STARTS = {"peft-compile": 120.0, "torch-compile": 60.0}  # with each number of threads
@@ -47,37 +49,44 @@ class Task:
     words: tuple[str, ...]
     providers: tuple[str, ...]
     forwards: float
+    dtypes: tuple[str, ...]
     races: int = 1
 
     def seconds(self, peaks: dict[str, float], rounds: int, cores: int) -> float:
         """About how long it takes; peaks: GFLOP/s of the instruction set on all cores, by dtype."""
         total = 2 * START  # the float64 reference
-        for dtype, peak in peaks.items():
+        for dtype in self.dtypes:
             for provider in self.providers:
-                if provider == "llama.cpp" and dtype != DTYPES[0]:
+                if provider == "llama.cpp" and dtype != self.dtypes[0]:
                     continue
-                once = self.forwards * 2 * PARAMETERS * TOKENS / (1e9 * peak * SHARES[provider])
+                once = self.forwards * 2 * PARAMETERS * TOKENS / (1e9 * peaks[dtype] * SHARES[provider])
                 # one thread takes `cores` times as long; where that is far behind it rests in most rounds
                 total += STARTS.get(provider, START) * (2 if provider in STARTS else 1) + self.races * rounds * once * (1 + 0.4 * cores)
         return total
 
 
 def tasks(isas: list[str], settings) -> list[Task]:
-    arithmetic = lambda isa: ("--isa", isa, "--dtype", ",".join(DTYPES))  # noqa: E731
     rounds, model = ("--rounds", str(settings.rounds)), ("--model", settings.model)
     base = ("--base", settings.base)
     peers, found = ("peft-eager", "peft-compile"), []
+    scored = ("torch-eager", "torch-compile") + (("llama.cpp",) if settings.gguf else ())
+    built = ("--llama-cpp", settings.llama_cpp) if settings.gguf and settings.llama_cpp else ()
     for isa in isas:
-        step = ("bench", "step", *model, *arithmetic(isa), *base, *rounds)
+        dtypes = MULTIPLIED.get(isa, ("fp32",))
+
+        def add(end: str, words: tuple[str, ...], *more, dtypes=dtypes, **fields) -> None:
+            arithmetic = ("--isa", isa, "--dtype", ",".join(dtypes))
+            given = (*words, *arithmetic, *(base if words[1] != "products" else ()), *rounds, *more)
+            found.append(Task(f"{words[1]}-{isa}{end}.json", isa, given, dtypes=dtypes, **fields))
+
+        step, score = ("bench", "step", *model), ("bench", "score", "--model", settings.gguf or settings.model)
         against = ("--against", ",".join(peers), "--busy-neighbour")
-        found.append(Task(f"step-{isa}.json", isa, (*step, *against), ("dynadapt", *peers), 2.0, races=2))
-        found.append(Task(f"step-{isa}-s4.json", isa, (*step, "--streams", "4"), ("dynadapt",), 8.0))
-        scored = ("torch-eager", "torch-compile") + (("llama.cpp",) if settings.gguf else ())
-        score = ("bench", "score", "--model", settings.gguf or settings.model, *arithmetic(isa), *base, *rounds)
-        built = ("--llama-cpp", settings.llama_cpp) if settings.gguf and settings.llama_cpp else ()
-        found.append(Task(f"score-{isa}.json", isa, (*score, "--against", ",".join(scored), *built), ("dynadapt", *scored), 1.0))
-        products = ("bench", "products", *arithmetic(isa), *rounds)
-        found.append(Task(f"products-{isa}.json", isa, products, ("dynadapt", "torch-eager"), 5.0))
+        add("", step, *against, providers=("dynadapt", *peers), forwards=2.0, races=2)
+        if "bf16" not in dtypes:
+            add("-bf16", step, dtypes=("bf16",), providers=("dynadapt",), forwards=2.0)
+        add("-s4", step, "--streams", "4", providers=("dynadapt",), forwards=8.0)
+        add("", score, "--against", ",".join(scored), *built, providers=("dynadapt", *scored), forwards=1.0)
+        add("", ("bench", "products"), providers=("dynadapt", "torch-eager"), forwards=5.0)
     return [task for task in found if settings.only in task.file]
 
 

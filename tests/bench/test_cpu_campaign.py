@@ -36,22 +36,30 @@ def test_a_campaign_measures_all_and_says_how_long_it_takes(machine, tmp_path, c
     ran, _ = machine
     assert cpu_campaign.main(["--list", "--out", str(tmp_path)]) == 0 and not ran
     said = capsys.readouterr().err
-    assert "8 of 8 to measure, about " in said and "llama.cpp is left out" in said and "step-avx512.json" in said
+    assert "10 of 10 to measure, about " in said and "llama.cpp is left out" in said and "step-avx512.json" in said
     (model := tmp_path / "m.gguf").touch()
     assert cpu_campaign.main(["--out", str(tmp_path), "--gguf", str(model), "--llama-cpp", "b/{isa}"]) == 0
     files = {
         f"{what}-{isa}{end}.json"
         for isa in ("avx2", "avx512")
-        for what, end in (("step", ""), ("step", "-s4"), ("score", ""), ("products", ""))
+        for what, end in (("step", ""), ("step", "-bf16"), ("step", "-s4"), ("score", ""), ("products", ""))
     }
-    assert {path.name for path in tmp_path.glob("*.json")} == files | {cpu_campaign.DONE} and len(ran) == 8
+    assert {path.name for path in tmp_path.glob("*.json")} == files | {cpu_campaign.DONE} and len(ran) == 10
     parse = __import__("dynadapt.cli", fromlist=["parse"]).parse
     for words in ran:
         parsed = parse(list(words))  # every command is one that dynadapt knows
-        assert parsed.isa in ("avx2", "avx512") and parsed.dtype == "bf16,fp32" and Path(parsed.out).parent == tmp_path
+        assert parsed.isa in ("avx2", "avx512") and Path(parsed.out).parent == tmp_path
+        assert parsed.dtype == ("bf16" if parsed.out.endswith("-bf16.json") else "fp32")  # these sets have no products of bf16
     scored = parse(list(next(words for words in ran if words[1] == "score")))
     assert scored.against == "torch-eager,torch-compile,llama.cpp" and scored.llama_cpp.endswith("b/{isa}")
     assert "about 0:" in capsys.readouterr().err
+
+
+def test_where_bf16_is_multiplied_all_are_measured_in_it(machine, tmp_path, monkeypatch):
+    ran, _ = machine
+    monkeypatch.setattr(cpu_campaign, "instruction_sets", lambda: ["avx512_bf16"])
+    assert cpu_campaign.main(["--out", str(tmp_path)]) == 0
+    assert len(ran) == 4 and all(words[words.index("--dtype") + 1] == "bf16,fp32" for words in ran)
 
 
 def test_a_campaign_that_was_stopped_goes_on(machine, tmp_path, capsys):
@@ -62,14 +70,14 @@ def test_a_campaign_that_was_stopped_goes_on(machine, tmp_path, capsys):
     state.clear()
     ran.clear()
     assert cpu_campaign.main(["--out", str(tmp_path), "--isa", "avx2"]) == 0
-    assert [words[1] for words in ran] == ["score"] and "1 of 4 to measure" in capsys.readouterr().err
+    assert [words[1] for words in ran] == ["score"] and "1 of 5 to measure" in capsys.readouterr().err
     ran.clear()
     assert cpu_campaign.main(["--out", str(tmp_path), "--isa", "avx2", "--rounds", "7"]) == 0  # another command: other files
-    assert len(ran) == 4
-    assert cpu_campaign.main(["--out", str(tmp_path), "--isa", "avx2", "--rounds", "7"]) == 0 and len(ran) == 4
+    assert len(ran) == 5
+    assert cpu_campaign.main(["--out", str(tmp_path), "--isa", "avx2", "--rounds", "7"]) == 0 and len(ran) == 5
     assert (
         cpu_campaign.main(["--out", str(tmp_path), "--isa", "avx2", "--rounds", "7", "--again", "--only", "products"]) == 0
-        and len(ran) == 5
+        and len(ran) == 6
     )
     with pytest.raises(SystemExit, match="--isa sse: this processor has avx2, avx512"):
         cpu_campaign.main(["--isa", "sse", "--out", str(tmp_path)])
@@ -78,7 +86,7 @@ def test_a_campaign_that_was_stopped_goes_on(machine, tmp_path, capsys):
 def test_what_an_interruption_leaves_is_measured_again(machine, tmp_path, monkeypatch):
     ran, _ = machine
     options = ["--out", str(tmp_path), "--isa", "avx2"]
-    assert cpu_campaign.main(options) == 0 and len(ran) == 4
+    assert cpu_campaign.main(options) == 0 and len(ran) == 5
     (tmp_path / "step-avx2.json").write_text('{"benchmark": "st')
     (tmp_path / "products-avx2.json").unlink()
     ran.clear()
@@ -98,7 +106,7 @@ def test_a_damaged_record_of_a_campaign_is_named(machine, tmp_path, content):
     (tmp_path / cpu_campaign.DONE).write_text(content)
     with pytest.raises(SystemExit, match=r"campaign\.json: damaged: .*--again measures anew"):
         cpu_campaign.main(["--out", str(tmp_path)])
-    assert not ran and cpu_campaign.main(["--out", str(tmp_path), "--isa", "avx2", "--again"]) == 0 and len(ran) == 4
+    assert not ran and cpu_campaign.main(["--out", str(tmp_path), "--isa", "avx2", "--again"]) == 0 and len(ran) == 5
 
 
 @pytest.mark.parametrize(
@@ -129,11 +137,11 @@ def test_a_command_that_writes_nothing_has_failed(machine, tmp_path, monkeypatch
 
 
 def test_an_estimate_grows_with_the_work():
-    task = cpu_campaign.Task("a", "avx2", (), ("dynadapt", "peft-eager"), 2.0)
+    task = cpu_campaign.Task("a", "avx2", (), ("dynadapt", "peft-eager"), 2.0, ("fp32",))
     fast, slow = (task.seconds({"fp32": peak}, 10, 2) for peak in (1000.0, 100.0))
     assert slow > fast > 0 and task.seconds({"fp32": 100.0}, 20, 2) > slow
     once = 2 * 2 * cpu_campaign.PARAMETERS * cpu_campaign.TOKENS / (1e9 * 100.0 * 0.7)
-    alone = cpu_campaign.Task("a", "avx2", (), ("dynadapt",), 2.0).seconds({"fp32": 100.0}, 10, 2)
+    alone = cpu_campaign.Task("a", "avx2", (), ("dynadapt",), 2.0, ("fp32",)).seconds({"fp32": 100.0}, 10, 2)
     assert alone == pytest.approx(3 * cpu_campaign.START + 10 * once * 1.8)
 
 
