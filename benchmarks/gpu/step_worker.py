@@ -28,10 +28,12 @@ SLACK = {"dynadapt": (2, 1e-3), "dynadapt-float8": (10, 0.1)}
 def prior_learner(config):
     """The adapters as dynadapt starts them: every provider starts from these."""
     from dynadapt import Adam, LoRA
+    from dynadapt.adapt.targets import adapted_parts
     from dynadapt.engine.decoder import group_sizes
     from dynadapt.engine.learners.lora import LoraLearner
 
-    return LoraLearner(LoRA(RANK, ALPHA), Adam(lr=LR), group_sizes(config), 1, torch.float32, 0)
+    adapt = LoRA(RANK, ALPHA)
+    return LoraLearner(adapt, Adam(lr=LR), group_sizes(config), adapted_parts(adapt, config), 1, torch.float32, 0)
 
 
 def segments(config, streams, segment, device, count: int = 2):

@@ -29,13 +29,14 @@ def _random_adapter(directory: Path, model_name: str, rank: int) -> None:
     import torch
 
     from dynadapt.adapt import Adam, LoRA
+    from dynadapt.adapt.targets import adapted_parts
     from dynadapt.engine.decoder import group_sizes
     from dynadapt.engine.learners.lora import LoraLearner
     from dynadapt.engine.learners.peft import write_adapter
     from dynadapt.model import load
 
-    model = load(model_name)
-    learner = LoraLearner(LoRA(rank), Adam(), group_sizes(model.config), 1, torch.float32, 0)
+    model, adapt = load(model_name), LoRA(rank)
+    learner = LoraLearner(adapt, Adam(), group_sizes(model.config), adapted_parts(adapt, model.config), 1, torch.float32, 0)
     generator = torch.Generator().manual_seed(2)
     learner.state.master += 0.01 * torch.randn(learner.state.master.shape, generator=generator)
     learner.state.master.copy_(learner.state.master.bfloat16())  # the same numbers in every precision

@@ -49,7 +49,7 @@ def test_wrong_arguments_are_named(options, message):
     [
         (lambda: LoRA(rank=0), "rank=0"),
         (lambda: LoRA(alpha=-1), "alpha=-1"),
-        (lambda: LoRA(targets="q"), "targets='q'"),
+        (lambda: LoRA(targets="heads"), "targets='heads'"),
         (lambda: RowSparse(density=0), "density=0"),
         (lambda: RowSparse(select="best"), "select='best'"),
         (lambda: Full(layers=range(3, 3)), "layers=range"),
