@@ -55,6 +55,8 @@ MODELS = (
     "qwen3-8b",
     "qwen3-14b",
     "qwen3-32b",
+    "gemma-3-270m",
+    "gemma-3-1b",
     "gpt2",
     "gpt2-medium",
     "gpt2-large",

@@ -329,6 +329,8 @@ PARAMETERS = {  # as the published checkpoints have them
     "qwen3-8b": 8_190_735_360,
     "qwen3-14b": 14_768_307_200,
     "qwen3-32b": 32_762_123_264,
+    "gemma-3-270m": 268_098_176,
+    "gemma-3-1b": 999_885_952,
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
