@@ -42,6 +42,9 @@ def write_gguf(model: Model, path: Path, kind: str = "F32", metadata: dict | Non
     if windows := [window for window in c.windows if window]:  # a window in all layers but each n-th
         keys |= {"attention.sliding_window": windows[0], "attention.sliding_window_pattern": c.windows.index(None) + 1}
         keys["rope.freq_base_swa"] = c.window_rope_theta
+    if c.family == "granite":
+        keys |= {"embedding_scale": c.embedding_scale, "residual_scale": c.residual_scale, "logit_scale": c.logits_scaling}
+        keys["attention.scale"] = c.scores_scale
     keys = {f"{c.family}.{key}": value for key, value in keys.items()}
     keys |= {"tokenizer.ggml.bos_token_id": c.bos_token_id, "tokenizer.ggml.eos_token_id": c.eos_token_id}
     for key, value in (keys | (metadata or {})).items():

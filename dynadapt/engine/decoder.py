@@ -68,7 +68,7 @@ class Decoder:
         self.count: Any = None if weights.positions is None else torch.arange(len(weights.positions), device=workspace.device)
         self.stat_dtype = wide_dtype(ops.dtype)
         self.heads = config.heads, config.kv_heads, config.head_dim
-        self.norm_kind = config.norm_eps, config.norm
+        self.norm_kind = config.stream_eps, config.norm
         self.active: Any = weights  # of the current pass: the learner's own where the whole model learns
 
     # ---- helpers
@@ -124,7 +124,7 @@ class Decoder:
             w.embedding.gather_rows(tokens, x)
         else:
             self.ops.embedding_forward(tokens, w.table, w.positions, self._places(batch), x)
-        return x if c.embedding_scale == 1.0 else x.mul_(c.embedding_scale)
+        return x if c.stream_scale == 1.0 else x.mul_(c.stream_scale)
 
     def _places(self, batch: Batch) -> torch.Tensor | None:
         """Where each row stands in its stream's window, int64 [N], for families that learn a table of positions."""
@@ -135,7 +135,7 @@ class Decoder:
 
     @ranged("forward")
     def forward(self, batch: Batch, learner, lowest, embedded: torch.Tensor | None = None) -> torch.Tensor:
-        """Hidden states [N, H] after the final norm.
+        """Hidden states [N, H] after the final norm, divided as the logits are.
 
         ``lowest``: (layer, group) down to which backward will go, (-1, "embed") for all the way, or None for no backward.
         ``embedded`` [N, H], which backward will read: what stands in for the token embedding (``batch.inputs`` then gives the
@@ -154,7 +154,12 @@ class Decoder:
             x, delta = self._layer(batch, learner, i, key, x, delta)
         res, hidden = self._norm(x, delta, self.active.final_norm, "final")
         self.final = res
-        return hidden
+        return self._scale_hidden(hidden)
+
+    def _scale_hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """In place: hidden states or their gradient, where logits are divided by a number. The head's own gradient reads the former."""
+        c = self.config
+        return x if c.logits_scaling == 1.0 else x.mul_(1 / c.logits_scaling)
 
     def _layer(self, batch, learner, i, key, x, delta):
         """One decoder layer: returns (residual, what is still to be added to it)."""
@@ -303,13 +308,14 @@ class Decoder:
         if grads is not None:
             learner.begin_gradient(accumulate)
             self._head_gradient(grads, accumulate)
+        dhidden = self._scale_hidden(dhidden)
         d = self._norm_backward(dhidden, self.final, self.active.final_norm, "final", None, None, grads and grads.final_norm)
         for i in reversed(range(max(0, lowest[0]), self.config.layers)):
             d = self._layer_backward(batch, learner, lowest, i, d, accumulate)
             if d is None:
                 return None
         if grads is not None and not self.embedded:
-            scale = self.config.embedding_scale
+            scale = self.config.stream_scale
             scaled = d if scale == 1.0 else torch.mul(d, scale, out=self.ws("dembedded", *d.shape))
             self.ops.embedding_backward(batch.inputs.reshape(-1), scaled, grads.table)
             if grads.positions is not None:

@@ -231,7 +231,10 @@ class Session:
         tokens = torch.arange(1, min(PROBE_TOKENS, engine.window) + 2)[None] * 7919 % engine.config.vocab_size
         weight = state[stored.get("head.weight", stored["embed.weight"])]
         out = model(tokens[:, :-1].to(weight.device), use_cache=False)
-        logits = out.logits if hasattr(out, "logits") else torch.nn.functional.linear(out[0], weight)  # the base model alone
+        if hasattr(out, "logits"):
+            logits = out.logits
+        else:  # the base model alone
+            logits = torch.nn.functional.linear(out[0], weight) / engine.config.logits_scaling
         expected = torch.nn.functional.cross_entropy(logits[0].double().cpu(), tokens[0, 1:], reduction="none")
         counted = dict(engine.ledger.totals)
         found = engine.score(tokens)[0].double().cpu()

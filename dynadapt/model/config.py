@@ -25,8 +25,8 @@ class ModelConfig:
     the frequency divisors that GGUF files carry. `max_positions` is the context the model was made for, in tokens.
 
     `norm_place`: norms stand before attention and feed-forward, or on both sides of them ("both": their output is normalised
-    before it is added). `embedding_scale` multiplies the token embeddings once they are looked up, `attention_scale` the scores
-    (None: head_dim^-0.5). `windows`: of each layer, how many tokens a token attends to, itself included, or None for all;
+    before it is added). `embedding_scale` multiplies the token embeddings once they are looked up, `residual_scale` what attention
+    and feed-forward add, `attention_scale` the scores (None: head_dim^-0.5); logits are divided by `logits_scaling`. `windows`: of each layer, how many tokens a token attends to, itself included, or None for all;
     () where no layer has a window. `window_rope_theta`: the base of the rotations of the layers with a window, which are not
     scaled then (None: theirs are the same as all others').
     A value that does not fit raises ModelError naming the field.
@@ -57,6 +57,8 @@ class ModelConfig:
     attention_scale: float | None = None
     windows: tuple[int | None, ...] = ()
     window_rope_theta: float | None = None
+    residual_scale: float = 1.0
+    logits_scaling: float = 1.0
 
     def __post_init__(self):
         check_choice("family", self.family, FAMILIES)
@@ -84,16 +86,31 @@ class ModelConfig:
         """What the products of queries and keys are multiplied with."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
+    @property
+    def stream_scale(self) -> float:
+        """What token embeddings are multiplied with where the residual is kept in units of `residual_scale`: then attention and
+        feed-forward add what they give as it is, and norms, which do not see the units, take `stream_eps`."""
+        return self.embedding_scale / self.residual_scale
+
+    @property
+    def stream_eps(self) -> float:
+        """`norm_eps` of norms of the residual, in the units of `stream_scale`."""
+        return self.norm_eps / (self.residual_scale * self.residual_scale)
+
     def window(self, layer: int) -> int | None:
         """How many tokens a token of `layer` attends to, itself included; None: all before it."""
         return self.windows[layer] if self.windows else None
 
     def _check_scales(self):
-        check_number("embedding_scale", self.embedding_scale, *SCALE_RANGE)
+        for name in ("embedding_scale", "residual_scale", "logits_scaling"):
+            check_number(name, getattr(self, name), *SCALE_RANGE)
         if self.attention_scale is not None:
             check_number("attention_scale", self.attention_scale, *SCALE_RANGE)
-        if self.embedding_scale != 1.0 and FAMILIES[self.family].learned_positions:
-            raise ModelError(f"embedding_scale = {self.embedding_scale} with learned positions is not supported; accepted: 1.0")
+        for name in ("embedding_scale", "residual_scale"):
+            if getattr(self, name) != 1.0 and FAMILIES[self.family].learned_positions:
+                raise ModelError(f"{name} = {getattr(self, name)} with learned positions is not supported; accepted: 1.0")
+        if self.residual_scale != 1.0 and self.norm_place != "before":
+            raise ModelError(f"residual_scale = {self.residual_scale} with norm_place = {self.norm_place!r} is not supported; accepted: 1.0")
 
     def _check_windows(self):
         if self.windows and len(self.windows) != self.layers:

@@ -65,7 +65,8 @@ def refuse_changes(model, config: ModelConfig, name: str) -> None:
 def _settings(module, config):
     """(attribute, its value, the config's) of what one module computes with."""
     numbers = dict.fromkeys(("attention_scaling", "full_attention_attention_scaling", "sliding_attention_attention_scaling"), 1.0)
-    numbers["variance_epsilon"] = config.norm_eps
+    numbers |= {"variance_epsilon": config.norm_eps, "residual_multiplier": config.residual_scale}
+    numbers["embedding_multiplier"] = config.embedding_scale
     if hasattr(module, "layer_idx"):  # an attention
         numbers["scaling"] = config.scores_scale
         if (window := config.window(module.layer_idx)) is not None:

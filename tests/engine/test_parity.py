@@ -10,7 +10,7 @@ from dynadapt import SGD, Adam, Engine, Full, LoRA, SegmentMemory
 from dynadapt.engine.learners.peft import read_adapter, write_adapter
 from dynadapt.model import random_model, tiny_config
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "granite"]
 T = 21
 
 

@@ -23,6 +23,7 @@ CASES = {
     "gpt2, untied": {"tied_head": False},
     "gemma3": {},
     "gemma3, untied": {"tied_head": False},
+    "granite": {},
 }
 
 
@@ -90,7 +91,7 @@ def test_norms_of_one_and_w_do_not_decay_to_zero():
 
 
 @pytest.mark.parametrize(
-    "family,memory", [("llama", "keep"), ("qwen2", "reproject"), ("qwen3", "reproject"), ("gpt2", "overlap"), ("gemma3", "reproject")]
+    "family,memory", [("llama", "keep"), ("qwen2", "reproject"), ("qwen3", "reproject"), ("gpt2", "overlap"), ("gemma3", "reproject"), ("granite", "reproject")]
 )
 def test_gradient_equals_finite_differences(family, memory):
     tokens, h = text(family=family), 1e-5

@@ -11,14 +11,14 @@ from dynadapt import Adam, Full, LoRA, RowSparse, SegmentMemory
 from dynadapt.engine.generation import generate
 from dynadapt.model import ModelError, layout, peft_name, random_model, tiny_config
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "granite"]
 T = 12
 FAST = dict(optimizer=Adam(lr=0.02), segment=T)
 WRITTEN = {"rows": RowSparse(density=0.3, every=2), "full": Full(), "model": Full(targets="model")}
 
 
 def live_model(family="llama", dtype=torch.float32):
-    untied = {"tied_head": False} if family == "gemma3" else {}  # a scaled embedding that is the head too says its token for ever
+    untied = {"tied_head": False} if family in ("gemma3", "granite") else {}  # a scaled embedding that is the head too says its token for ever
     model = to_transformers(random_model(tiny_config(family, **untied), seed=1, std=0.2), dtype)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0

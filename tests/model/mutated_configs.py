@@ -28,7 +28,7 @@ from dynadapt.model.family import FAMILIES  # noqa: E402
 
 TOKENS, POSITIONS, LAYERS = 20, 48, 2
 TOLERANCE = 1e-4  # nats
-TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma3_text")
+TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma3_text", "granite")
 FAMILY = {"mistral": "llama", "gemma3_text": "gemma3"}  # where it is not the model_type
 NOT_IN_C = ("gpt2", "gemma3_text")
 DROP = object()
@@ -100,6 +100,9 @@ NOTES = {
     "partial_rotary_factor": 0.5,
     "rotary_pct": 0.25,
     "transformers_weights": "other.safetensors",
+    "residual_multiplier": 0.5,
+    "embedding_multiplier": 3,
+    "logits_scaling": 0.25,
     "qk_layernorm": True,
 }
 PLAIN = (

@@ -35,6 +35,8 @@ CASES |= {
     "gemma3-scale": tiny_config("gemma3", attention_scale=10**-0.5),
     "gemma3-linear-bias": tiny_config("gemma3", rope_scaling=LINEAR, attention_bias=True),
     "gemma3-full": tiny_config("gemma3", windows=()),
+    "granite-biases": tiny_config("granite", attention_bias=True, mlp_bias=True),
+    "granite-usual": tiny_config("granite", attention_scale=None, embedding_scale=1.0, residual_scale=1.0, logits_scaling=1.0),
 }
 
 

@@ -72,6 +72,7 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
         ("llama", {"attention_bias": True, "mlp_bias": True}),
         ("qwen2", {}),
         ("qwen3", {}),
+        ("granite", {}),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
         (
             "llama",
@@ -86,7 +87,7 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
             },
         ),
     ],
-    ids=["tied", "biases", "qwen2", "qwen3", "linear rope", "llama3 rope"],
+    ids=["tied", "biases", "qwen2", "qwen3", "granite", "linear rope", "llama3 rope"],
 )
 def test_equals_the_python_engine_for_every_family(tmp_path, family, changes):
     directory = write(tmp_path / "model", family, **changes)
