@@ -24,6 +24,16 @@ constexpr Kind kKinds[] = {{"llama", "LlamaForCausalLM", "llama", 2048, 0},
                            {"qwen3", "Qwen3ForCausalLM", "qwen3", 32768, 32},
                            {"granite", "GraniteForCausalLM", "granite", 2048, 0}};
 
+/// Model types that the Python engine alone runs, and what of them this one does not.
+struct Other {
+  const char *model_type, *lacks;
+};
+constexpr Other kOthers[] = {
+    {"gpt2", "learned positions, LayerNorm, GELU and fused queries, keys and values"},
+    {"gemma3_text", "norms behind attention and feed-forward, GEGLU and sliding windows"},
+    {"phi3", "fused queries, keys and values, fused gate and up, and heads rotated in part"},
+    {"gpt_neox", "attention and feed-forward side by side, LayerNorm, GELU, fused queries, keys and values, and heads rotated in part"}};
+
 /// The kind of a config; one without a model_type is known by its architecture.
 const Kind& kind_of(const ConfigValues& keys) {
   const Json *type = keys.find("model_type"), *list = keys.find("architectures");
@@ -36,7 +46,11 @@ const Kind& kind_of(const ConfigValues& keys) {
     accepted += std::string(accepted.empty() ? "" : ", ") + kind.model_type;
   }
   const std::string found = type ? type->text() : list ? list->text() : "without a model_type";
-  keys.stop("model_type " + found + " is not supported by this engine; accepted: " + accepted);
+  std::string lacks;
+  for (const Other& other : kOthers)
+    if (type && type->is(Json::kString) && type->string == other.model_type)
+      lacks = std::string(", which does not compute ") + other.lacks;
+  keys.stop("model_type " + found + " is not supported by this engine" + lacks + "; accepted: " + accepted);
 }
 
 void refuse_partial(const ConfigValues& keys, const Json* part) {

@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynadapt import SGD, Engine, Full, LoRA, SegmentMemory
+from dynadapt.adapt.methods import GROUPS
 from dynadapt.model import random_model, tiny_config
 
 T = 17
@@ -35,8 +36,11 @@ def engine(adapt, backend="reference", dtype="fp64", **options):
 def learned(adapt, **options):
     """{(layer, group): what a step adds to B} of adapters whose B was zero: their gradients do not depend on what else learns."""
     e = engine(adapt, **options)
-    e.step(tokens(length=T + 1))
     learner = e.learners[0]
+    for layer, group in learner.sizes:
+        A = learner.layout.view(learner.state.master, f"{layer}.{group}.A")
+        A.copy_(0.3 * torch.randn(A.shape, generator=torch.Generator().manual_seed(10 * layer + GROUPS.index(group))))
+    e.step(tokens(length=T + 1))
     return {key: learner.adapter(*key)[1][0].double().clone() for key in learner.sizes}
 
 
