@@ -113,7 +113,7 @@ def stored_rows(config: ModelConfig, part: str, heads_fused: bool = False) -> to
     stored, int64 [out]; None where that is its own. `heads_fused`: as the Family's field."""
     if part not in ("q", "k", "qkv") or config.rotary_dim is None and not (heads_fused and part == "qkv"):
         return None
-    d, r = config.head_dim, config.rotated
+    d, r = config.head_dim, config.rotated_dims
     plain, half = torch.arange(d), r + (d - r) // 2
     paired = torch.cat([plain[: r // 2], plain[r:half], plain[r // 2 : r], plain[half:]])
     rows = lambda heads, order, first, step: (first + step * torch.arange(heads)[:, None] + order).flatten()  # noqa: E731

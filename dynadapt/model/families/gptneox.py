@@ -76,7 +76,7 @@ def to_hf(config: ModelConfig) -> dict:
         "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.activation],
         "max_position_embeddings": config.max_positions,
         "rotary_emb_base": config.rope_theta,
-        "rotary_pct": partial_factor(config.rotated, config.head_dim),
+        "rotary_pct": partial_factor(config.rotated_dims, config.head_dim),
         "rope_scaling": scaling and dict(scaling),
         "attention_bias": config.attention_bias,
         "use_parallel_residual": config.parallel_residual,

@@ -44,7 +44,7 @@ def to_hf(config: ModelConfig) -> dict:
     if len(sizes) > 1:
         raise ModelError(f"windows = {config.windows} have no Hugging Face form for phi3; accepted: the same in every layer")
     return rotary.to_hf(config) | {
-        "partial_rotary_factor": partial_factor(config.rotated, config.head_dim),
+        "partial_rotary_factor": partial_factor(config.rotated_dims, config.head_dim),
         "sliding_window": sizes.pop() if sizes else None,
         "pad_token_id": None,  # absent, it is one that a small vocabulary does not have
     }
