@@ -1,5 +1,6 @@
 #include "engine/config.h"
 
+#include <algorithm>
 #include <cmath>
 #include <initializer_list>
 
@@ -86,39 +87,51 @@ void read_rope(const ConfigValues& keys, const std::string& where, ModelConfig& 
   if (s.high_freq_factor <= s.low_freq_factor) rope.stop("high_freq_factor must be above low_freq_factor");
 }
 
-/// Refuses a sliding window that would change a result within the model's own context: dynadapt/model/sliding.py.
-void refuse_sliding(const ConfigValues& keys, const Kind& kind, const ModelConfig& c) {
+/// Which layers slide, as layer_types says; without one, `slides` as it is.
+void read_layer_types(const ConfigValues& keys, int64_t layers, std::vector<bool>& slides) {
+  const Json* types = keys.find("layer_types");
+  if (!types) return;
+  bool fine = types->is(Json::kArray) && int64_t(types->items.size()) == layers;
+  for (size_t i = 0; fine && i < types->items.size(); i++) {
+    const Json& kind = types->items[i];
+    slides[i] = kind.string == "sliding_attention";
+    fine = slides[i] || kind.string == "full_attention" || kind.string == "attention";
+  }
+  if (!fine)
+    keys.stop("layer_types = " + types->text() + " must be a list of num_hidden_layers = " + std::to_string(layers) +
+              ", each of full_attention, sliding_attention");
+}
+
+/// The windows that a token within the model's own context notices: dynadapt/model/sliding.py.
+void read_windows(const ConfigValues& keys, const Kind& kind, ModelConfig& c) {
   const bool qwen = std::string(kind.family) != "llama", mistral = std::string(kind.model_type) == "mistral";
   int64_t window = 0;  // none
   if (const Json* given = keys.value("sliding_window"); given ? !given->is(Json::kNull) : qwen || mistral)
     window = keys.size("sliding_window", 4096);  // 4096: what transformers takes where a config says nothing, not even null
-  const Json* types = keys.find("layer_types");
-  bool slides = window > 0;
+  double first = 0;
   if (qwen) {
     if (!keys.flag("use_sliding_window", false)) window = 0;
-    const Json* first = keys.value("max_window_layers");
-    if (first && !(first->is(Json::kNumber) && first->integer))
-      keys.stop("max_window_layers = " + first->text() + " must be a whole number");
-    slides = window > 0 && (first ? first->number : 28) < double(c.layers) && !types;
+    const Json* given = keys.value("max_window_layers");
+    if (given && !(given->is(Json::kNumber) && given->integer))
+      keys.stop("max_window_layers = " + given->text() + " must be a whole number");
+    first = given ? given->number : 28;
   }
-  if (types) {
-    bool fine = types->is(Json::kArray) && int64_t(types->items.size()) == c.layers;
-    for (const Json& item : types->items) {
-      const bool sliding = item.string == "sliding_attention";
-      fine = fine && (sliding || item.string == "full_attention" || item.string == "attention");
-      slides = slides || sliding;
-    }
-    if (!fine)
-      keys.stop("layer_types = " + types->text() + " must be a list of num_hidden_layers = " + std::to_string(c.layers) +
-                ", each of full_attention, sliding_attention");
-  }
-  if (slides && !window)
+  std::vector<bool> slides;
+  for (int64_t i = 0; i < c.layers; i++) slides.push_back((qwen || mistral) && window && double(i) >= first);
+  read_layer_types(keys, c.layers, slides);
+  const bool any = std::find(slides.begin(), slides.end(), true) != slides.end();
+  if (any && !window)
     keys.stop(
         "layer_types has sliding_attention and there is no sliding_window (use_sliding_window false, or null): accepted: "
         "full_attention in every layer");
-  if (slides && window < c.max_positions)
+  if (window == 0 || window >= c.max_positions) return;
+  if (!qwen && !mistral)  // Llama's own attention does not slide, the cache that transformers gives it does
     keys.stop("sliding-window attention (sliding_window = " + std::to_string(window) + ", context " +
               std::to_string(c.max_positions) + ") is not supported; accepted: full attention in every layer");
+  if (any && window < 2)
+    keys.stop("sliding_window = " + std::to_string(window) + " is not supported; accepted: null, or at least 2 tokens");
+  for (const bool slid : slides)
+    if (any) c.windows.push_back(slid ? window : 0);
 }
 
 void refuse_others(const ConfigValues& keys) {
@@ -168,7 +181,7 @@ ModelConfig read_config(const Json& raw, const std::string& where) {
   c.o_bias = !qwen2 && c.q_bias;
   c.mlp_bias = c.family == "llama" && !mistral && keys.flag("mlp_bias", false);
   read_rope(keys, where, c);
-  refuse_sliding(keys, kind, c);
+  read_windows(keys, kind, c);
   return c;
 }
 

@@ -26,9 +26,16 @@ struct ModelConfig {
   double rope_theta;
   RopeScaling rope_scaling;
   bool tied_head, qk_norm, q_bias, o_bias, mlp_bias;  // q_bias: of queries, keys and values
+  std::vector<int64_t> windows;  // of each layer: how many tokens a token attends to, itself included; 0, or no entry at all: all
 
   int64_t q_width() const { return heads * head_dim; }
   int64_t kv_width() const { return kv_heads * head_dim; }
+  /// Of `layer`, 0: no window.
+  int64_t window(int64_t layer) const { return windows.empty() ? 0 : windows[size_t(layer)]; }
+  /// How many of `memory` entries some query of `layer` sees.
+  int64_t seen_memory(int64_t layer, int64_t memory) const {
+    return window(layer) && window(layer) - 1 < memory ? window(layer) - 1 : memory;
+  }
 };
 
 /// The linear groups of a layer, in the order of the forward pass. The parts of a group share their input.

@@ -205,6 +205,7 @@ AttentionShape Decoder::attention_shape(const Batch& batch, int64_t layer) const
   s.cos = rope_.cos.data();
   s.sin = rope_.sin.data();
   s.scale = float(1 / std::sqrt(double(c_.head_dim)));
+  if (c_.window(layer)) s.window = c_.window(layer);
   if (!window_) return s;
   s.memory_capacity = size_t(window_->capacity());
   s.mem_k = window_->keys(layer);
@@ -243,7 +244,7 @@ void Decoder::forward(const Batch& batch, bool learn) {
                                                              layer.k_norm.data(), attended_qkv(i), k.head_stat.as<float>()});
     kernels<ByType<AttentionForwardKernels>>().of(dtype_).run(
         {attention_shape(batch, i), attended_qkv(i), k.out.data(), k.lse.as<float>()});
-    for (const int32_t s : batch.streams) flops.attention_forward(batch.segment, window_ ? window_->filled(s) : 0, c_);
+    for (const int32_t s : batch.streams) flops.attention_forward(batch.segment, seen(i, s), c_);
     linear(batch, i, kO, k.out.data(), k.u[kO].data(), o_.data());
     norm(k.residual, o_.data(), layer.mlp_norm, k.res2.data(), k.n2.data(), k.mlp_stat);
     linear(batch, i, kMlpIn, k.n2.data(), k.u[kMlpIn].data(), k.h.data());
@@ -295,7 +296,7 @@ void Decoder::attention_backward(const Batch& batch, int64_t layer, const void* 
   const LayerWeights& w = model_.weights.layers[size_t(layer)];
   kernels<ByType<AttentionBackwardKernels>>().of(dtype_).run(
       {attention_shape(batch, layer), dout, attended_qkv(layer), k.out.data(), k.lse.as<float>(), dqkv_.data()});
-  for (const int32_t s : batch.streams) flops.attention_backward(batch.segment, window_ ? window_->filled(s) : 0, c_);
+  for (const int32_t s : batch.streams) flops.attention_backward(batch.segment, seen(layer, s), c_);
   if (c_.qk_norm)
     kernels<ByType<HeadNormKernels>>().of(dtype_).backward(
         {size_t(rows_), size_t(c_.heads), size_t(c_.kv_heads), size_t(c_.head_dim), dqkv_.data(), raw_qkv(layer), w.q_norm.data(),

@@ -76,6 +76,7 @@ class Decoder {
   void learn(const Batch& batch, int64_t layer, int group, const void* dy, const void* x);
   Adapter adapter(const Batch& batch, int64_t layer, int group) const;
   AttentionShape attention_shape(const Batch& batch, int64_t layer) const;
+  int64_t seen(int64_t layer, int32_t stream) const { return window_ ? c_.seen_memory(layer, window_->filled(stream)) : 0; }
   void attention_backward(const Batch& batch, int64_t layer, const void* dout);
   const void* layer_backward(const Batch& batch, int64_t layer, const void* d);
 

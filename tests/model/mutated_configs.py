@@ -120,7 +120,7 @@ VALID = (
     ("rms_norm_eps", (1e-3, 0.1)),
     ("original_max_position_embeddings", (8, 20, 4096)),
     ("max_position_embeddings", (20, 32, 64, 512, 100000, DROP)),
-    ("sliding_window", (64, POSITIONS, None, DROP)),
+    ("sliding_window", (64, POSITIONS, 5, None, DROP)),
     ("layer_types", ([KINDS[0]] * LAYERS, DROP)),
     ("use_sliding_window", (True, False, DROP)),
     ("max_window_layers", (2, 5, 28, DROP)),

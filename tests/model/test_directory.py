@@ -130,7 +130,8 @@ REFUSED_CONFIGS = {
     "attention_multiplier = 0.1": dict(attention_multiplier=0.1),
     "logits_scaling = 8": dict(logits_scaling=8.0),
     "num_experts = 4": dict(num_experts=4),
-    "sliding-window attention .sliding_window = 64": dict(model_type="mistral", sliding_window=64),
+    "sliding-window attention .sliding_window = 64": dict(sliding_window=64),
+    "sliding_window = 1 is not supported": dict(model_type="mistral", sliding_window=1),
     "sliding-window attention .sliding_window = 128": dict(
         layer_types=["full_attention", "sliding_attention", "full_attention"], sliding_window=128
     ),

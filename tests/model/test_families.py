@@ -20,6 +20,7 @@ from dynadapt.model import (
     tiny_config,
 )
 from dynadapt.model.config import FAMILIES
+from dynadapt.model.hf_config import config_to_hf
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
@@ -30,6 +31,9 @@ CASES |= {
     "qwen2-linear": tiny_config("qwen2", rope_scaling=LINEAR),
     "llama-biases": tiny_config("llama", attention_bias=True, mlp_bias=True),
     "qwen3-bias": tiny_config("qwen3", attention_bias=True),
+    "mistral-windows": tiny_config("llama", windows=(7, 7, 7)),
+    "qwen2-windows": tiny_config("qwen2", windows=(None, 9, 9)),
+    "qwen3-windows": tiny_config("qwen3", windows=(6, None, 6)),
     "gpt2-gelu": tiny_config("gpt2", activation="gelu"),
     "llama-one-head": tiny_config("llama", hidden_size=10, heads=1, kv_heads=1),
     "gemma3-scale": tiny_config("gemma3", attention_scale=10**-0.5),
@@ -121,8 +125,17 @@ def test_mistral_is_a_llama(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(changed))
         assert load(tmp_path).config == model.config
     (tmp_path / "config.json").write_text(json.dumps(changed | {"sliding_window": 100}))
-    with pytest.raises(ValueError, match="sliding-window attention .sliding_window = 100"):
-        load(tmp_path)
+    assert load(tmp_path).config == replace(model.config, windows=(100, 100, 100))
+
+
+def test_windows_that_a_family_has_no_form_for():
+    for family, changes, said in (
+        ("llama", dict(windows=(7, None, 7)), "windows = .7, None, 7."),
+        ("llama", dict(windows=(7, 7, 7), mlp_bias=True), "mlp_bias = True"),
+        ("qwen2", dict(windows=(7, None, 8)), "windows of .7, 8. tokens have no Hugging Face form"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            config_to_hf(tiny_config(family, **changes))
 
 
 def test_gemma_files_of_every_age(tmp_path):

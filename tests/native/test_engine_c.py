@@ -72,6 +72,8 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
         ("llama", {"attention_bias": True, "mlp_bias": True}),
         ("qwen2", {}),
         ("qwen3", {}),
+        ("llama", {"windows": (7, 7, 7)}),
+        ("qwen3", {"windows": (None, 14, 14)}),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
         (
             "llama",
@@ -86,7 +88,7 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
             },
         ),
     ],
-    ids=["tied", "biases", "qwen2", "qwen3", "linear rope", "llama3 rope"],
+    ids=["tied", "biases", "qwen2", "qwen3", "mistral windows", "qwen3 windows", "linear rope", "llama3 rope"],
 )
 def test_equals_the_python_engine_for_every_family(tmp_path, family, changes):
     directory = write(tmp_path / "model", family, **changes)
@@ -302,9 +304,9 @@ def config_of(directory, **changes):
     "changes,message",
     [
         ({"model_type": "gpt2"}, 'model_type "gpt2" is not supported by this engine; accepted: llama, mistral, qwen2, qwen3'),
-        ({"model_type": "mistral", "sliding_window": 64}, "sliding_window = 64, context 512"),
-        ({"model_type": "mistral", "max_position_embeddings": 8192}, "sliding_window = 4096, context 8192"),
-        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 64}, "sliding_window = 64"),
+        ({"sliding_window": 64}, "sliding_window = 64, context 512"),
+        ({"model_type": "mistral", "sliding_window": 1}, "sliding_window = 1 is not supported"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 1}, "sliding_window = 1"),
         ({"hidden_act": "gelu"}, 'hidden_act = "gelu"'),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50 is not"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config = .*gptq"),

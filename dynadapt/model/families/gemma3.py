@@ -5,7 +5,7 @@ from dynadapt.model.errors import ModelError
 from dynadapt.model.family import Family, register
 from dynadapt.model.reading import THETA_RANGE, check_size, read_flag, read_size
 from dynadapt.model.rope_settings import read_rope_by_kind
-from dynadapt.model.sliding import FULL, SLIDING, layer_kinds, read_window
+from dynadapt.model.sliding import FULL, SLIDING, layer_kinds, read_window, slid, windows_to_hf
 
 from . import rotary
 
@@ -67,24 +67,19 @@ def _windows(raw, layers):
         raise ModelError(f"layer_types = {str(kinds)[:80]} is not supported for gemma3; accepted: full_attention, sliding_attention")
     if SLIDING not in kinds:
         return ()
-    if window is None or window == 1:
-        raise ModelError(f"sliding_window = {window} with {SLIDING} in layer_types is not supported; accepted: at least 2 tokens")
-    return tuple(window if kind == SLIDING else None for kind in kinds)
+    if window is None:
+        raise ModelError(f"sliding_window = None with {SLIDING} in layer_types is not supported; accepted: at least 2 tokens")
+    return slid(window, [kind == SLIDING for kind in kinds])
 
 
 def to_hf(config: ModelConfig) -> dict:
-    sizes = {config.window(i) for i in range(config.layers)} - {None}
-    if len(sizes) > 1:
-        raise ModelError(f"windows of {sorted(sizes)} tokens have no Hugging Face form; accepted: one number in all layers that have one")
-    raw = rotary.to_hf(config)
+    raw = rotary.to_hf(config) | windows_to_hf(config, 4096)
     del raw["hidden_act"]
     return raw | {
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": config.attention_bias,
         "query_pre_attn_scalar": round(config.scores_scale**-2),
         "rope_local_base_freq": config.window_rope_theta,
-        "sliding_window": min(sizes, default=4096),
-        "layer_types": [FULL[0] if config.window(i) is None else SLIDING for i in range(config.layers)],
         "final_logit_softcapping": None,
         "attn_logit_softcapping": None,
     }
