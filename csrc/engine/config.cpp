@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <initializer_list>
+#include <map>
 
 #include "core/error.h"
 #include "engine/config_keys.h"
@@ -52,6 +53,73 @@ const char* rope_place(const ConfigValues& keys) {
   return scaling && !scaling->members.empty() ? "rope_scaling" : "rope_parameters";
 }
 
+constexpr double kBand[] = {1e-6, 1e9}, kScale[] = {1e-6, 1e6};
+
+/// A number in the bounds, `absent` where there is no such key or it is null.
+double number_or(const ConfigValues& rope, const char* key, const double (&bounds)[2], double absent) {
+  return rope.find(key) ? rope.number(key, bounds[0], bounds[1]) : absent;
+}
+
+/// factor; where it is null, how much longer the context is than the original one.
+double grown(const ConfigValues& rope, const ModelConfig& c) {
+  if (rope.find("factor")) return rope.number("factor", 0.01, 1e9);
+  const double ratio = double(c.max_positions) / double(c.rope_scaling.original_positions);
+  if (!(ratio >= 0.01 && ratio <= 1e9)) rope.stop("original_max_position_embeddings is too far from max_position_embeddings");
+  return ratio;
+}
+
+/// How much yarn adds to queries and keys, by one of its two weights.
+double yarn_scale(double factor, double weight) { return factor <= 1 ? 1.0 : 0.1 * weight * std::log(factor) + 1.0; }
+
+void read_yarn(const ConfigValues& rope, ModelConfig& c) {
+  RopeScaling& s = c.rope_scaling;
+  if (!rope.value("factor")) rope.stop("factor is missing; accepted: a number, or null");
+  s.factor = grown(rope, c);
+  s.beta_fast = number_or(rope, "beta_fast", kBand, 32);
+  s.beta_slow = number_or(rope, "beta_slow", kBand, 1);
+  s.truncate = rope.flag("truncate", true);
+  const double from_none[] = {0, kScale[1]};
+  const double mscale = number_or(rope, "mscale", from_none, 0), all_dim = number_or(rope, "mscale_all_dim", from_none, 0);
+  const bool ratio = mscale != 0 && all_dim != 0;
+  s.attention_factor = yarn_scale(s.factor, ratio ? mscale : 1) / yarn_scale(s.factor, ratio ? all_dim : 0);
+  s.attention_factor = number_or(rope, "attention_factor", kScale, s.attention_factor);
+  if (c.rope_theta == 1) rope.stop("rope_theta = 1 with type yarn is not supported: all pairs turn alike");
+}
+
+std::vector<double> read_factors(const ConfigValues& rope, const char* key, const ModelConfig& c) {
+  const Json* list = rope.value(key);
+  bool fine = list && list->is(Json::kArray) && int64_t(list->items.size()) == c.head_dim / 2;
+  std::vector<double> out;
+  for (size_t i = 0; fine && i < list->items.size(); i++) {
+    const Json& item = list->items[i];
+    fine = item.is(Json::kNumber) && item.number >= kBand[0] && item.number <= kBand[1];
+    out.push_back(item.number);
+  }
+  if (!fine)
+    rope.stop(std::string(key) + (list ? " = " + list->text() : " is missing, it") + " must be a list of head_dim / 2 = " +
+              std::to_string(c.head_dim / 2) + " numbers in " + json_number(kBand[0]) + ".." + json_number(kBand[1]));
+  return out;
+}
+
+void read_longrope(const ConfigValues& rope, ModelConfig& c) {
+  RopeScaling& s = c.rope_scaling;
+  s.short_factor = read_factors(rope, "short_factor", c);
+  s.long_factor = read_factors(rope, "long_factor", c);
+  const double longer = grown(rope, c);
+  if (!rope.find("attention_factor") && longer > 1) {
+    if (s.original_positions == 1) rope.stop("original_max_position_embeddings = 1 with type longrope; accepted: at least 2");
+    s.attention_factor = std::sqrt(1 + std::log(longer) / std::log(double(s.original_positions)));
+  }
+  s.attention_factor = number_or(rope, "attention_factor", kScale, s.attention_factor);
+}
+
+void read_llama3(const ConfigValues& rope, RopeScaling& s) {
+  s.factor = rope.number("factor", 0.01, 1e9);
+  s.low_freq_factor = rope.number("low_freq_factor", kBand[0], kBand[1]);
+  s.high_freq_factor = rope.number("high_freq_factor", kBand[0], kBand[1]);
+  if (s.high_freq_factor <= s.low_freq_factor) rope.stop("high_freq_factor must be above low_freq_factor");
+}
+
 /// Precedences are those of dynadapt/model/rope_settings.py, which are transformers' own.
 void read_rope(const ConfigValues& keys, const std::string& where, ModelConfig& c) {
   static const Json none;
@@ -67,24 +135,27 @@ void read_rope(const ConfigValues& keys, const std::string& where, ModelConfig& 
   c.rope_theta = (rope.value("rope_theta") ? rope : keys).number("rope_theta", 1.0, 1e15, &usual);
   const Json* kind = rope.value("rope_type");
   if (!kind) kind = rope.value("type");
+  static const std::map<std::string, RopeScaling::Kind> kinds = {
+      {"default", RopeScaling::kNone}, {"linear", RopeScaling::kLinear},     {"dynamic", RopeScaling::kDynamic},
+      {"yarn", RopeScaling::kYarn},    {"longrope", RopeScaling::kLongrope}, {"llama3", RopeScaling::kLlama3}};
   RopeScaling& s = c.rope_scaling;
-  if (!kind || kind->string == "default")
-    s.kind = RopeScaling::kNone;
-  else if (kind->string == "linear")
-    s.kind = RopeScaling::kLinear;
-  else if (kind->string == "llama3")
-    s.kind = RopeScaling::kLlama3;
-  else
-    keys.stop(place + " type " + kind->text() + " is not supported; accepted: default, linear, llama3");
+  if (kind) {
+    const auto known = kinds.find(kind->string);
+    if (!kind->is(Json::kString) || known == kinds.end())
+      keys.stop(place + " type " + kind->text() +
+                " is not supported; accepted: default, linear, dynamic, yarn, longrope, llama3");
+    s.kind = known->second;
+  }
   refuse_unread(object, "rope", where, place);
-  if (s.kind == RopeScaling::kNone) return;
-  s.factor = rope.number("factor", 0.01, 1e9);
-  if (s.kind == RopeScaling::kLinear) return;
-  s.low_freq_factor = rope.number("low_freq_factor", 1e-6, 1e9);
-  s.high_freq_factor = rope.number("high_freq_factor", 1e-6, 1e9);
   const char* original = "original_max_position_embeddings";
-  s.original_positions = (keys.value(original) ? keys : rope).size(original, c.max_positions);
-  if (s.high_freq_factor <= s.low_freq_factor) rope.stop("high_freq_factor must be above low_freq_factor");
+  if (s.kind == RopeScaling::kYarn || s.kind == RopeScaling::kLongrope || s.kind == RopeScaling::kLlama3)
+    s.original_positions = (keys.value(original) ? keys : rope).size(original, c.max_positions);
+  if (s.kind == RopeScaling::kLinear || s.kind == RopeScaling::kDynamic) s.factor = rope.number("factor", 0.01, 1e9);
+  if (s.kind == RopeScaling::kDynamic && c.head_dim == 2)
+    keys.stop(place + " type dynamic with head_dim = 2 is not supported; accepted: at least 4");
+  if (s.kind == RopeScaling::kYarn) read_yarn(rope, c);
+  if (s.kind == RopeScaling::kLongrope) read_longrope(rope, c);
+  if (s.kind == RopeScaling::kLlama3) read_llama3(rope, s);
 }
 
 /// Which layers slide, as layer_types says; without one, `slides` as it is.
@@ -200,28 +271,6 @@ std::vector<GroupShape> group_shapes(const ModelConfig& c) {
           {"o", c.q_width(), {{"self_attn.o_proj", c.hidden, c.o_bias}}},
           {"mlp_in", c.hidden, {{"mlp.gate_proj", c.ffn, c.mlp_bias}, {"mlp.up_proj", c.ffn, c.mlp_bias}}},
           {"down", c.ffn, {{"mlp.down_proj", c.hidden, c.mlp_bias}}}};
-}
-
-RopeTables rope_tables(const ModelConfig& config, int64_t length) {
-  const int64_t half = config.head_dim / 2;
-  const RopeScaling& s = config.rope_scaling;
-  RopeTables out{std::vector<float>(size_t(length * half)), std::vector<float>(size_t(length * half))};
-  for (int64_t i = 0; i < half; i++) {
-    double frequency = std::pow(config.rope_theta, -(double(2 * i) / double(config.head_dim)));
-    if (s.kind == RopeScaling::kLinear) frequency /= s.factor;
-    if (s.kind == RopeScaling::kLlama3) {
-      // Wavelengths beyond the original context are divided, short ones stay, those in between are blended (Llama 3.1).
-      const double turns = double(s.original_positions) * frequency / (2 * M_PI);
-      const double keep = std::fmin(std::fmax((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0), 1.0);
-      frequency = keep * frequency + (1 - keep) * frequency / s.factor;
-    }
-    for (int64_t p = 0; p < length; p++) {
-      const double angle = double(p) * frequency;
-      out.cos[size_t(p * half + i)] = float(std::cos(angle));
-      out.sin[size_t(p * half + i)] = float(std::sin(angle));
-    }
-  }
-  return out;
 }
 
 }  // namespace dynadapt

@@ -12,10 +12,17 @@ struct RopeScaling {
   enum Kind {
     kNone,
     kLinear,
+    kDynamic,
+    kYarn,
+    kLongrope,
     kLlama3
   };
   Kind kind = kNone;
   double factor = 1, low_freq_factor = 1, high_freq_factor = 1;
+  double attention_factor = 1;                    // of cosines and sines: yarn, longrope
+  double beta_fast = 32, beta_slow = 1;           // yarn
+  bool truncate = true;                           // yarn
+  std::vector<double> short_factor, long_factor;  // longrope, [head_dim / 2] each
   int64_t original_positions = 0;
 };
 
@@ -66,11 +73,5 @@ std::vector<GroupShape> group_shapes(const ModelConfig& config);
 
 /// The config of a config.json. Throws Invalid with `where` in front, naming the key that is missing or not supported.
 ModelConfig read_config(const Json& raw, const std::string& where);
-
-/// cos and sin, each [length, head_dim / 2], for positions 0..length-1: computed in float64, then rounded once.
-struct RopeTables {
-  std::vector<float> cos, sin;
-};
-RopeTables rope_tables(const ModelConfig& config, int64_t length);
 
 }  // namespace dynadapt

@@ -10,6 +10,7 @@
 #include "cpu/linear.h"
 #include "engine/adapter.h"
 #include "engine/flops.h"
+#include "engine/rope.h"
 #include "engine/weights.h"
 #include "engine/window.h"
 

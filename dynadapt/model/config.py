@@ -11,7 +11,7 @@ from .reading import BAND_RANGE, FACTOR_RANGE, SCALE_RANGE, THETA_RANGE, check_c
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("swiglu", "geglu_tanh", "gelu_tanh", "gelu")
 NORM_PLACES = ("before", "both")
-ROPE_TYPES = ("linear", "llama3", "factors")
+ROPE_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3", "factors")
 MAX_LAYERS = 10_000  # a larger number can only be a damaged file
 
 
@@ -20,9 +20,12 @@ class ModelConfig:
     """Sizes and choices of a decoder-only transformer.
 
     `rope_theta` is None for learned positions (gpt2). `rope_scaling` is None or one of
-    `{"rope_type": "linear", "factor"}`, `{"rope_type": "llama3", "factor", "low_freq_factor", "high_freq_factor",
-    "original_max_position_embeddings"}`, `{"rope_type": "factors", "factors": (head_dim/2 numbers)}`, the last being
-    the frequency divisors that GGUF files carry. `max_positions` is the context the model was made for, in tokens.
+    `{"rope_type": "linear", "factor"}`, `{"rope_type": "dynamic", "factor"}`, `{"rope_type": "yarn", "factor", "attention_factor",
+    "beta_fast", "beta_slow", "original_max_position_embeddings", "truncate"}`, `{"rope_type": "longrope", "short_factor",
+    "long_factor" (head_dim/2 numbers each), "attention_factor", "original_max_position_embeddings"}`, `{"rope_type": "llama3",
+    "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}`, `{"rope_type": "factors", "factors":
+    (head_dim/2 numbers)}`, the last being the frequency divisors that GGUF files carry; `dynadapt.model.rope` says what each does.
+    `max_positions` is the context the model was made for, in tokens.
 
     `norm_place`: norms stand before attention and feed-forward, or on both sides of them ("both": their output is normalised
     before it is added). `embedding_scale` multiplies the token embeddings once they are looked up, `attention_scale` the scores
@@ -116,6 +119,8 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ModelError(f"head_dim = {self.head_dim} is odd: rotary positions need an even one")
         check_rope_scaling(self.rope_scaling, self.head_dim)
+        if self.rope_theta == 1.0 and self.rope_scaling is not None and self.rope_scaling["rope_type"] == "yarn":
+            raise ModelError("rope_theta = 1.0 with rope_scaling of type yarn is not supported: all pairs turn alike")
 
     def told(self) -> dict:
         """The fields that say something: those with a default are left out where they have it, so that a config reads the same as
@@ -131,18 +136,27 @@ def check_rope_scaling(scaling: dict | None, head_dim: int) -> None:
         return
     kind = scaling.get("rope_type")
     check_choice("rope_scaling.rope_type", kind, ROPE_TYPES)
-    if kind == "factors":
-        factors = scaling.get("factors", ())
+    number = lambda key, bounds: check_number(f"rope_scaling.{key}", scaling.get(key), *bounds)  # noqa: E731
+    for key in {"factors": ("factors",), "longrope": ("short_factor", "long_factor")}.get(kind, ()):
+        factors = scaling.get(key, ())
         if len(factors) != head_dim // 2:
-            raise ModelError(f"rope_scaling.factors has {len(factors)} numbers; head_dim {head_dim} needs {head_dim // 2}")
+            raise ModelError(f"rope_scaling.{key} has {len(factors)} numbers; head_dim {head_dim} needs {head_dim // 2}")
         for factor in factors:
-            check_number("rope_scaling.factors", factor, low=1e-6, high=1e9)
-        return
-    check_number("rope_scaling.factor", scaling.get("factor"), *FACTOR_RANGE)
-    if kind == "llama3":
-        low = check_number("rope_scaling.low_freq_factor", scaling.get("low_freq_factor"), *BAND_RANGE)
-        high = check_number("rope_scaling.high_freq_factor", scaling.get("high_freq_factor"), *BAND_RANGE)
+            check_number(f"rope_scaling.{key}", factor, *BAND_RANGE)
+    if kind in ("linear", "dynamic", "yarn", "llama3"):
+        number("factor", FACTOR_RANGE)
+    if kind in ("yarn", "longrope"):
+        number("attention_factor", SCALE_RANGE)
+    if kind in ("yarn", "longrope", "llama3"):
         check_size("rope_scaling.original_max_position_embeddings", scaling.get("original_max_position_embeddings"))
+    if kind == "dynamic" and head_dim == 2:
+        raise ModelError("rope_scaling of type dynamic with head_dim = 2 is not supported; accepted: at least 4")
+    if kind == "yarn":
+        number("beta_fast", BAND_RANGE), number("beta_slow", BAND_RANGE)
+        if not isinstance(scaling.get("truncate"), bool):
+            raise ModelError(f"rope_scaling.truncate = {scaling.get('truncate')!r} must be true or false")
+    if kind == "llama3":
+        low, high = number("low_freq_factor", BAND_RANGE), number("high_freq_factor", BAND_RANGE)
         if high <= low:
             raise ModelError(f"rope_scaling.high_freq_factor = {high} must be above low_freq_factor = {low}")
 

@@ -34,6 +34,11 @@ NOT_IN_C = ("gpt2", "gemma3_text")
 DROP = object()
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LONGROPES = [
+    {"rope_type": "longrope", "short_factor": [1.0] * n, "long_factor": [1.0 + i for i in range(n)], "original_max_position_embeddings": 16}
+    for n in (5, 6, 7, 8)  # half a head, of one family or another
+]
 SCALINGS = (
     None,
     {},
@@ -66,8 +71,19 @@ SCALINGS = (
     LLAMA3 | {"attention_factor": 2.0},
     LLAMA3 | {"original_max_position_embeddings": None},
     {"rope_type": "yarn", "factor": 4.0},
+    YARN,
+    YARN | {"attention_factor": 0.5, "beta_fast": 4, "beta_slow": 0.5},
+    YARN | {"factor": None, "truncate": False},
+    YARN | {"mscale": 0.5, "mscale_all_dim": 2.0},
+    YARN | {"beta_fast": "32"},
+    YARN | {"attention_factor": 0},
+    {"type": "yarn", "original_max_position_embeddings": 16},
     {"type": "dynamic", "factor": 2.0},
+    {"type": "dynamic"},
     {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]},
+    {"rope_type": "longrope", "short_factor": [1.0] * 5},
+    *LONGROPES,
+    *({**each, "factor": 3} for each in LONGROPES),
     {"rope_type": "proportional", "rope_theta": 1e4},
     {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5},
     {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
@@ -112,6 +128,8 @@ PLAIN = (
     LLAMA3 | {"factor": 4, "rope_theta": 250.0},
     {},
     {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"},
+    YARN | {"rope_theta": 350.0},
+    {"rope_type": "dynamic", "factor": 4.0},
 )
 VALID = (
     ("rope_scaling", PLAIN),
@@ -372,7 +390,8 @@ def disagreement(readers: Readers, raw: dict, touched: list[str]) -> tuple[str, 
     elif loads and not torch.allclose(python, c, atol=1e-6):
         return f"python and C differ by {(python - c).abs().max():.2g}", ""
     if not loads:
-        named = any(key in python for key in touched) or "tensor " in python or "positions" in python
+        places = {"rope_parameters": "rope_scaling."}  # ModelConfig's name of both
+        named = any(key in python or places.get(key, key) in python for key in touched) or "tensor " in python or "positions" in python
         return ("", "refused") if named else (f"the refusal names none of {touched}: {python}", "")
     if isinstance(theirs := readers.theirs(), str):
         readers.write(plain(raw, raw.get("model_type") or readers.model_type))

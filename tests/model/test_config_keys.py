@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from mutated_configs import LLAMA3, NOT_IN_C, POSITIONS, TYPES, Readers, off  # noqa: E402
+from mutated_configs import LLAMA3, NOT_IN_C, POSITIONS, TYPES, YARN, Readers, off  # noqa: E402
 
 from dynadapt.model import ModelError, load  # noqa: E402
 from dynadapt.model.config_keys import IGNORED, NEUTRAL  # noqa: E402
@@ -21,6 +21,7 @@ from dynadapt.model.rope_settings import READ as ROPE_READ
 ROOT = Path(__file__).parents[2]
 KEYS = {model_type: keys for family in FAMILIES.values() for model_type, keys in family.hf_keys.items()}
 LINEAR = {"type": "linear", "factor": 4.0}
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 5, "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0], "factor": 8.0}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,9 @@ REAL = {  # the keys of well-known files, at the sizes of the tiny models
     "llama 2": ("llama", dict(_name_or_path="x/y", initializer_range=0.02, pretraining_tp=1, transformers_version="4.31.0.dev0")),
     "llama 3.2": ("llama", dict(attention_dropout=0.0, rope_theta=500000.0, rope_scaling=LLAMA3, eos_token_id=[1, 2, 3])),
     "smollm2": ("llama", {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}}),
+    "yarn": ("llama", dict(rope_scaling=YARN | {"finetuned": True})),
+    "longrope": ("llama", dict(rope_scaling=LONGROPE, original_max_position_embeddings=16)),
+    "dynamic": ("llama", dict(rope_scaling={"type": "dynamic", "factor": 2.0})),
     "unsloth": ("llama", dict(unsloth_fixed=True, unsloth_version="2024.9", _attn_implementation_autoset=True)),
     "transformers 4.20": (
         "llama",
@@ -176,6 +180,14 @@ PRECEDENCE = {  # (keys), and keys that say the same in one place
         dict(rope_theta=..., rope_scaling=LINEAR),
     ),
     "rope_type wins over type": (dict(rope_scaling={"rope_type": "linear", "type": "yarn", "factor": 4.0}), dict(rope_scaling=LINEAR)),
+    "the original length of yarn at the top wins": (
+        dict(rope_scaling=YARN, original_max_position_embeddings=30),
+        dict(rope_scaling=YARN | {"original_max_position_embeddings": 30}),
+    ),
+    "a null factor of yarn is how much longer the context is": (
+        dict(rope_scaling=YARN | {"factor": None}),
+        dict(rope_scaling=YARN | {"factor": POSITIONS / YARN["original_max_position_embeddings"]}),
+    ),
     "the original length at the top wins": (
         dict(rope_scaling=LLAMA3, original_max_position_embeddings=30),
         dict(rope_scaling=LLAMA3 | {"original_max_position_embeddings": 30}),
@@ -199,8 +211,12 @@ def test_precedence_is_that_of_transformers(name, model_type, readers):
 @pytest.mark.parametrize(
     "changes, match",
     [
-        (dict(rope_scaling={"type": "yarn", "factor": 4.0}, rope_parameters={"rope_type": "default"}), "rope_scaling type .yarn. is not"),
-        (dict(rope_parameters={"rope_type": "yarn", "factor": 4.0}, rope_scaling=None), "rope_parameters type .yarn. is not supported"),
+        (dict(rope_scaling={"type": "ntk", "factor": 4.0}, rope_parameters={"rope_type": "default"}), "rope_scaling type .ntk. is not"),
+        (dict(rope_parameters={"rope_type": "ntk", "factor": 4.0}, rope_scaling=None), "rope_parameters type .ntk. is not supported"),
+        (dict(rope_scaling={"rope_type": "yarn"}), "rope_scaling.factor is missing"),
+        (dict(rope_scaling={"rope_type": "yarn", "factor": 2.0, "truncate": 1}), "truncate = 1(.0)? must be true or false"),
+        (dict(rope_scaling={"rope_type": "longrope", "short_factor": [1.0] * 5}), "rope_scaling.long_factor"),
+        (dict(rope_scaling={"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 5}), "rope_scaling.short_factor"),
         (dict(rope_scaling={"rope_type": None}), "rope_scaling type (None|null) is not supported"),
         (dict(rope_scaling=None, rope_theta=None), "rope_theta = (None|null) must be a number"),
         (dict(rope_scaling={"rope_theta": None}), "rope_scaling.rope_theta = (None|null) must be a number"),

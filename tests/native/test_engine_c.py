@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from dynadapt import SGD, Adam, AdamW, Lion, LoRA, SegmentMemory
 from dynadapt.model import ModelError
 from dynadapt.model.directory import load_directory
+from dynadapt.model.rope_settings import yarn
 
 from .engine_c import (
     DTYPES,
@@ -87,8 +88,25 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
                 }
             },
         ),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+        ("llama", {"rope_scaling": yarn(4.0, 16, beta_fast=2.0)}),
+        (
+            "llama",
+            {
+                "rope_scaling": {
+                    "rope_type": "longrope",
+                    "short_factor": (1.0,) * 5,
+                    "long_factor": (1.0, 1.5, 2.0, 3.0, 4.0),
+                    "attention_factor": 1.2,
+                    "original_max_position_embeddings": 16,
+                }
+            },
+        ),
     ],
-    ids=["tied", "biases", "qwen2", "qwen3", "mistral windows", "qwen3 windows", "linear rope", "llama3 rope"],
+    ids=[
+        *("tied", "biases", "qwen2", "qwen3", "mistral windows", "qwen3 windows", "linear rope", "llama3 rope"),
+        *("dynamic rope", "yarn rope", "longrope"),
+    ],
 )
 def test_equals_the_python_engine_for_every_family(tmp_path, family, changes):
     directory = write(tmp_path / "model", family, **changes)
@@ -311,7 +329,7 @@ def config_of(directory, **changes):
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50 is not"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config = .*gptq"),
         ({"num_experts": 4}, "num_experts = 4"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 'type "yarn" is not supported'),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 4.0}}, 'type "ntk" is not supported'),
         ({"hidden_size": "60"}, 'hidden_size = "60" must be'),
         ({"num_hidden_layers": 4}, "model.layers.3.* is missing"),
         ({"num_hidden_layers": 2}, "model.layers.2.* has no place in this model"),

@@ -35,7 +35,7 @@ def choices(hidden_size: int, head_dim: int, scalar: int | None = None) -> dict:
 
 def from_hf(raw, _):
     max_positions, layers = read_size(raw, "max_position_embeddings", 131072), read_size(raw, "num_hidden_layers")
-    theta, scaling, local = read_rope_by_kind(raw, max_positions, THETAS)
+    theta, scaling, local = read_rope_by_kind(raw, max_positions, THETAS, "rope_local_base_freq")
     hidden, head_dim = read_size(raw, "hidden_size"), read_size(raw, "head_dim", 256)
     config = rotary.from_hf(
         raw,
