@@ -18,11 +18,16 @@ constexpr int64_t kMaxLayers = 10'000;  // a larger number can only be a damaged
 struct Kind {
   const char *model_type, *architecture, *family;
   int64_t positions, kv_heads;  // where the file has no such key; kv_heads 0: as many as heads
+  double theta;
+  bool tied;
+
+  bool is(const char* type) const { return std::string(type) == model_type; }
 };
-constexpr Kind kKinds[] = {{"llama", "LlamaForCausalLM", "llama", 2048, 0},
-                           {"mistral", "MistralForCausalLM", "llama", 131072, 8},
-                           {"qwen2", "Qwen2ForCausalLM", "qwen2", 32768, 32},
-                           {"qwen3", "Qwen3ForCausalLM", "qwen3", 32768, 32}};
+constexpr Kind kKinds[] = {{"llama", "LlamaForCausalLM", "llama", 2048, 0, 1e4, false},
+                           {"mistral", "MistralForCausalLM", "llama", 131072, 8, 1e4, false},
+                           {"qwen2", "Qwen2ForCausalLM", "qwen2", 32768, 32, 1e4, false},
+                           {"qwen3", "Qwen3ForCausalLM", "qwen3", 32768, 32, 1e4, false},
+                           {"smollm3", "SmolLM3ForCausalLM", "smollm3", 32768, 4, 2e6, true}};
 
 /// The kind of a config; one without a model_type is known by its architecture.
 const Kind& kind_of(const ConfigValues& keys) {
@@ -121,7 +126,7 @@ void read_llama3(const ConfigValues& rope, RopeScaling& s) {
 }
 
 /// Precedences are those of dynadapt/model/rope_settings.py, which are transformers' own.
-void read_rope(const ConfigValues& keys, const std::string& where, ModelConfig& c) {
+void read_rope(const ConfigValues& keys, const std::string& where, const Kind& type, ModelConfig& c) {
   static const Json none;
   const std::string place = rope_place(keys);
   const Json* found = keys.find(place.c_str());
@@ -131,8 +136,7 @@ void read_rope(const ConfigValues& keys, const std::string& where, ModelConfig& 
   const ConfigValues rope(object, where, place + ".");
   refuse_partial(keys, keys.find("partial_rotary_factor"));
   refuse_partial(rope, rope.value("partial_rotary_factor"));
-  const double usual = 10000.0;
-  c.rope_theta = (rope.value("rope_theta") ? rope : keys).number("rope_theta", 1.0, 1e15, &usual);
+  c.rope_theta = (rope.value("rope_theta") ? rope : keys).number("rope_theta", 1.0, 1e15, &type.theta);
   const Json* kind = rope.value("rope_type");
   if (!kind) kind = rope.value("type");
   static const std::map<std::string, RopeScaling::Kind> kinds = {
@@ -175,20 +179,22 @@ void read_layer_types(const ConfigValues& keys, int64_t layers, std::vector<bool
 
 /// The windows that a token within the model's own context notices: dynadapt/model/sliding.py.
 void read_windows(const ConfigValues& keys, const Kind& kind, ModelConfig& c) {
-  const bool qwen = std::string(kind.family) != "llama", mistral = std::string(kind.model_type) == "mistral";
+  const bool qwen = kind.is("qwen2") || kind.is("qwen3"), mistral = kind.is("mistral"), smollm = kind.is("smollm3");
   int64_t window = 0;  // none
   if (const Json* given = keys.value("sliding_window"); given ? !given->is(Json::kNull) : qwen || mistral)
     window = keys.size("sliding_window", 4096);  // 4096: what transformers takes where a config says nothing, not even null
   double first = 0;
+  // Without it, layer_types of a SmolLM3 slides in some of transformers' attentions and not in others.
+  if ((qwen || smollm) && !keys.flag("use_sliding_window", false)) window = 0;
   if (qwen) {
-    if (!keys.flag("use_sliding_window", false)) window = 0;
     const Json* given = keys.value("max_window_layers");
     if (given && !(given->is(Json::kNumber) && given->integer))
       keys.stop("max_window_layers = " + given->text() + " must be a whole number");
     first = given ? given->number : 28;
   }
   std::vector<bool> slides;
-  for (int64_t i = 0; i < c.layers; i++) slides.push_back((qwen || mistral) && window && double(i) >= first);
+  for (int64_t i = 0; i < c.layers; i++)
+    slides.push_back(window && (mistral || (qwen && double(i) >= first) || (smollm && !c.rotates(i))));
   read_layer_types(keys, c.layers, slides);
   const bool any = std::find(slides.begin(), slides.end(), true) != slides.end();
   if (any && !window)
@@ -196,13 +202,28 @@ void read_windows(const ConfigValues& keys, const Kind& kind, ModelConfig& c) {
         "layer_types has sliding_attention and there is no sliding_window (use_sliding_window false, or null): accepted: "
         "full_attention in every layer");
   if (window == 0 || window >= c.max_positions) return;
-  if (!qwen && !mistral)  // Llama's own attention does not slide, the cache that transformers gives it does
+  if (kind.is("llama"))  // its own attention does not slide, the cache that transformers gives it does
     keys.stop("sliding-window attention (sliding_window = " + std::to_string(window) + ", context " +
               std::to_string(c.max_positions) + ") is not supported; accepted: full attention in every layer");
   if (any && window < 2)
     keys.stop("sliding_window = " + std::to_string(window) + " is not supported; accepted: null, or at least 2 tokens");
   for (const bool slid : slides)
     if (any) c.windows.push_back(slid ? window : 0);
+}
+
+/// Which layers have rotations: as no_rope_layers says, else all but each no_rope_layer_interval-th.
+void read_rotated(const ConfigValues& keys, ModelConfig& c) {
+  const int64_t every = keys.size("no_rope_layer_interval", 4);
+  const Json* given = keys.find("no_rope_layers");
+  bool fine = !given || (given->is(Json::kArray) && int64_t(given->items.size()) >= c.layers);
+  for (size_t i = 0; fine && given && i < given->items.size(); i++) {
+    const Json& flag = given->items[i];
+    fine = flag.is(Json::kNumber) && flag.integer && (flag.number == 0 || flag.number == 1);
+  }
+  if (!fine)
+    keys.stop("no_rope_layers = " + given->text() +
+              " must be a list of at least num_hidden_layers = " + std::to_string(c.layers) + ", each 0 or 1");
+  for (int64_t i = 0; i < c.layers; i++) c.rotated.push_back(given ? given->items[size_t(i)].number == 1 : (i + 1) % every != 0);
 }
 
 void refuse_others(const ConfigValues& keys) {
@@ -226,7 +247,7 @@ ModelConfig read_config(const Json& raw, const std::string& where) {
   refuse_unread(raw, kind.model_type, where);
   ModelConfig c{};
   c.family = kind.family;
-  const bool qwen2 = c.family == "qwen2", qwen3 = c.family == "qwen3", mistral = std::string(kind.model_type) == "mistral";
+  const bool qwen2 = kind.is("qwen2"), qwen3 = kind.is("qwen3"), mistral = kind.is("mistral"), smollm = kind.is("smollm3");
   c.vocabulary = keys.size("vocab_size");
   c.hidden = keys.size("hidden_size");
   c.layers = keys.size("num_hidden_layers");
@@ -238,20 +259,21 @@ ModelConfig read_config(const Json& raw, const std::string& where) {
     keys.stop("num_key_value_heads = " + std::to_string(c.kv_heads) +
               " does not divide num_attention_heads = " + std::to_string(c.heads));
   const int64_t even = c.hidden % c.heads ? 0 : c.hidden / c.heads;
-  if (!even && !(qwen2 ? keys.value("head_dim") : keys.find("head_dim")) && !qwen3)
+  if (!even && !(qwen2 || smollm ? keys.value("head_dim") : keys.find("head_dim")) && !qwen3)
     keys.stop("num_attention_heads = " + std::to_string(c.heads) + " does not divide hidden_size = " + std::to_string(c.hidden));
-  c.head_dim = keys.size_or_null("head_dim", qwen3 ? 128 : even, qwen2 || qwen3 ? 0 : even);
+  c.head_dim = keys.size_or_null("head_dim", qwen3 ? 128 : even, qwen2 || qwen3 || smollm ? 0 : even);
   if (c.head_dim % 2) keys.stop("head_dim = " + std::to_string(c.head_dim) + " is odd: rotary positions need an even one");
   c.ffn = keys.size("intermediate_size");
   c.max_positions = keys.size("max_position_embeddings", kind.positions);
   const double usual_eps = 1e-6;
   c.norm_eps = float(keys.number("rms_norm_eps", 0.0, 1.0, &usual_eps));
-  c.tied_head = keys.flag("tie_word_embeddings", false);
+  c.tied_head = keys.flag("tie_word_embeddings", kind.tied);
   c.qk_norm = qwen3;
   c.q_bias = qwen2 || (!mistral && keys.flag("attention_bias", false));
   c.o_bias = !qwen2 && c.q_bias;
-  c.mlp_bias = c.family == "llama" && !mistral && keys.flag("mlp_bias", false);
-  read_rope(keys, where, c);
+  c.mlp_bias = (kind.is("llama") || smollm) && keys.flag("mlp_bias", false);
+  read_rope(keys, where, kind, c);
+  if (smollm) read_rotated(keys, c);
   read_windows(keys, kind, c);
   return c;
 }

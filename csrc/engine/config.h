@@ -27,16 +27,18 @@ struct RopeScaling {
 };
 
 struct ModelConfig {
-  std::string family;  // "llama", "qwen2", "qwen3"
+  std::string family;  // "llama", "qwen2", "qwen3", "smollm3"
   int64_t vocabulary, hidden, layers, heads, kv_heads, head_dim, ffn, max_positions;
   float norm_eps;
   double rope_theta;
   RopeScaling rope_scaling;
   bool tied_head, qk_norm, q_bias, o_bias, mlp_bias;  // q_bias: of queries, keys and values
+  std::vector<bool> rotated;                          // of each layer: whether its queries and keys are; no entry at all: all
   std::vector<int64_t> windows;  // of each layer: how many tokens a token attends to, itself included; 0, or no entry at all: all
 
   int64_t q_width() const { return heads * head_dim; }
   int64_t kv_width() const { return kv_heads * head_dim; }
+  bool rotates(int64_t layer) const { return rotated.empty() || rotated[size_t(layer)]; }
   /// Of `layer`, 0: no window.
   int64_t window(int64_t layer) const { return windows.empty() ? 0 : windows[size_t(layer)]; }
   /// How many of `memory` entries some query of `layer` sees.

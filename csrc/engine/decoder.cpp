@@ -202,8 +202,8 @@ AttentionShape Decoder::attention_shape(const Batch& batch, int64_t layer) const
   s.kv_heads = size_t(c_.kv_heads);
   s.head_dim = size_t(c_.head_dim);
   s.slots = batch.streams.data();
-  s.cos = rope_.cos.data();
-  s.sin = rope_.sin.data();
+  s.cos = c_.rotates(layer) ? rope_.cos.data() : nullptr;
+  s.sin = c_.rotates(layer) ? rope_.sin.data() : nullptr;
   s.scale = float(1 / std::sqrt(double(c_.head_dim)));
   if (c_.window(layer)) s.window = c_.window(layer);
   if (!window_) return s;

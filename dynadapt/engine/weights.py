@@ -148,12 +148,12 @@ def look_up_table(config: ModelConfig, head, get) -> torch.Tensor | None:
 
 
 def rotations(config: ModelConfig, window: int, dtype: torch.dtype, device) -> list[tuple]:
-    """(cos, sin) by layer of the positions of a window, or two Nones where positions are learned. Layers share their tables."""
+    """(cos, sin) by layer of the positions of a window, or two Nones where nothing is rotated. Layers share their tables."""
     if config.rope_theta is None:
         return [(None, None)] * config.layers
     apart = [config.window_rope_theta is not None and config.window(i) is not None for i in range(config.layers)]
     tables = {kind: tuple(t.to(device=device, dtype=dtype) for t in rope_tables(config, window, kind)) for kind in set(apart)}
-    return [tables[kind] for kind in apart]
+    return [tables[kind] if config.rotates(i) else (None, None) for i, kind in enumerate(apart)]
 
 
 def check_quantised(model) -> None:

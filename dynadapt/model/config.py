@@ -31,7 +31,8 @@ class ModelConfig:
     before it is added). `embedding_scale` multiplies the token embeddings once they are looked up, `attention_scale` the scores
     (None: head_dim^-0.5). `windows`: of each layer, how many tokens a token attends to, itself included, or None for all;
     () where no layer has a window. `window_rope_theta`: the base of the rotations of the layers with a window, which are not
-    scaled then (None: theirs are the same as all others').
+    scaled then (None: theirs are the same as all others'). `rotated`: of each layer, whether its queries and keys are rotated; () where
+    all are.
     A value that does not fit raises ModelError naming the field.
     """
 
@@ -60,6 +61,7 @@ class ModelConfig:
     attention_scale: float | None = None
     windows: tuple[int | None, ...] = ()
     window_rope_theta: float | None = None
+    rotated: tuple[bool, ...] = ()
 
     def __post_init__(self):
         check_choice("family", self.family, FAMILIES)
@@ -91,6 +93,10 @@ class ModelConfig:
         """How many tokens a token of `layer` attends to, itself included; None: all before it."""
         return self.windows[layer] if self.windows else None
 
+    def rotates(self, layer: int) -> bool:
+        """Whether queries and keys of `layer` are rotated."""
+        return self.rope_theta is not None and (not self.rotated or self.rotated[layer])
+
     def _check_scales(self):
         check_number("embedding_scale", self.embedding_scale, *SCALE_RANGE)
         if self.attention_scale is not None:
@@ -106,6 +112,8 @@ class ModelConfig:
                 raise ModelError("windows has 1, accepted is None or at least 2: a token that attends to itself alone is not supported")
         if self.window_rope_theta is not None:
             check_number("window_rope_theta", self.window_rope_theta, *THETA_RANGE)
+        if self.rotated and (len(self.rotated) != self.layers or self.rope_theta is None or all(self.rotated)):
+            raise ModelError(f"rotated = {self.rotated}: accepted is (), or one for each of layers = {self.layers}, some of them False")
 
     def _check_fused(self):
         if self.heads * self.head_dim != self.hidden_size or self.kv_heads != self.heads:
@@ -162,9 +170,10 @@ def check_rope_scaling(scaling: dict | None, head_dim: int) -> None:
 
 
 def tiny_config(family: str, **changes) -> ModelConfig:
-    """A small config of `family` with awkward sizes for tests (none a multiple of 32); `changes` replace fields. Of other layers the
-    first windows are kept, and more follow in their order."""
+    """A small config of `family` with awkward sizes for tests (none a multiple of 32); `changes` replace fields. What is said of each
+    layer is kept for the first ones, and more follow in their order."""
     check_choice("family", family, FAMILIES)
     tiny = ModelConfig(family=family, **FAMILIES[family].tiny)
     layers = changes.get("layers", tiny.layers)
-    return replace(tiny, **{"windows": (tiny.windows * layers)[:layers], **changes})
+    windows, rotated = ((of * layers)[:layers] for of in (tiny.windows, tiny.rotated))
+    return replace(tiny, **{"windows": windows, "rotated": () if all(rotated) else rotated, **changes})

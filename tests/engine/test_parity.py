@@ -18,12 +18,14 @@ CONFIGS = {family: tiny_config(family) for family in FAMILIES} | {
     "mistral, windows": tiny_config("llama", windows=(7, 7, 7)),
     "qwen2, windows": tiny_config("qwen2", windows=(None, 9, 9)),
     "qwen3, windows": tiny_config("qwen3", windows=(6, None, 6)),
+    "smollm3": tiny_config("smollm3"),
+    "smollm3, windows": tiny_config("smollm3", rotated=(False, True, True, False), windows=(6, None, None, 6)),
     "yarn": tiny_config("llama", rope_scaling=yarn(4.0, 16, beta_fast=2.0)),
     "longrope": tiny_config("llama", rope_scaling=LONGROPE | {"attention_factor": 1.2, "original_max_position_embeddings": 16}),
     "dynamic, beyond its positions": tiny_config("llama", rope_scaling={"rope_type": "dynamic", "factor": 4.0}, max_positions=12),
 }
 SPECIAL = [name for name in CONFIGS if name not in FAMILIES]  # what a family may have besides
-ADAPTED = [*FAMILIES, "mistral, windows", "yarn"]
+ADAPTED = [*FAMILIES, "mistral, windows", "smollm3", "yarn"]
 pytestmark = pytest.mark.filterwarnings("ignore:window of 21 tokens")
 
 

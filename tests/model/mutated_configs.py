@@ -28,7 +28,7 @@ from dynadapt.model.family import FAMILIES  # noqa: E402
 
 TOKENS, POSITIONS, LAYERS = 20, 48, 2
 TOLERANCE = 1e-4  # nats
-TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma3_text")
+TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gpt2", "gemma3_text")
 FAMILY = {"mistral": "llama", "gemma3_text": "gemma3"}  # where it is not the model_type
 NOT_IN_C = ("gpt2", "gemma3_text")
 DROP = object()
@@ -146,6 +146,11 @@ VALID = (
     ("eos_token_id", ([1, 2], None, 3, DROP)),
     ("partial_rotary_factor", (1.0, DROP)),
 )
+VALID_SMOLLM3 = (
+    *VALID,
+    ("no_rope_layers", ([0, 1], [1, 1], [1, 0, 1], [0, 0], None, DROP)),
+    ("no_rope_layer_interval", (1, 2, 3, DROP)),
+)
 VALID_GPT2 = (
     ("layer_norm_epsilon", (1e-3, 0.1)),
     ("activation_function", ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", DROP)),
@@ -194,7 +199,7 @@ def edit(raw: dict, pick: random.Random) -> list[str]:
     key = pick.choice(sorted(raw))
     value = raw[key]
     if kind == "valid":
-        key, values = pick.choice(VALID_GPT2 if gpt2 else VALID)
+        key, values = pick.choice({"gpt2": VALID_GPT2, "smollm3": VALID_SMOLLM3}.get(str(raw.get("model_type")), VALID))
         put(raw, key, pick.choice(values))
     elif kind == "retype":
         choices = [str(value), [value], {"value": value}, bool(value)]
@@ -288,7 +293,7 @@ def edit(raw: dict, pick: random.Random) -> list[str]:
         key = "hidden_act"
         put(raw, key, pick.choice(("silu", "swish", "gelu", "relu", "gelu_new", "SiLU", None, 1, DROP)))
     elif kind == "type":
-        put(raw, "model_type", pick.choice(("llama", "mistral", "qwen2", "qwen3", "gpt2", "phi3", None, 3, DROP)))
+        put(raw, "model_type", pick.choice(("llama", "mistral", "qwen2", "qwen3", "smollm3", "gpt2", "phi3", None, 3, DROP)))
         key = "model_type"
     return [key]
 
@@ -308,7 +313,8 @@ class Readers:
     def __init__(self, model_type: str, directory: Path):
         family = FAMILY.get(model_type, model_type)
         self.directory = directory
-        self.config = tiny_config(family, layers=LAYERS, max_positions=POSITIONS)
+        own = {"rotated": (True, False)} if family == "smollm3" else {}
+        self.config = tiny_config(family, layers=LAYERS, max_positions=POSITIONS, **own)
         write_directory(random_model(self.config, seed=7, std=0.2), directory, torch.float32)
         generator = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(self.config.vocab_size, (1, TOKENS + 1), generator=generator)

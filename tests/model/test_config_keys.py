@@ -134,6 +134,19 @@ REAL = {  # the keys of well-known files, at the sizes of the tiny models
         dict(attention_dropout=0.0, max_window_layers=1, sliding_window=8, use_sliding_window=False, use_mrope=False, rope_theta=1000000.0),
     ),
     "qwen 3": ("qwen3", dict(attention_dropout=0.0, max_window_layers=1, sliding_window=None, use_sliding_window=False)),
+    "smollm3": (
+        "smollm3",
+        dict(
+            attention_dropout=0.0,
+            layer_types=["full_attention"] * 2,
+            max_window_layers=28,
+            no_rope_layer_interval=4,
+            pretraining_tp=2,
+            rope_theta=5000000.0,
+            sliding_window=None,
+            use_sliding_window=False,
+        ),
+    ),
     "gpt2": (
         "gpt2",
         dict(
@@ -247,6 +260,14 @@ WINDOWS = [  # model_type, keys, whether it loads
     ("mistral", dict(sliding_window=...), True),
     ("mistral", dict(sliding_window=8, layer_types=["full_attention"] * 2), False),
     ("mistral", dict(sliding_window=..., max_position_embeddings=8192), True),
+    ("smollm3", dict(use_sliding_window=True, sliding_window=8), True),
+    ("smollm3", dict(use_sliding_window=True, sliding_window=8, no_rope_layers=[1, 1]), True),
+    ("smollm3", dict(use_sliding_window=True, sliding_window=8, no_rope_layers=..., no_rope_layer_interval=1), True),
+    ("smollm3", dict(use_sliding_window=True, sliding_window=8, layer_types=["sliding_attention", "full_attention"]), True),
+    ("smollm3", dict(use_sliding_window=True, sliding_window=...), True),
+    ("smollm3", dict(use_sliding_window=True, sliding_window=1), False),
+    ("smollm3", dict(sliding_window=8), True),
+    ("smollm3", dict(sliding_window=8, layer_types=["sliding_attention", "full_attention"]), False),
     ("llama", dict(layer_types=["full_attention"] * 2), True),
     ("llama", dict(sliding_window=POSITIONS), True),
     ("llama", dict(layer_types=["full_attention", "sliding_attention"]), False),
@@ -282,6 +303,20 @@ def test_windows_are_decided_as_the_family_decides(model_type, keys, loads, read
     reader = readers(model_type)
     raw = changed(reader, **keys)
     assert_alike(reader, raw) if loads else assert_refused(reader, raw, "sliding|layer_types")
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        (dict(no_rope_layers=[0]), "no_rope_layers = .0. must be a list of at least num_hidden_layers = 2"),
+        (dict(no_rope_layers=[0, 2]), "no_rope_layers = .0, 2. must be a list"),
+        (dict(no_rope_layers=[True, 0]), "no_rope_layers = .[Tt]rue, 0. must be a list"),
+        (dict(no_rope_layer_interval=0), "no_rope_layer_interval = 0 must be a whole number"),
+    ],
+)
+def test_layers_without_rotations_are_read_or_refused(changes, match, readers):
+    reader = readers("smollm3")
+    assert_refused(reader, changed(reader, **changes), match)
 
 
 @pytest.mark.parametrize("model_type", [kind for kind in TYPES if kind not in NOT_IN_C])

@@ -47,6 +47,8 @@ CASES |= {
     "qwen3-windows": tiny_config("qwen3", windows=(6, None, 6)),
     "gpt2-gelu": tiny_config("gpt2", activation="gelu"),
     "llama-one-head": tiny_config("llama", hidden_size=10, heads=1, kv_heads=1),
+    "smollm3-windows-bias": tiny_config("smollm3", windows=(6, None, None, 6), attention_bias=True, mlp_bias=True),
+    "smollm3-rotated": tiny_config("smollm3", rotated=()),
     "gemma3-scale": tiny_config("gemma3", attention_scale=10**-0.5),
     "gemma3-linear-bias": tiny_config("gemma3", rope_scaling=LINEAR, attention_bias=True),
     "gemma3-full": tiny_config("gemma3", windows=()),

@@ -75,6 +75,8 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
         ("qwen3", {}),
         ("llama", {"windows": (7, 7, 7)}),
         ("qwen3", {"windows": (None, 14, 14)}),
+        ("smollm3", {}),
+        ("smollm3", {"windows": (None, 14, None, 14)}),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
         (
             "llama",
@@ -104,7 +106,7 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
         ),
     ],
     ids=[
-        *("tied", "biases", "qwen2", "qwen3", "mistral windows", "qwen3 windows", "linear rope", "llama3 rope"),
+        *("tied", "biases", "qwen2", "qwen3", "mistral windows", "qwen3 windows", "smollm3", "smollm3 windows", "linear rope", "llama3 rope"),
         *("dynamic rope", "yarn rope", "longrope"),
     ],
 )

@@ -397,7 +397,7 @@ typedef struct {
 DYNADAPT_API int dynadapt_engine_params_default(dynadapt_engine_params* params, uint32_t struct_size);
 
 /* Loads a Hugging Face directory (config.json and safetensors in F32, F16 or BF16; Llama, Mistral without a sliding window,
- * Qwen2, Qwen3) and takes all the memory that steps will need. *out is to be destroyed. */
+ * Qwen2, Qwen3, SmolLM3) and takes all the memory that steps will need. *out is to be destroyed. */
 DYNADAPT_API int dynadapt_engine_create(const dynadapt_engine_params* params, const char* model_dir, dynadapt_engine** out);
 DYNADAPT_API void dynadapt_engine_destroy(dynadapt_engine* engine);
 
@@ -447,7 +447,7 @@ typedef struct {
   int64_t parameters;         /* of the model */
   int64_t learned_parameters; /* per stream */
   int64_t bytes;              /* that the engine holds: weights, adapters, optimizer state, memory, activations */
-  char family[16];            /* "llama", "qwen2" or "qwen3" */
+  char family[16];            /* "llama", "qwen2", "qwen3" or "smollm3" */
 } dynadapt_engine_info_t;
 /* Set struct_size before the call. */
 DYNADAPT_API int dynadapt_engine_info(const dynadapt_engine* engine, dynadapt_engine_info_t* info);
