@@ -239,9 +239,9 @@ void Decoder::forward(const Batch& batch, bool learn) {
     k.residual = delta ? k.res1.data() : x;
     linear(batch, i, kQkv, k.n1.data(), k.u[kQkv].data(), raw_qkv(i));
     if (c_.qk_norm)
-      kernels<ByType<HeadNormKernels>>().of(dtype_).forward({size_t(rows_), size_t(c_.heads), size_t(c_.kv_heads),
-                                                             size_t(c_.head_dim), c_.norm_eps, raw_qkv(i), layer.q_norm.data(),
-                                                             layer.k_norm.data(), attended_qkv(i), k.head_stat.as<float>()});
+      kernels<ByType<HeadNormKernels>>().of(dtype_).forward({size_t(rows_), normed_heads(), c_.norm_eps, raw_qkv(i),
+                                                             layer.q_norm.data(), layer.k_norm.data(), attended_qkv(i),
+                                                             k.head_stat.as<float>()});
     kernels<ByType<AttentionForwardKernels>>().of(dtype_).run(
         {attention_shape(batch, i), attended_qkv(i), k.out.data(), k.lse.as<float>()});
     for (const int32_t s : batch.streams) flops.attention_forward(batch.segment, seen(i, s), c_);
@@ -298,9 +298,9 @@ void Decoder::attention_backward(const Batch& batch, int64_t layer, const void* 
       {attention_shape(batch, layer), dout, attended_qkv(layer), k.out.data(), k.lse.as<float>(), dqkv_.data()});
   for (const int32_t s : batch.streams) flops.attention_backward(batch.segment, seen(layer, s), c_);
   if (c_.qk_norm)
-    kernels<ByType<HeadNormKernels>>().of(dtype_).backward(
-        {size_t(rows_), size_t(c_.heads), size_t(c_.kv_heads), size_t(c_.head_dim), dqkv_.data(), raw_qkv(layer), w.q_norm.data(),
-         w.k_norm.data(), k.head_stat.as<float>(), draw_.data(), nullptr, nullptr});
+    kernels<ByType<HeadNormKernels>>().of(dtype_).backward({size_t(rows_), normed_heads(), dqkv_.data(), raw_qkv(layer),
+                                                            w.q_norm.data(), w.k_norm.data(), k.head_stat.as<float>(),
+                                                            draw_.data(), nullptr, nullptr});
 }
 
 /// The gradient of the layer's input residual, or null when nothing below learns.

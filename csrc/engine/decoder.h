@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/attention.h"
+#include "cpu/head_norm.h"
 #include "cpu/linear.h"
 #include "engine/adapter.h"
 #include "engine/flops.h"
@@ -77,6 +78,7 @@ class Decoder {
   void learn(const Batch& batch, int64_t layer, int group, const void* dy, const void* x);
   Adapter adapter(const Batch& batch, int64_t layer, int group) const;
   AttentionShape attention_shape(const Batch& batch, int64_t layer) const;
+  NormedPieces normed_heads() const { return {size_t(c_.heads), size_t(c_.kv_heads), size_t(c_.head_dim), false}; }
   int64_t seen(int64_t layer, int32_t stream) const { return window_ ? c_.seen_memory(layer, window_->filled(stream)) : 0; }
   void attention_backward(const Batch& batch, int64_t layer, const void* dout);
   const void* layer_backward(const Batch& batch, int64_t layer, const void* d);

@@ -10,7 +10,8 @@ from .reading import BAND_RANGE, FACTOR_RANGE, SCALE_RANGE, THETA_RANGE, check_c
 
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("swiglu", "geglu_tanh", "gelu_tanh", "gelu")
-NORM_PLACES = ("before", "both")
+NORM_PLACES = ("before", "both", "after")
+NORM_SPANS = ("head", "all")
 ROPE_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3", "factors")
 MAX_LAYERS = 10_000  # a larger number can only be a damaged file
 
@@ -27,8 +28,9 @@ class ModelConfig:
     (head_dim/2 numbers)}`, the last being the frequency divisors that GGUF files carry; `dynadapt.model.rope` says what each does.
     `max_positions` is the context the model was made for, in tokens.
 
-    `norm_place`: norms stand before attention and feed-forward, or on both sides of them ("both": their output is normalised
-    before it is added). `embedding_scale` multiplies the token embeddings once they are looked up, `attention_scale` the scores
+    `norm_place`: norms stand before attention and feed-forward, on both sides of them ("both": their output is normalised before it
+    is added), or behind them alone ("after"). `qk_norm_span`: where queries and keys are normalised (`qk_norm`), each "head" by
+    itself, or "all" query heads as one and all key heads. `embedding_scale` multiplies the token embeddings once they are looked up, `attention_scale` the scores
     (None: head_dim^-0.5). `windows`: of each layer, how many tokens a token attends to, itself included, or None for all;
     () where no layer has a window. `window_rope_theta`: the base of the rotations of the layers with a window, which are not
     scaled then (None: theirs are the same as all others'). `rotated`: of each layer, whether its queries and keys are rotated; () where
@@ -62,12 +64,14 @@ class ModelConfig:
     windows: tuple[int | None, ...] = ()
     window_rope_theta: float | None = None
     rotated: tuple[bool, ...] = ()
+    qk_norm_span: str = "head"
 
     def __post_init__(self):
         check_choice("family", self.family, FAMILIES)
         check_choice("norm", self.norm, NORMS)
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("norm_place", self.norm_place, NORM_PLACES)
+        check_choice("qk_norm_span", self.qk_norm_span, NORM_SPANS)
         for name in ("vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "ffn_size", "max_positions"):
             check_size(name, getattr(self, name))
         check_size("layers", self.layers, high=MAX_LAYERS)
@@ -92,6 +96,11 @@ class ModelConfig:
     def window(self, layer: int) -> int | None:
         """How many tokens a token of `layer` attends to, itself included; None: all before it."""
         return self.windows[layer] if self.windows else None
+
+    @property
+    def normed_widths(self) -> tuple[int, int]:
+        """Elements of the weights that queries and keys are normalised with."""
+        return (self.head_dim,) * 2 if self.qk_norm_span == "head" else (self.heads * self.head_dim, self.kv_heads * self.head_dim)
 
     def rotates(self, layer: int) -> bool:
         """Whether queries and keys of `layer` are rotated."""

@@ -34,9 +34,7 @@ def read_rope(raw: Mapping, max_positions: int, theta: float = 10000.0) -> tuple
     return _read_set(_Set(place, rope, raw, max_positions), "rope_theta", theta)
 
 
-def read_rope_by_kind(
-    raw: Mapping, max_positions: int, thetas: tuple[float, float], local: str | None
-) -> tuple[float, dict | None, float]:
+def read_rope_by_kind(raw: Mapping, max_positions: int, thetas: tuple[float, float], local: str | None) -> tuple[float, dict | None, float]:
     """(theta, scaling, theta of the layers with a window) of a config.json whose layers with a window have rotations of their own:
     `rope_parameters` by kind of layer, or older files' `rope_theta`, `rope_scaling` (of layers without a window) and, with a window,
     the key `local`, where the family has one. `thetas`: what transformers takes where there is none, likewise."""

@@ -44,6 +44,19 @@ def read_windows(raw: Mapping, window: int | None, slides: Sequence[bool], max_p
     return slid(window, slides) if window < max_positions else ()
 
 
+def windows_by_kind(raw: Mapping, window: int | None, slides: Sequence[bool], family: str) -> tuple[int | None, ...]:
+    """As `read_windows`, of a family whose layers with a window have rotations of their own: a window is one, however long it is."""
+    if (kinds := layer_kinds(raw, len(slides))) is not None:
+        if FULL[1] in kinds:
+            raise ModelError(f"layer_types = {str(kinds)[:80]} is not supported for {family}; accepted: {FULL[0]}, {SLIDING}")
+        slides = [kind == SLIDING for kind in kinds]
+    if not any(slides):
+        return ()
+    if window is None:
+        raise ModelError(f"sliding_window = None with {SLIDING} in layer_types is not supported; accepted: at least 2 tokens")
+    return slid(window, slides)
+
+
 def slid(window: int, slides: Sequence[bool]) -> tuple[int | None, ...]:
     """A window of so many tokens in the layers that slide, none in the others."""
     if window < 2:

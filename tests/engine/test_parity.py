@@ -11,7 +11,7 @@ from dynadapt.engine.learners.peft import read_adapter, write_adapter
 from dynadapt.model import random_model, tiny_config
 from dynadapt.model.rope_settings import yarn
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "olmo2"]
 T = 21
 LONGROPE = {"rope_type": "longrope", "short_factor": (1.0,) * 5, "long_factor": (1.0, 1.5, 2.0, 3.0, 4.0)}
 CONFIGS = {family: tiny_config(family) for family in FAMILIES} | {
@@ -20,12 +20,13 @@ CONFIGS = {family: tiny_config(family) for family in FAMILIES} | {
     "qwen3, windows": tiny_config("qwen3", windows=(6, None, 6)),
     "smollm3": tiny_config("smollm3"),
     "smollm3, windows": tiny_config("smollm3", rotated=(False, True, True, False), windows=(6, None, None, 6)),
+    "olmo3": tiny_config("olmo2", windows=(None, 7, 7), window_rope_theta=5e4, rope_scaling=yarn(4.0, 16, beta_fast=2.0)),
     "yarn": tiny_config("llama", rope_scaling=yarn(4.0, 16, beta_fast=2.0)),
     "longrope": tiny_config("llama", rope_scaling=LONGROPE | {"attention_factor": 1.2, "original_max_position_embeddings": 16}),
     "dynamic, beyond its positions": tiny_config("llama", rope_scaling={"rope_type": "dynamic", "factor": 4.0}, max_positions=12),
 }
 SPECIAL = [name for name in CONFIGS if name not in FAMILIES]  # what a family may have besides
-ADAPTED = [*FAMILIES, "mistral, windows", "smollm3", "yarn"]
+ADAPTED = [*FAMILIES, "mistral, windows", "smollm3", "olmo3"]
 pytestmark = pytest.mark.filterwarnings("ignore:window of 21 tokens")
 
 
@@ -52,7 +53,7 @@ def test_static_nll_equals_transformers(family, backend):
     assert torch.allclose(ours.double(), expected, atol=5e-5)
 
 
-@pytest.mark.parametrize("family", SPECIAL)
+@pytest.mark.parametrize("family", ["olmo2", *SPECIAL])
 def test_memory_as_long_as_the_past_equals_transformers(family):
     """Segments of any length, with sinks in front, score what one forward over the text scores; where the rotations depend on a length
     it is that of the window."""

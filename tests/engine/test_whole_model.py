@@ -23,6 +23,8 @@ CASES = {
     "gpt2, untied": {"tied_head": False},
     "gemma3": {},
     "gemma3, untied": {"tied_head": False},
+    "olmo2": {},
+    "olmo2, tied": {"tied_head": True, "attention_bias": True},
 }
 
 
@@ -75,7 +77,7 @@ def test_every_gradient_equals_autograd(case, backend, dtype, tolerance):
         assert (ours[name].double() - value).abs().max() < tolerance * max(1, scale), name
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "olmo2"])
 def test_memory_saving_backward_gives_the_same_gradients(family):
     m, row = model(family), text(2, T + 1, family=family)
     plain, again = (gradients(m, row, "fp64", "reference", recompute=recompute) for recompute in (False, True))
@@ -90,7 +92,16 @@ def test_norms_of_one_and_w_do_not_decay_to_zero():
 
 
 @pytest.mark.parametrize(
-    "family,memory", [("llama", "keep"), ("qwen2", "reproject"), ("qwen3", "reproject"), ("gpt2", "overlap"), ("gemma3", "reproject")]
+    "family,memory",
+    [
+        ("llama", "keep"),
+        ("qwen2", "reproject"),
+        ("qwen3", "reproject"),
+        ("gpt2", "overlap"),
+        ("gemma3", "reproject"),
+        ("smollm3", "keep"),
+        ("olmo2", "reproject"),
+    ],
 )
 def test_gradient_equals_finite_differences(family, memory):
     tokens, h = text(family=family), 1e-5
@@ -110,6 +121,7 @@ def test_gradient_equals_finite_differences(family, memory):
         ("qwen2", "nothing", {"every": 2}),
         ("gpt2", "nothing", {"recompute": True}),
         ("gemma3", "keep", {}),
+        ("olmo2", "keep", {"recompute": True}),
     ],
     ids=str,
 )

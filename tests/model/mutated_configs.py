@@ -28,9 +28,10 @@ from dynadapt.model.family import FAMILIES  # noqa: E402
 
 TOKENS, POSITIONS, LAYERS = 20, 48, 2
 TOLERANCE = 1e-4  # nats
-TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gpt2", "gemma3_text")
-FAMILY = {"mistral": "llama", "gemma3_text": "gemma3"}  # where it is not the model_type
-NOT_IN_C = ("gpt2", "gemma3_text")
+TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3", "gpt2", "gemma3_text")
+FAMILY = {"mistral": "llama", "gemma3_text": "gemma3", "olmo3": "olmo2"}  # where it is not the model_type
+NOT_IN_C = ("gpt2", "gemma3_text", "olmo2", "olmo3")
+OWN = {"smollm3": {"rotated": (True, False)}, "olmo3": {"windows": (7, None), "window_rope_theta": 2e4}}  # what a tiny config lacks
 DROP = object()
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
@@ -146,11 +147,7 @@ VALID = (
     ("eos_token_id", ([1, 2], None, 3, DROP)),
     ("partial_rotary_factor", (1.0, DROP)),
 )
-VALID_SMOLLM3 = (
-    *VALID,
-    ("no_rope_layers", ([0, 1], [1, 1], [1, 0, 1], [0, 0], None, DROP)),
-    ("no_rope_layer_interval", (1, 2, 3, DROP)),
-)
+VALID_SMOLLM3 = (*VALID, ("no_rope_layers", ([0, 1], [1, 1], [1, 0, 1], [0, 0], None, DROP)), ("no_rope_layer_interval", (1, 2, 3, DROP)))
 VALID_GPT2 = (
     ("layer_norm_epsilon", (1e-3, 0.1)),
     ("activation_function", ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", DROP)),
@@ -313,8 +310,7 @@ class Readers:
     def __init__(self, model_type: str, directory: Path):
         family = FAMILY.get(model_type, model_type)
         self.directory = directory
-        own = {"rotated": (True, False)} if family == "smollm3" else {}
-        self.config = tiny_config(family, layers=LAYERS, max_positions=POSITIONS, **own)
+        self.config = tiny_config(family, layers=LAYERS, max_positions=POSITIONS, **OWN.get(model_type, {}))
         write_directory(random_model(self.config, seed=7, std=0.2), directory, torch.float32)
         generator = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(self.config.vocab_size, (1, TOKENS + 1), generator=generator)

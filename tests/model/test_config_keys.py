@@ -147,6 +147,18 @@ REAL = {  # the keys of well-known files, at the sizes of the tiny models
             use_sliding_window=False,
         ),
     ),
+    "olmo 2": ("olmo2", dict(attention_dropout=0.0, pad_token_id=1, rms_norm_eps=1e-6, rope_scaling=None, rope_theta=500000)),
+    "olmo 3": (
+        "olmo3",
+        dict(
+            attention_dropout=0.0,
+            layer_types=["sliding_attention", "full_attention"],
+            rope_parameters=...,
+            rope_scaling=YARN | {"attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0},
+            rope_theta=500000,
+            sliding_window=8,
+        ),
+    ),
     "gpt2": (
         "gpt2",
         dict(
@@ -268,6 +280,14 @@ WINDOWS = [  # model_type, keys, whether it loads
     ("smollm3", dict(use_sliding_window=True, sliding_window=1), False),
     ("smollm3", dict(sliding_window=8), True),
     ("smollm3", dict(sliding_window=8, layer_types=["sliding_attention", "full_attention"]), False),
+    ("olmo2", dict(sliding_window=8), False),
+    ("olmo2", dict(sliding_window=POSITIONS), True),
+    ("olmo3", dict(sliding_window=8), True),
+    ("olmo3", dict(sliding_window=..., layer_types=...), True),
+    ("olmo3", dict(sliding_window=None), False),
+    ("olmo3", dict(layer_types=["full_attention"] * 2), True),
+    ("olmo3", dict(layer_types=["sliding_attention"] * 2, sliding_window=2), True),
+    ("olmo3", dict(layer_types=["attention"] * 2), False),
     ("llama", dict(layer_types=["full_attention"] * 2), True),
     ("llama", dict(sliding_window=POSITIONS), True),
     ("llama", dict(layer_types=["full_attention", "sliding_attention"]), False),

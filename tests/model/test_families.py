@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from helpers import to_transformers
 
 from dynadapt.model import (
@@ -21,6 +22,7 @@ from dynadapt.model import (
 )
 from dynadapt.model.config import FAMILIES
 from dynadapt.model.hf_config import config_to_hf
+from dynadapt.model.rope_settings import yarn
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
@@ -49,6 +51,10 @@ CASES |= {
     "llama-one-head": tiny_config("llama", hidden_size=10, heads=1, kv_heads=1),
     "smollm3-windows-bias": tiny_config("smollm3", windows=(6, None, None, 6), attention_bias=True, mlp_bias=True),
     "smollm3-rotated": tiny_config("smollm3", rotated=()),
+    "olmo2-yarn-bias": tiny_config("olmo2", rope_scaling=YARN, attention_bias=True),
+    "olmo3": tiny_config("olmo2", windows=(7, 7, None), window_rope_theta=3e4),
+    "olmo3-yarn": tiny_config("olmo2", windows=(None, 7, 7), window_rope_theta=1e4, rope_scaling=YARN | {"truncate": True}),
+    "olmo3-one-theta": tiny_config("olmo2", windows=(7, 7, 7)),
     "gemma3-scale": tiny_config("gemma3", attention_scale=10**-0.5),
     "gemma3-linear-bias": tiny_config("gemma3", rope_scaling=LINEAR, attention_bias=True),
     "gemma3-full": tiny_config("gemma3", windows=()),
@@ -92,7 +98,9 @@ def test_rope_tables_are_transformers_own(model):
             rope_tables(config, 4)
         return
     live, half = to_transformers(model), config.head_dim // 2
-    kinds = {kind == "sliding_attention": (kind,) for kind in live.config.layer_types} if config.family == "gemma3" else {False: ()}
+    kinds = {False: ()}
+    if isinstance(live.model.rotary_emb.rope_type, dict):  # one for each kind of layer
+        kinds = {kind == "sliding_attention": (kind,) for kind in live.config.layer_types}
     for windowed, kind in kinds.items():
         cos, sin = rope_tables(config, 300, windowed)
         expected_cos, expected_sin = live.model.rotary_emb(torch.zeros(1, dtype=torch.float32), torch.arange(300)[None], *kind)
@@ -187,6 +195,7 @@ def test_windows_that_a_family_has_no_form_for():
         ("llama", dict(windows=(7, None, 7)), "windows = .7, None, 7."),
         ("llama", dict(windows=(7, 7, 7), mlp_bias=True), "mlp_bias = True"),
         ("qwen2", dict(windows=(7, None, 8)), "windows of .7, 8. tokens have no Hugging Face form"),
+        ("olmo2", dict(windows=(7, None, 7), rope_scaling=YARN), "rope_scaling in layers with a window has no Hugging Face form"),
     ):
         with pytest.raises(ModelError, match=said):
             config_to_hf(tiny_config(family, **changes))
@@ -216,6 +225,33 @@ def test_gemma_files_of_every_age(tmp_path):
         ({"rope_parameters": {"sliding_attention": LINEAR}}, "rope_parameters.sliding_attention of type linear"),
         ({"layer_types": ["attention"] * 3}, "layer_types = "),
         ({"rope_parameters": {"sliding_attention": {}}, "rope_scaling": LINEAR}, "rope_scaling beside rope_parameters without full"),
+    ):
+        file.write_text(json.dumps(raw | change))
+        with pytest.raises(ModelError, match=said):
+            load(tmp_path)
+
+
+def test_olmo3_files_of_every_age(tmp_path):
+    """Rotations by kind of layer, or an older file's scaling of those without a window; transformers gives the others its own base."""
+    config = tiny_config("olmo2", layers=4, windows=(7, 7, 7, None), rope_scaling=yarn(2.0, 64), rope_theta=3e4, window_rope_theta=5e5)
+    to_transformers(random_model(config, seed=1)).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    raw = json.loads(file.read_text())
+    assert (raw["model_type"], raw["sliding_window"]) == ("olmo3", 7) and "sliding_attention" in raw["rope_parameters"]
+    older = {key: value for key, value in raw.items() if key not in ("rope_parameters", "layer_types")}
+    older |= {"rope_theta": 3e4, "rope_scaling": yarn(2.0, 64)}
+    for changed in (raw, older, older | {"original_max_position_embeddings": 7}):
+        file.write_text(json.dumps(changed))
+        assert load(tmp_path).config == config
+        assert load(transformers.AutoModelForCausalLM.from_pretrained(tmp_path)).config == config
+    for change, said in (
+        ({"sliding_window": None}, "sliding_window = None is not supported for olmo3"),
+        ({"sliding_window": 1}, "sliding_window = 1 is not supported"),
+        ({"layer_types": ["attention"] * 4}, "layer_types = "),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope_parameters.rope_type = 'default'"),
+        ({"rope_parameters": {"sliding_attention": yarn(2.0, 64)}}, "rope_parameters.sliding_attention of type yarn"),
+        ({"rope_parameters": {"full_attention": yarn(2.0, 64, truncate=False)}}, "truncate = False must be true"),
+        ({"clip_qkv": 8.0}, "clip_qkv = 8.0"),
     ):
         file.write_text(json.dumps(raw | change))
         with pytest.raises(ModelError, match=said):

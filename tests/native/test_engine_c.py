@@ -106,7 +106,18 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
         ),
     ],
     ids=[
-        *("tied", "biases", "qwen2", "qwen3", "mistral windows", "qwen3 windows", "smollm3", "smollm3 windows", "linear rope", "llama3 rope"),
+        *(
+            "tied",
+            "biases",
+            "qwen2",
+            "qwen3",
+            "mistral windows",
+            "qwen3 windows",
+            "smollm3",
+            "smollm3 windows",
+            "linear rope",
+            "llama3 rope",
+        ),
         *("dynamic rope", "yarn rope", "longrope"),
     ],
 )

@@ -5,7 +5,7 @@ from dynadapt.model.errors import ModelError
 from dynadapt.model.family import Family, register
 from dynadapt.model.reading import THETA_RANGE, check_size, read_flag, read_size
 from dynadapt.model.rope_settings import read_rope_by_kind
-from dynadapt.model.sliding import FULL, SLIDING, layer_kinds, read_window, slid, windows_to_hf
+from dynadapt.model.sliding import read_window, windows_by_kind, windows_to_hf
 
 from . import rotary
 
@@ -61,15 +61,8 @@ def from_hf(raw, _):
 
 def _windows(raw, layers):
     """As `layer_types` says, else one layer in `sliding_window_pattern` has none."""
-    every, window = check_size("sliding_window_pattern", raw.get("sliding_window_pattern", EVERY)), read_window(raw, 4096)
-    kinds = layer_kinds(raw, layers) or [SLIDING if slides else FULL[0] for slides in windows(1, layers, every) or [None] * layers]
-    if "attention" in kinds:
-        raise ModelError(f"layer_types = {str(kinds)[:80]} is not supported for gemma3; accepted: full_attention, sliding_attention")
-    if SLIDING not in kinds:
-        return ()
-    if window is None:
-        raise ModelError(f"sliding_window = None with {SLIDING} in layer_types is not supported; accepted: at least 2 tokens")
-    return slid(window, [kind == SLIDING for kind in kinds])
+    every = check_size("sliding_window_pattern", raw.get("sliding_window_pattern", EVERY))
+    return windows_by_kind(raw, read_window(raw, 4096), [(i + 1) % every != 0 for i in range(layers)], "gemma3")
 
 
 def to_hf(config: ModelConfig) -> dict:

@@ -62,11 +62,12 @@ def from_hf(
     tied: bool = False,
     activations: tuple[str, dict[str, str]] = ("hidden_act", {"silu": "swiglu", "swish": "swiglu"}),
     rope: tuple[float, dict | None] | None = None,
+    eps: float = 1e-6,
     **choices,
 ) -> ModelConfig:
     """The config of a config.json, its sliding windows aside. Where the file has no such key, `max_positions`, `kv_heads`
-    (None: as many as heads), `head_dim` (None: hidden_size / heads), `tied` and `tokens` (begin, end) are what transformers takes,
-    and the first of `activations`: the key, and what its values are called here. Keys in `null` may be null, which is None.
+    (None: as many as heads), `head_dim` (None: hidden_size / heads), `tied`, `eps` and `tokens` (begin, end) are what transformers
+    takes, and the first of `activations`: the key, and what its values are called here. Keys in `null` may be null, which is None.
     `rope`: (theta, scaling), where the family reads them otherwise."""
     key, known = activations
     act = raw.get(key, next(iter(known)))
@@ -93,7 +94,7 @@ def from_hf(
         head_dim=head_dim,
         ffn_size=read_size(raw, "intermediate_size"),
         activation=known[act],
-        norm_eps=check_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6), 0.0, 1.0),
+        norm_eps=check_number("rms_norm_eps", raw.get("rms_norm_eps", eps), 0.0, 1.0),
         rope_theta=theta,
         rope_scaling=scaling,
         max_positions=max_positions,
