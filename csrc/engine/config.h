@@ -27,7 +27,7 @@ struct RopeScaling {
 };
 
 struct ModelConfig {
-  std::string family;  // "llama", "qwen2", "qwen3", "smollm3"
+  std::string family;  // "llama", "qwen2", "qwen3", "smollm3", "olmo2"
   int64_t vocabulary, hidden, layers, heads, kv_heads, head_dim, ffn, max_positions;
   float norm_eps;
   double rope_theta;
@@ -35,6 +35,9 @@ struct ModelConfig {
   bool tied_head, qk_norm, q_bias, o_bias, mlp_bias;  // q_bias: of queries, keys and values
   std::vector<bool> rotated;                          // of each layer: whether its queries and keys are; no entry at all: all
   std::vector<int64_t> windows;  // of each layer: how many tokens a token attends to, itself included; 0, or no entry at all: all
+
+  bool norm_after, normed_together;  // norms behind attention and feed-forward alone; queries and keys each as one piece
+  double window_rope_theta;          // of layers with a window, whose rotations are not scaled then; 0: theirs are the others'
 
   int64_t q_width() const { return heads * head_dim; }
   int64_t kv_width() const { return kv_heads * head_dim; }

@@ -55,6 +55,14 @@ std::vector<double> rope_frequencies(const ModelConfig& config, int64_t length) 
 
 }  // namespace
 
+RopeTables window_rope_tables(const ModelConfig& config, int64_t length) {
+  if (!config.window_rope_theta) return {};
+  ModelConfig own = config;
+  own.rope_theta = config.window_rope_theta;
+  own.rope_scaling = {};
+  return rope_tables(own, length);
+}
+
 RopeTables rope_tables(const ModelConfig& config, int64_t length) {
   const int64_t half = config.head_dim / 2;
   const double scale = config.rope_scaling.attention_factor;

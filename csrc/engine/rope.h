@@ -14,4 +14,7 @@ struct RopeTables {
 };
 RopeTables rope_tables(const ModelConfig& config, int64_t length);
 
+/// Of the layers with a window, where they are rotated otherwise; else empty.
+RopeTables window_rope_tables(const ModelConfig& config, int64_t length);
+
 }  // namespace dynadapt

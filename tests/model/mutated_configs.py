@@ -30,7 +30,7 @@ TOKENS, POSITIONS, LAYERS = 20, 48, 2
 TOLERANCE = 1e-4  # nats
 TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3", "gpt2", "gemma3_text")
 FAMILY = {"mistral": "llama", "gemma3_text": "gemma3", "olmo3": "olmo2"}  # where it is not the model_type
-NOT_IN_C = ("gpt2", "gemma3_text", "olmo2", "olmo3")
+NOT_IN_C = ("gpt2", "gemma3_text")
 OWN = {"smollm3": {"rotated": (True, False)}, "olmo3": {"windows": (7, None), "window_rope_theta": 2e4}}  # what a tiny config lacks
 DROP = object()
 
