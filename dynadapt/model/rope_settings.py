@@ -4,7 +4,7 @@ A non-empty `rope_scaling`, the key of older files, wins over `rope_parameters`.
 `partial_rotary_factor` win over keys of these names at the top; `rope_type` wins over its older name `type`; and
 `original_max_position_embeddings` at the top wins over the chosen one's, which wins over `max_position_embeddings`. Where layers with
 a window have settings of their own, `rope_scaling` is laid over those of the others, and the top of the file has no original length.
-Older transformers wrote and read the top-level keys alone. csrc/engine/config.cpp reads the same.
+Older transformers wrote and read the top-level keys alone. csrc/engine/rope_settings.cpp reads the same.
 """
 
 from __future__ import annotations

@@ -77,6 +77,8 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
         ("qwen3", {"windows": (None, 14, 14)}),
         ("smollm3", {}),
         ("smollm3", {"windows": (None, 14, None, 14)}),
+        ("olmo2", {}),
+        ("olmo2", {"windows": (7, None, 7), "window_rope_theta": 500.0, "rope_scaling": yarn(4.0, 16, beta_fast=2.0)}),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
         (
             "llama",
@@ -105,21 +107,10 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
             },
         ),
     ],
-    ids=[
-        *(
-            "tied",
-            "biases",
-            "qwen2",
-            "qwen3",
-            "mistral windows",
-            "qwen3 windows",
-            "smollm3",
-            "smollm3 windows",
-            "linear rope",
-            "llama3 rope",
-        ),
-        *("dynamic rope", "yarn rope", "longrope"),
-    ],
+    ids=(
+        "tied,biases,qwen2,qwen3,mistral windows,qwen3 windows,smollm3,smollm3 windows,olmo2,olmo3,linear rope,llama3 rope,"
+        "dynamic rope,yarn rope,longrope"
+    ).split(","),
 )
 def test_equals_the_python_engine_for_every_family(tmp_path, family, changes):
     directory = write(tmp_path / "model", family, **changes)

@@ -398,7 +398,7 @@ typedef struct {
 DYNADAPT_API int dynadapt_engine_params_default(dynadapt_engine_params* params, uint32_t struct_size);
 
 /* Loads a Hugging Face directory (config.json and safetensors in F32, F16 or BF16; Llama, Mistral, Qwen2,
- * Qwen3, SmolLM3) and takes all the memory that steps will need. *out is to be destroyed. */
+ * Qwen3, SmolLM3, OLMo 2 and 3) and takes all the memory that steps will need. *out is to be destroyed. */
 DYNADAPT_API int dynadapt_engine_create(const dynadapt_engine_params* params, const char* model_dir, dynadapt_engine** out);
 DYNADAPT_API void dynadapt_engine_destroy(dynadapt_engine* engine);
 
@@ -448,7 +448,7 @@ typedef struct {
   int64_t parameters;         /* of the model */
   int64_t learned_parameters; /* per stream */
   int64_t bytes;              /* that the engine holds: weights, adapters, optimizer state, memory, activations */
-  char family[16];            /* "llama", "qwen2", "qwen3" or "smollm3" */
+  char family[16];            /* "llama", "qwen2", "qwen3", "smollm3" or "olmo2" */
 } dynadapt_engine_info_t;
 /* Set struct_size before the call. */
 DYNADAPT_API int dynadapt_engine_info(const dynadapt_engine* engine, dynadapt_engine_info_t* info);
