@@ -367,7 +367,7 @@ def plain(raw: dict, model_type: str) -> dict:
     number without a fraction, a list of begin tokens, a file without a model_type."""
     keys = FAMILIES[FAMILY.get(model_type, model_type)].hf_keys[model_type]
     raw = {key: value for key, value in raw.items() if key in keys.read or key in NEUTRAL or key in keys.neutral}
-    raw["model_type"] = model_type
+    raw |= {"model_type": model_type, "pad_token_id": None}  # SmolLM3's own is beyond a tiny vocabulary
     for key in ("rms_norm_eps", "layer_norm_epsilon"):
         if type(raw.get(key)) is int:
             raw[key] = float(raw[key])

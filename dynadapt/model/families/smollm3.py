@@ -57,7 +57,7 @@ def _rotated(raw, layers):
 
 def to_hf(config):
     own = {"no_rope_layers": [int(config.rotates(i)) for i in range(config.layers)]}
-    own |= {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
+    own |= {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias, "pad_token_id": None}  # theirs is one of 128,256
     return rotary.to_hf(config) | own | qwen_windows_to_hf(config)
 
 
