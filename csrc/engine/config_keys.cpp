@@ -46,10 +46,14 @@ constexpr TypeKeys kTypeKeys[] = {
      "max_window_layers", "use_sliding_window=false"},
     {"qwen2", "layer_types max_window_layers use_sliding_window", "attention_bias", "mlp_bias=false"},
     {"qwen3", "attention_bias layer_types max_window_layers use_sliding_window", "", "mlp_bias=false"},
+    {"smollm3", "attention_bias layer_types mlp_bias no_rope_layer_interval no_rope_layers use_sliding_window",
+     "max_window_layers", ""},
+    {"olmo2", "attention_bias", "", "mlp_bias=false"},
+    {"olmo3", "attention_bias layer_types", "", "mlp_bias=false"},
     {"rope",
-     "factor high_freq_factor low_freq_factor original_max_position_embeddings partial_rotary_factor rope_theta rope_type "
-     "type",
-     "attention_factor beta_fast beta_slow finetuned mscale mscale_all_dim truncate", ""}};
+     "attention_factor beta_fast beta_slow factor high_freq_factor long_factor low_freq_factor mscale mscale_all_dim "
+     "original_max_position_embeddings partial_rotary_factor rope_theta rope_type short_factor truncate type",
+     "finetuned", ""}};
 
 /// The rest of the word of `words` that begins with `begin`, up to a space; null where there is none.
 const char* find_word(std::string_view words, const std::string& begin, bool whole) {

@@ -69,6 +69,7 @@ class Decoder:
         self.stat_dtype = wide_dtype(ops.dtype)
         self.heads = config.heads, config.kv_heads, config.head_dim
         self.norm_kind = config.stream_eps, config.norm
+        self.normed_heads = sum(n * config.head_dim // w for n, w in zip(self.heads, config.normed_widths))  # each or together, of a row
         self.active: Any = weights  # of the current pass: the learner's own where the whole model learns
 
     # ---- helpers
@@ -107,9 +108,11 @@ class Decoder:
         return self.ws("raw qkv of all layers", self.config.layers, rows, width)[layer]
 
     def _norm(self, x, delta, norm, key, y_key=None):
-        """(res, y) of the norm behind a residual add; res is x itself when there is nothing to add."""
+        """(res, y) of the norm behind a residual add; res is x itself when there is nothing to add, and y is res without a norm."""
         n, h = x.shape
         res = x if delta is None else self.ws(("res", key), n, h)
+        if norm is None:
+            return (res, res) if delta is None else (torch.add(x, delta, out=res), res)
         y = self.ws(("norm", key if y_key is None else y_key), n, h)
         stat, kind = self._stat(("stat", key), n, 2), self.norm_kind
         self.ops.norm_forward(x, delta, *norm, *kind, None if delta is None else res, y, stat)
@@ -193,13 +196,13 @@ class Decoder:
         return x if norm is None else self._norm(x, None, norm, (name, key), "shared")[1]
 
     def _head_norm(self, i, raw, key):
-        """qkv with normalised query and key heads (Qwen3), or as it is."""
+        """qkv with normalised queries and keys, or as it is."""
         if self.active.head_norm[i] is None:
             return raw
         c = self.config
         stacked = self.memory is not None and key == i
         qkv = self.ws("normed qkv of all layers", c.layers, *raw.shape)[i] if stacked else self.ws(("normed qkv", key), *raw.shape)
-        rstd = self._stat(("head stat", key), raw.shape[0], c.heads + c.kv_heads)
+        rstd = self._stat(("head stat", key), raw.shape[0], self.normed_heads)
         self.ops.head_norm_forward(raw, *self.active.head_norm[i], c.norm_eps, *self.heads, qkv, rstd)
         return qkv
 
@@ -338,7 +341,10 @@ class Decoder:
         self.ledger.add("backward", back)
 
     def _norm_backward(self, dy, res, norm, key, dres, y=None, grads=None):
-        """d of what was normalised; ``y``: the norm's output is written there again; ``grads``: (dweight, dbias) where the norm learns."""
+        """d of what was normalised; ``y``: the norm's output is written there again; ``grads``: (dweight, dbias) where the norm learns.
+        Without a norm ``dres`` itself, ``dy`` added to it."""
+        if norm is None:
+            return dres.add_(dy)
         dx = self.ws(("dres", key if key == "final" else key[0]), *dy.shape)  # never the buffer that dres is in
         stat, (weight, bias) = self._stat(("stat", key), dy.shape[0], 2), norm
         self.ops.norm_backward(dy, res, weight, stat, self.config.norm, dres, dx, *(grads or (None, None)), bias, y)
@@ -350,6 +356,8 @@ class Decoder:
 
     def _norm_again(self, res, norm, key, y):
         """The norm's output from its residual, where no backward of it is run."""
+        if norm is None:
+            return
         self.ops.norm_forward(res, None, *norm, *self.norm_kind, None, y, self._stat(("stat", key), res.shape[0], 2))
 
     def _layer_backward(self, batch, learner, lowest, i, d, accumulate):
@@ -448,6 +456,6 @@ class Decoder:
         if self.active.head_norm[i] is None:
             return dqkv
         draw = self.ws("draw", *dqkv.shape)
-        rstd = self._stat(("head stat", i), dqkv.shape[0], c.heads + c.kv_heads)
+        rstd = self._stat(("head stat", i), dqkv.shape[0], self.normed_heads)
         self.ops.head_norm_backward(dqkv, kept["raw"], *self.active.head_norm[i], rstd, *self.heads, draw, *(grads or (None, None)))
         return draw

@@ -130,6 +130,8 @@ _OF_MODEL = {
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
     "mistral": "TokenizersBackend",
+    "olmo2": "TokenizersBackend",
+    "olmo3": "TokenizersBackend",
 }
 
 

@@ -40,24 +40,25 @@ def has_bias(config: ModelConfig, part: str) -> bool:
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of every tensor of the model, in the order of computation."""
-    V, H, d = config.vocab_size, config.hidden_size, config.head_dim
+    V, H = config.vocab_size, config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {"embed.weight": (V, H)}
     if FAMILIES[config.family].learned_positions:
         shapes["positions.weight"] = (config.max_positions, H)
     linears = linear_shapes(config)
     for i in range(config.layers):
         layer = f"layers.{i}"
-        _add_norm(shapes, config, f"{layer}.attn_norm")
-        behind = {"o": "attn_post_norm", "down": "mlp_post_norm"} if config.norm_place == "both" else {}
+        before = {"qkv": "attn_norm", "mlp_in": "mlp_norm"} if config.norm_place != "after" else {}
+        behind = {"o": "attn_post_norm", "down": "mlp_post_norm"} if config.norm_place != "before" else {}
         for group, parts in layout(config).items():
-            if group == "mlp_in":
-                _add_norm(shapes, config, f"{layer}.mlp_norm")
+            if group in before:
+                _add_norm(shapes, config, f"{layer}.{before[group]}")
             for part in parts:
                 shapes[f"{layer}.{part}.weight"] = linears[part]
                 if has_bias(config, part):
                     shapes[f"{layer}.{part}.bias"] = linears[part][:1]
             if group == "qkv" and config.qk_norm:
-                shapes[f"{layer}.q_norm.weight"] = shapes[f"{layer}.k_norm.weight"] = (d,)
+                q, k = config.normed_widths
+                shapes |= {f"{layer}.q_norm.weight": (q,), f"{layer}.k_norm.weight": (k,)}
             if group in behind:
                 _add_norm(shapes, config, f"{layer}.{behind[group]}")
     _add_norm(shapes, config, "norm")

@@ -27,6 +27,8 @@ CASES = {
     "phi3": {},
     "gptneox": {"activation": "gelu"},
     "gptneox, tied, one behind the other": {"tied_head": True, "parallel_residual": False},
+    "olmo2": {},
+    "olmo2, tied": {"tied_head": True, "attention_bias": True},
 }
 
 
@@ -78,7 +80,7 @@ def test_every_gradient_equals_autograd(case, backend, dtype, tolerance):
         assert (ours[name].double() - value).abs().max() < tolerance * max(1, scale), name
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "gptneox"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "gptneox", "olmo2"])
 def test_memory_saving_backward_gives_the_same_gradients(family):
     m, row = model(family), text(2, T + 1, family=family)
     plain, again = (gradients(m, row, "fp64", "reference", recompute=recompute) for recompute in (False, True))
@@ -102,6 +104,8 @@ def test_norms_of_one_and_w_do_not_decay_to_zero():
         ("gemma3", "reproject"),
         ("granite", "reproject"),
         ("gptneox", "keep"),
+        ("smollm3", "keep"),
+        ("olmo2", "reproject"),
     ],
 )
 def test_gradient_equals_finite_differences(family, memory):
@@ -122,6 +126,7 @@ def test_gradient_equals_finite_differences(family, memory):
         ("qwen2", "nothing", {"every": 2}),
         ("gpt2", "nothing", {"recompute": True}),
         ("gemma3", "keep", {}),
+        ("olmo2", "keep", {"recompute": True}),
     ],
     ids=str,
 )

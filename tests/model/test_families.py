@@ -24,19 +24,41 @@ from dynadapt.model import (
 )
 from dynadapt.model.config import FAMILIES
 from dynadapt.model.convert import write_directory
+from dynadapt.model.hf_config import config_to_hf
 from dynadapt.model.layout import from_hf_rows, hf_rows, to_hf_rows
+from dynadapt.model.rope_settings import yarn
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 3.0}
+YARN = {"rope_type": "yarn", "factor": 8.0, "attention_factor": 1.2, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False}
+YARN |= {"original_max_position_embeddings": 64}
+LONGROPE = {"rope_type": "longrope", "short_factor": (1.0, 1.1, 1.2, 1.3, 1.4), "long_factor": (1.0, 2.0, 4.0, 9.0, 20.0)}
+LONGROPE |= {"attention_factor": 1.3, "original_max_position_embeddings": 64}
 CASES = {f"{family}-{'tied' if tied else 'untied'}": tiny_config(family, tied_head=tied) for family in FAMILIES for tied in (True, False)}
 CASES |= {
     "llama-llama3": tiny_config("llama", rope_scaling=LLAMA3, rope_theta=500000.0),
     "llama-linear": tiny_config("llama", rope_scaling=LINEAR),
     "qwen2-linear": tiny_config("qwen2", rope_scaling=LINEAR),
+    "llama-dynamic": tiny_config("llama", rope_scaling=DYNAMIC),
+    "llama-dynamic-beyond": tiny_config("llama", rope_scaling=DYNAMIC, max_positions=100),
+    "llama-yarn": tiny_config("llama", rope_scaling=YARN),
+    "qwen3-yarn": tiny_config("qwen3", rope_scaling=YARN | {"truncate": True, "beta_fast": 2.0, "beta_slow": 2.0}, rope_theta=1e6),
+    "llama-longrope-long": tiny_config("llama", rope_scaling=LONGROPE),
+    "llama-longrope-short": tiny_config("llama", rope_scaling=LONGROPE | {"original_max_position_embeddings": 400}),
     "llama-biases": tiny_config("llama", attention_bias=True, mlp_bias=True),
     "qwen3-bias": tiny_config("qwen3", attention_bias=True),
+    "mistral-windows": tiny_config("llama", windows=(7, 7, 7)),
+    "qwen2-windows": tiny_config("qwen2", windows=(None, 9, 9)),
+    "qwen3-windows": tiny_config("qwen3", windows=(6, None, 6)),
     "gpt2-gelu": tiny_config("gpt2", activation="gelu"),
     "llama-one-head": tiny_config("llama", hidden_size=10, heads=1, kv_heads=1),
+    "smollm3-windows-bias": tiny_config("smollm3", windows=(6, None, None, 6), attention_bias=True, mlp_bias=True),
+    "smollm3-rotated": tiny_config("smollm3", rotated=()),
+    "olmo2-yarn-bias": tiny_config("olmo2", rope_scaling=YARN, attention_bias=True),
+    "olmo3": tiny_config("olmo2", windows=(7, 7, None), window_rope_theta=3e4),
+    "olmo3-yarn": tiny_config("olmo2", windows=(None, 7, 7), window_rope_theta=1e4, rope_scaling=YARN | {"truncate": True}),
+    "olmo3-one-theta": tiny_config("olmo2", windows=(7, 7, 7)),
     "gemma3-scale": tiny_config("gemma3", attention_scale=10**-0.5),
     "gemma3-linear-bias": tiny_config("gemma3", rope_scaling=LINEAR, attention_bias=True),
     "gemma3-full": tiny_config("gemma3", windows=()),
@@ -87,7 +109,9 @@ def test_rope_tables_are_transformers_own(model):
             rope_tables(config, 4)
         return
     live, half, rotated = to_transformers(model), config.head_dim // 2, config.rotated_dims // 2
-    kinds = {kind == "sliding_attention": (kind,) for kind in live.config.layer_types} if config.family == "gemma3" else {False: ()}
+    kinds = {False: ()}
+    if isinstance(live.base_model.rotary_emb.rope_type, dict):  # one for each kind of layer
+        kinds = {kind == "sliding_attention": (kind,) for kind in live.config.layer_types}
     for windowed, kind in kinds.items():
         cos, sin = rope_tables(config, 300, windowed)
         expected_cos, expected_sin = live.base_model.rotary_emb(torch.zeros(1, dtype=torch.float32), torch.arange(300)[None], *kind)
@@ -125,6 +149,47 @@ def test_old_spellings_of_rope_scaling(tmp_path):
     assert load(tmp_path).config == replace(model.config, rope_theta=500.0)
 
 
+def test_what_rope_settings_leave_out_is_transformers_own(tmp_path):
+    """Attention factors, bands and contexts that a file does not name: the tables are those of the model that transformers makes."""
+    model = random_model(tiny_config("llama"), seed=1)
+    live = to_transformers(model)
+    live.save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw.pop("rope_parameters", None)
+    yarn, short = {"rope_type": "yarn", "factor": 4.0}, {"short_factor": [1, 1, 1, 1, 2], "long_factor": [1, 2, 3, 4, 5.5]}
+    for scaling in (
+        yarn,
+        yarn | {"factor": None, "original_max_position_embeddings": 32},
+        yarn | {"factor": 0.5},
+        yarn | {"mscale": 0.7, "mscale_all_dim": 1.5, "beta_fast": None},
+        yarn | {"mscale": 0.7},
+        yarn | {"mscale": 0, "mscale_all_dim": 2.0},
+        yarn | {"original_max_position_embeddings": 7, "beta_slow": 1},
+        {"rope_type": "longrope", "original_max_position_embeddings": 128} | short,
+        {"rope_type": "longrope", "factor": 32.0, "original_max_position_embeddings": 512} | short,
+        {"type": "longrope"} | short,
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(raw | {"rope_scaling": scaling}))
+        rotary = type(live).from_pretrained(tmp_path).model.rotary_emb
+        for length in (30, 130, 600):
+            theirs = rotary(torch.zeros(1), torch.arange(length)[None])
+            for ours, expected in zip(rope_tables(load(tmp_path).config, length), theirs):
+                torch.testing.assert_close(ours, expected[0, :, :5], atol=1e-4, rtol=0)
+    for change, said in (
+        ({"rope_type": "yarn"}, "rope_scaling.factor is missing; accepted: a number, or null"),
+        (yarn | {"truncate": None}, "rope_scaling.truncate = None must be true or false"),
+        (yarn | {"attention_factor": -1.0}, "rope_scaling.attention_factor = -1.0"),
+        (yarn | {"rope_theta": 1.0}, "rope_theta = 1.0 with rope_scaling of type yarn"),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 5}, "rope_scaling.long_factor = None must be a list of numbers"),
+        ({"rope_type": "longrope"} | short | {"long_factor": [1.0]}, "rope_scaling.long_factor has 1 numbers; head_dim 10 needs 5"),
+        ({"rope_type": "longrope", "original_max_position_embeddings": 1} | short, "original_max_position_embeddings = 1 is not"),
+        ({"rope_type": "dynamic"}, "rope_scaling.factor = None"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(raw | {"rope_scaling": change}))
+        with pytest.raises(ModelError, match=said):
+            load(tmp_path)
+
+
 def test_mistral_is_a_llama(tmp_path):
     model = random_model(tiny_config("llama"), seed=1)
     to_transformers(model).save_pretrained(tmp_path)
@@ -134,8 +199,18 @@ def test_mistral_is_a_llama(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(changed))
         assert load(tmp_path).config == model.config
     (tmp_path / "config.json").write_text(json.dumps(changed | {"sliding_window": 100}))
-    with pytest.raises(ValueError, match="sliding-window attention .sliding_window = 100"):
-        load(tmp_path)
+    assert load(tmp_path).config == replace(model.config, windows=(100, 100, 100))
+
+
+def test_windows_that_a_family_has_no_form_for():
+    for family, changes, said in (
+        ("llama", dict(windows=(7, None, 7)), "windows = .7, None, 7."),
+        ("llama", dict(windows=(7, 7, 7), mlp_bias=True), "mlp_bias = True"),
+        ("qwen2", dict(windows=(7, None, 8)), "windows of .7, 8. tokens have no Hugging Face form"),
+        ("olmo2", dict(windows=(7, None, 7), rope_scaling=YARN), "rope_scaling in layers with a window has no Hugging Face form"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            config_to_hf(tiny_config(family, **changes))
 
 
 def test_gemma_files_of_every_age(tmp_path):
@@ -161,6 +236,34 @@ def test_gemma_files_of_every_age(tmp_path):
         ({"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters.rope_theta = 10000.0"),
         ({"rope_parameters": {"sliding_attention": LINEAR}}, "rope_parameters.sliding_attention of type linear"),
         ({"layer_types": ["attention"] * 3}, "layer_types = "),
+        ({"rope_parameters": {"sliding_attention": {}}, "rope_scaling": LINEAR}, "rope_scaling beside rope_parameters without full"),
+    ):
+        file.write_text(json.dumps(raw | change))
+        with pytest.raises(ModelError, match=said):
+            load(tmp_path)
+
+
+def test_olmo3_files_of_every_age(tmp_path):
+    """Rotations by kind of layer, or an older file's scaling of those without a window; transformers gives the others its own base."""
+    config = tiny_config("olmo2", layers=4, windows=(7, 7, 7, None), rope_scaling=yarn(2.0, 64), rope_theta=3e4, window_rope_theta=5e5)
+    to_transformers(random_model(config, seed=1)).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    raw = json.loads(file.read_text())
+    assert (raw["model_type"], raw["sliding_window"]) == ("olmo3", 7) and "sliding_attention" in raw["rope_parameters"]
+    older = {key: value for key, value in raw.items() if key not in ("rope_parameters", "layer_types")}
+    older |= {"rope_theta": 3e4, "rope_scaling": yarn(2.0, 64)}
+    for changed in (raw, older, older | {"original_max_position_embeddings": 7}):
+        file.write_text(json.dumps(changed))
+        assert load(tmp_path).config == config
+        assert load(transformers.AutoModelForCausalLM.from_pretrained(tmp_path)).config == config
+    for change, said in (
+        ({"sliding_window": None}, "sliding_window = None is not supported for olmo3"),
+        ({"sliding_window": 1}, "sliding_window = 1 is not supported"),
+        ({"layer_types": ["attention"] * 4}, "layer_types = "),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope_parameters.rope_type = 'default'"),
+        ({"rope_parameters": {"sliding_attention": yarn(2.0, 64)}}, "rope_parameters.sliding_attention of type yarn"),
+        ({"rope_parameters": {"full_attention": yarn(2.0, 64, truncate=False)}}, "truncate = False must be true"),
+        ({"clip_qkv": 8.0}, "clip_qkv = 8.0"),
     ):
         file.write_text(json.dumps(raw | change))
         with pytest.raises(ModelError, match=said):

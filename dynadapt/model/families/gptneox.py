@@ -66,7 +66,7 @@ def from_hf(raw, _):
 def to_hf(config: ModelConfig) -> dict:
     scaling = config.rope_scaling
     if scaling is not None and scaling["rope_type"] == "factors":
-        raise ModelError("rope_scaling of type factors has no Hugging Face form; accepted: none, linear, llama3")
+        raise ModelError("rope_scaling of type factors has no Hugging Face form; accepted: none, linear, dynamic, yarn, longrope, llama3")
     return {
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.layers,
@@ -77,7 +77,7 @@ def to_hf(config: ModelConfig) -> dict:
         "max_position_embeddings": config.max_positions,
         "rotary_emb_base": config.rope_theta,
         "rotary_pct": partial_factor(config.rotated_dims, config.head_dim),
-        "rope_scaling": scaling and dict(scaling),
+        "rope_scaling": scaling and {key: list(value) if isinstance(value, tuple) else value for key, value in scaling.items()},
         "attention_bias": config.attention_bias,
         "use_parallel_residual": config.parallel_residual,
     }

@@ -32,8 +32,7 @@ def from_hf(raw, _):
         logits_scaling=factor("logits_scaling"),
         attention_scale=factor("attention_multiplier"),
     )
-    window = read_window(raw, None)  # its attention does not slide, the cache that transformers gives it does
-    refuse_sliding(raw, window, window is not None, config.layers, config.max_positions)
+    refuse_sliding(raw, read_window(raw, None), config.layers, config.max_positions)
     return usual_scale(config)
 
 

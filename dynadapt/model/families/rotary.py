@@ -120,7 +120,7 @@ def to_hf(config: ModelConfig) -> dict:
     """The keys of a config.json that all rotary families share."""
     scaling = config.rope_scaling
     if scaling is not None and scaling["rope_type"] == "factors":
-        raise ModelError("rope_scaling of type factors has no Hugging Face form; accepted: none, linear, llama3")
+        raise ModelError("rope_scaling of type factors has no Hugging Face form; accepted: none, linear, dynamic, yarn, longrope, llama3")
     return {
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.layers,
@@ -132,7 +132,7 @@ def to_hf(config: ModelConfig) -> dict:
         "hidden_act": "silu",
         "max_position_embeddings": config.max_positions,
         "rope_theta": config.rope_theta,
-        "rope_scaling": scaling and dict(scaling),
+        "rope_scaling": scaling and {key: list(value) if isinstance(value, tuple) else value for key, value in scaling.items()},
     }
 
 
