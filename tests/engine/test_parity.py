@@ -23,6 +23,9 @@ CONFIGS = {family: tiny_config(family) for family in FAMILIES} | {
     "olmo3": tiny_config("olmo2", windows=(None, 7, 7), window_rope_theta=5e4, rope_scaling=yarn(4.0, 16, beta_fast=2.0)),
     "yarn": tiny_config("llama", rope_scaling=yarn(4.0, 16, beta_fast=2.0)),
     "longrope": tiny_config("llama", rope_scaling=LONGROPE | {"attention_factor": 1.2, "original_max_position_embeddings": 16}),
+    "phi3, longrope": tiny_config(
+        "phi3", hidden_size=84, rope_scaling=LONGROPE | {"attention_factor": 1.2, "original_max_position_embeddings": 16}
+    ),
     "dynamic, beyond its positions": tiny_config("llama", rope_scaling={"rope_type": "dynamic", "factor": 4.0}, max_positions=12),
 }
 SPECIAL = [name for name in CONFIGS if name not in FAMILIES]  # what a family may have besides

@@ -304,6 +304,23 @@ def test_scores_of_the_whole_row_order(tmp_path):
         assert torch.allclose(found, nll_of(to_transformers(model), tokens), atol=5e-5)
 
 
+@pytest.mark.parametrize("kind", ["su", "yarn", "longrope"])
+def test_longrope_of_phi3_by_its_older_names(tmp_path, kind):
+    factors = {"short_factor": (1.0,) * 5, "long_factor": (1.0, 1.5, 2.0, 3.0, 4.0)}
+    scaling = {"rope_type": "longrope", **factors, "attention_factor": 1.1, "original_max_position_embeddings": 16}
+    model = random_model(tiny_config("phi3", hidden_size=84, rope_scaling=scaling), seed=1)
+    write_directory(model, tmp_path / "phi3", torch.float32)
+    file = tmp_path / "phi3" / "config.json"
+    raw = json.loads(file.read_text())
+    raw["rope_scaling"] = {"type": kind} | {key: value for key, value in raw["rope_scaling"].items() if key != "rope_type"}
+    file.write_text(json.dumps(raw))
+    assert load(tmp_path / "phi3").config == model.config
+    for wrong in ({"type": "linear", "factor": 2.0}, {"type": "llama3"}):
+        file.write_text(json.dumps(raw | {"rope_scaling": wrong}))
+        with pytest.raises(ModelError, match="rope_scaling"):
+            load(tmp_path / "phi3")
+
+
 def test_old_files_of_pythia(tmp_path):
     """The head's name, and buffers, as they are in files of before transformers 5."""
     model = random_model(tiny_config("gptneox"), seed=1)

@@ -1,10 +1,12 @@
 """Phi-3 and Phi-4-mini: queries, keys and values are one linear, and so are gate and up; heads may be rotated in part."""
 
+from collections.abc import Mapping
+
 from dynadapt.model.config import MAX_LAYERS, ModelConfig
 from dynadapt.model.errors import ModelError
 from dynadapt.model.family import Family, register
 from dynadapt.model.reading import read_size
-from dynadapt.model.rope_settings import partial_factor, read_partial_rope
+from dynadapt.model.rope_settings import ORIGINAL, PLACES, partial_factor, read_partial_rope
 from dynadapt.model.sliding import read_window
 
 from . import rotary
@@ -13,12 +15,12 @@ _MODULES = rotary.HF_MODULES | {"qkv": "self_attn.qkv_proj", "gate_up": "mlp.gat
 
 
 def from_hf(raw, _):
-    max_positions = read_size(raw, "max_position_embeddings", 4096)
-    read_size(raw, "original_max_position_embeddings", 4096)  # of longrope alone, but wrong is wrong
+    max_positions, original = read_size(raw, "max_position_embeddings", 4096), read_size(raw, ORIGINAL, 4096)
+    raw = _as_longrope({ORIGINAL: original, **raw})
     head_dim = rotary.head_dim_of(raw, null=("head_dim",))
     theta, scaling, rotary_dim = read_partial_rope(raw, max_positions, head_dim)
-    if scaling is not None:
-        raise ModelError(f"rope_scaling of type {scaling['rope_type']} is not supported for phi3; accepted: none (type default)")
+    if scaling is not None and scaling["rope_type"] != "longrope":
+        raise ModelError(f"rope_scaling of type {scaling['rope_type']} is not supported for phi3; accepted: default, longrope")
     return rotary.from_hf(
         raw,
         "phi3",
@@ -32,6 +34,13 @@ def from_hf(raw, _):
     )
 
 
+def _as_longrope(raw: Mapping) -> dict:
+    """What older files call su or yarn is longrope, as transformers takes it."""
+    sets = {place: raw[place] for place in PLACES if isinstance(raw.get(place), Mapping)}
+    older = {place: rope for place, rope in sets.items() if rope.get("rope_type", rope.get("type")) in ("su", "yarn")}
+    return {**raw, **{place: {**rope, "rope_type": "longrope"} for place, rope in older.items()}}
+
+
 def _windows(window: int | None, layers: int) -> tuple[int | None, ...]:
     """The same in every layer."""
     if window == 1:
@@ -43,11 +52,16 @@ def to_hf(config: ModelConfig) -> dict:
     sizes = set(config.windows)
     if len(sizes) > 1:
         raise ModelError(f"windows = {config.windows} have no Hugging Face form for phi3; accepted: the same in every layer")
-    return rotary.to_hf(config) | {
-        "partial_rotary_factor": partial_factor(config.rotated_dims, config.head_dim),
-        "sliding_window": sizes.pop() if sizes else None,
-        "pad_token_id": None,  # absent, it is one that a small vocabulary does not have
-    }
+    original = {} if config.rope_scaling is None else {ORIGINAL: config.rope_scaling[ORIGINAL]}
+    return (
+        rotary.to_hf(config)
+        | original
+        | {
+            "partial_rotary_factor": partial_factor(config.rotated_dims, config.head_dim),
+            "sliding_window": sizes.pop() if sizes else None,
+            "pad_token_id": None,  # absent, it is one that a small vocabulary does not have
+        }
+    )
 
 
 register(
