@@ -41,7 +41,8 @@ constexpr Other kOthers[] = {
     {"gpt2", "learned positions, LayerNorm, GELU and fused queries, keys and values"},
     {"gemma3_text", "GEGLU and norms on both sides of attention and feed-forward"},
     {"phi3", "fused queries, keys and values, fused gate and up, and heads rotated in part"},
-    {"gpt_neox", "attention and feed-forward side by side, LayerNorm, GELU, fused queries, keys and values, and heads rotated in part"}};
+    {"gpt_neox",
+     "attention and feed-forward side by side, LayerNorm, GELU, fused queries, keys and values, and heads rotated in part"}};
 
 /// The kind of a config; one without a model_type is known by its architecture.
 const Kind& kind_of(const ConfigValues& keys) {

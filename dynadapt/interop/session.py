@@ -28,7 +28,7 @@ from dynadapt.engine import state as engine_state
 from dynadapt.engine.learners.peft import adapted_modules
 from dynadapt.engine.settings import as_adapt
 from dynadapt.model import ModelError, from_state, layout
-from dynadapt.model.layout import canonical_order, canonical_value, hf_order, hf_rows, hf_value, to_hf_rows
+from dynadapt.model.layout import canonical_order, canonical_value, hf_order, hf_rows, hf_value
 from dynadapt.model.live import is_live, load_live, match_live
 from dynadapt.model.live_state import refuse_changes, unlike
 
@@ -335,12 +335,14 @@ class Session:
     def _low_rank(self, adapted):
         """A forward hook that adds the adapter of one linear to its output [..., O]."""
         engine, learner = self.engine, self.engine.learners[0]
+        order = hf_rows(engine.config, adapted.part)
+        columns = None if order is None else order.argsort()  # ours by theirs
 
         def add(module, inputs, output):
             A, Bt = learner.adapter(adapted.layer, adapted.group)
             slot = 0 if engine.shared else self._stream
             a, bt = (half.to(output) for half in adapted.halves(A[slot], Bt[slot]))
-            bt = to_hf_rows(engine.config, adapted.part, bt.t()).t()
+            bt = bt if columns is None else bt[:, columns.to(bt.device)]
             return output + adapted.scale * (inputs[0].to(output.dtype) @ a.t() @ bt)
 
         return add

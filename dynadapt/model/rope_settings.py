@@ -121,7 +121,7 @@ def read_partial_rope(
     rotated = int(head_dim * check_number(name, part, 0.0, 1.0))
     if rotated < 2 or rotated % 2:
         raise ModelError(
-            f"{name} = {part!r} rotates {rotated} of the {head_dim} dimensions of a head (head_dim, or hidden_size / num_attention_heads); "
+            f"{name} = {part!r} ({place}) rotates {rotated} of the {head_dim} dimensions of a head (head_dim, or hidden_size / num_attention_heads); "
             "accepted: an even number of at least 2"
         )
     without = [{name: value for name, value in values.items() if name != key} for values in (rope, raw)]

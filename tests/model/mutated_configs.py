@@ -318,7 +318,7 @@ def edit(raw: dict, pick: random.Random) -> list[str]:
         put(raw, key, pick.choice(("silu", "swish", "gelu", "relu", "gelu_new", "SiLU", None, 1, DROP)))
     elif kind == "type":
         put(raw, "model_type", pick.choice(("llama", "mistral", "qwen2", "qwen3", "smollm3", "gpt2", "phi3", None, 3, DROP)))
-        return ["model_type", *(key for key in raw if key in NEUTRAL)]  # which others do not read
+        return ["model_type", *raw]  # any key may be one that the other does not read
     return [key]
 
 

@@ -108,8 +108,8 @@ def test_check_finite_names_the_tensor(saved):
 
 
 REFUSED_CONFIGS = {
-    "architecture 'mamba2' is not supported; accepted model_type: .*llama, mistral, qwen2, qwen3": dict(model_type="mamba2"),
-    "architecture 'phi3'": dict(model_type="phi3"),
+    "architecture 'mamba2' is not supported; accepted model_type: .*llama, mistral, .*qwen2, qwen3": dict(model_type="mamba2"),
+    "architecture 'mpt'": dict(model_type="mpt"),
     "architecture 5": dict(model_type=5),
     "hidden_size is missing": dict(hidden_size=...),
     "hidden_size = 'x' must be": dict(hidden_size="x"),

@@ -117,7 +117,7 @@ register(
         equal_heads=True,
         has_bias=lambda config, part: config.mlp_bias if part in ("up", "down") else config.attention_bias,
         tiny=CHOICES
-        | dict(hidden_size=42, layers=3, heads=3, kv_heads=3, head_dim=14, ffn_size=90, vocab_size=107, tied_head=False)
+        | dict(hidden_size=48, layers=3, heads=3, kv_heads=3, head_dim=16, ffn_size=90, vocab_size=107, tied_head=False)
         | dict(norm_eps=1e-5, activation="gelu_tanh", attention_bias=True, max_positions=256, bos_token_id=0, eos_token_id=1)
         | dict(rope_theta=10000.0, rope_scaling=None, rotary_dim=6, parallel_residual=True),
     )

@@ -20,7 +20,9 @@ def from_hf(raw, _):
     head_dim = rotary.head_dim_of(raw, null=("head_dim",))
     theta, scaling, rotary_dim = read_partial_rope(raw, max_positions, head_dim)
     if scaling is not None and scaling["rope_type"] != "longrope":
-        raise ModelError(f"rope_scaling of type {scaling['rope_type']} is not supported for phi3; accepted: default, longrope")
+        raise ModelError(
+            f"rope_scaling or rope_parameters of type {scaling['rope_type']} is not supported for phi3; accepted: default, longrope"
+        )
     return rotary.from_hf(
         raw,
         "phi3",
