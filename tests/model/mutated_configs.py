@@ -291,7 +291,7 @@ def edit(raw: dict, pick: random.Random) -> list[str]:
         put(raw, key, pick.choice(("silu", "swish", "gelu", "relu", "gelu_new", "SiLU", None, 1, DROP)))
     elif kind == "type":
         put(raw, "model_type", pick.choice(("llama", "mistral", "qwen2", "qwen3", "smollm3", "gpt2", "phi3", None, 3, DROP)))
-        key = "model_type"
+        return ["model_type", "rope_parameters"]  # which other types do not have by kind of layer
     return [key]
 
 
