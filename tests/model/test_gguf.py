@@ -118,7 +118,7 @@ def test_olmo3_is_an_olmo2_with_windows(tmp_path):
         metadata = {f"olmo2.{key}": value for key, value in (keys | {"attention.sliding_window_pattern": pattern}).items()}
         path = write_gguf(random_model(config), tmp_path / f"{i}.gguf", metadata=metadata)
         if pattern == [True] * 5:
-            with pytest.raises(ModelError, match="sliding_window_pattern = .True, True, True, True, True. is not supported; accepted: 4"):
+            with pytest.raises(ModelError, match="sliding_window_pattern = .* is not supported; accepted: 4, or a window"):
                 load(path)
         else:
             assert load(path).config == config

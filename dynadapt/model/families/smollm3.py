@@ -40,7 +40,9 @@ def from_hf(raw, _):
     )
     config = replace(config, rotated=_rotated(raw, config.layers))
     # layer_types alone, without use_sliding_window, slides in some of transformers' attentions and not in others
-    window = read_window(raw, None) if read_flag(raw, "use_sliding_window", False) else None
+    window = read_window(raw, None)
+    if not read_flag(raw, "use_sliding_window", False):
+        window = None
     slides = [window is not None and not config.rotates(i) for i in range(config.layers)]
     return replace(config, windows=read_windows(raw, window, slides, max_positions))
 
