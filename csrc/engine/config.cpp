@@ -1,6 +1,7 @@
 #include "engine/config.h"
 
 #include <algorithm>
+#include <cmath>
 #include <initializer_list>
 
 #include "core/error.h"
@@ -117,7 +118,8 @@ void read_windows(const ConfigValues& keys, const Kind& kind, ModelConfig& c) {
         "layer_types has sliding_attention and there is no sliding_window (use_sliding_window false, or null): accepted: "
         "full_attention in every layer");
   if (window == 0 || (window >= c.max_positions && !olmo3)) return;  // OLMo 3's layers with a window have their own rotations
-  if (kind.is("llama") || kind.is("olmo2") || kind.is("granite"))  // its own attention does not slide, the cache that transformers gives it does
+  if (kind.is("llama") || kind.is("olmo2") ||
+      kind.is("granite"))  // its own attention does not slide, the cache that transformers gives it does
     keys.stop("sliding-window attention (sliding_window = " + std::to_string(window) + ", context " +
               std::to_string(c.max_positions) + ") is not supported; accepted: full attention in every layer");
   if (any && window < 2)
