@@ -5,18 +5,16 @@ using namespace dynadapt;
 
 namespace {
 
-/// Width of a qkv row; the head counts are checked and kept in `c`.
-template <class Arguments>
-int64_t qkv_width(const Op& op, const dynadapt_head_norm_params& p, Arguments& c) {
+/// The pieces of a row that are normalised: heads, or all of a kind where q_weight has the elements of all query heads.
+NormedPieces pieces_of(const Op& op, const dynadapt_head_norm_params& p, const DLTensor* q_weight) {
   op.require(p.query_heads >= 1 && p.kv_heads >= 1 && p.head_dim >= 1,
              "hq, hkv, d are %d, %d, %d, accepted is at least 1 of each", p.query_heads, p.kv_heads, p.head_dim);
   op.require(p.query_heads <= kMostHeads && p.kv_heads <= kMostHeads && p.head_dim <= kMostHeads,
              "hq, hkv, d are %d, %d, %d, accepted is at most %lld of each", p.query_heads, p.kv_heads, p.head_dim,
              (long long)kMostHeads);
-  c.query_heads = p.query_heads;
-  c.kv_heads = p.kv_heads;
-  c.head_dim = p.head_dim;
-  return (int64_t(p.query_heads) + 2 * int64_t(p.kv_heads)) * p.head_dim;
+  const bool together = p.query_heads > 1 && q_weight && q_weight->ndim == 1 && q_weight->shape &&
+                        q_weight->shape[0] == int64_t(p.query_heads) * p.head_dim;
+  return {size_t(p.query_heads), size_t(p.kv_heads), size_t(p.head_dim), together};
 }
 
 }  // namespace
@@ -29,15 +27,16 @@ int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, co
     const Op op("head_norm_forward");
     const auto& p = op.params(params);
     HeadNormForward c{};
-    const int64_t width = qkv_width(op, p, c);
+    c.pieces = pieces_of(op, p, q_weight);
+    const int64_t width = int64_t(c.pieces.row());
     const View in = op.tensor("qkv", qkv, {-1, width}, kAct);
     c.rows = in.size[0];
     c.eps = float(op.number("eps", p.eps, 0, 1e30));
     c.qkv = in.data;
-    c.q_weight = op.tensor("q_weight", q_weight, {p.head_dim}, in.dtype).data;
-    c.k_weight = op.tensor("k_weight", k_weight, {p.head_dim}, in.dtype).data;
+    c.q_weight = op.tensor("q_weight", q_weight, {int64_t(c.pieces.query_width)}, in.dtype).data;
+    c.k_weight = op.tensor("k_weight", k_weight, {int64_t(c.pieces.key_width)}, in.dtype).data;
     c.out = op.output("out", out, {in.size[0], width}, in.dtype, Layout::contiguous, {"qkv"}).data;
-    c.rstd = op.output("rstd", rstd, {in.size[0], p.query_heads + p.kv_heads}, kF32).as<float>();
+    c.rstd = op.output("rstd", rstd, {in.size[0], int64_t(c.pieces.count())}, kF32).as<float>();
     if (c.rows) kernels<ByType<HeadNormKernels>>().of(in.dtype).forward(c);
   });
 }
@@ -49,18 +48,19 @@ int dynadapt_head_norm_backward(const DLTensor* dout, const DLTensor* qkv, const
     const Op op("head_norm_backward");
     const auto& p = op.params(params);
     HeadNormBackward c{};
-    const int64_t width = qkv_width(op, p, c);
+    c.pieces = pieces_of(op, p, q_weight);
+    const int64_t width = int64_t(c.pieces.row()), q = int64_t(c.pieces.query_width), k = int64_t(c.pieces.key_width);
     const View in = op.tensor("dout", dout, {-1, width}, kAct);
     const int64_t N = in.size[0];
     c.rows = N;
     c.dout = in.data;
     c.qkv = op.tensor("qkv", qkv, {N, width}, in.dtype).data;
-    c.q_weight = op.tensor("q_weight", q_weight, {p.head_dim}, in.dtype).data;
-    c.k_weight = op.tensor("k_weight", k_weight, {p.head_dim}, in.dtype).data;
-    c.rstd = op.tensor("rstd", rstd, {N, p.query_heads + p.kv_heads}, kF32).as<float>();
+    c.q_weight = op.tensor("q_weight", q_weight, {q}, in.dtype).data;
+    c.k_weight = op.tensor("k_weight", k_weight, {k}, in.dtype).data;
+    c.rstd = op.tensor("rstd", rstd, {N, int64_t(c.pieces.count())}, kF32).as<float>();
     c.dqkv = op.output("dqkv", dqkv, {N, width}, in.dtype, Layout::contiguous, {"dout", "qkv"}).data;
-    c.dq_weight = op.optional_output("dq_weight", dq_weight, {p.head_dim}, kF32).as<float>();
-    c.dk_weight = op.optional_output("dk_weight", dk_weight, {p.head_dim}, kF32).as<float>();
+    c.dq_weight = op.optional_output("dq_weight", dq_weight, {q}, kF32).as<float>();
+    c.dk_weight = op.optional_output("dk_weight", dk_weight, {k}, kF32).as<float>();
     if (N) kernels<ByType<HeadNormKernels>>().of(in.dtype).backward(c);
   });
 }

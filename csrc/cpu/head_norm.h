@@ -9,26 +9,46 @@
 
 namespace dynadapt {
 
+/// What of a qkv row is normalised by itself: every query and key head, or `together` all query heads and all key heads.
+struct NormedPieces {
+  NormedPieces() = default;
+  NormedPieces(size_t query_heads, size_t kv_heads, size_t head_dim, bool together)
+      : queries(together ? 1 : query_heads),
+        keys(together ? 1 : kv_heads),
+        query_width(together ? query_heads * head_dim : head_dim),
+        key_width(together ? kv_heads * head_dim : head_dim),
+        value_width(kv_heads * head_dim) {}
+
+  size_t count() const { return queries + keys; }
+  size_t row() const { return queries * query_width + keys * key_width + value_width; }
+
+  size_t queries = 0, keys = 0;           // pieces
+  size_t query_width = 0, key_width = 0;  // elements of one
+  size_t value_width = 0;                 // elements that are copied
+};
+
 struct HeadNormForward {
-  size_t rows, query_heads, kv_heads, head_dim;
+  size_t rows;
+  NormedPieces pieces;
   float eps;
-  const void* qkv;       // T [rows, (query_heads + 2 kv_heads) head_dim]
-  const void* q_weight;  // T [head_dim]
-  const void* k_weight;  // T [head_dim]
+  const void* qkv;       // T [rows, pieces.row()]
+  const void* q_weight;  // T [query_width]
+  const void* k_weight;  // T [key_width]
   void* out;             // T like qkv
-  float* rstd;           // [rows, query_heads + kv_heads]
+  float* rstd;           // [rows, pieces.count()]
 };
 
 struct HeadNormBackward {
-  size_t rows, query_heads, kv_heads, head_dim;
+  size_t rows;
+  NormedPieces pieces;
   const void* dout;      // T like qkv
-  const void* qkv;       // T [rows, (query_heads + 2 kv_heads) head_dim]
-  const void* q_weight;  // T [head_dim]
-  const void* k_weight;  // T [head_dim]
-  const float* rstd;     // [rows, query_heads + kv_heads]
+  const void* qkv;       // T [rows, pieces.row()]
+  const void* q_weight;  // T [query_width]
+  const void* k_weight;  // T [key_width]
+  const float* rstd;     // [rows, pieces.count()]
   void* dqkv;            // T like qkv
-  float* dq_weight;      // [head_dim] or null, added to
-  float* dk_weight;      // [head_dim] or null, added to
+  float* dq_weight;      // [query_width] or null, added to
+  float* dk_weight;      // [key_width] or null, added to
 };
 
 struct HeadNormKernels {

@@ -15,7 +15,7 @@ struct NormForward {
   float eps;
   const void* x;       // T [rows, width]
   const void* delta;   // T [rows, width] or null
-  const void* weight;  // T [width]
+  const void* weight;  // T [width]; null: nothing is normalised, res is all that is written
   const void* bias;    // T [width] or null
   void* res;           // T [rows, width]; null only without delta
   void* y;             // T [rows, width]
@@ -27,7 +27,7 @@ struct NormBackward {
   bool layer;
   const void* dy;      // T [rows, width]
   const void* res;     // T [rows, width]
-  const void* weight;  // T [width]
+  const void* weight;  // T [width]; null: nothing was normalised, dx is dy + dres
   const float* stat;   // [rows, 2]
   const void* dres;    // T [rows, width] or null
   void* dx;            // T [rows, width]

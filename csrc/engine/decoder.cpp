@@ -1,6 +1,6 @@
 #include "engine/decoder.h"
 
-#include <cmath>
+#include <array>
 
 #include "cpu/activation.h"
 #include "cpu/cross_entropy.h"
@@ -19,7 +19,8 @@ Decoder::Decoder(const Model& model, Adapters* adapters, Window* window, int64_t
       dtype_(model.weights.dtype),
       most_rows_(streams * segment),
       lowest_layer_(adapters ? adapters->first_layer() : model.config.layers),
-      rope_(rope_tables(model.config, segment + (window ? window->capacity() : 0))) {
+      rope_(rope_tables(model.config, segment + (window ? window->capacity() : 0))),
+      window_rope_(window_rope_tables(model.config, segment + (window ? window->capacity() : 0))) {
   shared_ = make_kept();
   for (int64_t i = lowest_layer_; i < c_.layers; i++) kept_.push_back(make_kept());
   const int64_t qkv = model.groups[kQkv].outputs();
@@ -30,6 +31,8 @@ Decoder::Decoder(const Model& model, Adapters* adapters, Window* window, int64_t
   for (Storage* buffer :
        {&embedded_, &o_, &down_, &final_res_, &hidden_, &scored_, &dscored_, &dhidden_, &dres_[0], &dres_[1], &dres_[2]})
     *buffer = make(c_.hidden);
+  if (c_.norm_after)
+    for (Storage* buffer : {&attended_, &fed_, &dpost_}) *buffer = make(c_.hidden);
   final_stat_ = Storage(kF32, most_rows_ * 2);
   lse_ = Storage(kF32, most_rows_);
   if (!adapters) return;
@@ -44,30 +47,37 @@ Decoder::Decoder(const Model& model, Adapters* adapters, Window* window, int64_t
 
 Decoder::Kept Decoder::make_kept() const {
   Kept k;
-  for (Storage* buffer : {&k.res1, &k.n1, &k.res2, &k.n2}) *buffer = make(c_.hidden);
+  for (Storage* buffer : {&k.res1, &k.res2}) *buffer = make(c_.hidden);
+  for (Storage* buffer : {&k.n1, &k.n2})
+    if (!c_.norm_after) *buffer = make(c_.hidden);
+  for (Storage* buffer : {&k.o, &k.down})
+    if (c_.norm_after) *buffer = make(c_.hidden);
   k.out = make(c_.q_width());
   k.h = make(2 * c_.ffn);
   k.y = make(c_.ffn);
   for (int g = 0; adapters_ && g < kGroups; g++) k.u[g] = make(int64_t(model_.groups[g].parts.size()) * adapters_->lora().rank);
   k.lse = Storage(kF32, most_rows_ * c_.heads);
-  for (Storage* stat : {&k.attn_stat, &k.mlp_stat}) *stat = Storage(kF32, most_rows_ * 2);
-  if (c_.qk_norm) k.head_stat = Storage(kF32, most_rows_ * (c_.heads + c_.kv_heads));
+  for (Storage* stat : c_.norm_after ? std::array{&k.attn_post_stat, &k.mlp_post_stat} : std::array{&k.attn_stat, &k.mlp_stat})
+    *stat = Storage(kF32, most_rows_ * 2);
+  if (c_.qk_norm) k.head_stat = Storage(kF32, most_rows_ * int64_t(normed_heads().count()));
   return k;
 }
 
 size_t Decoder::bytes() const {
   const auto of = [](const Kept& k) {
-    size_t total = k.res1.bytes() + k.n1.bytes() + k.out.bytes() + k.res2.bytes() + k.n2.bytes() + k.h.bytes() + k.y.bytes() +
-                   k.lse.bytes() + k.attn_stat.bytes() + k.mlp_stat.bytes() + k.head_stat.bytes();
+    size_t total = 0;
+    for (const Storage* buffer : {&k.res1, &k.n1, &k.out, &k.o, &k.res2, &k.n2, &k.h, &k.y, &k.down, &k.lse, &k.attn_stat,
+                                  &k.mlp_stat, &k.attn_post_stat, &k.mlp_post_stat, &k.head_stat})
+      total += buffer->bytes();
     for (const Storage& u : k.u) total += u.bytes();
     return total;
   };
-  size_t total = of(shared_) + (rope_.cos.size() + rope_.sin.size()) * sizeof(float);
+  size_t total = of(shared_) + 2 * (rope_.cos.size() + window_rope_.cos.size()) * sizeof(float);
   for (const Kept& k : kept_) total += of(k);
   for (const Storage& qkv : raw_) total += qkv.bytes();
   for (const Storage& qkv : normed_) total += qkv.bytes();
-  for (const Storage* buffer : {&embedded_, &o_, &down_, &final_res_, &hidden_, &final_stat_, &scored_, &lse_, &dscored_,
-                                &dhidden_, &dh_, &dqkv_, &draw_})
+  for (const Storage* buffer : {&embedded_, &o_, &down_, &attended_, &fed_, &dpost_, &final_res_, &hidden_, &final_stat_,
+                                &scored_, &lse_, &dscored_, &dhidden_, &dh_, &dqkv_, &draw_})
     total += buffer->bytes();
   for (const Storage& buffer : dU_) total += buffer.bytes();
   for (const Storage& buffer : dx_) total += buffer.bytes();
@@ -77,7 +87,9 @@ size_t Decoder::bytes() const {
 
 // ---- the ops, as the decoder calls them
 
-void Decoder::norm(const void* x, const void* delta, const Storage& weight, void* res, void* y, Storage& stat) {
+/// res = x + delta and its norm at y, which is returned; without a weight the sum, which is x where there is no delta.
+const void* Decoder::norm(const void* x, const void* delta, const Storage& weight, void* res, void* y, Storage& stat) {
+  if (!weight && !delta) return x;
   NormForward a{};
   a.rows = size_t(rows_);
   a.width = size_t(c_.hidden);
@@ -89,6 +101,12 @@ void Decoder::norm(const void* x, const void* delta, const Storage& weight, void
   a.y = y;
   a.stat = stat.as<float>();
   kernels<ByType<NormKernels>>().of(dtype_).forward(a);
+  return weight ? y : res;
+}
+
+/// What attention or feed-forward adds to the residual: x normalised, or as it is where no norm stands behind it.
+const void* Decoder::post_norm(const void* x, const Storage& weight, void* y, Storage& stat) {
+  return weight ? norm(x, nullptr, weight, nullptr, y, stat) : x;
 }
 
 void Decoder::norm_backward(const void* dy, const void* res, const Storage& weight, const Storage& stat, const void* dres,
@@ -202,9 +220,11 @@ AttentionShape Decoder::attention_shape(const Batch& batch, int64_t layer) const
   s.kv_heads = size_t(c_.kv_heads);
   s.head_dim = size_t(c_.head_dim);
   s.slots = batch.streams.data();
-  s.cos = rope_.cos.data();
-  s.sin = rope_.sin.data();
-  s.scale = float(1 / std::sqrt(double(c_.head_dim)));
+  const RopeTables& rope = c_.window(layer) && c_.window_rope_theta ? window_rope_ : rope_;
+  s.cos = c_.rotates(layer) ? rope.cos.data() : nullptr;
+  s.sin = c_.rotates(layer) ? rope.sin.data() : nullptr;
+  s.scale = c_.attention_scale;
+  if (c_.window(layer)) s.window = c_.window(layer);
   if (!window_) return s;
   s.memory_capacity = size_t(window_->capacity());
   s.mem_k = window_->keys(layer);
@@ -230,30 +250,51 @@ void Decoder::forward(const Batch& batch, bool learn) {
   } else {
     kernels<MatrixKernels>().gather_rows(*w.head, batch.inputs.data(), rows_, embedded_.data());
   }
+  scale_rows(embedded_, c_.embedding_scale);
   const void *x = embedded_.data(), *delta = nullptr;
   for (int64_t i = 0; i < c_.layers; i++) {
     const LayerWeights& layer = w.layers[size_t(i)];
     Kept& k = kept(i);
-    norm(x, delta, layer.attn_norm, k.res1.data(), k.n1.data(), k.attn_stat);
+    k.attn_in = norm(x, delta, layer.attn_norm, k.res1.data(), k.n1.data(), k.attn_stat);
     k.residual = delta ? k.res1.data() : x;
-    linear(batch, i, kQkv, k.n1.data(), k.u[kQkv].data(), raw_qkv(i));
+    linear(batch, i, kQkv, k.attn_in, k.u[kQkv].data(), raw_qkv(i));
     if (c_.qk_norm)
-      kernels<ByType<HeadNormKernels>>().of(dtype_).forward({size_t(rows_), size_t(c_.heads), size_t(c_.kv_heads),
-                                                             size_t(c_.head_dim), c_.norm_eps, raw_qkv(i), layer.q_norm.data(),
-                                                             layer.k_norm.data(), attended_qkv(i), k.head_stat.as<float>()});
+      kernels<ByType<HeadNormKernels>>().of(dtype_).forward({size_t(rows_), normed_heads(), c_.norm_eps, raw_qkv(i),
+                                                             layer.q_norm.data(), layer.k_norm.data(), attended_qkv(i),
+                                                             k.head_stat.as<float>()});
     kernels<ByType<AttentionForwardKernels>>().of(dtype_).run(
         {attention_shape(batch, i), attended_qkv(i), k.out.data(), k.lse.as<float>()});
-    for (const int32_t s : batch.streams) flops.attention_forward(batch.segment, window_ ? window_->filled(s) : 0, c_);
-    linear(batch, i, kO, k.out.data(), k.u[kO].data(), o_.data());
-    norm(k.residual, o_.data(), layer.mlp_norm, k.res2.data(), k.n2.data(), k.mlp_stat);
-    linear(batch, i, kMlpIn, k.n2.data(), k.u[kMlpIn].data(), k.h.data());
+    for (const int32_t s : batch.streams) flops.attention_forward(batch.segment, seen(i, s), c_);
+    void* o = k.o ? k.o.data() : o_.data();
+    linear(batch, i, kO, k.out.data(), k.u[kO].data(), o);
+    const void* attended = post_norm(o, layer.attn_post_norm, attended_.data(), k.attn_post_stat);
+    k.mlp_in = norm(k.residual, attended, layer.mlp_norm, k.res2.data(), k.n2.data(), k.mlp_stat);
+    linear(batch, i, kMlpIn, k.mlp_in, k.u[kMlpIn].data(), k.h.data());
     kernels<ByType<ActivationKernels>>().of(dtype_).forward(
         {size_t(rows_), size_t(c_.ffn), ActivationKind::kSwiglu, k.h.data(), k.y.data()});
-    linear(batch, i, kDown, k.y.data(), k.u[kDown].data(), down_.data());
+    void* down = k.down ? k.down.data() : down_.data();
+    linear(batch, i, kDown, k.y.data(), k.u[kDown].data(), down);
     x = k.res2.data();
-    delta = down_.data();
+    delta = post_norm(down, layer.mlp_post_norm, fed_.data(), k.mlp_post_stat);
   }
   norm(x, delta, w.final_norm, final_res_.data(), hidden_.data(), final_stat_);
+  scale_rows(hidden_, c_.hidden_scale);
+}
+
+/// The rows of this pass in [rows, H], in place.
+void Decoder::scale_rows(const Storage& rows, float factor) {
+  const int64_t count = factor == 1.0f ? 0 : rows_ * c_.hidden;
+  if (dtype_ == kF32) {
+    for (int64_t i = 0; i < count; i++) rows.as<float>()[i] *= factor;
+    return;
+  }
+  for (int64_t i = 0; i < count; i++) {
+    uint16_t& value = rows.as<uint16_t>()[i];
+    const uint32_t bits = uint32_t(value) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, 4);
+    value = to_bf16(wide * factor);
+  }
 }
 
 void Decoder::score(const std::vector<int64_t>& scored, const std::vector<int64_t>& targets, const float* weights, float* nll) {
@@ -285,6 +326,7 @@ void Decoder::score(const std::vector<int64_t>& scored, const std::vector<int64_
 // ---- backward
 
 void Decoder::backward(const Batch& batch) {
+  scale_rows(dhidden_, c_.hidden_scale);
   norm_backward(dhidden_.data(), final_res_.data(), model_.weights.final_norm, final_stat_, nullptr, dres_[2].data());
   const void* d = dres_[2].data();
   for (int64_t i = c_.layers; d && i-- > lowest_layer_;) d = layer_backward(batch, i, d);
@@ -295,35 +337,42 @@ void Decoder::attention_backward(const Batch& batch, int64_t layer, const void* 
   const LayerWeights& w = model_.weights.layers[size_t(layer)];
   kernels<ByType<AttentionBackwardKernels>>().of(dtype_).run(
       {attention_shape(batch, layer), dout, attended_qkv(layer), k.out.data(), k.lse.as<float>(), dqkv_.data()});
-  for (const int32_t s : batch.streams) flops.attention_backward(batch.segment, window_ ? window_->filled(s) : 0, c_);
+  for (const int32_t s : batch.streams) flops.attention_backward(batch.segment, seen(layer, s), c_);
   if (c_.qk_norm)
-    kernels<ByType<HeadNormKernels>>().of(dtype_).backward(
-        {size_t(rows_), size_t(c_.heads), size_t(c_.kv_heads), size_t(c_.head_dim), dqkv_.data(), raw_qkv(layer), w.q_norm.data(),
-         w.k_norm.data(), k.head_stat.as<float>(), draw_.data(), nullptr, nullptr});
+    kernels<ByType<HeadNormKernels>>().of(dtype_).backward({size_t(rows_), normed_heads(), dqkv_.data(), raw_qkv(layer),
+                                                            w.q_norm.data(), w.k_norm.data(), k.head_stat.as<float>(),
+                                                            draw_.data(), nullptr, nullptr});
 }
 
 /// The gradient of the layer's input residual, or null when nothing below learns.
 const void* Decoder::layer_backward(const Batch& batch, int64_t i, const void* d) {
   const Kept& k = kept(i);
   const LayerWeights& w = model_.weights.layers[size_t(i)];
-  bool below = linear_backward(batch, i, kDown, d, dx_[kDown].data());
-  learn(batch, i, kDown, d, k.y.data());
+  const auto post_backward = [&](const void* dy, const Storage& x, const Storage& weight, const Storage& stat) -> const void* {
+    if (!weight) return dy;
+    norm_backward(dy, x.data(), weight, stat, nullptr, dpost_.data());
+    return dpost_.data();
+  };
+  const void* ddown = post_backward(d, k.down, w.mlp_post_norm, k.mlp_post_stat);
+  bool below = linear_backward(batch, i, kDown, ddown, dx_[kDown].data());
+  learn(batch, i, kDown, ddown, k.y.data());
   if (!below) return nullptr;
   kernels<ByType<ActivationKernels>>().of(dtype_).backward(
       {size_t(rows_), size_t(c_.ffn), ActivationKind::kSwiglu, dx_[kDown].data(), k.h.data(), dh_.data(), nullptr});
   below = linear_backward(batch, i, kMlpIn, dh_.data(), dx_[kMlpIn].data());
-  learn(batch, i, kMlpIn, dh_.data(), k.n2.data());
+  learn(batch, i, kMlpIn, dh_.data(), k.mlp_in);
   if (!below) return nullptr;
   norm_backward(dx_[kMlpIn].data(), k.res2.data(), w.mlp_norm, k.mlp_stat, d, dres_[0].data());
   d = dres_[0].data();
 
-  below = linear_backward(batch, i, kO, d, dx_[kO].data());
-  learn(batch, i, kO, d, k.out.data());
+  const void* do_ = post_backward(d, k.o, w.attn_post_norm, k.attn_post_stat);
+  below = linear_backward(batch, i, kO, do_, dx_[kO].data());
+  learn(batch, i, kO, do_, k.out.data());
   if (!below) return nullptr;
   attention_backward(batch, i, dx_[kO].data());
   const void* dqkv = c_.qk_norm ? draw_.data() : dqkv_.data();
   below = linear_backward(batch, i, kQkv, dqkv, dx_[kQkv].data());
-  learn(batch, i, kQkv, dqkv, k.n1.data());
+  learn(batch, i, kQkv, dqkv, k.attn_in);
   if (!below) return nullptr;
   norm_backward(dx_[kQkv].data(), k.residual, w.attn_norm, k.attn_stat, d, dres_[1].data());
   return dres_[1].data();

@@ -7,9 +7,11 @@
 #include <vector>
 
 #include "cpu/attention.h"
+#include "cpu/head_norm.h"
 #include "cpu/linear.h"
 #include "engine/adapter.h"
 #include "engine/flops.h"
+#include "engine/rope.h"
 #include "engine/weights.h"
 #include "engine/window.h"
 
@@ -47,9 +49,11 @@ class Decoder {
  private:
   /// What a layer leaves for backward; layers below everything that learns share one.
   struct Kept {
-    Storage res1, n1, out, res2, n2, h, y, u[kGroups];
-    Storage lse, attn_stat, mlp_stat, head_stat;
+    Storage res1, n1, out, o, res2, n2, h, y, down, u[kGroups];  // o and down where a norm stands behind them
+    Storage lse, attn_stat, mlp_stat, attn_post_stat, mlp_post_stat, head_stat;
     const void* residual = nullptr;  // what the first norm read: res1, or the embedding in layer 0
+    const void *attn_in = nullptr,
+               *mlp_in = nullptr;  // what attention and feed-forward read: the norms' outputs, or the residuals
   };
   /// A group's weights as the kernels take them.
   struct Parts {
@@ -69,13 +73,17 @@ class Decoder {
     return layer == adapters_->first_layer() && group == adapters_->first_group();
   }
 
-  void norm(const void* x, const void* delta, const Storage& weight, void* res, void* y, Storage& stat);
+  void scale_rows(const Storage& rows, float factor);
+  const void* norm(const void* x, const void* delta, const Storage& weight, void* res, void* y, Storage& stat);
+  const void* post_norm(const void* x, const Storage& weight, void* y, Storage& stat);
   void norm_backward(const void* dy, const void* res, const Storage& weight, const Storage& stat, const void* dres, void* dx);
   void linear(const Batch& batch, int64_t layer, int group, const void* x, void* u, void* y);
   bool linear_backward(const Batch& batch, int64_t layer, int group, const void* dy, void* dx);
   void learn(const Batch& batch, int64_t layer, int group, const void* dy, const void* x);
   Adapter adapter(const Batch& batch, int64_t layer, int group) const;
   AttentionShape attention_shape(const Batch& batch, int64_t layer) const;
+  NormedPieces normed_heads() const { return {size_t(c_.heads), size_t(c_.kv_heads), size_t(c_.head_dim), c_.normed_together}; }
+  int64_t seen(int64_t layer, int32_t stream) const { return window_ ? c_.seen_memory(layer, window_->filled(stream)) : 0; }
   void attention_backward(const Batch& batch, int64_t layer, const void* dout);
   const void* layer_backward(const Batch& batch, int64_t layer, const void* d);
 
@@ -85,11 +93,12 @@ class Decoder {
   Window* window_;
   DType dtype_;
   int64_t most_rows_, lowest_layer_, first_kept_ = 0, rows_ = 0;
-  RopeTables rope_;
+  RopeTables rope_, window_rope_;  // of layers with a window, where they are rotated otherwise
   std::vector<Kept> kept_;
   Kept shared_;
   std::vector<Storage> raw_, normed_;  // qkv before and after the norm of heads; of every layer where memory or backward needs it
-  Storage embedded_, o_, down_, final_res_, hidden_, final_stat_;
+  Storage embedded_, o_, down_, attended_, fed_, dpost_, final_res_, hidden_,
+      final_stat_;  // attended_, fed_: o_ and down_, normalised
   Storage scored_, lse_, dscored_, dhidden_;
   Storage dU_[kGroups], dx_[kGroups], dh_, dqkv_, draw_, dres_[3];
 };

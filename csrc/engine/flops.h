@@ -19,7 +19,7 @@ struct Flops {
   void lora_gradient(int64_t rows, const GroupShape& g, int64_t rank) {
     backward += 2 * rows * (int64_t(g.parts.size()) * rank * g.K + rank * g.outputs());
   }
-  /// Of one stream whose memory holds `memory` entries.
+  /// Of one stream that sees `memory` entries of its memory (ModelConfig::seen_memory).
   void attention_forward(int64_t segment, int64_t memory, const ModelConfig& c) {
     forward += 4 * segment * (memory + segment) * c.q_width();
   }

@@ -134,6 +134,28 @@ class Checkpoint {
   bool bare_ = false;
 };
 
+/// A vector of a layer: Hugging Face's name within it, its size, and where it goes.
+struct LayerVector {
+  const char* name;
+  int64_t size;
+  Storage LayerWeights::* place;
+};
+
+std::vector<LayerVector> layer_vectors(const ModelConfig& c) {
+  std::vector<LayerVector> out;
+  if (c.norm_after)
+    out = {{"post_attention_layernorm.weight", c.hidden, &LayerWeights::attn_post_norm},
+           {"post_feedforward_layernorm.weight", c.hidden, &LayerWeights::mlp_post_norm}};
+  else
+    out = {{"input_layernorm.weight", c.hidden, &LayerWeights::attn_norm},
+           {"post_attention_layernorm.weight", c.hidden, &LayerWeights::mlp_norm}};
+  if (c.qk_norm) {
+    out.push_back({"self_attn.q_norm.weight", c.normed_together ? c.q_width() : c.head_dim, &LayerWeights::q_norm});
+    out.push_back({"self_attn.k_norm.weight", c.normed_together ? c.kv_width() : c.head_dim, &LayerWeights::k_norm});
+  }
+  return out;
+}
+
 constexpr const char *kEmbed = "model.embed_tokens.weight", *kNorm = "model.norm.weight", *kHead = "lm_head.weight";
 
 std::string layer_name(int64_t layer, const std::string& rest) { return "model.layers." + std::to_string(layer) + "." + rest; }
@@ -151,15 +173,12 @@ void expect_all(Checkpoint& files, const ModelConfig& c, const std::vector<Group
   files.expect(kEmbed, {c.vocabulary, c.hidden});
   if (!c.tied_head) files.expect(kHead, {c.vocabulary, c.hidden});
   for (int64_t i = 0; i < c.layers; i++) {
-    files.expect(layer_name(i, "input_layernorm.weight"), {c.hidden});
-    files.expect(layer_name(i, "post_attention_layernorm.weight"), {c.hidden});
+    for (const LayerVector& vector : layer_vectors(c)) files.expect(layer_name(i, vector.name), {vector.size});
     for (const GroupShape& group : groups)
       for (const Part& part : group.parts) {
         files.expect(layer_name(i, std::string(part.module) + ".weight"), {part.size, group.K});
         if (part.bias) files.expect(layer_name(i, std::string(part.module) + ".bias"), {part.size});
       }
-    for (const char* name : {"self_attn.q_norm.weight", "self_attn.k_norm.weight"})
-      if (c.qk_norm) files.expect(layer_name(i, name), {c.head_dim});
   }
   files.expect(kNorm, {c.hidden});
   files.refuse_others(c.tied_head);
@@ -168,8 +187,7 @@ void expect_all(Checkpoint& files, const ModelConfig& c, const std::vector<Group
 LayerWeights load_layer(const Checkpoint& files, const ModelConfig& c, const std::vector<GroupShape>& groups, int64_t i,
                         DType dtype) {
   LayerWeights w;
-  w.attn_norm = files.vector(layer_name(i, "input_layernorm.weight"), c.hidden);
-  w.mlp_norm = files.vector(layer_name(i, "post_attention_layernorm.weight"), c.hidden);
+  for (const LayerVector& vector : layer_vectors(c)) w.*vector.place = files.vector(layer_name(i, vector.name), vector.size);
   for (int g = 0; g < kGroups; g++) {
     const bool biased = groups[g].parts[0].bias;  // the parts of a group have biases together
     if (biased) w.bias[g] = Storage(dtype, groups[g].outputs());
@@ -180,15 +198,12 @@ LayerWeights load_layer(const Checkpoint& files, const ModelConfig& c, const std
       column += part.size;
     }
   }
-  if (c.qk_norm) {
-    w.q_norm = files.vector(layer_name(i, "self_attn.q_norm.weight"), c.head_dim);
-    w.k_norm = files.vector(layer_name(i, "self_attn.k_norm.weight"), c.head_dim);
-  }
   return w;
 }
 
 int64_t count_parameters(const ModelConfig& c, const std::vector<GroupShape>& groups) {
-  int64_t layer = 2 * c.hidden + (c.qk_norm ? 2 * c.head_dim : 0);
+  int64_t layer = 0;
+  for (const LayerVector& vector : layer_vectors(c)) layer += vector.size;
   for (const GroupShape& group : groups)
     for (const Part& part : group.parts) layer += part.size * (group.K + (part.bias ? 1 : 0));
   return c.layers * layer + c.hidden + c.vocabulary * c.hidden * (c.tied_head ? 1 : 2);
@@ -199,7 +214,9 @@ int64_t count_parameters(const ModelConfig& c, const std::vector<GroupShape>& gr
 size_t Weights::bytes() const {
   size_t total = final_norm.bytes() + head->bytes + table.bytes();
   for (const LayerWeights& layer : layers) {
-    total += layer.attn_norm.bytes() + layer.mlp_norm.bytes() + layer.q_norm.bytes() + layer.k_norm.bytes();
+    for (const Storage* vector :
+         {&layer.attn_norm, &layer.mlp_norm, &layer.attn_post_norm, &layer.mlp_post_norm, &layer.q_norm, &layer.k_norm})
+      total += vector->bytes();
     for (int g = 0; g < kGroups; g++) {
       total += layer.bias[g].bytes();
       for (const MatrixPtr& part : layer.parts[g]) total += part->bytes;

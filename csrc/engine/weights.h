@@ -11,9 +11,10 @@ namespace dynadapt {
 
 struct LayerWeights {
   std::vector<MatrixPtr> parts[kGroups];
-  Storage bias[kGroups];        // [outputs] or empty
-  Storage attn_norm, mlp_norm;  // [H]
-  Storage q_norm, k_norm;       // [d] or empty
+  Storage bias[kGroups];                  // [outputs] or empty
+  Storage attn_norm, mlp_norm;            // [H], of what attention and feed-forward read, or empty
+  Storage attn_post_norm, mlp_post_norm;  // [H], of what they add, or empty
+  Storage q_norm, k_norm;                 // [d], or of all heads; or empty
 };
 
 struct Weights {

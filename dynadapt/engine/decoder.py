@@ -68,7 +68,8 @@ class Decoder:
         self.count: Any = None if weights.positions is None else torch.arange(len(weights.positions), device=workspace.device)
         self.stat_dtype = wide_dtype(ops.dtype)
         self.heads = config.heads, config.kv_heads, config.head_dim
-        self.norm_kind = config.norm_eps, config.norm
+        self.norm_kind = config.stream_eps, config.norm
+        self.normed_heads = sum(n * config.head_dim // w for n, w in zip(self.heads, config.normed_widths))  # each or together, of a row
         self.active: Any = weights  # of the current pass: the learner's own where the whole model learns
 
     # ---- helpers
@@ -107,9 +108,11 @@ class Decoder:
         return self.ws("raw qkv of all layers", self.config.layers, rows, width)[layer]
 
     def _norm(self, x, delta, norm, key, y_key=None):
-        """(res, y) of the norm behind a residual add; res is x itself when there is nothing to add."""
+        """(res, y) of the norm behind a residual add; res is x itself when there is nothing to add, and y is res without a norm."""
         n, h = x.shape
         res = x if delta is None else self.ws(("res", key), n, h)
+        if norm is None:
+            return (res, res) if delta is None else (torch.add(x, delta, out=res), res)
         y = self.ws(("norm", key if y_key is None else y_key), n, h)
         stat, kind = self._stat(("stat", key), n, 2), self.norm_kind
         self.ops.norm_forward(x, delta, *norm, *kind, None if delta is None else res, y, stat)
@@ -124,7 +127,7 @@ class Decoder:
             w.embedding.gather_rows(tokens, x)
         else:
             self.ops.embedding_forward(tokens, w.table, w.positions, self._places(batch), x)
-        return x if c.embedding_scale == 1.0 else x.mul_(c.embedding_scale)
+        return x if c.stream_scale == 1.0 else x.mul_(c.stream_scale)
 
     def _places(self, batch: Batch) -> torch.Tensor | None:
         """Where each row stands in its stream's window, int64 [N], for families that learn a table of positions."""
@@ -135,7 +138,7 @@ class Decoder:
 
     @ranged("forward")
     def forward(self, batch: Batch, learner, lowest, embedded: torch.Tensor | None = None) -> torch.Tensor:
-        """Hidden states [N, H] after the final norm.
+        """Hidden states [N, H] after the final norm, divided as the logits are.
 
         ``lowest``: (layer, group) down to which backward will go, (-1, "embed") for all the way, or None for no backward.
         ``embedded`` [N, H], which backward will read: what stands in for the token embedding (``batch.inputs`` then gives the
@@ -154,14 +157,21 @@ class Decoder:
             x, delta = self._layer(batch, learner, i, key, x, delta)
         res, hidden = self._norm(x, delta, self.active.final_norm, "final")
         self.final = res
-        return hidden
+        return self._scale_hidden(hidden)
+
+    def _scale_hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """In place: hidden states or their gradient, where logits are divided by a number. The head's own gradient reads the former."""
+        c = self.config
+        return x if c.logits_scaling == 1.0 else x.mul_(1 / c.logits_scaling)
 
     def _layer(self, batch, learner, i, key, x, delta):
         """One decoder layer: returns (residual, what is still to be added to it)."""
         count = lambda flops: self._count_forward(batch, flops)  # noqa: E731
         c, w, slots = self.config, self.active, batch.adapter_slots
         again = "again" if self.recompute else None
-        res1, n1 = self._norm(x, delta, w.attn_norm[i], ("attn", key), again)
+        parallel = c.parallel_residual
+        place = f"shared {i % 2}" if parallel and key == "shared" else key  # the sum is never written over one of its terms
+        res1, n1 = self._norm(x, delta, w.attn_norm[i], ("attn", place), again)
         qkv_key = i if self.memory is not None else key
         raw = self._linear(learner, i, "qkv", n1, slots, qkv_key, count)
         qkv = self._head_norm(i, raw, qkv_key)
@@ -171,27 +181,28 @@ class Decoder:
         out = self._attention(batch, i, qkv, key, count)
         o = self._linear(learner, i, "o", out, slots, key, count)
         attended = self._post_norm(o, w.attn_post_norm[i], "attn post", key)
-        res2, n2 = self._norm(res1, attended, w.mlp_norm[i], ("mlp", key), again)
+        res2, n2 = self._norm(res1, None if parallel else attended, w.mlp_norm[i], ("mlp", key), again)
         h = self._linear(learner, i, "mlp_in", n2, slots, key, count)
         y = self.ws(("act", again or key), batch.rows, c.ffn_size)
         self.ops.activation_forward(h, self.config.activation, y)
         down = self._linear(learner, i, "down", y, slots, key, count)
         kept = {"res1": res1, "n1": n1, "raw": raw, "qkv": qkv, "out": out, "o": o, "res2": res2, "n2": n2, "h": h, "y": y, "down": down}
         self.kept.append(kept)
-        return res2, self._post_norm(down, w.mlp_post_norm[i], "mlp post", key)
+        added = self._post_norm(down, w.mlp_post_norm[i], "mlp post", key)
+        return res2, added.add_(attended) if parallel else added
 
     def _post_norm(self, x, norm, name, key):
         """What attention or feed-forward adds to the residual: ``x`` normalised, or as it is where no norm stands behind."""
         return x if norm is None else self._norm(x, None, norm, (name, key), "shared")[1]
 
     def _head_norm(self, i, raw, key):
-        """qkv with normalised query and key heads (Qwen3), or as it is."""
+        """qkv with normalised queries and keys, or as it is."""
         if self.active.head_norm[i] is None:
             return raw
         c = self.config
         stacked = self.memory is not None and key == i
         qkv = self.ws("normed qkv of all layers", c.layers, *raw.shape)[i] if stacked else self.ws(("normed qkv", key), *raw.shape)
-        rstd = self._stat(("head stat", key), raw.shape[0], c.heads + c.kv_heads)
+        rstd = self._stat(("head stat", key), raw.shape[0], self.normed_heads)
         self.ops.head_norm_forward(raw, *self.active.head_norm[i], c.norm_eps, *self.heads, qkv, rstd)
         return qkv
 
@@ -303,13 +314,14 @@ class Decoder:
         if grads is not None:
             learner.begin_gradient(accumulate)
             self._head_gradient(grads, accumulate)
+        dhidden = self._scale_hidden(dhidden)
         d = self._norm_backward(dhidden, self.final, self.active.final_norm, "final", None, None, grads and grads.final_norm)
         for i in reversed(range(max(0, lowest[0]), self.config.layers)):
             d = self._layer_backward(batch, learner, lowest, i, d, accumulate)
             if d is None:
                 return None
         if grads is not None and not self.embedded:
-            scale = self.config.embedding_scale
+            scale = self.config.stream_scale
             scaled = d if scale == 1.0 else torch.mul(d, scale, out=self.ws("dembedded", *d.shape))
             self.ops.embedding_backward(batch.inputs.reshape(-1), scaled, grads.table)
             if grads.positions is not None:
@@ -329,7 +341,10 @@ class Decoder:
         self.ledger.add("backward", back)
 
     def _norm_backward(self, dy, res, norm, key, dres, y=None, grads=None):
-        """d of what was normalised; ``y``: the norm's output is written there again; ``grads``: (dweight, dbias) where the norm learns."""
+        """d of what was normalised; ``y``: the norm's output is written there again; ``grads``: (dweight, dbias) where the norm learns.
+        Without a norm ``dres`` itself, ``dy`` added to it."""
+        if norm is None:
+            return dres.add_(dy)
         dx = self.ws(("dres", key if key == "final" else key[0]), *dy.shape)  # never the buffer that dres is in
         stat, (weight, bias) = self._stat(("stat", key), dy.shape[0], 2), norm
         self.ops.norm_backward(dy, res, weight, stat, self.config.norm, dres, dx, *(grads or (None, None)), bias, y)
@@ -341,41 +356,45 @@ class Decoder:
 
     def _norm_again(self, res, norm, key, y):
         """The norm's output from its residual, where no backward of it is run."""
+        if norm is None:
+            return
         self.ops.norm_forward(res, None, *norm, *self.norm_kind, None, y, self._stat(("stat", key), res.shape[0], 2))
 
     def _layer_backward(self, batch, learner, lowest, i, d, accumulate):
         """Gradient of the layer's input residual, or None when nothing below learns.
 
+        Attention and feed-forward are branches of their own where they read the same residual: ``d`` comes to both, and in the lowest
+        layer each goes as far as what learns in it.
+
         A group's weight gradient needs its input. With ``recompute`` that was not kept: the op behind it writes it again
         on its way back, so each gradient is taken after that op.
         """
         kept, w, kind, g = self.kept[i], self.active, self.config.activation, learner.gradient_view
+        parallel, given = self.config.parallel_residual, d
         back = lambda group, dy: self._input_gradient(batch, learner, lowest, i, group, dy)  # noqa: E731
         learn = lambda group, dy, x: self._weight_gradient(batch, learner, i, group, dy, x, accumulate)  # noqa: E731
         y, n1, n2 = kept["y"], kept["n1"], kept["n2"]
         again = lambda t: t if self.recompute else None  # noqa: E731
 
         ddown = self._post_norm_backward(d, kept["down"], w.mlp_post_norm[i], ("mlp post", i), g and g.mlp_post_norm[i])
-        dy = back("down", ddown)
+        dy, dn2 = back("down", ddown), None
         if dy is not None:
             dh = self.ws("dh", *kept["h"].shape)
             self.ops.activation_backward(dy, kept["h"], kind, dh, again(y))
-        elif self.recompute:
+        elif self.recompute and (i, "down") in learner.sizes:
             self.ops.activation_forward(kept["h"], kind, y)
         learn("down", ddown, y)
-        if dy is None:
+        if dy is not None:
+            dn2 = back("mlp_in", dh)
+            if dn2 is not None:
+                d = self._norm_backward(dn2, kept["res2"], w.mlp_norm[i], ("mlp", i), d, again(n2), g and g.mlp_norm[i])
+            elif self.recompute:
+                self._norm_again(kept["res2"], w.mlp_norm[i], ("mlp", i), n2)
+            learn("mlp_in", dh, n2)
+        if dn2 is None and not parallel:
             return None
 
-        dn2 = back("mlp_in", dh)
-        if dn2 is not None:
-            d = self._norm_backward(dn2, kept["res2"], w.mlp_norm[i], ("mlp", i), d, again(n2), g and g.mlp_norm[i])
-        elif self.recompute:
-            self._norm_again(kept["res2"], w.mlp_norm[i], ("mlp", i), n2)
-        learn("mlp_in", dh, n2)
-        if dn2 is None:
-            return None
-
-        do = self._post_norm_backward(d, kept["o"], w.attn_post_norm[i], ("attn post", i), g and g.attn_post_norm[i])
+        do = self._post_norm_backward(given if parallel else d, kept["o"], w.attn_post_norm[i], ("attn post", i), g and g.attn_post_norm[i])
         dout = back("o", do)
         learn("o", do, kept["out"])
         if dout is None:
@@ -390,12 +409,19 @@ class Decoder:
         learn("qkv", dqkv, n1)
         return None if dn1 is None else d
 
+    def _goes_on(self, learner, lowest, layer, group) -> bool:
+        """Whether something learns in front of a group."""
+        if layer > lowest[0] or not self.config.parallel_residual:
+            return (layer, group) != lowest
+        before = {"o": "qkv", "down": "mlp_in"}.get(group)  # in its branch
+        return before is not None and (layer, before) in learner.sizes
+
     def _input_gradient(self, batch, learner, lowest, i, group, dy):
         """d-input of one group, None at ``lowest``; what the adapter's own gradient needs of it stays in "dU"."""
         k, parts = self.sizes[i, group]
         A, Bt, scale, rank = _adapter(learner, i, group)
         n = dy.shape[0]
-        need_dx = (i, group) != lowest
+        need_dx = self._goes_on(learner, lowest, i, group)
         dU = None if A is None else self.ws((group, "dU"), n, A.shape[1])
         dx = self.ws((group, "dx"), n, k) if need_dx else None
         if need_dx or A is not None:
@@ -430,6 +456,6 @@ class Decoder:
         if self.active.head_norm[i] is None:
             return dqkv
         draw = self.ws("draw", *dqkv.shape)
-        rstd = self._stat(("head stat", i), dqkv.shape[0], c.heads + c.kv_heads)
+        rstd = self._stat(("head stat", i), dqkv.shape[0], self.normed_heads)
         self.ops.head_norm_backward(dqkv, kept["raw"], *self.active.head_norm[i], rstd, *self.heads, draw, *(grads or (None, None)))
         return draw

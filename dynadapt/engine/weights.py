@@ -20,7 +20,7 @@ def group_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[i
     sizes = {
         "qkv": (h, (q, kv, kv) if len(parts["qkv"]) == 3 else (q + 2 * kv,)),
         "o": (q, (h,)),
-        "mlp_in": (h, (f,) * len(parts["mlp_in"])),
+        "mlp_in": (h, (2 * f,) if parts["mlp_in"] == ("gate_up",) else (f,) * len(parts["mlp_in"])),
         "down": (f, (h,)),
     }
     return {(i, g): sizes[g] for i in range(config.layers) for g in GROUPS}
@@ -44,8 +44,8 @@ def biased_groups(config: ModelConfig) -> dict[tuple[int, str], list[str | None]
 class ModelTensors:
     """What a model has beside its linear weights. Its gradients have the same form.
 
-    ``attn_norm``, ``mlp_norm``: (weight, bias or None) by layer; ``attn_post_norm``, ``mlp_post_norm``: likewise, of what attention and
-    feed-forward add, None where it is added as it is; ``final_norm``; ``head_norm``: (q, k weights) or None by layer;
+    ``attn_norm``, ``mlp_norm``: (weight, bias or None) by layer, None where attention and feed-forward read the residual as it is;
+    ``attn_post_norm``, ``mlp_post_norm``: likewise, of what they add, None where it is added as it is; ``final_norm``; ``head_norm``: (q, k weights) or None by layer;
     ``positions`` [P, H] or None; ``bias``: {(layer, group): [sum O_p]}; ``head``: a Matrix [V, H]; ``table`` [V, H], None where
     the rows of a Matrix serve the look-up: ``embedding``, the head where it is tied.
     """
@@ -64,11 +64,10 @@ class ModelTensors:
         optional = lambda name: get(name) if name in names else None  # noqa: E731
         norm = lambda stem: (get(f"{stem}.weight"), optional(f"{stem}.bias"))  # noqa: E731
         layers = range(config.layers)
-        self.attn_norm = [norm(f"layers.{i}.attn_norm") for i in layers]
-        self.mlp_norm = [norm(f"layers.{i}.mlp_norm") for i in layers]
-        both = config.norm_place == "both"
-        self.attn_post_norm = [norm(f"layers.{i}.attn_post_norm") if both else None for i in layers]
-        self.mlp_post_norm = [norm(f"layers.{i}.mlp_post_norm") if both else None for i in layers]
+        present = lambda stem: norm(stem) if f"{stem}.weight" in names else None  # noqa: E731
+        norms = lambda name: [present(f"layers.{i}.{name}") for i in layers]  # noqa: E731
+        self.attn_norm, self.mlp_norm = norms("attn_norm"), norms("mlp_norm")
+        self.attn_post_norm, self.mlp_post_norm = norms("attn_post_norm"), norms("mlp_post_norm")
         self.final_norm = norm("norm")
         head_norm = lambda i: (get(f"layers.{i}.q_norm.weight"), get(f"layers.{i}.k_norm.weight"))  # noqa: E731
         self.head_norm = [head_norm(i) if config.qk_norm else None for i in layers]
@@ -148,12 +147,12 @@ def look_up_table(config: ModelConfig, head, get) -> torch.Tensor | None:
 
 
 def rotations(config: ModelConfig, window: int, dtype: torch.dtype, device) -> list[tuple]:
-    """(cos, sin) by layer of the positions of a window, or two Nones where positions are learned. Layers share their tables."""
+    """(cos, sin) by layer of the positions of a window, or two Nones where nothing is rotated. Layers share their tables."""
     if config.rope_theta is None:
         return [(None, None)] * config.layers
     apart = [config.window_rope_theta is not None and config.window(i) is not None for i in range(config.layers)]
     tables = {kind: tuple(t.to(device=device, dtype=dtype) for t in rope_tables(config, window, kind)) for kind in set(apart)}
-    return [tables[kind] for kind in apart]
+    return [tables[kind] if config.rotates(i) else (None, None) for i, kind in enumerate(apart)]
 
 
 def check_quantised(model) -> None:

@@ -13,6 +13,7 @@ from .errors import ModelError
 from .family import FAMILIES
 from .gguf_file import can_read
 from .reading import FACTOR_RANGE, check_choice, check_number, check_size
+from .rope_settings import yarn
 
 ROPE_FACTORS = "rope_freqs.weight"
 _READ = frozenset(
@@ -22,11 +23,12 @@ _READ = frozenset(
 """.split()
 )
 _READ_ROTARY = frozenset(
-    "attention.layer_norm_rms_epsilon rope.dimension_count rope.freq_base rope.scale_linear rope.scaling.factor rope.scaling.type".split()
+    """attention.layer_norm_rms_epsilon rope.dimension_count rope.freq_base rope.scale_linear rope.scaling.factor
+       rope.scaling.original_context_length rope.scaling.type""".split()
 )
 _READ_LEARNED = frozenset(["attention.layer_norm_epsilon"])
-# Notes of converters, of yarn, and of mixtures of experts where there are none.
-_IGNORED = frozenset("expert_used_count rope.scaling.finetuned rope.scaling.original_context_length tensor_data_layout".split())
+# Notes of converters, and of mixtures of experts where there are none.
+_IGNORED = frozenset("expert_used_count rope.scaling.finetuned tensor_data_layout".split())
 _NEUTRAL = {
     "attention.causal": True,
     "attention.clamp_kqv": 0,
@@ -84,7 +86,8 @@ def config_from_gguf(file) -> ModelConfig:
 
 
 def _head_dim(get, hidden, heads):
-    rotary = () if FAMILIES[get.architecture].learned_positions else ("rope.dimension_count",)
+    family = FAMILIES[get.architecture]
+    rotary = () if family.learned_positions or family.partial_rotary else ("rope.dimension_count",)
     length = get.size("attention.key_length", 0) or next((get.size(key, 0) for key in rotary), 0)
     if not length:
         if hidden % heads:
@@ -121,6 +124,17 @@ class _Metadata:
             raise ModelError(f"metadata {self.architecture}.{key} is missing")
         return float(str(np.float32(check_number(f"{self.architecture}.{key}", value, low, high))))
 
+    def flag(self, key):
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        if not isinstance(value, bool):
+            raise ModelError(f"metadata {self.architecture}.{key} = {value!r} must be true or false")
+        return value
+
+    def rotary_dim(self, head_dim):
+        """ModelConfig's, of a family that may rotate heads in part."""
+        rotated = self.size("rope.dimension_count", head_dim)
+        return None if rotated == head_dim else rotated
+
     def token(self, key):
         value = self.metadata.get(f"tokenizer.ggml.{key}")
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
@@ -139,22 +153,27 @@ class _Metadata:
             raise ModelError(f"{name} = {repr(value)[:80]} is not supported; accepted: {accepted}")
 
     def rope_scaling(self):
-        """The ModelConfig form of linear scaling, or of the frequency factors that Llama 3 files carry as a tensor.
+        """The ModelConfig form of linear scaling, of yarn, or of the frequency factors that Llama 3 files carry as a tensor.
 
         A file without a type is linear, one of type none is not scaled whatever its factor; a factor of 0 says nothing.
         """
         name = f"{self.architecture}.rope.scaling"
         kind = self.metadata.get(f"{name}.type", "linear")
-        check_choice(f"{name}.type", kind, ("none", "linear"))
+        check_choice(f"{name}.type", kind, ("none", "linear", "yarn"))
         key = "rope.scaling.factor" if f"{name}.factor" in self.metadata else "rope.scale_linear"
         factor = self.number(key, 0.0, FACTOR_RANGE[1], 0.0)
-        linear = {"rope_type": "linear", "factor": factor} if kind == "linear" and factor not in (0.0, 1.0) else None
+        scaled = None
+        if factor not in (0.0, 1.0) and kind != "none":
+            original = self.size("rope.scaling.original_context_length", self.size("context_length"))
+            scaled = {"rope_type": "linear", "factor": factor}
+            if kind == "yarn":
+                scaled = yarn(check_number(f"{self.architecture}.{key}", factor, 1.0, FACTOR_RANGE[1]), original)
         if ROPE_FACTORS not in self.tensors or self.architecture != "llama":
-            return linear
+            return scaled
         stored = self.tensors[ROPE_FACTORS]
-        if linear is not None or not can_read(stored.kind) or len(stored.shape) != 1 or stored.nbytes > 1 << 20:
+        if scaled is not None or not can_read(stored.kind) or len(stored.shape) != 1 or stored.nbytes > 1 << 20:
             raise ModelError(
-                f"tensor {ROPE_FACTORS} of shape {list(stored.shape)} together with linear scaling = "
-                f"{linear} is not supported; accepted: one number for each pair of a head, alone"
+                f"tensor {ROPE_FACTORS} of shape {list(stored.shape)} together with scaling = "
+                f"{scaled} is not supported; accepted: one number for each pair of a head, alone"
             )
         return {"rope_type": "factors", "factors": tuple(self.file.read(ROPE_FACTORS).double().tolist())}

@@ -8,7 +8,7 @@ import torch
 
 from .config import ModelConfig
 from .errors import ModelError
-from .rope import rope_frequencies
+from .rope import rope_frequencies, rope_scale
 
 # Attributes of linear layers whose weight is stored in another form: GPTQ and AWQ, bitsandbytes, HQQ, compressed tensors, torch.ao.
 _QUANTISED = ("qweight", "quant_state", "SCB", "W_q", "weight_packed", "_packed_params")
@@ -18,6 +18,7 @@ _ACTIVATIONS = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
 }
+_KINDS = {"": False, "full_attention_": False, "sliding_attention_": True}  # of layers, as rotary modules call them -> with a window
 
 
 def refuse_modules(model, name: str) -> None:
@@ -50,22 +51,33 @@ def refuse_changes(model, config: ModelConfig, name: str) -> None:
                     f"{name}: {path}.{attribute} is {value!r}, the config gives {expected!r}: changed after the model "
                     "was made, which the decoder would not follow"
                 )
-        for buffer, windowed in (("inv_freq", False), ("full_attention_inv_freq", False), ("sliding_attention_inv_freq", True)):
+        for kind, windowed in _KINDS.items():
+            buffer = f"{kind}{_frequencies(config)}"
             frequencies = getattr(module, buffer, None)
             if isinstance(frequencies, torch.Tensor) and config.rope_theta is not None and not frequencies.is_meta:
                 _check_frequencies(f"{name}: {path}.{buffer}", frequencies, config, windowed)
         scale = getattr(module, "embed_scale", None)
         if isinstance(scale, torch.Tensor) and not scale.is_meta:
             _check_scale(f"{name}: {path}.embed_scale", scale, config)
-        for attribute in ("act_fn", "act"):
+        if getattr(module, "use_parallel_residual", config.parallel_residual) != config.parallel_residual:
+            raise ModelError(f"{name}: {path}.use_parallel_residual is {not config.parallel_residual}: changed after the model was made")
+        for attribute in ("act_fn", "act", "activation_fn"):
             if callable(getattr(module, attribute, None)):
                 _check_activation(f"{name}: {path}.{attribute}", getattr(module, attribute), config)
 
 
+def _frequencies(config):
+    """The rotary modules' buffer: where the frequencies depend on the last call's length, that of those before any call."""
+    depends = config.rope_scaling is not None and config.rope_scaling["rope_type"] in ("dynamic", "longrope")
+    return "original_inv_freq" if depends else "inv_freq"
+
+
 def _settings(module, config):
     """(attribute, its value, the config's) of what one module computes with."""
-    numbers = dict.fromkeys(("attention_scaling", "full_attention_attention_scaling", "sliding_attention_attention_scaling"), 1.0)
-    numbers["variance_epsilon"] = config.norm_eps
+    numbers = {"variance_epsilon": config.norm_eps, "residual_multiplier": config.residual_scale}
+    numbers["embedding_multiplier"] = config.embedding_scale
+    if config.rope_theta is not None:
+        numbers |= {f"{kind}attention_scaling": rope_scale(config, windowed) for kind, windowed in _KINDS.items()}
     if hasattr(module, "layer_idx"):  # an attention
         numbers["scaling"] = config.scores_scale
         if (window := config.window(module.layer_idx)) is not None:
@@ -89,7 +101,7 @@ def _check_scale(what, found, config):
 
 
 def _check_frequencies(what, found, config, windowed):
-    expected = rope_frequencies(config, windowed)
+    expected = rope_frequencies(config, windowed=windowed)
     rounding = max(1e-5, 2 * torch.finfo(found.dtype).eps)  # model.to(bfloat16) rounds the buffer too
     if found.shape != expected.shape or not torch.allclose(found.detach().double().cpu(), expected, rtol=rounding, atol=0):
         raise ModelError(f"{what} has other values than the config gives: changed after the model was made")

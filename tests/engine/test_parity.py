@@ -9,17 +9,36 @@ from helpers import to_transformers
 from dynadapt import SGD, Adam, Engine, Full, LoRA, SegmentMemory
 from dynadapt.engine.learners.peft import read_adapter, write_adapter
 from dynadapt.model import random_model, tiny_config
+from dynadapt.model.rope_settings import yarn
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "granite", "phi3", "gptneox", "olmo2"]
 T = 21
+LONGROPE = {"rope_type": "longrope", "short_factor": (1.0,) * 5, "long_factor": (1.0, 1.5, 2.0, 3.0, 4.0)}
+CONFIGS = {family: tiny_config(family) for family in FAMILIES} | {
+    "mistral, windows": tiny_config("llama", windows=(7, 7, 7)),
+    "qwen2, windows": tiny_config("qwen2", windows=(None, 9, 9)),
+    "qwen3, windows": tiny_config("qwen3", windows=(6, None, 6)),
+    "smollm3": tiny_config("smollm3"),
+    "smollm3, windows": tiny_config("smollm3", rotated=(False, True, True, False), windows=(6, None, None, 6)),
+    "olmo3": tiny_config("olmo2", windows=(None, 7, 7), window_rope_theta=5e4, rope_scaling=yarn(4.0, 16, beta_fast=2.0)),
+    "yarn": tiny_config("llama", rope_scaling=yarn(4.0, 16, beta_fast=2.0)),
+    "longrope": tiny_config("llama", rope_scaling=LONGROPE | {"attention_factor": 1.2, "original_max_position_embeddings": 16}),
+    "phi3, longrope": tiny_config(
+        "phi3", hidden_size=84, rope_scaling=LONGROPE | {"attention_factor": 1.2, "original_max_position_embeddings": 16}
+    ),
+    "dynamic, beyond its positions": tiny_config("llama", rope_scaling={"rope_type": "dynamic", "factor": 4.0}, max_positions=12),
+}
+SPECIAL = [name for name in CONFIGS if name not in FAMILIES]  # what a family may have besides
+ADAPTED = [*FAMILIES, "mistral, windows", "smollm3", "olmo3"]
+pytestmark = pytest.mark.filterwarnings("ignore:window of 21 tokens")
 
 
 def model(family):
-    return random_model(tiny_config(family), seed=1, std=0.1)
+    return random_model(CONFIGS[family], seed=1, std=0.1)
 
 
 def tokens(family, rows=1, length=T + 1):
-    return torch.randint(tiny_config(family).vocab_size, (rows, length), generator=torch.Generator().manual_seed(2))
+    return torch.randint(CONFIGS[family].vocab_size, (rows, length), generator=torch.Generator().manual_seed(2))
 
 
 def nll_of(live, row):
@@ -27,13 +46,37 @@ def nll_of(live, row):
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), row[:, 1:].flatten(), reduction="none").view(row.shape[0], -1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_static_nll_equals_transformers(family, backend):
     m, row = model(family), tokens(family, 2)
     with torch.no_grad():
         expected = nll_of(to_transformers(m), row)
     ours = Engine(m, segment=T, streams=2, dtype="fp32", backend=backend).step(row)
+    assert torch.allclose(ours.double(), expected, atol=5e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_is_no_further_from_float64_than_transformers(family):
+    m = random_model(tiny_config(family), seed=1, std=0.1, dtype=torch.bfloat16)
+    row = tokens(family, 8)
+    with torch.no_grad():
+        exact, theirs = (nll_of(to_transformers(m, dtype), row) for dtype in (torch.float64, torch.bfloat16))
+    ours = Engine(m, segment=T, streams=8, dtype="bf16", backend="cpu").step(row).double()
+    error = lambda nll: (nll - exact).square().mean().sqrt()  # noqa: E731
+    assert error(ours) <= error(theirs) + 1e-4
+
+
+@pytest.mark.parametrize("family", ["olmo2", *SPECIAL])
+def test_memory_as_long_as_the_past_equals_transformers(family):
+    """Segments of any length, with sinks in front, score what one forward over the text scores; where the rotations depend on a length
+    it is that of the window."""
+    m, row = model(family), tokens(family)
+    with torch.no_grad():
+        expected = nll_of(to_transformers(m), row)
+    e = Engine(m, segment=7, memory=SegmentMemory(12, sinks=2), dtype="fp32", backend="cpu")
+    assert e.window == T
+    ours = torch.cat([e.step(row[:, start : start + 8]) for start in range(0, T, 7)], 1)
     assert torch.allclose(ours.double(), expected, atol=5e-5)
 
 
@@ -50,7 +93,7 @@ def peft_twin(m, e):
     return peft, learner
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTED)
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("targets", ["all", "attn", "mlp"])
 def test_adapter_step_equals_peft(tmp_path, family, backend, targets):
@@ -85,14 +128,14 @@ def test_full_update_equals_autograd(family):
     nll_of(live, row).mean().backward()
     e.step(row)
     from dynadapt.model import hf_name, layout
-    from dynadapt.model.layout import hf_transposed
+    from dynadapt.model.layout import canonical_order
 
     parameters = dict(live.named_parameters())
     for name, weight in e.learners[0].weights().items():
         layer, group, part = name.split(".")
         canonical = f"layers.{layer}.{layout(m.config)[group][int(part)]}.weight"
         parameter = parameters[hf_name(m.config, canonical)]
-        grad = parameter.grad.t() if hf_transposed(m.config, canonical) else parameter.grad
+        grad = canonical_order(m.config, canonical, parameter.grad)
         assert torch.allclose(weight, m.tensor(canonical) - 0.5 * grad, atol=2e-5), canonical
 
 

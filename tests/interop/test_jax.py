@@ -171,6 +171,16 @@ def test_head_norm_embedding_and_read_out(dtype):
 
     agree(lambda *a: dj.head_norm(*a, 2, 1, 4), plain_heads, (qkv, q_weight, k_weight), dtype)
 
+    def plain_together(qkv, q_weight, k_weight):
+        parts = []
+        for x, weight in ((qkv[:, :8], q_weight), (qkv[:, 8:12], k_weight)):
+            x = x.astype(jnp.float32)
+            parts.append(x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-6) * weight.astype(jnp.float32))
+        return jnp.concatenate([*parts, qkv[:, 12:].astype(jnp.float32)], 1).astype(dtype)
+
+    given = arrays(dtype, head_norm_forward, (6, 2, 1, 4, True), "qkv q_weight k_weight")
+    agree(lambda *a: dj.head_norm(*a, 2, 1, 4), plain_together, given, dtype)
+
     tokens, table, positions = arrays(dtype, embedding_forward, (6, 8, 5, 4), "tokens table position_table")
     tokens, places = tokens.reshape(2, 3), jnp.array([0, 1, 2])
     agree(lambda t, p: dj.embedding(tokens, t, p, places), lambda t, p: t[tokens] + p[places], (table, positions), dtype)

@@ -28,12 +28,18 @@ from dynadapt.model.family import FAMILIES  # noqa: E402
 
 TOKENS, POSITIONS, LAYERS = 20, 48, 2
 TOLERANCE = 1e-4  # nats
-TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma3_text")
-FAMILY = {"mistral": "llama", "gemma3_text": "gemma3"}  # where it is not the model_type
-NOT_IN_C = ("gpt2", "gemma3_text")
+TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3", "gpt2", "gemma3_text", "granite", "phi3", "gpt_neox")
+FAMILY = {"mistral": "llama", "gemma3_text": "gemma3", "olmo3": "olmo2", "gpt_neox": "gptneox"}  # where it is not the model_type
+NOT_IN_C = ("gpt2", "gemma3_text", "phi3", "gpt_neox")
+OWN = {"smollm3": {"rotated": (True, False)}, "olmo3": {"windows": (7, None), "window_rope_theta": 2e4}}  # what a tiny config lacks
 DROP = object()
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LONGROPES = [
+    {"rope_type": "longrope", "short_factor": [1.0] * n, "long_factor": [1.0 + i for i in range(n)], "original_max_position_embeddings": 16}
+    for n in (5, 6, 7, 8)  # half a head, of one family or another
+]
 SCALINGS = (
     None,
     {},
@@ -66,8 +72,19 @@ SCALINGS = (
     LLAMA3 | {"attention_factor": 2.0},
     LLAMA3 | {"original_max_position_embeddings": None},
     {"rope_type": "yarn", "factor": 4.0},
+    YARN,
+    YARN | {"attention_factor": 0.5, "beta_fast": 4, "beta_slow": 0.5},
+    YARN | {"factor": None, "truncate": False},
+    YARN | {"mscale": 0.5, "mscale_all_dim": 2.0},
+    YARN | {"beta_fast": "32"},
+    YARN | {"attention_factor": 0},
+    {"type": "yarn", "original_max_position_embeddings": 16},
     {"type": "dynamic", "factor": 2.0},
+    {"type": "dynamic"},
     {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]},
+    {"rope_type": "longrope", "short_factor": [1.0] * 5},
+    *LONGROPES,
+    *({**each, "factor": 3} for each in LONGROPES),
     {"rope_type": "proportional", "rope_theta": 1e4},
     {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5},
     {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
@@ -100,6 +117,9 @@ NOTES = {
     "partial_rotary_factor": 0.5,
     "rotary_pct": 0.25,
     "transformers_weights": "other.safetensors",
+    "residual_multiplier": 0.5,
+    "embedding_multiplier": 3,
+    "logits_scaling": 0.25,
     "qk_layernorm": True,
 }
 PLAIN = (
@@ -112,6 +132,8 @@ PLAIN = (
     LLAMA3 | {"factor": 4, "rope_theta": 250.0},
     {},
     {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"},
+    YARN | {"rope_theta": 350.0},
+    {"rope_type": "dynamic", "factor": 4.0},
 )
 VALID = (
     ("rope_scaling", PLAIN),
@@ -120,7 +142,7 @@ VALID = (
     ("rms_norm_eps", (1e-3, 0.1)),
     ("original_max_position_embeddings", (8, 20, 4096)),
     ("max_position_embeddings", (20, 32, 64, 512, 100000, DROP)),
-    ("sliding_window", (64, POSITIONS, None, DROP)),
+    ("sliding_window", (64, POSITIONS, 5, None, DROP)),
     ("layer_types", ([KINDS[0]] * LAYERS, DROP)),
     ("use_sliding_window", (True, False, DROP)),
     ("max_window_layers", (2, 5, 28, DROP)),
@@ -128,6 +150,7 @@ VALID = (
     ("eos_token_id", ([1, 2], None, 3, DROP)),
     ("partial_rotary_factor", (1.0, DROP)),
 )
+VALID_SMOLLM3 = (*VALID, ("no_rope_layers", ([0, 1], [1, 1], [1, 0, 1], [0, 0], None, DROP)), ("no_rope_layer_interval", (1, 2, 3, DROP)))
 VALID_GPT2 = (
     ("layer_norm_epsilon", (1e-3, 0.1)),
     ("activation_function", ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", DROP)),
@@ -137,6 +160,28 @@ VALID_GPT2 = (
     ("num_hidden_layers", (LAYERS,)),
     ("max_position_embeddings", (POSITIONS,)),
     ("resid_pdrop", (0.0, 0.5)),
+)
+VALID_NEOX = (
+    ("rope_scaling", PLAIN),
+    ("rope_parameters", PLAIN),
+    ("rotary_emb_base", (300.0, 1e6, 5000, DROP)),
+    ("rotary_pct", (0.5, 1.0, 1, 6 / 14, DROP)),
+    ("layer_norm_eps", (1e-3, 0.1)),
+    ("max_position_embeddings", (20, 64, 512, DROP)),
+    ("hidden_act", ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", DROP)),
+    ("use_parallel_residual", (True, False, DROP)),
+    ("eos_token_id", ([1, 2], None, 3, DROP)),
+)
+VALID_PHI3 = (
+    ("rope_parameters", ({"rope_theta": 900.0}, {"rope_type": "default", "partial_rotary_factor": 0.5}, {"type": "default"}, DROP)),
+    ("partial_rotary_factor", (1.0, 1, 0.5, 10 / 14, DROP)),
+    ("rope_theta", (300.0, 1e6, 5000, DROP)),
+    ("rms_norm_eps", (1e-3, 0.1, DROP)),
+    ("max_position_embeddings", (20, 64, 512, DROP)),
+    ("original_max_position_embeddings", (8, 4096, DROP)),
+    ("sliding_window", (4, 8, 64, None, DROP)),
+    ("hidden_act", ("silu", "swish", DROP)),
+    ("eos_token_id", ([1, 2], None, 3, DROP)),
 )
 OTHERS = (None, 0, 1, 2, -1, 1.0, 0.5, "", "x", True, False, [], [1], {}, {"a": 1}, 1e300, 2**40)
 
@@ -176,7 +221,8 @@ def edit(raw: dict, pick: random.Random) -> list[str]:
     key = pick.choice(sorted(raw))
     value = raw[key]
     if kind == "valid":
-        key, values = pick.choice(VALID_GPT2 if gpt2 else VALID)
+        valid = {"gpt2": VALID_GPT2, "smollm3": VALID_SMOLLM3, "gpt_neox": VALID_NEOX, "phi3": VALID_PHI3}
+        key, values = pick.choice(valid.get(str(raw.get("model_type")), VALID))
         put(raw, key, pick.choice(values))
     elif kind == "retype":
         choices = [str(value), [value], {"value": value}, bool(value)]
@@ -200,6 +246,7 @@ def edit(raw: dict, pick: random.Random) -> list[str]:
         put(raw, key, pick.choice(SCALINGS))
     elif kind == "rope top":
         key = pick.choice(("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"))
+        key = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}.get(key, key) if "rotary_pct" in raw else key
         put(raw, key, pick.choice((None, 1.0, 0.5, 20, 300.0, "300", DROP, True)))
     elif kind == "window":
         put(raw, "sliding_window", pick.choice(WINDOWS))
@@ -270,8 +317,8 @@ def edit(raw: dict, pick: random.Random) -> list[str]:
         key = "hidden_act"
         put(raw, key, pick.choice(("silu", "swish", "gelu", "relu", "gelu_new", "SiLU", None, 1, DROP)))
     elif kind == "type":
-        put(raw, "model_type", pick.choice(("llama", "mistral", "qwen2", "qwen3", "gpt2", "phi3", None, 3, DROP)))
-        key = "model_type"
+        put(raw, "model_type", pick.choice(("llama", "mistral", "qwen2", "qwen3", "smollm3", "gpt2", "phi3", None, 3, DROP)))
+        return ["model_type", *raw]  # any key may be one that the other does not read
     return [key]
 
 
@@ -290,7 +337,7 @@ class Readers:
     def __init__(self, model_type: str, directory: Path):
         family = FAMILY.get(model_type, model_type)
         self.directory = directory
-        self.config = tiny_config(family, layers=LAYERS, max_positions=POSITIONS)
+        self.config = tiny_config(family, layers=LAYERS, max_positions=POSITIONS, **OWN.get(model_type, {}))
         write_directory(random_model(self.config, seed=7, std=0.2), directory, torch.float32)
         generator = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(self.config.vocab_size, (1, TOKENS + 1), generator=generator)
@@ -347,8 +394,8 @@ def plain(raw: dict, model_type: str) -> dict:
     number without a fraction, a list of begin tokens, a file without a model_type."""
     keys = FAMILIES[FAMILY.get(model_type, model_type)].hf_keys[model_type]
     raw = {key: value for key, value in raw.items() if key in keys.read or key in NEUTRAL or key in keys.neutral}
-    raw["model_type"] = model_type
-    for key in ("rms_norm_eps", "layer_norm_epsilon"):
+    raw |= {"model_type": model_type, "pad_token_id": None}  # SmolLM3's and Phi-3's own are beyond a tiny vocabulary
+    for key in ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"):
         if type(raw.get(key)) is int:
             raw[key] = float(raw[key])
     if isinstance(raw.get("bos_token_id"), list):
@@ -372,7 +419,8 @@ def disagreement(readers: Readers, raw: dict, touched: list[str]) -> tuple[str, 
     elif loads and not torch.allclose(python, c, atol=1e-6):
         return f"python and C differ by {(python - c).abs().max():.2g}", ""
     if not loads:
-        named = any(key in python for key in touched) or "tensor " in python or "positions" in python
+        places = {"rope_parameters": "rope_scaling."}  # ModelConfig's name of both
+        named = any(key in python or places.get(key, key) in python for key in touched) or "tensor " in python or "positions" in python
         return ("", "refused") if named else (f"the refusal names none of {touched}: {python}", "")
     if isinstance(theirs := readers.theirs(), str):
         readers.write(plain(raw, raw.get("model_type") or readers.model_type))

@@ -10,10 +10,10 @@ import torch
 
 pytest.importorskip("transformers")
 
-from mutated_configs import LLAMA3, NOT_IN_C, POSITIONS, TYPES, Readers, off  # noqa: E402
+from mutated_configs import LLAMA3, NOT_IN_C, POSITIONS, TYPES, YARN, Readers, off  # noqa: E402
 
 from dynadapt.model import ModelError, load  # noqa: E402
-from dynadapt.model.config_keys import IGNORED, NEUTRAL  # noqa: E402
+from dynadapt.model.config_keys import IGNORED  # noqa: E402
 from dynadapt.model.family import FAMILIES  # noqa: E402
 from dynadapt.model.rope_settings import IGNORED as ROPE_IGNORED  # noqa: E402
 from dynadapt.model.rope_settings import READ as ROPE_READ
@@ -21,6 +21,7 @@ from dynadapt.model.rope_settings import READ as ROPE_READ
 ROOT = Path(__file__).parents[2]
 KEYS = {model_type: keys for family in FAMILIES.values() for model_type, keys in family.hf_keys.items()}
 LINEAR = {"type": "linear", "factor": 4.0}
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 5, "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0], "factor": 8.0}
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +66,15 @@ def test_the_c_engine_has_the_same_lists():
     assert set(found) == set(KEYS) - set(NOT_IN_C)
     for model_type, row in found.items():
         keys = KEYS[model_type]
-        neutral = {f"{key}={json.dumps(value)}" for key, value in (NEUTRAL | keys.neutral).items()}
-        assert [a | b for a, b in zip(common, row)] == [set(keys.read), IGNORED | keys.ignored, neutral]
+        neutral = {f"{key}={json.dumps(value)}" for key, value in keys.all_neutral.items()}
+        read, ignored, do_nothing = (a | b for a, b in zip(common, row))
+        do_nothing = {word for word in do_nothing if word.split("=")[0] not in read}  # a key that a type reads has any value there
+        assert [read, ignored, do_nothing] == [set(keys.read), IGNORED | keys.ignored, neutral]
 
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_no_key_is_on_two_lists(model_type):
-    lists = (KEYS[model_type].read, KEYS[model_type].ignored | IGNORED, set(NEUTRAL | KEYS[model_type].neutral))
+    lists = (KEYS[model_type].read, KEYS[model_type].ignored | IGNORED, set(KEYS[model_type].all_neutral))
     assert sum(map(len, lists)) == len(set().union(*lists))
 
 
@@ -94,6 +97,9 @@ REAL = {  # the keys of well-known files, at the sizes of the tiny models
     "llama 2": ("llama", dict(_name_or_path="x/y", initializer_range=0.02, pretraining_tp=1, transformers_version="4.31.0.dev0")),
     "llama 3.2": ("llama", dict(attention_dropout=0.0, rope_theta=500000.0, rope_scaling=LLAMA3, eos_token_id=[1, 2, 3])),
     "smollm2": ("llama", {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}}),
+    "yarn": ("llama", dict(rope_scaling=YARN | {"finetuned": True})),
+    "longrope": ("llama", dict(rope_scaling=LONGROPE, original_max_position_embeddings=16)),
+    "dynamic": ("llama", dict(rope_scaling={"type": "dynamic", "factor": 2.0})),
     "unsloth": ("llama", dict(unsloth_fixed=True, unsloth_version="2024.9", _attn_implementation_autoset=True)),
     "transformers 4.20": (
         "llama",
@@ -130,6 +136,48 @@ REAL = {  # the keys of well-known files, at the sizes of the tiny models
         dict(attention_dropout=0.0, max_window_layers=1, sliding_window=8, use_sliding_window=False, use_mrope=False, rope_theta=1000000.0),
     ),
     "qwen 3": ("qwen3", dict(attention_dropout=0.0, max_window_layers=1, sliding_window=None, use_sliding_window=False)),
+    "granite 3": (
+        "granite",
+        dict(
+            attention_dropout=0.1,
+            attention_multiplier=0.015625,
+            embedding_multiplier=12.0,
+            logits_scaling=8.0,
+            residual_multiplier=0.22,
+            rope_theta=10000,
+            rope_scaling=None,
+            initializer_range=0.02,
+        ),
+    ),
+    "granite without factors": (
+        "granite",
+        dict(attention_multiplier=..., embedding_multiplier=..., logits_scaling=..., residual_multiplier=...),
+    ),
+    "smollm3": (
+        "smollm3",
+        dict(
+            attention_dropout=0.0,
+            layer_types=["full_attention"] * 2,
+            max_window_layers=28,
+            no_rope_layer_interval=4,
+            pretraining_tp=2,
+            rope_theta=5000000.0,
+            sliding_window=None,
+            use_sliding_window=False,
+        ),
+    ),
+    "olmo 2": ("olmo2", dict(attention_dropout=0.0, pad_token_id=1, rms_norm_eps=1e-6, rope_scaling=None, rope_theta=500000)),
+    "olmo 3": (
+        "olmo3",
+        dict(
+            attention_dropout=0.0,
+            layer_types=["sliding_attention", "full_attention"],
+            rope_parameters=...,
+            rope_scaling=YARN | {"attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0},
+            rope_theta=500000,
+            sliding_window=8,
+        ),
+    ),
     "gpt2": (
         "gpt2",
         dict(
@@ -176,6 +224,14 @@ PRECEDENCE = {  # (keys), and keys that say the same in one place
         dict(rope_theta=..., rope_scaling=LINEAR),
     ),
     "rope_type wins over type": (dict(rope_scaling={"rope_type": "linear", "type": "yarn", "factor": 4.0}), dict(rope_scaling=LINEAR)),
+    "the original length of yarn at the top wins": (
+        dict(rope_scaling=YARN, original_max_position_embeddings=30),
+        dict(rope_scaling=YARN | {"original_max_position_embeddings": 30}),
+    ),
+    "a null factor of yarn is how much longer the context is": (
+        dict(rope_scaling=YARN | {"factor": None}),
+        dict(rope_scaling=YARN | {"factor": POSITIONS / YARN["original_max_position_embeddings"]}),
+    ),
     "the original length at the top wins": (
         dict(rope_scaling=LLAMA3, original_max_position_embeddings=30),
         dict(rope_scaling=LLAMA3 | {"original_max_position_embeddings": 30}),
@@ -199,8 +255,12 @@ def test_precedence_is_that_of_transformers(name, model_type, readers):
 @pytest.mark.parametrize(
     "changes, match",
     [
-        (dict(rope_scaling={"type": "yarn", "factor": 4.0}, rope_parameters={"rope_type": "default"}), "rope_scaling type .yarn. is not"),
-        (dict(rope_parameters={"rope_type": "yarn", "factor": 4.0}, rope_scaling=None), "rope_parameters type .yarn. is not supported"),
+        (dict(rope_scaling={"type": "ntk", "factor": 4.0}, rope_parameters={"rope_type": "default"}), "rope_scaling type .ntk. is not"),
+        (dict(rope_parameters={"rope_type": "ntk", "factor": 4.0}, rope_scaling=None), "rope_parameters type .ntk. is not supported"),
+        (dict(rope_scaling={"rope_type": "yarn"}), "rope_scaling.factor is missing"),
+        (dict(rope_scaling={"rope_type": "yarn", "factor": 2.0, "truncate": 1}), "truncate = 1(.0)? must be true or false"),
+        (dict(rope_scaling={"rope_type": "longrope", "short_factor": [1.0] * 5}), "rope_scaling.long_factor"),
+        (dict(rope_scaling={"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 5}), "rope_scaling.short_factor"),
         (dict(rope_scaling={"rope_type": None}), "rope_scaling type (None|null) is not supported"),
         (dict(rope_scaling=None, rope_theta=None), "rope_theta = (None|null) must be a number"),
         (dict(rope_scaling={"rope_theta": None}), "rope_scaling.rope_theta = (None|null) must be a number"),
@@ -214,6 +274,7 @@ def test_precedence_is_that_of_transformers(name, model_type, readers):
         (dict(num_hidden_layers=2.0), "num_hidden_layers = 2(.0)? must be a whole number"),
         (dict(attention_bias=None), "attention_bias = (None|null) must be true or false"),
         (dict(hidden_act=None), "hidden_act = (None|null) is not supported"),
+        (dict(residual_multiplier=0.5), "residual_multiplier = 0.5 is not supported; accepted: 1.0 or absent"),
     ],
 )
 def test_refused_by_name_in_both_engines(changes, match, readers):
@@ -221,32 +282,63 @@ def test_refused_by_name_in_both_engines(changes, match, readers):
     assert_refused(reader, changed(reader, **changes), match)
 
 
+@pytest.mark.parametrize("value", (0, -0.22, None, "0.22", True, 1e300))
+@pytest.mark.parametrize("key", ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"))
+def test_factors_that_are_none(key, value, readers):
+    reader = readers("granite")
+    assert_refused(reader, changed(reader, **{key: value}), f"{key} = .* must be a number in")
+
+
 QWEN_SLIDES = dict(use_sliding_window=True, sliding_window=8, max_window_layers=0)
 WINDOWS = [  # model_type, keys, whether it loads
     ("mistral", dict(sliding_window=None), True),
     ("mistral", dict(sliding_window=POSITIONS), True),
-    ("mistral", dict(sliding_window=8), False),
+    ("mistral", dict(sliding_window=8), True),
+    ("mistral", dict(sliding_window=2), True),
+    ("mistral", dict(sliding_window=1), False),
     ("mistral", dict(sliding_window=...), True),
     ("mistral", dict(sliding_window=8, layer_types=["full_attention"] * 2), False),
-    ("mistral", dict(sliding_window=..., max_position_embeddings=8192), False),
+    ("mistral", dict(sliding_window=..., max_position_embeddings=8192), True),
+    ("smollm3", dict(use_sliding_window=True, sliding_window=8), True),
+    ("smollm3", dict(use_sliding_window=True, sliding_window=8, no_rope_layers=[1, 1]), True),
+    ("smollm3", dict(use_sliding_window=True, sliding_window=8, no_rope_layers=..., no_rope_layer_interval=1), True),
+    ("smollm3", dict(use_sliding_window=True, sliding_window=8, layer_types=["sliding_attention", "full_attention"]), True),
+    ("smollm3", dict(use_sliding_window=True, sliding_window=...), True),
+    ("smollm3", dict(use_sliding_window=True, sliding_window=1), False),
+    ("smollm3", dict(sliding_window=8), True),
+    ("smollm3", dict(sliding_window=8, layer_types=["sliding_attention", "full_attention"]), False),
+    ("olmo2", dict(sliding_window=8), False),
+    ("olmo2", dict(sliding_window=POSITIONS), True),
+    ("olmo3", dict(sliding_window=8), True),
+    ("olmo3", dict(sliding_window=..., layer_types=...), True),
+    ("olmo3", dict(sliding_window=None), False),
+    ("olmo3", dict(layer_types=["full_attention"] * 2), True),
+    ("olmo3", dict(layer_types=["sliding_attention"] * 2, sliding_window=2), True),
+    ("olmo3", dict(layer_types=["attention"] * 2), False),
     ("llama", dict(layer_types=["full_attention"] * 2), True),
     ("llama", dict(sliding_window=POSITIONS), True),
     ("llama", dict(layer_types=["full_attention", "sliding_attention"]), False),
+    ("llama", dict(sliding_window=8, layer_types=["full_attention"] * 2), False),
     *(
         (kind, QWEN_SLIDES | keys, loads)
         for kind in ("qwen2", "qwen3")
         for keys, loads in (
-            ({}, False),
+            ({}, True),
+            (dict(sliding_window=1), False),
+            (dict(sliding_window=1, max_window_layers=2), True),
             (dict(use_sliding_window=False), True),
             (dict(use_sliding_window=...), True),
             (dict(max_window_layers=2), True),
-            (dict(max_window_layers=1), False),
+            (dict(max_window_layers=1), True),
+            (dict(max_window_layers=-1), True),
             (dict(max_window_layers=...), True),
             (dict(sliding_window=None), True),
             (dict(sliding_window=...), True),
-            (dict(sliding_window=..., max_position_embeddings=8192), False),
+            (dict(sliding_window=..., max_position_embeddings=8192), True),
             (dict(layer_types=["full_attention"] * 2), True),
-            (dict(max_window_layers=2, layer_types=["full_attention", "sliding_attention"]), False),
+            (dict(max_window_layers=2, layer_types=["full_attention", "sliding_attention"]), True),
+            (dict(sliding_window=POSITIONS, layer_types=["full_attention", "sliding_attention"]), True),
+            (dict(sliding_window=None, layer_types=["full_attention", "sliding_attention"]), False),
             (dict(use_sliding_window=False, layer_types=["full_attention", "sliding_attention"]), False),
         )
     ),
@@ -260,12 +352,25 @@ def test_windows_are_decided_as_the_family_decides(model_type, keys, loads, read
     assert_alike(reader, raw) if loads else assert_refused(reader, raw, "sliding|layer_types")
 
 
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        (dict(no_rope_layers=[0]), "no_rope_layers = .0. must be a list of at least num_hidden_layers = 2"),
+        (dict(no_rope_layers=[0, 2]), "no_rope_layers = .0, 2. must be a list"),
+        (dict(no_rope_layers=[True, 0]), "no_rope_layers = .[Tt]rue, 0. must be a list"),
+        (dict(no_rope_layer_interval=0), "no_rope_layer_interval = 0 must be a whole number"),
+    ],
+)
+def test_layers_without_rotations_are_read_or_refused(changes, match, readers):
+    reader = readers("smollm3")
+    assert_refused(reader, changed(reader, **changes), match)
+
+
 @pytest.mark.parametrize("model_type", [kind for kind in TYPES if kind not in NOT_IN_C])
 def test_every_type_of_every_key_alike_in_both_engines(model_type, readers):
     reader = readers(model_type)
     values = (None, 2.0, "2", True, 0, -1, [1], {}, 2**31, ...)
-    neutral = set(NEUTRAL) | set(KEYS[model_type].neutral)
-    for key in sorted(KEYS[model_type].read | neutral | {"use_cache", "unheard_of"}):
+    for key in sorted(KEYS[model_type].read | set(KEYS[model_type].all_neutral) | {"use_cache", "unheard_of"}):
         for value in values:
             reader.write(changed(reader, **{key: value}))
             python, c = reader.python(), reader.c()

@@ -108,8 +108,8 @@ def test_check_finite_names_the_tensor(saved):
 
 
 REFUSED_CONFIGS = {
-    "architecture 'mamba2' is not supported; accepted model_type: .*llama, mistral, qwen2, qwen3": dict(model_type="mamba2"),
-    "architecture 'phi3'": dict(model_type="phi3"),
+    "architecture 'mamba2' is not supported; accepted model_type: .*llama, mistral, .*qwen2, qwen3": dict(model_type="mamba2"),
+    "architecture 'mpt'": dict(model_type="mpt"),
     "architecture 5": dict(model_type=5),
     "hidden_size is missing": dict(hidden_size=...),
     "hidden_size = 'x' must be": dict(hidden_size="x"),
@@ -117,9 +117,11 @@ REFUSED_CONFIGS = {
     "layers|num_hidden_layers": dict(num_hidden_layers=10**9),
     "rms_norm_eps = None|rms_norm_eps = 'x'": dict(rms_norm_eps="x"),
     "hidden_act = 'relu' is not supported": dict(hidden_act="relu"),
-    "rope_scaling type 'yarn' is not supported; accepted: default, linear, llama3": dict(rope_scaling={"rope_type": "yarn", "factor": 4.0}),
-    "rope_scaling type 'dynamic'": dict(rope_scaling={"type": "dynamic", "factor": 4.0}),
-    "rope_scaling type 'longrope'": dict(rope_scaling={"rope_type": "longrope", "short_factor": [1.0]}),
+    "rope_scaling type 'ntk' is not supported; accepted: default, linear, dynamic, yarn, longrope, llama3": dict(
+        rope_scaling={"rope_type": "ntk", "factor": 4.0}
+    ),
+    "rope_scaling.factor = None must be a number": dict(rope_scaling={"type": "dynamic"}),
+    "rope_scaling.long_factor = None must be a list": dict(rope_scaling={"rope_type": "longrope", "short_factor": [1.0]}),
     "rope_scaling.factor = None": dict(rope_scaling={"rope_type": "linear"}),
     "rope_scaling.low_freq_factor": dict(rope_scaling={"rope_type": "llama3", "factor": 8.0}),
     "rope_parameters by layer type": dict(rope_parameters={"full_attention": {"rope_theta": 1.0}}),
@@ -130,7 +132,8 @@ REFUSED_CONFIGS = {
     "attention_multiplier = 0.1": dict(attention_multiplier=0.1),
     "logits_scaling = 8": dict(logits_scaling=8.0),
     "num_experts = 4": dict(num_experts=4),
-    "sliding-window attention .sliding_window = 64": dict(model_type="mistral", sliding_window=64),
+    "sliding-window attention .sliding_window = 64": dict(sliding_window=64),
+    "sliding_window = 1 is not supported": dict(model_type="mistral", sliding_window=1),
     "sliding-window attention .sliding_window = 128": dict(
         layer_types=["full_attention", "sliding_attention", "full_attention"], sliding_window=128
     ),
@@ -157,13 +160,13 @@ def test_config_refused_by_name(message, saved):
 
 def test_qwen2_sliding_window(tmp_path):
     write_directory(random_model(tiny_config("qwen2")), tmp_path / "tiny")
+    windows = lambda: load(tmp_path / "tiny").config.windows  # noqa: E731
     edit_config(tmp_path / "tiny", use_sliding_window=False, sliding_window=64, max_window_layers=1)
-    load(tmp_path / "tiny")
+    assert windows() == ()
     edit_config(tmp_path / "tiny", use_sliding_window=True, max_window_layers=3)
-    load(tmp_path / "tiny")
+    assert windows() == ()
     edit_config(tmp_path / "tiny", max_window_layers=2)
-    with pytest.raises(ModelError, match="sliding-window"):
-        load(tmp_path / "tiny")
+    assert windows() == (None, None, 64)
 
 
 @pytest.mark.parametrize(

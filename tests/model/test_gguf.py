@@ -1,5 +1,6 @@
 """GGUF files: every family and type, config from metadata, refusals by name."""
 
+import math
 from dataclasses import replace
 
 import gguf
@@ -13,6 +14,7 @@ from dynadapt.model.config import FAMILIES
 from dynadapt.model.gguf_file import GGUFFile
 from dynadapt.model.gguf_model import gguf_name
 from dynadapt.model.rope import rope_frequencies
+from dynadapt.model.rope_settings import yarn
 
 
 def wide_config(family, **changes):
@@ -98,6 +100,30 @@ def test_rope_scaling_keys(keys, factor, tmp_path):
     assert loaded.config.rope_scaling == (factor and {"rope_type": "linear", "factor": factor})
 
 
+def test_yarn(tmp_path):
+    """As llama.cpp computes it: the paper's bands and scale, of the original context or else the whole one."""
+    keys = scaling(scaling__type="yarn", scaling__factor=4.0)
+    for original in ({}, scaling(scaling__original_context_length=64)):
+        scaled = yarn(4.0, original.get("llama.rope.scaling.original_context_length", 512))
+        model = random_model(tiny_config("llama", rope_scaling=scaled))
+        assert load(write_gguf(model, tmp_path / f"{len(original)}.gguf", metadata=keys | original)).config == model.config
+    assert scaled["attention_factor"] == pytest.approx(1 + 0.1 * math.log(4.0))
+
+
+def test_olmo3_is_an_olmo2_with_windows(tmp_path):
+    """Each fourth layer has none, and llama.cpp scales the rotations of those layers alone."""
+    config = tiny_config("olmo2", layers=5, windows=(7, 7, 7, None, 7), rope_scaling=yarn(4.0, 64), window_rope_theta=1e4)
+    keys = {"rope.freq_base_swa": None, "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
+    for i, pattern in enumerate((4, None, [True, True, True, False, True], [True] * 5)):
+        metadata = {f"olmo2.{key}": value for key, value in (keys | {"attention.sliding_window_pattern": pattern}).items()}
+        path = write_gguf(random_model(config), tmp_path / f"{i}.gguf", metadata=metadata)
+        if pattern == [True] * 5:
+            with pytest.raises(ModelError, match="sliding_window_pattern = .* is not supported; accepted: 4, or a window"):
+                load(path)
+        else:
+            assert load(path).config == config
+
+
 def test_rope_factors_are_llama3_scaling(tmp_path):
     scaled = tiny_config(
         "llama",
@@ -120,7 +146,8 @@ def test_rope_factors_are_llama3_scaling(tmp_path):
 REFUSED = {
     "general.architecture = .mamba. is not supported; accepted: .*llama": dict(metadata={"general.architecture": "mamba"}),
     "sliding-window attention": dict(metadata={"llama.attention.sliding_window": 64}),
-    "rope.scaling.type = 'yarn'": dict(metadata={"llama.rope.scaling.type": "yarn"}),
+    "rope.scaling.type = 'longrope'": dict(metadata={"llama.rope.scaling.type": "longrope"}),
+    "rope.scaling.factor = 0.5 must be a number in 1": dict(metadata={"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 0.5}),
     "expert_count": dict(metadata={"llama.expert_count": 8}),
     "partial rotary": dict(metadata={"llama.rope.dimension_count": 4}),
     "llama.logit_scale": dict(metadata={"llama.logit_scale": 0.5}),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from dynadapt import SGD, Adam, AdamW, Lion, LoRA, SegmentMemory
 from dynadapt.model import ModelError
 from dynadapt.model.directory import load_directory
+from dynadapt.model.rope_settings import yarn
 
 from .engine_c import (
     DTYPES,
@@ -72,6 +73,13 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
         ("llama", {"attention_bias": True, "mlp_bias": True}),
         ("qwen2", {}),
         ("qwen3", {}),
+        ("granite", {}),
+        ("llama", {"windows": (7, 7, 7)}),
+        ("qwen3", {"windows": (None, 14, 14)}),
+        ("smollm3", {}),
+        ("smollm3", {"windows": (None, 14, None, 14)}),
+        ("olmo2", {}),
+        ("olmo2", {"windows": (7, None, 7), "window_rope_theta": 500.0, "rope_scaling": yarn(4.0, 16, beta_fast=2.0)}),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
         (
             "llama",
@@ -85,8 +93,25 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
                 }
             },
         ),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+        ("llama", {"rope_scaling": yarn(4.0, 16, beta_fast=2.0)}),
+        (
+            "llama",
+            {
+                "rope_scaling": {
+                    "rope_type": "longrope",
+                    "short_factor": (1.0,) * 5,
+                    "long_factor": (1.0, 1.5, 2.0, 3.0, 4.0),
+                    "attention_factor": 1.2,
+                    "original_max_position_embeddings": 16,
+                }
+            },
+        ),
     ],
-    ids=["tied", "biases", "qwen2", "qwen3", "linear rope", "llama3 rope"],
+    ids=(
+        "tied,biases,qwen2,qwen3,granite,mistral windows,qwen3 windows,smollm3,smollm3 windows,olmo2,olmo3,linear rope,llama3 rope,"
+        "dynamic rope,yarn rope,longrope"
+    ).split(","),
 )
 def test_equals_the_python_engine_for_every_family(tmp_path, family, changes):
     directory = write(tmp_path / "model", family, **changes)
@@ -301,15 +326,21 @@ def config_of(directory, **changes):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"model_type": "gpt2"}, 'model_type "gpt2" is not supported by this engine; accepted: llama, mistral, qwen2, qwen3'),
-        ({"model_type": "mistral", "sliding_window": 64}, "sliding_window = 64, context 512"),
-        ({"model_type": "mistral", "max_position_embeddings": 8192}, "sliding_window = 4096, context 8192"),
-        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 64}, "sliding_window = 64"),
+        (
+            {"model_type": "gpt2"},
+            'model_type "gpt2" is not .* this engine, which does not compute learned positions.*; accepted: llama, mistral,',
+        ),
+        ({"model_type": "phi3"}, 'model_type "phi3" is not supported by this engine, which does not compute fused queries'),
+        ({"model_type": "gpt_neox"}, 'model_type "gpt_neox" is not .*, which does not compute attention and feed-forward side by side'),
+        ({"model_type": "mamba"}, 'model_type "mamba" is not supported by this engine; accepted: .*, granite$'),
+        ({"sliding_window": 64}, "sliding_window = 64, context 512"),
+        ({"model_type": "mistral", "sliding_window": 1}, "sliding_window = 1 is not supported"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 1}, "sliding_window = 1"),
         ({"hidden_act": "gelu"}, 'hidden_act = "gelu"'),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50 is not"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config = .*gptq"),
         ({"num_experts": 4}, "num_experts = 4"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 'type "yarn" is not supported'),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 4.0}}, 'type "ntk" is not supported'),
         ({"hidden_size": "60"}, 'hidden_size = "60" must be'),
         ({"num_hidden_layers": 4}, "model.layers.3.* is missing"),
         ({"num_hidden_layers": 2}, "model.layers.2.* has no place in this model"),

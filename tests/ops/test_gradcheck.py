@@ -100,7 +100,7 @@ def test_linear(case):
     assert gradcheck(*passes(case))
 
 
-@each([head_norm.head_norm_forward], [(3, 3, 2, 4)], [F64])
+@each([head_norm.head_norm_forward], [(3, 3, 2, 4), (3, 3, 2, 4, True)], [F64])
 def test_head_norm(case):
     assert gradcheck(*passes(case))
 

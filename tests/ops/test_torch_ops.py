@@ -53,6 +53,14 @@ def test_gradients_in_float64(name):
     assert torch.autograd.gradcheck(scored, leaves + weights)
 
 
+def test_heads_that_are_normalised_together():
+    qkv, q_weight, k_weight = (rand(*shape, seed=i, dtype=torch.float64, grad=True) for i, shape in enumerate(((6, 16), (8,), (4,))))
+    torch.library.opcheck(op("head_norm"), (qkv, q_weight, k_weight, 1e-6, 2, 1, 4))
+    assert torch.autograd.gradcheck(lambda *a: torch_ops.head_norm(*a, 2, 1, 4), (qkv, q_weight, k_weight))
+    q, k = (torch.nn.functional.rms_norm(x, w.shape, w, 1e-6) for x, w in ((qkv[:, :8], q_weight), (qkv[:, 8:12], k_weight)))
+    assert torch.allclose(torch_ops.head_norm(qkv, q_weight, k_weight, 2, 1, 4), torch.cat([q, k, qkv[:, 12:]], 1))
+
+
 def test_a_gradient_that_was_not_foreseen_is_computed_in_backward():
     h, head = rand(6, 5, dtype=torch.float64, grad=True), rand(11, 5, dtype=torch.float64)
     nll, lse, dh = op("cross_entropy")(h, head, TARGETS, False)

@@ -48,6 +48,7 @@ void forward_row(const NormForward& a, size_t n) {
     });
     row = res;
   }
+  if (!a.weight) return;
   const float mean = a.layer ? mean_of(row, a.width) : 0.0f;
   const float rstd = 1.0f / __builtin_sqrtf(variance_of(row, a.width, mean) + a.eps);
   a.stat[2 * n] = mean;
@@ -69,6 +70,8 @@ void backward_row(const NormBackward& a, size_t n, float* dweight, float* dbias)
   const T* dres = a.dres ? static_cast<const T*>(a.dres) + n * a.width : nullptr;
   const T* weight = static_cast<const T*>(a.weight);
   T* dx = static_cast<T*>(a.dx) + n * a.width;
+  if (!weight)
+    return for_vectors(a.width, [&](size_t i, auto part) { store(dx + i, load(dy + i, part) + load(dres + i, part), part); });
   const float mean = a.stat[2 * n], rstd = a.stat[2 * n + 1];
   vfloat along{}, total{};  // sums of gw xhat and of gw, where gw = dy weight
   for_vectors(a.width, [&](size_t i, auto part) {

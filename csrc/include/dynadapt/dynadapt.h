@@ -200,10 +200,11 @@ typedef struct {
 } dynadapt_head_norm_params;
 
 /* RMS norm of every query and key head of qkv act [N, (hq + 2 hkv) d]; values are copied. q_weight, k_weight act [d],
- * rstd f32 [N, hq + hkv]. out may be the memory of qkv. */
+ * rstd f32 [N, hq + hkv]. With q_weight act [hq d] and k_weight act [hkv d] all query heads of a row are normalised as one and
+ * all its key heads, rstd is f32 [N, 2]. out may be the memory of qkv. */
 DYNADAPT_API int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, const DLTensor* k_weight,
                                             const DLTensor* out, const DLTensor* rstd, const dynadapt_head_norm_params* params);
-/* dq_weight, dk_weight f32 [d] are added to unless NULL. dqkv may be the memory of dout or qkv. */
+/* dq_weight, dk_weight f32, of the weights' sizes, are added to unless NULL. dqkv may be the memory of dout or qkv. */
 DYNADAPT_API int dynadapt_head_norm_backward(const DLTensor* dout, const DLTensor* qkv, const DLTensor* q_weight,
                                              const DLTensor* k_weight, const DLTensor* rstd, const DLTensor* dqkv,
                                              const DLTensor* dq_weight, const DLTensor* dk_weight,
@@ -396,8 +397,8 @@ typedef struct {
  * rank 16 with alpha twice the rank, all linears, Adam with lr 2e-3, betas 0.9 and 0.999, eps 1e-8, clip 1. */
 DYNADAPT_API int dynadapt_engine_params_default(dynadapt_engine_params* params, uint32_t struct_size);
 
-/* Loads a Hugging Face directory (config.json and safetensors in F32, F16 or BF16; Llama, Mistral without a sliding window,
- * Qwen2, Qwen3) and takes all the memory that steps will need. *out is to be destroyed. */
+/* Loads a Hugging Face directory (config.json and safetensors in F32, F16 or BF16; Llama, Mistral, Qwen2,
+ * Qwen3, SmolLM3, OLMo 2 and 3) and takes all the memory that steps will need. *out is to be destroyed. */
 DYNADAPT_API int dynadapt_engine_create(const dynadapt_engine_params* params, const char* model_dir, dynadapt_engine** out);
 DYNADAPT_API void dynadapt_engine_destroy(dynadapt_engine* engine);
 
@@ -447,7 +448,7 @@ typedef struct {
   int64_t parameters;         /* of the model */
   int64_t learned_parameters; /* per stream */
   int64_t bytes;              /* that the engine holds: weights, adapters, optimizer state, memory, activations */
-  char family[16];            /* "llama", "qwen2" or "qwen3" */
+  char family[16];            /* "llama", "qwen2", "qwen3", "smollm3" or "olmo2" */
 } dynadapt_engine_info_t;
 /* Set struct_size before the call. */
 DYNADAPT_API int dynadapt_engine_info(const dynadapt_engine* engine, dynadapt_engine_info_t* info);

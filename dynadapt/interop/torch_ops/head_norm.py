@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from dynadapt.ops.head_norm import normed_pieces
+
 from .registry import autograd, contiguous, functional, kernel, like, wide, wide_zeros
 
 
 @functional("head_norm(Tensor qkv, Tensor q_weight, Tensor k_weight, float eps, int hq, int hkv, int d) -> (Tensor out, Tensor rstd)")
 def _head_norm(qkv, q_weight, k_weight, eps, hq, hkv, d):
-    out, rstd = like(qkv), wide(qkv, qkv.shape[0], hq + hkv)
+    out, rstd = like(qkv), wide(qkv, qkv.shape[0], normed_pieces(hq, hkv, d, q_weight))
     yield out, rstd
     qkv, q_weight, k_weight = contiguous(qkv, q_weight, k_weight)
     kernel("head_norm_forward", qkv)(qkv, q_weight, k_weight, eps, hq, hkv, d, out, rstd)
@@ -21,7 +23,7 @@ def _head_norm(qkv, q_weight, k_weight, eps, hq, hkv, d):
     gradient=True,
 )
 def _head_norm_backward(dout, qkv, q_weight, k_weight, rstd, hq, hkv, d):
-    dqkv, dq, dk = like(dout), wide_zeros(dout, d), wide_zeros(dout, d)
+    dqkv, dq, dk = like(dout), wide_zeros(dout, q_weight.shape[0]), wide_zeros(dout, k_weight.shape[0])
     yield dqkv, dq, dk
     dout, qkv, q_weight, k_weight, rstd = contiguous(dout, qkv, q_weight, k_weight, rstd)
     kernel("head_norm_backward", dout)(dout, qkv, q_weight, k_weight, rstd, hq, hkv, d, dqkv, dq, dk)
@@ -43,7 +45,8 @@ autograd(_head_norm, _setup, _gradient)
 
 
 def head_norm(qkv, q_weight, k_weight, hq: int, hkv: int, d: int, eps: float = 1e-6) -> torch.Tensor:
-    """qkv [N, (hq + 2 hkv) d] with every query and key head normalised (RMS); values pass through. q_weight, k_weight [d].
+    """qkv [N, (hq + 2 hkv) d] with every query and key head normalised (RMS); values pass through. q_weight, k_weight [d]; with
+    [hq d] and [hkv d] all query heads of a row are normalised as one, and all its key heads.
 
     Source: ``dynadapt.ops.head_norm``.
     """

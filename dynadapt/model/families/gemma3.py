@@ -5,7 +5,7 @@ from dynadapt.model.errors import ModelError
 from dynadapt.model.family import Family, register
 from dynadapt.model.reading import THETA_RANGE, check_size, read_flag, read_size
 from dynadapt.model.rope_settings import read_rope_by_kind
-from dynadapt.model.sliding import FULL, SLIDING, layer_kinds, read_window
+from dynadapt.model.sliding import read_window, windows_by_kind, windows_to_hf
 
 from . import rotary
 
@@ -35,7 +35,7 @@ def choices(hidden_size: int, head_dim: int, scalar: int | None = None) -> dict:
 
 def from_hf(raw, _):
     max_positions, layers = read_size(raw, "max_position_embeddings", 131072), read_size(raw, "num_hidden_layers")
-    theta, scaling, local = read_rope_by_kind(raw, max_positions, THETAS)
+    theta, scaling, local = read_rope_by_kind(raw, max_positions, THETAS, "rope_local_base_freq")
     hidden, head_dim = read_size(raw, "hidden_size"), read_size(raw, "head_dim", 256)
     config = rotary.from_hf(
         raw,
@@ -61,30 +61,18 @@ def from_hf(raw, _):
 
 def _windows(raw, layers):
     """As `layer_types` says, else one layer in `sliding_window_pattern` has none."""
-    every, window = check_size("sliding_window_pattern", raw.get("sliding_window_pattern", EVERY)), read_window(raw, 4096)
-    kinds = layer_kinds(raw, layers) or [SLIDING if slides else FULL[0] for slides in windows(1, layers, every) or [None] * layers]
-    if "attention" in kinds:
-        raise ModelError(f"layer_types = {str(kinds)[:80]} is not supported for gemma3; accepted: full_attention, sliding_attention")
-    if SLIDING not in kinds:
-        return ()
-    if window is None or window == 1:
-        raise ModelError(f"sliding_window = {window} with {SLIDING} in layer_types is not supported; accepted: at least 2 tokens")
-    return tuple(window if kind == SLIDING else None for kind in kinds)
+    every = check_size("sliding_window_pattern", raw.get("sliding_window_pattern", EVERY))
+    return windows_by_kind(raw, read_window(raw, 4096), [(i + 1) % every != 0 for i in range(layers)], "gemma3")
 
 
 def to_hf(config: ModelConfig) -> dict:
-    sizes = {config.window(i) for i in range(config.layers)} - {None}
-    if len(sizes) > 1:
-        raise ModelError(f"windows of {sorted(sizes)} tokens have no Hugging Face form; accepted: one number in all layers that have one")
-    raw = rotary.to_hf(config)
+    raw = rotary.to_hf(config) | windows_to_hf(config, 4096)
     del raw["hidden_act"]
     return raw | {
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": config.attention_bias,
         "query_pre_attn_scalar": round(config.scores_scale**-2),
         "rope_local_base_freq": config.window_rope_theta,
-        "sliding_window": min(sizes, default=4096),
-        "layer_types": [FULL[0] if config.window(i) is None else SLIDING for i in range(config.layers)],
         "final_logit_softcapping": None,
         "attn_logit_softcapping": None,
     }

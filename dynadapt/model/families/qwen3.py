@@ -1,8 +1,10 @@
 """Qwen3: queries and keys of each head are normalised before they are rotated."""
 
+from dataclasses import replace
+
 from dynadapt.model.family import Family, register
 from dynadapt.model.reading import read_flag
-from dynadapt.model.sliding import refuse_qwen_sliding
+from dynadapt.model.sliding import qwen_windows_to_hf, read_qwen_windows
 
 from . import rotary
 
@@ -18,8 +20,7 @@ def from_hf(raw, _):
         qk_norm=True,
         attention_bias=read_flag(raw, "attention_bias", False),
     )
-    refuse_qwen_sliding(raw, config.layers, config.max_positions)
-    return config
+    return replace(config, windows=read_qwen_windows(raw, config.layers, config.max_positions))
 
 
 register(
@@ -30,7 +31,7 @@ register(
         **rotary.HF,
         hf_keys={"qwen3": rotary.hf_keys("attention_bias layer_types max_window_layers use_sliding_window", mlp_bias=False)},
         from_hf=from_hf,
-        to_hf=lambda config: rotary.to_hf(config) | {"attention_bias": config.attention_bias},
+        to_hf=lambda config: rotary.to_hf(config) | {"attention_bias": config.attention_bias} | qwen_windows_to_hf(config),
         from_gguf=lambda metadata, common: rotary.from_gguf(metadata, common, qk_norm=True),
         has_bias=rotary.has_bias,
         tiny=rotary.TINY
