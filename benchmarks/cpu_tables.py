@@ -40,7 +40,6 @@ class Row:
 
     kind: str  # "step" or "score"
     isa: str
-    name: str
     provider: str
     dtype: str
     base: str
@@ -97,7 +96,7 @@ def rows_of(folder: Path) -> list[Row]:
             base = next((word for word in name.partition(",")[0].split() if word not in (provider, *DTYPES)), "same")
             busy = row.get("busy_neighbour", False)
             sizes = (result.get("streams", 1), result["segment"])
-            found.append(Row(result["benchmark"], isa, name, provider, dtype, base, *sizes, busy, run, row))
+            found.append(Row(result["benchmark"], isa, provider, dtype, base, *sizes, busy, run, row))
     seen = set()
     for row in found:
         key = tuple(getattr(row, name) for name in ("kind", "isa", "provider", "dtype", "base", "streams", "segment", "busy"))
@@ -325,7 +324,7 @@ GOALS = (
     Goal("AVX2: int8 base, times our fp32 step", 1.0, "{:.2f}x", _int8("avx2", "fp32")),
     Goal("scoring, times llama.cpp on the same file, least", 3.0, "{:.2f}x", _against_llama("same")),
     Goal("scoring, int8 base, times llama.cpp, least", 3.0, "{:.2f}x", _against_llama("int8")),
-    Goal("adapting, times the time of scoring (a run each), most", 2.3, "{:.2f}x", _adapting_to_scoring, most=True),
+    Goal("adapting, times the time of scoring, most", 2.3, "{:.2f}x", _adapting_to_scoring, most=True),
     Goal("four streams of 512, bf16: peak memory", 1.2, "{:.2f} GB", _gigabytes_of_four, most=True),
     Goal("first step, from the start of the process, most", 2.0, "{:.1f} s", _first_step, most=True),
 )
