@@ -6,7 +6,7 @@
 
 For each instruction set: the adapt step beside transformers + peft (alone and beside a busy core), four streams of it, scoring beside
 llama.cpp and torch, and the products of a step beside MKL and oneDNN. All in bf16 and fp32 where the set multiplies bf16 itself; else in
-fp32, and our own step in bf16 too: torch without such instructions takes minutes for one. What has been measured is not measured again,
+fp32, and our own step in bf16 too: torch without such instructions takes more than a minute for one. What has been measured is not measured again,
 so a campaign that was stopped goes on with the same command; --again begins anew. Close what else runs on the machine.
 """
 

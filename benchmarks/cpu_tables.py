@@ -40,14 +40,20 @@ class Row:
 
     kind: str  # "step" or "score"
     isa: str
-    name: str
     provider: str
     dtype: str
     base: str
     streams: int
     segment: int
     busy: bool
+    run: int  # rows of one run took turns; only these are divided by each other
     found: dict
+
+    @property
+    def label(self) -> str:
+        """What it is called among the rows of all runs: its dtype and base are said also where its own run had but one."""
+        words = [self.provider, self.dtype, *([] if self.base == "same" else [self.base])]
+        return " ".join(words) + (", a core busy" if self.busy else "")
 
     @property
     def seconds(self) -> float:
@@ -81,7 +87,7 @@ def rows_of(folder: Path) -> list[Row]:
         SystemExit: two files hold the same row, and no reader could tell which one counts.
     """
     found = []
-    for isa, result in results(folder):
+    for run, (isa, result) in enumerate(results(folder)):
         if result["benchmark"] not in ("step", "score"):
             continue
         for name, row in result["providers"].items():
@@ -90,7 +96,7 @@ def rows_of(folder: Path) -> list[Row]:
             base = next((word for word in name.partition(",")[0].split() if word not in (provider, *DTYPES)), "same")
             busy = row.get("busy_neighbour", False)
             sizes = (result.get("streams", 1), result["segment"])
-            found.append(Row(result["benchmark"], isa, name, provider, dtype, base, *sizes, busy, row))
+            found.append(Row(result["benchmark"], isa, provider, dtype, base, *sizes, busy, run, row))
     seen = set()
     for row in found:
         key = tuple(getattr(row, name) for name in ("kind", "isa", "provider", "dtype", "base", "streams", "segment", "busy"))
@@ -123,8 +129,14 @@ def _ours(rows: list[Row], isa: str, **what) -> Row | None:
     return next(iter(pick(rows, isa=isa, provider="dynadapt", **{"base": "same", **what})), None)
 
 
+def _times(ours: list[Row], theirs: list[Row]) -> float | None:
+    """How many times as long the fastest of `theirs` takes as our fastest that took turns with any of them; both the fastest first."""
+    return next((r.seconds / own.seconds for own in ours for r in theirs if r.run == own.run), None)
+
+
 def _ratio(ours: Row, theirs: list[Row]) -> str:
-    """The fastest of `theirs`, and how many times as long it takes; a loss in bold."""
+    """The fastest of `theirs` that took turns with ours, and how many times as long it takes; a loss in bold."""
+    theirs = [row for row in theirs if row.run == ours.run]
     if not theirs:
         return ABSENT
     times = theirs[0].seconds / ours.seconds
@@ -171,7 +183,7 @@ def _race(rows: list[Row], kind: str) -> str:
     lines, several = [], any(row.provider != "dynadapt" for row in rows if row.kind == kind)
     for isa in ISAS:
         for row in [r for busy in (False, True) for r in pick(rows, kind, isa=isa, busy=busy)]:
-            f, ours = row.found, _ours(rows, isa, kind=kind, busy=row.busy)
+            f, ours = row.found, _ours([r for r in rows if r.run == row.run], isa, kind=kind, busy=row.busy)
             times = row.seconds / ours.seconds if ours else 0.0
             loses = "" if row.provider == "dynadapt" or not ours else f"{times:.2f}x" if times >= 1 else f"**{times:.2f}x**"
             spread = "..".join(f"{1e3 * f['seconds'][q]:.0f}" for q in ("p20", "p80"))
@@ -179,7 +191,7 @@ def _race(rows: list[Row], kind: str) -> str:
             exact = row.base in EXACT  # whole numbers are multiplied faster than the products and peaks that were measured
             shares = [_share(f.get(share) if exact else None) for share in ("share_of_ceiling", "share_of_peak")]
             cells = [f"{1e3 * row.seconds:.0f}", spread, f"{f['tokens_per_second']:.0f}", *shares, loses]
-            lines.append([isa, row.name if row.dtype in row.name.replace(",", "").split() else f"{row.name} {row.dtype}", *cells, threads])
+            lines.append([isa, row.label, *cells, threads])
     if not lines or not several:
         return f"Peers were {ABSENT} yet.\n"
     headings = ["instruction set", "", "ms", "20..80%", "tokens/s", "of the best product", "of the peak", "dynadapt is", "ms by threads"]
@@ -241,7 +253,7 @@ def _faster(isa: str, peer: str | tuple[str, ...], dtype: str | None = None, kin
         of = {"dtype": dtype} if dtype else {}
         ours = pick(rows, kind, isa=isa, provider="dynadapt", base="same", **of)
         theirs = [r for name in ((peer,) if isinstance(peer, str) else peer) for r in pick(rows, kind, isa=isa, provider=name, **of)]
-        return min(r.seconds for r in theirs) / ours[0].seconds if ours and theirs else None
+        return _times(ours, sorted(theirs, key=lambda row: row.seconds))
 
     return measured
 
@@ -262,8 +274,8 @@ def _int8(isa: str, beside: str):
     """How many times the step with an int8 base is as fast as our own in `beside`."""
 
     def measured(rows, products):
-        ours, other = _ours(rows, isa, base="int8"), _ours(rows, isa, dtype=beside)
-        return other.seconds / ours.seconds if ours and other else None
+        own = [pick(rows, isa=isa, provider="dynadapt", **of) for of in ({"base": "int8"}, {"base": "same", "dtype": beside})]
+        return _times(*own)
 
     return measured
 
@@ -274,10 +286,9 @@ def _against_llama(base: str):
     def measured(rows, products):
         found = []
         for isa in ISAS:
-            ours, theirs = _ours(rows, isa, kind="score", base=base), pick(rows, "score", isa=isa, provider="llama.cpp")
-            if ours and theirs:
-                found.append(theirs[0].seconds / ours.seconds)
-        return min(found, default=None)
+            ours = pick(rows, "score", isa=isa, provider="dynadapt", base=base)
+            found.append(_times(ours, pick(rows, "score", isa=isa, provider="llama.cpp")))
+        return min((times for times in found if times is not None), default=None)
 
     return measured
 

@@ -242,3 +242,18 @@ def test_a_row_in_two_files_is_refused(measured):
     (folder / "older.json").write_text((folder / "score.json").read_text())
     with pytest.raises(SystemExit, match="in more than one file; remove the older one"):
         cpu_tables.rows_of(folder)
+
+
+def test_only_rows_that_took_turns_are_divided(tmp_path):
+    """A faster row of another run is no reason for a larger ratio."""
+
+    def run(name, dtype, **seconds):
+        providers = {key.replace("_", " "): row("dynadapt", dtype, value, 1.0) for key, value in seconds.items()}
+        result = {"benchmark": "step", "isa": "avx2", "dtype": dtype, "segment": 512, "providers": providers}
+        (tmp_path / name).write_text(json.dumps(result))
+
+    run("step-avx2.json", "fp32", dynadapt=2.0, dynadapt_int8=1.6)
+    run("step-avx2-bf16.json", "bf16", dynadapt=2.2, dynadapt_int8=1.0)
+    rows = cpu_tables.rows_of(tmp_path)
+    assert cpu_tables._int8("avx2", "fp32")(rows, []) == pytest.approx(1.25)
+    assert {r.label for r in rows} == {"dynadapt fp32", "dynadapt fp32 int8", "dynadapt bf16", "dynadapt bf16 int8"}
