@@ -29,7 +29,7 @@ from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.profiler_ranges import ranged
 
 from . import explain as explanation
-from . import gradient_statistics
+from . import gradient_statistics, snapshots
 from . import state as engine_state
 from .calls import Calls, one_call, plain_torch
 from .continuation import Continuation, continue_text
@@ -45,6 +45,7 @@ from .plan import StreamState
 from .report import StepReport
 from .sampling import Sampler
 from .settings import FIXED, EngineSettings
+from .snapshots import StreamSnapshot
 from .step import Step
 from .step_arguments import check_lengths, check_stream, check_streams, check_tokens, check_weights
 from .weights import FrozenWeights, check_quantised, rotations
@@ -290,6 +291,27 @@ class Engine:
         stream = self._check_stream(stream)
         self.calls.moving()
         self.driver.step.put_back(stream)
+
+    @one_call
+    @_on_device
+    def snapshot(self, stream: int = 0) -> StreamSnapshot:
+        """A copy, in this engine's memory, of where a stream is: what it learned, optimizer state, memory, position (snapshots.py).
+
+        With ``shared`` the rows are one whole, whichever is named.
+        """
+        return snapshots.take(self, self._check_stream(stream))
+
+    @one_call
+    @_on_device
+    def rollback(self, stream: int, snapshot: StreamSnapshot) -> None:
+        """The stream goes on from ``snapshot`` as the one that it was taken of did, to the bit; FLOPs and updates stay counted.
+
+        The snapshot may be of another stream, or of another engine of the same configuration and model.
+
+        Raises:
+            ValueError: naming what of its configuration this engine has otherwise; nothing has changed.
+        """
+        snapshots.put(self, self._check_stream(stream), snapshot)
 
     # ---- the step
 

@@ -122,6 +122,18 @@ class FlatState(UpdateState):
                 buffer[slot].zero_()
         self.step[slot] = 0
 
+    def slot(self, slot: int) -> dict[str, torch.Tensor]:
+        """Views of what one slot has of its own, but for the working copy, which follows the master."""
+        named = {name: getattr(self, name) for name in ("master", "grad", "first", "second", "step")}
+        return {name: t[slot] for name, t in named.items() if t is not None}
+
+    def slot_load(self, slot: int, saved: dict[str, torch.Tensor]) -> None:
+        """Copies of what ``slot`` gave into one slot."""
+        for name, view in self.slot(slot).items():
+            view.copy_(saved[name])
+        if self.working is not None:
+            self.working[slot].copy_(self.master[slot])
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that resuming exactly needs."""
         named = {f.name: getattr(self, f.name) for f in fields(UpdateState) if f.name != "working"}

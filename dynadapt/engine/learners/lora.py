@@ -116,6 +116,14 @@ class LoraLearner:
         if self.state.working is not None:
             self.state.working[slot] = self.state.prior
 
+    def slot_copy(self, slot: int) -> dict[str, torch.Tensor]:
+        """All that one slot's next steps depend on."""
+        return {name: t.clone() for name, t in self.state.slot(slot).items()}
+
+    def slot_load(self, slot: int, saved) -> None:
+        """One slot is where ``slot_copy`` was taken."""
+        self.state.slot_load(slot, saved)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         return self.state.tensors()
 
