@@ -18,7 +18,7 @@ from functools import wraps
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, whole_model
+from dynadapt.adapt.methods import whole_model
 from dynadapt.adapt.targets import targeted
 from dynadapt.common.checks import number, path
 from dynadapt.common.outdated import positional_before
@@ -29,14 +29,13 @@ from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.profiler_ranges import ranged
 
 from . import explain as explanation
-from . import gradient_statistics, snapshots
+from . import adapter_start, gradient_statistics, snapshots
 from . import state as engine_state
 from .calls import Calls, one_call, plain_torch
 from .continuation import Continuation, continue_text
 from .decoder import Decoder
 from .drivers import Captured, Eager
 from .learners.make import make_learners
-from .learners.peft import read_adapter
 from .ledger import Ledger
 from .memory import MemoryState, Overlap, SegmentMemory
 from .needed_ops import needed_ops
@@ -258,15 +257,24 @@ class Engine:
 
     @one_call
     @_on_device
-    def enter(self, stream: int, lr: float | None = None) -> None:
-        """A new document takes the slot: memory and position cleared, adapter reset iff reset="document"."""
+    def enter(self, stream: int, lr: float | None = None, *, adapter=None, prior: bool = False) -> None:
+        """A new document takes the slot: memory and position cleared, adapter reset iff reset="document".
+
+        Args:
+            adapter: what the stream starts with instead, with ``LoRA``: the directory of a PEFT adapter of its ranks, scales and targets,
+                or a snapshot, whose adapter is taken. Its optimizer state starts anew.
+            prior: that adapter is also what this stream's resets and ``decay`` lead back to from now on.
+        """
         stream, lr = self._check_stream(stream), None if lr is None else self._check_lr(lr)
+        row = adapter_start.row_of(self, stream, adapter, prior)
         self.calls.moving()
         old = self.state[stream]
         self.state[stream] = StreamState(segments=old.segments if self.accumulate else 0, since_reset=old.since_reset)
         if self.decoder.memory is not None:
             self.decoder.memory.clear(stream)
-        if self.reset_policy == "document":
+        if row is not None:
+            adapter_start.start(self, stream, row, prior)
+        elif self.reset_policy == "document":
             self.driver.step.put_back(stream)
         if lr is not None:
             self.lr[0 if self.shared else stream] = lr
@@ -287,7 +295,7 @@ class Engine:
     @one_call
     @_on_device
     def reset(self, stream: int) -> None:
-        """The stream's weights and optimizer state back to the prior; its memory stays."""
+        """The stream's weights and optimizer state back to the prior (with ``LoRA(keep_a=True)`` all but A); its memory stays."""
         stream = self._check_stream(stream)
         self.calls.moving()
         self.driver.step.put_back(stream)
@@ -448,12 +456,10 @@ class Engine:
 
         The prior, to which decay and resets lead, stays what it was.
         """
-        if not isinstance(self.adapt, LoRA):
-            raise ValueError(f"adapt={self.adapt!r}: only an engine with LoRA takes adapters")
-        slot = self._check_stream(stream)
-        slot = 0 if self.shared else slot
-        read_adapter(path("directory", directory), self.learners[0], self.config, slot)  # all of it or nothing
-        self.learners[0].state.clear(slot)
+        stream = self._check_stream(stream)
+        row = adapter_start.read(self, path("directory", directory))
+        self.calls.moving()
+        self.learners[0].start(self.driver.step.slot(stream), row)
 
     @one_call
     def save(self, directory) -> None:

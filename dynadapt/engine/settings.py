@@ -169,7 +169,7 @@ class EngineSettings:
 
     def describe(self) -> dict:
         """As plain data, all that two engines must have in common to exchange saved states (their model aside)."""
-        later = {"rank_pattern": (), "alpha_pattern": (), "rslora": False}  # said where used: states from before there were any are read
+        later = {"rank_pattern": (), "alpha_pattern": (), "rslora": False, "keep_a": False}  # said where used: older states are read
         plain = lambda part: (  # noqa: E731
             None
             if part is None

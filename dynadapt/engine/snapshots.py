@@ -93,20 +93,20 @@ def put(engine, stream: int, snapshot) -> None:
         engine.driver.drop_recordings()
 
 
-def check(engine, stream: int, snapshot) -> None:
-    """Raises ValueError where ``stream`` can't be where ``snapshot`` was taken."""
+def check(engine, stream: int, snapshot, name: str = "snapshot") -> None:
+    """Raises ValueError where ``stream`` can't be where ``snapshot``, the argument ``name``, was taken."""
     if not isinstance(snapshot, StreamSnapshot):
-        raise wrong("snapshot", snapshot, "what Engine.snapshot gave")
+        raise wrong(name, snapshot, "what Engine.snapshot gave")
     here = engine.settings.describe()
-    for name, value in snapshot.settings.items():
-        if here[name] != value and (name != "streams" or engine.shared):  # a stream does not know how many others there are
-            raise ValueError(f"snapshot: taken in an engine with {name}={value!r}; this one has {here[name]!r}")
+    for setting, value in snapshot.settings.items():
+        if here[setting] != value and (setting != "streams" or engine.shared):  # a stream does not know how many others there are
+            raise ValueError(f"{name}: taken in an engine with {setting}={value!r}; this one has {here[setting]!r}")
     if snapshot.model is not engine.model and snapshot.model.fingerprint() != engine.model.fingerprint():
-        raise ValueError(f"snapshot: taken in an engine of another model ({snapshot.model.name!r}); this one has {engine.model.name!r}")
+        raise ValueError(f"{name}: taken in an engine of another model ({snapshot.model.name!r}); this one has {engine.model.name!r}")
     learner = engine.driver.step.learner(stream)
     if learner is not None and ("stat" in snapshot.learned) != (learner.state.stat is not None):
         when = "before" if learner.state.stat is not None else "after"
-        raise ValueError(f"snapshot: taken {when} gradient statistics were gathered, which belong to what it learned")
+        raise ValueError(f"{name}: taken {when} gradient statistics were gathered, which belong to what it learned")
 
 
 def _set(engine, stream: int) -> int:

@@ -34,7 +34,8 @@ class UpdateState:
     """The tensors of a step. Those of streams have a leading dimension of slots; None where the rule has no use for one.
 
     master, grad, first, second float32 (or wider), working the master rounded (None: the master serves), step int32 [slots]: all of
-    streams; prior, stat, prior_rate: of all streams together, in the master's dtype. The fused updates know no grad, second and step.
+    streams; prior, stat, prior_rate: of all streams together, in the master's dtype, but that ``update`` takes a prior of each slot too.
+    The fused updates know no grad, second and step.
     """
 
     master: torch.Tensor
@@ -52,7 +53,8 @@ class UpdateState:
         """One slot's share, as views; without the count."""
         own = {name: getattr(self, name) for name in ("grad", "first", "second", "working")}
         views = {name: None if t is None else t[slot] for name, t in own.items()}
-        return UpdateState(self.master[slot], **views, prior=self.prior, stat=self.stat, prior_rate=self.prior_rate)
+        prior = self.prior[slot] if self.prior is not None and self.prior.dim() == self.master.dim() else self.prior
+        return UpdateState(self.master[slot], **views, prior=prior, stat=self.stat, prior_rate=self.prior_rate)
 
     def check(self, op: str, name: str, rule: UpdateRule) -> None:
         """Raises ValueError when the rule needs a tensor that is not there, naming the op and what it calls this state."""

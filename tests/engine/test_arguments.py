@@ -75,6 +75,7 @@ FIELDS = {
         "rank_pattern": "pattern",
         "alpha_pattern": "pattern",
         "rslora": "flag",
+        "keep_a": "flag",
     },
     RowSparse: {"density": "positive", "select": "word", "every": "integer", "targets": "word", "layers": "layers"},
     Full: {"targets": "word", "layers": "layers"},

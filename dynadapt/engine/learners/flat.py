@@ -57,7 +57,7 @@ class FlatState(UpdateState):
         self.first = zeros() if "first" in uses else None
         self.second = zeros() if "second" in uses else None
         self.working = zeros(dtype) if separate_working and dtype != master_dtype else None
-        self.prior: torch.Tensor | None = None  # [P]
+        self.prior: torch.Tensor | None = None  # [P] of all slots, or [slots, P]
         self.stat: torch.Tensor | None = None  # [P], RMS only
         self.prior_rate: torch.Tensor | None = None  # [P], RMS only
         self.step = torch.zeros(slots, dtype=torch.int32, device=device)
@@ -67,6 +67,11 @@ class FlatState(UpdateState):
     def updated(self) -> int:
         """Parameters of a slot that an update here moves."""
         return self.layout.parameters
+
+    @property
+    def own_priors(self) -> bool:
+        """Whether each slot has a prior of its own."""
+        return self.prior is not None and self.prior.dim() == 2
 
     @property
     def compute(self) -> torch.Tensor:
@@ -100,8 +105,10 @@ class FlatState(UpdateState):
         return norms, skipped
 
     def state_of(self, name: str) -> UpdateState:
-        """Views of one named tensor in all buffers, without the count."""
+        """Views of one named tensor in all buffers, without the count; the prior where it is that of all slots."""
         views = {f.name: getattr(self, f.name) for f in fields(UpdateState) if f.name != "step"}
+        if self.own_priors:
+            del views["prior"]
         views = {field: None if t is None else self.layout.view(t, name) for field, t in views.items()}
         return UpdateState(views.pop("master"), **views)
 
@@ -124,7 +131,7 @@ class FlatState(UpdateState):
 
     def slot(self, slot: int) -> dict[str, torch.Tensor]:
         """Views of what one slot has of its own, but for the working copy, which follows the master."""
-        named = {name: getattr(self, name) for name in ("master", "grad", "first", "second", "step")}
+        named = {name: getattr(self, name) for name in ("master", "grad", "first", "second", "step", *["prior"] * self.own_priors)}
         return {name: t[slot] for name, t in named.items() if t is not None}
 
     def slot_load(self, slot: int, saved: dict[str, torch.Tensor]) -> None:
@@ -144,7 +151,7 @@ class FlatState(UpdateState):
         self.stat, self.prior_rate = (getattr(self, name) if name in saved else None for name in ("stat", "prior_rate"))
         for name, t in saved.items():
             current = getattr(self, name)
-            if current is None:
+            if current is None or current.shape != t.shape:  # priors may be each slot's own or not
                 setattr(self, name, t.to(self.master.device, copy=True))
             else:
                 current.copy_(t)

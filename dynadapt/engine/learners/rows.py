@@ -29,6 +29,7 @@ class RowLearner:
     """
 
     owns_weights = True
+    kept = None  # by a reset
     weights_view: ModelTensors | None = None  # what learns beside linear weights (whole_model.py)
     gradient_view: ModelTensors | None = None
 
@@ -80,6 +81,11 @@ class RowLearner:
     @property
     def learned_parameters(self) -> int:
         return self.layout.parameters
+
+    @property
+    def common(self) -> list[torch.Tensor | None]:
+        """What does not change while it learns."""
+        return [self.state.prior]
 
     @staticmethod
     def _name(key, p) -> str:
