@@ -221,10 +221,10 @@ def update(state, rule, slots, lr, norms, skipped) -> None:
     tensors = {name: getattr(state, name) for name in ("master", "grad", "working", "step")}
     tensors |= {name: getattr(state, name) if name in uses else None for name in ("first", "second", "stat")}
     tensors |= {name: getattr(state, name) if rule.decay else None for name in ("prior", "prior_rate")}
-    tensors |= dict(slots=slots, lr=lr, norms=norms, skipped=skipped, partials=partials, scalars=scalars)
+    tensors |= dict(prior_stride=P if own else 0, slots=slots, lr=lr, norms=norms, skipped=skipped, partials=partials, scalars=scalars)
     numbers = {name: float(getattr(rule, name)) for name in ("clip", "weight_decay", "decay", "beta1", "beta2", "eps", "momentum")}
     numbers |= dict(rest1=1.0 - rule.beta1, rest2=1.0 - rule.beta2)
-    given = tensors | numbers | dict(P=P, prior_stride=P if own else 0, groups=groups, KIND=KINDS.index(rule.kind), GROUPS=GROUPS, SCALARS=SCALARS)
+    given = tensors | numbers | dict(P=P, groups=groups, KIND=KINDS.index(rule.kind), GROUPS=GROUPS, SCALARS=SCALARS)
     launch(dynadapt_update_squares, (groups, S), given, BLOCK=SQUARES_BLOCK, num_warps=4)
     launch(dynadapt_update_begin, (S,), given, num_warps=4)
     launch(dynadapt_update_apply, (triton.cdiv(P, APPLY_BLOCK), S), given, BLOCK=APPLY_BLOCK, num_warps=APPLY_WARPS)

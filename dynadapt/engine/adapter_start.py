@@ -59,7 +59,9 @@ def _check_lora(engine) -> None:
 
 def _check_prior(engine) -> None:
     if engine.adapt.keep_a:
-        raise ValueError("prior=True with adapt=LoRA(keep_a=True): a reset would lead back to its B alone, which is no adapter without its A")
+        raise ValueError(
+            "prior=True with adapt=LoRA(keep_a=True): a reset would lead back to its B alone, which is no adapter without its A"
+        )
     if engine.driver.step.fused and engine.optimizer.decay:
         raise ValueError(
             f"prior=True with optimizer={engine.optimizer!r} on fixed shapes: its update rides in the gradient kernels, which know one "

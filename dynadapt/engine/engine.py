@@ -28,8 +28,8 @@ from dynadapt.ops import UnsupportedOp
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.profiler_ranges import ranged
 
-from . import explain as explanation
 from . import adapter_start, gradient_statistics, snapshots
+from . import explain as explanation
 from . import state as engine_state
 from .calls import Calls, one_call, plain_torch
 from .continuation import Continuation, continue_text
@@ -70,8 +70,8 @@ class Engine:
     Args:
         model: what ``dynadapt.load`` returns or takes: a known name, a path, a live transformers model.
         adapt: ``LoRA``, ``RowSparse``, ``Full`` or None (static evaluation); "lora", "rows", "full", "none" or a class for its defaults.
-        optimizer: ``Adam``, ``AdamW``, ``SGD``, ``RMS`` or ``Lion``, or its name ("adam", ...) or class for its defaults; None with ``adapt``
-            given means ``Adam()``.
+        optimizer: ``Adam``, ``AdamW``, ``SGD``, ``RMS``, ``Lion`` or ``Muon``, or its name ("adam", ...) or class for its defaults; None
+            with ``adapt`` given means ``Adam()``.
         memory: ``SegmentMemory``, ``Overlap`` or None.
         streams: S independent streams, each with its own adapter, optimizer state, memory and position.
         segment: T, the largest number of tokens a step scores per stream.

@@ -225,7 +225,8 @@ class EngineSettings:
 
     def _check_kind(self) -> None:
         """Raises ValueError for an optimizer that the backend's update does not know."""
-        if not self.learns or self.optimizer.kind in (known := kinds_of(self.backend)):
+        known, kind = kinds_of(self.backend), "" if not self.learns else self.optimizer.rule().arithmetic.prepared or self.optimizer.kind
+        if not kind or kind in known:
             return
         raise ValueError(
             f"optimizer={self.optimizer!r} with backend={self.backend!r}: its update knows {', '.join(known)}, not {self.optimizer.kind}"

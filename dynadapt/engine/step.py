@@ -199,4 +199,5 @@ class Step:
                 learner.count_update()
         if kind.update:
             sets = sum(moves and s not in flagged for moves, s in zip(p.moves, p.streams)) if self.own_slots else 1
-            self.decoder.ledger.add("update", sets * update_op.flops(learner.state.updated, settings.optimizer.rule()))
+            each = update_op.flops(learner.state.updated, settings.optimizer.rule(), learner.layout.parts)
+            self.decoder.ledger.add("update", sets * each)

@@ -89,7 +89,7 @@ def test_a_configuration_survives_the_command_line_and_json(changes):
         (["--text", "/nowhere.txt"], "no such file"),
         (["--text", "/"], "is a directory"),
         (["--model", "/nowhere"], "/nowhere"),
-        (["--optimizer", "rms"], "adam, adamw, sgd or lion"),
+        (["--optimizer", "rms"], "adam, adamw, sgd, lion or muon"),
     ],
 )
 def test_errors_are_one_line_and_exit_2(words, message, model_directory, text, tmp_path, capsys):

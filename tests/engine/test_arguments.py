@@ -10,7 +10,7 @@ import torch
 from engine_states import assert_equal, state_of
 
 import dynadapt
-from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Muon, Overlap, RowSparse, SegmentMemory
 from dynadapt.adapt.optimizers import Optimizer
 from dynadapt.common.checks import shown
 from dynadapt.common.update_rule import KINDS, direction
@@ -86,6 +86,15 @@ FIELDS = {
     AdamW: {"lr": "number", "betas": "pair", "eps": "positive", "decay": "share", "clip": "number", "weight_decay": "number"},
     RMS: {"lr": "number", "eps": "positive", "decay": "share", "clip": "number"},
     Lion: {"lr": "number", "betas": "pair", "decay": "share", "clip": "number", "weight_decay": "number"},
+    Muon: {
+        "lr": "number",
+        "momentum": "share",
+        "betas": "pair",
+        "eps": "positive",
+        "weight_decay": "number",
+        "decay": "share",
+        "clip": "number",
+    },
     Engine: {
         "model": "model",
         "adapt": "setting",

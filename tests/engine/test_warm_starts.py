@@ -13,11 +13,7 @@ T = 8
 MODEL = random_model(tiny_config("llama"), seed=0, std=0.1)
 KEEPS = LoRA(2, keep_a=True)
 BASE = {"segment": T, "backend": "reference", "dtype": "fp32", "streams": 3, "adapt": LoRA(2), "optimizer": Adam(lr=0.02)}
-DRIVERS = {
-    "reference": {},
-    "static": {"static": True},
-    "cpu, bf16": {"backend": "cpu", "dtype": "bf16"},
-}
+DRIVERS = {"reference": {}, "static": {"static": True}, "cpu, bf16": {"backend": "cpu", "dtype": "bf16"}}
 drivers = pytest.mark.parametrize("how", DRIVERS.values(), ids=DRIVERS)
 
 
@@ -32,7 +28,10 @@ def text(seed=0, rows=3):
 def parts(e, stream, buffer=None):
     """{name: A or Bt} of one stream."""
     learner = e.learners[0]
-    return {name: learner.layout.view(learner.state.master if buffer is None else buffer, name)[stream].clone() for name in learner.layout.shapes}
+    return {
+        name: learner.layout.view(learner.state.master if buffer is None else buffer, name)[stream].clone()
+        for name in learner.layout.shapes
+    }
 
 
 def stepped(e, steps=3):

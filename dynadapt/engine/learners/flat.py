@@ -12,17 +12,20 @@ from dataclasses import fields
 
 import torch
 
+from dynadapt.ops.matrix_update import Matrix, Parts, matrix_update
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.update import UpdateState
 
 ALIGN = 32
+Block = tuple[int, int, int, int]
 
 
 class FlatLayout:
     """Where each named tensor lies in a row of P elements."""
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], unused: int = 0):
-        """``unused``: elements of the tensors that stay zero, which are no parameters."""
+    def __init__(self, shapes: dict[str, tuple[int, ...]], matrices: dict[str, list[Block]], unused: int = 0):
+        """``matrices``: the tensors in which matrices of layers lie, with the first row, rows, first column and columns of each.
+        ``unused``: elements of the tensors that stay zero, which are no parameters."""
         self.shapes = dict(shapes)
         self.offsets: dict[str, int] = {}
         self.size = 0
@@ -30,6 +33,13 @@ class FlatLayout:
             self.offsets[name] = self.size
             self.size += -(-math.prod(shape) // ALIGN) * ALIGN
         self.parameters = sum(math.prod(s) for s in shapes.values()) - unused
+        places = [
+            Matrix(self.offsets[name] + row * shapes[name][1] + column, rows, columns, shapes[name][1])
+            for name, blocks in matrices.items()
+            for row, rows, column, columns in blocks
+        ]
+        elsewhere = [(start, start + math.prod(shapes[name])) for name, start in self.offsets.items() if name not in matrices]
+        self.parts = Parts(tuple(places), tuple(elsewhere))
 
     def view(self, buffer: torch.Tensor, name: str) -> torch.Tensor:
         """[slots, *shape] into ``buffer`` [slots, P] (or [*shape] into [P])."""
@@ -48,8 +58,9 @@ class FlatState(UpdateState):
     ):
         master_dtype = wide_dtype(dtype)
         zeros = lambda dtype=master_dtype: torch.zeros(slots, layout.size, dtype=dtype, device=device)  # noqa: E731
-        uses = optimizer.rule().uses
-        self.layout = layout
+        kind = optimizer.rule().arithmetic
+        uses = {*optimizer.rule().uses, *(kind.elsewhere if layout.parts.elsewhere else ())}
+        self.layout, self.parts = layout, layout.parts
         self.optimizer = optimizer
         self.master = zeros()
         self.grad = zeros() if keep_grad else None  # None: the gradient kernels update, and no gradient is kept
@@ -101,7 +112,11 @@ class FlatState(UpdateState):
             skipped = torch.zeros(len(slots), dtype=torch.int32, device=slots.device)
         if self.average is not None:
             self.average()
-        op(self, self.optimizer.rule(), slots, lr, norms, skipped)
+        rule = self.optimizer.rule()
+        if rule.arithmetic.prepared:
+            matrix_update(op, self, rule, slots, lr, norms, skipped)
+        else:
+            op(self, rule, slots, lr, norms, skipped)
         return norms, skipped
 
     def state_of(self, name: str) -> UpdateState:

@@ -9,7 +9,7 @@ import torch
 from dynadapt.adapt.methods import LoRA, scale_of
 from dynadapt.ops.linear import low_rank_size
 
-from .flat import FlatLayout, FlatState
+from .flat import Block, FlatLayout, FlatState
 from .fused import Fused
 
 
@@ -39,13 +39,17 @@ class LoraLearner:
         self.ranks = {key: tuple(rank for rank, _ in own) for key, own in parts.items()}
         self.scales = {key: self._scale(own) for key, own in parts.items()}
         shapes: dict[str, tuple[int, ...]] = {}
+        matrices: dict[str, list[Block]] = {}
         unused = 0
         for (layer, group), (k, sizes) in self.sizes.items():
             ranks = self.ranks[layer, group]
             shapes[f"{layer}.{group}.A"] = (sum(ranks), k)
             shapes[f"{layer}.{group}.Bt"] = (max(ranks), sum(sizes))
+            places = [(rank, size, sum(ranks[:p]), sum(sizes[:p])) for p, (rank, size) in enumerate(zip(ranks, sizes)) if rank]
+            matrices[f"{layer}.{group}.A"] = [(row, rank, 0, k) for rank, _, row, _ in places]
+            matrices[f"{layer}.{group}.Bt"] = [(0, rank, column, size) for rank, size, _, column in places]
             unused += max(ranks) * sum(sizes) - low_rank_size(k, sizes, ranks)[1]
-        self.layout = FlatLayout(shapes, unused)
+        self.layout = FlatLayout(shapes, matrices, unused)
         self.state = FlatState(self.layout, slots, optimizer, dtype, separate_working=True, device=device, keep_grad=keep_grad)
         self.initial = self.state.prior = self._initial(seed).to(device)
         self.kept = self._mask_of_A(device) if adapt.keep_a else None

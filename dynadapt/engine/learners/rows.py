@@ -53,7 +53,8 @@ class RowLearner:
         self.full = isinstance(adapt, Full)
         # plain tensors that learn whole need no copy of their own: the update writes the weights that products read
         self.in_place = self.full and backend != "cpu"
-        self.layout = FlatLayout(self._shapes())
+        whole = {name: [(0, self._count(size), 0, self.sizes[key][0])] for key, _, size, name in self._parts()}
+        self.layout = FlatLayout(self._shapes(), whole)
         self.state = FlatState(self.layout, 1, optimizer, dtype, separate_working=self.in_place, device=device, keep_grad=keep_grad)
         self.keep_prior = keep_prior or optimizer.decay > 0
         self.matrices = {key: self._matrices(key) for key in self.sizes}
