@@ -43,9 +43,10 @@ def stepped(e, steps=3):
 def jump(e):
     """A score that rises behind a steady stretch."""
     scorer = Engine(MODEL, segment=T, backend="reference", dtype="fp32")
-    candidates = sorted((text(seed, 1) for seed in range(30)), key=lambda t: float(scorer.step(t).mean()))
+    candidates = sorted((text(seed, 1) for seed in range(100, 130)), key=lambda t: float(scorer.step(t).mean()))
     for stream in range(e.streams):
         e.set_lr(stream, 1e-6)
+        e.driver.step.changes.forget(stream)  # the stretch before was not steady
     for i in range(13):
         e.step(candidates[-1 if i == 12 else 0].repeat(3, 1))
     assert all(e.last.was_reset)
@@ -160,7 +161,7 @@ def test_decay_leads_back_to_it(tmp_path, how):
         e.set_lr(stream, 0.0)
     e.step(text(7))
     priors = torch.stack([e.learners[0].initial, values, e.learners[0].initial])
-    assert torch.allclose(e.learners[0].state.master, before + 0.25 * (priors - before), atol=1e-7)
+    assert torch.allclose(e.learners[0].state.master, before + 0.25 * (priors - before), atol=1e-6)
 
 
 def test_recorded_passes_are_let_go_of_once(tmp_path):

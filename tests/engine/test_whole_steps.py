@@ -35,6 +35,7 @@ NAMES = (
     "static",
     "layers",
     "window of",
+    "targets",
 )
 
 

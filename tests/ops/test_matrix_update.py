@@ -147,7 +147,7 @@ def test_a_stream_alone_in_its_buffers_moves_the_same(backend):
     one, many = state(1, torch.float32), state(4, torch.float32)
     for name in ("master", "grad", "first", "second"):
         getattr(many, name)[2] = getattr(one, name)[0]
-    many.step[2] = one.step[0]
+    many.step[2], many.prior = one.step[0], one.prior
     run(one, Muon(decay=0.1), [0], backend), run(many, Muon(decay=0.1), [2], backend)
     for name in ("master", "grad", "first", "second", "step"):
         assert torch.equal(getattr(one, name)[0], getattr(many, name)[2]), name
