@@ -14,7 +14,7 @@ from dynadapt.ops.matrix_update import product_flops
 T = 8
 MODEL = random_model(tiny_config("llama"), seed=0, std=0.1)
 MIXED = LoRA(3, targets=["q", "v", "o", "up"], rank_pattern={"q": 5, "up": 2})
-BASE = {"segment": T, "backend": "reference", "dtype": "fp64", "adapt": LoRA(2), "optimizer": Muon(lr=0.02, clip=0.0)}
+BASE = {"segment": T, "backend": "reference", "dtype": "fp64", "adapt": LoRA(2), "optimizer": Muon(lr=2**-6, clip=0.0)}  # a rate that float32 holds
 
 
 def engine(**options):
@@ -56,7 +56,7 @@ def test_every_linears_matrix_moves_as_torchs_muon_moves_it(adapt, monkeypatch):
             if name.endswith(".B"):
                 t.copy_(0.1 * torch.randn(t.shape, generator=torch.Generator().manual_seed(1)))
     parameters = {name: torch.nn.Parameter(t.clone()) for name, t in matrices(e).items()}
-    theirs = torch.optim.Muon(parameters.values(), lr=0.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    theirs = torch.optim.Muon(parameters.values(), lr=2**-6, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     for seed in range(3):
         snapshot = e.learners[0].slot_copy(0)
         here = twin.learners[0].slot_copy(0)
