@@ -383,7 +383,13 @@ CALLS = {
         ],
         "stream": STREAM,
     },
-    "enter": {"stream": STREAM, "lr": LR},
+    "enter": {
+        "stream": STREAM,
+        "lr": LR,
+        "adapter": [path for path in PATHS if path is not None],
+        "prior": [*BY_KIND["flag"], True],  # without an adapter
+    },
+    "snapshot": {"stream": STREAM},
     "set_lr": {"stream": STREAM, "lr": [*LR, None]},
     "reset": {"stream": STREAM},
     "save": {"directory": PATHS},
@@ -410,6 +416,7 @@ OTHERS = {
     "step": {"tokens": GOOD},
     "score": {"tokens": GOOD},
     "enter": {"stream": 0},
+    "snapshot": {},
     "set_lr": {"stream": 0, "lr": 0.1},
     "reset": {},
     "save": {},

@@ -14,7 +14,13 @@ from dynadapt.ops.matrix_update import product_flops
 T = 8
 MODEL = random_model(tiny_config("llama"), seed=0, std=0.1)
 MIXED = LoRA(3, targets=["q", "v", "o", "up"], rank_pattern={"q": 5, "up": 2})
-BASE = {"segment": T, "backend": "reference", "dtype": "fp64", "adapt": LoRA(2), "optimizer": Muon(lr=2**-6, clip=0.0)}  # a rate that float32 holds
+BASE = {
+    "segment": T,
+    "backend": "reference",
+    "dtype": "fp64",
+    "adapt": LoRA(2),
+    "optimizer": Muon(lr=2**-6, clip=0.0),
+}  # a rate that float32 holds
 
 
 def engine(**options):
