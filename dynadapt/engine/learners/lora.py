@@ -138,14 +138,16 @@ class LoraLearner:
 
         The moments of A are of gradients through the B that is gone, and one count of steps corrects those of A and B.
         """
-        prior = self.state.prior[slot] if self.state.own_priors else self.state.prior
+        priors = self.state.prior
+        prior = self.initial if priors is None else priors[slot] if self.state.own_priors else priors
         self.start(slot, prior if self.kept is None else torch.where(self.kept != 0, self.state.master[slot], prior))
 
     def take_prior(self, slot: int, prior: torch.Tensor) -> None:
         """One slot's prior is ``prior`` [P] from now on. The first time the priors of all slots move in memory."""
-        if not self.state.own_priors:
-            self.state.prior = self.initial.repeat(len(self.state.master), 1)
-        self.state.prior[slot] = prior
+        priors = self.state.prior
+        if priors is None or not self.state.own_priors:
+            priors = self.state.prior = self.initial.repeat(len(self.state.master), 1)
+        priors[slot] = prior
 
     def slot_copy(self, slot: int) -> dict[str, torch.Tensor]:
         """All that one slot's next steps depend on."""
