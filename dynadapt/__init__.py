@@ -8,7 +8,7 @@ from .common.lazy import lazily
 from .common.version import VERSION
 
 if TYPE_CHECKING:
-    from .adapt import RMS, SGD, Adam, AdamW, Full, Lion, LoRA, RowSparse
+    from .adapt import RMS, SGD, Adam, AdamW, Full, Lion, LoRA, Muon, RowSparse
     from .engine.engine import Engine
     from .engine.memory import Overlap, SegmentMemory
     from .experiments.evaluation import Evaluation, evaluate
@@ -29,6 +29,7 @@ __all__ = [
     "Full",
     "Lion",
     "LoRA",
+    "Muon",
     "Overlap",
     "RowSparse",
     "SegmentMemory",
@@ -44,7 +45,7 @@ __all__ = [
 
 # Public name -> the module that has it. They are imported when they are asked for: torch takes seconds, and `dynadapt --help` needs none.
 _HOMES = {
-    **dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "Lion", "LoRA", "RowSparse"), "adapt"),
+    **dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "Lion", "LoRA", "Muon", "RowSparse"), "adapt"),
     "Engine": "engine",
     "Evaluation": "experiments.evaluation",
     "evaluate": "experiments.evaluation",

@@ -31,7 +31,10 @@ def dynadapt_reset(
     first,
     second,
     step,
+    kept,
     size,
+    OWN_PRIORS: tl.constexpr,
+    HAS_KEPT: tl.constexpr,
     HAS_WORKING: tl.constexpr,
     HAS_GRAD: tl.constexpr,
     HAS_FIRST: tl.constexpr,
@@ -44,7 +47,10 @@ def dynadapt_reset(
         column = part.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # a model's weights may be more than 2^31
         inside = column < size
         at = slot * size + column
-        value = tl.load(prior + column, mask=inside, other=0.0)
+        value = tl.load(prior + (at if OWN_PRIORS else column), mask=inside, other=0.0)
+        if HAS_KEPT:
+            stays = tl.load(kept + column, mask=inside, other=0) != 0
+            value = tl.where(stays, tl.load(master + at, mask=inside, other=0.0), value)
         tl.store(master + at, value, mask=inside)
         if HAS_WORKING:
             tl.store(working + at, value.to(working.dtype.element_ty), mask=inside)
@@ -55,16 +61,16 @@ def dynadapt_reset(
             tl.store(step + slot, 0)
 
 
-def reset(flags, slots, prior, master, working, grad, first, second, step) -> None:
+def reset(flags, slots, prior, master, working, grad, first, second, step, kept=None) -> None:
     """See ``dynadapt.ops.reset``."""
-    size = prior.shape[0]
-    given = dict(flags=flags, slots=slots, prior=prior, master=master, step=step, size=size, BLOCK=BLOCK)
-    for name, tensor in dict(working=working, grad=grad, first=first, second=second).items():
+    size = master.shape[1]
+    given = dict(flags=flags, slots=slots, prior=prior, master=master, step=step, size=size, OWN_PRIORS=prior.dim() == 2, BLOCK=BLOCK)
+    for name, tensor in dict(working=working, grad=grad, first=first, second=second, kept=kept).items():
         given |= {f"HAS_{name.upper()}": tensor is not None, name: master if tensor is None else tensor}  # a pointer that is never used
     launch(dynadapt_reset, (triton.cdiv(size, BLOCK), len(slots)), given)  # only a grid's first axis goes beyond 65,535
 
 
 _TYPES = dict.fromkeys(("prior", "master", "grad", "first", "second"), "*fp32") | {"working": "*bf16"}
-_TYPES |= dict.fromkeys(("flags", "slots", "step"), "*i32")
-_ALL = {"HAS_WORKING": True, "HAS_GRAD": True, "HAS_FIRST": True, "HAS_SECOND": True, "BLOCK": BLOCK}
+_TYPES |= dict.fromkeys(("flags", "slots", "step"), "*i32") | {"kept": "*i8"}
+_ALL = {"HAS_WORKING": True, "HAS_GRAD": True, "HAS_FIRST": True, "HAS_SECOND": True, "HAS_KEPT": True, "OWN_PRIORS": True, "BLOCK": BLOCK}
 VARIANTS = [variant("adam, bf16", dynadapt_reset, _TYPES, _ALL)]

@@ -132,12 +132,13 @@ def dynadapt_update_apply(
     rest2,
     eps,
     momentum,
+    prior_stride,
     KIND: tl.constexpr,
     SCALARS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """``first`` and ``second`` are None where the kind keeps no such moment, ``prior`` where nothing decays, ``prior_rate``
-    where all decay alike."""
+    where all decay alike; ``prior_stride`` is P where slots have priors of their own, else 0."""
     stream = tl.program_id(1)
     slot = tl.load(slots + stream).to(tl.int64)
     if slot >= 0:
@@ -153,7 +154,7 @@ def dynadapt_update_apply(
             share = decay
             target = m
             if prior is not None:
-                target = tl.load(prior + start + i, inside, other=0.0)
+                target = tl.load(prior + slot * prior_stride + start + i, inside, other=0.0)
                 if prior_rate is not None:
                     share = decay * tl.load(prior_rate + start + i, inside, other=0.0)
             if KIND == _SGD:
@@ -206,7 +207,9 @@ def update(state, rule, slots, lr, norms, skipped) -> None:
         raise ValueError(f"update: kind={rule.kind!r}, accepted is one of {', '.join(KINDS)}")
     (count, P), S, uses = state.master.shape, slots.shape[0], rule.uses
     _check((count, P), **{name: getattr(state, name) for name in ("master", "grad", "first", "second", "working")})
-    _check((P,), prior=state.prior, prior_rate=state.prior_rate, stat=state.stat)
+    own = state.prior is not None and state.prior.dim() == 2
+    _check((count, P) if own else (P,), prior=state.prior)
+    _check((P,), prior_rate=state.prior_rate, stat=state.stat)
     _check((count,), lr=lr, step=state.step)
     _check((S,), norms=norms, skipped=skipped)
     state.check("update", "state", rule)
@@ -218,7 +221,7 @@ def update(state, rule, slots, lr, norms, skipped) -> None:
     tensors = {name: getattr(state, name) for name in ("master", "grad", "working", "step")}
     tensors |= {name: getattr(state, name) if name in uses else None for name in ("first", "second", "stat")}
     tensors |= {name: getattr(state, name) if rule.decay else None for name in ("prior", "prior_rate")}
-    tensors |= dict(slots=slots, lr=lr, norms=norms, skipped=skipped, partials=partials, scalars=scalars)
+    tensors |= dict(prior_stride=P if own else 0, slots=slots, lr=lr, norms=norms, skipped=skipped, partials=partials, scalars=scalars)
     numbers = {name: float(getattr(rule, name)) for name in ("clip", "weight_decay", "decay", "beta1", "beta2", "eps", "momentum")}
     numbers |= dict(rest1=1.0 - rule.beta1, rest2=1.0 - rule.beta2)
     given = tensors | numbers | dict(P=P, groups=groups, KIND=KINDS.index(rule.kind), GROUPS=GROUPS, SCALARS=SCALARS)

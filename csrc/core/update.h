@@ -46,7 +46,8 @@ struct Update {
   float* grad;
   float* first;
   float* second;
-  const float* prior;                                             // [parameters] or null
+  const float* prior;                                             // [parameters], or [slots, parameters], or null
+  size_t prior_stride;                                            // from one slot's prior to the next; 0: one serves all
   const float* prior_rate;                                        // [parameters] or null
   const float* stat;                                              // [parameters], for kRms
   void* working;                                                  // activation type [slots, parameters] or null

@@ -73,7 +73,9 @@ extern "C" int dynadapt_update(const DLTensor* master, const DLTensor* grad, con
     c.grad = op.output("grad", grad, {count, P}, kF32).as<float>();
     c.first = op.optional_output("first", first, {count, P}, kF32).as<float>();
     c.second = op.optional_output("second", second, {count, P}, kF32).as<float>();
-    c.prior = op.optional("prior", prior, {P}, kF32).as<float>();
+    const bool own = prior && prior->ndim == 2;
+    c.prior = (own ? op.optional("prior", prior, {count, P}, kF32) : op.optional("prior", prior, {P}, kF32)).as<float>();
+    c.prior_stride = own ? size_t(P) : 0;
     c.prior_rate = op.optional("prior_rate", prior_rate, {P}, kF32).as<float>();
     c.stat = op.optional("stat", stat, {P}, kF32).as<float>();
     c.working = copy.data;

@@ -1,6 +1,6 @@
-"""What learns and how: LoRA, RowSparse, Full; SGD, Adam, AdamW, Lion, RMS; resets."""
+"""What learns and how: LoRA, RowSparse, Full; SGD, Adam, AdamW, Lion, Muon, RMS; resets."""
 
 from .methods import Full, LoRA, RowSparse
-from .optimizers import RMS, SGD, Adam, AdamW, Lion
+from .optimizers import RMS, SGD, Adam, AdamW, Lion, Muon
 
-__all__ = ["RMS", "SGD", "Adam", "AdamW", "Full", "Lion", "LoRA", "RowSparse"]
+__all__ = ["RMS", "SGD", "Adam", "AdamW", "Full", "Lion", "LoRA", "Muon", "RowSparse"]

@@ -47,6 +47,9 @@ class LoRA:
     the rank and alpha of some of them, {linear or PEFT's pattern: number}, of which the first that fits counts, as in PEFT; others
     have ``rank`` and ``alpha``. ``rslora``: the scale is alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732).
 
+    ``keep_a``: a reset takes B back to zero and leaves A as it has learned, so that the adapter adds nothing again and the next text
+    starts with the directions that earlier ones have found. The optimizer's state starts anew for both.
+
     Raises:
         ValueError: naming the argument; what a model lacks is refused by the engine of that model.
     """
@@ -58,10 +61,12 @@ class LoRA:
     rank_pattern: tuple[tuple[str, int], ...] = ()
     alpha_pattern: tuple[tuple[str, float], ...] = ()
     rslora: bool = False
+    keep_a: bool = False
 
     def __post_init__(self):
         _check_layers(self.layers)
-        keep(self, rank=integer("rank", self.rank), targets=_targets(self.targets), rslora=flag("rslora", self.rslora))
+        keep(self, rank=integer("rank", self.rank), targets=_targets(self.targets))
+        keep(self, rslora=flag("rslora", self.rslora), keep_a=flag("keep_a", self.keep_a))
         keep(self, alpha=alpha_of(self.rank, self.alpha))
         ranks, alphas = (_pattern(name, getattr(self, name)) for name in ("rank_pattern", "alpha_pattern"))
         keep(self, rank_pattern=tuple((key, integer(f"rank_pattern[{key!r}]", value)) for key, value in ranks))
@@ -69,7 +74,7 @@ class LoRA:
         keep(self, alpha_pattern=tuple((key, positive(key, value)) for key, value in alphas))
 
     def __repr__(self) -> str:
-        new = {"rank_pattern": (), "alpha_pattern": (), "rslora": False}  # said where they are used
+        new = {"rank_pattern": (), "alpha_pattern": (), "rslora": False, "keep_a": False}  # said where they are used
         said = ((f.name, getattr(self, f.name)) for f in fields(self))
         return f"LoRA({', '.join(f'{name}={value!r}' for name, value in said if name not in new or value != new[name])})"
 

@@ -18,22 +18,34 @@ class Kind:
     uses: names of the UpdateState tensors, beside master and gradient, that a step by this rule reads.
     flops: arithmetic per element; square roots, divisions and signs count one.
     fused: whether the gradient kernels have it too (kernels/epilogue.py), for which it must need nothing but the element itself.
+    prepared: where matrices move as wholes, the kind by which a backend's update takes what ops/matrix_update.py makes of the
+        gradient; else "". elsewhere: what such a step needs beside ``uses`` where something is no matrix.
     """
 
     direction: Callable
     uses: Callable[[UpdateRule], Collection[str]]
     flops: Callable[[UpdateRule], int]
     fused: bool
+    prepared: str
+    elsewhere: tuple[str, ...]
 
 
 KINDS: dict[str, Kind] = {}
 
 
-def direction(kind: str, *, flops: Callable, uses: Callable = lambda rule: (), fused: bool = False):
+def direction(
+    kind: str,
+    *,
+    flops: Callable,
+    uses: Callable = lambda rule: (),
+    fused: bool = False,
+    prepared: str = "",
+    elsewhere: tuple[str, ...] = (),
+):
     """Register the decorated function as the direction of ``kind``; see ``Kind``."""
 
     def register(function):
-        KINDS[kind] = Kind(function, uses, flops, fused)
+        KINDS[kind] = Kind(function, uses, flops, fused, prepared, elsewhere)
         return function
 
     return register

@@ -59,6 +59,10 @@ class ShardedState(FlatState):
     def __init__(self, state: FlatState, processes: Processes, write_back: Callable[[], None], reads_flat: bool, compress: str = "none"):
         if state.stat is not None or state.optimizer.uses_statistics:
             raise ValueError(f"optimizer={type(state.optimizer).__name__} with shard: its gradient statistics can't be sharded")
+        if state.optimizer.rule().arithmetic.prepared:
+            raise ValueError(
+                f"optimizer={type(state.optimizer).__name__} with shard: it moves matrices as wholes, and no process would have them whole"
+            )
         self.layout, self.optimizer, self.grad, self.step = state.layout, state.optimizer, state.grad, state.step
         self.keep_grad, self.stat, self.prior_rate, self.average = True, None, None, None
         self.processes, self.write_back = processes, write_back

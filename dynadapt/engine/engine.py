@@ -18,7 +18,7 @@ from functools import wraps
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, whole_model
+from dynadapt.adapt.methods import whole_model
 from dynadapt.adapt.targets import targeted
 from dynadapt.common.checks import number, path
 from dynadapt.common.outdated import positional_before
@@ -28,15 +28,14 @@ from dynadapt.ops import UnsupportedOp
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.profiler_ranges import ranged
 
+from . import adapter_start, gradient_statistics, snapshots
 from . import explain as explanation
-from . import gradient_statistics
 from . import state as engine_state
 from .calls import Calls, one_call, plain_torch
 from .continuation import Continuation, continue_text
 from .decoder import Decoder
 from .drivers import Captured, Eager
 from .learners.make import make_learners
-from .learners.peft import read_adapter
 from .ledger import Ledger
 from .memory import MemoryState, Overlap, SegmentMemory
 from .needed_ops import needed_ops
@@ -45,6 +44,7 @@ from .plan import StreamState
 from .report import StepReport
 from .sampling import Sampler
 from .settings import FIXED, EngineSettings
+from .snapshots import StreamSnapshot
 from .step import Step
 from .step_arguments import check_lengths, check_stream, check_streams, check_tokens, check_weights
 from .weights import FrozenWeights, check_quantised, rotations
@@ -70,8 +70,8 @@ class Engine:
     Args:
         model: what ``dynadapt.load`` returns or takes: a known name, a path, a live transformers model.
         adapt: ``LoRA``, ``RowSparse``, ``Full`` or None (static evaluation); "lora", "rows", "full", "none" or a class for its defaults.
-        optimizer: ``Adam``, ``AdamW``, ``SGD``, ``RMS`` or ``Lion``, or its name ("adam", ...) or class for its defaults; None with ``adapt``
-            given means ``Adam()``.
+        optimizer: ``Adam``, ``AdamW``, ``SGD``, ``RMS``, ``Lion`` or ``Muon``, or its name ("adam", ...) or class for its defaults; None
+            with ``adapt`` given means ``Adam()``.
         memory: ``SegmentMemory``, ``Overlap`` or None.
         streams: S independent streams, each with its own adapter, optimizer state, memory and position.
         segment: T, the largest number of tokens a step scores per stream.
@@ -257,15 +257,24 @@ class Engine:
 
     @one_call
     @_on_device
-    def enter(self, stream: int, lr: float | None = None) -> None:
-        """A new document takes the slot: memory and position cleared, adapter reset iff reset="document"."""
+    def enter(self, stream: int, lr: float | None = None, *, adapter=None, prior: bool = False) -> None:
+        """A new document takes the slot: memory and position cleared, adapter reset iff reset="document".
+
+        Args:
+            adapter: what the stream starts with instead, with ``LoRA``: the directory of a PEFT adapter of its ranks, scales and targets,
+                or a snapshot, whose adapter is taken. Its optimizer state starts anew.
+            prior: that adapter is also what this stream's resets and ``decay`` lead back to from now on.
+        """
         stream, lr = self._check_stream(stream), None if lr is None else self._check_lr(lr)
+        row = adapter_start.row_of(self, stream, adapter, prior)
         self.calls.moving()
         old = self.state[stream]
         self.state[stream] = StreamState(segments=old.segments if self.accumulate else 0, since_reset=old.since_reset)
         if self.decoder.memory is not None:
             self.decoder.memory.clear(stream)
-        if self.reset_policy == "document":
+        if row is not None:
+            adapter_start.start(self, stream, row, prior)
+        elif self.reset_policy == "document":
             self.driver.step.put_back(stream)
         if lr is not None:
             self.lr[0 if self.shared else stream] = lr
@@ -286,10 +295,31 @@ class Engine:
     @one_call
     @_on_device
     def reset(self, stream: int) -> None:
-        """The stream's weights and optimizer state back to the prior; its memory stays."""
+        """The stream's weights and optimizer state back to the prior (with ``LoRA(keep_a=True)`` all but A); its memory stays."""
         stream = self._check_stream(stream)
         self.calls.moving()
         self.driver.step.put_back(stream)
+
+    @one_call
+    @_on_device
+    def snapshot(self, stream: int = 0) -> StreamSnapshot:
+        """A copy, in this engine's memory, of where a stream is: what it learned, optimizer state, memory, position (snapshots.py).
+
+        With ``shared`` the rows are one whole, whichever is named.
+        """
+        return snapshots.take(self, self._check_stream(stream))
+
+    @one_call
+    @_on_device
+    def rollback(self, stream: int, snapshot: StreamSnapshot) -> None:
+        """The stream goes on from ``snapshot`` as the one that it was taken of did, to the bit; FLOPs and updates stay counted.
+
+        The snapshot may be of another stream, or of another engine of the same configuration and model.
+
+        Raises:
+            ValueError: naming what of its configuration this engine has otherwise; nothing has changed.
+        """
+        snapshots.put(self, self._check_stream(stream), snapshot)
 
     # ---- the step
 
@@ -426,12 +456,10 @@ class Engine:
 
         The prior, to which decay and resets lead, stays what it was.
         """
-        if not isinstance(self.adapt, LoRA):
-            raise ValueError(f"adapt={self.adapt!r}: only an engine with LoRA takes adapters")
-        slot = self._check_stream(stream)
-        slot = 0 if self.shared else slot
-        read_adapter(path("directory", directory), self.learners[0], self.config, slot)  # all of it or nothing
-        self.learners[0].state.clear(slot)
+        stream = self._check_stream(stream)
+        row = adapter_start.read(self, path("directory", directory))
+        self.calls.moving()
+        self.learners[0].start(self.driver.step.slot(stream), row)
 
     @one_call
     def save(self, directory) -> None:

@@ -87,6 +87,9 @@ def explain(engine, time: bool = False) -> str:
         depth = "goes down to the embedding" if engine.lowest[0] < 0 else f"stops at layer {engine.lowest[0]}, {engine.lowest[1]}"
         where = f"{engine.learned_parameters:,} parameters per {'model' if engine.shared else 'stream'}; backward {depth}"
         lines += [f"        {where}", f"with:   {engine.optimizer}; update every {engine.every} segment(s); reset {engine.reset_policy}"]
+        parts = engine.learners[0].layout.parts
+        if engine.optimizer.rule().arithmetic.prepared:
+            lines.append(f"        {len(parts.matrices)} matrices of {len(parts.by_shape)} shapes a stream are turned by torch's products")
     reason = why(engine.dtype, engine.device, engine.backend)
     lines += [
         f"remembers: {engine.memory or 'nothing'}",

@@ -67,7 +67,7 @@ def _of_one_layer(name) -> bool:
 def stream_bytes(engine) -> int:
     """What one stream more would hold for good: its weights, their gradients and optimizer state, its memory. Buffers grow only with
     the streams that go through the layers together."""
-    own = 0 if engine.shared or engine.adapt is None else bytes_held(engine.learners) - bytes_held([s.state.prior for s in engine.learners])
+    own = 0 if engine.shared else bytes_held(engine.learners) - bytes_held([learner.common for learner in engine.learners])
     return (own + bytes_held(engine.decoder.memory)) // engine.streams
 
 

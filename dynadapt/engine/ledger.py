@@ -2,7 +2,7 @@
 
 Matrix products count as torch's FlopCounterMode counts them (a multiply-add is two), over the whole rectangle of an
 attention window. ``forward``, ``backward`` and ``recompute`` together equal FlopCounterMode on the reference path;
-``update`` counts the optimizer's element-wise arithmetic (ops/update.py), which that counter leaves out.
+``update`` counts the optimizer's element-wise arithmetic (ops/update.py), which that counter leaves out, and Muon's products.
 
 - forward: what scoring needs, memory attention included;
 - backward: d-hidden of the head, input gradients, gradients of what learns;

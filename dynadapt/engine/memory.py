@@ -114,6 +114,21 @@ class MemoryState:
         self.length[slot] = 0
         self.filled[slot] = 0
 
+    def slot_copy(self, slot: int) -> dict[str, torch.Tensor]:
+        """What one slot remembers, [L, filled, width] of each kind."""
+        return {kind: stack[:, slot, : self.filled[slot]].clone() for kind, stack in self._stacks().items()}
+
+    def slot_load(self, slot: int, saved: dict[str, torch.Tensor]) -> None:
+        """One slot remembers what ``slot_copy`` gave."""
+        for kind, stack in self._stacks().items():
+            self.filled[slot] = saved[kind].shape[1]
+            stack[:, slot, : self.filled[slot]].copy_(saved[kind])
+        self.length[slot] = self.filled[slot]
+
+    def _stacks(self) -> dict[str, torch.Tensor]:
+        """What is remembered, [L, slots, C, width] of each kind."""
+        return {"keys": self.key_stack, "values": self.value_stack} if self.input_stack is None else {"inputs": self.input_stack}
+
     def tensors(self) -> dict[str, torch.Tensor]:
         named = {"length": self.length}
         kinds = {"inputs": self.inputs} if self.inputs is not None else {"keys": self.keys, "values": self.values}

@@ -13,6 +13,7 @@ from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.resets import check_reset
 from dynadapt.adapt.targets import targeted
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
+from dynadapt.common.update_rule import KINDS
 from dynadapt.model.family import FAMILIES
 from dynadapt.ops import choose_backend, choose_device
 from dynadapt.ops.dispatch import BACKENDS, kernel_module, native_module
@@ -169,7 +170,7 @@ class EngineSettings:
 
     def describe(self) -> dict:
         """As plain data, all that two engines must have in common to exchange saved states (their model aside)."""
-        later = {"rank_pattern": (), "alpha_pattern": (), "rslora": False}  # said where used: states from before there were any are read
+        later = {"rank_pattern": (), "alpha_pattern": (), "rslora": False, "keep_a": False}  # said where used: older states are read
         plain = lambda part: (  # noqa: E731
             None
             if part is None
@@ -225,7 +226,10 @@ class EngineSettings:
 
     def _check_kind(self) -> None:
         """Raises ValueError for an optimizer that the backend's update does not know."""
-        if not self.learns or self.optimizer.kind in (known := kinds_of(self.backend)):
+        if not self.learns:
+            return
+        known, kind = kinds_of(self.backend), self.optimizer.kind
+        if kind in known or kind in KINDS and KINDS[kind].prepared in known:
             return
         raise ValueError(
             f"optimizer={self.optimizer!r} with backend={self.backend!r}: its update knows {', '.join(known)}, not {self.optimizer.kind}"

@@ -168,10 +168,12 @@ def _read_state(engine, path: Path) -> dict[str, torch.Tensor]:
         expected = _expected(here, name)
         if expected is None:
             raise ModelError(f"{path}: tensor {name} has no place in this engine")
-        dtype, shape = expected
-        if file.dtype(name) != dtype or len(stored.shape) != len(shape) or any(n not in (m, -1) for m, n in zip(stored.shape, shape)):
+        dtype, *shapes = expected
+        fits = lambda shape: len(stored.shape) == len(shape) and all(n in (m, -1) for m, n in zip(stored.shape, shape))  # noqa: E731
+        if file.dtype(name) != dtype or not any(map(fits, shapes)):
+            accepted = " or ".join(str(list(shape)) for shape in shapes)
             raise ModelError(
-                f"{path}: tensor {name} has dtype {stored.dtype} and shape {list(stored.shape)}; expected {dtype} and {list(shape)}"
+                f"{path}: tensor {name} has dtype {stored.dtype} and shape {list(stored.shape)}; expected {dtype} and {accepted}"
             )
         tensors[name] = file.read(name, accepted=(stored.dtype,))
     for name, value in tensors.items():
@@ -180,11 +182,13 @@ def _read_state(engine, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _expected(here, name: str):
-    """(dtype, shape) that a saved tensor must have, -1 for any size; None for one that this engine has no place for."""
-    if name in here:
-        return here[name].dtype, (-1,) if name.startswith("history.") else tuple(here[name].shape)
+    """(dtype, accepted shapes...) of a saved tensor, -1 for any size; None for one that this engine has no place for."""
     match = _OPTIONAL.match(name)
     master = here.get(f"{name[: match.start(1)]}master") if match else None
+    if name.endswith(".prior") and master is not None and name.replace(".prior", ".updates") not in here:  # of all adapters, or of each
+        return master.dtype, tuple(master.shape[1:]), tuple(master.shape)
+    if name in here:
+        return here[name].dtype, (-1,) if name.startswith("history.") else tuple(here[name].shape)
     if master is None:
         return None
     return master.dtype, tuple(master.shape if name.endswith(".grad") else master.shape[1:])

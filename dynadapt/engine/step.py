@@ -71,9 +71,16 @@ class Step:
 
     def put_back(self, stream: int) -> None:
         """One stream's weights and optimizer state back to the prior."""
-        if not self.learners:
-            return
-        self.learner(stream).reset(self.slot(stream))
+        if self.learners:
+            self.learner(stream).reset(self.slot(stream))
+            self._count_anew(stream)
+
+    def start(self, stream: int, adapter: torch.Tensor) -> None:
+        """One stream's adapter is ``adapter`` [P]; all else that it learned, and what it counts since a reset, starts anew."""
+        self.learner(stream).start(self.slot(stream), adapter)
+        self._count_anew(stream)
+
+    def _count_anew(self, stream: int) -> None:
         self.states[stream].since_reset = 0
         if self.changes is not None:
             self.changes.forget(stream)
@@ -109,7 +116,7 @@ class Step:
         self.fresh = False
         if self.changes is not None and not self.asks:
             s = learner.state
-            d.ops.reset(made["reset"], given["adapter"], s.prior, s.master, s.working, s.grad, s.first, s.second, s.step)
+            d.ops.reset(made["reset"], given["adapter"], s.prior, s.master, s.working, s.grad, s.first, s.second, s.step, learner.kept)
         d.advance_memory(batch, p.counts if self.asks else given["counts"])
 
     def all_flagged(self, made: Tensors) -> bool:
@@ -192,4 +199,5 @@ class Step:
                 learner.count_update()
         if kind.update:
             sets = sum(moves and s not in flagged for moves, s in zip(p.moves, p.streams)) if self.own_slots else 1
-            self.decoder.ledger.add("update", sets * update_op.flops(learner.state.updated, settings.optimizer.rule()))
+            each = update_op.flops(learner.state.updated, settings.optimizer.rule(), learner.layout.parts)
+            self.decoder.ledger.add("update", sets * each)

@@ -130,6 +130,11 @@ class EvalConfig:
         needs={"adapt": ("lora",)},
     )
     rslora: bool = setting(False, "the adapters are scaled by alpha / sqrt(rank)", needs={"adapt": ("lora",)})
+    keep_a: bool = setting(
+        False,
+        "a reset takes B of the adapters back to zero and leaves A as it has learned",
+        needs={"adapt": ("lora",), "reset": lambda when: when != "never"},
+    )
     layers: tuple[int, int] | None = setting(
         None, "learn only in layers A to B-1 (default: all)", read=parse_layers, metavar="A:B", needs=LEARNS
     )
@@ -224,7 +229,7 @@ class EvalConfig:
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
         if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
-        for name in ("rank_pattern", "alpha_pattern", "rslora"):
+        for name in ("rank_pattern", "alpha_pattern", "rslora", "keep_a"):
             if not content[name]:
                 del content[name]
         return without_usual_alpha(content)
@@ -259,7 +264,7 @@ class EvalConfig:
             if field.name == "text":
                 words += ["--text", *value]
             elif isinstance(field.default, bool):
-                words += [f"--{field.name}"] * value
+                words += [f"--{field.name.replace('_', '-')}"] * value
             elif value != field.default:
                 words += [f"--{field.name.replace('_', '-')}", ":".join(map(str, value)) if field.name == "layers" else str(value)]
         return words

@@ -66,6 +66,8 @@ def _check(config: EvalConfig, world: int) -> tuple[list[Source], list[dict]]:
             f"reset {config.reset!r} {of}: a document would learn from those before it in its process; give "
             "--reset document, or --adapt none"
         )
+    if config.adapt == "lora" and config.keep_a:
+        raise ConfigError(f"keep_a {of}: a document would begin with the A of those before it in its process; leave --keep-a out")
     if config.tokens is not None:
         raise ConfigError(f"tokens {config.tokens} {of}: which are the first of all texts depends on who reads; leave it out")
     if config.split:

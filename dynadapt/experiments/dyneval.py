@@ -170,9 +170,10 @@ def adapt_of(config: EvalConfig):
     layers = getattr(config, "layers", None)  # which reweighting has none of
     targets = {"targets": targets_of(config.targets), "layers": range(*layers) if layers else None}
     own = {name: pattern_of(getattr(config, name, None), kind) for name, kind in (("rank_pattern", int), ("alpha_pattern", float))}
+    own |= {name: getattr(config, name, False) for name in ("rslora", "keep_a")}
     return {
         "none": lambda: None,
-        "lora": lambda: LoRA(rank=config.rank, alpha=config.alpha, rslora=getattr(config, "rslora", False), **own, **targets),
+        "lora": lambda: LoRA(rank=config.rank, alpha=config.alpha, **own, **targets),
         "rows": lambda: RowSparse(density=config.density, **targets),
         "full": lambda: Full(**targets),
     }[config.adapt]()

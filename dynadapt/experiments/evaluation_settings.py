@@ -62,7 +62,7 @@ def _adapt(value) -> dict:
     word, adapt = _kind("adapt", value, ADAPTS)
     if adapt is None:
         return {"adapt": word}
-    said = _fields("adapt", adapt, ("rank", "alpha", "density", "targets", "layers", "rank_pattern", "alpha_pattern", "rslora"))
+    said = _fields("adapt", adapt, ("rank", "alpha", "density", "targets", "layers", "rank_pattern", "alpha_pattern", "rslora", "keep_a"))
     said.update({name: said[name] or None for name in ("rank_pattern", "alpha_pattern") if name in said})
     said["layers"] = None if adapt.layers is None else (adapt.layers.start, adapt.layers.stop)
     return {"adapt": word, **said}

@@ -1,19 +1,24 @@
 """Streams whose scores changed for the worse go back to the prior, decided on the device.
 
-flags[s] != 0:  master[slot] = working[slot] = prior;  grad, first, second, step [slot] = 0        slot = slots[s]
+flags[s] != 0:  master[slot] = working[slot] = prior (of that slot, where each has its own), but where ``kept`` is not 0
+                grad, first, second, step [slot] = 0                                            slot = slots[s]
 """
 
 from __future__ import annotations
 
+import torch
 
-def reset(flags, slots, prior, master, working, grad, first, second, step) -> None:
-    """flags, slots int32 [S]; prior [P]; master [slots, P]; working, grad, first and second too, or None; step int32 [slots]."""
+
+def reset(flags, slots, prior, master, working, grad, first, second, step, kept=None) -> None:
+    """flags, slots int32 [S]; prior [P] or [slots, P]; master [slots, P]; working, grad, first and second too, or None; step int32
+    [slots]; kept int8 [P], or None for nothing."""
     for flag, slot in zip(flags.tolist(), slots.tolist()):
         if not flag:
             continue
+        back = prior if prior.dim() == 1 else prior[slot]
         for buffer in (master, working):
             if buffer is not None:
-                buffer[slot] = prior
+                buffer[slot] = back if kept is None else torch.where(kept != 0, buffer[slot], back.to(buffer.dtype))
         for buffer in (grad, first, second, step):
             if buffer is not None:
                 buffer[slot] = 0

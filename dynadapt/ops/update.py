@@ -25,6 +25,7 @@ import torch
 from dynadapt.common.update_rule import KINDS, UpdateRule
 
 from .dispatch import kernel_module, native_module
+from .matrix_update import Parts, product_flops
 
 Buffer = Any  # a tensor, or None
 
@@ -34,7 +35,8 @@ class UpdateState:
     """The tensors of a step. Those of streams have a leading dimension of slots; None where the rule has no use for one.
 
     master, grad, first, second float32 (or wider), working the master rounded (None: the master serves), step int32 [slots]: all of
-    streams; prior, stat, prior_rate: of all streams together, in the master's dtype. The fused updates know no grad, second and step.
+    streams; prior, stat, prior_rate: of all streams together, in the master's dtype, but that ``update`` takes a prior of each slot too.
+    The fused updates know no grad, second and step.
     """
 
     master: torch.Tensor
@@ -47,12 +49,16 @@ class UpdateState:
     prior_rate: Buffer = None
     working: Buffer = None
     step: Buffer = None
+    parts = None  # type: Parts | None  # of a row, for kinds that move matrices; no tensor, hence no field
 
     def of(self, slot: int) -> UpdateState:
         """One slot's share, as views; without the count."""
         own = {name: getattr(self, name) for name in ("grad", "first", "second", "working")}
         views = {name: None if t is None else t[slot] for name, t in own.items()}
-        return UpdateState(self.master[slot], **views, prior=self.prior, stat=self.stat, prior_rate=self.prior_rate)
+        prior = self.prior[slot] if self.prior is not None and self.prior.dim() == self.master.dim() else self.prior
+        own_state = UpdateState(self.master[slot], **views, prior=prior, stat=self.stat, prior_rate=self.prior_rate)
+        own_state.parts = self.parts
+        return own_state
 
     def check(self, op: str, name: str, rule: UpdateRule) -> None:
         """Raises ValueError when the rule needs a tensor that is not there, naming the op and what it calls this state."""
@@ -116,8 +122,9 @@ def apply_gradient(g: torch.Tensor, state: UpdateState, rule: UpdateRule, lr: fl
     return bool(finite.all())
 
 
-def flops(parameters: int, rule: UpdateRule) -> int:
-    """Arithmetic per element as written above and in the optimizer's file; torch's counter counts none of it."""
+def flops(parameters: int, rule: UpdateRule, parts: Parts | None = None) -> int:
+    """Arithmetic per element as written above and in the optimizer's file, of which torch's counter counts none; and the products of a
+    kind that moves the matrices of ``parts``."""
     per = 2 + (1 if rule.clip else 0)  # squared norm, clip
     per += rule.arithmetic.flops(rule) + (3 if rule.decay else 0) + 1
-    return parameters * per
+    return parameters * per + (product_flops(parts.matrices) if parts is not None and rule.arithmetic.prepared else 0)

@@ -44,7 +44,7 @@ def test_help_names_every_option_and_default(capsys):
     for option in CONTRACT:
         assert option in text
     for field in fields(EvalConfig):
-        if field.name in ("text", "tokens", "rank_pattern", "alpha_pattern", "rslora", "layers", "lr", "split", "recompute"):
+        if field.name in ("text", "tokens", "rank_pattern", "alpha_pattern", "rslora", "keep_a", "layers", "lr", "split", "recompute"):
             continue
         if field.name == "memory":  # settled when the model is known
             assert re.search(r"--memory .*?\(default: 512; fewer or none where", text)
@@ -89,7 +89,7 @@ def test_a_configuration_survives_the_command_line_and_json(changes):
         (["--text", "/nowhere.txt"], "no such file"),
         (["--text", "/"], "is a directory"),
         (["--model", "/nowhere"], "/nowhere"),
-        (["--optimizer", "rms"], "adam, adamw, sgd or lion"),
+        (["--optimizer", "rms"], "adam, adamw, sgd, lion or muon"),
     ],
 )
 def test_errors_are_one_line_and_exit_2(words, message, model_directory, text, tmp_path, capsys):

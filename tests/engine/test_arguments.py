@@ -10,7 +10,7 @@ import torch
 from engine_states import assert_equal, state_of
 
 import dynadapt
-from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Muon, Overlap, RowSparse, SegmentMemory
 from dynadapt.adapt.optimizers import Optimizer
 from dynadapt.common.checks import shown
 from dynadapt.common.update_rule import KINDS, direction
@@ -75,6 +75,7 @@ FIELDS = {
         "rank_pattern": "pattern",
         "alpha_pattern": "pattern",
         "rslora": "flag",
+        "keep_a": "flag",
     },
     RowSparse: {"density": "positive", "select": "word", "every": "integer", "targets": "word", "layers": "layers"},
     Full: {"targets": "word", "layers": "layers"},
@@ -85,6 +86,15 @@ FIELDS = {
     AdamW: {"lr": "number", "betas": "pair", "eps": "positive", "decay": "share", "clip": "number", "weight_decay": "number"},
     RMS: {"lr": "number", "eps": "positive", "decay": "share", "clip": "number"},
     Lion: {"lr": "number", "betas": "pair", "decay": "share", "clip": "number", "weight_decay": "number"},
+    Muon: {
+        "lr": "number",
+        "momentum": "share",
+        "betas": "pair",
+        "eps": "positive",
+        "weight_decay": "number",
+        "decay": "share",
+        "clip": "number",
+    },
     Engine: {
         "model": "model",
         "adapt": "setting",
@@ -373,7 +383,13 @@ CALLS = {
         ],
         "stream": STREAM,
     },
-    "enter": {"stream": STREAM, "lr": LR},
+    "enter": {
+        "stream": STREAM,
+        "lr": LR,
+        "adapter": [path for path in PATHS if path is not None],
+        "prior": [*BY_KIND["flag"], True],  # without an adapter
+    },
+    "snapshot": {"stream": STREAM},
     "set_lr": {"stream": STREAM, "lr": [*LR, None]},
     "reset": {"stream": STREAM},
     "save": {"directory": PATHS},
@@ -400,6 +416,7 @@ OTHERS = {
     "step": {"tokens": GOOD},
     "score": {"tokens": GOOD},
     "enter": {"stream": 0},
+    "snapshot": {},
     "set_lr": {"stream": 0, "lr": 0.1},
     "reset": {},
     "save": {},

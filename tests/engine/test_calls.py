@@ -32,11 +32,14 @@ def text(seed=0, rows=2, length=T):
     return torch.randint(MODEL.config.vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(seed))
 
 
+TAKEN = engine().snapshot(0)
 CALLS = {
     "step": lambda e, to: e.step(text()),
     "score": lambda e, to: e.score(text()),
     "enter": lambda e, to: e.enter(0),
     "reset": lambda e, to: e.reset(1),
+    "snapshot": lambda e, to: e.snapshot(1),
+    "rollback": lambda e, to: e.rollback(1, TAKEN),
     "set_lr": lambda e, to: e.set_lr(0, 0.1),
     "learn_no_more": lambda e, to: e.learn_no_more(),
     "save": lambda e, to: e.save(to / "other"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Muon, Overlap, RowSparse, SegmentMemory
 from dynadapt.model import random_model, tiny_config
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "gptneox"]
@@ -83,6 +83,7 @@ def test_lr_zero_is_static_evaluation_bit_for_bit(adapt, memory, backend, dtype)
         AdamW(lr=5e-3, decay=0.01),
         RMS(lr=1e-4, decay=1e-3),
         Lion(lr=1e-3, weight_decay=0.01),
+        Muon(lr=5e-3, decay=0.01),
     ],
     ids=lambda o: f"{o.kind}-{o.decay}",
 )

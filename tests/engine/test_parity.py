@@ -7,7 +7,7 @@ import torch
 from helpers import to_transformers
 
 from dynadapt import SGD, Adam, Engine, Full, LoRA, SegmentMemory
-from dynadapt.engine.learners.peft import read_adapter, write_adapter
+from dynadapt.engine.learners.peft import adapter_row, write_adapter
 from dynadapt.model import random_model, tiny_config
 from dynadapt.model.rope_settings import yarn
 
@@ -163,15 +163,15 @@ def test_reading_another_adapter_is_refused_by_name(tmp_path):
     make = lambda **o: Engine(m, adapt=LoRA(**o), segment=T, dtype="fp32", backend="reference").learners[0]  # noqa: E731
     write_adapter(tmp_path, make(rank=3), m.config, 0, "tiny")
     with pytest.raises(ValueError, match="r=3.*has 4"):
-        read_adapter(tmp_path, make(rank=4), m.config, 0)
+        adapter_row(tmp_path, make(rank=4), m.config)
     with pytest.raises(ValueError, match="lora_alpha=6"):
-        read_adapter(tmp_path, make(rank=3, alpha=8), m.config, 0)
+        adapter_row(tmp_path, make(rank=3, alpha=8), m.config)
     with pytest.raises(ValueError, match="does not cover"):
-        read_adapter(tmp_path, make(rank=3, targets="mlp"), m.config, 0)
+        adapter_row(tmp_path, make(rank=3, targets="mlp"), m.config)
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
     with pytest.raises(ValueError, match="use_dora"):
-        read_adapter(tmp_path, make(rank=3), m.config, 0)
+        adapter_row(tmp_path, make(rank=3), m.config)
 
 
 def test_memory_is_refused_for_learned_positions():

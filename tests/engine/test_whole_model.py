@@ -6,7 +6,7 @@ from helpers import to_transformers
 from test_invariants import SEGMENT, engine, learned_step, scores, text
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion
+from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, Muon
 from dynadapt.engine.decoder import Batch
 from dynadapt.model import from_state, hf_name, random_model, tiny_config
 from dynadapt.model.layout import canonical_order
@@ -166,7 +166,7 @@ def test_invariants(family, memory, backend, dtype, tmp_path):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [SGD(lr=0.5, momentum=0.9), Adam(lr=5e-3), AdamW(lr=5e-3, decay=0.01), RMS(lr=1e-4, decay=1e-3), Lion(lr=1e-3)],
+    [SGD(lr=0.5, momentum=0.9), Adam(lr=5e-3), AdamW(lr=5e-3, decay=0.01), RMS(lr=1e-4, decay=1e-3), Lion(lr=1e-3), Muon(lr=5e-3)],
     ids=lambda o: o.kind,
 )
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from engine_states import assert_equal, state_of
 
-from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Muon, Overlap, RowSparse, SegmentMemory
 from dynadapt.model import random_model, tiny_config
 from dynadapt.ops import UnsupportedOp
 
@@ -35,6 +35,7 @@ NAMES = (
     "static",
     "layers",
     "window of",
+    "targets",
 )
 
 
@@ -47,6 +48,7 @@ def draw(rng: random.Random) -> tuple[str, dict]:
             None,
             LoRA(rng.choice([1, 2, 5]), rng.choice([1.0, 7]), targets, layers),
             LoRA(3),
+            LoRA(2, targets=["q", "v", "up"] if rng.random() < 0.5 else "all", rank_pattern={"up": 3}, keep_a=rng.random() < 0.5),
             RowSparse(rng.choice([0.02, 0.3, 1.0]), rng.choice(["gradient", "fixed"]), rng.choice([1, 2]), targets, layers),
             Full(targets, layers),
             Full("model"),
@@ -61,6 +63,7 @@ def draw(rng: random.Random) -> tuple[str, dict]:
             SGD(momentum=rng.choice([0.0, 0.9]), decay=rng.choice([0.0, 0.01]), **common),
             RMS(decay=rng.choice([0.0, 2e-3]), **common),
             Lion(betas=rng.choice([(0.9, 0.99), (0.0, 0.5)]), **common),
+            Muon(momentum=rng.choice([0.0, 0.95]), decay=rng.choice([0.0, 0.1]), **common),
         ]
     )
     if adapt is None and rng.random() < 0.9:

@@ -26,6 +26,7 @@ from dynadapt.experiments.evaluation_settings import _adapt
             {"rank_pattern": {"q": 4}, "alpha_pattern": "v=0.5", "rslora": True},
             LoRA(rank_pattern={"q": 4}, alpha_pattern={"v": 0.5}, rslora=True),
         ),
+        ({"keep_a": True, "reset": "document"}, LoRA(keep_a=True)),
     ],
     ids=str,
 )
@@ -37,7 +38,7 @@ def test_words_and_what_they_mean(words, adapt):
 
 
 def test_a_run_from_before_has_the_same_configuration():
-    assert not {"rank_pattern", "alpha_pattern", "rslora"} & EvalConfig().to_dict().keys()
+    assert not {"rank_pattern", "alpha_pattern", "rslora", "keep_a"} & EvalConfig().to_dict().keys()
 
 
 @pytest.mark.parametrize(

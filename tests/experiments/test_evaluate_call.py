@@ -15,7 +15,7 @@ from helpers import to_transformers
 from tiny import english, tiny_directory
 
 import dynadapt
-from dynadapt import RMS, SGD, Adam, AdamW, Full, Lion, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import RMS, SGD, Adam, AdamW, Full, Lion, LoRA, Muon, Overlap, RowSparse, SegmentMemory
 from dynadapt.common.notes import RunNote
 from dynadapt.experiments.config import LEARNING_RATES, ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import adapt_of, optimizer_of
@@ -164,6 +164,7 @@ def test_settings_may_be_what_an_engine_takes():
         (AdamW(), "rows"),
         (RMS(lr=1e-5), "full"),
         (Lion(lr=1e-4), "lora"),
+        (Muon(lr=1e-3, decay=0.1), "full"),
         (SGD, "lora"),
     ):
         config = EvalConfig.from_dict(settings_from({"optimizer": optimizer, "adapt": adapt}))

@@ -10,12 +10,14 @@ from .compare import DEVICE
 
 
 @pytest.mark.parametrize("has", [{"working", "grad", "first", "second"}, {"grad", "second"}, set()])
+@pytest.mark.parametrize("own_priors,keeps", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("size", [1, 5000])
-def test_flagged_streams_go_back(size, has):
+def test_flagged_streams_go_back(size, own_priors, keeps, has):
     slots, flags = torch.tensor([3, 0, 2], dtype=torch.int32), torch.tensor([1, 0, 1], dtype=torch.int32)
     buffers = {name: torch.randn(4, size) for name in ("master", "working", "grad", "first", "second")}
-    buffers["working"] = buffers["working"].bfloat16()
-    prior, step = torch.randn(size), torch.tensor([5, 6, 7, 8], dtype=torch.int32)
+    prior, step = torch.randn(4, size) if own_priors else torch.randn(size), torch.tensor([5, 6, 7, 8], dtype=torch.int32)
+    kept = (torch.arange(size) % 3 == 0).to(torch.int8) if keeps else None
+    buffers["working"] = buffers["master"].bfloat16()  # as the engine has it
     results = {}
     for backend in ("reference", "triton"):
         device = "cpu" if backend == "reference" else DEVICE
@@ -31,12 +33,17 @@ def test_flagged_streams_go_back(size, has):
             mine["first"],
             mine["second"],
             counts,
+            kept if kept is None else kept.to(device),
         )
         results[backend] = {**mine, "step": counts}
     for name, expected in results["reference"].items():
         if expected is not None:  # the interpreter cuts to bfloat16 instead of rounding
             torch.testing.assert_close(expected, results["triton"][name].cpu(), rtol=2.0**-7 if name == "working" else 0, atol=0)
     assert results["reference"]["step"].tolist() == [5, 6, 0, 0]
+    for slot, goes in ((0, False), (2, True), (3, True)):
+        back = prior[slot] if own_priors else prior
+        expected = torch.where(kept != 0, buffers["master"][slot], back) if keeps else back
+        assert torch.equal(results["reference"]["master"][slot], expected if goes else buffers["master"][slot])
 
 
 def test_seven_billion_weights_fit_the_grid(monkeypatch):

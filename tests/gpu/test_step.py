@@ -6,7 +6,7 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from dynadapt import RMS, SGD, Adam, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import RMS, SGD, Adam, Engine, Full, LoRA, Muon, Overlap, RowSparse, SegmentMemory
 from dynadapt.kernels import choices
 from dynadapt.model import random_model, tiny_config
 
@@ -46,6 +46,7 @@ def follow(cpu, gpu, steps=3, family="llama", tolerance=2e-4, lengths=None):
         ("qwen3", {"adapt": LoRA(2), "recompute": True, "reset": "auto", "memory": SegmentMemory(5, 2)}),
         ("llama", {"adapt": LoRA(2, targets=["q", "v", "up", "down"], rank_pattern={"q": 3}, alpha_pattern={"v": 1}, rslora=True)}),
         ("gpt2", {"adapt": LoRA(2), "memory": Overlap(4)}),
+        ("llama", {"adapt": LoRA(2, keep_a=True), "optimizer": Muon(lr=0.01), "reset": "auto"}),
         ("llama", {"adapt": RowSparse(0.3), "optimizer": Adam(lr=1e-3), "shared": True}),
         ("llama", {"adapt": Full(targets="mlp"), "optimizer": SGD(lr=0.1, clip=0), "shared": True}),
         ("gpt2", {"adapt": Full(targets="model"), "optimizer": SGD(lr=0.1), "shared": True}),

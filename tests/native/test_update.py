@@ -92,6 +92,15 @@ def test_against_reference(kind, p, dtype):
     compare(make(p, dtype, **KINDS[kind], decay=0.03, clip=1e9, prior_rate=None, working=None))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("p", [1, 63, 16390])
+def test_slots_may_have_priors_of_their_own(kind, p):
+    ours = compare(make(p, torch.bfloat16, **KINDS[kind], decay=0.3, prior=torch.randn(4, p, generator=torch.Generator().manual_seed(1))))
+    assert ours["prior"].shape == (4, p)
+    with pytest.raises(ValueError, match=rf"update: prior has shape \[3, {p}\], accepted is \[4, {p}\]"):
+        run(make(p, torch.float32, **KINDS[kind], decay=0.3, prior=torch.zeros(3, p)))
+
+
 def test_first_step_needs_no_history():
     values = make(
         100, torch.float32, kind="adam", first=torch.zeros(4, 100), second=torch.zeros(4, 100), step=torch.zeros(4, dtype=torch.int32)

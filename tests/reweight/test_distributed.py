@@ -43,6 +43,7 @@ REFUSED = {
     "no text": (dict(config=dict(domains={"code": "only-here.jsonl"})), r"process 1 of 2: domain 'code': only-here.jsonl: no such file"),
     "one row": (dict(config=dict(rows=1)), r"rows 1 with 2 processes: .* at least 2"),
     "adapters sharded": (dict(config=dict(adapt="lora"), options=dict(shard=True)), r"shard with adapt 'lora'"),
+    "matrices sharded": (dict(config=dict(adapt="full", optimizer="muon"), options=dict(shard=True)), r"shard with optimizer 'muon'"),
     "shards and factors": (
         dict(config=dict(adapt="full", compress="powersgd"), options=dict(shard=True)),
         r"shard with compress 'powersgd'",

@@ -129,7 +129,7 @@ void update_block(const Update a, const Step s, size_t slot, size_t first, size_
     if (s.decay != 0) {
       vfloat rate = splat(s.decay);
       if (a.prior_rate) rate *= load(a.prior_rate + i, part);
-      master += rate * (load(a.prior + i, part) - master);
+      master += rate * (load(a.prior + slot * a.prior_stride + i, part) - master);
     }
     master -= d;
     store(a.master + at, master, part);

@@ -341,9 +341,9 @@ typedef struct {
 } dynadapt_update_params;
 
 /* One optimizer step of the streams in slots i32 [S] (each once; -1, as often as wanted, for a stream that does not move:
- * norm 0, skipped 0, nothing else changes). master, grad, first, second f32 [slots, P]; prior,
- * stat, prior_rate f32 [P]; working act [slots, P]; lr f32 [slots]; step i32 [slots], counted up; norms f32 [S] and
- * skipped i32 [S] (1: the gradient was not finite, the stream stays as it was) out. grad is zero afterwards. NULL may
+ * norm 0, skipped 0, nothing else changes). master, grad, first, second f32 [slots, P]; stat, prior_rate f32 [P]; prior
+ * f32 [P] of all slots, or [slots, P]; working act [slots, P]; lr f32 [slots]; step i32 [slots], counted up; norms f32 [S]
+ * and skipped i32 [S] (1: the gradient was not finite, the stream stays as it was) out. grad is zero afterwards. NULL may
  * be: first (where momentum or beta1 is 0), second (all but adam, adamw), prior (decay 0), stat (all but rms), working, prior_rate. */
 DYNADAPT_API int dynadapt_update(const DLTensor* master, const DLTensor* grad, const DLTensor* first, const DLTensor* second,
                                  const DLTensor* prior, const DLTensor* stat, const DLTensor* working, const DLTensor* slots,

@@ -23,6 +23,7 @@ def reset(d: Draw, p: int, streams: int = 2, label: str = "") -> OpCase:
         "first": d.wide(count, p),
         "second": d.uniform(count, p),
         "step": torch.arange(count, dtype=torch.int32, device=d.device) * 3,
+        "kept": None,
     }
     flagged = (streams + 1) // 2
     return OpCase(RESET, d.dtype, arguments, label, 4 * p + flagged * p * (4 * 4 + 2))

@@ -27,6 +27,7 @@ from dynadapt.model.layout import tensor_shapes
 from dynadapt.ops import attention
 from dynadapt.ops import update as update_op
 from dynadapt.ops.matrix import DenseMatrix
+from dynadapt.ops.matrix_update import product_flops
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.quants import BLOCK_FORMATS, HEAD_FORMATS
 
@@ -185,8 +186,10 @@ def step_work(
     if learn:
         for _ in range(1 if memory_only else turns):
             learner.state.update(recorder.update, torch.empty(slots, dtype=torch.int32, device=META), torch.empty(slots, device=META))
-        ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer.rule()))
+        ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer.rule(), learner.layout.parts))
     recorder.settle()
+    if learn and optimizer.rule().arithmetic.prepared:  # products, beside what moves memory alone
+        recorder.ops["update"].flops += turns * slots * product_flops(learner.layout.parts.matrices)
     _skip_masked(recorder.ops, config, streams, segment + context, 0 if store is None else memory.capacity)
     held = {
         "frozen weights": 0 if whole_model(adapt) else bytes_held(weights),

@@ -12,17 +12,20 @@ from dataclasses import fields
 
 import torch
 
+from dynadapt.ops.matrix_update import Matrix, Parts, matrix_update
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.update import UpdateState
 
 ALIGN = 32
+Block = tuple[int, int, int, int]
 
 
 class FlatLayout:
     """Where each named tensor lies in a row of P elements."""
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], unused: int = 0):
-        """``unused``: elements of the tensors that stay zero, which are no parameters."""
+    def __init__(self, shapes: dict[str, tuple[int, ...]], matrices: dict[str, list[Block]], unused: int = 0):
+        """``matrices``: the tensors in which matrices of layers lie, with the first row, rows, first column and columns of each.
+        ``unused``: elements of the tensors that stay zero, which are no parameters."""
         self.shapes = dict(shapes)
         self.offsets: dict[str, int] = {}
         self.size = 0
@@ -30,6 +33,13 @@ class FlatLayout:
             self.offsets[name] = self.size
             self.size += -(-math.prod(shape) // ALIGN) * ALIGN
         self.parameters = sum(math.prod(s) for s in shapes.values()) - unused
+        places = [
+            Matrix(self.offsets[name] + row * shapes[name][1] + column, rows, columns, shapes[name][1])
+            for name, blocks in matrices.items()
+            for row, rows, column, columns in blocks
+        ]
+        elsewhere = [(start, start + math.prod(shapes[name])) for name, start in self.offsets.items() if name not in matrices]
+        self.parts = Parts(tuple(places), tuple(elsewhere))
 
     def view(self, buffer: torch.Tensor, name: str) -> torch.Tensor:
         """[slots, *shape] into ``buffer`` [slots, P] (or [*shape] into [P])."""
@@ -48,8 +58,9 @@ class FlatState(UpdateState):
     ):
         master_dtype = wide_dtype(dtype)
         zeros = lambda dtype=master_dtype: torch.zeros(slots, layout.size, dtype=dtype, device=device)  # noqa: E731
-        uses = optimizer.rule().uses
-        self.layout = layout
+        kind = optimizer.rule().arithmetic
+        uses = {*optimizer.rule().uses, *(kind.elsewhere if layout.parts.elsewhere else ())}
+        self.layout, self.parts = layout, layout.parts
         self.optimizer = optimizer
         self.master = zeros()
         self.grad = zeros() if keep_grad else None  # None: the gradient kernels update, and no gradient is kept
@@ -57,7 +68,7 @@ class FlatState(UpdateState):
         self.first = zeros() if "first" in uses else None
         self.second = zeros() if "second" in uses else None
         self.working = zeros(dtype) if separate_working and dtype != master_dtype else None
-        self.prior: torch.Tensor | None = None  # [P]
+        self.prior: torch.Tensor | None = None  # [P] of all slots, or [slots, P]
         self.stat: torch.Tensor | None = None  # [P], RMS only
         self.prior_rate: torch.Tensor | None = None  # [P], RMS only
         self.step = torch.zeros(slots, dtype=torch.int32, device=device)
@@ -67,6 +78,11 @@ class FlatState(UpdateState):
     def updated(self) -> int:
         """Parameters of a slot that an update here moves."""
         return self.layout.parameters
+
+    @property
+    def own_priors(self) -> bool:
+        """Whether each slot has a prior of its own."""
+        return self.prior is not None and self.prior.dim() == 2
 
     @property
     def compute(self) -> torch.Tensor:
@@ -96,12 +112,18 @@ class FlatState(UpdateState):
             skipped = torch.zeros(len(slots), dtype=torch.int32, device=slots.device)
         if self.average is not None:
             self.average()
-        op(self, self.optimizer.rule(), slots, lr, norms, skipped)
+        rule = self.optimizer.rule()
+        if rule.arithmetic.prepared:
+            matrix_update(op, self, rule, slots, lr, norms, skipped)
+        else:
+            op(self, rule, slots, lr, norms, skipped)
         return norms, skipped
 
     def state_of(self, name: str) -> UpdateState:
-        """Views of one named tensor in all buffers, without the count."""
+        """Views of one named tensor in all buffers, without the count; the prior where it is that of all slots."""
         views = {f.name: getattr(self, f.name) for f in fields(UpdateState) if f.name != "step"}
+        if self.own_priors:
+            del views["prior"]
         views = {field: None if t is None else self.layout.view(t, name) for field, t in views.items()}
         return UpdateState(views.pop("master"), **views)
 
@@ -122,6 +144,18 @@ class FlatState(UpdateState):
                 buffer[slot].zero_()
         self.step[slot] = 0
 
+    def slot(self, slot: int) -> dict[str, torch.Tensor]:
+        """Views of what one slot has of its own, but for the working copy, which follows the master."""
+        named = {name: getattr(self, name) for name in ("master", "grad", "first", "second", "step", *["prior"] * self.own_priors)}
+        return {name: t[slot] for name, t in named.items() if t is not None}
+
+    def slot_load(self, slot: int, saved: dict[str, torch.Tensor]) -> None:
+        """Copies of what ``slot`` gave into one slot."""
+        for name, view in self.slot(slot).items():
+            view.copy_(saved[name])
+        if self.working is not None:
+            self.working[slot].copy_(self.master[slot])
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that resuming exactly needs."""
         named = {f.name: getattr(self, f.name) for f in fields(UpdateState) if f.name != "working"}
@@ -132,7 +166,7 @@ class FlatState(UpdateState):
         self.stat, self.prior_rate = (getattr(self, name) if name in saved else None for name in ("stat", "prior_rate"))
         for name, t in saved.items():
             current = getattr(self, name)
-            if current is None:
+            if current is None or current.shape != t.shape:  # priors may be each slot's own or not
                 setattr(self, name, t.to(self.master.device, copy=True))
             else:
                 current.copy_(t)

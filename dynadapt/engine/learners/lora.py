@@ -9,7 +9,7 @@ import torch
 from dynadapt.adapt.methods import LoRA, scale_of
 from dynadapt.ops.linear import low_rank_size
 
-from .flat import FlatLayout, FlatState
+from .flat import Block, FlatLayout, FlatState
 from .fused import Fused
 
 
@@ -39,18 +39,23 @@ class LoraLearner:
         self.ranks = {key: tuple(rank for rank, _ in own) for key, own in parts.items()}
         self.scales = {key: self._scale(own) for key, own in parts.items()}
         shapes: dict[str, tuple[int, ...]] = {}
+        matrices: dict[str, list[Block]] = {}
         unused = 0
         for (layer, group), (k, sizes) in self.sizes.items():
             ranks = self.ranks[layer, group]
             shapes[f"{layer}.{group}.A"] = (sum(ranks), k)
             shapes[f"{layer}.{group}.Bt"] = (max(ranks), sum(sizes))
+            places = [(rank, size, sum(ranks[:p]), sum(sizes[:p])) for p, (rank, size) in enumerate(zip(ranks, sizes)) if rank]
+            matrices[f"{layer}.{group}.A"] = [(row, rank, 0, k) for rank, _, row, _ in places]
+            matrices[f"{layer}.{group}.Bt"] = [(0, rank, column, size) for rank, size, _, column in places]
             unused += max(ranks) * sum(sizes) - low_rank_size(k, sizes, ranks)[1]
-        self.layout = FlatLayout(shapes, unused)
+        self.layout = FlatLayout(shapes, matrices, unused)
         self.state = FlatState(self.layout, slots, optimizer, dtype, separate_working=True, device=device, keep_grad=keep_grad)
-        self.state.prior = self._initial(seed).to(device)
+        self.initial = self.state.prior = self._initial(seed).to(device)
+        self.kept = self._mask_of_A(device) if adapt.keep_a else None
         self._bind()
         for slot in range(slots):
-            self.reset(slot)
+            self.start(slot, self.initial)
 
     def _scale(self, parts: list[tuple[int, float]]) -> float | list[tuple[int, float]]:
         """The ``scale`` of the ops for one group: a number where its parts are alike."""
@@ -60,6 +65,11 @@ class LoraLearner:
     @property
     def learned_parameters(self) -> int:
         return self.layout.parameters
+
+    @property
+    def common(self) -> list[torch.Tensor | None]:
+        """What all slots share."""
+        return [self.initial, self.kept]
 
     def _initial(self, seed: int) -> torch.Tensor:
         if self.state.master.is_meta:  # planned, not run
@@ -71,6 +81,13 @@ class LoraLearner:
             bound = 1 / math.sqrt(k)
             a.copy_(torch.empty(a.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator))
         return prior
+
+    def _mask_of_A(self, device) -> torch.Tensor:
+        """int8 [P], 1 where A is: what stays when a slot goes back."""
+        mask = torch.zeros(self.layout.size, dtype=torch.int8, device=device)
+        for layer, group in self.learning:
+            self.layout.view(mask, f"{layer}.{group}.A").fill_(1)
+        return mask
 
     def _bind(self) -> None:
         view = self.layout.view
@@ -109,12 +126,38 @@ class LoraLearner:
     def update(self, ops, slots, lr, norms=None, skipped=None):
         return self.state.update(ops.update, slots, lr, norms, skipped)
 
-    def reset(self, slot: int) -> None:
-        """Adapter and optimizer state of one slot back to the prior."""
-        self.state.master[slot] = self.state.prior
+    def start(self, slot: int, adapter: torch.Tensor) -> None:
+        """One slot's adapter is ``adapter`` [P]; its optimizer state starts anew."""
+        self.state.master[slot] = adapter
         self.state.clear(slot)
         if self.state.working is not None:
-            self.state.working[slot] = self.state.prior
+            self.state.working[slot] = self.state.master[slot]
+
+    def reset(self, slot: int) -> None:
+        """Adapter and optimizer state of one slot back to the prior; with ``keep_a`` A stays, and its moments go.
+
+        The moments of A are of gradients through the B that is gone, and one count of steps corrects those of A and B.
+        """
+        priors = self.state.prior
+        prior = self.initial if priors is None else priors[slot] if self.state.own_priors else priors
+        self.start(slot, prior if self.kept is None else torch.where(self.kept != 0, self.state.master[slot], prior))
+
+    def take_prior(self, slot: int, prior: torch.Tensor) -> None:
+        """One slot's prior is ``prior`` [P] from now on. The first time the priors of all slots move in memory."""
+        priors = self.state.prior
+        if priors is None or not self.state.own_priors:
+            priors = self.state.prior = self.initial.repeat(len(self.state.master), 1)
+        priors[slot] = prior
+
+    def slot_copy(self, slot: int) -> dict[str, torch.Tensor]:
+        """All that one slot's next steps depend on."""
+        return {name: t.clone() for name, t in self.state.slot(slot).items()}
+
+    def slot_load(self, slot: int, saved) -> None:
+        """One slot is where ``slot_copy`` was taken; where it had no prior of its own, that is the one that all began with."""
+        if "prior" in saved or self.state.own_priors:
+            self.take_prior(slot, saved.get("prior", self.initial).to(self.initial.device))
+        self.state.slot_load(slot, {"prior": self.initial, **saved})
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return self.state.tensors()

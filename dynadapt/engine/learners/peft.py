@@ -43,10 +43,9 @@ def adapted_modules(learner, config) -> Iterator[Adapted]:
                 yield Adapted(key[0], key[1], part, peft_name(config, key[0], part), rows, columns, rank, alpha, scale)
 
 
-def _master(learner, slot, adapted: Adapted):
-    view = learner.layout.view
-    A, Bt = (view(learner.state.master, f"{adapted.layer}.{adapted.group}.{half}")[slot] for half in ("A", "Bt"))
-    return adapted.halves(A, Bt)
+def _halves(learner, row: torch.Tensor, adapted: Adapted) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of one linear's A and Bt in a slot's ``row`` [P]."""
+    return adapted.halves(*(learner.layout.view(row, f"{adapted.layer}.{adapted.group}.{half}") for half in ("A", "Bt")))
 
 
 def write_adapter(directory, learner, config, slot: int, base_model: str) -> None:
@@ -55,39 +54,37 @@ def write_adapter(directory, learner, config, slot: int, base_model: str) -> Non
     directory.mkdir(parents=True, exist_ok=True)
     tensors, modules = {}, {}
     for adapted in adapted_modules(learner, config):
-        A, Bt = _master(learner, slot, adapted)
+        A, Bt = _halves(learner, learner.state.master[slot], adapted)
         tensors[tensor_key(adapted.module, "A")] = A.float().contiguous()
         tensors[tensor_key(adapted.module, "B")] = to_hf_rows(config, adapted.part, Bt.t().float()).contiguous()
         modules[adapted.module] = (adapted.rank, adapted.alpha)
     write_files(directory, tensors, settings_of(config, adapt.rank, adapt.alpha, base_model, modules, adapt.layers, adapt.rslora))
 
 
-def read_adapter(directory, learner, config, slot: int) -> None:
-    """Load a PEFT adapter of the same ranks, scales and targets into one slot's masters, or change nothing.
+def adapter_row(directory, learner, config) -> torch.Tensor:
+    """A PEFT adapter of the same ranks, scales and targets as a slot of ``learner`` holds it, [P] in the masters' dtype.
 
     Raises:
         ModelError: naming what the adapter has that this engine does not (rank, alpha, DoRA, modules).
     """
     directory = Path(directory)
     settings, tensors = read_for_model(directory, config)
-    values: list[tuple] = []
+    row = torch.zeros_like(learner.initial)
     for adapted in adapted_modules(learner, config):
         module = adapted.module
         _check_alike(settings, adapted, learner.adapt.rslora, directory)
         if module not in tensors:
             raise ModelError(f"{directory}: adapter has no {tensor_key(module, 'A')}, which targets={learner.adapt.targets!r} needs")
-        A, Bt = _master(learner, slot, adapted)
+        A, Bt = _halves(learner, row, adapted)
         theirs, stored = tensors.pop(module)
-        values += [(A, theirs), (Bt.t(), from_hf_rows(config, adapted.part, stored))]
+        A.copy_(theirs)
+        Bt.t().copy_(from_hf_rows(config, adapted.part, stored))
     if tensors:
         raise ModelError(
             f"{directory}: adapter has {tensor_key(min(tensors), 'A')} and {len(tensors) - 1} modules more that "
             f"targets={learner.adapt.targets!r} does not cover"
         )
-    for target, value in values:
-        target.copy_(value)
-    if learner.state.working is not None:
-        learner.state.working[slot] = learner.state.master[slot].to(learner.state.working.dtype)
+    return row
 
 
 def _check_alike(settings, adapted: Adapted, rslora: bool, directory: Path) -> None:

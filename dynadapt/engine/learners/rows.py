@@ -29,6 +29,7 @@ class RowLearner:
     """
 
     owns_weights = True
+    kept = None  # by a reset
     weights_view: ModelTensors | None = None  # what learns beside linear weights (whole_model.py)
     gradient_view: ModelTensors | None = None
 
@@ -52,7 +53,8 @@ class RowLearner:
         self.full = isinstance(adapt, Full)
         # plain tensors that learn whole need no copy of their own: the update writes the weights that products read
         self.in_place = self.full and backend != "cpu"
-        self.layout = FlatLayout(self._shapes())
+        whole = {name: [(0, self._count(size), 0, self.sizes[key][0])] for key, _, size, name in self._parts()}
+        self.layout = FlatLayout(self._shapes(), whole)
         self.state = FlatState(self.layout, 1, optimizer, dtype, separate_working=self.in_place, device=device, keep_grad=keep_grad)
         self.keep_prior = keep_prior or optimizer.decay > 0
         self.matrices = {key: self._matrices(key) for key in self.sizes}
@@ -80,6 +82,11 @@ class RowLearner:
     @property
     def learned_parameters(self) -> int:
         return self.layout.parameters
+
+    @property
+    def common(self) -> list[torch.Tensor | None]:
+        """What does not change while it learns."""
+        return [self.state.prior]
 
     @staticmethod
     def _name(key, p) -> str:
@@ -249,6 +256,29 @@ class RowLearner:
         for key, p, _, name in self._parts():
             rows = self.rows[name]
             yield key, p, None if rows is None else rows.long(), self._current_rows(key, p, name)
+
+    def slot_copy(self, slot: int = 0) -> dict[str, torch.Tensor]:
+        """All that its next steps depend on: what the masters follow, the statistics, and where rows are chosen all rows and the choice."""
+        own = {**self.state.slot(slot), "stat": self.state.stat, "prior_rate": self.state.prior_rate}
+        if not self.full:
+            own.update({f"rows.{name}": rows for name, rows in self.rows.items()}, prior=self.state.prior)
+        copied = {name: t.clone() for name, t in own.items() if t is not None}
+        copied["updates"], copied["passes"] = torch.tensor(self.updates), torch.tensor(self.passes)
+        return copied if self.full else {**copied, **{f"weight.{name}": t for name, t in self.weights().items()}}
+
+    def slot_load(self, slot: int, saved) -> None:
+        """Where ``slot_copy`` was taken; every tensor stays where it is in memory."""
+        self.updates, self.passes = int(saved["updates"]), int(saved["passes"])
+        for name in ("stat", "prior_rate") if self.full else ("stat", "prior_rate", "prior"):
+            if name in saved:
+                getattr(self.state, name).copy_(saved[name])
+        self.state.slot_load(slot, saved)
+        if self.full:
+            self._write_back()
+            return
+        for key, p, _, name in self._parts():
+            self.matrices[key][p].update_rows(None, saved[f"weight.{name}"].to(self.device, self.state.master.dtype))
+            self._set_rows(name, saved[f"rows.{name}"])
 
     def tensors(self) -> dict[str, torch.Tensor]:
         saved = dict(self.state.tensors())

@@ -239,7 +239,7 @@ class Regressor:
         reuses."""
         loss = self.gradients(xs, ys)
         self.learner.update(self.ops, self.slot, self.lr, self.norm, self.skipped)
-        self.ledger.add("update", update_op.flops(self.learner.layout.parameters, self.optimizer.rule()))
+        self.ledger.add("update", update_op.flops(self.learner.layout.parameters, self.optimizer.rule(), self.learner.layout.parts))
         return loss
 
     def predict(self, xs: Tensor, ys: Tensor, batch: int = 64) -> Tensor:

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dynadapt.adapt.optimizers import OPTIMIZERS
 from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.common.version import VERSION
 from dynadapt.distributed import Processes, join
@@ -111,6 +112,10 @@ def _check_processes(config: ReweightConfig, options: ReweightOptions, processes
         raise ConfigError(f"shard with adapt {config.adapt!r}: only --adapt full has masters and moments worth spreading")
     if options.shard and config.compress == "powersgd":
         raise ConfigError("shard with compress 'powersgd': sharded gradients are summed in float32 or bf16; give none or bf16")
+    if options.shard and OPTIMIZERS[config.optimizer]().rule().arithmetic.prepared:
+        raise ConfigError(
+            f"shard with optimizer {config.optimizer!r}: it moves matrices as wholes, which no process would have; give another"
+        )
 
 
 def _prepare(config: ReweightConfig, processes: Processes):

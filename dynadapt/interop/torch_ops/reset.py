@@ -7,7 +7,7 @@ from .registry import kernel, mutating
 
 @mutating(
     "reset(Tensor flags, Tensor slots, Tensor prior, Tensor(a!) master, Tensor(b!)? working, Tensor(c!)? grad, "
-    "Tensor(d!)? first, Tensor(e!)? second, Tensor(f!) step) -> ()"
+    "Tensor(d!)? first, Tensor(e!)? second, Tensor(f!) step, Tensor? kept=None) -> ()"
 )
-def reset(flags, slots, prior, master, working, grad, first, second, step):
-    kernel("reset", master)(flags, slots, prior, master, working, grad, first, second, step)
+def reset(flags, slots, prior, master, working, grad, first, second, step, kept=None):
+    kernel("reset", master)(flags, slots, prior, master, working, grad, first, second, step, kept)
