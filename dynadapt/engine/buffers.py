@@ -62,6 +62,14 @@ def made_fields(kind: Kind, wide: torch.dtype) -> Fields:
     }
 
 
+@dataclass(frozen=True)
+class Call:
+    """What the passes of a call are filled from: of all its rows, whatever pass they go in."""
+
+    tokens: torch.Tensor  # int64 [R, T+1]
+    weights: torch.Tensor | None  # [R, T] on the host, what each token counts in its row's loss; None: 1 each
+
+
 class Arena:
     """Named tensors side by side in one buffer, so that one copy moves them all."""
 
@@ -85,26 +93,27 @@ class Arena:
 def fill(
     given: dict[str, torch.Tensor],
     p: Pass,
-    tokens: torch.Tensor | None,
+    call: Call,
     states: Sequence[StreamState],
     places: Sequence[int],
     divisor: int,
     own_slots: bool,
+    with_tokens: bool = True,
 ) -> None:
     """A plan and its tokens into zeroed buffers on the host.
 
     Args:
-        tokens: int64 [R, T+1] of the whole call; None where they are put in by the device.
         places: of each row among the scored tokens, ``counts`` of them or more.
         divisor: updates add up the gradients of so many segments.
         own_slots: whether each row has weights of its own in the learner.
+        with_tokens: else the device puts them in.
     """
-    width, at = given["inputs"].shape[1], 0
+    width, at, tokens, weights = given["inputs"].shape[1], 0, call.tokens, call.weights
     given["targets"].fill_(-1)
     shares = torch.tensor(p.shares, dtype=given["weights"].dtype) / divisor
     for i, (row, stream, n, room) in enumerate(zip(p.rows, p.streams, p.counts, places)):
         past = states[stream].history
-        if tokens is not None:
+        if with_tokens:
             if past:
                 given["inputs"][i, : len(past)] = torch.tensor(past, dtype=torch.int64)
             given["inputs"][i, len(past) : len(past) + n] = tokens[row, :n]
@@ -112,7 +121,7 @@ def fill(
         if "rows" in given:
             given["rows"][at : at + room] = _scored_rows(len(past), n, room, width) + i * width
         if p.backward:
-            given["weights"][at : at + n] = shares[i]
+            given["weights"][at : at + n] = shares[i] if weights is None else shares[i] * weights[row, :n]
         at += room
     given["slots"].copy_(torch.tensor(p.streams))
     given["counts"].copy_(torch.tensor(p.counts))

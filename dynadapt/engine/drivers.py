@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .buffers import Arena, Kind, fill, given_fields, made_fields
-from .plan import Pass, plan
+from .buffers import Arena, Call, Kind, fill, given_fields, made_fields
+from .plan import LossWeights, Pass, plan
 from .report import Outcome, StepReport
 from .step import Step
 from .workspace import KernelScratch
@@ -30,16 +30,17 @@ class Eager:
         self.step = step
         self.with_scratch = KernelScratch(step.settings.backend)
 
-    def run(self, tokens: torch.Tensor, lengths: list[int], streams: list[int], weights: list[float] | None):
+    def run(self, tokens: torch.Tensor, lengths: list[int], streams: list[int], weights: LossWeights | None):
         """(scores [R, T], report) of one step; see ``Engine.step``. Arguments are checked."""
         s = self.step
         passes = plan(s.settings, s.states, streams, lengths, weights, self.fixed)
+        call = Call(tokens, None if weights is None else weights.tokens)
         outcomes, nll = [], None
         whole = self.fixed and len(passes) == 1 and len(passes[0].rows) == len(streams)
         if not whole:
             nll = torch.zeros(len(streams), tokens.shape[1] - 1, dtype=s.decoder.stat_dtype, device=s.settings.device)
         for p in passes:
-            made = self._pass(p, tokens)
+            made = self._pass(p, call)
             scores = made.pop("nll")
             outcomes.append(Outcome(p, made, not s.fused))
             if nll is None:
@@ -54,13 +55,13 @@ class Eager:
             report.read()
         return nll, report
 
-    def _pass(self, p: Pass, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _pass(self, p: Pass, call: Call) -> dict[str, torch.Tensor]:
         """What one pass leaves, in tensors that stay."""
-        kind, again = self._kind(p, tokens.shape[1] - 1)
+        kind, again = self._kind(p, call.tokens.shape[1] - 1)
         memory = self.step.decoder.memory
         memory_lengths = [] if memory is None else [memory.filled[s] for s in p.streams]
-        made = self._execute(kind, p, tokens, again)
-        self.step.move_on(kind, p, made, tokens, memory_lengths)
+        made = self._execute(kind, p, call, again)
+        self.step.move_on(kind, p, made, call.tokens, memory_lengths)
         return made
 
     def _kind(self, p: Pass, segment: int) -> tuple[Kind, float]:
@@ -77,16 +78,16 @@ class Eager:
         choosing = p.backward and s.settings.owns_weights and s.learners[index].choosing
         return Kind(r, width, scored, gathers, r if s.own_slots else 1, p.backward, p.update, index, choosing), again
 
-    def _fill(self, given: dict[str, torch.Tensor], p: Pass, tokens: torch.Tensor | None) -> None:
+    def _fill(self, given: dict[str, torch.Tensor], p: Pass, call: Call, with_tokens: bool = True) -> None:
         s, places = self.step, p.counts
         if self.fixed:
             places = (len(given["targets"]) // len(p.rows),) * len(p.rows)
-        fill(given, p, tokens, s.states, places, s.settings.every if s.settings.accumulate else 1, s.own_slots)
+        fill(given, p, call, s.states, places, s.settings.every if s.settings.accumulate else 1, s.own_slots, with_tokens)
 
-    def _execute(self, kind: Kind, p: Pass, tokens: torch.Tensor, again: float) -> dict[str, torch.Tensor]:
+    def _execute(self, kind: Kind, p: Pass, call: Call, again: float) -> dict[str, torch.Tensor]:
         wide, device = self.step.decoder.stat_dtype, self.step.settings.device
         given = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in given_fields(kind, wide).items()}
-        self._fill(given, p, tokens)
+        self._fill(given, p, call)
         given = {name: t.to(device) for name, t in given.items()}
         made = {name: torch.zeros(shape, dtype=dtype, device=device) for name, (dtype, shape) in made_fields(kind, wide).items()}
         with self.with_scratch():
@@ -148,9 +149,9 @@ class Captured(Eager):
         if self.cuda:  # a pool whose graphs are all gone must not be used again
             self.pool = torch.cuda.graph_pool_handle()
 
-    def _execute(self, kind: Kind, p: Pass, tokens: torch.Tensor, again: float) -> dict[str, torch.Tensor]:
+    def _execute(self, kind: Kind, p: Pass, call: Call, again: float) -> dict[str, torch.Tensor]:
         rec = self.recordings.get(kind) or self._record(kind)
-        self._fill_recording(rec, p, tokens)
+        self._fill_recording(rec, p, call)
         self._run(rec, kind, p, again)
         made = rec.made_arena.views(rec.made_buffer.clone())  # the recording's buffers belong to the next pass
         made["nll"].view(kind.rows, -1).masked_fill_((made["invalid"] != 0)[:, None], float("nan"))
@@ -164,15 +165,15 @@ class Captured(Eager):
         rec = self.recordings[kind] = Recording(given, made, given.empty(device), made.empty(device).zero_())
         return rec
 
-    def _fill_recording(self, rec: Recording, p: Pass, tokens: torch.Tensor) -> None:
+    def _fill_recording(self, rec: Recording, p: Pass, call: Call) -> None:
         """The host's decisions and tokens, in one copy."""
         host_buffer = rec.given_arena.empty("cpu", pinned=self.cuda).zero_()
-        on_host = tokens.device.type == "cpu"
-        self._fill(rec.given_arena.views(host_buffer), p, tokens if on_host else None)
+        on_host = call.tokens.device.type == "cpu"
+        self._fill(rec.given_arena.views(host_buffer), p, call, on_host)
         rec.given_buffer.copy_(host_buffer, non_blocking=True)
         rec.made["invalid"].zero_()
         if not on_host:
-            self._take_device_tokens(rec, tokens[p.rows[0] : p.rows[-1] + 1])  # no index tensor: it would wait for the device
+            self._take_device_tokens(rec, call.tokens[p.rows[0] : p.rows[-1] + 1])  # no index tensor: it would wait for the device
 
     def _take_device_tokens(self, rec: Recording, tokens: torch.Tensor) -> None:
         """Tokens that are on the device already; ids outside the vocabulary stop the stream and are reported when read."""

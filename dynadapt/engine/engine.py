@@ -262,7 +262,7 @@ class Engine:
         stream, lr = self._check_stream(stream), None if lr is None else self._check_lr(lr)
         self.calls.moving()
         old = self.state[stream]
-        self.state[stream] = StreamState(segments=old.segments if self.accumulate else 0, since_reset=old.since_reset)
+        self.state[stream] = StreamState(old.segments if self.accumulate else 0, old.since_reset, old.waiting)
         if self.decoder.memory is not None:
             self.decoder.memory.clear(stream)
         if self.reset_policy == "document":
@@ -305,8 +305,10 @@ class Engine:
             lengths: R numbers, how many targets of each row count; 0 = the row rests. None: all T.
             streams: R stream numbers, whose text each row is; None: rows 0..S-1 are the streams in order.
                 With more streams than rows, documents enter and leave by these numbers alone.
-            weights: R numbers of at least 0, what each row's loss counts in what is learned; None: 1 each.
-                (Of these three, tensors on a device are waited for.)
+            weights: finite numbers of at least 0, what a loss counts in what is learned; scores are as without. [R, T], a bool mask
+                for one: of each token's, and a row learns from the sum of weight x NLL over the number of tokens whose weight isn't 0
+                (``shared``: those of all rows). R numbers: factors of each row's mean, which a 0 leaves as it is. A row without a
+                weight above 0 moves no weights of its own. None: 1 each. (Of these three, tensors on a device are waited for.)
 
         Returns:
             nll float32 [R, T] in nats on the engine's device, computed before the update that saw these tokens; 0 beyond
@@ -323,7 +325,8 @@ class Engine:
         if tokens.device.type != "cpu" and isinstance(self.memory, Overlap):
             raise ValueError(f"tokens is on {tokens.device}: memory=Overlap needs them on the CPU, where it keeps the last ones")
         lengths = check_lengths(lengths, len(streams), tokens.shape[1] - 1)
-        weights = None if weights is None else check_weights(weights, len(streams))
+        if weights is not None:
+            weights = check_weights(weights, lengths, tokens.shape[1] - 1, self.shared, self.decoder.stat_dtype)
         with self._counted():
             nll, self.last = self.driver.run(tokens, lengths, streams, weights)
         return nll
@@ -432,6 +435,7 @@ class Engine:
         slot = 0 if self.shared else slot
         read_adapter(path("directory", directory), self.learners[0], self.config, slot)  # all of it or nothing
         self.learners[0].state.clear(slot)
+        self.driver.step.drop_gradient(stream)
 
     @one_call
     def save(self, directory) -> None:

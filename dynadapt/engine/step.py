@@ -74,9 +74,15 @@ class Step:
         if not self.learners:
             return
         self.learner(stream).reset(self.slot(stream))
+        self.drop_gradient(stream)
         self.states[stream].since_reset = 0
         if self.changes is not None:
             self.changes.forget(stream)
+
+    def drop_gradient(self, stream: int) -> None:
+        """A stream's gradient that no update has used is gone, and where weights are shared, all streams' is."""
+        for state in self.states if self.settings.shared else [self.states[stream]]:
+            state.waiting = False
 
     def undo(self) -> bool:
         """Behind a failure: whether the engine is as it was before its first step. Later ones have gradients and scores to lose."""
@@ -193,3 +199,8 @@ class Step:
         if kind.update:
             sets = sum(moves and s not in flagged for moves, s in zip(p.moves, p.streams)) if self.own_slots else 1
             self.decoder.ledger.add("update", sets * update_op.flops(learner.state.updated, settings.optimizer.rule()))
+        for stream, moves, share in zip(p.streams, p.moves, p.shares):
+            if kind.update and moves:
+                self.drop_gradient(stream)
+            elif share and settings.accumulate:
+                self.states[stream].waiting = True
