@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .plan import Pass, StreamState
+from . import losses
+from .losses import Fields, Loss
+from .plan import LossWeights, Pass, StreamState
 
 ALIGN = 64
-Fields = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Kind:
     update: bool
     learner: int
     choosing: bool
+    adds: bool = False  # its gradient, to what waits for an update
+    loss: str = "cross_entropy"
+    candidates: int = 0  # tokens of a teacher, for each scored one
 
 
 def given_fields(kind: Kind, wide: torch.dtype) -> Fields:
@@ -46,13 +50,15 @@ def given_fields(kind: Kind, wide: torch.dtype) -> Fields:
     }
     if kind.gathers:
         fields["rows"] = (i64, (kind.scored,))
-    return fields
+    return fields | losses.given_fields(kind.loss, kind.scored, kind.candidates, wide)
 
 
 def made_fields(kind: Kind, wide: torch.dtype) -> Fields:
     """Names, dtypes and shapes of what a pass leaves."""
     i32 = torch.int32
+    own: Fields = {"loss": (wide, (kind.scored,))} if kind.loss == "kl" else {}  # else it follows from the scores
     return {
+        **own,
         "nll": (wide, (kind.scored,)),
         "norms": (torch.float32, (kind.sets,)),
         "skipped": (i32, (kind.sets,)),
@@ -63,11 +69,14 @@ def made_fields(kind: Kind, wide: torch.dtype) -> Fields:
 
 
 @dataclass(frozen=True)
-class Call:
-    """What the passes of a call are filled from: of all its rows, whatever pass they go in."""
+class StepCall:
+    """The arguments of a step, checked."""
 
     tokens: torch.Tensor  # int64 [R, T+1]
-    weights: torch.Tensor | None  # [R, T] on the host, what each token counts in its row's loss; None: 1 each
+    lengths: list[int]
+    streams: list[int]
+    weights: LossWeights | None
+    loss: Loss
 
 
 class Arena:
@@ -93,7 +102,7 @@ class Arena:
 def fill(
     given: dict[str, torch.Tensor],
     p: Pass,
-    call: Call,
+    call: StepCall,
     states: Sequence[StreamState],
     places: Sequence[int],
     divisor: int,
@@ -108,7 +117,7 @@ def fill(
         own_slots: whether each row has weights of its own in the learner.
         with_tokens: else the device puts them in.
     """
-    width, at, tokens, weights = given["inputs"].shape[1], 0, call.tokens, call.weights
+    width, at, tokens, weights = given["inputs"].shape[1], 0, call.tokens, call.weights and call.weights.tokens
     given["targets"].fill_(-1)
     shares = torch.tensor(p.shares, dtype=given["weights"].dtype) / divisor
     for i, (row, stream, n, room) in enumerate(zip(p.rows, p.streams, p.counts, places)):
@@ -122,6 +131,8 @@ def fill(
             given["rows"][at : at + room] = _scored_rows(len(past), n, room, width) + i * width
         if p.backward:
             given["weights"][at : at + n] = shares[i] if weights is None else shares[i] * weights[row, :n]
+            for name, values in call.loss.inputs.items():
+                given[name][at : at + n] = values[row, :n]
         at += room
     given["slots"].copy_(torch.tensor(p.streams))
     given["counts"].copy_(torch.tensor(p.counts))

@@ -46,6 +46,7 @@ class Pass:
     shares: tuple[float, ...]  # what each token's NLL counts in the loss that is learned from, before its own weight
     backward: bool  # the loss gets a gradient, which goes back through the layers
     update: bool
+    apart: bool = False  # the gradient waits for an update that is a call of its own
 
     @property
     def moves(self) -> tuple[bool, ...]:
@@ -60,6 +61,7 @@ def plan(
     lengths: Sequence[int],
     weights: LossWeights | None = None,
     fixed: bool = False,
+    apart: bool = False,
 ) -> list[Pass]:
     """The passes of one step.
 
@@ -69,24 +71,35 @@ def plan(
         fixed: passes have the shape of the call, so that rows rest in place and those whose update is due go with the others. Else a
             pass has active rows alone, in the order of their streams, and all or none of them are due: no row is padding only, and
             none pays for a backward that it has no use for.
+        apart: every row's gradient is wanted, and no update is made (``Engine.forward_backward``).
     """
     weights = weights or LossWeights([1.0] * len(streams), lengths)
-    due = _due(settings, states, streams, lengths, weights.counted)
+    due = _due(settings, states, streams, lengths, weights.counted, apart)
+    of_rows = streams, lengths, due, weights.counted, weights.factors
     return [
-        _pass(settings, states, rows, *([values[r] for r in rows] for values in (streams, lengths, due, weights.counted, weights.factors)))
+        _pass(settings, states, apart, rows, *([values[r] for r in rows] for values in of_rows))
         for rows in _groups(settings, streams, lengths, due, fixed)
     ]
 
 
-def _due(settings, states, streams, lengths, counted) -> list[bool]:
-    """Whose update is due: every k-th segment of a stream, unless nothing was learned since the last. Where weights are shared, all rows'
-    at once, when the first stream's is."""
-    due = [settings.learns and n > 0 and (states[s].segments + 1) % settings.every == 0 for s, n in zip(streams, lengths)]
+def plan_update(settings, streams: Sequence[int]) -> list[Pass]:
+    """One update of ``streams`` by the gradients that wait, as passes through no layer: of all, or one by one where streams have weights
+    of their own."""
+    together = 1 if settings.owns_weights and not settings.shared else len(streams)
+    groups = [tuple(streams[i : i + together]) for i in range(0, len(streams), together)]
+    still = lambda value, g: (value,) * len(g)  # noqa: E731
+    return [Pass(tuple(range(len(g))), g, still(0, g), still(True, g), (), still(0.0, g), backward=False, update=True) for g in groups]
+
+
+def _due(settings, states, streams, lengths, counted, apart: bool) -> list[bool]:
+    """Whose update, or with ``apart`` gradient, is due: every k-th segment of a stream, unless nothing was learned since the last. Where
+    weights are shared, all rows' at once, when the first stream's is."""
+    due = [settings.learns and n > 0 and (apart or (states[s].segments + 1) % settings.every == 0) for s, n in zip(streams, lengths)]
+    waits = [not apart and state.waiting for state in states]
     if settings.shared and any(lengths):
         first = min((s, i) for i, (s, n) in enumerate(zip(streams, lengths)) if n > 0)[1]
-        learned = any(counted) or any(state.waiting for state in states)
-        return [due[first] and learned and n > 0 for n in lengths]
-    return [d and (count > 0 or states[s].waiting) for d, count, s in zip(due, counted, streams)]
+        return [due[first] and (any(counted) or any(waits)) and n > 0 for n in lengths]
+    return [d and (count > 0 or waits[s]) for d, count, s in zip(due, counted, streams)]
 
 
 def _groups(settings, streams, lengths, due, fixed: bool) -> list[list[int]]:
@@ -99,7 +112,7 @@ def _groups(settings, streams, lengths, due, fixed: bool) -> list[list[int]]:
     return [part for wanted in (True, False) for part in pieces([row for row in active if due[row] == wanted])]
 
 
-def _pass(settings, states, rows, streams, counts, due, counted, factors) -> Pass:
+def _pass(settings, states, apart, rows, streams, counts, due, counted, factors) -> Pass:
     resets = []
     if settings.learns and isinstance(settings.reset, int):
         resets = [s for s, n in zip(streams, counts) if n > 0 and states[s].since_reset + n >= settings.reset]
@@ -107,5 +120,5 @@ def _pass(settings, states, rows, streams, counts, due, counted, factors) -> Pas
     backward = settings.learns and any((learns or d) and s not in resets for learns, d, s in zip(learning, due, streams))
     total = sum(counted)
     shares = [1.0 / (total if settings.shared else n) * factor if learns else 0.0 for learns, n, factor in zip(learning, counted, factors)]
-    update = backward and any(d and s not in resets for d, s in zip(due, streams))
-    return Pass(tuple(rows), tuple(streams), tuple(counts), tuple(due), tuple(resets), tuple(shares), backward, update)
+    update = backward and not apart and any(d and s not in resets for d, s in zip(due, streams))
+    return Pass(tuple(rows), tuple(streams), tuple(counts), tuple(due), tuple(resets), tuple(shares), backward, update, apart)
