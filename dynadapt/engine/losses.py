@@ -92,7 +92,9 @@ def _logarithms(values, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Ten
 def _teacher(ids, logp, rows: int, width: int, vocabulary: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     found = token_ids("inputs['ids']", ids).cpu()
     if found.dim() != 3 or tuple(found.shape[:2]) != (rows, width):
-        raise ValueError(f"inputs['ids'] has shape {tuple(found.shape)}: expected [{rows}, {width}, K], the teacher's tokens for each target")
+        raise ValueError(
+            f"inputs['ids'] has shape {tuple(found.shape)}: expected [{rows}, {width}, K], the teacher's tokens for each target"
+        )
     if int(found.min()) < -1 or int(found.max()) >= vocabulary:
         raise ValueError(f"inputs['ids'] hold {int(found.min())}..{int(found.max())}: expected 0..{vocabulary - 1}, or -1 for no token")
     ordered = found.sort(-1).values

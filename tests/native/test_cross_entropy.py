@@ -48,7 +48,10 @@ def test_weight_gradient(case):
     check(case)
 
 
-@each(distillation, [(*size, k, True, weights, spread) for size, k in zip(SIZES, (1, 3, 16, 5, 40, 7)) for weights, spread in ((False, 1.0), (True, 20.0))])
+@each(
+    distillation,
+    [(*size, k, True, weights, spread) for size, k in zip(SIZES, (1, 3, 16, 5, 40, 7)) for weights, spread in ((False, 1.0), (True, 20.0))],
+)
 def test_distillation(case):
     found = check(case)
     assert (found["kl"][::7] == 0).all() and (found["dh"][::7] == 0).all()

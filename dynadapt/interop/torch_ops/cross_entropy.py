@@ -78,7 +78,9 @@ def _distillation(h, head, targets, ids, logp, weights, gradient=False):
     h, targets, ids, logp, weights = contiguous(h, targets, ids, logp, weights)
     (matrix,) = matrices("distillation", [head], h)
     for name, tokens in (("targets", targets), ("ids", ids)):
-        _check_targets("distillation", tokens.reshape(-1), tokens.reshape(-1) < head.shape[0], f"up to {head.shape[0] - 1} (or negative)", name)
+        _check_targets(
+            "distillation", tokens.reshape(-1), tokens.reshape(-1) < head.shape[0], f"up to {head.shape[0] - 1} (or negative)", name
+        )
     kernel("distillation", h)(h, matrix, targets, ids, logp, weights, nll, lse, kl, dh if gradient else None)
 
 
