@@ -22,7 +22,6 @@ from .memory import MemoryState
 from .op_set import OpSet
 from .weights import FrozenWeights, ModelTensors, group_sizes
 
-
 NOTHING: Mapping[str, torch.Tensor] = {}
 
 

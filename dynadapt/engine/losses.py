@@ -47,7 +47,7 @@ def given_fields(name: str, scored: int, candidates: int, wide: torch.dtype) -> 
     """What a pass is given of a loss."""
     if name == "kl":
         return {"ids": (torch.int64, (scored, candidates)), "logp": (wide, (scored, candidates))}
-    return {part: (wide, (scored,)) for part in LOSSES[name]}
+    return dict.fromkeys(LOSSES[name], (wide, (scored,)))
 
 
 def check_loss(loss, inputs, rows: int, width: int, vocabulary: int, dtype: torch.dtype) -> Loss:

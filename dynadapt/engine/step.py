@@ -135,8 +135,7 @@ class Step:
         given["moving"].masked_fill_(flagged, -1)
 
     def _learn(self, kind: Kind, batch: Batch, dhidden, learner, given: Tensors, made: Tensors) -> None:
-        settings, d = self.settings, self.decoder
-        backward = partial(d.backward, batch, learner, self.lowest, dhidden, kind.adds)
+        backward = partial(self.decoder.backward, batch, learner, self.lowest, dhidden, kind.adds)
         self.fresh &= not (kind.choosing or kind.update and self.fused)  # a backward that moves more than gradients
         lr = self._rates(self.lr, batch.streams[0])
         if not kind.update:
