@@ -429,7 +429,8 @@ typedef struct {
 /* Scores each stream's tokens, then learns from them. tokens [S, T + 1], row by row, with 1 <= T <= segment: inputs are the
  * first T of a row and targets the last T, so that a stream's next call starts with the token that this one ended with.
  * lengths [S], or NULL for all T: how many targets of each row count; a stream with 0 rests. nll [S, T] in nats, out, computed
- * before the update that saw these tokens; 0 beyond lengths. report may be NULL. Bad tokens change nothing. */
+ * before the update that saw these tokens; 0 beyond lengths. All targets that count weigh alike in what is learned. report may be
+ * NULL. Bad tokens change nothing. */
 DYNADAPT_API int dynadapt_engine_step(dynadapt_engine* engine, const int32_t* tokens, int32_t T, const int32_t* lengths,
                                       float* nll, dynadapt_engine_report* report);
 
