@@ -66,6 +66,11 @@ def descended(model: Model, tokens: torch.Tensor, loss, lr: float = 0.5) -> dict
     return {name: model.tensor(name).double() - lr * gradient(name) for name in model.names()}
 
 
+def descent_error(config: ModelConfig) -> float:
+    """How far ``descended`` may be off: transformers computes RMSNorm and rotations in float32 whatever the model's dtype is."""
+    return 1e-12 if config.family == "gpt2" else 5e-7
+
+
 def linear_weights(learner, config: ModelConfig) -> dict[str, torch.Tensor]:
     """What a learner of linear weights has, by canonical name."""
     named = {}

@@ -22,7 +22,7 @@ class Outcome:
 
 class StepReport:
     """What the last step did, by stream. ``flops``: phase -> FLOPs of this step. ``loss``: of ``forward_backward`` with loss="kl" each
-    token's [R, T], on the engine's device (0 where a row learns nothing); else None.
+    token's [R, T] in the rows that learn, on the engine's device; else None.
 
     The report of a step that may still run (``pending``) is read when a field other than ``flops`` is first asked for, which waits.
     """

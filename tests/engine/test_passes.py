@@ -113,7 +113,7 @@ def test_a_row_that_learns_nothing_does_not_move_and_pays_for_no_backward():
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_gradient_that_waits_is_used_when_its_update_is_due_whatever_the_last_segment_weighs(fixed, shared):
-    nothing, options = LossWeights([1.0], [0]), {"every": 2, "accumulate": True, "shared": shared, "fixed": fixed, "streams": 1}
+    nothing, options = LossWeights([1.0], [0]), {"every": 2, "accumulate": True, "shared": shared, "fixed": fixed}
     (p,) = made([4], weights=nothing, states=[StreamState(segments=1, waiting=True)], **options)
     assert p.backward and p.update and p.moves == (True,) and p.shares == (0.0,)
     (p,) = made([4], weights=nothing, states=[StreamState(segments=1)], **options)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import descended, linear_weights
+from helpers import descended, descent_error, linear_weights
 
 from dynadapt import SGD, Adam, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.model import random_model, tiny_config
@@ -47,7 +47,7 @@ def weighted_mean(tokens, weights, first=0):
 def assert_descended(e, tokens, weights, first=0):
     expected = descended(e.model, tokens, weighted_mean(tokens, weights, first))
     for name, weight in linear_weights(e.learners[0], e.config).items():
-        assert torch.allclose(weight, expected[name], rtol=0, atol=1e-10), name
+        assert torch.allclose(weight, expected[name], rtol=0, atol=descent_error(e.config)), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
