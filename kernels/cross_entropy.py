@@ -188,8 +188,8 @@ def dynadapt_distillation_teacher(logits, targets, ids, differences, width, K, T
     k = tl.arange(0, TEACHER)
     token = tl.load(ids + row.to(tl.int64) * K + k, mask=k < K, other=-1)
     d = tl.load(differences + row.to(tl.int64) * TEACHER + k)
-    scored = tl.load(targets + row) >= 0
-    tl.store(logits + row.to(tl.int64) * width + token, d.to(logits.dtype.element_ty), mask=(token >= 0) & scored)
+    token = tl.where(tl.load(targets + row) >= 0, token, -1)
+    tl.store(logits + row.to(tl.int64) * width + token, d.to(logits.dtype.element_ty), mask=token >= 0)
 
 
 @triton.jit(do_not_specialize=["rows"])

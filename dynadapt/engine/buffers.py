@@ -117,7 +117,7 @@ def fill(
         own_slots: whether each row has weights of its own in the learner.
         with_tokens: else the device puts them in.
     """
-    width, at, tokens, weights = given["inputs"].shape[1], 0, call.tokens, call.weights and call.weights.tokens
+    width, at, tokens, weights = given["inputs"].shape[1], 0, call.tokens, None if call.weights is None else call.weights.tokens
     given["targets"].fill_(-1)
     shares = torch.tensor(p.shares, dtype=given["weights"].dtype) / divisor
     for i, (row, stream, n, room) in enumerate(zip(p.rows, p.streams, p.counts, places)):

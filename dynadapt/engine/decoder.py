@@ -335,7 +335,7 @@ class Decoder:
             return
         h, targets, weights, lse, teacher = self.scored
         if teacher is not None:
-            weights = losses.add_teacher(self.ops, h, targets, weights, *teacher, grads.head, accumulate)
+            weights = losses.add_teacher(self.ops, h, targets, weights, teacher, grads.head, accumulate)
         self.ops.cross_entropy_weight_gradient(h, self.active.head, targets, weights, lse, grads.head, accumulate or teacher is not None)
         again, back = cross_entropy.weight_gradient_flops(len(targets), h.shape[1], self.config.vocab_size)
         self.ledger.add("recompute", again)

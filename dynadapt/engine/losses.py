@@ -120,11 +120,12 @@ def by_importance(nll, weights, dh, old, advantages) -> torch.Tensor:
     return weights * factor
 
 
-def add_teacher(ops, h, targets, weights, ids, logp, dW, accumulate: bool) -> torch.Tensor:
+def add_teacher(ops, h, targets, weights, teacher, dW, accumulate: bool) -> torch.Tensor:
     """The part of the head's gradient [V, H] that ``cross_entropy_weight_gradient`` has not, with the weights [N] which that one then takes:
 
     sum_n w_n (P_n softmax_n - sum_k p_nk onehot_k) h_n^T = sum_n w_n P_n (softmax_n - onehot_n) h_n^T + sum_n w_n (P_n onehot_n - sum_k ...) h_n^T
     """
+    ids, logp = teacher
     if not accumulate:
         dW.zero_()
     p = torch.where(ids >= 0, logp.exp(), 0.0)

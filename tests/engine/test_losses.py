@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynadapt import SGD, Adam, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.model import random_model, tiny_config
+from dynadapt.ops import UnsupportedOp
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3"]
 MODELS = {family: random_model(tiny_config(family), seed=1, std=0.1) for family in FAMILIES}
@@ -113,6 +114,23 @@ def test_kernels_learn_what_the_reference_learns(family, loss, dtype, tolerance)
         moved, ours = masters(truth) - before, masters(native).double() - before
         assert moved.abs().max() > 1e-4
         assert (moved - ours).abs().max() <= tolerance + (0.02 * moved.abs().max() if dtype == "bf16" else 0)
+
+
+@BY_NAME
+@pytest.mark.parametrize("dtype,tolerance", [("fp32", 1e-5), ("bf16", 5e-3)])
+def test_triton_learns_what_the_reference_learns(loss, dtype, tolerance):
+    same = dict(streams=2, optimizer=Adam(lr=0.01), memory=SegmentMemory(4, 1))
+    try:
+        triton = engine(backend="triton", dtype=dtype, **same)
+    except (ValueError, UnsupportedOp) as error:
+        pytest.skip(str(error))
+    truth = engine(dtype=dtype, static=True, **same)
+    for e in (truth, triton):
+        e.nll = e.forward_backward(text(2), [T, 6], weights=drawn(2), loss=loss, inputs=LOSSES[loss](2))
+        e.optim_step(lr=0.0)
+    torch.testing.assert_close(triton.nll, truth.nll, rtol=tolerance, atol=10 * tolerance)
+    norms = torch.tensor([truth.last.grad_norm, triton.last.grad_norm])
+    assert ((norms[0] - norms[1]).abs() <= 10 * tolerance * norms[0]).all()
 
 
 @BY_NAME
