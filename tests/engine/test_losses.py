@@ -116,6 +116,7 @@ def test_kernels_learn_what_the_reference_learns(family, loss, dtype, tolerance)
         assert (moved - ours).abs().max() <= tolerance + (0.02 * moved.abs().max() if dtype == "bf16" else 0)
 
 
+@pytest.mark.slow
 @BY_NAME
 @pytest.mark.parametrize("dtype,tolerance", [("fp32", 1e-5), ("bf16", 5e-3)])
 def test_triton_learns_what_the_reference_learns(loss, dtype, tolerance):

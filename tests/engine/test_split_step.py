@@ -110,6 +110,7 @@ def test_where_gradient_kernels_update_the_halves_differ_by_rounding(options, op
     torch.testing.assert_close(masters(halves), masters(whole), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_triton_halves_are_triton_steps():
     try:
         options = {"backend": "triton", "streams": 2, "segment": 5, "memory": SegmentMemory(4, 1)}
