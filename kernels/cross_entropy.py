@@ -11,6 +11,9 @@ products. That is the other form, ``cross_entropy_fused``, which moves less but 
 looked up in the table of measurements (``choices``), for score and gradient alike, so that both give the same score.
 
 The weight gradient recomputes a chunk's logits from lse in the same way; a Triton product sums over chunks in float32.
+
+``distillation`` is the chunked form with three launches between the products: scores, loss and the gradient at the teacher's tokens from
+the logits, then the gradient everywhere else over them, then those few on top. Nothing is subtracted from a rounded number.
 """
 
 from __future__ import annotations
@@ -118,6 +121,77 @@ def dynadapt_cross_entropy_apply(
         _write_gradient(logits, x, cols, target, total, weights, row, V, width)
 
 
+@triton.jit
+def dynadapt_distillation_score(
+    logits,
+    targets,
+    ids,
+    logp,
+    weights,
+    nll,
+    lse,
+    kl,
+    scale,
+    differences,
+    V,
+    width,
+    K,
+    BLOCK: tl.constexpr,
+    TEACHER: tl.constexpr,
+    GRADIENT: tl.constexpr,
+):
+    """One program a row of logits: nll, lse, kl; scale = w P and differences [TEACHER] = w (P softmax - p) at the teacher's tokens."""
+    row = tl.program_id(0)
+    logits += row.to(tl.int64) * width
+    target = tl.load(targets + row)
+    target_logit = tl.load(logits + tl.maximum(target, 0)).to(tl.float32)
+    m, s = float("-inf"), 0.0
+    for start in range(0, width, BLOCK):
+        _, block_max, block_sum = _block_sum(logits, start + tl.arange(0, BLOCK), V, width)
+        m, s = _join(m, s, block_max, block_sum)
+    total = m + tl.log(s)
+    _score(nll, lse, row, target, target_logit, total)
+    k = tl.arange(0, TEACHER)
+    at = row.to(tl.int64) * K + k
+    token = tl.load(ids + at, mask=k < K, other=-1)
+    known = token >= 0
+    log_p = tl.load(logp + at, mask=k < K, other=0.0)
+    p = tl.where(known, tl.exp(log_p), 0.0)
+    chosen = tl.load(logits + token, mask=known, other=0.0).to(tl.float32) - total
+    loss = tl.sum(tl.where(known, p * (log_p - chosen), 0.0), 0)
+    tl.store(kl + row, tl.where(target >= 0, loss, 0.0))
+    if GRADIENT:
+        weight = 1.0
+        if weights is not None:
+            weight = tl.load(weights + row)
+        mass = tl.sum(p, 0)
+        tl.store(scale + row, weight * mass)
+        tl.store(differences + row.to(tl.int64) * TEACHER + k, weight * (mass * tl.exp(chosen) - p))
+
+
+@triton.jit
+def dynadapt_distillation_apply(logits, targets, lse, scale, V, width, BLOCK: tl.constexpr):
+    """logits = scale softmax, nought where the row is not scored; one program a row and block."""
+    row, b = tl.program_id(0), tl.program_id(1)
+    logits += row.to(tl.int64) * width
+    cols = b * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(logits + cols, mask=cols < width, other=0.0).to(tl.float32)
+    d = tl.load(scale + row) * tl.exp(x - tl.load(lse + row))
+    d = tl.where((tl.load(targets + row) >= 0) & (cols < V), d, 0.0)
+    tl.store(logits + cols, d.to(logits.dtype.element_ty), mask=cols < width)
+
+
+@triton.jit
+def dynadapt_distillation_teacher(logits, targets, ids, differences, width, K, TEACHER: tl.constexpr):
+    """The gradient at a row's teacher's tokens; one program a row."""
+    row = tl.program_id(0)
+    k = tl.arange(0, TEACHER)
+    token = tl.load(ids + row.to(tl.int64) * K + k, mask=k < K, other=-1)
+    d = tl.load(differences + row.to(tl.int64) * TEACHER + k)
+    token = tl.where(tl.load(targets + row) >= 0, token, -1)
+    tl.store(logits + row.to(tl.int64) * width + token, d.to(logits.dtype.element_ty), mask=token >= 0)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def dynadapt_cross_entropy_weight_gradient(
     d, h, dW, rows, V, width, stride_h, H: tl.constexpr, ACCUMULATE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
@@ -147,6 +221,8 @@ def dynadapt_cross_entropy_weight_gradient(
 def reason(op: str) -> str:
     if op == "cross_entropy_weight_gradient":
         return "cuBLAS logits, Triton gradient of the logits, Triton product"
+    if op == "distillation":
+        return "cuBLAS logits, Triton loss and gradient of the logits, cuBLAS product"
     return f"Triton, {choices.reason(op)}; split is cuBLAS, Triton softmax, cuBLAS"
 
 
@@ -206,6 +282,35 @@ def cross_entropy_chunked(h, head, targets, weights, nll, lse, dh) -> None:
             torch.mm(logits[:, :V], head.weight, out=dh[lo:hi])
 
 
+def distillation(h, head, targets, ids, logp, weights, nll, lse, kl, dh) -> None:
+    """nll, lse [N] as of ``cross_entropy``; kl [N] in nats from a teacher; dh [N, H] of kl scaled by weights [N], or None for the scores.
+
+    ids int64 [N, K], different tokens in each row, negative where there is none; logp [N, K] float32: their log-probabilities.
+    """
+    check_shapes("distillation", h, head, targets)
+    if ids.shape != logp.shape or ids.dim() != 2 or len(ids) != len(h) or not ids.shape[1] or ids.dtype != torch.int64:
+        raise ValueError(
+            f"distillation: ids is {ids.dtype} {list(ids.shape)} and logp {list(logp.shape)}, accepted are torch.int64 [{len(h)}, K] and "
+            "log-probabilities of that shape"
+        )
+    V, K = head.weight.shape[0], ids.shape[1]
+    most, teacher = padded_rows(len(h), V, h.dtype), triton.next_power_of_2(K)
+    for lo, hi in chunks(len(h), V, h.dtype):
+        rows = slice(lo, hi)
+        logits = _logits(h[rows], head.weight, most)
+        given = _family(logits, targets[rows], None if weights is None else weights[rows], nll[rows], lse[rows], V, dh is not None)
+        given |= dict(ids=ids[rows], logp=logp[rows], kl=kl[rows], K=K, TEACHER=teacher, scale=None, differences=None)
+        if dh is not None:
+            given["scale"] = scratch(h.device, "distillation scale", most)
+            given["differences"] = scratch(h.device, "distillation differences", most, teacher)
+        launch(dynadapt_distillation_score, (hi - lo,), given, num_warps=WARPS)
+        if dh is not None:
+            blocks = triton.cdiv(given["width"], given["BLOCK"])
+            launch(dynadapt_distillation_apply, (hi - lo, blocks), given, num_warps=WARPS)
+            launch(dynadapt_distillation_teacher, (hi - lo,), given, num_warps=1)
+            torch.mm(logits[:, :V], head.weight, out=dh[rows])
+
+
 def _product_config(dtype: torch.dtype) -> dict:
     """128 x 128 sums are 64 registers a thread; float32 does without tensor cores and keeps tiles small."""
     if dtype == torch.float32:
@@ -235,8 +340,8 @@ def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate
 
 _TYPES = {
     **dict.fromkeys(("logits", "d", "h"), "*bf16"),
-    "targets": "*i64",
-    **dict.fromkeys(("weights", "nll", "lse", "maxima", "sums", "target_logits", "dW"), "*fp32"),
+    **dict.fromkeys(("targets", "ids"), "*i64"),
+    **dict.fromkeys(("weights", "nll", "lse", "maxima", "sums", "target_logits", "dW", "logp", "kl", "scale", "differences"), "*fp32"),
 }
 
 
@@ -250,6 +355,12 @@ def _variants():
     yield compiled("bf16", dynadapt_cross_entropy_apply, sizes)
     given = dict.fromkeys(("maxima", "sums", "target_logits", "nll"))
     yield compiled("bf16 lse given", dynadapt_cross_entropy_apply, {**sizes, **given})
+    teacher = {"num_warps": WARPS, "loose": ("V", "K"), "registers": 128}
+    for gradient in (True, False):
+        constexprs = {"BLOCK": BLOCK, "TEACHER": 64, "GRADIENT": gradient, **({} if gradient else dict.fromkeys(("scale", "differences")))}
+        yield variant(f"bf16 gradient={gradient}", dynadapt_distillation_score, _TYPES, constexprs, **teacher)
+    yield variant("bf16", dynadapt_distillation_apply, _TYPES, {"BLOCK": BLOCK}, **teacher)
+    yield variant("bf16", dynadapt_distillation_teacher, _TYPES, {"TEACHER": 64}, **{**teacher, "num_warps": 1})
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         tiles = _product_config(dtype)
         options = {n: tiles.pop(n) for n in ("num_warps", "num_stages")}

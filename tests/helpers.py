@@ -2,9 +2,9 @@
 
 import torch
 
-from dynadapt.model import Model, hf_name, linear_shapes, peft_name
+from dynadapt.model import Model, ModelConfig, hf_name, linear_shapes, peft_name
 from dynadapt.model.hf_config import config_to_hf
-from dynadapt.model.layout import hf_tensor
+from dynadapt.model.layout import hf_order, hf_tensor, layout
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -55,3 +55,27 @@ def to_transformers(model: Model, dtype: torch.dtype = torch.float32):
     assert not unexpected and set(missing) <= ({"lm_head.weight"} if model.config.tied_head else set()), (missing, unexpected)
     live.tie_weights()
     return live.to(dtype).eval()
+
+
+def descended(model: Model, tokens: torch.Tensor, loss, lr: float = 0.5) -> dict[str, torch.Tensor]:
+    """Every parameter by its canonical name, behind a step of plain gradient descent by torch's autograd in float64 on ``loss`` of the
+    logits [T, V] of one row [1, T + 1]."""
+    live, config = to_transformers(model, torch.float64), model.config
+    loss(live(tokens[:, :-1]).logits[0]).backward()
+    parameters = dict(live.named_parameters())
+    gradient = lambda name: hf_order(config, name, parameters[hf_name(config, name)].grad)  # noqa: E731
+    return {name: model.tensor(name).double() - lr * gradient(name) for name in model.names()}
+
+
+def descent_error(config: ModelConfig) -> float:
+    """How far ``descended`` may be off: transformers computes RMSNorm and rotations in float32 whatever the model's dtype is."""
+    return 1e-12 if config.family == "gpt2" else 5e-7
+
+
+def linear_weights(learner, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """What a learner of linear weights has, by canonical name."""
+    named = {}
+    for name, weight in learner.weights().items():
+        layer, group, part = name.split(".")
+        named[f"layers.{layer}.{layout(config)[group][int(part)]}.weight"] = weight
+    return named

@@ -8,7 +8,7 @@ from dynadapt.bench.cases.activation import activation_backward, activation_forw
 from dynadapt.bench.cases.attention import attention_backward, attention_forward
 from dynadapt.bench.cases.base import convert
 from dynadapt.bench.cases.bias_gradient import bias_gradient
-from dynadapt.bench.cases.cross_entropy import cross_entropy, cross_entropy_weight_gradient
+from dynadapt.bench.cases.cross_entropy import cross_entropy, cross_entropy_weight_gradient, distillation
 from dynadapt.bench.cases.delta_rule import delta_rule_backward, delta_rule_forward
 from dynadapt.bench.cases.embedding import embedding_backward, embedding_forward
 from dynadapt.bench.cases.gated_norm import gated_norm_backward, gated_norm_forward
@@ -41,6 +41,7 @@ CALLS = {
     "bias_gradient": (bias_gradient, (6, 7), {}),
     "cross_entropy": (cross_entropy, (6, 5, 11), {}),
     "cross_entropy_weight_gradient": (cross_entropy_weight_gradient, (6, 5, 11), {}),
+    "distillation": (distillation, (6, 5, 11, 3), {}),
     "scored_targets": (cross_entropy, (6, 5, 11), {"vocabulary": 11, "ignore_index": -100}),
     "linear_mse": (linear_mse, (6, 5), {}),
     "linear_mse_backward": (linear_mse, (6, 5), {}),

@@ -121,6 +121,10 @@ void bind_ops(py::module_& module) {
   define(module, "cross_entropy", {"h", "head", "targets", "weights", "nll", "lse", "dh"}, [](Arguments& a) {
     call(dynadapt_cross_entropy, a["h"], a.matrix("head"), a["targets"], a["weights"], a["nll"], a["lse"], a["dh"]);
   });
+  define(module, "distillation", {"h", "head", "targets", "ids", "logp", "weights", "nll", "lse", "kl", "dh"}, [](Arguments& a) {
+    call(dynadapt_distillation, a["h"], a.matrix("head"), a["targets"], a["ids"], a["logp"], a["weights"], a["nll"], a["lse"],
+         a["kl"], a["dh"]);
+  });
   define(module, "cross_entropy_weight_gradient", {"h", "head", "targets", "weights", "lse", "dW", "accumulate"},
          [](Arguments& a) {
            const auto params = gradient_params(a);

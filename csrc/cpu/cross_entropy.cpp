@@ -40,6 +40,30 @@ int dynadapt_cross_entropy(const DLTensor* h, const dynadapt_matrix* head, const
   });
 }
 
+int dynadapt_distillation(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets, const DLTensor* ids,
+                          const DLTensor* logp, const DLTensor* weights, const DLTensor* nll, const DLTensor* lse,
+                          const DLTensor* kl, const DLTensor* dh) {
+  return guarded([&] {
+    const Op op("distillation");
+    const Scored s(op, h, head, targets, weights);
+    const int64_t N = s.h.size[0], H = head->columns;
+    const View teacher = op.tensor("ids", ids, {N, -1}, kI64);
+    const int64_t K = teacher.size[1];
+    op.require(K > 0, "ids has shape [%lld, 0], accepted is at least 1 token a row", (ll)N);
+    for (int64_t i = 0; i < N * K; i++)
+      op.require(teacher.as<int64_t>()[i] < head->rows, "ids[%lld, %lld] is %lld, accepted is up to %lld (or negative: none)",
+                 (ll)(i / K), (ll)(i % K), (ll)teacher.as<int64_t>()[i], (ll)head->rows - 1);
+    const View known = op.tensor("logp", logp, {N, K}, kF32);
+    const View out = op.output("nll", nll, {N}, kF32), norm = op.output("lse", lse, {N}, kF32);
+    const View loss = op.output("kl", kl, {N}, kF32);
+    const View gradient = op.optional_output("dh", dh, {N, H}, s.h.dtype);
+    if (N)
+      kernels<CrossEntropyKernels>().score({s.h.dtype, N, H, s.h.data, head, s.targets.as<int64_t>(), s.weights.as<float>(),
+                                            out.as<float>(), norm.as<float>(), gradient.data, K, teacher.as<int64_t>(),
+                                            known.as<float>(), loss.as<float>()});
+  });
+}
+
 int dynadapt_cross_entropy_weight_gradient(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
                                            const DLTensor* weights, const DLTensor* lse, const DLTensor* dW,
                                            const dynadapt_gradient_params* params) {

@@ -14,6 +14,11 @@ struct CrossEntropy {
   const float* weights;  // or null: ones
   float *nll, *lse;
   void* dh;  // or null: the score only
+  // What is learned from is a teacher's K tokens of each row, K > 0, not the targets:
+  int64_t K = 0;
+  const int64_t* ids = nullptr;  // [N, K], negative: none
+  const float* logp = nullptr;   // [N, K]
+  float* kl = nullptr;
 };
 
 struct CrossEntropyWeightGradient {

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from dynadapt.adapt.methods import Full
 from dynadapt.engine.learners.rows import RowLearner
 from dynadapt.engine.learners.whole_model import ModelLearner
-from dynadapt.engine.needed_ops import needed_ops
 
 from .processes import Processes
 
@@ -49,7 +48,6 @@ def connect(
         engine.static.capture, engine.static.step.why_not_fused = False, APART
         learner.state.keep_grad = True
         learner.state.take_gradients()
-        engine.ops.resolve(needed_ops(engine, static=True, fused=False))
     if isinstance(learner, RowLearner):
         learner.scores_of_all = partial(row_scores_of_all, processes)
     if shard:

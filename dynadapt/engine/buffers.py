@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .plan import Pass, StreamState
+from . import losses
+from .losses import Fields, Loss
+from .plan import LossWeights, Pass, StreamState
 
 ALIGN = 64
-Fields = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Kind:
     update: bool
     learner: int
     choosing: bool
+    adds: bool = False  # its gradient, to what waits for an update
+    loss: str = "cross_entropy"
+    candidates: int = 0  # tokens of a teacher, for each scored one
 
 
 def given_fields(kind: Kind, wide: torch.dtype) -> Fields:
@@ -46,13 +50,15 @@ def given_fields(kind: Kind, wide: torch.dtype) -> Fields:
     }
     if kind.gathers:
         fields["rows"] = (i64, (kind.scored,))
-    return fields
+    return fields | losses.given_fields(kind.loss, kind.scored, kind.candidates, wide)
 
 
 def made_fields(kind: Kind, wide: torch.dtype) -> Fields:
     """Names, dtypes and shapes of what a pass leaves."""
     i32 = torch.int32
+    own: Fields = {"loss": (wide, (kind.scored,))} if kind.loss == "kl" else {}  # else it follows from the scores
     return {
+        **own,
         "nll": (wide, (kind.scored,)),
         "norms": (torch.float32, (kind.sets,)),
         "skipped": (i32, (kind.sets,)),
@@ -60,6 +66,17 @@ def made_fields(kind: Kind, wide: torch.dtype) -> Fields:
         "reset": (i32, (kind.rows,)),
         "invalid": (i32, (kind.rows,)),
     }
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """The arguments of a step, checked."""
+
+    tokens: torch.Tensor  # int64 [R, T+1]
+    lengths: list[int]
+    streams: list[int]
+    weights: LossWeights | None
+    loss: Loss
 
 
 class Arena:
@@ -85,26 +102,27 @@ class Arena:
 def fill(
     given: dict[str, torch.Tensor],
     p: Pass,
-    tokens: torch.Tensor | None,
+    call: StepCall,
     states: Sequence[StreamState],
     places: Sequence[int],
     divisor: int,
     own_slots: bool,
+    with_tokens: bool = True,
 ) -> None:
     """A plan and its tokens into zeroed buffers on the host.
 
     Args:
-        tokens: int64 [R, T+1] of the whole call; None where they are put in by the device.
         places: of each row among the scored tokens, ``counts`` of them or more.
         divisor: updates add up the gradients of so many segments.
         own_slots: whether each row has weights of its own in the learner.
+        with_tokens: else the device puts them in.
     """
-    width, at = given["inputs"].shape[1], 0
+    width, at, tokens, weights = given["inputs"].shape[1], 0, call.tokens, None if call.weights is None else call.weights.tokens
     given["targets"].fill_(-1)
     shares = torch.tensor(p.shares, dtype=given["weights"].dtype) / divisor
     for i, (row, stream, n, room) in enumerate(zip(p.rows, p.streams, p.counts, places)):
         past = states[stream].history
-        if tokens is not None:
+        if with_tokens:
             if past:
                 given["inputs"][i, : len(past)] = torch.tensor(past, dtype=torch.int64)
             given["inputs"][i, len(past) : len(past) + n] = tokens[row, :n]
@@ -112,7 +130,9 @@ def fill(
         if "rows" in given:
             given["rows"][at : at + room] = _scored_rows(len(past), n, room, width) + i * width
         if p.backward:
-            given["weights"][at : at + n] = shares[i]
+            given["weights"][at : at + n] = shares[i] if weights is None else shares[i] * weights[row, :n]
+            for name, values in call.loss.inputs.items():
+                given[name][at : at + n] = values[row, :n]
         at += room
     given["slots"].copy_(torch.tensor(p.streams))
     given["counts"].copy_(torch.tensor(p.counts))

@@ -6,7 +6,7 @@ document is or what a score is for. Activations that backward will read are kept
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,12 @@ from dynadapt.ops import attention, cross_entropy, linear, lora_gradient, weight
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.profiler_ranges import ranged
 
+from . import losses
 from .memory import MemoryState
 from .op_set import OpSet
 from .weights import FrozenWeights, ModelTensors, group_sizes
+
+NOTHING: Mapping[str, torch.Tensor] = {}
 
 
 @dataclass
@@ -252,27 +255,35 @@ class Decoder:
     # ---- the score
 
     @ranged("score")
-    def score(self, hidden, rows, targets, weights):
-        """Per-token NLL of the scored rows and, where ``weights`` are given, d-hidden of their weighted sum.
+    def score(self, hidden, rows, targets, weights, loss: str = "cross_entropy", inputs: Mapping[str, torch.Tensor] = NOTHING):
+        """Per-token NLL of the scored rows and, where ``weights`` are given, d-hidden of the weighted sum of a loss (losses.py).
 
         Args:
             hidden: [N, H]; rows: int64 [n], which of them are scored, each once; None: all.
             targets: int64 [n], negative: not scored after all. weights: [n] or None for the score alone.
+            loss: by name; inputs: what it is given, by name (``losses.given_fields``).
 
         Returns:
-            nll [n] and dhidden [N, H] or None, both in buffers that the next pass reuses.
+            nll [n] and dhidden [N, H] or None, both in buffers that the next pass reuses. ``loss`` of a teacher is left in ``self.loss``.
         """
         h = hidden if rows is None else torch.index_select(hidden, 0, rows, out=self.ws("scored", len(rows), hidden.shape[1]))
         n, vocabulary = len(targets), self.config.vocab_size
         nll, lse = self._stat("nll", n), self._stat("head lse", n)
         dh = None if weights is None else self.ws("dhidden scored", *h.shape)
-        self.ops.cross_entropy(h, self.active.head, targets, weights, nll, lse, dh)
+        teacher = (inputs["ids"], inputs["logp"]) if loss == "kl" else None
+        if teacher is None:
+            self.ops.cross_entropy(h, self.active.head, targets, weights, nll, lse, dh)
+        else:
+            self.loss = self._stat("teacher's loss", n)
+            self.ops.distillation(h, self.active.head, targets, *teacher, weights, nll, lse, self.loss, dh)
         flops = cross_entropy.flops(n, h.shape[1], vocabulary, False)
         self.ledger.add("forward", flops)
         if weights is None:
             return nll, None
         self.ledger.add("backward", flops)
-        self.scored = (h, targets, weights, lse)
+        if loss == "importance_sampling":
+            weights = losses.by_importance(nll, weights, dh, inputs["logp"], inputs["advantages"])
+        self.scored = (h, targets, weights, lse, teacher)
         if rows is not None:
             dh = self.ws("dhidden", *hidden.shape).zero_().index_copy_(0, rows, dh)
         return nll, dh
@@ -334,8 +345,10 @@ class Decoder:
             if not accumulate:
                 grads.head.zero_()
             return
-        h, targets, weights, lse = self.scored
-        self.ops.cross_entropy_weight_gradient(h, self.active.head, targets, weights, lse, grads.head, accumulate)
+        h, targets, weights, lse, teacher = self.scored
+        if teacher is not None:
+            weights = losses.add_teacher(self.ops, h, targets, weights, teacher, grads.head, accumulate)
+        self.ops.cross_entropy_weight_gradient(h, self.active.head, targets, weights, lse, grads.head, accumulate or teacher is not None)
         again, back = cross_entropy.weight_gradient_flops(len(targets), h.shape[1], self.config.vocab_size)
         self.ledger.add("recompute", again)
         self.ledger.add("backward", back)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .buffers import Arena, Kind, fill, given_fields, made_fields
-from .plan import Pass, plan
+from .buffers import Arena, Kind, StepCall, fill, given_fields, made_fields
+from .losses import CROSS_ENTROPY
+from .plan import Pass, plan, plan_update
 from .report import Outcome, StepReport
 from .step import Step
 from .workspace import KernelScratch
@@ -30,42 +31,61 @@ class Eager:
         self.step = step
         self.with_scratch = KernelScratch(step.settings.backend)
 
-    def run(self, tokens: torch.Tensor, lengths: list[int], streams: list[int], weights: list[float] | None):
-        """(scores [R, T], report) of one step; see ``Engine.step``. Arguments are checked."""
-        s = self.step
-        passes = plan(s.settings, s.states, streams, lengths, weights, self.fixed)
-        outcomes, nll = [], None
-        whole = self.fixed and len(passes) == 1 and len(passes[0].rows) == len(streams)
-        if not whole:
-            nll = torch.zeros(len(streams), tokens.shape[1] - 1, dtype=s.decoder.stat_dtype, device=s.settings.device)
+    def run(self, call: StepCall, apart: bool = False):
+        """(scores [R, T], report) of one step, or with ``apart`` of all of it but the update; see ``Engine.step``."""
+        s, rows, width = self.step, len(call.streams), call.tokens.shape[1] - 1
+        passes = plan(s.settings, s.states, call.streams, call.lengths, call.weights, self.fixed, apart)
+        outcomes, losses = [], None
+        blank = lambda: torch.zeros(rows, width, dtype=s.decoder.stat_dtype, device=s.settings.device)  # noqa: E731
+        whole = self.fixed and len(passes) == 1 and len(passes[0].rows) == rows
+        nll = None if whole else blank()
         for p in passes:
-            made = self._pass(p, tokens)
-            scores = made.pop("nll")
+            made = self._pass(p, call)
+            nll = self._take(nll, p, made.pop("nll"))
+            if "loss" in made:
+                losses = self._take(blank() if losses is None else losses, p, made.pop("loss"))
             outcomes.append(Outcome(p, made, not s.fused))
-            if nll is None:
-                nll = scores.view(len(streams), -1)
-            elif self.fixed:
-                nll[p.rows[0] : p.rows[-1] + 1] = scores.view(len(p.rows), -1)
-            else:
-                for row, part in zip(p.rows, scores.split(p.counts)):
-                    nll[row, : len(part)] = part
-        report = StepReport.pending(s.settings.streams, outcomes, dict(s.decoder.ledger.step))
+        return nll, self._report(outcomes, losses)
+
+    def _take(self, whole: torch.Tensor | None, p: Pass, part: torch.Tensor) -> torch.Tensor:
+        """[R, T] of a call with what one pass has made of its scored tokens; ``whole`` None: they are all there are."""
+        if whole is None:
+            return part.view(len(p.rows), -1)
+        if self.fixed:
+            whole[p.rows[0] : p.rows[-1] + 1] = part.view(len(p.rows), -1)
+            return whole
+        for row, values in zip(p.rows, part.split(p.counts)):
+            whole[row, : len(values)] = values
+        return whole
+
+    def _report(self, outcomes: list[Outcome], losses: torch.Tensor | None = None) -> StepReport:
+        s = self.step
+        report = StepReport.pending(s.settings.streams, outcomes, dict(s.decoder.ledger.step), losses)
         if not self.fixed:
             report.read()
-        return nll, report
+        return report
 
-    def _pass(self, p: Pass, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    def update(self, streams: list[int], lr: float | None) -> StepReport:
+        """One update by the gradients that wait; see ``Engine.optim_step``."""
+        s = self.step
+        rates = s.lr if lr is None else torch.full_like(s.lr, lr)
+        with self.with_scratch():
+            return self._report([Outcome(p, s.update(p, rates), True) for p in plan_update(s.settings, streams)])
+
+    def _pass(self, p: Pass, call: StepCall) -> dict[str, torch.Tensor]:
         """What one pass leaves, in tensors that stay."""
-        kind, again = self._kind(p, tokens.shape[1] - 1)
+        if p.apart and p.backward:
+            self.step.hold(p)
+        kind, again = self._kind(p, call)
         memory = self.step.decoder.memory
         memory_lengths = [] if memory is None else [memory.filled[s] for s in p.streams]
-        made = self._execute(kind, p, tokens, again)
-        self.step.move_on(kind, p, made, tokens, memory_lengths)
+        made = self._execute(kind, p, call, again)
+        self.step.move_on(kind, p, made, call.tokens, memory_lengths)
         return made
 
-    def _kind(self, p: Pass, segment: int) -> tuple[Kind, float]:
+    def _kind(self, p: Pass, call: StepCall) -> tuple[Kind, float]:
         """The kind of a pass, and the share of its inputs that were scored before."""
-        s, r = self.step, len(p.rows)
+        s, r, segment = self.step, len(p.rows), call.tokens.shape[1] - 1
         if self.fixed:
             width, scored = s.settings.context + segment, r * segment
             gathers, again = s.settings.context > 0, s.settings.context / width
@@ -75,18 +95,20 @@ class Eager:
             gathers, again = scored < r * width, sum(past) / (r * width)
         index = p.streams[0] if len(s.learners) > 1 else 0
         choosing = p.backward and s.settings.owns_weights and s.learners[index].choosing
-        return Kind(r, width, scored, gathers, r if s.own_slots else 1, p.backward, p.update, index, choosing), again
+        sets, adds = r if s.own_slots else 1, p.backward and (s.settings.accumulate or p.apart and s.waits(p))
+        loss = call.loss if p.backward else CROSS_ENTROPY
+        return Kind(r, width, scored, gathers, sets, p.backward, p.update, index, choosing, adds, loss.name, loss.candidates), again
 
-    def _fill(self, given: dict[str, torch.Tensor], p: Pass, tokens: torch.Tensor | None) -> None:
+    def _fill(self, given: dict[str, torch.Tensor], p: Pass, call: StepCall, with_tokens: bool = True) -> None:
         s, places = self.step, p.counts
         if self.fixed:
             places = (len(given["targets"]) // len(p.rows),) * len(p.rows)
-        fill(given, p, tokens, s.states, places, s.settings.every if s.settings.accumulate else 1, s.own_slots)
+        fill(given, p, call, s.states, places, s.settings.every if s.settings.accumulate else 1, s.own_slots, with_tokens)
 
-    def _execute(self, kind: Kind, p: Pass, tokens: torch.Tensor, again: float) -> dict[str, torch.Tensor]:
+    def _execute(self, kind: Kind, p: Pass, call: StepCall, again: float) -> dict[str, torch.Tensor]:
         wide, device = self.step.decoder.stat_dtype, self.step.settings.device
         given = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in given_fields(kind, wide).items()}
-        self._fill(given, p, tokens)
+        self._fill(given, p, call)
         given = {name: t.to(device) for name, t in given.items()}
         made = {name: torch.zeros(shape, dtype=dtype, device=device) for name, (dtype, shape) in made_fields(kind, wide).items()}
         with self.with_scratch():
@@ -148,9 +170,9 @@ class Captured(Eager):
         if self.cuda:  # a pool whose graphs are all gone must not be used again
             self.pool = torch.cuda.graph_pool_handle()
 
-    def _execute(self, kind: Kind, p: Pass, tokens: torch.Tensor, again: float) -> dict[str, torch.Tensor]:
+    def _execute(self, kind: Kind, p: Pass, call: StepCall, again: float) -> dict[str, torch.Tensor]:
         rec = self.recordings.get(kind) or self._record(kind)
-        self._fill_recording(rec, p, tokens)
+        self._fill_recording(rec, p, call)
         self._run(rec, kind, p, again)
         made = rec.made_arena.views(rec.made_buffer.clone())  # the recording's buffers belong to the next pass
         made["nll"].view(kind.rows, -1).masked_fill_((made["invalid"] != 0)[:, None], float("nan"))
@@ -164,15 +186,15 @@ class Captured(Eager):
         rec = self.recordings[kind] = Recording(given, made, given.empty(device), made.empty(device).zero_())
         return rec
 
-    def _fill_recording(self, rec: Recording, p: Pass, tokens: torch.Tensor) -> None:
+    def _fill_recording(self, rec: Recording, p: Pass, call: StepCall) -> None:
         """The host's decisions and tokens, in one copy."""
         host_buffer = rec.given_arena.empty("cpu", pinned=self.cuda).zero_()
-        on_host = tokens.device.type == "cpu"
-        self._fill(rec.given_arena.views(host_buffer), p, tokens if on_host else None)
+        on_host = call.tokens.device.type == "cpu"
+        self._fill(rec.given_arena.views(host_buffer), p, call, on_host)
         rec.given_buffer.copy_(host_buffer, non_blocking=True)
         rec.made["invalid"].zero_()
         if not on_host:
-            self._take_device_tokens(rec, tokens[p.rows[0] : p.rows[-1] + 1])  # no index tensor: it would wait for the device
+            self._take_device_tokens(rec, call.tokens[p.rows[0] : p.rows[-1] + 1])  # no index tensor: it would wait for the device
 
     def _take_device_tokens(self, rec: Recording, tokens: torch.Tensor) -> None:
         """Tokens that are on the device already; ids outside the vocabulary stop the stream and are reported when read."""

@@ -8,6 +8,8 @@
 4. backward: input gradients through frozen weights, weight gradients only for what learns, none into memory;
 5. per-stream clip and one fused update, or a reset to the prior; a non-finite gradient skips its stream and says so;
 6. the segment enters memory, detached.
+
+``Engine.forward_backward`` is all of it but the update, whose gradient waits and adds up; ``Engine.optim_step`` is the update.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from dynadapt.ops import UnsupportedOp
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.profiler_ranges import ranged
 
-from . import adapter_start, gradient_statistics, snapshots
+from . import adapter_start, gradient_statistics, snapshots, split_step
 from . import explain as explanation
 from . import state as engine_state
 from .calls import Calls, one_call, plain_torch
@@ -37,20 +39,18 @@ from .decoder import Decoder
 from .drivers import Captured, Eager
 from .learners.make import make_learners
 from .ledger import Ledger
-from .memory import MemoryState, Overlap, SegmentMemory
+from .memory import MemoryState, SegmentMemory
 from .needed_ops import needed_ops
 from .op_set import OpSet
 from .plan import StreamState
 from .report import StepReport
 from .sampling import Sampler
-from .settings import FIXED, EngineSettings
+from .settings import FIXED, NEVER, EngineSettings
 from .snapshots import StreamSnapshot
 from .step import Step
-from .step_arguments import check_lengths, check_stream, check_streams, check_tokens, check_weights
+from .step_arguments import check_stream, check_tokens
 from .weights import FrozenWeights, check_quantised, rotations
 from .workspace import Workspace
-
-NEVER = 2**31 - 1  # `every` of an engine whose updates are never due
 
 
 def _on_device(method):
@@ -269,7 +269,7 @@ class Engine:
         row = adapter_start.row_of(self, stream, adapter, prior)
         self.calls.moving()
         old = self.state[stream]
-        self.state[stream] = StreamState(segments=old.segments if self.accumulate else 0, since_reset=old.since_reset)
+        self.state[stream] = StreamState(old.segments if self.accumulate else 0, old.since_reset, old.waiting)
         if self.decoder.memory is not None:
             self.decoder.memory.clear(stream)
         if row is not None:
@@ -335,8 +335,10 @@ class Engine:
             lengths: R numbers, how many targets of each row count; 0 = the row rests. None: all T.
             streams: R stream numbers, whose text each row is; None: rows 0..S-1 are the streams in order.
                 With more streams than rows, documents enter and leave by these numbers alone.
-            weights: R numbers of at least 0, what each row's loss counts in what is learned; None: 1 each.
-                (Of these three, tensors on a device are waited for.)
+            weights: finite numbers of at least 0, what a loss counts in what is learned; scores are as without. [R, T], a bool mask
+                for one: of each token's, and a row learns from the sum of weight x NLL over the number of tokens whose weight isn't 0
+                (``shared``: those of all rows). R numbers: factors of each row's mean, which a 0 leaves as it is. A row without a
+                weight above 0 moves no weights of its own. None: 1 each. (Of these three, tensors on a device are waited for.)
 
         Returns:
             nll float32 [R, T] in nats on the engine's device, computed before the update that saw these tokens; 0 beyond
@@ -346,17 +348,58 @@ class Engine:
             ValueError: naming the argument that does not fit; nothing has changed.
             RuntimeError: an optimizer without its statistics; another call runs; an earlier step failed half-way.
         """
-        if self.learners:
-            self.learners[0].state.check_statistics()
-        streams = check_streams(streams, self.streams)
-        tokens = check_tokens(tokens, len(streams), self.segment + 1, self.config.vocab_size, self.device, looks=self.device.type == "cpu")
-        if tokens.device.type != "cpu" and isinstance(self.memory, Overlap):
-            raise ValueError(f"tokens is on {tokens.device}: memory=Overlap needs them on the CPU, where it keeps the last ones")
-        lengths = check_lengths(lengths, len(streams), tokens.shape[1] - 1)
-        weights = None if weights is None else check_weights(weights, len(streams))
+        given = split_step.checked(self, tokens, lengths, streams, weights, looks=self.device.type == "cpu")
+        split_step.refuse_waiting(self, given.streams)
         with self._counted():
-            nll, self.last = self.driver.run(tokens, lengths, streams, weights)
+            nll, self.last = self.driver.run(given)
         return nll
+
+    @ranged("forward_backward")
+    @one_call
+    @_on_device
+    def forward_backward(
+        self, tokens: torch.Tensor, lengths=None, streams=None, weights=None, loss: str = "cross_entropy", inputs=None
+    ) -> torch.Tensor:
+        """``step`` without its update: scores each row, and adds the gradient of its loss to what waits for ``optim_step``.
+
+        ``every`` does not matter here; with ``accumulate`` a segment counts 1/``every`` as in ``step``. Segments enter memory, and
+        resets are made, as in ``step``: a stream that goes back to the prior has no gradient left.
+
+        Args:
+            tokens, lengths, streams, weights: as ``step``'s. Tokens on a device are waited for.
+            loss: what the weights and means are of: "cross_entropy"; "importance_sampling", -exp(logp - old logp) x advantage; "kl",
+                from a teacher's probabilities of K tokens to the model's (losses.py, docs/learning.md).
+            inputs: what the loss takes, by name. importance_sampling: logp [R, T], each token's log-probability when it was sampled, and
+                advantages [R, T] or [R]. kl: ids [R, T, K] of different tokens (-1: none) and their log-probabilities logp [R, T, K].
+
+        Returns:
+            nll float32 [R, T] of the targets, as ``step``'s, whatever the loss; ``last.loss`` has that of a teacher.
+
+        Raises:
+            ValueError: naming the argument that does not fit, or adapt=None; nothing has changed.
+            RuntimeError: as ``step``; ``learn_no_more`` was called.
+        """
+        return split_step.forward_backward(self, tokens, lengths, streams, weights, loss, inputs)
+
+    @ranged("optim_step")
+    @one_call
+    @_on_device
+    def optim_step(self, streams=None, lr: float | None = None) -> StepReport:
+        """The update of ``step``, by the sum of the gradients that wait: clip, optimizer, decay to the prior.
+
+        A stream whose gradient is not finite is skipped and says so; the gradient is gone either way.
+
+        Args:
+            streams: whose; None: all for which a gradient waits. (With ``shared`` it is one update for all.)
+            lr: the learning rate of this update alone; None: each stream's own.
+
+        Returns:
+            What it did, which is ``last`` too.
+
+        Raises:
+            ValueError: a stream for which no gradient waits. RuntimeError: none waits at all; another call runs; an earlier one failed half-way.
+        """
+        return split_step.optim_step(self, streams, lr)
 
     @contextmanager
     def _counted(self):
@@ -460,6 +503,7 @@ class Engine:
         row = adapter_start.read(self, path("directory", directory))
         self.calls.moving()
         self.learners[0].start(self.driver.step.slot(stream), row)
+        self.driver.step.drop_gradient(stream)
 
     @one_call
     def save(self, directory) -> None:

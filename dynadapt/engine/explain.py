@@ -33,7 +33,11 @@ def _how_it_runs(engine) -> list[str]:
     if engine.learners:
         lines.append(
             "        update: "
-            + ("in the gradient kernels" if static.step.fused else f"a launch of its own, because {static.step.why_not_fused}")
+            + (
+                "in the gradient kernels; of optim_step a launch of its own"
+                if static.step.fused
+                else f"a launch of its own, because {static.step.why_not_fused}"
+            )
         )
     return lines
 

@@ -15,6 +15,8 @@ def gather(engine, segments) -> int:
     if engine.optimizer is None or not engine.optimizer.uses_statistics:
         raise ValueError(f"optimizer={engine.optimizer!r}: only RMS uses gradient statistics")
     rows = _checked(engine, segments)
+    if waiting := [s for s, state in enumerate(engine.state) if state.waiting]:
+        raise RuntimeError(f"gather_statistics: a gradient of streams {waiting} waits for its update: call optim_step first")
     totals, learner = dict(engine.ledger.totals), engine.learners[0]
     engine.calls.moving()
     try:

@@ -24,9 +24,7 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
         "whole": whole_model(adapt),
         "biases": bool(biased_groups(config)),
         "scored rows": isinstance(adapt, RowSparse) and adapt.select == "gradient",
-        "apart": not fused,
         "fused": fused,
-        "gradients kept": not fused or engine.optimizer.uses_statistics,
         "head norms": config.qk_norm,
         "delta layers": False,  # no family of models that the engine runs has them
         "own table": not looks_up_by_rows(config, engine.backend, engine.base),

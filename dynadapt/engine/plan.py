@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -17,7 +21,17 @@ class StreamState:
 
     segments: int = 0  # since the stream's document entered
     since_reset: int = 0  # tokens learned from since the adapter was last the prior
+    waiting: bool = False  # whether it has a gradient that no update has used yet
     history: list[int] = field(default_factory=list)  # Overlap: the last inputs
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What each token's NLL counts in the loss that is learned from: its row's factor times its own."""
+
+    factors: Sequence[float]  # one a row of the call
+    counted: Sequence[int]  # tokens of each row that its mean is over; 0: the row learns nothing
+    tokens: torch.Tensor | None = None  # [R, T] on the host; None: 1 each
 
 
 @dataclass(frozen=True)
@@ -29,9 +43,10 @@ class Pass:
     counts: tuple[int, ...]  # tokens that are scored; 0: the row rests
     due: tuple[bool, ...]  # whether its stream's update is
     resets: tuple[int, ...]  # streams that go back to the prior behind this segment
-    shares: tuple[float, ...]  # what each token's NLL counts in the loss that is learned from
+    shares: tuple[float, ...]  # what each token's NLL counts in the loss that is learned from, before its own weight
     backward: bool  # the loss gets a gradient, which goes back through the layers
     update: bool
+    apart: bool = False  # the gradient waits for an update that is a call of its own
 
     @property
     def moves(self) -> tuple[bool, ...]:
@@ -44,8 +59,9 @@ def plan(
     states: Sequence[StreamState],
     streams: Sequence[int],
     lengths: Sequence[int],
-    weights: Sequence[float] | None = None,
+    weights: LossWeights | None = None,
     fixed: bool = False,
+    apart: bool = False,
 ) -> list[Pass]:
     """The passes of one step.
 
@@ -55,24 +71,35 @@ def plan(
         fixed: passes have the shape of the call, so that rows rest in place and those whose update is due go with the others. Else a
             pass has active rows alone, in the order of their streams, and all or none of them are due: no row is padding only, and
             none pays for a backward that it has no use for.
+        apart: every row's gradient is wanted, and no update is made (``Engine.forward_backward``).
     """
-    due = _due(settings, states, streams, lengths)
-    passes = []
-    for rows in _groups(settings, streams, lengths, due, fixed):
-        part = [lengths[row] for row in rows]
-        passes.append(
-            _pass(settings, states, rows, [streams[r] for r in rows], part, [due[r] for r in rows], weights and [weights[r] for r in rows])
-        )
-    return passes
+    weights = weights or LossWeights([1.0] * len(streams), lengths)
+    due = _due(settings, states, streams, lengths, weights.counted, apart)
+    of_rows = streams, lengths, due, weights.counted, weights.factors
+    return [
+        _pass(settings, states, apart, rows, *([values[r] for r in rows] for values in of_rows))
+        for rows in _groups(settings, streams, lengths, due, fixed)
+    ]
 
 
-def _due(settings, states, streams, lengths) -> list[bool]:
-    """Whose update is due: every k-th segment of a stream. Where weights are shared, all rows' at once, when the first stream's is."""
-    due = [settings.learns and n > 0 and (states[s].segments + 1) % settings.every == 0 for s, n in zip(streams, lengths)]
+def plan_update(settings, streams: Sequence[int]) -> list[Pass]:
+    """One update of ``streams`` by the gradients that wait, as passes through no layer: of all, or one by one where streams have weights
+    of their own."""
+    together = 1 if settings.owns_weights and not settings.shared else len(streams)
+    groups = [tuple(streams[i : i + together]) for i in range(0, len(streams), together)]
+    still = lambda value, g: (value,) * len(g)  # noqa: E731
+    return [Pass(tuple(range(len(g))), g, still(0, g), still(True, g), (), still(0.0, g), backward=False, update=True) for g in groups]
+
+
+def _due(settings, states, streams, lengths, counted, apart: bool) -> list[bool]:
+    """Whose update, or with ``apart`` gradient, is due: every k-th segment of a stream, unless nothing was learned since the last. Where
+    weights are shared, all rows' at once, when the first stream's is."""
+    due = [settings.learns and n > 0 and (apart or (states[s].segments + 1) % settings.every == 0) for s, n in zip(streams, lengths)]
+    waits = [not apart and state.waiting for state in states]
     if settings.shared and any(lengths):
         first = min((s, i) for i, (s, n) in enumerate(zip(streams, lengths)) if n > 0)[1]
-        return [due[first] and n > 0 for n in lengths]
-    return due
+        return [due[first] and (any(counted) or any(waits)) and n > 0 for n in lengths]
+    return [d and (count > 0 or waits[s]) for d, count, s in zip(due, counted, streams)]
 
 
 def _groups(settings, streams, lengths, due, fixed: bool) -> list[list[int]]:
@@ -85,15 +112,13 @@ def _groups(settings, streams, lengths, due, fixed: bool) -> list[list[int]]:
     return [part for wanted in (True, False) for part in pieces([row for row in active if due[row] == wanted])]
 
 
-def _pass(settings, states, rows, streams, counts, due, weights) -> Pass:
+def _pass(settings, states, apart, rows, streams, counts, due, counted, factors) -> Pass:
     resets = []
     if settings.learns and isinstance(settings.reset, int):
         resets = [s for s, n in zip(streams, counts) if n > 0 and states[s].since_reset + n >= settings.reset]
-    learning = [n > 0 and (d or settings.accumulate) for d, n in zip(due, counts)]
-    backward = settings.learns and any(learns and s not in resets for learns, s in zip(learning, streams))
-    total = sum(counts)
-    shares = [1.0 / (total if settings.shared else n) if learns else 0.0 for learns, n in zip(learning, counts)]
-    if weights is not None:
-        shares = [share * weight for share, weight in zip(shares, weights)]
-    update = backward and any(d and s not in resets for d, s in zip(due, streams))
-    return Pass(tuple(rows), tuple(streams), tuple(counts), tuple(due), tuple(resets), tuple(shares), backward, update)
+    learning = [n > 0 and (d or settings.accumulate) for d, n in zip(due, counted)]
+    backward = settings.learns and any((learns or d) and s not in resets for learns, d, s in zip(learning, due, streams))
+    total = sum(counted)
+    shares = [1.0 / (total if settings.shared else n) * factor if learns else 0.0 for learns, n, factor in zip(learning, counted, factors)]
+    update = backward and not apart and any(d and s not in resets for d, s in zip(due, streams))
+    return Pass(tuple(rows), tuple(streams), tuple(counts), tuple(due), tuple(resets), tuple(shares), backward, update, apart)

@@ -21,7 +21,8 @@ class Outcome:
 
 
 class StepReport:
-    """What the last step did, by stream. ``flops``: phase -> FLOPs of this step.
+    """What the last step did, by stream. ``flops``: phase -> FLOPs of this step. ``loss``: of ``forward_backward`` with loss="kl" each
+    token's [R, T] in the rows that learn, on the engine's device; else None.
 
     The report of a step that may still run (``pending``) is read when a field other than ``flops`` is first asked for, which waits.
     """
@@ -34,14 +35,14 @@ class StepReport:
         grad_norm: list[float | None],
         flops: dict[str, int] | None = None,
     ):
-        self.streams, self.flops = len(updated), flops or {}
+        self.streams, self.flops, self.loss = len(updated), flops or {}, None
         self.outcomes: list[Outcome] = []
         self.known: dict[str, list] | None = {"updated": updated, "skipped": skipped, "was_reset": was_reset, "grad_norm": grad_norm}
 
     @classmethod
-    def pending(cls, streams: int, outcomes: list[Outcome], flops: dict[str, int]) -> StepReport:
+    def pending(cls, streams: int, outcomes: list[Outcome], flops: dict[str, int], loss: torch.Tensor | None = None) -> StepReport:
         report = cls.__new__(cls)
-        report.streams, report.flops, report.outcomes, report.known = streams, flops, outcomes, None
+        report.streams, report.flops, report.loss, report.outcomes, report.known = streams, flops, loss, outcomes, None
         return report
 
     def read(self) -> dict[str, list]:
@@ -67,7 +68,7 @@ class StepReport:
             for i, stream in enumerate(streams):
                 j = i if len(host["moving"]) > 1 else 0
                 known["was_reset"][stream] = stream in outcome.plan.resets or bool(host["reset"][i])
-                if outcome.plan.due[i] and host["moving"][j] >= 0:
+                if outcome.plan.update and outcome.plan.due[i] and host["moving"][j] >= 0:
                     known["skipped"][stream] = bool(host["skipped"][j])
                     known["updated"][stream] = not host["skipped"][j]
                     known["grad_norm"][stream] = host["norms"][j] if outcome.has_norms else None

@@ -27,6 +27,7 @@ from .weights import group_sizes
 BASES = ("same", "float8", "int8", "quants")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 ADAPTS = {"lora": LoRA, "rows": RowSparse, "full": Full}  # "none" as well
+NEVER = 2**31 - 1  # `every` of an engine whose updates are never due
 ROWS_A_THREAD = 256  # that go through the layers together on the CPU: with fewer, weights are turned and read too often
 MOST_POSITIONS = 2**24  # beyond it float32 no longer tells neighbouring positions apart
 

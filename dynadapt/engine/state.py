@@ -52,7 +52,11 @@ def state_counts(engine) -> dict:
     """What the engine counts, as plain data."""
     changes = engine.driver.step.changes
     points = [ChangePoint()] * engine.streams if changes is None else changes.points()
-    streams = [{"segments": s.segments, "since_reset": s.since_reset, "change": asdict(point)} for s, point in zip(engine.state, points)]
+    waiting = lambda s: {"waiting": s.waiting} if s.waiting or engine.accumulate else {}  # noqa: E731  (of a gradient without an update)
+    streams = [
+        {"segments": s.segments, "since_reset": s.since_reset, "change": asdict(point), **waiting(s)}
+        for s, point in zip(engine.state, points)
+    ]
     return {"streams": streams, "updates": engine.updates, "skipped_updates": engine.skipped_updates}
 
 
@@ -125,7 +129,8 @@ def _check_record(engine, record, root: Path) -> None:
     )
     is_stream = lambda value: (
         isinstance(value, dict)
-        and value.keys() == {"segments", "since_reset", "change"}  # noqa: E731
+        and value.keys() - {"waiting"} == {"segments", "since_reset", "change"}  # noqa: E731
+        and type(value.get("waiting", True)) is bool
         and is_count(value["segments"])
         and is_count(value["since_reset"])
         and is_change(value["change"])
@@ -229,6 +234,7 @@ def set_state(engine, tensors: dict[str, torch.Tensor], counts: dict) -> None:
         engine.decoder.memory.load(pick("memory."))
     for s, (state, row) in enumerate(zip(engine.state, counts["streams"])):
         state.segments, state.since_reset = row["segments"], row["since_reset"]
+        state.waiting = row.get("waiting", engine.accumulate and state.segments % engine.every > 0)  # older states don't say it
         state.history = tensors[f"history.{s}"].tolist()
     step = engine.driver.step
     step.fresh = False

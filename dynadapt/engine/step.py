@@ -81,9 +81,15 @@ class Step:
         self._count_anew(stream)
 
     def _count_anew(self, stream: int) -> None:
+        self.drop_gradient(stream)
         self.states[stream].since_reset = 0
         if self.changes is not None:
             self.changes.forget(stream)
+
+    def drop_gradient(self, stream: int) -> None:
+        """A stream's gradient that no update has used is gone, and where weights are shared, all streams' is."""
+        for state in self.states if self.settings.shared else [self.states[stream]]:
+            state.waiting = False
 
     def undo(self) -> bool:
         """Behind a failure: whether the engine is as it was before its first step. Later ones have gradients and scores to lose."""
@@ -105,8 +111,10 @@ class Step:
         d, learner = self.decoder, self.learner(p.streams[0])
         batch = Batch(given["inputs"], given["adapter"], given["slots"], p.streams, again)
         hidden = d.forward(batch, learner, self.lowest if kind.backward else None)
-        nll, dhidden = d.score(hidden, given.get("rows"), given["targets"], given["weights"] if kind.backward else None)
+        nll, dhidden = d.score(hidden, given.get("rows"), given["targets"], given["weights"] if kind.backward else None, kind.loss, given)
         made["nll"].copy_(nll)
+        if "loss" in made:
+            made["loss"].copy_(d.loss)
         self.moving()
         if self.changes is not None:
             self._watch(self.changes, p, given, made)
@@ -134,11 +142,9 @@ class Step:
         given["moving"].masked_fill_(flagged, -1)
 
     def _learn(self, kind: Kind, batch: Batch, dhidden, learner, given: Tensors, made: Tensors) -> None:
-        settings, d = self.settings, self.decoder
-        backward = partial(d.backward, batch, learner, self.lowest, dhidden, settings.accumulate)
-        own = settings.owns_weights and not settings.shared
+        backward = partial(self.decoder.backward, batch, learner, self.lowest, dhidden, kind.adds)
         self.fresh &= not (kind.choosing or kind.update and self.fused)  # a backward that moves more than gradients
-        lr = self.lr[batch.streams[0] : batch.streams[0] + 1] if own else self.lr
+        lr = self._rates(self.lr, batch.streams[0])
         if not kind.update:
             backward()
             return
@@ -146,9 +152,19 @@ class Step:
             self._backward_that_updates(backward, learner, lr, given, made)
         else:
             backward()
-            self.fresh = False
-            learner.update(d.ops, given["moving"], lr, made["norms"], made["skipped"])
-        moved = given["moving"] >= 0
+            self._move(learner, lr, given["moving"], made)
+        self._tally(given["moving"], made)
+
+    def _rates(self, lr: torch.Tensor, stream: int) -> torch.Tensor:
+        """The learning rates of what a stream's learner holds, of all sets' ``lr``."""
+        return lr[stream : stream + 1] if self.settings.owns_weights and not self.settings.shared else lr
+
+    def _move(self, learner, lr: torch.Tensor, moving: torch.Tensor, made: Tensors) -> None:
+        self.fresh = False
+        learner.update(self.decoder.ops, moving, lr, made["norms"], made["skipped"])
+
+    def _tally(self, moving: torch.Tensor, made: Tensors) -> None:
+        moved = moving >= 0
         skipped = (made["skipped"] != 0) & moved
         self.counters += torch.stack([(moved & ~skipped).sum(), skipped.sum()])
 
@@ -165,6 +181,37 @@ class Step:
         stepped = moved & (made["skipped"] == 0)
         made["skipped"].mul_(moved)
         learner.state.step.index_add_(0, given["adapter"].long(), stepped.to(torch.int32))
+
+    # ---- gradient and update as calls of their own
+
+    def waits(self, p: Pass) -> bool:
+        """Whether a gradient of the weights that a pass has waits for its update."""
+        return any(state.waiting for state in (self.states if self.settings.shared else [self.states[s] for s in p.streams]))
+
+    def hold(self, p: Pass) -> None:
+        """Before a pass whose gradient will wait: there is room for it, and nothing old in the room."""
+        state = self.learner(p.streams[0]).state
+        state.keep_grad = True  # not so where the gradient kernels update
+        gradients = state.take_gradients()
+        if self.own_slots and self.waits(p):  # else it is not added to what is there
+            for stream in p.streams:
+                if not self.states[stream].waiting:
+                    gradients[self.slot(stream)].zero_()
+
+    def update(self, p: Pass, lr: torch.Tensor) -> Tensors:
+        """One update of a pass's streams by the gradients that wait; what it has made."""
+        learner, device = self.learner(p.streams[0]), self.settings.device
+        slots = list(map(self.slot, p.streams)) if self.own_slots else [0]
+        moving = torch.tensor(slots, dtype=torch.int32, device=device)
+        rest = {name: torch.zeros(len(p.streams), dtype=torch.int32, device=device) for name in ("reset", "invalid")}
+        made = {"norms": torch.zeros(len(slots), device=device), "skipped": torch.zeros_like(moving), "moving": moving, **rest}
+        self.moving()
+        self._move(learner, self._rates(lr, p.streams[0]), moving, made)
+        self._tally(moving, made)
+        self._count_update(learner, len(slots))
+        for stream in p.streams:
+            self.drop_gradient(stream)
+        return made
 
     # ---- the host's part
 
@@ -193,11 +240,19 @@ class Step:
 
     def _count_learning(self, kind: Kind, p: Pass, flagged: list[int]) -> None:
         learner, settings = self.learner(p.streams[0]), self.settings
+        keeps = settings.accumulate or p.apart
         if settings.owns_weights:
-            learner.passes += settings.accumulate
-            if kind.update:
-                learner.count_update()
+            learner.passes += keeps
         if kind.update:
-            sets = sum(moves and s not in flagged for moves, s in zip(p.moves, p.streams)) if self.own_slots else 1
-            each = update_op.flops(learner.state.updated, settings.optimizer.rule(), learner.layout.parts)
-            self.decoder.ledger.add("update", sets * each)
+            self._count_update(learner, sum(moves and s not in flagged for moves, s in zip(p.moves, p.streams)) if self.own_slots else 1)
+        for stream, moves, share in zip(p.streams, p.moves, p.shares):
+            if kind.update and moves:
+                self.drop_gradient(stream)
+            elif share and keeps:
+                self.states[stream].waiting = True
+
+    def _count_update(self, learner, sets: int) -> None:
+        """``sets`` of weights have moved."""
+        if self.settings.owns_weights:
+            learner.count_update()
+        self.decoder.ledger.add("update", sets * update_op.flops(learner.state.updated, self.settings.optimizer.rule(), learner.layout.parts))

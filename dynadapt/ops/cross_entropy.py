@@ -8,6 +8,15 @@ running maximum, sum and an accumulator of exp(l - max) W, as online-softmax att
 both equal to W (Milakov and Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135). A frozen head
 costs 4 H V per token with the gradient and 2 H V without. Of a head in int8 the logits are the quantised product (ops/int8.py), and W
 in dh is what it stands for; it has no gradient.
+
+``distillation`` is the same walk with another loss than the score: the divergence to the model q = softmax(l) from a teacher of which K
+tokens i_k of each row and their probabilities p_k are known, whose sum P may be less than 1 (Hinton et al. 2015, arXiv 1503.02531)
+
+    kl = sum_k p_k (log p_k - (l_{i_k} - lse))
+    dh = w (P softmax(l) W - sum_k p_k W_{i_k})
+
+Its smallest value is at q_{i_k} = p_k / P, whatever the rest of the teacher's mass is. It costs what cross-entropy costs, and K rows of the
+head a token.
 """
 
 from __future__ import annotations
@@ -40,6 +49,28 @@ def _of_logits(d, targets, weights):
     d *= torch.where(scored, 1.0 if weights is None else weights.to(d.dtype), 0.0)[:, None]
     d[~scored] = 0
     return d
+
+
+def distillation(h, head, targets, ids, logp, weights, nll, lse, kl, dh) -> None:
+    """nll, lse [N] as of ``cross_entropy``; kl [N] in nats from a teacher; dh [N, H] of kl scaled by weights [N], or None for the scores.
+
+    ids int64 [N, K], different tokens in each row, negative where there is none; logp [N, K]: their log-probabilities. targets int64
+    [N]; a negative target is not scored: nll 0, kl 0, dh 0.
+    """
+    scored, known = targets >= 0, ids >= 0
+    logits = widen(head.logits(h))  # [N, V]
+    lse.copy_(torch.logsumexp(logits, 1))
+    nll.copy_(torch.where(scored, lse - logits.gather(1, targets.clamp(min=0)[:, None])[:, 0], 0.0))
+    p = torch.where(known, logp.exp(), 0.0).to(logits.dtype)  # [N, K]
+    chosen = logits.gather(1, ids.clamp(min=0)) - lse[:, None].to(logits.dtype)
+    kl.copy_(torch.where(scored, torch.where(known, p * (logp - chosen), 0.0).sum(1), 0.0))
+    if dh is None:
+        return
+    d = torch.softmax(logits, 1) * p.sum(1, keepdim=True)
+    d.scatter_add_(1, ids.clamp(min=0), -p)
+    d *= torch.where(scored, 1.0 if weights is None else weights.to(d.dtype), 0.0)[:, None]
+    d[~scored] = 0
+    dh.copy_(d.to(h.dtype) @ head.weight)
 
 
 def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate) -> None:

@@ -1,8 +1,8 @@
 """Named ranges for profilers: NVTX ranges in the domain "dynadapt", and the same names in torch.profiler.
 
 Off unless ``DYNADAPT_NVTX=1`` was set before the first op, or ``enable`` was called before the engine was made; then an engine's
-ops are wrapped, and without it they are not, so that ranges cost nothing. The names are "step", its parts "forward", "score",
-"backward" and "memory", and in them every op by its name. Native ops open their NVTX ranges themselves (csrc/core/range.h); the
+ops are wrapped, and without it they are not, so that ranges cost nothing. The names are "step" (or
+"forward_backward" and "optim_step"), its parts "forward", "score", "backward" and "memory", and in them every op by its name. Native ops open their NVTX ranges themselves (csrc/core/range.h); the
 others need the package nvtx. A step that runs as a CUDA graph shows "step" alone on the host.
 """
 

@@ -35,6 +35,8 @@ def text(seed=0, rows=2, length=T):
 TAKEN = engine().snapshot(0)
 CALLS = {
     "step": lambda e, to: e.step(text()),
+    "forward_backward": lambda e, to: e.forward_backward(text()),
+    "optim_step": lambda e, to: e.optim_step(),
     "score": lambda e, to: e.score(text()),
     "enter": lambda e, to: e.enter(0),
     "reset": lambda e, to: e.reset(1),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dynadapt.engine.plan import StreamState, plan
+from dynadapt.engine.plan import LossWeights, StreamState, plan
 
 SETTINGS = {
     "streams": 4,
@@ -71,7 +71,7 @@ def test_shared_weights_are_due_when_the_first_active_stream_is(fixed):
     states = [StreamState(segments=n) for n in (1, 0, 1, 1)]
     (p,) = made([0, 2, 6], states=states, every=2, shared=True, fixed=fixed)
     assert not any(p.due) and not p.backward
-    (p,) = made([2, 6], [2, 1], states=states, every=1, shared=True, weights=[1.0, 3.0], fixed=fixed)
+    (p,) = made([2, 6], [2, 1], states=states, every=1, shared=True, weights=LossWeights([1.0, 3.0], [2, 6]), fixed=fixed)
     assert all(p.due) and sorted(p.shares) == [1 / 8, 3 / 8]
 
 
@@ -89,3 +89,32 @@ def test_a_pass_that_only_rests_beside_a_reset_has_no_backward():
     states = [StreamState(since_reset=9), StreamState()]
     (p,) = made([3, 0], states=states, reset=10, accumulate=True, streams=[0, 1], fixed=True)
     assert p.resets == (0,) and not p.backward
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_mean_is_over_the_tokens_that_count(fixed):
+    own = sorted(made([4, 4], weights=LossWeights([1.0, 1.0], [2, 4]), fixed=fixed)[0].shares)
+    shared = made([4, 4], weights=LossWeights([1.0, 1.0], [2, 4]), shared=True, fixed=fixed)[0].shares
+    assert own == [1 / 4, 1 / 2] and shared == (1 / 6, 1 / 6)
+
+
+def test_a_row_that_learns_nothing_does_not_move_and_pays_for_no_backward():
+    masked = LossWeights([1.0, 1.0], [0, 4])
+    learning, scoring = made([4, 4], weights=masked)
+    assert learning.rows == (1,) and learning.update and scoring.rows == (0,) and not scoring.backward
+    (fixed,) = made([4, 4], weights=masked, fixed=True)
+    assert fixed.moves == (False, True) and fixed.shares == (0.0, 1 / 4)
+    for p in (*made([4, 4], weights=LossWeights([1.0, 1.0], [0, 0])), *made([4, 4], weights=LossWeights([1.0, 1.0], [0, 0]), shared=True)):
+        assert not p.backward and not p.update
+    (shared,) = made([4, 4], weights=masked, shared=True)
+    assert shared.moves == (True, True) and shared.shares == (0.0, 1 / 4)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_gradient_that_waits_is_used_when_its_update_is_due_whatever_the_last_segment_weighs(fixed, shared):
+    nothing, options = LossWeights([1.0], [0]), {"every": 2, "accumulate": True, "shared": shared, "fixed": fixed}
+    (p,) = made([4], weights=nothing, states=[StreamState(segments=1, waiting=True)], **options)
+    assert p.backward and p.update and p.moves == (True,) and p.shares == (0.0,)
+    (p,) = made([4], weights=nothing, states=[StreamState(segments=1)], **options)
+    assert not p.backward and not p.update

@@ -102,11 +102,12 @@ def good(e: Engine, seed: int) -> dict:
     width = rng.randint(1, e.segment)
     tokens = torch.randint(e.config.vocab_size, (len(streams), width + 1), generator=torch.Generator().manual_seed(seed))
     lengths = [rng.randint(0, width) for _ in streams]
+    weight = lambda: rng.choice([0.0, 0.5, 2.0])  # noqa: E731
     return {
         "tokens": tokens,
         "streams": streams,
         "lengths": rng.choice([None, lengths]),
-        "weights": rng.choice([None, [rng.choice([0.0, 0.5, 2.0]) for _ in streams]]),
+        "weights": rng.choice([None, [weight() for _ in streams], [[weight() for _ in range(width)] for _ in streams]]),
     }
 
 
@@ -127,6 +128,9 @@ def bad(e: Engine, fit: dict) -> list[dict]:
     wrong += [{"lengths": n} for n in ([-1] * rows, [e.segment + 1] * rows, [0.5] * rows, [1] * (rows + 1))]
     wrong += [{"streams": s} for s in ([e.streams] * rows, [-1] * rows, [0.0] * rows, [])]
     wrong += [{"weights": w} for w in ([float("nan")] * rows, [-1.0] * rows, [float("inf")] * rows, [1.0] * (rows + 1))]
+    wrong += [
+        {"weights": torch.full((rows, tokens.shape[1] - 1 + more), value)} for more, value in ((1, 1.0), (0, -1.0), (0, float("nan")))
+    ]
     return [{**fit, **change} for change in wrong]
 
 

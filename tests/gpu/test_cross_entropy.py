@@ -4,7 +4,7 @@ import pytest
 import torch
 from op_cases import make_case, same_bits
 
-from dynadapt.bench.cases.cross_entropy import cross_entropy, cross_entropy_weight_gradient
+from dynadapt.bench.cases.cross_entropy import cross_entropy, cross_entropy_weight_gradient, distillation
 from dynadapt.kernels import choices, row_chunks
 from dynadapt.kernels import cross_entropy as kernels
 from dynadapt.kernels import cross_entropy_fused as fused_kernels
@@ -115,6 +115,33 @@ def test_weight_gradient(case, monkeypatch):
     check(case)
 
 
+@each(distillation, [(*size, k, True, spread == 1.0, spread) for size, k in zip(SIZES, (1, 3, 40, 5)) for spread in (1.0, 20.0)])
+def test_distillation(case, monkeypatch):
+    monkeypatch.setattr(kernels, "BLOCK", 512)
+    found = check(case)
+    assert (found["kl"][::7] == 0).all() and (found["dh"][::7] == 0).all()
+    alone = run(case.change(dh=None))
+    assert all(torch.equal(found[name], alone[name]) for name in ("nll", "lse", "kl"))
+
+
+@each(distillation, [(131, 9, 70, 4)])
+def test_distillation_in_chunks(case, monkeypatch):
+    monkeypatch.setattr(row_chunks, "BUDGET", 1)
+    check(case)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@each(distillation, [(20, 33, 300, 6)])
+def test_a_bad_row_of_a_distillation_stays_alone(case, bad):
+    clean, dirty = run(case), run(case.spoil("h", 17, bad).spoil("h", 14))  # the latter is not scored
+    others = torch.ones(20, dtype=torch.bool)
+    others[[14, 17]] = False
+    for name, t in clean.items():
+        assert torch.equal(t[others], dirty[name][others])
+        assert not torch.isfinite(dirty[name][17]).all()
+    assert dirty["kl"][14] == 0 and (dirty["dh"][14] == 0).all()
+
+
 def test_no_rows(form):
     run(make_case(cross_entropy, (0, 5, 30)))
     assert (run(make_case(cross_entropy_weight_gradient, (0, 5, 30)))["dW"] == 0).all()
@@ -132,6 +159,9 @@ def test_errors_name_the_argument():
     head, out = DenseMatrix(torch.zeros(10, 4)), torch.zeros(3)
     with pytest.raises(ValueError, match=r"cross_entropy: targets is torch.int32 \[3\], accepted is torch.int64 \[3\]"):
         kernels.cross_entropy(torch.zeros(3, 4), head, torch.zeros(3, dtype=torch.int32), None, out, out, None)
+    with pytest.raises(ValueError, match=r"distillation: ids is torch.int64 \[3, 2\] and logp \[3, 1\], accepted are torch.int64 \[3, K\]"):
+        teacher = torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 1)
+        kernels.distillation(torch.zeros(3, 4), head, torch.zeros(3, dtype=torch.int64), *teacher, None, out, out, out, None)
     with pytest.raises(ValueError, match=r"h has shape \[3, 5\], accepted is \[any, 4\]"):
         kernels.cross_entropy(torch.zeros(3, 5), head, torch.zeros(3, dtype=torch.int64), None, out, out, None)
 
@@ -144,6 +174,11 @@ REAL = [(512, 576, 49152), (100, 768, 50257), (1500, 2048, 128256)]
 def test_real_sizes(case, named):
     with choices.force(named):
         check(case)
+
+
+@real_sizes(distillation, [(*size, 64) for size in REAL])
+def test_distillation_at_real_sizes(case):
+    check(case)
 
 
 @real_sizes(cross_entropy_weight_gradient, [(512, 576, 49152, True), (700, 2048, 128256, True)])

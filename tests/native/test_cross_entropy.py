@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from op_cases import DTYPES, check, each, rows_stand_alone, run, same_bits_at_any_threads
+from op_cases import DTYPES, check, each, make_case, rows_stand_alone, run, same_bits_at_any_threads
 
 from dynadapt import _C
-from dynadapt.bench.cases.cross_entropy import cross_entropy, cross_entropy_weight_gradient
+from dynadapt.bench.cases.cross_entropy import cross_entropy, cross_entropy_weight_gradient, distillation
 from dynadapt.ops import DenseMatrix, resolve
 
 # rows N, hidden H, vocabulary V
@@ -48,7 +48,36 @@ def test_weight_gradient(case):
     check(case)
 
 
-@each([cross_entropy, cross_entropy_weight_gradient], [(150, 65, 1111)])
+@each(
+    distillation,
+    [(*size, k, True, weights, spread) for size, k in zip(SIZES, (1, 3, 16, 5, 40, 7)) for weights, spread in ((False, 1.0), (True, 20.0))],
+)
+def test_distillation(case):
+    found = check(case)
+    assert (found["kl"][::7] == 0).all() and (found["dh"][::7] == 0).all()
+
+
+@each(distillation, [(100, 65, 257, 9)])
+def test_distillation_scores_as_the_score_does_and_rows_are_independent(case):
+    found = run(case)
+    score = run(make_case(cross_entropy, (100, 65, 257), case.dtype).change(h=case["h"], head=case["head"], targets=case["targets"]))
+    alone = run(case.change(dh=None))
+    assert torch.equal(found["nll"], score["nll"]) and torch.equal(found["lse"], score["lse"])
+    assert all(torch.equal(found[name], alone[name]) for name in ("nll", "lse", "kl"))
+    rows_stand_alone(case)
+
+
+@each(distillation, [(60, 33, 600, 5)])
+def test_a_teacher_that_knows_the_target_alone_is_cross_entropy(case):
+    targets = case["targets"]
+    case = case.change(ids=targets[:, None].clone(), logp=torch.zeros(60, 1))
+    other = make_case(cross_entropy, (60, 33, 600), case.dtype).change(**{name: case[name] for name in ("h", "head", "targets", "weights")})
+    found, score = run(case), run(other)
+    torch.testing.assert_close(found["kl"], score["nll"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["dh"], score["dh"], rtol=1e-2 if case.dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+
+
+@each([cross_entropy, cross_entropy_weight_gradient, distillation], [(150, 65, 1111)])
 def test_threads_change_no_bit(case):
     same_bits_at_any_threads(case)
 
@@ -58,6 +87,11 @@ def test_errors_name_the_argument():
     h, out = torch.zeros(3, 4), torch.zeros(3)
     with pytest.raises(ValueError, match=r"cross_entropy: targets\[2\] is 10, accepted is up to 9"):
         _C.cross_entropy(h, head, torch.tensor([0, 1, 10]), None, out, out.clone(), None)
+    ids, logp = torch.tensor([[1, 2], [3, 10], [4, -1]]), torch.zeros(3, 2)
+    with pytest.raises(ValueError, match=r"distillation: ids\[1, 1\] is 10, accepted is up to 9 \(or negative: none\)"):
+        _C.distillation(h, head, torch.zeros(3, dtype=torch.int64), ids, logp, None, out, out.clone(), out.clone(), None)
+    with pytest.raises(ValueError, match=r"distillation: ids has shape \[3, 0\], accepted is at least 1 token a row"):
+        _C.distillation(h, head, torch.zeros(3, dtype=torch.int64), ids[:, :0], logp[:, :0], None, out, out.clone(), out.clone(), None)
     with pytest.raises(ValueError, match=r"targets has dtype int32, accepted is int64"):
         _C.cross_entropy(h, head, torch.zeros(3, dtype=torch.int32), None, out, out.clone(), None)
     with pytest.raises(ValueError, match=r"h has shape \[3, 5\], accepted is \[any, 4\]"):

@@ -185,6 +185,28 @@ def test_cross_entropy():
     assert torch.allclose(nll, losses)
 
 
+def test_distillation():
+    h, head = rand(6, 5).requires_grad_(), DenseMatrix(rand(11, 5))
+    targets, weights = torch.tensor([3, -1, 0, 10, 7, -1]), rand(6).abs()
+    ids = torch.tensor([[3, 1, 0], [5, 2, 1], [0, 10, 9], [10, -1, -1], [1, 6, -1], [0, 1, 2]])
+    logp = torch.log_softmax(rand(6, 3), 1) - 0.2
+    scored, known = targets >= 0, ids >= 0
+    log_q = torch.log_softmax(h @ head.weight.t(), 1)
+    losses = (torch.where(known, logp.exp() * (logp - log_q.gather(1, ids.clamp(min=0))), 0.0).sum(1)) * scored
+    (losses * weights).sum().backward()
+    nll, lse, kl = (torch.full((6,), float("nan"), dtype=F64) for _ in range(3))
+    dh = torch.full_like(h, float("nan"))
+    op("distillation")(h.detach(), head, targets, ids, logp, weights, nll, lse, kl, dh)
+    assert torch.allclose(dh, h.grad) and torch.allclose(kl, losses)
+    score = torch.full((6,), float("nan"), dtype=F64), torch.full((6,), float("nan"), dtype=F64)
+    op("cross_entropy")(h.detach(), head, targets, None, *score, None)
+    assert torch.equal(nll, score[0]) and torch.equal(lse, score[1])
+    whole = torch.log_softmax(rand(6, 11, seed=9), 1)  # of all tokens: torch's own divergence
+    op("distillation")(h.detach(), head, targets, torch.arange(11).repeat(6, 1), whole, None, nll, lse, kl, dh)
+    expected = torch.nn.functional.kl_div(log_q.detach(), whole, reduction="none", log_target=True).sum(1)
+    assert torch.allclose(kl, expected * scored)
+
+
 def test_cross_entropy_weight_gradient():
     h, W, targets, weights = rand(6, 5), rand(11, 5).requires_grad_(), torch.tensor([3, -1, 0, 10, 7, 2]), rand(6)
     loss = torch.nn.functional.cross_entropy(h @ W.t(), targets.clamp(min=0), reduction="none")

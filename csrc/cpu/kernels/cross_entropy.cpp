@@ -34,6 +34,7 @@ struct Floats : Words {
 template <class Form, class T>
 struct Room {
   float *logits, *sums, *maximum, *total, *target;  // sums [rows, ld]: of exp(logit - maximum) W
+  float *chosen, *mixed;                            // [rows, K] logits of a teacher's tokens; [H] sum of p_k W[ids[k]]
   Panel<T>*probability, *wide, *turned;
   IntegerRows<Form> quantised;  // rows of h
   char* integers;               // panels of a block
@@ -55,6 +56,8 @@ struct Room {
     integers = arena.take<char>(Form::kInteger && Form::kStep < 4 ? kPanels * integer_panel_bytes<Form>(c.H) : 0);
     turned = arena.take<Panel<T>>(c.dh ? panel_count(c.H) * kBlock * kNR : 0);
     target_row = arena.take<T>(c.dh ? c.H : 0);
+    chosen = arena.take<float>(rows * c.K);
+    mixed = arena.take<float>(c.K && c.dh ? c.H : 0);
     bytes = arena.used();
   }
 };
@@ -145,6 +148,10 @@ void group_block(const CrossEntropy& c, const Room<Form, T>& room, const HeadBlo
     float* logits = room.logits + (n - begin) * kBlock;
     const int64_t target = c.targets[row + n] - head.begin;
     if (target >= 0 && target < head.count) room.target[n] = logits[target];
+    for (int64_t k = 0; k < c.K; k++) {
+      const int64_t id = c.ids[(row + n) * c.K + k] - head.begin;
+      if (id >= 0 && id < head.count) room.chosen[n * c.K + k] = logits[id];
+    }
     const float factor =
         fold(logits, head.count, room.maximum[n], room.total[n], c.dh ? room.probability + (n - begin) * kBlock : nullptr);
     if (c.dh && factor != 1.0f && head.begin > 0)
@@ -183,12 +190,38 @@ void for_head_blocks(const CrossEntropy& c, Team team, char* base, size_t bytes,
   }
 }
 
+/// kl and dh of a scored row: dh = weight (P softmax W - sum p_k W[ids[k]]), P the sum of the p_k.
+template <class Form, class T>
+void finish_teacher(const CrossEntropy& c, const Room<Form, T>& room, int64_t n, int64_t i) {
+  const int64_t* ids = c.ids + n * c.K;
+  const float *logp = c.logp + n * c.K, *chosen = room.chosen + i * c.K;
+  float mass = 0, kl = 0;
+  for (int64_t k = 0; c.dh && k < c.H; k++) room.mixed[k] = 0;
+  for (int64_t k = 0; k < c.K; k++) {
+    if (ids[k] < 0) continue;
+    const float p = __builtin_expf(logp[k]);
+    mass += p;
+    kl += p * (logp[k] - (chosen[k] - c.lse[n]));
+    if (!c.dh) continue;
+    read_row(*c.head, ids[k], room.target_row);
+    for (int64_t j = 0; j < c.H; j++) room.mixed[j] += p * to_float(room.target_row[j]);
+  }
+  c.kl[n] = kl;
+  if (!c.dh) return;
+  T* dh = static_cast<T*>(c.dh) + n * c.H;
+  const float weight = c.weights ? c.weights[n] : 1.0f, scale = weight * mass / room.total[i];
+  const float* sums = room.sums + i * room.ld;
+  for (int64_t k = 0; k < c.H; k++) assign(dh[k], scale * sums[k] - weight * room.mixed[k]);
+}
+
 /// nll, lse and dh of row n of the call, which is row i of the pass.
 template <class Form, class T>
 void finish_row(const CrossEntropy& c, const Room<Form, T>& room, int64_t n, int64_t i) {
   const bool scored = c.targets[n] >= 0;
   c.lse[n] = room.maximum[i] + __builtin_logf(room.total[i]);
   c.nll[n] = scored ? c.lse[n] - room.target[i] : 0.0f;
+  if (c.K && !scored) c.kl[n] = 0;
+  if (c.K && scored) return finish_teacher(c, room, n, i);
   if (!c.dh) return;
   T* dh = static_cast<T*>(c.dh) + n * c.H;
   if (!scored) {

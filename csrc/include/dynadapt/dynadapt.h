@@ -161,6 +161,13 @@ DYNADAPT_API int dynadapt_bias_gradient(const DLTensor* dy, const DLTensor* db);
 DYNADAPT_API int dynadapt_cross_entropy(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
                                         const DLTensor* weights, const DLTensor* nll, const DLTensor* lse, const DLTensor* dh);
 
+/* nll and lse as there; kl[n] = sum_k p_k (logp[n, k] - (logit[n, ids[n, k]] - lse[n])), p_k = exp(logp[n, k]): from a teacher of which K
+ * tokens of each row are known; dh = weights[n] * (P softmax(h W^T) W - sum_k p_k W[ids[n, k]]), P = sum_k p_k.
+ * ids i64 [N, K] (negative: none), logp f32 [N, K], kl f32 [N], the others as in dynadapt_cross_entropy. */
+DYNADAPT_API int dynadapt_distillation(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
+                                       const DLTensor* ids, const DLTensor* logp, const DLTensor* weights, const DLTensor* nll,
+                                       const DLTensor* lse, const DLTensor* kl, const DLTensor* dh);
+
 /* dW = (weights * (softmax(h W^T) - onehot(targets)))^T h, f32 [V, H], with lse from dynadapt_cross_entropy. */
 DYNADAPT_API int dynadapt_cross_entropy_weight_gradient(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
                                                         const DLTensor* weights, const DLTensor* lse, const DLTensor* dW,
@@ -423,7 +430,8 @@ typedef struct {
 /* Scores each stream's tokens, then learns from them. tokens [S, T + 1], row by row, with 1 <= T <= segment: inputs are the
  * first T of a row and targets the last T, so that a stream's next call starts with the token that this one ended with.
  * lengths [S], or NULL for all T: how many targets of each row count; a stream with 0 rests. nll [S, T] in nats, out, computed
- * before the update that saw these tokens; 0 beyond lengths. report may be NULL. Bad tokens change nothing. */
+ * before the update that saw these tokens; 0 beyond lengths. All targets that count weigh alike in what is learned. report may be
+ * NULL. Bad tokens change nothing. */
 DYNADAPT_API int dynadapt_engine_step(dynadapt_engine* engine, const int32_t* tokens, int32_t T, const int32_t* lengths,
                                       float* nll, dynadapt_engine_report* report);
 

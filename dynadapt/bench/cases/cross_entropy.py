@@ -14,6 +14,11 @@ CROSS_ENTROPY_WEIGHT_GRADIENT = Op(
 )
 
 
+DISTILLATION = Op(
+    "distillation", "nll lse kl dh", wide="logp weights nll lse kl", frozen="head", rows="h targets ids logp weights nll lse kl dh"
+)
+
+
 def _inputs(d: Draw, n, hidden, vocabulary, weights, spread, base="same") -> dict:
     targets = d.integers(vocabulary, n)
     if d.odd:
@@ -50,6 +55,37 @@ def cross_entropy(
     flops = ops.flops(n, hidden, vocabulary, gradient)
     # Logits of 20 standard deviations reach 80, where one float32 rounding moves a probability by 5e-6.
     return OpCase(CROSS_ENTROPY, d.dtype, arguments, label, moved, flops, max(1.0, spread / 4), base)
+
+
+def distillation(
+    d: Draw,
+    n: int,
+    hidden: int,
+    vocabulary: int,
+    teacher: int = 32,
+    gradient: bool = True,
+    weights: bool = True,
+    spread: float = 1.0,
+    label: str = "",
+    base: str = "same",
+) -> OpCase:
+    """``teacher``: its tokens a row, K. In an odd case some rows have fewer, and every seventh row is not scored."""
+    inputs = _inputs(d, n, hidden, vocabulary, weights, spread, base)
+    k = min(teacher, vocabulary)
+    ids = torch.stack([d.permutation(vocabulary)[:k] for _ in range(n)]) if n else torch.empty(0, k, dtype=torch.int64, device=d.device)
+    if d.odd:
+        ids[::3, k // 2 + 1 :] = -1
+    logp = torch.log_softmax(2 * d.wide(n, k), 1) - 0.1  # of a mass of 0.9
+    arguments = {
+        **{name: inputs[name] for name in ("h", "head", "targets")},
+        "ids": ids,
+        "logp": logp,
+        "weights": inputs["weights"],
+        **{name: d.out(n, wide=True) for name in ("nll", "lse", "kl")},
+        "dh": d.out(n, hidden) if gradient else None,
+    }
+    moved = 2 * n * hidden * (2 if gradient else 1) + int(weight_bytes(vocabulary * hidden, base)) + 20 * n + 12 * n * k
+    return OpCase(DISTILLATION, d.dtype, arguments, label, moved, ops.flops(n, hidden, vocabulary, gradient), max(1.0, spread / 4), base)
 
 
 def cross_entropy_weight_gradient(d: Draw, n: int, hidden: int, vocabulary: int, accumulate: bool = False) -> OpCase:

@@ -10,7 +10,7 @@ from .activation import activation_backward, activation_forward
 from .attention import attention_backward, attention_forward
 from .base import Draw, OpCase
 from .bias_gradient import bias_gradient
-from .cross_entropy import cross_entropy, cross_entropy_weight_gradient
+from .cross_entropy import cross_entropy, cross_entropy_weight_gradient, distillation
 from .delta_rule import delta_rule_backward, delta_rule_forward
 from .embedding import embedding_backward, embedding_forward
 from .gated_norm import gated_norm_backward, gated_norm_forward
@@ -110,6 +110,7 @@ OPS = {
     "weight_gradient": lambda z, m: _weight_gradients(weight_gradient, z),
     "weight_gradient_update": lambda z, m: _weight_gradients(weight_gradient_update, z),
     "cross_entropy": _cross_entropies,
+    "distillation": lambda z, m: [distillation(z.draw, z.N, z.c.hidden_size, z.c.vocab_size, base=z.base)],
     "cross_entropy_weight_gradient": lambda z, m: [cross_entropy_weight_gradient(z.draw, z.N, z.c.hidden_size, z.c.vocab_size)],
     "norm_forward": lambda z, m: [norm_forward(z.draw, z.N, z.c.hidden_size)],
     "norm_backward": lambda z, m: [norm_backward(z.draw, z.N, z.c.hidden_size, learns=False, again=False)],

@@ -150,9 +150,12 @@ class FlatState(UpdateState):
         return {name: t[slot] for name, t in named.items() if t is not None}
 
     def slot_load(self, slot: int, saved: dict[str, torch.Tensor]) -> None:
-        """Copies of what ``slot`` gave into one slot."""
+        """Copies of what ``slot`` gave into one slot; a gradient is kept on either side once one has had to wait."""
+        if "grad" in saved and self.grad is None:
+            self.keep_grad = True
+            self.take_gradients()
         for name, view in self.slot(slot).items():
-            view.copy_(saved[name])
+            view.copy_(saved[name]) if name in saved or name != "grad" else view.zero_()
         if self.working is not None:
             self.working[slot].copy_(self.master[slot])
 

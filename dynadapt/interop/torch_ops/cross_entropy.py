@@ -10,13 +10,13 @@ from .packing import matrices
 from .registry import autograd, contiguous, functional, kernel, once, wide
 
 
-def _check_targets(op, targets, fit, accepted):
+def _check_targets(op, targets, fit, accepted, name="targets"):
     """Raises ValueError for a target that does not ``fit``; on a GPU the check stays in its queue, as torch's own does."""
     if targets.device.type != "cpu":
-        torch._assert_async(fit.all(), f"{op}: a target is out of range, accepted is {accepted}")
+        torch._assert_async(fit.all(), f"{op}: {'a target' if name == 'targets' else name} out of range, accepted is {accepted}")
     elif not fit.all():
         place = int(fit.logical_not().nonzero()[0])
-        raise ValueError(f"{op}: targets[{place}] is {int(targets[place])}, accepted is {accepted}")
+        raise ValueError(f"{op}: {name}[{place}] is {int(targets[place])}, accepted is {accepted}")
 
 
 @functional("scored_targets(Tensor targets, SymInt vocabulary, int ignore_index) -> (Tensor scored, Tensor count)")
@@ -63,6 +63,25 @@ def _weight_gradient(h, head, targets, weights, lse):
         "cross_entropy_weight_gradient", targets, targets < head.shape[0], f"up to {head.shape[0] - 1} (or negative: not scored)"
     )
     kernel("cross_entropy_weight_gradient", h)(h, matrix, targets, weights, lse, dW, False)
+
+
+@functional(
+    "distillation(Tensor h, Tensor head, Tensor targets, Tensor ids, Tensor logp, Tensor? weights, bool gradient=False) -> "
+    "(Tensor nll, Tensor lse, Tensor kl, Tensor dh)",
+    lambda h, head, targets, ids, logp, weights, gradient=False: op_entropy.flops(h[0], h[1], head[0], gradient),
+    gradient=True,
+)
+def _distillation(h, head, targets, ids, logp, weights, gradient=False):
+    nll, lse, kl = (wide(h, h.shape[0]) for _ in range(3))
+    dh = h.new_empty(h.shape[0] if gradient else 0, h.shape[1])  # of weights x kl
+    yield nll, lse, kl, dh
+    h, targets, ids, logp, weights = contiguous(h, targets, ids, logp, weights)
+    (matrix,) = matrices("distillation", [head], h)
+    for name, tokens in (("targets", targets), ("ids", ids)):
+        _check_targets(
+            "distillation", tokens.reshape(-1), tokens.reshape(-1) < head.shape[0], f"up to {head.shape[0] - 1} (or negative)", name
+        )
+    kernel("distillation", h)(h, matrix, targets, ids, logp, weights, nll, lse, kl, dh if gradient else None)
 
 
 def _setup(ctx, inputs, output):

@@ -292,6 +292,18 @@ ROWS = {
         "lse": out(6),
         "dh": may_out(6, 8),
     },
+    "distillation": {
+        "h": T((6, 8)),
+        "head": Matrix(),
+        "targets": TARGETS,
+        "ids": T((6, 2), "i64", values=(0, 4, -1, 2, 3, 1, 4, 0, 2, -1, 1, 3), bad=(5, 2**63 - 1)),
+        "logp": T((6, 2)),
+        "weights": may(6),
+        "nll": out(6),
+        "lse": out(6),
+        "kl": out(6),
+        "dh": may_out(6, 8),
+    },
     "cross_entropy_weight_gradient": {
         "h": T((6, 8)),
         "head": Matrix(),

@@ -37,6 +37,11 @@ class Tensors {
   }
   DLTensor* i32(std::vector<int32_t> values) { return ints(std::move(values), 32); }
   DLTensor* i64(std::vector<int64_t> values) { return ints(std::move(values), 64); }
+  DLTensor* i64(std::vector<int64_t> values, int64_t columns) {
+    DLTensor* tensor = add({int64_t(values.size()) / columns, columns}, {kDLInt, 64, 1}, 8);
+    std::memcpy(tensor->data, values.data(), values.size() * 8);
+    return tensor;
+  }
   DLTensor* out(std::vector<int64_t> shape) {
     DLTensor* tensor = f32(std::move(shape), 0.0f);
     outputs_.push_back(memory_.size() - 1);
@@ -143,6 +148,12 @@ struct Ops {
     });
     add("cross_entropy", [=, this, nll = t.out({N}), lse = t.out({N}), dh = t.out({N, K})] {
       return dynadapt_cross_entropy(x, quantised, targets, nullptr, nll, lse, dh);
+    });
+    std::vector<int64_t> likely(2 * N);
+    for (int64_t n = 0; n < N; n++) likely[2 * n] = n, likely[2 * n + 1] = n % 5 ? V - 1 - n : -1;
+    DLTensor *teacher = t.i64(likely, 2), *logp = t.f32({N, 2}, -1.5f);
+    add("distillation", [=, this, nll = t.out({N}), lse = t.out({N}), kl = t.out({N}), dh = t.out({N, K})] {
+      return dynadapt_distillation(x, matrix, targets, teacher, logp, nullptr, nll, lse, kl, dh);
     });
     add("cross_entropy_weight_gradient", [=, this, dW = t.out({V, K})] {
       return dynadapt_cross_entropy_weight_gradient(x, matrix, targets, nullptr, known, dW, &gradient);
