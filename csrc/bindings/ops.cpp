@@ -31,7 +31,7 @@ dynadapt_head_norm_params head_norm_params(Arguments& a, float eps) {
 }
 
 dynadapt_activation_params activation_params(Arguments& a) {
-  return {sizeof(dynadapt_activation_params), a.kind({"swiglu", "gelu_tanh", "gelu", "geglu_tanh"})};
+  return {sizeof(dynadapt_activation_params), a.kind({"swiglu", "gelu_tanh", "gelu", "geglu_tanh", "glu"})};
 }
 
 dynadapt_attention_params attention_params(Arguments& a) {

@@ -193,7 +193,7 @@ _ROWS = (
         jax=False,
     ),
     Row("gated_norm_backward", "gated_norm", "gradient of gated_norm_forward", "backward", ("delta layers", "learning"), jax=False),
-    Row("activation_forward", "activation", "SwiGLU, GEGLU, GELU", "forward", derivative=True),
+    Row("activation_forward", "activation", "SwiGLU, GEGLU, GELU, GLU", "forward", derivative=True),
     Row("activation_backward", "activation", "gradient of activation_forward, and its output again", "backward", ("learning",)),
     Row(
         "cross_entropy",

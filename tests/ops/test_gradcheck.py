@@ -105,7 +105,7 @@ def test_head_norm(case):
     assert gradcheck(*passes(case))
 
 
-@each(activation.activation_forward, [(3, 4, kind) for kind in ("swiglu", "gelu_tanh", "gelu", "geglu_tanh")], [F64])
+@each(activation.activation_forward, [(3, 4, kind) for kind in ("swiglu", "gelu_tanh", "gelu", "geglu_tanh", "glu")], [F64])
 def test_activation(case):
     assert gradcheck(*passes(case))
 

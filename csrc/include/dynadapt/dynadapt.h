@@ -215,7 +215,8 @@ enum {
   DYNADAPT_SWIGLU = 0,
   DYNADAPT_GELU_TANH = 1,
   DYNADAPT_GELU = 2,
-  DYNADAPT_GEGLU_TANH = 3
+  DYNADAPT_GEGLU_TANH = 3,
+  DYNADAPT_GLU = 4
 };
 
 typedef struct {
@@ -223,7 +224,8 @@ typedef struct {
   int32_t kind;
 } dynadapt_activation_params;
 
-/* y act [N, F] from h act [N, 2F] (SwiGLU: silu(h[:, :F]) * h[:, F:]; GEGLU: GELU in its place) or [N, F]. */
+/* y act [N, F] from h act [N, 2F] (SwiGLU: silu(h[:, :F]) * h[:, F:]; GEGLU, GLU: GELU, the sigmoid in its
+ * place) or [N, F]. */
 DYNADAPT_API int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y, const dynadapt_activation_params* params);
 /* dh like h, may be its memory or that of a dy of its shape; y act [N, F], unless NULL, becomes the forward's output again. */
 DYNADAPT_API int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DLTensor* dh, const DLTensor* y,

@@ -346,14 +346,14 @@ ROWS = {
     "activation_forward": {
         "h": T((6, 16)),
         "y": out(6, 8),
-        "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 4, INT_MIN, INT_MAX))}),
+        "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 5, INT_MIN, INT_MAX))}),
     },
     "activation_backward": {
         "dy": T((6, 8)),
         "h": T((6, 16)),
         "dh": out(6, 16, in_place=("h",)),
         "y": may_out(6, 8),
-        "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 4, INT_MIN, INT_MAX))}),
+        "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 5, INT_MIN, INT_MAX))}),
     },
     "embedding_forward": {
         "tokens": indices((4, 0, 2), 5, dtype="i64"),
