@@ -9,6 +9,7 @@ import torch
 from dynadapt.model import Model
 from dynadapt.model.family import FAMILIES
 from dynadapt.model.gguf_model import gguf_name
+from dynadapt.model.layout import stored_rows
 
 
 def permute(value: torch.Tensor, heads: int) -> torch.Tensor:
@@ -42,6 +43,13 @@ def write_gguf(model: Model, path: Path, kind: str = "F32", metadata: dict | Non
     if windows := [window for window in c.windows if window]:  # a window in all layers but each n-th
         keys |= {"attention.sliding_window": windows[0], "attention.sliding_window_pattern": c.windows.index(None) + 1}
         keys["rope.freq_base_swa"] = c.window_rope_theta
+    if c.family == "granite":
+        keys |= {"embedding_scale": c.embedding_scale, "residual_scale": c.residual_scale, "logit_scale": c.logits_scaling}
+        keys["attention.scale"] = c.scores_scale
+    if c.rotary_dim:
+        keys["rope.dimension_count"] = c.rotary_dim
+    if c.family == "gptneox":
+        keys["use_parallel_residual"] = c.parallel_residual
     keys = {f"{c.family}.{key}": value for key, value in keys.items()}
     keys |= {"tokenizer.ggml.bos_token_id": c.bos_token_id, "tokenizer.ggml.eos_token_id": c.eos_token_id}
     for key, value in (keys | (metadata or {})).items():
@@ -50,6 +58,8 @@ def write_gguf(model: Model, path: Path, kind: str = "F32", metadata: dict | Non
         value = model.tensor(name)
         if name.split(".")[-2] in FAMILIES[c.family].gguf_permuted:
             value = permute(value, c.heads if name.split(".")[-2] == "q" else c.kv_heads)
+        elif (rows := stored_rows(c, name.split(".")[-2])) is not None:  # of heads that are rotated in part
+            value = torch.empty_like(value).index_copy_(0, rows, value)
         if gguf_name(name) in skip:
             continue
         if value.ndim == 1:

@@ -2,7 +2,7 @@
 
 import torch
 
-from dynadapt.model import Model, hf_name
+from dynadapt.model import Model, hf_name, linear_shapes, peft_name
 from dynadapt.model.hf_config import config_to_hf
 from dynadapt.model.layout import hf_tensor
 
@@ -30,7 +30,8 @@ def peft_model(model: Model, std: float = 0.05, **settings):
     import peft
 
     gpt2 = model.config.family == "gpt2"
-    options = dict(r=3, lora_alpha=6, target_modules=["c_attn", "c_proj", "c_fc"] if gpt2 else LINEARS, task_type="CAUSAL_LM")
+    endings = sorted({peft_name(model.config, 0, part).split(".")[-1] for part in linear_shapes(model.config)})
+    options = dict(r=3, lora_alpha=6, target_modules=endings, task_type="CAUSAL_LM")
     live = peft.get_peft_model(to_transformers(model), peft.LoraConfig(**{**options, "fan_in_fan_out": gpt2, **settings}))
     generator = seeded(5)
     for name, p in live.named_parameters():

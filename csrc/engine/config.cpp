@@ -12,6 +12,7 @@ namespace dynadapt {
 namespace {
 
 constexpr int64_t kMaxLayers = 10'000;  // a larger number can only be a damaged file
+constexpr double kUsualEps = 1e-6;
 
 struct Kind {
   const char *model_type, *architecture, *family;
@@ -20,7 +21,18 @@ struct Kind {
 constexpr Kind kKinds[] = {{"llama", "LlamaForCausalLM", "llama", 2048, 0},
                            {"mistral", "MistralForCausalLM", "llama", 131072, 8},
                            {"qwen2", "Qwen2ForCausalLM", "qwen2", 32768, 32},
-                           {"qwen3", "Qwen3ForCausalLM", "qwen3", 32768, 32}};
+                           {"qwen3", "Qwen3ForCausalLM", "qwen3", 32768, 32},
+                           {"granite", "GraniteForCausalLM", "granite", 2048, 0}};
+
+/// Model types that the Python engine alone runs, and what of them this one does not.
+struct Other {
+  const char *model_type, *lacks;
+};
+constexpr Other kOthers[] = {
+    {"gpt2", "learned positions, LayerNorm, GELU and fused queries, keys and values"},
+    {"gemma3_text", "norms behind attention and feed-forward, GEGLU and sliding windows"},
+    {"phi3", "fused queries, keys and values, fused gate and up, and heads rotated in part"},
+    {"gpt_neox", "attention and feed-forward side by side, LayerNorm, GELU, fused queries, keys and values, and heads rotated in part"}};
 
 /// The kind of a config; one without a model_type is known by its architecture.
 const Kind& kind_of(const ConfigValues& keys) {
@@ -34,7 +46,11 @@ const Kind& kind_of(const ConfigValues& keys) {
     accepted += std::string(accepted.empty() ? "" : ", ") + kind.model_type;
   }
   const std::string found = type ? type->text() : list ? list->text() : "without a model_type";
-  keys.stop("model_type " + found + " is not supported by this engine; accepted: " + accepted);
+  std::string lacks;
+  for (const Other& other : kOthers)
+    if (type && type->is(Json::kString) && type->string == other.model_type)
+      lacks = std::string(", which does not compute ") + other.lacks;
+  keys.stop("model_type " + found + " is not supported by this engine" + lacks + "; accepted: " + accepted);
 }
 
 void refuse_partial(const ConfigValues& keys, const Json* part) {
@@ -86,9 +102,21 @@ void read_rope(const ConfigValues& keys, const std::string& where, ModelConfig& 
   if (s.high_freq_factor <= s.low_freq_factor) rope.stop("high_freq_factor must be above low_freq_factor");
 }
 
+/// Granite's factors; all others have none.
+void read_scales(const ConfigValues& keys, ModelConfig& c) {
+  const double one = 1.0, usual = 1 / std::sqrt(double(c.head_dim));
+  const bool granite = c.family == "granite";
+  const auto factor = [&](const char* key) { return granite ? keys.number(key, 1e-6, 1e6, &one) : 1.0; };
+  const double residual = factor("residual_multiplier");
+  c.norm_eps = float(keys.number("rms_norm_eps", 0.0, 1.0, &kUsualEps) / (residual * residual));
+  c.embedding_scale = float(factor("embedding_multiplier") / residual);
+  c.attention_scale = float(granite ? factor("attention_multiplier") : usual);
+  c.hidden_scale = float(1 / factor("logits_scaling"));
+}
+
 /// Refuses a sliding window that would change a result within the model's own context: dynadapt/model/sliding.py.
 void refuse_sliding(const ConfigValues& keys, const Kind& kind, const ModelConfig& c) {
-  const bool qwen = std::string(kind.family) != "llama", mistral = std::string(kind.model_type) == "mistral";
+  const bool qwen = std::string(kind.family).rfind("qwen", 0) == 0, mistral = std::string(kind.model_type) == "mistral";
   int64_t window = 0;  // none
   if (const Json* given = keys.value("sliding_window"); given ? !given->is(Json::kNull) : qwen || mistral)
     window = keys.size("sliding_window", 4096);  // 4096: what transformers takes where a config says nothing, not even null
@@ -142,7 +170,8 @@ ModelConfig read_config(const Json& raw, const std::string& where) {
   refuse_unread(raw, kind.model_type, where);
   ModelConfig c{};
   c.family = kind.family;
-  const bool qwen2 = c.family == "qwen2", qwen3 = c.family == "qwen3", mistral = std::string(kind.model_type) == "mistral";
+  const bool qwen2 = c.family == "qwen2", qwen3 = c.family == "qwen3", granite = c.family == "granite";
+  const bool mistral = std::string(kind.model_type) == "mistral";
   c.vocabulary = keys.size("vocab_size");
   c.hidden = keys.size("hidden_size");
   c.layers = keys.size("num_hidden_layers");
@@ -154,19 +183,18 @@ ModelConfig read_config(const Json& raw, const std::string& where) {
     keys.stop("num_key_value_heads = " + std::to_string(c.kv_heads) +
               " does not divide num_attention_heads = " + std::to_string(c.heads));
   const int64_t even = c.hidden % c.heads ? 0 : c.hidden / c.heads;
-  if (!even && !(qwen2 ? keys.value("head_dim") : keys.find("head_dim")) && !qwen3)
+  if (!even && !(qwen2 || granite ? keys.value("head_dim") : keys.find("head_dim")) && !qwen3)
     keys.stop("num_attention_heads = " + std::to_string(c.heads) + " does not divide hidden_size = " + std::to_string(c.hidden));
-  c.head_dim = keys.size_or_null("head_dim", qwen3 ? 128 : even, qwen2 || qwen3 ? 0 : even);
+  c.head_dim = keys.size_or_null("head_dim", qwen3 ? 128 : even, qwen2 || qwen3 || granite ? 0 : even);
   if (c.head_dim % 2) keys.stop("head_dim = " + std::to_string(c.head_dim) + " is odd: rotary positions need an even one");
   c.ffn = keys.size("intermediate_size");
   c.max_positions = keys.size("max_position_embeddings", kind.positions);
-  const double usual_eps = 1e-6;
-  c.norm_eps = float(keys.number("rms_norm_eps", 0.0, 1.0, &usual_eps));
+  read_scales(keys, c);
   c.tied_head = keys.flag("tie_word_embeddings", false);
   c.qk_norm = qwen3;
   c.q_bias = qwen2 || (!mistral && keys.flag("attention_bias", false));
   c.o_bias = !qwen2 && c.q_bias;
-  c.mlp_bias = c.family == "llama" && !mistral && keys.flag("mlp_bias", false);
+  c.mlp_bias = (granite || c.family == "llama") && !mistral && keys.flag("mlp_bias", false);
   read_rope(keys, where, c);
   refuse_sliding(keys, kind, c);
   return c;

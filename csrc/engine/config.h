@@ -20,9 +20,12 @@ struct RopeScaling {
 };
 
 struct ModelConfig {
-  std::string family;  // "llama", "qwen2", "qwen3"
+  std::string family;  // "llama", "qwen2", "qwen3", "granite"
   int64_t vocabulary, hidden, layers, heads, kv_heads, head_dim, ffn, max_positions;
-  float norm_eps;
+  float norm_eps;         // in the units in which the residual is kept: dynadapt/model/config.py, stream_scale
+  float embedding_scale;  // likewise
+  float attention_scale;  // of the products of queries and keys
+  float hidden_scale;     // of hidden states in front of the head
   double rope_theta;
   RopeScaling rope_scaling;
   bool tied_head, qk_norm, q_bias, o_bias, mlp_bias;  // q_bias: of queries, keys and values

@@ -41,6 +41,9 @@ constexpr TypeKeys kTypeKeys[] = {
      "tie_encoder_decoder=false use_mrope=false use_parallel_residual=false"},
     {"llama", "attention_bias layer_types mlp_bias", "max_window_layers", "use_sliding_window=false"},
     {"mistral", "", "", "attention_bias=false mlp_bias=false"},
+    {"granite",
+     "attention_bias attention_multiplier embedding_multiplier layer_types logits_scaling mlp_bias residual_multiplier",
+     "max_window_layers", "use_sliding_window=false"},
     {"qwen2", "layer_types max_window_layers use_sliding_window", "attention_bias", "mlp_bias=false"},
     {"qwen3", "attention_bias layer_types max_window_layers use_sliding_window", "", "mlp_bias=false"},
     {"rope",
@@ -68,10 +71,12 @@ bool same_value(const Json& a, const Json& b) {
 void refuse_unread(const Json& object, const std::string& type, const std::string& where, const std::string& place) {
   const bool rope = type == "rope";
   for (const auto& [key, value] : object.members) {
+    const auto applies = [&](const TypeKeys& keys) { return keys.type == type || (!rope && keys.type.empty()); };
     bool known = false;
+    for (const TypeKeys& keys : kTypeKeys)
+      known = known || (applies(keys) && (find_word(keys.read, key, true) || find_word(keys.ignored, key, true)));
     for (const TypeKeys& keys : kTypeKeys) {
-      if (keys.type != type && (rope || !keys.type.empty())) continue;
-      known = known || find_word(keys.read, key, true) || find_word(keys.ignored, key, true);
+      if (known || !applies(keys)) continue;
       const char* neutral = find_word(keys.neutral, key + "=", false);
       if (!neutral) continue;
       known = true;

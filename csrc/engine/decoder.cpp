@@ -1,7 +1,5 @@
 #include "engine/decoder.h"
 
-#include <cmath>
-
 #include "cpu/activation.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/embedding.h"
@@ -204,7 +202,7 @@ AttentionShape Decoder::attention_shape(const Batch& batch, int64_t layer) const
   s.slots = batch.streams.data();
   s.cos = rope_.cos.data();
   s.sin = rope_.sin.data();
-  s.scale = float(1 / std::sqrt(double(c_.head_dim)));
+  s.scale = c_.attention_scale;
   if (!window_) return s;
   s.memory_capacity = size_t(window_->capacity());
   s.mem_k = window_->keys(layer);
@@ -230,6 +228,7 @@ void Decoder::forward(const Batch& batch, bool learn) {
   } else {
     kernels<MatrixKernels>().gather_rows(*w.head, batch.inputs.data(), rows_, embedded_.data());
   }
+  scale_rows(embedded_, c_.embedding_scale);
   const void *x = embedded_.data(), *delta = nullptr;
   for (int64_t i = 0; i < c_.layers; i++) {
     const LayerWeights& layer = w.layers[size_t(i)];
@@ -254,6 +253,23 @@ void Decoder::forward(const Batch& batch, bool learn) {
     delta = down_.data();
   }
   norm(x, delta, w.final_norm, final_res_.data(), hidden_.data(), final_stat_);
+  scale_rows(hidden_, c_.hidden_scale);
+}
+
+/// The rows of this pass in [rows, H], in place.
+void Decoder::scale_rows(const Storage& rows, float factor) {
+  const int64_t count = factor == 1.0f ? 0 : rows_ * c_.hidden;
+  if (dtype_ == kF32) {
+    for (int64_t i = 0; i < count; i++) rows.as<float>()[i] *= factor;
+    return;
+  }
+  for (int64_t i = 0; i < count; i++) {
+    uint16_t& value = rows.as<uint16_t>()[i];
+    const uint32_t bits = uint32_t(value) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, 4);
+    value = to_bf16(wide * factor);
+  }
 }
 
 void Decoder::score(const std::vector<int64_t>& scored, const std::vector<int64_t>& targets, const float* weights, float* nll) {
@@ -285,6 +301,7 @@ void Decoder::score(const std::vector<int64_t>& scored, const std::vector<int64_
 // ---- backward
 
 void Decoder::backward(const Batch& batch) {
+  scale_rows(dhidden_, c_.hidden_scale);
   norm_backward(dhidden_.data(), final_res_.data(), model_.weights.final_norm, final_stat_, nullptr, dres_[2].data());
   const void* d = dres_[2].data();
   for (int64_t i = c_.layers; d && i-- > lowest_layer_;) d = layer_backward(batch, i, d);

@@ -69,6 +69,7 @@ class Decoder {
     return layer == adapters_->first_layer() && group == adapters_->first_group();
   }
 
+  void scale_rows(const Storage& rows, float factor);
   void norm(const void* x, const void* delta, const Storage& weight, void* res, void* y, Storage& stat);
   void norm_backward(const void* dy, const void* res, const Storage& weight, const Storage& stat, const void* dres, void* dx);
   void linear(const Batch& batch, int64_t layer, int group, const void* x, void* u, void* y);

@@ -68,7 +68,7 @@ class Decoder:
         self.count: Any = None if weights.positions is None else torch.arange(len(weights.positions), device=workspace.device)
         self.stat_dtype = wide_dtype(ops.dtype)
         self.heads = config.heads, config.kv_heads, config.head_dim
-        self.norm_kind = config.norm_eps, config.norm
+        self.norm_kind = config.stream_eps, config.norm
         self.active: Any = weights  # of the current pass: the learner's own where the whole model learns
 
     # ---- helpers
@@ -124,7 +124,7 @@ class Decoder:
             w.embedding.gather_rows(tokens, x)
         else:
             self.ops.embedding_forward(tokens, w.table, w.positions, self._places(batch), x)
-        return x if c.embedding_scale == 1.0 else x.mul_(c.embedding_scale)
+        return x if c.stream_scale == 1.0 else x.mul_(c.stream_scale)
 
     def _places(self, batch: Batch) -> torch.Tensor | None:
         """Where each row stands in its stream's window, int64 [N], for families that learn a table of positions."""
@@ -135,7 +135,7 @@ class Decoder:
 
     @ranged("forward")
     def forward(self, batch: Batch, learner, lowest, embedded: torch.Tensor | None = None) -> torch.Tensor:
-        """Hidden states [N, H] after the final norm.
+        """Hidden states [N, H] after the final norm, divided as the logits are.
 
         ``lowest``: (layer, group) down to which backward will go, (-1, "embed") for all the way, or None for no backward.
         ``embedded`` [N, H], which backward will read: what stands in for the token embedding (``batch.inputs`` then gives the
@@ -154,14 +154,21 @@ class Decoder:
             x, delta = self._layer(batch, learner, i, key, x, delta)
         res, hidden = self._norm(x, delta, self.active.final_norm, "final")
         self.final = res
-        return hidden
+        return self._scale_hidden(hidden)
+
+    def _scale_hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """In place: hidden states or their gradient, where logits are divided by a number. The head's own gradient reads the former."""
+        c = self.config
+        return x if c.logits_scaling == 1.0 else x.mul_(1 / c.logits_scaling)
 
     def _layer(self, batch, learner, i, key, x, delta):
         """One decoder layer: returns (residual, what is still to be added to it)."""
         count = lambda flops: self._count_forward(batch, flops)  # noqa: E731
         c, w, slots = self.config, self.active, batch.adapter_slots
         again = "again" if self.recompute else None
-        res1, n1 = self._norm(x, delta, w.attn_norm[i], ("attn", key), again)
+        parallel = c.parallel_residual
+        place = f"shared {i % 2}" if parallel and key == "shared" else key  # the sum is never written over one of its terms
+        res1, n1 = self._norm(x, delta, w.attn_norm[i], ("attn", place), again)
         qkv_key = i if self.memory is not None else key
         raw = self._linear(learner, i, "qkv", n1, slots, qkv_key, count)
         qkv = self._head_norm(i, raw, qkv_key)
@@ -171,14 +178,15 @@ class Decoder:
         out = self._attention(batch, i, qkv, key, count)
         o = self._linear(learner, i, "o", out, slots, key, count)
         attended = self._post_norm(o, w.attn_post_norm[i], "attn post", key)
-        res2, n2 = self._norm(res1, attended, w.mlp_norm[i], ("mlp", key), again)
+        res2, n2 = self._norm(res1, None if parallel else attended, w.mlp_norm[i], ("mlp", key), again)
         h = self._linear(learner, i, "mlp_in", n2, slots, key, count)
         y = self.ws(("act", again or key), batch.rows, c.ffn_size)
         self.ops.activation_forward(h, self.config.activation, y)
         down = self._linear(learner, i, "down", y, slots, key, count)
         kept = {"res1": res1, "n1": n1, "raw": raw, "qkv": qkv, "out": out, "o": o, "res2": res2, "n2": n2, "h": h, "y": y, "down": down}
         self.kept.append(kept)
-        return res2, self._post_norm(down, w.mlp_post_norm[i], "mlp post", key)
+        added = self._post_norm(down, w.mlp_post_norm[i], "mlp post", key)
+        return res2, added.add_(attended) if parallel else added
 
     def _post_norm(self, x, norm, name, key):
         """What attention or feed-forward adds to the residual: ``x`` normalised, or as it is where no norm stands behind."""
@@ -303,13 +311,14 @@ class Decoder:
         if grads is not None:
             learner.begin_gradient(accumulate)
             self._head_gradient(grads, accumulate)
+        dhidden = self._scale_hidden(dhidden)
         d = self._norm_backward(dhidden, self.final, self.active.final_norm, "final", None, None, grads and grads.final_norm)
         for i in reversed(range(max(0, lowest[0]), self.config.layers)):
             d = self._layer_backward(batch, learner, lowest, i, d, accumulate)
             if d is None:
                 return None
         if grads is not None and not self.embedded:
-            scale = self.config.embedding_scale
+            scale = self.config.stream_scale
             scaled = d if scale == 1.0 else torch.mul(d, scale, out=self.ws("dembedded", *d.shape))
             self.ops.embedding_backward(batch.inputs.reshape(-1), scaled, grads.table)
             if grads.positions is not None:
@@ -346,36 +355,38 @@ class Decoder:
     def _layer_backward(self, batch, learner, lowest, i, d, accumulate):
         """Gradient of the layer's input residual, or None when nothing below learns.
 
+        Attention and feed-forward are branches of their own where they read the same residual: ``d`` comes to both, and in the lowest
+        layer each goes as far as what learns in it.
+
         A group's weight gradient needs its input. With ``recompute`` that was not kept: the op behind it writes it again
         on its way back, so each gradient is taken after that op.
         """
         kept, w, kind, g = self.kept[i], self.active, self.config.activation, learner.gradient_view
+        parallel, given = self.config.parallel_residual, d
         back = lambda group, dy: self._input_gradient(batch, learner, lowest, i, group, dy)  # noqa: E731
         learn = lambda group, dy, x: self._weight_gradient(batch, learner, i, group, dy, x, accumulate)  # noqa: E731
         y, n1, n2 = kept["y"], kept["n1"], kept["n2"]
         again = lambda t: t if self.recompute else None  # noqa: E731
 
         ddown = self._post_norm_backward(d, kept["down"], w.mlp_post_norm[i], ("mlp post", i), g and g.mlp_post_norm[i])
-        dy = back("down", ddown)
+        dy, dn2 = back("down", ddown), None
         if dy is not None:
             dh = self.ws("dh", *kept["h"].shape)
             self.ops.activation_backward(dy, kept["h"], kind, dh, again(y))
-        elif self.recompute:
+        elif self.recompute and (i, "down") in learner.sizes:
             self.ops.activation_forward(kept["h"], kind, y)
         learn("down", ddown, y)
-        if dy is None:
+        if dy is not None:
+            dn2 = back("mlp_in", dh)
+            if dn2 is not None:
+                d = self._norm_backward(dn2, kept["res2"], w.mlp_norm[i], ("mlp", i), d, again(n2), g and g.mlp_norm[i])
+            elif self.recompute:
+                self._norm_again(kept["res2"], w.mlp_norm[i], ("mlp", i), n2)
+            learn("mlp_in", dh, n2)
+        if dn2 is None and not parallel:
             return None
 
-        dn2 = back("mlp_in", dh)
-        if dn2 is not None:
-            d = self._norm_backward(dn2, kept["res2"], w.mlp_norm[i], ("mlp", i), d, again(n2), g and g.mlp_norm[i])
-        elif self.recompute:
-            self._norm_again(kept["res2"], w.mlp_norm[i], ("mlp", i), n2)
-        learn("mlp_in", dh, n2)
-        if dn2 is None:
-            return None
-
-        do = self._post_norm_backward(d, kept["o"], w.attn_post_norm[i], ("attn post", i), g and g.attn_post_norm[i])
+        do = self._post_norm_backward(given if parallel else d, kept["o"], w.attn_post_norm[i], ("attn post", i), g and g.attn_post_norm[i])
         dout = back("o", do)
         learn("o", do, kept["out"])
         if dout is None:
@@ -390,12 +401,19 @@ class Decoder:
         learn("qkv", dqkv, n1)
         return None if dn1 is None else d
 
+    def _goes_on(self, learner, lowest, layer, group) -> bool:
+        """Whether something learns in front of a group."""
+        if layer > lowest[0] or not self.config.parallel_residual:
+            return (layer, group) != lowest
+        before = {"o": "qkv", "down": "mlp_in"}.get(group)  # in its branch
+        return before is not None and (layer, before) in learner.sizes
+
     def _input_gradient(self, batch, learner, lowest, i, group, dy):
         """d-input of one group, None at ``lowest``; what the adapter's own gradient needs of it stays in "dU"."""
         k, parts = self.sizes[i, group]
         A, Bt, scale, rank = _adapter(learner, i, group)
         n = dy.shape[0]
-        need_dx = (i, group) != lowest
+        need_dx = self._goes_on(learner, lowest, i, group)
         dU = None if A is None else self.ws((group, "dU"), n, A.shape[1])
         dx = self.ws((group, "dx"), n, k) if need_dx else None
         if need_dx or A is not None:

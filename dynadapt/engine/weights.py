@@ -20,7 +20,7 @@ def group_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[i
     sizes = {
         "qkv": (h, (q, kv, kv) if len(parts["qkv"]) == 3 else (q + 2 * kv,)),
         "o": (q, (h,)),
-        "mlp_in": (h, (f,) * len(parts["mlp_in"])),
+        "mlp_in": (h, (2 * f,) if parts["mlp_in"] == ("gate_up",) else (f,) * len(parts["mlp_in"])),
         "down": (f, (h,)),
     }
     return {(i, g): sizes[g] for i in range(config.layers) for g in GROUPS}

@@ -28,7 +28,7 @@ from dynadapt.engine import state as engine_state
 from dynadapt.engine.learners.peft import adapted_modules
 from dynadapt.engine.settings import as_adapt
 from dynadapt.model import ModelError, from_state, layout
-from dynadapt.model.layout import canonical_value, hf_order, hf_value
+from dynadapt.model.layout import canonical_order, canonical_value, hf_order, hf_rows, hf_value, to_hf_rows
 from dynadapt.model.live import is_live, load_live, match_live
 from dynadapt.model.live_state import refuse_changes, unlike
 
@@ -231,7 +231,10 @@ class Session:
         tokens = torch.arange(1, min(PROBE_TOKENS, engine.window) + 2)[None] * 7919 % engine.config.vocab_size
         weight = state[stored.get("head.weight", stored["embed.weight"])]
         out = model(tokens[:, :-1].to(weight.device), use_cache=False)
-        logits = out.logits if hasattr(out, "logits") else torch.nn.functional.linear(out[0], weight)  # the base model alone
+        if hasattr(out, "logits"):
+            logits = out.logits
+        else:  # the base model alone
+            logits = torch.nn.functional.linear(out[0], weight) / engine.config.logits_scaling
         expected = torch.nn.functional.cross_entropy(logits[0].double().cpu(), tokens[0, 1:], reduction="none")
         counted = dict(engine.ledger.totals)
         found = engine.score(tokens)[0].double().cpu()
@@ -293,7 +296,10 @@ class Session:
 
     @torch.no_grad()
     def _write(self, name: str, value: torch.Tensor, rows: torch.Tensor | None = None) -> None:
-        """What stands for a canonical tensor, its axes in order, into the live model's parameters, which stay the same objects."""
+        """What stands for a canonical tensor, its axes and rows in order, into the live model's parameters, which stay the same objects."""
+        order = hf_rows(self.engine.config, name.split(".")[-2])
+        if order is not None:
+            rows = order if rows is None else order[rows.cpu()]
         for place in self._places[name]:
             view = hf_order(self.engine.config, name, self.model.get_parameter(place))
             if rows is None:
@@ -308,7 +314,7 @@ class Session:
             self._places["embed.weight"].append(head)
 
     def _copies(self, adapt, config, state) -> dict[str, torch.Tensor]:
-        """The tensors that will be written to, by canonical name, as they are but for the order of their axes; none for LoRA."""
+        """The tensors that will be written to, by canonical name, as they are but for the order of axes and rows; none for LoRA."""
         if adapt is None or isinstance(adapt, LoRA):
             return {}
         names = (
@@ -317,7 +323,7 @@ class Session:
             else [f"layers.{i}.{part}.weight" for i, group in targeted(adapt, config) for part in layout(config)[group]]
         )
         values = {name: state[self._places[name][0]] for name in names}
-        return {name: hf_order(config, name, value).clone(memory_format=torch.contiguous_format) for name, value in values.items()}
+        return {name: canonical_order(config, name, value).clone(memory_format=torch.contiguous_format) for name, value in values.items()}
 
     def _hook_linears(self) -> list:
         handles, config = [], self.engine.config
@@ -334,6 +340,7 @@ class Session:
             A, Bt = learner.adapter(adapted.layer, adapted.group)
             slot = 0 if engine.shared else self._stream
             a, bt = (half.to(output) for half in adapted.halves(A[slot], Bt[slot]))
+            bt = to_hf_rows(engine.config, adapted.part, bt.t()).t()
             return output + adapted.scale * (inputs[0].to(output.dtype) @ a.t() @ bt)
 
         return add

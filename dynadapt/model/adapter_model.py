@@ -15,7 +15,7 @@ import torch
 from .base import Model
 from .errors import ModelError
 from .json_file import read_json
-from .layout import linear_shapes, peft_name
+from .layout import from_hf_rows, linear_shapes, peft_name
 from .peft import SETTINGS, TENSORS, read_for_model
 from .peft_fields import module_scale
 from .safetensors_file import hash_file, sample_file
@@ -59,6 +59,7 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
         if name not in adapted:
             return weight
         *halves, scale = adapted[name]
+        halves[1] = from_hf_rows(base.config, name.split(".")[-2], halves[1])
         A, B = (half.to(device=weight.device, dtype=torch.promote_types(half.dtype, torch.float32)) for half in halves)
         wide = torch.promote_types(weight.dtype, A.dtype)
         return torch.add(weight.to(wide), B.to(wide) @ A.to(wide), alpha=scale)

@@ -21,14 +21,15 @@ class ModelConfig:
 
     `rope_theta` is None for learned positions (gpt2). `rope_scaling` is None or one of
     `{"rope_type": "linear", "factor"}`, `{"rope_type": "llama3", "factor", "low_freq_factor", "high_freq_factor",
-    "original_max_position_embeddings"}`, `{"rope_type": "factors", "factors": (head_dim/2 numbers)}`, the last being
+    "original_max_position_embeddings"}`, `{"rope_type": "factors", "factors": (rotated/2 numbers)}`, the last being
     the frequency divisors that GGUF files carry. `max_positions` is the context the model was made for, in tokens.
 
     `norm_place`: norms stand before attention and feed-forward, or on both sides of them ("both": their output is normalised
-    before it is added). `embedding_scale` multiplies the token embeddings once they are looked up, `attention_scale` the scores
-    (None: head_dim^-0.5). `windows`: of each layer, how many tokens a token attends to, itself included, or None for all;
+    before it is added). `embedding_scale` multiplies the token embeddings once they are looked up, `residual_scale` what attention
+    and feed-forward add, `attention_scale` the scores (None: head_dim^-0.5); logits are divided by `logits_scaling`. `windows`: of each layer, how many tokens a token attends to, itself included, or None for all;
     () where no layer has a window. `window_rope_theta`: the base of the rotations of the layers with a window, which are not
-    scaled then (None: theirs are the same as all others').
+    scaled then (None: theirs are the same as all others'). `rotary_dim`: how many dimensions of a head
+    are rotated (None: all). `parallel_residual`: attention and feed-forward read the same residual, and both are added to it.
     A value that does not fit raises ModelError naming the field.
     """
 
@@ -57,6 +58,10 @@ class ModelConfig:
     attention_scale: float | None = None
     windows: tuple[int | None, ...] = ()
     window_rope_theta: float | None = None
+    residual_scale: float = 1.0
+    logits_scaling: float = 1.0
+    rotary_dim: int | None = None
+    parallel_residual: bool = False
 
     def __post_init__(self):
         check_choice("family", self.family, FAMILIES)
@@ -69,31 +74,56 @@ class ModelConfig:
         check_number("norm_eps", self.norm_eps, low=0.0, high=1.0)
         if self.heads % self.kv_heads:
             raise ModelError(f"kv_heads = {self.kv_heads} does not divide heads = {self.heads}")
-        if "qkv" in FAMILIES[self.family].groups["qkv"]:
-            self._check_fused()
+        if FAMILIES[self.family].equal_heads:
+            self._check_equal_heads()
         if FAMILIES[self.family].learned_positions:
             if self.rope_theta is not None or self.rope_scaling is not None:
                 raise ModelError(f"family {self.family} has learned positions: rope_theta and rope_scaling must be None")
+            self._check_rotary_dim()
         else:
             self._check_rotary()
         self._check_scales()
         self._check_windows()
+        if self.parallel_residual and self.norm_place != "before":
+            raise ModelError(f"parallel_residual with norm_place = {self.norm_place!r} is not supported; accepted: before")
+
+    @property
+    def rotated(self) -> int:
+        """How many dimensions of a head are rotated."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
     @property
     def scores_scale(self) -> float:
         """What the products of queries and keys are multiplied with."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
+    @property
+    def stream_scale(self) -> float:
+        """What token embeddings are multiplied with where the residual is kept in units of `residual_scale`: then attention and
+        feed-forward add what they give as it is, and norms, which do not see the units, take `stream_eps`."""
+        return self.embedding_scale / self.residual_scale
+
+    @property
+    def stream_eps(self) -> float:
+        """`norm_eps` of norms of the residual, in the units of `stream_scale`."""
+        return self.norm_eps / (self.residual_scale * self.residual_scale)
+
     def window(self, layer: int) -> int | None:
         """How many tokens a token of `layer` attends to, itself included; None: all before it."""
         return self.windows[layer] if self.windows else None
 
     def _check_scales(self):
-        check_number("embedding_scale", self.embedding_scale, *SCALE_RANGE)
+        for name in ("embedding_scale", "residual_scale", "logits_scaling"):
+            check_number(name, getattr(self, name), *SCALE_RANGE)
         if self.attention_scale is not None:
             check_number("attention_scale", self.attention_scale, *SCALE_RANGE)
-        if self.embedding_scale != 1.0 and FAMILIES[self.family].learned_positions:
-            raise ModelError(f"embedding_scale = {self.embedding_scale} with learned positions is not supported; accepted: 1.0")
+        for name in ("embedding_scale", "residual_scale"):
+            if getattr(self, name) != 1.0 and FAMILIES[self.family].learned_positions:
+                raise ModelError(f"{name} = {getattr(self, name)} with learned positions is not supported; accepted: 1.0")
+        if self.residual_scale != 1.0 and self.norm_place != "before":
+            raise ModelError(
+                f"residual_scale = {self.residual_scale} with norm_place = {self.norm_place!r} is not supported; accepted: 1.0"
+            )
 
     def _check_windows(self):
         if self.windows and len(self.windows) != self.layers:
@@ -104,7 +134,7 @@ class ModelConfig:
         if self.window_rope_theta is not None:
             check_number("window_rope_theta", self.window_rope_theta, *THETA_RANGE)
 
-    def _check_fused(self):
+    def _check_equal_heads(self):
         if self.heads * self.head_dim != self.hidden_size or self.kv_heads != self.heads:
             raise ModelError(
                 f"family {self.family} needs heads * head_dim = hidden_size and kv_heads = heads, got "
@@ -115,7 +145,18 @@ class ModelConfig:
         check_number("rope_theta", self.rope_theta, *THETA_RANGE)
         if self.head_dim % 2:
             raise ModelError(f"head_dim = {self.head_dim} is odd: rotary positions need an even one")
-        check_rope_scaling(self.rope_scaling, self.head_dim)
+        self._check_rotary_dim()
+        check_rope_scaling(self.rope_scaling, self.rotated)
+
+    def _check_rotary_dim(self):
+        if self.rotary_dim is None:
+            return
+        even = check_size("rotary_dim", self.rotary_dim) % 2 == 0
+        if not even or self.rotary_dim >= self.head_dim or self.qk_norm or not FAMILIES[self.family].partial_rotary:
+            raise ModelError(
+                f"rotary_dim = {self.rotary_dim} with head_dim = {self.head_dim}, qk_norm = {self.qk_norm} in family {self.family} is not "
+                f"supported; accepted: None, or an even number below head_dim in {', '.join(_partial())}, without qk_norm"
+            )
 
     def told(self) -> dict:
         """The fields that say something: those with a default are left out where they have it, so that a config reads the same as
@@ -125,8 +166,12 @@ class ModelConfig:
         return {name: value for name, value in asdict(self).items() if name in always or value != default[name]}
 
 
+def _partial() -> list[str]:
+    return [name for name, family in FAMILIES.items() if family.partial_rotary]
+
+
 def check_rope_scaling(scaling: dict | None, head_dim: int) -> None:
-    """Raise ModelError unless `scaling` is None or one of the forms in ModelConfig's docstring."""
+    """Raise ModelError unless `scaling` is None or one of the forms in ModelConfig's docstring; `head_dim`: as far as it is rotated."""
     if scaling is None:
         return
     kind = scaling.get("rope_type")
@@ -134,7 +179,9 @@ def check_rope_scaling(scaling: dict | None, head_dim: int) -> None:
     if kind == "factors":
         factors = scaling.get("factors", ())
         if len(factors) != head_dim // 2:
-            raise ModelError(f"rope_scaling.factors has {len(factors)} numbers; head_dim {head_dim} needs {head_dim // 2}")
+            raise ModelError(
+                f"rope_scaling.factors has {len(factors)} numbers; {head_dim} rotated dimensions of a head need {head_dim // 2}"
+            )
         for factor in factors:
             check_number("rope_scaling.factors", factor, low=1e-6, high=1e9)
         return

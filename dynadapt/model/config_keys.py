@@ -61,10 +61,15 @@ class Keys:
     ignored: frozenset[str] = frozenset()
     neutral: dict = field(default_factory=dict)
 
+    @property
+    def all_neutral(self) -> dict:
+        """Also those of other architectures, but for what this one reads."""
+        return {key: value for key, value in (NEUTRAL | self.neutral).items() if key not in self.read}
+
 
 def refuse_unread(raw: Mapping, model_type: str, keys: Keys) -> None:
     """Raise ModelError for a key that is neither read nor known not to matter. A null under an unknown key says nothing."""
-    neutral = NEUTRAL | keys.neutral
+    neutral = keys.all_neutral
     for key, value in raw.items():
         if key in keys.read or key in keys.ignored or key in IGNORED:
             continue

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from .base import Model
 from .hf_config import config_to_hf
-from .layout import hf_name, hf_tensor
+from .layout import file_name, hf_tensor
 
 
 def write_directory(model: Model, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -37,7 +37,7 @@ def write_directory(model: Model, path: str | Path, dtype: torch.dtype = torch.b
 def _save(model, file, dtype):
     state = {}
     for name in model.names():
-        state[hf_name(model.config, name)] = hf_tensor(model.config, name, model.tensor(name)).to(dtype).contiguous()
+        state[file_name(model.config, name)] = hf_tensor(model.config, name, model.tensor(name)).to(dtype).contiguous()
     try:
         save_file(state, file, metadata={"format": "pt"})
     except SafetensorError as error:

@@ -9,7 +9,7 @@ from .config import ModelConfig
 from .errors import ModelError
 from .layout import linear_shapes, tensor_shapes
 
-_ATTENTION, _MLP = ("q", "k", "v", "qkv", "o"), ("gate", "up", "down")
+_ATTENTION, _MLP = ("q", "k", "v", "qkv", "o"), ("gate", "up", "gate_up", "down")
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
@@ -36,6 +36,8 @@ def describe(model: Model) -> str:
     c, counts = model.config, parameter_counts(model.config)
     head = "tied to the embedding" if c.tied_head else "its own"
     positions = "learned" if c.rope_theta is None else f"rotary, theta {c.rope_theta:g}"
+    if c.rotary_dim is not None:
+        positions += f" on {c.rotary_dim} dimensions of a head"
     if c.rope_scaling is not None:
         positions += f", {c.rope_scaling['rope_type']} scaling"
     lines = [

@@ -26,6 +26,9 @@ class Family:
     `from_gguf(metadata, common)`: the config of a GGUF file of this architecture; `common` are fields that all have.
     `gguf_permuted`: linears whose rows a GGUF file keeps as pairs of a head instead of halves. `gguf_keys`: metadata keys that are read
     beside those that all have. `windowed`: its layers may have windows; elsewhere one within the context is refused.
+    `partial_rotary`: its heads may be rotated in part. `equal_heads`: its heads together are as wide as the residual, and each has keys of
+    its own. `hf_heads_fused`: of its fused queries, keys and values Hugging Face stores all three of one head, then those of the next.
+    `hf_files`: the canonical modules that files have under other names than live models, which may still be there.
     `has_bias(config, part)`: whether a linear has a bias. `tiny`: fields of `tiny_config`.
     """
 
@@ -47,6 +50,10 @@ class Family:
     gguf_permuted: tuple[str, ...] = field(default=())
     gguf_keys: frozenset[str] = frozenset()
     windowed: bool = False
+    partial_rotary: bool = False
+    equal_heads: bool = False
+    hf_heads_fused: bool = False
+    hf_files: dict[str, str] = field(default_factory=dict)
 
 
 FAMILIES: dict[str, Family] = {}

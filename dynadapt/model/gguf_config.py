@@ -84,7 +84,8 @@ def config_from_gguf(file) -> ModelConfig:
 
 
 def _head_dim(get, hidden, heads):
-    rotary = () if FAMILIES[get.architecture].learned_positions else ("rope.dimension_count",)
+    family = FAMILIES[get.architecture]
+    rotary = () if family.learned_positions or family.partial_rotary else ("rope.dimension_count",)
     length = get.size("attention.key_length", 0) or next((get.size(key, 0) for key in rotary), 0)
     if not length:
         if hidden % heads:
@@ -120,6 +121,17 @@ class _Metadata:
         if value is None:
             raise ModelError(f"metadata {self.architecture}.{key} is missing")
         return float(str(np.float32(check_number(f"{self.architecture}.{key}", value, low, high))))
+
+    def flag(self, key):
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        if not isinstance(value, bool):
+            raise ModelError(f"metadata {self.architecture}.{key} = {value!r} must be true or false")
+        return value
+
+    def rotary_dim(self, head_dim):
+        """ModelConfig's, of a family that may rotate heads in part."""
+        rotated = self.size("rope.dimension_count", head_dim)
+        return None if rotated == head_dim else rotated
 
     def token(self, key):
         value = self.metadata.get(f"tokenizer.ggml.{key}")

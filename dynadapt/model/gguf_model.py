@@ -15,7 +15,7 @@ from .gguf_config import ROPE_FACTORS, config_from_gguf
 from .gguf_file import can_read
 from .gguf_parts import open_gguf
 from .gguf_tokenizer import gguf_tokenizer
-from .layout import tensor_shapes
+from .layout import stored_rows, tensor_shapes
 from .safetensors_file import identity_of
 
 _NAMES = {"embed": "token_embd", "positions": "position_embd", "norm": "output_norm", "head": "output"}
@@ -33,6 +33,7 @@ _LAYER_NAMES = {
     "k_norm": "attn_k_norm",
     "gate": "ffn_gate",
     "up": "ffn_up",
+    "gate_up": "ffn_up",
     "down": "ffn_down",
 }
 
@@ -61,12 +62,12 @@ def load_gguf(path: str | Path, dtype: torch.dtype | None = None) -> Model:
             )
 
     def read(name):
-        tensor = file.read(stored[name])
-        return _unpermute(config, name, tensor) if _is_permuted(config, name) else tensor
+        tensor, rows = file.read(stored[name]), _stored_rows(config, name)
+        return tensor if rows is None else tensor[rows]
 
     def blocks(name):
-        weight = file.blocks(stored[name])
-        return weight and weight.rows(_plain_order(config, name)) if _is_permuted(config, name) else weight
+        weight, rows = file.blocks(stored[name]), _stored_rows(config, name)
+        return weight if rows is None or weight is None else weight.rows(rows)
 
     def tokenizer():
         return gguf_tokenizer(path, file.metadata, config)
@@ -88,18 +89,12 @@ def gguf_name(name: str) -> str:
     return f"{_NAMES[module[0]]}.{kind}"
 
 
-def _is_permuted(config, name):
-    return name.split(".")[-2] in FAMILIES[config.family].gguf_permuted
-
-
-def _unpermute(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Undo the order of q and k rows: pairs (0, 1), (2, 3), ... become halves (0, d/2), (1, d/2+1), ..."""
-    heads = config.heads if name.split(".")[-2] == "q" else config.kv_heads
-    pairs = tensor.view(heads, config.head_dim // 2, 2, *tensor.shape[1:])
-    return pairs.transpose(1, 2).reshape(tensor.shape)
-
-
-def _plain_order(config: ModelConfig, name: str) -> torch.Tensor:
-    """The stored row that each row is: rows move whole, quantised or not."""
-    heads = config.heads if name.split(".")[-2] == "q" else config.kv_heads
-    return _unpermute(config, name, torch.arange(heads * config.head_dim))
+def _stored_rows(config: ModelConfig, name: str) -> torch.Tensor | None:
+    """The stored row that each row is, None where they stand in our order: rows move whole, quantised or not. Where the family's q and k
+    are permuted, stored pairs (0, 1), (2, 3), ... are our halves (0, d/2), (1, d/2+1), ..."""
+    part = name.split(".")[-2]
+    if part not in FAMILIES[config.family].gguf_permuted:
+        return stored_rows(config, part)
+    heads = config.heads if part == "q" else config.kv_heads
+    pairs = torch.arange(heads * config.head_dim).view(heads, config.head_dim // 2, 2)
+    return pairs.transpose(1, 2).flatten()

@@ -124,6 +124,9 @@ _GENERAL = ("TokenizersBackend", "PreTrainedTokenizer", "PreTrainedTokenizerFast
 _OF_MODEL = {
     "gemma3_text": "GemmaTokenizer",
     "gpt2": "GPT2Tokenizer",
+    "gpt_neox": "GPTNeoXTokenizer",
+    "granite": "TokenizersBackend",
+    "phi3": "TokenizersBackend",
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
     "mistral": "TokenizersBackend",

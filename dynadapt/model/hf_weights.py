@@ -11,10 +11,10 @@ import torch
 from .base import check_shapes
 from .config import ModelConfig
 from .family import FAMILIES
-from .layout import hf_name, hf_transposed, tensor_shapes
+from .layout import file_name, hf_name, hf_transposed, tensor_shapes
 
 # Buffers that old checkpoints saved with the weights: causal masks and rotary frequencies.
-_BUFFER = re.compile(r"(^|\.)(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")
+_BUFFER = re.compile(r"(^|\.)((attn|attention)\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
 
 
 def match_hf(
@@ -22,15 +22,15 @@ def match_hf(
 ) -> tuple[ModelConfig, dict[str, str]]:
     """(config, canonical name -> stored name) for stored tensors `found` (name -> shape).
 
-    Names may lack the base model's prefix ("transformer." for GPT-2, "model." elsewhere). A tied config whose
+    Names may lack the base model's prefix ("transformer." for GPT-2, "model." for most). A tied config whose
     checkpoint nevertheless brings a head stays tied if the head equals the embedding (`read` is asked for both) and
     becomes untied if it differs, as transformers does. A tensor that is missing, unexpected or of another shape raises
     ModelError with `where` in front.
     """
     prefix = FAMILIES[config.family].hf_base
     bare = not any(key.startswith(prefix) for key in found)
-    stored = {name: _stored_name(config, name, prefix if bare else "") for name in tensor_shapes(config)}
-    head, embed = "lm_head.weight", stored["embed.weight"]
+    stored = {name: _stored_name(config, name, prefix if bare else "", found) for name in tensor_shapes(config)}
+    head, embed = _stored_name(config, "head.weight", "", found), stored["embed.weight"]
     if config.tied_head and head in found and embed in found:
         if tuple(found[head]) != tuple(found[embed]) or not same(read(head), read(embed)):
             config = dataclasses.replace(config, tied_head=False)
@@ -40,8 +40,9 @@ def match_hf(
     return config, stored
 
 
-def _stored_name(config, name, dropped_prefix):
-    stored = hf_name(config, name)
+def _stored_name(config, name, dropped_prefix, found):
+    stored = file_name(config, name)
+    stored = stored if stored in found else hf_name(config, name)
     return stored[len(dropped_prefix) :] if dropped_prefix and stored.startswith(dropped_prefix) else stored
 
 

@@ -1,9 +1,15 @@
 """The canonical tensors of a model: their names, shapes, and what Hugging Face checkpoints call them.
 
 Every linear weight is [out, in]. Shapes below: V vocabulary, H hidden, P positions, F feed-forward, d head size.
+
+Rows of queries and keys stand as the attention ops pair them for their rotation, j with j + d/2 in every head. Where a family rotates
+the first r dimensions of a head alone, Hugging Face's j and j + r/2 are such a pair, and those that are not rotated stand behind them
+in both halves, where the tables have the angle 0. Scores are sums over a head and see no order, so nothing else knows of it.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 
@@ -22,7 +28,8 @@ def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """part -> (out, in) of every linear of a layer, in the order of computation."""
     H, F = config.hidden_size, config.ffn_size
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    shapes = {"q": (q, H), "k": (kv, H), "v": (kv, H), "qkv": (q + 2 * kv, H), "o": (H, q), "gate": (F, H), "up": (F, H), "down": (H, F)}
+    shapes = {"q": (q, H), "k": (kv, H), "v": (kv, H), "qkv": (q + 2 * kv, H), "o": (H, q), "down": (H, F)}
+    shapes |= {"gate": (F, H), "up": (F, H), "gate_up": (2 * F, H)}
     return {part: shapes[part] for group in layout(config).values() for part in group}
 
 
@@ -80,6 +87,12 @@ def hf_name(config: ModelConfig, name: str) -> str:
     return f"{hf_module(config, module)}.{kind}"
 
 
+def file_name(config: ModelConfig, name: str) -> str:
+    """`hf_name` as files are written with it, which is another one where transformers renames tensors when it loads them."""
+    module, kind = name.rsplit(".", 1)
+    return f"{FAMILIES[config.family].hf_files[module]}.{kind}" if module in FAMILIES[config.family].hf_files else hf_name(config, name)
+
+
 def hf_transposed(config: ModelConfig, name: str) -> bool:
     """Whether Hugging Face stores the canonical tensor as [in, out] (GPT-2's Conv1D)."""
     return name.endswith(".weight") and name.split(".")[-2] in FAMILIES[config.family].hf_transposed
@@ -90,6 +103,49 @@ def hf_order(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tens
     return tensor.t() if hf_transposed(config, name) else tensor
 
 
+def _part(name: str) -> str:
+    return name.split(".")[-2]
+
+
+@lru_cache(maxsize=64)
+def stored_rows(config: ModelConfig, part: str, heads_fused: bool = False) -> torch.Tensor | None:
+    """Of each row of the linear `part` (of its weight, its bias, or an adapter's B) the number that it has among the rows as they are
+    stored, int64 [out]; None where that is its own. `heads_fused`: as the Family's field."""
+    if part not in ("q", "k", "qkv") or config.rotary_dim is None and not (heads_fused and part == "qkv"):
+        return None
+    d, r = config.head_dim, config.rotated
+    plain, half = torch.arange(d), r + (d - r) // 2
+    paired = torch.cat([plain[: r // 2], plain[r:half], plain[r // 2 : r], plain[half:]])
+    rows = lambda heads, order, first, step: (first + step * torch.arange(heads)[:, None] + order).flatten()  # noqa: E731
+    q, kv = config.heads, config.kv_heads
+    if part != "qkv":
+        return rows(q if part == "q" else kv, paired, 0, d)
+    if heads_fused:
+        return torch.cat([rows(q, order, which * d, 3 * d) for which, order in enumerate((paired, paired, plain))])
+    return torch.cat([rows(q, paired, 0, d), rows(kv, paired, q * d, d), rows(kv, plain, (q + kv) * d, d)])
+
+
+def hf_rows(config: ModelConfig, part: str) -> torch.Tensor | None:
+    """`stored_rows` of Hugging Face's tensors."""
+    return stored_rows(config, part, FAMILIES[config.family].hf_heads_fused)
+
+
+def from_hf_rows(config: ModelConfig, part: str, stored: torch.Tensor) -> torch.Tensor:
+    """[out, ...] of the linear `part`, rows as Hugging Face stores them, with its rows in our order: itself where that is the same."""
+    rows = hf_rows(config, part)
+    return stored if rows is None else stored[rows]
+
+
+def to_hf_rows(config: ModelConfig, part: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The inverse of `from_hf_rows`."""
+    rows = hf_rows(config, part)
+    if rows is None:
+        return tensor
+    stored = torch.empty_like(tensor)
+    stored[rows] = tensor
+    return stored
+
+
 def hf_value(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """What Hugging Face stores for the values of the canonical tensor `name`, axes aside. To be taken before values are rounded:
     of a norm weight 1 + w that was rounded, w is not the one that was."""
@@ -98,17 +154,22 @@ def hf_value(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tens
 
 def hf_tensor(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """The canonical tensor `name` as Hugging Face stores it."""
-    return hf_order(config, name, hf_value(config, name, tensor))
+    return hf_order(config, name, to_hf_rows(config, _part(name), hf_value(config, name, tensor)))
+
+
+def canonical_order(config: ModelConfig, name: str, stored: torch.Tensor) -> torch.Tensor:
+    """What Hugging Face stores as `name` with its axes and rows in our order: a view, or where rows move a new tensor."""
+    return from_hf_rows(config, _part(name), hf_order(config, name, stored))
 
 
 def canonical_tensor(config: ModelConfig, name: str, stored: torch.Tensor) -> torch.Tensor:
-    """What Hugging Face stores as the canonical tensor `name`: a view, or of a norm weight w that stands for 1 + w a new tensor in
-    float32 or wider, where that sum is not rounded to w's dtype."""
-    return canonical_value(config, name, hf_order(config, name, stored))
+    """What Hugging Face stores as the canonical tensor `name`: a view, or a new tensor where rows move, and of a norm weight w that
+    stands for 1 + w in float32 or wider, where that sum is not rounded to w's dtype."""
+    return canonical_value(config, name, canonical_order(config, name, stored))
 
 
 def canonical_value(config: ModelConfig, name: str, stored: torch.Tensor) -> torch.Tensor:
-    """`canonical_tensor` of one whose axes are in order already."""
+    """`canonical_tensor` of one whose axes and rows are in order already."""
     return widen(stored) + FAMILIES[config.family].hf_norm_offset if _offset(config, name) else stored
 
 

@@ -23,9 +23,9 @@ def is_live(model) -> bool:
 def load_live(model, dtype: torch.dtype | None = None) -> Model:
     """A Model that shares the tensors of a live transformers model, wherever they are.
 
-    Conv1D weights (GPT-2) are copied when read, since they are stored transposed, and norm weights that are stored as w of 1 + w
-    are added up here. The tokenizer is that of the
-    directory the model was loaded from, if there is one.
+    Conv1D weights (GPT-2) are copied when read, since they are stored transposed; linears of queries and keys whose rows stand in another
+    order are copied here, and norm weights that are stored as w of 1 + w are added up. The tokenizer is that of the directory the model
+    was loaded from, if there is one.
     """
     name = type(model).__name__
     config, stored, state = match_live(model)

@@ -57,7 +57,9 @@ def refuse_changes(model, config: ModelConfig, name: str) -> None:
         scale = getattr(module, "embed_scale", None)
         if isinstance(scale, torch.Tensor) and not scale.is_meta:
             _check_scale(f"{name}: {path}.embed_scale", scale, config)
-        for attribute in ("act_fn", "act"):
+        if getattr(module, "use_parallel_residual", config.parallel_residual) != config.parallel_residual:
+            raise ModelError(f"{name}: {path}.use_parallel_residual is {not config.parallel_residual}: changed after the model was made")
+        for attribute in ("act_fn", "act", "activation_fn"):
             if callable(getattr(module, attribute, None)):
                 _check_activation(f"{name}: {path}.{attribute}", getattr(module, attribute), config)
 
@@ -65,7 +67,8 @@ def refuse_changes(model, config: ModelConfig, name: str) -> None:
 def _settings(module, config):
     """(attribute, its value, the config's) of what one module computes with."""
     numbers = dict.fromkeys(("attention_scaling", "full_attention_attention_scaling", "sliding_attention_attention_scaling"), 1.0)
-    numbers["variance_epsilon"] = config.norm_eps
+    numbers |= {"variance_epsilon": config.norm_eps, "residual_multiplier": config.residual_scale}
+    numbers["embedding_multiplier"] = config.embedding_scale
     if hasattr(module, "layer_idx"):  # an attention
         numbers["scaling"] = config.scores_scale
         if (window := config.window(module.layer_idx)) is not None:

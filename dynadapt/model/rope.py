@@ -10,7 +10,8 @@ from .config import ModelConfig
 
 
 def rope_frequencies(config: ModelConfig, windowed: bool = False) -> torch.Tensor:
-    """Angle per position of each pair of dimensions, float64 [head_dim/2], scaling applied; ``windowed``: in layers with a window.
+    """Angle per position of each pair of dimensions that is rotated, float64 [rotated/2], scaling applied; ``windowed``: in layers with a
+    window.
 
     "linear" divides every frequency by `factor` (Chen et al. 2023, arXiv:2306.15595); "llama3" divides those whose
     wavelength exceeds `original_max_position_embeddings / low_freq_factor`, leaves those shorter than
@@ -18,7 +19,7 @@ def rope_frequencies(config: ModelConfig, windowed: bool = False) -> torch.Tenso
     """
     if config.rope_theta is None:
         raise ValueError(f"family {config.family} has learned positions and no rotary tables")
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim  # [head_dim/2]
+    exponent = torch.arange(0, config.rotated, 2, dtype=torch.float64) / config.rotated  # [rotated/2]
     if windowed and config.window_rope_theta is not None:
         return config.window_rope_theta**-exponent
     frequency = config.rope_theta**-exponent
@@ -44,8 +45,9 @@ def rope_tables(config: ModelConfig, length: int, windowed: bool = False) -> tup
     """(cos, sin), each float32 [length, head_dim/2], for positions 0..length-1; ``windowed``: in layers with a window.
 
     Halves convention: with x1, x2 the two halves of a head, the rotated head is
-    (x1 * cos - x2 * sin, x2 * cos + x1 * sin). Computed in float64, then rounded once.
+    (x1 * cos - x2 * sin, x2 * cos + x1 * sin). Pairs that are not rotated (layout.py) come last. Computed in float64, then rounded once.
     """
     position = torch.arange(length, dtype=torch.float64)
-    angle = position[:, None] * rope_frequencies(config, windowed)[None, :]  # [length, head_dim/2]
+    frequency = torch.nn.functional.pad(rope_frequencies(config, windowed), (0, (config.head_dim - config.rotated) // 2))
+    angle = position[:, None] * frequency[None, :]  # [length, head_dim/2]
     return angle.cos().float(), angle.sin().float()

@@ -8,6 +8,7 @@ Older transformers wrote and read the top-level keys alone. csrc/engine/config.c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from .config_keys import same_value
@@ -47,6 +48,28 @@ def read_rope_by_kind(raw: Mapping, max_positions: int, thetas: tuple[float, flo
     if scaled is not None:
         raise ModelError(f"{place} of type {scaled['rope_type']} is not supported; accepted: default")
     return theta, scaling, local
+
+
+def read_partial_rope(
+    raw: Mapping, max_positions: int, head_dim: int, top: tuple[str, str] = ("rope_theta", "partial_rotary_factor"), absent: float = 1.0
+) -> tuple[float, dict | None, int | None]:
+    """(theta, scaling, ModelConfig's `rotary_dim`) of a config.json whose heads may be rotated in part. `top`: the keys of the file that
+    count where the chosen set has no `rope_theta` and no `partial_rotary_factor`; `absent`: the part where neither says one."""
+    place, rope = _chosen(raw)
+    key, part = "partial_rotary_factor", raw.get(top[1], absent)
+    name, part = (f"{place}.{key}", rope[key]) if key in rope else (top[1], part)
+    rotated = int(head_dim * check_number(name, part, 0.0, 1.0))
+    if rotated < 2 or rotated % 2:
+        raise ModelError(f"{name} = {part!r} rotates {rotated} of head_dim = {head_dim} dimensions; accepted: an even number of at least 2")
+    without = [{name: value for name, value in values.items() if name != key} for values in (rope, raw)]
+    theta, scaling = _read_set(place, *without, max_positions, top[0], 10000.0)
+    return theta, scaling, None if rotated == head_dim else rotated
+
+
+def partial_factor(rotated: int, head_dim: int) -> float:
+    """The factor of which transformers makes `rotated` dimensions of `head_dim` again."""
+    factor = rotated / head_dim
+    return factor if int(head_dim * factor) == rotated else math.nextafter(factor, 1.0)
 
 
 def _read_set(place, rope, raw, max_positions, top, absent) -> tuple[float, dict | None]:

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.model import random_model, tiny_config
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "gptneox"]
 ADAPTS = {"none": None, "lora": LoRA(rank=3), "rows": RowSparse(density=0.2, every=2), "full": Full()}
 MEMORIES = {"nothing": None, "keep": SegmentMemory(20, 2), "reproject": SegmentMemory(20, 2, "reproject"), "overlap": Overlap(9)}
 LR = {"lora": 0.05, "rows": 0.02, "full": 0.005}
@@ -49,7 +49,9 @@ COMBINATIONS = [(f, a, m) for f in FAMILIES for a in ADAPTS for m in MEMORIES if
 # 1. score before learning
 
 
-@pytest.mark.parametrize("family,adapt,memory", [c for c in COMBINATIONS if c[0] in ("llama", "qwen3", "gemma3") or c[2] == "overlap"])
+@pytest.mark.parametrize(
+    "family,adapt,memory", [c for c in COMBINATIONS if c[0] in ("llama", "qwen3", "gemma3", "gptneox") or c[2] == "overlap"]
+)
 @pytest.mark.parametrize("backend,dtype", BACKENDS)
 def test_later_tokens_never_change_a_score(family, adapt, memory, backend, dtype):
     tokens = text(family=family)
@@ -190,7 +192,7 @@ def test_shared_rows_train_one_set_of_weights_on_their_mean():
 # 3. segmenting is invisible
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "granite", "phi3", "gptneox"])
 @pytest.mark.parametrize("refresh", ["keep", "reproject"])
 @pytest.mark.parametrize("segment", [1, 7, 13, 52])
 @pytest.mark.parametrize("backend,dtype,tolerance", [("reference", "fp32", 2e-5), ("cpu", "fp32", 2e-5), ("cpu", "bf16", 0.05)])

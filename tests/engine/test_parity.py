@@ -10,7 +10,7 @@ from dynadapt import SGD, Adam, Engine, Full, LoRA, SegmentMemory
 from dynadapt.engine.learners.peft import read_adapter, write_adapter
 from dynadapt.model import random_model, tiny_config
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "granite", "phi3", "gptneox"]
 T = 21
 
 
@@ -85,14 +85,14 @@ def test_full_update_equals_autograd(family):
     nll_of(live, row).mean().backward()
     e.step(row)
     from dynadapt.model import hf_name, layout
-    from dynadapt.model.layout import hf_transposed
+    from dynadapt.model.layout import canonical_order
 
     parameters = dict(live.named_parameters())
     for name, weight in e.learners[0].weights().items():
         layer, group, part = name.split(".")
         canonical = f"layers.{layer}.{layout(m.config)[group][int(part)]}.weight"
         parameter = parameters[hf_name(m.config, canonical)]
-        grad = parameter.grad.t() if hf_transposed(m.config, canonical) else parameter.grad
+        grad = canonical_order(m.config, canonical, parameter.grad)
         assert torch.allclose(weight, m.tensor(canonical) - 0.5 * grad, atol=2e-5), canonical
 
 

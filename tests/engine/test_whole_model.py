@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion
 from dynadapt.engine.decoder import Batch
 from dynadapt.model import from_state, hf_name, random_model, tiny_config
-from dynadapt.model.layout import hf_transposed
+from dynadapt.model.layout import canonical_order
 
 MODEL = Full(targets="model")
 T = 21
@@ -23,6 +23,10 @@ CASES = {
     "gpt2, untied": {"tied_head": False},
     "gemma3": {},
     "gemma3, untied": {"tied_head": False},
+    "granite": {},
+    "phi3": {},
+    "gptneox": {"activation": "gelu"},
+    "gptneox, tied, one behind the other": {"tied_head": True, "parallel_residual": False},
 }
 
 
@@ -56,8 +60,7 @@ def expected_gradients(m, row, dtype):
     parameters = dict(live.named_parameters())
     named = {}
     for name in m.names():
-        grad = parameters[hf_name(m.config, name)].grad
-        named[name] = grad.t() if hf_transposed(m.config, name) else grad
+        named[name] = canonical_order(m.config, name, parameters[hf_name(m.config, name)].grad)
     return named
 
 
@@ -75,7 +78,7 @@ def test_every_gradient_equals_autograd(case, backend, dtype, tolerance):
         assert (ours[name].double() - value).abs().max() < tolerance * max(1, scale), name
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "gptneox"])
 def test_memory_saving_backward_gives_the_same_gradients(family):
     m, row = model(family), text(2, T + 1, family=family)
     plain, again = (gradients(m, row, "fp64", "reference", recompute=recompute) for recompute in (False, True))
@@ -90,7 +93,16 @@ def test_norms_of_one_and_w_do_not_decay_to_zero():
 
 
 @pytest.mark.parametrize(
-    "family,memory", [("llama", "keep"), ("qwen2", "reproject"), ("qwen3", "reproject"), ("gpt2", "overlap"), ("gemma3", "reproject")]
+    "family,memory",
+    [
+        ("llama", "keep"),
+        ("qwen2", "reproject"),
+        ("qwen3", "reproject"),
+        ("gpt2", "overlap"),
+        ("gemma3", "reproject"),
+        ("granite", "reproject"),
+        ("gptneox", "keep"),
+    ],
 )
 def test_gradient_equals_finite_differences(family, memory):
     tokens, h = text(family=family), 1e-5

@@ -35,7 +35,7 @@ def change(adapter: Path, **fields):
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2", "granite", "phi3", "gptneox"])
 def test_scores_are_pefts_own(tmp_path, family):
     live, adapter = adapter_of(tiny_directory(tmp_path / "base", family), tmp_path / "adapter")
     model, base = load(adapter), load(tmp_path / "base")
@@ -45,12 +45,10 @@ def test_scores_are_pefts_own(tmp_path, family):
     merged = live.merge_and_unload().state_dict()
     for name in model.names():
         from dynadapt.model import hf_name
-        from dynadapt.model.layout import hf_transposed
+        from dynadapt.model.layout import canonical_order
 
-        expected = merged[hf_name(model.config, name)]
-        assert torch.allclose(model.tensor(name), expected.t() if hf_transposed(model.config, name) else expected, rtol=1e-6, atol=1e-7), (
-            name
-        )
+        expected = canonical_order(model.config, name, merged[hf_name(model.config, name)])
+        assert torch.allclose(model.tensor(name), expected, rtol=1e-6, atol=1e-7), name
     assert model.tokenizer.encode("the cat") == base.tokenizer.encode("the cat") and model.name == "adapter"
     assert model.fingerprint() != base.fingerprint() and model.fingerprint() == load(adapter / "adapter_model.safetensors").fingerprint()
 

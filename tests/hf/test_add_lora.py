@@ -11,7 +11,7 @@ from helpers import to_transformers, token_rows
 from dynadapt.interop.nn import Adapters, LoRALinear, add_lora
 from dynadapt.model import random_model, tiny_config
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "phi3", "gptneox"]
 TARGETS = {"all": {"llama": 7, "gpt2": 4}, "attn": {"llama": 4, "gpt2": 2}, "mlp": {"llama": 3, "gpt2": 2}}
 EPS = {torch.float32: 1e-5, torch.float64: 1e-12}
 peft = pytest.importorskip("peft")
@@ -98,6 +98,12 @@ def test_loss_and_gradients_are_pefts(family, dtype, loss):
     assert all(p.grad is None for name, p in model.named_parameters() if "lora_" not in name)
     assert (ours.logits is None) == (loss == "fused") and ours.loss.dtype == (dtype if loss == "fused" else torch.float32)
     torch.testing.assert_close(model(batch["input_ids"]).logits, theirs(batch["input_ids"]).logits, rtol=EPS[dtype], atol=EPS[dtype])
+
+
+def test_divided_logits_have_no_fused_loss():
+    with pytest.raises(ValueError, match="changes its logits after the head .logits_scaling=3.0.; give loss='model'"):
+        add_lora(live("granite"), rank=2, loss="fused")
+    add_lora(live("granite"), rank=2, loss="model")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -228,7 +234,7 @@ def test_logits_that_change_after_the_head_are_noticed():
 @pytest.mark.parametrize("targets", ["all", "mlp", "one"])
 def test_peft_loads_what_is_saved(tmp_path, family, targets):
     model = live(family)
-    one = r".*\.1\.mlp\.(c_proj|down_proj)"
+    one = r".*\.1\.mlp\.(c_proj|down_proj|dense_4h_to_h)"
     adapters = add_lora(model, rank=3, alpha=5, targets=one if targets == "one" else targets)
     moved(model)
     adapters.save(tmp_path / "new" / "adapter")

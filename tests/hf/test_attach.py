@@ -10,15 +10,18 @@ import dynadapt
 from dynadapt import Adam, Full, LoRA, RowSparse, SegmentMemory
 from dynadapt.engine.generation import generate
 from dynadapt.model import ModelError, layout, peft_name, random_model, tiny_config
+from dynadapt.model.layout import to_hf_rows
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "granite", "phi3", "gptneox"]
 T = 12
 FAST = dict(optimizer=Adam(lr=0.02), segment=T)
 WRITTEN = {"rows": RowSparse(density=0.3, every=2), "full": Full(), "model": Full(targets="model")}
 
 
 def live_model(family="llama", dtype=torch.float32):
-    untied = {"tied_head": False} if family == "gemma3" else {}  # a scaled embedding that is the head too says its token for ever
+    untied = (
+        {"tied_head": False} if family in ("gemma3", "granite") else {}
+    )  # a scaled embedding that is the head too says its token for ever
     model = to_transformers(random_model(tiny_config(family, **untied), seed=1, std=0.2), dtype)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
@@ -46,6 +49,7 @@ def merged_copy(model, session, stream=0):
         start, rank = 0, session.engine.adapt.rank
         for p, (part, size) in enumerate(zip(layout(config)[group], sizes)):
             delta = session.engine.adapt.scale * Bt[:, start : start + size].t() @ A[p * rank : (p + 1) * rank]
+            delta = to_hf_rows(config, part, delta)
             weight = copied.get_submodule(peft_name(config, layer, part)).weight
             with torch.no_grad():
                 weight += delta.t() if config.family == "gpt2" else delta
@@ -89,7 +93,7 @@ def test_lora_is_seen_by_forward_and_generate(family):
 
 
 @pytest.mark.parametrize("what", WRITTEN)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "gptneox"])
 def test_written_weights_are_seen_and_taken_back(family, what):
     model = live_model(family)
     before, plain = record(model), logits(model)

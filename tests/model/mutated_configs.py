@@ -28,9 +28,9 @@ from dynadapt.model.family import FAMILIES  # noqa: E402
 
 TOKENS, POSITIONS, LAYERS = 20, 48, 2
 TOLERANCE = 1e-4  # nats
-TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma3_text")
-FAMILY = {"mistral": "llama", "gemma3_text": "gemma3"}  # where it is not the model_type
-NOT_IN_C = ("gpt2", "gemma3_text")
+TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma3_text", "granite", "phi3", "gpt_neox")
+FAMILY = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox"}  # where it is not the model_type
+NOT_IN_C = ("gpt2", "gemma3_text", "phi3", "gpt_neox")
 DROP = object()
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
@@ -100,6 +100,9 @@ NOTES = {
     "partial_rotary_factor": 0.5,
     "rotary_pct": 0.25,
     "transformers_weights": "other.safetensors",
+    "residual_multiplier": 0.5,
+    "embedding_multiplier": 3,
+    "logits_scaling": 0.25,
     "qk_layernorm": True,
 }
 PLAIN = (
@@ -137,6 +140,28 @@ VALID_GPT2 = (
     ("num_hidden_layers", (LAYERS,)),
     ("max_position_embeddings", (POSITIONS,)),
     ("resid_pdrop", (0.0, 0.5)),
+)
+VALID_NEOX = (
+    ("rope_scaling", PLAIN),
+    ("rope_parameters", PLAIN),
+    ("rotary_emb_base", (300.0, 1e6, 5000, DROP)),
+    ("rotary_pct", (0.5, 1.0, 1, 6 / 14, DROP)),
+    ("layer_norm_eps", (1e-3, 0.1)),
+    ("max_position_embeddings", (20, 64, 512, DROP)),
+    ("hidden_act", ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", DROP)),
+    ("use_parallel_residual", (True, False, DROP)),
+    ("eos_token_id", ([1, 2], None, 3, DROP)),
+)
+VALID_PHI3 = (
+    ("rope_parameters", ({"rope_theta": 900.0}, {"rope_type": "default", "partial_rotary_factor": 0.5}, {"type": "default"}, DROP)),
+    ("partial_rotary_factor", (1.0, 1, 0.5, 10 / 14, DROP)),
+    ("rope_theta", (300.0, 1e6, 5000, DROP)),
+    ("rms_norm_eps", (1e-3, 0.1, DROP)),
+    ("max_position_embeddings", (20, 64, 512, DROP)),
+    ("original_max_position_embeddings", (8, 4096, DROP)),
+    ("sliding_window", (4, 8, 64, None, DROP)),
+    ("hidden_act", ("silu", "swish", DROP)),
+    ("eos_token_id", ([1, 2], None, 3, DROP)),
 )
 OTHERS = (None, 0, 1, 2, -1, 1.0, 0.5, "", "x", True, False, [], [1], {}, {"a": 1}, 1e300, 2**40)
 
@@ -176,7 +201,7 @@ def edit(raw: dict, pick: random.Random) -> list[str]:
     key = pick.choice(sorted(raw))
     value = raw[key]
     if kind == "valid":
-        key, values = pick.choice(VALID_GPT2 if gpt2 else VALID)
+        key, values = pick.choice({"gpt2": VALID_GPT2, "gpt_neox": VALID_NEOX, "phi3": VALID_PHI3}.get(raw.get("model_type"), VALID))
         put(raw, key, pick.choice(values))
     elif kind == "retype":
         choices = [str(value), [value], {"value": value}, bool(value)]
@@ -200,6 +225,7 @@ def edit(raw: dict, pick: random.Random) -> list[str]:
         put(raw, key, pick.choice(SCALINGS))
     elif kind == "rope top":
         key = pick.choice(("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"))
+        key = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}.get(key, key) if "rotary_pct" in raw else key
         put(raw, key, pick.choice((None, 1.0, 0.5, 20, 300.0, "300", DROP, True)))
     elif kind == "window":
         put(raw, "sliding_window", pick.choice(WINDOWS))
@@ -271,7 +297,7 @@ def edit(raw: dict, pick: random.Random) -> list[str]:
         put(raw, key, pick.choice(("silu", "swish", "gelu", "relu", "gelu_new", "SiLU", None, 1, DROP)))
     elif kind == "type":
         put(raw, "model_type", pick.choice(("llama", "mistral", "qwen2", "qwen3", "gpt2", "phi3", None, 3, DROP)))
-        key = "model_type"
+        return ["model_type", *(key for key in raw if key in NEUTRAL)]  # which others do not read
     return [key]
 
 
@@ -348,7 +374,9 @@ def plain(raw: dict, model_type: str) -> dict:
     keys = FAMILIES[FAMILY.get(model_type, model_type)].hf_keys[model_type]
     raw = {key: value for key, value in raw.items() if key in keys.read or key in NEUTRAL or key in keys.neutral}
     raw["model_type"] = model_type
-    for key in ("rms_norm_eps", "layer_norm_epsilon"):
+    if model_type == "phi3":
+        raw["pad_token_id"] = None  # by default one that a tiny vocabulary does not have
+    for key in ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"):
         if type(raw.get(key)) is int:
             raw[key] = float(raw[key])
     if isinstance(raw.get("bos_token_id"), list):

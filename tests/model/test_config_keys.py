@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 from mutated_configs import LLAMA3, NOT_IN_C, POSITIONS, TYPES, Readers, off  # noqa: E402
 
 from dynadapt.model import ModelError, load  # noqa: E402
-from dynadapt.model.config_keys import IGNORED, NEUTRAL  # noqa: E402
+from dynadapt.model.config_keys import IGNORED  # noqa: E402
 from dynadapt.model.family import FAMILIES  # noqa: E402
 from dynadapt.model.rope_settings import IGNORED as ROPE_IGNORED  # noqa: E402
 from dynadapt.model.rope_settings import READ as ROPE_READ
@@ -65,13 +65,15 @@ def test_the_c_engine_has_the_same_lists():
     assert set(found) == set(KEYS) - set(NOT_IN_C)
     for model_type, row in found.items():
         keys = KEYS[model_type]
-        neutral = {f"{key}={json.dumps(value)}" for key, value in (NEUTRAL | keys.neutral).items()}
-        assert [a | b for a, b in zip(common, row)] == [set(keys.read), IGNORED | keys.ignored, neutral]
+        neutral = {f"{key}={json.dumps(value)}" for key, value in keys.all_neutral.items()}
+        read, ignored, do_nothing = (a | b for a, b in zip(common, row))
+        do_nothing = {word for word in do_nothing if word.split("=")[0] not in read}  # a key that a type reads has any value there
+        assert [read, ignored, do_nothing] == [set(keys.read), IGNORED | keys.ignored, neutral]
 
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_no_key_is_on_two_lists(model_type):
-    lists = (KEYS[model_type].read, KEYS[model_type].ignored | IGNORED, set(NEUTRAL | KEYS[model_type].neutral))
+    lists = (KEYS[model_type].read, KEYS[model_type].ignored | IGNORED, set(KEYS[model_type].all_neutral))
     assert sum(map(len, lists)) == len(set().union(*lists))
 
 
@@ -130,6 +132,23 @@ REAL = {  # the keys of well-known files, at the sizes of the tiny models
         dict(attention_dropout=0.0, max_window_layers=1, sliding_window=8, use_sliding_window=False, use_mrope=False, rope_theta=1000000.0),
     ),
     "qwen 3": ("qwen3", dict(attention_dropout=0.0, max_window_layers=1, sliding_window=None, use_sliding_window=False)),
+    "granite 3": (
+        "granite",
+        dict(
+            attention_dropout=0.1,
+            attention_multiplier=0.015625,
+            embedding_multiplier=12.0,
+            logits_scaling=8.0,
+            residual_multiplier=0.22,
+            rope_theta=10000,
+            rope_scaling=None,
+            initializer_range=0.02,
+        ),
+    ),
+    "granite without factors": (
+        "granite",
+        dict(attention_multiplier=..., embedding_multiplier=..., logits_scaling=..., residual_multiplier=...),
+    ),
     "gpt2": (
         "gpt2",
         dict(
@@ -214,11 +233,19 @@ def test_precedence_is_that_of_transformers(name, model_type, readers):
         (dict(num_hidden_layers=2.0), "num_hidden_layers = 2(.0)? must be a whole number"),
         (dict(attention_bias=None), "attention_bias = (None|null) must be true or false"),
         (dict(hidden_act=None), "hidden_act = (None|null) is not supported"),
+        (dict(residual_multiplier=0.5), "residual_multiplier = 0.5 is not supported; accepted: 1.0 or absent"),
     ],
 )
 def test_refused_by_name_in_both_engines(changes, match, readers):
     reader = readers("llama")
     assert_refused(reader, changed(reader, **changes), match)
+
+
+@pytest.mark.parametrize("value", (0, -0.22, None, "0.22", True, 1e300))
+@pytest.mark.parametrize("key", ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"))
+def test_factors_that_are_none(key, value, readers):
+    reader = readers("granite")
+    assert_refused(reader, changed(reader, **{key: value}), f"{key} = .* must be a number in")
 
 
 QWEN_SLIDES = dict(use_sliding_window=True, sliding_window=8, max_window_layers=0)
@@ -264,8 +291,7 @@ def test_windows_are_decided_as_the_family_decides(model_type, keys, loads, read
 def test_every_type_of_every_key_alike_in_both_engines(model_type, readers):
     reader = readers(model_type)
     values = (None, 2.0, "2", True, 0, -1, [1], {}, 2**31, ...)
-    neutral = set(NEUTRAL) | set(KEYS[model_type].neutral)
-    for key in sorted(KEYS[model_type].read | neutral | {"use_cache", "unheard_of"}):
+    for key in sorted(KEYS[model_type].read | set(KEYS[model_type].all_neutral) | {"use_cache", "unheard_of"}):
         for value in values:
             reader.write(changed(reader, **{key: value}))
             python, c = reader.python(), reader.c()

@@ -5,8 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import to_transformers
+import transformers
+from helpers import nll_of, to_transformers
+from safetensors.torch import load_file, save_file
 
+from dynadapt import Engine
 from dynadapt.model import (
     ModelError,
     hf_name,
@@ -20,6 +23,8 @@ from dynadapt.model import (
     tiny_config,
 )
 from dynadapt.model.config import FAMILIES
+from dynadapt.model.convert import write_directory
+from dynadapt.model.layout import from_hf_rows, hf_rows, to_hf_rows
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
@@ -35,6 +40,13 @@ CASES |= {
     "gemma3-scale": tiny_config("gemma3", attention_scale=10**-0.5),
     "gemma3-linear-bias": tiny_config("gemma3", rope_scaling=LINEAR, attention_bias=True),
     "gemma3-full": tiny_config("gemma3", windows=()),
+    "granite-biases": tiny_config("granite", attention_bias=True, mlp_bias=True),
+    "phi3-whole-heads": tiny_config("phi3", rotary_dim=None),
+    "phi3-window": tiny_config("phi3", windows=(7, 7, 7)),
+    "gptneox-sequential": tiny_config("gptneox", parallel_residual=False, activation="gelu"),
+    "gptneox-linear-no-bias": tiny_config("gptneox", rope_scaling=LINEAR, attention_bias=False),
+    "gptneox-whole-heads": tiny_config("gptneox", rotary_dim=None),
+    "granite-usual": tiny_config("granite", attention_scale=None, embedding_scale=1.0, residual_scale=1.0, logits_scaling=1.0),
 }
 
 
@@ -74,15 +86,16 @@ def test_rope_tables_are_transformers_own(model):
         with pytest.raises(ValueError, match="learned positions"):
             rope_tables(config, 4)
         return
-    live, half = to_transformers(model), config.head_dim // 2
+    live, half, rotated = to_transformers(model), config.head_dim // 2, config.rotated // 2
     kinds = {kind == "sliding_attention": (kind,) for kind in live.config.layer_types} if config.family == "gemma3" else {False: ()}
     for windowed, kind in kinds.items():
         cos, sin = rope_tables(config, 300, windowed)
-        expected_cos, expected_sin = live.model.rotary_emb(torch.zeros(1, dtype=torch.float32), torch.arange(300)[None], *kind)
+        expected_cos, expected_sin = live.base_model.rotary_emb(torch.zeros(1, dtype=torch.float32), torch.arange(300)[None], *kind)
         assert cos.shape == sin.shape == (300, half) and cos.dtype == torch.float32
-        for ours, theirs in ((cos, expected_cos[0]), (sin, expected_sin[0])):
-            torch.testing.assert_close(ours, theirs[:, :half], atol=5e-5, rtol=0)
-            torch.testing.assert_close(ours, theirs[:, half:], atol=5e-5, rtol=0)
+        for ours, theirs, of_zero in ((cos, expected_cos[0], 1.0), (sin, expected_sin[0], 0.0)):
+            torch.testing.assert_close(ours[:, :rotated], theirs[:, :rotated], atol=5e-5, rtol=0)
+            torch.testing.assert_close(ours[:, :rotated], theirs[:, rotated:], atol=5e-5, rtol=0)
+            assert (ours[:, rotated:] == of_zero).all()
 
 
 def test_layout_names_every_linear(model):
@@ -162,6 +175,55 @@ def test_fields_that_say_nothing_leave_fingerprints_alone():
         *"rope_scaling max_positions tied_head attention_bias mlp_bias qk_norm bos_token_id eos_token_id".split(),
     }
     assert "windows" in tiny_config("gemma3").told()
+
+
+@pytest.mark.parametrize("family", ["phi3", "gptneox"])
+def test_rows_go_there_and_back(family):
+    """Of a head of 6 of which 2 are rotated, 0 and 1 become the first pair, j and j + 3, of our order."""
+    config = tiny_config(family, hidden_size=12, heads=2, kv_heads=2, head_dim=6, rotary_dim=2)
+    head = [0, 2, 3, 1, 4, 5]
+    q, k, v = (0, 12, 24) if family == "phi3" else (0, 6, 12)
+    step = 6 if family == "phi3" else 18
+    expected = [first + step * h + j for first, order in ((q, head), (k, head), (v, range(6))) for h in range(2) for j in order]
+    assert hf_rows(config, "qkv").tolist() == expected and sorted(expected) == list(range(36))
+    there = torch.randn(36, 3)
+    back = from_hf_rows(config, "qkv", to_hf_rows(config, "qkv", there))
+    assert torch.equal(back, there) and not torch.equal(to_hf_rows(config, "qkv", there), there)
+    assert hf_rows(config, "o") is None and hf_rows(tiny_config("llama"), "q") is None
+
+
+def test_scores_of_the_whole_row_order(tmp_path):
+    """What the order is for: scores in a window are those of transformers, where a window is."""
+    for config in (tiny_config("phi3", windows=(7, 7, 7)), tiny_config("gptneox", rope_scaling=LINEAR, parallel_residual=False)):
+        model = random_model(config, seed=2, std=0.2)
+        tokens = torch.randint(config.vocab_size, (2, 31), generator=torch.Generator().manual_seed(1))
+        found = Engine(model, segment=30, streams=2, dtype="fp32", backend="cpu").step(tokens).double()
+        assert torch.allclose(found, nll_of(to_transformers(model), tokens), atol=5e-5)
+
+
+def test_old_files_of_pythia(tmp_path):
+    """The head's name, and buffers, as they are in files of before transformers 5."""
+    model = random_model(tiny_config("gptneox"), seed=1)
+    write_directory(model, tmp_path / "ours", torch.float32)
+    state = load_file(tmp_path / "ours" / "model.safetensors")
+    assert "embed_out.weight" in state and "lm_head.weight" not in state
+    assert_same_tensors(model, load(tmp_path / "ours"))
+    live = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32)
+    assert torch.equal(live.lm_head.weight, model.tensor("head.weight"))
+    renamed = {("lm_head.weight" if name == "embed_out.weight" else name): value for name, value in state.items()}
+    save_file(renamed, tmp_path / "ours" / "model.safetensors")
+    assert_same_tensors(model, load(tmp_path / "ours"))
+    buffers = {f"gpt_neox.layers.0.attention.{name}": torch.zeros(1) for name in ("bias", "masked_bias", "rotary_emb.inv_freq")}
+    save_file(state | buffers, tmp_path / "ours" / "model.safetensors")
+    assert_same_tensors(model, load(tmp_path / "ours"))
+
+
+def test_partial_rotary_is_refused_where_it_is_not_known():
+    for changes in (dict(rotary_dim=3), dict(rotary_dim=14), dict(rotary_dim=0)):
+        with pytest.raises(ModelError, match="rotary_dim = "):
+            tiny_config("phi3", **changes)
+    with pytest.raises(ModelError, match="rotary_dim = 4 with head_dim = 10.* accepted: None, or an even number .* in gptneox, phi3"):
+        tiny_config("llama", rotary_dim=4)
 
 
 def test_random_model_depends_on_the_seed_alone():

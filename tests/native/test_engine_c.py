@@ -72,6 +72,7 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
         ("llama", {"attention_bias": True, "mlp_bias": True}),
         ("qwen2", {}),
         ("qwen3", {}),
+        ("granite", {}),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
         (
             "llama",
@@ -86,7 +87,7 @@ def test_equals_the_python_engine_whatever_learns(tmp_path, case, dtype):
             },
         ),
     ],
-    ids=["tied", "biases", "qwen2", "qwen3", "linear rope", "llama3 rope"],
+    ids=["tied", "biases", "qwen2", "qwen3", "granite", "linear rope", "llama3 rope"],
 )
 def test_equals_the_python_engine_for_every_family(tmp_path, family, changes):
     directory = write(tmp_path / "model", family, **changes)
@@ -301,7 +302,10 @@ def config_of(directory, **changes):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"model_type": "gpt2"}, 'model_type "gpt2" is not supported by this engine; accepted: llama, mistral, qwen2, qwen3'),
+        ({"model_type": "gpt2"}, 'model_type "gpt2" is not .* this engine, which does not compute learned positions.*; accepted: llama, mistral,'),
+        ({"model_type": "phi3"}, 'model_type "phi3" is not supported by this engine, which does not compute fused queries'),
+        ({"model_type": "gpt_neox"}, 'model_type "gpt_neox" is not .*, which does not compute attention and feed-forward side by side'),
+        ({"model_type": "mamba"}, 'model_type "mamba" is not supported by this engine; accepted: .*, granite$'),
         ({"model_type": "mistral", "sliding_window": 64}, "sliding_window = 64, context 512"),
         ({"model_type": "mistral", "max_position_embeddings": 8192}, "sliding_window = 4096, context 8192"),
         ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 64}, "sliding_window = 64"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from dynadapt.model import ModelError, layout, peft_name
+from dynadapt.model.layout import from_hf_rows, to_hf_rows
 from dynadapt.model.peft import read_for_model, settings_of, tensor_key, write_files
 from dynadapt.model.peft_fields import module_alpha, module_rank, module_scale, shown
 from dynadapt.ops.linear import each_part
@@ -56,7 +57,7 @@ def write_adapter(directory, learner, config, slot: int, base_model: str) -> Non
     for adapted in adapted_modules(learner, config):
         A, Bt = _master(learner, slot, adapted)
         tensors[tensor_key(adapted.module, "A")] = A.float().contiguous()
-        tensors[tensor_key(adapted.module, "B")] = Bt.t().float().contiguous()
+        tensors[tensor_key(adapted.module, "B")] = to_hf_rows(config, adapted.part, Bt.t().float()).contiguous()
         modules[adapted.module] = (adapted.rank, adapted.alpha)
     write_files(directory, tensors, settings_of(config, adapt.rank, adapt.alpha, base_model, modules, adapt.layers, adapt.rslora))
 
@@ -76,7 +77,8 @@ def read_adapter(directory, learner, config, slot: int) -> None:
         if module not in tensors:
             raise ModelError(f"{directory}: adapter has no {tensor_key(module, 'A')}, which targets={learner.adapt.targets!r} needs")
         A, Bt = _master(learner, slot, adapted)
-        values += zip((A, Bt.t()), tensors.pop(module))
+        theirs, stored = tensors.pop(module)
+        values += [(A, theirs), (Bt.t(), from_hf_rows(config, adapted.part, stored))]
     if tensors:
         raise ModelError(
             f"{directory}: adapter has {tensor_key(min(tensors), 'A')} and {len(tensors) - 1} modules more that "

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from dynadapt.model import hf_name, layout
+from dynadapt.model import layout
 from dynadapt.model.hf_config import config_to_hf
-from dynadapt.model.layout import hf_tensor
+from dynadapt.model.layout import file_name, hf_tensor
 from dynadapt.runs.rundir import RunError
 from dynadapt.runs.whole_files import new_directory
 
@@ -27,7 +27,7 @@ def export_model(run: Path, out: Path) -> Path:
         stored = {}
         for name, value in learned(model, engine).items():
             value = hf_tensor(model.config, name, value.to("cpu"))
-            stored[hf_name(model.config, name)] = value.to(engine.torch_dtype).contiguous()
+            stored[file_name(model.config, name)] = value.to(engine.torch_dtype).contiguous()
         save_file(stored, str(folder / "model.safetensors"), {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(config_to_hf(model.config), indent=2) + "\n", "utf-8")
         model.tokenizer.save(folder / "tokenizer.json")

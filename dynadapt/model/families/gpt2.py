@@ -99,6 +99,7 @@ register(
         from_gguf=from_gguf,
         has_bias=lambda config, part: config.mlp_bias if part in ("up", "down") else config.attention_bias,
         learned_positions=True,
+        equal_heads=True,
         tiny=CHOICES
         | dict(hidden_size=36, layers=3, heads=3, kv_heads=3, head_dim=12, ffn_size=100, vocab_size=109, tied_head=True)
         | dict(norm_eps=1e-5, activation="gelu_tanh", max_positions=128, bos_token_id=0, eos_token_id=1),

@@ -62,22 +62,18 @@ def from_hf(
     tied: bool = False,
     activations: tuple[str, dict[str, str]] = ("hidden_act", {"silu": "swiglu", "swish": "swiglu"}),
     rope: tuple[float, dict | None] | None = None,
+    eps: float = 1e-6,
     **choices,
 ) -> ModelConfig:
     """The config of a config.json, its sliding windows aside. Where the file has no such key, `max_positions`, `kv_heads`
-    (None: as many as heads), `head_dim` (None: hidden_size / heads), `tied` and `tokens` (begin, end) are what transformers takes,
-    and the first of `activations`: the key, and what its values are called here. Keys in `null` may be null, which is None.
+    (None: as many as heads), `head_dim` (None: hidden_size / heads), `tied`, `eps` and `tokens` (begin, end) are what transformers
+    takes, and the first of `activations`: the key, and what its values are called here. Keys in `null` may be null, which is None.
     `rope`: (theta, scaling), where the family reads them otherwise."""
     key, known = activations
     act = raw.get(key, next(iter(known)))
     if not isinstance(act, str) or act not in known:
         raise ModelError(f"{key} = {act!r} is not supported for {family}; accepted: {next(iter(known))}")
-    heads, hidden = read_size(raw, "num_attention_heads"), read_size(raw, "hidden_size")
-    head_dim = _or_null(raw, "head_dim", head_dim, null)
-    if head_dim is None:
-        if hidden % heads:
-            raise ModelError(f"num_attention_heads = {heads} does not divide hidden_size = {hidden}")
-        head_dim = hidden // heads
+    heads, hidden, head_dim = read_size(raw, "num_attention_heads"), read_size(raw, "hidden_size"), head_dim_of(raw, head_dim, null)
     kv_heads = _or_null(raw, "num_key_value_heads", kv_heads, null) or heads
     if heads % kv_heads:
         raise ModelError(f"num_key_value_heads = {kv_heads} does not divide num_attention_heads = {heads}")
@@ -93,7 +89,7 @@ def from_hf(
         head_dim=head_dim,
         ffn_size=read_size(raw, "intermediate_size"),
         activation=known[act],
-        norm_eps=check_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6), 0.0, 1.0),
+        norm_eps=check_number("rms_norm_eps", raw.get("rms_norm_eps", eps), 0.0, 1.0),
         rope_theta=theta,
         rope_scaling=scaling,
         max_positions=max_positions,
@@ -102,6 +98,17 @@ def from_hf(
         eos_token_id=read_token(raw, "eos_token_id", tokens[1]),
     )
     return ModelConfig(**{**fields, **choices})
+
+
+def head_dim_of(raw: Mapping, absent: int | None = None, null: tuple[str, ...] = ()) -> int:
+    """`head_dim`; `absent` where there is no such key, and without that, or for null where it may be null, hidden_size / heads."""
+    heads, hidden = read_size(raw, "num_attention_heads"), read_size(raw, "hidden_size")
+    head_dim = _or_null(raw, "head_dim", absent, null)
+    if head_dim is None:
+        if hidden % heads:
+            raise ModelError(f"num_attention_heads = {heads} does not divide hidden_size = {hidden}")
+        head_dim = hidden // heads
+    return head_dim
 
 
 def _or_null(raw, key, absent, null):
