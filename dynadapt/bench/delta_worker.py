@@ -99,9 +99,6 @@ class Native(DeltaWorker):
         self.layer = Mixer(self.config, "cpu", self.dtype, self.raw, self.weights, self.sizes["streams"])
         self.forward, self.backward = self.layer.forward, self.layer.backward
 
-    def flops(self) -> int:
-        return self.layer.ledger.step["forward"]
-
 
 class _Columns(torch.nn.Module):
     """Stands where a linear was: some columns of its input."""
