@@ -17,6 +17,10 @@ from .reading import check_choice
 
 # Words as Qwen2 and Llama 3 split them; %s: how many digits a number may have, "" for one.
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# As Qwen3.5 splits them: a letter keeps its marks.
+MARKED_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _END = "<|endoftext|>"
 
 
@@ -71,14 +75,18 @@ def _gpt_neox(vocab, merges, settings):
     return backend
 
 
-def _qwen2(vocab, merges, settings):
+def _qwen2(vocab, merges, settings, words=WORDS % ""):
     backend = _byte_level(vocab, merges)
     backend.normalizer = normalizers.NFC()
     prefix = _flag(settings, "add_prefix_space", False)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS % ""), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)]
+        [pre_tokenizers.Split(Regex(words), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)]
     )
     return backend
+
+
+def _qwen3_5(vocab, merges, settings):
+    return _qwen2(vocab, merges, settings, MARKED_WORDS)
 
 
 def _flag(settings, key, default, null=True):
@@ -118,6 +126,7 @@ CLASSES = {
             reads_vocab=True,
             adds_special=True,
         ),
+        TokenizerClass("Qwen3_5Tokenizer", _qwen3_5, {"unk_token": _END, "bos_token": None, "eos_token": _END, "pad_token": _END}),
     )
 }
 _GENERAL = ("TokenizersBackend", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "PythonBackend", "BloomTokenizer")
@@ -129,6 +138,7 @@ _OF_MODEL = {
     "phi3": "TokenizersBackend",
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
+    "qwen3_5_text": "Qwen3_5Tokenizer",
     "mistral": "TokenizersBackend",
 }
 
