@@ -10,7 +10,7 @@ from dynadapt import SGD, Adam, Engine, Full, LoRA, SegmentMemory
 from dynadapt.engine.learners.peft import read_adapter, write_adapter
 from dynadapt.model import random_model, tiny_config
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "granite", "phi3", "gptneox"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "granite", "phi3", "gptneox", "qwen3_5"]
 T = 21
 
 
@@ -90,7 +90,7 @@ def test_full_update_equals_autograd(family):
     parameters = dict(live.named_parameters())
     for name, weight in e.learners[0].weights().items():
         layer, group, part = name.split(".")
-        canonical = f"layers.{layer}.{layout(m.config)[group][int(part)]}.weight"
+        canonical = f"layers.{layer}.{layout(m.config, int(layer))[group][int(part)]}.weight"
         parameter = parameters[hf_name(m.config, canonical)]
         grad = canonical_order(m.config, canonical, parameter.grad)
         assert torch.allclose(weight, m.tensor(canonical) - 0.5 * grad, atol=2e-5), canonical

@@ -28,9 +28,9 @@ from dynadapt.model.family import FAMILIES  # noqa: E402
 
 TOKENS, POSITIONS, LAYERS = 20, 48, 2
 TOLERANCE = 1e-4  # nats
-TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma3_text", "granite", "phi3", "gpt_neox")
-FAMILY = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox"}  # where it is not the model_type
-NOT_IN_C = ("gpt2", "gemma3_text", "phi3", "gpt_neox")
+TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma3_text", "granite", "phi3", "gpt_neox", "qwen3_5_text")
+FAMILY = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox", "qwen3_5_text": "qwen3_5"}  # where it is not the model_type
+NOT_IN_C = ("gpt2", "gemma3_text", "phi3", "gpt_neox", "qwen3_5_text")
 DROP = object()
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}

@@ -62,7 +62,9 @@ def _one_axis(raw):
 
 
 def _delta(raw) -> DeltaLayers:
-    key_heads, value_heads, key_dim, value_dim, taps = (read_size(raw, key, absent) for key, absent in _SIZES.items())
+    key_heads, value_heads, key_dim, value_dim, taps = (read_size(raw, key, absent, high=2**20) for key, absent in _SIZES.items())
+    if value_heads % key_heads:
+        raise ModelError(f"linear_num_value_heads = {value_heads} is no multiple of linear_num_key_heads = {key_heads}")
     return DeltaLayers(_layers(raw), key_heads, value_heads, key_dim, value_dim, taps)
 
 
@@ -71,10 +73,11 @@ def _layers(raw) -> tuple[bool, ...]:
     layers, kinds = read_size(raw, "num_hidden_layers", high=MAX_LAYERS), raw.get("layer_types")
     if kinds is None:
         every = check_size("full_attention_interval", raw.get("full_attention_interval", EVERY))
-        return tuple((i + 1) % every != 0 for i in range(layers))
-    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in (LINEAR, FULL) for kind in kinds):
+        kinds = [LINEAR if (i + 1) % every else FULL for i in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers or {str(kind) for kind in kinds} != {LINEAR, FULL}:
         raise ModelError(
-            f"layer_types = {str(kinds)[:80]} must be a list of num_hidden_layers = {layers}, each of {LINEAR}, {FULL}, of both kinds"
+            f"layer_types = {str(kinds)[:80]} (or full_attention_interval) must give num_hidden_layers = {layers} layers, each of {LINEAR} "
+            f"or {FULL}, and at least one of either"
         )
     return tuple(kind == LINEAR for kind in kinds)
 
