@@ -32,6 +32,9 @@ class Family:
     `partial_rotary`: its heads may be rotated in part. `equal_heads`: its heads together are as wide as the residual, and each has keys of
     its own. `hf_heads_fused`: of its fused queries, keys and values Hugging Face stores all three of one head, then those of the next.
     `hf_files`: the canonical modules that files have under other names than live models, which may still be there.
+    `hf_around`: model_type of config.json files of models around this one (of images and text) -> the model_type of the text model's own,
+    under `text_config` there; `hf_inner`: the prefix that the base model's tensors have in their files, and `hf_beside` those of tensors
+    that are not the text model's.
     `has_bias(config, part)`: whether a linear has a bias. `tiny`: fields of `tiny_config`.
     """
 
@@ -59,6 +62,9 @@ class Family:
     equal_heads: bool = False
     hf_heads_fused: bool = False
     hf_files: dict[str, str] = field(default_factory=dict)
+    hf_around: dict[str, str] = field(default_factory=dict)
+    hf_inner: str | None = None
+    hf_beside: tuple[str, ...] = field(default=())
 
 
 FAMILIES: dict[str, Family] = {}

@@ -130,6 +130,7 @@ CLASSES = {
     )
 }
 _GENERAL = ("TokenizersBackend", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "PythonBackend", "BloomTokenizer")
+_UNBELIEVED = ("qwen2", "qwen3_5")  # transformers does not believe which class files of these name
 _OF_MODEL = {
     "gemma3_text": "GemmaTokenizer",
     "gpt2": "GPT2Tokenizer",
@@ -138,6 +139,7 @@ _OF_MODEL = {
     "phi3": "TokenizersBackend",
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
+    "qwen3_5": "Qwen3_5Tokenizer",
     "qwen3_5_text": "Qwen3_5Tokenizer",
     "mistral": "TokenizersBackend",
 }
@@ -160,12 +162,12 @@ def choose_class(settings: Mapping, raw: Mapping, text: str) -> TokenizerClass:
         return CLASSES[_OF_MODEL.get(model_type, PLAIN.name)]
     check_choice("tokenizer_class", declared, [fast for name in (*CLASSES, *_GENERAL) for fast in (name, f"{name}Fast")])
     name = declared.removesuffix("Fast")
-    if name == "LlamaTokenizer" and model_type != "qwen2" and '"ByteLevel"' in text:
+    if name == "LlamaTokenizer" and model_type not in _UNBELIEVED and '"ByteLevel"' in text:
         return PLAIN  # Llama 3's vocabulary under Llama 2's class
     own = _OF_MODEL.get(model_type)
     if own == PLAIN.name:
         return PLAIN
-    if own is not None and (model_type == "qwen2" or name in _GENERAL):
-        # transformers does not believe what files of Qwen2 say; nor does it use the general class for its name alone
-        return CLASSES[own] if model_type == "qwen2" else PLAIN
+    if own is not None and (model_type in _UNBELIEVED or name in _GENERAL):
+        # nor does transformers use the general class for its name alone
+        return CLASSES[own] if model_type in _UNBELIEVED else PLAIN
     return PLAIN if name in _GENERAL else CLASSES[name]

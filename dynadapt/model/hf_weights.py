@@ -36,13 +36,18 @@ def match_hf(
             config = dataclasses.replace(config, tied_head=False)
             stored["head.weight"] = head
     expected = {stored[name]: hf_shape(config, name, shape) for name, shape in tensor_shapes(config).items()}
-    check_shapes(where, expected, found, ignored=lambda key: bool(_BUFFER.search(key)) or (config.tied_head and key == head))
+    beside = FAMILIES[config.family].hf_beside
+    ignored = lambda key: bool(_BUFFER.search(key)) or key.startswith(beside) or (config.tied_head and key == head)  # noqa: E731
+    check_shapes(where, expected, found, ignored)
     return config, stored
 
 
 def _stored_name(config, name, dropped_prefix, found):
     stored = file_name(config, name)
     stored = stored if stored in found else hf_name(config, name)
+    family = FAMILIES[config.family]
+    if family.hf_inner is not None and (inner := family.hf_inner + stored.removeprefix(family.hf_base)) in found:
+        return inner
     return stored[len(dropped_prefix) :] if dropped_prefix and stored.startswith(dropped_prefix) else stored
 
 

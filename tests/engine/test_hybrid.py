@@ -306,6 +306,29 @@ def test_configs_of_every_kind():
         config_from_hf({"model_type": "qwen3_next"})
 
 
+def test_the_text_model_within_one_of_images_and_text(tmp_path):
+    """As the published models are stored: another prefix, tensors of images, and of layers that draft tokens."""
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    text = {key: value for key, value in config_to_hf(MODEL.config).items() if key != "architectures"}
+    vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, patch_size=4, out_hidden_size=44, num_position_embeddings=16)
+    around = transformers.Qwen3_5ForConditionalGeneration(transformers.Qwen3_5Config(text_config=text, vision_config=vision))
+    around.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    assert "model.language_model.layers.0.linear_attn.A_log" in state and any(name.startswith("model.visual.") for name in state)
+    save_file(state | {"mtp.norm.weight": torch.zeros(44)}, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = load(tmp_path)
+    assert loaded.config == MODEL.config
+    live = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert type(live).__name__ == "Qwen3_5ForCausalLM"
+    row = tokens()
+    found = Engine(loaded, segment=4 * T, dtype="fp32", backend="cpu").step(row)
+    assert torch.allclose(found.double(), nll_of(live.eval(), row), atol=5e-5)
+    with pytest.raises(ModelError, match="architecture 'qwen3_5' is not supported"):
+        load(around)
+
+
 def test_explain_says_what_becomes_of_the_state():
     assert "2 of 3 layers have the gated delta rule: a state of 240 numbers each, zero where a segment begins" in engine().explain()
     assert "carried on from segment to segment, detached" in engine(memory=LONG).explain()

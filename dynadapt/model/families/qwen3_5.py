@@ -27,7 +27,7 @@ _SIZES = {  # of a file that has no such key, as transformers takes them
     "linear_conv_kernel_dim": 4,
 }
 _READ = " ".join([*_SIZES, "attention_bias layer_types full_attention_interval"])
-# The further head that drafts tokens, and the dtype of a state that is float32 here as there.
+# Of the further layers that draft tokens, and the dtype of a state that is float32 here as there.
 _IGNORED = "mtp_num_hidden_layers mtp_use_dedicated_embeddings mamba_ssm_dtype"
 
 
@@ -100,6 +100,9 @@ register(
         groups=rotary.GROUPS,
         delta_groups=rotary.GROUPS | {"qkv": ("delta_qkv", "delta_z", "delta_b", "delta_a"), "o": ("delta_o",)},
         hf_types={"qwen3_5_text": "Qwen3_5ForCausalLM"},
+        hf_around={"qwen3_5": "qwen3_5_text"},
+        hf_inner="model.language_model.",
+        hf_beside=("model.visual.", "mtp."),
         **rotary.HF | {"hf_modules": _MODULES},
         hf_keys={"qwen3_5_text": rotary.hf_keys(_READ, _IGNORED, attn_output_gate=True, mlp_bias=False, mlp_only_layers=[])},
         hf_norm_offset=1.0,
