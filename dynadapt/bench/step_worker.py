@@ -68,6 +68,7 @@ class Native(StepWorker):
 
     def gradients(self, adapter: Path, tokens) -> dict[str, torch.Tensor]:
         from dynadapt.engine.learners.peft import adapted_modules
+        from dynadapt.model.layout import to_hf_rows
         from dynadapt.model.peft import tensor_key
 
         learner, kept = self.engine.learners[0], {}
@@ -87,7 +88,7 @@ class Native(StepWorker):
             A, Bt = (learner.layout.view(kept["grad"], f"{adapted.layer}.{adapted.group}.{name}")[0] for name in ("A", "Bt"))
             A, Bt = adapted.halves(A, Bt)
             found[tensor_key(adapted.module, "A")] = A.double().contiguous()
-            found[tensor_key(adapted.module, "B")] = Bt.t().double().contiguous()
+            found[tensor_key(adapted.module, "B")] = to_hf_rows(self.engine.config, adapted.part, Bt.t().double()).contiguous()
         for stream in range(self.engine.streams):
             self.engine.reset(stream)
         return found
@@ -104,8 +105,7 @@ class Peft(StepWorker):
         compiled = o["provider"] == "peft-compile"
         transformers.logging.set_verbosity_error()
         base = transformers.AutoModelForCausalLM.from_pretrained(o["directory"], dtype=self.dtype, attn_implementation="sdpa")
-        target = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        settings = peft.LoraConfig(r=o["rank"], lora_alpha=2 * o["rank"], target_modules=target, task_type="CAUSAL_LM")
+        settings = peft.LoraConfig(r=o["rank"], lora_alpha=2 * o["rank"], target_modules="all-linear", task_type="CAUSAL_LM")
         # adapters in the working precision: less work than peft's default of float32 adapters in a bf16 model
         self.live = peft.get_peft_model(base, settings, autocast_adapter_dtype=False)
         self.live.config.use_cache = False

@@ -59,6 +59,17 @@ MODELS = (
     "gpt2-medium",
     "gpt2-large",
     "gpt2-xl",
+    "granite-3.0-2b",
+    "granite-3.0-8b",
+    "phi-3-mini-4k",
+    "pythia-70m",
+    "pythia-160m",
+    "pythia-410m",
+    "pythia-1b",
+    "pythia-1.4b",
+    "pythia-2.8b",
+    "pythia-6.9b",
+    "pythia-12b",
 )
 GPUS = (
     "b200",

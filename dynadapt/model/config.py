@@ -22,7 +22,7 @@ class ModelConfig:
 
     `rope_theta` is None for learned positions (gpt2). `rope_scaling` is None or one of
     `{"rope_type": "linear", "factor"}`, `{"rope_type": "llama3", "factor", "low_freq_factor", "high_freq_factor",
-    "original_max_position_embeddings"}`, `{"rope_type": "factors", "factors": (rotated/2 numbers)}`, the last being
+    "original_max_position_embeddings"}`, `{"rope_type": "factors", "factors": (rotated_dims/2 numbers)}`, the last being
     the frequency divisors that GGUF files carry. `max_positions` is the context the model was made for, in tokens.
 
     `norm_place`: norms stand before attention and feed-forward, or on both sides of them ("both": their output is normalised
@@ -94,7 +94,7 @@ class ModelConfig:
         self._check_mixers()
 
     @property
-    def rotated(self) -> int:
+    def rotated_dims(self) -> int:
         """How many dimensions of a head are rotated."""
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
@@ -173,7 +173,7 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ModelError(f"head_dim = {self.head_dim} is odd: rotary positions need an even one")
         self._check_rotary_dim()
-        check_rope_scaling(self.rope_scaling, self.rotated)
+        check_rope_scaling(self.rope_scaling, self.rotated_dims)
 
     def _check_rotary_dim(self):
         if self.rotary_dim is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .config import ModelConfig
 from .errors import ModelError
-from .families import gemma3, gpt2, rotary
+from .families import gemma3, gpt2, gptneox, rotary
 from .hf_config import config_from_hf
 from .json_file import read_json
 
@@ -99,6 +99,45 @@ def _gemma3(*sizes) -> ModelConfig:
     )
 
 
+def _granite(hidden: int, ffn: int, attention: float, logits: float) -> ModelConfig:
+    return llama(
+        family="granite",
+        **_sizes(49155, hidden, 40, 32, 8, ffn, True),
+        rope_theta=10000.0,
+        max_positions=4096,
+        embedding_scale=12.0,
+        residual_scale=0.22,
+        attention_scale=attention,
+        logits_scaling=logits,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+
+
+def _phi3(*sizes, positions: int, window: int) -> ModelConfig:
+    both = _sizes(*sizes, False)
+    windows = (window,) * both["layers"]
+    return llama(family="phi3", **both, rope_theta=10000.0, max_positions=positions, windows=windows, bos_token_id=1, eos_token_id=32000)
+
+
+def _pythia(vocab: int, hidden: int, layers: int, heads: int) -> ModelConfig:
+    return ModelConfig(
+        family="gptneox",
+        **gptneox.CHOICES,
+        **_sizes(vocab, hidden, layers, heads, heads, 4 * hidden, False),
+        norm_eps=1e-5,
+        activation="gelu",
+        attention_bias=True,
+        rope_theta=10000.0,
+        rope_scaling=None,
+        rotary_dim=hidden // heads // 4,
+        parallel_residual=True,
+        max_positions=2048,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+
+
 def _gpt2(hidden: int, layers: int, heads: int) -> ModelConfig:
     return ModelConfig(
         family="gpt2",
@@ -153,9 +192,20 @@ GEOMETRIES = {
     "gpt2-medium": _gpt2(1024, 24, 16),
     "gpt2-large": _gpt2(1280, 36, 20),
     "gpt2-xl": _gpt2(1600, 48, 25),
+    "granite-3.0-2b": _granite(2048, 8192, 0.015625, 8.0),
+    "granite-3.0-8b": _granite(4096, 12800, 0.0078125, 16.0),
+    "phi-3-mini-4k": _phi3(32064, 3072, 32, 32, 32, 8192, positions=4096, window=2047),
+    "pythia-70m": _pythia(50304, 512, 6, 8),
+    "pythia-160m": _pythia(50304, 768, 12, 12),
+    "pythia-410m": _pythia(50304, 1024, 24, 16),
+    "pythia-1b": _pythia(50304, 2048, 16, 8),
+    "pythia-1.4b": _pythia(50304, 2048, 24, 16),
+    "pythia-2.8b": _pythia(50304, 2560, 32, 32),
+    "pythia-6.9b": _pythia(50432, 4096, 32, 32),
+    "pythia-12b": _pythia(50688, 5120, 36, 40),
 }
 ALSO = {"gpt2-small": "gpt2", "mistral-7b": "mistral-7b-v0.3"}
-_SAYS_NOTHING = {"meta", "instruct", "chat", "hf", "base", "it", "gguf"}
+_SAYS_NOTHING = {"meta", "instruct", "chat", "hf", "base", "it", "gguf", "deduped"}
 
 
 def _key(name: str) -> str:

@@ -141,7 +141,7 @@ def stored_rows(config: ModelConfig, part: str, heads_fused: bool = False) -> to
     moves = config.rotary_dim is not None or gated or heads_fused and part == "qkv"
     if not moves or part not in ("q", "k", "qkv") and not normed:
         return None
-    d, r = config.head_dim, config.rotated
+    d, r = config.head_dim, config.rotated_dims
     plain, half = torch.arange(d), r + (d - r) // 2
     paired = torch.cat([plain[: r // 2], plain[r:half], plain[r // 2 : r], plain[half:]])
     rows = lambda heads, order, first, step: (first + step * torch.arange(heads)[:, None] + order).flatten()  # noqa: E731

@@ -10,7 +10,7 @@ from .config import ModelConfig
 
 
 def rope_frequencies(config: ModelConfig, windowed: bool = False) -> torch.Tensor:
-    """Angle per position of each pair of dimensions that is rotated, float64 [rotated/2], scaling applied; ``windowed``: in layers with a
+    """Angle per position of each pair of dimensions that is rotated, float64 [rotated_dims/2], scaling applied; ``windowed``: in layers with a
     window.
 
     "linear" divides every frequency by `factor` (Chen et al. 2023, arXiv:2306.15595); "llama3" divides those whose
@@ -19,7 +19,7 @@ def rope_frequencies(config: ModelConfig, windowed: bool = False) -> torch.Tenso
     """
     if config.rope_theta is None:
         raise ValueError(f"family {config.family} has learned positions and no rotary tables")
-    exponent = torch.arange(0, config.rotated, 2, dtype=torch.float64) / config.rotated  # [rotated/2]
+    exponent = torch.arange(0, config.rotated_dims, 2, dtype=torch.float64) / config.rotated_dims  # [rotated_dims/2]
     if windowed and config.window_rope_theta is not None:
         return config.window_rope_theta**-exponent
     frequency = config.rope_theta**-exponent
@@ -48,6 +48,6 @@ def rope_tables(config: ModelConfig, length: int, windowed: bool = False) -> tup
     (x1 * cos - x2 * sin, x2 * cos + x1 * sin). Pairs that are not rotated (layout.py) come last. Computed in float64, then rounded once.
     """
     position = torch.arange(length, dtype=torch.float64)
-    frequency = torch.nn.functional.pad(rope_frequencies(config, windowed), (0, (config.head_dim - config.rotated) // 2))
+    frequency = torch.nn.functional.pad(rope_frequencies(config, windowed), (0, (config.head_dim - config.rotated_dims) // 2))
     angle = position[:, None] * frequency[None, :]  # [length, head_dim/2]
     return angle.cos().float(), angle.sin().float()

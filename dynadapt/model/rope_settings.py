@@ -60,7 +60,10 @@ def read_partial_rope(
     name, part = (f"{place}.{key}", rope[key]) if key in rope else (top[1], part)
     rotated = int(head_dim * check_number(name, part, 0.0, 1.0))
     if rotated < 2 or rotated % 2:
-        raise ModelError(f"{name} = {part!r} rotates {rotated} of head_dim = {head_dim} dimensions; accepted: an even number of at least 2")
+        raise ModelError(
+            f"{name} = {part!r} rotates {rotated} of the {head_dim} dimensions of a head (head_dim, or hidden_size / num_attention_heads); "
+            "accepted: an even number of at least 2"
+        )
     without = [{name: value for name, value in values.items() if name != key} for values in (rope, raw)]
     theta, scaling = _read_set(place, *without, max_positions, top[0], 10000.0)
     return theta, scaling, None if rotated == head_dim else rotated

@@ -333,6 +333,17 @@ PARAMETERS = {  # as the published checkpoints have them
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
     "gpt2-xl": 1_557_611_200,
+    "granite-3.0-2b": 2_533_531_648,
+    "granite-3.0-8b": 8_170_848_256,
+    "phi-3-mini-4k": 3_821_079_552,
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016,
+    "pythia-1b": 1_011_781_632,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-2.8b": 2_775_208_960,
+    "pythia-6.9b": 6_857_302_016,
+    "pythia-12b": 11_846_072_320,
 }
 
 
@@ -340,7 +351,9 @@ def test_geometries_have_the_published_numbers_of_parameters():
     assert {name: sum(map(math.prod, tensor_shapes(config).values())) for name, config in GEOMETRIES.items()} == PARAMETERS
 
 
-@pytest.mark.parametrize("name", ["llama-2-7b", "gpt2", "smollm2-360m", "qwen2.5-0.5b", "qwen3-0.6b"])
+@pytest.mark.parametrize(
+    "name", ["llama-2-7b", "gpt2", "smollm2-360m", "qwen2.5-0.5b", "qwen3-0.6b", "granite-3.0-2b", "phi-3-mini-4k", "pythia-160m"]
+)
 def test_geometries_are_models_of_transformers(name):
     transformers = pytest.importorskip("transformers")
     raw = config_to_hf(GEOMETRIES[name])
@@ -370,6 +383,9 @@ def test_geometries_are_models_of_transformers(name):
         ("GPT-2", "gpt2"),
         ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"),
         ("mistral-7b", "mistral-7b-v0.3"),
+        ("EleutherAI/pythia-160m-deduped", "pythia-160m"),
+        ("microsoft/Phi-3-mini-4k-instruct", "phi-3-mini-4k"),
+        ("ibm-granite/granite-3.0-2b-base", "granite-3.0-2b"),
     ],
 )
 def test_models_by_their_usual_names(said, name):

@@ -37,6 +37,17 @@ def test_static_nll_equals_transformers(family, backend):
     assert torch.allclose(ours.double(), expected, atol=5e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_is_no_further_from_float64_than_transformers(family):
+    m = random_model(tiny_config(family), seed=1, std=0.1, dtype=torch.bfloat16)
+    row = tokens(family, 8)
+    with torch.no_grad():
+        exact, theirs = (nll_of(to_transformers(m, dtype), row) for dtype in (torch.float64, torch.bfloat16))
+    ours = Engine(m, segment=T, streams=8, dtype="bf16", backend="cpu").step(row).double()
+    error = lambda nll: (nll - exact).square().mean().sqrt()  # noqa: E731
+    assert error(ours) <= error(theirs) + 1e-4
+
+
 def peft_twin(m, e):
     """A PEFT model with the engine's adapter (B made non-zero on both sides, so that every gradient is)."""
     import peft

@@ -10,7 +10,7 @@ from dynadapt import RMS, SGD, Adam, Engine, Full, LoRA, Overlap, RowSparse, Seg
 from dynadapt.engine.op_set import OpSet
 from dynadapt.model import random_model, tiny_config
 
-MODELS = {family: random_model(tiny_config(family), seed=0, std=0.1) for family in ("llama", "qwen3", "gpt2")}
+MODELS = {family: random_model(tiny_config(family), seed=0, std=0.1) for family in ("llama", "qwen3", "gpt2", "granite", "gptneox")}
 T = 8
 
 
@@ -128,6 +128,9 @@ def test_ragged_and_resting_streams(options):
         ("gpt2", {"adapt": Full(), "shared": True, "recompute": True}),
         ("gpt2", {"adapt": Full(targets="model"), "memory": Overlap(5)}),
         ("qwen3", {"adapt": Full(targets="model"), "shared": True, "memory": SegmentMemory(6, 2, "reproject")}),
+        ("granite", {"adapt": LoRA(2), "memory": SegmentMemory(6, 2)}),
+        ("gptneox", {"adapt": LoRA(2, targets="attn"), "memory": SegmentMemory(6, 2, "reproject"), "recompute": True}),
+        ("gptneox", {"adapt": Full(targets="model"), "shared": True}),
     ],
 )
 def test_families(family, options):

@@ -86,7 +86,7 @@ def test_rope_tables_are_transformers_own(model):
         with pytest.raises(ValueError, match="learned positions"):
             rope_tables(config, 4)
         return
-    live, half, rotated = to_transformers(model), config.head_dim // 2, config.rotated // 2
+    live, half, rotated = to_transformers(model), config.head_dim // 2, config.rotated_dims // 2
     kinds = {kind == "sliding_attention": (kind,) for kind in live.config.layer_types} if config.family == "gemma3" else {False: ()}
     for windowed, kind in kinds.items():
         cos, sin = rope_tables(config, 300, windowed)

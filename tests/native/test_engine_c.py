@@ -302,7 +302,10 @@ def config_of(directory, **changes):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"model_type": "gpt2"}, 'model_type "gpt2" is not .* this engine, which does not compute learned positions.*; accepted: llama, mistral,'),
+        (
+            {"model_type": "gpt2"},
+            'model_type "gpt2" is not .* this engine, which does not compute learned positions.*; accepted: llama, mistral,',
+        ),
         ({"model_type": "phi3"}, 'model_type "phi3" is not supported by this engine, which does not compute fused queries'),
         ({"model_type": "gpt_neox"}, 'model_type "gpt_neox" is not .*, which does not compute attention and feed-forward side by side'),
         ({"model_type": "mamba"}, 'model_type "mamba" is not supported by this engine; accepted: .*, granite$'),

@@ -35,8 +35,8 @@ def from_hf(raw, _):
     if not isinstance(act, str) or act not in _ACTIVATIONS:
         raise ModelError(f"hidden_act = {act!r} is not supported for gpt_neox; accepted: {', '.join(_ACTIVATIONS)}")
     hidden, heads = read_size(raw, "hidden_size"), read_size(raw, "num_attention_heads")
-    if hidden % heads:
-        raise ModelError(f"num_attention_heads = {heads} does not divide hidden_size = {hidden}")
+    if hidden % heads or hidden // heads % 2:
+        raise ModelError(f"num_attention_heads = {heads} does not divide hidden_size = {hidden} into heads of an even size")
     max_positions = read_size(raw, "max_position_embeddings", 2048)
     theta, scaling, rotary_dim = read_partial_rope(raw, max_positions, hidden // heads, ("rotary_emb_base", "rotary_pct"), 0.25)
     return ModelConfig(
@@ -76,7 +76,7 @@ def to_hf(config: ModelConfig) -> dict:
         "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.activation],
         "max_position_embeddings": config.max_positions,
         "rotary_emb_base": config.rope_theta,
-        "rotary_pct": partial_factor(config.rotated, config.head_dim),
+        "rotary_pct": partial_factor(config.rotated_dims, config.head_dim),
         "rope_scaling": scaling and dict(scaling),
         "attention_bias": config.attention_bias,
         "use_parallel_residual": config.parallel_residual,

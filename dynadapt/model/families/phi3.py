@@ -1,6 +1,6 @@
 """Phi-3 and Phi-4-mini: queries, keys and values are one linear, and so are gate and up; heads may be rotated in part."""
 
-from dynadapt.model.config import ModelConfig
+from dynadapt.model.config import MAX_LAYERS, ModelConfig
 from dynadapt.model.errors import ModelError
 from dynadapt.model.family import Family, register
 from dynadapt.model.reading import read_size
@@ -14,6 +14,7 @@ _MODULES = rotary.HF_MODULES | {"qkv": "self_attn.qkv_proj", "gate_up": "mlp.gat
 
 def from_hf(raw, _):
     max_positions = read_size(raw, "max_position_embeddings", 4096)
+    read_size(raw, "original_max_position_embeddings", 4096)  # of longrope alone, but wrong is wrong
     head_dim = rotary.head_dim_of(raw, null=("head_dim",))
     theta, scaling, rotary_dim = read_partial_rope(raw, max_positions, head_dim)
     if scaling is not None:
@@ -27,7 +28,7 @@ def from_hf(raw, _):
         eps=1e-5,
         rope=(theta, scaling),
         rotary_dim=rotary_dim,
-        windows=_windows(read_window(raw, None), read_size(raw, "num_hidden_layers")),
+        windows=_windows(read_window(raw, None), read_size(raw, "num_hidden_layers", high=MAX_LAYERS)),
     )
 
 
@@ -43,7 +44,7 @@ def to_hf(config: ModelConfig) -> dict:
     if len(sizes) > 1:
         raise ModelError(f"windows = {config.windows} have no Hugging Face form for phi3; accepted: the same in every layer")
     return rotary.to_hf(config) | {
-        "partial_rotary_factor": partial_factor(config.rotated, config.head_dim),
+        "partial_rotary_factor": partial_factor(config.rotated_dims, config.head_dim),
         "sliding_window": sizes.pop() if sizes else None,
         "pad_token_id": None,  # absent, it is one that a small vocabulary does not have
     }
