@@ -308,6 +308,7 @@ def config_of(directory, **changes):
         ),
         ({"model_type": "phi3"}, 'model_type "phi3" is not supported by this engine, which does not compute fused queries'),
         ({"model_type": "gpt_neox"}, 'model_type "gpt_neox" is not .*, which does not compute attention and feed-forward side by side'),
+        ({"model_type": "qwen3_5_text"}, 'model_type "qwen3_5_text" is not .*, which does not compute layers of the gated delta rule'),
         ({"model_type": "mamba"}, 'model_type "mamba" is not supported by this engine; accepted: .*, granite$'),
         ({"model_type": "mistral", "sliding_window": 64}, "sliding_window = 64, context 512"),
         ({"model_type": "mistral", "max_position_embeddings": 8192}, "sliding_window = 4096, context 8192"),

@@ -90,7 +90,7 @@ def to_hf(config: ModelConfig) -> dict:
         **dict(zip(_SIZES, sizes)),
         "layer_types": [LINEAR if is_delta else FULL for is_delta in delta.layers],
         "attention_bias": config.attention_bias,
-        "partial_rotary_factor": partial_factor(config.rotated, config.head_dim),
+        "partial_rotary_factor": partial_factor(config.rotated_dims, config.head_dim),
     }
 
 
