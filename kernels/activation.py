@@ -36,7 +36,9 @@ def _sigmoid(x):
 def _gate(h, KIND: tl.constexpr):
     """What h, or of GLU 1, is multiplied by: sigmoid(h), sigmoid(2u) = (1 + tanh u) / 2, or the normal distribution. Contractions
     are written out, so that forward and backward give the same bits."""
-    if KIND == _SWIGLU or KIND == _GLU:
+    if KIND == _SWIGLU:
+        return _sigmoid(h)
+    if KIND == _GLU:
         return _sigmoid(h)
     if KIND == _GELU:
         return 0.5 * (1.0 + tl.erf(h * _SQRT_HALF))

@@ -19,7 +19,6 @@ from dynadapt.ops.precision import widen
 from .config import ModelConfig
 from .family import FAMILIES
 
-
 DELTA_PARTS = ("delta_qkv", "delta_z", "delta_b", "delta_a", "delta_o")  # linears of a layer of the gated delta rule
 
 
