@@ -18,8 +18,8 @@ from dynadapt.common.checks import choice, flag, integer, keep, number, sequence
 GROUPS = ("qkv", "o", "mlp_in", "down")  # in the order of the forward pass
 LINEAR = {"all": GROUPS, "attn": ("qkv", "o"), "mlp": ("mlp_in", "down")}
 TARGETS = {**LINEAR, "model": GROUPS}
-PARTS = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # linears of a layer, as dynadapt.model.layout names them
-PARTS += ("delta_qkv", "delta_z", "delta_b", "delta_a", "delta_o")  # and of one with the gated delta rule in attention's place
+# Linears of a layer, as dynadapt.model.layout names them, and of one with the gated delta rule in attention's place.
+PARTS = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_o")
 NO_ADAPTER = ("head", "embed")
 EXPECTED = (
     f"one of {', '.join(LINEAR)}, a list of linears ({', '.join(PARTS)}, or endings of PEFT's module names), or a regular expression "
