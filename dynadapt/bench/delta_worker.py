@@ -55,7 +55,7 @@ class DeltaWorker(Worker):
         except (RuntimeError, ImportError) as error:  # no compiler, say, or another version of the library
             return {"absent": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}
         n = min(CHECKED, self.sizes["tokens"])
-        exact = reference(self.config, self.raw[:n], self.weights, self.dy[:n] if backward else None)
+        exact = reference(self.config, self.raw[:n].detach(), self.weights, self.dy[:n] if backward else None)
         error = float((found.detach()[:n].double() - exact).norm() / exact.norm())
         if not error <= LIMIT[self.dtype]:
             return {"absent": f"its result is off by {error:.3g} (2-norm, relative to float64)"}
