@@ -96,7 +96,7 @@ class Session:
         self._places = {name: [key] for name, key in stored.items()}
         self._add_second_head(config, state)
         self._originals = self._copies(adapt, config, state)
-        dtype = _choose_dtype(dtype, adapt, state[stored["layers.0.o.weight"]].dtype, self._originals)
+        dtype = _choose_dtype(dtype, adapt, state[stored["layers.0.down.weight"]].dtype, self._originals)
         source = load_live(model)
         if self._originals:  # the prior must not move with the live model
             own = {name: source.tensor(name) for name in source.names() if name not in self._originals}

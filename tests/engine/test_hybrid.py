@@ -270,6 +270,17 @@ def test_weights_learn(adapt):
     assert last < first - 0.05
 
 
+def test_int8_scores_and_learns_alike_on_both_backends():
+    """Next to what it scores in float32; what is learned from there on is as far apart as so small a model makes it."""
+    row, found = tokens(length=T + 1), {}
+    for backend, base in (("cpu", "same"), ("cpu", "int8"), ("reference", "int8")):
+        e = engine(backend, adapt=LoRA(rank=3), optimizer=Adam(lr=0.01), base=base)
+        found[backend, base] = torch.tensor([float(e.step(row).mean()) for _ in range(4)])
+    same, ours, plain = found.values()
+    assert abs(ours[0] - same[0]) < 0.05 and not torch.equal(ours, same)
+    assert torch.allclose(ours, plain, atol=0.02) and ours[-1] < ours[0] - 0.3
+
+
 # ---- what is refused, what is said
 
 
