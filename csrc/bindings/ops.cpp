@@ -205,9 +205,8 @@ void bind_ops(py::module_& module) {
            call(dynadapt_delta_rule_backward, a["dout"], a["qkv"], a["g"], a["beta"], a["state"], a["slots"], a["lengths"],
                 a["dqkv"], a["dg"], a["dbeta"], &params);
          });
-  define(module, "delta_gates_forward", {"a", "b", "a_log", "dt_bias", "g", "beta"}, [](Arguments& a) {
-    call(dynadapt_delta_gates_forward, a["a"], a["b"], a["a_log"], a["dt_bias"], a["g"], a["beta"]);
-  });
+  define(module, "delta_gates_forward", {"a", "b", "a_log", "dt_bias", "g", "beta"},
+         [](Arguments& a) { call(dynadapt_delta_gates_forward, a["a"], a["b"], a["a_log"], a["dt_bias"], a["g"], a["beta"]); });
   define(module, "delta_gates_backward", {"dg", "dbeta", "a", "b", "a_log", "dt_bias", "da", "db", "da_log", "ddt_bias"},
          [](Arguments& a) {
            call(dynadapt_delta_gates_backward, a["dg"], a["dbeta"], a["a"], a["b"], a["a_log"], a["dt_bias"], a["da"], a["db"],

@@ -32,7 +32,8 @@ constexpr Other kOthers[] = {
     {"gpt2", "learned positions, LayerNorm, GELU and fused queries, keys and values"},
     {"gemma3_text", "norms behind attention and feed-forward, GEGLU and sliding windows"},
     {"phi3", "fused queries, keys and values, fused gate and up, and heads rotated in part"},
-    {"gpt_neox", "attention and feed-forward side by side, LayerNorm, GELU, fused queries, keys and values, and heads rotated in part"},
+    {"gpt_neox",
+     "attention and feed-forward side by side, LayerNorm, GELU, fused queries, keys and values, and heads rotated in part"},
     {"qwen3_5_text", "layers of the gated delta rule, attention with a gate, and heads rotated in part"}};
 
 /// The kind of a config; one without a model_type is known by its architecture.

@@ -298,8 +298,8 @@ DYNADAPT_API int dynadapt_delta_rule_backward(const DLTensor* dout, const DLTens
 
 /* g = -exp(a_log) softplus(a + dt_bias), beta = sigmoid(b): a, b act [N, hv], their rows may be apart; a_log, dt_bias f32 [hv];
  * g, beta f32 [N, hv]. */
-DYNADAPT_API int dynadapt_delta_gates_forward(const DLTensor* a, const DLTensor* b, const DLTensor* a_log, const DLTensor* dt_bias,
-                                              const DLTensor* g, const DLTensor* beta);
+DYNADAPT_API int dynadapt_delta_gates_forward(const DLTensor* a, const DLTensor* b, const DLTensor* a_log,
+                                              const DLTensor* dt_bias, const DLTensor* g, const DLTensor* beta);
 /* dg, dbeta f32 [N, hv]; da, db like a, b, may be their memory; da_log, ddt_bias f32 [hv] are added to unless NULL. */
 DYNADAPT_API int dynadapt_delta_gates_backward(const DLTensor* dg, const DLTensor* dbeta, const DLTensor* a, const DLTensor* b,
                                                const DLTensor* a_log, const DLTensor* dt_bias, const DLTensor* da,
