@@ -37,7 +37,7 @@ def test_static_nll_equals_transformers(family, backend):
     assert torch.allclose(ours.double(), expected, atol=5e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "qwen3_5"])  # test_hybrid.py: over several models
 def test_bf16_is_no_further_from_float64_than_transformers(family):
     m = random_model(tiny_config(family), seed=1, std=0.1, dtype=torch.bfloat16)
     row = tokens(family, 8)

@@ -113,7 +113,7 @@ register(
         partial_rotary=True,
         has_bias=lambda config, part: part in ("q", "k", "v", "o") and config.attention_bias,
         tiny=rotary.TINY
-        | dict(hidden_size=44, heads=4, kv_heads=2, head_dim=12, ffn_size=70, vocab_size=113, tied_head=False, rotary_dim=6)
+        | dict(hidden_size=44, heads=4, kv_heads=2, head_dim=24, ffn_size=70, vocab_size=113, tied_head=False, rotary_dim=6)
         | dict(qk_norm=True, attention_gate=True, delta=DeltaLayers((True, False, True), 2, 4, 10, 6, 4)),
     )
 )
