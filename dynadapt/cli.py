@@ -68,6 +68,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "bench step": Command("bench_step", "time one adapt step against transformers + peft"),
         "bench score": Command("bench_score", "time scoring a text, nothing learning, against llama.cpp and transformers"),
         "bench products": Command("bench_products", "time a step's matrix products by themselves, against MKL and oneDNN"),
+        "bench delta": Command("bench_delta", "time a layer of the gated delta rule against transformers' form of it"),
         "bench icl": Command("bench_icl", "time one training step of a preset against the same model in Hugging Face's GPT-2"),
     },
 }

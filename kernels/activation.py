@@ -1,4 +1,4 @@
-"""SwiGLU, GEGLU and the two GELUs, forward and backward, one launch each.
+"""SwiGLU, GEGLU, GLU and the two GELUs, forward and backward, one launch each.
 
 Bound by memory: a gated one reads 4 and writes 2 bytes an element of y in bf16, its backward reads 6 and writes 4. The backward can
 write y as well (2 bytes more), which saves keeping y from forward to backward. Not fused into the matrix products around
@@ -20,6 +20,7 @@ ROWS, COLUMNS, WARPS = 4, 512, 4
 _SWIGLU: tl.constexpr = tl.constexpr(KINDS.index("swiglu"))
 _GELU_TANH: tl.constexpr = tl.constexpr(KINDS.index("gelu_tanh"))
 _GELU: tl.constexpr = tl.constexpr(KINDS.index("gelu"))
+_GLU: tl.constexpr = tl.constexpr(KINDS.index("glu"))
 _TWO_SQRT_TWO_OVER_PI: tl.constexpr = tl.constexpr(1.5957691216057308)
 _CUBIC: tl.constexpr = tl.constexpr(0.044715)
 _SQRT_HALF: tl.constexpr = tl.constexpr(0.7071067811865476)
@@ -33,9 +34,11 @@ def _sigmoid(x):
 
 @triton.jit
 def _gate(h, KIND: tl.constexpr):
-    """What h is multiplied by: sigmoid(h), sigmoid(2u) = (1 + tanh u) / 2, or the normal distribution. Contractions are
-    written out, so that forward and backward give the same bits."""
+    """What h, or of GLU 1, is multiplied by: sigmoid(h), sigmoid(2u) = (1 + tanh u) / 2, or the normal distribution. Contractions
+    are written out, so that forward and backward give the same bits."""
     if KIND == _SWIGLU:
+        return _sigmoid(h)
+    if KIND == _GLU:
         return _sigmoid(h)
     if KIND == _GELU:
         return 0.5 * (1.0 + tl.erf(h * _SQRT_HALF))
@@ -44,7 +47,9 @@ def _gate(h, KIND: tl.constexpr):
 
 @triton.jit
 def _slope(h, gate, KIND: tl.constexpr):
-    """Derivative of h gate(h)."""
+    """Derivative of h gate(h), or of GLU's gate(h)."""
+    if KIND == _GLU:
+        return gate * (1.0 - gate)
     if KIND == _SWIGLU:
         return gate * (1.0 + h * (1.0 - gate))
     if KIND == _GELU:
@@ -66,7 +71,7 @@ def dynadapt_activation_forward(h, y, N, F: tl.constexpr, KIND: tl.constexpr, RO
     GATED_KIND: tl.constexpr = KIND != _GELU and KIND != _GELU_TANH
     width: tl.constexpr = 2 * F if GATED_KIND else F
     x = tl.load(h + row * width + column, inside, other=0.0).to(tl.float32)  # [ROWS, COLUMNS]
-    out = x * _gate(x, KIND)
+    out = _gate(x, KIND) if KIND == _GLU else x * _gate(x, KIND)
     if GATED_KIND:
         out *= tl.load(h + row * width + F + column, inside, other=0.0).to(tl.float32)
     tl.store(y + row * F + column, out.to(y.dtype.element_ty), inside)
@@ -80,7 +85,7 @@ def dynadapt_activation_backward(dy, h, dh, y, N, F: tl.constexpr, KIND: tl.cons
     x = tl.load(h + row * width + column, inside, other=0.0).to(tl.float32)  # [ROWS, COLUMNS]
     g = tl.load(dy + row * F + column, inside, other=0.0).to(tl.float32)
     gate = _gate(x, KIND)
-    out = x * gate
+    out = gate if KIND == _GLU else x * gate
     slope = _slope(x, gate, KIND)
     if GATED_KIND:
         up = tl.load(h + row * width + F + column, inside, other=0.0).to(tl.float32)
@@ -110,7 +115,7 @@ def _launch(kernel, op, kind, y_like, h_like, *tensors):
 
 
 def activation_forward(h, kind, y) -> None:
-    """y [N, F] from h [N, 2 F] (swiglu, geglu_tanh) or [N, F]; see dynadapt.ops.activation."""
+    """y [N, F] from h [N, 2 F] (swiglu, geglu_tanh, glu) or [N, F]; see dynadapt.ops.activation."""
     _launch(dynadapt_activation_forward, "activation_forward", kind, y, h, h, y)
 
 
@@ -123,7 +128,7 @@ _TYPES = dict.fromkeys(("h", "y", "dy", "dh"), "*bf16")
 
 
 def _variants():
-    for kind, F in (("swiglu", 1536), ("swiglu", 8192), ("geglu_tanh", 2048), ("gelu_tanh", 3072), ("gelu", 3072)):
+    for kind, F in (("swiglu", 1536), ("swiglu", 8192), ("geglu_tanh", 2048), ("glu", 2048), ("gelu_tanh", 3072), ("gelu", 3072)):
         sizes = {"F": F, "KIND": KINDS.index(kind), "ROWS": ROWS, "COLUMNS": COLUMNS}
         yield variant(f"{kind} {F}", dynadapt_activation_forward, _TYPES, sizes, num_warps=WARPS)
         yield variant(f"{kind} {F}", dynadapt_activation_backward, _TYPES, {"y": None, **sizes}, num_warps=WARPS)

@@ -30,7 +30,8 @@ def peft_model(model: Model, std: float = 0.05, **settings):
     import peft
 
     gpt2 = model.config.family == "gpt2"
-    endings = sorted({peft_name(model.config, 0, part).split(".")[-1] for part in linear_shapes(model.config)})
+    c = model.config
+    endings = sorted({peft_name(c, layer, part).split(".")[-1] for layer in range(c.layers) for part in linear_shapes(c, layer)})
     options = dict(r=3, lora_alpha=6, target_modules=endings, task_type="CAUSAL_LM")
     live = peft.get_peft_model(to_transformers(model), peft.LoraConfig(**{**options, "fan_in_fan_out": gpt2, **settings}))
     generator = seeded(5)
@@ -77,5 +78,5 @@ def linear_weights(learner, config: ModelConfig) -> dict[str, torch.Tensor]:
     named = {}
     for name, weight in learner.weights().items():
         layer, group, part = name.split(".")
-        named[f"layers.{layer}.{layout(config)[group][int(part)]}.weight"] = weight
+        named[f"layers.{layer}.{layout(config, int(layer))[group][int(part)]}.weight"] = weight
     return named

@@ -9,6 +9,7 @@ from dynadapt.bench.cases.attention import attention_backward, attention_forward
 from dynadapt.bench.cases.base import convert
 from dynadapt.bench.cases.bias_gradient import bias_gradient
 from dynadapt.bench.cases.cross_entropy import cross_entropy, cross_entropy_weight_gradient, distillation
+from dynadapt.bench.cases.delta_gates import delta_gates_backward, delta_gates_forward
 from dynadapt.bench.cases.delta_rule import delta_rule_backward, delta_rule_forward
 from dynadapt.bench.cases.embedding import embedding_backward, embedding_forward
 from dynadapt.bench.cases.gated_norm import gated_norm_backward, gated_norm_forward
@@ -58,6 +59,8 @@ CALLS = {
     "attention_backward": (attention_backward, ATTENTION, {}),
     "short_convolution": (short_convolution_forward, (2, 3, 5), {}),
     "short_convolution_backward": (short_convolution_backward, (2, 3, 5), {}),
+    "delta_gates": (delta_gates_forward, (6, 4), {}),
+    "delta_gates_backward": (delta_gates_backward, (6, 4), {}),
     "delta_rule": (delta_rule_forward, DELTA, {}),
     "delta_rule_backward": (delta_rule_backward, DELTA, {}),
     "gated_norm": (gated_norm_forward, (6, 2, 4), {}),

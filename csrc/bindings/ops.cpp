@@ -31,7 +31,7 @@ dynadapt_head_norm_params head_norm_params(Arguments& a, float eps) {
 }
 
 dynadapt_activation_params activation_params(Arguments& a) {
-  return {sizeof(dynadapt_activation_params), a.kind({"swiglu", "gelu_tanh", "gelu", "geglu_tanh"})};
+  return {sizeof(dynadapt_activation_params), a.kind({"swiglu", "gelu_tanh", "gelu", "geglu_tanh", "glu"})};
 }
 
 dynadapt_attention_params attention_params(Arguments& a) {
@@ -208,6 +208,13 @@ void bind_ops(py::module_& module) {
            const auto params = delta_rule_params(a);
            call(dynadapt_delta_rule_backward, a["dout"], a["qkv"], a["g"], a["beta"], a["state"], a["slots"], a["lengths"],
                 a["dqkv"], a["dg"], a["dbeta"], &params);
+         });
+  define(module, "delta_gates_forward", {"a", "b", "a_log", "dt_bias", "g", "beta"},
+         [](Arguments& a) { call(dynadapt_delta_gates_forward, a["a"], a["b"], a["a_log"], a["dt_bias"], a["g"], a["beta"]); });
+  define(module, "delta_gates_backward", {"dg", "dbeta", "a", "b", "a_log", "dt_bias", "da", "db", "da_log", "ddt_bias"},
+         [](Arguments& a) {
+           call(dynadapt_delta_gates_backward, a["dg"], a["dbeta"], a["a"], a["b"], a["a_log"], a["dt_bias"], a["da"], a["db"],
+                a["da_log"], a["ddt_bias"]);
          });
   define(module, "gated_norm_forward", {"x", "gate", "weight", "eps", "d", "y", "rstd"}, [](Arguments& a) {
     const dynadapt_gated_norm_params params{sizeof params, a.whole("d"), a.number("eps")};

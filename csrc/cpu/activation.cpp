@@ -6,8 +6,8 @@ using namespace dynadapt;
 namespace {
 
 ActivationKind kind_of(const Op& op, int32_t kind) {
-  op.require(kind >= DYNADAPT_SWIGLU && kind <= DYNADAPT_GEGLU_TANH,
-             "kind is %d, accepted is 0 (swiglu), 1 (gelu_tanh), 2 (gelu) or 3 (geglu_tanh)", kind);
+  op.require(kind >= DYNADAPT_SWIGLU && kind <= DYNADAPT_GLU,
+             "kind is %d, accepted is 0 (swiglu), 1 (gelu_tanh), 2 (gelu), 3 (geglu_tanh) or 4 (glu)", kind);
   return ActivationKind(kind);
 }
 

@@ -13,11 +13,12 @@ enum class ActivationKind {
   kSwiglu,
   kGeluTanh,
   kGelu,
-  kGegluTanh
+  kGegluTanh,
+  kGlu
 };
 
 /// Whether h is gate and up side by side.
-inline bool is_gated(ActivationKind kind) { return kind == ActivationKind::kSwiglu || kind == ActivationKind::kGegluTanh; }
+inline bool is_gated(ActivationKind kind) { return kind != ActivationKind::kGeluTanh && kind != ActivationKind::kGelu; }
 
 struct ActivationForward {
   size_t rows, width;  // width of y

@@ -43,7 +43,8 @@ constexpr Other kOthers[] = {
     {"gemma3_text", "GEGLU and norms on both sides of attention and feed-forward"},
     {"phi3", "fused queries, keys and values, fused gate and up, and heads rotated in part"},
     {"gpt_neox",
-     "attention and feed-forward side by side, LayerNorm, GELU, fused queries, keys and values, and heads rotated in part"}};
+     "attention and feed-forward side by side, LayerNorm, GELU, fused queries, keys and values, and heads rotated in part"},
+    {"qwen3_5_text", "layers of the gated delta rule, attention with a gate, and heads rotated in part"}};
 
 /// The kind of a config; one without a model_type is known by its architecture.
 const Kind& kind_of(const ConfigValues& keys) {

@@ -1,6 +1,7 @@
 """What learns: LoRA adapters, chosen output rows, or whole weights.
 
-``targets`` names the linear groups of each layer: ``attn`` (q, k, v, o), ``mlp`` (gate, up, down) or ``all``; with ``Full``
+``targets`` names the linear groups of each layer: ``attn`` (q, k, v, o, or what a layer of the gated delta rule has in their place),
+``mlp`` (gate, up, down) or ``all``; with ``Full``
 also ``model``: every parameter there is; with ``LoRA`` also single linears. ``layers`` is a ``range`` of layers, None for every one.
 Which linears of a model these are: targets.py.
 """
@@ -17,7 +18,8 @@ from dynadapt.common.checks import choice, flag, integer, keep, number, sequence
 GROUPS = ("qkv", "o", "mlp_in", "down")  # in the order of the forward pass
 LINEAR = {"all": GROUPS, "attn": ("qkv", "o"), "mlp": ("mlp_in", "down")}
 TARGETS = {**LINEAR, "model": GROUPS}
-PARTS = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # linears of a layer, as dynadapt.model.layout names them
+# Linears of a layer, as dynadapt.model.layout names them, and of one with the gated delta rule in attention's place.
+PARTS = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_o")
 NO_ADAPTER = ("head", "embed")
 EXPECTED = (
     f"one of {', '.join(LINEAR)}, a list of linears ({', '.join(PARTS)}, or endings of PEFT's module names), or a regular expression "
@@ -42,8 +44,9 @@ class LoRA:
     ``alpha`` None: twice the rank, so that the scale is 2 at every rank; the field then holds that number. A starts uniform in
     +-1/sqrt(in) as PEFT's does, the same for every stream; B starts at zero.
 
-    ``targets``: all, attn or mlp; a list of linears (q, k, v, o, gate, up, down; qkv where they are one, as in GPT-2, GPT-NeoX and Phi-3, where gate_up is one,
-    too; or endings of PEFT's module names, such as q_proj); or a regular expression that a whole module name of PEFT's matches. ``rank_pattern``, ``alpha_pattern``:
+    ``targets``: all, attn or mlp; a list of linears (q, k, v, o, gate, up, down; qkv where they are one, as in GPT-2, GPT-NeoX and Phi-3,
+    where gate_up is one, too; delta_qkv, delta_z, delta_b, delta_a, delta_o of the gated delta rule; or endings of PEFT's module names,
+    such as q_proj); or a regular expression that a whole module name of PEFT's matches. ``rank_pattern``, ``alpha_pattern``:
     the rank and alpha of some of them, {linear or PEFT's pattern: number}, of which the first that fits counts, as in PEFT; others
     have ``rank`` and ``alpha``. ``rslora``: the scale is alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732).
 

@@ -32,8 +32,8 @@ def adapted_parts(adapt: LoRA, config: ModelConfig) -> dict[Key, list[tuple[int,
     Raises:
         ValueError: for layers, names or patterns that the model does not have.
     """
-    span, groups = _span(adapt, config), layout(config)
-    linears = [(i, group, part) for i in span for group in GROUPS for part in groups[group]]
+    span = _span(adapt, config)
+    linears = [(i, group, part) for i in span for group, parts in layout(config, i).items() for part in parts]
     chosen = {linear for linear in linears if _is_target(adapt.targets, *linear[1:], peft_name(config, linear[0], linear[2]))}
     _check_names(adapt, config, linears, chosen)
     found: dict[Key, list[tuple[int, float]]] = {}

@@ -32,7 +32,7 @@ def _masked_flops(model: str, streams: int, segment: int) -> int:
     from dynadapt.ops import attention
 
     c = load(model).config
-    return streams * sum(attention.masked_flops(segment, c.heads, c.head_dim, 0, c.window(i))[0] for i in range(c.layers))
+    return streams * sum(attention.masked_flops(segment, c.heads, c.head_dim, 0, c.window(i))[0] for i in c.attention_layers)
 
 
 def score_rows(against: list[str], dtypes: list[str], bases: tuple[str, ...], options: dict) -> dict[str, Provider]:

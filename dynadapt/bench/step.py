@@ -49,7 +49,7 @@ def _masked_flops(model_name: str, streams: int, segment: int) -> int:
     from dynadapt.ops import attention
 
     c = load(model_name).config
-    return streams * sum(sum(attention.masked_flops(segment, c.heads, c.head_dim, 0, c.window(i))) for i in range(c.layers))
+    return streams * sum(sum(attention.masked_flops(segment, c.heads, c.head_dim, 0, c.window(i))) for i in c.attention_layers)
 
 
 def run_step(

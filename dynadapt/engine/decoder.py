@@ -18,6 +18,8 @@ from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.profiler_ranges import ranged
 
 from . import losses
+from .attention_gate import AttentionGate
+from .delta_mixer import DeltaMixer
 from .memory import MemoryState
 from .op_set import OpSet
 from .weights import FrozenWeights, ModelTensors, group_sizes
@@ -34,6 +36,7 @@ class Batch:
     memory_slots: torch.Tensor  # int32 [S]
     streams: tuple[int, ...]  # the memory slots, for the host
     recomputed: float = 0.0  # share of the rows that were scored before (overlapping windows)
+    lengths: torch.Tensor | None = None  # int32 [S], with a memory: the rows of each stream that count; None: all
 
     @property
     def rows(self) -> int:
@@ -71,6 +74,10 @@ class Decoder:
         self.count: Any = None if weights.positions is None else torch.arange(len(weights.positions), device=workspace.device)
         self.stat_dtype = wide_dtype(ops.dtype)
         self.heads = config.heads, config.kv_heads, config.head_dim
+        self.gate: Any = AttentionGate(config, ops, workspace) if config.attention_gate else None
+        self.delta: Any = None if config.delta is None else DeltaMixer(config, ops, workspace)
+        self.places = {i: place for kind in (config.attention_layers, config.delta_layers) for place, i in enumerate(kind)}
+        self.attention_count = len(config.attention_layers)
         self.norm_kind = config.stream_eps, config.norm
         self.normed_heads = sum(n * config.head_dim // w for n, w in zip(self.heads, config.normed_widths))  # each or together, of a row
         self.active: Any = weights  # of the current pass: the learner's own where the whole model learns
@@ -103,12 +110,13 @@ class Decoder:
     def _output(self, layer, group, key, rows, width):
         """Where a linear group writes. With a memory, the layers' qkv lie in one buffer, from which they enter it together.
         What is only added to the residual is read once, by the norm behind it, and backward does without it; where a norm of its
-        own comes first, backward reads it."""
-        if group in ("o", "down") and self.config.norm_place == "before":
+        own comes first, backward reads it. What a gate is split from is read once, too."""
+        delta = self.config.is_delta(layer)
+        if group in ("o", "down") and self.config.norm_place == "before" or group == "qkv" and self.gate is not None and not delta:
             return self.ws((group, "shared"), rows, width)
-        if group != "qkv" or self.memory is None or key != layer:
+        if group != "qkv" or self.memory is None or key != layer or delta:
             return self.ws((group, key), rows, width)
-        return self.ws("raw qkv of all layers", self.config.layers, rows, width)[layer]
+        return self.ws("raw qkv of all layers", self.attention_count, rows, width)[self.places[layer]]
 
     def _norm(self, x, delta, norm, key, y_key=None):
         """(res, y) of the norm behind a residual add; res is x itself when there is nothing to add, and y is res without a norm."""
@@ -175,24 +183,38 @@ class Decoder:
         parallel = c.parallel_residual
         place = f"shared {i % 2}" if parallel and key == "shared" else key  # the sum is never written over one of its terms
         res1, n1 = self._norm(x, delta, w.attn_norm[i], ("attn", place), again)
-        qkv_key = i if self.memory is not None else key
-        raw = self._linear(learner, i, "qkv", n1, slots, qkv_key, count)
-        qkv = self._head_norm(i, raw, qkv_key)
-        if self.memory is not None and self.memory.inputs is not None:
-            self._reproject(batch, learner, i)
-            self.ws("inputs of all layers", c.layers, *res1.shape)[i].copy_(res1)
-        out = self._attention(batch, i, qkv, key, count)
-        o = self._linear(learner, i, "o", out, slots, key, count)
+        mixed, mixer = (self._delta if c.is_delta(i) else self._attend)(batch, learner, i, key, res1, n1, count)
+        o = self._linear(learner, i, "o", mixed, slots, key, count)
         attended = self._post_norm(o, w.attn_post_norm[i], "attn post", key)
         res2, n2 = self._norm(res1, None if parallel else attended, w.mlp_norm[i], ("mlp", key), again)
         h = self._linear(learner, i, "mlp_in", n2, slots, key, count)
         y = self.ws(("act", again or key), batch.rows, c.ffn_size)
         self.ops.activation_forward(h, self.config.activation, y)
         down = self._linear(learner, i, "down", y, slots, key, count)
-        kept = {"res1": res1, "n1": n1, "raw": raw, "qkv": qkv, "out": out, "o": o, "res2": res2, "n2": n2, "h": h, "y": y, "down": down}
-        self.kept.append(kept)
+        kept = {"res1": res1, "n1": n1, "mixed": mixed, "o": o, "res2": res2, "n2": n2, "h": h, "y": y, "down": down}
+        self.kept.append(kept | mixer)
         added = self._post_norm(down, w.mlp_post_norm[i], "mlp post", key)
         return res2, added.add_(attended) if parallel else added
+
+    def _attend(self, batch, learner, i, key, res1, n1, count):
+        """(what the linear behind attention reads, what backward needs of it)."""
+        qkv_key = i if self.memory is not None else key
+        raw = self._linear(learner, i, "qkv", n1, batch.adapter_slots, qkv_key, count)
+        both, raw = (None, raw) if self.gate is None else self.gate.split(raw, key)
+        qkv = self._head_norm(i, raw, qkv_key)
+        if self.memory is not None and self.memory.inputs is not None:
+            self._reproject(batch, learner, i)
+            self.ws("inputs of all layers", self.attention_count, *res1.shape)[self.places[i]].copy_(res1)
+        out = mixed = self._attention(batch, i, qkv, key, count)
+        if both is not None:
+            mixed = self.ws(("gated", "again" if self.recompute else key), *out.shape)
+            self.gate.forward(both, out, mixed)
+        return mixed, {"raw": raw, "qkv": qkv, "out": out, "both": both}
+
+    def _delta(self, batch, learner, i, key, res1, n1, count):
+        """The same where the gated delta rule stands in attention's place."""
+        raw = self._linear(learner, i, "qkv", n1, batch.adapter_slots, key, count)
+        return self.delta.forward(batch, self.memory, self.places[i], raw, self.active.delta[i], key, count)
 
     def _post_norm(self, x, norm, name, key):
         """What attention or feed-forward adds to the residual: ``x`` normalised, or as it is where no norm stands behind."""
@@ -204,7 +226,8 @@ class Decoder:
             return raw
         c = self.config
         stacked = self.memory is not None and key == i
-        qkv = self.ws("normed qkv of all layers", c.layers, *raw.shape)[i] if stacked else self.ws(("normed qkv", key), *raw.shape)
+        of_all = self.ws("normed qkv of all layers", self.attention_count, *raw.shape) if stacked else None
+        qkv = self.ws(("normed qkv", key), *raw.shape) if of_all is None else of_all[self.places[i]]
         rstd = self._stat(("head stat", key), raw.shape[0], self.normed_heads)
         self.ops.head_norm_forward(raw, *self.active.head_norm[i], c.norm_eps, *self.heads, qkv, rstd)
         return qkv
@@ -212,7 +235,8 @@ class Decoder:
     def _window(self, batch, i):
         """What attention is given beside its tensors: the layer's memory (or three Nones) and slots, rotations, heads, the scores' scale."""
         m = self.memory
-        memory = (None, None, None) if m is None else (m.keys[i].rows, m.values[i].rows, m.length)
+        place = self.places[i]
+        memory = (None, None, None) if m is None else (m.keys[place].rows, m.values[place].rows, m.length)
         return *memory, batch.memory_slots, *self.rope[i], *self.heads, self.config.scores_scale
 
     def _attention(self, batch, i, qkv, key, count):
@@ -226,12 +250,12 @@ class Decoder:
     def count_memory(self, segment: int, lengths: list[int]) -> None:
         """Adds what attending to memories of these lengths cost in the last pass (the ops above count the segment alone)."""
         c = self.config
-        back = c.layers - self.attended_back  # the lowest layer that backward reached
+        back = self.attention_count - self.attended_back  # the lowest of these layers that backward reached
         for m in lengths:
-            for i in range(c.layers):
+            for place, i in enumerate(c.attention_layers):
                 flops = attention.memory_flops(segment, attention.seen_memory(m, c.window(i)), c.heads, c.head_dim)
                 self.ledger.add("forward", flops["forward"])
-                if i >= back:
+                if place >= back:
                     self.ledger.add("backward", flops["backward"])
                     self.ledger.add("recompute", flops["recompute"])
 
@@ -243,14 +267,15 @@ class Decoder:
         if not longest:
             return
         slots = batch.memory_slots.long()
-        x = m.inputs[i].rows[slots, :longest].reshape(-1, c.hidden_size)
+        place = self.places[i]
+        x = m.inputs[place].rows[slots, :longest].reshape(-1, c.hidden_size)
         _, n = self._norm(x, None, self.active.attn_norm[i], "memory")
         again = lambda flops: self.ledger.add("recompute", flops)  # noqa: E731
         raw = self._linear(learner, i, "qkv", n, batch.adapter_slots, "memory", again)
         qkv = self._head_norm(i, raw, "memory").view(len(slots), longest, -1)
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        m.keys[i].rows[slots, :longest] = qkv[:, :, q : q + kv]
-        m.values[i].rows[slots, :longest] = qkv[:, :, q + kv :]
+        m.keys[place].rows[slots, :longest] = qkv[:, :, q : q + kv]
+        m.values[place].rows[slots, :longest] = qkv[:, :, q + kv :]
 
     # ---- the score
 
@@ -301,16 +326,18 @@ class Decoder:
             return
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         if m.input_stack is not None:
-            source, columns, stores = self.ws("inputs of all layers", c.layers, batch.rows, c.hidden_size), [0], [m.input_stack]
+            source, columns, stores = self.ws("inputs of all layers", self.attention_count, batch.rows, c.hidden_size), [0], [m.input_stack]
         else:
             name = "normed" if c.qk_norm else "raw"
-            source = self.ws(f"{name} qkv of all layers", c.layers, batch.rows, q + 2 * kv)
+            source = self.ws(f"{name} qkv of all layers", self.attention_count, batch.rows, q + 2 * kv)
             columns, stores = [q, q + kv], [m.key_stack, m.value_stack]
         if isinstance(counts, torch.Tensor):
             self.ops.memory_advance(source, tuple(columns), stores, m.length, batch.memory_slots, counts, m.memory.sinks)
             self.ops.memory_fill(m.length, batch.memory_slots, counts, m.memory.capacity)
         else:
             m.advance(source, columns, stores, batch.streams, counts)
+        if self.delta is not None:
+            m.delta.advance(batch.memory_slots, self.delta.states(len(batch.streams)), self.delta.rows(len(batch.streams)))
 
     # ---- backward
 
@@ -408,11 +435,18 @@ class Decoder:
             return None
 
         do = self._post_norm_backward(given if parallel else d, kept["o"], w.attn_post_norm[i], ("attn post", i), g and g.attn_post_norm[i])
-        dout = back("o", do)
-        learn("o", do, kept["out"])
-        if dout is None:
+        dmixed, dgate = back("o", do), None
+        if kept.get("both") is not None:
+            dgate, dmixed = self._gate_backward(learner, i, kept, dmixed)
+        learn("o", do, kept["mixed"])
+        if dmixed is None:
             return None
-        dqkv = self._attention_backward(batch, i, kept, dout, g and g.head_norm[i])
+        if self.config.is_delta(i):
+            dqkv = self.delta.backward(batch, self.memory, self.places[i], kept, w.delta[i], dmixed, self.ledger)
+        else:
+            dqkv = self._attention_backward(batch, i, kept, dmixed, g and g.head_norm[i])
+        if dgate is not None:
+            dqkv = self.gate.join(dgate, dqkv)
 
         dn1 = back("qkv", dqkv)
         if dn1 is not None:
@@ -421,6 +455,15 @@ class Decoder:
             self._norm_again(kept["res1"], w.attn_norm[i], ("attn", i), n1)
         learn("qkv", dqkv, n1)
         return None if dn1 is None else d
+
+    def _gate_backward(self, learner, i, kept, dmixed):
+        """(gradient of the gate, of what attention gave), None twice where none is wanted."""
+        both, y = kept["both"], kept["mixed"]
+        if dmixed is not None:
+            return self.gate.backward(dmixed, both, y if self.recompute else None)
+        if self.recompute and (i, "o") in learner.sizes:
+            self.gate.again(both, y)
+        return None, None
 
     def _goes_on(self, learner, lowest, layer, group) -> bool:
         """Whether something learns in front of a group."""

@@ -13,6 +13,17 @@ from .footprint import footprint_line
 from .needed_ops import needed_ops
 
 
+def _delta_lines(engine) -> list[str]:
+    """What becomes of the state of layers of the gated delta rule."""
+    c = engine.config
+    if c.delta is None:
+        return []
+    carried = engine.decoder.memory is not None
+    size = c.delta.value_heads * c.delta.key_dim * c.delta.value_dim
+    what = "carried on from segment to segment, detached" if carried else "zero where a segment begins"
+    return [f"        {len(c.delta_layers)} of {c.layers} layers have the gated delta rule: a state of {size:,} numbers each, {what}"]
+
+
 def _how_it_runs(engine) -> list[str]:
     """Graph or host, fused update or not, launches a step."""
     static = engine.static
@@ -97,6 +108,7 @@ def explain(engine, time: bool = False) -> str:
     reason = why(engine.dtype, engine.device, engine.backend)
     lines += [
         f"remembers: {engine.memory or 'nothing'}",
+        *_delta_lines(engine),
         f"streams {engine.streams} x segment {engine.segment}, {engine.dtype}{f' ({reason})' if reason else ''}, backend {engine.backend} on {engine.device}",
         *_base(engine),
         *_how_it_runs(engine),

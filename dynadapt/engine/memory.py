@@ -8,6 +8,8 @@ Weights move under the cache, and ``refresh`` says what then:
 - ``keep``: keys and values stay as they were computed (cheapest);
 - ``reproject``: layer inputs are kept, and projected with the current weights at every step (Transformer-XL's own rule).
 
+Layers of the gated delta rule keep a state instead (delta_state.py), which segment memory carries on beside the keys and values.
+
 ``Overlap`` re-runs the last ``context`` tokens in front of every segment: keys, values and inputs are all current.
 """
 
@@ -15,10 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from dynadapt.common.checks import choice, integer, keep
+
+from .delta_state import DeltaState
 
 __all__ = ["MemoryState", "Overlap", "SegmentMemory", "WindowStore"]
 
@@ -77,10 +82,14 @@ class WindowStore:
 
 
 class MemoryState:
-    """All layers' stores and each slot's fill; ``length`` int32 [slots] is what attention reads, ``filled`` the same for the host."""
+    """The stores of all layers with attention and each slot's fill; ``length`` int32 [slots] is what attention reads, ``filled`` the same
+    for the host. ``delta``: the ``DeltaState`` of a model that has layers of the gated delta rule, else None."""
 
-    def __init__(self, memory: SegmentMemory, layers: int, slots: int, kv_width: int, hidden: int, dtype: torch.dtype, device="cpu"):
+    def __init__(
+        self, memory: SegmentMemory, layers: int, slots: int, kv_width: int, hidden: int, dtype: torch.dtype, device="cpu", delta=None
+    ):
         self.memory = memory
+        self.delta: Any = delta
         stack = lambda width: torch.zeros(layers, slots, memory.capacity, width, dtype=dtype, device=device)  # noqa: E731
         self.key_stack, self.value_stack = stack(kv_width), stack(kv_width)  # [L, slots, C, W]
         self.input_stack = stack(hidden) if memory.refresh == "reproject" else None
@@ -93,7 +102,9 @@ class MemoryState:
     @classmethod
     def of(cls, config, memory: SegmentMemory, slots: int, dtype: torch.dtype, device) -> MemoryState:
         """For a model of this config."""
-        return cls(memory, config.layers, slots, config.kv_heads * config.head_dim, config.hidden_size, dtype, device)
+        delta = None if config.delta is None else DeltaState(config.delta, slots, dtype, device)
+        kv_width = config.kv_heads * config.head_dim
+        return cls(memory, len(config.attention_layers), slots, kv_width, config.hidden_size, dtype, device, delta)
 
     def advance(self, source: torch.Tensor, columns: Sequence[int], stores, slots: Sequence[int], counts: Sequence[int]) -> None:
         """``memory_advance`` and ``memory_fill`` (ops/memory.py) where the host knows all numbers: slices, no index."""
@@ -113,10 +124,14 @@ class MemoryState:
     def clear(self, slot: int) -> None:
         self.length[slot] = 0
         self.filled[slot] = 0
+        if self.delta is not None:
+            self.delta.clear(slot)
 
     def slot_copy(self, slot: int) -> dict[str, torch.Tensor]:
-        """What one slot remembers, [L, filled, width] of each kind."""
-        return {kind: stack[:, slot, : self.filled[slot]].clone() for kind, stack in self._stacks().items()}
+        """What one slot remembers, [L, filled, width] of each kind, and the states of layers of the gated delta rule."""
+        states = {} if self.delta is None else self.delta.tensors()
+        kept = {kind: stack[:, slot, : self.filled[slot]] for kind, stack in self._stacks().items()}
+        return {name: t.clone() for name, t in [*kept.items(), *((name, t[:, slot]) for name, t in states.items())]}
 
     def slot_load(self, slot: int, saved: dict[str, torch.Tensor]) -> None:
         """One slot remembers what ``slot_copy`` gave."""
@@ -124,13 +139,16 @@ class MemoryState:
             self.filled[slot] = saved[kind].shape[1]
             stack[:, slot, : self.filled[slot]].copy_(saved[kind])
         self.length[slot] = self.filled[slot]
+        if self.delta is not None:
+            for name, states in self.delta.tensors().items():
+                states[:, slot].copy_(saved[name])
 
     def _stacks(self) -> dict[str, torch.Tensor]:
         """What is remembered, [L, slots, C, width] of each kind."""
         return {"keys": self.key_stack, "values": self.value_stack} if self.input_stack is None else {"inputs": self.input_stack}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        named = {"length": self.length}
+        named = {"length": self.length, **({} if self.delta is None else self.delta.tensors())}
         kinds = {"inputs": self.inputs} if self.inputs is not None else {"keys": self.keys, "values": self.values}
         for kind, stores in kinds.items():
             named.update({f"{kind}.{i}": store.rows for i, store in enumerate(stores)})

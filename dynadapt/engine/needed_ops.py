@@ -26,7 +26,7 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
         "scored rows": isinstance(adapt, RowSparse) and adapt.select == "gradient",
         "fused": fused,
         "head norms": config.qk_norm,
-        "delta layers": False,  # no family of models that the engine runs has them
+        "delta layers": config.delta is not None,
         "own table": not looks_up_by_rows(config, engine.backend, engine.base),
         "device memory": static and isinstance(engine.memory, SegmentMemory),
         "device resets": static and engine.reset_policy == "auto",

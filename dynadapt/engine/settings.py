@@ -300,6 +300,8 @@ class EngineSettings:
                 f"optimizer={self.optimizer!r} with adapt={self.adapt!r}: {config.family} multiplies with 1 + w where w is a norm's weight, "
                 "and its weight decay would pull 1 + w to 0; use weight_decay=0, or decay (to the prior)"
             )
+        if config.delta is not None:
+            self._check_delta(config)
         learned_positions = config.rope_theta is None
         if isinstance(self.memory, SegmentMemory) and learned_positions:
             raise ValueError(
@@ -315,6 +317,19 @@ class EngineSettings:
         if learned_positions:
             raise ValueError(text)
         warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=5)
+
+    def _check_delta(self, config) -> None:
+        """What a model with layers of the gated delta rule can't have."""
+        if whole_model(self.adapt):
+            raise ValueError(
+                f"adapt={self.adapt!r}: the convolutions, decays and norms of {config.family}'s layers of the gated delta rule don't learn; "
+                "use Full(targets='all'), which is every linear of the layers, or LoRA or RowSparse"
+            )
+        if isinstance(self.memory, SegmentMemory) and self.memory.refresh == "reproject":
+            raise ValueError(
+                f"memory={self.memory!r}: the state of {config.family}'s layers of the gated delta rule can't be made again with other "
+                "weights from what is kept; use refresh='keep', or Overlap(context), which runs the last tokens again"
+            )
 
     def _check_float8_sizes(self, config, own: set) -> None:
         most = kernel_module("float8").MAX_COLUMNS

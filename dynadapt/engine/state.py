@@ -201,7 +201,7 @@ def _expected(here, name: str):
 
 def _check_values(engine, path: Path, name: str, value: torch.Tensor, tensors: dict) -> None:
     if value.is_floating_point():
-        if name.startswith("memory."):  # beyond a slot's length lies what it has forgotten
+        if name.startswith(("memory.keys.", "memory.values.", "memory.inputs.")):  # beyond a slot's length lies what it has forgotten
             value = torch.cat([rows[:count] for rows, count in zip(value, tensors["memory.length"].tolist())])
         if not name.endswith(".grad") and value.numel() and count_not_finite(value):  # such a gradient is skipped, and stays there
             raise ModelError(f"{path}: tensor {name} holds a NaN or an infinity")

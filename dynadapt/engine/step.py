@@ -109,7 +109,8 @@ class Step:
         Of ``p`` only numbers are used that all passes of the kind have in common, unless ``asks``.
         """
         d, learner = self.decoder, self.learner(p.streams[0])
-        batch = Batch(given["inputs"], given["adapter"], given["slots"], p.streams, again)
+        lengths = None if d.memory is None else given["counts"]
+        batch = Batch(given["inputs"], given["adapter"], given["slots"], p.streams, again, lengths)
         hidden = d.forward(batch, learner, self.lowest if kind.backward else None)
         nll, dhidden = d.score(hidden, given.get("rows"), given["targets"], given["weights"] if kind.backward else None, kind.loss, given)
         made["nll"].copy_(nll)

@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
-from dynadapt.adapt.methods import GROUPS
 from dynadapt.model import ModelConfig, layout, rope_tables
-from dynadapt.model.layout import has_bias, tensor_shapes
+from dynadapt.model.layout import has_bias, linear_shapes, tensor_shapes
 from dynadapt.ops import DenseMatrix, Float8Weights, expand, make_int8_matrix, make_matrix, make_parts, make_quantised
+from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.quants import BLOCK_FORMATS
 
 
 def group_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[int, ...]]]:
     """{(layer, group): (K, part sizes)} in forward order."""
-    q, kv, h, f = config.heads * config.head_dim, config.kv_heads * config.head_dim, config.hidden_size, config.ffn_size
-    parts = layout(config)
-    sizes = {
-        "qkv": (h, (q, kv, kv) if len(parts["qkv"]) == 3 else (q + 2 * kv,)),
-        "o": (q, (h,)),
-        "mlp_in": (h, (2 * f,) if parts["mlp_in"] == ("gate_up",) else (f,) * len(parts["mlp_in"])),
-        "down": (f, (h,)),
-    }
-    return {(i, g): sizes[g] for i in range(config.layers) for g in GROUPS}
+    sizes = {}
+    for i in range(config.layers):
+        shapes = linear_shapes(config, i)
+        for group, parts in layout(config, i).items():
+            sizes[i, group] = shapes[parts[0]][1], tuple(shapes[part][0] for part in parts)
+    return sizes
 
 
 def source_weight(model, layer: int, group: str, part: int) -> torch.Tensor:
     """The prior weight [O, K] of one part of a linear group."""
-    return model.tensor(f"layers.{layer}.{layout(model.config)[group][part]}.weight")
+    return model.tensor(f"layers.{layer}.{layout(model.config, layer)[group][part]}.weight")
 
 
 def biased_groups(config: ModelConfig) -> dict[tuple[int, str], list[str | None]]:
     """{(layer, group): the canonical name of each part's bias, None where it has none}, for groups with a bias."""
     named = {}
     for layer, group in group_sizes(config):
-        names = [f"layers.{layer}.{part}.bias" if has_bias(config, part) else None for part in layout(config)[group]]
+        names = [f"layers.{layer}.{part}.bias" if has_bias(config, part) else None for part in layout(config, layer)[group]]
         if any(names):
             named[layer, group] = names
     return named
+
+
+class DeltaTensors(NamedTuple):
+    """What a layer of the gated delta rule has beside its linears."""
+
+    taps: torch.Tensor  # [C, W], of the convolution
+    a_log: torch.Tensor  # float32 [hv]
+    dt_bias: torch.Tensor  # float32 [hv]
+    norm: torch.Tensor  # [dv]
 
 
 class ModelTensors:
@@ -47,7 +54,8 @@ class ModelTensors:
     ``attn_norm``, ``mlp_norm``: (weight, bias or None) by layer, None where attention and feed-forward read the residual as it is;
     ``attn_post_norm``, ``mlp_post_norm``: likewise, of what they add, None where it is added as it is; ``final_norm``; ``head_norm``: (q, k weights) or None by layer;
     ``positions`` [P, H] or None; ``bias``: {(layer, group): [sum O_p]}; ``head``: a Matrix [V, H]; ``table`` [V, H], None where
-    the rows of a Matrix serve the look-up: ``embedding``, the head where it is tied.
+    the rows of a Matrix serve the look-up: ``embedding``, the head where it is tied. ``delta``: ``DeltaTensors`` of the layers that
+    have the gated delta rule in attention's place, None of others.
     """
 
     def __init__(
@@ -58,8 +66,9 @@ class ModelTensors:
         head,
         table: torch.Tensor | None,
         embedding=None,
+        get_wide: Callable[[str], torch.Tensor] | None = None,
     ):
-        """``get(name)`` gives the tensor of a canonical name."""
+        """``get(name)`` gives the tensor of a canonical name, ``get_wide`` in float32 or wider; None: the model has none such."""
         names = tensor_shapes(config)
         optional = lambda name: get(name) if name in names else None  # noqa: E731
         norm = lambda stem: (get(f"{stem}.weight"), optional(f"{stem}.bias"))  # noqa: E731
@@ -70,10 +79,17 @@ class ModelTensors:
         self.attn_post_norm, self.mlp_post_norm = norms("attn_post_norm"), norms("mlp_post_norm")
         self.final_norm = norm("norm")
         head_norm = lambda i: (get(f"layers.{i}.q_norm.weight"), get(f"layers.{i}.k_norm.weight"))  # noqa: E731
-        self.head_norm = [head_norm(i) if config.qk_norm else None for i in layers]
+        self.head_norm = [head_norm(i) if config.qk_norm and not config.is_delta(i) else None for i in layers]
+        self.delta = [_delta_tensors(i, get, get_wide) if get_wide is not None and config.is_delta(i) else None for i in layers]
         self.positions = optional("positions.weight")
         self.bias, self.head, self.table = bias, head, table
         self.embedding = head if embedding is None else embedding
+
+
+def _delta_tensors(layer: int, get, get_wide) -> DeltaTensors:
+    of = lambda name: f"layers.{layer}.{name}"  # noqa: E731
+    wide = get_wide(of("delta.A_log")), get_wide(of("delta.dt_bias"))
+    return DeltaTensors(get(of("convolution.weight")), *wide, get(of("delta_norm.weight")))
 
 
 class FrozenWeights(ModelTensors):
@@ -107,7 +123,7 @@ class FrozenWeights(ModelTensors):
             if (layer, group) in own:
                 self.parts[layer, group] = None
                 continue
-            names = [f"layers.{layer}.{part}.weight" for part in layout(c)[group]]
+            names = [f"layers.{layer}.{part}.weight" for part in layout(c, layer)[group]]
             if base == "quants":
                 self.parts[layer, group] = [self._as_stored(model, name, dtype) for name in names]
                 continue
@@ -122,7 +138,8 @@ class FrozenWeights(ModelTensors):
             key: torch.cat([zeros(n) if name is None else load(name) for name, n in zip(names, sizes[key][1])])
             for key, names in biased_groups(c).items()
         }
-        super().__init__(c, load, bias, head, table, embedding)
+        wide = lambda name: model.tensor(name).to(device=device, dtype=wide_dtype(dtype)).contiguous()  # noqa: E731
+        super().__init__(c, load, bias, head, table, embedding, wide)
 
     def _as_stored(self, model, name: str, dtype: torch.dtype):
         """A weight in its file's blocks; in ``dtype`` where it is not stored in such as can be kept."""

@@ -35,7 +35,7 @@ FILES = (SETTINGS, TENSORS)
 # what servers know a module by: with the base model's prefix in front, as in a causal language model
 MODULE = re.compile(
     "|".join(
-        rf"{re.escape(f.hf_layers)}\.\d+\.({'|'.join(re.escape(f.hf_modules[part]) for parts in f.groups.values() for part in parts)})"
+        rf"{re.escape(f.hf_layers)}\.\d+\.({'|'.join(re.escape(f.hf_modules[part]) for parts in (*f.groups.values(), *(f.delta_groups or {}).values()) for part in parts)})"
         for f in FAMILIES.values()
     )
 )

@@ -96,7 +96,7 @@ class Session:
         self._places = {name: [key] for name, key in stored.items()}
         self._add_second_head(config, state)
         self._originals = self._copies(adapt, config, state)
-        dtype = _choose_dtype(dtype, adapt, state[stored["layers.0.o.weight"]].dtype, self._originals)
+        dtype = _choose_dtype(dtype, adapt, state[stored["layers.0.down.weight"]].dtype, self._originals)
         source = load_live(model)
         if self._originals:  # the prior must not move with the live model
             own = {name: source.tensor(name) for name in source.names() if name not in self._originals}
@@ -285,10 +285,10 @@ class Session:
         elif every_row and isinstance(self.engine.adapt, RowSparse):
             for name, value in learner.weights().items():
                 layer, group, p = name.split(".")
-                self._put(f"layers.{layer}.{layout(config)[group][int(p)]}.weight", value)
+                self._put(f"layers.{layer}.{layout(config, int(layer))[group][int(p)]}.weight", value)
         else:
             for (layer, group), p, rows, value in learner.learned_rows():
-                self._put(f"layers.{layer}.{layout(config)[group][p]}.weight", value, rows)
+                self._put(f"layers.{layer}.{layout(config, layer)[group][p]}.weight", value, rows)
 
     def _put(self, name: str, value: torch.Tensor, rows: torch.Tensor | None = None) -> None:
         """A canonical tensor, or ``rows`` of one, into the live model's parameters."""
@@ -320,7 +320,7 @@ class Session:
         names = (
             self._places
             if whole_model(adapt)
-            else [f"layers.{i}.{part}.weight" for i, group in targeted(adapt, config) for part in layout(config)[group]]
+            else [f"layers.{i}.{part}.weight" for i, group in targeted(adapt, config) for part in layout(config, i)[group]]
         )
         values = {name: state[self._places[name][0]] for name in names}
         return {name: canonical_order(config, name, value).clone(memory_format=torch.contiguous_format) for name, value in values.items()}

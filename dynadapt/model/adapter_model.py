@@ -50,7 +50,7 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
     adapted = {
         f"layers.{layer}.{part}.weight": (*tensors[module], scales[module])
         for layer in range(base.config.layers)
-        for part in linear_shapes(base.config)
+        for part in linear_shapes(base.config, layer)
         if (module := peft_name(base.config, layer, part)) in tensors
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 
+from .delta_layers import DeltaLayers
 from .errors import ModelError
 from .family import FAMILIES
 from .reading import BAND_RANGE, FACTOR_RANGE, SCALE_RANGE, THETA_RANGE, check_choice, check_number, check_size
@@ -36,7 +37,9 @@ class ModelConfig:
     has a window. `window_rope_theta`: the base of the rotations of the layers with a window, which are not
     scaled then (None: theirs are the same as all others'). `rotated`: of each layer, whether its queries and keys are rotated; () where
     all are. `rotary_dim`: how many dimensions of a head are rotated (None: all). `parallel_residual`: attention and feed-forward read the
-    same residual, and both are added to it.
+    same residual, and both are added to it. `attention_gate`: what attention gives is multiplied with the sigmoid of a gate, which is as
+    wide and projected with the queries. `delta`: which layers have the gated delta rule in attention's place, and their sizes; None where
+    none has.
     A value that does not fit raises ModelError naming the field.
     """
 
@@ -71,6 +74,8 @@ class ModelConfig:
     logits_scaling: float = 1.0
     rotary_dim: int | None = None
     parallel_residual: bool = False
+    attention_gate: bool = False
+    delta: DeltaLayers | None = None
 
     def __post_init__(self):
         check_choice("family", self.family, FAMILIES)
@@ -96,6 +101,7 @@ class ModelConfig:
         self._check_windows()
         if self.parallel_residual and self.norm_place != "before":
             raise ModelError(f"parallel_residual with norm_place = {self.norm_place!r} is not supported; accepted: before")
+        self._check_mixers()
 
     @property
     def rotated_dims(self) -> int:
@@ -117,6 +123,20 @@ class ModelConfig:
     def stream_eps(self) -> float:
         """`norm_eps` of norms of the residual, in the units of `stream_scale`."""
         return self.norm_eps / (self.residual_scale * self.residual_scale)
+
+    def is_delta(self, layer: int) -> bool:
+        """Whether a layer has the gated delta rule in attention's place."""
+        return self.delta is not None and self.delta.layers[layer]
+
+    @property
+    def attention_layers(self) -> list[int]:
+        """The layers that have attention."""
+        return [i for i in range(self.layers) if not self.is_delta(i)]
+
+    @property
+    def delta_layers(self) -> list[int]:
+        """The layers that have the gated delta rule."""
+        return [i for i in range(self.layers) if self.is_delta(i)]
 
     def window(self, layer: int) -> int | None:
         """How many tokens a token of `layer` attends to, itself included; None: all before it."""
@@ -143,6 +163,13 @@ class ModelConfig:
             raise ModelError(
                 f"residual_scale = {self.residual_scale} with norm_place = {self.norm_place!r} is not supported; accepted: 1.0"
             )
+
+    def _check_mixers(self):
+        gated = FAMILIES[self.family].delta_groups is not None
+        if (self.delta is not None or self.attention_gate) and not gated:
+            raise ModelError(f"delta and attention_gate in family {self.family} are not supported; accepted: None and False")
+        if self.delta is not None and len(self.delta.layers) != self.layers:
+            raise ModelError(f"delta.layers has {len(self.delta.layers)} entries, accepted is one for each of layers = {self.layers}")
 
     def _check_windows(self):
         if self.windows and len(self.windows) != self.layers:
@@ -175,10 +202,10 @@ class ModelConfig:
         if self.rotary_dim is None:
             return
         even = check_size("rotary_dim", self.rotary_dim) % 2 == 0
-        if not even or self.rotary_dim >= self.head_dim or self.qk_norm or not FAMILIES[self.family].partial_rotary:
+        if not even or self.rotary_dim >= self.head_dim or not FAMILIES[self.family].partial_rotary:
             raise ModelError(
-                f"rotary_dim = {self.rotary_dim} with head_dim = {self.head_dim}, qk_norm = {self.qk_norm} in family {self.family} is not "
-                f"supported; accepted: None, or an even number below head_dim in {', '.join(_partial())}, without qk_norm"
+                f"rotary_dim = {self.rotary_dim} with head_dim = {self.head_dim} in family {self.family} is not supported; accepted: None, "
+                f"or an even number below head_dim in {', '.join(_partial())}"
             )
 
     def told(self) -> dict:
@@ -231,4 +258,5 @@ def tiny_config(family: str, **changes) -> ModelConfig:
     tiny = ModelConfig(family=family, **FAMILIES[family].tiny)
     layers = changes.get("layers", tiny.layers)
     windows, rotated = ((of * layers)[:layers] for of in (tiny.windows, tiny.rotated))
-    return replace(tiny, **{"windows": windows, "rotated": () if all(rotated) else rotated, **changes})
+    delta = tiny.delta and replace(tiny.delta, layers=(tiny.delta.layers * layers)[:layers])
+    return replace(tiny, **{"windows": windows, "rotated": () if all(rotated) else rotated, "delta": delta, **changes})

@@ -8,7 +8,7 @@ import torch
 
 from .base import Model
 from .errors import ModelError
-from .hf_config import config_from_hf
+from .hf_config import config_from_hf, text_part
 from .hf_weights import match_hf
 from .json_file import MAX_INDEX_BYTES, MAX_TABLE_VALUES, read_json
 from .layout import canonical_tensor
@@ -29,7 +29,7 @@ def load_directory(path: str | Path, dtype: torch.dtype | None = None) -> Model:
         )
     raw = read_json(where)
     try:
-        config = config_from_hf(raw)
+        config = config_from_hf(text_part(raw))
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
     files = [SafetensorsFile(file) for file in weight_files(path)]

@@ -49,7 +49,8 @@ _NEUTRAL = {
 def config_from_gguf(file) -> ModelConfig:
     """The ModelConfig that a GGUF file's metadata and tensors describe; ModelError naming what is missing or unsupported."""
     architecture = file.metadata.get("general.architecture")
-    check_choice("general.architecture", architecture, FAMILIES)
+    readers = {name: family.from_gguf for name, family in FAMILIES.items() if family.from_gguf is not None}
+    check_choice("general.architecture", architecture, readers)
     check_choice("general.type", file.metadata.get("general.type", "model"), ("model",))
     get = _Metadata(file, architecture)
     get.refuse_unread()
@@ -82,7 +83,7 @@ def config_from_gguf(file) -> ModelConfig:
         bos_token_id=get.token("bos_token_id"),
         eos_token_id=get.token("eos_token_id"),
     )
-    return FAMILIES[architecture].from_gguf(get, common)
+    return readers[architecture](get, common)
 
 
 def _head_dim(get, hidden, heads):

@@ -23,6 +23,19 @@ def config_from_hf(raw: Mapping) -> ModelConfig:
     return family.from_hf(raw, model_type)
 
 
+def text_part(raw):
+    """The config of the text model within a config.json of a model of images and text; that of a text model is itself."""
+    kind = raw.get("model_type") if isinstance(raw, Mapping) else None
+    inner = next((family.hf_around[kind] for family in FAMILIES.values() if isinstance(kind, str) and kind in family.hf_around), None)
+    if inner is None:
+        return raw
+    text = raw.get("text_config")
+    if not isinstance(text, Mapping) or text.get("model_type", inner) != inner:
+        raise ModelError(f"text_config of model_type {kind} must be an object of model_type {inner}")
+    _refuse_quantised(raw)
+    return {**text, "model_type": inner}
+
+
 def _family(raw) -> tuple[str, Family]:
     """(model_type, family); a config without a model_type is known by its architecture."""
     types = {kind: (architecture, family) for family in FAMILIES.values() for kind, architecture in family.hf_types.items()}

@@ -17,6 +17,8 @@ from .reading import check_choice
 
 # Words as Qwen2 and Llama 3 split them; %s: how many digits a number may have, "" for one.
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# As Qwen3.5 splits them: a letter keeps its marks.
+MARKED_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _END = "<|endoftext|>"
 
 
@@ -71,14 +73,18 @@ def _gpt_neox(vocab, merges, settings):
     return backend
 
 
-def _qwen2(vocab, merges, settings):
+def _qwen2(vocab, merges, settings, words=WORDS % ""):
     backend = _byte_level(vocab, merges)
     backend.normalizer = normalizers.NFC()
     prefix = _flag(settings, "add_prefix_space", False)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS % ""), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)]
+        [pre_tokenizers.Split(Regex(words), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)]
     )
     return backend
+
+
+def _qwen3_5(vocab, merges, settings):
+    return _qwen2(vocab, merges, settings, MARKED_WORDS)
 
 
 def _flag(settings, key, default, null=True):
@@ -118,9 +124,11 @@ CLASSES = {
             reads_vocab=True,
             adds_special=True,
         ),
+        TokenizerClass("Qwen3_5Tokenizer", _qwen3_5, {"unk_token": _END, "bos_token": None, "eos_token": _END, "pad_token": _END}),
     )
 }
 _GENERAL = ("TokenizersBackend", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "PythonBackend", "BloomTokenizer")
+_UNBELIEVED = ("qwen2", "qwen3_5")  # transformers does not believe which class files of these name
 _OF_MODEL = {
     "gemma3_text": "GemmaTokenizer",
     "gpt2": "GPT2Tokenizer",
@@ -129,6 +137,8 @@ _OF_MODEL = {
     "phi3": "TokenizersBackend",
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
+    "qwen3_5": "Qwen3_5Tokenizer",
+    "qwen3_5_text": "Qwen3_5Tokenizer",
     "mistral": "TokenizersBackend",
     "olmo2": "TokenizersBackend",
     "olmo3": "TokenizersBackend",
@@ -152,12 +162,12 @@ def choose_class(settings: Mapping, raw: Mapping, text: str) -> TokenizerClass:
         return CLASSES[_OF_MODEL.get(model_type, PLAIN.name)]
     check_choice("tokenizer_class", declared, [fast for name in (*CLASSES, *_GENERAL) for fast in (name, f"{name}Fast")])
     name = declared.removesuffix("Fast")
-    if name == "LlamaTokenizer" and model_type != "qwen2" and '"ByteLevel"' in text:
+    if name == "LlamaTokenizer" and model_type not in _UNBELIEVED and '"ByteLevel"' in text:
         return PLAIN  # Llama 3's vocabulary under Llama 2's class
     own = _OF_MODEL.get(model_type)
     if own == PLAIN.name:
         return PLAIN
-    if own is not None and (model_type == "qwen2" or name in _GENERAL):
-        # transformers does not believe what files of Qwen2 say; nor does it use the general class for its name alone
-        return CLASSES[own] if model_type == "qwen2" else PLAIN
+    if own is not None and (model_type in _UNBELIEVED or name in _GENERAL):
+        # nor does transformers use the general class for its name alone
+        return CLASSES[own] if model_type in _UNBELIEVED else PLAIN
     return PLAIN if name in _GENERAL else CLASSES[name]

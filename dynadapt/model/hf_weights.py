@@ -11,7 +11,7 @@ import torch
 from .base import check_shapes
 from .config import ModelConfig
 from .family import FAMILIES
-from .layout import file_name, hf_name, hf_transposed, tensor_shapes
+from .layout import file_name, hf_name, hf_shape, tensor_shapes
 
 # Buffers that old checkpoints saved with the weights: causal masks and rotary frequencies.
 _BUFFER = re.compile(r"(^|\.)((attn|attention)\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
@@ -35,14 +35,19 @@ def match_hf(
         if tuple(found[head]) != tuple(found[embed]) or not same(read(head), read(embed)):
             config = dataclasses.replace(config, tied_head=False)
             stored["head.weight"] = head
-    expected = {stored[name]: shape[::-1] if hf_transposed(config, name) else shape for name, shape in tensor_shapes(config).items()}
-    check_shapes(where, expected, found, ignored=lambda key: bool(_BUFFER.search(key)) or (config.tied_head and key == head))
+    expected = {stored[name]: hf_shape(config, name, shape) for name, shape in tensor_shapes(config).items()}
+    beside = FAMILIES[config.family].hf_beside
+    ignored = lambda key: bool(_BUFFER.search(key)) or key.startswith(beside) or (config.tied_head and key == head)  # noqa: E731
+    check_shapes(where, expected, found, ignored)
     return config, stored
 
 
 def _stored_name(config, name, dropped_prefix, found):
     stored = file_name(config, name)
     stored = stored if stored in found else hf_name(config, name)
+    family = FAMILIES[config.family]
+    if family.hf_inner is not None and (inner := family.hf_inner + stored.removeprefix(family.hf_base)) in found:
+        return inner
     return stored[len(dropped_prefix) :] if dropped_prefix and stored.startswith(dropped_prefix) else stored
 
 

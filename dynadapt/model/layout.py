@@ -4,7 +4,8 @@ Every linear weight is [out, in]. Shapes below: V vocabulary, H hidden, P positi
 
 Rows of queries and keys stand as the attention ops pair them for their rotation, j with j + d/2 in every head. Where a family rotates
 the first r dimensions of a head alone, Hugging Face's j and j + r/2 are such a pair, and those that are not rotated stand behind them
-in both halves, where the tables have the angle 0. Scores are sums over a head and see no order, so nothing else knows of it.
+in both halves, where the tables have the angle 0. Scores are sums over a head and see no order, so nothing else knows of it. Where
+attention has a gate, that of all heads stands in front of the queries, which Hugging Face stores head by head, each with its gate behind it.
 """
 
 from __future__ import annotations
@@ -18,19 +19,33 @@ from dynadapt.ops.precision import widen
 from .config import ModelConfig
 from .family import FAMILIES
 
-
-def layout(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """The linear groups of a layer: the parts of a group share their input."""
-    return dict(FAMILIES[config.family].groups)
+DELTA_PARTS = ("delta_qkv", "delta_z", "delta_b", "delta_a", "delta_o")  # linears of a layer of the gated delta rule
 
 
-def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """part -> (out, in) of every linear of a layer, in the order of computation."""
+def layout(config: ModelConfig, layer: int | None = None) -> dict[str, tuple[str, ...]]:
+    """The linear groups of a layer: the parts of a group share their input. ``layer`` None: of any, where all have the same.
+
+    "qkv" are the linears in front of attention or what stands in its place, "o" those behind it.
+    """
+    family = FAMILIES[config.family]
+    if config.delta is not None and layer is None:
+        raise ValueError(f"layer = None: layers of family {config.family} are of two kinds; accepted: 0 to {config.layers - 1}")
+    groups = family.delta_groups if layer is not None and config.is_delta(layer) else family.groups
+    assert groups is not None, "a config with such layers is of a family that has them"
+    return dict(groups)
+
+
+def linear_shapes(config: ModelConfig, layer: int | None = None) -> dict[str, tuple[int, int]]:
+    """part -> (out, in) of every linear of a layer, in the order of computation; ``layer`` as for `layout`."""
     H, F = config.hidden_size, config.ffn_size
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    shapes = {"q": (q, H), "k": (kv, H), "v": (kv, H), "qkv": (q + 2 * kv, H), "o": (H, q), "down": (H, F)}
+    queries = 2 * q if config.attention_gate else q
+    shapes = {"q": (queries, H), "k": (kv, H), "v": (kv, H), "qkv": (q + 2 * kv, H), "o": (H, q), "down": (H, F)}
     shapes |= {"gate": (F, H), "up": (F, H), "gate_up": (2 * F, H)}
-    return {part: shapes[part] for group in layout(config).values() for part in group}
+    if (delta := config.delta) is not None:
+        shapes |= {"delta_qkv": (delta.channels, H), "delta_z": (delta.values, H), "delta_o": (H, delta.values)}
+        shapes |= dict.fromkeys(("delta_b", "delta_a"), (delta.value_heads, H))
+    return {part: shapes[part] for group in layout(config, layer).values() for part in group}
 
 
 def has_bias(config: ModelConfig, part: str) -> bool:
@@ -44,19 +59,22 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"embed.weight": (V, H)}
     if FAMILIES[config.family].learned_positions:
         shapes["positions.weight"] = (config.max_positions, H)
-    linears = linear_shapes(config)
     for i in range(config.layers):
-        layer = f"layers.{i}"
+        layer, linears = f"layers.{i}", linear_shapes(config, i)
         before = {"qkv": "attn_norm", "mlp_in": "mlp_norm"} if config.norm_place != "after" else {}
         behind = {"o": "attn_post_norm", "down": "mlp_post_norm"} if config.norm_place != "before" else {}
-        for group, parts in layout(config).items():
+        for group, parts in layout(config, i).items():
             if group in before:
                 _add_norm(shapes, config, f"{layer}.{before[group]}")
             for part in parts:
                 shapes[f"{layer}.{part}.weight"] = linears[part]
                 if has_bias(config, part):
                     shapes[f"{layer}.{part}.bias"] = linears[part][:1]
-            if group == "qkv" and config.qk_norm:
+            if group == "qkv" and config.delta is not None and config.is_delta(i):
+                shapes[f"{layer}.convolution.weight"] = (config.delta.channels, config.delta.taps)
+                shapes[f"{layer}.delta.A_log"] = shapes[f"{layer}.delta.dt_bias"] = (config.delta.value_heads,)
+                shapes[f"{layer}.delta_norm.weight"] = (config.delta.value_dim,)
+            elif group == "qkv" and config.qk_norm:
                 q, k = config.normed_widths
                 shapes |= {f"{layer}.q_norm.weight": (q,), f"{layer}.k_norm.weight": (k,)}
             if group in behind:
@@ -101,7 +119,14 @@ def hf_transposed(config: ModelConfig, name: str) -> bool:
 
 def hf_order(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A view of `tensor` with its axes as Hugging Face stores the canonical tensor `name`, or back: the same step both ways."""
+    if _part(name) == "convolution":  # [C, W], stored as [C, 1, W]
+        return tensor.squeeze(1) if tensor.ndim == 3 else tensor.unsqueeze(1)
     return tensor.t() if hf_transposed(config, name) else tensor
+
+
+def hf_shape(config: ModelConfig, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which Hugging Face stores the canonical tensor `name`."""
+    return tuple(hf_order(config, name, torch.empty(shape, device="meta")).shape)
 
 
 def _part(name: str) -> str:
@@ -110,15 +135,21 @@ def _part(name: str) -> str:
 
 @lru_cache(maxsize=64)
 def stored_rows(config: ModelConfig, part: str, heads_fused: bool = False) -> torch.Tensor | None:
-    """Of each row of the linear `part` (of its weight, its bias, or an adapter's B) the number that it has among the rows as they are
-    stored, int64 [out]; None where that is its own. `heads_fused`: as the Family's field."""
-    if part not in ("q", "k", "qkv") or config.rotary_dim is None and not (heads_fused and part == "qkv"):
+    """Of each row of the linear `part` (of its weight, its bias, or an adapter's B), or of a norm of heads, the number that it has among
+    the rows as they are stored, int64 [out]; None where that is its own. `heads_fused`: as the Family's field."""
+    gated, normed = config.attention_gate and part == "q", part in ("q_norm", "k_norm")
+    moves = config.rotary_dim is not None or gated or heads_fused and part == "qkv"
+    if not moves or part not in ("q", "k", "qkv") and not normed:
         return None
     d, r = config.head_dim, config.rotated_dims
     plain, half = torch.arange(d), r + (d - r) // 2
     paired = torch.cat([plain[: r // 2], plain[r:half], plain[r // 2 : r], plain[half:]])
     rows = lambda heads, order, first, step: (first + step * torch.arange(heads)[:, None] + order).flatten()  # noqa: E731
     q, kv = config.heads, config.kv_heads
+    if normed:
+        return paired
+    if gated:
+        return torch.cat([rows(q, plain, d, 2 * d), rows(q, paired, 0, 2 * d)])
     if part != "qkv":
         return rows(q if part == "q" else kv, paired, 0, d)
     if heads_fused:
@@ -175,11 +206,13 @@ def canonical_value(config: ModelConfig, name: str, stored: torch.Tensor) -> tor
 
 
 def _offset(config, name):
-    return FAMILIES[config.family].hf_norm_offset and name.endswith("norm.weight")
+    family = FAMILIES[config.family]
+    return family.hf_norm_offset and name.endswith("norm.weight") and _part(name) not in family.hf_plain_norms
 
 
 def peft_name(config: ModelConfig, layer: int, part: str) -> str:
     """The module that PEFT would adapt: "model.layers.3.self_attn.q_proj", "transformer.h.3.attn.c_attn"."""
-    if part not in linear_shapes(config):
-        raise ValueError(f"part = {part!r} is not a linear of family {config.family}; accepted: {', '.join(linear_shapes(config))}")
+    known = linear_shapes(config, layer)
+    if part not in known:
+        raise ValueError(f"part = {part!r} is not a linear of family {config.family}; accepted: {', '.join(known)}")
     return hf_module(config, f"layers.{layer}.{part}")

@@ -12,6 +12,7 @@ from .rope import rope_frequencies, rope_scale
 
 # Attributes of linear layers whose weight is stored in another form: GPTQ and AWQ, bitsandbytes, HQQ, compressed tensors, torch.ao.
 _QUANTISED = ("qweight", "quant_state", "SCB", "W_q", "weight_packed", "_packed_params")
+_EPS = ("Gemma3RMSNorm", "Qwen3_5RMSNorm")  # norms that have `eps`, which others call variance_epsilon
 _ACTIVATIONS = {
     "swiglu": torch.nn.functional.silu,
     "geglu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
@@ -82,7 +83,7 @@ def _settings(module, config):
         numbers["scaling"] = config.scores_scale
         if (window := config.window(module.layer_idx)) is not None:
             numbers["sliding_window"] = window
-    if isinstance(module, torch.nn.LayerNorm) or type(module).__name__ == "Gemma3RMSNorm":  # others call it variance_epsilon
+    if isinstance(module, torch.nn.LayerNorm) or type(module).__name__ in _EPS:
         numbers["eps"] = config.norm_eps
     if getattr(module, "training", False):
         numbers["attention_dropout"] = 0.0

@@ -163,7 +163,9 @@ def read_for_model(directory, config):
     where = f"adapter {str(directory)!r}"
     settings = read_settings(directory)
     tensors = read_tensors(directory, settings)
-    shapes = {peft_name(config, layer, part): shape for layer in range(config.layers) for part, shape in linear_shapes(config).items()}
+    shapes = {
+        peft_name(config, layer, part): shape for layer in range(config.layers) for part, shape in linear_shapes(config, layer).items()
+    }
     for module, (A, B) in tensors.items():
         if module not in shapes:
             raise ModelError(f"{where} has {tensor_key(module, 'A')}, which is no linear weight of a layer of this model")

@@ -219,7 +219,7 @@ def _in_layers(settings, module) -> bool:
 
 def model_modules(config) -> list[str]:
     """Every module of this model that PEFT could adapt: the linears, the embeddings, the head."""
-    linears = [peft_name(config, layer, part) for layer in range(config.layers) for part in linear_shapes(config)]
+    linears = [peft_name(config, layer, part) for layer in range(config.layers) for part in linear_shapes(config, layer)]
     return linears + [hf_module(config, name) for name in ("embed", "positions", "head") if name in FAMILIES[config.family].hf_modules]
 
 

@@ -1,9 +1,11 @@
-"""Feed-forward activations: SwiGLU and GEGLU (Shazeer 2020, arXiv 2002.05202), GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415).
+"""Feed-forward activations: SwiGLU and GEGLU (Shazeer 2020, arXiv 2002.05202), GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415),
+and the gate of an attention's output: GLU (Dauphin et al. 2016, arXiv 1612.08083).
 
 swiglu:     y = silu(h[:, :F]) * h[:, F:]
 gelu:       y = h Phi(h)
 gelu_tanh:  y = h/2 (1 + tanh(sqrt(2/pi) (h + 0.044715 h^3)))
 geglu_tanh: y = gelu_tanh(h[:, :F]) * h[:, F:]
+glu:        y = sigmoid(h[:, :F]) * h[:, F:]
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import torch
 
 from .precision import widen
 
-KINDS = ("swiglu", "gelu_tanh", "gelu", "geglu_tanh")  # numbered as in dynadapt.h
-GATED = ("swiglu", "geglu_tanh")  # h is gate and up side by side
+KINDS = ("swiglu", "gelu_tanh", "gelu", "geglu_tanh", "glu")  # numbered as in dynadapt.h
+GATED = ("swiglu", "geglu_tanh", "glu")  # h is gate and up side by side
 
 
 def _check_kind(kind):
@@ -44,6 +46,8 @@ def activation_backward(dy, h, kind, dh, y=None) -> None:
 def _value(x, kind):
     if kind == "swiglu":
         return torch.nn.functional.silu(x)
+    if kind == "glu":
+        return torch.sigmoid(x)
     return torch.nn.functional.gelu(x, approximate="none" if kind == "gelu" else "tanh")
 
 
@@ -52,6 +56,9 @@ def _slope(x, kind):
     if kind == "swiglu":
         s = torch.sigmoid(x)
         return s * (1 + x * (1 - s))
+    if kind == "glu":
+        s = torch.sigmoid(x)
+        return s * (1 - s)
     if kind == "gelu":
         return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
     c = math.sqrt(2 / math.pi)

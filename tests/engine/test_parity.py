@@ -11,7 +11,7 @@ from dynadapt.engine.learners.peft import adapter_row, write_adapter
 from dynadapt.model import random_model, tiny_config
 from dynadapt.model.rope_settings import yarn
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "granite", "phi3", "gptneox", "olmo2"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "granite", "phi3", "gptneox", "olmo2", "qwen3_5"]
 T = 21
 LONGROPE = {"rope_type": "longrope", "short_factor": (1.0,) * 5, "long_factor": (1.0, 1.5, 2.0, 3.0, 4.0)}
 CONFIGS = {family: tiny_config(family) for family in FAMILIES} | {
@@ -56,7 +56,7 @@ def test_static_nll_equals_transformers(family, backend):
     assert torch.allclose(ours.double(), expected, atol=5e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "qwen3_5"])  # test_hybrid.py: over several models
 def test_bf16_is_no_further_from_float64_than_transformers(family):
     m = random_model(tiny_config(family), seed=1, std=0.1, dtype=torch.bfloat16)
     row = tokens(family, 8)
@@ -133,7 +133,7 @@ def test_full_update_equals_autograd(family):
     parameters = dict(live.named_parameters())
     for name, weight in e.learners[0].weights().items():
         layer, group, part = name.split(".")
-        canonical = f"layers.{layer}.{layout(m.config)[group][int(part)]}.weight"
+        canonical = f"layers.{layer}.{layout(m.config, int(layer))[group][int(part)]}.weight"
         parameter = parameters[hf_name(m.config, canonical)]
         grad = canonical_order(m.config, canonical, parameter.grad)
         assert torch.allclose(weight, m.tensor(canonical) - 0.5 * grad, atol=2e-5), canonical

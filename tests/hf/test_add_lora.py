@@ -11,7 +11,7 @@ from helpers import to_transformers, token_rows
 from dynadapt.interop.nn import Adapters, LoRALinear, add_lora
 from dynadapt.model import random_model, tiny_config
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "phi3", "gptneox"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "phi3", "gptneox", "qwen3_5"]
 TARGETS = {"all": {"llama": 7, "gpt2": 4}, "attn": {"llama": 4, "gpt2": 2}, "mlp": {"llama": 3, "gpt2": 2}}
 EPS = {torch.float32: 1e-5, torch.float64: 1e-12}
 peft = pytest.importorskip("peft")

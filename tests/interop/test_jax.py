@@ -144,12 +144,14 @@ def test_norms(kind, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", ["swiglu", "gelu_tanh", "gelu", "geglu_tanh"])
+@pytest.mark.parametrize("kind", ["swiglu", "gelu_tanh", "gelu", "geglu_tanh", "glu"])
 def test_activations(kind, dtype):
     def plain(h):
         wide = h.astype(jnp.float32)
         if kind == "swiglu":
             return (jax.nn.silu(wide[..., :8]) * wide[..., 8:]).astype(h.dtype)
+        if kind == "glu":
+            return (jax.nn.sigmoid(wide[..., :8]) * wide[..., 8:]).astype(h.dtype)
         if kind == "geglu_tanh":
             return (jax.nn.gelu(wide[..., :8], approximate=True) * wide[..., 8:]).astype(h.dtype)
         return jax.nn.gelu(wide, approximate=kind == "gelu_tanh").astype(h.dtype)

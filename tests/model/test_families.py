@@ -124,14 +124,14 @@ def test_rope_tables_are_transformers_own(model):
 
 def test_layout_names_every_linear(model):
     config = model.config
-    parts = [part for group in layout(config).values() for part in group]
-    assert parts == list(linear_shapes(config))
+    parts = {i: [part for group in layout(config, i).values() for part in group] for i in range(config.layers)}
+    assert all(found == list(linear_shapes(config, i)) for i, found in parts.items())
     modules = dict(to_transformers(model).named_modules())
-    for layer in range(config.layers):
-        for part in parts:
-            assert modules[peft_name(config, layer, part)].weight.ndim == 2
     shapes = tensor_shapes(config)
-    assert all(shapes[f"layers.0.{part}.weight"] == shape for part, shape in linear_shapes(config).items())
+    for layer in range(config.layers):
+        for part, shape in linear_shapes(config, layer).items():
+            assert modules[peft_name(config, layer, part)].weight.ndim == 2
+            assert shapes[f"layers.{layer}.{part}.weight"] == shape
     assert len({hf_name(config, name) for name in shapes}) == len(shapes)
     with pytest.raises(ValueError, match="part = 'nope'"):
         peft_name(config, 0, "nope")

@@ -25,7 +25,7 @@ def wide_config(family, **changes):
 
 
 @pytest.mark.parametrize("tied", (True, False), ids=("tied", "untied"))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.from_gguf is not None])
 def test_round_trip(family, tied, tmp_path):
     model = random_model(tiny_config(family, tied_head=tied), seed=5)
     loaded = load(write_gguf(model, tmp_path / "tiny.gguf"))

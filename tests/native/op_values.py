@@ -26,7 +26,7 @@ SHORT = {
     "key_dim": "dk",
     "value_dim": "dv",
 }  # as the references name them
-KINDS = {"norm": ("rms", "layer"), "activation": ("swiglu", "gelu_tanh", "gelu", "geglu_tanh"), "update": _C.UPDATE_KINDS}
+KINDS = {"norm": ("rms", "layer"), "activation": ("swiglu", "gelu_tanh", "gelu", "geglu_tanh", "glu"), "update": _C.UPDATE_KINDS}
 
 
 def span(t: torch.Tensor) -> int:

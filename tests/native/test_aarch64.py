@@ -27,12 +27,12 @@ pytestmark = pytest.mark.timeout(1800)
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 COMPILER, EMULATOR, SYSROOT = "aarch64-linux-gnu-g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
-MODULES = "activation attention bias_gradient cross_entropy delta_rule embedding gated_norm head_norm linear linear_mse".split()
+MODULES = "activation attention bias_gradient cross_entropy delta_gates delta_rule embedding gated_norm head_norm linear linear_mse".split()
 MODULES += "lora_gradient norm short_convolution weight_gradient".split()
 OPS = "linear_forward linear_backward lora_gradient weight_gradient row_scores bias_gradient cross_entropy distillation"
 OPS += " cross_entropy_weight_gradient norm_forward norm_backward head_norm_forward head_norm_backward activation_forward activation_backward embedding_forward"
 OPS += " embedding_backward attention_forward attention_backward linear_mse short_convolution_forward short_convolution_backward"
-OPS += " delta_rule_forward delta_rule_backward gated_norm_forward gated_norm_backward"
+OPS += " delta_gates_forward delta_gates_backward delta_rule_forward delta_rule_backward gated_norm_forward gated_norm_backward"
 
 
 def command(*words, seconds=1800, **environment):

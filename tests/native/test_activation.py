@@ -1,4 +1,4 @@
-"""SwiGLU, GEGLU and the two GELUs against their references, over the whole range of float32."""
+"""SwiGLU, GEGLU, GLU and the two GELUs against their references, over the whole range of float32."""
 
 import pytest
 import torch
@@ -39,6 +39,8 @@ def test_every_magnitude(kind):
     wide = h.double()
     if kind == "swiglu":
         truth = wide / (1 + torch.exp(-wide))
+    elif kind == "glu":
+        truth = torch.sigmoid(wide)
     elif kind == "gelu":
         truth = wide * 0.5 * torch.special.erfc(-wide / 2**0.5)
     else:
@@ -58,8 +60,9 @@ def test_far_out_values(kind, dtype):
     _C.activation_forward(full, kind, y)
     _C.activation_backward(torch.ones_like(h), full, kind, dh)
     assert torch.isfinite(y).all()
-    assert torch.equal(y[0, 4:], h[0, 4:]) and (y[0, :3] == 0).all()
-    assert torch.equal(dh[0, 5:8], torch.ones_like(dh[0, 5:8])) and (dh[0, 1:3] == 0).all()
+    far = (h[0] > 0).to(dtype) + 0.5 * (h[0] == 0) if kind == "glu" else h[0]
+    assert torch.equal(y[0, 4:], far[4:]) and (y[0, :3] == 0).all()
+    assert torch.equal(dh[0, 5:8], torch.full_like(dh[0, 5:8], kind != "glu")) and (dh[0, 1:3] == 0).all()
 
 
 @each([activation_forward, activation_backward], [(100, 37, kind) for kind in activation.KINDS])
@@ -69,7 +72,7 @@ def test_threads_and_rows(case):
 
 
 def test_errors_name_the_argument():
-    with pytest.raises(ValueError, match=r"activation_forward: kind is relu, accepted is swiglu, gelu_tanh, gelu, geglu_tanh"):
+    with pytest.raises(ValueError, match=r"activation_forward: kind is relu, accepted is swiglu, gelu_tanh, gelu, geglu_tanh, glu"):
         _C.activation_forward(torch.zeros(2, 4), "relu", torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"activation_forward: h has shape \[2, 4\], accepted is \[2, 8\]"):
         _C.activation_forward(torch.zeros(2, 4), "swiglu", torch.zeros(2, 4))

@@ -332,6 +332,7 @@ def config_of(directory, **changes):
         ),
         ({"model_type": "phi3"}, 'model_type "phi3" is not supported by this engine, which does not compute fused queries'),
         ({"model_type": "gpt_neox"}, 'model_type "gpt_neox" is not .*, which does not compute attention and feed-forward side by side'),
+        ({"model_type": "qwen3_5_text"}, 'model_type "qwen3_5_text" is not .*, which does not compute layers of the gated delta rule'),
         ({"model_type": "mamba"}, 'model_type "mamba" is not supported by this engine; accepted: .*, granite$'),
         ({"sliding_window": 64}, "sliding_window = 64, context 512"),
         ({"model_type": "mistral", "sliding_window": 1}, "sliding_window = 1 is not supported"),

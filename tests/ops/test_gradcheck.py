@@ -13,6 +13,7 @@ from dynadapt.bench.cases import (
     activation,
     attention,
     bias_gradient,
+    delta_gates,
     delta_rule,
     embedding,
     gated_norm,
@@ -29,8 +30,8 @@ from dynadapt.ops.update import UpdateRule, UpdateState
 
 F64 = torch.float64
 FAMILIES = (
-    *(activation, attention, bias_gradient, delta_rule, embedding, gated_norm, head_norm, linear, lora_gradient, norm),
-    short_convolution,
+    *(activation, attention, bias_gradient, delta_gates, delta_rule, embedding, gated_norm, head_norm, linear, lora_gradient),
+    *(norm, short_convolution),
 )
 ABOUT = {about.name: about for family in FAMILIES for about in vars(family).values() if isinstance(about, Op)}
 
@@ -105,7 +106,7 @@ def test_head_norm(case):
     assert gradcheck(*passes(case))
 
 
-@each(activation.activation_forward, [(3, 4, kind) for kind in ("swiglu", "gelu_tanh", "gelu", "geglu_tanh")], [F64])
+@each(activation.activation_forward, [(3, 4, kind) for kind in ("swiglu", "gelu_tanh", "gelu", "geglu_tanh", "glu")], [F64])
 def test_activation(case):
     assert gradcheck(*passes(case))
 
@@ -128,6 +129,11 @@ def test_attention_over_memory(case, filled):
 
 @each(delta_rule.delta_rule_forward, [(2, 4, 2, 4, 3, 2), (1, 5, 1, 1, 2, 3, False)], [F64])
 def test_delta_rule(case):
+    assert gradcheck(*passes(case))
+
+
+@each(delta_gates.delta_gates_forward, [(4, 3)], [F64])
+def test_delta_gates(case):
     assert gradcheck(*passes(case))
 
 

@@ -14,7 +14,7 @@ from dynadapt.ops import lora_gradient as op_lora
 from dynadapt.ops.table import OPS
 
 DECODER = ("linear", "cross_entropy", "linear_mse", "norm", "add_norm", "head_norm", "activation", "embedding", "attention")
-DELTA_LAYER = ("short_convolution", "delta_rule", "gated_norm")
+DELTA_LAYER = ("short_convolution", "delta_gates", "delta_rule", "gated_norm")
 DIFFERENTIABLE = DECODER + DELTA_LAYER
 
 

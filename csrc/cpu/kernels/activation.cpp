@@ -14,6 +14,7 @@ constexpr float kCubic = 0.044715f;
 struct GeluTanh {
   static inline vfloat gate(vfloat h) { return sigmoid(kTwoSqrtTwoOverPi * h * (1.0f + kCubic * h * h)); }
   static inline vfloat value(vfloat h) { return h * gate(h); }
+  static inline vfloat value(vfloat h, vfloat s) { return h * s; }
   static inline vfloat slope(vfloat h) { return slope(h, gate(h)); }
   static inline vfloat slope(vfloat h, vfloat s) {
     return s + h * s * (1.0f - s) * kTwoSqrtTwoOverPi * (1.0f + 3.0f * kCubic * h * h);
@@ -22,7 +23,14 @@ struct GeluTanh {
 
 struct Silu {
   static inline vfloat gate(vfloat h) { return sigmoid(h); }
+  static inline vfloat value(vfloat h, vfloat s) { return h * s; }
   static inline vfloat slope(vfloat h, vfloat s) { return s * (1.0f + h * (1.0f - s)); }
+};
+
+struct Sigmoid {
+  static inline vfloat gate(vfloat h) { return sigmoid(h); }
+  static inline vfloat value(vfloat, vfloat s) { return s; }
+  static inline vfloat slope(vfloat, vfloat s) { return s * (1.0f - s); }
 };
 
 struct Gelu {
@@ -47,7 +55,7 @@ template <class T, class Kind>
 [[gnu::noinline]] void gated_row(const T* h, T* y, size_t width) {
   for_vectors(width, [&](size_t i, auto part) {
     const vfloat gate = load(h + i, part), up = load(h + width + i, part);
-    store(y + i, gate * Kind::gate(gate) * up, part);
+    store(y + i, Kind::value(gate, Kind::gate(gate)) * up, part);
   });
 }
 
@@ -76,6 +84,8 @@ void forward(const ActivationForward& a) {
       return forward_elementwise<T, Gelu>(a);
     case ActivationKind::kGegluTanh:
       return forward_gated<T, GeluTanh>(a);
+    case ActivationKind::kGlu:
+      return forward_gated<T, Sigmoid>(a);
   }
 }
 
@@ -101,7 +111,7 @@ void backward_gated(const ActivationBackward& a) {
       const vfloat gate = load(h + i, part), up = load(h + a.width + i, part), g = load(dy + i, part);
       const vfloat s = Kind::gate(gate);
       store(dh + i, g * up * Kind::slope(gate, s), part);
-      store(dh + a.width + i, g * gate * s, part);
+      store(dh + a.width + i, g * Kind::value(gate, s), part);
     });
   });
 }
@@ -117,6 +127,8 @@ void backward(const ActivationBackward& a) {
       return backward_elementwise<T, Gelu>(a);
     case ActivationKind::kGegluTanh:
       return backward_gated<T, GeluTanh>(a);
+    case ActivationKind::kGlu:
+      return backward_gated<T, Sigmoid>(a);
   }
 }
 

@@ -223,7 +223,8 @@ enum {
   DYNADAPT_SWIGLU = 0,
   DYNADAPT_GELU_TANH = 1,
   DYNADAPT_GELU = 2,
-  DYNADAPT_GEGLU_TANH = 3
+  DYNADAPT_GEGLU_TANH = 3,
+  DYNADAPT_GLU = 4
 };
 
 typedef struct {
@@ -231,7 +232,8 @@ typedef struct {
   int32_t kind;
 } dynadapt_activation_params;
 
-/* y act [N, F] from h act [N, 2F] (SwiGLU: silu(h[:, :F]) * h[:, F:]; GEGLU: GELU in its place) or [N, F]. */
+/* y act [N, F] from h act [N, 2F] (SwiGLU: silu(h[:, :F]) * h[:, F:]; GEGLU, GLU: GELU, the sigmoid in its
+ * place) or [N, F]. */
 DYNADAPT_API int dynadapt_activation_forward(const DLTensor* h, const DLTensor* y, const dynadapt_activation_params* params);
 /* dh like h, may be its memory or that of a dy of its shape; y act [N, F], unless NULL, becomes the forward's output again. */
 DYNADAPT_API int dynadapt_activation_backward(const DLTensor* dy, const DLTensor* h, const DLTensor* dh, const DLTensor* y,
@@ -301,6 +303,15 @@ DYNADAPT_API int dynadapt_delta_rule_backward(const DLTensor* dout, const DLTens
                                               const DLTensor* state, const DLTensor* slots, const DLTensor* lengths,
                                               const DLTensor* dqkv, const DLTensor* dg, const DLTensor* dbeta,
                                               const dynadapt_delta_rule_params* params);
+
+/* g = -exp(a_log) softplus(a + dt_bias), beta = sigmoid(b): a, b act [N, hv], their rows may be apart; a_log, dt_bias f32 [hv];
+ * g, beta f32 [N, hv]. */
+DYNADAPT_API int dynadapt_delta_gates_forward(const DLTensor* a, const DLTensor* b, const DLTensor* a_log,
+                                              const DLTensor* dt_bias, const DLTensor* g, const DLTensor* beta);
+/* dg, dbeta f32 [N, hv]; da, db like a, b, may be their memory; da_log, ddt_bias f32 [hv] are added to unless NULL. */
+DYNADAPT_API int dynadapt_delta_gates_backward(const DLTensor* dg, const DLTensor* dbeta, const DLTensor* a, const DLTensor* b,
+                                               const DLTensor* a_log, const DLTensor* dt_bias, const DLTensor* da,
+                                               const DLTensor* db, const DLTensor* da_log, const DLTensor* ddt_bias);
 
 typedef struct {
   uint32_t struct_size;

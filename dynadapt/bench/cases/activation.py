@@ -11,7 +11,7 @@ ACTIVATION_BACKWARD = Op("activation_backward", "dh y", rows="dy h dh y")
 
 
 def activation_forward(d: Draw, n: int, f: int, kind: str = "swiglu") -> OpCase:
-    """n rows of f outputs; swiglu and geglu_tanh read 2 f inputs."""
+    """n rows of f outputs; swiglu, geglu_tanh and glu read 2 f inputs."""
     width = 2 * f if kind in GATED else f
     return OpCase(ACTIVATION_FORWARD, d.dtype, {"h": d.acts(n, width, scale=3), "kind": kind, "y": d.out(n, f)}, kind, 2 * n * (width + f))
 

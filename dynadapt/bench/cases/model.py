@@ -11,6 +11,7 @@ from .attention import attention_backward, attention_forward
 from .base import Draw, OpCase
 from .bias_gradient import bias_gradient
 from .cross_entropy import cross_entropy, cross_entropy_weight_gradient, distillation
+from .delta_gates import delta_gates_backward, delta_gates_forward
 from .delta_rule import delta_rule_backward, delta_rule_forward
 from .embedding import embedding_backward, embedding_forward
 from .gated_norm import gated_norm_backward, gated_norm_forward
@@ -122,6 +123,8 @@ OPS = {
     "head_norm_backward": lambda z, m: [head_norm_backward(z.draw, z.N, *z.heads(), learns="", together=z.c.qk_norm_span == "all")],
     "short_convolution_forward": lambda z, m: [_short_convolution(short_convolution_forward, z)],
     "short_convolution_backward": lambda z, m: [_short_convolution(short_convolution_backward, z, learns=False)],
+    "delta_gates_forward": lambda z, m: [delta_gates_forward(z.draw, z.N, z.heads()[0])],
+    "delta_gates_backward": lambda z, m: [delta_gates_backward(z.draw, z.N, z.heads()[0], learns=False)],
     "delta_rule_forward": lambda z, m: [_delta_rule(delta_rule_forward, z)],
     "delta_rule_backward": lambda z, m: [_delta_rule(delta_rule_backward, z)],
     "gated_norm_forward": lambda z, m: [gated_norm_forward(z.draw, z.N, z.heads()[0], z.heads()[2])],

@@ -245,7 +245,7 @@ def _skip_masked(ops: dict[str, OpWork], c: ModelConfig, streams: int, segment: 
     """What attention kernels never compute (attention.masked_flops)."""
     layers = [
         attention.masked_flops(segment, c.heads, c.head_dim, attention.seen_memory(memory, c.window(i)), c.window(i))
-        for i in range(c.layers)
+        for i in c.attention_layers
     ]
     forward, backward = (sum(flops) for flops in zip(*layers))
     for name, flops in (("attention_forward", forward), ("attention_backward", backward)):

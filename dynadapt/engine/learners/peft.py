@@ -37,7 +37,7 @@ class Adapted:
 def adapted_modules(learner, config) -> Iterator[Adapted]:
     """Every adapted linear, in forward order."""
     for key, (_, sizes) in learner.sizes.items():
-        parts = zip(layout(config)[key[1]], learner.parts_of[key], each_part(learner.scales[key], sizes, max(learner.ranks[key])))
+        parts = zip(layout(config, key[0])[key[1]], learner.parts_of[key], each_part(learner.scales[key], sizes, max(learner.ranks[key])))
         for part, (rank, alpha), (rows, columns, _, scale) in parts:
             if rank:
                 yield Adapted(key[0], key[1], part, peft_name(config, key[0], part), rows, columns, rank, alpha, scale)

@@ -48,7 +48,7 @@ class ModelLearner(RowLearner):
     def _shapes_around(self) -> dict[str, tuple[int, ...]]:
         """Canonical names and shapes of all that is no linear weight; a group's biases are one tensor, {layer}.{group}.bias."""
         linear = {name for names in self.biased.values() for name in names}
-        linear |= {f"layers.{i}.{part}.weight" for i, group in group_sizes(self.config) for part in layout(self.config)[group]}
+        linear |= {f"layers.{i}.{part}.weight" for i, group in group_sizes(self.config) for part in layout(self.config, i)[group]}
         found = {name: shape for name, shape in tensor_shapes(self.config).items() if name not in linear}
         shapes = {self.head_name: found.pop(self.head_name), **found}
         for key, names in self.biased.items():
@@ -132,7 +132,7 @@ class ModelLearner(RowLearner):
         """Every parameter as it is now, by canonical name: what ``model.from_state`` takes."""
         named = {name: self._master(name).to(self.dtype, copy=True) for name in self.around}
         for (layer, group), matrices in self.matrices.items():
-            parts = layout(self.config)[group]
+            parts = layout(self.config, layer)[group]
             for part, matrix in zip(parts, matrices):
                 weight = torch.empty(matrix.shape, dtype=self.dtype, device=self.device)
                 matrix.unpack(weight)

@@ -88,7 +88,7 @@ def complete_adapter(directory: Path, config, out: Path) -> LoRA:
     settings, tensors = one_scale(*read_for_model(directory, config))
     rank, alpha, whole = settings["r"], settings["lora_alpha"], {}
     for layer in range(config.layers):
-        for part, (rows, columns) in linear_shapes(config).items():
+        for part, (rows, columns) in linear_shapes(config, layer).items():
             module = peft_name(config, layer, part)
             whole[module] = tensors[module] if module in tensors else (torch.zeros(rank, columns), torch.zeros(rows, rank))
     out.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ def learned(model, engine) -> dict[str, torch.Tensor]:
         return learner.parameters()
     named = {name: model.tensor(name) for name in model.names()}
     for (layer, group), matrices in learner.matrices.items():
-        for part, matrix in zip(layout(model.config)[group], matrices):
+        for part, matrix in zip(layout(model.config, layer)[group], matrices):
             weight = torch.empty(matrix.shape, dtype=engine.torch_dtype, device=engine.device)
             matrix.unpack(weight)
             named[f"layers.{layer}.{part}.weight"] = weight

@@ -13,7 +13,8 @@ from .call import call, check_dtype, like, number_of
 
 
 def activation(h, kind: str = "swiglu"):
-    """y [..., F] from h [..., 2 F] (swiglu: silu(h[..., :F]) h[..., F:]; geglu_tanh: gelu_tanh in silu's place) or [..., F] (gelu, gelu_tanh).
+    """y [..., F] from h [..., 2 F] (swiglu: silu(h[..., :F]) h[..., F:]; geglu_tanh, glu: gelu_tanh, sigmoid in silu's place) or [..., F]
+    (gelu, gelu_tanh).
 
     Source: ``dynadapt.ops.activation``.
     """

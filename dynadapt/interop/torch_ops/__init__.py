@@ -1,8 +1,8 @@
 """The ops as functions of torch: differentiable, and registered with ``torch.library`` as ``torch.ops.dynadapt.*``.
 
 ``linear``, ``cross_entropy``, ``linear_mse``, ``norm``, ``add_norm``, ``head_norm``, ``activation``, ``embedding``, ``attention``,
-``short_convolution``, ``delta_rule`` and ``gated_norm`` allocate their results and take part in autograd; the in-place ones are torch.ops.dynadapt.update, .reset,
-.memory_advance, .memory_fill, .lora_gradient_update and .weight_gradient_update. All of them
+``short_convolution``, ``delta_gates``, ``delta_rule`` and ``gated_norm`` allocate their results and take part in autograd; the in-place
+ones are torch.ops.dynadapt.update, .reset, .memory_advance, .memory_fill, .lora_gradient_update and .weight_gradient_update. All of them
 work inside torch.compile and torch.export, and FlopCounterMode counts them by the formulas of ``dynadapt.ops``. CPU tensors are
 served by the native kernels, GPU tensors by the Triton ones, float64 by the reference. See docs/torch.md.
 """
@@ -14,6 +14,7 @@ from dynadapt.ops.table import OPS
 from .activation import activation
 from .attention import attention
 from .cross_entropy import cross_entropy
+from .delta_gates import delta_gates
 from .delta_rule import delta_rule
 from .embedding import embedding
 from .gated_norm import gated_norm
@@ -31,6 +32,7 @@ __all__ = [
     "add_norm",
     "attention",
     "cross_entropy",
+    "delta_gates",
     "delta_rule",
     "embedding",
     "freeze",

@@ -38,7 +38,8 @@ autograd(_activation, _setup, _gradient)
 
 
 def activation(h, kind: str = "swiglu") -> torch.Tensor:
-    """y [..., F] from h [..., 2 F] (swiglu: silu(h[..., :F]) h[..., F:]; geglu_tanh: gelu_tanh in silu's place) or [..., F] (gelu, gelu_tanh).
+    """y [..., F] from h [..., 2 F] (swiglu: silu(h[..., :F]) h[..., F:]; geglu_tanh, glu: gelu_tanh, sigmoid in silu's place) or [..., F]
+    (gelu, gelu_tanh).
 
     Source: ``dynadapt.ops.activation``.
     """

@@ -145,6 +145,7 @@ ROTATION = {"cos": may(6, 2), "sin": may(6, 2)}
 ATTENTION = Struct("dynadapt_attention_params", {**HEADS, "scale": (0.5, NUMBER), "window": (2, (1, -1, INT_MIN))})
 LENGTHS = {"slots": SLOTS, "lengths": T((2,), "i32", optional=True, values=(3, 0), bad=(-1, 4, INT_MIN, INT_MAX))}
 CONVOLUTION = {"weight": T((8, 3)), "state": may(2, 2, 8), **LENGTHS}
+GATES = {"a": T((6, 4)), "b": T((6, 4)), "a_log": T((4,)), "dt_bias": T((4,))}
 DELTA_RULE = {"qkv": T((6, 10)), "g": T((6, 2)), "beta": T((6, 2)), "state": may(2, 2, 3, 2), **LENGTHS}
 DELTA_PARAMS = Struct(
     "dynadapt_delta_rule_params",
@@ -358,14 +359,14 @@ ROWS = {
     "activation_forward": {
         "h": T((6, 16)),
         "y": out(6, 8),
-        "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 4, INT_MIN, INT_MAX))}),
+        "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 5, INT_MIN, INT_MAX))}),
     },
     "activation_backward": {
         "dy": T((6, 8)),
         "h": T((6, 16)),
         "dh": out(6, 16, in_place=("h",)),
         "y": may_out(6, 8),
-        "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 4, INT_MIN, INT_MAX))}),
+        "params": Struct("dynadapt_activation_params", {"kind": (0, (-1, 5, INT_MIN, INT_MAX))}),
     },
     "embedding_forward": {
         "tokens": indices((4, 0, 2), 5, dtype="i64"),
@@ -397,6 +398,16 @@ ROWS = {
     },
     "short_convolution_forward": {"x": T((6, 8)), **CONVOLUTION, "y": out(6, 8), "final": may_out(2, 2, 8)},
     "short_convolution_backward": {"dy": T((6, 8)), "x": T((6, 8)), **CONVOLUTION, "dx": out(6, 8), "dweight": may_out(8, 3)},
+    "delta_gates_forward": {**GATES, "g": out(6, 4), "beta": out(6, 4)},
+    "delta_gates_backward": {
+        "dg": T((6, 4)),
+        "dbeta": T((6, 4)),
+        **GATES,
+        "da": out(6, 4, in_place=("a",)),
+        "db": out(6, 4, in_place=("b",)),
+        "da_log": may_out(4),
+        "ddt_bias": may_out(4),
+    },
     "delta_rule_forward": {**DELTA_RULE, "out": out(6, 4), "final": may_out(2, 2, 3, 2), "params": DELTA_PARAMS},
     "delta_rule_backward": {
         "dout": T((6, 4)),

@@ -234,7 +234,7 @@ struct Ops {
     DLTensor *x = t.f32({N, C}), *dx = t.f32({N, C}), *taps = t.f32({C, 4}), *rows = t.f32({S, 3, C});
     DLTensor *slots = t.i32({1, 0}), *lengths = t.i32({90, 70}), *state = t.f32({S, 4, 8, 12});
     DLTensor *g = t.f32({N, 4}, -0.1f), *beta = t.f32({N, 4}, 0.5f), *o = t.f32({N, 48}), *gate = t.f32({N, 48});
-    DLTensor *weight = t.f32({12}), *rstd = t.f32({N, 4});
+    DLTensor *weight = t.f32({12}), *rstd = t.f32({N, 4}), *a_log = t.f32({4}), *dt_bias = t.f32({4});
     add("short_convolution_forward", [=, y = t.out({N, C}), final = t.out({S, 3, C})] {
       return dynadapt_short_convolution_forward(x, taps, rows, slots, lengths, y, final);
     });
@@ -246,6 +246,12 @@ struct Ops {
     });
     add("delta_rule_backward", [=, to = t.out({N, C}), dg = t.out({N, 4}), dbeta = t.out({N, 4})] {
       return dynadapt_delta_rule_backward(o, x, g, beta, state, slots, lengths, to, dg, dbeta, &rule);
+    });
+    add("delta_gates_forward", [=, decay = t.out({N, 4}), rate = t.out({N, 4})] {
+      return dynadapt_delta_gates_forward(g, beta, a_log, dt_bias, decay, rate);
+    });
+    add("delta_gates_backward", [=, da = t.out({N, 4}), db = t.out({N, 4}), da_log = t.out({4}), ddt_bias = t.out({4})] {
+      return dynadapt_delta_gates_backward(beta, g, g, beta, a_log, dt_bias, da, db, da_log, ddt_bias);
     });
     add("gated_norm_forward", [=, y = t.out({N, 48}), inverse = t.out({N, 4})] {
       return dynadapt_gated_norm_forward(o, gate, weight, y, inverse, &norm);

@@ -128,7 +128,8 @@ const std::map<std::string, Call> kCalls = {
             OP(norm_forward) OP(norm_backward) OP(head_norm_forward) OP(head_norm_backward) OP(activation_forward)
                 OP(activation_backward) OP(embedding_forward) OP(embedding_backward) OP(attention_forward) OP(attention_backward)
                     OP(linear_mse) OP(update) OP(short_convolution_forward) OP(short_convolution_backward) OP(delta_rule_forward)
-                        OP(delta_rule_backward) OP(gated_norm_forward) OP(gated_norm_backward)
+                        OP(delta_rule_backward) OP(gated_norm_forward) OP(gated_norm_backward) OP(delta_gates_forward)
+                            OP(delta_gates_backward)
 #undef OP
 };
 
