@@ -256,4 +256,6 @@ class Step:
         """``sets`` of weights have moved."""
         if self.settings.owns_weights:
             learner.count_update()
-        self.decoder.ledger.add("update", sets * update_op.flops(learner.state.updated, self.settings.optimizer.rule(), learner.layout.parts))
+        self.decoder.ledger.add(
+            "update", sets * update_op.flops(learner.state.updated, self.settings.optimizer.rule(), learner.layout.parts)
+        )

@@ -8,10 +8,12 @@ from engine.test_whole_steps import MODELS, draw, good
 from engine_states import assert_equal, state_of
 
 from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt.model import random_model, tiny_config
 from dynadapt.ops import UnsupportedOp
 
 T = 6
 MODEL = MODELS["llama"]
+HYBRID = random_model(tiny_config("qwen3_5"), seed=0, std=0.1)
 BASE = {"segment": T, "backend": "reference", "dtype": "fp32", "streams": 3, "adapt": LoRA(2), "optimizer": Adam(lr=0.05)}
 
 
@@ -209,3 +211,45 @@ def test_statistics_are_part_of_what_was_learned():
     e.gather_statistics(list(text(8)))  # another text's
     e.rollback(0, after)
     assert torch.equal(e.step(text())[0], first[0])
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["separate", "in the gradient kernels"])
+@pytest.mark.parametrize("adapt", [LoRA(2), Full("attn")], ids=["lora", "full"])
+def test_a_gradient_that_waits_is_part_of_it(static, adapt):
+    """Before and behind one, in its own engine and in one that never had one."""
+    options = {
+        "backend": "cpu",
+        "static": static,
+        "adapt": adapt,
+        "optimizer": Adam(lr=0.05),
+        "memory": None if static else SegmentMemory(8, 1),
+        "streams": 2,
+    }
+    e, other = stepped(0, **options), engine(**options)
+    e.step(text(0, rows=2))
+    settled, first = e.snapshot(0), e.step(text(1, rows=2))[0]
+    e.rollback(0, settled)
+    e.forward_backward(text(1, rows=2))
+    waits = e.snapshot(0)
+    results = []
+    for each in (e, e, other):
+        each.rollback(0, waits)
+        each.optim_step([0])
+        results.append(each.step(text(2, rows=1), streams=[0])[0])
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    e.rollback(0, settled)
+    with pytest.raises(ValueError, match="no gradient waits for \\[0\\]"):
+        e.optim_step([0])
+    assert torch.equal(e.step(text(1, rows=1), streams=[0])[0], first)
+    assert torch.equal(e.step(text(2, rows=1), streams=[0])[0], results[0])
+
+
+def test_states_of_the_gated_delta_rule_are_part_of_it():
+    e = Engine(HYBRID, **{**BASE, "backend": "cpu"}, memory=SegmentMemory(8, 1))
+    e.step(text(0) % 113)
+    taken, first = e.snapshot(1), e.step(text(1) % 113)
+    assert {"delta.states", "delta.rows"} <= taken.memories[0].keys()
+    e.rollback(1, taken)
+    assert torch.equal(e.step(text(1) % 113)[1], first[1])
+    e.rollback(2, taken)
+    assert torch.equal(e.step(text(1)[[1]] % 113, streams=[2])[0], first[1])
