@@ -23,8 +23,8 @@ examples:
       on documents of your own (a JSON list of token ids a line), in pieces of 512 tokens, each sent when the one before is scored
 
 the protocol, JSON lines on standard input and output:
-  in   {"document": 0, "start": 0, "tokens": [5, 17, 3], "ask": [2]}     a document (or with --segment a piece of one), by a line
-  out  {"nll": [null, 4.1, 0.7], "logprobs": {"2": [-9.2, ...]}}         its scores in nats, and what was asked for
+  in   {"document": 0, "start": 0, "tokens": [5, 17, 3], "ask": [2]}     a document a line (with --segment: a piece of one)
+  out  {"nll": [null, 4.1, 0.7], "logprobs": {"2": [-9.2, ...]}}         a line for each: scores in nats, and what was asked for
   nll has a number for each token; null for a document's first one, if it is not scored. logprobs has the log-probabilities of the whole
   vocabulary as they were before the token at that position was known. Answers come in the order of the lines, or name "document" and
   "start". Everything else goes to standard error. examples/audit/unigram.py is a whole program.
@@ -109,6 +109,8 @@ def run(arguments) -> int:
         write_summary(Path(arguments.out), report.to_dict())
         if not arguments.quiet:
             print(f"written to {arguments.out}")
+    elif report.status == 1 and not arguments.quiet:
+        print("(--out FILE.json writes all places, the worst first)")
     return report.status
 
 

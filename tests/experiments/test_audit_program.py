@@ -126,8 +126,7 @@ def test_without_distributions(distributions, verdict, status):
 @pytest.mark.parametrize(
     "kind, words",
     [
-        ("dies", "ended with status 1 before it had answered all: document 1, positions 0 to 39 is missing; on standard error it said: "),
-        ("dies", "no room for the second document"),
+        ("dies", "ended with status 1 before it had answered all: document 1, positions 0 to 39 is missing"),
         ("killed", "died of signal 9 (SIGKILL)"),
         ("stops", "ended with status 0 before it had answered all"),
         ("garbage", "line 2 is no answer: 'loading weights: 100%'"),
@@ -145,6 +144,10 @@ def test_a_program_that_does_not_answer_is_named(kind, words):
     report = audited(kind)
     assert verdicts(report) == {"answers": NOT_JUDGED} and report.status == 2
     assert words in said(report, "answers") and said(report, "answers").startswith("run 1 (the documents as they are): ")
+
+
+def test_what_a_program_said_at_last_is_kept():
+    assert audited("dies").last_words.endswith("no room for the second document") and audited("nan").last_words == ""
 
 
 def test_a_program_that_hangs_is_ended_with_what_it_has_started():

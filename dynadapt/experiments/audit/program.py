@@ -31,7 +31,11 @@ PATIENCE = 2.0  # seconds between asking a program to end and ending it
 
 
 class ProgramError(RuntimeError):
-    """A program that hangs, dies, or answers with something else than scores."""
+    """A program that hangs, dies, or answers with something else than scores. `last_words`: what it wrote to standard error at the end."""
+
+    def __init__(self, message: str, last_words: str = ""):
+        super().__init__(message)
+        self.last_words = last_words
 
 
 @dataclass
@@ -89,7 +93,7 @@ class Program:
                 return answers.scores()
             except ProgramError as error:
                 _end(process)
-                raise ProgramError(f"{error}{_last_words(errors)}") from None
+                raise ProgramError(str(error), _last_words(errors)) from None
             finally:
                 talk.close()
                 _end(process)
@@ -301,8 +305,7 @@ def _short(value) -> str:
 def _last_words(errors) -> str:
     errors.seek(0, os.SEEK_END)
     errors.seek(max(0, errors.tell() - LAST_WORDS))
-    said = errors.read().decode("utf-8", "replace").strip()
-    return f"; on standard error it said: {said}" if said else ""
+    return errors.read().decode("utf-8", "replace").strip()
 
 
 def _end(process) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dynadapt.common.errors import ConfigError
+from dynadapt.runs.whole_files import finite_number
 
 from . import documents as texts
 from .moves import Moves, at, difference, largest, nats, same
@@ -64,6 +65,7 @@ def audit_program(
         audit.run()
     except ProgramError as error:
         audit.report.add("answers", NOT_JUDGED, f"{audit.doing}: {error}")
+        audit.report.last_words = error.last_words
     return audit.report
 
 
@@ -103,7 +105,6 @@ class _Audit:
         self._end_of_text()
         self._distribution(ask)
         self._scored_once()
-        self.report.tried = len(self.places)
 
     def _run(self, what: str, documents: Sequence[np.ndarray], ask=None) -> Scores:
         self.runs, self.doing = self.runs + 1, f"run {self.runs + 1} ({what})"
@@ -213,6 +214,7 @@ class _Audit:
             for document, position in group:
                 self._see_earlier(worst, found, document, position)
                 self._see_own(own, found, document, position, int(given[document][position]))
+            self.report.tried += len(group)
         self._say_later(worst)
         self._say_own(own)
 
@@ -228,7 +230,7 @@ class _Audit:
         stated = self.base.logprobs.get((document, position))
         if stated is not None and token < len(stated):
             moved = difference(float(found.nll[document][position]), -float(stated[token]))
-            own.see(moved, {"document": document, "position": position, "token": token, "stated": _json(-float(stated[token]))})
+            own.see(moved, {"document": document, "position": position, "token": token, "stated": finite_number(-float(stated[token]))})
 
     def _say_later(self, worst: Moves) -> None:
         said = f"{worst.tried} positions, all tokens from there on others: no earlier score moved, {same(worst.largest)}"
@@ -314,10 +316,12 @@ class _Audit:
             return [{**place, "wrong": "a log-probability is NaN or infinite"}], math.inf
         mass, found = _log_sum(stated), []
         if abs(mass) > self.rounding:
-            found.append({**place, "wrong": f"probabilities sum to {math.exp(min(mass, 700.0)):.6g}", "log_sum": _json(mass)})
+            found.append({**place, "wrong": f"probabilities sum to {math.exp(min(mass, 700.0)):.6g}", "log_sum": finite_number(mass)})
         own, score = -float(stated[token]), float(self.base.nll[document][position])
         if difference(own, score) > self.rounding:
-            found.append({**place, "wrong": f"its score is {score:.6g} nats, its distribution says {own:.6g}", "stated": _json(own)})
+            found.append(
+                {**place, "wrong": f"its score is {score:.6g} nats, its distribution says {own:.6g}", "stated": finite_number(own)}
+            )
         return found, mass
 
     def _scored_once(self) -> None:
@@ -348,11 +352,6 @@ NONE_GIVEN = 'the program gave no log-probabilities ("logprobs") where it was as
 def _log_sum(logprobs: np.ndarray) -> float:
     top = logprobs.max()
     return float(top) if not math.isfinite(top) else float(top + np.log(np.exp(logprobs - top).sum()))
-
-
-def _json(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if math.isfinite(value) else None
 
 
 def _stated(value: float | None) -> str:

@@ -26,13 +26,15 @@ class Check:
 
 @dataclass
 class Report:
-    """All checks of one audit. `subject`: what was audited; `settings`: how; `tried`: positions whose tokens were changed."""
+    """All checks of one audit. `subject`: what was audited; `settings`: how; `tried`: positions whose tokens were changed; `last_words`: of
+    a program that did not answer, on standard error."""
 
     subject: str
     settings: dict
     checks: list[Check] = field(default_factory=list)
     tried: int = 0
     notes: list[str] = field(default_factory=list)
+    last_words: str = ""
 
     @property
     def verdict(self) -> str:
@@ -59,6 +61,7 @@ class Report:
             "checks": [asdict(check) for check in self.checks],
             "power": power(self.tried),
             "notes": self.notes,
+            "last_words": self.last_words,
         }
 
 
@@ -82,13 +85,13 @@ def power(tried: int) -> dict:
 
 def power_in_words(tried: int) -> str:
     if not tried:
-        return "no position was tried"
-    said = ", ".join(f"{share:.0%} of them with {_probability(escapes(share, tried))}" for share in SHARES)
+        return "No position was tried."
+    said = ", ".join(f"at {share:.0%} of them {_probability(escapes(share, tried))}" for share in SHARES)
     return (
-        f"{tried:,} positions were tried. A cheat that shows at a share p of the positions escapes with probability (1 - p)^{tried}: at "
-        f"{said}. One at {power(tried)['met_from_share']:.2g} of them or more is met in 19 of 20 audits; --positions N tries more"
+        f"{tried:,} positions were tried: a cheat that shows at a share p of all positions escapes with probability (1 - p)^{tried}, {said}. "
+        f"From a share of {power(tried)['met_from_share']:.2g} on it is met in 19 of 20 audits; --positions N tries more."
     )
 
 
 def _probability(value: float) -> str:
-    return "less than 1e-9" if value < 1e-9 else f"{value:.2g}"
+    return "below 1e-9" if value < 1e-9 else f"{value:.2g}"

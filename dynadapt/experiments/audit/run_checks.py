@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from dynadapt.common.environment import environment
-from dynadapt.runs.whole_files import read_json_or
+from dynadapt.runs.whole_files import finite_number, read_json_or
 
 from . import documents as texts
 from .distributions import Question, asking
-from .moves import Moves, at, largest, nats, same
+from .moves import Moves, at, difference, largest, nats, same
 from .replay import Replay, in_order, open_run, step, step_alone
 from .report import FAILED, LEFT_OUT, NOT_JUDGED, PASSED, Report
 
 BOUNDARIES = 8  # documents before whose beginning another text is put
 REORDERED = 4096  # tokens of documents that are scored in another order
-DISTRIBUTIONS = 8
+DISTRIBUTIONS = 8  # positions at which all tokens are scored, at most
 BITS_DEPEND_ON = ("dynadapt", "isa", "torch", "gpu")  # of the machine and the installation: on one of each, bits are promised
 
 Tell = Callable[[dict], None]
@@ -60,11 +60,11 @@ class _Audit:
         tolerance, rounding = settings["tolerance"], settings["rounding"]
         self.vocabulary, self.rounding = self.engine.config.vocab_size, rounding
         self.pool = np.concatenate([s.tokens[row, : n + 1] for s in self.segments for row, n in enumerate(s.lengths)])
-        self.later, self.streams, self.unlike = (Moves(tolerance) for _ in range(3))
+        self.again, self.later, self.streams, self.unlike = (Moves(tolerance) for _ in range(4))
         self.own = Moves(rounding + tolerance)
         # A stream scores the same to the bit whoever shares its batch, but for the reference, whose products are torch's.
-        alone = tolerance + (rounding if self.engine.backend == "reference" else 0.0)
-        self.again, self.documents = Moves(alone), Moves(alone)
+        together = self.engine.backend == "reference" and self.engine.streams > 1
+        self.documents = Moves(tolerance + (rounding if together else 0.0))
         self.wrong: list[dict] = []
         self.masses: list[float] = []
         self.scored: list[np.ndarray] = []
@@ -84,11 +84,11 @@ class _Audit:
             alone = {stream: self._behind_another_text(segment, stream) for stream in segment.entered if (number, stream) in entries}
             for stream in segment.entered:
                 self.engine.enter(stream)
-            asked = self._try(segment, tries[number]) if tries[number] else {}
+            again = self._try(segment, tries[number]) if tries[number] else None
             nll = step(self.engine, segment)
             self.scored.append(nll)
-            for stream, found in asked.items():
-                self._see(self.again, segment, stream, found, nll[stream])
+            for stream in np.flatnonzero(segment.lengths) if again is not None else ():
+                self._see(self.again, segment, stream, again[stream], nll[stream])
             for stream, found in alone.items():
                 self._see(self.documents, segment, stream, found, nll[stream])
         self._record()
@@ -117,13 +117,14 @@ class _Audit:
 
     # ---- what is tried
 
-    def _tries(self) -> list[list[tuple[int, int]]]:
-        """(stream, place in its row) of each segment: one of each of equal parts of all scored tokens."""
+    def _tries(self) -> list[list[tuple[int, int, bool]]]:
+        """(stream, place in its row, whether its distribution is looked at) of each segment: one of each of equal parts of all scored tokens."""
         places = [(k, row, j) for k, s in enumerate(self.segments) for row, n in enumerate(s.lengths) for j in range(n)]
-        tries: list[list[tuple[int, int]]] = [[] for _ in self.segments]
-        for i in texts.strata(len(places), self.report.settings["positions"], self.rng):
+        drawn = texts.strata(len(places), self.report.settings["positions"], self.rng)
+        tries: list[list[tuple[int, int, bool]]] = [[] for _ in self.segments]
+        for number, i in enumerate(drawn):
             k, row, j = places[i]
-            tries[k].append((row, j))
+            tries[k].append((row, j, number % -(-len(drawn) // DISTRIBUTIONS) == 0))
         return tries
 
     def _entries(self) -> set[tuple[int, int]]:
@@ -148,18 +149,17 @@ class _Audit:
         self._rollback(kept)
         return nll
 
-    def _try(self, segment, tries: list[tuple[int, int]]) -> dict[int, np.ndarray]:
-        """Tries the places of one segment. Each of their streams' own scores, asked alone; the engine is where it was."""
+    def _try(self, segment, tries: list[tuple[int, int, bool]]) -> np.ndarray:
+        """Tries the places of one segment, whose scores [S, T] it returns; the engine is where it was."""
         kept, base = self._snapshot(), {}
         changed = {
             (row, j): texts.changed(segment.tokens[row, : segment.lengths[row] + 1], j + 1, self.pool, self.vocabulary, self.rng)
-            for row, j in tries
+            for row, j, _ in tries
         }
         stated: dict[tuple[int, int], float] = {}
-        for stream in dict.fromkeys(row for row, _ in tries):
-            places = [j for row, j in tries if row == stream]
-            left = DISTRIBUTIONS - len(self.masses)
-            question = Question({j: int(changed[stream, j][j + 1]) for j in places}, places[:left])
+        for stream in dict.fromkeys(row for row, _, _ in tries):
+            others = {j: int(changed[stream, j][j + 1]) for row, j, _ in tries if row == stream}
+            question = Question(others, [j for row, j, whole in tries if row == stream and whole])
             with asking(self.engine, question):
                 base[stream] = step_alone(self.engine, stream, segment.tokens[stream, : segment.lengths[stream] + 1])
             self._rollback(kept)
@@ -170,7 +170,7 @@ class _Audit:
         for (row, j), tokens in changed.items():
             self._changed(segment, row, j, tokens, whole, stated[row, j])
             self._rollback(kept)
-        return base
+        return whole
 
     def _all_rows(self, segment, kept, base) -> np.ndarray:
         """[S, T] of all streams from the state that was kept."""
@@ -186,7 +186,8 @@ class _Audit:
         nll, place = step(self.engine, segment, given), self._place(segment, row, j)
         before, moved = largest(base[row, :j].astype(np.float64), nll[row, :j].astype(np.float64))
         self.later.see(moved, {**self._place(segment, row, before), "changed_from": place["position"], "ahead": j - before})
-        self.own.see(abs(float(nll[row, j]) - stated), {**place, "token": int(tokens[j + 1]), "stated": stated})
+        moved = difference(float(nll[row, j]), stated)
+        self.own.see(moved, {**place, "token": int(tokens[j + 1]), "stated": finite_number(stated)})
         for other in range(self.engine.streams):
             if other != row and segment.lengths[other]:
                 self._see(self.streams, segment, other, base[other], nll[other], changed=place)

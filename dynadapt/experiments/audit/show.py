@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dynadapt.runs.listing import printable
 from dynadapt.runs.progress import Status, progress_for
 
 from .report import FAILED, LEFT_OUT, NOT_JUDGED, PASSED, Report, power_in_words
@@ -16,8 +17,8 @@ from .report import FAILED, LEFT_OUT, NOT_JUDGED, PASSED, Report, power_in_words
 STYLES = {PASSED: "green", FAILED: "bold red", NOT_JUDGED: "yellow", LEFT_OUT: "dim"}
 ENDS = {
     PASSED: "PASSED: nothing of what was tried went against it",
-    FAILED: "FAILED: not every score was made before what it must not know",
-    NOT_JUDGED: "NOT JUDGED: nothing was found, and not everything could be tried",
+    FAILED: "FAILED: scores know what they must not, or are not what they are said to be",
+    NOT_JUDGED: "NOT JUDGED: nothing certain went against it, and not everything could be judged",
 }
 WIDEST = 118
 
@@ -71,6 +72,10 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print()
     console.print(table)
     console.print()
+    if report.last_words:
+        console.print(Text("the program's last words on standard error:"))
+        console.print(Text("\n".join(f"  {printable(line)}" for line in report.last_words.splitlines()), style="dim"), soft_wrap=True)
+        console.print()
     for note in [power_in_words(report.tried), *report.notes]:
         console.print(Text(note, style="dim"), width=width)
     console.print()
