@@ -51,7 +51,6 @@ NATIVE = {"backend": "cpu", "memory": 16}
 KINDS = {
     "static": ({"adapt": "none"}, ALL),
     "lora": ({"memory": 16, "refresh": "reproject"}, LEARNS_ON),
-    "lora, native": (NATIVE, LEARNS_ON),
     "lora, bf16": ({**NATIVE, "dtype": "bf16"}, LEARNS_ON),
     "int8": ({**NATIVE, "base": "int8"}, LEARNS_ON),
     "rows": ({**NATIVE, "adapt": "rows", "density": 0.3}, LEARNS_ON),
