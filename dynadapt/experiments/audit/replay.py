@@ -48,6 +48,8 @@ def open_run(path: str | Path, tokens: int) -> Replay:
     run = read_run(path)
     if run.kind != "eval":
         raise RunError(f"{run.path} is a run of dynadapt {run.kind}; audit takes runs of dynadapt eval")
+    if (run.path / "scores.npy").exists() and "token" not in (run.scores().dtype.names or ()):
+        raise RunError(f"{run.path} was made by a version whose scores keep no tokens: run it again with this one")
     config, sources = EvalConfig.from_dict(run.config), sources_of(run)
     model = load(_found(run, config.model))
     _expect(run, {"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint()})
@@ -95,9 +97,11 @@ def step(engine, segment: Segment, tokens: np.ndarray | None = None) -> np.ndarr
     return engine.step(torch.from_numpy(given), torch.from_numpy(segment.lengths)).detach().float().cpu().numpy()
 
 
-def step_alone(engine, stream: int, row: np.ndarray) -> np.ndarray:
-    """float32 [L] nats of tokens [L + 1] of one stream, while the others rest."""
-    return engine.step(torch.from_numpy(row[None]), streams=[stream]).detach().float().cpu().numpy()[0]
+def step_alone(engine, stream: int, segment: Segment) -> np.ndarray:
+    """float32 [T] nats of one stream's row of a segment, while the others rest."""
+    row = slice(stream, stream + 1)
+    nll = engine.step(torch.from_numpy(segment.tokens[row]), torch.from_numpy(segment.lengths[row]), streams=[stream])
+    return nll.detach().float().cpu().numpy()[0]
 
 
 def in_order(engine, documents: list[np.ndarray], order: list[int], segment: int) -> dict[int, np.ndarray]:

@@ -145,7 +145,7 @@ class _Audit:
         kept = self._snapshot()
         self.engine.step(self.pool[self.rng.integers(len(self.pool), size=(1, self.replay.config.segment + 1))], streams=[stream])
         self.engine.enter(stream)
-        nll = step_alone(self.engine, stream, segment.tokens[stream, : segment.lengths[stream] + 1])
+        nll = step_alone(self.engine, stream, segment)
         self._rollback(kept)
         return nll
 
@@ -161,7 +161,7 @@ class _Audit:
             others = {j: int(changed[stream, j][j + 1]) for row, j, _ in tries if row == stream}
             question = Question(others, [j for row, j, whole in tries if row == stream and whole])
             with asking(self.engine, question):
-                base[stream] = step_alone(self.engine, stream, segment.tokens[stream, : segment.lengths[stream] + 1])
+                base[stream] = step_alone(self.engine, stream, segment)
             self._rollback(kept)
             stated.update({(stream, j): found for j, found in question.nats.items()})
             for j, found in question.distributions.items():
