@@ -34,6 +34,7 @@ def test_a_program(kind, more, status, rows, end, capsys, monkeypatch):
     out, err = capsys.readouterr()
     for row in rows:
         assert row in out
+    assert "The documents as they are: " in out and " nats a token over 120 scores." in out
     assert f"\n{end}" in out and "escapes with probability (1 - p)^6" in " ".join(out.split())
     assert "run 1 of " in err and "the documents as they are" in err
 

@@ -8,7 +8,7 @@ from dynadapt import RMS, SGD, Adam, Engine, RowSparse
 from dynadapt.engine.learners.rows import RowLearner
 from dynadapt.model import ModelError, linear_shapes, random_model, tiny_config
 
-MODEL = random_model(tiny_config("llama"), seed=1, std=0.1)
+MODEL = random_model(tiny_config("llama", layers=1), seed=1, std=0.1)
 
 
 def engine(select="contrast", *, density=0.2, lr=0.01, optimizer=None, **more) -> Engine:

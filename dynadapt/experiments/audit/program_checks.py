@@ -96,6 +96,10 @@ class _Audit:
         for document, position in self.places if self.settings["distributions"] else ():
             ask.setdefault(document, []).append(position)
         self.base = self._run("the documents as they are", self.documents, ask)
+        scores = np.concatenate(self.base.nll)
+        known = scores[~np.isnan(scores)]
+        mean = f"{known.mean():.4f} nats a token over {len(known):,} scores" if len(known) else "no score"
+        self.report.notes.append(f"The documents as they are: {mean}.")
         self._repeat()
         if self.settings["resets"]:
             self._documents()

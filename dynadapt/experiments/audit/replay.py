@@ -34,6 +34,15 @@ class Replay:
         return sum(int(segment.lengths.sum()) for segment in self.segments)
 
     @property
+    def recorded(self) -> int:
+        """Scored tokens that the record has."""
+        return self.run.summary["tokens"] if self.run.summary is not None else sum(line["tokens"] for line in self.run.metrics)
+
+    @property
+    def kept_scores(self) -> bool:
+        return (self.run.path / "scores.npy").exists()
+
+    @property
     def in_parts(self) -> bool:
         """Whether several processes made the run, whose lines of metrics are not in the order of one."""
         return (self.run.path / "parts").is_dir()
@@ -89,6 +98,11 @@ def _segments(feed: Feed, tokens: int, most: int | None) -> tuple[list[Segment],
         segments.append(segment)
         tokens -= int(segment.lengths.sum())
     return segments, len(segments) == most or feed.next() is None
+
+
+def place_of(segment: Segment, stream: int, j: int) -> dict:
+    """Which token the j-th scored one of a row is."""
+    return {"document": int(segment.documents[stream]), "position": int(segment.positions[stream] + j)}
 
 
 def step(engine, segment: Segment, tokens: np.ndarray | None = None) -> np.ndarray:

@@ -8,19 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.common.environment import environment
-from dynadapt.runs.whole_files import finite_number, read_json_or
+from dynadapt.runs.whole_files import finite_number
 
 from . import documents as texts
 from .distributions import Question, asking
 from .moves import Moves, at, difference, largest, nats, same
-from .replay import Replay, in_order, open_run, step, step_alone
+from .record import hold, once
+from .replay import Replay, in_order, open_run, place_of, step, step_alone
 from .report import FAILED, LEFT_OUT, NOT_JUDGED, PASSED, Report
 
 BOUNDARIES = 8  # documents before whose beginning another text is put
 REORDERED = 4096  # tokens of documents that are scored in another order
 DISTRIBUTIONS = 8  # positions at which all tokens are scored, at most
-BITS_DEPEND_ON = ("dynadapt", "isa", "torch", "gpu")  # of the machine and the installation: on one of each, bits are promised
 
 Tell = Callable[[dict], None]
 
@@ -60,7 +59,7 @@ class _Audit:
         tolerance, rounding = settings["tolerance"], settings["rounding"]
         self.vocabulary, self.rounding = self.engine.config.vocab_size, rounding
         self.pool = np.concatenate([s.tokens[row, : n + 1] for s in self.segments for row, n in enumerate(s.lengths)])
-        self.again, self.later, self.streams, self.unlike = (Moves(tolerance) for _ in range(4))
+        self.again, self.later, self.streams = (Moves(tolerance) for _ in range(3))
         self.own = Moves(rounding + tolerance)
         # A stream scores the same to the bit whoever shares its batch, but for the reference, whose products are torch's.
         together = self.engine.backend == "reference" and self.engine.streams > 1
@@ -91,8 +90,8 @@ class _Audit:
                 self._see(self.again, segment, stream, again[stream], nll[stream])
             for stream, found in alone.items():
                 self._see(self.documents, segment, stream, found, nll[stream])
-        self._record()
-        self._once()
+        hold(self.report, self.replay, self.scored)
+        once(self.report, self.replay)
         self._say("repeatable", self.again, f"{self.again.tried} segments again from the same state", "the same segment gave other scores")
         self._say(
             "later tokens",
@@ -132,13 +131,10 @@ class _Audit:
         entries = [(k, stream) for k, s in enumerate(self.segments) for stream in s.entered]
         return {entries[i] for i in texts.strata(len(entries), BOUNDARIES, self.rng)} if self.independent else set()
 
-    def _place(self, segment, stream: int, j: int) -> dict:
-        return {"document": int(segment.documents[stream]), "position": int(segment.positions[stream] + j)}
-
     def _see(self, moves: Moves, segment, stream: int, one: np.ndarray, other: np.ndarray, **more) -> None:
         n = min(len(one), int(segment.lengths[stream]))
         j, moved = largest(one[:n].astype(np.float64), other[:n].astype(np.float64))
-        moves.see(moved, {**self._place(segment, stream, j), **more})
+        moves.see(moved, {**place_of(segment, stream, j), **more})
 
     def _behind_another_text(self, segment, stream: int) -> np.ndarray:
         """The stream's scores of a document that enters behind another text; the engine is where it was."""
@@ -165,7 +161,7 @@ class _Audit:
             self._rollback(kept)
             stated.update({(stream, j): found for j, found in question.nats.items()})
             for j, found in question.distributions.items():
-                self._see_distribution(self._place(segment, stream, j), found, float(base[stream][j]))
+                self._see_distribution(place_of(segment, stream, j), found, float(base[stream][j]))
         whole = self._all_rows(segment, kept, base)
         for (row, j), tokens in changed.items():
             self._changed(segment, row, j, tokens, whole, stated[row, j])
@@ -183,9 +179,9 @@ class _Audit:
     def _changed(self, segment, row: int, j: int, tokens: np.ndarray, base: np.ndarray, stated: float) -> None:
         given = segment.tokens.copy()
         given[row, : len(tokens)] = tokens
-        nll, place = step(self.engine, segment, given), self._place(segment, row, j)
+        nll, place = step(self.engine, segment, given), place_of(segment, row, j)
         before, moved = largest(base[row, :j].astype(np.float64), nll[row, :j].astype(np.float64))
-        self.later.see(moved, {**self._place(segment, row, before), "changed_from": place["position"], "ahead": j - before})
+        self.later.see(moved, {**place_of(segment, row, before), "changed_from": place["position"], "ahead": j - before})
         moved = difference(float(nll[row, j]), stated)
         self.own.see(moved, {**place, "token": int(tokens[j + 1]), "stated": finite_number(stated)})
         for other in range(self.engine.streams):
@@ -218,108 +214,6 @@ class _Audit:
             self.report.add(name, FAILED, where, moves.tried, evidence)
         else:
             self.report.add(name, PASSED, f"{well}, {same(moves.largest)}", moves.tried)
-
-    def _record(self) -> None:
-        """Whether the record is what its settings give."""
-        run = self.replay.run
-        if (run.path / "scores.npy").exists():
-            what = "scores"
-            self._hold_against_scores(run.scores())
-        elif not self.replay.in_parts:
-            what = "means of segments (--scores keeps all scores)"
-            self._hold_against_metrics(run.metrics)
-        else:
-            self.report.add("record", NOT_JUDGED, "several processes made the run, and it kept no scores: run it again with --scores")
-            return
-        if not self.unlike.evidence:
-            said = f"{self.unlike.tried:,} {what} are what these settings give, {same(self.unlike.largest)}, with nothing later there yet"
-            self.report.add("record", PASSED, said, self.unlike.tried)
-            return
-        first, evidence = self.unlike.evidence[0], self.unlike.sorted()
-        said = (
-            f"{len(evidence):,} of {self.unlike.tried:,} {what} are not what these settings give: the first is {at(first)}, which differs "
-            f"{nats(first['moved'])}; the most {nats(evidence[0]['moved'])}"
-        )
-        elsewhere = _made_elsewhere(run)
-        if elsewhere:
-            said += f". The record was made with {elsewhere}: the same bits are promised on one alone; give a --tolerance"
-        self.report.add("record", NOT_JUDGED if elsewhere else FAILED, said, self.unlike.tried, evidence)
-
-    def _hold_against_scores(self, rows: np.ndarray) -> None:
-        known = {(int(d), int(p)): float(x) for d, p, x in zip(rows["document"], rows["position"], rows["nll"])}
-        for segment, nll in zip(self.segments, self.scored):
-            for stream, n in enumerate(segment.lengths):
-                for j in range(n):
-                    place = self._place(segment, stream, j)
-                    was = known.get((place["document"], place["position"]), math.nan)
-                    _, moved = largest(np.array([was]), nll[stream, j : j + 1].astype(np.float64))
-                    self.unlike.see(moved, place)
-
-    def _hold_against_metrics(self, lines: list[dict]) -> None:
-        for line, segment, nll in zip(lines, self.segments, self.scored):
-            for stream, n in enumerate(segment.lengths):
-                if n:
-                    was = np.array([line["stream_nll"][stream]], np.float64)
-                    _, moved = largest(was, np.array([float(nll[stream, :n].astype(np.float64).sum()) / int(n)]))
-                    self.unlike.see(moved, {**self._place(segment, stream, 0), "segment": line["segment"]})
-
-    def _once(self) -> None:
-        run = self.replay.run
-        total = run.summary["tokens"] if run.summary is not None else sum(line["tokens"] for line in run.metrics)
-        if not (run.path / "scores.npy").exists():
-            wrong = [] if self.replay.in_parts else self._other_segments(run.metrics)
-            said = f"the record's segments are the text's, one behind the other: {total:,} tokens"
-            if self.replay.in_parts:
-                self.report.add(
-                    "scored once", NOT_JUDGED, "several processes made the run, and it kept no scores: run it again with --scores"
-                )
-                return
-        else:
-            wrong = self._other_rows(run.scores())
-            said = f"{total:,} positions, each once, none left out, and with the text's own tokens where it was played again"
-        if not wrong and self.replay.whole and total != self.replay.tokens:
-            wrong = [{"wrong": f"{total:,} tokens are in the record, and the text has {self.replay.tokens:,} to score"}]
-        if wrong:
-            self.report.add("scored once", FAILED, f"{wrong[0]['wrong']}; {len(wrong)} such findings", total, wrong)
-        else:
-            self.report.add("scored once", PASSED, said, total)
-
-    def _other_segments(self, lines: list[dict]) -> list[dict]:
-        return [
-            {
-                "wrong": f"segment {line['segment']} has documents {line['documents']} of lengths {line['lengths']}, the text has {segment.documents}, {segment.lengths.tolist()}"
-            }
-            for line, segment in zip(lines, self.segments)
-            if line["documents"] != segment.documents or line["lengths"] != segment.lengths.tolist()
-        ]
-
-    def _other_rows(self, rows: np.ndarray) -> list[dict]:
-        keys = rows["document"].astype(np.int64) << 32 | rows["position"]
-        unique, counts = np.unique(keys, return_counts=True)
-        wrong = [
-            {
-                "document": int(key >> 32),
-                "position": int(key & 0xFFFFFFFF),
-                "wrong": f"document {key >> 32}, position {key & 0xFFFFFFFF} was scored {n} times",
-            }
-            for key, n in zip(unique, counts)
-            if n > 1
-        ]
-        places = unique & 0xFFFFFFFF
-        gaps = (np.diff(unique, prepend=-1) != 1) & (places != 1)
-        wrong += [
-            {"document": int(key >> 32), "wrong": f"document {key >> 32}: what precedes position {key & 0xFFFFFFFF} was not scored"}
-            for key in unique[gaps]
-        ]
-        tokens = dict(zip(keys.tolist(), rows["token"].tolist()))
-        for segment in self.segments:
-            for stream, n in enumerate(segment.lengths):
-                for j in range(n):
-                    place = self._place(segment, stream, j)
-                    was, is_ = tokens.get(place["document"] << 32 | place["position"]), int(segment.tokens[stream, j + 1])
-                    if was != is_:
-                        wrong.append({**place, "wrong": f"{at(place)} has token {was} in the record and {is_} in the text"})
-        return wrong
 
     def _distributions(self) -> None:
         tried = len(self.masses)
@@ -371,25 +265,10 @@ class _Audit:
 
     def _notes(self) -> None:
         run = self.replay.run
-        total = run.summary["tokens"] if run.summary is not None else sum(line["tokens"] for line in run.metrics)
         if not self.replay.whole:
             self.report.notes.append(
-                f"{self.replay.tokens:,} of {total:,} scored tokens were played again (--tokens N plays more); nothing is said of the others"
+                f"{self.replay.tokens:,} of {self.replay.recorded:,} scored tokens were played again (--tokens N plays more); nothing is said "
+                "of the others."
             )
         if run.summary is None:
-            self.report.notes.append(f"the run is not finished ({run.state}): what it had scored so far was looked at")
-
-
-def _made_elsewhere(run) -> str:
-    """What the record was made with, as far as its bits depend on it and it is not what is here; "" where it is the same."""
-    made, here = read_json_or(run.path / "env.json", {}), environment()
-    parts = [made, *made.get("earlier", [])]
-    of = lambda env: {  # noqa: E731
-        "dynadapt": env.get("dynadapt"),
-        "isa": (env.get("native") or {}).get("isa"),
-        "torch": (env.get("packages") or {}).get("torch"),
-        "gpu": env.get("gpu"),
-    }
-    return "; ".join(
-        f"{name} {of(part)[name]} (here {of(here)[name]})" for part in parts for name in BITS_DEPEND_ON if of(part)[name] != of(here)[name]
-    )
+            self.report.notes.append(f"The run is not finished ({run.state}): what it had scored so far was looked at.")
