@@ -227,7 +227,7 @@ class Rare(InProcess):
 def test_cheats_escape_as_often_as_the_report_says(share, tried):
     """A cheat at a share of the positions which looks one token ahead is met where the token behind one of them is changed, if the other
     token is one that it tells from the old one (every second here)."""
-    rng, length, escaped, audits = np.random.default_rng(3), 400, 0, 150
+    rng, length, escaped, audits = np.random.default_rng(3), 400, 0, 100
     text = [documents.made_up(VOCABULARY, 1, length, seed=2)[0]]
     other = np.mean([(documents.changed(text[0], 0, text[0], VOCABULARY, rng) % 2 != text[0] % 2).mean() for _ in range(20)])
     for audit in range(audits):
@@ -343,7 +343,7 @@ def engine_of():
 
 
 def test_the_engine_passes_through_the_protocol(engine_of):
-    report = audit_program(EngineProgram(engine_of()), TEXTS, VOCABULARY, resets=True, positions=5)
+    report = audit_program(EngineProgram(engine_of()), TEXTS, VOCABULARY, resets=True, positions=3)
     assert verdicts(report) == ALL
 
 
