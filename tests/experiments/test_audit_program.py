@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from audited_engine import answer, tiny_engine
 from audited_program import Counts, mixed, scored
 
 from dynadapt.common.errors import ConfigError
@@ -304,52 +305,32 @@ def test_the_example_passes_and_is_short():
 
 
 class EngineProgram(InProcess):
-    """This package's own engine, a document at a time, as the protocol asks; a distribution is the scores of all tokens."""
+    """audited_engine.py without a process."""
 
-    def __init__(self, engine, segment=None):
-        super().__init__("engine", segment)
-        object.__setattr__(self, "engine", engine)
+    def __init__(self, reset: str = "document"):
+        super().__init__("engine")
+        object.__setattr__(self, "engine", tiny_engine(VOCABULARY, reset))
 
     def run(self, given, ask={}) -> Scores:
         self.engine.reset(0)
         return super().run(given, ask)
 
     def answer(self, request):
-        import torch
-
-        engine, tokens, start = self.engine, request["tokens"], request["start"]
-        assert start == 0
-        engine.enter(0)
-        nll, logprobs = [None], {}
-        for begin in range(0, len(tokens) - 1, engine.segment):
-            row = torch.tensor(tokens[begin : begin + engine.segment + 1])
-            for position in (p for p in request["ask"] if begin < p < begin + len(row)):
-                before = row[: position - begin].expand(engine.config.vocab_size, -1)
-                every = torch.cat([before, torch.arange(engine.config.vocab_size)[:, None]], 1)
-                logprobs[str(position)] = (-engine.score(every)[:, -1].double()).tolist()
-            nll += engine.step(row[None])[0].tolist()
-        return nll, logprobs
+        return answer(self.engine, request)
 
 
-@pytest.fixture(scope="module")
-def engine_of():
-    from dynadapt import Adam, Engine, LoRA
-    from dynadapt.model import random_model, tiny_config
-
-    model = random_model(tiny_config("llama", vocab_size=VOCABULARY, layers=2), seed=1, std=0.1)
-    return lambda **more: Engine(
-        model, LoRA(rank=2), optimizer=Adam(lr=1e-2), segment=16, dtype="fp32", backend="reference", **{"reset": "document", **more}
-    )
+def test_the_engine_passes_through_the_protocol():
+    assert verdicts(audit_program(EngineProgram(), TEXTS, VOCABULARY, resets=True, positions=3)) == ALL
 
 
-def test_the_engine_passes_through_the_protocol(engine_of):
-    report = audit_program(EngineProgram(engine_of()), TEXTS, VOCABULARY, resets=True, positions=3)
-    assert verdicts(report) == ALL
+def test_the_engine_without_resets_is_no_program_that_resets():
+    assert verdicts(audit_program(EngineProgram("never"), TEXTS, VOCABULARY, resets=True, positions=3))["documents"] == FAILED
 
 
-def test_the_engine_without_resets_is_no_program_that_resets(engine_of):
-    report = audit_program(EngineProgram(engine_of(reset="never")), TEXTS, VOCABULARY, resets=True, positions=3)
-    assert verdicts(report)["documents"] == FAILED
+@pytest.mark.slow
+def test_the_engine_passes_as_a_process():
+    words = shlex.join([sys.executable, str(HERE / "audited_engine.py"), str(VOCABULARY)])
+    assert verdicts(audit_program(Program(words, timeout=300), TEXTS, VOCABULARY, resets=True, positions=3)) == ALL
 
 
 def test_errors_of_a_program_are_of_one_kind():
