@@ -70,7 +70,9 @@ def test_the_first_half_hour_is_calls_of_nine_minutes_that_go_on(tmp_path):
     first = json.loads((tmp_path / "a" / "step-135m.json").read_text())
     assert first["status"] == "complete" and "## step-135m (complete, dry run)" in (tmp_path / "a" / "summary.md").read_text()
     again = campaign(tmp_path / "b", "step-135m", "--resume", f"--restore={bundle}")
-    assert again.returncode == 0 and json.loads((tmp_path / "b" / "step-135m.json").read_text())["rows"][:3] == first["rows"][:3]
+    assert again.returncode == 0, again.stdout + again.stderr
+    timed = lambda record: [row for row in record["rows"] if "median_ms" in row]  # noqa: E731
+    assert timed(json.loads((tmp_path / "b" / "step-135m.json").read_text())) == timed(first) != []  # to the bit: none was timed again
 
 
 def test_training_in_context_goes_on_where_it_stopped(tmp_path):
