@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Muon, Overlap, RowSparse, SegmentMemory
 from dynadapt.model import random_model, tiny_config
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "gptneox"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3", "gptneox"]
 ADAPTS = {"none": None, "lora": LoRA(rank=3), "rows": RowSparse(density=0.2, every=2), "full": Full()}
 MEMORIES = {"nothing": None, "keep": SegmentMemory(20, 2), "reproject": SegmentMemory(20, 2, "reproject"), "overlap": Overlap(9)}
 LR = {"lora": 0.05, "rows": 0.02, "full": 0.005}

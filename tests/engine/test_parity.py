@@ -11,7 +11,7 @@ from dynadapt.engine.learners.peft import adapter_row, write_adapter
 from dynadapt.model import random_model, tiny_config
 from dynadapt.model.rope_settings import yarn
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "granite", "phi3", "gptneox", "olmo2", "qwen3_5"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3", "granite", "phi3", "gptneox", "olmo2", "qwen3_5"]
 T = 21
 LONGROPE = {"rope_type": "longrope", "short_factor": (1.0,) * 5, "long_factor": (1.0, 1.5, 2.0, 3.0, 4.0)}
 CONFIGS = {family: tiny_config(family) for family in FAMILIES} | {
@@ -163,15 +163,15 @@ def test_reading_another_adapter_is_refused_by_name(tmp_path):
     make = lambda **o: Engine(m, adapt=LoRA(**o), segment=T, dtype="fp32", backend="reference").learners[0]  # noqa: E731
     write_adapter(tmp_path, make(rank=3), m.config, 0, "tiny")
     with pytest.raises(ValueError, match="r=3.*has 4"):
-        adapter_row(tmp_path, make(rank=4), m.config)
+        adapter_row(tmp_path, make(rank=4), m)
     with pytest.raises(ValueError, match="lora_alpha=6"):
-        adapter_row(tmp_path, make(rank=3, alpha=8), m.config)
+        adapter_row(tmp_path, make(rank=3, alpha=8), m)
     with pytest.raises(ValueError, match="does not cover"):
-        adapter_row(tmp_path, make(rank=3, targets="mlp"), m.config)
+        adapter_row(tmp_path, make(rank=3, targets="mlp"), m)
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
     with pytest.raises(ValueError, match="use_dora"):
-        adapter_row(tmp_path, make(rank=3), m.config)
+        adapter_row(tmp_path, make(rank=3), m)
 
 
 def test_memory_is_refused_for_learned_positions():

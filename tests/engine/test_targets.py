@@ -25,6 +25,11 @@ CASES = {
     "ranks": ("llama", MIXED),
     "rslora": ("llama", dict(**MIXED, rslora=True)),
     "gpt2": ("gpt2", dict(targets=["qkv", "up"], rank_pattern={"up": 2})),
+    "head": ("llama", dict(targets=["q", "v", "head"], rank_pattern={"head": 6}, alpha_pattern={"head": 9})),
+    "head alone": ("llama", dict(targets="head")),
+    "tied head": ("qwen2", dict(targets=r"lm_head|.*layers\.2\..*v_proj")),
+    "head and a layer": ("granite", dict(targets=["down", "lm_head"], layers=range(1, 2))),
+    "head behind a norm": ("gpt2", dict(targets=["up", "head"])),
 }
 
 
@@ -91,7 +96,16 @@ def test_what_lies_beyond_a_parts_rank_stays_zero(optimizer):
 
 
 @pytest.mark.parametrize(
-    "lora", [dict(targets="down"), dict(targets=["q"]), MIXED, dict(layers=range(2, 3)), dict(targets=["v"], layers=range(2, 3))]
+    "lora",
+    [
+        dict(targets="down"),
+        dict(targets=["q"]),
+        dict(targets=["head", "q"]),
+        dict(targets="head"),
+        MIXED,
+        dict(layers=range(2, 3)),
+        dict(targets=["v"], layers=range(2, 3)),
+    ],
 )
 def test_flops_are_those_that_torch_counts(lora):
     e = engine(model(), "reference", **lora)
@@ -104,11 +118,17 @@ def test_flops_are_those_that_torch_counts(lora):
 def test_backward_stops_where_nothing_below_learns():
     row = token_rows(1, T + 1, seed=2)
     backward = {}
-    for name, lora in {"all": {}, "q": dict(targets="q"), "down": dict(targets="down"), "last": dict(layers=range(2, 3))}.items():
+    for name, lora in {
+        "all": {},
+        "q": dict(targets="q"),
+        "down": dict(targets="down"),
+        "head": dict(targets="head"),
+        "last": dict(layers=range(2, 3)),
+    }.items():
         e = engine(model(), **lora)
         e.step(row)
         backward[name] = e.flops["backward"]
-    assert backward["last"] < backward["down"] < backward["q"] < backward["all"]
+    assert backward["head"] < backward["last"] < backward["down"] < backward["q"] < backward["all"]
     e = engine(model(), targets="q", layers=range(2, 3))
     assert e.lowest == (2, "qkv") and "backward stops at layer 2, qkv" in e.explain()
 
