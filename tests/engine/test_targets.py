@@ -29,6 +29,7 @@ CASES = {
     "head alone": ("llama", dict(targets="head")),
     "tied head": ("qwen2", dict(targets=r"lm_head|.*layers\.2\..*v_proj")),
     "head and a layer": ("granite", dict(targets=["down", "lm_head"], layers=range(1, 2))),
+    "capped head": ("gemma2", dict(targets=["q", "head"])),
     "head behind a norm": ("gpt2", dict(targets=["up", "head"])),
 }
 
@@ -182,7 +183,7 @@ def test_what_a_model_is_told_of_its_linears():
         (dict(targets=[]), r"targets=\[\]: expected"),
         (dict(targets=["q", 3]), r"targets=\['q', 3\]: expected"),
         (dict(targets="(q"), "targets has '.q', which is no regular expression"),
-        (dict(targets=["q", "head"]), "targets has 'head': adapters are for the linears of the layers"),
+        (dict(targets=["q", "embed"]), "targets has 'embed': adapters are for linears, which the look-up of the embedding is not"),
         (dict(targets="embed"), "targets has 'embed'"),
         (dict(rank_pattern={"q": 0}), r"rank_pattern\['q'\]=0: expected an integer of at least 1"),
         (dict(rank_pattern=["q"]), r"rank_pattern=\['q'\]: expected"),
@@ -190,11 +191,11 @@ def test_what_a_model_is_told_of_its_linears():
         (dict(rslora=1), "rslora=1: expected True or False"),
         (
             dict(targets=["qkv"]),
-            "targets has 'qkv', which names no linear: the linears of llama are q, k, v, o, gate, up, down .self_attn.q_proj",
+            "targets has 'qkv', which names no linear: the linears of llama are q, k, v, o, gate, up, down, head .self_attn.q_proj.* lm_head",
         ),
-        (dict(targets=["lm_head"]), "targets has 'lm_head', which names no linear"),
+        (dict(targets=["embed_tokens"]), "targets has 'embed_tokens', which names no linear"),
         (dict(targets=r".*\.lm_head"), "matches no linear"),
-        (dict(targets=r".*(q_proj|lm_head)"), "matches lm_head, which has no adapter"),
+        (dict(targets=r".*(q_proj|embed_tokens)"), "matches model.embed_tokens, which has no adapter"),
         (dict(targets=["q"], rank_pattern={"v": 2}), "rank_pattern has 'v', which fits no linear that learns"),
         (dict(alpha_pattern={"lm_head": 2}), "alpha_pattern has 'lm_head', which fits no linear that learns"),
         (dict(layers=range(2, 9)), "layers=2:9: the model has layers 0:3"),
