@@ -71,7 +71,9 @@ def test_importance_sampling_reaches_the_heads_adapter():
     plain, sampled, still = make(), make(), make()
     logp = -plain.step(rows)
     for e, advantage in ((sampled, 1.0), (still, 0.0)):
-        e.forward_backward(rows, loss="importance_sampling", inputs={"logp": logp.clamp(max=0), "advantages": torch.full((1, T), advantage)})
+        e.forward_backward(
+            rows, loss="importance_sampling", inputs={"logp": logp.clamp(max=0), "advantages": torch.full((1, T), advantage)}
+        )
         e.optim_step()
     torch.testing.assert_close(sampled.learners[0].state.master, plain.learners[0].state.master, atol=1e-6, rtol=0)
     assert torch.equal(still.learners[0].state.master[0], still.learners[0].initial)
@@ -115,7 +117,9 @@ def test_pefts_own_file_has_the_heads_weight_beside_and_merges_into_the_head_alo
 
     to_transformers(m).save_pretrained(tmp_path / "base")
     settings = (tmp_path / "theirs" / "adapter_config.json").read_text()
-    (tmp_path / "theirs" / "adapter_config.json").write_text(settings.replace('"base_model_name_or_path": null', '"base_model_name_or_path": "../base"'))
+    (tmp_path / "theirs" / "adapter_config.json").write_text(
+        settings.replace('"base_model_name_or_path": null', '"base_model_name_or_path": "../base"')
+    )
     merged = load(tmp_path / "theirs")
     assert not merged.config.tied_head and torch.equal(merged.tensor("embed.weight"), m.tensor("embed.weight"))
     assert torch.allclose(engine(merged, None, optimizer=None).score(row).double(), expected, atol=5e-5)
@@ -152,7 +156,9 @@ def test_what_the_head_can_not_be_learned_with_is_refused_by_name():
     with pytest.raises(ValueError, match="base='int8' with adapt=LoRA.*: an adapter learns on a head in int8"):
         engine(m, base="int8")
     ids = torch.zeros(1, T, 1, dtype=torch.int64)
-    with pytest.raises(ValueError, match="loss='kl' with adapt=LoRA.*: the head's adapter learns from cross_entropy and importance_sampling"):
+    with pytest.raises(
+        ValueError, match="loss='kl' with adapt=LoRA.*: the head's adapter learns from cross_entropy and importance_sampling"
+    ):
         engine(m).forward_backward(rows, loss="kl", inputs={"ids": ids, "logp": torch.full((1, T, 1), -1.0)})
     with pytest.raises(Exception, match="adapted_cross_entropy.*backend 'triton'.*no kernel file serves it"):
         engine(m, backend="triton")

@@ -58,12 +58,16 @@ def test_static_nll_equals_transformers(family, backend):
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "qwen3_5"])  # test_hybrid.py: over several models
 def test_bf16_is_no_further_from_float64_than_transformers(family):
-    m = random_model(tiny_config(family), seed=1, std=0.1, dtype=torch.bfloat16)
-    row = tokens(family, 8)
-    with torch.no_grad():
-        exact, theirs = (nll_of(to_transformers(m, dtype), row) for dtype in (torch.float64, torch.bfloat16))
-    ours = Engine(m, segment=T, streams=8, dtype="bf16", backend="cpu").step(row).double()
-    error = lambda nll: (nll - exact).square().mean().sqrt()  # noqa: E731
+    """Over three models: of one the two errors differ by chance, either way."""
+    ours, theirs = [], []
+    for seed in (1, 2, 3):
+        m = random_model(tiny_config(family), seed=seed, std=0.1, dtype=torch.bfloat16)
+        row = tokens(family, 8)
+        with torch.no_grad():
+            exact, nll = (nll_of(to_transformers(m, dtype), row) for dtype in (torch.float64, torch.bfloat16))
+        theirs.append(nll - exact)
+        ours.append(Engine(m, segment=T, streams=8, dtype="bf16", backend="cpu").step(row).double() - exact)
+    error = lambda differences: torch.cat(differences).square().mean().sqrt()  # noqa: E731
     assert error(ours) <= error(theirs) + 1e-4
 
 
