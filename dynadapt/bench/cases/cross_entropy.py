@@ -151,7 +151,10 @@ def adapted_cross_entropy_gradient(
     softcap: float | None = None,
     label: str = "",
 ) -> OpCase:
-    f = after_reference(adapted_cross_entropy(d, n, hidden, vocabulary, rank, streams, softcap=softcap))
+    forward = adapted_cross_entropy(d, n, hidden, vocabulary, rank, streams, softcap=softcap)
+    f = after_reference(
+        forward, "cpu" if n * vocabulary > 1 << 24 else "reference"
+    )  # large: our own, which is checked as a case of its own
     count, (dA, dBt) = len(f["Bt"]), d.per_slot(len(f["Bt"]), (rank, hidden), (rank, vocabulary), wide=True)
     if not accumulate:
         dA, dBt = d.out(count, rank, hidden, wide=True), d.out(count, rank, vocabulary, wide=True)
