@@ -63,7 +63,7 @@ CASES |= {
     "gemma3-linear-bias": tiny_config("gemma3", rope_scaling=LINEAR, attention_bias=True),
     "gemma3-capped": tiny_config("gemma3", attention_softcap=5.0, logits_softcap=9.0),
     "gemma2-uncapped": tiny_config("gemma2", attention_softcap=None, logits_softcap=None),
-    "gemma2-linear-bias": tiny_config("gemma2", rope_scaling=LINEAR, attention_bias=True, attention_scale=None),
+    "gemma2-linear-bias": tiny_config("gemma2", rope_scaling=LINEAR, attention_bias=True, attention_scale=10**-0.5),
     "gemma2-full": tiny_config("gemma2", windows=()),
     "gemma3-full": tiny_config("gemma3", windows=()),
     "granite-biases": tiny_config("granite", attention_bias=True, mlp_bias=True),

@@ -73,7 +73,7 @@ register(
         windowed=True,
         has_bias=rotary.has_bias,
         tiny=rotary.TINY
-        | choices(44, 14, 10, (2.0, 3.0))  # low enough to be felt
+        | choices(44, 14, None, (2.0, 3.0))  # low enough to be felt
         | dict(hidden_size=44, heads=4, kv_heads=2, head_dim=14, ffn_size=70, vocab_size=115, tied_head=True)
         | dict(windows=slid(7, slides(3))),
     )
