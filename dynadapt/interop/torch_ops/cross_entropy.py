@@ -84,7 +84,7 @@ def _distillation(h, head, targets, ids, logp, weights, gradient=False, softcap=
     kernel("distillation", h)(h, matrix, targets, ids, logp, weights, nll, lse, kl, dh if gradient else None, softcap)
 
 
-def _rows(t):
+def _rows(t) -> tuple[int, int, int, int]:
     """The sizes that formulas of adapted heads take: of h [N, H], head [V, H] and Bt [slots, R, V]."""
     h, head, Bt = t
     return h[0], h[1], head[0], Bt[1]
