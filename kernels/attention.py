@@ -102,18 +102,21 @@ def _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, W
 @triton.jit
 def _first_tile(memory_tiles, length, first, window, BN: tl.constexpr):
     """The tile of [memory; segment] with the first key that query ``first`` sees."""
-    if window is None:
-        return 0
-    oldest = length + first - window + 1  # counted from the memory's start
-    return tl.where(oldest < length, tl.maximum(oldest, 0) // BN, memory_tiles + tl.maximum(oldest - length, 0) // BN)
+    begin = 0
+    if window is not None:
+        oldest = length + first - window + 1  # counted from the memory's start
+        begin = tl.where(oldest < length, tl.maximum(oldest, 0) // BN, memory_tiles + tl.maximum(oldest - length, 0) // BN)
+    return begin
 
 
 @triton.jit
 def _cap(s, scale, softcap):
     """scale log2(e) s of products of queries and keys, or with a soft-cap that of capped scores."""
     if softcap is None:
-        return s * (scale * LOG2E)
-    return hyperbolic_tangent(s * (scale / softcap)) * (softcap * LOG2E)
+        s *= scale * LOG2E
+    else:
+        s = hyperbolic_tangent(s * (scale / softcap)) * (softcap * LOG2E)
+    return s
 
 
 @triton.jit

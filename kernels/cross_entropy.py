@@ -44,9 +44,7 @@ def _load(logits, cols, mask, softcap):
 
 @triton.jit
 def _slope(x, softcap):
-    """The derivative of capped logits in those before the cap, from the former; 1 without a cap."""
-    if softcap is None:
-        return 1.0
+    """The derivative of capped logits in those before the cap, from the former."""
     t = x / softcap
     return 1.0 - t * t
 
@@ -79,7 +77,8 @@ def _write_gradient(logits, x, cols, target, total, weights, row, V, width, soft
     d = tl.exp(x - total) - tl.where(cols == target, 1.0, 0.0)
     if weights is not None:
         d *= tl.load(weights + row)
-    d *= _slope(x, softcap)
+    if softcap is not None:
+        d *= _slope(x, softcap)
     d = tl.where((target >= 0) & (cols < V), d, 0.0)
     tl.store(logits + cols, d.to(logits.dtype.element_ty), mask=cols < width)
 
@@ -187,7 +186,10 @@ def dynadapt_distillation_score(
             weight = tl.load(weights + row)
         mass = tl.sum(p, 0)
         tl.store(scale + row, weight * mass)
-        tl.store(differences + row.to(tl.int64) * TEACHER + k, weight * _slope(logit, softcap) * (mass * tl.exp(chosen) - p))
+        d = weight * (mass * tl.exp(chosen) - p)
+        if softcap is not None:
+            d *= _slope(logit, softcap)
+        tl.store(differences + row.to(tl.int64) * TEACHER + k, d)
 
 
 @triton.jit
@@ -197,7 +199,9 @@ def dynadapt_distillation_apply(logits, targets, lse, scale, softcap, V, width, 
     logits += row.to(tl.int64) * width
     cols = b * BLOCK + tl.arange(0, BLOCK)
     x = _load(logits, cols, cols < width, softcap)
-    d = tl.load(scale + row) * _slope(x, softcap) * tl.exp(x - tl.load(lse + row))
+    d = tl.load(scale + row) * tl.exp(x - tl.load(lse + row))
+    if softcap is not None:
+        d *= _slope(x, softcap)
     d = tl.where((tl.load(targets + row) >= 0) & (cols < V), d, 0.0)
     tl.store(logits + cols, d.to(logits.dtype.element_ty), mask=cols < width)
 
