@@ -15,7 +15,7 @@ to rotate. Memory gets no gradient, so its keys cost three products and not five
 two are not fused: the programs of one would wait for the other's.
 
 With a window, tiles that lie before it are not visited: a program's walk starts at the first key that its first query sees, and
-dk and dv end at the last query that sees their last key.
+dk and dv end at the last query that sees their last key. A soft-cap is three lines in registers, in each of the three walks.
 
 Traffic: qkv and out once each per block that reads them, almost all from L2; nothing of size T x L is in memory.
 """
@@ -26,7 +26,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import Variant, block, dot, launch, scratch, variant
+from .common import Variant, block, dot, hyperbolic_tangent, launch, scratch, variant
 from .tiles import generation
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -102,19 +102,36 @@ def _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, W
 @triton.jit
 def _first_tile(memory_tiles, length, first, window, BN: tl.constexpr):
     """The tile of [memory; segment] with the first key that query ``first`` sees."""
-    tile = 0
-    if window is not None:  # no early return: what stands behind one is compiled all the same
+    begin = 0
+    if window is not None:
         oldest = length + first - window + 1  # counted from the memory's start
-        tile = tl.where(oldest < length, tl.maximum(oldest, 0) // BN, memory_tiles + tl.maximum(oldest - length, 0) // BN)
-    return tile
+        begin = tl.where(oldest < length, tl.maximum(oldest, 0) // BN, memory_tiles + tl.maximum(oldest - length, 0) // BN)
+    return begin
 
 
 @triton.jit
-def _scores(q1, q2, k1, k2, scale, keys, position, last, place, window):
-    """scale log2(e) q k^T [BM, BN] of keys up to each row's last one, and within the window that ends at the row's place [BM];
+def _cap(s, scale, softcap):
+    """scale log2(e) s of products of queries and keys, or with a soft-cap that of capped scores."""
+    if softcap is None:
+        s *= scale * LOG2E
+    else:
+        s = hyperbolic_tangent(s * (scale / softcap)) * (softcap * LOG2E)
+    return s
+
+
+@triton.jit
+def _cap_slope(s, softcap):
+    """The derivative of capped scores, from what ``_cap`` gave; 1 where a score is masked."""
+    t = tl.where(s == float("-inf"), 0.0, s) / (softcap * LOG2E)
+    return 1.0 - t * t
+
+
+@triton.jit
+def _scores(q1, q2, k1, k2, scale, softcap, keys, position, last, place, window):
+    """scale log2(e) q k^T [BM, BN], soft-capped, of keys up to each row's last one, and within the window that ends at the row's place [BM];
     ``position``: of the keys' part."""
     s = tl.zeros([q1.shape[0], k1.shape[0]], tl.float32)
-    s = dot(q2, tl.trans(k2), dot(q1, tl.trans(k1), s)) * (scale * LOG2E)
+    s = _cap(dot(q2, tl.trans(k2), dot(q1, tl.trans(k1), s)), scale, softcap)
     seen = keys[None, :] <= last[:, None]
     if window is not None:
         seen &= place[:, None] - (position + keys)[None, :] < window
@@ -147,6 +164,7 @@ def dynadapt_attention_forward(
     cos,
     sin,
     scale,
+    softcap,
     window,
     out,
     lse,
@@ -182,7 +200,7 @@ def dynadapt_attention_forward(
     for n in range(begin, memory_tiles + tl.cdiv(tl.minimum(first + BM, segment), BN)):
         keys, exist, kn, vn, stride, position, last = _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, WIDTH, BN)
         k1, k2 = _halves(kn, stride, keys, exist, cos, sin, position, D, HP)
-        s = _scores(q1, q2, k1, k2, scale, keys, position, last, length + rows, window)  # [BM, BN]
+        s = _scores(q1, q2, k1, k2, scale, softcap, keys, position, last, length + rows, window)  # [BM, BN]
         highest = tl.maximum(m, tl.max(s, 1))
         p, fade = tl.exp2(s - highest[:, None]), tl.exp2(m - highest)
         values = _rows(vn, stride, keys, exist, D, DP)
@@ -209,6 +227,7 @@ def dynadapt_attention_dq(
     cos,
     sin,
     scale,
+    softcap,
     window,
     dqkv,
     delta,
@@ -259,10 +278,13 @@ def dynadapt_attention_dq(
         keys, exist, kn, vn, stride, position, last = _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, WIDTH, BN)
         k1, k2 = _halves(kn, stride, keys, exist, cos, sin, position, D, HP)
         values = _rows(vn, stride, keys, exist, D, DP)
-        s = _scores(q1, q2, k1, k2, scale, keys, position, last, length + rows, window)
+        s = _scores(q1, q2, k1, k2, scale, softcap, keys, position, last, length + rows, window)
         p = tl.exp2(s - lse2[:, None])  # [BM, BN]
         dp = dot(do, tl.trans(values), tl.zeros([BM, BN], tl.float32))
-        ds = (p * (dp - drop[:, None]) * slope[:, None]).to(k1.dtype)
+        ds = p * (dp - drop[:, None]) * slope[:, None]
+        if softcap is not None:
+            ds *= _cap_slope(s, softcap)
+        ds = ds.to(k1.dtype)
         dq1, dq2 = dot(ds, k1, dq1), dot(ds, k2, dq2)
     _put_rotated_back(dqkv + row0 * WIDTH + head * D, WIDTH, rows, valid, dq1, dq2, cos, sin, length, D, HP)
 
@@ -277,6 +299,7 @@ def dynadapt_attention_dkv(
     cos,
     sin,
     scale,
+    softcap,
     window,
     dqkv,
     delta,
@@ -317,14 +340,17 @@ def dynadapt_attention_dkv(
         lse2 = tl.load(lse + statistic + rows, mask=exist, other=float("inf")) * LOG2E  # rows that do not exist: P = 0
         drop = tl.load(delta + statistic + rows, mask=exist, other=0)
         # Transposed scores [BN, BM]: the products below need no other transpose.
-        s = dot(k, tl.trans(q), tl.zeros([BN, BM], tl.float32)) * (scale * LOG2E)
+        s = _cap(dot(k, tl.trans(q), tl.zeros([BN, BM], tl.float32)), scale, softcap)
         seen = keys[:, None] <= rows[None, :]
         if window is not None:
             seen &= rows[None, :] - keys[:, None] < window
         p = tl.exp2(tl.where(seen, s, float("-inf")) - lse2[None, :])
         dv = dot(p.to(do.dtype), do, dv)
         dp = dot(v, tl.trans(do), tl.zeros([BN, BM], tl.float32))
-        ds = (p * (dp - drop[None, :]) * _slope(scale, length + rows)[None, :]).to(q.dtype)
+        ds = p * (dp - drop[None, :]) * _slope(scale, length + rows)[None, :]
+        if softcap is not None:
+            ds *= _cap_slope(s, softcap)
+        ds = ds.to(q.dtype)
         dk = dot(ds, q, dk)
     g = dqkv + row0 * WIDTH
     c = tl.arange(0, DP)
@@ -385,10 +411,11 @@ def _check(op, qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, window, 
         raise ValueError(f"{op}: expected contiguous tensors (only mem_k and mem_v may have strides)")
 
 
-def _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window) -> dict:
+def _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window, softcap) -> dict:
     """What the launches of a call take, by name."""
     mem_slot, mem_row = (0, 0) if mem_k is None else mem_k.stride()[:2]
     given = dict(qkv=qkv, mem_k=mem_k, mem_v=mem_v, mem_len=mem_len, slots=slots, cos=cos, sin=sin, scale=scale, window=window)
+    given["softcap"] = softcap
     return dict(given, segment=qkv.shape[0] // len(slots), mem_slot=mem_slot, mem_row=mem_row, **_geometry(hq, hkv, d))
 
 
@@ -400,17 +427,19 @@ def _launch(name: str, kernel, heads: int, given: dict, **more) -> None:
     launch(kernel, (heads, triton.cdiv(segment, own)), given, **more, **sizes, **options)
 
 
-def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, out, lse, window=None) -> None:
+def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, out, lse, window=None, softcap=None) -> None:
     """out [N, hq d] and lse [S, hq, T]; see ``dynadapt.ops.attention``."""
     _check("attention_forward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, window, out, lse)
-    given = _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window)
+    given = _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window, softcap)
     _launch("forward", dynadapt_attention_forward, len(slots) * hq, given, out=out, lse=lse)
 
 
-def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, dqkv, window=None) -> None:
+def attention_backward(
+    dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, dqkv, window=None, softcap=None
+) -> None:
     """dqkv [N, (hq + 2 hkv) d]; see ``dynadapt.ops.attention``."""
     _check("attention_backward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, window, dout, out, lse, dqkv)
-    given = _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window)
+    given = _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window, softcap)
     streams, segment = len(slots), given["segment"]
     given |= dict(dout=dout, out=out, lse=lse, dqkv=dqkv, delta=scratch(qkv.device, "attention_delta", streams * hq, segment))
     for name, heads in (("rotated_q", hq), ("rotated_k", hkv)):
@@ -427,16 +456,17 @@ _TYPES = {
     **dict.fromkeys(("dout", "qkv", "out", "mem_k", "mem_v", "dqkv", "rotated_q", "rotated_k"), "*bf16"),
     **dict.fromkeys(("lse", "delta", "cos", "sin"), "*fp32"),
     **dict.fromkeys(("mem_len", "slots"), "*i32"),
-    "scale": "fp32",
+    **dict.fromkeys(("scale", "softcap"), "fp32"),
     "window": "i32",
 }
 
 
-def _variant(kernel, function, d, dtype, large, arch, absent=("window",)) -> Variant:
+def _variant(kernel, function, d, dtype, large, arch, absent=("window", "softcap")) -> Variant:
     sizes, options = _blocks(kernel, dtype, d, large, arch)
     short = "bf16" if dtype == torch.bfloat16 else "fp32"
     name = f"d {d}, {short}, {sizes['BM']} x {sizes['BN']}" + "".join(f", no {what}" for what in ("mem_k", "cos") if what in absent)
     name += "" if "window" in absent else ", a window"
+    name += "" if "softcap" in absent else ", capped"
     nothing = {name: None for name in absent if name in function.arg_names}
     constexprs = {**_geometry(32, 8, d), **sizes, **nothing}
     return variant(name, function, _TYPES, constexprs, dtype=short, tensor_core=short == "bf16", archs=(arch,), **options)
@@ -445,7 +475,7 @@ def _variant(kernel, function, d, dtype, large, arch, absent=("window",)) -> Var
 _SMALL, _LARGE = [[(d, torch.bfloat16, large) for d in (64, 128)] for large in (False, True)]
 _HOPPER = [*_SMALL, *_LARGE, (96, torch.bfloat16, True), (64, torch.float32, False), (128, torch.float32, False)]
 _KERNELS = (("forward", dynadapt_attention_forward), ("dq", dynadapt_attention_dq), ("dkv", dynadapt_attention_dkv))
-_MEMORY, _ROTATION = ("window", "mem_k", "mem_v", "mem_len"), ("cos", "sin")
+_MEMORY, _ROTATION = ("softcap", "window", "mem_k", "mem_v", "mem_len"), ("cos", "sin")
 _GEMMA = (256, torch.bfloat16, True)
 VARIANTS = [
     _variant(*kernel, *shape, arch)
@@ -453,4 +483,4 @@ VARIANTS = [
     for kernel in _KERNELS
     for shape in shapes
 ] + [_variant(*kernel, *_SMALL[0], 90, absent=absent) for kernel in _KERNELS for absent in (_MEMORY, _MEMORY + _ROTATION)]
-VARIANTS += [_variant(*kernel, *_GEMMA, 90, absent=()) for kernel in _KERNELS]
+VARIANTS += [_variant(*kernel, *_GEMMA, 90, absent=absent) for kernel in _KERNELS for absent in (("softcap",), ())]

@@ -29,6 +29,15 @@ def dot(a, b, acc):
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
+@triton.jit
+def hyperbolic_tangent(x):
+    """tanh x of float32: near 0 an odd polynomial (Cephes' coefficients), elsewhere 1 - 2 / (e^2|x| + 1)."""
+    size, z = tl.abs(x), x * x
+    p = ((((-5.70498872745e-3 * z + 2.06390887954e-2) * z - 5.37397155531e-2) * z + 1.33314422036e-1) * z - 3.33332819422e-1) * z
+    far = 1.0 - 2.0 / (tl.exp(2.0 * size) + 1.0)
+    return tl.where(size < 0.625, p * x + x, tl.where(x < 0.0, -far, far))
+
+
 def launch(kernel, grid: tuple[int, ...], given: dict, **rest) -> None:
     """Launches ``kernel`` with those of ``given``, its family's arguments by name, that it takes, and with the ``rest``."""
     kernel[grid](**{name: given[name] for name in kernel.arg_names if name in given}, **rest, **FUSION)

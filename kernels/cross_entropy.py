@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from . import choices
-from .common import FUSION, Variant, block, dot, launch, scratch, variant
+from .common import FUSION, Variant, block, dot, hyperbolic_tangent, launch, scratch, variant
 from .cross_entropy_fused import cross_entropy_fused
 from .row_chunks import chunks, padded_rows
 
@@ -34,9 +34,25 @@ SPLIT_BELOW = 256
 
 
 @triton.jit
-def _block_sum(logits, cols, V, width):
+def _load(logits, cols, mask, softcap):
+    """Logits in float32, soft-capped."""
+    x = tl.load(logits + cols, mask=mask, other=0.0).to(tl.float32)
+    if softcap is not None:
+        x = hyperbolic_tangent(x / softcap) * softcap
+    return x
+
+
+@triton.jit
+def _slope(x, softcap):
+    """The derivative of capped logits in those before the cap, from the former."""
+    t = x / softcap
+    return 1.0 - t * t
+
+
+@triton.jit
+def _block_sum(logits, cols, V, width, softcap):
     """Logits of one block in float32, their maximum and the sum of exp(logit - maximum)."""
-    x = tl.load(logits + cols, mask=cols < width, other=0.0).to(tl.float32)
+    x = _load(logits, cols, cols < width, softcap)
     x = tl.where(cols < V, x, float("-inf"))
     m = tl.max(x, 0)
     return x, m, tl.sum(tl.exp(x - m), 0)
@@ -56,51 +72,53 @@ def _score(nll, lse, row, target, target_logit, total):
 
 
 @triton.jit
-def _write_gradient(logits, x, cols, target, total, weights, row, V, width):
+def _write_gradient(logits, x, cols, target, total, weights, row, V, width, softcap):
     """logits = w (exp(x - lse) - onehot), nought where the row is not scored, even if it is not finite."""
     d = tl.exp(x - total) - tl.where(cols == target, 1.0, 0.0)
     if weights is not None:
         d *= tl.load(weights + row)
+    if softcap is not None:
+        d *= _slope(x, softcap)
     d = tl.where((target >= 0) & (cols < V), d, 0.0)
     tl.store(logits + cols, d.to(logits.dtype.element_ty), mask=cols < width)
 
 
 @triton.jit
-def dynadapt_cross_entropy_rows(logits, targets, weights, nll, lse, V, width, BLOCK: tl.constexpr, GRADIENT: tl.constexpr):
+def dynadapt_cross_entropy_rows(logits, targets, weights, nll, lse, softcap, V, width, BLOCK: tl.constexpr, GRADIENT: tl.constexpr):
     """One program a row of logits [rows, width]; columns from V on are padding."""
     row = tl.program_id(0)
     logits += row.to(tl.int64) * width
     target = tl.load(targets + row)
-    target_logit = tl.load(logits + tl.maximum(target, 0)).to(tl.float32)
+    target_logit = _load(logits, tl.maximum(target, 0), target < V, softcap)
     m, s = float("-inf"), 0.0
     for start in range(0, width, BLOCK):
-        _, block_max, block_sum = _block_sum(logits, start + tl.arange(0, BLOCK), V, width)
+        _, block_max, block_sum = _block_sum(logits, start + tl.arange(0, BLOCK), V, width, softcap)
         m, s = _join(m, s, block_max, block_sum)
     total = m + tl.log(s)
     _score(nll, lse, row, target, target_logit, total)
     if GRADIENT:
         for start in range(0, width, BLOCK):
             cols = start + tl.arange(0, BLOCK)
-            x = tl.load(logits + cols, mask=cols < width, other=0.0).to(tl.float32)
-            _write_gradient(logits, x, cols, target, total, weights, row, V, width)
+            x = _load(logits, cols, cols < width, softcap)
+            _write_gradient(logits, x, cols, target, total, weights, row, V, width, softcap)
 
 
 @triton.jit
-def dynadapt_cross_entropy_partials(logits, targets, maxima, sums, target_logits, V, width, blocks, BLOCK: tl.constexpr):
+def dynadapt_cross_entropy_partials(logits, targets, maxima, sums, target_logits, softcap, V, width, blocks, BLOCK: tl.constexpr):
     """maxima, sums [rows, blocks] and the target's logit [rows], before the logits are overwritten."""
     row, b = tl.program_id(0), tl.program_id(1)
     logits += row.to(tl.int64) * width
     cols = b * BLOCK + tl.arange(0, BLOCK)
-    x, m, s = _block_sum(logits, cols, V, width)
+    x, m, s = _block_sum(logits, cols, V, width, softcap)
     tl.store(maxima + row * blocks + b, m)
     tl.store(sums + row * blocks + b, s)
     target = tl.maximum(tl.load(targets + row), 0)
-    tl.store(target_logits + row, tl.load(logits + target).to(tl.float32), mask=target // BLOCK == b)
+    tl.store(target_logits + row, _load(logits, target, target < V, softcap), mask=target // BLOCK == b)
 
 
 @triton.jit
 def dynadapt_cross_entropy_apply(
-    logits, targets, weights, maxima, sums, target_logits, nll, lse, V, width, blocks, BLOCK: tl.constexpr, GRADIENT: tl.constexpr
+    logits, targets, weights, maxima, sums, target_logits, nll, lse, softcap, V, width, blocks, BLOCK: tl.constexpr, GRADIENT: tl.constexpr
 ):
     """One program a row and block: the gradient from the partials, or from a given lse when there are none."""
     row, b = tl.program_id(0), tl.program_id(1)
@@ -117,8 +135,8 @@ def dynadapt_cross_entropy_apply(
         total = tl.load(lse + row)
     if GRADIENT:
         cols = b * BLOCK + tl.arange(0, BLOCK)
-        x = tl.load(logits + cols, mask=cols < width, other=0.0).to(tl.float32)
-        _write_gradient(logits, x, cols, target, total, weights, row, V, width)
+        x = _load(logits, cols, cols < width, softcap)
+        _write_gradient(logits, x, cols, target, total, weights, row, V, width, softcap)
 
 
 @triton.jit
@@ -133,6 +151,7 @@ def dynadapt_distillation_score(
     kl,
     scale,
     differences,
+    softcap,
     V,
     width,
     K,
@@ -144,10 +163,10 @@ def dynadapt_distillation_score(
     row = tl.program_id(0)
     logits += row.to(tl.int64) * width
     target = tl.load(targets + row)
-    target_logit = tl.load(logits + tl.maximum(target, 0)).to(tl.float32)
+    target_logit = _load(logits, tl.maximum(target, 0), target < V, softcap)
     m, s = float("-inf"), 0.0
     for start in range(0, width, BLOCK):
-        _, block_max, block_sum = _block_sum(logits, start + tl.arange(0, BLOCK), V, width)
+        _, block_max, block_sum = _block_sum(logits, start + tl.arange(0, BLOCK), V, width, softcap)
         m, s = _join(m, s, block_max, block_sum)
     total = m + tl.log(s)
     _score(nll, lse, row, target, target_logit, total)
@@ -157,7 +176,8 @@ def dynadapt_distillation_score(
     known = token >= 0
     log_p = tl.load(logp + at, mask=k < K, other=0.0)
     p = tl.where(known, tl.exp(log_p), 0.0)
-    chosen = tl.load(logits + token, mask=known, other=0.0).to(tl.float32) - total
+    logit = _load(logits, token, known, softcap)
+    chosen = logit - total
     loss = tl.sum(tl.where(known, p * (log_p - chosen), 0.0), 0)
     tl.store(kl + row, tl.where(target >= 0, loss, 0.0))
     if GRADIENT:
@@ -166,17 +186,22 @@ def dynadapt_distillation_score(
             weight = tl.load(weights + row)
         mass = tl.sum(p, 0)
         tl.store(scale + row, weight * mass)
-        tl.store(differences + row.to(tl.int64) * TEACHER + k, weight * (mass * tl.exp(chosen) - p))
+        d = weight * (mass * tl.exp(chosen) - p)
+        if softcap is not None:
+            d *= _slope(logit, softcap)
+        tl.store(differences + row.to(tl.int64) * TEACHER + k, d)
 
 
 @triton.jit
-def dynadapt_distillation_apply(logits, targets, lse, scale, V, width, BLOCK: tl.constexpr):
+def dynadapt_distillation_apply(logits, targets, lse, scale, softcap, V, width, BLOCK: tl.constexpr):
     """logits = scale softmax, nought where the row is not scored; one program a row and block."""
     row, b = tl.program_id(0), tl.program_id(1)
     logits += row.to(tl.int64) * width
     cols = b * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(logits + cols, mask=cols < width, other=0.0).to(tl.float32)
+    x = _load(logits, cols, cols < width, softcap)
     d = tl.load(scale + row) * tl.exp(x - tl.load(lse + row))
+    if softcap is not None:
+        d *= _slope(x, softcap)
     d = tl.where((tl.load(targets + row) >= 0) & (cols < V), d, 0.0)
     tl.store(logits + cols, d.to(logits.dtype.element_ty), mask=cols < width)
 
@@ -233,15 +258,17 @@ def check_shapes(op: str, h, head, targets) -> None:
         raise ValueError(f"{op}: targets is {targets.dtype} {list(targets.shape)}, accepted is torch.int64 [{len(h)}]")
 
 
-def cross_entropy(h, head, targets, weights, nll, lse, dh) -> None:
+def cross_entropy(h, head, targets, weights, nll, lse, dh, softcap=None) -> None:
     """nll, lse [N] in nats; dh [N, H] scaled by weights [N], or None for the score alone.
 
-    targets int64 [N]; a negative target is not scored: nll 0, dh 0.
+    targets int64 [N]; a negative target is not scored: nll 0, dh 0. Soft-capped logits are served by the chunked form.
     """
     check_shapes("cross_entropy", h, head, targets)
     V, H = head.weight.shape
-    fused = choices.choose("cross_entropy", len(h), H, V, 0) == "fused"
-    (cross_entropy_fused if fused else cross_entropy_chunked)(h, head, targets, weights, nll, lse, dh)
+    if softcap is None and choices.choose("cross_entropy", len(h), H, V, 0) == "fused":
+        cross_entropy_fused(h, head, targets, weights, nll, lse, dh)
+    else:
+        cross_entropy_chunked(h, head, targets, weights, nll, lse, dh, softcap)
 
 
 def _logits(h, weight, most: int):
@@ -252,15 +279,15 @@ def _logits(h, weight, most: int):
     return buffer
 
 
-def _family(logits, targets, weights, nll, lse, V: int, gradient: bool) -> dict:
+def _family(logits, targets, weights, nll, lse, V: int, gradient: bool, softcap) -> dict:
     """What the launches over a chunk's logits take, by name."""
     width = logits.shape[1]
-    given = dict(logits=logits, targets=targets, weights=weights, nll=nll, lse=lse, V=V, width=width)
+    given = dict(logits=logits, targets=targets, weights=weights, nll=nll, lse=lse, V=V, width=width, softcap=softcap)
     return dict(given, BLOCK=block(width, BLOCK), GRADIENT=gradient)
 
 
-def _score_rows(logits, targets, weights, nll, lse, V: int, gradient: bool, most: int) -> None:
-    given, rows = _family(logits, targets, weights, nll, lse, V, gradient), len(logits)
+def _score_rows(logits, targets, weights, nll, lse, V: int, gradient: bool, most: int, softcap) -> None:
+    given, rows = _family(logits, targets, weights, nll, lse, V, gradient, softcap), len(logits)
     blocks = triton.cdiv(given["width"], given["BLOCK"])
     if rows >= SPLIT_BELOW or blocks == 1:
         launch(dynadapt_cross_entropy_rows, (rows,), given, num_warps=WARPS)
@@ -271,18 +298,19 @@ def _score_rows(logits, targets, weights, nll, lse, V: int, gradient: bool, most
     launch(dynadapt_cross_entropy_apply, (rows, blocks if gradient else 1), given, num_warps=WARPS)
 
 
-def cross_entropy_chunked(h, head, targets, weights, nll, lse, dh) -> None:
+def cross_entropy_chunked(h, head, targets, weights, nll, lse, dh, softcap=None) -> None:
     """``cross_entropy`` with cuBLAS products."""
     V = head.weight.shape[0]
     most = padded_rows(len(h), V, h.dtype)
     for lo, hi in chunks(len(h), V, h.dtype):
         logits = _logits(h[lo:hi], head.weight, most)
-        _score_rows(logits, targets[lo:hi], None if weights is None else weights[lo:hi], nll[lo:hi], lse[lo:hi], V, dh is not None, most)
+        given = targets[lo:hi], None if weights is None else weights[lo:hi], nll[lo:hi], lse[lo:hi]
+        _score_rows(logits, *given, V, dh is not None, most, softcap)
         if dh is not None:
             torch.mm(logits[:, :V], head.weight, out=dh[lo:hi])
 
 
-def distillation(h, head, targets, ids, logp, weights, nll, lse, kl, dh) -> None:
+def distillation(h, head, targets, ids, logp, weights, nll, lse, kl, dh, softcap=None) -> None:
     """nll, lse [N] as of ``cross_entropy``; kl [N] in nats from a teacher; dh [N, H] of kl scaled by weights [N], or None for the scores.
 
     ids int64 [N, K], different tokens in each row, negative where there is none; logp [N, K] float32: their log-probabilities.
@@ -298,7 +326,7 @@ def distillation(h, head, targets, ids, logp, weights, nll, lse, kl, dh) -> None
     for lo, hi in chunks(len(h), V, h.dtype):
         rows = slice(lo, hi)
         logits = _logits(h[rows], head.weight, most)
-        given = _family(logits, targets[rows], None if weights is None else weights[rows], nll[rows], lse[rows], V, dh is not None)
+        given = _family(logits, targets[rows], None if weights is None else weights[rows], nll[rows], lse[rows], V, dh is not None, softcap)
         given |= dict(ids=ids[rows], logp=logp[rows], kl=kl[rows], K=K, TEACHER=teacher, scale=None, differences=None)
         if dh is not None:
             given["scale"] = scratch(h.device, "distillation scale", most)
@@ -318,7 +346,7 @@ def _product_config(dtype: torch.dtype) -> dict:
     return {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3}
 
 
-def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate) -> None:
+def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate, softcap=None) -> None:
     """dW [V, H] float32 (+)= sum_n w_n (softmax_n - onehot_n) h_n^T, logits recomputed from h and lse."""
     check_shapes("cross_entropy_weight_gradient", h, head, targets)
     V, H = head.weight.shape
@@ -329,7 +357,7 @@ def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate
     grid = (triton.cdiv(H, config["BN"]), triton.cdiv(V, config["BM"]))
     for lo, hi in chunks(len(h), V, h.dtype):
         logits = _logits(h[lo:hi], head.weight, most)
-        given = _family(logits, targets[lo:hi], None if weights is None else weights[lo:hi], None, lse[lo:hi], V, True)
+        given = _family(logits, targets[lo:hi], None if weights is None else weights[lo:hi], None, lse[lo:hi], V, True, softcap)
         given |= dict.fromkeys(("maxima", "sums", "target_logits"), None) | {"blocks": 1}  # no partials: lse is given
         rows, width = logits.shape
         launch(dynadapt_cross_entropy_apply, (rows, triton.cdiv(width, given["BLOCK"])), given, num_warps=WARPS)
@@ -341,25 +369,33 @@ def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate
 _TYPES = {
     **dict.fromkeys(("logits", "d", "h"), "*bf16"),
     **dict.fromkeys(("targets", "ids"), "*i64"),
+    "softcap": "fp32",
     **dict.fromkeys(("weights", "nll", "lse", "maxima", "sums", "target_logits", "dW", "logp", "kl", "scale", "differences"), "*fp32"),
 }
 
 
 def _variants():
-    sizes, budget = {"BLOCK": BLOCK, "GRADIENT": True}, {"num_warps": WARPS, "loose": ("V", "blocks"), "registers": 128}
+    sizes, budget = {"BLOCK": BLOCK, "GRADIENT": True, "softcap": None}, {"num_warps": WARPS, "loose": ("V", "blocks"), "registers": 128}
     compiled = lambda name, kernel, constexprs: variant(name, kernel, _TYPES, constexprs, **budget)  # noqa: E731
     for gradient in (True, False):
         yield compiled(f"bf16 gradient={gradient}", dynadapt_cross_entropy_rows, {**sizes, "GRADIENT": gradient})
     yield compiled("bf16 weights=None", dynadapt_cross_entropy_rows, {**sizes, "weights": None})
-    yield compiled("bf16", dynadapt_cross_entropy_partials, {"BLOCK": BLOCK})
+    yield compiled("bf16 capped", dynadapt_cross_entropy_rows, {"BLOCK": BLOCK, "GRADIENT": True})
+    yield compiled("bf16", dynadapt_cross_entropy_partials, {"BLOCK": BLOCK, "softcap": None})
     yield compiled("bf16", dynadapt_cross_entropy_apply, sizes)
     given = dict.fromkeys(("maxima", "sums", "target_logits", "nll"))
     yield compiled("bf16 lse given", dynadapt_cross_entropy_apply, {**sizes, **given})
     teacher = {"num_warps": WARPS, "loose": ("V", "K"), "registers": 128}
     for gradient in (True, False):
-        constexprs = {"BLOCK": BLOCK, "TEACHER": 64, "GRADIENT": gradient, **({} if gradient else dict.fromkeys(("scale", "differences")))}
+        constexprs = {
+            "BLOCK": BLOCK,
+            "TEACHER": 64,
+            "GRADIENT": gradient,
+            "softcap": None,
+            **({} if gradient else dict.fromkeys(("scale", "differences"))),
+        }
         yield variant(f"bf16 gradient={gradient}", dynadapt_distillation_score, _TYPES, constexprs, **teacher)
-    yield variant("bf16", dynadapt_distillation_apply, _TYPES, {"BLOCK": BLOCK}, **teacher)
+    yield variant("bf16", dynadapt_distillation_apply, _TYPES, {"BLOCK": BLOCK, "softcap": None}, **teacher)
     yield variant("bf16", dynadapt_distillation_teacher, _TYPES, {"TEACHER": 64}, **{**teacher, "num_warps": 1})
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         tiles = _product_config(dtype)

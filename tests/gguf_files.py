@@ -41,8 +41,11 @@ def write_gguf(model: Model, path: Path, kind: str = "F32", metadata: dict | Non
             "attention.value_length": c.head_dim,
         }
     if windows := [window for window in c.windows if window]:  # a window in all layers but each n-th
-        keys |= {"attention.sliding_window": windows[0], "attention.sliding_window_pattern": c.windows.index(None) + 1}
-        keys["rope.freq_base_swa"] = c.window_rope_theta
+        keys["attention.sliding_window"] = windows[0]
+    if windows and c.family != "gemma2":
+        keys |= {"attention.sliding_window_pattern": c.windows.index(None) + 1, "rope.freq_base_swa": c.window_rope_theta}
+    if c.family == "gemma2":
+        keys |= {"attn_logit_softcapping": c.attention_softcap, "final_logit_softcapping": c.logits_softcap}
     if c.family == "granite":
         keys |= {"embedding_scale": c.embedding_scale, "residual_scale": c.residual_scale, "logit_scale": c.logits_scaling}
         keys["attention.scale"] = c.scores_scale

@@ -8,7 +8,13 @@ from dynadapt.bench.cases.activation import activation_backward, activation_forw
 from dynadapt.bench.cases.attention import attention_backward, attention_forward
 from dynadapt.bench.cases.base import convert
 from dynadapt.bench.cases.bias_gradient import bias_gradient
-from dynadapt.bench.cases.cross_entropy import cross_entropy, cross_entropy_weight_gradient, distillation
+from dynadapt.bench.cases.cross_entropy import (
+    adapted_cross_entropy,
+    adapted_cross_entropy_gradient,
+    cross_entropy,
+    cross_entropy_weight_gradient,
+    distillation,
+)
 from dynadapt.bench.cases.delta_gates import delta_gates_backward, delta_gates_forward
 from dynadapt.bench.cases.delta_rule import delta_rule_backward, delta_rule_forward
 from dynadapt.bench.cases.embedding import embedding_backward, embedding_forward
@@ -42,6 +48,8 @@ CALLS = {
     "bias_gradient": (bias_gradient, (6, 7), {}),
     "cross_entropy": (cross_entropy, (6, 5, 11), {}),
     "cross_entropy_weight_gradient": (cross_entropy_weight_gradient, (6, 5, 11), {}),
+    "adapted_cross_entropy": (adapted_cross_entropy, (6, 5, 11, 2, 2), {}),
+    "adapted_cross_entropy_gradient": (adapted_cross_entropy_gradient, (6, 5, 11, 2, 2), {}),
     "distillation": (distillation, (6, 5, 11, 3), {}),
     "scored_targets": (cross_entropy, (6, 5, 11), {"vocabulary": 11, "ignore_index": -100}),
     "linear_mse": (linear_mse, (6, 5), {}),

@@ -122,7 +122,16 @@ def _with_peers(op: str):
 
 
 # Ops that the adapt step of the campaign does not call: `dynadapt profile` has them, and the stages keep their time.
-ELSEWHERE = ("cross_entropy_weight_gradient", "head_norm_backward", "bias_gradient", "row_scores", "linear_mse", "embedding_backward")
+ELSEWHERE = (
+    "adapted_cross_entropy",
+    "adapted_cross_entropy_gradient",
+    "cross_entropy_weight_gradient",
+    "head_norm_backward",
+    "bias_gradient",
+    "row_scores",
+    "linear_mse",
+    "embedding_backward",
+)
 ELSEWHERE += tuple(
     f"{op}_{way}" for op in ("short_convolution", "delta_gates", "delta_rule", "gated_norm") for way in ("forward", "backward")
 )

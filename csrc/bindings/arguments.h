@@ -32,6 +32,7 @@ class Arguments {
   float number(const char* name) const { return get<float>(name, "a number"); }
   int whole(const char* name) const { return get<int>(name, "a whole number"); }
   int whole_or(const char* name, int absent) const { return values_[place(name)].is_none() ? absent : whole(name); }
+  float number_or(const char* name, float absent) const { return values_[place(name)].is_none() ? absent : number(name); }
   bool flag(const char* name) const { return get<bool>(name, "True or False"); }
   int32_t kind(std::initializer_list<const char*> names) const {
     return kind_of(op_, py::reinterpret_borrow<py::object>(values_[place("kind")]), names);

@@ -36,7 +36,8 @@ dynadapt_activation_params activation_params(Arguments& a) {
 
 dynadapt_attention_params attention_params(Arguments& a) {
   return {
-      sizeof(dynadapt_attention_params), a.whole("hq"), a.whole("hkv"), a.whole("d"), a.number("scale"), a.whole_or("window", 0)};
+      sizeof(dynadapt_attention_params), a.whole("hq"), a.whole("hkv"), a.whole("d"), a.number("scale"), a.whole_or("window", 0),
+      a.number_or("softcap", 0)};
 }
 
 /// The scale of the low-rank products: a number for all parts, or (rank, scale) of each.
@@ -80,7 +81,15 @@ dynadapt_delta_rule_params delta_rule_params(Arguments& a) {
           a.number("eps")};
 }
 
-dynadapt_gradient_params gradient_params(Arguments& a) { return {sizeof(dynadapt_gradient_params), a.flag("accumulate")}; }
+dynadapt_gradient_params gradient_params(Arguments& a) { return {sizeof(dynadapt_gradient_params), a.flag("accumulate"), 0, 0}; }
+
+dynadapt_cross_entropy_params cross_entropy_params(Arguments& a, float scale = 0) {
+  return {sizeof(dynadapt_cross_entropy_params), a.number_or("softcap", 0), scale};
+}
+
+dynadapt_gradient_params cross_entropy_gradient_params(Arguments& a, float scale = 0) {
+  return {sizeof(dynadapt_gradient_params), a.flag("accumulate"), a.number_or("softcap", 0), scale};
+}
 
 }  // namespace
 
@@ -118,19 +127,40 @@ void bind_ops(py::module_& module) {
   define(module, "row_scores", {"dy", "x", "out"}, [](Arguments& a) { call(dynadapt_row_scores, a["dy"], a["x"], a["out"]); });
   define(module, "bias_gradient", {"dy", "db"}, [](Arguments& a) { call(dynadapt_bias_gradient, a["dy"], a["db"]); });
 
-  define(module, "cross_entropy", {"h", "head", "targets", "weights", "nll", "lse", "dh"}, [](Arguments& a) {
-    call(dynadapt_cross_entropy, a["h"], a.matrix("head"), a["targets"], a["weights"], a["nll"], a["lse"], a["dh"]);
+  define<1>(module, "cross_entropy", {"h", "head", "targets", "weights", "nll", "lse", "dh", "softcap"}, [](Arguments& a) {
+    const auto params = cross_entropy_params(a);
+    if (params.softcap == 0)
+      call(dynadapt_cross_entropy, a["h"], a.matrix("head"), a["targets"], a["weights"], a["nll"], a["lse"], a["dh"]);
+    else
+      call(dynadapt_softcapped_cross_entropy, a["h"], a.matrix("head"), a["targets"], a["weights"], a["nll"], a["lse"], a["dh"],
+           &params);
   });
-  define(module, "distillation", {"h", "head", "targets", "ids", "logp", "weights", "nll", "lse", "kl", "dh"}, [](Arguments& a) {
-    call(dynadapt_distillation, a["h"], a.matrix("head"), a["targets"], a["ids"], a["logp"], a["weights"], a["nll"], a["lse"],
-         a["kl"], a["dh"]);
-  });
-  define(module, "cross_entropy_weight_gradient", {"h", "head", "targets", "weights", "lse", "dW", "accumulate"},
-         [](Arguments& a) {
-           const auto params = gradient_params(a);
-           call(dynadapt_cross_entropy_weight_gradient, a["h"], a.matrix("head"), a["targets"], a["weights"], a["lse"], a["dW"],
-                &params);
-         });
+  define<1>(module, "distillation", {"h", "head", "targets", "ids", "logp", "weights", "nll", "lse", "kl", "dh", "softcap"},
+            [](Arguments& a) {
+              const auto params = cross_entropy_params(a);
+              call(dynadapt_distillation, a["h"], a.matrix("head"), a["targets"], a["ids"], a["logp"], a["weights"], a["nll"],
+                   a["lse"], a["kl"], a["dh"], &params);
+            });
+  define<1>(module, "cross_entropy_weight_gradient", {"h", "head", "targets", "weights", "lse", "dW", "accumulate", "softcap"},
+            [](Arguments& a) {
+              const auto params = cross_entropy_gradient_params(a);
+              call(dynadapt_cross_entropy_weight_gradient, a["h"], a.matrix("head"), a["targets"], a["weights"], a["lse"],
+                   a["dW"], &params);
+            });
+  define<1>(module, "adapted_cross_entropy",
+            {"h", "head", "A", "Bt", "slots", "scale", "targets", "weights", "u", "nll", "lse", "dh", "dU", "softcap"},
+            [](Arguments& a) {
+              const auto params = cross_entropy_params(a, a.number("scale"));
+              call(dynadapt_adapted_cross_entropy, a["h"], a.matrix("head"), a["A"], a["Bt"], a["slots"], a["targets"],
+                   a["weights"], a["u"], a["nll"], a["lse"], a["dh"], a["dU"], &params);
+            });
+  define<1>(module, "adapted_cross_entropy_gradient",
+            {"h", "head", "Bt", "slots", "scale", "targets", "weights", "lse", "u", "dU", "dA", "dBt", "accumulate", "softcap"},
+            [](Arguments& a) {
+              const auto params = cross_entropy_gradient_params(a, a.number("scale"));
+              call(dynadapt_adapted_cross_entropy_gradient, a["h"], a.matrix("head"), a["Bt"], a["slots"], a["targets"],
+                   a["weights"], a["lse"], a["u"], a["dU"], a["dA"], a["dBt"], &params);
+            });
   define(module, "linear_mse", {"h", "weight", "bias", "target", "weights", "pred", "loss", "dh", "dweight", "dbias"},
          [](Arguments& a) {
            call(dynadapt_linear_mse, a["h"], a["weight"], a["bias"], a["target"], a["weights"], a["pred"], a["loss"], a["dh"],
@@ -171,16 +201,17 @@ void bind_ops(py::module_& module) {
   define(module, "embedding_backward", {"tokens", "dout", "dtable"},
          [](Arguments& a) { call(dynadapt_embedding_backward, a["tokens"], a["dout"], a["dtable"]); });
 
-  define<1>(module, "attention_forward",
-            {"qkv", "mem_k", "mem_v", "mem_len", "slots", "cos", "sin", "hq", "hkv", "d", "scale", "out", "lse", "window"},
-            [](Arguments& a) {
-              const auto params = attention_params(a);
-              call(dynadapt_attention_forward, a["qkv"], a["mem_k"], a["mem_v"], a["mem_len"], a["slots"], a["cos"], a["sin"],
-                   a["out"], a["lse"], &params);
-            });
-  define<1>(module, "attention_backward",
+  define<2>(
+      module, "attention_forward",
+      {"qkv", "mem_k", "mem_v", "mem_len", "slots", "cos", "sin", "hq", "hkv", "d", "scale", "out", "lse", "window", "softcap"},
+      [](Arguments& a) {
+        const auto params = attention_params(a);
+        call(dynadapt_attention_forward, a["qkv"], a["mem_k"], a["mem_v"], a["mem_len"], a["slots"], a["cos"], a["sin"], a["out"],
+             a["lse"], &params);
+      });
+  define<2>(module, "attention_backward",
             {"dout", "qkv", "out", "lse", "mem_k", "mem_v", "mem_len", "slots", "cos", "sin", "hq", "hkv", "d", "scale", "dqkv",
-             "window"},
+             "window", "softcap"},
             [](Arguments& a) {
               const auto params = attention_params(a);
               call(dynadapt_attention_backward, a["dout"], a["qkv"], a["out"], a["lse"], a["mem_k"], a["mem_v"], a["mem_len"],

@@ -51,6 +51,7 @@ AttentionShape check_shape(const Op& op, const WindowTensors& t, const dynadapt_
   s.kv_heads = p.kv_heads;
   s.head_dim = p.head_dim;
   s.scale = op.finite("scale", p.scale);
+  s.softcap = float(op.number("softcap", p.softcap, 0, 1e30));
   if (p.window) s.window = op.whole("window", p.window, 2, INT32_MAX);
   const View slots = op.tensor("slots", t.slots, {-1}, kI32);
   op.require(slots.size[0] >= 1 && N % slots.size[0] == 0,

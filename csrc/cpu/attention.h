@@ -22,6 +22,7 @@ struct AttentionShape {
   const float* sin;
   float scale;
   int64_t window = kNoWindow;  // a query at position p sees keys at p - window + 1 to p; at least 2
+  float softcap = 0;           // scores are softcap tanh(score / softcap); 0: as they are
 };
 
 struct AttentionForward {

@@ -1,6 +1,8 @@
 // The C entry points of weight gradients and of the scores that choose rows: arguments are checked here, and nowhere below.
 #include "cpu/weight_gradient.h"
 
+#include <cstddef>
+
 using namespace dynadapt;
 
 extern "C" {
@@ -9,7 +11,9 @@ int dynadapt_weight_gradient(const DLTensor* dy, const DLTensor* x, const DLTens
                              const dynadapt_gradient_params* params) {
   return guarded([&] {
     const Op op("weight_gradient");
-    const auto& p = op.params(params);
+    const auto& p = op.params(params, offsetof(dynadapt_gradient_params, softcap));
+    op.require(p.softcap == 0 && p.scale == 0, "softcap and scale are %g and %g, accepted is 0: there are no logits",
+               double(p.softcap), double(p.scale));
     const View y = op.tensor("dy", dy, {-1, -1}, kAct, Layout::rows);
     const View in = op.tensor("x", x, {y.size[0], -1}, y.dtype);
     const View r = op.optional("rows", rows, {-1}, kI32);

@@ -40,6 +40,7 @@ struct Other {
 };
 constexpr Other kOthers[] = {
     {"gpt2", "learned positions, LayerNorm, GELU and fused queries, keys and values"},
+    {"gemma2", "GEGLU, norms on both sides of attention and feed-forward, and soft-caps"},
     {"gemma3_text", "GEGLU and norms on both sides of attention and feed-forward"},
     {"phi3", "fused queries, keys and values, fused gate and up, and heads rotated in part"},
     {"gpt_neox",

@@ -20,9 +20,10 @@ LINEAR = {"all": GROUPS, "attn": ("qkv", "o"), "mlp": ("mlp_in", "down")}
 TARGETS = {**LINEAR, "model": GROUPS}
 # Linears of a layer, as dynadapt.model.layout names them, and of one with the gated delta rule in attention's place.
 PARTS = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_o")
-NO_ADAPTER = ("head", "embed")
+HEAD = "head"
+NO_ADAPTER = ("embed",)
 EXPECTED = (
-    f"one of {', '.join(LINEAR)}, a list of linears ({', '.join(PARTS)}, or endings of PEFT's module names), or a regular expression "
+    f"one of {', '.join(LINEAR)}, a list of linears ({', '.join((*PARTS, HEAD))}, or endings of PEFT's module names), or a regular expression "
     "over these names"
 )
 
@@ -45,7 +46,7 @@ class LoRA:
     +-1/sqrt(in) as PEFT's does, the same for every stream; B starts at zero.
 
     ``targets``: all, attn or mlp; a list of linears (q, k, v, o, gate, up, down; qkv where they are one, as in GPT-2, GPT-NeoX and Phi-3,
-    where gate_up is one, too; delta_qkv, delta_z, delta_b, delta_a, delta_o of the gated delta rule; or endings of PEFT's module names,
+    where gate_up is one, too; delta_qkv, delta_z, delta_b, delta_a, delta_o of the gated delta rule; head, which makes the logits, tied or not: the embedding stays; or endings of PEFT's module names,
     such as q_proj); or a regular expression that a whole module name of PEFT's matches. ``rank_pattern``, ``alpha_pattern``:
     the rank and alpha of some of them, {linear or PEFT's pattern: number}, of which the first that fits counts, as in PEFT; others
     have ``rank`` and ``alpha``. ``rslora``: the scale is alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732).
@@ -91,7 +92,7 @@ def _targets(given) -> str | tuple[str, ...]:
     """A word, a regular expression, or names."""
     if isinstance(given, str) and given in LINEAR:
         return given
-    if isinstance(given, str) and given not in (*PARTS, *NO_ADAPTER):
+    if isinstance(given, str) and given not in (*PARTS, HEAD, *NO_ADAPTER):
         if not given or given.isidentifier():  # a plain word matches no whole module name
             raise wrong("targets", given, EXPECTED)
         _check_expression("targets", given, EXPECTED)
@@ -102,13 +103,13 @@ def _targets(given) -> str | tuple[str, ...]:
     for name in names:
         if name in NO_ADAPTER:
             raise ValueError(
-                f"targets has {name!r}: adapters are for the linears of the layers, not for the head or the embedding; expected {EXPECTED}"
+                f"targets has {name!r}: adapters are for linears, which the look-up of the embedding is not; expected {EXPECTED}"
             )
     return names
 
 
 def _pattern(name: str, given) -> list[tuple[str, object]]:
-    expected = f"{{linear ({', '.join(PARTS)}) or PEFT's pattern of module names: number}}"
+    expected = f"{{linear ({', '.join((*PARTS, HEAD))}) or PEFT's pattern of module names: number}}"
     pairs = list(given.items()) if isinstance(given, Mapping) else list(given) if isinstance(given, (list, tuple)) else None
     if pairs is None or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
         raise wrong(name, given, expected)

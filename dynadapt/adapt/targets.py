@@ -9,9 +9,9 @@ from dynadapt.model import ModelConfig, layout, peft_name
 from dynadapt.model.family import FAMILIES
 from dynadapt.model.layout import hf_module
 
-from .methods import GROUPS, NO_ADAPTER, TARGETS, LoRA, alpha_of
+from .methods import GROUPS, HEAD, NO_ADAPTER, TARGETS, LoRA, alpha_of
 
-AROUND = ("embed", "positions", "head")  # modules that PEFT could adapt, around the layers
+AROUND = ("embed", "positions")  # modules that PEFT could adapt, around the layers
 Key = tuple[int, str]
 
 
@@ -27,13 +27,15 @@ def targeted(adapt, config: ModelConfig) -> list[Key]:
 
 
 def adapted_parts(adapt: LoRA, config: ModelConfig) -> dict[Key, list[tuple[int, float]]]:
-    """{(layer, group): (rank, alpha) of each part of the group, rank 0 for one that has no adapter}, in forward order.
+    """{(layer, group): (rank, alpha) of each part of the group, rank 0 for one that has no adapter}, in forward order. The head is
+    (config.layers, "head"), whatever ``layers`` says.
 
     Raises:
         ValueError: for layers, names or patterns that the model does not have.
     """
     span = _span(adapt, config)
     linears = [(i, group, part) for i in span for group, parts in layout(config, i).items() for part in parts]
+    linears.append((config.layers, HEAD, HEAD))
     chosen = {linear for linear in linears if _is_target(adapt.targets, *linear[1:], peft_name(config, linear[0], linear[2]))}
     _check_names(adapt, config, linears, chosen)
     found: dict[Key, list[tuple[int, float]]] = {}
@@ -89,12 +91,19 @@ def _check_names(adapt: LoRA, config: ModelConfig, linears, chosen) -> None:
     for name, pattern in (("rank_pattern", adapt.rank_pattern), ("alpha_pattern", adapt.alpha_pattern)):
         for key, _ in pattern:
             if not any(_fits(key, part, peft_name(config, i, part)) for i, _, part in chosen):
-                hint = " (the head and the embedding have no adapters)" if key in NO_ADAPTER else ""
+                hint = " (the embedding has no adapter)" if key in NO_ADAPTER else ""
                 raise ValueError(f"{name} has {key!r}, which fits no linear that learns{hint}: {there}")
 
 
 def _endings(config: ModelConfig, linears) -> str:
     """PEFT's names of the linears, as they end in every layer."""
     prefix = peft_name(config, *linears[0][::2]).split(f".{linears[0][0]}.")[0]
-    modules = (peft_name(config, i, part).removeprefix(f"{prefix}.{i}.") for i, _, part in linears)
+    modules = (peft_name(config, i, part).removeprefix(f"{prefix}.{i}.") for i, _, part in linears)  # the head's is whole
     return ", ".join(dict.fromkeys(modules))
+
+
+def may_adapt_head(adapt) -> bool:
+    """Whether ``adapt`` targets the head of some family: known before the model is."""
+    if not isinstance(adapt, LoRA):
+        return False
+    return any(_is_target(adapt.targets, HEAD, HEAD, family.hf_modules[HEAD]) for family in FAMILIES.values())

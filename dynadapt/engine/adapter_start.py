@@ -31,7 +31,7 @@ def row_of(engine, stream: int, adapter, prior: bool) -> torch.Tensor | None:
 def read(engine, directory) -> torch.Tensor:
     """[P] of a PEFT adapter's directory."""
     _check_lora(engine)
-    return adapter_row(directory, engine.learners[0], engine.config)
+    return adapter_row(directory, engine.learners[0], engine.model)
 
 
 def start(engine, stream: int, row: torch.Tensor, prior: bool) -> None:

@@ -18,6 +18,7 @@ from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.profiler_ranges import ranged
 
 from . import losses
+from .adapted_head import AdaptedHead
 from .attention_gate import AttentionGate
 from .delta_mixer import DeltaMixer
 from .memory import MemoryState
@@ -151,13 +152,16 @@ class Decoder:
     def forward(self, batch: Batch, learner, lowest, embedded: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states [N, H] after the final norm, divided as the logits are.
 
-        ``lowest``: (layer, group) down to which backward will go, (-1, "embed") for all the way, or None for no backward.
+        ``lowest``: (layer, group) down to which backward will go, (-1, "embed") for all the way, (layers, "head") for no further than the
+        head, or None for no backward.
         ``embedded`` [N, H], which backward will read: what stands in for the token embedding (``batch.inputs`` then gives the
         shape alone).
         """
         first_kept = self.config.layers if lowest is None else lowest[0]
         self.active = self.weights if learner is None or learner.weights_view is None else learner.weights_view
         self.scored: tuple | None = None
+        self.adapted_head = AdaptedHead.of(self, batch, learner)
+        self.learns_below = lowest is None or lowest[0] < self.config.layers
         self.embedded = embedded is not None
         x, delta = self.embed(batch) if embedded is None else embedded, None
         self.attended_back = 0
@@ -243,7 +247,7 @@ class Decoder:
         c, (streams, segment) = self.config, batch.inputs.shape
         out = self.ws(("attention", key), batch.rows, c.heads * c.head_dim)
         lse = self._stat(("lse", key), streams, c.heads, segment)
-        self.ops.attention_forward(qkv, *self._window(batch, i), out, lse, c.window(i))
+        self.ops.attention_forward(qkv, *self._window(batch, i), out, lse, c.window(i), c.attention_softcap)
         count(streams * attention.forward_flops(segment, 0, c.heads, c.head_dim))
         return out
 
@@ -289,29 +293,40 @@ class Decoder:
             loss: by name; inputs: what it is given, by name (``losses.given_fields``).
 
         Returns:
-            nll [n] and dhidden [N, H] or None, both in buffers that the next pass reuses. ``loss`` of a teacher is left in ``self.loss``.
+            nll [n] and dhidden [N, H] or None, also where nothing below the head learns; both in buffers that the next pass reuses.
+            ``loss`` of a teacher is left in ``self.loss``.
         """
         h = hidden if rows is None else torch.index_select(hidden, 0, rows, out=self.ws("scored", len(rows), hidden.shape[1]))
-        n, vocabulary = len(targets), self.config.vocab_size
+        n = len(targets)
         nll, lse = self._stat("nll", n), self._stat("head lse", n)
-        dh = None if weights is None else self.ws("dhidden scored", *h.shape)
         teacher = (inputs["ids"], inputs["logp"]) if loss == "kl" else None
-        if teacher is None:
-            self.ops.cross_entropy(h, self.active.head, targets, weights, nll, lse, dh)
+        if self.adapted_head is not None:
+            dh, dU = self.adapted_head.score(h, rows, targets, weights, nll, lse, self.learns_below)
         else:
-            self.loss = self._stat("teacher's loss", n)
-            self.ops.distillation(h, self.active.head, targets, *teacher, weights, nll, lse, self.loss, dh)
-        flops = cross_entropy.flops(n, h.shape[1], vocabulary, False)
-        self.ledger.add("forward", flops)
+            dh, dU = self._score(h, targets, weights, nll, lse, teacher), None
         if weights is None:
             return nll, None
-        self.ledger.add("backward", flops)
         if loss == "importance_sampling":
-            weights = losses.by_importance(nll, weights, dh, inputs["logp"], inputs["advantages"])
+            weights = losses.by_importance(nll, weights, (dh, dU), inputs["logp"], inputs["advantages"])
         self.scored = (h, targets, weights, lse, teacher)
-        if rows is not None:
+        if rows is not None and dh is not None:
             dh = self.ws("dhidden", *hidden.shape).zero_().index_copy_(0, rows, dh)
         return nll, dh
+
+    def _score(self, h, targets, weights, nll, lse, teacher):
+        """nll, lse and with ``weights`` dh of a head without adapters; the loss of a teacher is left in ``self.loss``."""
+        n, cap = len(targets), self.config.logits_softcap
+        dh = None if weights is None else self.ws("dhidden scored", *h.shape)
+        if teacher is None:
+            self.ops.cross_entropy(h, self.active.head, targets, weights, nll, lse, dh, cap)
+        else:
+            self.loss = self._stat("teacher's loss", n)
+            self.ops.distillation(h, self.active.head, targets, *teacher, weights, nll, lse, self.loss, dh, cap)
+        flops = cross_entropy.flops(n, h.shape[1], self.config.vocab_size, False)
+        self.ledger.add("forward", flops)
+        if weights is not None:
+            self.ledger.add("backward", flops)
+        return dh
 
     # ---- memory
 
@@ -342,8 +357,8 @@ class Decoder:
     # ---- backward
 
     @ranged("backward")
-    def backward(self, batch: Batch, learner, lowest, dhidden: torch.Tensor, accumulate: bool) -> torch.Tensor | None:
-        """Gradients of what learns, from dhidden [N, H]; nothing below ``lowest`` = (layer, group) is computed.
+    def backward(self, batch: Batch, learner, lowest, dhidden: torch.Tensor | None, accumulate: bool) -> torch.Tensor | None:
+        """Gradients of what learns, from dhidden [N, H] (None: of the head alone); nothing below ``lowest`` = (layer, group) is computed.
 
         Returns the gradient [N, H] of what entered layer 0 when ``lowest`` is (-1, "embed"), in a buffer that the next pass
         reuses, else None.
@@ -352,6 +367,10 @@ class Decoder:
         if grads is not None:
             learner.begin_gradient(accumulate)
             self._head_gradient(grads, accumulate)
+        if self.adapted_head is not None:
+            self.adapted_head.gradient(None if self.scored is None else self.scored[2], accumulate)
+        if dhidden is None or not self.learns_below:
+            return None
         dhidden = self._scale_hidden(dhidden)
         d = self._norm_backward(dhidden, self.final, self.active.final_norm, "final", None, None, grads and grads.final_norm)
         for i in reversed(range(max(0, lowest[0]), self.config.layers)):
@@ -375,7 +394,9 @@ class Decoder:
         h, targets, weights, lse, teacher = self.scored
         if teacher is not None:
             weights = losses.add_teacher(self.ops, h, targets, weights, teacher, grads.head, accumulate)
-        self.ops.cross_entropy_weight_gradient(h, self.active.head, targets, weights, lse, grads.head, accumulate or teacher is not None)
+        self.ops.cross_entropy_weight_gradient(
+            h, self.active.head, targets, weights, lse, grads.head, accumulate or teacher is not None, self.config.logits_softcap
+        )
         again, back = cross_entropy.weight_gradient_flops(len(targets), h.shape[1], self.config.vocab_size)
         self.ledger.add("recompute", again)
         self.ledger.add("backward", back)
@@ -504,7 +525,7 @@ class Decoder:
         c, (streams, segment) = self.config, batch.inputs.shape
         dqkv = self.ws("dqkv", *kept["qkv"].shape)
         lse = self._stat(("lse", i), streams, c.heads, segment)
-        self.ops.attention_backward(dout, kept["qkv"], kept["out"], lse, *self._window(batch, i), dqkv, c.window(i))
+        self.ops.attention_backward(dout, kept["qkv"], kept["out"], lse, *self._window(batch, i), dqkv, c.window(i), c.attention_softcap)
         again, back = attention.backward_flops(segment, 0, c.heads, c.head_dim)
         self.ledger.add("recompute", streams * again)
         self.ledger.add("backward", streams * back)

@@ -92,6 +92,11 @@ def timed_steps(engine, steps: int = 3):
     return twin, total, {name: s / steps for name, s in twin.ops.seconds.items()}
 
 
+def _lowest(engine) -> str:
+    layer, group = engine.lowest
+    return "stops at the head" if layer == engine.config.layers else f"stops at layer {layer}, {group}"
+
+
 def explain(engine, time: bool = False) -> str:
     c = engine.config
     lines = [
@@ -99,7 +104,7 @@ def explain(engine, time: bool = False) -> str:
         f"learns: {engine.adapt or 'nothing (static)'}",
     ]
     if engine.learners:
-        depth = "goes down to the embedding" if engine.lowest[0] < 0 else f"stops at layer {engine.lowest[0]}, {engine.lowest[1]}"
+        depth = "goes down to the embedding" if engine.lowest[0] < 0 else _lowest(engine)
         where = f"{engine.learned_parameters:,} parameters per {'model' if engine.shared else 'stream'}; backward {depth}"
         lines += [f"        {where}", f"with:   {engine.optimizer}; update every {engine.every} segment(s); reset {engine.reset_policy}"]
         parts = engine.learners[0].layout.parts

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 
 from dynadapt.common.checks import integer, is_integer, number, sequence, token_ids, wrong
+from dynadapt.ops import linear
+from dynadapt.ops.cross_entropy import capped
 
 from .memory import MemoryState, SegmentMemory
 from .step_arguments import check_ids, check_stream
@@ -160,7 +162,11 @@ def _logits(engine, hidden: torch.Tensor) -> torch.Tensor:
     """[n, V] of hidden states [n, H], in the engine's dtype."""
     head, out = engine.decoder.active.head, engine.config.vocab_size
     y = torch.empty(len(hidden), out, dtype=engine.torch_dtype, device=engine.device)
-    slots = torch.zeros(1, dtype=torch.int32, device=engine.device)
-    engine.ops.linear_forward(hidden.contiguous(), [head], None, None, None, slots, 0.0, None, y)
-    engine.ledger.add("forward", 2 * hidden.numel() * out)
-    return y
+    adapted, slots, rank = engine.decoder.adapted_head, torch.zeros(1, dtype=torch.int32, device=engine.device), 0
+    adapter, u = (None, None, slots, 0.0), None
+    if adapted is not None:
+        rank = adapted.A.shape[1]
+        adapter, u = (adapted.A, adapted.Bt, adapted.slots[:1], adapted.scale), y.new_empty(len(hidden), rank)
+    engine.ops.linear_forward(hidden.contiguous(), [head], None, *adapter, u, y)
+    engine.ledger.add("forward", linear.forward_flops(len(hidden), hidden.shape[1], [out], rank))
+    return capped(y, engine.config.logits_softcap)

@@ -113,10 +113,12 @@ def _teacher(ids, logp, rows: int, width: int, vocabulary: int, dtype: torch.dty
 # ---- the device's part: from the gradient of the NLLs to that of the loss
 
 
-def by_importance(nll, weights, dh, old, advantages) -> torch.Tensor:
-    """dh [N, H], the gradient of weights x NLL, becomes that of -weights x exp(logp - old) x advantages; the NLLs' weights in it [N]."""
+def by_importance(nll, weights, gradients, old, advantages) -> torch.Tensor:
+    """``gradients`` [N, ...] of weights x NLL (None: none) become those of -weights x exp(logp - old) x advantages; the NLLs' weights in it [N]."""
     factor = torch.exp(-nll - old) * advantages
-    torch.mul(dh, factor[:, None], out=dh)  # in the factor's precision, rounded once
+    for gradient in gradients:
+        if gradient is not None:
+            torch.mul(gradient, factor[:, None], out=gradient)  # in the factor's precision, rounded once
     return weights * factor
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dynadapt.adapt.methods import LoRA, RowSparse, whole_model
+from dynadapt.adapt.methods import HEAD, LoRA, RowSparse, whole_model
+from dynadapt.adapt.targets import targeted
 from dynadapt.ops.table import OPS
 
 from .memory import SegmentMemory
@@ -20,6 +21,7 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
     return {
         "learning": learns,
         "adapters": isinstance(adapt, LoRA),
+        "adapted head": isinstance(adapt, LoRA) and (config.layers, HEAD) in targeted(adapt, config),
         "weights": learns and not isinstance(adapt, LoRA),
         "whole": whole_model(adapt),
         "biases": bool(biased_groups(config)),

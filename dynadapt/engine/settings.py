@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from dynadapt.adapt.methods import GROUPS, Full, LoRA, RowSparse, whole_model
+from dynadapt.adapt.methods import GROUPS, HEAD, Full, LoRA, RowSparse, whole_model
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.resets import check_reset
-from dynadapt.adapt.targets import targeted
+from dynadapt.adapt.targets import may_adapt_head, targeted
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
 from dynadapt.common.update_rule import KINDS
 from dynadapt.model.family import FAMILIES
@@ -163,7 +163,7 @@ class EngineSettings:
         """None where the gradient kernels update, else the reason."""
         if not self.static or not self.learns:
             return "the update waits for the whole gradient" if self.learns else "nothing learns"
-        return why_not_fused(self.optimizer, self.accumulate, whole_model(self.adapt))
+        return why_not_fused(self.optimizer, self.accumulate, whole_model(self.adapt), may_adapt_head(self.adapt))
 
     def arguments(self) -> dict:
         """What ``Engine`` takes beside the model to be such an engine again."""
@@ -288,6 +288,11 @@ class EngineSettings:
         learning = targeted(self.adapt, config)
         if self.base == "float8" and self.owns_weights and len(learning) == config.layers * len(GROUPS):
             raise ValueError(f"base='float8' with adapt={self.adapt!r}: every linear weight learns and none is frozen; use base='same'")
+        if self.base == "int8" and isinstance(self.adapt, LoRA) and (config.layers, HEAD) in learning:
+            raise ValueError(
+                f"base='int8' with adapt={self.adapt!r}: an adapter learns on a head in int8, whose logits no gradient makes again; leave "
+                "the head out of targets, or use base='same'"
+            )
         if self.backend == "triton" and config.head_dim > kernel_module("attention").MAX_HEAD:
             raise ValueError(
                 f"backend='triton': its attention takes heads of up to {kernel_module('attention').MAX_HEAD}, this model's have "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from dynadapt.adapt.methods import HEAD
 from dynadapt.common.checks import wrong
 
 from .buffers import StepCall
@@ -55,6 +56,11 @@ def forward_backward(engine, tokens, lengths, streams, weights, loss, inputs) ->
             "or reset at documents or every N tokens"
         )
     given = checked(engine, tokens, lengths, streams, weights, True, loss, inputs)
+    if given.loss.name == "kl" and (engine.config.layers, HEAD) in engine.learners[0].sizes:
+        raise ValueError(
+            f"loss='kl' with adapt={engine.adapt!r}: the head's adapter learns from cross_entropy and importance_sampling; leave the head "
+            "out of targets, or use another loss"
+        )
     with engine._counted():
         nll, engine.last = engine.driver.run(given, apart=True)
     return nll

@@ -24,6 +24,11 @@ def group_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[i
     return sizes
 
 
+def adaptable_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[int, ...]]]:
+    """``group_sizes``, and those of the head, which is (config.layers, "head")."""
+    return {**group_sizes(config), (config.layers, "head"): (config.hidden_size, (config.vocab_size,))}
+
+
 def source_weight(model, layer: int, group: str, part: int) -> torch.Tensor:
     """The prior weight [O, K] of one part of a linear group."""
     return model.tensor(f"layers.{layer}.{layout(model.config, layer)[group][part]}.weight")

@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, RowSparse, whole_model
+from dynadapt.adapt.methods import HEAD, LoRA, RowSparse, whole_model
 from dynadapt.adapt.targets import targeted
 from dynadapt.common.checks import token_ids
 from dynadapt.common.reprs import safe
@@ -328,7 +328,8 @@ class Session:
     def _hook_linears(self) -> list:
         handles, config = [], self.engine.config
         for adapted in adapted_modules(self.engine.learners[0], config):
-            place = self._places[f"layers.{adapted.layer}.{adapted.part}.weight"][0].removesuffix(".weight")
+            name = "head.weight" if adapted.part == HEAD else f"layers.{adapted.layer}.{adapted.part}.weight"
+            place = self._places[name][0].removesuffix(".weight") if name in self._places else adapted.module  # a tied head
             handles.append(self.model.get_submodule(place).register_forward_hook(self._low_rank(adapted)))
         return handles
 

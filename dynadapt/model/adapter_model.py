@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ import torch
 from .base import Model
 from .errors import ModelError
 from .json_file import read_json
-from .layout import from_hf_rows, linear_shapes, peft_name
+from .layout import from_hf_rows, hf_module, linear_shapes, peft_name
 from .peft import SETTINGS, TENSORS, read_for_model
 from .peft_fields import module_scale
 from .safetensors_file import hash_file, sample_file
@@ -45,7 +46,7 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
         )
         raise ModelError(f"{path}: an adapter without {TENSORS}{other}")
     base = _base(path, load)
-    settings, tensors = read_for_model(path, base.config)
+    settings, tensors = read_for_model(path, base.config, base.tensor)
     scales = {module: module_scale(settings, module) for module in tensors}
     adapted = {
         f"layers.{layer}.{part}.weight": (*tensors[module], scales[module])
@@ -54,8 +55,13 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
         if (module := peft_name(base.config, layer, part)) in tensors
     }
 
+    config, head = base.config, hf_module(base.config, "head")
+    if head in tensors:  # a tied one becomes a tensor of its own, as only the head is adapted
+        config = replace(config, tied_head=False)
+        adapted["head.weight"] = (*tensors[head], scales[head])
+
     def read(name: str) -> torch.Tensor:
-        weight = base.tensor(name)
+        weight = base.tensor("embed.weight" if name == "head.weight" and base.config.tied_head else name)
         if name not in adapted:
             return weight
         *halves, scale = adapted[name]
@@ -72,7 +78,7 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
         file = path / TENSORS
         return base.fingerprint(sampled).encode() + (sample_file(file) if sampled else hash_file(file)) + said
 
-    return Model(base.config, path.resolve().name, read, identity, lambda: base.tokenizer, dtype, str(path))
+    return Model(config, path.resolve().name, read, identity, lambda: base.tokenizer, dtype, str(path))
 
 
 def base_of(path: Path) -> str | Path:

@@ -39,7 +39,7 @@ class ModelConfig:
     all are. `rotary_dim`: how many dimensions of a head are rotated (None: all). `parallel_residual`: attention and feed-forward read the
     same residual, and both are added to it. `attention_gate`: what attention gives is multiplied with the sigmoid of a gate, which is as
     wide and projected with the queries. `delta`: which layers have the gated delta rule in attention's place, and their sizes; None where
-    none has.
+    none has. `attention_softcap`, `logits_softcap`: scores, logits x are c tanh(x / c) of it (None: as they are).
     A value that does not fit raises ModelError naming the field.
     """
 
@@ -76,6 +76,8 @@ class ModelConfig:
     parallel_residual: bool = False
     attention_gate: bool = False
     delta: DeltaLayers | None = None
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
 
     def __post_init__(self):
         check_choice("family", self.family, FAMILIES)
@@ -156,6 +158,9 @@ class ModelConfig:
             check_number(name, getattr(self, name), *SCALE_RANGE)
         if self.attention_scale is not None:
             check_number("attention_scale", self.attention_scale, *SCALE_RANGE)
+        for name in ("attention_softcap", "logits_softcap"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), *SCALE_RANGE)
         for name in ("embedding_scale", "residual_scale"):
             if getattr(self, name) != 1.0 and FAMILIES[self.family].learned_positions:
                 raise ModelError(f"{name} = {getattr(self, name)} with learned positions is not supported; accepted: 1.0")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from .config import ModelConfig
 from .errors import ModelError
-from .families import gemma3, gpt2, gptneox, rotary
+from .families import gemma2, gemma3, gpt2, gptneox, rotary
 from .hf_config import config_from_hf
 from .json_file import read_json
+from .sliding import slid
 
 LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 LLAMA31 = {**LLAMA3, "factor": 8.0}
@@ -80,6 +81,21 @@ def _qwen3(*sizes, tied: bool) -> ModelConfig:
         qk_norm=True,
         bos_token_id=151643,
         eos_token_id=151645,
+    )
+
+
+def _gemma2(*sizes) -> ModelConfig:
+    both = _sizes(256000, *sizes, True, head_dim=256)
+    return llama(
+        family="gemma2",
+        **both,
+        **gemma2.choices(both["hidden_size"], 256),
+        rope_theta=10000.0,
+        windows=slid(gemma2.WINDOW, gemma2.slides(both["layers"])),
+        max_positions=8192,
+        norm_eps=1e-6,
+        bos_token_id=2,
+        eos_token_id=1,
     )
 
 
@@ -186,6 +202,8 @@ GEOMETRIES = {
     "qwen3-8b": _qwen3(4096, 36, 32, 8, 12288, tied=False),
     "qwen3-14b": _qwen3(5120, 40, 40, 8, 17408, tied=False),
     "qwen3-32b": _qwen3(5120, 64, 64, 8, 25600, tied=False),
+    "gemma-2-2b": _gemma2(2304, 26, 8, 4, 9216),
+    "gemma-2-9b": _gemma2(3584, 42, 16, 8, 14336),
     "gemma-3-270m": _gemma3(640, 18, 4, 1, 2048),
     "gemma-3-1b": _gemma3(1152, 26, 4, 1, 6912),
     "gpt2": _gpt2(768, 12, 12),

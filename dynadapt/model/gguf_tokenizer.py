@@ -116,7 +116,7 @@ def _sentencepiece(metadata, vocab):
         raise ModelError(f"tokenizer.ggml.add_space_prefix = {prefix!r} must be true or false")
     if _class_of(metadata) == "GemmaTokenizer":
         if prefix:
-            raise ModelError("tokenizer.ggml.add_space_prefix = True (or absent) is not supported for gemma3; accepted: False")
+            raise ModelError("tokenizer.ggml.add_space_prefix = True (or absent) is not supported for Gemma; accepted: False")
         return CLASSES["GemmaTokenizer"].build(vocab, merges, {})
     return CLASSES["LlamaTokenizer"].build(vocab, merges, {"add_prefix_space": prefix})
 
@@ -125,7 +125,7 @@ def _class_of(metadata):
     """The transformers class that the file's kind of tokenizer is."""
     if metadata["tokenizer.ggml.model"] == "gpt2":
         return "GPT2Tokenizer"
-    return "GemmaTokenizer" if metadata.get("general.architecture") == "gemma3" else "LlamaTokenizer"
+    return "GemmaTokenizer" if metadata.get("general.architecture") in ("gemma2", "gemma3") else "LlamaTokenizer"
 
 
 def _merges(vocab, scores):

@@ -130,6 +130,7 @@ CLASSES = {
 _GENERAL = ("TokenizersBackend", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "PythonBackend", "BloomTokenizer")
 _UNBELIEVED = ("qwen2", "qwen3_5")  # transformers does not believe which class files of these name
 _OF_MODEL = {
+    "gemma2": "GemmaTokenizer",
     "gemma3_text": "GemmaTokenizer",
     "gpt2": "GPT2Tokenizer",
     "gpt_neox": "GPTNeoXTokenizer",

@@ -48,6 +48,17 @@ def linear_shapes(config: ModelConfig, layer: int | None = None) -> dict[str, tu
     return {part: shapes[part] for group in layout(config, layer).values() for part in group}
 
 
+def adaptable_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """PEFT's name -> (out, in) of every linear that an adapter can be on: those of the layers, and the head."""
+    shapes = {peft_name(config, i, part): shape for i in range(config.layers) for part, shape in linear_shapes(config, i).items()}
+    return {**shapes, hf_module(config, "head"): (config.vocab_size, config.hidden_size)}
+
+
+def group_parts(config: ModelConfig, layer: int, group: str) -> tuple[str, ...]:
+    """The parts of one group of linears: of a layer, or the head, which is (config.layers, "head")."""
+    return ("head",) if group == "head" else layout(config, layer)[group]
+
+
 def has_bias(config: ModelConfig, part: str) -> bool:
     """Whether the linear `part` has a bias."""
     return FAMILIES[config.family].has_bias(config, part)
@@ -211,7 +222,9 @@ def _offset(config, name):
 
 
 def peft_name(config: ModelConfig, layer: int, part: str) -> str:
-    """The module that PEFT would adapt: "model.layers.3.self_attn.q_proj", "transformer.h.3.attn.c_attn"."""
+    """The module that PEFT would adapt: "model.layers.3.self_attn.q_proj", "transformer.h.3.attn.c_attn", "lm_head" for "head"."""
+    if part == "head":
+        return hf_module(config, part)
     known = linear_shapes(config, layer)
     if part not in known:
         raise ValueError(f"part = {part!r} is not a linear of family {config.family}; accepted: {', '.join(known)}")

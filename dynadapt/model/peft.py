@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 from .base import count_not_finite
 from .errors import ModelError
 from .json_file import read_json
-from .layout import linear_shapes, peft_name
+from .layout import adaptable_shapes, hf_module
 from .peft_fields import check_fields, check_targets, model_modules, module_rank, module_scale, shown
 from .safetensors_file import SafetensorsFile
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_BASE_KEY = re.compile(r"base_model\.model\.(.+?)(\.base_layer)?\.weight")  # of the base, which PEFT saves beside an adapter of the head
 
 
 def tensor_key(module: str, which: str) -> str:
@@ -67,9 +68,10 @@ def settings_of(
     in full.
     """
     ending = lambda module: ".".join(module.split(".")[-2 if config.family == "gpt2" else -1 :])  # noqa: E731  c_proj alone is two modules
-    names = sorted(set(map(ending, modules)))
-    everywhere = len(modules) == len(names) * len(range(config.layers) if layers is None else layers)
-    layers = layers if everywhere else None
+    names, head = sorted(set(map(ending, modules))), hf_module(config, "head")
+    of_layers = len(modules) - (head in modules)
+    everywhere = of_layers == (len(names) - (head in names)) * len(range(config.layers) if layers is None else layers)
+    layers = layers if everywhere and of_layers else None
     named = {
         **plain_lora(rank, _whole(alpha), base_model, names if everywhere else sorted(modules), config.family == "gpt2"),
         "use_rslora": rslora,
@@ -121,20 +123,32 @@ def read_settings(directory) -> dict:
     return settings
 
 
-def read_tensors(directory, settings: Mapping) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def read_tensors(
+    directory, settings: Mapping, base: Callable[[str], torch.Tensor | None] = lambda module: None
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """{module: (A [rank, in], B [out, rank])} of adapter_model.safetensors, in their stored dtype; ranks are those of ``settings``.
+
+    ``base``: the base's weight of a module around the layers, of which the file may hold a copy; None: it is not known.
 
     Raises:
         ModelError: naming the file that can't be read, or the tensor that is no A or B, stands alone, is of another rank, is
-            not floating point, or holds a NaN or an infinity.
+            not floating point, holds a NaN or an infinity, or is a weight of the base with other values than ``base`` has.
     """
     directory = Path(directory)
     where, file = f"adapter {str(directory)!r}", SafetensorsFile(directory / TENSORS)
     halves: dict[str, dict[str, torch.Tensor]] = {}
+    hint = "; PEFT leaves the base's own weights out with save_pretrained(..., save_embedding_layers=False)"
     for key in file.tensors:
         match = _KEY.fullmatch(key)
+        if match is None and (copied := _BASE_KEY.fullmatch(key)) and (weight := base(copied[1])) is not None:
+            value = file.read(key)
+            if value.shape != weight.shape or not torch.equal(value, weight.to(value)):
+                raise ModelError(
+                    f"{where} has {key}, a weight of the base with other values than this model's: more than an adapter was trained"
+                )
+            continue
         if match is None:
-            raise ModelError(f"{where} has the tensor {key}; accepted: base_model.model.MODULE.lora_A.weight and lora_B.weight")
+            raise ModelError(f"{where} has the tensor {key}; accepted: base_model.model.MODULE.lora_A.weight and lora_B.weight" + hint)
         value, rank = file.read(key), module_rank(settings, match[1])
         if value.dim() != 2 or value.shape["AB".index(match[2])] != rank:
             raise ModelError(
@@ -153,22 +167,24 @@ def read_tensors(directory, settings: Mapping) -> dict[str, tuple[torch.Tensor, 
     return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
 
 
-def read_for_model(directory, config):
-    """(settings, {module: (A, B)}) of an adapter of a model of this config, on linears of its layers alone.
+def read_for_model(directory, config, weight: Callable[[str], torch.Tensor] | None = None):
+    """(settings, {module: (A, B)}) of an adapter of a model of this config, on linears of its layers and its head alone.
+
+    ``weight``: the base's tensor of a canonical name; without it, a file that also holds the base's embedding or head is refused.
 
     Raises:
-        ModelError: as ``read_settings`` and ``read_tensors``, for a module that is no linear of a layer or of another shape,
+        ModelError: as ``read_settings`` and ``read_tensors``, for a module that is neither a linear of a layer nor the head, or of another shape,
             and where the settings say that other modules are adapted than the file has.
     """
     where = f"adapter {str(directory)!r}"
     settings = read_settings(directory)
-    tensors = read_tensors(directory, settings)
-    shapes = {
-        peft_name(config, layer, part): shape for layer in range(config.layers) for part, shape in linear_shapes(config, layer).items()
-    }
+    around = {hf_module(config, "embed"): "embed.weight", hf_module(config, "head"): "embed.weight" if config.tied_head else "head.weight"}
+    known = lambda module: weight(around[module]) if weight is not None and module in around else None  # noqa: E731
+    tensors = read_tensors(directory, settings, known)
+    shapes = adaptable_shapes(config)
     for module, (A, B) in tensors.items():
         if module not in shapes:
-            raise ModelError(f"{where} has {tensor_key(module, 'A')}, which is no linear weight of a layer of this model")
+            raise ModelError(f"{where} has {tensor_key(module, 'A')}, which is no linear weight of a layer of this model, nor its head")
         rows, columns = shapes[module]
         for which, value, expected in (("A", A, (A.shape[0], columns)), ("B", B, (rows, B.shape[1]))):
             if tuple(value.shape) != expected:

@@ -11,6 +11,8 @@ With a ``window`` W (Beltagy et al. 2020, arXiv 2004.05150) the query at positio
 alone, of memory and segment alike: sinks where the positions that they have here are among those. Memory entries before the
 first query's window are seen by none, and count nowhere.
 
+With a ``softcap`` c the scores are c tanh(s / c) (Gemma Team 2024, arXiv 2408.00118, section 2), before the mask.
+
 Rotation (Su et al. 2021, arXiv 2104.09864) is the half-split form: (x1 cos - x2 sin, x2 cos + x1 sin).
 """
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import torch
 
+from .cross_entropy import capped
 from .precision import widen
 
 
@@ -57,9 +60,9 @@ def _window(qkv, mem_k, mem_v, length, cos, sin, hq, hkv, d, seen):
     return q, k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
 
 
-def _scores(q, k, scale, seen, window):
+def _scores(q, k, scale, seen, window, softcap):
     """Masked scores [hq, T, seen + T], float32 or wider."""
-    s = widen(torch.bmm(q, k.transpose(1, 2))) * scale
+    s = capped(widen(torch.bmm(q, k.transpose(1, 2))) * scale, softcap)
     every = torch.ones(s.shape[1:], dtype=torch.bool, device=s.device)
     hidden = every.triu(seen + 1)
     if window is not None:
@@ -73,25 +76,27 @@ def _streams(qkv, slots, mem_len):
         yield i, slot, slice(i * segment, (i + 1) * segment), 0 if mem_len is None else int(mem_len[slot])
 
 
-def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, out, lse, window=None) -> None:
+def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, out, lse, window=None, softcap=None) -> None:
     """out [N, hq d] and lse [S, hq, T] from qkv [N, (hq + 2 hkv) d].
 
     mem_k, mem_v [slots, C, hkv d] or None; mem_len int32 [slots]; slots int32 [S]; cos, sin float32 [P, d/2] or None;
-    window: None, or at least 2.
+    window: None, or at least 2; softcap: None, or a number above 0.
     """
     _check_window(window)
     for i, slot, rows, length in _streams(qkv, slots, mem_len):
         mk, mv = (None, None) if mem_k is None else (mem_k[slot], mem_v[slot])
         seen = seen_memory(length, window)
         q, k, v = _window(qkv[rows], mk, mv, length, cos, sin, hq, hkv, d, seen)
-        s = _scores(q, k, scale, seen, window)
+        s = _scores(q, k, scale, seen, window, softcap)
         l = torch.logsumexp(s, 2)
         lse[i] = l
         p = torch.exp(s - l[..., None]).to(qkv.dtype)
         out[rows] = torch.bmm(p, v).transpose(0, 1).reshape(-1, hq * d)
 
 
-def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, dqkv, window=None) -> None:
+def attention_backward(
+    dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, dqkv, window=None, softcap=None
+) -> None:
     """dqkv [N, (hq + 2 hkv) d]; probabilities are recomputed from lse, memory gets no gradient."""
     _check_window(window)
     group = hq // hkv
@@ -99,12 +104,14 @@ def attention_backward(dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, s
         mk, mv = (None, None) if mem_k is None else (mem_k[slot], mem_v[slot])
         seen = seen_memory(length, window)
         q, k, v = _window(qkv[rows], mk, mv, length, cos, sin, hq, hkv, d, seen)
-        p = torch.exp(_scores(q, k, scale, seen, window) - lse[i][..., None].to(widen(q).dtype))  # [hq, T, seen + T]
+        s = _scores(q, k, scale, seen, window, softcap)
+        p = torch.exp(s - lse[i][..., None].to(widen(q).dtype))  # [hq, T, seen + T]
         do = dout[rows].view(-1, hq, d).transpose(0, 1)  # [hq, T, d]
         o = out[rows].view(-1, hq, d).transpose(0, 1)
         delta = (widen(do) * widen(o)).sum(2, keepdim=True)
         dp = widen(torch.bmm(do, v.transpose(1, 2)))
-        ds = (p * (dp - delta) * scale).to(q.dtype)
+        slope = scale if softcap is None else scale * (1 - (s.masked_fill(s.isneginf(), 0.0) / softcap) ** 2)
+        ds = (p * (dp - delta) * slope).to(q.dtype)
         if length == 0:
             ds[:, 0] *= 0  # one key: its probability is 1 whatever q and k are, and dp - delta only rounding
         dq = widen(torch.bmm(ds, k))

@@ -332,6 +332,8 @@ PARAMETERS = {  # as the published checkpoints have them
     "qwen3-8b": 8_190_735_360,
     "qwen3-14b": 14_768_307_200,
     "qwen3-32b": 32_762_123_264,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-9b": 9_241_705_984,
     "gemma-3-270m": 268_098_176,
     "gemma-3-1b": 999_885_952,
     "gpt2": 124_439_808,
@@ -357,7 +359,8 @@ def test_geometries_have_the_published_numbers_of_parameters():
 
 
 @pytest.mark.parametrize(
-    "name", ["llama-2-7b", "gpt2", "smollm2-360m", "qwen2.5-0.5b", "qwen3-0.6b", "granite-3.0-2b", "phi-3-mini-4k", "pythia-160m"]
+    "name",
+    ["llama-2-7b", "gpt2", "smollm2-360m", "qwen2.5-0.5b", "qwen3-0.6b", "granite-3.0-2b", "phi-3-mini-4k", "pythia-160m", "gemma-2-2b"],
 )
 def test_geometries_are_models_of_transformers(name):
     transformers = pytest.importorskip("transformers")

@@ -193,7 +193,7 @@ def test_shared_rows_train_one_set_of_weights_on_their_mean():
 # 3. segmenting is invisible
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "granite", "phi3", "gptneox"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "granite", "phi3", "gptneox"])
 @pytest.mark.parametrize("refresh", ["keep", "reproject"])
 @pytest.mark.parametrize("segment", [1, 7, 13, 52])
 @pytest.mark.parametrize("backend,dtype,tolerance", [("reference", "fp32", 2e-5), ("cpu", "fp32", 2e-5), ("cpu", "bf16", 0.05)])
@@ -251,7 +251,7 @@ def learned_step(family, adapt, memory, tokens, direction=None, amount=0.0, wind
     return float(nll), kept["gradient"], seen or None
 
 
-@pytest.mark.parametrize("family,adapt,memory", [c for c in COMBINATIONS if c[1] != "none"])
+@pytest.mark.parametrize("family,adapt,memory", [*[c for c in COMBINATIONS if c[1] != "none"], ("gemma2", "lora", "keep")])
 def test_engine_gradient_equals_finite_differences(family, adapt, memory):
     """The directional derivative of a segment's NLL along the engine's own gradient is the gradient's norm."""
     tokens, h = text(family=family), 1e-5

@@ -10,7 +10,7 @@ from dynadapt import SGD, Adam, Engine, Full, LoRA, Overlap, RowSparse, SegmentM
 from dynadapt.model import random_model, tiny_config
 from dynadapt.ops import UnsupportedOp
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3"]
 MODELS = {family: random_model(tiny_config(family), seed=1, std=0.1) for family in FAMILIES}
 T = 10
 NAN, INF = float("nan"), float("inf")

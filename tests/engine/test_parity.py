@@ -11,7 +11,7 @@ from dynadapt.engine.learners.peft import adapter_row, write_adapter
 from dynadapt.model import random_model, tiny_config
 from dynadapt.model.rope_settings import yarn
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "granite", "phi3", "gptneox", "olmo2", "qwen3_5"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3", "granite", "phi3", "gptneox", "olmo2", "qwen3_5"]
 T = 21
 LONGROPE = {"rope_type": "longrope", "short_factor": (1.0,) * 5, "long_factor": (1.0, 1.5, 2.0, 3.0, 4.0)}
 CONFIGS = {family: tiny_config(family) for family in FAMILIES} | {
@@ -58,12 +58,16 @@ def test_static_nll_equals_transformers(family, backend):
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "qwen3_5"])  # test_hybrid.py: over several models
 def test_bf16_is_no_further_from_float64_than_transformers(family):
-    m = random_model(tiny_config(family), seed=1, std=0.1, dtype=torch.bfloat16)
-    row = tokens(family, 8)
-    with torch.no_grad():
-        exact, theirs = (nll_of(to_transformers(m, dtype), row) for dtype in (torch.float64, torch.bfloat16))
-    ours = Engine(m, segment=T, streams=8, dtype="bf16", backend="cpu").step(row).double()
-    error = lambda nll: (nll - exact).square().mean().sqrt()  # noqa: E731
+    """Over three models: of one the two errors differ by chance, either way."""
+    ours, theirs = [], []
+    for seed in (1, 2, 3):
+        m = random_model(tiny_config(family), seed=seed, std=0.1, dtype=torch.bfloat16)
+        row = tokens(family, 8)
+        with torch.no_grad():
+            exact, nll = (nll_of(to_transformers(m, dtype), row) for dtype in (torch.float64, torch.bfloat16))
+        theirs.append(nll - exact)
+        ours.append(Engine(m, segment=T, streams=8, dtype="bf16", backend="cpu").step(row).double() - exact)
+    error = lambda differences: torch.cat(differences).square().mean().sqrt()  # noqa: E731
     assert error(ours) <= error(theirs) + 1e-4
 
 
@@ -163,15 +167,15 @@ def test_reading_another_adapter_is_refused_by_name(tmp_path):
     make = lambda **o: Engine(m, adapt=LoRA(**o), segment=T, dtype="fp32", backend="reference").learners[0]  # noqa: E731
     write_adapter(tmp_path, make(rank=3), m.config, 0, "tiny")
     with pytest.raises(ValueError, match="r=3.*has 4"):
-        adapter_row(tmp_path, make(rank=4), m.config)
+        adapter_row(tmp_path, make(rank=4), m)
     with pytest.raises(ValueError, match="lora_alpha=6"):
-        adapter_row(tmp_path, make(rank=3, alpha=8), m.config)
+        adapter_row(tmp_path, make(rank=3, alpha=8), m)
     with pytest.raises(ValueError, match="does not cover"):
-        adapter_row(tmp_path, make(rank=3, targets="mlp"), m.config)
+        adapter_row(tmp_path, make(rank=3, targets="mlp"), m)
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
     with pytest.raises(ValueError, match="use_dora"):
-        adapter_row(tmp_path, make(rank=3), m.config)
+        adapter_row(tmp_path, make(rank=3), m)
 
 
 def test_memory_is_refused_for_learned_positions():

@@ -25,6 +25,12 @@ CASES = {
     "ranks": ("llama", MIXED),
     "rslora": ("llama", dict(**MIXED, rslora=True)),
     "gpt2": ("gpt2", dict(targets=["qkv", "up"], rank_pattern={"up": 2})),
+    "head": ("llama", dict(targets=["q", "v", "head"], rank_pattern={"head": 6}, alpha_pattern={"head": 9})),
+    "head alone": ("llama", dict(targets="head")),
+    "tied head": ("qwen2", dict(targets=r"lm_head|.*layers\.2\..*v_proj")),
+    "head and a layer": ("granite", dict(targets=["down", "lm_head"], layers=range(1, 2))),
+    "capped head": ("gemma2", dict(targets=["q", "head"])),
+    "head behind a norm": ("gpt2", dict(targets=["up", "head"])),
 }
 
 
@@ -91,7 +97,16 @@ def test_what_lies_beyond_a_parts_rank_stays_zero(optimizer):
 
 
 @pytest.mark.parametrize(
-    "lora", [dict(targets="down"), dict(targets=["q"]), MIXED, dict(layers=range(2, 3)), dict(targets=["v"], layers=range(2, 3))]
+    "lora",
+    [
+        dict(targets="down"),
+        dict(targets=["q"]),
+        dict(targets=["head", "q"]),
+        dict(targets="head"),
+        MIXED,
+        dict(layers=range(2, 3)),
+        dict(targets=["v"], layers=range(2, 3)),
+    ],
 )
 def test_flops_are_those_that_torch_counts(lora):
     e = engine(model(), "reference", **lora)
@@ -104,11 +119,17 @@ def test_flops_are_those_that_torch_counts(lora):
 def test_backward_stops_where_nothing_below_learns():
     row = token_rows(1, T + 1, seed=2)
     backward = {}
-    for name, lora in {"all": {}, "q": dict(targets="q"), "down": dict(targets="down"), "last": dict(layers=range(2, 3))}.items():
+    for name, lora in {
+        "all": {},
+        "q": dict(targets="q"),
+        "down": dict(targets="down"),
+        "head": dict(targets="head"),
+        "last": dict(layers=range(2, 3)),
+    }.items():
         e = engine(model(), **lora)
         e.step(row)
         backward[name] = e.flops["backward"]
-    assert backward["last"] < backward["down"] < backward["q"] < backward["all"]
+    assert backward["head"] < backward["last"] < backward["down"] < backward["q"] < backward["all"]
     e = engine(model(), targets="q", layers=range(2, 3))
     assert e.lowest == (2, "qkv") and "backward stops at layer 2, qkv" in e.explain()
 
@@ -162,7 +183,7 @@ def test_what_a_model_is_told_of_its_linears():
         (dict(targets=[]), r"targets=\[\]: expected"),
         (dict(targets=["q", 3]), r"targets=\['q', 3\]: expected"),
         (dict(targets="(q"), "targets has '.q', which is no regular expression"),
-        (dict(targets=["q", "head"]), "targets has 'head': adapters are for the linears of the layers"),
+        (dict(targets=["q", "embed"]), "targets has 'embed': adapters are for linears, which the look-up of the embedding is not"),
         (dict(targets="embed"), "targets has 'embed'"),
         (dict(rank_pattern={"q": 0}), r"rank_pattern\['q'\]=0: expected an integer of at least 1"),
         (dict(rank_pattern=["q"]), r"rank_pattern=\['q'\]: expected"),
@@ -170,11 +191,11 @@ def test_what_a_model_is_told_of_its_linears():
         (dict(rslora=1), "rslora=1: expected True or False"),
         (
             dict(targets=["qkv"]),
-            "targets has 'qkv', which names no linear: the linears of llama are q, k, v, o, gate, up, down .self_attn.q_proj",
+            "targets has 'qkv', which names no linear: the linears of llama are q, k, v, o, gate, up, down, head .self_attn.q_proj.* lm_head",
         ),
-        (dict(targets=["lm_head"]), "targets has 'lm_head', which names no linear"),
+        (dict(targets=["embed_tokens"]), "targets has 'embed_tokens', which names no linear"),
         (dict(targets=r".*\.lm_head"), "matches no linear"),
-        (dict(targets=r".*(q_proj|lm_head)"), "matches lm_head, which has no adapter"),
+        (dict(targets=r".*(q_proj|embed_tokens)"), "matches model.embed_tokens, which has no adapter"),
         (dict(targets=["q"], rank_pattern={"v": 2}), "rank_pattern has 'v', which fits no linear that learns"),
         (dict(alpha_pattern={"lm_head": 2}), "alpha_pattern has 'lm_head', which fits no linear that learns"),
         (dict(layers=range(2, 9)), "layers=2:9: the model has layers 0:3"),

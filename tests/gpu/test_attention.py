@@ -26,6 +26,9 @@ SIZES = [
     (1, 100, None, 3, 1, 20, True, "", 17),
     (2, 70, 90, 2, 1, 24, True, "", 2),
     (1, 40, 130, 2, 2, 17, False, "", 60),
+    # soft-cap
+    (1, 70, 63, 3, 1, 20, True, "", None, 0.7),
+    (2, 33, 90, 2, 1, 24, True, "", 20, 2.0),
 ]
 REAL = [  # SmolLM2-135M, Llama-3.2-1B, Llama-3.1-8B, the last with a segment that is no multiple of anything
     (1, 512, 516, 9, 3, 64, True),

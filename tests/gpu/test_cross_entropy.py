@@ -34,6 +34,17 @@ def test_score_and_gradient(case, form):
     check(case)
 
 
+CAPPED = [{"n": n, "hidden": hidden, "vocabulary": vocabulary, "softcap": 3.0} for n, hidden, vocabulary in SIZES[1:]]
+
+
+@pytest.mark.parametrize("split_below", [0, 10**9])
+@each([cross_entropy, cross_entropy_weight_gradient, distillation], CAPPED)
+def test_capped_logits(case, split_below, monkeypatch):
+    monkeypatch.setattr(kernels, "BLOCK", 512)
+    monkeypatch.setattr(kernels, "SPLIT_BELOW", split_below)
+    check(case)
+
+
 @each(cross_entropy, SIZES[2:3])
 def test_score_alone_is_the_same_score(case, form):
     both, alone = run(case), run(case.change(dh=None))

@@ -12,7 +12,7 @@ from dynadapt.engine.generation import generate
 from dynadapt.model import ModelError, layout, peft_name, random_model, tiny_config
 from dynadapt.model.layout import to_hf_rows
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "granite", "phi3", "gptneox", "qwen3_5"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3", "granite", "phi3", "gptneox", "qwen3_5"]
 T = 12
 FAST = dict(optimizer=Adam(lr=0.02), segment=T)
 WRITTEN = {"rows": RowSparse(density=0.3, every=2), "full": Full(), "model": Full(targets="model")}
@@ -20,7 +20,7 @@ WRITTEN = {"rows": RowSparse(density=0.3, every=2), "full": Full(), "model": Ful
 
 def live_model(family="llama", dtype=torch.float32):
     untied = (
-        {"tied_head": False} if family in ("gemma3", "granite") else {}
+        {"tied_head": False} if family in ("gemma2", "gemma3", "granite") else {}
     )  # a scaled embedding that is the head too says its token for ever
     model = to_transformers(random_model(tiny_config(family, **untied), seed=1, std=0.2), dtype)
     model.generation_config.eos_token_id = None
@@ -89,6 +89,19 @@ def test_lora_is_seen_by_forward_and_generate(family):
         assert not torch.equal(generated(model), plain_text)
         assert all(torch.equal(p, before[0][n]) for n, p in model.named_parameters())  # hooks alone carry the adapter
     assert same_record(record(model), before)
+    assert torch.equal(logits(model), plain)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma2"])
+def test_an_adapter_of_the_head_is_seen(family):
+    """A tied head (qwen2) keeps its embedding."""
+    model = live_model(family)
+    plain = logits(model)
+    with dynadapt.attach(model, adapt=LoRA(rank=3, alpha=6, targets=["v", "head"]), **FAST) as session:
+        for seed in range(3):
+            expected = nll_of(model, ids(seed=seed))
+            assert torch.allclose(session.step(ids(seed=seed)).double(), expected, atol=5e-5)
+        assert (logits(model) - plain).abs().max() > 0.1
     assert torch.equal(logits(model), plain)
 
 

@@ -10,7 +10,7 @@ from dynadapt import Adam, Engine, LoRA
 from dynadapt.model import ModelError, random_model, tiny_config
 from dynadapt.model.peft import read_settings
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "granite", "phi3", "gptneox", "qwen3_5"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3", "granite", "phi3", "gptneox", "qwen3_5"]
 T = 16
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

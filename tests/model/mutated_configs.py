@@ -29,10 +29,10 @@ from dynadapt.model.family import FAMILIES  # noqa: E402
 TOKENS, POSITIONS, LAYERS = 20, 48, 2
 TOLERANCE = 1e-4  # nats
 TYPES = (
-    "llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3", "gpt2", "gemma3_text", "granite", "phi3", "gpt_neox", "qwen3_5_text"
+    "llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3", "gpt2", "gemma2", "gemma3_text", "granite", "phi3", "gpt_neox", "qwen3_5_text"
 )  # fmt: skip
 FAMILY = {"mistral": "llama", "gemma3_text": "gemma3", "olmo3": "olmo2", "gpt_neox": "gptneox", "qwen3_5_text": "qwen3_5"}  # where other
-NOT_IN_C = ("gpt2", "gemma3_text", "phi3", "gpt_neox", "qwen3_5_text")
+NOT_IN_C = ("gpt2", "gemma2", "gemma3_text", "phi3", "gpt_neox", "qwen3_5_text")
 OWN = {"smollm3": {"rotated": (True, False)}, "olmo3": {"windows": (7, None), "window_rope_theta": 2e4}}  # what a tiny config lacks
 DROP = object()
 

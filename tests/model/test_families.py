@@ -61,6 +61,10 @@ CASES |= {
     "olmo3-one-theta": tiny_config("olmo2", windows=(7, 7, 7)),
     "gemma3-scale": tiny_config("gemma3", attention_scale=10**-0.5),
     "gemma3-linear-bias": tiny_config("gemma3", rope_scaling=LINEAR, attention_bias=True),
+    "gemma3-capped": tiny_config("gemma3", attention_softcap=5.0, logits_softcap=9.0),
+    "gemma2-uncapped": tiny_config("gemma2", attention_softcap=None, logits_softcap=None),
+    "gemma2-linear-bias": tiny_config("gemma2", rope_scaling=LINEAR, attention_bias=True, attention_scale=10**-0.5),
+    "gemma2-full": tiny_config("gemma2", windows=()),
     "gemma3-full": tiny_config("gemma3", windows=()),
     "granite-biases": tiny_config("granite", attention_bias=True, mlp_bias=True),
     "phi3-whole-heads": tiny_config("phi3", rotary_dim=None),
@@ -229,8 +233,8 @@ def test_gemma_files_of_every_age(tmp_path):
         file.write_text(json.dumps(changed))
         assert load(tmp_path).config == replace(model.config, rope_scaling=changed.get("rope_scaling"))
     for change, said in (
-        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
-        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
+        ({"final_logit_softcapping": 0.0}, "final_logit_softcapping = 0.0"),
+        ({"attn_logit_softcapping": -1}, "attn_logit_softcapping = -1"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
         ({"sliding_window": None}, "sliding_window = None"),
         ({"sliding_window": 1}, "sliding_window = 1"),

@@ -32,6 +32,11 @@ SIZES = [
     (2, 97, 400, 2, 2, 17, False, "", 33),
     (2, 33, None, 2, 1, 24, True, "", 16),  # short but for its window
     (1, 20, 200, 2, 1, 256, True, "", 7),
+    # soft-cap
+    (1, 130, 200, 9, 3, 64, True, "", None, 0.7),
+    (3, 100, 137, 4, 2, 20, True, "", 130, 2.0),
+    (3, 32, None, 6, 2, 20, True, "", None, 0.5),  # short
+    (2, 97, 40, 2, 2, 17, False, "", 33, 50.0),
 ]
 
 
@@ -48,6 +53,7 @@ LONE = [
     (1, 100, 30, 9, 3, 17, False),
     (1, 1, 5, 2, 1, 64, True),
     (2, 150, None, 4, 1, 20, True, "", 2),
+    (2, 150, None, 4, 1, 20, True, "", None, 1.0),
 ]  # short and long forms, with and without a memory that is empty
 
 
@@ -69,7 +75,7 @@ def test_large_scores(case):
     check(case.change(qkv=case["qkv"] * 12, mem_k=None if case["mem_k"] is None else case["mem_k"] * 12))
 
 
-@each(OPS, [*SIZES[3:5], SIZES[-4]])
+@each(OPS, [*SIZES[3:5], SIZES[-8], SIZES[-3]])
 def test_threads_change_no_bit(case):
     same_bits_at_any_threads(case)
 

@@ -2,10 +2,16 @@
 
 import pytest
 import torch
-from op_cases import DTYPES, check, each, make_case, rows_stand_alone, run, same_bits_at_any_threads
+from op_cases import DTYPES, check, each, make_case, rows_stand_alone, run, same_bits, same_bits_at_any_threads
 
 from dynadapt import _C
-from dynadapt.bench.cases.cross_entropy import cross_entropy, cross_entropy_weight_gradient, distillation
+from dynadapt.bench.cases.cross_entropy import (
+    adapted_cross_entropy,
+    adapted_cross_entropy_gradient,
+    cross_entropy,
+    cross_entropy_weight_gradient,
+    distillation,
+)
 from dynadapt.ops import DenseMatrix, resolve
 
 # rows N, hidden H, vocabulary V
@@ -77,6 +83,77 @@ def test_a_teacher_that_knows_the_target_alone_is_cross_entropy(case):
     torch.testing.assert_close(found["dh"], score["dh"], rtol=1e-2 if case.dtype == torch.bfloat16 else 1e-6, atol=1e-6)
 
 
+CAPPED = [{"n": n, "hidden": hidden, "vocabulary": vocabulary, "softcap": 3.0} for n, hidden, vocabulary in SIZES[1:5]]
+
+
+@each([cross_entropy, cross_entropy_weight_gradient, distillation], CAPPED)
+def test_capped_logits(case):
+    check(case)
+
+
+@each(cross_entropy, [{"n": 63, "hidden": 33, "vocabulary": 700, "softcap": cap, "spread": 20.0} for cap in (1.0, 30.0, 1e4)])
+def test_caps_of_large_logits(case):
+    """Logits of 80 under caps that all, some and none of them reach."""
+    check(case)
+
+
+# rows, hidden, vocabulary, rank, streams
+ADAPTED = [(1, 5, 3, 1, 1), (63, 33, 256, 4, 3), (100, 65, 257, 16, 1), (160, 96, 1000, 8, 4), (77, 130, 1283, 33, 2), (5, 64, 4999, 3, 5)]
+
+
+@each(adapted_cross_entropy, [(*size, True, below) for size in ADAPTED for below in (True, False)])
+def test_adapted_score(case):
+    found = check(case)
+    assert (found["nll"][::7] == 0).all() and (found["dU"][::7] == 0).all()
+
+
+@each(adapted_cross_entropy_gradient, [(*size, accumulate) for size in ADAPTED for accumulate in (False, True)])
+def test_adapters_gradient(case):
+    check(case)
+
+
+CAPPED_ADAPTERS = [{"n": n, "hidden": h, "vocabulary": v, "rank": r, "streams": s, "softcap": 3.0} for n, h, v, r, s in ADAPTED[1:4]]
+
+
+@each([adapted_cross_entropy, adapted_cross_entropy_gradient], CAPPED_ADAPTERS)
+def test_capped_logits_of_adapters(case):
+    check(case)
+
+
+@each(adapted_cross_entropy, [(100, 65, 257, 4)])
+def test_adapters_that_add_nothing_score_as_the_head_does(case):
+    found = run(case.change(Bt=torch.zeros_like(case["Bt"])))
+    plain = make_case(cross_entropy, (100, 65, 257), case.dtype).change(
+        **{name: case[name] for name in ("h", "head", "targets", "weights")}
+    )
+    score, alone = run(plain), run(case.change(dh=None, dU=None))
+    assert all(torch.equal(found[name], score[name]) for name in ("nll", "lse", "dh")) and not found["dU"].any()
+    assert all(torch.equal(alone[name], run(case)[name]) for name in ("u", "nll", "lse"))
+
+
+@each(adapted_cross_entropy, [(200, 65, 777, 5, 4)])
+def test_rows_of_adapters_are_independent(case):
+    rows_stand_alone(case, whole=False)
+
+
+@each(adapted_cross_entropy_gradient, [(150, 65, 700, 5, 4)])
+def test_each_adapter_learns_from_its_own_rows(case):
+    """To the bit, whoever shares the call; a row that is not finite spoils its own adapter alone."""
+    together, slots = run(case), case["slots"]
+    bad = run(case.spoil("h", (slots == slots[80]).nonzero()[0, 0]))
+    for slot in dict.fromkeys(slots.tolist()):
+        rows = (slots == slot).nonzero()[:, 0]
+        alone = run(case.cut(slice(int(rows[0]), int(rows[-1]) + 1)))
+        assert same_bits({n: t[slot] for n, t in together.items()}, {n: t[slot] for n, t in alone.items()})
+        spoilt = any(bad[name][slot].isnan().any() for name in bad)
+        assert spoilt == (slot == int(slots[80]))
+
+
+@each([adapted_cross_entropy, adapted_cross_entropy_gradient], [(150, 65, 1111, 5, 3)])
+def test_threads_change_no_bit_of_adapters(case):
+    same_bits_at_any_threads(case)
+
+
 @each([cross_entropy, cross_entropy_weight_gradient, distillation], [(150, 65, 1111)])
 def test_threads_change_no_bit(case):
     same_bits_at_any_threads(case)
@@ -92,6 +169,14 @@ def test_errors_name_the_argument():
         _C.distillation(h, head, torch.zeros(3, dtype=torch.int64), ids, logp, None, out, out.clone(), out.clone(), None)
     with pytest.raises(ValueError, match=r"distillation: ids has shape \[3, 0\], accepted is at least 1 token a row"):
         _C.distillation(h, head, torch.zeros(3, dtype=torch.int64), ids[:, :0], logp[:, :0], None, out, out.clone(), out.clone(), None)
+    A, Bt, slots = torch.zeros(2, 1, 4), torch.zeros(2, 1, 10), torch.tensor([0, 1, 0], dtype=torch.int32)
+    rest = (torch.zeros(3, dtype=torch.int64), None, torch.zeros(3, 1), out, out.clone(), None, torch.zeros(3, 1))
+    with pytest.raises(ValueError, match=r"slots\[2\] is 0, which rows before others have; accepted are rows of one adapter side by side"):
+        _C.adapted_cross_entropy(h, head, A, Bt, slots, 1.0, *rest)
+    with pytest.raises(ValueError, match=r"dh is given without dU, accepted are both, dU alone, or none"):
+        _C.adapted_cross_entropy(h, head, A, Bt, slots.sort().values, 1.0, *rest[:5], torch.zeros(3, 4), None)
+    with pytest.raises(ValueError, match=r"softcapped_cross_entropy: softcap is -1, accepted is 0 to"):
+        _C.cross_entropy(h, head, torch.zeros(3, dtype=torch.int64), None, out, out.clone(), None, -1.0)
     with pytest.raises(ValueError, match=r"targets has dtype int32, accepted is int64"):
         _C.cross_entropy(h, head, torch.zeros(3, dtype=torch.int32), None, out, out.clone(), None)
     with pytest.raises(ValueError, match=r"h has shape \[3, 5\], accepted is \[any, 4\]"):

@@ -121,6 +121,11 @@ def test_attention(case):
     assert gradcheck(*passes(case))
 
 
+@each(attention.attention_forward, [(2, 3, 5, 4, 2, 4, True, "", window, cap) for window, cap in ((None, 0.7), (3, 2.0))], [F64])
+def test_capped_attention(case):
+    assert gradcheck(*passes(case.change(mem_len=torch.tensor((0, 3, 0, 5), dtype=torch.int32))))
+
+
 @pytest.mark.parametrize("filled", [(0, 3, 0, 5), (4, 2, 5, 1)])
 @each(attention.attention_forward, [(2, 3, 5, 4, 2, 4, rotary, "", window) for rotary in (True, False) for window in (None, 4)], [F64])
 def test_attention_over_memory(case, filled):
@@ -221,6 +226,65 @@ def test_cross_entropy_weight_gradient():
     dW = torch.ones(11, 5, dtype=F64)
     op("cross_entropy_weight_gradient")(h, DenseMatrix(W.detach()), targets, weights, lse, dW, True)
     assert torch.allclose(dW, W.grad + 1)
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_capped_and_adapted_cross_entropy(softcap):
+    """As autograd has the loss and every gradient, of adapters of two streams of unequal lengths."""
+    h, W, A, Bt = (t.requires_grad_() for t in (rand(6, 5), rand(11, 5, seed=1), rand(3, 2, 5), rand(3, 2, 11)))
+    targets, weights, slots = torch.tensor([3, -1, 0, 10, 7, 2]), rand(6, seed=3).abs(), torch.tensor([2, 2, 0, 0, 0, 0]).int()
+    logits = h @ W.t() + 0.5 * torch.einsum("nh,nrh,nrv->nv", h, A[slots.long()], Bt[slots.long()])
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    losses = torch.nn.functional.cross_entropy(logits, targets.clamp(min=0), reduction="none") * (targets >= 0)
+    (losses * weights).sum().backward()
+    h, W, A, Bt = ((t.detach(), t.grad) for t in (h, W, A, Bt))
+    (u, dU), (nll, lse), dh = (
+        torch.full((2, 6, 2), float("nan"), dtype=F64),
+        torch.full((2, 6), float("nan"), dtype=F64),
+        torch.empty(6, 5, dtype=F64),
+    )
+    head = DenseMatrix(W[0])
+    given = h[0], head, A[0], Bt[0], slots, 0.5, targets
+    op("adapted_cross_entropy")(*given, weights, u, nll, lse, dh, dU, softcap)
+    assert torch.allclose(nll, losses) and torch.allclose(lse, torch.logsumexp(logits, 1)) and torch.allclose(dh, h[1])
+    alone, known = torch.empty_like(dU), dU.clone()
+    op("adapted_cross_entropy")(*given, weights, u, nll, lse, None, alone, softcap)
+    assert torch.equal(alone, known)
+    op("adapted_cross_entropy")(*given, None, u, nll, lse, None, None, softcap)
+    assert torch.allclose(nll, losses)
+    dA, dBt = torch.zeros_like(A[0]), torch.zeros_like(Bt[0])
+    for accumulate in (False, True):
+        op("adapted_cross_entropy_gradient")(h[0], head, Bt[0], slots, 0.5, targets, weights, lse, u, dU, dA, dBt, accumulate, softcap)
+        assert torch.allclose(dA, A[1] * (1 + accumulate)) and torch.allclose(dBt, Bt[1] * (1 + accumulate))
+
+
+def test_capped_cross_entropy():
+    h, W, targets, weights = (
+        rand(6, 5).requires_grad_(),
+        rand(11, 5, seed=1).requires_grad_(),
+        torch.tensor([3, -1, 0, 10, 7, 2]),
+        rand(6).abs(),
+    )
+    logits = 1.5 * torch.tanh(h @ W.t() / 1.5)
+    losses = torch.nn.functional.cross_entropy(logits, targets.clamp(min=0), reduction="none") * (targets >= 0)
+    (losses * weights).sum().backward()
+    (nll, lse), dh, dW, head = (
+        torch.empty(2, 6, dtype=F64),
+        torch.empty(6, 5, dtype=F64),
+        torch.ones(11, 5, dtype=F64),
+        DenseMatrix(W.detach()),
+    )
+    op("cross_entropy")(h.detach(), head, targets, weights, nll, lse, dh, 1.5)
+    op("cross_entropy_weight_gradient")(h.detach(), head, targets, weights, lse, dW, True, 1.5)
+    assert torch.allclose(nll, losses) and torch.allclose(dh, h.grad) and torch.allclose(dW, W.grad + 1)
+    ids, logp = torch.arange(11).repeat(6, 1), torch.log_softmax(rand(6, 11, seed=9), 1)
+    h.grad = None
+    kl = torch.nn.functional.kl_div(torch.log_softmax(1.5 * torch.tanh(h @ W.t() / 1.5), 1), logp, reduction="none", log_target=True)
+    kl = kl.sum(1) * (targets >= 0)
+    (kl * weights).sum().backward()
+    found = torch.empty(6, dtype=F64)
+    op("distillation")(h.detach(), head, targets, ids, logp, weights, nll, lse, found, dh, 1.5)
+    assert torch.allclose(found, kl) and torch.allclose(dh, h.grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, F64], ids=str)

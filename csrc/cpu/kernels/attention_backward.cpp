@@ -153,13 +153,15 @@ struct Queries {
 
 /// P' and dS' from S' and dP', for one key that queries `from`..until-1 of the block see.
 template <class T>
-void softmax_row(const Queries<T>& queries, const Buffers<T>& w, int64_t key, int64_t from, int64_t until, float scale) {
-  const float log2_scale = scale * kLog2E;
+void softmax_row(const Queries<T>& queries, const Buffers<T>& w, int64_t key, int64_t from, int64_t until,
+                 const AttentionShape& s) {
+  const float log2_scale = s.scale * kLog2E;
   for (int64_t begin = 0; begin < queries.columns; begin += queries.padded) {
     for (int64_t t = 0; t < queries.padded; t += kWidth) {
       const int64_t c = begin + t, at = key * queries.columns + c;
       vfloat p = exp2_nonpositive(load(w.scores + at) * log2_scale - load(w.lse + c));
-      vfloat ds = p * (load(w.dscores + at) - load(w.delta + c)) * scale;
+      vfloat ds = p * (load(w.dscores + at) - load(w.delta + c)) * s.scale;
+      if (s.softcap > 0) ds *= score_slope(s, load(w.scores + at));
       if (t < from) {
         const vint hidden = lane_numbers() < int(smaller<int64_t>(kWidth, from - t));
         p = hidden ? vfloat{} : p;
@@ -191,9 +193,10 @@ void block_pair(const AttentionShape& s, const AttentionPlan& p, const Stream<T>
   const int64_t columns = queries.columns;
   const int64_t value_stride = keys.learns ? stream.qkv_stride : stream.memory_stride;
   gemm(count, columns, p.d, head.keys + keys.at * p.d, p.d, w.q_nt, w.scores, columns, false);
+  cap_scores(s, w.scores, count, columns, columns);
   gemm(count, columns, p.d, stream.value(p, kv, keys.at), value_stride, w.dout_nt, w.dscores, columns, false);
   const int64_t behind = keys.at - (stream.memory + queries.first);  // of the block's first key from its first query
-  for (int64_t j = 0; j < count; j++) softmax_row(queries, w, j, keys.learns ? behind + j : 0, behind + j + s.window, s.scale);
+  for (int64_t j = 0; j < count; j++) softmax_row(queries, w, j, keys.learns ? behind + j : 0, behind + j + s.window, s);
   if (keys.at == 0 && stream.memory + queries.first == 0) clear_lone_key(queries, w);
   if (keys.learns) {
     const int64_t at = keys.segment * p.d;

@@ -109,6 +109,7 @@ void query_block(const AttentionForward& a, const AttentionPlan& p, const Stream
   for (int64_t key = first_key; key < visible; key += kKeys) {
     const int64_t count = smaller(kKeys, visible - key), packed = smaller(kKeys, stream.memory + p.segment - key);
     gemm(rows, round_up(count, kNR), p.d, w.q, p.d, window.keys(key / kKeys), w.scores, kKeys, false);
+    cap_scores(s, w.scores, rows, round_up(count, kNR), kKeys);
     softmax(p, {queries, stream.memory + first + 1 - key, count, s.window}, s.scale * kLog2E, key == first_key, w);
     gemm_first(rows, p.d, count, packed, w.probabilities, kKeys, window.values(key / kKeys), w.out, p.d, key > first_key);
   }

@@ -6,10 +6,14 @@
 // a row's maximum grows, what it has summed so far is scaled down. Threads share the rows and meet the same
 // blocks at about the same time, so that the head comes from memory once. Where each has few rows, making a block
 // ready costs as much as multiplying with it: then each makes one ready for all of them.
+//
+// What adapters add to a block's logits, and the block's part of their dU, are products with a thin slice of Bt, packed for the rows of
+// each adapter in turn. A soft-cap is taken as soon as a block's logits are whole; its slope goes into what is summed, not into the total.
 #include "cpu/cross_entropy.h"
 
 #include "cpu/kernels/lib/gemm_int8.h"
 #include "cpu/kernels/lib/grid.h"
+#include "cpu/kernels/lib/head_adapter.h"
 #include "cpu/kernels/lib/matrix_panels.h"
 
 namespace dynadapt::DYN_ISA {
@@ -33,21 +37,23 @@ struct Floats : Words {
 
 template <class Form, class T>
 struct Room {
-  float *logits, *sums, *maximum, *total, *target;  // sums [rows, ld]: of exp(logit - maximum) W
+  float *logits, *sums, *maximum, *total, *target;  // sums [rows, ld]: of exp(logit - maximum) W, then from `low` on of Bt^T
   float *chosen, *mixed;                            // [rows, K] logits of a teacher's tokens; [H] sum of p_k W[ids[k]]
   Panel<T>*probability, *wide, *turned;
   IntegerRows<Form> quantised;  // rows of h
   char* integers;               // panels of a block
   T* target_row;
-  int64_t ld;
+  Panel<T>* thin;  // a panel of Bt or A^T
+  int64_t ld, low;
   size_t bytes;
   Room(const CrossEntropy& c, void* base) {
     Arena arena(base);
     const int64_t rows = smaller<int64_t>(c.N, kMaxRows);
-    ld = round_up(c.H, kNR);
+    low = c.dh ? round_up(c.H, kNR) : 0;
+    ld = low + (c.adapters.dU ? round_up(c.adapters.rank, kNR) : 0);
     logits = arena.take<float>(kGroupRows * kBlock);
     probability = arena.take<Panel<T>>(kGroupRows * kBlock);
-    sums = arena.take<float>(c.dh ? rows * ld : 0);
+    sums = arena.take<float>(rows * ld);
     maximum = arena.take<float>(rows);
     total = arena.take<float>(rows);
     target = arena.take<float>(rows);
@@ -57,7 +63,8 @@ struct Room {
     turned = arena.take<Panel<T>>(c.dh ? panel_count(c.H) * kBlock * kNR : 0);
     target_row = arena.take<T>(c.dh ? c.H : 0);
     chosen = arena.take<float>(rows * c.K);
-    mixed = arena.take<float>(c.K && c.dh ? c.H : 0);
+    mixed = arena.take<float>((c.K || c.adapters.rank) && c.dh ? c.H : 0);
+    thin = arena.take<Panel<T>>(c.adapters.rank ? larger(panel_size<T>(larger(c.H, c.adapters.rank)), int64_t(kBlock * kNR)) : 0);
     bytes = arena.used();
   }
 };
@@ -105,9 +112,10 @@ struct HeadBlock {
 };
 
 /// Folds one row's `count` logits into its maximum and total; probability (unless null) = exp(logit - maximum).
-/// Returns the factor for what was summed under the old maximum. The row is padded to whole vectors.
+/// Returns the factor for what was summed under the old maximum. The row is padded to whole vectors. `inverse` = 1 / softcap of logits that
+/// are capped, or 0: their probabilities are multiplied with the cap's slope.
 template <class P>
-float fold(float* logits, int count, float& maximum, float& total, P* probability) {
+float fold(float* logits, int count, float& maximum, float& total, P* probability, float inverse) {
   for (int i = count; i % kWidth; i++) logits[i] = -__builtin_inff();
   vfloat top = splat(maximum);
   for (int i = 0; i < count; i += kWidth) top = dynadapt::DYN_ISA::maximum(top, load(logits + i));
@@ -118,7 +126,9 @@ float fold(float* logits, int count, float& maximum, float& total, P* probabilit
   for (int i = 0; i < count; i += kWidth) {
     const vfloat e = exponential(load(logits + i) - shift);
     sums += e;
-    if (probability) store(probability + i, e);
+    if (!probability) continue;
+    store(probability + i,
+          inverse > 0 ? (load(logits + i) > -__builtin_inff() ? e * cap_slope(load(logits + i), inverse) : vfloat{}) : e);
   }
   maximum = grown;
   total = total * factor + sum(sums);
@@ -144,8 +154,21 @@ void group_block(const CrossEntropy& c, const Room<Form, T>& room, const HeadBlo
       }
     }
 
-  for (int64_t n = begin; n < tiles.begin(last_tile); n++) {
+  const int64_t end = tiles.begin(last_tile);
+  const auto of_adapters = [&](const auto& run) {
+    for_adapters(c.adapters, row + begin, row + end,
+                 [&](int64_t slot, int64_t from, int64_t to) { run(slot, from - row, to - row); });
+  };
+  if (c.adapters.rank)
+    of_adapters([&](int64_t slot, int64_t from, int64_t to) {
+      for (int i = 0; i * kNR < head.count; i++)
+        add_adapted<T>(c.adapters, c.head->rows, slot, row + from, row + to, head.begin + i * kNR,
+                       smaller(kNR, head.count - i * kNR), room.logits + (from - begin) * kBlock + i * kNR, kBlock, room.thin);
+    });
+
+  for (int64_t n = begin; n < end; n++) {
     float* logits = room.logits + (n - begin) * kBlock;
+    if (c.softcap > 0) cap_row(logits, round_up(head.count, kWidth), c.softcap);
     const int64_t target = c.targets[row + n] - head.begin;
     if (target >= 0 && target < head.count) room.target[n] = logits[target];
     for (int64_t k = 0; k < c.K; k++) {
@@ -153,19 +176,34 @@ void group_block(const CrossEntropy& c, const Room<Form, T>& room, const HeadBlo
       if (id >= 0 && id < head.count) room.chosen[n * c.K + k] = logits[id];
     }
     const float factor =
-        fold(logits, head.count, room.maximum[n], room.total[n], c.dh ? room.probability + (n - begin) * kBlock : nullptr);
-    if (c.dh && factor != 1.0f && head.begin > 0)
+        fold(logits, head.count, room.maximum[n], room.total[n], c.learns() ? room.probability + (n - begin) * kBlock : nullptr,
+             c.softcap > 0 ? 1.0f / c.softcap : 0.0f);
+    if (c.learns() && factor != 1.0f && head.begin > 0)
       for (int64_t i = 0; i < room.ld; i += kWidth)
         store(room.sums + n * room.ld + i, load(room.sums + n * room.ld + i) * factor);
   }
 
+  const Into into = head.begin > 0 ? Into::add : Into::write;
+  if (c.adapters.dU)
+    of_adapters([&](int64_t slot, int64_t from, int64_t to) {
+      const T* Bt = static_cast<const T*>(c.adapters.Bt) + slot * c.adapters.Bt_stride + head.begin;
+      for (int64_t r = 0; r < c.adapters.rank; r += kNR) {
+        pack_panel_nt(Bt + r * c.head->rows, c.head->rows, int(smaller<int64_t>(kNR, c.adapters.rank - r)), head.count,
+                      room.thin);
+        const RowTiles part(to - from);
+        for (int64_t t = 0; t < part.count; t++) {
+          const int64_t n = from + part.begin(t);
+          const Term<Panel<T>> term{room.probability + (n - begin) * kBlock, kBlock, room.thin, head.count, 1.0f};
+          multiply_tile(part.size(t), kNR, &term, 1, room.sums + n * room.ld + room.low + r, room.ld, into);
+        }
+      }
+    });
   if (!c.dh) return;
   for (int64_t j = 0; j < panel_count(c.H); j++)
     for (int64_t t = first_tile; t < last_tile; t++) {
       const Term<Panel<T>> term{room.probability + (tiles.begin(t) - begin) * kBlock, kBlock, head.turned + j * kBlock * kNR,
                                 head.count, 1.0f};
-      multiply_tile(tiles.size(t), kNR, &term, 1, room.sums + tiles.begin(t) * room.ld + j * kNR, room.ld,
-                    head.begin > 0 ? Into::add : Into::write);
+      multiply_tile(tiles.size(t), kNR, &term, 1, room.sums + tiles.begin(t) * room.ld + j * kNR, room.ld, into);
     }
 }
 
@@ -190,6 +228,9 @@ void for_head_blocks(const CrossEntropy& c, Team team, char* base, size_t bytes,
   }
 }
 
+/// The slope of a capped logit, 1 without a cap.
+inline float slope_of(const CrossEntropy& c, float logit) { return c.softcap > 0 ? cap_slope(logit, 1.0f / c.softcap) : 1.0f; }
+
 /// kl and dh of a scored row: dh = weight (P softmax W - sum p_k W[ids[k]]), P the sum of the p_k.
 template <class Form, class T>
 void finish_teacher(const CrossEntropy& c, const Room<Form, T>& room, int64_t n, int64_t i) {
@@ -203,8 +244,9 @@ void finish_teacher(const CrossEntropy& c, const Room<Form, T>& room, int64_t n,
     mass += p;
     kl += p * (logp[k] - (chosen[k] - c.lse[n]));
     if (!c.dh) continue;
+    const float share = p * slope_of(c, chosen[k]);
     read_row(*c.head, ids[k], room.target_row);
-    for (int64_t j = 0; j < c.H; j++) room.mixed[j] += p * to_float(room.target_row[j]);
+    for (int64_t j = 0; j < c.H; j++) room.mixed[j] += share * to_float(room.target_row[j]);
   }
   c.kl[n] = kl;
   if (!c.dh) return;
@@ -212,6 +254,27 @@ void finish_teacher(const CrossEntropy& c, const Room<Form, T>& room, int64_t n,
   const float weight = c.weights ? c.weights[n] : 1.0f, scale = weight * mass / room.total[i];
   const float* sums = room.sums + i * room.ld;
   for (int64_t k = 0; k < c.H; k++) assign(dh[k], scale * sums[k] - weight * room.mixed[k]);
+}
+
+/// dU of a row n of the call, which is row i of the pass, and with dh what the adapter adds to it, in `mixed`; `scale` of its sums, `share` of
+/// the target.
+template <class Form, class T>
+void finish_adapter(const CrossEntropy& c, const Room<Form, T>& room, int64_t n, int64_t i, float scale, float share) {
+  const HeadAdapters& a = c.adapters;
+  const T* Bt = static_cast<const T*>(a.Bt) + a.slots[n] * a.Bt_stride;
+  const T* A = static_cast<const T*>(a.A) + a.slots[n] * a.A_stride;
+  T* dU = static_cast<T*>(a.dU) + n * a.rank;
+  const float* sums = room.sums + i * room.ld + room.low;
+  const bool scored = c.targets[n] >= 0;
+  for (int64_t k = 0; c.dh && k < c.H; k++) room.mixed[k] = 0;
+  for (int64_t r = 0; r < a.rank; r++) {
+    assign(dU[r], scored ? a.scale * (scale * sums[r] - share * to_float(Bt[r * c.head->rows + c.targets[n]])) : 0.0f);
+    if (!c.dh || !scored) continue;
+    const float d = to_float(dU[r]);
+    for_vectors(c.H, [&](size_t k, auto part) {
+      store(room.mixed + k, load(room.mixed + k, part) + d * load(A + r * c.H + k, part), part);
+    });
+  }
 }
 
 /// nll, lse and dh of row n of the call, which is row i of the pass.
@@ -222,16 +285,35 @@ void finish_row(const CrossEntropy& c, const Room<Form, T>& room, int64_t n, int
   c.nll[n] = scored ? c.lse[n] - room.target[i] : 0.0f;
   if (c.K && !scored) c.kl[n] = 0;
   if (c.K && scored) return finish_teacher(c, room, n, i);
+  const float weight = c.weights ? c.weights[n] : 1.0f, scale = weight / room.total[i];
+  const float share = weight * (scored ? slope_of(c, room.target[i]) : 0.0f);
+  if (c.adapters.dU) finish_adapter(c, room, n, i, scale, share);
   if (!c.dh) return;
   T* dh = static_cast<T*>(c.dh) + n * c.H;
   if (!scored) {
     for (int64_t k = 0; k < c.H; k++) assign(dh[k], 0.0f);
     return;
   }
-  const float weight = c.weights ? c.weights[n] : 1.0f, scale = weight / room.total[i];
   read_row(*c.head, c.targets[n], room.target_row);
   const float* sums = room.sums + i * room.ld;
-  for (int64_t k = 0; k < c.H; k++) assign(dh[k], scale * sums[k] - weight * to_float(room.target_row[k]));
+  if (c.adapters.dU)
+    for (int64_t k = 0; k < c.H; k++) assign(dh[k], scale * sums[k] - share * to_float(room.target_row[k]) + room.mixed[k]);
+  else
+    for (int64_t k = 0; k < c.H; k++) assign(dh[k], scale * sums[k] - share * to_float(room.target_row[k]));
+}
+
+/// u = h A^T of rows [begin, end); `panel` has room for panel_size<T>(H).
+template <class T>
+void adapted_low(const CrossEntropy& c, int64_t begin, int64_t end, Panel<T>* panel) {
+  const HeadAdapters& a = c.adapters;
+  for_adapters(a, begin, end, [&](int64_t slot, int64_t from, int64_t to) {
+    for (int64_t r = 0; r < a.rank; r += kNR) {
+      const int columns = int(smaller<int64_t>(kNR, a.rank - r));
+      pack_panel_nt(static_cast<const T*>(a.A) + slot * a.A_stride + r * c.H, c.H, columns, c.H, panel);
+      const Term<T> term{static_cast<const T*>(c.h) + from * c.H, c.H, panel, c.H, 1.0f};
+      multiply_rounded<T>(to - from, columns, &term, 1, nullptr, static_cast<T*>(a.u) + from * a.rank + r, a.rank);
+    }
+  });
 }
 
 template <class Form, class T>
@@ -249,6 +331,7 @@ void score(const CrossEntropy& c) {
         room.total[i] = 0;
         if constexpr (Form::kInteger) quantize_row(static_cast<const T*>(c.h) + (row + i) * c.H, c.H, room.quantised.from(i, 0));
       }
+      if (c.adapters.rank) adapted_low<T>(c, row, row + tiles.rows, room.thin);
       for_head_blocks<Form, T>(c, team, base, bytes, [&](const HeadBlock<Form, T>& head) {
         for (int64_t t = 0; t < tiles.count; t += kGroup)
           group_block(c, room, head, tiles, t, smaller<int64_t>(t + kGroup, tiles.count), row);
@@ -263,66 +346,6 @@ void score_of(const CrossEntropy& c) {
   c.dtype == kF32 ? score<Form, float>(c) : score<Form, bf16>(c);
 }
 
-// ---- gradient of the head ----
-
-constexpr int kHeadPanels = 96 / kNR;  // of vocabulary columns at a time: enough rows of dW to reuse each panel of h
-
-/// g[v][n] = weight * (exp(logit - lse) - onehot) for the rows of one tile and one panel of the head; 0 where not scored.
-template <class T>
-void probability_gradient(const CrossEntropyWeightGradient& c, const Panel<T>* panel, int64_t vocabulary, int64_t n, int rows,
-                          Panel<T>* g) {
-  alignas(64) float logits[kMR * kNR];
-  const Term<T> term{static_cast<const T*>(c.h) + n * c.H, c.H, panel, c.H, 1.0f};
-  multiply_tile(rows, kNR, &term, 1, logits, kNR, Into::write);
-  for (int i = 0; i < rows; i++) {
-    float* row = logits + i * kNR;
-    const int64_t target = c.targets[n + i];
-    const float weight = target < 0 ? 0.0f : c.weights ? c.weights[n + i] : 1.0f;
-    for (int j = 0; j < kNR; j += kWidth) store(row + j, exponential(load(row + j) - c.lse[n + i]));
-    if (target >= vocabulary && target < vocabulary + kNR) row[target - vocabulary] -= 1.0f;
-    for (int j = 0; j < kNR; j++) assign(g[j * c.N + n + i], target < 0 ? 0.0f : weight * row[j]);
-  }
-}
-
-template <class T>
-void weight_gradient(const CrossEntropyWeightGradient& c) {
-  const int64_t panels = panel_count(c.H), depth = panel_size<T>(c.N),
-                blocks = (panel_count(c.head->rows) + kHeadPanels - 1) / kHeadPanels;
-  constexpr int64_t kRows = kHeadPanels * kNR;
-  const auto carve = [&](Arena arena, Panel<T>*& h, Panel<T>*& g, Panel<T>*& wide, int threads) {
-    h = arena.take<Panel<T>>(panels * depth);
-    g = arena.take<Panel<T>>(threads * kRows * c.N);
-    wide = arena.take<Panel<T>>(threads * forward_room<T>(*c.head));
-    return arena.used();
-  };
-  Panel<T>*h, *all_g, *all_wide;
-  const int threads = num_threads();
-  carve(Arena(scratch(carve(Arena(), h, all_g, all_wide, threads))), h, all_g, all_wide, threads);
-  TaskQueue queue(blocks);
-  parallel(threads, blocks, [&](Team team) {
-    Panel<T>*g = all_g + team.rank * kRows * c.N, *wide = all_wide + team.rank * forward_room<T>(*c.head);
-    const auto packed = team.share(panels);
-    const int64_t begin = packed.begin * kNR, end = smaller(packed.end * kNR, c.H);
-    if (begin < end) pack_nn(static_cast<const T*>(c.h) + begin, c.H, c.N, end - begin, h + packed.begin * depth);
-    team.barrier();
-
-    const RowTiles tiles(c.N);
-    for (Range r = queue.take(team.size, 1); r.begin < r.end; r = queue.take(team.size, 1)) {
-      const int64_t v = r.begin * kRows;
-      const int64_t rows = smaller(kRows, c.head->rows - v);
-      for (int64_t r = 0; r < rows; r += kNR) {
-        const Panel<T>* panel = forward_panel<T>(*c.head, (v + r) / kNR, wide);
-        for (int64_t t = 0; t < tiles.count; t++)
-          probability_gradient<T>(c, panel, v + r, tiles.begin(t), tiles.size(t), g + r * c.N);
-      }
-      for (int64_t j = 0; j < panels; j++) {
-        const Term<Panel<T>> term{g, c.N, h + j * depth, c.N, 1.0f};
-        multiply_panel(rows, int(smaller<int64_t>(kNR, c.H - j * kNR)), term, c.dW + v * c.H + j * kNR, c.H, c.accumulate);
-      }
-    }
-  });
-}
-
 }  // namespace
 
 extern const CrossEntropyKernels cross_entropy_kernels = {
@@ -332,7 +355,6 @@ extern const CrossEntropyKernels cross_entropy_kernels = {
       else
         vnni() ? score_of<WideBytes>(c) : score_of<WideWords>(c);
     },
-    [](const CrossEntropyWeightGradient& c) { c.dtype == kF32 ? weight_gradient<float>(c) : weight_gradient<bf16>(c); },
 };
 
 }  // namespace dynadapt::DYN_ISA

@@ -141,6 +141,8 @@ DYNADAPT_API int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, c
 typedef struct {
   uint32_t struct_size;
   int32_t accumulate;
+  float softcap; /* of logits, 0: none; of gradients behind a cross-entropy alone, as is scale */
+  float scale;   /* of adapters of the head; 0 where there are none */
 } dynadapt_gradient_params;
 
 /* dW = dy[:, rows]^T x: dy act [N, O] strided, x act [N, K], rows i32 [n] or NULL for all, dW f32 [n, K]. */
@@ -161,12 +163,41 @@ DYNADAPT_API int dynadapt_bias_gradient(const DLTensor* dy, const DLTensor* db);
 DYNADAPT_API int dynadapt_cross_entropy(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
                                         const DLTensor* weights, const DLTensor* nll, const DLTensor* lse, const DLTensor* dh);
 
+typedef struct {
+  uint32_t struct_size;
+  float softcap; /* logits are softcap * tanh(logit / softcap); 0: as they are */
+  float scale;   /* of adapters; 0 where there are none */
+} dynadapt_cross_entropy_params;
+
+/* The same of soft-capped logits. */
+DYNADAPT_API int dynadapt_softcapped_cross_entropy(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
+                                                   const DLTensor* weights, const DLTensor* nll, const DLTensor* lse,
+                                                   const DLTensor* dh, const dynadapt_cross_entropy_params* params);
+
 /* nll and lse as there; kl[n] = sum_k p_k (logp[n, k] - (logit[n, ids[n, k]] - lse[n])), p_k = exp(logp[n, k]): from a teacher of which K
  * tokens of each row are known; dh = weights[n] * (P softmax(h W^T) W - sum_k p_k W[ids[n, k]]), P = sum_k p_k.
  * ids i64 [N, K] (negative: none), logp f32 [N, K], kl f32 [N], the others as in dynadapt_cross_entropy. */
 DYNADAPT_API int dynadapt_distillation(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
                                        const DLTensor* ids, const DLTensor* logp, const DLTensor* weights, const DLTensor* nll,
-                                       const DLTensor* lse, const DLTensor* kl, const DLTensor* dh);
+                                       const DLTensor* lse, const DLTensor* kl, const DLTensor* dh,
+                                       const dynadapt_cross_entropy_params* params);
+
+/* Cross-entropy of logits h W^T + scale u Bt, u = h A^T: A act [slots, R, H], Bt act [slots, R, V], slots i32 [N] the adapter of each row,
+ * those of one adapter side by side; u act [N, R] is written. dU act [N, R] = scale * g Bt^T with g = weights * (softmax - onehot), and dh =
+ * g W + dU A: both, dU alone where nothing below learns, or both NULL. The others as in dynadapt_cross_entropy. */
+DYNADAPT_API int dynadapt_adapted_cross_entropy(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* A,
+                                                const DLTensor* Bt, const DLTensor* slots, const DLTensor* targets,
+                                                const DLTensor* weights, const DLTensor* u, const DLTensor* nll,
+                                                const DLTensor* lse, const DLTensor* dh, const DLTensor* dU,
+                                                const dynadapt_cross_entropy_params* params);
+
+/* dA f32 [slots, R, H] = dU^T h and dBt f32 [slots, R, V] = scale * u^T g of each adapter that has rows, with lse, u and dU from
+ * dynadapt_adapted_cross_entropy. */
+DYNADAPT_API int dynadapt_adapted_cross_entropy_gradient(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* Bt,
+                                                         const DLTensor* slots, const DLTensor* targets, const DLTensor* weights,
+                                                         const DLTensor* lse, const DLTensor* u, const DLTensor* dU,
+                                                         const DLTensor* dA, const DLTensor* dBt,
+                                                         const dynadapt_gradient_params* params);
 
 /* dW = (weights * (softmax(h W^T) - onehot(targets)))^T h, f32 [V, H], with lse from dynadapt_cross_entropy. */
 DYNADAPT_API int dynadapt_cross_entropy_weight_gradient(const DLTensor* h, const dynadapt_matrix* head, const DLTensor* targets,
@@ -255,6 +286,7 @@ typedef struct {
   int32_t query_heads, kv_heads, head_dim;
   float scale;
   int32_t window; /* a query sees its own position and the window - 1 before it; 0: all before it. 1 is refused. */
+  float softcap;  /* scores are softcap * tanh(score / softcap); 0: as they are */
 } dynadapt_attention_params;
 
 /* Causal attention of the S streams' segments, N = S T rows. qkv act [N, (hq + 2 hkv) d], keys before rotation;

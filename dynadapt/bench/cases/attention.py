@@ -32,6 +32,7 @@ def attention_forward(
     rotary: bool = True,
     label: str = "",
     window: int | None = None,
+    softcap: float | None = None,
 ) -> OpCase:
     """``capacity`` entries of memory a slot (None: no memory), of which an odd case fills the first stream's and others by chance."""
     n, width, slots, count = streams * segment, hkv * head, d.slots(streams), d.slot_count(streams)
@@ -54,6 +55,7 @@ def attention_forward(
         "out": d.out(n, hq * head),
         "lse": d.out(streams, hq, segment, wide=True),
         "window": window,
+        "softcap": softcap,
     }
     memory = ops.seen_memory(capacity or 0, window)
     moved = 2 * (n * (2 * hq * head + 2 * width) + 2 * streams * memory * width)
@@ -72,8 +74,9 @@ def attention_backward(
     rotary: bool = True,
     label: str = "",
     window: int | None = None,
+    softcap: float | None = None,
 ) -> OpCase:
-    return attention_backward_of(d, attention_forward(d, streams, segment, capacity, hq, hkv, head, rotary, label, window))
+    return attention_backward_of(d, attention_forward(d, streams, segment, capacity, hq, hkv, head, rotary, label, window, softcap))
 
 
 def attention_backward_of(d: Draw, forward: OpCase) -> OpCase:
@@ -86,6 +89,7 @@ def attention_backward_of(d: Draw, forward: OpCase) -> OpCase:
         **{name: f[name] for name in ("qkv", "out", "lse", *given)},
         "dqkv": d.out(*f["qkv"].shape),
         "window": f["window"],
+        "softcap": f["softcap"],
     }
     streams, hq, segment = f["lse"].shape
     memory, width = 0 if f["mem_k"] is None else ops.seen_memory(f["mem_k"].shape[1], f["window"]), f["hkv"] * f["d"]

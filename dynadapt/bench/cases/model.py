@@ -10,7 +10,7 @@ from .activation import activation_backward, activation_forward
 from .attention import attention_backward, attention_forward
 from .base import Draw, OpCase
 from .bias_gradient import bias_gradient
-from .cross_entropy import cross_entropy, cross_entropy_weight_gradient, distillation
+from .cross_entropy import adapted_cross_entropy, adapted_cross_entropy_gradient, cross_entropy, cross_entropy_weight_gradient, distillation
 from .delta_gates import delta_gates_backward, delta_gates_forward
 from .delta_rule import delta_rule_backward, delta_rule_forward
 from .embedding import embedding_backward, embedding_forward
@@ -69,6 +69,10 @@ def _cross_entropies(z: Sizes, m: int) -> list[OpCase]:
     return [cross_entropy(z.draw, z.N, z.c.hidden_size, z.c.vocab_size, gradient, label=label, base=z.base) for gradient, label in forms]
 
 
+def _adapted_head(make, z: Sizes, **options) -> list[OpCase]:
+    return [make(z.draw, z.N, z.c.hidden_size, z.c.vocab_size, RANK, z.S, **options)]
+
+
 def _attention(make, z: Sizes, m: int) -> OpCase:
     return make(z.draw, z.S, z.T, m or None, *z.heads(), label=f"memory {m}")
 
@@ -112,6 +116,8 @@ OPS = {
     "weight_gradient_update": lambda z, m: _weight_gradients(weight_gradient_update, z),
     "cross_entropy": _cross_entropies,
     "distillation": lambda z, m: [distillation(z.draw, z.N, z.c.hidden_size, z.c.vocab_size, base=z.base)],
+    "adapted_cross_entropy": lambda z, m: _adapted_head(adapted_cross_entropy, z, base=z.base),
+    "adapted_cross_entropy_gradient": lambda z, m: _adapted_head(adapted_cross_entropy_gradient, z),
     "cross_entropy_weight_gradient": lambda z, m: [cross_entropy_weight_gradient(z.draw, z.N, z.c.hidden_size, z.c.vocab_size)],
     "norm_forward": lambda z, m: [norm_forward(z.draw, z.N, z.c.hidden_size)],
     "norm_backward": lambda z, m: [norm_backward(z.draw, z.N, z.c.hidden_size, learns=False, again=False)],

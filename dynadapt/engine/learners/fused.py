@@ -24,10 +24,12 @@ class Fused:
     skipped: torch.Tensor
 
 
-def why_not_fused(optimizer, accumulate: bool, whole_model: bool = False) -> str | None:
+def why_not_fused(optimizer, accumulate: bool, whole_model: bool = False, adapted_head: bool = False) -> str | None:
     """None when the update can ride in the gradient kernels, else the reason."""
     if whole_model:
         return "gradients of norms, biases, embedding and head have no kernel that updates"
+    if adapted_head:
+        return "the gradient of the head's adapter has no kernel that updates"
     if not optimizer.rule().arithmetic.fused:
         return f"{type(optimizer).__name__} is not in the gradient kernels"
     if optimizer.clip:

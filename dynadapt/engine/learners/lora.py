@@ -26,7 +26,7 @@ class LoraLearner:
     def __init__(
         self, adapt: LoRA, optimizer, groups, parts, slots: int, dtype: torch.dtype, seed: int, device="cpu", keep_grad: bool = True
     ):
-        """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model; ``parts``: {(layer, group): (rank, alpha)
+        """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model, and its head; ``parts``: {(layer, group): (rank, alpha)
         of each part} of those that learn, in forward order (adapt/targets.py)."""
         if optimizer.uses_statistics:
             raise ValueError(
@@ -111,9 +111,9 @@ class LoraLearner:
             states = (self.state.state_of(f"{layer}.{group}.{part}") for part in ("A", "Bt"))
             ops.lora_gradient_update(*given, f.moving, *states, f.rule, f.lr, f.skipped)
         else:
-            ops.lora_gradient(*given, *self._gradients(layer, group), accumulate)
+            ops.lora_gradient(*given, *self.gradients_of(layer, group), accumulate)
 
-    def _gradients(self, layer: int, group: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradients_of(self, layer: int, group: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Where (dA, dBt) of one group lie; kept, since a step asks for those of every group and the host makes them slowly."""
         if self.viewed is not self.state.grad:
             self.viewed, self.gradient_views = self.state.grad, {}

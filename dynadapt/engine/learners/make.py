@@ -8,7 +8,7 @@ import torch
 
 from dynadapt.adapt.methods import LoRA, whole_model
 from dynadapt.adapt.targets import adapted_parts, targeted
-from dynadapt.engine.weights import group_sizes, source_weight
+from dynadapt.engine.weights import adaptable_sizes, group_sizes, source_weight
 
 from .lora import LoraLearner
 from .rows import RowLearner
@@ -36,7 +36,7 @@ def make_learner(
     """
     if isinstance(adapt, LoRA):
         parts = adapted_parts(adapt, model.config)
-        return LoraLearner(adapt, optimizer, group_sizes(model.config), parts, slots, dtype, seed, device, keep_grad)
+        return LoraLearner(adapt, optimizer, adaptable_sizes(model.config), parts, slots, dtype, seed, device, keep_grad)
     if whole_model(adapt):
         return ModelLearner(adapt, optimizer, model, dtype, backend, device, keep_prior)
     source = partial(source_weight, model)

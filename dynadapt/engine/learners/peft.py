@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from dynadapt.model import ModelError, layout, peft_name
-from dynadapt.model.layout import from_hf_rows, to_hf_rows
+from dynadapt.model import ModelError, peft_name
+from dynadapt.model.layout import from_hf_rows, group_parts, to_hf_rows
 from dynadapt.model.peft import read_for_model, settings_of, tensor_key, write_files
 from dynadapt.model.peft_fields import module_alpha, module_rank, module_scale, shown
 from dynadapt.ops.linear import each_part
@@ -37,7 +37,7 @@ class Adapted:
 def adapted_modules(learner, config) -> Iterator[Adapted]:
     """Every adapted linear, in forward order."""
     for key, (_, sizes) in learner.sizes.items():
-        parts = zip(layout(config, key[0])[key[1]], learner.parts_of[key], each_part(learner.scales[key], sizes, max(learner.ranks[key])))
+        parts = zip(group_parts(config, *key), learner.parts_of[key], each_part(learner.scales[key], sizes, max(learner.ranks[key])))
         for part, (rank, alpha), (rows, columns, _, scale) in parts:
             if rank:
                 yield Adapted(key[0], key[1], part, peft_name(config, key[0], part), rows, columns, rank, alpha, scale)
@@ -61,14 +61,14 @@ def write_adapter(directory, learner, config, slot: int, base_model: str) -> Non
     write_files(directory, tensors, settings_of(config, adapt.rank, adapt.alpha, base_model, modules, adapt.layers, adapt.rslora))
 
 
-def adapter_row(directory, learner, config) -> torch.Tensor:
+def adapter_row(directory, learner, model) -> torch.Tensor:
     """A PEFT adapter of the same ranks, scales and targets as a slot of ``learner`` holds it, [P] in the masters' dtype.
 
     Raises:
         ModelError: naming what the adapter has that this engine does not (rank, alpha, DoRA, modules).
     """
-    directory = Path(directory)
-    settings, tensors = read_for_model(directory, config)
+    directory, config = Path(directory), model.config
+    settings, tensors = read_for_model(directory, config, model.tensor)
     row = torch.zeros_like(learner.initial)
     for adapted in adapted_modules(learner, config):
         module = adapted.module

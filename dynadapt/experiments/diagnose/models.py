@@ -13,6 +13,7 @@ from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import build_engine, memory_of
 from dynadapt.model import linear_shapes, peft_name
 from dynadapt.model.errors import ModelError
+from dynadapt.model.layout import hf_module
 from dynadapt.model.peft import one_scale, read_for_model, settings_of, write_files
 from dynadapt.runs.checkpoints import last_state
 
@@ -86,6 +87,8 @@ def complete_adapter(directory: Path, config, out: Path) -> LoRA:
     values that are not finite.
     """
     settings, tensors = one_scale(*read_for_model(directory, config))
+    if (head := hf_module(config, "head")) in tensors:
+        raise ModelError(f"adapter {str(directory)!r} has tensors of {head}, which is not supported here; accepted: linears of the layers")
     rank, alpha, whole = settings["r"], settings["lora_alpha"], {}
     for layer in range(config.layers):
         for part, (rows, columns) in linear_shapes(config, layer).items():

@@ -12,7 +12,18 @@ from .call import call, check_dtype, f32, heads, like, varied
 
 
 def attention(
-    qkv, hq: int, hkv: int, d: int, *, slots=None, memory=None, cos=None, sin=None, scale: float | None = None, window: int | None = None
+    qkv,
+    hq: int,
+    hkv: int,
+    d: int,
+    *,
+    slots=None,
+    memory=None,
+    cos=None,
+    sin=None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
 ):
     """out [N, hq d] of qkv [N, (hq + 2 hkv) d]: causal within each stream's segment, full over its memory unless a window ends before.
 
@@ -21,13 +32,13 @@ def attention(
     slots = jnp.zeros(1, jnp.int32) if slots is None else slots
     mem_k, mem_v, mem_len = (None, None, None) if memory is None else memory
     check_dtype("attention", qkv, mem_k=mem_k, mem_v=mem_v)
-    sizes = hq, hkv, d, d**-0.5 if scale is None else float(scale), 0 if window is None else window
+    sizes = hq, hkv, d, d**-0.5 if scale is None else float(scale), 0 if window is None else window, softcap or 0.0
     return _attention(sizes, *varied((qkv, (mem_k, mem_v, mem_len, slots, cos, sin))))
 
 
 def _sizes(sizes):
-    hq, hkv, d, scale, window = sizes
-    return {**heads(hq, hkv, d), "scale": np.float32(scale), "window": np.int32(window)}
+    hq, hkv, d, scale, window, softcap = sizes
+    return {**heads(hq, hkv, d), "scale": np.float32(scale), "window": np.int32(window), "softcap": np.float32(softcap)}
 
 
 def _attention_forward(sizes, qkv, others):

@@ -204,18 +204,20 @@ OP(lora_gradient) {
 }
 
 OP(weight_gradient) {
-  const dynadapt_gradient_params params{sizeof params, 0};
+  const dynadapt_gradient_params params{sizeof params, 0, 0, 0};
   return dynadapt_weight_gradient(call.in(0), call.in(1), nullptr, call.out(0), &params);
 }
 
 OP(bias_gradient) { return dynadapt_bias_gradient(call.in(0), call.sum(0)); }
 
 OP(cross_entropy) {
-  return dynadapt_cross_entropy(call.in(0), call.weights()[0], call.in_i64(1), nullptr, call.out(0), call.out(1), call.out(2));
+  const dynadapt_cross_entropy_params params{sizeof params, call.attr<float>("softcap"), 0};
+  return dynadapt_softcapped_cross_entropy(call.in(0), call.weights()[0], call.in_i64(1), nullptr, call.out(0), call.out(1),
+                                           call.out(2), &params);
 }
 
 OP(cross_entropy_weight_gradient) {
-  const dynadapt_gradient_params params{sizeof params, 0};
+  const dynadapt_gradient_params params{sizeof params, 0, call.attr<float>("softcap"), 0};
   return dynadapt_cross_entropy_weight_gradient(call.in(0), call.weights()[0], call.in_i64(1), call.in(2), call.in(3),
                                                 call.out(0), &params);
 }
@@ -267,8 +269,8 @@ OP(linear_mse) {
 }
 
 static dynadapt_attention_params attention_params(const Call& call) {
-  return {sizeof(dynadapt_attention_params), call.attr<int32_t>("hq"),  call.attr<int32_t>("hkv"),
-          call.attr<int32_t>("d"),           call.attr<float>("scale"), call.attr<int32_t>("window")};
+  return {sizeof(dynadapt_attention_params), call.attr<int32_t>("hq"),     call.attr<int32_t>("hkv"),  call.attr<int32_t>("d"),
+          call.attr<float>("scale"),         call.attr<int32_t>("window"), call.attr<float>("softcap")};
 }
 
 OP(attention_forward) {

@@ -3,7 +3,7 @@
 from dynadapt.model.config import ModelConfig
 from dynadapt.model.errors import ModelError
 from dynadapt.model.family import Family, register
-from dynadapt.model.reading import THETA_RANGE, check_size, read_flag, read_size
+from dynadapt.model.reading import SCALE_RANGE, THETA_RANGE, check_number, check_size, read_flag, read_size
 from dynadapt.model.rope_settings import read_rope_by_kind
 from dynadapt.model.sliding import read_window, windows_by_kind, windows_to_hf
 
@@ -11,13 +11,14 @@ from . import rotary
 
 THETAS = 1e6, 1e4  # of layers without and with a window
 EVERY = 6  # one layer in so many has no window
-_MODULES = rotary.HF_MODULES | {
+MODULES = rotary.HF_MODULES | {
     "attn_post_norm": "post_attention_layernorm",
     "mlp_norm": "pre_feedforward_layernorm",
     "mlp_post_norm": "post_feedforward_layernorm",
 }
 _CHOICES = dict(activation="geglu_tanh", qk_norm=True, norm_place="both")
-_READ = """attention_bias hidden_activation layer_types query_pre_attn_scalar rope_local_base_freq sliding_window_pattern
+ACTIVATIONS = "hidden_activation", {"gelu_pytorch_tanh": "geglu_tanh"}
+_READ = """attention_bias attn_logit_softcapping final_logit_softcapping hidden_activation layer_types query_pre_attn_scalar rope_local_base_freq sliding_window_pattern
            use_bidirectional_attention"""
 
 
@@ -45,18 +46,32 @@ def from_hf(raw, _):
         head_dim=head_dim,
         tokens=(2, 1),
         tied=True,
-        activations=("hidden_activation", {"gelu_pytorch_tanh": "geglu_tanh"}),
+        activations=ACTIVATIONS,
         rope=(theta, scaling),
         attention_bias=read_flag(raw, "attention_bias", False),
         windows=_windows(raw, layers),
         window_rope_theta=local,
         **choices(hidden, head_dim, read_size(raw, "query_pre_attn_scalar", 256)),
+        **dict(zip(("attention_softcap", "logits_softcap"), read_caps(raw, None, None))),
     )
+    check_hf(raw, config)
+    return config
+
+
+def read_caps(raw, attention: float | None, logits: float | None) -> tuple[float | None, float | None]:
+    """The soft-caps of scores and logits; what an absent key means is given, null is none."""
+    keys = ("attn_logit_softcapping", attention), ("final_logit_softcapping", logits)
+    found = [(key, raw.get(key, absent)) for key, absent in keys]
+    first, second = (None if value is None else check_number(key, value, *SCALE_RANGE) for key, value in found)
+    return first, second
+
+
+def check_hf(raw, config: ModelConfig) -> None:
+    """What transformers' configuration classes of Gemma refuse, and bidirectional attention."""
     if config.hidden_size % config.heads:
         raise ModelError(f"hidden_size = {config.hidden_size} is no multiple of num_attention_heads = {config.heads}")
     if raw.get("use_bidirectional_attention") not in (None, False):
         raise ModelError(f"use_bidirectional_attention = {raw['use_bidirectional_attention']!r} is not supported; accepted: false")
-    return config
 
 
 def _windows(raw, layers):
@@ -72,9 +87,9 @@ def to_hf(config: ModelConfig) -> dict:
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": config.attention_bias,
         "query_pre_attn_scalar": round(config.scores_scale**-2),
-        "rope_local_base_freq": config.window_rope_theta,
-        "final_logit_softcapping": None,
-        "attn_logit_softcapping": None,
+        "final_logit_softcapping": config.logits_softcap,
+        "attn_logit_softcapping": config.attention_softcap,
+        **({"rope_local_base_freq": config.window_rope_theta} if config.family == "gemma3" else {}),
     }
 
 
@@ -97,7 +112,7 @@ register(
         name="gemma3",
         groups=rotary.GROUPS,
         hf_types={"gemma3_text": "Gemma3ForCausalLM"},
-        **rotary.HF | {"hf_modules": _MODULES},
+        **rotary.HF | {"hf_modules": MODULES},
         hf_keys={"gemma3_text": rotary.hf_keys(_READ, "_sliding_window_pattern cache_implementation", mlp_bias=False)},
         hf_norm_offset=1.0,
         from_hf=from_hf,

@@ -138,11 +138,15 @@ PART_RANKS = {
     "part_scales": ((0.5, 2.0), (None, (NAN, 0.5), (0.5, INF))),
 }
 LINEAR = Struct("dynadapt_linear_params", {"scale": (0.5, NUMBER), **PART_RANKS})
-GRADIENT = Struct("dynadapt_gradient_params", {"accumulate": (0, ANY)})
+CAP = (NAN, INF, -INF, -1.0)
+GRADIENT = Struct("dynadapt_gradient_params", {"accumulate": (0, ANY), "softcap": (0.0, (*CAP, 2.0)), "scale": (0.0, (NAN, 2.0))})
+HEAD_GRADIENT = Struct("dynadapt_gradient_params", {"accumulate": (0, ANY), "softcap": (2.0, CAP), "scale": (0.0, (NAN, 2.0))})
+LOGITS = Struct("dynadapt_cross_entropy_params", {"softcap": (2.0, CAP), "scale": (0.0, (NAN, 2.0))})
+HEAD_ADAPTERS = {"Bt": T((2, 2, 5)), "slots": T((6,), "i32", values=(1, 1, 1, 0, 0, 0), bad=(-1, 2, INT_MIN, INT_MAX))}
 COUNT = Number(2, (0, -1, 1000, INT_MIN, INT_MAX))
 MEMORY = {"mem_k": may(2, 3, 4), "mem_v": may(2, 3, 4), "mem_len": may(2, dtype="i32", values=(3, 0), bad=(-1, 4, INT_MIN, INT_MAX))}
 ROTATION = {"cos": may(6, 2), "sin": may(6, 2)}
-ATTENTION = Struct("dynadapt_attention_params", {**HEADS, "scale": (0.5, NUMBER), "window": (2, (1, -1, INT_MIN))})
+ATTENTION = Struct("dynadapt_attention_params", {**HEADS, "scale": (0.5, NUMBER), "window": (2, (1, -1, INT_MIN)), "softcap": (2.0, CAP)})
 LENGTHS = {"slots": SLOTS, "lengths": T((2,), "i32", optional=True, values=(3, 0), bad=(-1, 4, INT_MIN, INT_MAX))}
 CONVOLUTION = {"weight": T((8, 3)), "state": may(2, 2, 8), **LENGTHS}
 GATES = {"a": T((6, 4)), "b": T((6, 4)), "a_log": T((4,)), "dt_bias": T((4,))}
@@ -304,6 +308,44 @@ ROWS = {
         "lse": out(6),
         "kl": out(6),
         "dh": may_out(6, 8),
+        "params": LOGITS,
+    },
+    "softcapped_cross_entropy": {
+        "h": T((6, 8)),
+        "head": Matrix(),
+        "targets": TARGETS,
+        "weights": may(6),
+        "nll": out(6),
+        "lse": out(6),
+        "dh": may_out(6, 8),
+        "params": LOGITS,
+    },
+    "adapted_cross_entropy": {
+        "h": T((6, 8)),
+        "head": Matrix(),
+        "A": T((2, 2, 8)),
+        **HEAD_ADAPTERS,
+        "targets": TARGETS,
+        "weights": may(6),
+        "u": out(6, 2),
+        "nll": out(6),
+        "lse": out(6),
+        "dh": may_out(6, 8),
+        "dU": may_out(6, 2),
+        "params": Struct("dynadapt_cross_entropy_params", {"softcap": (2.0, CAP), "scale": (0.5, NUMBER)}),
+    },
+    "adapted_cross_entropy_gradient": {
+        "h": T((6, 8)),
+        "head": Matrix(),
+        **HEAD_ADAPTERS,
+        "targets": TARGETS,
+        "weights": may(6),
+        "lse": T((6,)),
+        "u": T((6, 2)),
+        "dU": T((6, 2)),
+        "dA": out(2, 2, 8),
+        "dBt": out(2, 2, 5),
+        "params": Struct("dynadapt_gradient_params", {"accumulate": (0, ANY), "softcap": (2.0, CAP), "scale": (0.5, NUMBER)}),
     },
     "cross_entropy_weight_gradient": {
         "h": T((6, 8)),
@@ -312,7 +354,7 @@ ROWS = {
         "weights": may(6),
         "lse": T((6,)),
         "dW": out(5, 8),
-        "params": GRADIENT,
+        "params": HEAD_GRADIENT,
     },
     "norm_forward": {
         "x": T((6, 8)),

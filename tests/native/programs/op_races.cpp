@@ -120,7 +120,9 @@ struct Ops {
     DLTensor *x = t.f32({N, K}), *dy = t.f32({N, O}), *A = t.f32({S, 2 * R, K}), *Bt = t.f32({S, R, O}), *slots = t.i32({1, 0});
     DLTensor *u = t.f32({N, 2 * R}), *dU = t.f32({N, 2 * R});
     static const dynadapt_linear_params linear{sizeof linear, 0.5f, nullptr, nullptr};
-    static const dynadapt_gradient_params gradient{sizeof gradient, 0};
+    static const dynadapt_gradient_params gradient{sizeof gradient, 0, 0, 0},
+        adapted_gradient{sizeof adapted_gradient, 0, 2.0f, 0.5f};
+    static const dynadapt_cross_entropy_params logits{sizeof logits, 2.0f, 0}, adapted{sizeof adapted, 2.0f, 0.5f};
     add("linear_forward", [=, this, u1 = t.out({N, 2 * R}), y = t.out({N, O})] {
       return dynadapt_linear_forward(x, parts, 2, nullptr, A, Bt, slots, u1, y, &linear);
     });
@@ -153,7 +155,21 @@ struct Ops {
     for (int64_t n = 0; n < N; n++) likely[2 * n] = n, likely[2 * n + 1] = n % 5 ? V - 1 - n : -1;
     DLTensor *teacher = t.i64(likely, 2), *logp = t.f32({N, 2}, -1.5f);
     add("distillation", [=, this, nll = t.out({N}), lse = t.out({N}), kl = t.out({N}), dh = t.out({N, K})] {
-      return dynadapt_distillation(x, matrix, targets, teacher, logp, nullptr, nll, lse, kl, dh);
+      return dynadapt_distillation(x, matrix, targets, teacher, logp, nullptr, nll, lse, kl, dh, &logits);
+    });
+    add("softcapped_cross_entropy", [=, this, nll = t.out({N}), lse = t.out({N}), dh = t.out({N, K})] {
+      return dynadapt_softcapped_cross_entropy(x, matrix, targets, nullptr, nll, lse, dh, &logits);
+    });
+    std::vector<int32_t> owner(N, 0);
+    for (int64_t n = 0; n < N / 3; n++) owner[n] = 1;
+    DLTensor *low = t.f32({S, R, K}), *high = t.f32({S, R, V}), *own = t.i32(owner), *hA = t.f32({N, R}), *gB = t.f32({N, R});
+    add("adapted_cross_entropy",
+        [=, this, u1 = t.out({N, R}), nll = t.out({N}), lse = t.out({N}), dh = t.out({N, K}), dU1 = t.out({N, R})] {
+          return dynadapt_adapted_cross_entropy(x, matrix, low, high, own, targets, nullptr, u1, nll, lse, dh, dU1, &adapted);
+        });
+    add("adapted_cross_entropy_gradient", [=, this, dA = t.out({S, R, K}), dBt = t.out({S, R, V})] {
+      return dynadapt_adapted_cross_entropy_gradient(x, matrix, high, own, targets, nullptr, known, hA, gB, dA, dBt,
+                                                     &adapted_gradient);
     });
     add("cross_entropy_weight_gradient", [=, this, dW = t.out({V, K})] {
       return dynadapt_cross_entropy_weight_gradient(x, matrix, targets, nullptr, known, dW, &gradient);

@@ -54,6 +54,7 @@ inline void short_forward_head(const AttentionForward& a, const AttentionPlan& p
   const float scale = a.shape.scale * kLog2E;
   for (int64_t t = 0; t < p.segment; t++) rotate(a.shape, stream.query(p, head, t), t, 1.0f, p.d, w.rows + t * p.d);
   gemm(p.segment, w.width, p.d, w.rows, p.d, w.keys, w.scores, w.width, false);
+  cap_scores(a.shape, w.scores, p.segment, w.width, w.width);
   float* lse = a.lse + (index * p.heads + head) * p.segment;
   alignas(64) float total[kWidth];
   alignas(64) float inverse[kMostQueries];
@@ -125,12 +126,13 @@ struct ShortBackward {
 
 /// P' and dS' of one key, which queries `key`.. see.
 template <class T>
-inline void short_softmax_row(const ShortBackward<T>& w, int64_t key, float scale) {
-  const float log2_scale = scale * kLog2E;
+inline void short_softmax_row(const ShortBackward<T>& w, int64_t key, const AttentionShape& s) {
+  const float log2_scale = s.scale * kLog2E;
   for (int64_t t = 0; t < w.width; t += kWidth) {
     const int64_t at = key * w.width + t;
     vfloat p = exp2_nonpositive(load(w.scores + at) * log2_scale - load(w.lse + t));
-    vfloat ds = p * (load(w.dscores + at) - load(w.delta + t)) * scale;
+    vfloat ds = p * (load(w.dscores + at) - load(w.delta + t)) * s.scale;
+    if (s.softcap > 0) ds *= score_slope(s, load(w.scores + at));
     if (t < key) {
       const vint hidden = lane_numbers() < int(smaller<int64_t>(kWidth, key - t));
       p = hidden ? vfloat{} : p;
@@ -160,8 +162,9 @@ inline void short_backward_head(const AttentionBackward& a, const AttentionPlan&
   pack_nt(dout, width, p.segment, p.d, w.dout_nt);
   pack_nn(dout, width, p.segment, p.d, w.dout_nn);
   gemm(p.segment, w.width, p.d, w.keys, p.d, w.q_nt, w.scores, w.width, false);
+  cap_scores(a.shape, w.scores, p.segment, w.width, w.width);
   gemm(p.segment, w.width, p.d, stream.value(p, kv, 0), p.qkv_width, w.dout_nt, w.dscores, w.width, false);
-  for (int64_t j = 0; j < p.segment; j++) short_softmax_row(w, j, a.shape.scale);
+  for (int64_t j = 0; j < p.segment; j++) short_softmax_row(w, j, a.shape);
   assign(w.ds[0], 0.0f * to_float(w.ds[0]));  // the first query sees one key: see clear_lone_key
   gemm(p.segment, p.d, p.segment, w.probabilities, w.width, w.dout_nn, w.dv, p.d, !first);
   gemm(p.segment, p.d, p.segment, w.ds, w.width, w.q_nn, w.dk, p.d, !first);

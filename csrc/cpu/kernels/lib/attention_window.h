@@ -112,6 +112,22 @@ inline void gemm_first(int64_t M, int64_t N, int64_t K, int64_t packed, const T*
   }
 }
 
+/// Products of queries and keys, [rows, ld] of which `columns` (whole vectors) count, become what the scale makes capped scores of: cap tanh(scale
+/// x / cap) / scale. Without a cap they stay.
+inline void cap_scores(const AttentionShape& s, float* scores, int64_t rows, int64_t columns, int64_t ld) {
+  if (s.softcap == 0 || s.scale == 0) return;
+  const float in = s.scale / s.softcap, out = s.softcap / s.scale;
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t j = 0; j < columns; j += kWidth)
+      store(scores + r * ld + j, out * hyperbolic_tangent(load(scores + r * ld + j) * in));
+}
+
+/// The derivative of a capped score in the score, from what cap_scores has left.
+inline vfloat score_slope(const AttentionShape& s, vfloat x) {
+  const vfloat t = x * (s.scale / s.softcap);
+  return 1.0f - t * t;
+}
+
 /// The first window position that a query at position `p` sees.
 inline int64_t first_seen(const AttentionShape& s, int64_t p) { return larger<int64_t>(0, p - s.window + 1); }
 

@@ -103,6 +103,18 @@ inline vfloat exp2_nonpositive(vfloat x) {
 /// 1 / (1 + e^-x)
 inline vfloat sigmoid(vfloat x) { return 1.0f / (1.0f + exponential(-x)); }
 
+/// tanh x: near 0 an odd polynomial (Cephes' coefficients), which keeps its relative accuracy, elsewhere 1 - 2 / (e^2|x| + 1).
+inline vfloat hyperbolic_tangent(vfloat x) {
+  const vfloat size = maximum(-x, x), z = x * x;
+  vfloat p = splat(-5.70498872745e-3f);
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  const vfloat near = p * z * x + x, far = 1.0f - 2.0f / (exponential(2.0f * size) + 1.0f);
+  return size < 0.625f ? near : x < 0.0f ? -far : far;
+}
+
 /// The standard normal distribution and its density, from one exponential: erfc(z) = e^(-z^2) t g(t) with
 /// t = 1 / (1 + 0.35 z) and g a minimax fit (relative error 4e-8).
 inline void normal_distribution(vfloat x, vfloat* cumulative, vfloat* density) {
