@@ -1,4 +1,5 @@
-"""A model that is a PEFT LoRA adapter on its base: W + scale B A, formed in float32 when a weight is read.
+"""A model that is a PEFT LoRA adapter on its base: W + scale B A, formed in float32 when a weight is read; of a DoRA adapter (Liu et al.
+2024, arXiv 2402.09353) its rows made as long as the adapter's magnitudes.
 
 What is read is float32 and rounded once, by whoever uses it; weights that the adapter leaves alone are the base's. So the merged
 model is a model like any other: it can be scored, adapted by anything, and attended to.
@@ -46,7 +47,8 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
         )
         raise ModelError(f"{path}: an adapter without {TENSORS}{other}")
     base = _base(path, load)
-    settings, tensors = read_for_model(path, base.config, base.tensor)
+    magnitudes: dict[str, torch.Tensor] = {}
+    settings, tensors = read_for_model(path, base.config, base.tensor, magnitudes)
     scales = {module: module_scale(settings, module) for module in tensors}
     adapted = {
         f"layers.{layer}.{part}.weight": (*tensors[module], scales[module])
@@ -60,6 +62,9 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
         config = replace(config, tied_head=False)
         adapted["head.weight"] = (*tensors[head], scales[head])
 
+    name_of = {id(halves[0]): name for name, halves in adapted.items()}
+    lengths = {name_of[id(tensors[module][0])]: magnitude for module, magnitude in magnitudes.items()}
+
     def read(name: str) -> torch.Tensor:
         weight = base.tensor("embed.weight" if name == "head.weight" and base.config.tied_head else name)
         if name not in adapted:
@@ -68,7 +73,11 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
         halves[1] = from_hf_rows(base.config, name.split(".")[-2], halves[1])
         A, B = (half.to(device=weight.device, dtype=torch.promote_types(half.dtype, torch.float32)) for half in halves)
         wide = torch.promote_types(weight.dtype, A.dtype)
-        return torch.add(weight.to(wide), B.to(wide) @ A.to(wide), alpha=scale)
+        merged = torch.add(weight.to(wide), B.to(wide) @ A.to(wide), alpha=scale)
+        if name in lengths:
+            length = from_hf_rows(base.config, name.split(".")[-2], lengths[name].to(device=weight.device, dtype=wide))
+            merged *= (length / torch.linalg.norm(merged, dim=1))[:, None]
+        return merged
 
     distinct = set(scales.values())
     ordered = list(distinct) if len(distinct) == 1 else [scales[module] for module in sorted(scales)]

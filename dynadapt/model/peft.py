@@ -24,6 +24,7 @@ from .safetensors_file import SafetensorsFile
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_MAGNITUDE = re.compile(r"base_model\.model\.(.+)\.lora_magnitude_vector(?:\.weight)?")  # of DoRA (Liu et al. 2024, arXiv 2402.09353)
 _BASE_KEY = re.compile(r"base_model\.model\.(.+?)(\.base_layer)?\.weight")  # of the base, which PEFT saves beside an adapter of the head
 
 
@@ -109,8 +110,9 @@ def write_settings(directory: Path, settings: dict) -> None:
     (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def read_settings(directory) -> dict:
-    """adapter_config.json of an adapter that is B A times a scale on each of its modules (peft_fields.module_scale).
+def read_settings(directory, dora: bool = False) -> dict:
+    """adapter_config.json of an adapter that is B A times a scale on each of its modules (peft_fields.module_scale); with ``dora`` also
+    of one with DoRA's magnitudes.
 
     Raises:
         ModelError: naming the file that can't be read, or the field and value that make the adapter something else.
@@ -119,16 +121,18 @@ def read_settings(directory) -> dict:
     settings = read_json(directory / SETTINGS)
     if not isinstance(settings, dict):
         raise ModelError(f"{directory / SETTINGS}: not a JSON object")
-    check_fields(settings, f"adapter {str(directory)!r}")
+    allowed = {"use_dora"} if dora and type(settings.get("use_dora")) is bool else set()
+    check_fields({name: value for name, value in settings.items() if name not in allowed}, f"adapter {str(directory)!r}")
     return settings
 
 
 def read_tensors(
-    directory, settings: Mapping, base: Callable[[str], torch.Tensor | None] = lambda module: None
+    directory, settings: Mapping, base: Callable[[str], torch.Tensor | None] = lambda module: None, magnitudes: dict | None = None
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """{module: (A [rank, in], B [out, rank])} of adapter_model.safetensors, in their stored dtype; ranks are those of ``settings``.
 
     ``base``: the base's weight of a module around the layers, of which the file may hold a copy; None: it is not known.
+    ``magnitudes``: gets DoRA's, {module: [out]}, where ``settings`` say that there are any.
 
     Raises:
         ModelError: naming the file that can't be read, or the tensor that is no A or B, stands alone, is of another rank, is
@@ -147,6 +151,11 @@ def read_tensors(
                     f"{where} has {key}, a weight of the base with other values than this model's: more than an adapter was trained"
                 )
             continue
+        if match is None and magnitudes is not None and settings.get("use_dora") and (of := _MAGNITUDE.fullmatch(key)):
+            magnitudes[of[1]] = file.read(key)
+            if magnitudes[of[1]].dim() != 1 or count_not_finite(magnitudes[of[1]].float()):
+                raise ModelError(f"{where}: {key} is no vector of finite numbers")
+            continue
         if match is None:
             raise ModelError(f"{where} has the tensor {key}; accepted: base_model.model.MODULE.lora_A.weight and lora_B.weight" + hint)
         value, rank = file.read(key), module_rank(settings, match[1])
@@ -164,23 +173,26 @@ def read_tensors(
             raise ModelError(f"{where} has {tensor_key(module, *pair)} and no {tensor_key(module, 'B' if 'A' in pair else 'A')}")
     if not halves:
         raise ModelError(f"{where} has no tensors")
+    if magnitudes is not None and settings.get("use_dora") and (odd := magnitudes.keys() ^ halves.keys()):
+        raise ModelError(f"{where} has use_dora=True, and of {min(odd)} not all of lora_A, lora_B and lora_magnitude_vector")
     return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
 
 
-def read_for_model(directory, config, weight: Callable[[str], torch.Tensor] | None = None):
+def read_for_model(directory, config, weight: Callable[[str], torch.Tensor] | None = None, magnitudes: dict | None = None):
     """(settings, {module: (A, B)}) of an adapter of a model of this config, on linears of its layers and its head alone.
 
     ``weight``: the base's tensor of a canonical name; without it, a file that also holds the base's embedding or head is refused.
+    ``magnitudes``: gets DoRA's, {module: [out]}; without it, an adapter that has them is refused.
 
     Raises:
         ModelError: as ``read_settings`` and ``read_tensors``, for a module that is neither a linear of a layer nor the head, or of another shape,
             and where the settings say that other modules are adapted than the file has.
     """
     where = f"adapter {str(directory)!r}"
-    settings = read_settings(directory)
+    settings = read_settings(directory, dora=magnitudes is not None)
     around = {hf_module(config, "embed"): "embed.weight", hf_module(config, "head"): "embed.weight" if config.tied_head else "head.weight"}
     known = lambda module: weight(around[module]) if weight is not None and module in around else None  # noqa: E731
-    tensors = read_tensors(directory, settings, known)
+    tensors = read_tensors(directory, settings, known, magnitudes)
     shapes = adaptable_shapes(config)
     for module, (A, B) in tensors.items():
         if module not in shapes:
@@ -189,6 +201,8 @@ def read_for_model(directory, config, weight: Callable[[str], torch.Tensor] | No
         for which, value, expected in (("A", A, (A.shape[0], columns)), ("B", B, (rows, B.shape[1]))):
             if tuple(value.shape) != expected:
                 raise ModelError(f"{where}: {tensor_key(module, which)} has shape {list(value.shape)}; expected {list(expected)}")
+        if magnitudes and len(magnitudes[module]) != rows:
+            raise ModelError(f"{where}: lora_magnitude_vector of {module} has shape {list(magnitudes[module].shape)}; expected [{rows}]")
     check_targets(settings, tensors, model_modules(config), where)
     return settings, tensors
 

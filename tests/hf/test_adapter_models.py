@@ -7,6 +7,7 @@ import pytest
 import torch
 from command_line import call
 from helpers import nll_of, peft_model, to_transformers, token_rows
+from safetensors.torch import load_file, save_file
 from tiny import english, tiny_directory
 
 import dynadapt
@@ -51,6 +52,30 @@ def test_scores_are_pefts_own(tmp_path, family):
         assert torch.allclose(model.tensor(name), expected, rtol=1e-6, atol=1e-7), name
     assert model.tokenizer.encode("the cat") == base.tokenizer.encode("the cat") and model.name == "adapter"
     assert model.fingerprint() != base.fingerprint() and model.fingerprint() == load(adapter / "adapter_model.safetensors").fingerprint()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "phi3", "gptneox"])
+def test_dora_is_pefts_own(tmp_path, family):
+    live, adapter = adapter_of(tiny_directory(tmp_path / "base", family), tmp_path / "adapter", use_dora=True)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    for name in tensors:
+        if "magnitude" in name:
+            tensors[name] *= 1 + 0.2 * torch.rand(tensors[name].shape, generator=torch.Generator().manual_seed(len(name)))
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    live = peft.PeftModel.from_pretrained(to_transformers(load(tmp_path / "base")), adapter).eval()
+    found = Engine(load(adapter), segment=T, dtype="fp32").score(ids()).double()
+    assert torch.allclose(found, nll_of(live, ids()), atol=5e-5)
+    change(adapter, use_dora=False)
+    with pytest.raises(ModelError, match="has the tensor .*lora_magnitude_vector"):
+        load(adapter)
+    change(adapter, use_dora=True)
+    engine = Engine(load(tmp_path / "base"), adapt=LoRA(rank=3, alpha=6), optimizer=Adam(), segment=T, dtype="fp32")
+    with pytest.raises(ModelError, match="use_dora=True"):
+        engine.load_adapter(adapter, 0)
+    gone = next(name for name in tensors if "magnitude" in name)
+    save_file({name: t for name, t in tensors.items() if name != gone}, adapter / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="use_dora=True, and of .* not all of lora_A, lora_B and lora_magnitude_vector"):
+        load(adapter)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +145,8 @@ def test_the_base_is_found_and_refused_by_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "fields,said",
     [
-        ({"use_dora": True}, "use_dora=True"),
+        ({"use_dora": True}, "use_dora=True, and of .* not all of"),
+        ({"use_dora": 1}, "use_dora=1"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"bias": "all"}, "bias='all'"),
