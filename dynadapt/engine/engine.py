@@ -30,7 +30,7 @@ from dynadapt.ops import UnsupportedOp
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.profiler_ranges import ranged
 
-from . import adapter_start, gradient_statistics, snapshots, split_step
+from . import adapter_start, gradient_statistics, guarding, snapshots, split_step
 from . import explain as explanation
 from . import state as engine_state
 from .calls import Calls, one_call, plain_torch
@@ -94,6 +94,8 @@ class Engine:
             learn; or "quants": those of a quantised GGUF file in the file's own blocks of integers (ops/quants.py), which scores the
             same in less memory.
         static: fixed shapes and no host decision inside a step, as a CUDA graph needs; None: on a GPU only.
+        guard: the score is never worse than the model's without adaptation, up to a bound (adapt/guard.py): "exact", N for the prior
+            on every N-th segment, ``Guard`` or None.
 
     A call runs alone: one that begins while another runs, in a thread or a callback, is refused, and so are calls in a forked
     process. A step completes or changes nothing: arguments are checked first, and where a step fails after it has begun to move
@@ -126,6 +128,7 @@ class Engine:
         recompute: bool | None = None,
         base: str = "same",
         static: bool | None = None,
+        guard=None,
     ):
         settings = EngineSettings(
             adapt,
@@ -145,6 +148,7 @@ class Engine:
             recompute,
             base,
             static,
+            guard,
         )
         with plain_torch():
             self._make(load(model), settings)
@@ -162,7 +166,7 @@ class Engine:
         self.seed, self.recompute, self.base = settings.seed, bool(settings.recompute), settings.base
         self.batch = settings.batch or settings.streams
         self.dtype, self.torch_dtype, self.device, self.backend = settings.dtype, settings.torch_dtype, settings.device, settings.backend
-        self.lowest = settings.lowest(self.config)
+        self.lowest, self.guard = settings.lowest(self.config), settings.guard
         self.calls = Calls()
         self._resolve_ops()
         self._build()
@@ -192,6 +196,7 @@ class Engine:
         step = Step(given, self.decoder, self.learners, self.lr, self.calls.moving, asks=not given.fixed)
         self.state = step.states
         self.driver = Captured(step) if given.fixed else Eager(step)
+        self.guarding = guarding.made(self)
         self.last: StepReport | None = None
 
     def __setattr__(self, name: str, value) -> None:
@@ -276,6 +281,8 @@ class Engine:
             adapter_start.start(self, stream, row, prior)
         elif self.reset_policy == "document":
             self.driver.step.put_back(stream)
+        if self.guarding is not None:
+            self.guarding.enter(stream)
         if lr is not None:
             self.lr[0 if self.shared else stream] = lr
 
@@ -351,7 +358,7 @@ class Engine:
         given = split_step.checked(self, tokens, lengths, streams, weights, looks=self.device.type == "cpu")
         split_step.refuse_waiting(self, given.streams)
         with self._counted():
-            nll, self.last = self.driver.run(given)
+            nll, self.last = self._run(given)
         return nll
 
     @ranged("forward_backward")
@@ -400,6 +407,10 @@ class Engine:
             ValueError: a stream for which no gradient waits. RuntimeError: none waits at all; another call runs; an earlier one failed half-way.
         """
         return split_step.optim_step(self, streams, lr)
+
+    def _run(self, call, apart: bool = False):
+        """(scores [R, T], report) of one step, guarded or not; see ``Eager.run``."""
+        return self.driver.run(call, apart) if self.guarding is None else self.guarding.run(self.driver, call, apart)
 
     @contextmanager
     def _counted(self):

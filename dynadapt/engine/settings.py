@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dynadapt.adapt.guard import as_guard
 from dynadapt.adapt.methods import GROUPS, Full, LoRA, RowSparse, whole_model
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.resets import check_reset
@@ -102,6 +103,7 @@ class EngineSettings:
     recompute: bool | None
     base: str
     static: bool | None
+    guard: Any = None  # a Guard or None
 
     def __post_init__(self):
         choice("dtype", self.dtype, ("auto", *DTYPES))
@@ -120,6 +122,7 @@ class EngineSettings:
             adapt=as_adapt(self.adapt),
             optimizer=as_optimizer(self.optimizer),
             memory=as_memory(self.memory),
+            guard=as_guard(self.guard),
         )
         self._check_together()
         self._place()
@@ -183,13 +186,16 @@ class EngineSettings:
         parts = {name: plain(getattr(self, name)) for name in ("adapt", "optimizer", "memory")}
         base = "same" if self.base == "quants" else self.base  # the same values, to the bit
         names = ("streams", "segment", "shared", "every", "accumulate", "reset", "dtype", "backend", "seed")
-        return {**parts, **{name: getattr(self, name) for name in names}, "base": base}
+        guard = {} if self.guard is None else {"guard": asdict(self.guard)}
+        return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard}
 
     def _check_together(self) -> None:
         if self.shared and self.reset != "never":
             raise ValueError(f"reset={self.reset!r} with shared=True: one set of weights serves all rows; expected 'never'")
         if self.adapt is None and self.optimizer is not None:
             raise ValueError(f"optimizer={self.optimizer!r} with adapt=None: nothing learns; give adapt, or no optimizer")
+        if self.adapt is None and self.guard is not None:
+            raise ValueError(f"guard={self.guard!r} with adapt=None: what is scored is the prior; give adapt, or no guard")
         if self.adapt is not None and self.optimizer is None:
             keep(self, optimizer=Adam())
         if self.shared and self.batch is not None and self.batch < self.streams:

@@ -56,7 +56,7 @@ def forward_backward(engine, tokens, lengths, streams, weights, loss, inputs) ->
         )
     given = checked(engine, tokens, lengths, streams, weights, True, loss, inputs)
     with engine._counted():
-        nll, engine.last = engine.driver.run(given, apart=True)
+        nll, engine.last = engine._run(given, apart=True)
     return nll
 
 
