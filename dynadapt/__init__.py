@@ -8,7 +8,7 @@ from .common.lazy import lazily
 from .common.version import VERSION
 
 if TYPE_CHECKING:
-    from .adapt import RMS, SGD, Adam, AdamW, Full, Lion, LoRA, Muon, RowSparse
+    from .adapt import RMS, SGD, Adam, AdamW, Full, Guard, Lion, LoRA, Muon, RowSparse
     from .engine.engine import Engine
     from .engine.memory import Overlap, SegmentMemory
     from .experiments.evaluation import Evaluation, evaluate
@@ -27,6 +27,7 @@ __all__ = [
     "Engine",
     "Evaluation",
     "Full",
+    "Guard",
     "Lion",
     "LoRA",
     "Muon",
@@ -45,7 +46,7 @@ __all__ = [
 
 # Public name -> the module that has it. They are imported when they are asked for: torch takes seconds, and `dynadapt --help` needs none.
 _HOMES = {
-    **dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "Lion", "LoRA", "Muon", "RowSparse"), "adapt"),
+    **dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "Guard", "Lion", "LoRA", "Muon", "RowSparse"), "adapt"),
     "Engine": "engine",
     "Evaluation": "experiments.evaluation",
     "evaluate": "experiments.evaluation",

@@ -67,7 +67,8 @@ def fixed_share(log_weights: torch.Tensor, losses: torch.Tensor, counted: torch.
 
     Args:
         log_weights: float64 [R, K], before the segment's first token; exp of each row sums to 1.
-        losses: float64 [R, T, K], of each token by each expert, in nats. counted: bool [R, T]; False: no token, nothing moves.
+        losses: float64 [R, T, K], of each token by each expert, in nats. counted: bool [R, T], which tokens there are:
+            the first ones of each row.
         share: the a above, 0 < a < 1.
 
     Returns:
@@ -85,11 +86,20 @@ def fixed_share(log_weights: torch.Tensor, losses: torch.Tensor, counted: torch.
     stay = torch.full_like(shares, -math.inf).fill_diagonal_(0.0)
     steps = torch.where(known[..., None, None], shares + given[:, :, None, :], stay)  # [R, T, K, K]: from the last index to the one before
     prefixes = _prefixes(steps)
-    weights = torch.cat([log_weights[:, None], torch.logsumexp(prefixes + log_weights[:, None, None, :], 3)], 1)  # [R, T + 1, K]
-    weights = weights - torch.logsumexp(weights, 2, keepdim=True)
-    mixed = least - torch.logsumexp(weights[:, :-1] + given, 2)
+    weights = torch.cat([log_weights[:, None], _log_sum(prefixes + log_weights[:, None, None, :], 3)], 1)  # [R, T + 1, K]
+    weights = weights - _log_sum(weights, 2)[..., None]
+    mixed = least - _log_sum(weights[:, :-1] + given, 2)
     unknown = losses.abs().amax(2)  # NaN or infinite where no expert's is finite
-    return torch.where(known, mixed, torch.where(counted, unknown, 0.0)), weights[:, -1]
+    behind = weights.gather(1, counted.sum(1)[:, None, None].expand(-1, 1, count))[:, 0]  # its last token, not the padding
+    after = torch.where(known.any(1, keepdim=True), behind, log_weights)  # a row that rests keeps its bits
+    return torch.where(known, mixed, torch.where(counted, unknown, 0.0)), after
+
+
+def _log_sum(logarithms: torch.Tensor, dim: int) -> torch.Tensor:
+    """ln of the sum of exp over one dimension, added up in its order: the same bits in any batch."""
+    largest = logarithms.amax(dim, keepdim=True)
+    largest = largest.masked_fill(largest == -math.inf, 0.0)
+    return sum((logarithms - largest).exp().unbind(dim)).log() + largest.squeeze(dim)
 
 
 def _prefixes(steps: torch.Tensor) -> torch.Tensor:
@@ -97,7 +107,7 @@ def _prefixes(steps: torch.Tensor) -> torch.Tensor:
     reach = 1
     while reach < steps.shape[1]:
         later, earlier = steps[:, reach:], steps[:, :-reach]
-        both = torch.logsumexp(later[..., :, :, None] + earlier[..., None, :, :], 3)
+        both = _log_sum(later[..., :, :, None] + earlier[..., None, :, :], 3)
         steps = torch.cat([steps[:, :reach], both], 1)
         reach *= 2
     return steps

@@ -14,9 +14,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import wraps
 
 import torch
 
@@ -33,7 +32,7 @@ from dynadapt.ops.profiler_ranges import ranged
 from . import adapter_start, gradient_statistics, guarding, snapshots, split_step
 from . import explain as explanation
 from . import state as engine_state
-from .calls import Calls, one_call, plain_torch
+from .calls import Calls, on_device, one_call, plain_torch
 from .continuation import Continuation, continue_text
 from .decoder import Decoder
 from .drivers import Captured, Eager
@@ -51,17 +50,6 @@ from .step import Step
 from .step_arguments import check_stream, check_tokens
 from .weights import FrozenWeights, check_quantised, rotations
 from .workspace import Workspace
-
-
-def _on_device(method):
-    """The engine's own GPU is the current one inside: kernels launch on the current device."""
-
-    @wraps(method)
-    def call(self, *args, **kwargs):
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return method(self, *args, **kwargs)
-
-    return call
 
 
 class Engine:
@@ -261,7 +249,7 @@ class Engine:
         return number("lr", lr, "a finite number >= 0")
 
     @one_call
-    @_on_device
+    @on_device
     def enter(self, stream: int, lr: float | None = None, *, adapter=None, prior: bool = False) -> None:
         """A new document takes the slot: memory and position cleared, adapter reset iff reset="document".
 
@@ -300,7 +288,7 @@ class Engine:
         self.lr[0 if self.shared else self._check_stream(stream)] = lr
 
     @one_call
-    @_on_device
+    @on_device
     def reset(self, stream: int) -> None:
         """The stream's weights and optimizer state back to the prior (with ``LoRA(keep_a=True)`` all but A); its memory stays."""
         stream = self._check_stream(stream)
@@ -308,7 +296,7 @@ class Engine:
         self.driver.step.put_back(stream)
 
     @one_call
-    @_on_device
+    @on_device
     def snapshot(self, stream: int = 0) -> StreamSnapshot:
         """A copy, in this engine's memory, of where a stream is: what it learned, optimizer state, memory, position (snapshots.py).
 
@@ -317,7 +305,7 @@ class Engine:
         return snapshots.take(self, self._check_stream(stream))
 
     @one_call
-    @_on_device
+    @on_device
     def rollback(self, stream: int, snapshot: StreamSnapshot) -> None:
         """The stream goes on from ``snapshot`` as the one that it was taken of did, to the bit; FLOPs and updates stay counted.
 
@@ -332,7 +320,7 @@ class Engine:
 
     @ranged("step")
     @one_call
-    @_on_device
+    @on_device
     def step(self, tokens: torch.Tensor, lengths=None, streams=None, weights=None) -> torch.Tensor:
         """Score each row's tokens, then learn from them.
 
@@ -363,7 +351,7 @@ class Engine:
 
     @ranged("forward_backward")
     @one_call
-    @_on_device
+    @on_device
     def forward_backward(
         self, tokens: torch.Tensor, lengths=None, streams=None, weights=None, loss: str = "cross_entropy", inputs=None
     ) -> torch.Tensor:
@@ -390,7 +378,7 @@ class Engine:
 
     @ranged("optim_step")
     @one_call
-    @_on_device
+    @on_device
     def optim_step(self, streams=None, lr: float | None = None) -> StepReport:
         """The update of ``step``, by the sum of the gradients that wait: clip, optimizer, decay to the prior.
 
@@ -428,7 +416,7 @@ class Engine:
             raise
 
     @one_call
-    @_on_device
+    @on_device
     def score(self, tokens: torch.Tensor, stream: int = 0) -> torch.Tensor:
         """NLL [R, T] of token ids [R, T+1] with one stream's weights as they are now; for any number of rows.
 
@@ -492,7 +480,7 @@ class Engine:
     # ---- statistics, saving
 
     @one_call
-    @_on_device
+    @on_device
     def gather_statistics(self, segments) -> int:
         """Frozen gradient statistics for ``RMS`` at the prior: MS = sqrt(mean over segments of g^2).
 

@@ -53,6 +53,11 @@ def _how_it_runs(engine) -> list[str]:
     return lines
 
 
+def _guard_line(guard) -> str:
+    when = "on every segment" if guard.every == 1 else f"on every {guard.every}th segment, and on all while it leads"
+    return f"guard:  the model as it was is scored {when}, and mixed in by fixed share {guard.share:g}"
+
+
 def _base(engine) -> list[str]:
     """What frozen weights are kept in, where that is not the arithmetic's dtype."""
     weights = engine.weights
@@ -105,6 +110,8 @@ def explain(engine, time: bool = False) -> str:
         parts = engine.learners[0].layout.parts
         if engine.optimizer.rule().arithmetic.prepared:
             lines.append(f"        {len(parts.matrices)} matrices of {len(parts.by_shape)} shapes a stream are turned by torch's products")
+    if engine.guard is not None:
+        lines.append(_guard_line(engine.guard))
     reason = why(engine.dtype, engine.device, engine.backend)
     lines += [
         f"remembers: {engine.memory or 'nothing'}",

@@ -51,6 +51,7 @@ def footprint(engine) -> dict[str, int]:
         "gradients": gradients,
         "optimizer state": moments,
         "segment memory": bytes_held(engine.decoder.memory),
+        "the guard's prior": 0 if engine.guarding is None else bytes_held(engine.guarding.prior.own, engine.guarding.prior.memory),
         "kept for backward": kept,
         "other buffers": engine.workspace.nbytes - kept,
     }
@@ -68,7 +69,8 @@ def stream_bytes(engine) -> int:
     """What one stream more would hold for good: its weights, their gradients and optimizer state, its memory. Buffers grow only with
     the streams that go through the layers together."""
     own = 0 if engine.shared else bytes_held(engine.learners) - bytes_held([learner.common for learner in engine.learners])
-    return (own + bytes_held(engine.decoder.memory)) // engine.streams
+    guard = 0 if engine.guarding is None else bytes_held(engine.guarding.prior.memory)
+    return (own + bytes_held(engine.decoder.memory) + guard) // engine.streams
 
 
 def footprint_line(engine) -> str:
