@@ -7,8 +7,8 @@ from dynadapt.engine import state as engine_state
 
 def state_of(engine) -> dict:
     tensors = {name: t.detach().clone() for name, t in engine_state.state_tensors(engine).items()}
-    guard = engine.guarding and engine.guarding.prior.memory
-    for prefix, memory in (("memory.", engine.decoder.memory), ("guard.memory.", guard)):
+    prior = engine.guarding and engine.guarding.prior
+    for prefix, memory in (("memory.", engine.decoder.memory), ("guard.memory.", prior and prior.memory)):
         for s, filled in enumerate(() if memory is None else memory.filled):  # what is behind the fill is never read
             for name, t in tensors.items():
                 if name.startswith(prefix) and name != f"{prefix}length":

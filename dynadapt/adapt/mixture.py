@@ -49,7 +49,7 @@ __all__ = ["Mixture", "fixed_share", "regret", "rounding"]
 
 def regret(tokens: int, experts: int, share: float, switches: int = 0) -> float:
     """By how many nats the mixture of ``tokens`` tokens may be above a sequence of experts that changes ``switches`` times: the bound."""
-    if tokens <= 0:
+    if tokens <= 0 or experts == 1:
         return 0.0
     switches = min(switches, tokens - 1)
     change = math.log((experts - 1) / share) if switches else 0.0
@@ -125,11 +125,16 @@ class Mixture:
         self.log_weights = torch.full((streams, experts), -math.log(experts), dtype=torch.float64, device=device)
         self.tokens = [0] * streams
 
-    def mix(self, streams: Sequence[int], losses: Sequence[torch.Tensor], lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def mix(
+        self, streams: Sequence[int], losses: Sequence[torch.Tensor], lengths: Sequence[int], asleep: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One segment of R streams, which moves their weights.
 
         Args:
-            streams: R different numbers. losses: K times [R, T]. lengths: how many of each row's tokens count.
+            streams: R different numbers. losses: [R, T] of each expert awake. lengths: how many of each row's tokens count.
+            asleep: the first experts, which give no loss here. The others are mixed by what they count among themselves and share
+                with each other alone. It is as if those asleep gave each token what the mixture gives it, whereby their
+                weights stay (Freund et al. 1997): the bound is theirs over the tokens that they were awake for.
 
         Returns:
             the mixture's losses [R, T] in the dtype of ``losses``, 0 beyond ``lengths``; and bool [R, T], which tokens these are.
@@ -137,10 +142,14 @@ class Mixture:
         width = losses[0].shape[1]
         rows = self._there(list(streams))
         counted = torch.arange(width, device=self.device) < self._there(list(lengths))[:, None]
-        mixed, weights = fixed_share(self.log_weights[rows], torch.stack([each.double() for each in losses], 2), counted, self.share)
-        self.log_weights.index_copy_(0, rows, weights)
-        for stream, n in zip(streams, lengths):
-            self.tokens[stream] += n
+        old = self.log_weights[rows]
+        awake = _log_sum(old[:, asleep:], 1)[:, None] if asleep else 0.0  # ln of what they count together
+        mixed, weights = fixed_share(old[:, asleep:] - awake, torch.stack([each.double() for each in losses], 2), counted, self.share)
+        weights = torch.cat([old[:, :asleep], weights + awake], 1)
+        self.log_weights.index_copy_(0, rows, torch.where(counted.any(1, keepdim=True), weights, old))
+        if len(losses) > 1 or not asleep:  # one that alone is awake is the mixture, and nothing is lost against it
+            for stream, n in zip(streams, lengths):
+                self.tokens[stream] += n
         return mixed.to(losses[0].dtype), counted
 
     def _there(self, numbers: list[int]) -> torch.Tensor:

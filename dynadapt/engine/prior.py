@@ -7,7 +7,6 @@ settings scores, to the bit. Buffers, ops and the ledger are the learning engine
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +18,6 @@ from dynadapt.ops import make_parts
 from .buffers import StepCall
 from .decoder import Decoder
 from .drivers import Captured, Eager
-from .losses import CROSS_ENTROPY
 from .memory import MemoryState, SegmentMemory
 from .step import Step
 from .weights import FrozenWeights, group_sizes, source_weight
@@ -75,22 +73,13 @@ class Prior:
     def memory(self) -> MemoryState | None:
         return self.driver.step.decoder.memory
 
-    def run(self, call: StepCall, lengths: Sequence[int], histories: dict[int, list[int]]) -> torch.Tensor:
-        """Scores [R, T] of a step's tokens, 0 in rows that rest.
-
-        Args:
-            lengths: of each row, 0: it rests. histories: with ``Overlap``, the tokens before each stream's segment.
-        """
+    def run(self, call: StepCall, histories: dict[int, list[int]]) -> torch.Tensor:
+        """Scores [R, T] of a call, 0 in rows that rest. ``histories``: with ``Overlap``, the tokens before each stream's segment."""
         states = self.driver.step.states
         for stream, history in histories.items():
             states[stream].history = history
         try:
-            return self.driver.run(StepCall(call.tokens, list(lengths), call.streams, None, CROSS_ENTROPY))[0]
+            return self.driver.run(call)[0]
         except BaseException:
             self.driver.drop_recordings()  # one may never have run to its end
             raise
-
-    def enter(self, stream: int) -> None:
-        """A new document: nothing is remembered of the one before."""
-        if self.memory is not None:
-            self.memory.clear(stream)

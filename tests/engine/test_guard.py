@@ -44,9 +44,19 @@ def assert_bound(e, mixed, static, adapted):
         assert total <= best + bound + ROUNDING * mixed[:, row].abs().sum().item() + 1e-9
 
 
-@pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("adapt", ADAPTS)
+@pytest.mark.parametrize(
+    "adapt, memory, static",
+    [
+        ("lora", "keep", False),
+        ("lora", "reproject", True),
+        ("rows", "overlap", False),
+        ("rows", "keep", True),
+        ("full", "none", True),
+        ("full", "reproject", False),
+        ("model", "keep", False),
+        ("layers", "overlap", True),
+    ],
+)
 def test_the_prior_is_a_static_engine(adapt, memory, static):
     """To the bit, beside any way to learn, with ragged rows; what is adapted is what it is without a guard."""
     options = {"memory": MEMORIES[memory], "static": static, "streams": 3}
@@ -70,21 +80,27 @@ def test_the_prior_is_a_static_engine(adapt, memory, static):
     assert e.last.flops["forward"] == bare.last.flops["forward"] + still.last.flops["forward"]
 
 
-@pytest.mark.parametrize("options", [{"backend": "cpu"}, {"backend": "cpu", "dtype": "bf16"}, {"backend": "cpu", "base": "int8"}], ids=str)
-@pytest.mark.parametrize("adapt", ["lora", "rows"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family, adapt, options",
+    [
+        ("llama", "lora", {"dtype": "bf16"}),
+        ("llama", "rows", {}),
+        ("llama", "lora", {"base": "int8"}),
+        ("gpt2", "model", {}),
+        ("qwen3_5", "lora", {}),
+    ],
+    ids=str,
+)
 def test_other_kernels_and_families(family, adapt, options):
-    if adapt == "rows" and "base" in options:
-        pytest.skip("refused")
-    memory = None if family == "gpt2" else SegmentMemory(6, 2)
-    e = engine(family, adapt=ADAPTS[adapt], memory=memory, **options)
-    still = engine(family, adapt=None, optimizer=None, guard=None, memory=memory, **options)
+    options = {"backend": "cpu", "memory": None if family == "gpt2" else SegmentMemory(6, 2), **options}
+    e = engine(family, adapt=ADAPTS[adapt], **options)
+    still = engine(family, adapt=None, optimizer=None, guard=None, **options)
     for seed in range(3):
         e.step(text(seed))
         assert torch.equal(e.last.nll_static, still.step(text(seed)))
 
 
-@pytest.mark.parametrize("optimizer", [Adam(lr=0.02), Adam(lr=0.3), SGD(lr=3e3, clip=0), SGD(lr=1e30, clip=0)], ids=str)
+@pytest.mark.parametrize("optimizer", [Adam(lr=0.02), SGD(lr=3e3, clip=0), SGD(lr=1e30, clip=0)], ids=str)
 @pytest.mark.parametrize("kind", ["random", "repeated", "spliced"])
 def test_never_worse_than_static(kind, optimizer):
     """Random text, text that learning helps, domains that change, rates that are too high by any factor, scores that are no numbers."""
@@ -141,7 +157,7 @@ def test_a_document_begins_anew():
     assert e.last.guard_bound == [regret(T, 2, 1e-4), regret(4 * T, 2, 1e-4)]
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("memory", ["keep", "overlap"])
 def test_looks_at_every_nth_segment(memory):
     """Between looks the adapted score stands, the prior costs nothing, and weights rest."""
     e = engine(guard=3, memory=MEMORIES[memory], optimizer=Adam(lr=1e-6))  # neither leads for long: the two agree
@@ -157,7 +173,7 @@ def test_looks_at_every_nth_segment(memory):
         if seed % 3 == 0:
             looked += T
             assert torch.isfinite(e.last.nll_static).all()
-            if memory in ("none", "overlap"):
+            if memory == "overlap":
                 assert torch.equal(e.last.nll_static, cost)
         else:
             assert torch.equal(mixed, e.last.nll_adapted) and e.last.nll_static.isnan().all()
@@ -168,7 +184,7 @@ def test_looks_at_every_nth_segment(memory):
 
 def test_a_prior_that_leads_is_looked_at_on_every_segment():
     """The bound holds for what was looked at, and against the adapted one for all; most of the harm is seen."""
-    e, leads, kinds = engine(guard=4, optimizer=Adam(lr=0.5), streams=1), [], []
+    e, leads, kinds = engine(guard=4, adapt=Full("model"), streams=1), [], []
     for seed in range(16):
         leads.append(e.guarding.mixture.weights(0)[0].item() > 0.5)
         kinds.append(scored(e, [text(seed, 1)]))
@@ -187,9 +203,10 @@ def test_a_prior_that_leads_is_looked_at_on_every_segment():
     assert adapted[looked].sum() > static[looked].sum() + 20, "a rate that is too high"
 
 
-@pytest.mark.parametrize("guard", ["exact", 3])
-@pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(
+    "memory, guard, static",
+    [("none", "exact", True), ("keep", 3, False), ("keep", "exact", True), ("reproject", "exact", False), ("overlap", 3, False)],
+)
 def test_saved_and_gone_back_to(tmp_path, memory, guard, static):
     options = {"memory": MEMORIES[memory], "guard": guard, "static": static, "adapt": RowSparse(0.3)}
     e = engine(**options)
