@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .adapt import RMS, SGD, Adam, AdamW, Full, Guard, Lion, LoRA, Muon, RowSparse
     from .engine.engine import Engine
     from .engine.memory import Overlap, SegmentMemory
+    from .engine.rate_mixture import RateMixture
     from .experiments.evaluation import Evaluation, evaluate
     from .interop.publish import Server, publish
     from .interop.session import Session, attach
@@ -32,6 +33,7 @@ __all__ = [
     "LoRA",
     "Muon",
     "Overlap",
+    "RateMixture",
     "RowSparse",
     "SegmentMemory",
     "Server",
@@ -48,6 +50,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "Guard", "Lion", "LoRA", "Muon", "RowSparse"), "adapt"),
     "Engine": "engine",
+    "RateMixture": "engine.rate_mixture",
     "Evaluation": "experiments.evaluation",
     "evaluate": "experiments.evaluation",
     "Server": "interop.publish",

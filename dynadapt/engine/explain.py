@@ -53,9 +53,16 @@ def _how_it_runs(engine) -> list[str]:
     return lines
 
 
-def _guard_line(guard) -> str:
-    when = "on every segment" if guard.every == 1 else f"on every {guard.every}th segment, and on all while it leads"
-    return f"guard:  the model as it was is scored {when}, and mixed in by fixed share {guard.share:g}"
+def _guard_lines(guarding) -> list[str]:
+    """What is mixed into one score."""
+    lines, share = [], f"mixed by fixed share {guarding.mixture.share:g}"
+    if guarding.learners > 1:
+        lines.append(f"rates:  {guarding.learners} streams are learners of one text, {share}")
+    if guarding.looks is not None:
+        every = guarding.looks.every
+        when = "on every segment" if every == 1 else f"on every {every}th segment, and on all while it leads"
+        lines.append(f"guard:  the model as it was is scored {when}, {share}")
+    return lines
 
 
 def _base(engine) -> list[str]:
@@ -110,8 +117,8 @@ def explain(engine, time: bool = False) -> str:
         parts = engine.learners[0].layout.parts
         if engine.optimizer.rule().arithmetic.prepared:
             lines.append(f"        {len(parts.matrices)} matrices of {len(parts.by_shape)} shapes a stream are turned by torch's products")
-    if engine.guard is not None:
-        lines.append(_guard_line(engine.guard))
+    if engine.guarding is not None:
+        lines += _guard_lines(engine.guarding)
     reason = why(engine.dtype, engine.device, engine.backend)
     lines += [
         f"remembers: {engine.memory or 'nothing'}",

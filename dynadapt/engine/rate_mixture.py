@@ -54,6 +54,12 @@ class RateMixture:
         """What the last step did, by stream of the engine, K for each text; ``nll_adapted`` is [R, K, T], infinite where one rests."""
         return self.engine.last
 
+    model = property(lambda self: self.engine.model)
+    device = property(lambda self: self.engine.device)
+    backend = property(lambda self: self.engine.backend)
+    dtype = property(lambda self: self.engine.dtype)
+    learned_parameters = property(lambda self: self.engine.learned_parameters, doc="Parameters that learn, per learner.")
+
     @property
     def flops(self) -> dict[str, int]:
         """FLOPs by phase of all learners and the prior."""
@@ -63,6 +69,10 @@ class RateMixture:
         """What each expert counts in the text's next token, by rate, and with a guard "prior"; waits for the device."""
         names = ["prior"] * (self.guard is not None) + [f"{rate:g}" for rate in self.rates]
         return dict(zip(names, self.engine.guarding.mixture.weights(check_stream(stream, self.texts)).tolist()))
+
+    def explain(self, time: bool = False) -> str:
+        """As ``Engine.explain``, of the one engine that all learn in."""
+        return self.engine.explain(time)
 
     def enter(self, stream: int) -> None:
         """A new document of a text: as ``Engine.enter`` for each of its learners, and all experts count the same again."""

@@ -44,7 +44,7 @@ def test_help_names_every_option_and_default(capsys):
     for option in CONTRACT:
         assert option in text
     for field in fields(EvalConfig):
-        if field.name in ("text", "tokens", "rank_pattern", "alpha_pattern", "rslora", "keep_a", "layers", "lr", "split", "recompute"):
+        if field.name in ("text", "tokens", "rank_pattern", "alpha_pattern", "rslora", "keep_a", "layers", "lr", "split", "recompute", *ADDED):
             continue
         if field.name == "memory":  # settled when the model is known
             assert re.search(r"--memory .*?\(default: 512; fewer or none where", text)
