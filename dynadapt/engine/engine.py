@@ -294,6 +294,8 @@ class Engine:
         stream = self._check_stream(stream)
         self.calls.moving()
         self.driver.step.put_back(stream)
+        if self.guarding is not None and self.guarding.alarms is not None:
+            self.guarding.alarms.forget(stream)
 
     @one_call
     @on_device

@@ -93,7 +93,8 @@ def timed_steps(engine, steps: int = 3):
     if engine.optimizer is not None and engine.optimizer.uses_statistics:
         twin.gather_statistics(list(tokens()[:1]))
     if twin.static:
-        twin.static.capture = False  # ops one by one, each waited for: their sum is more than a graph takes
+        for driver in (twin.static, *([twin.guarding.prior.driver] if twin.guarding else [])):
+            driver.capture = False  # ops one by one, each waited for: their sum is more than a graph takes
     twin.step(tokens())
     twin.step(tokens())
     twin.ops.seconds = {}

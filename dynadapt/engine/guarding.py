@@ -14,6 +14,7 @@ import torch
 
 from dynadapt.adapt.guard import Guard
 from dynadapt.adapt.mixture import Mixture
+from dynadapt.adapt.resets import Alarms
 
 from .buffers import StepCall
 from .losses import CROSS_ENTROPY
@@ -89,6 +90,7 @@ class Guarding:
         self.prior = None if guard is None else Prior(engine, texts)
         self.mixture = Mixture(texts, learners + (guard is not None), Guard.share if guard is None else guard.share, engine.device)
         self.looks = None if guard is None else Looks(guard, self.mixture, texts)
+        self.alarms = Alarms(texts, engine.device) if engine.settings.guard is not None and engine.reset_policy == "auto" else None
         self.halving = None if halve is None else Halving(halve, texts, learners, engine.reset_policy == "document", engine.device)
 
     def run(self, driver, call: StepCall, apart: bool) -> tuple[torch.Tensor, StepReport]:
@@ -108,9 +110,12 @@ class Guarding:
         looked = [0] * len(texts) if self.looks is None else self.looks.of(texts, lengths)
         static = None if self.prior is None else torch.zeros_like(adapted[:, 0])
         mixed, learned = torch.zeros_like(adapted[:, 0]), list(adapted.unbind(1))
-        if any(looked):
+        if self.prior is not None and any(looked):
             static = self.prior.run(StepCall(call.tokens[::k], looked, texts, None, CROSS_ENTROPY), histories)
-            mixed, _ = self.mixture.mix(texts, [static, *learned], looked)
+            mixed, counted = self.mixture.mix(texts, [static, *learned], looked)
+            if self.alarms is not None:
+                seen = [torch.where(counted, scores, 0.0) for scores in (static, learned[0])]
+                self._go_back(driver.step, self.alarms.observe(texts, *seen), report)
         unseen = [n - seen for n, seen in zip(lengths, looked)]
         if any(unseen):
             others, counted = self.mixture.mix(texts, learned, unseen, asleep=self.mixture.experts - k)
@@ -122,10 +127,20 @@ class Guarding:
         report.flops = dict(driver.step.decoder.ledger.step)
         return mixed, report
 
+    def _go_back(self, step, streams: list[int], report: StepReport) -> None:
+        """Streams that the prior has overtaken go on as it would: with its weights and, since what diverged is in theirs, its memory."""
+        for stream in streams:
+            step.put_back(stream)
+            report.read()["was_reset"][stream] = True
+            if self.prior is not None and self.prior.memory is not None:
+                step.decoder.memory.slot_load(stream, self.prior.memory.slot_copy(stream))
+
     def enter(self, stream: int) -> None:
         """A new document: all experts count the same again, and the prior remembers nothing."""
         text = stream // self.learners
         self.mixture.enter(text)
+        if self.alarms is not None:
+            self.alarms.forget(text)
         if self.halving is not None:
             self.halving.enter(text)
         if self.looks is not None:
@@ -140,6 +155,8 @@ class Guarding:
         named = dict(self.mixture.tensors())
         if self.looks is not None:
             named["since"] = torch.tensor(self.looks.since, dtype=torch.int64)
+        if self.alarms is not None:
+            named["alarms"] = self.alarms.table
         if self.halving is not None:
             named |= {f"halving.{name}": t for name, t in self.halving.tensors().items()}
         if self.prior is not None and self.prior.memory is not None:
@@ -150,6 +167,8 @@ class Guarding:
         self.mixture.load(saved)
         if self.looks is not None:
             self.looks.since = saved["since"].tolist()
+        if self.alarms is not None:
+            self.alarms.table.copy_(saved["alarms"])
         if self.halving is not None:
             self.halving.load(_under("halving.", saved))
         if self.prior is not None and self.prior.memory is not None:
@@ -159,11 +178,14 @@ class Guarding:
         """Where one stream is, of an engine that has one learner for each text."""
         since = {} if self.looks is None else {"since": torch.tensor(self.looks.since[stream])}
         memory = {} if self.prior is None or self.prior.memory is None else self.prior.memory.slot_copy(stream)
-        return {**self.mixture.slot_copy(stream), **since, **{f"memory.{name}": t for name, t in memory.items()}}
+        alarms = {} if self.alarms is None else {"alarms": self.alarms.table[stream].clone()}
+        return {**self.mixture.slot_copy(stream), **since, **alarms, **{f"memory.{name}": t for name, t in memory.items()}}
 
     def slot_load(self, stream: int, saved: Tensors) -> None:
         """One stream is where ``slot_copy`` was taken."""
         self.mixture.slot_load(stream, saved)
+        if self.alarms is not None:
+            self.alarms.table[stream] = saved["alarms"]
         if self.looks is not None:
             self.looks.since[stream] = int(saved["since"])
         if self.prior is not None and self.prior.memory is not None:

@@ -61,10 +61,10 @@ class Prior:
         if not given.owns_weights:
             return engine.weights
         sizes, self.own = group_sizes(engine.config), {}
-        for key, parts in engine.weights.parts.items():
+        for (layer, group), parts in engine.weights.parts.items():
             if parts is None:
-                sources = [source_weight(model, *key, p) for p in range(len(sizes[key][1]))]
-                self.own[key] = make_parts(sources, engine.backend, engine.torch_dtype, engine.device)
+                sources = [source_weight(model, layer, group, p) for p in range(len(sizes[layer, group][1]))]
+                self.own[layer, group] = make_parts(sources, engine.backend, engine.torch_dtype, engine.device)
         frozen = copy.copy(engine.weights)
         frozen.parts = {**engine.weights.parts, **self.own}
         return frozen

@@ -8,6 +8,7 @@ import torch
 
 from dynadapt.adapt.guard import as_guard
 from dynadapt.common.checks import integer, number, sequence, token_ids, wrong
+from dynadapt.common.reprs import safe
 
 from .engine import Engine
 from .guarding import Guarding
@@ -45,9 +46,13 @@ class RateMixture:
         self.engine = Engine(model, streams=self.texts * k, **settings)
         if self.engine.adapt is None:
             raise ValueError(f"adapt=None with rates={self.rates!r}: nothing learns at any of them; give adapt, or no rates")
-        self.engine.guarding = Guarding(self.engine, self.guard, k, self.halve)
+        self.mixing = self.engine.guarding = Guarding(self.engine, self.guard, k, self.halve)
         for stream in range(self.engine.streams):
             self.engine.set_lr(stream, self.rates[stream % k])
+
+    @safe
+    def __repr__(self) -> str:
+        return f"RateMixture({self.rates!r}, guard={self.guard!r}, halve={self.halve!r}, of {self.engine!r})"
 
     @property
     def last(self) -> StepReport | None:
@@ -68,7 +73,7 @@ class RateMixture:
     def weights(self, stream: int = 0) -> dict[str, float]:
         """What each expert counts in the text's next token, by rate, and with a guard "prior"; waits for the device."""
         names = ["prior"] * (self.guard is not None) + [f"{rate:g}" for rate in self.rates]
-        return dict(zip(names, self.engine.guarding.mixture.weights(check_stream(stream, self.texts)).tolist()))
+        return dict(zip(names, self.mixing.mixture.weights(check_stream(stream, self.texts)).tolist()))
 
     def explain(self, time: bool = False) -> str:
         """As ``Engine.explain``, of the one engine that all learn in."""

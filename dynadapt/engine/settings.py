@@ -152,6 +152,11 @@ class EngineSettings:
         return self.adapt is not None
 
     @property
+    def watches(self) -> bool:
+        """Whether change detectors look at the adapted score alone; with a guard the prior's score says it."""
+        return self.learns and self.reset == "auto" and self.guard is None
+
+    @property
     def owns_weights(self) -> bool:
         """Whether what learns are weights of the model, not adapters beside them."""
         return self.learns and not isinstance(self.adapt, LoRA)
@@ -225,7 +230,7 @@ class EngineSettings:
             keep(self, recompute=self.backend == "cpu")
         if self.static is None:
             keep(self, static=device.type != "cpu" or self.backend == "triton")
-        if self.static and self.reset == "auto" and isinstance(self.adapt, RowSparse):
+        if self.static and self.watches and isinstance(self.adapt, RowSparse):
             raise ValueError(
                 "reset='auto' with adapt=RowSparse on a GPU: which rows go back is only known there; use LoRA or Full, "
                 "or reset at documents or every N tokens"

@@ -45,7 +45,7 @@ class Step:
         self.settings, self.decoder, self.learners, self.lr, self.moving, self.asks = settings, decoder, learners, lr, moving, asks
         self.states = [StreamState() for _ in range(settings.streams)]
         self.counters = torch.zeros(2, dtype=torch.int64, device=settings.device)  # updates, skipped updates
-        self.changes = ChangePoints(settings.streams, settings.device) if settings.learns and settings.reset == "auto" else None
+        self.changes = ChangePoints(settings.streams, settings.device) if settings.watches else None
         self.why_not_fused = settings.why_not_fused
         self.fresh = True  # no weight has moved yet, no segment has been remembered, nothing was restored
         self.lowest = settings.lowest(decoder.config)

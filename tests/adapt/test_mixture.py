@@ -9,6 +9,7 @@ import torch
 
 from dynadapt.adapt.guard import Guard, as_guard
 from dynadapt.adapt.mixture import Mixture, fixed_share, regret, rounding
+from dynadapt.adapt.resets import ALARM, Alarms
 
 SHARES = (1e-6, 1e-4, 0.03, 0.5)
 NATS = math.log(256)
@@ -195,3 +196,19 @@ def test_guards_by_words():
     for share in (0.0, 0.6, math.nan, -1e-4):
         with pytest.raises(ValueError, match="share=.*0 < share <= 0.5"):
             Guard(share=share)
+
+
+def test_false_alarms_are_as_rare_as_promised():
+    """Texts drawn from the adapted model's own probabilities, with a prior that is other: n segments alarm with at most n exp(-ALARM)."""
+    generator = torch.Generator().manual_seed(0)
+    streams, segments, width = 400, 40, 16
+    alarms, fired = Alarms(streams), 0
+    for _ in range(segments):
+        adapted, prior = (torch.log_softmax(torch.randn(streams, width, 8, generator=generator), 2) for _ in range(2))
+        tokens = torch.multinomial(adapted.exp().view(-1, 8), 1, generator=generator).view(streams, width, 1)
+        losses = [-table.gather(2, tokens)[..., 0] for table in (prior, adapted)]
+        fired += len(alarms.observe(range(streams), *losses))
+    assert fired <= 4 * streams * segments * math.exp(-ALARM), fired
+    for _ in range(20):
+        fired += len(alarms.observe(range(streams), losses[1], losses[0] + 0.1))
+    assert fired > streams, "a text that the prior predicts better fires in every stream"

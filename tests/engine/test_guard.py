@@ -208,7 +208,7 @@ def test_a_prior_that_leads_is_looked_at_on_every_segment():
     [("none", "exact", True), ("keep", 3, False), ("keep", "exact", True), ("reproject", "exact", False), ("overlap", 3, False)],
 )
 def test_saved_and_gone_back_to(tmp_path, memory, guard, static):
-    options = {"memory": MEMORIES[memory], "guard": guard, "static": static, "adapt": RowSparse(0.3)}
+    options = {"memory": MEMORIES[memory], "guard": guard, "static": static, "adapt": Full("mlp"), "reset": "auto"}
     e = engine(**options)
     for seed in range(4):
         e.step(text(seed), [T, 3])
@@ -239,6 +239,33 @@ def test_beside_other_settings(options):
     mixed, static, adapted = scored(e, [text(seed) for seed in range(6)])
     assert torch.equal(adapted, torch.stack([bare.step(text(seed)) for seed in range(6)]).double())
     assert_bound(e, mixed, static, adapted)
+
+
+@pytest.mark.parametrize("memory, static", [("none", False), ("keep", True), ("reproject", False), ("overlap", True)])
+def test_a_stream_that_is_worse_than_the_prior_goes_back_to_it(memory, static):
+    """reset="auto": behind the segment that shows it; a stream that diverged, whose memory is spoilt too, is whole again."""
+    options = {"memory": MEMORIES[memory], "static": static, "optimizer": SGD(lr=1e30, clip=0), "reset": "auto"}
+    e, still = engine(**options), engine(**{**options, "optimizer": None, "adapt": None, "guard": None, "reset": "never"})
+    fresh = engine(**{**options, "streams": 1, "reset": "never"})
+    for seed in range(4):
+        mixed, prior = e.step(text(seed)), still.step(text(seed))
+        assert torch.isfinite(mixed).all()
+        assert e.last.was_reset == [seed % 2 == 1] * 2, "a first segment is the prior's own, its update ruins the second"
+        if seed % 2 == 0:
+            torch.testing.assert_close(e.last.nll_adapted, prior)
+    assert e.updates == 2 * 2 and torch.equal(e.learners[0].state.master[1], fresh.learners[0].state.master[0])
+
+
+def test_no_false_alarms():
+    """The prior is no reason to go back while it is worse, nor is what is not looked at."""
+    e, one = engine(reset="auto", guard=2, optimizer=Adam(lr=0.02), memory=SegmentMemory(6, 2)), text(99)
+    for _ in range(12):
+        e.step(one)
+        assert not any(e.last.was_reset)
+    assert e.guarding.alarms.table.max() < 10.0
+    e.guarding.alarms.table.fill_(9.0)
+    e.enter(0), e.reset(1)
+    assert not e.guarding.alarms.table.any()
 
 
 def test_steps_in_two_and_no_more_learning():
