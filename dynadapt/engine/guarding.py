@@ -97,7 +97,8 @@ class Guarding:
         """(the mixture's scores [R, T], report) of one step of the engine's ``driver``, R texts; see ``Eager.run``."""
         k, context = self.learners, driver.step.settings.context
         texts, lengths = [s // k for s in call.streams[::k]], call.lengths[::k]
-        histories = {text: driver.step.states[text * k].history for text in texts} if context else {}
+        running = {text: 0 if self.halving is None else self.halving.alive[text].index(True) for text in texts}  # a learner of each
+        histories = {text: driver.step.states[text * k + first].history for text, first in running.items()} if context else {}
         if self.halving is not None:
             alive = [flag for text in texts for flag in self.halving.alive[text]]
             call = replace(call, lengths=[n if flag else 0 for n, flag in zip(call.lengths, alive)])
@@ -175,7 +176,13 @@ class Guarding:
             self.prior.memory.load(_under("memory.", saved))
 
     def slot_copy(self, stream: int) -> Tensors:
-        """Where one stream is, of an engine that has one learner for each text."""
+        """Where one stream is.
+
+        Raises:
+            ValueError: its score is mixed with other streams'.
+        """
+        if self.learners > 1:
+            raise ValueError(f"stream={stream}: it is one of {self.learners} learners whose scores are mixed; use save()")
         since = {} if self.looks is None else {"since": torch.tensor(self.looks.since[stream])}
         memory = {} if self.prior is None or self.prior.memory is None else self.prior.memory.slot_copy(stream)
         alarms = {} if self.alarms is None else {"alarms": self.alarms.table[stream].clone()}

@@ -140,3 +140,17 @@ def test_arguments_of_a_step():
     assert torch.isfinite(m.step(text(1, 1), streams=[1])).all()
     with pytest.raises(ValueError, match="stream=2"):
         m.enter(2)
+    with pytest.raises(ValueError, match="one of 3 learners whose scores are mixed"):
+        m.engine.snapshot(0)
+    assert "RateMixture((0.0, 0.02, 1e+30), guard=None, halve=None, of Engine(" in repr(m)
+    assert "3 streams are learners of one text, mixed by fixed share 0.0001" in m.explain()
+
+
+def test_a_context_outlives_the_learner_that_had_it():
+    """With ``Overlap`` the prior's context is that of a learner that still runs."""
+    m = mixture([1e30, 0.0], halve=1, guard="exact", memory=Overlap(5))
+    still = Engine(MODEL, **{**GIVEN, "adapt": None, "optimizer": None, "memory": Overlap(5)})
+    for seed in range(4):
+        m.step(text(seed))
+        assert torch.equal(m.last.nll_static, still.step(text(seed)))
+    assert not torch.isfinite(m.last.nll_adapted[0, 0]).any()
