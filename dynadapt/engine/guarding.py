@@ -87,7 +87,7 @@ class Guarding:
 
     def __init__(self, engine, guard: Guard | None, learners: int = 1, halve: int | None = None):
         self.learners, texts = learners, engine.streams // learners
-        self.prior = None if guard is None else Prior(engine, texts)
+        self.prior = None if guard is None else Prior(engine, texts, _first_apart(engine, guard, halve))
         self.mixture = Mixture(texts, learners + (guard is not None), Guard.share if guard is None else guard.share, engine.device)
         self.looks = None if guard is None else Looks(guard, self.mixture, texts)
         self.alarms = Alarms(texts, engine.device) if engine.settings.guard is not None and engine.reset_policy == "auto" else None
@@ -197,6 +197,14 @@ class Guarding:
             self.looks.since[stream] = int(saved["since"])
         if self.prior is not None and self.prior.memory is not None:
             self.prior.memory.slot_load(stream, _under("memory.", saved))
+
+
+def _first_apart(engine, guard: Guard, halve: int | None) -> int:
+    """The first layer in which the prior is other than what is adapted. 0 where the layers below can't be run once for both: on segments
+    that are not looked at the prior remembers nothing, a learner that rests has nothing to hand over, and states of the gated delta rule are not
+    handed over."""
+    alike = guard.every == 1 and halve is None and engine.config.delta is None
+    return max(0, engine.lowest[0]) if alike else 0
 
 
 def _under(prefix: str, saved: Tensors) -> Tensors:

@@ -18,6 +18,7 @@ from dynadapt.ops import make_parts
 from .buffers import StepCall
 from .decoder import Decoder
 from .drivers import Captured, Eager
+from .handover import Handover
 from .memory import MemoryState, SegmentMemory
 from .step import Step
 from .weights import FrozenWeights, group_sizes, source_weight
@@ -27,10 +28,11 @@ class Prior:
     """The prior of ``streams`` streams.
 
     Args:
-        engine: whose model, weights and settings; it is made up to its decoder.
+        engine: whose model, weights and settings; it is made up to its driver.
+        first: layers below it are not run again: what enters it is taken from the engine's passes, in which nothing learns so far down.
     """
 
-    def __init__(self, engine, streams: int):
+    def __init__(self, engine, streams: int, first: int = 0):
         given, d = engine.settings, engine.decoder
         static = replace(
             given,
@@ -45,11 +47,17 @@ class Prior:
             batch=None if given.batch is None else min(given.batch, streams),
         )
         memory, dtype, device = engine.memory, engine.torch_dtype, engine.device
-        store = MemoryState.of(engine.config, memory, streams, dtype, device) if isinstance(memory, SegmentMemory) else None
+        store = MemoryState.of(engine.config, memory, streams, dtype, device, first) if isinstance(memory, SegmentMemory) else None
         self.own: Any = None  # weights of which the engine has none that stay
         weights = self._weights(engine)
-        decoder = Decoder(engine.config, weights, engine.ops, engine.workspace, engine.ledger, d.rope, store, d.recompute, static.fixed)
+        decoder = Decoder(
+            engine.config, weights, engine.ops, engine.workspace, engine.ledger, d.rope, store, d.recompute, static.fixed, first
+        )
         step = Step(static, decoder, [], torch.zeros(streams, device=device), engine.calls.moving, asks=not static.fixed)
+        if first:
+            width, apart = given.context + given.segment, engine.streams // streams
+            handover = Handover(first, engine.streams, width, engine.config.hidden_size, dtype, device, apart)
+            step.handover = engine.driver.step.handover = handover
         self.driver = Captured(step) if static.fixed else Eager(step)
 
     def _weights(self, engine) -> FrozenWeights:

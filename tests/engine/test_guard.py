@@ -1,6 +1,7 @@
 """With a guard the score is never above the prior's by more than its bound, whatever the text and the rate, and still comes before learning."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ FAMILIES = ("llama", "gpt2", "qwen3_5")
 MODELS = {family: random_model(tiny_config(family), seed=0, std=0.1) for family in FAMILIES}
 T = 8
 MEMORIES = {"none": None, "keep": SegmentMemory(6, 2), "reproject": SegmentMemory(6, 2, "reproject"), "overlap": Overlap(5)}
-ADAPTS = {"lora": LoRA(2), "rows": RowSparse(0.3), "full": Full(), "model": Full("model"), "layers": LoRA(2, layers=range(1, 2))}
+ADAPTS = {"lora": LoRA(2), "rows": RowSparse(0.3), "full": Full(), "model": Full("model")}
 ROUNDING = 2.0**-24  # of a score to float32
 
 
@@ -54,7 +55,6 @@ def assert_bound(e, mixed, static, adapted):
         ("full", "none", True),
         ("full", "reproject", False),
         ("model", "keep", False),
-        ("layers", "overlap", True),
     ],
 )
 def test_the_prior_is_a_static_engine(adapt, memory, static):
@@ -78,6 +78,43 @@ def test_the_prior_is_a_static_engine(adapt, memory, static):
     assert e.flops["recompute"] == bare.flops["recompute"] + still.flops["recompute"]
     assert (e.flops["backward"], e.flops["update"]) == (bare.flops["backward"], bare.flops["update"])
     assert e.last.flops["forward"] == bare.last.flops["forward"] + still.last.flops["forward"]
+
+
+LOWEST = 2
+DEEP = {layers: random_model(tiny_config("llama", layers=layers), seed=0, std=0.1) for layers in (2, 4)}
+
+
+@pytest.mark.parametrize(
+    "adapt, memory, options",
+    [
+        (LoRA(2), "keep", {"backend": "cpu", "dtype": "bf16"}),
+        (LoRA(2), "reproject", {"static": True}),
+        (LoRA(2), "overlap", {"static": True, "reset": "auto"}),
+        (RowSparse(0.3), "keep", {"backend": "cpu", "reset": "auto"}),
+        (Full(), "none", {"batch": 1}),
+    ],
+    ids=str,
+)
+def test_layers_below_what_learns_run_once(adapt, memory, options):
+    """The prior takes up where the first layer begins in which something learns, with the bits of a whole forward."""
+    options = {"memory": MEMORIES[memory], "backend": "reference", "dtype": "fp32", "segment": T, "streams": 3, **options}
+    learning = {"adapt": replace(adapt, layers=range(LOWEST, 4)), "optimizer": SGD(lr=1e4, clip=0)}
+    still = {**options, "reset": "never"}
+    e, bare = Engine(DEEP[4], guard="exact", **learning, **options), Engine(DEEP[4], **learning, **still)
+    whole, upper = (Engine(DEEP[layers], **still) for layers in (4, 2))
+    for seed, lengths in enumerate(([T, 3, 0], None, [1, 0, T], None, None)):
+        if seed == 3:
+            for each in (e, bare, whole, upper):
+                each.enter(1)
+        tokens = text(seed, 3)
+        mixed = e.step(tokens, lengths)
+        bare.step(tokens, lengths), upper.step(tokens, lengths)
+        assert torch.equal(e.last.nll_static, whole.step(tokens, lengths))
+        assert torch.isfinite(mixed).all()
+    if options.get("reset") != "auto":
+        for phase in ("forward", "recompute"):
+            assert e.flops[phase] == bare.flops[phase] + upper.flops[phase]
+    e.score(text(9, 5)), e.generate([1, 2], 2)  # passes of other rows hand nothing over
 
 
 @pytest.mark.parametrize(

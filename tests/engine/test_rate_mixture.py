@@ -47,6 +47,10 @@ def test_learners_are_those_alone(guard, static):
         torch.testing.assert_close(mixed, expected)
         assert torch.isfinite(mixed).all()
     once = still.flops["forward"] if guard else 0
+    upper = mixture(streams=2, guard=guard, adapt=LoRA(2, layers=range(1, 2)), **options)
+    for seed, lengths in enumerate(([T, 3], [0, T], None)):
+        upper.step(text(seed, 2), lengths)
+    assert not guard or torch.equal(upper.last.nll_static, m.last.nll_static), "from layer 1 on, with what enters it from the first learner"
     assert m.flops["forward"] == sum(each.flops["forward"] for each in alone) + once, "the prior is scored once for all"
     assert list(m.weights(1)) == ["prior"] * bool(guard) + ["0", "0.02", "1e+30"]
     assert sum(m.weights(1).values()) == pytest.approx(1.0)
