@@ -75,7 +75,7 @@ def stream_bytes(engine) -> int:
 def _prior_bytes(engine, of_weights: bool = True) -> int:
     """What scoring the prior takes beside the rest."""
     prior = None if engine.guarding is None else engine.guarding.prior
-    return 0 if prior is None else bytes_held(*[prior.own] * of_weights, prior.memory)
+    return 0 if prior is None else bytes_held(*[prior.own] * of_weights, prior.memory, prior.driver.step.handover)
 
 
 def footprint_line(engine) -> str:
