@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dynadapt.common.checks import integer, is_integer, keep, number, wrong
+from dynadapt.common.checks import LARGEST, integer, is_integer, keep, number, wrong
 
 EXPECTED = '"exact", a number of segments (2: the prior is scored on every second one), Guard(every, share), or None for no guard'
 
@@ -48,8 +48,8 @@ def as_guard(guard) -> Guard | None:
     """A ``Guard`` or None, of one, "exact", a number of segments, or None."""
     if guard is None or isinstance(guard, Guard):
         return guard
-    if guard == "exact" or guard is Guard:
+    if guard is Guard or isinstance(guard, str) and guard == "exact":
         return Guard()
-    if is_integer(guard) and guard >= 1:
+    if is_integer(guard) and 1 <= guard <= LARGEST:
         return Guard(every=int(guard))
     raise wrong("guard", guard, EXPECTED)
