@@ -66,7 +66,9 @@ def main() -> int:
                 row = prediction(model, streams, segment, card)
                 rows.append(row)
                 share = row["share_of_product_rate"]
-                print(f"{card}  {model:14} {streams:3} x {segment:<5} {1e3 * row['predicted_seconds']:9.2f} ms  {share:.0%} of the rate of products")
+                print(
+                    f"{card}  {model:14} {streams:3} x {segment:<5} {1e3 * row['predicted_seconds']:9.2f} ms  {share:.0%} of the rate of products"
+                )
     write_json(
         out, {"what": "predicted, not measured", "assumed": ASSUMED, "command": "python benchmarks/gpu_predictions.py", "rows": rows}
     )
