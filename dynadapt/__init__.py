@@ -8,9 +8,10 @@ from .common.lazy import lazily
 from .common.version import VERSION
 
 if TYPE_CHECKING:
-    from .adapt import RMS, SGD, Adam, AdamW, Full, Lion, LoRA, Muon, RowSparse
+    from .adapt import RMS, SGD, Adam, AdamW, Full, Guard, Lion, LoRA, Muon, RowSparse
     from .engine.engine import Engine
     from .engine.memory import Overlap, SegmentMemory
+    from .engine.rate_mixture import RateMixture
     from .experiments.evaluation import Evaluation, evaluate
     from .interop.publish import Server, publish
     from .interop.session import Session, attach
@@ -27,10 +28,12 @@ __all__ = [
     "Engine",
     "Evaluation",
     "Full",
+    "Guard",
     "Lion",
     "LoRA",
     "Muon",
     "Overlap",
+    "RateMixture",
     "RowSparse",
     "SegmentMemory",
     "Server",
@@ -45,8 +48,9 @@ __all__ = [
 
 # Public name -> the module that has it. They are imported when they are asked for: torch takes seconds, and `dynadapt --help` needs none.
 _HOMES = {
-    **dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "Lion", "LoRA", "Muon", "RowSparse"), "adapt"),
+    **dict.fromkeys(("RMS", "SGD", "Adam", "AdamW", "Full", "Guard", "Lion", "LoRA", "Muon", "RowSparse"), "adapt"),
     "Engine": "engine",
+    "RateMixture": "engine.rate_mixture",
     "Evaluation": "experiments.evaluation",
     "evaluate": "experiments.evaluation",
     "Server": "interop.publish",

@@ -7,10 +7,11 @@ from dynadapt.engine import state as engine_state
 
 def state_of(engine) -> dict:
     tensors = {name: t.detach().clone() for name, t in engine_state.state_tensors(engine).items()}
-    if engine.decoder.memory is not None:  # what is behind the fill is never read
-        for s, filled in enumerate(engine.decoder.memory.filled):
+    prior = engine.guarding and engine.guarding.prior
+    for prefix, memory in (("memory.", engine.decoder.memory), ("guard.memory.", prior and prior.memory)):
+        for s, filled in enumerate(() if memory is None else memory.filled):  # what is behind the fill is never read
             for name, t in tensors.items():
-                if name.startswith("memory.") and name != "memory.length":
+                if name.startswith(prefix) and name != f"{prefix}length":
                     t[s, filled:] = 0
     working = [learner.state.working for learner in engine.learners if learner.state.working is not None]
     tensors.update({f"working.{i}": t.clone() for i, t in enumerate(working)})

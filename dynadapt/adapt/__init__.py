@@ -1,6 +1,7 @@
-"""What learns and how: LoRA, RowSparse, Full; SGD, Adam, AdamW, Lion, Muon, RMS; resets."""
+"""What learns and how: LoRA, RowSparse, Full; SGD, Adam, AdamW, Lion, Muon, RMS; resets; the guard."""
 
+from .guard import Guard
 from .methods import Full, LoRA, RowSparse
 from .optimizers import RMS, SGD, Adam, AdamW, Lion, Muon
 
-__all__ = ["RMS", "SGD", "Adam", "AdamW", "Full", "Lion", "LoRA", "Muon", "RowSparse"]
+__all__ = ["RMS", "SGD", "Adam", "AdamW", "Full", "Guard", "Lion", "LoRA", "Muon", "RowSparse"]

@@ -14,7 +14,7 @@ from dynadapt.runs.progress import say
 
 from .early import check_files, check_model
 from .parsing import at_least
-from .settings import add_log_option, config_from
+from .settings import add_log_option, config_from, unmixed
 
 EXAMPLES = """\
 examples:
@@ -30,7 +30,7 @@ types.csv (every token type) and page.html (verdict, plots and tables in one fil
 
 
 def add_options(command) -> None:
-    add_settings(command, EvalConfig, memory=0)
+    add_settings(command, EvalConfig, unmixed(), memory=0)
     add_settings(command, DiagnoseConfig)
     command.add_argument(
         "--advise",

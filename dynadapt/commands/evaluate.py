@@ -24,6 +24,8 @@ examples:
       the static score, to compare with
   dynadapt eval --text novel.txt --memory 0
       learn, and remember nothing: segments are disjoint windows
+  dynadapt eval --text novel.txt --rates 5e-4,2e-3,8e-3 --guard exact
+      learn at three rates side by side; the score is that of the best of them and of the static model, up to a bound
   dynadapt eval --text a.txt b.txt c.txt d.txt --streams 4 --reset document
       four documents at once, each with an adapter of its own, fresh for every document
   dynadapt eval --text src/ reviews.jsonl.gz --field body
@@ -161,10 +163,13 @@ def print_summary(out: Path, summary: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from dynadapt.experiments import guarded
+
     table = Table(box=None, show_header=False, pad_edge=False)
     bits = summary["bits_per_byte"]
     for name, value in (
         ("NLL", f"{summary['nll']:.4f} nats/token"),
+        *guarded.rows(summary),
         ("perplexity", f"{summary['perplexity']:.2f}"),
         ("bits per byte", "-" if bits is None else f"{bits:.4f}"),
         ("scored", f"{summary['tokens']:,} tokens, {summary['bytes']:,} bytes"),

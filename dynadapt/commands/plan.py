@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dynadapt.common.options import add_settings
 from dynadapt.experiments.config import ConfigError, EvalConfig
 
-from .settings import config_from
+from .settings import config_from, unmixed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -129,7 +129,7 @@ LIMITS = {"products": "the rate of matrix products", "traffic": "memory bandwidt
 
 
 def add_options(command) -> None:
-    add_settings(command, EvalConfig)
+    add_settings(command, EvalConfig, unmixed())
     where = command.add_mutually_exclusive_group()
     where.add_argument(
         "--gpu",

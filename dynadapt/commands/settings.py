@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 
 from dynadapt.common.errors import ConfigError
-from dynadapt.common.options import given, note_idle
+from dynadapt.common.options import given, note_idle, settings_of
 from dynadapt.experiments.config import EvalConfig
+from dynadapt.experiments.guarded import ADDED
+
+
+def unmixed() -> set[str]:
+    """The settings of `dynadapt eval` but those of a guard and of several rates, for commands that score by one model at a time."""
+    return set(settings_of(EvalConfig)) - set(ADDED)
 
 
 def config_from(arguments, **defaults) -> EvalConfig:

@@ -18,13 +18,14 @@ def warn(form: str, instead: str, stacklevel: int = 2) -> None:
     warnings.warn(f"{form} works until version {UNTIL}: {instead}", DeprecationWarning, stacklevel=stacklevel + 1)
 
 
-def positional_before(made: Made) -> Made:
-    """A method, or a class for its ``__init__``, whose keyword-only arguments could be given by position before, in their order."""
+def positional_before(made: Made, but: tuple[str, ...] = ()) -> Made:
+    """A method, or a class for its ``__init__``, whose keyword-only arguments could be given by position before, in their order;
+    all ``but`` those that are newer."""
     method: Any = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
     kinds = [(p.name, p.kind) for p in inspect.signature(method).parameters.values()]
     most, names = (
         sum(kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for _, kind in kinds),
-        [name for name, kind in kinds if kind.name == "KEYWORD_ONLY"],
+        [name for name, kind in kinds if kind.name == "KEYWORD_ONLY" and name not in but],
     )
 
     @wraps(method)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import wraps
 
 import torch
@@ -104,6 +104,17 @@ def one_call(method):
     @wraps(method)
     def call(self, *args, **kwargs):
         with self.calls.call(method.__name__):
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+def on_device(method):
+    """The engine's own GPU is the current one inside: kernels launch on the current device."""
+
+    @wraps(method)
+    def call(self, *args, **kwargs):
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             return method(self, *args, **kwargs)
 
     return call

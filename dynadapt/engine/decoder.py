@@ -21,6 +21,7 @@ from . import losses
 from .adapted_head import AdaptedHead
 from .attention_gate import AttentionGate
 from .delta_mixer import DeltaMixer
+from .handover import Handover
 from .memory import MemoryState
 from .op_set import OpSet
 from .weights import FrozenWeights, ModelTensors, group_sizes
@@ -64,7 +65,9 @@ class Decoder:
         memory: MemoryState | None,
         recompute: bool = False,
         static: bool = False,
+        first: int = 0,
     ):
+        self.first = first  # layers below it are another decoder's
         self.config, self.ops, self.ws, self.ledger = config, ops, workspace, ledger
         self.weights: Any = weights
         self.rope = rope  # (cos, sin) by layer
@@ -77,8 +80,9 @@ class Decoder:
         self.heads = config.heads, config.kv_heads, config.head_dim
         self.gate: Any = AttentionGate(config, ops, workspace) if config.attention_gate else None
         self.delta: Any = None if config.delta is None else DeltaMixer(config, ops, workspace)
-        self.places = {i: place for kind in (config.attention_layers, config.delta_layers) for place, i in enumerate(kind)}
-        self.attention_count = len(config.attention_layers)
+        self.attention_layers = [i for i in config.attention_layers if i >= first]
+        self.places = {i: place for kind in (self.attention_layers, config.delta_layers) for place, i in enumerate(kind)}
+        self.attention_count = len(self.attention_layers)
         self.norm_kind = config.stream_eps, config.norm
         self.normed_heads = sum(n * config.head_dim // w for n, w in zip(self.heads, config.normed_widths))  # each or together, of a row
         self.active: Any = weights  # of the current pass: the learner's own where the whole model learns
@@ -149,13 +153,15 @@ class Decoder:
         return places.copy_(self.count[: places.shape[1]]).view(-1)
 
     @ranged("forward")
-    def forward(self, batch: Batch, learner, lowest, embedded: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, batch: Batch, learner, lowest, embedded: torch.Tensor | None = None, handover: Handover | None = None
+    ) -> torch.Tensor:
         """Hidden states [N, H] after the final norm, divided as the logits are.
 
         ``lowest``: (layer, group) down to which backward will go, (-1, "embed") for all the way, (layers, "head") for no further than the
         head, or None for no backward.
         ``embedded`` [N, H], which backward will read: what stands in for the token embedding (``batch.inputs`` then gives the
-        shape alone).
+        shape alone). ``handover``: what enters its layer is kept there, or taken from there where that is the first layer.
         """
         first_kept = self.config.layers if lowest is None else lowest[0]
         self.active = self.weights if learner is None or learner.weights_view is None else learner.weights_view
@@ -163,11 +169,17 @@ class Decoder:
         self.adapted_head = AdaptedHead.of(self, batch, learner)
         self.learns_below = lowest is None or lowest[0] < self.config.layers
         self.embedded = embedded is not None
-        x, delta = self.embed(batch) if embedded is None else embedded, None
+        if self.first:
+            assert handover is not None, "the layers below are another decoder's"
+            x, delta = handover.take(batch, self.ws)
+        else:
+            x, delta = self.embed(batch) if embedded is None else embedded, None
         self.attended_back = 0
         self.kept: list[dict[str, Any]] = []
         self.lengths = [0 if self.memory is None else self.memory.filled[s] for s in batch.streams]
-        for i in range(self.config.layers):
+        for i in range(self.first, self.config.layers):
+            if handover is not None and i == handover.layer and i > self.first:
+                handover.keep(batch, x, delta)
             key = i if i >= first_kept else "shared"
             x, delta = self._layer(batch, learner, i, key, x, delta)
         res, hidden = self._norm(x, delta, self.active.final_norm, "final")
@@ -256,7 +268,7 @@ class Decoder:
         c = self.config
         back = self.attention_count - self.attended_back  # the lowest of these layers that backward reached
         for m in lengths:
-            for place, i in enumerate(c.attention_layers):
+            for place, i in enumerate(self.attention_layers):
                 flops = attention.memory_flops(segment, attention.seen_memory(m, c.window(i)), c.heads, c.head_dim)
                 self.ledger.add("forward", flops["forward"])
                 if place >= back:

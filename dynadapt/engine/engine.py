@@ -14,9 +14,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import wraps
+from functools import partial
 
 import torch
 
@@ -30,10 +30,10 @@ from dynadapt.ops import UnsupportedOp
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.profiler_ranges import ranged
 
-from . import adapter_start, gradient_statistics, snapshots, split_step
+from . import adapter_start, gradient_statistics, guarding, snapshots, split_step
 from . import explain as explanation
 from . import state as engine_state
-from .calls import Calls, one_call, plain_torch
+from .calls import Calls, on_device, one_call, plain_torch
 from .continuation import Continuation, continue_text
 from .decoder import Decoder
 from .drivers import Captured, Eager
@@ -51,17 +51,6 @@ from .step import Step
 from .step_arguments import check_stream, check_tokens
 from .weights import FrozenWeights, check_quantised, rotations
 from .workspace import Workspace
-
-
-def _on_device(method):
-    """The engine's own GPU is the current one inside: kernels launch on the current device."""
-
-    @wraps(method)
-    def call(self, *args, **kwargs):
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return method(self, *args, **kwargs)
-
-    return call
 
 
 class Engine:
@@ -94,6 +83,8 @@ class Engine:
             learn; or "quants": those of a quantised GGUF file in the file's own blocks of integers (ops/quants.py), which scores the
             same in less memory.
         static: fixed shapes and no host decision inside a step, as a CUDA graph needs; None: on a GPU only.
+        guard: the score is never worse than the model's without adaptation, up to a bound (adapt/guard.py): "exact", N for the prior
+            on every N-th segment, ``Guard`` or None.
 
     A call runs alone: one that begins while another runs, in a thread or a callback, is refused, and so are calls in a forked
     process. A step completes or changes nothing: arguments are checked first, and where a step fails after it has begun to move
@@ -104,7 +95,7 @@ class Engine:
         UnsupportedOp: naming the ops of this configuration that the backend can't serve here, before any weight is read.
     """
 
-    @positional_before
+    @partial(positional_before, but=("guard",))
     def __init__(
         self,
         model,
@@ -126,6 +117,7 @@ class Engine:
         recompute: bool | None = None,
         base: str = "same",
         static: bool | None = None,
+        guard=None,
     ):
         settings = EngineSettings(
             adapt,
@@ -145,6 +137,7 @@ class Engine:
             recompute,
             base,
             static,
+            guard,
         )
         with plain_torch():
             self._make(load(model), settings)
@@ -162,7 +155,7 @@ class Engine:
         self.seed, self.recompute, self.base = settings.seed, bool(settings.recompute), settings.base
         self.batch = settings.batch or settings.streams
         self.dtype, self.torch_dtype, self.device, self.backend = settings.dtype, settings.torch_dtype, settings.device, settings.backend
-        self.lowest = settings.lowest(self.config)
+        self.lowest, self.guard = settings.lowest(self.config), settings.guard
         self.calls = Calls()
         self._resolve_ops()
         self._build()
@@ -192,6 +185,7 @@ class Engine:
         step = Step(given, self.decoder, self.learners, self.lr, self.calls.moving, asks=not given.fixed)
         self.state = step.states
         self.driver = Captured(step) if given.fixed else Eager(step)
+        self.guarding = guarding.made(self)
         self.last: StepReport | None = None
 
     def __setattr__(self, name: str, value) -> None:
@@ -256,7 +250,7 @@ class Engine:
         return number("lr", lr, "a finite number >= 0")
 
     @one_call
-    @_on_device
+    @on_device
     def enter(self, stream: int, lr: float | None = None, *, adapter=None, prior: bool = False) -> None:
         """A new document takes the slot: memory and position cleared, adapter reset iff reset="document".
 
@@ -276,6 +270,8 @@ class Engine:
             adapter_start.start(self, stream, row, prior)
         elif self.reset_policy == "document":
             self.driver.step.put_back(stream)
+        if self.guarding is not None:
+            self.guarding.enter(stream)
         if lr is not None:
             self.lr[0 if self.shared else stream] = lr
 
@@ -293,15 +289,17 @@ class Engine:
         self.lr[0 if self.shared else self._check_stream(stream)] = lr
 
     @one_call
-    @_on_device
+    @on_device
     def reset(self, stream: int) -> None:
         """The stream's weights and optimizer state back to the prior (with ``LoRA(keep_a=True)`` all but A); its memory stays."""
         stream = self._check_stream(stream)
         self.calls.moving()
         self.driver.step.put_back(stream)
+        if self.guarding is not None and self.guarding.alarms is not None:
+            self.guarding.alarms.forget(stream)
 
     @one_call
-    @_on_device
+    @on_device
     def snapshot(self, stream: int = 0) -> StreamSnapshot:
         """A copy, in this engine's memory, of where a stream is: what it learned, optimizer state, memory, position (snapshots.py).
 
@@ -310,7 +308,7 @@ class Engine:
         return snapshots.take(self, self._check_stream(stream))
 
     @one_call
-    @_on_device
+    @on_device
     def rollback(self, stream: int, snapshot: StreamSnapshot) -> None:
         """The stream goes on from ``snapshot`` as the one that it was taken of did, to the bit; FLOPs and updates stay counted.
 
@@ -325,7 +323,7 @@ class Engine:
 
     @ranged("step")
     @one_call
-    @_on_device
+    @on_device
     def step(self, tokens: torch.Tensor, lengths=None, streams=None, weights=None) -> torch.Tensor:
         """Score each row's tokens, then learn from them.
 
@@ -351,12 +349,12 @@ class Engine:
         given = split_step.checked(self, tokens, lengths, streams, weights, looks=self.device.type == "cpu")
         split_step.refuse_waiting(self, given.streams)
         with self._counted():
-            nll, self.last = self.driver.run(given)
+            nll, self.last = self._run(given)
         return nll
 
     @ranged("forward_backward")
     @one_call
-    @_on_device
+    @on_device
     def forward_backward(
         self, tokens: torch.Tensor, lengths=None, streams=None, weights=None, loss: str = "cross_entropy", inputs=None
     ) -> torch.Tensor:
@@ -383,7 +381,7 @@ class Engine:
 
     @ranged("optim_step")
     @one_call
-    @_on_device
+    @on_device
     def optim_step(self, streams=None, lr: float | None = None) -> StepReport:
         """The update of ``step``, by the sum of the gradients that wait: clip, optimizer, decay to the prior.
 
@@ -401,6 +399,10 @@ class Engine:
         """
         return split_step.optim_step(self, streams, lr)
 
+    def _run(self, call, apart: bool = False):
+        """(scores [R, T], report) of one step, guarded or not; see ``Eager.run``."""
+        return self.driver.run(call, apart) if self.guarding is None else self.guarding.run(self.driver, call, apart)
+
     @contextmanager
     def _counted(self):
         """A step in the ledger, which a step that fails does not enter."""
@@ -417,7 +419,7 @@ class Engine:
             raise
 
     @one_call
-    @_on_device
+    @on_device
     def score(self, tokens: torch.Tensor, stream: int = 0) -> torch.Tensor:
         """NLL [R, T] of token ids [R, T+1] with one stream's weights as they are now; for any number of rows.
 
@@ -481,7 +483,7 @@ class Engine:
     # ---- statistics, saving
 
     @one_call
-    @_on_device
+    @on_device
     def gather_statistics(self, segments) -> int:
         """Frozen gradient statistics at the prior: for ``RMS`` MS = sqrt(mean over segments of g^2), for ``RowSparse(select="contrast")``
         the mean of its row scores.

@@ -53,6 +53,18 @@ def _how_it_runs(engine) -> list[str]:
     return lines
 
 
+def _guard_lines(guarding) -> list[str]:
+    """What is mixed into one score."""
+    lines, share = [], f"mixed by fixed share {guarding.mixture.share:g}"
+    if guarding.learners > 1:
+        lines.append(f"rates:  {guarding.learners} streams are learners of one text, {share}")
+    if guarding.looks is not None:
+        every = guarding.looks.every
+        when = "on every segment" if every == 1 else f"on every {every}th segment, and on all while it leads"
+        lines.append(f"guard:  the model as it was is scored {when}, {share}")
+    return lines
+
+
 def _base(engine) -> list[str]:
     """What frozen weights are kept in, where that is not the arithmetic's dtype."""
     weights = engine.weights
@@ -81,7 +93,8 @@ def timed_steps(engine, steps: int = 3):
     if twin.learners and twin.learners[0].state.lacks_statistics:
         twin.gather_statistics(list(tokens()[:1]))
     if twin.static:
-        twin.static.capture = False  # ops one by one, each waited for: their sum is more than a graph takes
+        for driver in (twin.static, *([twin.guarding.prior.driver] if twin.guarding else [])):
+            driver.capture = False  # ops one by one, each waited for: their sum is more than a graph takes
     twin.step(tokens())
     twin.step(tokens())
     twin.ops.seconds = {}
@@ -110,6 +123,8 @@ def explain(engine, time: bool = False) -> str:
         parts = engine.learners[0].layout.parts
         if engine.optimizer.rule().arithmetic.prepared:
             lines.append(f"        {len(parts.matrices)} matrices of {len(parts.by_shape)} shapes a stream are turned by torch's products")
+    if engine.guarding is not None:
+        lines += _guard_lines(engine.guarding)
     reason = why(engine.dtype, engine.device, engine.backend)
     lines += [
         f"remembers: {engine.memory or 'nothing'}",

@@ -51,6 +51,7 @@ def footprint(engine) -> dict[str, int]:
         "gradients": gradients,
         "optimizer state": moments,
         "segment memory": bytes_held(engine.decoder.memory),
+        "the guard's prior": _prior_bytes(engine),
         "kept for backward": kept,
         "other buffers": engine.workspace.nbytes - kept,
     }
@@ -68,7 +69,13 @@ def stream_bytes(engine) -> int:
     """What one stream more would hold for good: its weights, their gradients and optimizer state, its memory. Buffers grow only with
     the streams that go through the layers together."""
     own = 0 if engine.shared else bytes_held(engine.learners) - bytes_held([learner.common for learner in engine.learners])
-    return (own + bytes_held(engine.decoder.memory)) // engine.streams
+    return (own + bytes_held(engine.decoder.memory) + _prior_bytes(engine, of_weights=False)) // engine.streams
+
+
+def _prior_bytes(engine, of_weights: bool = True) -> int:
+    """What scoring the prior takes beside the rest."""
+    prior = None if engine.guarding is None else engine.guarding.prior
+    return 0 if prior is None else bytes_held(*[prior.own] * of_weights, prior.memory, prior.driver.step.handover)
 
 
 def footprint_line(engine) -> str:

@@ -100,11 +100,12 @@ class MemoryState:
         self.filled = [0] * slots
 
     @classmethod
-    def of(cls, config, memory: SegmentMemory, slots: int, dtype: torch.dtype, device) -> MemoryState:
-        """For a model of this config."""
+    def of(cls, config, memory: SegmentMemory, slots: int, dtype: torch.dtype, device, first: int = 0) -> MemoryState:
+        """For a model of this config, of its layers from ``first`` on."""
         delta = None if config.delta is None else DeltaState(config.delta, slots, dtype, device)
         kv_width = config.kv_heads * config.head_dim
-        return cls(memory, len(config.attention_layers), slots, kv_width, config.hidden_size, dtype, device, delta)
+        layers = sum(i >= first for i in config.attention_layers)
+        return cls(memory, layers, slots, kv_width, config.hidden_size, dtype, device, delta)
 
     def advance(self, source: torch.Tensor, columns: Sequence[int], stores, slots: Sequence[int], counts: Sequence[int]) -> None:
         """``memory_advance`` and ``memory_fill`` (ops/memory.py) where the host knows all numbers: slices, no index."""
@@ -134,10 +135,10 @@ class MemoryState:
         return {name: t.clone() for name, t in [*kept.items(), *((name, t[:, slot]) for name, t in states.items())]}
 
     def slot_load(self, slot: int, saved: dict[str, torch.Tensor]) -> None:
-        """One slot remembers what ``slot_copy`` gave."""
+        """One slot remembers what ``slot_copy`` gave, of a memory of all layers or of the last ones."""
         for kind, stack in self._stacks().items():
             self.filled[slot] = saved[kind].shape[1]
-            stack[:, slot, : self.filled[slot]].copy_(saved[kind])
+            stack[len(stack) - len(saved[kind]) :, slot, : self.filled[slot]].copy_(saved[kind])
         self.length[slot] = self.filled[slot]
         if self.delta is not None:
             for name, states in self.delta.tensors().items():

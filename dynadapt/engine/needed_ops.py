@@ -31,7 +31,7 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
         "delta layers": config.delta is not None,
         "own table": not looks_up_by_rows(config, engine.backend, engine.base),
         "device memory": static and isinstance(engine.memory, SegmentMemory),
-        "device resets": static and engine.reset_policy == "auto",
+        "device resets": static and engine.settings.watches,
     }
 
 

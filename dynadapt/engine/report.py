@@ -24,8 +24,16 @@ class StepReport:
     """What the last step did, by stream. ``flops``: phase -> FLOPs of this step. ``loss``: of ``forward_backward`` with loss="kl" each
     token's [R, T] in the rows that learn, on the engine's device; else None.
 
+    With a guard, of the step's rows: ``nll_static`` [R, T], the prior's scores, NaN where it was not looked at; ``nll_adapted``, what
+    the step would have returned without; and ``guard_bound``, by how many nats the score of each row's document, as far as it was
+    looked at, can be above the better of the two (adapt/guard.py).
+
     The report of a step that may still run (``pending``) is read when a field other than ``flops`` is first asked for, which waits.
     """
+
+    nll_static: torch.Tensor | None = None
+    nll_adapted: torch.Tensor | None = None
+    guard_bound: list[float] | None = None
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dynadapt.adapt.guard import as_guard
 from dynadapt.adapt.methods import GROUPS, HEAD, Full, LoRA, RowSparse, whole_model
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.resets import check_reset
@@ -102,6 +103,7 @@ class EngineSettings:
     recompute: bool | None
     base: str
     static: bool | None
+    guard: Any = None  # a Guard or None
 
     def __post_init__(self):
         choice("dtype", self.dtype, ("auto", *DTYPES))
@@ -120,6 +122,7 @@ class EngineSettings:
             adapt=as_adapt(self.adapt),
             optimizer=as_optimizer(self.optimizer),
             memory=as_memory(self.memory),
+            guard=as_guard(self.guard),
         )
         self._check_together()
         self._place()
@@ -147,6 +150,11 @@ class EngineSettings:
     @property
     def learns(self) -> bool:
         return self.adapt is not None
+
+    @property
+    def watches(self) -> bool:
+        """Whether change detectors look at the adapted score alone; with a guard the prior's score says it."""
+        return self.learns and self.reset == "auto" and self.guard is None
 
     @property
     def owns_weights(self) -> bool:
@@ -183,13 +191,16 @@ class EngineSettings:
         parts = {name: plain(getattr(self, name)) for name in ("adapt", "optimizer", "memory")}
         base = "same" if self.base == "quants" else self.base  # the same values, to the bit
         names = ("streams", "segment", "shared", "every", "accumulate", "reset", "dtype", "backend", "seed")
-        return {**parts, **{name: getattr(self, name) for name in names}, "base": base}
+        guard = {} if self.guard is None else {"guard": asdict(self.guard)}
+        return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard}
 
     def _check_together(self) -> None:
         if self.shared and self.reset != "never":
             raise ValueError(f"reset={self.reset!r} with shared=True: one set of weights serves all rows; expected 'never'")
         if self.adapt is None and self.optimizer is not None:
             raise ValueError(f"optimizer={self.optimizer!r} with adapt=None: nothing learns; give adapt, or no optimizer")
+        if self.adapt is None and self.guard is not None:
+            raise ValueError(f"guard={self.guard!r} with adapt=None: what is scored is the prior; give adapt, or no guard")
         if self.adapt is not None and self.optimizer is None:
             keep(self, optimizer=Adam())
         if self.shared and self.batch is not None and self.batch < self.streams:
@@ -219,7 +230,7 @@ class EngineSettings:
             keep(self, recompute=self.backend == "cpu")
         if self.static is None:
             keep(self, static=device.type != "cpu" or self.backend == "triton")
-        if self.static and self.reset == "auto" and isinstance(self.adapt, RowSparse):
+        if self.static and self.watches and isinstance(self.adapt, RowSparse):
             raise ValueError(
                 "reset='auto' with adapt=RowSparse on a GPU: which rows go back is only known there; use LoRA or Full, "
                 "or reset at documents or every N tokens"

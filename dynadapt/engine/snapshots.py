@@ -30,7 +30,7 @@ class StreamSnapshot:
     Args:
         settings: of the engine that it is of, as ``EngineSettings.describe`` gives them. model: that engine's.
         lr: float32 []. learned: a set's weights and optimizer state; empty where nothing learns.
-        states, memories, changes: of each row: one, or all where they share a set of weights. ``memories`` hold what is filled alone.
+        states, memories, changes, guards: of each row: one, or all where they share a set of weights. ``memories`` hold what is filled alone.
     """
 
     settings: dict
@@ -40,11 +40,12 @@ class StreamSnapshot:
     states: list[StreamState]
     memories: list[Tensors]
     changes: list[Tensors]
+    guards: list[Tensors]
 
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
-        held = (self.lr, *(t for part in (self.learned, *self.memories, *self.changes) for t in part.values()))
+        held = (self.lr, *(t for part in (self.learned, *self.memories, *self.changes, *self.guards) for t in part.values()))
         return sum(t.numel() * t.element_size() for t in held)
 
     @safe
@@ -62,9 +63,10 @@ def take(engine, stream: int) -> StreamSnapshot:
     states = [replace(engine.state[s], history=list(engine.state[s].history)) for s in rows]
     memories = [{} if memory is None else memory.slot_copy(s) for s in rows]
     changes = [{} if step.changes is None else {"table": step.changes.table[:, s].clone()} for s in rows]
+    guards = [{} if engine.guarding is None else engine.guarding.slot_copy(s) for s in rows]
     learned = {} if learner is None else learner.slot_copy(step.slot(stream))
     return StreamSnapshot(
-        engine.settings.describe(), engine.model, engine.lr[_set(engine, stream)].clone(), learned, states, memories, changes
+        engine.settings.describe(), engine.model, engine.lr[_set(engine, stream)].clone(), learned, states, memories, changes, guards
     )
 
 
@@ -88,6 +90,8 @@ def put(engine, stream: int, snapshot) -> None:
             memory.slot_load(s, snapshot.memories[i])
         if step.changes is not None:
             step.changes.table[:, s] = snapshot.changes[i]["table"]
+        if engine.guarding is not None:
+            engine.guarding.slot_load(s, snapshot.guards[i])
     step.fresh = False
     if learner is not None and learner.state.prior is not bound:
         engine.driver.drop_recordings()
@@ -98,9 +102,10 @@ def check(engine, stream: int, snapshot, name: str = "snapshot") -> None:
     if not isinstance(snapshot, StreamSnapshot):
         raise wrong(name, snapshot, "what Engine.snapshot gave")
     here = engine.settings.describe()
-    for setting, value in snapshot.settings.items():
-        if here[setting] != value and (setting != "streams" or engine.shared):  # a stream does not know how many others there are
-            raise ValueError(f"{name}: taken in an engine with {setting}={value!r}; this one has {here[setting]!r}")
+    for setting in here | snapshot.settings:
+        value = snapshot.settings.get(setting)
+        if here.get(setting) != value and (setting != "streams" or engine.shared):  # a stream does not know how many others there are
+            raise ValueError(f"{name}: taken in an engine with {setting}={value!r}; this one has {here.get(setting)!r}")
     if snapshot.model is not engine.model and snapshot.model.fingerprint() != engine.model.fingerprint():
         raise ValueError(f"{name}: taken in an engine of another model ({snapshot.model.name!r}); this one has {engine.model.name!r}")
     learner = engine.driver.step.learner(stream)

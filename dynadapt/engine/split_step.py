@@ -50,7 +50,7 @@ def forward_backward(engine, tokens, lengths, streams, weights, loss, inputs) ->
         raise ValueError("adapt=None: nothing learns in this engine, expected LoRA(...), RowSparse(...) or Full(...); step only scores")
     if engine.every == NEVER:
         raise RuntimeError("forward_backward: learn_no_more has ended learning in this engine; step only scores")
-    if engine.static is not None and engine.reset_policy == "auto":
+    if engine.static is not None and engine.settings.watches:
         raise ValueError(
             "reset='auto' with forward_backward and static=True: which streams go back is only known on the device; use static=False, "
             "or reset at documents or every N tokens"
@@ -62,7 +62,7 @@ def forward_backward(engine, tokens, lengths, streams, weights, loss, inputs) ->
             "out of targets, or use another loss"
         )
     with engine._counted():
-        nll, engine.last = engine.driver.run(given, apart=True)
+        nll, engine.last = engine._run(given, apart=True)
     return nll
 
 

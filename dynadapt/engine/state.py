@@ -43,6 +43,8 @@ def state_tensors(engine) -> dict[str, torch.Tensor]:
         named.update({f"learner.{i}.{name}": t for name, t in learner.tensors().items()})
     if engine.decoder.memory is not None:
         named.update({f"memory.{name}": t for name, t in engine.decoder.memory.tensors().items()})
+    if engine.guarding is not None:
+        named.update({f"guard.{name}": t for name, t in engine.guarding.tensors().items()})
     for s, state in enumerate(engine.state):
         named[f"history.{s}"] = torch.tensor(state.history, dtype=torch.int64)
     return {name: t.contiguous() for name, t in named.items()}
@@ -117,9 +119,9 @@ def _check_record(engine, record, root: Path) -> None:
     for name, expected in _files_of(record, where).items():
         if wrong := differs(root / name, expected):
             raise ModelError(f"{wrong} (engine.json beside it was written with other files, or they changed since)")
-    for name in here:
-        if name not in saved or here[name] != saved[name]:
-            raise ModelError(f"{root}: saved with {name}={saved.get(name)!r}; this engine has {here[name]!r}")
+    for name in here if "guard" in here or "guard" not in saved else (*here, "guard"):
+        if name not in saved or name not in here or here[name] != saved[name]:
+            raise ModelError(f"{root}: saved with {name}={saved.get(name)!r}; this engine has {here.get(name)!r}")
     is_count = lambda value: type(value) is int and 0 <= value < 2**63  # noqa: E731
     is_change = lambda value: (
         isinstance(value, dict)
@@ -203,16 +205,21 @@ def _expected(here, name: str):
 
 
 def _check_values(engine, path: Path, name: str, value: torch.Tensor, tensors: dict) -> None:
+    guarded = "guard." if name.startswith("guard.") else ""
+    own = name.removeprefix(guarded)
     if value.is_floating_point():
-        if name.startswith(("memory.keys.", "memory.values.", "memory.inputs.")):  # beyond a slot's length lies what it has forgotten
-            value = torch.cat([rows[:count] for rows, count in zip(value, tensors["memory.length"].tolist())])
-        if not name.endswith(".grad") and value.numel() and count_not_finite(value):  # such a gradient is skipped, and stays there
+        if own.startswith(("memory.keys.", "memory.values.", "memory.inputs.")):  # beyond a slot's length lies what it has forgotten
+            value = torch.cat([rows[:count] for rows, count in zip(value, tensors[f"{guarded}memory.length"].tolist())])
+        diverged = engine.guarding is not None and name.startswith("memory.")  # an adapted model that did, which counts for nothing
+        if (
+            not name.endswith(".grad") and not diverged and value.numel() and count_not_finite(value)
+        ):  # such a gradient is skipped, and stays
             raise ModelError(f"{path}: tensor {name} holds a NaN or an infinity")
         if name == "lr" and (value < 0).any():
             raise ModelError(f"{path}: tensor lr holds a number below 0")
         return
     limit = 2**62
-    if name == "memory.length":
+    if own == "memory.length":
         limit = engine.decoder.memory.memory.capacity
     elif name.startswith("history."):
         limit, context = engine.config.vocab_size - 1, getattr(engine.memory, "context", 0)
@@ -235,6 +242,8 @@ def set_state(engine, tensors: dict[str, torch.Tensor], counts: dict) -> None:
         learner.load(pick(f"learner.{i}."))
     if engine.decoder.memory is not None:
         engine.decoder.memory.load(pick("memory."))
+    if engine.guarding is not None:
+        engine.guarding.load(pick("guard."))
     for s, (state, row) in enumerate(zip(engine.state, counts["streams"])):
         state.segments, state.since_reset = row["segments"], row["since_reset"]
         state.waiting = row.get("waiting", engine.accumulate and state.segments % engine.every > 0)  # older states don't say it

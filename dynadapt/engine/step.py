@@ -24,6 +24,7 @@ from dynadapt.ops import update as update_op
 
 from .buffers import Kind
 from .decoder import Batch, Decoder
+from .handover import Handover
 from .learners.fused import Fused
 from .plan import Pass, StreamState
 from .settings import EngineSettings
@@ -45,10 +46,11 @@ class Step:
         self.settings, self.decoder, self.learners, self.lr, self.moving, self.asks = settings, decoder, learners, lr, moving, asks
         self.states = [StreamState() for _ in range(settings.streams)]
         self.counters = torch.zeros(2, dtype=torch.int64, device=settings.device)  # updates, skipped updates
-        self.changes = ChangePoints(settings.streams, settings.device) if settings.learns and settings.reset == "auto" else None
+        self.changes = ChangePoints(settings.streams, settings.device) if settings.watches else None
         self.why_not_fused = settings.why_not_fused
         self.fresh = True  # no weight has moved yet, no segment has been remembered, nothing was restored
         self.lowest = settings.lowest(decoder.config)
+        self.handover: Handover | None = None  # to or from the passes of another step
         self.own_slots = bool(learners) and not settings.shared and not settings.owns_weights
 
     @property
@@ -111,7 +113,7 @@ class Step:
         d, learner = self.decoder, self.learner(p.streams[0])
         lengths = None if d.memory is None else given["counts"]
         batch = Batch(given["inputs"], given["adapter"], given["slots"], p.streams, again, lengths)
-        hidden = d.forward(batch, learner, self.lowest if kind.backward else None)
+        hidden = d.forward(batch, learner, self.lowest if kind.backward else None, handover=self.handover)
         nll, dhidden = d.score(hidden, given.get("rows"), given["targets"], given["weights"] if kind.backward else None, kind.loss, given)
         made["nll"].copy_(nll)
         if "loss" in made:

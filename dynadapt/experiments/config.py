@@ -9,6 +9,7 @@ from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, check_names, setting
 
 from .adapter_words import WORDS, parse_alphas, parse_ranks, parse_targets, pattern_of
+from .guarded import ADDED, parse_guard, parse_rates
 
 # Learning rates that are used when none is given, by what learns and by optimizer.
 LEARNING_RATES = {
@@ -170,7 +171,30 @@ class EvalConfig:
         what="the name of a file",
         needs={**LEARNS, "optimizer": WITH_STATISTICS},
     )
-    lr: float | None = setting(None, f"learning rate per update (default: {USUAL_RATES})", least=0, what="a finite rate", needs=LEARNS)
+    lr: float | None = setting(
+        None, f"learning rate per update (default: {USUAL_RATES})", least=0, what="a finite rate", needs={**LEARNS, "rates": (None,)}
+    )
+    rates: str | None = setting(
+        None,
+        "learn at each of these rates side by side and mix the scores, in place of one --lr: as good as the best of them up to a bound",
+        read=parse_rates,
+        metavar="R,R,...",
+        needs=LEARNS,
+    )
+    halve: int | None = setting(
+        None,
+        "with --rates: after every N segments of a document the half of the rates that scored worse in it is dropped",
+        least=1,
+        needs={**LEARNS, "rates": lambda rates: rates is not None},
+    )
+    guard: str | int | None = setting(
+        None,
+        "score the model without adaptation too, on every segment (exact) or every N-th, and mix the scores: never worse than it up to a "
+        "bound",
+        read=parse_guard,
+        metavar="exact|N",
+        needs=LEARNS,
+    )
     decay: float = setting(0.0, "share by which weights go back to their first values at each update", least=0, most=1, needs=LEARNS)
     clip: float = setting(
         1.0, "largest gradient norm of a stream, 0 for no limit", least=0, what="a norm", why=" (0: no clipping)", needs=LEARNS
@@ -229,7 +253,7 @@ class EvalConfig:
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
         if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
-        for name in ("rank_pattern", "alpha_pattern", "rslora", "keep_a"):
+        for name in ("rank_pattern", "alpha_pattern", "rslora", "keep_a", *ADDED):
             if not content[name]:
                 del content[name]
         return without_usual_alpha(content)

@@ -22,6 +22,7 @@ from dynadapt.runs.rundir import RunDirectory, RunError, check_finished, open_di
 from dynadapt.runs.text import Source, expand, inputs
 from dynadapt.runs.texts.expanding import selection
 
+from . import guarded
 from .config import ConfigError, EvalConfig
 from .defaults import settled
 from .dyneval import PHASES, RunOptions, _bits_per_byte, _load, expect_files, run
@@ -61,6 +62,7 @@ def run_parts(
 def _check(config: EvalConfig, world: int) -> tuple[list[Source], list[dict]]:
     """The documents, and size and digest of each. ConfigError for what makes a document's score depend on other documents."""
     of = f"with {world} processes"
+    guarded.refuse(config, f"{of}: their scores of the prior and of each rate are not merged")
     if config.adapt != "none" and config.reset != "document":
         raise ConfigError(
             f"reset {config.reset!r} {of}: a document would learn from those before it in its process; give "

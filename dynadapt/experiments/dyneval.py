@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from dynadapt.runs.rundir import SCORE, RunDirectory, RunError, read_json
 from dynadapt.runs.stopping import Interrupted, StopRun, interruptible
 from dynadapt.runs.text import Document, Source, TextError, expand, inputs, split, streaming_tokenizer
 
+from . import guarded
 from .adapter_words import pattern_of, targets_of
 from .config import ConfigError, EvalConfig
 from .defaults import settle, settled
@@ -191,10 +192,14 @@ def memory_of(config: EvalConfig):
 def build_engine(model, config: EvalConfig):
     """The engine that a configuration describes; what is open in it is settled here."""
     from dynadapt.engine import Engine
+    from dynadapt.engine.rate_mixture import RateMixture
 
     config = settle(config, model.config)
     adapt = adapt_of(config)
-    return Engine(
+    make = Engine
+    if adapt and config.rates:
+        make = partial(RateMixture, rates=guarded.rates_of(config.rates), halve=config.halve)
+    return make(
         model,
         adapt=adapt,
         optimizer=optimizer_of(config) if adapt else None,
@@ -210,6 +215,7 @@ def build_engine(model, config: EvalConfig):
         batch=config.batch or None,
         recompute=config.recompute or None,
         base=config.base,
+        guard=config.guard if adapt else None,
     )
 
 
@@ -372,6 +378,7 @@ class _Run:
             "skipped": [bool(x) for x in report.skipped],
             "reset": [bool(x) for x in report.was_reset],
             "grad_norm": [_finite(x) for x in report.grad_norm],
+            **guarded.count(totals["documents"], segment, nll, report),
         }
 
     def _save(self) -> None:
@@ -410,12 +417,14 @@ class _Run:
                 "bytes": d["bytes"],
                 "nll": d["nll"] / d["tokens"],
                 "bits_per_byte": _bits_per_byte(d["nll"], d["bytes"]),
+                **guarded.of_document(d),
             }
             for number, d in enumerate(totals["documents"])
             if d["tokens"]
         ]
         return {
             "nll": mean,
+            **guarded.summary(totals["documents"], self.config),
             "perplexity": math.exp(min(mean, 700.0)),
             "bits_per_byte": _bits_per_byte(totals["nll"], totals["bytes"]),
             "tokens": totals["tokens"],

@@ -119,6 +119,8 @@ def _learning(config: EvalConfig) -> str:
     how = {"none": "static", "lora": f"LoRA of rank {config.rank}", "rows": f"{config.density:g} of the rows", "full": "all weights"}[
         config.adapt
     ]
+    how += f" at rates {config.rates}" if config.rates and config.adapt != "none" else ""
+    how += f", guard {config.guard}" if config.guard and config.adapt != "none" else ""
     return how + (f", memory {config.memory}" if config.memory else f", context {config.context}" if config.context else "")
 
 
@@ -149,7 +151,8 @@ def evaluate(
         on_segment: called with each segment's metrics, a line of metrics.jsonl, and "fraction" and "gain".
         tokenizer: a ``dynadapt.model.Tokenizer`` for a model that came without one.
         settings: fields of ``EvalConfig``, the options of ``dynadapt eval``: adapt, rank, alpha, lr, segment, memory, streams, dtype ...
-            ``adapt``, ``optimizer`` and ``memory`` may be what ``Engine`` takes: LoRA(rank=4), Adam(lr=1e-3), SegmentMemory(512), None.
+            ``adapt``, ``optimizer``, ``memory`` and ``guard`` may be what ``Engine`` takes: LoRA(rank=4), Adam(lr=1e-3), SegmentMemory(512),
+            Guard(8), None; ``rates`` a list of numbers.
 
     Raises:
         ConfigError, TextError: (ValueErrors) naming the setting or text that does not fit. ModelError: the model. RunError: ``out``
@@ -235,7 +238,7 @@ def _finished_engine(config, model, directory: Path):
     from dynadapt.runs.checkpoints import last_state, saved_states
 
     engine = build_engine(model or load(config.model), config)
-    if engine.learners:
+    if engine.learned_parameters:
         if saved_states(directory):
             engine.restore(last_state(directory) / "engine")
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from dynadapt.adapt import Full, LoRA, RowSparse
+from dynadapt.adapt import Full, Guard, LoRA, RowSparse
 from dynadapt.adapt.optimizers import OPTIMIZERS
 from dynadapt.common.checks import shown
 from dynadapt.common.options import check_names
@@ -30,6 +30,8 @@ def settings_from(settings: dict) -> dict:
         _replace(plain, "optimizer", _optimizer(plain["optimizer"]))
     if "memory" in plain:
         _replace(plain, "memory", _memory(plain["memory"]))
+    if isinstance(plain.get("guard"), Guard):
+        _replace(plain, "guard", _guard(plain["guard"]))
     return plain
 
 
@@ -75,6 +77,11 @@ def _optimizer(value) -> dict:
         if optimizer is None or isinstance(value, type)
         else {"optimizer": word, **_fields("optimizer", optimizer, ("lr", "decay", "clip"))}
     )
+
+
+def _guard(value: Guard) -> dict:
+    every = _fields("guard", value, ("every",))["every"]
+    return {"guard": "exact" if every == 1 else every}
 
 
 def _memory(value) -> dict:

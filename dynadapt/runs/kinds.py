@@ -27,11 +27,14 @@ def kind_of(config) -> str | None:
 
 
 def learns(config: Mapping) -> str:
-    """static, LoRA r16, 10% of rows or full."""
+    """static, LoRA r16, 10% of rows or full; at how many rates, and whether it is guarded."""
     adapt = config.get("adapt")
-    return {"none": "static", "lora": f"LoRA r{config.get('rank')}", "rows": f"{config.get('density') or 0:.0%} of rows"}.get(
+    rates = f" at {len(str(config['rates']).split(','))} rates" if config.get("rates") and adapt != "none" else ""
+    guard = " with a guard" if config.get("guard") and adapt != "none" else ""
+    what = {"none": "static", "lora": f"LoRA r{config.get('rank')}", "rows": f"{config.get('density') or 0:.0%} of rows"}.get(
         adapt, str(adapt)
     )
+    return what + rates + guard
 
 
 def remembers(config: Mapping) -> list[str]:

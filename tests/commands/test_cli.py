@@ -17,6 +17,7 @@ from dynadapt.cli import build_parser, main
 from dynadapt.commands.settings import config_from
 from dynadapt.common.options import settings_of
 from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.experiments.guarded import ADDED
 from dynadapt.runs.progress import Lines
 
 CONTRACT = """--model --text --tokens --adapt --rank --targets --layers --density --segment --memory --sinks --refresh --context --every
@@ -44,7 +45,19 @@ def test_help_names_every_option_and_default(capsys):
     for option in CONTRACT:
         assert option in text
     for field in fields(EvalConfig):
-        if field.name in ("text", "tokens", "rank_pattern", "alpha_pattern", "rslora", "keep_a", "layers", "lr", "split", "recompute"):
+        if field.name in (
+            "text",
+            "tokens",
+            "rank_pattern",
+            "alpha_pattern",
+            "rslora",
+            "keep_a",
+            "layers",
+            "lr",
+            "split",
+            "recompute",
+            *ADDED,
+        ):
             continue
         if field.name == "memory":  # settled when the model is known
             assert re.search(r"--memory .*?\(default: 512; fewer or none where", text)

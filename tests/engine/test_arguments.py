@@ -10,7 +10,7 @@ import torch
 from engine_states import assert_equal, state_of
 
 import dynadapt
-from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Muon, Overlap, RowSparse, SegmentMemory
+from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Guard, Lion, LoRA, Muon, Overlap, RowSparse, SegmentMemory
 from dynadapt.adapt.optimizers import Optimizer
 from dynadapt.common.checks import shown
 from dynadapt.common.update_rule import KINDS, direction
@@ -64,6 +64,7 @@ BY_KIND = {
     "seed": [*WRONG, None, True, 0.0, 2**70, -(2**64), "0", []],
     "setting": [*WRONG, True, 0, 3.0, 512, "", [], [1], Adam, torch.optim.Adam, object],
     "model": [NAN, b"x", Thing(), Thing, {}, 3, None, [], torch.ones(2), "no/such/place", ""],
+    "guard": [*WRONG, True, 0, -1, 1.5, 2**70, "", "1", [], [1]],
     "least 0": [*WRONG, None, True, -1, 1.0, 2**70, "1", []],
 }
 FIELDS = {
@@ -114,7 +115,9 @@ FIELDS = {
         "recompute": "flag or none",
         "base": "word",
         "static": "flag or none",
+        "guard": "guard",
     },
+    Guard: {"every": "integer", "share": "positive"},
 }
 
 

@@ -36,6 +36,7 @@ NAMES = (
     "layers",
     "window of",
     "targets",
+    "guard",
 )
 
 
@@ -92,7 +93,8 @@ def draw(rng: random.Random) -> tuple[str, dict]:
     }
     if options["shared"] and rng.random() < 0.8:
         options.update(reset="never", batch=None)
-    return rng.choice(list(MODELS)), options
+    family = rng.choice(list(MODELS))
+    return family, {**options, "guard": rng.choice([None, None, "exact", 2])}
 
 
 def good(e: Engine, seed: int) -> dict:

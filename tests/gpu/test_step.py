@@ -45,7 +45,7 @@ def follow(cpu, gpu, steps=3, family="llama", tolerance=2e-4, lengths=None):
         ("llama", {"adapt": LoRA(2), "optimizer": SGD(lr=0.1, momentum=0.5, clip=0), "memory": SegmentMemory(5, 2)}),
         ("qwen3", {"adapt": LoRA(2), "recompute": True, "reset": "auto", "memory": SegmentMemory(5, 2)}),
         ("llama", {"adapt": LoRA(2, targets=["q", "v", "up", "down"], rank_pattern={"q": 3}, alpha_pattern={"v": 1}, rslora=True)}),
-        ("gpt2", {"adapt": LoRA(2), "memory": Overlap(4)}),
+        ("gpt2", {"adapt": LoRA(2), "memory": Overlap(4), "guard": "exact"}),
         ("llama", {"adapt": LoRA(2, keep_a=True), "optimizer": Muon(lr=0.01), "reset": "auto"}),
         ("llama", {"adapt": RowSparse(0.3), "optimizer": Adam(lr=1e-3), "shared": True}),
         ("llama", {"adapt": Full(targets="mlp"), "optimizer": SGD(lr=0.1, clip=0), "shared": True}),
@@ -122,17 +122,21 @@ SMALL = {"adapt": LoRA(4), "optimizer": Adam(lr=0.01), "memory": SegmentMemory(8
 
 @pytest.mark.gpu
 @skip_without_gpu
-def test_nothing_in_the_step_waits_for_the_device():
+@pytest.mark.parametrize("guard", [None, "exact"])
+def test_nothing_in_the_step_waits_for_the_device(guard):
     """torch raises at every synchronising call, in the eager run and around the replays."""
-    e = engine("triton", **SMALL)
+    e = engine("triton", **SMALL, guard=guard)
+    drivers = [e.static] + [e.guarding.prior.driver] * (guard is not None)
     tokens = [text(3, seed=s).cuda() for s in range(6)]
     e.step(tokens[0])  # compiles kernels
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        e.static.capture = False
+        for driver in drivers:
+            driver.capture = False
         e.step(tokens[1])
-        e.static.capture = True
+        for driver in drivers:
+            driver.capture = True
         with pytest.raises(RuntimeError, match="synchroniz"):  # the guard itself works
             tokens[0].sum().item()
     finally:
@@ -144,7 +148,7 @@ def test_nothing_in_the_step_waits_for_the_device():
             e.step(t)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(rec.graph is not None for rec in e.static.recordings.values())
+    assert all(rec.graph is not None for driver in drivers for rec in driver.recordings.values())
 
 
 @pytest.mark.gpu

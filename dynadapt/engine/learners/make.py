@@ -57,7 +57,7 @@ def make_learners(settings, model) -> list:
         settings.backend,
         settings.device,
         seed=settings.seed,
-        keep_prior=settings.fixed and settings.reset == "auto",
+        keep_prior=settings.fixed and settings.watches,
         keep_grad=settings.why_not_fused is not None,
     )
     return [make() for _ in range(settings.sets)] if settings.owns_weights else [make(slots=settings.sets)]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dynadapt.adapt.optimizers import WITH_STATISTICS
-from dynadapt.experiments import dyneval
+from dynadapt.experiments import dyneval, guarded
 from dynadapt.experiments.compare.joined_scores import sources_of
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.model import load
@@ -59,7 +59,9 @@ def open_run(path: str | Path, tokens: int) -> Replay:
         raise RunError(f"{run.path} is a run of dynadapt {run.kind}; audit takes runs of dynadapt eval")
     if (run.path / "scores.npy").exists() and "token" not in (run.scores().dtype.names or ()):
         raise RunError(f"{run.path} was made by a version whose scores keep no tokens: run it again with this one")
-    config, sources = EvalConfig.from_dict(run.config), sources_of(run)
+    config = EvalConfig.from_dict(run.config)
+    guarded.refuse(config, "in the run: an audit reads the distributions of one model, not of a mixture")
+    sources = sources_of(run)
     model = load(_found(run, config.model))
     _expect(run, {"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint()})
     tokenizer = streaming_tokenizer(model.tokenizer)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, setting
 from dynadapt.experiments.config import EvalConfig
+from dynadapt.experiments.guarded import refuse
 
 from .verdict import MARGIN
 
@@ -89,6 +90,7 @@ class DiagnoseConfig:
             raise ConfigError("adapt 'none' with --learn: nothing would change; give lora, rows or full")
         if self.eval.reset != "never":
             raise ConfigError(f"reset {self.eval.reset!r} with --learn: what was learned must stay; leave --reset out")
+        refuse(self.eval, "with --learn: a diagnosis compares one model with another")
 
     @property
     def control_names(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dynadapt.adapt.optimizers import IN_WORDS, WITH_STATISTICS
+from dynadapt.experiments import guarded
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import settle
 from dynadapt.runs.text import TextError, TokenReader, expand, streaming_tokenizer
@@ -112,6 +113,7 @@ def _check(config: EvalConfig, minutes: float) -> None:
             raise ConfigError(
                 f"{name} {getattr(config, name)!r}: tune reads the whole text as one stream with memory; leave it at {accepted}"
             )
+    guarded.refuse(config, "in tune, which tries learning rates one by one")
     if config.optimizer in WITH_STATISTICS:
         raise ConfigError(f"optimizer {config.optimizer!r}: tune has no statistics text; give {IN_WORDS}")
 
