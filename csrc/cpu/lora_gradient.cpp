@@ -27,6 +27,36 @@ void check_own_slots(const Op& op, const View& slots, int64_t limit, int64_t N) 
              twice == sorted.end() ? 0 : *twice);
 }
 
+struct GradientTensors {
+  const DLTensor *dA, *dBt, *slots;
+};
+
+/// Every slot has the ranks that the parts have.
+void alike_gradients(const Op& op, const GradientTensors& t, const dynadapt_lora_gradient_params& p, LoraGradient& c) {
+  const View Bt = op.output("dBt", t.dBt, {-1, -1, c.O}, kF32, Layout::slots);
+  const Ranks ranks = check_ranks(op, p.part_ranks, p.part_scales, p.scale, p.part_count, Bt.size[1]);
+  const View A = op.output("dA", t.dA, {Bt.size[0], ranks.width, c.K}, kF32, Layout::slots);
+  const View slots = op.tensor("slots", t.slots, {-1}, kI32);
+  check_own_slots(op, slots, Bt.size[0], c.N);
+  c.low_width = ranks.width;
+  for (int64_t s = 0; s < slots.size[0]; s++) {
+    const int64_t slot = slots.as<int32_t>()[s];
+    c.gradients.push_back({A.as<float>() + slot * A.stride[0], Bt.as<float>() + slot * Bt.stride[0], ranks});
+  }
+}
+
+/// Each slot has its own.
+void own_gradients(const Op& op, const GradientTensors& t, const dynadapt_lora_gradient_params& p, LoraGradient& c) {
+  const View A = op.output("dA", t.dA, {-1}, kF32), Bt = op.output("dBt", t.dBt, {-1}, kF32, Layout::contiguous, {"dA"});
+  const SlotTable table = check_slot_table(op, *p.slot_adapters, p.part_count, c.K, c.O, A.size[0], Bt.size[0]);
+  const View slots = op.tensor("slots", t.slots, {-1}, kI32);
+  check_own_slots(op, slots, table.slots, c.N);
+  for (int64_t s = 0; s < slots.size[0]; s++) {
+    const int64_t slot = slots.as<int32_t>()[s];
+    c.gradients.push_back({A.as<float>() + table.first(slot, 0), Bt.as<float>() + table.first(slot, 1), table.ranks(slot)});
+  }
+}
+
 }  // namespace
 
 extern "C" int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, const DLTensor* u, const DLTensor* dU,
@@ -51,27 +81,14 @@ extern "C" int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, con
       total += p.part_sizes[i];
     }
     op.require(total == c.O, "part_sizes add up to %lld, accepted is the width of dy, %lld", (ll)total, (ll)c.O);
-
-    const View Bt = op.output("dBt", dBt, {-1, -1, c.O}, kF32, Layout::slots);
-    c.rank = Bt.size[1];
-    c.ranks = check_ranks(op, p.part_ranks, p.part_scales, p.scale, p.part_count, c.rank);
-    const int64_t width = c.ranks.width;
-    const View A = op.output("dA", dA, {Bt.size[0], width, c.K}, kF32, Layout::slots);
-    const View s = op.tensor("slots", slots, {-1}, kI32);
-    check_own_slots(op, s, Bt.size[0], c.N);
+    p.slot_adapters ? own_gradients(op, {dA, dBt, slots}, p, c) : alike_gradients(op, {dA, dBt, slots}, p, c);
     c.dy = y.data;
     c.x = in.data;
-    c.u = op.tensor("u", u, {c.N, width}, c.dtype).data;
-    c.dU = op.tensor("dU", dU, {c.N, width}, c.dtype).data;
+    c.u = op.tensor("u", u, {c.N, c.low_width}, c.dtype).data;
+    c.dU = op.tensor("dU", dU, {c.N, c.low_width}, c.dtype).data;
     c.part_sizes = p.part_sizes;
     c.part_count = p.part_count;
-    c.slots = s.as<int32_t>();
-    c.streams = s.size[0];
     c.accumulate = p.accumulate;
-    c.dA = A.as<float>();
-    c.dA_stride = A.stride[0];
-    c.dBt = Bt.as<float>();
-    c.dBt_stride = Bt.stride[0];
     kernels<LoraGradientKernels>().gradient(c);
   });
 }

@@ -11,14 +11,36 @@ Ranks check_ranks(const Op& op, const int64_t* ranks, const float* scales, float
   op.array("part_ranks", ranks, parts);
   op.array("part_scales", scales, parts);
   Ranks out;
-  int64_t largest = 0;
   for (int p = 0; p < parts; p++) {
     op.whole("part_ranks", ranks[p], 0, rank);
     out.add(p, ranks[p], op.finite("part_scales", scales[p]));
-    largest = ranks[p] > largest ? ranks[p] : largest;
   }
-  op.require(largest == rank, "part_ranks are at most %lld, accepted is that the largest is Bt's rank, %lld", (long long)largest,
-             (long long)rank);
+  op.require(out.largest == rank, "part_ranks are at most %lld, accepted is that the largest is Bt's rank, %lld",
+             (long long)out.largest, (long long)rank);
+  return out;
+}
+
+SlotTable check_slot_table(const Op& op, const dynadapt_slot_adapters& given, int parts, int64_t K, int64_t O, int64_t a,
+                           int64_t bt) {
+  typedef long long ll;
+  op.whole("slot_adapters.slots", given.slots, 1, kMostElements / (2 + kMaxParts));
+  op.array("slot_adapters.table", given.table, given.slots * (2 + parts));
+  op.array("slot_adapters.scales", given.scales, given.slots * parts);
+  const SlotTable out{given.slots, given.table, given.scales, parts, K, O};
+  for (int64_t slot = 0; slot < given.slots; slot++) {
+    for (int p = 0; p < parts; p++) {
+      op.whole("slot_adapters.table", given.table[slot * (2 + parts) + 2 + p], 0, int64_t(1) << 20);
+      op.finite("slot_adapters.scales", given.scales[slot * parts + p]);
+    }
+    const Ranks ranks = out.ranks(slot);
+    const int64_t rows[] = {ranks.width, ranks.largest}, columns[] = {K, O}, room[] = {a, bt};
+    for (int of = 0; of < 2; of++) {
+      const int64_t first = out.first(slot, of), size = rows[of] * columns[of];
+      op.require(!size || (first >= 0 && first <= room[of] - size),
+                 "slot_adapters.table has %s of slot %lld, [%lld, %lld], at element %lld, accepted is within its %lld elements",
+                 of ? "Bt" : "A", (ll)slot, (ll)rows[of], (ll)columns[of], (ll)first, (ll)room[of]);
+    }
+  }
   return out;
 }
 

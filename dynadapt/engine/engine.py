@@ -37,7 +37,8 @@ from .calls import Calls, one_call, plain_torch
 from .continuation import Continuation, continue_text
 from .decoder import Decoder
 from .drivers import Captured, Eager
-from .learners.make import make_learners
+from .each_stream import said
+from .learners.make import make_learners, mixed_adapters
 from .ledger import Ledger
 from .memory import MemoryState, SegmentMemory
 from .needed_ops import needed_ops
@@ -70,8 +71,9 @@ class Engine:
     Args:
         model: what ``dynadapt.load`` returns or takes: a known name, a path, a live transformers model.
         adapt: ``LoRA``, ``RowSparse``, ``Full`` or None (static evaluation); "lora", "rows", "full", "none" or a class for its defaults.
+            A list of one ``LoRA`` a stream: streams of different ranks, scales, targets and layers, in one step.
         optimizer: ``Adam``, ``AdamW``, ``SGD``, ``RMS``, ``Lion`` or ``Muon``, or its name ("adam", ...) or class for its defaults; None
-            with ``adapt`` given means ``Adam()``.
+            with ``adapt`` given means ``Adam()``. With ``LoRA`` also a list of one a stream.
         memory: ``SegmentMemory``, ``Overlap`` or None.
         streams: S independent streams, each with its own adapter, optimizer state, memory and position.
         segment: T, the largest number of tokens a step scores per stream.
@@ -180,16 +182,18 @@ class Engine:
         c, given, dtype, device = self.config, self.settings, self.torch_dtype, self.device
         self.workspace, self.ledger = Workspace(dtype, device), Ledger()
         self.learners = make_learners(given, self.model)
+        mixed = mixed_adapters(given, self.learners, self.model)
         if whole_model(self.adapt):
             self.weights = self.learners[0].weights_view  # nothing is frozen
         else:
             own = set(targeted(self.adapt, c)) if given.owns_weights else set()
             self.weights = FrozenWeights(self.model, self.backend, dtype, own, device, self.base)
-        self.lr = torch.full((given.sets,), 0.0 if self.optimizer is None else self.optimizer.lr, dtype=torch.float32, device=device)
+        rates = [given.optimizer_of(s).lr if given.learns else 0.0 for s in range(given.sets)]
+        self.lr = torch.tensor(rates, dtype=torch.float32, device=device)
         store = MemoryState.of(c, self.memory, self.streams, dtype, device) if isinstance(self.memory, SegmentMemory) else None
         rope = rotations(c, self.window, wide_dtype(dtype), device)
         self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, self.recompute, given.fixed)
-        step = Step(given, self.decoder, self.learners, self.lr, self.calls.moving, asks=not given.fixed)
+        step = Step(given, self.decoder, self.learners, mixed, self.lr, self.calls.moving, asks=not given.fixed)
         self.state = step.states
         self.driver = Captured(step) if given.fixed else Eager(step)
         self.last: StepReport | None = None
@@ -224,12 +228,12 @@ class Engine:
 
     @property
     def learned_parameters(self) -> int:
-        """Parameters that learn, per set of weights."""
-        return self.learners[0].learned_parameters if self.learners else 0
+        """Parameters that learn, per set of weights; of the largest where streams differ."""
+        return max((learner.learned_parameters for learner in self.learners), default=0)
 
     @safe
     def __repr__(self) -> str:
-        learns = f"{self.adapt!r}, {self.optimizer!r}" if self.adapt is not None else "static"
+        learns = f"{said(self.adapt)}, {said(self.optimizer)}" if self.adapt is not None else "static"
         made = "" if self.static or self.adapt is None else f", {counted(self.updates, 'update')}"  # on a GPU the count is the device's
         damaged = ", DAMAGED by a failed call" if self.calls.damage else ""
         return (
@@ -499,11 +503,7 @@ class Engine:
 
         The prior, to which decay and resets lead, stays what it was.
         """
-        stream = self._check_stream(stream)
-        row = adapter_start.read(self, path("directory", directory))
-        self.calls.moving()
-        self.learners[0].start(self.driver.step.slot(stream), row)
-        self.driver.step.drop_gradient(stream)
+        adapter_start.load(self, self._check_stream(stream), path("directory", directory))
 
     @one_call
     def save(self, directory) -> None:

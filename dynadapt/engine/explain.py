@@ -9,6 +9,7 @@ import torch
 from dynadapt.ops.dispatch import native_module
 
 from .arithmetic import why
+from .each_stream import said
 from .footprint import footprint_line
 from .needed_ops import needed_ops
 
@@ -78,7 +79,7 @@ def timed_steps(engine, steps: int = 3):
     twin = type(engine)(engine.model, **{**engine.settings.arguments(), "every": 1, "accumulate": False, "reset": "never"})
     generator = torch.Generator().manual_seed(0)
     tokens = lambda: torch.randint(engine.config.vocab_size, (engine.streams, engine.segment + 1), generator=generator)  # noqa: E731
-    if engine.optimizer is not None and engine.optimizer.uses_statistics:
+    if engine.settings.uses_statistics:
         twin.gather_statistics(list(tokens()[:1]))
     if twin.static:
         twin.static.capture = False  # ops one by one, each waited for: their sum is more than a graph takes
@@ -92,19 +93,31 @@ def timed_steps(engine, steps: int = 3):
     return twin, total, {name: s / steps for name, s in twin.ops.seconds.items()}
 
 
+def _ways(engine) -> list[str]:
+    """What streams that differ cost, and whose matrices move as wholes."""
+    lines, ways = [], engine.settings.ways
+    if engine.driver.step.mixed is not None:
+        counted = "FLOPs count every stream as the widest, for which shapes are fixed" if engine.settings.fixed else "each costs its own ranks"
+        each = ", ".join(f"{learner.learned_parameters:,}" for learner in engine.learners)
+        lines.append(f"        {len(ways)} ways to learn in one step, of {each} parameters a stream; an update for each way; {counted}")
+    for way, learner in zip(ways, engine.learners):
+        if way.optimizer.rule().arithmetic.prepared:
+            parts = learner.layout.parts
+            lines.append(f"        {len(parts.matrices)} matrices of {len(parts.by_shape)} shapes a stream are turned by torch's products")
+    return lines
+
+
 def explain(engine, time: bool = False) -> str:
     c = engine.config
     lines = [
         f"{engine.model.name}: {c.family}, {c.layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size}",
-        f"learns: {engine.adapt or 'nothing (static)'}",
+        f"learns: {said(engine.adapt) if engine.learners else 'nothing (static)'}",
     ]
     if engine.learners:
         depth = "goes down to the embedding" if engine.lowest[0] < 0 else f"stops at layer {engine.lowest[0]}, {engine.lowest[1]}"
         where = f"{engine.learned_parameters:,} parameters per {'model' if engine.shared else 'stream'}; backward {depth}"
-        lines += [f"        {where}", f"with:   {engine.optimizer}; update every {engine.every} segment(s); reset {engine.reset_policy}"]
-        parts = engine.learners[0].layout.parts
-        if engine.optimizer.rule().arithmetic.prepared:
-            lines.append(f"        {len(parts.matrices)} matrices of {len(parts.by_shape)} shapes a stream are turned by torch's products")
+        lines += [f"        {where}", f"with:   {said(engine.optimizer)}; update every {engine.every} segment(s); reset {engine.reset_policy}"]
+        lines += _ways(engine)
     reason = why(engine.dtype, engine.device, engine.backend)
     lines += [
         f"remembers: {engine.memory or 'nothing'}",

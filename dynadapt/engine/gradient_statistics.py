@@ -12,7 +12,7 @@ from .step_arguments import check_ids
 
 def gather(engine, segments) -> int:
     """See ``Engine.gather_statistics``; all segments are checked before the first is used."""
-    if engine.optimizer is None or not engine.optimizer.uses_statistics:
+    if not engine.settings.uses_statistics:
         raise ValueError(f"optimizer={engine.optimizer!r}: only RMS uses gradient statistics")
     rows = _checked(engine, segments)
     if waiting := [s for s, state in enumerate(engine.state) if state.waiting]:

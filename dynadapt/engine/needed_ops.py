@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynadapt.adapt.methods import LoRA, RowSparse, whole_model
+from dynadapt.adapt.methods import RowSparse, whole_model
 from dynadapt.ops.table import OPS
 
 from .memory import SegmentMemory
@@ -16,11 +16,11 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
         static: whether the device alone moves memory and resets (drivers.Captured).
         fused: whether the gradient kernels update.
     """
-    config, adapt, learns = engine.config, engine.adapt, engine.adapt is not None
+    config, adapt, settings = engine.config, engine.adapt, engine.settings
     return {
-        "learning": learns,
-        "adapters": isinstance(adapt, LoRA),
-        "weights": learns and not isinstance(adapt, LoRA),
+        "learning": settings.learns,
+        "adapters": settings.learns and not settings.owns_weights,
+        "weights": settings.owns_weights,
         "whole": whole_model(adapt),
         "biases": bool(biased_groups(config)),
         "scored rows": isinstance(adapt, RowSparse) and adapt.select == "gradient",

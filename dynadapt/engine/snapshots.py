@@ -28,7 +28,7 @@ class StreamSnapshot:
     """Where a stream was, as ``Engine.snapshot`` gives it; later steps leave it alone, and it can be gone back to any number of times.
 
     Args:
-        settings: of the engine that it is of, as ``EngineSettings.describe`` gives them. model: that engine's.
+        settings: of the stream that it is of, as ``EngineSettings.describe`` gives them. model: that engine's.
         lr: float32 []. learned: a set's weights and optimizer state; empty where nothing learns.
         states, memories, changes: of each row: one, or all where they share a set of weights. ``memories`` hold what is filled alone.
     """
@@ -64,7 +64,7 @@ def take(engine, stream: int) -> StreamSnapshot:
     changes = [{} if step.changes is None else {"table": step.changes.table[:, s].clone()} for s in rows]
     learned = {} if learner is None else learner.slot_copy(step.slot(stream))
     return StreamSnapshot(
-        engine.settings.describe(), engine.model, engine.lr[_set(engine, stream)].clone(), learned, states, memories, changes
+        engine.settings.describe(stream), engine.model, engine.lr[_set(engine, stream)].clone(), learned, states, memories, changes
     )
 
 
@@ -97,7 +97,7 @@ def check(engine, stream: int, snapshot, name: str = "snapshot") -> None:
     """Raises ValueError where ``stream`` can't be where ``snapshot``, the argument ``name``, was taken."""
     if not isinstance(snapshot, StreamSnapshot):
         raise wrong(name, snapshot, "what Engine.snapshot gave")
-    here = engine.settings.describe()
+    here = engine.settings.describe(stream)
     for setting, value in snapshot.settings.items():
         if here[setting] != value and (setting != "streams" or engine.shared):  # a stream does not know how many others there are
             raise ValueError(f"{name}: taken in an engine with {setting}={value!r}; this one has {here[setting]!r}")

@@ -100,6 +100,16 @@ DYNADAPT_API int dynadapt_matrix_unpack(const dynadapt_matrix* matrix, const DLT
 
 /* ---- linear with a low-rank adapter ---------------------------------------------------------- */
 
+/* Adapters whose ranks and scales are each slot's own. A and Bt (dA and dBt) are then flat, act (f32) [elements], and may be one
+ * buffer. A slot's A [sum of its ranks, K] and Bt [its largest rank, O] lie there as those of a call with its ranks alone do; a slot
+ * whose ranks are all 0 has no adapter. u and dU have at least as many columns as the widest slot has rows of A; those beyond a
+ * slot's own are neither read nor written. */
+typedef struct {
+  int64_t slots;
+  const int64_t* table; /* [slots, 2 + P]: the first element of A and of Bt, then the rank of each part */
+  const float* scales;  /* [slots, P] */
+} dynadapt_slot_adapters;
+
 typedef struct {
   uint32_t struct_size;
   float scale; /* of the low-rank product */
@@ -108,6 +118,7 @@ typedef struct {
    * upper rows of its columns. `scale` is not read. */
   const int64_t* part_ranks;
   const float* part_scales;
+  const dynadapt_slot_adapters* slot_adapters; /* or NULL; the others are not read then */
 } dynadapt_linear_params;
 
 /* y = x W^T + bias + scale * (x A_s,p^T) Bt_s,p. The P parts' outputs stand side by side in y [N, O].
@@ -130,6 +141,7 @@ typedef struct {
   const int64_t* part_sizes; /* columns of dy that belong to each part */
   const int64_t* part_ranks; /* as in dynadapt_linear_params; rows of dBt beyond a part's rank become zero */
   const float* part_scales;
+  const dynadapt_slot_adapters* slot_adapters; /* as in dynadapt_linear_params */
 } dynadapt_lora_gradient_params;
 
 /* dA_s = dU^T x (f32 [slots, P*R, K]) and dBt_s,p = scale * u_p^T dy_p (f32 [slots, R, O]); each slot may
