@@ -55,6 +55,7 @@ void own_gradients(const Op& op, const GradientTensors& t, const dynadapt_lora_g
     const int64_t slot = slots.as<int32_t>()[s];
     c.gradients.push_back({A.as<float>() + table.first(slot, 0), Bt.as<float>() + table.first(slot, 1), table.ranks(slot)});
   }
+  c.low_width = c.gradients.widest();
 }
 
 }  // namespace
@@ -84,7 +85,11 @@ extern "C" int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, con
     p.slot_adapters ? own_gradients(op, {dA, dBt, slots}, p, c) : alike_gradients(op, {dA, dBt, slots}, p, c);
     c.dy = y.data;
     c.x = in.data;
-    c.u = op.tensor("u", u, {c.N, c.low_width}, c.dtype).data;
+    const View low = op.tensor("u", u, {c.N, p.slot_adapters ? -1 : c.low_width}, c.dtype);
+    op.require(low.size[1] >= c.low_width, "u has %lld columns, accepted is at least %lld, the most rows of a slot's A",
+               (ll)low.size[1], (ll)c.low_width);
+    c.low_width = low.size[1];
+    c.u = low.data;
     c.dU = op.tensor("dU", dU, {c.N, c.low_width}, c.dtype).data;
     c.part_sizes = p.part_sizes;
     c.part_count = p.part_count;

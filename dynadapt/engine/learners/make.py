@@ -69,4 +69,4 @@ def mixed_adapters(settings, learners, model) -> MixedAdapters | None:
     if settings.owns_weights or len(learners) < 2:
         return None
     streams = [way.streams for way in settings.ways]
-    return MixedAdapters(learners, streams, group_sizes(model.config), settings.device, widest=settings.fixed)
+    return MixedAdapters(learners, streams, group_sizes(model.config), settings.device, fixed=settings.fixed)

@@ -23,14 +23,14 @@ class MixedAdapters:
 
     Args:
         groups: {(layer, group): (K, part sizes)} for every linear group of the model, in forward order.
-        widest: FLOPs count every stream as the widest, because shapes are fixed and one recording serves all of them.
+        fixed: shapes are, and one recording serves all streams: FLOPs count each as the widest, and nothing looks at who moves.
     """
 
     owns_weights = False
     weights_view = gradient_view = None
 
-    def __init__(self, members: Sequence[LoraLearner], streams: Sequence[Sequence[int]], groups, device="cpu", widest: bool = False):
-        self.members, self.streams, self.widest = members, streams, widest
+    def __init__(self, members: Sequence[LoraLearner], streams: Sequence[Sequence[int]], groups, device="cpu", fixed: bool = False):
+        self.members, self.streams, self.fixed = members, streams, fixed
         self.count = sum(map(len, streams))
         self.home = {stream: (m, slot) for m, own in enumerate(streams) for slot, stream in enumerate(own)}
         self.sizes = {key: sizes for key, sizes in groups.items() if any(key in member.sizes for member in members)}
@@ -78,7 +78,7 @@ class MixedAdapters:
     def ranks_of(self, layer: int, group: str, streams: Sequence[int]) -> list[tuple[int, ...]]:
         """Each part's rank, for each of ``streams``, that products cost."""
         own = self.scales[layer, group]
-        if self.widest:
+        if self.fixed:
             return [tuple(max(ranks) for ranks in zip(*map(own.ranks, range(self.count))))] * len(streams)
         return [own.ranks(stream) for stream in streams]
 
@@ -98,11 +98,12 @@ class MixedAdapters:
         skipped.zero_()
         for member, slots, order in zip(self.members, self.slots, self.order):
             mine = slots[streams.long()]
-            if mine.device.type == "cpu" and not (mine >= 0).any():
-                continue
-            own_norms, own_skipped = member.update(ops, mine, lr[order])
-            norms += own_norms
-            skipped += own_skipped
+            if self.fixed:
+                own_norms, own_skipped = member.update(ops, mine, lr[order])
+                norms += own_norms
+                skipped += own_skipped
+            elif len(rows := (mine >= 0).nonzero().flatten()):
+                norms[rows], skipped[rows] = member.update(ops, mine[rows], lr[order])
 
     def put_back(self, ops, flags: torch.Tensor, streams: torch.Tensor) -> None:
         """Of ``streams`` int32 [S], those that ``flags`` int32 [S] mark go back to the prior, on the device alone."""
