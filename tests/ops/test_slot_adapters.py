@@ -37,6 +37,17 @@ def test_a_stream_has_the_bits_of_a_call_of_its_own(dtype, base, accumulate):
                 assert torch.equal(value, expected[name]), (name, slot)
 
 
+def test_threads_change_no_bit():
+    layer, made = draw(each=40, sizes=(130, 9, 20), dtype=torch.float32), []
+    for threads in (1, 3):
+        _C.set_num_threads(threads)
+        try:
+            made.append([t.nan_to_num(7.0) for t in together(layer, NATIVE, _C.PackedMatrix)])
+        finally:
+            _C.set_num_threads(0)
+    assert all(torch.equal(one, three) for one, three in zip(*made))
+
+
 def test_nothing_beside_the_streams_of_a_call_is_written():
     layer = draw(dtype=torch.float32)
     u, _, dU, _, gradient = together(layer, NATIVE, _C.PackedMatrix)
