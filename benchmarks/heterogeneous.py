@@ -94,7 +94,9 @@ def main(argv=None) -> dict:
     for name, engine in contestants.items():
         flops = sum(n for phase, n in engine.last.flops.items() if phase != "update")
         rows[name] = {**quantiles([1e3 * s for s in seconds[name]], "_ms"), "flops_per_step": flops}
-        print(f"{name:<14} {rows[name]['median_ms']:9.1f} ms   {rows[name]['p20_ms']:.1f} .. {rows[name]['p80_ms']:.1f}   {flops / 1e9:.1f} GFLOP")
+        print(
+            f"{name:<14} {rows[name]['median_ms']:9.1f} ms   {rows[name]['p20_ms']:.1f} .. {rows[name]['p80_ms']:.1f}   {flops / 1e9:.1f} GFLOP"
+        )
     ratios = [a / b for a, b in zip(seconds["mixed"], seconds["mean rank"])]
     low, high = median_interval(ratios)
     ratio = {**quantiles(ratios), "low": low, "high": high}

@@ -272,7 +272,9 @@ def check(op: str, own, rows: int, k: int, sizes, slots, flat: dict, low: dict) 
     used = [place + count for count, place in _ends(own, k, sum(sizes))]
     for (name, buffer), needed in zip(flat.items(), (max(used[::2]), max(used[1::2]))):
         if buffer.dim() != 1 or buffer.stride(0) != 1 or len(buffer) < needed:
-            raise ValueError(f"{op}: {name} has shape {tuple(buffer.shape)}, accepted is contiguous and flat, of at least {needed} elements")
+            raise ValueError(
+                f"{op}: {name} has shape {tuple(buffer.shape)}, accepted is contiguous and flat, of at least {needed} elements"
+            )
     for name, t in low.items():
         if t.dim() != 2 or t.shape[0] != rows or t.shape[1] < own.width or t.stride(1) != 1:
             raise ValueError(f"{op}: {name} has shape {tuple(t.shape)}, accepted is [{rows}, {own.width} or more]")

@@ -46,11 +46,12 @@ class Scales {
     if (a.has("scale", "table")) {
       table_.emplace(op, "scale.table", a.member("scale", "table"));
       numbers_.emplace(op, "scale.scales", a.member("scale", "scales"));
-      slots_ = {table_->get()->shape[0], whole<int64_t>(op, "scale.table", *table_, kDLInt, 2 + int64_t(parts)),
-                whole<float>(op, "scale.scales", *numbers_, kDLFloat, int64_t(parts))};
-      if (numbers_->get()->shape[0] != slots_.slots)
+      slot_table_ = whole<int64_t>(op, "scale.table", *table_, kDLInt, 2 + int64_t(parts));
+      slot_scales_ = whole<float>(op, "scale.scales", *numbers_, kDLFloat, int64_t(parts));
+      slot_count_ = table_->get()->shape[0];
+      if (numbers_->get()->shape[0] != slot_count_)
         throw py::value_error(std::string(op) + ": scale.scales has " + std::to_string(numbers_->get()->shape[0]) +
-                              " rows, accepted is one for each of the " + std::to_string(slots_.slots) + " of scale.table");
+                              " rows, accepted is one for each of the " + std::to_string(slot_count_) + " of scale.table");
       return;
     }
     if (!a.is_list("scale")) {
@@ -68,7 +69,9 @@ class Scales {
   float scale() const { return scale_; }
   const int64_t* part_ranks() const { return ranks_.empty() ? nullptr : ranks_.data(); }
   const float* part_scales() const { return scales_.empty() ? nullptr : scales_.data(); }
-  const dynadapt_slot_adapters* slots() const { return table_ ? &slots_ : nullptr; }
+  int64_t slot_count() const { return slot_count_; }
+  const int64_t* slot_table() const { return slot_table_; }
+  const float* slot_scales() const { return slot_scales_; }
 
  private:
   /// The data of a contiguous tensor [any, columns] on the CPU.
@@ -88,11 +91,19 @@ class Scales {
   std::vector<float> scales_;
   float scale_ = 0;
   std::optional<Tensor> table_, numbers_;
-  dynadapt_slot_adapters slots_{};
+  int64_t slot_count_ = 0;
+  const int64_t* slot_table_ = nullptr;
+  const float* slot_scales_ = nullptr;
 };
 
 dynadapt_linear_params linear_params(const Scales& s) {
-  return {sizeof(dynadapt_linear_params), s.scale(), s.part_ranks(), s.part_scales(), s.slots()};
+  return {sizeof(dynadapt_linear_params),
+          s.scale(),
+          s.part_ranks(),
+          s.part_scales(),
+          s.slot_count(),
+          s.slot_table(),
+          s.slot_scales()};
 }
 
 dynadapt_delta_rule_params delta_rule_params(Arguments& a) {
@@ -128,9 +139,9 @@ void bind_ops(py::module_& module) {
          [](Arguments& a) {
            const auto sizes = a.sizes("part_sizes");
            const Scales scales(a, "lora_gradient", sizes.size());
-           const dynadapt_lora_gradient_params params{sizeof params,         scales.scale(), a.flag("accumulate"),
-                                                      int32_t(sizes.size()), sizes.data(),   scales.part_ranks(),
-                                                      scales.part_scales(),  scales.slots()};
+           const dynadapt_lora_gradient_params params{
+               sizeof params,       scales.scale(),       a.flag("accumulate"), int32_t(sizes.size()), sizes.data(),
+               scales.part_ranks(), scales.part_scales(), scales.slot_count(),  scales.slot_table(),   scales.slot_scales()};
            call(dynadapt_lora_gradient, a["dy"], a["x"], a["u"], a["dU"], a["slots"], a["dA"], a["dBt"], &params);
          });
   define(module, "weight_gradient", {"dy", "x", "rows", "dW", "accumulate"}, [](Arguments& a) {

@@ -49,7 +49,7 @@ struct CheckedAdapters {
   StreamAdapters check(const dynadapt_linear_params& p, void** low_data, int64_t* low_width) const {
     op.require(!A == !Bt, "%s is given without %s, accepted are both or none", A ? "A" : "Bt", A ? "Bt" : "A");
     if (!A) return {};
-    return p.slot_adapters ? own(*p.slot_adapters, low_data, low_width) : alike(p, low_data, low_width);
+    return p.slot_count ? own(p, low_data, low_width) : alike(p, low_data, low_width);
   }
 
  private:
@@ -80,9 +80,10 @@ struct CheckedAdapters {
   }
 
   /// Each slot has its own.
-  StreamAdapters own(const dynadapt_slot_adapters& given, void** low_data, int64_t* low_width) const {
+  StreamAdapters own(const dynadapt_linear_params& p, void** low_data, int64_t* low_width) const {
     const View a = op.tensor("A", A, {-1}, dtype), b = op.tensor("Bt", Bt, {-1}, dtype);
-    const SlotTable table = check_slot_table(op, given, parts, K, O, a.size[0], b.size[0]);
+    const SlotTable table{p.slot_count, p.slot_table, p.slot_scales, parts, K, O};
+    check_slot_table(op, table, a.size[0], b.size[0]);
     int64_t streams;
     const int32_t* which = slot_numbers(table.slots, &streams);
     StreamAdapters out;

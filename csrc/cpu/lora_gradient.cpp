@@ -48,7 +48,8 @@ void alike_gradients(const Op& op, const GradientTensors& t, const dynadapt_lora
 /// Each slot has its own.
 void own_gradients(const Op& op, const GradientTensors& t, const dynadapt_lora_gradient_params& p, LoraGradient& c) {
   const View A = op.output("dA", t.dA, {-1}, kF32), Bt = op.output("dBt", t.dBt, {-1}, kF32, Layout::contiguous, {"dA"});
-  const SlotTable table = check_slot_table(op, *p.slot_adapters, p.part_count, c.K, c.O, A.size[0], Bt.size[0]);
+  const SlotTable table{p.slot_count, p.slot_table, p.slot_scales, p.part_count, c.K, c.O};
+  check_slot_table(op, table, A.size[0], Bt.size[0]);
   const View slots = op.tensor("slots", t.slots, {-1}, kI32);
   check_own_slots(op, slots, table.slots, c.N);
   for (int64_t s = 0; s < slots.size[0]; s++) {
@@ -82,10 +83,10 @@ extern "C" int dynadapt_lora_gradient(const DLTensor* dy, const DLTensor* x, con
       total += p.part_sizes[i];
     }
     op.require(total == c.O, "part_sizes add up to %lld, accepted is the width of dy, %lld", (ll)total, (ll)c.O);
-    p.slot_adapters ? own_gradients(op, {dA, dBt, slots}, p, c) : alike_gradients(op, {dA, dBt, slots}, p, c);
+    p.slot_count ? own_gradients(op, {dA, dBt, slots}, p, c) : alike_gradients(op, {dA, dBt, slots}, p, c);
     c.dy = y.data;
     c.x = in.data;
-    const View low = op.tensor("u", u, {c.N, p.slot_adapters ? -1 : c.low_width}, c.dtype);
+    const View low = op.tensor("u", u, {c.N, p.slot_count ? -1 : c.low_width}, c.dtype);
     op.require(low.size[1] >= c.low_width, "u has %lld columns, accepted is at least %lld, the most rows of a slot's A",
                (ll)low.size[1], (ll)c.low_width);
     c.low_width = low.size[1];

@@ -20,28 +20,25 @@ Ranks check_ranks(const Op& op, const int64_t* ranks, const float* scales, float
   return out;
 }
 
-SlotTable check_slot_table(const Op& op, const dynadapt_slot_adapters& given, int parts, int64_t K, int64_t O, int64_t a,
-                           int64_t bt) {
+void check_slot_table(const Op& op, const SlotTable& t, int64_t a, int64_t bt) {
   typedef long long ll;
-  op.whole("slot_adapters.slots", given.slots, 1, kMostElements / (2 + kMaxParts));
-  op.array("slot_adapters.table", given.table, given.slots * (2 + parts));
-  op.array("slot_adapters.scales", given.scales, given.slots * parts);
-  const SlotTable out{given.slots, given.table, given.scales, parts, K, O};
-  for (int64_t slot = 0; slot < given.slots; slot++) {
-    for (int p = 0; p < parts; p++) {
-      op.whole("slot_adapters.table", given.table[slot * (2 + parts) + 2 + p], 0, int64_t(1) << 20);
-      op.finite("slot_adapters.scales", given.scales[slot * parts + p]);
+  op.whole("slot_count", t.slots, 1, int64_t(1) << 30);
+  op.array("slot_table", t.table, t.slots * (2 + t.parts));
+  op.array("slot_scales", t.scales, t.slots * t.parts);
+  for (int64_t slot = 0; slot < t.slots; slot++) {
+    for (int p = 0; p < t.parts; p++) {
+      op.whole("slot_table", t.table[slot * (2 + t.parts) + 2 + p], 0, int64_t(1) << 20);
+      op.finite("slot_scales", t.scales[slot * t.parts + p]);
     }
-    const Ranks ranks = out.ranks(slot);
-    const int64_t rows[] = {ranks.width, ranks.largest}, columns[] = {K, O}, room[] = {a, bt};
+    const Ranks ranks = t.ranks(slot);
+    const int64_t rows[] = {ranks.width, ranks.largest}, columns[] = {t.K, t.O}, room[] = {a, bt};
     for (int of = 0; of < 2; of++) {
-      const int64_t first = out.first(slot, of), size = rows[of] * columns[of];
+      const int64_t first = t.first(slot, of), size = rows[of] * columns[of];
       op.require(!size || (first >= 0 && first <= room[of] - size),
-                 "slot_adapters.table has %s of slot %lld, [%lld, %lld], at element %lld, accepted is within its %lld elements",
+                 "slot_table has %s of slot %lld, [%lld, %lld], at element %lld, accepted is within its %lld elements",
                  of ? "Bt" : "A", (ll)slot, (ll)rows[of], (ll)columns[of], (ll)first, (ll)room[of]);
     }
   }
-  return out;
 }
 
 }  // namespace dynadapt

@@ -64,7 +64,7 @@ struct StreamPairs : std::vector<StreamPair<Pointer>> {
 /// `ranks` and `scales` of each part, or both null: each has Bt's `rank` and `scale`.
 Ranks check_ranks(const Op& op, const int64_t* ranks, const float* scales, float scale, int parts, int64_t rank);
 
-/// What a caller says of adapters that are each slot's own (dynadapt_slot_adapters).
+/// What a caller says of adapters that are each slot's own (dynadapt_linear_params.slot_table).
 struct SlotTable {
   int64_t slots;
   const int64_t* table;  // [slots, 2 + parts]
@@ -81,7 +81,6 @@ struct SlotTable {
 };
 
 /// Checks that every slot's adapter lies within a buffer of `a` elements (A) and one of `bt` (Bt).
-SlotTable check_slot_table(const Op& op, const dynadapt_slot_adapters& given, int parts, int64_t K, int64_t O, int64_t a,
-                           int64_t bt);
+void check_slot_table(const Op& op, const SlotTable& table, int64_t a, int64_t bt);
 
 }  // namespace dynadapt

@@ -21,7 +21,11 @@ def row_of(engine, stream: int, adapter, prior: bool) -> torch.Tensor | None:
         if prior:
             raise ValueError("prior=True with adapter=None: give the adapter that resets and decay are to lead back to")
         return None
-    row = _of_snapshot(engine, stream, adapter) if isinstance(adapter, snapshots.StreamSnapshot) else read(engine, stream, path("adapter", adapter))
+    row = (
+        _of_snapshot(engine, stream, adapter)
+        if isinstance(adapter, snapshots.StreamSnapshot)
+        else read(engine, stream, path("adapter", adapter))
+    )
     if prior:
         _check_prior(engine, stream)
     return row

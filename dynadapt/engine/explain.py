@@ -97,7 +97,9 @@ def _ways(engine) -> list[str]:
     """What streams that differ cost, and whose matrices move as wholes."""
     lines, ways = [], engine.settings.ways
     if engine.driver.step.mixed is not None:
-        counted = "FLOPs count every stream as the widest, for which shapes are fixed" if engine.settings.fixed else "each costs its own ranks"
+        counted = (
+            "FLOPs count every stream as the widest, for which shapes are fixed" if engine.settings.fixed else "each costs its own ranks"
+        )
         each = ", ".join(f"{learner.learned_parameters:,}" for learner in engine.learners)
         lines.append(f"        {len(ways)} ways to learn in one step, of {each} parameters a stream; an update for each way; {counted}")
     for way, learner in zip(ways, engine.learners):
@@ -116,7 +118,10 @@ def explain(engine, time: bool = False) -> str:
     if engine.learners:
         depth = "goes down to the embedding" if engine.lowest[0] < 0 else f"stops at layer {engine.lowest[0]}, {engine.lowest[1]}"
         where = f"{engine.learned_parameters:,} parameters per {'model' if engine.shared else 'stream'}; backward {depth}"
-        lines += [f"        {where}", f"with:   {said(engine.optimizer)}; update every {engine.every} segment(s); reset {engine.reset_policy}"]
+        lines += [
+            f"        {where}",
+            f"with:   {said(engine.optimizer)}; update every {engine.every} segment(s); reset {engine.reset_policy}",
+        ]
         lines += _ways(engine)
     reason = why(engine.dtype, engine.device, engine.backend)
     lines += [

@@ -256,7 +256,9 @@ class EngineSettings:
         for way in self.ways:
             kind = way.optimizer.kind
             if kind not in known and not (kind in KINDS and KINDS[kind].prepared in known):
-                raise ValueError(f"optimizer={way.optimizer!r} with backend={self.backend!r}: its update knows {', '.join(known)}, not {kind}")
+                raise ValueError(
+                    f"optimizer={way.optimizer!r} with backend={self.backend!r}: its update knows {', '.join(known)}, not {kind}"
+                )
 
     def _check_base(self) -> None:
         choice("base", self.base, BASES)

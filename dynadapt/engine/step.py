@@ -86,7 +86,7 @@ class Step:
     def lowest(self, streams: Sequence[int]) -> tuple[int, str] | None:
         """(layer, group) down to which the backward of a pass goes: where the lowest of its streams learns."""
         depths = {self.depths[stream] for stream in streams}
-        return min(depths, key=lambda depth: (depth[0], GROUPS.index(depth[1]))) if len(depths) > 1 else depths.pop()
+        return min(filter(None, depths), key=lambda depth: (depth[0], GROUPS.index(depth[1]))) if len(depths) > 1 else depths.pop()
 
     def batch_of(self, stream: int, inputs: torch.Tensor) -> Batch:
         """A pass of inputs [rows, T] with one stream's weights, each row with a memory of its own."""

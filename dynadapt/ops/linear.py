@@ -84,8 +84,8 @@ def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """y [N, O] and u = x A^T [N, P R] from x [N, K]; bias [O] or None; A is None: no adapter."""
     if isinstance(scale, SlotAdapters):
         for rows, slot in slot_by_slot(len(x), slots):
-            own, width = scale.ranks(slot), sum(scale.ranks(slot))
-            a, bt = scale.views(slot, A, Bt, x.shape[1], y.shape[1]) if any(own) else (None, None)
+            width = sum(scale.ranks(slot))
+            a, bt = scale.views(slot, A, Bt, x.shape[1], y.shape[1]) if width else (None, None)
             linear_forward(x[rows], parts, bias, a, bt, slots.new_zeros(1), list(scale.pairs[slot]), u[rows, :width], y[rows])
         return
     if isinstance(parts, Float8Weights):
@@ -111,8 +111,8 @@ def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     """dU_p = scale dy_p Bt_p^T [N, P R]; dx = dy W + dU A [N, K]; dx None: nothing below learns."""
     if isinstance(scale, SlotAdapters):
         for rows, slot in slot_by_slot(len(dy), slots):
-            own, width = scale.ranks(slot), sum(scale.ranks(slot))
-            a, bt = scale.views(slot, A, Bt, _inputs(parts), dy.shape[1]) if any(own) else (None, None)
+            width = sum(scale.ranks(slot))
+            a, bt = scale.views(slot, A, Bt, _inputs(parts), dy.shape[1]) if width else (None, None)
             back = None if dx is None else dx[rows]
             linear_backward(dy[rows], parts, a, bt, slots.new_zeros(1), list(scale.pairs[slot]), dU[rows, :width], back)
         return

@@ -2,13 +2,18 @@
 
 import json
 import random
+from copy import deepcopy
 
 import pytest
 import torch
+from helpers import to_transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Muon, Overlap, RowSparse, SegmentMemory
+from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Muon, Overlap, RowSparse, SegmentMemory, attach
+from dynadapt.adapt import resets
+from dynadapt.interop.publish import publish
 from dynadapt.model import ModelError, random_model, tiny_config
+from dynadapt.ops.matrix_update import product_flops
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 T = 12
@@ -204,7 +209,12 @@ def test_a_snapshot_goes_to_streams_of_its_kind():
 def test_backward_stops_at_the_lowest_of_a_passs_streams():
     ways = [(LoRA(rank=2, layers=range(2, 3)), SGD()), (LoRA(rank=2, targets=["down"], layers=range(1, 2)), SGD()), (LoRA(rank=2), SGD())]
     e = engine(ways)
-    assert [e.driver.step.lowest(streams) for streams in ([0], [1], [0, 1], [0, 1, 2])] == [(2, "qkv"), (1, "down"), (1, "down"), (0, "qkv")]
+    assert [e.driver.step.lowest(streams) for streams in ([0], [1], [0, 1], [0, 1, 2])] == [
+        (2, "qkv"),
+        (1, "down"),
+        (1, "down"),
+        (0, "qkv"),
+    ]
     assert e.lowest == (0, "qkv")
     costs = []
     for streams in ([0], [1], [2]):
@@ -227,8 +237,6 @@ def test_the_ledger_is_what_torch_counts():
 
 
 def muons_products(e):
-    from dynadapt.ops.matrix_update import product_flops
-
     return sum(
         len(way.streams) * product_flops(learner.layout.parts.matrices)
         for way, learner in zip(e.settings.ways, e.learners)
@@ -251,8 +259,6 @@ def test_other_backends_compute_the_same(backend):
 def test_fixed_shapes_reset_streams_of_several_kinds_on_the_device():
     ways = [WAYS[0], (LoRA(rank=2, targets="mlp"), SGD(lr=2.0, clip=0.0)), WAYS[0]]
     fixed, eager = (engine(ways, backend="reference", reset="auto", static=static) for static in (True, False))
-    from dynadapt.adapt import resets
-
     old = resets.WARMUP
     resets.WARMUP = 2
     try:
@@ -277,7 +283,9 @@ def test_it_says_what_it_is():
     assert "of streams 0, 2 | LoRA(rank=16" in repr(e) and "of stream 1" in repr(e)
     said = e.explain()
     counts = [learner.learned_parameters for learner in e.learners]
-    assert f"2 ways to learn in one step, of {counts[0]:,}, {counts[1]:,} parameters a stream" in said and "each costs its own ranks" in said
+    assert (
+        f"2 ways to learn in one step, of {counts[0]:,}, {counts[1]:,} parameters a stream" in said and "each costs its own ranks" in said
+    )
     assert e.learned_parameters == max(counts)
     assert e.describe()["adapt"][1]["rank"] == 16 and len(e.describe()["optimizer"]) == 3
     assert "holds" in said and e.explain(time=True)
@@ -303,3 +311,33 @@ def test_bad_input_is_refused_by_name():
     for options, expected in refusals:
         with pytest.raises(ValueError, match=expected):
             make(**options)
+
+
+def test_every_other_call_takes_the_streams_own(tmp_path):
+    e = engine(WAYS[:3])
+    for seed in range(2):
+        e.step(text(3, seed))
+    copied = deepcopy(e)
+    for stream, way in enumerate(WAYS[:3]):
+        alone = engine([way])
+        for seed in range(2):
+            alone.step(text(3, seed)[stream : stream + 1])
+        assert torch.equal(alone.score(text(2, 5)), e.score(text(2, 5), stream))
+        prompt = text(1, 6)[0].tolist()
+        assert e.generate(prompt, 4, stream=stream, end=False).ids == alone.generate(prompt, 4, end=False).ids
+    published = publish(e, tmp_path, "mixed", stream=1)
+    assert json.loads((published.path / "adapter_config.json").read_text())["r"] == 16
+    assert torch.equal(copied.step(text(3, 7)), e.step(text(3, 7)))
+    assert torch.equal(copied.score(text(1, 8), 2), e.score(text(1, 8), 2))
+    e.learn_no_more()
+    updates = e.updates
+    e.step(text(3, 9))
+    assert e.updates == updates
+
+
+def test_a_live_model_has_one_kind_of_stream():
+    live = to_transformers(MODELS["llama"])
+    with pytest.raises(ValueError, match=r"optimizer=\[Adam\(.*attach takes one for all streams"):
+        attach(live, LoRA(rank=2), optimizer=[Adam(), SGD()], streams=2, segment=T)
+    with pytest.raises(ValueError, match=r"adapt=\[LoRA\(.*expected LoRA"):
+        attach(live, [LoRA(rank=2), LoRA(rank=3)], streams=2, segment=T)

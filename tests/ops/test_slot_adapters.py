@@ -132,17 +132,17 @@ def test_errors_name_the_argument():
         together(layer, NATIVE, _C.PackedMatrix)
 
     good = (layer.own.places, layer.own.pairs, layer.flat)
-    with pytest.raises(ValueError, match=r"linear_forward: slot_adapters.table has A of slot 0, \[20, 37\], at element -1, accepted is"):
+    with pytest.raises(ValueError, match=r"linear_forward: slot_table has A of slot 0, \[20, 37\], at element -1, accepted is"):
         call(places=[(-1, 800), *good[0][1:]])
-    with pytest.raises(ValueError, match="linear_forward: slot_adapters.table has Bt of slot 4"):
+    with pytest.raises(ValueError, match="linear_forward: slot_table has Bt of slot 4"):
         call(*good[:2], flat=good[2][:-1].clone())
     with pytest.raises(ValueError, match="linear_forward: u has 50 columns, accepted is at least 51"):
         call(*good, u=torch.zeros(len(layer.x), 50))
     with pytest.raises(ValueError, match="slots has entries|slots"):
         call(*good, slots=torch.tensor([0, 1, 2, 5], dtype=torch.int32))
-    with pytest.raises(ValueError, match=r"linear_forward: slot_adapters.table is -1, accepted is 0"):
+    with pytest.raises(ValueError, match=r"linear_forward: slot_table is -1, accepted is 0"):
         call(good[0], [[(-1, 1.0), (0, 1.0), (0, 1.0)], *good[1][1:]], good[2])
-    with pytest.raises(ValueError, match="linear_forward: slot_adapters.scales is nan"):
+    with pytest.raises(ValueError, match="linear_forward: slot_scales is nan"):
         call(good[0], [[(4, float("nan")), (0, 1.0), (16, 1.0)], *good[1][1:]], good[2])
     with pytest.raises(ValueError, match="scale.table is no such tensor, accepted is contiguous int64"):
         call(good[0], [own[:2] for own in good[1]], good[2])

@@ -100,16 +100,6 @@ DYNADAPT_API int dynadapt_matrix_unpack(const dynadapt_matrix* matrix, const DLT
 
 /* ---- linear with a low-rank adapter ---------------------------------------------------------- */
 
-/* Adapters whose ranks and scales are each slot's own. A and Bt (dA and dBt) are then flat, act (f32) [elements], and may be one
- * buffer. A slot's A [sum of its ranks, K] and Bt [its largest rank, O] lie there as those of a call with its ranks alone do; a slot
- * whose ranks are all 0 has no adapter. u and dU have at least as many columns as the widest slot has rows of A; those beyond a
- * slot's own are neither read nor written. */
-typedef struct {
-  int64_t slots;
-  const int64_t* table; /* [slots, 2 + P]: the first element of A and of Bt, then the rank of each part */
-  const float* scales;  /* [slots, P] */
-} dynadapt_slot_adapters;
-
 typedef struct {
   uint32_t struct_size;
   float scale; /* of the low-rank product */
@@ -118,7 +108,14 @@ typedef struct {
    * upper rows of its columns. `scale` is not read. */
   const int64_t* part_ranks;
   const float* part_scales;
-  const dynadapt_slot_adapters* slot_adapters; /* or NULL; the others are not read then */
+  /* Where slots differ (else 0 and NULL): slot_table [slot_count, 2 + P] has the first element of a slot's A and of its Bt, then the
+   * rank of each part; slot_scales [slot_count, P]. A and Bt (dA and dBt) are then flat, act (f32) [elements], and may be one buffer, in
+   * which A [sum of the slot's ranks, K] and Bt [its largest rank, O] lie as those of a call with its ranks alone do; a slot whose
+   * ranks are all 0 has no adapter. u and dU have at least as many columns as the widest slot of the call has rows of A; those beyond a
+   * slot's own are neither read nor written. `scale`, part_ranks and part_scales are not read. */
+  int64_t slot_count;
+  const int64_t* slot_table;
+  const float* slot_scales;
 } dynadapt_linear_params;
 
 /* y = x W^T + bias + scale * (x A_s,p^T) Bt_s,p. The P parts' outputs stand side by side in y [N, O].
@@ -141,7 +138,9 @@ typedef struct {
   const int64_t* part_sizes; /* columns of dy that belong to each part */
   const int64_t* part_ranks; /* as in dynadapt_linear_params; rows of dBt beyond a part's rank become zero */
   const float* part_scales;
-  const dynadapt_slot_adapters* slot_adapters; /* as in dynadapt_linear_params */
+  int64_t slot_count; /* as in dynadapt_linear_params */
+  const int64_t* slot_table;
+  const float* slot_scales;
 } dynadapt_lora_gradient_params;
 
 /* dA_s = dU^T x (f32 [slots, P*R, K]) and dBt_s,p = scale * u_p^T dy_p (f32 [slots, R, O]); each slot may
