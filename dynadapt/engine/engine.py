@@ -38,7 +38,7 @@ from .continuation import Continuation, continue_text
 from .decoder import Decoder
 from .drivers import Captured, Eager
 from .each_stream import said
-from .learners.make import make_learners, mixed_adapters
+from .learners.make import make_learners
 from .ledger import Ledger
 from .memory import MemoryState, SegmentMemory
 from .needed_ops import needed_ops
@@ -182,7 +182,6 @@ class Engine:
         c, given, dtype, device = self.config, self.settings, self.torch_dtype, self.device
         self.workspace, self.ledger = Workspace(dtype, device), Ledger()
         self.learners = make_learners(given, self.model)
-        mixed = mixed_adapters(given, self.learners, self.model)
         if whole_model(self.adapt):
             self.weights = self.learners[0].weights_view  # nothing is frozen
         else:
@@ -193,7 +192,7 @@ class Engine:
         store = MemoryState.of(c, self.memory, self.streams, dtype, device) if isinstance(self.memory, SegmentMemory) else None
         rope = rotations(c, self.window, wide_dtype(dtype), device)
         self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, self.recompute, given.fixed)
-        step = Step(given, self.decoder, self.learners, mixed, self.lr, self.calls.moving, asks=not given.fixed)
+        step = Step(given, self.decoder, self.learners, self.lr, self.calls.moving, asks=not given.fixed)
         self.state = step.states
         self.driver = Captured(step) if given.fixed else Eager(step)
         self.last: StepReport | None = None

@@ -26,7 +26,7 @@ from dynadapt.ops import update as update_op
 from .buffers import Kind
 from .decoder import Batch, Decoder
 from .learners.fused import Fused
-from .learners.mixed import MixedAdapters
+from .learners.make import mixed_adapters
 from .plan import Pass, StreamState
 from .settings import EngineSettings
 
@@ -39,31 +39,25 @@ class Step:
     Args:
         learners: one, or one a stream where streams have weights of their own, or one for each of the ways in which streams learn;
             none where nothing learns.
-        mixed: the adapters of all streams as a pass sees them, where there are several ways.
         lr: float32, one a set of weights.
         moving: called when a pass begins to change state.
         asks: whether the host may look at numbers. Else resets and memory are the device's work, by ops of their own.
     """
 
-    def __init__(
-        self,
-        settings: EngineSettings,
-        decoder: Decoder,
-        learners: list,
-        mixed: MixedAdapters | None,
-        lr: torch.Tensor,
-        moving: Callable,
-        asks: bool,
-    ):
-        self.settings, self.decoder, self.learners, self.mixed = settings, decoder, learners, mixed
-        self.lr, self.moving, self.asks = lr, moving, asks
+    def __init__(self, settings: EngineSettings, decoder: Decoder, learners: list, lr: torch.Tensor, moving: Callable, asks: bool):
+        self.settings, self.decoder, self.learners, self.lr, self.moving, self.asks = settings, decoder, learners, lr, moving, asks
+        self.mixed = mixed_adapters(settings, learners, decoder.sizes)
         self.states = [StreamState() for _ in range(settings.streams)]
         self.counters = torch.zeros(2, dtype=torch.int64, device=settings.device)  # updates, skipped updates
         self.changes = ChangePoints(settings.streams, settings.device) if settings.learns and settings.reset == "auto" else None
         self.why_not_fused = settings.why_not_fused
         self.fresh = True  # no weight has moved yet, no segment has been remembered, nothing was restored
-        alike = mixed is None or settings.fixed  # then one recording serves all streams
-        self.depths = [settings.lowest(decoder.config, None if alike else s) for s in range(settings.streams)]
+        self.depths = [settings.lowest(decoder.config)] * settings.streams
+        if self.mixed is not None and not settings.fixed:  # else one recording serves all streams
+            for way in settings.ways:
+                depth = settings.lowest(decoder.config, way.streams[0])
+                for stream in way.streams:
+                    self.depths[stream] = depth
         self.own_slots = bool(learners) and not settings.shared and not settings.owns_weights
 
     @property

@@ -64,9 +64,9 @@ def make_learners(settings, model) -> list:
     return [make(way.adapt, way.optimizer, slots=len(way.streams)) for way in settings.ways]
 
 
-def mixed_adapters(settings, learners, model) -> MixedAdapters | None:
-    """The adapters of all ``learners`` as passes see them; None where there is one that serves all streams, or none."""
+def mixed_adapters(settings, learners, groups) -> MixedAdapters | None:
+    """The adapters of all ``learners`` as passes see them, ``groups`` being the model's; None where one serves all streams, or none is there."""
     if settings.owns_weights or len(learners) < 2:
         return None
     streams = [way.streams for way in settings.ways]
-    return MixedAdapters(learners, streams, group_sizes(model.config), settings.device, fixed=settings.fixed)
+    return MixedAdapters(learners, streams, groups, settings.device, fixed=settings.fixed)
