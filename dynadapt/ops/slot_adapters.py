@@ -24,7 +24,8 @@ class SlotAdapters:
         places: of each slot, the first elements of its A and of its Bt.
         device: of the tensors that kernels read.
 
-    table int64 [slots, 2 + P]: places, then ranks. scales float32 [slots, P].
+    table int64 [slots, 2 + P]: places, then ranks. scales float32 [slots, P]. width: columns of u and dU, which are the rows of the
+    largest A. rank: the largest of any slot and part.
 
     Raises:
         ValueError: slots with different numbers of parts, or not as many pairs as places.
@@ -35,6 +36,8 @@ class SlotAdapters:
     device: torch.device | str = "cpu"
     table: torch.Tensor = field(init=False, repr=False)
     scales: torch.Tensor = field(init=False, repr=False)
+    width: int = field(init=False)
+    rank: int = field(init=False)
 
     def __post_init__(self):
         parts = {len(own) for own in self.pairs}
@@ -43,10 +46,17 @@ class SlotAdapters:
                 f"pairs are of {len(self.pairs)} slots with {sorted(parts)} parts, places of {len(self.places)}; expected as many, and "
                 "equally many parts"
             )
-        table = [[*place, *(rank for rank, _ in own)] for place, own in zip(self.places, self.pairs)]
+        ranks = [tuple(rank for rank, _ in own) for own in self.pairs]
+        table = [[*place, *own] for place, own in zip(self.places, ranks)]
         scales = [[scale for _, scale in own] for own in self.pairs]
-        object.__setattr__(self, "table", torch.tensor(table, dtype=torch.int64, device=self.device))
-        object.__setattr__(self, "scales", torch.tensor(scales, dtype=torch.float32, device=self.device))
+        made = {
+            "table": torch.tensor(table, dtype=torch.int64, device=self.device),
+            "scales": torch.tensor(scales, dtype=torch.float32, device=self.device),
+            "width": max(map(sum, ranks)),
+            "rank": max(map(max, ranks)),
+        }
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
 
     def ranks(self, slot: int) -> tuple[int, ...]:
         """Of each part."""
@@ -55,16 +65,6 @@ class SlotAdapters:
     @property
     def parts(self) -> int:
         return self.scales.shape[1]
-
-    @property
-    def width(self) -> int:
-        """Columns of u and dU: rows of the largest A."""
-        return max(sum(self.ranks(slot)) for slot in range(len(self.pairs)))
-
-    @property
-    def rank(self) -> int:
-        """The largest of any slot and part."""
-        return max(max(self.ranks(slot)) for slot in range(len(self.pairs)))
 
     def views(self, slot: int, A: torch.Tensor, Bt: torch.Tensor, k: int, o: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One slot's A [1, W, K] and Bt [1, R, O], views into the flat buffers."""
