@@ -142,7 +142,11 @@ class Step:
             self._learn(kind, batch, dhidden, learner, given, made)
         self.fresh = False
         if self.changes is not None and not self.asks:
-            learner.put_back(d.ops, made["reset"], given["adapter"])
+            flagged = (d.ops.reset, made["reset"], given["adapter"])
+            if self.mixed is None:
+                learner.state.put_back(*flagged, learner.kept)
+            else:
+                self.mixed.put_back(*flagged)
         d.advance_memory(batch, p.counts if self.asks else given["counts"])
 
     def all_flagged(self, made: Tensors) -> bool:

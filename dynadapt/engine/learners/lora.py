@@ -147,11 +147,6 @@ class LoraLearner:
         prior = self.initial if priors is None else priors[slot] if self.state.own_priors else priors
         self.start(slot, prior if self.kept is None else torch.where(self.kept != 0, self.state.master[slot], prior))
 
-    def put_back(self, ops, flags: torch.Tensor, slots: torch.Tensor) -> None:
-        """``reset`` of the ``slots`` int32 [S] that ``flags`` mark, on the device alone."""
-        s = self.state
-        ops.reset(flags, slots, s.prior, s.master, s.working, s.grad, s.first, s.second, s.step, self.kept)
-
     def take_prior(self, slot: int, prior: torch.Tensor) -> None:
         """One slot's prior is ``prior`` [P] from now on. The first time the priors of all slots move in memory."""
         priors = self.state.prior

@@ -105,11 +105,11 @@ class MixedAdapters:
             elif len(rows := (mine >= 0).nonzero().flatten()):
                 norms[rows], skipped[rows] = member.update(ops, mine[rows], lr[order])
 
-    def put_back(self, ops, flags: torch.Tensor, streams: torch.Tensor) -> None:
+    def put_back(self, op, flags: torch.Tensor, streams: torch.Tensor) -> None:
         """Of ``streams`` int32 [S], those that ``flags`` int32 [S] mark go back to the prior, on the device alone."""
         for member, slots in zip(self.members, self.slots):
             mine = slots[streams.long()]
-            member.put_back(ops, flags * (mine >= 0), mine.clamp(min=0))
+            member.state.put_back(op, flags * (mine >= 0), mine.clamp(min=0), member.kept)
 
 
 def _in_one(buffers: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
