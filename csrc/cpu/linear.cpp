@@ -81,9 +81,10 @@ struct CheckedAdapters {
 
   /// Each slot has its own.
   StreamAdapters own(const dynadapt_linear_params& p, void** low_data, int64_t* low_width) const {
-    const View a = op.tensor("A", A, {-1}, dtype), b = op.tensor("Bt", Bt, {-1}, dtype);
     const SlotTable table{p.slot_count, p.slot_table, p.slot_scales, parts, K, O};
-    check_slot_table(op, table, a.size[0], b.size[0]);
+    check_slot_table(op, table);
+    const View a = op.tensor("A", A, {-1}, dtype), b = op.tensor("Bt", Bt, {-1}, dtype);
+    check_slot_places(op, table, a.size[0], b.size[0]);
     int64_t streams;
     const int32_t* which = slot_numbers(table.slots, &streams);
     StreamAdapters out;

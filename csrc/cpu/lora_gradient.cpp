@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <utility>
 #include <vector>
 
 #include "cpu/linear.h"
@@ -45,11 +46,25 @@ void alike_gradients(const Op& op, const GradientTensors& t, const dynadapt_lora
   }
 }
 
+/// No two gradients of a call have an element in common.
+void check_apart(const Op& op, const LoraGradient& c) {
+  std::vector<std::pair<const float*, const float*>> written;
+  for (const auto& one : c.gradients) {
+    if (one.ranks.width && c.K) written.push_back({one.A, one.A + one.ranks.width * c.K});
+    if (one.ranks.largest) written.push_back({one.Bt, one.Bt + one.ranks.largest * c.O});
+  }
+  std::sort(written.begin(), written.end());
+  for (size_t i = 1; i < written.size(); i++)
+    op.require(written[i - 1].second <= written[i].first,
+               "slot_table has adapters of the call that overlap, accepted are elements of their own for each A and Bt");
+}
+
 /// Each slot has its own.
 void own_gradients(const Op& op, const GradientTensors& t, const dynadapt_lora_gradient_params& p, LoraGradient& c) {
-  const View A = op.output("dA", t.dA, {-1}, kF32), Bt = op.output("dBt", t.dBt, {-1}, kF32, Layout::contiguous, {"dA"});
   const SlotTable table{p.slot_count, p.slot_table, p.slot_scales, p.part_count, c.K, c.O};
-  check_slot_table(op, table, A.size[0], Bt.size[0]);
+  check_slot_table(op, table);
+  const View A = op.output("dA", t.dA, {-1}, kF32), Bt = op.output("dBt", t.dBt, {-1}, kF32, Layout::contiguous, {"dA"});
+  check_slot_places(op, table, A.size[0], Bt.size[0]);
   const View slots = op.tensor("slots", t.slots, {-1}, kI32);
   check_own_slots(op, slots, table.slots, c.N);
   for (int64_t s = 0; s < slots.size[0]; s++) {
@@ -57,6 +72,7 @@ void own_gradients(const Op& op, const GradientTensors& t, const dynadapt_lora_g
     c.gradients.push_back({A.as<float>() + table.first(slot, 0), Bt.as<float>() + table.first(slot, 1), table.ranks(slot)});
   }
   c.low_width = c.gradients.widest();
+  check_apart(op, c);
 }
 
 }  // namespace

@@ -20,21 +20,26 @@ Ranks check_ranks(const Op& op, const int64_t* ranks, const float* scales, float
   return out;
 }
 
-void check_slot_table(const Op& op, const SlotTable& t, int64_t a, int64_t bt) {
-  typedef long long ll;
+void check_slot_table(const Op& op, const SlotTable& t) {
   op.whole("slot_count", t.slots, 1, int64_t(1) << 30);
   op.array("slot_table", t.table, t.slots * (2 + t.parts));
   op.array("slot_scales", t.scales, t.slots * t.parts);
-  for (int64_t slot = 0; slot < t.slots; slot++) {
+  for (int64_t slot = 0; slot < t.slots; slot++)
     for (int p = 0; p < t.parts; p++) {
       op.whole("slot_table", t.table[slot * (2 + t.parts) + 2 + p], 0, int64_t(1) << 20);
       op.finite("slot_scales", t.scales[slot * t.parts + p]);
     }
+}
+
+void check_slot_places(const Op& op, const SlotTable& t, int64_t a, int64_t bt) {
+  typedef long long ll;
+  for (int64_t slot = 0; slot < t.slots; slot++) {
     const Ranks ranks = t.ranks(slot);
     const int64_t rows[] = {ranks.width, ranks.largest}, columns[] = {t.K, t.O}, room[] = {a, bt};
     for (int of = 0; of < 2; of++) {
-      const int64_t first = t.first(slot, of), size = rows[of] * columns[of];
-      op.require(!size || (first >= 0 && first <= room[of] - size),
+      const int64_t first = t.first(slot, of);
+      const bool empty = !rows[of] || !columns[of];
+      op.require(empty || (rows[of] <= room[of] / columns[of] && first >= 0 && first <= room[of] - rows[of] * columns[of]),
                  "slot_table has %s of slot %lld, [%lld, %lld], at element %lld, accepted is within its %lld elements",
                  of ? "Bt" : "A", (ll)slot, (ll)rows[of], (ll)columns[of], (ll)first, (ll)room[of]);
     }

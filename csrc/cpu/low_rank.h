@@ -80,7 +80,9 @@ struct SlotTable {
   }
 };
 
+/// Checks that the table is there, and each rank and scale.
+void check_slot_table(const Op& op, const SlotTable& table);
 /// Checks that every slot's adapter lies within a buffer of `a` elements (A) and one of `bt` (Bt).
-void check_slot_table(const Op& op, const SlotTable& table, int64_t a, int64_t bt);
+void check_slot_places(const Op& op, const SlotTable& table, int64_t a, int64_t bt);
 
 }  // namespace dynadapt

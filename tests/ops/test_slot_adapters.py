@@ -138,8 +138,10 @@ def test_errors_name_the_argument():
         call(*good[:2], flat=good[2][:-1].clone())
     with pytest.raises(ValueError, match="linear_forward: u has 50 columns, accepted is at least 51"):
         call(*good, u=torch.zeros(len(layer.x), 50))
-    with pytest.raises(ValueError, match="slots has entries|slots"):
+    with pytest.raises(ValueError, match="linear_forward: slots"):
         call(*good, slots=torch.tensor([0, 1, 2, 5], dtype=torch.int32))
+    with pytest.raises(ValueError, match="lora_gradient: slot_table has adapters of the call that overlap"):
+        call([(5, 700), *good[0][1:]], *good[1:])
     with pytest.raises(ValueError, match=r"linear_forward: slot_table is -1, accepted is 0"):
         call(good[0], [[(-1, 1.0), (0, 1.0), (0, 1.0)], *good[1][1:]], good[2])
     with pytest.raises(ValueError, match="linear_forward: slot_scales is nan"):
