@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -70,6 +71,10 @@ class Step:
         if self.mixed is not None:
             return self.learners[self.mixed.home[stream][0]]
         return self.learners[stream if len(self.learners) > 1 else 0] if self.learners else None
+
+    def together(self, p: Pass) -> Any:
+        """What the streams of a pass learn with, as one."""
+        return self.mixed or self.learner(p.streams[0])
 
     def slot(self, stream: int) -> int:
         """Where in its learner a stream's weights are."""
@@ -126,7 +131,7 @@ class Step:
 
         Of ``p`` only numbers are used that all passes of the kind have in common, unless ``asks``.
         """
-        d, learner = self.decoder, self.mixed or self.learner(p.streams[0])
+        d, learner = self.decoder, self.together(p)
         lengths = None if d.memory is None else given["counts"]
         batch = Batch(given["inputs"], given["adapter"], given["slots"], p.streams, again, lengths)
         hidden = d.forward(batch, learner, self.lowest(p.streams) if kind.backward else None)
@@ -222,7 +227,7 @@ class Step:
 
     def update(self, p: Pass, lr: torch.Tensor) -> Tensors:
         """One update of a pass's streams by the gradients that wait; what it has made."""
-        learner, device = self.mixed or self.learner(p.streams[0]), self.settings.device
+        learner, device = self.together(p), self.settings.device
         slots = list(p.streams) if self.own_slots else [0]
         moving = torch.tensor(slots, dtype=torch.int32, device=device)
         rest = {name: torch.zeros(len(p.streams), dtype=torch.int32, device=device) for name in ("reset", "invalid")}
