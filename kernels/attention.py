@@ -102,10 +102,11 @@ def _tile(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, W
 @triton.jit
 def _first_tile(memory_tiles, length, first, window, BN: tl.constexpr):
     """The tile of [memory; segment] with the first key that query ``first`` sees."""
-    if window is None:
-        return 0
-    oldest = length + first - window + 1  # counted from the memory's start
-    return tl.where(oldest < length, tl.maximum(oldest, 0) // BN, memory_tiles + tl.maximum(oldest - length, 0) // BN)
+    tile = 0
+    if window is not None:  # no early return: what stands behind one is compiled all the same
+        oldest = length + first - window + 1  # counted from the memory's start
+        tile = tl.where(oldest < length, tl.maximum(oldest, 0) // BN, memory_tiles + tl.maximum(oldest - length, 0) // BN)
+    return tile
 
 
 @triton.jit

@@ -24,6 +24,7 @@ GOALS = {
     "head": "the head (score and gradient) is faster than every peer",
     "real": "the GPU's loss curve stays within 0.02 nats of the CPU's",
 }
+PREDICTIONS = Path(__file__).parents[1] / "results" / "gpu-predictions.json"
 FASTER = {"step beats peers": 1.3, "step beats eager": 5.0}
 
 
@@ -50,9 +51,26 @@ def page(records, verdicts) -> str:
     ]
     for name, data in records.items():
         make = next((f for prefix, f in TABLES.items() if name.startswith(prefix)), None)
+        add_predictions(data)
         body = make(data["rows"]) if make and data["rows"] else ""
         parts += [f"## {name} ({data['status']}{', dry run' if data['device'] == 'cpu' else ''})", body]
     return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def add_predictions(data: dict, file: Path = PREDICTIONS) -> None:
+    """What was predicted for dynadapt's step at each shape on this card, as ``predicted_ms`` of its row."""
+    gpu = data.get("environment", {}).get("gpu") or {}
+    name = gpu.get("name", "") if isinstance(gpu, dict) else gpu
+    card = next((key for key in ("h200", "h100") if key.upper() in name.upper()), None)
+    if card is None or "model" not in data:
+        return
+    predicted = {
+        (r["model"], r["streams"], r["segment"]): r["predicted_ms"] for r in json.loads(file.read_text())["rows"] if r["card"] == card
+    }
+    for row in data["rows"]:
+        at = data["model"], row.get("streams"), row.get("segment")
+        if row.get("provider") == "dynadapt" and at in predicted:
+            row["predicted_ms"] = predicted[at]
 
 
 def machine(records) -> str:
@@ -100,9 +118,34 @@ def step_table(rows) -> str:
         faster = f"{ms / mine:.2f}x" if ms and mine and r["provider"] != "dynadapt" else ""
         gib = r["peak_memory_bytes"] / 2**30 if "peak_memory_bytes" in r else None
         measured = (r.get(name) for name in ("p20_ms", "p80_ms", "tokens_per_s", "tflops"))
-        return (r["provider"], shape(r), ms, *measured, faster, gib, r.get("launches"), r.get("first_step_seconds"), r.get("failed", ""))
+        return (
+            r["provider"],
+            shape(r),
+            ms,
+            r.get("predicted_ms"),
+            *measured,
+            faster,
+            gib,
+            r.get("launches"),
+            r.get("first_step_seconds"),
+            r.get("failed", ""),
+        )
 
-    head = ("provider", "shape", "ms", "20%", "80%", "tokens/s", "TFLOP/s", "dynadapt is", "peak GiB", "launches", "first step s", "failed")
+    head = (
+        "provider",
+        "shape",
+        "ms",
+        "predicted ms",
+        "20%",
+        "80%",
+        "tokens/s",
+        "TFLOP/s",
+        "dynadapt is",
+        "peak GiB",
+        "launches",
+        "first step s",
+        "failed",
+    )
     return table(head, map(cells, rows))
 
 

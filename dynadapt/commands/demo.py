@@ -15,6 +15,8 @@ examples:
       time a segment here, and compare as many ways of reading a text, on as much of it, as fit into three minutes
   dynadapt demo --minutes 10 --out runs/demo-10
       more of both
+  dynadapt demo --model gemma3-270m --out runs/demo-gemma
+      the same ways with another model (dynadapt fetch gemma3-270m, or a directory); texts and tables are as before
   dynadapt demo --minutes 0 --dtype bf16
       all ten ways on all 12,289 tokens, however long that takes: benchmarks/results/demo.json and docs/demo.png
 
@@ -39,6 +41,12 @@ def add_options(command) -> None:
         "--out", default="runs/demo", metavar="DIR", help="where the runs, the table, the picture and the page go (default: runs/demo)"
     )
     command.add_argument(
+        "--model",
+        default=EvalConfig.model,
+        metavar="MODEL",
+        help=f"as of dynadapt eval: a known model, a directory or a GGUF file (default: {EvalConfig.model})",
+    )
+    command.add_argument(
         "--minutes",
         type=minutes,
         default=3.0,
@@ -60,4 +68,5 @@ def add_options(command) -> None:
 def run(arguments) -> int:
     from dynadapt.experiments.demo import run_demo
 
-    return run_demo(arguments.out, arguments.tokens, arguments.segment, arguments.minutes, dtype=arguments.dtype)
+    other = {} if arguments.model == EvalConfig.model else {"model": arguments.model}  # plans of before have no model
+    return run_demo(arguments.out, arguments.tokens, arguments.segment, arguments.minutes, dtype=arguments.dtype, **other)

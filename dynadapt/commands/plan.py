@@ -111,6 +111,9 @@ examples:
   dynadapt plan --model llama-3.2-1b --base quants
       the same with the weights in the integers of a Q4_K file, its embedding and head in Q6_K
 
+  dynadapt plan --model smollm2-135m --streams 1 --gpu h100 --explain
+      every kernel that the step launches: programs, waves, and a time that is to be held against a measured one
+
   dynadapt plan --model Qwen/Qwen3-8B --memory 512 --gpu "RTX 4090" --fit
       how many streams fit, and the plan for that number
 
@@ -138,6 +141,11 @@ def add_options(command) -> None:
     command.add_argument(
         "--fit", action="store_true", help="plan for the largest number of streams that the memory holds, in place of --streams"
     )
+    command.add_argument(
+        "--explain",
+        action="store_true",
+        help="with --gpu: each kernel that the step launches there, its programs, waves and predicted time (needs Triton, no GPU)",
+    )
     command.add_argument("--shared", action="store_true", help="the streams are rows of one set of weights")
     command.add_argument("--json", metavar="FILE", help="write the plan there as well")
 
@@ -151,6 +159,8 @@ def run(arguments) -> int:
         raise ConfigError(
             f"gpus {arguments.gpus} with shared: sharding streams needs weights of their own; rows of one model exchange gradients"
         )
+    if arguments.explain and not arguments.gpu:
+        raise ConfigError("explain: kernels are those of a GPU; name it with --gpu (dynadapt explain is about this machine's CPU)")
     if config.dtype == "fp64":
         raise ConfigError(f"dtype {config.dtype!r}: a plan is for bf16 or fp32")
     if config.base not in ("same", "quants"):
@@ -196,9 +206,52 @@ def run(arguments) -> int:
     trust = comparisons(ceilings.kind)
     prediction = predict(work, ceilings, [m.slowdown for m in trust])
     show(Console(soft_wrap=True, highlight=False), config, prediction, trust, arguments.gpus, arguments.shared, fit, threads)
+    plan = as_dict(config, prediction, trust, arguments.gpus, fit)
+    if arguments.explain:
+        plan["kernels"] = explain(Console(soft_wrap=True, highlight=False), config, shard, arguments.shared, ceilings, arguments.gpu)
     if arguments.json:
-        write(arguments.json, as_dict(config, prediction, trust, arguments.gpus, fit))
+        write(arguments.json, plan)
     return 0
+
+
+def explain(console: Console, config: EvalConfig, streams: int, shared: bool, ceilings: Ceilings, gpu: str) -> dict:
+    """Prints the kernels that a step launches and what they are predicted to take; returns it as plain data."""
+    from dynadapt.bench.plan.launches import ASSUMED, kernel_times, multiprocessors_of, step_launches
+
+    count = multiprocessors_of(gpu)
+    positional, options = step_arguments(config, streams, shared, None)
+    work, launches = step_launches(count, *positional, **options)
+    kernels = kernel_times(launches, ceilings, count, work.dtype)
+    seconds = sum(kernel.seconds for kernel in kernels)
+    products = sum(op.flops - op.skipped for op in work.ops.values())
+    share = products / ceilings.product_rate(config.dtype) / seconds
+    console.print(
+        f"[bold]predicted[/] {_ms(seconds)} a step, {work.tokens / seconds:,.0f} tokens/s, {share:.0%} of the rate of products: "
+        f"{len(launches):,} launches on {count} multiprocessors; not measured, from these assumptions:\n{ASSUMED}"
+    )
+    table = _table("kernel", "op", "launches", "programs", "waves", "floor", "predicted", "share", "limit")
+    for k in kernels:
+        row = (
+            k.kernel,
+            k.op,
+            f"{k.count:,}",
+            f"{k.programs:,}",
+            f"{k.waves:,.2f}",
+            _ms(k.floor),
+            _ms(k.seconds),
+            f"{k.seconds / seconds:.0%}",
+            k.limit,
+        )
+        table.add_row(*row)
+    console.print(table)
+    return {
+        "seconds": seconds,
+        "share_of_product_rate": share,
+        "launches": len(launches),
+        "multiprocessors": count,
+        "assumed": ASSUMED,
+        "rows": [vars(kernel) for kernel in kernels],
+    }
 
 
 def fitting(config: EvalConfig, ceilings: Ceilings, shared: bool, threads: int | None) -> int | None:
@@ -215,9 +268,16 @@ def held_bytes(config: EvalConfig, streams: int, shared: bool, threads: int | No
 
 def planned_work(config: EvalConfig, streams: int, shared: bool, threads: int | None, memory_only: bool = False) -> Work:
     """``threads``: of the CPU that it is for; None: it is for a GPU."""
+    from dynadapt.bench.plan.work import step_work
+
+    positional, options = step_arguments(config, streams, shared, threads)
+    return step_work(*positional, **options, memory_only=memory_only)
+
+
+def step_arguments(config: EvalConfig, streams: int, shared: bool, threads: int | None) -> tuple[tuple, dict]:
+    """Those of ``step_work``."""
     from dynadapt.adapt.optimizers import Adam
     from dynadapt.bench.plan.measured import DTYPES
-    from dynadapt.bench.plan.work import step_work
     from dynadapt.engine.settings import cpu_batch
     from dynadapt.experiments.dyneval import adapt_of, memory_of, optimizer_of
     from dynadapt.model.geometries import geometry
@@ -225,7 +285,7 @@ def planned_work(config: EvalConfig, streams: int, shared: bool, threads: int | 
     adapt = adapt_of(config)
     optimizer = optimizer_of(config) if adapt else Adam()
     batch = config.batch or (None if threads is None or shared else cpu_batch(streams, config.context + config.segment, threads))
-    return step_work(
+    positional = (
         geometry(config.model),
         adapt,
         optimizer,
@@ -236,9 +296,8 @@ def planned_work(config: EvalConfig, streams: int, shared: bool, threads: int | 
         DTYPES[config.dtype],
         batch,
         config.recompute or threads is not None,
-        memory_only=memory_only,
-        quants="q4_k" if config.base == "quants" else None,
     )
+    return positional, {"quants": "q4_k" if config.base == "quants" else None}
 
 
 def show(

@@ -5,6 +5,7 @@ import math
 import random
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -177,6 +178,8 @@ def test_what_does_not_fit_says_what_would(capsys):
         (("--gpu", "h200", "--json", f"{__file__}/p.json"), "p.json: expected a file that can be written"),
         (("--gpu", "h200", "--base", "quants"), "quants"),
         (("--base", "quants", "--adapt", "full"), "quants"),
+        (("--explain",), "name it with --gpu"),
+        (("--gpu", "a10", "--explain"), "'a10': its number of multiprocessors"),
     ],
 )
 def test_bad_input_is_refused_by_name(capsys, arguments, named):
@@ -400,3 +403,75 @@ def test_an_unknown_model_names_the_nearest():
     for unknown in ("", "/", "qwen3", "8b", "llama", "qwen-2.7b"):
         with pytest.raises(ModelError, match="no known geometry"):
             geometry(unknown)
+
+
+# ---- kernels
+
+
+def launches_of(config, streams=2, segment=48, **options):
+    from dynadapt.bench.plan.launches import step_launches
+
+    return step_launches(132, config, LoRA(rank=4), AdamW(), SegmentMemory(16, 2), streams, segment, **options)
+
+
+def test_launches_are_those_of_the_step():
+    """An engine's own step on Triton's interpreter launches the same kernels with the same programs, but for what fills its memory."""
+    from triton.runtime.interpreter import GridExecutor
+
+    config = tiny_config("llama")
+    _, found = launches_of(config)
+    model, real = random_model(config, seed=0, std=0.1), GridExecutor.__call__
+    engine = Engine(
+        model,
+        adapt=LoRA(rank=4),
+        optimizer=AdamW(),
+        memory=SegmentMemory(16, 2),
+        streams=2,
+        segment=48,
+        dtype="bf16",
+        backend="triton",
+        device="cpu",
+    )
+    noted = []
+
+    def call(executor, *args, **kwargs):
+        noted.append((executor.fn.__name__.removeprefix("dynadapt_"), math.prod(executor.grid)))
+        return real(executor, *args, **kwargs)
+
+    tokens = torch.randint(config.vocab_size, (2, 49), generator=torch.Generator().manual_seed(0))
+    engine.step(tokens)  # fills the memory
+    with mock.patch.object(GridExecutor, "__call__", call):
+        engine.step(tokens)
+    apart = ("memory", "reset")
+    expected = [pair for pair in noted if not pair[0].startswith(apart)]
+    assert [(launch.kernel, launch.programs) for launch in found if not launch.kernel.startswith("cuBLAS")] == expected
+
+
+def test_every_product_of_the_ledger_is_some_kernels():
+    work, found = launches_of(GEOMETRIES["smollm2-135m"], streams=1, segment=512)
+    counted = sum(op.flops for op in work.ops.values())
+    assert abs(sum(launch.flops for launch in found) - counted) < 0.01 * counted
+    assert {launch.op for launch in found} <= set(work.ops)
+
+
+def test_a_launch_takes_what_limits_it():
+    from dynadapt.bench.plan.launches import LATENCY, REACHED, Launch, time_of
+
+    card = Ceilings("card", "gpu", "made up", {"bf16": 1e12}, 1e9)
+    assert time_of(Launch("op", "tiny", 1, 8), card, 10, "bf16")[1:] == (LATENCY, "latency")
+    full, half = (time_of(Launch("op", "p", programs, 8, 10**12), card, 10, "bf16") for programs in (10, 11))
+    assert full == (1.0, pytest.approx(1 / REACHED["products"]), "products")
+    assert half[1] == pytest.approx(full[1] * 20 / 11)  # the eleventh program runs alone
+    assert time_of(Launch("op", "attention_dq", 20, 8, 10**12), card, 10, "bf16")[1] == pytest.approx(1 / REACHED["attention"])
+    few, many = (time_of(Launch("op", "t", programs, 10**9), card, 10, "bf16") for programs in (1, 50))
+    assert many == (1.0, pytest.approx(1 / REACHED["traffic"]), "traffic") and few[1] == pytest.approx(5 * many[1])
+
+
+def test_the_command_explains_kernels(capsys, tmp_path):
+    file = tmp_path / "plan.json"
+    code, said = _plan(capsys, "--model", "smollm2-135m", "--gpu", "h100", "--explain", "--json", str(file))
+    assert code == 0
+    assert "not measured, from these assumptions" in said and "attention_dkv" in said and "cuBLAS 512 x" in said
+    plan = json.loads(file.read_text())
+    assert plan["kernels"]["seconds"] == pytest.approx(sum(row["seconds"] for row in plan["kernels"]["rows"]))
+    assert plan["kernels"]["seconds"] > plan["floor_seconds"]

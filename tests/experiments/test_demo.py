@@ -149,7 +149,7 @@ def test_a_stopped_demo_goes_on(base, tmp_path):
         child = subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        folder = tmp_path / "demo" / "6001-tokens-fp32-segment-16"
+        folder = tmp_path / "demo" / "model-6001-tokens-fp32-segment-16"
         begun, deadline = time.time(), time.monotonic() + 100
         while not any(path.stat().st_mtime > begun and path.stat().st_size for path in folder.glob("*/metrics.jsonl")):
             assert child.poll() is None and time.monotonic() < deadline

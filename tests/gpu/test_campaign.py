@@ -284,3 +284,18 @@ def test_icl_claims_go_on_where_the_time_ended(tmp_path, monkeypatch):
     done = stage(600.0)["rows"]
     assert [row["run"] for row in done[:6]] == list(icl.RUNS) and [row["claim"] for row in done[6:]] == ["13", "14", "15", "16"]
     assert "| mixture | 4 |" in summary.TABLES["icl-claims"](done)
+
+
+def test_predictions_are_those_of_the_plan_and_stand_beside_what_was_measured():
+    from benchmarks.gpu.summary import PREDICTIONS, add_predictions, step_table
+    from benchmarks.gpu_predictions import prediction
+
+    kept = {(r["card"], r["model"], r["streams"], r["segment"]): r for r in json.loads(PREDICTIONS.read_text())["rows"]}
+    assert len(kept) == 24
+    again = prediction("smollm2-135m", 1, 512, "h100")
+    assert again == {**kept["h100", "smollm2-135m", 1, 512], "longest": again["longest"]}
+    row = {"provider": "dynadapt", "streams": 1, "segment": 512, "median_ms": 5.0}
+    data = {"environment": {"gpu": {"name": "NVIDIA H100 80GB HBM3"}}, "model": "smollm2-135m", "rows": [row, {"provider": "peft-eager"}]}
+    add_predictions(data)
+    assert row["predicted_ms"] == again["predicted_ms"] and "predicted_ms" not in data["rows"][1]
+    assert f"{row['predicted_ms']:.4g}" in step_table([row])

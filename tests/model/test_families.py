@@ -181,7 +181,10 @@ def test_what_rope_settings_leave_out_is_transformers_own(tmp_path):
         (yarn | {"attention_factor": -1.0}, "rope_scaling.attention_factor = -1.0"),
         (yarn | {"rope_theta": 1.0}, "rope_theta = 1.0 with rope_scaling of type yarn"),
         ({"rope_type": "longrope", "short_factor": [1.0] * 5}, "rope_scaling.long_factor = None must be a list of numbers"),
-        ({"rope_type": "longrope"} | short | {"long_factor": [1.0]}, "rope_scaling.long_factor has 1 numbers; head_dim 10 needs 5"),
+        (
+            {"rope_type": "longrope"} | short | {"long_factor": [1.0]},
+            "rope_scaling.long_factor has 1 numbers; 10 rotated dimensions of a head need 5",
+        ),
         ({"rope_type": "longrope", "original_max_position_embeddings": 1} | short, "original_max_position_embeddings = 1 is not"),
         ({"rope_type": "dynamic"}, "rope_scaling.factor = None"),
     ):

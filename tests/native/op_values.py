@@ -73,7 +73,9 @@ class Call:
             elif field == "part_count":
                 made.part_count = len(sizes)
             elif not field.startswith("part_") and not (field == "eps" and "eps" not in self.values):  # eps: of the forward only
-                setattr(made, field, self.values[SHORT.get(field, field)])
+                value = self.values[SHORT.get(field, field)]
+                if value is not None:  # as it stands: 0
+                    setattr(made, field, value)
         raw = bytes(made)
         return struct.pack("<q", len(raw)) + raw + (struct.pack(f"<{len(sizes)}q", *sizes) if sizes is not None else b"")
 

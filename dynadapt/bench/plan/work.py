@@ -66,7 +66,7 @@ class Work:
         return sum(self.memory.values())
 
 
-class _Recorder:
+class WorkRecorder:
     """Stands in for the decoder's OpSet: every op is a call that notes its tensors and the FLOPs counted until the next call."""
 
     def __init__(self, ledger: Ledger, dtype: torch.dtype):
@@ -76,16 +76,21 @@ class _Recorder:
         if name.startswith("_"):
             raise AttributeError(name)
 
-        def call(*arguments):
+        def call(*given):
+            arguments = given
             self.settle()
             self.last = self.ops.setdefault(name, OpWork())
             self.last.calls += 1
             if name == "embedding_forward":
                 arguments = (arguments[0], arguments[-1], arguments[-1])  # of the table, as many rows as are written
+            self.noted(name, given)
             moved = sum(map(_bytes, arguments))
             self.last.bytes += 2 * moved if name == "update" else moved  # state is read and written
 
         return call
+
+    def noted(self, name: str, arguments) -> None:
+        """An op is called with these arguments; for those who want to know more of it."""
 
     def settle(self) -> None:
         """What was counted since the last call belongs to it."""
@@ -140,12 +145,14 @@ def step_work(
     learn: bool = True,
     memory_only: bool = False,
     quants: str | None = None,
+    recorder: type[WorkRecorder] = WorkRecorder,
 ) -> Work:
     """The work of one step that scores, learns (where ``adapt`` is given and ``learn``) and updates, with its memory full.
 
     Arguments are ``Engine``'s. Streams with weights of their own run one by one, as they do there. With ``memory_only`` passes of
     equal size run once, which is all that what is held depends on: FLOPs and ops are not the step's then. ``quants``: the format
-    (ops/quants.py) of the file whose blocks are kept, as ``base="quants"`` does; what learns is an adapter then.
+    (ops/quants.py) of the file whose blocks are kept, as ``base="quants"`` does; what learns is an adapter then. ``recorder``: what
+    stands in for the ops.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -161,7 +168,7 @@ def step_work(
     optimizer = Adam() if optimizer is None else optimizer
     model = from_state(config, {name: torch.empty(shape, dtype=dtype, device=META) for name, shape in tensor_shapes(config).items()})
     ledger = Ledger()
-    recorder, workspace = _Recorder(ledger, dtype), Workspace(dtype, META)
+    noting, workspace = recorder(ledger, dtype), Workspace(dtype, META)
     own = adapt is not None and not isinstance(adapt, LoRA)
     slots = 1 if shared or own else streams
     turns = streams if own and not shared else 1  # streams with weights of their own take turns
@@ -178,19 +185,19 @@ def step_work(
     context = memory.context if isinstance(memory, Overlap) else 0
     length = segment + (context or (memory.capacity if store is not None else 0))
     rope = rotations(config, length, wide_dtype(dtype), META)
-    decoder = Decoder(config, weights, recorder, workspace, ledger, rope, store, recompute)
+    decoder = Decoder(config, weights, noting, workspace, ledger, rope, store, recompute)
 
     passes = _passes(streams, 1 if turns > 1 else batch or streams)
     for rows in dict.fromkeys(passes) if memory_only else passes:
         _one_pass(decoder, learner, lowest, rows, segment, context, slots)
     if learn:
         for _ in range(1 if memory_only else turns):
-            learner.state.update(recorder.update, torch.empty(slots, dtype=torch.int32, device=META), torch.empty(slots, device=META))
+            learner.state.update(noting.update, torch.empty(slots, dtype=torch.int32, device=META), torch.empty(slots, device=META))
         ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer.rule(), learner.layout.parts))
-    recorder.settle()
+    noting.settle()
     if learn and optimizer.rule().arithmetic.prepared:  # products, beside what moves memory alone
-        recorder.ops["update"].flops += turns * slots * product_flops(learner.layout.parts.matrices)
-    _skip_masked(recorder.ops, config, streams, segment + context, 0 if store is None else memory.capacity)
+        noting.ops["update"].flops += turns * slots * product_flops(learner.layout.parts.matrices)
+    _skip_masked(noting.ops, config, streams, segment + context, 0 if store is None else memory.capacity)
     held = {
         "frozen weights": 0 if whole_model(adapt) else bytes_held(weights),
         "what learns, with its optimizer state": turns * bytes_held(learner),
@@ -202,7 +209,7 @@ def step_work(
         segment,
         dtype,
         dict(ledger.totals),
-        recorder.ops,
+        noting.ops,
         {name: size for name, size in held.items() if size},
         learner.learned_parameters if learner else 0,
     )

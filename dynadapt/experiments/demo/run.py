@@ -123,7 +123,8 @@ class _Demo:
 
     @property
     def folder(self) -> Path:
-        return self.out / (f"{self.plan.tokens}-tokens-{self.dtype}" + f"-segment-{self.segment}" * (self.segment != SEGMENT))
+        model = "" if "model" not in self.base else f"{Path(self.base['model']).name}-"
+        return self.out / (f"{model}{self.plan.tokens}-tokens-{self.dtype}" + f"-segment-{self.segment}" * (self.segment != SEGMENT))
 
     @property
     def worked(self) -> float:

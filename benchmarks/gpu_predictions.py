@@ -1,0 +1,77 @@
+"""What an adapt step is predicted to take on a GPU, kernel by kernel, at every model and shape that the campaign measures.
+
+    python benchmarks/gpu_predictions.py [--out benchmarks/results/gpu-predictions.json]
+
+Nothing is measured: `dynadapt plan --gpu NAME --explain` prints one of these, and dynadapt/bench/plan/launches.py says how. The file is
+committed before any GPU has run a step; the campaign's summary puts its figures beside the measured ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["TRITON_INTERPRET"] = "1"
+
+from dynadapt.adapt.methods import LoRA  # noqa: E402
+from dynadapt.adapt.optimizers import Adam  # noqa: E402
+from dynadapt.bench.plan.ceilings import datasheet  # noqa: E402
+from dynadapt.bench.plan.launches import ASSUMED, kernel_times, multiprocessors_of, step_launches  # noqa: E402
+from dynadapt.engine.memory import SegmentMemory  # noqa: E402
+from dynadapt.runs.rundir import write_json  # noqa: E402
+
+CARDS = ("h100", "h200")
+KEPT = 12  # kernels of each step, the longest
+
+
+def prediction(model: str, streams: int, segment: int, card: str) -> dict:
+    from benchmarks.gpu.geometry import MODELS, RANK
+    from benchmarks.gpu.step_worker import ALPHA, batch_that_fits
+
+    ceilings, count, config = datasheet(card), multiprocessors_of(card), MODELS[model]
+    batch = batch_that_fits(model, streams, segment, ceilings.memory)
+    memory = SegmentMemory(segment, 0)
+    work, launches = step_launches(count, config, LoRA(RANK, ALPHA), Adam(), memory, streams, segment, batch=batch)
+    kernels = kernel_times(launches, ceilings, count, work.dtype)
+    seconds = sum(kernel.seconds for kernel in kernels)
+    products = sum(op.flops - op.skipped for op in work.ops.values())
+    return {
+        "card": card,
+        "model": model,
+        "streams": streams,
+        "segment": segment,
+        "batch": batch,
+        "predicted_ms": 1e3 * seconds,
+        "floor_ms": 1e3 * sum(kernel.floor for kernel in kernels),
+        "tokens_per_s": streams * segment / seconds,
+        "share_of_product_rate": products / ceilings.product_rate("bf16") / seconds,
+        "launches": len(launches),
+        "longest": [vars(kernel) for kernel in kernels[:KEPT]],
+    }
+
+
+def main() -> int:
+    from benchmarks.gpu.geometry import SHAPES, models
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gpu-predictions.json", help="(default: %(default)s)")
+    out, rows = parser.parse_args().out, []
+    for card in CARDS:
+        for model in models(tiny=False):
+            for streams, segment in SHAPES:
+                row = prediction(model, streams, segment, card)
+                rows.append(row)
+                share = row["share_of_product_rate"]
+                print(f"{card}  {model:14} {streams:3} x {segment:<5} {row['predicted_ms']:9.2f} ms  {share:.0%} of the rate of products")
+    write_json(
+        out, {"what": "predicted, not measured", "assumed": ASSUMED, "command": "python benchmarks/gpu_predictions.py", "rows": rows}
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

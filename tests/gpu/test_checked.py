@@ -1,0 +1,43 @@
+"""Kernel tests once more with every launch looked at (emulator.py): each file in three orders of programs; of the quick ones, one order always."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .compare import DEVICE
+
+HERE = Path(__file__).parent
+NO_KERNELS = {
+    "test_sanitized",
+    "test_checked",
+    "test_emulator",
+    "test_bounds_at_real_sizes",
+    "test_compile",
+    "test_campaign",
+    "test_choices",
+}
+FILES = sorted(path.name for path in HERE.glob("test_*.py") if path.stem not in NO_KERNELS)
+QUICK = ("test_memory.py", "test_norm.py", "test_reset.py", "test_update.py")
+pytestmark = [pytest.mark.skipif(DEVICE != "cpu", reason="the interpreter is off"), pytest.mark.timeout(3600)]
+
+
+def run(file: str, seed: str) -> None:
+    command = [sys.executable, "-m", "pytest", f"tests/gpu/{file}", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "DYNADAPT_CHECKED_KERNELS": seed, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0 and " passed" in ran.stdout, (ran.stdout + ran.stderr)[-4000:]
+
+
+@pytest.mark.parametrize("file", QUICK)
+def test_quick_files(file):
+    run(file, "1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", ["2", "reversed", "as it is"])
+@pytest.mark.parametrize("file", FILES)
+def test_every_file(file, seed):
+    run(file, seed)
