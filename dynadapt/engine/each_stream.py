@@ -8,6 +8,7 @@ from typing import Any
 
 from dynadapt.adapt.methods import LoRA
 from dynadapt.adapt.optimizers import Adam
+from dynadapt.common.checks import shown, wrong
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,15 @@ def one_or_each(name: str, given, one: Callable) -> Any:
     """``one`` of what all streams have, or a tuple of ``one`` of each stream's."""
     if not isinstance(given, (list, tuple)):
         return one(given)
-    return tuple(_named(f"{name}[{i}]", value, one) for i, value in enumerate(given))
-
-
-def _named(name: str, value, one: Callable):
-    try:
-        return one(value)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    if not given:
+        raise wrong(name, given, "one for all streams, or a list of one a stream")
+    values = []
+    for stream, value in enumerate(given):
+        try:
+            values.append(one(value))
+        except ValueError as error:
+            raise ValueError(f"{name}={shown(given)}, of stream {stream}: {error}") from None
+    return tuple(values)
 
 
 def each_stream(adapt, optimizer, streams: int, shared: bool) -> tuple[Any, Any]:
