@@ -1,6 +1,7 @@
 """Everything worth doing on a GPU machine, in stages of less than nine minutes.
 
     python benchmarks/gpu_campaign.py [STAGE...] [--out DIR] [--list] [--bundle FILE.tar.gz] [--resume]
+    python benchmarks/gpu_campaign.py first-half-hour-1 --resume --bundle OUT/all.tar.gz      # and -2 to -4: nine minutes each at most
     python benchmarks/gpu_campaign.py --device cpu        # dry run of the campaign's own code on tiny sizes, no GPU
 
 Needs no network and no installation: torch, Triton, transformers, peft, pytest, CMake, ninja and a C++ compiler on the machine,
@@ -31,8 +32,11 @@ STAGES = {
     "build": ("machine", "build"),
     "compile": ("machine", "compile"),
     "ceilings": ("machine", "ceilings"),
+    "core": ("checks", "core"),
     "correctness": ("checks", "correctness"),
     "choices": ("ops", "choices"),
+    "choices-135m": ("ops", "choices"),
+    "choices-1b": ("ops", "choices"),
     "step-135m": ("step", "run"),
     "step-1b": ("step", "run"),
     "ops-linear": ("ops", "ops_linear"),
@@ -48,7 +52,16 @@ STAGES = {
     "icl-claims": ("icl_claims", "claims"),
     "summary": ("summary", "summary"),
 }
-ONLY_ON_A_GPU = ("correctness", "sanitizers", "profiles", "step-1b", "step-8b")
+ONLY_ON_A_GPU = ("core", "correctness", "sanitizers", "profiles", "step-1b", "step-8b")
+# The first half hour on a card, as calls of nine minutes at most: what decides most comes first, and what is cut short goes on in the
+# next call. stage -> seconds it may take.
+FIRST_HALF_HOUR = (
+    {"environment": 20, "build": 120, "ceilings": 30, "core": 240, "choices-135m": 50, "step-135m": 60},
+    {"environment": 20, "build": 60, "core": 90, "step-135m": 180, "choices-1b": 50, "step-1b": 120},
+    {"environment": 20, "build": 60, "step-1b": 180, "ops-linear": 50, "ops-head": 50, "ops-rest": 50, "profiles": 110},
+    {"environment": 20, "build": 60, "correctness": 150, "sanitizers": 110, "real": 80, "step-8b": 100},
+)
+CALLS = {f"first-half-hour-{i}": call for i, call in enumerate(FIRST_HALF_HOUR, 1)}
 LEAST = 40.0  # seconds worth starting a stage for
 SETS_UP = ("environment", "build")  # without these nothing else makes sense
 
@@ -61,6 +74,8 @@ def stage_function(name: str, device: str):
     if name in STEP_MODELS:
         model = "tiny" if device == "cpu" else STEP_MODELS[name]
         return partial(found, model=model)
+    if name.startswith("choices-"):
+        return partial(found, only="tiny" if device == "cpu" else STEP_MODELS[name.replace("choices", "step")])
     return found
 
 
@@ -123,6 +138,15 @@ def bundle(folder: Path, target: str | None) -> None:
         os.replace(target + ".tmp", target)
 
 
+def restore(folder: Path, source: str) -> None:
+    """The records of an earlier machine, from its bundle; what is there already stays."""
+    with tarfile.open(source) as archive:
+        for entry in archive.getmembers():
+            name = entry.name.removeprefix("campaign/")
+            if entry.isfile() and "/" not in name and not (folder / name).exists():
+                (folder / name).write_bytes(archive.extractfile(entry).read())
+
+
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -135,6 +159,7 @@ def parse(arguments):
     parser.add_argument("--total", type=float, help="seconds for all stages together: those that don't fit are named and left out")
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run of a stage and measure the others")
     parser.add_argument("--bundle", metavar="FILE", help="pack everything into this .tar.gz after each stage")
+    parser.add_argument("--restore", metavar="FILE", help="begin with the records of an earlier bundle, for --resume on a fresh machine")
     parser.add_argument("--model", help="stage real: the model's directory")
     parser.add_argument("--text", help="stage real: a long text")
     parser.add_argument("--curve", help="stage real: real.json of a run on a CPU, to compare with")
@@ -142,9 +167,9 @@ def parse(arguments):
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     args.out = str(Path(args.out).resolve())  # stages run in the project's directory, wherever this was called
-    unknown = [s for s in args.stages if s not in STAGES]
+    unknown = [s for s in args.stages if s not in STAGES and s not in CALLS]
     if unknown:
-        parser.error(f"no stage {', '.join(unknown)}; stages: {', '.join(STAGES)}")
+        parser.error(f"no stage {', '.join(unknown)}; stages: {', '.join(STAGES)}; calls: {', '.join(CALLS)}")
     return args
 
 
@@ -152,21 +177,31 @@ def main(arguments=None) -> int:
     args = parse(arguments)
     if args.list:
         print("\n".join(f"{name:12} {describe(name)}" for name in STAGES))
+        print("\n".join(f"{name}: {', '.join(f'{stage} ({limit} s)' for stage, limit in call.items())}" for name, call in CALLS.items()))
         return 0
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
+    if args.restore:
+        restore(folder, args.restore)
     if args.inside:
         return inside(args, args.stages[0])
     failed, left_out, end = [], [], time.monotonic() + (args.total or float("inf"))
-    for name in args.stages or [s for s in STAGES if args.device == "cuda" or s not in ONLY_ON_A_GPU]:
-        seconds = min(args.seconds, end - time.monotonic() - 20)
-        if seconds < LEAST and name != "summary":
+    able = lambda name: args.device == "cuda" or name not in ONLY_ON_A_GPU  # noqa: E731
+    asked = [pair for name in args.stages for pair in (CALLS[name].items() if name in CALLS else [(name, args.seconds)])]
+    limits = args.device == "cuda"  # a dry run shows that stages work, however slow the machine
+    asked = [(name, limit if limits else args.seconds) for name, limit in asked if able(name) or name in args.stages]
+    for name, limit in asked or [(name, args.seconds) for name in STAGES if able(name) and "choices-" not in name and name != "core"]:
+        seconds = min(args.seconds, limit, end - time.monotonic() - 20)
+        if seconds < min(LEAST, limit) and name != "summary":
             left_out.append(name)
             continue
         if not outside(args, name, max(seconds, 15.0)):
             failed.append(name)
             if name in SETS_UP:
                 break
+        bundle(folder, args.bundle)
+    if any(name in CALLS for name in args.stages):
+        outside(args, "summary", 15.0)
         bundle(folder, args.bundle)
     if left_out:
         print(f"left out for want of time: {', '.join(left_out)}")

@@ -45,8 +45,8 @@ def prediction(model: str, streams: int, segment: int, card: str) -> dict:
         "streams": streams,
         "segment": segment,
         "batch": batch,
-        "predicted_ms": 1e3 * seconds,
-        "floor_ms": 1e3 * sum(kernel.floor for kernel in kernels),
+        "predicted_seconds": seconds,
+        "floor_seconds": sum(kernel.floor for kernel in kernels),
         "tokens_per_s": streams * segment / seconds,
         "share_of_product_rate": products / ceilings.product_rate("bf16") / seconds,
         "launches": len(launches),
@@ -66,7 +66,9 @@ def main() -> int:
                 row = prediction(model, streams, segment, card)
                 rows.append(row)
                 share = row["share_of_product_rate"]
-                print(f"{card}  {model:14} {streams:3} x {segment:<5} {row['predicted_ms']:9.2f} ms  {share:.0%} of the rate of products")
+                print(
+                    f"{card}  {model:14} {streams:3} x {segment:<5} {1e3 * row['predicted_seconds']:9.2f} ms  {share:.0%} of the rate of products"
+                )
     write_json(
         out, {"what": "predicted, not measured", "assumed": ASSUMED, "command": "python benchmarks/gpu_predictions.py", "rows": rows}
     )

@@ -41,6 +41,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "runs": Command("runs", "list the runs that are there: what each did, how far it is, what came out"),
         "runs diff": Command("runs_diff", "show which settings, inputs, machine and results differ between two runs"),
         "runs prune": Command("runs_prune", "remove runs in which nothing was scored, and checkpoints that nothing reads"),
+        "audit": Command("audit", "check that scores were made before the learning: of a run, or of any program"),
         "plot": Command("plot", "draw pictures from runs' files, of each kind its own"),
         "demo": Command("demo", "compare what learns and what remembers, on a text that needs no download"),
         "diagnose": Command("diagnose", "compare two models on held-out text: where the change comes from, and whether adapting helps"),

@@ -77,6 +77,7 @@ def work(request: dict, streams: list[int]) -> None:
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
+        sys.argv = words
         with open(words[0]) as file:
             exec(compile(file.read(), words[0], "exec"), {"__name__": "__main__"})
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import xml.etree.ElementTree as xml
+from pathlib import Path
 
 from dynadapt.bench.profile.ncu import kernels_of
 
@@ -37,12 +38,25 @@ def outcomes(path) -> dict:
     return {"tests": found, "skipped": skipped, "failed": len(failures), "failures": failures}
 
 
+# What a step is made of; the rest of tests/gpu is for optional ops and forms.
+CORE = ("test_linear", "test_attention", "test_cross_entropy", "test_lora_gradient", "test_norm", "test_update", "test_step")
 WORKERS, BATCH = 6, 6  # pytest processes, and files given to them together: each process takes seconds to start
+
+
+def core(campaign, record) -> None:
+    """The tests of the kernels that every step launches, the real sizes too: four minutes at most."""
+    _correctness(campaign, record, [f for f in test_files() if Path(f).stem in CORE])
 
 
 def correctness(campaign, record) -> None:
     """Every test of tests/gpu, the real sizes too, in batches; the files of a batch that fails again, each by itself."""
-    files = test_files()[:1] if campaign.tiny else test_files()
+    _correctness(campaign, record, test_files())
+
+
+def _correctness(campaign, record, files: list[str]) -> None:
+    passed = {name for row in record.data["rows"] if row["status"] == 0 for name in row["file"].split()}  # of an earlier call
+    record.data["rows"] = [row for row in record.data["rows"] if row["status"] == 0]
+    files = [file for file in files[:1] if campaign.tiny] or [file for file in files if Path(file).name not in passed]
     batches = [files[i : i + BATCH] for i in range(0, len(files), BATCH)]
     for i, batch in enumerate(batches):
         row = _pytest(campaign, batch, max(90.0, campaign.left / (len(batches) - i) * 2))  # a batch may take twice its share

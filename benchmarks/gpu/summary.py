@@ -65,7 +65,9 @@ def add_predictions(data: dict, file: Path = PREDICTIONS) -> None:
     if card is None or "model" not in data:
         return
     predicted = {
-        (r["model"], r["streams"], r["segment"]): r["predicted_ms"] for r in json.loads(file.read_text())["rows"] if r["card"] == card
+        (r["model"], r["streams"], r["segment"]): 1e3 * r["predicted_seconds"]
+        for r in json.loads(file.read_text())["rows"]
+        if r["card"] == card
     }
     for row in data["rows"]:
         at = data["model"], row.get("streams"), row.get("segment")

@@ -130,6 +130,8 @@ class RowSparse:
 
     select="gradient": every ``every`` updates the rows with the largest estimated gradient norm
     (ops.weight_gradient.row_scores) are chosen anew, and their optimizer state starts from zero. With RMS they are chosen once, on the statistics text.
+    select="contrast": likewise, by that norm over its mean on a reference text (ops.weight_gradient.contrast), whose segments
+    ``Engine.gather_statistics`` must have seen: rows that this text moves more than texts in general do.
     select="fixed": evenly spaced rows, chosen once. Rows given up keep the values they reached.
     """
 
@@ -141,7 +143,7 @@ class RowSparse:
 
     def __post_init__(self):
         _check_common(self.targets, self.layers)
-        choice("select", self.select, ("gradient", "fixed"))
+        choice("select", self.select, ("gradient", "contrast", "fixed"))
         keep(
             self,
             density=number("density", self.density, "a number, 0 < density <= 1", lambda x: 0 < x <= 1),

@@ -486,7 +486,8 @@ class Engine:
     @one_call
     @_on_device
     def gather_statistics(self, segments) -> int:
-        """Frozen gradient statistics for ``RMS`` at the prior: MS = sqrt(mean over segments of g^2).
+        """Frozen gradient statistics at the prior: for ``RMS`` MS = sqrt(mean over segments of g^2), for ``RowSparse(select="contrast")``
+        the mean of its row scores.
 
         Args:
             segments: iterable of token ids [T+1] of the statistics text, each one gradient.

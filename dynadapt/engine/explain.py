@@ -79,7 +79,7 @@ def timed_steps(engine, steps: int = 3):
     twin = type(engine)(engine.model, **{**engine.settings.arguments(), "every": 1, "accumulate": False, "reset": "never"})
     generator = torch.Generator().manual_seed(0)
     tokens = lambda: torch.randint(engine.config.vocab_size, (engine.streams, engine.segment + 1), generator=generator)  # noqa: E731
-    if engine.settings.uses_statistics:
+    if twin.learners and twin.learners[0].state.lacks_statistics:
         twin.gather_statistics(list(tokens()[:1]))
     if twin.static:
         twin.static.capture = False  # ops one by one, each waited for: their sum is more than a graph takes

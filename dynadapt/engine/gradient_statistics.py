@@ -1,9 +1,11 @@
-"""Frozen gradient statistics, which ``RMS`` divides by (adapt/optimizers/rms.py): gathered once, at the prior, on a text of their own."""
+"""Frozen gradient statistics, gathered once, at the prior, on a text of their own: what ``RMS`` divides by (adapt/optimizers/rms.py), or
+the row scores that ``RowSparse(select="contrast")`` compares with (ops/weight_gradient.py)."""
 
 from __future__ import annotations
 
 import torch
 
+from dynadapt.adapt.methods import RowSparse
 from dynadapt.common.checks import token_ids
 
 from .decoder import Batch
@@ -12,13 +14,35 @@ from .step_arguments import check_ids
 
 def gather(engine, segments) -> int:
     """See ``Engine.gather_statistics``; all segments are checked before the first is used."""
-    if not engine.settings.uses_statistics:
-        raise ValueError(f"optimizer={engine.optimizer!r}: only RMS uses gradient statistics")
+    contrasts = isinstance(engine.adapt, RowSparse) and engine.adapt.select == "contrast"
+    if not (engine.settings.uses_statistics or contrasts):
+        raise ValueError(f"optimizer={engine.optimizer!r}: only RMS uses gradient statistics, and RowSparse(select='contrast')")
     rows = _checked(engine, segments)
     if waiting := [s for s, state in enumerate(engine.state) if state.waiting]:
         raise RuntimeError(f"gather_statistics: a gradient of streams {waiting} waits for its update: call optim_step first")
-    totals, learner = dict(engine.ledger.totals), engine.learners[0]
+    totals = dict(engine.ledger.totals)
     engine.calls.moving()
+    try:
+        if contrasts:
+            _gather_row_scores(engine, rows)
+        else:
+            _gather_squares(engine, rows)
+    finally:
+        engine.ledger.totals = totals
+    engine.driver.drop_recordings()  # they hold the addresses of older statistics
+    return len(rows)
+
+
+def _gather_row_scores(engine, rows) -> None:
+    with engine.learners[0].gathering() as sums:
+        for row in rows:
+            _prior_gradient(engine, row, engine.learners[0])
+    for learner in engine.learners:
+        learner.take_reference({name: total / len(rows) for name, total in sums.items()})
+
+
+def _gather_squares(engine, rows) -> None:
+    learner = engine.learners[0]
     try:
         squares = torch.zeros_like(learner.state.master[0])
         learner.state.take_gradients()
@@ -30,11 +54,8 @@ def gather(engine, segments) -> int:
     finally:
         learner.state.release_gradients()
         learner.choosing_rows = False
-        engine.ledger.totals = totals
     for other in engine.learners:
         other.take_statistics(squares / len(rows), learner)
-    engine.driver.drop_recordings()  # they hold the addresses of older statistics
-    return len(rows)
 
 
 def _checked(engine, segments) -> list[torch.Tensor]:

@@ -23,7 +23,7 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
         "weights": settings.owns_weights,
         "whole": whole_model(adapt),
         "biases": bool(biased_groups(config)),
-        "scored rows": isinstance(adapt, RowSparse) and adapt.select == "gradient",
+        "scored rows": isinstance(adapt, RowSparse) and adapt.select != "fixed",
         "fused": fused,
         "head norms": config.qk_norm,
         "delta layers": config.delta is not None,

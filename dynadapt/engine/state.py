@@ -30,7 +30,7 @@ SAVING = ".saving"  # a directory of this name is a save that was cut short
 SAMPLED = 1  # the format that has no digests, and whose model fingerprint covers a sample of the weights
 RECORD, TENSORS = "engine.json", "state.safetensors"
 # what an engine has only once it has learned or gathered statistics, or in one kind of step alone
-_OPTIONAL = re.compile(r"^learner\.\d+\.(grad|prior|stat|prior_rate)$")
+_OPTIONAL = re.compile(r"^learner\.\d+\.(grad|prior|stat|prior_rate|reference\.\S+)$")
 
 
 def adapter_directory(root, stream: int, streams: int) -> Path:
@@ -191,6 +191,9 @@ def _expected(here, name: str):
     master = here.get(f"{name[: match.start(1)]}master") if match else None
     if name.endswith(".prior") and master is not None and name.replace(".prior", ".updates") not in here:  # of all adapters, or of each
         return master.dtype, tuple(master.shape[1:]), tuple(master.shape)
+    if match and ".reference." in name:  # of each output row
+        weight = here.get(name.replace(".reference.", ".weight."))
+        return None if master is None or weight is None else (master.dtype, (weight.shape[0],))
     if name in here:
         return here[name].dtype, (-1,) if name.startswith("history.") else tuple(here[name].shape)
     if master is None:

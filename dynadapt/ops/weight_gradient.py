@@ -4,7 +4,11 @@
     score[o] = sqrt(sum_m dy[m, o]^2 |x_m|^2)
 
 ``score`` is the norm that row o of the gradient would have if the tokens' contributions were orthogonal;
-it costs O(N O) instead of 2 N O K.
+it costs O(N O) instead of 2 N O K. Beside the mean of these scores over segments of a reference text,
+
+    contrast[o] = score[o] / max(reference[o], 1e-3 mean(reference))
+
+says which rows a text moves more than texts in general do; the bound keeps rows that the reference text hardly reaches from winning by that alone.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from dataclasses import replace
 import torch
 
 from .update import apply_gradient
+
+LEAST_REFERENCE = 1e-3  # of the mean over rows
 
 
 def weight_gradient(dy, x, rows, dW, accumulate) -> None:
@@ -31,6 +37,11 @@ def row_scores(dy, x, out) -> None:
     wide = out.dtype
     squares = x.to(wide).square().sum(1, keepdim=True)  # [N, 1]
     out.copy_((dy.to(wide).square() * squares).sum(0).sqrt())
+
+
+def contrast(scores, reference):
+    """[O] of scores [O] and their mean [O] over reference text."""
+    return scores / torch.maximum(reference, LEAST_REFERENCE * reference.mean())
 
 
 def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> None:

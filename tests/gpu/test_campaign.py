@@ -53,6 +53,28 @@ def test_dry_run(tmp_path):
     assert (tmp_path / "all.tar.gz").stat().st_size > 1000
 
 
+def test_the_first_half_hour_is_calls_of_nine_minutes_that_go_on(tmp_path):
+    """In a dry run: the second call goes on with the records of the first one's bundle, and measures what is missing."""
+    from benchmarks.gpu_campaign import CALLS, SETS_UP, STAGES, stage_function
+
+    assert len(CALLS) == 4
+    for call in CALLS.values():
+        assert tuple(call)[:2] == SETS_UP and sum(call.values()) <= 540 and set(call) <= set(STAGES)
+    order = [stage for call in CALLS.values() for stage in call]
+    assert order.index("core") < order.index("choices-135m") < order.index("step-135m") < order.index("step-1b") < order.index("step-8b")
+    assert {"ops-linear", "ops-head", "ops-rest", "profiles", "sanitizers", "real", "correctness", "ceilings"} <= set(order)
+    assert stage_function("choices-1b", "cuda").keywords == {"only": "llama-3.2-1b"}
+    bundle = tmp_path / "all.tar.gz"
+    ran = campaign(tmp_path / "a", "first-half-hour-1", "--resume", f"--bundle={bundle}")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    first = json.loads((tmp_path / "a" / "step-135m.json").read_text())
+    assert first["status"] == "complete" and "## step-135m (complete, dry run)" in (tmp_path / "a" / "summary.md").read_text()
+    again = campaign(tmp_path / "b", "step-135m", "--resume", f"--restore={bundle}")
+    assert again.returncode == 0, again.stdout + again.stderr
+    timed = lambda record: [row for row in record["rows"] if "median_ms" in row]  # noqa: E731
+    assert timed(json.loads((tmp_path / "b" / "step-135m.json").read_text())) == timed(first) != []  # to the bit: none was timed again
+
+
 def test_training_in_context_goes_on_where_it_stopped(tmp_path):
     stages = ("icl-bench", "icl-standard", "icl-mixture")
     for called in (stages, ("icl-standard",)):  # the second time it is finished, and its record stays whole
@@ -209,7 +231,7 @@ def test_the_list_of_stages_needs_nothing_that_is_built():
         text=True,
     )
     assert ran.returncode == 0, ran.stderr
-    assert [line.split()[0] for line in ran.stdout.splitlines()] == list(gpu_campaign.STAGES)
+    assert [line.split()[0] for line in ran.stdout.splitlines()] == [*gpu_campaign.STAGES, *(f"{call}:" for call in gpu_campaign.CALLS)]
     assert "build        The native libraries into dynadapt/" in ran.stdout
 
 
@@ -261,7 +283,7 @@ def test_files_of_a_failed_batch_run_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "child", pretended)
     monkeypatch.setattr(checks, "test_files", lambda: [f"tests/gpu/test_{n}.py" for n in ("norm", "linear", "memory", "update")])
     monkeypatch.setattr(checks, "BATCH", 2)
-    record = SimpleNamespace(add=lambda **row: rows.append((row["file"], row["status"])), finish=lambda *status: None)
+    record = SimpleNamespace(data={"rows": []}, add=lambda **row: rows.append((row["file"], row["status"])), finish=lambda *status: None)
     checks.correctness(Campaign(tmp_path), record)
     assert runs == [["test_norm.py", "test_linear.py"], ["test_memory.py", "test_update.py"], ["test_memory.py"], ["test_update.py"]]
     assert rows == [("test_norm.py test_linear.py", 0), ("test_memory.py", 1), ("test_update.py", 0)]
@@ -297,5 +319,5 @@ def test_predictions_are_those_of_the_plan_and_stand_beside_what_was_measured():
     row = {"provider": "dynadapt", "streams": 1, "segment": 512, "median_ms": 5.0}
     data = {"environment": {"gpu": {"name": "NVIDIA H100 80GB HBM3"}}, "model": "smollm2-135m", "rows": [row, {"provider": "peft-eager"}]}
     add_predictions(data)
-    assert row["predicted_ms"] == again["predicted_ms"] and "predicted_ms" not in data["rows"][1]
+    assert row["predicted_ms"] == 1e3 * again["predicted_seconds"] and "predicted_ms" not in data["rows"][1]
     assert f"{row['predicted_ms']:.4g}" in step_table([row])

@@ -18,6 +18,8 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dynadapt.ops.dispatch import kernel_module, resolve
+
 from .ceilings import Ceilings
 from .datasheets import card
 from .predict import NAMES
@@ -118,10 +120,10 @@ def step_launches(multiprocessors: int, *arguments, **options) -> tuple[Work, li
     try:
         from triton.runtime.interpreter import GridExecutor
 
-        from dynadapt.kernels.common import INTERPRET
+        interpreted = kernel_module("common").INTERPRET
     except ImportError as error:
         raise ValueError(f"explain: the kernels' launches need Triton ({error}); pip install triton") from error
-    if not INTERPRET:
+    if not interpreted:
         raise ValueError("explain: set TRITON_INTERPRET=1 before dynadapt is imported: launches are noted in Triton's interpreter")
     noted: list[Launch] = []
 
@@ -147,8 +149,6 @@ class _Launches(WorkRecorder):
         self.begun, self.name, self.counted = 0, "", 0
 
     def noted(self, name: str, arguments) -> None:
-        from dynadapt.ops.dispatch import resolve
-
         self.begun, self.name = len(self.launches), name
         self.counted = self.ops[name].flops
         resolve(name, "triton", self.dtype).function(*arguments)

@@ -72,6 +72,7 @@ class FlatState(UpdateState):
         self.stat: torch.Tensor | None = None  # [P], RMS only
         self.prior_rate: torch.Tensor | None = None  # [P], RMS only
         self.step = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.ungathered: str | None = None  # who else needs statistics that nobody has gathered yet
         self.average: Callable[[], None] | None = None  # several processes: makes ``grad`` their mean (dynadapt/distributed)
 
     @property
@@ -97,12 +98,15 @@ class FlatState(UpdateState):
         decay = self.optimizer.decay
         self.prior_rate = rate.clamp(max=1 / decay) if decay else rate
 
+    @property
+    def lacks_statistics(self) -> str | None:
+        """Who needs gradient statistics that nobody has gathered, as an argument of the engine."""
+        return f"optimizer={self.optimizer!r}" if self.optimizer.uses_statistics and self.stat is None else self.ungathered
+
     def check_statistics(self) -> None:
-        """Raises RuntimeError where the optimizer divides by statistics that nobody has gathered."""
-        if self.optimizer.uses_statistics and self.stat is None:
-            raise RuntimeError(
-                f"optimizer={self.optimizer!r} has no gradient statistics yet: call Engine.gather_statistics(segments) first"
-            )
+        """Raises RuntimeError where the optimizer divides by statistics that nobody has gathered, or rows are chosen by such."""
+        if self.lacks_statistics:
+            raise RuntimeError(f"{self.lacks_statistics} has no gradient statistics yet: call Engine.gather_statistics(segments) first")
 
     def update(self, op, slots: torch.Tensor, lr: torch.Tensor, norms=None, skipped=None) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step for ``slots`` int32 [S] (-1: does not move); returns gradient norms [S] and skipped int32 [S]."""

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from dynadapt.adapt.methods import Full, RowSparse
 from dynadapt.engine.weights import ModelTensors
 from dynadapt.ops import DenseMatrix, make_parts
+from dynadapt.ops.weight_gradient import contrast
 
 from .flat import FlatLayout, FlatState
 from .fused import Fused
@@ -64,6 +66,14 @@ class RowLearner:
         self.passes = 0  # gradients added up since the last update
         self.choosing_rows = False  # RMS: while its statistics are gathered
         self.scores_of_all: Callable[[torch.Tensor], None] | None = None  # several processes: adds up their row scores
+        self.contrasts = isinstance(adapt, RowSparse) and adapt.select == "contrast"
+        if self.contrasts and optimizer.uses_statistics:
+            raise ValueError(
+                f"adapt={adapt!r} with optimizer={optimizer!r}: its rows are chosen once, on the statistics text; give select='gradient'"
+            )
+        self.reference: dict[str, torch.Tensor] = {}  # [O] of each matrix: mean row scores of the reference text
+        self.adding: dict[str, torch.Tensor] | None = None  # their sums, while they are gathered
+        self._say_what_lacks()
         self.fused: Fused | None = None  # set while the gradient kernels of a step update
         self._choose_fixed()
         self._take_masters()
@@ -162,10 +172,11 @@ class RowLearner:
         Scores that are not finite change nothing, and so does the same choice as before; both are decided without the
         host looking at the numbers.
         """
-        scores = torch.empty(size, dtype=self.state.master.dtype, device=self.device)
-        ops.row_scores(dy, x, scores)
+        scores = self._row_scores(ops, size, dy, x)
         if self.scores_of_all is not None:
             self.scores_of_all(scores)
+        if self.contrasts:
+            scores = contrast(scores, self.reference[name])
         rows = self.rows[name]
         chosen = scores.topk(self._count(size)).indices.sort().values.to(torch.int32)
         chosen = torch.where(torch.isfinite(scores).all(), chosen, rows)
@@ -180,6 +191,28 @@ class RowLearner:
         if self.keep_prior:
             self.layout.view(self.state.prior, name).copy_(self._prior_rows(key, p, name))
 
+    def _row_scores(self, ops, size, dy, x) -> torch.Tensor:
+        scores = torch.empty(size, dtype=self.state.master.dtype, device=self.device)
+        ops.row_scores(dy, x, scores)
+        return scores
+
+    @contextmanager
+    def gathering(self):
+        """Gradients inside are only looked at: their row scores add up in ``adding``, which is what is given."""
+        self.adding = {name: torch.zeros(size, dtype=self.state.master.dtype, device=self.device) for _, _, size, name in self._parts()}
+        try:
+            yield self.adding
+        finally:
+            self.adding = None
+
+    def take_reference(self, reference: dict[str, torch.Tensor]) -> None:
+        """Mean row scores [O] of each matrix, by which rows are chosen from now on."""
+        self.reference = {name: scores.clone() for name, scores in reference.items()}
+        self._say_what_lacks()
+
+    def _say_what_lacks(self) -> None:
+        self.state.ungathered = f"adapt={self.adapt!r}" if self.contrasts and not self.reference else None
+
     def parts(self, layer: int, group: str):
         return self.matrices.get((layer, group))
 
@@ -192,6 +225,10 @@ class RowLearner:
         choosing = self.choosing
         for p, size in enumerate(self.sizes[key][1]):
             name, part = self._name(key, p), dy[:, start : start + size]
+            if self.adding is not None:
+                self.adding[name] += self._row_scores(ops, size, part, x)
+                start += size
+                continue
             if choosing:
                 self._choose(ops, key, p, size, name, part, x)
             if self.fused is not None:
@@ -284,6 +321,7 @@ class RowLearner:
         saved = dict(self.state.tensors())
         saved["updates"], saved["passes"] = torch.tensor(self.updates), torch.tensor(self.passes)
         saved.update({f"rows.{name}": rows for name, rows in self.rows.items() if rows is not None})
+        saved.update({f"reference.{name}": scores for name, scores in self.reference.items()})
         saved.update({f"weight.{name}": t for name, t in self.weights().items()})
         return saved
 
@@ -294,4 +332,7 @@ class RowLearner:
             self.matrices[key][p].update_rows(None, saved.pop(f"weight.{name}").to(self.device, self.state.master.dtype))
             if f"rows.{name}" in saved:
                 self._set_rows(name, saved.pop(f"rows.{name}").to(self.device))
+        reference = {name: saved.pop(f"reference.{name}") for *_, name in self._parts() if f"reference.{name}" in saved}
+        self.reference = {name: scores.to(self.device) for name, scores in reference.items()}
+        self._say_what_lacks()
         self.state.load(saved)

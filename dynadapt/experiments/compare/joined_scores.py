@@ -153,7 +153,7 @@ def _rows(run: Run) -> np.ndarray:
     return rows[np.lexsort((rows["position"], rows["document"]))]
 
 
-def _sources(run: Run) -> list[Source]:
+def sources_of(run: Run) -> list[Source]:
     """The documents of a run, found again from here or from where the run was made, and held against the digests that it kept."""
     specs, field, errors = run.config["text"], run.config.get("field", "text"), []
     made = read_json_or(run.path / "env.json", {}).get("folder")
@@ -189,7 +189,7 @@ def _verified(run: Run, sources: list[Source]) -> list[Source]:
 
 def _documents(run: Run, rows: np.ndarray) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
     """(name, text) of each document, "" for one of which no token was scored; all parts of a split text have the whole of it."""
-    sources, scored = _sources(run), set(np.unique(rows["document"]).tolist())
+    sources, scored = sources_of(run), set(np.unique(rows["document"]).tolist())
     count = max(scored) + 1
     if run.config.get("split"):
         return tuple(f"{sources[0].name}, part {i + 1}" for i in range(count)), (sources[0].content(),) * count
