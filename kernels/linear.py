@@ -4,7 +4,8 @@ fused   one launch: base product and adapter in one Triton kernel (linear_fused.
 split   shrink and expand (low_rank.py), then cuBLAS adds the base product onto the result: one product for all parts
         whose weights lie next to each other in memory. Three launches; reads x, writes y and reads it once more.
 
-A base in float8 has its own form (float8.py). Parts with ranks and scales of their own take the split form, with a launch a part.
+A base in float8 has its own form (float8.py). Parts with ranks and scales of their own take the split form, with a launch a part; where
+slots have their own, too, products of slot_adapters.py stand in its place.
 
 Without an adapter "split" is cuBLAS alone. One stream takes the same path as many: with its slot known only on the device
 there is no cheaper one. cuBLAS chooses its algorithm and shrink its splits by the number of rows, so in the split form a
@@ -17,8 +18,9 @@ from __future__ import annotations
 import torch
 
 from dynadapt.ops.linear import each_part
+from dynadapt.ops.slot_adapters import SlotAdapters
 
-from . import choices, float8, linear_fused, low_rank
+from . import choices, float8, linear_fused, low_rank, slot_adapters
 
 
 def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
@@ -108,6 +110,8 @@ def reason(op: str) -> str:
 
 def _choose(op, rows, k, o, Bt, scale) -> str:
     """Parts with ranks of their own are for "split" alone."""
+    if isinstance(scale, SlotAdapters):
+        return "split"
     rank = 0 if Bt is None else Bt.shape[1]
     return "split" if rank > linear_fused.MAX_RANK or isinstance(scale, (list, tuple)) else choices.choose(op, rows, k, o, rank)
 
@@ -137,7 +141,10 @@ def _check(op, rows, columns, parts, A, Bt, slots, scale, low, forward: bool):
                 f"{op}: parts[{i}] is {w.dtype} {tuple(w.shape)} with strides {w.stride()}, "
                 f"accepted is {rows.dtype} [any, {K}] in row order"
             )
-    if A is not None:
+    if A is not None and isinstance(scale, SlotAdapters):
+        sizes = [w.shape[0] for w in weights]
+        slot_adapters.check(op, scale, N, K, sizes, slots, dict(A=A, Bt=Bt), {"u" if forward else "dU": low})
+    elif A is not None:
         rank = Bt.shape[1]
         width = sum(own for _, _, own, _ in each_part(scale, [w.shape[0] for w in weights], rank))
         _shape(op, "A", A, (A.shape[0], width, K), rows=True)

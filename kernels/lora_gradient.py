@@ -15,7 +15,7 @@ lora_gradient_update applies the gradient where it stands, in registers (epilogu
 working copy are read and written once. Where the tokens are split, the launch that adds the chunks does it.
 
 Where parts have ranks and scales of their own (EQUAL is false), a tile of dBt looks up its part's; rows beyond its rank get the
-gradient zero.
+gradient zero. Where slots have their own, too, the gradient is that of slot_adapters.py.
 
 Not fused: dU, which the backward of the layer's input needs anyway (linear_backward writes it).
 """
@@ -29,43 +29,19 @@ import triton
 import triton.language as tl
 
 from dynadapt.ops.linear import each_part
+from dynadapt.ops.slot_adapters import SlotAdapters
 
-from . import epilogue
-from .common import Variant, block, dot, launch, scratch, variant
+from . import epilogue, slot_adapters
+from .common import Variant, block, launch, scratch, variant
 from .epilogue import apply_update, report
 from .tiles import locate, part_columns, three
+from .token_sums import put, tile_times_left
 
 SMS = 132  # multiprocessors of an H200; with fewer programs than this the tokens are split
 CHUNK = 512  # tokens of one partial sum
 SUM_BLOCK = 1024
 MAX_PARTS = 3
 LENGTHS = ("T", "streams", "chunks")  # vary from call to call: never a reason to compile again
-
-
-@triton.jit
-def tile_times_left(left, tile, tokens, rows, columns, BR: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr):
-    """tile[:, columns]^T left[:, rows]; [BC, BR]. left, tile: (tensor, stride between its tokens); rows, columns: (first, end);
-    tokens: (the stream's first, how many it has, first and last chunk of them)."""
-    w_tensor, w_stride = left
-    z_tensor, z_stride = tile
-    row0, T, first, last = tokens
-    r0, r_end = rows
-    c0, c_end = columns
-    r = r0 + tl.arange(0, BR)
-    c = c0 + tl.arange(0, BC)
-    total = tl.zeros([BC, BR], tl.float32)
-    for chunk in range(first, last):
-        begin, end = chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, T)
-        acc = tl.zeros([BC, BR], tl.float32)
-        for t0 in range(begin, end, BT):
-            t = t0 + tl.arange(0, BT)
-            live = (t < end)[:, None]
-            row = (row0 + t).to(tl.int64)[:, None]
-            z = tl.load(z_tensor + row * z_stride + c[None, :], mask=live & (c < c_end)[None, :], other=0.0)  # [BT, BC]
-            w = tl.load(w_tensor + row * w_stride + r[None, :], mask=live & (r < r_end)[None, :], other=0.0)  # [BT, BR]
-            acc = dot(tl.trans(z), w, acc)
-        total += acc
-    return total
 
 
 @triton.jit
@@ -131,16 +107,6 @@ def tile_of_b(
         gradient = scale_of(part, scales) * times
     c = c0 + tl.arange(0, BC)[:, None]
     return gradient, c, c < c_end, (r0, R, O0 + O1 + O2)
-
-
-@triton.jit
-def put(out, columns, live, rows, value, ACCUMULATE: tl.constexpr):
-    r0, end, stride = rows
-    r = r0 + tl.arange(0, value.shape[1])[None, :]
-    offset, mask = columns + r * stride, live & (r < end)
-    if ACCUMULATE:
-        value += tl.load(out + offset, mask=mask, other=0.0)
-    tl.store(out + offset, value, mask=mask)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -526,6 +492,8 @@ def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -
     Raises:
         ValueError: a shape or stride that does not fit, or more than three parts.
     """
+    if isinstance(scale, SlotAdapters):
+        return slot_adapters.gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate)
     p = checked_plan("lora_gradient", dy, x, u, dU, part_sizes, scale, slots, dA, dBt)
     given = family(p, dy, x, u, dU, scale, slots)
     partial = chunk_buffer(p, dy.device) if p.split else None

@@ -19,7 +19,9 @@ import triton
 import triton.language as tl
 
 from dynadapt.ops.linear import each_part
+from dynadapt.ops.slot_adapters import SlotAdapters
 
+from . import slot_adapters
 from .common import Variant, block, dot, launch, next_power_of_2, scratch, variant
 from .tiles import grouped, locate, multiprocessors, part_columns, three
 
@@ -220,6 +222,8 @@ def expand(u, partial, splits: int, m, slots, scale, bias, sizes, rows: int, y, 
 def forward(x, A, Bt, slots, scale, bias, sizes, u, y, onto: bool = False) -> None:
     """u = x A^T, and y_p = scale u_p Bt_p + bias, added to y where ``onto`` is set. With a ``scale`` of pairs (ops/linear.py) the parts
     have a launch each, and one of rank 0 gets its bias alone."""
+    if isinstance(scale, SlotAdapters):
+        return slot_adapters.forward(x, A, Bt, slots, scale, bias, sizes, u, y, onto)
     own = isinstance(scale, (list, tuple))
     partial, splits = shrink(x, A, slots, 1.0, [x.shape[1]], A.shape[1], u, may_split=not own)
     if not own:
@@ -238,6 +242,8 @@ def forward(x, A, Bt, slots, scale, bias, sizes, u, y, onto: bool = False) -> No
 def backward(dy, A, Bt, slots, scale, sizes, dU, dx, onto: bool = False) -> None:
     """dU_p = scale dy_p Bt_p^T, and dx = dU A unless it is None, added to it where ``onto`` is set."""
     partial, splits = None, 1
+    if isinstance(scale, SlotAdapters):
+        return slot_adapters.backward(dy, A, Bt, slots, scale, sizes, dU, dx, onto)
     if isinstance(scale, (list, tuple)):
         for rows, columns, rank, factor in each_part(scale, sizes, Bt.shape[1]):
             if rank:
@@ -247,6 +253,7 @@ def backward(dy, A, Bt, slots, scale, sizes, dU, dx, onto: bool = False) -> None
         partial, splits = shrink(dy, Bt, slots, scale, sizes, Bt.shape[1], dU, may_split=dx is not None)
     if dx is not None:
         expand(dU, partial, splits, A, slots, 1.0, None, [dx.shape[1]], A.shape[1], dx, onto)
+    return None
 
 
 _TYPES = dict.fromkeys(("x", "u", "m", "y"), "*bf16") | {"partial": "*fp32", "slots": "*i32", "scale": "fp32"}

@@ -40,6 +40,8 @@ class Arguments {
   bool is_list(const char* name) const {
     return py::isinstance<py::list>(values_[place(name)]) || py::isinstance<py::tuple>(values_[place(name)]);
   }
+  bool has(const char* name, const char* member) const { return py::hasattr(values_[place(name)], member); }
+  py::object member(const char* name, const char* member) const { return values_[place(name)].attr(member); }
   std::vector<std::pair<int64_t, float>> pairs(const char* name) const {
     return get<std::vector<std::pair<int64_t, float>>>(name, "a number or a list of (rank, scale)");
   }

@@ -40,35 +40,71 @@ dynadapt_attention_params attention_params(Arguments& a) {
       a.number_or("softcap", 0)};
 }
 
-/// The scale of the low-rank products: a number for all parts, or (rank, scale) of each.
-struct Scales {
-  std::vector<int64_t> ranks;
-  std::vector<float> scales;
-  float scale = 0;
-
-  explicit Scales(Arguments& a) {
+/// The scale of the low-rank products: a number for all parts, (rank, scale) of each, or a SlotAdapters.
+class Scales {
+ public:
+  Scales(Arguments& a, const char* op, size_t parts) {
+    if (a.has("scale", "table")) {
+      table_.emplace(op, "scale.table", a.member("scale", "table"));
+      numbers_.emplace(op, "scale.scales", a.member("scale", "scales"));
+      slot_table_ = whole<int64_t>(op, "scale.table", *table_, kDLInt, 2 + int64_t(parts));
+      slot_scales_ = whole<float>(op, "scale.scales", *numbers_, kDLFloat, int64_t(parts));
+      slot_count_ = table_->get()->shape[0];
+      if (numbers_->get()->shape[0] != slot_count_)
+        throw py::value_error(std::string(op) + ": scale.scales has " + std::to_string(numbers_->get()->shape[0]) +
+                              " rows, accepted is one for each of the " + std::to_string(slot_count_) + " of scale.table");
+      return;
+    }
     if (!a.is_list("scale")) {
-      scale = a.number("scale");
+      scale_ = a.number("scale");
       return;
     }
     for (const auto& [rank, own] : a.pairs("scale")) {
-      ranks.push_back(rank);
-      scales.push_back(own);
+      ranks_.push_back(rank);
+      scales_.push_back(own);
     }
+    if (!ranks_.empty() && ranks_.size() != parts)
+      throw py::value_error(std::string(op) + ": scale has " + std::to_string(ranks_.size()) +
+                            " pairs, accepted is one for each of " + std::to_string(parts) + " parts");
   }
-  const int64_t* part_ranks() const { return ranks.empty() ? nullptr : ranks.data(); }
-  const float* part_scales() const { return scales.empty() ? nullptr : scales.data(); }
+  float scale() const { return scale_; }
+  const int64_t* part_ranks() const { return ranks_.empty() ? nullptr : ranks_.data(); }
+  const float* part_scales() const { return scales_.empty() ? nullptr : scales_.data(); }
+  int64_t slot_count() const { return slot_count_; }
+  const int64_t* slot_table() const { return slot_table_; }
+  const float* slot_scales() const { return slot_scales_; }
+
+ private:
+  /// The data of a contiguous tensor [any, columns] on the CPU.
+  template <class T>
+  static const T* whole(const char* op, const char* name, const Tensor& given, DLDataTypeCode code, int64_t columns) {
+    const DLTensor* t = given.get();
+    const bool fits = t && t->ndim == 2 && t->shape[1] == columns && t->dtype.code == code && t->dtype.bits == 8 * sizeof(T) &&
+                      t->device.device_type == kDLCPU &&
+                      (!t->strides || (t->strides[1] == 1 && (t->strides[0] == columns || t->shape[0] == 1)));
+    if (!fits)
+      throw py::value_error(std::string(op) + ": " + name + " is no such tensor, accepted is contiguous " +
+                            (code == kDLInt ? "int64" : "float32") + " [slots, " + std::to_string(columns) + "] on the CPU");
+    return reinterpret_cast<const T*>(static_cast<const char*>(t->data) + t->byte_offset);
+  }
+
+  std::vector<int64_t> ranks_;
+  std::vector<float> scales_;
+  float scale_ = 0;
+  std::optional<Tensor> table_, numbers_;
+  int64_t slot_count_ = 0;
+  const int64_t* slot_table_ = nullptr;
+  const float* slot_scales_ = nullptr;
 };
 
-/// As many pairs as parts, where there are pairs.
-void check_count(const char* op, const Scales& scales, size_t parts) {
-  if (!scales.ranks.empty() && scales.ranks.size() != parts)
-    throw py::value_error(std::string(op) + ": scale has " + std::to_string(scales.ranks.size()) +
-                          " pairs, accepted is one for each of " + std::to_string(parts) + " parts");
-}
-
 dynadapt_linear_params linear_params(const Scales& s) {
-  return {sizeof(dynadapt_linear_params), s.scale, s.part_ranks(), s.part_scales()};
+  return {sizeof(dynadapt_linear_params),
+          s.scale(),
+          s.part_ranks(),
+          s.part_scales(),
+          s.slot_count(),
+          s.slot_table(),
+          s.slot_scales()};
 }
 
 dynadapt_delta_rule_params delta_rule_params(Arguments& a) {
@@ -95,29 +131,26 @@ dynadapt_gradient_params cross_entropy_gradient_params(Arguments& a, float scale
 
 void bind_ops(py::module_& module) {
   define(module, "linear_forward", {"x", "parts", "bias", "A", "Bt", "slots", "scale", "u", "y"}, [](Arguments& a) {
-    const Scales scales(a);
-    const auto params = linear_params(scales);
     const auto parts = a.matrices("parts");
-    check_count("linear_forward", scales, parts.size());
+    const Scales scales(a, "linear_forward", parts.size());
+    const auto params = linear_params(scales);
     call(dynadapt_linear_forward, a["x"], parts.data(), int32_t(parts.size()), a["bias"], a["A"], a["Bt"], a["slots"], a["u"],
          a["y"], &params);
   });
   define(module, "linear_backward", {"dy", "parts", "A", "Bt", "slots", "scale", "dU", "dx"}, [](Arguments& a) {
-    const Scales scales(a);
-    const auto params = linear_params(scales);
     const auto parts = a.matrices("parts");
-    check_count("linear_backward", scales, parts.size());
+    const Scales scales(a, "linear_backward", parts.size());
+    const auto params = linear_params(scales);
     call(dynadapt_linear_backward, a["dy"], parts.data(), int32_t(parts.size()), a["A"], a["Bt"], a["slots"], a["dU"], a["dx"],
          &params);
   });
   define(module, "lora_gradient", {"dy", "x", "u", "dU", "part_sizes", "scale", "slots", "dA", "dBt", "accumulate"},
          [](Arguments& a) {
            const auto sizes = a.sizes("part_sizes");
-           const Scales scales(a);
-           check_count("lora_gradient", scales, sizes.size());
-           const dynadapt_lora_gradient_params params{sizeof params,         scales.scale, a.flag("accumulate"),
-                                                      int32_t(sizes.size()), sizes.data(), scales.part_ranks(),
-                                                      scales.part_scales()};
+           const Scales scales(a, "lora_gradient", sizes.size());
+           const dynadapt_lora_gradient_params params{
+               sizeof params,       scales.scale(),       a.flag("accumulate"), int32_t(sizes.size()), sizes.data(),
+               scales.part_ranks(), scales.part_scales(), scales.slot_count(),  scales.slot_table(),   scales.slot_scales()};
            call(dynadapt_lora_gradient, a["dy"], a["x"], a["u"], a["dU"], a["slots"], a["dA"], a["dBt"], &params);
          });
   define(module, "weight_gradient", {"dy", "x", "rows", "dW", "accumulate"}, [](Arguments& a) {

@@ -37,32 +37,68 @@ void check_slots(const Op& op, const View& slots, int64_t limit, int64_t N) {
   op.indices32("slots", slots, 0, limit);
 }
 
-struct AdapterTensors {
+/// The adapters of a call, and its low-rank activations through `low` and `low_width`.
+struct CheckedAdapters {
+  const Op& op;
   const DLTensor *A, *Bt, *slots, *low;  // low: u or dU
   const char* low_name;
-};
+  DType dtype;
+  int64_t N, K, O;
+  int parts;
 
-/// The adapter of a call, and its low-rank activations through `low`.
-Adapter check_adapter(const Op& op, const AdapterTensors& t, DType dtype, int64_t N, int64_t K, int64_t O, int parts,
-                      const dynadapt_linear_params& p, void** low) {
-  Adapter adapter;
-  op.require(!t.A == !t.Bt, "%s is given without %s, accepted are both or none", t.A ? "A" : "Bt", t.A ? "Bt" : "A");
-  if (!t.A) return adapter;
-  const View Bt = op.tensor("Bt", t.Bt, {-1, -1, O}, dtype, Layout::slots);
-  adapter.rank = Bt.size[1];
-  adapter.ranks = check_ranks(op, p.part_ranks, p.part_scales, p.scale, parts, adapter.rank);
-  const View A = op.tensor("A", t.A, {Bt.size[0], adapter.ranks.width, K}, dtype, Layout::slots);
-  const View slots = op.tensor("slots", t.slots, {-1}, kI32);
-  check_slots(op, slots, Bt.size[0], N);
-  *low = op.output(t.low_name, t.low, {N, adapter.ranks.width}, dtype).data;
-  adapter.A = A.data;
-  adapter.A_stride = A.stride[0];
-  adapter.Bt = Bt.data;
-  adapter.Bt_stride = Bt.stride[0];
-  adapter.slots = slots.as<int32_t>();
-  adapter.streams = slots.size[0];
-  return adapter;
-}
+  StreamAdapters check(const dynadapt_linear_params& p, void** low_data, int64_t* low_width) const {
+    op.require(!A == !Bt, "%s is given without %s, accepted are both or none", A ? "A" : "Bt", A ? "Bt" : "A");
+    if (!A) return {};
+    return p.slot_count ? own(p, low_data, low_width) : alike(p, low_data, low_width);
+  }
+
+ private:
+  const int32_t* slot_numbers(int64_t limit, int64_t* streams) const {
+    const View which = op.tensor("slots", slots, {-1}, kI32);
+    check_slots(op, which, limit, N);
+    *streams = which.size[0];
+    return which.as<int32_t>();
+  }
+
+  const void* at(const View& view, int64_t element) const {
+    return static_cast<const char*>(view.data) + element * (dtype == kF32 ? 4 : 2);
+  }
+
+  /// Every slot has the ranks that the parts have.
+  StreamAdapters alike(const dynadapt_linear_params& p, void** low_data, int64_t* low_width) const {
+    const View b = op.tensor("Bt", Bt, {-1, -1, O}, dtype, Layout::slots);
+    const Ranks ranks = check_ranks(op, p.part_ranks, p.part_scales, p.scale, parts, b.size[1]);
+    const View a = op.tensor("A", A, {b.size[0], ranks.width, K}, dtype, Layout::slots);
+    int64_t streams;
+    const int32_t* which = slot_numbers(b.size[0], &streams);
+    *low_width = ranks.width;
+    *low_data = op.output(low_name, low, {N, ranks.width}, dtype).data;
+    StreamAdapters out;
+    out.reserve(size_t(streams));
+    for (int64_t s = 0; s < streams; s++) out.push_back({at(a, which[s] * a.stride[0]), at(b, which[s] * b.stride[0]), ranks});
+    return out;
+  }
+
+  /// Each slot has its own.
+  StreamAdapters own(const dynadapt_linear_params& p, void** low_data, int64_t* low_width) const {
+    const SlotTable table{p.slot_count, p.slot_table, p.slot_scales, parts, K, O};
+    check_slot_table(op, table);
+    const View a = op.tensor("A", A, {-1}, dtype), b = op.tensor("Bt", Bt, {-1}, dtype);
+    check_slot_places(op, table, a.size[0], b.size[0]);
+    int64_t streams;
+    const int32_t* which = slot_numbers(table.slots, &streams);
+    StreamAdapters out;
+    out.reserve(size_t(streams));
+    for (int64_t s = 0; s < streams; s++)
+      out.push_back({at(a, table.first(which[s], 0)), at(b, table.first(which[s], 1)), table.ranks(which[s])});
+    const View wide = op.output(low_name, low, {N, -1}, dtype);
+    *low_width = wide.size[1];
+    *low_data = wide.data;
+    op.require(*low_width >= out.widest(), "%s has %lld columns, accepted is at least %lld, the most rows of a slot's A",
+               low_name, (long long)*low_width, (long long)out.widest());
+    return out;
+  }
+};
 
 }  // namespace
 
@@ -85,7 +121,7 @@ int dynadapt_linear_forward(const DLTensor* x, const dynadapt_matrix* const* par
     c.parts = parts;
     c.part_count = part_count;
     c.bias = op.optional("bias", bias, {c.O}, c.dtype).data;
-    c.adapter = check_adapter(op, {A, Bt, slots, u, "u"}, c.dtype, c.N, c.K, c.O, part_count, p, &c.u);
+    c.adapters = CheckedAdapters{op, A, Bt, slots, u, "u", c.dtype, c.N, c.K, c.O, part_count}.check(p, &c.u, &c.low_width);
     c.y = op.output("y", y, {c.N, c.O}, c.dtype).data;
     if (c.N) linear_kernels_of(*parts[0]).forward(c);
   });
@@ -107,9 +143,9 @@ int dynadapt_linear_backward(const DLTensor* dy, const dynadapt_matrix* const* p
     c.K = parts[0]->columns;
     c.parts = parts;
     c.part_count = part_count;
-    c.adapter = check_adapter(op, {A, Bt, slots, dU, "dU"}, c.dtype, c.N, c.K, c.O, part_count, p, &c.dU);
+    c.adapters = CheckedAdapters{op, A, Bt, slots, dU, "dU", c.dtype, c.N, c.K, c.O, part_count}.check(p, &c.dU, &c.low_width);
     c.dx = op.optional_output("dx", dx, {c.N, c.K}, c.dtype).data;
-    if (c.N && (c.dx || c.adapter.A)) linear_kernels_of(*parts[0]).backward(c);
+    if (c.N && (c.dx || !c.adapters.empty())) linear_kernels_of(*parts[0]).backward(c);
   });
 }
 

@@ -6,17 +6,8 @@
 
 namespace dynadapt {
 
-/// Low-rank adapters by slot. Rows i * N / streams.. of the call belong to slots[i].
-struct Adapter {
-  const void* A = nullptr;   // [slots][ranks.width][K]; null: no adapter
-  int64_t A_stride = 0;      // elements between slots
-  const void* Bt = nullptr;  // [slots][rank][O]
-  int64_t Bt_stride = 0;
-  const int32_t* slots = nullptr;
-  int64_t streams = 1;
-  int64_t rank = 0;  // of Bt: the largest of the parts
-  Ranks ranks;
-};
+/// The adapters of a call's streams; empty: none.
+typedef StreamPairs<const void*> StreamAdapters;
 
 struct LinearForward {
   DType dtype;
@@ -26,8 +17,9 @@ struct LinearForward {
   const Matrix* const* parts;
   int part_count;
   const void* bias;  // or null
-  Adapter adapter;
-  void* u;
+  StreamAdapters adapters;
+  void* u;            // [N, low_width]
+  int64_t low_width;  // elements from a row of u to the next
   void* y;
 };
 
@@ -37,8 +29,9 @@ struct LinearBackward {
   const void* dy;
   const Matrix* const* parts;
   int part_count;
-  Adapter adapter;
-  void* dU;
+  StreamAdapters adapters;
+  void* dU;  // [N, low_width]
+  int64_t low_width;
   void* dx;  // or null: only dU
 };
 

@@ -13,13 +13,8 @@ struct LoraGradient {
   const void *dy, *x, *u, *dU;
   const int64_t* part_sizes;
   int part_count;
-  const int32_t* slots;
-  int64_t streams, rank;  // of dBt: the largest of the parts
-  Ranks ranks;
-  float* dA;
-  int64_t dA_stride;
-  float* dBt;
-  int64_t dBt_stride;
+  int64_t low_width;  // elements of a row of u and dU
+  StreamPairs<float*> gradients;
   bool accumulate;
 };
 

@@ -11,15 +11,39 @@ Ranks check_ranks(const Op& op, const int64_t* ranks, const float* scales, float
   op.array("part_ranks", ranks, parts);
   op.array("part_scales", scales, parts);
   Ranks out;
-  int64_t largest = 0;
   for (int p = 0; p < parts; p++) {
     op.whole("part_ranks", ranks[p], 0, rank);
     out.add(p, ranks[p], op.finite("part_scales", scales[p]));
-    largest = ranks[p] > largest ? ranks[p] : largest;
   }
-  op.require(largest == rank, "part_ranks are at most %lld, accepted is that the largest is Bt's rank, %lld", (long long)largest,
-             (long long)rank);
+  op.require(out.largest == rank, "part_ranks are at most %lld, accepted is that the largest is Bt's rank, %lld",
+             (long long)out.largest, (long long)rank);
   return out;
+}
+
+void check_slot_table(const Op& op, const SlotTable& t) {
+  op.whole("slot_count", t.slots, 1, int64_t(1) << 30);
+  op.array("slot_table", t.table, t.slots * (2 + t.parts));
+  op.array("slot_scales", t.scales, t.slots * t.parts);
+  for (int64_t slot = 0; slot < t.slots; slot++)
+    for (int p = 0; p < t.parts; p++) {
+      op.whole("slot_table", t.table[slot * (2 + t.parts) + 2 + p], 0, int64_t(1) << 20);
+      op.finite("slot_scales", t.scales[slot * t.parts + p]);
+    }
+}
+
+void check_slot_places(const Op& op, const SlotTable& t, int64_t a, int64_t bt) {
+  typedef long long ll;
+  for (int64_t slot = 0; slot < t.slots; slot++) {
+    const Ranks ranks = t.ranks(slot);
+    const int64_t rows[] = {ranks.width, ranks.largest}, columns[] = {t.K, t.O}, room[] = {a, bt};
+    for (int of = 0; of < 2; of++) {
+      const int64_t first = t.first(slot, of);
+      const bool empty = !rows[of] || !columns[of];
+      op.require(empty || (rows[of] <= room[of] / columns[of] && first >= 0 && first <= room[of] - rows[of] * columns[of]),
+                 "slot_table has %s of slot %lld, [%lld, %lld], at element %lld, accepted is within its %lld elements",
+                 of ? "Bt" : "A", (ll)slot, (ll)rows[of], (ll)columns[of], (ll)first, (ll)room[of]);
+    }
+  }
 }
 
 }  // namespace dynadapt

@@ -123,17 +123,16 @@ void Decoder::norm_backward(const void* dy, const void* res, const Storage& weig
   kernels<ByType<NormKernels>>().of(dtype_).backward(a);
 }
 
-Adapter Decoder::adapter(const Batch& batch, int64_t layer, int group) const {
-  Adapter out;
+StreamAdapters Decoder::adapters(const Batch& batch, int64_t layer, int group) const {
+  StreamAdapters out;
   const AdapterPlace* at = adapters_ ? adapters_->place(layer, group) : nullptr;
   if (!at) return out;
-  out.A = offset(adapters_->compute(), dtype_, at->A);
-  out.Bt = offset(adapters_->compute(), dtype_, at->Bt);
-  out.A_stride = out.Bt_stride = adapters_->row();
-  out.slots = batch.streams.data();
-  out.streams = int64_t(batch.streams.size());
-  out.rank = adapters_->lora().rank;
-  out.ranks = equal_ranks(int(model_.groups[group].parts.size()), out.rank, adapters_->lora().scale());
+  const LoraSettings& lora = adapters_->lora();
+  const Ranks ranks = equal_ranks(int(model_.groups[group].parts.size()), lora.rank, lora.scale());
+  for (const int32_t stream : batch.streams) {
+    const int64_t row = stream * adapters_->row();
+    out.push_back({offset(adapters_->compute(), dtype_, row + at->A), offset(adapters_->compute(), dtype_, row + at->Bt), ranks});
+  }
   return out;
 }
 
@@ -155,11 +154,12 @@ void Decoder::linear(const Batch& batch, int64_t layer, int group, const void* x
   a.parts = parts.list;
   a.part_count = parts.count;
   a.bias = model_.weights.layers[size_t(layer)].bias[group].data();
-  a.adapter = adapter(batch, layer, group);
+  a.adapters = adapters(batch, layer, group);
+  a.low_width = a.adapters.widest();
   a.u = u;
   a.y = y;
   linear_kernels_of(*a.parts[0]).forward(a);
-  flops.linear_forward(rows_, shape, a.adapter.rank);
+  flops.linear_forward(rows_, shape, a.adapters.largest());
 }
 
 /// d-input at dx, unless nothing below learns: then false. What the adapter's own gradient needs of it stays in dU.
@@ -175,11 +175,12 @@ bool Decoder::linear_backward(const Batch& batch, int64_t layer, int group, cons
   a.dy = dy;
   a.parts = parts.list;
   a.part_count = parts.count;
-  a.adapter = adapter(batch, layer, group);
+  a.adapters = adapters(batch, layer, group);
+  a.low_width = a.adapters.widest();
   a.dU = dU_[group].data();
   a.dx = below ? dx : nullptr;
   linear_kernels_of(*a.parts[0]).backward(a);
-  flops.linear_backward(rows_, shape, a.adapter.rank, below);
+  flops.linear_backward(rows_, shape, a.adapters.largest(), below);
   return below;
 }
 
@@ -201,15 +202,15 @@ void Decoder::learn(const Batch& batch, int64_t layer, int group, const void* dy
   a.dU = dU_[group].data();
   a.part_sizes = sizes;
   a.part_count = int(shape.parts.size());
-  a.slots = batch.streams.data();
-  a.streams = int64_t(batch.streams.size());
-  a.rank = adapters_->lora().rank;
-  a.ranks = equal_ranks(a.part_count, a.rank, adapters_->lora().scale());
-  a.dA = adapters_->gradient() + at->A;
-  a.dBt = adapters_->gradient() + at->Bt;
-  a.dA_stride = a.dBt_stride = adapters_->row();
+  const LoraSettings& lora = adapters_->lora();
+  const Ranks ranks = equal_ranks(a.part_count, lora.rank, lora.scale());
+  a.low_width = ranks.width;
+  for (const int32_t stream : batch.streams) {
+    float* row = adapters_->gradient() + stream * adapters_->row();
+    a.gradients.push_back({row + at->A, row + at->Bt, ranks});
+  }
   kernels<LoraGradientKernels>().gradient(a);
-  flops.lora_gradient(rows_, shape, a.rank);
+  flops.lora_gradient(rows_, shape, lora.rank);
 }
 
 AttentionShape Decoder::attention_shape(const Batch& batch, int64_t layer) const {

@@ -80,7 +80,7 @@ class Decoder {
   void linear(const Batch& batch, int64_t layer, int group, const void* x, void* u, void* y);
   bool linear_backward(const Batch& batch, int64_t layer, int group, const void* dy, void* dx);
   void learn(const Batch& batch, int64_t layer, int group, const void* dy, const void* x);
-  Adapter adapter(const Batch& batch, int64_t layer, int group) const;
+  StreamAdapters adapters(const Batch& batch, int64_t layer, int group) const;
   AttentionShape attention_shape(const Batch& batch, int64_t layer) const;
   NormedPieces normed_heads() const { return {size_t(c_.heads), size_t(c_.kv_heads), size_t(c_.head_dim), c_.normed_together}; }
   int64_t seen(int64_t layer, int32_t stream) const { return window_ ? c_.seen_memory(layer, window_->filled(stream)) : 0; }

@@ -23,6 +23,8 @@ def targeted(adapt, config: ModelConfig) -> list[Key]:
     """
     if isinstance(adapt, LoRA):
         return list(adapted_parts(adapt, config))
+    if isinstance(adapt, tuple):  # of each stream: of which any learns
+        return sorted({key for one in set(adapt) for key in targeted(one, config)}, key=lambda key: (key[0], GROUPS.index(key[1])))
     return [] if adapt is None else [(i, group) for i in _span(adapt, config) for group in GROUPS if group in TARGETS[adapt.targets]]
 
 

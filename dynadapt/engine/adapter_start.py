@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from dynadapt.adapt.methods import LoRA
 from dynadapt.common.checks import flag, path
 
 from . import snapshots
@@ -22,16 +21,28 @@ def row_of(engine, stream: int, adapter, prior: bool) -> torch.Tensor | None:
         if prior:
             raise ValueError("prior=True with adapter=None: give the adapter that resets and decay are to lead back to")
         return None
-    row = _of_snapshot(engine, stream, adapter) if isinstance(adapter, snapshots.StreamSnapshot) else read(engine, path("adapter", adapter))
+    row = (
+        _of_snapshot(engine, stream, adapter)
+        if isinstance(adapter, snapshots.StreamSnapshot)
+        else read(engine, stream, path("adapter", adapter))
+    )
     if prior:
-        _check_prior(engine)
+        _check_prior(engine, stream)
     return row
 
 
-def read(engine, directory) -> torch.Tensor:
-    """[P] of a PEFT adapter's directory."""
+def read(engine, stream: int, directory) -> torch.Tensor:
+    """[P] of a PEFT adapter's directory, as ``stream`` holds it."""
     _check_lora(engine)
-    return adapter_row(directory, engine.learners[0], engine.model)
+    return adapter_row(directory, engine.driver.step.learner(stream), engine.model)
+
+
+def load(engine, stream: int, directory) -> None:
+    """See ``Engine.load_adapter``."""
+    row, step = read(engine, stream, directory), engine.driver.step
+    engine.calls.moving()
+    step.learner(stream).start(step.slot(stream), row)
+    step.drop_gradient(stream)
 
 
 def start(engine, stream: int, row: torch.Tensor, prior: bool) -> None:
@@ -53,16 +64,17 @@ def _of_snapshot(engine, stream: int, snapshot) -> torch.Tensor:
 
 
 def _check_lora(engine) -> None:
-    if not isinstance(engine.adapt, LoRA):
+    if engine.adapt is None or engine.settings.owns_weights:
         raise ValueError(f"adapt={engine.adapt!r}: only an engine with LoRA takes adapters")
 
 
-def _check_prior(engine) -> None:
-    if engine.adapt.keep_a:
+def _check_prior(engine, stream: int) -> None:
+    learner = engine.driver.step.learner(stream)
+    if learner.adapt.keep_a:
         raise ValueError(
             "prior=True with adapt=LoRA(keep_a=True): a reset would lead back to its B alone, which is no adapter without its A"
         )
-    if engine.driver.step.fused and engine.optimizer.decay:
+    if engine.driver.step.fused and learner.state.optimizer.decay:
         raise ValueError(
             f"prior=True with optimizer={engine.optimizer!r} on fixed shapes: its update rides in the gradient kernels, which know one "
             "prior of all streams; use decay=0, or clip > 0 (then the update is a launch of its own)"

@@ -16,6 +16,7 @@ from dynadapt.model import ModelConfig
 from dynadapt.ops import attention, cross_entropy, linear, lora_gradient, weight_gradient
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.profiler_ranges import ranged
+from dynadapt.ops.slot_adapters import SlotAdapters
 
 from . import losses
 from .adapted_head import AdaptedHead
@@ -46,9 +47,22 @@ class Batch:
 
 
 def _adapter(learner, layer: int, group: str):
-    """(A, Bt, the ops' scale, each part's rank) of one group; None twice where it has no adapter."""
+    """(A, Bt, the ops' scale, columns of u) of one group; None twice where it has no adapter."""
     A, Bt = (None, None) if learner is None else learner.adapter(layer, group)
-    return (None, None, 0.0, 0) if A is None else (A, Bt, learner.scales[layer, group], learner.ranks[layer, group])
+    if A is None:
+        return None, None, 0.0, 0
+    scale = learner.scales[layer, group]
+    return A, Bt, scale, scale.width if isinstance(scale, SlotAdapters) else A.shape[1]
+
+
+def _flops(formula, learner, layer: int, group: str, batch: Batch, rows: int, sizes, *more) -> int:
+    """Of a product with a group's weights and adapters; where ranks are each stream's own, each has its share of the rows."""
+    k, parts = sizes
+    A, _, _, _ = _adapter(learner, layer, group)
+    ranks = 0 if A is None else learner.ranks_of(layer, group, batch.streams)
+    if isinstance(ranks, list):
+        return sum(formula(rows // len(ranks), k, parts, own, *more) for own in ranks)
+    return formula(rows, k, parts, ranks, *more)
 
 
 class Decoder:
@@ -101,15 +115,14 @@ class Decoder:
         own = learner.parts(layer, group) if learner is not None and learner.owns_weights else None
         return own if own is not None else self.weights.parts[layer, group]
 
-    def _linear(self, learner, layer, group, x, slots, key, count):
+    def _linear(self, learner, layer, group, x, batch, key, count):
         """y [N, O] of one group; keeps u = x A^T under the same key for backward."""
-        k, parts = self.sizes[layer, group]
-        A, Bt, scale, rank = _adapter(learner, layer, group)
-        y = self._output(layer, group, key, x.shape[0], sum(parts))
-        u = None if A is None else self.ws((group, "u", key), x.shape[0], A.shape[1])
+        A, Bt, scale, width = _adapter(learner, layer, group)
+        y = self._output(layer, group, key, x.shape[0], sum(self.sizes[layer, group][1]))
+        u = None if A is None else self.ws((group, "u", key), x.shape[0], width)
         bias = self.active.bias.get((layer, group))
-        self.ops.linear_forward(x, self._parts(learner, layer, group), bias, A, Bt, slots, scale, u, y)
-        count(linear.forward_flops(x.shape[0], k, parts, rank))
+        self.ops.linear_forward(x, self._parts(learner, layer, group), bias, A, Bt, batch.adapter_slots, scale, u, y)
+        count(_flops(linear.forward_flops, learner, layer, group, batch, x.shape[0], self.sizes[layer, group]))
         return y
 
     def _output(self, layer, group, key, rows, width):
@@ -194,19 +207,19 @@ class Decoder:
     def _layer(self, batch, learner, i, key, x, delta):
         """One decoder layer: returns (residual, what is still to be added to it)."""
         count = lambda flops: self._count_forward(batch, flops)  # noqa: E731
-        c, w, slots = self.config, self.active, batch.adapter_slots
+        c, w = self.config, self.active
         again = "again" if self.recompute else None
         parallel = c.parallel_residual
         place = f"shared {i % 2}" if parallel and key == "shared" else key  # the sum is never written over one of its terms
         res1, n1 = self._norm(x, delta, w.attn_norm[i], ("attn", place), again)
         mixed, mixer = (self._delta if c.is_delta(i) else self._attend)(batch, learner, i, key, res1, n1, count)
-        o = self._linear(learner, i, "o", mixed, slots, key, count)
+        o = self._linear(learner, i, "o", mixed, batch, key, count)
         attended = self._post_norm(o, w.attn_post_norm[i], "attn post", key)
         res2, n2 = self._norm(res1, None if parallel else attended, w.mlp_norm[i], ("mlp", key), again)
-        h = self._linear(learner, i, "mlp_in", n2, slots, key, count)
+        h = self._linear(learner, i, "mlp_in", n2, batch, key, count)
         y = self.ws(("act", again or key), batch.rows, c.ffn_size)
         self.ops.activation_forward(h, self.config.activation, y)
-        down = self._linear(learner, i, "down", y, slots, key, count)
+        down = self._linear(learner, i, "down", y, batch, key, count)
         kept = {"res1": res1, "n1": n1, "mixed": mixed, "o": o, "res2": res2, "n2": n2, "h": h, "y": y, "down": down}
         self.kept.append(kept | mixer)
         added = self._post_norm(down, w.mlp_post_norm[i], "mlp post", key)
@@ -215,7 +228,7 @@ class Decoder:
     def _attend(self, batch, learner, i, key, res1, n1, count):
         """(what the linear behind attention reads, what backward needs of it)."""
         qkv_key = i if self.memory is not None else key
-        raw = self._linear(learner, i, "qkv", n1, batch.adapter_slots, qkv_key, count)
+        raw = self._linear(learner, i, "qkv", n1, batch, qkv_key, count)
         both, raw = (None, raw) if self.gate is None else self.gate.split(raw, key)
         qkv = self._head_norm(i, raw, qkv_key)
         if self.memory is not None and self.memory.inputs is not None:
@@ -229,7 +242,7 @@ class Decoder:
 
     def _delta(self, batch, learner, i, key, res1, n1, count):
         """The same where the gated delta rule stands in attention's place."""
-        raw = self._linear(learner, i, "qkv", n1, batch.adapter_slots, key, count)
+        raw = self._linear(learner, i, "qkv", n1, batch, key, count)
         return self.delta.forward(batch, self.memory, self.places[i], raw, self.active.delta[i], key, count)
 
     def _post_norm(self, x, norm, name, key):
@@ -287,7 +300,7 @@ class Decoder:
         x = m.inputs[place].rows[slots, :longest].reshape(-1, c.hidden_size)
         _, n = self._norm(x, None, self.active.attn_norm[i], "memory")
         again = lambda flops: self.ledger.add("recompute", flops)  # noqa: E731
-        raw = self._linear(learner, i, "qkv", n, batch.adapter_slots, "memory", again)
+        raw = self._linear(learner, i, "qkv", n, batch, "memory", again)
         qkv = self._head_norm(i, raw, "memory").view(len(slots), longest, -1)
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         m.keys[place].rows[slots, :longest] = qkv[:, :, q : q + kv]
@@ -507,28 +520,28 @@ class Decoder:
 
     def _input_gradient(self, batch, learner, lowest, i, group, dy):
         """d-input of one group, None at ``lowest``; what the adapter's own gradient needs of it stays in "dU"."""
-        k, parts = self.sizes[i, group]
-        A, Bt, scale, rank = _adapter(learner, i, group)
+        A, Bt, scale, width = _adapter(learner, i, group)
         n = dy.shape[0]
         need_dx = self._goes_on(learner, lowest, i, group)
-        dU = None if A is None else self.ws((group, "dU"), n, A.shape[1])
-        dx = self.ws((group, "dx"), n, k) if need_dx else None
+        dU = None if A is None else self.ws((group, "dU"), n, width)
+        dx = self.ws((group, "dx"), n, self.sizes[i, group][0]) if need_dx else None
         if need_dx or A is not None:
             self.ops.linear_backward(dy, self._parts(learner, i, group), A, Bt, batch.adapter_slots, scale, dU, dx)
-            self.ledger.add("backward", linear.backward_flops(n, k, parts, rank, need_dx))
+            self.ledger.add("backward", _flops(linear.backward_flops, learner, i, group, batch, n, self.sizes[i, group], need_dx))
         return dx
 
     def _weight_gradient(self, batch, learner, i, group, dy, x, accumulate):
         """The gradient of what learns in one group."""
         if (i, group) not in learner.sizes:
             return
-        k, parts = self.sizes[i, group]
-        A, Bt, scale, rank = _adapter(learner, i, group)
+        A, Bt, scale, width = _adapter(learner, i, group)
         n = dy.shape[0]
-        u = None if A is None else self.ws((group, "u", i), n, A.shape[1])
-        dU = None if A is None else self.ws((group, "dU"), n, A.shape[1])
+        u = None if A is None else self.ws((group, "u", i), n, width)
+        dU = None if A is None else self.ws((group, "dU"), n, width)
         chosen = learner.gradient(self.ops, i, group, dy, x, u, dU, batch.adapter_slots, accumulate)
-        flops = lora_gradient.flops(n, k, parts, rank) if A is not None else weight_gradient.flops(n, chosen, k)
+        sizes = self.sizes[i, group]
+        low = A is not None
+        flops = _flops(lora_gradient.flops, learner, i, group, batch, n, sizes) if low else weight_gradient.flops(n, chosen, sizes[0])
         self.ledger.add("backward", flops)
         if learner.gradient_view is not None and (i, group) in learner.gradient_view.bias:
             self.ops.bias_gradient(dy, learner.gradient_view.bias[i, group])

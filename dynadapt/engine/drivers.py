@@ -93,7 +93,7 @@ class Eager:
             past = [len(s.states[stream].history) for stream in p.streams]
             width, scored = max(map(sum, zip(past, p.counts))), sum(p.counts)
             gathers, again = scored < r * width, sum(past) / (r * width)
-        index = p.streams[0] if len(s.learners) > 1 else 0
+        index = p.streams[0] if len(s.learners) > 1 and s.mixed is None else 0
         choosing = p.backward and s.settings.owns_weights and s.learners[index].choosing
         sets, adds = r if s.own_slots else 1, p.backward and (s.settings.accumulate or p.apart and s.waits(p))
         loss = call.loss if p.backward else CROSS_ENTROPY

@@ -37,6 +37,7 @@ from .calls import Calls, on_device, one_call, plain_torch
 from .continuation import Continuation, continue_text
 from .decoder import Decoder
 from .drivers import Captured, Eager
+from .each_stream import said
 from .learners.make import make_learners
 from .ledger import Ledger
 from .memory import MemoryState, SegmentMemory
@@ -59,8 +60,9 @@ class Engine:
     Args:
         model: what ``dynadapt.load`` returns or takes: a known name, a path, a live transformers model.
         adapt: ``LoRA``, ``RowSparse``, ``Full`` or None (static evaluation); "lora", "rows", "full", "none" or a class for its defaults.
+            A list of one ``LoRA`` a stream: streams of different ranks, scales, targets and layers, in one step.
         optimizer: ``Adam``, ``AdamW``, ``SGD``, ``RMS``, ``Lion`` or ``Muon``, or its name ("adam", ...) or class for its defaults; None
-            with ``adapt`` given means ``Adam()``.
+            with ``adapt`` given means ``Adam()``. With ``LoRA`` also a list of one a stream.
         memory: ``SegmentMemory``, ``Overlap`` or None.
         streams: S independent streams, each with its own adapter, optimizer state, memory and position.
         segment: T, the largest number of tokens a step scores per stream.
@@ -178,7 +180,8 @@ class Engine:
         else:
             own = set(targeted(self.adapt, c)) if given.owns_weights else set()
             self.weights = FrozenWeights(self.model, self.backend, dtype, own, device, self.base)
-        self.lr = torch.full((given.sets,), 0.0 if self.optimizer is None else self.optimizer.lr, dtype=torch.float32, device=device)
+        rates = [given.optimizer_of(s).lr if given.learns else 0.0 for s in range(given.sets)]
+        self.lr = torch.tensor(rates, dtype=torch.float32, device=device)
         store = MemoryState.of(c, self.memory, self.streams, dtype, device) if isinstance(self.memory, SegmentMemory) else None
         rope = rotations(c, self.window, wide_dtype(dtype), device)
         self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, self.recompute, given.fixed)
@@ -218,12 +221,12 @@ class Engine:
 
     @property
     def learned_parameters(self) -> int:
-        """Parameters that learn, per set of weights."""
-        return self.learners[0].learned_parameters if self.learners else 0
+        """Parameters that learn, per set of weights; of the largest where streams differ."""
+        return max((learner.learned_parameters for learner in self.learners), default=0)
 
     @safe
     def __repr__(self) -> str:
-        learns = f"{self.adapt!r}, {self.optimizer!r}" if self.adapt is not None else "static"
+        learns = f"{said(self.adapt)}, {said(self.optimizer)}" if self.adapt is not None else "static"
         made = "" if self.static or self.adapt is None else f", {counted(self.updates, 'update')}"  # on a GPU the count is the device's
         damaged = ", DAMAGED by a failed call" if self.calls.damage else ""
         return (
@@ -502,11 +505,7 @@ class Engine:
 
         The prior, to which decay and resets lead, stays what it was.
         """
-        stream = self._check_stream(stream)
-        row = adapter_start.read(self, path("directory", directory))
-        self.calls.moving()
-        self.learners[0].start(self.driver.step.slot(stream), row)
-        self.driver.step.drop_gradient(stream)
+        adapter_start.load(self, self._check_stream(stream), path("directory", directory))
 
     @one_call
     def save(self, directory) -> None:

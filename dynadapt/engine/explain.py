@@ -9,6 +9,7 @@ import torch
 from dynadapt.ops.dispatch import native_module
 
 from .arithmetic import why
+from .each_stream import said
 from .footprint import footprint_line
 from .needed_ops import needed_ops
 
@@ -110,19 +111,36 @@ def _lowest(engine) -> str:
     return "stops at the head" if layer == engine.config.layers else f"stops at layer {layer}, {group}"
 
 
+def _ways(engine) -> list[str]:
+    """What streams that differ cost, and whose matrices move as wholes."""
+    lines, ways = [], engine.settings.ways
+    if engine.driver.step.mixed is not None:
+        counted = (
+            "FLOPs count every stream as the widest, for which shapes are fixed" if engine.settings.fixed else "each costs its own ranks"
+        )
+        each = ", ".join(f"{learner.learned_parameters:,}" for learner in engine.learners)
+        lines.append(f"        {len(ways)} ways to learn in one step, of {each} parameters a stream; an update for each way; {counted}")
+    for way, learner in zip(ways, engine.learners):
+        if way.optimizer.rule().arithmetic.prepared:
+            parts = learner.layout.parts
+            lines.append(f"        {len(parts.matrices)} matrices of {len(parts.by_shape)} shapes a stream are turned by torch's products")
+    return lines
+
+
 def explain(engine, time: bool = False) -> str:
     c = engine.config
     lines = [
         f"{engine.model.name}: {c.family}, {c.layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size}",
-        f"learns: {engine.adapt or 'nothing (static)'}",
+        f"learns: {said(engine.adapt) if engine.learners else 'nothing (static)'}",
     ]
     if engine.learners:
         depth = "goes down to the embedding" if engine.lowest[0] < 0 else _lowest(engine)
         where = f"{engine.learned_parameters:,} parameters per {'model' if engine.shared else 'stream'}; backward {depth}"
-        lines += [f"        {where}", f"with:   {engine.optimizer}; update every {engine.every} segment(s); reset {engine.reset_policy}"]
-        parts = engine.learners[0].layout.parts
-        if engine.optimizer.rule().arithmetic.prepared:
-            lines.append(f"        {len(parts.matrices)} matrices of {len(parts.by_shape)} shapes a stream are turned by torch's products")
+        lines += [
+            f"        {where}",
+            f"with:   {said(engine.optimizer)}; update every {engine.every} segment(s); reset {engine.reset_policy}",
+        ]
+        lines += _ways(engine)
     if engine.guarding is not None:
         lines += _guard_lines(engine.guarding)
     reason = why(engine.dtype, engine.device, engine.backend)

@@ -15,7 +15,7 @@ from .step_arguments import check_ids
 def gather(engine, segments) -> int:
     """See ``Engine.gather_statistics``; all segments are checked before the first is used."""
     contrasts = isinstance(engine.adapt, RowSparse) and engine.adapt.select == "contrast"
-    if engine.optimizer is None or not (engine.optimizer.uses_statistics or contrasts):
+    if not (engine.settings.uses_statistics or contrasts):
         raise ValueError(f"optimizer={engine.optimizer!r}: only RMS uses gradient statistics, and RowSparse(select='contrast')")
     rows = _checked(engine, segments)
     if waiting := [s for s, state in enumerate(engine.state) if state.waiting]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynadapt.adapt.methods import HEAD, LoRA, RowSparse, whole_model
+from dynadapt.adapt.methods import HEAD, RowSparse, whole_model
 from dynadapt.adapt.targets import targeted
 from dynadapt.ops.table import OPS
 
@@ -17,12 +17,12 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
         static: whether the device alone moves memory and resets (drivers.Captured).
         fused: whether the gradient kernels update.
     """
-    config, adapt, learns = engine.config, engine.adapt, engine.adapt is not None
+    config, adapt, settings = engine.config, engine.adapt, engine.settings
     return {
-        "learning": learns,
-        "adapters": isinstance(adapt, LoRA),
-        "adapted head": isinstance(adapt, LoRA) and (config.layers, HEAD) in targeted(adapt, config),
-        "weights": learns and not isinstance(adapt, LoRA),
+        "learning": settings.learns,
+        "adapters": settings.learns and not settings.owns_weights,
+        "adapted head": settings.learns and not settings.owns_weights and (config.layers, HEAD) in targeted(adapt, config),
+        "weights": settings.owns_weights,
         "whole": whole_model(adapt),
         "biases": bool(biased_groups(config)),
         "scored rows": isinstance(adapt, RowSparse) and adapt.select != "fixed",

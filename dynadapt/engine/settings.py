@@ -20,7 +20,9 @@ from dynadapt.ops import choose_backend, choose_device
 from dynadapt.ops.dispatch import BACKENDS, kernel_module, native_module
 from dynadapt.ops.update import kinds_of
 
+from . import each_stream
 from .arithmetic import fastest
+from .each_stream import Way, one_or_each
 from .learners.fused import why_not_fused
 from .memory import Overlap, SegmentMemory
 from .weights import group_sizes
@@ -86,8 +88,8 @@ class EngineSettings:
     Words and classes have become settings, "auto" a dtype, a device and a backend, and ``static`` True or False.
     """
 
-    adapt: Any  # LoRA, RowSparse, Full or None
-    optimizer: Any  # an Optimizer, or None where nothing learns
+    adapt: Any  # LoRA, RowSparse, Full or None; a tuple of LoRA where streams differ
+    optimizer: Any  # an Optimizer, or None where nothing learns; a tuple of one a stream where they differ
     memory: Any  # SegmentMemory, Overlap or None
     streams: int
     segment: int
@@ -119,8 +121,8 @@ class EngineSettings:
             if self.batch is None
             else integer("batch", self.batch, expected="an integer of at least 1, or None for as many as are worth it"),
             reset=check_reset(self.reset),
-            adapt=as_adapt(self.adapt),
-            optimizer=as_optimizer(self.optimizer),
+            adapt=one_or_each("adapt", self.adapt, as_adapt),
+            optimizer=one_or_each("optimizer", self.optimizer, as_optimizer),
             memory=as_memory(self.memory),
             guard=as_guard(self.guard),
         )
@@ -159,7 +161,7 @@ class EngineSettings:
     @property
     def owns_weights(self) -> bool:
         """Whether what learns are weights of the model, not adapters beside them."""
-        return self.learns and not isinstance(self.adapt, LoRA)
+        return self.learns and not isinstance(self.adapt, (LoRA, tuple))
 
     @property
     def sets(self) -> int:
@@ -167,18 +169,36 @@ class EngineSettings:
         return 1 if self.shared else self.streams
 
     @property
+    def ways(self) -> list[Way]:
+        """How sets of weights learn; one way where they don't differ but by their rates."""
+        return each_stream.ways(self.adapt, self.optimizer, self.sets) if self.learns else []
+
+    def optimizer_of(self, stream: int):
+        """One stream's, or None where nothing learns."""
+        return each_stream.of(self.optimizer, stream)
+
+    @property
+    def uses_statistics(self) -> bool:
+        """Whether gradient statistics are to be gathered before the first step."""
+        return any(way.optimizer.uses_statistics for way in self.ways)
+
+    @property
     def why_not_fused(self) -> str | None:
         """None where the gradient kernels update, else the reason."""
         if not self.static or not self.learns:
             return "the update waits for the whole gradient" if self.learns else "nothing learns"
-        return why_not_fused(self.optimizer, self.accumulate, whole_model(self.adapt), may_adapt_head(self.adapt))
+        if len(self.ways) > 1:
+            return f"streams learn in {len(self.ways)} ways, and the gradient kernels know one rule"
+        way = self.ways[0]
+        return why_not_fused(way.optimizer, self.accumulate, whole_model(self.adapt), may_adapt_head(way.adapt))
 
     def arguments(self) -> dict:
         """What ``Engine`` takes beside the model to be such an engine again."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
-    def describe(self) -> dict:
-        """As plain data, all that two engines must have in common to exchange saved states (their model aside)."""
+    def describe(self, stream: int | None = None) -> dict:
+        """As plain data, all that two engines must have in common to exchange saved states (their model aside); of one ``stream`` what
+        it has, wherever streams differ."""
         later = {"rank_pattern": (), "alpha_pattern": (), "rslora": False, "keep_a": False}  # said where used: older states are read
         plain = lambda part: (  # noqa: E731
             None
@@ -188,13 +208,17 @@ class EngineSettings:
                 **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items() if k not in later or v != later[k]},
             }
         )
-        parts = {name: plain(getattr(self, name)) for name in ("adapt", "optimizer", "memory")}
+        each = lambda part: [plain(one) for one in part] if isinstance(part, tuple) else plain(part)  # noqa: E731
+        of = lambda part: part if stream is None else each_stream.of(part, stream)  # noqa: E731
+        parts = {name: each(of(getattr(self, name))) for name in ("adapt", "optimizer", "memory")}
         base = "same" if self.base == "quants" else self.base  # the same values, to the bit
         names = ("streams", "segment", "shared", "every", "accumulate", "reset", "dtype", "backend", "seed")
         guard = {} if self.guard is None else {"guard": asdict(self.guard)}
         return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard}
 
     def _check_together(self) -> None:
+        adapt, optimizer = each_stream.each_stream(self.adapt, self.optimizer, self.streams, self.shared)
+        keep(self, adapt=adapt, optimizer=optimizer)
         if self.shared and self.reset != "never":
             raise ValueError(f"reset={self.reset!r} with shared=True: one set of weights serves all rows; expected 'never'")
         if self.adapt is None and self.optimizer is not None:
@@ -240,12 +264,13 @@ class EngineSettings:
         """Raises ValueError for an optimizer that the backend's update does not know."""
         if not self.learns:
             return
-        known, kind = kinds_of(self.backend), self.optimizer.kind
-        if kind in known or kind in KINDS and KINDS[kind].prepared in known:
-            return
-        raise ValueError(
-            f"optimizer={self.optimizer!r} with backend={self.backend!r}: its update knows {', '.join(known)}, not {self.optimizer.kind}"
-        )
+        known = kinds_of(self.backend)
+        for way in self.ways:
+            kind = way.optimizer.kind
+            if kind not in known and not (kind in KINDS and KINDS[kind].prepared in known):
+                raise ValueError(
+                    f"optimizer={way.optimizer!r} with backend={self.backend!r}: its update knows {', '.join(known)}, not {kind}"
+                )
 
     def _check_base(self) -> None:
         choice("base", self.base, BASES)
@@ -357,9 +382,9 @@ class EngineSettings:
                     f"divisible by 16 and at most {most}"
                 )
 
-    def lowest(self, config) -> tuple[int, str] | None:
-        """(layer, group) down to which backward goes."""
-        learning = targeted(self.adapt, config)
+    def lowest(self, config, stream: int | None = None) -> tuple[int, str] | None:
+        """(layer, group) down to which backward goes: for all streams, or for one where they differ."""
+        learning = targeted(self.adapt if stream is None else each_stream.of(self.adapt, stream), config)
         return (-1, "embed") if whole_model(self.adapt) else learning[0] if learning else None
 
 

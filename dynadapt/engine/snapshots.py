@@ -28,7 +28,7 @@ class StreamSnapshot:
     """Where a stream was, as ``Engine.snapshot`` gives it; later steps leave it alone, and it can be gone back to any number of times.
 
     Args:
-        settings: of the engine that it is of, as ``EngineSettings.describe`` gives them. model: that engine's.
+        settings: of the stream that it is of, as ``EngineSettings.describe`` gives them. model: that engine's.
         lr: float32 []. learned: a set's weights and optimizer state; empty where nothing learns.
         states, memories, changes, guards: of each row: one, or all where they share a set of weights. ``memories`` hold what is filled alone.
     """
@@ -66,7 +66,7 @@ def take(engine, stream: int) -> StreamSnapshot:
     guards = [{} if engine.guarding is None else engine.guarding.slot_copy(s) for s in rows]
     learned = {} if learner is None else learner.slot_copy(step.slot(stream))
     return StreamSnapshot(
-        engine.settings.describe(), engine.model, engine.lr[_set(engine, stream)].clone(), learned, states, memories, changes, guards
+        engine.settings.describe(stream), engine.model, engine.lr[_set(engine, stream)].clone(), learned, states, memories, changes, guards
     )
 
 
@@ -101,7 +101,7 @@ def check(engine, stream: int, snapshot, name: str = "snapshot") -> None:
     """Raises ValueError where ``stream`` can't be where ``snapshot``, the argument ``name``, was taken."""
     if not isinstance(snapshot, StreamSnapshot):
         raise wrong(name, snapshot, "what Engine.snapshot gave")
-    here = engine.settings.describe()
+    here = engine.settings.describe(stream)
     for setting in here | snapshot.settings:
         value = snapshot.settings.get(setting)
         if here.get(setting) != value and (setting != "streams" or engine.shared):  # a stream does not know how many others there are

@@ -75,11 +75,10 @@ def save(engine, directory) -> None:
     try:
         save_file(state_tensors(engine), str(new / TENSORS))
         if engine.learners and not engine.learners[0].owns_weights:
-            slots = engine.learners[0].state.master.shape[0]
-            for slot in range(slots):
-                write_adapter(
-                    adapter_directory(new, slot, slots), engine.learners[0], engine.config, slot, engine.model.origin or engine.model.name
-                )
+            step, sets = engine.driver.step, engine.settings.sets
+            for stream in range(sets):
+                to = adapter_directory(new, stream, sets)
+                write_adapter(to, step.learner(stream), engine.config, step.slot(stream), engine.model.origin or engine.model.name)
         files = digests_under(new)
         record = {"format": FORMAT, "engine": engine.describe(), **state_counts(engine), "flops": engine.ledger.totals, "files": files}
         (new / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")

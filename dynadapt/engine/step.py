@@ -14,11 +14,13 @@ eager CPU), ``asks`` lets the host look once, behind 2: a pass whose streams are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
+from dynadapt.adapt.methods import GROUPS
 from dynadapt.adapt.resets import ChangePoint, ChangePoints
 from dynadapt.ops import update as update_op
 
@@ -26,6 +28,7 @@ from .buffers import Kind
 from .decoder import Batch, Decoder
 from .handover import Handover
 from .learners.fused import Fused
+from .learners.make import mixed_adapters
 from .plan import Pass, StreamState
 from .settings import EngineSettings
 
@@ -36,7 +39,8 @@ class Step:
     """What the passes of an engine's steps work on.
 
     Args:
-        learners: one, or one a stream where streams have weights of their own; none where nothing learns.
+        learners: one, or one a stream where streams have weights of their own, or one for each of the ways in which streams learn;
+            none where nothing learns.
         lr: float32, one a set of weights.
         moving: called when a pass begins to change state.
         asks: whether the host may look at numbers. Else resets and memory are the device's work, by ops of their own.
@@ -44,12 +48,18 @@ class Step:
 
     def __init__(self, settings: EngineSettings, decoder: Decoder, learners: list, lr: torch.Tensor, moving: Callable, asks: bool):
         self.settings, self.decoder, self.learners, self.lr, self.moving, self.asks = settings, decoder, learners, lr, moving, asks
+        self.mixed = mixed_adapters(settings, learners, decoder.sizes)
         self.states = [StreamState() for _ in range(settings.streams)]
         self.counters = torch.zeros(2, dtype=torch.int64, device=settings.device)  # updates, skipped updates
         self.changes = ChangePoints(settings.streams, settings.device) if settings.watches else None
         self.why_not_fused = settings.why_not_fused
         self.fresh = True  # no weight has moved yet, no segment has been remembered, nothing was restored
-        self.lowest = settings.lowest(decoder.config)
+        self.depths = [settings.lowest(decoder.config)] * settings.streams
+        if self.mixed is not None and not settings.fixed:  # else one recording serves all streams
+            for way in settings.ways:
+                depth = settings.lowest(decoder.config, way.streams[0])
+                for stream in way.streams:
+                    self.depths[stream] = depth
         self.handover: Handover | None = None  # to or from the passes of another step
         self.own_slots = bool(learners) and not settings.shared and not settings.owns_weights
 
@@ -60,11 +70,24 @@ class Step:
 
     def learner(self, stream: int):
         """What one stream learns with; None where nothing learns."""
+        if self.mixed is not None:
+            return self.learners[self.mixed.home[stream][0]]
         return self.learners[stream if len(self.learners) > 1 else 0] if self.learners else None
+
+    def together(self, p: Pass) -> Any:
+        """What the streams of a pass learn with, as one."""
+        return self.mixed or self.learner(p.streams[0])
 
     def slot(self, stream: int) -> int:
         """Where in its learner a stream's weights are."""
+        if self.mixed is not None:
+            return self.mixed.home[stream][1]
         return stream if self.own_slots else 0
+
+    def lowest(self, streams: Sequence[int]) -> tuple[int, str] | None:
+        """(layer, group) down to which the backward of a pass goes: where the lowest of its streams learns."""
+        depths = {self.depths[stream] for stream in streams}
+        return min(filter(None, depths), key=lambda depth: (depth[0], GROUPS.index(depth[1]))) if len(depths) > 1 else depths.pop()
 
     def batch_of(self, stream: int, inputs: torch.Tensor) -> Batch:
         """A pass of inputs [rows, T] with one stream's weights, each row with a memory of its own."""
@@ -110,10 +133,10 @@ class Step:
 
         Of ``p`` only numbers are used that all passes of the kind have in common, unless ``asks``.
         """
-        d, learner = self.decoder, self.learner(p.streams[0])
+        d, learner = self.decoder, self.together(p)
         lengths = None if d.memory is None else given["counts"]
         batch = Batch(given["inputs"], given["adapter"], given["slots"], p.streams, again, lengths)
-        hidden = d.forward(batch, learner, self.lowest if kind.backward else None, handover=self.handover)
+        hidden = d.forward(batch, learner, self.lowest(p.streams) if kind.backward else None, handover=self.handover)
         nll, dhidden = d.score(hidden, given.get("rows"), given["targets"], given["weights"] if kind.backward else None, kind.loss, given)
         made["nll"].copy_(nll)
         if "loss" in made:
@@ -126,8 +149,11 @@ class Step:
             self._learn(kind, batch, dhidden, learner, given, made)
         self.fresh = False
         if self.changes is not None and not self.asks:
-            s = learner.state
-            d.ops.reset(made["reset"], given["adapter"], s.prior, s.master, s.working, s.grad, s.first, s.second, s.step, learner.kept)
+            flagged = (d.ops.reset, made["reset"], given["adapter"])
+            if self.mixed is None:
+                learner.state.put_back(*flagged, learner.kept)
+            else:
+                self.mixed.put_back(*flagged)
         d.advance_memory(batch, p.counts if self.asks else given["counts"])
 
     def all_flagged(self, made: Tensors) -> bool:
@@ -145,7 +171,7 @@ class Step:
         given["moving"].masked_fill_(flagged, -1)
 
     def _learn(self, kind: Kind, batch: Batch, dhidden, learner, given: Tensors, made: Tensors) -> None:
-        backward = partial(self.decoder.backward, batch, learner, self.lowest, dhidden, kind.adds)
+        backward = partial(self.decoder.backward, batch, learner, self.lowest(batch.streams), dhidden, kind.adds)
         self.fresh &= not (kind.choosing or kind.update and self.fused)  # a backward that moves more than gradients
         lr = self._rates(self.lr, batch.streams[0])
         if not kind.update:
@@ -176,7 +202,7 @@ class Step:
         moved = given["moving"] >= 0
         finite = torch.isfinite(made["nll"].view(len(moved), -1).sum(1))
         made["skipped"].copy_(~(finite & moved))
-        learner.fused = Fused(moved.to(torch.int32), self.settings.optimizer.rule(), lr, made["skipped"])
+        learner.fused = Fused(moved.to(torch.int32), learner.state.optimizer.rule(), lr, made["skipped"])
         try:
             backward()
         finally:
@@ -193,25 +219,25 @@ class Step:
 
     def hold(self, p: Pass) -> None:
         """Before a pass whose gradient will wait: there is room for it, and nothing old in the room."""
-        state = self.learner(p.streams[0]).state
-        state.keep_grad = True  # not so where the gradient kernels update
-        gradients = state.take_gradients()
-        if self.own_slots and self.waits(p):  # else it is not added to what is there
-            for stream in p.streams:
-                if not self.states[stream].waiting:
-                    gradients[self.slot(stream)].zero_()
+        adds = self.own_slots and self.waits(p)  # else it is not added to what is there
+        for stream in p.streams:
+            state = self.learner(stream).state
+            state.keep_grad = True  # not so where the gradient kernels update
+            gradients = state.take_gradients()
+            if adds and not self.states[stream].waiting:
+                gradients[self.slot(stream)].zero_()
 
     def update(self, p: Pass, lr: torch.Tensor) -> Tensors:
         """One update of a pass's streams by the gradients that wait; what it has made."""
-        learner, device = self.learner(p.streams[0]), self.settings.device
-        slots = list(map(self.slot, p.streams)) if self.own_slots else [0]
+        learner, device = self.together(p), self.settings.device
+        slots = list(p.streams) if self.own_slots else [0]
         moving = torch.tensor(slots, dtype=torch.int32, device=device)
         rest = {name: torch.zeros(len(p.streams), dtype=torch.int32, device=device) for name in ("reset", "invalid")}
         made = {"norms": torch.zeros(len(slots), device=device), "skipped": torch.zeros_like(moving), "moving": moving, **rest}
         self.moving()
         self._move(learner, self._rates(lr, p.streams[0]), moving, made)
         self._tally(moving, made)
-        self._count_update(learner, len(slots))
+        self._count_update(p.streams if self.own_slots else p.streams[:1])
         for stream in p.streams:
             self.drop_gradient(stream)
         return made
@@ -247,17 +273,19 @@ class Step:
         if settings.owns_weights:
             learner.passes += keeps
         if kind.update:
-            self._count_update(learner, sum(moves and s not in flagged for moves, s in zip(p.moves, p.streams)) if self.own_slots else 1)
+            moved = [s for moves, s in zip(p.moves, p.streams) if moves and s not in flagged]
+            self._count_update(moved if self.own_slots else p.streams[:1])
         for stream, moves, share in zip(p.streams, p.moves, p.shares):
             if kind.update and moves:
                 self.drop_gradient(stream)
             elif share and keeps:
                 self.states[stream].waiting = True
 
-    def _count_update(self, learner, sets: int) -> None:
-        """``sets`` of weights have moved."""
-        if self.settings.owns_weights:
-            learner.count_update()
-        self.decoder.ledger.add(
-            "update", sets * update_op.flops(learner.state.updated, self.settings.optimizer.rule(), learner.layout.parts)
-        )
+    def _count_update(self, streams: Sequence[int]) -> None:
+        """The weights of ``streams`` have moved."""
+        for stream in streams:
+            learner = self.learner(stream)
+            if self.settings.owns_weights:
+                learner.count_update()
+            flops = update_op.flops(learner.state.updated, learner.state.optimizer.rule(), learner.layout.parts)
+            self.decoder.ledger.add("update", flops)

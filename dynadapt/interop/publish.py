@@ -139,7 +139,8 @@ def _write(source, to: Path, stream: int) -> None:
         if not learners or learners[0].owns_weights:
             raise PublishError(f"adapt={engine.adapt!r}: only an engine with LoRA has an adapter to publish")
         with engine.calls.call("publish"):
-            write_adapter(to, learners[0], engine.config, 0 if engine.shared else engine._check_stream(stream), engine.model.name)
+            step, stream = engine.driver.step, 0 if engine.shared else engine._check_stream(stream)
+            write_adapter(to, step.learner(stream), engine.config, step.slot(stream), engine.model.name)
         return
     source = Path(source)
     if not source.is_dir():

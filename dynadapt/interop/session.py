@@ -102,6 +102,8 @@ class Session:
             own = {name: source.tensor(name) for name in source.names() if name not in self._originals}
             own |= {name: canonical_value(config, name, value) for name, value in self._originals.items()}
             source = from_state(source.config, own, source.tokenizer, source.name)
+        if isinstance(engine.get("optimizer"), (list, tuple)):
+            raise ValueError(f"optimizer={engine['optimizer']!r}: attach takes one for all streams; Engine takes one a stream")
         self.engine = Engine(source, adapt=adapt, dtype=dtype, device=device or _one_device(stored, state), **engine)
         self._check_same_scores(state, stored)
         self._history: deque[Snapshot] = deque(maxlen=_choose_history(history, adapt))

@@ -11,6 +11,9 @@ Where parts differ, ``scale`` is a list of (rank, scale), one a part; R is then 
 the other, [slots, sum R_p, K], and u and dU have as many columns; of Bt a part has the upper R_p rows of its columns, and those
 below them are not read. A part of rank 0 has no adapter, and costs what one without costs.
 
+Where slots differ, too, ``scale`` is a ``SlotAdapters``, and A and Bt are flat buffers in which it says where each slot's lie
+(ops/slot_adapters.py).
+
 ``parts`` may be one ``Float8Weights`` that holds them all, or each an ``Int8Matrix``; the base product is then the quantised one
 (ops/float8.py, ops/int8.py). Native ones may be kept in a file's blocks of integers (ops/quants.py): the product is the one with
 their values.
@@ -26,11 +29,17 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from .float8 import Float8Weights, product
+from .slot_adapters import SlotAdapters
 
 
 def part_sizes(parts) -> tuple[int, ...]:
     """Outputs of each part."""
     return parts.part_sizes if isinstance(parts, Float8Weights) else tuple(part.shape[0] for part in parts)
+
+
+def _inputs(parts) -> int:
+    """Columns of x."""
+    return parts.q.shape[1] if isinstance(parts, Float8Weights) else parts[0].shape[1]
 
 
 def _columns(parts):
@@ -64,8 +73,21 @@ def by_stream(t: torch.Tensor, streams: int) -> torch.Tensor:
     return t.reshape(streams, t.shape[0] // streams, t.shape[1])
 
 
+def slot_by_slot(rows: int, slots: torch.Tensor) -> Iterator[tuple[slice, int]]:
+    """(its rows of a call, slot) of each stream."""
+    each = rows // len(slots)
+    for i, slot in enumerate(slots.tolist()):
+        yield slice(i * each, (i + 1) * each), slot
+
+
 def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """y [N, O] and u = x A^T [N, P R] from x [N, K]; bias [O] or None; A is None: no adapter."""
+    if isinstance(scale, SlotAdapters):
+        for rows, slot in slot_by_slot(len(x), slots):
+            width = sum(scale.ranks(slot))
+            a, bt = scale.views(slot, A, Bt, x.shape[1], y.shape[1]) if width else (None, None)
+            linear_forward(x[rows], parts, bias, a, bt, slots.new_zeros(1), list(scale.pairs[slot]), u[rows, :width], y[rows])
+        return
     if isinstance(parts, Float8Weights):
         y.copy_(product(x, parts.q, parts.scale))
     else:
@@ -87,6 +109,13 @@ def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
 
 def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     """dU_p = scale dy_p Bt_p^T [N, P R]; dx = dy W + dU A [N, K]; dx None: nothing below learns."""
+    if isinstance(scale, SlotAdapters):
+        for rows, slot in slot_by_slot(len(dy), slots):
+            width = sum(scale.ranks(slot))
+            a, bt = scale.views(slot, A, Bt, _inputs(parts), dy.shape[1]) if width else (None, None)
+            back = None if dx is None else dx[rows]
+            linear_backward(dy[rows], parts, a, bt, slots.new_zeros(1), list(scale.pairs[slot]), dU[rows, :width], back)
+        return
     if A is not None:
         streams, rank = len(slots), Bt.shape[1]
         index = slots.long()

@@ -4,7 +4,7 @@
     dBt_{s,p} = scale u_{s,p}^T dy_{s,p}
 
 u = x A^T and dU = scale dy Bt^T come from ``linear_forward`` and ``linear_backward``; streams, parts, slots and a ``scale`` of pairs are
-as there. Rows of dBt beyond a part's rank become zero.
+as there. Rows of dBt beyond a part's rank become zero. With ``SlotAdapters`` dA and dBt are flat buffers laid out as A and Bt are.
 
 Source: Hu et al. 2021, LoRA (arXiv 2106.09685), eq. 3, differentiated.
 """
@@ -15,12 +15,21 @@ from collections.abc import Sequence
 
 import torch
 
-from .linear import by_stream, each_part, low_rank_size
+from .linear import by_stream, each_part, low_rank_size, slot_by_slot
+from .slot_adapters import SlotAdapters
 from .update import apply_gradient
 
 
 def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -> None:
     """dA = dU^T x [slots, P R, K]; dBt_p = scale u_p^T dy_p [slots, R, O]; only ``slots`` are touched."""
+    if isinstance(scale, SlotAdapters):
+        for rows, slot in slot_by_slot(len(dy), slots):
+            if not (width := sum(scale.ranks(slot))):
+                continue
+            a, bt = scale.views(slot, dA, dBt, x.shape[1], dy.shape[1])
+            low = (u[rows, :width], dU[rows, :width])
+            lora_gradient(dy[rows], x[rows], *low, part_sizes, list(scale.pairs[slot]), slots.new_zeros(1), a, bt, accumulate)
+        return
     streams, rank = len(slots), dBt.shape[1]
     dys, xs, us, dUs = (by_stream(t, streams) for t in (dy, x, u, dU))
     wide = dA.dtype

@@ -93,7 +93,7 @@ def peft_twin(m, e):
     state = learner.state
     state.master += 0.02 * torch.randn(state.master.shape, generator=generator)
     state.working = None  # products read the masters: float32
-    learner._bind()
+    learner.bind()
     return peft, learner
 
 

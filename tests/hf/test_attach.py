@@ -519,3 +519,11 @@ def test_an_adapter_from_a_session_loads_into_peft(tmp_path):
         seen = logits(model)
     with_adapter = peft.PeftModel.from_pretrained(model, tmp_path / "adapter")
     assert torch.allclose(logits(with_adapter), seen, atol=1e-5)
+
+
+def test_streams_of_a_session_learn_in_one_way():
+    live = live_model()
+    with pytest.raises(ValueError, match=r"optimizer=\[Adam\(.*attach takes one for all streams"):
+        dynadapt.attach(live, LoRA(rank=2), optimizer=[Adam(), dynadapt.SGD()], streams=2, segment=T)
+    with pytest.raises(ValueError, match=r"adapt=\[LoRA\(.*expected LoRA"):
+        dynadapt.attach(live, [LoRA(rank=2), LoRA(rank=3)], streams=2, segment=T)

@@ -72,7 +72,7 @@ class Call:
                 made.kind = next(kinds for op, kinds in KINDS.items() if self.op.startswith(op)).index(self.values["kind"])
             elif field == "part_count":
                 made.part_count = len(sizes)
-            elif not field.startswith("part_") and not (field == "eps" and "eps" not in self.values):  # eps: of the forward only
+            elif not field.startswith(("part_", "slot_")) and not (field == "eps" and "eps" not in self.values):  # eps: of the forward only
                 value = self.values[SHORT.get(field, field)]
                 if value is not None:  # as it stands: 0
                     setattr(made, field, value)

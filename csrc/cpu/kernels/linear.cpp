@@ -22,7 +22,7 @@ struct ForwardRoom {
     int64_t widest = 0;
     for (int p = 0; p < c.part_count; p++) widest = larger(widest, forward_room<T>(*c.parts[p]));
     wide = arena.take<Panel<T>>(widest);
-    low = arena.take<Panel<T>>(panel_size<T>(c.adapter.rank));
+    low = arena.take<Panel<T>>(panel_size<T>(c.adapters.largest()));
     adapter = arena.take<Panel<T>>(forward_low_size<T>(c));
     bytes = arena.used();
   }
@@ -32,17 +32,14 @@ struct ForwardRoom {
 template <class T>
 void forward_panel_rows(const LinearForward& c, const ForwardRoom<T>& room, const Place& at, const Panel<T>* panel, int64_t begin,
                         int64_t end) {
-  const Adapter& low = c.adapter;
-  const PartRank own = low.ranks.part[at.part];
-  const int64_t width = low.ranks.width;
   const T* bias = c.bias ? static_cast<const T*>(c.bias) + at.column : nullptr;
-  for_streams(c.N, low.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
+  for_streams(c.N, c.adapters.streams(), begin, end, [&](int64_t s, int64_t from, int64_t to) {
+    const PartRank own = c.adapters.empty() ? PartRank{} : c.adapters[size_t(s)].ranks.part[at.part];
     Term<T> terms[2];
     int count = 0;
     if (own.rank) {
-      pack_panel_nn(static_cast<const T*>(low.Bt) + low.slots[s] * low.Bt_stride + at.column, c.O, at.columns, own.rank,
-                    room.low);
-      terms[count++] = {static_cast<const T*>(c.u) + from * width + own.first, width, room.low, own.rank, own.scale};
+      pack_panel_nn(static_cast<const T*>(c.adapters[size_t(s)].Bt) + at.column, c.O, at.columns, own.rank, room.low);
+      terms[count++] = {static_cast<const T*>(c.u) + from * c.low_width + own.first, c.low_width, room.low, own.rank, own.scale};
     }
     terms[count++] = {static_cast<const T*>(c.x) + from * c.ldx, c.ldx, panel, c.K, 1.0f};
     multiply_rounded<T>(to - from, at.columns, terms, count, bias, static_cast<T*>(c.y) + from * c.O + at.column, c.O);
@@ -60,7 +57,7 @@ void forward(const LinearForward& c) {
   TaskQueue low_queue(low.tasks()), queue(grid.tasks());
   parallel(threads, panels * ((c.N + kMR - 1) / kMR), [&](Team team) {
     const ForwardRoom<T> room(c, base + bytes * team.rank);
-    if (c.adapter.A) {
+    if (!c.adapters.empty()) {
       int64_t packed = -1;
       for (Range r = low_queue.take(team.size); r.begin < r.end; r = low_queue.take(team.size))
         forward_low<T>(c, room.adapter, packed, low.begin(r.begin), low.begin(r.end));
@@ -87,7 +84,7 @@ struct BackwardRoom {
     int64_t turned_size = 0;
     for (int p = 0; p < c.part_count; p++) turned_size += backward_panel_size<T>(*c.parts[p]);
     turned = arena.take<Panel<T>>(turned_size);
-    low = arena.take<Panel<T>>(panel_size<T>(c.adapter.ranks.width));
+    low = arena.take<Panel<T>>(panel_size<T>(c.adapters.widest()));
     adapter = arena.take<Panel<T>>(backward_low_size<T>(c));
     bytes = arena.used();
   }
@@ -97,15 +94,14 @@ struct BackwardRoom {
 template <class T>
 void backward_panel_rows(const LinearBackward& c, const BackwardRoom<T>& room, const Panel<T>* turned, int64_t j, int64_t begin,
                          int64_t end) {
-  const Adapter& low = c.adapter;
-  const int64_t width = low.ranks.width;
   const int columns = int(smaller<int64_t>(kNR, c.K - j * kNR));
-  for_streams(c.N, low.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
+  for_streams(c.N, c.adapters.streams(), begin, end, [&](int64_t s, int64_t from, int64_t to) {
+    const int64_t width = c.adapters.empty() ? 0 : c.adapters[size_t(s)].ranks.width;
     Term<T> terms[kMaxParts + 1];
     int count = 0;
-    if (low.A) {
-      pack_panel_nn(static_cast<const T*>(low.A) + low.slots[s] * low.A_stride + j * kNR, c.K, columns, width, room.low);
-      terms[count++] = {static_cast<const T*>(c.dU) + from * width, width, room.low, width, 1.0f};
+    if (width) {
+      pack_panel_nn(static_cast<const T*>(c.adapters[size_t(s)].A) + j * kNR, c.K, columns, width, room.low);
+      terms[count++] = {static_cast<const T*>(c.dU) + from * c.low_width, c.low_width, room.low, width, 1.0f};
     }
     const T* dy = static_cast<const T*>(c.dy) + from * c.O;
     const Panel<T>* panel = turned;
@@ -154,13 +150,13 @@ void backward(const LinearBackward& c) {
       const auto share = team.share(panels * pieces);
       turn_pieces<T>(c, pieces, share.begin, share.end, all);
     }
-    if (c.adapter.A) {
+    if (!c.adapters.empty()) {
       int64_t packed = -1;
       for (Range r = low_queue.take(team.size); r.begin < r.end; r = low_queue.take(team.size))
         backward_low<T>(c, room.adapter, packed, low.begin(r.begin), low.begin(r.end));
       if (!c.dx) return;
     }
-    if (before || c.adapter.A) team.barrier();
+    if (before || !c.adapters.empty()) team.barrier();
     int64_t last = -1;
     for (Range r = queue.take(team.size); r.begin < r.end; r = queue.take(team.size))
       for (int64_t t = r.begin; t < r.end; t++) {

@@ -42,7 +42,7 @@ struct ForwardRoom {
   ForwardRoom(const LinearForward& c, void* base) {
     Arena arena(base);
     panel = arena.take<char>(Form::kStep == 4 ? 0 : integer_panel_bytes<Form>(c.K));
-    low = arena.take<Panel<T>>(panel_size<T>(c.adapter.rank));
+    low = arena.take<Panel<T>>(panel_size<T>(c.adapters.largest()));
     adapter = arena.take<Panel<T>>(forward_low_size<T>(c));
     bytes = arena.used();
   }
@@ -52,16 +52,13 @@ struct ForwardRoom {
 template <class Form, class T>
 void forward_panel_rows(const LinearForward& c, const ForwardRoom<Form, T>& room, const IntegerRows<Form>& x, const Place& at,
                         const char* panel, int64_t begin, int64_t end) {
-  const Adapter& low = c.adapter;
-  const PartRank own = low.ranks.part[at.part];
-  const int64_t width = low.ranks.width;
   const T* bias = c.bias ? static_cast<const T*>(c.bias) + at.column : nullptr;
-  for_streams(c.N, low.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
+  for_streams(c.N, c.adapters.streams(), begin, end, [&](int64_t s, int64_t from, int64_t to) {
+    const PartRank own = c.adapters.empty() ? PartRank{} : c.adapters[size_t(s)].ranks.part[at.part];
     Term<T> low_rank;
     if (own.rank) {
-      pack_panel_nn(static_cast<const T*>(low.Bt) + low.slots[s] * low.Bt_stride + at.column, c.O, at.columns, own.rank,
-                    room.low);
-      low_rank = {static_cast<const T*>(c.u) + from * width + own.first, width, room.low, own.rank, own.scale};
+      pack_panel_nn(static_cast<const T*>(c.adapters[size_t(s)].Bt) + at.column, c.O, at.columns, own.rank, room.low);
+      low_rank = {static_cast<const T*>(c.u) + from * c.low_width + own.first, c.low_width, room.low, own.rank, own.scale};
     }
     const IntegerTerm<Form> term{x.from(from, 0), panel, group_count(c.K)};
     integer_rounded(to - from, at.columns, own.rank ? &low_rank : nullptr, &term, 1, bias,
@@ -84,7 +81,7 @@ void forward(const LinearForward& c) {
     for (Range r = row_queue.take(team.size); r.begin < r.end; r = row_queue.take(team.size)) {
       const int64_t begin = low.begin(r.begin), end = low.begin(r.end);
       for (int64_t n = begin; n < end; n++) quantize_row(static_cast<const T*>(c.x) + n * c.ldx, c.K, x.from(n, 0));
-      if (c.adapter.A) forward_low<T>(c, room.adapter, packed, begin, end);
+      if (!c.adapters.empty()) forward_low<T>(c, room.adapter, packed, begin, end);
     }
     team.barrier();
     int64_t last = -1;
@@ -115,7 +112,7 @@ struct BackwardRoom {
     Arena arena(base);
     turned = arena.take<char>(output_groups(c) * kBlockBytes<Form>);
     wide = arena.take<float>(kScaleGroup * kNR);
-    low = arena.take<Panel<T>>(panel_size<T>(c.adapter.ranks.width));
+    low = arena.take<Panel<T>>(panel_size<T>(c.adapters.widest()));
     adapter = arena.take<Panel<T>>(backward_low_size<T>(c));
     bytes = arena.used();
   }
@@ -146,14 +143,13 @@ void turn_parts(const LinearBackward& c, const BackwardRoom<Form, T>& room, int6
 template <class Form, class T>
 void backward_panel_rows(const LinearBackward& c, const BackwardRoom<Form, T>& room, const IntegerRows<Form>& dy, int64_t j,
                          int64_t begin, int64_t end) {
-  const Adapter& low = c.adapter;
-  const int64_t width = low.ranks.width;
   const int columns = int(smaller<int64_t>(kNR, c.K - j * kNR));
-  for_streams(c.N, low.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
+  for_streams(c.N, c.adapters.streams(), begin, end, [&](int64_t s, int64_t from, int64_t to) {
+    const int64_t width = c.adapters.empty() ? 0 : c.adapters[size_t(s)].ranks.width;
     Term<T> low_rank;
-    if (low.A) {
-      pack_panel_nn(static_cast<const T*>(low.A) + low.slots[s] * low.A_stride + j * kNR, c.K, columns, width, room.low);
-      low_rank = {static_cast<const T*>(c.dU) + from * width, width, room.low, width, 1.0f};
+    if (width) {
+      pack_panel_nn(static_cast<const T*>(c.adapters[size_t(s)].A) + j * kNR, c.K, columns, width, room.low);
+      low_rank = {static_cast<const T*>(c.dU) + from * c.low_width, c.low_width, room.low, width, 1.0f};
     }
     IntegerTerm<Form> terms[kMaxParts];
     int64_t group = 0;
@@ -162,7 +158,7 @@ void backward_panel_rows(const LinearBackward& c, const BackwardRoom<Form, T>& r
       terms[p] = {dy.from(from, group), room.turned + group * kBlockBytes<Form>, groups};
       group += groups;
     }
-    integer_rounded(to - from, columns, low.A ? &low_rank : nullptr, terms, c.part_count, static_cast<const T*>(nullptr),
+    integer_rounded(to - from, columns, width ? &low_rank : nullptr, terms, c.part_count, static_cast<const T*>(nullptr),
                     static_cast<T*>(c.dx) + from * c.K + j * kNR, c.K);
   });
 }
@@ -191,7 +187,7 @@ void backward(const LinearBackward& c) {
     int64_t packed = -1;
     for (Range r = row_queue.take(team.size); r.begin < r.end; r = row_queue.take(team.size)) {
       const int64_t begin = low.begin(r.begin), end = low.begin(r.end);
-      if (c.adapter.A) backward_low<T>(c, room.adapter, packed, begin, end);
+      if (!c.adapters.empty()) backward_low<T>(c, room.adapter, packed, begin, end);
       for (int64_t n = begin; c.dx && n < end; n++) quantize_parts(c, static_cast<const T*>(c.dy) + n * c.O, dy.from(n, 0));
     }
     if (!c.dx) return;

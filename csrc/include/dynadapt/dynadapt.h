@@ -108,6 +108,14 @@ typedef struct {
    * upper rows of its columns. `scale` is not read. */
   const int64_t* part_ranks;
   const float* part_scales;
+  /* Where slots differ (else 0 and NULL): slot_table [slot_count, 2 + P] has the first element of a slot's A and of its Bt, then the
+   * rank of each part; slot_scales [slot_count, P]. A and Bt (dA and dBt) are then flat, act (f32) [elements], and may be one buffer, in
+   * which A [sum of the slot's ranks, K] and Bt [its largest rank, O] lie as those of a call with its ranks alone do; a slot whose
+   * ranks are all 0 has no adapter. u and dU have at least as many columns as the widest slot of the call has rows of A; those beyond a
+   * slot's own are neither read nor written. `scale`, part_ranks and part_scales are not read. */
+  int64_t slot_count;
+  const int64_t* slot_table;
+  const float* slot_scales;
 } dynadapt_linear_params;
 
 /* y = x W^T + bias + scale * (x A_s,p^T) Bt_s,p. The P parts' outputs stand side by side in y [N, O].
@@ -130,6 +138,9 @@ typedef struct {
   const int64_t* part_sizes; /* columns of dy that belong to each part */
   const int64_t* part_ranks; /* as in dynadapt_linear_params; rows of dBt beyond a part's rank become zero */
   const float* part_scales;
+  int64_t slot_count; /* as in dynadapt_linear_params */
+  const int64_t* slot_table;
+  const float* slot_scales;
 } dynadapt_lora_gradient_params;
 
 /* dA_s = dU^T x (f32 [slots, P*R, K]) and dBt_s,p = scale * u_p^T dy_p (f32 [slots, R, O]); each slot may

@@ -148,6 +148,10 @@ class FlatState(UpdateState):
                 buffer[slot].zero_()
         self.step[slot] = 0
 
+    def put_back(self, op, flags: torch.Tensor, slots: torch.Tensor, kept: torch.Tensor | None) -> None:
+        """Of the ``slots`` int32 [S], those that ``flags`` mark go back to the prior, on the device alone (ops/reset.py)."""
+        op(flags, slots, self.prior, self.master, self.working, self.grad, self.first, self.second, self.step, kept)
+
     def slot(self, slot: int) -> dict[str, torch.Tensor]:
         """Views of what one slot has of its own, but for the working copy, which follows the master."""
         named = {name: getattr(self, name) for name in ("master", "grad", "first", "second", "step", *["prior"] * self.own_priors)}

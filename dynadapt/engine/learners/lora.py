@@ -53,7 +53,7 @@ class LoraLearner:
         self.state = FlatState(self.layout, slots, optimizer, dtype, separate_working=True, device=device, keep_grad=keep_grad)
         self.initial = self.state.prior = self._initial(seed).to(device)
         self.kept = self._mask_of_A(device) if adapt.keep_a else None
-        self._bind()
+        self.bind()
         for slot in range(slots):
             self.start(slot, self.initial)
 
@@ -89,7 +89,8 @@ class LoraLearner:
             self.layout.view(mask, f"{layer}.{group}.A").fill_(1)
         return mask
 
-    def _bind(self) -> None:
+    def bind(self) -> None:
+        """Views of where the state's tensors are now."""
         view = self.layout.view
         self.views = {}
         for layer, group in self.learning:
@@ -102,6 +103,10 @@ class LoraLearner:
     def adapter(self, layer: int, group: str):
         """(A, Bt) in the working dtype, or (None, None) where nothing learns."""
         return self.views.get((layer, group), (None, None))
+
+    def ranks_of(self, layer: int, group: str, streams) -> tuple[int, ...]:
+        """Each part's rank, which is that of all streams."""
+        return self.ranks[layer, group]
 
     def gradient(self, ops, layer, group, dy, x, u, dU, slots, accumulate) -> None:
         """Write or add to the adapter gradients of ``slots`` for one group, or with ``fused`` set move the adapters at once."""

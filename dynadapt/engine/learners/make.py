@@ -11,6 +11,7 @@ from dynadapt.adapt.targets import adapted_parts, targeted
 from dynadapt.engine.weights import adaptable_sizes, group_sizes, source_weight
 
 from .lora import LoraLearner
+from .mixed import MixedAdapters
 from .rows import RowLearner
 from .whole_model import ModelLearner
 
@@ -45,19 +46,27 @@ def make_learner(
 
 
 def make_learners(settings, model) -> list:
-    """Of an engine: one LoRA learner serves every set of weights; weights of the model's own need a learner a set."""
+    """Of an engine: one LoRA learner serves all streams that learn in one way; weights of the model's own need a learner a set."""
     if not settings.learns:
         return []
     make = partial(
         make_learner,
-        settings.adapt,
-        settings.optimizer,
-        model,
-        settings.torch_dtype,
-        settings.backend,
-        settings.device,
+        model=model,
+        dtype=settings.torch_dtype,
+        backend=settings.backend,
+        device=settings.device,
         seed=settings.seed,
         keep_prior=settings.fixed and settings.watches,
         keep_grad=settings.why_not_fused is not None,
     )
-    return [make() for _ in range(settings.sets)] if settings.owns_weights else [make(slots=settings.sets)]
+    if settings.owns_weights:
+        return [make(settings.adapt, settings.optimizer) for _ in range(settings.sets)]
+    return [make(way.adapt, way.optimizer, slots=len(way.streams)) for way in settings.ways]
+
+
+def mixed_adapters(settings, learners, groups) -> MixedAdapters | None:
+    """The adapters of all ``learners`` as passes see them, ``groups`` being the model's; None where one serves all streams, or none is there."""
+    if settings.owns_weights or len(learners) < 2:
+        return None
+    streams = [way.streams for way in settings.ways]
+    return MixedAdapters(learners, streams, groups, settings.device, fixed=settings.fixed)

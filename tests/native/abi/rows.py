@@ -136,6 +136,9 @@ TARGETS = T((6,), "i64", values=(0, 4, -1, 2, 3, 1), bad=(5, 2**63 - 1))
 PART_RANKS = {
     "part_ranks": ((2, 2), (None, (3, 1), (-1, 2), (2, INT_MAX), (2**63 - 1, 2), (1, 1), (0, 0))),
     "part_scales": ((0.5, 2.0), (None, (NAN, 0.5), (0.5, INF))),
+    "slot_count": (0, (-1, -(2**63), 2**63 - 1)),  # of slots that differ: tests/ops/test_slot_adapters.py
+    "slot_table": (None, ANY),
+    "slot_scales": (None, ANY),
 }
 LINEAR = Struct("dynadapt_linear_params", {"scale": (0.5, NUMBER), **PART_RANKS})
 CAP = (NAN, INF, -INF, -1.0)

@@ -39,21 +39,21 @@ inline int64_t total_panels(const Matrix* const* parts, int count) {
 /// Elements that `forward_low` needs for A's panels.
 template <class T>
 inline int64_t forward_low_size(const LinearForward& c) {
-  return panel_count(c.adapter.ranks.width) * panel_size<T>(c.K);
+  return panel_count(c.adapters.widest()) * panel_size<T>(c.K);
 }
 
 /// u = x A^T for rows [begin, end); `packed` is the stream whose A stands in `panels`.
 template <class T>
 inline void forward_low(const LinearForward& c, Panel<T>* panels, int64_t& packed, int64_t begin, int64_t end) {
-  const int64_t width = c.adapter.ranks.width;
-  for_streams(c.N, c.adapter.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
-    if (s != packed)
-      pack_nt(static_cast<const T*>(c.adapter.A) + c.adapter.slots[s] * c.adapter.A_stride, c.K, width, c.K, panels);
+  for_streams(c.N, c.adapters.streams(), begin, end, [&](int64_t s, int64_t from, int64_t to) {
+    const auto& own = c.adapters[size_t(s)];
+    const int64_t width = own.ranks.width;
+    if (s != packed) pack_nt(static_cast<const T*>(own.A), c.K, width, c.K, panels);
     packed = s;
     for (int64_t n = 0; n < width; n += kNR) {
       const Term<T> term{static_cast<const T*>(c.x) + from * c.ldx, c.ldx, panels + n / kNR * panel_size<T>(c.K), c.K, 1.0f};
       multiply_rounded<T>(to - from, int(smaller<int64_t>(kNR, width - n)), &term, 1, nullptr,
-                          static_cast<T*>(c.u) + from * width + n, width);
+                          static_cast<T*>(c.u) + from * c.low_width + n, c.low_width);
     }
   });
 }
@@ -62,25 +62,25 @@ inline void forward_low(const LinearForward& c, Panel<T>* panels, int64_t& packe
 template <class T>
 inline int64_t backward_low_size(const LinearBackward& c) {
   int64_t size = 0;
-  for (int p = 0; p < c.part_count; p++) size += panel_count(c.adapter.ranks.part[p].rank) * panel_size<T>(c.parts[p]->rows);
+  for (int p = 0; p < c.part_count; p++) size += panel_count(c.adapters.largest(p)) * panel_size<T>(c.parts[p]->rows);
   return size;
 }
 
 /// dU_p = scale * dy_p Bt_p^T for rows [begin, end); `packed` is the stream whose Bt stands in `panels`.
 template <class T>
 inline void backward_low(const LinearBackward& c, Panel<T>* panels, int64_t& packed, int64_t begin, int64_t end) {
-  const int64_t width = c.adapter.ranks.width;
-  for_streams(c.N, c.adapter.streams, begin, end, [&](int64_t s, int64_t from, int64_t to) {
-    const T* Bt = static_cast<const T*>(c.adapter.Bt) + c.adapter.slots[s] * c.adapter.Bt_stride;
+  for_streams(c.N, c.adapters.streams(), begin, end, [&](int64_t s, int64_t from, int64_t to) {
+    const Ranks& ranks = c.adapters[size_t(s)].ranks;
+    const T* Bt = static_cast<const T*>(c.adapters[size_t(s)].Bt);
     Panel<T>* panel = panels;
     for (int64_t p = 0, column = 0; p < c.part_count; column += c.parts[p++]->rows) {
-      const PartRank own = c.adapter.ranks.part[p];
+      const PartRank own = ranks.part[p];
       const int64_t depth = c.parts[p]->rows;
       if (s != packed) pack_nt(Bt + column, c.O, own.rank, depth, panel);
       for (int64_t n = 0; n < own.rank; n += kNR, panel += panel_size<T>(depth)) {
         const Term<T> term{static_cast<const T*>(c.dy) + from * c.O + column, c.O, panel, depth, own.scale};
         multiply_rounded<T>(to - from, int(smaller<int64_t>(kNR, own.rank - n)), &term, 1, nullptr,
-                            static_cast<T*>(c.dU) + from * width + own.first + n, width);
+                            static_cast<T*>(c.dU) + from * c.low_width + own.first + n, c.low_width);
       }
     }
     packed = s;
