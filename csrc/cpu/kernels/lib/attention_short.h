@@ -1,6 +1,7 @@
-// Attention over short streams without memory, such as the prompts of in-context learning: where all queries of a stream
-// are one block and no window ends within it, a kv head is one task. Its thread packs what it needs, multiplies and writes, all in its first-level
-// cache, and nothing is handed from one thread to another. Which streams go this way depends on the sizes of one stream.
+// Attention over short streams without memory, such as the prompts of in-context learning: where all queries of a stream are one block
+// and no window ends anywhere (else a row's bits would depend on how long its neighbours are), a kv head is one task. Its thread packs
+// what it needs, multiplies and writes, all in its first-level cache, and nothing is handed from one thread to another. Which streams
+// go this way depends on the sizes of one stream.
 #pragma once
 
 #include "cpu/kernels/lib/attention_window.h"
@@ -9,7 +10,7 @@
 namespace dynadapt::DYN_ISA {
 
 inline bool is_short(const AttentionShape& s, const AttentionPlan& p) {
-  return !s.mem_k && p.blocks == 1 && s.window >= p.segment;
+  return !s.mem_k && p.blocks == 1 && s.window == kNoWindow;
 }
 
 /// Calls task(item, room) for each kv head of each stream; `bytes` of 64-byte aligned room for each thread.
