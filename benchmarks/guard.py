@@ -1,0 +1,132 @@
+"""What a guard costs and saves: 24 texts, static, adapted at four rates, guarded, and three rates mixed without choosing one.
+
+    dynadapt corpus build --out corpus
+    python benchmarks/guard.py corpus --out runs/guard          # stopped, the same command goes on with the next text
+
+SmolLM2-135M, LoRA at its defaults but for the rate, segments and memory of 512. Texts: the first, the middle and the last TOKENS tokens of what
+each of six domains holds out, three splices of four of them, random words, random characters, one sentence again and again. The corpus' other
+three domains are of authors and projects whose texts served to choose defaults (docs/defaults.md), and are not read.
+
+Rules, fixed before the runs:
+- never worse: guarded at the default rate, and at ten times it, no text's loss is more than 0.001 nats above the static one's;
+- no rate to guess: the mean over texts of (rates mixed and guarded) - (the better of static and the best rate of that text) is at most 0.005 nats;
+- the bound: no mixture is above the best of what it mixes by more than the bound that it states.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import dynadapt  # noqa: E402
+from benchmarks.script import domains_of, parser_of  # noqa: E402
+from dynadapt.common.environment import environment  # noqa: E402
+from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
+
+TOKENS, RATE = 4097, 2e-3
+RATES = [5e-4, 2e-3, 8e-3]
+TUNED = ("novels", "python-docs", "python-code")
+WORSE, BEHIND = 0.001, 0.005
+
+
+def held_out(corpus: Path, domain: str) -> str:
+    lines = (corpus / domain / "heldout.jsonl").read_text("utf-8").splitlines()
+    return "\n\n".join(json.loads(line)["text"] for line in lines)
+
+
+def texts(corpus: Path, tokenizer) -> dict[str, str]:
+    """name -> text of TOKENS tokens or a little more, which is cut when it is read."""
+    found, rng = {}, random.Random(0)
+    domains = [domain for domain in domains_of(corpus, []) if domain not in TUNED]
+    ids = {domain: tokenizer.encode(held_out(corpus, domain)) for domain in domains}
+    for domain in domains:
+        if len(ids[domain]) < 4 * TOKENS:
+            raise SystemExit(f"{corpus}: {domain} holds out {len(ids[domain])} tokens; {4 * TOKENS} are needed")
+        middle = len(ids[domain]) // 2
+        for part, begin in (("first", 0), ("middle", middle), ("last", len(ids[domain]) - TOKENS)):
+            found[f"{domain}, {part}"] = tokenizer.decode(ids[domain][begin : begin + TOKENS])
+    for _ in range(3):
+        chosen = rng.sample(domains, 4)
+        middle = [ids[domain][3 * len(ids[domain]) // 4 :][: TOKENS // 4 + 1] for domain in chosen]
+        found[f"splice of {', '.join(chosen)}"] = tokenizer.decode([token for part in middle for token in part])
+    words = sorted({word for domain in domains for word in found[f"{domain}, first"].split()})
+    found["random words"] = " ".join(rng.choice(words) for _ in range(2 * TOKENS))
+    found["random characters"] = "".join(chr(rng.randrange(32, 127)) for _ in range(4 * TOKENS))
+    found["one sentence"] = "The quick brown fox jumps over the lazy dog near the bank of the river. " * TOKENS
+    return found
+
+
+def measure(model, text: str) -> dict:
+    settings = {"string": text, "tokens": TOKENS, "memory": 512, "dtype": "auto"}
+    keep = lambda s: {name: s[name] for name in ("nll", "nll_static", "nll_adapted", "guard_bound", "tokens", "flops")}  # noqa: E731
+    run = lambda **more: keep(dynadapt.evaluate(model, **settings, **more).summary)  # noqa: E731
+    return {
+        "guarded": run(lr=RATE, guard="exact"),
+        "guarded, ten times the rate": run(lr=10 * RATE, guard="exact"),
+        "rates": run(rates=RATES, guard="exact"),
+    }
+
+
+def verdicts(rows: list[dict]) -> dict:
+    """By the rules above."""
+    found = {}
+    for arm in ("guarded", "guarded, ten times the rate"):
+        excess = {row["text"]: row[arm]["nll"] - row[arm]["nll_static"] for row in rows}
+        worst = max(excess, key=lambda name: excess[name])
+        verdict = "confirmed" if excess[worst] <= WORSE else "refuted"
+        found[f"never worse, {arm}"] = {"verdict": verdict, "texts": len(rows), "largest_excess": excess[worst], "text": worst}
+    behind = []
+    for row in rows:
+        learned = [nll for nll in row["rates"]["nll_adapted"].values() if nll is not None]
+        behind.append(row["rates"]["nll"] - min([row["rates"]["nll_static"], *learned]))
+    mean = sum(behind) / len(behind)
+    found["no rate to guess"] = {
+        "verdict": "confirmed" if mean <= BEHIND else "refuted",
+        "texts": len(rows),
+        "mean_behind": mean,
+        "most": max(behind),
+    }
+    over = []
+    for row in rows:
+        for arm in ("guarded", "guarded, ten times the rate", "rates"):
+            r = row[arm]
+            adapted = list(r["nll_adapted"].values()) if isinstance(r["nll_adapted"], dict) else [r["nll_adapted"]]
+            best = min([r["nll_static"], *(nll for nll in adapted if nll is not None)])
+            over.append(r["nll"] - best - r["guard_bound"])
+    found["the bound"] = {
+        "verdict": "confirmed" if max(over) <= 1e-9 else "refuted",
+        "runs": len(over),
+        "largest_over_the_bound": max(over),
+    }
+    return found
+
+
+def main() -> int:
+    parser = parser_of(__doc__, "runs/guard")
+    parser.add_argument("corpus", type=Path, help="what `dynadapt corpus build` made")
+    parser.add_argument("--model", default="smollm2-135m", help="(default: %(default)s)")
+    given = parser.parse_args()
+    model = dynadapt.load(given.model)
+    given.out.mkdir(parents=True, exist_ok=True)
+    file = given.out / "results.json"
+    rows = read_json(file)["rows"] if file.exists() else []
+    for name, text in texts(given.corpus, model.tokenizer).items():
+        if name not in {row["text"] for row in rows}:
+            rows.append({"text": name, **measure(model, text)})
+            record = {"model": given.model, "tokens": TOKENS, "rate": RATE, "rates": RATES, "environment": environment(), "rows": rows}
+            write_json(file, {**record, "verdicts": verdicts(rows)})
+            row = rows[-1]
+            print(
+                f"{name:50} static {row['guarded']['nll_static']:.4f}  guarded {row['guarded']['nll']:.4f}  rates {row['rates']['nll']:.4f}"
+            )
+    print(json.dumps(verdicts(rows), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
