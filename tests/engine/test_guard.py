@@ -117,6 +117,17 @@ def test_layers_below_what_learns_run_once(adapt, memory, options):
     e.score(text(9, 5)), e.generate([1, 2], 2)  # passes of other rows hand nothing over
 
 
+@pytest.mark.parametrize("memory, options", [("none", {}), ("keep", {}), ("reproject", {"static": True}), ("overlap", {})])
+def test_where_the_head_alone_learns_all_layers_run_once(memory, options):
+    options = {"memory": MEMORIES[memory], "streams": 2, **options}
+    e = engine("llama", adapt=LoRA(2, targets=["head"]), **options)
+    still = engine("llama", adapt=None, optimizer=None, guard=None, **options)
+    for seed, lengths in enumerate((None, [T, 3], [0, 5], None)):
+        e.step(text(seed), lengths)
+        assert torch.equal(e.last.nll_static, still.step(text(seed), lengths))
+    assert not torch.equal(e.last.nll_adapted, e.last.nll_static)
+
+
 @pytest.mark.parametrize(
     "family, adapt, options",
     [
