@@ -83,10 +83,11 @@ class Guarding:
     Args:
         guard: a ``Guard`` or None. learners: K streams of the engine that read each text, one after the other.
         halve: after how many segments half of them is dropped; None: never.
+        described: what an engine's description has of it beside the engine's settings.
     """
 
-    def __init__(self, engine, guard: Guard | None, learners: int = 1, halve: int | None = None):
-        self.learners, texts = learners, engine.streams // learners
+    def __init__(self, engine, guard: Guard | None, learners: int = 1, halve: int | None = None, described: dict | None = None):
+        self.learners, texts, self.described = learners, engine.streams // learners, described or {}
         self.prior = None if guard is None else Prior(engine, texts, _first_apart(engine, guard, halve))
         self.mixture = Mixture(texts, learners + (guard is not None), Guard.share if guard is None else guard.share, engine.device)
         self.looks = None if guard is None else Looks(guard, self.mixture, texts)

@@ -9,7 +9,7 @@ from engine_states import assert_equal, state_of
 from dynadapt import SGD, Adam, Engine, LoRA, Overlap, SegmentMemory
 from dynadapt.adapt.mixture import Mixture, regret
 from dynadapt.engine.rate_mixture import RateMixture
-from dynadapt.model import random_model, tiny_config
+from dynadapt.model import ModelError, random_model, tiny_config
 
 MODEL = random_model(tiny_config("llama"), seed=0, std=0.1)
 T, RATES = 8, (0.0, 0.02, 1e30)
@@ -134,6 +134,22 @@ def test_saved_states(tmp_path, options):
 def test_refusals(wrong, message):
     with pytest.raises(ValueError, match=message):
         mixture(**wrong)
+
+
+@pytest.mark.parametrize(
+    "saved, here",
+    [({}, {"rates": (0.0, 0.02, 0.3)}), ({"guard": "exact"}, {"guard": 2}), ({"halve": 1}, {"halve": 2}), ({}, None)],
+    ids=str,
+)
+def test_a_state_of_another_mixture_is_refused(tmp_path, saved, here):
+    m = mixture(**saved)
+    m.step(text())
+    m.save(tmp_path)
+    other = Engine(MODEL, **GIVEN, streams=len(RATES)) if here is None else mixture(**here)
+    before = state_of(other if here is None else other.engine)
+    with pytest.raises(ModelError, match=r"saved with mixture=\{'rates'"):
+        other.restore(tmp_path)
+    assert_equal(state_of(other if here is None else other.engine), before)
 
 
 def test_arguments_of_a_step():
