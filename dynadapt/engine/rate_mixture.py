@@ -74,7 +74,7 @@ class RateMixture:
 
     def weights(self, stream: int = 0) -> dict[str, float]:
         """What each expert counts in the text's next token, by rate, and with a guard "prior"; waits for the device."""
-        names = ["prior"] * (self.guard is not None) + [f"{rate:g}" for rate in self.rates]
+        names = ["prior"] * (self.guard is not None) + [f"{rate:.9g}" for rate in self.rates]
         return dict(zip(names, self.mixing.mixture.weights(check_stream(stream, self.texts)).tolist()))
 
     def explain(self, time: bool = False) -> str:

@@ -166,6 +166,22 @@ def test_arguments_of_a_step():
     assert "3 streams are learners of one text, mixed by fixed share 0.0001" in m.explain()
 
 
+@pytest.mark.parametrize("streams, lengths", [([1], [T]), ([0, 3, 1], [T] * 3), ([0, 1, 2], [T, 3, T]), ([0, 1, 2], [T] * 3)], ids=str)
+def test_rows_that_are_no_mixture_are_refused_and_change_nothing(streams, lengths):
+    m = mixture(streams=2, guard="exact")
+    m.step(text(0, 2))
+    before = state_of(m.engine)
+    for call in (m.engine.step, m.engine.forward_backward):
+        with pytest.raises(ValueError, match="streams=.* learners of one text"):
+            call(text(1, len(streams)), lengths, streams)
+    assert_equal(state_of(m.engine), before)
+    assert torch.isfinite(m.step(text(1, 2))).all()
+
+
+def test_close_rates_have_names_of_their_own():
+    assert list(mixture((0.0012345678, 0.0012345679)).weights()) == ["0.0012345678", "0.0012345679"]
+
+
 def test_a_context_outlives_the_learner_that_had_it():
     """With ``Overlap`` the prior's context is that of a learner that still runs."""
     m = mixture([1e30, 0.0], halve=1, guard="exact", memory=Overlap(5))

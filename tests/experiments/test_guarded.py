@@ -125,6 +125,8 @@ def test_on_the_command_line(root, tmp_path, monkeypatch, capsys):
     assert f"ran at rates {RATES}: it ended with an adapter of each rate" in "".join(capsys.readouterr())
     assert call("eval", *words, "--adapt", "none", "--guard", "exact") == 0
     assert "guard 'exact' has no effect with adapt 'none'" in "".join(capsys.readouterr())
+    (static,) = (run for run in (tmp_path / "runs").iterdir() if run != out)
+    assert call("audit", str(static), "--positions", "4") == 0, "nothing was mixed there"
 
 
 @pytest.mark.parametrize(
