@@ -11,7 +11,7 @@ def state_of(engine) -> dict:
     for prefix, memory in (("memory.", engine.decoder.memory), ("guard.memory.", prior and prior.memory)):
         for s, filled in enumerate(() if memory is None else memory.filled):  # what is behind the fill is never read
             for name, t in tensors.items():
-                if name.startswith(prefix) and name != f"{prefix}length":
+                if name.startswith(prefix) and name != f"{prefix}length" and ".delta." not in name:  # a state has one size
                     t[s, filled:] = 0
     working = [learner.state.working for learner in engine.learners if learner.state.working is not None]
     tensors.update({f"working.{i}": t.clone() for i, t in enumerate(working)})

@@ -74,6 +74,11 @@ def _check_prior(engine, stream: int) -> None:
         raise ValueError(
             "prior=True with adapt=LoRA(keep_a=True): a reset would lead back to its B alone, which is no adapter without its A"
         )
+    if engine.guarding is not None and engine.guarding.alarms is not None:
+        raise ValueError(
+            f"prior=True with guard={engine.guard!r} and reset='auto': a stream that the model as it was overtakes goes on as it would, with "
+            "its memory; use another reset, or no prior"
+        )
     if engine.driver.step.fused and learner.state.optimizer.decay:
         raise ValueError(
             f"prior=True with optimizer={engine.optimizer!r} on fixed shapes: its update rides in the gradient kernels, which know one "

@@ -195,6 +195,8 @@ class Decoder:
                 handover.keep(batch, x, delta)
             key = i if i >= first_kept else "shared"
             x, delta = self._layer(batch, learner, i, key, x, delta)
+        if handover is not None and handover.layer == self.config.layers > self.first:  # only the head is other
+            handover.keep(batch, x, delta)
         res, hidden = self._norm(x, delta, self.active.final_norm, "final")
         self.final = res
         return self._scale_hidden(hidden)
@@ -372,7 +374,8 @@ class Decoder:
             source = self.ws(f"{name} qkv of all layers", self.attention_count, batch.rows, q + 2 * kv)
             columns, stores = [q, q + kv], [m.key_stack, m.value_stack]
         if isinstance(counts, torch.Tensor):
-            self.ops.memory_advance(source, tuple(columns), stores, m.length, batch.memory_slots, counts, m.memory.sinks)
+            if len(source):  # else no layer remembers, and the fill alone is counted
+                self.ops.memory_advance(source, tuple(columns), stores, m.length, batch.memory_slots, counts, m.memory.sinks)
             self.ops.memory_fill(m.length, batch.memory_slots, counts, m.memory.capacity)
         else:
             m.advance(source, columns, stores, batch.streams, counts)

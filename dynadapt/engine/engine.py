@@ -236,7 +236,8 @@ class Engine:
 
     def describe(self) -> dict:
         """The configuration as plain data; two engines with equal descriptions can exchange saved states."""
-        return {"model": self.model.fingerprint(), **self.settings.describe()}
+        mixed = {} if self.guarding is None else self.guarding.described
+        return {"model": self.model.fingerprint(), **self.settings.describe(), **mixed}
 
     def explain(self, time: bool = False) -> str:
         """Which implementation each op uses and why, what a step costs; with ``time`` where its seconds go."""

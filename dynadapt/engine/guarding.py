@@ -83,10 +83,11 @@ class Guarding:
     Args:
         guard: a ``Guard`` or None. learners: K streams of the engine that read each text, one after the other.
         halve: after how many segments half of them is dropped; None: never.
+        described: what an engine's description has of it beside the engine's settings.
     """
 
-    def __init__(self, engine, guard: Guard | None, learners: int = 1, halve: int | None = None):
-        self.learners, texts = learners, engine.streams // learners
+    def __init__(self, engine, guard: Guard | None, learners: int = 1, halve: int | None = None, described: dict | None = None):
+        self.learners, texts, self.described = learners, engine.streams // learners, described or {}
         self.prior = None if guard is None else Prior(engine, texts, _first_apart(engine, guard, halve))
         self.mixture = Mixture(texts, learners + (guard is not None), Guard.share if guard is None else guard.share, engine.device)
         self.looks = None if guard is None else Looks(guard, self.mixture, texts)
@@ -94,8 +95,14 @@ class Guarding:
         self.halving = None if halve is None else Halving(halve, texts, learners, engine.reset_policy == "document", engine.device)
 
     def run(self, driver, call: StepCall, apart: bool) -> tuple[torch.Tensor, StepReport]:
-        """(the mixture's scores [R, T], report) of one step of the engine's ``driver``, R texts; see ``Eager.run``."""
+        """(the mixture's scores [R, T], report) of one step of the engine's ``driver``, R texts; see ``Eager.run``.
+
+        Raises:
+            ValueError: rows that are not a text's learners side by side; nothing has changed.
+        """
         k, context = self.learners, driver.step.settings.context
+        if k > 1:
+            self._check_groups(call)
         texts, lengths = [s // k for s in call.streams[::k]], call.lengths[::k]
         running = {text: 0 if self.halving is None else self.halving.alive[text].index(True) for text in texts}  # a learner of each
         histories = {text: driver.step.states[text * k + first].history for text, first in running.items()} if context else {}
@@ -127,6 +134,18 @@ class Guarding:
         report.guard_bound = [self.mixture.bound(text) for text in texts]
         report.flops = dict(driver.step.decoder.ledger.step)
         return mixed, report
+
+    def _check_groups(self, call: StepCall) -> None:
+        k, streams, lengths = self.learners, call.streams, call.lengths
+        whole = [s // k * k + i for s in streams[::k] for i in range(k)] == streams and [
+            n for n in lengths[::k] for _ in range(k)
+        ] == lengths
+        rows = call.tokens.reshape(-1, k, call.tokens.shape[1]) if whole and call.tokens.device.type == "cpu" else None
+        if not whole or rows is not None and not bool((rows == rows[:, :1]).all()):
+            raise ValueError(
+                f"streams={streams}: {k} streams each are learners of one text, whose scores are mixed; expected all of a text's, with rows "
+                "that are alike, as RateMixture.step gives them"
+            )
 
     def _go_back(self, step, streams: list[int], report: StepReport) -> None:
         """Streams that the prior has overtaken go on as it would: with its weights and, since what diverged is in theirs, its memory."""

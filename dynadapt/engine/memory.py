@@ -109,7 +109,8 @@ class MemoryState:
 
     def advance(self, source: torch.Tensor, columns: Sequence[int], stores, slots: Sequence[int], counts: Sequence[int]) -> None:
         """``memory_advance`` and ``memory_fill`` (ops/memory.py) where the host knows all numbers: slices, no index."""
-        segments = source.view(source.shape[0], len(slots), -1, source.shape[2])  # [L, S, T, width]
+        layers, rows, width = source.shape
+        segments = source.view(layers, len(slots), rows // len(slots), width)  # [L, S, T, width]; L may be 0
         for column, rows in zip(columns, stores):
             store = WindowStore(rows)
             for i, (slot, count) in enumerate(zip(slots, counts)):

@@ -1,7 +1,8 @@
 """The model as it was loaded, scored beside the one that learns: static passes through the frozen weights that are there already.
 
 It is a step of its own in which nothing learns, with segment memory of its own: what it scores is what a static engine of the same
-settings scores, to the bit. Buffers, ops and the ledger are the learning engine's; its FLOPs count as forward.
+settings scores, to the bit (with base="float8" weights that learn are those in ``dtype`` here, as where they start). Buffers, ops and
+the ledger are the learning engine's; its FLOPs count as forward.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 
@@ -46,7 +47,8 @@ class RateMixture:
         self.engine = Engine(model, streams=self.texts * k, **settings)
         if self.engine.adapt is None:
             raise ValueError(f"adapt=None with rates={self.rates!r}: nothing learns at any of them; give adapt, or no rates")
-        self.mixing = self.engine.guarding = Guarding(self.engine, self.guard, k, self.halve)
+        mixture = {"rates": self.rates, "guard": None if self.guard is None else asdict(self.guard), "halve": self.halve}
+        self.mixing = self.engine.guarding = Guarding(self.engine, self.guard, k, self.halve, {"mixture": mixture})
         for stream in range(self.engine.streams):
             self.engine.set_lr(stream, self.rates[stream % k])
 
@@ -72,7 +74,7 @@ class RateMixture:
 
     def weights(self, stream: int = 0) -> dict[str, float]:
         """What each expert counts in the text's next token, by rate, and with a guard "prior"; waits for the device."""
-        names = ["prior"] * (self.guard is not None) + [f"{rate:g}" for rate in self.rates]
+        names = ["prior"] * (self.guard is not None) + [f"{rate:.9g}" for rate in self.rates]
         return dict(zip(names, self.mixing.mixture.weights(check_stream(stream, self.texts)).tolist()))
 
     def explain(self, time: bool = False) -> str:

@@ -118,7 +118,7 @@ def _check_record(engine, record, root: Path) -> None:
     for name, expected in _files_of(record, where).items():
         if wrong := differs(root / name, expected):
             raise ModelError(f"{wrong} (engine.json beside it was written with other files, or they changed since)")
-    for name in here if "guard" in here or "guard" not in saved else (*here, "guard"):
+    for name in (*here, *({"guard", "mixture"} & saved.keys() - here.keys())):  # said where used
         if name not in saved or name not in here or here[name] != saved[name]:
             raise ModelError(f"{root}: saved with {name}={saved.get(name)!r}; this engine has {here.get(name)!r}")
     is_count = lambda value: type(value) is int and 0 <= value < 2**63  # noqa: E731
@@ -209,7 +209,7 @@ def _check_values(engine, path: Path, name: str, value: torch.Tensor, tensors: d
     if value.is_floating_point():
         if own.startswith(("memory.keys.", "memory.values.", "memory.inputs.")):  # beyond a slot's length lies what it has forgotten
             value = torch.cat([rows[:count] for rows, count in zip(value, tensors[f"{guarded}memory.length"].tolist())])
-        diverged = engine.guarding is not None and name.startswith("memory.")  # an adapted model that did, which counts for nothing
+        diverged = engine.guarding is not None and name.startswith(("memory.", "learner."))  # what did counts for nothing in a mixture
         if (
             not name.endswith(".grad") and not diverged and value.numel() and count_not_finite(value)
         ):  # such a gradient is skipped, and stays

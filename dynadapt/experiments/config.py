@@ -110,8 +110,8 @@ class EvalConfig:
     )
     targets: str = setting(
         "all",
-        "which linear weights learn: all, attn or mlp; with --adapt lora also some of q,k,v,o,gate,up,down or a regular expression over "
-        "PEFT's module names; with --adapt full also model: every parameter there is",
+        "which linear weights learn: all, attn or mlp; with --adapt lora also some of q,k,v,o,gate,up,down,head or a regular expression "
+        "over PEFT's module names; with --adapt full also model: every parameter there is",
         read=parse_targets,
         metavar="WHICH",
         needs=LEARNS,

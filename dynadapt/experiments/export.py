@@ -41,6 +41,10 @@ def run_adapter(run: Path, stream: int = 0) -> Path:
     config = read_json(run / "config.json")
     if config.get("adapt") != "lora":
         raise RunError(f"{run} ran with --adapt {config.get('adapt')}; only a LoRA run has an adapter")
+    if config.get("rates") is not None:
+        raise RunError(
+            f"{run} ran at rates {config['rates']}: it ended with an adapter of each rate, not with one; run it at one, with --lr"
+        )
     streams = config.get("streams", 1)  # the rows of a reweighting run share one adapter
     if not 0 <= stream < streams:
         raise RunError(f"stream {stream}: {run} has streams 0 to {streams - 1}")

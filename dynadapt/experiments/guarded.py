@@ -98,7 +98,7 @@ def summary(documents: list[dict], config) -> dict:
         return {}
     of, tokens = [document["experts"] for document in scored], sum(document["tokens"] for document in scored)
     adapted = [_mean(_sum(seen["adapted"][k] for seen in of), tokens) for k in range(len(of[0]["adapted"]))]
-    names = [f"{rate:g}" for rate in rates_of(config.rates)] if config.rates else []
+    names = [f"{rate:.9g}" for rate in rates_of(config.rates)] if config.rates else []
     found = {
         "nll_adapted": dict(zip(names, adapted)) if names else adapted[0],
         "guard_bound": math.fsum(seen["bound"] for seen in of) / tokens,

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynadapt.engine.learners.peft import write_adapter
+from dynadapt.engine.rate_mixture import RateMixture
 from dynadapt.experiments.export import run_adapter
 from dynadapt.model import ModelError
 from dynadapt.model.family import FAMILIES
@@ -134,6 +135,8 @@ def _retire(to: Path, name: str, keep: int, server: Server | None, record: _Reco
 
 def _write(source, to: Path, stream: int) -> None:
     engine = getattr(source, "engine", source)  # a Session's, or itself
+    if isinstance(source, RateMixture):
+        raise PublishError(f"rates={source.rates!r}: a mixture has an adapter of each rate; publish its engine with the stream of one")
     if hasattr(engine, "learners"):
         learners = engine.learners
         if not learners or learners[0].owns_weights:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from engine_states import assert_equal, state_of
 
-from dynadapt import SGD, Adam, Engine, Full, Guard, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import SGD, Adam, AdamW, Engine, Full, Guard, LoRA, Overlap, RowSparse, SegmentMemory
 from dynadapt.adapt.mixture import regret
 from dynadapt.model import ModelError, random_model, tiny_config
 
@@ -115,6 +115,17 @@ def test_layers_below_what_learns_run_once(adapt, memory, options):
         for phase in ("forward", "recompute"):
             assert e.flops[phase] == bare.flops[phase] + upper.flops[phase]
     e.score(text(9, 5)), e.generate([1, 2], 2)  # passes of other rows hand nothing over
+
+
+@pytest.mark.parametrize("memory, options", [("none", {}), ("keep", {}), ("reproject", {"static": True}), ("overlap", {})])
+def test_where_the_head_alone_learns_all_layers_run_once(memory, options):
+    options = {"memory": MEMORIES[memory], "streams": 2, **options}
+    e = engine("llama", adapt=LoRA(2, targets=["head"]), **options)
+    still = engine("llama", adapt=None, optimizer=None, guard=None, **options)
+    for seed, lengths in enumerate((None, [T, 3], [0, 5], None)):
+        e.step(text(seed), lengths)
+        assert torch.equal(e.last.nll_static, still.step(text(seed), lengths))
+    assert not torch.equal(e.last.nll_adapted, e.last.nll_static)
 
 
 @pytest.mark.parametrize(
@@ -303,6 +314,33 @@ def test_no_false_alarms():
     e.guarding.alarms.table.fill_(9.0)
     e.enter(0), e.reset(1)
     assert not e.guarding.alarms.table.any()
+
+
+def overflowing(**options):
+    """Whose weights are no numbers any more behind one step."""
+    return engine(optimizer=AdamW(lr=1e38, weight_decay=1e3), backend="cpu", streams=1, **options)
+
+
+def test_what_diverged_is_saved_and_gone_on_with(tmp_path):
+    e, other = overflowing(), overflowing()
+    for seed in range(3):
+        e.step(text(seed, 1))
+    assert not torch.isfinite(e.learners[0].state.master).all()
+    e.save(tmp_path)
+    other.restore(tmp_path)
+    for seed in range(2):
+        scores = e.step(text(seed, 1))
+        assert torch.equal(scores, other.step(text(seed, 1))) and torch.isfinite(scores).all()
+
+
+def test_an_a_that_diverged_is_not_kept():
+    e = overflowing(adapt=LoRA(2, keep_a=True))
+    for seed in range(3):
+        e.step(text(seed, 1))
+    assert not torch.isfinite(e.learners[0].state.master).all()
+    e.reset(0)
+    still = engine(adapt=None, optimizer=None, guard=None, backend="cpu", streams=1)
+    assert torch.equal(e.score(text(7, 1)), still.score(text(7, 1)))
 
 
 def test_steps_in_two_and_no_more_learning():

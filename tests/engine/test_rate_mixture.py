@@ -9,7 +9,7 @@ from engine_states import assert_equal, state_of
 from dynadapt import SGD, Adam, Engine, LoRA, Overlap, SegmentMemory
 from dynadapt.adapt.mixture import Mixture, regret
 from dynadapt.engine.rate_mixture import RateMixture
-from dynadapt.model import random_model, tiny_config
+from dynadapt.model import ModelError, random_model, tiny_config
 
 MODEL = random_model(tiny_config("llama"), seed=0, std=0.1)
 T, RATES = 8, (0.0, 0.02, 1e30)
@@ -136,6 +136,22 @@ def test_refusals(wrong, message):
         mixture(**wrong)
 
 
+@pytest.mark.parametrize(
+    "saved, here",
+    [({}, {"rates": (0.0, 0.02, 0.3)}), ({"guard": "exact"}, {"guard": 2}), ({"halve": 1}, {"halve": 2}), ({}, None)],
+    ids=str,
+)
+def test_a_state_of_another_mixture_is_refused(tmp_path, saved, here):
+    m = mixture(**saved)
+    m.step(text())
+    m.save(tmp_path)
+    other = Engine(MODEL, **GIVEN, streams=len(RATES)) if here is None else mixture(**here)
+    before = state_of(other if here is None else other.engine)
+    with pytest.raises(ModelError, match=r"saved with mixture=\{'rates'"):
+        other.restore(tmp_path)
+    assert_equal(state_of(other if here is None else other.engine), before)
+
+
 def test_arguments_of_a_step():
     m = mixture(streams=2)
     for arguments in ({"tokens": text(0, 3)}, {"tokens": text(0, 2), "lengths": [1]}, {"tokens": text(0, 2), "streams": [0, 2]}):
@@ -148,6 +164,22 @@ def test_arguments_of_a_step():
         m.engine.snapshot(0)
     assert "RateMixture((0.0, 0.02, 1e+30), guard=None, halve=None, of Engine(" in repr(m)
     assert "3 streams are learners of one text, mixed by fixed share 0.0001" in m.explain()
+
+
+@pytest.mark.parametrize("streams, lengths", [([1], [T]), ([0, 3, 1], [T] * 3), ([0, 1, 2], [T, 3, T]), ([0, 1, 2], [T] * 3)], ids=str)
+def test_rows_that_are_no_mixture_are_refused_and_change_nothing(streams, lengths):
+    m = mixture(streams=2, guard="exact")
+    m.step(text(0, 2))
+    before = state_of(m.engine)
+    for call in (m.engine.step, m.engine.forward_backward):
+        with pytest.raises(ValueError, match="streams=.* learners of one text"):
+            call(text(1, len(streams)), lengths, streams)
+    assert_equal(state_of(m.engine), before)
+    assert torch.isfinite(m.step(text(1, 2))).all()
+
+
+def test_close_rates_have_names_of_their_own():
+    assert list(mixture((0.0012345678, 0.0012345679)).weights()) == ["0.0012345678", "0.0012345679"]
 
 
 def test_a_context_outlives_the_learner_that_had_it():

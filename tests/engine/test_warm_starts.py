@@ -225,6 +225,7 @@ def test_with_shared_weights_it_is_everyones(tmp_path):
         ({"adapt": None, "optimizer": None}, dict(adapter="SNAPSHOT"), "adapt=None: only an engine with LoRA takes adapters"),
         ({"adapt": KEEPS}, dict(adapter="PATH", prior=True), r"prior=True with adapt=LoRA\(keep_a=True\)"),
         ({"static": True, "optimizer": SGD(decay=0.1, clip=0)}, dict(adapter="PATH", prior=True), "prior=True with optimizer=SGD"),
+        ({"guard": "exact", "reset": "auto"}, dict(adapter="PATH", prior=True), r"prior=True with guard=Guard\(.*reset='auto'"),
     ],
     ids=str,
 )

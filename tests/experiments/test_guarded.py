@@ -121,8 +121,12 @@ def test_on_the_command_line(root, tmp_path, monkeypatch, capsys):
     assert (begun["guard"], begun["rates"]) == (2, RATES) and "halve" not in begun
     assert call("audit", str(out)) != 0
     assert "guard 2 in the run: an audit reads the distributions of one model" in "".join(capsys.readouterr())
+    assert call("export", str(out), "--out", "adapter") != 0 and not (tmp_path / "adapter").exists()
+    assert f"ran at rates {RATES}: it ended with an adapter of each rate" in "".join(capsys.readouterr())
     assert call("eval", *words, "--adapt", "none", "--guard", "exact") == 0
     assert "guard 'exact' has no effect with adapt 'none'" in "".join(capsys.readouterr())
+    (static,) = (run for run in (tmp_path / "runs").iterdir() if run != out)
+    assert call("audit", str(static), "--positions", "4") == 0, "nothing was mixed there"
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,7 @@ def test_what_is_not_published(engine, adapter, tmp_path):
         (dict(keep=0), "keep=0"),
         (dict(source=tmp_path / "nowhere"), "no such directory"),
         (dict(source=dynadapt.Engine(engine.model, adapt=dynadapt.Full(), segment=8, dtype="fp32")), "adapt=Full"),
+        (dict(source=dynadapt.RateMixture(engine.model, [1e-3, 1e-2], adapt=LoRA(2), segment=8, dtype="fp32")), "an adapter of each rate"),
     ]
     for changes, message in refused:
         with pytest.raises(PublishError, match=message):

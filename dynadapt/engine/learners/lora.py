@@ -141,11 +141,13 @@ class LoraLearner:
     def reset(self, slot: int) -> None:
         """Adapter and optimizer state of one slot back to the prior; with ``keep_a`` A stays, and its moments go.
 
-        The moments of A are of gradients through the B that is gone, and one count of steps corrects those of A and B.
+        The moments of A are of gradients through the B that is gone, and one count of steps corrects those of A and B. What of A is not
+        finite goes back too: times a B of zero it would still not be zero.
         """
         priors = self.state.prior
         prior = self.initial if priors is None else priors[slot] if self.state.own_priors else priors
-        self.start(slot, prior if self.kept is None else torch.where(self.kept != 0, self.state.master[slot], prior))
+        mine = self.state.master[slot]
+        self.start(slot, prior if self.kept is None else torch.where((self.kept != 0) & mine.isfinite(), mine, prior))
 
     def take_prior(self, slot: int, prior: torch.Tensor) -> None:
         """One slot's prior is ``prior`` [P] from now on. The first time the priors of all slots move in memory."""
