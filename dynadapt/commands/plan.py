@@ -55,6 +55,8 @@ MODELS = (
     "qwen3-8b",
     "qwen3-14b",
     "qwen3-32b",
+    "gemma-2-2b",
+    "gemma-2-9b",
     "gemma-3-270m",
     "gemma-3-1b",
     "gpt2",

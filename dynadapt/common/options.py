@@ -183,6 +183,8 @@ def idle(config, names: Iterable[str] | None = None) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in said if names is None else names:
         for other, counts in said[name].needs.items() if name in said else ():
+            if other not in said:  # a setting of another command that this one shares
+                continue
             value = getattr(config, other)
             if not (counts(value) if callable(counts) else value in counts):
                 found.setdefault(name, f"{other} {value!r}")

@@ -64,7 +64,7 @@ class ShardedState(FlatState):
                 f"optimizer={type(state.optimizer).__name__} with shard: it moves matrices as wholes, and no process would have them whole"
             )
         self.layout, self.optimizer, self.grad, self.step = state.layout, state.optimizer, state.grad, state.step
-        self.keep_grad, self.stat, self.prior_rate, self.average = True, None, None, None
+        self.keep_grad, self.stat, self.prior_rate, self.average, self.ungathered = True, None, None, None, None
         self.processes, self.write_back = processes, write_back
         self.working = state.master if reads_flat and state.working is None else state.working
         self.master = self.whole = None

@@ -67,11 +67,11 @@ class Slow(threading.Thread):
         self.e, self.inside, self.go, self.result = e, threading.Event(), threading.Event(), None
         forward = e.decoder.forward
 
-        def waiting(*args):
+        def waiting(*args, **options):
             if threading.current_thread() is self:
                 self.inside.set()
                 assert self.go.wait(60)
-            return forward(*args)
+            return forward(*args, **options)
 
         e.decoder.forward = waiting
 
