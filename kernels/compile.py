@@ -30,7 +30,7 @@ from .common import FUSION, INTERPRET, Variant
 ARCHS = (80, 90, 100)
 TARGET = 90  # what the kernels are tuned for
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that one block can have
-NOT_KERNELS = {"__init__", "common", "compile", "choices", "epilogue", "tiles"}
+NOT_KERNELS = {"__init__", "common", "compile", "choices", "epilogue", "tiles", "token_sums"}
 # The first that occurs in the PTX is what the kernel multiplies with.
 TENSOR_CORE = (("tcgen05", "tcgen05.mma"), ("wgmma", "wgmma.mma_async"), ("mma", "mma.sync"))
 EXPECTED = {80: ("mma",), 90: ("wgmma",), 100: ("tcgen05", "mma")}

@@ -45,7 +45,7 @@ def test_a_run_from_before_has_the_same_configuration():
     "words, said",
     [
         ({"targets": ""}, "targets '': give one of all, attn, mlp, model, names of linears such as q,v"),
-        ({"targets": "q,head"}, "targets 'q,head': targets has 'head'"),
+        ({"targets": "q,embed"}, "targets 'q,embed': targets has 'embed'"),
         ({"targets": "(q"}, "targets '.q': targets has '.q', which is no regular expression"),
         ({"rank_pattern": "q"}, "rank_pattern 'q': give LINEAR=R"),
         ({"rank_pattern": "q=0"}, "rank_pattern 'q=0': rank_pattern.'q'.=0: expected an integer of at least 1"),

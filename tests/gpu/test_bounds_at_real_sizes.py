@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynadapt.bench.cases import attention, base
 from dynadapt.bench.cases.model import OPS, Sizes
-from dynadapt.kernels import choices
+from dynadapt.kernels import choices, common
 from dynadapt.model.geometries import GEOMETRIES
 from dynadapt.ops.dispatch import UnsupportedOp, resolve
 from dynadapt.ops.matrix import DenseMatrix
@@ -100,7 +100,8 @@ def look(op: str, config, streams: int, segment: int, form: str, programs: int) 
     no_forward = mock.patch.object(attention, "after_reference", lambda case, *_: case.arguments)
     with no_values, no_forward:
         for case in OPS[op](sizes(config, streams, segment), segment):
-            with checked(0, races=False, scratch=False, programs=programs), choices.force(form), NoProducts():
+            counters = common.scratch_of(common.Scratch())  # of programs that never all ran: nobody else's
+            with counters, checked(0, races=False, scratch=False, programs=programs), choices.force(form), NoProducts():
                 resolve(op, "triton", torch.bfloat16).function(*arguments(case))
 
 
