@@ -26,6 +26,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 STEP_MODELS = {"step-135m": "smollm2-135m", "step-1b": "llama-3.2-1b", "step-8b": "llama-3.1-8b"}
+OF_ONE_MODEL = {**STEP_MODELS, "choices-135m": "smollm2-135m", "choices-1b": "llama-3.2-1b"}
 # stage -> (module of benchmarks/gpu, function); in the order in which they run
 STAGES = {
     "environment": ("machine", "environment"),
@@ -62,6 +63,7 @@ FIRST_HALF_HOUR = (
     {"environment": 20, "build": 60, "correctness": 150, "sanitizers": 110, "real": 80, "step-8b": 100},
 )
 CALLS = {f"first-half-hour-{i}": call for i, call in enumerate(FIRST_HALF_HOUR, 1)}
+PARTS = ("core", "choices-135m", "choices-1b")  # of stages that run whole where none is named
 LEAST = 40.0  # seconds worth starting a stage for
 SETS_UP = ("environment", "build")  # without these nothing else makes sense
 
@@ -71,11 +73,8 @@ def stage_function(name: str, device: str):
 
     module, function = STAGES[name]
     found = getattr(import_module(f"benchmarks.gpu.{module}"), function)
-    if name in STEP_MODELS:
-        model = "tiny" if device == "cpu" else STEP_MODELS[name]
-        return partial(found, model=model)
-    if name.startswith("choices-"):
-        return partial(found, only="tiny" if device == "cpu" else STEP_MODELS[name.replace("choices", "step")])
+    if name in OF_ONE_MODEL:
+        return partial(found, model="tiny" if device == "cpu" else OF_ONE_MODEL[name])
     return found
 
 
@@ -190,7 +189,7 @@ def main(arguments=None) -> int:
     asked = [pair for name in args.stages for pair in (CALLS[name].items() if name in CALLS else [(name, args.seconds)])]
     limits = args.device == "cuda"  # a dry run shows that stages work, however slow the machine
     asked = [(name, limit if limits else args.seconds) for name, limit in asked if able(name) or name in args.stages]
-    for name, limit in asked or [(name, args.seconds) for name in STAGES if able(name) and "choices-" not in name and name != "core"]:
+    for name, limit in asked or [(name, args.seconds) for name in STAGES if able(name) and name not in PARTS]:
         seconds = min(args.seconds, limit, end - time.monotonic() - 20)
         if seconds < min(LEAST, limit) and name != "summary":
             left_out.append(name)

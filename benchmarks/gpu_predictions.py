@@ -20,7 +20,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 from dynadapt.adapt.methods import LoRA  # noqa: E402
 from dynadapt.adapt.optimizers import Adam  # noqa: E402
 from dynadapt.bench.plan.ceilings import datasheet  # noqa: E402
-from dynadapt.bench.plan.launches import ASSUMED, kernel_times, multiprocessors_of, step_launches  # noqa: E402
+from dynadapt.bench.plan.launches import ASSUMED, step_time  # noqa: E402
 from dynadapt.engine.memory import SegmentMemory  # noqa: E402
 from dynadapt.runs.rundir import write_json  # noqa: E402
 
@@ -32,25 +32,22 @@ def prediction(model: str, streams: int, segment: int, card: str) -> dict:
     from benchmarks.gpu.geometry import MODELS, RANK
     from benchmarks.gpu.step_worker import ALPHA, batch_that_fits
 
-    ceilings, count, config = datasheet(card), multiprocessors_of(card), MODELS[model]
+    ceilings = datasheet(card)
     batch = batch_that_fits(model, streams, segment, ceilings.memory)
     memory = SegmentMemory(segment, 0)
-    work, launches = step_launches(count, config, LoRA(RANK, ALPHA), Adam(), memory, streams, segment, batch=batch)
-    kernels = kernel_times(launches, ceilings, count, work.dtype)
-    seconds = sum(kernel.seconds for kernel in kernels)
-    products = sum(op.flops - op.skipped for op in work.ops.values())
+    found = step_time(card, ceilings, MODELS[model], LoRA(RANK, ALPHA), Adam(), memory, streams, segment, batch=batch)
     return {
         "card": card,
         "model": model,
         "streams": streams,
         "segment": segment,
         "batch": batch,
-        "predicted_seconds": seconds,
-        "floor_seconds": sum(kernel.floor for kernel in kernels),
-        "tokens_per_s": streams * segment / seconds,
-        "share_of_product_rate": products / ceilings.product_rate("bf16") / seconds,
-        "launches": len(launches),
-        "longest": [vars(kernel) for kernel in kernels[:KEPT]],
+        "predicted_seconds": found.seconds,
+        "floor_seconds": found.floor,
+        "tokens_per_s": streams * segment / found.seconds,
+        "share_of_product_rate": found.share_of_product_rate,
+        "launches": found.launches,
+        "longest": [vars(kernel) for kernel in found.kernels[:KEPT]],
     }
 
 

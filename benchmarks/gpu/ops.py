@@ -127,13 +127,14 @@ FORMS = {
 }
 
 
-def choices(campaign, record, only: str | None = None) -> None:
+def choices(campaign, record, model: str | None = None) -> None:
     """Which form serves a linear group or the head: fused, split, and the library product alone, at each size; the winners go to
     kernels/choices.json under this GPU's name."""
+    of_models = [model] if model else models(campaign.tiny)
     gpu = torch.cuda.get_device_name() if campaign.device == "cuda" else "dry run"
     timer, entries = Timer(campaign.device, 0.06), []
     done = {(r["op"], r["model"], r["group"], r["tokens"]) for r in record.data["rows"] if "form" in r or RESTARTED in os.environ}
-    for model in [only] if only else models(campaign.tiny):
+    for model in of_models:
         for streams, segment in shapes(campaign.tiny)[:3]:
             z = Sizes(model, streams, segment, campaign.device, torch.float32 if campaign.tiny else BF16)
             for op, group in [(o, g) for o in ("linear_forward", "linear_backward") for g in z.groups] + [("cross_entropy", "")]:

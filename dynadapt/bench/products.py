@@ -6,15 +6,11 @@ they are timed where a library packs weights; each number of threads is a row of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from dynadapt.runs.progress import say
 
+from .by_threads import of_all, on_each_set, print_rows, race_made, started
 from .compare import thread_choices
-from .machine import held_to, limits
-from .side_by_side import OURS, ModuleWorker, best_of, check_out, median_load, race, remarks, runners_of, spread, write
-from .step import dtypes_of, opening_line
+from .side_by_side import OURS
 
 PEERS = ("torch.mm", "oneDNN packed", "MKL packed")
 RUNS = 5  # of a call in each round
@@ -37,19 +33,6 @@ def shapes(model: str, rows: int) -> dict[str, dict]:
     return found
 
 
-@contextmanager
-def started(dtype: str, isa: str | None) -> Iterator[dict[str, ModuleWorker]]:
-    workers = {}
-    try:
-        for name in (OURS, *PEERS):
-            options = {"dtype": dtype}
-            workers[name] = ModuleWorker(name, "dynadapt.bench.products_worker", options, thread_choices()[0], **limits(isa))
-        yield workers
-    finally:
-        for worker in workers.values():
-            worker.close()
-
-
 def measure(name: str, shape: dict, workers: dict, rounds: int) -> list[dict]:
     """A row for each number of threads: rates, and ours as a share of the best peer's.
 
@@ -57,25 +40,12 @@ def measure(name: str, shape: dict, workers: dict, rounds: int) -> list[dict]:
         RuntimeError: ours is wrong, or no peer is there.
     """
     made = {provider: worker.ask("make", **shape) for provider, worker in workers.items()}
-    if "absent" in made[OURS]:
-        raise RuntimeError(f"{name}: {made[OURS]['absent']}; nothing was timed")
-    able = {provider: worker for provider, worker in workers.items() if "absent" not in made[provider]}
-    runners = [
-        runner
-        for provider, worker in able.items()
-        for threads in thread_choices()
-        for runner in runners_of(f"{provider}, {threads}", [worker], (threads,))
-    ]
-    for runner in runners:
-        runner.time(2)  # warm
-        runner.seconds.clear()
-    found, best, rows = race(runners, rounds, RUNS), best_of(runners), []
-    flops = 2 * shape["rows"] * shape["outputs"] * shape["inputs"]
-    for threads in sorted(thread_choices()):
-        calls = {provider: dict(answer) for provider, answer in made.items()}
-        for provider in able:
-            seconds = spread(best[f"{provider}, {threads}"].seconds)
-            calls[provider] |= {"seconds": seconds, "gflops": 1e-9 * flops / seconds["median"]}
+    found, by_threads = race_made(name, workers, made, thread_choices(), rounds, RUNS)
+    rows, flops = [], 2 * shape["rows"] * shape["outputs"] * shape["inputs"]
+    for threads, calls in by_threads.items():
+        for call in calls.values():
+            if "seconds" in call:
+                call["gflops"] = 1e-9 * flops / call["seconds"]["median"]
         rates = {provider: call["gflops"] for provider, call in calls.items() if provider != OURS and "gflops" in call}
         if not rates:
             raise RuntimeError(f"{name}: no peer can make this product here: {made}")
@@ -91,7 +61,7 @@ def run_products(model: str, rows: int, dtypes: list[str], rounds: int, isa: str
 
     measured, peaks, todo = [], {}, shapes(model, rows)
     for dtype in dtypes:
-        with started(dtype, isa) as workers:
+        with started("dynadapt.bench.products_worker", (OURS, *PEERS), {"dtype": dtype}, thread_choices()[0], isa) as workers:
             peaks[dtype] = workers[OURS].ask("ceiling")["peak_gflops"]
             for number, (name, shape) in enumerate(todo.items(), 1):
                 measured += [{"dtype": dtype, **row} for row in measure(name, shape, workers, rounds)]
@@ -102,10 +72,7 @@ def run_products(model: str, rows: int, dtypes: list[str], rounds: int, isa: str
         "model": model,
         "isa": isa,
         "dtype": dtypes,
-        "rounds": max(row["rounds"] for row in measured),
-        "settled": all(row["settled"] for row in measured),
-        "other_load": median_load([row["other_load"] for row in measured]),
-        "busy_rounds": max(row["busy_rounds"] for row in measured),
+        **of_all(measured),
         "peak_gflops": peaks,
         "rows": measured,
         "environment": environment(),
@@ -113,38 +80,18 @@ def run_products(model: str, rows: int, dtypes: list[str], rounds: int, isa: str
 
 
 def print_table(result: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    title = f"products of a step of {result['model']}, GFLOP/s" + (f", {result['isa']}" if result["isa"] else "")
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in ("product", "dtype", "threads", OURS, *PEERS, "of the best"):
-        table.add_column(heading, justify="left" if heading == "product" else "right", no_wrap=True)
-    for row in result["rows"]:
-        rates = (f"{row['calls'][name]['gflops']:.0f}" if "gflops" in row["calls"][name] else "-" for name in (OURS, *PEERS))
-        style = "bold red" if row["share_of_best"] < 1 else None
-        table.add_row(row["product"], row["dtype"], str(row["threads"]), *rates, f"{row['share_of_best']:.0%}", style=style)
-    console = Console(highlight=False)
-    console = console if console.width >= 110 else Console(width=110, highlight=False)
-    console.print(table)
-    for name, why in {n: c["absent"] for row in result["rows"] for n, c in row["calls"].items() if "absent" in c}.items():
-        console.print(f"{name}: {why}")
-    for remark in remarks(result):
-        console.print(remark)
+    print_rows(
+        f"products of a step of {result['model']}, GFLOP/s",
+        "product",
+        (OURS, *PEERS),
+        "of the best",
+        result,
+        lambda call: f"{call['gflops']:.0f}" if "gflops" in call else "-",
+        lambda row: (f"{row['share_of_best']:.0%}", row["share_of_best"] < 1),
+    )
 
 
 def bench_products(arguments) -> int:
     """The command: ``arguments`` as cli.py parses them."""
-    a, results = arguments, []
-    if a.dtype != "auto":
-        dtypes_of(a.dtype, None)
-    check_out(a.out)
-    for isa in held_to(a.isa):
-        dtypes = dtypes_of(a.dtype, isa)
-        say(opening_line(a.dtype, dtypes, isa))
-        results.append(run_products(a.model, a.rows, dtypes, a.rounds, isa))
-        print_table(results[-1])
-    if a.out:
-        write(a.out, results[0] if len(results) == 1 else {"benchmark": "products of several", "results": results})
-        print(a.out)
-    return 0
+    a = arguments
+    return on_each_set("products", a, lambda dtypes, isa: run_products(a.model, a.rows, dtypes, a.rounds, isa), print_table)

@@ -218,41 +218,27 @@ def run(arguments) -> int:
 
 def explain(console: Console, config: EvalConfig, streams: int, shared: bool, ceilings: Ceilings, gpu: str) -> dict:
     """Prints the kernels that a step launches and what they are predicted to take; returns it as plain data."""
-    from dynadapt.bench.plan.launches import ASSUMED, kernel_times, multiprocessors_of, step_launches
+    from dynadapt.bench.plan.launches import ASSUMED, multiprocessors_of, step_time
 
-    count = multiprocessors_of(gpu)
     positional, options = step_arguments(config, streams, shared, None)
-    work, launches = step_launches(count, *positional, **options)
-    kernels = kernel_times(launches, ceilings, count, work.dtype)
-    seconds = sum(kernel.seconds for kernel in kernels)
-    products = sum(op.flops - op.skipped for op in work.ops.values())
-    share = products / ceilings.product_rate(config.dtype) / seconds
+    found, count = step_time(gpu, ceilings, *positional, **options), multiprocessors_of(gpu)
     console.print(
-        f"[bold]predicted[/] {_ms(seconds)} a step, {work.tokens / seconds:,.0f} tokens/s, {share:.0%} of the rate of products: "
-        f"{len(launches):,} launches on {count} multiprocessors; not measured, from these assumptions:\n{ASSUMED}"
+        f"[bold]predicted[/] {_ms(found.seconds)} a step, {streams * config.segment / found.seconds:,.0f} tokens/s, "
+        f"{found.share_of_product_rate:.0%} of the rate of products: {found.launches:,} launches on {count} multiprocessors; not measured, "
+        f"from these assumptions:\n{ASSUMED}"
     )
     table = _table("kernel", "op", "launches", "programs", "waves", "floor", "predicted", "share", "limit")
-    for k in kernels:
-        row = (
-            k.kernel,
-            k.op,
-            f"{k.count:,}",
-            f"{k.programs:,}",
-            f"{k.waves:,.2f}",
-            _ms(k.floor),
-            _ms(k.seconds),
-            f"{k.seconds / seconds:.0%}",
-            k.limit,
-        )
-        table.add_row(*row)
+    for k in found.kernels:
+        sizes = f"{k.count:,}", f"{k.programs:,}", f"{k.waves:,.2f}"
+        table.add_row(k.kernel, k.op, *sizes, _ms(k.floor), _ms(k.seconds), f"{k.seconds / found.seconds:.0%}", k.limit)
     console.print(table)
     return {
-        "seconds": seconds,
-        "share_of_product_rate": share,
-        "launches": len(launches),
+        "seconds": found.seconds,
+        "share_of_product_rate": found.share_of_product_rate,
+        "launches": found.launches,
         "multiprocessors": count,
         "assumed": ASSUMED,
-        "rows": [vars(kernel) for kernel in kernels],
+        "rows": [vars(kernel) for kernel in found.kernels],
     }
 
 

@@ -51,11 +51,10 @@ def each_stream(adapt, optimizer, streams: int, shared: bool) -> tuple[Any, Any]
             raise ValueError(f"{name} of each stream with shared=True: one set of weights serves all rows; expected one for all")
         learns = adapt if isinstance(adapt, tuple) else (adapt,)
         for i, one in enumerate(learns):
+            where = f"adapt[{i}]={one!r}" if learns is adapt else f"optimizer of each stream with adapt={one!r}"
             if not isinstance(one, LoRA):
-                where = f"adapt[{i}]={one!r}" if learns is adapt else f"optimizer of each stream with adapt={one!r}"
                 raise ValueError(f"{where}: streams that differ have adapters; expected LoRA(...)")
             if may_adapt_head(one):
-                where = f"adapt[{i}]={one!r}" if learns is adapt else f"optimizer of each stream with adapt={one!r}"
                 raise ValueError(f"{where}: streams that differ have adapters in the layers alone; leave the head out of targets")
     if isinstance(optimizer, tuple):
         optimizer = tuple(Adam() if one is None else one for one in optimizer)

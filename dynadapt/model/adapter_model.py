@@ -50,32 +50,28 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
     magnitudes: dict[str, torch.Tensor] = {}
     settings, tensors = read_for_model(path, base.config, base.tensor, magnitudes)
     scales = {module: module_scale(settings, module) for module in tensors}
-    adapted = {
-        f"layers.{layer}.{part}.weight": (*tensors[module], scales[module])
-        for layer in range(base.config.layers)
-        for part in linear_shapes(base.config, layer)
-        if (module := peft_name(base.config, layer, part)) in tensors
-    }
-
     config, head = base.config, hf_module(base.config, "head")
+    module_of = {
+        f"layers.{layer}.{part}.weight": module
+        for layer in range(config.layers)
+        for part in linear_shapes(config, layer)
+        if (module := peft_name(config, layer, part)) in tensors
+    }
     if head in tensors:  # a tied one becomes a tensor of its own, as only the head is adapted
         config = replace(config, tied_head=False)
-        adapted["head.weight"] = (*tensors[head], scales[head])
-
-    name_of = {id(halves[0]): name for name, halves in adapted.items()}
-    lengths = {name_of[id(tensors[module][0])]: magnitude for module, magnitude in magnitudes.items()}
+        module_of["head.weight"] = head
 
     def read(name: str) -> torch.Tensor:
         weight = base.tensor("embed.weight" if name == "head.weight" and base.config.tied_head else name)
-        if name not in adapted:
+        if name not in module_of:
             return weight
-        *halves, scale = adapted[name]
-        halves[1] = from_hf_rows(base.config, name.split(".")[-2], halves[1])
+        module, part = module_of[name], name.split(".")[-2]
+        halves = tensors[module][0], from_hf_rows(base.config, part, tensors[module][1])
         A, B = (half.to(device=weight.device, dtype=torch.promote_types(half.dtype, torch.float32)) for half in halves)
         wide = torch.promote_types(weight.dtype, A.dtype)
-        merged = torch.add(weight.to(wide), B.to(wide) @ A.to(wide), alpha=scale)
-        if name in lengths:
-            length = from_hf_rows(base.config, name.split(".")[-2], lengths[name].to(device=weight.device, dtype=wide))
+        merged = torch.add(weight.to(wide), B.to(wide) @ A.to(wide), alpha=scales[module])
+        if module in magnitudes:
+            length = from_hf_rows(base.config, part, magnitudes[module].to(device=weight.device, dtype=wide))
             merged *= (length / torch.linalg.norm(merged, dim=1))[:, None]
         return merged
 

@@ -220,5 +220,12 @@ def _llama3(given):
     return {"rope_type": "llama3", **bands, ORIGINAL: given.original}
 
 
+def scaling_to_hf(scaling: Mapping | None) -> dict | None:
+    """`ModelConfig.rope_scaling` as a config.json has it. ModelError for one that only GGUF files have."""
+    if scaling is not None and scaling["rope_type"] == "factors":
+        raise ModelError("rope_scaling of type factors has no Hugging Face form; accepted: none, linear, dynamic, yarn, longrope, llama3")
+    return scaling and {key: list(value) if isinstance(value, tuple) else value for key, value in scaling.items()}
+
+
 _MSCALE_RANGE = (0.0, SCALE_RANGE[1])
 _SCALINGS = {"linear": _linear, "dynamic": _dynamic, "yarn": _yarn, "longrope": _longrope, "llama3": _llama3}

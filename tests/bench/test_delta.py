@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from made_worker import Made
 
 from dynadapt.bench import delta, delta_worker
 from dynadapt.bench.side_by_side import OURS
@@ -28,19 +29,6 @@ def test_one_that_is_wrong_is_absent(monkeypatch):
     wrong = worker("torch-eager")
     wrong.layer = torch.nn.Sequential(wrong.layer, torch.nn.ReLU())
     assert "its result is off by" in wrong.make(False)["absent"]
-
-
-class Made:
-    """A worker that answers with what it was given."""
-
-    def __init__(self, seconds, answer=None):
-        self.seconds, self.answer, self.threads = seconds, answer or {"error": 1e-7}, 2
-        self.process = type("P", (), {"pid": 1})
-
-    def ask(self, do, **arguments):
-        if do == "threads":
-            self.threads = arguments["count"]
-        return {"make": self.answer, "time": {"seconds": [self.seconds.get(self.threads)] * arguments.get("runs", 1)}}.get(do, {})
 
 
 def test_rows_are_by_threads_and_beside_the_best_peer(monkeypatch):

@@ -1,6 +1,7 @@
 """bench products: the shapes are the model's, a wrong or absent product is named, shares are of the best peer."""
 
 import pytest
+from made_worker import Made
 
 from dynadapt.bench import products, products_worker
 from dynadapt.bench.side_by_side import OURS
@@ -26,19 +27,6 @@ def test_every_library_makes_the_product_or_says_why_not(dtype, monkeypatch):
     monkeypatch.setitem(products_worker.CALLS, "torch.mm", lambda x, weight, y, backward: lambda: y.zero_())
     wrong = products_worker.Products({"provider": "torch.mm", "dtype": dtype, "threads": 1}).make(16, 40, 24, False)
     assert "its result is off by 1 " in wrong["absent"]
-
-
-class Made:
-    """A worker that answers with what it was given."""
-
-    def __init__(self, seconds, answer=None):
-        self.seconds, self.answer, self.threads = seconds, answer or {"error": 1e-7}, 2
-        self.process = type("P", (), {"pid": 1})
-
-    def ask(self, do, **arguments):
-        if do == "threads":
-            self.threads = arguments["count"]
-        return {"make": self.answer, "time": {"seconds": [self.seconds.get(self.threads)] * arguments.get("runs", 1)}}.get(do, {})
 
 
 def test_rows_are_by_threads_and_beside_the_best_peer(monkeypatch):

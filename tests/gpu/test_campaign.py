@@ -63,7 +63,7 @@ def test_the_first_half_hour_is_calls_of_nine_minutes_that_go_on(tmp_path):
     order = [stage for call in CALLS.values() for stage in call]
     assert order.index("core") < order.index("choices-135m") < order.index("step-135m") < order.index("step-1b") < order.index("step-8b")
     assert {"ops-linear", "ops-head", "ops-rest", "profiles", "sanitizers", "real", "correctness", "ceilings"} <= set(order)
-    assert stage_function("choices-1b", "cuda").keywords == {"only": "llama-3.2-1b"}
+    assert stage_function("choices-1b", "cuda").keywords == {"model": "llama-3.2-1b"}
     bundle = tmp_path / "all.tar.gz"
     ran = campaign(tmp_path / "a", "first-half-hour-1", "--resume", f"--bundle={bundle}")
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -83,6 +83,38 @@ class KernelTime:
     limit: str
 
 
+@dataclass(frozen=True)
+class StepTime:
+    """What a step is predicted to take: ``kernels``, the longest first, of ``launches`` launches; ``products``: its FLOPs that kernels
+    compute, and ``rate`` FLOPs a second that the card could."""
+
+    kernels: list[KernelTime]
+    launches: int
+    products: int
+    rate: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(kernel.seconds for kernel in self.kernels)
+
+    @property
+    def floor(self) -> float:
+        return sum(kernel.floor for kernel in self.kernels)
+
+    @property
+    def share_of_product_rate(self) -> float:
+        return self.products / self.rate / self.seconds
+
+
+def step_time(gpu: str, ceilings: Ceilings, *arguments, **options) -> StepTime:
+    """Of a step on a card by its name; the rest are ``step_work``'s. Raises ValueError as ``multiprocessors_of`` and ``step_launches``."""
+    count = multiprocessors_of(gpu)
+    work, launches = step_launches(count, *arguments, **options)
+    products = sum(op.flops - op.skipped for op in work.ops.values())
+    rate = ceilings.product_rate(NAMES[work.dtype])
+    return StepTime(kernel_times(launches, ceilings, count, work.dtype), len(launches), products, rate)
+
+
 def time_of(launch: Launch, ceilings: Ceilings, multiprocessors: int, dtype: str) -> tuple[float, float, str]:
     """(seconds at the ceilings, seconds expected, what limits it) of one launch."""
     products, traffic = launch.flops / ceilings.product_rate(dtype), launch.bytes / ceilings.bandwidth

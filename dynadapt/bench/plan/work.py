@@ -76,14 +76,13 @@ class WorkRecorder:
         if name.startswith("_"):
             raise AttributeError(name)
 
-        def call(*given):
-            arguments = given
+        def call(*arguments):
             self.settle()
             self.last = self.ops.setdefault(name, OpWork())
             self.last.calls += 1
+            self.noted(name, arguments)
             if name == "embedding_forward":
                 arguments = (arguments[0], arguments[-1], arguments[-1])  # of the table, as many rows as are written
-            self.noted(name, given)
             moved = sum(map(_bytes, arguments))
             self.last.bytes += 2 * moved if name == "update" else moved  # state is read and written
 

@@ -5,7 +5,7 @@ from dynadapt.model.config_keys import Keys
 from dynadapt.model.errors import ModelError
 from dynadapt.model.family import Family, register
 from dynadapt.model.reading import THETA_RANGE, check_number, read_flag, read_size, read_token
-from dynadapt.model.rope_settings import PLACES, partial_factor, read_partial_rope
+from dynadapt.model.rope_settings import PLACES, partial_factor, read_partial_rope, scaling_to_hf
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 _HF_MODULES = {
@@ -64,9 +64,6 @@ def from_hf(raw, _):
 
 
 def to_hf(config: ModelConfig) -> dict:
-    scaling = config.rope_scaling
-    if scaling is not None and scaling["rope_type"] == "factors":
-        raise ModelError("rope_scaling of type factors has no Hugging Face form; accepted: none, linear, dynamic, yarn, longrope, llama3")
     return {
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.layers,
@@ -77,7 +74,7 @@ def to_hf(config: ModelConfig) -> dict:
         "max_position_embeddings": config.max_positions,
         "rotary_emb_base": config.rope_theta,
         "rotary_pct": partial_factor(config.rotated_dims, config.head_dim),
-        "rope_scaling": scaling and {key: list(value) if isinstance(value, tuple) else value for key, value in scaling.items()},
+        "rope_scaling": scaling_to_hf(config.rope_scaling),
         "attention_bias": config.attention_bias,
         "use_parallel_residual": config.parallel_residual,
     }

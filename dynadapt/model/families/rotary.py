@@ -8,7 +8,7 @@ from dynadapt.model.config import MAX_LAYERS, ModelConfig
 from dynadapt.model.config_keys import Keys
 from dynadapt.model.errors import ModelError
 from dynadapt.model.reading import THETA_RANGE, check_number, check_size, read_flag, read_size, read_token
-from dynadapt.model.rope_settings import PLACES, read_rope
+from dynadapt.model.rope_settings import PLACES, read_rope, scaling_to_hf
 
 GROUPS = {"qkv": ("q", "k", "v"), "o": ("o",), "mlp_in": ("gate", "up"), "down": ("down",)}
 HF_MODULES = {
@@ -118,9 +118,6 @@ def _or_null(raw, key, absent, null):
 
 def to_hf(config: ModelConfig) -> dict:
     """The keys of a config.json that all rotary families share."""
-    scaling = config.rope_scaling
-    if scaling is not None and scaling["rope_type"] == "factors":
-        raise ModelError("rope_scaling of type factors has no Hugging Face form; accepted: none, linear, dynamic, yarn, longrope, llama3")
     return {
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.layers,
@@ -132,7 +129,7 @@ def to_hf(config: ModelConfig) -> dict:
         "hidden_act": "silu",
         "max_position_embeddings": config.max_positions,
         "rope_theta": config.rope_theta,
-        "rope_scaling": scaling and {key: list(value) if isinstance(value, tuple) else value for key, value in scaling.items()},
+        "rope_scaling": scaling_to_hf(config.rope_scaling),
     }
 
 
