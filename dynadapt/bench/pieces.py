@@ -16,8 +16,10 @@ def pieces(model: str, streams: int, segment: int) -> list[list[list[int]]]:
     if tokenizer is None:
         raise ValueError(f"model {model!r} has no tokenizer, which the text that is timed needs; expected one with its tokenizer.json")
     ids = tokenizer.encode(BUILTINS["python-reference"]()[: 40 * streams * (segment + 1)])
-    size = streams * (segment + 1)
+    begin = list(tokenizer.begins)  # without it some models score far worse than they do
+    size = streams * (segment + 1 - len(begin))
     found = [ids[i * size : (i + 1) * size] for i in range(4) if len(ids) >= (i + 1) * size]
     if not found:
         raise ValueError(f"{streams} x {segment} tokens: the text that is timed has {len(ids)}; take fewer streams or a shorter segment")
-    return [[piece[s * (segment + 1) : (s + 1) * (segment + 1)] for s in range(streams)] for piece in found]
+    each = segment + 1 - len(begin)
+    return [[begin + piece[s * each : (s + 1) * each] for s in range(streams)] for piece in found]

@@ -131,7 +131,7 @@ LIMITS = {"products": "the rate of matrix products", "traffic": "memory bandwidt
 
 
 def add_options(command) -> None:
-    add_settings(command, EvalConfig, unmixed())
+    add_settings(command, EvalConfig, unmixed() - {"bos"})
     where = command.add_mutually_exclusive_group()
     where.add_argument(
         "--gpu",

@@ -59,10 +59,10 @@ def continue_text(
 
 def _prompt_ids(prompt, tokenizer) -> list[int]:
     if isinstance(prompt, str):
-        ids = tokenizer.encode(prompt)
-        if not ids:
+        ids, begins = tokenizer.encode(prompt), list(tokenizer.begins)
+        if not ids and not begins:
             raise wrong("prompt", prompt, "text of at least 1 token")
-        return ids
+        return ids if ids[: len(begins)] == begins else begins + ids
     ids = token_ids("prompt", prompt)
     if ids.dim() != 1:
         raise ValueError(f"prompt has shape {tuple(ids.shape)}: expected text, or ids [tokens]")

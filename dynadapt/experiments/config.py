@@ -19,7 +19,8 @@ LEARNING_RATES = {
 USUAL_RATES = "; ".join(f"{adapt}: " + ", ".join(f"{key} {rate:g}" for key, rate in by.items()) for adapt, by in LEARNING_RATES.items())
 LEARNS = {"adapt": ("lora", "rows", "full")}
 REMEMBERS = {"memory": lambda tokens: tokens != 0, "context": (0,)}
-OPEN = {"memory": None, "dtype": "auto"}
+OPEN = {"memory": None, "dtype": "auto", "bos": "auto"}
+UNSAID = {"bos": "no"}  # what a config.json means that does not name it
 
 
 def without_usual_alpha(content: dict) -> dict:
@@ -94,6 +95,12 @@ class EvalConfig:
     )
     tokens: int | None = setting(
         None, "read only the first N tokens, over all texts (default: all)", least=2, why=" (the first token is not scored)"
+    )
+    bos: str = setting(
+        "auto",
+        "whether each document begins with the tokenizer's beginning-of-text token, which is not scored: auto where the tokenizer itself puts "
+        "it before a text",
+        choices=("auto", "yes", "no"),
     )
     adapt: str = setting(
         "lora",
@@ -256,12 +263,15 @@ class EvalConfig:
         for name in ("rank_pattern", "alpha_pattern", "rslora", "keep_a", *ADDED):
             if not content[name]:
                 del content[name]
+        if self.bos != "yes":  # as runs have it that were begun before there was a choice
+            del content["bos"]
         return without_usual_alpha(content)
 
     @classmethod
     def from_dict(cls, content: dict) -> EvalConfig:
+        """What ``to_dict`` gave."""
         check_names(cls, content)
-        return cls(**content)
+        return cls(**{**UNSAID, **content})
 
     @property
     def open(self) -> tuple[str, ...]:
@@ -275,7 +285,8 @@ class EvalConfig:
 
     def as_begun(self, begun: dict) -> EvalConfig:
         """With the open settings that `begun`, a run's config.json, has."""
-        return self.with_(**{name: begun[name] for name in self.open if name in begun})
+        said = {**UNSAID, **begun}
+        return self.with_(**{name: said[name] for name in self.open if name in said})
 
     def with_(self, **changes) -> EvalConfig:
         return replace(self, **changes)

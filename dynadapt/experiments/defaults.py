@@ -11,7 +11,7 @@ from dynadapt.common.options import settings_of
 from dynadapt.engine.arithmetic import fastest, stored
 from dynadapt.runs.kinds import learns
 
-from .config import EvalConfig, check_rank
+from .config import ConfigError, EvalConfig, check_rank
 
 MEMORY = 512
 
@@ -19,14 +19,38 @@ MEMORY = 512
 def settled(config: EvalConfig, out: str | Path | None, resume: bool, model: Callable) -> EvalConfig:
     """`config` with nothing open: a resumed run goes on with what it has in `out`, wherever it was begun.
 
-    model() gives the Model; it is asked only where memory is open.
+    model() gives the Model; it is asked only where memory, or what a document begins with, is open.
     """
     if not config.open:
         return config
     begun = _begun(out, resume)
     if begun is not None and config.matches(begun):
         config = config.as_begun(begun)
+    if config.bos != "no":
+        config = settle_bos(config, model().tokenizer)
     return settle(config, model().config if "memory" in config.open and not config.context else None)
+
+
+def settle_bos(config: EvalConfig, tokenizer) -> EvalConfig:
+    """`config` that says whether documents begin with a token of the tokenizer's; ``begin_of``'s errors."""
+    return config.with_(bos="no" if begin_of(tokenizer, config.bos) is None else "yes")
+
+
+def begin_of(tokenizer, bos: str) -> int | None:
+    """The id that each document begins with; None for none. `tokenizer`: a model's, or None.
+
+    Raises:
+        ConfigError: there is none where one was asked for, or the tokenizer begins a text with several.
+    """
+    if bos == "no" or tokenizer is None:
+        return None
+    begins = tokenizer.begins
+    if not begins and bos == "yes" and (own := tokenizer.special_ids.get("bos_token")) is not None:
+        begins = (own,)
+    if len(begins) > 1 or not begins and bos == "yes":
+        what = f"begins a text with {len(begins)} tokens, {list(begins)}" if begins else "has no beginning-of-text token"
+        raise ConfigError(f"bos {bos!r}: the tokenizer {what}; give no")
+    return begins[0] if begins else None
 
 
 def settle(config: EvalConfig, model_config, memory: int | None = None) -> EvalConfig:
@@ -89,8 +113,15 @@ def opening(asked: EvalConfig, config: EvalConfig, model_config=None, model=None
         learns(vars(config)),
         remembers(asked, config, model_config),
         f"segments of {config.segment}",
+        *([f"documents begin with {_begin_word(model)}"] if config.bos == "yes" else []),
     ]
     return ", ".join(parts) + "; choose with --dtype, --adapt, --memory, --segment"
+
+
+def _begin_word(model) -> str:
+    """The beginning-of-text token as the tokenizer spells it."""
+    begin = None if model is None else begin_of(model.tokenizer, "yes")
+    return "the beginning-of-text token" if begin is None else str(model.tokenizer.backend.id_to_token(begin))
 
 
 def kept_as(config: EvalConfig, model) -> str:

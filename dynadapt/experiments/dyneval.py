@@ -28,7 +28,7 @@ from dynadapt.runs.text import Document, Source, TextError, expand, inputs, spli
 from . import guarded
 from .adapter_words import pattern_of, targets_of
 from .config import ConfigError, EvalConfig
-from .defaults import settle, settled
+from .defaults import begin_of, settle, settled
 
 __all__ = ["Interrupted", "RunOptions", "StopRun", "adapt_of", "build_engine", "find_baseline", "interruptible", "optimizer_of", "run"]
 PHASES = ("forward", "backward", "update", "recompute")
@@ -81,12 +81,12 @@ def run(
         model = _checked(config, loaded())
         directory.expect({"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint()})
         engine = (make_engine or build_engine)(model, config)
-        tokenizer = streaming_tokenizer(model.tokenizer)
+        tokenizer, begin = streaming_tokenizer(model.tokenizer), begin_of(model.tokenizer, config.bos)
         if config.adapt != "none" and config.optimizer in WITH_STATISTICS:
             statistics, digest = _statistics_text(config, facts)
             directory.expect({f"statistics text {config.statistics!r}": digest})
-            engine.gather_statistics(_statistics(statistics, config, tokenizer))
-        run = _Run(config, options, directory, engine, sources, facts, tokenizer)
+            engine.gather_statistics(_statistics(statistics, config, tokenizer, begin))
+        run = _Run(config, options, directory, engine, sources, facts, tokenizer, begin)
         run.baseline = find_baseline(directory.path, config)
         directory.begin(folder=str(Path.cwd()))  # to which the names of texts are relative
         return run.finish(progress or (lambda event: None))
@@ -232,9 +232,9 @@ def _statistics_text(config: EvalConfig, facts: list[dict]) -> tuple[list[Source
     return sources, seen[0] if len(sources) == 1 else inputs(sources, seen)
 
 
-def _statistics(sources: list[Source], config: EvalConfig, tokenizer, tokens: int = 16384):
+def _statistics(sources: list[Source], config: EvalConfig, tokenizer, begin: int | None, tokens: int = 16384):
     """Segments [T + 1] of the statistics text."""
-    feed = Feed([Document(source) for source in sources], tokenizer, 1, config.segment, tokens)
+    feed = Feed([Document(source) for source in sources], tokenizer, 1, config.segment, tokens, begin=begin)
     while (segment := feed.next()) is not None:
         yield torch.from_numpy(segment.tokens[0, : segment.lengths[0] + 1])
 
@@ -242,7 +242,7 @@ def _statistics(sources: list[Source], config: EvalConfig, tokenizer, tokens: in
 class _Run:
     """One run between its checkpoints: the engine, the feed and the totals."""
 
-    def __init__(self, config, options, directory, engine, sources, facts, tokenizer):
+    def __init__(self, config, options, directory, engine, sources, facts, tokenizer, begin):
         self.config, self.options, self.directory, self.engine = config, options, directory, engine
         sizes = [fact.get("bytes") for fact in facts]
         self.size, self.baseline = sum(sizes) if all(sizes) else None, {}
@@ -253,7 +253,7 @@ class _Run:
             self.totals = saved["totals"]
             self.totals["documents"] += _no_totals(self.documents[len(self.totals["documents"]) :])
         else:
-            self.documents = self._documents(sources, tokenizer)
+            self.documents = self._documents(sources, tokenizer, begin)
             self.totals = {
                 "segments": 0,
                 "tokens": 0,
@@ -274,14 +274,15 @@ class _Run:
             config.segment,
             None if config.split else config.tokens,
             state=saved["feed"] if saved else None,
+            begin=begin,
         )
         self.position = self.feed.state()  # of the last whole segment
 
-    def _documents(self, sources: list[Source], tokenizer) -> list[Document]:
+    def _documents(self, sources: list[Source], tokenizer, begin) -> list[Document]:
         if self.config.split:
             return split(sources[0], tokenizer, self.config.streams, self.config.tokens)
         documents = [Document(source) for source in sources]
-        check_lengths(documents, tokenizer)
+        check_lengths(documents, tokenizer, begin)
         return documents
 
     def finish(self, progress: Callable[[dict], None]) -> dict:
@@ -295,11 +296,11 @@ class _Run:
                 self._save()
                 raise stop.reason(f"after segment {self.totals['segments']}")
             if not self.totals["tokens"]:
-                raise TextError(f"text {self.config.text[0]!r}: nothing to score (fewer than 2 tokens)")
+                raise TextError(f"text {self.config.text[0]!r}: nothing to score (fewer than {self.feed.least} tokens)")
             if self.engine.learned_parameters:
                 self._save()
             if self.feed.short:
-                note(f"{self.feed.short:,} of {len(self.documents):,} documents had fewer than 2 tokens and were left out")
+                note(f"{self.feed.short:,} of {len(self.documents):,} documents had fewer than {self.feed.least} tokens and were left out")
             return self.directory.finish(self._summary())
 
     def _loop(self, progress, stop) -> None:
@@ -490,7 +491,7 @@ def find_baseline(path: Path | None, config: EvalConfig) -> dict[int, float]:
     from dynadapt.runs.append_only import read_metrics
     from dynadapt.runs.kinds import kind_of
 
-    keys = ("model", "text", "field", "tokens", "streams", "split", "segment", "memory", "sinks", "context")
+    keys = ("model", "text", "field", "tokens", "streams", "split", "segment", "memory", "sinks", "context", "bos")
     mine = config.to_dict()
     for other in sorted(path.parent.iterdir()):
         if other == path or not (other / "config.json").is_file():

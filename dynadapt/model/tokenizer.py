@@ -81,6 +81,13 @@ class Tokenizer:
         """Number of ids, added tokens included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """The ids that the tokenizer puts before a text (``<bos>`` of Gemma and Llama), none where it puts none."""
+        plain, whole = (self.backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+        before = next((i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain), 0)
+        return tuple(whole[:before])
+
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids of `text`, with `add_special_tokens` inside what the tokenizer's post-processor puts around a text.
 

@@ -40,13 +40,22 @@ class Feed:
     """Yields segments until the documents, or the first `limit` tokens of them in reading order, are used up.
 
     The first token of a document has nothing before it and is not scored; one that has no other is left out where it was gathered
-    (from a directory or lines), else refused.
+    (from a directory or lines), else refused. `begin`: the id (``<bos>``) that stands before each document: then its first token is scored, unless it
+    is that id itself. No byte of the text is its, and no `limit` counts it.
     """
 
     def __init__(
-        self, documents: list[Document], tokenizer: Tokenizer, streams: int, segment: int, limit: int | None, state: dict | None = None
+        self,
+        documents: list[Document],
+        tokenizer: Tokenizer,
+        streams: int,
+        segment: int,
+        limit: int | None,
+        state: dict | None = None,
+        begin: int | None = None,
     ):
-        self.documents, self.tokenizer, self.segment, self.limit = documents, tokenizer, segment, limit
+        self.documents, self.tokenizer, self.segment, self.limit, self.begin = documents, tokenizer, segment, limit, begin
+        self.least = 2 - (begin is not None)  # tokens of which something can be scored
         self.slots = [_Slot() for _ in range(streams)]
         self.queued = 0  # the next document to enter a slot
         self.read = 0  # tokens read so far
@@ -72,16 +81,23 @@ class Feed:
         while True:
             if slot.reader is None and not self._enter(slot):
                 return
+            entered = slot.last is None
+            ids, sizes = self._take(slot, self.segment + (entered and self.begin is None))
+            if entered and len(ids) and self.begin is not None:
+                if ids[0] != self.begin:
+                    slot.last = self.begin
+                else:  # the text has it already
+                    more = self._take(slot, 1)
+                    ids, sizes = np.concatenate([ids, more[0]]), np.concatenate([sizes, more[1]])
             first = slot.last is None
-            ids, sizes = self._take(slot, self.segment + first)
             if len(ids) - first >= 1:
                 break
-            if first and (self.limit is None or self.read < self.limit):
+            if entered and (self.limit is None or self.read < self.limit):
                 if not self.documents[slot.document].source.gathered:
                     raise too_short(self.documents[slot.document], len(ids))
                 self.short += 1
             slot.reader = slot.document = slot.last = None
-        if first:
+        if entered:
             segment.entered.append(stream)
         row = ids if first else np.concatenate([[slot.last], ids])
         segment.tokens[stream, : len(row)] = row
@@ -94,7 +110,7 @@ class Feed:
         slot.last = int(ids[-1])
 
     def _enter(self, slot: _Slot) -> bool:
-        if self.queued == len(self.documents) or (self.limit is not None and self.limit - self.read < 2):
+        if self.queued == len(self.documents) or (self.limit is not None and self.limit - self.read < self.least):
             return False
         document = self.documents[self.queued]
         slot.document, slot.last, slot.byte = self.queued, None, document.byte
@@ -140,11 +156,11 @@ def too_short(document: Document, tokens: int) -> TextError:
     )
 
 
-def check_lengths(documents: list[Document], tokenizer: Tokenizer) -> None:
-    """Refuses documents of fewer than two tokens before any work, except pipes, which can't be looked into, and what was found in
+def check_lengths(documents: list[Document], tokenizer: Tokenizer, begin: int | None = None) -> None:
+    """Refuses documents of fewer than two tokens (one where `begin` stands before them) before any work, except pipes, which can't be looked into, and what was found in
     directories or lines, where a short one is left out as it comes."""
     for document in documents:
         if not document.source.gathered and document.source.seekable and document.stop is None:
             ids, _ = TokenReader(document.source, tokenizer).read(2)
-            if len(ids) < 2:
+            if len(ids) < 2 and (begin is None or not len(ids) or ids[0] == begin):
                 raise too_short(document, len(ids))

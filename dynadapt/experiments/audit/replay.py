@@ -12,6 +12,7 @@ from dynadapt.adapt.optimizers import WITH_STATISTICS
 from dynadapt.experiments import dyneval, guarded
 from dynadapt.experiments.compare.joined_scores import sources_of
 from dynadapt.experiments.config import EvalConfig
+from dynadapt.experiments.defaults import begin_of
 from dynadapt.model import load
 from dynadapt.runs.document_streams import Feed, Segment
 from dynadapt.runs.metrics import Run, read_run
@@ -67,7 +68,8 @@ def open_run(path: str | Path, tokens: int) -> Replay:
     _expect(run, {"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint()})
     tokenizer = streaming_tokenizer(model.tokenizer)
     documents = split(sources[0], tokenizer, config.streams, config.tokens) if config.split else [Document(source) for source in sources]
-    feed = Feed(documents, tokenizer, config.streams, config.segment, None if config.split else config.tokens)
+    begin = begin_of(model.tokenizer, config.bos)
+    feed = Feed(documents, tokenizer, config.streams, config.segment, None if config.split else config.tokens, begin=begin)
     segments, whole = _segments(feed, tokens, None if run.summary is not None else len(run.metrics))
     if not segments:
         raise RunError(f"{run.path} has scored nothing that could be played again")
@@ -75,7 +77,7 @@ def open_run(path: str | Path, tokens: int) -> Replay:
     if config.adapt != "none" and config.optimizer in WITH_STATISTICS:
         statistics, digest = dyneval._statistics_text(config, [source.check() for source in sources])
         _expect(run, {f"statistics text {config.statistics!r}": digest})
-        engine.gather_statistics(dyneval._statistics(statistics, config, tokenizer))
+        engine.gather_statistics(dyneval._statistics(statistics, config, tokenizer, begin))
     return Replay(run, config, engine, segments, whole)
 
 

@@ -29,7 +29,7 @@ class Compared:
     runs: tuple[Run, ...]
     names: tuple[str, ...]  # of the documents
     document: np.ndarray  # [N] index into names
-    position: np.ndarray  # [N] place of the token in its document, from 1
+    position: np.ndarray  # [N] place of the token in its document: from 1, or from 0 where documents begin with a token of no text
     token: np.ndarray  # [N] id
     start: np.ndarray  # [N] bytes
     stop: np.ndarray  # [N]
@@ -68,7 +68,8 @@ class Compared:
     @property
     def segment(self) -> np.ndarray:
         """[N] number of the segment, of the first run, in its document."""
-        return (self.position - 1) // self.runs[0].config["segment"]
+        first = 0 if self.runs[0].config.get("bos", "no") == "yes" else 1
+        return (self.position - first) // self.runs[0].config["segment"]
 
 
 def read_compared(paths: Sequence[str | Path]) -> Compared:

@@ -29,7 +29,7 @@ from scipy.stats import t as student
 
 from dynadapt.adapt.optimizers import IN_WORDS, WITH_STATISTICS
 from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.experiments.defaults import settle
+from dynadapt.experiments.defaults import begin_of, settle
 from dynadapt.experiments.dyneval import build_engine
 from dynadapt.runs.listing import minutes
 from dynadapt.runs.logs import check_logs, show_finished
@@ -90,6 +90,8 @@ def advise(
         tokenizer = streaming_tokenizer(model.tokenizer)
         tokens = read_tokens(sources, tokenizer, config.tokens or PROBE_TOKENS)
         chosen = choose_windows(tokens, config.segment, windows, config.seed)
+        if (begin := begin_of(model.tokenizer, config.bos)) is not None:
+            chosen[:, 0] = begin  # a window is a document; its first token is not scored
         config = config.with_(memory=0, context=0, reset="never")
         static, _, _ = _score(model, config.with_(adapt="none", lr=None), chosen, announce("scoring with the model as it is"))
         adapted, flops, seconds = _score(model, config, chosen, announce("scoring, and learning from each window"))

@@ -23,6 +23,7 @@ SCORING = (
     "sinks",
     "refresh",
     "context",
+    "bos",
     "dtype",
     "backend",
     "device",

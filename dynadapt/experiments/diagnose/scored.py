@@ -19,7 +19,7 @@ class Scored:
     before: np.ndarray  # [N] float64
     after: np.ndarray  # [N] float64
     document: np.ndarray  # [N] index into names
-    position: np.ndarray  # [N] place of the token in its document, from 1
+    position: np.ndarray  # [N] how many tokens of its document stand before the token, one that begins it and is no text included
     names: tuple[str, ...]
     segment: int = 512  # tokens of a window: position 1 of each sees one token
 
@@ -45,12 +45,13 @@ def read_scored(before: Path, after: Path, texts: list[Source], tokenizer, segme
         if len(ids) <= positions.max():
             raise RunError(f"text {texts[number].spec!r} has changed since it was scored in {before}; choose another --out")
         tokens[chosen] = ids[positions]
+    begun = int((first["position"] == 0).any())  # documents begin with a token of no text: their first one is scored
     return Scored(
         tokens,
         first["nll"].astype(np.float64),
         second["nll"].astype(np.float64),
         first["document"].astype(np.int64),
-        first["position"].astype(np.int64),
+        first["position"].astype(np.int64) + begun,
         tuple(source.name for source in texts),
         segment,
     )

@@ -106,9 +106,10 @@ def split_documents(name: str, documents: list[tuple[str, str]], share: float, s
 
 
 def encode_rows(texts: list[str], segment: int, model) -> Rows:
-    end = model.tokenizer.eos_id
+    end, begins = model.tokenizer.eos_id, np.array(model.tokenizer.begins, np.uint32)
     pieces = []
     for ids in _encoded(texts, model):
+        pieces.append(begins)
         pieces.append(np.asarray(ids, np.uint32))
         if end is not None:
             pieces.append(np.array([end], np.uint32))

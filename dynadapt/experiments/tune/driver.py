@@ -13,7 +13,7 @@ import numpy as np
 from dynadapt.adapt.optimizers import IN_WORDS, WITH_STATISTICS
 from dynadapt.experiments import guarded
 from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.experiments.defaults import settle
+from dynadapt.experiments.defaults import begin_of, settle, settle_bos
 from dynadapt.runs.text import TextError, TokenReader, expand, streaming_tokenizer
 
 from . import plan as planning
@@ -93,7 +93,7 @@ def tune(
         for source in expand(config.text, config.field):
             source.check()  # a pipe says nothing yet
         model = _model(config, model)
-        config = settle(config, model.config, memory=0)
+        config = settle_bos(settle(config, model.config, memory=0), model.tokenizer)
         tokenizer = streaming_tokenizer(model.tokenizer)
         text = read_text(config.text, tokenizer, Path(folder), config.field)
         _check_length(text, config.segment)
@@ -145,7 +145,8 @@ def _search(text: Text, tokenizer, bench: Bench, budget: Budget, config: EvalCon
     if chosen.left_out:
         with_time = planning.make_plan(kinds, memories, config, costs, 1e12, segments)
         notes.append(f"not tried, for want of {'text' if with_time.left_out == chosen.left_out else 'time'}: {chosen.left_out}")
-    windows = draw(text, tokenizer, chosen.windows + chosen.judging, chosen.segments * config.segment, config.segment, config.seed)
+    begin = begin_of(bench.model.tokenizer, config.bos)
+    windows = draw(text, tokenizer, chosen.windows + chosen.judging, chosen.segments * config.segment, config.segment, config.seed, begin)
     choosing, judging = windows[: chosen.windows], windows[chosen.windows :]
     tried = _choose(chosen, choosing, bench, budget, costs, text)
     best, static = _best(tried)

@@ -135,21 +135,21 @@ def spread(count: int) -> list[int]:
     return [number for number in (int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits)) if number < count]
 
 
-def draw(text: Text, tokenizer, count: int, tokens: int, segment: int, seed: int) -> list[Window]:
-    """At most `count` windows of about `tokens` targets, in spread order, none sharing a byte with another."""
+def draw(text: Text, tokenizer, count: int, tokens: int, segment: int, seed: int, bos: int | None = None) -> list[Window]:
+    """`bos`: the id that documents begin with, and windows too; None for none. At most `count` windows of about `tokens` targets, in spread order, none sharing a byte with another."""
     windows, free = [], 0  # free: first byte, over all documents, behind the windows so far
     generator = np.random.default_rng(seed)
     need = int(tokens * text.bytes / max(text.tokens, 1))
     for part in range(count):
         start, stop = (text.bytes * part // count, text.bytes * (part + 1) // count)
         begin = max(free, start + int(generator.integers(max(1, stop - start - need + 1))))
-        window, free = _window(text, tokenizer, begin, tokens, segment)
+        window, free = _window(text, tokenizer, begin, tokens, segment, bos)
         if window is not None:
             windows.append(window)
     return [windows[i] for i in spread(len(windows))]
 
 
-def _window(text: Text, tokenizer, begin: int, tokens: int, segment: int) -> tuple[Window | None, int]:
+def _window(text: Text, tokenizer, begin: int, tokens: int, segment: int, bos: int | None) -> tuple[Window | None, int]:
     """The window that begins at this byte of all documents together, and the first byte behind it."""
     warm = segment * max(1, tokens // segment // 4)
     ends, pieces, left, free = np.cumsum(text.sizes), [], tokens, begin
@@ -160,9 +160,11 @@ def _window(text: Text, tokenizer, begin: int, tokens: int, segment: int) -> tup
         ids, sizes = (
             _reader(text.sources[number], tokenizer, start).read(left + 1) if start < text.sizes[number] else (np.zeros(0, np.int64),) * 2
         )
+        stop = start + int(sizes.sum())
+        if bos is not None and len(ids) and ids[0] != bos:
+            ids, sizes = np.concatenate([[bos], ids]), np.concatenate([[0], sizes])
         skip = min(warm, max(len(ids) - 1, 0)) if start else 0
         if len(ids) - 1 > skip:
-            stop = start + int(sizes.sum())
             pieces.append(Piece(number, start, stop, ids, sizes[1:], skip))
             left, free = left - (len(ids) - 1), first + stop
         number, begin = number + 1, int(ends[number])
