@@ -26,6 +26,7 @@ from dynadapt.model.live import load_live
 from .session import attach
 
 __all__ = ["HeldOutScore"]
+BOS = ("auto", "yes", "no")
 
 
 class HeldOutScore(TrainerCallback):
@@ -40,6 +41,8 @@ class HeldOutScore(TrainerCallback):
         sinks: with memory: first tokens of the text that are never dropped.
         rows: segments that are scored side by side, without memory.
         dtype: of the engine's arithmetic, "bf16" or "fp32"; None: the model's own.
+        bos: whether a text begins with the tokenizer's beginning-of-text token, which is not scored and has no bytes: "auto" where the
+            tokenizer itself puts it before a text, "yes", or "no". A text that spells it is not given a second one; token ids are as they are.
 
     `state.log_history` gets {"dynadapt/heldout_nll": nats a token, "dynadapt/heldout_bits_per_byte": ..., "step": updates made}; of
     token ids the bytes are not known, and there is no second value. After `callback.add_to(trainer)` in place of `callbacks=[callback]`
@@ -64,6 +67,7 @@ class HeldOutScore(TrainerCallback):
         sinks: int = 4,
         rows: int = 8,
         dtype: str | None = None,
+        bos: str = "auto",
     ):
         self.text = _content(text)
         self.steps = integer("steps", steps) if is_integer(steps) else frozenset(integer("steps", step, 0) for step in steps)
@@ -71,7 +75,9 @@ class HeldOutScore(TrainerCallback):
         self.memory = SegmentMemory(integer("memory", memory, 0), integer("sinks", sinks, 0)) if memory else None
         if dtype not in (None, *DTYPES):
             raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}, or None for the model's own")
-        self.tokenizer, self.dtype = tokenizer, dtype
+        if bos not in BOS:
+            raise ValueError(f"bos={bos!r}: expected one of {', '.join(BOS)}")
+        self.tokenizer, self.dtype, self.bos = tokenizer, dtype, bos
         self.history: list[tuple[int, float, float | None]] = []
         self._trainer = self._tokens = self._bytes = self._by_engine = self._last = None
 
@@ -177,9 +183,13 @@ class HeldOutScore(TrainerCallback):
                 raise ValueError("tokenizer: none given, and the trainer has no processing_class; give one, or token ids as text")
             fast = bool(getattr(tokenizer, "is_fast", False))
             read = tokenizer(self.text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
-            self._tokens = torch.tensor(read["input_ids"])
-            if fast and len(self._tokens):
-                self._bytes = len(self.text[read["offset_mapping"][0][1] :].encode())
+            ids = read["input_ids"]
+            begin = [] if self.bos == "no" else _begin(tokenizer, self.text, ids, self.bos)
+            if ids[: len(begin)] == begin:  # the text spells it
+                begin = []
+            self._tokens = torch.tensor([*begin, *ids])
+            if fast and ids:
+                self._bytes = len((self.text if begin else self.text[read["offset_mapping"][0][1] :]).encode())
         if self._tokens.dim() != 1 or len(self._tokens) < 2:
             raise ValueError(f"text has {tuple(self._tokens.shape)} tokens: expected one row of at least 2")
 
@@ -191,6 +201,20 @@ def _content(text):
     if isinstance(text, str) and not any(c.isspace() for c in text.strip()):
         raise ValueError(f"text={text!r}: no such file, and too short to be the held-out text itself")
     return text
+
+
+def _begin(tokenizer, text: str, ids: list[int], bos: str) -> list[int]:
+    """The token that transformers' tokenizer puts before this text, of which `ids` are the text's own; [] for none."""
+    whole = list(tokenizer(text, verbose=False)["input_ids"])
+    before = next((i for i in range(len(whole) - len(ids) + 1) if whole[i : i + len(ids)] == ids), None)
+    if before is None or before > 1:
+        found = "no run of its ids is the text's own" if before is None else f"it puts {before} tokens before a text, {whole[:before]}"
+        raise ValueError(f"bos={bos!r}: {found}; expected a tokenizer that puts at most one before it, bos='no', or token ids as text")
+    if not before and bos == "yes":
+        if tokenizer.bos_token_id is None:
+            raise ValueError("bos='yes': the tokenizer has no beginning-of-text token; expected auto or no")
+        return [tokenizer.bos_token_id]
+    return whole[:before]
 
 
 def _refuse_spread(model) -> None:

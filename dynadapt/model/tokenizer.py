@@ -83,10 +83,18 @@ class Tokenizer:
 
     @property
     def begins(self) -> tuple[int, ...]:
-        """The ids that the tokenizer puts before a text (``<bos>`` of Gemma and Llama), none where it puts none."""
-        plain, whole = (self.backend.encode("a", add_special_tokens=special).ids for special in (False, True))
-        before = next((i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain), 0)
-        return tuple(whole[:before])
+        """The ids that the tokenizer itself puts before a text, as its post-processor says (``<bos>`` of Gemma, Llama, Mistral); ()
+        where it puts none. What it puts behind a text is not among them.
+
+        Raises:
+            ModelError: one of them is beyond the model's vocabulary.
+        """
+        import tokenizers
+
+        text = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}))  # one token, whatever this tokenizer's vocabulary is
+        around = self.backend.post_process(text.encode("a"))
+        places = around.sequence_ids  # None for what was put around
+        return tuple(self._within_limit(around.ids[: places.index(0)])) if 0 in places else ()
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids of `text`, with `add_special_tokens` inside what the tokenizer's post-processor puts around a text.
@@ -143,9 +151,13 @@ class Tokenizer:
             if not isinstance(text, str):
                 raise ValueError(f"text is a {type(text).__name__}; accepted: str") from error
             raise ValueError(f"text is not valid Unicode: {error}") from error
-        if self.limit is not None and max(encoding.ids, default=-1) >= self.limit:
-            worst = max(encoding.ids)
+        self._within_limit(encoding.ids)
+        return encoding
+
+    def _within_limit(self, ids: list[int]) -> list[int]:
+        if self.limit is not None and max(ids, default=-1) >= self.limit:
+            worst = max(ids)
             raise ModelError(
                 f"the tokenizer gave id {worst} ({self.backend.id_to_token(worst)!r}), the model's vocabulary ends at {self.limit - 1}"
             )
-        return encoding
+        return ids

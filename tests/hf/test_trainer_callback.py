@@ -165,12 +165,67 @@ def test_bits_per_byte_and_what_the_trainer_reports_to(tmp_path):
     assert values(trainer, "dynadapt/heldout_bits_per_byte") == [(made, bits) for made, _, bits in callback.history]
 
 
+@pytest.fixture(scope="module")
+def begun():
+    """(tokenizer that puts a token before a text and one behind it, a model, a text)."""
+    from tiny import english, tiny_tokenizer
+    from tokenizers import processors
+
+    backend, name = tiny_tokenizer(), "<|endoftext|>"
+    backend.add_special_tokens([name])
+    put = processors.TemplateProcessing(single=f"{name} $A {name}", special_tokens=[(name, backend.token_to_id(name))])
+    backend.post_processor = put
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=name)
+    return tokenizer, to_transformers(random_model(tiny_config("llama", vocab_size=len(tokenizer)), seed=1, std=0.2)), english(30, seed=4)
+
+
+@torch.no_grad()
+def in_one_segment(model, tokens: list[int]) -> float:
+    return float(cross_entropy(model(torch.tensor([tokens[:-1]])).logits[0].double(), torch.tensor(tokens[1:])))
+
+
+@pytest.mark.parametrize("memory", [0, T])
+def test_a_text_begins_as_its_tokenizer_begins_one(begun, memory):
+    tokenizer, model, text = begun
+    ids, whole = tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer(text)["input_ids"][:-1]
+    assert whole == [tokenizer.bos_token_id, *ids]
+    callback = HeldOutScore(text, tokenizer=tokenizer, segment=len(ids), memory=memory)
+    assert callback.score(model) == pytest.approx(in_one_segment(model, whole), abs=1e-5)
+    assert callback._bytes == len(text.encode())  # every byte is scored, and the token before them has none
+    without = HeldOutScore(text, tokenizer=tokenizer, segment=len(ids), memory=memory, bos="no")
+    assert without.score(model) == pytest.approx(in_one_segment(model, ids), abs=1e-5)
+    assert without._bytes == len(text.encode()) - len(tokenizer.decode(ids[:1]).encode())
+
+
+def test_a_text_that_spells_its_beginning_is_not_given_a_second_one(begun):
+    tokenizer, model, text = begun
+    spelled = HeldOutScore(tokenizer.bos_token + text, tokenizer=tokenizer)
+    plain = HeldOutScore(text, tokenizer=tokenizer)
+    assert spelled.score(model) == plain.score(model) and spelled._bytes == plain._bytes
+    assert torch.equal(spelled._tokens, plain._tokens)
+
+
+def test_a_beginning_that_is_asked_for(begun):
+    _, model, text = begun
+    from tiny import tiny_tokenizer
+
+    backend = tiny_tokenizer()
+    plain = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    named = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|endoftext|>")
+    by_default, asked = HeldOutScore(text, tokenizer=named), HeldOutScore(text, tokenizer=named, bos="yes")
+    assert by_default.score(model) != asked.score(model)
+    assert asked._tokens.tolist() == [named.bos_token_id, *by_default._tokens.tolist()]
+    with pytest.raises(ValueError, match="bos='yes': the tokenizer has no beginning-of-text token"):
+        HeldOutScore(text, tokenizer=plain, bos="yes").score(model)
+
+
 def test_refused_by_name(tmp_path):
     for settings, message in (
         ({"steps": 0}, "steps"),
         ({"segment": 0}, "segment"),
         ({"dtype": "fp8"}, "dtype='fp8'"),
         ({"rows": 0}, "rows"),
+        ({"bos": "maybe"}, "bos='maybe': expected one of auto, yes, no"),
     ):
         with pytest.raises(ValueError, match=message):
             HeldOutScore(HELD_OUT, **settings)
