@@ -224,7 +224,16 @@ def update(state, rule, slots, lr, norms, skipped) -> None:
     tensors = {name: getattr(state, name) for name in ("master", "grad", "working", "step")}
     tensors |= {name: getattr(state, name) if name in uses else None for name in ("first", "second", "stat")}
     tensors |= {name: getattr(state, name) if rule.decay else None for name in ("prior", "prior_rate")}
-    tensors |= dict(rate_factor=state.rate_factor, prior_stride=P if own else 0, slots=slots, lr=lr, norms=norms, skipped=skipped, partials=partials, scalars=scalars)
+    tensors |= dict(
+        rate_factor=state.rate_factor,
+        prior_stride=P if own else 0,
+        slots=slots,
+        lr=lr,
+        norms=norms,
+        skipped=skipped,
+        partials=partials,
+        scalars=scalars,
+    )
     numbers = {name: float(getattr(rule, name)) for name in ("clip", "weight_decay", "decay", "beta1", "beta2", "eps", "momentum")}
     numbers |= dict(rest1=1.0 - rule.beta1, rest2=1.0 - rule.beta2)
     given = tensors | numbers | dict(P=P, groups=groups, KIND=KINDS.index(rule.kind), GROUPS=GROUPS, SCALARS=SCALARS)

@@ -38,6 +38,10 @@ def _check_layers(layers: range | None) -> None:
         raise wrong("layers", layers, "a non-empty range with step 1, e.g. range(5, 20), or None for all")
 
 
+# Fields of LoRA that are said where they are used: words and states of before they were there stay as they are.
+LATER = {"rank_pattern": (), "alpha_pattern": (), "rslora": False, "keep_a": False, "rate_pattern": (), "b_rate": 1.0}
+
+
 @dataclass(frozen=True)
 class LoRA:
     """A rank-``rank`` adapter on each targeted linear: y = W x + alpha / rank B A x (Hu et al. 2021, eq. 3).
@@ -54,6 +58,11 @@ class LoRA:
     ``keep_a``: a reset takes B back to zero and leaves A as it has learned, so that the adapter adds nothing again and the next text
     starts with the directions that earlier ones have found. The optimizer's state starts anew for both.
 
+    ``rate_pattern``: factors of the stream's learning rate for some linears, {linear or PEFT's pattern: number of at least 0}, found as in
+    ``rank_pattern``; others have 1. At 0 the adapter is there and does not learn, though its gradient still counts in the norm that
+    ``clip`` looks at. ``b_rate``: the factor of B's rate over A's (LoRA+, Hayou et al. 2024, arXiv 2402.12354, eq. 6: 16 there). Both scale
+    an optimizer's weight decay with the rate, and not its ``decay`` to the prior, which has no rate in it.
+
     Raises:
         ValueError: naming the argument; what a model lacks is refused by the engine of that model.
     """
@@ -66,6 +75,8 @@ class LoRA:
     alpha_pattern: tuple[tuple[str, float], ...] = ()
     rslora: bool = False
     keep_a: bool = False
+    rate_pattern: tuple[tuple[str, float], ...] = ()
+    b_rate: float = 1.0
 
     def __post_init__(self):
         _check_layers(self.layers)
@@ -76,11 +87,18 @@ class LoRA:
         keep(self, rank_pattern=tuple((key, integer(f"rank_pattern[{key!r}]", value)) for key, value in ranks))
         positive = lambda key, value: number(f"alpha_pattern[{key!r}]", value, "a positive number", lambda x: x > 0)  # noqa: E731
         keep(self, alpha_pattern=tuple((key, positive(key, value)) for key, value in alphas))
+        factor = lambda key, value: float(number(f"rate_pattern[{key!r}]", value, "a finite number >= 0"))  # noqa: E731
+        keep(self, rate_pattern=tuple((key, factor(key, value)) for key, value in _pattern("rate_pattern", self.rate_pattern)))
+        keep(self, b_rate=float(number("b_rate", self.b_rate, "a positive number (1: B learns at the rate of A)", lambda x: x > 0)))
 
     def __repr__(self) -> str:
-        new = {"rank_pattern": (), "alpha_pattern": (), "rslora": False, "keep_a": False}  # said where they are used
         said = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return f"LoRA({', '.join(f'{name}={value!r}' for name, value in said if name not in new or value != new[name])})"
+        return f"LoRA({', '.join(f'{name}={value!r}' for name, value in said if name not in LATER or value != LATER[name])})"
+
+    @property
+    def rates_differ(self) -> bool:
+        """Whether some factor of the learning rate is not 1."""
+        return self.b_rate != 1 or any(factor != 1 for _, factor in self.rate_pattern)
 
     @property
     def scale(self) -> float:

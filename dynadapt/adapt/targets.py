@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from dynadapt.model import ModelConfig, layout, peft_name
 from dynadapt.model.family import FAMILIES
-from dynadapt.model.layout import hf_module
+from dynadapt.model.layout import group_parts, hf_module
 
 from .methods import GROUPS, HEAD, NO_ADAPTER, TARGETS, LoRA, alpha_of
 
@@ -51,6 +51,12 @@ def adapted_parts(adapt: LoRA, config: ModelConfig) -> dict[Key, list[tuple[int,
     return {key: parts for key, parts in found.items() if any(rank for rank, _ in parts)}
 
 
+def rate_factors(adapt: LoRA, config: ModelConfig, parts: dict[Key, list[tuple[int, float]]]) -> dict[Key, list[float]]:
+    """The factor of the learning rate of each part of ``parts``, which ``adapted_parts`` gave: that of A; B's is ``adapt.b_rate`` times it."""
+    factor = lambda i, part: float(_first(adapt.rate_pattern, part, peft_name(config, i, part), 1.0))  # noqa: E731
+    return {(i, group): [factor(i, part) for part in group_parts(config, i, group)] for i, group in parts}
+
+
 def _span(adapt, config: ModelConfig) -> range:
     span = adapt.layers if adapt.layers is not None else range(config.layers)
     if span.stop > config.layers:
@@ -90,8 +96,8 @@ def _check_names(adapt: LoRA, config: ModelConfig, linears, chosen) -> None:
                 raise ValueError(f"targets={adapt.targets!r} matches {module}, which has no adapter: {there}")
     if not chosen:
         raise ValueError(f"targets={adapt.targets!r} matches no linear: {there}")
-    for name, pattern in (("rank_pattern", adapt.rank_pattern), ("alpha_pattern", adapt.alpha_pattern)):
-        for key, _ in pattern:
+    for name in ("rank_pattern", "alpha_pattern", "rate_pattern"):
+        for key, _ in getattr(adapt, name):
             if not any(_fits(key, part, peft_name(config, i, part)) for i, _, part in chosen):
                 hint = " (the embedding has no adapter)" if key in NO_ADAPTER else ""
                 raise ValueError(f"{name} has {key!r}, which fits no linear that learns{hint}: {there}")

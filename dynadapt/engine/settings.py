@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dynadapt.adapt.guard import as_guard
-from dynadapt.adapt.methods import GROUPS, HEAD, Full, LoRA, RowSparse, whole_model
+from dynadapt.adapt.methods import GROUPS, HEAD, LATER, Full, LoRA, RowSparse, whole_model
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.resets import check_reset
 from dynadapt.adapt.targets import may_adapt_head, targeted
@@ -190,7 +190,8 @@ class EngineSettings:
         if len(self.ways) > 1:
             return f"streams learn in {len(self.ways)} ways, and the gradient kernels know one rule"
         way = self.ways[0]
-        return why_not_fused(way.optimizer, self.accumulate, whole_model(self.adapt), may_adapt_head(way.adapt))
+        rates_differ = isinstance(way.adapt, LoRA) and way.adapt.rates_differ
+        return why_not_fused(way.optimizer, self.accumulate, whole_model(self.adapt), may_adapt_head(way.adapt), rates_differ)
 
     def arguments(self) -> dict:
         """What ``Engine`` takes beside the model to be such an engine again."""
@@ -199,13 +200,12 @@ class EngineSettings:
     def describe(self, stream: int | None = None) -> dict:
         """As plain data, all that two engines must have in common to exchange saved states (their model aside); of one ``stream`` what
         it has, wherever streams differ."""
-        later = {"rank_pattern": (), "alpha_pattern": (), "rslora": False, "keep_a": False}  # said where used: older states are read
         plain = lambda part: (  # noqa: E731
             None
             if part is None
             else {
                 "kind": type(part).__name__,
-                **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items() if k not in later or v != later[k]},
+                **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items() if k not in LATER or v != LATER[k]},
             }
         )
         each = lambda part: [plain(one) for one in part] if isinstance(part, tuple) else plain(part)  # noqa: E731

@@ -10,6 +10,7 @@ import re
 from dynadapt.common.errors import ConfigError
 
 WORDS = ("all", "attn", "mlp", "model")
+PATTERNS: dict[str, type[int] | type[float]] = {"rank_pattern": int, "alpha_pattern": float, "rate_pattern": float}
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 
 
@@ -32,12 +33,17 @@ def targets_of(words: str) -> str | tuple[str, ...]:
 
 def parse_ranks(value) -> str:
     """ "q=4,down=32", or {"q": 4, "down": 32}, in the first form."""
-    return _parse_pattern("rank_pattern", value, int)
+    return _parse_pattern("rank_pattern", value)
 
 
 def parse_alphas(value) -> str:
     """ "q=4,down=32.5", or {"q": 4, "down": 32.5}, in the first form."""
-    return _parse_pattern("alpha_pattern", value, float)
+    return _parse_pattern("alpha_pattern", value)
+
+
+def parse_factors(value) -> str:
+    """ "q=0.5,head=0", or {"q": 0.5, "head": 0}, in the first form."""
+    return _parse_pattern("rate_pattern", value)
 
 
 def pattern_of(words: str | None, kind: type[int] | type[float]) -> dict[str, float]:
@@ -46,8 +52,9 @@ def pattern_of(words: str | None, kind: type[int] | type[float]) -> dict[str, fl
     return {key: kind(number) for key, _, number in pairs}
 
 
-def _parse_pattern(name: str, value, kind: type[int] | type[float]) -> str:
-    accepted = f"LINEAR={'R' if kind is int else 'ALPHA'}, several with commas between them, for example q=4,down=32"
+def _parse_pattern(name: str, value) -> str:
+    number = {"rank_pattern": "R", "alpha_pattern": "ALPHA"}.get(name, "FACTOR")
+    accepted = f"LINEAR={number}, several with commas between them, for example q=4,down=32"
     pairs = list(value.items()) if isinstance(value, dict) else value
     if isinstance(pairs, (list, tuple)):
         if not all(
@@ -56,7 +63,7 @@ def _parse_pattern(name: str, value, kind: type[int] | type[float]) -> str:
             raise ConfigError(f"{name} {value!r}: give {accepted}; patterns with a comma in them are for an Engine's LoRA")
         value = ",".join(f"{key}={number}" for key, number in pairs)
     try:
-        found = pattern_of(value, kind)
+        found = pattern_of(value, PATTERNS[name])
     except (ValueError, AttributeError):
         found = {}
     if not found or not all(found):

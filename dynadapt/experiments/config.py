@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 
+from dynadapt.adapt.methods import LATER
 from dynadapt.adapt.optimizers import IN_WORDS, OPTIMIZERS, WITH_STATISTICS
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, check_names, setting
 
-from .adapter_words import WORDS, parse_alphas, parse_ranks, parse_targets, pattern_of
+from .adapter_words import WORDS, parse_alphas, parse_factors, parse_ranks, parse_targets, pattern_of
 from .guarded import ADDED, parse_guard, parse_rates
 
 # Learning rates that are used when none is given, by what learns and by optimizer.
@@ -136,6 +137,16 @@ class EvalConfig:
         "a reset takes B of the adapters back to zero and leaves A as it has learned",
         needs={"adapt": ("lora",), "reset": lambda when: when != "never"},
     )
+    rate_pattern: str | None = setting(
+        None,
+        "factors of the learning rate for some of the linears, for example q=0.5,head=0; the others have 1",
+        read=parse_factors,
+        metavar="LINEAR=F,...",
+        needs={"adapt": ("lora",)},
+    )
+    b_rate: float = setting(
+        1.0, "factor of the learning rate of the adapters' B over that of A (LoRA+)", above=0, needs={"adapt": ("lora",)}
+    )
     layers: tuple[int, int] | None = setting(
         None, "learn only in layers A to B-1 (default: all)", read=parse_layers, metavar="A:B", needs=LEARNS
     )
@@ -253,8 +264,8 @@ class EvalConfig:
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
         if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
-        for name in ("rank_pattern", "alpha_pattern", "rslora", "keep_a", *ADDED):
-            if not content[name]:
+        for name, unsaid in {**LATER, **dict.fromkeys(ADDED)}.items():
+            if not content[name] or content[name] == unsaid:
                 del content[name]
         return without_usual_alpha(content)
 

@@ -26,6 +26,8 @@ from dynadapt.experiments.evaluation_settings import _adapt
             {"rank_pattern": {"q": 4}, "alpha_pattern": "v=0.5", "rslora": True},
             LoRA(rank_pattern={"q": 4}, alpha_pattern={"v": 0.5}, rslora=True),
         ),
+        ({"rate_pattern": "q=0.5,head=0", "b_rate": 16}, LoRA(rate_pattern={"q": 0.5, "head": 0}, b_rate=16)),
+        ({"rate_pattern": {"down": 2}}, LoRA(rate_pattern={"down": 2.0})),
         ({"keep_a": True, "reset": "document"}, LoRA(keep_a=True)),
     ],
     ids=str,
@@ -38,7 +40,7 @@ def test_words_and_what_they_mean(words, adapt):
 
 
 def test_a_run_from_before_has_the_same_configuration():
-    assert not {"rank_pattern", "alpha_pattern", "rslora", "keep_a"} & EvalConfig().to_dict().keys()
+    assert not {"rank_pattern", "alpha_pattern", "rslora", "keep_a", "rate_pattern", "b_rate"} & EvalConfig().to_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,9 @@ def test_a_run_from_before_has_the_same_configuration():
         ({"rank_pattern": "q=1.5"}, "rank_pattern 'q=1.5': give"),
         ({"rank_pattern": {"a{1,2}": 3}}, "patterns with a comma in them are for an Engine's LoRA"),
         ({"alpha_pattern": "q=-1"}, "alpha_pattern 'q=-1': .*expected a positive number"),
+        ({"rate_pattern": "q=-1"}, "rate_pattern 'q=-1': .*expected a finite number >= 0"),
+        ({"rate_pattern": "q"}, "rate_pattern 'q': give LINEAR=FACTOR"),
+        ({"b_rate": 0}, "b_rate 0: "),
         ({"targets": "q,v", "adapt": "rows"}, "targets 'q,v' with adapt 'rows': give adapt lora, or targets all, attn or mlp"),
         ({"targets": "model"}, "targets 'model' with adapt 'lora'"),
     ],

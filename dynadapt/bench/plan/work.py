@@ -192,7 +192,8 @@ def step_work(
     if learn:
         for _ in range(1 if memory_only else turns):
             learner.state.update(noting.update, torch.empty(slots, dtype=torch.int32, device=META), torch.empty(slots, device=META))
-        ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer.rule(), learner.layout.parts))
+        factors = learner.state.rate_factor is not None
+        ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer.rule(), learner.layout.parts, factors))
     noting.settle()
     if learn and optimizer.rule().arithmetic.prepared:  # products, beside what moves memory alone
         noting.ops["update"].flops += turns * slots * product_flops(learner.layout.parts.matrices)

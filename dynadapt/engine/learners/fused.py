@@ -24,7 +24,7 @@ class Fused:
     skipped: torch.Tensor
 
 
-def why_not_fused(optimizer, accumulate: bool, whole_model: bool = False, adapted_head: bool = False) -> str | None:
+def why_not_fused(optimizer, accumulate: bool, whole_model: bool = False, adapted_head: bool = False, rates_differ=False) -> str | None:
     """None when the update can ride in the gradient kernels, else the reason."""
     if whole_model:
         return "gradients of norms, biases, embedding and head have no kernel that updates"
@@ -32,6 +32,8 @@ def why_not_fused(optimizer, accumulate: bool, whole_model: bool = False, adapte
         return "the gradient of the head's adapter has no kernel that updates"
     if not optimizer.rule().arithmetic.fused:
         return f"{type(optimizer).__name__} is not in the gradient kernels"
+    if rates_differ:
+        return "rate_pattern or b_rate gives linears rates of their own, and the gradient kernels have one"
     if optimizer.clip:
         return f"clip={optimizer.clip:g} needs the norm of the whole gradient first"
     return "accumulate=True keeps gradients between segments" if accumulate else None

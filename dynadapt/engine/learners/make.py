@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from dynadapt.adapt.methods import LoRA, whole_model
-from dynadapt.adapt.targets import adapted_parts, targeted
+from dynadapt.adapt.targets import adapted_parts, rate_factors, targeted
 from dynadapt.engine.weights import adaptable_sizes, group_sizes, source_weight
 
 from .lora import LoraLearner
@@ -37,7 +37,8 @@ def make_learner(
     """
     if isinstance(adapt, LoRA):
         parts = adapted_parts(adapt, model.config)
-        return LoraLearner(adapt, optimizer, adaptable_sizes(model.config), parts, slots, dtype, seed, device, keep_grad)
+        rates = rate_factors(adapt, model.config, parts) if adapt.rates_differ else None
+        return LoraLearner(adapt, optimizer, adaptable_sizes(model.config), parts, slots, dtype, seed, device, keep_grad, rates)
     if whole_model(adapt):
         return ModelLearner(adapt, optimizer, model, dtype, backend, device, keep_prior)
     source = partial(source_weight, model)

@@ -14,7 +14,9 @@ from .registry import kernel, mutating
     "Tensor? prior_rate=None, Tensor? rate_factor=None, *, float decay=0, float clip=0, float beta1=0.9, float beta2=0.999, "
     "float eps=1e-8, float weight_decay=0, float momentum=0) -> ()"
 )
-def update(kind, master, grad, first, second, prior, stat, working, slots, lr, step, norms, skipped, prior_rate=None, rate_factor=None, **numbers):
+def update(
+    kind, master, grad, first, second, prior, stat, working, slots, lr, step, norms, skipped, prior_rate=None, rate_factor=None, **numbers
+):
     shared = {"prior": prior, "stat": stat, "prior_rate": prior_rate, "rate_factor": rate_factor}
     state = UpdateState(master, grad=grad, first=first, second=second, working=working, step=step, **shared)
     # master's dtype, not working's: the kernels serve either in `working`
