@@ -9,14 +9,14 @@ import re
 
 from dynadapt.common.errors import ConfigError
 
-WORDS = ("all", "attn", "mlp", "model")
+WORDS = ("all", "attn", "mlp", "model", "norms", "biases", "norms,biases")
 PATTERNS: dict[str, type[int] | type[float]] = {"rank_pattern": int, "alpha_pattern": float, "rate_pattern": float}
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 
 
 def parse_targets(value) -> str:
     """One of WORDS, names of linears with commas between them (or a list of them), or a regular expression."""
-    accepted = f"one of {', '.join(WORDS)}, names of linears such as q,v, or a regular expression over PEFT's module names"
+    accepted = f"one of {', '.join(WORDS[:-1])}, norms and biases with a comma between them, names of linears such as q,v, or a regular expression over PEFT's module names"
     given = ",".join(value) if isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value) else value
     if not isinstance(given, str) or not given:
         raise ConfigError(f"targets {value!r}: give {accepted}")
@@ -28,7 +28,7 @@ def parse_targets(value) -> str:
 def targets_of(words: str) -> str | tuple[str, ...]:
     """As ``LoRA`` takes them."""
     names = words.split(",")
-    return tuple(names) if words not in WORDS and all(map(_NAME.fullmatch, names)) else words
+    return tuple(names) if words not in WORDS[:-1] and all(map(_NAME.fullmatch, names)) else words
 
 
 def parse_ranks(value) -> str:

@@ -112,7 +112,7 @@ class EvalConfig:
     targets: str = setting(
         "all",
         "which linear weights learn: all, attn or mlp; with --adapt lora also some of q,k,v,o,gate,up,down,head or a regular expression "
-        "over PEFT's module names; with --adapt full also model: every parameter there is",
+        "over PEFT's module names; with --adapt full also model: every parameter there is, or norms, biases or norms,biases: these alone",
         read=parse_targets,
         metavar="WHICH",
         needs=LEARNS,
@@ -318,10 +318,11 @@ def _check_together(config: EvalConfig) -> None:
         )
     if config.targets not in WORDS and config.adapt in ("rows", "full"):
         raise ConfigError(
-            f"targets {config.targets!r} with adapt {config.adapt!r}: give adapt lora, or targets all, attn or mlp (with full also model)"
+            f"targets {config.targets!r} with adapt {config.adapt!r}: give adapt lora, or targets all, attn or mlp (with full also model, norms, "
+            "biases)"
         )
-    if config.targets == "model" and config.adapt in ("lora", "rows"):
-        raise ConfigError(f"targets 'model' with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")
+    if config.targets in WORDS[3:] and config.adapt in ("lora", "rows"):
+        raise ConfigError(f"targets {config.targets!r} with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")
     if config.targets == "model" and config.layers:
         raise ConfigError(f"layers {config.layers[0]}:{config.layers[1]} with targets 'model': every layer learns; give no layers")
     if config.split and len(config.text) > 1:

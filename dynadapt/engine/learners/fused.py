@@ -24,9 +24,9 @@ class Fused:
     skipped: torch.Tensor
 
 
-def why_not_fused(optimizer, accumulate: bool, whole_model: bool = False, adapted_head: bool = False, rates_differ=False) -> str | None:
-    """None when the update can ride in the gradient kernels, else the reason."""
-    if whole_model:
+def why_not_fused(optimizer, accumulate: bool, beside: bool = False, adapted_head: bool = False, rates_differ=False) -> str | None:
+    """None when the update can ride in the gradient kernels, else the reason. ``beside``: whether more than linear weights learns."""
+    if beside:
         return "gradients of norms, biases, embedding and head have no kernel that updates"
     if adapted_head:
         return "the gradient of the head's adapter has no kernel that updates"
