@@ -504,7 +504,9 @@ class Decoder:
         if dmixed is None:
             return None
         if self.config.is_delta(i):
-            dqkv = self.delta.backward(batch, self.memory, self.places[i], kept, w.delta[i], dmixed, self.ledger, g and g.delta[i] and g.delta[i].norm)
+            dqkv = self.delta.backward(
+                batch, self.memory, self.places[i], kept, w.delta[i], dmixed, self.ledger, g and g.delta[i] and g.delta[i].norm
+            )
         else:
             dqkv = self._attention_backward(batch, i, kept, dmixed, g and g.head_norm[i])
         if dgate is not None:

@@ -91,7 +91,6 @@ class ModelTensors:
         self.bias, self.head, self.table = bias, head, table
         self.embedding = head if embedding is None else embedding
 
-
     def over(self, frozen: ModelTensors) -> ModelTensors:
         """``frozen`` with those tensors in their place that are here; these, where nothing is missing here."""
         if self is frozen or self.head is not None:

@@ -20,6 +20,8 @@ def parse_targets(value) -> str:
     given = ",".join(value) if isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value) else value
     if not isinstance(given, str) or not given:
         raise ConfigError(f"targets {value!r}: give {accepted}")
+    if set(given.split(",")) == {"norms", "biases"}:
+        return WORDS[-1]
     if given not in WORDS:
         _lora("targets", value, targets=targets_of(given))
     return given

@@ -7,7 +7,7 @@ from command_line import call
 from tiny import english, tiny_directory
 
 import dynadapt
-from dynadapt import LoRA
+from dynadapt import Full, LoRA
 from dynadapt.common.errors import ConfigError
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import adapt_of
@@ -28,6 +28,9 @@ from dynadapt.experiments.evaluation_settings import _adapt
         ),
         ({"rate_pattern": "q=0.5,head=0", "b_rate": 16}, LoRA(rate_pattern={"q": 0.5, "head": 0}, b_rate=16)),
         ({"rate_pattern": {"down": 2}}, LoRA(rate_pattern={"down": 2.0})),
+        ({"adapt": "full", "targets": "norms"}, Full("norms")),
+        ({"adapt": "full", "targets": "biases,norms"}, Full(["norms", "biases"])),
+        ({"adapt": "full", "targets": ["norms", "biases"], "layers": "1:2"}, Full(["norms", "biases"], range(1, 2))),
         ({"keep_a": True, "reset": "document"}, LoRA(keep_a=True)),
     ],
     ids=str,
@@ -58,6 +61,9 @@ def test_a_run_from_before_has_the_same_configuration():
         ({"rate_pattern": "q"}, "rate_pattern 'q': give LINEAR=FACTOR"),
         ({"b_rate": 0}, "b_rate 0: "),
         ({"targets": "q,v", "adapt": "rows"}, "targets 'q,v' with adapt 'rows': give adapt lora, or targets all, attn or mlp"),
+        ({"targets": "norms"}, "targets 'norms' with adapt 'lora': give adapt full"),
+        ({"targets": "norms,biases", "adapt": "rows"}, "targets 'norms,biases' with adapt 'rows': give adapt full"),
+        ({"targets": "norms,q", "adapt": "full"}, "targets 'norms,q' with adapt 'full'"),
         ({"targets": "model"}, "targets 'model' with adapt 'lora'"),
     ],
     ids=str,
