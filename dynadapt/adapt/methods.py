@@ -100,11 +100,6 @@ class LoRA:
         return f"LoRA({', '.join(f'{name}={value!r}' for name, value in said if name not in LATER or value != LATER[name])})"
 
     @property
-    def rates_differ(self) -> bool:
-        """Whether some factor of the learning rate is not 1."""
-        return self.b_rate != 1 or any(factor != 1 for _, factor in self.rate_pattern)
-
-    @property
     def scale(self) -> float:
         """Of linears whose rank and alpha no pattern gives."""
         return scale_of(self, self.rank, alpha_of(self.rank, self.alpha))
@@ -220,6 +215,11 @@ def _beside(given) -> str | tuple[str, ...]:
         raise wrong("targets", given, f"one of {', '.join((*TARGETS, *BESIDE))}, or a list of {' and '.join(BESIDE)}")
     words = tuple(word for word in BESIDE if word in given)
     return words[0] if len(words) == 1 else words
+
+
+def rates_differ(adapt) -> bool:
+    """Whether some factor of the learning rate is not 1."""
+    return isinstance(adapt, LoRA) and (adapt.b_rate != 1 or any(factor != 1 for _, factor in adapt.rate_pattern))
 
 
 def learns_beside(adapt) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dynadapt.adapt.guard import as_guard
-from dynadapt.adapt.methods import GROUPS, HEAD, LATER, Full, LoRA, RowSparse, learns_beside, whole_model
+from dynadapt.adapt.methods import GROUPS, HEAD, LATER, Full, LoRA, RowSparse, learns_beside, rates_differ, whole_model
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.resets import check_reset
 from dynadapt.adapt.targets import lowest, may_adapt_head, norms_and_biases, targeted
@@ -190,9 +190,8 @@ class EngineSettings:
         if len(self.ways) > 1:
             return f"streams learn in {len(self.ways)} ways, and the gradient kernels know one rule"
         way = self.ways[0]
-        rates_differ = isinstance(way.adapt, LoRA) and way.adapt.rates_differ
         unfused = whole_model(self.adapt) or bool(learns_beside(self.adapt))
-        return why_not_fused(way.optimizer, self.accumulate, unfused, may_adapt_head(way.adapt), rates_differ)
+        return why_not_fused(way.optimizer, self.accumulate, unfused, may_adapt_head(way.adapt), rates_differ(way.adapt))
 
     def arguments(self) -> dict:
         """What ``Engine`` takes beside the model to be such an engine again."""

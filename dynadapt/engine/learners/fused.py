@@ -24,7 +24,7 @@ class Fused:
     skipped: torch.Tensor
 
 
-def why_not_fused(optimizer, accumulate: bool, beside: bool = False, adapted_head: bool = False, rates_differ=False) -> str | None:
+def why_not_fused(optimizer, accumulate: bool, beside: bool = False, adapted_head: bool = False, rates_differ: bool = False) -> str | None:
     """None when the update can ride in the gradient kernels, else the reason. ``beside``: whether more than linear weights learns."""
     if beside:
         return "gradients of norms, biases, embedding and head have no kernel that updates"

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, learns_beside, whole_model
+from dynadapt.adapt.methods import LoRA, learns_beside, rates_differ, whole_model
 from dynadapt.adapt.targets import adapted_parts, rate_factors, targeted
 from dynadapt.engine.weights import adaptable_sizes, group_sizes, source_weight
 
@@ -38,7 +38,7 @@ def make_learner(
     """
     if isinstance(adapt, LoRA):
         parts = adapted_parts(adapt, model.config)
-        rates = rate_factors(adapt, model.config, parts) if adapt.rates_differ else None
+        rates = rate_factors(adapt, model.config, parts) if rates_differ(adapt) else None
         return LoraLearner(adapt, optimizer, adaptable_sizes(model.config), parts, slots, dtype, seed, device, keep_grad, rates)
     if whole_model(adapt):
         return ModelLearner(adapt, optimizer, model, dtype, backend, device, keep_prior)
