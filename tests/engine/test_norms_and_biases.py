@@ -220,11 +220,12 @@ def test_fixed_shapes_do_the_same():
     assert "because gradients of norms, biases" in fixed.explain()
 
 
+@pytest.mark.parametrize("base,backend", [("int8", "cpu"), ("float8", "reference")])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_base_of_whole_numbers_stays_one(dtype):
+def test_a_base_in_few_bits_stays_one(base, backend, dtype):
     tokens = text(1, family="qwen2")
-    static = engine("qwen2", "none", backend="cpu", dtype=dtype, base="int8")
-    e = engine("qwen2", BOTH, backend="cpu", dtype=dtype, base="int8", optimizer=Adam(lr=0.02))
+    static = engine("qwen2", "none", backend=backend, dtype=dtype, base=base)
+    e = engine("qwen2", BOTH, backend=backend, dtype=dtype, base=base, optimizer=Adam(lr=0.02))
     assert torch.equal(e.step(tokens[:, : SEGMENT + 1]), static.step(tokens[:, : SEGMENT + 1]))
     first, *_, last = [e.step(tokens[:, : SEGMENT + 1]).mean() for _ in range(6)]
     assert last < first

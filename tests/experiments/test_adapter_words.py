@@ -49,7 +49,7 @@ def test_a_run_from_before_has_the_same_configuration():
 @pytest.mark.parametrize(
     "words, said",
     [
-        ({"targets": ""}, "targets '': give one of all, attn, mlp, model, names of linears such as q,v"),
+        ({"targets": ""}, "targets '': give one of all, attn, mlp, model, norms, biases, norms and biases with a comma"),
         ({"targets": "q,embed"}, "targets 'q,embed': targets has 'embed'"),
         ({"targets": "(q"}, "targets '.q': targets has '.q', which is no regular expression"),
         ({"rank_pattern": "q"}, "rank_pattern 'q': give LINEAR=R"),
