@@ -25,6 +25,7 @@ class BesideLearner(RowLearner):
 
     biased: dict[tuple[int, str], list[str | None]]
     around: dict[str, tuple[int, ...]]
+    added_to: torch.Tensor  # of the gradient, what a backward adds to and does not write
 
     def __init__(self, adapt: Full, optimizer, model, dtype: torch.dtype, backend: str, device="cpu", keep_prior: bool = False):
         self.adapt, self.model, self.config = adapt, model, model.config
@@ -116,7 +117,7 @@ class BesideLearner(RowLearner):
         named = {name: self._master(name).to(self.dtype, copy=True) for name in self.around}
         sizes = group_sizes(self.config)
         for key, names in self.biased.items():
-            named.update(zip(names, named.pop(self._bias_name(key)).split(list(sizes[key][1]))))
+            named.update(zip(map(str, names), named.pop(self._bias_name(key)).split(list(sizes[key][1]))))
         return named
 
 
