@@ -514,7 +514,7 @@ def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, 
     p = checked_plan(op, dy, x, u, dU, part_sizes, scale, slots, a.master, bt.master)
     rule.check_fused(op)
     for name, state in (("a", a), ("bt", bt)):
-        state.check(op, name, rule)
+        state.check_fused(op, name, rule)
         epilogue.check_layout(op, name, state, tuple(state.master.shape[1:]), packed=True)
     flags = epilogue.flags(rule, a, a.working)
     if epilogue.flags(rule, bt, bt.working) != flags:

@@ -133,12 +133,13 @@ def dynadapt_update_apply(
     eps,
     momentum,
     prior_stride,
+    rate_factor,
     KIND: tl.constexpr,
     SCALARS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """``first`` and ``second`` are None where the kind keeps no such moment, ``prior`` where nothing decays, ``prior_rate``
-    where all decay alike; ``prior_stride`` is P where slots have priors of their own, else 0."""
+    where all decay alike, ``rate_factor`` where all learn alike; ``prior_stride`` is P where slots have priors of their own, else 0."""
     stream = tl.program_id(1)
     slot = tl.load(slots + stream).to(tl.int64)
     if slot >= 0:
@@ -180,6 +181,8 @@ def dynadapt_update_apply(
                 d += tl.load(scalars + stream * SCALARS + _WEIGHT_RATE) * m
             else:
                 d = rate * g / (tl.load(stat + start + i, inside, other=1.0) + eps)
+            if rate_factor is not None:
+                d *= tl.load(rate_factor + start + i, inside, other=0.0)
             if first is not None:
                 tl.store(first + at + i, mean, inside)
             if second is not None:
@@ -209,7 +212,7 @@ def update(state, rule, slots, lr, norms, skipped) -> None:
     _check((count, P), **{name: getattr(state, name) for name in ("master", "grad", "first", "second", "working")})
     own = state.prior is not None and state.prior.dim() == 2
     _check((count, P) if own else (P,), prior=state.prior)
-    _check((P,), prior_rate=state.prior_rate, stat=state.stat)
+    _check((P,), prior_rate=state.prior_rate, stat=state.stat, rate_factor=state.rate_factor)
     _check((count,), lr=lr, step=state.step)
     _check((S,), norms=norms, skipped=skipped)
     state.check("update", "state", rule)
@@ -221,7 +224,16 @@ def update(state, rule, slots, lr, norms, skipped) -> None:
     tensors = {name: getattr(state, name) for name in ("master", "grad", "working", "step")}
     tensors |= {name: getattr(state, name) if name in uses else None for name in ("first", "second", "stat")}
     tensors |= {name: getattr(state, name) if rule.decay else None for name in ("prior", "prior_rate")}
-    tensors |= dict(prior_stride=P if own else 0, slots=slots, lr=lr, norms=norms, skipped=skipped, partials=partials, scalars=scalars)
+    tensors |= dict(
+        rate_factor=state.rate_factor,
+        prior_stride=P if own else 0,
+        slots=slots,
+        lr=lr,
+        norms=norms,
+        skipped=skipped,
+        partials=partials,
+        scalars=scalars,
+    )
     numbers = {name: float(getattr(rule, name)) for name in ("clip", "weight_decay", "decay", "beta1", "beta2", "eps", "momentum")}
     numbers |= dict(rest1=1.0 - rule.beta1, rest2=1.0 - rule.beta2)
     given = tensors | numbers | dict(P=P, groups=groups, KIND=KINDS.index(rule.kind), GROUPS=GROUPS, SCALARS=SCALARS)
@@ -231,16 +243,16 @@ def update(state, rule, slots, lr, norms, skipped) -> None:
 
 
 _TYPES = {
-    **dict.fromkeys(("master", "grad", "first", "second", "prior", "prior_rate", "stat", "lr", "norms", "scalars"), "*fp32"),
+    **dict.fromkeys(("master", "grad", "first", "second", "prior", "prior_rate", "stat", "lr", "norms", "scalars", "rate_factor"), "*fp32"),
     **{"partials": "*fp64", "working": "*bf16", "slots": "*i32", "step": "*i32", "skipped": "*i32"},
     **dict.fromkeys(("clip", "weight_decay", "decay", "beta1", "beta2", "rest1", "rest2", "eps", "momentum"), "fp32"),
 }
 _UNUSED = {
-    "sgd": ("second", "stat", "prior_rate"),
-    "adam": ("prior", "prior_rate", "stat"),
+    "sgd": ("second", "stat", "prior_rate", "rate_factor"),
+    "adam": ("prior", "prior_rate", "stat", "rate_factor"),
     "adamw": ("stat",),
-    "rms": ("first", "second"),
-    "lion": ("second", "stat", "prior_rate"),
+    "rms": ("first", "second", "rate_factor"),
+    "lion": ("second", "stat", "prior_rate", "rate_factor"),
 }
 
 

@@ -357,7 +357,7 @@ def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> Non
     """
     op = "weight_gradient_update"
     rule.check_fused(op)
-    state.check(op, "state", rule)
+    state.check_fused(op, "state", rule)
     if tuple(weight.shape) != (dy.shape[1], x.shape[1]) or weight.stride(1) != 1:
         raise ValueError(
             f"{op}: weight has shape {list(weight.shape)} and strides {weight.stride()}, accepted is "

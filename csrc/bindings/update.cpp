@@ -18,11 +18,12 @@ struct Field {
 void update(Object state, Object rule, Object slots, Object lr, Object norms, Object skipped) {
   const char* op = "update";
   const auto number = [&](const char* name) { return rule.attr(name).cast<double>(); };
-  const dynadapt_update_params params{sizeof params,     kind_of(op, rule.attr("kind"), kUpdateKinds),
-                                      number("decay"),   number("clip"),
-                                      number("beta1"),   number("beta2"),
-                                      number("eps"),     number("weight_decay"),
-                                      number("momentum")};
+  const Field rate_factor(state, "rate_factor");
+  const dynadapt_update_params params{sizeof params,      kind_of(op, rule.attr("kind"), kUpdateKinds),
+                                      number("decay"),    number("clip"),
+                                      number("beta1"),    number("beta2"),
+                                      number("eps"),      number("weight_decay"),
+                                      number("momentum"), rate_factor.tensor};
   const Field master(state, "master"), grad(state, "grad"), first(state, "first"), second(state, "second"), prior(state, "prior"),
       stat(state, "stat"), working(state, "working"), step(state, "step"), prior_rate(state, "prior_rate");
   const Tensor tslots(op, "slots", slots), tlr(op, "lr", lr), tnorms(op, "norms", norms), tskipped(op, "skipped", skipped);

@@ -56,6 +56,7 @@ struct Update {
   double decay, clip, beta1, beta2, eps, weight_decay, momentum;  // clip 0: none
   float* norms;                                                   // [streams]
   int32_t* skipped;                                               // [streams]
+  const float* rate_factor;                                       // [parameters] or null: of the learning rate, all kinds
 };
 
 }  // namespace dynadapt

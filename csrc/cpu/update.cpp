@@ -57,7 +57,7 @@ extern "C" int dynadapt_update(const DLTensor* master, const DLTensor* grad, con
                                const DLTensor* prior_rate, const dynadapt_update_params* params) {
   return guarded([&] {
     const Op op("update");
-    const auto& p = op.params(params);
+    const auto& p = op.params(params, offsetof(dynadapt_update_params, rate_factor));
     Update c{};
     c.kind = kind_of(op, p.kind);
     const View main = op.output("master", master, {-1, -1}, kF32);
@@ -77,6 +77,7 @@ extern "C" int dynadapt_update(const DLTensor* master, const DLTensor* grad, con
     c.prior = (own ? op.optional("prior", prior, {count, P}, kF32) : op.optional("prior", prior, {P}, kF32)).as<float>();
     c.prior_stride = own ? size_t(P) : 0;
     c.prior_rate = op.optional("prior_rate", prior_rate, {P}, kF32).as<float>();
+    c.rate_factor = op.optional("rate_factor", p.rate_factor, {P}, kF32).as<float>();
     c.stat = op.optional("stat", stat, {P}, kF32).as<float>();
     c.working = copy.data;
     c.lr = op.tensor("lr", lr, {count}, kF32).as<float>();

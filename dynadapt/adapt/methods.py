@@ -2,7 +2,7 @@
 
 ``targets`` names the linear groups of each layer: ``attn`` (q, k, v, o, or what a layer of the gated delta rule has in their place),
 ``mlp`` (gate, up, down) or ``all``; with ``Full``
-also ``model``: every parameter there is; with ``LoRA`` also single linears. ``layers`` is a ``range`` of layers, None for every one.
+also ``model``: every parameter there is, and ``norms`` and ``biases``; with ``LoRA`` also single linears. ``layers`` is a ``range`` of layers, None for every one.
 Which linears of a model these are: targets.py.
 """
 
@@ -18,24 +18,32 @@ from dynadapt.common.checks import choice, flag, integer, keep, number, sequence
 GROUPS = ("qkv", "o", "mlp_in", "down")  # in the order of the forward pass
 LINEAR = {"all": GROUPS, "attn": ("qkv", "o"), "mlp": ("mlp_in", "down")}
 TARGETS = {**LINEAR, "model": GROUPS}
+BESIDE = ("norms", "biases")  # what learns without the linear weights
+# Where in a layer something may learn: before a group (its norm), or in it and behind it. In the order of the forward pass.
+PLACES = ("attn_norm", "qkv", "o", "mlp_norm", "mlp_in", "down")
 # Linears of a layer, as dynadapt.model.layout names them, and of one with the gated delta rule in attention's place.
 PARTS = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_o")
 HEAD = "head"
 NO_ADAPTER = ("embed",)
+MEANT = "attn: q, k, v and o; mlp: gate, up and down"
 EXPECTED = (
     f"one of {', '.join(LINEAR)}, a list of linears ({', '.join((*PARTS, HEAD))}, or endings of PEFT's module names), or a regular expression "
     "over these names"
 )
 
 
-def _check_common(targets: str, layers: range | None, known=LINEAR) -> None:
-    choice("targets", targets, known, " (attn: q, k, v and o; mlp: gate, up and down)")
+def _check_common(targets: str, layers: range | None) -> None:
+    choice("targets", targets, LINEAR, f" ({MEANT})")
     _check_layers(layers)
 
 
 def _check_layers(layers: range | None) -> None:
     if layers is not None and (not isinstance(layers, range) or len(layers) == 0 or layers.step != 1 or layers.start < 0):
         raise wrong("layers", layers, "a non-empty range with step 1, e.g. range(5, 20), or None for all")
+
+
+# Fields of LoRA that are said where they are used: words and states of before they were there stay as they are.
+LATER = {"rank_pattern": (), "alpha_pattern": (), "rslora": False, "keep_a": False, "rate_pattern": (), "b_rate": 1.0}
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,11 @@ class LoRA:
     ``keep_a``: a reset takes B back to zero and leaves A as it has learned, so that the adapter adds nothing again and the next text
     starts with the directions that earlier ones have found. The optimizer's state starts anew for both.
 
+    ``rate_pattern``: factors of the stream's learning rate for some linears, {linear or PEFT's pattern: number of at least 0}, found as in
+    ``rank_pattern``; others have 1. At 0 the adapter is there and does not learn, though its gradient still counts in the norm that
+    ``clip`` looks at. ``b_rate``: the factor of B's rate over A's (LoRA+, Hayou et al. 2024, arXiv 2402.12354, eq. 6: 16 there). Both scale
+    an optimizer's weight decay with the rate, and not its ``decay`` to the prior, which has no rate in it.
+
     Raises:
         ValueError: naming the argument; what a model lacks is refused by the engine of that model.
     """
@@ -66,6 +79,8 @@ class LoRA:
     alpha_pattern: tuple[tuple[str, float], ...] = ()
     rslora: bool = False
     keep_a: bool = False
+    rate_pattern: tuple[tuple[str, float], ...] = ()
+    b_rate: float = 1.0
 
     def __post_init__(self):
         _check_layers(self.layers)
@@ -76,11 +91,13 @@ class LoRA:
         keep(self, rank_pattern=tuple((key, integer(f"rank_pattern[{key!r}]", value)) for key, value in ranks))
         positive = lambda key, value: number(f"alpha_pattern[{key!r}]", value, "a positive number", lambda x: x > 0)  # noqa: E731
         keep(self, alpha_pattern=tuple((key, positive(key, value)) for key, value in alphas))
+        factor = lambda key, value: float(number(f"rate_pattern[{key!r}]", value, "a finite number >= 0"))  # noqa: E731
+        keep(self, rate_pattern=tuple((key, factor(key, value)) for key, value in _pattern("rate_pattern", self.rate_pattern)))
+        keep(self, b_rate=float(number("b_rate", self.b_rate, "a positive number (1: B learns at the rate of A)", lambda x: x > 0)))
 
     def __repr__(self) -> str:
-        new = {"rank_pattern": (), "alpha_pattern": (), "rslora": False, "keep_a": False}  # said where they are used
         said = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return f"LoRA({', '.join(f'{name}={value!r}' for name, value in said if name not in new or value != new[name])})"
+        return f"LoRA({', '.join(f'{name}={value!r}' for name, value in said if name not in LATER or value != LATER[name])})"
 
     @property
     def scale(self) -> float:
@@ -158,13 +175,24 @@ class Full:
 
     targets="model": so do biases, norms, embedding, learned positions and head, as in ordinary training; with any other
     targets these stay. An optimizer's weight decay then reaches all of them: nothing is exempt.
+
+    targets="norms", "biases", or both in a list: these learn and no weight of a linear does, whose gradients are not computed. Norms are
+    all that the model has, of heads too, with their biases (Zhao et al. 2023, arXiv 2312.11420); biases are those of linears and of norms
+    (BitFit, Ben Zaken et al. 2022, arXiv 2106.10199). With ``layers`` the final norm stays.
+
+    Raises:
+        ValueError: naming the argument; what a model lacks is refused by the engine of that model.
     """
 
-    targets: str = "all"
+    targets: str | tuple[str, ...] = "all"
     layers: range | None = None
 
     def __post_init__(self):
-        _check_common(self.targets, self.layers, TARGETS)
+        if isinstance(self.targets, (list, tuple)):
+            keep(self, targets=_beside(self.targets))
+        else:
+            choice("targets", self.targets, (*TARGETS, *BESIDE), f" ({MEANT}), or a list of {' and '.join(BESIDE)}")
+        _check_layers(self.layers)
         if self.targets == "model" and self.layers is not None:
             raise ValueError(f"layers={self.layers!r} with targets='model': every layer learns; expected None")
 
@@ -179,6 +207,26 @@ def alpha_of(rank: int, alpha: float | None) -> float:
 def scale_of(adapt: LoRA, rank: int, alpha: float) -> float:
     """Of a linear with this rank and alpha."""
     return alpha / (math.sqrt(rank) if adapt.rslora else rank)
+
+
+def _beside(given) -> str | tuple[str, ...]:
+    """Words of BESIDE in their order; of one the word."""
+    if not given or not all(word in BESIDE for word in given):
+        raise wrong("targets", given, f"one of {', '.join((*TARGETS, *BESIDE))}, or a list of {' and '.join(BESIDE)}")
+    words = tuple(word for word in BESIDE if word in given)
+    return words[0] if len(words) == 1 else words
+
+
+def rates_differ(adapt) -> bool:
+    """Whether some factor of the learning rate is not 1."""
+    return isinstance(adapt, LoRA) and (adapt.b_rate != 1 or any(factor != 1 for _, factor in adapt.rate_pattern))
+
+
+def learns_beside(adapt) -> tuple[str, ...]:
+    """Which of BESIDE learn while the linear weights stay."""
+    if not isinstance(adapt, Full):
+        return ()
+    return adapt.targets if isinstance(adapt.targets, tuple) else tuple(word for word in BESIDE if word == adapt.targets)
 
 
 def whole_model(adapt) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from dynadapt.model import ModelConfig, layout, peft_name
 from dynadapt.model.family import FAMILIES
-from dynadapt.model.layout import hf_module
+from dynadapt.model.layout import group_parts, hf_module, tensor_shapes
 
-from .methods import GROUPS, HEAD, NO_ADAPTER, TARGETS, LoRA, alpha_of
+from .methods import GROUPS, HEAD, NO_ADAPTER, PLACES, TARGETS, LoRA, alpha_of, learns_beside, whole_model
 
 AROUND = ("embed", "positions")  # modules that PEFT could adapt, around the layers
 Key = tuple[int, str]
@@ -25,6 +25,8 @@ def targeted(adapt, config: ModelConfig) -> list[Key]:
         return list(adapted_parts(adapt, config))
     if isinstance(adapt, tuple):  # of each stream: of which any learns
         return sorted({key for one in set(adapt) for key in targeted(one, config)}, key=lambda key: (key[0], GROUPS.index(key[1])))
+    if learns_beside(adapt):
+        return []
     return [] if adapt is None else [(i, group) for i in _span(adapt, config) for group in GROUPS if group in TARGETS[adapt.targets]]
 
 
@@ -49,6 +51,65 @@ def adapted_parts(adapt: LoRA, config: ModelConfig) -> dict[Key, list[tuple[int,
             alpha = float(_first(adapt.alpha_pattern, part, module, alpha))
         found.setdefault((i, group), []).append((rank, alpha))
     return {key: parts for key, parts in found.items() if any(rank for rank, _ in parts)}
+
+
+def norms_and_biases(adapt, config: ModelConfig) -> dict[str, Key]:
+    """{canonical name: (layer, one of PLACES) whose gradient its own is made of} of what ``Full(targets="norms")`` and ``"biases"`` name. The
+    final norm's layer is config.layers.
+
+    Raises:
+        ValueError: for layers that the model does not have, and where it has no such tensors or only some parts of a group have them.
+    """
+    words, span = learns_beside(adapt), _span(adapt, config)
+    found: dict[str, Key] = {}
+    for name in tensor_shapes(config):
+        *where, module, kind = name.split(".")
+        if not ("norms" in words and module.endswith("norm") or "biases" in words and kind == "bias"):
+            continue
+        if where and int(where[1]) in span:
+            found[name] = int(where[1]), _place(config, int(where[1]), module)
+        elif not where and adapt.layers is None:
+            found[name] = config.layers, module
+    for word, there_is in (("norms", "norm.weight"), ("biases", ".bias")):
+        if word in words and not any(name.endswith(there_is) for name in found):
+            there = f" in layers {span.start}:{span.stop}" if adapt.layers is not None else ""
+            raise ValueError(f"adapt={adapt!r}: {config.family} has no {word}{there}; expected norms, or a model that has {word}")
+    _check_whole_groups(adapt, config, found)
+    return found
+
+
+def _place(config: ModelConfig, layer: int, module: str) -> str:
+    if module in PLACES:
+        return module
+    behind = {"attn_post_norm": "o", "mlp_post_norm": "down", "q_norm": "qkv", "k_norm": "qkv", "delta_norm": "qkv"}
+    return behind.get(module) or next(group for group, parts in layout(config, layer).items() if module in parts)
+
+
+def _check_whole_groups(adapt, config: ModelConfig, found: Mapping[str, Key]) -> None:
+    for layer, group in {key for name, key in found.items() if name.endswith(".bias") and key[1] in GROUPS}:
+        parts = layout(config, layer)[group]
+        lacking = [part for part in parts if f"layers.{layer}.{part}.bias" not in found]
+        if lacking and len(lacking) < len(parts):
+            raise ValueError(
+                f"adapt={adapt!r}: {config.family} has biases on some of the linears of layer {layer}, {group}, and none on "
+                f"{', '.join(lacking)}; expected all or none of them"
+            )
+
+
+def lowest(adapt, config: ModelConfig) -> Key | None:
+    """(layer, place) down to which a backward goes: (-1, "embed") all the way, None where nothing learns."""
+    if whole_model(adapt):
+        return -1, "embed"
+    if learns_beside(adapt):
+        return min(norms_and_biases(adapt, config).values(), key=lambda key: (key[0], key[1] in PLACES and PLACES.index(key[1])))
+    learning = targeted(adapt, config)
+    return learning[0] if learning else None
+
+
+def rate_factors(adapt: LoRA, config: ModelConfig, parts: dict[Key, list[tuple[int, float]]]) -> dict[Key, list[float]]:
+    """The factor of the learning rate of each part of ``parts``, which ``adapted_parts`` gave: that of A; B's is ``adapt.b_rate`` times it."""
+    factor = lambda i, part: float(_first(adapt.rate_pattern, part, peft_name(config, i, part), 1.0))  # noqa: E731
+    return {(i, group): [factor(i, part) for part in group_parts(config, i, group)] for i, group in parts}
 
 
 def _span(adapt, config: ModelConfig) -> range:
@@ -90,8 +151,8 @@ def _check_names(adapt: LoRA, config: ModelConfig, linears, chosen) -> None:
                 raise ValueError(f"targets={adapt.targets!r} matches {module}, which has no adapter: {there}")
     if not chosen:
         raise ValueError(f"targets={adapt.targets!r} matches no linear: {there}")
-    for name, pattern in (("rank_pattern", adapt.rank_pattern), ("alpha_pattern", adapt.alpha_pattern)):
-        for key, _ in pattern:
+    for name in ("rank_pattern", "alpha_pattern", "rate_pattern"):
+        for key, _ in getattr(adapt, name):
             if not any(_fits(key, part, peft_name(config, i, part)) for i, _, part in chosen):
                 hint = " (the embedding has no adapter)" if key in NO_ADAPTER else ""
                 raise ValueError(f"{name} has {key!r}, which fits no linear that learns{hint}: {there}")

@@ -10,8 +10,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from dynadapt.adapt.methods import Full
+from dynadapt.engine.learners.beside import BesideLearner
 from dynadapt.engine.learners.rows import RowLearner
-from dynadapt.engine.learners.whole_model import ModelLearner
 
 from .processes import Processes
 
@@ -66,7 +66,7 @@ def _shard(engine, learner, processes: Processes, compress: str) -> None:
     if compress not in REDUCE:
         raise ValueError(f"compress={compress!r} with shard: FSDP2 sums in float32 or bf16; expected one of {', '.join(REDUCE)}")
     same = learner.dtype == learner.state.master.dtype
-    reads_flat = same and (learner.in_place or isinstance(learner, ModelLearner))
+    reads_flat = same and (learner.in_place or isinstance(learner, BesideLearner))
     learner.state = ShardedState(learner.state, processes, learner._write_back, reads_flat, compress)
     learner.state.gather()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dynadapt.adapt.methods import PLACES
 from dynadapt.model import ModelConfig
 from dynadapt.ops import attention, cross_entropy, linear, lora_gradient, weight_gradient
 from dynadapt.ops.precision import wide_dtype
@@ -63,6 +64,15 @@ def _flops(formula, learner, layer: int, group: str, batch: Batch, rows: int, si
     if isinstance(ranks, list):
         return sum(formula(rows // len(ranks), k, parts, own, *more) for own in ranks)
     return formula(rows, k, parts, ranks, *more)
+
+
+def _learns(learner, layer: int, place: str) -> bool:
+    """Whether something learns in one place of a layer (PLACES)."""
+    g = learner.gradient_view
+    if g is None or (layer, place) in learner.sizes:
+        return (layer, place) in learner.sizes
+    norms = {"attn_norm": g.attn_norm, "mlp_norm": g.mlp_norm, "qkv": g.head_norm}.get(place)
+    return (layer, place) in g.bias or norms is not None and any(t is not None for t in norms[layer] or ())
 
 
 class Decoder:
@@ -177,7 +187,7 @@ class Decoder:
         shape alone). ``handover``: what enters its layer is kept there, or taken from there where that is the first layer.
         """
         first_kept = self.config.layers if lowest is None else lowest[0]
-        self.active = self.weights if learner is None or learner.weights_view is None else learner.weights_view
+        self.active = self.weights if learner is None or learner.weights_view is None else learner.weights_view.over(self.weights)
         self.scored: tuple | None = None
         self.adapted_head = AdaptedHead.of(self, batch, learner)
         self.learns_below = lowest is None or lowest[0] < self.config.layers
@@ -394,7 +404,8 @@ class Decoder:
         grads = learner.gradient_view
         if grads is not None:
             learner.begin_gradient(accumulate)
-            self._head_gradient(grads, accumulate)
+            if grads.head is not None:
+                self._head_gradient(grads, accumulate)
         if self.adapted_head is not None:
             self.adapted_head.gradient(None if self.scored is None else self.scored[2], accumulate)
         if dhidden is None or not self.learns_below:
@@ -405,6 +416,8 @@ class Decoder:
             d = self._layer_backward(batch, learner, lowest, i, d, accumulate)
             if d is None:
                 return None
+        if lowest[0] >= 0:
+            return None
         if grads is not None and not self.embedded:
             scale = self.config.stream_scale
             scaled = d if scale == 1.0 else torch.mul(d, scale, out=self.ws("dembedded", *d.shape))
@@ -477,7 +490,7 @@ class Decoder:
             dn2 = back("mlp_in", dh)
             if dn2 is not None:
                 d = self._norm_backward(dn2, kept["res2"], w.mlp_norm[i], ("mlp", i), d, again(n2), g and g.mlp_norm[i])
-            elif self.recompute:
+            elif self.recompute and (i, "mlp_in") in learner.sizes:
                 self._norm_again(kept["res2"], w.mlp_norm[i], ("mlp", i), n2)
             learn("mlp_in", dh, n2)
         if dn2 is None and not parallel:
@@ -491,7 +504,9 @@ class Decoder:
         if dmixed is None:
             return None
         if self.config.is_delta(i):
-            dqkv = self.delta.backward(batch, self.memory, self.places[i], kept, w.delta[i], dmixed, self.ledger)
+            dqkv = self.delta.backward(
+                batch, self.memory, self.places[i], kept, w.delta[i], dmixed, self.ledger, g and g.delta[i] and g.delta[i].norm
+            )
         else:
             dqkv = self._attention_backward(batch, i, kept, dmixed, g and g.head_norm[i])
         if dgate is not None:
@@ -500,7 +515,7 @@ class Decoder:
         dn1 = back("qkv", dqkv)
         if dn1 is not None:
             d = self._norm_backward(dn1, kept["res1"], w.attn_norm[i], ("attn", i), d, again(n1), g and g.attn_norm[i])
-        elif self.recompute:
+        elif self.recompute and (i, "qkv") in learner.sizes:
             self._norm_again(kept["res1"], w.attn_norm[i], ("attn", i), n1)
         learn("qkv", dqkv, n1)
         return None if dn1 is None else d
@@ -516,10 +531,12 @@ class Decoder:
 
     def _goes_on(self, learner, lowest, layer, group) -> bool:
         """Whether something learns in front of a group."""
-        if layer > lowest[0] or not self.config.parallel_residual:
-            return (layer, group) != lowest
-        before = {"o": "qkv", "down": "mlp_in"}.get(group)  # in its branch
-        return before is not None and (layer, before) in learner.sizes
+        if layer > lowest[0]:
+            return True
+        if not self.config.parallel_residual:
+            return PLACES.index(group) > PLACES.index(lowest[1])
+        branch = PLACES[:3] if group in PLACES[:3] else PLACES[3:]
+        return any(_learns(learner, layer, place) for place in branch[: branch.index(group)])
 
     def _input_gradient(self, batch, learner, lowest, i, group, dy):
         """d-input of one group, None at ``lowest``; what the adapter's own gradient needs of it stays in "dU"."""
@@ -535,6 +552,8 @@ class Decoder:
 
     def _weight_gradient(self, batch, learner, i, group, dy, x, accumulate):
         """The gradient of what learns in one group."""
+        if learner.gradient_view is not None and (i, group) in learner.gradient_view.bias:
+            self.ops.bias_gradient(dy, learner.gradient_view.bias[i, group])
         if (i, group) not in learner.sizes:
             return
         A, Bt, scale, width = _adapter(learner, i, group)
@@ -546,8 +565,6 @@ class Decoder:
         low = A is not None
         flops = _flops(lora_gradient.flops, learner, i, group, batch, n, sizes) if low else weight_gradient.flops(n, chosen, sizes[0])
         self.ledger.add("backward", flops)
-        if learner.gradient_view is not None and (i, group) in learner.gradient_view.bias:
-            self.ops.bias_gradient(dy, learner.gradient_view.bias[i, group])
 
     def _attention_backward(self, batch, i, kept, dout, grads=None):
         c, (streams, segment) = self.config, batch.inputs.shape

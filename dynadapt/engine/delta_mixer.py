@@ -73,15 +73,15 @@ class DeltaMixer:
         self.ops.gated_norm_forward(out, z, weights.norm, self.eps, d.value_dim, y, rstd)
         return y, {"raw": raw, "qkv": qkv, "g": g, "beta": beta, "out": out, "rstd": rstd}
 
-    def backward(self, batch, memory, place: int, kept: dict, weights, dy: torch.Tensor, ledger) -> torch.Tensor:
-        """The gradient of raw from that of y; none reaches what the memory held."""
+    def backward(self, batch, memory, place: int, kept: dict, weights, dy: torch.Tensor, ledger, dnorm=None) -> torch.Tensor:
+        """The gradient of raw from that of y; none reaches what the memory held. ``dnorm`` [dv]: the norm's weight's is added to it."""
         d, n = self.delta, dy.shape[0]
         mixed, z, b, a = kept["raw"].split(self.parts, 1)
         state, rows, slots, lengths = self._remembered(batch, memory, place)
         draw = self.ws("delta draw", n, sum(self.parts))
         dmixed, dz, db, da = draw.split(self.parts, 1)
         dout = self.ws("delta dout", n, d.values)
-        self.ops.gated_norm_backward(dy, kept["out"], z, weights.norm, kept["rstd"], d.value_dim, dout, dz, None)
+        self.ops.gated_norm_backward(dy, kept["out"], z, weights.norm, kept["rstd"], d.value_dim, dout, dz, dnorm)
         dqkv = self.ws("delta dqkv", n, d.channels)
         dg, dbeta = (self._stat(f"delta d{name}", n, d.value_heads) for name in ("decay", "rate"))
         gates = kept["g"], kept["beta"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dynadapt.adapt.methods import HEAD, RowSparse, whole_model
-from dynadapt.adapt.targets import targeted
+from dynadapt.adapt.methods import GROUPS, HEAD, RowSparse, learns_beside, whole_model
+from dynadapt.adapt.targets import norms_and_biases, targeted
 from dynadapt.ops.table import OPS
 
 from .memory import SegmentMemory
@@ -22,9 +22,9 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
         "learning": settings.learns,
         "adapters": settings.learns and not settings.owns_weights,
         "adapted head": settings.learns and not settings.owns_weights and (config.layers, HEAD) in targeted(adapt, config),
-        "weights": settings.owns_weights,
+        "weights": settings.owns_weights and not learns_beside(adapt),
         "whole": whole_model(adapt),
-        "biases": bool(biased_groups(config)),
+        "learned biases": _biases_learn(adapt, config),
         "scored rows": isinstance(adapt, RowSparse) and adapt.select != "fixed",
         "fused": fused,
         "head norms": config.qk_norm,
@@ -33,6 +33,13 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
         "device memory": static and isinstance(engine.memory, SegmentMemory),
         "device resets": static and engine.settings.watches,
     }
+
+
+def _biases_learn(adapt, config) -> bool:
+    """Whether biases of linears do."""
+    if learns_beside(adapt):
+        return any(name.endswith(".bias") and place in GROUPS for name, (_, place) in norms_and_biases(adapt, config).items())
+    return whole_model(adapt) and bool(biased_groups(config))
 
 
 def needed_ops(engine, static: bool, fused: bool) -> list[str]:

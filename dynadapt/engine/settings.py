@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from dynadapt.adapt.guard import as_guard
-from dynadapt.adapt.methods import GROUPS, HEAD, Full, LoRA, RowSparse, whole_model
+from dynadapt.adapt.methods import GROUPS, HEAD, LATER, Full, LoRA, RowSparse, learns_beside, rates_differ, whole_model
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.resets import check_reset
-from dynadapt.adapt.targets import may_adapt_head, targeted
+from dynadapt.adapt.targets import lowest, may_adapt_head, norms_and_biases, targeted
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
 from dynadapt.common.update_rule import KINDS
 from dynadapt.model.family import FAMILIES
@@ -190,7 +190,8 @@ class EngineSettings:
         if len(self.ways) > 1:
             return f"streams learn in {len(self.ways)} ways, and the gradient kernels know one rule"
         way = self.ways[0]
-        return why_not_fused(way.optimizer, self.accumulate, whole_model(self.adapt), may_adapt_head(way.adapt))
+        unfused = whole_model(self.adapt) or bool(learns_beside(self.adapt))
+        return why_not_fused(way.optimizer, self.accumulate, unfused, may_adapt_head(way.adapt), rates_differ(way.adapt))
 
     def arguments(self) -> dict:
         """What ``Engine`` takes beside the model to be such an engine again."""
@@ -199,13 +200,12 @@ class EngineSettings:
     def describe(self, stream: int | None = None) -> dict:
         """As plain data, all that two engines must have in common to exchange saved states (their model aside); of one ``stream`` what
         it has, wherever streams differ."""
-        later = {"rank_pattern": (), "alpha_pattern": (), "rslora": False, "keep_a": False}  # said where used: older states are read
         plain = lambda part: (  # noqa: E731
             None
             if part is None
             else {
                 "kind": type(part).__name__,
-                **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items() if k not in later or v != later[k]},
+                **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items() if k not in LATER or v != LATER[k]},
             }
         )
         each = lambda part: [plain(one) for one in part] if isinstance(part, tuple) else plain(part)  # noqa: E731
@@ -288,7 +288,7 @@ class EngineSettings:
             raise ValueError(f"base='int8' with device={str(self.device)!r}: its products are the CPU's; use device='cpu' or base='float8'")
         if self.dtype == "fp64":
             raise ValueError("base='int8' with dtype='fp64': its products are summed in float32; use dtype='fp32' or 'bf16'")
-        if self.owns_weights:
+        if self.owns_weights and not learns_beside(self.adapt):
             raise ValueError(f"base='int8' with adapt={self.adapt!r}: weights in int8 don't learn; use adapt=LoRA(...), or base='same'")
 
     def _check_float8(self) -> None:
@@ -313,7 +313,7 @@ class EngineSettings:
                 f"base='quants' with backend={self.backend!r}: the native kernels of backend='cpu' multiply with the blocks of a file; "
                 "use base='same', whose values are the same"
             )
-        if self.owns_weights:
+        if self.owns_weights and not learns_beside(self.adapt):
             raise ValueError(
                 f"base='quants' with adapt={self.adapt!r}: it changes the weights themselves, and blocks of integers can't hold what it "
                 "learns; use adapt=LoRA(...), or base='same'"
@@ -322,6 +322,9 @@ class EngineSettings:
     def check_model(self, config) -> None:
         """What depends on the model. Warns where the window exceeds the positions that it was made for."""
         learning = targeted(self.adapt, config)
+        norms = whole_model(self.adapt)
+        if learns_beside(self.adapt):
+            norms = any(name.endswith("norm.weight") for name in norms_and_biases(self.adapt, config))
         if self.base == "float8" and self.owns_weights and len(learning) == config.layers * len(GROUPS):
             raise ValueError(f"base='float8' with adapt={self.adapt!r}: every linear weight learns and none is frozen; use base='same'")
         if self.base == "int8" and isinstance(self.adapt, LoRA) and (config.layers, HEAD) in learning:
@@ -336,7 +339,7 @@ class EngineSettings:
             )
         if self.base == "float8" and self.backend == "triton":
             self._check_float8_sizes(config, set(learning) if self.owns_weights else set())
-        if whole_model(self.adapt) and self.optimizer.rule().weight_decay and FAMILIES[config.family].hf_norm_offset:
+        if norms and self.optimizer.rule().weight_decay and FAMILIES[config.family].hf_norm_offset:
             raise ValueError(
                 f"optimizer={self.optimizer!r} with adapt={self.adapt!r}: {config.family} multiplies with 1 + w where w is a norm's weight, "
                 "and its weight decay would pull 1 + w to 0; use weight_decay=0, or decay (to the prior)"
@@ -384,8 +387,7 @@ class EngineSettings:
 
     def lowest(self, config, stream: int | None = None) -> tuple[int, str] | None:
         """(layer, group) down to which backward goes: for all streams, or for one where they differ."""
-        learning = targeted(self.adapt if stream is None else each_stream.of(self.adapt, stream), config)
-        return (-1, "embed") if whole_model(self.adapt) else learning[0] if learning else None
+        return lowest(self.adapt if stream is None else each_stream.of(self.adapt, stream), config)
 
 
 # What an engine shows of its settings, none of which can be set -> what to do instead.

@@ -287,5 +287,6 @@ class Step:
             learner = self.learner(stream)
             if self.settings.owns_weights:
                 learner.count_update()
-            flops = update_op.flops(learner.state.updated, learner.state.optimizer.rule(), learner.layout.parts)
+            state = learner.state
+            flops = update_op.flops(state.updated, state.optimizer.rule(), learner.layout.parts, state.rate_factor is not None)
             self.decoder.ledger.add("update", flops)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -89,6 +90,23 @@ class ModelTensors:
         self.positions = optional("positions.weight")
         self.bias, self.head, self.table = bias, head, table
         self.embedding = head if embedding is None else embedding
+
+    def over(self, frozen: ModelTensors) -> ModelTensors:
+        """``frozen`` with those tensors in their place that are here; these, where nothing is missing here."""
+        if self is frozen or self.head is not None:
+            return self
+        made = copy.copy(frozen)
+        for name in ("attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm", "head_norm"):
+            setattr(made, name, [_either(own, other) for own, other in zip(getattr(self, name), getattr(frozen, name))])
+        made.final_norm = _either(self.final_norm, frozen.final_norm)
+        made.delta = [other and DeltaTensors(*_either(own, other)) for own, other in zip(self.delta, frozen.delta)]
+        made.bias = {**frozen.bias, **self.bias}
+        return made
+
+
+def _either(own, other):
+    """Of tensors that belong together (or None where there are none such), each from ``own`` where it is there."""
+    return other if other is None else tuple(theirs if mine is None else mine for mine, theirs in zip(own, other))
 
 
 def _delta_tensors(layer: int, get, get_wide) -> DeltaTensors:

@@ -9,16 +9,19 @@ import re
 
 from dynadapt.common.errors import ConfigError
 
-WORDS = ("all", "attn", "mlp", "model")
+WORDS = ("all", "attn", "mlp", "model", "norms", "biases", "norms,biases")
+PATTERNS: dict[str, type[int] | type[float]] = {"rank_pattern": int, "alpha_pattern": float, "rate_pattern": float}
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 
 
 def parse_targets(value) -> str:
     """One of WORDS, names of linears with commas between them (or a list of them), or a regular expression."""
-    accepted = f"one of {', '.join(WORDS)}, names of linears such as q,v, or a regular expression over PEFT's module names"
+    accepted = f"one of {', '.join(WORDS[:-1])}, norms and biases with a comma between them, names of linears such as q,v, or a regular expression over PEFT's module names"
     given = ",".join(value) if isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value) else value
     if not isinstance(given, str) or not given:
         raise ConfigError(f"targets {value!r}: give {accepted}")
+    if set(given.split(",")) == {"norms", "biases"}:
+        return WORDS[-1]
     if given not in WORDS:
         _lora("targets", value, targets=targets_of(given))
     return given
@@ -27,17 +30,22 @@ def parse_targets(value) -> str:
 def targets_of(words: str) -> str | tuple[str, ...]:
     """As ``LoRA`` takes them."""
     names = words.split(",")
-    return tuple(names) if words not in WORDS and all(map(_NAME.fullmatch, names)) else words
+    return tuple(names) if words not in WORDS[:-1] and all(map(_NAME.fullmatch, names)) else words
 
 
 def parse_ranks(value) -> str:
     """ "q=4,down=32", or {"q": 4, "down": 32}, in the first form."""
-    return _parse_pattern("rank_pattern", value, int)
+    return _parse_pattern("rank_pattern", value)
 
 
 def parse_alphas(value) -> str:
     """ "q=4,down=32.5", or {"q": 4, "down": 32.5}, in the first form."""
-    return _parse_pattern("alpha_pattern", value, float)
+    return _parse_pattern("alpha_pattern", value)
+
+
+def parse_factors(value) -> str:
+    """ "q=0.5,head=0", or {"q": 0.5, "head": 0}, in the first form."""
+    return _parse_pattern("rate_pattern", value)
 
 
 def pattern_of(words: str | None, kind: type[int] | type[float]) -> dict[str, float]:
@@ -46,8 +54,9 @@ def pattern_of(words: str | None, kind: type[int] | type[float]) -> dict[str, fl
     return {key: kind(number) for key, _, number in pairs}
 
 
-def _parse_pattern(name: str, value, kind: type[int] | type[float]) -> str:
-    accepted = f"LINEAR={'R' if kind is int else 'ALPHA'}, several with commas between them, for example q=4,down=32"
+def _parse_pattern(name: str, value) -> str:
+    number = {"rank_pattern": "R", "alpha_pattern": "ALPHA"}.get(name, "FACTOR")
+    accepted = f"LINEAR={number}, several with commas between them, for example q=4,down=32"
     pairs = list(value.items()) if isinstance(value, dict) else value
     if isinstance(pairs, (list, tuple)):
         if not all(
@@ -56,7 +65,7 @@ def _parse_pattern(name: str, value, kind: type[int] | type[float]) -> str:
             raise ConfigError(f"{name} {value!r}: give {accepted}; patterns with a comma in them are for an Engine's LoRA")
         value = ",".join(f"{key}={number}" for key, number in pairs)
     try:
-        found = pattern_of(value, kind)
+        found = pattern_of(value, PATTERNS[name])
     except (ValueError, AttributeError):
         found = {}
     if not found or not all(found):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 
+from dynadapt.adapt.methods import LATER
 from dynadapt.adapt.optimizers import IN_WORDS, OPTIMIZERS, WITH_STATISTICS
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, check_names, setting
 
-from .adapter_words import WORDS, parse_alphas, parse_ranks, parse_targets, pattern_of
+from .adapter_words import WORDS, parse_alphas, parse_factors, parse_ranks, parse_targets, pattern_of
 from .guarded import ADDED, parse_guard, parse_rates
 
 # Learning rates that are used when none is given, by what learns and by optimizer.
@@ -118,7 +119,7 @@ class EvalConfig:
     targets: str = setting(
         "all",
         "which linear weights learn: all, attn or mlp; with --adapt lora also some of q,k,v,o,gate,up,down,head or a regular expression "
-        "over PEFT's module names; with --adapt full also model: every parameter there is",
+        "over PEFT's module names; with --adapt full also model: every parameter there is, or norms, biases or norms,biases: these alone",
         read=parse_targets,
         metavar="WHICH",
         needs=LEARNS,
@@ -142,6 +143,16 @@ class EvalConfig:
         False,
         "a reset takes B of the adapters back to zero and leaves A as it has learned",
         needs={"adapt": ("lora",), "reset": lambda when: when != "never"},
+    )
+    rate_pattern: str | None = setting(
+        None,
+        "factors of the learning rate for some of the linears, for example q=0.5,head=0; the others have 1",
+        read=parse_factors,
+        metavar="LINEAR=F,...",
+        needs={"adapt": ("lora",)},
+    )
+    b_rate: float = setting(
+        1.0, "factor of the learning rate of the adapters' B over that of A (LoRA+)", above=0, needs={"adapt": ("lora",)}
     )
     layers: tuple[int, int] | None = setting(
         None, "learn only in layers A to B-1 (default: all)", read=parse_layers, metavar="A:B", needs=LEARNS
@@ -260,8 +271,8 @@ class EvalConfig:
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
         if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
-        for name in ("rank_pattern", "alpha_pattern", "rslora", "keep_a", *ADDED):
-            if not content[name]:
+        for name, unsaid in {**LATER, **dict.fromkeys(ADDED)}.items():
+            if not content[name] or content[name] == unsaid:
                 del content[name]
         if self.bos != "yes":  # as runs have it that were begun before there was a choice
             del content["bos"]
@@ -318,10 +329,11 @@ def _check_together(config: EvalConfig) -> None:
         )
     if config.targets not in WORDS and config.adapt in ("rows", "full"):
         raise ConfigError(
-            f"targets {config.targets!r} with adapt {config.adapt!r}: give adapt lora, or targets all, attn or mlp (with full also model)"
+            f"targets {config.targets!r} with adapt {config.adapt!r}: give adapt lora, or targets all, attn or mlp (with full also model, norms, "
+            "biases)"
         )
-    if config.targets == "model" and config.adapt in ("lora", "rows"):
-        raise ConfigError(f"targets 'model' with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")
+    if config.targets in WORDS[3:] and config.adapt in ("lora", "rows"):
+        raise ConfigError(f"targets {config.targets!r} with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")
     if config.targets == "model" and config.layers:
         raise ConfigError(f"layers {config.layers[0]}:{config.layers[1]} with targets 'model': every layer learns; give no layers")
     if config.split and len(config.text) > 1:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dynadapt.adapt.methods import LATER
 from dynadapt.adapt.optimizers import OPTIMIZERS, WITH_STATISTICS
 from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.common.notes import note
@@ -26,7 +27,7 @@ from dynadapt.runs.stopping import Interrupted, StopRun, interruptible
 from dynadapt.runs.text import Document, Source, TextError, expand, inputs, split, streaming_tokenizer
 
 from . import guarded
-from .adapter_words import pattern_of, targets_of
+from .adapter_words import PATTERNS, pattern_of, targets_of
 from .config import ConfigError, EvalConfig
 from .defaults import begin_of, settle, settled
 
@@ -170,8 +171,8 @@ def adapt_of(config: EvalConfig):
 
     layers = getattr(config, "layers", None)  # which reweighting has none of
     targets = {"targets": targets_of(config.targets), "layers": range(*layers) if layers else None}
-    own = {name: pattern_of(getattr(config, name, None), kind) for name, kind in (("rank_pattern", int), ("alpha_pattern", float))}
-    own |= {name: getattr(config, name, False) for name in ("rslora", "keep_a")}
+    own = {name: pattern_of(getattr(config, name, None), kind) for name, kind in PATTERNS.items()}
+    own |= {name: getattr(config, name, LATER[name]) for name in LATER if name not in own}
     return {
         "none": lambda: None,
         "lora": lambda: LoRA(rank=config.rank, alpha=config.alpha, **own, **targets),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from dynadapt.adapt import Full, Guard, LoRA, RowSparse
+from dynadapt.adapt.methods import LATER
 from dynadapt.adapt.optimizers import OPTIMIZERS
 from dynadapt.common.checks import shown
 from dynadapt.common.options import check_names
@@ -64,8 +65,8 @@ def _adapt(value) -> dict:
     word, adapt = _kind("adapt", value, ADAPTS)
     if adapt is None:
         return {"adapt": word}
-    said = _fields("adapt", adapt, ("rank", "alpha", "density", "targets", "layers", "rank_pattern", "alpha_pattern", "rslora", "keep_a"))
-    said.update({name: said[name] or None for name in ("rank_pattern", "alpha_pattern") if name in said})
+    said = _fields("adapt", adapt, ("rank", "alpha", "density", "targets", "layers", *LATER))
+    said.update({name: said[name] or None for name in said if name.endswith("_pattern")})
     said["layers"] = None if adapt.layers is None else (adapt.layers.start, adapt.layers.stop)
     return {"adapt": word, **said}
 

@@ -19,8 +19,8 @@ from weakref import WeakSet
 
 import torch
 
-from dynadapt.adapt.methods import HEAD, LoRA, RowSparse, whole_model
-from dynadapt.adapt.targets import targeted
+from dynadapt.adapt.methods import HEAD, LoRA, RowSparse, learns_beside, whole_model
+from dynadapt.adapt.targets import norms_and_biases, targeted
 from dynadapt.common.checks import token_ids
 from dynadapt.common.reprs import safe
 from dynadapt.engine import DTYPES, Engine
@@ -281,7 +281,7 @@ class Session:
         if not self._originals:
             return
         learner, config = self.engine.driver.step.learner(self._stream), self.engine.config
-        if whole_model(self.engine.adapt):
+        if whole_model(self.engine.adapt) or learns_beside(self.engine.adapt):
             for name, value in learner.parameters().items():
                 self._put(name, value)
         elif every_row and isinstance(self.engine.adapt, RowSparse):
@@ -322,6 +322,8 @@ class Session:
         names = (
             self._places
             if whole_model(adapt)
+            else norms_and_biases(adapt, config)
+            if learns_beside(adapt)
             else [f"layers.{i}.{part}.weight" for i, group in targeted(adapt, config) for part in layout(config, i)[group]]
         )
         values = {name: state[self._places[name][0]] for name in names}

@@ -54,7 +54,7 @@ def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, 
     """
     rule.check_fused("lora_gradient_update")
     for name, state in (("a", a), ("bt", bt)):
-        state.check("lora_gradient_update", name, rule)
+        state.check_fused("lora_gradient_update", name, rule)
     dA, dBt = torch.zeros_like(a.master), torch.zeros_like(bt.master)
     lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, False)
     for s, slot in enumerate(slots.tolist()):

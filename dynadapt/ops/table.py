@@ -25,7 +25,7 @@ CONDITIONS = {
     "adapted head": "the head has an adapter",
     "weights": "weights themselves learn, all or some rows",
     "whole": "the whole model learns",
-    "biases": "the model has biases",
+    "learned biases": "biases of linears learn",
     "scored rows": "rows are chosen by their gradient",
     "fused": "the gradient's kernel updates",
     "head norms": "query and key heads are normalised",
@@ -262,7 +262,7 @@ _ROWS = (
         kernel="cross_entropy_gradient",
     ),
     Row("embedding_backward", "embedding", "gradient of the table", "backward", ("whole",)),
-    Row("bias_gradient", "bias_gradient", "column sums of dy", "backward", ("whole", "biases")),
+    Row("bias_gradient", "bias_gradient", "column sums of dy", "backward", ("learned biases",)),
     Row(
         "linear_mse",
         "linear_mse",

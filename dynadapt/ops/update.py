@@ -4,8 +4,11 @@ Per stream: g = grad, clipped to a global 2-norm of ``clip`` (g *= min(1, clip /
 whose gradient is not finite is skipped: only its gradient is zeroed. Then d = the optimizer's direction (one file each
 in adapt/optimizers), and element by element
 
-    master += decay prior_rate (prior - master) - d
+    master += decay prior_rate (prior - master) - rate_factor d
     working = master rounded;  grad = 0
+
+d is lr times something in every kind, weight decay included, so ``rate_factor`` [P] gives each element a rate of its own (None: 1). The
+way back to the prior has no lr in it and is not scaled: at a factor of 0 an element's moments go on, and it only moves to the prior.
 
 lr [slots] and step [slots] are read from memory, so that a captured graph can replay the step.
 
@@ -35,8 +38,8 @@ class UpdateState:
     """The tensors of a step. Those of streams have a leading dimension of slots; None where the rule has no use for one.
 
     master, grad, first, second float32 (or wider), working the master rounded (None: the master serves), step int32 [slots]: all of
-    streams; prior, stat, prior_rate: of all streams together, in the master's dtype, but that ``update`` takes a prior of each slot too.
-    The fused updates know no grad, second and step.
+    streams; prior, stat, prior_rate, rate_factor: of all streams together, in the master's dtype, but that ``update`` takes a prior of each
+    slot too. The fused updates know no grad, second and step, and refuse a rate_factor.
     """
 
     master: torch.Tensor
@@ -49,6 +52,7 @@ class UpdateState:
     prior_rate: Buffer = None
     working: Buffer = None
     step: Buffer = None
+    rate_factor: Buffer = None
     parts = None  # type: Parts | None  # of a row, for kinds that move matrices; no tensor, hence no field
 
     def of(self, slot: int) -> UpdateState:
@@ -56,7 +60,8 @@ class UpdateState:
         own = {name: getattr(self, name) for name in ("grad", "first", "second", "working")}
         views = {name: None if t is None else t[slot] for name, t in own.items()}
         prior = self.prior[slot] if self.prior is not None and self.prior.dim() == self.master.dim() else self.prior
-        own_state = UpdateState(self.master[slot], **views, prior=prior, stat=self.stat, prior_rate=self.prior_rate)
+        shared = {name: getattr(self, name) for name in ("stat", "prior_rate", "rate_factor")}
+        own_state = UpdateState(self.master[slot], **views, prior=prior, **shared)
         own_state.parts = self.parts
         return own_state
 
@@ -65,6 +70,12 @@ class UpdateState:
         for field in sorted(rule.uses):
             if getattr(self, field) is None:
                 raise ValueError(f"{op}: {name}.{field} is missing, a tensor is needed for {rule}")
+
+    def check_fused(self, op: str, name: str, rule: UpdateRule) -> None:
+        """``check``, where the gradient's kernel updates: one rate serves all elements there."""
+        self.check(op, name, rule)
+        if self.rate_factor is not None:
+            raise ValueError(f"{op}: {name}.rate_factor is given, and a fused update has one rate for all elements; go through ops.update")
 
 
 def kinds_of(backend: str) -> tuple[str, ...]:
@@ -81,11 +92,11 @@ def _move(g: torch.Tensor, state: UpdateState, rule: UpdateRule, lr: float, step
     if rule.decay:
         rate = rule.decay if state.prior_rate is None else rule.decay * state.prior_rate
         moved = moved + rate * (state.prior - moved)
-    return moved - d
+    return moved - (d if state.rate_factor is None else state.rate_factor * d)
 
 
 def update(state: UpdateState, rule: UpdateRule, slots, lr, norms, skipped) -> None:
-    """One step of the streams in ``slots``; all of ``state`` but prior, stat and prior_rate changes.
+    """One step of the streams in ``slots``; all of ``state`` but prior, stat, prior_rate and rate_factor changes.
 
     state: of [slots, P]; slots int32 [S], -1 for a stream that does not move (norm 0, not skipped, gradient kept);
     lr float32 [slots]; state.step is counted up for the streams that move.
@@ -122,9 +133,9 @@ def apply_gradient(g: torch.Tensor, state: UpdateState, rule: UpdateRule, lr: fl
     return bool(finite.all())
 
 
-def flops(parameters: int, rule: UpdateRule, parts: Parts | None = None) -> int:
+def flops(parameters: int, rule: UpdateRule, parts: Parts | None = None, rate_factor: bool = False) -> int:
     """Arithmetic per element as written above and in the optimizer's file, of which torch's counter counts none; and the products of a
-    kind that moves the matrices of ``parts``."""
+    kind that moves the matrices of ``parts``. ``rate_factor``: whether elements have rates of their own."""
     per = 2 + (1 if rule.clip else 0)  # squared norm, clip
-    per += rule.arithmetic.flops(rule) + (3 if rule.decay else 0) + 1
+    per += rule.arithmetic.flops(rule) + (3 if rule.decay else 0) + (1 if rate_factor else 0) + 1
     return parameters * per + (product_flops(parts.matrices) if parts is not None and rule.arithmetic.prepared else 0)

@@ -51,7 +51,7 @@ def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> Non
     is not used; lr float32 [1]; skipped int32 [1], nothing happens when it is not 0 on entry.
     """
     rule.check_fused("weight_gradient_update")
-    state.check("weight_gradient_update", "state", rule)
+    state.check_fused("weight_gradient_update", "state", rule)
     if skipped[0]:
         return
     gradient = torch.zeros_like(state.master)

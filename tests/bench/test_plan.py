@@ -34,6 +34,8 @@ CASES = {
     "rows": {"adapt": RowSparse(density=0.25, select="fixed"), "streams": 2},
     "full": {"adapt": Full(), "optimizer": AdamW()},
     "whole model": {"adapt": Full(targets="model"), "shared": True, "streams": 2},
+    "norms": {"adapt": Full(targets="norms"), "streams": 2},
+    "lora of several rates": {"adapt": LoRA(rank=4, rate_pattern={"q": 0.5}, b_rate=4), "streams": 2},
 }
 
 

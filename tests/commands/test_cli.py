@@ -52,6 +52,8 @@ def test_help_names_every_option_and_default(capsys):
             "alpha_pattern",
             "rslora",
             "keep_a",
+            "rate_pattern",
+            "b_rate",
             "layers",
             "lr",
             "split",

@@ -77,6 +77,8 @@ FIELDS = {
         "alpha_pattern": "pattern",
         "rslora": "flag",
         "keep_a": "flag",
+        "rate_pattern": "pattern",
+        "b_rate": "positive",
     },
     RowSparse: {"density": "positive", "select": "word", "every": "integer", "targets": "word", "layers": "layers"},
     Full: {"targets": "word", "layers": "layers"},

@@ -46,6 +46,14 @@ def both(path, **settings):
     return [Engine(model, **{**LEARNS, **settings}, base=base) for model, base in ((load(path), "quants"), (package(path), "same"))]
 
 
+def test_norms_learn_as_beside_the_dequantised_ones(files):
+    ours, plain = both(files["q4_k"], adapt=Full("norms"), dtype="bf16")
+    before = ours.learners[0].parameters()
+    for seed in range(3):
+        assert torch.equal(ours.step(tokens(seed)), plain.step(tokens(seed)))
+    assert ours.flops == plain.flops and all(not torch.equal(before[name], value) for name, value in ours.learners[0].parameters().items())
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 def test_scores_and_what_is_learned_are_the_dequantised_ones(name, dtype, files, tmp_path):

@@ -7,7 +7,7 @@ from command_line import call
 from tiny import english, tiny_directory
 
 import dynadapt
-from dynadapt import LoRA
+from dynadapt import Full, LoRA
 from dynadapt.common.errors import ConfigError
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import adapt_of
@@ -26,6 +26,11 @@ from dynadapt.experiments.evaluation_settings import _adapt
             {"rank_pattern": {"q": 4}, "alpha_pattern": "v=0.5", "rslora": True},
             LoRA(rank_pattern={"q": 4}, alpha_pattern={"v": 0.5}, rslora=True),
         ),
+        ({"rate_pattern": "q=0.5,head=0", "b_rate": 16}, LoRA(rate_pattern={"q": 0.5, "head": 0}, b_rate=16)),
+        ({"rate_pattern": {"down": 2}}, LoRA(rate_pattern={"down": 2.0})),
+        ({"adapt": "full", "targets": "norms"}, Full("norms")),
+        ({"adapt": "full", "targets": "biases,norms"}, Full(["norms", "biases"])),
+        ({"adapt": "full", "targets": ["norms", "biases"], "layers": "1:2"}, Full(["norms", "biases"], range(1, 2))),
         ({"keep_a": True, "reset": "document"}, LoRA(keep_a=True)),
     ],
     ids=str,
@@ -38,13 +43,13 @@ def test_words_and_what_they_mean(words, adapt):
 
 
 def test_a_run_from_before_has_the_same_configuration():
-    assert not {"rank_pattern", "alpha_pattern", "rslora", "keep_a"} & EvalConfig().to_dict().keys()
+    assert not {"rank_pattern", "alpha_pattern", "rslora", "keep_a", "rate_pattern", "b_rate"} & EvalConfig().to_dict().keys()
 
 
 @pytest.mark.parametrize(
     "words, said",
     [
-        ({"targets": ""}, "targets '': give one of all, attn, mlp, model, names of linears such as q,v"),
+        ({"targets": ""}, "targets '': give one of all, attn, mlp, model, norms, biases, norms and biases with a comma"),
         ({"targets": "q,embed"}, "targets 'q,embed': targets has 'embed'"),
         ({"targets": "(q"}, "targets '.q': targets has '.q', which is no regular expression"),
         ({"rank_pattern": "q"}, "rank_pattern 'q': give LINEAR=R"),
@@ -52,7 +57,13 @@ def test_a_run_from_before_has_the_same_configuration():
         ({"rank_pattern": "q=1.5"}, "rank_pattern 'q=1.5': give"),
         ({"rank_pattern": {"a{1,2}": 3}}, "patterns with a comma in them are for an Engine's LoRA"),
         ({"alpha_pattern": "q=-1"}, "alpha_pattern 'q=-1': .*expected a positive number"),
+        ({"rate_pattern": "q=-1"}, "rate_pattern 'q=-1': .*expected a finite number >= 0"),
+        ({"rate_pattern": "q"}, "rate_pattern 'q': give LINEAR=FACTOR"),
+        ({"b_rate": 0}, "b_rate 0: "),
         ({"targets": "q,v", "adapt": "rows"}, "targets 'q,v' with adapt 'rows': give adapt lora, or targets all, attn or mlp"),
+        ({"targets": "norms"}, "targets 'norms' with adapt 'lora': give adapt full"),
+        ({"targets": "norms,biases", "adapt": "rows"}, "targets 'norms,biases' with adapt 'rows': give adapt full"),
+        ({"targets": "norms,q", "adapt": "full"}, "targets 'norms,q' with adapt 'full'"),
         ({"targets": "model"}, "targets 'model' with adapt 'lora'"),
     ],
     ids=str,

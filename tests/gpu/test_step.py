@@ -47,6 +47,8 @@ def follow(cpu, gpu, steps=3, family="llama", tolerance=2e-4, lengths=None):
         ("llama", {"adapt": LoRA(2, targets=["q", "v", "up", "down"], rank_pattern={"q": 3}, alpha_pattern={"v": 1}, rslora=True)}),
         ("gpt2", {"adapt": LoRA(2), "memory": Overlap(4), "guard": "exact"}),
         ("llama", {"adapt": LoRA(2, keep_a=True), "optimizer": Muon(lr=0.01), "reset": "auto"}),
+        ("llama", {"adapt": LoRA(2, rate_pattern={"q": 0.5, "up": 0}, b_rate=4), "optimizer": SGD(lr=0.1, clip=0)}),
+        ("gpt2", {"adapt": Full(["norms", "biases"]), "optimizer": SGD(lr=0.1, momentum=0.5, decay=0.01)}),
         ("llama", {"adapt": RowSparse(0.3), "optimizer": Adam(lr=1e-3), "shared": True}),
         ("llama", {"adapt": Full(targets="mlp"), "optimizer": SGD(lr=0.1, clip=0), "shared": True}),
         ("gpt2", {"adapt": Full(targets="model"), "optimizer": SGD(lr=0.1), "shared": True}),

@@ -47,6 +47,11 @@ def test_slots_may_have_priors_of_their_own(kind):
     compare(make(1100, torch.bfloat16, **KINDS[kind], decay=0.3, prior=torch.randn(4, 1100)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_elements_may_have_rates_of_their_own(kind):
+    native.test_elements_may_have_rates_of_their_own(kind, 1100, run)
+
+
 def test_norm_over_several_blocks_a_program(monkeypatch):
     monkeypatch.setattr(kernels, "GROUPS", 2)
     compare(make(1300, torch.float32, kind="sgd", clip=0.5))

@@ -15,7 +15,7 @@ from dynadapt.model.layout import to_hf_rows
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3", "granite", "phi3", "gptneox", "qwen3_5"]
 T = 12
 FAST = dict(optimizer=Adam(lr=0.02), segment=T)
-WRITTEN = {"rows": RowSparse(density=0.3, every=2), "full": Full(), "model": Full(targets="model")}
+WRITTEN = {"rows": RowSparse(density=0.3, every=2), "full": Full(), "model": Full(targets="model"), "norms": Full(targets="norms")}
 
 
 def live_model(family="llama", dtype=torch.float32):

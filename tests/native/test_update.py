@@ -92,6 +92,31 @@ def test_against_reference(kind, p, dtype):
     compare(make(p, dtype, **KINDS[kind], decay=0.03, clip=1e9, prior_rate=None, working=None))
 
 
+def factors(p: int) -> torch.Tensor:
+    """[P] rates' factors, with zeros and ones among them."""
+    drawn = 3 * torch.rand(p, generator=torch.Generator().manual_seed(2))
+    return torch.where(torch.arange(p) % 3 == 0, (torch.arange(p) % 2).float(), drawn)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("p", [1, 63, 16390])
+def test_elements_may_have_rates_of_their_own(kind, p, run=run):
+    values = make(p, torch.bfloat16, **KINDS[kind], decay=0.03, clip=0.5, rate_factor=factors(p))
+    ours = compare(values, run)
+    plain = run({**values, "rate_factor": None})
+    for name in STATE:
+        if ours[name] is None:
+            continue
+        if name not in ("master", "working"):  # what a factor does not reach: moments, norms, counts
+            assert torch.equal(ours[name].nan_to_num(7), plain[name].nan_to_num(7)), name
+    chosen, still = values["slots"].long(), factors(p) == 0
+    before, prior = values["master"][chosen][:, still], values["prior"][still]
+    share = 0.03 * values["prior_rate"][still]
+    assert torch.allclose(ours["master"][chosen][:, still], before + share * (prior - before), rtol=1e-6, atol=1e-6)
+    if p > 1:
+        assert not torch.equal(ours["master"], plain["master"])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("p", [1, 63, 16390])
 def test_slots_may_have_priors_of_their_own(kind, p):
@@ -195,5 +220,7 @@ def test_errors_name_the_argument():
         broken(prior=None, decay=0.1)
     with pytest.raises(ValueError, match=r"update: stat is missing"):
         broken(kind="rms", stat=None)
+    with pytest.raises(ValueError, match=r"update: rate_factor has shape \[9\], accepted is \[10\]"):
+        broken(rate_factor=torch.ones(9))
     with pytest.raises(ValueError, match=r"update: lr has shape \[2\], accepted is \[4\]"):
         broken(lr=torch.zeros(2))

@@ -113,3 +113,8 @@ def test_errors():
         weight_gradient_update(None, None, None, None, UpdateState(torch.zeros(1)), UpdateRule("sgd", momentum=0.9), None, None)
     with pytest.raises(ValueError, match=r"lora_gradient_update: bt.stat is missing, a tensor is needed for rms"):
         lora_gradient_update(*[None] * 8, state(1, 2, 3), UpdateState(torch.zeros(1)), UpdateRule("rms"), None, None)
+    factors = UpdateState(torch.zeros(1), rate_factor=torch.ones(1))
+    with pytest.raises(ValueError, match="weight_gradient_update: state.rate_factor is given, and a fused update has one rate"):
+        weight_gradient_update(None, None, None, None, factors, UpdateRule("sgd"), None, None)
+    with pytest.raises(ValueError, match="lora_gradient_update: bt.rate_factor is given"):
+        lora_gradient_update(*[None] * 8, one, factors, UpdateRule("sgd"), None, None)

@@ -118,14 +118,15 @@ struct Rms {
 };
 
 // The arguments come by value: a store into the buffers then can't be one into them.
-template <class T, class Kind>
+template <class T, class Kind, bool kFactors>
 void update_block(const Update a, const Step s, size_t slot, size_t first, size_t n) {
   const size_t row = slot * a.parameters;
   T* working = static_cast<T*>(a.working);
   for_vectors(n, [&](size_t k, auto part) {
     const size_t i = first + k, at = row + i;
     vfloat master = load(a.master + at, part);
-    const vfloat d = Kind::direction(a, s, at, i, load(a.grad + at, part) * s.gradient, part);
+    vfloat d = Kind::direction(a, s, at, i, load(a.grad + at, part) * s.gradient, part);
+    if (kFactors) d *= load(a.rate_factor + i, part);
     if (s.decay != 0) {
       vfloat rate = splat(s.decay);
       if (a.prior_rate) rate *= load(a.prior_rate + i, part);
@@ -138,7 +139,7 @@ void update_block(const Update a, const Step s, size_t slot, size_t first, size_
   });
 }
 
-template <class T, class Kind>
+template <class T, class Kind, bool kFactors>
 void update_all(const Update& a) {
   const int64_t blocks = (a.parameters + kBlock - 1) / kBlock, count = blocks * a.streams;
   Arena measure;
@@ -169,23 +170,28 @@ void update_all(const Update& a) {
       if (steps[stream].skipped)
         memset(a.grad + slot * a.parameters + b * kBlock, 0, length(b) * sizeof(float));
       else
-        update_block<T, Kind>(a, steps[stream], slot, b * kBlock, length(b));
+        update_block<T, Kind, kFactors>(a, steps[stream], slot, b * kBlock, length(b));
     }
   });
+}
+
+template <class T, class Kind>
+void update_by(const Update& a) {
+  return a.rate_factor ? update_all<T, Kind, true>(a) : update_all<T, Kind, false>(a);
 }
 
 template <class T>
 void update(const Update& a) {
   switch (a.kind) {
     case UpdateKind::kSgd:
-      return update_all<T, Sgd>(a);
+      return update_by<T, Sgd>(a);
     case UpdateKind::kAdam:
     case UpdateKind::kAdamW:
-      return update_all<T, Adam>(a);
+      return update_by<T, Adam>(a);
     case UpdateKind::kRms:
-      return update_all<T, Rms>(a);
+      return update_by<T, Rms>(a);
     case UpdateKind::kLion:
-      return update_all<T, Lion>(a);
+      return update_by<T, Lion>(a);
   }
 }
 

@@ -399,6 +399,8 @@ typedef struct {
   double eps;          /* at least 0: adam, adamw, rms */
   double weight_decay; /* at least 0: adamw, lion */
   double momentum;     /* 0 to 1: sgd */
+  /* f32 [P], what the learning rate of each element is multiplied with (weight_decay goes with it, decay does not); NULL: 1 */
+  const DLTensor* rate_factor;
 } dynadapt_update_params;
 
 /* One optimizer step of the streams in slots i32 [S] (each once; -1, as often as wanted, for a stream that does not move:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, whole_model
+from dynadapt.adapt.methods import LoRA, learns_beside, whole_model
 from dynadapt.adapt.optimizers import Adam
-from dynadapt.adapt.targets import targeted
+from dynadapt.adapt.targets import lowest, targeted
 from dynadapt.engine.decoder import Batch, Decoder
 from dynadapt.engine.footprint import bytes_held
 from dynadapt.engine.learners.make import make_learner
@@ -161,7 +161,7 @@ def step_work(
             raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
     if config.rope_theta is None and isinstance(memory, SegmentMemory):
         raise ValueError(f"memory={memory!r}: {config.family} has learned positions; use Overlap(context) instead")
-    if quants is not None and not (adapt is None or isinstance(adapt, LoRA)):
+    if quants is not None and not (adapt is None or isinstance(adapt, LoRA) or learns_beside(adapt)):
         raise ValueError(f"quants={quants!r} with adapt={adapt!r}: blocks of integers stay as they are; expected LoRA, or None")
     learn = learn and adapt is not None
     optimizer = Adam() if optimizer is None else optimizer
@@ -173,7 +173,7 @@ def step_work(
     turns = streams if own and not shared else 1  # streams with weights of their own take turns
     learner = None if adapt is None else make_learner(adapt, optimizer, model, dtype, "meta", META, slots=slots)
     learning = targeted(adapt, config)
-    lowest = None if not learn else (-1, "embed") if whole_model(adapt) else learning[0]
+    depth = lowest(adapt, config) if learn else None
     weights = learner.weights_view if whole_model(adapt) else FrozenWeights(model, "meta", dtype, set(learning) if own else set(), META)
     if quants is not None:
         _in_blocks(weights, quants)
@@ -188,11 +188,12 @@ def step_work(
 
     passes = _passes(streams, 1 if turns > 1 else batch or streams)
     for rows in dict.fromkeys(passes) if memory_only else passes:
-        _one_pass(decoder, learner, lowest, rows, segment, context, slots)
+        _one_pass(decoder, learner, depth, rows, segment, context, slots)
     if learn:
         for _ in range(1 if memory_only else turns):
             learner.state.update(noting.update, torch.empty(slots, dtype=torch.int32, device=META), torch.empty(slots, device=META))
-        ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer.rule(), learner.layout.parts))
+        factors = learner.state.rate_factor is not None
+        ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer.rule(), learner.layout.parts, factors))
     noting.settle()
     if learn and optimizer.rule().arithmetic.prepared:  # products, beside what moves memory alone
         noting.ops["update"].flops += turns * slots * product_flops(learner.layout.parts.matrices)

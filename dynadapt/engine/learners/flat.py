@@ -71,6 +71,7 @@ class FlatState(UpdateState):
         self.prior: torch.Tensor | None = None  # [P] of all slots, or [slots, P]
         self.stat: torch.Tensor | None = None  # [P], RMS only
         self.prior_rate: torch.Tensor | None = None  # [P], RMS only
+        self.rate_factor: torch.Tensor | None = None  # [P], where learning rates differ; made of settings, not saved
         self.step = torch.zeros(slots, dtype=torch.int32, device=device)
         self.ungathered: str | None = None  # who else needs statistics that nobody has gathered yet
         self.average: Callable[[], None] | None = None  # several processes: makes ``grad`` their mean (dynadapt/distributed)
@@ -169,7 +170,7 @@ class FlatState(UpdateState):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that resuming exactly needs."""
-        named = {f.name: getattr(self, f.name) for f in fields(UpdateState) if f.name != "working"}
+        named = {f.name: getattr(self, f.name) for f in fields(UpdateState) if f.name not in ("working", "rate_factor")}
         return {name: t for name, t in named.items() if t is not None}
 
     def load(self, saved: dict[str, torch.Tensor]) -> None:

@@ -24,14 +24,16 @@ class Fused:
     skipped: torch.Tensor
 
 
-def why_not_fused(optimizer, accumulate: bool, whole_model: bool = False, adapted_head: bool = False) -> str | None:
-    """None when the update can ride in the gradient kernels, else the reason."""
-    if whole_model:
+def why_not_fused(optimizer, accumulate: bool, beside: bool = False, adapted_head: bool = False, rates_differ: bool = False) -> str | None:
+    """None when the update can ride in the gradient kernels, else the reason. ``beside``: whether more than linear weights learns."""
+    if beside:
         return "gradients of norms, biases, embedding and head have no kernel that updates"
     if adapted_head:
         return "the gradient of the head's adapter has no kernel that updates"
     if not optimizer.rule().arithmetic.fused:
         return f"{type(optimizer).__name__} is not in the gradient kernels"
+    if rates_differ:
+        return "rate_pattern or b_rate gives linears rates of their own, and the gradient kernels have one"
     if optimizer.clip:
         return f"clip={optimizer.clip:g} needs the norm of the whole gradient first"
     return "accumulate=True keeps gradients between segments" if accumulate else None

@@ -24,10 +24,21 @@ class LoraLearner:
     weights_view = gradient_view = None
 
     def __init__(
-        self, adapt: LoRA, optimizer, groups, parts, slots: int, dtype: torch.dtype, seed: int, device="cpu", keep_grad: bool = True
+        self,
+        adapt: LoRA,
+        optimizer,
+        groups,
+        parts,
+        slots: int,
+        dtype: torch.dtype,
+        seed: int,
+        device="cpu",
+        keep_grad: bool = True,
+        rates: dict[tuple[int, str], list[float]] | None = None,
     ):
         """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model, and its head; ``parts``: {(layer, group): (rank, alpha)
-        of each part} of those that learn, in forward order (adapt/targets.py)."""
+        of each part} of those that learn, in forward order; ``rates``: the factor of each part's learning rate, None where all are alike
+        (adapt/targets.py)."""
         if optimizer.uses_statistics:
             raise ValueError(
                 f"optimizer={type(optimizer).__name__} with adapt=LoRA: the gradient of A is zero at the prior (B = 0), so its frozen "
@@ -51,6 +62,8 @@ class LoraLearner:
             unused += max(ranks) * sum(sizes) - low_rank_size(k, sizes, ranks)[1]
         self.layout = FlatLayout(shapes, matrices, unused)
         self.state = FlatState(self.layout, slots, optimizer, dtype, separate_working=True, device=device, keep_grad=keep_grad)
+        if rates is not None:
+            self.state.rate_factor = self._rate_factor(rates, device)
         self.initial = self.state.prior = self._initial(seed).to(device)
         self.kept = self._mask_of_A(device) if adapt.keep_a else None
         self.bind()
@@ -69,7 +82,7 @@ class LoraLearner:
     @property
     def common(self) -> list[torch.Tensor | None]:
         """What all slots share."""
-        return [self.initial, self.kept]
+        return [self.initial, self.kept, self.state.rate_factor]
 
     def _initial(self, seed: int) -> torch.Tensor:
         if self.state.master.is_meta:  # planned, not run
@@ -81,6 +94,16 @@ class LoraLearner:
             bound = 1 / math.sqrt(k)
             a.copy_(torch.empty(a.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator))
         return prior
+
+    def _rate_factor(self, rates, device) -> torch.Tensor:
+        """[P], what the learning rate of each element is multiplied with."""
+        factor = torch.ones(self.layout.size, dtype=self.state.master.dtype, device=device)
+        for key, (_, sizes) in self.sizes.items():
+            a, bt = (self.layout.view(factor, "{}.{}.{}".format(*key, half)) for half in ("A", "Bt"))
+            for own, rows, columns in zip(rates[key], a.split(self.ranks[key]), bt.split(list(sizes), dim=1)):
+                rows.fill_(own)
+                columns.fill_(own * self.adapt.b_rate)
+        return factor
 
     def _mask_of_A(self, device) -> torch.Tensor:
         """int8 [P], 1 where A is: what stays when a slot goes back."""

@@ -6,10 +6,11 @@ from functools import partial
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, whole_model
-from dynadapt.adapt.targets import adapted_parts, targeted
+from dynadapt.adapt.methods import LoRA, learns_beside, rates_differ, whole_model
+from dynadapt.adapt.targets import adapted_parts, rate_factors, targeted
 from dynadapt.engine.weights import adaptable_sizes, group_sizes, source_weight
 
+from .beside import NormBiasLearner
 from .lora import LoraLearner
 from .mixed import MixedAdapters
 from .rows import RowLearner
@@ -37,9 +38,12 @@ def make_learner(
     """
     if isinstance(adapt, LoRA):
         parts = adapted_parts(adapt, model.config)
-        return LoraLearner(adapt, optimizer, adaptable_sizes(model.config), parts, slots, dtype, seed, device, keep_grad)
+        rates = rate_factors(adapt, model.config, parts) if rates_differ(adapt) else None
+        return LoraLearner(adapt, optimizer, adaptable_sizes(model.config), parts, slots, dtype, seed, device, keep_grad, rates)
     if whole_model(adapt):
         return ModelLearner(adapt, optimizer, model, dtype, backend, device, keep_prior)
+    if learns_beside(adapt):
+        return NormBiasLearner(adapt, optimizer, model, dtype, backend, device, keep_prior)
     source = partial(source_weight, model)
     groups, learning = group_sizes(model.config), targeted(adapt, model.config)
     return RowLearner(adapt, optimizer, groups, learning, dtype, backend, source, device, keep_prior, keep_grad)

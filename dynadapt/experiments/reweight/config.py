@@ -236,8 +236,8 @@ def _check_together(config: ReweightConfig) -> None:
         )
     if config.targets not in WORDS and config.adapt != "lora":
         raise ConfigError(f"targets {config.targets!r} with adapt {config.adapt!r}: give adapt lora, or targets all, attn or mlp")
-    if config.targets == "model" and config.adapt != "full":
-        raise ConfigError(f"targets 'model' with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")
+    if config.targets in WORDS[3:] and config.adapt != "full":
+        raise ConfigError(f"targets {config.targets!r} with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")
     if config.scratch:
         scratch_size(config.scratch)
         if (config.adapt, config.targets) != ("full", "model"):

@@ -37,9 +37,8 @@ def export_model(run: Path, out: Path) -> Path:
 def learned(model, engine) -> dict[str, torch.Tensor]:
     """All of the model's tensors by canonical name: as they learned, or as they were."""
     learner = engine.learners[0]
-    if hasattr(learner, "parameters"):
-        return learner.parameters()
-    named = {name: model.tensor(name) for name in model.names()}
+    known = learner.parameters() if hasattr(learner, "parameters") else {}
+    named = {name: known[name] if name in known else model.tensor(name) for name in model.names()}
     for (layer, group), matrices in learner.matrices.items():
         for part, matrix in zip(layout(model.config, layer)[group], matrices):
             weight = torch.empty(matrix.shape, dtype=engine.torch_dtype, device=engine.device)

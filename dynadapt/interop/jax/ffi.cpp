@@ -295,7 +295,8 @@ OP(update) {
                                       call.attr<double>("beta2"),
                                       call.attr<double>("eps"),
                                       call.attr<double>("weight_decay"),
-                                      call.attr<double>("momentum")};
+                                      call.attr<double>("momentum"),
+                                      nullptr};
   return dynadapt_update(call.out(0), call.out(1), call.out(2), call.out(3), call.in(6), call.in(7), call.out(4), call.in(8),
                          call.in(9), call.out(5), call.out(6), call.out(7), call.in(10), &params);
 }

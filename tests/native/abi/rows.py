@@ -176,6 +176,7 @@ UPDATE = Struct(
         "eps": (1e-8, POSITIVE),
         "weight_decay": (0.1, POSITIVE),
         "momentum": (0.0, (*POSITIVE, 1.5)),
+        "rate_factor": (None, ANY),  # a tensor: tests/native/test_update.py
     },
 )
 ENGINE = Struct(

@@ -279,7 +279,7 @@ struct Ops {
 
   void update() {
     constexpr int64_t P = 20000;
-    static const dynadapt_update_params p{sizeof p, DYNADAPT_ADAM, 0, 1, 0.9, 0.999, 1e-8, 0, 0};
+    static const dynadapt_update_params p{sizeof p, DYNADAPT_ADAM, 0, 1, 0.9, 0.999, 1e-8, 0, 0, nullptr};
     DLTensor *master = t.state({2, P}, 1), *grad = t.state({2, P}, 1), *first = t.state({2, P}, 0), *second = t.state({2, P}, 0);
     DLTensor *slots = t.i32({1, 0}), *lr = t.f32({2}, 1), *norms = t.out({2}), *step = t.state({2}, 0), *skipped = t.out({2});
     step->dtype = skipped->dtype = {kDLInt, 32, 1};
