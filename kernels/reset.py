@@ -49,8 +49,9 @@ def dynadapt_reset(
         at = slot * size + column
         value = tl.load(prior + (at if OWN_PRIORS else column), mask=inside, other=0.0)
         if HAS_KEPT:
-            stays = tl.load(kept + column, mask=inside, other=0) != 0
-            value = tl.where(stays, tl.load(master + at, mask=inside, other=0.0), value)
+            mine = tl.load(master + at, mask=inside, other=0.0)
+            stays = (tl.load(kept + column, mask=inside, other=0) != 0) & (tl.abs(mine) < float("inf"))  # so is no NaN
+            value = tl.where(stays, mine, value)
         tl.store(master + at, value, mask=inside)
         if HAS_WORKING:
             tl.store(working + at, value.to(working.dtype.element_ty), mask=inside)
