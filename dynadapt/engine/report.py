@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from dynadapt.common.reprs import counted, safe
 
+from .on_the_way import OnTheWay
 from .plan import Pass
 
 
@@ -34,6 +35,7 @@ class StepReport:
     nll_static: torch.Tensor | None = None
     nll_adapted: torch.Tensor | None = None
     guard_bound: list[float] | None = None
+    coming: OnTheWay | None = None
 
     def __init__(
         self,
@@ -53,6 +55,20 @@ class StepReport:
         report.streams, report.flops, report.loss, report.outcomes, report.known = streams, flops, loss, outcomes, None
         return report
 
+    def send(self) -> None:
+        """Sends all that is on the device to the host, so that reading it later waits for this step and not for those behind it."""
+        scores = {"nll_static": self.nll_static, "nll_adapted": self.nll_adapted}
+        made = {f"{i} {name}": t for i, outcome in enumerate(self.outcomes) for name, t in outcome.made.items()}
+        self.coming = OnTheWay({name: t for name, t in scores.items() if t is not None} | made)
+
+    def arrive(self) -> None:
+        """Waits for what ``send`` sent; all fields but ``loss`` are the host's then."""
+        if self.coming is None:
+            return
+        host, self.coming = self.coming.wait(), None
+        self.nll_static, self.nll_adapted = host.get("nll_static"), host.get("nll_adapted")
+        self.outcomes = [replace(o, made={name: host[f"{i} {name}"] for name in o.made}) for i, o in enumerate(self.outcomes)]
+
     def read(self) -> dict[str, list]:
         """All fields but ``flops``.
 
@@ -60,6 +76,7 @@ class StepReport:
             ValueError: naming the streams whose tokens, which were on the device, hold ids outside the vocabulary.
         """
         if self.known is None:
+            self.arrive()
             self.known, self.outcomes = self._collect(), []
         return self.known
 
