@@ -1,12 +1,12 @@
 """Linear cross-entropy: score, log-sum-exp and the hidden state's gradient; the logits of all rows never exist at once.
 
-Rows are taken in chunks, so that one buffer of at most ``row_chunks.BUDGET`` bytes, whose size does not grow with the number of
-tokens, serves any segment. A frozen head costs 4 H V per row (2 H V for the score alone): nothing is recomputed.
+Rows are taken in chunks, so that one buffer of a size (row_chunks.py) that does not grow with the number of tokens serves any segment. A frozen head costs 4 H V per row (2 H V for the score alone): nothing is recomputed.
 
 This file holds the chunked form: cuBLAS writes the chunk's logits in the working dtype, one Triton kernel turns each row
 into nll, lse and, in place, w (softmax - onehot), and cuBLAS multiplies that with the head. Three launches a chunk; four
 when the chunk has too few rows to fill the GPU and the vocabulary is split over programs. Traffic beside the products:
-the chunk's logits are read twice (the second time mostly from L2) and written once. Not fused: the softmax into the
+the chunk's logits are read twice and written once. At 49,152 words the second time is from L2, as the 264 rows that an H100 works on
+at a time are 26 MB of its 50; at 128,256 words they are 68 MB, and it is from memory. Not fused: the softmax into the
 products. That is the other form, ``cross_entropy_fused``, which moves less but multiplies in Triton; which one serves is
 looked up in the table of measurements (``choices``), for score and gradient alike, so that both give the same score.
 
@@ -301,8 +301,8 @@ def _score_rows(logits, targets, weights, nll, lse, V: int, gradient: bool, most
 def cross_entropy_chunked(h, head, targets, weights, nll, lse, dh, softcap=None) -> None:
     """``cross_entropy`` with cuBLAS products."""
     V = head.weight.shape[0]
-    most = padded_rows(len(h), V, h.dtype)
-    for lo, hi in chunks(len(h), V, h.dtype):
+    most = padded_rows(h, V)
+    for lo, hi in chunks(h, V):
         logits = _logits(h[lo:hi], head.weight, most)
         given = targets[lo:hi], None if weights is None else weights[lo:hi], nll[lo:hi], lse[lo:hi]
         _score_rows(logits, *given, V, dh is not None, most, softcap)
@@ -322,8 +322,8 @@ def distillation(h, head, targets, ids, logp, weights, nll, lse, kl, dh, softcap
             "log-probabilities of that shape"
         )
     V, K = head.weight.shape[0], ids.shape[1]
-    most, teacher = padded_rows(len(h), V, h.dtype), triton.next_power_of_2(K)
-    for lo, hi in chunks(len(h), V, h.dtype):
+    most, teacher = padded_rows(h, V), triton.next_power_of_2(K)
+    for lo, hi in chunks(h, V):
         rows = slice(lo, hi)
         logits = _logits(h[rows], head.weight, most)
         given = _family(logits, targets[rows], None if weights is None else weights[rows], nll[rows], lse[rows], V, dh is not None, softcap)
@@ -352,10 +352,10 @@ def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate
     V, H = head.weight.shape
     if not accumulate and not len(h):
         dW.zero_()
-    most = padded_rows(len(h), V, h.dtype)
+    most = padded_rows(h, V)
     config = _product_config(h.dtype)
     grid = (triton.cdiv(H, config["BN"]), triton.cdiv(V, config["BM"]))
-    for lo, hi in chunks(len(h), V, h.dtype):
+    for lo, hi in chunks(h, V):
         logits = _logits(h[lo:hi], head.weight, most)
         given = _family(logits, targets[lo:hi], None if weights is None else weights[lo:hi], None, lse[lo:hi], V, True, softcap)
         given |= dict.fromkeys(("maxima", "sums", "target_logits"), None) | {"blocks": 1}  # no partials: lse is given

@@ -242,7 +242,7 @@ def cross_entropy_fused(h, head, targets, weights, nll, lse, dh) -> None:
     """``cross_entropy`` with the softmax in the products' epilogue and prologue."""
     tile = logits_config(h.dtype, h.shape[1])["BN"]
     width = triton.cdiv(head.weight.shape[0], tile) * tile
-    for lo, hi in chunks(len(h), width, h.dtype):
+    for lo, hi in chunks(h, width):
         _chunk(
             h[lo:hi],
             head.weight,
@@ -252,7 +252,7 @@ def cross_entropy_fused(h, head, targets, weights, nll, lse, dh) -> None:
             lse[lo:hi],
             None if dh is None else dh[lo:hi],
             width,
-            padded_rows(len(h), width, h.dtype),
+            padded_rows(h, width),
         )
 
 

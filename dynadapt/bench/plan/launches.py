@@ -40,6 +40,12 @@ ASSUMED = (
     f"a launch takes {1e6 * LATENCY:g} us at least; cuBLAS takes the tile that ends first; smaller tiles reach less, here and there"
 )
 GATHERED = {"embedding_forward": ("table", "position_table")}  # of these a kernel reads as many values as it writes, not all
+REWRITTEN = {  # what a kernel both reads and writes
+    "update_apply": ("master", "first", "second"),
+    "cross_entropy_rows": ("logits",),
+    "cross_entropy_apply": ("logits",),
+}
+L2, ROWS_AT_A_TIME = 50e6, 264  # bytes, of Hopper; rows that it scores at a time, two a multiprocessor
 PRODUCTS = {"mm": (0, 1), "addmm": (1, 2), "addmm_": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2), "baddbmm_": (1, 2)}
 
 
@@ -216,7 +222,7 @@ class _Products(TorchDispatchMode):
             a, b = (args[i] for i in PRODUCTS[name])
             batch, (m, k), n = math.prod(a.shape[:-2]), a.shape[-2:], b.shape[-1]
             programs, reaches = self._tiles(batch, m, n, k)
-            moved = _moved([a, b, made])
+            moved = _moved([a, b, made]) + (_moved([made]) if PRODUCTS[name][0] else 0)  # added onto what is there
             self.launches.append(Launch("", f"cuBLAS {m} x {n} x {k}", programs, moved, 2 * batch * m * n * k, reaches))
         return made
 
@@ -235,10 +241,13 @@ class _Products(TorchDispatchMode):
 
 
 def _kernel_moves(name: str, given: dict) -> int:
-    """Bytes of a kernel's tensors, each once; those that it gathers from count as what it writes."""
+    """Bytes of a kernel's tensors, each once or, where it is written over, twice; those that it gathers from count as what it writes."""
     gathered = GATHERED.get(name, ())
     tensors = {argument: t for argument, t in given.items() if isinstance(t, torch.Tensor)}
     read = [_moved([tensors["out"]]) for argument in gathered if argument in tensors]
+    read += [_moved([tensors[argument]]) for argument in REWRITTEN.get(name, ()) if argument in tensors]
+    if name == "cross_entropy_rows" and _moved([tensors["logits"][:ROWS_AT_A_TIME]]) > L2:
+        read.append(_moved([tensors["logits"]]))  # a row's second time is from memory, too
     return _moved(t for argument, t in tensors.items() if argument not in gathered) + sum(read)
 
 
