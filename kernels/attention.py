@@ -12,8 +12,8 @@ Backward. P is recomputed from lse. One launch computes dq over the whole window
 delta = rowsum(dout out), which it has in hand, go to scratch. A second one computes dk and dv of the segment's keys, each
 program walking the queries behind its keys for all query heads of its group, in a fixed order, with nothing left to rotate. Where few
 streams leave multiprocessors idle, each query head of a group has programs of its own, which leave float32 sums in scratch; the last
-one of a block of keys to arrive adds them up, in the heads' order, as the one program does: the same bits. (A head of more than 64
-has no registers for a second sum, and is not split.) Memory gets no gradient, so its keys cost three products and not five. Rotation is undone on the accumulators. The
+one of a block of keys to arrive adds them up, in the heads' order, as the one program does: the same bits. (Hopper has the registers
+for that second sum where heads are of at most 64; else nothing is split.) Memory gets no gradient, so its keys cost three products and not five. Rotation is undone on the accumulators. The
 two are not fused: the programs of one would wait for the other's.
 
 With a window, tiles that lie before it are not visited: a program's walk starts at the first key that its first query sees, and
@@ -24,11 +24,13 @@ Traffic: qkv and out once each per block that reads them, almost all from L2; no
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
 
-from .common import Variant, block, dot, hyperbolic_tangent, launch, scratch, variant
+from .common import OLDER_TRITON, Variant, block, dot, hyperbolic_tangent, launch, scratch, variant, wait_for_previous
 from .tiles import generation
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -181,6 +183,7 @@ def dynadapt_attention_forward(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
+    wait_for_previous()
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
     stream, head = tl.program_id(0) // HQ, tl.program_id(0) % HQ
     kv_head = head // (HQ // HKV)
@@ -246,6 +249,7 @@ def dynadapt_attention_dq(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
+    wait_for_previous()
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
     stream, head = tl.program_id(0) // HQ, tl.program_id(0) % HQ
     kv_head = head // (HQ // HKV)
@@ -372,6 +376,7 @@ def dynadapt_attention_dkv(
     """Grid (key and value heads of all streams, blocks of keys, SPLIT: query heads of a group). BY_HEAD: each query head is summed for itself,
     then the heads in their order. SPLIT: each by a program of its own into shares [S HQ, T, 2 HP + DP], and the last of a block to
     arrive, by the count in ``done``, adds them up."""
+    wait_for_previous()
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
     GROUP: tl.constexpr = HQ // HKV
     stream, kv_head = tl.program_id(0) // HKV, tl.program_id(0) % HKV
@@ -452,10 +457,11 @@ def _blocks(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int) -> 
     return sizes, {"num_warps": 8 if own == 128 or wide else 4, "num_stages": 2}
 
 
-def _by_head(hq: int, hkv: int, d: int) -> bool:
+def _by_head(hq: int, hkv: int, d: int, arch: int) -> bool:
     """Whether dk and dv are summed head by head of a group, and so may be split over its heads. Two sums of more than 64 columns each
-    would not fit in registers beside those of one head."""
-    return hq > hkv and d <= 64
+    would not fit in registers beside those of one head, nor do smaller ones where a product's operands are registers (sm_80) or
+    accumulators come from tensor memory (sm_100)."""
+    return hq > hkv and d <= 64 and arch == 90
 
 
 def _geometry(hq, hkv, d):
@@ -506,7 +512,8 @@ def _launch_dkv(streams: int, given: dict) -> None:
     """A program owns a block of one head's keys, or where these would leave multiprocessors idle, what one of the group's query heads adds
     to them: the same bits."""
     qkv, segment, hq, hkv, d = (given[name] for name in ("qkv", "segment", "HQ", "HKV", "D"))
-    arch, heads, by_head = generation(qkv.device), streams * hkv, _by_head(hq, hkv, d)
+    arch, heads = generation(qkv.device), streams * hkv
+    by_head = _by_head(hq, hkv, d, arch)
     sizes, options = _blocks("dkv", qkv.dtype, d, heads * triton.cdiv(segment, 128) >= SMS, arch)
     blocks, shares, done = triton.cdiv(segment, sizes["BN"]), None, None
     split = by_head and heads * blocks < SMS
@@ -554,7 +561,7 @@ _TYPES = {
 def _variant(kernel, function, d, dtype, large, arch, absent=("window", "softcap"), split=False) -> Variant:
     sizes, options = _blocks(kernel, dtype, d, large, arch)
     if kernel == "dkv":
-        sizes |= dict(BY_HEAD=_by_head(32, 8, d), SPLIT=split)
+        sizes |= dict(BY_HEAD=_by_head(32, 8, d, arch), SPLIT=split)
     short = "bf16" if dtype == torch.bfloat16 else "fp32"
     name = f"d {d}, {short}, {sizes['BM']} x {sizes['BN']}" + "".join(f", no {what}" for what in ("mem_k", "cos") if what in absent)
     name += "" if "window" in absent else ", a window"
@@ -570,7 +577,7 @@ _SMALL, _LARGE = [[(d, torch.bfloat16, large) for d in (64, 128)] for large in (
 _HOPPER = [*_SMALL, *_LARGE, (96, torch.bfloat16, True), (64, torch.float32, False), (128, torch.float32, False)]
 _KERNELS = (("forward", dynadapt_attention_forward), ("dq", dynadapt_attention_dq), ("dkv", dynadapt_attention_dkv))
 _MEMORY, _ROTATION = ("softcap", "window", "mem_k", "mem_v", "mem_len"), ("cos", "sin")
-_SPLIT = [_variant(*_KERNELS[2], *shape, arch, split=True) for shape, arch in ((_SMALL[0], 90), (_LARGE[0], 100), (_SMALL[0], 80), (_HOPPER[5], 90))]
+_SPLIT = [_variant(*_KERNELS[2], *shape, 90, split=True) for shape in (_SMALL[0], _HOPPER[5])]
 _GEMMA = (256, torch.bfloat16, True)
 VARIANTS = [
     _variant(*kernel, *shape, arch)
@@ -578,4 +585,9 @@ VARIANTS = [
     for kernel in _KERNELS
     for shape in shapes
 ] + [_variant(*kernel, *_SMALL[0], 90, absent=absent) for kernel in _KERNELS for absent in (_MEMORY, _MEMORY + _ROTATION)]
-VARIANTS += _SPLIT + [_variant(*kernel, *_GEMMA, 90, absent=absent) for kernel in _KERNELS for absent in (("softcap",), ())]
+VARIANTS += _SPLIT + [
+    # Triton before 3.9 keeps less of a head of 256 in registers.
+    replace(_variant(*kernel, *_GEMMA, 90, absent=absent), spills=360 if kernel[0] == "dq" and OLDER_TRITON else 0)
+    for kernel in _KERNELS
+    for absent in (("softcap",), ())
+]

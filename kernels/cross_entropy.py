@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from . import choices
-from .common import FUSION, Variant, block, dot, hyperbolic_tangent, launch, scratch, variant
+from .common import FUSION, Variant, block, dot, hyperbolic_tangent, launch, scratch, variant, wait_for_previous
 from .cross_entropy_fused import cross_entropy_fused
 from .row_chunks import chunks, padded_rows
 
@@ -86,6 +86,7 @@ def _write_gradient(logits, x, cols, target, total, weights, row, V, width, soft
 @triton.jit
 def dynadapt_cross_entropy_rows(logits, targets, weights, nll, lse, softcap, V, width, BLOCK: tl.constexpr, GRADIENT: tl.constexpr):
     """One program a row of logits [rows, width]; columns from V on are padding."""
+    wait_for_previous()
     row = tl.program_id(0)
     logits += row.to(tl.int64) * width
     target = tl.load(targets + row)
@@ -106,6 +107,7 @@ def dynadapt_cross_entropy_rows(logits, targets, weights, nll, lse, softcap, V, 
 @triton.jit
 def dynadapt_cross_entropy_partials(logits, targets, maxima, sums, target_logits, softcap, V, width, blocks, BLOCK: tl.constexpr):
     """maxima, sums [rows, blocks] and the target's logit [rows], before the logits are overwritten."""
+    wait_for_previous()
     row, b = tl.program_id(0), tl.program_id(1)
     logits += row.to(tl.int64) * width
     cols = b * BLOCK + tl.arange(0, BLOCK)
@@ -121,6 +123,7 @@ def dynadapt_cross_entropy_apply(
     logits, targets, weights, maxima, sums, target_logits, nll, lse, softcap, V, width, blocks, BLOCK: tl.constexpr, GRADIENT: tl.constexpr
 ):
     """One program a row and block: the gradient from the partials, or from a given lse when there are none."""
+    wait_for_previous()
     row, b = tl.program_id(0), tl.program_id(1)
     logits += row.to(tl.int64) * width
     target = tl.load(targets + row)
@@ -160,6 +163,7 @@ def dynadapt_distillation_score(
     GRADIENT: tl.constexpr,
 ):
     """One program a row of logits: nll, lse, kl; scale = w P and differences [TEACHER] = w (P softmax - p) at the teacher's tokens."""
+    wait_for_previous()
     row = tl.program_id(0)
     logits += row.to(tl.int64) * width
     target = tl.load(targets + row)
@@ -195,6 +199,7 @@ def dynadapt_distillation_score(
 @triton.jit
 def dynadapt_distillation_apply(logits, targets, lse, scale, softcap, V, width, BLOCK: tl.constexpr):
     """logits = scale softmax, nought where the row is not scored; one program a row and block."""
+    wait_for_previous()
     row, b = tl.program_id(0), tl.program_id(1)
     logits += row.to(tl.int64) * width
     cols = b * BLOCK + tl.arange(0, BLOCK)
@@ -209,6 +214,7 @@ def dynadapt_distillation_apply(logits, targets, lse, scale, softcap, V, width, 
 @triton.jit
 def dynadapt_distillation_teacher(logits, targets, ids, differences, width, K, TEACHER: tl.constexpr):
     """The gradient at a row's teacher's tokens; one program a row."""
+    wait_for_previous()
     row = tl.program_id(0)
     k = tl.arange(0, TEACHER)
     token = tl.load(ids + row.to(tl.int64) * K + k, mask=k < K, other=-1)
@@ -222,6 +228,7 @@ def dynadapt_cross_entropy_weight_gradient(
     d, h, dW, rows, V, width, stride_h, H: tl.constexpr, ACCUMULATE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
 ):
     """dW (+)= d^T h: d [rows, width], h [rows, H], dW [V, H] float32; one tile of dW a program."""
+    wait_for_previous()
     hidden = tl.program_id(0) * BN + tl.arange(0, BN)
     first = tl.program_id(1) * BM
     tokens = tl.arange(0, BM)  # of the vocabulary, from ``first`` on

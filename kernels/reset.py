@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import launch, variant
+from .common import launch, variant, wait_for_previous
 
 BLOCK = 4096
 
@@ -41,6 +41,7 @@ def dynadapt_reset(
     HAS_SECOND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    wait_for_previous()
     part, stream = tl.program_id(0), tl.program_id(1)
     if tl.load(flags + stream) != 0:
         slot = tl.load(slots + stream).to(tl.int64)

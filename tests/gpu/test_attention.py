@@ -68,7 +68,9 @@ def test_query_heads_have_programs_of_their_own_where_multiprocessors_are_idle(s
     monkeypatch.setattr(kernels, "launch", lambda kernel, grid, given, **more: grids.append((kernel, grid)))
     qkv = torch.empty(streams * 512, 15 * 64, dtype=torch.bfloat16)
     lse, slots = torch.empty(streams, 9, 512), torch.zeros(streams, dtype=torch.int32)
-    kernels.attention_backward(qkv[:, :576].contiguous(), qkv, qkv[:, :576].contiguous(), lse, None, None, None, slots, None, None, 9, 3, 64, 1.0, qkv)
+    kernels.attention_backward(
+        qkv[:, :576].contiguous(), qkv, qkv[:, :576].contiguous(), lse, None, None, None, slots, None, None, 9, 3, 64, 1.0, qkv
+    )
     kernel, grid = grids[-1]
     assert kernel is kernels.dynadapt_attention_dkv and grid == (3 * streams, 8 if 3 * streams * 4 < kernels.SMS else 4, 3 if split else 1)
 
