@@ -24,13 +24,11 @@ Traffic: qkv and out once each per block that reads them, almost all from L2; no
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import triton
 import triton.language as tl
 
-from .common import OLDER_TRITON, Variant, block, dot, hyperbolic_tangent, launch, scratch, variant, wait_for_previous
+from .common import Variant, block, dot, hyperbolic_tangent, launch, scratch, variant, wait_for_previous
 from .tiles import generation
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -585,9 +583,4 @@ VARIANTS = [
     for kernel in _KERNELS
     for shape in shapes
 ] + [_variant(*kernel, *_SMALL[0], 90, absent=absent) for kernel in _KERNELS for absent in (_MEMORY, _MEMORY + _ROTATION)]
-VARIANTS += _SPLIT + [
-    # Triton before 3.9 keeps less of a head of 256 in registers.
-    replace(_variant(*kernel, *_GEMMA, 90, absent=absent), spills=360 if kernel[0] == "dq" and OLDER_TRITON else 0)
-    for kernel in _KERNELS
-    for absent in (("softcap",), ())
-]
+VARIANTS += _SPLIT + [_variant(*kernel, *_GEMMA, 90, absent=absent) for kernel in _KERNELS for absent in (("softcap",), ())]

@@ -15,8 +15,6 @@ import triton.language as tl
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _UPCAST: tl.constexpr = tl.constexpr(INTERPRET)
 
-OLDER_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)  # than the one whose registers the budgets are of
-
 
 def _dependent_launch(asked: str) -> bool:
     """Raises ValueError for another value than 0 and 1, or a GPU before Hopper."""

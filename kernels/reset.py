@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .common import launch, variant, wait_for_previous
 
-BLOCK = 4096
+BLOCK = 2048
 
 
 @triton.jit

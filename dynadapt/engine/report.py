@@ -35,7 +35,7 @@ class StepReport:
     nll_static: torch.Tensor | None = None
     nll_adapted: torch.Tensor | None = None
     guard_bound: list[float] | None = None
-    coming: OnTheWay | None = None
+    _coming: OnTheWay | None = None
 
     def __init__(
         self,
@@ -55,20 +55,6 @@ class StepReport:
         report.streams, report.flops, report.loss, report.outcomes, report.known = streams, flops, loss, outcomes, None
         return report
 
-    def send(self) -> None:
-        """Sends all that is on the device to the host, so that reading it later waits for this step and not for those behind it."""
-        scores = {"nll_static": self.nll_static, "nll_adapted": self.nll_adapted}
-        made = {f"{i} {name}": t for i, outcome in enumerate(self.outcomes) for name, t in outcome.made.items()}
-        self.coming = OnTheWay({name: t for name, t in scores.items() if t is not None} | made)
-
-    def arrive(self) -> None:
-        """Waits for what ``send`` sent; all fields but ``loss`` are the host's then."""
-        if self.coming is None:
-            return
-        host, self.coming = self.coming.wait(), None
-        self.nll_static, self.nll_adapted = host.get("nll_static"), host.get("nll_adapted")
-        self.outcomes = [replace(o, made={name: host[f"{i} {name}"] for name in o.made}) for i, o in enumerate(self.outcomes)]
-
     def read(self) -> dict[str, list]:
         """All fields but ``flops``.
 
@@ -76,7 +62,7 @@ class StepReport:
             ValueError: naming the streams whose tokens, which were on the device, hold ids outside the vocabulary.
         """
         if self.known is None:
-            self.arrive()
+            arrive(self)
             self.known, self.outcomes = self._collect(), []
         return self.known
 
@@ -114,3 +100,19 @@ class StepReport:
         if norms:
             what.append(f"gradient norm {min(norms):.3g}" + (f"..{max(norms):.3g}" if len(norms) > 1 else ""))
         return ", ".join([f"StepReport({sum(map(bool, self.updated))} of {streams} updated", *what, work])
+
+
+def send(report: StepReport) -> None:
+    """Sends all of a report that is on the device to the host, so that reading it later waits for its step and not for those behind it."""
+    scores = {"nll_static": report.nll_static, "nll_adapted": report.nll_adapted}
+    made = {f"{i} {name}": t for i, outcome in enumerate(report.outcomes) for name, t in outcome.made.items()}
+    report._coming = OnTheWay({name: t for name, t in scores.items() if t is not None} | made)
+
+
+def arrive(report: StepReport) -> None:
+    """Waits for what ``send`` sent, if it did; all fields but ``loss`` are the host's then."""
+    if report._coming is None:
+        return
+    host, report._coming = report._coming.wait(), None
+    report.nll_static, report.nll_adapted = host.get("nll_static"), host.get("nll_adapted")
+    report.outcomes = [replace(o, made={name: host[f"{i} {name}"] for name in o.made}) for i, o in enumerate(report.outcomes)]

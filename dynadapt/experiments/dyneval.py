@@ -20,7 +20,7 @@ from dynadapt.adapt.optimizers import OPTIMIZERS, WITH_STATISTICS
 from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.common.notes import note
 from dynadapt.engine.on_the_way import OnTheWay
-from dynadapt.engine.report import StepReport
+from dynadapt.engine.report import StepReport, arrive, send
 from dynadapt.runs.document_streams import Feed, Segment, check_lengths
 from dynadapt.runs.in_memory import Unwritten
 from dynadapt.runs.rundir import SCORE, RunDirectory, RunError, read_json
@@ -338,7 +338,7 @@ class _Run:
             self.engine.enter(stream)
         nll = self.engine.step(torch.from_numpy(segment.tokens), torch.from_numpy(segment.lengths))
         report = self.engine.last
-        report.send()
+        send(report)
         return _Scored(segment, OnTheWay({"nll": nll.detach()}), report, self.feed.state(), self._fraction())
 
     def _count_in(self, scored: _Scored, progress, stop) -> None:
@@ -371,7 +371,7 @@ class _Run:
 
     def _count(self, segment: Segment, nll: np.ndarray, report: StepReport, seconds: float) -> dict:
         """Adds one segment to the totals and returns its line of metrics."""
-        report.arrive()
+        arrive(report)
         totals = self.totals
         sums = [float(row[:length].astype(np.float64).sum()) for row, length in zip(nll, segment.lengths)]
         for stream, document in enumerate(segment.documents):
