@@ -92,6 +92,19 @@ def test_interpreter_is_refused(tmp_path):
     assert status == 2 and "TRITON_INTERPRET=1" in text
 
 
+@pytest.mark.parametrize("older, spilled, fails", [(True, 36, False), (True, 37, True), (False, 24, False), (False, 36, True)])
+def test_budgets_are_of_one_triton_and_an_older_one_may_spill_what_is_listed(older, spilled, fails, monkeypatch):
+    from dynadapt.kernels import compile, lora_gradient
+
+    monkeypatch.setattr(compile, "older_triton", lambda: older)
+    variant = next(
+        v for v in lora_gradient.VARIANTS if v.kernel is lora_gradient.dynadapt_lora_gradient and 80 in v.archs and v.spills == 24
+    )
+    row = compile.Row("lora_gradient", "dynadapt_lora_gradient", variant.name, 80, spills=spilled, tensor_core="mma")
+    compile.check(row, variant, 0)
+    assert bool(row.faults) == fails, row.faults
+
+
 def test_every_kernel_waits_for_the_one_before_it():
     """What starts while the kernel before it still runs must not touch memory yet; and nothing else is launched than these."""
     import ast
