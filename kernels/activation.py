@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ..ops.activation import GATED, KINDS, _check_kind
-from .common import FUSION, Variant, block, variant
+from .common import FUSION, Variant, block, variant, wait_for_previous
 
 ROWS, COLUMNS, WARPS = 4, 512, 4
 _SWIGLU: tl.constexpr = tl.constexpr(KINDS.index("swiglu"))
@@ -67,6 +67,7 @@ def _tile(N, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["N"])
 def dynadapt_activation_forward(h, y, N, F: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    wait_for_previous()
     row, column, inside = _tile(N, F, ROWS, COLUMNS)
     GATED_KIND: tl.constexpr = KIND != _GELU and KIND != _GELU_TANH
     width: tl.constexpr = 2 * F if GATED_KIND else F
@@ -79,6 +80,7 @@ def dynadapt_activation_forward(h, y, N, F: tl.constexpr, KIND: tl.constexpr, RO
 
 @triton.jit(do_not_specialize=["N"])
 def dynadapt_activation_backward(dy, h, dh, y, N, F: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    wait_for_previous()
     row, column, inside = _tile(N, F, ROWS, COLUMNS)
     GATED_KIND: tl.constexpr = KIND != _GELU and KIND != _GELU_TANH
     width: tl.constexpr = 2 * F if GATED_KIND else F

@@ -10,8 +10,10 @@ that changes its addresses on the way: apart, or with the diagonal apart, they n
 
 Backward. P is recomputed from lse. One launch computes dq over the whole window; the rotated queries and
 delta = rowsum(dout out), which it has in hand, go to scratch. A second one computes dk and dv of the segment's keys, each
-program walking the queries behind its keys for all query heads of its group, in a fixed order, with no atomics and nothing left
-to rotate. Memory gets no gradient, so its keys cost three products and not five. Rotation is undone on the accumulators. The
+program walking the queries behind its keys for all query heads of its group, in a fixed order, with nothing left to rotate. Where few
+streams leave multiprocessors idle, each query head of a group has programs of its own, which leave float32 sums in scratch; the last
+one of a block of keys to arrive adds them up, in the heads' order, as the one program does: the same bits. (Hopper has the registers
+for that second sum where heads are of at most 64; else nothing is split.) Memory gets no gradient, so its keys cost three products and not five. Rotation is undone on the accumulators. The
 two are not fused: the programs of one would wait for the other's.
 
 With a window, tiles that lie before it are not visited: a program's walk starts at the first key that its first query sees, and
@@ -26,7 +28,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import Variant, block, dot, hyperbolic_tangent, launch, scratch, variant
+from .common import Variant, block, dot, hyperbolic_tangent, launch, scratch, variant, wait_for_previous
 from .tiles import generation
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -179,6 +181,7 @@ def dynadapt_attention_forward(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
+    wait_for_previous()
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
     stream, head = tl.program_id(0) // HQ, tl.program_id(0) % HQ
     kv_head = head // (HQ // HKV)
@@ -244,6 +247,7 @@ def dynadapt_attention_dq(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
+    wait_for_previous()
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
     stream, head = tl.program_id(0) // HQ, tl.program_id(0) % HQ
     kv_head = head // (HQ // HKV)
@@ -289,6 +293,55 @@ def dynadapt_attention_dq(
     _put_rotated_back(dqkv + row0 * WIDTH + head * D, WIDTH, rows, valid, dq1, dq2, cos, sin, length, D, HP)
 
 
+@triton.jit
+def _add_queries(
+    dk,
+    dv,
+    k,
+    v,
+    keys,
+    head,
+    tile,
+    stream,
+    queries,
+    statistics,
+    segment,
+    length,
+    scale,
+    softcap,
+    window,
+    HQ: tl.constexpr,
+    D: tl.constexpr,
+    HP: tl.constexpr,
+    DP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """dk [BN, 2 HP] and dv [BN, DP] with what the BM queries from ``tile`` on of one head add; queries: (rotated, dout),
+    statistics: (lse, delta)."""
+    rotated_q, dout = queries
+    lse, delta = statistics
+    rows = tile + tl.arange(0, BM)
+    exist = rows < segment
+    at = (stream * HQ + head).to(tl.int64) * segment
+    q = _rows(rotated_q + at * (2 * HP), 2 * HP, rows, exist, 2 * HP, 2 * HP)
+    do = _rows(dout + (stream * segment).to(tl.int64) * (HQ * D) + head * D, HQ * D, rows, exist, D, DP)
+    lse2 = tl.load(lse + at + rows, mask=exist, other=float("inf")) * LOG2E  # rows that do not exist: P = 0
+    drop = tl.load(delta + at + rows, mask=exist, other=0)
+    # Transposed scores [BN, BM]: the products below need no other transpose.
+    s = _cap(dot(k, tl.trans(q), tl.zeros([BN, BM], tl.float32)), scale, softcap)
+    seen = keys[:, None] <= rows[None, :]
+    if window is not None:
+        seen &= rows[None, :] - keys[:, None] < window
+    p = tl.exp2(tl.where(seen, s, float("-inf")) - lse2[None, :])
+    dv = dot(p.to(do.dtype), do, dv)
+    dp = dot(v, tl.trans(do), tl.zeros([BN, BM], tl.float32))
+    ds = p * (dp - drop[None, :]) * _slope(scale, length + rows)[None, :]
+    if softcap is not None:
+        ds *= _cap_slope(s, softcap)
+    return dot(ds.to(q.dtype), q, dk), dv
+
+
 @triton.jit(do_not_specialize=["segment", "window"])
 def dynadapt_attention_dkv(
     dout,
@@ -305,6 +358,8 @@ def dynadapt_attention_dkv(
     delta,
     rotated_q,
     rotated_k,
+    shares,
+    done,
     segment,
     HQ: tl.constexpr,
     HKV: tl.constexpr,
@@ -313,7 +368,13 @@ def dynadapt_attention_dkv(
     DP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    BY_HEAD: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
+    """Grid (key and value heads of all streams, blocks of keys, SPLIT: query heads of a group). BY_HEAD: each query head is summed for itself,
+    then the heads in their order. SPLIT: each by a program of its own into shares [S HQ, T, 2 HP + DP], and the last of a block to
+    arrive, by the count in ``done``, adds them up."""
+    wait_for_previous()
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
     GROUP: tl.constexpr = HQ // HKV
     stream, kv_head = tl.program_id(0) // HKV, tl.program_id(0) % HKV
@@ -330,34 +391,46 @@ def dynadapt_attention_dkv(
     if window is not None:
         end = tl.minimum(segment, first + BN + window - 1)
     steps = tl.cdiv(end - first, BM)
-    for step in range(0, GROUP * steps):  # one loop over heads and queries: two nested ones cost registers
-        head = kv_head * GROUP + step // steps
-        rows = first + step % steps * BM + tl.arange(0, BM)
-        exist = rows < segment
-        statistic = (stream * HQ + head).to(tl.int64) * segment
-        q = _rows(rotated_q + statistic * (2 * HP), 2 * HP, rows, exist, 2 * HP, 2 * HP)
-        do = _rows(dout + row0 * (HQ * D) + head * D, HQ * D, rows, exist, D, DP)
-        lse2 = tl.load(lse + statistic + rows, mask=exist, other=float("inf")) * LOG2E  # rows that do not exist: P = 0
-        drop = tl.load(delta + statistic + rows, mask=exist, other=0)
-        # Transposed scores [BN, BM]: the products below need no other transpose.
-        s = _cap(dot(k, tl.trans(q), tl.zeros([BN, BM], tl.float32)), scale, softcap)
-        seen = keys[:, None] <= rows[None, :]
-        if window is not None:
-            seen &= rows[None, :] - keys[:, None] < window
-        p = tl.exp2(tl.where(seen, s, float("-inf")) - lse2[None, :])
-        dv = dot(p.to(do.dtype), do, dv)
-        dp = dot(v, tl.trans(do), tl.zeros([BN, BM], tl.float32))
-        ds = p * (dp - drop[None, :]) * _slope(scale, length + rows)[None, :]
-        if softcap is not None:
-            ds *= _cap_slope(s, softcap)
-        ds = ds.to(q.dtype)
-        dk = dot(ds, q, dk)
-    g = dqkv + row0 * WIDTH
-    c = tl.arange(0, DP)
-    at = g + (HQ + HKV + kv_head) * D + keys[:, None] * WIDTH + c[None, :]
-    tl.store(at, dv, mask=valid[:, None] & (c < D)[None, :])  # first, to free its registers
-    dk1, dk2 = tl.split(tl.permute(tl.reshape(dk, [BN, 2, HP]), (0, 2, 1)))
-    _put_rotated_back(g + (HQ + kv_head) * D, WIDTH, keys, valid, dk1, dk2, cos, sin, length, D, HP)
+    head0, heads = kv_head * GROUP, GROUP
+    if SPLIT:
+        head0, heads = head0 + tl.program_id(2), 1
+    sum_k, sum_v = dk, dv
+    for step in range(0, heads * steps):  # one loop over heads and queries: two nested ones cost registers
+        if BY_HEAD and not SPLIT:
+            begins = step % steps == 0
+            sum_k, sum_v = tl.where(begins, sum_k + dk, sum_k), tl.where(begins, sum_v + dv, sum_v)
+            dk, dv = tl.where(begins, 0.0, dk), tl.where(begins, 0.0, dv)
+        head, tile = head0 + step // steps, first + step % steps * BM
+        queries, statistics = (rotated_q, dout), (lse, delta)
+        dk, dv = _add_queries(
+            dk, dv, k, v, keys, head, tile, stream, queries, statistics, segment, length, scale, softcap, window, HQ, D, HP, DP, BM, BN
+        )
+    last = True
+    if BY_HEAD and not SPLIT:
+        dk, dv = sum_k + dk, sum_v + dv
+    if SPLIT:
+        WIDE: tl.constexpr = 2 * HP + DP
+        at = (stream * HQ + kv_head * GROUP).to(tl.int64) * segment * WIDE + keys[:, None] * WIDE
+        at_k, at_v = shares + at + tl.arange(0, 2 * HP)[None, :], shares + at + 2 * HP + tl.arange(0, DP)[None, :]
+        own = tl.program_id(2) * segment * WIDE
+        tl.store(at_k + own, dk, mask=valid[:, None])
+        tl.store(at_v + own, dv, mask=valid[:, None])
+        tl.debug_barrier()  # all threads' values are there before the one that counts says so
+        counter = done + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        last = tl.atomic_add(counter, 1) == GROUP - 1
+        if last:
+            tl.store(counter, 0)
+            dk, dv = tl.zeros([BN, 2 * HP], tl.float32), tl.zeros([BN, DP], tl.float32)
+            for head in range(GROUP):  # from L2, where the others left them
+                dk += tl.load(at_k + head * segment * WIDE, mask=valid[:, None], other=0.0, cache_modifier=".cg")
+                dv += tl.load(at_v + head * segment * WIDE, mask=valid[:, None], other=0.0, cache_modifier=".cg")
+    if last:
+        g = dqkv + row0 * WIDTH
+        c = tl.arange(0, DP)
+        put_v = g + (HQ + HKV + kv_head) * D + keys[:, None] * WIDTH + c[None, :]
+        tl.store(put_v, dv, mask=valid[:, None] & (c < D)[None, :])  # first, to free its registers
+        dk1, dk2 = tl.split(tl.permute(tl.reshape(dk, [BN, 2, HP]), (0, 2, 1)))
+        _put_rotated_back(g + (HQ + kv_head) * D, WIDTH, keys, valid, dk1, dk2, cos, sin, length, D, HP)
 
 
 def _blocks(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int) -> tuple[dict, dict]:
@@ -380,6 +453,13 @@ def _blocks(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int) -> 
         own, walked = (32 if narrow else 16), 16
     sizes = {"BM": walked, "BN": own} if kernel == "dkv" else {"BM": own, "BN": walked}
     return sizes, {"num_warps": 8 if own == 128 or wide else 4, "num_stages": 2}
+
+
+def _by_head(hq: int, hkv: int, d: int, arch: int) -> bool:
+    """Whether dk and dv are summed head by head of a group, and so may be split over its heads. Two sums of more than 64 columns each
+    would not fit in registers beside those of one head, nor do smaller ones where a product's operands are registers (sm_80) or
+    accumulators come from tensor memory (sm_100)."""
+    return hq > hkv and d <= 64 and arch == 90
 
 
 def _geometry(hq, hkv, d):
@@ -420,11 +500,26 @@ def _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, wind
 
 
 def _launch(name: str, kernel, heads: int, given: dict, **more) -> None:
-    """``heads``: of all streams; a program owns a block of one's queries, or keys for "dkv"."""
+    """``heads``: of all streams; a program owns a block of one's queries."""
     qkv, segment = given["qkv"], given["segment"]
     sizes, options = _blocks(name, qkv.dtype, given["D"], heads * triton.cdiv(segment, 128) >= SMS, generation(qkv.device))
-    own = sizes["BN" if name == "dkv" else "BM"]
-    launch(kernel, (heads, triton.cdiv(segment, own)), given, **more, **sizes, **options)
+    launch(kernel, (heads, triton.cdiv(segment, sizes["BM"])), given, **more, **sizes, **options)
+
+
+def _launch_dkv(streams: int, given: dict) -> None:
+    """A program owns a block of one head's keys, or where these would leave multiprocessors idle, what one of the group's query heads adds
+    to them: the same bits."""
+    qkv, segment, hq, hkv, d = (given[name] for name in ("qkv", "segment", "HQ", "HKV", "D"))
+    arch, heads = generation(qkv.device), streams * hkv
+    by_head = _by_head(hq, hkv, d, arch)
+    sizes, options = _blocks("dkv", qkv.dtype, d, heads * triton.cdiv(segment, 128) >= SMS, arch)
+    blocks, shares, done = triton.cdiv(segment, sizes["BN"]), None, None
+    split = by_head and heads * blocks < SMS
+    if split:
+        shares = scratch(qkv.device, "attention_shares", streams * hq, segment, 2 * given["HP"] + given["DP"])
+        done = scratch(qkv.device, "programs done", heads * blocks, dtype=torch.int32)
+    grid = (heads, blocks, hq // hkv if split else 1)
+    launch(dynadapt_attention_dkv, grid, given, shares=shares, done=done, BY_HEAD=by_head, SPLIT=split, **sizes, **options)
 
 
 def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, out, lse, window=None, softcap=None) -> None:
@@ -445,7 +540,7 @@ def attention_backward(
     for name, heads in (("rotated_q", hq), ("rotated_k", hkv)):
         given[name] = scratch(qkv.device, f"attention_{name}", streams * heads, segment, 2 * given["HP"], dtype=qkv.dtype)
     _launch("dq", dynadapt_attention_dq, streams * hq, given)
-    _launch("dkv", dynadapt_attention_dkv, streams * hkv, given)
+    _launch_dkv(streams, given)
 
 
 def reason(op: str) -> str:
@@ -454,19 +549,23 @@ def reason(op: str) -> str:
 
 _TYPES = {
     **dict.fromkeys(("dout", "qkv", "out", "mem_k", "mem_v", "dqkv", "rotated_q", "rotated_k"), "*bf16"),
-    **dict.fromkeys(("lse", "delta", "cos", "sin"), "*fp32"),
-    **dict.fromkeys(("mem_len", "slots"), "*i32"),
+    **dict.fromkeys(("lse", "delta", "cos", "sin", "shares"), "*fp32"),
+    **dict.fromkeys(("mem_len", "slots", "done"), "*i32"),
     **dict.fromkeys(("scale", "softcap"), "fp32"),
     "window": "i32",
 }
 
 
-def _variant(kernel, function, d, dtype, large, arch, absent=("window", "softcap")) -> Variant:
+def _variant(kernel, function, d, dtype, large, arch, absent=("window", "softcap"), split=False) -> Variant:
     sizes, options = _blocks(kernel, dtype, d, large, arch)
+    if kernel == "dkv":
+        sizes |= dict(BY_HEAD=_by_head(32, 8, d, arch), SPLIT=split)
     short = "bf16" if dtype == torch.bfloat16 else "fp32"
     name = f"d {d}, {short}, {sizes['BM']} x {sizes['BN']}" + "".join(f", no {what}" for what in ("mem_k", "cos") if what in absent)
     name += "" if "window" in absent else ", a window"
     name += "" if "softcap" in absent else ", capped"
+    name += ", split by heads" if split else ""
+    absent = (*absent, *(() if split else ("shares", "done")))
     nothing = {name: None for name in absent if name in function.arg_names}
     constexprs = {**_geometry(32, 8, d), **sizes, **nothing}
     return variant(name, function, _TYPES, constexprs, dtype=short, tensor_core=short == "bf16", archs=(arch,), **options)
@@ -476,6 +575,7 @@ _SMALL, _LARGE = [[(d, torch.bfloat16, large) for d in (64, 128)] for large in (
 _HOPPER = [*_SMALL, *_LARGE, (96, torch.bfloat16, True), (64, torch.float32, False), (128, torch.float32, False)]
 _KERNELS = (("forward", dynadapt_attention_forward), ("dq", dynadapt_attention_dq), ("dkv", dynadapt_attention_dkv))
 _MEMORY, _ROTATION = ("softcap", "window", "mem_k", "mem_v", "mem_len"), ("cos", "sin")
+_SPLIT = [_variant(*_KERNELS[2], *shape, 90, split=True) for shape in (_SMALL[0], _HOPPER[5])]
 _GEMMA = (256, torch.bfloat16, True)
 VARIANTS = [
     _variant(*kernel, *shape, arch)
@@ -483,4 +583,4 @@ VARIANTS = [
     for kernel in _KERNELS
     for shape in shapes
 ] + [_variant(*kernel, *_SMALL[0], 90, absent=absent) for kernel in _KERNELS for absent in (_MEMORY, _MEMORY + _ROTATION)]
-VARIANTS += [_variant(*kernel, *_GEMMA, 90, absent=absent) for kernel in _KERNELS for absent in (("softcap",), ())]
+VARIANTS += _SPLIT + [_variant(*kernel, *_GEMMA, 90, absent=absent) for kernel in _KERNELS for absent in (("softcap",), ())]

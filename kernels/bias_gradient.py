@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import FUSION, scratch, variant
+from .common import FUSION, scratch, variant, wait_for_previous
 from .norm import COLUMNS as SUM_COLUMNS
 from .norm import SUM_ROWS, dynadapt_norm_sums
 
@@ -23,6 +23,7 @@ PROGRAMS = 264  # wanted: two for each of the H200's 132 multiprocessors
 @triton.jit(do_not_specialize=["N"])
 def dynadapt_bias_gradient(dy, partials, N, stride_dy, O, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
     """partials [groups, O]: program (i, j) sums columns i * COLUMNS.. over the row blocks j, j + groups, ..."""
+    wait_for_previous()
     o = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)  # [COLUMNS]
     group, groups = tl.program_id(1), tl.num_programs(1)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)

@@ -1,8 +1,8 @@
 """Which of an op's two forms serves a shape: a table of measurements, looked up by the GPU's name.
 
 ``choices.json`` is {GPU name: [{op, rows, k, o, rank, form, fused_ms, split_ms, cublas_only_ms}]}, rows being a power of
-two. It holds only what was measured; `python benchmarks/gpu_campaign.py choices` writes it. A shape that is not in it is
-served by "split", whose matrix products are cuBLAS's.
+two. It holds only what was measured; `python benchmarks/gpu_campaign.py choices` writes it. A shape that is not in it is served by
+"split", whose matrix products are cuBLAS's, but for linear groups so small that launches decide (``unmeasured``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from pathlib import Path
 import torch
 
 FORMS = ("fused", "split")
+# Operations of a product below which the two launches that the fused form spares, 2.5 us each of a CUDA graph, outweigh all that it may
+# lose beside cuBLAS: at 30% of Hopper's 990 TFLOP/s where cuBLAS has 75% it loses 5 us at 2.8e9. Calculated, not measured.
+SMALL = 2.5e9
 TABLE = Path(__file__).with_name("choices.json")
 _forced: str | None = None
 
@@ -40,14 +43,21 @@ def _measured(gpu: str) -> dict[tuple, dict[int, str]]:
     return table
 
 
-def choose(op: str, rows: int, k: int, o: int, rank: int) -> str:
+def unmeasured(rows: int, k: int, o: int, rank: int, dtype: torch.dtype, arch: int) -> str:
+    """The form of a linear group where nothing was measured: "fused" for adapters on a small product in bfloat16 on tensor cores that
+    ``SMALL`` is for (``arch``: tiles.generation), else "split"."""
+    small = rank > 0 and dtype == torch.bfloat16 and arch >= 90 and 2 * rows * k * o <= SMALL
+    return "fused" if small else "split"
+
+
+def choose(op: str, rows: int, k: int, o: int, rank: int, otherwise: str = "split") -> str:
     """ "fused" or "split" for ``rows`` rows of a k -> o layer with adapters of ``rank`` (0: none): the form of the nearest
-    measured number of rows of the same layer on this GPU; "split" where none was measured."""
+    measured number of rows of the same layer on this GPU; ``otherwise`` where none was measured."""
     if _forced is not None:
         return _forced
     by_rows = _measured(gpu_name()).get((op, k, o, rank))
     if not by_rows:
-        return "split"
+        return otherwise
     bucket = rows_bucket(rows).bit_length()
     return by_rows[min(by_rows, key=lambda measured: (abs(measured.bit_length() - bucket), measured))]
 
@@ -58,7 +68,8 @@ def reason(op: str) -> str:
         return f"{_forced} form, forced"
     forms = [form for key, by_rows in _measured(gpu_name()).items() if key[0] == op for form in by_rows.values()]
     if not forms:
-        return "split form (this GPU has not been measured: python benchmarks/gpu_campaign.py choices)"
+        small = f"fused form up to {SMALL / 1e9:g} GFLOP in bf16, else " if op.startswith("linear") else ""
+        return f"{small}split form (this GPU has not been measured: python benchmarks/gpu_campaign.py choices)"
     return f"fused at {forms.count('fused')} of {len(forms)} measured shapes, split at the others and at unmeasured ones"
 
 

@@ -15,8 +15,34 @@ import triton.language as tl
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _UPCAST: tl.constexpr = tl.constexpr(INTERPRET)
 
-# Contraction of a * b + c into one rounding, said explicitly because Triton's default changes between versions.
-FUSION = {"enable_fp_fusion": True}
+
+def _dependent_launch(asked: str) -> bool:
+    """Raises ValueError for another value than 0 and 1, or a GPU before Hopper."""
+    if asked not in ("0", "1"):
+        raise ValueError(f"DYNADAPT_DEPENDENT_LAUNCH={asked!r}: accepted is 0 or 1")
+    on = asked == "1" and not INTERPRET
+    if on and torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
+        gpu = torch.cuda.get_device_name()
+        raise ValueError(f"DYNADAPT_DEPENDENT_LAUNCH=1: {gpu} has no dependent launches, Hopper and later have; leave it out")
+    return on
+
+
+# Programmatic dependent launch: a kernel's programs may start while the kernel before it ends, and wait inside, in ``wait_for_previous``.
+# Off unless the environment asks for it, until a GPU has measured it: the campaign's step stages time it beside the plain step.
+DEPENDENT = _dependent_launch(os.environ.get("DYNADAPT_DEPENDENT_LAUNCH", "0"))
+_DEPENDENT: tl.constexpr = tl.constexpr(DEPENDENT)
+
+# Options of every launch. Contraction of a * b + c into one rounding is said explicitly because Triton's default changes between versions.
+FUSION = {"enable_fp_fusion": True, **({"launch_pdl": True} if DEPENDENT else {})}
+
+
+@triton.jit
+def wait_for_previous():
+    """The first line of every kernel, before it reads or writes: all kernels before it have ended when it returns. What follows may start
+    at once, as it waits here too."""
+    if _DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit

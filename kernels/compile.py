@@ -31,6 +31,14 @@ ARCHS = (80, 90, 100)
 TARGET = 90  # what the kernels are tuned for
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that one block can have
 NOT_KERNELS = {"__init__", "common", "compile", "choices", "epilogue", "tiles", "token_sums"}
+# Budgets are of Triton 3.9. What earlier versions (3.6) spill beyond them, in bytes by kernel and architecture, where not 0.
+OLDER_SPILLS = {
+    ("dynadapt_attention_dq", 90): 356,  # heads of 256
+    ("dynadapt_cross_entropy_hidden", 100): 200,
+    ("dynadapt_head_norm_weights", 80): 12,
+    ("dynadapt_lora_gradient", 80): 36,
+    ("dynadapt_lora_gradient_update", 100): 4,
+}
 # The first that occurs in the PTX is what the kernel multiplies with.
 TENSOR_CORE = (("tcgen05", "tcgen05.mma"), ("wgmma", "wgmma.mma_async"), ("mma", "mma.sync"))
 EXPECTED = {80: ("mma",), 90: ("wgmma",), 100: ("tcgen05", "mma")}
@@ -124,10 +132,17 @@ def spilled(ptx: str, arch: int) -> int:
     return sum(int(n) for n in re.findall(r"(\d+) bytes spill", report))
 
 
+def older_triton() -> bool:
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+
+
 def check(row: Row, variant: Variant, scratch: int) -> None:
     """Fill in what leaves the budget."""
+    spills = max(variant.spills, OLDER_SPILLS.get((row.kernel, row.arch), 0)) if older_triton() else variant.spills
     budgets = [
-        ("spills", row.spills, variant.spills, "bytes"),
+        ("spills", row.spills, spills, "bytes"),
         ("registers", row.registers, variant.registers, "a thread"),
         ("shared memory", row.shared, min(variant.shared, SHARED.get(row.arch, variant.shared)), "bytes"),
     ]

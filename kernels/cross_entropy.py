@@ -1,12 +1,12 @@
 """Linear cross-entropy: score, log-sum-exp and the hidden state's gradient; the logits of all rows never exist at once.
 
-Rows are taken in chunks, so that one buffer of at most ``row_chunks.BUDGET`` bytes, whose size does not grow with the number of
-tokens, serves any segment. A frozen head costs 4 H V per row (2 H V for the score alone): nothing is recomputed.
+Rows are taken in chunks, so that one buffer of a size (row_chunks.py) that does not grow with the number of tokens serves any segment. A frozen head costs 4 H V per row (2 H V for the score alone): nothing is recomputed.
 
 This file holds the chunked form: cuBLAS writes the chunk's logits in the working dtype, one Triton kernel turns each row
 into nll, lse and, in place, w (softmax - onehot), and cuBLAS multiplies that with the head. Three launches a chunk; four
 when the chunk has too few rows to fill the GPU and the vocabulary is split over programs. Traffic beside the products:
-the chunk's logits are read twice (the second time mostly from L2) and written once. Not fused: the softmax into the
+the chunk's logits are read twice and written once. At 49,152 words the second time is from L2, as the 264 rows that an H100 works on
+at a time are 26 MB of its 50; at 128,256 words they are 68 MB, and it is from memory. Not fused: the softmax into the
 products. That is the other form, ``cross_entropy_fused``, which moves less but multiplies in Triton; which one serves is
 looked up in the table of measurements (``choices``), for score and gradient alike, so that both give the same score.
 
@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from . import choices
-from .common import FUSION, Variant, block, dot, hyperbolic_tangent, launch, scratch, variant
+from .common import FUSION, Variant, block, dot, hyperbolic_tangent, launch, scratch, variant, wait_for_previous
 from .cross_entropy_fused import cross_entropy_fused
 from .row_chunks import chunks, padded_rows
 
@@ -86,6 +86,7 @@ def _write_gradient(logits, x, cols, target, total, weights, row, V, width, soft
 @triton.jit
 def dynadapt_cross_entropy_rows(logits, targets, weights, nll, lse, softcap, V, width, BLOCK: tl.constexpr, GRADIENT: tl.constexpr):
     """One program a row of logits [rows, width]; columns from V on are padding."""
+    wait_for_previous()
     row = tl.program_id(0)
     logits += row.to(tl.int64) * width
     target = tl.load(targets + row)
@@ -106,6 +107,7 @@ def dynadapt_cross_entropy_rows(logits, targets, weights, nll, lse, softcap, V, 
 @triton.jit
 def dynadapt_cross_entropy_partials(logits, targets, maxima, sums, target_logits, softcap, V, width, blocks, BLOCK: tl.constexpr):
     """maxima, sums [rows, blocks] and the target's logit [rows], before the logits are overwritten."""
+    wait_for_previous()
     row, b = tl.program_id(0), tl.program_id(1)
     logits += row.to(tl.int64) * width
     cols = b * BLOCK + tl.arange(0, BLOCK)
@@ -121,6 +123,7 @@ def dynadapt_cross_entropy_apply(
     logits, targets, weights, maxima, sums, target_logits, nll, lse, softcap, V, width, blocks, BLOCK: tl.constexpr, GRADIENT: tl.constexpr
 ):
     """One program a row and block: the gradient from the partials, or from a given lse when there are none."""
+    wait_for_previous()
     row, b = tl.program_id(0), tl.program_id(1)
     logits += row.to(tl.int64) * width
     target = tl.load(targets + row)
@@ -160,6 +163,7 @@ def dynadapt_distillation_score(
     GRADIENT: tl.constexpr,
 ):
     """One program a row of logits: nll, lse, kl; scale = w P and differences [TEACHER] = w (P softmax - p) at the teacher's tokens."""
+    wait_for_previous()
     row = tl.program_id(0)
     logits += row.to(tl.int64) * width
     target = tl.load(targets + row)
@@ -195,6 +199,7 @@ def dynadapt_distillation_score(
 @triton.jit
 def dynadapt_distillation_apply(logits, targets, lse, scale, softcap, V, width, BLOCK: tl.constexpr):
     """logits = scale softmax, nought where the row is not scored; one program a row and block."""
+    wait_for_previous()
     row, b = tl.program_id(0), tl.program_id(1)
     logits += row.to(tl.int64) * width
     cols = b * BLOCK + tl.arange(0, BLOCK)
@@ -209,6 +214,7 @@ def dynadapt_distillation_apply(logits, targets, lse, scale, softcap, V, width, 
 @triton.jit
 def dynadapt_distillation_teacher(logits, targets, ids, differences, width, K, TEACHER: tl.constexpr):
     """The gradient at a row's teacher's tokens; one program a row."""
+    wait_for_previous()
     row = tl.program_id(0)
     k = tl.arange(0, TEACHER)
     token = tl.load(ids + row.to(tl.int64) * K + k, mask=k < K, other=-1)
@@ -222,6 +228,7 @@ def dynadapt_cross_entropy_weight_gradient(
     d, h, dW, rows, V, width, stride_h, H: tl.constexpr, ACCUMULATE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
 ):
     """dW (+)= d^T h: d [rows, width], h [rows, H], dW [V, H] float32; one tile of dW a program."""
+    wait_for_previous()
     hidden = tl.program_id(0) * BN + tl.arange(0, BN)
     first = tl.program_id(1) * BM
     tokens = tl.arange(0, BM)  # of the vocabulary, from ``first`` on
@@ -301,8 +308,8 @@ def _score_rows(logits, targets, weights, nll, lse, V: int, gradient: bool, most
 def cross_entropy_chunked(h, head, targets, weights, nll, lse, dh, softcap=None) -> None:
     """``cross_entropy`` with cuBLAS products."""
     V = head.weight.shape[0]
-    most = padded_rows(len(h), V, h.dtype)
-    for lo, hi in chunks(len(h), V, h.dtype):
+    most = padded_rows(h, V)
+    for lo, hi in chunks(h, V):
         logits = _logits(h[lo:hi], head.weight, most)
         given = targets[lo:hi], None if weights is None else weights[lo:hi], nll[lo:hi], lse[lo:hi]
         _score_rows(logits, *given, V, dh is not None, most, softcap)
@@ -322,8 +329,8 @@ def distillation(h, head, targets, ids, logp, weights, nll, lse, kl, dh, softcap
             "log-probabilities of that shape"
         )
     V, K = head.weight.shape[0], ids.shape[1]
-    most, teacher = padded_rows(len(h), V, h.dtype), triton.next_power_of_2(K)
-    for lo, hi in chunks(len(h), V, h.dtype):
+    most, teacher = padded_rows(h, V), triton.next_power_of_2(K)
+    for lo, hi in chunks(h, V):
         rows = slice(lo, hi)
         logits = _logits(h[rows], head.weight, most)
         given = _family(logits, targets[rows], None if weights is None else weights[rows], nll[rows], lse[rows], V, dh is not None, softcap)
@@ -352,10 +359,10 @@ def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate
     V, H = head.weight.shape
     if not accumulate and not len(h):
         dW.zero_()
-    most = padded_rows(len(h), V, h.dtype)
+    most = padded_rows(h, V)
     config = _product_config(h.dtype)
     grid = (triton.cdiv(H, config["BN"]), triton.cdiv(V, config["BM"]))
-    for lo, hi in chunks(len(h), V, h.dtype):
+    for lo, hi in chunks(h, V):
         logits = _logits(h[lo:hi], head.weight, most)
         given = _family(logits, targets[lo:hi], None if weights is None else weights[lo:hi], None, lse[lo:hi], V, True, softcap)
         given |= dict.fromkeys(("maxima", "sums", "target_logits"), None) | {"blocks": 1}  # no partials: lse is given

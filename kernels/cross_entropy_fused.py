@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import FUSION, INTERPRET, Variant, block, dot, launch, scratch, variant
+from .common import FUSION, INTERPRET, Variant, block, dot, launch, scratch, variant, wait_for_previous
 from .row_chunks import chunks, padded_rows
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -53,6 +53,7 @@ def dynadapt_cross_entropy_logits(
 ):
     """p [N, width] or None; tile_max, tile_sum [width / BN, most]; target_logits [N] in base 2. Row blocks run fastest: W
     comes from memory once."""
+    wait_for_previous()
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     tile = tl.program_id(1)
     first = tile * BN
@@ -105,6 +106,7 @@ def dynadapt_cross_entropy_score(
     TILES: tl.constexpr,
 ):
     """nll, lse [N] from the tiles; with p [N, width]: factor [tiles, most], scale and coefficient [most], p at the target."""
+    wait_for_previous()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < N
     top = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -160,6 +162,7 @@ def dynadapt_cross_entropy_hidden(
     BK: tl.constexpr,
 ):
     """out [N, H], or float32 parts of it, one for each ``span`` columns of the vocabulary."""
+    wait_for_previous()
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     col = tl.program_id(1) * BN + tl.arange(0, BN)
     first = tl.program_id(2) * span
@@ -195,6 +198,7 @@ def dynadapt_cross_entropy_hidden(
 @triton.jit(do_not_specialize=["count"])
 def dynadapt_cross_entropy_sum(parts, dh, count, stride_part, stride_dh, H: tl.constexpr, BLOCK: tl.constexpr):
     """dh [N, H] = the sum of parts [count, most, H], first to last."""
+    wait_for_previous()
     row = tl.program_id(0).to(tl.int64)
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.zeros((BLOCK,), tl.float32)
@@ -242,7 +246,7 @@ def cross_entropy_fused(h, head, targets, weights, nll, lse, dh) -> None:
     """``cross_entropy`` with the softmax in the products' epilogue and prologue."""
     tile = logits_config(h.dtype, h.shape[1])["BN"]
     width = triton.cdiv(head.weight.shape[0], tile) * tile
-    for lo, hi in chunks(len(h), width, h.dtype):
+    for lo, hi in chunks(h, width):
         _chunk(
             h[lo:hi],
             head.weight,
@@ -252,7 +256,7 @@ def cross_entropy_fused(h, head, targets, weights, nll, lse, dh) -> None:
             lse[lo:hi],
             None if dh is None else dh[lo:hi],
             width,
-            padded_rows(len(h), width, h.dtype),
+            padded_rows(h, width),
         )
 
 

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import FUSION, block, scratch, variant
+from .common import FUSION, block, scratch, variant, wait_for_previous
 
 FORWARD_BLOCK = 1024  # columns: 8 values, one 16-byte access of bfloat16, for each of four warps' threads
 BACKWARD_BLOCK, PLACES = 128, 16  # 2,048 values in flight for each program: a long run is a chain of such steps
@@ -20,6 +20,7 @@ BACKWARD_BLOCK, PLACES = 128, 16  # 2,048 values in flight for each program: a l
 
 @triton.jit
 def dynadapt_embedding_forward(tokens, table, position_table, positions, out, stride_out, H: tl.constexpr, BLOCK: tl.constexpr):
+    wait_for_previous()
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = cols < H
@@ -33,6 +34,7 @@ def dynadapt_embedding_forward(tokens, table, position_table, positions, out, st
 @triton.jit(do_not_specialize=["N"])
 def dynadapt_embedding_backward(ordered, places, dout, dtable, N, stride_dout, H: tl.constexpr, BLOCK: tl.constexpr, PLACES: tl.constexpr):
     """``ordered`` int64 [N]: the tokens in order; ``places`` int64 [N]: their rows. A program that starts no run ends."""
+    wait_for_previous()
     first = tl.program_id(0)
     token = tl.load(ordered + first)
     before = tl.load(ordered + first - 1, mask=first > 0, other=-1)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import low_rank
-from .common import FUSION, INTERPRET, Variant, next_power_of_2, scratch, variant
+from .common import FUSION, INTERPRET, Variant, next_power_of_2, scratch, variant, wait_for_previous
 
 FLOAT8 = torch.float8_e4m3fn
 MAX_COLUMNS = 32768  # a row is held in the registers of one program
@@ -32,6 +32,7 @@ def _on_the_grid(x):
 
 @triton.jit(do_not_specialize=["rows"])
 def dynadapt_quantize_rows(x, q, scale, rows, stride, K: tl.constexpr, BK: tl.constexpr):
+    wait_for_previous()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BK)
     inside = column < K

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import FUSION, Variant, block, scratch, variant
+from .common import FUSION, Variant, block, scratch, variant, wait_for_previous
 
 TILE = 1024  # elements
 PROGRAMS = 264  # two for each SM where rows are summed
@@ -33,6 +33,7 @@ def dynadapt_gated_norm_forward(
     DP: tl.constexpr,
     BR: tl.constexpr,
 ):
+    wait_for_previous()
     row = tl.program_id(0) * BR + tl.arange(0, BR)  # token * H + head
     token, c = (row // H).to(tl.int64)[:, None], tl.arange(0, DP)
     mask = (row < rows)[:, None] & (c < D)[None, :]
@@ -67,6 +68,7 @@ def dynadapt_gated_norm_backward(
     BR: tl.constexpr,
     LEARNS: tl.constexpr,
 ):
+    wait_for_previous()
     c = tl.arange(0, DP)
     w = tl.load(weight + c, mask=c < D, other=0).to(tl.float32)[None, :]
     dweight = tl.zeros([DP], tl.float32)
@@ -92,6 +94,7 @@ def dynadapt_gated_norm_backward(
 
 @triton.jit(do_not_specialize=["programs"])
 def dynadapt_gated_norm_weight(partial, dweight, programs, D: tl.constexpr, DP: tl.constexpr, BP: tl.constexpr):
+    wait_for_previous()
     c = tl.arange(0, DP)
     total = tl.zeros([DP], tl.float32)
     for first in range(0, programs, BP):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import FUSION, Variant, block, scratch, variant
+from .common import FUSION, Variant, block, scratch, variant, wait_for_previous
 from .norm import COLUMNS, SUM_ROWS, dynadapt_norm_sums
 
 TILE = 2048  # elements: two 16-byte loads of bfloat16 in flight a thread and operand, and registers for many warps
@@ -36,6 +36,7 @@ def _weights(q_weight, k_weight, head, HQ: tl.constexpr, D: tl.constexpr, DP: tl
 def dynadapt_head_norm_forward(
     qkv, q_weight, k_weight, eps, out, rstd, rows, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BR: tl.constexpr
 ):
+    wait_for_previous()
     HEADS: tl.constexpr = HQ + 2 * HKV
     row = tl.program_id(0) * BR + tl.arange(0, BR)  # token * HEADS + head
     token, head = row // HEADS, row % HEADS
@@ -67,6 +68,7 @@ def dynadapt_head_norm_backward(
     BR: tl.constexpr,
     LEARNS: tl.constexpr,
 ):
+    wait_for_previous()
     HEADS: tl.constexpr = HQ + 2 * HKV
     c = tl.arange(0, DP)
     dq, dk = tl.zeros([DP], tl.float32), tl.zeros([DP], tl.float32)
@@ -93,6 +95,7 @@ def dynadapt_head_norm_backward(
 
 @triton.jit(do_not_specialize=["programs"])
 def dynadapt_head_norm_weights(partial, dq_weight, dk_weight, programs, D: tl.constexpr, DP: tl.constexpr, BP: tl.constexpr):
+    wait_for_previous()
     c = tl.arange(0, DP)
     dq, dk = tl.zeros([DP], tl.float32), tl.zeros([DP], tl.float32)
     for first in range(0, programs, BP):
@@ -128,6 +131,7 @@ def dynadapt_head_norm_forward_together(
     qkv, q_weight, k_weight, eps, out, rstd, Q: tl.constexpr, K: tl.constexpr, QP: tl.constexpr, KP: tl.constexpr
 ):
     """Q, K: elements of a row's query and key heads; QP, KP: powers of two that cover them."""
+    wait_for_previous()
     n = tl.program_id(0).to(tl.int64)
     x, y = qkv + n * (Q + 2 * K), out + n * (Q + 2 * K)
     _piece(x, q_weight, eps, y, rstd + 2 * n, Q, QP)
@@ -166,6 +170,7 @@ def dynadapt_head_norm_backward_together(
     LEARNS: tl.constexpr,
 ):
     """dq_sums [programs, Q], dk_sums [programs, K]: what a program's rows add to the weight gradients."""
+    wait_for_previous()
     program, programs = tl.program_id(0), tl.num_programs(0)
     dq, dk = tl.zeros([QP], tl.float32), tl.zeros([KP], tl.float32)
     for k in range(0, tl.cdiv(rows - program, programs)):

@@ -1,6 +1,7 @@
 """Linear layers with per-stream adapters, in two forms; a table of measurements chooses (choices.py).
 
-fused   one launch: base product and adapter in one Triton kernel (linear_fused.py). Costs R / BN more multiplications.
+fused   one launch: base product and adapter in one Triton kernel (linear_fused.py). Costs R / BN more multiplications. Also what serves
+        small products where nothing was measured: there launches decide (choices.py).
 split   shrink and expand (low_rank.py), then cuBLAS adds the base product onto the result: one product for all parts
         whose weights lie next to each other in memory. Three launches; reads x, writes y and reads it once more.
 
@@ -8,7 +9,7 @@ A base in float8 has its own form (float8.py). Parts with ranks and scales of th
 slots have their own, too, products of slot_adapters.py stand in its place.
 
 Without an adapter "split" is cuBLAS alone. One stream takes the same path as many: with its slot known only on the device
-there is no cheaper one. cuBLAS chooses its algorithm and shrink its splits by the number of rows, so in the split form a
+there is no cheaper one. The form is chosen by the number of rows, and in the split form cuBLAS' algorithm and shrink's splits are, so a
 row's last bits may depend on how many rows there are; never on their values.
 In float32 cuBLAS follows torch's TF32 switch, which is off unless the caller turns it on.
 """
@@ -21,13 +22,14 @@ from dynadapt.ops.linear import each_part
 from dynadapt.ops.slot_adapters import SlotAdapters
 
 from . import choices, float8, linear_fused, low_rank, slot_adapters
+from .tiles import generation
 
 
 def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """See ``dynadapt.ops.linear.linear_forward``. x, u and y may have padded rows; A and Bt may be strided over slots."""
     if hasattr(parts, "q_transposed"):
         return float8.forward(x, parts, bias, A, Bt, slots, scale, u, y)
-    form = _choose("linear_forward", x.shape[0], x.shape[1], y.shape[1], Bt, scale)
+    form = _choose("linear_forward", x, x.shape[1], y.shape[1], Bt, scale)
     (forward_fused if form == "fused" else forward_split)(x, parts, bias, A, Bt, slots, scale, u, y)
 
 
@@ -35,7 +37,7 @@ def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     """See ``dynadapt.ops.linear.linear_backward``. dy, dU and dx may have padded rows; A and Bt may be strided over slots."""
     if hasattr(parts, "q_transposed"):
         return float8.backward(dy, parts, A, Bt, slots, scale, dU, dx)
-    form = _choose("linear_backward", dy.shape[0], parts[0].shape[1], dy.shape[1], Bt, scale)
+    form = _choose("linear_backward", dy, parts[0].shape[1], dy.shape[1], Bt, scale)
     (backward_fused if form == "fused" else backward_split)(dy, parts, A, Bt, slots, scale, dU, dx)
 
 
@@ -110,10 +112,10 @@ def reason(op: str) -> str:
 
 def _choose(op, rows, k, o, Bt, scale) -> str:
     """Parts with ranks of their own are for "split" alone."""
-    if isinstance(scale, SlotAdapters):
-        return "split"
     rank = 0 if Bt is None else Bt.shape[1]
-    return "split" if rank > linear_fused.MAX_RANK or isinstance(scale, (list, tuple)) else choices.choose(op, rows, k, o, rank)
+    if rank > linear_fused.MAX_RANK or isinstance(scale, (list, tuple, SlotAdapters)):
+        return "split"
+    return choices.choose(op, len(rows), k, o, rank, choices.unmeasured(len(rows), k, o, rank, rows.dtype, generation(rows.device)))
 
 
 def _products(weights):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from .common import Variant, dot, launch, next_power_of_2, variant
+from .common import Variant, dot, launch, next_power_of_2, variant, wait_for_previous
 from .tiles import generation, grouped, locate, multiprocessors, part_columns, three
 
 MAX_RANK = 64  # u of a tile stays in registers: BM RP / threads
@@ -65,6 +65,7 @@ def dynadapt_linear_forward(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
+    wait_for_previous()
     TILES: tl.constexpr = (O0 + BN - 1) // BN + (O1 + BN - 1) // BN + (O2 + BN - 1) // BN
     EVEN: tl.constexpr = K % BK == 0
     blocks = tl.cdiv(T, BM)  # of one stream
@@ -147,6 +148,7 @@ def dynadapt_linear_backward(
     BO: tl.constexpr,
     GROUP: tl.constexpr,
 ):
+    wait_for_previous()
     TOTAL: tl.constexpr = O0 + O1 + O2
     PARTS: tl.constexpr = 1 + (1 if O1 > 0 else 0) + (1 if O2 > 0 else 0)
     EVEN: tl.constexpr = (O0 % BO == 0) and (O1 % BO == 0) and (O2 % BO == 0)

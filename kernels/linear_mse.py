@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import FUSION, block, launch, scratch, variant
+from .common import FUSION, block, launch, scratch, variant, wait_for_previous
 
 ROWS, COLS = 16, 256  # 4,096 values of h in four warps
 SUM_ROWS, SUM_COLS = 64, 32  # partials summed at a time, a full 128-byte line wide
@@ -37,6 +37,7 @@ def dynadapt_linear_mse(
     COLS: tl.constexpr,
 ):
     """dweight [blocks, H] and dbias [blocks] are this block of rows' partial sums."""
+    wait_for_previous()
     pid = tl.program_id(0)
     row = pid * ROWS + tl.arange(0, ROWS)
     live = row < N
@@ -73,6 +74,7 @@ def dynadapt_linear_mse(
 @triton.jit(do_not_specialize=["blocks"])
 def dynadapt_linear_mse_sum(partial_weight, partial_bias, dweight, dbias, blocks, H: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """dweight [H] += the sum of partial_weight [blocks, H]; the first program does the same for dbias."""
+    wait_for_previous()
     pid = tl.program_id(0)
     if dweight is not None:
         cols = pid * COLS + tl.arange(0, COLS)

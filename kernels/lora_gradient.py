@@ -32,7 +32,7 @@ from dynadapt.ops.linear import each_part
 from dynadapt.ops.slot_adapters import SlotAdapters
 
 from . import epilogue, slot_adapters
-from .common import Variant, block, launch, scratch, variant
+from .common import Variant, block, launch, scratch, variant, wait_for_previous
 from .epilogue import apply_update, report
 from .tiles import locate, part_columns, three
 from .token_sums import put, tile_times_left
@@ -151,6 +151,7 @@ def dynadapt_lora_gradient(
 ):
     """Grid (tiles of dA then of dBt, streams, chunks or 1). SPLIT: each chunk's share, not scaled yet, goes to partial
     [chunks, S, W K + R O]."""
+    wait_for_previous()
     pid, s, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     PROGRAMS_A: tl.constexpr = (W + BRA - 1) // BRA * ((K + BC - 1) // BC)
     first, last, scales = 0, chunks, (scale0, scale1, scale2)
@@ -204,6 +205,7 @@ def dynadapt_lora_gradient_sum(
     ACCUMULATE: tl.constexpr,
 ):
     """Grid (blocks of dA then of dBt, streams)."""
+    wait_for_previous()
     pid, s = tl.program_id(0), tl.program_id(1)
     slot = tl.load(slots + s).to(tl.int64)
     blocks_a = tl.cdiv(size_a, BLOCK)
@@ -288,6 +290,7 @@ def dynadapt_lora_gradient_update(
     ELEMENTS: tl.constexpr,
 ):
     """Grid (tiles of A then of Bt, streams)."""
+    wait_for_previous()
     pid, s = tl.program_id(0), tl.program_id(1)
     PROGRAMS_A: tl.constexpr = (W + BRA - 1) // BRA * ((K + BC - 1) // BC)
     if (tl.load(moving + s) != 0) & (tl.load(skipped + s) == 0):
@@ -358,6 +361,7 @@ def dynadapt_lora_gradient_update_sum(
     ELEMENTS: tl.constexpr,
 ):
     """Grid (blocks of A then of Bt, streams)."""
+    wait_for_previous()
     pid, s = tl.program_id(0), tl.program_id(1)
     if (tl.load(moving + s) != 0) & (tl.load(skipped + s) == 0):
         slot = tl.load(slots + s).to(tl.int64)

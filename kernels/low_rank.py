@@ -22,7 +22,7 @@ from dynadapt.ops.linear import each_part
 from dynadapt.ops.slot_adapters import SlotAdapters
 
 from . import slot_adapters
-from .common import Variant, block, dot, launch, next_power_of_2, scratch, variant
+from .common import Variant, block, dot, launch, next_power_of_2, scratch, variant, wait_for_previous
 from .tiles import grouped, locate, multiprocessors, part_columns, three
 
 MAX_SPLITS = 8
@@ -52,6 +52,7 @@ def dynadapt_lora_shrink(
     BK: tl.constexpr,
 ):
     """out[split, row, p ROWS + r] = scale sum over the split's share of part p's columns of x[row, c] m[slot, r, c]."""
+    wait_for_previous()
     EVEN: tl.constexpr = (C0 % BK == 0) and (C1 % BK == 0) and (C2 % BK == 0)
     R_TILES: tl.constexpr = (ROWS + BR - 1) // BR
     blocks = tl.cdiv(T, BM)
@@ -119,6 +120,7 @@ def dynadapt_lora_expand(
     ONTO: tl.constexpr,
 ):
     """y_p = scale u_p m_p + bias (ONTO: + y_p). With ``partial`` [splits, N, WIDTH], u is their sum, and is also stored."""
+    wait_for_previous()
     TILES: tl.constexpr = (C0 + BN - 1) // BN + (C1 + BN - 1) // BN + (C2 + BN - 1) // BN
     blocks = tl.cdiv(T, BM)
     block, tile = grouped(tl.program_id(0), streams * blocks, TILES, GROUP)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import FUSION, Variant, block, variant
+from .common import FUSION, Variant, block, variant, wait_for_previous
 
 # A tile of 4096 elements gives 128 threads four 16-byte loads of bfloat16 in flight each.
 TILE = 4096
@@ -84,6 +84,7 @@ def dynadapt_memory_advance(
     BR: tl.constexpr,
     BC: tl.constexpr,
 ):
+    wait_for_previous()
     layer = tl.program_id(2) // STORES
     who = (mem_len, slots, counts)
     sizes = (sinks, segment, capacity, width)
@@ -97,6 +98,7 @@ def dynadapt_memory_advance(
 
 @triton.jit(do_not_specialize=["streams", "capacity"])
 def dynadapt_memory_fill(mem_len, slots, counts, streams, capacity, BS: tl.constexpr):
+    wait_for_previous()
     for start in range(0, streams, BS):
         i = start + tl.arange(0, BS)
         slot = tl.load(slots + i, mask=i < streams, other=0)

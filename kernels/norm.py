@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from ..ops.norm import _check_kind
-from .common import FUSION, Variant, launch, next_power_of_2, scratch, variant
+from .common import FUSION, Variant, launch, next_power_of_2, scratch, variant, wait_for_previous
 
 GROUPS = 264  # programs that add up dweight: two for each of the H200's 132 multiprocessors
 COLUMNS = 32  # of the second sum: 2048 / 32 = 64 programs, each reads 128-byte runs
@@ -34,6 +34,7 @@ def _affine(xhat, weight, bias):
 
 @triton.jit
 def dynadapt_norm_forward(x, delta, weight, bias, eps, res, y, stat, H: tl.constexpr, LAYER: tl.constexpr, BLOCK: tl.constexpr):
+    wait_for_previous()
     n = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)  # [BLOCK]
     inside = i < H
@@ -63,6 +64,7 @@ def dynadapt_norm_backward(
     dy, res, weight, bias, stat, dres, dx, y, dweight, dbias, N, H: tl.constexpr, LAYER: tl.constexpr, BLOCK: tl.constexpr
 ):
     """dweight, dbias: float32 [programs, H], this program's sums. Without them there are N programs, one a row."""
+    wait_for_previous()
     program = tl.program_id(0)
     i = tl.arange(0, BLOCK)  # [BLOCK]
     inside = i < H
@@ -102,6 +104,7 @@ def dynadapt_norm_backward(
 @triton.jit(do_not_specialize=["groups"])
 def dynadapt_norm_sums(partials, out0, out1, groups, stride, H, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """out0, out1 [H] += the first ``groups`` rows of partials [2, stride / H, H]; program axis 1 says which."""
+    wait_for_previous()
     which = tl.program_id(1)
     i = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)  # [COLUMNS]
     r = tl.arange(0, ROWS)  # [ROWS]

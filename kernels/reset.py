@@ -9,9 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import launch, variant
+from .common import launch, variant, wait_for_previous
 
-BLOCK = 4096
+BLOCK = 2048
 
 
 @triton.jit
@@ -41,6 +41,7 @@ def dynadapt_reset(
     HAS_SECOND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    wait_for_previous()
     part, stream = tl.program_id(0), tl.program_id(1)
     if tl.load(flags + stream) != 0:
         slot = tl.load(slots + stream).to(tl.int64)
@@ -49,8 +50,9 @@ def dynadapt_reset(
         at = slot * size + column
         value = tl.load(prior + (at if OWN_PRIORS else column), mask=inside, other=0.0)
         if HAS_KEPT:
-            stays = tl.load(kept + column, mask=inside, other=0) != 0
-            value = tl.where(stays, tl.load(master + at, mask=inside, other=0.0), value)
+            mine = tl.load(master + at, mask=inside, other=0.0)
+            stays = (tl.load(kept + column, mask=inside, other=0) != 0) & (tl.abs(mine) < float("inf"))  # so is no NaN
+            value = tl.where(stays, mine, value)
         tl.store(master + at, value, mask=inside)
         if HAS_WORKING:
             tl.store(working + at, value.to(working.dtype.element_ty), mask=inside)

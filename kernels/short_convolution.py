@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import FUSION, Variant, block, scratch, variant
+from .common import FUSION, Variant, block, scratch, variant, wait_for_previous
 
 ROWS, CHANNELS = 8, 64  # of a tile
 PROGRAMS = 64  # for each block of channels where rows are summed
@@ -55,6 +55,7 @@ def _stream(tile, T, BT: tl.constexpr, slots, lengths):
 def dynadapt_short_convolution_forward(
     x, weight, state, slots, lengths, y, final, T, C, x_stride, y_stride, W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr
 ):
+    wait_for_previous()
     s, slot, first, length, t = _stream(tl.program_id(0), T, BT, slots, lengths)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     z = _sums(x, x_stride, state, slot, first, t, c, C, weight, W, t < length, BT, BC)
@@ -92,6 +93,7 @@ def dynadapt_short_convolution_backward(
     BC: tl.constexpr,
     LEARNS: tl.constexpr,
 ):
+    wait_for_previous()
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     tap = tl.arange(0, WP)
     dweight = tl.zeros([WP, BC], tl.float32)
@@ -120,6 +122,7 @@ def dynadapt_short_convolution_backward(
 
 @triton.jit(do_not_specialize=["programs"])
 def dynadapt_short_convolution_weight(partial, dweight, C, programs, W: tl.constexpr, WP: tl.constexpr, BC: tl.constexpr):
+    wait_for_previous()
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     for w in tl.static_range(W):
         total = tl.load(dweight + c * W + w, mask=c < C, other=0)

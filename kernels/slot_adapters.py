@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import block, dot, launch, variant
+from .common import block, dot, launch, variant, wait_for_previous
 from .tiles import locate, part_columns, three
 from .token_sums import put, tile_times_left
 
@@ -64,6 +64,7 @@ def dynadapt_slot_shrink(
     BK: tl.constexpr,
 ):
     """out[row, first_p + r] = scale_p sum over part p's columns of x[row, c] m[r, c]; WHOLE: m is A, of one part and scale 1, else Bt."""
+    wait_for_previous()
     blocks = tl.cdiv(T, BM)
     stream = tl.program_id(0) // blocks
     within = (tl.program_id(0) % blocks) * BM
@@ -116,6 +117,7 @@ def dynadapt_slot_expand(
     ONTO: tl.constexpr,
 ):
     """y_p = scale_p u_p m_p + bias (ONTO: + y_p); WHOLE: m is A, of one part and scale 1, else Bt."""
+    wait_for_previous()
     blocks = tl.cdiv(T, BM)
     stream = tl.program_id(0) // blocks
     within = (tl.program_id(0) % blocks) * BM
@@ -174,6 +176,7 @@ def dynadapt_slot_gradient(
     ACCUMULATE: tl.constexpr,
 ):
     """Grid (tiles of the widest dA, then of the widest dBt, streams). A_TILES, B_TILES: row tiles of these."""
+    wait_for_previous()
     pid, s = tl.program_id(0), tl.program_id(1)
     slot = tl.load(slots + s).to(tl.int64)
     row = table + slot * (2 + PARTS)

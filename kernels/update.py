@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import Variant, launch, scratch, variant
+from .common import Variant, launch, scratch, variant, wait_for_previous
 
 KINDS = ("sgd", "adam", "adamw", "rms", "lion")
 GROUPS = 512  # programs a stream that add up squares: about four for each of the H200's 132 multiprocessors
@@ -43,6 +43,7 @@ SCALARS = 8
 @triton.jit(do_not_specialize=["groups"])
 def dynadapt_update_squares(grad, slots, partials, P, groups, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
     """partials float64 [S, GROUPS]: program (group, stream) adds blocks group, group + groups, ..."""
+    wait_for_previous()
     group, stream = tl.program_id(0), tl.program_id(1)
     slot = tl.load(slots + stream).to(tl.int64)
     if slot >= 0:
@@ -85,6 +86,7 @@ def dynadapt_update_begin(
     SCALARS: tl.constexpr,
 ):
     """rest1, rest2: 1 - beta, which float32 holds to more digits of the corrections than it would beta."""
+    wait_for_previous()
     stream = tl.program_id(0)
     slot = tl.load(slots + stream)
     if slot < 0:
@@ -140,6 +142,7 @@ def dynadapt_update_apply(
 ):
     """``first`` and ``second`` are None where the kind keeps no such moment, ``prior`` where nothing decays, ``prior_rate``
     where all decay alike, ``rate_factor`` where all learn alike; ``prior_stride`` is P where slots have priors of their own, else 0."""
+    wait_for_previous()
     stream = tl.program_id(1)
     slot = tl.load(slots + stream).to(tl.int64)
     if slot >= 0:

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 
 from . import epilogue
-from .common import FUSION, Variant, block, dot, launch, scratch, variant
+from .common import FUSION, Variant, block, dot, launch, scratch, variant, wait_for_previous
 from .epilogue import apply_update, report
 from .tiles import grouped
 
@@ -92,6 +92,7 @@ def dynadapt_weight_gradient(
     GROUP: tl.constexpr,
 ):
     """Grid (tiles, shares of the tokens). With several shares dW is [shares, n, K]."""
+    wait_for_previous()
     split = tl.program_id(1)
     m0, k0 = corner_of(tl.program_id(0), n, K, BM, BN, GROUP)
     tokens = (split * share, tl.minimum(split * share + share, N))
@@ -116,6 +117,7 @@ def sum_of_shares(partial, offset, mask, shares, size):
 @triton.jit(do_not_specialize=("shares",))
 def dynadapt_weight_gradient_sum(partial, dW, shares, n, K, dW_stride, BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr):
     """Grid (blocks of [n, K],). partial [shares, n, K] is packed, dW need not be."""
+    wait_for_previous()
     size = tl.full([1], n, tl.int64) * K
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offset < size
@@ -164,6 +166,7 @@ def dynadapt_weight_gradient_update(
     ELEMENTS: tl.constexpr,
 ):
     """Grid (tiles,). The state is packed [n, K]; row rows[m] of the working copy belongs to its row m (CHOSEN)."""
+    wait_for_previous()
     if tl.load(skipped) == 0:
         m0, k0 = corner_of(tl.program_id(0), n, K, BM, BN, GROUP)
         g = product_tile((dy, dy_stride), (x, x_stride), rows, (m0, k0), (0, N), width, K, GATHER, BM, BN, BT)
@@ -207,6 +210,7 @@ def dynadapt_weight_gradient_update_sum(
     ELEMENTS: tl.constexpr,
 ):
     """Grid (blocks of [n, K],)."""
+    wait_for_previous()
     if tl.load(skipped) == 0:
         size = tl.full([1], n, tl.int64) * K
         offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
@@ -224,6 +228,7 @@ def dynadapt_weight_gradient_update_sum(
 @triton.jit(do_not_specialize=("N",))
 def dynadapt_gather_columns(dy, rows, out, N, n, width, dy_stride, BT: tl.constexpr, BM: tl.constexpr):
     """out [N, width] = dy[:, rows], zero behind the n rows. Grid (token blocks, column blocks)."""
+    wait_for_previous()
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     column = tl.load(rows + m, mask=m < n, other=0)
@@ -385,6 +390,7 @@ def weight_gradient_update(dy, x, rows, weight, state, rule, lr, skipped) -> Non
 @triton.jit(do_not_specialize=("N",))
 def dynadapt_row_squares(x, out, N, x_stride, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr):
     """out [N] = |x_m|^2. Grid (blocks of BT tokens,)."""
+    wait_for_previous()
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     row = t.to(tl.int64)[:, None] * x_stride
     total = tl.zeros([BT], tl.float32)
@@ -398,6 +404,7 @@ def dynadapt_row_squares(x, out, N, x_stride, K: tl.constexpr, BT: tl.constexpr,
 @triton.jit(do_not_specialize=("N",))
 def dynadapt_row_scores(dy, squares, out, N, O, dy_stride, ROOT: tl.constexpr, TOKENS: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr):
     """out [blocks of tokens, O] = sum of dy^2 |x|^2, or its root. Grid (column blocks, blocks of TOKENS tokens)."""
+    wait_for_previous()
     o = tl.program_id(0) * BO + tl.arange(0, BO)
     begin = tl.program_id(1) * TOKENS
     total = tl.zeros([BO], tl.float32)
@@ -415,6 +422,7 @@ def dynadapt_row_scores(dy, squares, out, N, O, dy_stride, ROOT: tl.constexpr, T
 @triton.jit(do_not_specialize=("blocks",))
 def dynadapt_row_scores_sum(partial, out, blocks, O, BB: tl.constexpr, BO: tl.constexpr):
     """out [O] = root of the sum of partial [blocks, O]. Grid (column blocks,)."""
+    wait_for_previous()
     o = tl.program_id(0) * BO + tl.arange(0, BO)
     total = tl.zeros([BO], tl.float32)
     for b0 in range(0, blocks, BB):

@@ -14,6 +14,7 @@ from .geometry import MODELS, shapes, useful_flops
 from .machine import best
 
 OURS = ("dynadapt", "dynadapt-float8")
+DEPENDENT = "dynadapt-dependent"  # the same kernels with programmatic dependent launches, on the GPUs that have them
 PEERS = ("stacked-compile", "peft-eager", "peft-liger")
 NEEDS = {"peft-eager": "peft", "peft-liger": "liger_kernel"}
 
@@ -29,7 +30,9 @@ def run(campaign, record, model: str) -> None:
         for provider, package in absent.items():
             record.add(provider=provider, streams=None, segment=None, failed=f"skipped: {package} is not installed")
         # ours at every shape first; then all peers shape by shape, so that a cut leaves whole comparisons
-        order = [(p, s, t) for p in OURS for s, t in shapes(campaign.tiny)]
+        order = [
+            (p, s, t) for p in (*OURS, DEPENDENT) for s, t in shapes(campaign.tiny) if p != DEPENDENT or _has_dependent_launches(campaign)
+        ]
         order += [(p, s, t) for s, t in shapes(campaign.tiny) for p in PEERS if p not in absent]
         work = [item for item in order if item not in done]
         for segment in sorted({t for _, _, t in work}):
@@ -51,14 +54,20 @@ def run(campaign, record, model: str) -> None:
             record.add(provider=provider, streams=streams, segment=segment, **row, **_rates(model, streams, segment, row, limits))
 
 
+def _has_dependent_launches(campaign) -> bool:
+    import torch
+
+    return campaign.device == "cuda" and torch.cuda.get_device_capability() >= (9, 0)
+
+
 def _worker(campaign, folder, options) -> dict:
     """What the worker saved before it ended, and why it ended if not well."""
     stem = Path(folder) / f"{options['provider']}-{options['streams']}-{options['segment']}"
     given, out = stem.with_suffix(".options"), stem.with_suffix(".json")
     given.write_text(json.dumps({**options, "device": campaign.device}))
-    status, text = child(
-        [sys.executable, "-m", "benchmarks.gpu.step_worker", str(given), str(out)], campaign.device, min(campaign.left - 5, 240.0)
-    )
+    variables = {"DYNADAPT_DEPENDENT_LAUNCH": "1"} if options["provider"] == DEPENDENT else {}
+    command = [sys.executable, "-m", "benchmarks.gpu.step_worker", str(given), str(out)]
+    status, text = child(command, campaign.device, min(campaign.left - 5, 240.0), **variables)
     found = json.loads(out.read_text()) if out.exists() else {}
     if status is None:
         found["failed"] = "stopped at its time limit"

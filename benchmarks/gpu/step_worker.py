@@ -22,7 +22,7 @@ from .timing import spread  # noqa: E402
 CHECKED = 4  # steps whose scores are compared; the later ones depend on gradients, update and memory
 LR, ALPHA = 2e-3, 32.0
 FITS = 0.94  # of a GPU's memory; the rest is the driver's, the libraries' and lost between tensors
-SLACK = {"dynadapt": (2, 1e-3), "dynadapt-float8": (10, 0.1)}
+SLACK = {"dynadapt": (2, 1e-3), "dynadapt-dependent": (2, 1e-3), "dynadapt-float8": (10, 0.1)}
 
 
 def prior_learner(config):
@@ -196,6 +196,7 @@ def _transformers(model, dtype, device):
 PROVIDERS = {
     "dynadapt-float8": lambda o, dtype: Dynadapt(o, dtype, base="float8", backend="auto" if o["device"] == "cuda" else "reference"),
     "dynadapt": Dynadapt,
+    "dynadapt-dependent": Dynadapt,  # in a process whose environment asks for dependent launches
     "stacked-compile": StackedPeer,
     "peft-eager": Peft,
     "peft-liger": lambda o, dtype: Peft(o, dtype, liger=True),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from dynadapt.common.reprs import counted, safe
 
+from .on_the_way import OnTheWay
 from .plan import Pass
 
 
@@ -34,6 +35,7 @@ class StepReport:
     nll_static: torch.Tensor | None = None
     nll_adapted: torch.Tensor | None = None
     guard_bound: list[float] | None = None
+    _coming: OnTheWay | None = None
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class StepReport:
             ValueError: naming the streams whose tokens, which were on the device, hold ids outside the vocabulary.
         """
         if self.known is None:
+            arrive(self)
             self.known, self.outcomes = self._collect(), []
         return self.known
 
@@ -97,3 +100,19 @@ class StepReport:
         if norms:
             what.append(f"gradient norm {min(norms):.3g}" + (f"..{max(norms):.3g}" if len(norms) > 1 else ""))
         return ", ".join([f"StepReport({sum(map(bool, self.updated))} of {streams} updated", *what, work])
+
+
+def send(report: StepReport) -> None:
+    """Sends all of a report that is on the device to the host, so that reading it later waits for its step and not for those behind it."""
+    scores = {"nll_static": report.nll_static, "nll_adapted": report.nll_adapted}
+    made = {f"{i} {name}": t for i, outcome in enumerate(report.outcomes) for name, t in outcome.made.items()}
+    report._coming = OnTheWay({name: t for name, t in scores.items() if t is not None} | made)
+
+
+def arrive(report: StepReport) -> None:
+    """Waits for what ``send`` sent, if it did; all fields but ``loss`` are the host's then."""
+    if report._coming is None:
+        return
+    host, report._coming = report._coming.wait(), None
+    report.nll_static, report.nll_adapted = host.get("nll_static"), host.get("nll_adapted")
+    report.outcomes = [replace(o, made={name: host[f"{i} {name}"] for name in o.made}) for i, o in enumerate(report.outcomes)]

@@ -20,6 +20,8 @@ from dynadapt.adapt.methods import LATER
 from dynadapt.adapt.optimizers import OPTIMIZERS, WITH_STATISTICS
 from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.common.notes import note
+from dynadapt.engine.on_the_way import OnTheWay
+from dynadapt.engine.report import StepReport, arrive, send
 from dynadapt.runs.document_streams import Feed, Segment, check_lengths
 from dynadapt.runs.in_memory import Unwritten
 from dynadapt.runs.rundir import SCORE, RunDirectory, RunError, read_json
@@ -240,11 +242,23 @@ def _statistics(sources: list[Source], config: EvalConfig, tokenizer, begin: int
         yield torch.from_numpy(segment.tokens[0, : segment.lengths[0] + 1])
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """A segment whose step was launched: its scores [S, T], what the step did, and the feed's state and share of the text behind it."""
+
+    segment: Segment
+    nll: OnTheWay
+    report: StepReport
+    position: dict
+    fraction: float | None
+
+
 class _Run:
     """One run between its checkpoints: the engine, the feed and the totals."""
 
     def __init__(self, config, options, directory, engine, sources, facts, tokenizer, begin):
         self.config, self.options, self.directory, self.engine = config, options, directory, engine
+        self.late = engine.device.type != "cpu"  # a step returns before its work is done
         sizes = [fact.get("bytes") for fact in facts]
         self.size, self.baseline = sum(sizes) if all(sizes) else None, {}
         saved = directory.state
@@ -305,27 +319,48 @@ class _Run:
             return self.directory.finish(self._summary())
 
     def _loop(self, progress, stop) -> None:
-        started = time.perf_counter()
-        while not stop.signal:
-            segment = self.feed.next()
-            if segment is None:
-                return
-            for stream in segment.entered:
-                self.engine.enter(stream)
-            nll = self.engine.step(torch.from_numpy(segment.tokens), torch.from_numpy(segment.lengths))
-            nll = nll.detach().float().cpu().numpy()
-            self._check_finite(segment, nll)
-            if self.directory.scores:
-                self.directory.append_scores(_score_rows(segment, nll))
-            now = time.perf_counter()
-            line = self._count(segment, nll, now - started)
-            self.directory.append(line)
-            self.position = self.feed.state()
-            stop.tell(progress, {**line, "fraction": self._fraction(), "gain": self._gain()})
-            started = now
-            if self.options.checkpoint and self.totals["segments"] % self.options.checkpoint == 0:
-                self._save()
-                started = time.perf_counter()
+        """Where a step returns before its work is done, scores are read one step late, and the device never waits for the host; not so
+        across a checkpoint, whose state and totals are of the same segment."""
+        self.started, waiting = time.perf_counter(), []
+        try:
+            while not stop.signal and (segment := self.feed.next()) is not None:
+                waiting.append(self._step(segment))
+                checkpoint = self._is_checkpoint(self.totals["segments"] + len(waiting))
+                while len(waiting) > (self.late and not checkpoint):
+                    self._count_in(waiting.pop(0), progress, stop)
+        except TextError:  # found while reading the next segment
+            for scored in waiting:
+                self._count_in(scored, progress, stop)
+            raise
+        for scored in waiting:
+            self._count_in(scored, progress, stop)
+
+    def _step(self, segment: Segment) -> _Scored:
+        for stream in segment.entered:
+            self.engine.enter(stream)
+        nll = self.engine.step(torch.from_numpy(segment.tokens), torch.from_numpy(segment.lengths))
+        report = self.engine.last
+        send(report)
+        return _Scored(segment, OnTheWay({"nll": nll.detach()}), report, self.feed.state(), self._fraction())
+
+    def _count_in(self, scored: _Scored, progress, stop) -> None:
+        """Reads what a step scored, and writes it down."""
+        segment, nll = scored.segment, scored.nll.wait()["nll"].float().numpy()
+        self._check_finite(segment, nll)
+        if self.directory.scores:
+            self.directory.append_scores(_score_rows(segment, nll))
+        now = time.perf_counter()
+        line = self._count(segment, nll, scored.report, now - self.started)
+        self.directory.append(line)
+        self.position = scored.position
+        stop.tell(progress, {**line, "fraction": scored.fraction, "gain": self._gain()})
+        self.started = now
+        if self._is_checkpoint(self.totals["segments"]):
+            self._save()
+            self.started = time.perf_counter()
+
+    def _is_checkpoint(self, segments: int) -> bool:
+        return bool(self.options.checkpoint) and segments % self.options.checkpoint == 0
 
     def _check_finite(self, segment: Segment, nll: np.ndarray) -> None:
         for stream, length in enumerate(segment.lengths):
@@ -336,9 +371,10 @@ class _Run:
                     + (f". What was scored before is in {self.directory.path}" if self.directory.path else "")
                 )
 
-    def _count(self, segment: Segment, nll: np.ndarray, seconds: float) -> dict:
+    def _count(self, segment: Segment, nll: np.ndarray, report: StepReport, seconds: float) -> dict:
         """Adds one segment to the totals and returns its line of metrics."""
-        totals, report = self.totals, self.engine.last
+        arrive(report)
+        totals = self.totals
         sums = [float(row[:length].astype(np.float64).sum()) for row, length in zip(nll, segment.lengths)]
         for stream, document in enumerate(segment.documents):
             if document is not None:

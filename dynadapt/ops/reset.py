@@ -1,6 +1,6 @@
 """Streams whose scores changed for the worse go back to the prior, decided on the device.
 
-flags[s] != 0:  master[slot] = working[slot] = prior (of that slot, where each has its own), but where ``kept`` is not 0
+flags[s] != 0:  master[slot] = working[slot] = prior (of that slot, where each has its own), but where ``kept`` is not 0 and master is finite
                 grad, first, second, step [slot] = 0                                            slot = slots[s]
 """
 
@@ -16,9 +16,10 @@ def reset(flags, slots, prior, master, working, grad, first, second, step, kept=
         if not flag:
             continue
         back = prior if prior.dim() == 1 else prior[slot]
+        stays = None if kept is None else (kept != 0) & master[slot].isfinite()
         for buffer in (master, working):
             if buffer is not None:
-                buffer[slot] = back if kept is None else torch.where(kept != 0, buffer[slot], back.to(buffer.dtype))
+                buffer[slot] = back if stays is None else torch.where(stays, buffer[slot], back.to(buffer.dtype))
         for buffer in (grad, first, second, step):
             if buffer is not None:
                 buffer[slot] = 0

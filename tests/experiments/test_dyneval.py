@@ -17,12 +17,14 @@ from run_files import Killed, scores_of, without_time
 from tiny import english, eval_config, tiny_directory, tiny_tokenizer
 
 import dynadapt.model
+from dynadapt.engine.report import send
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.dyneval import RunOptions, build_engine, run
 from dynadapt.runs import rundir
 from dynadapt.runs.append_only import Growing, read_metrics
 from dynadapt.runs.document_streams import Feed
 from dynadapt.runs.rundir import DiskError, RunError
+from dynadapt.runs.stopping import Interrupted
 from dynadapt.runs.text import Document, Source, TextError, streaming_tokenizer
 
 KEYS = {
@@ -373,3 +375,70 @@ def test_a_text_that_turns_out_empty_leaves_no_directory(model_directory, tmp_pa
     with pytest.raises(TextError, match="text '/dev/null'"):
         run(eval_config(model_directory, ["/dev/null"]), tmp_path / "made" / "run")
     assert not (tmp_path / "made" / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------------- scores read one step late
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """An engine on the CPU that the driver takes for one on a device; the order in which steps begin and scores are read."""
+    from dynadapt.experiments import dyneval
+
+    seen, run_of, step, wait = [], dyneval._Run.__init__, dyneval._Run._step, dyneval._Run._count_in
+
+    def as_on_a_device(self, *arguments):
+        run_of(self, *arguments)
+        self.late = True
+
+    def stepped(self, segment):
+        seen.append(("step", len([what for what, _ in seen if what == "step"])))
+        return step(self, segment)
+
+    def read(self, *arguments):
+        seen.append(("read", len([what for what, _ in seen if what == "read"])))
+        return wait(self, *arguments)
+
+    for name, function in (("__init__", as_on_a_device), ("_step", stepped), ("_count_in", read)):
+        monkeypatch.setattr(dyneval._Run, name, function)
+    return seen
+
+
+@pytest.mark.parametrize("checkpoint", [0, 3])
+def test_scores_are_read_behind_the_launch_of_the_next_step(checkpoint, model_directory, tmp_path, device, monkeypatch):
+    config = eval_config(model_directory, [write(tmp_path / "text.txt", english(100))])
+    options, folders = RunOptions(scores=True, checkpoint=checkpoint), [tmp_path / name for name in ("late", "at once")]
+    run(config, folders[0], options)
+    steps = [n for what, n in device if what == "step"]
+    assert len(steps) > 7 and steps == [n for what, n in device if what == "read"]
+    for n in steps[:-1]:
+        behind = device.index(("read", n)) > device.index(("step", n + 1))
+        assert behind == (not checkpoint or (n + 1) % checkpoint != 0), "a checkpoint has the state behind its own segment"
+    monkeypatch.undo()
+    run(config, folders[1], options)
+    assert len({json.dumps(without_time(read_metrics(folder))) for folder in folders}) == 1
+    assert np.array_equal(*map(scores_of, folders))
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    assert summaries[0]["nll"] == summaries[1]["nll"] and summaries[0]["updates"] == summaries[1]["updates"]
+
+
+def test_a_report_that_was_sent_says_what_it_would_have_said(model_directory):
+    model = dynadapt.model.load(str(model_directory))
+    engines = [build_engine(model, eval_config(model_directory, ["text"], reset="auto")) for _ in range(2)]
+    tokens = torch.arange(17)[None]
+    for engine in engines:
+        engine.step(tokens)
+    send(engines[0].last)
+    sent, plain = (engine.last for engine in engines)
+    assert (sent.updated, sent.skipped, sent.was_reset, sent.grad_norm) == (plain.updated, plain.skipped, plain.was_reset, plain.grad_norm)
+
+
+def test_a_stopped_run_with_a_step_in_flight_goes_on_with_the_same_numbers(model_directory, tmp_path, device):
+    config = eval_config(model_directory, [write(tmp_path / "text.txt", english(100))])
+    run(config, tmp_path / "whole", RunOptions(scores=True, checkpoint=0))
+
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "stopped", RunOptions(scores=True, checkpoint=64), lambda line: line["segment"] < 2)
+    assert len(read_metrics(tmp_path / "stopped")) == 4, "the step that was in flight is counted too"
+    run(config, tmp_path / "stopped", RunOptions(scores=True, checkpoint=64, resume=True))
+    assert np.array_equal(scores_of(tmp_path / "whole"), scores_of(tmp_path / "stopped"))

@@ -54,6 +54,27 @@ def test_blocks_of_bfloat16(case, large, arch, monkeypatch):
     check(case)
 
 
+@each(attention_backward, [(2, 70, 37, 6, 2, 20, True), (1, 100, None, 3, 1, 20, True, "", 17), (1, 70, 63, 4, 1, 64, True, "", None, 0.7)])
+def test_query_heads_split_or_not_give_the_same_bits(case, monkeypatch):
+    split = check(case)
+    monkeypatch.setattr(kernels, "SMS", 1)
+    assert same_bits(split, run(case))
+
+
+@pytest.mark.parametrize("streams, split", [(1, True), (5, True), (6, False), (64, False)])
+def test_query_heads_have_programs_of_their_own_where_multiprocessors_are_idle(streams, split, monkeypatch):
+    """SmolLM2-135M: 3 groups of 3 query heads, and 8 blocks of 64 keys a stream, or 4 of 128 where there are many."""
+    grids = []
+    monkeypatch.setattr(kernels, "launch", lambda kernel, grid, given, **more: grids.append((kernel, grid)))
+    qkv = torch.empty(streams * 512, 15 * 64, dtype=torch.bfloat16)
+    lse, slots = torch.empty(streams, 9, 512), torch.zeros(streams, dtype=torch.int32)
+    kernels.attention_backward(
+        qkv[:, :576].contiguous(), qkv, qkv[:, :576].contiguous(), lse, None, None, None, slots, None, None, 9, 3, 64, 1.0, qkv
+    )
+    kernel, grid = grids[-1]
+    assert kernel is kernels.dynadapt_attention_dkv and grid == (3 * streams, 8 if 3 * streams * 4 < kernels.SMS else 4, 3 if split else 1)
+
+
 LONE = [(2, 1, None, 4, 2, 20, True), (2, 1, 5, 1, 1, 64, True), (1, 70, None, 3, 1, 17, False), (1, 33, 9, 2, 1, 128, True)]
 
 

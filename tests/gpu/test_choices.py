@@ -1,10 +1,12 @@
 """The table that says which form serves a shape."""
 
 import json
+from unittest import mock
 
 import pytest
+import torch
 
-from dynadapt.kernels import choices
+from dynadapt.kernels import choices, linear
 
 
 @pytest.fixture
@@ -35,6 +37,30 @@ def test_another_gpu_has_not_been_measured(table, monkeypatch):
     monkeypatch.setattr(choices, "gpu_name", lambda: "GPU B")
     assert choices.choose("linear_forward", 512, 64, 96, 16) == "split"
     assert "has not been measured: python benchmarks/gpu_campaign.py choices" in choices.reason("linear_forward")
+
+
+@pytest.mark.parametrize(
+    "change, form",
+    [
+        ({}, "fused"),
+        ({"rows": 4096}, "split"),
+        ({"o": 16384, "k": 2048}, "split"),
+        ({"rank": 0}, "split"),  # cuBLAS alone is one launch too
+        ({"dtype": torch.float32}, "split"),  # no tensor cores
+        ({"arch": 80}, "split"),  # a third of Hopper's rate
+    ],
+)
+def test_where_nothing_was_measured_launches_decide_small_products(change, form):
+    assert choices.unmeasured(**{"rows": 512, "k": 576, "o": 3072, "rank": 16, "dtype": torch.bfloat16, "arch": 90, **change}) == form
+
+
+def test_a_small_group_takes_the_fused_form_and_a_measurement_goes_first(table):
+    x, bt = torch.zeros(1, 64, dtype=torch.bfloat16), torch.zeros(1, 16, 96, dtype=torch.bfloat16)
+    chosen = lambda rows, scale=1.0: linear._choose("linear_forward", x.expand(rows, 64), 64, 96, bt, scale)  # noqa: E731
+    assert chosen(512) == "fused" and chosen(8192) == "split"  # as measured
+    with mock.patch.object(choices, "gpu_name", lambda: "GPU B"):
+        assert chosen(512) == "fused" and choices.choose("linear_forward", 512, 64, 96, 16) == "split"
+        assert chosen(8192) == "fused" and chosen(512, scale=[(16, 1.0)]) == "split"
 
 
 def test_force_is_for_its_context_only(table):

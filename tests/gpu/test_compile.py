@@ -90,3 +90,52 @@ def test_wrong_argument_names_are_named(tmp_path):
 def test_interpreter_is_refused(tmp_path):
     status, text, _ = compile_kernels(tmp_path / "rows.json", TRITON_INTERPRET="1")
     assert status == 2 and "TRITON_INTERPRET=1" in text
+
+
+@pytest.mark.parametrize("older, spilled, fails", [(True, 36, False), (True, 37, True), (False, 24, False), (False, 36, True)])
+def test_budgets_are_of_one_triton_and_an_older_one_may_spill_what_is_listed(older, spilled, fails, monkeypatch):
+    from dynadapt.kernels import compile, lora_gradient
+
+    monkeypatch.setattr(compile, "older_triton", lambda: older)
+    variant = next(
+        v for v in lora_gradient.VARIANTS if v.kernel is lora_gradient.dynadapt_lora_gradient and 80 in v.archs and v.spills == 24
+    )
+    row = compile.Row("lora_gradient", "dynadapt_lora_gradient", variant.name, 80, spills=spilled, tensor_core="mma")
+    compile.check(row, variant, 0)
+    assert bool(row.faults) == fails, row.faults
+
+
+def test_every_kernel_waits_for_the_one_before_it():
+    """What starts while the kernel before it still runs must not touch memory yet; and nothing else is launched than these."""
+    import ast
+
+    for path in sorted((Path(__file__).parents[2] / "kernels").glob("*.py")):
+        for function in ast.parse(path.read_text()).body:
+            if isinstance(function, ast.FunctionDef) and function.name.startswith("dynadapt_"):
+                first = function.body[1 if ast.get_docstring(function) is not None else 0]
+                assert ast.unparse(first) == "wait_for_previous()", f"{path.name}: {function.name} begins with {ast.unparse(first)}"
+
+
+@pytest.mark.parametrize("asked", ["0", "1"])
+def test_dependent_launches_only_where_they_were_asked_for(asked):
+    program = (
+        "from dynadapt.kernels import common, compile, reset\n"
+        "made = compile.build(reset.VARIANTS[0], 90)\n"
+        "print(made.asm['ptx'].count('griddepcontrol.wait'), made.metadata.launch_pdl, common.FUSION.get('launch_pdl'))"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "DYNADAPT_DEPENDENT_LAUNCH": asked, "PYTHONPATH": str(Path(__file__).parents[2])}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert said.stdout.split() == (["1", "True", "True"] if asked == "1" else ["0", "False", "None"]), said.stderr
+
+
+def test_dependent_launches_are_asked_for_by_number(monkeypatch):
+    from dynadapt.kernels import common
+
+    with pytest.raises(ValueError, match="DYNADAPT_DEPENDENT_LAUNCH='yes': accepted is 0 or 1"):
+        common._dependent_launch("yes")
+    monkeypatch.setattr(common, "INTERPRET", False)
+    monkeypatch.setattr(common.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(common.torch.cuda, "get_device_name", lambda: "GPU A")
+    monkeypatch.setattr(common.torch.cuda, "get_device_capability", lambda: (8, 0))
+    with pytest.raises(ValueError, match="DYNADAPT_DEPENDENT_LAUNCH=1: GPU A has no dependent launches"):
+        common._dependent_launch("1")

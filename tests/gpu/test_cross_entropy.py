@@ -65,8 +65,25 @@ def test_rows_in_one_program_and_over_programs_give_the_same_bits(case, monkeypa
 def test_chunks_change_nothing(case, form, monkeypatch):
     """131 rows in two chunks: what a row computes does not depend on where chunks end."""
     monkeypatch.setattr(row_chunks, "BUDGET", 1)
-    assert row_chunks.chunks(131, 70, case.dtype) == [(0, 128), (128, 131)]
+    assert row_chunks.chunks(torch.empty(131, 16, dtype=case.dtype), 70) == [(0, 128), (128, 131)]
     check(case)
+
+
+@pytest.mark.parametrize(
+    "rows, hidden, words, expected",
+    [
+        (512, 576, 49152, 512),
+        (32768, 576, 49152, 4736),  # 44 x 3 tiles fill 132 multiprocessors, of which the buffer has room for 42 x 3; in equal chunks
+        (4096, 2048, 128256, 2048),  # 16 x 8 tiles
+        (4096, 4096, 128256, 1024),  # 8 x 16 tiles
+        (4096, 8192, 32000, 4096),  # 4 x 32 tiles, eight times that
+    ],
+)
+def test_chunks_fill_the_card(rows, hidden, words, expected):
+    h = torch.empty(rows, hidden, dtype=torch.bfloat16, device="meta")
+    found = row_chunks.chunks(h, words)
+    assert found[0] == (0, expected) and found[-1][1] == rows
+    assert row_chunks.padded_rows(h, words) * words * 2 <= 2 * row_chunks.BUDGET
 
 
 @each(cross_entropy, [(20, 65, 577)])

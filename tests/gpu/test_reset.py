@@ -46,6 +46,19 @@ def test_flagged_streams_go_back(size, own_priors, keeps, has):
         assert torch.equal(results["reference"]["master"][slot], expected if goes else buffers["master"][slot])
 
 
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_what_is_kept_and_not_finite_goes_back(backend):
+    """An A that overflowed would still not be zero times a B of zero."""
+    device = "cpu" if backend == "reference" else DEVICE
+    kept, prior = torch.tensor([1, 1, 1, 1, 0, 0], dtype=torch.int8, device=device), torch.arange(6.0, device=device)
+    one, step = torch.ones(1, dtype=torch.int32, device=device), torch.tensor([3, 4], dtype=torch.int32, device=device)
+    master = torch.full((2, 6), 7.0, device=device)
+    master[1] = torch.tensor([9.0, float("nan"), float("inf"), -float("inf"), float("nan"), 9.0])
+    working = master.bfloat16()
+    resolve("reset", backend, torch.float32).function(one, one, prior, master, working, None, None, None, step, kept)
+    assert master.tolist() == working.tolist() == [[7.0] * 6, [9.0, 1.0, 2.0, 3.0, 4.0, 5.0]] and step.tolist() == [3, 0]
+
+
 def test_seven_billion_weights_fit_the_grid(monkeypatch):
     """A grid's second and third axis end at 65,535."""
     grids = []

@@ -37,8 +37,15 @@ SPLITS, LEAST_TERMS, SPLIT = (1, 2, 4, 8), 512, 0.8
 ASSUMED = (
     f"kernels that fill the card reach {REACHED['cuBLAS']:.0%} (cuBLAS), {REACHED['products']:.0%} (own products) or {REACHED['attention']:.0%} "
     f"(attention) of the datasheet's products, {REACHED['traffic']:.0%} of its bandwidth from {DRAWS_ALL:g} programs a multiprocessor on; "
-    f"a launch takes {1e6 * LATENCY:g} us at least; cuBLAS takes the tile that ends first"
+    f"a launch takes {1e6 * LATENCY:g} us at least; cuBLAS takes the tile that ends first; smaller tiles reach less, here and there"
 )
+GATHERED = {"embedding_forward": ("table", "position_table")}  # of these a kernel reads as many values as it writes, not all
+REWRITTEN = {  # what a kernel both reads and writes
+    "update_apply": ("master", "first", "second"),
+    "cross_entropy_rows": ("logits",),
+    "cross_entropy_apply": ("logits",),
+}
+L2, ROWS_AT_A_TIME = 50e6, 264  # bytes, of Hopper; rows that it scores at a time, two a multiprocessor
 PRODUCTS = {"mm": (0, 1), "addmm": (1, 2), "addmm_": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2), "baddbmm_": (1, 2)}
 
 
@@ -163,8 +170,8 @@ def step_launches(multiprocessors: int, *arguments, **options) -> tuple[Work, li
         launches = noted
 
     def launched(executor, *args, **kwargs):
-        given = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
-        noted.append(Launch("", executor.fn.__name__.removeprefix("dynadapt_"), math.prod(executor.grid), _moved(given)))
+        given, name = dict(zip(executor.arg_names, args)) | kwargs, executor.fn.__name__.removeprefix("dynadapt_")
+        noted.append(Launch("", name, math.prod(executor.grid), _kernel_moves(name, given), reaches=_tile_reaches(name, given)))
 
     with mock.patch.object(GridExecutor, "__call__", launched), _Products(noted, multiprocessors):
         work = step_work(*arguments, **options, recorder=Recorder)
@@ -215,7 +222,7 @@ class _Products(TorchDispatchMode):
             a, b = (args[i] for i in PRODUCTS[name])
             batch, (m, k), n = math.prod(a.shape[:-2]), a.shape[-2:], b.shape[-1]
             programs, reaches = self._tiles(batch, m, n, k)
-            moved = _moved([a, b, made])
+            moved = _moved([a, b, made]) + (_moved([made]) if PRODUCTS[name][0] else 0)  # added onto what is there
             self.launches.append(Launch("", f"cuBLAS {m} x {n} x {k}", programs, moved, 2 * batch * m * n * k, reaches))
         return made
 
@@ -231,6 +238,24 @@ class _Products(TorchDispatchMode):
                     found.append((reaches * even, programs, reaches))
         _, programs, reaches = max(found)
         return programs, reaches
+
+
+def _kernel_moves(name: str, given: dict) -> int:
+    """Bytes of a kernel's tensors, each once or, where it is written over, twice; those that it gathers from count as what it writes."""
+    gathered = GATHERED.get(name, ())
+    tensors = {argument: t for argument, t in given.items() if isinstance(t, torch.Tensor)}
+    read = [_moved([tensors["out"]]) for argument in gathered if argument in tensors]
+    read += [_moved([tensors[argument]]) for argument in REWRITTEN.get(name, ()) if argument in tensors]
+    if name == "cross_entropy_rows" and _moved([tensors["logits"][:ROWS_AT_A_TIME]]) > L2:
+        read.append(_moved([tensors["logits"]]))  # a row's second time is from memory, too
+    return _moved(t for argument, t in tensors.items() if argument not in gathered) + sum(read)
+
+
+def _tile_reaches(name: str, given: dict) -> float:
+    """What of REACHED is left to an own product of large matrices at its tile, as to cuBLAS'."""
+    if not name.startswith(("linear_", "cross_entropy_")) or not {"BM", "BN"} <= set(given):
+        return 1.0
+    return next((share for rows, columns, share in TILES if given["BM"] >= rows and given["BN"] >= columns), TILES[-1][2])
 
 
 def _moved(tensors) -> int:
