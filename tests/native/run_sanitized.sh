@@ -4,8 +4,8 @@
 # Builds the native code with these sanitizers and runs the native tests on it, once per instruction set given (default: the
 # best one and portable). AddressSanitizer and UndefinedBehaviorSanitizer take all native tests; leaks are not checked, because
 # Python keeps much to its end. ThreadSanitizer takes programs/, which have no uninstrumented runtime inside: OpenMP's threads
-# are asked for their number and never used. --quick: the programs alone, on the best instruction set. PYTHON chooses the
-# interpreter, BUILD the build directory.
+# are asked for their number and never used. --quick: the programs alone, on the best instruction set, under ThreadSanitizer on the portable
+# kernels, the threads being the same. PYTHON chooses the interpreter, BUILD the build directory.
 set -eu
 
 quick=
@@ -18,11 +18,13 @@ root=$(cd "$here/../.." && pwd)
 python=${PYTHON:-python3}
 build=${BUILD:-$root/build/sanitized-$sanitizers}
 with_python=ON
+portable=OFF
 [ "$sanitizers" = thread ] || [ -n "$quick" ] && with_python=OFF
+[ "$sanitizers" = thread ] && [ -n "$quick" ] && portable=ON
 
 pybind11=$("$python" -m pybind11 --cmakedir)
 mkdir -p "$(dirname "$build")"
-cmake -G Ninja -S "$root" -B "$build" -DDYNADAPT_SANITIZE=$sanitizers -DDYNADAPT_PYTHON=$with_python \
+cmake -G Ninja -S "$root" -B "$build" -DDYNADAPT_SANITIZE=$sanitizers -DDYNADAPT_PYTHON=$with_python -DDYNADAPT_PORTABLE=$portable \
   -DCMAKE_CXX_FLAGS_RELEASE="-O1" -DPython_EXECUTABLE="$("$python" -c 'import sys; print(sys.executable)')" \
   -Dpybind11_DIR="$pybind11" >"$build.log" 2>&1 || { cat "$build.log"; exit 1; }
 cmake --build "$build" --parallel "${JOBS:-2}"
