@@ -1,6 +1,7 @@
 """Dynamic evaluation: score a text segment by segment, learning from each one right after it is scored.
 
-The first token of a document is not scored: nothing precedes it, and no beginning-of-text token is invented.
+The first token of a document is not scored where nothing precedes it; where the tokenizer puts a beginning-of-text token before a text, that
+one stands in front, unscored, and the document's own first token is scored. None is invented.
 Bits per byte counts the bytes of scored tokens only.
 """
 
@@ -82,9 +83,10 @@ def run(
         if directory.finished:
             return directory.finished
         model = _checked(config, loaded())
-        directory.expect({"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint()})
-        engine = (make_engine or build_engine)(model, config)
         tokenizer, begin = streaming_tokenizer(model.tokenizer), begin_of(model.tokenizer, config.bos)
+        begun = {} if begin is None else {"the token that texts begin with": begin}
+        directory.expect({"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint(), **begun})
+        engine = (make_engine or build_engine)(model, config)
         if config.adapt != "none" and config.optimizer in WITH_STATISTICS:
             statistics, digest = _statistics_text(config, facts)
             directory.expect({f"statistics text {config.statistics!r}": digest})
@@ -479,6 +481,7 @@ class _Run:
             "resets": totals["resets"],
             "segments": totals["segments"],
             "short_documents": self.feed.short,
+            **({} if self.feed.begin is None else {"begins_with": self.feed.begin}),
             "backend": engine.backend,
             "device": str(engine.device),
             "dtype": engine.dtype if isinstance(engine.dtype, str) else self.config.dtype,

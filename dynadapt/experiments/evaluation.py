@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """What ``evaluate`` found. Losses are in nats a token; the first token of a document is not scored.
+    """What ``evaluate`` found. Losses are in nats a token; the first token of a document is scored where the
+    tokenizer puts one before it (``bos``).
 
     ``documents``: one dict each, with name, tokens, bytes, nll and bits_per_byte. ``flops``: by phase. ``scores``: a structured array
     [tokens] with document, position, nll, token, start and stop (bytes), or None where they were not asked for. ``engine``: as it is
@@ -174,7 +175,9 @@ def evaluate(
             names = stack.enter_context(_written(string, text))
             texts = tuple(names)
         given = None if isinstance(model, (str, os.PathLike)) else load(model)
-        config = EvalConfig.from_dict({**settings, "text": texts, "model": os.fspath(model) if given is None else _name(given)})
+        config = EvalConfig.from_dict(
+            {"bos": "auto", **settings, "text": texts, "model": os.fspath(model) if given is None else _name(given)}
+        )
         note_idle(config, settings)
         if tokenizer is not None:
             given = _with_tokenizer(given or load(config.model), tokenizer)

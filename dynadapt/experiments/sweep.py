@@ -87,7 +87,7 @@ def expand(base: dict, grid: dict, cells: list[dict]) -> list[Cell]:
         raise ConfigError("cells: give a list of settings such as {adapt: lora, lr: 0.001}")
     found: dict[EvalConfig, Cell] = {}
     for changes in combinations + list(cells):
-        config = EvalConfig.from_dict({**base, **changes})
+        config = EvalConfig.from_dict({"bos": "auto", **base, **changes})
         if changes in cells:
             note_idle(config, changes)
         found.setdefault(config, Cell(cell_name(changes), config))

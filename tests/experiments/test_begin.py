@@ -1,6 +1,7 @@
 """What a document begins with: the token that its tokenizer puts before a text."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from tokenizers import Tokenizer, processors
 import dynadapt
 import dynadapt.model
 from dynadapt.experiments.audit.replay import open_run
+from dynadapt.experiments.compare.joined_scores import read_compared
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import opening, settled
 from dynadapt.experiments.dyneval import RunOptions, build_engine, run
 from dynadapt.experiments.reweight.domains import encode_rows
 from dynadapt.experiments.tune.windows import draw, read_text
 from dynadapt.model.tokenizer import Tokenizer as Wrapped
+from dynadapt.runs.rundir import RunError
 from dynadapt.runs.text import streaming_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -202,3 +205,47 @@ def test_rows_to_train_on_have_it_before_each_document(begins):
     rows = encode_rows(["the cat", "a mat"], 4, model)
     begin = model.tokenizer.begins[0]
     assert rows.tokens.tolist().count(begin) == 2 and rows.tokens[0] == begin
+
+
+def test_every_way_to_give_settings_begins_texts_alike(begins, tmp_path):
+    """What a run's config.json means that says nothing of it is no default of a call's."""
+    from dynadapt.experiments.sweep import expand
+
+    file = texts(tmp_path, 60)[0]
+    given = {name: value for name, value in eval_config(begins, [file]).to_dict().items() if name not in ("model", "text", "bos")}
+    found = dynadapt.evaluate(str(begins), file, **given)
+    assert found.config.bos == "yes" and found.nll == run(eval_config(begins, [file]), tmp_path / "out")["nll"]
+    assert dynadapt.evaluate(str(begins), file, bos="no", **given).config.bos == "no"
+    assert expand({"model": str(begins), "text": [str(file)]}, {}, [{}])[0].config.bos == "auto"
+
+
+def test_a_text_to_train_on_that_spells_it_is_given_no_second_one(begins):
+    model = dynadapt.model.load(str(begins))
+    rows = encode_rows([BEGIN + "the cat", "a mat"], 4, model)
+    assert rows.tokens.tolist().count(model.tokenizer.begins[0]) == 2
+
+
+def test_places_are_told_from_each_documents_own_first(begins, tmp_path):
+    """One text spells the token and one does not."""
+    (tmp_path / "a.txt").write_text(BEGIN + english(60))
+    (tmp_path / "b.txt").write_text(english(60, seed=1))
+    config = eval_config(begins, [tmp_path / "a.txt", tmp_path / "b.txt"])
+    for name in "xy":
+        summary = run(config.with_(lr=0.01 if name == "x" else 0.02), tmp_path / name, RunOptions(scores=True))
+    assert summary["begins_with"] == dynadapt.model.load(str(begins)).tokenizer.begins[0]
+    compared = read_compared([tmp_path / "x", tmp_path / "y"])
+    for number in (0, 1):
+        assert np.bincount(compared.segment[compared.document == number])[:-1].tolist() == [16] * int(
+            compared.segment[compared.document == number].max()
+        )
+
+
+def test_a_run_does_not_go_on_with_another_beginning(begins, tmp_path):
+    directory = tmp_path / "model"
+    shutil.copytree(begins, directory)
+    config = eval_config(directory, texts(tmp_path, 90))
+    with pytest.raises(Killed):
+        run(config, tmp_path / "out", RunOptions(checkpoint=1), kill_at(segment=1))
+    putting(tiny_tokenizer(), "X $A", "X").save(str(directory / "tokenizer.json"))
+    with pytest.raises(RunError, match="the token that texts begin with has changed"):
+        run(config, tmp_path / "out", RunOptions(resume=True))

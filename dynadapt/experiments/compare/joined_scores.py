@@ -68,8 +68,13 @@ class Compared:
     @property
     def segment(self) -> np.ndarray:
         """[N] number of the segment, of the first run, in its document."""
-        first = 0 if self.runs[0].config.get("bos", "no") == "yes" else 1
-        return (self.position - first) // self.runs[0].config["segment"]
+        return (self.position - first_positions(self.document, self.position)) // self.runs[0].config["segment"]
+
+
+def first_positions(document: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """[N] of each scored token, where the first one of its document stands: 0 where a token of no text begins it, else 1."""
+    begun = np.unique(document[position == 0])
+    return np.where(np.isin(document, begun), 0, 1)
 
 
 def read_compared(paths: Sequence[str | Path]) -> Compared:

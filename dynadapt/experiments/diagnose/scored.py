@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dynadapt.experiments.compare.joined_scores import first_positions
 from dynadapt.runs.rundir import RunError, check_finished, read_json
 from dynadapt.runs.text import Source, TokenReader
 
@@ -45,7 +46,7 @@ def read_scored(before: Path, after: Path, texts: list[Source], tokenizer, segme
         if len(ids) <= positions.max():
             raise RunError(f"text {texts[number].spec!r} has changed since it was scored in {before}; choose another --out")
         tokens[chosen] = ids[positions]
-    begun = int((first["position"] == 0).any())  # documents begin with a token of no text: their first one is scored
+    begun = 1 - first_positions(first["document"], first["position"])  # 1: its document begins with a token of no text
     return Scored(
         tokens,
         first["nll"].astype(np.float64),

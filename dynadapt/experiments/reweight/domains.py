@@ -109,7 +109,8 @@ def encode_rows(texts: list[str], segment: int, model) -> Rows:
     end, begins = model.tokenizer.eos_id, np.array(model.tokenizer.begins, np.uint32)
     pieces = []
     for ids in _encoded(texts, model):
-        pieces.append(begins)
+        if not len(begins) or list(ids[: len(begins)]) != begins.tolist():  # a text that spells it is given no second one
+            pieces.append(begins)
         pieces.append(np.asarray(ids, np.uint32))
         if end is not None:
             pieces.append(np.array([end], np.uint32))
