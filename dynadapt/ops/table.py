@@ -238,7 +238,6 @@ _ROWS = (
         "score",
         ("adapted head",),
         flops="adapted_flops",
-        triton=False,
         jax=False,
     ),
     Row(
@@ -249,7 +248,6 @@ _ROWS = (
         ("adapted head",),
         "adapted_gradient_flops",
         kernel="cross_entropy_gradient",
-        triton=False,
         jax=False,
     ),
     Row(

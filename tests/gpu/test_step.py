@@ -46,6 +46,9 @@ def follow(cpu, gpu, steps=3, family="llama", tolerance=2e-4, lengths=None):
         ("qwen3", {"adapt": LoRA(2), "recompute": True, "reset": "auto", "memory": SegmentMemory(5, 2)}),
         ("llama", {"adapt": LoRA(2, targets=["q", "v", "up", "down"], rank_pattern={"q": 3}, alpha_pattern={"v": 1}, rslora=True)}),
         ("gpt2", {"adapt": LoRA(2), "memory": Overlap(4), "guard": "exact"}),
+        ("llama", {"adapt": LoRA(2, targets=["q", "head"]), "memory": SegmentMemory(5, 2), "reset": "auto"}),
+        ("gpt2", {"adapt": LoRA(2, targets="head"), "memory": Overlap(4), "guard": "exact"}),
+        ("llama", {"adapt": LoRA(2, targets=["down", "head"]), "shared": True}),
         ("llama", {"adapt": LoRA(2, keep_a=True), "optimizer": Muon(lr=0.01), "reset": "auto"}),
         ("llama", {"adapt": RowSparse(0.3), "optimizer": Adam(lr=1e-3), "shared": True}),
         ("llama", {"adapt": Full(targets="mlp"), "optimizer": SGD(lr=0.1, clip=0), "shared": True}),
@@ -77,6 +80,11 @@ def test_statistics_and_fused_rows():
 
 def test_ragged_streams_rest_alone():
     options = {"adapt": LoRA(2), "memory": SegmentMemory(5, 2)}
+    follow(engine("cpu", **options), engine("triton", **options), steps=2, lengths=[[6, 2], [0, 5]])
+
+
+def test_ragged_streams_learn_their_own_heads():
+    options = {"adapt": LoRA(2, targets=["v", "head"]), "optimizer": SGD(lr=0.1, clip=0)}
     follow(engine("cpu", **options), engine("triton", **options), steps=2, lengths=[[6, 2], [0, 5]])
 
 
@@ -175,6 +183,7 @@ def test_replays_allocate_only_their_scores():
         {**SMALL, "every": 2},
         {**SMALL, "recompute": True},
         {**SMALL, "reset": "auto"},
+        {**SMALL, "adapt": LoRA(4, targets=["q", "head"])},
         {"adapt": Full(), "shared": True, "streams": 3},
         {"adapt": RowSparse(0.3), "shared": True, "streams": 3},
         {**SMALL, "optimizer": SGD(lr=0.1, clip=0)},
