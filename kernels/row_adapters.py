@@ -23,8 +23,8 @@ import triton
 import triton.language as tl
 
 from .common import Variant, block, dot, launch, next_power_of_2, scratch, variant
-from .low_rank import DEPTH, EXPAND, MAX_RANK_TILE
 from .lora_gradient import CHUNK
+from .low_rank import DEPTH, EXPAND, MAX_RANK_TILE
 from .token_sums import tile_times_left
 
 SHARE = 4096  # columns that one program of shrink sums
