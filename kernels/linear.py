@@ -4,7 +4,7 @@ fused   one launch: base product and adapter in one Triton kernel (linear_fused.
 split   shrink and expand (low_rank.py), then cuBLAS adds the base product onto the result: one product for all parts
         whose weights lie next to each other in memory. Three launches; reads x, writes y and reads it once more.
 
-A base in float8 has its own form (float8.py). Parts with ranks and scales of their own take the split form, with a launch a part; where
+A base in float8 has its own form (float8.py). Parts with ranks and scales of their own, and more than three, take the split form, with a launch a part; where
 slots have their own, too, products of slot_adapters.py stand in its place.
 
 Without an adapter "split" is cuBLAS alone. One stream takes the same path as many: with its slot known only on the device
@@ -27,7 +27,7 @@ def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """See ``dynadapt.ops.linear.linear_forward``. x, u and y may have padded rows; A and Bt may be strided over slots."""
     if hasattr(parts, "q_transposed"):
         return float8.forward(x, parts, bias, A, Bt, slots, scale, u, y)
-    form = _choose("linear_forward", x.shape[0], x.shape[1], y.shape[1], Bt, scale)
+    form = _choose("linear_forward", x.shape[0], x.shape[1], y.shape[1], Bt, scale, len(parts))
     (forward_fused if form == "fused" else forward_split)(x, parts, bias, A, Bt, slots, scale, u, y)
 
 
@@ -35,19 +35,19 @@ def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     """See ``dynadapt.ops.linear.linear_backward``. dy, dU and dx may have padded rows; A and Bt may be strided over slots."""
     if hasattr(parts, "q_transposed"):
         return float8.backward(dy, parts, A, Bt, slots, scale, dU, dx)
-    form = _choose("linear_backward", dy.shape[0], parts[0].shape[1], dy.shape[1], Bt, scale)
+    form = _choose("linear_backward", dy.shape[0], parts[0].shape[1], dy.shape[1], Bt, scale, len(parts))
     (backward_fused if form == "fused" else backward_split)(dy, parts, A, Bt, slots, scale, dU, dx)
 
 
 def forward_fused(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
-    """``linear_forward`` in one launch; rank up to ``linear_fused.MAX_RANK``."""
+    """``linear_forward`` in one launch; up to three parts, rank up to ``linear_fused.MAX_RANK``."""
     weights = _check("linear_forward", x, y, parts, A, Bt, slots, scale, u, forward=True)
     if x.shape[0]:
         linear_fused.launch_forward(x, weights, bias, A, Bt, slots, scale, u, y)
 
 
 def backward_fused(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
-    """``linear_backward`` in one launch; rank up to ``linear_fused.MAX_RANK``."""
+    """``linear_backward`` in one launch; up to three parts, rank up to ``linear_fused.MAX_RANK``."""
     weights = _check("linear_backward", dy, dx, parts, A, Bt, slots, scale, dU, forward=False)
     if not dy.shape[0]:
         return
@@ -108,9 +108,9 @@ def reason(op: str) -> str:
     return f"Triton, {choices.reason(op)}"
 
 
-def _choose(op, rows, k, o, Bt, scale) -> str:
-    """Parts with ranks of their own are for "split" alone."""
-    if isinstance(scale, SlotAdapters):
+def _choose(op, rows, k, o, Bt, scale, parts: int) -> str:
+    """Parts with ranks of their own, and more than three, are for "split" alone."""
+    if isinstance(scale, SlotAdapters) or parts > low_rank.MAX_PARTS:
         return "split"
     rank = 0 if Bt is None else Bt.shape[1]
     return "split" if rank > linear_fused.MAX_RANK or isinstance(scale, (list, tuple)) else choices.choose(op, rows, k, o, rank)
@@ -128,8 +128,8 @@ def _products(weights):
 def _check(op, rows, columns, parts, A, Bt, slots, scale, low, forward: bool):
     """The weights of ``parts``, after checking the shapes that decide which memory is touched."""
     weights = [p.weight for p in parts]
-    if not 1 <= len(weights) <= 3:
-        raise ValueError(f"{op}: parts has {len(weights)} weights, accepted is 1 to 3")
+    if not weights:
+        raise ValueError(f"{op}: parts has no weights, accepted is 1 or more")
     N, K, O = rows.shape[0], weights[0].shape[1], sum(w.shape[0] for w in weights)
     names, widths = (("x", "y"), (K, O)) if forward else (("dy", "dx"), (O, K))
     _shape(op, names[0], rows, (N, widths[0]))
