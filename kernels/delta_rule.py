@@ -1,4 +1,4 @@
-"""The gated delta rule, chunk by chunk of 64 tokens: two launches forward, four backward, for a group of streams.
+"""The gated delta rule, chunk by chunk of 64 tokens: two launches forward, five backward, for a group of streams.
 
 With G the sum of a chunk's g up to a token and D_ij = e^(G_i - G_j) from the diagonal down, S the state ahead of the chunk:
 
@@ -9,11 +9,13 @@ With G the sum of a chunk's g up to a token and D_ij = e^(G_i - G_j) from the di
 ``inverse``  T of every chunk and value head, all at once: blocks of 16 on the diagonal row by row, the rest of products, exact because what
              is below four blocks vanishes in its fourth power.
 ``forward``  walks over the chunks; a program is a value head of a stream and some of its value columns, which are independent. Its
-             state stays in registers. Backward lets it keep states and W instead of O.
+             state lies in memory, 16 KB that only it reads, because products over key columns in small steps are what fits registers. Backward lets
+             it keep all states and W instead of O.
 ``states``   walks back, with the gradient dS of the state behind a chunk, column by column as well:
              dW = P' dO + e^(G_end - G) K dS, dR = T' dW, X = -beta e^G dR, dV = beta dR, dS <- e^G_end dS + (scale e^G Q)' dO + K' X
-``backward`` all chunks at once, a program a key head with its value heads: dA = -dR W', dP = dO W', and from them and the states the
-             gradients of queries, keys and gates (csrc/cpu/kernels/delta_rule.cpp has the equations).
+``pairs``    all chunks at once: dA = -dR W', dP = dO W', the gradients of the gates, and what dQ and dK are along Q and K
+``backward`` all chunks and some key columns at once, a program a key head with its value heads: dQ and dK (csrc/cpu/kernels/delta_rule.cpp
+             has the equations).
 
 Sums of g are float64, because decays of very different strength stand in one chunk and only their differences count; all else is
 float32, its products three of TF32, which together are as exact. Streams are taken in groups whose states and writes fit BUDGET bytes of
@@ -22,7 +24,6 @@ scratch memory.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
@@ -30,8 +31,7 @@ from .common import Variant, block, launch, scratch, variant
 
 CHUNK, DIAGONAL = 64, 16
 BUDGET = 256 << 20  # bytes of scratch memory; a single stream may take more
-COLUMNS, WARPS = 32, 4  # value columns of a program
-BACKWARD_WARPS = 8
+COLUMNS, DEPTH, WARPS = 32, 32, 4  # value columns of a program, key columns of a step
 
 
 @triton.jit
@@ -48,10 +48,16 @@ def tokens(x, stride, first, t, length, columns, width):
 
 
 @triton.jit
-def unit(x, eps):
-    """Rows divided by their lengths, and 1 / length."""
-    inverse = 1.0 / tl.sqrt(tl.sum(x * x, 1) + eps)
-    return x * inverse[:, None], inverse
+def block_of(x, stride, first, t, length, at, d, DK: tl.constexpr):
+    """[C, BK] of columns ``d`` of a head that begins at ``at``."""
+    return tokens(x + at, stride, first, t, length, d, DK)
+
+
+@triton.jit
+def lengths_of(units, s, T, t, length, key_head, HK: tl.constexpr):
+    """1 / length of the queries and of the keys [C] of a chunk; 0 of rows that do not count."""
+    at = units + (s.to(tl.int64) * T + t) * 2 * HK + key_head
+    return tl.load(at, mask=t < length, other=0.0), tl.load(at + HK, mask=t < length, other=0.0)
 
 
 @triton.jit
@@ -86,6 +92,7 @@ def dynadapt_delta_rule_inverse(
     slots,
     lengths,
     inverses,
+    units,
     eps,
     T,
     chunks,
@@ -93,19 +100,33 @@ def dynadapt_delta_rule_inverse(
     HK: tl.constexpr,
     HV: tl.constexpr,
     DK: tl.constexpr,
-    DKP: tl.constexpr,
+    BK: tl.constexpr,
     C: tl.constexpr,
     B: tl.constexpr,
 ):
-    """inverses [S, chunks, HV, C, C]. Grid (chunks, HV, S)."""
+    """inverses [S, HV, chunks, C, C] and units [S T, 2, HK]: 1 / length of queries and keys. Grid (chunks, HV, S)."""
     chunk, head, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    _, first, length = stream_of(s, T, slots, lengths)
+    slot, first, length = stream_of(s, T, slots, lengths)
     i = tl.arange(0, C)
     t = chunk * C + i
-    d = tl.arange(0, DKP)
-    k, _ = unit(tokens(qkv + (HK + head // (HV // HK)) * DK, stride, first, t, length, d, DK), eps)
-    G, _, rate = gates(g, beta, first, t, length, head, HV)
-    a = tl.where(i[:, None] > i[None, :], rate[:, None] * decays(G, C) * times(k, tl.trans(k)), 0.0)
+    key_head = head // (HV // HK)
+    raw = tl.zeros([C, C], tl.float32)
+    k_square, q_square = tl.zeros([C], tl.float32), tl.zeros([C], tl.float32)
+    for d0 in range(0, DK, BK):
+        d = d0 + tl.arange(0, BK)
+        k = block_of(qkv, stride, first, t, length, (HK + key_head) * DK, d, DK)
+        q = block_of(qkv, stride, first, t, length, key_head * DK, d, DK)
+        raw += times(k, tl.trans(k))
+        k_square += tl.sum(k * k, 1)
+        q_square += tl.sum(q * q, 1)
+    k_unit, q_unit = 1.0 / tl.sqrt(k_square + eps), 1.0 / tl.sqrt(q_square + eps)
+    if head % (HV // HK) == 0:
+        to = units + (s.to(tl.int64) * T + t) * 2 * HK + key_head
+        tl.store(to, q_unit, mask=t < T)
+        tl.store(to + HK, k_unit, mask=t < T)
+    G, end, rate = gates(g, beta, first, t, length, head, HV)
+    a = decays(G, C) * (raw * (rate * k_unit)[:, None] * k_unit[None, :])
+    a = tl.where(i[:, None] > i[None, :], a, 0.0)
     same = (i // B)[:, None] == (i // B)[None, :]
     inner = tl.where(same, a, 0.0)
     inverse = tl.where(i[:, None] == i[None, :], 1.0, 0.0)
@@ -116,7 +137,7 @@ def dynadapt_delta_rule_inverse(
     m = times(inverse, a - inner)
     inverse += times(times(m, m), inverse)
     inverse -= times(m, inverse)
-    at = inverses + ((s.to(tl.int64) * chunks + chunk) * HV + head) * C * C
+    at = inverses + ((s.to(tl.int64) * HV + head) * chunks + chunk) * C * C
     tl.store(at + i[:, None] * C + i[None, :], inverse)
 
 
@@ -129,59 +150,81 @@ def dynadapt_delta_rule_forward(
     slots,
     lengths,
     inverses,
+    units,
     out,
-    final,
     states,
     writes,
     scale,
-    eps,
     T,
     chunks,
+    entries,
+    step,
     stride,
     out_stride,
     HK: tl.constexpr,
     HV: tl.constexpr,
     DK: tl.constexpr,
     DV: tl.constexpr,
-    DKP: tl.constexpr,
+    BK: tl.constexpr,
     BV: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Grid (blocks of value columns, HV, S). states [S, chunks, HV, DK, DV], writes [S, chunks, HV, C, DV]: where given."""
+    """Grid (blocks of value columns, HV, S). states [S, HV, entries, DK, DV]: where the state is, a step on after each chunk or in place.
+    writes [S, HV, chunks, C, DV] or None, and out or None."""
     head, s = tl.program_id(1), tl.program_id(2)
     slot, first, length = stream_of(s, T, slots, lengths)
-    i, d = tl.arange(0, C), tl.arange(0, DKP)
+    i = tl.arange(0, C)
     v = tl.program_id(0) * BV + tl.arange(0, BV)
     key_head = head // (HV // HK)
-    square = d[:, None] * DV + v[None, :]
-    inside = (d < DK)[:, None] & (v < DV)[None, :]
-    S = tl.zeros([DKP, BV], tl.float32)
-    if state is not None:
-        S += tl.load(state + (slot * HV + head) * DK * DV + square, mask=inside, other=0.0)
+    keys = (HK + key_head) * DK
+    here = states + (s.to(tl.int64) * HV + head) * entries * DK * DV
+    for d0 in range(0, DK, BK):
+        d = d0 + tl.arange(0, BK)
+        at = d[:, None] * DV + v[None, :]
+        inside = (d < DK)[:, None] & (v < DV)[None, :]
+        S = tl.zeros([BK, BV], tl.float32)
+        if state is not None:
+            S += tl.load(state + (slot * HV + head) * DK * DV + at, mask=inside, other=0.0)
+        tl.store(here + at, S, mask=inside)
+    tl.debug_barrier()
     for chunk in range(0, chunks):
         t = chunk * C + i
-        k, _ = unit(tokens(qkv + (HK + key_head) * DK, stride, first, t, length, d, DK), eps)
         G, end, rate = gates(g, beta, first, t, length, head, HV)
+        q_unit, k_unit = lengths_of(units, s, T, t, length, key_head, HK)
+        kS, qS, qk = tl.zeros([C, BV], tl.float32), tl.zeros([C, BV], tl.float32), tl.zeros([C, C], tl.float32)
+        for d0 in range(0, DK, BK):
+            d = d0 + tl.arange(0, BK)
+            S = tl.load(here + d[:, None] * DV + v[None, :], mask=(d < DK)[:, None] & (v < DV)[None, :], other=0.0)
+            k = block_of(qkv, stride, first, t, length, keys, d, DK)
+            kS += times(k, S)
+            if out is not None:
+                q = block_of(qkv, stride, first, t, length, key_head * DK, d, DK)
+                qS += times(q, S)
+                qk += times(q, tl.trans(k))
         from_start = tl.exp(G.to(tl.float32))
-        at = (s.to(tl.int64) * chunks + chunk) * HV + head
         value = tokens(qkv + 2 * HK * DK + head * DV, stride, first, t, length, v, DV)
-        lack = value - from_start[:, None] * times(k, S)
-        inverse = tl.load(inverses + at * C * C + i[:, None] * C + i[None, :])
-        W = times(inverse, rate[:, None] * lack)
+        right = rate[:, None] * (value - (from_start * k_unit)[:, None] * kS)
+        at_chunk = (s.to(tl.int64) * HV + head) * chunks + chunk
+        W = times(tl.load(inverses + at_chunk * C * C + i[:, None] * C + i[None, :]), right)
         if out is not None:
-            q, _ = unit(tokens(qkv + key_head * DK, stride, first, t, length, d, DK), eps)
-            P = decays(G, C) * times(q, tl.trans(k))
-            o = scale * (times(P, W) + from_start[:, None] * times(q, S))
+            P = decays(G, C) * (qk * (scale * q_unit)[:, None] * k_unit[None, :])
+            o = times(P, W) + (scale * from_start * q_unit)[:, None] * qS
             to = out + (first + t).to(tl.int64)[:, None] * out_stride + head * DV + v[None, :]
             o = tl.where((t < length)[:, None], o, 0.0)
             tl.store(to, o.to(out.dtype.element_ty), mask=(t < T)[:, None] & (v < DV)[None, :])
-        if states is not None:
-            tl.store(states + at * DK * DV + square, S, mask=inside)
-            tl.store(writes + at * C * DV + i[:, None] * DV + v[None, :], W, mask=(v < DV)[None, :] & (i >= 0)[:, None])
-        to_end = tl.exp((end - G).to(tl.float32))
-        S = tl.exp(end.to(tl.float32)) * S + times(tl.trans(k * to_end[:, None]), W)
-    if final is not None:
-        tl.store(final + (s.to(tl.int64) * HV + head) * DK * DV + square, S, mask=inside)
+        if writes is not None:
+            tl.store(writes + at_chunk * C * DV + i[:, None] * DV + v[None, :], W, mask=(v < DV)[None, :] & (i >= 0)[:, None])
+        weight, whole = k_unit * tl.exp((end - G).to(tl.float32)), tl.exp(end.to(tl.float32))
+        tl.debug_barrier()
+        for d0 in range(0, DK, BK):
+            d = d0 + tl.arange(0, BK)
+            at = d[:, None] * DV + v[None, :]
+            inside = (d < DK)[:, None] & (v < DV)[None, :]
+            k = block_of(qkv, stride, first, t, length, keys, d, DK) * weight[:, None]
+            S = whole * tl.load(here + at, mask=inside, other=0.0) + times(tl.trans(k), W)
+            tl.store(here + step + at, S, mask=inside)
+        tl.debug_barrier()
+        here += step
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -193,11 +236,11 @@ def dynadapt_delta_rule_states(
     slots,
     lengths,
     inverses,
+    units,
     dstates,
     dwrites,
     dqkv,
     scale,
-    eps,
     T,
     chunks,
     stride,
@@ -207,46 +250,163 @@ def dynadapt_delta_rule_states(
     HV: tl.constexpr,
     DK: tl.constexpr,
     DV: tl.constexpr,
-    DKP: tl.constexpr,
+    BK: tl.constexpr,
     BV: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Grid as ``forward``. dstates like its states, of those behind the chunks; dwrites [S, chunks, HV, C, DV]: dR; dV into dqkv."""
+    """Grid as ``forward``. dstates [S, HV, chunks + 1, DK, DV]: of the states ahead of the chunks; dwrites [S, HV, chunks, C, DV]: dR; dV
+    into dqkv."""
     head, s = tl.program_id(1), tl.program_id(2)
-    _, first, length = stream_of(s, T, slots, lengths)
-    i, d = tl.arange(0, C), tl.arange(0, DKP)
+    slot, first, length = stream_of(s, T, slots, lengths)
+    i = tl.arange(0, C)
     v = tl.program_id(0) * BV + tl.arange(0, BV)
     key_head = head // (HV // HK)
-    square = d[:, None] * DV + v[None, :]
-    inside = (d < DK)[:, None] & (v < DV)[None, :]
-    dS = tl.zeros([DKP, BV], tl.float32)
+    keys = (HK + key_head) * DK
+    here = dstates + ((s.to(tl.int64) * HV + head) * (chunks + 1) + chunks) * DK * DV
+    for d0 in range(0, DK, BK):
+        d = d0 + tl.arange(0, BK)
+        at = d[:, None] * DV + v[None, :]
+        tl.store(here + at, tl.zeros([BK, BV], tl.float32), mask=(d < DK)[:, None] & (v < DV)[None, :])
+    tl.debug_barrier()
     for back in range(0, chunks):
         chunk = chunks - 1 - back
         t = chunk * C + i
-        k, _ = unit(tokens(qkv + (HK + key_head) * DK, stride, first, t, length, d, DK), eps)
-        q, _ = unit(tokens(qkv + key_head * DK, stride, first, t, length, d, DK), eps)
         G, end, rate = gates(g, beta, first, t, length, head, HV)
-        at = (s.to(tl.int64) * chunks + chunk) * HV + head
-        tl.store(dstates + at * DK * DV + square, dS, mask=inside)
+        q_unit, k_unit = lengths_of(units, s, T, t, length, key_head, HK)
+        kdS, qk = tl.zeros([C, BV], tl.float32), tl.zeros([C, C], tl.float32)
+        for d0 in range(0, DK, BK):
+            d = d0 + tl.arange(0, BK)
+            dS = tl.load(here + d[:, None] * DV + v[None, :], mask=(d < DK)[:, None] & (v < DV)[None, :], other=0.0)
+            k = block_of(qkv, stride, first, t, length, keys, d, DK)
+            q = block_of(qkv, stride, first, t, length, key_head * DK, d, DK)
+            kdS += times(k, dS)
+            qk += times(q, tl.trans(k))
+        from_start, whole = tl.exp(G.to(tl.float32)), tl.exp(end.to(tl.float32))
         do = scale * tokens(dout + head * DV, dout_stride, first, t, length, v, DV)
-        P = decays(G, C) * times(q, tl.trans(k))
-        to_end = tl.exp((end - G).to(tl.float32))
-        dW = times(tl.trans(P), do) + to_end[:, None] * times(k, dS)
-        inverse = tl.load(inverses + at * C * C + i[:, None] * C + i[None, :])
+        P = decays(G, C) * (qk * q_unit[:, None] * k_unit[None, :])
+        dW = times(tl.trans(P), do) + (tl.exp((end - G).to(tl.float32)) * k_unit)[:, None] * kdS
+        at_chunk = (s.to(tl.int64) * HV + head) * chunks + chunk
+        inverse = tl.load(inverses + at_chunk * C * C + i[:, None] * C + i[None, :])
         dR = times(tl.trans(inverse), dW)
-        tl.store(dwrites + at * C * DV + i[:, None] * DV + v[None, :], dR, mask=(v < DV)[None, :] & (i >= 0)[:, None])
+        tl.store(dwrites + at_chunk * C * DV + i[:, None] * DV + v[None, :], dR, mask=(v < DV)[None, :] & (i >= 0)[:, None])
         dvalue = tl.where((t < length)[:, None], rate[:, None] * dR, 0.0)
         to = dqkv + (first + t).to(tl.int64)[:, None] * dstride + 2 * HK * DK + head * DV + v[None, :]
         tl.store(to, dvalue.to(dqkv.dtype.element_ty), mask=(t < T)[:, None] & (v < DV)[None, :])
-        from_start = tl.exp(G.to(tl.float32))
-        X = -(rate * from_start)[:, None] * dR
-        dS = tl.exp(end.to(tl.float32)) * dS + times(tl.trans(q * from_start[:, None]), do) + times(tl.trans(k), X)
+        X = (-rate * from_start * k_unit)[:, None] * dR
+        do = (from_start * q_unit)[:, None] * do
+        for d0 in range(0, DK, BK):
+            d = d0 + tl.arange(0, BK)
+            at = d[:, None] * DV + v[None, :]
+            inside = (d < DK)[:, None] & (v < DV)[None, :]
+            k = block_of(qkv, stride, first, t, length, keys, d, DK)
+            q = block_of(qkv, stride, first, t, length, key_head * DK, d, DK)
+            dS = whole * tl.load(here + at, mask=inside, other=0.0) + times(tl.trans(q), do)
+            tl.store(here - DK * DV + at, dS + times(tl.trans(k), X), mask=inside)
+        tl.debug_barrier()
+        here -= DK * DV
 
 
-@triton.jit
-def through_unit(dy, y, inverse):
-    """The gradient of rows before they were divided by their lengths."""
-    return (dy - y * tl.sum(y * dy, 1)[:, None]) * inverse[:, None]
+@triton.jit(do_not_specialize=["T", "chunks"])
+def dynadapt_delta_rule_pairs(
+    dout,
+    qkv,
+    g,
+    beta,
+    slots,
+    lengths,
+    units,
+    states,
+    writes,
+    dstates,
+    dwrites,
+    pairs,
+    along,
+    dg,
+    dbeta,
+    scale,
+    T,
+    chunks,
+    stride,
+    dout_stride,
+    HK: tl.constexpr,
+    HV: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    C: tl.constexpr,
+):
+    """dg and dbeta; pairs [S, HV, chunks, 2, C, C]: what pairs of tokens give to dQ, and to dK by K; along [S, HV, chunks, 2, C]: dQ . Q and
+    dK . K. Grid (chunks, HV, S)."""
+    chunk, head, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    slot, first, length = stream_of(s, T, slots, lengths)
+    i = tl.arange(0, C)
+    t = chunk * C + i
+    key_head = head // (HV // HK)
+    keys = (HK + key_head) * DK
+    G, end, rate = gates(g, beta, first, t, length, head, HV)
+    from_start, to_end, whole = tl.exp(G.to(tl.float32)), tl.exp((end - G).to(tl.float32)), tl.exp(end.to(tl.float32))
+    q_unit, k_unit = lengths_of(units, s, T, t, length, key_head, HK)
+    at_head = s.to(tl.int64) * HV + head
+    at_chunk = at_head * chunks + chunk
+    S_at = states + (at_head * (chunks + 1) + chunk) * DK * DV
+    dS_at = dstates + (at_head * (chunks + 1) + chunk + 1) * DK * DV
+    dA, dP = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
+    q_along, k_along, later = tl.zeros([C], tl.float32), tl.zeros([C], tl.float32), tl.zeros([C], tl.float32)
+    drate, kept = tl.zeros([C], tl.float32), tl.zeros([BK], tl.float32)
+    for v0 in range(0, DV, BV):
+        v = v0 + tl.arange(0, BV)
+        kS, qS, kdS = tl.zeros([C, BV], tl.float32), tl.zeros([C, BV], tl.float32), tl.zeros([C, BV], tl.float32)
+        for d0 in range(0, DK, BK):
+            d = d0 + tl.arange(0, BK)
+            at = d[:, None] * DV + v[None, :]
+            inside = (d < DK)[:, None] & (v < DV)[None, :]
+            S = tl.load(S_at + at, mask=inside, other=0.0)
+            dS = tl.load(dS_at + at, mask=inside, other=0.0)
+            k = block_of(qkv, stride, first, t, length, keys, d, DK)
+            q = block_of(qkv, stride, first, t, length, key_head * DK, d, DK)
+            kS += times(k, S)
+            qS += times(q, S)
+            kdS += times(k, dS)
+            kept += tl.sum(dS * S, 1)
+        rows, some = at_chunk * C * DV + i[:, None] * DV + v[None, :], (v < DV)[None, :] & (i >= 0)[:, None]
+        W = tl.load(writes + rows, mask=some, other=0.0)
+        dR = tl.load(dwrites + rows, mask=some, other=0.0)
+        do = scale * tokens(dout + head * DV, dout_stride, first, t, length, v, DV)
+        value = tokens(qkv + 2 * HK * DK + head * DV, stride, first, t, length, v, DV)
+        kS *= (from_start * k_unit)[:, None]
+        drate += tl.sum(dR * (value - kS), 1)
+        q_along += from_start * q_unit * tl.sum(do * qS, 1)
+        k_along -= rate * tl.sum(dR * kS, 1)
+        later += to_end * k_unit * tl.sum(W * kdS, 1)
+        dA -= times(dR, tl.trans(W))
+        dP += times(do, tl.trans(W))
+    kk, qk = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
+    for d0 in range(0, DK, BK):
+        d = d0 + tl.arange(0, BK)
+        k = block_of(qkv, stride, first, t, length, keys, d, DK)
+        q = block_of(qkv, stride, first, t, length, key_head * DK, d, DK)
+        kk += times(k, tl.trans(k))
+        qk += times(q, tl.trans(k))
+    D = decays(G, C)
+    dP = dP * D
+    dA = tl.where(i[:, None] > i[None, :], dA * D, 0.0)
+    given = dA * (kk * k_unit[:, None] * k_unit[None, :])
+    drate += tl.sum(given, 1)
+    given = rate[:, None] * given
+    asked = dP * (qk * q_unit[:, None] * k_unit[None, :])
+    dG = (q_along + k_along - later).to(tl.float64) + tl.sum(given + asked, 1).to(tl.float64) - tl.sum(given + asked, 0).to(tl.float64)
+    at_end = tl.sum(later, 0).to(tl.float64) + (whole * tl.sum(kept, 0)).to(tl.float64)
+    dgate = tl.sum(dG, 0) - tl.cumsum(dG, 0) + dG + at_end  # g_t gives to all G from t on
+    to = (first + t).to(tl.int64) * HV + head
+    tl.store(dg + to, tl.where(t < length, dgate, 0.0).to(tl.float32), mask=t < T)
+    tl.store(dbeta + to, tl.where(t < length, drate, 0.0), mask=t < T)
+    square = pairs + at_chunk * 2 * C * C + i[:, None] * C + i[None, :]
+    dA = rate[:, None] * dA
+    tl.store(square, dP)
+    tl.store(square + C * C, dA + tl.trans(dA))
+    tl.store(along + at_chunk * 2 * C + i, q_along + tl.sum(asked, 1))
+    tl.store(along + at_chunk * 2 * C + C + i, k_along + later + tl.sum(asked, 0) + tl.sum(given, 0) + tl.sum(given, 1))
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -257,15 +417,15 @@ def dynadapt_delta_rule_backward(
     beta,
     slots,
     lengths,
+    units,
     states,
     writes,
     dstates,
     dwrites,
+    pairs,
+    along,
     dqkv,
-    dg,
-    dbeta,
     scale,
-    eps,
     T,
     chunks,
     stride,
@@ -275,68 +435,53 @@ def dynadapt_delta_rule_backward(
     HV: tl.constexpr,
     DK: tl.constexpr,
     DV: tl.constexpr,
-    DKP: tl.constexpr,
+    BK: tl.constexpr,
     BV: tl.constexpr,
     C: tl.constexpr,
 ):
-    """dQ and dK into dqkv, dg and dbeta. Grid (chunks, HK, S)."""
-    chunk, key_head, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    _, first, length = stream_of(s, T, slots, lengths)
-    i, d = tl.arange(0, C), tl.arange(0, DKP)
+    """dQ and dK of some columns, into dqkv. Grid (chunks x blocks of key columns, HK, S)."""
+    BLOCKS: tl.constexpr = (DK + BK - 1) // BK
+    chunk, key_head, s = tl.program_id(0) // BLOCKS, tl.program_id(1), tl.program_id(2)
+    slot, first, length = stream_of(s, T, slots, lengths)
+    i, d = tl.arange(0, C), tl.program_id(0) % BLOCKS * BK + tl.arange(0, BK)
     t = chunk * C + i
-    q, q_inverse = unit(tokens(qkv + key_head * DK, stride, first, t, length, d, DK), eps)
-    k, k_inverse = unit(tokens(qkv + (HK + key_head) * DK, stride, first, t, length, d, DK), eps)
-    dq, dk = tl.zeros([C, DKP], tl.float32), tl.zeros([C, DKP], tl.float32)
+    q_unit, k_unit = lengths_of(units, s, T, t, length, key_head, HK)
+    q = block_of(qkv, stride, first, t, length, key_head * DK, d, DK) * q_unit[:, None]
+    k = block_of(qkv, stride, first, t, length, (HK + key_head) * DK, d, DK) * k_unit[:, None]
+    dq, dk = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
+    q_along, k_along = tl.zeros([C], tl.float32), tl.zeros([C], tl.float32)
     for head in range(key_head * (HV // HK), (key_head + 1) * (HV // HK)):
         G, end, rate = gates(g, beta, first, t, length, head, HV)
-        from_start, to_end, whole = tl.exp(G.to(tl.float32)), tl.exp((end - G).to(tl.float32)), tl.exp(end.to(tl.float32))
-        at = (s.to(tl.int64) * chunks + chunk) * HV + head
-        dA, dP = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
-        dG, drate, dend = tl.zeros([C], tl.float64), tl.zeros([C], tl.float32), tl.zeros([C], tl.float64)
+        from_start, to_end = tl.exp(G.to(tl.float32)), tl.exp((end - G).to(tl.float32))
+        at_head = s.to(tl.int64) * HV + head
+        at_chunk = at_head * chunks + chunk
         for v0 in range(0, DV, BV):
             v = v0 + tl.arange(0, BV)
-            square = d[:, None] * DV + v[None, :]
+            at = (at_head * (chunks + 1) + chunk) * DK * DV + d[:, None] * DV + v[None, :]
             inside = (d < DK)[:, None] & (v < DV)[None, :]
-            rows, some = i[:, None] * DV + v[None, :], (v < DV)[None, :] & (i >= 0)[:, None]
-            S = tl.load(states + at * DK * DV + square, mask=inside, other=0.0)
-            dS = tl.load(dstates + at * DK * DV + square, mask=inside, other=0.0)
-            W = tl.load(writes + at * C * DV + rows, mask=some, other=0.0)
-            dR = tl.load(dwrites + at * C * DV + rows, mask=some, other=0.0)
-            do = scale * tokens(dout + head * DV, dout_stride, first, t, length, v, DV)
-            value = tokens(qkv + 2 * HK * DK + head * DV, stride, first, t, length, v, DV)
-            drate += tl.sum(dR * (value - from_start[:, None] * times(k, S)), 1)
-            dA -= times(dR, tl.trans(W))
-            dP += times(do, tl.trans(W))
-            part = from_start[:, None] * times(do, tl.trans(S))
-            dq += part
-            dG += tl.sum(part * q, 1).to(tl.float64)
-            part = times(-(rate * from_start)[:, None] * dR, tl.trans(S))
-            dk += part
-            dG += tl.sum(part * k, 1).to(tl.float64)
-            part = to_end[:, None] * times(W, tl.trans(dS))
-            dk += part
-            share = tl.sum(part * k, 1).to(tl.float64)
-            dG -= share
-            dend += share + tl.where(i == 0, (whole * tl.sum(tl.sum(dS * S, 1), 0)).to(tl.float64), 0.0)
-        D = decays(G, C)
-        dA = tl.where(i[:, None] > i[None, :], dA * D, 0.0)
-        dP = dP * D
-        pairs = dA * times(k, tl.trans(k))
-        drate += tl.sum(pairs, 1)
-        pairs = rate[:, None] * pairs + dP * times(q, tl.trans(k))
-        dG += tl.sum(pairs, 1).to(tl.float64) - tl.sum(pairs, 0).to(tl.float64)
-        dA = rate[:, None] * dA
+            S = tl.load(states + at, mask=inside, other=0.0)
+            dS = tl.load(dstates + DK * DV + at, mask=inside, other=0.0)
+            rows, some = at_chunk * C * DV + i[:, None] * DV + v[None, :], (v < DV)[None, :] & (i >= 0)[:, None]
+            W = tl.load(writes + rows, mask=some, other=0.0) * to_end[:, None]
+            X = tl.load(dwrites + rows, mask=some, other=0.0) * (-rate * from_start)[:, None]
+            do = tokens(dout + head * DV, dout_stride, first, t, length, v, DV) * (scale * from_start)[:, None]
+            dq += times(do, tl.trans(S))
+            dk += times(X, tl.trans(S))
+            dk += times(W, tl.trans(dS))
+        square = pairs + at_chunk * 2 * C * C + i[:, None] * C + i[None, :]
+        dP = tl.load(square)
         dq += times(dP, k)
-        dk += times(tl.trans(dP), q) + times(dA + tl.trans(dA), k)
-        # what g_t gives to all G behind it and to the end
-        dgate = tl.sum(dG, 0) - tl.cumsum(dG, 0) + dG + tl.sum(dend, 0)
-        to = (first + t).to(tl.int64) * HV + head
-        tl.store(dg + to, tl.where(t < length, dgate, 0.0).to(tl.float32), mask=t < T)
-        tl.store(dbeta + to, tl.where(t < length, drate, 0.0), mask=t < T)
+        dk += times(tl.trans(dP), q)
+        dk += times(tl.load(square + C * C), k)
+        q_along += tl.load(along + at_chunk * 2 * C + i)
+        k_along += tl.load(along + at_chunk * 2 * C + C + i)
     to = dqkv + (first + t).to(tl.int64)[:, None] * dstride + key_head * DK + d[None, :]
     live, stored = (t < length)[:, None], (t < T)[:, None] & (d < DK)[None, :]
-    tl.store(to, tl.where(live, through_unit(dq, q, q_inverse), 0.0).to(dqkv.dtype.element_ty), mask=stored)
-    tl.store(to + HK * DK, tl.where(live, through_unit(dk, k, k_inverse), 0.0).to(dqkv.dtype.element_ty), mask=stored)
+    # through the division by the length: what is along the row itself is nothing to it
+    dq = (dq - q * q_along[:, None]) * q_unit[:, None]
+    dk = (dk - k * k_along[:, None]) * k_unit[:, None]
+    tl.store(to, tl.where(live, dq, 0.0).to(dqkv.dtype.element_ty), mask=stored)
+    tl.store(to + HK * DK, tl.where(live, dk, 0.0).to(dqkv.dtype.element_ty), mask=stored)
 
 
 def _check(op: str, qkv, g, beta, state, slots, lengths, hk, hv, dk, dv) -> None:
@@ -368,46 +513,47 @@ def _groups(streams: int, size: int):
 class _Call:
     """What the launches of one call take, for a group of streams at a time."""
 
-    def __init__(self, qkv, g, beta, state, slots, lengths, hk, hv, dk, dv, scale, eps, backward: bool):
-        self.rows = dict(qkv=qkv, g=g, beta=beta)
-        self.streams = dict(slots=slots, lengths=lengths)
-        self.T, self.count = len(qkv) // len(slots), len(slots)
+    def __init__(self, qkv, g, beta, state, slots, lengths, hk, hv, dk, dv, scale, eps, rooms: dict):
+        """``rooms``: scratch memory by name, numbers a stream."""
+        self.rows, self.streams = dict(qkv=qkv, g=g, beta=beta), dict(slots=slots, lengths=lengths)
+        self.T, self.count, self.hv = len(qkv) // len(slots), len(slots), hv
         self.chunks = triton.cdiv(self.T, CHUNK)
-        self.heads = hk, hv
-        self.sizes = dict(HK=hk, HV=hv, DK=dk, DV=dv, DKP=block(dk, 256), BV=block(dv, COLUMNS), C=CHUNK, B=DIAGONAL)
+        self.sizes = _sizes(hk, hv, dk, dv)
         self.given = dict(state=state, scale=float(scale), eps=float(eps), T=self.T, chunks=self.chunks, stride=qkv.stride(0), **self.sizes)
-        self.shapes = {"inverses": CHUNK * CHUNK}
-        if backward:
-            self.shapes |= dict.fromkeys(("states", "dstates"), dk * dv) | dict.fromkeys(("writes", "dwrites"), CHUNK * dv)
+        self.rooms = {"inverses": hv * self.chunks * CHUNK * CHUNK, "units": self.T * 2 * hk} | rooms
 
     def groups(self, rows: dict, streams: dict):
         """(arguments, number of streams) of each group; what has rows or streams is cut to the group's."""
-        per_stream = self.chunks * self.heads[1]
-        groups = _groups(self.count, 4 * per_stream * sum(self.shapes.values()))
+        groups = _groups(self.count, 4 * sum(self.rooms.values()))
         most = max(hi - lo for lo, hi in groups)
         device = self.rows["qkv"].device
-        rooms = {name: scratch(device, f"delta rule {name}", most * per_stream, size) for name, size in self.shapes.items()}
+        rooms = {name: scratch(device, f"delta rule {name}", most * size) for name, size in self.rooms.items()}
         for lo, hi in groups:
             own = {n: None if t is None else t[lo * self.T : hi * self.T] for n, t in (self.rows | rows).items()}
             own |= {n: None if t is None else t[lo:hi] for n, t in (self.streams | streams).items()}
-            yield self.given | own | rooms, hi - lo
+            yield self.given | rooms | own, hi - lo
 
     def by_columns(self, streams: int) -> tuple[int, int, int]:
-        return triton.cdiv(self.sizes["DV"], self.sizes["BV"]), self.heads[1], streams
+        return triton.cdiv(self.sizes["DV"], self.sizes["BV"]), self.hv, streams
+
+
+def _sizes(hk: int, hv: int, dk: int, dv: int) -> dict:
+    return dict(HK=hk, HV=hv, DK=dk, DV=dv, BK=block(dk, DEPTH), BV=block(dv, COLUMNS), C=CHUNK, B=DIAGONAL)
 
 
 def delta_rule_forward(qkv, g, beta, state, slots, lengths, hk, hv, dk, dv, scale, eps, out, final) -> None:
     """out [N, hv dv] and final [S, hv, dk, dv] or None; see ``dynadapt.ops.delta_rule``.
 
     Raises:
-        ValueError: a shape that does not fit, or heads of more than 256.
+        ValueError: a shape or stride that does not fit, or heads of more than 256.
     """
     _check("delta_rule_forward", qkv, g, beta, state, slots, lengths, hk, hv, dk, dv)
-    call = _Call(qkv, g, beta, state, slots, lengths, hk, hv, dk, dv, scale, eps, backward=False)
-    for given, streams in call.groups(dict(out=out), dict(final=final)):
+    rooms = {"states": hv * dk * dv} if final is None else {}
+    call = _Call(qkv, g, beta, state, slots, lengths, hk, hv, dk, dv, scale, eps, rooms)
+    for given, streams in call.groups(dict(out=out), {} if final is None else dict(states=final)):
         if call.chunks:
             launch(dynadapt_delta_rule_inverse, (call.chunks, hv, streams), given, num_warps=WARPS, num_stages=1)
-        given |= dict(states=None, writes=None, out_stride=out.stride(0))
+        given |= dict(writes=None, out_stride=out.stride(0), entries=1, step=0)
         launch(dynadapt_delta_rule_forward, call.by_columns(streams), given, num_warps=WARPS, num_stages=1)
 
 
@@ -418,15 +564,22 @@ def delta_rule_backward(dout, qkv, g, beta, state, slots, lengths, hk, hv, dk, d
         ValueError: as ``delta_rule_forward``.
     """
     _check("delta_rule_backward", qkv, g, beta, state, slots, lengths, hk, hv, dk, dv)
-    call = _Call(qkv, g, beta, state, slots, lengths, hk, hv, dk, dv, scale, eps, backward=True)
-    if not call.chunks:
+    chunks = triton.cdiv(len(qkv) // len(slots), CHUNK)
+    rooms = dict.fromkeys(("states", "dstates"), hv * (chunks + 1) * dk * dv)
+    rooms |= dict.fromkeys(("writes", "dwrites"), hv * chunks * CHUNK * dv)
+    rooms |= {"pairs": hv * chunks * 2 * CHUNK * CHUNK, "along": hv * chunks * 2 * CHUNK}
+    call = _Call(qkv, g, beta, state, slots, lengths, hk, hv, dk, dv, scale, eps, rooms)
+    if not chunks:
         return
     for given, streams in call.groups(dict(dout=dout, dqkv=dqkv, dg=dg, dbeta=dbeta), {}):
-        given |= dict(out=None, final=None, out_stride=0, dout_stride=dout.stride(0), dstride=dqkv.stride(0))
-        launch(dynadapt_delta_rule_inverse, (call.chunks, hv, streams), given, num_warps=WARPS, num_stages=1)
+        given |= dict(out=None, out_stride=0, entries=chunks + 1, step=dk * dv, dout_stride=dout.stride(0), dstride=dqkv.stride(0))
+        of_chunks = chunks, hv, streams
+        launch(dynadapt_delta_rule_inverse, of_chunks, given, num_warps=WARPS, num_stages=1)
         launch(dynadapt_delta_rule_forward, call.by_columns(streams), given, num_warps=WARPS, num_stages=1)
         launch(dynadapt_delta_rule_states, call.by_columns(streams), given, num_warps=WARPS, num_stages=1)
-        launch(dynadapt_delta_rule_backward, (call.chunks, hk, streams), given, num_warps=BACKWARD_WARPS, num_stages=1)
+        launch(dynadapt_delta_rule_pairs, of_chunks, given, num_warps=WARPS, num_stages=1)
+        grid = chunks * triton.cdiv(dk, call.sizes["BK"]), hk, streams
+        launch(dynadapt_delta_rule_backward, grid, given, num_warps=WARPS, num_stages=1)
 
 
 def reason(op: str) -> str:
@@ -434,21 +587,25 @@ def reason(op: str) -> str:
 
 
 _TYPES = dict.fromkeys(("qkv", "out", "dout", "dqkv"), "*bf16") | {"slots": "*i32", "lengths": "*i32", "scale": "fp32", "eps": "fp32"}
-_TYPES |= dict.fromkeys(("g", "beta", "state", "inverses", "final", "states", "writes", "dstates", "dwrites", "dg", "dbeta"), "*fp32")
+_TYPES |= dict.fromkeys(("g", "beta", "state", "dg", "dbeta", "inverses", "units", "states", "writes"), "*fp32")
+_TYPES |= dict.fromkeys(("dstates", "dwrites", "pairs", "along"), "*fp32")
 
 
 def _variants(hk: int, hv: int, d: int, dtype: str):
-    sizes = dict(HK=hk, HV=hv, DK=d, DV=d, DKP=block(d, 256), BV=block(d, COLUMNS), C=CHUNK, B=DIAGONAL)
-    kept = dict.fromkeys(("out", "final"))
-    for suffix, kernel, absent, warps in (
-        ("", dynadapt_delta_rule_inverse, {}, WARPS),
-        ("", dynadapt_delta_rule_forward, dict.fromkeys(("states", "writes")), WARPS),
-        (", states kept", dynadapt_delta_rule_forward, kept, WARPS),
-        ("", dynadapt_delta_rule_states, {}, WARPS),
-        ("", dynadapt_delta_rule_backward, {}, BACKWARD_WARPS),
+    sizes = _sizes(hk, hv, d, d)
+    for suffix, kernel, absent in (
+        ("", dynadapt_delta_rule_inverse, {}),
+        ("", dynadapt_delta_rule_forward, {"writes": None}),
+        (", states kept", dynadapt_delta_rule_forward, {"out": None}),
+        ("", dynadapt_delta_rule_states, {}),
+        ("", dynadapt_delta_rule_pairs, {}),
+        ("", dynadapt_delta_rule_backward, {}),
     ):
         constexprs = {name: value for name, value in sizes.items() if name in kernel.arg_names} | absent
-        yield variant(f"{hk}, {hv} x {d}, {dtype}{suffix}", kernel, _TYPES, constexprs, dtype=dtype, num_stages=1, num_warps=warps)
+        loose = ("entries", "step")
+        yield variant(
+            f"{hk}, {hv} x {d}, {dtype}{suffix}", kernel, _TYPES, constexprs, dtype=dtype, num_stages=1, num_warps=WARPS, loose=loose
+        )
 
 
 VARIANTS: list[Variant] = [*_variants(16, 32, 128, "bf16"), *_variants(16, 16, 64, "fp32")]
