@@ -1,4 +1,4 @@
-"""The gated delta rule, chunk by chunk of 64 tokens: two launches forward, five backward, for a group of streams.
+"""The gated delta rule, chunk by chunk of 32 tokens: two launches forward, five backward, for a group of streams.
 
 With G the sum of a chunk's g up to a token and D_ij = e^(G_i - G_j) from the diagonal down, S the state ahead of the chunk:
 
@@ -7,9 +7,9 @@ With G the sum of a chunk's g up to a token and D_ij = e^(G_i - G_j) from the di
     S <- e^G_end S + (e^(G_end - G) K)' W
 
 ``inverse``  T of every chunk and value head, all at once: blocks of 16 on the diagonal row by row, the rest of products, exact because what
-             is below four blocks vanishes in its fourth power.
+             is below one block of two vanishes in its square (of four, in its fourth power).
 ``forward``  walks over the chunks; a program is a value head of a stream and some of its value columns, which are independent. Its
-             state lies in memory, 16 KB that only it reads, because products over key columns in small steps are what fits registers. Backward lets
+             state lies in memory, 16 KB that it alone reads, because products over a few key columns at a time are what fits registers. Backward lets
              it keep all states and W instead of O.
 ``states``   walks back, with the gradient dS of the state behind a chunk, column by column as well:
              dW = P' dO + e^(G_end - G) K dS, dR = T' dW, X = -beta e^G dR, dV = beta dR, dS <- e^G_end dS + (scale e^G Q)' dO + K' X
@@ -29,9 +29,10 @@ import triton.language as tl
 
 from .common import Variant, block, launch, scratch, variant
 
-CHUNK, DIAGONAL = 64, 16
-BUDGET = 256 << 20  # bytes of scratch memory; a single stream may take more
-COLUMNS, DEPTH, WARPS = 32, 32, 4  # value columns of a program, key columns of a step
+CHUNK, DIAGONAL = 32, 16
+BUDGET = 1 << 30  # bytes of scratch memory; a single stream may take more
+WARPS, TILES = 4, {"BV": 32, "BK": 32}  # value columns of a program, key columns of a step
+PAIRS, BACKWARD = {"BV": 16, "BK": 16}, {"BV": 32, "BK": 16}  # of the kernels that hold more
 
 
 @triton.jit
@@ -135,7 +136,8 @@ def dynadapt_delta_rule_inverse(
         row = tl.sum(tl.where(chosen[:, None], inner, 0.0), 0)
         inverse -= tl.where(chosen[:, None] & same, tl.sum(row[:, None] * inverse, 0)[None, :], 0.0)
     m = times(inverse, a - inner)
-    inverse += times(times(m, m), inverse)
+    if C > 2 * B:
+        inverse += times(times(m, m), inverse)
     inverse -= times(m, inverse)
     at = inverses + ((s.to(tl.int64) * HV + head) * chunks + chunk) * C * C
     tl.store(at + i[:, None] * C + i[None, :], inverse)
@@ -538,7 +540,11 @@ class _Call:
 
 
 def _sizes(hk: int, hv: int, dk: int, dv: int) -> dict:
-    return dict(HK=hk, HV=hv, DK=dk, DV=dv, BK=block(dk, DEPTH), BV=block(dv, COLUMNS), C=CHUNK, B=DIAGONAL)
+    return dict(HK=hk, HV=hv, DK=dk, DV=dv, **_tiles(TILES, dk, dv), C=CHUNK, B=DIAGONAL)
+
+
+def _tiles(most: dict, dk: int, dv: int) -> dict:
+    return {"BK": block(dk, most["BK"]), "BV": block(dv, most["BV"])}
 
 
 def delta_rule_forward(qkv, g, beta, state, slots, lengths, hk, hv, dk, dv, scale, eps, out, final) -> None:
@@ -577,13 +583,14 @@ def delta_rule_backward(dout, qkv, g, beta, state, slots, lengths, hk, hv, dk, d
         launch(dynadapt_delta_rule_inverse, of_chunks, given, num_warps=WARPS, num_stages=1)
         launch(dynadapt_delta_rule_forward, call.by_columns(streams), given, num_warps=WARPS, num_stages=1)
         launch(dynadapt_delta_rule_states, call.by_columns(streams), given, num_warps=WARPS, num_stages=1)
-        launch(dynadapt_delta_rule_pairs, of_chunks, given, num_warps=WARPS, num_stages=1)
-        grid = chunks * triton.cdiv(dk, call.sizes["BK"]), hk, streams
-        launch(dynadapt_delta_rule_backward, grid, given, num_warps=WARPS, num_stages=1)
+        launch(dynadapt_delta_rule_pairs, of_chunks, given | _tiles(PAIRS, dk, dv), num_warps=WARPS, num_stages=1)
+        tiles = _tiles(BACKWARD, dk, dv)
+        grid = chunks * triton.cdiv(dk, tiles["BK"]), hk, streams
+        launch(dynadapt_delta_rule_backward, grid, given | tiles, num_warps=WARPS, num_stages=1)
 
 
 def reason(op: str) -> str:
-    return "Triton, chunks of 64 tokens in float32, the triangular inverse of all at once"
+    return "Triton, chunks of 32 tokens in float32, the triangular inverse of all at once"
 
 
 _TYPES = dict.fromkeys(("qkv", "out", "dout", "dqkv"), "*bf16") | {"slots": "*i32", "lengths": "*i32", "scale": "fp32", "eps": "fp32"}
@@ -593,19 +600,21 @@ _TYPES |= dict.fromkeys(("dstates", "dwrites", "pairs", "along"), "*fp32")
 
 def _variants(hk: int, hv: int, d: int, dtype: str):
     sizes = _sizes(hk, hv, d, d)
-    for suffix, kernel, absent in (
+    for suffix, kernel, other in (
         ("", dynadapt_delta_rule_inverse, {}),
         ("", dynadapt_delta_rule_forward, {"writes": None}),
         (", states kept", dynadapt_delta_rule_forward, {"out": None}),
         ("", dynadapt_delta_rule_states, {}),
-        ("", dynadapt_delta_rule_pairs, {}),
-        ("", dynadapt_delta_rule_backward, {}),
+        ("", dynadapt_delta_rule_pairs, _tiles(PAIRS, d, d)),
+        ("", dynadapt_delta_rule_backward, _tiles(BACKWARD, d, d)),
     ):
-        constexprs = {name: value for name, value in sizes.items() if name in kernel.arg_names} | absent
+        constexprs = {name: value for name, value in sizes.items() if name in kernel.arg_names} | other
         loose = ("entries", "step")
         yield variant(
             f"{hk}, {hv} x {d}, {dtype}{suffix}", kernel, _TYPES, constexprs, dtype=dtype, num_stages=1, num_warps=WARPS, loose=loose
         )
 
 
-VARIANTS: list[Variant] = [*_variants(16, 32, 128, "bf16"), *_variants(16, 16, 64, "fp32")]
+_BUILDS = [*_variants(16, 32, 128, "bf16"), *_variants(16, 16, 64, "fp32")]
+# Tiles are chosen for sm_90; sm_80 spills 34 registers of the forward walk.
+VARIANTS: list[Variant] = [replace(v, **target) for target in (dict(archs=(90, 100)), dict(archs=(80,), spills=136)) for v in _BUILDS]
