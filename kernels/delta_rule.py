@@ -24,6 +24,8 @@ scratch memory.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import triton
 import triton.language as tl
 

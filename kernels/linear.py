@@ -41,14 +41,14 @@ def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
 
 def forward_fused(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """``linear_forward`` in one launch; up to three parts, rank up to ``linear_fused.MAX_RANK``."""
-    weights = _check("linear_forward", x, y, parts, A, Bt, slots, scale, u, forward=True)
+    weights = _three_at_most("linear_forward", _check("linear_forward", x, y, parts, A, Bt, slots, scale, u, forward=True))
     if x.shape[0]:
         linear_fused.launch_forward(x, weights, bias, A, Bt, slots, scale, u, y)
 
 
 def backward_fused(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     """``linear_backward`` in one launch; up to three parts, rank up to ``linear_fused.MAX_RANK``."""
-    weights = _check("linear_backward", dy, dx, parts, A, Bt, slots, scale, dU, forward=False)
+    weights = _three_at_most("linear_backward", _check("linear_backward", dy, dx, parts, A, Bt, slots, scale, dU, forward=False))
     if not dy.shape[0]:
         return
     if dx is not None:
@@ -152,6 +152,12 @@ def _check(op, rows, columns, parts, A, Bt, slots, scale, low, forward: bool):
         _shape(op, "u" if forward else "dU", low, (N, width))
         if N % len(slots):
             raise ValueError(f"{op}: slots has {len(slots)} entries for {N} rows, accepted is a divisor")
+    return weights
+
+
+def _three_at_most(op, weights):
+    if len(weights) > low_rank.MAX_PARTS:
+        raise ValueError(f"{op}: parts has {len(weights)} weights, accepted is 1 to {low_rank.MAX_PARTS} in one launch")
     return weights
 
 
