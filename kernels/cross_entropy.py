@@ -14,6 +14,9 @@ The weight gradient recomputes a chunk's logits from lse in the same way; a Trit
 
 ``distillation`` is the chunked form with three launches between the products: scores, loss and the gradient at the teacher's tokens from
 the logits, then the gradient everywhere else over them, then those few on top. Nothing is subtracted from a rounded number.
+
+``adapted_cross_entropy`` is the chunked form with the adapters' products (row_adapters.py) before those of cuBLAS, which adds the base's onto
+them: 3 launches a chunk for the score, 7 with the gradient, 4 more for the adapters' own.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import choices
+from . import choices, row_adapters
 from .common import FUSION, Variant, block, dot, hyperbolic_tangent, launch, scratch, variant, wait_for_previous
 from .cross_entropy_fused import cross_entropy_fused
 from .row_chunks import chunks, padded_rows
@@ -253,6 +256,8 @@ def dynadapt_cross_entropy_weight_gradient(
 def reason(op: str) -> str:
     if op == "cross_entropy_weight_gradient":
         return "cuBLAS logits, Triton gradient of the logits, Triton product"
+    if op.startswith("adapted_cross_entropy"):
+        return "cuBLAS logits onto each row's adapter in Triton, Triton gradient of the logits"
     if op == "distillation":
         return "cuBLAS logits, Triton loss and gradient of the logits, cuBLAS product"
     return f"Triton, {choices.reason(op)}; split is cuBLAS, Triton softmax, cuBLAS"
@@ -278,11 +283,16 @@ def cross_entropy(h, head, targets, weights, nll, lse, dh, softcap=None) -> None
         cross_entropy_chunked(h, head, targets, weights, nll, lse, dh, softcap)
 
 
-def _logits(h, weight, most: int):
-    """The chunk's logits [rows, width]: rows padded to whole 16-byte accesses, whatever the vocabulary."""
+def _logits(h, weight, most: int, adapted=None):
+    """The chunk's logits [rows, width]: rows padded to whole 16-byte accesses, whatever the vocabulary. ``adapted``: (u, Bt, slots, scale)
+    of the rows' adapters, whose part of the logits is there first."""
     V = weight.shape[0]
     buffer = scratch(h.device, "cross_entropy logits", most, triton.cdiv(V, 128) * 128, dtype=h.dtype)[: len(h)]
-    torch.mm(h, weight.t(), out=buffer[:, :V])
+    if adapted is None:
+        torch.mm(h, weight.t(), out=buffer[:, :V])
+    else:
+        row_adapters.expand(*adapted, buffer[:, :V])
+        buffer[:, :V].addmm_(h, weight.t())
     return buffer
 
 
@@ -353,6 +363,13 @@ def _product_config(dtype: torch.dtype) -> dict:
     return {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3}
 
 
+def _gradient_of_logits(logits, targets, weights, lse, V: int, softcap) -> None:
+    """In place, from a chunk's logits and their lse."""
+    given = _family(logits, targets, weights, None, lse, V, True, softcap)
+    given |= dict.fromkeys(("maxima", "sums", "target_logits"), None) | {"blocks": 1}  # no partials: lse is given
+    launch(dynadapt_cross_entropy_apply, (len(logits), triton.cdiv(given["width"], given["BLOCK"])), given, num_warps=WARPS)
+
+
 def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate, softcap=None) -> None:
     """dW [V, H] float32 (+)= sum_n w_n (softmax_n - onehot_n) h_n^T, logits recomputed from h and lse."""
     check_shapes("cross_entropy_weight_gradient", h, head, targets)
@@ -364,13 +381,68 @@ def cross_entropy_weight_gradient(h, head, targets, weights, lse, dW, accumulate
     grid = (triton.cdiv(H, config["BN"]), triton.cdiv(V, config["BM"]))
     for lo, hi in chunks(h, V):
         logits = _logits(h[lo:hi], head.weight, most)
-        given = _family(logits, targets[lo:hi], None if weights is None else weights[lo:hi], None, lse[lo:hi], V, True, softcap)
-        given |= dict.fromkeys(("maxima", "sums", "target_logits"), None) | {"blocks": 1}  # no partials: lse is given
+        _gradient_of_logits(logits, targets[lo:hi], None if weights is None else weights[lo:hi], lse[lo:hi], V, softcap)
         rows, width = logits.shape
-        launch(dynadapt_cross_entropy_apply, (rows, triton.cdiv(width, given["BLOCK"])), given, num_warps=WARPS)
         dynadapt_cross_entropy_weight_gradient[grid](
             logits, h[lo:hi], dW, rows, V, width, h.stride(0), H, accumulate or lo > 0, **config, **FUSION
         )
+
+
+def _check_adapters(op: str, h, head, targets, slots, low: dict, adapters: dict) -> None:
+    """Raises ValueError for shapes that decide which memory is touched; which slots there are is for the caller to know."""
+    check_shapes(op, h, head, targets)
+    (N, H), V = h.shape, head.weight.shape[0]
+    if slots.shape != (N,) or slots.dtype != torch.int32 or not slots.is_contiguous():
+        raise ValueError(f"{op}: slots is {slots.dtype} {list(slots.shape)}, accepted is contiguous torch.int32 [{N}]")
+    count, rank = adapters["Bt"].shape[:2]
+    for name, t in low.items():
+        if t.shape != (N, rank) or t.stride(1) != 1:
+            raise ValueError(f"{op}: {name} has shape {list(t.shape)} and strides {t.stride()}, accepted is [{N}, {rank}] in row order")
+    for name, t in adapters.items():
+        shape = (count, rank, V if name in ("Bt", "dBt") else H)
+        if t.shape != shape or t.stride()[1:] != (shape[2], 1):
+            accepted = f"{list(shape)}, packed within a slot"
+            raise ValueError(f"{op}: {name} has shape {list(t.shape)} and strides {t.stride()}, accepted is {accepted}")
+
+
+def adapted_cross_entropy(h, head, A, Bt, slots, scale, targets, weights, u, nll, lse, dh, dU, softcap=None) -> None:
+    """``cross_entropy`` of logits h W^T + scale u Bt, with u = h A^T [N, R] and dU = scale g Bt^T [N, R], dU None for the score alone.
+
+    A [slots, R, H], Bt [slots, R, V]; slots int32 [N]: the adapter of each row; the rows of one stand side by side. dh None, with dU:
+    nothing below the head learns.
+    """
+    low = {"u": u} if dU is None else {"u": u, "dU": dU}
+    _check_adapters("adapted_cross_entropy", h, head, targets, slots, low, {"A": A, "Bt": Bt})
+    V = head.weight.shape[0]
+    most = padded_rows(h, V)
+    row_adapters.shrink(h, A, slots, 1.0, u)
+    for lo, hi in chunks(h, V):
+        rows = slice(lo, hi)
+        logits = _logits(h[rows], head.weight, most, (u[rows], Bt, slots[rows], scale))
+        given = targets[rows], None if weights is None else weights[rows], nll[rows], lse[rows]
+        _score_rows(logits, *given, V, dU is not None, most, softcap)
+        if dU is None:
+            continue
+        row_adapters.shrink(logits[:, :V], Bt, slots[rows], scale, dU[rows])
+        if dh is not None:
+            row_adapters.expand(dU[rows], A, slots[rows], 1.0, dh[rows])
+            dh[rows].addmm_(logits[:, :V], head.weight)
+
+
+def adapted_cross_entropy_gradient(h, head, Bt, slots, scale, targets, weights, lse, u, dU, dA, dBt, accumulate, softcap=None) -> None:
+    """dA (+)= dU^T h [slots, R, H] and dBt (+)= scale u^T g [slots, R, V], both float32, of the adapters in ``slots`` alone; logits
+    recomputed from h, u and lse."""
+    op, adapters = "adapted_cross_entropy_gradient", {"Bt": Bt, "dA": dA, "dBt": dBt}
+    _check_adapters(op, h, head, targets, slots, {"u": u, "dU": dU}, adapters)
+    if not len(h):
+        return
+    V = head.weight.shape[0]
+    most, found = padded_rows(h, V), row_adapters.spans(slots, len(Bt))
+    for lo, hi in chunks(h, V):
+        rows = slice(lo, hi)
+        logits = _logits(h[rows], head.weight, most, (u[rows], Bt, slots[rows], scale))
+        _gradient_of_logits(logits, targets[rows], None if weights is None else weights[rows], lse[rows], V, softcap)
+        row_adapters.gradient(logits, h, u, dU, slots, found, scale, lo, hi, dA, dBt, accumulate)
 
 
 _TYPES = {

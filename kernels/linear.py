@@ -5,7 +5,7 @@ fused   one launch: base product and adapter in one Triton kernel (linear_fused.
 split   shrink and expand (low_rank.py), then cuBLAS adds the base product onto the result: one product for all parts
         whose weights lie next to each other in memory. Three launches; reads x, writes y and reads it once more.
 
-A base in float8 has its own form (float8.py). Parts with ranks and scales of their own take the split form, with a launch a part; where
+A base in float8 has its own form (float8.py). Parts with ranks and scales of their own, and more than three, take the split form, with a launch a part; where
 slots have their own, too, products of slot_adapters.py stand in its place.
 
 Without an adapter "split" is cuBLAS alone. One stream takes the same path as many: with its slot known only on the device
@@ -29,7 +29,7 @@ def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """See ``dynadapt.ops.linear.linear_forward``. x, u and y may have padded rows; A and Bt may be strided over slots."""
     if hasattr(parts, "q_transposed"):
         return float8.forward(x, parts, bias, A, Bt, slots, scale, u, y)
-    form = _choose("linear_forward", x, x.shape[1], y.shape[1], Bt, scale)
+    form = _choose("linear_forward", x, x.shape[1], y.shape[1], Bt, scale, len(parts))
     (forward_fused if form == "fused" else forward_split)(x, parts, bias, A, Bt, slots, scale, u, y)
 
 
@@ -37,20 +37,20 @@ def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     """See ``dynadapt.ops.linear.linear_backward``. dy, dU and dx may have padded rows; A and Bt may be strided over slots."""
     if hasattr(parts, "q_transposed"):
         return float8.backward(dy, parts, A, Bt, slots, scale, dU, dx)
-    form = _choose("linear_backward", dy, parts[0].shape[1], dy.shape[1], Bt, scale)
+    form = _choose("linear_backward", dy, parts[0].shape[1], dy.shape[1], Bt, scale, len(parts))
     (backward_fused if form == "fused" else backward_split)(dy, parts, A, Bt, slots, scale, dU, dx)
 
 
 def forward_fused(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
-    """``linear_forward`` in one launch; rank up to ``linear_fused.MAX_RANK``."""
-    weights = _check("linear_forward", x, y, parts, A, Bt, slots, scale, u, forward=True)
+    """``linear_forward`` in one launch; up to three parts, rank up to ``linear_fused.MAX_RANK``."""
+    weights = _three_at_most("linear_forward", _check("linear_forward", x, y, parts, A, Bt, slots, scale, u, forward=True))
     if x.shape[0]:
         linear_fused.launch_forward(x, weights, bias, A, Bt, slots, scale, u, y)
 
 
 def backward_fused(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
-    """``linear_backward`` in one launch; rank up to ``linear_fused.MAX_RANK``."""
-    weights = _check("linear_backward", dy, dx, parts, A, Bt, slots, scale, dU, forward=False)
+    """``linear_backward`` in one launch; up to three parts, rank up to ``linear_fused.MAX_RANK``."""
+    weights = _three_at_most("linear_backward", _check("linear_backward", dy, dx, parts, A, Bt, slots, scale, dU, forward=False))
     if not dy.shape[0]:
         return
     if dx is not None:
@@ -110,10 +110,10 @@ def reason(op: str) -> str:
     return f"Triton, {choices.reason(op)}"
 
 
-def _choose(op, rows, k, o, Bt, scale) -> str:
-    """Parts with ranks of their own are for "split" alone."""
+def _choose(op, rows, k, o, Bt, scale, parts: int) -> str:
+    """Parts with ranks of their own, and more than three, are for "split" alone."""
     rank = 0 if Bt is None else Bt.shape[1]
-    if rank > linear_fused.MAX_RANK or isinstance(scale, (list, tuple, SlotAdapters)):
+    if rank > linear_fused.MAX_RANK or parts > low_rank.MAX_PARTS or isinstance(scale, (list, tuple, SlotAdapters)):
         return "split"
     return choices.choose(op, len(rows), k, o, rank, choices.unmeasured(len(rows), k, o, rank, rows.dtype, generation(rows.device)))
 
@@ -130,8 +130,8 @@ def _products(weights):
 def _check(op, rows, columns, parts, A, Bt, slots, scale, low, forward: bool):
     """The weights of ``parts``, after checking the shapes that decide which memory is touched."""
     weights = [p.weight for p in parts]
-    if not 1 <= len(weights) <= 3:
-        raise ValueError(f"{op}: parts has {len(weights)} weights, accepted is 1 to 3")
+    if not weights:
+        raise ValueError(f"{op}: parts has no weights, accepted is 1 or more")
     N, K, O = rows.shape[0], weights[0].shape[1], sum(w.shape[0] for w in weights)
     names, widths = (("x", "y"), (K, O)) if forward else (("dy", "dx"), (O, K))
     _shape(op, names[0], rows, (N, widths[0]))
@@ -154,6 +154,12 @@ def _check(op, rows, columns, parts, A, Bt, slots, scale, low, forward: bool):
         _shape(op, "u" if forward else "dU", low, (N, width))
         if N % len(slots):
             raise ValueError(f"{op}: slots has {len(slots)} entries for {N} rows, accepted is a divisor")
+    return weights
+
+
+def _three_at_most(op, weights):
+    if len(weights) > low_rank.MAX_PARTS:
+        raise ValueError(f"{op}: parts has {len(weights)} weights, accepted is 1 to {low_rank.MAX_PARTS} in one launch")
     return weights
 
 

@@ -82,6 +82,7 @@ def tile_of_b(
     u,
     tokens,
     sizes,
+    width,
     scales,
     R: tl.constexpr,
     R0: tl.constexpr,
@@ -93,7 +94,7 @@ def tile_of_b(
     BT: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """The same of the stream's dBt [R, O]; no tile spans two parts."""
+    """The same of the stream's dBt [R, O], rows ``width`` apart; no tile spans two parts."""
     O0, O1, O2 = sizes
     BLOCKS: tl.constexpr = (R + BR - 1) // BR
     r0 = pid % BLOCKS * BR
@@ -106,7 +107,7 @@ def tile_of_b(
         times = tile_times_left(u, dy, tokens, (row + r0, row + rank), (c0, c_end), BR, BC, BT, CHUNK)
         gradient = scale_of(part, scales) * times
     c = c0 + tl.arange(0, BC)[:, None]
-    return gradient, c, c < c_end, (r0, R, O0 + O1 + O2)
+    return gradient, c, c < c_end, (r0, R, width)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -134,6 +135,7 @@ def dynadapt_lora_gradient(
     O0,
     O1,
     O2,
+    b_row,
     K: tl.constexpr,
     R: tl.constexpr,
     R0: tl.constexpr,
@@ -154,9 +156,9 @@ def dynadapt_lora_gradient(
     wait_for_previous()
     pid, s, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     PROGRAMS_A: tl.constexpr = (W + BRA - 1) // BRA * ((K + BC - 1) // BC)
-    first, last, scales = 0, chunks, (scale0, scale1, scale2)
+    first, last, scales, width = 0, chunks, (scale0, scale1, scale2), b_row
     if SPLIT:
-        first, last, scales = split, split + 1, (1.0, 1.0, 1.0)
+        first, last, scales, width = split, split + 1, (1.0, 1.0, 1.0), O0 + O1 + O2
         size = W * K + R * (O0 + O1 + O2)
         share = partial + (split * streams + s).to(tl.int64) * size
         a, b = share, share + W * K
@@ -169,7 +171,7 @@ def dynadapt_lora_gradient(
         put(a, columns, live, rows, value, ACCUMULATE)
     else:  # other names: the two tiles may differ in shape
         value_b, columns_b, live_b, rows_b = tile_of_b(
-            pid - PROGRAMS_A, (dy, dy_stride), (u, u_stride), tokens, (O0, O1, O2), scales, R, R0, R1, R2, EQUAL, BRB, BC, BT, CHUNK
+            pid - PROGRAMS_A, (dy, dy_stride), (u, u_stride), tokens, (O0, O1, O2), width, scales, R, R0, R1, R2, EQUAL, BRB, BC, BT, CHUNK
         )
         put(b, columns_b, live_b, rows_b, value_b, ACCUMULATE)
 
@@ -180,6 +182,13 @@ def sum_of_chunks(partial, s, offset, mask, streams, chunks, size):
     for chunk in range(0, chunks):
         total += tl.load(partial + (chunk * streams + s).to(tl.int64) * size + offset, mask=mask, other=0.0)
     return total
+
+
+@triton.jit
+def placed(offset, sizes, row):
+    """Where what is at ``offset`` of a packed dBt [R, O] is where rows are ``row`` apart."""
+    O0, O1, O2 = sizes
+    return offset // (O0 + O1 + O2) * row + offset % (O0 + O1 + O2)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -200,6 +209,7 @@ def dynadapt_lora_gradient_sum(
     O0,
     O1,
     O2,
+    b_row,
     EQUAL: tl.constexpr,
     BLOCK: tl.constexpr,
     ACCUMULATE: tl.constexpr,
@@ -217,7 +227,7 @@ def dynadapt_lora_gradient_sum(
         offset = (pid - blocks_a) * BLOCK + tl.arange(0, BLOCK)[:, None]
         value = sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
         value = scaled(value, offset, (scale0, scale1, scale2), (O0, O1, O2), EQUAL)
-        put(dBt + slot * dBt_stride, offset, offset < size_b, (0, 1, 0), value, ACCUMULATE)
+        put(dBt + slot * dBt_stride, placed(offset, (O0, O1, O2), b_row), offset < size_b, (0, 1, 0), value, ACCUMULATE)
 
 
 @triton.jit
@@ -264,6 +274,7 @@ def dynadapt_lora_gradient_update(
     O0,
     O1,
     O2,
+    b_row,
     a_master_stride,
     a_first_stride,
     a_working_stride,
@@ -306,7 +317,22 @@ def dynadapt_lora_gradient_update(
         else:
             scales = (scale0, scale1, scale2)
             g_b, columns_b, live_b, rows_b = tile_of_b(
-                pid - PROGRAMS_A, (dy, dy_stride), (u, u_stride), tokens, (O0, O1, O2), scales, R, R0, R1, R2, EQUAL, BRB, BC, BT, CHUNK
+                pid - PROGRAMS_A,
+                (dy, dy_stride),
+                (u, u_stride),
+                tokens,
+                (O0, O1, O2),
+                b_row,
+                scales,
+                R,
+                R0,
+                R1,
+                R2,
+                EQUAL,
+                BRB,
+                BC,
+                BT,
+                CHUNK,
             )
             bad = apply_update(g_b, (columns_b, columns_b, live_b), rows_b, b, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         report(counters, skipped, s, bad)
@@ -345,6 +371,7 @@ def dynadapt_lora_gradient_update_sum(
     O0,
     O1,
     O2,
+    b_row,
     a_master_stride,
     a_first_stride,
     a_working_stride,
@@ -377,7 +404,8 @@ def dynadapt_lora_gradient_update_sum(
             bad = apply_update(g, rows, (0, 1, 0), a, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         else:
             offset = (pid - blocks_a) * BLOCK + tl.arange(0, BLOCK)[:, None]
-            rows = (offset, offset, offset < size_b)
+            at = placed(offset, (O0, O1, O2), b_row)
+            rows = (at, at, offset < size_b)
             g = sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
             g = scaled(g, offset, (scale0, scale1, scale2), (O0, O1, O2), EQUAL)
             bad = apply_update(g, rows, (0, 1, 0), b, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
@@ -419,12 +447,12 @@ class Plan:
         return sum(triton.cdiv(n, SUM_BLOCK) for n in self.elements), self.streams
 
 
-def plan(dtype: torch.dtype, streams: int, T: int, K: int, part_sizes, ranks, equal: bool = True) -> Plan:
+def plan(dtype: torch.dtype, streams: int, T: int, K: int, part_sizes, ranks, equal: bool = True, most: int | None = None) -> Plan:
     """bfloat16: 128 columns where that gives every multiprocessor two programs, else 64; float32 (no tensor cores):
-    small tiles that fit in registers. ``ranks``: every part's, or each one's; ``equal``: so are their scales."""
+    small tiles that fit in registers. ``ranks``: every part's, or each one's; ``equal``: so are their scales; ``most``: rows of Bt."""
     sizes = three(part_sizes)
     ranks = [ranks] * len(part_sizes) if isinstance(ranks, int) else ranks
-    width, rank = sum(ranks), max(ranks)
+    width, rank = sum(ranks), max(ranks) if most is None else most
     wide = dtype == torch.bfloat16
     rows = 128 if wide else 32
     own = dict(zip(("R0", "R1", "R2"), three(ranks)), EQUAL=equal)
@@ -459,9 +487,9 @@ def checked_plan(op: str, dy, x, u, dU, part_sizes, scale, slots, a, bt) -> Plan
         if tensor.stride(1) != 1:
             raise ValueError(f"{op}: {name} has strides {tensor.stride()}, accepted is 1 along its columns")
     for name, tensor in (("a", a), ("bt", bt)):
-        if tensor.stride()[1:] != (tensor.shape[2], 1):
+        if tensor.stride(2) != 1 or name == "a" and tensor.stride(1) != k:
             raise ValueError(f"{op}: {name} has strides {tensor.stride()}, accepted is packed within a slot")
-    return plan(dy.dtype, streams, n // streams, k, part_sizes, ranks, not isinstance(scale, (list, tuple)))
+    return plan(dy.dtype, streams, n // streams, k, part_sizes, ranks, not isinstance(scale, (list, tuple)), rank)
 
 
 def family(p: Plan, dy, x, u, dU, scale, slots) -> dict:
@@ -474,12 +502,28 @@ def family(p: Plan, dy, x, u, dU, scale, slots) -> dict:
     return dict(dy=dy, x=x, u=u, dU=dU, slots=slots, **own, **lengths, **strides, **sizes, **p.constexprs)
 
 
+def by_threes(scale, part_sizes, rank: int):
+    """(rows of u and A, columns of dy and Bt, sizes, scale) of each three parts: as many as a launch takes."""
+    parts, three_of = list(each_part(scale, part_sizes, rank)), MAX_PARTS
+    for lo in range(0, len(parts), three_of):
+        own = parts[lo : lo + three_of]
+        rows, columns = (slice(own[0][i].start, own[-1][i].stop) for i in (0, 1))
+        scales = scale[lo : lo + three_of] if isinstance(scale, (list, tuple)) else scale
+        yield rows, columns, list(part_sizes[lo : lo + three_of]), scales
+
+
+def cut(state, view):
+    """The state of some of a stream's rows or columns."""
+    return replace(state, **{n: view(getattr(state, n)) for n in (*epilogue.STATE, "working") if getattr(state, n) is not None})
+
+
 def launch_gradient(p: Plan, given: dict, dA, dBt, partial, accumulate: bool) -> None:
     """The token walk; with ``partial`` every chunk for itself."""
     split = partial is not None
     if split:
         dA, dBt, accumulate = partial, partial, False
     tensors = dict(dA=dA, dBt=dBt, partial=partial if split else dA, dA_stride=dA.stride(0), dBt_stride=dBt.stride(0))
+    tensors["b_row"] = sum(p.sizes) if split else dBt.stride(1)
     grid = (p.programs, p.streams, p.chunks if split else 1)
     launch(dynadapt_lora_gradient, grid, given, **tensors, SPLIT=split, ACCUMULATE=accumulate, **p.options)
 
@@ -494,36 +538,50 @@ def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -
     ``dynadapt.ops.lora_gradient`` for a ``scale`` of pairs.
 
     Raises:
-        ValueError: a shape or stride that does not fit, or more than three parts.
+        ValueError: a shape or stride that does not fit.
     """
     if isinstance(scale, SlotAdapters):
         return slot_adapters.gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate)
+    if len(part_sizes) > MAX_PARTS:
+        for rows, columns, sizes, own in by_threes(scale, part_sizes, dBt.shape[1]):
+            given = dy[:, columns], x, u[:, rows], dU[:, rows]
+            lora_gradient(*given, sizes, own, slots, dA[:, rows], dBt[:, :, columns], accumulate)
+        return None
     p = checked_plan("lora_gradient", dy, x, u, dU, part_sizes, scale, slots, dA, dBt)
     given = family(p, dy, x, u, dU, scale, slots)
     partial = chunk_buffer(p, dy.device) if p.split else None
     launch_gradient(p, given, dA, dBt, partial, accumulate)
     if partial is not None:
-        out = dict(dA=dA, dBt=dBt, dA_stride=dA.stride(0), dBt_stride=dBt.stride(0))
+        out = dict(dA=dA, dBt=dBt, dA_stride=dA.stride(0), dBt_stride=dBt.stride(0), b_row=dBt.stride(1))
         sums = dict(partial=partial, BLOCK=SUM_BLOCK, ACCUMULATE=accumulate)
         launch(dynadapt_lora_gradient_sum, p.sum_grid, given, **out, **sums, num_warps=4)
+    return None
 
 
 def lora_gradient_update(dy, x, u, dU, part_sizes, scale, slots, moving, a, bt, rule, lr, skipped) -> None:
     """One step of every stream's adapter: ``lora_gradient`` and the rule's update of a [slots, P R, K] and bt [slots, R, O].
 
     Raises:
-        ValueError: a shape or stride that does not fit, more than three parts, or a tensor missing that the rule needs.
+        ValueError: a shape or stride that does not fit, or a tensor missing that the rule needs.
     """
     op = "lora_gradient_update"
+    if len(part_sizes) > MAX_PARTS:
+        for rows, columns, sizes, own in by_threes(scale, part_sizes, bt.master.shape[1]):
+            state = cut(a, lambda t: t[..., rows, :]), cut(bt, lambda t: t[..., columns])  # noqa: B023
+            given = dy[:, columns], x, u[:, rows], dU[:, rows]
+            lora_gradient_update(*given, sizes, own, slots, moving, *state, rule, lr, skipped)
+        return
     p = checked_plan(op, dy, x, u, dU, part_sizes, scale, slots, a.master, bt.master)
     rule.check_fused(op)
     for name, state in (("a", a), ("bt", bt)):
         state.check_fused(op, name, rule)
-        epilogue.check_layout(op, name, state, tuple(state.master.shape[1:]), packed=True)
+        epilogue.check_layout(op, name, state, tuple(state.master.shape[1:]), packed=name == "a")
     flags = epilogue.flags(rule, a, a.working)
     if epilogue.flags(rule, bt, bt.working) != flags:
         raise ValueError(f"{op}: a and bt must both have working and prior_rate, or neither")
-    who = dict(moving=moving, lr=lr, skipped=skipped, counters=epilogue.counters(dy.device, p.streams))
+    if any(t is not None and t.stride(-2) != bt.master.stride(-2) for t in (bt.working, bt.first, bt.prior, bt.stat, bt.prior_rate)):
+        raise ValueError(f"{op}: bt has tensors whose rows are not equally far apart, accepted is {bt.master.stride(-2)} as of its master")
+    who = dict(moving=moving, b_row=bt.master.stride(-2), lr=lr, skipped=skipped, counters=epilogue.counters(dy.device, p.streams))
     given = family(p, dy, x, u, dU, scale, slots) | who | epilogue.hyper(rule)
     for prefix, state in (("a", a), ("b", bt)):
         tensors = {**epilogue.tensors(state), "working": state.master if state.working is None else state.working}

@@ -25,7 +25,7 @@ from . import slot_adapters
 from .common import Variant, block, dot, launch, next_power_of_2, scratch, variant, wait_for_previous
 from .tiles import grouped, locate, multiprocessors, part_columns, three
 
-MAX_SPLITS = 8
+MAX_SPLITS, MAX_PARTS = 8, 3
 
 
 @triton.jit(do_not_specialize=["streams", "T", "splits"])
@@ -222,11 +222,11 @@ def expand(u, partial, splits: int, m, slots, scale, bias, sizes, rows: int, y, 
 
 
 def forward(x, A, Bt, slots, scale, bias, sizes, u, y, onto: bool = False) -> None:
-    """u = x A^T, and y_p = scale u_p Bt_p + bias, added to y where ``onto`` is set. With a ``scale`` of pairs (ops/linear.py) the parts
-    have a launch each, and one of rank 0 gets its bias alone."""
+    """u = x A^T, and y_p = scale u_p Bt_p + bias, added to y where ``onto`` is set. With a ``scale`` of pairs (ops/linear.py), and where there
+    are more than three, the parts have a launch each, and one of rank 0 gets its bias alone."""
     if isinstance(scale, SlotAdapters):
         return slot_adapters.forward(x, A, Bt, slots, scale, bias, sizes, u, y, onto)
-    own = isinstance(scale, (list, tuple))
+    own = isinstance(scale, (list, tuple)) or len(sizes) > MAX_PARTS
     partial, splits = shrink(x, A, slots, 1.0, [x.shape[1]], A.shape[1], u, may_split=not own)
     if not own:
         return expand(u, partial, splits, Bt, slots, scale, bias, sizes, Bt.shape[1], y, onto)
@@ -246,7 +246,7 @@ def backward(dy, A, Bt, slots, scale, sizes, dU, dx, onto: bool = False) -> None
     partial, splits = None, 1
     if isinstance(scale, SlotAdapters):
         return slot_adapters.backward(dy, A, Bt, slots, scale, sizes, dU, dx, onto)
-    if isinstance(scale, (list, tuple)):
+    if isinstance(scale, (list, tuple)) or len(sizes) > MAX_PARTS:
         for rows, columns, rank, factor in each_part(scale, sizes, Bt.shape[1]):
             if rank:
                 mine = dy[:, columns]

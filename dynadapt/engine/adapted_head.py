@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from dynadapt.adapt.methods import HEAD
 from dynadapt.ops import cross_entropy
 
@@ -18,14 +20,20 @@ class AdaptedHead:
     def __init__(self, decoder, batch, learner, A, Bt):
         self.decoder, self.learner, self.A, self.Bt = decoder, learner, A, Bt
         self.scale = learner.scales[decoder.config.layers, HEAD]
-        self.slots = batch.adapter_slots.repeat_interleave(batch.rows // len(batch.adapter_slots))  # int32 [N]
+        each = batch.adapter_slots[:, None]
+        self.slots = self._slots("slots", batch.rows)
+        self.slots.view(len(each), -1).copy_(each)
         self.scored: tuple | None = None
+
+    def _slots(self, name: str, rows: int):
+        """Of each row, int32 [rows]."""
+        return self.decoder.ws(("head", name), rows, dtype=torch.int32)
 
     def score(self, h, rows, targets, weights, nll, lse, below: bool):
         """nll, lse of the scored rows h [n, H], ``rows`` of the pass (None: all); with ``weights`` also (dh, dU), dh None unless something
         learns ``below``."""
         d, n, rank = self.decoder, len(targets), self.A.shape[1]
-        slots = self.slots if rows is None else self.slots[rows]
+        slots = self.slots if rows is None else torch.index_select(self.slots, 0, rows, out=self._slots("scored slots", n))
         u, dh, dU = d.ws(("head", "u"), n, rank), None, None
         if weights is not None:
             dU = d.ws(("head", "dU"), n, rank)

@@ -374,6 +374,11 @@ class EngineSettings:
                 f"memory={self.memory!r}: the state of {config.family}'s layers of the gated delta rule can't be made again with other "
                 "weights from what is kept; use refresh='keep', or Overlap(context), which runs the last tokens again"
             )
+        if self.backend == "triton" and isinstance(self.adapt, (list, tuple)):
+            raise ValueError(
+                f"adapt={self.adapt!r} with backend='triton': {config.family} has four linears side by side, and adapters of each stream's own "
+                "rank stand at three at most there; use one LoRA for all streams, or backend='cpu'"
+            )
 
     def _check_float8_sizes(self, config, own: set) -> None:
         most = kernel_module("float8").MAX_COLUMNS

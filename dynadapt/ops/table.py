@@ -167,19 +167,10 @@ _ROWS = (
         "decay g = -eᴬ softplus(a + dt) and rate β = σ(b) of every value head",
         "forward",
         ("delta layers",),
-        triton=False,
         derivative=True,
         jax=False,
     ),
-    Row(
-        "delta_gates_backward",
-        "delta_gates",
-        "gradient of delta_gates_forward",
-        "backward",
-        ("delta layers", "learning"),
-        triton=False,
-        jax=False,
-    ),
+    Row("delta_gates_backward", "delta_gates", "gradient of delta_gates_forward", "backward", ("delta layers", "learning"), jax=False),
     Row(
         "delta_rule_forward",
         "delta_rule",
@@ -187,7 +178,6 @@ _ROWS = (
         "forward",
         ("delta layers",),
         "forward_flops",
-        triton=False,
         derivative=True,
         jax=False,
     ),
@@ -198,7 +188,6 @@ _ROWS = (
         "backward",
         ("delta layers", "learning"),
         "backward_flops",
-        triton=False,
         jax=False,
     ),
     Row(
@@ -238,7 +227,6 @@ _ROWS = (
         "score",
         ("adapted head",),
         flops="adapted_flops",
-        triton=False,
         jax=False,
     ),
     Row(
@@ -249,7 +237,6 @@ _ROWS = (
         ("adapted head",),
         "adapted_gradient_flops",
         kernel="cross_entropy_gradient",
-        triton=False,
         jax=False,
     ),
     Row(

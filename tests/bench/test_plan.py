@@ -413,22 +413,23 @@ def test_an_unknown_model_names_the_nearest():
 # ---- kernels
 
 
-def launches_of(config, streams=2, segment=48, **options):
+def launches_of(config, streams=2, segment=48, adapt=LoRA(rank=4), **options):
     from dynadapt.bench.plan.launches import step_launches
 
-    return step_launches(132, config, LoRA(rank=4), AdamW(), SegmentMemory(16, 2), streams, segment, **options)
+    return step_launches(132, config, adapt, AdamW(), SegmentMemory(16, 2), streams, segment, **options)
 
 
-def test_launches_are_those_of_the_step():
+@pytest.mark.parametrize("adapt", [LoRA(rank=4), LoRA(rank=4, targets=["q", "head"])], ids=["all", "q and head"])
+def test_launches_are_those_of_the_step(adapt):
     """An engine's own step on Triton's interpreter launches the same kernels with the same programs, but for what fills its memory."""
     from triton.runtime.interpreter import GridExecutor
 
     config = tiny_config("llama")
-    _, found = launches_of(config)
+    _, found = launches_of(config, adapt=adapt)
     model, real = random_model(config, seed=0, std=0.1), GridExecutor.__call__
     engine = Engine(
         model,
-        adapt=LoRA(rank=4),
+        adapt=adapt,
         optimizer=AdamW(),
         memory=SegmentMemory(16, 2),
         streams=2,

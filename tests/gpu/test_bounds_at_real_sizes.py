@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dynadapt.bench.cases import attention, base
+from dynadapt.bench.cases import attention, base, cross_entropy
 from dynadapt.bench.cases.model import OPS, Sizes
 from dynadapt.kernels import choices, common
 from dynadapt.model.geometries import GEOMETRIES
@@ -97,8 +97,8 @@ def sizes(config, streams, segment) -> Sizes:
 
 def look(op: str, config, streams: int, segment: int, form: str, programs: int) -> None:
     no_values = mock.patch.object(base.OpCase, "__post_init__", lambda case: None)  # it looks at them
-    no_forward = mock.patch.object(attention, "after_reference", lambda case, *_: case.arguments)
-    with no_values, no_forward:
+    no_forward = [mock.patch.object(file, "after_reference", lambda case, *_: case.arguments) for file in (attention, cross_entropy)]
+    with no_values, no_forward[0], no_forward[1]:
         for case in OPS[op](sizes(config, streams, segment), segment):
             counters = common.scratch_of(common.Scratch())  # of programs that never all ran: nobody else's
             with counters, checked(0, races=False, scratch=False, programs=programs), choices.force(form), NoProducts():

@@ -4,8 +4,14 @@ import pytest
 import torch
 from op_cases import make_case, same_bits
 
-from dynadapt.bench.cases.cross_entropy import cross_entropy, cross_entropy_weight_gradient, distillation
-from dynadapt.kernels import choices, row_chunks
+from dynadapt.bench.cases.cross_entropy import (
+    adapted_cross_entropy,
+    adapted_cross_entropy_gradient,
+    cross_entropy,
+    cross_entropy_weight_gradient,
+    distillation,
+)
+from dynadapt.kernels import choices, row_adapters, row_chunks
 from dynadapt.kernels import cross_entropy as kernels
 from dynadapt.kernels import cross_entropy_fused as fused_kernels
 from dynadapt.ops.matrix import DenseMatrix
@@ -170,7 +176,74 @@ def test_a_bad_row_of_a_distillation_stays_alone(case, bad):
     assert dirty["kl"][14] == 0 and (dirty["dh"][14] == 0).all()
 
 
+# rows, hidden, vocabulary, rank, streams: blocks of rows of one stream and of several, streams over blocks
+ADAPTED = [(1, 5, 3, 1, 1), (63, 33, 256, 4, 3), (100, 65, 257, 16, 1), (140, 96, 600, 8, 4), (77, 130, 1283, 33, 2), (5, 64, 999, 3, 5)]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Blocks of which these sizes have several: of the softmax, and shares of columns."""
+    monkeypatch.setattr(kernels, "BLOCK", 512)
+    monkeypatch.setattr(row_adapters, "SHARE", 256)
+
+
+@each(adapted_cross_entropy, [(*size, True, below) for size in ADAPTED for below in (True, False)])
+def test_adapted_score(case, small):
+    found = check(case)
+    assert (found["nll"][::7] == 0).all() and (found["dU"][::7] == 0).all()
+    alone = run(case.change(dh=None, dU=None))
+    assert all(torch.equal(found[name], alone[name]) for name in ("u", "nll", "lse"))
+
+
+@each(adapted_cross_entropy_gradient, [(*size, accumulate) for size in ADAPTED for accumulate in (False, True)])
+def test_adapters_gradient(case, small):
+    case.slack = 2
+    check(case)
+
+
+CAPPED_ADAPTERS = [{"n": n, "hidden": h, "vocabulary": v, "rank": r, "streams": s, "softcap": 3.0} for n, h, v, r, s in ADAPTED[1:4]]
+
+
+@each([adapted_cross_entropy, adapted_cross_entropy_gradient], CAPPED_ADAPTERS)
+def test_capped_logits_of_adapters(case, small):
+    case.slack = 2
+    check(case)
+
+
+@each([adapted_cross_entropy, adapted_cross_entropy_gradient], [(300, 9, 70, 3, 2)])
+def test_adapters_in_chunks(case, small, monkeypatch):
+    """A stream over three chunks of rows and one within the last: gradients of the chunks add up."""
+    monkeypatch.setattr(row_chunks, "BUDGET", 1)
+    case.slack = 2
+    check(case)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@each(adapted_cross_entropy, [(70, 33, 300, 4, 3)])
+def test_a_bad_adapter_stays_with_its_stream(case, bad, small):
+    clean, slots = run(case), case["slots"]
+    others = slots != slots[30]
+    assert others.any() and not others.all()
+    A = case["A"].clone()
+    A[slots[30].long()] = bad
+    dirty = run(case.change(A=A))
+    assert all(torch.equal(t[others], dirty[name][others]) for name, t in clean.items())
+    scored = ~others & (case["targets"] >= 0)
+    assert not torch.isfinite(dirty["nll"][scored]).any() and not torch.isfinite(dirty["dh"][scored]).any()
+
+
+@each(adapted_cross_entropy_gradient, [(150, 65, 300, 5, 4)])
+def test_each_adapter_learns_from_its_own_rows(case, small):
+    together, slots = run(case), case["slots"]
+    bad = run(case.spoil("h", (slots == slots[80]).nonzero()[0, 0]))
+    for slot in dict.fromkeys(slots.tolist()):
+        assert any(not torch.isfinite(t[slot]).all() for t in bad.values()) == (slot == int(slots[80]))
+        if slot != int(slots[80]):
+            assert same_bits({n: t[slot] for n, t in together.items()}, {n: t[slot] for n, t in bad.items()})
+
+
 def test_no_rows(form):
+    run(make_case(adapted_cross_entropy, (0, 5, 30, 2)))
     run(make_case(cross_entropy, (0, 5, 30)))
     assert (run(make_case(cross_entropy_weight_gradient, (0, 5, 30)))["dW"] == 0).all()
 
@@ -190,6 +263,21 @@ def test_errors_name_the_argument():
     with pytest.raises(ValueError, match=r"distillation: ids is torch.int64 \[3, 2\] and logp \[3, 1\], accepted are torch.int64 \[3, K\]"):
         teacher = torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 1)
         kernels.distillation(torch.zeros(3, 4), head, torch.zeros(3, dtype=torch.int64), *teacher, None, out, out, out, None)
+    A, Bt, slots, targets = (
+        torch.zeros(2, 1, 4),
+        torch.zeros(2, 1, 10),
+        torch.zeros(3, dtype=torch.int32),
+        torch.zeros(3, dtype=torch.int64),
+    )
+    adapted = lambda slots, Bt, u: kernels.adapted_cross_entropy(  # noqa: E731
+        torch.zeros(3, 4), head, A, Bt, slots, 1.0, targets, None, u, out, out, None, None
+    )
+    with pytest.raises(ValueError, match=r"adapted_cross_entropy: slots is torch.int64 \[3\], accepted is contiguous torch.int32 \[3\]"):
+        adapted(slots.long(), Bt, torch.zeros(3, 1))
+    with pytest.raises(ValueError, match=r"adapted_cross_entropy: u has shape \[3, 2\].*accepted is \[3, 1\] in row order"):
+        adapted(slots, Bt, torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"adapted_cross_entropy: Bt has shape \[2, 1, 9\].*accepted is \[2, 1, 10\], packed"):
+        adapted(slots, torch.zeros(2, 1, 9), torch.zeros(3, 1))
     with pytest.raises(ValueError, match=r"h has shape \[3, 5\], accepted is \[any, 4\]"):
         kernels.cross_entropy(torch.zeros(3, 5), head, torch.zeros(3, dtype=torch.int64), None, out, out, None)
 
@@ -206,6 +294,12 @@ def test_real_sizes(case, named):
 
 @real_sizes(distillation, [(*size, 64) for size in REAL])
 def test_distillation_at_real_sizes(case):
+    check(case)
+
+
+@real_sizes([adapted_cross_entropy, adapted_cross_entropy_gradient], [(512, 576, 49152, 16, 1), (700, 2048, 128256, 16, 3)])
+def test_adapters_at_real_sizes(case):
+    case.slack = 2
     check(case)
 
 

@@ -29,7 +29,10 @@ def tokens(request, monkeypatch):
     return request.param
 
 
-@each(lora_gradient_update, [(*SMALL, rule) for rule in RULES] + [(100, 70, (40, 33, 7), (5, 0, 2), 2, MOMENTUM)])
+@each(
+    lora_gradient_update,
+    [(*SMALL, rule) for rule in RULES] + [(100, 70, (40, 33, 7), (5, 0, 2), 2, MOMENTUM), (100, 70, (40, 33, 9, 2), 3, 2, RMS)],
+)
 def test_lora(case, tokens):
     check(case)
 

@@ -16,6 +16,8 @@ SIZES = [
     (100, 96, (130,), 16, 2),
     (126, 77, (64, 31), 33, 3),
     (90, 65, (40, 33, 7), (5, 0, 17), 2),
+    (80, 65, (40, 33, 9, 2), 4, 2),  # more than one launch takes
+    (80, 65, (40, 33, 9, 2), (3, 2, 2, 5), 2),
 ]
 REAL = [
     (4096, 2048, (2048, 512, 512), 16, 8),
@@ -38,7 +40,7 @@ def chunks_of_32(monkeypatch):
     monkeypatch.setattr(kernels, "CHUNK", 32)
 
 
-@each(lora_gradient, [(150, 70, (40, 33), 5, 2, accumulate) for accumulate in (False, True)])
+@each(lora_gradient, [(150, 70, (40, 33), 5, 2, False), (150, 70, (40, 33), 5, 2, True), (150, 70, (40, 7, 5, 6), 5, 2, True)])
 def test_tokens_split_or_not_give_the_same_bits(case, chunks_of_32, monkeypatch):
     case = case.change(scale=0.625)  # no power of two: it rounds, and has to where the sum is whole
     split = check(case)

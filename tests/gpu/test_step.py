@@ -12,7 +12,7 @@ from dynadapt.model import random_model, tiny_config
 
 from .compare import DEVICE, skip_without_gpu
 
-MODELS = {family: random_model(tiny_config(family), seed=0, std=0.1) for family in ("llama", "qwen3", "gpt2")}
+MODELS = {family: random_model(tiny_config(family), seed=0, std=0.1) for family in ("llama", "qwen3", "gpt2", "qwen3_5")}
 T = 6
 
 
@@ -46,6 +46,11 @@ def follow(cpu, gpu, steps=3, family="llama", tolerance=2e-4, lengths=None):
         ("qwen3", {"adapt": LoRA(2), "recompute": True, "reset": "auto", "memory": SegmentMemory(5, 2)}),
         ("llama", {"adapt": LoRA(2, targets=["q", "v", "up", "down"], rank_pattern={"q": 3}, alpha_pattern={"v": 1}, rslora=True)}),
         ("gpt2", {"adapt": LoRA(2), "memory": Overlap(4), "guard": "exact"}),
+        ("llama", {"adapt": LoRA(2, targets=["q", "head"]), "memory": SegmentMemory(5, 2), "reset": "auto"}),
+        ("gpt2", {"adapt": LoRA(2, targets="head"), "memory": Overlap(4), "guard": "exact"}),
+        ("llama", {"adapt": LoRA(2, targets=["down", "head"]), "shared": True}),
+        ("qwen3_5", {"adapt": LoRA(2), "memory": SegmentMemory(5, 2)}),
+        ("qwen3_5", {"adapt": LoRA(2), "recompute": True, "reset": "auto"}),
         ("llama", {"adapt": LoRA(2, keep_a=True), "optimizer": Muon(lr=0.01), "reset": "auto"}),
         ("llama", {"adapt": LoRA(2, rate_pattern={"q": 0.5, "up": 0}, b_rate=4), "optimizer": SGD(lr=0.1, clip=0)}),
         ("gpt2", {"adapt": Full(["norms", "biases"]), "optimizer": SGD(lr=0.1, momentum=0.5, decay=0.01)}),
@@ -79,6 +84,11 @@ def test_statistics_and_fused_rows():
 
 def test_ragged_streams_rest_alone():
     options = {"adapt": LoRA(2), "memory": SegmentMemory(5, 2)}
+    follow(engine("cpu", **options), engine("triton", **options), steps=2, lengths=[[6, 2], [0, 5]])
+
+
+def test_ragged_streams_learn_their_own_heads():
+    options = {"adapt": LoRA(2, targets=["v", "head"]), "optimizer": SGD(lr=0.1, clip=0)}
     follow(engine("cpu", **options), engine("triton", **options), steps=2, lengths=[[6, 2], [0, 5]])
 
 
@@ -177,6 +187,7 @@ def test_replays_allocate_only_their_scores():
         {**SMALL, "every": 2},
         {**SMALL, "recompute": True},
         {**SMALL, "reset": "auto"},
+        {**SMALL, "adapt": LoRA(4, targets=["q", "head"])},
         {"adapt": Full(), "shared": True, "streams": 3},
         {"adapt": RowSparse(0.3), "shared": True, "streams": 3},
         {**SMALL, "optimizer": SGD(lr=0.1, clip=0)},
