@@ -164,3 +164,9 @@ def check_lengths(documents: list[Document], tokenizer: Tokenizer, begin: int | 
             ids, _ = TokenReader(document.source, tokenizer).read(2)
             if len(ids) < 2 and (begin is None or not len(ids) or ids[0] == begin):
                 raise too_short(document, len(ids))
+
+
+def first_positions(document: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """[N] of each scored token, where the first one of its document stands: 0 where a token of no text begins it, else 1."""
+    begun = np.unique(document[position == 0])
+    return np.where(np.isin(document, begun), 0, 1)

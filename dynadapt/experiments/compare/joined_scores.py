@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dynadapt.experiments.diagnose.classes import classify
+from dynadapt.runs.document_streams import first_positions
 from dynadapt.runs.metrics import Run, read_run
 from dynadapt.runs.text import Source, TextError, expand, inputs
 from dynadapt.runs.whole_files import RunError, read_json_or
@@ -69,12 +70,6 @@ class Compared:
     def segment(self) -> np.ndarray:
         """[N] number of the segment, of the first run, in its document."""
         return (self.position - first_positions(self.document, self.position)) // self.runs[0].config["segment"]
-
-
-def first_positions(document: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """[N] of each scored token, where the first one of its document stands: 0 where a token of no text begins it, else 1."""
-    begun = np.unique(document[position == 0])
-    return np.where(np.isin(document, begun), 0, 1)
 
 
 def read_compared(paths: Sequence[str | Path]) -> Compared:

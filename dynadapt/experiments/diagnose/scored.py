@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.experiments.compare.joined_scores import first_positions
+from dynadapt.runs.document_streams import first_positions
 from dynadapt.runs.rundir import RunError, check_finished, read_json
 from dynadapt.runs.text import Source, TokenReader
 
