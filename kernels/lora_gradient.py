@@ -525,7 +525,7 @@ def launch_gradient(p: Plan, given: dict, dA, dBt, partial, accumulate: bool) ->
     tensors = dict(dA=dA, dBt=dBt, partial=partial if split else dA, dA_stride=dA.stride(0), dBt_stride=dBt.stride(0))
     tensors["b_row"] = sum(p.sizes) if split else dBt.stride(1)
     grid = (p.programs, p.streams, p.chunks if split else 1)
-    launch(dynadapt_lora_gradient, grid, given, **tensors, SPLIT=split, ACCUMULATE=accumulate, **p.options)
+    launch(dynadapt_lora_gradient, grid, given | tensors, SPLIT=split, ACCUMULATE=accumulate, **p.options)
 
 
 def chunk_buffer(p: Plan, device) -> torch.Tensor:

@@ -302,7 +302,7 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
         engine(adapt=Full(targets="model"))
     with pytest.raises(ValueError, match=r"refresh='reproject'\): the state of qwen3_5's layers of the gated delta rule"):
         engine(memory=SegmentMemory(20, 2, "reproject"))
-    with pytest.raises(ValueError, match=r"adapt=\[.*\] with backend='triton': qwen3_5 has four linears side by side"):
+    with pytest.raises(ValueError, match=r"adapt=\(LoRA.*\) with backend='triton': qwen3_5 has four linears side by side"):
         engine("triton", adapt=[LoRA(rank=3), LoRA(rank=2)], streams=2)
     with pytest.raises(ValueError, match="targets has 'q_prj', which names no linear: the linears of qwen3_5 are .*delta_qkv.*in_proj_qkv"):
         engine(adapt=LoRA(targets=["q_prj"]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import to_transformers
 from test_invariants import SEGMENT, engine, learned_step, scores, text
-from test_whole_model import expected_gradients
+from test_whole_model import every_parameter_moves, expected_gradients, invariants_hold
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Guard, Lion, LoRA, Muon
@@ -147,30 +147,7 @@ def test_gradient_equals_finite_differences(family, adapt, memory):
 @pytest.mark.parametrize("family,adapt,memory", [("llama", NORMS, "keep"), ("gpt2", BOTH, "overlap"), ("qwen2", BIASES, "nothing")])
 @pytest.mark.parametrize("backend,dtype", [("reference", "fp32"), ("cpu", "fp32"), ("cpu", "bf16")])
 def test_invariants(family, adapt, memory, backend, dtype, tmp_path):
-    """Score before learning; lr 0 is static evaluation; streams together are streams alone; restored is uninterrupted; back is back."""
-    tokens, where = text(2, family=family), {"family": family, "backend": backend, "dtype": dtype, "memory": memory}
-    make = lambda adapt=adapt, **o: engine(adapt=adapt, **{"optimizer": AdamW(lr=0.01, decay=0.01), **where, **o})  # noqa: E731
-    same = torch.equal if backend == "cpu" else lambda a, b: torch.allclose(a, b, atol=2e-5)  # torch's products depend on the rows
-    static = scores(engine(adapt="none", streams=2, **where), tokens)
-    assert same(static, scores(make(optimizer=Adam(lr=0.0), streams=2), tokens))
-    whole = make(streams=2, reset=20)
-    first = scores(whole, tokens[:, : 2 * SEGMENT + 1])
-    assert same(first[:, :SEGMENT], static[:, :SEGMENT]) and not same(first, static[:, : 2 * SEGMENT])
-    whole.save(tmp_path)
-    resumed = make(streams=2, reset=20)
-    resumed.restore(tmp_path)
-    kept = whole.snapshot(1)
-    rest = scores(whole, tokens[:, 2 * SEGMENT :])
-    assert torch.equal(rest, scores(resumed, tokens[:, 2 * SEGMENT :])) and resumed.flops == whole.flops
-    for stream in range(2):
-        alone = scores(make(reset=20), tokens[stream : stream + 1])[0]
-        assert same(alone, torch.cat([first, rest], 1)[stream])
-    whole.rollback(1, kept)
-    again = whole.step(tokens[:, 2 * SEGMENT : 3 * SEGMENT + 1], [0, SEGMENT])
-    assert same(again[1], rest[1, :SEGMENT])
-    whole.reset(0)
-    whole.enter(0)
-    assert same(whole.step(tokens[:, : SEGMENT + 1], [SEGMENT, 0])[0], static[0, :SEGMENT])
+    invariants_hold(family, adapt, memory, backend, dtype, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -180,16 +157,7 @@ def test_invariants(family, adapt, memory, backend, dtype, tmp_path):
 )
 @pytest.mark.parametrize("family,adapt", [("llama", NORMS), ("gpt2", BOTH)])
 def test_every_optimizer_moves_every_parameter(optimizer, family, adapt):
-    e = engine(family, adapt, optimizer=optimizer, backend="cpu")
-    row = text(length=SEGMENT + 1, family=family)
-    if optimizer.kind == "rms":
-        assert e.gather_statistics(text(3, SEGMENT + 1, seed=5, family=family)) == 3
-    before = e.learners[0].parameters()
-    first, *_, last = [e.step(row).mean() for _ in range(12)]
-    assert last < first - 0.05
-    after = e.learners[0].parameters()
-    assert all(not torch.equal(before[name], after[name]) for name in before)
-    assert e.learned_parameters == sum(t.numel() for t in before.values())
+    every_parameter_moves(optimizer, family, adapt)
 
 
 def test_muon_moves_them_by_adamw():
