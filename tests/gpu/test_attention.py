@@ -55,7 +55,7 @@ def test_blocks_of_bfloat16(case, large, arch, monkeypatch):
 
 
 @each(attention_backward, [(2, 70, 37, 6, 2, 20, True), (1, 100, None, 3, 1, 20, True, "", 17), (1, 70, 63, 4, 1, 64, True, "", None, 0.7)])
-def test_query_heads_split_or_not_give_the_same_bits(case, monkeypatch):
+def test_query_heads_split_or_not_give_the_same_bits(case, monkeypatch, products_of_any_tile):
     split = check(case)
     monkeypatch.setattr(kernels, "SMS", 1)
     assert same_bits(split, run(case))

@@ -45,7 +45,7 @@ def test_weight(case, gather, tokens, monkeypatch):
 
 
 @each(lora_gradient_update, [(150, 70, (40, 33), 5, 2, rule) for rule in RULES])
-def test_tokens_split_or_not_move_to_the_same_bits(case, monkeypatch):
+def test_tokens_split_or_not_move_to_the_same_bits(case, monkeypatch, products_of_any_tile):
     case = case.change(scale=0.625)
     monkeypatch.setattr(lora_gradient, "CHUNK", 32)
     split = check(case)
