@@ -42,7 +42,7 @@ from dynadapt import Alarm, Engine, LoRA, SegmentMemory, load  # noqa: E402
 from dynadapt.common.environment import environment  # noqa: E402
 from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
 
-SEGMENT, PART, PARTS, SPLICES, RUN = 128, 1536, 3, 4, 4096
+SEGMENT, PART, PARTS, SPLICES, RUN = 128, 1536, 3, 4, 2048
 BEHIND, FALSE, SEGMENTS = 0.005, 0.02, 256
 ARMS: dict[str, dict] = {
     "static": {"adapt": None},
