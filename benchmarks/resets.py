@@ -146,6 +146,21 @@ def verdicts(rows: list[dict]) -> dict:
     return found
 
 
+def page(results: dict) -> str:
+    """The tables of docs/adaptation.md."""
+    of = results["verdicts"]
+    lines = ["| arm | nats/token | behind the oracle | beside never | resets | within 0.005 of the oracle |", "|---|---|---|---|---|---|"]
+    for arm, v in of["spliced"].items():
+        pair = lambda mean, error: f"{mean:+.4f} ± {error:.4f}"  # noqa: E731
+        beside = [pair(v["behind_oracle"], v["error"]), pair(v["beside_never"], v["beside_never_error"])]
+        lines.append(f"| {arm} | {v['nll']:.4f} | {beside[0]} | {beside[1]} | {v['resets']} | {v['verdict']} |")
+    lines += ["", "| arm | alarms | segments | per 256 segments (95%) | under 2% |", "|---|---|---|---|---|"]
+    for arm, v in of["stationary"].items():
+        low, high = v["bounds"]
+        lines.append(f"| {arm} | {v['alarms']} | {v['segments']} | {v['rate']:.1f} ({low:.1f} to {high:.1f}) | {v['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     parser = parser_of(__doc__, "runs/resets")
     parser.add_argument("corpus", type=Path, help="what `dynadapt corpus build` made")
@@ -167,6 +182,7 @@ def main() -> int:
             sizes = {"segment": SEGMENT, "part": PART, "parts": PARTS, "run": RUN}
             write_json(file, {"model": given.model, **sizes, "environment": environment(), "rows": rows, "verdicts": verdicts(rows)})
             print(f"{name:60} {arm:8} {row['arms'][arm]['nll']:.4f}  {len(row['arms'][arm]['resets'])} resets", flush=True)
+    (given.out / "results.md").write_text(page(read_json(file)))
     print(json.dumps(verdicts(rows), indent=1))
     return 0
 
