@@ -71,7 +71,8 @@ def check_reset(reset) -> str | int | Alarm:
 
 
 def _alarm_of(word: str) -> Alarm:
-    kinds = {f.name: type(f.default) for f in fields(Alarm)}
+    usual = Alarm()
+    kinds = {f.name: type(getattr(usual, f.name)) for f in fields(Alarm)}
     given: dict = {}
     for part in word.removeprefix("auto:").split(","):
         name, _, value = part.partition("=")

@@ -35,7 +35,7 @@ class Before:
     """Where a stream was when a segment began, but for what it had learned."""
 
     state: StreamState
-    memory: Tensors | None
+    memory: Tensors  # empty where there is none
 
 
 class Returns:
@@ -71,7 +71,7 @@ class Returns:
         """Of the streams that may go back to a copy, what scoring a segment once more needs."""
         memory = self.step.decoder.memory
         scored = [s for s, n in zip(call.streams, call.lengths) if n and self.held(s)]
-        return {s: Before(_copy(self.step.states[s]), None if memory is None else memory.slot_copy(s)) for s in scored}
+        return {s: Before(_copy(self.step.states[s]), {} if memory is None else memory.slot_copy(s)) for s in scored}
 
     @contextmanager
     def rates(self, call: StepCall) -> Iterator[None]:
@@ -123,8 +123,9 @@ class Returns:
     def _to_prior(self, stream: int) -> None:
         """It goes on as the prior would: with its weights and, since what diverged is in the stream's, its memory."""
         self.step.put_back(stream)
-        if self.prior.memory is not None:
-            self.step.decoder.memory.slot_load(stream, self.prior.memory.slot_copy(stream))
+        memory, prior = self.step.decoder.memory, self.prior.memory
+        if memory is not None and prior is not None:
+            memory.slot_load(stream, prior.slot_copy(stream))
 
     def _to_copy(self, driver, call: StepCall, row: int, began: Before, static: float) -> bool:
         """Whether a copy scores the segment better than the prior; then the stream is where the best one leaves it."""
@@ -138,7 +139,7 @@ class Returns:
                 memory.slot_load(stream, began.memory)
             score = float(driver.run(again)[0].double().sum())
             if math.isfinite(score) and (score < best or not math.isfinite(best)):
-                best, found = score, (place, None if memory is None else memory.slot_copy(stream))
+                best, found = score, (place, {} if memory is None else memory.slot_copy(stream))
         self.step.states[stream] = behind
         if found is None:
             return False

@@ -126,8 +126,8 @@ class Guarding:
             static = self.prior.run(StepCall(call.tokens[::k], looked, texts, None, CROSS_ENTROPY), histories)
             mixed, counted = self.mixture.mix(texts, [static, *learned], looked)
             if self.alarms is not None:
-                seen = [torch.where(counted, scores, 0.0) for scores in (static, learned[0])]
-                self.alarms.observe(driver, call, before, *seen, report)
+                prior, own = (torch.where(counted, scores, 0.0) for scores in (static, learned[0]))
+                self.alarms.observe(driver, call, before, prior, own, report)
         if self.alarms is not None:
             self.alarms.count(call, report)
         unseen = [n - seen for n, seen in zip(lengths, looked)]
