@@ -219,6 +219,20 @@ def test_resumed_and_rolled_back_bit_for_bit(reset, tmp_path):
         assert all(torch.equal(a, b) and x == y for (a, x), (b, y) in zip(scores, go_on(e)))
 
 
+@pytest.mark.parametrize("reset", [HALF, SLOWER, RING], ids=["half", "slower", "ring"])
+def test_streams_of_different_ranks_go_back_as_each_alone(reset):
+    ways, memory = [LoRA(2), LoRA(4)], MEMORIES["keep"]
+    e, alone = engine(reset, adapt=ways, memory=memory), [engine(reset, adapt=way, memory=memory, streams=1) for way in ways]
+    went = 0
+    for i, tokens in enumerate(spliced(8)):
+        scores = take(e, i, tokens[:1].repeat(2, 1))
+        for stream, each in enumerate(alone):
+            torch.testing.assert_close(scores[stream], take(each, i, tokens)[0], rtol=1e-4, atol=1e-4)
+            assert e.last.went_back.get(stream) == each.last.went_back.get(0)
+        went += len(e.last.went_back)
+    assert went
+
+
 def test_enter_and_reset():
     e = engine(Alarm(0.5, ring=2, every=2, slower=0.5))
     for i, tokens in enumerate(spliced()):
