@@ -3,5 +3,6 @@
 from .guard import Guard
 from .methods import Full, LoRA, RowSparse
 from .optimizers import RMS, SGD, Adam, AdamW, Lion, Muon
+from .reset_policy import Alarm
 
-__all__ = ["RMS", "SGD", "Adam", "AdamW", "Full", "Guard", "Lion", "LoRA", "Muon", "RowSparse"]
+__all__ = ["RMS", "SGD", "Adam", "AdamW", "Alarm", "Full", "Guard", "Lion", "LoRA", "Muon", "RowSparse"]

@@ -19,6 +19,9 @@ It fires when some stretch of segments up to now was scored ALARM nats worse tha
 number. **False alarms**: of text that is as the adapted model predicts it, n segments give one with a probability of at most
 n exp(-ALARM), 1.2% for 256. For such text exp of the sum of d from any one segment on is a martingale of mean 1, which exceeds exp(ALARM)
 with a probability of at most exp(-ALARM) (Ville 1939); g > ALARM says that one of n such sums does.
+
+``Alarm`` (reset_policy.py) says what else an alarm of such a guarded stream may do than lead to the prior. Whatever it does, it does behind the segment that raised
+it, whose published score stays.
 """
 
 from __future__ import annotations
@@ -29,12 +32,11 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from dynadapt.common.checks import is_integer, wrong
+from .reset_policy import ALARM
 
 DRIFT = 0.5
 THRESHOLD = 5.0
 WARMUP = 8
-ALARM = 10.0  # nats
 MIN_STD = 0.02  # nats; keeps a very even stream from resetting on noise
 
 
@@ -93,27 +95,18 @@ class ChangePoints:
 class Alarms:
     """With a guard: by how many nats each stream's latest stretch of segments was scored worse than by the prior, on their device."""
 
-    def __init__(self, streams: int, device="cpu"):
-        self.table = torch.zeros(streams, dtype=torch.float64, device=device)
+    def __init__(self, streams: int, device="cpu", nats: float = ALARM):
+        self.table, self.nats = torch.zeros(streams, dtype=torch.float64, device=device), nats
 
     def observe(self, streams: Sequence[int], static: torch.Tensor, adapted: torch.Tensor) -> list[int]:
         """Of R streams' scores [R, T] of one segment, 0 where no token is: which streams go back. Waits for the device."""
         rows = torch.tensor(streams, device=self.table.device)
         ratio = torch.where(torch.isfinite(static), adapted.double() - static.double(), 0.0).sum(1)
         worse = (self.table[rows] + ratio).nan_to_num(math.inf, math.inf, 0.0).clamp(min=0)
-        alarm = worse > ALARM
+        alarm = worse > self.nats
         self.table[rows] = worse.masked_fill(alarm, 0.0)
         return [stream for stream, flag in zip(streams, alarm.tolist()) if flag]
 
     def forget(self, stream: int) -> None:
         """One stream's stretch begins anew."""
         self.table[stream] = 0.0
-
-
-def check_reset(reset) -> str | int:
-    """``reset``; refuses anything but never, document, auto or a positive number of tokens."""
-    if isinstance(reset, str) and reset in ("never", "document", "auto"):
-        return reset
-    if is_integer(reset) and reset > 0:
-        return int(reset)
-    raise wrong("reset", reset, "never, document, auto or a positive number of tokens")

@@ -76,7 +76,7 @@ def _check_prior(engine, stream: int) -> None:
         )
     if engine.guarding is not None and engine.guarding.alarms is not None:
         raise ValueError(
-            f"prior=True with guard={engine.guard!r} and reset='auto': a stream that the model as it was overtakes goes on as it would, with "
+            f"prior=True with guard={engine.guard!r} and reset={engine.reset_policy!r}: a stream that the model as it was overtakes goes on as it would, with "
             "its memory; use another reset, or no prior"
         )
     if engine.driver.step.fused and learner.state.optimizer.decay:

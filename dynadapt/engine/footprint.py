@@ -52,6 +52,7 @@ def footprint(engine) -> dict[str, int]:
         "optimizer state": moments,
         "segment memory": bytes_held(engine.decoder.memory),
         "the guard's prior": _prior_bytes(engine),
+        "copies to go back to": _ring_bytes(engine),
         "kept for backward": kept,
         "other buffers": engine.workspace.nbytes - kept,
     }
@@ -69,13 +70,18 @@ def stream_bytes(engine) -> int:
     """What one stream more would hold for good: its weights, their gradients and optimizer state, its memory. Buffers grow only with
     the streams that go through the layers together."""
     own = 0 if engine.shared else bytes_held(engine.learners) - bytes_held([learner.common for learner in engine.learners])
-    return (own + bytes_held(engine.decoder.memory) + _prior_bytes(engine, of_weights=False)) // engine.streams
+    return (own + bytes_held(engine.decoder.memory) + _prior_bytes(engine, of_weights=False) + _ring_bytes(engine)) // engine.streams
 
 
 def _prior_bytes(engine, of_weights: bool = True) -> int:
     """What scoring the prior takes beside the rest."""
     prior = None if engine.guarding is None else engine.guarding.prior
     return 0 if prior is None else bytes_held(*[prior.own] * of_weights, prior.memory, prior.driver.step.handover)
+
+
+def _ring_bytes(engine) -> int:
+    alarms = None if engine.guarding is None else engine.guarding.alarms
+    return 0 if alarms is None else bytes_held([list(copies.values()) for copies in alarms.ring])
 
 
 def footprint_line(engine) -> str:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 
 from dynadapt.adapt.guard import Guard
 from dynadapt.adapt.mixture import Mixture
-from dynadapt.adapt.resets import Alarms
 
+from .alarms import Returns
 from .buffers import StepCall
 from .losses import CROSS_ENTROPY
 from .prior import Prior
@@ -91,7 +92,8 @@ class Guarding:
         self.prior = None if guard is None else Prior(engine, texts, _first_apart(engine, guard, halve))
         self.mixture = Mixture(texts, learners + (guard is not None), Guard.share if guard is None else guard.share, engine.device)
         self.looks = None if guard is None else Looks(guard, self.mixture, texts)
-        self.alarms = Alarms(texts, engine.device) if engine.settings.guard is not None and engine.reset_policy == "auto" else None
+        alarm = engine.settings.alarm
+        self.alarms = None if alarm is None or self.prior is None else Returns(alarm, engine.driver.step, self.prior, engine.device)
         self.halving = None if halve is None else Halving(halve, texts, learners, engine.reset_policy == "document", engine.device)
 
     def run(self, driver, call: StepCall, apart: bool) -> tuple[torch.Tensor, StepReport]:
@@ -109,7 +111,9 @@ class Guarding:
         if self.halving is not None:
             alive = [flag for text in texts for flag in self.halving.alive[text]]
             call = replace(call, lengths=[n if flag else 0 for n, flag in zip(call.lengths, alive)])
-        scores, report = driver.run(call, apart)
+        before = {} if self.alarms is None else self.alarms.before(call)
+        with nullcontext() if self.alarms is None else self.alarms.rates(call):
+            scores, report = driver.run(call, apart)
         adapted = scores.view(len(texts), k, -1)
         if self.halving is not None:
             self.halving.count(texts, adapted, lengths)
@@ -122,8 +126,10 @@ class Guarding:
             static = self.prior.run(StepCall(call.tokens[::k], looked, texts, None, CROSS_ENTROPY), histories)
             mixed, counted = self.mixture.mix(texts, [static, *learned], looked)
             if self.alarms is not None:
-                seen = [torch.where(counted, scores, 0.0) for scores in (static, learned[0])]
-                self._go_back(driver.step, self.alarms.observe(texts, *seen), report)
+                prior, own = (torch.where(counted, scores, 0.0) for scores in (static, learned[0]))
+                self.alarms.observe(driver, call, before, prior, own, report)
+        if self.alarms is not None:
+            self.alarms.count(call, report)
         unseen = [n - seen for n, seen in zip(lengths, looked)]
         if any(unseen):
             others, counted = self.mixture.mix(texts, learned, unseen, asleep=self.mixture.experts - k)
@@ -147,20 +153,12 @@ class Guarding:
                 "that are alike, as RateMixture.step gives them"
             )
 
-    def _go_back(self, step, streams: list[int], report: StepReport) -> None:
-        """Streams that the prior has overtaken go on as it would: with its weights and, since what diverged is in theirs, its memory."""
-        for stream in streams:
-            step.put_back(stream)
-            report.read()["was_reset"][stream] = True
-            if self.prior is not None and self.prior.memory is not None:
-                step.decoder.memory.slot_load(stream, self.prior.memory.slot_copy(stream))
-
     def enter(self, stream: int) -> None:
         """A new document: all experts count the same again, and the prior remembers nothing."""
         text = stream // self.learners
         self.mixture.enter(text)
         if self.alarms is not None:
-            self.alarms.forget(text)
+            self.alarms.enter(text)
         if self.halving is not None:
             self.halving.enter(text)
         if self.looks is not None:
@@ -176,7 +174,7 @@ class Guarding:
         if self.looks is not None:
             named["since"] = torch.tensor(self.looks.since, dtype=torch.int64)
         if self.alarms is not None:
-            named["alarms"] = self.alarms.table
+            named |= self.alarms.tensors()
         if self.halving is not None:
             named |= {f"halving.{name}": t for name, t in self.halving.tensors().items()}
         if self.prior is not None and self.prior.memory is not None:
@@ -188,7 +186,7 @@ class Guarding:
         if self.looks is not None:
             self.looks.since = saved["since"].tolist()
         if self.alarms is not None:
-            self.alarms.table.copy_(saved["alarms"])
+            self.alarms.load(saved)
         if self.halving is not None:
             self.halving.load(_under("halving.", saved))
         if self.prior is not None and self.prior.memory is not None:
@@ -204,14 +202,14 @@ class Guarding:
             raise ValueError(f"stream={stream}: it is one of {self.learners} learners whose scores are mixed; use save()")
         since = {} if self.looks is None else {"since": torch.tensor(self.looks.since[stream])}
         memory = {} if self.prior is None or self.prior.memory is None else self.prior.memory.slot_copy(stream)
-        alarms = {} if self.alarms is None else {"alarms": self.alarms.table[stream].clone()}
+        alarms = {} if self.alarms is None else self.alarms.slot_copy(stream)
         return {**self.mixture.slot_copy(stream), **since, **alarms, **{f"memory.{name}": t for name, t in memory.items()}}
 
     def slot_load(self, stream: int, saved: Tensors) -> None:
         """One stream is where ``slot_copy`` was taken."""
         self.mixture.slot_load(stream, saved)
         if self.alarms is not None:
-            self.alarms.table[stream] = saved["alarms"]
+            self.alarms.slot_load(stream, saved)
         if self.looks is not None:
             self.looks.since[stream] = int(saved["since"])
         if self.prior is not None and self.prior.memory is not None:

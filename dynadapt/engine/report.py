@@ -27,7 +27,8 @@ class StepReport:
 
     With a guard, of the step's rows: ``nll_static`` [R, T], the prior's scores, NaN where it was not looked at; ``nll_adapted``, what
     the step would have returned without; and ``guard_bound``, by how many nats the score of each row's document, as far as it was
-    looked at, can be above the better of the two (adapt/guard.py).
+    looked at, can be above the better of the two (adapt/guard.py). ``went_back``: where an alarm led, by stream: "prior", "part of the
+    way" or "copy"; empty without one.
 
     The report of a step that may still run (``pending``) is read when a field other than ``flops`` is first asked for, which waits.
     """
@@ -35,6 +36,7 @@ class StepReport:
     nll_static: torch.Tensor | None = None
     nll_adapted: torch.Tensor | None = None
     guard_bound: list[float] | None = None
+    went_back: dict[int, str]
     _coming: OnTheWay | None = None
 
     def __init__(
@@ -45,7 +47,7 @@ class StepReport:
         grad_norm: list[float | None],
         flops: dict[str, int] | None = None,
     ):
-        self.streams, self.flops, self.loss = len(updated), flops or {}, None
+        self.streams, self.flops, self.loss, self.went_back = len(updated), flops or {}, None, {}
         self.outcomes: list[Outcome] = []
         self.known: dict[str, list] | None = {"updated": updated, "skipped": skipped, "was_reset": was_reset, "grad_norm": grad_norm}
 
@@ -53,6 +55,7 @@ class StepReport:
     def pending(cls, streams: int, outcomes: list[Outcome], flops: dict[str, int], loss: torch.Tensor | None = None) -> StepReport:
         report = cls.__new__(cls)
         report.streams, report.flops, report.loss, report.outcomes, report.known = streams, flops, loss, outcomes, None
+        report.went_back = {}
         return report
 
     def read(self) -> dict[str, list]:

@@ -11,7 +11,7 @@ import torch
 from dynadapt.adapt.guard import as_guard
 from dynadapt.adapt.methods import GROUPS, HEAD, LATER, Full, LoRA, RowSparse, learns_beside, rates_differ, whole_model
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
-from dynadapt.adapt.resets import check_reset
+from dynadapt.adapt.reset_policy import Alarm, check_reset
 from dynadapt.adapt.targets import lowest, may_adapt_head, norms_and_biases, targeted
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
 from dynadapt.common.update_rule import KINDS
@@ -96,7 +96,7 @@ class EngineSettings:
     shared: bool
     every: int
     accumulate: bool
-    reset: str | int
+    reset: str | int | Alarm
     dtype: str
     backend: str
     seed: int
@@ -159,6 +159,13 @@ class EngineSettings:
         return self.learns and self.reset == "auto" and self.guard is None
 
     @property
+    def alarm(self) -> Alarm | None:
+        """What raises alarms with a guard, and what follows from them."""
+        if self.guard is None:
+            return None
+        return Alarm() if self.reset == "auto" else self.reset if isinstance(self.reset, Alarm) else None
+
+    @property
     def owns_weights(self) -> bool:
         """Whether what learns are weights of the model, not adapters beside them."""
         return self.learns and not isinstance(self.adapt, (LoRA, tuple))
@@ -214,7 +221,8 @@ class EngineSettings:
         base = "same" if self.base == "quants" else self.base  # the same values, to the bit
         names = ("streams", "segment", "shared", "every", "accumulate", "reset", "dtype", "backend", "seed")
         guard = {} if self.guard is None else {"guard": asdict(self.guard)}
-        return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard}
+        alarm = {"reset": plain(self.reset)} if isinstance(self.reset, Alarm) else {}
+        return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard, **alarm}
 
     def _check_together(self) -> None:
         adapt, optimizer = each_stream.each_stream(self.adapt, self.optimizer, self.streams, self.shared)
@@ -225,6 +233,8 @@ class EngineSettings:
             raise ValueError(f"optimizer={self.optimizer!r} with adapt=None: nothing learns; give adapt, or no optimizer")
         if self.adapt is None and self.guard is not None:
             raise ValueError(f"guard={self.guard!r} with adapt=None: what is scored is the prior; give adapt, or no guard")
+        if isinstance(self.reset, Alarm):
+            self._check_alarm(self.reset)
         if self.adapt is not None and self.optimizer is None:
             keep(self, optimizer=Adam())
         if self.shared and self.batch is not None and self.batch < self.streams:
@@ -238,6 +248,17 @@ class EngineSettings:
             raise ValueError(
                 f"streams={self.streams} with a window of {self.window} tokens (segment and memory): expected at most "
                 f"{LARGEST} tokens in all"
+            )
+
+    def _check_alarm(self, alarm: Alarm) -> None:
+        if self.guard is None:
+            raise ValueError(
+                f"reset={alarm!r} with guard=None: there is no prior's score to raise an alarm by; give guard, or reset='auto'"
+            )
+        if self.owns_weights and (alarm.back < 1 or alarm.ring):
+            raise ValueError(
+                f"reset={alarm!r} with adapt={self.adapt!r}: only adapters go part of the way back or to a copy of what was learned; use "
+                "LoRA, or back=1 and ring=0"
             )
 
     def _place(self) -> None:
@@ -258,6 +279,11 @@ class EngineSettings:
             raise ValueError(
                 "reset='auto' with adapt=RowSparse on a GPU: which rows go back is only known there; use LoRA or Full, "
                 "or reset at documents or every N tokens"
+            )
+
+        if self.static and self.alarm is not None and self.alarm.ring:
+            raise ValueError(
+                f"reset={self.reset!r} with static=True: the copies of a ring are scored by passes of other shapes; use static=False, or ring=0"
             )
 
     def _check_kind(self) -> None:

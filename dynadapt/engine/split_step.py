@@ -55,6 +55,10 @@ def forward_backward(engine, tokens, lengths, streams, weights, loss, inputs) ->
             "reset='auto' with forward_backward and static=True: which streams go back is only known on the device; use static=False, "
             "or reset at documents or every N tokens"
         )
+    if engine.settings.alarm is not None and engine.settings.alarm.slower < 1:
+        raise ValueError(
+            f"reset={engine.reset_policy!r} with forward_backward: the update is a call of its own, with a rate of its own; use slower=1, or step"
+        )
     given = checked(engine, tokens, lengths, streams, weights, True, loss, inputs)
     if given.loss.name == "kl" and (engine.config.layers, HEAD) in engine.learners[0].sizes:
         raise ValueError(

@@ -209,7 +209,9 @@ def _check_values(engine, path: Path, name: str, value: torch.Tensor, tensors: d
     if value.is_floating_point():
         if own.startswith(("memory.keys.", "memory.values.", "memory.inputs.")):  # beyond a slot's length lies what it has forgotten
             value = torch.cat([rows[:count] for rows, count in zip(value, tensors[f"{guarded}memory.length"].tolist())])
-        diverged = engine.guarding is not None and name.startswith(("memory.", "learner."))  # what did counts for nothing in a mixture
+        diverged = engine.guarding is not None and name.startswith(
+            ("memory.", "learner.", "guard.alarm.ring.")
+        )  # what did counts for nothing in a mixture
         if (
             not name.endswith(".grad") and not diverged and value.numel() and count_not_finite(value)
         ):  # such a gradient is skipped, and stays

@@ -94,11 +94,17 @@ class Step:
         rows, one = inputs.shape[0], partial(torch.tensor, dtype=torch.int32, device=self.settings.device)
         return Batch(inputs, one([self.slot(stream)]), one(list(range(rows))), tuple(range(rows)))
 
-    def put_back(self, stream: int) -> None:
-        """One stream's weights and optimizer state back to the prior."""
+    def put_back(self, stream: int, back: float = 1.0) -> None:
+        """One stream's weights and optimizer state back to the prior; the weights of adapters, with ``back`` < 1, that share of the way."""
         if self.learners:
-            self.learner(stream).reset(self.slot(stream))
+            partly = {} if back == 1 else {"back": back}
+            self.learner(stream).reset(self.slot(stream), **partly)
             self._count_anew(stream)
+
+    def return_to(self, stream: int, learned: Tensors) -> None:
+        """One stream's weights and optimizer state are ``learned``, of a copy of its learner's."""
+        self.learner(stream).state.slot_load(self.slot(stream), learned)
+        self._count_anew(stream)
 
     def start(self, stream: int, adapter: torch.Tensor) -> None:
         """One stream's adapter is ``adapter`` [P]; all else that it learned, and what it counts since a reset, starts anew."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from dynadapt.adapt.methods import LATER
 from dynadapt.adapt.optimizers import IN_WORDS, OPTIMIZERS, WITH_STATISTICS
+from dynadapt.adapt.reset_policy import Alarm, check_reset
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, check_names, setting
 
@@ -60,12 +61,18 @@ def parse_layers(value) -> tuple[int, int]:
 def parse_reset(value) -> str | int:
     if value in ("never", "document", "auto"):
         return value
+    if isinstance(value, Alarm) or isinstance(value, str) and value.startswith("auto:"):
+        try:
+            alarm = check_reset(value)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return alarm.word
     try:
         tokens = int(value) if isinstance(value, (int, str)) else 0
     except ValueError:
         tokens = 0
     if tokens < 1 or isinstance(value, bool):
-        raise ConfigError(f"reset {value!r}: give never, document, auto or a number of tokens")
+        raise ConfigError(f"reset {value!r}: give never, document, auto, with a guard auto:back=0.5 and the like, or a number of tokens")
     return tokens
 
 
@@ -219,7 +226,8 @@ class EvalConfig:
     )
     reset: str | int = setting(
         "never",
-        "when the weights go back to their first values: never, at each document, every N tokens, or when the score jumps",
+        "when the weights go back to their first values: never, at each document, every N tokens, or when the score jumps; with --guard "
+        "auto:back=0.5,slower=0.5 or auto:ring=4 say how far (docs/adaptation.md)",
         read=parse_reset,
         metavar="never|document|N|auto",
         needs=LEARNS,
@@ -336,6 +344,10 @@ def _check_together(config: EvalConfig) -> None:
         raise ConfigError(f"targets {config.targets!r} with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")
     if config.targets == "model" and config.layers:
         raise ConfigError(f"layers {config.layers[0]}:{config.layers[1]} with targets 'model': every layer learns; give no layers")
+    if str(config.reset).startswith("auto:") and config.guard is None:
+        raise ConfigError(
+            f"reset {config.reset!r} without a guard: there is no prior's score to raise an alarm by; give guard, or reset auto"
+        )
     if config.split and len(config.text) > 1:
         raise ConfigError(f"split: cuts one text into streams, but {len(config.text)} texts are given")
     if config.split and config.streams < 2:

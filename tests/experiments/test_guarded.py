@@ -9,7 +9,7 @@ from command_line import call
 from tiny import english, tiny_directory
 
 import dynadapt
-from dynadapt import Guard
+from dynadapt import Alarm, Guard
 from dynadapt.adapt.mixture import regret
 from dynadapt.experiments import guarded
 from dynadapt.experiments.config import ConfigError, EvalConfig
@@ -146,6 +146,23 @@ def test_on_the_command_line(root, tmp_path, monkeypatch, capsys):
 def test_settings_that_do_not_fit(setting, value, accepted):
     with pytest.raises(ConfigError, match=f"^{setting} .*{accepted}"):
         EvalConfig(**{setting: value})
+
+
+def test_alarms_in_words(root, tmp_path):
+    """A configuration has an alarm as a word, which a guard is needed for; the run goes back where the word's engine does."""
+    given = {"guard": "exact", "lr": 0.5}
+    assert config(root, **given, reset="auto:slower=0.50,back=0.5").reset == "auto:back=0.5,slower=0.5"
+    assert config(root, **given, reset=Alarm(2, ring=3)).reset == "auto:nats=2,ring=3"
+    assert config(root, **given, reset="auto:back=1").reset == "auto"
+    with pytest.raises(ConfigError, match="^reset 'auto:back=0.5' without a guard"):
+        config(root, reset="auto:back=0.5")
+    with pytest.raises(ConfigError, match="^reset='auto:speed=2'"):
+        config(root, **given, reset="auto:speed=2")
+    options = RunOptions(checkpoint=0)
+    never, slower = (
+        run(config(root, **given, reset=reset), tmp_path / reset[:5], options) for reset in ("never", "auto:nats=1,slower=0.0001")
+    )
+    assert slower["nll_static"] == never["nll_static"] and slower["nll_adapted"] != never["nll_adapted"]
 
 
 def test_where_it_does_not_go(root):

@@ -161,8 +161,9 @@ class LoraLearner:
         if self.state.working is not None:
             self.state.working[slot] = self.state.master[slot]
 
-    def reset(self, slot: int) -> None:
-        """Adapter and optimizer state of one slot back to the prior; with ``keep_a`` A stays, and its moments go.
+    def reset(self, slot: int, back: float = 1.0) -> None:
+        """Adapter and optimizer state of one slot back to the prior; with ``keep_a`` A stays, and its moments go. With ``back`` < 1 the
+        adapter goes that share of the way.
 
         The moments of A are of gradients through the B that is gone, and one count of steps corrects those of A and B. What of A is not
         finite goes back too: times a B of zero it would still not be zero.
@@ -170,6 +171,8 @@ class LoraLearner:
         priors = self.state.prior
         prior = self.initial if priors is None else priors[slot] if self.state.own_priors else priors
         mine = self.state.master[slot]
+        if back < 1:
+            prior = torch.lerp(mine, prior, back)
         self.start(slot, prior if self.kept is None else torch.where((self.kept != 0) & mine.isfinite(), mine, prior))
 
     def take_prior(self, slot: int, prior: torch.Tensor) -> None:

@@ -1,0 +1,191 @@
+"""Where an alarm should lead: spliced texts under nine ways to go back, and false alarms on texts that stay one.
+
+    dynadapt corpus build --out corpus
+    python benchmarks/resets.py corpus --out runs/resets        # stopped, the same command goes on with the next text
+
+SmolLM2-135M, LoRA at its defaults, segments of SEGMENT and memory of 512, a stream of its own for each text. What is compared is the adapted
+score (the mixture's is never much above the prior's, and would hide what a reset does). Domains are those of benchmarks/guard.py: none whose
+texts served to choose defaults.
+
+- Spliced: PARTS texts of PART tokens of different domains, one behind the other without a mark, the stream's memory going on: SPLICES of them.
+- Stationary: RUN tokens of one domain's text that is held out, which is read as one document.
+
+Arms: static; never; oracle (`Engine.reset` at each splice, before its first segment); auto (the CUSUM of its own score); with a guard
+full (`reset="auto"`), half (`Alarm(back=0.5)`), ring (`Alarm(ring=4)`), slower (`Alarm(slower=0.5)`), and recipe (`Alarm(nats=2, back=0.5)`).
+
+Rules, fixed before the runs:
+- spliced: an arm passes where its mean over spliced texts of (its loss - the oracle's) is at most 0.005 nats a token. Of the mean, the
+  standard error is given; confirmed or refuted needs the mean to be two of them from 0.005, else it is open.
+- gain: mean of (its loss - that of never resetting), below 0 by two standard errors: it helps.
+- false alarms: on stationary text, alarms over segments, scaled to 256 segments, is under 2%. With no alarm in n segments the rate of alarms is
+  under 3/n with 95% (Hanley and Lippman-Hand 1983): refuted where there is an alarm and the lower bound (exact Poisson, 95%) is above it,
+  confirmed where the upper bound is below it, else open. Half, ring and slower raise the alarms of full up to the first, and are not run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from benchmarks.guard import TUNED, held_out  # noqa: E402
+from benchmarks.script import domains_of, parser_of  # noqa: E402
+from dynadapt import Alarm, Engine, LoRA, SegmentMemory, load  # noqa: E402
+from dynadapt.common.environment import environment  # noqa: E402
+from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
+
+SEGMENT, PART, PARTS, SPLICES, RUN = 128, 1536, 3, 4, 2048
+BEHIND, FALSE, SEGMENTS = 0.005, 0.02, 256
+ARMS: dict[str, dict] = {
+    "static": {"adapt": None},
+    "never": {},
+    "oracle": {},
+    "auto": {"reset": "auto"},
+    "full": {"guard": "exact", "reset": "auto"},
+    "half": {"guard": "exact", "reset": Alarm(back=0.5)},
+    "ring": {"guard": "exact", "reset": Alarm(ring=4)},
+    "slower": {"guard": "exact", "reset": Alarm(slower=0.5)},
+    "recipe": {"guard": "exact", "reset": Alarm(nats=2, back=0.5)},
+}
+DETECTING = ["auto", "full", "recipe"]  # half, ring and slower have full's first alarm
+
+
+def texts(corpus: Path, tokenizer) -> dict[str, tuple[list[int], list[int]]]:
+    """name -> (ids, where its domain changes)."""
+    domains = [domain for domain in domains_of(corpus, []) if domain not in TUNED]
+    ids = {domain: tokenizer.encode(held_out(corpus, domain)) for domain in domains}
+    needed = PART * SPLICES + RUN
+    for domain in domains:
+        if len(ids[domain]) < needed:
+            raise SystemExit(f"{corpus}: {domain} holds out {len(ids[domain])} tokens; {needed} are needed")
+    found, rng = {}, random.Random(0)
+    for i in range(SPLICES):
+        chosen = rng.sample(domains, PARTS)
+        found[f"splice {i + 1}: {', '.join(chosen)}"] = (
+            [token for domain in chosen for token in ids[domain][i * PART : (i + 1) * PART]],
+            [PART * part for part in range(1, PARTS)],
+        )
+    for domain in domains:
+        found[f"stationary: {domain}"] = (ids[domain][-RUN:], [])
+    return found
+
+
+def score(model, arm: str, ids: list[int], splices: list[int], **more) -> dict:
+    """One arm's loss and resets on one text."""
+    given = {"adapt": LoRA(), "memory": SegmentMemory(512), "segment": SEGMENT, **ARMS[arm], **more}
+    engine, total, resets, start = Engine(model, **given), 0.0, [], time.perf_counter()
+    for begin in range(0, len(ids) - 1, SEGMENT):
+        if arm == "oracle" and begin in splices:
+            engine.reset(0)
+        scores = engine.step(torch.tensor([ids[begin : begin + SEGMENT + 1]]))
+        adapted = scores if engine.last.nll_adapted is None else engine.last.nll_adapted
+        total += adapted.double().sum().item()
+        if engine.last.was_reset[0]:
+            resets.append({"segment": begin // SEGMENT, "to": engine.last.went_back.get(0, "prior")})
+    seconds = round(time.perf_counter() - start, 1)
+    return {"nll": total / (len(ids) - 1), "resets": resets, "flops": sum(engine.flops.values()), "seconds": seconds}
+
+
+def _mean(values: list[float]) -> tuple[float, float]:
+    """(mean, standard error)."""
+    mean = math.fsum(values) / len(values)
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) if len(values) > 1 else math.inf
+
+
+def _poisson(count: int, upper: bool) -> float:
+    """The exact 95% bound (one-sided 97.5%) of a Poisson mean, by bisection."""
+    tail = lambda mean, k: math.fsum(math.exp(-mean + j * math.log(mean) - math.lgamma(j + 1)) for j in range(k + 1))  # noqa: E731
+    if not upper and not count:
+        return 0.0
+    low, high = 1e-9, 10.0 * count + 20
+    for _ in range(100):
+        middle = (low + high) / 2
+        below = tail(middle, count) > 0.025 if upper else 1 - tail(middle, count - 1) < 0.025
+        low, high = (middle, high) if below else (low, middle)
+    return low
+
+
+def verdicts(rows: list[dict]) -> dict:
+    """By the rules above."""
+    spliced = [row for row in rows if row["splices"] and set(ARMS) <= row["arms"].keys()]
+    still = [row for row in rows if not row["splices"]]
+    found: dict = {"spliced": {}, "stationary": {}}
+    for arm in ARMS if len(spliced) > 1 else ():
+        behind, error = _mean([row["arms"][arm]["nll"] - row["arms"]["oracle"]["nll"] for row in spliced])
+        gain, gain_error = _mean([row["arms"][arm]["nll"] - row["arms"]["never"]["nll"] for row in spliced])
+        verdict = "open" if abs(behind - BEHIND) < 2 * error else "confirmed" if behind < BEHIND else "refuted"
+        found["spliced"][arm] = {
+            "verdict": verdict,
+            "behind_oracle": behind,
+            "error": error,
+            "beside_never": gain,
+            "beside_never_error": gain_error,
+            "helps": gain < -2 * gain_error,
+            "nll": _mean([row["arms"][arm]["nll"] for row in spliced])[0],
+            "resets": sum(len(row["arms"][arm]["resets"]) for row in spliced),
+            "splices": sum(len(row["splices"]) for row in spliced),
+            "texts": len(spliced),
+        }
+    for arm in DETECTING:
+        of = [row for row in still if arm in row["arms"]]
+        if not of:
+            continue
+        count, segments = sum(len(row["arms"][arm]["resets"]) for row in of), sum(row["segments"] for row in of)
+        scaled = lambda n, segments=segments: n * SEGMENTS / segments  # noqa: E731
+        low, high = scaled(_poisson(count, upper=False)), scaled(_poisson(count, upper=True))
+        verdict = "confirmed" if high < FALSE else "refuted" if low > FALSE else "open"
+        found["stationary"][arm] = {"verdict": verdict, "alarms": count, "segments": segments, "rate": scaled(count), "bounds": [low, high]}
+    return found
+
+
+def page(results: dict) -> str:
+    """The tables of docs/adaptation.md."""
+    of = results["verdicts"]
+    lines = ["| arm | nats/token | behind the oracle | beside never | resets | within 0.005 of the oracle |", "|---|---|---|---|---|---|"]
+    for arm, v in of["spliced"].items():
+        pair = lambda mean, error: f"{mean:+.4f} ± {error:.4f}"  # noqa: E731
+        beside = [pair(v["behind_oracle"], v["error"]), pair(v["beside_never"], v["beside_never_error"])]
+        lines.append(f"| {arm} | {v['nll']:.4f} | {beside[0]} | {beside[1]} | {v['resets']} | {v['verdict']} |")
+    lines += ["", "| arm | alarms | segments | per 256 segments (95%) | under 2% |", "|---|---|---|---|---|"]
+    for arm, v in of["stationary"].items():
+        low, high = v["bounds"]
+        lines.append(f"| {arm} | {v['alarms']} | {v['segments']} | {v['rate']:.1f} ({low:.1f} to {high:.1f}) | {v['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = parser_of(__doc__, "runs/resets")
+    parser.add_argument("corpus", type=Path, help="what `dynadapt corpus build` made")
+    parser.add_argument("--model", default="smollm2-135m", help="(default: %(default)s)")
+    given = parser.parse_args()
+    model = load(given.model)
+    given.out.mkdir(parents=True, exist_ok=True)
+    file = given.out / "results.json"
+    rows = read_json(file)["rows"] if file.exists() else []
+    for name, (ids, splices) in texts(given.corpus, model.tokenizer).items():
+        row = next((row for row in rows if row["text"] == name), None)
+        if row is None:
+            row = {"text": name, "tokens": len(ids) - 1, "segments": -(-(len(ids) - 1) // SEGMENT), "splices": splices, "arms": {}}
+            rows.append(row)
+        for arm in ARMS if splices else DETECTING:
+            if arm in row["arms"]:
+                continue
+            row["arms"][arm] = score(model, arm, ids, splices)
+            sizes = {"segment": SEGMENT, "part": PART, "parts": PARTS, "run": RUN}
+            write_json(file, {"model": given.model, **sizes, "environment": environment(), "rows": rows, "verdicts": verdicts(rows)})
+            print(f"{name:60} {arm:8} {row['arms'][arm]['nll']:.4f}  {len(row['arms'][arm]['resets'])} resets", flush=True)
+    (given.out / "results.md").write_text(page(read_json(file)))
+    print(json.dumps(verdicts(rows), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
