@@ -26,15 +26,16 @@ class Slow:
         optimizer: of its updates, each by the gradient of the mean NLL of the tokens since the last.
         every: an update behind the step by which this many tokens, of all streams together, were scored since the last.
         window: the most tokens of one text that are run together for that gradient; they see each other and nothing before.
+            None: 1,024, or the model's positions where they are fewer.
     """
 
     adapt: Any = Full()
     optimizer: Any = SGD(lr=1e-3, momentum=0.9)
     every: int = 32768
-    window: int = 1024
+    window: int | None = None
 
     def __post_init__(self):
-        keep(self, every=integer("every", self.every), window=integer("window", self.window))
+        keep(self, every=integer("every", self.every), window=None if self.window is None else integer("window", self.window))
         if not isinstance(self.adapt, (LoRA, Full)) or isinstance(self.adapt, Full) and self.adapt.targets not in LINEAR:
             raise wrong("slow.adapt", self.adapt, f"LoRA(...), or Full(targets=...) with {', '.join(LINEAR)}")
         if isinstance(self.adapt, LoRA) and not isinstance(self.adapt.targets, str) and HEAD in self.adapt.targets:

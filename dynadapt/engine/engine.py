@@ -47,7 +47,7 @@ from .plan import StreamState
 from .report import StepReport
 from .sampling import Sampler
 from .settings import FIXED, NEVER, EngineSettings
-from .slow_level import SlowLevel
+from .slow_level import SLOW_WINDOW, SlowLevel
 from .snapshots import StreamSnapshot
 from .step import Step
 from .step_arguments import check_stream, check_tokens
@@ -202,8 +202,9 @@ class Engine:
 
     def _make_slow(self) -> SlowLevel:
         given, slow = self.settings, self.slow
+        window = slow.window or min(SLOW_WINDOW, self.config.max_positions)
         place = {"dtype": self.dtype, "backend": self.backend, "device": self.device, "seed": self.seed, "static": False}
-        learner = Engine(self.model, slow.adapt, optimizer=slow.optimizer, segment=slow.window, recompute=given.recompute, **place)
+        learner = Engine(self.model, slow.adapt, optimizer=slow.optimizer, segment=window, recompute=given.recompute, **place)
         return SlowLevel(learner, slow, self.streams)
 
     def __setattr__(self, name: str, value) -> None:
@@ -374,18 +375,18 @@ class Engine:
         with self._counted():
             nll, self.last = self._run(given)
         if self.slow_level is not None and self.every != NEVER:
-            self._learn_slowly(given)
+            self._learn_slowly(self.slow_level, given)
         return nll
 
-    def _learn_slowly(self, given) -> None:
+    def _learn_slowly(self, level: SlowLevel, given) -> None:
         """What was scored is kept for the slow level, and its update made once there is enough."""
-        level = self.slow_level
         level.keep(given.tokens, given.lengths, given.streams)
-        if level.kept >= self.slow.every:
+        if level.kept >= level.slow.every:
             self.calls.moving()
             for phase, flops in level.update().items():
                 self.ledger.add(phase, flops)
-            self.last.flops = dict(self.ledger.step)
+            if self.last is not None:
+                self.last.flops = dict(self.ledger.step)
 
     @ranged("forward_backward")
     @one_call

@@ -71,7 +71,7 @@ def _slow_line(engine) -> str:
     slow, learned = engine.slow, engine.slow_level.learner.learned_parameters
     return (
         f"slow:   {said(slow.adapt)}, {learned:,} parameters of all streams, with {said(slow.optimizer)}; update every {slow.every:,} tokens, "
-        f"run again in windows of {slow.window:,}"
+        f"run again in windows of {engine.slow_level.learner.segment:,}"
     )
 
 

@@ -348,6 +348,10 @@ class EngineSettings:
 
     def check_model(self, config) -> None:
         """What depends on the model. Warns where the window exceeds the positions that it was made for."""
+        if self.slow is not None and (self.slow.window or 0) > config.max_positions:
+            raise ValueError(
+                f"slow.window={self.slow.window}: the model has {config.max_positions} positions; expected at most these, or None"
+            )
         learning = targeted(self.adapt, config)
         if self.base == "float8" and self.owns_weights and len(learning) == config.layers * len(GROUPS):
             raise ValueError(f"base='float8' with adapt={self.adapt!r}: every linear weight learns and none is frozen; use base='same'")

@@ -26,6 +26,8 @@ from dynadapt.ops.precision import wide_dtype
 from .learners.peft import adapted_modules, halves_of
 from .weights import FrozenWeights, source_weight
 
+SLOW_WINDOW = 1024  # tokens that are run together, where nothing else is said
+
 
 class SlowLevel:
     """``learner``: the engine (one stream, no memory) whose adapter or weights are the slow level. ``weights``: what streams read."""
@@ -60,7 +62,7 @@ class SlowLevel:
 
     def windows(self) -> list[list[int]]:
         """What is run again: n + 1 ids each, n <= window, every scored token a target once."""
-        most = self.slow.window
+        most = self.learner.segment
         return [run[start : start + most + 1] for run in self.runs for start in range(0, len(run) - 1, most)]
 
     def update(self) -> dict[str, int]:
@@ -83,17 +85,17 @@ class SlowLevel:
             return 0
         config, wide = self.learner.config, wide_dtype(given.torch_dtype)
         adapted = {(one.layer, one.group, one.part): one for one in adapted_modules(learner, config)}
-        for key in learner.sizes:
+        for layer, group in learner.sizes:
             merged = []
-            for p, part in enumerate(group_parts(config, *key)):
-                weight = source_weight(self.learner.model, *key, p).to(wide)
-                if (*key, part) in adapted:
-                    one = adapted[*key, part]
+            for p, part in enumerate(group_parts(config, layer, group)):
+                weight = source_weight(self.learner.model, layer, group, p).to(wide)
+                if (layer, group, part) in adapted:
+                    one = adapted[layer, group, part]
                     A, Bt = halves_of(learner, learner.state.master[0], one)
                     weight = torch.add(weight, Bt.t().to(wide) @ A.to(wide), alpha=one.scale)
                     flops += 2 * one.rank * weight.numel()
                 merged.append(weight.to(given.torch_dtype))
-            self.weights.parts[key] = make_parts(merged, given.backend, given.torch_dtype, given.device)
+            self.weights.parts[layer, group] = make_parts(merged, given.backend, given.torch_dtype, given.device)
         return flops
 
     # ---- saving

@@ -17,6 +17,7 @@ LEARNING_RATES = {
     for adapt in ("lora", "rows", "full")
 }
 USUAL_RATES = "; ".join(f"{adapt}: " + ", ".join(f"{key} {rate:g}" for key, rate in by.items()) for adapt, by in LEARNING_RATES.items())
+LEVELS = ("fast,slow", "slow")
 LEARNS = {"adapt": ("lora", "rows", "full")}
 REMEMBERS = {"memory": lambda tokens: tokens != 0, "context": (0,)}
 OPEN = {"memory": None, "dtype": "auto"}
@@ -195,6 +196,22 @@ class EvalConfig:
         metavar="exact|N",
         needs=LEARNS,
     )
+    levels: str | None = setting(
+        None,
+        "learn at two speeds: fast,slow adds to each stream's own adapter one level that learns from all streams every --slow-every tokens "
+        "and is never reset; slow is that alone, with --adapt none (default: each stream's own)",
+        choices=LEVELS,
+    )
+    slow_every: int | None = setting(
+        None, "with --levels: tokens between updates of the slow level (default: 32768)", least=1, needs={"levels": LEVELS}
+    )
+    slow_lr: float | None = setting(
+        None,
+        "with --levels: learning rate of the slow level, SGD with momentum 0.9 on the linear weights (default: 1e-3)",
+        least=0,
+        what="a finite rate",
+        needs={"levels": LEVELS},
+    )
     decay: float = setting(0.0, "share by which weights go back to their first values at each update", least=0, most=1, needs=LEARNS)
     clip: float = setting(
         1.0, "largest gradient norm of a stream, 0 for no limit", least=0, what="a norm", why=" (0: no clipping)", needs=LEARNS
@@ -294,6 +311,15 @@ class EvalConfig:
         return words
 
 
+def _check_levels(config: EvalConfig) -> None:
+    expected = ("none",) if config.levels == "slow" else ("lora",)
+    if config.adapt not in expected:
+        raise ConfigError(f"levels {config.levels!r} with adapt {config.adapt!r}: give adapt {expected[0]}")
+    for name, why in (("guard", "the prior that it scores has no weights of its own then"), ("rates", "each would feed it the same text")):
+        if getattr(config, name) is not None:
+            raise ConfigError(f"levels {config.levels!r} with {name} {getattr(config, name)!r}: {why}; leave one of them out")
+
+
 def _check_together(config: EvalConfig) -> None:
     if config.memory and config.context:
         raise ConfigError(
@@ -313,6 +339,8 @@ def _check_together(config: EvalConfig) -> None:
         raise ConfigError(f"targets 'model' with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")
     if config.targets == "model" and config.layers:
         raise ConfigError(f"layers {config.layers[0]}:{config.layers[1]} with targets 'model': every layer learns; give no layers")
+    if config.levels:
+        _check_levels(config)
     if config.split and len(config.text) > 1:
         raise ConfigError(f"split: cuts one text into streams, but {len(config.text)} texts are given")
     if config.split and config.streams < 2:

@@ -216,7 +216,16 @@ def build_engine(model, config: EvalConfig):
         recompute=config.recompute or None,
         base=config.base,
         guard=config.guard if adapt else None,
+        **({"slow": _slow_of(config)} if config.levels else {}),
     )
+
+
+def _slow_of(config: EvalConfig):
+    """The slow level of a run with levels."""
+    from dynadapt.adapt import SGD, Slow
+
+    given = {"every": config.slow_every} if config.slow_every else {}
+    return Slow(optimizer=SGD(lr=1e-3 if config.slow_lr is None else config.slow_lr, momentum=0.9), **given)
 
 
 def _statistics_text(config: EvalConfig, facts: list[dict]) -> tuple[list[Source], dict]:
@@ -439,6 +448,7 @@ class _Run:
             "updates": totals["updates"],
             "skipped_updates": totals["skipped_updates"],
             "resets": totals["resets"],
+            **({"levels": self.config.levels, "slow_updates": engine.slow_level.learner.updates} if self.config.levels else {}),
             "segments": totals["segments"],
             "short_documents": self.feed.short,
             "backend": engine.backend,

@@ -185,6 +185,8 @@ def test_refused():
     for bad in ({"every": 0}, {"window": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             Slow(**bad)
+    with pytest.raises(ValueError, match="slow.window=513: the model has 512 positions"):
+        engine(Slow(window=513))
     with pytest.raises(ValueError, match="slow='yes'"):
         engine("yes")
     e = engine("lora")
