@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from tiny import english, tiny_directory
 
+from dynadapt.experiments import guarded
 from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.experiments.dyneval import RunOptions, run
+from dynadapt.experiments.dyneval import Interrupted, RunOptions, run
 
 FAST = {"segment": 16, "rank": 2, "dtype": "fp32", "memory": 12, "backend": "cpu", "reset": "document"}
 SLOW = {"levels": "fast,slow", "slow_every": 40, "slow_lr": 0.1}
@@ -35,6 +37,21 @@ def test_what_a_run_says(root, tmp_path):
     assert json.loads((tmp_path / "both" / "config.json").read_text())["slow_every"] == 40
     alone = run(config(root, adapt="none", reset="never", **{**SLOW, "levels": "slow"}), tmp_path / "slow", RunOptions(checkpoint=0))
     assert alone["updates"] == 0 and alone["slow_updates"] == both["slow_updates"]
+
+
+def test_stopped_and_gone_on_with(root, tmp_path):
+    settings, options = config(root, streams=2, **SLOW), RunOptions(scores=True, checkpoint=2)
+    run(settings, tmp_path / "whole", options)
+    with pytest.raises(Interrupted):
+        run(settings, tmp_path / "stopped", options, progress=lambda event: event["segment"] < 5)
+    run(settings, tmp_path / "stopped", RunOptions(resume=True, scores=True, checkpoint=2))
+    a, b = (np.load(tmp_path / name / "scores.npy") for name in ("whole", "stopped"))
+    assert np.array_equal(a, b)
+
+
+def test_commands_that_refuse_a_guard_refuse_levels(root):
+    with pytest.raises(ConfigError, match="levels 'fast,slow' here"):
+        guarded.refuse(config(root, **SLOW), "here")
 
 
 def test_refused(root):
