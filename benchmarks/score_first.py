@@ -45,7 +45,9 @@ WINDOW, CHUNK, BYTES, EACH = 1024, 48, 2048, 3
 RATE, RATES = 1e-4, (1e-4, 1e-3)
 ROWS, UPDATES, TRAIN_RATE, WARM = 4, 400, 3e-3, 20
 NEAR, FEWER = 0.0005, 10
-SIZES = dict(vocab_size=256, hidden_size=128, layers=4, heads=4, kv_heads=4, head_dim=32, ffn_size=384, max_positions=WINDOW, tied_head=True)
+SIZES = dict(
+    vocab_size=256, hidden_size=128, layers=4, heads=4, kv_heads=4, head_dim=32, ffn_size=384, max_positions=WINDOW, tied_head=True
+)
 READS = {"window again": Overlap(WINDOW - CHUNK), "memory": SegmentMemory(WINDOW - CHUNK, sinks=0)}
 PLACE = {"backend": "cpu", "dtype": "fp32", "device": "cpu"}
 
@@ -85,7 +87,11 @@ def trained(corpus: Path, domains: list[str], out: Path):
             if update % 20 == 19:
                 print(f"update {update + 1} of {UPDATES}: {sum(curve[-20:]) / 20:.4f} bits per byte", flush=True)
         engine.save(out / "state")
-        facts = {"parameters": engine.learned_parameters, "bytes": UPDATES * ROWS * WINDOW, "bits_per_byte_of_the_last_20": sum(curve[-20:]) / 20}
+        facts = {
+            "parameters": engine.learned_parameters,
+            "bytes": UPDATES * ROWS * WINDOW,
+            "bits_per_byte_of_the_last_20": sum(curve[-20:]) / 20,
+        }
         write_json(out / "facts.json", facts)
     engine.restore(out / "state")
     weights = {name: value.clone() for name, value in learned(model, engine).items()}
@@ -136,7 +142,14 @@ def main() -> int:
     model, facts = trained(given.corpus, domains, given.out)
     file = given.out / "results.json"
     rows = read_json(file)["rows"] if file.exists() else []
-    setup = {"corpus": corpus_facts(given.corpus), "model": {**SIZES, **facts}, "window": WINDOW, "chunk": CHUNK, "bytes": BYTES, "rate": RATE}
+    setup = {
+        "corpus": corpus_facts(given.corpus),
+        "model": {**SIZES, **facts},
+        "window": WINDOW,
+        "chunk": CHUNK,
+        "bytes": BYTES,
+        "rate": RATE,
+    }
     for text, ids in texts:
         if text not in {row["text"] for row in rows}:
             rows.append({"text": text, "arms": {name(r, rate): arm(model, r, rate, ids) for rate in (None, *RATES) for r in READS}})

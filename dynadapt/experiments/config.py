@@ -10,6 +10,7 @@ from dynadapt.common.options import check, check_names, setting
 
 from .adapter_words import WORDS, parse_alphas, parse_ranks, parse_targets, pattern_of
 from .guarded import ADDED, parse_guard, parse_rates
+from .optimizer_words import parse_betas
 
 # Learning rates that are used when none is given, by what learns and by optimizer.
 LEARNING_RATES = {
@@ -19,6 +20,7 @@ LEARNING_RATES = {
 USUAL_RATES = "; ".join(f"{adapt}: " + ", ".join(f"{key} {rate:g}" for key, rate in by.items()) for adapt, by in LEARNING_RATES.items())
 LEVELS = ("fast,slow", "slow")
 LEARNS = {"adapt": ("lora", "rows", "full")}
+NUMBERS = ("betas", "weight_decay", "slow_lr")  # left out where nothing was said, and where 0 says something
 REMEMBERS = {"memory": lambda tokens: tokens != 0, "context": (0,)}
 OPEN = {"memory": None, "dtype": "auto"}
 
@@ -175,6 +177,20 @@ class EvalConfig:
     lr: float | None = setting(
         None, f"learning rate per update (default: {USUAL_RATES})", least=0, what="a finite rate", needs={**LEARNS, "rates": (None,)}
     )
+    betas: str | None = setting(
+        None,
+        "with --optimizer adam or adamw: B1,B2, by which the averages of the gradient and of its square decay (default: 0.9,0.999)",
+        read=parse_betas,
+        metavar="B1,B2",
+        needs={**LEARNS, "optimizer": ("adam", "adamw")},
+    )
+    weight_decay: float | None = setting(
+        None,
+        "with --optimizer adamw: lr times this is the share by which weights go to zero at each update (default: 0.01)",
+        least=0,
+        what="a finite number",
+        needs={**LEARNS, "optimizer": ("adamw",)},
+    )
     rates: str | None = setting(
         None,
         "learn at each of these rates side by side and mix the scores, in place of one --lr: as good as the best of them up to a bound",
@@ -270,8 +286,11 @@ class EvalConfig:
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
         if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
-        for name in ("rank_pattern", "alpha_pattern", "rslora", "keep_a", *ADDED):
+        for name in ("rank_pattern", "alpha_pattern", "rslora", "keep_a", *(name for name in ADDED if name not in NUMBERS)):
             if not content[name]:
+                del content[name]
+        for name in NUMBERS:
+            if content[name] is None:
                 del content[name]
         return without_usual_alpha(content)
 

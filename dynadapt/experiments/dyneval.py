@@ -29,6 +29,7 @@ from . import guarded
 from .adapter_words import pattern_of, targets_of
 from .config import ConfigError, EvalConfig
 from .defaults import settle, settled
+from .optimizer_words import betas_of
 
 __all__ = ["Interrupted", "RunOptions", "StopRun", "adapt_of", "build_engine", "find_baseline", "interruptible", "optimizer_of", "run"]
 PHASES = ("forward", "backward", "update", "recompute")
@@ -161,7 +162,12 @@ def _or_fetched(name: str) -> str:
 
 def optimizer_of(config: EvalConfig):
     """The optimizer that a configuration describes."""
-    return OPTIMIZERS[config.optimizer](lr=config.learning_rate, decay=config.decay, clip=config.clip)
+    kind, more = OPTIMIZERS[config.optimizer], {}
+    if getattr(config, "betas", None) and config.optimizer in ("adam", "adamw"):  # reweighting has neither of the two
+        more["betas"] = betas_of(config.betas)
+    if getattr(config, "weight_decay", None) is not None and config.optimizer == "adamw":
+        more["weight_decay"] = config.weight_decay
+    return kind(lr=config.learning_rate, decay=config.decay, clip=config.clip, **more)
 
 
 def adapt_of(config: EvalConfig):
