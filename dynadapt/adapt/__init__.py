@@ -1,8 +1,9 @@
-"""What learns and how: LoRA, RowSparse, Full; SGD, Adam, AdamW, Lion, Muon, RMS; resets; the guard."""
+"""What learns and how: LoRA, RowSparse, Full; SGD, Adam, AdamW, Lion, Muon, RMS; resets; the guard; the slow level."""
 
 from .guard import Guard
 from .methods import Full, LoRA, RowSparse
 from .optimizers import RMS, SGD, Adam, AdamW, Lion, Muon
 from .reset_policy import Alarm
+from .slow import Slow
 
-__all__ = ["RMS", "SGD", "Adam", "AdamW", "Alarm", "Full", "Guard", "Lion", "LoRA", "Muon", "RowSparse"]
+__all__ = ["RMS", "SGD", "Adam", "AdamW", "Alarm", "Full", "Guard", "Lion", "LoRA", "Muon", "RowSparse", "Slow"]

@@ -14,7 +14,7 @@ from dynadapt.runs.progress import say
 
 from .early import check_model
 from .parsing import at_least
-from .settings import add_log_option, config_from
+from .settings import add_log_option, add_preset_option, config_from
 
 EXAMPLES = """\
 examples:
@@ -41,6 +41,7 @@ It writes config.json, env.json, metrics.jsonl (a line a segment) and summary.js
 
 def add_options(command) -> None:
     add_settings(command, EvalConfig)
+    add_preset_option(command)
     command.add_argument("--out", metavar="runs/NAME", help="directory of the run (default: one named after model, text and adapt)")
     command.add_argument(
         "--resume", action="store_true", help="go on with a run that was stopped; the remaining scores are the same, bit for bit"

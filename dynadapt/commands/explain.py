@@ -6,13 +6,14 @@ from dynadapt.common.options import add_settings
 from dynadapt.experiments.config import EvalConfig
 
 from .early import check_model
-from .settings import config_from
+from .settings import add_preset_option, config_from
 
 EXAMPLES = None
 
 
 def add_options(command) -> None:
     add_settings(command, EvalConfig)
+    add_preset_option(command)
     command.add_argument("--time", action="store_true", help="also time each operation")
 
 

@@ -8,6 +8,7 @@ from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import given, note_idle, settings_of
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.guarded import ADDED
+from dynadapt.experiments.presets import PRESETS, filled
 
 
 def unmixed() -> set[str]:
@@ -19,10 +20,20 @@ def config_from(arguments, **defaults) -> EvalConfig:
     """The configuration that a command line gives, with a command's own `defaults` for what it leaves out; a note says which of what it
     gives change nothing, unless it asks for quiet."""
     settings = given(EvalConfig, arguments)
-    config = EvalConfig(**{**defaults, **settings})
+    config = EvalConfig(**{**defaults, **filled(getattr(arguments, "preset", None), settings)})
     if not getattr(arguments, "quiet", False):
         note_idle(config, settings)
     return config
+
+
+def add_preset_option(parser: argparse.ArgumentParser) -> None:
+    """--preset NAME, which ``config_from`` reads."""
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="settings of a recipe, over which all that is given goes; score-first: that of the Parameter Golf contest's adapting entries, "
+        "64 documents at once, segments of 48, two levels (needs a model with a gate and 2,048 positions, else give --targets, --memory)",
+    )
 
 
 def log_name(name: str) -> str:

@@ -47,6 +47,7 @@ from .plan import StreamState
 from .report import StepReport
 from .sampling import Sampler
 from .settings import FIXED, NEVER, EngineSettings
+from .slow_level import SLOW_WINDOW, SlowLevel
 from .snapshots import StreamSnapshot
 from .step import Step
 from .step_arguments import check_stream, check_tokens
@@ -88,6 +89,9 @@ class Engine:
         static: fixed shapes and no host decision inside a step, as a CUDA graph needs; None: on a GPU only.
         guard: the score is never worse than the model's without adaptation, up to a bound (adapt/guard.py): "exact", N for the prior
             on every N-th segment, ``Guard`` or None.
+        slow: ``Slow``: beside what each stream learns, one level that learns from all of them every so many tokens and is never reset
+            (adapt/slow.py); it makes the streams one text: scores depend on what other streams were scored before. None: streams are
+            independent.
 
     A call runs alone: one that begins while another runs, in a thread or a callback, is refused, and so are calls in a forked
     process. A step completes or changes nothing: arguments are checked first, and where a step fails after it has begun to move
@@ -98,7 +102,7 @@ class Engine:
         UnsupportedOp: naming the ops of this configuration that the backend can't serve here, before any weight is read.
     """
 
-    @partial(positional_before, but=("guard",))
+    @partial(positional_before, but=("guard", "slow"))
     def __init__(
         self,
         model,
@@ -121,6 +125,7 @@ class Engine:
         base: str = "same",
         static: bool | None = None,
         guard=None,
+        slow=None,
     ):
         settings = EngineSettings(
             adapt,
@@ -141,6 +146,7 @@ class Engine:
             base,
             static,
             guard,
+            slow,
         )
         with plain_torch():
             self._make(load(model), settings)
@@ -158,7 +164,7 @@ class Engine:
         self.seed, self.recompute, self.base = settings.seed, bool(settings.recompute), settings.base
         self.batch = settings.batch or settings.streams
         self.dtype, self.torch_dtype, self.device, self.backend = settings.dtype, settings.torch_dtype, settings.device, settings.backend
-        self.lowest, self.guard = settings.lowest(self.config), settings.guard
+        self.lowest, self.guard, self.slow = settings.lowest(self.config), settings.guard, settings.slow
         self.calls = Calls()
         self._resolve_ops()
         self._build()
@@ -176,7 +182,10 @@ class Engine:
         c, given, dtype, device = self.config, self.settings, self.torch_dtype, self.device
         self.workspace, self.ledger = Workspace(dtype, device), Ledger()
         self.learners = make_learners(given, self.model)
-        if whole_model(self.adapt):
+        self.slow_level = None if self.slow is None else self._make_slow()
+        if self.slow_level is not None:
+            self.weights = self.slow_level.weights
+        elif whole_model(self.adapt):
             self.weights = self.learners[0].weights_view  # nothing is frozen
         else:
             own = set(targeted(self.adapt, c)) if given.owns_weights else set()
@@ -191,6 +200,13 @@ class Engine:
         self.driver = Captured(step) if given.fixed else Eager(step)
         self.guarding = guarding.made(self)
         self.last: StepReport | None = None
+
+    def _make_slow(self) -> SlowLevel:
+        given, slow = self.settings, self.slow
+        window = slow.window or min(SLOW_WINDOW, self.config.max_positions)
+        place = {"dtype": self.dtype, "backend": self.backend, "device": self.device, "seed": self.seed, "static": False}
+        learner = Engine(self.model, slow.adapt, optimizer=slow.optimizer, segment=window, recompute=given.recompute, **place)
+        return SlowLevel(learner, slow, self.streams)
 
     def __setattr__(self, name: str, value) -> None:
         """Settings are read when the engine is made: another one would be ignored, and is refused by AttributeError."""
@@ -277,6 +293,8 @@ class Engine:
             self.driver.step.put_back(stream)
         if self.guarding is not None:
             self.guarding.enter(stream)
+        if self.slow_level is not None:
+            self.slow_level.end_document(stream)
         if lr is not None:
             self.lr[0 if self.shared else stream] = lr
 
@@ -351,11 +369,25 @@ class Engine:
             ValueError: naming the argument that does not fit; nothing has changed.
             RuntimeError: an optimizer without its statistics; another call runs; an earlier step failed half-way.
         """
+        if self.slow_level is not None and weights is not None:
+            raise ValueError(f"weights with slow={self.slow!r}: the slow level learns from all tokens alike; expected None")
         given = split_step.checked(self, tokens, lengths, streams, weights, looks=self.device.type == "cpu")
         split_step.refuse_waiting(self, given.streams)
         with self._counted():
             nll, self.last = self._run(given)
+        if self.slow_level is not None and self.every != NEVER:
+            self._learn_slowly(self.slow_level, given)
         return nll
+
+    def _learn_slowly(self, level: SlowLevel, given) -> None:
+        """What was scored is kept for the slow level, and its update made once there is enough."""
+        level.keep(given.tokens, given.lengths, given.streams)
+        if level.kept >= level.slow.every:
+            self.calls.moving()
+            for phase, flops in level.update().items():
+                self.ledger.add(phase, flops)
+            if self.last is not None:
+                self.last.flops = dict(self.ledger.step)
 
     @ranged("forward_backward")
     @one_call

@@ -66,6 +66,15 @@ def _guard_lines(guarding) -> list[str]:
     return lines
 
 
+def _slow_line(engine) -> str:
+    """What all streams learn together."""
+    slow, learned = engine.slow, engine.slow_level.learner.learned_parameters
+    return (
+        f"slow:   {said(slow.adapt)}, {learned:,} parameters of all streams, with {said(slow.optimizer)}; update every {slow.every:,} tokens, "
+        f"run again in windows of {engine.slow_level.learner.segment:,}"
+    )
+
+
 def _base(engine) -> list[str]:
     """What frozen weights are kept in, where that is not the arithmetic's dtype."""
     weights = engine.weights
@@ -88,7 +97,7 @@ def _base(engine) -> list[str]:
 
 def timed_steps(engine, steps: int = 3):
     """(a fresh twin of the engine, seconds a step, seconds by op) over ``steps`` steps of random tokens on the twin."""
-    twin = type(engine)(engine.model, **{**engine.settings.arguments(), "every": 1, "accumulate": False, "reset": "never"})
+    twin = type(engine)(engine.model, **{**engine.settings.arguments(), "every": 1, "accumulate": False, "reset": "never", "slow": None})
     generator = torch.Generator().manual_seed(0)
     tokens = lambda: torch.randint(engine.config.vocab_size, (engine.streams, engine.segment + 1), generator=generator)  # noqa: E731
     if twin.learners and twin.learners[0].state.lacks_statistics:
@@ -143,6 +152,8 @@ def explain(engine, time: bool = False) -> str:
         lines += _ways(engine)
     if engine.guarding is not None:
         lines += _guard_lines(engine.guarding)
+    if engine.slow is not None:
+        lines.append(_slow_line(engine))
     reason = why(engine.dtype, engine.device, engine.backend)
     lines += [
         f"remembers: {engine.memory or 'nothing'}",

@@ -43,6 +43,8 @@ class RateMixture:
         self.halve = None if halve is None else integer("halve", halve)
         if settings.get("shared"):
             raise ValueError("shared=True with rates: learners have weights of their own; expected False")
+        if settings.get("slow") is not None:
+            raise ValueError(f"slow={settings['slow']!r} with rates: learners of one text would feed it that text each; expected None")
         self.texts, k = integer("streams", streams), len(self.rates)
         self.engine = Engine(model, streams=self.texts * k, **settings)
         if self.engine.adapt is None:

@@ -12,6 +12,7 @@ from dynadapt.adapt.guard import as_guard
 from dynadapt.adapt.methods import GROUPS, HEAD, LATER, Full, LoRA, RowSparse, learns_beside, rates_differ, whole_model
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.reset_policy import Alarm, check_reset
+from dynadapt.adapt.slow import as_slow
 from dynadapt.adapt.targets import lowest, may_adapt_head, norms_and_biases, targeted
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
 from dynadapt.common.update_rule import KINDS
@@ -106,6 +107,7 @@ class EngineSettings:
     base: str
     static: bool | None
     guard: Any = None  # a Guard or None
+    slow: Any = None  # a Slow or None
 
     def __post_init__(self):
         choice("dtype", self.dtype, ("auto", *DTYPES))
@@ -125,11 +127,13 @@ class EngineSettings:
             optimizer=one_or_each("optimizer", self.optimizer, as_optimizer),
             memory=as_memory(self.memory),
             guard=as_guard(self.guard),
+            slow=as_slow(self.slow),
         )
         self._check_together()
         self._place()
         self._check_kind()
         self._check_base()
+        self._check_slow()
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -222,7 +226,14 @@ class EngineSettings:
         names = ("streams", "segment", "shared", "every", "accumulate", "reset", "dtype", "backend", "seed")
         guard = {} if self.guard is None else {"guard": asdict(self.guard)}
         alarm = {"reset": plain(self.reset)} if isinstance(self.reset, Alarm) else {}
-        return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard, **alarm}
+        level = self.slow
+        slow = (
+            {"adapt": plain(level.adapt), "optimizer": plain(level.optimizer), "every": level.every, "window": level.window}
+            if level
+            else {}
+        )
+        slow = {"slow": slow} if slow else {}
+        return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard, **alarm, **slow}
 
     def _check_together(self) -> None:
         adapt, optimizer = each_stream.each_stream(self.adapt, self.optimizer, self.streams, self.shared)
@@ -298,6 +309,22 @@ class EngineSettings:
                     f"optimizer={way.optimizer!r} with backend={self.backend!r}: its update knows {', '.join(known)}, not {kind}"
                 )
 
+    def _check_slow(self) -> None:
+        """Raises ValueError for what a slow level does not go with."""
+        if self.slow is None:
+            return
+        found = {
+            "guard": (self.guard, self.guard is not None, "the prior that it scores would need the weights as they were kept once more"),
+            "shared": (self.shared, self.shared, "one set of weights learns from all rows already"),
+            "base": (self.base, self.base != "same", "what the slow level learns is added to weights as floats; use base='same'"),
+            "static": (self.static, bool(self.static), "a recorded step reads weights at one address; use static=False"),
+            "device": (str(self.device), self.device.type != "cpu", "its updates are the CPU's so far; use device='cpu'"),
+            "adapt": (self.adapt, self.owns_weights, "the fast level would learn on the same weights; use LoRA(...) or None"),
+        }
+        for name, (value, refused, why) in found.items():
+            if refused:
+                raise ValueError(f"{name}={value!r} with slow={self.slow!r}: {why}")
+
     def _check_base(self) -> None:
         choice("base", self.base, BASES)
         if self.base == "quants":
@@ -347,6 +374,10 @@ class EngineSettings:
 
     def check_model(self, config) -> None:
         """What depends on the model. Warns where the window exceeds the positions that it was made for."""
+        if self.slow is not None and (self.slow.window or 0) > config.max_positions:
+            raise ValueError(
+                f"slow.window={self.slow.window}: the model has {config.max_positions} positions; expected at most these, or None"
+            )
         learning = targeted(self.adapt, config)
         norms = whole_model(self.adapt)
         if learns_beside(self.adapt):

@@ -56,6 +56,8 @@ class StreamSnapshot:
 
 def take(engine, stream: int) -> StreamSnapshot:
     """A copy of where ``stream`` is. See ``Engine.snapshot``."""
+    if engine.slow is not None:
+        raise ValueError(f"snapshot with slow={engine.slow!r}: the slow level is of all streams and can't go back with one; use save()")
     step, memory, rows = engine.driver.step, engine.decoder.memory, _rows(engine, stream)
     learner = step.learner(stream)
     if learner is not None and learner.state.sharded:

@@ -48,6 +48,8 @@ def forward_backward(engine, tokens, lengths, streams, weights, loss, inputs) ->
     """See ``Engine.forward_backward``."""
     if not engine.learners:
         raise ValueError("adapt=None: nothing learns in this engine, expected LoRA(...), RowSparse(...) or Full(...); step only scores")
+    if engine.slow is not None:
+        raise ValueError(f"forward_backward with slow={engine.slow!r}: the slow level learns from what step scores; use step, or slow=None")
     if engine.every == NEVER:
         raise RuntimeError("forward_backward: learn_no_more has ended learning in this engine; step only scores")
     if engine.static is not None and engine.settings.watches:

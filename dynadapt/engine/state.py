@@ -30,7 +30,7 @@ SAVING = ".saving"  # a directory of this name is a save that was cut short
 SAMPLED = 1  # the format that has no digests, and whose model fingerprint covers a sample of the weights
 RECORD, TENSORS = "engine.json", "state.safetensors"
 # what an engine has only once it has learned or gathered statistics, or in one kind of step alone
-_OPTIONAL = re.compile(r"^learner\.\d+\.(grad|prior|stat|prior_rate|reference\.\S+)$")
+_OPTIONAL = re.compile(r"^(?:slow\.)?learner\.\d+\.(grad|prior|stat|prior_rate|reference\.\S+)$")
 
 
 def adapter_directory(root, stream: int, streams: int) -> Path:
@@ -45,6 +45,9 @@ def state_tensors(engine) -> dict[str, torch.Tensor]:
         named.update({f"memory.{name}": t for name, t in engine.decoder.memory.tensors().items()})
     if engine.guarding is not None:
         named.update({f"guard.{name}": t for name, t in engine.guarding.tensors().items()})
+    if engine.slow_level is not None:
+        level = {**state_tensors(engine.slow_level.learner), **engine.slow_level.tensors()}
+        named.update({f"slow.{name}": t for name, t in level.items()})
     for s, state in enumerate(engine.state):
         named[f"history.{s}"] = torch.tensor(state.history, dtype=torch.int64)
     return {name: t.contiguous() for name, t in named.items()}
@@ -118,7 +121,7 @@ def _check_record(engine, record, root: Path) -> None:
     for name, expected in _files_of(record, where).items():
         if wrong := differs(root / name, expected):
             raise ModelError(f"{wrong} (engine.json beside it was written with other files, or they changed since)")
-    for name in (*here, *({"guard", "mixture"} & saved.keys() - here.keys())):  # said where used
+    for name in (*here, *({"guard", "mixture", "slow"} & saved.keys() - here.keys())):  # said where used
         if name not in saved or name not in here or here[name] != saved[name]:
             raise ModelError(f"{root}: saved with {name}={saved.get(name)!r}; this engine has {here.get(name)!r}")
     is_count = lambda value: type(value) is int and 0 <= value < 2**63  # noqa: E731
@@ -197,7 +200,9 @@ def _expected(here, name: str):
         weight = here.get(name.replace(".reference.", ".weight."))
         return None if master is None or weight is None else (master.dtype, (weight.shape[0],))
     if name in here:
-        return here[name].dtype, (-1,) if name.startswith("history.") else tuple(here[name].shape)
+        return here[name].dtype, (-1,) if name.startswith("history.") or name in ("slow.tokens", "slow.lengths") else tuple(
+            here[name].shape
+        )
     if master is None:
         return None
     return master.dtype, tuple(master.shape if name.endswith(".grad") else master.shape[1:])
@@ -226,6 +231,12 @@ def _check_values(engine, path: Path, name: str, value: torch.Tensor, tensors: d
         limit, context = engine.config.vocab_size - 1, getattr(engine.memory, "context", 0)
         if value.numel() > context:
             raise ModelError(f"{path}: tensor {name} has {value.numel()} tokens; this engine remembers {context}")
+    elif own == "slow.tokens":
+        limit = engine.config.vocab_size - 1
+    elif own in ("slow.lengths", "slow.open"):
+        limit = tensors["slow.tokens" if own == "slow.lengths" else "slow.lengths"].numel()
+        if own == "slow.lengths" and (int(value.sum()) != limit or (value < 2).any()):
+            raise ModelError(f"{path}: tensor {name} holds {value.tolist()[:8]}; expected numbers of at least 2 that sum to {limit}")
     elif ".rows." in name:
         limit = tensors[name.replace(".rows.", ".weight.")].shape[0] - 1
         if value.unique().numel() != value.numel():
@@ -245,6 +256,8 @@ def set_state(engine, tensors: dict[str, torch.Tensor], counts: dict) -> None:
         engine.decoder.memory.load(pick("memory."))
     if engine.guarding is not None:
         engine.guarding.load(pick("guard."))
+    if engine.slow_level is not None:
+        engine.slow_level.load(pick("slow."), set_state)
     for s, (state, row) in enumerate(zip(engine.state, counts["streams"])):
         state.segments, state.since_reset = row["segments"], row["since_reset"]
         state.waiting = row.get("waiting", engine.accumulate and state.segments % engine.every > 0)  # older states don't say it

@@ -12,6 +12,7 @@ from dynadapt.common.options import check, check_names, setting
 
 from .adapter_words import WORDS, parse_alphas, parse_factors, parse_ranks, parse_targets, pattern_of
 from .guarded import ADDED, parse_guard, parse_rates
+from .optimizer_words import parse_betas
 
 # Learning rates that are used when none is given, by what learns and by optimizer.
 LEARNING_RATES = {
@@ -19,7 +20,9 @@ LEARNING_RATES = {
     for adapt in ("lora", "rows", "full")
 }
 USUAL_RATES = "; ".join(f"{adapt}: " + ", ".join(f"{key} {rate:g}" for key, rate in by.items()) for adapt, by in LEARNING_RATES.items())
+LEVELS = ("fast,slow", "slow")
 LEARNS = {"adapt": ("lora", "rows", "full")}
+NUMBERS = ("betas", "weight_decay", "slow_lr")  # left out where nothing was said, and where 0 says something
 REMEMBERS = {"memory": lambda tokens: tokens != 0, "context": (0,)}
 OPEN = {"memory": None, "dtype": "auto", "bos": "auto"}
 UNSAID = {"bos": "no"}  # what a config.json means that does not name it
@@ -199,6 +202,20 @@ class EvalConfig:
     lr: float | None = setting(
         None, f"learning rate per update (default: {USUAL_RATES})", least=0, what="a finite rate", needs={**LEARNS, "rates": (None,)}
     )
+    betas: str | None = setting(
+        None,
+        "with --optimizer adam or adamw: B1,B2, by which the averages of the gradient and of its square decay (default: 0.9,0.999)",
+        read=parse_betas,
+        metavar="B1,B2",
+        needs={**LEARNS, "optimizer": ("adam", "adamw")},
+    )
+    weight_decay: float | None = setting(
+        None,
+        "with --optimizer adamw: lr times this is the share by which weights go to zero at each update (default: 0.01)",
+        least=0,
+        what="a finite number",
+        needs={**LEARNS, "optimizer": ("adamw",)},
+    )
     rates: str | None = setting(
         None,
         "learn at each of these rates side by side and mix the scores, in place of one --lr: as good as the best of them up to a bound",
@@ -219,6 +236,22 @@ class EvalConfig:
         read=parse_guard,
         metavar="exact|N",
         needs=LEARNS,
+    )
+    levels: str | None = setting(
+        None,
+        "learn at two speeds: fast,slow adds to each stream's own adapter one level that learns from all streams every --slow-every tokens "
+        "and is never reset; slow is that alone, with --adapt none (default: each stream's own)",
+        choices=LEVELS,
+    )
+    slow_every: int | None = setting(
+        None, "with --levels: tokens between updates of the slow level (default: 32768)", least=1, needs={"levels": LEVELS}
+    )
+    slow_lr: float | None = setting(
+        None,
+        "with --levels: learning rate of the slow level, SGD with momentum 0.9 on the linear weights (default: 1e-3)",
+        least=0,
+        what="a finite rate",
+        needs={"levels": LEVELS},
     )
     decay: float = setting(0.0, "share by which weights go back to their first values at each update", least=0, most=1, needs=LEARNS)
     clip: float = setting(
@@ -280,7 +313,7 @@ class EvalConfig:
         if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
         for name, unsaid in {**LATER, **dict.fromkeys(ADDED)}.items():
-            if not content[name] or content[name] == unsaid:
+            if content[name] is None or content[name] == unsaid or not content[name] and name not in NUMBERS:
                 del content[name]
         if self.bos != "yes":  # as runs have it that were begun before there was a choice
             del content["bos"]
@@ -324,6 +357,15 @@ class EvalConfig:
         return words
 
 
+def _check_levels(config: EvalConfig) -> None:
+    expected = ("none",) if config.levels == "slow" else ("lora",)
+    if config.adapt not in expected:
+        raise ConfigError(f"levels {config.levels!r} with adapt {config.adapt!r}: give adapt {expected[0]}")
+    for name, why in (("guard", "the prior that it scores has no weights of its own then"), ("rates", "each would feed it the same text")):
+        if getattr(config, name) is not None:
+            raise ConfigError(f"levels {config.levels!r} with {name} {getattr(config, name)!r}: {why}; leave one of them out")
+
+
 def _check_together(config: EvalConfig) -> None:
     if config.memory and config.context:
         raise ConfigError(
@@ -348,6 +390,8 @@ def _check_together(config: EvalConfig) -> None:
         raise ConfigError(
             f"reset {config.reset!r} without a guard: there is no prior's score to raise an alarm by; give guard, or reset auto"
         )
+    if config.levels:
+        _check_levels(config)
     if config.split and len(config.text) > 1:
         raise ConfigError(f"split: cuts one text into streams, but {len(config.text)} texts are given")
     if config.split and config.streams < 2:

@@ -33,6 +33,7 @@ from . import guarded
 from .adapter_words import PATTERNS, pattern_of, targets_of
 from .config import ConfigError, EvalConfig
 from .defaults import begin_of, settle, settled
+from .optimizer_words import betas_of
 
 __all__ = ["Interrupted", "RunOptions", "StopRun", "adapt_of", "build_engine", "find_baseline", "interruptible", "optimizer_of", "run"]
 PHASES = ("forward", "backward", "update", "recompute")
@@ -166,7 +167,12 @@ def _or_fetched(name: str) -> str:
 
 def optimizer_of(config: EvalConfig):
     """The optimizer that a configuration describes."""
-    return OPTIMIZERS[config.optimizer](lr=config.learning_rate, decay=config.decay, clip=config.clip)
+    kind, more = OPTIMIZERS[config.optimizer], {}
+    if getattr(config, "betas", None) and config.optimizer in ("adam", "adamw"):  # reweighting has neither of the two
+        more["betas"] = betas_of(config.betas)
+    if getattr(config, "weight_decay", None) is not None and config.optimizer == "adamw":
+        more["weight_decay"] = config.weight_decay
+    return kind(lr=config.learning_rate, decay=config.decay, clip=config.clip, **more)
 
 
 def adapt_of(config: EvalConfig):
@@ -221,7 +227,16 @@ def build_engine(model, config: EvalConfig):
         recompute=config.recompute or None,
         base=config.base,
         guard=config.guard if adapt else None,
+        **({"slow": _slow_of(config)} if config.levels else {}),
     )
+
+
+def _slow_of(config: EvalConfig):
+    """The slow level of a run with levels."""
+    from dynadapt.adapt import SGD, Slow
+
+    given = {"every": config.slow_every} if config.slow_every else {}
+    return Slow(optimizer=SGD(lr=1e-3 if config.slow_lr is None else config.slow_lr, momentum=0.9), **given)
 
 
 def _statistics_text(config: EvalConfig, facts: list[dict]) -> tuple[list[Source], dict]:
@@ -479,6 +494,7 @@ class _Run:
             "updates": totals["updates"],
             "skipped_updates": totals["skipped_updates"],
             "resets": totals["resets"],
+            **({"levels": self.config.levels, "slow_updates": engine.slow_level.learner.updates} if self.config.levels else {}),
             "segments": totals["segments"],
             "short_documents": self.feed.short,
             **({} if self.feed.begin is None else {"begins_with": self.feed.begin}),

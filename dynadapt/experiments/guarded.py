@@ -1,4 +1,4 @@
-"""A guard and learning rates in the words of a run, and what such a run counts: scores of the prior and of each learner beside the mixture's."""
+"""A guard, learning rates and levels in the words of a run, and what such a run counts: scores of the prior and of each learner beside the mixture's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from dynadapt.common.errors import ConfigError
 
-ADDED = ("guard", "rates", "halve")  # settings that a run begun without them doesn't name
+ADDED = ("guard", "rates", "halve", "levels", "slow_every", "slow_lr")  # settings that a run begun without them doesn't name
 
 
 def parse_guard(value) -> str | int:
@@ -42,7 +42,7 @@ def rates_of(words: str) -> tuple[float, ...]:
 
 
 def refuse(config, where: str) -> None:
-    """ConfigError for a guard or rates where they don't go."""
+    """ConfigError for a guard, rates or levels where they don't go."""
     for name in ADDED:
         if getattr(config, name) is not None:
             raise ConfigError(f"{name} {getattr(config, name)!r} {where}; leave it out")

@@ -27,14 +27,15 @@ def kind_of(config) -> str | None:
 
 
 def learns(config: Mapping) -> str:
-    """static, LoRA r16, 10% of rows or full; at how many rates, and whether it is guarded."""
+    """static, LoRA r16, 10% of rows or full; at how many rates, whether it is guarded, and its levels."""
     adapt = config.get("adapt")
     rates = f" at {len(str(config['rates']).split(','))} rates" if config.get("rates") and adapt != "none" else ""
     guard = " with a guard" if config.get("guard") and adapt != "none" else ""
     what = {"none": "static", "lora": f"LoRA r{config.get('rank')}", "rows": f"{config.get('density') or 0:.0%} of rows"}.get(
         adapt, str(adapt)
     )
-    return what + rates + guard
+    levels = f", levels {config['levels']}" if config.get("levels") else ""
+    return what + rates + guard + levels
 
 
 def remembers(config: Mapping) -> list[str]:

@@ -43,7 +43,7 @@ def adapted_modules(learner, config) -> Iterator[Adapted]:
                 yield Adapted(key[0], key[1], part, peft_name(config, key[0], part), rows, columns, rank, alpha, scale)
 
 
-def _halves(learner, row: torch.Tensor, adapted: Adapted) -> tuple[torch.Tensor, torch.Tensor]:
+def halves_of(learner, row: torch.Tensor, adapted: Adapted) -> tuple[torch.Tensor, torch.Tensor]:
     """Views of one linear's A and Bt in a slot's ``row`` [P]."""
     return adapted.halves(*(learner.layout.view(row, f"{adapted.layer}.{adapted.group}.{half}") for half in ("A", "Bt")))
 
@@ -54,7 +54,7 @@ def write_adapter(directory, learner, config, slot: int, base_model: str) -> Non
     directory.mkdir(parents=True, exist_ok=True)
     tensors, modules = {}, {}
     for adapted in adapted_modules(learner, config):
-        A, Bt = _halves(learner, learner.state.master[slot], adapted)
+        A, Bt = halves_of(learner, learner.state.master[slot], adapted)
         tensors[tensor_key(adapted.module, "A")] = A.float().contiguous()
         tensors[tensor_key(adapted.module, "B")] = to_hf_rows(config, adapted.part, Bt.t().float()).contiguous()
         modules[adapted.module] = (adapted.rank, adapted.alpha)
@@ -75,7 +75,7 @@ def adapter_row(directory, learner, model) -> torch.Tensor:
         _check_alike(settings, adapted, learner.adapt.rslora, directory)
         if module not in tensors:
             raise ModelError(f"{directory}: adapter has no {tensor_key(module, 'A')}, which targets={learner.adapt.targets!r} needs")
-        A, Bt = _halves(learner, row, adapted)
+        A, Bt = halves_of(learner, row, adapted)
         theirs, stored = tensors.pop(module)
         A.copy_(theirs)
         Bt.t().copy_(from_hf_rows(config, adapted.part, stored))

@@ -1,0 +1,39 @@
+"""The verdicts of benchmarks/score_first.py follow from its rules, and its two ways of reading see the same."""
+
+import pytest
+import torch
+
+import benchmarks.score_first as script
+from dynadapt.model import random_model, tiny_config
+
+
+def rows(differences, ratio):
+    pair = lambda d: {"window again": {"bits_per_byte": 2.0, "flops": ratio}, "memory": {"bits_per_byte": 2.0 + d, "flops": 1}}  # noqa: E731
+    return [{"arms": {script.name(reads, 1e-4): run for reads, run in pair(d).items()}} for d in differences]
+
+
+@pytest.mark.parametrize(
+    "differences, ratio, verdict",
+    [
+        ([0.0, 0.0001, -0.0001], 10, "confirmed"),
+        ([-0.1, -0.1001, -0.1002], 20, "confirmed"),
+        ([0.0, 0.0001, -0.0001], 9.9, "refuted"),
+        ([0.01, 0.0101, 0.0102], 20, "refuted"),
+        ([0.01, -0.01, 0.0], 20, "open"),
+        ([0.01], 20, "open"),
+    ],
+)
+def test_verdicts(differences, ratio, verdict):
+    found = script.compared(rows(differences, ratio), 1e-4)
+    assert found["verdict"] == verdict and found["documents"] == len(differences)
+    assert found["memory_less_window_again"]["mean"] == pytest.approx(sum(differences) / len(differences))
+
+
+def test_without_learning_both_read_the_same_where_nothing_has_been_dropped(monkeypatch):
+    monkeypatch.setattr(script, "BYTES", 4 * script.CHUNK)
+    model = random_model(tiny_config("llama", **script.SIZES), seed=0, std=0.1)
+    ids = torch.randint(256, (script.BYTES + 1,), generator=torch.Generator().manual_seed(0))
+    again, memory = (script.arm(model, reads, None, ids) for reads in script.READS)
+    assert memory["bits_per_byte"] == pytest.approx(again["bits_per_byte"], abs=1e-5) and memory["flops"] < again["flops"] / 2
+    learned = [script.arm(model, reads, 1e-2, ids)["bits_per_byte"] for reads in script.READS]
+    assert learned[0] != pytest.approx(learned[1], abs=1e-5), "gradients go through the window in one of them"
