@@ -112,8 +112,10 @@ def reason(op: str) -> str:
 
 def _choose(op, rows, k, o, Bt, scale, parts: int) -> str:
     """Parts with ranks of their own, and more than three, are for "split" alone."""
+    if parts > low_rank.MAX_PARTS or isinstance(scale, (list, tuple, SlotAdapters)):
+        return "split"
     rank = 0 if Bt is None else Bt.shape[1]
-    if rank > linear_fused.MAX_RANK or parts > low_rank.MAX_PARTS or isinstance(scale, (list, tuple, SlotAdapters)):
+    if rank > linear_fused.MAX_RANK:
         return "split"
     return choices.choose(op, len(rows), k, o, rank, choices.unmeasured(len(rows), k, o, rank, rows.dtype, generation(rows.device)))
 

@@ -61,7 +61,7 @@ def test_a_run_begun_before_there_was_an_alpha_goes_on(tmp_path):
     )
     run(config, tmp_path / "run")
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert "alpha" not in recorded and EvalConfig.from_dict(recorded) == config
+    assert "alpha" not in recorded and EvalConfig.from_dict(recorded) == config.with_(bos="no")
     for same in (config, replace(config, alpha=4.0)):
         run(same, tmp_path / "run", RunOptions(resume=True))
     with pytest.raises(RunError, match="another configuration: alpha is None there and 8.0 here"):

@@ -47,7 +47,7 @@ def base(tmp_path_factory) -> dict:
 def test_tables_of_the_variants_fit_together():
     assert sorted(BY_WEIGHT) == sorted(VARIANTS) == sorted(COST) and set(COMPARED) <= set(BY_WEIGHT[:CORE])
     for cell in demo_cells(BY_WEIGHT, TOKENS, 512, dtype="fp32"):
-        assert not cell.config.open  # what README prints does not move with the defaults
+        assert cell.config.open == ("bos",)  # what README prints does not move with the defaults
 
 
 def test_a_plan_fits_the_time_or_says_that_it_does_not():

@@ -108,7 +108,9 @@ def test_elements_may_have_rates_of_their_own(kind, p, run=run):
         if ours[name] is None:
             continue
         if name not in ("master", "working"):  # what a factor does not reach: moments, norms, counts
-            assert torch.equal(ours[name].nan_to_num(7), plain[name].nan_to_num(7)), name
+            assert torch.allclose(ours[name].nan_to_num(7), plain[name].nan_to_num(7), rtol=1e-6, atol=1e-7), (
+                name
+            )  # g++ contracts either as it likes
     chosen, still = values["slots"].long(), factors(p) == 0
     before, prior = values["master"][chosen][:, still], values["prior"][still]
     share = 0.03 * values["prior_rate"][still]
