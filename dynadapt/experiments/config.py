@@ -312,7 +312,7 @@ class EvalConfig:
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
         if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
-        for name, unsaid in {**LATER, **dict.fromkeys(ADDED)}.items():
+        for name, unsaid in {**LATER, **dict.fromkeys((*ADDED, *NUMBERS))}.items():
             if content[name] is None or content[name] == unsaid or not content[name] and name not in NUMBERS:
                 del content[name]
         if self.bos != "yes":  # as runs have it that were begun before there was a choice

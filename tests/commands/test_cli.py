@@ -97,7 +97,7 @@ def test_a_configuration_survives_the_command_line_and_json(changes):
         (["--memory", "8", "--context", "8"], "memory 8 and context 8"),
         (["--layers", "7:3"], "layers '7:3'"),
         (["--targets", "model"], "targets 'model' with adapt 'lora'"),
-        (["--reset", "often"], "never, document, auto or a number"),
+        (["--reset", "often"], "never, document, auto, with a guard"),
         (["--density", "0"], "density 0.0"),
         (["--segment", "0"], "segment 0"),
         (["--streams", "2", "--split", "--tokens", "3"], "streams 2 with split: the text has at most"),

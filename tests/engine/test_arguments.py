@@ -118,6 +118,7 @@ FIELDS = {
         "base": "word",
         "static": "flag or none",
         "guard": "guard",
+        "slow": "setting",
     },
     Guard: {"every": "integer", "share": "positive"},
 }
