@@ -106,3 +106,20 @@ def a_bad_stream_stays_alone(case: OpCase, run=run, value=float("nan")) -> None:
     for i in range(case.stream_count):
         a, b = of_stream(case, clean, i), of_stream(case, dirty, i)
         assert not any(torch.isfinite(t).all() for t in b.values()) if i == 1 else same_bits(a, b), (case.op, i)
+
+
+def later_tokens_change_no_bit(case: OpCase, t: int, run=run) -> None:
+    """Of a gated delta rule over one stream: outputs up to token t are the same whatever follows, and where nothing does."""
+    draw, later = Draw(case.dtype, seed=1), {}
+    for name in ("qkv", "g", "beta"):
+        later[name] = case[name].clone()
+        later[name][t + 1 :] = -5 * draw.wide(len(case[name]) - t - 1, later[name].shape[1]).abs()
+    before, after, alone = run(case), run(case.change(**later)), run(case.cut(slice(0, t + 1)))
+    assert torch.equal(before["out"][: t + 1], after["out"][: t + 1])
+    assert torch.equal(before["out"][: t + 1], alone["out"])
+
+
+def gates_at_their_ends(case: OpCase) -> OpCase:
+    """Gates [9, 5] of steps that are as good as none, that a softplus by its definition would overflow at, and rates of 0 and 1."""
+    ends = torch.tensor([-1e4, -80.0, -20.0, -1e-3, 0.0, 1e-3, 20.0, 80.0, 1e4])[:, None].expand(-1, 5).contiguous()
+    return case.change(a=ends, b=ends.clone(), dt_bias=torch.zeros(5), a_log=torch.tensor([-9.0, -2.0, 0.0, 1.0, 2.8]))

@@ -53,6 +53,14 @@ def tiny_root(path: Path, words: int) -> Path:
     return path
 
 
+def two_texts_root(path: Path) -> Path:
+    """A directory with a tiny model and two texts: model/, a.txt of 150 words and b.txt of 90."""
+    tiny_directory(path / "model")
+    for name, words in (("a.txt", 150), ("b.txt", 90)):
+        (path / name).write_text(english(words, words))
+    return path
+
+
 def reweight_settings(model, domains: dict, /, **changes) -> dict:
     """A reweighting of a few small steps, on the plain reference."""
     settings = dict(segment=16, rows=3, evaluate=4, backend="reference", dtype="fp32", lr=0.01, policy="repeat")

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from command_line import call
-from tiny import english, tiny_directory
+from tiny import two_texts_root
 
 import dynadapt
 from dynadapt import Alarm, Guard
@@ -25,11 +25,7 @@ RATES = "0.0,0.003,100.0"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("guarded")
-    tiny_directory(root / "model")
-    for name, words in (("a.txt", 150), ("b.txt", 90)):
-        (root / name).write_text(english(words, words))
-    return root
+    return two_texts_root(tmp_path_factory.mktemp("guarded"))
 
 
 def config(root, **changes) -> EvalConfig:

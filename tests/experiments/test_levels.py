@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from tiny import english, tiny_directory
+from tiny import two_texts_root
 
 from dynadapt.experiments import guarded
 from dynadapt.experiments.config import ConfigError, EvalConfig
@@ -16,11 +16,7 @@ SLOW = {"levels": "fast,slow", "slow_every": 40, "slow_lr": 0.1}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("levels")
-    tiny_directory(root / "model")
-    for name, words in (("a.txt", 150), ("b.txt", 90)):
-        (root / name).write_text(english(words, words))
-    return root
+    return two_texts_root(tmp_path_factory.mktemp("levels"))
 
 
 def config(root, **changes) -> EvalConfig:

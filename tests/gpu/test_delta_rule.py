@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from op_cases import a_bad_stream_stays_alone, make_case, same_bits, streams_stand_alone
+from op_cases import a_bad_stream_stays_alone, later_tokens_change_no_bit, make_case, same_bits, streams_stand_alone
 
-from dynadapt.bench.cases import Draw
 from dynadapt.bench.cases.delta_rule import delta_rule_backward, delta_rule_forward
 from dynadapt.kernels import delta_rule as kernels
 
@@ -60,13 +59,7 @@ def test_a_bad_stream_stays_alone(case):
 @pytest.mark.parametrize("t", [11, 31, 32, 64])
 @each(delta_rule_forward, [(1, 100, 1, 1, 20, 12)])
 def test_later_tokens_change_no_bit(case, t):
-    draw, later = Draw(case.dtype, seed=1), {}
-    for name in ("qkv", "g", "beta"):
-        later[name] = case[name].clone()
-        later[name][t + 1 :] = -5 * draw.wide(99 - t, later[name].shape[1]).abs()
-    before, after, alone = run(case), run(case.change(**later)), run(case.cut(slice(0, t + 1)))
-    assert torch.equal(before["out"][: t + 1], after["out"][: t + 1])
-    assert torch.equal(before["out"][: t + 1], alone["out"])
+    later_tokens_change_no_bit(case, t, run)
 
 
 def test_errors_name_the_argument():

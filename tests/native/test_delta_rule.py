@@ -2,10 +2,17 @@
 
 import pytest
 import torch
-from op_cases import a_bad_stream_stays_alone, check, each, make_case, run, same_bits_at_any_threads, streams_stand_alone
+from op_cases import (
+    a_bad_stream_stays_alone,
+    check,
+    each,
+    later_tokens_change_no_bit,
+    make_case,
+    same_bits_at_any_threads,
+    streams_stand_alone,
+)
 
 from dynadapt import _C
-from dynadapt.bench.cases import Draw
 from dynadapt.bench.cases.delta_rule import delta_rule_backward, delta_rule_forward
 
 OPS = [delta_rule_forward, delta_rule_backward]
@@ -57,13 +64,7 @@ def test_a_bad_stream_stays_alone(case):
 @pytest.mark.parametrize("t", [0, 11, 63, 64, 127, 128])
 @each(delta_rule_forward, [(1, 150, 1, 2, 20, 12)])
 def test_later_tokens_change_no_bit(case, t):
-    draw, later = Draw(case.dtype, seed=1), {}
-    for name in ("qkv", "g", "beta"):
-        later[name] = case[name].clone()
-        later[name][t + 1 :] = -5 * draw.wide(149 - t, later[name].shape[1]).abs()
-    before, after, alone = run(case), run(case.change(**later)), run(case.cut(slice(0, t + 1)))
-    assert torch.equal(before["out"][: t + 1], after["out"][: t + 1])
-    assert torch.equal(before["out"][: t + 1], alone["out"])
+    later_tokens_change_no_bit(case, t)
 
 
 def test_errors_name_the_argument():
