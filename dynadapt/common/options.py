@@ -164,7 +164,7 @@ def add_settings(parser, config: type, only: Collection[str] | None = None, say_
             how["type"] = said.kind if said.kind in (int, float) else str
             how["nargs"] = "+" if said.kind == WORDS else said.nargs
             how["choices"] = said.choices or None
-            how["metavar"] = None if said.choices else said.metavar or METAVARS.get(said.kind, "NAME")
+            how["metavar"] = said.metavar or (None if said.choices else METAVARS.get(said.kind, "NAME"))
             if say_defaults and default not in (None, (), ""):
                 text += f" (default: {default})"
         parser.add_argument(said.option or "--" + name.replace("_", "-"), help=text, **how)

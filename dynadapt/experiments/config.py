@@ -242,6 +242,7 @@ class EvalConfig:
         "learn at two speeds: fast,slow adds to each stream's own adapter one level that learns from all streams every --slow-every tokens "
         "and is never reset; slow is that alone, with --adapt none (default: each stream's own)",
         choices=LEVELS,
+        metavar="|".join(LEVELS),
     )
     slow_every: int | None = setting(
         None, "with --levels: tokens between updates of the slow level (default: 32768)", least=1, needs={"levels": LEVELS}

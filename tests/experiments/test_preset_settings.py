@@ -28,7 +28,7 @@ def test_the_engine_s_recipe():
     adapt = adapt_of(config)
     assert set(adapt.targets) == set(recipe["adapt"].targets) and replace(adapt, targets="all") == replace(recipe["adapt"], targets="all")
     assert optimizer_of(config) == recipe["optimizer"] and memory_of(config) == recipe["memory"]
-    assert (config.segment, config.streams, config.reset) == (recipe["segment"], recipe["streams"], recipe["reset"])
+    assert (config.segment, config.streams, config.reset) == (recipe["segment"], 1, recipe["reset"])
     assert config.levels == "fast,slow" and config.slow_every is None
 
 
