@@ -24,13 +24,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import dynadapt  # noqa: E402
-from benchmarks.script import domains_of, parser_of  # noqa: E402
+from benchmarks.script import TUNED, corpus_parser_of, domains_of  # noqa: E402
 from dynadapt.common.environment import environment  # noqa: E402
 from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
 
 TOKENS, RATE = 4097, 2e-3
 RATES = [5e-4, 2e-3, 8e-3]
-TUNED = ("novels", "python-docs", "python-code")
 WORSE, BEHIND = 0.001, 0.005
 
 
@@ -107,9 +106,7 @@ def verdicts(rows: list[dict]) -> dict:
 
 
 def main() -> int:
-    parser = parser_of(__doc__, "runs/guard")
-    parser.add_argument("corpus", type=Path, help="what `dynadapt corpus build` made")
-    parser.add_argument("--model", default="smollm2-135m", help="(default: %(default)s)")
+    parser = corpus_parser_of(__doc__, "runs/guard")
     given = parser.parse_args()
     model = dynadapt.load(given.model)
     given.out.mkdir(parents=True, exist_ok=True)

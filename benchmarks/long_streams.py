@@ -39,7 +39,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
 from flops.evidence import Scored, read_scored  # noqa: E402
 
-from benchmarks.script import corpus_facts, domains_of, going_on, parser_of, write_results  # noqa: E402
+from benchmarks.script import TUNED, corpus_facts, corpus_parser_of, domains_of, going_on, write_results  # noqa: E402
 from dynadapt.experiments.config import EvalConfig  # noqa: E402
 from dynadapt.experiments.corpus_read import read_documents  # noqa: E402
 from dynadapt.experiments.dyneval import RunOptions, run  # noqa: E402
@@ -50,7 +50,6 @@ from dynadapt.ops import attention  # noqa: E402
 TOKENS, TUNING = 65537, 8193  # of a text; the first is not scored
 LENGTHS = (4096, 16384, 65536)
 MARGIN, BLOCK, END = 0.01, 8192, 16384
-TUNED = ("novels", "python-docs", "python-code")
 AFTER = "apertus dots1 ernie4_5 gemma3n gemma4 glm5_next gpt_oss lfm2 lfm3 ministral3 olmo3 qwen3_5 qwen3_next smollm3".split()
 CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "not decided"
 RATES = {"lora": (5e-4, 1e-3, 2e-3, 4e-3), "full": (2.5e-5, 5e-5, 1e-4, 2e-4)}
@@ -316,9 +315,7 @@ def draw(results: dict, path: Path) -> None:
 
 
 def main() -> int:
-    parser = parser_of(__doc__, "runs/long")
-    parser.add_argument("corpus", type=Path, help="what `dynadapt corpus build` made")
-    parser.add_argument("--model", default="smollm2-135m", help="(default: %(default)s)")
+    parser = corpus_parser_of(__doc__, "runs/long")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each text (default: %(default)s)")
     parser.add_argument("--tuning", type=int, default=TUNING, help="of each text that chooses rates (default: %(default)s)")

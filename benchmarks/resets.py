@@ -38,8 +38,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from scipy.stats import t as student  # noqa: E402
 
-from benchmarks.guard import TUNED, held_out  # noqa: E402
-from benchmarks.script import domains_of, parser_of  # noqa: E402
+from benchmarks.guard import held_out  # noqa: E402
+from benchmarks.script import TUNED, corpus_parser_of, domains_of  # noqa: E402
 from dynadapt import Alarm, Engine, LoRA, SegmentMemory, load  # noqa: E402
 from dynadapt.common.environment import environment  # noqa: E402
 from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
@@ -165,9 +165,7 @@ def page(results: dict) -> str:
 
 
 def main() -> int:
-    parser = parser_of(__doc__, "runs/resets")
-    parser.add_argument("corpus", type=Path, help="what `dynadapt corpus build` made")
-    parser.add_argument("--model", default="smollm2-135m", help="(default: %(default)s)")
+    parser = corpus_parser_of(__doc__, "runs/resets")
     given = parser.parse_args()
     model = load(given.model)
     given.out.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,22 @@ from dynadapt.experiments.corpus_read import check_corpus
 from dynadapt.experiments.dyneval import Interrupted
 from dynadapt.runs.rundir import read_json, write_json
 
+# Domains of a corpus that are of authors and projects whose texts served to choose defaults (docs/defaults.md).
+TUNED = ("novels", "python-docs", "python-code")
+
 
 def parser_of(doc: str, out: str) -> argparse.ArgumentParser:
     """With the script's text as its help, and --out."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(out), help="directory of what is written (default: %(default)s)")
+    return parser
+
+
+def corpus_parser_of(doc: str, out: str) -> argparse.ArgumentParser:
+    """The same with a corpus and the model that reads it."""
+    parser = parser_of(doc, out)
+    parser.add_argument("corpus", type=Path, help="what `dynadapt corpus build` made")
+    parser.add_argument("--model", default="smollm2-135m", help="(default: %(default)s)")
     return parser
 
 

@@ -29,13 +29,12 @@ sys.path[:0] = [str(ROOT)]
 
 from scipy.stats import rankdata  # noqa: E402
 
-from benchmarks.script import corpus_facts, domains_of, going_on, parser_of, write_results  # noqa: E402
+from benchmarks.script import TUNED, corpus_facts, corpus_parser_of, domains_of, going_on, write_results  # noqa: E402
 from dynadapt.experiments.config import EvalConfig  # noqa: E402
 from dynadapt.experiments.corpus_read import read_documents  # noqa: E402
 from dynadapt.experiments.dyneval import RunOptions, run  # noqa: E402
 
 DOCUMENTS, TOKENS, SEGMENT = 48, 1537, 256
-TUNED = ("novels", "python-docs", "python-code")
 DRAWS, LEVEL = 9999, 0.05
 
 
@@ -158,9 +157,7 @@ def page(results: dict) -> str:
 
 
 def main() -> int:
-    parser = parser_of(__doc__, "runs/shift")
-    parser.add_argument("corpus", type=Path, help="what `dynadapt corpus build` made")
-    parser.add_argument("--model", default="smollm2-135m", help="(default: %(default)s)")
+    parser = corpus_parser_of(__doc__, "runs/shift")
     parser.add_argument("--documents", type=int, default=DOCUMENTS, help="of each domain (default: %(default)s)")
     given = parser.parse_args()
     import dynadapt

@@ -226,13 +226,10 @@ class EngineSettings:
         names = ("streams", "segment", "shared", "every", "accumulate", "reset", "dtype", "backend", "seed")
         guard = {} if self.guard is None else {"guard": asdict(self.guard)}
         alarm = {"reset": plain(self.reset)} if isinstance(self.reset, Alarm) else {}
-        level = self.slow
-        slow = (
-            {"adapt": plain(level.adapt), "optimizer": plain(level.optimizer), "every": level.every, "window": level.window}
-            if level
-            else {}
-        )
-        slow = {"slow": slow} if slow else {}
+        slow = {}
+        if (level := self.slow) is not None:
+            said = {"adapt": plain(level.adapt), "optimizer": plain(level.optimizer), "every": level.every, "window": level.window}
+            slow = {"slow": said}
         return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard, **alarm, **slow}
 
     def _check_together(self) -> None:
