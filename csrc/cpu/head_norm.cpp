@@ -17,6 +17,15 @@ NormedPieces pieces_of(const Op& op, const dynadapt_head_norm_params& p, const D
   return {size_t(p.query_heads), size_t(p.kv_heads), size_t(p.head_dim), together};
 }
 
+/// The two weights, both of the activations' dtype or both float32, which `wide` says.
+void take_weights(const Op& op, const NormedPieces& pieces, const DLTensor* q_weight, const DLTensor* k_weight, DType dtype,
+                  const void*& q, const void*& k, bool& wide) {
+  const View query = op.tensor("q_weight", q_weight, {int64_t(pieces.query_width)}, dtype | kF32);
+  q = query.data;
+  k = op.tensor("k_weight", k_weight, {int64_t(pieces.key_width)}, query.dtype).data;
+  wide = query.dtype == kF32;
+}
+
 }  // namespace
 
 extern "C" {
@@ -33,8 +42,7 @@ int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, co
     c.rows = in.size[0];
     c.eps = float(op.number("eps", p.eps, 0, 1e30));
     c.qkv = in.data;
-    c.q_weight = op.tensor("q_weight", q_weight, {int64_t(c.pieces.query_width)}, in.dtype).data;
-    c.k_weight = op.tensor("k_weight", k_weight, {int64_t(c.pieces.key_width)}, in.dtype).data;
+    take_weights(op, c.pieces, q_weight, k_weight, in.dtype, c.q_weight, c.k_weight, c.wide_weights);
     c.out = op.output("out", out, {in.size[0], width}, in.dtype, Layout::contiguous, {"qkv"}).data;
     c.rstd = op.output("rstd", rstd, {in.size[0], int64_t(c.pieces.count())}, kF32).as<float>();
     if (c.rows) kernels<ByType<HeadNormKernels>>().of(in.dtype).forward(c);
@@ -55,8 +63,7 @@ int dynadapt_head_norm_backward(const DLTensor* dout, const DLTensor* qkv, const
     c.rows = N;
     c.dout = in.data;
     c.qkv = op.tensor("qkv", qkv, {N, width}, in.dtype).data;
-    c.q_weight = op.tensor("q_weight", q_weight, {q}, in.dtype).data;
-    c.k_weight = op.tensor("k_weight", k_weight, {k}, in.dtype).data;
+    take_weights(op, c.pieces, q_weight, k_weight, in.dtype, c.q_weight, c.k_weight, c.wide_weights);
     c.rstd = op.tensor("rstd", rstd, {N, int64_t(c.pieces.count())}, kF32).as<float>();
     c.dqkv = op.output("dqkv", dqkv, {N, width}, in.dtype, Layout::contiguous, {"dout", "qkv"}).data;
     c.dq_weight = op.optional_output("dq_weight", dq_weight, {q}, kF32).as<float>();

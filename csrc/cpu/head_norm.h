@@ -31,11 +31,12 @@ struct HeadNormForward {
   size_t rows;
   NormedPieces pieces;
   float eps;
-  const void* qkv;       // T [rows, pieces.row()]
-  const void* q_weight;  // T [query_width]
-  const void* k_weight;  // T [key_width]
-  void* out;             // T like qkv
-  float* rstd;           // [rows, pieces.count()]
+  const void* qkv;            // T [rows, pieces.row()]
+  const void* q_weight;       // T [query_width], or float
+  const void* k_weight;       // T [key_width], or float
+  void* out;                  // T like qkv
+  float* rstd;                // [rows, pieces.count()]
+  bool wide_weights = false;  // float whatever T is
 };
 
 struct HeadNormBackward {
@@ -43,12 +44,13 @@ struct HeadNormBackward {
   NormedPieces pieces;
   const void* dout;      // T like qkv
   const void* qkv;       // T [rows, pieces.row()]
-  const void* q_weight;  // T [query_width]
-  const void* k_weight;  // T [key_width]
+  const void* q_weight;  // T [query_width], or float
+  const void* k_weight;  // T [key_width], or float
   const float* rstd;     // [rows, pieces.count()]
   void* dqkv;            // T like qkv
   float* dq_weight;      // [query_width] or null, added to
   float* dk_weight;      // [key_width] or null, added to
+  bool wide_weights = false;
 };
 
 struct HeadNormKernels {

@@ -10,6 +10,13 @@ bool is_layer(const Op& op, int32_t kind) {
   return kind == DYNADAPT_NORM_LAYER;
 }
 
+/// The weight [H], of the activations' dtype or float32, which `wide` says.
+const void* weight_of(const Op& op, const DLTensor* weight, int64_t H, DType dtype, bool& wide) {
+  const View view = op.tensor("weight", weight, {H}, dtype | kF32);
+  wide = view.dtype == kF32;
+  return view.data;
+}
+
 }  // namespace
 
 extern "C" {
@@ -30,7 +37,7 @@ int dynadapt_norm_forward(const DLTensor* x, const DLTensor* delta, const DLTens
     c.eps = float(op.number("eps", p.eps, 0, 1e30));
     c.x = in.data;
     c.delta = op.optional("delta", delta, {N, H}, in.dtype).data;
-    c.weight = op.tensor("weight", weight, {H}, in.dtype).data;
+    c.weight = weight_of(op, weight, H, in.dtype, c.wide_weight);
     c.bias = op.optional("bias", bias, {H}, in.dtype).data;
     c.res = op.optional_output("res", res, {N, H}, in.dtype, Layout::contiguous, {"x", "delta"}).data;
     c.y = op.output("y", y, {N, H}, in.dtype, Layout::contiguous, {"x", "delta"}).data;
@@ -54,7 +61,7 @@ int dynadapt_norm_backward(const DLTensor* dy, const DLTensor* res, const DLTens
     c.layer = is_layer(op, p.kind);
     c.dy = in.data;
     c.res = op.tensor("res", res, {N, H}, in.dtype).data;
-    c.weight = op.tensor("weight", weight, {H}, in.dtype).data;
+    c.weight = weight_of(op, weight, H, in.dtype, c.wide_weight);
     c.stat = op.tensor("stat", stat, {N, 2}, kF32).as<float>();
     c.dres = op.optional("dres", dres, {N, H}, in.dtype).data;
     c.dx = op.output("dx", dx, {N, H}, in.dtype, Layout::contiguous, {"dy", "dres"}).data;

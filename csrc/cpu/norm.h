@@ -13,13 +13,14 @@ struct NormForward {
   size_t rows, width;
   bool layer;  // LayerNorm, else RMSNorm
   float eps;
-  const void* x;       // T [rows, width]
-  const void* delta;   // T [rows, width] or null
-  const void* weight;  // T [width]; null: nothing is normalised, res is all that is written
-  const void* bias;    // T [width] or null
-  void* res;           // T [rows, width]; null only without delta
-  void* y;             // T [rows, width]
-  float* stat;         // [rows, 2]
+  const void* x;             // T [rows, width]
+  const void* delta;         // T [rows, width] or null
+  const void* weight;        // T [width], or float; null: nothing is normalised, res is all that is written
+  const void* bias;          // T [width] or null
+  void* res;                 // T [rows, width]; null only without delta
+  void* y;                   // T [rows, width]
+  float* stat;               // [rows, 2]
+  bool wide_weight = false;  // float whatever T is
 };
 
 struct NormBackward {
@@ -27,7 +28,7 @@ struct NormBackward {
   bool layer;
   const void* dy;      // T [rows, width]
   const void* res;     // T [rows, width]
-  const void* weight;  // T [width]; null: nothing was normalised, dx is dy + dres
+  const void* weight;  // T [width], or float; null: nothing was normalised, dx is dy + dres
   const float* stat;   // [rows, 2]
   const void* dres;    // T [rows, width] or null
   void* dx;            // T [rows, width]
@@ -35,6 +36,7 @@ struct NormBackward {
   float* dbias;        // [width] or null, added to
   const void* bias;    // T [width] or null, for y
   void* y;             // T [rows, width] or null: the forward's output again
+  bool wide_weight = false;
 };
 
 struct NormKernels {

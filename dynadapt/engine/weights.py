@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from dynadapt.model import ModelConfig, layout, rope_tables
-from dynadapt.model.layout import has_bias, linear_shapes, tensor_shapes
+from dynadapt.model.layout import has_bias, has_offset, linear_shapes, tensor_shapes
 from dynadapt.ops import DenseMatrix, Float8Weights, expand, make_int8_matrix, make_matrix, make_parts, make_quantised
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.quants import BLOCK_FORMATS
@@ -58,7 +58,8 @@ class ModelTensors:
     """What a model has beside its linear weights. Its gradients have the same form.
 
     ``attn_norm``, ``mlp_norm``: (weight, bias or None) by layer, None where attention and feed-forward read the residual as it is;
-    ``attn_post_norm``, ``mlp_post_norm``: likewise, of what they add, None where it is added as it is; ``final_norm``; ``head_norm``: (q, k weights) or None by layer;
+    ``attn_post_norm``, ``mlp_post_norm``: likewise, of what they add, None where it is added as it is; ``final_norm``; ``head_norm``: (q, k weights) or None by layer, all in
+    float32 or wider where they are 1 + w (``layout.has_offset``);
     ``positions`` [P, H] or None; ``bias``: {(layer, group): [sum O_p]}; ``head``: a Matrix [V, H]; ``table`` [V, H], None where
     the rows of a Matrix serve the look-up: ``embedding``, the head where it is tied. ``delta``: ``DeltaTensors`` of the layers that
     have the gated delta rule in attention's place, None of others.
@@ -162,7 +163,7 @@ class FrozenWeights(ModelTensors):
             for key, names in biased_groups(c).items()
         }
         wide = lambda name: model.tensor(name).to(device=device, dtype=wide_dtype(dtype)).contiguous()  # noqa: E731
-        super().__init__(c, load, bias, head, table, embedding, wide)
+        super().__init__(c, lambda name: (wide if has_offset(c, name) else load)(name), bias, head, table, embedding, wide)
 
     def _as_stored(self, model, name: str, dtype: torch.dtype):
         """A weight in its file's blocks; in ``dtype`` where it is not stored in such as can be kept."""

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 import torch
 
 from dynadapt.common.reprs import safe
+from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.quants import BLOCK_FORMATS, QuantisedWeight
 
 from .config import ModelConfig
 from .errors import ModelError
-from .layout import tensor_shapes
+from .layout import has_offset, tensor_shapes
 
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of files
 MODEL_DTYPES = (*WEIGHT_DTYPES, torch.float64)  # in memory
@@ -88,7 +89,8 @@ class Model:
         tensor = self._read(name)
         if tuple(tensor.shape) != shape:
             raise ModelError(f"{self._where}: tensor {name} has shape {list(tensor.shape)}, expected {list(shape)}")
-        tensor = tensor.to(self.dtype or tensor.dtype).contiguous()
+        dtype = self.dtype or tensor.dtype
+        tensor = tensor.to(wide_dtype(dtype) if has_offset(self.config, name) else dtype).contiguous()
         bad = 0 if tensor.is_meta else count_not_finite(tensor)
         if bad:
             raise ModelError(f"{self._where}: tensor {name} holds {bad} values that are NaN or infinite")

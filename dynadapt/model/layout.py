@@ -192,7 +192,7 @@ def to_hf_rows(config: ModelConfig, part: str, tensor: torch.Tensor) -> torch.Te
 def hf_value(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """What Hugging Face stores for the values of the canonical tensor `name`, axes aside. To be taken before values are rounded:
     of a norm weight 1 + w that was rounded, w is not the one that was."""
-    return tensor - FAMILIES[config.family].hf_norm_offset if _offset(config, name) else tensor
+    return tensor - FAMILIES[config.family].hf_norm_offset if has_offset(config, name) else tensor
 
 
 def hf_tensor(config: ModelConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -213,12 +213,14 @@ def canonical_tensor(config: ModelConfig, name: str, stored: torch.Tensor) -> to
 
 def canonical_value(config: ModelConfig, name: str, stored: torch.Tensor) -> torch.Tensor:
     """`canonical_tensor` of one whose axes and rows are in order already."""
-    return widen(stored) + FAMILIES[config.family].hf_norm_offset if _offset(config, name) else stored
+    return widen(stored) + FAMILIES[config.family].hf_norm_offset if has_offset(config, name) else stored
 
 
-def _offset(config, name):
+def has_offset(config: ModelConfig, name: str) -> bool:
+    """Whether the canonical tensor `name` is a norm weight 1 + w whose w is stored. It stays in float32 or wider, for a bf16 model has w in
+    bf16, whose steps around 0 are far finer than those around 1; transformers adds and multiplies in float32, too."""
     family = FAMILIES[config.family]
-    return family.hf_norm_offset and name.endswith("norm.weight") and _part(name) not in family.hf_plain_norms
+    return bool(family.hf_norm_offset) and name.endswith("norm.weight") and _part(name) not in family.hf_plain_norms
 
 
 def peft_name(config: ModelConfig, layer: int, part: str) -> str:

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Guard, Lion, LoRA, Muon
 from dynadapt.bench.plan.work import step_work
 from dynadapt.engine.weights import group_sizes
-from dynadapt.model import hf_name, random_model, tiny_config
+from dynadapt.model import from_state, hf_name, random_model, tiny_config
+from dynadapt.model.layout import canonical_tensor, has_offset, hf_tensor
 
 T = 21
 NORMS, BIASES, BOTH = Full("norms"), Full("biases"), Full(["biases", "norms"])
@@ -74,6 +75,27 @@ def test_gradients_are_autograds_of_these_and_of_nothing_else(case, adapt, backe
         scale = expected[name].abs().max()
         assert scale > 1e-6, name
         assert (value.double() - expected[name]).abs().max() < tolerance * max(1, scale), name
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "qwen3_5"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_norm_weight_of_one_plus_w_is_not_rounded_to_bfloat16(family, backend):
+    """Not where it is frozen, not where it learns, not in what is saved: w, which the file has in bfloat16, comes back to the bit."""
+    m = random_model(tiny_config(family), seed=1, std=0.1)
+    state = {name: hf_tensor(m.config, name, m.tensor(name)).bfloat16() for name in m.names()}  # as a file has them
+    stored = from_state(m.config, {name: canonical_tensor(m.config, name, value) for name, value in state.items()}, dtype=torch.bfloat16)
+    of_one = {name for name in m.names() if has_offset(m.config, name)}
+    assert {name for name in of_one if not torch.equal(stored.tensor(name).bfloat16().float(), stored.tensor(name))}
+    options = dict(segment=T, dtype="bf16", backend=backend)
+    frozen, learning = Engine(stored, adapt=LoRA(rank=2), **options), Engine(stored, adapt=NORMS, optimizer=SGD(lr=0.0), **options)
+    for e in (frozen, learning):
+        weight = (e.weights if e is frozen else e.learners[0].weights_view).final_norm[0]
+        assert weight.dtype == torch.float32 and torch.equal(weight, state["norm.weight"].float() + 1)
+    row = rows(m)[:1]
+    assert torch.equal(frozen.step(row), learning.step(row))
+    learning.reset(0)
+    for name, value in learning.learners[0].parameters().items():
+        assert torch.equal(hf_tensor(m.config, name, value).bfloat16(), state[name]), name
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from op_cases import make_case, rows_stand_alone, same_bits
 from dynadapt.bench.cases.head_norm import head_norm_backward, head_norm_forward
 from dynadapt.kernels import head_norm as kernels
 
-from .compare import check, each, real_sizes, run
+from .compare import DTYPES, check, each, real_sizes, run
 
 SIZES = [(1, 1, 1, 4), (63, 3, 1, 20), (100, 4, 2, 64), (40, 2, 2, 17), (29, 3, 1, 128)]  # rows, query heads, kv heads, head size
 REAL = [(4096, 16, 8, 128), (1000, 9, 3, 64)]
@@ -21,6 +21,16 @@ def test_forward(case):
 
 @each(head_norm_backward, [(*size, learns) for size in SIZES for learns in LEARNS])
 def test_backward(case):
+    check(case)
+
+
+@each(head_norm_forward, [(40, 2, 2, 17, together, True) for together in (False, True)], DTYPES[-1:])
+def test_wide_weights(case):
+    check(case)
+
+
+@each(head_norm_backward, [(40, 2, 2, 17, "qk", together, True) for together in (False, True)], DTYPES[-1:])
+def test_backward_of_wide_weights(case):
     check(case)
 
 

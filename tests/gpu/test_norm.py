@@ -9,7 +9,7 @@ from dynadapt.bench.cases.norm import norm_backward, norm_forward
 from dynadapt.kernels import norm as kernels
 from dynadapt.ops import norm
 
-from .compare import DEVICE, check, each, real_sizes, run
+from .compare import DEVICE, DTYPES, check, each, real_sizes, run
 
 SIZES = [(n, h, kind) for n, h in [(1, 1), (1, 576), (63, 17), (100, 65)] for kind in norm.KINDS]
 REAL = [(512, 576, "rms"), (4096, 4096, "rms"), (4096, 16384, "rms"), (4096, 768, "layer")]
@@ -29,6 +29,16 @@ def test_backward_to_the_input_alone(case):
 @each(norm_backward, WIDE)
 def test_backward(case, monkeypatch):
     monkeypatch.setattr(kernels, "GROUPS", 40)  # several rows a program
+    check(case)
+
+
+@each(norm_forward, [(63, 17, "rms", True, True), (5, 576, "layer", False, True)], DTYPES[-1:])
+def test_forward_of_a_wide_weight(case):
+    check(case)
+
+
+@each(norm_backward, [(63, 17, "rms", True, True, True, True), (5, 576, "layer", False, False, True, True)], DTYPES[-1:])
+def test_backward_of_a_wide_weight(case):
     check(case)
 
 

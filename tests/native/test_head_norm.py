@@ -21,6 +21,20 @@ def test_backward_to_the_input_alone(case):
     check(case)
 
 
+@each(head_norm_forward, [(*size, together, True) for size in SIZES for together in (False, True)], [torch.bfloat16])
+def test_wide_weights(case):
+    check(case)
+
+
+@each(
+    head_norm_backward,
+    [(*size, learns, together, True) for size in SIZES for learns in ("qk", "") for together in (False, True)],
+    [torch.bfloat16],
+)
+def test_backward_of_wide_weights(case):
+    check(case)
+
+
 @each(head_norm_forward, [(*size, True) for size in SIZES])
 def test_heads_together(case):
     check(case)

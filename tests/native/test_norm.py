@@ -21,6 +21,28 @@ def test_backward(case):
     check(case)
 
 
+@each(norm_forward, [(*size, True, True) for size in SIZES], [torch.bfloat16])
+def test_forward_of_a_wide_weight(case):
+    check(case)
+
+
+@each(
+    norm_backward,
+    [(*size, *all_or_none, True) for size in SIZES if size[1] > 1 for all_or_none in ((True,) * 3, (False,) * 3)],
+    [torch.bfloat16],
+)
+def test_backward_of_a_wide_weight(case):
+    check(case)
+
+
+@each(norm_forward, [(3, 40, "rms", False, True)], [torch.bfloat16])
+def test_a_wide_weight_is_not_rounded(case):
+    """bfloat16 has nothing between 1 and 1.0078."""
+    weights = torch.ones(40), torch.full((40,), 1.003), torch.full((40,), 1.003).bfloat16().float()
+    plain, wide, rounded = (run(case.change(weight=weight))["y"] for weight in weights)
+    assert torch.equal(plain, rounded) and not torch.equal(plain, wide)
+
+
 @each(norm_forward, SIZES)
 def test_backward_writes_the_same_output_again(case):
     found, again, dx = run(case), torch.full_like(case["y"], float("nan")), torch.empty_like(case["y"])

@@ -7,7 +7,7 @@
 namespace dynadapt::DYN_ISA {
 namespace {
 
-template <class T>
+template <class T, class W>
 void forward_row(const HeadNormForward& a, size_t n) {
   const NormedPieces& p = a.pieces;
   const T* x = static_cast<const T*>(a.qkv) + n * p.row();
@@ -15,7 +15,7 @@ void forward_row(const HeadNormForward& a, size_t n) {
   for (size_t piece = 0; piece < p.count(); ++piece) {
     const bool query = piece < p.queries;
     const size_t width = query ? p.query_width : p.key_width;
-    const T* weight = static_cast<const T*>(query ? a.q_weight : a.k_weight);
+    const W* weight = static_cast<const W*>(query ? a.q_weight : a.k_weight);
     const float rstd = 1.0f / __builtin_sqrtf(dot(x, x, width) / float(width) + a.eps);
     a.rstd[n * p.count() + piece] = rstd;
     for_vectors(width, [&](size_t i, auto part) { store(y + i, load(x + i, part) * rstd * load(weight + i, part), part); });
@@ -27,12 +27,15 @@ void forward_row(const HeadNormForward& a, size_t n) {
 
 template <class T>
 void forward(const HeadNormForward& a) {
-  for_rows(a.rows, [&](int64_t n) { forward_row<T>(a, n); });
+  if (a.wide_weights)
+    for_rows(a.rows, [&](int64_t n) { forward_row<T, float>(a, n); });
+  else
+    for_rows(a.rows, [&](int64_t n) { forward_row<T, T>(a, n); });
 }
 
 // One piece of one row; its share of the weight gradient is added to `dweight` [width] where there is one.
-template <class T>
-void backward_piece(const T* dout, const T* x, const T* weight, float rstd, size_t width, T* dx, float* dweight) {
+template <class T, class W>
+void backward_piece(const T* dout, const T* x, const W* weight, float rstd, size_t width, T* dx, float* dweight) {
   vfloat along{};
   for_vectors(width, [&](size_t i, auto part) {
     const vfloat g = load(dout + i, part);
@@ -47,7 +50,7 @@ void backward_piece(const T* dout, const T* x, const T* weight, float rstd, size
   });
 }
 
-template <class T>
+template <class T, class W>
 void backward_row(const HeadNormBackward& a, size_t n, float* dq_weight, float* dk_weight) {
   const NormedPieces& p = a.pieces;
   const T* dout = static_cast<const T*>(a.dout) + n * p.row();
@@ -56,7 +59,7 @@ void backward_row(const HeadNormBackward& a, size_t n, float* dq_weight, float* 
   for (size_t piece = 0; piece < p.count(); ++piece) {
     const bool query = piece < p.queries;
     const size_t width = query ? p.query_width : p.key_width;
-    backward_piece(dout, x, static_cast<const T*>(query ? a.q_weight : a.k_weight), a.rstd[n * p.count() + piece], width, dx,
+    backward_piece(dout, x, static_cast<const W*>(query ? a.q_weight : a.k_weight), a.rstd[n * p.count() + piece], width, dx,
                    query ? dq_weight : dk_weight);
     dout += width;
     x += width;
@@ -65,19 +68,24 @@ void backward_row(const HeadNormBackward& a, size_t n, float* dq_weight, float* 
   memmove(dx, dout, p.value_width * sizeof(T));
 }
 
-template <class T>
-void backward(const HeadNormBackward& a) {
-  if (!a.dq_weight && !a.dk_weight) return for_rows(a.rows, [&](int64_t n) { backward_row<T>(a, n, nullptr, nullptr); });
+template <class T, class W>
+void backward_rows(const HeadNormBackward& a) {
+  if (!a.dq_weight && !a.dk_weight) return for_rows(a.rows, [&](int64_t n) { backward_row<T, W>(a, n, nullptr, nullptr); });
   const size_t q = a.pieces.query_width, k = a.pieces.key_width, q_floats = BlockSums::floats(a.rows, q);
   float* storage = static_cast<float*>(scratch((q_floats + BlockSums::floats(a.rows, k)) * sizeof(float)));
   const BlockSums dq_weight(storage, q, a.dq_weight), dk_weight(storage + q_floats, k, a.dk_weight);
   for_row_blocks(a.rows, [&](int64_t b, int64_t first, int64_t end) {
     float* dq_sums = dq_weight.start(b);
     float* dk_sums = dk_weight.start(b);
-    for (int64_t n = first; n < end; ++n) backward_row<T>(a, n, dq_sums, dk_sums);
+    for (int64_t n = first; n < end; ++n) backward_row<T, W>(a, n, dq_sums, dk_sums);
   });
   dq_weight.add_to(a.dq_weight, row_blocks(a.rows), 0, q);
   dk_weight.add_to(a.dk_weight, row_blocks(a.rows), 0, k);
+}
+
+template <class T>
+void backward(const HeadNormBackward& a) {
+  a.wide_weights ? backward_rows<T, float>(a) : backward_rows<T, T>(a);
 }
 
 }  // namespace

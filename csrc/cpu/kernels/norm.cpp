@@ -25,8 +25,8 @@ float variance_of(const T* x, size_t width, float mean) {
 }
 
 // y from a row and its statistics. Forward and backward call the same code, so that both write the same bits.
-template <class T>
-[[gnu::noinline]] void output_row(const T* row, const T* weight, const T* bias, const float* stat, T* y, size_t width) {
+template <class T, class W>
+[[gnu::noinline]] void output_row(const T* row, const W* weight, const T* bias, const float* stat, T* y, size_t width) {
   const float mean = stat[0], rstd = stat[1];
   for_vectors(width, [&](size_t i, auto part) {
     vfloat out = (load(row + i, part) - mean) * rstd * load(weight + i, part);
@@ -35,7 +35,7 @@ template <class T>
   });
 }
 
-template <class T>
+template <class T, class W>
 void forward_row(const NormForward& a, size_t n) {
   const T* row = static_cast<const T*>(a.x) + n * a.width;
   if (a.res) {
@@ -53,22 +53,25 @@ void forward_row(const NormForward& a, size_t n) {
   const float rstd = 1.0f / __builtin_sqrtf(variance_of(row, a.width, mean) + a.eps);
   a.stat[2 * n] = mean;
   a.stat[2 * n + 1] = rstd;
-  output_row(row, static_cast<const T*>(a.weight), static_cast<const T*>(a.bias), a.stat + 2 * n,
+  output_row(row, static_cast<const W*>(a.weight), static_cast<const T*>(a.bias), a.stat + 2 * n,
              static_cast<T*>(a.y) + n * a.width, a.width);
 }
 
 template <class T>
 void forward(const NormForward& a) {
-  for_rows(a.rows, [&](int64_t n) { forward_row<T>(a, n); });
+  if (a.wide_weight)
+    for_rows(a.rows, [&](int64_t n) { forward_row<T, float>(a, n); });
+  else
+    for_rows(a.rows, [&](int64_t n) { forward_row<T, T>(a, n); });
 }
 
 // One row of dx; the row's share of dweight and dbias is added to the block's sums where there are any.
-template <class T>
+template <class T, class W>
 void backward_row(const NormBackward& a, size_t n, float* dweight, float* dbias) {
   const T* dy = static_cast<const T*>(a.dy) + n * a.width;
   const T* res = static_cast<const T*>(a.res) + n * a.width;
   const T* dres = a.dres ? static_cast<const T*>(a.dres) + n * a.width : nullptr;
-  const T* weight = static_cast<const T*>(a.weight);
+  const W* weight = static_cast<const W*>(a.weight);
   T* dx = static_cast<T*>(a.dx) + n * a.width;
   if (!weight)
     return for_vectors(a.width, [&](size_t i, auto part) { store(dx + i, load(dy + i, part) + load(dres + i, part), part); });
@@ -95,19 +98,24 @@ void backward_row(const NormBackward& a, size_t n, float* dweight, float* dbias)
   if (a.y) output_row(res, weight, static_cast<const T*>(a.bias), a.stat + 2 * n, static_cast<T*>(a.y) + n * a.width, a.width);
 }
 
-template <class T>
-void backward(const NormBackward& a) {
-  if (!a.dweight && !a.dbias) return for_rows(a.rows, [&](int64_t n) { backward_row<T>(a, n, nullptr, nullptr); });
+template <class T, class W>
+void backward_rows(const NormBackward& a) {
+  if (!a.dweight && !a.dbias) return for_rows(a.rows, [&](int64_t n) { backward_row<T, W>(a, n, nullptr, nullptr); });
   const size_t floats = BlockSums::floats(a.rows, a.width);
   float* storage = static_cast<float*>(scratch(2 * floats * sizeof(float)));
   const BlockSums dweight(storage, a.width, a.dweight), dbias(storage + floats, a.width, a.dbias);
   for_row_blocks(a.rows, [&](int64_t b, int64_t first, int64_t end) {
     float* dweight_sums = dweight.start(b);
     float* dbias_sums = dbias.start(b);
-    for (int64_t n = first; n < end; ++n) backward_row<T>(a, n, dweight_sums, dbias_sums);
+    for (int64_t n = first; n < end; ++n) backward_row<T, W>(a, n, dweight_sums, dbias_sums);
   });
   dweight.add_to(a.dweight, row_blocks(a.rows), 0, a.width);
   dbias.add_to(a.dbias, row_blocks(a.rows), 0, a.width);
+}
+
+template <class T>
+void backward(const NormBackward& a) {
+  a.wide_weight ? backward_rows<T, float>(a) : backward_rows<T, T>(a);
 }
 
 }  // namespace

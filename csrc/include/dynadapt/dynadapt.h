@@ -229,7 +229,7 @@ typedef struct {
 } dynadapt_norm_params;
 
 /* res = x + delta, rounded to act; y = norm(res) * weight + bias; stat f32 [N, 2] = (mean or 0, 1 / deviation).
- * x, delta, res, y act [N, H], weight, bias act [H]; delta, bias may be NULL, and res where delta is. res or y may be the
+ * x, delta, res, y act [N, H], weight act [H] or f32, bias act [H]; delta, bias may be NULL, and res where delta is. res or y may be the
  * memory of x or delta. eps is at least 0. */
 DYNADAPT_API int dynadapt_norm_forward(const DLTensor* x, const DLTensor* delta, const DLTensor* weight, const DLTensor* bias,
                                        const DLTensor* res, const DLTensor* y, const DLTensor* stat,
@@ -248,7 +248,7 @@ typedef struct {
   float eps; /* forward only */
 } dynadapt_head_norm_params;
 
-/* RMS norm of every query and key head of qkv act [N, (hq + 2 hkv) d]; values are copied. q_weight, k_weight act [d],
+/* RMS norm of every query and key head of qkv act [N, (hq + 2 hkv) d]; values are copied. q_weight, k_weight act [d], or both f32,
  * rstd f32 [N, hq + hkv]. With q_weight act [hq d] and k_weight act [hkv d] all query heads of a row are normalised as one and
  * all its key heads, rstd is f32 [N, 2]. out may be the memory of qkv. */
 DYNADAPT_API int dynadapt_head_norm_forward(const DLTensor* qkv, const DLTensor* q_weight, const DLTensor* k_weight,

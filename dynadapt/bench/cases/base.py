@@ -5,6 +5,7 @@ Tests, gradcheck, ``dynadapt profile`` and the benchmarks take their arguments h
 
 from __future__ import annotations
 
+from copy import copy as copy_object
 from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
@@ -31,6 +32,12 @@ class Op:
         self.name, self.outputs, self.changed, self.wide = name, _names(outputs), _names(changed), _names(wide)
         self.frozen, self.rows, self.streams = _names(frozen), _names(rows), _names(streams)
         self.gradients, self.backward = gradients or {}, _names(backward)
+
+    def with_wide(self, names: str) -> Op:
+        """The same op where these arguments are float32, too."""
+        made = copy_object(self)
+        made.wide = self.wide + _names(names)
+        return made
 
 
 class Draw:

@@ -21,14 +21,17 @@ HEAD_NORM_BACKWARD = Op(
     rows="dout qkv rstd dqkv",
 )
 
+_WEIGHTS = "q_weight k_weight"
 
-def head_norm_forward(d: Draw, n: int, hq: int, hkv: int, head: int, together: bool = False) -> OpCase:
-    """n rows of hq query heads and hkv key and value heads, each of ``head``; ``together``: heads of a kind are normalised as one."""
-    width = (hq + 2 * hkv) * head
+
+def head_norm_forward(d: Draw, n: int, hq: int, hkv: int, head: int, together: bool = False, wide: bool = False) -> OpCase:
+    """n rows of hq query heads and hkv key and value heads, each of ``head``; ``together``: heads of a kind are normalised as one;
+    ``wide``: the weights are float32."""
+    width, weights = (hq + 2 * hkv) * head, d.wide if wide else d.acts
     arguments = {
         "qkv": d.acts(n, width),
-        "q_weight": d.acts(hq * head if together else head),
-        "k_weight": d.acts(hkv * head if together else head),
+        "q_weight": weights(hq * head if together else head),
+        "k_weight": weights(hkv * head if together else head),
         "eps": 1e-6,
         "hq": hq,
         "hkv": hkv,
@@ -36,16 +39,18 @@ def head_norm_forward(d: Draw, n: int, hq: int, hkv: int, head: int, together: b
         "out": d.out(n, width),
         "rstd": d.out(n, 2 if together else hq + hkv, wide=True),
     }
-    return OpCase(HEAD_NORM_FORWARD, d.dtype, arguments, bytes=4 * n * width)
+    return OpCase(HEAD_NORM_FORWARD.with_wide(_WEIGHTS) if wide else HEAD_NORM_FORWARD, d.dtype, arguments, bytes=4 * n * width)
 
 
-def head_norm_backward(d: Draw, n: int, hq: int, hkv: int, head: int, learns: str = "qk", together: bool = False) -> OpCase:
-    """``learns``: the weights whose gradients are asked for, of "qk"."""
-    f = after_reference(head_norm_forward(d, n, hq, hkv, head, together))
+def head_norm_backward(
+    d: Draw, n: int, hq: int, hkv: int, head: int, learns: str = "qk", together: bool = False, wide: bool = False
+) -> OpCase:
+    """``learns``: the weights whose gradients are asked for, of "qk"; the rest as forward's."""
+    f = after_reference(head_norm_forward(d, n, hq, hkv, head, together, wide))
     arguments = {
         "dout": d.acts(*f["qkv"].shape),
         **{name: f[name] for name in ("qkv", "q_weight", "k_weight", "rstd", "hq", "hkv", "d")},
         "dqkv": d.out(*f["qkv"].shape),
         **{f"d{name}_weight": d.wide(len(f[f"{name}_weight"])) if name in learns else None for name in "qk"},
     }
-    return OpCase(HEAD_NORM_BACKWARD, d.dtype, arguments, bytes=6 * f["qkv"].numel())
+    return OpCase(HEAD_NORM_BACKWARD.with_wide(_WEIGHTS) if wide else HEAD_NORM_BACKWARD, d.dtype, arguments, bytes=6 * f["qkv"].numel())

@@ -11,7 +11,7 @@ import torch
 from dynadapt.adapt.methods import Full
 from dynadapt.adapt.targets import norms_and_biases, targeted
 from dynadapt.engine.weights import ModelTensors, biased_groups, group_sizes, source_weight
-from dynadapt.model.layout import tensor_shapes
+from dynadapt.model.layout import has_offset, tensor_shapes
 
 from .rows import RowLearner
 
@@ -71,19 +71,25 @@ class BesideLearner(RowLearner):
         return self.layout.view(self.state.grad, name)[0]
 
     def _plain(self, name: str) -> torch.Tensor:
-        """The tensor that ops read: a view of the flat buffer in the working dtype, or where there is none a copy."""
+        """The tensor that ops read: a view of the flat buffer in the working dtype, or where there is none a copy. Of a norm weight 1 + w
+        the master itself (``layout.has_offset``)."""
+        if has_offset(self.config, name):
+            return self._master(name)
         if self.in_place or self.dtype == self.state.master.dtype:
             return self.layout.view(self.state.compute, name)[0]
         if name not in self.copies:
             self.copies[name] = self._master(name).to(self.dtype)
         return self.copies[name]
 
+    def _dtype_of(self, name: str) -> torch.dtype:
+        return self.state.master.dtype if has_offset(self.config, name) else self.dtype
+
     # ---- values
 
     def _prior_around(self, name: str) -> torch.Tensor:
-        """The prior of one tensor, rounded to the working dtype."""
+        """The prior of one tensor, rounded to the working dtype where that of the ops' is."""
         names = {self._bias_name(key): names for key, names in self.biased.items()}.get(name, [name])
-        return torch.cat([self.model.tensor(n).to(device=self.device, dtype=self.dtype) for n in names])
+        return torch.cat([self.model.tensor(n).to(device=self.device, dtype=self._dtype_of(n)) for n in names])
 
     def _take_masters(self) -> None:
         super()._take_masters()
@@ -114,7 +120,7 @@ class BesideLearner(RowLearner):
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Every parameter that learns as it is now, by canonical name."""
-        named = {name: self._master(name).to(self.dtype, copy=True) for name in self.around}
+        named = {name: self._master(name).to(self._dtype_of(name), copy=True) for name in self.around}
         sizes = group_sizes(self.config)
         for key, names in self.biased.items():
             named.update(zip(map(str, names), named.pop(self._bias_name(key)).split(list(sizes[key][1]))))
