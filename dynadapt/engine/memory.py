@@ -30,7 +30,8 @@ __all__ = ["MemoryState", "Overlap", "SegmentMemory", "WindowStore"]
 
 @dataclass(frozen=True)
 class SegmentMemory:
-    """``length`` tokens before the segment, behind the first ``sinks`` tokens of the document."""
+    """``length`` tokens before the segment, behind the first ``sinks`` tokens of the document. With length 0 these are all there is: windows
+    that share nothing but what a document begins with, such as a beginning-of-text token."""
 
     length: int = 512
     sinks: int = 4
@@ -39,9 +40,11 @@ class SegmentMemory:
     def __post_init__(self):
         keep(
             self,
-            length=integer("length", self.length, expected="a number of tokens of at least 1 (memory=None for no memory)"),
+            length=integer("length", self.length, least=0),
             sinks=integer("sinks", self.sinks, least=0),
         )
+        if not self.capacity:
+            raise ValueError("length=0 with sinks=0: a memory of nothing; expected at least 1 of either (memory=None for no memory)")
         choice("refresh", self.refresh, ("keep", "reproject"), " (for recompute use Overlap)")
 
     @property

@@ -32,7 +32,7 @@ from dynadapt.runs.text import Document, Source, TextError, expand, inputs, spli
 from . import guarded
 from .adapter_words import PATTERNS, pattern_of, targets_of
 from .config import ConfigError, EvalConfig
-from .defaults import begin_of, settle, settled
+from .defaults import begin_of, settle, settle_bos, settled, windows_begin
 from .optimizer_words import betas_of
 
 __all__ = ["Interrupted", "RunOptions", "StopRun", "adapt_of", "build_engine", "find_baseline", "interruptible", "optimizer_of", "run"]
@@ -191,13 +191,15 @@ def adapt_of(config: EvalConfig):
     }[config.adapt]()
 
 
-def memory_of(config: EvalConfig):
-    """What the engine remembers, as a configuration describes it; None for nothing."""
+def memory_of(config: EvalConfig, model_config=None):
+    """What the engine of a model of this ModelConfig remembers, as a configuration describes it; None for nothing."""
     from dynadapt.engine.memory import Overlap, SegmentMemory
 
     if config.memory:
         return SegmentMemory(length=config.memory, sinks=config.sinks, refresh=config.refresh)
-    return Overlap(context=config.context) if config.context else None
+    if config.context:
+        return Overlap(context=config.context)
+    return SegmentMemory(length=0, sinks=1) if windows_begin(config, model_config) else None
 
 
 def build_engine(model, config: EvalConfig):
@@ -205,7 +207,7 @@ def build_engine(model, config: EvalConfig):
     from dynadapt.engine import Engine
     from dynadapt.engine.rate_mixture import RateMixture
 
-    config = settle(config, model.config)
+    config = settle(settle_bos(config, model.tokenizer) if config.bos == "auto" else config, model.config)
     adapt = adapt_of(config)
     make = Engine
     if adapt and config.rates:
@@ -214,7 +216,7 @@ def build_engine(model, config: EvalConfig):
         model,
         adapt=adapt,
         optimizer=optimizer_of(config) if adapt else None,
-        memory=memory_of(config),
+        memory=memory_of(config, model.config),
         streams=config.streams,
         segment=config.segment,
         every=config.every,

@@ -205,6 +205,19 @@ def test_memory_as_long_as_the_past_equals_one_full_forward(family, refresh, seg
     assert torch.allclose(whole, pieces, atol=tolerance)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "olmo2"])
+@pytest.mark.parametrize("refresh", ["keep", "reproject"])
+@pytest.mark.parametrize("sinks", [1, 3])
+@pytest.mark.parametrize("backend,dtype,tolerance", [("reference", "fp32", 2e-5), ("cpu", "fp32", 2e-5), ("cpu", "bf16", 0.05)])
+def test_sinks_alone_are_the_text_s_beginning_in_front_of_each_segment(family, refresh, sinks, backend, dtype, tolerance):
+    tokens = text(2, family=family)
+    options = dict(family=family, adapt="none", backend=backend, dtype=dtype, streams=2)
+    pieces = scores(engine(memory=SegmentMemory(0, sinks, refresh), segment=13, **options), tokens, 13)
+    windows = [torch.cat([tokens[:, : sinks if start else 0], tokens[:, start : start + 14]], 1) for start in range(0, 52, 13)]
+    alone = [scores(engine(segment=w.shape[1] - 1, **options), w, w.shape[1] - 1)[:, -13:] for w in windows]
+    assert torch.allclose(torch.cat(alone, 1), pieces, atol=tolerance)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_overlap_as_long_as_the_past_equals_one_full_forward(family):
     tokens = text(family=family)

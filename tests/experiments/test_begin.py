@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, processors
 
 import dynadapt
 import dynadapt.model
+from dynadapt.engine.memory import SegmentMemory
 from dynadapt.experiments.audit.replay import open_run
 from dynadapt.experiments.compare.joined_scores import read_compared
 from dynadapt.experiments.config import ConfigError, EvalConfig
@@ -103,9 +104,36 @@ def test_a_killed_run_goes_on(begins, tmp_path, streams):
         assert np.array_equal(scores_of(tmp_path / f"{segment}"), scores_of(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "olmo2"])
+def test_segments_without_memory_begin_with_it(tmp_path, family):
+    """Each as a text by itself would: what transformers' users compare with, window by window, when nothing learns."""
+    directory = tiny_directory(tmp_path / "model", family=family)
+    putting(tiny_tokenizer(), f"{BEGIN} $A", BEGIN).save(str(directory / "tokenizer.json"))
+    files, model = texts(tmp_path, 60, 90), dynadapt.model.load(str(directory))
+    config = eval_config(str(directory), files, adapt="none", memory=0, dtype="fp64")
+    run(config, tmp_path / "out", RunOptions(scores=True))
+    alone, found = dynadapt.Engine(model, segment=config.segment + 1, dtype="fp64", backend="reference"), []
+    for file in files:
+        ids = torch.tensor(model.tokenizer.encode(file.read_text(), add_special_tokens=True))[None]
+        begin = ids[:, :1]
+        for start in range(0, ids.shape[1] - 1, config.segment):
+            window = ids[:, start : start + config.segment + 1]
+            alone.reset(0)
+            found.append(alone.step(torch.cat([begin, window], 1) if start else window)[0, 1 if start else 0 :])
+    assert np.allclose(scores_of(tmp_path / "out")["nll"], torch.cat(found).numpy(), rtol=1e-5)
+
+
+def test_a_segment_as_long_as_the_positions_has_no_room_for_it(begins, tmp_path):
+    model = dynadapt.model.load(str(begins))
+    full = eval_config(begins, texts(tmp_path, 60), memory=0, segment=model.config.max_positions)
+    assert build_engine(model, full).settings.memory is None
+    assert build_engine(model, full.with_(segment=full.segment - 1)).settings.memory == SegmentMemory(0, sinks=1)
+    assert build_engine(model, full.with_(segment=8, bos="no")).settings.memory is None
+
+
 def test_a_text_that_spells_it_is_not_given_another(begins, tmp_path):
     (tmp_path / "a.txt").write_text(BEGIN + english(60))
-    config = eval_config(begins, [tmp_path / "a.txt"])
+    config = eval_config(begins, [tmp_path / "a.txt"], memory=24)
     run(config, tmp_path / "out", RunOptions(scores=True))
     run(config.with_(bos="no"), tmp_path / "no", RunOptions(scores=True))
     assert np.array_equal(scores_of(tmp_path / "out"), scores_of(tmp_path / "no"))
@@ -165,9 +193,10 @@ def test_what_is_asked_for_and_not_there_is_refused(plain, begins, tmp_path):
 
 def test_the_opening_line_says_it(begins, tmp_path):
     model = dynadapt.model.load(str(begins))
-    asked = eval_config(begins, texts(tmp_path, 60))
-    config = settled(asked, None, False, lambda: model)
-    assert f"documents begin with {BEGIN}" in opening(asked, config, model.config, model)
+    for memory, what in ((24, "documents"), (0, "documents and segments")):
+        asked = eval_config(begins, texts(tmp_path, 60), memory=memory)
+        config = settled(asked, None, False, lambda: model)
+        assert f", {what} begin with {BEGIN};" in opening(asked, config, model.config, model)
 
 
 def test_generate_begins_a_prompt_of_text_with_it(begins):

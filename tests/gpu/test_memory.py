@@ -10,7 +10,7 @@ from .compare import DEVICE, skip_without_gpu
 
 LAYERS, SLOTS = 2, 4
 # capacity, sinks, segment, width of a store: chains of one (memory <= segment) and of many, shifts below and above a tile
-CASES = [(1, 0, 1, 3), (9, 4, 20, 20), (40, 4, 7, 20), (100, 0, 33, 64), (69, 5, 63, 17), (300, 4, 100, 40)]
+CASES = [(1, 0, 1, 3), (1, 1, 5, 20), (40, 40, 7, 20), (9, 4, 20, 20), (40, 4, 7, 20), (100, 0, 33, 64), (69, 5, 63, 17), (300, 4, 100, 40)]
 
 
 def poisoned(*shape, dtype=torch.float32):

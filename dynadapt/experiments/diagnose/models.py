@@ -65,7 +65,7 @@ def adapter_engine(directory: str, completed: Path) -> Callable:
             model,
             adapt=adapt,
             optimizer=SGD(),
-            memory=memory_of(config),
+            memory=memory_of(config, model.config),
             segment=config.segment,
             every=NEVER,
             dtype=config.dtype,

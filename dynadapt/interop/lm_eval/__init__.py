@@ -117,7 +117,7 @@ class DynadaptLM(TemplateLM):
         self.generation = model_defaults(model)
         self.max_length = self._max_length(max_length, source.config)
         self.max_gen_toks, self.add_bos_token, self._prefix = max_gen_toks, add_bos_token, prefix_token_id
-        self.engine = build_engine(source, replace(self.config, segment=self.max_length))
+        self.engine = build_engine(source, replace(self.config, segment=self.max_length, bos="no"))
         self._device = self.engine.device
         self.made.append(self)
 
