@@ -38,11 +38,7 @@ class SegmentMemory:
     refresh: str = "keep"
 
     def __post_init__(self):
-        keep(
-            self,
-            length=integer("length", self.length, least=0),
-            sinks=integer("sinks", self.sinks, least=0),
-        )
+        keep(self, length=integer("length", self.length, least=0), sinks=integer("sinks", self.sinks, least=0))
         if not self.capacity:
             raise ValueError("length=0 with sinks=0: a memory of nothing; expected at least 1 of either (memory=None for no memory)")
         choice("refresh", self.refresh, ("keep", "reproject"), " (for recompute use Overlap)")
@@ -54,12 +50,23 @@ class SegmentMemory:
 
 @dataclass(frozen=True)
 class Overlap:
-    """The last ``context`` tokens are run again in front of every segment; only the segment is scored."""
+    """The last ``context`` tokens are run again in front of every segment; only the segment is scored. The first ``begin`` of these are
+    always the document's first, such as a beginning-of-text token."""
 
     context: int = 512
+    begin: int = 0
 
     def __post_init__(self):
-        keep(self, context=integer("context", self.context, expected="a number of tokens of at least 1 (memory=None for none)"))
+        keep(
+            self,
+            context=integer("context", self.context, expected="a number of tokens of at least 1 (memory=None for none)"),
+            begin=integer("begin", self.begin, least=0, most=self.context),
+        )
+
+    def after(self, history: list[int], tokens: list[int]) -> list[int]:
+        """What stands before the next segment: ``history`` stood before ``tokens``."""
+        whole = history + tokens
+        return whole if len(whole) <= self.context else whole[: self.begin] + whole[len(whole) - self.context + self.begin :]
 
 
 class WindowStore:

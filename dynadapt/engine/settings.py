@@ -211,12 +211,13 @@ class EngineSettings:
     def describe(self, stream: int | None = None) -> dict:
         """As plain data, all that two engines must have in common to exchange saved states (their model aside); of one ``stream`` what
         it has, wherever streams differ."""
+        unsaid = [*LATER.items(), ("begin", 0)]  # as in states that were saved before these were there
         plain = lambda part: (  # noqa: E731
             None
             if part is None
             else {
                 "kind": type(part).__name__,
-                **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items() if k not in LATER or v != LATER[k]},
+                **{k: str(v) if isinstance(v, range) else v for k, v in asdict(part).items() if (k, v) not in unsaid},
             }
         )
         each = lambda part: [plain(one) for one in part] if isinstance(part, tuple) else plain(part)  # noqa: E731

@@ -267,7 +267,7 @@ class Step:
                 if settings.learns and isinstance(settings.reset, int):
                     state.since_reset += n
                 if settings.context:
-                    state.history = (state.history + tokens[row, :n].tolist())[-settings.context :]
+                    state.history = settings.memory.after(state.history, tokens[row, :n].tolist())
                 if memory is not None and not self.asks:
                     memory.count(stream, n)
         for stream in (*p.resets, *flagged):

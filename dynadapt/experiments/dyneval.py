@@ -198,7 +198,7 @@ def memory_of(config: EvalConfig, model_config=None):
     if config.memory:
         return SegmentMemory(length=config.memory, sinks=config.sinks, refresh=config.refresh)
     if config.context:
-        return Overlap(context=config.context)
+        return Overlap(context=config.context, begin=int(windows_begin(config, model_config)))
     return SegmentMemory(length=0, sinks=1) if windows_begin(config, model_config) else None
 
 

@@ -88,6 +88,8 @@ def _guard(value: Guard) -> dict:
 def _memory(value) -> dict:
     if value is None:
         return {"memory": 0}
+    if isinstance(value, SegmentMemory) and not value.length or isinstance(value, Overlap) and value.begin:
+        raise ConfigError(f"memory={value!r}: what each segment begins with is said by bos; expected None, or Overlap(context) alone")
     if isinstance(value, SegmentMemory):
         return {"memory": value.length, **_fields("memory", value, ("sinks", "refresh"), ("length",))}
     if isinstance(value, Overlap):

@@ -36,7 +36,7 @@ class HeldOutScore(TrainerCallback):
         text: a UTF-8 file's name, the held-out text itself (a string with white space in it), or token ids [N].
         steps: score before every so many updates, the first one included; or the numbers of updates made before which to score.
         tokenizer: for a text; None: the trainer's `processing_class`.
-        segment: tokens scored at a time, T. Without memory a token sees those of its own segment only.
+        segment: tokens scored at a time, T. Without memory a token sees those of its own segment only, and what a text begins with (bos).
         memory: tokens before a segment that it attends to as well, through the engine; 0: none.
         sinks: with memory: first tokens of the text that are never dropped.
         rows: segments that are scored side by side, without memory.
@@ -80,6 +80,7 @@ class HeldOutScore(TrainerCallback):
         self.tokenizer, self.dtype, self.bos = tokenizer, dtype, bos
         self.history: list[tuple[int, float, float | None]] = []
         self._trainer = self._tokens = self._bytes = self._by_engine = self._last = None
+        self._begin = False  # whether the first of the tokens is the tokenizer's
 
     def add_to(self, trainer) -> HeldOutScore:
         """Adds itself to a trainer, and from then on logs through it."""
@@ -124,6 +125,8 @@ class HeldOutScore(TrainerCallback):
         model = getattr(model, "_orig_mod", model)
         _refuse_spread(model)
         self._read(self.tokenizer)
+        room = getattr(model.config, "max_position_embeddings", None) or self.segment + 1
+        self._in_front = int(self._begin and not self.memory and self.segment < room)
         with _left_alone(model):
             if self._by_engine is None:
                 self._by_engine = self._try_engine(model)
@@ -145,19 +148,20 @@ class HeldOutScore(TrainerCallback):
         weights = load_live(model)
         first = next(model.parameters())
         dtype = self.dtype or next(name for name, value in DTYPES.items() if value == first.dtype)
-        return Engine(weights, memory=self.memory, segment=min(self.segment, len(self._tokens) - 1), dtype=dtype, device=str(first.device))
+        longest = min(self.segment, len(self._tokens) - 1) + self._in_front
+        return Engine(weights, memory=self.memory, segment=longest, dtype=dtype, device=str(first.device))
 
     def _scores_by_engine(self, model) -> torch.Tensor:
         engine = self._engine(model)
         if self.memory:
             return torch.cat([engine.step(row)[0].cpu() for row in self._segments()])
-        return torch.cat([engine.score(rows).flatten().cpu() for rows in self._batches()])
+        return torch.cat([engine.score(rows)[:, first:].flatten().cpu() for rows, first in self._batches()])
 
     def _scores_by_model(self, model) -> torch.Tensor:
         device, scores = next(model.parameters()).device, []
-        for rows in self._batches():
-            logits = model(rows[:, :-1].to(device), use_cache=False).logits.float()
-            scores.append(cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten().to(device), reduction="none").cpu())
+        for rows, first in self._batches():
+            logits = model(rows[:, :-1].to(device), use_cache=False).logits[:, first:].float()
+            scores.append(cross_entropy(logits.flatten(0, 1), rows[:, 1 + first :].flatten().to(device), reduction="none").cpu())
         return torch.cat(scores)
 
     def _segments(self) -> list[torch.Tensor]:
@@ -165,11 +169,18 @@ class HeldOutScore(TrainerCallback):
         last = len(self._tokens) - 1
         return [self._tokens[start : start + self.segment + 1][None] for start in range(0, last, self.segment)]
 
-    def _batches(self) -> list[torch.Tensor]:
-        """[R, T + 1] each: whole segments, then the last shorter one."""
-        segments = self._segments()
+    def _batches(self) -> list[tuple[torch.Tensor, int]]:
+        """([R, T + 1] rows that are scored together, the first score that counts): whole segments, then the last shorter one. Where a text
+        begins with a token of the tokenizer's, each later segment has it in front as well, and its own first token is scored in the one before."""
+        start, *later = self._segments()
+        if self._in_front and later:
+            return [(start, 0), *self._side_by_side([torch.cat([start[:, :1], row], 1) for row in later], 1)]
+        return self._side_by_side([start, *later], 0)
+
+    def _side_by_side(self, segments: list[torch.Tensor], first: int) -> list[tuple[torch.Tensor, int]]:
         whole = [row for row in segments if row.shape[1] == segments[0].shape[1]]
-        return [torch.cat(whole[i : i + self.rows]) for i in range(0, len(whole), self.rows)] + segments[len(whole) :]
+        batches = [torch.cat(whole[i : i + self.rows]) for i in range(0, len(whole), self.rows)]
+        return [(rows, first) for rows in batches + segments[len(whole) :]]
 
     def _read(self, tokenizer) -> None:
         """Tokens [N] of the text, and how many bytes those that are scored have (None: not known)."""
@@ -185,6 +196,7 @@ class HeldOutScore(TrainerCallback):
             read = tokenizer(self.text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
             ids = read["input_ids"]
             begin = [] if self.bos == "no" else _begin(tokenizer, self.text, ids, self.bos)
+            self._begin = bool(begin)
             if ids[: len(begin)] == begin:  # the text spells it
                 begin = []
             self._tokens = torch.tensor([*begin, *ids])

@@ -20,7 +20,7 @@ def _check_kind(kind: str) -> None:
 
 
 def norm_forward(x, delta, weight, bias, eps, kind, res, y, stat) -> None:
-    """x, delta, res, y [N, H]; delta None: no add, and res may be None; weight, bias [H]."""
+    """x, delta, res, y [N, H]; delta None: no add, and res may be None; weight [H] of their dtype or in float32, bias [H]."""
     _check_kind(kind)
     total = x if delta is None else x + delta
     if res is not None:

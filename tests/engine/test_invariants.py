@@ -225,6 +225,21 @@ def test_overlap_as_long_as_the_past_equals_one_full_forward(family):
     assert torch.allclose(whole, scores(engine(family, "none", Overlap(52)), tokens), atol=2e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("begin", [1, 3])
+def test_what_an_overlap_begins_with_is_the_text_s_beginning(family, begin, context=9):
+    tokens = text(2, family=family)
+    found = scores(engine(family, "none", Overlap(context, begin), segment=13, streams=2), tokens, 13)
+    wanted = []
+    for start in range(0, 52, 13):
+        before = (
+            tokens[:, : start + 1] if start < context else torch.cat([tokens[:, :begin], tokens[:, start - context + begin : start + 1]], 1)
+        )
+        window = torch.cat([before, tokens[:, start + 1 : start + 14]], 1)
+        wanted.append(scores(engine(family, "none", segment=window.shape[1] - 1, streams=2), window, window.shape[1] - 1)[:, -13:])
+    assert torch.allclose(torch.cat(wanted, 1), found, atol=2e-5)
+
+
 # 4. backward is right (ops: tests/ops, tests/native; against autograd: tests/engine/test_parity.py)
 
 

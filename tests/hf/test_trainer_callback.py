@@ -197,6 +197,23 @@ def test_a_text_begins_as_its_tokenizer_begins_one(begun, memory):
     assert without._bytes == len(text.encode()) - len(tokenizer.decode(ids[:1]).encode())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("by_engine", [True, False])
+@pytest.mark.parametrize("bos", ["auto", "no"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_every_segment_begins_as_the_text_does(begun, by_engine, bos, rows, segment=5):
+    tokenizer, model, text = begun
+    begin = [tokenizer.bos_token_id] if bos == "auto" else []
+    tokens, losses = [*begin, *tokenizer(text, add_special_tokens=False)["input_ids"]], []
+    for start in range(0, len(tokens) - 1, segment):
+        row = torch.tensor([[*(begin if start else []), *tokens[start : start + segment + 1]]])
+        losses.append(cross_entropy(model(row[:, :-1]).logits[0].double(), row[0, 1:], reduction="none")[len(begin) if start else 0 :])
+    callback = HeldOutScore(text, tokenizer=tokenizer, segment=segment, rows=rows, bos=bos)
+    callback._by_engine = by_engine
+    assert sum(map(len, losses)) == len(tokens) - 1
+    assert callback.score(model) == pytest.approx(float(torch.cat(losses).mean()), abs=1e-5)
+
+
 def test_a_text_that_spells_its_beginning_is_not_given_a_second_one(begun):
     tokenizer, model, text = begun
     spelled = HeldOutScore(tokenizer.bos_token + text, tokenizer=tokenizer)
