@@ -290,7 +290,7 @@ def draw(results: dict, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     from dynadapt.experiments.plot import STYLE
 
@@ -298,7 +298,7 @@ def draw(results: dict, path: Path) -> None:
     titles = {arm.name: arm.title for arm in ARMS}
     with pyplot.rc_context({**STYLE, "font.size": 9}):
         figure, axes = pyplot.subplots(
-            1, len(rows), figsize=(2.6 * len(rows) + 0.6, 3.2), sharey=True, layout="constrained", dpi=100, squeeze=False
+            1, len(rows), figsize=(max(7.0, 2.6 * len(rows) + 0.6), 3.4), sharey=True, layout="constrained", dpi=100, squeeze=False
         )
         for axis, row in zip(axes[0], rows):
             blocks = np.array(list(row["gain_by_block"].values()))
@@ -308,6 +308,7 @@ def draw(results: dict, path: Path) -> None:
             axis.plot(x, blocks.mean(0), color="black", linewidth=2, label="mean")
             axis.axhline(0, color="#374151", linewidth=0.8)
             axis.set(title=titles[row["online"]], xlabel="tokens read")
+            axis.xaxis.set_major_locator(ticker.MultipleLocator(16384))
             axis.xaxis.set_major_formatter(lambda v, _: f"{v / 1024:.0f}k")
         axes[0][0].set_ylabel(f"gain over no learning\n(nats per token, blocks of {BLOCK:,})")
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
