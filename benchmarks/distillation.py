@@ -71,7 +71,8 @@ def run(model, arm: str, text: dict) -> dict:
     keep = KeepPrior(text["reference"], weight=0.1, tokens=64) if arm == "keep" else None
     memory = None if arm in ("none", "keep") else SegmentMemory(MEMORY)
     engine = Engine(model, LoRA(), memory=memory, segment=SEGMENT, dtype="bf16", backend="cpu", device="cpu", keep=keep)
-    of_others = lambda: float(torch.cat([engine.score(row[None])[0] for row in text["others"][:, : SEGMENT + 1]]).double().mean())  # noqa: E731
+    windows = [row[None, at : at + SEGMENT + 1] for row in text["others"] for at in range(0, OTHER, SEGMENT)]
+    of_others = lambda: float(torch.cat([engine.score(window)[0] for window in windows]).double().mean())  # noqa: E731
     before, made, start, found = of_others() if memory is None else 0.0, engine.flops, time.perf_counter(), {}
     if arm.startswith("distilled"):
         nll = distil_memory(engine, text["ids"], every=4 if arm.endswith("4th") else 1).nll
