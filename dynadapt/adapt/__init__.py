@@ -1,9 +1,10 @@
-"""What learns and how: LoRA, RowSparse, Full; SGD, Adam, AdamW, Lion, Muon, RMS; resets; the guard; the slow level."""
+"""What learns and how: LoRA, RowSparse, Full; SGD, Adam, AdamW, Lion, Muon, RMS; resets; the guard; the slow level; what keeps the prior."""
 
 from .guard import Guard
+from .keep_prior import KeepPrior
 from .methods import Full, LoRA, RowSparse
 from .optimizers import RMS, SGD, Adam, AdamW, Lion, Muon
 from .reset_policy import Alarm
 from .slow import Slow
 
-__all__ = ["RMS", "SGD", "Adam", "AdamW", "Alarm", "Full", "Guard", "Lion", "LoRA", "Muon", "RowSparse", "Slow"]
+__all__ = ["RMS", "SGD", "Adam", "AdamW", "Alarm", "Full", "Guard", "KeepPrior", "Lion", "LoRA", "Muon", "RowSparse", "Slow"]

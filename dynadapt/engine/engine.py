@@ -38,6 +38,7 @@ from .continuation import Continuation, continue_text
 from .decoder import Decoder
 from .drivers import Captured, Eager
 from .each_stream import said
+from .keeping import Keeping
 from .learners.make import make_learners
 from .ledger import Ledger
 from .memory import MemoryState, SegmentMemory
@@ -92,6 +93,8 @@ class Engine:
         slow: ``Slow``: beside what each stream learns, one level that learns from all of them every so many tokens and is never reset
             (adapt/slow.py); it makes the streams one text: scores depend on what other streams were scored before. None: streams are
             independent.
+        keep: ``KeepPrior``: each update also pulls towards the model as it was loaded on pieces of a reference text, so that learning
+            one text costs less of the others (adapt/keep_prior.py).
 
     A call runs alone: one that begins while another runs, in a thread or a callback, is refused, and so are calls in a forked
     process. A step completes or changes nothing: arguments are checked first, and where a step fails after it has begun to move
@@ -102,7 +105,7 @@ class Engine:
         UnsupportedOp: naming the ops of this configuration that the backend can't serve here, before any weight is read.
     """
 
-    @partial(positional_before, but=("guard", "slow"))
+    @partial(positional_before, but=("guard", "slow", "keep"))
     def __init__(
         self,
         model,
@@ -126,6 +129,7 @@ class Engine:
         static: bool | None = None,
         guard=None,
         slow=None,
+        keep=None,
     ):
         settings = EngineSettings(
             adapt,
@@ -147,6 +151,7 @@ class Engine:
             static,
             guard,
             slow,
+            keep,
         )
         with plain_torch():
             self._make(load(model), settings)
@@ -199,6 +204,7 @@ class Engine:
         self.state = step.states
         self.driver = Captured(step) if given.fixed else Eager(step)
         self.guarding = guarding.made(self)
+        self.keeping = step.keeping = None if given.keep is None else Keeping(self, given.keep)
         self.last: StepReport | None = None
 
     def _make_slow(self) -> SlowLevel:

@@ -75,6 +75,15 @@ def _slow_line(engine) -> str:
     )
 
 
+def _keep_line(keeping) -> str:
+    """What an update pulls towards beside the loss."""
+    given = keeping.given
+    return (
+        f"keeps:  the model as it was, {given.weight:g} x KL on {given.tokens} of {keeping.inputs.numel():,} reference tokens an update; "
+        f"forward and backward of these {given.tokens} in each"
+    )
+
+
 def _base(engine) -> list[str]:
     """What frozen weights are kept in, where that is not the arithmetic's dtype."""
     weights = engine.weights
@@ -154,6 +163,8 @@ def explain(engine, time: bool = False) -> str:
         lines += _guard_lines(engine.guarding)
     if engine.slow is not None:
         lines.append(_slow_line(engine))
+    if engine.keeping is not None:
+        lines.append(_keep_line(engine.keeping))
     reason = why(engine.dtype, engine.device, engine.backend)
     lines += [
         f"remembers: {engine.memory or 'nothing'}",

@@ -52,6 +52,7 @@ def footprint(engine) -> dict[str, int]:
         "optimizer state": moments,
         "segment memory": bytes_held(engine.decoder.memory),
         "the guard's prior": _prior_bytes(engine),
+        "the prior on reference tokens": 0 if engine.keeping is None else bytes_held(engine.keeping.tensors),
         "copies to go back to": _ring_bytes(engine),
         "kept for backward": kept,
         "other buffers": engine.workspace.nbytes - kept,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dynadapt.adapt.guard import as_guard
+from dynadapt.adapt.keep_prior import as_keep
 from dynadapt.adapt.methods import GROUPS, HEAD, LATER, Full, LoRA, RowSparse, learns_beside, rates_differ, whole_model
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.reset_policy import Alarm, check_reset
@@ -26,6 +27,7 @@ from .arithmetic import fastest
 from .each_stream import Way, one_or_each
 from .learners.fused import why_not_fused
 from .memory import Overlap, SegmentMemory
+from .step_arguments import check_ids
 from .weights import group_sizes
 
 BASES = ("same", "float8", "int8", "quants")
@@ -108,6 +110,7 @@ class EngineSettings:
     static: bool | None
     guard: Any = None  # a Guard or None
     slow: Any = None  # a Slow or None
+    keep: Any = None  # a KeepPrior or None
 
     def __post_init__(self):
         choice("dtype", self.dtype, ("auto", *DTYPES))
@@ -128,12 +131,14 @@ class EngineSettings:
             memory=as_memory(self.memory),
             guard=as_guard(self.guard),
             slow=as_slow(self.slow),
+            keep=as_keep(self.keep),
         )
         self._check_together()
         self._place()
         self._check_kind()
         self._check_base()
         self._check_slow()
+        self._check_keep()
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -231,7 +236,8 @@ class EngineSettings:
         if (level := self.slow) is not None:
             said = {"adapt": plain(level.adapt), "optimizer": plain(level.optimizer), "every": level.every, "window": level.window}
             slow = {"slow": said}
-        return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard, **alarm, **slow}
+        kept = {} if self.keep is None else {"keep": self.keep.describe()}
+        return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard, **alarm, **slow, **kept}
 
     def _check_together(self) -> None:
         adapt, optimizer = each_stream.each_stream(self.adapt, self.optimizer, self.streams, self.shared)
@@ -323,6 +329,24 @@ class EngineSettings:
             if refused:
                 raise ValueError(f"{name}={value!r} with slow={self.slow!r}: {why}")
 
+    def _check_keep(self) -> None:
+        """Raises ValueError for what a pull to the prior does not go with."""
+        if self.keep is None:
+            return
+        found = {
+            "adapt": (self.adapt, not self.learns, "nothing learns that could forget; give adapt, or no keep"),
+            "optimizer": (
+                self.optimizer,
+                len(self.ways) > 1,
+                "streams that learn in different ways have no update in common; give one way",
+            ),
+            "slow": (self.slow, self.slow is not None, "what streams read is then not what the prior was kept of; use slow=None"),
+            "static": (self.static, bool(self.static), "a recorded step has one pass before its update; use static=False"),
+        }
+        for name, (value, refused, why) in found.items():
+            if refused:
+                raise ValueError(f"{name}={value!r} with keep={self.keep!r}: {why}")
+
     def _check_base(self) -> None:
         choice("base", self.base, BASES)
         if self.base == "quants":
@@ -377,6 +401,8 @@ class EngineSettings:
                 f"slow.window={self.slow.window}: the model has {config.max_positions} positions; expected at most these, or None"
             )
         learning = targeted(self.adapt, config)
+        if self.keep is not None:
+            self._check_kept_model(config, learning)
         norms = whole_model(self.adapt)
         if learns_beside(self.adapt):
             norms = any(name.endswith("norm.weight") for name in norms_and_biases(self.adapt, config))
@@ -416,6 +442,21 @@ class EngineSettings:
         if learned_positions:
             raise ValueError(text)
         warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=5)
+
+    def _check_kept_model(self, config, learning) -> None:
+        """What a pull to the prior can't be of."""
+        if whole_model(self.adapt) or (config.layers, HEAD) in learning:
+            raise ValueError(f"adapt={self.adapt!r} with keep={self.keep!r}: both models must have one head; leave it out of what learns")
+        if config.logits_softcap is not None:
+            raise ValueError(f"keep={self.keep!r}: {config.family} caps its logits, behind which the divergence has another form; use None")
+        if config.delta is not None:
+            raise ValueError(
+                f"keep={self.keep!r}: a pass over the reference text would leave {config.family}'s states of the gated delta rule where the "
+                "segment's are remembered from; use None"
+            )
+        if self.keep.tokens > config.max_positions:
+            raise ValueError(f"keep.tokens={self.keep.tokens}: the model has {config.max_positions} positions; expected at most these")
+        check_ids(self.keep.reference, config.vocab_size, "keep.reference")
 
     def _check_delta(self, config) -> None:
         """What a model with layers of the gated delta rule can't have."""

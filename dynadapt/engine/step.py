@@ -61,6 +61,7 @@ class Step:
                 for stream in way.streams:
                     self.depths[stream] = depth
         self.handover: Handover | None = None  # to or from the passes of another step
+        self.keeping: Any = None  # a Keeping, which adds to what an update goes by
         self.own_slots = bool(learners) and not settings.shared and not settings.owns_weights
 
     @property
@@ -187,14 +188,17 @@ class Step:
             self._backward_that_updates(backward, learner, lr, given, made)
         else:
             backward()
-            self._move(learner, lr, given["moving"], made)
+            self._move(learner, lr, given["moving"], made, batch.streams)
         self._tally(given["moving"], made)
 
     def _rates(self, lr: torch.Tensor, stream: int) -> torch.Tensor:
         """The learning rates of what a stream's learner holds, of all sets' ``lr``."""
         return lr[stream : stream + 1] if self.settings.owns_weights and not self.settings.shared else lr
 
-    def _move(self, learner, lr: torch.Tensor, moving: torch.Tensor, made: Tensors) -> None:
+    def _move(self, learner, lr: torch.Tensor, moving: torch.Tensor, made: Tensors, streams: Sequence[int]) -> None:
+        if self.keeping is not None:
+            slots = [slot for slot in moving.tolist() if slot >= 0]
+            self.keeping.add(learner, slots, slots if self.own_slots else streams[:1])
         self.fresh = False
         learner.update(self.decoder.ops, moving, lr, made["norms"], made["skipped"])
 
@@ -241,7 +245,7 @@ class Step:
         rest = {name: torch.zeros(len(p.streams), dtype=torch.int32, device=device) for name in ("reset", "invalid")}
         made = {"norms": torch.zeros(len(slots), device=device), "skipped": torch.zeros_like(moving), "moving": moving, **rest}
         self.moving()
-        self._move(learner, self._rates(lr, p.streams[0]), moving, made)
+        self._move(learner, self._rates(lr, p.streams[0]), moving, made, p.streams)
         self._tally(moving, made)
         self._count_update(p.streams if self.own_slots else p.streams[:1])
         for stream in p.streams:

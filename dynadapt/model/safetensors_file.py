@@ -31,6 +31,7 @@ _DTYPES = {
     "I64": torch.int64,
     "I32": torch.int32,
     "BOOL": torch.bool,
+    "U8": torch.uint8,
 }
 _ITEM_BYTES = {
     "F64": 8,
@@ -62,7 +63,7 @@ class StoredTensor:
 
 
 class SafetensorsFile:
-    """A checked safetensors file. ModelError, naming the file, for anything that does not fit."""
+    """A checked safetensors file. ModelError, naming the file, for anything that does not fit. ``metadata``: as it stands there, unchecked."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -89,6 +90,7 @@ class SafetensorsFile:
             raise ModelError(f"{self.path}: the safetensors header is not JSON ({str(error)[:200]})") from error
         if not isinstance(header, dict):
             raise ModelError(f"{self.path}: the safetensors header is not a JSON object")
+        self.metadata = header.get("__metadata__")
         start = 8 + len(raw)
         tensors = {name: self._entry(name, entry, start, size) for name, entry in header.items() if name != "__metadata__"}
         end = start

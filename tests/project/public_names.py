@@ -31,6 +31,7 @@ MODULES = (
     "dynadapt.model",
     "dynadapt.nn",
     "dynadapt.numpy",
+    "dynadapt.patches",
     "dynadapt.session",
     "dynadapt.text",
     "dynadapt.torch_ops",

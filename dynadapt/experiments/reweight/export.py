@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from dynadapt.model import layout
+from dynadapt.engine.learned import learned_tensors
 from dynadapt.model.hf_config import config_to_hf
 from dynadapt.model.layout import file_name, hf_tensor
 from dynadapt.runs.rundir import RunError
@@ -36,12 +36,5 @@ def export_model(run: Path, out: Path) -> Path:
 
 def learned(model, engine) -> dict[str, torch.Tensor]:
     """All of the model's tensors by canonical name: as they learned, or as they were."""
-    learner = engine.learners[0]
-    known = learner.parameters() if hasattr(learner, "parameters") else {}
-    named = {name: known[name] if name in known else model.tensor(name) for name in model.names()}
-    for (layer, group), matrices in learner.matrices.items():
-        for part, matrix in zip(layout(model.config, layer)[group], matrices):
-            weight = torch.empty(matrix.shape, dtype=engine.torch_dtype, device=engine.device)
-            matrix.unpack(weight)
-            named[f"layers.{layer}.{part}.weight"] = weight
-    return named
+    known = learned_tensors(engine, engine.learners[0])
+    return {name: known[name] if name in known else model.tensor(name) for name in model.names()}
