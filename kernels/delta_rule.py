@@ -29,10 +29,10 @@ from dataclasses import replace
 import triton
 import triton.language as tl
 
+from ..ops.delta_scratch import BUDGET, CHUNK, groups, rooms_backward, rooms_forward
 from .common import Variant, block, launch, scratch, variant, wait_for_previous
 
-CHUNK, DIAGONAL = 32, 16
-BUDGET = 1 << 30  # bytes of scratch memory; a single stream may take more
+DIAGONAL = 16
 WARPS, TILES = 4, {"BV": 32, "BK": 32}  # value columns of a program, key columns of a step
 PAIRS, BACKWARD = {"BV": 16, "BK": 16}, {"BV": 32, "BK": 16}  # of the kernels that hold more
 
@@ -513,31 +513,25 @@ def _check(op: str, qkv, g, beta, state, slots, lengths, hk, hv, dk, dv) -> None
         raise ValueError(f"{op}: lengths has {len(lengths)} entries, accepted is one a slot, {streams}")
 
 
-def _groups(streams: int, size: int):
-    """(first, end) of groups of streams, each of ``size`` bytes of scratch memory."""
-    most = max(1, BUDGET // max(1, size))
-    return [(lo, min(lo + most, streams)) for lo in range(0, streams, most)]
-
-
 class _Call:
     """What the launches of one call take, for a group of streams at a time."""
 
     def __init__(self, qkv, g, beta, state, slots, lengths, hk, hv, dk, dv, scale, eps, rooms: dict):
-        """``rooms``: scratch memory by name, numbers a stream."""
+        """``rooms``: scratch memory by name, numbers a stream (ops/delta_scratch.py)."""
         self.rows, self.streams = dict(qkv=qkv, g=g, beta=beta), dict(slots=slots, lengths=lengths)
         self.T, self.count, self.hv = len(qkv) // len(slots), len(slots), hv
         self.chunks = triton.cdiv(self.T, CHUNK)
         self.sizes = _sizes(hk, hv, dk, dv)
         self.given = dict(state=state, scale=float(scale), eps=float(eps), T=self.T, chunks=self.chunks, stride=qkv.stride(0), **self.sizes)
-        self.rooms = {"inverses": hv * self.chunks * CHUNK * CHUNK, "units": self.T * 2 * hk} | rooms
+        self.rooms = rooms
 
     def groups(self, rows: dict, streams: dict):
         """(arguments, number of streams) of each group; what has rows or streams is cut to the group's."""
-        groups = _groups(self.count, 4 * sum(self.rooms.values()))
-        most = max(hi - lo for lo, hi in groups)
+        together = groups(self.count, self.rooms, BUDGET)
+        most = max(hi - lo for lo, hi in together)
         device = self.rows["qkv"].device
         rooms = {name: scratch(device, f"delta rule {name}", most * size) for name, size in self.rooms.items()}
-        for lo, hi in groups:
+        for lo, hi in together:
             own = {n: None if t is None else t[lo * self.T : hi * self.T] for n, t in (self.rows | rows).items()}
             own |= {n: None if t is None else t[lo:hi] for n, t in (self.streams | streams).items()}
             yield self.given | rooms | own, hi - lo
@@ -561,7 +555,7 @@ def delta_rule_forward(qkv, g, beta, state, slots, lengths, hk, hv, dk, dv, scal
         ValueError: a shape or stride that does not fit, or heads of more than 256.
     """
     _check("delta_rule_forward", qkv, g, beta, state, slots, lengths, hk, hv, dk, dv)
-    rooms = {"states": hv * dk * dv} if final is None else {}
+    rooms = rooms_forward(len(qkv) // len(slots), hk, hv, dk, dv, final is not None)
     call = _Call(qkv, g, beta, state, slots, lengths, hk, hv, dk, dv, scale, eps, rooms)
     for given, streams in call.groups(dict(out=out), {} if final is None else dict(states=final)):
         if call.chunks:
@@ -577,11 +571,9 @@ def delta_rule_backward(dout, qkv, g, beta, state, slots, lengths, hk, hv, dk, d
         ValueError: as ``delta_rule_forward``.
     """
     _check("delta_rule_backward", qkv, g, beta, state, slots, lengths, hk, hv, dk, dv)
-    chunks = triton.cdiv(len(qkv) // len(slots), CHUNK)
-    rooms = dict.fromkeys(("states", "dstates"), hv * (chunks + 1) * dk * dv)
-    rooms |= dict.fromkeys(("writes", "dwrites"), hv * chunks * CHUNK * dv)
-    rooms |= {"pairs": hv * chunks * 2 * CHUNK * CHUNK, "along": hv * chunks * 2 * CHUNK}
+    rooms = rooms_backward(len(qkv) // len(slots), hk, hv, dk, dv)
     call = _Call(qkv, g, beta, state, slots, lengths, hk, hv, dk, dv, scale, eps, rooms)
+    chunks = call.chunks
     if not chunks:
         return
     for given, streams in call.groups(dict(dout=dout, dqkv=dqkv, dg=dg, dbeta=dbeta), {}):
