@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from .common import Variant, block, dot, launch, next_power_of_2, scratch, variant, wait_for_previous
-from .lora_gradient import CHUNK
+from .lora_gradient_plan import CHUNK
 from .low_rank import DEPTH, EXPAND, MAX_RANK_TILE
 from .token_sums import tile_times_left
 
@@ -275,7 +275,7 @@ def spans(slots, count: int):
 
 
 def _gradient_tiles(itemsize: int, hidden: int, rank: int) -> tuple[dict, dict]:
-    """(constants, options), as those of lora_gradient.py."""
+    """(constants, options), as those of lora_gradient_plan.py."""
     wide = itemsize == 2
     tiles = dict(H=hidden, R=rank, BR=block(rank, 64 if wide else 32), BC=64, BT=64 if wide else 16, CHUNK=CHUNK)
     return tiles, dict(num_warps=4, num_stages=3 if wide else 2)

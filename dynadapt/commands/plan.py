@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dynadapt.bench.plan.ceilings import Ceilings
     from dynadapt.bench.plan.measured import Measured
     from dynadapt.bench.plan.predict import Prediction
+    from dynadapt.bench.plan.slow import SlowLevelWork
     from dynadapt.bench.plan.work import Work
 
 # What dynadapt.model.geometries and dynadapt.bench.plan.ceilings know, by name: help is printed without importing them.
@@ -131,7 +132,7 @@ LIMITS = {"products": "the rate of matrix products", "traffic": "memory bandwidt
 
 
 def add_options(command) -> None:
-    add_settings(command, EvalConfig, unmixed() - {"bos"})
+    add_settings(command, EvalConfig, unmixed() - {"bos"} | {"levels", "slow_every"})
     where = command.add_mutually_exclusive_group()
     where.add_argument(
         "--gpu",
@@ -174,6 +175,8 @@ def run(arguments) -> int:
         raise ConfigError(
             f"base {config.base!r}: kept by native kernels on the CPU, beside adapters; leave --gpu out, take --adapt lora or none"
         )
+    if config.levels:
+        _check_levels(config, arguments)
     from rich.console import Console
 
     from dynadapt.bench.side_by_side import check_out, write
@@ -207,13 +210,29 @@ def run(arguments) -> int:
         work = planned_work(config, shard, arguments.shared, threads)
     trust = comparisons(ceilings.kind)
     prediction = predict(work, ceilings, [m.slowdown for m in trust])
-    show(Console(soft_wrap=True, highlight=False), config, prediction, trust, arguments.gpus, arguments.shared, fit, threads)
+    console = Console(soft_wrap=True, highlight=False)
+    show(console, config, prediction, trust, arguments.gpus, arguments.shared, fit, threads)
     plan = as_dict(config, prediction, trust, arguments.gpus, fit)
+    if config.levels:
+        plan["slow_level"] = show_slow_level(console, planned_slow_level(config, shard), prediction)
     if arguments.explain:
-        plan["kernels"] = explain(Console(soft_wrap=True, highlight=False), config, shard, arguments.shared, ceilings, arguments.gpu)
+        plan["kernels"] = explain(console, config, shard, arguments.shared, ceilings, arguments.gpu)
     if arguments.json:
         write(arguments.json, plan)
     return 0
+
+
+def _check_levels(config: EvalConfig, arguments) -> None:
+    """Raises ConfigError for what an engine with a slow level refuses."""
+    found = {
+        "gpu": (arguments.gpu or arguments.ceilings, "its updates are the CPU's so far"),
+        "gpus": (arguments.gpus > 1 and arguments.gpus, "it learns from the streams of one process"),
+        "shared": (arguments.shared, "one set of weights learns from all rows already"),
+        "base": (config.base != "same" and config.base, "what it learns is added to weights as floats"),
+    }
+    for name, (value, why) in found.items():
+        if value:
+            raise ConfigError(f"{name} {value!r} with levels {config.levels!r}: {why}; leave one of them out")
 
 
 def explain(console: Console, config: EvalConfig, streams: int, shared: bool, ceilings: Ceilings, gpu: str) -> dict:
@@ -259,7 +278,17 @@ def planned_work(config: EvalConfig, streams: int, shared: bool, threads: int | 
     from dynadapt.bench.plan.work import step_work
 
     positional, options = step_arguments(config, streams, shared, threads)
-    return step_work(*positional, **options, memory_only=memory_only)
+    work = step_work(*positional, **options, memory_only=memory_only)
+    return planned_slow_level(config, streams, memory_only).with_step(work) if config.levels else work
+
+
+def planned_slow_level(config: EvalConfig, streams: int, memory_only: bool = False) -> SlowLevelWork:
+    from dynadapt.bench.plan.measured import DTYPES
+    from dynadapt.bench.plan.slow import slow_work
+    from dynadapt.experiments.dyneval import slow_of
+    from dynadapt.model.geometries import geometry
+
+    return slow_work(geometry(config.model), slow_of(config), streams, config.segment, DTYPES[config.dtype], True, memory_only)
 
 
 def step_arguments(config: EvalConfig, streams: int, shared: bool, threads: int | None) -> tuple[tuple, dict]:
@@ -285,7 +314,7 @@ def step_arguments(config: EvalConfig, streams: int, shared: bool, threads: int 
         batch,
         config.recompute or threads is not None,
     )
-    return positional, {"quants": "q4_k" if config.base == "quants" else None}
+    return positional, {"quants": "q4_k" if config.base == "quants" else None, "on_gpu": threads is None}
 
 
 def show(
@@ -340,6 +369,19 @@ def show(
     console.print(_ops_table(p))
     if trust:
         console.print(_trust_table(trust))
+
+
+def show_slow_level(console: Console, slow: SlowLevelWork, step: Prediction) -> dict:
+    """Prints what the updates of a slow level take beside the steps; returns it as plain data."""
+    from dynadapt.bench.plan.predict import predict
+
+    update = predict(slow.work, step.ceilings)
+    gflop = sum(n for phase, n in slow.work.flops.items() if phase != "update") / 1e9
+    console.print(
+        f"slow    an update of the slow level behind every {slow.steps:,} steps: {gflop:,.1f} GFLOP, floor [bold]{_ms(update.floor)}[/], which is "
+        f"{_ms(update.floor / slow.steps)} a step, not in the figures above; its memory is"
+    )
+    return {"steps_between_updates": slow.steps, "flops": slow.work.flops, "floor_seconds": update.floor}
 
 
 def remembered(config: EvalConfig) -> str:

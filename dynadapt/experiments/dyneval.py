@@ -229,11 +229,11 @@ def build_engine(model, config: EvalConfig):
         recompute=config.recompute or None,
         base=config.base,
         guard=config.guard if adapt else None,
-        **({"slow": _slow_of(config)} if config.levels else {}),
+        **({"slow": slow_of(config)} if config.levels else {}),
     )
 
 
-def _slow_of(config: EvalConfig):
+def slow_of(config: EvalConfig):
     """The slow level of a run with levels."""
     from dynadapt.adapt import SGD, Slow
 

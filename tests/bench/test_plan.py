@@ -10,11 +10,12 @@ from unittest import mock
 import pytest
 import torch
 
-from dynadapt import AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
+from dynadapt import SGD, AdamW, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory, Slow
 from dynadapt.bench.made_up_quants import write_made_up
-from dynadapt.bench.plan import GPUS, Ceilings, datasheet, from_campaign, measured, most_streams, predict, step_work
+from dynadapt.bench.plan import GPUS, Ceilings, datasheet, from_campaign, measured, most_streams, predict, slow_work, step_work
 from dynadapt.bench.plan.ceilings import machine_memory
 from dynadapt.cli import main
+from dynadapt.engine.footprint import bytes_held
 from dynadapt.model import ModelError, random_model
 from dynadapt.model.config import tiny_config
 from dynadapt.model.geometries import GEOMETRIES, geometry
@@ -73,6 +74,46 @@ def test_a_quantised_file_takes_the_bytes_that_the_engine_keeps(tied, tmp_path):
     assert plain.ops["linear_forward"].bytes - work.ops["linear_forward"].bytes == saved
     with pytest.raises(ValueError, match="quants='q4_k' with adapt=Full"):
         step_work(config, Full(), quants="q4_k")
+
+
+SLOW = {  # windows of one length, of two, and one that is longer than the text between two updates
+    "full": Slow(Full(), SGD(lr=0.1, momentum=0.9), every=40, window=12),
+    "lora": Slow(LoRA(4), every=40, window=10),
+    "lora of some": Slow(LoRA(4, targets=("q", "down")), every=33, window=64),
+}
+
+
+@pytest.mark.parametrize("slow", list(SLOW))
+def test_a_slow_level_is_the_engines(slow):
+    config, given = tiny_config("llama"), {"adapt": LoRA(rank=2), "streams": 2, "segment": 8}
+    engine = Engine(random_model(config), **given, slow=SLOW[slow], dtype="fp32", backend="reference", static=False)
+    text = torch.randint(config.vocab_size, (2, 6 * 8 + 1), generator=torch.Generator().manual_seed(0))
+    counted = []
+    for i in range(6):
+        engine.step(text[:, 8 * i : 8 * i + 9])
+        counted.append(dict(engine.last.flops))
+    learner = engine.slow_level.learner
+    found = slow_work(config, SLOW[slow], 2, 8, torch.float32, learner.recompute)
+    assert found.steps == 3 and counted[2] == counted[5] != counted[4]
+    assert found.work.flops == {phase: n - counted[0][phase] for phase, n in counted[2].items()}
+    assert sum(op.flops for op in found.work.ops.values()) == sum(n for phase, n in found.work.flops.items() if phase != "update")
+    together = found.with_step(step_work(config, **given, dtype=torch.float32))
+    held = bytes_held(engine.weights, learner.weights, engine.learners, learner.learners)
+    assert together.bytes_held == held + engine.workspace.nbytes + learner.workspace.nbytes
+
+
+def test_the_command_counts_a_slow_level(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "dynadapt.bench.plan.ceilings.measured_here", lambda dtypes: Ceilings("x", "cpu", "made up", {"fp32": 1e11}, 1e10, 64e9)
+    )
+    arguments = ("--model", "smollm2-135m", "--dtype", "fp32", "--streams", "4", "--segment", "256", "--json", str(tmp_path / "plan.json"))
+    code, said = _plan(capsys, *arguments, "--levels", "fast,slow", "--slow-every", "4096")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert code == 0 and "behind every 4 steps" in said and plan["slow_level"]["steps_between_updates"] == 4
+    assert (
+        plan["memory_bytes"]["slow level's what learns, with its optimizer state"] > 12 * 106e6
+    )  # masters, gradient, momentum of the linears
+    assert plan["slow_level"]["floor_seconds"] > plan["floor_seconds"]
 
 
 def test_traffic_of_one_product():
@@ -181,6 +222,10 @@ def test_what_does_not_fit_says_what_would(capsys):
         (("--gpu", "h200", "--base", "quants"), "quants"),
         (("--base", "quants", "--adapt", "full"), "quants"),
         (("--explain",), "name it with --gpu"),
+        (("--gpu", "h200", "--levels", "fast,slow"), "gpu 'h200' with levels 'fast,slow'"),
+        (("--gpus", "2", "--levels", "fast,slow"), "gpus 2 with levels 'fast,slow'"),
+        (("--base", "quants", "--levels", "fast,slow"), "base 'quants' with levels 'fast,slow'"),
+        (("--shared", "--levels", "fast,slow"), "shared True with levels 'fast,slow'"),
         (("--gpu", "a10", "--explain"), "'a10': its number of multiprocessors"),
     ],
 )

@@ -275,6 +275,19 @@ def test_the_plan_counts_what_a_step_does():
         assert work.ops["delta_rule_forward"].flops == 2 * op_delta_rule.forward_flops(2 * T, 4, 10, 6)
 
 
+def test_the_plan_of_a_gpu_counts_the_scratch_of_the_delta_rule():
+    """What kernels/delta_rule.py takes (tests/gpu/test_delta_rule.py): once for all layers; without learning, the forward's alone."""
+    from dynadapt.bench.plan.work import step_work
+
+    held = lambda **options: step_work(MODEL.config, memory=LONG, streams=2, segment=70, dtype=torch.float32, **options).memory  # noqa: E731
+    name = "scratch of the delta rule"
+    forward = 4 * 2 * (4 * 3 * 32 * 32 + 70 * 2 * 2)
+    backward = 2 * 4 * 4 * 10 * 6 + 2 * 4 * 3 * 32 * 6 + 4 * 3 * 2 * 32 * 32 + 4 * 3 * 2 * 32
+    assert held(on_gpu=True)[name] == forward
+    assert held(adapt=LoRA(rank=3), on_gpu=True)[name] == forward + 4 * 2 * backward
+    assert name not in held(adapt=LoRA(rank=3))
+
+
 @pytest.mark.parametrize("adapt", [RowSparse(density=0.3, every=2), Full()], ids=["rows", "full"])
 def test_weights_learn(adapt):
     e = engine(adapt=adapt, optimizer=Adam(lr=0.005), memory=SegmentMemory(T, 2))

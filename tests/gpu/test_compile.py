@@ -94,13 +94,13 @@ def test_interpreter_is_refused(tmp_path):
 
 @pytest.mark.parametrize("older, spilled, fails", [(True, 36, False), (True, 37, True), (False, 24, False), (False, 36, True)])
 def test_budgets_are_of_one_triton_and_an_older_one_may_spill_what_is_listed(older, spilled, fails, monkeypatch):
-    from dynadapt.kernels import compile, lora_gradient
+    from dynadapt.kernels import compile, lora_gradient_walk
 
     monkeypatch.setattr(compile, "older_triton", lambda: older)
     variant = next(
-        v for v in lora_gradient.VARIANTS if v.kernel is lora_gradient.dynadapt_lora_gradient and 80 in v.archs and v.spills == 24
+        v for v in lora_gradient_walk.VARIANTS if v.kernel is lora_gradient_walk.dynadapt_lora_gradient and 80 in v.archs and v.spills == 24
     )
-    row = compile.Row("lora_gradient", "dynadapt_lora_gradient", variant.name, 80, spills=spilled, tensor_core="mma")
+    row = compile.Row("lora_gradient_walk", "dynadapt_lora_gradient", variant.name, 80, spills=spilled, tensor_core="mma")
     compile.check(row, variant, 0)
     assert bool(row.faults) == fails, row.faults
 

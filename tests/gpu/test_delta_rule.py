@@ -6,6 +6,8 @@ from op_cases import a_bad_stream_stays_alone, later_tokens_change_no_bit, make_
 
 from dynadapt.bench.cases.delta_rule import delta_rule_backward, delta_rule_forward
 from dynadapt.kernels import delta_rule as kernels
+from dynadapt.kernels.common import Scratch, scratch_of
+from dynadapt.ops import delta_scratch
 
 from .compare import check, each, real_sizes, run
 
@@ -49,6 +51,22 @@ def test_streams_alone_and_in_groups(case, monkeypatch):
     together = run(case)
     monkeypatch.setattr(kernels, "BUDGET", 1)
     assert same_bits(together, run(case))
+
+
+@pytest.mark.parametrize("budget", [1 << 30, 40_000])
+def test_a_plan_knows_the_scratch_memory(budget, monkeypatch):
+    """Of one stream at a time, and of all; forward with a place for the state and without."""
+    monkeypatch.setattr(kernels, "BUDGET", budget)
+    monkeypatch.setattr(delta_scratch.groups, "__defaults__", (budget,))
+    owner, planned = Scratch(), {}
+    for op in (delta_rule_forward, delta_rule_backward):
+        case = make_case(op, (3, 70, 1, 2, 20, 12))
+        for final in (False, True) if op is delta_rule_forward else (False,):
+            given = case if final or op is delta_rule_backward else case.change(final=None)
+            with scratch_of(owner):
+                run(given)
+            planned |= delta_scratch.buffers(op.__name__, case["qkv"], case["slots"], 1, 2, 20, 12, final)
+    assert sum(buffer.nbytes for buffer in owner.buffers.values()) == sum(planned.values())
 
 
 @each(OPS, [(3, 50, 1, 1, 20, 12)], [torch.float32])

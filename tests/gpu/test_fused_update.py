@@ -7,7 +7,7 @@ import torch
 from op_cases import make_case, same_bits
 
 from dynadapt.bench.cases.update import lora_gradient_update, weight_gradient_update
-from dynadapt.kernels import epilogue, lora_gradient, weight_gradient
+from dynadapt.kernels import epilogue, lora_gradient_plan, weight_gradient
 from dynadapt.kernels.common import INTERPRET
 from dynadapt.ops.update import UpdateRule, UpdateState
 
@@ -24,7 +24,7 @@ WEIGHT = (70, 75, 40, 30)  # rows N, outputs O, inputs K, chosen rows
 def tokens(request, monkeypatch):
     """Tokens summed by one program, or split so that the second launch updates."""
     if request.param == "split":
-        monkeypatch.setattr(lora_gradient, "CHUNK", 32)
+        monkeypatch.setattr(lora_gradient_plan, "CHUNK", 32)
         monkeypatch.setattr(weight_gradient, "SPLIT_TOKENS", 16)
     return request.param
 
@@ -47,9 +47,9 @@ def test_weight(case, gather, tokens, monkeypatch):
 @each(lora_gradient_update, [(150, 70, (40, 33), 5, 2, rule) for rule in RULES])
 def test_tokens_split_or_not_move_to_the_same_bits(case, monkeypatch, products_of_any_tile):
     case = case.change(scale=0.625)
-    monkeypatch.setattr(lora_gradient, "CHUNK", 32)
+    monkeypatch.setattr(lora_gradient_plan, "CHUNK", 32)
     split = check(case)
-    monkeypatch.setattr(lora_gradient, "SMS", 1)
+    monkeypatch.setattr(lora_gradient_plan, "SMS", 1)
     assert same_bits(split, run(case))
 
 

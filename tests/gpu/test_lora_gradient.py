@@ -6,6 +6,7 @@ from op_cases import a_bad_stream_stays_alone, make_case, same_bits, streams_sta
 
 from dynadapt.bench.cases.lora_gradient import lora_gradient
 from dynadapt.kernels import lora_gradient as kernels
+from dynadapt.kernels import lora_gradient_plan
 
 from .compare import DTYPES, check, each, real_sizes, run
 
@@ -37,21 +38,21 @@ def test_against_reference(case):
 
 @pytest.fixture
 def chunks_of_32(monkeypatch):
-    monkeypatch.setattr(kernels, "CHUNK", 32)
+    monkeypatch.setattr(lora_gradient_plan, "CHUNK", 32)
 
 
 @each(lora_gradient, [(150, 70, (40, 33), 5, 2, False), (150, 70, (40, 33), 5, 2, True), (150, 70, (40, 7, 5, 6), 5, 2, True)])
 def test_tokens_split_or_not_give_the_same_bits(case, chunks_of_32, monkeypatch, products_of_any_tile):
     case = case.change(scale=0.625)  # no power of two: it rounds, and has to where the sum is whole
     split = check(case)
-    monkeypatch.setattr(kernels, "SMS", 1)
+    monkeypatch.setattr(lora_gradient_plan, "SMS", 1)
     assert same_bits(split, run(case))
 
 
 @each(lora_gradient, [(150, 70, (40, 33, 9), (5, 0, 17), 2, accumulate) for accumulate in (False, True)])
 def test_parts_with_ranks_of_their_own_have_their_scales_when_tokens_are_split(case, chunks_of_32, monkeypatch, products_of_any_tile):
     split = check(case)
-    monkeypatch.setattr(kernels, "SMS", 1)
+    monkeypatch.setattr(lora_gradient_plan, "SMS", 1)
     assert same_bits(split, run(case))
 
 

@@ -8,6 +8,7 @@ from .ceilings import Ceilings, datasheet, from_campaign, measured_here
 from .datasheets import GPUS
 from .fit import most_streams
 from .predict import Prediction, predict
+from .slow import SlowLevelWork, slow_work
 from .work import OpWork, Work, step_work
 
 __all__ = [
@@ -15,11 +16,13 @@ __all__ = [
     "Ceilings",
     "OpWork",
     "Prediction",
+    "SlowLevelWork",
     "Work",
     "datasheet",
     "from_campaign",
     "measured_here",
     "most_streams",
     "predict",
+    "slow_work",
     "step_work",
 ]

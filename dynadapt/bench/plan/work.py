@@ -24,7 +24,7 @@ from dynadapt.engine.workspace import Workspace
 from dynadapt.model import ModelConfig
 from dynadapt.model.base import from_state
 from dynadapt.model.layout import tensor_shapes
-from dynadapt.ops import attention
+from dynadapt.ops import attention, delta_scratch
 from dynadapt.ops import update as update_op
 from dynadapt.ops.matrix import DenseMatrix
 from dynadapt.ops.matrix_update import product_flops
@@ -71,6 +71,7 @@ class WorkRecorder:
 
     def __init__(self, ledger: Ledger, dtype: torch.dtype):
         self.ledger, self.dtype, self.ops, self.last, self.seen = ledger, dtype, {}, None, 0
+        self.delta_scratch: dict[tuple[str, int], int] = {}  # bytes of the buffers that a GPU's delta rule takes
 
     def __getattr__(self, name: str):
         if name.startswith("_"):
@@ -80,6 +81,8 @@ class WorkRecorder:
             self.settle()
             self.last = self.ops.setdefault(name, OpWork())
             self.last.calls += 1
+            if name.startswith("delta_rule_"):
+                self.delta_scratch |= _delta_scratch(name, *arguments)
             self.noted(name, arguments)
             if name == "embedding_forward":
                 arguments = (arguments[0], arguments[-1], arguments[-1])  # of the table, as many rows as are written
@@ -120,6 +123,12 @@ def _in_blocks(weights: FrozenWeights, name: str) -> None:
     weights.table = weights.table if weights.positions is not None else None
 
 
+def _delta_scratch(name: str, *arguments) -> dict[tuple[str, int], int]:
+    given = list(arguments) if name == "delta_rule_forward" else list(arguments[1:])
+    qkv, slots, sizes, final = given[0], given[4], given[6:10], name == "delta_rule_forward" and given[-1] is not None
+    return delta_scratch.buffers(name, qkv, slots, *sizes, final)
+
+
 def _bytes(argument) -> int:
     if isinstance(argument, torch.Tensor):
         return argument.numel() * argument.element_size()
@@ -144,14 +153,15 @@ def step_work(
     learn: bool = True,
     memory_only: bool = False,
     quants: str | None = None,
+    on_gpu: bool = False,
     recorder: type[WorkRecorder] = WorkRecorder,
 ) -> Work:
     """The work of one step that scores, learns (where ``adapt`` is given and ``learn``) and updates, with its memory full.
 
     Arguments are ``Engine``'s. Streams with weights of their own run one by one, as they do there. With ``memory_only`` passes of
     equal size run once, which is all that what is held depends on: FLOPs and ops are not the step's then. ``quants``: the format
-    (ops/quants.py) of the file whose blocks are kept, as ``base="quants"`` does; what learns is an adapter then. ``recorder``: what
-    stands in for the ops.
+    (ops/quants.py) of the file whose blocks are kept, as ``base="quants"`` does; what learns is an adapter then. ``on_gpu``: the scratch
+    memory that the delta rule takes there counts as held. ``recorder``: what stands in for the ops.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -203,6 +213,7 @@ def step_work(
         "what learns, with its optimizer state": turns * bytes_held(learner),
         "segment memory": bytes_held(store),
         "activations and buffers": workspace.nbytes,
+        "scratch of the delta rule": sum(noting.delta_scratch.values()) if on_gpu else 0,
     }
     return Work(
         streams,
