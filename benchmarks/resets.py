@@ -127,7 +127,7 @@ def _mean(values: list[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) if len(values) > 1 else math.inf
 
 
-def _poisson(count: int, upper: bool) -> float:
+def poisson(count: int, upper: bool) -> float:
     """The exact 95% bound (one-sided 97.5%) of a Poisson mean, by bisection."""
     tail = lambda mean, k: math.fsum(math.exp(-mean + j * math.log(mean) - math.lgamma(j + 1)) for j in range(k + 1))  # noqa: E731
     if not upper and not count:
@@ -180,7 +180,7 @@ def _alarms(rows: list[dict], arm: str) -> dict | None:
     if not rows:
         return None
     count, segments = sum(len(row["arms"][arm]["resets"]) for row in rows), sum(row["segments"] for row in rows)
-    low, high = (_poisson(count, upper) * SEGMENTS / segments for upper in (False, True))
+    low, high = (poisson(count, upper) * SEGMENTS / segments for upper in (False, True))
     verdict = "confirmed" if high < FALSE else "refuted" if low > FALSE else "open"
     return {"verdict": verdict, "alarms": count, "segments": segments, "rate": count * SEGMENTS / segments, "bounds": [low, high]}
 
